@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one encoding of an event to bytes: MessagePack in a strict profile, one positional array per (kind, schema).
+
+Rule: there is exactly one legal encoding of a value. What decodes but does not encode back to the same bytes is
+refused. Heads are the shortest that fit; only integers of at most 64 bits, byte strings, UTF-8 text, nil, bool and
+arrays occur. An integer that may need more (capacity x ns of a terabyte over an hour) is 16 bytes big-endian, like an id.
+
+Does not frame, hash or link (`record`, `sealer`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from leased.chain.verdict import BAD_BODY
+from leased.terms.errors import ChainError, InvariantError
+from leased.terms.event import KIND, LEASE_KINDS, Event, Fenced, LeaseEvent, Reclaimed
+from leased.terms.resource import Allotment
+
+SCHEMA: Final = 1
+WIDE_BYTES: Final = 16
+
+LEASE_ID_OFFSET: Final = 21
+"""Where the 16 bytes of the lease id begin in the body of a lease event: array head, event id, two-byte bin head."""
+
+_ID_HEAD = b"\xc4\x10"
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """A record of a kind or schema this release does not know: carried and counted, never dropped."""
+
+    kind: int
+    schema: int
+    body: bytes
+
+
+class _ReclaimedBody(LeaseEvent, frozen=True, array_like=True):
+    """`Reclaimed` as stored: the capacity x ns integers are 16 bytes each."""
+
+    held_capacity_ns: tuple[bytes, ...]
+    cut_lag_ns: int
+    proof_lag_ns: int
+    utilization_mean_pm: int | None
+    utilization_max_pm: int | None
+    active_share_pm: int | None
+    sample_count: int
+    coverage_pm: int
+    evidence: bytes
+
+
+class _FencedBody(LeaseEvent, frozen=True, array_like=True):
+    """`Fenced` as stored: the capacity x ns integers are 16 bytes each."""
+
+    fenced: tuple[Allotment, ...]
+    step: int
+    errno: int
+    held_capacity_ns: tuple[bytes, ...]
+    cut_lag_ns: int
+    evidence: bytes
+
+
+_STORED: Final[dict[type[Event], type[LeaseEvent]]] = {Reclaimed: _ReclaimedBody, Fenced: _FencedBody}
+_EVENT_OF: Final[dict[int, type[Event]]] = {kind: event for event, kind in KIND.items()}
+_DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Event]]] = {
+    kind: msgspec.msgpack.Decoder(_STORED.get(event, event)) for event, kind in KIND.items()
+}
+
+
+def encode(event: Event) -> bytes:
+    """Return the body of `event`. Raises InvariantError for a value that has no encoding or does not read back."""
+    kind = KIND[type(event)]
+    stored = _narrow(event) if type(event) in _STORED else event
+    try:
+        body = _ENCODER.encode(stored)
+        # A wrong type inside a field (a float of ns, a bool for a count) must be found before it is sealed for ever.
+        _DECODERS[kind].decode(body)
+        if body[1:3] == _ID_HEAD and (kind not in LEASE_KINDS or body[19:21] == _ID_HEAD):
+            return body
+    except (OverflowError, TypeError, ValueError) as error:
+        raise InvariantError(f"{type(event).__name__} has no canonical form: {error}") from error
+    raise InvariantError(f"{type(event).__name__} has an id that is not 16 bytes: {event!r}")
+
+
+def decode(
+    kind: int, schema: int, body: bytes, *, sequence: int = -1, offset: int = -1, file: str = ""
+) -> Event | Unknown:
+    """Return the event that `body` is the one legal encoding of, or Unknown. The rest locates a ChainError."""
+    decoder = _DECODERS.get(kind)
+    if decoder is None or schema != SCHEMA:
+        return Unknown(kind, schema, body)
+    try:
+        stored = decoder.decode(body)
+        if _ENCODER.encode(stored) != body:
+            why = f"{_EVENT_OF[kind].__name__} is not in canonical form"
+        elif body[1:3] != _ID_HEAD or (kind in LEASE_KINDS and body[19:21] != _ID_HEAD):
+            why = f"{_EVENT_OF[kind].__name__} has an id that is not 16 bytes"
+        else:
+            return _widen(kind, stored) if _EVENT_OF[kind] in _STORED else stored
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        why = f"{_EVENT_OF[kind].__name__}: {error}"
+    raise ChainError(BAD_BODY, why, sequence=sequence, offset=offset, file=file)
+
+
+def _narrow(event: Event) -> LeaseEvent:
+    """Return the stored form of an event with wide integers."""
+    fields = msgspec.structs.asdict(event)
+    fields["held_capacity_ns"] = tuple(n.to_bytes(WIDE_BYTES, "big") for n in fields["held_capacity_ns"])
+    return _STORED[type(event)](**fields)
+
+
+def _widen(kind: int, stored: Event) -> Event:
+    """Undo `_narrow`. Raises ValueError for an integer that is not 16 bytes."""
+    fields = msgspec.structs.asdict(stored)
+    if any(len(raw) != WIDE_BYTES for raw in fields["held_capacity_ns"]):
+        raise ValueError("a capacity x ns integer is 16 bytes")
+    fields["held_capacity_ns"] = tuple(int.from_bytes(raw, "big") for raw in fields["held_capacity_ns"])
+    return _EVENT_OF[kind](**fields)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tenant's library: ask the agent of this host for hardware, hold it, give it back. Trio first,
+`plain` for scripts.
+
+    async with client.acquire(mem="4GiB", ttl=60) as held:
+        async with held.scope():
+            await train(held.mem(), held.notice)
+
+Rule: a lease held through this library is given up by us before the agent takes it: the scope
+closes early, the loss is a typed exception, and nothing waits for ever. Does not decide anything
+the agent decides.
+"""
+
+from leased.client import plain
+from leased.client.faults import AgentUnavailable, CallTimeout, LeaseLost, Refused, RemoteError
+from leased.client.holding import Holding, acquire
+from leased.client.session import ADMIN_SOCKET, SOCKET, Session, connect
+from leased.client.wants import want
+
+__all__ = [
+    "ADMIN_SOCKET",
+    "SOCKET",
+    "AgentUnavailable",
+    "CallTimeout",
+    "Holding",
+    "LeaseLost",
+    "Refused",
+    "RemoteError",
+    "Session",
+    "acquire",
+    "connect",
+    "plain",
+    "want",
+]

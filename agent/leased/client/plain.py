@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library without async: for scripts and programs that have no event loop.
+
+    with plain.acquire(mem="1GiB", ttl=60) as held:
+        work(held.mem())
+        held.check()
+
+Rule: a thread of its own runs the very same Trio code, so that renewals, notices and surrender are
+the same. `check` raises LeaseLost once the lease is lost: call it between steps of work, because
+nothing can cancel a thread.
+
+Does not work from inside a Trio program: use `leased.client` there.
+"""
+
+from __future__ import annotations
+
+import mmap
+import queue
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import trio
+
+from leased.client import holding
+from leased.client.session import SOCKET, Session, connect
+from leased.wire import objects
+
+T = TypeVar("T")
+
+
+class PlainHolding:
+    """A lease held by the thread behind it."""
+
+    def __init__(self, held: holding.Holding, token: trio.lowlevel.TrioToken) -> None:
+        self._held = held
+        self._token = token
+        self.leave = trio.Event()
+
+    @property
+    def lease(self) -> objects.Lease:
+        """The lease as the agent last described it."""
+        return self._held.lease
+
+    @property
+    def lease_id(self) -> str:
+        """The lease's id, 32 hex digits."""
+        return self._held.lease_id
+
+    @property
+    def notice(self) -> objects.Notice | None:
+        """What we were told if we should leave, else None."""
+        return self._held.notice.value
+
+    def mem(self, resource_id: str | None = None) -> mmap.mmap:
+        """The leased memory, mapped."""
+        return self._held.mem(resource_id)
+
+    def devices(self, kind: str = "gpu") -> list[str]:
+        """The resources of one kind."""
+        return self._held.devices(kind)
+
+    def check(self) -> None:
+        """Raise LeaseLost if the lease is lost."""
+        self._held.check()
+
+    def renew(self, ttl_ns: int | None = None) -> None:
+        """Renew now."""
+        trio.from_thread.run(self._held.renew, ttl_ns, trio_token=self._token)
+
+    def end(self) -> None:
+        """Let the thread give the lease back and end."""
+        try:
+            self._token.run_sync_soon(self.leave.set)
+        except trio.RunFinishedError:
+            pass  # It has ended by itself; why is in its result.
+
+    def release(self) -> None:
+        """Give it back now."""
+        trio.from_thread.run(self._held.release, trio_token=self._token)
+
+
+@contextmanager
+def acquire(path: str | Session = SOCKET, **wants: Any) -> Iterator[PlainHolding]:
+    """Hold a lease for a block; the arguments and errors are those of `leased.client.acquire`."""
+    ready: queue.SimpleQueue[PlainHolding | None] = queue.SimpleQueue()
+
+    async def hold() -> None:
+        async with holding.acquire(path, **wants) as held:
+            plain = PlainHolding(held, trio.lowlevel.current_trio_token())
+            ready.put(plain)
+            await plain.leave.wait()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="leased-holder") as thread:
+        ended = thread.submit(trio.run, hold)
+        ended.add_done_callback(lambda _: ready.put(None))
+        plain = ready.get()
+        if plain is not None:
+            try:
+                yield plain
+            finally:
+                plain.end()
+    ended.result()
+
+
+def run(path: str, work: Callable[[Session], Awaitable[T]], **settings: Any) -> T:
+    """Run `work` with a session: `run(SOCKET, lambda session: session.devices())`."""
+
+    async def go() -> T:
+        async with connect(path, **settings) as session:
+            return await work(session)
+
+    return trio.run(go)
+
+
+def call(
+    path: str, method: str, arguments: dict[str, Any] | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Call one method by name."""
+    return run(path, lambda session: session.call(method, arguments), **settings)

@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session: the agent's methods as functions, with a timeout on every one.
+
+Rule: one logical request has one command id, made here once and sent again with every retry, so a
+reply lost with a broken connection costs nothing. A broken connection is retried until the call's
+own timeout; a socket nobody listens on is AgentUnavailable at once, unless this session has spoken
+with the agent before (then it is restarting).
+
+Does not hold a lease (`holding`). Time, chance and identity come in through the constructor.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import trio
+
+from leased.client.connection import Connection, Disconnected, Replies
+from leased.client.faults import AgentUnavailable, CallTimeout
+from leased.terms.errors import ProtocolError
+from leased.wire import objects, parameters, replies
+from leased.wire.objects import Strict, Tolerant
+from leased.wire.parameters import METHODS, Parameters
+
+SOCKET = "/run/leased/io.leased"
+ADMIN_SOCKET = "/run/leased/io.leased.admin"
+TIMEOUT_S = 10.0
+_BACKOFF_S_FIRST = 0.05
+_BACKOFF_S_MAX = 1.0
+_NAME_OF = {method.parameters: method.name for method in METHODS.values()}
+_ENCODER = msgspec.json.Encoder()
+R = TypeVar("R", bound=Tolerant)
+T = TypeVar("T")
+
+
+def new_id() -> bytes:
+    """16 random bytes."""
+    return os.urandom(16)
+
+
+def boot_clock_ns() -> int:
+    """CLOCK_BOOTTIME, the agent's clock: on one host the two agree (time namespaces with an offset
+    do not).
+    """
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class Session:
+    """Calls to one agent over one connection, opened again when it breaks."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = SOCKET,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        entropy: Callable[[], bytes] = new_id,
+        chance: Callable[[], float] = random.random,
+        clock_ns: Callable[[], int] = boot_clock_ns,
+        send_pidfd: bool | None = None,
+    ) -> None:
+        """`chance` gives numbers in [0, 1) to spread retries and renewals; `send_pidfd` None asks
+        the kernel.
+        """
+        self._path = os.fspath(path)
+        self._connection: Connection | None = None
+        self._met = False
+        self._send_pidfd = send_pidfd
+        self.timeout_s = timeout_s
+        self.entropy = entropy
+        self.chance = chance
+        self.clock_ns = clock_ns
+
+    def another(self) -> Session:
+        """A session of its own connection with the same settings: for a watch, a wait, a held
+        lease.
+        """
+        another = Session(
+            self._path,
+            timeout_s=self.timeout_s,
+            entropy=self.entropy,
+            chance=self.chance,
+            clock_ns=self.clock_ns,
+            send_pidfd=self._send_pidfd,
+        )
+        another._met = self._met
+        return another
+
+    def close(self) -> None:
+        """Close the connection. Idempotent; a later call opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def command_id(self) -> str:
+        """A new id for one logical request."""
+        return self.entropy().hex()
+
+    # ---- any method ----------------------------------------------------------------------------
+
+    async def ask(self, asked: Parameters, reply: type[R], *, timeout_s: float | None = None) -> R:
+        """Call the method of `asked` and return its reply."""
+        return (await self.ask_with_fds(asked, reply, timeout_s=timeout_s))[0]
+
+    async def ask_with_fds(
+        self,
+        asked: Parameters,
+        reply: type[R],
+        *,
+        timeout_s: float | None = None,
+        pidfd_of: int | None = None,
+        prove: bool = False,
+    ) -> tuple[R, list[int]]:
+        """Like `ask`, with the descriptors of the reply, which the caller then owns.
+
+        `prove` sends a pidfd of this process where the kernel cannot tell the agent; `pidfd_of` one
+        of another process.
+        """
+        message = encode_call(_NAME_OF[type(asked)], asked)
+        raw, fds = await self._exchange(
+            message, timeout_s=timeout_s, pidfd_of=pidfd_of, prove=prove
+        )
+        return decode_reply(raw, reply, fds), fds
+
+    async def call(
+        self,
+        method: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Call any method by its full name with plain values; what `leasectl call` does."""
+        raw, fds = await self._exchange(encode_call(method, arguments or {}), timeout_s=timeout_s)
+        for fd in fds:
+            os.close(fd)
+        return _plain_values(raw)
+
+    @asynccontextmanager
+    async def follow(self, asked: Parameters, reply: type[R]) -> AsyncIterator[Following[R]]:
+        """Call a method with more, on a connection of its own; iterate its replies inside.
+
+        Leaving cancels the call.
+        """
+        message = encode_call(_NAME_OF[type(asked)], asked, more=True)
+        connection = await self._open()
+        try:
+            async with connection.stream(message) as raws:
+                yield Following(raws, lambda raw: decode_reply(raw, reply, []))
+        finally:
+            connection.close()
+
+    @asynccontextmanager
+    async def follow_any(
+        self, method: str, arguments: dict[str, Any] | None = None
+    ) -> AsyncIterator[Following[dict[str, Any]]]:
+        """Like `follow`, by name and with plain values."""
+        connection = await self._open()
+        try:
+            async with connection.stream(encode_call(method, arguments or {}, more=True)) as raws:
+                yield Following(raws, _plain_values)
+        finally:
+            connection.close()
+
+    # ---- the methods of io.leased.Lease and their neighbours -----------------------------------
+
+    async def info(self) -> replies.InfoReply:
+        """Who serves, and which interfaces."""
+        return await self.ask(parameters.GetInfo(), replies.InfoReply)
+
+    async def interface(self, name: str) -> str:
+        """The IDL of an interface."""
+        asked = parameters.GetInterfaceDescription(name)
+        return (await self.ask(asked, replies.DescriptionReply)).description
+
+    async def describe(self, lease_id: str) -> objects.Lease:
+        """One lease as it is."""
+        return (await self.ask(parameters.Describe(lease_id), replies.LeaseReply)).lease
+
+    async def leases(self, *, closed: bool = False) -> replies.ListReply:
+        """Our leases and the requests that wait."""
+        leases: list[objects.Lease] = []
+        waiting: list[objects.Waiting] = []
+        with self._limit(None):
+            async with self.follow(parameters.List(closed or None), replies.ListReply) as pages:
+                async for page in pages:
+                    leases += page.leases
+                    waiting += page.waiting
+        return replies.ListReply(leases, waiting)
+
+    async def renew(
+        self, lease_id: str, *, ttl_ns: int | None = None, timeout_s: float | None = None
+    ) -> replies.RenewReply:
+        """Move the deadline."""
+        asked = parameters.Renew(lease_id, self.command_id(), ttl_ns)
+        return await self.ask(asked, replies.RenewReply, timeout_s=timeout_s)
+
+    async def release(self, lease_id: str) -> objects.Lease:
+        """Give a lease back now."""
+        return (
+            await self.ask(parameters.Release(lease_id, self.command_id()), replies.LeaseReply)
+        ).lease
+
+    async def done(self, lease_id: str) -> objects.Lease:
+        """Say that a lease we were told to leave can go."""
+        return (
+            await self.ask(parameters.Done(lease_id, self.command_id()), replies.LeaseReply)
+        ).lease
+
+    async def join(self, lease_id: str) -> replies.JoinReply:
+        """Move this process into the lease's cgroup."""
+        joined, fds = await self.ask_with_fds(
+            parameters.Join(lease_id), replies.JoinReply, prove=True
+        )
+        for fd in fds:
+            os.close(fd)
+        return joined
+
+    async def plan(
+        self,
+        resources: Sequence[objects.Ask],
+        *,
+        ttl_ns: int | None = None,
+        priority: str | None = None,
+    ) -> replies.PlanReply:
+        """What asking for `resources` would give now."""
+        asked = parameters.Plan(list(resources), ttl_ns, priority)  # type: ignore[arg-type]
+        return await self.ask(asked, replies.PlanReply)
+
+    async def why(self, lease_id: str) -> replies.WhyReply:
+        """Why a lease ended or a request waits."""
+        return await self.ask(parameters.Why(lease_id), replies.WhyReply)
+
+    async def wait(
+        self, lease_id: str, *, until: str | None = None, timeout_s: float | None = None
+    ) -> objects.Lease:
+        """Return when the lease has come as far as `until` (active, ended, closed); Refused after
+        `timeout_s`.
+        """
+        timeout_ns = None if timeout_s is None else int(timeout_s * 1e9)
+        asked = parameters.Wait(lease_id, until, timeout_ns)  # type: ignore[arg-type]
+        patience_s = float("inf") if timeout_s is None else timeout_s + self.timeout_s
+        waiting = self.another()
+        try:
+            return (await waiting.ask(asked, replies.LeaseReply, timeout_s=patience_s)).lease
+        finally:
+            waiting.close()
+
+    async def devices(self) -> replies.DeviceListReply:
+        """What the host has and how it is used."""
+        return await self.ask(parameters.DeviceList(), replies.DeviceListReply)
+
+    async def holders(self, resource_id: str) -> list[objects.Holder]:
+        """Who uses a resource, lease or no lease."""
+        return (await self.ask(parameters.Holders(resource_id), replies.HoldersReply)).holders
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _limit(self, timeout_s: float | None) -> _Limit:
+        return _Limit(self.timeout_s if timeout_s is None else timeout_s)
+
+    async def _open(self) -> Connection:
+        sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+        connected = False
+        try:
+            await sock.connect(self._path)
+            connected = True
+        except OSError as error:
+            raise AgentUnavailable(f"no agent at {self._path}: {error.strerror}") from error
+        finally:
+            if not connected:
+                sock.close()
+        self._met = True
+        return Connection(sock)
+
+    async def _exchange(
+        self,
+        message: bytes,
+        *,
+        timeout_s: float | None = None,
+        pidfd_of: int | None = None,
+        prove: bool = False,
+    ) -> tuple[msgspec.Raw, list[int]]:
+        """One call, again over a new connection while it breaks. Raises CallTimeout after
+        `timeout_s`.
+        """
+        backoff_s = _BACKOFF_S_FIRST
+        with self._limit(timeout_s):
+            while True:
+                try:
+                    if self._connection is None or self._connection.closed:
+                        self._connection = await self._open()
+                    return await self._send(self._connection, message, pidfd_of, prove)
+                except AgentUnavailable as error:
+                    if not isinstance(error, Disconnected) and not self._met:
+                        raise
+                await trio.sleep(backoff_s * (1 - self.chance() / 2))
+                backoff_s = min(2 * backoff_s, _BACKOFF_S_MAX)
+        raise AssertionError("the limit either raises or the loop returns")
+
+    async def _send(
+        self, connection: Connection, message: bytes, pidfd_of: int | None, prove: bool
+    ) -> tuple[msgspec.Raw, list[int]]:
+        if pidfd_of is None and prove:
+            needed = connection.lacks_peer_pidfd() if self._send_pidfd is None else self._send_pidfd
+            pidfd_of = os.getpid() if needed else None
+        if pidfd_of is None:
+            return await connection.call(message)
+        pidfd = os.pidfd_open(pidfd_of)
+        try:
+            return await connection.call(message, [pidfd])
+        finally:
+            os.close(pidfd)
+
+
+class Following(Generic[T]):
+    """The replies of a call with more, decoded."""
+
+    def __init__(self, raws: Replies, decode: Callable[[msgspec.Raw], T]) -> None:
+        self._raws = raws
+        self._decode = decode
+
+    def __aiter__(self) -> Following[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        return self._decode(await self._raws.__anext__())
+
+
+class _Limit:
+    """A cancel scope that ends in CallTimeout."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._scope = trio.move_on_after(timeout_s)
+
+    def __enter__(self) -> trio.CancelScope:
+        return self._scope.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        swallowed = bool(self._scope.__exit__(kind, error, trace))
+        if self._scope.cancelled_caught:
+            raise CallTimeout(f"the agent did not answer in {self._timeout_s:g} s")
+        return swallowed
+
+
+@asynccontextmanager
+async def connect(path: str | os.PathLike[str] = SOCKET, **settings: Any) -> AsyncIterator[Session]:
+    """A session for a block; `settings` are those of Session."""
+    session = Session(path, **settings)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def _plain_values(raw: msgspec.Raw) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"the agent's reply is not an object: {error}") from error
+
+
+def encode_call(method: str, arguments: Strict | dict[str, Any], *, more: bool = False) -> bytes:
+    """The message of a call, NUL and all."""
+    header: dict[str, Any] = {"method": method, "parameters": arguments}
+    if more:
+        header["more"] = True
+    return _ENCODER.encode(header) + b"\0"
+
+
+def decode_reply(raw: msgspec.Raw, reply: type[R], fds: Sequence[int]) -> R:
+    """The reply as its struct; if it is none, `fds` are closed. Raises ProtocolError."""
+    try:
+        return msgspec.json.decode(raw, type=reply)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        for fd in fds:
+            os.close(fd)
+        raise ProtocolError(f"the agent's reply is not what its interface says: {error}") from error

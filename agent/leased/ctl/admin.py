@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operators' verbs: admin status, revoke, drain, resume, fence, unfence, adopt, set-policy, reload.
+
+Rule: they go through the admin socket and nowhere else; each prints what the agent says came of it,
+and whom it touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from leased.client import Session
+from leased.ctl import render
+from leased.ctl.agent import find_lease, online
+from leased.ctl.asks import (
+    MILLI,
+    RATES,
+    SIZES,
+    parse_duration,
+    parse_size,
+)
+from leased.ctl.console import Console
+from leased.ctl.devices import find_resource
+from leased.ctl.usage_text import Verbs, verb
+from leased.terms.errors import EX_NOINPUT, EX_UNAVAILABLE, InvalidParameter
+from leased.wire import parameters, portrayal, replies
+
+
+def register(verbs: Verbs) -> None:
+    """Add `admin` with its verbs."""
+    parent = verb(
+        verbs,
+        "admin",
+        "what operators do",
+        "leasectl admin drain gpu:GPU-4c1a --grace 30s",
+        json=False,
+    )
+    below = parent.add_subparsers(dest="admin_verb", metavar="VERB", required=True)
+    one = verb(below, "status", "how the agent is", "leasectl admin status")
+    one.set_defaults(act=online(status, admin=True))
+    _register_leases(below)
+    _register_resources(below)
+    one = verb(
+        below,
+        "set-policy",
+        "put a policy document in force",
+        "leasectl admin set-policy policy.json",
+    )
+    one.add_argument("file", type=Path, help="the JSON document")
+    one.add_argument("--rate-hash", metavar="HEX", help="of the rate card that it goes with")
+    one.set_defaults(act=online(set_policy, admin=True))
+    one = verb(below, "reload", "read the configuration again", "leasectl admin reload")
+    one.set_defaults(act=online(reload, admin=True))
+
+
+def _register_leases(below: Verbs) -> None:
+    one = verb(below, "revoke", "take a lease back", "leasectl admin revoke 7fa3 --grace 30s")
+    one.add_argument("lease", help="an id or its beginning")
+    one.add_argument("--reason", choices=tuple(portrayal.REASON), help="default: operator_revoke")
+    one.add_argument("--grace", metavar="TIME", help="notice (default: none)")
+    one.set_defaults(act=online(revoke, admin=True))
+    one = verb(
+        below,
+        "adopt",
+        "bring a running process under a lease",
+        "leasectl admin adopt 7fa3 --pid 4711",
+    )
+    one.add_argument("lease", help="an id or its beginning")
+    one.add_argument("--pid", type=int, required=True, help="the process")
+    one.set_defaults(act=online(adopt, admin=True))
+
+
+def _register_resources(below: Verbs) -> None:
+    one = verb(
+        below,
+        "drain",
+        "grant no more, and notify the holders",
+        "leasectl admin drain mem:node1:4096 --grace 60s",
+    )
+    one.add_argument("resource", nargs="?", help="a resource (default: the whole host)")
+    one.add_argument("--grace", metavar="TIME", help="notice (default: leases run to their end)")
+    one.set_defaults(act=online(drain, admin=True))
+    one = verb(below, "resume", "undo a drain", "leasectl admin resume mem:node1:4096")
+    one.add_argument("resource", nargs="?", help="a resource (default: the whole host)")
+    one.set_defaults(act=online(resume, admin=True))
+    one = verb(
+        below,
+        "fence",
+        "take free capacity out of use",
+        "leasectl admin fence mem:node1:4096 1GiB",
+    )
+    one.add_argument("resource", help="a resource")
+    one.add_argument("capacity", nargs="?", help="how much (default: all of it)")
+    one.set_defaults(act=online(fence, admin=True))
+    one = verb(below, "unfence", "put fenced capacity back", "leasectl admin unfence 7fa3")
+    one.add_argument("what", help="a fenced lease (its id or the beginning), or a resource")
+    one.set_defaults(act=online(unfence, admin=True))
+
+
+async def status(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Print how the agent is; 69 if it grants nothing."""
+    told = await session.ask(parameters.Status(), replies.StatusReply)
+    ready = told.reaper_connected and not told.draining
+    if options.json:
+        console.document({"status": render.plain(told)})
+        return 0 if ready else EX_UNAVAILABLE
+    counts = render.plain(told.leases)
+    held = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"
+    pairs = [
+        ("version", told.version),
+        ("node", told.node_id),
+        ("started", f"{console.time_of_boot(told.started_boottime_ns)}, epoch {told.epoch}"),
+        ("log", f"{told.log_id}, {told.next_sequence} records"),
+        ("head", told.head),
+        ("durability", f"{told.durability} ({told.filesystem})"),
+        ("policy", f"generation {told.policy_generation}, {told.policy_hash[:16]}"),
+        ("reaper", "connected" if told.reaper_connected else "NOT connected: nothing is granted"),
+        ("grants", "stopped (drained)" if told.draining else "open"),
+        ("connections", str(told.connections)),
+        ("leases", held),
+    ]
+    for line in render.fields(pairs):
+        console.say(line)
+    return 0 if ready else EX_UNAVAILABLE
+
+
+async def revoke(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Take a lease back."""
+    lease_id = await find_lease(session, options.lease)
+    grace_ns = None if options.grace is None else parse_duration(options.grace)
+    asked = parameters.Revoke(
+        lease_id=lease_id,
+        command_id=session.command_id(),
+        reason=options.reason,
+        grace_ns=grace_ns,
+    )
+    lease = (await session.ask(asked, replies.LeaseReply)).lease
+    if options.json:
+        console.document({"lease": render.plain(lease)})
+    else:
+        until = render.when(lease, console)
+        console.say(f"{render.short(lease_id)} {lease.runtime.state}: {until}")
+    return 0
+
+
+async def adopt(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Bring a process under a lease."""
+    lease_id = await find_lease(session, options.lease)
+    try:
+        os.kill(options.pid, 0)
+    except ProcessLookupError as error:
+        raise InvalidParameter("pid", f"there is no process {options.pid}") from error
+    asked = parameters.Adopt(lease_id=lease_id, command_id=session.command_id())
+    adopted, fds = await session.ask_with_fds(asked, replies.LeaseReply, pidfd_of=options.pid)
+    for fd in fds:
+        os.close(fd)
+    if options.json:
+        console.document({"lease": render.plain(adopted.lease), "pid": options.pid})
+    else:
+        console.say(f"process {options.pid} is in {render.short(lease_id)}")
+    return 0
+
+
+async def drain(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Stop grants and notify."""
+    resource_id = await _resource(session, options.resource)
+    grace_ns = None if options.grace is None else parse_duration(options.grace)
+    asked = parameters.Drain(
+        command_id=session.command_id(), resource_id=resource_id, grace_ns=grace_ns
+    )
+    drained = await session.ask(asked, replies.DrainReply)
+    if options.json:
+        console.document({"resource_id": resource_id, "affected": drained.affected})
+        return 0
+    told = len(drained.affected)
+    where = resource_id or "this host"
+    console.say(f"no more grants on {where}; {told} lease{'' if told == 1 else 's'} told to leave")
+    for lease_id in drained.affected:
+        console.say(lease_id)
+    return 0
+
+
+async def resume(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Undo a drain."""
+    resource_id = await _resource(session, options.resource)
+    asked = parameters.Resume(command_id=session.command_id(), resource_id=resource_id)
+    await session.ask(asked, replies.EmptyReply)
+    if options.json:
+        console.document({"resource_id": resource_id})
+    else:
+        console.say(f"grants on {resource_id or 'this host'} resumed")
+    return 0
+
+
+async def fence(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Take capacity out of use."""
+    resource_id = await find_resource(session, options.resource)
+    kind = resource_id.split(":")[0]
+    if options.capacity is None:
+        [one] = [r for r in (await session.devices()).resources if r.resource_id == resource_id]
+        capacity = one.capacity if one.use is None else one.use.free
+    else:
+        capacity = parse_capacity(kind, options.capacity)
+    asked = parameters.Fence(
+        command_id=session.command_id(), resource_id=resource_id, capacity=capacity
+    )
+    await session.ask(asked, replies.EmptyReply)
+    return await _show_use(options, console, session, resource_id)
+
+
+async def unfence(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Put capacity back."""
+    if ":" in options.what:
+        resource_id = await find_resource(session, options.what)
+        asked = parameters.Unfence(command_id=session.command_id(), resource_id=resource_id)
+        await session.ask(asked, replies.UnfenceReply)
+        return await _show_use(options, console, session, resource_id)
+    lease_id = await find_lease(session, options.what)
+    asked = parameters.Unfence(command_id=session.command_id(), lease_id=lease_id)
+    told = await session.ask(asked, replies.UnfenceReply)
+    if options.json:
+        console.document({"lease": render.plain(told.lease)})
+    elif told.lease is not None:
+        console.say(f"{render.short(lease_id)} {told.lease.runtime.state}")
+    return 0
+
+
+async def _show_use(
+    options: argparse.Namespace, console: Console, session: Session, resource_id: str
+) -> int:
+    """Read back what a resource is like now."""
+    now = [one for one in (await session.devices()).resources if one.resource_id == resource_id]
+    if options.json:
+        console.document({"resources": render.plain(now)})
+    else:
+        for line in render.resource_table(now):
+            console.say(line)
+    return 0
+
+
+async def set_policy(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Put a policy in force."""
+    try:
+        document = options.file.read_text(encoding="utf-8")
+    except OSError as error:
+        console.note(f"{options.file}: {error.strerror}")
+        return EX_NOINPUT
+    asked = parameters.SetPolicy(
+        command_id=session.command_id(), document=document, rate_hash=options.rate_hash
+    )
+    told = await session.ask(asked, replies.SetPolicyReply)
+    if options.json:
+        console.document({"policy_hash": told.policy_hash})
+    else:
+        console.say(f"policy {told.policy_hash} is in force")
+    return 0
+
+
+async def reload(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Read the configuration again."""
+    await session.ask(parameters.Reload(), replies.EmptyReply)
+    told = await session.ask(parameters.Status(), replies.StatusReply)
+    if options.json:
+        console.document({"policy_hash": told.policy_hash})
+    else:
+        console.say(f"configuration read again; policy generation {told.policy_generation}")
+    return 0
+
+
+async def _resource(session: Session, text: str | None) -> str | None:
+    return None if text is None else await find_resource(session, text)
+
+
+def parse_capacity(kind: str, text: str) -> int:
+    """An amount of `kind` in its raw unit: "1GiB", "500m", "10Gbit". Raises InvalidParameter."""
+    if kind in ("mem", "block"):
+        return parse_size(text)
+    for suffix, scale in RATES.items() if kind == "net" else (("m", 1), ("", MILLI)):
+        digits = text.removesuffix(suffix)
+        if digits.isascii() and digits.isdigit() and text.endswith(suffix):
+            return int(digits) * scale
+    known = ", ".join(SIZES if kind in ("mem", "block") else ("2", "500m"))
+    raise InvalidParameter("capacity", f'"{text}": write it like {known}')

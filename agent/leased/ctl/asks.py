@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks: resources as people write them, `256MiB,tier=dram` or `500m`, as the call wants them.
+
+Rule: a number without its unit is refused where it could be misread; a size that is no whole number
+of pages is rounded up, and that is said. Capacities come out in raw units: bytes, 1/1000 core,
+1/1000 device, bit/s.
+
+Does not know what the host has: that answer comes from the agent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any, Final
+
+from leased.terms.errors import InvalidParameter
+from leased.wire import portrayal
+
+DURATIONS: Final = {
+    "ns": 1,
+    "us": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "min": 60_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+    "d": 86_400_000_000_000,
+}
+SIZES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+DECIMAL_SIZES: Final = ("KB", "MB", "GB", "TB", "K", "M", "G", "T", "k", "kB")
+RATES: Final = {"bit": 1, "Kbit": 1_000, "Mbit": 1_000_000, "Gbit": 1_000_000_000}
+PAGE_BYTES_DEFAULT: Final = 4096
+MILLI: Final = 1_000
+_QUANTITY: Final = re.compile(r"(\d{1,15})(?:\.(\d{1,9}))? ?([A-Za-z]+)", re.ASCII)
+_COUNT: Final = re.compile(r"[1-9]\d{0,5}", re.ASCII)
+_SHARES: Final = re.compile(r"([1-9]\d{0,8})m", re.ASCII)
+
+
+def parse_duration(text: str) -> int:
+    """ "60s", "30m", "2h" as ns. Raises InvalidParameter."""
+    return _exact(text, DURATIONS, "duration", 'such as "60s", "100ms" or "30min"')
+
+
+def parse_size(text: str) -> int:
+    """ "256MiB", "1.5GiB" as bytes; a fraction of a byte is rounded up. Raises InvalidParameter."""
+    match = _QUANTITY.fullmatch(text)
+    if match is not None and match[3] in DECIMAL_SIZES:
+        raise InvalidParameter(
+            "size", f'"{text}": sizes are binary here; write "{match[1]}{match[3][0].upper()}iB"'
+        )
+    return _exact(text, SIZES, "size", 'such as "256MiB" or "1.5GiB"', rounded_up=True)
+
+
+def _exact(
+    text: str, units: dict[str, int], what: str, example: str, *, rounded_up: bool = False
+) -> int:
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[3] not in units:
+        raise InvalidParameter(what, f'"{text}": a {what} is a number with its unit, {example}')
+    digits = match[2] or ""
+    scaled, rest = divmod(int(match[1] + digits) * units[match[3]], int(10 ** len(digits)))
+    if rest and not rounded_up:
+        raise InvalidParameter(what, f'"{text}": not a whole number of {next(iter(units))}')
+    return scaled + (1 if rest else 0)
+
+
+def memory(text: str) -> dict[str, Any]:
+    """--mem SIZE[,tier=T][,node=N][,page=SIZE][,id=RESOURCE]."""
+    head, options = _split(text, ("tier", "node", "page", "id"))
+    page_bytes = parse_size(options["page"]) if "page" in options else PAGE_BYTES_DEFAULT
+    if page_bytes <= 0 or page_bytes & (page_bytes - 1):
+        raise InvalidParameter("page", f'"{options["page"]}": a page size is a power of two')
+    size = parse_size(head)
+    ask = {"kind": "mem", "capacity": -(-size // page_bytes) * page_bytes}
+    if "page" in options:
+        ask["page_size"] = page_bytes
+    return _with_place(ask, options)
+
+
+def cores(text: str) -> dict[str, Any]:
+    """--cpu N (whole cores, nobody else's) or --cpu Nm (thousandths of a
+    core)[,node=N][,id=RESOURCE].
+    """
+    head, options = _split(text, ("node", "id"))
+    shares = _SHARES.fullmatch(head)
+    if shares is not None:
+        return _with_place({"kind": "cpu", "capacity": int(shares[1])}, options)
+    if _COUNT.fullmatch(head) is None:
+        raise InvalidParameter(
+            "cpu", f'"{head}": write whole cores as "2" and parts of a core as "500m"'
+        )
+    whole = {"kind": "cpu", "capacity": int(head) * MILLI, "exclusive": True}
+    return _with_place(whole, options)
+
+
+def devices(text: str) -> dict[str, Any]:
+    """--gpu N[,node=N][,id=RESOURCE]."""
+    head, options = _split(text, ("node", "id"))
+    if _COUNT.fullmatch(head) is None:
+        raise InvalidParameter("gpu", f'"{head}": GPUs are leased whole: write "1", "2", …')
+    return _with_place({"kind": "gpu", "capacity": int(head) * MILLI}, options)
+
+
+def block(text: str) -> dict[str, Any]:
+    """--block SIZE[,node=N][,id=RESOURCE]."""
+    head, options = _split(text, ("node", "id"))
+    return _with_place({"kind": "block", "capacity": parse_size(head)}, options)
+
+
+def network(text: str) -> dict[str, Any]:
+    """--net RATE[,node=N][,id=RESOURCE]."""
+    head, options = _split(text, ("node", "id"))
+    capacity = _exact(head, RATES, "rate", 'such as "10Gbit"')
+    return _with_place({"kind": "net", "capacity": capacity}, options)
+
+
+def tag(text: str) -> dict[str, Any]:
+    """--tag COST_CENTER[,project=…][,class=…][,budget=…]."""
+    head, options = _split(text, ("project", "class", "budget"))
+    found = {"cost_center": head}
+    for option, field in (
+        ("project", "project"),
+        ("class", "request_class"),
+        ("budget", "budget_group"),
+    ):
+        if option in options:
+            found[field] = options[option]
+    return found
+
+
+def rounding_note(text: str, ask: dict[str, Any]) -> str | None:
+    """What to tell of an ask that was rounded up; None if it was not."""
+    if ask["kind"] != "mem":
+        return None
+    asked = parse_size(text.split(",")[0])
+    if asked == ask["capacity"]:
+        return None
+    page_bytes = ask.get("page_size", PAGE_BYTES_DEFAULT)
+    return (
+        f"note: {text.split(',')[0]} is no whole number of {size(page_bytes)} pages;"
+        f" asking for {size(ask['capacity'])}"
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for people, never rounded to something else: "1536MiB", "4097B"."""
+    for unit, scale in reversed(SIZES.items()):
+        if count >= scale and count % scale == 0:
+            return f"{count // scale}{unit}"
+    return f"{count}B"
+
+
+def amount(kind: str, capacity: int) -> str:
+    """A capacity of `kind` for people."""
+    if kind in ("mem", "block"):
+        return size(capacity)
+    if kind in ("cpu", "gpu"):
+        return str(capacity // MILLI) if capacity % MILLI == 0 else f"{capacity}m"
+    for unit, scale in reversed(RATES.items()):
+        if capacity >= scale and capacity % scale == 0:
+            return f"{capacity // scale}{unit}"
+    return f"{capacity}bit"
+
+
+def _split(text: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    head, *rest = text.split(",")
+    options: dict[str, str] = {}
+    for part in rest:
+        name, equals, value = part.partition("=")
+        if not equals or not value or name not in allowed or name in options:
+            known = ", ".join(f"{one}=" for one in allowed)
+            raise InvalidParameter(name or "option", f'"{part}": one each of {known} may follow')
+        options[name] = value
+    return head, options
+
+
+def _with_place(ask: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
+    if ask["capacity"] <= 0:
+        raise InvalidParameter(ask["kind"], "nothing was asked for")
+    if "tier" in options:
+        if options["tier"] not in portrayal.TIER:
+            known = ", ".join(portrayal.TIER)
+            raise InvalidParameter("tier", f'"{options["tier"]}": one of {known}')
+        ask["tier"] = options["tier"]
+    if "node" in options:
+        if not options["node"].isascii() or not options["node"].isdigit():
+            raise InvalidParameter("node", f'"{options["node"]}": a NUMA node is a number')
+        ask["node"] = int(options["node"])
+    if "id" in options:
+        ask["resource_id"] = options["id"]
+    return ask
+
+
+KINDS: Final = (
+    ("mem", memory, "SIZE", "memory: 256MiB[,tier=T][,node=N][,page=SIZE][,id=R]"),
+    ("cpu", cores, "N", "whole cores: 2[,node=N][,id=R]; thousandths of one: 500m"),
+    ("gpu", devices, "N", "whole GPUs or MIG instances: 1[,node=N][,id=R]"),
+    ("block", block, "SIZE", "block storage: 500GiB[,id=R]"),
+    ("net", network, "RATE", "network bandwidth: 10Gbit[,id=R]"),
+)
+
+
+def add_request(parser: argparse.ArgumentParser) -> None:
+    """The options that describe an Acquire."""
+    wanted = parser.add_argument_group("resources", "all of them or none; may be repeated")
+    for name, _, form, text in KINDS:
+        wanted.add_argument(f"--{name}", action="append", default=[], metavar=form, help=text)
+    terms = parser.add_argument_group("terms")
+    terms.add_argument("--ttl", metavar="TIME", help="until when, if not renewed (60s)")
+    terms.add_argument("--wait", metavar="TIME", help="queue for at most this long (default: not)")
+    terms.add_argument("--priority", choices=tuple(portrayal.PRIORITY), help="default: standard")
+    terms.add_argument("--grace", metavar="TIME", help="notice wanted before being taken off")
+    terms.add_argument("--workload", metavar="NAME", help="your name for the job")
+    terms.add_argument("--tag", metavar="CENTER", help="who pays: CENTER[,project=P][,class=C][,budget=B]")
+
+
+def request(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The parameters of an Acquire or Plan, and what to note about them. Raises InvalidParameter."""
+    resources: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for name, parse, _, _ in KINDS:
+        for text in getattr(options, name):
+            ask = parse(text)
+            note = rounding_note(text, ask)
+            if note is not None:
+                notes.append(note)
+            resources.append(ask)
+    if not resources:
+        raise InvalidParameter("resources", "say what is wanted, such as --mem 256MiB or --cpu 2")
+    found: dict[str, Any] = {"resources": resources}
+    for name in ("ttl", "wait", "grace"):
+        text = getattr(options, name)
+        if text is not None:
+            found[f"{name}_ns"] = parse_duration(text)
+    for name in ("priority", "workload"):
+        if getattr(options, name) is not None:
+            found[name] = getattr(options, name)
+    if options.tag is not None:
+        found["accounting_tag"] = tag(options.tag)
+    return found, notes

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Auditors' verbs: verify, audit head, audit log, audit export.
+
+Rule: they read the sealed log itself, verify all of it first, and need no agent. What does not hold
+is named by verdict, file, sequence and offset, and ends with 65; nothing after it is shown.
+
+Does not repair (`open_log` at the agent's start does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from leased.chain.canonical import Unknown
+from leased.client import Session
+from leased.ctl import render
+from leased.ctl.agent import ID_CHARS, online
+from leased.ctl.console import Console
+from leased.ctl.events import NAMES, event_document, event_line, event_name
+from leased.ctl.usage_text import Verbs, verb
+from leased.durable.reader import LogFacts, ReadLog, read_log
+from leased.terms.errors import EX_DATAERR, EX_IOERR, ChainError, InvalidParameter
+from leased.terms.event import Event, LeaseEvent
+from leased.terms.moment import Moment
+from leased.wire import parameters, replies
+
+AUDIT_DIRECTORY = Path("/var/lib/leased/audit")
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    one = verb(
+        verbs, "verify", "check the sealed log, all of it", "leasectl verify --log /backup/audit"
+    )
+    add_log(one)
+    one.add_argument("--online", action="store_true", help="let the agent check its own instead")
+    one.add_argument("--head", metavar="HEX", help="the head (hash) that the log must contain")
+    one.set_defaults(act=verify)
+    parent = verb(
+        verbs, "audit", "read the sealed log", "leasectl audit log --lease 7fa3", json=False
+    )
+    below = parent.add_subparsers(dest="audit_verb", metavar="VERB", required=True)
+    one = verb(below, "head", "how far the log goes", "leasectl audit head")
+    one.add_argument("--log", type=Path, metavar="DIR", help="of this log, without an agent")
+    one.set_defaults(act=head)
+    one = verb(below, "log", "print events", "leasectl audit log --kind Revoked --last 20")
+    add_log(one)
+    _add_choice(one)
+    one.set_defaults(act=log)
+    one = verb(
+        below,
+        "export",
+        "copy verified records out",
+        "leasectl audit export --format jsonl records.jsonl",
+        json=False,
+    )
+    add_log(one)
+    one.add_argument("file", help='where to ("-": standard output)')
+    one.add_argument(
+        "--format",
+        choices=("jsonl", "frames"),
+        default="jsonl",
+        help="JSON lines, or the sealed bytes as they are stored (default: jsonl)",
+    )
+    _add_choice(one)
+    one.set_defaults(act=export)
+
+
+def add_log(parser: argparse.ArgumentParser) -> None:
+    """Which log to read."""
+    parser.add_argument(
+        "--log",
+        type=Path,
+        default=AUDIT_DIRECTORY,
+        metavar="DIR",
+        help=f"the directory of the log (default: {AUDIT_DIRECTORY})",
+    )
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from", dest="first", type=int, default=0, metavar="SEQUENCE")
+    parser.add_argument("--lease", metavar="ID", help="only this lease (or its beginning)")
+    parser.add_argument("--tenant", help="only this tenant's leases")
+    parser.add_argument("--kind", choices=tuple(NAMES), metavar="KIND", help="such as Revoked")
+    parser.add_argument("--last", type=int, metavar="N", help="only the last so many")
+
+
+def verify(options: argparse.Namespace, console: Console) -> int:
+    """Check a log."""
+    if options.online:
+        return online(_verify_online)(options, console)
+    console.progress(f"verifying {options.log}")
+    try:
+        opened = read_log(options.log)
+    finally:
+        console.end_progress()
+    try:
+        found = None if options.head is None else _find_head(opened, options.head)
+        _tell_facts(options, console, opened.facts)
+    finally:
+        opened.close()
+    if found is not None and not options.json:
+        console.say(f"record {found} has the head that was asked for")
+    return 0
+
+
+def _find_head(opened: ReadLog, text: str) -> int:
+    """The sequence of the record whose hash is `text`. Raises ChainError: the log is not the one
+    you knew.
+    """
+    for record in opened.records():
+        if record.hash.hex() == text.lower():
+            return record.sequence
+    raise ChainError("FORK_OR_ROLLBACK", f"no record of this log has the hash {text}")
+
+
+def _tell_facts(options: argparse.Namespace, console: Console, facts: LogFacts) -> None:
+    verified = facts.verified
+    document = {
+        "verdict": "ok",
+        "log_id": facts.identity.log_id.hex(),
+        "origin": facts.identity.origin,
+        "records": verified.count,
+        "next_sequence": verified.head.size,
+        "head": verified.head.hash.hex(),
+        "signed_size": verified.signed_size,
+        "public_key": facts.identity.public_key.hex(),
+        "segments": len(facts.segments),
+        "live": facts.live,
+        "unanchored_records": facts.unanchored_records,
+        "torn_bytes": facts.torn_bytes,
+        "crc_damaged": verified.crc_damaged,
+        "unknown_records": verified.unknown,
+        "clock_breaks": verified.clock_breaks,
+    }
+    if options.json:
+        console.document(document)
+        return
+    console.say(f"ok: {verified.count} records in {len(facts.segments)} segments hold")
+    pairs = [
+        ("log", f"{document['log_id']} ({facts.identity.origin})"),
+        ("head", f"{verified.head.size}:{document['head']}"),
+        ("signed", f"the first {verified.signed_size} records, by {document['public_key']}"),
+    ]
+    if facts.unanchored_records or facts.torn_bytes:
+        beyond = f"{facts.unanchored_records} records, {facts.torn_bytes} torn bytes"
+        pairs.append(("beyond", f"{beyond}: the next start keeps or cuts them"))
+    if verified.unknown:
+        pairs.append(("unknown", f"{verified.unknown} records of kinds that this release lacks"))
+    if verified.crc_damaged:
+        pairs.append(("damaged", f"{verified.crc_damaged} checksums, whose records still hold"))
+    for line in render.fields(pairs):
+        console.say(line)
+
+
+async def _verify_online(options: argparse.Namespace, console: Console, session: Session) -> int:
+    told = await session.ask(parameters.AuditVerify(), replies.VerifyReply, timeout_s=float("inf"))
+    if options.json:
+        console.document(render.plain(told))
+    elif told.verdict == "ok":
+        console.say(f"ok: {told.records} records hold; head {told.head}")
+    else:
+        console.note(f"{told.verdict}: {told.why} (sequence {told.sequence}, file {told.file})")
+    return 0 if told.verdict == "ok" else EX_DATAERR
+
+
+def head(options: argparse.Namespace, console: Console) -> int:
+    """Print the head."""
+    if options.log is None:
+        return online(_head_online)(options, console)
+    opened = read_log(options.log, bodies=False, signatures=False)
+    opened.close()
+    found = {
+        "log_id": opened.log_id.hex(),
+        "next_sequence": opened.head.size,
+        "head": opened.head.hash.hex(),
+    }
+    _tell_head(options, console, found)
+    return 0
+
+
+async def _head_online(options: argparse.Namespace, console: Console, session: Session) -> int:
+    told = await session.ask(parameters.AuditHead(), replies.HeadReply)
+    _tell_head(options, console, render.plain(told))
+    return 0
+
+
+def _tell_head(options: argparse.Namespace, console: Console, found: dict[str, Any]) -> None:
+    if options.json:
+        console.document(found)
+    else:
+        console.say(f"{found['next_sequence']}:{found['head']}")
+
+
+def log(options: argparse.Namespace, console: Console) -> int:
+    """Print events."""
+    for sequence, event, moment in _chosen(options):
+        if options.json:
+            console.line(event_document(sequence, event, moment))
+        else:
+            console.say(event_line(sequence, event, moment))
+    return 0
+
+
+def export(options: argparse.Namespace, console: Console) -> int:
+    """Copy records out."""
+    try:
+        if options.file == "-":
+            count = _write(options, sys.stdout.buffer)
+        else:
+            with open(options.file, "wb") as file:
+                count = _write(options, file)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        console.note(f"{options.file}: {error.strerror}")
+        return EX_IOERR
+    console.note(f"{count} {'bytes' if options.format == 'frames' else 'records'} written")
+    return 0
+
+
+def _write(options: argparse.Namespace, file: BinaryIO) -> int:
+    if options.format == "jsonl":
+        count = 0
+        for sequence, event, moment in _chosen(options):
+            document = {"version": 1, **event_document(sequence, event, moment)}
+            file.write(msgspec.json.encode(document) + b"\n")
+            count += 1
+        return count
+    if options.lease or options.tenant or options.kind or options.last:
+        raise InvalidParameter("format", "frames are exported whole: only --from may choose")
+    opened = read_log(options.log)
+    try:
+        return sum(file.write(chunk) for chunk in opened.frames(options.first))
+    finally:
+        opened.close()
+
+
+def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Event | Unknown, Moment]]:
+    if options.lease is not None and len(options.lease) > ID_CHARS:
+        raise InvalidParameter("lease", f"{options.lease}: an id has {ID_CHARS} hex digits")
+    opened = read_log(options.log)
+    try:
+        chosen = (one for one in opened.events() if _is_chosen(options, *one))
+        if options.last is None:
+            yield from chosen
+        else:
+            yield from list(chosen)[-options.last :] if options.last > 0 else ()
+    finally:
+        opened.close()
+
+
+def _is_chosen(
+    options: argparse.Namespace, sequence: int, event: Event | Unknown, moment: Moment
+) -> bool:
+    if sequence < options.first:
+        return False
+    if options.kind is not None and event_name(event) != options.kind:
+        return False
+    if options.lease is None and options.tenant is None:
+        return True
+    if not isinstance(event, LeaseEvent):
+        return options.lease is None and getattr(event, "tenant", None) == options.tenant
+    if options.lease is not None and not event.lease_id.hex().startswith(options.lease):
+        return False
+    return options.tenant is None or event.subject.tenant == options.tenant

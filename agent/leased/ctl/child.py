@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The child of `run`: a process that waits to be told its lease, joins it, and becomes the command.
+
+Rule: it is forked before there is an event loop or a thread, so nothing of the parent's is half
+done in it. It joins over a connection of its own, so that the agent moves exactly the process that
+the kernel names. What the command inherits is listed in its environment; everything else is closed
+by exec.
+
+Does not hold or renew the lease (`run`).
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Final, NoReturn
+
+import msgspec
+import trio
+
+from leased.client import Session
+from leased.terms.errors import EX_OSERR, EX_SOFTWARE, LeasedError
+
+EX_NOT_EXECUTABLE: Final = 126
+EX_NOT_FOUND: Final = 127
+_PACKET_BYTES: Final = 64 * 1024
+_FDS_MAX: Final = 64
+
+
+class Orders(msgspec.Struct):
+    """What the parent tells its child. The descriptors that come along: memory, then the notice
+    pipe.
+    """
+
+    lease_id: str
+    socket: str
+    timeout_s: float
+    memory_fds: int
+    notify_fd: bool
+    environment: dict[str, str] = {}
+
+
+class Failure(msgspec.Struct):
+    """Why the child could not become the command, and what to exit with."""
+
+    message: str
+    status: int
+
+
+class Child:
+    """The parent's end: a process that has not begun yet."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self._channel = channel
+
+    def begin(self, orders: Orders, fds: Sequence[int]) -> None:
+        """Tell the child to join and go."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self._channel.sendmsg([msgspec.json.encode(orders)], rights)
+
+    async def outcome(self) -> Failure | None:
+        """None once the command runs; why not, if it does not. Takes as long as joining takes."""
+        await trio.lowlevel.wait_readable(self._channel)
+        said = self._channel.recv(_PACKET_BYTES)
+        self._channel.close()
+        return msgspec.json.decode(said, type=Failure) if said else None
+
+    def dismiss(self) -> None:
+        """There is no lease: let the child end without having begun."""
+        self._channel.close()
+        os.waitpid(self.pid, 0)
+
+    async def status(self) -> int:
+        """Wait for the end; the wait status."""
+        await trio.lowlevel.wait_readable(self.pidfd)
+        os.close(self.pidfd)
+        return os.waitpid(self.pid, 0)[1]
+
+
+def fork_child(command: Sequence[str]) -> Child:
+    """Fork a child that will become `command`. Call it before trio runs and before any thread."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        status = EX_SOFTWARE
+        try:
+            ours.close()
+            status = _become(theirs, command)
+        finally:
+            os._exit(status)
+    theirs.close()
+    return Child(pid, ours)
+
+
+def _become(channel: socket.socket, command: Sequence[str]) -> int:
+    """The child's life up to exec; returns a status only if there is nothing to become."""
+    said, fds = _receive(channel)
+    if not said:
+        return 0
+    orders = msgspec.json.decode(said, type=Orders)
+    try:
+        joined = trio.run(join, orders.lease_id, orders.socket, orders.timeout_s)
+        environment = {**os.environ, **orders.environment, **joined}
+        environment.update(_inherited(orders, fds))
+        execute(command, environment)
+    except LeasedError as error:
+        failure = Failure(f"cannot join lease {orders.lease_id[:8]}: {error}", error.exit_status)
+    except OSError as error:
+        failure = Failure(*not_executed(command, error))
+    channel.send(msgspec.json.encode(failure))
+    return failure.status
+
+
+async def join(lease_id: str, path: str, timeout_s: float) -> dict[str, str]:
+    """Move this process into the lease's cgroup; the environment that the agent says it should
+    have.
+    """
+    session = Session(path, timeout_s=timeout_s)
+    try:
+        return (await session.join(lease_id)).environment
+    finally:
+        session.close()
+
+
+def execute(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Become `command`. Signals that Python ignores are given back their defaults first."""
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(ignored, signal.SIG_DFL)
+    os.execvpe(command[0], list(command), dict(environment))
+
+
+def not_executed(command: Sequence[str], error: OSError) -> tuple[str, int]:
+    """What to say, and to exit with, for a command that could not be run: as the shell does."""
+    status = EX_OSERR
+    if isinstance(error, FileNotFoundError):
+        status = EX_NOT_FOUND
+    elif isinstance(error, PermissionError):
+        status = EX_NOT_EXECUTABLE
+    return f"{command[0]}: {error.strerror}", status
+
+
+def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
+    space = socket.CMSG_SPACE(_FDS_MAX * array.array("i").itemsize)
+    said, ancillary, _, _ = channel.recvmsg(_PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    received = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received.frombytes(content[: len(content) - len(content) % received.itemsize])
+    return said, list(received)
+
+
+def _inherited(orders: Orders, fds: Sequence[int]) -> dict[str, str]:
+    """Let the command inherit what is meant for it, and name it."""
+    for fd in fds:
+        os.set_inheritable(fd, True)
+    found: dict[str, str] = {}
+    if orders.memory_fds:
+        found["LEASE_MEM_FDS"] = ",".join(map(str, fds[: orders.memory_fds]))
+    if orders.notify_fd:
+        found["LEASE_NOTIFY_FD"] = str(fds[orders.memory_fds])
+    return found

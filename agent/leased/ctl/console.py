@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console: where output goes, what time it is, and how people are told.
+
+Rule: answers go to `out`, everything else to `err`; progress only to a terminal. Times are given
+both ways, "in 42 s" and as a time of day. With --json, `out` carries one JSON document with
+`"version": 1` (streams: one a line) and nothing else.
+
+Does not talk to the agent.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any, Final, TextIO
+
+import msgspec
+
+JSON_VERSION: Final = 1
+NS_PER_S: Final = 1_000_000_000
+_UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+
+class Console:
+    """One run's output and clock. Tests hand in their own."""
+
+    def __init__(
+        self,
+        out: TextIO = sys.stdout,
+        err: TextIO = sys.stderr,
+        *,
+        wall_ns: Callable[[], int] = time.time_ns,
+        boot_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        zone: tzinfo | None = None,
+        terminal: bool | None = None,
+    ) -> None:
+        self.out = out
+        self.err = err
+        self.wall_ns = wall_ns
+        self.boot_ns = boot_ns
+        self._zone = zone
+        self._terminal = err.isatty() if terminal is None else terminal
+
+    def say(self, text: str = "") -> None:
+        """A line of the answer."""
+        self.out.write(text + "\n")
+
+    def note(self, text: str) -> None:
+        """A line beside the answer."""
+        self.err.write(f"leasectl: {text}\n")
+
+    def progress(self, text: str) -> None:
+        """A line that the next one replaces; only where a person watches."""
+        if self._terminal:
+            self.err.write(f"\r\x1b[K{text}")
+            self.err.flush()
+
+    def end_progress(self) -> None:
+        """Take the progress line away."""
+        if self._terminal:
+            self.err.write("\r\x1b[K")
+            self.err.flush()
+
+    def document(self, content: Mapping[str, Any]) -> None:
+        """The answer as one JSON document."""
+        text = msgspec.json.encode({"version": JSON_VERSION, **content})
+        self.say(msgspec.json.format(text, indent=2).decode())
+
+    def line(self, content: Mapping[str, Any]) -> None:
+        """One document of a stream, on one line, at once."""
+        self.say(msgspec.json.encode({"version": JSON_VERSION, **content}).decode())
+        self.out.flush()
+
+    def time_of_boot(self, boot_ns: int) -> str:
+        """A boottime instant of this boot, both ways: "in 42 s (12:00:42)"."""
+        left_ns = boot_ns - self.boot_ns()
+        return f"{relative(left_ns)} ({self.time_of_day(self.wall_ns() + left_ns)})"
+
+    def time_of_day(self, wall_ns: int) -> str:
+        """A wall instant: the time alone if it is today, else with its date. To the second."""
+        moment = self._local(wall_ns)
+        today = self._local(self.wall_ns())
+        return moment.strftime("%H:%M:%S" if moment.date() == today.date() else "%F %T")
+
+    def _local(self, wall_ns: int) -> datetime:
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=wall_ns // 1_000)
+        return moment.astimezone(self._zone)
+
+
+def relative(left_ns: int) -> str:
+    """How far away: "in 42 s", "3 min ago", "now"."""
+    if abs(left_ns) < NS_PER_S:
+        return "now"
+    text = length(abs(left_ns))
+    return f"in {text}" if left_ns > 0 else f"{text} ago"
+
+
+def length(ns: int) -> str:
+    """A duration in its two largest units: "42 s", "3 min 20 s", "2 d 1 h"; below a second in ms."""
+    seconds = ns // NS_PER_S
+    if seconds == 0:
+        return f"{ns // 1_000_000} ms"
+    found: list[str] = []
+    for unit, scale in _UNITS:
+        count, rest = divmod(seconds, scale)
+        if count or found:
+            found.append(f"{count} {unit}" if count else "")
+            if len(found) == 2:
+                break
+        seconds = rest
+    return " ".join(part for part in found if part)
+
+
+def timestamp(wall_ns: int) -> str:
+    """RFC 3339 with all nine digits, in UTC."""
+    seconds, ns = divmod(wall_ns, NS_PER_S)
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ns:09d}Z"
+
+
+def parse_instant(text: str) -> int:
+    """Wall ns of "2026-01-31", "2026-01-31T12:00:00Z" or with an offset; without one: UTC. Raises
+    ValueError.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError('a time is written "2026-01-31" or "2026-01-31T12:00:00Z"') from error
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * NS_PER_S + since.microseconds * 1_000

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs on leases: ls, show, wait, why, plan, renew, release, done.
+
+Rule: what is printed after a change is what the agent answered, not what was asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from leased.client import Refused, Session
+from leased.ctl import render
+from leased.ctl.agent import find_lease, find_lease_or_request, online
+from leased.ctl.asks import add_request, parse_duration, request
+from leased.ctl.console import NS_PER_S, Console, relative
+from leased.ctl.refusals import refusal_status, refusal_text
+from leased.ctl.usage_text import Verbs, verb
+from leased.terms.errors import InvalidParameter
+from leased.wire import objects, parameters, replies
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    one = verb(verbs, "ls", "list your leases and waiting requests", "leasectl ls --closed")
+    one.add_argument("--closed", action="store_true", help="also those that ended recently")
+    one.set_defaults(act=online(ls))
+    one = verb(verbs, "show", "show one lease", "leasectl show 7fa3", json=True)
+    _add_lease(one)
+    one.set_defaults(act=online(show))
+    one = verb(
+        verbs,
+        "wait",
+        "wait until a lease has come so far",
+        "leasectl wait 7fa3 --until closed --timeout-after 5m",
+        json=True,
+    )
+    _add_lease(one)
+    one.add_argument("--until", choices=("active", "ended", "closed"), help="default: ended")
+    one.add_argument("--timeout-after", metavar="TIME", help="give up then (default: never)")
+    one.set_defaults(act=online(wait))
+    one = verb(
+        verbs, "why", "why a lease ended, or a request waits", "leasectl why 7fa3", json=True
+    )
+    _add_lease(one, "a lease or a waiting request, or the beginning of its id")
+    one.set_defaults(act=online(why))
+    one = verb(
+        verbs,
+        "plan",
+        "what a request would get now, changing nothing",
+        "leasectl plan --mem 4GiB --cpu 2",
+        json=True,
+    )
+    add_request(one)
+    one.set_defaults(act=online(plan))
+    one = verb(verbs, "renew", "move a deadline", "leasectl renew 7fa3 --ttl 5min", json=True)
+    _add_lease(one)
+    one.add_argument("--ttl", metavar="TIME", help="from now (default: as last asked)")
+    one.set_defaults(act=online(renew))
+    one = verb(verbs, "release", "give leases back now", "leasectl release 7fa3", json=True)
+    one.add_argument("lease", nargs="+", help="ids or their beginnings")
+    one.add_argument("--wait", action="store_true", help="until it is proven clean, or fenced")
+    one.set_defaults(act=online(release))
+    one = verb(verbs, "done", "say that you have left, before a notice ends", "leasectl done 7fa3")
+    _add_lease(one)
+    one.set_defaults(act=online(done))
+
+
+def _add_lease(parser: argparse.ArgumentParser, text: str = "an id or its beginning") -> None:
+    parser.add_argument("lease", help=text)
+
+
+async def ls(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """List leases."""
+    listed = await session.leases(closed=options.closed)
+    if options.json:
+        console.document(
+            {"leases": render.plain(listed.leases), "waiting": render.plain(listed.waiting)}
+        )
+        return 0
+    if listed.leases or not listed.waiting:
+        for line in render.lease_table(listed.leases, console):
+            console.say(line)
+    if listed.waiting:
+        rows = [
+            (render.short(one.command_id), str(one.position), one.reason) for one in listed.waiting
+        ]
+        for line in render.table(("REQUEST", "PLACE", "WAITS FOR"), rows):
+            console.say(line)
+    return 0
+
+
+async def show(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Show a lease."""
+    lease = await session.describe(await find_lease(session, options.lease))
+    _show(lease, options, console)
+    return 0
+
+
+def _show(lease: objects.Lease, options: argparse.Namespace, console: Console) -> None:
+    if options.json:
+        console.document({"lease": render.plain(lease)})
+        return
+    for line in render.lease_fields(lease, console):
+        console.say(line)
+
+
+async def wait(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Wait for a state."""
+    lease_id = await find_lease(session, options.lease)
+    seconds = None
+    if options.timeout_after is not None:
+        seconds = parse_duration(options.timeout_after) / NS_PER_S
+    until = options.until or "ended"
+    console.progress(f"waiting for {render.short(lease_id)} to be {until}")
+    try:
+        lease = await session.wait(lease_id, until=until, timeout_s=seconds)
+    finally:
+        console.end_progress()
+    if options.json:
+        console.document({"lease": render.plain(lease)})
+    else:
+        how = f" ({render.ending(lease)})" if lease.runtime.ended else ""
+        console.say(f"{render.short(lease_id)} {lease.runtime.state}{how}")
+    return 0
+
+
+async def why(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Explain an end or a wait."""
+    told = await session.why(await find_lease_or_request(session, options.lease))
+    if options.json:
+        console.document(render.plain(told))
+        return 0
+    if told.lease is not None:
+        console.say(_why_ended(told.lease, console))
+    if told.refusal is not None:
+        place = f"place {told.position} in the queue: " if told.position is not None else ""
+        console.say(place + refusal_text(told.refusal, console))
+    elif told.position is not None:
+        console.say(f"place {told.position} in the queue")
+    return 0
+
+
+def _why_ended(lease: objects.Lease, console: Console) -> str:
+    name, runtime = render.short(lease.lease_id), lease.runtime
+    if runtime.ended is None and runtime.state == "draining":
+        return f"{name} has to go ({runtime.reason or 'unknown'}): {render.when(lease, console)}"
+    if runtime.ended is None:
+        return f"{name} is {runtime.state}; it ends {render.when(lease, console)} if not renewed"
+    text = f"{name} {render.ending(lease)}; it is {runtime.state} now"
+    if runtime.cut_boottime_ns is not None:
+        late_ns = runtime.cut_boottime_ns - runtime.deadline_boottime_ns
+        cut = relative(runtime.cut_boottime_ns - console.boot_ns())
+        text += f"; access was cut {cut}"
+        if runtime.ended == "expired":
+            text += f", {max(0, late_ns) // 1_000_000} ms after the deadline"
+    if runtime.fenced:
+        text += f"; fenced, because it could not be proven clean: {render.held(runtime.fenced)}"
+    return text
+
+
+async def plan(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Say what a request would get."""
+    asked, notes = request(options)
+    for note in notes:
+        console.note(note)
+    planned = await session.ask(parse_plan(asked), replies.PlanReply)
+    if options.json:
+        console.document(render.plain(planned))
+    elif planned.grantable:
+        console.say(f"would be granted now: {', '.join(planned.resource_ids) or 'yes'}")
+    elif planned.refusal is not None:
+        console.say(f"would be refused: {refusal_text(planned.refusal, console)}")
+        if planned.position is not None:
+            console.say(f"with --wait it would take place {planned.position} in the queue")
+    if planned.refusal is not None:
+        return refusal_status(planned.refusal)
+    return 0
+
+
+def parse_plan(asked: dict[str, object]) -> parameters.Plan:
+    """A request as the struct that the call takes. Raises InvalidParameter."""
+    try:
+        return msgspec.convert(asked, parameters.Plan)
+    except msgspec.ValidationError as error:
+        raise InvalidParameter("request", str(error)) from error
+
+
+async def renew(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Move a deadline."""
+    lease_id = await find_lease(session, options.lease)
+    ttl_ns = None if options.ttl is None else parse_duration(options.ttl)
+    renewed = await session.renew(lease_id, ttl_ns=ttl_ns)
+    if options.json:
+        console.document(render.plain(renewed))
+    else:
+        until = console.time_of_boot(renewed.deadline_boottime_ns)
+        console.say(f"{render.short(lease_id)} renewed; ends {until}")
+    return 0
+
+
+async def release(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Give leases back."""
+    released: list[objects.Lease] = []
+    for text in options.lease:
+        lease = await session.release(await find_lease(session, text))
+        if options.wait:
+            console.progress(f"waiting for the proof of {render.short(lease.lease_id)}")
+            lease = await session.wait(lease.lease_id, until="closed")
+            console.end_progress()
+        released.append(lease)
+        if not options.json:
+            console.say(f"{render.short(lease.lease_id)} {lease.runtime.state}")
+    if options.json:
+        console.document({"leases": render.plain(released)})
+    return 0
+
+
+async def done(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Leave early."""
+    lease_id = await find_lease(session, options.lease)
+    try:
+        lease = await session.done(lease_id)
+    except Refused as refused:
+        console.note(refusal_text(refused.refusal, console))
+        return refusal_status(refused.refusal)
+    if options.json:
+        console.document({"lease": render.plain(lease)})
+    else:
+        console.say(f"{render.short(lease_id)} {lease.runtime.state}")
+    return 0

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rate cards from files: the [rates] table of leased.toml, or of a file kept from an earlier time.
+
+Rule: a card is known by its hash, so which file it came from does not matter; a lease is priced by
+the card that was in force at its grant, or not at all.
+
+Does not price (`economics.rates`).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from leased.economics import rates
+from leased.economics.rates import DEFAULT_CARD, Rate, RateCard
+from leased.terms.errors import ConfigError
+from leased.terms.lease import Priority
+from leased.terms.resource import ResourceKind, TierKind
+
+CONFIG_FILE: Final = Path("/etc/leased/leased.toml")
+
+
+def load_cards(files: Iterable[Path]) -> dict[bytes, RateCard]:
+    """The cards of `files` by hash; with none given, the built-in card and that of the
+    configuration.
+    """
+    cards = {DEFAULT_CARD.digest(): DEFAULT_CARD}
+    chosen = list(files)
+    for file in chosen or ([CONFIG_FILE] if CONFIG_FILE.exists() else []):
+        card = load_card(file)
+        cards[card.digest()] = card
+    return cards
+
+
+def load_card(file: Path) -> RateCard:
+    """The card in `file`. Raises ConfigError naming file and key."""
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    return parse_card(document.get("rates", {}), str(file))
+
+
+def parse_card(table: Mapping[str, Any], file: str) -> RateCard:
+    """A [rates] table as a card; a kind that is absent keeps the built-in rate. Raises ConfigError."""
+    priced = {(rate.kind, rate.tier, rate.priority): rate for rate in DEFAULT_CARD.rates}
+    multipliers: list[tuple[Priority, int]] = []
+    currency, decimals = DEFAULT_CARD.currency, DEFAULT_CARD.decimals
+    for key, value in table.items():
+        where = f"{file}: rates.{key}"
+        if key == "multipliers_pm":
+            for name, multiplier in _strict(value, dict, where).items():
+                multipliers.append(
+                    (_member(Priority, name, where), _strict(multiplier, int, f"{where}.{name}"))
+                )
+        elif key == "currency":
+            currency = _strict(value, str, where)
+        elif key == "decimals":
+            decimals = _strict(value, int, where)
+        else:
+            kind_name, _, tier_name = key.partition(".")
+            kind = _member(ResourceKind, kind_name, where)
+            tier = _member(TierKind, tier_name, where) if tier_name else None
+            nano = rates.parse_rate(_strict(value, str, where), where)
+            priced[kind, tier, None] = Rate(kind, nano, tier)
+    card = RateCard(tuple(priced.values()), currency, decimals, tuple(multipliers))
+    return rates.check(card)
+
+
+def _strict(value: Any, kind: type, where: str) -> Any:
+    if type(value) is not kind:
+        raise ConfigError(f"{where}: must be a {kind.__name__}; money in quotes, never a float")
+    return value
+
+
+def _member(members: Any, name: str, where: str) -> Any:
+    for member in members:
+        if member.name.lower() == name:
+            return member
+    known = ", ".join(member.name.lower() for member in members)
+    raise ConfigError(f"{where}: {name} is none of {known}")

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refusals for people: the token, the numbers, and the next step.
+
+Rule: every reason of the closed set has its step and its exit status (a test walks the set);
+numbers are shown in the unit that they are in, never rounded to something else.
+
+Does not decide whether to try again.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from leased.client import Refused
+from leased.ctl.asks import DURATIONS, amount
+from leased.ctl.console import Console, length
+from leased.terms.errors import (
+    EX_DATAERR,
+    EX_LEASE_LOST,
+    EX_OSERR,
+    EX_SOFTWARE,
+    EX_TEMPFAIL,
+    EX_UNAVAILABLE,
+    LeasedError,
+)
+from leased.wire import objects
+
+ADVICE: Final[dict[str, tuple[int, str]]] = {
+    "busy": (EX_TEMPFAIL, "the agent has more to do than it can take: try again in a second"),
+    "no_capacity": (EX_TEMPFAIL, "ask for less, or wait: see `leasectl devices`"),
+    "no_such_resource": (EX_DATAERR, "see `leasectl devices` for what this host has, and why not"),
+    "tenant_leases": (EX_TEMPFAIL, "release one of yours (`leasectl ls`) or wait"),
+    "tenant_capacity": (
+        EX_TEMPFAIL,
+        "release some of yours (`leasectl ls`), ask for less, or wait",
+    ),
+    "node_leases": (EX_TEMPFAIL, "the host holds as many leases as it may: wait"),
+    "queue_full": (EX_TEMPFAIL, "nobody more may wait: try again later"),
+    "wait_expired": (EX_TEMPFAIL, "wait longer, or ask for less"),
+    "ttl_too_short": (EX_DATAERR, "ask for a longer --ttl"),
+    "ttl_too_long": (EX_DATAERR, "ask for a shorter --ttl and renew, or for another --priority"),
+    "capacity_granule": (EX_DATAERR, "ask for a multiple of what it is granted in"),
+    "cordoned": (EX_TEMPFAIL, "an operator stopped grants on it: wait for `leasectl admin resume`"),
+    "unhealthy": (EX_TEMPFAIL, "the device is sick; it comes back by itself when its probe passes"),
+    "deadline_passed": (EX_LEASE_LOST, "the lease is over: acquire another"),
+    "not_renewable": (EX_LEASE_LOST, "the lease is ending: acquire another"),
+    "still_held": (EX_TEMPFAIL, "somebody still uses it: see `leasectl holders`"),
+    "not_fenced": (EX_DATAERR, "nothing of it is fenced: see `leasectl devices`"),
+    "draining": (EX_LEASE_LOST, "the holder was told to leave; a renewal no longer helps"),
+    "device_failed": (EX_OSERR, "the hardware did not do its part: see `leasectl doctor`"),
+    "audit_unavailable": (EX_UNAVAILABLE, "the log cannot be written, so nothing is granted"),
+    "stopping": (EX_UNAVAILABLE, "the agent is going down: try again when it is back"),
+}
+_GRANULE_STEP: Final = "it is granted in multiples of {}"
+
+
+def refusal_status(refusal: objects.Refusal) -> int:
+    """The exit status that a refusal ends with."""
+    return ADVICE.get(refusal.reason, (EX_TEMPFAIL, ""))[0]
+
+
+def refusal_text(refusal: objects.Refusal, console: Console) -> str:
+    """One line: token, numbers, next step, and when the same request could succeed."""
+    parts = [refusal.reason]
+    numbers = _numbers(refusal)
+    if numbers:
+        parts.append(numbers)
+    _, step = ADVICE.get(refusal.reason, (0, ""))
+    if refusal.reason == "capacity_granule":
+        step = _GRANULE_STEP.format(quantity(refusal.what, refusal.limit))
+    text = ": ".join(parts)
+    if refusal.retry_at_boottime_ns is not None:
+        text += f"; could succeed {console.time_of_boot(refusal.retry_at_boottime_ns)}"
+        left_ns = refusal.retry_at_boottime_ns - console.boot_ns()
+        if left_ns > 0 and refusal_status(refusal) == EX_TEMPFAIL:
+            seconds = -(-left_ns // DURATIONS["s"])
+            step = f"try --wait {seconds + 5}s" + (f"; or {step}" if step else "")
+    return text + (f"; {step}" if step else "")
+
+
+def quantity(what: str, number: int) -> str:
+    """A number in the unit of `what`: a kind, a resource, "ns", or something that is counted."""
+    if what == "ns":
+        return length(number)
+    kind = what.split(":")[0]
+    if kind in ("mem", "block", "cpu", "gpu", "net"):
+        return amount(kind, number)
+    return str(number)
+
+
+def _numbers(refusal: objects.Refusal) -> str:
+    what = refusal.what
+    if not what:
+        return ""
+    if refusal.reason == "capacity_granule":
+        return f"{what}: asked {quantity(what, refusal.requested)}"
+    named = "time" if what == "ns" else what
+    parts: list[str] = []
+    if refusal.requested:
+        parts.append(f"asked {quantity(what, refusal.requested)}")
+    if refusal.limit and refusal.usage:
+        used, limit = quantity(what, refusal.usage), quantity(what, refusal.limit)
+        parts.append(f"{used} of {limit} in use")
+    elif refusal.limit:
+        parts.append(f"the limit is {quantity(what, refusal.limit)}")
+    elif refusal.usage and refusal.reason == "device_failed":
+        parts.append(f"errno {refusal.usage}")
+    return f"{named}: {', '.join(parts)}" if parts else named
+
+
+def tell(error: LeasedError, console: Console) -> int:
+    """Say what went wrong; returns the exit status."""
+    if isinstance(error, Refused):
+        console.note(refusal_text(error.refusal, console))
+        return refusal_status(error.refusal)
+    text = str(error)
+    console.note(text if text else type(error).__name__)
+    return error.exit_status or EX_SOFTWARE

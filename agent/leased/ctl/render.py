@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and sentences: the agent's answers for people.
+
+Rule: columns are as wide as what is in them; ids are shown as 8 characters, and any unique
+beginning is accepted back. What is not known is shown as "-", never as 0.
+
+Does not fetch anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from leased.ctl.asks import amount
+from leased.ctl.console import Console, length, relative
+from leased.wire import objects
+
+ID_CHARS = 8
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a left-aligned table."""
+    widths = [len(heading) for heading in headings]
+    for row in rows:
+        widths = [max(width, len(cell)) for width, cell in zip(widths, row, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (headings, *rows)
+    ]
+
+
+def fields(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of "name  value", aligned."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"{name.ljust(width)}  {value}".rstrip() for name, value in pairs]
+
+
+def plain(value: Any) -> Any:
+    """A wire value as JSON has it."""
+    return msgspec.to_builtins(value)
+
+
+def short(lease_id: str) -> str:
+    """The beginning of an id that people see."""
+    return lease_id[:ID_CHARS]
+
+
+def held(allotments: Sequence[objects.Allotment]) -> str:
+    """What is held, "mem 256MiB (node0), cpu 2"; cores of one lease are added up."""
+    found: list[str] = []
+    milli = [one.capacity for one in allotments if one.kind == "cpu"]
+    if milli:
+        found.append(f"cpu {amount('cpu', sum(milli))}")
+    for one in allotments:
+        if one.kind == "cpu":
+            continue
+        where = one.resource_id.split(":")[1] if ":" in one.resource_id else one.resource_id
+        found.append(f"{one.kind} {amount(one.kind, one.capacity)} ({where})")
+    return ", ".join(found) or "-"
+
+
+def when(lease: objects.Lease, console: Console) -> str:
+    """What the clock says of a lease: when it ends, or how it ended."""
+    runtime = lease.runtime
+    if runtime.ended is not None:
+        return ending(lease)
+    if runtime.state == "draining" and runtime.drain_deadline_boottime_ns is not None:
+        return f"leaves {console.time_of_boot(runtime.drain_deadline_boottime_ns)}"
+    left_ns = runtime.remaining_ns
+    return f"{relative(left_ns)} ({console.time_of_day(console.wall_ns() + left_ns)})"
+
+
+def ending(lease: objects.Lease) -> str:
+    """How a lease ended: "expired", "revoked: operator_drain"."""
+    runtime = lease.runtime
+    reason = runtime.reason if runtime.reason is not None and runtime.ended == "revoked" else None
+    return f"{runtime.ended or '-'}{f': {reason}' if reason else ''}"
+
+
+def lease_table(leases: Sequence[objects.Lease], console: Console) -> list[str]:
+    """`ls`."""
+    rows = [
+        (
+            short(lease.lease_id),
+            lease.runtime.state,
+            lease.runtime.tenant,
+            lease.context.priority,
+            held(lease.runtime.allotments),
+            when(lease, console),
+            lease.context.workload or "-",
+        )
+        for lease in leases
+    ]
+    return table(("LEASE", "STATE", "TENANT", "PRIORITY", "HOLDS", "ENDS", "WORKLOAD"), rows)
+
+
+def lease_fields(lease: objects.Lease, console: Console) -> list[str]:
+    """`show`."""
+    context, runtime = lease.context, lease.runtime
+    bound = f"process {runtime.pid}" if runtime.pid else "its cgroup"
+    pairs = [
+        ("lease", lease.lease_id),
+        ("state", runtime.state),
+        ("ends", when(lease, console)),
+        ("holds", held(runtime.allotments)),
+        ("tenant", f"{runtime.tenant} (uid {runtime.uid}, gid {runtime.gid}, {runtime.trust})"),
+        ("priority", context.priority),
+        ("workload", context.workload or "-"),
+        ("bound to", bound),
+        ("cgroup", runtime.cgroup or "-"),
+        ("granted", console.time_of_day(runtime.granted_wall_ns)),
+        ("ttl", f"{length(context.ttl_ns)} (generation {runtime.generation})"),
+        ("grace", length(context.grace_ns)),
+    ]
+    tag = context.accounting_tag
+    if tag is not None:
+        named = (tag.cost_center, tag.project, tag.request_class, tag.budget_group)
+        pairs.append(("tag", "/".join(part for part in named if part)))
+    if runtime.fenced:
+        pairs.append(("fenced", held(runtime.fenced)))
+    if runtime.granted_sequence is not None:
+        pairs.append(("record", str(runtime.granted_sequence)))
+    pairs.append(("command", context.command_id))
+    return fields(pairs)
+
+
+def resource_table(resources: Sequence[objects.Resource]) -> list[str]:
+    """`devices`."""
+    rows = []
+    for one in resources:
+        use = one.use
+        split = ("-",) * 4 if use is None else tuple(
+            amount(one.kind, part) for part in (use.free, use.leased, use.teardown, use.fenced)
+        )  # fmt: skip
+        health = one.health + (", cordoned" if use is not None and use.cordoned else "")
+        row = (one.resource_id, one.tier or "-", amount(one.kind, one.capacity), *split)
+        rows.append((*row, health, one.evidence.replace("_", " ")))
+    names = ("RESOURCE", "TIER", "CAPACITY", "FREE", "LEASED", "TEARDOWN", "FENCED")
+    return table((*names, "HEALTH", "EVIDENCE"), rows)
+
+
+def holder_table(holders: Sequence[objects.Holder]) -> list[str]:
+    """`holders`."""
+    rows = [
+        (
+            str(one.pid),
+            str(one.uid),
+            one.name,
+            one.via,
+            short(one.lease_id) if one.lease_id else "-",
+        )
+        for one in holders
+    ]
+    return table(("PID", "UID", "NAME", "VIA", "LEASE"), rows)

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs that put work under a lease: run, alloc, shell, exec.
+
+Rule: `run` ends as its command ends (128+n for a signal), or with 79 if the lease was lost under
+it; the lease is given back as soon as the command is gone. Ctrl-C reaches the command once: what
+the terminal sends to both of us is not sent again. The parent renews at a third of the TTL; a
+stopped (^Z) parent renews nothing, and the deadline holds.
+
+Does not kill the command when time is up: the reaper does, whatever becomes of this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from leased.client import AgentUnavailable, Refused, Session
+from leased.client.holding import Holding
+from leased.ctl import child as children
+from leased.ctl import render
+from leased.ctl.agent import find_lease, online, socket_path
+from leased.ctl.asks import add_request, request
+from leased.ctl.child import Child, Orders
+from leased.ctl.console import NS_PER_S, Console, length
+from leased.ctl.usage_text import Verbs, verb
+from leased.terms.errors import EX_LEASE_LOST, InvalidParameter, LeasedError, NoSuchLease
+from leased.wire import objects, parameters, replies
+
+FORWARDED: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+SI_KERNEL: Final = 0x80
+"""si_code of what the terminal sends: the whole foreground group gets it, the command too."""
+NOTICE_SIGNALS: Final = {
+    "TERM": signal.SIGTERM,
+    "INT": signal.SIGINT,
+    "HUP": signal.SIGHUP,
+    "USR1": signal.SIGUSR1,
+    "USR2": signal.SIGUSR2,
+    "none": None,
+}
+QUEUE_LOOK_S: Final = 2.0
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    one = verb(
+        verbs,
+        "run",
+        "run a command under a lease",
+        "leasectl run --cpu 2 --mem 4GiB --ttl 60s --wait 30min -- python train.py",
+        json=False,
+    )
+    _add_run(one)
+    one.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    one.set_defaults(act=run)
+    one = verb(
+        verbs,
+        "alloc",
+        "hold a lease: with a shell inside it, or for a time",
+        "leasectl alloc --mem 1GiB --for 10min --json",
+    )
+    _add_run(one)
+    one.add_argument(
+        "--for",
+        dest="duration",
+        metavar="TIME",
+        help="print the lease and leave it there; it ends then unless it is renewed",
+    )
+    one.set_defaults(act=alloc)
+    one = verb(verbs, "shell", "start a shell inside a lease", "leasectl shell 7fa3", json=False)
+    one.add_argument("lease", help="an id or its beginning")
+    one.set_defaults(act=shell)
+    one = verb(
+        verbs,
+        "exec",
+        "run a command inside a lease",
+        "leasectl exec 7fa3 -- nvidia-smi",
+        json=False,
+    )
+    one.add_argument("lease", help="an id or its beginning")
+    one.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    one.set_defaults(act=execute)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add_request(parser)
+    parser.add_argument("--no-renew", action="store_true", help="let the deadline end it")
+    parser.add_argument(
+        "--notice-signal",
+        choices=tuple(NOTICE_SIGNALS),
+        default="TERM",
+        help="what the command gets when it has to leave (default: TERM)",
+    )
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Run a command under a lease of its own."""
+    return _run(options, console, _command(options))
+
+
+def alloc(options: argparse.Namespace, console: Console) -> int:
+    """A shell under a lease of its own, or a lease for a time."""
+    if options.duration is not None:
+        return online(_alloc_for)(options, console)
+    return _run(options, console, _shell())
+
+
+def shell(options: argparse.Namespace, console: Console) -> int:
+    """A shell inside a lease that exists."""
+    return _enter(options, _shell(), console)
+
+
+def execute(options: argparse.Namespace, console: Console) -> int:
+    """A command inside a lease that exists."""
+    return _enter(options, _command(options), console)
+
+
+def _command(options: argparse.Namespace) -> list[str]:
+    command: list[str] = options.command
+    if command and command[0] == "--":
+        command = command[1:]
+    if not command:
+        raise InvalidParameter("command", "say what to run, after --")
+    return command
+
+
+def _shell() -> list[str]:
+    return [os.environ.get("SHELL") or "/bin/sh"]
+
+
+def _enter(options: argparse.Namespace, command: Sequence[str], console: Console) -> int:
+    """Join a lease and become `command`; returns only if that failed."""
+    path = socket_path(options)
+
+    async def main() -> dict[str, str]:
+        session = Session(path, timeout_s=options.timeout)
+        try:
+            lease_id = await find_lease(session, options.lease)
+        finally:
+            session.close()
+        return await children.join(lease_id, path, options.timeout)
+
+    environment = trio.run(main)
+    try:
+        children.execute(command, {**os.environ, **environment})
+    except OSError as error:
+        message, status = children.not_executed(command, error)
+        console.note(message)
+        return status
+
+
+async def _alloc_for(options: argparse.Namespace, console: Console, session: Session) -> int:
+    options.ttl = options.duration
+    granted, fds = await _acquire(options, console, session)
+    for fd in fds:
+        os.close(fd)
+    lease = granted.lease
+    if options.json:
+        console.document({"lease": render.plain(lease), "attached": granted.attached})
+        return 0
+    console.say(f"export LEASE_ID={lease.lease_id}")
+    console.note(f"{render.held(lease.runtime.allotments)}; ends {render.when(lease, console)}")
+    console.note(f"enter it with: leasectl shell {render.short(lease.lease_id)}")
+    return 0
+
+
+async def _acquire(
+    options: argparse.Namespace, console: Console, session: Session
+) -> tuple[replies.AcquireReply, list[int]]:
+    """Acquire what `options` say, bound to the lease's cgroup, telling of the queue meanwhile."""
+    asked, notes = request(options)
+    for note in notes:
+        console.note(note)
+    acquire = parse_acquire({**asked, "command_id": session.command_id(), "bind": "cgroup"})
+    patience_s = session.timeout_s + (acquire.wait_ns or 0) / NS_PER_S
+    async with trio.open_nursery() as nursery:
+        if acquire.wait_ns:
+            nursery.start_soon(_tell_of_queue, session, acquire, console)
+        try:
+            return await session.ask_with_fds(
+                acquire, replies.AcquireReply, timeout_s=patience_s, prove=True
+            )
+        finally:
+            nursery.cancel_scope.cancel()
+            console.end_progress()
+    raise AssertionError("the nursery ends with what it returned")
+
+
+def parse_acquire(asked: dict[str, Any]) -> parameters.Acquire:
+    """A request as the struct that the call takes. Raises InvalidParameter."""
+    try:
+        return msgspec.convert(asked, parameters.Acquire)
+    except msgspec.ValidationError as error:
+        raise InvalidParameter("request", str(error)) from error
+
+
+async def _tell_of_queue(session: Session, acquire: parameters.Acquire, console: Console) -> None:
+    began_ns = console.boot_ns()
+    looking = session.another()
+    assert acquire.command_id is not None
+    try:
+        while True:
+            await trio.sleep(QUEUE_LOOK_S)
+            waited = length(console.boot_ns() - began_ns)
+            try:
+                told = await looking.why(acquire.command_id)
+            except LeasedError:
+                console.progress(f"waiting for {waited}")
+                continue
+            reason = f", {told.refusal.reason}" if told.refusal is not None else ""
+            console.progress(f"waiting for {waited}: place {told.position or '?'}{reason}")
+    finally:
+        looking.close()
+
+
+# ---- run --------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace, console: Console, command: Sequence[str]) -> int:
+    request(options)  # what cannot be meant is refused before there is a process
+    child = children.fork_child(command)
+    return trio.run(_run_child, options, console, child)
+
+
+async def _run_child(options: argparse.Namespace, console: Console, child: Child) -> int:
+    session = Session(socket_path(options), timeout_s=options.timeout)
+    begun = False
+    try:
+        granted, fds = await _acquire(options, console, session)
+        begun = True
+    finally:
+        if not begun:
+            session.close()
+            child.dismiss()
+    held = Holding(session, granted, fds)
+    try:
+        return await _hold(options, console, session, child, held)
+    finally:
+        held.close()
+        await _give_back(session, held, console)
+        session.close()
+
+
+async def _hold(
+    options: argparse.Namespace, console: Console, session: Session, child: Child, held: Holding
+) -> int:
+    notice_reader, notice_writer = os.pipe2(os.O_CLOEXEC)
+    memory = [held.fd("memory", item.resource_id) for item in _memory(held)]
+    orders = Orders(
+        held.lease_id,
+        socket_path(options),
+        options.timeout,
+        len(memory),
+        True,
+    )
+    child.begin(orders, [*memory, notice_reader])
+    os.close(notice_reader)
+    try:
+        failure = await child.outcome()
+        if failure is not None:
+            console.note(failure.message)
+            await child.status()
+            return failure.status
+        return await _attend(options, console, session, child, held, notice_writer)
+    finally:
+        os.close(notice_writer)
+
+
+def _memory(held: Holding) -> list[objects.LeaseFd]:
+    found = [item for item in held.granted.fds if item.purpose == "memory"]
+    return sorted(found, key=lambda item: item.index)
+
+
+async def _attend(
+    options: argparse.Namespace,
+    console: Console,
+    session: Session,
+    child: Child,
+    held: Holding,
+    notice_writer: int,
+) -> int:
+    """Renew, forward, tell of notices, until the command is gone."""
+    async with trio.open_nursery() as nursery:
+        if not options.no_renew:
+            nursery.start_soon(held.keep)
+        nursery.start_soon(held.heed)
+        nursery.start_soon(_pass_notice, options, console, child, held, notice_writer)
+        forwarding = Forwarding(child)
+        forwarding.begin()
+        status = await child.status()
+        forwarding.end()
+        nursery.cancel_scope.cancel()
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number == signal.SIGKILL and await _was_lost(session, held, console):
+            return EX_LEASE_LOST
+        return 128 + number
+    return os.waitstatus_to_exitcode(status)
+
+
+async def _pass_notice(
+    options: argparse.Namespace, console: Console, child: Child, held: Holding, notice_writer: int
+) -> None:
+    notice = await held.notice.wait()
+    until = console.time_of_boot(notice.deadline_boottime_ns)
+    name = render.short(held.lease_id)
+    console.note(f"lease {name} has to be given back ({notice.reason}): {until}")
+    os.write(notice_writer, msgspec.json.encode(notice) + b"\n")
+    number = NOTICE_SIGNALS[options.notice_signal]
+    if number is not None:
+        signal.pidfd_send_signal(child.pidfd, number)
+
+
+class Forwarding:
+    """From `begin` to `end`, signals sent to us go to the command, unless the terminal sent them to
+    both of us.
+
+    They stay blocked after the end: what is left to do then is to give the lease back.
+    """
+
+    def __init__(self, child: Child) -> None:
+        self._child: Child | None = child
+
+    def begin(self) -> None:
+        """Block them here, and wait for them in a thread of its own: only sigwaitinfo tells who
+        sent one.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+        threading.Thread(target=self._forward, daemon=True).start()
+
+    def end(self) -> None:
+        """Forward no more."""
+        self._child = None
+
+    def _forward(self) -> None:
+        while True:
+            told = signal.sigwaitinfo(FORWARDED)
+            child = self._child
+            if child is not None and told.si_code != SI_KERNEL:
+                try:
+                    signal.pidfd_send_signal(child.pidfd, told.si_signo)
+                except OSError:
+                    continue  # it is gone, and so is the need to tell it
+
+
+async def _was_lost(session: Session, held: Holding, console: Console) -> bool:
+    """Whether the command was killed because its lease had ended; says so."""
+    try:
+        lease = await session.describe(held.lease_id)
+    except NoSuchLease:
+        console.note(f"lease {render.short(held.lease_id)} is lost")
+        return True
+    except (AgentUnavailable, Refused):
+        return held.lost.is_set()
+    if lease.runtime.ended is None or lease.runtime.ended == "released":
+        return False
+    console.note(f"lease {render.short(held.lease_id)} is lost: {render.ending(lease)}")
+    return True
+
+
+async def _give_back(session: Session, held: Holding, console: Console) -> None:
+    with trio.CancelScope(shield=True), trio.move_on_after(session.timeout_s):
+        try:
+            await session.release(held.lease_id)
+        except (NoSuchLease, Refused):
+            pass  # it is over already, which is what was wanted
+        except AgentUnavailable as error:
+            console.note(f"{error}; lease {render.short(held.lease_id)} ends at its deadline")

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the doctor looks at in the installation: state, sockets, units, compiled parts, budgets.
+
+Rule: everything is read below `root`; a socket counts as reachable when somebody answers on it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from leased.client import Session
+from leased.ctl.asks import parse_duration
+from leased.ctl.console import length
+from leased.ctl.findings import Finding, Grade, read_text
+from leased.terms.errors import InvalidParameter, LeasedError
+
+STATE_DIRECTORY: Final = "var/lib/leased"
+RUNTIME_DIRECTORY: Final = "run/leased"
+CONFIG_FILE: Final = "etc/leased/leased.toml"
+VOLATILE: Final = frozenset(("tmpfs", "ramfs"))
+SHARED: Final = frozenset(("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre"))
+ANSWER_S: Final = 2.0
+UNITS: Final = ("leased.service", "leased-reaper.service")
+HARDENING: Final = {
+    "NoNewPrivileges": "yes",
+    "ProtectSystem": "strict",
+    "ProtectHome": "yes",
+    "LockPersonality": "yes",
+    "RestrictRealtime": "yes",
+}
+NVIDIA_CLASSES: Final = ("char-nvidia", "char-nvidia-frontend", "char-nvidia-uvm")
+BUDGET_DEFAULTS: Final = {"kill": "5s", "scrub": "60s", "prove": "5s", "reclaim_max": "120s"}
+
+
+def state_directory(root: Path) -> Iterator[Finding]:
+    """Where the log lies."""
+    path = root / STATE_DIRECTORY
+    name = f"/{STATE_DIRECTORY}"
+    if not path.exists():
+        yield Finding(Grade.NOTE, "state", f"{name} does not exist", "the agent's unit makes it")
+        return
+    kind = _filesystem(root, path)
+    if kind in VOLATILE:
+        yield Finding(
+            Grade.FAIL, "state", f"{name} on {kind}", "the log would not survive a reboot: move it"
+        )
+    elif kind in SHARED:
+        yield Finding(
+            Grade.FAIL, "state", f"{name} on {kind}", "a log belongs to one host: use a local disk"
+        )
+    else:
+        yield Finding(Grade.OK, "state", f"{name} on {kind}")
+
+
+def _filesystem(root: Path, path: Path) -> str:
+    """The type of the file system that holds `path`: that of the longest mount point above it."""
+    below = "/" + str(path.relative_to(root))
+    best, kind = "", "unknown"
+    for line in (read_text(root / "proc/self/mountinfo") or "").splitlines():
+        mounted, _, described = line.partition(" - ")
+        point = mounted.split(" ")[4]
+        fits = point == "/" or below == point or below.startswith(point + "/")
+        if fits and len(point) >= len(best):
+            best, kind = point, described.split(" ")[0]
+    return kind
+
+
+def sockets(root: Path) -> Iterator[Finding]:
+    """Whether agent and reaper answer."""
+    runtime = root / RUNTIME_DIRECTORY
+    yield _agent("agent", runtime / "io.leased", required=True)
+    yield _agent("agent (admin)", runtime / "io.leased.admin", required=False)
+    reaper = runtime / "reaper.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        try:
+            sock.settimeout(ANSWER_S)
+            sock.connect(str(reaper))
+        except PermissionError:
+            yield Finding(Grade.NOTE, "reaper", "may be asked by root only")
+        except OSError as error:
+            advice = "nothing is granted without it: systemctl start leased-reaper.service"
+            yield Finding(Grade.FAIL, "reaper", f"{reaper.name}: {error.strerror}", advice)
+        else:
+            yield Finding(Grade.OK, "reaper", "answers")
+
+
+def _agent(topic: str, path: Path, *, required: bool) -> Finding:
+    async def ask() -> str:
+        session = Session(path, timeout_s=ANSWER_S)
+        try:
+            return (await session.info()).version
+        finally:
+            session.close()
+
+    try:
+        return Finding(Grade.OK, topic, f"answers, version {trio.run(ask)}")
+    except LeasedError as error:
+        if "ermission" in str(error):
+            return Finding(Grade.NOTE, topic, "may be asked by others only")
+        grade = Grade.FAIL if required else Grade.NOTE
+        return Finding(
+            grade, topic, str(error), "systemctl start leased.service" if required else ""
+        )
+
+
+def registry(root: Path) -> Iterator[Finding]:
+    """systemd's registry of Varlink services."""
+    directory = root / "run/varlink/registry"
+    if (directory / "io.leased").exists():
+        yield Finding(Grade.OK, "varlink registry", "io.leased is listed")
+    elif directory.exists():
+        yield Finding(Grade.NOTE, "varlink registry", "io.leased is not listed")
+    else:
+        yield Finding(Grade.NOTE, "varlink registry", "none on this host")
+
+
+def journal(root: Path) -> Iterator[Finding]:
+    """journald, which gets a copy."""
+    if (root / "run/systemd/journal/socket").exists():
+        yield Finding(Grade.OK, "journald", "runs")
+    else:
+        yield Finding(
+            Grade.NOTE, "journald", "does not run", "the copy of the events is not kept; the log is"
+        )
+
+
+def compiled_parts(root: Path) -> Iterator[Finding]:
+    """The extension that the workers and the journal need."""
+    del root
+    if importlib.util.find_spec("leased._native") is not None:
+        yield Finding(Grade.OK, "compiled parts", "installed")
+    else:
+        yield Finding(
+            Grade.FAIL,
+            "compiled parts",
+            "leased._native is missing",
+            "reinstall the package; from source: python native/build_native.py",
+        )
+
+
+def units(root: Path) -> Iterator[Finding]:
+    """How systemd runs us, if it does."""
+    if not (root / "run/systemd/system").exists():
+        yield Finding(Grade.NOTE, "systemd", "does not run here", "the agent starts its own reaper")
+        return
+    for unit in UNITS:
+        shown = _show_unit(unit)
+        if shown is None or shown.get("LoadState") != "loaded":
+            yield Finding(Grade.WARN, unit, "not installed")
+            continue
+        yield from judge_unit(unit, shown, root)
+
+
+def _show_unit(unit: str) -> dict[str, str] | None:
+    names = ("LoadState", "ActiveState", "DeviceAllow", "FragmentPath", *HARDENING)
+    try:
+        told = subprocess.run(
+            ["systemctl", "show", unit, f"--property={','.join(names)}"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return dict(line.split("=", 1) for line in told.stdout.splitlines() if "=" in line)
+
+
+def judge_unit(unit: str, shown: dict[str, str], root: Path) -> Iterator[Finding]:
+    """What the properties of a unit say."""
+    active = shown.get("ActiveState", "unknown")
+    yield Finding(Grade.OK if active == "active" else Grade.WARN, unit, active)
+    lax = [name for name, wanted in HARDENING.items() if shown.get(name) != wanted]
+    if lax:
+        settings = ", ".join(f"{name}={shown.get(name, '')}" for name in lax)
+        yield Finding(
+            Grade.WARN, f"{unit} hardening", settings, "a drop-in weakens the unit that was shipped"
+        )
+    else:
+        yield Finding(Grade.OK, f"{unit} hardening", "as shipped")
+    if unit == "leased.service" and "nvidia" in (read_text(root / "proc/devices") or ""):
+        allowed = shown.get("DeviceAllow", "")
+        missing = [name for name in NVIDIA_CLASSES if f"{name} " not in allowed + " "]
+        if missing:
+            yield Finding(
+                Grade.WARN,
+                f"{unit} devices",
+                f"{', '.join(missing)} not allowed",
+                "the agent cannot see the GPUs: add DeviceAllow= lines",
+            )
+
+
+def timing(root: Path) -> Iterator[Finding]:
+    """The budgets in force, added up."""
+    table: dict[str, Any] = {}
+    text = read_text(root / CONFIG_FILE)
+    if text is not None:
+        try:
+            table = tomllib.loads(text).get("timing", {})
+        except tomllib.TOMLDecodeError as error:
+            yield Finding(Grade.FAIL, "configuration", f"/{CONFIG_FILE}: {error}")
+            return
+    budgets = {name: table.get(name, value) for name, value in BUDGET_DEFAULTS.items()}
+    try:
+        spent = {name: parse_duration(str(value)) for name, value in budgets.items()}
+    except InvalidParameter as error:
+        yield Finding(Grade.FAIL, "configuration", f"/{CONFIG_FILE}: timing: {error}")
+        return
+    steps = ("kill", "scrub", "prove")
+    total = sum(spent[name] for name in steps)
+    sums = f"{' + '.join(f'{name} {length(spent[name])}' for name in steps)} = {length(total)}"
+    bound = spent["reclaim_max"]
+    grade = Grade.OK if total <= bound else Grade.FAIL
+    advice = "" if total <= bound else "the steps do not fit: raise reclaim_max or lower a step"
+    yield Finding(grade, "deadline to proof", f"{sums}, at most {length(bound)}", advice)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One directory and the few things that are done to files in it.
+
+Rule: everything durable goes through these verbs, so that the same writer runs on a real directory and on the recording
+disk of the crash search. Nothing is retried: an fsync that failed has told all it will ever tell.
+
+Does not know what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from pathlib import Path
+from typing import Final, Protocol
+
+from leased.durable.filesystem import Filesystem, examine
+
+DIRECT_ALIGNMENT: Final = 4096
+FILE_MODE: Final = 0o600
+
+
+class Disk(Protocol):
+    """What the log needs of a directory. A handle is an open descriptor for writing; names are relative."""
+
+    directory: Path
+
+    def names(self) -> list[str]: ...
+    def size(self, name: str) -> int: ...
+    def allocated(self, name: str) -> int: ...
+    def mode(self, name: str) -> int: ...
+    def read(self, name: str, *, direct: bool = False) -> bytes: ...
+    def map(self, name: str) -> mmap.mmap | bytes: ...
+    def open(self, name: str) -> int: ...
+    def create(self, name: str) -> int: ...
+    def reserve(self, handle: int, length: int) -> None: ...
+    def write(self, handle: int, data: bytes, offset: int) -> None: ...
+    def sync(self, handle: int) -> None: ...
+    def close_handle(self, handle: int) -> None: ...
+    def rename(self, old: str, new: str) -> None: ...
+    def unlink(self, name: str) -> None: ...
+    def sync_names(self) -> None: ...
+    def make_directory(self, name: str) -> None: ...
+    def lock(self) -> bool: ...
+    def is_locked(self) -> bool: ...
+    def filesystem(self) -> Filesystem: ...
+    def close(self) -> None: ...
+
+
+class DirectoryDisk:
+    """A real directory, held open from the first moment: a rename of its parents changes nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def names(self) -> list[str]:
+        """The entries of the directory, in order."""
+        return sorted(os.listdir(self._fd))
+
+    def size(self, name: str) -> int:
+        """The length of a file."""
+        return os.stat(name, dir_fd=self._fd).st_size
+
+    def allocated(self, name: str) -> int:
+        """The bytes of a file that have a place on the disk."""
+        return os.stat(name, dir_fd=self._fd).st_blocks * 512
+
+    def mode(self, name: str) -> int:
+        """The permission bits of a file."""
+        return os.stat(name, dir_fd=self._fd).st_mode & 0o777
+
+    def read(self, name: str, *, direct: bool = False) -> bytes:
+        """The whole file. `direct` asks the disk and not the page cache, which after a failed fsync tells fairy tales."""
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            length = os.fstat(fd).st_size
+            if direct:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                found = self._read_direct(name, length)
+                if found is not None:
+                    return found
+            return _read_all(fd, length)
+        finally:
+            os.close(fd)
+
+    def map(self, name: str) -> mmap.mmap | bytes:
+        """The file as it is, to look into here and there."""
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            return mmap.mmap(fd, 0, prot=mmap.PROT_READ) if os.fstat(fd).st_size else b""
+        finally:
+            os.close(fd)
+
+    def open(self, name: str) -> int:
+        """Open an existing file for writing."""
+        return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._fd)
+
+    def create(self, name: str) -> int:
+        """Make a new file and open it for writing."""
+        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE, dir_fd=self._fd)
+
+    def reserve(self, handle: int, length: int) -> None:
+        """Give a new file all its blocks, or fail at once and not after filling the disk to the brim."""
+        os.posix_fallocate(handle, 0, length)
+
+    def write(self, handle: int, data: bytes, offset: int) -> None:
+        """Write all of `data`. A short write is continued; the kernel says why it cannot be."""
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(handle, view, offset)
+            view, offset = view[done:], offset + done
+
+    def sync(self, handle: int) -> None:
+        """fdatasync: returns when everything written to the file, and its length, is durable."""
+        os.fdatasync(handle)
+
+    def close_handle(self, handle: int) -> None:
+        """Close a descriptor."""
+        os.close(handle)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file its name. Durable only after `sync_names`."""
+        os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def unlink(self, name: str) -> None:
+        """Remove a name. Durable only after `sync_names`."""
+        os.unlink(name, dir_fd=self._fd)
+
+    def sync_names(self) -> None:
+        """fsync of the directory."""
+        os.fsync(self._fd)
+
+    def make_directory(self, name: str) -> None:
+        """Make a subdirectory unless it is there."""
+        try:
+            os.mkdir(name, 0o700, dir_fd=self._fd)
+        except FileExistsError:
+            pass
+
+    def lock(self) -> bool:
+        """Take the one writer's lock, held until `close`. False if another process has it."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def is_locked(self) -> bool:
+        """Whether a writer has the log open."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        return False
+
+    def filesystem(self) -> Filesystem:
+        """What the directory lies on, and whether its barriers are known to hold."""
+        return examine(self.directory, self._fd)
+
+    def close(self) -> None:
+        """Let go of the directory and with it of the lock."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _read_direct(self, name: str, length: int) -> bytes | None:
+        """Read by O_DIRECT; None where the file system cannot."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC, dir_fd=self._fd)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None
+            raise
+        try:
+            room = max(DIRECT_ALIGNMENT, -(-length // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT)
+            with mmap.mmap(-1, room) as buffer:
+                filled = 0
+                while filled < length and filled % DIRECT_ALIGNMENT == 0:
+                    with memoryview(buffer) as whole, whole[filled:] as rest:
+                        done = os.preadv(fd, [rest], filled)
+                    if done == 0:
+                        break
+                    filled += done
+                return buffer[: min(filled, length)]
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None
+            raise
+        finally:
+            os.close(fd)
+
+
+def write_whole(disk: Disk, name: str, data: bytes) -> None:
+    """Put a file in place at once: `<name>.new`, sync, rename, sync of the names. The writer's lock is held."""
+    try:
+        handle = disk.create(name + ".new")
+    except FileExistsError:
+        # Left by a crash between the two names; nothing ever reads it.
+        disk.unlink(name + ".new")
+        handle = disk.create(name + ".new")
+    try:
+        disk.write(handle, data, 0)
+        disk.sync(handle)
+    finally:
+        disk.close_handle(handle)
+    disk.rename(name + ".new", name)
+    disk.sync_names()
+
+
+def _read_all(fd: int, length: int) -> bytes:
+    """Read `length` bytes from the start."""
+    found = os.pread(fd, length, 0)
+    if len(found) == length:
+        return found
+    parts = [found]
+    while sum(map(len, parts)) < length:
+        part = os.pread(fd, length - sum(map(len, parts)), sum(map(len, parts)))
+        if not part:
+            break
+        parts.append(part)
+    return b"".join(parts)

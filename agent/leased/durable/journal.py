@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FileJournal: the real Journal port.
+
+Rule: `commit` returns when the batch is durable and anchored, and not before. It cannot be cancelled half-way: what was
+handed to the disk is waited for. After a failure every further commit is refused.
+
+Does not seal and does not recover (`chain.sealer`, `log.open_log`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+import trio
+
+from leased.chain.head import Head
+from leased.chain.segment import HEADER_BYTES
+from leased.durable.anchor import encode_slot, slot_offset
+from leased.durable.files import Disk
+from leased.durable.scan import segment_names
+from leased.durable.spares import Spares
+from leased.durable.writer import Writer
+from leased.ports import AnchorSlot
+from leased.terms.errors import StateError
+from leased.terms.moment import Moment
+
+CHUNK_BYTES: Final = 256 * 1024
+TERMINAL_BYTES: Final = 2 * 1024
+RESERVE_BYTES: Final = 64 * 1024
+
+
+class Committer(Protocol):
+    """Whatever carries one batch to the disk in the order of the rule."""
+
+    async def write(self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int) -> None:
+        """Write data and sync, then block and sync; raises OSError."""
+        ...
+
+    def close(self) -> None:
+        """Release what it holds. Idempotent."""
+        ...
+
+
+class FileJournal:
+    """The open log of one directory."""
+
+    def __init__(self, disk: Disk, writer: Writer, committer: Committer) -> None:
+        self._disk = disk
+        self._writer = writer
+        self._committer = committer
+
+    @property
+    def anchored(self) -> AnchorSlot:
+        """The slot on disk: what is durable and anchored."""
+        return self._writer.slot
+
+    @property
+    def spares(self) -> Spares:
+        """The segments kept ready."""
+        return self._writer.spares
+
+    @property
+    def head(self) -> Head:
+        """The anchored head."""
+        return Head(self._writer.slot.next_seq, self._writer.slot.head)
+
+    async def commit(self, frames: bytes, count: int, head: bytes, moment: Moment) -> None:
+        """As `ports.Journal.commit`."""
+        writer = self._writer
+        with trio.CancelScope(shield=True):
+            for part in writer.parts(frames, count, head, moment):
+                writer.begin()
+                await self._committer.write(
+                    writer.segment, part.data, part.offset,
+                    writer.anchor.handle, encode_slot(part.slot), slot_offset(part.slot),
+                )  # fmt: skip
+                writer.settle(part)
+                if part.ends_segment:
+                    # Once in some 45,000 records: a rename and two syncs that must not hold up the loop.
+                    await trio.to_thread.run_sync(writer.switch, moment)
+
+    def commit_blocking(self, frames: bytes, count: int, head: bytes, moment: Moment) -> None:
+        """The same without a running loop: for tools and at boot."""
+        self._writer.commit(frames, count, head, moment)
+
+    def frames(self, first_seq: int) -> Iterator[bytes]:
+        """Anchored frames from `first_seq` on, in chunks of whole frames, up to what is anchored at the call."""
+        slot = self._writer.slot
+        yield from read_frames(self._disk, first_seq, slot)
+
+    def reserve_ok(self, live_leases: int) -> bool:
+        """Whether the terminal records of `live_leases` + 1 leases fit without allocating a block."""
+        needed = (live_leases + 1) * TERMINAL_BYTES + RESERVE_BYTES
+        self._writer.spares.want(self._writer.spares_for(needed))
+        return not self._writer.failed and self._writer.free_bytes() >= needed
+
+    def close(self) -> None:
+        """Release the lock and the files. Idempotent."""
+        self._writer.spares.stop()
+        self._committer.close()
+        self._writer.close()
+        self._disk.close()
+
+
+def read_frames(disk: Disk, first_seq: int, slot: AnchorSlot) -> Iterator[bytes]:
+    """Frames [first_seq, slot.next_seq) in chunks of whole frames, as they lie on disk."""
+    names = segment_names(disk.names())
+    starts = [int(name[4:20], 16) for name in names]
+    if first_seq < starts[0]:
+        raise StateError(f"{disk.directory}: records before {starts[0]} were pruned; record {first_seq} was asked for")
+    for name, start, following in zip(names, starts, [*starts[1:], slot.next_seq]):
+        stop = min(following, slot.next_seq)
+        if stop <= first_seq:
+            continue
+        data, offset, sequence = disk.map(name), HEADER_BYTES, start
+        while sequence < first_seq:
+            offset += int.from_bytes(data[offset : offset + 4], "little")
+            sequence += 1
+        begin = offset
+        while sequence < stop:
+            offset += int.from_bytes(data[offset : offset + 4], "little")
+            sequence += 1
+            if offset - begin >= CHUNK_BYTES or sequence == stop:
+                yield data[begin:offset]
+                begin = offset

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a log without writing it: for `leasectl verify`, bills and copies from elsewhere.
+
+Rule: the same checks as at opening, and all that opening leaves out: every body decoded strictly, every signature
+checked. Nothing is locked and nothing is changed; while an agent has the log open, only what is anchored is read.
+
+Does not repair (`log.open_log` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from leased.chain.canonical import Unknown, decode
+from leased.chain.head import GENESIS, Head
+from leased.chain.record import Record, hash_prefix, parse_frame
+from leased.chain.recovery import SEGMENT_END, Image, Tail, choose_slot, read_tail
+from leased.chain.segment import HEADER_BYTES, LogIdentity, parse_header, parse_log_id
+from leased.chain.tree import EMPTY, Frontier
+from leased.chain.verdict import CORRUPT_HEAD, CORRUPT_ID, CORRUPT_SEGMENT
+from leased.chain.verifier import Verified, Verifier, check_bodies
+from leased.durable.anchor import ANCHOR, read_slots
+from leased.durable.files import DirectoryDisk, Disk
+from leased.durable.genesis import LOG_ID
+from leased.durable.journal import read_frames
+from leased.durable.scan import frames_end, segment_names
+from leased.ports import AnchorSlot
+from leased.terms.errors import ChainError, StateError
+from leased.terms.event import Event, NodeStarted
+from leased.terms.identity import BootId
+from leased.terms.moment import Moment
+
+
+class LogFacts(msgspec.Struct, frozen=True):
+    """What a verification found. `live`: an agent has the log open. `unanchored_records` and `torn_bytes` lie beyond the
+    anchor after a crash, and the next opening will keep or cut them."""
+
+    identity: LogIdentity
+    slot: AnchorSlot
+    verified: Verified
+    segments: tuple[str, ...]
+    live: bool
+    unanchored_records: int
+    torn_bytes: int
+
+    @property
+    def head(self) -> Head:
+        """The anchored head."""
+        return self.verified.head
+
+
+class ReadLog:
+    """A verified log, open for reading."""
+
+    def __init__(self, disk: Disk, facts: LogFacts) -> None:
+        self._disk = disk
+        self.facts = facts
+        self.head = facts.head
+        self.log_id = facts.identity.log_id
+        self.origin = facts.identity.origin
+
+    def frames(self, first_seq: int = 0) -> Iterator[bytes]:
+        """Chunks of whole frames from `first_seq` on."""
+        return read_frames(self._disk, first_seq, self.facts.slot)
+
+    def records(self, first_seq: int = 0) -> Iterator[Record]:
+        """Every record from `first_seq` on."""
+        prefix = hash_prefix(self.log_id)
+        for chunk in self.frames(first_seq):
+            offset = 0
+            while offset < len(chunk):
+                record = parse_frame(chunk, offset, prefix)
+                offset += record.frame_bytes
+                yield record
+
+    def events(self) -> Iterator[tuple[int, Event | Unknown, Moment]]:
+        """Every event from the first record on, with when it was sealed; the boot id is that of the last NodeStarted."""
+        boot_id = BootId(bytes(16))
+        for record in self.records(self.facts.slot.min_seq):
+            event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
+            if isinstance(event, NodeStarted):
+                boot_id = event.boot_id
+            yield record.sequence, event, Moment(boot_id, record.boot_ns, record.wall_ns)
+
+    def close(self) -> None:
+        """Close the directory. Idempotent."""
+        self._disk.close()
+
+
+def read_log(directory: Path, *, bodies: bool = True, signatures: bool = True, disk: Disk | None = None) -> ReadLog:
+    """Verify the log in `directory` up to its anchor and open it for reading. Raises StateError or ChainError."""
+    try:
+        disk = disk or DirectoryDisk(directory)
+        try:
+            return ReadLog(disk, _verify(disk, bodies=bodies, signatures=signatures))
+        except BaseException:
+            disk.close()
+            raise
+    except OSError as error:
+        raise StateError(f"{directory}: {error}; give the directory of a log that you may read") from error
+
+
+def _verify(disk: Disk, *, bodies: bool, signatures: bool) -> LogFacts:
+    """Everything `read_log` checks."""
+    names = disk.names()
+    segments = segment_names(names)
+    if LOG_ID not in names:
+        if not segments and ANCHOR not in names:
+            raise StateError(f"{disk.directory}: there is no log here; give the directory that holds log.id")
+        raise ChainError(CORRUPT_ID, "log.id is missing", file=str(disk.directory / LOG_ID))
+    identity = parse_log_id(disk.read(LOG_ID), str(disk.directory / LOG_ID))
+    live = disk.is_locked()
+    slot, both = _slot(disk, identity, live=live)
+    verifier = Verifier(
+        identity.log_id, origin=identity.origin, public_key=identity.public_key if signatures else None
+    )
+    head, frontier, index = GENESIS, EMPTY, -1
+    for index, name in enumerate(segments):
+        data = disk.read(name)
+        header = parse_header(data, name)
+        if index == 0 and header.head.size <= slot.min_seq and header.segment_no:
+            # Pruned before here: the header is what the log vouches for; a collector compares it with what it holds.
+            head, frontier = header.head, header.frontier
+            verifier = Verifier(
+                identity.log_id, head, frontier, origin=identity.origin,
+                public_key=identity.public_key if signatures else None,
+            )  # fmt: skip
+        if header.log_id != identity.log_id or header.head != head or header.frontier != frontier:
+            why = f"the segment does not continue the log, which stands at {head.text()}"
+            raise ChainError(CORRUPT_SEGMENT, why, file=name, offset=0, sequence=head.size)
+        last = header.segment_no == slot.segment_no
+        verifier.file = name
+        walk = verifier.feed(data, start=HEADER_BYTES, stop=slot.end_offset if last else frames_end(data))
+        if bodies:
+            check_bodies(walk, file=name)
+        verified = verifier.verified()
+        head, frontier = verified.head, verified.frontier
+        if last:
+            break
+        _check_closed(verified, name)
+    verified = verifier.verified()
+    if index < 0 or verified.head != Head(slot.next_seq, slot.head) or not verified.whole:
+        why = f"the chain ends with {verified.head.text()} where the anchor has {slot.next_seq}:{slot.head.hex()}"
+        raise ChainError(CORRUPT_HEAD, why, file=segments[index] if segments else ANCHOR, sequence=verified.head.size)
+    tail = None if live else _tail(disk, slot, segments[index:], verified, frontier, both=both)
+    return LogFacts(
+        identity, slot, verified, tuple(segments), live, tail.kept_records if tail else 0,
+        tail.torn.end - tail.torn.offset if tail and tail.torn else 0,
+    )  # fmt: skip
+
+
+def _check_closed(verified: Verified, name: str) -> None:
+    """A segment that another follows ends with its closing record. Raises ChainError."""
+    if verified.last_kind != SEGMENT_END or not verified.whole:
+        why = "the segment does not end with its closing record"
+        raise ChainError(CORRUPT_SEGMENT, why, file=name, sequence=verified.head.size)
+
+
+def _slot(disk: Disk, identity: LogIdentity, *, live: bool) -> tuple[AnchorSlot, bool]:
+    """The slot that counts. While an agent writes, the two may be read apart, so only the newest is asked for."""
+    slots = read_slots(disk, direct=False)
+    if live:
+        newest = max((slot for slot in slots if slot), key=lambda slot: slot.generation, default=None)
+        slots = (newest, None)
+    return choose_slot(slots, identity.log_id, str(disk.directory / ANCHOR))
+
+
+def _tail(
+    disk: Disk, slot: AnchorSlot, names: list[str], verified: Verified, frontier: Frontier, *, both: bool
+) -> Tail:
+    """What lies beyond the anchor of a log that nobody has open. Raises ChainError (rule 8)."""
+    images = [Image(name, disk.read(name)) for name in names]
+    ended = verified.last_kind == SEGMENT_END and slot.end_offset > HEADER_BYTES
+    return read_tail(slot, both=both, frontier=frontier, ended=ended, images=images)

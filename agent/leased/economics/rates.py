@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rates: what a capacity-second costs. The only place that divides money, and the only place that
+rounds.
+
+Rule: a rate is an integer of nano-units of currency per rate unit (GiB, GiB, Gbit/s, device, core)
+and second. A cost is an exact fraction until the bill line, where it is rounded once, half to even,
+to the card's decimals. A card is known by its hash, the SHA-256 of its canonical bytes; a lease is
+priced by the card that was in force at its grant.
+
+Does not add up usage (`meter`) and does not decide who pays (`intervals`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Final
+
+import msgspec
+
+from leased.economics.pools import UNIT
+from leased.terms.errors import ConfigError
+from leased.terms.lease import Priority
+from leased.terms.moment import NS_PER_S
+from leased.terms.resource import ResourceKind, TierKind
+
+NANO: Final = 1_000_000_000
+CURRENCY_CHARS_MAX: Final = 16
+DECIMALS_MAX: Final = 9
+PERMILLE: Final = 1_000
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """`nano` units per rate unit and second of `kind`; None of tier or priority is "any"."""
+
+    kind: ResourceKind
+    nano: int
+    tier: TierKind | None = None
+    priority: Priority | None = None
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """An exact amount of currency: `numerator` / `denominator` units. The denominator has no
+    factors but 2 and 5.
+    """
+
+    numerator: int
+    denominator: int
+
+    def exact(self) -> str:
+        """The amount as a decimal string, every digit of it."""
+        whole, rest = divmod(abs(self.numerator), self.denominator)
+        digits: list[str] = []
+        while rest:
+            digit, rest = divmod(rest * 10, self.denominator)
+            digits.append(str(digit))
+        sign = "-" if self.numerator < 0 else ""
+        return f"{sign}{whole}" + ("." + "".join(digits) if digits else "")
+
+    def rounded(self, decimals: int) -> int:
+        """The amount in 10**-decimals units, rounded half to even."""
+        quotient, rest = divmod(self.numerator * int(10**decimals), self.denominator)
+        twice = 2 * rest
+        if twice > self.denominator or (twice == self.denominator and quotient % 2):
+            quotient += 1
+        return quotient
+
+
+class RateCard(msgspec.Struct, frozen=True):
+    """Prices. `decimals` is what a bill line is rounded to; `multipliers_pm` are per mille, per
+    priority.
+    """
+
+    rates: tuple[Rate, ...]
+    currency: str = "credits"
+    decimals: int = 6
+    multipliers_pm: tuple[tuple[Priority, int], ...] = ()
+
+    def rate(self, kind: ResourceKind, tier: TierKind | None, priority: Priority) -> Rate:
+        """The most specific rate: (kind, tier, priority), else (kind, tier), else (kind)."""
+        for wanted in ((kind, tier, priority), (kind, tier, None), (kind, None, None)):
+            for rate in self.rates:
+                if (rate.kind, rate.tier, rate.priority) == wanted:
+                    return rate
+        raise ConfigError(f"rates.{kind.name.lower()}: no rate")
+
+    def multiplier_pm(self, priority: Priority) -> int:
+        """What a priority pays, in per mille of the rate."""
+        for listed, multiplier_pm in self.multipliers_pm:
+            if listed is priority:
+                return multiplier_pm
+        return PERMILLE
+
+    def cost(
+        self, capacity_ns: int, kind: ResourceKind, tier: TierKind | None, priority: Priority
+    ) -> Cost:
+        """What `capacity_ns` (raw unit x ns) costs, exactly."""
+        nano = self.rate(kind, tier, priority).nano * self.multiplier_pm(priority)
+        return Cost(capacity_ns * nano, UNIT[kind] * NS_PER_S * NANO * PERMILLE)
+
+    def canonical(self) -> bytes:
+        """The one encoding of this card: JSON, keys and rows sorted, integers only, no spaces."""
+        text = json.dumps(self.document(), sort_keys=True, separators=(",", ":"))
+        return text.encode("ascii")
+
+    def document(self) -> dict[str, object]:
+        """The card as plain values, rows sorted."""
+        return {
+            "currency": self.currency,
+            "decimals": self.decimals,
+            "multipliers_pm": sorted([p.name.lower(), m] for p, m in self.multipliers_pm),
+            "rates": sorted(
+                [
+                    rate.kind.name.lower(),
+                    "" if rate.tier is None else rate.tier.name.lower(),
+                    "" if rate.priority is None else rate.priority.name.lower(),
+                    rate.nano,
+                ]
+                for rate in self.rates
+            ),
+            "version": 1,
+        }
+
+    def digest(self) -> bytes:
+        """The card's name: SHA-256 of its canonical bytes."""
+        return hashlib.sha256(self.canonical()).digest()
+
+
+DEFAULT_CARD: Final = RateCard(
+    rates=(
+        Rate(ResourceKind.GPU, 10_000_000),
+        Rate(ResourceKind.CPU, 2_000_000),
+        Rate(ResourceKind.MEM, 1_000_000),
+        Rate(ResourceKind.BLOCK, 500_000),
+        Rate(ResourceKind.NET, 300_000),
+    )
+)
+"""The source document's defaults: GPU 0.01, CPU 0.002, memory 0.001, block 0.0005, network 0.0003.
+"""
+
+
+def check(card: RateCard) -> RateCard:
+    """Return `card` if it prices everything exactly once. Raises ConfigError naming the key."""
+    if not 0 < len(card.currency) <= CURRENCY_CHARS_MAX or not card.currency.isalnum():
+        raise ConfigError("rates.currency: 1 to 16 letters or digits")
+    if not card.currency.isascii():
+        raise ConfigError("rates.currency: ASCII only")
+    if not 0 <= card.decimals <= DECIMALS_MAX:
+        raise ConfigError(f"rates.decimals: 0 to {DECIMALS_MAX}")
+    seen: set[tuple[ResourceKind, TierKind | None, Priority | None]] = set()
+    for rate in card.rates:
+        name = f"rates.{rate.kind.name.lower()}"
+        key = (rate.kind, rate.tier, rate.priority)
+        if key in seen:
+            raise ConfigError(f"{name}: listed twice for the same tier and priority")
+        seen.add(key)
+        if rate.nano < 0:
+            raise ConfigError(f"{name}: must not be negative")
+    for kind in ResourceKind:
+        if (kind, None, None) not in seen:
+            raise ConfigError(
+                f"rates.{kind.name.lower()}: every kind needs a rate without tier or priority"
+            )
+    priorities = [priority for priority, _ in card.multipliers_pm]
+    if len(priorities) != len(frozenset(priorities)):
+        raise ConfigError("rates.multipliers: a priority is listed twice")
+    if any(multiplier_pm < 0 for _, multiplier_pm in card.multipliers_pm):
+        raise ConfigError("rates.multipliers: must not be negative")
+    return card
+
+
+def parse_rate(text: str, key: str) -> int:
+    """A decimal string such as "0.0005" as integer nano-units. Raises ConfigError; a float never
+    gets here.
+    """
+    whole, _, fraction = text.partition(".")
+    if not (whole.isascii() and whole.isdigit() and len(whole) <= 9):
+        raise ConfigError(f'{key}: a rate is a decimal string such as "0.0005"')
+    if fraction and not (fraction.isascii() and fraction.isdigit() and len(fraction) <= 9):
+        raise ConfigError(f"{key}: at most 9 digits after the point")
+    if text.endswith("."):
+        raise ConfigError(f"{key}: a digit must follow the point")
+    return int(whole) * NANO + int(fraction.ljust(9, "0"))

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cgroup v2: our delegated root, its controllers, and one leaf per lease.
+
+Rule: only a controller that v2 really has counts; what is bound to a v1 hierarchy is named as
+such. Every write is one os.write, whose error is the kernel's answer (a buffered file would hide
+it until close). A process is moved only while a pidfd proves that its number is still its own.
+
+Does not kill (the reaper does) and does not wait for anybody.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from leased.hardware.calls import CgroupFacts
+from leased.terms.errors import DeviceError
+
+WANTED = ("cpu", "cpuset", "memory", "pids", "hugetlb", "rdma")
+_CPU_PERIOD_US = 100_000
+_OUR_CHARGES = ("anon", "file", "shmem")
+"""What must be 0 in memory.stat; memory.current keeps some of the kernel's own pages for a while
+and means nothing by itself (teardown.md 4.4)."""
+
+
+def write(path: str, text: str) -> None:
+    """Write one value. Raises DeviceError with the kernel's errno."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode("ascii"))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise DeviceError("cgroup_write", error.errno or errno.EIO, f"{path}: {text}") from error
+
+
+def find_mounts(mountinfo: str) -> tuple[str | None, tuple[str, ...]]:
+    """(where cgroup2 is mounted, the controllers that v1 hierarchies have), from mountinfo."""
+    unified: str | None = None
+    v1: dict[str, None] = {}
+    for line in mountinfo.splitlines():
+        before, dash, after = line.partition(" - ")
+        fields = before.split(" ")
+        kind = after.split(" ")
+        if not dash or len(fields) < 5 or len(kind) < 3:
+            continue
+        if kind[0] == "cgroup2" and unified is None:
+            unified = fields[4].replace("\\040", " ")
+        elif kind[0] == "cgroup":
+            v1.update(dict.fromkeys(o for o in kind[2].split(",") if o in (*WANTED, "blkio")))
+    return unified, tuple(sorted(v1))
+
+
+def found(root: str, mountinfo: str | None = None) -> CgroupFacts:
+    """Make `root` below the cgroup2 mount and give its leaves every controller that v2 has."""
+    unified, v1 = find_mounts(mountinfo or Path("/proc/self/mountinfo").read_text("utf-8"))
+    if unified is None:
+        return CgroupFacts("", (), v1, ("no cgroup2 is mounted: leases cannot have a leaf",))
+    troubles: list[str] = []
+    path = unified
+    for part in [p for p in root.split("/") if p]:
+        _delegate(path, troubles)
+        path = os.path.join(path, part)
+        try:
+            os.mkdir(path, 0o755)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            troubles.append(f"{path}: {error.strerror}")
+            return CgroupFacts("", (), v1, tuple(troubles))
+    given = _delegate(path, troubles)
+    _limit_root(path, given)
+    in_v2 = _words(os.path.join(unified, "cgroup.controllers"))
+    return CgroupFacts(path, given, tuple(c for c in v1 if c not in in_v2), tuple(troubles))
+
+
+def _delegate(path: str, troubles: list[str]) -> tuple[str, ...]:
+    """Enable for the children of `path` what it has itself; what they have afterwards."""
+    for controller in _words(os.path.join(path, "cgroup.controllers")):
+        if controller in WANTED:
+            try:
+                write(os.path.join(path, "cgroup.subtree_control"), f"+{controller}")
+            except DeviceError as error:
+                troubles.append(f"{path}: +{controller}: {os.strerror(error.errno)}")
+    return tuple(sorted(_words(os.path.join(path, "cgroup.subtree_control"))))
+
+
+def _limit_root(path: str, given: Iterable[str]) -> None:
+    """Nothing in a lease may take pages from the pools by itself, or hide memory in swap.
+
+    Lease memory is touched by the worker, outside this subtree, so a ceiling of 0 stops only what
+    was never granted (teardown.md 4.4: swapped-out "returned" memory lies on disk unencrypted).
+    """
+    if "hugetlb" in given:
+        for name in sorted(os.listdir(path)):
+            if name.startswith("hugetlb.") and name.endswith(".max"):
+                write(os.path.join(path, name), "0")
+    for name in ("memory.swap.max", "memory.zswap.max"):
+        if os.path.exists(os.path.join(path, name)):
+            write(os.path.join(path, name), "0")
+
+
+def _words(path: str) -> tuple[str, ...]:
+    try:
+        return tuple(Path(path).read_text("ascii").split())
+    except OSError:
+        return ()
+
+
+# ---- leaves ------------------------------------------------------------------------------------
+
+
+def make_leaf(path: str, *, pids_max: int, cpus: str = "", cpu_milli: int = 0) -> None:
+    """Make a leaf with its limits; on failure nothing of it is left."""
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        # Ours from a grant that the agent did not survive; a populated one is somebody's.
+        if _populated(path):
+            raise DeviceError("cgroup_make", errno.EBUSY, path) from None
+    except OSError as error:
+        raise DeviceError("cgroup_make", error.errno or errno.EIO, path) from error
+    try:
+        if os.path.exists(os.path.join(path, "pids.max")):
+            write(os.path.join(path, "pids.max"), str(pids_max))
+        if cpus:
+            write(os.path.join(path, "cpuset.cpus"), cpus)
+            quota_us = cpu_milli * _CPU_PERIOD_US // 1000
+            write(os.path.join(path, "cpu.max"), f"{quota_us} {_CPU_PERIOD_US}")
+    except DeviceError:
+        os.rmdir(path)
+        raise
+
+
+def join(path: str, pid: int, pidfd: int) -> None:
+    """Move `pid` into the leaf; `pidfd` proves that the number is still its own."""
+    _check_pid(pid, pidfd)
+    before = Path(f"/proc/{pid}/cgroup").read_text("utf-8")
+    write(os.path.join(path, "cgroup.procs"), str(pid))
+    if not _exited(pidfd):
+        # Alive now, so the number was its own all along: it is not given away before the exit.
+        return
+    _put_back(path, pid, before)
+    raise DeviceError("cgroup_join", errno.ESRCH, f"process {pid} exited while it was moved")
+
+
+def _check_pid(pid: int, pidfd: int) -> None:
+    try:
+        text = Path(f"/proc/self/fdinfo/{pidfd}").read_text("ascii")
+    except OSError as error:
+        raise DeviceError("cgroup_join", error.errno or errno.EBADF, "pidfd") from error
+    named = [line.split()[1] for line in text.splitlines() if line.startswith("Pid:")]
+    if named != [str(pid)] or _exited(pidfd):
+        raise DeviceError("cgroup_join", errno.ESRCH, f"the pidfd does not name process {pid}")
+
+
+def _exited(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], 0)[0])
+
+
+def _put_back(leaf: str, pid: int, before: str) -> None:
+    """Whoever got the number meanwhile does not belong here: back to where the v2 line says."""
+    procs = Path(leaf, "cgroup.procs").read_text("ascii").split()
+    home = [line[3:] for line in before.splitlines() if line.startswith("0::")]
+    unified, _ = find_mounts(Path("/proc/self/mountinfo").read_text("utf-8"))
+    if str(pid) in procs and home and unified is not None:
+        write(os.path.join(unified, home[0].lstrip("/"), "cgroup.procs"), str(pid))
+
+
+def close_leaf(path: str, *, patience_ns: int = 100_000_000) -> tuple[int, int, int]:
+    """(memory bytes, hugetlb bytes still charged, 0 or the errno of rmdir).
+
+    A leaf that is gone already counts as removed. rmdir answers EBUSY for a moment after the last
+    exit, so it is asked again for `patience_ns`.
+    """
+    if not os.path.isdir(path):
+        return 0, 0, 0
+    memory_bytes = sum(
+        int(value)
+        for name, value in _pairs(os.path.join(path, "memory.stat"))
+        if name in _OUR_CHARGES
+    )
+    hugetlb_bytes = sum(
+        int(text)
+        for name in sorted(os.listdir(path))
+        if name.startswith("hugetlb.") and name.endswith("current")
+        for text in _words(os.path.join(path, name))
+    )
+    end_ns = time.monotonic_ns() + patience_ns
+    while True:
+        try:
+            os.rmdir(path)
+            return memory_bytes, hugetlb_bytes, 0
+        except FileNotFoundError:
+            return memory_bytes, hugetlb_bytes, 0
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic_ns() >= end_ns or _populated(path):
+                return memory_bytes, hugetlb_bytes, error.errno or errno.EIO
+        time.sleep(0.001)
+
+
+def _populated(path: str) -> bool:
+    return ("populated", "1") in _pairs(os.path.join(path, "cgroup.events"))
+
+
+def _pairs(path: str) -> tuple[tuple[str, str], ...]:
+    words = _words(path)
+    return tuple(zip(words[::2], words[1::2], strict=True))

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPU cores: which the host has, which it offers, and why none where it offers none.
+
+Rule: cores are leased only where cgroup v2 has both `cpu` (the share) and `cpuset` (the cores) for
+our leaves; anything less could not be enforced, so it is an Absence that says what is missing.
+
+Does not limit anybody: `cgroup.make_leaf` does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from leased.hardware.calls import CgroupFacts
+from leased.hardware.config import HardwareConfig
+from leased.hardware.sysfs import list_names, parse_list, read_int, read_list
+from leased.terms.errors import ConfigError
+from leased.terms.resource import Absence, Resource, ResourceKind
+
+MILLI_PER_CORE = 1000
+NEEDED = ("cpu", "cpuset")
+SHARED_LIMIT = (
+    "whole cores are exclusive among leases; processes outside any lease may still run on them"
+)
+
+
+def survey_cpu(
+    config: HardwareConfig, facts: CgroupFacts, root: Path = Path("/")
+) -> tuple[tuple[Resource, ...], tuple[Absence, ...]]:
+    """The cores that can be leased, or why none can."""
+    why = _missing(facts)
+    offered = () if why else offered_cores(config.cpu_cores, root)
+    if not why and not offered:
+        why = "no core is offered: set [hardware] cpu_cores to a list such as 2-7"
+    if why:
+        return (), (Absence(ResourceKind.CPU, why),)
+    return tuple(_resource(core, root) for core in offered), ()
+
+
+def offered_cores(spec: str, root: Path) -> tuple[int, ...]:
+    """The online cores that `spec` names ("none", "auto" or a list). Raises ConfigError."""
+    directory = root / "sys/devices/system/cpu"
+    online = read_list(directory / "online")
+    if spec == "none" or not online:
+        return ()
+    if spec == "auto":
+        # The first core and its siblings stay with the host: interrupts, the agent, the reaper.
+        kept = read_list(directory / f"cpu{online[0]}/topology/thread_siblings_list")
+        return tuple(core for core in online if core != online[0] and core not in kept)
+    try:
+        named = parse_list(spec)
+    except ValueError as error:
+        raise ConfigError(f"[hardware] cpu_cores = {spec!r}: {error}") from error
+    absent = [core for core in named if core not in online]
+    if absent:
+        raise ConfigError(f"[hardware] cpu_cores = {spec!r}: no such core online: {absent}")
+    return named
+
+
+def _missing(facts: CgroupFacts) -> str:
+    if not facts.path:
+        return "cpu leases need cgroup v2: " + "; ".join(facts.troubles)
+    lacking = [name for name in NEEDED if name not in facts.controllers]
+    if not lacking:
+        return ""
+    bound = [name for name in lacking if name in facts.v1_only]
+    if bound:
+        return (
+            f"cpu leases need the cgroup v2 controllers cpu and cpuset; {' and '.join(bound)} are"
+            " bound to cgroup v1 here: boot with systemd.unified_cgroup_hierarchy=1, or with"
+            f" cgroup_no_v1={','.join(bound)}"
+        )
+    detail = "; ".join(facts.troubles) or "the kernel or the delegation does not offer them"
+    return f"cpu leases need the cgroup v2 controllers {' and '.join(lacking)}: {detail}"
+
+
+def _resource(core: int, root: Path) -> Resource:
+    directory = root / f"sys/devices/system/cpu/cpu{core}"
+    nodes = [name[4:] for name in list_names(directory) if name.startswith("node")]
+    package = read_int(directory / "topology/physical_package_id")
+    siblings = read_list(directory / "topology/thread_siblings_list")
+    return Resource(
+        resource_id=f"cpu:{core}",
+        kind=ResourceKind.CPU,
+        tier=None,
+        capacity=MILLI_PER_CORE,
+        granule=1,
+        node=int(nodes[0]) if nodes and nodes[0].isdigit() else -1,
+        limits=(SHARED_LIMIT,),
+        attributes=(
+            ("package", str(package if package is not None else -1)),
+            ("siblings", ",".join(map(str, siblings))),
+        ),
+    )

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The crew: worker processes as the agent sees them, each with its own socket and deadline.
+
+Rule: one batch is under way per worker; whoever comes meanwhile waits in line, so the answers come
+in the order of the calls. A worker that does not answer by the batch's deadline is killed and
+abandoned (in D state even SIGKILL waits), its callers get DeviceError, and the next batch starts a
+fresh one. Waiting costs no thread.
+
+Does not know what the calls mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from leased.hardware.calls import Answer, Batch, Call, Failed, Scrub
+from leased.hardware.config import EscapeePolicy, HardwareConfig
+from leased.hardware.occupants import start_time
+from leased.hardware.scrubbing import PASS_BUDGET_NS, PASSES_MAX
+from leased.hardware.worker import MESSAGE_BYTES_MAX, receive_answers, send
+from leased.terms.errors import DeviceError
+
+CALLS_MAX = 64
+"""Calls of one batch: below the 253 descriptors of a message, and a few ms of small work."""
+
+_NS_PER_S = 1_000_000_000
+_SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
+"""A worker runs the very code that its agent runs, wherever that was found."""
+
+
+class Link:
+    """One worker, started when first needed and replaced when lost."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._turn = trio.StrictFIFOLock()
+        self._sock: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._abandoned: list[subprocess.Popen[bytes]] = []
+        self._buffer = bytearray()
+        self._number = 0
+        self.lost = 0
+
+    @property
+    def pids(self) -> tuple[tuple[int, int], ...]:
+        """(pid, start time) of the worker and of those abandoned that have not ended."""
+        self._abandoned = [process for process in self._abandoned if process.poll() is None]
+        alive = [process.pid for process in (self._process, *self._abandoned) if process]
+        return tuple((pid, start_time(pid) or 0) for pid in alive)
+
+    async def ask(
+        self, batch: Batch, fds: Sequence[int], *, budget_ns: int
+    ) -> tuple[tuple[Answer, ...], list[int]]:
+        """The answers, and the descriptors that came with them (the caller's from here on).
+
+        The budget begins when the worker gets the batch. Raises DeviceError.
+        """
+        async with self._turn:
+            self._number += 1
+            numbered = Batch(self._number, *(getattr(batch, name) for name in _REST))
+            try:
+                with trio.fail_after(budget_ns / _NS_PER_S):
+                    return await self._exchange(numbered, fds)
+            except trio.TooSlowError:
+                self.abandon()
+                raise DeviceError(
+                    "worker_answer",
+                    errno.ETIMEDOUT,
+                    f"worker {self.name} did not answer in {budget_ns // 1_000_000} ms",
+                ) from None
+            except (OSError, EOFError) as error:
+                self.abandon()
+                number = getattr(error, "errno", None) or errno.EPIPE
+                raise DeviceError("worker_answer", number, f"worker {self.name} ended") from error
+            except trio.Cancelled:
+                # Its answer would be taken for the next batch's, and its descriptors leak.
+                self.abandon()
+                raise
+
+    async def _exchange(
+        self, batch: Batch, fds: Sequence[int]
+    ) -> tuple[tuple[Answer, ...], list[int]]:
+        sock = self._sock or self._start()
+        while True:
+            try:
+                send(sock, batch, fds)
+                break
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(sock)
+        await trio.lowlevel.wait_readable(sock)
+        answers, received = receive_answers(sock, self._buffer)
+        assert answers.number == batch.number
+        return answers.answers, received
+
+    def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_BYTES_MAX)
+        paths = [_SOURCE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+        with theirs:
+            # From this thread, never a thread of trio's: the worker dies with the thread that
+            # forked it (PR_SET_PDEATHSIG), and trio's threads end when they are idle.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "leased.hardware.worker", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            )
+        self._sock, self._buffer = ours, self._buffer or bytearray(MESSAGE_BYTES_MAX)
+        return ours
+
+    def abandon(self) -> None:
+        """Kill the worker and wait for nothing."""
+        if self._sock is not None:
+            if trio.lowlevel.in_trio_run():
+                trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+            self._sock = None
+        if self._process is not None:
+            self._process.kill()
+            self._abandoned.append(self._process)
+            self._process = None
+            self.lost += 1
+
+    def close(self) -> None:
+        """End the worker; one that hangs is left to the kernel. Idempotent."""
+        self.abandon()
+        for process in self._abandoned:
+            try:
+                process.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                continue
+        # What is left is in D state; Popen would warn about it in its finaliser.
+        for process in self._abandoned:
+            process.returncode = process.returncode if process.returncode is not None else 0
+        self._abandoned = []
+
+
+class Crew:
+    """Every worker, by name; and who of us is never an escapee."""
+
+    def __init__(self, config: HardwareConfig) -> None:
+        self._config = config
+        self._links: dict[str, Link] = {}
+        self._exempt: dict[int, int] = {os.getpid(): start_time(os.getpid()) or 0}
+
+    def exempt(self, pid: int) -> None:
+        """This process holds leases' descriptors by right."""
+        self._exempt[pid] = start_time(pid) or 0
+
+    async def ask(
+        self, name: str, calls: Sequence[Call], fds: Sequence[int] = (), touched_bytes: int = 0
+    ) -> tuple[tuple[Answer, ...], list[int]]:
+        """One batch to one worker; answers in order, and the descriptors they own."""
+        link = self._links.setdefault(name, Link(name))
+        config = self._config
+        exempt: tuple[tuple[int, int], ...] = ()
+        if calls and isinstance(calls[0], Scrub):
+            ours = (pair for each in self._links.values() for pair in each.pids)
+            exempt = (*self._exempt.items(), *ours)
+        kills = config.escapees is EscapeePolicy.KILL
+        budget_ns = config.call_budget_ns
+        budget_ns += touched_bytes * _NS_PER_S // config.touch_bytes_per_s
+        if exempt:
+            budget_ns += PASSES_MAX * (config.kill_budget_ns + PASS_BUDGET_NS)
+        batch = Batch(0, tuple(calls), exempt, kills, config.kill_budget_ns, config.reaper_path)
+        return await link.ask(batch, fds, budget_ns=budget_ns)
+
+    async def one(self, name: str, call: Call, fds: Sequence[int] = ()) -> Answer:
+        """One call; what failed is raised."""
+        (answer,), _ = await self.ask(name, (call,), fds)
+        if isinstance(answer, Failed):
+            raise failure(answer)
+        return answer
+
+    def dismiss(self, name: str) -> None:
+        """End a worker that is not needed any more. Idempotent."""
+        link = self._links.pop(name, None)
+        if link is not None:
+            link.close()
+
+    def close(self) -> None:
+        """End every worker. Idempotent."""
+        for name in tuple(self._links):
+            self.dismiss(name)
+
+
+_REST = ("calls", "exempt", "kill_escapees", "kill_budget_ns", "reaper_path")
+
+
+T = TypeVar("T")
+
+
+async def spread(
+    work: Mapping[str, Sequence[T]], carry_out: Callable[[str, Sequence[T]], Awaitable[None]]
+) -> None:
+    """Give each worker its part in batches; different workers at the same time."""
+
+    async def one(name: str, part: Sequence[T]) -> None:
+        for begin in range(0, len(part), CALLS_MAX):
+            await carry_out(name, part[begin : begin + CALLS_MAX])
+
+    if len(work) == 1:
+        # The common case needs no task of its own.
+        [(name, part)] = work.items()
+        await one(name, part)
+        return
+    async with trio.open_nursery() as nursery:
+        for name, part in work.items():
+            nursery.start_soon(one, name, part)
+
+
+def failure(answer: Answer) -> DeviceError:
+    """What a call that failed says, as an error."""
+    assert isinstance(answer, Failed), answer
+    return DeviceError(answer.verb, answer.errno, answer.detail)
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors that nobody will get."""
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices: `ports.Device` on this host, by worker processes.
+
+Who works: one worker prepares small grants and leaves, one scrubs small leases, each hugepage pool
+has its own (so that its counters are compared in order), a few take large leases, and two
+short-lived ones survey the host. A lease waits for nobody's large one, except in the same pool.
+
+What a tenant gets is `handout`, never the descriptors in `Prepared`: those are for the agent and
+the reaper to keep (why: `exclusion`). A lease whose memory was never given out by `handout` is
+scrubbed all the same, after a search of the whole host.
+
+Rule: each answer stands in the place of its lease; one that fails spoils no other, and leaves
+nothing behind or is reported. Does not decide what is fenced: it names what is unproven.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from leased.hardware import exclusion
+from leased.hardware.calls import (
+    CgroupFacts,
+    Cleaned,
+    Found,
+    Founded,
+    Join,
+    Scrub,
+    Survey,
+    Surveyed,
+)
+from leased.hardware.config import HardwareConfig
+from leased.hardware.crew import Crew, close_all, failure, spread
+from leased.hardware.pieces import Piece, leaf_call, memory_pieces, worker_for
+from leased.hardware.pools import PoolLedgers
+from leased.hardware.preparing import Preparer, leaf_path
+from leased.hardware.proving import Prover
+from leased.ports import Prepared
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId
+from leased.terms.lease import Lease, RevocationReason
+from leased.terms.resource import Absence, Inventory, ResourceKind
+from leased.terms.teardown import ProofReport, ScrubReport
+
+_NOTHING_HELD = (RevocationReason.GRANT_FAILED, RevocationReason.NODE_REBOOT)
+"""Leases that may lack descriptors: what was never made, or ended with its boot, holds nothing."""
+
+
+class _Case:
+    """One lease being scrubbed."""
+
+    def __init__(self, lease: Lease, fds: Sequence[int]) -> None:
+        self.lease = lease
+        self.fds = fds
+        self.done: dict[int, Cleaned] = {}
+        self.error: DeviceError | None = None
+
+
+class Devices:
+    """The hardware of this host. Use within one trio run; `close` at its end."""
+
+    def __init__(self, config: HardwareConfig | None = None) -> None:
+        self._config = config or HardwareConfig()
+        self._crew = Crew(self._config)
+        self._ledgers = PoolLedgers(self._crew)
+        self._preparer = Preparer(self._crew, self._ledgers, self._config)
+        self._prover = Prover(self._crew, self._ledgers, self._config)
+        self._facts: CgroupFacts | None = None
+        self._finding = trio.Lock()
+        self._apart: set[LeaseId] = set()
+
+    # -- the port ----------------------------------------------------------------------------------
+
+    async def inventory(self) -> Inventory:
+        """What the host offers now, with evidence and absences."""
+        facts = await self.facts()
+        parts: list[Surveyed] = []
+
+        async def part(name: str, drivers: bool) -> None:
+            parts.append(await self._survey(name, Survey(self._config, facts, drivers)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(part, "survey", False)
+            nursery.start_soon(part, "drivers", True)
+        resources = (resource for part in parts for resource in part.resources)
+        return Inventory(
+            tuple(sorted(resources, key=lambda resource: (resource.kind, resource.resource_id))),
+            tuple(sorted((a for part in parts for a in part.absences), key=lambda a: a.kind)),
+            tuple(sorted(note for part in parts for note in part.notes)),
+        )
+
+    async def prepare_many(self, leases: Sequence[Lease]) -> list[Prepared | DeviceError]:
+        """Make each lease's allotments ready. All or nothing per lease."""
+        return await self._preparer.prepare(leases, await self.facts())
+
+    async def scrub_many(
+        self, leases: Sequence[tuple[Lease, Sequence[int]]]
+    ) -> list[ScrubReport | DeviceError]:
+        """Overwrite, read back and give back what each lease held, after the cut."""
+        cases = [_Case(lease, fds) for lease, fds in leases]
+        work: dict[str, list[tuple[_Case, Piece]]] = {}
+        for case in cases:
+            pieces = memory_pieces(case.lease)
+            if len(case.fds) == len(pieces):
+                for piece in pieces:
+                    name = worker_for(piece, "reclaim", self._config)
+                    work.setdefault(name, []).append((case, piece))
+            elif case.fds or case.lease.reason not in _NOTHING_HELD:
+                detail = f"{len(case.fds)} descriptors for {len(pieces)} memory allotments"
+                case.error = DeviceError("scrub", errno.EBADF, detail)
+        await spread(work, self._scrub)
+        return [case.error or _report(case) for case in cases]
+
+    async def prove_many(
+        self, leases: Sequence[tuple[Lease, Sequence[int]]]
+    ) -> list[ProofReport | DeviceError]:
+        """Ask the kernel's counters whether everything came back; name what did not."""
+        reports = await self._prover.prove(leases, (await self.facts()).path)
+        for lease, _ in leases:
+            self._apart.discard(lease.lease_id)
+        return reports
+
+    # -- beside the port ---------------------------------------------------------------------------
+
+    def handout(self, lease_id: LeaseId, fds: Sequence[int]) -> tuple[int, ...]:
+        """Descriptors to pass to the holder of a lease, in place of `fds`; the caller closes them
+        when they are passed. Raises DeviceError while the lease is being scrubbed."""
+        self._apart.add(lease_id)
+        opened: list[int] = []
+        try:
+            for fd in fds:
+                opened.append(exclusion.reopen(fd))
+        except OSError as error:
+            close_all(opened)
+            raise DeviceError("handout", error.errno or errno.EIO, str(error)) from error
+        return tuple(opened)
+
+    def exempt(self, pid: int) -> None:
+        """This process holds leases' descriptors by right (the reaper): never an escapee."""
+        self._crew.exempt(pid)
+
+    async def adopt(self, leases: Iterable[Lease]) -> None:
+        """Leases of an earlier run of the agent that hold memory now. Before the first grant."""
+        for lease in leases:
+            for piece in memory_pieces(lease):
+                if piece.pool is not None:
+                    ledger = await self._ledgers.of(piece.pool)
+                    ledger.adopt((lease.lease_id, piece.index), piece.pages)
+
+    async def join(self, lease: Lease, pid: int, pidfd: int) -> str:
+        """Move a process into the lease's leaf, which is made if need be; the leaf's path. The
+        pidfd proves who it is. Raises DeviceError."""
+        path = leaf_path(lease, await self.facts())
+        if not os.path.isdir(path):
+            await self._crew.one("grant", leaf_call(lease, path, self._config.lease_pids_max))
+        await self._crew.one("grant", Join(path, pid), (pidfd,))
+        return path
+
+    async def facts(self) -> CgroupFacts:
+        """The cgroup root, found and made once."""
+        async with self._finding:
+            if self._facts is None:
+                founded = await self._crew.one("grant", Found(self._config.cgroup_root))
+                assert isinstance(founded, Founded)
+                self._facts = founded.facts
+        return self._facts
+
+    def close(self) -> None:
+        """End every worker. Idempotent."""
+        self._crew.close()
+
+    # -- parts of the port's methods ---------------------------------------------------------------
+
+    async def _survey(self, name: str, call: Survey) -> Surveyed:
+        """One part of the inventory; its worker ends, so that no driver stays open."""
+        try:
+            answer = await self._crew.one(name, call)
+        except DeviceError as error:
+            kinds = (ResourceKind.GPU,) if call.drivers else (ResourceKind.MEM, ResourceKind.CPU)
+            return Surveyed((), tuple(Absence(kind, str(error)) for kind in kinds), ())
+        finally:
+            self._crew.dismiss(name)
+        assert isinstance(answer, Surveyed)
+        return answer
+
+    async def _scrub(self, name: str, part: Sequence[tuple[_Case, Piece]]) -> None:
+        pool = part[0][1].pool
+        calls = [
+            Scrub(piece.name, piece.allotment.capacity, piece.pool, self._is_apart(case.lease))
+            for case, piece in part
+        ]
+        fds = [case.fds[piece.index] for case, piece in part]
+        touched_bytes = 2 * sum(call.size_bytes for call in calls)
+        try:
+            ledger = await self._ledgers.of(pool) if pool is not None else None
+            answers, _ = await self._crew.ask(name, calls, fds, touched_bytes)
+        except DeviceError as error:
+            for case, piece in part:
+                case.error = error
+                if pool is not None:
+                    self._ledgers.write_off(pool, (case.lease.lease_id, piece.index))
+            return
+        for (case, piece), answer in zip(part, answers, strict=True):
+            key = (case.lease.lease_id, piece.index)
+            if isinstance(answer, Cleaned):
+                case.done[piece.index] = answer
+                if ledger is not None:
+                    ledger.give_back(key, answer)
+            else:
+                case.error = failure(answer)
+                if ledger is not None:
+                    ledger.write_off(key)
+
+    def _is_apart(self, lease: Lease) -> bool:
+        """Nobody but the keepers ever had the lease's own open files: they were handed out opened
+        anew, or (the grant failed before its answer) not at all."""
+        return lease.lease_id in self._apart or lease.reason is RevocationReason.GRANT_FAILED
+
+
+def _report(case: _Case) -> ScrubReport:
+    parts = [case.done[index] for index in sorted(case.done)]
+    return ScrubReport(
+        case.lease.lease_id,
+        time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        sum(part.scrubbed_bytes for part in parts),
+        all(part.clean for part in parts),
+        tuple(step for part in parts for step in part.steps),
+    )

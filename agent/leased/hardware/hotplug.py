@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hotplug: the kernel's notices that hardware came, went or changed, as they arrive.
+
+Rule: a notice is a reason to look again, never the truth itself: the inventory is read anew. When
+the kernel's buffer overflowed, one notice says that notices were lost.
+
+Does not look: `devices.Devices.inventory` does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+import pyudev
+import trio
+
+LOST = "lost"
+SUBSYSTEMS = ("block", "cpu", "cxl", "dax", "memory", "node", "nvme", "pci")
+_BUFFER_BYTES = 4 << 20
+"""A hotplugged DIMM sends one notice per 128 MiB; 4 MiB hold thousands."""
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """`action` as the kernel names it (add, remove, change, ...), or LOST."""
+
+    action: str
+    subsystem: str
+    path: str
+
+
+async def watch(subsystems: Sequence[str] = SUBSYSTEMS) -> AsyncIterator[Notice]:
+    """Notices of `subsystems` from here on. After udev's rules where udevd runs, else the
+    kernel's own."""
+    context = pyudev.Context()
+    source = "udev" if os.path.exists("/run/udev/control") else "kernel"
+    monitor = pyudev.Monitor.from_netlink(context, source)
+    for subsystem in subsystems:
+        monitor.filter_by(subsystem)
+    monitor.set_receive_buffer_size(_BUFFER_BYTES)
+    monitor.start()
+    while True:
+        await trio.lowlevel.wait_readable(monitor.fileno())
+        try:
+            device = monitor.poll(timeout=0)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            yield Notice(LOST, "", "")
+            continue
+        if device is not None:
+            yield Notice(device.action or "", device.subsystem or "", device.device_path)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Occupants: which processes still hold or map a memfd, wherever on the host they are.
+
+Rule: identity is (device, inode), never a name that a tenant could choose; the one exception is an
+io_uring registration, of which the kernel tells only the name, and ours carries the lease's id.
+One pass over /proc answers for many inodes at once. Nobody is killed by number: the pidfd is
+opened first, then the process is examined again through it.
+
+Sees descriptors, mappings and registered files (teardown.md 1.5), of threads with descriptors of
+their own too. Does not see descriptors in flight nor pinned pages: `exclusion` and the pools'
+counters do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from leased.terms.errors import DeviceError
+
+_MEMFD = b"/memfd:"
+_RING = "anon_inode:[io_uring]"
+_GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+Inode = tuple[int, int]
+
+
+class Sought(msgspec.Struct, frozen=True):
+    """A memfd that is looked for: (st_dev, st_ino) and the name it was made with."""
+
+    inode: Inode
+    name: str
+
+
+class Occupant(msgspec.Struct, frozen=True):
+    """A process as one pass saw it. `started` (field 22 of its stat) makes the pid an identity."""
+
+    pid: int
+    started: int
+
+
+def start_time(pid: int) -> int | None:
+    """When the process started, in the kernel's ticks since boot; None if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return None
+
+
+def scan(
+    sought: Iterable[Sought], *, exempt: Mapping[int, int], deadline_ns: int
+) -> dict[Inode, list[Occupant]]:
+    """Who has which of the memfds. `exempt` maps our own pids to their start times.
+
+    Raises DeviceError(ETIMEDOUT) when /proc could not be read to its end by `deadline_ns`
+    (CLOCK_BOOTTIME): an answer for half the host is none.
+    """
+    names = {one.name.encode("ascii"): one.inode for one in sought}
+    inodes = frozenset(names.values())
+    seen: dict[Inode, list[Occupant]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal():
+            continue
+        if time.clock_gettime_ns(time.CLOCK_BOOTTIME) > deadline_ns:
+            raise DeviceError("occupant_scan", errno.ETIMEDOUT, "too many descriptors to look at")
+        pid = int(entry)
+        if pid in exempt and exempt[pid] == start_time(pid):
+            continue
+        found = _examine(pid, inodes, names)
+        started = start_time(pid) if found else None
+        if started is not None:
+            for inode in found:
+                seen.setdefault(inode, []).append(Occupant(pid, started))
+    return seen
+
+
+def evict(
+    occupants: Iterable[Occupant], sought: Iterable[Sought], *, budget_ns: int
+) -> tuple[int, int]:
+    """Kill each occupant that still is one; (processes killed, processes that would not die)."""
+    names = {one.name.encode("ascii"): one.inode for one in sought}
+    inodes = frozenset(names.values())
+    dying: list[int] = []
+    with contextlib.ExitStack() as stack:
+        for occupant in sorted(frozenset(occupants), key=lambda one: one.pid):
+            try:
+                pidfd = os.pidfd_open(occupant.pid)
+            except ProcessLookupError:
+                continue
+            stack.callback(os.close, pidfd)
+            # The pidfd pins the number: what is examined now is what will be killed.
+            if start_time(occupant.pid) != occupant.started:
+                continue
+            if not _examine(occupant.pid, inodes, names):
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            dying.append(pidfd)
+        left = _wait_gone(dying, budget_ns)
+    return len(dying), left
+
+
+def _wait_gone(pidfds: list[int], budget_ns: int) -> int:
+    poll = select.poll()
+    for pidfd in pidfds:
+        poll.register(pidfd, select.POLLIN)
+    left = len(pidfds)
+    end_ns = time.monotonic_ns() + budget_ns
+    while left:
+        rest_ms = (end_ns - time.monotonic_ns()) // 1_000_000
+        ready = poll.poll(max(rest_ms, 0))
+        if not ready:
+            break
+        for pidfd, _ in ready:
+            poll.unregister(pidfd)
+            left -= 1
+    return left
+
+
+def _examine(pid: int, inodes: frozenset[Inode], names: Mapping[bytes, Inode]) -> frozenset[Inode]:
+    """Which of the inodes the process has, by descriptor, mapping or registration."""
+    found: set[Inode] = set()
+    for task in _tasks(pid):
+        # A thread may have descriptors, and after its leader's exit a memory, of its own.
+        found.update(_by_descriptor(task, inodes, names))
+    found.update(_by_mapping(f"/proc/{pid}", inodes))
+    if not found and len(_listed(f"/proc/{pid}/task")) > 1:
+        for task in _tasks(pid):
+            found.update(_by_mapping(task, inodes))
+    return frozenset(found)
+
+
+def _tasks(pid: int) -> list[str]:
+    return [f"/proc/{pid}/task/{tid}" for tid in _listed(f"/proc/{pid}/task")]
+
+
+def _by_descriptor(
+    task: str, inodes: frozenset[Inode], names: Mapping[bytes, Inode]
+) -> Iterator[Inode]:
+    for number in _listed(f"{task}/fd"):
+        path = f"{task}/fd/{number}"
+        try:
+            target = os.readlink(path)
+            if target.startswith("/memfd:"):
+                # stat only where the name says memfd: on a dead network mount it would hang.
+                status = os.stat(path)
+                if (status.st_dev, status.st_ino) in inodes:
+                    yield status.st_dev, status.st_ino
+            elif target == _RING:
+                yield from _registered(f"{task}/fdinfo/{number}", names)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
+
+
+def _registered(path: str, names: Mapping[bytes, Inode]) -> Iterator[Inode]:
+    for line in _read(path).splitlines():
+        _, found, rest = line.partition(_MEMFD)
+        if found:
+            # The kernel escapes the space: "\\040(deleted)".
+            inode = names.get(rest.replace(b"\\040", b" ").removesuffix(b" (deleted)"))
+            if inode is not None:
+                yield inode
+
+
+def _by_mapping(task: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
+    text = _read(f"{task}/maps")
+    if _MEMFD not in text:
+        return
+    for line in text.splitlines():
+        if _MEMFD in line:
+            fields = line.split(None, 5)
+            major, _, minor = fields[3].partition(b":")
+            inode = (os.makedev(int(major, 16), int(minor, 16)), int(fields[4]))
+            if inode in inodes:
+                yield inode
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError as error:
+        if error.errno in _GONE:
+            return []
+        raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except OSError as error:
+        if error.errno in _GONE:
+            return b""
+        raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pieces: a lease's allotments as work for the workers.
+
+Rule: one memory allotment is one memfd, in the order of the lease's allotments; all cpu allotments
+of a lease are one leaf. The name of a memfd carries the lease's id, so that an operator who sees it
+in /proc knows whose it is.
+
+Does not do the work.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import lru_cache
+
+import msgspec
+
+from leased.hardware.calls import Create, MakeLeaf, Pool
+from leased.hardware.config import HardwareConfig
+from leased.hardware.sysfs import format_list
+from leased.terms.errors import DeviceError
+from leased.terms.lease import Lease
+from leased.terms.resource import Allotment, ResourceKind
+
+NORMAL_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """One memory allotment: its place among the lease's memfds, where it lives and how large."""
+
+    index: int
+    name: str
+    allotment: Allotment
+    place: Pool
+
+    @property
+    def pool(self) -> Pool | None:
+        """The hugepage pool it comes from, None for normal pages."""
+        return None if self.place.page_bytes == NORMAL_PAGE_BYTES else self.place
+
+    @property
+    def pages(self) -> int:
+        """How many pages it is."""
+        return self.allotment.capacity // self.place.page_bytes
+
+    def create(self) -> Create:
+        """The call that makes it."""
+        page_bytes = 0 if self.place.page_bytes == NORMAL_PAGE_BYTES else self.place.page_bytes
+        return Create(self.name, self.allotment.capacity, page_bytes, self.place.node)
+
+
+@lru_cache(maxsize=1024)
+def place_of(resource_id: str) -> Pool:
+    """Node and page size of `mem:node<N>:<page bytes>`. Raises DeviceError."""
+    kind, _, rest = resource_id.partition(":node")
+    node, _, page_bytes = rest.partition(":")
+    if kind != "mem" or not node.isdecimal() or not page_bytes.isdecimal():
+        raise DeviceError("place", errno.EINVAL, resource_id)
+    return Pool(int(node), int(page_bytes))
+
+
+def memory_pieces(lease: Lease) -> list[Piece]:
+    """The lease's memory, in the order of its memfds."""
+    name = f"leased-{lease.lease_id.hex()}"
+    pieces: list[Piece] = []
+    for allotment in lease.subject.allotments:
+        if allotment.kind is ResourceKind.MEM:
+            at = len(pieces)
+            pieces.append(Piece(at, f"{name}-{at}", allotment, place_of(allotment.resource_id)))
+    return pieces
+
+
+def needs_leaf(lease: Lease) -> bool:
+    """Whether the leaf is made with the grant: nobody is bound, or a cpu share must be enforced."""
+    return not lease.pid or any(a.kind is ResourceKind.CPU for a in lease.subject.allotments)
+
+
+def leaf_call(lease: Lease, path: str, pids_max: int) -> MakeLeaf:
+    """The call that makes the lease's leaf."""
+    cores = [a for a in lease.subject.allotments if a.kind is ResourceKind.CPU]
+    numbers = tuple(sorted(int(a.resource_id.removeprefix("cpu:")) for a in cores))
+    return MakeLeaf(path, pids_max, format_list(numbers), sum(a.capacity for a in cores))
+
+
+def pool_worker(pool: Pool) -> str:
+    """The name of the one worker that a pool's calls go through."""
+    return f"pool {pool.node}:{pool.page_bytes}"
+
+
+def worker_for(piece: Piece, small: str, config: HardwareConfig) -> str:
+    """The name of the worker that a piece goes to; `small` where it is a small normal one."""
+    if piece.pool is not None:
+        return pool_worker(piece.pool)
+    if piece.allotment.capacity <= config.bulk_bytes:
+        return small
+    # The least busy would need a census; the lease's id spreads well enough over a few workers.
+    return f"bulk {sum(piece.name.encode('ascii')) % config.bulk_workers}"

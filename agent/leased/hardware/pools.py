@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pools: how many hugepages should be in use, against how many the kernel says are.
+
+Rule: in use = held by leases + written off (fenced) + foreign (in use when we began). A lease's
+pages have come back when nothing beyond that sum is missing; what stays missing is written off,
+first to the leases whose truncation returned too little, then to whoever is being proven, because
+a page that is missing cannot be promised to anybody. The sum is conserved, so no trick inside one
+lease (punching a hole, pinning a page elsewhere) makes room that is not there.
+
+All calls of one pool go through one worker in order, and this ledger is kept from its answers in
+that order: it is exact at each count. Does not decide what fencing is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from leased.hardware.calls import Cleaned, Count, Counted, Pool
+from leased.hardware.crew import Crew
+from leased.hardware.pieces import pool_worker
+from leased.terms.identity import LeaseId
+
+Piece = tuple[LeaseId, int]
+"""One allotment of one lease."""
+
+
+class PoolLedger:
+    """One pool's pages."""
+
+    def __init__(self, counted: Counted) -> None:
+        self._held: dict[Piece, int] = {}
+        self._short: dict[Piece, int] = {}
+        self.written_off = 0
+        self.foreign = counted.total_pages - counted.free_pages
+
+    def hold(self, piece: Piece, pages: int) -> None:
+        """Pages were given to a lease."""
+        self._held[piece] = pages
+
+    def adopt(self, piece: Piece, pages: int) -> None:
+        """A lease of an earlier run of the agent holds pages that `foreign` counted."""
+        if piece not in self._held:
+            self._held[piece] = pages
+            self.foreign = max(self.foreign - pages, 0)
+
+    def give_back(self, piece: Piece, cleaned: Cleaned) -> None:
+        """The lease's memfd was truncated."""
+        if cleaned.before is not None:
+            # What came back during the lease must not hide what this lease keeps.
+            self.missing(cleaned.before)
+        pages = self._held.pop(piece, 0)
+        if cleaned.short_pages:
+            self._short[piece] = min(cleaned.short_pages, pages)
+
+    def release(self, piece: Piece) -> None:
+        """What was just given was closed again, unused."""
+        self._held.pop(piece, None)
+
+    def write_off(self, piece: Piece) -> None:
+        """Nothing is known of the lease's pages: all of them are missing until seen again."""
+        self.written_off += self._held.pop(piece, 0)
+
+    def missing(self, counted: Counted) -> int:
+        """Pages in use that nobody answers for. What was written off or foreign and has come back
+        since is believed at once, so that it cannot hide the next page that is missing."""
+        in_use = counted.total_pages - counted.free_pages
+        drift = in_use - sum(self._held.values()) - self.written_off - self.foreign
+        if drift < 0:
+            foreign_back = min(-drift, self.foreign)
+            self.foreign -= foreign_back
+            self.written_off -= min(-drift - foreign_back, self.written_off)
+        return max(drift, 0)
+
+    def blame(self, pieces: Sequence[tuple[Piece, int]], counted: Counted) -> dict[Piece, int]:
+        """Write off what is missing: (piece, its pages) are those being proven; how many pages of
+        which are not."""
+        missing = self.missing(counted)
+        blamed: dict[Piece, int] = {}
+        shares = [(piece, min(self._short.pop(piece, 0), pages)) for piece, pages in pieces]
+        for candidates in (shares, pieces):
+            for piece, pages in candidates:
+                share = min(missing, pages - blamed.get(piece, 0))
+                if share > 0:
+                    blamed[piece] = blamed.get(piece, 0) + share
+                    self.written_off += share
+                    missing -= share
+        return blamed
+
+
+class PoolLedgers:
+    """The ledger of every pool that was used, begun with its counters as they were before."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._ledgers: dict[Pool, PoolLedger] = {}
+        self._founding = trio.Lock()
+
+    async def of(self, pool: Pool) -> PoolLedger:
+        """The pool's ledger. Raises DeviceError."""
+        if pool not in self._ledgers:
+            async with self._founding:
+                if pool not in self._ledgers:
+                    self._ledgers[pool] = PoolLedger(await self.count(pool))
+        return self._ledgers[pool]
+
+    def known(self, pool: Pool) -> PoolLedger:
+        """The ledger of a pool that something was taken from."""
+        return self._ledgers[pool]
+
+    def write_off(self, pool: Pool, piece: Piece) -> None:
+        """As `PoolLedger.write_off`, also where there is no ledger yet."""
+        if pool in self._ledgers:
+            self._ledgers[pool].write_off(piece)
+
+    async def count(self, pool: Pool) -> Counted:
+        """The pool's counters now, in the order of the calls to its worker."""
+        counted = await self._crew.one(pool_worker(pool), Count(pool))
+        assert isinstance(counted, Counted)
+        return counted

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preparing: a batch of leases made ready, each whole or not at all.
+
+Rule: leaves first, then memory, each worker's part in one message; what was made for a lease that
+failed is closed before anybody is told of the failure.
+
+Does not hand anything to a tenant.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import struct
+from collections.abc import Sequence
+
+from leased.hardware.calls import CgroupFacts, Created, Leafed, MakeLeaf
+from leased.hardware.config import HardwareConfig
+from leased.hardware.crew import CALLS_MAX, Crew, close_all, failure, spread
+from leased.hardware.pieces import Piece, leaf_call, memory_pieces, needs_leaf, worker_for
+from leased.hardware.pools import PoolLedgers
+from leased.ports import Prepared
+from leased.terms.errors import DeviceError
+from leased.terms.lease import Lease
+
+_CREATED = struct.Struct("<QQQQ")
+
+
+class _Case:
+    """One lease on its way: what was made of it, or what befell it."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.made: dict[int, tuple[Created, int]] = {}
+        self.leaf = ""
+        self.error: DeviceError | None = None
+
+
+class Preparer:
+    """Makes leases ready."""
+
+    def __init__(self, crew: Crew, ledgers: PoolLedgers, config: HardwareConfig) -> None:
+        self._crew = crew
+        self._ledgers = ledgers
+        self._config = config
+
+    async def prepare(
+        self, leases: Sequence[Lease], facts: CgroupFacts
+    ) -> list[Prepared | DeviceError]:
+        """One answer per lease, in order."""
+        cases = [_Case(lease) for lease in leases]
+        await self._make_leaves(cases, facts)
+        work: dict[str, list[tuple[_Case, Piece]]] = {}
+        for case in cases:
+            if case.error is None:
+                try:
+                    for piece in memory_pieces(case.lease):
+                        name = worker_for(piece, "grant", self._config)
+                        work.setdefault(name, []).append((case, piece))
+                except DeviceError as error:
+                    case.error = error
+        await spread(work, self._create)
+        return [self._finish(case) for case in cases]
+
+    async def _make_leaves(self, cases: Sequence[_Case], facts: CgroupFacts) -> None:
+        wanted: list[tuple[_Case, MakeLeaf]] = []
+        for case in cases:
+            if needs_leaf(case.lease):
+                try:
+                    path = leaf_path(case.lease, facts)
+                    call = leaf_call(case.lease, path, self._config.lease_pids_max)
+                    wanted.append((case, call))
+                except DeviceError as error:
+                    case.error = error
+        for begin in range(0, len(wanted), CALLS_MAX):
+            part = wanted[begin : begin + CALLS_MAX]
+            try:
+                answers, _ = await self._crew.ask("grant", [call for _, call in part])
+            except DeviceError as error:
+                for case, _ in part:
+                    case.error = error
+                continue
+            for (case, call), answer in zip(part, answers, strict=True):
+                if isinstance(answer, Leafed):
+                    case.leaf = call.path
+                else:
+                    case.error = failure(answer)
+
+    async def _create(self, name: str, part: Sequence[tuple[_Case, Piece]]) -> None:
+        pool = part[0][1].pool
+        touched_bytes = sum(piece.allotment.capacity for _, piece in part)
+        try:
+            ledger = await self._ledgers.of(pool) if pool is not None else None
+            calls = [piece.create() for _, piece in part]
+            answers, fds = await self._crew.ask(name, calls, touched_bytes=touched_bytes)
+        except DeviceError as error:
+            for case, _ in part:
+                case.error = error
+            return
+        own = iter(fds)
+        for (case, piece), answer in zip(part, answers, strict=True):
+            if isinstance(answer, Created):
+                case.made[piece.index] = (answer, next(own))
+                if ledger is not None:
+                    ledger.hold((case.lease.lease_id, piece.index), piece.pages)
+            else:
+                case.error = failure(answer)
+
+    def _finish(self, case: _Case) -> Prepared | DeviceError:
+        if case.error is None:
+            return _prepared(case)
+        # All or nothing: what was made for a lease that failed goes away with its descriptors.
+        close_all([fd for _, fd in case.made.values()])
+        for piece in memory_pieces(case.lease) if case.made else ():
+            if piece.index in case.made and piece.pool is not None:
+                self._ledgers.known(piece.pool).release((case.lease.lease_id, piece.index))
+        if case.leaf:
+            try:
+                os.rmdir(case.leaf)
+            except OSError as left:
+                detail = f"{case.error.detail}; {left}"
+                return DeviceError(case.error.verb, case.error.errno, detail)
+        return case.error
+
+
+def leaf_path(lease: Lease, facts: CgroupFacts) -> str:
+    """Where the lease's leaf is. Raises DeviceError where there can be none."""
+    if not facts.path:
+        raise DeviceError("cgroup_make", errno.ENOENT, "; ".join(facts.troubles))
+    name = lease.subject.cgroup
+    if not name or "/" in name or name.startswith("."):
+        raise DeviceError("cgroup_make", errno.EINVAL, f"no name for a leaf: {name!r}")
+    return f"{facts.path}/{name}"
+
+
+def _prepared(case: _Case) -> Prepared:
+    digest = hashlib.sha256(case.lease.lease_id)
+    fds: list[int] = []
+    for index in range(len(case.made)):
+        created, fd = case.made[index]
+        fds.append(fd)
+        digest.update(
+            _CREATED.pack(created.device, created.inode, created.blocks, created.ready_ns)
+        )
+    return Prepared(tuple(fds), case.leaf, digest.digest())

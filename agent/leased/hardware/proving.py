@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proving: whether everything a lease held came back, asked of another source than the scrub.
+
+The scrub wrote and read bytes in a worker; the proof asks the kernel's bookkeeping: the inode's
+size and blocks (fstat, in this process), the pool's counters against the ledger, the leaf's charges
+and whether the leaf lets itself be removed.
+
+Rule: what is late is asked again until `settle_budget_ns`; what is missing then is named, hugepages
+by their count, anything else by the whole allotment. A question that cannot be answered proves
+nothing.
+
+Does not fence: `lessor` does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+
+import msgspec
+import trio
+
+from leased.hardware.calls import Charged, CloseLeaf, Pool
+from leased.hardware.config import HardwareConfig
+from leased.hardware.crew import CALLS_MAX, Crew, failure
+from leased.hardware.pieces import Piece, memory_pieces
+from leased.hardware.pools import PoolLedgers
+from leased.terms.errors import DeviceError
+from leased.terms.lease import Lease
+from leased.terms.resource import Allotment
+from leased.terms.teardown import ProofReport, StepReport, TeardownStep
+
+_AGAIN_NS = 20_000_000
+_NS_PER_S = 1_000_000_000
+
+
+class _Case:
+    """One lease on its way to the verdict."""
+
+    def __init__(self, lease: Lease, fds: Sequence[int]) -> None:
+        self.lease = lease
+        self.pieces = memory_pieces(lease)
+        self.began_ns = _now_ns()
+        self.steps: list[StepReport] = []
+        self.unproven: dict[Allotment, int] = {}
+        blocks = 0
+        for piece, fd in zip(self.pieces, fds, strict=False):
+            status = os.fstat(fd)
+            if status.st_size or status.st_blocks:
+                blocks += max(status.st_blocks, 1)
+                self.unproven[piece.allotment] = piece.allotment.capacity
+        self.step(TeardownStep.TRUNCATE, errno.EBUSY if blocks else 0, blocks)
+
+    def step(self, step: TeardownStep, failed: int, measured: int) -> None:
+        self.steps.append(StepReport(step, failed, self.began_ns, _now_ns(), measured))
+
+    def miss_everything(self) -> None:
+        """Somebody is left in the leaf, or nobody can say: nothing of the lease is proven."""
+        for allotment in self.lease.subject.allotments:
+            self.unproven[allotment] = allotment.capacity
+
+    def report(self) -> ProofReport:
+        unproven = tuple(
+            msgspec.structs.replace(allotment, capacity=self.unproven[allotment])
+            for allotment in self.lease.subject.allotments
+            if allotment in self.unproven
+        )
+        return ProofReport(self.lease.lease_id, _now_ns(), unproven, tuple(self.steps))
+
+
+class Prover:
+    """Asks."""
+
+    def __init__(self, crew: Crew, ledgers: PoolLedgers, config: HardwareConfig) -> None:
+        self._crew = crew
+        self._ledgers = ledgers
+        self._config = config
+
+    async def prove(
+        self, leases: Sequence[tuple[Lease, Sequence[int]]], root: str
+    ) -> list[ProofReport | DeviceError]:
+        """One report per lease, in order."""
+        failed: dict[int, DeviceError] = {}
+        cases = [_Case(lease, fds) for lease, fds in leases]
+        end_ns = _now_ns() + self._config.settle_budget_ns
+        await self._close_leaves(cases, root, end_ns, failed)
+        pools: dict[Pool, list[tuple[int, Piece]]] = {}
+        for at, case in enumerate(cases):
+            for piece in case.pieces:
+                if piece.pool is not None:
+                    pools.setdefault(piece.pool, []).append((at, piece))
+        for pool, parts in pools.items():
+            await self._count(pool, parts, cases, end_ns, failed)
+        return [failed[at] if at in failed else case.report() for at, case in enumerate(cases)]
+
+    # -- leaves ------------------------------------------------------------------------------------
+
+    async def _close_leaves(
+        self, cases: Sequence[_Case], root: str, end_ns: int, failed: dict[int, DeviceError]
+    ) -> None:
+        """Remove every leaf that there is; those that will not go are asked again."""
+        left = {
+            at: f"{root}/{case.lease.subject.cgroup}"
+            for at, case in enumerate(cases)
+            if root and case.lease.subject.cgroup
+        }
+        left = {at: path for at, path in left.items() if os.path.isdir(path)}
+        while left:
+            last = _now_ns() >= end_ns
+            for at, charged in (await self._ask_leaves(left, failed)).items():
+                gone = charged.removed == 0 and charged.hugetlb_bytes == 0
+                if not gone and not last:
+                    continue
+                del left[at]
+                failure = charged.removed or (0 if gone else errno.EBUSY)
+                cases[at].step(TeardownStep.REMOVE_CGROUP, failure, charged.hugetlb_bytes)
+                if not gone:
+                    cases[at].miss_everything()
+            left = {at: path for at, path in left.items() if at not in failed}
+            if left:
+                await trio.sleep(_AGAIN_NS / _NS_PER_S)
+
+    async def _ask_leaves(
+        self, left: dict[int, str], failed: dict[int, DeviceError]
+    ) -> dict[int, Charged]:
+        answered: dict[int, Charged] = {}
+        numbers = list(left)
+        for begin in range(0, len(numbers), CALLS_MAX):
+            part = numbers[begin : begin + CALLS_MAX]
+            try:
+                answers, _ = await self._crew.ask("reclaim", [CloseLeaf(left[at]) for at in part])
+            except DeviceError as error:
+                failed.update(dict.fromkeys(part, error))
+                continue
+            for at, answer in zip(part, answers, strict=True):
+                if isinstance(answer, Charged):
+                    answered[at] = answer
+                else:
+                    failed[at] = failure(answer)
+        return answered
+
+    # -- pools -------------------------------------------------------------------------------------
+
+    async def _count(
+        self,
+        pool: Pool,
+        parts: Sequence[tuple[int, Piece]],
+        cases: Sequence[_Case],
+        end_ns: int,
+        failed: dict[int, DeviceError],
+    ) -> None:
+        """Wait until the pool is whole; past the settle budget name the pages that are missing."""
+        try:
+            ledger = await self._ledgers.of(pool)
+            while True:
+                counted = await self._ledgers.count(pool)
+                # No await between the count and its use: the ledger is as of that count.
+                if ledger.missing(counted) == 0 or _now_ns() >= end_ns:
+                    break
+                await trio.sleep(_AGAIN_NS / _NS_PER_S)
+        except DeviceError as error:
+            failed.update(dict.fromkeys((at for at, _ in parts), error))
+            return
+        keys = [((cases[at].lease.lease_id, piece.index), piece.pages) for at, piece in parts]
+        blamed = ledger.blame(keys, counted)
+        for (at, piece), (key, _) in zip(parts, keys, strict=True):
+            pages = blamed.get(key, 0)
+            cases[at].step(TeardownStep.COUNTERS, errno.EBUSY if pages else 0, pages)
+            if pages:
+                missing_bytes = pages * pool.page_bytes
+                known = cases[at].unproven.get(piece.allotment, 0)
+                cases[at].unproven[piece.allotment] = max(known, missing_bytes)
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scrubbing: a batch of memfds after the cut, from "who is still in?" to "every page given up".
+
+Order: keep everybody out (or find and kill who is in) -> overwrite with zero -> read back through
+a second mapping -> truncate. The order matters: with a writer left, zeroes prove nothing.
+
+Rule: the way through /proc is paid once per batch, and only by those memfds of which the kernel
+itself (`exclusion.hold`) does not say that nobody else has them open. Nobody unseen can hurt the
+worker: where exclusion was not given, a child does the overwriting, because a holder who truncates
+meanwhile would kill it with SIGBUS.
+
+Does not judge: `devices` compares the counters, `lessor` decides what is fenced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Sequence
+
+from leased.hardware import exclusion, occupants, verbs
+from leased.hardware.calls import Batch, Cleaned, Counted, Scrub
+from leased.hardware.memory import read_pool
+from leased.hardware.occupants import Occupant, Sought
+from leased.terms.errors import DeviceError
+from leased.terms.teardown import StepReport, TeardownStep
+
+PASSES_MAX = 5
+"""Passes over the host: two that find nobody end it; a holder who keeps moving ends fenced."""
+
+PASS_BUDGET_NS = 2_000_000_000
+_CHILD_TOLD = 16
+"""Bytes that the child writes: overwritten and residue, 8 each."""
+
+
+class _One:
+    """One memfd on its way."""
+
+    def __init__(self, call: Scrub, fd: int) -> None:
+        status = os.fstat(fd)
+        self.call, self.fd = call, fd
+        self.sought = Sought((status.st_dev, status.st_ino), call.name)
+        self.size_bytes = min(call.size_bytes, status.st_size)
+        self.kept = exclusion.hold(fd)
+        # Without `apart` a tenant may have the keepers' own open file, which is not counted.
+        self.alone = call.apart and self.kept is not None
+        self.killed = 0
+        self.left = 0
+        self.errno = 0
+        self.steps: list[StepReport] = []
+
+
+def scrub_batch(
+    batch: Batch, calls: Sequence[Scrub], fds: Sequence[int], *, opens_counted: bool
+) -> list[Cleaned]:
+    """Scrub every memfd; one that fails spoils no other. `opens_counted`: see `exclusion`."""
+    ones = [_One(call, fd) for call, fd in zip(calls, fds, strict=True)]
+    began_ns = _now_ns()
+    suspects = [one for one in ones if not (one.alone and opens_counted)]
+    if suspects:
+        _clear_out(suspects, batch)
+    for one in ones:
+        _report(one, TeardownStep.ESCAPEE_SCAN, one.errno, began_ns, one.left or one.killed)
+    return [_clean(one, batch) for one in ones]
+
+
+def _clear_out(suspects: Sequence[_One], batch: Batch) -> None:
+    """Find and kill until two passes in a row find nobody: one pass is not atomic."""
+    sought = [one.sought for one in suspects]
+    exempt = {**dict(batch.exempt), os.getpid(): occupants.start_time(os.getpid()) or 0}
+    quiet = 0
+    try:
+        for _ in range(PASSES_MAX):
+            deadline_ns = _now_ns() + PASS_BUDGET_NS
+            seen = occupants.scan(sought, exempt=exempt, deadline_ns=deadline_ns)
+            seen = {inode: _strangers(found, batch) for inode, found in seen.items()}
+            everyone = [occupant for found in seen.values() for occupant in found]
+            quiet = quiet + 1 if not everyone else 0
+            for one in suspects:
+                one.left = len(seen.get(one.sought.inode, ()))
+            if quiet == 2 or (everyone and not batch.kill_escapees):
+                break
+            if everyone:
+                occupants.evict(everyone, sought, budget_ns=batch.kill_budget_ns)
+                for one in suspects:
+                    one.killed += one.left
+    except DeviceError as error:
+        for one in suspects:
+            one.errno = error.errno
+    for one in suspects:
+        if one.left:
+            one.errno = errno.EBUSY
+        if one.kept is None:
+            one.kept = exclusion.hold(one.fd)
+        one.alone = one.kept is not None
+
+
+def _strangers(found: Sequence[Occupant], batch: Batch) -> list[Occupant]:
+    """Those who are not the reaper: root's, running the very file that the agent was told of."""
+    return [one for one in found if not _is_reaper(one.pid, batch.reaper_path)]
+
+
+def _is_reaper(pid: int, reaper_path: str) -> bool:
+    if not reaper_path:
+        return False
+    try:
+        running, ours = os.stat(f"/proc/{pid}/exe"), os.stat(reaper_path)
+        return os.path.samestat(running, ours) and os.stat(f"/proc/{pid}").st_uid == 0
+    except OSError:
+        return False
+
+
+# ---- one memfd ---------------------------------------------------------------------------------
+
+
+def _clean(one: _One, batch: Batch) -> Cleaned:
+    """Overwrite, read back, truncate. The truncation happens whatever went before: it ends access
+    for everybody who maps the memory still."""
+    try:
+        overwritten = residue = 0
+        began_ns = _now_ns()
+        try:
+            if one.size_bytes:
+                overwritten, residue = _overwrite(one)
+            failed = 0
+        except DeviceError as error:
+            failed = error.errno
+        _report(one, TeardownStep.SCRUB, failed, began_ns, overwritten)
+        residue_errno = failed or (errno.EIO if residue else 0)
+        _report(one, TeardownStep.READ_BACK, residue_errno, began_ns, residue)
+        before, short_pages = _truncate(one)
+        if one.kept is not None and not exclusion.held(one.kept):
+            # Somebody waits to open it. What they get is empty and cannot grow, but they are
+            # strangers with a reference, and are dealt with as such.
+            one.killed = one.left = 0
+            _clear_out([one], batch)
+            now_ns = _now_ns()
+            _report(one, TeardownStep.ESCAPEE_SCAN, one.errno, now_ns, one.left or one.killed)
+    finally:
+        if one.kept is not None:
+            os.close(one.kept)
+    clean = all(step.errno == 0 for step in one.steps)
+    return Cleaned(overwritten, clean, tuple(one.steps), before, short_pages)
+
+
+def _overwrite(one: _One) -> tuple[int, int]:
+    if one.alone:
+        done = verbs.scrub_memory(one.fd, size_bytes=one.size_bytes)
+        return done.overwritten_bytes, done.residue_bytes
+    return _overwrite_in_child(one)
+
+
+def _overwrite_in_child(one: _One) -> tuple[int, int]:
+    """As `verbs.scrub_memory`, but a SIGBUS kills only the child."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, reading)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                done = verbs.scrub_memory(one.fd, size_bytes=one.size_bytes)
+                told = done.overwritten_bytes.to_bytes(8, "little")
+                os.write(writing, told + done.residue_bytes.to_bytes(8, "little"))
+                status = 0
+            except DeviceError as error:
+                status = min(error.errno, 255) or 1
+            finally:
+                os._exit(status)
+        os.close(writing)
+        told = os.read(reading, _CHILD_TOLD)
+        _, status = os.waitpid(pid, 0)
+    if len(told) != _CHILD_TOLD:
+        signalled = os.WIFSIGNALED(status)
+        raise DeviceError("mem_scrub", errno.EFAULT if signalled else os.WEXITSTATUS(status))
+    return int.from_bytes(told[:8], "little"), int.from_bytes(told[8:], "little")
+
+
+def _truncate(one: _One) -> tuple[Counted | None, int]:
+    """Give the pages up; the pool's counters before, and how many did not come back at once."""
+    began_ns = _now_ns()
+    pool = one.call.pool
+    before = read_pool(pool) if pool is not None else None
+    try:
+        blocks_left = verbs.truncate_memory(one.fd)
+        failed = errno.EBUSY if blocks_left else 0
+    except DeviceError as error:
+        blocks_left, failed = 0, error.errno
+    _report(one, TeardownStep.TRUNCATE, failed, began_ns, blocks_left)
+    if pool is None or before is None:
+        return None, 0
+    came_back = read_pool(pool).free_pages - before.free_pages
+    return before, max(one.call.size_bytes // pool.page_bytes - came_back, 0)
+
+
+def _report(one: _One, step: TeardownStep, failed: int, began_ns: int, measured: int) -> None:
+    one.steps.append(StepReport(step, failed, began_ns, _now_ns(), measured))
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The survey: what every part of the host says it has, put together.
+
+Rule: a part that fails costs its own kind only, and says why; no part is left out in silence.
+
+Does not read anything itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from leased.hardware.calls import Survey, Surveyed
+from leased.hardware.cpu import survey_cpu
+from leased.hardware.gpu import survey_gpus
+from leased.hardware.memory import survey_memory
+from leased.hardware.nvme import survey_namespaces
+from leased.terms.errors import DeviceError
+from leased.terms.resource import Absence, Resource, ResourceKind
+
+_NET = Absence(ResourceKind.NET, "network bandwidth is leased in a later issue")
+
+
+def survey(call: Survey, root: Path = Path("/")) -> Surveyed:
+    """The vendors' part if `call.drivers`, else what the kernel's own files tell."""
+    if call.drivers:
+        absences, notes = survey_gpus(root)
+        return Surveyed((), absences, notes)
+    resources: list[Resource] = []
+    missing: list[Absence] = [_NET]
+    notes = tuple(f"cgroup: {trouble}" for trouble in call.cgroup.troubles)
+    try:
+        resources.extend(survey_memory(call.config, root))
+    except DeviceError as error:
+        missing.append(Absence(ResourceKind.MEM, str(error)))
+    try:
+        cores, absences = survey_cpu(call.config, call.cgroup, root)
+        resources.extend(cores)
+        missing.extend(absences)
+    except DeviceError as error:
+        missing.append(Absence(ResourceKind.CPU, str(error)))
+    try:
+        absences, found = survey_namespaces(root)
+        missing.extend(absences)
+        notes += found
+    except DeviceError as error:
+        missing.append(Absence(ResourceKind.BLOCK, str(error)))
+    return Surveyed(tuple(resources), tuple(missing), notes)

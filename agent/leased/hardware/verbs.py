@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door to the C verbs: memory, cgroups, device filters, processes, and the thread that makes
+batches durable.
+
+Rule: this is the only module that imports `leased._native`; -errno becomes DeviceError naming the
+verb. Every verb here may block for as long as the kernel likes (a scrub does), so they are called
+by workers, never by the Trio process; the exceptions are the committer (which has its own thread)
+and opening a pidfd.
+
+Does not decide anything and does not retry.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from leased._native import ffi, lib
+from leased.terms.errors import DeviceError
+
+ANY_MINOR: Final = lib.LEASED_DEVICE_ANY_MINOR
+DEVICE_BLOCK: Final = lib.LEASED_DEVICE_BLOCK
+DEVICE_CHAR: Final = lib.LEASED_DEVICE_CHAR
+ACCESS_MKNOD: Final = lib.LEASED_DEVICE_MKNOD
+ACCESS_READ: Final = lib.LEASED_DEVICE_READ
+ACCESS_WRITE: Final = lib.LEASED_DEVICE_WRITE
+STAGES: Final = {
+    lib.LEASED_STAGE_IDLE: "idle",
+    lib.LEASED_STAGE_APPEND: "append",
+    lib.LEASED_STAGE_APPEND_SYNC: "append fdatasync",
+    lib.LEASED_STAGE_ANCHOR: "anchor",
+    lib.LEASED_STAGE_ANCHOR_SYNC: "anchor fdatasync",
+    lib.LEASED_STAGE_DONE: "done",
+}
+
+
+class Scrubbed(NamedTuple):
+    """What a scrub did: bytes overwritten, and bytes that did not read back as zero (0 is
+    clean)."""
+
+    overwritten_bytes: int
+    residue_bytes: int
+
+
+class DeviceRule(NamedTuple):
+    """One thing a device filter allows; `minor` may be ANY_MINOR."""
+
+    kind: int
+    access: int
+    major: int
+    minor: int
+
+
+def _checked(verb: str, rc: int, detail: str = "") -> int:
+    if rc < 0:
+        raise DeviceError(verb, -rc, detail or os.strerror(-rc))
+    return rc
+
+
+def create_memory(name: str, *, size_bytes: int, page_bytes: int = 0, node: int = -1) -> int:
+    """A sealed memfd with every page present on `node` (-1: any). `page_bytes` 0: normal pages.
+    Returns its fd."""
+    fd = ffi.new("int *", -1)
+    huge = 0 if page_bytes in (0, os.sysconf("SC_PAGESIZE")) else page_bytes
+    rc = lib.leased_mem_create(name.encode("ascii"), size_bytes, huge, node, fd)
+    _checked("mem_create", rc)
+    return int(fd[0])
+
+
+def scrub_memory(fd: int, *, size_bytes: int) -> Scrubbed:
+    """Overwrite with zero and read back through a second mapping."""
+    overwritten = ffi.new("uint64_t *")
+    residue = ffi.new("uint64_t *")
+    _checked("mem_scrub", lib.leased_mem_scrub(fd, size_bytes, overwritten, residue))
+    return Scrubbed(int(overwritten[0]), int(residue[0]))
+
+
+def truncate_memory(fd: int) -> int:
+    """Give every page up; returns the 512-byte blocks that are left (0 is clean)."""
+    left = ffi.new("uint64_t *")
+    _checked("mem_truncate", lib.leased_mem_truncate(fd, left))
+    return int(left[0])
+
+
+def memory_blocks(fd: int) -> int:
+    """How many 512-byte blocks the memfd has."""
+    blocks = ffi.new("uint64_t *")
+    _checked("mem_blocks", lib.leased_mem_blocks(fd, blocks))
+    return int(blocks[0])
+
+
+def freeze_cgroup(dirfd: int) -> None:
+    """Ask every task of the leaf to stop; does not wait."""
+    _checked("cgroup_freeze", lib.leased_cgroup_freeze(dirfd))
+
+
+def kill_cgroup(dirfd: int, *, timeout_ms: int) -> None:
+    """Kill the subtree and wait until it is empty; DeviceError(ETIMEDOUT) when somebody is left."""
+    _checked("cgroup_kill", lib.leased_cgroup_kill(dirfd, timeout_ms))
+
+
+def cgroup_populated(dirfd: int) -> bool:
+    """Whether anybody lives in the subtree."""
+    return _checked("cgroup_populated", lib.leased_cgroup_populated(dirfd)) == 1
+
+
+def load_filter(rules: Sequence[DeviceRule]) -> int:
+    """Load a device filter that allows exactly `rules`; returns the program's fd."""
+    table = ffi.new("struct leased_device_rule[]", [tuple(rule) for rule in rules])
+    return _checked("filter_load", lib.leased_filter_load(table, len(rules)))
+
+
+def attach_filter(cgroup_fd: int, program_fd: int) -> None:
+    """Put a filter on a cgroup, in addition to what is there; it stays when the fds are closed."""
+    _checked("filter_attach", lib.leased_filter_attach(cgroup_fd, program_fd))
+
+
+def deny_devices(cgroup_fd: int) -> None:
+    """From the return on nothing in the cgroup opens any device."""
+    _checked("filter_deny", lib.leased_filter_deny(cgroup_fd))
+
+
+def open_pidfd(pid: int) -> int:
+    """A descriptor of the process; DeviceError(ESRCH) when it is gone."""
+    return _checked("pidfd_open", lib.leased_pidfd_open(pid))
+
+
+def kill_process(pidfd: int, *, timeout_ms: int) -> None:
+    """SIGKILL and wait for the exit of the whole thread group."""
+    _checked("pidfd_kill", lib.leased_pidfd_kill(pidfd, timeout_ms))
+
+
+def release_memory(pidfd: int) -> None:
+    """Free a killed process's memory without waiting for its exit path."""
+    _checked("process_mrelease", lib.leased_process_mrelease(pidfd))
+
+
+def die_with_parent() -> None:
+    """SIGKILL this process when the thread that forked it ends."""
+    _checked("die_with_parent", lib.leased_die_with_parent())
+
+
+def check_kernel() -> None:
+    """Try once that memory seals, scrubs and truncates here and that pidfds work."""
+    _checked("selftest", lib.leased_selftest())
+
+
+class Committer:
+    """One thread, one batch at a time: append, fdatasync, anchor slot, fdatasync, then `event_fd`
+    becomes readable.
+
+    The buffers of a batch are kept alive here until its result is fetched. After a failure every
+    submit raises DeviceError(EIO): no fsync is asked twice.
+    """
+
+    def __init__(self) -> None:
+        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stage = ffi.new("int *")
+        self._pinned: tuple[object, ...] = ()
+        self._handle = lib.leased_committer_new(self.event_fd)
+        if self._handle == ffi.NULL:
+            os.close(self.event_fd)
+            raise DeviceError("committer_new", errno.ENOMEM, "no memory or no thread")
+
+    def submit(
+        self,
+        *,
+        segment_fd: int,
+        frames: bytes,
+        offset: int,
+        anchor_fd: int,
+        slot: bytes,
+        slot_offset: int,
+    ) -> None:
+        """Hand a batch over (a negative fd leaves that half out). DeviceError(EBUSY) while one is
+        under way."""
+        pinned = (ffi.from_buffer(frames), ffi.from_buffer(slot))
+        rc = lib.leased_committer_submit(
+            self._handle,
+            segment_fd,
+            pinned[0],
+            len(frames),
+            offset,
+            anchor_fd,
+            pinned[1],
+            len(slot),
+            slot_offset,
+        )
+        _checked("committer_submit", rc)
+        self._pinned = pinned
+
+    def result(self) -> tuple[int, str] | None:
+        """(0, "done") or (errno, the step that failed); None while the batch is under way."""
+        rc = lib.leased_committer_result(self._handle, self._stage)
+        if rc == -errno.EINPROGRESS:
+            return None
+        self._pinned = ()
+        return -rc, STAGES[self._stage[0]]
+
+    def close(self) -> None:
+        """Finish the batch under way and end the thread. Idempotent."""
+        if self._handle is not None:
+            lib.leased_committer_free(self._handle)
+            self._handle = None
+            self._pinned = ()
+            os.close(self.event_fd)

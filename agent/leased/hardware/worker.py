@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker: the process in which drivers and the kernel may take their time.
+
+`python -m leased.hardware.worker FD` serves one SOCK_SEQPACKET socket: a batch of calls in, the
+answers to it out, descriptors beside both. It dies with the agent.
+
+Rule: one batch at a time, in order; a call that fails is answered and spoils no other; nothing is
+remembered between batches except which pools' files it read. Whoever asked keeps the time: a worker
+that hangs is abandoned and replaced (`crew`). This module is the room's codec door.
+
+Does not decide anything.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from leased.hardware import cgroup, exclusion, verbs
+from leased.hardware.calls import (
+    Answer,
+    Answers,
+    Batch,
+    Call,
+    Charged,
+    CloseLeaf,
+    Count,
+    Create,
+    Created,
+    Failed,
+    Found,
+    Founded,
+    Join,
+    Leafed,
+    MakeLeaf,
+    Scrub,
+    Survey,
+)
+from leased.hardware.memory import read_pool
+from leased.hardware.scrubbing import scrub_batch
+from leased.hardware.survey import survey
+from leased.terms.errors import DeviceError, LeasedError
+
+FDS_MAX = 240
+"""The kernel passes 253 descriptors with one message at most (SCM_MAX_FD)."""
+
+MESSAGE_BYTES_MAX = 1 << 20
+_OOM_SCORE = b"1000"
+_ENCODER = msgspec.msgpack.Encoder()
+_BATCHES = msgspec.msgpack.Decoder(Batch)
+_ANSWERS = msgspec.msgpack.Decoder(Answers)
+_CONTROL_BYTES = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
+
+
+# ---- the two ends of the socket ----------------------------------------------------------------
+
+
+def send(sock: socket.socket, message: Batch | Answers, fds: Sequence[int]) -> None:
+    """Send one message; the descriptors stay the sender's. Raises OSError (BlockingIOError)."""
+    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([_ENCODER.encode(message)], control)
+
+
+def receive_answers(sock: socket.socket, buffer: bytearray) -> tuple[Answers, list[int]]:
+    """The next answers and the descriptors that came with them. Raises OSError, EOFError or
+    DeviceError(EMFILE) when descriptors were lost on the way."""
+    raw, fds = _receive(sock, buffer)
+    return _ANSWERS.decode(raw), fds
+
+
+def _receive(sock: socket.socket, buffer: bytearray) -> tuple[memoryview, list[int]]:
+    count, ancillary, flags, _ = sock.recvmsg_into(
+        [buffer], _CONTROL_BYTES, socket.MSG_CMSG_CLOEXEC
+    )
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+        for fd in fds:
+            os.close(fd)
+        raise DeviceError("worker_receive", errno.EMFILE, "descriptors were lost on the way")
+    if count == 0:
+        raise EOFError
+    return memoryview(buffer)[:count], fds.tolist()
+
+
+# ---- one batch ---------------------------------------------------------------------------------
+
+
+class Worker:
+    """What a worker knows: whether this kernel answers for exclusion."""
+
+    def __init__(self) -> None:
+        self._opens_counted = exclusion.kernel_counts_opens()
+
+    def carry_out(self, batch: Batch, fds: Sequence[int]) -> tuple[list[Answer], list[int]]:
+        """Every call in order; the answers and the descriptors that they own."""
+        answers: list[Answer] = []
+        made: list[int] = []
+        given = iter(fds)
+        scrubs = [call for call in batch.calls if isinstance(call, Scrub)]
+        if scrubs:
+            # One pass over the host serves all scrubs of the batch; they come in no mixed batch.
+            assert len(scrubs) == len(batch.calls) == len(fds)
+            answers.extend(self._scrub(batch, scrubs, fds))
+        else:
+            answers.extend(_answer(call, given, made) for call in batch.calls)
+        return answers, made
+
+    def _scrub(self, batch: Batch, calls: list[Scrub], fds: Sequence[int]) -> list[Answer]:
+        try:
+            return list(scrub_batch(batch, calls, fds, opens_counted=self._opens_counted))
+        except OSError as error:
+            return [_failed(error)] * len(calls)
+
+
+def _answer(call: Call, given: Iterator[int], made: list[int]) -> Answer:
+    try:
+        if isinstance(call, Create):
+            return _create(call, made)
+        return _other(call, given)
+    except DeviceError as error:
+        return Failed(error.verb, error.errno, error.detail)
+    except LeasedError as error:
+        return Failed("survey", errno.EINVAL, str(error))
+    except OSError as error:
+        return _failed(error)
+
+
+def _create(call: Create, made: list[int]) -> Created:
+    fd = verbs.create_memory(
+        call.name, size_bytes=call.size_bytes, page_bytes=call.page_bytes, node=call.node
+    )
+    made.append(fd)
+    status = os.fstat(fd)
+    return Created(status.st_dev, status.st_ino, status.st_blocks, _now_ns())
+
+
+def _other(call: Call, given: Iterator[int]) -> Answer:
+    match call:
+        case Count(pool):
+            return read_pool(pool)
+        case MakeLeaf(path, pids_max, cpus, cpu_milli):
+            cgroup.make_leaf(path, pids_max=pids_max, cpus=cpus, cpu_milli=cpu_milli)
+            return Leafed(_now_ns())
+        case CloseLeaf(path):
+            return Charged(*cgroup.close_leaf(path), _now_ns())
+        case Join(path, pid):
+            cgroup.join(path, pid, next(given))
+            return Leafed(_now_ns())
+        case Found(root):
+            return Founded(cgroup.found(root))
+        case Survey():
+            return survey(call)
+        case _:
+            raise DeviceError("worker", errno.ENOSYS, type(call).__name__)
+
+
+def _failed(error: OSError) -> Failed:
+    return Failed("worker", error.errno or errno.EIO, str(error))
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+# ---- the process -------------------------------------------------------------------------------
+
+
+def serve(sock: socket.socket) -> None:
+    """Answer batches until the other end closes."""
+    worker = Worker()
+    buffer = bytearray(MESSAGE_BYTES_MAX)
+    while True:
+        try:
+            raw, fds = _receive(sock, buffer)
+        except EOFError:
+            return
+        batch = _BATCHES.decode(raw)
+        made: list[int] = []
+        try:
+            answers, made = worker.carry_out(batch, fds)
+            send(sock, Answers(batch.number, tuple(answers)), made)
+        finally:
+            for fd in (*fds, *made):
+                os.close(fd)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve the socket whose descriptor is the only argument."""
+    verbs.die_with_parent()
+    # A terminal's Ctrl-C is the agent's to answer; SIGIO comes when somebody tries a held memfd.
+    for number in (signal.SIGINT, signal.SIGIO, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # Of all processes it is the cheapest to lose: it is replaced, and what it touched comes back.
+    Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
+    with socket.socket(fileno=int(argv[0])) as sock:
+        serve(sock)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Lessor: the one place that decides. `propose(command, moment)` -> events, answers, effects.
+
+Rule: pure but for its table: the same commands at the same moments with the same ids lead to the
+same proposals. A proposal is in the table as soon as it is made; its answers may leave only when
+its events are durable and anchored. Every command is answered exactly once: now, as the first of
+`answers`, or (an Acquire that waits) by a later command. An Acquire proposed twice changes nothing
+the second time.
+
+Does not read clocks, make randomness, touch hardware or keep anything on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from leased.lessor.admission import Admission
+from leased.lessor.draft import Draft, Entropy, Facts, Proposal
+from leased.lessor.invariants import check
+from leased.lessor.lifecycle import CELLS, Answer, Trigger
+from leased.lessor.operations import OBSERVATIONS, ORDERS, end_lost, forbidden
+from leased.lessor.questions import Questions, visible
+from leased.lessor.queue import WaitQueue
+from leased.lessor.reports import REPORTS
+from leased.lessor.requests import Requests, answered
+from leased.lessor.startup import start
+from leased.lessor.table import LeaseTable, end_ns
+from leased.terms import command as commands
+from leased.terms import event as events
+from leased.terms.command import Command
+from leased.terms.effect import MoveDeadline
+from leased.terms.event import Event
+from leased.terms.identity import EventId, LeaseId
+from leased.terms.lease import LeaseState, RevocationReason
+from leased.terms.moment import Moment
+from leased.terms.policy import Policy
+from leased.terms.reply import Changed, Done, Missing, Refusal, RefusalReason
+
+EXPIRIES_MAX = 512
+"""Most leases, and most waits, that one Tick ends: their records fill a batch. The rest is still
+due.
+"""
+
+_DONE = Done()
+_RENEW, _RENEW_LATE = Trigger.RENEW, Trigger.RENEW_LATE
+_GRANTED = LeaseState.GRANTED
+_MOVE = Answer.MOVE
+
+
+class Lessor:
+    """Decides about one node. `ids` returns 16 random bytes, never the same twice."""
+
+    def __init__(self, ids: Entropy, policy: Policy, *, expiries_max: int = EXPIRIES_MAX) -> None:
+        self.table = LeaseTable(policy.closed_leases_kept)
+        self.queue = WaitQueue()
+        self.admission = Admission(self.table, policy)
+        self.questions = Questions(self.table, self.queue, self.admission)
+        self.requests = Requests(self.table, self.queue, self.admission, self.questions)
+        self._ids = ids
+        self._expiries_max = expiries_max
+        self._propose: dict[type[Command], Callable[[Any, Moment], Proposal]] = {
+            commands.Acquire: self._acquire,
+            commands.Renew: self._renew,
+            commands.Release: self._release,
+            commands.CancelWait: self._cancel_wait,
+            commands.Tick: self._tick,
+            commands.SetPolicy: self._set_policy,
+            commands.Start: self._start,
+            commands.Stop: self._stop,
+            commands.Heartbeat: self._heartbeat,
+            commands.Describe: self._describe,
+            commands.ListLeases: self._list_leases,
+            commands.ListResources: self._list_resources,
+            commands.Plan: self._plan,
+            commands.Why: self._why,
+        }
+        for order in ORDERS:
+            self._propose[order] = self._ordered
+        for report in (*REPORTS, *OBSERVATIONS):
+            self._propose[report] = self._reported
+        self._propose[commands.Activate] = self._activate
+
+    # ---- the doors -------------------------------------------------------------------------------
+
+    def propose(self, command: Command, moment: Moment) -> Proposal:
+        """Decide `command` at `moment`; its events are in the table when this returns."""
+        return self._propose[type(command)](command, moment)
+
+    def replay(self, event: Event, moment: Moment, sequence: int = -1) -> None:
+        """Let an event sealed in the past have happened. `Start` is proposed after the last one."""
+        self.table.apply(event, moment)
+        if sequence >= 0 and type(event) is events.Allocated:
+            self.number(event.lease_id, sequence)
+
+    def witness(self, moment: Moment) -> None:
+        """The last record of the log is of `moment`: to be told before `Start` if replay was not
+        shown all records.
+        """
+        self.table.last = moment
+
+    def number(self, lease_id: LeaseId, sequence: int) -> None:
+        """Note which record granted a lease. A label for receipts: nothing is decided by it."""
+        lease = self.table.leases.get(lease_id)
+        if lease is not None:
+            self.table.leases[lease_id] = msgspec.structs.replace(lease, granted_sequence=sequence)
+
+    def next_deadline_ns(self) -> int | None:
+        """When the next Tick is due: when the first lease, drain or wait ends."""
+        lease_ns, wait_ns = self.table.deadlines.next_ns(), self.queue.next_ns()
+        if lease_ns is None or wait_ns is None:
+            return wait_ns if lease_ns is None else lease_ns
+        return min(lease_ns, wait_ns)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.admission.policy
+
+    @property
+    def admitting(self) -> bool:
+        """Whether new leases are granted; the sequencer says no while the journal lacks its
+        reserve.
+        """
+        return self.requests.admitting
+
+    @admitting.setter
+    def admitting(self, admitting: bool) -> None:
+        self.requests.admitting = admitting
+
+    def _draft(self, moment: Moment) -> Draft:
+        return Draft(self.table, self._ids, moment)
+
+    def _finish(self, draft: Draft, command: Command) -> Proposal:
+        """Serve whoever waits for what this command may have freed."""
+        if self.queue:
+            self.requests.serve(draft, command.command_id)
+        return draft.finish()
+
+    # ---- what clients ask ------------------------------------------------------------------------
+
+    def _acquire(self, command: commands.Acquire, moment: Moment) -> Proposal:
+        known = self.requests.known(command)
+        if known is not None:
+            return known
+        draft = Draft(self.table, self._ids, moment)
+        self.requests.decide(draft, command)
+        return draft.finish()
+
+    def _renew(self, command: commands.Renew, moment: Moment) -> Proposal:
+        lease = self.table.leases.get(command.lease_id)
+        if lease is None or not visible(lease, command.caller):
+            return self._renew_closed(command)
+        now_ns = moment.boot_ns
+        cell = CELLS[lease.state][_RENEW if now_ns < end_ns(lease) else _RENEW_LATE]
+        if cell.answer is not _MOVE:
+            assert cell.reason is not None
+            return answered(
+                command, Refusal(cell.reason, "ns", limit=lease.deadline_ns, usage=now_ns)
+            )
+        ttl_ns = lease.ttl_ns if command.ttl_ns is None else command.ttl_ns
+        verdict = self.admission.judge_ttl(ttl_ns, lease.subject.priority)
+        if verdict is not None:
+            return answered(command, verdict.refusal)
+        generation, deadline_ns = lease.generation + 1, now_ns + ttl_ns
+        # The cell's one event and one effect, spelled out: this is the path that runs most.
+        event = events.Renewed(
+            EventId(self._ids()),
+            lease.lease_id,
+            lease.subject,
+            generation,
+            now_ns,
+            ttl_ns,
+            deadline_ns,
+        )
+        self.table.apply(event, moment)
+        return Proposal(
+            (event,),
+            ((command.command_id, Changed(self.table.leases[lease.lease_id])),),
+            (MoveDeadline(lease.lease_id, generation, deadline_ns),),
+        )
+
+    def _renew_closed(self, command: commands.Renew) -> Proposal:
+        lease = self.table.closed.get(command.lease_id)
+        if lease is None or not visible(lease, command.caller):
+            return answered(command, Missing(command.lease_id))
+        return answered(
+            command, Refusal(RefusalReason.NOT_RENEWABLE, "ns", limit=lease.deadline_ns)
+        )
+
+    def _release(self, command: commands.Release, moment: Moment) -> Proposal:
+        lease = self.table.find(command.lease_id)
+        if lease is None or not visible(lease, command.caller):
+            return answered(command, Missing(command.lease_id))
+        draft = self._draft(moment)
+        if lease.subject.tenant == command.caller.tenant:
+            draft.end(lease, Trigger.RELEASE, Facts(moment.boot_ns))
+        else:  # an operator gives back what is not theirs: the record says who ended it
+            facts = Facts(moment.boot_ns, reason=RevocationReason.OPERATOR_REVOKE)
+            draft.end(lease, Trigger.REVOKE, facts)
+        after = self.table.find(command.lease_id)
+        assert after is not None
+        draft.answer(command.command_id, Changed(after))
+        return self._finish(draft, command)
+
+    def _cancel_wait(self, command: commands.CancelWait, moment: Moment) -> Proposal:
+        draft = self._draft(moment)
+        self.requests.cancel(draft, command)
+        return self._finish(draft, command)
+
+    # ---- what operators order --------------------------------------------------------------------
+
+    def _ordered(self, command: Any, moment: Moment) -> Proposal:
+        draft = self._draft(moment)
+        if not command.caller.operator:
+            forbidden(draft, command)
+            return draft.finish()
+        ORDERS[type(command)](draft, command, self.policy)
+        return self._finish(draft, command)
+
+    def _set_policy(self, command: commands.SetPolicy, moment: Moment) -> Proposal:
+        draft = self._draft(moment)
+        if not command.caller.operator:
+            forbidden(draft, command)
+            return draft.finish()
+        event = events.PolicyChanged(
+            draft.event_id(),
+            command.policy_hash,
+            command.policy.generation,
+            command.rate_hash,
+            command.caller.uid,
+        )
+        draft.emit(event)
+        self._put_in_force(command.policy)
+        draft.answer(command.command_id, _DONE)
+        return self._finish(draft, command)
+
+    def _put_in_force(self, policy: Policy) -> None:
+        self.admission.set_policy(policy)
+        self.table.keep_closed(policy.closed_leases_kept)
+
+    # ---- what the agent's own tasks say ----------------------------------------------------------
+
+    def _activate(self, command: commands.Activate, moment: Moment) -> Proposal:
+        lease = self.table.leases.get(command.lease_id)
+        if lease is None or lease.state is not _GRANTED or moment.boot_ns >= lease.deadline_ns:
+            return self._reported(command, moment)
+        # As for a renewal: the cell's one event, spelled out.
+        event = events.Activated(
+            EventId(self._ids()),
+            lease.lease_id,
+            lease.subject,
+            lease.generation,
+            moment.boot_ns,
+            command.evidence,
+        )
+        self.table.apply(event, moment)
+        return Proposal(
+            (event,), ((command.command_id, Changed(self.table.leases[lease.lease_id])),)
+        )
+
+    def _reported(self, command: Command, moment: Moment) -> Proposal:
+        draft = self._draft(moment)
+        (REPORTS.get(type(command)) or OBSERVATIONS[type(command)])(draft, command)
+        return self._finish(draft, command)
+
+    def _tick(self, command: commands.Tick, moment: Moment) -> Proposal:
+        draft = self._draft(moment)
+        draft.answer(command.command_id, _DONE)
+        leases = self.table.leases
+        for lease_id in self.table.deadlines.due(moment.boot_ns, self._expiries_max):
+            draft.end_by_time(leases[lease_id])
+        for waiting in self.queue.due(moment.boot_ns, self._expiries_max):
+            self.requests.end_wait(draft, waiting)
+        return self._finish(draft, command)
+
+    def _start(self, command: commands.Start, moment: Moment) -> Proposal:
+        draft = self._draft(moment)
+        self._put_in_force(command.policy)
+        start(draft, command)
+        end_lost(draft)
+        check(self.table)
+        return draft.finish()
+
+    def _stop(self, command: commands.Stop, moment: Moment) -> Proposal:
+        draft = self._draft(moment)
+        draft.answer(command.command_id, _DONE)
+        self.requests.stop(draft)
+        draft.emit(events.NodeStopped(draft.event_id(), self.table.live))
+        return draft.finish()
+
+    def _heartbeat(self, command: commands.Heartbeat, moment: Moment) -> Proposal:
+        return answered(command, _DONE)
+
+    # ---- questions -------------------------------------------------------------------------------
+
+    def _describe(self, command: commands.Describe, moment: Moment) -> Proposal:
+        return answered(command, self.questions.describe(command.caller, command.lease_id))
+
+    def _list_leases(self, command: commands.ListLeases, moment: Moment) -> Proposal:
+        return answered(command, self.questions.leases(command.caller, closed=command.closed))
+
+    def _list_resources(self, command: commands.ListResources, moment: Moment) -> Proposal:
+        return answered(command, self.questions.resources())
+
+    def _plan(self, command: commands.Plan, moment: Moment) -> Proposal:
+        return answered(command, self.questions.plan(command.acquire, moment.boot_ns))
+
+    def _why(self, command: commands.Why, moment: Moment) -> Proposal:
+        return answered(
+            command, self.questions.why(command.caller, command.lease_id, moment.boot_ns)
+        )

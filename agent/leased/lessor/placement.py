@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Placement: which resources a request gets, all of its asks or nothing. Deterministic: same pools,
+same answer.
+
+Rule: memory, block and network come from one resource each, the tightest that fits (best fit),
+plainest tier and page size first. CPU shares are packed on as few cores as possible, then on the
+tightest; whole cores and GPUs take only resources that are fully free, on one NUMA node where one
+suffices. Asks that have the fewest choices are placed first, and what one ask takes is gone for the
+next. Ties go by the order of the inventory.
+
+`taken` is capacity to leave out, by resource id: what earlier asks took; a negative number is
+capacity imagined free.
+
+Does not look at limits (`lessor.admission`) and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+
+from leased.lessor.pool import Pool, Pools
+from leased.terms.resource import Allotment, Ask, ResourceKind
+
+NONE_BARRED: AbstractSet[str] = frozenset()
+Shares = list[tuple[Pool, int]]
+
+
+def whole_only(ask: Ask) -> bool:
+    """Whether the ask takes entire resources: exclusive cores, and GPUs always."""
+    return ask.kind == ResourceKind.GPU or (ask.exclusive and ask.kind == ResourceKind.CPU)
+
+
+def spans(ask: Ask) -> bool:
+    """Whether one ask may take shares of several resources."""
+    return ask.kind in (ResourceKind.CPU, ResourceKind.GPU)
+
+
+def place(
+    asks: Sequence[Ask],
+    pools: Pools,
+    *,
+    barred: AbstractSet[str] = NONE_BARRED,
+    taken: dict[str, int] | None = None,
+) -> tuple[Allotment, ...] | int:
+    """The allotments, in the order of the asks; or the index of the ask that does not fit."""
+    if len(asks) == 1 and taken is None and not spans(asks[0]):  # by far the most frequent request
+        ask = asks[0]
+        pool = _tightest(ask, pools.usable(ask), barred, {})
+        return 0 if pool is None else (_allot(pool, ask.capacity),)
+    taken = {} if taken is None else dict(taken)
+    placed: list[Shares] = [[] for _ in asks]
+    for index in sorted(
+        range(len(asks)), key=lambda i: (len(pools.usable(asks[i])), -asks[i].capacity, i)
+    ):
+        ask = asks[index]
+        shares = _share(ask, pools.usable(ask), barred, taken)
+        if shares is None:
+            return index
+        for pool, capacity in shares:
+            taken[pool.resource_id] = taken.get(pool.resource_id, 0) + capacity
+        placed[index] = shares
+    return tuple(_allot(pool, capacity) for shares in placed for pool, capacity in shares)
+
+
+def _allot(pool: Pool, capacity: int) -> Allotment:
+    resource = pool.resource
+    return Allotment(resource.resource_id, resource.kind, resource.tier, capacity)
+
+
+def _share(
+    ask: Ask, pools: Sequence[Pool], barred: AbstractSet[str], taken: dict[str, int]
+) -> Shares | None:
+    if not spans(ask):
+        pool = _tightest(ask, pools, barred, taken)
+        return None if pool is None else [(pool, ask.capacity)]
+    open_pools = [
+        pool
+        for pool in pools
+        if pool.resource_id not in barred and ask.capacity % pool.granule == 0
+    ]
+    fill = _whole if whole_only(ask) else _packed
+    return _on_one_node(open_pools, lambda some: fill(ask.capacity, some, taken))
+
+
+def _tightest(
+    ask: Ask, pools: Iterable[Pool], barred: AbstractSet[str], taken: dict[str, int]
+) -> Pool | None:
+    """The pool with the least free that still fits, among the plainest rank that has one."""
+    need = ask.capacity
+    best: Pool | None = None
+    best_free = 0
+    for pool in pools:
+        if best is not None and pool.rank != best.rank:
+            break
+        free = pool.free - taken.get(pool.resource_id, 0) if taken else pool.free
+        if free < need or need % pool.granule or pool.resource_id in barred:
+            continue
+        if best is None or free < best_free:
+            best, best_free = pool, free
+    return best
+
+
+def _on_one_node(pools: list[Pool], fill: Callable[[list[Pool]], Shares | None]) -> Shares | None:
+    """Fill from the one NUMA node that needs the fewest resources and fits tightest; else from all
+    of them.
+    """
+    by_node: dict[int, list[Pool]] = {}
+    for pool in pools:
+        by_node.setdefault(pool.resource.node, []).append(pool)
+    if len(by_node) == 1:
+        return fill(pools)
+    best: tuple[int, int, int, int] | None = None
+    best_shares: Shares | None = None
+    for node in sorted(by_node):
+        shares = fill(by_node[node])
+        if shares is None:
+            continue
+        left_over = sum(pool.free - capacity for pool, capacity in shares)
+        rank = (len(shares), left_over, sum(pool.free for pool in by_node[node]), node)
+        if best is None or rank < best:
+            best, best_shares = rank, shares
+    return best_shares if best_shares is not None else fill(pools)
+
+
+def _whole(need: int, pools: Sequence[Pool], taken: dict[str, int]) -> Shares | None:
+    shares: Shares = []
+    for pool in pools:
+        free = pool.free - taken.get(pool.resource_id, 0)
+        if 0 < pool.capacity == free and free <= need:
+            shares.append((pool, free))
+            need -= free
+            if need == 0:
+                return shares
+    return None
+
+
+def _packed(need: int, pools: Sequence[Pool], taken: dict[str, int]) -> Shares | None:
+    """As few resources as possible: the emptiest ones, and for the rest the tightest that fits."""
+    frees = [(pool.free - taken.get(pool.resource_id, 0), pool) for pool in pools]
+    frees = sorted(
+        (item for item in frees if item[0] > 0), key=lambda item: (-item[0], item[1].index)
+    )
+    shares: Shares = []
+    for position, (free, pool) in enumerate(frees):
+        if free >= need:
+            last = min(frees[position:], key=lambda item: (item[0] < need, item[0], item[1].index))
+            return [*shares, (last[1], need)]
+        shares.append((pool, free))
+        need -= free
+    return None

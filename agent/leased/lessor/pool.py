@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Pool: one resource, and how its capacity is split. All pools of a node together are the Pools.
+
+Rule: free + leased + teardown + fenced = capacity, at every instant. When a resource shrinks below
+what is in use, `free` goes below zero and says by how much: nothing is granted until it is positive
+again. A resource that disappears while something of it is held keeps its pool with capacity 0 until
+the last share has come back.
+
+Does not know leases; `lessor.table` moves shares between the columns as events say.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from leased.lessor.deadlines import Deadlines, Endings
+from leased.terms.identity import LeaseId
+from leased.terms.reply import ResourceUse
+from leased.terms.resource import Allotment, Ask, Health, Inventory, Resource, ResourceKind
+
+
+class Pool:
+    """The split of one resource's capacity. `fenced` includes `fenced_by_operator`; `present` is
+    False once it is lost.
+    """
+
+    __slots__ = (
+        "capacity",
+        "endings",
+        "fenced",
+        "fenced_by_operator",
+        "free",
+        "granule",
+        "index",
+        "leased",
+        "present",
+        "rank",
+        "resource",
+        "resource_id",
+        "teardown",
+    )
+
+    def __init__(self, resource: Resource, index: int, deadlines: Deadlines[LeaseId]) -> None:
+        self.resource_id = resource.resource_id
+        self.free = self.leased = self.teardown = self.fenced = self.fenced_by_operator = 0
+        self.capacity = 0
+        self.endings: Endings[LeaseId] = Endings(deadlines)
+        self.describe(resource, index)
+
+    def describe(self, resource: Resource, index: int) -> None:
+        """Take over what the inventory says now; the difference in capacity goes to `free`."""
+        self.resource = resource
+        self.index = index
+        self.granule = max(1, resource.granule)
+        # An ask that names neither a tier nor a page size gets the plainest of both: dram before
+        # hbm, small pages before large ones.
+        self.rank = (-1 if resource.tier is None else int(resource.tier), self.granule)
+        self.free += resource.capacity - self.capacity
+        self.capacity = resource.capacity
+        self.present = True
+
+    def lose(self) -> None:
+        """The resource is no longer there: nothing of it can be granted."""
+        self.free -= self.capacity
+        self.capacity = 0
+        self.present = False
+
+    @property
+    def used(self) -> int:
+        """What is not free."""
+        return self.leased + self.teardown + self.fenced
+
+    def use(self, *, cordoned: bool) -> ResourceUse:
+        """The split as a reply shows it."""
+        return ResourceUse(
+            self.resource_id,
+            self.resource.kind,
+            self.free,
+            self.leased,
+            self.teardown,
+            self.fenced,
+            cordoned,
+        )
+
+
+Shape = tuple[ResourceKind, "int | None", "int | None", "str | None", "int | None"]
+
+
+def shape_of(ask: Ask) -> Shape:
+    """What an ask says about *where*, without how much."""
+    return (ask.kind, ask.tier, ask.node, ask.resource_id, ask.granule)
+
+
+class Pools:
+    """Every pool by resource id, in the order of the inventory, and which of them an ask may
+    use.
+    """
+
+    __slots__ = ("_deadlines", "_matching", "_usable", "by_id", "cordoned", "inventory")
+
+    def __init__(self, deadlines: Deadlines[LeaseId]) -> None:
+        self._deadlines = deadlines
+        self.by_id: dict[str, Pool] = {}
+        self.cordoned: dict[str, None] = {}
+        self.inventory = Inventory(())
+        self._matching: dict[Shape, tuple[Pool, ...]] = {}
+        self._usable: dict[Shape, tuple[Pool, ...]] = {}
+
+    def observe(self, inventory: Inventory) -> None:
+        """Replace the inventory; shares that are held stay where they are."""
+        before = self.by_id
+        after: dict[str, Pool] = {}
+        for index, resource in enumerate(inventory.resources):
+            pool = before.get(resource.resource_id)
+            if pool is None:
+                pool = Pool(resource, index, self._deadlines)
+            else:
+                pool.describe(resource, index)
+            after[resource.resource_id] = pool
+        for resource_id, pool in before.items():
+            if resource_id not in after and pool.used:
+                if pool.present:
+                    pool.lose()
+                after[resource_id] = pool
+        self.by_id = after
+        self.inventory = inventory
+        self._forget_matches()
+
+    def observe_health(self, resource_id: str, health: Health) -> None:
+        """Note one resource's health, in the inventory too."""
+        resources = tuple(
+            msgspec.structs.replace(resource, health=health)
+            if resource.resource_id == resource_id
+            else resource
+            for resource in self.inventory.resources
+        )
+        self.inventory = msgspec.structs.replace(self.inventory, resources=resources)
+        pool = self.by_id.get(resource_id)
+        if pool is not None:
+            pool.resource = msgspec.structs.replace(pool.resource, health=health)
+        self._usable.clear()
+
+    def cordon(self, resource_id: str, *, cordoned: bool) -> None:
+        """Stop or resume grants on a resource ("" = the node)."""
+        if cordoned:
+            self.cordoned[resource_id] = None
+        else:
+            self.cordoned.pop(resource_id, None)
+        self._usable.clear()
+
+    def of(self, allotment: Allotment) -> Pool:
+        """The pool of an allotment; one that no inventory names any more has a pool of capacity
+        0.
+        """
+        pool = self.by_id.get(allotment.resource_id)
+        if pool is None:
+            ghost = Resource(
+                allotment.resource_id, allotment.kind, allotment.tier, 0, 1, health=Health.GONE
+            )
+            pool = self.by_id[allotment.resource_id] = Pool(ghost, len(self.by_id), self._deadlines)
+            pool.present = False
+        return pool
+
+    def settle(self, pool: Pool) -> None:
+        """Drop the pool of a lost resource when the last share of it has come back."""
+        if not pool.present and not pool.used:
+            self.by_id.pop(pool.resource_id, None)
+            self._forget_matches()
+
+    def matching(self, ask: Ask) -> tuple[Pool, ...]:
+        """Every present pool that fits what the ask says of where, plainest first, then in
+        inventory order.
+        """
+        shape = shape_of(ask)
+        pools = self._matching.get(shape)
+        if pools is None:
+            pools = tuple(
+                sorted((pool for pool in self.by_id.values() if _fits(pool, ask)), key=_plainest)
+            )
+            if pools:  # only what exists is remembered: what callers make up must not fill memory
+                self._matching[shape] = pools
+        return pools
+
+    def usable(self, ask: Ask) -> tuple[Pool, ...]:
+        """Those of `matching` that are healthy and not cordoned."""
+        shape = shape_of(ask)
+        pools = self._usable.get(shape)
+        if pools is None:
+            pools = tuple(
+                pool
+                for pool in self.matching(ask)
+                if pool.resource.health == Health.OK and pool.resource_id not in self.cordoned
+            )
+            if pools:
+                self._usable[shape] = pools
+        return pools
+
+    def _forget_matches(self) -> None:
+        self._matching.clear()
+        self._usable.clear()
+
+
+def _fits(pool: Pool, ask: Ask) -> bool:
+    resource = pool.resource
+    return (
+        pool.present
+        and resource.kind == ask.kind
+        and (ask.resource_id is None or ask.resource_id == resource.resource_id)
+        and (ask.tier is None or ask.tier == resource.tier)
+        and (ask.node is None or ask.node == resource.node)
+        and (ask.granule is None or ask.granule == pool.granule)
+    )
+
+
+def _plainest(pool: Pool) -> tuple[tuple[int, int], int]:
+    return (pool.rank, pool.index)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions: what is answered from the table, the queue and the policy without changing anything.
+
+Rule: whoever may not see a lease is told that there is none; operators see everything. Nobody is
+shown another tenant's lease id, not even as a victim in a plan.
+
+Does not decide (`lessor.admission`) and emits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from leased.lessor.admission import Admission, Verdict
+from leased.lessor.placement import place
+from leased.lessor.preemption import choose_victims, order_victims
+from leased.lessor.queue import Waiting, WaitQueue, key_of
+from leased.lessor.table import LeaseTable
+from leased.terms.command import Acquire, Caller
+from leased.terms.identity import CommandId, LeaseId
+from leased.terms.lease import Lease
+from leased.terms.reply import (
+    Changed,
+    Explained,
+    Inventoried,
+    Listed,
+    Missing,
+    Planned,
+    Refusal,
+    RefusalReason,
+    Reply,
+)
+
+
+def visible(lease: Lease | None, caller: Caller) -> bool:
+    """Whether there is a lease, for this caller."""
+    return lease is not None and (lease.subject.tenant == caller.tenant or caller.operator)
+
+
+class Questions:
+    """Answers, from what is true between two commands."""
+
+    __slots__ = ("_admission", "_queue", "_table")
+
+    def __init__(self, table: LeaseTable, queue: WaitQueue, admission: Admission) -> None:
+        self._table = table
+        self._queue = queue
+        self._admission = admission
+
+    def describe(self, caller: Caller, lease_id: LeaseId) -> Reply:
+        """One lease."""
+        lease = self._table.find(lease_id)
+        if lease is None or not visible(lease, caller):
+            return Missing(lease_id)
+        return Changed(lease)
+
+    def leases(self, caller: Caller, *, closed: bool) -> Reply:
+        """The caller's leases, oldest first, and requests that wait."""
+        table = self._table
+        found = [lease for lease in table.leases.values() if visible(lease, caller)]
+        if closed:
+            found += [lease for lease in table.closed.values() if visible(lease, caller)]
+            found.sort(key=lambda lease: (lease.granted_wall_ns, lease.granted_ns))
+        waiting = tuple(
+            (entry.acquire.command_id, place_in_queue, entry.reason)
+            for place_in_queue, entry in enumerate(self._queue, 1)
+            if self._may_see(entry, caller)
+        )
+        return Listed(tuple(found), waiting)
+
+    def resources(self) -> Reply:
+        """The inventory and how it is used."""
+        pools = self._table.pools
+        whole_node = "" in pools.cordoned
+        use = tuple(
+            pool.use(cordoned=whole_node or pool.resource_id in pools.cordoned)
+            for pool in pools.by_id.values()
+        )
+        return Inventoried(pools.inventory, use)
+
+    def plan(self, acquire: Acquire, now_ns: int) -> Reply:
+        """What would happen to `acquire` now."""
+        lease_id = self._table.requests.get(key_of(acquire))
+        lease = None if lease_id is None else self._table.find(lease_id)
+        if lease is not None:
+            return Planned(None, tuple(a.resource_id for a in lease.subject.allotments))
+        verdict = self._admission.judge(acquire, self._queue.bars)
+        if not isinstance(verdict, Verdict):
+            return Planned(None, tuple(dict.fromkeys(a.resource_id for a in verdict)))
+        refusal = self.dated(acquire, verdict.refusal, now_ns)
+        position = len(self._queue) + 1 if verdict.waitable and acquire.wait_ns > 0 else None
+        return Planned(refusal, (), position, self._victims(acquire, refusal, now_ns))
+
+    def why(self, caller: Caller, lease_id: LeaseId, now_ns: int) -> Reply:
+        """A lease with the reason of its end on it, or what a waiting request waits for."""
+        lease = self._table.find(lease_id)
+        if lease is not None and visible(lease, caller):
+            return Explained(lease=lease)
+        waiting = self._queue.find(CommandId(lease_id))
+        if waiting is None or not self._may_see(waiting, caller):
+            return Missing(lease_id)
+        acquire = waiting.acquire
+        verdict = self._admission.judge(acquire, None)
+        refusal = verdict.refusal if isinstance(verdict, Verdict) else Refusal(waiting.reason)
+        position = self._queue.position(key_of(acquire))
+        return Explained(refusal=self.dated(acquire, refusal, now_ns), position=position)
+
+    def dated(self, acquire: Acquire, refusal: Refusal, now_ns: int) -> Refusal:
+        """The refusal with the earliest moment at which the same request could succeed."""
+        return msgspec.structs.replace(
+            refusal, retry_at_ns=self._admission.earliest_ns(acquire, now_ns)
+        )
+
+    def _may_see(self, waiting: Waiting, caller: Caller) -> bool:
+        return caller.operator or waiting.acquire.caller.tenant == caller.tenant
+
+    def _victims(self, acquire: Acquire, refusal: Refusal, now_ns: int) -> tuple[LeaseId, ...]:
+        """Which leases preemption would choose; shown to operators only, because they are other
+        tenants'.
+        """
+        if not acquire.caller.operator or refusal.reason is not RefusalReason.NO_CAPACITY:
+            return ()
+        table = self._table
+        wanted = dict.fromkeys(
+            pool.resource_id for ask in acquire.asks for pool in table.pools.usable(ask)
+        )
+        ordered = order_victims(
+            (
+                lease
+                for lease in table.leases.values()
+                if any(a.resource_id in wanted for a in lease.subject.allotments)
+            ),
+            priority=acquire.priority,
+            now_ns=now_ns,
+        )
+
+        def suffices(victims: Sequence[Lease]) -> bool:
+            gone: dict[str, int] = {}
+            for victim in victims:
+                for allotment in victim.subject.allotments:
+                    gone[allotment.resource_id] = (
+                        gone.get(allotment.resource_id, 0) - allotment.capacity
+                    )
+            return isinstance(place(acquire.asks, table.pools, taken=gone), tuple)
+
+        chosen = choose_victims(ordered, suffices)
+        return () if chosen is None else tuple(lease.lease_id for lease in chosen)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ports: what the agent needs of the world, each with its promises. Four methods at most.
+
+Rule: every promise in a docstring here has a test in `tests/contract`, run on the fake and on the
+real thing alike. Nothing pure reads a clock, a disk, a driver or randomness: it is handed one of
+these, or a value that came from one.
+
+Does not implement anything: `hardware` and `durable` do, and `tests/doubles`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId, LogId
+from leased.terms.lease import Lease
+from leased.terms.moment import Moment
+from leased.terms.resource import Allotment, Inventory
+from leased.terms.teardown import CutReport, ProofReport, ScrubReport, Utilization
+
+Submit = Callable[..., None]
+"""Leaves a command on the sequencer's channel (and who takes its answer, if anyone does). Never
+blocks."""
+
+Entropy = Callable[[], bytes]
+"""Returns 16 uniformly random bytes, never the same twice."""
+
+
+class Clock(Protocol):
+    """Time. `now` never goes back in `boot_ns` within a boot; `wall_ns` may jump either way."""
+
+    def now(self) -> Moment:
+        """Both clocks and the boot id, read together."""
+        ...
+
+    async def sleep_until(self, boot_ns: int) -> None:
+        """Return at or after `boot_ns` on CLOCK_BOOTTIME; suspend counts. Cancellable."""
+        ...
+
+
+class AnchorSlot(msgspec.Struct, frozen=True):
+    """What an anchor slot says (chain.md section 7.3). `generation` is `gen`, `head` the hash of
+    record next_seq-1."""
+
+    generation: int
+    log_id: LogId
+    next_seq: int
+    segment_no: int
+    end_offset: int
+    head: bytes
+    min_seq: int = 0
+    acked_size: int = 0
+    tpm_counter: int = 0
+    boottime_ns: int = 0
+    boot_id: bytes = bytes(16)
+
+
+class Journal(Protocol):
+    """The sealed log on disk. One writer. A commit that raised is indeterminate: the process must
+    end."""
+
+    async def commit(self, frames: bytes, count: int, head: bytes, moment: Moment) -> None:
+        """Append a whole batch, fdatasync, write the anchor slot in place, fdatasync.
+
+        On return all `count` records are durable and anchored at `head`. Raises OSError or
+        StateError; nothing may be committed after that, and no fsync is asked twice.
+        """
+        ...
+
+    def frames(self, first_seq: int) -> Iterator[bytes]:
+        """Anchored frames from `first_seq` on, in order, in chunks of whole frames."""
+        ...
+
+    def reserve_ok(self, live_leases: int) -> bool:
+        """Whether the terminal records of `live_leases` + 1 leases fit without allocating a
+        block."""
+        ...
+
+    def close(self) -> None:
+        """Release the lock and the files. Idempotent."""
+        ...
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """What a device made ready: descriptors to pass (owned by the receiver), the leaf cgroup
+    directory's path ("" if none was made) and the SHA-256 of what was measured while preparing."""
+
+    fds: tuple[int, ...]
+    cgroup: str
+    evidence: bytes
+
+
+class Device(Protocol):
+    """Everything the agent does to hardware, many leases a call so that one trip to a worker serves
+    a whole batch.
+
+    Each answer stands in the place of its lease: a report, or the DeviceError that befell that
+    lease alone. Every call has its own deadline; a worker that does not answer is abandoned, and
+    its leases get DeviceError.
+    """
+
+    async def inventory(self) -> Inventory:
+        """What the host offers now, with evidence and absences."""
+        ...
+
+    async def prepare_many(self, leases: Sequence[Lease]) -> list[Prepared | DeviceError]:
+        """Make each lease's allotments ready: pages touched, cgroup limited. All or nothing per
+        lease."""
+        ...
+
+    async def scrub_many(
+        self, leases: Sequence[tuple[Lease, Sequence[int]]]
+    ) -> list[ScrubReport | DeviceError]:
+        """Overwrite, read back and give back what each lease held, after the cut. Does not take the
+        fds over."""
+        ...
+
+    async def prove_many(
+        self, leases: Sequence[tuple[Lease, Sequence[int]]]
+    ) -> list[ProofReport | DeviceError]:
+        """Ask a source other than the scrub whether everything came back; name what did not."""
+        ...
+
+
+class Armed(msgspec.Struct, frozen=True):
+    """A lease as the reaper holds it. `expired`: it has been cut, `cut` tells how."""
+
+    lease_id: LeaseId
+    generation: int
+    deadline_ns: int
+    cut: CutReport | None
+
+
+class Reaper(Protocol):
+    """The enforcer of record, many leases a call. Each answer stands in the place of its lease."""
+
+    async def arm_many(
+        self, leases: Sequence[tuple[Lease, str, Sequence[int], int | None]]
+    ) -> list[DeviceError | None]:
+        """(lease, cgroup path or "", memfds, holder's pidfd): from the return on, the lease ends at
+        its deadline whatever happens to the agent. Arming again with the same or a newer generation
+        adds what is new."""
+        ...
+
+    async def renew_many(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:
+        """(lease, generation, deadline_ns). False if it came too late: the cut has begun and goes
+        on."""
+        ...
+
+    async def revoke_many(
+        self, lease_ids: Sequence[LeaseId], *, spare: Collection[LeaseId] = ()
+    ) -> list[CutReport | DeviceError]:
+        """Cut now, or wait for and tell of the cut already begun. The bound holders of the leases in
+        `spare` gave them back and live on. A lease that was never armed has nothing to cut: its
+        report is clean and has no steps."""
+        ...
+
+    async def disarm_many(self, lease_ids: Sequence[LeaseId]) -> None:
+        """Forget the leases and close their descriptors. Idempotent."""
+        ...
+
+
+class Sampler(Protocol):
+    """Lossy observation; nothing is billed from it."""
+
+    def utilization(self, lease: Lease) -> Utilization:
+        """What was seen of a lease so far."""
+        ...
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """A process that uses a resource. `via` is how: fd, map, ring, cgroup."""
+
+    pid: int
+    uid: int
+    name: str
+    via: str
+    lease_id: LeaseId | None = None
+
+
+class Holders(Protocol):
+    """Who uses what, lease or no lease."""
+
+    async def scan(self, allotment: Allotment) -> tuple[Holder, ...]:
+        """The processes that hold or map the resource's objects, seen from the host's pid
+        namespace."""
+        ...

@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent put together: every part, who is handed what, and the tasks they run as.
+
+Rule: parts know each other only through what they are handed here. `build` returns when the agent
+serves: the log is verified and repaired, the table rebuilt, the reaper there and in agreement,
+`NodeStarted` sealed. Tasks start in the order of DESIGN section 4 from the disk outwards, the doors
+last.
+
+Does not parse arguments and does not wait for signals (`daemon`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import trio
+
+from leased import __version__
+from leased.chain.sealer import Sealer
+from leased.durable.log import OpenedLog, open_log
+from leased.hardware import hotplug
+from leased.hardware.clock import BootClock
+from leased.hardware.devices import Devices
+from leased.hardware.identity import node_id, read_machine_id
+from leased.lessor.lessor import Lessor
+from leased.service import recovery
+from leased.service.chain_reader import ChainReader
+from leased.service.config import Config
+from leased.service.custody import Custodian
+from leased.service.dispatch import Dispatcher
+from leased.service.doors import open_doors
+from leased.service.evidence import NO_COMMAND
+from leased.service.feed import Feed
+from leased.service.grantor import Grantor
+from leased.service.holders import Holders
+from leased.service.journald import Journald
+from leased.service.lifeline import Lifeline
+from leased.service.listener import Listener
+from leased.service.notifier import Notifier
+from leased.service.questions import Questions
+from leased.service.reaper_link import ReaperLink
+from leased.service.reaper_process import find_reaper, spawn_reaper
+from leased.service.reclaimer import Reclaimer
+from leased.service.sequencer import Held, Sequencer, Told
+from leased.service.streams import Streams
+from leased.service.telemetry import Telemetry
+from leased.service.ticker import Ticker
+from leased.service.walls import Walls
+from leased.service.watcher import Watcher
+from leased.terms.command import Caller, Heartbeat, Revoke, SetPolicy, Stop
+from leased.terms.effect import Effect
+from leased.terms.errors import StateError
+from leased.terms.identity import LeaseId, TenantId
+from leased.terms.lease import LeaseState, RevocationReason
+from leased.terms.moment import NS_PER_MS
+from leased.terms.reply import Reply
+from leased.wire import objects, replies
+
+ENTROPY_BYTES = 4096
+REAPER_WAIT_S = 30
+"""systemd starts the reaper first; half a minute is a machine that is very busy booting."""
+
+_POLICY = msgspec.msgpack.Encoder()
+
+
+class Pool:
+    """Random ids in bulk: one system call serves 256 of them."""
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._at = 0
+
+    def __call__(self) -> bytes:
+        """16 uniformly random bytes."""
+        if self._at >= len(self._bytes):
+            self._bytes, self._at = os.urandom(ENTROPY_BYTES), 0
+        self._at += 16
+        return self._bytes[self._at - 16 : self._at]
+
+
+class Agent:
+    """What `daemon` needs of a running agent."""
+
+    def __init__(
+        self,
+        *,
+        sequencer: Sequencer,
+        journald: Journald,
+        opened: OpenedLog,
+        devices: Devices,
+        custodian: Custodian,
+        feed: Feed,
+        replayed: int,
+        reload_config: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._sequencer = sequencer
+        self._journald = journald
+        self._opened = opened
+        self._devices = devices
+        self._custodian = custodian
+        self._feed = feed
+        self.replayed = replayed
+        self.reload = reload_config
+
+    @property
+    def leases_live(self) -> int:
+        """Leases whose holder still has access."""
+        return self._sequencer.lessor.table.live
+
+    def say(self, message: str) -> None:
+        """One line for the operator."""
+        self._journald.say(message)
+
+    async def stop(self) -> None:
+        """Take no more, seal that the node stops, end every stream. Leases go on."""
+        self._sequencer.refuse_new()
+        stopped = trio.Event()
+        self._sequencer.submit_own(Stop(NO_COMMAND), lambda _reply: stopped.set())
+        await stopped.wait()
+        self._feed.close()
+
+    def close(self) -> None:
+        """Release what the process holds. Call when no task runs any more."""
+        self._opened.journal.close()
+        self._devices.close()
+        self._custodian.drop_all()
+        self._journald.close()
+
+
+async def build(
+    config: Config,
+    *,
+    handed: Mapping[str, Sequence[int]],
+    lifeline: Lifeline,
+    nursery: trio.Nursery,
+    reread: Callable[[], Config],
+) -> Agent:
+    """Recover, wire everything together, start every task; return when the agent serves. Raises
+    LeasedError."""
+    clock, entropy = BootClock(), Pool()
+    machine_id = read_machine_id()
+    journald = Journald(config.journald, monotonic_ns=lambda: clock.now().boot_ns)
+    lifeline.status("verifying the log")
+    origin = f"lease-log.local/{node_id(machine_id).hex()}"
+    opened = open_log(
+        config.paths.audit_dir,
+        moment=clock.now(),
+        entropy=entropy,
+        machine_id=machine_id,
+        origin=origin,
+    )
+    lessor = Lessor(entropy, config.policy)
+    replayed = recovery.replay(lessor, opened)
+    sealer = opened.sealer()
+
+    parts = _Parts(
+        config,
+        clock,
+        entropy,
+        opened,
+        lessor,
+        sealer,
+        journald,
+        lifeline,
+        node_id(machine_id),
+        reread,
+    )
+    lifeline.status("asking the reaper")
+    await parts.connect(nursery)
+    await parts.recover()
+    await recovery.seal_repair(opened, sealer, opened.journal, clock, entropy)
+    doors = open_doors(config, handed, __version__)
+    await parts.start(nursery, doors)
+    return Agent(
+        sequencer=parts.sequencer,
+        journald=journald,
+        opened=opened,
+        devices=parts.devices,
+        custodian=parts.custodian,
+        feed=parts.feed,
+        replayed=replayed,
+        reload_config=parts.reload,
+    )
+
+
+class _Parts:
+    """Everything there is one of. Only `build` makes one."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: BootClock,
+        entropy: Pool,
+        opened: OpenedLog,
+        lessor: Lessor,
+        sealer: Sealer,
+        journald: Journald,
+        lifeline: Lifeline,
+        node: bytes,
+        reread: Callable[[], Config],
+    ) -> None:
+        self.config, self.clock, self.entropy, self.opened = config, clock, entropy, opened
+        self.lifeline, self.journald, self.node, self._reread = lifeline, journald, node, reread
+        self.started_ns = clock.now().boot_ns
+        self.custodian = Custodian()
+        self.devices = Devices(config.hardware)
+        self.reaper = ReaperLink(
+            config.paths.reaper_socket,
+            restart=None if lifeline.connected else self._spawn_reaper,
+            lost=self._lose_lease,
+        )
+        self.sequencer = Sequencer(
+            lessor=lessor,
+            sealer=sealer,
+            journal=opened.journal,
+            clock=clock,
+            hold=self._hold,
+            start=self._start_effects,
+            tell=self._tell,
+            commands_max=config.sequencing.commands_max,
+            batch_commands_max=config.sequencing.batch_commands_max,
+        )
+        submit = self.sequencer.submit_own
+        self.chain = ChainReader(
+            journal=opened.journal, directory=config.paths.audit_dir, next_seq=sealer.head.size
+        )
+        self.feed = Feed(lessor.table.find)
+        self.holders = Holders(submit)
+        self.notifier = Notifier(config.paths.leases_dir)
+        self.ticker = Ticker(lessor=lessor, clock=clock, submit=submit)
+        self.telemetry = Telemetry(
+            clock=clock,
+            custodian=self.custodian,
+            live_leases=lambda: tuple(lessor.table.leases.values()),
+        )
+        self.grantor = Grantor(
+            devices=self.devices,
+            reaper=self.reaper,
+            custodian=self.custodian,
+            holders=self.holders,
+            submit=submit,
+        )
+        self.reclaimer = Reclaimer(
+            devices=self.devices,
+            reaper=self.reaper,
+            custodian=self.custodian,
+            grantor=self.grantor,
+            holders=self.holders,
+            sampler=self.telemetry,
+            submit=submit,
+        )
+        self.dispatcher = self._make_dispatcher()
+        self.listener: Listener | None = None
+
+    def _make_dispatcher(self) -> Dispatcher:
+        streams = Streams(
+            sequencer=self.sequencer,
+            feed=self.feed,
+            telemetry=self.telemetry,
+            chain=self.chain,
+            clock=self.clock,
+            entropy=self.entropy,
+        )
+        questions = Questions(
+            chain=self.chain,
+            streams=streams,
+            holders=self.devices,
+            clock=self.clock,
+            head=self._head,
+            status=self._status,
+            reload_config=self.reload,
+        )
+        walls = Walls(
+            leaves=self.devices,
+            reaper=self.reaper,
+            custodian=self.custodian,
+            holders=self.holders,
+            notifier=self.notifier,
+            user_socket=self.config.paths.user_socket,
+            epoch=lambda: self.sequencer.lessor.table.epoch,
+        )
+        return Dispatcher(
+            sequencer=self.sequencer,
+            custodian=self.custodian,
+            walls=walls,
+            streams=streams,
+            questions=questions,
+            clock=self.clock,
+            entropy=self.entropy,
+            ttl_ns_default=lambda: self.sequencer.lessor.policy.ttl_ns_default,
+            handout=self.devices.handout,
+        )
+
+    # -- start -------------------------------------------------------------------------------------
+
+    async def connect(self, nursery: trio.Nursery) -> None:
+        """Have workers and a reaper."""
+        with trio.move_on_after(REAPER_WAIT_S) as waited:
+            await nursery.start(self.reaper.run)
+        if waited.cancelled_caught:
+            where = self.config.paths.reaper_socket
+            raise StateError(f"no reaper answers at {where}; start leased-reaper.service")
+        self.devices.exempt((await self.reaper.ping()).pid)
+        self.inventory = await self.devices.inventory()
+
+    async def recover(self) -> None:
+        """Agree with the reaper about what is held, and seal that the node serves."""
+        roster = await self.reaper.roster()
+        known = recovery.take_custody(roster, self.custodian)
+        ground = recovery.Ground(
+            node_id=self.node,
+            version=__version__,
+            inventory=self.inventory,
+            policy=self.config.policy,
+            policy_hash=hash_policy(self.config),
+            rate_hash=self.config.rates.digest(),
+        )
+        await recovery.start(self.sequencer, self.opened, ground, known)
+        recovery.rebind(roster, self.sequencer.lessor, self.holders)
+
+    async def start(self, nursery: trio.Nursery, doors: Sequence[tuple]) -> None:
+        """Start every task; the doors last."""
+        self.watcher = Watcher(
+            devices=self.devices,
+            clock=self.clock,
+            submit=self.sequencer.submit_own,
+            inventory=self.inventory,
+            notices=hotplug.watch,
+            clock_steps=self.clock.steps,
+            say=self.journald.say,
+        )
+        await nursery.start(self.sequencer.run)
+        for task in (
+            self.grantor.run,
+            self.reclaimer.run,
+            self.holders.run,
+            self.ticker.run,
+            self.watcher.run,
+            self.telemetry.run,
+            self.journald.run,
+        ):
+            nursery.start_soon(task)
+        nursery.start_soon(self.lifeline.run, self._beat, self.config.timing.heartbeat_ns)
+        await nursery.start(self.dispatcher.run)
+        self.listener = Listener(
+            doors=doors,
+            dispatch=self.dispatcher,
+            holders=self.holders,
+            clock=self.clock,
+            limits=self.config.sockets,
+            tenant_of=self._tenant_of,
+        )
+        nursery.start_soon(self.listener.run)
+
+    async def _spawn_reaper(self) -> None:
+        """Where no systemd looks after the reaper, the agent starts one that outlives it."""
+        paths, timing = self.config.paths, self.config.timing
+        configured = self.config.hardware.reaper_path
+        binary = Path(configured) if configured else find_reaper()
+        options = (
+            f"--kill-ms={timing.cut_ns // NS_PER_MS}",
+            f"--backstop-ms={timing.backstop_ns // NS_PER_MS}",
+        )
+        await spawn_reaper(binary, paths.runtime_dir, options=options)
+
+    def _lose_lease(self, lease_id: LeaseId, error_number: int) -> None:
+        """A reaper that came back could not be given the lease again: it is enforced by nobody."""
+        self.journald.say(
+            f"lease {lease_id.hex()}: the reaper cannot hold it any more"
+            f" ({os.strerror(error_number)}); it is taken back",
+        )
+        revoke = Revoke(NO_COMMAND, self._operator(), lease_id, RevocationReason.REAPER_LOST)
+        self.sequencer.submit_own(revoke)
+
+    @staticmethod
+    def _operator() -> Caller:
+        """The agent itself, where a command wants an operator."""
+        return Caller(os.geteuid(), os.getegid(), os.getpid(), TenantId("root"), operator=True)
+
+    # -- what the sequencer tells ------------------------------------------------------------------
+
+    def _hold(self, held: Sequence[Held]) -> None:
+        self.grantor.hold(held)
+
+    def _start_effects(self, effects: Sequence[Effect]) -> None:
+        now_ns = self.clock.now().boot_ns
+        for effect in effects:
+            self.reclaimer.start(effect)
+            self.notifier.start(effect, now_ns)
+
+    def _tell(self, told: Told) -> None:
+        self.chain.next_seq = self.sequencer.next_seq
+        self.dispatcher.note_moment(told.moment)
+        self.feed.tell(told)
+        self.journald.tell(told)
+        self.ticker.look_again()
+
+    async def _beat(self) -> None:
+        """A heartbeat through the sequencer and back."""
+        returned = trio.Event()
+        self.sequencer.submit_own(Heartbeat(NO_COMMAND), lambda _reply: returned.set())
+        await returned.wait()
+
+    # -- what the doors ask ------------------------------------------------------------------------
+
+    def _tenant_of(self, uid: int, gids: tuple[int, ...]) -> TenantId | None:
+        return self.config.tenant_of(uid, gids)
+
+    def _head(self) -> replies.HeadReply:
+        slot = self.opened.journal.anchored
+        return replies.HeadReply(
+            log_id=self.opened.log_id.hex(),
+            next_sequence=slot.next_seq,
+            head=slot.head.hex(),
+            boot_id=self.clock.boot_id.hex(),
+            checkpoint=self.opened.sign_checkpoint(slot),
+        )
+
+    def _status(self) -> replies.StatusReply:
+        table = self.sequencer.lessor.table
+        counts = {state.name.lower(): 0 for state in LeaseState}
+        for lease in table.leases.values():
+            counts[lease.state.name.lower()] += 1
+        counts["reclaimed"] = len(table.closed)
+        slot = self.opened.journal.anchored
+        return replies.StatusReply(
+            version=__version__,
+            node_id=self.node.hex(),
+            boot_id=self.clock.boot_id.hex(),
+            epoch=table.epoch,
+            started_boottime_ns=self.started_ns,
+            now_boottime_ns=self.clock.now().boot_ns,
+            log_id=self.opened.log_id.hex(),
+            next_sequence=slot.next_seq,
+            head=slot.head.hex(),
+            filesystem=self.opened.filesystem,
+            durability=self.opened.durability,
+            policy_generation=self.sequencer.lessor.policy.generation,
+            policy_hash=table.policy_hash.hex(),
+            reaper_connected=self.reaper.connected,
+            draining=table.pools.cordoned_node,
+            connections=self.listener.connections if self.listener is not None else 0,
+            leases=objects.LeaseCounts(**counts, waiting=len(self.sequencer.lessor.queue)),
+        )
+
+    async def reload(self) -> None:
+        """Read the configuration again; policy, rates and tenants take force, the rest at the next
+        start."""
+        fresh = await trio.to_thread.run_sync(self._reread)
+        policy = msgspec.structs.replace(
+            fresh.policy, generation=self.sequencer.lessor.policy.generation + 1
+        )
+        answered = trio.Event()
+        got: list[Reply] = []
+
+        def deliver(reply: Reply) -> None:
+            got.append(reply)
+            answered.set()
+
+        command = SetPolicy(NO_COMMAND, self._operator(), policy, hash_policy(fresh), fresh.rates.digest())
+        self.sequencer.submit_own(command, deliver)
+        await answered.wait()
+        self.config = fresh
+
+
+def hash_policy(config: Config) -> bytes:
+    """The SHA-256 that the chain names a policy by: over its MessagePack bytes, generation left
+    out."""
+    policy = msgspec.structs.replace(config.policy, generation=0)
+    return hashlib.sha256(_POLICY.encode(policy)).digest()

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's configuration: one frozen value, every default in it, every key with its unit in its
+name.
+
+Rule: a Config is valid by construction: what cannot be meant (a TTL floor below what a renewal
+costs, a backstop that fires before the agent had its turn) is refused with the sum shown.
+`configs/leased.toml` spells out every default with its reason; a test keeps the two equal. Paths
+below `state_dir` and `runtime_dir` are made here and nowhere else.
+
+Does not read files (`config_file`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from leased.economics.rates import DEFAULT_CARD, RateCard
+from leased.hardware.config import HardwareConfig
+from leased.service.quantities import print_duration
+from leased.terms.errors import ConfigError
+from leased.terms.identity import TenantId
+from leased.terms.moment import NS_PER_MS, NS_PER_S
+from leased.terms.policy import Policy
+
+DEFAULT_CONFIG_PATH: Final = Path("/etc/leased/leased.toml")
+CGROUP_ROOT: Final = "leased.slice/leased-cgroup.service"
+"""The unit that delegates it; without systemd the agent makes the directories."""
+
+UNMAPPED_BY_UID: Final = "uid-{uid}"
+
+
+class Paths(msgspec.Struct, frozen=True):
+    """Where things are."""
+
+    state_dir: Path = Path("/var/lib/leased")
+    runtime_dir: Path = Path("/run/leased")
+
+    @property
+    def audit_dir(self) -> Path:
+        """The sealed log."""
+        return self.state_dir / "audit"
+
+    @property
+    def user_socket(self) -> Path:
+        """The users' door."""
+        return self.runtime_dir / "io.leased"
+
+    @property
+    def admin_socket(self) -> Path:
+        """The operators' door."""
+        return self.runtime_dir / "io.leased.admin"
+
+    @property
+    def reaper_socket(self) -> Path:
+        """The reaper's door."""
+        return self.runtime_dir / "reaper.sock"
+
+    @property
+    def leases_dir(self) -> Path:
+        """One directory per lease with its status and notice."""
+        return self.runtime_dir / "leases"
+
+
+class Sockets(msgspec.Struct, frozen=True):
+    """Limits of the local API: what one caller, or all of them together, may hold of the agent."""
+
+    message_bytes_max: int = 1 << 20
+    connections_max: int = 1024
+    connections_per_uid_max: int = 256
+    calls_queued_max: int = 16
+    write_timeout_ns: int = 10 * NS_PER_S
+    user_mode: int = 0o666
+    admin_mode: int = 0o600
+
+
+class Sequencing(msgspec.Struct, frozen=True):
+    """The sequencer's channel: how many commands may wait, how many go into one commit."""
+
+    commands_max: int = 8192
+    batch_commands_max: int = 512
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Budgets of the steps between a request and a proof. `check` refuses sums that cannot work.
+
+    `cut_ns` is how long the reaper waits for a killed process to be gone, `backstop_ns` how long
+    after the cut it waits for the agent before it overwrites the memory itself, and
+    `reclaim_ns_max` the published bound from deadline to RECLAIMED or FENCED of a lease without
+    memory; overwriting adds its bytes at `hardware.touch_bytes_per_s`.
+    """
+
+    tick_ns: int = 100 * NS_PER_MS
+    commit_ns: int = 100 * NS_PER_MS
+    arm_ns: int = 50 * NS_PER_MS
+    cut_ns: int = 5 * NS_PER_S
+    backstop_ns: int = 2 * NS_PER_S
+    reclaim_ns_max: int = 60 * NS_PER_S
+    heartbeat_ns: int = 5 * NS_PER_S
+    stop_ns: int = 10 * NS_PER_S
+
+
+class JournaldCopy(msgspec.Struct, frozen=True):
+    """The copy of events in the journal: bounded, so that a storm of grants is not a storm of log
+    lines.
+    """
+
+    copied: bool = True
+    renewals: bool = False
+    events_per_s_max: int = 500
+    burst_events_max: int = 5_000
+
+
+class TenantMapping(msgspec.Struct, frozen=True):
+    """Which callers are this tenant: the first mapping that names the uid, else the first that
+    names a gid, counts.
+
+    Ranges are inclusive pairs.
+    """
+
+    tenant: TenantId
+    uids: tuple[tuple[int, int], ...] = ()
+    gids: tuple[tuple[int, int], ...] = ()
+
+
+class Config(msgspec.Struct, frozen=True):
+    """Everything the agent can be told. The defaults are a working agent on any host."""
+
+    paths: Paths = Paths()
+    sockets: Sockets = Sockets()
+    sequencing: Sequencing = Sequencing()
+    timing: Timing = Timing()
+    policy: Policy = Policy()
+    rates: RateCard = DEFAULT_CARD
+    hardware: HardwareConfig = HardwareConfig(cgroup_root=CGROUP_ROOT)
+    journald: JournaldCopy = JournaldCopy()
+    tenants: tuple[TenantMapping, ...] = ()
+    unmapped: str = UNMAPPED_BY_UID
+
+    def tenant_of(self, uid: int, gids: tuple[int, ...]) -> TenantId | None:
+        """Who a caller is; None: nobody, refuse. The uid's own mapping goes before that of any of
+        its groups.
+        """
+        for mapping in self.tenants:
+            if _within(uid, mapping.uids):
+                return mapping.tenant
+        for mapping in self.tenants:
+            if any(_within(gid, mapping.gids) for gid in gids):
+                return mapping.tenant
+        return TenantId(self.unmapped.replace("{uid}", str(uid))) if self.unmapped else None
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """One rule of time: the steps must fit into the limit. `why` says what would go wrong."""
+
+    limit_key: str
+    limit_ns: int
+    steps: tuple[tuple[str, int], ...]
+    why: str
+
+    @property
+    def sum_ns(self) -> int:
+        """What the steps take together."""
+        return sum(ns for _, ns in self.steps)
+
+    def __str__(self) -> str:
+        steps = " + ".join(f"{key} {print_duration(ns)}" for key, ns in self.steps)
+        limit = f"{self.limit_key} {print_duration(self.limit_ns)}"
+        return f"{steps} = {print_duration(self.sum_ns)}, {limit}"
+
+
+def budgets(config: Config) -> tuple[Budget, ...]:
+    """Every rule of time that a configuration must keep; `leasectl doctor` shows them with their
+    sums.
+    """
+    timing, policy = config.timing, config.policy
+    answered = (
+        ("timing.tick", timing.tick_ns),
+        ("timing.commit", timing.commit_ns),
+        ("timing.arm", timing.arm_ns),
+    )
+    renewed = (("timing.commit", timing.commit_ns), ("timing.arm", timing.arm_ns))
+    return (
+        Budget(
+            "policy.ttl_min",
+            policy.ttl_ns_min,
+            answered + renewed,
+            "a lease of the shortest TTL would end before it could be granted and renewed once",
+        ),
+        Budget(
+            "timing.backstop",
+            timing.backstop_ns,
+            answered,
+            "the reaper's backstop would scrub before a living agent had its turn",
+        ),
+        Budget(
+            "timing.reclaim_max",
+            timing.reclaim_ns_max,
+            (
+                ("timing.tick", timing.tick_ns),
+                ("timing.commit", timing.commit_ns),
+                ("timing.cut", timing.cut_ns),
+                ("timing.backstop", timing.backstop_ns),
+                ("hardware.kill_budget", config.hardware.kill_budget_ns),
+                ("hardware.settle_budget", config.hardware.settle_budget_ns),
+                ("hardware.call_budget", config.hardware.call_budget_ns),
+            ),
+            "the bound on reclaim that is published would be shorter than its steps",
+        ),
+        Budget(
+            "policy.grace_max",
+            policy.grace_ns_max,
+            (("policy.grace_release", policy.grace_ns_release),),
+            "the grace of a release would exceed the longest grace",
+        ),
+    )
+
+
+def check(config: Config) -> Config:
+    """Return `config` if it can be meant. Raises ConfigError naming the key (and the sum, where it
+    is one).
+    """
+    for budget in budgets(config):
+        if budget.sum_ns > budget.limit_ns:
+            raise ConfigError(f"{budget.limit_key}: {budget.why} ({budget})")
+    for section in (config.timing, config.sockets, config.sequencing, config.journald):
+        for name in section.__struct_fields__:
+            if getattr(section, name) < 0 or (getattr(section, name) == 0 and name.endswith("_ns")):
+                raise ConfigError(
+                    f"{_SECTION[type(section)]}.{name.replace('_ns', '')}: must be above zero"
+                )
+    if config.sequencing.batch_commands_max > config.sequencing.commands_max:
+        raise ConfigError("sequencing.batch_commands_max: above sequencing.commands_max")
+    if config.sockets.connections_per_uid_max > config.sockets.connections_max:
+        raise ConfigError("sockets.connections_per_uid_max: above sockets.connections_max")
+    _check_hardware(config.hardware)
+    for key in ("state_dir", "runtime_dir"):
+        if not getattr(config.paths, key).is_absolute():
+            raise ConfigError(f"paths.{key}: must be absolute")
+    return config
+
+
+def _check_hardware(hardware: HardwareConfig) -> None:
+    if not 0 <= hardware.normal_share_pm <= 1000:
+        raise ConfigError("hardware.normal_share_pm: per mille, 0 to 1000")
+    root = hardware.cgroup_root
+    if not root or root.startswith("/") or ".." in root.split("/"):
+        raise ConfigError(
+            "hardware.cgroup_root: a path below the mount of cgroup v2, without a leading / or .."
+        )
+    for name in hardware.__struct_fields__:
+        if (
+            name.endswith(("_ns", "_bytes", "_per_s", "_workers", "_max"))
+            and getattr(hardware, name) <= 0
+        ):
+            raise ConfigError(f"hardware.{name}: must be above zero")
+
+
+def policy_hash(policy: Policy) -> bytes:
+    """The name of a policy that came from a configuration: SHA-256 of its JSON, fields in order."""
+    return hashlib.sha256(msgspec.json.encode(policy, order="deterministic")).digest()
+
+
+def _within(number: int, ranges: tuple[tuple[int, int], ...]) -> bool:
+    return any(first <= number <= last for first, last in ranges)
+
+
+_SECTION: Final[dict[type[msgspec.Struct], str]] = {
+    Timing: "timing",
+    Sockets: "sockets",
+    Sequencing: "sequencing",
+    JournaldCopy: "journald",
+}

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration file: TOML in, one Config out, or a ConfigError that names file, key, value and
+reason.
+
+Rule: the tables below say for every key which field it sets and how its text is read; a key that is
+in no table is refused (with the one it looks like), so a typo never means "default". What is absent
+keeps its built-in default. Policies of other origin (`SetPolicy`, the collector) go through the
+same table.
+
+Does not judge what the values mean together (`config.check`, `policy.check`, `rates.check`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from leased.economics import rates
+from leased.hardware.config import EscapeePolicy, HardwareConfig
+from leased.service import config
+from leased.service.quantities import parse_duration, parse_size
+from leased.terms import policy
+from leased.terms.errors import ConfigError, InvalidParameter
+from leased.terms.identity import TenantId, parse_tenant
+from leased.terms.lease import Priority
+from leased.terms.policy import CapacityLimit, Policy, TenantLimits
+from leased.terms.resource import ResourceKind, TierKind
+
+ID_MAX: Final = 2**32 - 2
+"""The largest uid; 2**32 - 1 means "none" to the kernel."""
+
+Read = Callable[[Any], Any]
+"""Reads one value. Raises ValueError saying what is allowed."""
+
+Keys = Mapping[str, tuple[str, Read]]
+"""TOML key -> (field, how to read it)."""
+
+
+def load(path: Path) -> config.Config:
+    """The configuration in `path`. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, file: str) -> config.Config:
+    """The configuration in `text`; `file` is what errors call it. Raises ConfigError."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    try:
+        fields = _fields(document, _SECTIONS, "")
+        return config.check(config.Config(**fields))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+# ---- reading single values -----------------------------------------------------------------------
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError("a whole number, not negative")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a string")
+    return value
+
+
+def _path(value: Any) -> Path:
+    return Path(_text(value))
+
+
+def _mode(value: Any) -> int:
+    text = _text(value)
+    if len(text) != 4 or text[0] != "0" or any(digit not in "01234567" for digit in text):
+        raise ValueError('a mode in octal, such as "0666"')
+    return int(text, 8)
+
+
+def _duration(value: Any) -> int:
+    if not isinstance(value, str):
+        raise ValueError('a duration with its unit, such as "60s" or "100ms"')
+    return parse_duration(value)
+
+
+def _size(value: Any) -> int:
+    if not isinstance(value, str):
+        raise ValueError('a size with its unit, such as "16MiB"')
+    return parse_size(value)
+
+
+def _choice(choices: tuple[str, ...], value: Any) -> str:
+    if value not in choices:
+        raise ValueError("one of " + ", ".join(choices))
+    return str(value)
+
+
+def _member(members: Any, value: Any) -> Any:
+    names = {member.name.lower(): member for member in members}
+    return names[_choice(tuple(names), value)]
+
+
+def _rows(value: Any, read: Read) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ValueError("a list")
+    return tuple(read(row) for row in value)
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("a table")
+    return value
+
+
+def _range(value: Any) -> tuple[int, int]:
+    """A uid, gid or core: 1000, or "1000-1999"."""
+    if isinstance(value, str):
+        first, dash, last = value.partition("-")
+        if dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last) <= ID_MAX:
+            return int(first), int(last)
+    elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= ID_MAX:
+        return value, value
+    raise ValueError('a number, or a range such as "1000-1999"')
+
+
+def _unmapped(value: Any) -> str:
+    text = _text(value)
+    if text:
+        parse_tenant(text.replace("{uid}", "0"))
+    return text
+
+
+# ---- reading sections ----------------------------------------------------------------------------
+
+
+def _fields(table: Mapping[str, Any], keys: Keys, at: str) -> dict[str, Any]:
+    """Read every key of `table` by `keys`. Raises ConfigError naming the key, its value and the
+    reason.
+    """
+    fields: dict[str, Any] = {}
+    for key, value in table.items():
+        where = f"{at}{key}"
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, n=1)
+            hint = (
+                f'; did you mean "{close[0]}"?'
+                if close
+                else "; known are " + ", ".join(sorted(keys))
+            )
+            raise ConfigError(f"{where}: unknown key{hint}")
+        field, read = keys[key]
+        try:
+            fields[field] = read(value)
+        except (ValueError, InvalidParameter) as error:
+            raise ConfigError(f"{where} = {_shown(value)}: {error}") from error
+    return fields
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _section(made: Callable[..., Any], keys: Keys, at: str) -> Read:
+    return lambda value: made(**_fields(_table(value), keys, at))
+
+
+def _limits(value: Any, at: str) -> TenantLimits:
+    """leases_max, waiting_max, and a ceiling per kind in the unit people count it in."""
+    found = _fields(_table(value), _LIMIT_KEYS, at)
+    ceilings = tuple(
+        CapacityLimit(kind, found.pop(kind.name)) for kind in ResourceKind if kind.name in found
+    )
+    return TenantLimits(capacities=ceilings, **found)
+
+
+def _policy(value: Any) -> Policy:
+    table = dict(_table(value))
+    tenants = _table(table.pop("tenants", {}))
+    limits = tuple(
+        (parse_tenant(name), _limits(row, f"policy.tenants.{name}."))
+        for name, row in tenants.items()
+    )
+    return policy.check(Policy(tenants=limits, **_fields(table, _POLICY_KEYS, "policy.")))
+
+
+def _tenant(value: Any) -> config.TenantMapping:
+    found = _fields(_table(value), _TENANT_KEYS, "tenants.")
+    if "tenant" not in found:
+        raise ValueError("needs a name")
+    return config.TenantMapping(**found)
+
+
+def _rates(value: Any) -> rates.RateCard:
+    """Rates by kind, by "kind.tier", and multipliers by priority; a kind that is absent keeps its
+    default.
+    """
+    table = dict(_table(value))
+    multipliers = _table(table.pop("multipliers_pm", {}))
+    fields = _fields({k: v for k, v in table.items() if k in _CARD_KEYS}, _CARD_KEYS, "rates.")
+    priced = {(rate.kind, rate.tier, rate.priority): rate for rate in rates.DEFAULT_CARD.rates}
+    for key, text in table.items():
+        if key in _CARD_KEYS:
+            continue
+        kind_name, _, tier_name = key.partition(".")
+        where = f"rates.{key}"
+        try:
+            kind = _member(ResourceKind, kind_name)
+            tier = _member(TierKind, tier_name) if tier_name else None
+        except ValueError as error:
+            raise ConfigError(f"{where}: not a kind, nor kind.tier ({error})") from error
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"{where} = {_shown(text)}: a decimal in quotes, such as "
+                '"0.0005": money is never a float'
+            )
+        priced[kind, tier, None] = rates.Rate(kind, rates.parse_rate(text, where), tier)
+    scaled = tuple(
+        (_member(Priority, name), _integer(multiplier)) for name, multiplier in multipliers.items()
+    )
+    return rates.check(
+        rates.RateCard(rates=tuple(priced.values()), multipliers_pm=scaled, **fields)
+    )
+
+
+def _hardware(**fields: Any) -> HardwareConfig:
+    return HardwareConfig(**{"cgroup_root": config.CGROUP_ROOT, **fields})
+
+
+def _tiers(value: Any) -> tuple[tuple[int, TierKind], ...]:
+    """{ node1 = "cxl" }: the operator's word goes before the firmware's."""
+    found = []
+    for name, tier in _table(value).items():
+        if not (name.startswith("node") and name[4:].isdecimal()):
+            raise ValueError(f'"{name}" is not a NUMA node, such as "node1"')
+        found.append((int(name[4:]), _member(TierKind, tier)))
+    return tuple(found)
+
+
+_LIMIT_KEYS: Final[Keys] = {
+    "leases_max": ("leases_max", _integer),
+    "waiting_max": ("waiting_max", _integer),
+    "mem": ("MEM", _size),
+    "block": ("BLOCK", _size),
+    "net_bit_per_s": ("NET", _integer),
+    "gpu_milli": ("GPU", _integer),
+    "cpu_milli": ("CPU", _integer),
+}
+_POLICY_KEYS: Final[Keys] = {
+    "ttl_default": ("ttl_ns_default", _duration),
+    "ttl_min": ("ttl_ns_min", _duration),
+    "ttl_max_scavenger": ("ttl_ns_max_scavenger", _duration),
+    "ttl_max_standard": ("ttl_ns_max_standard", _duration),
+    "ttl_max_guaranteed": ("ttl_ns_max_guaranteed", _duration),
+    "grace_release": ("grace_ns_release", _duration),
+    "grace_preempt": ("grace_ns_preempt", _duration),
+    "grace_max": ("grace_ns_max", _duration),
+    "leases_max": ("leases_max", _integer),
+    "waiting_max": ("waiting_max", _integer),
+    "wait_max": ("wait_ns_max", _duration),
+    "asks_max": ("asks_max", _integer),
+    "closed_leases_kept": ("closed_leases_kept", _integer),
+    "tenant_default": ("tenant_default", lambda value: _limits(value, "policy.tenant_default.")),
+}
+_CARD_KEYS: Final[Keys] = {"currency": ("currency", _text), "decimals": ("decimals", _integer)}
+_TENANT_KEYS: Final[Keys] = {
+    "name": ("tenant", lambda value: TenantId(parse_tenant(_text(value), "name"))),
+    "uids": ("uids", lambda value: _rows(value, _range)),
+    "gids": ("gids", lambda value: _rows(value, _range)),
+}
+_PATH_KEYS: Final[Keys] = {
+    "state_dir": ("state_dir", _path),
+    "runtime_dir": ("runtime_dir", _path),
+}
+_SOCKET_KEYS: Final[Keys] = {
+    "message_max": ("message_bytes_max", _size),
+    "connections_max": ("connections_max", _integer),
+    "connections_per_uid_max": ("connections_per_uid_max", _integer),
+    "calls_queued_max": ("calls_queued_max", _integer),
+    "write_timeout": ("write_timeout_ns", _duration),
+    "user_mode": ("user_mode", _mode),
+    "admin_mode": ("admin_mode", _mode),
+}
+_SEQUENCING_KEYS: Final[Keys] = {
+    "commands_max": ("commands_max", _integer),
+    "batch_commands_max": ("batch_commands_max", _integer),
+}
+_TIMING_KEYS: Final[Keys] = {
+    "tick": ("tick_ns", _duration),
+    "commit": ("commit_ns", _duration),
+    "arm": ("arm_ns", _duration),
+    "cut": ("cut_ns", _duration),
+    "backstop": ("backstop_ns", _duration),
+    "reclaim_max": ("reclaim_ns_max", _duration),
+    "heartbeat": ("heartbeat_ns", _duration),
+    "stop": ("stop_ns", _duration),
+}
+_HARDWARE_KEYS: Final[Keys] = {
+    "cgroup_root": ("cgroup_root", _text),
+    "normal_share_pm": ("normal_share_pm", _integer),
+    "hugepages": ("hugepages", _flag),
+    "tiers": ("tiers", _tiers),
+    "cpu_cores": ("cpu_cores", _text),
+    "lease_pids_max": ("lease_pids_max", _integer),
+    "escapees": ("escapees", lambda value: EscapeePolicy(_choice(("kill", "fence"), value))),
+    "reaper_path": ("reaper_path", _text),
+    "call_budget": ("call_budget_ns", _duration),
+    "touch_rate": ("touch_bytes_per_s", _size),
+    "kill_budget": ("kill_budget_ns", _duration),
+    "settle_budget": ("settle_budget_ns", _duration),
+    "bulk_size": ("bulk_bytes", _size),
+    "bulk_workers": ("bulk_workers", _integer),
+}
+_JOURNALD_KEYS: Final[Keys] = {
+    "copied": ("copied", _flag),
+    "renewals": ("renewals", _flag),
+    "events_per_s_max": ("events_per_s_max", _integer),
+    "burst_events_max": ("burst_events_max", _integer),
+}
+_SECTIONS: Final[Keys] = {
+    "paths": ("paths", _section(config.Paths, _PATH_KEYS, "paths.")),
+    "sockets": ("sockets", _section(config.Sockets, _SOCKET_KEYS, "sockets.")),
+    "sequencing": ("sequencing", _section(config.Sequencing, _SEQUENCING_KEYS, "sequencing.")),
+    "timing": ("timing", _section(config.Timing, _TIMING_KEYS, "timing.")),
+    "policy": ("policy", _policy),
+    "rates": ("rates", _rates),
+    "hardware": ("hardware", _section(_hardware, _HARDWARE_KEYS, "hardware.")),
+    "journald": ("journald", _section(config.JournaldCopy, _JOURNALD_KEYS, "journald.")),
+    "tenants": ("tenants", lambda value: _rows(value, _tenant)),
+    "unmapped": ("unmapped", _unmapped),
+}

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: builds everything, owns the nursery and the order of start and stop.
+
+Rule: nothing serves before recovery is done, and the reaper is there before anything is granted. A
+clean stop seals `NodeStopped` and leaves every lease to the reaper; an error in the sequencer ends
+the process at once, and what happened is decided from the log at the next start. This is the one
+place that catches what nobody expected, to say it and exit.
+
+Does not contain a decision of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import trio
+
+from leased import __version__
+from leased.service.agent import Agent, build
+from leased.service.config import DEFAULT_CONFIG_PATH, Config
+from leased.service.config_file import load
+from leased.service.lifeline import Lifeline, take_listen_fds
+from leased.terms.errors import EX_SOFTWARE, LeasedError
+from leased.terms.moment import NS_PER_S
+
+OPEN_FILES = 1 << 18
+"""A lease costs the agent up to four descriptors (memory, pidfd, cgroup.events, connection)."""
+
+EPILOG = """examples:
+  leased                                 run with /etc/leased/leased.toml (systemd does this)
+  leased --config ./leased.toml          run in the foreground with another configuration
+  leased --config ./leased.toml --check  say whether the configuration can be meant, with its time budgets
+
+A SIGTERM stops the agent and leaves its leases to the reaper; a SIGHUP reads the configuration again.
+Exit status: 0 stopped, 78 a configuration or state that cannot be used, 65 the log does not hold, 70 our own mistake.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program `leased`; its exit status."""
+    options = _parse(argv)
+    try:
+        config = load(options.config) if options.config is not None else _default_config()
+        if options.check:
+            return _print_check(config)
+        return trio.run(
+            _serve, config, options.config, restrict_keyboard_interrupt_to_checkpoints=True
+        )
+    except LeasedError as error:
+        print(f"<3>leased: {error}", file=sys.stderr)
+        return error.exit_status
+    except BaseExceptionGroup as group:
+        return _explain(group)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="leased",
+        description="Grants leases with a TTL on this host's hardware, and takes them back.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"default: {DEFAULT_CONFIG_PATH}, if there"
+    )
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--version", action="version", version=f"leased {__version__}")
+    return parser.parse_args(argv)
+
+
+def _default_config() -> Config:
+    return load(DEFAULT_CONFIG_PATH) if DEFAULT_CONFIG_PATH.exists() else Config()
+
+
+def _print_check(config: Config) -> int:
+    from leased.service.config import budgets
+
+    for budget in budgets(config):
+        print(f"{budget.limit_key}: {budget}")
+    return 0
+
+
+def _explain(group: BaseExceptionGroup[BaseException]) -> int:
+    """Say what ended the agent: the first cause that has a name, else everything."""
+    named = group.subgroup(lambda error: isinstance(error, LeasedError | OSError))
+    if named is None:
+        raise group
+    error: BaseException = named
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    print(f"<2>leased: {error}; the log decides at the next start", file=sys.stderr)
+    return error.exit_status if isinstance(error, LeasedError) else EX_SOFTWARE
+
+
+# ---- one run -------------------------------------------------------------------------------------
+
+
+async def _serve(config: Config, config_path: Path | None) -> int:
+    _raise_limits()
+    lifeline = Lifeline.from_environment(os.environ)
+    handed = take_listen_fds(os.environ)
+    started_ns = time.monotonic_ns()
+    async with trio.open_nursery() as nursery:
+        agent = await build(
+            config,
+            handed=handed,
+            lifeline=lifeline,
+            nursery=nursery,
+            reread=lambda: load(config_path) if config_path is not None else _default_config(),
+        )
+        took_ms = (time.monotonic_ns() - started_ns) // 1_000_000
+        lifeline.ready(f"serving; {agent.leases_live} leases live")
+        agent.say(
+            f"serving after {took_ms} ms: {agent.replayed} events replayed, {agent.leases_live} leases live"
+        )
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            await _obey(agent, lifeline, signals)
+        await _stop(agent, lifeline, config)
+        nursery.cancel_scope.cancel()
+    agent.close()
+    return 0
+
+
+async def _obey(agent: Agent, lifeline: Lifeline, signals: trio.abc.ReceiveChannel[int]) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            return
+        lifeline.reloading(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000)
+        try:
+            await agent.reload()
+        except LeasedError as error:
+            agent.say(f"the configuration was refused, the old one stays in force: {error}")
+        lifeline.ready(f"serving; {agent.leases_live} leases live")
+
+
+async def _stop(agent: Agent, lifeline: Lifeline, config: Config) -> None:
+    lifeline.stopping(f"stopping; {agent.leases_live} leases stay with the reaper")
+    with trio.move_on_after(config.timing.stop_ns / NS_PER_S):
+        await agent.stop()
+
+
+def _raise_limits() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (OPEN_FILES, hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), max(hard, wanted)))
+            return
+        except (ValueError, OSError):
+            continue
+
+
+if __name__ == "__main__":
+    sys.exit(main())

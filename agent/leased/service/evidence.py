@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence: the SHA-256 of what a step measured, sealed in place of the measurements themselves.
+
+Rule: the hash covers the MessagePack bytes of the report, and the report goes to the journal daemon
+in full, so an auditor who has the log line can check it against the chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from leased.terms.identity import CommandId
+from leased.terms.teardown import CutReport, ProofReport, ScrubReport
+
+NO_COMMAND = CommandId(bytes(16))
+"""The command id of the agent's own reports: nobody retries them, so they need no identity."""
+
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def hash_report(report: CutReport | ScrubReport | ProofReport) -> bytes:
+    """The 32 bytes that stand for `report` in the chain."""
+    return hashlib.sha256(_ENCODER.encode(report)).digest()

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grantor: between a sealed grant or renewal and its answer.
+
+Rule: a grant is answered only when its hardware is prepared and the reaper holds it; a renewal only
+when the reaper has moved the deadline. Both work in batches of whatever has gathered, so that 64
+clients share one trip to the worker and one to the reaper. A lease with much memory to touch goes
+its own way, so that it delays nobody.
+
+If preparing or arming fails, the caller gets a typed refusal and the sealed grant is ended by
+`GrantFailed`, which tears down whatever was begun. Does not decide anything and does not tear down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import trio
+
+from leased.ports import Device, Prepared, Reaper, Submit
+from leased.service.custody import Custodian
+from leased.service.evidence import NO_COMMAND
+from leased.service.gathering import Gathering
+from leased.service.holders import Holders
+from leased.service.sequencer import Held
+from leased.terms.command import Activate, CutEnded, GrantFailed
+from leased.terms.effect import MoveDeadline
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId
+from leased.terms.lease import Lease, LeaseState
+from leased.terms.reply import Granted, Refusal, RefusalReason
+from leased.terms.resource import ResourceKind
+from leased.terms.teardown import TeardownStep
+
+BATCH_MAX = 64
+"""Leases per trip: 64 leases with a few descriptors each stay below the 253 that one message may
+carry."""
+
+QUICK_BYTES_MAX = 16 << 20
+"""Touching 16 MiB takes about 5 ms, the most that one grant may delay the others of its batch."""
+
+SLOW_AT_ONCE_MAX = 4
+"""Page touching is bound by memory bandwidth; more at once only makes each of them later."""
+
+
+class Grantor:
+    """Carries out Prepare and MoveDeadline and lets the held answers go."""
+
+    def __init__(
+        self,
+        *,
+        devices: Device,
+        reaper: Reaper,
+        custodian: Custodian,
+        holders: Holders,
+        submit: Submit,
+    ) -> None:
+        self._devices = devices
+        self._reaper = reaper
+        self._custodian = custodian
+        self._holders = holders
+        self._submit = submit
+        self._grants: Gathering[Held] = Gathering()
+        self._renewals: Gathering[Held] = Gathering()
+        self._preparing: dict[LeaseId, list[Held]] = {}
+        self._settled = trio.Condition()
+
+    def hold(self, held: Sequence[Held]) -> None:
+        """Take what a batch of the sequencer left to be done before its answers may leave."""
+        for one in held:
+            if isinstance(one.effect, MoveDeadline):
+                self._renewals.put(one)
+            elif one.effect is not None:
+                self._preparing[one.effect.lease.lease_id] = [one]
+                self._grants.put(one)
+            else:
+                self._attach(one)
+
+    def _attach(self, held: Held) -> None:
+        """A retry of a grant that is still being prepared is answered together with it."""
+        assert isinstance(held.reply, Granted)
+        begun = self._preparing.get(held.reply.lease.lease_id)
+        if begun is None:
+            _let_go(held, held.reply)
+        else:
+            begun.append(held)
+
+    async def settled(self, lease_id: LeaseId) -> None:
+        """Return when nothing is being prepared for the lease: its teardown may begin."""
+        async with self._settled:
+            while lease_id in self._preparing:
+                await self._settled.wait()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_renewals)
+            await self._run_grants(nursery)
+
+    # -- grants ------------------------------------------------------------------------------------
+
+    async def _run_grants(self, nursery: trio.Nursery) -> None:
+        slots = trio.Semaphore(SLOW_AT_ONCE_MAX)
+        while True:
+            gathered = await self._grants.take(BATCH_MAX)
+            quick = [one for one in gathered if touched_bytes(one.effect.lease) <= QUICK_BYTES_MAX]
+            for one in gathered:
+                if touched_bytes(one.effect.lease) > QUICK_BYTES_MAX:
+                    nursery.start_soon(self._grant_slowly, one, slots)
+            if quick:
+                await self._grant(quick)
+
+    async def _grant_slowly(self, held: Held, slots: trio.Semaphore) -> None:
+        async with slots:
+            await self._grant([held])
+
+    async def _grant(self, batch: list[Held]) -> None:
+        leases = [one.effect.lease for one in batch]
+        prepared = await self._devices.prepare_many(leases)
+        ready: list[tuple[Lease, Prepared]] = []
+        for lease, outcome in zip(leases, prepared, strict=True):
+            if isinstance(outcome, DeviceError):
+                self._fail(lease, TeardownStep.PREPARE, outcome)
+            else:
+                pidfd = self._holders.pidfd_for(lease.pid)
+                self._custodian.keep(lease.lease_id, outcome.fds, outcome.cgroup, pidfd)
+                ready.append((lease, outcome))
+        if ready:
+            await self._arm(ready)
+        async with self._settled:
+            self._settled.notify_all()
+
+    async def _arm(self, ready: list[tuple[Lease, Prepared]]) -> None:
+        outcomes = await self._reaper.arm_many(
+            [
+                (lease, made.cgroup, made.fds, self._custodian.of(lease.lease_id).pidfd)
+                for lease, made in ready
+            ]
+        )
+        for (lease, made), outcome in zip(ready, outcomes, strict=True):
+            if isinstance(outcome, DeviceError):
+                self._fail(lease, TeardownStep.ARM, outcome)
+                continue
+            self._submit(Activate(NO_COMMAND, lease.lease_id, made.evidence))
+            self._holders.bind(lease.lease_id, lease.pid)
+            active = msgspec.structs.replace(lease, state=LeaseState.ACTIVE)
+            for held in self._preparing.pop(lease.lease_id):
+                assert isinstance(held.reply, Granted)
+                reply = held.reply
+                _let_go(held, Granted(active, reply.sequence, reply.record_hash, reply.attached))
+
+    def _fail(self, lease: Lease, step: TeardownStep, error: DeviceError) -> None:
+        self._submit(GrantFailed(NO_COMMAND, lease.lease_id, step, error.errno))
+        refusal = Refusal(RefusalReason.DEVICE_FAILED, what=error.verb, usage=error.errno)
+        for held in self._preparing.pop(lease.lease_id):
+            _let_go(held, refusal)
+
+    # -- renewals ----------------------------------------------------------------------------------
+
+    async def _run_renewals(self) -> None:
+        while True:
+            batch = await self._renewals.take(BATCH_MAX)
+            moves = [one.effect for one in batch]
+            outcomes = await self._reaper.renew_many(
+                [(move.lease_id, move.generation, move.deadline_ns) for move in moves]
+            )
+            for held, in_time in zip(batch, outcomes, strict=True):
+                if in_time:
+                    _let_go(held, held.reply)
+                else:
+                    await self._lose(held)
+
+    async def _lose(self, held: Held) -> None:
+        """The reaper began to cut before the renewal reached it: the cut goes on, and the table
+        learns of it."""
+        move = held.effect
+        refusal = Refusal(RefusalReason.DEADLINE_PASSED, what="ns", limit=move.deadline_ns)
+        _let_go(held, refusal)
+        try:
+            report = await self._reaper.revoke(move.lease_id)
+        except DeviceError:
+            return  # the ticker's own expiry finds the same failure and fences
+        self._submit(CutEnded(NO_COMMAND, report, b""))
+
+
+def _let_go(held: Held, reply: Granted | Refusal) -> None:
+    for deliver in held.delivers:
+        deliver(reply)
+
+
+def touched_bytes(lease: Lease) -> int:
+    """How much memory preparing (or scrubbing) the lease touches."""
+    return sum(a.capacity for a in lease.subject.allotments if a.kind is ResourceKind.MEM)

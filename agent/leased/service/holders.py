@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holders: the processes that leases are bound to, watched by pidfd; and leaf cgroups, watched for
+running empty.
+
+Rule: identity is the pidfd, never the number. A connection enrols its peer once; every lease bound
+to it shares that pidfd. When it becomes readable the process is gone, and each of its leases is
+told so by `HolderGone`.
+
+cgroup.events is always readable to plain EPOLLIN (kernfs), so it is watched for EPOLLPRI in an
+epoll of our own, and trio waits for that epoll. Does not kill anyone.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+import trio
+
+from leased.ports import Submit
+from leased.service.evidence import NO_COMMAND
+from leased.terms.command import HolderGone
+from leased.terms.identity import LeaseId
+
+
+class Holders:
+    """Who is bound to what."""
+
+    def __init__(self, submit: Submit) -> None:
+        self._submit = submit
+        self._epoll = select.epoll()
+        self._pidfds: dict[int, int] = {}
+        self._references: dict[int, int] = {}
+        self._leases: dict[int, set[LeaseId]] = {}
+        self._bound: dict[LeaseId, int] = {}
+        self._leaves: dict[int, LeaseId] = {}
+        self._leaf_of: dict[LeaseId, int] = {}
+
+    # -- processes ---------------------------------------------------------------------------------
+
+    def enrol(self, pid: int, pidfd: int) -> None:
+        """A connection vouches for `pid`; the pidfd is duplicated."""
+        self._references[pid] = self._references.get(pid, 0) + 1
+        if pid not in self._pidfds:
+            self._pidfds[pid] = os.dup(pidfd)
+            self._leases[pid] = set()
+            self._epoll.register(self._pidfds[pid], select.EPOLLIN)
+
+    def dismiss(self, pid: int) -> None:
+        """The connection is gone; the process stays watched while a lease is bound to it."""
+        self._references[pid] -= 1
+        self._retire(pid)
+
+    def pidfd_for(self, pid: int) -> int | None:
+        """A duplicate of the pidfd of an enrolled process for its lease's custody; None for pid 0
+        or a stranger."""
+        watched = self._pidfds.get(pid)
+        return os.dup(watched) if watched is not None else None
+
+    def bind(self, lease_id: LeaseId, pid: int) -> None:
+        """The lease ends when the process does."""
+        if pid and pid in self._leases:
+            self._bound[lease_id] = pid
+            self._leases[pid].add(lease_id)
+        elif pid:
+            # It was gone before the grant was complete.
+            self._submit(HolderGone(NO_COMMAND, lease_id))
+
+    def rebind(self, lease_id: LeaseId, pid: int, pidfd: int | None) -> None:
+        """A lease of an earlier run of the agent: its holder's pidfd comes from the reaper. Takes
+        `pidfd` over."""
+        if pidfd is None:
+            self._submit(HolderGone(NO_COMMAND, lease_id))
+            return
+        self.enrol(pid, pidfd)
+        os.close(pidfd)
+        self.bind(lease_id, pid)
+        self.dismiss(pid)
+
+    def _retire(self, pid: int) -> None:
+        if self._references.get(pid, 0) <= 0 and not self._leases.get(pid):
+            self._references.pop(pid, None)
+            self._leases.pop(pid, None)
+            pidfd = self._pidfds.pop(pid, None)
+            if pidfd is not None:
+                self._epoll.unregister(pidfd)
+                os.close(pidfd)
+
+    # -- cgroups -----------------------------------------------------------------------------------
+
+    def watch_leaf(self, lease_id: LeaseId, cgroup: str) -> None:
+        """A process has joined the leaf: from here on, an empty leaf ends the lease."""
+        if lease_id in self._leaf_of:
+            return
+        fd = os.open(os.path.join(cgroup, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+        self._leaves[fd] = lease_id
+        self._leaf_of[lease_id] = fd
+        self._epoll.register(fd, select.EPOLLPRI)
+
+    def forget(self, lease_id: LeaseId) -> None:
+        """The lease has ended: stop watching for it. Idempotent."""
+        pid = self._bound.pop(lease_id, None)
+        if pid is not None:
+            self._leases[pid].discard(lease_id)
+            self._retire(pid)
+        fd = self._leaf_of.pop(lease_id, None)
+        if fd is not None:
+            del self._leaves[fd]
+            self._epoll.unregister(fd)
+            os.close(fd)
+
+    # -- watching ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Report every end until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            by_pidfd = {pidfd: pid for pid, pidfd in self._pidfds.items()}
+            for fd, _ in self._epoll.poll(0):
+                if fd in self._leaves:
+                    self._look_at_leaf(fd)
+                elif fd in by_pidfd:
+                    self._lose_process(by_pidfd[fd])
+
+    def _look_at_leaf(self, fd: int) -> None:
+        # Reading from 0 re-arms EPOLLPRI; an unchanged "populated 1" is only the first, spurious
+        # wake-up.
+        if b"populated 0" in os.pread(fd, 256, 0):
+            lease_id = self._leaves[fd]
+            self.forget(lease_id)
+            self._submit(HolderGone(NO_COMMAND, lease_id))
+
+    def _lose_process(self, pid: int) -> None:
+        lost = sorted(self._leases[pid])
+        self._epoll.unregister(self._pidfds[pid])
+        os.close(self._pidfds.pop(pid))
+        self._leases[pid] = set()
+        for lease_id in lost:
+            self._bound.pop(lease_id, None)
+            self._submit(HolderGone(NO_COMMAND, lease_id))
+        if self._references.get(pid, 0) <= 0:
+            self._references.pop(pid, None)
+            self._leases.pop(pid, None)

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The listener: every local conversation, in one task.
+
+Rule: one nested epoll serves all sockets (decisions/0007): what is ready is read, turned into calls
+and left on the sequencer's channel; answers are written by whoever has them with a non-blocking
+send. Nothing is buffered beyond what one conversation may have unanswered, and a peer that does not
+read its answers is cut off after `write_timeout_ns`. A connection belongs to the peer that the
+kernel named when it was accepted; its descriptors are closed with it.
+
+Does not know what a method means (`methods`) and does not parse (`wire.conversation`).
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import trio
+
+from leased.ports import Clock
+from leased.service import peers
+from leased.service.config import Sockets
+from leased.service.holders import Holders
+from leased.service.sequencer import Deliver
+from leased.terms.command import Caller
+from leased.terms.errors import LeasedError, PermissionDenied
+from leased.terms.identity import CommandId
+from leased.terms.moment import NS_PER_S
+from leased.wire.calls import encode_error
+from leased.wire.conversation import Call, Conversation
+from leased.wire.description import Service
+
+READ_BYTES = 64 * 1024
+FDS_MAX = 16
+SWEEP_NS = 1 * NS_PER_S
+_ANCILLARY_BYTES = socket.CMSG_SPACE(FDS_MAX * 4)
+_CONTINUE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+class Dispatch(Protocol):
+    """What the listener hands calls to."""
+
+    def begin(self, connection: Connection, call: Call, fds: list[int]) -> None:
+        """Carry out a call; answer it through `connection.answer`, now or later. Takes over
+        `fds`."""
+        ...
+
+    def abandon(self, connection: Connection) -> None:
+        """The connection is gone: nobody waits for its answers any more."""
+        ...
+
+
+class Connection:
+    """One accepted socket with its conversation. `scope` cancels the tasks that serve its long
+    calls."""
+
+    __slots__ = (
+        "_listener",
+        "_owned_fds",
+        "_received_fds",
+        "_unsent",
+        "caller",
+        "closed",
+        "conversation",
+        "drained",
+        "enrolled",
+        "pidfd",
+        "scope",
+        "sock",
+        "stalled_ns",
+        "waiting",
+    )
+
+    def __init__(
+        self, listener: Listener, sock: socket.socket, caller: Caller, conversation: Conversation
+    ) -> None:
+        self._listener = listener
+        self.sock = sock
+        self.caller = caller
+        self.conversation = conversation
+        self.pidfd: int | None = peers.peer_pidfd(sock)
+        self.scope = trio.CancelScope()
+        self.enrolled = False
+        self.waiting: dict[CommandId, Deliver] = {}
+        self.closed = False
+        self.drained = trio.Event()
+        self.drained.set()
+        self.stalled_ns: int | None = None
+        self._received_fds: deque[int] = deque()
+        self._owned_fds: set[int] = set()
+        self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
+
+    def prove(self, sent: int | None) -> None:
+        """Make sure that the peer's process is proven by a pidfd; `sent` is the one it sent. Raises
+        PermissionDenied."""
+        if self.pidfd is None and sent is not None:
+            peers.check_sent_pidfd(sent, self.caller)
+            self.pidfd = os.dup(sent)
+        if self.pidfd is not None and not self.enrolled:
+            self._listener.holders.enrol(self.caller.pid, self.pidfd)
+            self.enrolled = True
+
+    @property
+    def proven_pid(self) -> int:
+        """The caller's pid if a pidfd proves it, else 0."""
+        return self.caller.pid if self.pidfd is not None else 0
+
+    def answer(
+        self, call: Call, wire: bytes, fds: Sequence[int] = (), *, continues: bool = False
+    ) -> None:
+        """Give an answer; what may be sent is sent. After the end of the connection: nothing. Takes
+        over `fds`."""
+        if self.closed:
+            _close_all(fds)
+            return
+        self._owned_fds.update(fds)
+        self.conversation.answer(call, wire, fds, continues=continues)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the conversation has ready, as far as the socket takes it."""
+        for wire, fds in self.conversation.take():
+            if self._unsent:
+                self._unsent.append((wire, fds))
+            else:
+                self._send(wire, fds)
+            if self.closed:
+                return
+        if self.conversation.finished and not self._unsent:
+            self._listener.close(self)
+
+    def flush_unsent(self) -> None:
+        """The socket takes bytes again."""
+        while self._unsent and not self.closed:
+            wire, fds = self._unsent.popleft()
+            before = len(self._unsent)
+            self._send(wire, fds, first=True)
+            if len(self._unsent) > before:
+                return
+        if not self.closed:
+            self.drained.set()
+            self.stalled_ns = None
+            self._listener.watch(self, writable=False)
+            self.flush()
+
+    def _send(self, wire: bytes, fds: Sequence[int], *, first: bool = False) -> None:
+        try:
+            if fds:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                sent = self.sock.sendmsg([wire], rights, _CONTINUE)
+            else:
+                sent = self.sock.send(wire, _CONTINUE)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._listener.close(self)
+            return
+        if fds and sent:
+            _close_all(fds)
+            self._owned_fds.difference_update(fds)
+        if sent < len(wire):
+            # Descriptors went with the first byte, if any byte went.
+            rest = (wire[sent:], fds if sent == 0 else ())
+            if first:
+                self._unsent.appendleft(rest)
+            else:
+                self._unsent.append(rest)
+            if self.stalled_ns is None:
+                self.drained = trio.Event()
+                self.stalled_ns = self._listener.clock.now().boot_ns
+                self._listener.watch(self, writable=True)
+
+    def read(self) -> list[tuple[Call, list[int]]]:
+        """Read once; the calls that are complete, each with its descriptors. An end closes the
+        connection."""
+        try:
+            data, ancillary, flags, _ = self.sock.recvmsg(
+                READ_BYTES, _ANCILLARY_BYTES, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return []
+        except OSError:
+            self._listener.close(self)
+            return []
+        count = 0
+        if ancillary:
+            received = array.array("i")
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    received.frombytes(content[: len(content) - len(content) % received.itemsize])
+            count = len(received)
+            self._received_fds.extend(received)
+        if not data or flags & socket.MSG_CTRUNC:
+            self._listener.close(self)
+            return []
+        calls = self.conversation.receive(data, count)
+        taken = [
+            (call, [self._received_fds.popleft() for _ in range(call.fd_count)]) for call in calls
+        ]
+        if self.conversation.fault is not None or not calls:
+            self.flush()
+        return taken
+
+    def release(self) -> None:
+        """Close everything this connection owns. Called once, by the listener."""
+        self.closed = True
+        self.scope.cancel()
+        self.drained.set()
+        self.sock.close()
+        _close_all(self._received_fds)
+        _close_all(self._owned_fds)
+        self._received_fds.clear()
+        self._owned_fds.clear()
+        if self.pidfd is not None:
+            if self.enrolled:
+                self._listener.holders.dismiss(self.caller.pid)
+            os.close(self.pidfd)
+
+
+class Listener:
+    """Accepts on `doors` (socket, service, operator) and serves until cancelled."""
+
+    def __init__(
+        self,
+        *,
+        doors: Sequence[tuple[socket.socket, Service, bool]],
+        dispatch: Dispatch,
+        holders: Holders,
+        clock: Clock,
+        limits: Sockets,
+        tenant_of: peers.TenantOf,
+    ) -> None:
+        self.holders = holders
+        self.clock = clock
+        self._dispatch = dispatch
+        self._limits = limits
+        self.tenant_of = tenant_of
+        self._epoll = select.epoll()
+        self._doors = {
+            sock.fileno(): (sock, service, operator) for sock, service, operator in doors
+        }
+        self._connections: dict[int, Connection] = {}
+        self._per_uid: dict[int, int] = {}
+        for fd, (sock, _, _) in self._doors.items():
+            sock.setblocking(False)
+            self._epoll.register(fd, select.EPOLLIN)
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
+
+    async def run(self) -> None:
+        """Serve until cancelled; closes every connection on the way out."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._sweep)
+                while True:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    for fd, mask in self._epoll.poll(0):
+                        self._serve(fd, mask)
+        finally:
+            for connection in tuple(self._connections.values()):
+                self.close(connection)
+            self._epoll.close()
+
+    def _serve(self, fd: int, mask: int) -> None:
+        connection = self._connections.get(fd)
+        if connection is None:
+            if fd in self._doors:
+                self._accept(*self._doors[fd])
+            return
+        if mask & select.EPOLLOUT:
+            connection.flush_unsent()
+        if mask & ~select.EPOLLOUT and not connection.closed:
+            for call, fds in connection.read():
+                self._dispatch.begin(connection, call, fds)
+
+    def _accept(self, door: socket.socket, service: Service, operator: bool) -> None:
+        try:
+            sock, _ = door.accept()
+        except OSError:
+            return  # the peer has already gone, or we are out of descriptors: the door stays ready and we come again
+        sock.setblocking(False)
+        try:
+            caller = peers.identify(sock, tenant_of=self.tenant_of, operator=operator)
+            self._admit(caller)
+        except LeasedError as refused:
+            with contextlib.suppress(OSError):
+                sock.send(encode_error(refused), _CONTINUE)
+            sock.close()
+            return
+        conversation = Conversation(
+            service,
+            message_bytes_max=self._limits.message_bytes_max,
+            pipeline_max=self._limits.calls_queued_max,
+        )
+        connection = Connection(self, sock, caller, conversation)
+        self._connections[sock.fileno()] = connection
+        self._per_uid[caller.uid] = self._per_uid.get(caller.uid, 0) + 1
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _admit(self, caller: Caller) -> None:
+        if len(self._connections) >= self._limits.connections_max:
+            raise PermissionDenied(
+                f"{len(self._connections)} connections are open, the limit of this host"
+            )
+        held = self._per_uid.get(caller.uid, 0)
+        if held >= self._limits.connections_per_uid_max:
+            raise PermissionDenied(f"uid {caller.uid} has {held} connections open, its limit")
+
+    def watch(self, connection: Connection, *, writable: bool) -> None:
+        """Ask for (or no longer for) the moment at which the socket takes bytes again."""
+        mask = select.EPOLLIN | (select.EPOLLOUT if writable else 0)
+        self._epoll.modify(connection.sock.fileno(), mask)
+
+    def close(self, connection: Connection) -> None:
+        """End a connection. Idempotent."""
+        if connection.closed:
+            return
+        fd = connection.sock.fileno()
+        self._epoll.unregister(fd)
+        del self._connections[fd]
+        held = self._per_uid[connection.caller.uid] - 1
+        if held:
+            self._per_uid[connection.caller.uid] = held
+        else:
+            del self._per_uid[connection.caller.uid]
+        connection.release()
+        self._dispatch.abandon(connection)
+
+    async def _sweep(self) -> None:
+        """Cut off peers that do not read what they asked for."""
+        while True:
+            now = self.clock.now().boot_ns
+            await self.clock.sleep_until(now + SWEEP_NS)
+            overdue = self.clock.now().boot_ns - self._limits.write_timeout_ns
+            for connection in tuple(self._connections.values()):
+                if connection.stalled_ns is not None and connection.stalled_ns < overdue:
+                    self.close(connection)
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

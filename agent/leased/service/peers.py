@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peers: who is at the other end of a local connection, by the kernel's word alone.
+
+Rule: uid and gid come from SO_PEERCRED, the process from SO_PEERPIDFD (Linux 6.5 and later). Where
+the kernel lacks it the client sends its own pidfd by SCM_RIGHTS, and it counts only if the kernel
+says that it names the SO_PEERCRED pid and that process is still alive; there is no silent fallback
+to the bare number. Nothing of this is ever read from JSON.
+
+Which uid or gid is which tenant is configuration (`config.tenant_of`). Does not authorise: methods
+do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+
+from leased.terms.command import Caller
+from leased.terms.errors import PermissionDenied
+from leased.terms.identity import TenantId
+from leased.terms.lease import Trust
+
+SO_PEERPIDFD = 77
+_UCRED = struct.Struct("iII")
+_CAP_SYS_ADMIN = 1 << 21
+
+
+TenantOf = Callable[[int, tuple[int, ...]], TenantId | None]
+"""Which tenant a uid and its groups are; None: nobody we serve."""
+
+
+def identify(sock: socket.socket, *, tenant_of: TenantOf, operator: bool) -> Caller:
+    """The caller behind a connected AF_UNIX socket. Raises PermissionDenied for a stranger."""
+    pid, uid, gid = _UCRED.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
+    tenant = tenant_of(uid, (gid, *_supplementary_groups(sock)))
+    if tenant is None:
+        raise PermissionDenied(
+            f"uid {uid} and its groups belong to no tenant; see tenants in leased.toml"
+        )
+    return Caller(
+        uid=uid,
+        gid=gid,
+        pid=pid,
+        tenant=tenant,
+        operator=operator,
+        trust=_trust_of(pid, uid),
+    )
+
+
+def peer_pidfd(sock: socket.socket) -> int | None:
+    """A new pidfd of the peer from SO_PEERPIDFD, or None where the kernel is older than 6.5."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
+    except OSError as error:
+        if error.errno in (errno.ENOPROTOOPT, errno.EINVAL):
+            return None
+        raise
+    return int.from_bytes(raw, "little", signed=True)
+
+
+def check_sent_pidfd(pidfd: int, caller: Caller) -> None:
+    """Accept a pidfd that the client sent only as what it claims to be. Raises PermissionDenied."""
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
+            fields = dict(line.rstrip("\n").split(":\t", 1) for line in info if ":\t" in line)
+    except OSError as error:
+        raise PermissionDenied(f"the pidfd sent cannot be examined: {error.strerror}") from error
+    if fields.get("Pid") != str(caller.pid):
+        raise PermissionDenied("the descriptor sent is not a pidfd of the calling process")
+    # A readable pidfd is a dead process, whose number may already be someone else's.
+    if select.select([pidfd], [], [], 0)[0]:
+        raise PermissionDenied("the calling process has exited")
+
+
+def _supplementary_groups(sock: socket.socket) -> tuple[int, ...]:
+    """SO_PEERGROUPS: the groups that the peer had when it connected."""
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, 59, 4 * 1024)
+    except OSError:
+        return ()
+    return struct.unpack(f"{len(raw) // 4}I", raw)
+
+
+def _trust_of(pid: int, uid: int) -> Trust:
+    """ROOT if the peer could undo its own walls: uid 0 with CAP_SYS_ADMIN, or any uid that holds
+    it."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("CapEff:"):
+                    return (
+                        Trust.ROOT if int(line.split()[1], 16) & _CAP_SYS_ADMIN else Trust.CONFINED
+                    )
+    except (OSError, ValueError):
+        os.stat("/proc/self")  # procfs itself must be there; the peer alone may have gone
+    return Trust.ROOT if uid == 0 else Trust.CONFINED

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions: calls that are answered once, from elsewhere than the table: the disk, the drivers'
+workers, the agent itself.
+
+Rule: they change nothing (Reload aside, which hands a whole new configuration to the sequencer),
+and what tells of other tenants is for operators only.
+
+Does not stream (`streams`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from leased.ports import Clock
+from leased.ports import Holders as HolderScan
+from leased.service.chain_reader import ChainReader
+from leased.service.listener import Connection
+from leased.service.streams import Streams
+from leased.terms.errors import CallerError, PermissionDenied
+from leased.terms.resource import Allotment, ResourceKind
+from leased.wire import objects, parameters, replies
+from leased.wire.conversation import Call
+
+
+class _Verdict(msgspec.Struct):
+    """What `leasectl verify --json` prints, as far as it is passed on."""
+
+    verdict: str
+    why: str = ""
+    records: int = 0
+    head: str = ""
+    sequence: int | None = None
+    offset: int | None = None
+    file: str | None = None
+
+
+class Questions:
+    """The tasks behind Head, Read, Verify, Holders, Telemetry.Read, Status and Reload."""
+
+    def __init__(
+        self,
+        *,
+        chain: ChainReader,
+        streams: Streams,
+        holders: HolderScan,
+        clock: Clock,
+        head: Callable[[], replies.HeadReply],
+        status: Callable[[], replies.StatusReply],
+        reload_config: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._chain = chain
+        self._streams = streams
+        self._holders = holders
+        self._clock = clock
+        self._head = head
+        self._status = status
+        self._reload_config = reload_config
+
+    async def tell_head(self, connection: Connection, call: Call) -> None:
+        """io.leased.Audit.Head: a hash tells nothing of anyone, so everybody may ask."""
+        connection.answer(call, replies.encode(self._head()))
+
+    async def read_chain(self, connection: Connection, call: Call) -> None:
+        """io.leased.Audit.Read"""
+        asked = call.parameters
+        assert isinstance(asked, parameters.AuditRead)
+        _require_operator(connection)
+        page = await self._chain.read(
+            asked.from_sequence, records_max=asked.records_max, bytes_max=asked.bytes_max
+        )
+        reply = replies.ReadReply(page.from_sequence, page.next_sequence, page.frames)
+        connection.answer(call, replies.encode(reply))
+
+    async def verify_chain(self, connection: Connection, call: Call) -> None:
+        """io.leased.Audit.Verify"""
+        asked = call.parameters
+        assert isinstance(asked, parameters.AuditVerify)
+        _require_operator(connection)
+        verdict = msgspec.json.decode(
+            await self._chain.verify(asked.from_sequence or 0), type=_Verdict
+        )
+        reply = replies.VerifyReply(
+            **{name: getattr(verdict, name) for name in verdict.__struct_fields__}
+        )
+        connection.answer(call, replies.encode(reply))
+
+    async def find_holders(self, connection: Connection, call: Call) -> None:
+        """io.leased.Device.Holders: which process belongs to which lease is shown to operators
+        only."""
+        asked = call.parameters
+        assert isinstance(asked, parameters.Holders)
+        kind = ResourceKind.__members__.get(asked.resource_id.partition(":")[0].upper())
+        if kind is None:
+            raise CallerError(
+                f"no resource is called {asked.resource_id}; see io.leased.Device.List"
+            )
+        found = await self._holders.scan(Allotment(asked.resource_id, kind, None, 0))
+        operator = connection.caller.operator
+        portrayed = [
+            objects.Holder(
+                pid=holder.pid,
+                uid=holder.uid,
+                name=holder.name,
+                via=holder.via,
+                lease_id=holder.lease_id.hex() if operator and holder.lease_id else None,
+            )
+            for holder in found
+            if operator or holder.uid == connection.caller.uid
+        ]
+        connection.answer(call, replies.encode(replies.HoldersReply(portrayed)))
+
+    async def tell_samples(self, connection: Connection, call: Call) -> None:
+        """io.leased.Telemetry.Read"""
+        asked = call.parameters
+        assert isinstance(asked, parameters.TelemetryRead)
+        samples = self._streams.portray_samples(connection, asked.resource_id, asked.lease_id)
+        connection.answer(call, replies.encode(replies.TelemetryReply(samples)))
+
+    async def tell_status(self, connection: Connection, call: Call) -> None:
+        """io.leased.Admin.Status"""
+        connection.answer(call, replies.encode(self._status()))
+
+    async def reload(self, connection: Connection, call: Call) -> None:
+        """io.leased.Admin.Reload"""
+        await self._reload_config()
+        connection.answer(call, replies.encode(replies.EmptyReply()))
+
+
+def _require_operator(connection: Connection) -> None:
+    if not connection.caller.operator:
+        raise PermissionDenied("the chain tells of every tenant: only an operator may read it")

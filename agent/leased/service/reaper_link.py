@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The link to the reaper: the Reaper port over its socket.
+
+Rule: calls made in the same turn of the event loop go out in one packet, and no call waits for
+ever: the reaper answers within ANSWER_S or the connection is given up and made anew; what was not
+answered is then asked again (every request may be repeated), and a caller whose time is up gets
+DeviceError. After each reconnection everything the agent holds is armed again before anything else,
+so that a reaper that lost its memory is told.
+
+Descriptors given to `arm_many` stay the caller's and must stay open until `disarm_many` has
+returned. While the link lives it is heard of every HEARTBEAT_S, which keeps the backstop away from
+leases whose cut was asked for here.
+
+Does not decide what a failure means, and does not supervise the reaper: `restart` is called when
+nobody listens.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import trio
+
+from leased.service import reaper_protocol as protocol
+from leased.service.reaper_exchange import Exchange, Page, close_all
+from leased.service.reaper_tickets import Chunk, Repeat, Ticket, as_error
+from leased.terms.errors import DeviceError, InvalidParameter
+from leased.terms.identity import ID_BYTES, LeaseId
+from leased.terms.lease import Lease
+from leased.terms.teardown import CutReport
+
+ANSWER_S: Final = 2.0
+CUT_S: Final = 10.0
+
+
+class RosterEntry(NamedTuple):
+    """A lease the reaper holds, found at the agent's start. The descriptors are the receiver's to
+    keep and close."""
+
+    lease_id: LeaseId
+    generation: int
+    deadline_ns: int
+    cgroup: str
+    fds: tuple[int, ...]
+    pidfd: int | None
+    pid: int
+    memfds_missing: int
+    cut: CutReport | None
+
+
+class _Held:
+    """What the agent holds of an armed lease: enough to arm it again."""
+
+    __slots__ = ("cgroup", "deadline_ns", "fds", "generation", "pidfd")
+
+    def __init__(
+        self,
+        generation: int,
+        deadline_ns: int,
+        cgroup: str,
+        fds: tuple[int, ...],
+        pidfd: int | None,
+    ) -> None:
+        self.generation = generation
+        self.deadline_ns = deadline_ns
+        self.cgroup = cgroup
+        self.fds = fds
+        self.pidfd = pidfd
+
+
+class ReaperLink:
+    """The reaper, as the agent reaches it. `run` must be running for any call to be answered."""
+
+    def __init__(
+        self,
+        socket_path: Path,
+        *,
+        restart: Callable[[], Awaitable[object]] | None = None,
+        lost: Callable[[LeaseId, int], None] | None = None,
+        answer_s: float = ANSWER_S,
+        cut_s: float = CUT_S,
+    ) -> None:
+        """`restart` starts a reaper when nobody listens; `lost` is told (lease, errno) of a lease
+        that could not be armed again after a reconnection and is therefore not enforced any
+        more."""
+        self._lost = lost
+        self._answer_s = answer_s
+        self._cut_s = cut_s
+        self._exchange = Exchange(socket_path, self, restart=restart, answer_s=answer_s)
+        self._put = self._exchange.put
+        self._reports: dict[LeaseId, list[Chunk]] = {}
+        self._held: dict[LeaseId, _Held] = {}
+        self._forgotten: set[LeaseId] = set()
+
+    # -- the port
+    # -----------------------------------------------------------------------------------
+
+    async def arm_many(
+        self, leases: Sequence[tuple[Lease, str, Sequence[int], int | None]]
+    ) -> list[DeviceError | None]:
+        """(lease, cgroup path or "", memfds, holder's pidfd), all or nothing for each lease."""
+        ticket = self._ticket(len(leases), self._answer_s)
+        asked: list[_Held] = []
+        for at, (lease, cgroup, fds, pidfd) in enumerate(leases):
+            held = _Held(lease.generation, lease.deadline_ns, cgroup, tuple(fds), pidfd)
+            asked.append(held)
+            try:
+                chunk = self._arm_chunk(lease.lease_id, held, ticket, at)
+            except InvalidParameter as error:
+                ticket.answer(at, [DeviceError("arm", errno.E2BIG, str(error))])
+            else:
+                self._put(chunk)
+        await ticket.wait()
+        outcomes: list[DeviceError | None] = []
+        for (lease, *_), held, answer in zip(leases, asked, ticket.answers, strict=True):
+            if answer == 0:
+                self._hold(lease.lease_id, held)
+                outcomes.append(None)
+            else:
+                outcomes.append(as_error("arm", answer))
+        return outcomes
+
+    async def renew_many(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:
+        """(lease, generation, deadline_ns). DeviceError when the reaper did not answer: then
+        nothing is known."""
+        ticket = self._ticket(len(moves), self._answer_s)
+        most = protocol.ENTRIES_MAX[protocol.RENEW]
+        for at in range(0, len(moves), most):
+            part = moves[at : at + most]
+            body = protocol.encode_renewals(part)
+            self._put(Chunk(protocol.RENEW, body, len(part), (), ticket, at))
+        await ticket.wait()
+        held_of = self._held.get
+        outcomes: list[bool] = []
+        for (lease_id, generation, deadline_ns), answer in zip(moves, ticket.answers, strict=True):
+            if answer == 0:
+                held = held_of(lease_id)
+                if held is not None:
+                    held.generation = generation
+                    held.deadline_ns = deadline_ns
+                outcomes.append(True)
+            elif isinstance(answer, int):
+                outcomes.append(False)
+            else:
+                raise as_error("renew", answer)
+        return outcomes
+
+    async def revoke_many(
+        self, lease_ids: Sequence[LeaseId], *, spare: Collection[LeaseId] = ()
+    ) -> list[CutReport | DeviceError]:
+        """Cut now, or wait for the cut already begun. The holders of the leases in `spare` gave
+        them back by themselves: their processes are left alive (what runs in the leaf cgroup is
+        killed all the same)."""
+        ticket = self._ticket(len(lease_ids), self._cut_s)
+        for at, lease_id in enumerate(lease_ids):
+            entry = protocol.encode_revoke(lease_id, spare_holder=lease_id in spare)
+            chunk = Chunk(protocol.REVOKE, entry, 1, (), ticket, at)
+            self._reports.setdefault(lease_id, []).append(chunk)
+            self._put(chunk)
+        try:
+            await ticket.wait()
+        finally:
+            for lease_id in lease_ids:
+                self._unawait(lease_id, ticket)
+        return [
+            answer if isinstance(answer, CutReport) else as_error("revoke", answer)
+            for answer in ticket.answers
+        ]
+
+    async def disarm_many(self, lease_ids: Sequence[LeaseId]) -> None:
+        """Forget. A reaper that cannot be reached is told at the next connection; nobody waits for
+        that."""
+        for lease_id in lease_ids:
+            self._held.pop(lease_id, None)
+        ticket = self._ticket(len(lease_ids), self._answer_s)
+        most = protocol.ENTRIES_MAX[protocol.DISARM]
+        for at in range(0, len(lease_ids), most):
+            part = lease_ids[at : at + most]
+            self._put(Chunk(protocol.DISARM, b"".join(part), len(part), (), ticket, at))
+        try:
+            await ticket.wait()
+        except BaseException:
+            self._forgotten.update(lease_ids)
+            raise
+        for lease_id, answer in zip(lease_ids, ticket.answers, strict=True):
+            if answer != 0:
+                self._forgotten.add(lease_id)
+
+    # -- the same for one lease
+    # ---------------------------------------------------------------------
+
+    async def arm(self, lease: Lease, cgroup: str, fds: Sequence[int], pidfd: int | None) -> None:
+        """As `arm_many`; raises the DeviceError."""
+        [error] = await self.arm_many([(lease, cgroup, fds, pidfd)])
+        if error is not None:
+            raise error
+
+    async def renew(self, lease_id: LeaseId, generation: int, deadline_ns: int) -> bool:
+        """As `renew_many`."""
+        [in_time] = await self.renew_many([(lease_id, generation, deadline_ns)])
+        return in_time
+
+    async def revoke(self, lease_id: LeaseId, *, spare_holder: bool = False) -> CutReport:
+        """As `revoke_many`; raises the DeviceError."""
+        [report] = await self.revoke_many([lease_id], spare=(lease_id,) if spare_holder else ())
+        if isinstance(report, DeviceError):
+            raise report
+        return report
+
+    async def disarm(self, lease_id: LeaseId) -> None:
+        """As `disarm_many`."""
+        await self.disarm_many([lease_id])
+
+    # -- at the agent's start
+    # -----------------------------------------------------------------------
+
+    async def roster(self) -> list[RosterEntry]:
+        """Every lease the reaper holds, with duplicates of its descriptors. Called once, before
+        anything is armed."""
+        entries: list[RosterEntry] = []
+        cursor = 0
+        try:
+            while True:
+                ticket = self._ticket(1, self._answer_s)
+                asked = protocol.LIST_ENTRY.pack(cursor, 1)
+                self._put(Chunk(protocol.LIST, asked, 1, (), ticket, 0))
+                await ticket.wait()
+                page = ticket.answers[0]
+                if not isinstance(page, Page):
+                    raise as_error("roster", page)
+                entries.extend(self._take_page(page))
+                cursor = page.cursor
+                if cursor == 0:
+                    return entries
+        except BaseException:
+            for entry in entries:
+                close_all(entry.fds if entry.pidfd is None else (entry.pidfd, *entry.fds))
+            raise
+
+    async def ping(self) -> protocol.Pong:
+        """What the reaper says of itself."""
+        ticket = self._ticket(1, self._answer_s)
+        self._put(Chunk(protocol.PING, b"", 1, (), ticket, 0))
+        await ticket.wait()
+        answer = ticket.answers[0]
+        if not isinstance(answer, protocol.Pong):
+            raise as_error("ping", answer)
+        return answer
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a connection until cancelled. Reports started once the first one stands."""
+        await self._exchange.run(task_status)
+
+    # -- what the exchange asks of its owner
+    # --------------------------------------------------------
+
+    def ask_again(self, unanswered: list[Chunk]) -> list[Chunk]:
+        """First what must be true of the reaper, then what was not answered, in the order it was
+        asked."""
+        again: list[Chunk] = []
+        for lease_id, held in self._held.items():
+            if _all_open(held):
+                ticket = Repeat(1, partial(self._rearmed, lease_id))
+                again.append(self._arm_chunk(lease_id, held, ticket, 0))
+        self._forgotten.update(
+            LeaseId(chunk.body[at : at + ID_BYTES])
+            for chunk in unanswered
+            if chunk.kind == protocol.DISARM and isinstance(chunk.ticket, Repeat)
+            for at in range(0, len(chunk.body), ID_BYTES)
+        )
+        gone, self._forgotten = sorted(self._forgotten), set()
+        most = protocol.ENTRIES_MAX[protocol.DISARM]
+        for at in range(0, len(gone), most):
+            part = gone[at : at + most]
+            ticket = Repeat(len(part), lambda _answers: None)
+            again.append(Chunk(protocol.DISARM, b"".join(part), len(part), (), ticket, 0))
+        again += [chunk for chunk in unanswered if not isinstance(chunk.ticket, Repeat)]
+        # A REVOKE that was answered is asked again too, as long as its report has not come.
+        asked = {id(chunk) for chunk in again}
+        for waiters in self._reports.values():
+            again += [chunk for chunk in waiters if id(chunk) not in asked]
+        return again
+
+    def reported(self, reports: Sequence[CutReport]) -> None:
+        """Cuts have ended."""
+        for report in reports:
+            for chunk in self._reports.pop(report.lease_id, ()):
+                chunk.ticket.answer(chunk.at, [report])
+
+    def revoked(self, chunk: Chunk, status: int, boot_ns: int) -> None:
+        """0: the report follows. A lease that neither we nor the reaper ever held has nothing to
+        cut."""
+        if status == 0:
+            return
+        lease_id = LeaseId(chunk.body[:ID_BYTES])
+        if status == -errno.ENOENT and lease_id not in self._held:
+            self.reported([CutReport(lease_id, boot_ns, by_reaper=False, clean=True, steps=())])
+        else:
+            self._unawait(lease_id, chunk.ticket)
+            chunk.ticket.answer(chunk.at, [status])
+
+    def waiting_tickets(self) -> list[Ticket]:
+        """Who waits for a report."""
+        return [chunk.ticket for waiters in self._reports.values() for chunk in waiters]
+
+    # -- inside
+    # -------------------------------------------------------------------------------------
+
+    def _rearmed(self, lease_id: LeaseId, answers: list[object]) -> None:
+        """ETIME and ESTALE say that the reaper knows better: it cuts already, or holds a later
+        renewal."""
+        status = answers[0]
+        if isinstance(status, int) and status not in (0, -errno.ETIME, -errno.ESTALE):
+            self._held.pop(lease_id, None)
+            if self._lost is not None:
+                self._lost(lease_id, -status)
+
+    def _ticket(self, size: int, seconds: float) -> Ticket:
+        return Ticket(size, trio.current_time() + seconds)
+
+    def _arm_chunk(self, lease_id: LeaseId, held: _Held, ticket: Ticket, at: int) -> Chunk:
+        entry = protocol.encode_arm(
+            lease_id=lease_id,
+            generation=held.generation,
+            deadline_ns=held.deadline_ns,
+            cgroup=held.cgroup,
+            has_pidfd=held.pidfd is not None,
+            memfds=len(held.fds),
+        )
+        fds = held.fds if held.pidfd is None else (held.pidfd, *held.fds)
+        return Chunk(protocol.ARM, entry, 1, fds, ticket, at)
+
+    def _hold(self, lease_id: LeaseId, held: _Held) -> None:
+        """Remember a lease as armed; arming again adds to what was held."""
+        before = self._held.get(lease_id)
+        if before is not None:
+            held.cgroup = held.cgroup or before.cgroup
+            held.fds = tuple(dict.fromkeys((*before.fds, *held.fds)))
+            held.pidfd = held.pidfd if held.pidfd is not None else before.pidfd
+        self._held[lease_id] = held
+
+    def _unawait(self, lease_id: LeaseId, ticket: Ticket) -> None:
+        waiters = self._reports.get(lease_id)
+        if waiters is not None:
+            waiters[:] = [chunk for chunk in waiters if chunk.ticket is not ticket]
+            if not waiters:
+                del self._reports[lease_id]
+
+    def _take_page(self, page: Page) -> Iterator[RosterEntry]:
+        at = 0
+        for listed in page.listed:
+            pidfd = page.fds[at] if listed.has_pidfd else None
+            at += listed.has_pidfd
+            memfds = page.fds[at : at + listed.memfds]
+            at += listed.memfds
+            if listed.cut is None:
+                held = _Held(listed.generation, listed.deadline_ns, listed.cgroup, memfds, pidfd)
+                self._hold(listed.lease_id, held)
+            yield RosterEntry(
+                lease_id=listed.lease_id,
+                generation=listed.generation,
+                deadline_ns=listed.deadline_ns,
+                cgroup=listed.cgroup,
+                fds=memfds,
+                pidfd=pidfd,
+                pid=listed.pid,
+                memfds_missing=listed.memfds_missing,
+                cut=listed.cut,
+            )
+
+
+def _all_open(held: _Held) -> bool:
+    """Whether every descriptor is still there to be passed; one that is closed would spoil its
+    whole packet."""
+    try:
+        for fd in held.fds if held.pidfd is None else (held.pidfd, *held.fds):
+            os.fstat(fd)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boot: from what is on disk and what the reaper still holds to an agent that may serve (DESIGN
+section 4).
+
+Rule: nothing is granted before every record is verified, the table rebuilt by the same `apply` as
+live traffic, and every resource not proven clean is on its way through teardown. What the reaper
+holds keeps its remaining time, never more. The order: lock, verify and repair the log -> replay ->
+ask the reaper -> `Start` through the seven steps.
+
+Does not repair what is not a torn tail: the log's own verdict, with file and offset, is the
+operator's to act on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from leased.chain.sealer import Sealer
+from leased.durable.log import OpenedLog
+from leased.lessor.lessor import Lessor
+from leased.ports import Clock, Entropy, Journal
+from leased.service.custody import Custodian
+from leased.service.evidence import NO_COMMAND
+from leased.service.holders import Holders
+from leased.service.reaper_link import RosterEntry
+from leased.service.sequencer import Sequencer
+from leased.terms.command import Start
+from leased.terms.event import Recovered
+from leased.terms.identity import LeaseId
+from leased.terms.policy import Policy
+from leased.terms.resource import Inventory
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What the agent stands on when it starts."""
+
+    node_id: bytes
+    version: str
+    inventory: Inventory
+    policy: Policy
+    policy_hash: bytes
+    rate_hash: bytes
+
+
+def replay(lessor: Lessor, opened: OpenedLog) -> int:
+    """Rebuild the table from the sealed history; how many events it took."""
+    count = 0
+    for _, event, moment in opened.history():
+        lessor.replay(event, moment)
+        count += 1
+    return count
+
+
+async def seal_repair(
+    opened: OpenedLog, sealer: Sealer, journal: Journal, clock: Clock, entropy: Entropy
+) -> None:
+    """Put on record what opening the log had to repair. After `start`, so that the record's boot is
+    known."""
+    facts = opened.recovered
+    if facts is None:
+        return
+    moment = clock.now()
+    event = Recovered(entropy(), facts.kept_records, facts.torn_bytes, facts.torn_hash)
+    sealed = sealer.seal([(event, moment)], sign=True)
+    await journal.commit(sealed.frames, sealed.count, sealed.head, moment)
+
+
+def take_custody(roster: Sequence[RosterEntry], custodian: Custodian) -> frozenset[LeaseId]:
+    """Hold again what the reaper holds; the leases it knows."""
+    for entry in roster:
+        custodian.keep(entry.lease_id, tuple(entry.fds), entry.cgroup, None)
+    return frozenset(entry.lease_id for entry in roster)
+
+
+async def start(
+    sequencer: Sequencer, opened: OpenedLog, ground: Ground, known: frozenset[LeaseId]
+) -> None:
+    """Seal that the agent serves, and let the lessor decide about every lease it found."""
+    await sequencer.commit_now(
+        Start(
+            NO_COMMAND,
+            node_id=ground.node_id,
+            version=ground.version,
+            filesystem=opened.filesystem,
+            durability=opened.durability,
+            inventory=ground.inventory,
+            policy=ground.policy,
+            policy_hash=ground.policy_hash,
+            rate_hash=ground.rate_hash,
+            known_to_reaper=known,
+        )
+    )
+
+
+def rebind(roster: Sequence[RosterEntry], lessor: Lessor, holders: Holders) -> None:
+    """Watch again the holders and leaves of the leases that go on."""
+    for entry in roster:
+        lease = lessor.table.leases.get(entry.lease_id)
+        if lease is None or lease.ended is not None:
+            continue
+        if entry.cgroup:
+            holders.watch_leaf(entry.lease_id, entry.cgroup)
+        if lease.pid:
+            holders.rebind(entry.lease_id, lease.pid, entry.pidfd)

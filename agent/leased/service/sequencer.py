@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The spine: one task through which every change passes, in the seven steps of DESIGN section 4.
+
+Rule: propose -> seal -> append -> anchor -> commit -> reply -> tell. Nobody else touches the lessor
+or the sealer, so there is no lock. `propose` applies its events to the table at once: from there on
+the only way back is the end of the process, which is what an error in sealing or committing is (it
+leaves `run` as an exception, and recovery decides). Questions travel the same channel and are
+answered after the commit of their batch, so nobody sees an uncommitted table. Everything that waits
+when a batch begins goes into it, up to `batch_commands_max`; there is no artificial delay.
+
+Does not read sockets, call drivers or sleep: answers and effects are handed to callbacks that must
+not block.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+import trio
+
+from leased.chain.sealer import SealedBatch, Sealer
+from leased.lessor.lessor import Lessor
+from leased.ports import Clock, Journal
+from leased.service.evidence import NO_COMMAND
+from leased.terms.command import CancelWait, Command
+from leased.terms.effect import Effect, MoveDeadline, Prepare
+from leased.terms.event import Allocated, Event
+from leased.terms.identity import CommandId, LeaseId
+from leased.terms.lease import LeaseState
+from leased.terms.moment import Moment
+from leased.terms.reply import Granted, Refusal, RefusalReason, Reply
+
+Deliver = Callable[[Reply], None]
+"""Takes a reply on its way out. Must not block and must not raise."""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What a committed batch tells the rest of the agent: the events with their places in the
+    chain, one to one."""
+
+    moment: Moment
+    events: tuple[Event, ...]
+    sequences: Sequence[int]
+    hashes: tuple[bytes, ...]
+
+
+class Held(msgspec.Struct, frozen=True):
+    """An effect together with the answers that may leave only when it has been carried out.
+
+    None: the answer waits for a Prepare that an earlier batch left (the retry of a grant that is
+    still being prepared).
+    """
+
+    effect: Prepare | MoveDeadline | None
+    reply: Reply
+    delivers: tuple[Deliver, ...]
+
+
+class Sequencer:
+    """Owns the lessor, the sealer and the journal. `hold` gets grants and renewals, `start` every
+    other effect."""
+
+    def __init__(
+        self,
+        *,
+        lessor: Lessor,
+        sealer: Sealer,
+        journal: Journal,
+        clock: Clock,
+        hold: Callable[[Sequence[Held]], None],
+        start: Callable[[Sequence[Effect]], None],
+        tell: Callable[[Told], None],
+        commands_max: int,
+        batch_commands_max: int,
+    ) -> None:
+        self.lessor = lessor
+        self._sealer = sealer
+        self._journal = journal
+        self._clock = clock
+        self._hold = hold
+        self._start = start
+        self._tell = tell
+        self._commands_max = commands_max
+        self._batch_commands_max = batch_commands_max
+        self._channel: deque[tuple[Command, Deliver | None]] = deque()
+        self._pending: dict[CommandId, list[Deliver]] = {}
+        self._arrived = trio.Event()
+        self._stopping = False
+        self.batches = 0
+
+    # -- the channel -------------------------------------------------------------------------------
+
+    def submit(self, command: Command, deliver: Deliver) -> None:
+        """Queue a client's command. A full channel, or an agent that stops, refuses at once."""
+        if self._stopping or len(self._channel) >= self._commands_max:
+            deliver(self._refuse())
+            return
+        self._channel.append((command, deliver))
+        self._arrived.set()
+
+    def submit_own(self, command: Command, deliver: Deliver | None = None) -> None:
+        """Queue a command of the agent itself: never refused, for there is at most one per lease
+        and step."""
+        self._channel.append((command, deliver))
+        self._arrived.set()
+
+    @property
+    def next_seq(self) -> int:
+        """The sequence that the next record will get."""
+        return self._sealer.head.size
+
+    def forget_waiter(self, command_id: CommandId, deliver: Deliver) -> None:
+        """The conversation behind `deliver` is gone: give up its place in the queue if nobody else
+        waits for it."""
+        waiting = self._pending.get(command_id)
+        if waiting is None or deliver not in waiting:
+            return
+        waiting.remove(deliver)
+        if not waiting:
+            del self._pending[command_id]
+            self.submit_own(CancelWait(NO_COMMAND, command_id))
+
+    def refuse_new(self) -> None:
+        """Stop taking clients' commands; what is queued is still carried out."""
+        self._stopping = True
+
+    def _refuse(self) -> Refusal:
+        if self._stopping:
+            return Refusal(RefusalReason.STOPPING, what="agent")
+        depth = len(self._channel)
+        return Refusal(
+            RefusalReason.BUSY,
+            what="commands",
+            limit=self._commands_max,
+            usage=depth,
+            requested=1,
+            retry_at_ns=self._clock.now().boot_ns,
+        )
+
+    # -- the seven steps ---------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Commit batches until cancelled. Any exception that leaves here must end the process."""
+        task_status.started()
+        while True:
+            if not self._channel:
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+            # Once propose has run the batch must reach its end: a cancellation in between would
+            # leave a table that the journal does not know.
+            with trio.CancelScope(shield=True):
+                await self._commit_batch()
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def commit_now(self, command: Command) -> list[Reply]:
+        """Carry one command through all seven steps before `run` has begun (boot) or after it has
+        ended (stop)."""
+        replies: list[Reply] = []
+        self._channel.append((command, replies.append))
+        await self._commit_batch()
+        return replies
+
+    async def _commit_batch(self) -> None:
+        moment = self._clock.now()
+        items: list[tuple[Event, Moment]] = []
+        answers: list[tuple[Reply, Deliver]] = []
+        held: list[Held] = []
+        effects: list[Effect] = []
+        self.lessor.admitting = self._journal.reserve_ok(self.lessor.table.live)
+        for _ in range(min(len(self._channel), self._batch_commands_max)):
+            command, deliver = self._channel.popleft()
+            self._propose(command, deliver, moment, items, answers, held, effects)
+        if items:
+            sealed = self._sealer.seal(items)
+            await self._journal.commit(sealed.frames, sealed.count, sealed.head, moment)
+            held = _receipted(held, items, sealed)
+            self._tell(
+                Told(moment, tuple(event for event, _ in items), sealed.sequences, sealed.hashes)
+            )
+        self.batches += 1
+        for reply, deliver in answers:
+            deliver(reply)
+        if held:
+            self._hold(held)
+        if effects:
+            self._start(effects)
+
+    def _propose(
+        self,
+        command: Command,
+        deliver: Deliver | None,
+        moment: Moment,
+        items: list[tuple[Event, Moment]],
+        answers: list[tuple[Reply, Deliver]],
+        held: list[Held],
+        effects: list[Effect],
+    ) -> None:
+        proposal = self.lessor.propose(command, moment)
+        for event in proposal.events:
+            items.append((event, moment))
+        prepares: dict[LeaseId, Prepare] = {}
+        for effect in proposal.effects:
+            if isinstance(effect, MoveDeadline):
+                [(_, reply)] = proposal.answers
+                held.append(Held(effect, reply, () if deliver is None else (deliver,)))
+                return
+            if isinstance(effect, Prepare):
+                prepares[effect.lease.lease_id] = effect
+            else:
+                effects.append(effect)
+        unanswered = deliver is not None
+        for command_id, reply in proposal.answers:
+            # A command's own answer is its own caller's: another uid may wait under the same id.
+            if command_id == command.command_id:
+                waiting = [] if deliver is None else [deliver]
+                unanswered = False
+            else:
+                waiting = self._pending.pop(command_id, [])
+            self._route(reply, waiting, prepares, answers, held)
+        if unanswered:
+            self._pending.setdefault(command.command_id, []).append(deliver)
+        # A grant whose caller has gone is prepared all the same: the lease exists and its story
+        # must be whole.
+        held.extend(Held(prepare, Granted(prepare.lease), ()) for prepare in prepares.values())
+
+    @staticmethod
+    def _route(
+        reply: Reply,
+        waiting: list[Deliver],
+        prepares: dict[LeaseId, Prepare],
+        answers: list[tuple[Reply, Deliver]],
+        held: list[Held],
+    ) -> None:
+        """Send an answer on its way: at once, or held until its hardware is ready."""
+        if isinstance(reply, Granted):
+            prepare = prepares.pop(reply.lease.lease_id, None)
+            if prepare is not None or reply.lease.state is LeaseState.GRANTED:
+                held.append(Held(prepare, reply, tuple(waiting)))
+                return
+        answers.extend((reply, one) for one in waiting)
+
+
+def _receipted(
+    held: list[Held], items: list[tuple[Event, Moment]], sealed: SealedBatch
+) -> list[Held]:
+    """Give every fresh grant its place in the chain: (sequence, record hash) is the start of a
+    receipt."""
+    if not any(isinstance(one.reply, Granted) for one in held):
+        return held
+    place = {
+        event.lease_id: index
+        for index, (event, _) in enumerate(items)
+        if isinstance(event, Allocated)
+    }
+    receipted = []
+    for one in held:
+        reply = one.reply
+        if isinstance(reply, Granted) and reply.lease.lease_id in place:
+            index = place[reply.lease.lease_id]
+            reply = Granted(
+                reply.lease, sealed.sequences[index], sealed.hashes[index], reply.attached
+            )
+            one = Held(one.effect, reply, one.delivers)
+        receipted.append(one)
+    return receipted

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams: calls that answer many times, or wait for something to happen.
+
+Rule: the subscription begins before the first question is asked, so no change falls between the
+state shown and the changes that follow. A reader that is too slow gets one `gap` and is cut off;
+nothing is ever left out silently. Visibility is the lessor's: a watcher sees the leases that a List
+would show it.
+
+Does not decide, and holds nothing back for a stream.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from leased.ports import Clock, Entropy
+from leased.service.chain_reader import ChainReader
+from leased.service.feed import Change, Feed
+from leased.service.listener import Connection
+from leased.service.sequencer import Sequencer
+from leased.service.telemetry import Sample, Telemetry
+from leased.terms.command import Command, ListResources
+from leased.terms.errors import PermissionDenied
+from leased.terms.event import (
+    CordonChanged,
+    HealthChanged,
+    InventoryChanged,
+    LeaseEvent,
+    ResourceFenced,
+)
+from leased.terms.identity import CommandId, LeaseId, parse_id
+from leased.terms.lease import Lease, LeaseState
+from leased.terms.moment import NS_PER_S
+from leased.terms.reply import Changed, Refusal, RefusalReason, Reply
+from leased.wire import objects, parameters, replies
+from leased.wire.calls import encode_reply, to_command
+from leased.wire.conversation import Call
+from leased.wire.portrayal import portray_lease, portray_notice
+
+FIRST_INTERVAL_NS = 1 * NS_PER_S
+_RESOURCE_EVENTS = LeaseEvent | InventoryChanged | HealthChanged | CordonChanged | ResourceFenced
+
+
+class Streams:
+    """The tasks behind Watch and Wait."""
+
+    def __init__(
+        self,
+        *,
+        sequencer: Sequencer,
+        feed: Feed,
+        telemetry: Telemetry,
+        chain: ChainReader,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> None:
+        self._sequencer = sequencer
+        self._feed = feed
+        self._telemetry = telemetry
+        self._chain = chain
+        self._clock = clock
+        self._entropy = entropy
+
+    async def ask(self, command: Command) -> Reply:
+        """Put a command through the sequencer and wait for its answer."""
+        answered = trio.Event()
+        replies_got: list[Reply] = []
+
+        def deliver(reply: Reply) -> None:
+            replies_got.append(reply)
+            answered.set()
+
+        self._sequencer.submit(command, deliver)
+        await answered.wait()
+        return replies_got[0]
+
+    # -- leases ------------------------------------------------------------------------------------
+
+    async def watch_leases(self, connection: Connection, call: Call) -> None:
+        """io.leased.Lease.Watch"""
+        asked = call.parameters
+        assert isinstance(asked, parameters.Watch)
+        question = to_command(call, connection.caller, self._entropy)
+        assert question is not None
+        only = LeaseId(parse_id(asked.lease_id, "lease_id")) if asked.lease_id is not None else None
+        with self._feed.subscribe() as subscription:
+            first = await self.ask(question)
+            wire = encode_reply(
+                call, first, self._clock.now(), sequence=max(0, self._feed.sequence)
+            )
+            is_stream = isinstance(first, Changed) or only is None
+            await self._say(connection, call, wire, continues=is_stream)
+            if not is_stream:
+                return
+            while True:
+                change = await subscription.receive()
+                last = await self._say_change(connection, call, change, only)
+                if last:
+                    return
+
+    async def _say_change(
+        self, connection: Connection, call: Call, change: Change, only: LeaseId | None
+    ) -> bool:
+        """Send what of a change the watcher may see; True if it was the last of the stream."""
+        caller = connection.caller
+        moment = self._clock.now()
+        if change.gap:
+            wire = replies.encode(replies.WatchReply(change.sequence, [], gap=True))
+            await self._say(connection, call, wire)
+            return True
+        seen = [
+            lease
+            for lease in change.leases
+            if (only is None or lease.lease_id == only)
+            and (caller.operator or lease.subject.uid == caller.uid)
+        ]
+        if not seen:
+            return False
+        closed = only is not None and seen[-1].state in (LeaseState.RECLAIMED,)
+        notice = None
+        ids = {lease.lease_id for lease in seen}
+        for drain in change.drains:
+            if drain.lease_id in ids:
+                lease = next(lease for lease in seen if lease.lease_id == drain.lease_id)
+                notice = portray_notice(lease, drain.reason, drain.drain_deadline_ns, moment)
+        portrayed = [portray_lease(lease, moment) for lease in seen]
+        reply = replies.WatchReply(change.sequence, portrayed, gap=False, notice=notice)
+        await self._say(
+            connection, call, replies.encode(reply, continues=not closed), continues=not closed
+        )
+        return closed
+
+    async def wait(self, connection: Connection, call: Call) -> None:
+        """io.leased.Lease.Wait"""
+        asked = call.parameters
+        assert isinstance(asked, parameters.Wait)
+        question = to_command(call, connection.caller, self._entropy)
+        assert question is not None
+        lease_id = LeaseId(parse_id(asked.lease_id, "lease_id"))
+        until = asked.until or "closed"
+        timeout_s = math.inf if asked.timeout_ns is None else asked.timeout_ns / NS_PER_S
+        with self._feed.subscribe() as subscription:
+            reply = await self.ask(question)
+            with trio.move_on_after(timeout_s) as scope:
+                while isinstance(reply, Changed) and not _has_come(reply.lease, until):
+                    change = await subscription.receive()
+                    if change.gap:
+                        reply = await self.ask(question)
+                        continue
+                    for lease in change.leases:
+                        if lease.lease_id == lease_id:
+                            reply = Changed(lease)
+        if scope.cancelled_caught:
+            limit = asked.timeout_ns or 0
+            reply = Refusal(RefusalReason.WAIT_EXPIRED, what="ns", limit=limit, usage=limit)
+        connection.answer(call, encode_reply(call, reply, self._clock.now()))
+
+    # -- resources, chain, samples -----------------------------------------------------------------
+
+    async def watch_resources(self, connection: Connection, call: Call) -> None:
+        """io.leased.Device.Watch"""
+        question = ListResources(CommandId(self._entropy()), connection.caller)
+        with self._feed.subscribe() as subscription:
+            while True:
+                reply = await self.ask(question)
+                sequence = max(0, self._feed.sequence)
+                wire = encode_reply(call, reply, self._clock.now(), sequence=sequence)
+                await self._say(connection, call, wire, continues=True)
+                change = await subscription.receive()
+                while not change.gap and not any(
+                    isinstance(e, _RESOURCE_EVENTS) for e in change.events
+                ):
+                    change = await subscription.receive()
+                if change.gap:
+                    gap = replies.DeviceWatchReply(change.sequence, [], gap=True)
+                    await self._say(connection, call, replies.encode(gap))
+                    return
+
+    async def watch_chain(self, connection: Connection, call: Call) -> None:
+        """io.leased.Audit.Watch"""
+        asked = call.parameters
+        assert isinstance(asked, parameters.AuditWatch)
+        if not connection.caller.operator:
+            raise PermissionDenied("the chain tells of every tenant: only an operator may read it")
+        with self._feed.subscribe() as subscription:
+            at = self._chain.next_seq if asked.from_sequence is None else asked.from_sequence
+            while True:
+                while at < self._chain.next_seq:
+                    page = await self._chain.read(at, records_max=None, bytes_max=None)
+                    reply = replies.AuditWatchReply(
+                        page.from_sequence, page.next_sequence, page.frames, gap=False
+                    )
+                    await self._say(
+                        connection, call, replies.encode(reply, continues=True), continues=True
+                    )
+                    at = page.next_sequence
+                change = await subscription.receive()
+                if change.gap:
+                    gap = replies.AuditWatchReply(at, at, b"", gap=True)
+                    await self._say(connection, call, replies.encode(gap))
+                    return
+
+    async def watch_samples(self, connection: Connection, call: Call) -> None:
+        """io.leased.Telemetry.Watch"""
+        asked = call.parameters
+        assert isinstance(asked, parameters.TelemetryWatch)
+        interval_ns = asked.interval_ns or FIRST_INTERVAL_NS
+        while True:
+            samples = self.portray_samples(connection, asked.resource_id, asked.lease_id)
+            reply = replies.TelemetryWatchReply(samples, dropped=0)
+            await self._say(connection, call, replies.encode(reply, continues=True), continues=True)
+            await self._clock.sleep_until(self._clock.now().boot_ns + interval_ns)
+
+    def portray_samples(
+        self, connection: Connection, resource_id: str | None, lease_id: str | None
+    ) -> list[objects.Sample]:
+        """The newest samples that the caller may see: of the host, and of its own leases."""
+        wanted = LeaseId(parse_id(lease_id, "lease_id")) if lease_id is not None else None
+        now_ns = self._clock.now().boot_ns
+        caller = connection.caller
+        return [
+            _portray_sample(sample, now_ns)
+            for sample in self._telemetry.read(resource_id, wanted)
+            if caller.operator or sample.uid in (None, caller.uid)
+        ]
+
+    async def _say(
+        self, connection: Connection, call: Call, wire: bytes, *, continues: bool = False
+    ) -> None:
+        """Send one answer of a stream, and wait until the peer has taken what it was sent."""
+        connection.answer(call, wire, continues=continues)
+        await connection.drained.wait()
+        await trio.lowlevel.checkpoint()
+
+
+def _has_come(lease: Lease, until: str) -> bool:
+    if until == "active":
+        return lease.state is not LeaseState.GRANTED
+    if until == "ended":
+        return lease.cut_ns is not None or lease.state >= LeaseState.SCRUBBING
+    return lease.state >= LeaseState.RECLAIMED
+
+
+def _portray_sample(sample: Sample, now_ns: int) -> objects.Sample:
+    age_ns = now_ns - sample.sampled_ns
+    return objects.Sample(
+        name=sample.name,
+        unit=sample.unit,
+        kind="counter" if sample.counter else "gauge",
+        resource_id=sample.resource_id,
+        lease_id=sample.lease_id.hex() if sample.lease_id is not None else None,
+        value=sample.value,
+        sampled_boottime_ns=sample.sampled_ns,
+        age_ns=age_ns,
+        quality="fresh" if age_ns <= 15 * NS_PER_S else "stale",
+    )

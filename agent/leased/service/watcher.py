@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watcher: what changes outside the agent, turned into commands: hardware that comes and goes,
+clocks that jump.
+
+Rule: a notice of the kernel is a reason to look again, never the truth itself. Looking is the
+device workers' job; what they see is compared with what was sealed last, and only a difference
+becomes a command. A full look every `RESCAN_NS` catches what no notice told.
+
+Does not watch holders (`holders`) and does not decide what a change means for a lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import trio
+
+from leased.ports import Clock, Device, Submit
+from leased.service.evidence import NO_COMMAND
+from leased.terms.command import Observe, ObserveClockStep
+from leased.terms.errors import DeviceError
+from leased.terms.moment import NS_PER_S
+from leased.terms.resource import Inventory
+
+RESCAN_NS = 60 * NS_PER_S
+"""Nomad fingerprints once a minute; the notices make it faster where they work."""
+
+SETTLE_NS = NS_PER_S
+"""A hotplugged device sends a burst of notices; one look after the burst is enough."""
+
+
+class Watcher:
+    """Reports changed inventories and wall-clock steps."""
+
+    def __init__(
+        self,
+        *,
+        devices: Device,
+        clock: Clock,
+        submit: Submit,
+        inventory: Inventory,
+        notices: Callable[[], AsyncIterator[object]],
+        clock_steps: Callable[[], AsyncIterator[int]],
+        say: Callable[[str], None],
+    ) -> None:
+        self._devices = devices
+        self._clock = clock
+        self._submit = submit
+        self._sealed = inventory
+        self._notices = notices
+        self._clock_steps = clock_steps
+        self._say = say
+        self._noticed = trio.Event()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hear_notices)
+            nursery.start_soon(self._hear_clock_steps)
+            while True:
+                with trio.move_on_after(RESCAN_NS / NS_PER_S):
+                    await self._noticed.wait()
+                    await self._clock.sleep_until(self._clock.now().boot_ns + SETTLE_NS)
+                self._noticed = trio.Event()
+                await self.look()
+
+    async def look(self) -> None:
+        """Read the inventory once and report it if it differs from what was sealed last."""
+        try:
+            seen = await self._devices.inventory()
+        except DeviceError as error:
+            self._say(f"the inventory could not be read ({error}); the last one stays in force")
+            return
+        if seen != self._sealed:
+            self._sealed = seen
+            self._submit(Observe(NO_COMMAND, seen))
+
+    async def _hear_notices(self) -> None:
+        try:
+            async for _ in self._notices():
+                self._noticed.set()
+        except OSError as error:
+            self._say(f"no notices of hotplug ({error.strerror}); looking every minute instead")
+
+    async def _hear_clock_steps(self) -> None:
+        async for delta_ns in self._clock_steps():
+            self._submit(ObserveClockStep(NO_COMMAND, delta_ns))

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events: everything that has happened, as one closed set of positional arrays.
+
+Rule: the field order of a class is its body on disk (format version 1, schema 1): fields are only
+ever added in a new schema, and numbers in `KIND` are never reused. No free text: reasons are enums,
+details are hashes of evidence. Every event of a lease begins (event_id, lease_id, subject,
+generation, effective_ns), so a reader finds the lease without decoding the rest. `effective_ns`
+(boottime) is when it took effect, which can be before it was sealed: an expiry takes effect at the
+deadline, however late the agent learns of it.
+
+Does not encode (`chain.canonical`) and does not apply (`lessor.table`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from leased.terms.identity import BootId, CommandId, EventId, LeaseId, TenantId
+from leased.terms.lease import RevocationReason, Subject
+from leased.terms.resource import Allotment, Inventory
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True):
+    """Anything sealed. `event_id` is uniformly random, so an inclusion proof tells nothing of its
+    neighbours."""
+
+    event_id: EventId
+
+
+class LeaseEvent(Event, frozen=True, array_like=True):
+    """Anything that happened to one lease."""
+
+    lease_id: LeaseId
+    subject: Subject
+    generation: int
+    effective_ns: int
+
+
+class Allocated(LeaseEvent, frozen=True, array_like=True):
+    """The right exists from here on. `ttl_ns` asked, `deadline_ns` promised, `pid` bound to (0:
+    none)."""
+
+    command_id: CommandId
+    ttl_ns: int
+    deadline_ns: int
+    pid: int
+    grace_ns: int
+
+
+class Activated(LeaseEvent, frozen=True, array_like=True):
+    """The hardware was prepared and the reaper holds the lease: access began. `evidence` is a
+    SHA-256."""
+
+    evidence: bytes
+
+
+class Renewed(LeaseEvent, frozen=True, array_like=True):
+    """The deadline moved; `generation` is the new one."""
+
+    ttl_ns: int
+    deadline_ns: int
+
+
+class DrainNotified(LeaseEvent, frozen=True, array_like=True):
+    """The holder was told to leave, and until when it may stay. A renewal no longer helps."""
+
+    reason: RevocationReason
+    drain_deadline_ns: int
+
+
+class Released(LeaseEvent, frozen=True, array_like=True):
+    """The holder gave it back, or said *done* while draining."""
+
+
+class Expired(LeaseEvent, frozen=True, array_like=True):
+    """Ended by time: `effective_ns` is the deadline itself."""
+
+
+class Revoked(LeaseEvent, frozen=True, array_like=True):
+    """Ended by operator, policy or the loss of its holder."""
+
+    reason: RevocationReason
+
+
+class Preempted(LeaseEvent, frozen=True, array_like=True):
+    """A higher priority took it: names the preemptor. The lease is the victim."""
+
+    preemptor_lease_id: LeaseId
+    preemptor_tenant: TenantId
+
+
+class TeardownBegun(LeaseEvent, frozen=True, array_like=True):
+    """The tenant stopped paying at `effective_ns`; from here to the proof the teardown pool
+    pays."""
+
+
+class AccessCut(LeaseEvent, frozen=True, array_like=True):
+    """No process of the tenant can reach the hardware any more. `by_reaper`: the deadline did it,
+    not the agent."""
+
+    by_reaper: bool
+    evidence: bytes
+
+
+class Scrubbed(LeaseEvent, frozen=True, array_like=True):
+    """The hardware was overwritten. `scrubbed_bytes` over all allotments."""
+
+    scrubbed_bytes: int
+    evidence: bytes
+
+
+class Reclaimed(LeaseEvent, frozen=True, array_like=True):
+    """Proven clean and free again: the closing record, with its usage summary.
+
+    `held_capacity_ns` is the tenant's capacity x ns per allotment, in order. Utilization is in per
+    mille with its sample count and coverage in per mille; all None where nothing was sampled.
+    """
+
+    held_capacity_ns: tuple[int, ...]
+    cut_lag_ns: int
+    proof_lag_ns: int
+    utilization_mean_pm: int | None
+    utilization_max_pm: int | None
+    active_share_pm: int | None
+    sample_count: int
+    coverage_pm: int
+    evidence: bytes
+
+
+class Fenced(LeaseEvent, frozen=True, array_like=True):
+    """Could not be proven clean: `fenced` stays out of use until an operator acts; the rest of the
+    lease is free again.
+
+    `step` and `errno` say what failed (`terms.teardown.TeardownStep`), `evidence` is the SHA-256 of
+    the report.
+    """
+
+    fenced: tuple[Allotment, ...]
+    step: int
+    errno: int
+    held_capacity_ns: tuple[int, ...]
+    cut_lag_ns: int
+    evidence: bytes
+
+
+class Unfenced(LeaseEvent, frozen=True, array_like=True):
+    """An operator, or a re-verification that passed, put fenced capacity back. `operator_uid` -1:
+    the agent itself."""
+
+    operator_uid: int
+    evidence: bytes
+
+
+class Refused(Event, frozen=True, array_like=True):
+    """An admission that was denied and matters to audit. `reason` is `reply.RefusalReason`."""
+
+    tenant: TenantId
+    uid: int
+    command_id: CommandId
+    reason: int
+    limit: int
+    usage: int
+    requested: int
+
+
+class PolicyChanged(Event, frozen=True, array_like=True):
+    """A policy document took force: its SHA-256, its generation and that of the rate card."""
+
+    policy_hash: bytes
+    policy_generation: int
+    rate_hash: bytes
+    operator_uid: int
+
+
+class InventoryChanged(Event, frozen=True, array_like=True):
+    """The whole inventory as it is from here on."""
+
+    inventory: Inventory
+
+
+class HealthChanged(Event, frozen=True, array_like=True):
+    """One resource's health; `cause` is a number of the backend's own closed set (an XID, an
+    errno)."""
+
+    resource_id: str
+    health: str
+    cause: int
+
+
+class ResourceFenced(Event, frozen=True, array_like=True):
+    """An operator fenced (or, with `fenced` false, released) free capacity that no lease holds."""
+
+    allotment: Allotment
+    fenced: bool
+    operator_uid: int
+
+
+class CordonChanged(Event, frozen=True, array_like=True):
+    """Grants on a resource (empty: on the node) were stopped or resumed."""
+
+    resource_id: str
+    cordoned: bool
+    operator_uid: int
+
+
+class NodeStarted(Event, frozen=True, array_like=True):
+    """The agent serves. Another `boot_id` than before ends every lease of the old boot. `epoch`
+    counts starts."""
+
+    boot_id: BootId
+    node_id: bytes
+    epoch: int
+    version: str
+    filesystem: str
+    durability: str
+
+
+class NodeStopped(Event, frozen=True, array_like=True):
+    """A clean stop of the agent; leases go on."""
+
+    live_leases: int
+
+
+class ClockStepped(Event, frozen=True, array_like=True):
+    """The wall clock jumped against the boot clock by `delta_ns`."""
+
+    delta_ns: int
+
+
+class KeyRotated(Event, frozen=True, array_like=True):
+    """The node's signing key was replaced; signed by the old key and the new."""
+
+    public_key: bytes
+    signature_old: bytes
+    signature_new: bytes
+
+
+class HeadCountersigned(Event, frozen=True, array_like=True):
+    """A collector cosigned the tree of `size`."""
+
+    size: int
+    root: bytes
+    key_id: int
+    time_s: int
+    signature: bytes
+
+
+class Recovered(Event, frozen=True, array_like=True):
+    """Boot repaired the tail: records rolled forward, torn bytes put in quarantine."""
+
+    kept_records: int
+    torn_bytes: int
+    torn_hash: bytes
+
+
+class Voided(Event, frozen=True, array_like=True):
+    """The grant in `sequence` was sealed but never took effect."""
+
+    sequence: int
+
+
+class SegmentEnd(Event, frozen=True, array_like=True):
+    """The last record of a segment."""
+
+    segment_no: int
+
+
+class CheckpointSigned(Event, frozen=True, array_like=True):
+    """The node's Ed25519 signature over the C2SP checkpoint of the tree of `size` records before
+    this one."""
+
+    size: int
+    root: bytes
+    signature: bytes
+
+
+KIND: Final[dict[type[Event], int]] = {
+    NodeStarted: 1,
+    NodeStopped: 2,
+    InventoryChanged: 3,
+    PolicyChanged: 4,
+    HealthChanged: 5,
+    ClockStepped: 6,
+    KeyRotated: 7,
+    HeadCountersigned: 8,
+    CordonChanged: 9,
+    ResourceFenced: 10,
+    Refused: 11,
+    Allocated: 16,
+    Activated: 17,
+    Renewed: 18,
+    Released: 19,
+    Expired: 20,
+    Revoked: 21,
+    DrainNotified: 22,
+    TeardownBegun: 23,
+    AccessCut: 24,
+    Scrubbed: 25,
+    Reclaimed: 26,
+    Fenced: 27,
+    Unfenced: 28,
+    Preempted: 29,
+    Recovered: 64,
+    Voided: 65,
+    SegmentEnd: 68,
+    CheckpointSigned: 69,
+}
+LEASE_KINDS: Final[range] = range(16, 32)
+TERMINAL_KINDS: Final[frozenset[int]] = frozenset({KIND[Reclaimed], KIND[Unfenced]})

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replies: what a command is answered with.
+
+Rule: a denial is a value (`Refusal`) that names a typed reason, the limit, the usage and the
+earliest moment at which the same request could succeed (boottime ns; None: not by waiting).
+
+Does not carry file descriptors: the service adds those to a `Granted` on its way out.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from leased.terms.identity import CommandId, LeaseId
+from leased.terms.lease import Lease
+from leased.terms.resource import Inventory, ResourceKind
+
+
+class RefusalReason(enum.IntEnum):
+    """Closed. The numbers are on disk for ever (`event.Refused.reason`)."""
+
+    BUSY = 0
+    NO_CAPACITY = 1
+    NO_SUCH_RESOURCE = 2
+    TENANT_LEASES = 3
+    TENANT_CAPACITY = 4
+    NODE_LEASES = 5
+    QUEUE_FULL = 6
+    WAIT_EXPIRED = 7
+    TTL_TOO_SHORT = 8
+    TTL_TOO_LONG = 9
+    CAPACITY_GRANULE = 10
+    CORDONED = 11
+    UNHEALTHY = 12
+    DEADLINE_PASSED = 13
+    NOT_RENEWABLE = 14
+    STILL_HELD = 15
+    NOT_FENCED = 16
+    DRAINING = 17
+    DEVICE_FAILED = 18
+    AUDIT_UNAVAILABLE = 19
+    STOPPING = 20
+
+
+class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
+    """No, and why. `limit`, `usage` and `requested` are in the unit of `what` (a kind's raw unit,
+    "leases", "ns")."""
+
+    reason: RefusalReason
+    what: str = ""
+    limit: int = 0
+    usage: int = 0
+    requested: int = 0
+    retry_at_ns: int | None = None
+
+
+class Granted(msgspec.Struct, frozen=True, tag="granted"):
+    """The lease, and the record that says so: (sequence, record hash) is the start of a receipt."""
+
+    lease: Lease
+    sequence: int = -1
+    record_hash: bytes = b""
+    attached: bool = False
+
+
+class Changed(msgspec.Struct, frozen=True, tag="changed"):
+    """The lease as it is after the command (renew, release, revoke, unfence, describe)."""
+
+    lease: Lease
+
+
+class Listed(msgspec.Struct, frozen=True, tag="listed"):
+    """Several leases, oldest first; and requests that wait: (command id, position from 1,
+    reason)."""
+
+    leases: tuple[Lease, ...]
+    waiting: tuple[tuple[CommandId, int, RefusalReason], ...] = ()
+
+
+class ResourceUse(msgspec.Struct, frozen=True):
+    """One resource's capacity, split without remainder: free + leased + teardown + fenced =
+    capacity."""
+
+    resource_id: str
+    kind: ResourceKind
+    free: int
+    leased: int
+    teardown: int
+    fenced: int
+    cordoned: bool
+
+
+class Inventoried(msgspec.Struct, frozen=True, tag="inventoried"):
+    """What the node has and how it is used."""
+
+    inventory: Inventory
+    use: tuple[ResourceUse, ...]
+
+
+class Planned(msgspec.Struct, frozen=True, tag="planned"):
+    """What an Acquire would get now: a refusal, or None and the resources it would take.
+
+    `victims`, shown to operators only, are the leases that preemption would choose to make room.
+    """
+
+    refusal: Refusal | None
+    resource_ids: tuple[str, ...] = ()
+    position: int | None = None
+    victims: tuple[LeaseId, ...] = ()
+
+
+class Explained(msgspec.Struct, frozen=True, tag="explained"):
+    """Why: the lease as it is or was, or the refusal a waiting request would get now, with its
+    place in the queue."""
+
+    lease: Lease | None = None
+    refusal: Refusal | None = None
+    position: int | None = None
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """Carried out; nothing to show. `affected` are leases that were told to leave."""
+
+    affected: tuple[LeaseId, ...] = ()
+
+
+class Missing(msgspec.Struct, frozen=True, tag="missing"):
+    """No such lease, or not the caller's (the two are not told apart)."""
+
+    lease_id: bytes
+
+
+class Forbidden(msgspec.Struct, frozen=True, tag="forbidden"):
+    """The caller is not an operator."""
+
+
+Reply = (
+    Refusal
+    | Granted
+    | Changed
+    | Listed
+    | Inventoried
+    | Planned
+    | Explained
+    | Done
+    | Missing
+    | Forbidden
+)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resources: named things with an integer capacity, and what a node has of them.
+
+Rule: a resource is keyed by a stable identity, never by a node name in /dev. Capacities are
+integers in the raw unit of their kind: bytes for `mem` and `block`, 1/1000 core for `cpu`, 1/1000
+device for `gpu`, bit/s for `net`.
+
+Ids: `mem:node<N>:<page bytes>`, `cpu:<core>`, `gpu:<GPU uuid>`, `block:<nguid|eui64|uuid>`.
+
+Does not discover anything (`hardware`) and does not count what is in use (`lessor.table`).
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class ResourceKind(enum.IntEnum):
+    """The five kinds of the source document, in its order: the numbers are on disk for ever."""
+
+    MEM = 0
+    BLOCK = 1
+    NET = 2
+    GPU = 3
+    CPU = 4
+
+
+class TierKind(enum.IntEnum):
+    """Where memory lives. Classified by us: HMAT first, then origin, then distance (DESIGN section
+    6)."""
+
+    DRAM = 0
+    HBM = 1
+    CXL = 2
+    PMEM = 3
+    REMOTE = 4
+
+
+class Evidence(enum.StrEnum):
+    """How far this node can enforce and prove what it grants of a resource; published with every
+    inventory."""
+
+    MEASURED = "measured on device"
+    EMULATED = "emulated"
+    NOT_RUN = "not run"
+
+
+class Health(enum.StrEnum):
+    """Whether a resource may be granted now. Recovers by itself when the probe recovers."""
+
+    OK = "ok"
+    SICK = "sick"
+    GONE = "gone"
+
+
+class Resource(msgspec.Struct, frozen=True, array_like=True):
+    """One leasable thing of this node.
+
+    `capacity` is what may be leased of it, `granule` what requests must be multiples of (page, core
+    share), both in the raw unit of the kind. `node` is the NUMA node or -1. Latency (ns) and
+    bandwidth (MiB/s) are the kernel's HMAT figures or None where it tells none. `limits` lists what
+    cannot be enforced here, each with its reason.
+    """
+
+    resource_id: str
+    kind: ResourceKind
+    tier: TierKind | None
+    capacity: int
+    granule: int
+    node: int = -1
+    evidence: Evidence = Evidence.MEASURED
+    health: Health = Health.OK
+    read_latency_ns: int | None = None
+    write_latency_ns: int | None = None
+    read_bandwidth_mibps: int | None = None
+    write_bandwidth_mibps: int | None = None
+    limits: tuple[str, ...] = ()
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+class Absence(msgspec.Struct, frozen=True, array_like=True):
+    """A kind that this host does not offer, and the reason in words an operator can act on."""
+
+    kind: ResourceKind
+    why: str
+
+
+class Inventory(msgspec.Struct, frozen=True, array_like=True):
+    """What the node has. `resources` are leasable, `absences` say what is not and why, `notes` list
+    devices seen."""
+
+    resources: tuple[Resource, ...]
+    absences: tuple[Absence, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Allotment(msgspec.Struct, frozen=True, array_like=True):
+    """A share of one resource held by one lease: `capacity` in the raw unit of the kind."""
+
+    resource_id: str
+    kind: ResourceKind
+    tier: TierKind | None
+    capacity: int
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True):
+    """What a request wants of one kind. None means "any".
+
+    `capacity` in the raw unit. `resource_id` pins one resource; `node` a NUMA node; `tier` a memory
+    tier; `granule` a page size (mem). `exclusive` asks for whole cores (cpu).
+    """
+
+    kind: ResourceKind
+    capacity: int
+    tier: TierKind | None = None
+    node: int | None = None
+    resource_id: str | None = None
+    granule: int | None = None
+    exclusive: bool = False

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls and what they mean: parameters to `terms` commands, `terms` replies to bytes.
+
+Rule: the caller is the one handed in, as the kernel told it; nothing of it is read from the call. A
+command_id that is absent is drawn from the entropy handed in. A denial becomes the error
+io.leased.Lease.Refused, with every number it has.
+
+Does not know sockets, order or descriptors (`conversation`), and answers nothing that only the
+service can know: `encode` in `replies` takes the structs it fills in itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from leased.terms import command as commands
+from leased.terms.command import Caller, Command
+from leased.terms.errors import InvalidParameter, PermissionDenied
+from leased.terms.identity import ID_BYTES, CommandId, LeaseId, parse_id
+from leased.terms.lease import AccountingTag, Priority, RevocationReason
+from leased.terms.policy import Policy
+from leased.terms.resource import Ask, ResourceKind, TierKind
+from leased.wire import objects, parameters, portrayal
+from leased.wire.answers import encode_error, encode_reply
+from leased.wire.conversation import Call
+from leased.wire.policy_document import decode_policy, policy_hash
+
+__all__ = ["Entropy", "encode_error", "encode_reply", "to_command"]
+
+Entropy = Callable[[], bytes]
+
+HASH_BYTES = 32
+_TTL_NS_DEFAULT = Policy().ttl_ns_default
+_KIND: Final = {name: ResourceKind(number) for number, name in enumerate(portrayal.KIND)}
+_TIER: Final = {name: TierKind(number) for number, name in enumerate(portrayal.TIER)}
+_PRIORITY: Final = {name: Priority(number) for number, name in enumerate(portrayal.PRIORITY)}
+_REASON: Final = {name: RevocationReason(number) for number, name in enumerate(portrayal.REASON)}
+_BOUND_KINDS: Final = frozenset({"mem", "block"})
+_T = TypeVar("_T")
+
+
+# ---- calls to commands -------------------------------------------------------------------------
+
+
+def to_command(
+    call: Call,
+    caller: Caller,
+    entropy: Entropy,
+    *,
+    pid: int = 0,
+    ttl_ns_default: int = _TTL_NS_DEFAULT,
+) -> Command | None:
+    """Return the command that `call` means, or None for what the service answers from elsewhere.
+
+    `pid` is the caller's process if a pidfd proved it, else 0; only with it is a lease bound to the
+    process. Join, Wait, Adopt and Watch of one lease give the question (Describe) that their first
+    answer, or the right to it, comes from; other Watches the list. Raises InvalidParameter or
+    PermissionDenied.
+    """
+    make = _COMMANDS.get(type(call.parameters))
+    if make is not None:
+        return make(call.parameters, caller, entropy)
+    asked = call.parameters
+    if isinstance(asked, parameters.Acquire):
+        return _acquire(asked, asked.command_id, caller, entropy, pid, ttl_ns_default)
+    if isinstance(asked, parameters.Plan):
+        acquire = _acquire(asked, None, caller, entropy, pid, ttl_ns_default)
+        return commands.Plan(acquire.command_id, acquire)
+    return None
+
+
+def _identity(text: str, parameter: str) -> bytes:
+    """16 bytes of 32 hex digits. bytes.fromhex overlooks spaces, so the length is asked again."""
+    value = parse_id(text, parameter)
+    if len(value) != ID_BYTES:
+        raise InvalidParameter(parameter, "an id is 32 lower-case hex digits")
+    return value
+
+
+def _command_id(text: str | None, entropy: Entropy) -> CommandId:
+    return CommandId(entropy() if text is None else _identity(text, "command_id"))
+
+
+def _lease_id(text: str) -> LeaseId:
+    return LeaseId(_identity(text, "lease_id"))
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
+
+
+def _acquire(
+    asked: parameters.Acquire | parameters.Plan,
+    command_id: str | None,
+    caller: Caller,
+    entropy: Entropy,
+    pid: int,
+    ttl_ns_default: int,
+) -> commands.Acquire:
+    bind = asked.bind
+    if bind is None:
+        bind = (
+            "process" if _BOUND_KINDS.issuperset(ask.kind for ask in asked.resources) else "cgroup"
+        )
+    if bind == "process" and pid == 0 and isinstance(asked, parameters.Acquire):
+        raise PermissionDenied(
+            "a lease bound to a process needs its pidfd: send your own as descriptor 0"
+        )
+    return commands.Acquire(
+        command_id=_command_id(command_id, entropy),
+        caller=caller,
+        asks=tuple(map(_ask, asked.resources)),
+        ttl_ns=_or(asked.ttl_ns, ttl_ns_default),
+        priority=Priority.STANDARD if asked.priority is None else _PRIORITY[asked.priority],
+        wait_ns=_or(asked.wait_ns, 0),
+        grace_ns=asked.grace_ns,
+        workload=asked.workload,
+        tag=None if asked.accounting_tag is None else _tag(asked.accounting_tag),
+        bind_pid=pid if bind == "process" else 0,
+    )
+
+
+def _ask(ask: objects.Ask) -> Ask:
+    return Ask(
+        kind=_KIND[ask.kind],
+        capacity=ask.capacity,
+        tier=None if ask.tier is None else _TIER[ask.tier],
+        node=ask.node,
+        resource_id=ask.resource_id,
+        granule=ask.page_size,
+        exclusive=_or(ask.exclusive, False),
+    )
+
+
+def _tag(tag: objects.AccountingTag) -> AccountingTag:
+    return AccountingTag(
+        tag.cost_center,
+        _or(tag.project, ""),
+        _or(tag.request_class, ""),
+        _or(tag.budget_group, ""),
+        _or(tag.flags, 0),
+    )
+
+
+def _renew(asked: parameters.Renew, caller: Caller, entropy: Entropy) -> Command:
+    return commands.Renew(
+        _command_id(asked.command_id, entropy), caller, _lease_id(asked.lease_id), asked.ttl_ns
+    )
+
+
+def _release(
+    asked: parameters.Release | parameters.Done, caller: Caller, entropy: Entropy
+) -> Command:
+    return commands.Release(
+        _command_id(asked.command_id, entropy), caller, _lease_id(asked.lease_id)
+    )
+
+
+def _describe(
+    asked: parameters.Describe | parameters.Join | parameters.Wait | parameters.Adopt,
+    caller: Caller,
+    entropy: Entropy,
+) -> Command:
+    return commands.Describe(CommandId(entropy()), caller, _lease_id(asked.lease_id))
+
+
+def _list(asked: parameters.List, caller: Caller, entropy: Entropy) -> Command:
+    return commands.ListLeases(CommandId(entropy()), caller, _or(asked.closed, False))
+
+
+def _watch(asked: parameters.Watch, caller: Caller, entropy: Entropy) -> Command:
+    if asked.lease_id is None:
+        return commands.ListLeases(CommandId(entropy()), caller)
+    return commands.Describe(CommandId(entropy()), caller, _lease_id(asked.lease_id))
+
+
+def _why(asked: parameters.Why, caller: Caller, entropy: Entropy) -> Command:
+    return commands.Why(CommandId(entropy()), caller, _lease_id(asked.lease_id))
+
+
+def _list_resources(
+    asked: parameters.DeviceList | parameters.DeviceWatch, caller: Caller, entropy: Entropy
+) -> Command:
+    del asked
+    return commands.ListResources(CommandId(entropy()), caller)
+
+
+def _revoke(asked: parameters.Revoke, caller: Caller, entropy: Entropy) -> Command:
+    return commands.Revoke(
+        _command_id(asked.command_id, entropy),
+        caller,
+        _lease_id(asked.lease_id),
+        RevocationReason.OPERATOR_REVOKE if asked.reason is None else _REASON[asked.reason],
+        _or(asked.grace_ns, 0),
+    )
+
+
+def _drain(asked: parameters.Drain, caller: Caller, entropy: Entropy) -> Command:
+    return commands.Drain(
+        _command_id(asked.command_id, entropy), caller, _or(asked.resource_id, ""), asked.grace_ns
+    )
+
+
+def _resume(asked: parameters.Resume, caller: Caller, entropy: Entropy) -> Command:
+    return commands.Resume(
+        _command_id(asked.command_id, entropy), caller, _or(asked.resource_id, "")
+    )
+
+
+def _fence(asked: parameters.Fence, caller: Caller, entropy: Entropy) -> Command:
+    return commands.Fence(
+        _command_id(asked.command_id, entropy), caller, asked.resource_id, asked.capacity
+    )
+
+
+def _unfence(asked: parameters.Unfence, caller: Caller, entropy: Entropy) -> Command:
+    if (asked.lease_id is None) == (asked.resource_id is None):
+        raise InvalidParameter("lease_id", "exactly one of lease_id and resource_id must be given")
+    return commands.Unfence(
+        _command_id(asked.command_id, entropy),
+        caller,
+        None if asked.lease_id is None else _lease_id(asked.lease_id),
+        _or(asked.resource_id, ""),
+    )
+
+
+def _set_policy(asked: parameters.SetPolicy, caller: Caller, entropy: Entropy) -> Command:
+    policy = decode_policy(asked.document)
+    return commands.SetPolicy(
+        _command_id(asked.command_id, entropy),
+        caller,
+        policy,
+        policy_hash(asked.document),
+        bytes(HASH_BYTES) if asked.rate_hash is None else _hash(asked.rate_hash, "rate_hash"),
+    )
+
+
+def _hash(text: str, parameter: str) -> bytes:
+    try:
+        value = bytes.fromhex(text) if text == text.lower() else b""
+    except ValueError:
+        value = b""
+    if len(value) != HASH_BYTES or len(text) != 2 * HASH_BYTES:
+        raise InvalidParameter(parameter, "a hash is 64 lower-case hex digits")
+    return value
+
+
+_COMMANDS: Final[dict[type, Callable[..., Command]]] = {
+    parameters.Renew: _renew,
+    parameters.Release: _release,
+    parameters.Done: _release,
+    parameters.Describe: _describe,
+    parameters.Join: _describe,
+    parameters.Wait: _describe,
+    parameters.Adopt: _describe,
+    parameters.List: _list,
+    parameters.Watch: _watch,
+    parameters.Why: _why,
+    parameters.DeviceList: _list_resources,
+    parameters.DeviceWatch: _list_resources,
+    parameters.Revoke: _revoke,
+    parameters.Drain: _drain,
+    parameters.Resume: _resume,
+    parameters.Fence: _fence,
+    parameters.Unfence: _unfence,
+    parameters.SetPolicy: _set_policy,
+}

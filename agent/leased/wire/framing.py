@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Framing: a stream of bytes is messages, each ended by one NUL.
+
+Rule: how the stream is cut into reads never shows: the same bytes give the same messages, byte by
+byte or all at once. No message is longer than `message_bytes_max`, and not much more than that is
+ever kept.
+
+Does not look inside a message.
+"""
+
+from __future__ import annotations
+
+MESSAGE_BYTES_MAX = 1024 * 1024
+"""The ceiling of a call. Replies may be longer: a list of every lease of a node is about 15 MiB."""
+
+
+class Framing:
+    """The bytes of one direction of one connection. `overrun` is set for good by a message that is
+    too long.
+    """
+
+    __slots__ = ("_bytes_max", "_rest", "overrun")
+
+    def __init__(self, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
+        self._bytes_max = message_bytes_max
+        self._rest = bytearray()
+        self.overrun = False
+
+    @property
+    def partial(self) -> bool:
+        """Whether a message has begun and not ended."""
+        return len(self._rest) > 0
+
+    def receive(self, data: bytes) -> list[bytes]:
+        """Return the messages that `data` completes, without their NULs. None after an overrun."""
+        if self.overrun:
+            return []
+        messages = data.split(b"\0")
+        rest = messages.pop()
+        if messages and self._rest:
+            messages[0] = bytes(self._rest) + messages[0]
+            self._rest.clear()
+        if rest:
+            self._rest += rest
+        bytes_max = self._bytes_max
+        for index, message in enumerate(messages):
+            if len(message) > bytes_max:
+                self._give_up()
+                return messages[:index]
+        if len(self._rest) > bytes_max:
+            self._give_up()
+        return messages
+
+    def _give_up(self) -> None:
+        self.overrun = True
+        self._rest = bytearray()

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wire objects: what the IDL's types look like as values, used by both ends.
+
+Rule: field for field what `idl/*.varlink` says; an absent field is None and is left out; enums are
+their lower-case names; ids are hex; no floats. `context` is what was asked, `runtime` what is. A
+test compares each struct with its IDL.
+
+Does not know `terms` values: `portrayal` makes these from them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+INTEGER_MAX = 2**63 - 1
+
+Count = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
+Positive = Annotated[int, Meta(ge=1, le=INTEGER_MAX)]
+HexId = Annotated[str, Meta(max_length=64)]
+Label = Annotated[str, Meta(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Kind = Literal["mem", "block", "net", "gpu", "cpu"]
+Tier = Literal["dram", "hbm", "cxl", "pmem", "remote"]
+PriorityName = Literal["scavenger", "standard", "guaranteed"]
+Reason = Literal[
+    "priority_preemption",
+    "quota_reclaim",
+    "quota_cut",
+    "burst_expired",
+    "budget_exhausted",
+    "operator_revoke",
+    "operator_drain",
+    "maintenance",
+    "policy_violation",
+    "device_unhealthy",
+    "holder_lost",
+    "node_reboot",
+    "grant_failed",
+    "reaper_lost",
+]
+
+
+class Strict(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """An object that a caller sends: a field we do not know is a mistake of the caller."""
+
+
+class Tolerant(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An object that we send: a newer agent may add fields, so the client overlooks what it does
+    not know.
+    """
+
+
+class AccountingTag(Strict, frozen=True):
+    """Who the cost is put down to."""
+
+    cost_center: Label
+    project: Label | None = None
+    request_class: Label | None = None
+    budget_group: Label | None = None
+    flags: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+
+
+class Ask(Strict, frozen=True):
+    """What is wanted of one kind."""
+
+    kind: Kind
+    capacity: Positive
+    tier: Tier | None = None
+    node: Annotated[int, Meta(ge=0, le=65535)] | None = None
+    resource_id: Label | None = None
+    page_size: Positive | None = None
+    exclusive: bool | None = None
+
+
+class Allotment(Tolerant, frozen=True):
+    """A share of one resource."""
+
+    resource_id: str
+    kind: str
+    capacity: int
+    tier: str | None = None
+
+
+class Context(Tolerant, frozen=True):
+    """What was asked."""
+
+    command_id: str
+    ttl_ns: int
+    grace_ns: int
+    priority: str
+    workload: str | None = None
+    accounting_tag: AccountingTag | None = None
+
+
+class Runtime(Tolerant, frozen=True):
+    """What is."""
+
+    state: str
+    generation: int
+    tenant: str
+    uid: int
+    gid: int
+    pid: int
+    trust: str
+    cgroup: str
+    allotments: list[Allotment]
+    boot_id: str
+    granted_boottime_ns: int
+    granted_wall_ns: int
+    deadline_boottime_ns: int
+    remaining_ns: int
+    fenced: list[Allotment]
+    drain_deadline_boottime_ns: int | None = None
+    ended: str | None = None
+    reason: str | None = None
+    cut_boottime_ns: int | None = None
+    granted_sequence: int | None = None
+
+
+class Lease(Tolerant, frozen=True):
+    """One lease."""
+
+    lease_id: str
+    context: Context
+    runtime: Runtime
+
+
+class LeaseFd(Tolerant, frozen=True):
+    """One descriptor that came with a reply, by its position."""
+
+    resource_id: str
+    index: int
+    purpose: str
+
+
+class Refusal(Tolerant, frozen=True):
+    """No, and why."""
+
+    reason: str
+    what: str
+    limit: int
+    usage: int
+    requested: int
+    retry_at_boottime_ns: int | None = None
+    seconds_until_retry: int | None = None
+
+
+class Waiting(Tolerant, frozen=True):
+    """A request in the queue."""
+
+    command_id: str
+    position: int
+    reason: str
+
+
+class Notice(Tolerant, frozen=True):
+    """The holder should leave by the deadline. The lines of the notify descriptor are these."""
+
+    lease_id: str
+    reason: str
+    deadline_boottime_ns: int
+    seconds_left: int
+
+
+class Use(Tolerant, frozen=True):
+    """One resource's capacity, split without remainder."""
+
+    free: int
+    leased: int
+    teardown: int
+    fenced: int
+    cordoned: bool
+
+
+class Resource(Tolerant, frozen=True):
+    """One leasable thing of the node."""
+
+    resource_id: str
+    kind: str
+    capacity: int
+    granule: int
+    node: int
+    evidence: str
+    health: str
+    limits: list[str]
+    attributes: dict[str, str]
+    tier: str | None = None
+    read_latency_ns: int | None = None
+    write_latency_ns: int | None = None
+    read_bandwidth_mibps: int | None = None
+    write_bandwidth_mibps: int | None = None
+    use: Use | None = None
+
+
+class Absence(Tolerant, frozen=True):
+    """A kind that the host does not offer, and why."""
+
+    kind: str
+    why: str
+
+
+class Holder(Tolerant, frozen=True):
+    """A process that holds or maps a resource."""
+
+    pid: int
+    uid: int
+    name: str
+    via: str
+    lease_id: str | None = None
+
+
+class Sample(Tolerant, frozen=True):
+    """One observed value."""
+
+    name: str
+    unit: str
+    kind: str
+    resource_id: str
+    sampled_boottime_ns: int
+    age_ns: int
+    quality: str
+    lease_id: str | None = None
+    value: int | None = None
+
+
+class LeaseCounts(Tolerant, frozen=True, omit_defaults=False):
+    """Leases by state."""
+
+    granted: int = 0
+    active: int = 0
+    draining: int = 0
+    revoking: int = 0
+    scrubbing: int = 0
+    verifying: int = 0
+    reclaimed: int = 0
+    fenced: int = 0
+    waiting: int = 0

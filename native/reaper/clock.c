@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The only clock: CLOCK_BOOTTIME in ns, and the boot it counts from.
+ */
+#include "reaper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <time.h>
+#include <unistd.h>
+
+uint64_t boot_now(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_BOOTTIME, &ts);
+	return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+static int digit(char c)
+{
+	if (c >= '0' && c <= '9')
+		return c - '0';
+	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+int read_boot_id(uint8_t *into)
+{
+	char text[64];
+	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	ssize_t length = read(fd, text, sizeof text);
+	close(fd);
+	unsigned int nibbles = 0;
+	for (ssize_t i = 0; i < length && nibbles < 32; i++) {
+		int value = digit(text[i]);
+		if (value < 0)
+			continue;
+		uint8_t *byte = &into[nibbles / 2];
+		*byte = (uint8_t)(nibbles % 2 ? (*byte << 4 | value) : value);
+		nibbles++;
+	}
+	return nibbles == 32 ? 0 : -EPROTO;
+}

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The cut: deny filter, freeze, kill; then watch until everybody is gone, without waiting for anyone.
+ *
+ * Rule: the three blows fall at once, in that order, and the look at the result comes later: by POLLPRI on
+ * cgroup.events, by the pidfd, and by looks at growing intervals (the kernel holds a second cgroup.events notification
+ * back for 10 ms, and the freeze is the first). A cut that has not ended by the kill deadline is reported unclean and
+ * still watched. A report never changes its mind about the past: what failed stays in its steps.
+ *
+ * A failed deny or freeze does not make a cut unclean: clean means that nobody is left.
+ */
+#define _GNU_SOURCE
+#include "reaper.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+static const uint64_t FIRST_LOOK_NS = 200 * NS_PER_US;
+static const uint64_t LAST_LOOK_NS = 64 * NS_PER_MS;
+static const uint64_t LATE_LOOK_NS = NS_PER_S;
+
+int watch_add(struct reaper *r, int fd, uint32_t events, enum watch kind, uint32_t index)
+{
+	struct epoll_event event = { .events = events, .data.u64 = (uint64_t)kind << 32 | index };
+	return epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
+}
+
+static uint64_t sooner(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* Put the slot where its phase wants it in the heap. */
+void cut_schedule(struct reaper *r, uint32_t at)
+{
+	const struct slot *slot = &r->slots[at];
+	switch (slot->moving.phase) {
+	case LEASED_REAPER_ARMED:
+		heap_set(r, at, sooner(slot->moving.deadline_ns, slot->missing_ns));
+		break;
+	case LEASED_REAPER_CUTTING:
+		heap_set(r, at, slot->check_ns);
+		break;
+	default:
+		heap_set(r, at, sooner(slot->given_up ? slot->check_ns : NEVER, slot->backstop_ns));
+		break;
+	}
+}
+
+static struct leased_reaper_step_report *add_step(struct leased_reaper_report *report, uint32_t step, uint64_t began_ns)
+{
+	struct leased_reaper_step_report *at = &report->step[report->steps++];
+	*at = (struct leased_reaper_step_report){ .step = step, .began_ns = began_ns, .ended_ns = began_ns };
+	return at;
+}
+
+static struct leased_reaper_step_report *find_step(struct leased_reaper_report *report, uint32_t step)
+{
+	for (uint32_t i = 0; i < report->steps; i++) {
+		if (report->step[i].step == step)
+			return &report->step[i];
+	}
+	return NULL;
+}
+
+/* From here on the directory is not needed any more: its place is taken by cgroup.events. */
+static void watch_cgroup(struct reaper *r, uint32_t at)
+{
+	struct slot *slot = &r->slots[at];
+	int events = leased_cgroup_events_open(slot->cgroup_fd);
+	if (events < 0)
+		return; /* out of descriptors: the looks at intervals go on through the directory */
+	close(slot->cgroup_fd);
+	slot->cgroup_fd = events;
+	slot->events_open = true;
+	(void)watch_add(r, events, EPOLLPRI, WATCH_CGROUP, at);
+}
+
+static void strike_cgroup(struct reaper *r, uint32_t at)
+{
+	struct slot *slot = &r->slots[at];
+	struct leased_reaper_step_report *step = add_step(&slot->report, LEASED_REAPER_STEP_DENY, slot->began_ns);
+	step->error = -(r->deny_fd < 0 ? r->deny_fd : leased_filter_attach(slot->cgroup_fd, r->deny_fd));
+	step->ended_ns = boot_now();
+	step = add_step(&slot->report, LEASED_REAPER_STEP_FREEZE, step->ended_ns);
+	step->error = -leased_cgroup_freeze(slot->cgroup_fd);
+	step->ended_ns = boot_now();
+}
+
+/* Begin to cut, as the slot's moving flags say. Harmless to repeat after a restart. */
+void cut_begin(struct reaper *r, uint32_t at)
+{
+	struct slot *slot = &r->slots[at];
+	const bool by_reaper = (slot->moving.flags & MOVING_ON_REQUEST) == 0;
+	const bool spare_holder = (slot->moving.flags & MOVING_SPARE_HOLDER) != 0;
+	slot->moving.phase = LEASED_REAPER_CUTTING;
+	state_write_moving(r, at);
+	slot->began_ns = boot_now();
+	memset(&slot->report, 0, sizeof slot->report);
+	memcpy(slot->report.id, slot->identity.id, sizeof slot->report.id);
+	slot->report.flags = by_reaper ? LEASED_REAPER_BY_REAPER : 0;
+	slot->cgroup_gone = slot->cgroup_fd < 0;
+	slot->holder_gone = slot->pidfd < 0 || spare_holder;
+	if (!slot->cgroup_gone)
+		strike_cgroup(r, at);
+	struct leased_reaper_step_report *kill = add_step(&slot->report, LEASED_REAPER_STEP_KILL, boot_now());
+	kill->measured = (uint64_t)!slot->cgroup_gone + (uint64_t)!slot->holder_gone;
+	if (!slot->cgroup_gone)
+		kill->error = -leased_cgroup_kill_begin(slot->cgroup_fd);
+	if (!slot->holder_gone) {
+		int rc = leased_pidfd_kill_begin(slot->pidfd);
+		kill->error = kill->error ? kill->error : -rc;
+	}
+	if (!slot->cgroup_gone)
+		watch_cgroup(r, at);
+	if (!slot->holder_gone)
+		(void)watch_add(r, slot->pidfd, EPOLLIN, WATCH_HOLDER, at);
+	slot->interval_ns = FIRST_LOOK_NS;
+	slot->check_ns = slot->began_ns + FIRST_LOOK_NS;
+	cut_schedule(r, at);
+	cut_check(r, at);
+}
+
+static void stop_watching(struct reaper *r, struct slot *slot)
+{
+	r->fds_used -= table_fds(slot);
+	/* Closing is not enough to leave an epoll set while a duplicate is open elsewhere, as a pidfd's may be. */
+	if (slot->cgroup_fd >= 0) {
+		(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, slot->cgroup_fd, NULL);
+		close(slot->cgroup_fd);
+	}
+	if (slot->pidfd >= 0) {
+		(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, slot->pidfd, NULL);
+		close(slot->pidfd);
+	}
+	slot->cgroup_fd = slot->pidfd = -1;
+	r->fds_used += table_fds(slot);
+}
+
+static bool holds_memory(const struct slot *slot)
+{
+	for (size_t i = 0; i < LEASED_REAPER_MEMFDS_MAX; i++) {
+		if (slot->memfd[i] >= 0)
+			return true;
+	}
+	return false;
+}
+
+static void tell(const struct slot *slot, bool clean)
+{
+	const bool by_reaper = (slot->report.flags & LEASED_REAPER_BY_REAPER) != 0;
+	const int64_t lag = (int64_t)(slot->began_ns - slot->moving.deadline_ns) / (int64_t)NS_PER_US;
+	say(clean ? LOG_INFO : LOG_ERR, "event=cut lease=%s generation=%llu clean=%d by_reaper=%d lag_us=%lld took_us=%llu",
+	    hex_of(slot->identity.id), (unsigned long long)slot->moving.generation, clean, by_reaper,
+	    by_reaper ? (long long)lag : 0LL,
+	    (unsigned long long)((slot->report.cut_ns - slot->began_ns) / NS_PER_US));
+}
+
+/* The cut is over, well (`clean`) or not. Also called when somebody who had survived the kill deadline is gone at last. */
+static void end(struct reaper *r, uint32_t at, bool clean, uint64_t now)
+{
+	struct slot *slot = &r->slots[at];
+	const bool again = slot->given_up;
+	struct leased_reaper_step_report *kill = find_step(&slot->report, LEASED_REAPER_STEP_KILL);
+	if (kill != NULL) {
+		kill->ended_ns = now;
+		if (!clean && kill->error == 0)
+			kill->error = ETIMEDOUT;
+		else if (clean)
+			kill->error = 0;
+	}
+	slot->report.cut_ns = now;
+	slot->report.flags |= clean ? LEASED_REAPER_CLEAN : 0;
+	slot->given_up = !clean;
+	if (clean)
+		stop_watching(r, slot);
+	if (!again && holds_memory(slot))
+		slot->backstop_ns = now + r->options.backstop_ns;
+	slot->check_ns = now + LATE_LOOK_NS;
+	state_write_report(r, at);
+	slot->moving.phase = LEASED_REAPER_ENDED;
+	state_write_moving(r, at);
+	tell(slot, clean);
+	if (slot->wants_report)
+		outbox_put(r, at);
+	cut_schedule(r, at);
+}
+
+static bool cgroup_is_empty(const struct slot *slot)
+{
+	int populated = slot->events_open ? leased_cgroup_events_populated(slot->cgroup_fd)
+					  : leased_cgroup_populated(slot->cgroup_fd);
+	return populated == 0;
+}
+
+static bool has_exited(const struct slot *slot)
+{
+	struct pollfd wait = { .fd = slot->pidfd, .events = POLLIN };
+	return poll(&wait, 1, 0) == 1;
+}
+
+/* Look whether everybody is gone; give up at the kill deadline. */
+void cut_check(struct reaper *r, uint32_t at)
+{
+	struct slot *slot = &r->slots[at];
+	if (slot->moving.phase != LEASED_REAPER_CUTTING && !slot->given_up)
+		return;
+	slot->cgroup_gone = slot->cgroup_gone || cgroup_is_empty(slot);
+	slot->holder_gone = slot->holder_gone || has_exited(slot);
+	uint64_t now = boot_now();
+	if (slot->cgroup_gone && slot->holder_gone) {
+		end(r, at, true, now);
+	} else if (slot->given_up) {
+		slot->check_ns = now + LATE_LOOK_NS;
+		cut_schedule(r, at);
+	} else if (now >= slot->began_ns + r->options.kill_ns) {
+		end(r, at, false, now);
+	} else if (now >= slot->check_ns) {
+		slot->interval_ns = sooner(2 * slot->interval_ns, LAST_LOOK_NS);
+		slot->check_ns = sooner(now + slot->interval_ns, slot->began_ns + r->options.kill_ns);
+		cut_schedule(r, at);
+	}
+}
+
+static void run_ended(struct reaper *r, uint32_t at, uint64_t now)
+{
+	struct slot *slot = &r->slots[at];
+	if (slot->backstop_ns <= now) {
+		if (clients_claims(r, slot)) {
+			slot->backstop_ns = r->clients[slot->claimant].heard_ns + r->options.backstop_ns;
+			cut_schedule(r, at);
+		} else {
+			backstop_run(r, at);
+		}
+	}
+	if (slot->given_up && slot->check_ns <= now)
+		cut_check(r, at);
+}
+
+/* Do what is due, a bounded amount of it, so that packets are read in between. */
+void cut_run_due(struct reaper *r)
+{
+	for (int i = 0; i < DUE_PER_TURN; i++) {
+		uint64_t now = boot_now();
+		if (heap_first_ns(r) > now)
+			return;
+		uint32_t at = r->heap[0];
+		struct slot *slot = &r->slots[at];
+		if (slot->moving.phase == LEASED_REAPER_ARMED)
+			cut_begin(r, at);
+		else if (slot->moving.phase == LEASED_REAPER_CUTTING)
+			cut_check(r, at);
+		else
+			run_ended(r, at, now);
+	}
+}

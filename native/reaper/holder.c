@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Processes, cgroups and memfds by an identity that outlives our descriptors: pid and start time, path and inode.
+ *
+ * Rule: a number alone names nothing; what is reopened by name is compared before it is used. Nothing here trusts that
+ * a descriptor is what its sender says.
+ */
+#define _GNU_SOURCE
+#include "reaper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+static ssize_t read_text(const char *path, char *text, size_t bytes)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	ssize_t length = read(fd, text, bytes - 1);
+	int error = errno;
+	close(fd);
+	if (length < 0)
+		return -error;
+	text[length] = '\0';
+	return length;
+}
+
+/* Field 22 of /proc/PID/stat. The command name (field 2) may hold anything, so the count begins after the last ')'. */
+static int start_time(int32_t pid, uint64_t *start)
+{
+	char path[32], text[1024];
+	snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+	ssize_t length = read_text(path, text, sizeof text);
+	if (length < 0)
+		return (int)length;
+	char *at = strrchr(text, ')');
+	if (at == NULL)
+		return -EPROTO;
+	at++;
+	for (int field = 2; field < 21; field++) {
+		at = strchr(at + 1, ' ');
+		if (at == NULL)
+			return -EPROTO;
+	}
+	*start = strtoull(at + 1, NULL, 10);
+	return 0;
+}
+
+static bool exited(int pidfd)
+{
+	struct pollfd wait = { .fd = pidfd, .events = POLLIN };
+	return poll(&wait, 1, 0) == 1;
+}
+
+/*
+ * Which process a pidfd is, in our pid namespace. -EBADF: not a pidfd. An exited process is described as pid 0 with
+ * success: it has nothing left to lose. -EPERM for init and for ourselves, which no lease may take along.
+ */
+int holder_describe(int pidfd, int32_t *pid, uint64_t *start)
+{
+	char path[48], text[512];
+	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
+	ssize_t length = read_text(path, text, sizeof text);
+	if (length < 0)
+		return -EBADF;
+	const char *found = strstr(text, "\nPid:");
+	if (found == NULL)
+		return -EBADF;
+	long value = strtol(found + 5, NULL, 10);
+	*pid = 0;
+	*start = 0;
+	if (value < 0)
+		return 0;
+	if (value <= 1 || value == getpid()) /* 0: a process that our namespace does not see */
+		return -EPERM;
+	int rc = start_time((int32_t)value, start);
+	if (rc == 0 && !exited(pidfd))
+		*pid = (int32_t)value;
+	return rc == -ENOENT || rc == -ESRCH ? 0 : rc;
+}
+
+/* A pidfd of exactly that process, or -ESRCH when it is gone. */
+int holder_reopen(int32_t pid, uint64_t start)
+{
+	uint64_t found = 0;
+	int pidfd = leased_pidfd_open(pid);
+	if (pidfd < 0)
+		return pidfd;
+	if (start_time(pid, &found) != 0 || found != start || exited(pidfd)) {
+		close(pidfd);
+		return -ESRCH;
+	}
+	return pidfd;
+}
+
+/* Open a leaf directory of cgroup2. -EPERM: the path leads somewhere else, or to the root of the hierarchy. */
+int cgroup_open(const char *path, uint64_t *inode)
+{
+	struct statfs fs;
+	struct stat st;
+	if (path[0] != '/')
+		return -EINVAL;
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	if (fd < 0)
+		return -errno;
+	int rc = 0;
+	if (fstatfs(fd, &fs) != 0 || fstat(fd, &st) != 0)
+		rc = -errno;
+	else if (fs.f_type != CGROUP2_SUPER_MAGIC || faccessat(fd, "cgroup.kill", F_OK, 0) != 0)
+		rc = -EPERM; /* the root cgroup has no cgroup.kill, and nobody leases it */
+	if (rc != 0) {
+		close(fd);
+		return rc;
+	}
+	*inode = st.st_ino;
+	return fd;
+}
+
+/* The same directory again, or -ENOENT when it is gone (also when another has taken its name). */
+int cgroup_reopen(const char *path, uint64_t inode)
+{
+	uint64_t found = 0;
+	int fd = cgroup_open(path, &found);
+	if (fd >= 0 && found != inode) {
+		close(fd);
+		return -ENOENT;
+	}
+	return fd;
+}
+
+/*
+ * A memfd that nobody can protect from us: -EBADF when it is not one, -EPERM when its seals forbid truncation or could
+ * still be made to.
+ */
+int memfd_check(int fd, uint64_t *inode)
+{
+	struct stat st;
+	int seals = fcntl(fd, F_GET_SEALS);
+	if (seals < 0)
+		return -EBADF;
+	if ((seals & F_SEAL_SEAL) == 0 || (seals & (F_SEAL_SHRINK | F_SEAL_WRITE)) != 0)
+		return -EPERM;
+	if (fstat(fd, &st) != 0)
+		return -errno;
+	*inode = st.st_ino;
+	return 0;
+}

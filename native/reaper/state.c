@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The state file: what a reaper that was killed leaves to the next one. Mapped from the runtime directory (tmpfs).
+ *
+ * Rule: a slot is two copies of who it is, two copies of what moves, each with a sequence and a CRC; the older copy is
+ * overwritten, so a death in the middle of a write leaves the one before. A file of another boot is empty by
+ * definition: no lease spans boots. A file of another format is refused, never guessed at.
+ *
+ * Holds no descriptors: those come back from systemd, or by path and inode, or from the agent.
+ */
+#define _GNU_SOURCE
+#include "reaper.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { STATE_MAGIC = 0x5352504c /* "LPRS" */, STATE_VERSION = 1 };
+
+uint32_t crc32_of(const void *data, size_t bytes)
+{
+	static uint32_t table[256];
+	if (table[1] == 0) {
+		for (uint32_t i = 0; i < 256; i++) {
+			uint32_t value = i;
+			for (int bit = 0; bit < 8; bit++)
+				value = value & 1 ? value >> 1 ^ UINT32_C(0xedb88320) : value >> 1;
+			table[i] = value;
+		}
+	}
+	const uint8_t *at = data;
+	uint32_t crc = UINT32_MAX;
+	for (size_t i = 0; i < bytes; i++)
+		crc = crc >> 8 ^ table[(crc ^ at[i]) & 0xff];
+	return ~crc;
+}
+
+static uint32_t header_crc(const struct state_header *header)
+{
+	return crc32_of(header, offsetof(struct state_header, crc));
+}
+
+static int map(struct reaper *r, uint32_t slots)
+{
+	size_t bytes = sizeof(struct state_header) + (size_t)slots * sizeof(struct slot_record);
+	struct stat st;
+	if (fstat(r->state_fd, &st) != 0)
+		return -errno;
+	if ((uint64_t)st.st_size < bytes && ftruncate(r->state_fd, (off_t)bytes) != 0)
+		return -errno;
+	/* Every page now: a full tmpfs must be an error here, not a SIGBUS at a deadline. */
+	int rc = posix_fallocate(r->state_fd, 0, (off_t)bytes);
+	if (rc != 0)
+		return -rc;
+	void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, r->state_fd, 0);
+	if (start == MAP_FAILED)
+		return -errno;
+	r->state = start;
+	r->records = (struct slot_record *)(void *)((char *)start + sizeof(struct state_header));
+	r->slot_count = slots;
+	return 0;
+}
+
+static void begin_anew(struct reaper *r)
+{
+	memset(r->records, 0, (size_t)r->slot_count * sizeof *r->records);
+	struct state_header header = { .magic = STATE_MAGIC, .version = STATE_VERSION,
+				       .slot_bytes = sizeof(struct slot_record), .slots = r->slot_count };
+	memcpy(header.boot_id, r->boot_id, sizeof header.boot_id);
+	header.crc = header_crc(&header);
+	*r->state = header;
+}
+
+/*
+ * Open (or make) the state file, alone. -EBUSY: another reaper has it. -EPROTO: same boot, but a format we do not read.
+ */
+int state_open(struct reaper *r)
+{
+	char path[512];
+	int length = snprintf(path, sizeof path, "%s/reaper.state", r->options.runtime_dir);
+	if (length < 0 || (size_t)length >= sizeof path)
+		return -ENAMETOOLONG;
+	r->state_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (r->state_fd < 0)
+		return -errno;
+	if (flock(r->state_fd, LOCK_EX | LOCK_NB) != 0)
+		return errno == EWOULDBLOCK ? -EBUSY : -errno;
+	struct state_header header;
+	ssize_t got = pread(r->state_fd, &header, sizeof header, 0);
+	bool whole = got == (ssize_t)sizeof header && header.magic == STATE_MAGIC && header.crc == header_crc(&header);
+	bool same_boot = whole && memcmp(header.boot_id, r->boot_id, sizeof header.boot_id) == 0;
+	if (!same_boot) {
+		int rc = map(r, r->options.slots);
+		if (rc == 0)
+			begin_anew(r);
+		return rc;
+	}
+	if (header.version != STATE_VERSION || header.slot_bytes != sizeof(struct slot_record))
+		return -EPROTO;
+	/* The table never shrinks under leases that live in it. */
+	uint32_t slots = header.slots > r->options.slots ? header.slots : r->options.slots;
+	int rc = map(r, slots);
+	if (rc == 0 && slots != header.slots) {
+		header.slots = slots;
+		header.crc = header_crc(&header);
+		*r->state = header;
+	}
+	return rc;
+}
+
+static bool identity_good(const struct slot_identity *copy)
+{
+	return copy->sequence != 0 && copy->crc == crc32_of(copy, offsetof(struct slot_identity, crc)) &&
+	       copy->memfds <= LEASED_REAPER_MEMFDS_MAX && copy->cgroup[LEASED_REAPER_CGROUP_BYTES - 1] == '\0';
+}
+
+static bool moving_good(const struct slot_moving *copy)
+{
+	return copy->sequence != 0 && copy->crc == crc32_of(copy, offsetof(struct slot_moving, crc)) &&
+	       copy->phase <= LEASED_REAPER_ENDED;
+}
+
+static bool untouched(const void *data, size_t bytes)
+{
+	const uint8_t *at = data;
+	for (size_t i = 0; i < bytes; i++) {
+		if (at[i] != 0)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * The newest good copies of slot `at`. False when the slot is free. *corrupt: something was there, but no copy of it
+ * can be believed; if its identity can, the caller gets it with phase CUTTING, because what cannot be read is cut.
+ */
+bool state_read(struct reaper *r, uint32_t at, struct slot_identity *identity, struct slot_moving *moving, bool *corrupt)
+{
+	const struct slot_record *record = &r->records[at];
+	const struct slot_identity *who = NULL;
+	const struct slot_moving *what = NULL;
+	for (size_t i = 0; i < 2; i++) {
+		const struct slot_identity *w = &record->identity[i];
+		const struct slot_moving *m = &record->moving[i];
+		if (identity_good(w) && (who == NULL || w->sequence > who->sequence))
+			who = w;
+		if (moving_good(m) && (what == NULL || m->sequence > what->sequence))
+			what = m;
+	}
+	*corrupt = false;
+	if (who != NULL)
+		*identity = *who;
+	if (what != NULL) {
+		*moving = *what;
+		if (what->phase == LEASED_REAPER_FREE)
+			return false;
+		*corrupt = who == NULL;
+		return who != NULL;
+	}
+	if (untouched(record->moving, sizeof record->moving))
+		return false; /* arming was never finished, nor answered */
+	*corrupt = true;
+	if (who == NULL)
+		return false;
+	*moving = (struct slot_moving){ .sequence = 1, .phase = LEASED_REAPER_CUTTING };
+	return true;
+}
+
+bool state_read_report(const struct reaper *r, uint32_t at, struct leased_reaper_report *report)
+{
+	const struct slot_record *record = &r->records[at];
+	*report = record->report;
+	return record->report_crc == crc32_of(&record->report, sizeof record->report) &&
+	       report->steps <= LEASED_REAPER_STEPS_MAX &&
+	       memcmp(report->id, r->slots[at].identity.id, sizeof report->id) == 0;
+}
+
+/* The compiler must not let a later store overtake an earlier one; other processes see ours in program order. */
+static void in_order(void)
+{
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+void state_write_identity(struct reaper *r, uint32_t at)
+{
+	struct slot_identity *own = &r->slots[at].identity;
+	own->sequence++;
+	own->reserved = 0;
+	own->crc = crc32_of(own, offsetof(struct slot_identity, crc));
+	r->records[at].identity[own->sequence & 1] = *own;
+	in_order();
+}
+
+void state_write_moving(struct reaper *r, uint32_t at)
+{
+	struct slot_moving *own = &r->slots[at].moving;
+	own->sequence++;
+	own->crc = crc32_of(own, offsetof(struct slot_moving, crc));
+	r->records[at].moving[own->sequence & 1] = *own;
+	in_order();
+}
+
+void state_write_report(struct reaper *r, uint32_t at)
+{
+	r->records[at].report = r->slots[at].report;
+	r->records[at].report_crc = crc32_of(&r->slots[at].report, sizeof r->slots[at].report);
+	in_order();
+}

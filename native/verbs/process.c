@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Process verbs: everything that is done to a process goes through a pidfd, never through a bare number.
+ *
+ * Rule: a process that is gone is a success (ESRCH counts as done). A wait is for the whole thread group.
+ *
+ * Does not choose whom to kill.
+ */
+#define _GNU_SOURCE
+#include "../verbs.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifndef SYS_process_mrelease
+#define SYS_process_mrelease 448
+#endif
+
+/* A descriptor of process `pid`, close-on-exec. */
+int leased_pidfd_open(int pid)
+{
+	int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+	return fd < 0 ? -errno : fd;
+}
+
+/* Send SIGKILL. Does not wait. */
+int leased_pidfd_kill_begin(int pidfd)
+{
+	if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) == 0 || errno == ESRCH)
+		return 0;
+	return -errno;
+}
+
+/* SIGKILL and wait until the process has exited: 0, or -ETIMEDOUT after `timeout_ms`. */
+int leased_pidfd_kill(int pidfd, uint32_t timeout_ms)
+{
+	int rc = leased_pidfd_kill_begin(pidfd);
+	if (rc != 0)
+		return rc;
+	struct pollfd wait = { .fd = pidfd, .events = POLLIN };
+	for (;;) {
+		rc = poll(&wait, 1, timeout_ms > INT32_MAX ? INT32_MAX : (int)timeout_ms);
+		if (rc > 0)
+			return 0;
+		if (rc == 0)
+			return -ETIMEDOUT;
+		if (errno != EINTR)
+			return -errno;
+	}
+}
+
+/* Free a dying process's memory without waiting for its own exit path. Needs SIGKILL pending. */
+int leased_process_mrelease(int pidfd)
+{
+	if (syscall(SYS_process_mrelease, pidfd, 0) == 0 || errno == ESRCH)
+		return 0;
+	return -errno;
+}
+
+/* SIGKILL me when the thread that forked me ends: for our own workers only. */
+int leased_die_with_parent(void)
+{
+	return prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 ? 0 : -errno;
+}

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fake devices that argue back: real (sparse) memfds, an invented inventory, strict bookkeeping.
+
+Rule: what the real hardware could not survive is an AssertionError here: capacity granted twice, a
+lease prepared twice, memory scrubbed that is still in use, a proof before its scrub. Faults come in
+pairs: `Fault(error, applied=False)` failed, `applied=True` failed only to say that it worked.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+import trio
+
+from leased.ports import Prepared
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId
+from leased.terms.lease import Lease, RevocationReason
+from leased.terms.resource import Absence, Allotment, Inventory, Resource, ResourceKind, TierKind
+from leased.terms.teardown import ProofReport, ScrubReport, StepReport, TeardownStep
+
+SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_NOTHING_HELD = (RevocationReason.GRANT_FAILED, RevocationReason.NODE_REBOOT)
+
+
+class Fault(NamedTuple):
+    """What goes wrong with one call for one lease."""
+
+    error: DeviceError
+    applied: bool = False
+
+
+def small_inventory(pages: int = 1024) -> Inventory:
+    """One DRAM pool of normal pages, and why there is nothing else."""
+    pool = Resource("mem:node0:4096", ResourceKind.MEM, TierKind.DRAM, pages * 4096, 4096, node=0)
+    kinds = (ResourceKind.BLOCK, ResourceKind.NET, ResourceKind.GPU, ResourceKind.CPU)
+    return Inventory((pool,), tuple(Absence(kind, "not in this fake") for kind in kinds))
+
+
+class FakeDevices:
+    """`ports.Device` and what `hardware.devices.Devices` has beside it.
+
+    `fault(verb, lease)` may return a Fault for "prepare", "scrub" or "prove". `in_use(lease_id)`
+    says whether the tenant still has access; scrubbing then is our bug.
+    """
+
+    def __init__(
+        self,
+        inventory: Inventory | None = None,
+        *,
+        fault: Callable[[str, Lease], Fault | None] = lambda verb, lease: None,
+        in_use: Callable[[LeaseId], bool] = lambda lease_id: False,
+    ) -> None:
+        self.offered = inventory or small_inventory()
+        self.fault = fault
+        self.in_use = in_use
+        self.held: dict[LeaseId, tuple[Allotment, ...]] = {}
+        self.pinned: dict[LeaseId, tuple[Allotment, ...]] = {}
+        self.leaves: dict[LeaseId, str] = {}
+        self.joined: list[tuple[LeaseId, int]] = []
+        self.calls: list[tuple[str, tuple[LeaseId, ...]]] = []
+        self._scrubbed: set[LeaseId] = set()
+        self._closed = False
+
+    # -- the port ----------------------------------------------------------------------------------
+
+    async def inventory(self) -> Inventory:
+        """What the test offers."""
+        await self._enter("inventory", ())
+        return self.offered
+
+    async def prepare_many(self, leases: Sequence[Lease]) -> list[Prepared | DeviceError]:
+        """Make sparse memfds, or fail as told."""
+        await self._enter("prepare", leases)
+        return [self._prepare(lease) for lease in leases]
+
+    async def scrub_many(
+        self, leases: Sequence[tuple[Lease, Sequence[int]]]
+    ) -> list[ScrubReport | DeviceError]:
+        """Truncate, or fail as told."""
+        await self._enter("scrub", [lease for lease, _ in leases])
+        return [self._scrub(lease, fds) for lease, fds in leases]
+
+    async def prove_many(
+        self, leases: Sequence[tuple[Lease, Sequence[int]]]
+    ) -> list[ProofReport | DeviceError]:
+        """Look at the memfds and at what the test pinned."""
+        await self._enter("prove", [lease for lease, _ in leases])
+        return [self._prove(lease, fds) for lease, fds in leases]
+
+    # -- beside the port ---------------------------------------------------------------------------
+
+    def handout(self, lease_id: LeaseId, fds: Sequence[int]) -> tuple[int, ...]:
+        """Opened anew, as the real ones."""
+        assert lease_id not in self._scrubbed, "handed out after its scrub"
+        return tuple(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC) for fd in fds)
+
+    def exempt(self, pid: int) -> None:
+        """Nobody is searched for here."""
+
+    async def adopt(self, leases: Iterable[Lease]) -> None:
+        """Count what an earlier run granted."""
+        await trio.lowlevel.checkpoint()
+        for lease in leases:
+            self.held.setdefault(lease.lease_id, lease.subject.allotments)
+
+    async def join(self, lease: Lease, pid: int, pidfd: int) -> str:
+        """Note who joined; the leaf's path."""
+        await trio.lowlevel.checkpoint()
+        assert lease.lease_id in self.held, "joined a lease that was never prepared"
+        self.joined.append((lease.lease_id, pid))
+        return self.leaves.setdefault(lease.lease_id, _leaf(lease))
+
+    def close(self) -> None:
+        """Nothing may be asked afterwards."""
+        self._closed = True
+
+    def pin(self, lease: Lease, *unproven: Allotment) -> None:
+        """The proof of `lease` will miss this much."""
+        self.pinned[lease.lease_id] = unproven
+
+    # -- one lease ---------------------------------------------------------------------------------
+
+    async def _enter(self, verb: str, leases: Sequence[Lease]) -> None:
+        assert not self._closed, f"{verb} after close"
+        self.calls.append((verb, tuple(lease.lease_id for lease in leases)))
+        await trio.lowlevel.checkpoint()
+
+    def _prepare(self, lease: Lease) -> Prepared | DeviceError:
+        fault = self.fault("prepare", lease)
+        if fault is not None and not fault.applied:
+            return fault.error
+        assert lease.lease_id not in self.held, "prepared twice"
+        known = {resource.resource_id: resource for resource in self.offered.resources}
+        for allotment in lease.subject.allotments:
+            resource = known.get(allotment.resource_id)
+            if resource is None:
+                return DeviceError("mem_create", errno.EINVAL, allotment.resource_id)
+            self._check_room(resource, allotment)
+        if fault is not None:
+            return fault.error
+        self.held[lease.lease_id] = lease.subject.allotments
+        memory = [a for a in lease.subject.allotments if a.kind is ResourceKind.MEM]
+        fds = tuple(_sparse(allotment.capacity) for allotment in memory)
+        if not lease.pid:
+            self.leaves[lease.lease_id] = _leaf(lease)
+        evidence = hashlib.sha256(lease.lease_id).digest()
+        return Prepared(fds, self.leaves.get(lease.lease_id, ""), evidence)
+
+    def _check_room(self, resource: Resource, wanted: Allotment) -> None:
+        everything = (*self.held.values(), *self.pinned.values())
+        used = sum(
+            allotment.capacity
+            for allotments in everything
+            for allotment in allotments
+            if allotment.resource_id == resource.resource_id
+        )
+        room = resource.capacity - used
+        assert wanted.capacity <= room, f"{resource.resource_id} granted twice"
+        assert wanted.capacity % resource.granule == 0, "not a multiple of the granule"
+
+    def _scrub(self, lease: Lease, fds: Sequence[int]) -> ScrubReport | DeviceError:
+        assert not self.in_use(lease.lease_id), "scrubbed while the tenant still has access"
+        fault = self.fault("scrub", lease)
+        if fault is not None and not fault.applied:
+            return fault.error
+        memory = [a for a in lease.subject.allotments if a.kind is ResourceKind.MEM]
+        if len(fds) != len(memory) and (fds or lease.reason not in _NOTHING_HELD):
+            return DeviceError("scrub", errno.EBADF, "descriptors lost")
+        scrubbed_bytes = sum(os.fstat(fd).st_size for fd in fds)
+        for fd in fds:
+            os.ftruncate(fd, 0)
+        self._scrubbed.add(lease.lease_id)
+        if fault is not None:
+            return fault.error
+        step = StepReport(TeardownStep.SCRUB, 0, _now_ns(), _now_ns(), scrubbed_bytes)
+        return ScrubReport(lease.lease_id, _now_ns(), scrubbed_bytes, True, (step,))
+
+    def _prove(self, lease: Lease, fds: Sequence[int]) -> ProofReport | DeviceError:
+        fault = self.fault("prove", lease)
+        if fault is not None and not fault.applied:
+            return fault.error
+        unproven = self.pinned.get(lease.lease_id, ())
+        if any(os.fstat(fd).st_size for fd in fds):
+            unproven = lease.subject.allotments
+        else:
+            self.held.pop(lease.lease_id, None)
+            self.leaves.pop(lease.lease_id, None)
+        if fault is not None:
+            return fault.error
+        failed = errno.EBUSY if unproven else 0
+        step = StepReport(TeardownStep.COUNTERS, failed, _now_ns(), _now_ns())
+        return ProofReport(lease.lease_id, _now_ns(), tuple(unproven), (step,))
+
+    def unfence(self, lease: Lease) -> None:
+        """What was pinned has come back."""
+        self.pinned.pop(lease.lease_id, None)
+
+
+def _sparse(size_bytes: int) -> int:
+    fd = os.memfd_create("leased-fake", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size_bytes)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    return fd
+
+
+def _leaf(lease: Lease) -> str:
+    return f"/fake/{lease.subject.cgroup}"
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def replace_capacity(allotment: Allotment, capacity: int) -> Allotment:
+    """The same resource, another amount."""
+    return msgspec.structs.replace(allotment, capacity=capacity)

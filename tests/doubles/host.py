@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the real host lets a test have: a cgroup root of its own, hugepages for a while.
+
+Rule: whatever is changed is put back, and what cannot be had is said: a test that skips prints what
+was not proven.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from leased.hardware.cgroup import find_mounts
+from leased.hardware.config import HardwareConfig
+from leased.hardware.devices import Devices
+
+HUGEPAGE_BYTES = 2 << 20
+_POOL = Path("/sys/devices/system/node/node0/hugepages/hugepages-2048kB")
+
+
+def not_proven(what: str, why: str) -> None:
+    """Skip, and say what the run does not show."""
+    print(f"NOT PROVEN: {what} ({why})")
+    pytest.skip(f"not proven: {what} ({why})")
+
+
+@contextlib.contextmanager
+def real_devices(**settings: object) -> Iterator[Devices]:
+    """Devices with a cgroup root of their own, which is removed afterwards."""
+    unified, _ = find_mounts(Path("/proc/self/mountinfo").read_text("utf-8"))
+    if os.geteuid() != 0 or unified is None or not os.access(unified, os.W_OK):
+        not_proven("anything of the real device", "needs root and a writable cgroup2")
+    root = str(settings.get("cgroup_root", f"leased-test-{os.getpid()}"))
+    told = {"settle_budget_ns": 300_000_000, **settings, "cgroup_root": root}
+    devices = Devices(HardwareConfig(**told))  # type: ignore[arg-type]
+    try:
+        yield devices
+    finally:
+        devices.close()
+        path = f"{unified}/{root}"
+        if os.path.isdir(path):
+            for leaf in [entry.path for entry in os.scandir(path) if entry.is_dir()]:
+                with contextlib.suppress(OSError):
+                    os.rmdir(leaf)
+            os.rmdir(path)
+
+
+@contextlib.contextmanager
+def hugepages(count: int) -> Iterator[None]:
+    """`count` more 2 MiB pages on node 0, for this test alone."""
+    if os.geteuid() != 0 or not _POOL.is_dir():
+        not_proven("anything of hugepages", "needs root and a 2 MiB pool")
+    with (_POOL / "nr_hugepages").open("r+") as file:
+        # Two test runs on one host take turns.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = int((_POOL / "nr_hugepages").read_text())
+        (_POOL / "nr_hugepages").write_text(str(before + count))
+        try:
+            if int((_POOL / "nr_hugepages").read_text()) < before + count:
+                not_proven("anything of hugepages", f"the host cannot spare {count}")
+            yield
+        finally:
+            (_POOL / "nr_hugepages").write_text(str(before))
+
+
+def free_hugepages() -> int:
+    """Free 2 MiB pages on node 0."""
+    return int((_POOL / "free_hugepages").read_text())

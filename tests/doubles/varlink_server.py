@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small agent on a real AF_UNIX socket: Conversation and calls over Trio, a table of leases behind it.
+
+Rule: it argues back like the real one (a capacity it has not is refused, a stranger's id is missing, a late renewal loses)
+and shows what it was sent (`seen`). Faults are asked for: `hang`, `drop_reply`, `refuse`.
+
+Does not cut, seal or meter anything, and knows one node with one tier of memory and one GPU.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import trio
+from leased.terms import command as commands
+from leased.terms import reply as answers
+from leased.terms.command import Caller, Command
+from leased.terms.errors import LeasedError
+from leased.terms.identity import CommandId, LeaseId, TenantId
+from leased.terms.lease import Ending, Lease, LeaseState, Subject, Trust
+from leased.terms.moment import Moment
+from leased.terms.resource import Allotment, Inventory, Resource, ResourceKind, TierKind
+from leased.wire import objects, parameters, replies
+from leased.wire.calls import encode_error, encode_reply, to_command
+from leased.wire.conversation import Call, Conversation
+from leased.wire.description import OPERATOR_INTERFACES, Service, describe_service
+from leased.wire.portrayal import portray_lease
+from leased.wire.replies import encode
+
+IDL = Path(__file__).parents[2] / "agent" / "leased" / "wire" / "idl"
+BOOT_ID = bytes(range(16))
+MEM_ID = "mem:node0:4096"
+MEM_BYTES = 1 << 30
+
+
+def idl_texts() -> dict[str, str]:
+    """Every IDL text by interface."""
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(IDL.glob("*.varlink"))}
+
+
+def described(interfaces: Sequence[str] = OPERATOR_INTERFACES) -> Service:
+    """The service that the double serves."""
+    return describe_service("0.0.test", idl_texts(), interfaces)
+
+
+class Seen(msgspec.Struct):
+    """One call as it arrived. `fds` is how many descriptors came, `pids` the processes that they name."""
+
+    call: Call
+    command: Command | None
+    pids: list[int]
+
+
+class Sender:
+    """Writes what a conversation has to say, in order."""
+
+    def __init__(self, sock: trio.socket.SocketType, conversation: Conversation) -> None:
+        self._socket = sock
+        self._conversation = conversation
+        self._lock = trio.Lock()
+
+    async def say(
+        self, call: Call, wire: bytes, fds: Sequence[int] = (), *, continues: bool = False
+    ) -> None:
+        """Answer and send."""
+        self._conversation.answer(call, wire, fds, continues=continues)
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Send what is ready."""
+        async with self._lock:
+            for wire, fds in self._conversation.take():
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+                sent = await self._socket.sendmsg([wire], rights)
+                while sent < len(wire):
+                    sent += await self._socket.send(wire[sent:])
+
+
+class SmallAgent:
+    """The table, and what tests ask of it. `now_ns` is the boot clock."""
+
+    def __init__(self, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self.now_ns = now_ns
+        self.service = described()
+        self.leases: dict[bytes, Lease] = {}
+        self.granted: dict[bytes, bytes] = {}
+        self.seen: list[Seen] = []
+        self.refuse: dict[type, answers.Refusal] = {}
+        self.hang: list[type] = []
+        self.drop_reply: list[type] = []
+        self.notify_fds = False
+        self.connections = 0
+        self._watchers: list[trio.MemorySendChannel[bytes]] = []
+        self._ids = 0
+
+    # ---- what tests do ------------------------------------------------------------------------------------------------
+
+    def calls(self, kind: type) -> list[Seen]:
+        """The calls of one method, in order of arrival."""
+        return [seen for seen in self.seen if type(seen.call.parameters) is kind]
+
+    def change(self, lease: Lease, notice: objects.Notice | None = None) -> None:
+        """Put a lease in the table and tell every watcher."""
+        self.leases[lease.lease_id] = lease
+        portrayed = portray_lease(lease, self.moment())
+        wire = encode(replies.WatchReply(1, [portrayed], gap=False, notice=notice), continues=True)
+        for watcher in self._watchers:
+            watcher.send_nowait(wire)
+
+    def moment(self) -> Moment:
+        """Now."""
+        return Moment(BOOT_ID, self.now_ns(), 1_700_000_000_000_000_000)
+
+    # ---- serving ------------------------------------------------------------------------------------------------------
+
+    async def serve(
+        self, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen on `path` until cancelled."""
+        # Trio binds AF_UNIX sockets in a thread, during which a clock that jumps would jump.
+        plain = socket.socket(socket.AF_UNIX)
+        plain.bind(path)
+        plain.listen(64)
+        with trio.socket.from_stdlib_socket(plain) as listener:
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                while True:
+                    sock, _ = await listener.accept()
+                    nursery.start_soon(self.converse, sock)
+
+    async def converse(self, sock: trio.socket.SocketType) -> None:
+        """One connection to its end."""
+        self.connections += 1
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, gid = array.array("i", credentials)
+        caller = Caller(uid, gid, pid, TenantId("acme"))
+        conversation = Conversation(self.service)
+        sender = Sender(sock, conversation)
+        with sock:
+            async with trio.open_nursery() as nursery:
+                await self._read(sock, conversation, sender, caller, nursery)
+                nursery.cancel_scope.cancel()
+
+    async def _read(
+        self,
+        sock: trio.socket.SocketType,
+        conversation: Conversation,
+        sender: Sender,
+        caller: Caller,
+        nursery: trio.Nursery,
+    ) -> None:
+        kept: list[int] = []
+        while not conversation.finished:
+            try:
+                data, control, _, _ = await sock.recvmsg(65536, socket.CMSG_SPACE(64))
+            except OSError:
+                return
+            if not data:
+                return
+            fds = array.array("i")
+            for _, _, payload in control:
+                fds.frombytes(payload)
+            kept += fds
+            for call in conversation.receive(data, len(fds)):
+                mine, kept = kept[: call.fd_count], kept[call.fd_count :]
+                nursery.start_soon(self._attend, sock, call, mine, sender, caller)
+            await sender.flush()
+
+    async def _attend(
+        self, sock: trio.socket.SocketType, call: Call, fds: list[int], sender: Sender, caller: Caller
+    ) -> None:
+        pids = [_pid_of(fd) for fd in fds]
+        for fd in fds:
+            os.close(fd)
+        try:
+            command = to_command(call, caller, self._entropy, pid=caller.pid)
+        except LeasedError as error:
+            await sender.say(call, encode_error(error))
+            return
+        self.seen.append(Seen(call, command, pids))
+        asked = type(call.parameters)
+        if asked in self.hang:
+            await trio.sleep_forever()
+        if asked in self.refuse:
+            await sender.say(call, encode_reply(call, self.refuse[asked], self.moment()))
+            return
+        try:
+            await self._answer(sock, call, command, sender)
+        except OSError:
+            pass  # The client has gone.
+
+    async def _answer(
+        self, sock: trio.socket.SocketType, call: Call, command: Command | None, sender: Sender
+    ) -> None:
+        asked = call.parameters
+        if isinstance(asked, parameters.Watch):
+            await self._watch(call, command, sender)
+            sock.shutdown(socket.SHUT_RDWR)
+            return
+        fds: list[int] = []
+        listed: list[objects.LeaseFd] = []
+        reply = self._decide(command)
+        if isinstance(reply, answers.Granted):
+            fds, listed = self._prepare(reply.lease)
+        if type(asked) in self.drop_reply:
+            self.drop_reply.remove(type(asked))
+            for fd in fds:
+                os.close(fd)
+            sock.shutdown(socket.SHUT_RDWR)
+            return
+        if isinstance(asked, parameters.Join) and isinstance(reply, answers.Changed):
+            environment = {"LEASE_ID": reply.lease.lease_id.hex()}
+            portrayed = portray_lease(reply.lease, self.moment())
+            await sender.say(call, encode(replies.JoinReply(portrayed, environment)))
+            return
+        await sender.say(call, encode_reply(call, reply, self.moment(), fds=listed), fds)
+        for fd in fds:
+            os.close(fd)
+
+    async def _watch(self, call: Call, command: Command | None, sender: Sender) -> None:
+        reply = self._decide(command)
+        wire = encode_reply(call, reply, self.moment())
+        if isinstance(reply, answers.Missing):
+            await sender.say(call, wire)
+            return
+        # An agent that stops closes its streams by closing their connections.
+        send, receive = trio.open_memory_channel[bytes](100)
+        self._watchers.append(send)
+        try:
+            await sender.say(call, wire, continues=True)
+            async for wire in receive:
+                await sender.say(call, wire, continues=True)
+        finally:
+            self._watchers.remove(send)
+
+    def _prepare(self, lease: Lease) -> tuple[list[int], list[objects.LeaseFd]]:
+        fds: list[int] = []
+        listed: list[objects.LeaseFd] = []
+        for allotment in lease.subject.allotments:
+            if allotment.kind is ResourceKind.MEM:
+                fd = os.memfd_create("lease")
+                os.truncate(fd, allotment.capacity)
+                listed.append(objects.LeaseFd(allotment.resource_id, len(fds), "memory"))
+                fds.append(fd)
+        if self.notify_fds:
+            reading, self.notify_fd = os.pipe()
+            listed.append(objects.LeaseFd("", len(fds), "notify"))
+            fds.append(reading)
+        return fds, listed
+
+    def _decide(self, command: Command | None) -> answers.Reply:
+        match command:
+            case commands.Acquire():
+                return self._grant(command)
+            case commands.Plan():
+                ids = tuple(MEM_ID for _ in command.acquire.asks)
+                return answers.Planned(self._denial(command.acquire), ids)
+            case commands.ListLeases():
+                return answers.Listed(tuple(self.leases.values()))
+            case commands.ListResources():
+                return answers.Inventoried(INVENTORY, USE)
+            case commands.Renew() | commands.Release() | commands.Describe() | commands.Why():
+                lease = self.leases.get(command.lease_id)
+                if lease is None:
+                    return answers.Missing(command.lease_id)
+                if isinstance(command, commands.Why):
+                    return answers.Explained(lease)
+                return self._change(command, lease)
+            case _:
+                return answers.Forbidden()
+
+    def _change(
+        self, command: commands.Renew | commands.Release | commands.Describe, lease: Lease
+    ) -> answers.Reply:
+        now_ns = self.now_ns()
+        if isinstance(command, commands.Renew):
+            if lease.deadline_ns <= now_ns:
+                return answers.Refusal(answers.RefusalReason.DEADLINE_PASSED)
+            ttl_ns = lease.ttl_ns if command.ttl_ns is None else command.ttl_ns
+            lease = msgspec.structs.replace(
+                lease, ttl_ns=ttl_ns, deadline_ns=now_ns + ttl_ns, generation=lease.generation + 1
+            )
+        elif isinstance(command, commands.Release):
+            lease = msgspec.structs.replace(
+                lease, state=LeaseState.REVOKING, ended=Ending.RELEASED
+            )
+        self.leases[lease.lease_id] = lease
+        return answers.Changed(lease)
+
+    def _denial(self, acquire: commands.Acquire) -> answers.Refusal | None:
+        asked = sum(ask.capacity for ask in acquire.asks if ask.kind is ResourceKind.MEM)
+        if asked <= MEM_BYTES:
+            return None
+        return answers.Refusal(
+            answers.RefusalReason.NO_CAPACITY,
+            "mem",
+            limit=MEM_BYTES,
+            usage=0,
+            requested=asked,
+            retry_at_ns=self.now_ns() + 1_500_000_000,
+        )
+
+    def _grant(self, acquire: commands.Acquire) -> answers.Reply:
+        known = self.granted.get(acquire.command_id)
+        if known is not None:
+            return answers.Granted(self.leases[known], 7, bytes(32), attached=True)
+        denial = self._denial(acquire)
+        if denial is not None:
+            return denial
+        lease_id = LeaseId(self._entropy())
+        caller = acquire.caller
+        allotments = tuple(
+            Allotment(MEM_ID, ResourceKind.MEM, TierKind.DRAM, ask.capacity)
+            if ask.kind is ResourceKind.MEM
+            else Allotment("gpu:GPU-1", ask.kind, None, ask.capacity)
+            for ask in acquire.asks
+        )
+        subject = Subject(
+            caller.tenant,
+            caller.uid,
+            caller.gid,
+            lease_id.hex(),
+            acquire.workload,
+            acquire.tag,
+            acquire.priority,
+            Trust.CONFINED,
+            allotments,
+            bytes(32),
+        )
+        now_ns = self.now_ns()
+        lease = Lease(
+            lease_id=lease_id,
+            command_id=acquire.command_id,
+            subject=subject,
+            state=LeaseState.ACTIVE,
+            boot_id=BOOT_ID,
+            granted_ns=now_ns,
+            deadline_ns=now_ns + acquire.ttl_ns,
+            ttl_ns=acquire.ttl_ns,
+            generation=1,
+            pid=acquire.bind_pid,
+            grace_ns=acquire.grace_ns or 0,
+        )
+        self.leases[lease_id] = lease
+        self.granted[acquire.command_id] = lease_id
+        return answers.Granted(lease, 7, bytes(32))
+
+    def _entropy(self) -> CommandId:
+        self._ids += 1
+        return CommandId(self._ids.to_bytes(16, "big"))
+
+
+INVENTORY = Inventory(
+    (
+        Resource(MEM_ID, ResourceKind.MEM, TierKind.DRAM, MEM_BYTES, 4096, node=0),
+        Resource("gpu:GPU-1", ResourceKind.GPU, None, 1000, 1000, attributes=(("model", "H200"),)),
+    )
+)
+USE = (
+    answers.ResourceUse(MEM_ID, ResourceKind.MEM, MEM_BYTES, 0, 0, 0, False),
+    answers.ResourceUse("gpu:GPU-1", ResourceKind.GPU, 1000, 0, 0, 0, False),
+)
+
+
+def _pid_of(fd: int) -> int:
+    """The process that a pidfd names."""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
+        if line.startswith("Pid:"):
+            return int(line.split()[1])
+    return -1
+
+
+@contextmanager
+def small_agent_in_a_thread(path: str) -> Iterator[SmallAgent]:
+    """Serve on `path` from a thread of its own, for clients that are not Trio."""
+    agent = SmallAgent()
+    ready = threading.Event()
+    stops: list[tuple[trio.lowlevel.TrioToken, trio.CancelScope]] = []
+
+    async def serve() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(agent.serve, path)
+            stops.append((trio.lowlevel.current_trio_token(), nursery.cancel_scope))
+            ready.set()
+
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield agent
+    finally:
+        token, scope = stops[0]
+        token.run_sync_soon(scope.cancel)
+        thread.join()

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of the agent: the real lessor, sealer, sequencer, grantor, reclaimer and ticker over the
+simulated world.
+
+Rule: what runs here is what the daemon composes, task for task; only ports are replaced. A run ends
+by `AgentDied`, as a process does: nothing of it is tidied up.
+
+Does not contain the daemon's sockets, custody of descriptors or notices: leases have none here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+import msgspec
+import trio
+
+from leased.chain.canonical import decode
+from leased.chain.recovery import choose_slot
+from leased.chain.segment import parse_log_id
+from leased.chain.verifier import Verifier
+from leased.durable.anchor import read_slots
+from leased.durable.genesis import LOG_ID
+from leased.durable.journal import read_frames
+from leased.durable.log import open_log
+from leased.lessor.lessor import Lessor
+from leased.service import recovery
+from leased.service.custody import Custodian
+from leased.service.grantor import Grantor
+from leased.service.reclaimer import Reclaimer
+from leased.service.sequencer import Held, Sequencer, Told
+from leased.service.ticker import Ticker
+from leased.terms.command import Command, HolderGone
+from leased.terms.effect import Effect, Notify
+from leased.terms.identity import BootId, CommandId, LeaseId
+from leased.terms.lease import Lease
+from leased.terms.moment import Moment
+from leased.terms.policy import Policy
+from leased.terms.reply import Reply
+from leased.terms.teardown import Utilization
+from tests.sim.auditor import Sealed
+from tests.sim.clock import SimClock
+from tests.sim.disk import MemoryDisk, SimCommitter
+from tests.sim.faults import Faults
+from tests.sim.hardware import SimDevices, inventory
+from tests.sim.reaper import SimReaper
+
+NO_COMMAND = CommandId(bytes(16))
+ORIGIN = "sim.example/leased"
+SEGMENT_BYTES = 8 << 20
+"""Large enough that no run fills one: switching would take a thread."""
+
+
+class Site(msgspec.Struct, frozen=True):
+    """Where the agent lives: everything that outlasts one run of it."""
+
+    clock: SimClock
+    disk: MemoryDisk
+    devices: SimDevices
+    reaper: SimReaper
+    faults: Faults
+    policy: Policy
+    random: Random
+
+    def entropy(self) -> bytes:
+        """Sixteen bytes, from the seed."""
+        return self.random.randbytes(16)
+
+
+class NoHolders:
+    """`service.holders` without processes: the world says itself who has gone."""
+
+    def pidfd_for(self, pid: int) -> int | None:
+        return None
+
+    def bind(self, lease_id: LeaseId, pid: int) -> None:
+        pass
+
+    def forget(self, lease_id: LeaseId) -> None:
+        pass
+
+
+class Unsampled:
+    """`ports.Sampler` that saw nothing."""
+
+    def utilization(self, lease: Lease) -> Utilization:
+        return Utilization()
+
+
+class Agent:
+    """Built dead; `boot` and then `run` it."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.scope = trio.CancelScope()
+        self.notified: list[LeaseId] = []
+        self._committer = SimCommitter(site.disk, site.faults)
+        self._opened = open_log(
+            site.disk.directory,
+            moment=site.clock.now(),
+            entropy=site.entropy,
+            machine_id=b"m" * 16,
+            origin=ORIGIN,
+            segment_bytes=SEGMENT_BYTES,
+            background=False,
+            disk=site.disk,
+            committer=lambda: self._committer,
+        )
+        self.lessor = Lessor(site.entropy, site.policy)
+        self._sealer = self._opened.sealer()
+        self.sequencer = Sequencer(
+            lessor=self.lessor,
+            sealer=self._sealer,
+            journal=self._opened.journal,
+            clock=site.clock,
+            hold=self._hold,
+            start=self._start,
+            tell=self._tell,
+            commands_max=256,
+            batch_commands_max=32,
+        )
+        submit = self.sequencer.submit_own
+        custodian = Custodian()
+        self._custodian = custodian
+        self._grantor = Grantor(
+            devices=site.devices,
+            reaper=site.reaper,
+            custodian=custodian,
+            holders=NoHolders(),
+            submit=submit,
+        )
+        self._reclaimer = Reclaimer(
+            devices=site.devices,
+            reaper=site.reaper,
+            custodian=custodian,
+            grantor=self._grantor,
+            holders=NoHolders(),
+            sampler=Unsampled(),
+            submit=submit,
+        )
+        self._ticker = Ticker(lessor=self.lessor, clock=site.clock, submit=submit)
+
+    async def boot(self) -> None:
+        """As `service.agent.build`: replay, agree with the reaper, seal that the node serves."""
+        recovery.replay(self.lessor, self._opened)
+        ground = recovery.Ground(
+            b"n" * 16, "sim", inventory(), self._site.policy, b"p" * 32, b"r" * 32
+        )
+        known = frozenset(self._site.reaper.slots)
+        await recovery.start(self.sequencer, self._opened, ground, known)
+        await recovery.seal_repair(
+            self._opened, self._sealer, self._opened.journal, self._site.clock, self._site.entropy
+        )
+
+    async def run(self) -> None:
+        """Serve until the process dies."""
+        with self.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.sequencer.run)
+                nursery.start_soon(self._grantor.run)
+                nursery.start_soon(self._reclaimer.run)
+                nursery.start_soon(self._ticker.run)
+
+    def kill(self) -> None:
+        """SIGKILL: a commit under way ends as the disk says, everything else just stops."""
+        self._committer.dead = True
+        self.scope.cancel()
+
+    def submit(self, command: Command, deliver: Callable[[Reply], None] | None = None) -> None:
+        """Onto the channel."""
+        self.sequencer.submit(command, deliver)
+
+    def lose_holder(self, lease_id: LeaseId) -> None:
+        """The process that a lease is bound to has exited."""
+        self.sequencer.submit_own(HolderGone(NO_COMMAND, lease_id))
+
+    def _hold(self, held: Sequence[Held]) -> None:
+        self._grantor.hold(held)
+
+    def _start(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Notify):
+                self.notified.append(effect.lease.lease_id)
+            self._reclaimer.start(effect)
+
+    def _tell(self, told: Told) -> None:
+        self._ticker.look_again()
+
+
+def read_chain(disk: MemoryDisk) -> list[Sealed]:
+    """Every anchored record, judged by the real verifier with the key that the log names."""
+    identity = parse_log_id(disk.read(LOG_ID), LOG_ID)
+    slot, _ = choose_slot(read_slots(disk, direct=True), identity.log_id, LOG_ID)
+    verifier = Verifier(identity.log_id, origin=identity.origin, public_key=identity.public_key)
+    records: list[Sealed] = []
+    boot_id = BootId(bytes(16))
+    for chunk in read_frames(disk, 0, slot):
+        walk = verifier.feed(chunk)
+        for index in range(len(walk.offsets)):
+            record = walk.record(index)
+            event = decode(record.kind, record.schema, record.body)
+            boot_id = getattr(event, "boot_id", boot_id)
+            moment = Moment(boot_id, record.boot_ns, record.wall_ns)
+            records.append(Sealed(record.sequence, event, moment, record.hash))
+    assert verifier.verified().whole, "the anchored chain ends within a batch"
+    return records

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulated disk: a directory in memory that knows what was synced, and the hand that writes to
+it.
+
+Rule: the log on it is the real one (`durable.log`): its files, its recovery, its verdicts. A
+process that dies leaves what it had written; a power cut leaves, of everything not synced, any part
+of every write. A commit that the process survived is on the disk for ever.
+
+Does not lose names: that is searched exhaustively by the crash tests of `durable`.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from pathlib import Path
+
+import trio
+
+from leased.durable.filesystem import Filesystem
+from leased.terms.moment import NS_PER_MS
+from tests.sim.faults import AgentDied, CommitStep, Faults
+
+SECTOR_BYTES = 512
+SYNC_NS_MIN = 30_000
+
+
+class _File:
+    """Bytes as a reader sees them, and what was there before every write not yet synced."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.unsynced: list[tuple[int, bytes]] = []
+
+
+class MemoryDisk:
+    """`durable.files.Disk`."""
+
+    def __init__(self) -> None:
+        self.directory = Path("/simulated/audit")
+        self._files: dict[str, _File] = {}
+        self._handles: dict[int, _File] = {}
+        self._next_handle = 3
+        self._locked = False
+
+    # -- what happens to it -----------------------------------------------------------------------
+
+    def process_died(self) -> None:
+        """The kernel closes what the process had open."""
+        self._handles.clear()
+        self._locked = False
+
+    def power_cut(self, faults: Faults) -> None:
+        """Of every write not synced, any number of its first sectors survives."""
+        self.process_died()
+        for file in self._files.values():
+            for offset, before in reversed(file.unsynced):
+                kept = faults.pick(len(before) // SECTOR_BYTES + 2) * SECTOR_BYTES
+                file.data[offset + kept : offset + len(before)] = before[kept:]
+            file.unsynced.clear()
+
+    # -- the port ---------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        return sorted(name for name in self._files if "/" not in name)
+
+    def size(self, name: str) -> int:
+        return len(self._file(name).data)
+
+    def allocated(self, name: str) -> int:
+        return self.size(name)
+
+    def mode(self, name: str) -> int:
+        return 0o600
+
+    def read(self, name: str, *, direct: bool = False) -> bytes:
+        return bytes(self._file(name).data)
+
+    def map(self, name: str) -> mmap.mmap | bytes:
+        return self.read(name)
+
+    def open(self, name: str) -> int:
+        return self._opened(self._file(name))
+
+    def create(self, name: str) -> int:
+        if name in self._files:
+            raise FileExistsError(errno.EEXIST, name)
+        file = self._files[name] = _File()
+        return self._opened(file)
+
+    def reserve(self, handle: int, length: int) -> None:
+        data = self._handles[handle].data
+        data.extend(bytes(max(0, length - len(data))))
+
+    def write(self, handle: int, data: bytes, offset: int) -> None:
+        file = self._handles[handle]
+        end = offset + len(data)
+        if end > len(file.data):
+            file.data.extend(bytes(end - len(file.data)))
+        file.unsynced.append((offset, bytes(file.data[offset:end])))
+        file.data[offset:end] = data
+
+    def sync(self, handle: int) -> None:
+        self._handles[handle].unsynced.clear()
+
+    def close_handle(self, handle: int) -> None:
+        del self._handles[handle]
+
+    def rename(self, old: str, new: str) -> None:
+        self._files[new] = self._files.pop(old)
+
+    def unlink(self, name: str) -> None:
+        del self._files[name]
+
+    def sync_names(self) -> None:
+        pass
+
+    def make_directory(self, name: str) -> None:
+        pass
+
+    def lock(self) -> bool:
+        taken, self._locked = self._locked, True
+        return not taken
+
+    def is_locked(self) -> bool:
+        return self._locked
+
+    def filesystem(self) -> Filesystem:
+        return Filesystem("simulated", "")
+
+    def close(self) -> None:
+        self.process_died()
+
+    def _file(self, name: str) -> _File:
+        if name not in self._files:
+            raise FileNotFoundError(errno.ENOENT, name)
+        return self._files[name]
+
+    def _opened(self, file: _File) -> int:
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        self._handles[handle] = file
+        return handle
+
+
+class SimCommitter:
+    """`durable.journal.Committer` of one run of the agent. `dead` is set when the process is killed
+    from outside.
+    """
+
+    def __init__(self, disk: MemoryDisk, faults: Faults) -> None:
+        self._disk = disk
+        self._faults = faults
+        self._busy = False
+        self.dead = False
+
+    async def write(
+        self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int
+    ) -> None:
+        """Write data and sync, then block and sync, and die on the way if that is drawn."""
+        assert not self._busy, "two commits at once"
+        if self.dead:
+            raise AgentDied
+        self._busy = True
+        step = self._faults.commit_step()
+        latency_s = self._faults.latency_s(SYNC_NS_MIN, 3 * NS_PER_MS, slow="slow disk")
+        await trio.sleep(latency_s)
+        if self.dead:
+            # Killed from outside while it was at it.
+            step = self._faults.dying_step()
+        self._carry_out(step, segment, data, offset, anchor, block, block_offset)
+        self._busy = False
+
+    def close(self) -> None:
+        self.dead = True
+
+    def _carry_out(
+        self,
+        step: CommitStep | None,
+        segment: int,
+        data: bytes,
+        offset: int,
+        anchor: int,
+        block: bytes,
+        block_offset: int,
+    ) -> None:
+        disk, faults = self._disk, self._faults
+        if step is CommitStep.BEFORE_APPEND:
+            self._die(step)
+        if step is CommitStep.TORN_APPEND:
+            disk.write(segment, data[: faults.pick(len(data))], offset)
+            self._die(step)
+        disk.write(segment, data, offset)
+        if step is CommitStep.APPENDED:
+            self._die(step)
+        if step is CommitStep.SYNC_FAILED:
+            self.dead = True
+            raise OSError(errno.EIO, "fdatasync")
+        disk.sync(segment)
+        if step is CommitStep.SYNCED:
+            self._die(step)
+        if step is CommitStep.TORN_ANCHOR:
+            disk.write(anchor, block[: faults.pick(len(block))], block_offset)
+            self._die(step)
+        disk.write(anchor, block, block_offset)
+        disk.sync(anchor)
+        if step is CommitStep.ANCHORED:
+            self._die(step)
+
+    def _die(self, step: CommitStep) -> None:
+        self.dead = True
+        raise AgentDied(step.value)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulated reaper: cuts on its own clock, whether or not an agent is there, and dies and comes
+back itself.
+
+Rule: state survives its own death (the mmap'd file), not a reboot. A deadline that passed while it
+was dead is cut the moment it is back. If nobody disarms within the backstop it overwrites and gives
+back by itself. Every deadline it is told and every cut it makes is kept for the auditor.
+
+Does not trust the agent: arming twice with another generation's deadline, or after a cut, is
+answered as the C reaper answers it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection, Sequence
+
+import msgspec
+import trio
+
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId
+from leased.terms.lease import Lease
+from leased.terms.moment import NS_PER_MS, NS_PER_S
+from leased.terms.teardown import CutReport, StepReport, TeardownStep
+from tests.sim.clock import SimClock
+from tests.sim.faults import Faults
+from tests.sim.hardware import SimDevices
+
+BACKSTOP_NS = 2 * NS_PER_S
+LINK_TIMEOUT_S = 3.0
+
+
+class ArmedLease(msgspec.Struct):
+    """One slot of the reaper. Times are of the boot it was armed in."""
+
+    generation: int
+    deadline_ns: int
+    cutting: bool = False
+    stuck: bool = False
+    cut: CutReport | None = None
+
+
+class Told(msgspec.Struct, frozen=True):
+    """For the auditor: the reaper was told of a deadline at a true time."""
+
+    true_ns: int
+    boot_id: bytes
+    boot_ns: int
+    lease_id: LeaseId
+    generation: int
+    deadline_ns: int
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """For the auditor: when access really ended, and whether the deadline did it. `late_ns` counts
+    what the reaper's own death cost.
+    """
+
+    true_ns: int
+    boot_id: bytes
+    boot_ns: int
+    lease_id: LeaseId
+    by_deadline: bool
+    down_ns: int
+
+
+class SimReaper:
+    """`ports.Reaper`."""
+
+    def __init__(self, clock: SimClock, faults: Faults) -> None:
+        self._clock = clock
+        self._faults = faults
+        self.devices: SimDevices | None = None
+        self.slots: dict[LeaseId, ArmedLease] = {}
+        self.told: list[Told] = []
+        self.cuts: list[Cut] = []
+        self.down_ns = 0
+        self._down_since: int | None = None
+        self._up = trio.Event()
+        self._up.set()
+        self._changed = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    # -- truth ------------------------------------------------------------------------------------
+
+    def accessible(self, lease_id: LeaseId) -> bool:
+        """Whether the tenant reaches the lease's hardware."""
+        slot = self.slots.get(lease_id)
+        return slot is not None and slot.cut is None
+
+    def rebooted(self) -> None:
+        """Nothing of the old boot is left, and with it no holder."""
+        for lease_id, slot in self.slots.items():
+            if slot.cut is None:
+                self._note_cut(lease_id, by_deadline=False)
+        self.slots.clear()
+        self._wake()
+
+    def die(self) -> None:
+        """Killed. Its file stays."""
+        if self._up.is_set():
+            self._up = trio.Event()
+            self._down_since = self._clock.true_ns()
+            for slot in self.slots.values():
+                slot.cutting = False
+
+    def come_back(self) -> None:
+        """Started again by systemd."""
+        if self._down_since is not None:
+            self.down_ns += self._clock.true_ns() - self._down_since
+            self._down_since = None
+            self._up.set()
+            self._wake()
+
+    async def reached(self) -> None:
+        """Return when it is up."""
+        await self._up.wait()
+
+    async def run(self) -> None:
+        """Cut what is due, for ever."""
+        async with trio.open_nursery() as self._nursery:
+            while True:
+                await self._up.wait()
+                now_ns = self._clock.now().boot_ns
+                ahead: list[int] = []
+                for lease_id, slot in self.slots.items():
+                    if slot.cut is not None or slot.cutting:
+                        continue
+                    if slot.deadline_ns <= now_ns:
+                        self._begin_cut(lease_id, slot, by_deadline=True)
+                    else:
+                        ahead.append(slot.deadline_ns)
+                changed = self._changed
+                with trio.CancelScope() as sleeping:
+                    if ahead:
+                        sleeping.deadline = self._clock.true_of(min(ahead)) / NS_PER_S
+                    await changed.wait()
+
+    def _begin_cut(self, lease_id: LeaseId, slot: ArmedLease, *, by_deadline: bool) -> None:
+        assert self._nursery is not None, "the reaper is asked before it runs"
+        slot.cutting = True
+        self._nursery.start_soon(self._cut, lease_id, slot, by_deadline)
+
+    def _wake(self) -> None:
+        """Something changed: whoever waits looks again."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _cut(self, lease_id: LeaseId, slot: ArmedLease, by_deadline: bool) -> None:
+        """Its own task: an agent that dies while it waits for the report changes nothing."""
+        began_ns = self._clock.now().boot_ns
+        boot_id = self._clock.boot_id
+        await trio.sleep(self._faults.latency_s(50_000, 3 * NS_PER_MS))
+        if not self._up.is_set() or self._clock.boot_id != boot_id or slot.cut is not None:
+            return
+        now_ns = self._clock.now().boot_ns
+        step = StepReport(TeardownStep.KILL, 0, began_ns, now_ns, 1)
+        slot.cut = CutReport(lease_id, now_ns, by_deadline, True, (step,))
+        self._note_cut(lease_id, by_deadline=by_deadline)
+        self._wake()
+        await trio.sleep(BACKSTOP_NS / NS_PER_S)
+        if self._clock.boot_id == boot_id and self.slots.get(lease_id) is slot:
+            assert self.devices is not None
+            occupancy = self.devices.occupied.get(lease_id)
+            if occupancy is not None:
+                occupancy.scrubbed = True
+
+    def _note_cut(self, lease_id: LeaseId, *, by_deadline: bool) -> None:
+        now = self._clock.now()
+        down_ns = self.down_ns
+        self.cuts.append(
+            Cut(self._clock.true_ns(), now.boot_id, now.boot_ns, lease_id, by_deadline, down_ns)
+        )
+
+    # -- the port ---------------------------------------------------------------------------------
+
+    async def arm_many(
+        self, leases: Sequence[tuple[Lease, str, Sequence[int], int | None]]
+    ) -> list[DeviceError | None]:
+        if not await self._reached():
+            return [DeviceError("arm", errno.ETIMEDOUT) for _ in leases]
+        outcomes: list[DeviceError | None] = []
+        for lease, _, _, _ in leases:
+            if self._faults.strikes("arm fails", 8):
+                outcomes.append(DeviceError("arm", errno.ENOSPC))
+                continue
+            slot = self.slots.get(lease.lease_id)
+            if slot is None:
+                slot = self.slots[lease.lease_id] = ArmedLease(lease.generation, lease.deadline_ns)
+                self._note_told(lease.lease_id, lease.generation, lease.deadline_ns)
+                assert self.devices is not None
+                occupancy = self.devices.occupied.get(lease.lease_id)
+                if occupancy is not None:
+                    occupancy.kept_by_reaper = True
+            elif slot.cut is None and not slot.cutting and lease.generation >= slot.generation:
+                self._move(lease.lease_id, slot, lease.generation, lease.deadline_ns)
+            outcomes.append(None)
+        self._wake()
+        return outcomes
+
+    async def renew_many(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:
+        while not await self._reached():
+            await trio.lowlevel.checkpoint()
+        now_ns = self._clock.now().boot_ns
+        outcomes: list[bool] = []
+        for lease_id, generation, deadline_ns in moves:
+            slot = self.slots.get(lease_id)
+            late = (
+                slot is None or slot.cut is not None or slot.cutting or slot.deadline_ns <= now_ns
+            )
+            if slot is not None and not late and generation > slot.generation:
+                self._move(lease_id, slot, generation, deadline_ns)
+            outcomes.append(not late)
+        self._wake()
+        return outcomes
+
+    async def revoke_many(
+        self, lease_ids: Sequence[LeaseId], *, spare: Collection[LeaseId] = ()
+    ) -> list[CutReport | DeviceError]:
+        if not await self._reached():
+            return [DeviceError("revoke", errno.ETIMEDOUT) for _ in lease_ids]
+        for lease_id in lease_ids:
+            slot = self.slots.get(lease_id)
+            if slot is not None and slot.cut is None and not slot.cutting:
+                self._begin_cut(lease_id, slot, by_deadline=False)
+        outcomes: list[CutReport | DeviceError] = []
+        for lease_id in lease_ids:
+            slot = self.slots.get(lease_id)
+            if slot is None:
+                now_ns = self._clock.now().boot_ns
+                outcomes.append(CutReport(lease_id, now_ns, False, True, ()))
+                continue
+            with trio.move_on_after(LINK_TIMEOUT_S):
+                while slot.cut is None:
+                    await self._changed.wait()
+            if slot.cut is None:
+                outcomes.append(DeviceError("revoke", errno.ETIMEDOUT))
+            elif self._faults.strikes("cut not clean", 8):
+                outcomes.append(msgspec.structs.replace(slot.cut, clean=False))
+            else:
+                outcomes.append(slot.cut)
+        return outcomes
+
+    async def disarm_many(self, lease_ids: Sequence[LeaseId]) -> None:
+        while not await self._reached():
+            await trio.lowlevel.checkpoint()
+        for lease_id in lease_ids:
+            slot = self.slots.pop(lease_id, None)
+            assert slot is None or slot.cut is not None, "disarmed before access was cut"
+        self._wake()
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    async def _reached(self) -> bool:
+        """One trip over the link; False if the reaper did not answer in time."""
+        await trio.sleep(self._faults.latency_s(10_000, NS_PER_MS))
+        with trio.move_on_after(LINK_TIMEOUT_S):
+            await self._up.wait()
+            return True
+        return False
+
+    def _move(self, lease_id: LeaseId, slot: ArmedLease, generation: int, deadline_ns: int) -> None:
+        slot.generation = generation
+        slot.deadline_ns = deadline_ns
+        self._note_told(lease_id, generation, deadline_ns)
+
+    def _note_told(self, lease_id: LeaseId, generation: int, deadline_ns: int) -> None:
+        now = self._clock.now()
+        self.told.append(
+            Told(self._clock.true_ns(), now.boot_id, now.boot_ns, lease_id, generation, deadline_ns)
+        )

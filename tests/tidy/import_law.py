@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The import law of DESIGN section 3: who may import whom, and by which door the world comes in.
+
+Rule: a module imports its own room, the rooms that `ROOMS` names, and nothing else of ours. Pure
+rooms import a closed list of the standard library. One foreign library enters by one door. An
+import inside a function or under TYPE_CHECKING counts like any other: a hidden dependency is still
+one.
+
+Does not look at what is done with what was imported (`purity_law`).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator, Sequence
+
+from tests.tidy.source import Finding, Module
+
+ROOMS: dict[str, frozenset[str]] = {
+    "leased": frozenset(),
+    "terms": frozenset(),
+    "lessor": frozenset({"terms"}),
+    "chain": frozenset({"terms"}),
+    "economics": frozenset({"terms"}),
+    "wire": frozenset({"terms"}),
+    "ports": frozenset({"terms", "chain"}),
+    "durable": frozenset({"terms", "chain", "ports"}),
+    "hardware": frozenset({"terms", "ports"}),
+    "client": frozenset({"terms", "wire"}),
+    "service": frozenset(
+        {"terms", "lessor", "chain", "economics", "wire", "ports", "durable", "hardware"}
+    ),
+    "collector": frozenset({"terms", "chain", "economics", "wire", "ports", "durable"}),
+    "ctl": frozenset({"terms", "chain", "economics", "wire", "ports", "durable", "client"}),
+    "__main__": frozenset({"ctl", "service", "collector"}),
+}
+"""What each room may import besides itself and the bare `leased` (its version)."""
+
+EXTRA: dict[str, tuple[frozenset[str], str]] = {}
+"""Single modules that may import one room more, each with the reason."""
+
+PURE_STDLIB = frozenset(
+    (
+        "__future__",
+        "abc",
+        "array",
+        "base64",
+        "binascii",
+        "bisect",
+        "collections",
+        "dataclasses",
+        "enum",
+        "fractions",
+        "functools",
+        "hashlib",
+        "heapq",
+        "hmac",
+        "itertools",
+        "json",
+        "math",
+        "operator",
+        "re",
+        "string",
+        "struct",
+        "types",
+        "typing",
+        "unicodedata",
+        "zlib",
+    )
+)
+"""Deterministic and without a door to the outside: no os, time, random, socket, threading, logging,
+pathlib.
+"""
+
+DOORS: dict[str, str] = {
+    "pynvml": r"leased\.hardware\.gpu(_\w+)?",
+    "pyudev": r"leased\.hardware\.(hotplug|nvme)",
+    "psutil": r"leased\.hardware\.occupants",
+    "cryptography": r"leased\.chain\.(signing|note)",
+    "msgspec": r"leased\..*",
+    "trio": r"leased\.(durable|hardware|client|service|collector|ctl|__main__)(\..*)?",
+    "leased._native": r"leased\.(hardware\.verbs|durable\..*)",
+}
+"""Foreign library -> the modules that may import it. What is not listed may be imported by nobody.
+"""
+
+CODEC_DOORS = re.compile(
+    r"leased\.(terms\..*|chain\.canonical|wire\..*|service\.config|hardware\.worker"
+    r"|client\..*|ctl\..*|collector\..*)"
+)
+"""`msgspec.Struct` is how a value is written down, anywhere; encoding and decoding happen here
+only.
+"""
+
+
+def imports(module: Module) -> Iterator[tuple[int, str]]:
+    """Every (line, dotted name) that `module` imports, anywhere in it, made absolute."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                parts = module.name.split(".")
+                keep = len(parts) - node.level + (1 if module.path.endswith("__init__.py") else 0)
+                source = ".".join([*parts[:keep], *([source] if source else [])])
+            for alias in node.names:
+                yield node.lineno, f"{source}.{alias.name}"
+
+
+def room_law(module: Module) -> Iterator[Finding]:
+    """Rooms import downwards, and pure rooms not one another."""
+    room = module.room
+    if not room:
+        return
+    if room not in ROOMS:
+        yield Finding(module.path, 1, "room", f"{room} is no room of the house (DESIGN section 3)")
+        return
+    extra, _ = EXTRA.get(module.name, (frozenset(), ""))
+    allowed = ROOMS[room] | extra | {room}
+    for line, name in imports(module):
+        parts = name.split(".")
+        if parts[0] != "leased" or name.startswith("leased._native") or len(parts) < 2:
+            continue
+        target = parts[1]
+        if target in ROOMS and target not in allowed:
+            yield Finding(module.path, line, "room", f"{room} must not import {target} ({name})")
+
+
+def stdlib_law(module: Module) -> Iterator[Finding]:
+    """Pure rooms use a closed list of the standard library."""
+    if not module.pure:
+        return
+    for line, name in imports(module):
+        top = name.split(".")[0]
+        if top in sys.stdlib_module_names and top not in PURE_STDLIB:
+            yield Finding(
+                module.path,
+                line,
+                "pure",
+                f"a pure room must not import {top}; be handed a value or a port",
+            )
+
+
+def door_law(module: Module) -> Iterator[Finding]:
+    """One foreign library, one door."""
+    if not module.room:
+        return
+    for line, name in imports(module):
+        top = name.split(".")[0]
+        if top in sys.stdlib_module_names or (
+            top == "leased" and not name.startswith("leased._native")
+        ):
+            continue
+        library = "leased._native" if top == "leased" else top
+        door = DOORS.get(library)
+        if door is None:
+            yield Finding(
+                module.path,
+                line,
+                "door",
+                f"{library} is a foreign library without a door (import_law.DOORS)",
+            )
+        elif not re.fullmatch(door, module.name):
+            yield Finding(module.path, line, "door", f"{library} enters by {door} only")
+
+
+def codec_law(module: Module) -> Iterator[Finding]:
+    """Outside the codec doors msgspec is used for values (`Struct`, `structs.replace`, `field`),
+    not to encode.
+    """
+    if not module.room or CODEC_DOORS.fullmatch(module.name):
+        return
+    for line, name in imports(module):
+        if name.startswith("msgspec.") and name.removeprefix("msgspec.") not in _VALUE_NAMES:
+            yield _encodes(module, line, name)
+    for node in ast.walk(module.tree):
+        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        parts = name.split(".")
+        if len(parts) == 2 and parts[0] == "msgspec" and parts[1] not in _VALUE_NAMES:
+            yield _encodes(module, node.lineno, name)
+
+
+def _encodes(module: Module, line: int, name: str) -> Finding:
+    return Finding(module.path, line, "door", f"{name}: encode and decode at a codec door")
+
+
+def dead_module_law(modules: Sequence[Module], mentioned: str) -> Iterator[Finding]:
+    """Every module is imported by another of ours, or named as a program in `mentioned` (pyproject,
+    units, argv).
+    """
+    imported: dict[str, None] = {}
+    for module in modules:
+        for _, name in imports(module):
+            parts = name.split(".")
+            for end in range(1, len(parts) + 1):
+                target = ".".join(parts[:end])
+                if target != module.name:
+                    imported[target] = None
+        for node in ast.walk(module.tree):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and node.value.startswith("leased.")
+            ):
+                imported[node.value] = None
+    for module in modules:
+        if module.path.endswith(("__init__.py", "__main__.py")) or not module.room:
+            continue
+        if module.name not in imported and module.name not in mentioned:
+            yield Finding(
+                module.path, 1, "dead", f"nothing imports {module.name} and nothing starts it"
+            )
+
+
+_VALUE_NAMES = frozenset(("Struct", "structs", "field", "UNSET", "UnsetType", "Meta", "NODEFAULT"))
+LAWS = (room_law, stdlib_law, door_law, codec_law)

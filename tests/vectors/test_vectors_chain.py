@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden bytes of format version 1, and a second verifier that shares no code with the first."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from leased.chain import canonical, note, segment
+from leased.chain.head import GENESIS, Head, parse_head
+from leased.chain.sealer import Sealer
+from leased.chain.signing import Signer
+from leased.chain.tree import EMPTY, Frontier
+from leased.durable.anchor import encode_slot
+from leased.durable.reader import read_log
+from leased.ports import AnchorSlot
+from leased.terms.event import KIND
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.logs import BOOT, MACHINE, CountedEntropy, events_of_every_kind, moment_at, open_on, renewal, started
+from tests.vectors import independent
+
+HERE = Path(__file__).parent
+BODIES = json.loads((HERE / "bodies.json").read_text())
+FORMATS = json.loads((HERE / "formats.json").read_text())
+CHAIN = json.loads((HERE / "chain.json").read_text())
+ORIGIN = "lease-log.test/node-1/10111213"
+LOG = bytes.fromhex(FORMATS["log_id"])
+SIGNER = Signer(bytes.fromhex(FORMATS["seed"]))
+
+
+def spread(block: dict) -> bytes:
+    """Undo the rows."""
+    raw = bytearray(block["bytes"])
+    for at, row in block["rows"].items():
+        raw[int(at) : int(at) + 32] = bytes.fromhex(row)
+    return bytes(raw)
+
+
+def test_every_kind_has_a_vector() -> None:
+    assert {name: entry["kind"] for name, entry in BODIES.items()} == {t.__name__: kind for t, kind in KIND.items()}
+
+
+@pytest.mark.parametrize("event", events_of_every_kind(), ids=lambda event: type(event).__name__)
+def test_body(event) -> None:
+    entry = BODIES[type(event).__name__]
+    assert canonical.encode(event).hex() == entry["body"]
+    assert canonical.decode(entry["kind"], entry["schema"], bytes.fromhex(entry["body"])) == event
+
+
+def test_frames() -> None:
+    sealer = Sealer(LOG, GENESIS, EMPTY, 2, entropy=CountedEntropy(b"vector"), signer=SIGNER, origin=ORIGIN)
+    batch = sealer.seal([(started(), moment_at(0)), (renewal(1), moment_at(1))])
+    assert batch.frames.hex() == FORMATS["frames"]
+    assert [digest.hex() for digest in batch.hashes] == FORMATS["hashes"]
+    assert batch.new_head == parse_head(FORMATS["head"])
+
+
+def test_roots() -> None:
+    leaves = [bytes([n]) * 32 for n in range(7)]
+    for size, root in FORMATS["roots"].items():
+        assert EMPTY.extended(leaves[: int(size)]).root().hex() == root
+        assert independent.tree_root(leaves[: int(size)]).hex() == root
+
+
+def test_anchor_slot() -> None:
+    slot = AnchorSlot(
+        7, LOG, 1234, 3, 567_890, b"\x77" * 32, min_seq=16, acked_size=1000, tpm_counter=9,
+        boottime_ns=123_456_789, boot_id=BOOT,
+    )  # fmt: skip
+    assert encode_slot(slot) == spread(FORMATS["anchor_slot"])
+
+
+def test_log_id() -> None:
+    identity = segment.LogIdentity(
+        LOG, SIGNER.public_key, segment.machine_hash(MACHINE, LOG), ORIGIN, created_wall_ns=1_790_000_000_000_000_000
+    )
+    assert segment.write_log_id(identity) == spread(FORMATS["log_id_file"])
+    assert segment.parse_log_id(spread(FORMATS["log_id_file"]), "log.id") == identity
+
+
+def test_segment_header() -> None:
+    peaks = tuple(bytes([k]) * 32 for k in (1, 2, 3))
+    header = segment.SegmentHeader(LOG, 5, Head(0b10110, b"\x66" * 32), Frontier(0b10110, peaks))
+    assert segment.write_header(header) == spread(FORMATS["segment_header"])
+    assert segment.parse_header(spread(FORMATS["segment_header"]), "seg") == header
+
+
+def test_note() -> None:
+    keys = [note.NoteKey(ORIGIN, SIGNER.public_key), note.NoteKey("witness.test", SIGNER.public_key, note.COSIGNATURE_V1)]
+    assert [key.text() for key in keys] == FORMATS["verifier_keys"]
+    opened = note.open_note(FORMATS["note"], keys)
+    assert len(opened.signatures) == 2
+    assert note.parse_checkpoint(opened.text) == note.Checkpoint(ORIGIN, 1234, b"\x42" * 32)
+
+
+def _golden() -> dict[str, bytes]:
+    return {
+        name: content.encode() if isinstance(content, str) else spread(content)
+        for name, content in CHAIN["files"].items()
+    }
+
+
+def test_the_golden_chain_verifies() -> None:
+    disk = MemoryDisk(_golden())
+    log = read_log(disk.directory, disk=disk)
+    assert log.head == parse_head(CHAIN["head"])
+    assert {type(event) for _, event, _ in log.events()} | {type(e) for e in events_of_every_kind()} == set(KIND)
+    assert open_on(disk).head == log.head
+
+
+@pytest.fixture
+def golden_directory(tmp_path: Path) -> Path:
+    for name, content in _golden().items():
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="the second verifier asks openssl")
+def test_the_second_verifier_agrees(golden_directory: Path) -> None:
+    head = parse_head(CHAIN["head"])
+    assert independent.verify(golden_directory) == (head.size, head.hash.hex())
+
+
+def test_the_second_verifier_finds_what_is_wrong(golden_directory: Path) -> None:
+    path = golden_directory / "seg-0000000000000000.log"
+    good = path.read_bytes()
+    used = len(good.rstrip(b"\0"))
+    for at in range(0, used, 41):
+        bad = bytearray(good)
+        bad[at] ^= 1
+        path.write_bytes(bytes(bad))
+        with pytest.raises(independent.Broken):
+            independent.verify(golden_directory, signatures=False)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest as its operator has it: units, the journal, cgroups, and the sockets by the bare protocol.
+
+Rule: the suite drives what is installed, from outside: the commands people type, and frames on the socket. Nothing of the
+agent's own code is imported, so that a mistake in it cannot hide in the test as well. Waiting has an end.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+USER, ADMIN = "/run/leased/io.leased", "/run/leased/io.leased.admin"
+CGROUP = Path("/sys/fs/cgroup/leased.slice/leased-cgroup.service")
+NODES = Path("/sys/devices/system/node")
+S = 1_000_000_000
+MIB = 1 << 20
+
+
+class Failed(Exception):
+    """A call that was answered with an error."""
+
+    def __init__(self, name: str, parameters: dict[str, Any]) -> None:
+        super().__init__(f"{name} {parameters}")
+        self.name = name
+        self.parameters = parameters
+
+
+class Connection:
+    """One connection to the agent. Descriptors of the last reply are in `fds`."""
+
+    def __init__(self, path: str = USER) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(60)
+        self.socket.connect(path)
+        self.fds: list[int] = []
+        self._read = b""
+
+    def call(self, method: str, /, *, prove: bool = False, **parameters: Any) -> dict[str, Any]:
+        """One call, its reply's parameters. `prove` sends our pidfd along (kernels before 6.5). Raises Failed."""
+        frame = json.dumps({"method": f"io.leased.{method}", "parameters": parameters}).encode()
+        rights = []
+        if prove:
+            pidfd = os.pidfd_open(os.getpid())
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))]
+        self.socket.sendmsg([frame + b"\0"], rights)
+        if prove:
+            os.close(pidfd)
+        self.fds = []
+        while b"\0" not in self._read:
+            data, ancillary, _, _ = self.socket.recvmsg(1 << 16, socket.CMSG_SPACE(64 * 4))
+            if not data:
+                raise ConnectionError("the agent closed the connection")
+            self._read += data
+            for level, kind, raw in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    self.fds += array.array("i", raw[: len(raw) // 4 * 4])
+        reply, _, self._read = self._read.partition(b"\0")
+        said = json.loads(reply)
+        if "error" in said:
+            raise Failed(said["error"], said.get("parameters", {}))
+        return dict(said["parameters"])
+
+    def acquire(self, *asks: dict[str, Any], ttl_s: float = 60, **more: Any) -> dict[str, Any]:
+        """A lease: the reply of Acquire."""
+        resources = list(asks)
+        return self.call("Lease.Acquire", prove=True, resources=resources, ttl_ns=int(ttl_s * S), **more)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def call(method: str, /, path: str = USER, **parameters: Any) -> dict[str, Any]:
+    """One call on a connection of its own."""
+    connection = Connection(path)
+    try:
+        return connection.call(method, **parameters)
+    finally:
+        connection.close()
+
+
+def memory(capacity: int, *, node: int, page_size: int = 4096) -> dict[str, Any]:
+    """An ask for memory."""
+    return {"kind": "mem", "capacity": capacity, "node": node, "page_size": page_size}
+
+
+def describe(lease_id: str) -> dict[str, Any]:
+    """What a lease is now, as an operator sees it."""
+    return dict(call("Lease.Describe", ADMIN, lease_id=lease_id)["lease"]["runtime"])
+
+
+def closed(lease_id: str, seconds: float = 30) -> dict[str, Any]:
+    """Wait until a lease is reclaimed or fenced; what it is then."""
+    waited = call("Lease.Wait", ADMIN, lease_id=lease_id, until="closed", timeout_ns=int(seconds * S))
+    return dict(waited["lease"]["runtime"])
+
+
+def run(*command: str, check: bool = True, user: str | None = None) -> str:
+    """A command's standard output."""
+    words = ["runuser", "-u", user, "--", *command] if user else list(command)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    if check and done.returncode:
+        raise AssertionError(f"{words}: status {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def prop(unit: str, name: str) -> str:
+    """A property of a unit."""
+    return run("systemctl", "show", "-P", name, unit).strip()
+
+
+def main_pid(unit: str) -> int:
+    return int(prop(unit, "MainPID"))
+
+
+def eventually(what: str, holds: Callable[[], Any], seconds: float = 30) -> Any:
+    """Ask again until it holds; its value. Fails when the time is over."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = holds()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def serving(seconds: float = 60) -> None:
+    """Wait until the agent answers."""
+
+    def answers() -> bool:
+        try:
+            return bool(call("Admin.Status", ADMIN))
+        except (OSError, ConnectionError):
+            return False
+
+    eventually("the agent answers", answers, seconds)
+
+
+def boot_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+
+
+def journal(*match: str, seconds: float = 10, least: int = 1) -> list[dict[str, Any]]:
+    """Entries of the journal that match, as soon as there are `least` of them."""
+
+    def found() -> list[dict[str, Any]]:
+        run("journalctl", "--sync")
+        lines = run("journalctl", "-o", "json", "--no-pager", "--all", *match, check=False).splitlines()
+        entries = [json.loads(line) for line in lines]
+        return entries if len(entries) >= least else []
+
+    return list(eventually(f"{least} entries of {match}", found, seconds))
+
+
+def leaf(lease_id: str) -> Path:
+    """A lease's cgroup."""
+    return CGROUP / lease_id
+
+
+def free(resource_id: str) -> dict[str, int]:
+    """How a resource's capacity is split now."""
+    resources = call("Device.List")["resources"]
+    (found,) = [resource for resource in resources if resource["resource_id"] == resource_id]
+    return dict(found["use"])
+
+
+def huge_pages_free(node: int) -> int:
+    return int((NODES / f"node{node}/hugepages/hugepages-2048kB/free_hugepages").read_text())

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first boot: a day's work on a host with everything, and leases that are alive when it reboots."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import host
+import pytest
+from host import ADMIN, MIB, S, Connection, Failed, call, eventually, memory, prop
+
+KEPT = Path("/var/lib/leased-suite.json")
+"""What the second boot wants to know of the first."""
+
+HOLDER = """
+import array, json, mmap, os, signal, socket, sys, time
+sys.path.insert(0, {path!r})
+from host import Connection, memory
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+connection = Connection()
+granted = connection.acquire(memory({capacity}, node={node}), ttl_s={ttl_s})
+view = mmap.mmap(connection.fds[0], {capacity})
+child = os.fork()
+for at in range(0, {capacity}, 4096):
+    view[at] = 0xA5
+if child:
+    print(json.dumps([granted["lease"]["lease_id"], os.getpid(), child]), flush=True)
+while True:
+    view[0] = 0x5A
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def connection() -> Iterator[Connection]:
+    opened = Connection()
+    yield opened
+    opened.close()
+
+
+def holder(*, capacity: int, node: int, ttl_s: float, user: str) -> tuple[subprocess.Popen[str], str, list[int]]:
+    """A process of `user` that leases memory, forks, writes it for ever and ignores SIGTERM."""
+    script = HOLDER.format(path=os.path.dirname(__file__), capacity=capacity, node=node, ttl_s=ttl_s)
+    process = subprocess.Popen(
+        ["runuser", "-u", user, "--", sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    lease_id, *pids = json.loads(process.stdout.readline())
+    return process, lease_id, pids
+
+
+def gone(pid: int) -> bool:
+    """No such process, or only its zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+# ---- the host ---------------------------------------------------------------------------------------
+
+
+def test_every_unit_is_up_and_none_failed() -> None:
+    host.serving(120)
+    for unit in ("leased.service", "leased.socket", "leased-admin.socket", "leased-reaper.service"):
+        assert prop(unit, "ActiveState") == "active", unit
+    failed = host.run("systemctl", "--failed", "--plain", "--no-legend")
+    assert "leased" not in failed
+
+
+def test_the_hardening_is_in_force() -> None:
+    for unit in ("leased.service", "leased-reaper.service"):
+        text = Path(f"/proc/{host.main_pid(unit)}/status").read_text()
+        status = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+        assert status["NoNewPrivs"] == "1", unit
+        assert status["Seccomp"] == "2", unit
+        assert not int(status["CapBnd"], 16) & 1 << 21, f"{unit} has CAP_SYS_ADMIN"
+        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16), unit
+    scheduled = host.run("ps", "-o", "cls=,rtprio=", "-p", str(host.main_pid("leased-reaper.service")))
+    assert scheduled.split() == ["FF", "10"]
+
+
+def test_sockets_have_their_modes() -> None:
+    for path, mode in ((host.USER, 0o666), (host.ADMIN, 0o600)):
+        assert os.stat(path).st_mode & 0o777 == mode
+    done = subprocess.run(
+        ["runuser", "-u", "alice", "--", sys.executable, "-c", f"import socket; socket.socket(1).connect({ADMIN!r})"],
+        capture_output=True,
+    )
+    assert b"PermissionError" in done.stderr
+
+
+def test_every_controller_reaches_the_leases() -> None:
+    assert (host.CGROUP / "cgroup.controllers").exists(), "the delegated root is there without a process in it"
+    given = (host.CGROUP / "cgroup.subtree_control").read_text().split()
+    assert {"cpu", "cpuset", "memory", "pids", "hugetlb"} <= set(given)
+
+
+def test_the_tiers_are_what_hmat_says() -> None:
+    resources = {r["resource_id"]: r for r in call("Device.List")["resources"]}
+    near, far = resources["mem:node0:4096"], resources["mem:node1:4096"]
+    assert (near["tier"], near["read_latency_ns"]) == ("dram", 90)
+    assert (far["read_latency_ns"], far["read_bandwidth_mibps"]) == (350, 20480)
+    assert far["tier"] != "dram"
+    assert near["evidence"] == far["evidence"] == "measured"
+    for node in (0, 1):
+        assert resources[f"mem:node{node}:2097152"]["capacity"] == 24 * 2 * MIB
+    assert "cpu:1" in resources
+
+
+def test_doctor_has_nothing_to_complain_of() -> None:
+    done = subprocess.run(["leasectl", "doctor"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- memory -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_memory_is_where_it_was_asked_for_and_comes_back(connection: Connection, node: int) -> None:
+    before = host.free(f"mem:node{node}:4096")
+    lease = connection.acquire(memory(8 * MIB, node=node))["lease"]
+    with mmap.mmap(connection.fds[0], 8 * MIB) as view:
+        view[:] = b"\xa5" * (8 * MIB)
+        maps = Path("/proc/self/numa_maps").read_text()
+        (mine,) = [line for line in maps.splitlines() if "memfd" in line]
+        assert f"N{node}=2048" in mine.split(), mine
+    assert host.free(f"mem:node{node}:4096")["leased"] == before["leased"] + 8 * MIB
+    connection.call("Lease.Release", lease_id=lease["lease_id"])
+    assert host.closed(lease["lease_id"])["state"] == "reclaimed"
+    assert os.fstat(connection.fds[0]).st_blocks == 0, "truncated, though we still hold the descriptor"
+    assert host.free(f"mem:node{node}:4096") == before
+
+
+def test_huge_pages_of_the_right_node_come_back(connection: Connection) -> None:
+    before = [host.huge_pages_free(node) for node in (0, 1)]
+    lease = connection.acquire(memory(8 * MIB, node=1, page_size=2 * MIB))["lease"]
+    assert [host.huge_pages_free(node) for node in (0, 1)] == [before[0], before[1] - 4]
+    with mmap.mmap(connection.fds[0], 8 * MIB) as view:
+        view[:] = b"\xa5" * (8 * MIB)
+    connection.call("Lease.Release", lease_id=lease["lease_id"])
+    assert host.closed(lease["lease_id"])["state"] == "reclaimed"
+    assert [host.huge_pages_free(node) for node in (0, 1)] == before
+
+
+def test_more_huge_pages_than_there_are_is_refused_with_its_numbers(connection: Connection) -> None:
+    with pytest.raises(Failed) as refused:
+        connection.acquire(memory(25 * 2 * MIB, node=0, page_size=2 * MIB))
+    assert refused.value.name == "io.leased.Lease.Refused"
+    assert refused.value.parameters["reason"] == "no_capacity"
+    assert refused.value.parameters["requested"] == 50 * MIB
+
+
+def test_a_holder_that_ignores_everything_is_cut_at_the_deadline() -> None:
+    process, lease_id, pids = holder(capacity=16 * MIB, node=1, ttl_s=3, user="alice")
+    deadline_ns = host.describe(lease_id)["deadline_boottime_ns"]
+    eventually("the holder is gone", lambda: gone(pids[0]), 10)
+    late_ms = (host.boot_ns() - deadline_ns) / 1e6
+    assert -1 < late_ms < 2000
+    ended = host.closed(lease_id)
+    assert (ended["state"], ended["ended"]) == ("reclaimed", "expired")
+    eventually("its child is gone too: it still held the memory", lambda: gone(pids[1]), 10)
+    process.wait()
+
+
+def test_a_tenant_sees_nothing_of_another() -> None:
+    process, lease_id, _ = holder(capacity=4096, node=0, ttl_s=5, user="alice")
+    script = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import host; "
+    for method in ("Describe", "Release", "Renew"):
+        act = f"host.call('Lease.{method}', lease_id={lease_id!r})"
+        done = subprocess.run(
+            ["runuser", "-u", "bob", "--", sys.executable, "-c", script + act], capture_output=True, text=True
+        )
+        assert "io.leased.Lease.NoSuchLease" in done.stderr, method
+    process.kill()
+    assert host.closed(lease_id)["reason"] in ("holder_lost", None)
+
+
+# ---- processors -------------------------------------------------------------------------------------
+
+
+def test_a_whole_core_is_a_cpuset() -> None:
+    said = host.run(
+        "leasectl", "run", "--cpu", "1", "--", "sh", "-c",
+        "cat /proc/self/cgroup; cat /sys/fs/cgroup$(sed s/^0:://  /proc/self/cgroup)/cpuset.cpus.effective; nproc",
+        user="alice",
+    )  # fmt: skip
+    cgroup, cpus, count = said.split()
+    assert cgroup.startswith("0::/leased.slice/leased-cgroup.service/")
+    assert (cpus, count) == ("1", "1"), "the first core is the host's"
+
+
+def test_half_a_core_is_half_a_core() -> None:
+    spin = "import time; e = time.monotonic() + 4\nwhile time.monotonic() < e: pass\nprint(time.process_time())"
+    said = host.run(
+        "leasectl", "run", "--cpu", "500m", "--", sys.executable, "-c", spin, user="alice"
+    )
+    assert 1.2 < float(said.split()[-1]) < 2.8
+
+
+def test_a_fork_bomb_stays_in_its_lease_and_ends_with_it() -> None:
+    bomb = "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass"
+    began = time.monotonic()
+    done = subprocess.run(
+        ["runuser", "-u", "alice", "--", "leasectl", "run", "--cpu", "500m", "--ttl", "3s", "--no-renew", "--",
+         sys.executable, "-c", bomb],
+        capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert done.returncode in (79, 137), done.stderr
+    assert time.monotonic() - began < 60
+    eventually("nothing of it is left", lambda: not subprocess.run(
+        ["pgrep", "-u", "alice", "python"], capture_output=True).stdout, 30)
+
+
+# ---- the journal ------------------------------------------------------------------------------------
+
+
+def test_a_lease_in_the_journal(connection: Connection) -> None:
+    lease_id = connection.acquire(memory(4096, node=0), workload="vm-suite")["lease"]["lease_id"]
+    connection.call("Lease.Release", lease_id=lease_id)
+    host.closed(lease_id)
+    entries = host.journal(f"LEASE_ID={lease_id}", "LEASE_EVENT=Reclaimed")
+    entries = host.journal(f"LEASE_ID={lease_id}")
+    events = [entry["LEASE_EVENT"] for entry in entries if "LEASE_EVENT" in entry]
+    assert events[0] == "Allocated"
+    assert events[-1] == "Reclaimed"
+    assert {"Activated", "Released", "AccessCut", "Scrubbed"} <= set(events)
+    first = entries[0]
+    assert first["LEASE_TENANT"] == "uid-0"
+    assert first["LEASE_WORKLOAD"] == "vm-suite"
+    assert first["_SYSTEMD_UNIT"] == "leased.service"
+    assert first["SYSLOG_IDENTIFIER"] == "leased"
+    assert re.fullmatch("[0-9a-f]{64}", first["LEASE_HASH"])
+    sequences = [int(entry["LEASE_SEQ"]) for entry in entries if "LEASE_SEQ" in entry]
+    assert sequences == sorted(sequences)
+    log = host.run("leasectl", "audit", "log", "--lease", lease_id, "--json")
+    assert first["LEASE_HASH"] in log, "the copy names the record that the chain has"
+
+
+def test_the_catalog_explains_it(connection: Connection) -> None:
+    said = host.run("journalctl", "-x", "-n", "1", "--no-pager", "LEASE_EVENT=Reclaimed")
+    assert "The capacity of a lease is free again" in said
+    assert "man:leased(8)" in said
+
+
+# ---- the promise, with one of the two dead ----------------------------------------------------------
+
+
+def test_a_stopped_agent_is_started_by_its_socket_and_leases_go_on(connection: Connection) -> None:
+    lease = connection.acquire(memory(MIB, node=0), ttl_s=120, bind="process")["lease"]
+    before = host.describe(lease["lease_id"])
+    host.run("systemctl", "stop", "leased.service")
+    assert prop("leased.service", "ActiveState") == "inactive"
+    assert prop("leased.socket", "ActiveState") == "active"
+    with mmap.mmap(connection.fds[0], MIB) as view:
+        view[0] = 1
+    after = host.describe(lease["lease_id"])
+    assert prop("leased.service", "ActiveState") == "active", "the call itself started it"
+    assert after["state"] == "active"
+    for same in ("deadline_boottime_ns", "generation", "granted_boottime_ns"):
+        assert after[same] == before[same], f"{same} survives a restart exactly"
+    call("Admin.Revoke", ADMIN, lease_id=lease["lease_id"])
+    assert host.closed(lease["lease_id"])["state"] == "reclaimed"
+
+
+def test_a_killed_agent_comes_back_to_its_leases() -> None:
+    process, lease_id, _ = holder(capacity=MIB, node=1, ttl_s=90, user="alice")
+    before = host.describe(lease_id)
+    pid = host.main_pid("leased.service")
+    os.kill(pid, signal.SIGKILL)
+    eventually("systemd starts it again", lambda: host.main_pid("leased.service") not in (0, pid))
+    host.serving()
+    after = host.describe(lease_id)
+    assert after["state"] == "active"
+    assert after["deadline_boottime_ns"] == before["deadline_boottime_ns"]
+    process.kill()
+    assert host.closed(lease_id)["state"] == "reclaimed"
+    process.wait()
+
+
+def test_a_hung_agent_is_replaced_by_its_watchdog_and_the_lease_ends_in_time() -> None:
+    drop_in = Path("/run/systemd/system/leased.service.d/suite.conf")
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    drop_in.write_text("[Service]\nWatchdogSec=6\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "leased.service")
+    host.serving()
+    process, lease_id, pids = holder(capacity=MIB, node=0, ttl_s=3, user="alice")
+    deadline_ns = host.describe(lease_id)["deadline_boottime_ns"]
+    pid = host.main_pid("leased.service")
+    restarts = int(prop("leased.service", "NRestarts"))
+    os.kill(pid, signal.SIGSTOP)
+    eventually("the reaper cuts without the agent", lambda: gone(pids[0]), 10)
+    assert (host.boot_ns() - deadline_ns) / 1e9 < 2
+    assert host.main_pid("leased.service") == pid, "the agent was still stopped then"
+    eventually("the watchdog replaces it", lambda: host.main_pid("leased.service") not in (0, pid), 60)
+    assert int(prop("leased.service", "NRestarts")) == restarts + 1
+    host.serving()
+    ended = host.closed(lease_id)
+    assert (ended["state"], ended["ended"]) == ("reclaimed", "expired")
+    process.wait()
+    drop_in.unlink()
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "leased.service")
+    host.serving()
+
+
+def test_a_killed_reaper_has_its_descriptors_back_and_ends_the_lease_in_time() -> None:
+    process, lease_id, pids = holder(capacity=4 * MIB, node=1, ttl_s=8, user="alice")
+    deadline_ns = host.describe(lease_id)["deadline_boottime_ns"]
+    stored = int(prop("leased-reaper.service", "NFileDescriptorStore"))
+    assert stored >= 1
+    pid = host.main_pid("leased-reaper.service")
+    os.kill(pid, signal.SIGKILL)
+    eventually("systemd starts it again", lambda: host.main_pid("leased-reaper.service") not in (0, pid))
+    eventually("the agent has found it", lambda: call("Admin.Status", ADMIN)["reaper_connected"])
+    assert host.describe(lease_id)["state"] == "active"
+    assert not gone(pids[0])
+    eventually("cut at the deadline", lambda: gone(pids[0]), 30)
+    assert -0.1 < (host.boot_ns() - deadline_ns) / 1e9 < 3
+    assert host.closed(lease_id)["state"] == "reclaimed"
+    eventually("the store is empty again", lambda: int(prop("leased-reaper.service", "NFileDescriptorStore")) < stored)
+    process.wait()
+
+
+def test_with_both_dead_the_reaper_comes_back_and_cuts() -> None:
+    process, lease_id, pids = holder(capacity=MIB, node=0, ttl_s=5, user="alice")
+    host.run("systemctl", "stop", "leased.service", "leased.socket", "leased-admin.socket")
+    os.kill(host.main_pid("leased-reaper.service"), signal.SIGKILL)
+    eventually("the holder is gone with no agent at all", lambda: gone(pids[0]), 20)
+    host.run("systemctl", "start", "leased.socket", "leased-admin.socket", "leased.service")
+    host.serving()
+    assert host.closed(lease_id)["state"] == "reclaimed"
+    process.wait()
+
+
+def test_the_units_that_hold_leases_refuse_to_be_stopped() -> None:
+    for unit in ("leased-reaper.service", "leased-cgroup.service"):
+        done = subprocess.run(["systemctl", "stop", unit], capture_output=True, text=True)
+        assert done.returncode != 0
+        assert prop(unit, "ActiveState") == "active"
+
+
+def test_a_second_agent_on_the_same_state_is_refused() -> None:
+    done = subprocess.run(["/opt/leased/bin/leased"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 78, done.stdout + done.stderr
+    assert "/var/lib/leased/audit" in done.stderr
+
+
+# ---- the chain --------------------------------------------------------------------------------------
+
+
+def test_the_day_verifies() -> None:
+    assert host.run("leasectl", "verify").startswith("ok: ")
+    fenced = call("Admin.Status", ADMIN)["leases"]["fenced"]
+    assert fenced == 0, "nothing of this day could not be proven clean"
+
+
+def test_leases_that_are_alive_when_the_host_reboots() -> None:
+    """The last test of this boot: two leases outlive it on paper, and must not outlive it."""
+    kept = []
+    for node in (0, 1):
+        process, lease_id, _ = holder(capacity=2 * MIB, node=node, ttl_s=600, user="alice")
+        assert process.poll() is None
+        kept.append(lease_id)
+    status = call("Admin.Status", ADMIN)
+    facts = {"leases": kept, "boot_id": host.boot_id(), "head": status["head"], "at_ns": host.boot_ns()}
+    KEPT.write_text(json.dumps(facts))
+    os.sync()
+    assert status["leases"]["active"] >= 2
+    assert S == 1_000_000_000

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The second boot: the leases of the first are over, everything is clean, and then the power goes in a grant storm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import host
+from host import ADMIN, call
+
+KEPT = json.loads(Path("/var/lib/leased-suite.json").read_text())
+
+
+def test_it_is_another_boot_and_the_agent_serves() -> None:
+    host.serving(120)
+    assert host.boot_id() != KEPT["boot_id"]
+
+
+def test_the_leases_of_the_old_boot_are_over() -> None:
+    for lease_id in KEPT["leases"]:
+        ended = host.closed(lease_id)
+        assert ended["boot_id"] == KEPT["boot_id"]
+        assert ended["state"] == "reclaimed"
+        assert (ended["ended"], ended["reason"]) in (
+            ("revoked", "node_reboot"),
+            ("revoked", "holder_lost"),
+            ("released", None),
+        )
+
+
+def test_all_capacity_is_free_again() -> None:
+    for resource in call("Device.List")["resources"]:
+        use = resource["use"]
+        assert use["free"] == resource["capacity"], resource["resource_id"]
+
+
+def test_nobody_pays_for_the_time_after_the_boot_ended() -> None:
+    log = host.run("leasectl", "audit", "log", "--json")
+    assert KEPT["leases"][0] in log
+    host.run("leasectl", "usage", "--json")
+
+
+def test_the_head_of_the_old_boot_is_in_the_chain() -> None:
+    assert "has the head" in host.run("leasectl", "verify", "--head", KEPT["head"])
+
+
+def test_the_journal_still_has_them() -> None:
+    entries = host.journal(f"LEASE_ID={KEPT['leases'][0]}", "LEASE_EVENT=Allocated")
+    assert entries[0]["_BOOT_ID"] == KEPT["boot_id"]
+
+
+def test_the_storm_begins() -> None:
+    """Started here and left running: it tells the host of every grant, until the host pulls the plug."""
+    storm = Path(__file__).with_name("storm.py")
+    subprocess.Popen(["systemd-run", "--quiet", "--unit=storm", sys.executable, str(storm)])
+    host.eventually("leases are granted", lambda: call("Admin.Status", ADMIN)["leases"]["active"])

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The third boot, after the power cut: nothing that was acknowledged is lost, nothing is held twice, all comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import host
+from host import ADMIN, call
+
+ACKED = json.loads(Path("/sys/firmware/qemu_fw_cfg/by_name/opt/leased/acked/raw").read_text())
+
+
+def records() -> list[dict[str, object]]:
+    return [json.loads(line) for line in host.run("leasectl", "audit", "export", "-").splitlines()]
+
+
+def test_the_agent_serves_after_the_power_cut() -> None:
+    host.serving(120)
+
+
+def test_the_chain_verifies() -> None:
+    verdict = json.loads(host.run("leasectl", "verify", "--json"))
+    assert verdict["verdict"] == "ok"
+
+
+def test_every_acknowledged_grant_is_in_the_chain() -> None:
+    chain = {record["sequence"]: record for record in records()}
+    assert len(ACKED) >= 100
+    for promise in ACKED:
+        record = chain[promise["sequence"]]
+        assert record["hash"] == promise["hash"], promise
+        assert promise["lease_id"] in json.dumps(record)
+
+
+def test_every_lease_of_the_storm_is_over_and_clean() -> None:
+    for promise in ACKED:
+        assert host.closed(promise["lease_id"], 60)["state"] == "reclaimed"
+    for resource in call("Device.List")["resources"]:
+        assert resource["use"]["free"] == resource["capacity"], resource["resource_id"]
+    counts = call("Admin.Status", ADMIN)["leases"]
+    assert (counts["active"], counts["fenced"]) == (0, 0)
+
+
+def test_it_leases_again() -> None:
+    connection = host.Connection()
+    lease = connection.acquire(host.memory(4096, node=0))["lease"]
+    connection.call("Lease.Release", lease_id=lease["lease_id"])
+    assert host.closed(lease["lease_id"])["state"] == "reclaimed"
