@@ -145,6 +145,7 @@ static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_ar
 		    int *pidfd)
 {
 	struct slot *slot = &r->slots[at];
+	const bool fresh = slot->moving.phase == LEASED_REAPER_FREE;
 	r->fds_used -= table_fds(slot);
 	take_memfds(r, slot, brought);
 	if (brought->cgroup_fd >= 0 && slot->cgroup_fd < 0) {
@@ -164,8 +165,11 @@ static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_ar
 	slot->moving.deadline_ns = entry->deadline_ns;
 	slot->moving.phase = LEASED_REAPER_ARMED;
 	slot->moving.flags = 0;
-	state_write_identity(r, at);
-	state_write_moving(r, at);
+	/* A new lease overwrites both copies: what the slot held before must never be fallen back to. */
+	for (int copies = fresh ? 2 : 1; copies > 0; copies--)
+		state_write_identity(r, at);
+	for (int copies = fresh ? 2 : 1; copies > 0; copies--)
+		state_write_moving(r, at);
 	cut_schedule(r, at);
 	return 0;
 }

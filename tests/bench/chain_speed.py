@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of the chain: sealing, verifying, opening a long log. `python -m tests.bench.chain_speed DIRECTORY [RECORDS]`.
+"""Figures of the chain: sealing, verifying, opening a long log. `python -m tests.bench.chain_speed
+DIRECTORY [RECORDS]`.
 
-DIRECTORY must not exist; it is left behind for a second look. Prints the raw fdatasync of the same minute, because disks
-change their mind.
+DIRECTORY must not exist; it is left behind for a second look. Prints the raw fdatasync of the same
+minute, because disks change their mind.
 """
 
 from __future__ import annotations
@@ -13,6 +14,15 @@ import time
 from pathlib import Path
 
 import trio
+from tests.doubles.logs import (
+    MACHINE,
+    ORIGIN,
+    CountedEntropy,
+    events_of_every_kind,
+    moment_at,
+    renewal,
+    subject,
+)
 
 from leased.chain.head import GENESIS
 from leased.chain.sealer import Sealer
@@ -23,7 +33,6 @@ from leased.durable.log import open_log
 from leased.durable.reader import read_log
 from leased.terms import event as e
 from leased.terms.moment import Moment
-from tests.doubles.logs import MACHINE, ORIGIN, CountedEntropy, events_of_every_kind, moment_at, renewal, subject
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 
@@ -34,7 +43,15 @@ def seal_speed() -> None:
     for size in (1, 16, 64):
         best = 1e9
         for _ in range(3):
-            sealer = Sealer(b"l" * 16, GENESIS, EMPTY, 2, entropy=entropy, signer=Signer(b"k" * 32), segment_bytes=1 << 30)
+            sealer = Sealer(
+                b"l" * 16,
+                GENESIS,
+                EMPTY,
+                2,
+                entropy=entropy,
+                signer=Signer(b"k" * 32),
+                segment_bytes=1 << 30,
+            )
             items = [(renewal(n), moment_at(0)) for n in range(size)]
             began = time.process_time()
             for _ in range(20_000 // size):
@@ -42,7 +59,9 @@ def seal_speed() -> None:
             best = min(best, (time.process_time() - began) / (20_000 // size * size))
         print(f"encode + seal, batches of {size}: {best * 1e6:.2f} us/record")
     sealer = Sealer(b"l" * 16, GENESIS, EMPTY, 2, entropy=entropy, segment_bytes=1 << 30)
-    data = b"".join(sealer.seal([(renewal(n), moment_at(0)) for n in range(64)]).frames for _ in range(1_000))
+    data = b"".join(
+        sealer.seal([(renewal(n), moment_at(0)) for n in range(64)]).frames for _ in range(1_000)
+    )
     best, bodies = 1e9, 1e9
     for _ in range(3):
         began = time.process_time()
@@ -51,12 +70,22 @@ def seal_speed() -> None:
         check_bodies(walk)
         best, bodies = min(best, done - began), min(bodies, time.process_time() - began)
     count = len(walk.offsets)
-    print(f"verify: {count / best:,.0f} records/s of {len(data) // count} bytes; with strict bodies {count / bodies:,.0f}")
+    print(
+        f"verify: {count / best:,.0f} records/s of {len(data) // count} bytes; "
+        f"with strict bodies {count / bodies:,.0f}"
+    )
 
 
 async def commit_speed(directory: Path) -> None:
     """One client and batches of 64 through the real journal, next to the raw disk."""
-    opened = open_log(directory, moment=_now(), entropy=_entropy, machine_id=MACHINE, origin=ORIGIN, best_effort=True)
+    opened = open_log(
+        directory,
+        moment=_now(),
+        entropy=_entropy,
+        machine_id=MACHINE,
+        origin=ORIGIN,
+        best_effort=True,
+    )
     sealer, journal = opened.sealer(), opened.journal
     for size, rounds in ((1, 1000), (64, 1000)):
         times = []
@@ -66,7 +95,10 @@ async def commit_speed(directory: Path) -> None:
             await journal.commit(batch.frames, batch.count, batch.head, _now())
             times.append(time.perf_counter() - began)
         times.sort()
-        print(f"commit of {size}: p50 {times[rounds // 2] * 1e3:.3f} ms, p99 {times[rounds * 99 // 100] * 1e3:.3f} ms")
+        print(
+            f"commit of {size}: p50 {times[rounds // 2] * 1e3:.3f} ms, "
+            f"p99 {times[rounds * 99 // 100] * 1e3:.3f} ms"
+        )
     opened.close()
     fd, times = os.open(directory / "raw", os.O_RDWR | os.O_CREAT, 0o600), []
     os.pwrite(fd, bytes(1 << 20), 0)
@@ -83,7 +115,14 @@ async def commit_speed(directory: Path) -> None:
 
 async def fill(directory: Path, records: int) -> None:
     """A log of leases that live ten records each; the last 1000 stay open."""
-    opened = open_log(directory, moment=_now(), entropy=_entropy, machine_id=MACHINE, origin=ORIGIN, best_effort=True)
+    opened = open_log(
+        directory,
+        moment=_now(),
+        entropy=_entropy,
+        machine_id=MACHINE,
+        origin=ORIGIN,
+        best_effort=True,
+    )
     sealer, made, began = opened.sealer(), 0, time.perf_counter()
     items: list[tuple[e.Event, Moment]] = [(events_of_every_kind()[0], _now())]
     reclaimed = next(event for event in events_of_every_kind() if isinstance(event, e.Reclaimed))
@@ -93,9 +132,17 @@ async def fill(directory: Path, records: int) -> None:
         events = [e.Allocated(*common, os.urandom(16), 60 * 10**9, 65 * 10**9, 0, 0)]
         events += [e.Renewed(*common, 60 * 10**9, 65 * 10**9)] * 4
         if made < records - 5_000:
-            events += [e.Expired(*common), e.TeardownBegun(*common), e.AccessCut(*common, True, b"x" * 32)]
+            events += [
+                e.Expired(*common),
+                e.TeardownBegun(*common),
+                e.AccessCut(*common, True, b"x" * 32),
+            ]
             events += [e.Scrubbed(*common, 1 << 30, b"x" * 32)]
-            events += [e.Reclaimed(*common, *(getattr(reclaimed, name) for name in reclaimed.__struct_fields__[5:]))]
+            events += [
+                e.Reclaimed(
+                    *common, *(getattr(reclaimed, name) for name in reclaimed.__struct_fields__[5:])
+                )
+            ]
         items += [(event, now) for event in events]
         made += len(events)
         if len(items) >= 600 or made >= records:
@@ -109,11 +156,19 @@ async def fill(directory: Path, records: int) -> None:
 def open_speed(directory: Path) -> None:
     """Opening and replaying, and the offline verification."""
     began = time.perf_counter()
-    opened = open_log(directory, moment=_now(), entropy=_entropy, machine_id=MACHINE, origin=ORIGIN, best_effort=True)
+    opened = open_log(
+        directory,
+        moment=_now(),
+        entropy=_entropy,
+        machine_id=MACHINE,
+        origin=ORIGIN,
+        best_effort=True,
+    )
     done = time.perf_counter()
     replayed = sum(1 for _ in opened.history())
     print(
-        f"open_log of {opened.head.size} records: {done - began:.2f} s; history of {replayed} events: "
+        f"open_log of {opened.head.size} records: {done - began:.2f} s; "
+        f"history of {replayed} events: "
         f"{time.perf_counter() - done:.2f} s"
     )
     opened.close()

@@ -13,7 +13,8 @@
  *   grant      --count leases are acquired as fast as possible, descriptors received; then all are
  *              released
  *   cycle      every connection acquires and releases in turn for --seconds
- *   hold       --count leases are acquired and held until standard input closes (expiry, idle)
+ *   hold       --count leases are acquired and held until standard input closes (expiry, idle);
+ *              with --renew-ttl-ms they are all renewed once, so that they end together
  *   holders    --count processes each acquire a lease, map and write it, ignore SIGTERM and wait to
  *              be cut off
  *   fdatasync  append --bytes to a preallocated file in --socket (a directory) and fdatasync, for
@@ -49,6 +50,9 @@
 #define FDS_MAX 64
 #define BUCKETS (64 * 64)
 #define LEASE_CALL "{\"method\":\"io.leased.Lease.%s\",\"parameters\":{\"lease_id\":\"%s\"}}"
+#define RENEW_CALL \
+	"{\"method\":\"io.leased.Lease.Renew\",\"parameters\":" \
+	"{\"lease_id\":\"%s\",\"ttl_ns\":%" PRIu64 "}}"
 #define NS_PER_S 1000000000ull
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
@@ -88,6 +92,7 @@ static struct {
 	double warmup;
 	uint64_t bytes;
 	uint64_t ttl_ns;
+	uint64_t renew_ttl_ns;
 	const char *bind;
 	bool keep_fds;
 } option = {
@@ -418,6 +423,22 @@ static bool granted(struct conn *conn, uint64_t at_ns)
 	return true;
 }
 
+static void send_short_renew(struct conn *conn, const char *lease_id)
+{
+	char text[CALL_BYTES_MAX];
+	int len = snprintf(text, sizeof text, RENEW_CALL, lease_id, option.renew_ttl_ns);
+	send_call(conn, CALL_RENEW, text, (size_t)len + 1);
+}
+
+static bool renewed_once(struct conn *conn, uint64_t at_ns)
+{
+	(void)at_ns;
+	if (to_release == 0)
+		return false;
+	send_short_renew(conn, held_ids[--to_release]);
+	return true;
+}
+
 static bool released(struct conn *conn, uint64_t at_ns)
 {
 	record(&release_latency, at_ns - conn->sent_ns);
@@ -479,6 +500,16 @@ static double run_releases(int epoll)
 		send_release(&conns[i], held_ids[--to_release]);
 	turn(epoll, released, first);
 	return (double)(last_ns - began_ns) / 1e9;
+}
+
+/* All leases get the same time to live within a moment of each other. */
+static void run_short_renewals(int epoll)
+{
+	to_release = held_len;
+	long first = option.clients < held_len ? option.clients : held_len;
+	for (long i = 0; i < first; i++)
+		send_short_renew(&conns[i], held_ids[--to_release]);
+	turn(epoll, renewed_once, first);
 }
 
 static void hold_until_told(void)
@@ -598,6 +629,7 @@ static const struct option long_options[] = {
 	{"seconds", required_argument, NULL, 't'}, {"warmup", required_argument, NULL, 'w'},
 	{"bytes", required_argument, NULL, 'b'},   {"ttl-ms", required_argument, NULL, 'l'},
 	{"bind", required_argument, NULL, 'i'},    {"keep-fds", no_argument, NULL, 'k'},
+	{"renew-ttl-ms", required_argument, NULL, 'r'},
 	{NULL, 0, NULL, 0},
 };
 
@@ -618,6 +650,7 @@ static void parse_options(int argc, char **argv)
 		case 'w': option.warmup = atof(optarg); break;
 		case 'b': option.bytes = strtoull(optarg, NULL, 10); break;
 		case 'l': option.ttl_ns = strtoull(optarg, NULL, 10) * 1000000ull; break;
+		case 'r': option.renew_ttl_ns = strtoull(optarg, NULL, 10) * 1000000ull; break;
 		case 'i': option.bind = optarg; break;
 		case 'k': option.keep_fds = true; break;
 		default: exit(64);
@@ -669,10 +702,13 @@ int main(int argc, char **argv)
 		seconds = release_seconds = run_cycle(epoll);
 	} else {
 		seconds = run_grants(epoll);
-		if (option.mode == MODE_HOLD)
+		if (option.mode == MODE_HOLD) {
+			if (option.renew_ttl_ns > 0)
+				run_short_renewals(epoll);
 			hold_until_told();
-		else
+		} else {
 			release_seconds = run_releases(epoll);
+		}
 	}
 	print_result(seconds, release_seconds);
 	return 0;

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The crash-state search: run the real writer on a recording disk, crash it everywhere, recover, judge.
+"""The crash-state search: run the real writer on a recording disk, crash it everywhere, recover,
+judge.
 
-A crash point is after any operation; a state is what some subset of the pending pieces leaves. Each state is opened by
-the real recovery and judged by a list of what was acknowledged: nothing of it may be missing or different, and no
-state that a crash can leave may be called corrupt.
+A crash point is after any operation; a state is what some subset of the pending pieces leaves. Each
+state is opened by the real recovery and judged by a list of what was acknowledged: nothing of it
+may be missing or different, and no state that a crash can leave may be called corrupt.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
+from tests.doubles.disk import CrashPoint, MemoryDisk
+from tests.doubles.logs import CountedEntropy, allocation, moment_at, open_on, renewal, started
+
 from leased.chain.head import Head
 from leased.durable.log import OpenedLog
 from leased.terms.errors import ChainError, InvariantError, StateError
-from tests.doubles.disk import CrashPoint, MemoryDisk
-from tests.doubles.logs import CountedEntropy, allocation, moment_at, open_on, renewal, started
 
 SIZES = (1, 2, 5, 1, 9, 3, 12, 1, 4, 7, 15, 2)
 """Records per batch: enough for two segment switches, and for batches that are cut in two."""
@@ -38,12 +40,17 @@ class Findings:
         )
 
 
-def record_run(disk: MemoryDisk, *, opening: Callable[[MemoryDisk], OpenedLog] = open_on) -> list[bytes]:
-    """Make a log on `disk` and commit batches, marking each acknowledgement; return all frames in order."""
+def record_run(
+    disk: MemoryDisk, *, opening: Callable[[MemoryDisk], OpenedLog] = open_on
+) -> list[bytes]:
+    """Make a log on `disk` and commit batches, marking each acknowledgement; return all frames
+    in order."""
     log, number, frames = opening(disk), 0, []
     sealer = log.sealer()
     for count, size in enumerate(SIZES):
-        items = [(started(), moment_at(0))] if count == 0 else [(allocation(count), moment_at(count))]
+        items = (
+            [(started(), moment_at(0))] if count == 0 else [(allocation(count), moment_at(count))]
+        )
         for _ in range(size):
             items.append((renewal(number), moment_at(count)))
             number += 1
@@ -58,7 +65,8 @@ def record_run(disk: MemoryDisk, *, opening: Callable[[MemoryDisk], OpenedLog] =
 def crash_states(
     disk: MemoryDisk, *, granule: int, samples: int, seed: int, first: int = 0
 ) -> Iterator[tuple[int, Head | None, dict[str, bytes]]]:
-    """Yield (operation, last acknowledged head, directory) for each distinct state a crash of the run can leave."""
+    """Yield (operation, last acknowledged head, directory) for each distinct state a crash of
+    the run can leave."""
     random, seen = Random(seed), set()
     point = CrashPoint(disk, first)
     for index in range(first, len(disk.ops) + 1):
@@ -75,7 +83,8 @@ def crash_states(
 def judge(
     findings: Findings, state: dict[str, bytes], acked: Head | None, hashes: list[bytes], where: str
 ) -> MemoryDisk | None:
-    """Recover `state` and note what is wrong with the outcome. `hashes` are those of the records in the order sealed."""
+    """Recover `state` and note what is wrong with the outcome. `hashes` are those of the records
+    in the order sealed."""
     findings.states += 1
     disk = MemoryDisk(state)
     try:

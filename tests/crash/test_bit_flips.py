@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every flipped bit of a clean log is found, or does no harm: never a shorter or another log in silence.
+"""Every flipped bit of a clean log is found, or does no harm: never a shorter or another log in
+silence.
 
-Harmless is: the same head and the same records as before. The short form flips every bit of what is in use and one bit
-of every 64th unused byte; `LEASED_FLIPS=all` flips every bit of every file.
+Harmless is: the same head and the same records as before. The short form flips every bit of what is
+in use and one bit of every 64th unused byte; `LEASED_FLIPS=all` flips every bit of every file.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import os
 from collections import Counter
 
 import pytest
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.logs import CountedEntropy, open_on, write_batches
 
 from leased.chain.head import Head
 from leased.durable.reader import read_log
 from leased.terms.errors import ChainError, StateError
-from tests.doubles.disk import MemoryDisk
-from tests.doubles.logs import CountedEntropy, open_on, write_batches
 
 ALL = os.environ.get("LEASED_FLIPS") == "all"
 UNUSED_STRIDE = 1 if ALL else 64
@@ -51,13 +52,17 @@ def _bits(data: bytes) -> list[tuple[int, int]]:
     """(byte, bit) to flip: all bits near anything that is not zero, few of the rest."""
     used = {at + near for at, byte in enumerate(data) if byte for near in range(-8, 9)}
     every = [(at, bit) for at in sorted(used) if 0 <= at < len(data) for bit in range(8)]
-    unused = [(at, at // UNUSED_STRIDE % 8) for at in range(0, len(data), UNUSED_STRIDE) if at not in used]
+    unused = [
+        (at, at // UNUSED_STRIDE % 8) for at in range(0, len(data), UNUSED_STRIDE) if at not in used
+    ]
     if ALL:
         return [(at, bit) for at in range(len(data)) for bit in range(8)]
     return every + unused
 
 
-@pytest.mark.parametrize("name", ["anchor", "log.id", "seg-0000000000000000.log", "node.key", "next-00000000.tmp"])
+@pytest.mark.parametrize(
+    "name", ["anchor", "log.id", "seg-0000000000000000.log", "node.key", "next-00000000.tmp"]
+)
 def test_no_flip_goes_unnoticed(name: str) -> None:
     files, head, frames = _clean()
     verdicts: Counter[str] = Counter()
@@ -79,9 +84,12 @@ def test_no_cut_goes_unnoticed(name: str) -> None:
     files, head, frames = _clean()
     for length in range(0, len(files[name]), 1 if len(files[name]) < 1024 or ALL else 37):
         verdict = _verdict({**files, name: files[name][:length]}, head, frames)
-        # The anchor may lose its second slot (and the first copy's padding); everything else is refused.
+        # The anchor may lose its second slot (and the first copy's padding); everything else is
+        # refused.
         assert verdict != "SILENT", f"{name} cut to {length}"
-        assert name in ("anchor", "node.key") or verdict not in ("harmless", "crc"), f"{name} cut to {length}: {verdict}"
+        assert name in ("anchor", "node.key") or verdict not in ("harmless", "crc"), (
+            f"{name} cut to {length}: {verdict}"
+        )
 
 
 @pytest.mark.parametrize("slot", [0, 1])
@@ -119,7 +127,13 @@ def test_no_flip_in_a_log_of_several_segments_goes_unnoticed() -> None:
         for at in range(0, len(files[name]), 8 if ALL else 61):
             changed = bytearray(files[name])
             changed[at] ^= 1 << at % 8
-            assert _verdict({**files, name: bytes(changed)}, head, frames) != "SILENT", f"{name}: byte {at}"
-        assert _verdict({key: files[key] for key in files if key != name}, head, frames).startswith("CORRUPT")
+            assert _verdict({**files, name: bytes(changed)}, head, frames) != "SILENT", (
+                f"{name}: byte {at}"
+            )
+        assert _verdict({key: files[key] for key in files if key != name}, head, frames).startswith(
+            "CORRUPT"
+        )
     first, second = names[:2]
-    assert _verdict({**files, first: files[second], second: files[first]}, head, frames).startswith("CORRUPT")
+    assert _verdict({**files, first: files[second], second: files[first]}, head, frames).startswith(
+        "CORRUPT"
+    )

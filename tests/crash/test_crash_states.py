@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every crash state recovers: no acknowledged record lost, no false alarm (chain.md section 8, T2 of section 11).
+"""Every crash state recovers: no acknowledged record lost, no false alarm (chain.md section 8, T2
+of section 11).
 
-The short form takes seconds. `LEASED_CRASH_SAMPLES=4000 pytest tests/crash` is the long one (over 200,000 states); seeds are
-fixed, and `LEASED_CRASH_SEED` changes them.
+The short form takes seconds. `LEASED_CRASH_SAMPLES=4000 pytest tests/crash` is the long one (over
+200,000 states); seeds are fixed, and `LEASED_CRASH_SEED` changes them.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from __future__ import annotations
 import os
 
 import pytest
+from tests.crash.search import Findings, crash_states, hashes_of, judge, record_run
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.logs import moment_at, open_on, renewal
 
 from leased.chain.head import Head
 from leased.durable.anchor import FileAnchorStore
 from leased.durable.files import Disk
 from leased.durable.writer import Part, Writer
 from leased.terms.moment import Moment
-from tests.crash.search import Findings, crash_states, hashes_of, judge, record_run
-from tests.doubles.disk import MemoryDisk
-from tests.doubles.logs import moment_at, open_on, renewal
 
 SAMPLES = int(os.environ.get("LEASED_CRASH_SAMPLES", "60"))
 SEED = int(os.environ.get("LEASED_CRASH_SEED", "20260701"))
@@ -33,14 +34,18 @@ def test_every_crash_state_recovers(granule: int) -> None:
         judge(findings, state, acked, hashes, f"operation {index}")
     print(f"granule {granule}, seed {SEED}: {findings}")
     assert not findings.lost and not findings.alarms, str(findings)
-    assert findings.states > 400 and findings.rolled_forward > 20 and findings.torn > 20, str(findings)
+    assert findings.states > 400 and findings.rolled_forward > 20 and findings.torn > 20, str(
+        findings
+    )
 
 
 def test_a_crash_during_recovery_recovers() -> None:
     disk = MemoryDisk()
     hashes = hashes_of(record_run(disk))
     findings, outer = Findings(), Findings()
-    for count, (index, acked, state) in enumerate(crash_states(disk, granule=512, samples=4, seed=SEED)):
+    for count, (index, acked, state) in enumerate(
+        crash_states(disk, granule=512, samples=4, seed=SEED)
+    ):
         if count % max(1, 300 // SAMPLES):
             continue
         recovered = judge(outer, state, acked, hashes, f"operation {index}")
@@ -58,7 +63,9 @@ def test_a_recovered_log_goes_on() -> None:
     disk = MemoryDisk()
     hashes = hashes_of(record_run(disk))
     went_on = 0
-    for count, (index, acked, state) in enumerate(crash_states(disk, granule=64, samples=4, seed=SEED)):
+    for count, (index, acked, state) in enumerate(
+        crash_states(disk, granule=64, samples=4, seed=SEED)
+    ):
         if count % 7:
             continue
         recovered = judge(Findings(), state, acked, hashes, f"operation {index}")
@@ -104,7 +111,11 @@ class NameBeforeHeader(Writer):
         began = len(disk.ops)
         super().switch(moment)
         at = next(n for n in range(began, len(disk.ops)) if disk.ops[n][0] == "rename")
-        header = next(n for n in range(began, at) if disk.ops[n][0] == "write" and disk.ops[n + 1][0] == "sync")
+        header = next(
+            n
+            for n in range(began, at)
+            if disk.ops[n][0] == "write" and disk.ops[n + 1][0] == "sync"
+        )
         disk.ops.insert(at + 1, disk.ops.pop(header + 1))
 
 
@@ -139,17 +150,24 @@ def _mutated(writer: type[Writer], disk: MemoryDisk) -> list[bytes]:
         log = open_on(disk)
         old = log.journal._writer
         log.journal._writer = log._writer = writer(
-            disk, slot=old.slot, segment=old._segment_name, geometry=old._geometry, spares=old.spares
+            disk,
+            slot=old.slot,
+            segment=old._segment_name,
+            geometry=old._geometry,
+            spares=old.spares,
         )
         return log
 
     return record_run(disk, opening=opening)
 
 
-@pytest.mark.parametrize("mutant", ["seg-", "anchor", "names", SlotFirst, AckEarly, OneSlot, NameBeforeHeader], ids=str)
+@pytest.mark.parametrize(
+    "mutant", ["seg-", "anchor", "names", SlotFirst, AckEarly, OneSlot, NameBeforeHeader], ids=str
+)
 def test_the_search_finds_seeded_mistakes(mutant: str | type[Writer]) -> None:
     if isinstance(mutant, str):
-        # A sync that does nothing: the log must then lose records or raise alarms, or the search is blind.
+        # A sync that does nothing: the log must then lose records or raise alarms, or the search is
+        # blind.
         disk = MemoryDisk(lying=frozenset({mutant}))
         frames = record_run(disk)
     else:

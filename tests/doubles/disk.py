@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MemoryDisk: a directory in memory that remembers what was done to it, and what a crash could leave of it.
+"""MemoryDisk: a directory in memory that remembers what was done to it, and what a crash could
+leave of it.
 
-The model (chain.md section 8): `sync` of a file makes earlier writes to it durable (M1); between barriers any subset of
-the pending pieces may persist, in any order (M2); names are durable only after `sync_names` (M3). It argues back:
-capacity can run out, and any operation can be made to fail, applied or not.
+The model (chain.md section 8): `sync` of a file makes earlier writes to it durable (M1); between
+barriers any subset of the pending pieces may persist, in any order (M2); names are durable only
+after `sync_names` (M3). It argues back: capacity can run out, and any operation can be made to
+fail, applied or not.
 
 Does not model bit rot (the flip sweep changes bytes by hand).
 """
@@ -20,11 +22,16 @@ from leased.durable.filesystem import Filesystem
 Op = tuple  # (verb, *arguments): the verbs are those of `MemoryDisk`
 
 Fault = Callable[[str, str], tuple[bool, OSError] | None]
-"""Asked before each change (verb, name); (apply, error) raises the error after applying or without."""
+"""Asked before each change (verb, name); (apply, error) raises the error after applying or
+without."""
+
+
+MEMORY = Filesystem("memory", "")
 
 
 class MemoryDisk:
-    """`durable.files.Disk` in memory. Files are bytearrays by inode number; a handle is the inode number."""
+    """`durable.files.Disk` in memory. Files are bytearrays by inode number; a handle is the
+    inode number."""
 
     def __init__(
         self,
@@ -32,7 +39,7 @@ class MemoryDisk:
         *,
         capacity: int | None = None,
         fault: Fault | None = None,
-        filesystem: Filesystem = Filesystem("memory", ""),
+        filesystem: Filesystem = MEMORY,
         lying: frozenset[str] = frozenset(),
     ) -> None:
         self.directory = Path("/memory")
@@ -193,7 +200,9 @@ class CrashPoint:
 
     def __init__(self, disk: MemoryDisk, count: int) -> None:
         self._names: dict[str, int] = dict(disk.initial_inodes)
-        self._durable = {inode: bytearray(disk.initial[name]) for name, inode in disk.initial_inodes.items()}
+        self._durable = {
+            inode: bytearray(disk.initial[name]) for name, inode in disk.initial_inodes.items()
+        }
         self._pending_writes: list[tuple[int, int, bytes]] = []
         self._pending_names: list[Op] = []
         self.marks: list[object] = []
@@ -205,8 +214,9 @@ class CrashPoint:
         self._take(op)
 
     def states(self, *, granule: int, random: Random, samples: int) -> Iterator[dict[str, bytes]]:
-        """Yield directories that a crash here could leave: all subsets of the pending pieces if they are few, else
-        nothing, everything, prefixes, one missing, one only, and random subsets."""
+        """Yield directories that a crash here could leave: all subsets of the pending pieces if
+        they are few, else nothing, everything, prefixes, one missing, one only, and random
+        subsets."""
         pieces = list(self._pieces(granule))
         for names in self._name_states():
             for chosen in _subsets(len(pieces), random, samples):
@@ -223,7 +233,9 @@ class CrashPoint:
                 for at, offset, data in self._pending_writes:
                     if at == inode:
                         _put(self._durable[inode], offset, data)
-                self._pending_writes = [write for write in self._pending_writes if write[0] != inode]
+                self._pending_writes = [
+                    write for write in self._pending_writes if write[0] != inode
+                ]
             case ("rename" | "unlink", *_):
                 self._pending_names.append(op)
             case ("sync_names",):
@@ -244,14 +256,17 @@ class CrashPoint:
                 begin = end
 
     def _name_states(self) -> Iterator[dict[str, int]]:
-        """The directory with every prefix of the pending changes, and with each single one missing."""
+        """The directory with every prefix of the pending changes, and with each single one
+        missing."""
         pending = self._pending_names
         for count in range(len(pending) + 1):
             yield _renamed(self._names, pending[:count])
         for missing in range(len(pending) - 1):
             yield _renamed(self._names, pending[:missing] + pending[missing + 1 :])
 
-    def _state(self, names: dict[str, int], pieces: Sequence[tuple[int, int, bytes]]) -> dict[str, bytes]:
+    def _state(
+        self, names: dict[str, int], pieces: Sequence[tuple[int, int, bytes]]
+    ) -> dict[str, bytes]:
         content = {inode: self._durable[inode] for inode in names.values()}
         for inode, offset, data in pieces:
             if inode in content:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,7 +66,17 @@ def hugepages(count: int) -> Iterator[None]:
                 not_proven("anything of hugepages", f"the host cannot spare {count}")
             yield
         finally:
+            _wait_until_free()
             (_POOL / "nr_hugepages").write_text(str(before))
+
+
+def _wait_until_free() -> None:
+    """A dying ring gives its page back late; a pool that shrinks under it keeps the page."""
+    for _ in range(300):
+        total, free = ((_POOL / f"{name}_hugepages").read_text() for name in ("nr", "free"))
+        if total == free:
+            return
+        select.select([], [], [], 0.01)
 
 
 def free_hugepages() -> int:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Journals that argue back: one in memory, and a committer that carries the real one onto any disk without the C thread.
+"""Journals that argue back: one in memory, and a committer that carries the real one onto any disk
+without the C thread.
 
-`MemoryJournal` keeps committed frames in a list. Its `fault` is asked at each step ("append", "anchor") and may answer
-(apply, error): the step is applied or not, and then fails, as a disk does.
+`MemoryJournal` keeps committed frames in a list. Its `fault` is asked at each step ("append",
+"anchor") and may answer (apply, error): the step is applied or not, and then fails, as a disk does.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import trio
 
 from leased.chain.head import GENESIS, Head
 from leased.durable.files import Disk
-from leased.terms.errors import StateError
+from leased.terms.errors import InvariantError, StateError
 from leased.terms.moment import Moment
 
 StepFault = Callable[[str], tuple[bool, OSError] | None]
 
 
 class MemoryJournal:
-    """`ports.Journal` in memory. `durable` is what a restart would find; `head` what is anchored."""
+    """`ports.Journal` in memory. `durable` is what a restart would find; `head` what is
+    anchored."""
 
-    def __init__(self, head: Head = GENESIS, *, fault: StepFault | None = None, reserve: int = 1 << 20) -> None:
+    def __init__(
+        self, head: Head = GENESIS, *, fault: StepFault | None = None, reserve: int = 1 << 20
+    ) -> None:
         self.head = head
         self.first_seq = head.size
         self.durable: list[bytes] = []
@@ -36,11 +40,14 @@ class MemoryJournal:
         if self.failed or self.closed:
             raise StateError("the journal has failed or is closed; nothing more is written")
         self.failed = True
-        await trio.lowlevel.checkpoint()
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.checkpoint()
         found = list(_frames(frames))
-        assert len(found) == count, "count is that of the frames"
-        assert found[-1][-32:] == head, "head is the last frame's hash"
-        assert int.from_bytes(found[0][8:16], "little") == self.head.size, "frames follow the head"
+        follows = int.from_bytes(found[0][8:16], "little") == self.head.size
+        if len(found) != count or found[-1][-32:] != head or not follows:
+            raise InvariantError(
+                "frames, count and head handed to the journal do not belong together"
+            )
         self._step("append", lambda: self.durable.extend(found))
         self._step("anchor", lambda: self._anchor(frames, count, head, moment))
         self.failed = False
@@ -69,12 +76,15 @@ class MemoryJournal:
 
 
 class DiskCommitter:
-    """`durable.journal.Committer` over any `Disk`, without a thread: for the real journal on a MemoryDisk."""
+    """`durable.journal.Committer` over any `Disk`, without a thread: for the real journal on a
+    MemoryDisk."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
 
-    async def write(self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int) -> None:
+    async def write(
+        self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int
+    ) -> None:
         await trio.lowlevel.checkpoint()
         self._disk.write(segment, data, offset)
         self._disk.sync(segment)

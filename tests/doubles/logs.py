@@ -9,6 +9,9 @@ from __future__ import annotations
 from hashlib import sha256
 from pathlib import Path
 
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.journal import DiskCommitter
+
 from leased.durable.log import OpenedLog, open_log
 from leased.terms import event as e
 from leased.terms.identity import BootId, CommandId, EventId, LeaseId, TenantId
@@ -22,8 +25,6 @@ from leased.terms.resource import (
     ResourceKind,
     TierKind,
 )
-from tests.doubles.disk import MemoryDisk
-from tests.doubles.journal import DiskCommitter
 
 MACHINE = b"machine-id-16byt"
 ORIGIN = "lease-log.test/node-1"
@@ -45,20 +46,30 @@ class CountedEntropy:
 
 def moment_at(count: int) -> Moment:
     """The `count`-th moment of a boot: 100 ms apart."""
-    return Moment(BOOT, 1_000_000_000 + count * 100_000_000, 1_790_000_000_000_000_000 + count * 100_000_000)
+    return Moment(
+        BOOT, 1_000_000_000 + count * 100_000_000, 1_790_000_000_000_000_000 + count * 100_000_000
+    )
 
 
 def subject(workload: str | None = "train") -> Subject:
     """Somebody's gigabyte."""
     return Subject(
-        TenantId("research"), 1000, 1000, "00" * 16, workload, AccountingTag("cc-17", "atlas", "batch", "q3", 0),
-        Priority.STANDARD, Trust.CONFINED,
-        (Allotment("mem:node0:4096", ResourceKind.MEM, TierKind.DRAM, 1 << 30),), b"\x11" * 32,
-    )  # fmt: skip
+        TenantId("research"),
+        1000,
+        1000,
+        "00" * 16,
+        workload,
+        AccountingTag("cc-17", "atlas", "batch", "q3", 0),
+        Priority.STANDARD,
+        Trust.CONFINED,
+        (Allotment("mem:node0:4096", ResourceKind.MEM, TierKind.DRAM, 1 << 30),),
+        b"\x11" * 32,
+    )
 
 
 def events_of_every_kind() -> list[e.Event]:
-    """One event of each kind in `event.KIND`, in the order of their numbers, with values at the edges."""
+    """One event of each kind in `event.KIND`, in the order of their numbers, with values at the
+    edges."""
     i, b, h = EventId(b"\xe1" * 16), BootId(b"\xb0" * 16), b"\x5a" * 32
     lease = (i, LeaseId(b"\x1e" * 16), subject(), 3, 5_000_000_000)
     wide = (1 << 40) * 3_600 * 10**9
@@ -90,7 +101,9 @@ def events_of_every_kind() -> list[e.Event]:
         e.TeardownBegun(*lease),
         e.AccessCut(*lease, True, h),
         e.Scrubbed(*lease, 1 << 30, h),
-        e.Reclaimed(*lease, (wide, 0, 2**128 - 1), 1_000_000, 2_000_000, None, 1000, 0, 17, 1000, h),
+        e.Reclaimed(
+            *lease, (wide, 0, 2**128 - 1), 1_000_000, 2_000_000, None, 1000, 0, 17, 1000, h
+        ),
         e.Fenced(*lease, (allotment,), 8, 5, (wide,), 1_000_000, h),
         e.Unfenced(*lease, -1, h),
         e.Preempted(*lease, LeaseId(b"\x2e" * 16), TenantId("prod")),
@@ -104,18 +117,30 @@ def events_of_every_kind() -> list[e.Event]:
 def renewal(number: int) -> e.Renewed:
     """The `number`-th renewal of one of eight leases."""
     return e.Renewed(
-        EventId(sha256(b"event%d" % number).digest()[:16]), LeaseId(bytes([number % 8 + 1]) * 16), subject(),
-        number + 1, number * 10**9, 60 * 10**9, (number + 60) * 10**9,
-    )  # fmt: skip
+        EventId(sha256(b"event%d" % number).digest()[:16]),
+        LeaseId(bytes([number % 8 + 1]) * 16),
+        subject(),
+        number + 1,
+        number * 10**9,
+        60 * 10**9,
+        (number + 60) * 10**9,
+    )
 
 
 def allocation(number: int) -> e.Allocated:
     """The grant of lease `number`."""
     return e.Allocated(
-        EventId(sha256(b"grant%d" % number).digest()[:16]), LeaseId(sha256(b"lease%d" % number).digest()[:16]),
-        subject(), 1, number * 10**9, CommandId(sha256(b"command%d" % number).digest()[:16]), 60 * 10**9,
-        (number + 60) * 10**9, 0, 10 * 10**9,
-    )  # fmt: skip
+        EventId(sha256(b"grant%d" % number).digest()[:16]),
+        LeaseId(sha256(b"lease%d" % number).digest()[:16]),
+        subject(),
+        1,
+        number * 10**9,
+        CommandId(sha256(b"command%d" % number).digest()[:16]),
+        60 * 10**9,
+        (number + 60) * 10**9,
+        0,
+        10 * 10**9,
+    )
 
 
 def started() -> e.NodeStarted:
@@ -123,24 +148,43 @@ def started() -> e.NodeStarted:
     return e.NodeStarted(EventId(b"\x01" * 16), BOOT, b"\x40" * 16, 1, "0.1.0", "ext4", "strict")
 
 
-def open_on(disk: MemoryDisk, *, entropy: CountedEntropy | None = None, **options: object) -> OpenedLog:
+def open_on(
+    disk: MemoryDisk, *, entropy: CountedEntropy | None = None, **options: object
+) -> OpenedLog:
     """`open_log` on a MemoryDisk, with small segments and everything in line."""
     return open_log(
-        disk.directory, moment=moment_at(0), entropy=entropy or CountedEntropy(), machine_id=MACHINE, origin=ORIGIN,
-        segment_bytes=SMALL_SEGMENT, background=False, disk=disk, committer=lambda: DiskCommitter(disk), **options,
-    )  # fmt: skip
+        disk.directory,
+        moment=moment_at(0),
+        entropy=entropy or CountedEntropy(),
+        machine_id=MACHINE,
+        origin=ORIGIN,
+        segment_bytes=SMALL_SEGMENT,
+        background=False,
+        disk=disk,
+        committer=lambda: DiskCommitter(disk),
+        **options,
+    )
 
 
 def open_in(directory: Path, *, segment_bytes: int = SMALL_SEGMENT, **options: object) -> OpenedLog:
-    """`open_log` on a real directory, best effort allowed, without the C thread's help being needed to open."""
+    """`open_log` on a real directory, best effort allowed, without the C thread's help being
+    needed to open."""
     return open_log(
-        directory, moment=moment_at(0), entropy=CountedEntropy(str(directory).encode()), machine_id=MACHINE,
-        origin=ORIGIN, segment_bytes=segment_bytes, background=False, best_effort=True, **options,
-    )  # fmt: skip
+        directory,
+        moment=moment_at(0),
+        entropy=CountedEntropy(str(directory).encode()),
+        machine_id=MACHINE,
+        origin=ORIGIN,
+        segment_bytes=segment_bytes,
+        background=False,
+        best_effort=True,
+        **options,
+    )
 
 
 def write_batches(log: OpenedLog, sizes: list[int]) -> list[bytes]:
-    """Commit batches of so many renewals each (the first begins with NodeStarted); return the sealed frames."""
+    """Commit batches of so many renewals each (the first begins with NodeStarted); return the
+    sealed frames."""
     sealer, number, frames = log.sealer(), 0, []
     for count, size in enumerate(sizes):
         items: list[tuple[e.Event, Moment]] = [(started(), moment_at(0))] if number == 0 else []

@@ -78,6 +78,7 @@ class Tenant:
             if pidfd is not None:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                select.select([pidfd], [], [], 5)
                 os.close(pidfd)
         self.process.kill()
         self.process.wait()

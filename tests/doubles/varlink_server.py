@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small agent on a real AF_UNIX socket: Conversation and calls over Trio, a table of leases behind it.
+"""A small agent on a real AF_UNIX socket: Conversation and calls over Trio, a table of leases
+behind it.
 
-Rule: it argues back like the real one (a capacity it has not is refused, a stranger's id is missing, a late renewal loses)
-and shows what it was sent (`seen`). Faults are asked for: `hang`, `drop_reply`, `refuse`.
+Rule: it argues back like the real one (a capacity it has not is refused, a stranger's id is
+missing, a late renewal loses) and shows what it was sent (`seen`). Faults are asked for: `hang`,
+`drop_reply`, `refuse`.
 
 Does not cut, seal or meter anything, and knows one node with one tier of memory and one GPU.
 """
@@ -20,39 +22,26 @@ from pathlib import Path
 
 import msgspec
 import trio
-from leased.terms import command as commands
+from tests.doubles.lease_table import LeaseTable
+from tests.doubles.varlink_calls import described
+
 from leased.terms import reply as answers
 from leased.terms.command import Caller, Command
 from leased.terms.errors import LeasedError
-from leased.terms.identity import CommandId, LeaseId, TenantId
-from leased.terms.lease import Ending, Lease, LeaseState, Subject, Trust
-from leased.terms.moment import Moment
-from leased.terms.resource import Allotment, Inventory, Resource, ResourceKind, TierKind
+from leased.terms.identity import TenantId
+from leased.terms.lease import Lease
+from leased.terms.resource import ResourceKind
 from leased.wire import objects, parameters, replies
 from leased.wire.calls import encode_error, encode_reply, to_command
 from leased.wire.conversation import Call, Conversation
-from leased.wire.description import OPERATOR_INTERFACES, Service, describe_service
 from leased.wire.portrayal import portray_lease
 from leased.wire.replies import encode
 
-IDL = Path(__file__).parents[2] / "agent" / "leased" / "wire" / "idl"
-BOOT_ID = bytes(range(16))
-MEM_ID = "mem:node0:4096"
-MEM_BYTES = 1 << 30
-
-
-def idl_texts() -> dict[str, str]:
-    """Every IDL text by interface."""
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(IDL.glob("*.varlink"))}
-
-
-def described(interfaces: Sequence[str] = OPERATOR_INTERFACES) -> Service:
-    """The service that the double serves."""
-    return describe_service("0.0.test", idl_texts(), interfaces)
-
 
 class Seen(msgspec.Struct):
-    """One call as it arrived. `fds` is how many descriptors came, `pids` the processes that they name."""
+    """One call as it arrived. `fds` is how many descriptors came, `pids` the processes that they
+    name.
+    """
 
     call: Call
     command: Command | None
@@ -78,20 +67,20 @@ class Sender:
         """Send what is ready."""
         async with self._lock:
             for wire, fds in self._conversation.take():
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+                rights = (
+                    [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+                )
                 sent = await self._socket.sendmsg([wire], rights)
                 while sent < len(wire):
                     sent += await self._socket.send(wire[sent:])
 
 
-class SmallAgent:
+class SmallAgent(LeaseTable):
     """The table, and what tests ask of it. `now_ns` is the boot clock."""
 
     def __init__(self, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
-        self.now_ns = now_ns
+        super().__init__(now_ns)
         self.service = described()
-        self.leases: dict[bytes, Lease] = {}
-        self.granted: dict[bytes, bytes] = {}
         self.seen: list[Seen] = []
         self.refuse: dict[type, answers.Refusal] = {}
         self.hang: list[type] = []
@@ -99,9 +88,8 @@ class SmallAgent:
         self.notify_fds = False
         self.connections = 0
         self._watchers: list[trio.MemorySendChannel[bytes]] = []
-        self._ids = 0
 
-    # ---- what tests do ------------------------------------------------------------------------------------------------
+    # ---- what tests do -------------------------------------------------------------------------
 
     def calls(self, kind: type) -> list[Seen]:
         """The calls of one method, in order of arrival."""
@@ -115,11 +103,7 @@ class SmallAgent:
         for watcher in self._watchers:
             watcher.send_nowait(wire)
 
-    def moment(self) -> Moment:
-        """Now."""
-        return Moment(BOOT_ID, self.now_ns(), 1_700_000_000_000_000_000)
-
-    # ---- serving ------------------------------------------------------------------------------------------------------
+    # ---- serving -------------------------------------------------------------------------------
 
     async def serve(
         self, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -175,13 +159,18 @@ class SmallAgent:
             await sender.flush()
 
     async def _attend(
-        self, sock: trio.socket.SocketType, call: Call, fds: list[int], sender: Sender, caller: Caller
+        self,
+        sock: trio.socket.SocketType,
+        call: Call,
+        fds: list[int],
+        sender: Sender,
+        caller: Caller,
     ) -> None:
         pids = [_pid_of(fd) for fd in fds]
         for fd in fds:
             os.close(fd)
         try:
-            command = to_command(call, caller, self._entropy, pid=caller.pid)
+            command = to_command(call, caller, self.draw, pid=caller.pid)
         except LeasedError as error:
             await sender.say(call, encode_error(error))
             return
@@ -207,7 +196,7 @@ class SmallAgent:
             return
         fds: list[int] = []
         listed: list[objects.LeaseFd] = []
-        reply = self._decide(command)
+        reply = self.decide(command)
         if isinstance(reply, answers.Granted):
             fds, listed = self._prepare(reply.lease)
         if type(asked) in self.drop_reply:
@@ -226,7 +215,7 @@ class SmallAgent:
             os.close(fd)
 
     async def _watch(self, call: Call, command: Command | None, sender: Sender) -> None:
-        reply = self._decide(command)
+        reply = self.decide(command)
         wire = encode_reply(call, reply, self.moment())
         if isinstance(reply, answers.Missing):
             await sender.say(call, wire)
@@ -255,119 +244,6 @@ class SmallAgent:
             listed.append(objects.LeaseFd("", len(fds), "notify"))
             fds.append(reading)
         return fds, listed
-
-    def _decide(self, command: Command | None) -> answers.Reply:
-        match command:
-            case commands.Acquire():
-                return self._grant(command)
-            case commands.Plan():
-                ids = tuple(MEM_ID for _ in command.acquire.asks)
-                return answers.Planned(self._denial(command.acquire), ids)
-            case commands.ListLeases():
-                return answers.Listed(tuple(self.leases.values()))
-            case commands.ListResources():
-                return answers.Inventoried(INVENTORY, USE)
-            case commands.Renew() | commands.Release() | commands.Describe() | commands.Why():
-                lease = self.leases.get(command.lease_id)
-                if lease is None:
-                    return answers.Missing(command.lease_id)
-                if isinstance(command, commands.Why):
-                    return answers.Explained(lease)
-                return self._change(command, lease)
-            case _:
-                return answers.Forbidden()
-
-    def _change(
-        self, command: commands.Renew | commands.Release | commands.Describe, lease: Lease
-    ) -> answers.Reply:
-        now_ns = self.now_ns()
-        if isinstance(command, commands.Renew):
-            if lease.deadline_ns <= now_ns:
-                return answers.Refusal(answers.RefusalReason.DEADLINE_PASSED)
-            ttl_ns = lease.ttl_ns if command.ttl_ns is None else command.ttl_ns
-            lease = msgspec.structs.replace(
-                lease, ttl_ns=ttl_ns, deadline_ns=now_ns + ttl_ns, generation=lease.generation + 1
-            )
-        elif isinstance(command, commands.Release):
-            lease = msgspec.structs.replace(
-                lease, state=LeaseState.REVOKING, ended=Ending.RELEASED
-            )
-        self.leases[lease.lease_id] = lease
-        return answers.Changed(lease)
-
-    def _denial(self, acquire: commands.Acquire) -> answers.Refusal | None:
-        asked = sum(ask.capacity for ask in acquire.asks if ask.kind is ResourceKind.MEM)
-        if asked <= MEM_BYTES:
-            return None
-        return answers.Refusal(
-            answers.RefusalReason.NO_CAPACITY,
-            "mem",
-            limit=MEM_BYTES,
-            usage=0,
-            requested=asked,
-            retry_at_ns=self.now_ns() + 1_500_000_000,
-        )
-
-    def _grant(self, acquire: commands.Acquire) -> answers.Reply:
-        known = self.granted.get(acquire.command_id)
-        if known is not None:
-            return answers.Granted(self.leases[known], 7, bytes(32), attached=True)
-        denial = self._denial(acquire)
-        if denial is not None:
-            return denial
-        lease_id = LeaseId(self._entropy())
-        caller = acquire.caller
-        allotments = tuple(
-            Allotment(MEM_ID, ResourceKind.MEM, TierKind.DRAM, ask.capacity)
-            if ask.kind is ResourceKind.MEM
-            else Allotment("gpu:GPU-1", ask.kind, None, ask.capacity)
-            for ask in acquire.asks
-        )
-        subject = Subject(
-            caller.tenant,
-            caller.uid,
-            caller.gid,
-            lease_id.hex(),
-            acquire.workload,
-            acquire.tag,
-            acquire.priority,
-            Trust.CONFINED,
-            allotments,
-            bytes(32),
-        )
-        now_ns = self.now_ns()
-        lease = Lease(
-            lease_id=lease_id,
-            command_id=acquire.command_id,
-            subject=subject,
-            state=LeaseState.ACTIVE,
-            boot_id=BOOT_ID,
-            granted_ns=now_ns,
-            deadline_ns=now_ns + acquire.ttl_ns,
-            ttl_ns=acquire.ttl_ns,
-            generation=1,
-            pid=acquire.bind_pid,
-            grace_ns=acquire.grace_ns or 0,
-        )
-        self.leases[lease_id] = lease
-        self.granted[acquire.command_id] = lease_id
-        return answers.Granted(lease, 7, bytes(32))
-
-    def _entropy(self) -> CommandId:
-        self._ids += 1
-        return CommandId(self._ids.to_bytes(16, "big"))
-
-
-INVENTORY = Inventory(
-    (
-        Resource(MEM_ID, ResourceKind.MEM, TierKind.DRAM, MEM_BYTES, 4096, node=0),
-        Resource("gpu:GPU-1", ResourceKind.GPU, None, 1000, 1000, attributes=(("model", "H200"),)),
-    )
-)
-USE = (
-    answers.ResourceUse(MEM_ID, ResourceKind.MEM, MEM_BYTES, 0, 0, 0, False),
-    answers.ResourceUse("gpu:GPU-1", ResourceKind.GPU, 1000, 0, 0, 0, False),
-)
 
 
 def _pid_of(fd: int) -> int:

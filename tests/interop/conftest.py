@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where foreign Varlink clients find an agent.
 
-Rule: `varlink_address` is the only thing these tests know of it. LEASED_VARLINK_ADDRESS in the environment points them at a
-running agent; without it they get the small agent of `tests.doubles`.
+Rule: `varlink_address` is the only thing these tests know of it. LEASED_VARLINK_ADDRESS in the
+environment points them at a running agent; without it they get the small agent of `tests.doubles`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.doubles.varlink_server import small_agent_in_a_thread
 
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyPI's `asyncvarlink`, a typed asyncio client with descriptor passing, drives the agent."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
@@ -18,6 +16,8 @@ MEM = [{"kind": "mem", "capacity": 4096}]
 
 
 class RenewReply(TypedDict):
+    """Annotations must be types here, not text, or asyncvarlink cannot read them."""
+
     lease_id: str
     generation: int
     deadline_boottime_ns: int
@@ -26,9 +26,6 @@ class RenewReply(TypedDict):
 
 class LeaseInterface(asyncvarlink.VarlinkInterface, name="io.leased.Lease"):
     """A part of the interface as a stranger would write it down."""
-
-    @asyncvarlink.varlinkmethod(return_parameter="lease")
-    async def Describe(self, *, lease_id: str) -> dict[str, Any]: ...
 
     @asyncvarlink.varlinkmethod
     async def Renew(self, *, lease_id: str, ttl_ns: int | None = None) -> RenewReply: ...
@@ -75,19 +72,16 @@ def test_the_service_describes_itself(varlink_address: str) -> None:
         assert f"\ninterface {name}\n" in text["description"]
 
 
-def test_a_typed_proxy_renews_and_describes(varlink_address: str) -> None:
+def test_a_typed_proxy_renews(varlink_address: str) -> None:
     granted = call(varlink_address, "io.leased.Lease.Acquire", {"resources": MEM, "bind": "cgroup"})
     lease_id = granted["lease"]["lease_id"]
 
     async def work(protocol: asyncvarlink.VarlinkClientProtocol) -> None:
-        proxy = LeaseInterface.make_proxy(protocol) if hasattr(LeaseInterface, "make_proxy") else (
-            asyncvarlink.VarlinkInterfaceProxy(protocol, LeaseInterface)
-        )
+        proxy = protocol.make_proxy(LeaseInterface)
         renewed = await proxy.Renew(lease_id=lease_id, ttl_ns=10**9)
         assert renewed["lease_id"] == lease_id
-        described = await proxy.Describe(lease_id=lease_id)
-        assert described["lease_id"] == lease_id
-        assert described["runtime"]["generation"] == renewed["generation"]
+        again = await proxy.Renew(lease_id=lease_id)
+        assert again["generation"] > renewed["generation"]
 
     with_protocol(varlink_address, work)
 
@@ -101,8 +95,9 @@ def test_descriptors_arrive_with_their_reply(varlink_address: str) -> None:
         reply, fds = result
         assert reply.error is None
         assert fds is not None
-        assert os.fstat(fds[reply.parameters["fds"][0]["index"]]).st_size == 4096
+        assert os.fstat(fds[reply.parameters["fds"][0]["index"]].fileno()).st_size == 4096
         done.set_result(None)
+        await asyncio.sleep(0)  # lets the library close what was not taken
 
     with_protocol(varlink_address, work)
 
@@ -154,11 +149,9 @@ def test_errors_arrive_typed(varlink_address: str) -> None:
 
 def test_the_proxy_raises_the_standard_errors(varlink_address: str) -> None:
     async def work(protocol: asyncvarlink.VarlinkClientProtocol) -> None:
-        proxy = LeaseInterface.make_proxy(protocol) if hasattr(LeaseInterface, "make_proxy") else (
-            asyncvarlink.VarlinkInterfaceProxy(protocol, LeaseInterface)
-        )
+        proxy = protocol.make_proxy(LeaseInterface)
         with pytest.raises(asyncvarlink.VarlinkErrorReply) as caught:
-            await proxy.Describe(lease_id="not an id")
+            await proxy.Renew(lease_id="not an id")
         assert caught.value.name == serviceerrors.InvalidParameter.name
 
     with_protocol(varlink_address, work)

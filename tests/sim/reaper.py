@@ -28,7 +28,8 @@ from tests.sim.faults import Faults
 from tests.sim.hardware import SimDevices
 
 BACKSTOP_NS = 2 * NS_PER_S
-LINK_TIMEOUT_S = 3.0
+ANSWER_S = 2.0
+CUT_S = 10.0
 
 
 class ArmedLease(msgspec.Struct):
@@ -75,6 +76,8 @@ class SimReaper:
         self.slots: dict[LeaseId, ArmedLease] = {}
         self.told: list[Told] = []
         self.cuts: list[Cut] = []
+        self.leaked: list[LeaseId] = []
+        self._forgotten: list[LeaseId] = []
         self.down_ns = 0
         self._down_since: int | None = None
         self._up = trio.Event()
@@ -87,7 +90,7 @@ class SimReaper:
     def accessible(self, lease_id: LeaseId) -> bool:
         """Whether the tenant reaches the lease's hardware."""
         slot = self.slots.get(lease_id)
-        return slot is not None and slot.cut is None
+        return lease_id in self.leaked or (slot is not None and slot.cut is None)
 
     def rebooted(self) -> None:
         """Nothing of the old boot is left, and with it no holder."""
@@ -95,6 +98,7 @@ class SimReaper:
             if slot.cut is None:
                 self._note_cut(lease_id, by_deadline=False)
         self.slots.clear()
+        self._forgotten.clear()
         self._wake()
 
     def die(self) -> None:
@@ -111,7 +115,8 @@ class SimReaper:
             self.down_ns += self._clock.true_ns() - self._down_since
             self._down_since = None
             self._up.set()
-            self._wake()
+            forgotten, self._forgotten = self._forgotten, []
+            self._disarm(forgotten)
 
     async def reached(self) -> None:
         """Return when it is up."""
@@ -200,65 +205,76 @@ class SimReaper:
         return outcomes
 
     async def renew_many(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:
-        while not await self._reached():
-            await trio.lowlevel.checkpoint()
+        if not await self._reached():
+            raise DeviceError("renew", errno.ETIMEDOUT)
         now_ns = self._clock.now().boot_ns
         outcomes: list[bool] = []
         for lease_id, generation, deadline_ns in moves:
             slot = self.slots.get(lease_id)
-            late = (
-                slot is None or slot.cut is not None or slot.cutting or slot.deadline_ns <= now_ns
-            )
-            if slot is not None and not late and generation > slot.generation:
+            late = slot is None or slot.cut is not None or slot.cutting
+            if slot is None or late or slot.deadline_ns <= now_ns:
+                outcomes.append(False)
+            elif (generation, deadline_ns) == (slot.generation, slot.deadline_ns):
+                outcomes.append(True)  # asked again because the answer was lost
+            elif generation <= slot.generation:
+                outcomes.append(False)
+            else:
                 self._move(lease_id, slot, generation, deadline_ns)
-            outcomes.append(not late)
+                outcomes.append(deadline_ns > now_ns)
         self._wake()
         return outcomes
 
     async def revoke_many(
         self, lease_ids: Sequence[LeaseId], *, spare: Collection[LeaseId] = ()
     ) -> list[CutReport | DeviceError]:
-        if not await self._reached():
-            return [DeviceError("revoke", errno.ETIMEDOUT) for _ in lease_ids]
-        for lease_id in lease_ids:
-            slot = self.slots.get(lease_id)
-            if slot is not None and slot.cut is None and not slot.cutting:
-                self._begin_cut(lease_id, slot, by_deadline=False)
         outcomes: list[CutReport | DeviceError] = []
-        for lease_id in lease_ids:
+        with trio.move_on_after(CUT_S):
+            await self._reached(CUT_S)
+            for lease_id in lease_ids:
+                outcomes.append(await self._revoke(lease_id))
+        missing = len(lease_ids) - len(outcomes)
+        return outcomes + [DeviceError("revoke", errno.ETIMEDOUT) for _ in range(missing)]
+
+    async def _revoke(self, lease_id: LeaseId) -> CutReport:
+        while True:
+            await self._up.wait()
             slot = self.slots.get(lease_id)
             if slot is None:
-                now_ns = self._clock.now().boot_ns
-                outcomes.append(CutReport(lease_id, now_ns, False, True, ()))
-                continue
-            with trio.move_on_after(LINK_TIMEOUT_S):
-                while slot.cut is None:
-                    await self._changed.wait()
-            if slot.cut is None:
-                outcomes.append(DeviceError("revoke", errno.ETIMEDOUT))
-            elif self._faults.strikes("cut not clean", 8):
-                outcomes.append(msgspec.structs.replace(slot.cut, clean=False))
-            else:
-                outcomes.append(slot.cut)
-        return outcomes
+                return CutReport(lease_id, self._clock.now().boot_ns, False, True, ())
+            if slot.cut is not None:
+                dirty = self._faults.strikes("cut not clean", 8)
+                return msgspec.structs.replace(slot.cut, clean=False) if dirty else slot.cut
+            changed = self._changed
+            if not slot.cutting:
+                self._begin_cut(lease_id, slot, by_deadline=slot.deadline_ns <= self._now_ns())
+            await changed.wait()
 
     async def disarm_many(self, lease_ids: Sequence[LeaseId]) -> None:
-        while not await self._reached():
-            await trio.lowlevel.checkpoint()
+        if await self._reached():
+            self._disarm(lease_ids)
+        else:
+            self._forgotten += lease_ids
+
+    def _disarm(self, lease_ids: Sequence[LeaseId]) -> None:
         for lease_id in lease_ids:
             slot = self.slots.pop(lease_id, None)
-            assert slot is None or slot.cut is not None, "disarmed before access was cut"
+            if slot is not None and slot.cut is None:
+                # As the C reaper does it: the lease is dropped, and nobody will ever end access.
+                self.leaked.append(lease_id)
         self._wake()
 
     # -- inside -----------------------------------------------------------------------------------
 
-    async def _reached(self) -> bool:
+    async def _reached(self, patience_s: float = ANSWER_S) -> bool:
         """One trip over the link; False if the reaper did not answer in time."""
         await trio.sleep(self._faults.latency_s(10_000, NS_PER_MS))
-        with trio.move_on_after(LINK_TIMEOUT_S):
+        with trio.move_on_after(patience_s):
             await self._up.wait()
             return True
         return False
+
+    def _now_ns(self) -> int:
+        return self._clock.now().boot_ns
 
     def _move(self, lease_id: LeaseId, slot: ArmedLease, generation: int, deadline_ns: int) -> None:
         slot.generation = generation

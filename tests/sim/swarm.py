@@ -18,23 +18,28 @@ from pathlib import Path
 import trio
 import trio.testing
 
+from tests.sim.agent import read_chain
+from tests.sim.auditor import Sealed
 from tests.sim.world import Outcome, World
 
 TICKS = 300
 
 
-def run_seed(seed: int, ticks: int = TICKS) -> Outcome:
-    """One world from its seed."""
+def run_seed(seed: int, ticks: int = TICKS, *, keep: list[Sealed] | None = None) -> Outcome:
+    """One world from its seed. `keep` gets its records."""
     core = trio._core._run  # type: ignore[attr-defined]
     core._ALLOW_DETERMINISTIC_SCHEDULING = True
     core._r.seed(seed)
     clock = trio.testing.MockClock(autojump_threshold=0)
     world = World(seed, ticks)
     try:
-        return trio.run(world.run, clock=clock)
+        outcome = trio.run(world.run, clock=clock)
     except BaseExceptionGroup as group:
         # The agent (or a fake that argues back) fell over: that is a breach like any other.
         return world.fallen(_innermost(group))
+    if keep is not None:
+        keep += read_chain(world.disk)
+    return outcome
 
 
 def _innermost(group: BaseException) -> str:

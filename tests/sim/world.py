@@ -153,7 +153,10 @@ class World:
     async def _kill_reaper(self) -> None:
         self.note("kill reaper")
         self.reaper.die()
-        await trio.sleep(self._random.randrange(5, 1500) / 1000)
+        down_ms = self._random.randrange(5, 1500)
+        if self._random.random() < 0.1:
+            down_ms += 11_000  # longer than any call to it waits
+        await trio.sleep(down_ms / 1000)
         self.reaper.come_back()
 
     async def _reboot(self) -> None:
@@ -187,6 +190,8 @@ class World:
         if self.devices.occupied:
             self.breach(f"{len(self.devices.occupied)} leases still occupy devices")
         await trio.sleep(5)
+        if self.reaper.leaked:
+            self.breach(f"{len(self.reaper.leaked)} leases were disarmed before access was cut")
         if self.reaper.slots:
             self.breach(f"the reaper still holds {len(self.reaper.slots)} leases")
         self._stopping = True

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A second verifier, written from FORMAT.md alone: shares no code with `leased` and is in no hurry.
 
-`python -m tests.vectors.independent DIRECTORY` prints the head of a log, or what does not hold (exit status 1).
+`python -m tests.vectors.independent DIRECTORY` prints the head of a log, or what does not hold
+(exit status 1).
 """
 
 from __future__ import annotations
@@ -141,7 +142,11 @@ def fits(value: object, shape: object) -> bool:
         case "t":
             return isinstance(value, bool)
         case "u" | "i":
-            return isinstance(value, int) and not isinstance(value, bool) and (shape == "i" or value >= 0)
+            return (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and (shape == "i" or value >= 0)
+            )
         case "b":
             return isinstance(value, bytes) and (shape == "b" or len(value) == int(shape[1:]))
     return False
@@ -174,7 +179,17 @@ def signature_holds(key: bytes, message: bytes, signature: bytes) -> bool:
         paths = {name: Path(place) / name for name in files}
         for name, content in files.items():
             paths[name].write_bytes(content)
-        command = ["openssl", "pkeyutl", "-verify", "-pubin", "-keyform", "DER", "-inkey", str(paths["key"]), "-rawin"]
+        command = [
+            "openssl",
+            "pkeyutl",
+            "-verify",
+            "-pubin",
+            "-keyform",
+            "DER",
+            "-inkey",
+            str(paths["key"]),
+            "-rawin",
+        ]
         command += ["-in", str(paths["message"]), "-sigfile", str(paths["signature"])]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
@@ -186,7 +201,10 @@ def newest_slot(anchor: bytes, log_id: bytes) -> bytes:
         for at in (0, 2048):
             copy = anchor[4096 * index + at : 4096 * index + at + 512]
             if hashlib.sha256(copy[:-32]).digest() == copy[-32:] and copy[:8] == b"LANCHOR1":
-                need(number(copy, 8, 8) % 2 == index and copy[16:32] == log_id, "a slot is misplaced or of another log")
+                need(
+                    number(copy, 8, 8) % 2 == index and copy[16:32] == log_id,
+                    "a slot is misplaced or of another log",
+                )
                 found.append(copy)
     need(bool(found), "no valid slot")
     return max(found, key=lambda copy: number(copy, 8, 8))
@@ -195,7 +213,10 @@ def newest_slot(anchor: bytes, log_id: bytes) -> bytes:
 def verify(directory: Path, *, signatures: bool = True) -> tuple[int, str]:
     """Return (size, head in hex). Raises Broken."""
     identity = closed((directory / "log.id").read_bytes(), "log.id")
-    need(len(identity) == 512 and identity[:8] == b"LEASELOG" and number(identity, 8, 2) == 1, "not a log.id")
+    need(
+        len(identity) == 512 and identity[:8] == b"LEASELOG" and number(identity, 8, 2) == 1,
+        "not a log.id",
+    )
     log_id, key, length = identity[16:32], identity[32:64], number(identity, 144, 2)
     origin = identity[146 : 146 + length]
     slot = newest_slot((directory / "anchor").read_bytes(), log_id)
@@ -205,16 +226,36 @@ def verify(directory: Path, *, signatures: bool = True) -> tuple[int, str]:
     for index, path in enumerate(sorted(directory.glob("seg-*.log"))):
         data = path.read_bytes()
         header = closed(data[:4096], path.name)
-        need(header[:8] == b"LSEG\r\n\x1a\n" and header[16:32] == log_id, f"{path.name} is not a segment of this log")
-        need(number(header, 32, 8) == index and number(header, 40, 8) == len(leaves), f"{path.name} does not follow")
-        need(header[48:80] == head and number(header, 80, 8) == len(leaves), f"{path.name} does not continue the chain")
+        need(
+            header[:8] == b"LSEG\r\n\x1a\n" and header[16:32] == log_id,
+            f"{path.name} is not a segment of this log",
+        )
+        need(
+            number(header, 32, 8) == index and number(header, 40, 8) == len(leaves),
+            f"{path.name} does not follow",
+        )
+        need(
+            header[48:80] == head and number(header, 80, 8) == len(leaves),
+            f"{path.name} does not continue the chain",
+        )
         at, kind = 4096, 0
-        while at < end if index == last_segment else number(data, at, 4) if at + 4 <= len(data) else False:
+        while (
+            at < end
+            if index == last_segment
+            else number(data, at, 4)
+            if at + 4 <= len(data)
+            else False
+        ):
             where = f"record {len(leaves)} at {path.name}+{at}"
             n, size = number(data, at + 28, 4), number(data, at, 4)
-            need(size == (112 + n + 7) // 8 * 8 <= 65536 and at + size <= len(data), f"{where}: frame length")
+            need(
+                size == (112 + n + 7) // 8 * 8 <= 65536 and at + size <= len(data),
+                f"{where}: frame length",
+            )
             frame = data[at : at + size]
-            need(zlib.crc32(frame[8:], zlib.crc32(frame[:4])) == number(frame, 4, 4), f"{where}: CRC")
+            need(
+                zlib.crc32(frame[8:], zlib.crc32(frame[:4])) == number(frame, 4, 4), f"{where}: CRC"
+            )
             need(number(frame, 8, 8) == len(leaves) and frame[48:80] == head, f"{where}: link")
             flags, this = frame[27], number(frame, 16, 8)
             need(flags < 4 and (this > batch if ended else this == batch), f"{where}: batch")
@@ -226,15 +267,23 @@ def verify(directory: Path, *, signatures: bool = True) -> tuple[int, str]:
                 value, rest = take(frame[80 : 80 + n], 0)
                 need(rest == n and fits(value, BODIES[kind]), f"{where}: body of kind {kind}")
                 if kind == 69:
-                    need(value[1] == len(leaves) and value[2] == tree_root(leaves), f"{where}: root")
+                    need(
+                        value[1] == len(leaves) and value[2] == tree_root(leaves), f"{where}: root"
+                    )
                     text = origin + b"\n%d\n" % value[1] + base64.b64encode(value[2]) + b"\n"
-                    need(not signatures or signature_holds(key, text, value[3]), f"{where}: signature")
+                    need(
+                        not signatures or signature_holds(key, text, value[3]),
+                        f"{where}: signature",
+                    )
             leaves.append(digest)
             head, batch, ended, at = digest, this, bool(flags & 1), at + size
         if index == last_segment:
             break
         need(kind == 68 and ended, f"{path.name} does not end with its closing record")
-    need(len(leaves) == next_seq and head == slot[56:88] and ended, "the chain does not end where the anchor says")
+    need(
+        len(leaves) == next_seq and head == slot[56:88] and ended,
+        "the chain does not end where the anchor says",
+    )
     return len(leaves), head.hex()
 
 

@@ -8,6 +8,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.logs import (
+    BOOT,
+    MACHINE,
+    CountedEntropy,
+    events_of_every_kind,
+    moment_at,
+    open_on,
+    renewal,
+    started,
+)
+from tests.vectors import independent
 
 from leased.chain import canonical, note, segment
 from leased.chain.head import GENESIS, Head, parse_head
@@ -18,9 +30,6 @@ from leased.durable.anchor import encode_slot
 from leased.durable.reader import read_log
 from leased.ports import AnchorSlot
 from leased.terms.event import KIND
-from tests.doubles.disk import MemoryDisk
-from tests.doubles.logs import BOOT, MACHINE, CountedEntropy, events_of_every_kind, moment_at, open_on, renewal, started
-from tests.vectors import independent
 
 HERE = Path(__file__).parent
 BODIES = json.loads((HERE / "bodies.json").read_text())
@@ -40,7 +49,9 @@ def spread(block: dict) -> bytes:
 
 
 def test_every_kind_has_a_vector() -> None:
-    assert {name: entry["kind"] for name, entry in BODIES.items()} == {t.__name__: kind for t, kind in KIND.items()}
+    assert {name: entry["kind"] for name, entry in BODIES.items()} == {
+        t.__name__: kind for t, kind in KIND.items()
+    }
 
 
 @pytest.mark.parametrize("event", events_of_every_kind(), ids=lambda event: type(event).__name__)
@@ -51,7 +62,9 @@ def test_body(event) -> None:
 
 
 def test_frames() -> None:
-    sealer = Sealer(LOG, GENESIS, EMPTY, 2, entropy=CountedEntropy(b"vector"), signer=SIGNER, origin=ORIGIN)
+    sealer = Sealer(
+        LOG, GENESIS, EMPTY, 2, entropy=CountedEntropy(b"vector"), signer=SIGNER, origin=ORIGIN
+    )
     batch = sealer.seal([(started(), moment_at(0)), (renewal(1), moment_at(1))])
     assert batch.frames.hex() == FORMATS["frames"]
     assert [digest.hex() for digest in batch.hashes] == FORMATS["hashes"]
@@ -67,15 +80,28 @@ def test_roots() -> None:
 
 def test_anchor_slot() -> None:
     slot = AnchorSlot(
-        7, LOG, 1234, 3, 567_890, b"\x77" * 32, min_seq=16, acked_size=1000, tpm_counter=9,
-        boottime_ns=123_456_789, boot_id=BOOT,
-    )  # fmt: skip
+        7,
+        LOG,
+        1234,
+        3,
+        567_890,
+        b"\x77" * 32,
+        min_seq=16,
+        acked_size=1000,
+        tpm_counter=9,
+        boottime_ns=123_456_789,
+        boot_id=BOOT,
+    )
     assert encode_slot(slot) == spread(FORMATS["anchor_slot"])
 
 
 def test_log_id() -> None:
     identity = segment.LogIdentity(
-        LOG, SIGNER.public_key, segment.machine_hash(MACHINE, LOG), ORIGIN, created_wall_ns=1_790_000_000_000_000_000
+        LOG,
+        SIGNER.public_key,
+        segment.machine_hash(MACHINE, LOG),
+        ORIGIN,
+        created_wall_ns=1_790_000_000_000_000_000,
     )
     assert segment.write_log_id(identity) == spread(FORMATS["log_id_file"])
     assert segment.parse_log_id(spread(FORMATS["log_id_file"]), "log.id") == identity
@@ -89,7 +115,10 @@ def test_segment_header() -> None:
 
 
 def test_note() -> None:
-    keys = [note.NoteKey(ORIGIN, SIGNER.public_key), note.NoteKey("witness.test", SIGNER.public_key, note.COSIGNATURE_V1)]
+    keys = [
+        note.NoteKey(ORIGIN, SIGNER.public_key),
+        note.NoteKey("witness.test", SIGNER.public_key, note.COSIGNATURE_V1),
+    ]
     assert [key.text() for key in keys] == FORMATS["verifier_keys"]
     opened = note.open_note(FORMATS["note"], keys)
     assert len(opened.signatures) == 2
@@ -107,7 +136,9 @@ def test_the_golden_chain_verifies() -> None:
     disk = MemoryDisk(_golden())
     log = read_log(disk.directory, disk=disk)
     assert log.head == parse_head(CHAIN["head"])
-    assert {type(event) for _, event, _ in log.events()} | {type(e) for e in events_of_every_kind()} == set(KIND)
+    assert {type(event) for _, event, _ in log.events()} | {
+        type(e) for e in events_of_every_kind()
+    } == set(KIND)
     assert open_on(disk).head == log.head
 
 

@@ -69,6 +69,8 @@ class Boot:
             *("-device", "virtio-blk-pci,drive=root"),
             *("-chardev", f"file,id=results,path={self.results}"),
             *("-device", "virtserialport,chardev=results,name=org.leased.results"),
+            *("-chardev", f"file,id=journal,path={folder / phase}.journal"),
+            *("-device", "virtserialport,chardev=journal,name=org.leased.journal"),
             *("-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console"),
         ]
         for name in ("acked", "match"):
@@ -217,7 +219,7 @@ def main() -> int:
     finally:
         if options.results:
             Path(options.results).mkdir(parents=True, exist_ok=True)
-            for kind in ("*.console", "*.results", "*.qemu", "acked"):
+            for kind in ("*.console", "*.results", "*.journal", "*.qemu", "acked"):
                 for path in folder.glob(kind):
                     shutil.copy(path, options.results)
         if options.keep:

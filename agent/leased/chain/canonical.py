@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one encoding of an event to bytes: MessagePack in a strict profile, one positional array per (kind, schema).
+"""The one encoding of an event to bytes: MessagePack in a strict profile, one positional array per
+(kind, schema).
 
-Rule: there is exactly one legal encoding of a value. What decodes but does not encode back to the same bytes is
-refused. Heads are the shortest that fit; only integers of at most 64 bits, byte strings, UTF-8 text, nil, bool and
-arrays occur. An integer that may need more (capacity x ns of a terabyte over an hour) is 16 bytes big-endian, like an id.
+Rule: there is exactly one legal encoding of a value. What decodes but does not encode back to the
+same bytes is refused. Heads are the shortest that fit; only integers of at most 64 bits, byte
+strings, UTF-8 text, nil, bool and arrays occur. An integer that may need more (capacity x ns of a
+terabyte over an hour) is 16 bytes big-endian, like an id.
 
 Does not frame, hash or link (`record`, `sealer`).
 """
@@ -23,14 +25,16 @@ SCHEMA: Final = 1
 WIDE_BYTES: Final = 16
 
 LEASE_ID_OFFSET: Final = 21
-"""Where the 16 bytes of the lease id begin in the body of a lease event: array head, event id, two-byte bin head."""
+"""Where the 16 bytes of the lease id begin in the body of a lease event: array head, event id,
+two-byte bin head."""
 
 _ID_HEAD = b"\xc4\x10"
 _ENCODER = msgspec.msgpack.Encoder()
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """A record of a kind or schema this release does not know: carried and counted, never dropped."""
+    """A record of a kind or schema this release does not know: carried and counted, never
+    dropped."""
 
     kind: int
     schema: int
@@ -62,7 +66,10 @@ class _FencedBody(LeaseEvent, frozen=True, array_like=True):
     evidence: bytes
 
 
-_STORED: Final[dict[type[Event], type[LeaseEvent]]] = {Reclaimed: _ReclaimedBody, Fenced: _FencedBody}
+_STORED: Final[dict[type[Event], type[LeaseEvent]]] = {
+    Reclaimed: _ReclaimedBody,
+    Fenced: _FencedBody,
+}
 _EVENT_OF: Final[dict[int, type[Event]]] = {kind: event for event, kind in KIND.items()}
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Event]]] = {
     kind: msgspec.msgpack.Decoder(_STORED.get(event, event)) for event, kind in KIND.items()
@@ -70,12 +77,14 @@ _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Event]]] = {
 
 
 def encode(event: Event) -> bytes:
-    """Return the body of `event`. Raises InvariantError for a value that has no encoding or does not read back."""
+    """Return the body of `event`. Raises InvariantError for a value that has no encoding or does
+    not read back."""
     kind = KIND[type(event)]
     stored = _narrow(event) if type(event) in _STORED else event
     try:
         body = _ENCODER.encode(stored)
-        # A wrong type inside a field (a float of ns, a bool for a count) must be found before it is sealed for ever.
+        # A wrong type inside a field (a float of ns, a bool for a count) must be found before it is
+        # sealed for ever.
         _DECODERS[kind].decode(body)
         if body[1:3] == _ID_HEAD and (kind not in LEASE_KINDS or body[19:21] == _ID_HEAD):
             return body
@@ -87,7 +96,8 @@ def encode(event: Event) -> bytes:
 def decode(
     kind: int, schema: int, body: bytes, *, sequence: int = -1, offset: int = -1, file: str = ""
 ) -> Event | Unknown:
-    """Return the event that `body` is the one legal encoding of, or Unknown. The rest locates a ChainError."""
+    """Return the event that `body` is the one legal encoding of, or Unknown. The rest locates a
+    ChainError."""
     decoder = _DECODERS.get(kind)
     if decoder is None or schema != SCHEMA:
         return Unknown(kind, schema, body)
@@ -107,7 +117,9 @@ def decode(
 def _narrow(event: Event) -> LeaseEvent:
     """Return the stored form of an event with wide integers."""
     fields = msgspec.structs.asdict(event)
-    fields["held_capacity_ns"] = tuple(n.to_bytes(WIDE_BYTES, "big") for n in fields["held_capacity_ns"])
+    fields["held_capacity_ns"] = tuple(
+        n.to_bytes(WIDE_BYTES, "big") for n in fields["held_capacity_ns"]
+    )
     return _STORED[type(event)](**fields)
 
 
@@ -116,5 +128,7 @@ def _widen(kind: int, stored: Event) -> Event:
     fields = msgspec.structs.asdict(stored)
     if any(len(raw) != WIDE_BYTES for raw in fields["held_capacity_ns"]):
         raise ValueError("a capacity x ns integer is 16 bytes")
-    fields["held_capacity_ns"] = tuple(int.from_bytes(raw, "big") for raw in fields["held_capacity_ns"])
+    fields["held_capacity_ns"] = tuple(
+        int.from_bytes(raw, "big") for raw in fields["held_capacity_ns"]
+    )
     return _EVENT_OF[kind](**fields)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The head of a chain: how many records there are and the hash of the last.
 
-Rule: two heads of one log compare as one of four answers; FORK is the one that nothing honest explains.
+Rule: two heads of one log compare as one of four answers; FORK is the one that nothing honest
+explains.
 
 Does not say where on disk the head lies (`ports.AnchorSlot`).
 """
@@ -19,7 +20,8 @@ HASH_BYTES: Final = 32
 
 
 class Head(msgspec.Struct, frozen=True):
-    """`size` records, the last of which (number size-1) has the hash `hash`; 32 zero bytes before the first."""
+    """`size` records, the last of which (number size-1) has the hash `hash`; 32 zero bytes
+    before the first."""
 
     size: int
     hash: bytes
@@ -42,9 +44,15 @@ class Comparison(enum.Enum):
 
 
 def parse_head(text: str) -> Head:
-    """Return the head that `text` (as `Head.text` writes it) stands for. Raises InvalidParameter."""
+    """Return the head that `text` (as `Head.text` writes it) stands for. Raises
+    InvalidParameter."""
     size, _, digest = text.partition(":")
-    if size.isdecimal() and size.isascii() and len(digest) == 2 * HASH_BYTES and digest == digest.lower():
+    if (
+        size.isdecimal()
+        and size.isascii()
+        and len(digest) == 2 * HASH_BYTES
+        and digest == digest.lower()
+    ):
         try:
             return Head(int(size), bytes.fromhex(digest))
         except ValueError:
@@ -53,7 +61,8 @@ def parse_head(text: str) -> Head:
 
 
 def compare(ours: Head, theirs: Head) -> Comparison:
-    """Say how `ours` stands to `theirs`. Different sizes need the records between to tell AHEAD from a fork."""
+    """Say how `ours` stands to `theirs`. Different sizes need the records between to tell AHEAD
+    from a fork."""
     if ours.size != theirs.size:
         return Comparison.AHEAD if ours.size > theirs.size else Comparison.BEHIND
     return Comparison.SAME if ours.hash == theirs.hash else Comparison.FORK

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """C2SP signed notes, tlog checkpoints and witness cosignatures, as text.
 
-Rule: as the C2SP specifications say (signed-note, tlog-checkpoint, tlog-cosignature): unknown signatures are ignored, a
-known key with a bad signature refuses the note. The key name of a log is its origin.
+Rule: as the C2SP specifications say (signed-note, tlog-checkpoint, tlog-cosignature): unknown
+signatures are ignored, a known key with a bad signature refuses the note. The key name of a log is
+its origin.
 
 Does not hold keys and does not decide when to sign (`sealer`).
 """
@@ -28,7 +29,8 @@ _DASH = "\u2014 "
 
 
 class NoteKey(msgspec.Struct, frozen=True):
-    """A public key that notes are checked against: its name, what it signs (`kind`), its 32 bytes."""
+    """A public key that notes are checked against: its name, what it signs (`kind`), its 32
+    bytes."""
 
     name: str
     public_key: bytes
@@ -37,7 +39,9 @@ class NoteKey(msgspec.Struct, frozen=True):
     @property
     def key_id(self) -> bytes:
         """The four bytes that stand before its signatures."""
-        return sha256(self.name.encode() + b"\n" + bytes([self.kind]) + self.public_key).digest()[:4]
+        return sha256(self.name.encode() + b"\n" + bytes([self.kind]) + self.public_key).digest()[
+            :4
+        ]
 
     def text(self) -> str:
         """The verifier key text `name+keyid+base64`, as other C2SP tools read it."""
@@ -73,13 +77,16 @@ class Note(msgspec.Struct, frozen=True):
 
 
 def log_origin(prefix: str, log_id: bytes) -> str:
-    """Return the origin of a log: the operator's prefix and the first 8 hex digits of the log id."""
+    """Return the origin of a log: the operator's prefix and the first 8 hex digits of the log
+    id."""
     return f"{prefix}/{log_id.hex()[:8]}"
 
 
 def write_note(text: str, signatures: Sequence[tuple[NoteKey, bytes]]) -> str:
     """Return `text` followed by its signature lines."""
-    lines = (f"{_DASH}{key.name} {b64encode(key.key_id + raw).decode()}\n" for key, raw in signatures)
+    lines = (
+        f"{_DASH}{key.name} {b64encode(key.key_id + raw).decode()}\n" for key, raw in signatures
+    )
     return text + "\n" + "".join(lines)
 
 
@@ -101,7 +108,8 @@ def parse_note(raw: str) -> Note:
 
 
 def open_note(raw: str, keys: Sequence[NoteKey]) -> Note:
-    """Return the note with only the signatures by `keys`, each checked; at least one. Raises ChainError."""
+    """Return the note with only the signatures by `keys`, each checked; at least one. Raises
+    ChainError."""
     note = parse_note(raw)
     known = {(key.name, key.key_id): key for key in keys}
     checked = []
@@ -125,7 +133,9 @@ def parse_checkpoint(text: str) -> Checkpoint:
     origin, size, root = lines[:3]
     canonical_size = size.isascii() and size.isdecimal() and (size == "0" or size[0] != "0")
     if not canonical_size or len(_decode(root)) != 32:
-        raise ChainError(BAD_NOTE, "a checkpoint's size is decimal and its root is 32 bytes in base64")
+        raise ChainError(
+            BAD_NOTE, "a checkpoint's size is decimal and its root is 32 bytes in base64"
+        )
     return Checkpoint(origin, int(size), _decode(root))
 
 
@@ -137,7 +147,9 @@ def cosignature_message(text: str, time_s: int) -> bytes:
 def _line_verifies(text: str, line: SignatureLine, key: NoteKey) -> bool:
     """Whether one known signature line holds."""
     if key.kind == ED25519:
-        return len(line.signature) == SIGNATURE_BYTES and verifies(key.public_key, text.encode(), line.signature)
+        return len(line.signature) == SIGNATURE_BYTES and verifies(
+            key.public_key, text.encode(), line.signature
+        )
     if key.kind == COSIGNATURE_V1 and len(line.signature) == 8 + SIGNATURE_BYTES:
         time_s = int.from_bytes(line.signature[:8], "big")
         return verifies(key.public_key, cosignature_message(text, time_s), line.signature[8:])

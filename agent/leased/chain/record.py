@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A record and its frame: the bytes of one sealed event on disk and on the wire.
 
-Rule: `record_hash = SHA-256(0x00 || "LEASEREC1\\0" || log_id || frame[8 : 80 + body_len])`. The log id in it stops splicing
-between logs; the framing (length, CRC, padding) is outside it. The hash decides; the CRC only tells media damage from
-careful edits.
+Rule: `record_hash = SHA-256(0x00 || "LEASEREC1\\0" || log_id || frame[8 : 80 + body_len])`. The log
+id in it stops splicing between logs; the framing (length, CRC, padding) is outside it. The hash
+decides; the CRC only tells media damage from careful edits.
 
 Does not walk chains (`verifier`) and does not know what a body means (`canonical`).
 """
@@ -40,7 +40,8 @@ assert HEADER_BYTES == 80 and SEALED.size == 72
 
 
 class Record(msgspec.Struct, frozen=True):
-    """One frame, taken apart. `crc_ok` false with a right hash means that the medium, not a hand, changed a bit."""
+    """One frame, taken apart. `crc_ok` false with a right hash means that the medium, not a
+    hand, changed a bit."""
 
     sequence: int
     batch: int
@@ -66,8 +67,11 @@ def frame_bytes(body_bytes: int) -> int:
     return (body_bytes + FRAME_BYTES_MIN + 7) & -8
 
 
-def parse_frame(data: bytes, offset: int, prefix: bytes, *, file: str = "", base: int = 0) -> Record:
-    """Return the record whose frame begins at `data[offset]`; all but its place in the chain is checked.
+def parse_frame(
+    data: bytes, offset: int, prefix: bytes, *, file: str = "", base: int = 0
+) -> Record:
+    """Return the record whose frame begins at `data[offset]`; all but its place in the chain is
+    checked.
 
     `base` is added to `offset` in errors. Raises ChainError (CORRUPT_RECORD).
     """
@@ -77,8 +81,8 @@ def parse_frame(data: bytes, offset: int, prefix: bytes, *, file: str = "", base
 
     if len(data) - offset < FRAME_BYTES_MIN:
         raise refuse("the frame is cut short")
-    length, crc, sequence, batch, kind, schema, flags, body_bytes, wall_ns, boot_ns, prev = HEADER.unpack_from(
-        data, offset
+    length, crc, sequence, batch, kind, schema, flags, body_bytes, wall_ns, boot_ns, prev = (
+        HEADER.unpack_from(data, offset)
     )
     body_end, end = offset + HEADER_BYTES + body_bytes, offset + length
     if length > FRAME_BYTES_MAX or length != frame_bytes(body_bytes):
@@ -92,4 +96,6 @@ def parse_frame(data: bytes, offset: int, prefix: bytes, *, file: str = "", base
         raise refuse(f"the record hash is not {digest.hex()}", sequence)
     crc_ok = crc32(data[offset + 8 : end], crc32(data[offset : offset + 4])) == crc
     body = data[offset + HEADER_BYTES : body_end]
-    return Record(sequence, batch, kind, schema, flags, wall_ns, boot_ns, prev, body, digest, length, crc_ok)
+    return Record(
+        sequence, batch, kind, schema, flags, wall_ns, boot_ns, prev, body, digest, length, crc_ok
+    )

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recovery rule as pure functions: which slot counts, what lies beyond it, and what follows from that.
+"""The recovery rule as pure functions: which slot counts, what lies beyond it, and what follows
+from that.
 
-Rule (FORMAT.md section 8): at most one batch may lie beyond the anchor when both its slots are whole, at most two when
-one is lost; more means that an older anchor was put back. Whole batches beyond the anchor are kept, anything else beyond
-it is a torn tail. Slots are written for every generation in turn, so the one overwritten is never the newest.
+Rule (FORMAT.md section 8): at most one batch may lie beyond the anchor when both its slots are
+whole, at most two when one is lost; more means that an older anchor was put back. Whole batches
+beyond the anchor are kept, anything else beyond it is a torn tail. Slots are written for every
+generation in turn, so the one overwritten is never the newest.
 
 Does not read or write (`durable.log` carries out what is decided here).
 """
@@ -57,7 +59,8 @@ S = TypeVar("S", bound=Slot)
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One slot to write, in order: the anchor after one more batch, or after the switch to the next segment."""
+    """One slot to write, in order: the anchor after one more batch, or after the switch to the
+    next segment."""
 
     generation: int
     segment_no: int
@@ -73,7 +76,8 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class Torn(msgspec.Struct, frozen=True):
-    """Bytes beyond the last whole batch: in `name`, from `offset` to `end` (after which all is zero)."""
+    """Bytes beyond the last whole batch: in `name`, from `offset` to `end` (after which all is
+    zero)."""
 
     name: str
     offset: int
@@ -83,8 +87,9 @@ class Torn(msgspec.Struct, frozen=True):
 class Tail(msgspec.Struct, frozen=True):
     """What lies beyond the anchor, and the state after keeping it.
 
-    `steps` are the slots to write. `kept` are the records rolled forward, `granted` those of them that are grants.
-    `unfinished_switch`: the last record ends its segment and the next one is not there yet.
+    `steps` are the slots to write. `kept` are the records rolled forward, `granted` those of them
+    that are grants. `unfinished_switch`: the last record ends its segment and the next one is not
+    there yet.
     """
 
     steps: tuple[Step, ...]
@@ -100,23 +105,32 @@ class Tail(msgspec.Struct, frozen=True):
 
 
 def choose_slot(slots: Sequence[S | None], log_id: bytes, file: str) -> tuple[S, bool]:
-    """Return the newest valid slot, and whether both are whole. Raises ChainError (rules 3 and 4)."""
+    """Return the newest valid slot, and whether both are whole. Raises ChainError (rules 3 and
+    4)."""
     whole = [slot for slot in slots if slot is not None]
-    hint = "; recover from the collector's last cosigned head, or restore both anchor and segments from one backup"
     if not whole:
-        raise ChainError(CORRUPT_ANCHOR, "neither slot is valid" + hint, file=file, offset=0)
+        raise ChainError(CORRUPT_ANCHOR, "neither slot is valid", file=file, offset=0)
     if any(slot.log_id != log_id for slot in whole):
-        raise ChainError(CORRUPT_ANCHOR, "the anchor is of another log" + hint, file=file, offset=0)
+        raise ChainError(CORRUPT_ANCHOR, "the anchor is of another log", file=file, offset=0)
     newest = max(whole, key=lambda slot: slot.generation)
     if len(whole) == 2 and min(slot.generation for slot in whole) != newest.generation - 1:
-        raise ChainError(CORRUPT_ANCHOR, "the slots' generations do not follow each other" + hint, file=file, offset=0)
+        raise ChainError(
+            CORRUPT_ANCHOR,
+            "the slots' generations do not follow each other" + hint,
+            file=file,
+            offset=0,
+        )
     return newest, len(whole) == 2
 
 
-def read_tail(slot: Slot, *, both: bool, frontier: Frontier, ended: bool, images: Sequence[Image]) -> Tail:
-    """Walk what lies beyond `slot`. `images` are the slot's segment and all that come after it, in order.
+def read_tail(
+    slot: Slot, *, both: bool, frontier: Frontier, ended: bool, images: Sequence[Image]
+) -> Tail:
+    """Walk what lies beyond `slot`. `images` are the slot's segment and all that come after it, in
+    order.
 
-    `frontier` is the tree at the slot, `ended` whether its last record ended its segment. Raises ChainError (rule 8).
+    `frontier` is the tree at the slot, `ended` whether its last record ended its segment. Raises
+    ChainError (rule 8).
     """
     reader = _TailReader(slot, both=both, frontier=frontier, images=images)
     index, offset = 0, slot.end_offset
@@ -139,7 +153,9 @@ def read_tail(slot: Slot, *, both: bool, frontier: Frontier, ended: bool, images
 class _TailReader:
     """The walk of `read_tail`: state that moves on with every batch kept."""
 
-    def __init__(self, slot: Slot, *, both: bool, frontier: Frontier, images: Sequence[Image]) -> None:
+    def __init__(
+        self, slot: Slot, *, both: bool, frontier: Frontier, images: Sequence[Image]
+    ) -> None:
         self._slot = slot
         self._limit = slot.generation + (1 if both else 2)
         self._prefix = hash_prefix(slot.log_id)
@@ -153,10 +169,13 @@ class _TailReader:
         self._file = images[0].name
 
     def read_batches(self, image: Image, offset: int) -> tuple[int, bool]:
-        """Keep every whole batch from `offset` on; return where they end, and whether the last ends its segment."""
+        """Keep every whole batch from `offset` on; return where they end, and whether the last
+        ends its segment."""
         self._file = image.name
         while True:
-            records, end = _whole_batch(image.data, offset, self._prefix, self._head, self._generation)
+            records, end = _whole_batch(
+                image.data, offset, self._prefix, self._head, self._generation
+            )
             if not records:
                 return offset, False
             if records[0].batch > self._limit:
@@ -175,16 +194,26 @@ class _TailReader:
         self._file = name
         follows = header.log_id == self._slot.log_id and header.segment_no == self._segment_no + 1
         if not follows or header.head != self._head or header.frontier != self._frontier:
-            raise ChainError(CORRUPT_SEGMENT, "the header does not continue the segment before", file=name, offset=0)
+            raise ChainError(
+                CORRUPT_SEGMENT,
+                "the header does not continue the segment before",
+                file=name,
+                offset=0,
+            )
         if self._generation + 1 > self._limit:
             raise self.rolled_back(f"segment {name} lies beyond the anchor", 0)
         self._segment_no += 1
         self._step(self._generation + 1, HEADER_BYTES)
 
     def refuse_later_batches(self, image: Image, torn: Torn) -> None:
-        """A torn tail is the rest of one batch; a record of a batch after it was anchored once, and its anchor is gone."""
-        for offset in range((torn.offset + 7) & -8, min(torn.end, len(image.data) - FRAME_BYTES_MIN), 8):
-            length, _, _, batch, _, _, flags, body_bytes, *_ = HEADER.unpack_from(image.data, offset)
+        """A torn tail is the rest of one batch; a record of a batch after it was anchored once,
+        and its anchor is gone."""
+        for offset in range(
+            (torn.offset + 7) & -8, min(torn.end, len(image.data) - FRAME_BYTES_MIN), 8
+        ):
+            length, _, _, batch, _, _, flags, body_bytes, *_ = HEADER.unpack_from(
+                image.data, offset
+            )
             if length == frame_bytes(body_bytes) and flags <= FLAGS_KNOWN and batch > self._limit:
                 try:
                     parse_frame(image.data, offset, self._prefix)
@@ -195,20 +224,35 @@ class _TailReader:
 
     def rolled_back(self, why: str, offset: int) -> ChainError:
         """Rule 8: more lies beyond the anchor than a crash can leave."""
-        why = f"{why} of generation {self._slot.generation} at record {self._slot.next_seq}: an older anchor was put back"
-        hint = "; restore anchor and segments from one backup, or recover from the collector"
-        return ChainError(ANCHOR_ROLLED_BACK, why + hint, file=self._file, offset=offset, sequence=self._head.size)
+        slot = self._slot
+        why = f"{why} of generation {slot.generation} at record {slot.next_seq}"
+        return ChainError(
+            ANCHOR_ROLLED_BACK,
+            why + ": an older anchor was put back",
+            file=self._file,
+            offset=offset,
+            sequence=self._head.size,
+        )
 
     def tail(self, offset: int, torn: Torn | None, *, unfinished_switch: bool) -> Tail:
         """The result."""
         kept = self._head.size - self._slot.next_seq
         return Tail(
-            tuple(self._steps), kept, tuple(self._granted), torn, unfinished_switch, self._generation,
-            self._segment_no, offset, self._head, self._frontier,
-        )  # fmt: skip
+            tuple(self._steps),
+            kept,
+            tuple(self._granted),
+            torn,
+            unfinished_switch,
+            self._generation,
+            self._segment_no,
+            offset,
+            self._head,
+            self._frontier,
+        )
 
     def _fill(self, batch: int) -> None:
-        """A generation that had no batch (a lost slot-only write) still gets its slot, to keep the two alternating."""
+        """A generation that had no batch (a lost slot-only write) still gets its slot, to keep
+        the two alternating."""
         while self._generation + 1 < batch:
             self._step(self._generation + 1, self._end_offset)
 
@@ -220,7 +264,8 @@ class _TailReader:
 def _whole_batch(
     data: bytes, offset: int, prefix: bytes, head: Head, generation: int
 ) -> tuple[list[Record], int]:
-    """Return the records of the batch at `offset` and its end; no records if it is not whole or does not follow."""
+    """Return the records of the batch at `offset` and its end; no records if it is not whole or
+    does not follow."""
     records: list[Record] = []
     previous = head.hash
     while True:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sealer: gives events their sequence, previous hash and own hash, batch by batch.
 
-Rule: what is sealed is fixed; the sealer's state moves on with it, so a batch that was sealed is committed or the process
-ends. The last record of a batch carries a flag, so recovery knows a whole batch from a half one. A batch larger than
-the geometry allows is cut into several, never inside a run of events of one lease.
+Rule: what is sealed is fixed; the sealer's state moves on with it, so a batch that was sealed is
+committed or the process ends. The last record of a batch carries a flag, so recovery knows a whole
+batch from a half one. A batch larger than the geometry allows is cut into several, never inside a
+run of events of one lease.
 
-Does not write anything (`durable.journal`) and reads neither clock nor randomness: moments and entropy are handed in.
+Does not write anything (`durable.journal`) and reads neither clock nor randomness: moments and
+entropy are handed in.
 """
 
 from __future__ import annotations
@@ -34,20 +36,23 @@ from leased.chain.signing import Signer
 from leased.chain.tree import Frontier
 from leased.terms.errors import InvariantError
 from leased.terms.event import KIND, CheckpointSigned, Event, SegmentEnd
+from leased.terms.identity import EventId
 from leased.terms.moment import NS_PER_S, Moment
 
 CHECKPOINT_NS: Final = 1 * NS_PER_S
-"""At most one checkpoint per this much boot time, unless asked for: signing costs 40 us, verifying 130."""
+"""At most one checkpoint per this much boot time, unless asked for: signing costs 40 us,
+verifying 130."""
 
 
 ENDS_KEPT: Final = 8
 
 
 class SealedBatch(msgspec.Struct, frozen=True):
-    """Frames ready to commit. `hashes` and `sequences` belong to the sealed items one to one, in their order.
+    """Frames ready to commit. `hashes` and `sequences` belong to the sealed items one to one, in
+    their order.
 
-    `count` records are in `frames`: the items and what the sealer added (CheckpointSigned, SegmentEnd). `head` is the
-    hash of the last of them, as `Journal.commit` wants it.
+    `count` records are in `frames`: the items and what the sealer added (CheckpointSigned,
+    SegmentEnd). `head` is the hash of the last of them, as `Journal.commit` wants it.
     """
 
     frames: bytes
@@ -60,7 +65,8 @@ class SealedBatch(msgspec.Struct, frozen=True):
 
 
 class Sealer:
-    """The one writer's side of the chain. `batch` is the anchor generation that the next batch will get."""
+    """The one writer's side of the chain. `batch` is the anchor generation that the next batch
+    will get."""
 
     def __init__(
         self,
@@ -101,9 +107,14 @@ class Sealer:
         return self._ends.get(size)
 
     def seal(
-        self, items: Sequence[tuple[Event, Moment]], *, sign: bool = False, moment: Moment | None = None
+        self,
+        items: Sequence[tuple[Event, Moment]],
+        *,
+        sign: bool = False,
+        moment: Moment | None = None,
     ) -> SealedBatch:
-        """Seal `items` in order. `sign` asks for a checkpoint now; `moment` stamps it if there are no items."""
+        """Seal `items` in order. `sign` asks for a checkpoint now; `moment` stamps it if there
+        are no items."""
         if moment is None:
             assert items, "nothing to seal and no moment to seal it at"
             moment = items[-1][1]
@@ -142,10 +153,13 @@ class Sealer:
         if closing:
             made.append(self._sign_checkpoint(moment, FLAG_LAST if not ends else 0))
         if ends:
-            event = SegmentEnd(self._entropy(), self._segment_no)
+            event = SegmentEnd(EventId(self._entropy()), self._segment_no)
             made.append(self._seal_record(KIND[SegmentEnd], encode(event), moment, FLAG_LAST))
             self._frontier = self._frontier.extended([made[-1][1]])
-            self._ends = {self._sequence: self._frontier, **dict(list(self._ends.items())[:ENDS_KEPT])}
+            self._ends = {
+                self._sequence: self._frontier,
+                **dict(list(self._ends.items())[:ENDS_KEPT]),
+            }
             # The switch writes an anchor slot of its own, which takes one generation.
             self._batch += 2
             self._segment_no += 1
@@ -160,14 +174,24 @@ class Sealer:
         body_bytes = len(body)
         content = (
             SEALED.pack(
-                self._sequence, self._batch, kind, SCHEMA, flags, body_bytes, at.wall_ns, at.boot_ns, self._hash
+                self._sequence,
+                self._batch,
+                kind,
+                SCHEMA,
+                flags,
+                body_bytes,
+                at.wall_ns,
+                at.boot_ns,
+                self._hash,
             )
             + body
         )
         digest = sha256(self._prefix + content).digest()
         length = (body_bytes + FRAME_BYTES_MIN + 7) & -8
         if length > self._geometry.frame_bytes_max:
-            raise InvariantError(f"a record of kind {kind} has {length} bytes; {self._geometry.frame_bytes_max} fit")
+            raise InvariantError(
+                f"a record of kind {kind} has {length} bytes; {self._geometry.frame_bytes_max} fit"
+            )
         tail = content + PADDING[length - body_bytes - FRAME_BYTES_MIN] + digest
         self._sequence += 1
         self._hash = digest
@@ -178,7 +202,9 @@ class Sealer:
         assert self._signer is not None
         root = self._frontier.root()
         text = Checkpoint(self._origin, self._sequence, root).text()
-        event = CheckpointSigned(self._entropy(), self._sequence, root, self._signer.sign(text.encode()))
+        event = CheckpointSigned(
+            self._entropy(), self._sequence, root, self._signer.sign(text.encode())
+        )
         made = self._seal_record(KIND[CheckpointSigned], encode(event), moment, flags)
         self._frontier = self._frontier.extended([made[1]])
         self._signed_ns = moment.boot_ns
@@ -207,5 +233,6 @@ class Sealer:
 
 
 def _lease_of(event: Event) -> bytes:
-    """The lease an event is about; its own id if none, so that it stands apart from its neighbours."""
+    """The lease an event is about; its own id if none, so that it stands apart from its
+    neighbours."""
     return getattr(event, "lease_id", event.event_id)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes that are written once: the log's identity (`log.id`) and the header of a segment; and a segment's geometry.
+"""The bytes that are written once: the log's identity (`log.id`) and the header of a segment; and a
+segment's geometry.
 
-Rule: integers are little-endian, reserved bytes are zero and checked to be zero, the last 32 bytes of each block are the
-SHA-256 of the rest. A segment header carries prev_hash and tree frontier, so a verifier may start at any segment.
+Rule: integers are little-endian, reserved bytes are zero and checked to be zero, the last 32 bytes
+of each block are the SHA-256 of the rest. A segment header carries prev_hash and tree frontier, so
+a verifier may start at any segment.
 
 Does not read or write files (`durable`).
 """
@@ -45,7 +47,8 @@ assert _ID.size == 146 and _HEADER.size == 89
 
 
 class LogIdentity(msgspec.Struct, frozen=True):
-    """What `log.id` says. `epoch_ns` and `token_hash` are for epoch seals and enrolment (zero: not in use)."""
+    """What `log.id` says. `epoch_ns` and `token_hash` are for epoch seals and enrolment (zero:
+    not in use)."""
 
     log_id: bytes
     public_key: bytes
@@ -70,8 +73,8 @@ class SegmentHeader(msgspec.Struct, frozen=True):
 class Geometry(msgspec.Struct, frozen=True):
     """What follows from the size of a segment: how large batches may be and when a segment ends.
 
-    A batch is cut once it has `batch_bytes`; a segment whose end passes `ends_after` is closed by the batch that did
-    so, which leaves room for one whole further batch, so a batch always fits.
+    A batch is cut once it has `batch_bytes`; a segment whose end passes `ends_after` is closed by
+    the batch that did so, which leaves room for one whole further batch, so a batch always fits.
     """
 
     segment_bytes: int
@@ -81,10 +84,16 @@ class Geometry(msgspec.Struct, frozen=True):
 
 
 def geometry(segment_bytes: int) -> Geometry:
-    """Return the geometry of segments of `segment_bytes`: 1/16 of it is a batch, at most 1/8 a frame."""
+    """Return the geometry of segments of `segment_bytes`: 1/16 of it is a batch, at most 1/8 a
+    frame."""
     batch_bytes = segment_bytes // 16
     frame_max = min(FRAME_BYTES_MAX, segment_bytes // 8)
-    return Geometry(segment_bytes, batch_bytes, frame_max, segment_bytes - batch_bytes - frame_max - CLOSING_BYTES_MAX)
+    return Geometry(
+        segment_bytes,
+        batch_bytes,
+        frame_max,
+        segment_bytes - batch_bytes - frame_max - CLOSING_BYTES_MAX,
+    )
 
 
 def machine_hash(machine_id: bytes, log_id: bytes) -> bytes:
@@ -102,9 +111,18 @@ def write_log_id(identity: LogIdentity) -> bytes:
     origin = identity.origin.encode()
     assert 0 < len(origin) <= ORIGIN_BYTES_MAX, "the origin was checked when it was configured"
     fields = _ID.pack(
-        _ID_MAGIC, VERSION, identity.flags, identity.segment_bytes, identity.log_id, identity.public_key,
-        identity.epoch_ns, identity.created_wall_ns, identity.token_hash, identity.machine_hash, len(origin),
-    )  # fmt: skip
+        _ID_MAGIC,
+        VERSION,
+        identity.flags,
+        identity.segment_bytes,
+        identity.log_id,
+        identity.public_key,
+        identity.epoch_ns,
+        identity.created_wall_ns,
+        identity.token_hash,
+        identity.machine_hash,
+        len(origin),
+    )
     return _closed(fields + origin, LOG_ID_BYTES)
 
 
@@ -112,13 +130,20 @@ def parse_log_id(raw: bytes, file: str) -> LogIdentity:
     """Return what `log.id` says. Raises ChainError (CORRUPT_ID)."""
 
     def refuse(why: str) -> ChainError:
-        return ChainError(CORRUPT_ID, why + "; restore log.id from a backup or from the collector", file=file, offset=0)
+        return ChainError(
+            CORRUPT_ID,
+            why + "; restore log.id from a backup or from the collector",
+            file=file,
+            offset=0,
+        )
 
     if len(raw) != LOG_ID_BYTES or raw[:8] != _ID_MAGIC:
         raise refuse("not a log.id")
     if sha256(raw[:-32]).digest() != raw[-32:]:
         raise refuse("its hash does not hold")
-    _, version, flags, size, log_id, key, epoch, created, token, machine, origin_bytes = _ID.unpack_from(raw)
+    _, version, flags, size, log_id, key, epoch, created, token, machine, origin_bytes = (
+        _ID.unpack_from(raw)
+    )
     if version != VERSION:
         raise refuse(f"format version {version} is not known to this release")
     end = _ID.size + origin_bytes
@@ -138,9 +163,17 @@ def write_header(header: SegmentHeader) -> bytes:
     peaks = header.frontier.peaks
     assert header.frontier.size == header.head.size and len(peaks) <= PEAKS_MAX
     fields = _HEADER.pack(
-        _SEGMENT_MAGIC, VERSION, 0, HEADER_BYTES, header.log_id, header.segment_no, header.head.size,
-        header.head.hash, header.frontier.size, len(peaks),
-    )  # fmt: skip
+        _SEGMENT_MAGIC,
+        VERSION,
+        0,
+        HEADER_BYTES,
+        header.log_id,
+        header.segment_no,
+        header.head.size,
+        header.head.hash,
+        header.frontier.size,
+        len(peaks),
+    )
     return _closed(fields.ljust(_PEAKS_OFFSET, b"\0") + b"".join(peaks), HEADER_BYTES)
 
 
@@ -155,7 +188,9 @@ def parse_header(raw: bytes, file: str) -> SegmentHeader:
     raw = raw[:HEADER_BYTES]
     if sha256(raw[:-32]).digest() != raw[-32:]:
         raise refuse("the header's hash does not hold")
-    _, version, flags, length, log_id, segment_no, first_seq, prev, size, count = _HEADER.unpack_from(raw)
+    _, version, flags, length, log_id, segment_no, first_seq, prev, size, count = (
+        _HEADER.unpack_from(raw)
+    )
     if version != VERSION or flags or length != HEADER_BYTES:
         raise refuse(f"format version {version}, flags {flags} are not known to this release")
     end = _PEAKS_OFFSET + 32 * count

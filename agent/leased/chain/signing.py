@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node's Ed25519 key: the one door to `cryptography`.
 
-Rule: a signature is made over a text that names what it is (a checkpoint, a key rotation), never over a bare hash.
+Rule: a signature is made over a text that names what it is (a checkpoint, a key rotation), never
+over a bare hash.
 
 Does not keep keys on disk (`durable.keyfile`) and makes none out of nothing: the seed is handed in.
 """
@@ -41,7 +42,8 @@ class Signer:
 
 
 def parse_pem(pem: bytes) -> Signer:
-    """Return the signer of an unencrypted Ed25519 PKCS#8 PEM. Raises ValueError saying what is wrong."""
+    """Return the signer of an unencrypted Ed25519 PKCS#8 PEM. Raises ValueError saying what is
+    wrong."""
     try:
         key = load_pem_private_key(pem, password=None)
     except (InternalError, TypeError, UnsupportedAlgorithm) as error:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The RFC 6962 Merkle tree over the record hashes, held as its frontier: one peak per bit of the size.
+"""The RFC 6962 Merkle tree over the record hashes, held as its frontier: one peak per bit of the
+size.
 
-Rule: the record hash *is* the leaf hash, so chain and tree commit to the same value and cannot diverge.
+Rule: the record hash *is* the leaf hash, so chain and tree commit to the same value and cannot
+diverge.
 
 Does not keep leaves and makes no proofs; whoever needs one reads the records.
 """
@@ -18,7 +20,8 @@ EMPTY_ROOT: Final = sha256(b"").digest()
 
 
 class Frontier(msgspec.Struct, frozen=True):
-    """The peaks of a tree of `size` leaves, largest subtree first: as many as `size` has one-bits."""
+    """The peaks of a tree of `size` leaves, largest subtree first: as many as `size` has
+    one-bits."""
 
     size: int
     peaks: tuple[bytes, ...]
@@ -39,9 +42,14 @@ class Frontier(msgspec.Struct, frozen=True):
                 nodes.insert(0, by_level.pop(level))
             if len(nodes) & 1:
                 by_level[level] = nodes.pop()
-            nodes = [sha256(b"\x01" + left + right).digest() for left, right in zip(nodes[::2], nodes[1::2])]
+            nodes = [
+                sha256(b"\x01" + left + right).digest()
+                for left, right in zip(nodes[::2], nodes[1::2], strict=True)
+            ]
             level += 1
-        return Frontier(self.size + len(leaves), tuple(by_level[n] for n in sorted(by_level, reverse=True)))
+        return Frontier(
+            self.size + len(leaves), tuple(by_level[n] for n in sorted(by_level, reverse=True))
+        )
 
     def _with_one(self, node: bytes) -> Frontier:
         """The common case of a batch of one: carry, as in adding one to a binary number."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verifier: walks sealed frames and finds the first that does not hold.
 
-Rule: a verdict names the sequence and the offset. The chain walk (hashes, links, batches) is one pass; what needs more
-than that (bodies, checkpoints) is a pass of its own over what the walk found, so that each caller pays for what it asks.
+Rule: a verdict names the sequence and the offset. The chain walk (hashes, links, batches) is one
+pass; what needs more than that (bodies, checkpoints) is a pass of its own over what the walk found,
+so that each caller pays for what it asks.
 
 Does not read files and does not judge what is beyond an anchor (`recovery`).
 """
@@ -48,7 +49,8 @@ CRC_DAMAGED_MAX: Final = 64
 
 
 class Walk(msgspec.Struct):
-    """What one call of `Verifier.feed` went over: offset and kind of every record, in order, and their hashes."""
+    """What one call of `Verifier.feed` went over: offset and kind of every record, in order, and
+    their hashes."""
 
     data: bytes
     offsets: list[int]
@@ -59,20 +61,24 @@ class Walk(msgspec.Struct):
     def record(self, index: int) -> Record:
         """Take the `index`-th record apart (its hash was checked already)."""
         offset = self.offsets[index]
-        length, crc, sequence, batch, kind, schema, flags, body_bytes, wall_ns, boot_ns, prev = HEADER.unpack_from(
-            self.data, offset
+        length, crc, sequence, batch, kind, schema, flags, body_bytes, wall_ns, boot_ns, prev = (
+            HEADER.unpack_from(self.data, offset)
         )
         body = self.data[offset + HEADER_BYTES : offset + HEADER_BYTES + body_bytes]
         digest = self.hashes[index]
-        return Record(sequence, batch, kind, schema, flags, wall_ns, boot_ns, prev, body, digest, length, True)
+        return Record(
+            sequence, batch, kind, schema, flags, wall_ns, boot_ns, prev, body, digest, length, True
+        )
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """What holds. `count` records were walked and end at `head`; `whole` if the last of them ends its batch.
+    """What holds. `count` records were walked and end at `head`; `whole` if the last of them ends
+    its batch.
 
-    `crc_damaged` counts frames whose hash holds but whose CRC does not (media damage outside the hash), `unknown` records
-    of kinds this release does not know, `clock_breaks` a boot clock that went back without a NodeStarted.
-    `signed_size` is the size of the newest checkpoint whose root (and, where a key was given, signature) holds.
+    `crc_damaged` counts frames whose hash holds but whose CRC does not (media damage outside the
+    hash), `unknown` records of kinds this release does not know, `clock_breaks` a boot clock that
+    went back without a NodeStarted. `signed_size` is the size of the newest checkpoint whose root
+    (and, where a key was given, signature) holds.
     """
 
     head: Head
@@ -90,7 +96,8 @@ class Verified(msgspec.Struct, frozen=True):
 
 
 class Verifier:
-    """One pass over one chain, fed in chunks of whole frames, from any known (head, frontier) on."""
+    """One pass over one chain, fed in chunks of whole frames, from any known (head, frontier)
+    on."""
 
     def __init__(
         self,
@@ -122,9 +129,11 @@ class Verifier:
         self.file = file
 
     def feed(self, data: bytes, *, start: int = 0, stop: int | None = None, base: int = 0) -> Walk:
-        """Verify `data[start:stop]`, whole frames that follow what was fed before. `base` is added to named offsets.
+        """Verify `data[start:stop]`, whole frames that follow what was fed before. `base` is added
+        to named offsets.
 
-        Raises ChainError at the first record that does not hold; the verifier must not be used after that.
+        Raises ChainError at the first record that does not hold; the verifier must not be used
+        after that.
         """
         stop = len(data) if stop is None else stop
         if stop > len(data):
@@ -144,19 +153,38 @@ class Verifier:
     def verified(self) -> Verified:
         """What holds so far."""
         return Verified(
-            self._head, self._frontier, self._count, self._batch, not self._open, self._last_kind, self._key,
-            self._signed_size, self._damaged_count, tuple(self._damaged), self._unknown, self._clock_breaks,
-        )  # fmt: skip
+            self._head,
+            self._frontier,
+            self._count,
+            self._batch,
+            not self._open,
+            self._last_kind,
+            self._key,
+            self._signed_size,
+            self._damaged_count,
+            tuple(self._damaged),
+            self._unknown,
+            self._clock_breaks,
+        )
 
     def _walk(self, data: bytes, offset: int, stop: int, base: int, walk: Walk) -> None:
-        """The hot loop: every link, hash and CRC. About 3 us a record, so nothing is called that need not be."""
+        """The hot loop: every link, hash and CRC. About 3 us a record, so nothing is called that
+        need not be."""
         unpack, digest_of, crc_of, prefix = HEADER.unpack_from, sha256, crc32, self._prefix
         add_offset, add_kind, add_hash = walk.offsets.append, walk.kinds.append, walk.hashes.append
-        expected, head, batch, opened, boot = self._head.size, self._head.hash, self._batch, self._open, self._boot_ns
+        expected, head, batch, opened, boot = (
+            self._head.size,
+            self._head.hash,
+            self._batch,
+            self._open,
+            self._boot_ns,
+        )
         while offset < stop:
             if stop - offset < FRAME_BYTES_MIN:
                 raise self._refusal(data, offset, stop, base, expected, head)
-            length, crc, sequence, at_batch, kind, _, flags, body_bytes, _, boot_ns, prev = unpack(data, offset)
+            length, crc, sequence, at_batch, kind, _, flags, body_bytes, _, boot_ns, prev = unpack(
+                data, offset
+            )
             body_end = offset + HEADER_BYTES + body_bytes
             end = offset + length
             hash_at = end - HASH_BYTES
@@ -175,21 +203,34 @@ class Verifier:
             head = digest_of(prefix + content).digest()
             if head != data[hash_at:end]:
                 raise self._refusal(data, offset, stop, base, expected, prev)
-            if crc_of(data[body_end:end], crc_of(content, crc_of(data[offset : offset + 4]))) != crc:
+            if (
+                crc_of(data[body_end:end], crc_of(content, crc_of(data[offset : offset + 4])))
+                != crc
+            ):
                 self._note_damage(sequence)
             if boot_ns < boot and kind != _STARTED:
                 self._clock_breaks += 1
             add_offset(offset)
             add_kind(kind)
             add_hash(head)
-            offset, expected, batch, opened, boot = end, expected + 1, at_batch, not flags & FLAG_LAST, boot_ns
+            offset, expected, batch, opened, boot = (
+                end,
+                expected + 1,
+                at_batch,
+                not flags & FLAG_LAST,
+                boot_ns,
+            )
         self._batch, self._open, self._boot_ns = batch, opened, boot
 
-    def _refusal(self, data: bytes, offset: int, stop: int, base: int, expected: int, head: bytes) -> ChainError:
+    def _refusal(
+        self, data: bytes, offset: int, stop: int, base: int, expected: int, head: bytes
+    ) -> ChainError:
         """Say what is wrong with the record at `offset`, which is known not to hold."""
 
         def refuse(why: str) -> ChainError:
-            return ChainError(CORRUPT_RECORD, why, sequence=expected, offset=base + offset, file=self.file)
+            return ChainError(
+                CORRUPT_RECORD, why, sequence=expected, offset=base + offset, file=self.file
+            )
 
         try:
             record = parse_frame(data[offset:stop], 0, self._prefix)
@@ -198,7 +239,9 @@ class Verifier:
         if record.sequence != expected:
             return refuse(f"record {record.sequence} stands where record {expected} belongs")
         if record.prev_hash != head:
-            return refuse(f"the previous hash is {record.prev_hash.hex()}, the record before has {head.hex()}")
+            return refuse(
+                f"the previous hash is {record.prev_hash.hex()}, the record before has {head.hex()}"
+            )
         return refuse(f"batch {record.batch} cannot follow batch {self._batch}")
 
     def _note_damage(self, sequence: int) -> None:
@@ -208,7 +251,8 @@ class Verifier:
             self._damaged.append(sequence)
 
     def _grow(self, walk: Walk, base: int) -> None:
-        """Extend the tree by the walked records, and check every checkpoint and key rotation among them."""
+        """Extend the tree by the walked records, and check every checkpoint and key rotation
+        among them."""
         done = 0
         if _CHECKPOINT in walk.kinds or _ROTATION in walk.kinds:
             for index, kind in enumerate(walk.kinds):
@@ -221,21 +265,33 @@ class Verifier:
         self._frontier = self._frontier.extended(walk.hashes[done:])
 
     def _check_checkpoint(self, walk: Walk, index: int, base: int) -> None:
-        """Compare a sealed checkpoint with the tree before it, and check its signature if a key is known."""
+        """Compare a sealed checkpoint with the tree before it, and check its signature if a key
+        is known."""
         sequence, offset = walk.first_seq + index, base + walk.offsets[index]
         record = walk.record(index)
-        event = decode(_CHECKPOINT, record.schema, record.body, sequence=sequence, offset=offset, file=self.file)
+        event = decode(
+            _CHECKPOINT,
+            record.schema,
+            record.body,
+            sequence=sequence,
+            offset=offset,
+            file=self.file,
+        )
         if isinstance(event, Unknown):
             return
         assert isinstance(event, CheckpointSigned)
         if event.size != sequence or event.root != self._frontier.root():
-            why = f"the signed checkpoint of size {event.size} is not the root of the tree before it"
+            why = (
+                f"the signed checkpoint of size {event.size} is not the root of the tree before it"
+            )
             raise ChainError(BAD_ROOT, why, sequence=sequence, offset=offset, file=self.file)
         if self._key is not None:
             text = Checkpoint(self._origin, event.size, event.root).text()
             if not verifies(self._key, text.encode(), event.signature):
                 why = "the checkpoint's signature is not by the node's key"
-                raise ChainError(BAD_SIGNATURE, why, sequence=sequence, offset=offset, file=self.file)
+                raise ChainError(
+                    BAD_SIGNATURE, why, sequence=sequence, offset=offset, file=self.file
+                )
         self._signed_size = event.size
 
     def _check_rotation(self, walk: Walk, index: int, base: int) -> None:
@@ -244,7 +300,9 @@ class Verifier:
             return
         sequence, offset = walk.first_seq + index, base + walk.offsets[index]
         record = walk.record(index)
-        event = decode(_ROTATION, record.schema, record.body, sequence=sequence, offset=offset, file=self.file)
+        event = decode(
+            _ROTATION, record.schema, record.body, sequence=sequence, offset=offset, file=self.file
+        )
         if isinstance(event, Unknown):
             return
         assert isinstance(event, KeyRotated)
@@ -258,17 +316,23 @@ class Verifier:
 
 
 def check_bodies(walk: Walk, *, base: int = 0, file: str = "") -> None:
-    """Decode every body strictly. Raises ChainError (BAD_BODY) at the first that is not the one legal encoding."""
+    """Decode every body strictly. Raises ChainError (BAD_BODY) at the first that is not the one
+    legal encoding."""
     for index in range(len(walk.offsets)):
         record = walk.record(index)
         decode(
-            record.kind, record.schema, record.body,
-            sequence=record.sequence, offset=base + walk.offsets[index], file=file,
-        )  # fmt: skip
+            record.kind,
+            record.schema,
+            record.body,
+            sequence=record.sequence,
+            offset=base + walk.offsets[index],
+            file=file,
+        )
 
 
 def verify(chunks: Iterable[bytes], verifier: Verifier, *, bodies: bool = True) -> Verified:
-    """Verify a stream of chunks of whole frames. Raises ChainError; offsets count from the first chunk's first byte."""
+    """Verify a stream of chunks of whole frames. Raises ChainError; offsets count from the first
+    chunk's first byte."""
     base = 0
     for chunk in chunks:
         walk = verifier.feed(chunk, base=base)

@@ -23,45 +23,17 @@ import msgspec
 import trio
 
 from leased.client.faults import AgentUnavailable, LeaseLost, Refused
+from leased.client.notice import NoticeBoard, surrender_margin_ns
 from leased.client.session import SOCKET, Session
 from leased.client.wants import want
 from leased.terms.errors import LeasedError, NoSuchLease, ProtocolError
+from leased.terms.moment import NS_PER_S
 from leased.wire import objects, parameters, replies
 
-NS_PER_S = 1_000_000_000
 RELEASE_TIMEOUT_S = 5.0
 _WATCH_BACKOFF_S = 1.0
 _OVER = frozenset({"revoking", "scrubbing", "verifying", "reclaimed", "fenced"})
 _NOTICE = msgspec.json.Decoder(objects.Notice)
-
-
-def surrender_margin_ns(ttl_ns: int) -> int:
-    """How long before the deadline we stop: max(2 s, TTL/10), but at most a quarter of the TTL."""
-    return min(max(2 * NS_PER_S, ttl_ns // 10), ttl_ns // 4)
-
-
-class NoticeBoard:
-    """Whether we were told to leave: `value` is the notice, `wait` waits for it."""
-
-    def __init__(self) -> None:
-        self._event = trio.Event()
-        self.value: objects.Notice | None = None
-
-    def is_set(self) -> bool:
-        """Whether a notice has come."""
-        return self.value is not None
-
-    async def wait(self) -> objects.Notice:
-        """Return the notice when it comes."""
-        await self._event.wait()
-        assert self.value is not None
-        return self.value
-
-    def post(self, notice: objects.Notice) -> None:
-        """Make a notice known. The first one stays."""
-        if self.value is None:
-            self.value = notice
-            self._event.set()
 
 
 class Holding:
@@ -100,7 +72,7 @@ class Holding:
 
     @property
     def surrender_ns(self) -> int:
-        """When (boot clock) we count it as lost ourselves: of a grace we keep a share of the grace."""
+        """When (boot clock) we count it as lost ourselves."""
         surrender_ns = self._deadline_ns - surrender_margin_ns(self._ttl_ns)
         notice = self.notice.value
         if notice is None:

@@ -152,6 +152,8 @@ async def adopt(options: argparse.Namespace, console: Console, session: Session)
         os.kill(options.pid, 0)
     except ProcessLookupError as error:
         raise InvalidParameter("pid", f"there is no process {options.pid}") from error
+    except PermissionError:
+        pass  # it is there, and the agent judges who may move it
     asked = parameters.Adopt(lease_id=lease_id, command_id=session.command_id())
     adopted, fds = await session.ask_with_fds(asked, replies.LeaseReply, pidfd_of=options.pid)
     for fd in fds:

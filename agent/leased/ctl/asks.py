@@ -32,7 +32,7 @@ DECIMAL_SIZES: Final = ("KB", "MB", "GB", "TB", "K", "M", "G", "T", "k", "kB")
 RATES: Final = {"bit": 1, "Kbit": 1_000, "Mbit": 1_000_000, "Gbit": 1_000_000_000}
 PAGE_BYTES_DEFAULT: Final = 4096
 MILLI: Final = 1_000
-_QUANTITY: Final = re.compile(r"(\d{1,15})(?:\.(\d{1,9}))? ?([A-Za-z]+)", re.ASCII)
+_QUANTITY: Final = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))? ?([A-Za-z]+)", re.ASCII)
 _COUNT: Final = re.compile(r"[1-9]\d{0,5}", re.ASCII)
 _SHARES: Final = re.compile(r"([1-9]\d{0,8})m", re.ASCII)
 
@@ -212,11 +212,13 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     terms.add_argument("--priority", choices=tuple(portrayal.PRIORITY), help="default: standard")
     terms.add_argument("--grace", metavar="TIME", help="notice wanted before being taken off")
     terms.add_argument("--workload", metavar="NAME", help="your name for the job")
-    terms.add_argument("--tag", metavar="CENTER", help="who pays: CENTER[,project=P][,class=C][,budget=B]")
+    terms.add_argument(
+        "--tag", metavar="CENTER", help="who pays: CENTER[,project=P][,class=C][,budget=B]"
+    )
 
 
 def request(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """The parameters of an Acquire or Plan, and what to note about them. Raises InvalidParameter."""
+    """The parameters of an Acquire or Plan, and what to note. Raises InvalidParameter."""
     resources: list[dict[str, Any]] = []
     notes: list[str] = []
     for name, parse, _, _ in KINDS:

@@ -98,7 +98,7 @@ def relative(left_ns: int) -> str:
 
 
 def length(ns: int) -> str:
-    """A duration in its two largest units: "42 s", "3 min 20 s", "2 d 1 h"; below a second in ms."""
+    """A duration in its two largest units: "42 s", "3 min 20 s", "2 d 1 h"; or ms."""
     seconds = ns // NS_PER_S
     if seconds == 0:
         return f"{ns // 1_000_000} ms"

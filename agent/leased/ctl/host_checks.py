@@ -115,7 +115,7 @@ def numa(root: Path) -> Iterator[Finding]:
             Grade.NOTE,
             "HMAT",
             "the firmware gives no latency or bandwidth",
-            "tiers come from the memory's origin and distance; name them in [memory] tiers if wrong",
+            "tiers come from the memory's origin and distance; [memory] tiers overrules them",
         )
 
 
@@ -159,7 +159,7 @@ def page_hygiene(root: Path) -> Iterator[Finding]:
             Grade.WARN,
             "swap",
             names,
-            "leased pages may be written there and outlive the lease: use huge pages, or encrypt it",
+            "leased pages may be written there and outlive the lease: encrypt it",
         )
     else:
         yield Finding(Grade.OK, "swap", "none")

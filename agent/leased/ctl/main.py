@@ -103,6 +103,12 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
     except KeyboardInterrupt:
         console.end_progress()
         return INTERRUPTED
+    except BaseExceptionGroup as group:
+        # trio wraps an interrupt in the group of the tasks that it interrupted.
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        console.end_progress()
+        return INTERRUPTED
     except BrokenPipeError:
         # Whoever read us has read enough. The interpreter must not flush into the pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

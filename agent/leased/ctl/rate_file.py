@@ -47,7 +47,7 @@ def load_card(file: Path) -> RateCard:
 
 
 def parse_card(table: Mapping[str, Any], file: str) -> RateCard:
-    """A [rates] table as a card; a kind that is absent keeps the built-in rate. Raises ConfigError."""
+    """A [rates] table as a card; absent kinds keep the built-in rate. Raises ConfigError."""
     priced = {(rate.kind, rate.tier, rate.priority): rate for rate in DEFAULT_CARD.rates}
     multipliers: list[tuple[Priority, int]] = []
     currency, decimals = DEFAULT_CARD.currency, DEFAULT_CARD.decimals

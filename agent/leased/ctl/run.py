@@ -187,17 +187,23 @@ async def _acquire(
         console.note(note)
     acquire = parse_acquire({**asked, "command_id": session.command_id(), "bind": "cgroup"})
     patience_s = session.timeout_s + (acquire.wait_ns or 0) / NS_PER_S
+    refused: LeasedError | None = None
+    granted: tuple[replies.AcquireReply, list[int]] | None = None
     async with trio.open_nursery() as nursery:
         if acquire.wait_ns:
             nursery.start_soon(_tell_of_queue, session, acquire, console)
         try:
-            return await session.ask_with_fds(
+            granted = await session.ask_with_fds(
                 acquire, replies.AcquireReply, timeout_s=patience_s, prove=True
             )
-        finally:
-            nursery.cancel_scope.cancel()
-            console.end_progress()
-    raise AssertionError("the nursery ends with what it returned")
+        except LeasedError as error:
+            refused = error  # raised outside, where no nursery wraps it
+        nursery.cancel_scope.cancel()
+    console.end_progress()
+    if refused is not None:
+        raise refused
+    assert granted is not None, "granted or refused"
+    return granted
 
 
 def parse_acquire(asked: dict[str, Any]) -> parameters.Acquire:
@@ -267,6 +273,9 @@ async def _hold(
         len(memory),
         True,
     )
+    # From here on a signal is the command's: one that ended us alone would leave it behind.
+    forwarding = Forwarding(child)
+    forwarding.begin()
     child.begin(orders, [*memory, notice_reader])
     os.close(notice_reader)
     try:
@@ -277,6 +286,7 @@ async def _hold(
             return failure.status
         return await _attend(options, console, session, child, held, notice_writer)
     finally:
+        forwarding.end()
         os.close(notice_writer)
 
 
@@ -299,10 +309,7 @@ async def _attend(
             nursery.start_soon(held.keep)
         nursery.start_soon(held.heed)
         nursery.start_soon(_pass_notice, options, console, child, held, notice_writer)
-        forwarding = Forwarding(child)
-        forwarding.begin()
         status = await child.status()
-        forwarding.end()
         nursery.cancel_scope.cancel()
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
@@ -319,10 +326,16 @@ async def _pass_notice(
     until = console.time_of_boot(notice.deadline_boottime_ns)
     name = render.short(held.lease_id)
     console.note(f"lease {name} has to be given back ({notice.reason}): {until}")
-    os.write(notice_writer, msgspec.json.encode(notice) + b"\n")
     number = NOTICE_SIGNALS[options.notice_signal]
-    if number is not None:
-        signal.pidfd_send_signal(child.pidfd, number)
+    try:
+        os.write(notice_writer, msgspec.json.encode(notice) + b"\n")
+    except BrokenPipeError:
+        pass  # the command does not care for notices by pipe
+    try:
+        if number is not None:
+            signal.pidfd_send_signal(child.pidfd, number)
+    except OSError:
+        pass  # it has left already
 
 
 class Forwarding:

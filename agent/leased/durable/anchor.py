@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """FileAnchorStore: the durable copy of the head, in two slots written in place by turns.
 
-Rule: generation g lies in slot g & 1, and generations follow each other, so the slot being overwritten is never the newest.
-Each slot holds the same 512 bytes twice, so one rotten sector cannot cost it. No rename: a full disk cannot stop it.
+Rule: generation g lies in slot g & 1, and generations follow each other, so the slot being
+overwritten is never the newest. Each slot holds the same 512 bytes twice, so one rotten sector
+cannot cost it. No rename: a full disk cannot stop it.
 
 Does not decide which slot counts (`chain.recovery`).
 """
@@ -71,25 +72,61 @@ def slot_offset(slot: AnchorSlot) -> int:
 def encode_slot(slot: AnchorSlot) -> bytes:
     """Return the 4096 bytes of a slot."""
     fields = _SLOT.pack(
-        _MAGIC, slot.generation, slot.log_id, slot.next_seq, slot.segment_no, slot.end_offset, slot.head,
-        slot.min_seq, slot.acked_size, slot.tpm_counter, slot.boottime_ns, slot.boot_id,
-    )  # fmt: skip
+        _MAGIC,
+        slot.generation,
+        slot.log_id,
+        slot.next_seq,
+        slot.segment_no,
+        slot.end_offset,
+        slot.head,
+        slot.min_seq,
+        slot.acked_size,
+        slot.tpm_counter,
+        slot.boottime_ns,
+        slot.boot_id,
+    )
     body = fields.ljust(COPY_BYTES - 32, b"\0")
     copy = body + sha256(body).digest()
     return copy.ljust(COPY_OFFSETS[1], b"\0") + copy.ljust(SLOT_BYTES - COPY_OFFSETS[1], b"\0")
 
 
 def decode_copy(raw: bytes, index: int) -> AnchorSlot | None:
-    """Return the slot that 512 bytes state, None if they are not one or do not belong in slot `index`."""
-    if len(raw) != COPY_BYTES or sha256(raw[:-32]).digest() != raw[-32:] or raw[_SLOT.size : -32].strip(b"\0"):
+    """Return the slot that 512 bytes state, None if they are not one or do not belong in slot
+    `index`."""
+    if (
+        len(raw) != COPY_BYTES
+        or sha256(raw[:-32]).digest() != raw[-32:]
+        or raw[_SLOT.size : -32].strip(b"\0")
+    ):
         return None
-    magic, generation, log_id, next_seq, segment_no, end_offset, head, min_seq, acked, tpm, boot_ns, boot_id = (
-        _SLOT.unpack_from(raw)
-    )
+    (
+        magic,
+        generation,
+        log_id,
+        next_seq,
+        segment_no,
+        end_offset,
+        head,
+        min_seq,
+        acked,
+        tpm,
+        boot_ns,
+        boot_id,
+    ) = _SLOT.unpack_from(raw)
     if magic != _MAGIC or generation & 1 != index:
         return None
     return AnchorSlot(
-        generation, LogId(log_id), next_seq, segment_no, end_offset, head, min_seq, acked, tpm, boot_ns, boot_id
+        generation,
+        LogId(log_id),
+        next_seq,
+        segment_no,
+        end_offset,
+        head,
+        min_seq,
+        acked,
+        tpm,
+        boot_ns,
+        boot_id,
     )
 
 
@@ -97,4 +134,8 @@ def _newest_copy(raw: bytes, index: int) -> AnchorSlot | None:
     """Return the newer of a slot's valid copies: they differ when a crash fell between the two."""
     base = SLOT_BYTES * index
     copies = (decode_copy(raw[base + at : base + at + COPY_BYTES], index) for at in COPY_OFFSETS)
-    return max((copy for copy in copies if copy is not None), key=lambda slot: slot.generation, default=None)
+    return max(
+        (copy for copy in copies if copy is not None),
+        key=lambda slot: slot.generation,
+        default=None,
+    )

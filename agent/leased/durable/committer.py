@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The committer: hands one batch to the native disk thread and waits for its eventfd.
 
-Rule: one batch is one hand-over; append, fdatasync, slot, fdatasync happen without the interpreter. One at a time.
+Rule: one batch is one hand-over; append, fdatasync, slot, fdatasync happen without the interpreter.
+One at a time.
 
 Does not compute what is written (`writer`) and never retries.
 """
@@ -15,7 +16,13 @@ import trio
 
 from leased._native import ffi, lib
 
-_STAGES: Final = ("idle", "append", "fdatasync of the segment", "anchor slot", "fdatasync of the anchor")
+_STAGES: Final = (
+    "idle",
+    "append",
+    "fdatasync of the segment",
+    "anchor slot",
+    "fdatasync of the anchor",
+)
 
 
 class NativeCommitter:
@@ -29,15 +36,27 @@ class NativeCommitter:
             os.close(self._event)
             raise OSError(ffi.errno, "the disk thread of the log could not be started")
 
-    async def write(self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int) -> None:
+    async def write(
+        self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int
+    ) -> None:
         """Return when batch and slot are durable. Raises OSError naming the step."""
         # The buffers are pinned by these names until the result is in.
         pinned, pinned_block = ffi.from_buffer(data), ffi.from_buffer(block)
         code = lib.leased_committer_submit(
-            self._handle, segment, pinned, len(data), offset, anchor, pinned_block, len(block), block_offset
+            self._handle,
+            segment,
+            pinned,
+            len(data),
+            offset,
+            anchor,
+            pinned_block,
+            len(block),
+            block_offset,
         )
         if code < 0:
-            raise OSError(-code, "the disk thread of the log refused a batch: " + os.strerror(-code))
+            raise OSError(
+                -code, "the disk thread of the log refused a batch: " + os.strerror(-code)
+            )
         await trio.lowlevel.wait_readable(self._event)
         os.eventfd_read(self._event)
         code = lib.leased_committer_result(self._handle, self._stage)

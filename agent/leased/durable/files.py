@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One directory and the few things that are done to files in it.
 
-Rule: everything durable goes through these verbs, so that the same writer runs on a real directory and on the recording
-disk of the crash search. Nothing is retried: an fsync that failed has told all it will ever tell.
+Rule: everything durable goes through these verbs, so that the same writer runs on a real directory
+and on the recording disk of the crash search. Nothing is retried: an fsync that failed has told all
+it will ever tell.
 
 Does not know what the bytes mean.
 """
@@ -23,7 +24,8 @@ FILE_MODE: Final = 0o600
 
 
 class Disk(Protocol):
-    """What the log needs of a directory. A handle is an open descriptor for writing; names are relative."""
+    """What the log needs of a directory. A handle is an open descriptor for writing; names are
+    relative."""
 
     directory: Path
 
@@ -50,7 +52,8 @@ class Disk(Protocol):
 
 
 class DirectoryDisk:
-    """A real directory, held open from the first moment: a rename of its parents changes nothing."""
+    """A real directory, held open from the first moment: a rename of its parents changes
+    nothing."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -73,7 +76,8 @@ class DirectoryDisk:
         return os.stat(name, dir_fd=self._fd).st_mode & 0o777
 
     def read(self, name: str, *, direct: bool = False) -> bytes:
-        """The whole file. `direct` asks the disk and not the page cache, which after a failed fsync tells fairy tales."""
+        """The whole file. `direct` asks the disk and not the page cache, which after a failed
+        fsync tells fairy tales."""
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
         try:
             length = os.fstat(fd).st_size
@@ -100,10 +104,13 @@ class DirectoryDisk:
 
     def create(self, name: str) -> int:
         """Make a new file and open it for writing."""
-        return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE, dir_fd=self._fd)
+        return os.open(
+            name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE, dir_fd=self._fd
+        )
 
     def reserve(self, handle: int, length: int) -> None:
-        """Give a new file all its blocks, or fail at once and not after filling the disk to the brim."""
+        """Give a new file all its blocks, or fail at once and not after filling the disk to the
+        brim."""
         os.posix_fallocate(handle, 0, length)
 
     def write(self, handle: int, data: bytes, offset: int) -> None:
@@ -195,7 +202,8 @@ class DirectoryDisk:
 
 
 def write_whole(disk: Disk, name: str, data: bytes) -> None:
-    """Put a file in place at once: `<name>.new`, sync, rename, sync of the names. The writer's lock is held."""
+    """Put a file in place at once: `<name>.new`, sync, rename, sync of the names. The writer's
+    lock is held."""
     try:
         handle = disk.create(name + ".new")
     except FileExistsError:

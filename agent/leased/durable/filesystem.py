@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which file system a directory lies on, and whether a barrier means there what the log needs it to mean.
+"""Which file system a directory lies on, and whether a barrier means there what the log needs it to
+mean.
 
-Rule: an allow-list of what was power-cut tested (FORMAT.md section 9): ext4, xfs, and btrfs where copy-on-write is off
-(else the reserve is worth nothing: every overwrite needs a new block). Anything else is best effort and has to be asked for.
+Rule: an allow-list of what was power-cut tested (FORMAT.md section 9): ext4, xfs, and btrfs where
+copy-on-write is off (else the reserve is worth nothing: every overwrite needs a new block).
+Anything else is best effort and has to be asked for.
 
 Does not decide what follows (`log.open_log` refuses).
 """
@@ -27,7 +29,8 @@ _ALLOWED = frozenset({"ext4", "xfs"})
 
 
 class Filesystem(msgspec.Struct, frozen=True):
-    """A type name as the kernel gives it; `why` says why barriers are not trusted there, "" if they are."""
+    """A type name as the kernel gives it; `why` says why barriers are not trusted there, "" if
+    they are."""
 
     name: str
     why: str
@@ -41,12 +44,17 @@ def examine(directory: Path, directory_fd: int) -> Filesystem:
     if name == "btrfs":
         if _copy_on_write_off(directory_fd):
             return Filesystem(name, "")
-        return Filesystem(name, f"copy-on-write is on: run `chattr +C {directory}` while it is empty")
-    return Filesystem(name, f"{name} is not on the list of tested file systems (ext4, xfs, btrfs with chattr +C)")
+        return Filesystem(
+            name, f"copy-on-write is on: run `chattr +C {directory}` while it is empty"
+        )
+    return Filesystem(
+        name, f"{name} is not on the list of tested file systems (ext4, xfs, btrfs with chattr +C)"
+    )
 
 
 def mounted_type(mountinfo: str, path: Path) -> str:
-    """Return the type of the file system that `path` is on: the longest, and of equals the last, mount point."""
+    """Return the type of the file system that `path` is on: the longest, and of equals the last,
+    mount point."""
     best, found = -1, "unknown"
     for line in mountinfo.splitlines():
         fields, _, rest = line.partition(" - ")

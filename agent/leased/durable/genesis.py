@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The beginning of a log: key, first segment, anchor, and last of all `log.id`.
 
-Rule: `log.id` is what makes a log; until it has its name nothing was acknowledged, so a beginning that a crash cut short is
-cleared and made again. A directory that has records but no `log.id` is never touched.
+Rule: `log.id` is what makes a log; until it has its name nothing was acknowledged, so a beginning
+that a crash cut short is cleared and made again. A directory that has records but no `log.id` is
+never touched.
 
 Does not open a log (`log`).
 """
@@ -49,7 +50,8 @@ def create_log(
     segment_bytes: int,
     best_effort: bool,
 ) -> LogIdentity:
-    """Make a new log in the directory and return its identity. Raises ChainError if records without log.id lie there."""
+    """Make a new log in the directory and return its identity. Raises ChainError if records
+    without log.id lie there."""
     names = disk.names()
     _clear_unfinished(disk, names)
     signer = load_key(disk) if KEY_FILE in names else create_key(disk, entropy)
@@ -59,27 +61,46 @@ def create_log(
     activate(disk, spares, SegmentHeader(log_id, 0, GENESIS, EMPTY))
     slots = [
         AnchorSlot(
-            generation, log_id, 0, 0, HEADER_BYTES, GENESIS.hash, boottime_ns=moment.boot_ns, boot_id=moment.boot_id
+            generation,
+            log_id,
+            0,
+            0,
+            HEADER_BYTES,
+            GENESIS.hash,
+            boottime_ns=moment.boot_ns,
+            boot_id=moment.boot_id,
         )
         for generation in (0, 1)
     ]
     create_anchor(disk, slots[0], slots[1])
     identity = LogIdentity(
-        log_id, signer.public_key, machine_hash(machine_id, log_id), log_origin(origin, log_id), segment_bytes,
-        flags=FLAG_BEST_EFFORT if best_effort else 0, created_wall_ns=max(0, moment.wall_ns),
-    )  # fmt: skip
+        log_id,
+        signer.public_key,
+        machine_hash(machine_id, log_id),
+        log_origin(origin, log_id),
+        segment_bytes,
+        flags=FLAG_BEST_EFFORT if best_effort else 0,
+        created_wall_ns=max(0, moment.wall_ns),
+    )
     write_whole(disk, LOG_ID, write_log_id(identity))
     return identity
 
 
 def _clear_unfinished(disk: Disk, names: Sequence[str]) -> None:
-    """Remove what a beginning without `log.id` left, if it surely was one. Raises ChainError (rule 2)."""
+    """Remove what a beginning without `log.id` left, if it surely was one. Raises ChainError
+    (rule 2)."""
     segments = segment_names(names)
-    begun = all(name == segment_name(0) and not disk.read(name)[HEADER_BYTES:].strip(b"\0") for name in segments)
+    begun = all(
+        name == segment_name(0) and not disk.read(name)[HEADER_BYTES:].strip(b"\0")
+        for name in segments
+    )
     slots = read_slots(disk, direct=False)
     empty = all(slot is not None and slot.generation <= 1 and slot.next_seq == 0 for slot in slots)
     if not begun or not (empty or ANCHOR not in names):
-        why = "log.id is missing but the log has records; restore log.id from a backup or from the collector"
+        why = (
+            "log.id is missing but the log has records; restore it from a backup or from the "
+            "collector"
+        )
         raise ChainError(CORRUPT_ID, why, file=str(disk.directory / LOG_ID))
     leftovers = [*segments, *(name for name in names if name == ANCHOR)]
     for name in leftovers:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """FileJournal: the real Journal port.
 
-Rule: `commit` returns when the batch is durable and anchored, and not before. It cannot be cancelled half-way: what was
-handed to the disk is waited for. After a failure every further commit is refused.
+Rule: `commit` returns when the batch is durable and anchored, and not before. It cannot be
+cancelled half-way: what was handed to the disk is waited for. After a failure every further commit
+is refused.
 
 Does not seal and does not recover (`chain.sealer`, `log.open_log`).
 """
@@ -33,7 +34,9 @@ RESERVE_BYTES: Final = 64 * 1024
 class Committer(Protocol):
     """Whatever carries one batch to the disk in the order of the rule."""
 
-    async def write(self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int) -> None:
+    async def write(
+        self, segment: int, data: bytes, offset: int, anchor: int, block: bytes, block_offset: int
+    ) -> None:
         """Write data and sync, then block and sync; raises OSError."""
         ...
 
@@ -72,12 +75,17 @@ class FileJournal:
             for part in writer.parts(frames, count, head, moment):
                 writer.begin()
                 await self._committer.write(
-                    writer.segment, part.data, part.offset,
-                    writer.anchor.handle, encode_slot(part.slot), slot_offset(part.slot),
-                )  # fmt: skip
+                    writer.segment,
+                    part.data,
+                    part.offset,
+                    writer.anchor.handle,
+                    encode_slot(part.slot),
+                    slot_offset(part.slot),
+                )
                 writer.settle(part)
                 if part.ends_segment:
-                    # Once in some 45,000 records: a rename and two syncs that must not hold up the loop.
+                    # Once in some 45,000 records: a rename and two syncs that must not hold up the
+                    # loop.
                     await trio.to_thread.run_sync(writer.switch, moment)
 
     def commit_blocking(self, frames: bytes, count: int, head: bytes, moment: Moment) -> None:
@@ -85,12 +93,14 @@ class FileJournal:
         self._writer.commit(frames, count, head, moment)
 
     def frames(self, first_seq: int) -> Iterator[bytes]:
-        """Anchored frames from `first_seq` on, in chunks of whole frames, up to what is anchored at the call."""
+        """Anchored frames from `first_seq` on, in chunks of whole frames, up to what is anchored
+        at the call."""
         slot = self._writer.slot
         yield from read_frames(self._disk, first_seq, slot)
 
     def reserve_ok(self, live_leases: int) -> bool:
-        """Whether the terminal records of `live_leases` + 1 leases fit without allocating a block."""
+        """Whether the terminal records of `live_leases` + 1 leases fit without allocating a
+        block."""
         needed = (live_leases + 1) * TERMINAL_BYTES + RESERVE_BYTES
         self._writer.spares.want(self._writer.spares_for(needed))
         return not self._writer.failed and self._writer.free_bytes() >= needed
@@ -108,8 +118,10 @@ def read_frames(disk: Disk, first_seq: int, slot: AnchorSlot) -> Iterator[bytes]
     names = segment_names(disk.names())
     starts = [int(name[4:20], 16) for name in names]
     if first_seq < starts[0]:
-        raise StateError(f"{disk.directory}: records before {starts[0]} were pruned; record {first_seq} was asked for")
-    for name, start, following in zip(names, starts, [*starts[1:], slot.next_seq]):
+        raise StateError(
+            f"{disk.directory}: record {first_seq} was pruned, as all before {starts[0]}"
+        )
+    for name, start, following in zip(names, starts, [*starts[1:], slot.next_seq], strict=True):
         stop = min(following, slot.next_seq)
         if stop <= first_seq:
             continue

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node's signing key as a file: made once, readable by its owner only.
 
-Rule: the key is durable before anything signed by it exists. A key that others may read is refused, not repaired.
+Rule: the key is durable before anything signed by it exists. A key that others may read is refused,
+not repaired.
 
 Does not rotate keys and does not sign (`chain.signing`).
 """
@@ -32,12 +33,17 @@ def load_key(disk: Disk) -> Signer:
         pem = disk.read(KEY_FILE)
     except FileNotFoundError:
         raise StateError(
-            f"{path}: the signing key of this log is missing; restore it from a backup (a log whose key is lost cannot "
-            "go on: move the directory away to begin a new one)"
+            f"{path}: the signing key of this log is missing; restore it from a backup (a log "
+            "whose key is lost cannot go on: move the directory away to begin a new one)"
         ) from None
     if disk.mode(KEY_FILE) & 0o077:
-        raise StateError(f"{path}: others may read the signing key (mode {disk.mode(KEY_FILE):o}); run `chmod 600 {path}`")
+        raise StateError(
+            f"{path}: others may read the signing key (mode {disk.mode(KEY_FILE):o}); run "
+            f"`chmod 600 {path}`"
+        )
     try:
         return parse_pem(pem)
     except ValueError as error:
-        raise StateError(f"{path}: not an unencrypted Ed25519 key in PKCS#8 PEM ({error})") from error
+        raise StateError(
+            f"{path}: not an unencrypted Ed25519 key in PKCS#8 PEM ({error})"
+        ) from error

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading a log without writing it: for `leasectl verify`, bills and copies from elsewhere.
 
-Rule: the same checks as at opening, and all that opening leaves out: every body decoded strictly, every signature
-checked. Nothing is locked and nothing is changed; while an agent has the log open, only what is anchored is read.
+Rule: the same checks as at opening, and all that opening leaves out: every body decoded strictly,
+every signature checked. Nothing is locked and nothing is changed; while an agent has the log open,
+only what is anchored is read.
 
 Does not repair (`log.open_log` does).
 """
@@ -35,8 +36,8 @@ from leased.terms.moment import Moment
 
 
 class LogFacts(msgspec.Struct, frozen=True):
-    """What a verification found. `live`: an agent has the log open. `unanchored_records` and `torn_bytes` lie beyond the
-    anchor after a crash, and the next opening will keep or cut them."""
+    """What a verification found. `live`: an agent has the log open. `unanchored_records` and
+    `torn_bytes` lie beyond the anchor after a crash, and the next opening will keep or cut them."""
 
     identity: LogIdentity
     slot: AnchorSlot
@@ -77,7 +78,8 @@ class ReadLog:
                 yield record
 
     def events(self) -> Iterator[tuple[int, Event | Unknown, Moment]]:
-        """Every event from the first record on, with when it was sealed; the boot id is that of the last NodeStarted."""
+        """Every event from the first record on, with when it was sealed; the boot id is that of
+        the last NodeStarted."""
         boot_id = BootId(bytes(16))
         for record in self.records(self.facts.slot.min_seq):
             event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
@@ -90,8 +92,11 @@ class ReadLog:
         self._disk.close()
 
 
-def read_log(directory: Path, *, bodies: bool = True, signatures: bool = True, disk: Disk | None = None) -> ReadLog:
-    """Verify the log in `directory` up to its anchor and open it for reading. Raises StateError or ChainError."""
+def read_log(
+    directory: Path, *, bodies: bool = True, signatures: bool = True, disk: Disk | None = None
+) -> ReadLog:
+    """Verify the log in `directory` up to its anchor and open it for reading. Raises StateError
+    or ChainError."""
     try:
         disk = disk or DirectoryDisk(directory)
         try:
@@ -100,7 +105,9 @@ def read_log(directory: Path, *, bodies: bool = True, signatures: bool = True, d
             disk.close()
             raise
     except OSError as error:
-        raise StateError(f"{directory}: {error}; give the directory of a log that you may read") from error
+        raise StateError(
+            f"{directory}: {error}; give the directory of a log that you may read"
+        ) from error
 
 
 def _verify(disk: Disk, *, bodies: bool, signatures: bool) -> LogFacts:
@@ -109,31 +116,41 @@ def _verify(disk: Disk, *, bodies: bool, signatures: bool) -> LogFacts:
     segments = segment_names(names)
     if LOG_ID not in names:
         if not segments and ANCHOR not in names:
-            raise StateError(f"{disk.directory}: there is no log here; give the directory that holds log.id")
+            raise StateError(
+                f"{disk.directory}: there is no log here; give the directory that holds log.id"
+            )
         raise ChainError(CORRUPT_ID, "log.id is missing", file=str(disk.directory / LOG_ID))
     identity = parse_log_id(disk.read(LOG_ID), str(disk.directory / LOG_ID))
     live = disk.is_locked()
     slot, both = _slot(disk, identity, live=live)
     verifier = Verifier(
-        identity.log_id, origin=identity.origin, public_key=identity.public_key if signatures else None
+        identity.log_id,
+        origin=identity.origin,
+        public_key=identity.public_key if signatures else None,
     )
     head, frontier, index = GENESIS, EMPTY, -1
     for index, name in enumerate(segments):
         data = disk.read(name)
         header = parse_header(data, name)
         if index == 0 and header.head.size <= slot.min_seq and header.segment_no:
-            # Pruned before here: the header is what the log vouches for; a collector compares it with what it holds.
+            # Pruned before here: the header is what the log vouches for; a collector compares it
+            # with what it holds.
             head, frontier = header.head, header.frontier
             verifier = Verifier(
-                identity.log_id, head, frontier, origin=identity.origin,
+                identity.log_id,
+                head,
+                frontier,
+                origin=identity.origin,
                 public_key=identity.public_key if signatures else None,
-            )  # fmt: skip
+            )
         if header.log_id != identity.log_id or header.head != head or header.frontier != frontier:
             why = f"the segment does not continue the log, which stands at {head.text()}"
             raise ChainError(CORRUPT_SEGMENT, why, file=name, offset=0, sequence=head.size)
         last = header.segment_no == slot.segment_no
         verifier.file = name
-        walk = verifier.feed(data, start=HEADER_BYTES, stop=slot.end_offset if last else frames_end(data))
+        walk = verifier.feed(
+            data, start=HEADER_BYTES, stop=slot.end_offset if last else frames_end(data)
+        )
         if bodies:
             check_bodies(walk, file=name)
         verified = verifier.verified()
@@ -143,13 +160,24 @@ def _verify(disk: Disk, *, bodies: bool, signatures: bool) -> LogFacts:
         _check_closed(verified, name)
     verified = verifier.verified()
     if index < 0 or verified.head != Head(slot.next_seq, slot.head) or not verified.whole:
-        why = f"the chain ends with {verified.head.text()} where the anchor has {slot.next_seq}:{slot.head.hex()}"
-        raise ChainError(CORRUPT_HEAD, why, file=segments[index] if segments else ANCHOR, sequence=verified.head.size)
+        anchored = Head(slot.next_seq, slot.head).text()
+        why = f"the chain ends with {verified.head.text()} where the anchor has {anchored}"
+        raise ChainError(
+            CORRUPT_HEAD,
+            why,
+            file=segments[index] if segments else ANCHOR,
+            sequence=verified.head.size,
+        )
     tail = None if live else _tail(disk, slot, segments[index:], verified, frontier, both=both)
     return LogFacts(
-        identity, slot, verified, tuple(segments), live, tail.kept_records if tail else 0,
+        identity,
+        slot,
+        verified,
+        tuple(segments),
+        live,
+        tail.kept_records if tail else 0,
         tail.torn.end - tail.torn.offset if tail and tail.torn else 0,
-    )  # fmt: skip
+    )
 
 
 def _check_closed(verified: Verified, name: str) -> None:
@@ -160,16 +188,25 @@ def _check_closed(verified: Verified, name: str) -> None:
 
 
 def _slot(disk: Disk, identity: LogIdentity, *, live: bool) -> tuple[AnchorSlot, bool]:
-    """The slot that counts. While an agent writes, the two may be read apart, so only the newest is asked for."""
+    """The slot that counts. While an agent writes, the two may be read apart, so only the newest
+    is asked for."""
     slots = read_slots(disk, direct=False)
     if live:
-        newest = max((slot for slot in slots if slot), key=lambda slot: slot.generation, default=None)
+        newest = max(
+            (slot for slot in slots if slot), key=lambda slot: slot.generation, default=None
+        )
         slots = (newest, None)
     return choose_slot(slots, identity.log_id, str(disk.directory / ANCHOR))
 
 
 def _tail(
-    disk: Disk, slot: AnchorSlot, names: list[str], verified: Verified, frontier: Frontier, *, both: bool
+    disk: Disk,
+    slot: AnchorSlot,
+    names: list[str],
+    verified: Verified,
+    frontier: Frontier,
+    *,
+    both: bool,
 ) -> Tail:
     """What lies beyond the anchor of a log that nobody has open. Raises ChainError (rule 8)."""
     images = [Image(name, disk.read(name)) for name in names]

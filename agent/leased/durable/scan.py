@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading segments: every record verified, and what a table has to be rebuilt from remembered by its place.
+"""Reading segments: every record verified, and what a table has to be rebuilt from remembered by
+its place.
 
-Rule: a segment's header says where it begins in chain and tree, so segments are verified apart from each other (half of
-them by a second process) and then joined; a join that does not fit is a segment that was exchanged.
+Rule: a segment's header says where it begins in chain and tree, so segments are verified apart from
+each other (half of them by a second process) and then joined; a join that does not fit is a segment
+that was exchanged.
 
 Does not decode events (`log.OpenedLog.history` does, for the few that are asked for).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -29,7 +32,14 @@ from leased.chain.verdict import CORRUPT_SEGMENT
 from leased.chain.verifier import Verified, Verifier, Walk
 from leased.durable.files import DirectoryDisk, Disk
 from leased.terms.errors import ChainError
-from leased.terms.event import KIND, LEASE_KINDS, TERMINAL_KINDS, Allocated, CheckpointSigned, KeyRotated
+from leased.terms.event import (
+    KIND,
+    LEASE_KINDS,
+    TERMINAL_KINDS,
+    Allocated,
+    CheckpointSigned,
+    KeyRotated,
+)
 
 PARALLEL_SEGMENTS_MIN: Final = 4
 """Below this many segments a second process costs more to start than it saves."""
@@ -46,8 +56,9 @@ Place = tuple[int, int]
 
 
 class SegmentScan(msgspec.Struct, frozen=True):
-    """One verified segment. `others` are the places of records of no lease, `open` those of leases that did not end in
-    it, `closed` the leases that ended in it but began before; `rotations` the places of key rotations."""
+    """One verified segment. `others` are the places of records of no lease, `open` those of
+    leases that did not end in it, `closed` the leases that ended in it but began before;
+    `rotations` the places of key rotations."""
 
     name: str
     header: SegmentHeader
@@ -59,7 +70,8 @@ class SegmentScan(msgspec.Struct, frozen=True):
 
 
 class Scan(msgspec.Struct, frozen=True):
-    """The verified log up to the anchor, joined. `places` are (sequence, segment name, offset), in order."""
+    """The verified log up to the anchor, joined. `places` are (sequence, segment name, offset),
+    in order."""
 
     head: Head
     frontier: Frontier
@@ -79,12 +91,14 @@ def segment_names(names: Sequence[str]) -> list[str]:
 
 
 def frames_end(data: bytes) -> int:
-    """Return where the frames of a closed segment end: all after it is zero, and frames are 8-aligned."""
+    """Return where the frames of a closed segment end: all after it is zero, and frames are
+    8-aligned."""
     return max(HEADER_BYTES, (len(data.rstrip(b"\0")) + 7) & -8)
 
 
 def scan_segment(data: bytes, name: str, log_id: bytes, *, end: int | None = None) -> SegmentScan:
-    """Verify one segment, from its header on, to `end` (None: to its last frame). Raises ChainError."""
+    """Verify one segment, from its header on, to `end` (None: to its last frame). Raises
+    ChainError."""
     header = parse_header(data, name)
     if header.log_id != log_id:
         raise ChainError(CORRUPT_SEGMENT, "the segment is of another log", file=name, offset=0)
@@ -95,11 +109,19 @@ def scan_segment(data: bytes, name: str, log_id: bytes, *, end: int | None = Non
 
 
 def scan_log(
-    disk: Disk, names: Sequence[str], log_id: bytes, *, last: bytes, last_end: int, first_seq_max: int
+    disk: Disk,
+    names: Sequence[str],
+    log_id: bytes,
+    *,
+    last: bytes,
+    last_end: int,
+    first_seq_max: int,
 ) -> Scan:
-    """Verify the segments `names`, of which the last has the content `last` up to `last_end`, and join them.
+    """Verify the segments `names`, of which the last has the content `last` up to `last_end`, and
+    join them.
 
-    The first may begin no later than record `first_seq_max` (what is before it was pruned). Raises ChainError.
+    The first may begin no later than record `first_seq_max` (what is before it was pruned). Raises
+    ChainError.
     """
     scans = _scan_closed(disk, names[:-1], log_id)
     scans.append(scan_segment(last, names[-1], log_id, end=last_end))
@@ -111,7 +133,7 @@ def scan_log(
     if first.head.size > first_seq_max or (first.segment_no == 0) != (first.head == GENESIS):
         why = f"the log begins with record {first.head.size}: an earlier segment is missing"
         raise ChainError(CORRUPT_SEGMENT, why, file=scans[0].name, sequence=first_seq_max)
-    for before, after in zip(scans, scans[1:]):
+    for before, after in itertools.pairwise(scans):
         _check_join(before, after)
     return _join(scans)
 
@@ -120,11 +142,14 @@ def _check_join(before: SegmentScan, after: SegmentScan) -> None:
     """The header of a segment must state exactly where the one before ended. Raises ChainError."""
     header, verified = after.header, before.verified
     if header.segment_no != before.header.segment_no + 1 or header.head.size > verified.head.size:
-        why = f"segment {header.segment_no} follows segment {before.header.segment_no}: one between is missing"
+        numbers = f"segment {header.segment_no} follows segment {before.header.segment_no}"
+        why = f"{numbers}: one between is missing"
         raise ChainError(CORRUPT_SEGMENT, why, file=after.name, sequence=verified.head.size)
     if header.head != verified.head or header.frontier != verified.frontier:
         why = f"the header does not continue {before.name} (head {verified.head.text()})"
-        raise ChainError(CORRUPT_SEGMENT, why, file=after.name, offset=0, sequence=verified.head.size)
+        raise ChainError(
+            CORRUPT_SEGMENT, why, file=after.name, offset=0, sequence=verified.head.size
+        )
 
 
 def _join(scans: Sequence[SegmentScan]) -> Scan:
@@ -138,7 +163,9 @@ def _join(scans: Sequence[SegmentScan]) -> Scan:
         for lease in scan.closed:
             open_leases.pop(lease, None)
         for lease, found in scan.open:
-            open_leases.setdefault(lease, []).extend((sequence, scan.name, offset) for sequence, offset in found)
+            open_leases.setdefault(lease, []).extend(
+                (sequence, scan.name, offset) for sequence, offset in found
+            )
     for found in open_leases.values():
         places.extend(found)
     places.sort()
@@ -146,20 +173,34 @@ def _join(scans: Sequence[SegmentScan]) -> Scan:
     batch = max(scan.verified.batch for scan in scans)
     damaged = tuple(sequence for scan in scans for sequence in scan.verified.crc_damaged_at)
     return Scan(
-        last.head, last.frontier, batch, last.whole, last.last_kind, places, rotations, damaged,
-        sum(scan.verified.unknown for scan in scans), sum(scan.verified.clock_breaks for scan in scans),
-    )  # fmt: skip
+        last.head,
+        last.frontier,
+        batch,
+        last.whole,
+        last.last_kind,
+        places,
+        rotations,
+        damaged,
+        sum(scan.verified.unknown for scan in scans),
+        sum(scan.verified.clock_breaks for scan in scans),
+    )
 
 
-def _index(walk: Walk) -> tuple[list[Place], list[tuple[bytes, list[Place]]], list[bytes], list[Place]]:
-    """Sort the walked records: of no lease, of leases still open, ended leases that began before, key rotations."""
+def _index(
+    walk: Walk,
+) -> tuple[list[Place], list[tuple[bytes, list[Place]]], list[bytes], list[Place]]:
+    """Sort the walked records: of no lease, of leases still open, ended leases that began
+    before, key rotations."""
     data = walk.data
     others: list[Place] = []
     rotations: list[Place] = []
     closed: list[bytes] = []
     opened: dict[bytes, list[Place]] = {}
     began_before: set[bytes] = set()
-    for sequence, (kind, offset) in enumerate(zip(walk.kinds, walk.offsets), walk.first_seq):
+    pairs = zip(walk.kinds, walk.offsets, strict=True)
+    for sequence, (kind, offset) in enumerate(
+        zip(walk.kinds, walk.offsets, strict=True), walk.first_seq
+    ):
         if kind not in LEASE_KINDS:
             if kind in _OTHER_KINDS:
                 others.append((sequence, offset))
@@ -184,24 +225,39 @@ def _index(walk: Walk) -> tuple[list[Place], list[tuple[bytes, list[Place]]], li
 
 def _scan_closed(disk: Disk, names: Sequence[str], log_id: bytes) -> list[SegmentScan]:
     """Verify closed segments, the later half in a second process if that pays."""
-    parallel = isinstance(disk, DirectoryDisk) and len(names) >= PARALLEL_SEGMENTS_MIN and (os.cpu_count() or 1) > 1
+    parallel = (
+        isinstance(disk, DirectoryDisk)
+        and len(names) >= PARALLEL_SEGMENTS_MIN
+        and (os.cpu_count() or 1) > 1
+    )
     if not parallel:
         return [scan_segment(disk.read(name), name, log_id) for name in names]
     half = (len(names) + 1) // 2
-    command = [sys.executable, "-m", "leased.durable.scan", str(disk.directory), log_id.hex(), *names[half:]]
+    command = [
+        sys.executable,
+        "-m",
+        "leased.durable.scan",
+        str(disk.directory),
+        log_id.hex(),
+        *names[half:],
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment) as second:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
+    ) as second:
         first_half = [scan_segment(disk.read(name), name, log_id) for name in names[:half]]
         assert second.stdout is not None
         answer = second.stdout.read()
     if second.returncode == 0:
         return first_half + msgspec.msgpack.decode(answer, type=list[SegmentScan])
-    # It found something, or could not run: the same work here says what, by the same exception as ever.
+    # It found something, or could not run: the same work here says what, by the same exception as
+    # ever.
     return first_half + [scan_segment(disk.read(name), name, log_id) for name in names[half:]]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The second process: scan the named segments and write the result. 1: something does not hold."""
+    """The second process: scan the named segments and write the result. 1: something does not
+    hold."""
     directory, log_id, *names = arguments
     disk = DirectoryDisk(Path(directory))
     try:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spare segments: zero-filled, durable and ready before they are needed.
 
-Rule: a segment has all its blocks before it has a name in the log, so the records that end leases can be written on a
-full disk. A thread fills them ahead; nobody waits for it but a switch that finds none.
+Rule: a segment has all its blocks before it has a name in the log, so the records that end leases
+can be written on a full disk. A thread fills them ahead; nobody waits for it but a switch that
+finds none.
 
 Does not activate a segment (`writer.switch`).
 """
@@ -64,6 +65,15 @@ class Spares:
                 with self._changed:
                     self._ready.append(name)
 
+    def try_fill(self) -> None:
+        """As `fill`, but a failure (a full disk) is kept in `error`: grants stop by
+        `reserve_ok`, and nothing else does."""
+        try:
+            self.fill()
+            self.error = None
+        except OSError as error:
+            self.error = error
+
     def start(self) -> None:
         """Keep `wanted` ready from a thread of their own, from now on."""
         assert self._thread is None, "started twice"
@@ -99,12 +109,7 @@ class Spares:
     def _keep(self) -> None:
         """The thread: fill, then wait until one was taken or more are wanted."""
         while not self._stopping:
-            try:
-                self.fill()
-                self.error = None
-            except OSError as error:
-                # A full disk: grants stop by `reserve_ok` until a later attempt succeeds.
-                self.error = error
+            self.try_fill()
             with self._changed:
                 if self._stopping:
                     return
@@ -135,7 +140,8 @@ class Spares:
         return name
 
     def _usable(self, name: str) -> bool:
-        """Whether a file found at start is a whole spare. A header left by an unfinished switch is wiped."""
+        """Whether a file found at start is a whole spare. A header left by an unfinished switch
+        is wiped."""
         whole = self._disk.size(name) == self._segment_bytes
         if not whole or self._disk.allocated(name) < self._segment_bytes:
             return False

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The writer: the order in which a batch and its anchor reach the disk, and the switch to the next segment.
+"""The writer: the order in which a batch and its anchor reach the disk, and the switch to the next
+segment.
 
-Rule: append, fdatasync, anchor slot in place, fdatasync; only then does the batch count. Nothing below the anchored end is
-ever written again. After a failure nothing more is written: what is on disk is then for recovery to say.
+Rule: append, fdatasync, anchor slot in place, fdatasync; only then does the batch count. Nothing
+below the anchored end is ever written again. After a failure nothing more is written: what is on
+disk is then for recovery to say.
 
-Does not wait for anything (`journal` awaits the committer) and is used as it stands, blocking, at boot and in tests.
+Does not wait for anything (`journal` awaits the committer) and is used as it stands, blocking, at
+boot and in tests.
 """
 
 from __future__ import annotations
@@ -75,9 +78,14 @@ class Writer:
                 self.switch(moment)
 
     def parts(self, frames: bytes, count: int, head: bytes, moment: Moment) -> Iterator[Part]:
-        """Cut sealed frames into their batches. Each is computed when the one before has been settled."""
+        """Cut sealed frames into their batches. Each is computed when the one before has been
+        settled."""
+        self._refuse_if_failed()
         small = len(frames) <= self._geometry.batch_bytes
-        if small and self.slot.end_offset + len(frames) <= self._geometry.ends_after - CLOSING_BYTES_MAX:
+        if (
+            small
+            and self.slot.end_offset + len(frames) <= self._geometry.ends_after - CLOSING_BYTES_MAX
+        ):
             if frames[-HASH_BYTES:] != head:
                 raise InvariantError("frames handed to the journal do not end with the head stated")
             yield self._part(frames, count, head, moment, ends_segment=False)
@@ -88,23 +96,26 @@ class Writer:
             offset, records, total = offset + length, records + 1, total + 1
             if flags & FLAG_LAST:
                 last = frames[offset - HASH_BYTES : offset]
-                yield self._part(frames[start:offset], records, last, moment, ends_segment=kind == SEGMENT_END)
+                yield self._part(
+                    frames[start:offset], records, last, moment, ends_segment=kind == SEGMENT_END
+                )
                 start, records = offset, 0
         if start != len(frames) or total != count or self.slot.head != head:
-            raise InvariantError("frames handed to the journal are not whole batches with the count and head stated")
+            raise InvariantError(
+                "frames handed to the journal are not whole batches with the count and head stated"
+            )
 
     def begin(self) -> None:
-        """Note that the disk is being changed: until `settle`, an exception leaves the log failed."""
-        if self.failed:
-            raise StateError(
-                f"{self._disk.directory}: an earlier write to the log failed; nothing more is written until a restart "
-                "has recovered it"
-            )
+        """Note that the disk is being changed: until `settle`, an exception leaves the log
+        failed."""
+        self._refuse_if_failed()
         self.failed = True
 
     def append(self, part: Part) -> None:
         """Write the batch beyond the anchored end and make it durable."""
-        assert part.offset >= self.slot.end_offset, "nothing below the anchored end is written again"
+        assert part.offset >= self.slot.end_offset, (
+            "nothing below the anchored end is written again"
+        )
         self._disk.write(self.segment, part.data, part.offset)
         self._disk.sync(self.segment)
 
@@ -114,7 +125,8 @@ class Writer:
         self.failed = False
 
     def switch(self, moment: Moment) -> None:
-        """Go on in a new segment (FORMAT.md section 7): header, durable; name, durable; slot, durable."""
+        """Go on in a new segment (FORMAT.md section 7): header, durable; name, durable; slot,
+        durable."""
         self.begin()
         slot = self.slot
         head = Head(slot.next_seq, slot.head)
@@ -124,7 +136,9 @@ class Writer:
         handle = self._disk.open(name)
         self._disk.close_handle(self.segment)
         self.segment, self._segment_name = handle, name
-        self.slot = self._next_slot(slot.next_seq, slot.head, slot.segment_no + 1, HEADER_BYTES, moment)
+        self.slot = self._next_slot(
+            slot.next_seq, slot.head, slot.segment_no + 1, HEADER_BYTES, moment
+        )
         self.anchor.write(self.slot)
         self.failed = False
 
@@ -144,13 +158,23 @@ class Writer:
             self._disk.close_handle(self.segment)
             self.segment = -1
 
-    def _part(self, data: bytes, count: int, head: bytes, moment: Moment, *, ends_segment: bool) -> Part:
+    def _refuse_if_failed(self) -> None:
+        """Raise StateError once a write has failed: what is on disk is then for recovery to say."""
+        if self.failed:
+            raise StateError(
+                f"{self._disk.directory}: an earlier write to the log failed; nothing more is "
+                "written until a restart has recovered it"
+            )
+
+    def _part(
+        self, data: bytes, count: int, head: bytes, moment: Moment, *, ends_segment: bool
+    ) -> Part:
         sequence, batch = _FIRST.unpack_from(data, 8)
         slot = self.slot
         if sequence != slot.next_seq or batch != slot.generation + 1:
             raise InvariantError(
-                f"batch {batch} from record {sequence} handed to a journal that is at batch {slot.generation}, "
-                f"record {slot.next_seq}"
+                f"batch {batch} from record {sequence} handed to a journal that is at batch "
+                f"{slot.generation}, record {slot.next_seq}"
             )
         end = slot.end_offset + len(data)
         if end > self._geometry.segment_bytes:
@@ -158,16 +182,28 @@ class Writer:
         after = self._next_slot(slot.next_seq + count, head, slot.segment_no, end, moment)
         return Part(data, slot.end_offset, after, ends_segment)
 
-    def _next_slot(self, next_seq: int, head: bytes, segment_no: int, end_offset: int, moment: Moment) -> AnchorSlot:
+    def _next_slot(
+        self, next_seq: int, head: bytes, segment_no: int, end_offset: int, moment: Moment
+    ) -> AnchorSlot:
         """The slot that follows the current one; what it does not change it carries on."""
         old = self.slot
         return AnchorSlot(
-            old.generation + 1, old.log_id, next_seq, segment_no, end_offset, head, old.min_seq, old.acked_size,
-            old.tpm_counter, moment.boot_ns, moment.boot_id,
-        )  # fmt: skip
+            old.generation + 1,
+            old.log_id,
+            next_seq,
+            segment_no,
+            end_offset,
+            head,
+            old.min_seq,
+            old.acked_size,
+            old.tpm_counter,
+            moment.boot_ns,
+            moment.boot_id,
+        )
 
     def _read_frontier(self, head: Head) -> Frontier:
-        """The tree at the end of the current segment, from its header and its records (nobody could tell)."""
+        """The tree at the end of the current segment, from its header and its records (nobody
+        could tell)."""
         data = self._disk.read(self._segment_name)[: self.slot.end_offset]
         start = parse_header(data, self._segment_name)
         verifier = Verifier(self.slot.log_id, start.head, start.frontier, file=self._segment_name)

@@ -31,7 +31,8 @@ class HardwareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after its hugepages, that is leased as normal pages. `tiers` overrides the classification
     (NUMA node, tier). `cpu_cores` is "none", "auto" (all but the first core and its siblings) or a
     list such as "2-7,10". `lease_pids_max` bounds fork bombs where the pids controller is there.
-    `reaper_path` names the reaper's binary, whose process is never taken for an escapee.
+    `reaper_path` names the reaper's binary, if it is not called leased-reaper: its process is never
+    taken for an escapee.
     """
 
     cgroup_root: str = "leased"

@@ -45,6 +45,7 @@ class Link:
         self._turn = trio.StrictFIFOLock()
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._started: dict[int, int] = {}
         self._abandoned: list[subprocess.Popen[bytes]] = []
         self._buffer = bytearray()
         self._number = 0
@@ -55,7 +56,7 @@ class Link:
         """(pid, start time) of the worker and of those abandoned that have not ended."""
         self._abandoned = [process for process in self._abandoned if process.poll() is None]
         alive = [process.pid for process in (self._process, *self._abandoned) if process]
-        return tuple((pid, start_time(pid) or 0) for pid in alive)
+        return tuple((pid, self._started[pid]) for pid in alive)
 
     async def ask(
         self, batch: Batch, fds: Sequence[int], *, budget_ns: int
@@ -64,27 +65,36 @@ class Link:
 
         The budget begins when the worker gets the batch. Raises DeviceError.
         """
-        async with self._turn:
-            self._number += 1
-            numbered = Batch(self._number, *(getattr(batch, name) for name in _REST))
-            try:
-                with trio.fail_after(budget_ns / _NS_PER_S):
-                    return await self._exchange(numbered, fds)
-            except trio.TooSlowError:
-                self.abandon()
-                raise DeviceError(
-                    "worker_answer",
-                    errno.ETIMEDOUT,
-                    f"worker {self.name} did not answer in {budget_ns // 1_000_000} ms",
-                ) from None
-            except (OSError, EOFError) as error:
-                self.abandon()
-                number = getattr(error, "errno", None) or errno.EPIPE
-                raise DeviceError("worker_answer", number, f"worker {self.name} ended") from error
-            except trio.Cancelled:
-                # Its answer would be taken for the next batch's, and its descriptors leak.
-                self.abandon()
-                raise
+        try:
+            # Taken without a trip through the scheduler where nobody is in line.
+            self._turn.acquire_nowait()
+        except trio.WouldBlock:
+            await self._turn.acquire()
+        try:
+            return await self._ask_in_turn(batch, fds, budget_ns)
+        finally:
+            self._turn.release()
+
+    async def _ask_in_turn(
+        self, batch: Batch, fds: Sequence[int], budget_ns: int
+    ) -> tuple[tuple[Answer, ...], list[int]]:
+        self._number += 1
+        numbered = Batch(self._number, *(getattr(batch, name) for name in _REST))
+        try:
+            with trio.fail_after(budget_ns / _NS_PER_S):
+                return await self._exchange(numbered, fds)
+        except trio.TooSlowError:
+            self.abandon()
+            detail = f"worker {self.name} did not answer in {budget_ns // 1_000_000} ms"
+            raise DeviceError("worker_answer", errno.ETIMEDOUT, detail) from None
+        except (OSError, EOFError) as error:
+            self.abandon()
+            number = getattr(error, "errno", None) or errno.EPIPE
+            raise DeviceError("worker_answer", number, f"worker {self.name} ended") from error
+        except (trio.Cancelled, DeviceError):
+            # Its answer would be taken for the next batch's, and its descriptors leak.
+            self.abandon()
+            raise
 
     async def _exchange(
         self, batch: Batch, fds: Sequence[int]
@@ -116,6 +126,7 @@ class Link:
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             )
+        self._started[self._process.pid] = start_time(self._process.pid) or 0
         self._sock, self._buffer = ours, self._buffer or bytearray(MESSAGE_BYTES_MAX)
         return ours
 

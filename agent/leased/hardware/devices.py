@@ -151,17 +151,24 @@ class Devices:
                     ledger = await self._ledgers.of(piece.pool)
                     ledger.adopt((lease.lease_id, piece.index), piece.pages)
 
-    async def join(self, lease: Lease, pid: int, pidfd: int) -> str:
-        """Move a process into the lease's leaf, which is made if need be; the leaf's path. The
-        pidfd proves who it is. Raises DeviceError."""
+    async def make_leaf(self, lease: Lease) -> str:
+        """The lease's leaf, made if need be; its path. Raises DeviceError."""
         path = leaf_path(lease, await self.facts())
         if not os.path.isdir(path):
             await self._crew.one("grant", leaf_call(lease, path, self._config.lease_pids_max))
+        return path
+
+    async def join(self, lease: Lease, pid: int, pidfd: int) -> str:
+        """Move a process into the lease's leaf, which is made if need be; the leaf's path. The
+        pidfd proves who it is. Raises DeviceError."""
+        path = await self.make_leaf(lease)
         await self._crew.one("grant", Join(path, pid), (pidfd,))
         return path
 
     async def facts(self) -> CgroupFacts:
         """The cgroup root, found and made once."""
+        if self._facts is not None:
+            return self._facts
         async with self._finding:
             if self._facts is None:
                 founded = await self._crew.one("grant", Found(self._config.cgroup_root))

@@ -27,6 +27,7 @@ from leased.hardware.occupants import Occupant, Sought
 from leased.terms.errors import DeviceError
 from leased.terms.teardown import StepReport, TeardownStep
 
+REAPER_NAME = "leased-reaper"
 PASSES_MAX = 5
 """Passes over the host: two that find nobody end it; a holder who keeps moving ends fenced."""
 
@@ -98,16 +99,21 @@ def _clear_out(suspects: Sequence[_One], batch: Batch) -> None:
 
 
 def _strangers(found: Sequence[Occupant], batch: Batch) -> list[Occupant]:
-    """Those who are not the reaper: root's, running the very file that the agent was told of."""
+    """Those who are not the reaper, which keeps every lease's memfds by right."""
     return [one for one in found if not _is_reaper(one.pid, batch.reaper_path)]
 
 
 def _is_reaper(pid: int, reaper_path: str) -> bool:
-    if not reaper_path:
-        return False
+    """Root's, and running the reaper's binary: the configured one, or (an upgrade may have replaced
+    the file under the running process) one of its name. No tenant runs as root but one that is
+    trusted with everything anyway."""
     try:
-        running, ours = os.stat(f"/proc/{pid}/exe"), os.stat(reaper_path)
-        return os.path.samestat(running, ours) and os.stat(f"/proc/{pid}").st_uid == 0
+        if os.stat(f"/proc/{pid}").st_uid != 0:
+            return False
+        name = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+        if os.path.basename(name) == REAPER_NAME:
+            return True
+        return bool(reaper_path) and os.path.samefile(f"/proc/{pid}/exe", reaper_path)
     except OSError:
         return False
 

@@ -59,9 +59,9 @@ class Questions:
     def leases(self, caller: Caller, *, closed: bool) -> Reply:
         """The caller's leases, oldest first, and requests that wait."""
         table = self._table
-        found = [lease for lease in table.leases.values() if visible(lease, caller)]
+        found = [lease for lease in table.closed.values() if closed and visible(lease, caller)]
+        found += [lease for lease in table.leases.values() if visible(lease, caller)]
         if closed:
-            found += [lease for lease in table.closed.values() if visible(lease, caller)]
             found.sort(key=lambda lease: (lease.granted_wall_ns, lease.granted_ns))
         waiting = tuple(
             (entry.acquire.command_id, place_in_queue, entry.reason)

@@ -41,6 +41,7 @@ from leased.service.journald import Journald
 from leased.service.lifeline import Lifeline
 from leased.service.listener import Listener
 from leased.service.notifier import Notifier
+from leased.service.occupancy import Occupancy
 from leased.service.questions import Questions
 from leased.service.reaper_link import ReaperLink
 from leased.service.reaper_process import find_reaper, spawn_reaper
@@ -255,6 +256,7 @@ class _Parts:
         )
         self.dispatcher = self._make_dispatcher()
         self.listener: Listener | None = None
+        self.reaper_pid = 0
 
     def _make_dispatcher(self) -> Dispatcher:
         streams = Streams(
@@ -265,10 +267,17 @@ class _Parts:
             clock=self.clock,
             entropy=self.entropy,
         )
+        table = self.sequencer.lessor.table
+        occupancy = Occupancy(
+            clock=self.clock,
+            custodian=self.custodian,
+            live_leases=lambda: tuple(table.leases.values()),
+            own_pids=lambda: (os.getpid(), self.reaper_pid),
+        )
         questions = Questions(
             chain=self.chain,
             streams=streams,
-            holders=self.devices,
+            holders=occupancy,
             clock=self.clock,
             head=self._head,
             status=self._status,
@@ -304,13 +313,18 @@ class _Parts:
         if waited.cancelled_caught:
             where = self.config.paths.reaper_socket
             raise StateError(f"no reaper answers at {where}; start leased-reaper.service")
-        self.devices.exempt((await self.reaper.ping()).pid)
+        self.reaper_pid = (await self.reaper.ping()).pid
+        self.devices.exempt(self.reaper_pid)
         self.inventory = await self.devices.inventory()
 
     async def recover(self) -> None:
         """Agree with the reaper about what is held, and seal that the node serves."""
         roster = await self.reaper.roster()
         known = recovery.take_custody(roster, self.custodian)
+        table = self.sequencer.lessor.table
+        await self.devices.adopt(
+            lease for lease in table.leases.values() if lease.lease_id in known
+        )
         ground = recovery.Ground(
             node_id=self.node,
             version=__version__,
@@ -442,7 +456,7 @@ class _Parts:
             policy_generation=self.sequencer.lessor.policy.generation,
             policy_hash=table.policy_hash.hex(),
             reaper_connected=self.reaper.connected,
-            draining=table.pools.cordoned_node,
+            draining="" in table.pools.cordoned,
             connections=self.listener.connections if self.listener is not None else 0,
             leases=objects.LeaseCounts(**counts, waiting=len(self.sequencer.lessor.queue)),
         )
@@ -461,7 +475,9 @@ class _Parts:
             got.append(reply)
             answered.set()
 
-        command = SetPolicy(NO_COMMAND, self._operator(), policy, hash_policy(fresh), fresh.rates.digest())
+        command = SetPolicy(
+            NO_COMMAND, self._operator(), policy, hash_policy(fresh), fresh.rates.digest()
+        )
         self.sequencer.submit_own(command, deliver)
         await answered.wait()
         self.config = fresh

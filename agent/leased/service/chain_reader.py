@@ -71,7 +71,7 @@ class ChainReader:
                 break
         return Page(first, first + count, bytes(taken))
 
-    async def verify(self, from_sequence: int) -> bytes:
+    async def verify(self) -> bytes:
         """The JSON verdict of `leasectl verify` on the log directory."""
         command = [
             sys.executable,
@@ -79,11 +79,9 @@ class ChainReader:
             "leased.ctl.main",
             "verify",
             "--json",
-            "--audit-dir",
+            "--log",
             str(self._directory),
         ]
-        if from_sequence:
-            command += ["--from", str(from_sequence)]
         with trio.fail_after(VERIFY_NS_MAX / NS_PER_S):
             done = await trio.run_process(
                 command, capture_stdout=True, stderr=subprocess.DEVNULL, check=False

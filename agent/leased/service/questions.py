@@ -76,12 +76,8 @@ class Questions:
 
     async def verify_chain(self, connection: Connection, call: Call) -> None:
         """io.leased.Audit.Verify"""
-        asked = call.parameters
-        assert isinstance(asked, parameters.AuditVerify)
         _require_operator(connection)
-        verdict = msgspec.json.decode(
-            await self._chain.verify(asked.from_sequence or 0), type=_Verdict
-        )
+        verdict = msgspec.json.decode(await self._chain.verify(), type=_Verdict)
         reply = replies.VerifyReply(
             **{name: getattr(verdict, name) for name in verdict.__struct_fields__}
         )

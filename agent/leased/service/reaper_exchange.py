@@ -87,6 +87,11 @@ class Exchange:
     # -- the connection
     # -----------------------------------------------------------------------------
 
+    @property
+    def connected(self) -> bool:
+        """Whether a connection stands."""
+        return self._socket is not None
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a connection until cancelled. Reports started once the first one stands."""
         try:

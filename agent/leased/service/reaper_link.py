@@ -34,7 +34,7 @@ from leased.terms.identity import ID_BYTES, LeaseId
 from leased.terms.lease import Lease
 from leased.terms.teardown import CutReport
 
-ANSWER_S: Final = 2.0
+ANSWER_S: Final = 5.0
 CUT_S: Final = 10.0
 
 
@@ -256,6 +256,11 @@ class ReaperLink:
         """Keep a connection until cancelled. Reports started once the first one stands."""
         await self._exchange.run(task_status)
 
+    @property
+    def connected(self) -> bool:
+        """Whether the reaper is reached now."""
+        return self._exchange.connected
+
     # -- what the exchange asks of its owner
     # --------------------------------------------------------
 
@@ -359,7 +364,8 @@ class ReaperLink:
             memfds = page.fds[at : at + listed.memfds]
             at += listed.memfds
             if listed.cut is None:
-                held = _Held(listed.generation, listed.deadline_ns, listed.cgroup, memfds, pidfd)
+                # The reaper knows the holder by pid and start time; the pidfd is the receiver's.
+                held = _Held(listed.generation, listed.deadline_ns, listed.cgroup, memfds, None)
                 self._hold(listed.lease_id, held)
             yield RosterEntry(
                 lease_id=listed.lease_id,

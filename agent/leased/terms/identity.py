@@ -24,6 +24,7 @@ TenantId = NewType("TenantId", str)
 
 ID_BYTES = 16
 TENANT_CHARS_MAX = 64
+_HEX_DIGITS = frozenset("0123456789abcdef")
 _TENANT_ALPHABET = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
 
@@ -32,11 +33,8 @@ def parse_id(text: str, parameter: str) -> bytes:
 
     `parameter` names the field in the error. Raises InvalidParameter.
     """
-    if len(text) == 2 * ID_BYTES and text == text.lower():
-        try:
-            return bytes.fromhex(text)
-        except ValueError:
-            pass
+    if len(text) == 2 * ID_BYTES and _HEX_DIGITS.issuperset(text):
+        return bytes.fromhex(text)
     raise InvalidParameter(parameter, "an id is 32 lower-case hex digits")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.doubles.varlink_calls import described
+
 from leased.terms.command import Caller
 from leased.terms.errors import InvalidParameter, PermissionDenied, ProtocolError
 from leased.terms.identity import TenantId
@@ -16,8 +18,6 @@ from leased.wire.conversation import Call, Conversation
 from leased.wire.framing import Framing
 from leased.wire.parameters import METHODS
 from leased.wire.replies import EmptyReply, encode
-
-from tests.doubles.varlink_server import described
 
 SERVICE = described()
 CALLER = Caller(1, 1, 1, TenantId("t"))
@@ -73,7 +73,7 @@ sensible = st.sampled_from(
 
 
 def as_json(value: Any) -> bytes:
-    """JSON, also of what no encoder of ours would write: lone surrogates, infinities, huge numbers."""
+    """JSON, also of what our encoder never writes: lone surrogates, infinities, huge numbers."""
     import json
 
     return json.dumps(value).encode("utf-8", "surrogatepass")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holding a lease against a small agent, on a clock that jumps: renewals, surrender, notices, loss, release."""
+"""Holding a lease against a small agent, on a clock that jumps: renewals, surrender, notices, loss,
+release.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,15 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from tests.doubles.varlink_server import SmallAgent
+from trio.testing import MockClock
+
 from leased.client import LeaseLost, Refused, Session, acquire
-from leased.client.holding import surrender_margin_ns
+from leased.client.notice import surrender_margin_ns
 from leased.terms.errors import EX_LEASE_LOST
 from leased.terms.lease import Ending, LeaseState, RevocationReason
 from leased.terms.reply import Refusal, RefusalReason
 from leased.wire import objects, parameters
-from trio.testing import MockClock
-
-from tests.doubles.varlink_server import SmallAgent
 
 S = 10**9
 
@@ -34,9 +36,7 @@ def path(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def agent(
-    path: str, nursery: trio.Nursery
-) -> AsyncIterator[SmallAgent]:
+async def agent(path: str, nursery: trio.Nursery) -> AsyncIterator[SmallAgent]:
     small = SmallAgent(trio_ns)
     await nursery.start(small.serve, path)
     yield small
@@ -80,7 +80,9 @@ async def test_a_lease_is_renewed_at_a_third_and_released_at_the_end(
     assert len(agent.calls(parameters.Release)) == 1
 
 
-async def test_renewals_come_early_by_chance_never_late(autojump_clock: MockClock, path: str, agent: SmallAgent) -> None:
+async def test_renewals_come_early_by_chance_never_late(
+    autojump_clock: MockClock, path: str, agent: SmallAgent
+) -> None:
     for chance, first_s in ((0.0, 20.0), (0.5, 18.0), (1.0, 16.0)):
         with_chance = Session(path, clock_ns=trio_ns, chance=lambda c=chance: c, send_pidfd=False)
         began = trio_ns()
@@ -142,12 +144,24 @@ async def test_an_agent_that_is_busy_for_a_while_is_asked_again(
     assert not held.lost.is_set()
 
 
-async def test_a_late_renewal_is_a_loss_at_once(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_a_late_renewal_is_a_loss_at_once(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     agent.refuse[parameters.Renew] = Refusal(RefusalReason.DEADLINE_PASSED)
     with pytest.raises(LeaseLost, match="deadline passed"):
         async with acquire(session, mem=4096, ttl=60) as held, held.scope():
             await trio.sleep_forever()
     assert trio.current_time() == pytest.approx(20, abs=0.01)
+
+
+async def test_a_lease_the_agent_does_not_know_is_lost_with_and_without_a_watch(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
+    for watch in (False, True):
+        with pytest.raises(LeaseLost, match="does not know it"):
+            async with acquire(session, mem=4096, ttl=60, watch=watch) as held, held.scope():
+                del agent.leases[bytes.fromhex(held.lease_id)]
+                await trio.sleep_forever()
 
 
 async def test_a_notice_is_an_event_and_brings_the_end_nearer(
@@ -188,7 +202,9 @@ async def test_draining_without_a_notice_object_is_a_notice_too(
     assert agent.calls(parameters.Release) == []
 
 
-async def test_a_notice_comes_by_the_notify_descriptor(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_a_notice_comes_by_the_notify_descriptor(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     agent.notify_fds = True
     async with acquire(session, mem=4096, ttl=600, watch=True) as held:
         line = msgspec.json.encode(objects.Notice(held.lease_id, "quota_cut", 99 * S, 9))
@@ -200,7 +216,9 @@ async def test_a_notice_comes_by_the_notify_descriptor(autojump_clock: MockClock
         os.close(agent.notify_fd)
 
 
-async def test_a_revoked_lease_is_lost_with_its_reason(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_a_revoked_lease_is_lost_with_its_reason(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     with pytest.raises(LeaseLost, match="revoked: priority_preemption"):
         async with acquire(session, mem=4096, ttl=60) as held, held.scope():
             await trio.sleep(5)
@@ -228,7 +246,9 @@ async def test_a_loss_that_nobody_looked_at_is_told_at_the_end(
     assert finished
 
 
-async def test_a_loss_that_was_told_is_told_once(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_a_loss_that_was_told_is_told_once(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     agent.hang.append(parameters.Renew)
     async with acquire(session, mem=4096, ttl=4) as held:
         with pytest.raises(LeaseLost):
@@ -239,7 +259,9 @@ async def test_a_loss_that_was_told_is_told_once(autojump_clock: MockClock, sess
                 raise AssertionError("a scope of a lost lease must not open")
 
 
-async def test_a_refusal_opens_no_block(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_a_refusal_opens_no_block(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     with pytest.raises(Refused):
         async with acquire(session, mem="2GiB", ttl=60):
             raise AssertionError("there is no lease to work under")
@@ -255,7 +277,9 @@ async def test_an_exception_of_the_block_comes_out_as_it_is_after_the_release(
     assert the_lease(agent).ended is Ending.RELEASED
 
 
-async def test_a_cancelled_block_releases_too(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_a_cancelled_block_releases_too(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     with trio.move_on_after(7) as scope:
         async with acquire(session, mem=4096, ttl=60) as held, held.scope():
             await trio.sleep_forever()
@@ -263,14 +287,18 @@ async def test_a_cancelled_block_releases_too(autojump_clock: MockClock, session
     assert the_lease(agent).ended is Ending.RELEASED
 
 
-async def test_a_release_that_hangs_does_not(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_a_release_that_hangs_does_not(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     agent.hang.append(parameters.Release)
     async with acquire(session, mem=4096, ttl=60):
         pass
     assert trio.current_time() == 5
 
 
-async def test_a_lease_released_early_stays_quiet(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_a_lease_released_early_stays_quiet(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     async with acquire(session, mem=4096, ttl=60) as held:
         await held.release()
         await trio.sleep(300)
@@ -278,7 +306,9 @@ async def test_a_lease_released_early_stays_quiet(autojump_clock: MockClock, ses
     assert len(agent.calls(parameters.Release)) == 1
 
 
-async def test_a_renewal_by_hand_changes_the_length(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_a_renewal_by_hand_changes_the_length(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     async with acquire(session, mem=4096, ttl=60) as held:
         await held.renew(600 * S)
         assert held.surrender_ns == 540 * S
@@ -286,7 +316,9 @@ async def test_a_renewal_by_hand_changes_the_length(autojump_clock: MockClock, s
         assert not held.lost.is_set()
 
 
-async def test_a_watch_that_breaks_is_begun_again(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_a_watch_that_breaks_is_begun_again(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     async with acquire(session, mem=4096, ttl=600) as held:
         await trio.sleep(1)
         for watcher in tuple(agent._watchers):
@@ -300,7 +332,9 @@ async def test_a_watch_that_breaks_is_begun_again(autojump_clock: MockClock, ses
         assert (await held.notice.wait()).deadline_boottime_ns == 99 * S
 
 
-async def test_what_is_asked_for_arrives(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_what_is_asked_for_arrives(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     tag = objects.AccountingTag("cc-1")
     async with acquire(
         session,
@@ -316,5 +350,13 @@ async def test_what_is_asked_for_arrives(autojump_clock: MockClock, session: Ses
     ):
         pass
     assert agent.calls(parameters.Acquire)[0].call.parameters == parameters.Acquire(
-        [objects.Ask("mem", 4096)], "ab" * 16, 5 * S // 2, "scavenger", 30 * S, S, "w", tag, "cgroup"
+        [objects.Ask("mem", 4096)],
+        "ab" * 16,
+        5 * S // 2,
+        "scavenger",
+        30 * S,
+        S,
+        "w",
+        tag,
+        "cgroup",
     )

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The session against a small agent on a real socket: answers, errors, timeouts, retries, descriptors."""
+"""The session against a small agent on a real socket: answers, errors, timeouts, retries,
+descriptors.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
+from tests.doubles.lease_table import MEM_BYTES
+from tests.doubles.varlink_calls import idl_texts
+from tests.doubles.varlink_server import SmallAgent
+from trio.testing import MockClock
+
 from leased.client import AgentUnavailable, CallTimeout, Refused, RemoteError, connect, want
 from leased.client.session import Session
 from leased.terms.errors import (
@@ -21,10 +28,7 @@ from leased.terms.errors import (
     ProtocolError,
 )
 from leased.terms.reply import Refusal, RefusalReason
-from leased.wire import objects, parameters, replies
-from trio.testing import MockClock
-
-from tests.doubles.varlink_server import MEM_BYTES, SmallAgent, idl_texts
+from leased.wire import parameters, replies
 
 NOBODY = "00" * 16
 
@@ -77,7 +81,9 @@ async def test_the_service_describes_itself(autojump_clock: MockClock, session: 
         assert await session.interface(name) == idl_texts()[name]
 
 
-async def test_the_life_of_a_lease_call_by_call(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_the_life_of_a_lease_call_by_call(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     lease = (await granted(session, ttl_ns=30 * 10**9)).lease
     assert lease.context.ttl_ns == 30 * 10**9
     assert lease.runtime.remaining_ns == 30 * 10**9
@@ -103,7 +109,9 @@ async def test_devices_and_plans(autojump_clock: MockClock, session: Session) ->
     assert refused.refusal.reason == "no_capacity"
 
 
-async def test_a_refusal_says_its_numbers_and_the_next_step(autojump_clock: MockClock, session: Session) -> None:
+async def test_a_refusal_says_its_numbers_and_the_next_step(
+    autojump_clock: MockClock, session: Session
+) -> None:
     with pytest.raises(Refused) as caught:
         await granted(session, resources=want(mem="2GiB"))
     refusal = caught.value.refusal
@@ -132,7 +140,9 @@ async def test_errors_are_typed(autojump_clock: MockClock, session: Session) -> 
     assert await session.leases() is not None, "the connection has survived all that"
 
 
-async def test_calls_by_name_and_streams_by_name(autojump_clock: MockClock, session: Session) -> None:
+async def test_calls_by_name_and_streams_by_name(
+    autojump_clock: MockClock, session: Session
+) -> None:
     reply = await session.call("io.leased.Device.List")
     assert reply["resources"][0]["resource_id"] == "mem:node0:4096"
     async with session.follow_any("io.leased.Lease.Watch") as changes:
@@ -140,13 +150,17 @@ async def test_calls_by_name_and_streams_by_name(autojump_clock: MockClock, sess
     assert first == {"sequence": 0, "leases": [], "gap": False}
 
 
-async def test_a_stream_ends_with_its_last_reply(autojump_clock: MockClock, session: Session) -> None:
+async def test_a_stream_ends_with_its_last_reply(
+    autojump_clock: MockClock, session: Session
+) -> None:
     await granted(session)
     async with session.follow(parameters.List(), replies.ListReply) as pages:
         assert [len(page.leases) async for page in pages] == [1]
 
 
-async def test_every_call_has_a_timeout(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_every_call_has_a_timeout(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     agent.hang.append(parameters.DeviceList)
     began = trio.current_time()
     with pytest.raises(CallTimeout) as caught:
@@ -157,7 +171,9 @@ async def test_every_call_has_a_timeout(autojump_clock: MockClock, session: Sess
     assert (await session.devices()).resources, "on a new connection, in step"
 
 
-async def test_a_cancelled_call_leaves_no_stale_reply(autojump_clock: MockClock, session: Session, agent: SmallAgent) -> None:
+async def test_a_cancelled_call_leaves_no_stale_reply(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
     agent.hang.append(parameters.DeviceList)
     with trio.move_on_after(1):
         await session.devices()
@@ -182,12 +198,15 @@ async def test_each_logical_request_has_an_id_of_its_own(
     await session.renew(lease_id)
     agent.drop_reply.append(parameters.Renew)
     await session.renew(lease_id)
-    ids = [seen.call.parameters.command_id for seen in agent.calls(parameters.Renew)]  # type: ignore[union-attr]
+    asked = [seen.call.parameters for seen in agent.calls(parameters.Renew)]
+    ids = [renew.command_id for renew in asked if isinstance(renew, parameters.Renew)]
     assert len(ids) == 3
     assert ids[0] != ids[1] == ids[2]
 
 
-async def test_no_agent_is_said_at_once(autojump_clock: MockClock, path: str, settings: dict[str, object]) -> None:
+async def test_no_agent_is_said_at_once(
+    autojump_clock: MockClock, path: str, settings: dict[str, object]
+) -> None:
     began = trio.current_time()
     async with connect(path, **settings) as session:
         with pytest.raises(AgentUnavailable, match="no agent at"):
@@ -207,7 +226,13 @@ async def test_an_agent_that_restarts_is_waited_for(
                 task_status.started(scope)
 
     scope = await nursery.start(serve_again)
-    async with connect(path, **settings) as session:
+    retried_at: list[float] = []
+
+    def note_retry() -> float:
+        retried_at.append(trio.current_time())
+        return 0.0
+
+    async with connect(path, **{**settings, "chance": note_retry}) as session:
         await session.devices()
         scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
@@ -221,6 +246,10 @@ async def test_an_agent_that_restarts_is_waited_for(
         assert (await session.devices()).resources
         assert 3 <= trio.current_time() < 6
         nursery.cancel_scope.cancel()
+    gaps = [after - before for before, after in zip(retried_at, retried_at[1:], strict=False)]
+    assert gaps[:2] == pytest.approx([0.05, 0.1])
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == pytest.approx(1.0), "it backs off, and not for ever"
 
 
 async def test_waiting_is_bounded_by_the_agent_and_then_by_us(
@@ -284,7 +313,11 @@ async def test_descriptors_of_a_reply_nobody_takes_are_closed(
     [b"{}x\0", b"[]\0", b"\xff\0", b'{"parameters":{"resources":3}}\0', b'{"parameters":7}\0'],
 )
 async def test_an_agent_that_talks_nonsense_is_a_protocol_error(
-    autojump_clock: MockClock, path: str, settings: dict[str, object], nursery: trio.Nursery, nonsense: bytes
+    autojump_clock: MockClock,
+    path: str,
+    settings: dict[str, object],
+    nursery: trio.Nursery,
+    nonsense: bytes,
 ) -> None:
     async def babble(task_status: trio.TaskStatus[None]) -> None:
         plain = socket.socket(socket.AF_UNIX)
@@ -306,6 +339,41 @@ async def test_an_agent_that_talks_nonsense_is_a_protocol_error(
     nursery.cancel_scope.cancel()
 
 
+async def test_descriptors_that_come_with_an_error_are_closed(
+    autojump_clock: MockClock, path: str, settings: dict[str, object], nursery: trio.Nursery
+) -> None:
+    sent: list[int] = []
+
+    async def mislead(task_status: trio.TaskStatus[None]) -> None:
+        plain = socket.socket(socket.AF_UNIX)
+        plain.bind(path)
+        plain.listen()
+        with trio.socket.from_stdlib_socket(plain) as listener:
+            task_status.started()
+            sock, _ = await listener.accept()
+            with sock:
+                await sock.recv(65536)
+                reading, writing = os.pipe()
+                with plain_of(sock) as plain_sock:
+                    socket.send_fds(plain_sock, [b'{"error":"com.example.No"}\0'], [writing])
+                os.close(writing)
+                sent.append(reading)
+                await sock.recv(65536)
+
+    await nursery.start(mislead)
+    async with connect(path, **settings) as session:
+        with pytest.raises(RemoteError):
+            await session.devices()
+        assert os.read(sent[0], 1) == b"", "every writing end is closed, so reading ends"
+    os.close(sent[0])
+    nursery.cancel_scope.cancel()
+
+
+def plain_of(sock: trio.socket.SocketType) -> socket.socket:
+    """The socket without Trio around it; the descriptor stays the other's."""
+    return socket.fromfd(sock.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+
+
 async def test_two_tasks_share_a_session_without_mixing_replies(
     autojump_clock: MockClock, session: Session, agent: SmallAgent
 ) -> None:
@@ -318,30 +386,3 @@ async def test_two_tasks_share_a_session_without_mixing_replies(
     async with trio.open_nursery() as crowd:
         for lease_id in ids:
             crowd.start_soon(check, lease_id)
-
-
-def describe_want(**asked: object) -> list[tuple[str, int]]:
-    return [(ask.kind, ask.capacity) for ask in want(**asked)]  # type: ignore[arg-type]
-
-
-def test_wants_are_exact() -> None:
-    assert describe_want(gpu=2, cpu="500m", mem="1.5GiB") == [
-        ("gpu", 2000),
-        ("cpu", 500),
-        ("mem", 3 << 29),
-    ]
-    assert describe_want(cpu="1.25", block="2T") == [("cpu", 1250), ("block", 2 << 40)]
-    assert want(mem="4KiB", tier="cxl", node=1, page_size="2MiB") == [
-        objects.Ask("mem", 4096, tier="cxl", node=1, page_size=2 << 20)
-    ]
-    assert want(cpu=2, exclusive=True)[0].exclusive is True
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [{}, {"mem": "lots"}, {"mem": "0.3KiB"}, {"cpu": "1.2345"}, {"mem": 1, "tier": "tape"}],
-)
-def test_wants_that_cannot_be_meant_are_refused(asked: dict[str, object]) -> None:
-    make: Callable[..., object] = want
-    with pytest.raises(InvalidParameter):
-        make(**asked)

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.doubles.varlink_calls import described
+
 from leased.wire import parameters
 from leased.wire.conversation import PIPELINE_MAX, Call, Conversation, blamed_parameter
 from leased.wire.description import TENANT_INTERFACES
 from leased.wire.replies import EmptyReply, encode
-
-from tests.doubles.varlink_server import described
 
 LEASE = "0123456789abcdef0123456789abcdef"
 SERVICE = described()
@@ -265,7 +265,7 @@ def test_too_many_calls_without_an_answer_end_the_conversation() -> None:
     assert conversation.fault is None
 
 
-# ---- descriptors ------------------------------------------------------------------------------------
+# ---- descriptors -------------------------------------------------------------------------------
 
 JOIN = message({"method": "io.leased.Lease.Join", "parameters": {"lease_id": LEASE}})
 

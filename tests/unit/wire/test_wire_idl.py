@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The IDL and the structs say the same: names, which fields may be absent, closed sets, kinds of value.
+"""The IDL and the structs say the same: names, which fields may be absent, closed sets, kinds of
+value.
 
 The IDL is read by the reader of PyPI's `varlink`, which is none of ours.
 """
@@ -13,15 +14,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.doubles.varlink_calls import idl_texts
+from varlink import scanner
+
 from leased.terms.errors import LeasedError
 from leased.terms.lease import Ending, LeaseState, Priority, RevocationReason
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import ResourceKind, TierKind
 from leased.wire import objects, parameters, replies
 from leased.wire.description import OPERATOR_INTERFACES, SERVICE
-from varlink import scanner
-
-from tests.doubles.varlink_server import idl_texts
 
 INTERFACES = {name: scanner.Interface(text) for name, text in idl_texts().items()}
 
@@ -35,7 +36,7 @@ def reply_structs() -> dict[str, type[msgspec.Struct]]:
         for group in (struct.__doc__ or "").split(". ")[0].split("; "):
             first, *others = group.split(", ")
             interface = first.rpartition(".")[0]
-            found |= {name: struct for name in (first, *(f"{interface}.{o}" for o in others))}
+            found |= dict.fromkeys((first, *(f"{interface}.{o}" for o in others)), struct)
     return found
 
 
@@ -76,7 +77,9 @@ def compare(
 
 
 def compare_value(interface: scanner.Interface, kind: Any, hint: Any, where: str) -> None:
-    members = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else ()
+    members = (
+        typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else ()
+    )
     assert isinstance(kind, scanner._Maybe) == (type(None) in members), f"{where}: optional or not"
     if members:
         kind = kind.element_type
@@ -153,7 +156,8 @@ def test_every_error_that_is_sent_is_in_an_interface() -> None:
     ours = [
         error.wire
         for error in families
-        if error.__module__ == "leased.terms.errors" and not error.wire.startswith("io.leased.Error")
+        if error.__module__ == "leased.terms.errors"
+        and not error.wire.startswith("io.leased.Error")
     ]
     assert sorted(set(ours) - set(declared)) == []
 

@@ -73,7 +73,13 @@ class Connection:
         resources = list(asks)
         return self.call("Lease.Acquire", prove=True, resources=resources, ttl_ns=int(ttl_s * S), **more)
 
+    def close_fds(self) -> None:
+        """Let go of what came with the last reply."""
+        while self.fds:
+            os.close(self.fds.pop())
+
     def close(self) -> None:
+        self.close_fds()
         self.socket.close()
 
 

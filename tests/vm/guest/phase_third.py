@@ -46,5 +46,6 @@ def test_every_lease_of_the_storm_is_over_and_clean() -> None:
 def test_it_leases_again() -> None:
     connection = host.Connection()
     lease = connection.acquire(host.memory(4096, node=0))["lease"]
+    connection.close_fds()
     connection.call("Lease.Release", lease_id=lease["lease_id"])
     assert host.closed(lease["lease_id"])["state"] == "reclaimed"

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An opened log: what the rest of the agent is handed when the log holds.
+
+Rule: exactly one sealer is made of it, and only records that were verified at opening are replayed.
+
+Does not open (`log`) and does not write (`journal`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from leased.chain.canonical import Unknown, decode
+from leased.chain.head import Head
+from leased.chain.record import Record, hash_prefix, parse_frame
+from leased.chain.sealer import Sealer
+from leased.chain.segment import LogIdentity
+from leased.chain.signing import Signer
+from leased.chain.tree import Frontier
+from leased.durable.files import Disk
+from leased.durable.filesystem import BEST_EFFORT, STRICT, Filesystem
+from leased.durable.journal import FileJournal
+from leased.durable.scan import Scan
+from leased.durable.writer import Writer
+from leased.ports import Entropy
+from leased.terms.event import Event, NodeStarted
+from leased.terms.identity import BootId
+from leased.terms.moment import Moment
+
+
+class RecoveredTail(msgspec.Struct, frozen=True):
+    """What boot repaired: the fields of `event.Recovered`, and the grants among the records
+    rolled forward."""
+
+    kept_records: int
+    torn_bytes: int
+    torn_hash: bytes
+    granted: tuple[int, ...]
+
+
+class OpenedLog:
+    """A log that holds, locked and open for one writer."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        identity: LogIdentity,
+        journal: FileJournal,
+        writer: Writer,
+        scan: Scan,
+        frontier: Frontier,
+        *,
+        signer: Signer,
+        entropy: Entropy,
+        recovered: RecoveredTail | None,
+        filesystem: Filesystem,
+    ) -> None:
+        self._disk = disk
+        self._writer = writer
+        self._entropy = entropy
+        self._places = scan.places
+        self.identity = identity
+        self.journal = journal
+        self.log_id = identity.log_id
+        self.origin = identity.origin
+        self.signer = signer
+        self.recovered = recovered
+        self.filesystem = filesystem.name
+        self.durability = BEST_EFFORT if filesystem.why else STRICT
+        self.head = Head(writer.slot.next_seq, writer.slot.head)
+        self.frontier = frontier
+        self.batch = writer.slot.generation + 1
+        self.crc_damaged = scan.crc_damaged
+        self.unknown_records = scan.unknown
+        self.clock_breaks = scan.clock_breaks
+
+    def sealer(self) -> Sealer:
+        """The one sealer of this log, at its head. The journal asks it for the tree when a
+        segment ends."""
+        slot = self._writer.slot
+        sealer = Sealer(
+            self.log_id,
+            self.head,
+            self.frontier,
+            self.batch,
+            entropy=self._entropy,
+            signer=self.signer,
+            origin=self.origin,
+            segment_no=slot.segment_no,
+            end_offset=slot.end_offset,
+            segment_bytes=self.identity.segment_bytes,
+        )
+        self._writer.frontier_at = sealer.frontier_at
+        return sealer
+
+    def history(self) -> Iterator[tuple[int, Event, Moment]]:
+        """What a table is rebuilt from, in order: every event of no lease (checkpoints and
+        segment ends left out), and every event of the leases that have no Reclaimed or Unfenced."""
+        boot_id = BootId(bytes(16))
+        for sequence, event, record in read_places(self._disk, self._places, self.log_id):
+            if isinstance(event, NodeStarted):
+                boot_id = event.boot_id
+            yield sequence, event, Moment(boot_id, record.boot_ns, record.wall_ns)
+
+    def close(self) -> None:
+        """Close journal, files and lock. Idempotent."""
+        self.journal.close()
+
+
+def read_places(
+    disk: Disk, places: Sequence[tuple[int, str, int]], log_id: bytes
+) -> Iterator[tuple[int, Event, Record]]:
+    """Yield the events at `places`; records of kinds this release does not know are left out
+    (they were counted)."""
+    prefix, mapped, data = hash_prefix(log_id), "", b""
+    for sequence, name, offset in places:
+        if name != mapped:
+            mapped, data = name, disk.map(name)
+        length = int.from_bytes(data[offset : offset + 4], "little")
+        record = parse_frame(data[offset : offset + length], 0, prefix, file=name, base=offset)
+        event = decode(
+            record.kind, record.schema, record.body, sequence=sequence, offset=offset, file=name
+        )
+        if not isinstance(event, Unknown):
+            yield sequence, event, record

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m tests.bench`: measure, print the table of ratios, keep the raw figures as JSON.
+
+Rule: everything measured in one run is in one file, with the machine and the commit it was measured
+on. Exit status 1 if a bar was missed and `--strict` was asked for.
+
+Does not install anything: `tests/bench/run` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench import table
+from tests.bench.expiry import MANY, measure_expiry
+from tests.bench.loadgen import Figures, compile_load
+from tests.bench.restart import measure_idle, measure_restart
+from tests.bench.throughput import measure_throughput
+
+RESULTS = Path(__file__).with_name("results")
+PARTS = ("throughput", "expiry", "restart", "idle")
+
+
+def main() -> int:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(prog="tests/bench/run", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="fewer rounds, smaller histories")
+    parser.add_argument("--strict", action="store_true", help="exit 1 if a bar is missed")
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure only this part")
+    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="the disk to use")
+    options = parser.parse_args()
+    parts = options.only or list(PARTS)
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f} s] {text}", flush=True)
+
+    with tempfile.TemporaryDirectory(dir=options.directory, prefix="leased-bench-") as made:
+        figures, lines = _measure(Path(made), parts, short=options.short, say=say)
+    print(table.render(lines))
+    RESULTS.mkdir(exist_ok=True)
+    kept = RESULTS / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
+    kept.write_text(json.dumps(figures, indent=1) + "\n")
+    say(f"raw figures in {kept}")
+    return 1 if options.strict and any(line.held is False for line in lines) else 0
+
+
+def _measure(
+    directory: Path, parts: list[str], *, short: bool, say: table.Say
+) -> tuple[Figures, list[table.Line]]:
+    load = compile_load(directory)
+    figures: Figures = {"machine": _machine(), "short": short}
+    lines: list[table.Line] = []
+    if "throughput" in parts:
+        rounds, seconds = (2, 2.0) if short else (5, 4.0)
+        rows = measure_throughput(load, directory, rounds=rounds, seconds=seconds, say=say)
+        figures["throughput"] = rows
+        lines += table.throughput_lines(rows)
+    if "expiry" in parts:
+        times, many = (5, 1_000) if short else (40, MANY)
+        rows = measure_expiry(load, directory, rounds=times, many=many, say=say)
+        figures["expiry"] = rows
+        lines += table.expiry_lines(rows)
+    if "restart" in parts:
+        sizes = (100_000,) if short else (100_000, 1_000_000)
+        rows = [measure_restart(load, directory, records=size, say=say) for size in sizes]
+        figures["restart"] = rows
+        lines += table.restart_lines(rows)
+    if "idle" in parts:
+        figures["idle"] = measure_idle(directory, seconds=5 if short else 30)
+        lines += table.idle_lines(figures["idle"])
+    return figures, lines
+
+
+def _machine() -> Figures:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    return {
+        "commit": commit.stdout.strip(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

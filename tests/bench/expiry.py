@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How late access ends and how late the proof comes, read from the chain's own records.
+
+Rule: deadline, cut and proof are the effective times of Expired, AccessCut and Reclaimed, all on
+CLOCK_BOOTTIME. Holders are real processes that ignore SIGTERM and write to their memory; where
+there are too many for that (10 000), leases are held by their cgroup alone. The agent lives, is
+stopped (SIGSTOP) across the deadlines, or is killed and started again.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from leased.durable.reader import read_log
+from leased.terms import event as events
+from leased.terms.moment import NS_PER_MS
+from tests.bench.loadgen import Figures, arguments
+from tests.bench.running_agent import RunningAgent
+
+TTL_MS = 1_500
+SETTLE_S_MAX = 60.0
+MANY = 10_000
+LARGE_BYTES = 256 << 20
+
+
+def measure_expiry(
+    load: Path, directory: Path, *, rounds: int, many: int, say: Callable[[str], None]
+) -> list[Figures]:
+    """Lags for one holder, a hundred, and `many` leases, with the agent alive, stopped and dead."""
+    cases: list[tuple[str, str, int, int, int]] = [
+        ("alive", "holders", 1, 4096, rounds),
+        ("alive", "holders", 100, 4096, 1),
+        ("alive", "hold", many, 4096, 1),
+        ("stopped", "holders", 1, 4096, max(1, rounds // 4)),
+        ("stopped", "holders", 100, 4096, 1),
+        ("killed", "holders", 1, 4096, max(1, rounds // 4)),
+        ("killed", "holders", 100, 4096, 1),
+        ("killed", "hold", many, 4096, 1),
+        ("alive", "holders", 1, LARGE_BYTES, rounds),
+    ]
+    found: list[Figures] = []
+    for number, (state, mode, count, size, times) in enumerate(cases):
+        where = directory / f"expiry-{number}"
+        figures = _measure(load, where, state=state, mode=mode, count=count, size=size, times=times)
+        found.append(figures)
+        say(
+            f"agent {state}, {count} x {size >> 10} KiB: cut p50 {figures['cut_p50_ns'] / 1e6:.2f} ms, "
+            f"p99 {figures['cut_p99_ns'] / 1e6:.2f} ms; proven p99 "
+            f"{figures['proven_p99_ns'] / 1e6:.1f} ms ({figures['ended']} leases)"
+        )
+    return found
+
+
+def _measure(
+    load: Path, where: Path, *, state: str, mode: str, count: int, size: int, times: int
+) -> Figures:
+    agent = RunningAgent(where)
+    agent.start()
+    try:
+        for _ in range(times):
+            _let_expire(load, agent, state=state, mode=mode, count=count, size=size)
+        _wait_closed(agent)
+    finally:
+        agent.close()
+    lags = _lags(agent.state / "audit")
+    return {"agent": state, "mode": mode, "count": count, "bytes": size, "times": times, **lags}
+
+
+def _let_expire(
+    load: Path, agent: RunningAgent, *, state: str, mode: str, count: int, size: int
+) -> None:
+    options: dict[str, object] = {"mode": mode, "socket": agent.socket, "count": count}
+    options["bytes"] = size
+    if mode == "hold":
+        options |= {"clients": 64, "bind": "cgroup", "ttl_ms": 60_000, "renew_ttl_ms": 2_000}
+    else:
+        options["ttl_ms"] = TTL_MS
+    holders = subprocess.Popen(
+        [load, *arguments(options)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holders.stdout is not None and holders.stdin is not None
+    held = holders.stdout.readline()
+    if f'"held":{count}' not in held:
+        raise SystemExit(f"bench: not all leases were held: {held!r}")
+    if state == "stopped":
+        agent.signal(signal.SIGSTOP)
+    elif state == "killed":
+        agent.kill()
+    _sleep_past_deadlines()
+    if state == "stopped":
+        agent.signal(signal.SIGCONT)
+    elif state == "killed":
+        agent.start()
+    holders.stdin.close()
+    if mode == "holders":
+        holders.wait(SETTLE_S_MAX)
+    else:
+        holders.kill()
+        holders.wait()
+
+
+def _sleep_past_deadlines() -> None:
+    until = time.monotonic() + 3.5
+    while time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def _wait_closed(agent: RunningAgent) -> None:
+    """Until no lease is left that is not reclaimed or fenced."""
+    until = time.monotonic() + SETTLE_S_MAX
+    while time.monotonic() < until:
+        leases = agent.call("io.leased.Lease.List").get("leases", [])
+        if all(one["runtime"]["state"] in ("reclaimed", "fenced") for one in leases):
+            return
+        time.sleep(0.1)
+    raise SystemExit("bench: leases are still being torn down")
+
+
+def _lags(directory: Path) -> Figures:
+    deadline: dict[bytes, int] = {}
+    cut: list[int] = []
+    proven: list[int] = []
+    cut_by_reaper = fenced = 0
+    log = read_log(directory)
+    for _, event, _ in log.events():
+        if isinstance(event, events.Expired):
+            deadline[event.lease_id] = event.effective_ns
+        elif isinstance(event, events.AccessCut) and event.lease_id in deadline:
+            cut.append(event.effective_ns - deadline[event.lease_id])
+            cut_by_reaper += event.by_reaper
+        elif isinstance(event, events.Reclaimed) and event.lease_id in deadline:
+            proven.append(event.effective_ns - deadline[event.lease_id])
+        elif isinstance(event, events.Fenced):
+            fenced += 1
+    log.close()
+    return {
+        "ended": len(cut),
+        "by_reaper": cut_by_reaper,
+        "fenced": fenced,
+        **_percentiles("cut", cut),
+        **_percentiles("proven", proven),
+    }
+
+
+def _percentiles(name: str, found: list[int]) -> Figures:
+    ordered = sorted(found) or [10**9 * NS_PER_MS]
+    return {
+        f"{name}_p50_ns": ordered[len(ordered) // 2],
+        f"{name}_p99_ns": ordered[len(ordered) * 99 // 100],
+        f"{name}_max_ns": ordered[-1],
+    }

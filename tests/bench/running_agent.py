@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent under measurement: its own state and runtime directory, its own reaper, its real
+socket.
+
+Rule: it runs as it would in production but for its paths and limits on callers; what it is asked
+here goes over the socket. Only processes started here are ended, each by its id.
+
+Does not measure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+READY_S_MAX = 120
+STOP_S_MAX = 20
+
+CONFIG = """
+[paths]
+state_dir = "{state}"
+runtime_dir = "{runtime}"
+
+[sockets]
+connections_per_uid_max = 1024
+
+[policy]
+ttl_min = "{ttl_min}"
+
+[journald]
+copied = false
+"""
+
+
+class RunningAgent:
+    """One agent over one state directory; `start` and `stop` it as often as wanted, then `close`."""
+
+    def __init__(self, directory: Path, *, ttl_min: str = "500ms") -> None:
+        self.state, self.runtime = directory / "state", directory / "run"
+        for path in (self.state, self.runtime):
+            path.mkdir(parents=True, exist_ok=True)
+        self.config = directory / "leased.toml"
+        self.config.write_text(
+            CONFIG.format(state=self.state, runtime=self.runtime, ttl_min=ttl_min)
+        )
+        self._log = directory / "agent.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reaper_pid = 0
+
+    @property
+    def socket(self) -> Path:
+        """The users' socket."""
+        return self.runtime / "io.leased"
+
+    @property
+    def pid(self) -> int:
+        """The agent's process id."""
+        assert self._process is not None, "the agent does not run"
+        return self._process.pid
+
+    def start(self) -> float:
+        """Start it; seconds until it answered its first call."""
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "agent")}
+        began = time.monotonic()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "leased.service.daemon", "--config", self.config],
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+        while time.monotonic() - began < READY_S_MAX:
+            if self._process.poll() is not None:
+                raise SystemExit(f"bench: the agent ended: {self._log.read_text()[-2000:]}")
+            try:
+                self.call("org.varlink.service.GetInfo")
+            except (ConnectionError, FileNotFoundError):
+                time.sleep(0.005)
+                continue
+            took_s = time.monotonic() - began
+            self._reaper_pid = self._find_reaper()
+            return took_s
+        raise SystemExit(f"bench: the agent is not ready: {self._log.read_text()[-2000:]}")
+
+    def signal(self, number: int) -> None:
+        """SIGSTOP, SIGCONT."""
+        os.kill(self.pid, number)
+
+    def stop(self) -> None:
+        """A clean stop; the reaper stays, and with it every lease."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_S_MAX)
+            except subprocess.TimeoutExpired:
+                self.kill()
+            self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        """Stop the agent and then its reaper."""
+        self.stop()
+        if self._reaper_pid:
+            os.kill(self._reaper_pid, signal.SIGKILL)
+            self._reaper_pid = 0
+
+    def call(self, method: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One Varlink call over a connection of its own. Raises SystemExit if it is refused."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(str(self.socket))
+            text = json.dumps({"method": method, "parameters": parameters or {}})
+            connection.sendall(text.encode() + b"\0")
+            reply = b""
+            while not reply.endswith(b"\0"):
+                got = connection.recv(1 << 20)
+                if not got:
+                    raise ConnectionError("the agent closed the connection")
+                reply += got
+        answer: dict[str, Any] = json.loads(reply[:-1])
+        if "error" in answer:
+            raise SystemExit(f"bench: {method}: {answer}")
+        found: dict[str, Any] = answer.get("parameters", {})
+        return found
+
+    def processes(self) -> dict[str, int]:
+        """Process ids by what they are: the agent, its workers, its reaper."""
+        found = {"agent": self.pid, "reaper": self._reaper_pid}
+        for number, pid in enumerate(_children(self.pid)):
+            found[f"worker {number}"] = pid
+        return found
+
+    def _find_reaper(self) -> int:
+        """Whoever listens on the reaper's socket, as the kernel tells it."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
+            link.connect(str(self.runtime / "reaper.sock"))
+            credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, _, _ = struct.unpack("iII", credentials)
+        return int(pid)
+
+
+def _children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def resident_bytes(pid: int) -> int:
+    """VmRSS of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

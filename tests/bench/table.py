@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures as ratios against their bars, with the raw figures beside them.
+
+Rule: a bar is written once, here; a figure that misses it is marked, not left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.bench.loadgen import Figures
+from tests.bench.throughput import CLIENTS, median_of
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One comparison: `held` None where there is no bar."""
+
+    what: str
+    value: str
+    bar: str
+    held: bool | None
+    raw: str
+
+
+def throughput_lines(rows: list[Figures]) -> list[Line]:
+    """Renew and grants against etcd."""
+    lines: list[Line] = []
+    for clients in CLIENTS:
+        theirs = median_of(rows, clients, "etcd", "operations_per_s")
+        for name, bar in (("renew", 2.0), ("grant", 0.7)):
+            ours = median_of(rows, clients, name, "operations_per_s")
+            ratio = ours / theirs
+            held = ratio >= bar if clients == 64 else None
+            lines.append(
+                Line(
+                    f"{name}/s, {clients} clients, to etcd LeaseGrant",
+                    f"{ratio:.2f} x",
+                    f">= {bar} x" if held is not None else "",
+                    held,
+                    f"{ours:,.0f}/s to {theirs:,.0f}/s",
+                )
+            )
+        for share in ("p50_ns", "p99_ns"):
+            lines.append(_latency_line(rows, clients, share))
+    raw_ns = median_of(rows, 1, "fdatasync_p50_ns")
+    ours_ns = median_of(rows, 1, "renew", "latency", "p50_ns")
+    most_ns = 2 * raw_ns + 400_000
+    lines.append(
+        Line(
+            "renew p50, 1 client, to 2 x fdatasync + 0.4 ms",
+            f"{ours_ns / most_ns:.2f} x",
+            "<= 1 x",
+            ours_ns <= most_ns,
+            f"{ours_ns / 1e6:.3f} ms, fdatasync {raw_ns / 1e6:.3f} ms",
+        )
+    )
+    return lines
+
+
+def _latency_line(rows: list[Figures], clients: int, share: str) -> Line:
+    ours = median_of(rows, clients, "renew", "latency", share)
+    theirs = median_of(rows, clients, "etcd", "latency", share)
+    bars = {(64, "p99_ns"): 1.0, (1, "p50_ns"): 1.2}
+    bar = bars.get((clients, share))
+    return Line(
+        f"renew {share[:3]}, {clients} clients, to etcd",
+        f"{ours / theirs:.2f} x",
+        f"<= {bar} x" if bar is not None else "",
+        None if bar is None else ours <= bar * theirs,
+        f"{ours / 1e6:.3f} ms to {theirs / 1e6:.3f} ms",
+    )
+
+
+def expiry_lines(rows: list[Figures]) -> list[Line]:
+    """Deadline to cut and to proof."""
+    lines: list[Line] = []
+    for row in rows:
+        what = f"{row['count']} x {row['bytes'] >> 10} KiB, agent {row['agent']}"
+        cut, worst = row["cut_p99_ns"] / 1e6, row["cut_max_ns"] / 1e6
+        proven = row["proven_p99_ns"] / 1e6
+        if row["count"] == 1:
+            bar, held = "p99 <= 5 ms", cut <= 5
+        elif row["count"] >= 10_000:
+            bar, held = "all <= 2 s", worst <= 2000 and row["ended"] >= row["count"]
+        else:
+            bar, held = "", None
+        raw = f"p50 {row['cut_p50_ns'] / 1e6:.2f}, max {worst:.2f} ms of {row['ended']}"
+        lines.append(Line(f"deadline to cut, {what}", f"p99 {cut:.2f} ms", bar, held, raw))
+        large = row["bytes"] >= 256 << 20
+        lines.append(
+            Line(
+                f"deadline to proof, {what}",
+                f"p99 {proven:.1f} ms",
+                "p99 <= 250 ms" if large else "",
+                proven <= 250 if large else None,
+                f"p50 {row['proven_p50_ns'] / 1e6:.1f} ms, {row['fenced']} fenced",
+            )
+        )
+    return lines
+
+
+def restart_lines(rows: list[Figures]) -> list[Line]:
+    """Verify rate and time to serving."""
+    lines: list[Line] = []
+    for row in rows:
+        rate, blocks = row["verify_records_per_s"], row["openssl_blocks_per_s"]
+        lines.append(
+            Line(
+                f"verify, {row['records']:,} records",
+                f"{rate:,.0f}/s",
+                ">= 300,000/s",
+                rate >= 300_000,
+                f"{rate / blocks:.2f} x openssl SHA-256 of {row['frame_bytes']:.0f} B",
+            )
+        )
+        kept = f"{row['deadlines_kept']} of {row['live_leases']} deadlines kept"
+        million = row["records"] >= 1_000_000
+        lines.append(
+            Line(
+                f"restart to serving, {row['records']:,} records",
+                f"{row['ready_s']:.2f} s",
+                "<= 5 s" if million else "",
+                (row["ready_s"] <= 5 and row["deadlines_kept"] == row["live_leases"])
+                if million
+                else None,
+                kept,
+            )
+        )
+    return lines
+
+
+def idle_lines(found: Figures) -> list[Line]:
+    """Memory and processor when idle."""
+    agent = found["agent"]
+    size, share = agent["rss_bytes"] / 1e6, 100 * agent["cpu_share"]
+    others = ", ".join(
+        f"{name} {one['rss_bytes'] / 1e6:.1f} MB {100 * one['cpu_share']:.2f} %"
+        for name, one in found.items()
+        if name != "agent"
+    )
+    return [
+        Line("idle RSS of the agent", f"{size:.1f} MB", "<= 60 MB", size <= 60, others),
+        Line("idle CPU of the agent", f"{share:.2f} %", "<= 0.5 %", share <= 0.5, others),
+    ]
+
+
+def render(lines: list[Line]) -> str:
+    """The table as text."""
+    marks = {True: "ok", False: "MISSED", None: ""}
+    rows = [("what", "figure", "bar", "", "raw")]
+    rows += [(line.what, line.value, line.bar, marks[line.held], line.raw) for line in lines]
+    widths = [max(len(row[at]) for row in rows) for at in range(5)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers hang, die and are replaced; the agent's own processes are nobody's escapees."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.doubles.host import real_devices
+from tests.doubles.leases import lease, memory
+from tests.doubles.tenant import tenant
+
+from leased.hardware.devices import Devices
+from leased.ports import Prepared
+from leased.terms.errors import DeviceError
+from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
+
+
+@pytest.fixture
+def devices() -> Iterator[Devices]:
+    with real_devices(call_budget_ns=1_000_000_000) as real:
+        yield real
+
+
+def workers() -> list[int]:
+    """Pids of our children that are workers."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(entry.read_text().rpartition(")")[2].split()[1])
+            command = (entry.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == os.getpid() and b"leased.hardware.worker" in command:
+            found.append(int(entry.parent.name))
+    return found
+
+
+async def test_a_worker_that_hangs_is_abandoned_and_replaced(devices: Devices) -> None:
+    [first] = await devices.prepare_many([lease()])
+    assert isinstance(first, Prepared)
+    [pid] = workers()
+    stuck = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGSTOP)
+    one, two = lease(), lease()
+    answers = await devices.prepare_many([one, two])
+    for answer in answers:
+        assert isinstance(answer, DeviceError) and answer.verb == "worker_answer"
+    assert select.select([stuck], [], [], 5)[0], "abandoned but not killed"
+    os.close(stuck)
+    [again] = await devices.prepare_many([one])
+    assert isinstance(again, Prepared)
+    os.close(first.fds[0])
+    os.close(again.fds[0])
+
+
+async def test_a_worker_that_is_killed_fails_its_calls_only(devices: Devices) -> None:
+    one, two = lease(), lease()
+    first, second = await devices.prepare_many([one, two])
+    assert isinstance(first, Prepared) and isinstance(second, Prepared)
+    for pid in workers():
+        os.kill(pid, signal.SIGKILL)
+    # Scrubbing has a worker of its own, which is started now.
+    [scrub] = await devices.scrub_many([(one, first.fds)])
+    assert isinstance(scrub, ScrubReport) and scrub.clean
+    [failed] = await devices.prepare_many([lease()])
+    assert isinstance(failed, DeviceError)
+    [made] = await devices.prepare_many([lease()])
+    assert isinstance(made, Prepared)
+    for fd in (*first.fds, *second.fds, *made.fds):
+        os.close(fd)
+
+
+async def test_workers_end_when_closed() -> None:
+    with real_devices() as devices:
+        await devices.inventory()
+        [made] = await devices.prepare_many([lease()])
+        assert isinstance(made, Prepared)
+        os.close(made.fds[0])
+        # The surveyors ended with the survey: no driver stays open.
+        assert len(workers()) == 1
+    assert workers() == []
+
+
+async def test_whoever_keeps_by_right_is_not_killed(devices: Devices) -> None:
+    one = lease(memory(4 * 4096))
+    [made] = await devices.prepare_many([one])
+    assert isinstance(made, Prepared)
+    # It stands for the reaper: it has the keepers' own open file.
+    with tenant("mapped", [os.dup(fd) for fd in made.fds]) as reaper:
+        devices.exempt(reaper.pid)
+        [scrub] = await devices.scrub_many([(one, made.fds)])
+        [proof] = await devices.prove_many([(one, made.fds)])
+        assert not reaper.other_gone
+    assert isinstance(scrub, ScrubReport) and isinstance(proof, ProofReport)
+    assert scrub.clean and proof.unproven == ()
+    [searched] = [s for s in scrub.steps if s.step is TeardownStep.ESCAPEE_SCAN]
+    assert (searched.errno, searched.measured) == (0, 0)
+    os.close(made.fds[0])
+
+
+async def test_a_reaper_that_nobody_announced_is_known_by_its_binary(
+    devices: Devices, tmp_path: Path
+) -> None:
+    binary = tmp_path / "leased-reaper"
+    shutil.copy(shutil.which("cat") or "/bin/cat", binary)
+    one = lease()
+    [made] = await devices.prepare_many([one])
+    assert isinstance(made, Prepared)
+    with subprocess.Popen(
+        [binary], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=made.fds
+    ) as reaper:
+        [scrub] = await devices.scrub_many([(one, made.fds)])
+        assert isinstance(scrub, ScrubReport) and scrub.clean
+        assert reaper.poll() is None
+    os.close(made.fds[0])
+
+
+async def test_a_lease_of_several_kinds_of_work_is_still_one_answer(devices: Devices) -> None:
+    """Small and large memory go to different workers at the same time."""
+    one = lease(memory(4096), memory(20 << 20), memory(8192), pid=0)
+    [made] = await devices.prepare_many([one])
+    assert isinstance(made, Prepared)
+    assert [os.fstat(fd).st_size for fd in made.fds] == [4096, 20 << 20, 8192]
+    [scrub] = await devices.scrub_many([(one, made.fds)])
+    assert isinstance(scrub, ScrubReport)
+    assert scrub.clean and scrub.scrubbed_bytes == (20 << 20) + 3 * 4096
+    [proof] = await devices.prove_many([(one, made.fds)])
+    assert isinstance(proof, ProofReport) and proof.unproven == ()
+    for fd in made.fds:
+        os.close(fd)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cut, with real processes in real cgroups: who is killed, when, and what is told of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from leased.hardware import verbs
+from leased.hardware.clock import BootClock
+from leased.service.reaper_link import ReaperLink
+from leased.terms.moment import NS_PER_MS, NS_PER_S
+from leased.terms.teardown import CutReport, TeardownStep
+from tests.doubles.reaper_host import ReaperHost, lease_of, usable, v1_frozen
+
+pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
+SOON_MS, LATER_MS = 100, 60_000
+V1_FREEZER = Path("/sys/fs/cgroup/freezer/cgroup.procs")
+FORK_BOMB = (
+    "import os, sys\nprint(flush=True)\nfor _ in range(60):\n    os.fork() or [0 for _ in range(9**5)]\n"
+    "import signal; signal.pause()"
+)
+
+
+async def _cut_at_deadline(link: ReaperLink, lease_id: bytes, deadline_ns: int) -> CutReport:
+    await BootClock().sleep_until(deadline_ns)
+    [report] = await link.revoke_many([lease_id])
+    assert isinstance(report, CutReport)
+    return report
+
+
+async def test_everybody_in_the_leaf_and_the_bound_holder_die_at_the_deadline() -> None:
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            lease = lease_of(ttl_ms=SOON_MS)
+            leaf = host.leaf(lease)
+            inside, holder, stranger = host.sleeper(leaf), host.sleeper(), host.sleeper()
+            await link.arm(lease, leaf, (), host.pidfd(holder))
+            report = await _cut_at_deadline(link, lease.lease_id, lease.deadline_ns)
+            assert inside.wait(5) == holder.wait(5) == -signal.SIGKILL
+            assert stranger.poll() is None
+            assert report.clean and report.by_reaper
+            assert [step.step for step in report.steps] == [
+                TeardownStep.DENY,
+                TeardownStep.FREEZE,
+                TeardownStep.KILL,
+            ]
+            assert [step.errno for step in report.steps] == [0, 0, 0]
+            assert report.steps[-1].measured == 2
+            ends = [step.ended_ns for step in report.steps]
+            assert lease.deadline_ns <= report.steps[0].began_ns <= ends[0] <= ends[1] <= ends[2]
+            assert ends[2] == report.cut_ns < lease.deadline_ns + NS_PER_S
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_fork_bomb_dies_whole() -> None:
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            lease = lease_of(ttl_ms=400)
+            leaf = host.leaf(lease)
+            await link.arm(lease, leaf, (), None)
+            join = f"open({leaf + '/cgroup.procs'!r}, 'w').write('0')\n"
+            bomb = subprocess.Popen(
+                [sys.executable, "-S", "-c", join + FORK_BOMB.replace("range(60)", "range(7)")],
+                stdout=subprocess.PIPE,
+            )
+            assert bomb.stdout is not None
+            bomb.stdout.readline()
+            report = await _cut_at_deadline(link, lease.lease_id, lease.deadline_ns)
+            assert report.clean
+            assert Path(leaf, "cgroup.procs").read_text("ascii") == ""
+            bomb.wait(5)
+            bomb.stdout.close()
+            nursery.cancel_scope.cancel()
+
+
+async def test_nothing_in_a_cut_leaf_opens_a_device_or_runs() -> None:
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            lease = lease_of(ttl_ms=LATER_MS)
+            leaf = host.leaf(lease)
+            await link.arm(lease, leaf, (), None)
+            await link.revoke(lease.lease_id)
+            assert "frozen 1" in Path(leaf, "cgroup.events").read_text("ascii")
+            Path(leaf, "cgroup.freeze").write_text("0", "ascii")
+            code = (
+                f"open({leaf + '/cgroup.procs'!r}, 'w').write('0')\n"
+                "try:\n    open('/dev/zero')\nexcept PermissionError:\n    raise SystemExit(7)"
+            )
+            late = await trio.run_process([sys.executable, "-S", "-c", code], check=False)
+            assert late.returncode == 7
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_holder_that_gave_its_lease_back_lives() -> None:
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            lease = lease_of(ttl_ms=LATER_MS)
+            leaf = host.leaf(lease)
+            holder, inside = host.sleeper(), host.sleeper(leaf)
+            await link.arm(lease, leaf, (), host.pidfd(holder))
+            report = await link.revoke(lease.lease_id, spare_holder=True)
+            assert report.clean and not report.by_reaper
+            assert inside.wait(5) == -signal.SIGKILL
+            assert holder.poll() is None
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_cgroup_may_be_added_after_the_grant() -> None:
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            lease = lease_of(ttl_ms=LATER_MS)
+            await link.arm(lease, "", (), None)
+            leaf = host.leaf(lease)
+            await link.arm(lease, leaf, (), None)
+            inside = host.sleeper(leaf)
+            other = lease_of(ttl_ms=LATER_MS)
+            [second] = await link.arm_many([(lease, host.leaf(other), (), None)])
+            assert second is not None and second.errno == errno.EEXIST
+            await link.revoke(lease.lease_id)
+            assert inside.wait(5) == -signal.SIGKILL
+            nursery.cancel_scope.cancel()
+
+
+async def test_descriptors_are_what_they_must_be_or_nothing_is_armed() -> None:
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            before = (await link.ping()).slots_used
+            plain = host.closing(os.open("/dev/null", os.O_RDONLY))
+            unsealed = host.closing(os.memfd_create("x", os.MFD_ALLOW_SEALING))
+            init = host.closing(os.pidfd_open(1))
+            reaper = host.closing(os.pidfd_open(host.process.pid))
+            for leaf, fds, pidfd, expected in (
+                ("", (plain,), None, errno.EBADF),
+                ("", (unsealed,), None, errno.EPERM),
+                ("", (), plain, errno.EBADF),
+                ("", (), init, errno.EPERM),
+                ("", (), reaper, errno.EPERM),
+                ("/proc", (), None, errno.EPERM),
+                (str(host.cgroup.parent), (), None, errno.EPERM),
+                ("relative", (), None, errno.EINVAL),
+                (str(host.cgroup / "absent"), (), None, errno.ENOENT),
+            ):
+                [error] = await link.arm_many([(lease_of(ttl_ms=LATER_MS), leaf, fds, pidfd)])
+                assert error is not None and error.errno == expected, (leaf, error)
+            assert (await link.ping()).slots_used == before
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(not V1_FREEZER.exists(), reason="needs the v1 freezer to stand for D state")
+async def test_who_cannot_be_killed_makes_the_cut_unclean_and_delays_nobody() -> None:
+    with ReaperHost("--kill-ms=400") as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            stuck, fine = lease_of(ttl_ms=SOON_MS), lease_of(ttl_ms=SOON_MS + 50)
+            holder = host.sleeper()
+            await link.arm(stuck, "", (), host.pidfd(holder))
+            await link.arm(fine, host.leaf(fine), (), None)
+            with v1_frozen(holder):
+                clean = await _cut_at_deadline(link, fine.lease_id, fine.deadline_ns)
+                assert clean.clean and clean.cut_ns < fine.deadline_ns + 200 * NS_PER_MS
+                report = await link.revoke(stuck.lease_id)
+                assert not report.clean
+                kill = report.steps[-1]
+                assert (kill.step, kill.errno) == (TeardownStep.KILL, errno.ETIMEDOUT)
+                assert report.cut_ns >= stuck.deadline_ns + 400 * NS_PER_MS
+            while not (late := await link.revoke(stuck.lease_id)).clean:
+                await trio.lowlevel.checkpoint()
+            assert late.cut_ns > report.cut_ns
+            nursery.cancel_scope.cancel()
+
+
+async def test_memory_is_left_to_the_agent_that_asked_for_the_cut() -> None:
+    with ReaperHost("--backstop-ms=1200") as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            fd = host.closing(verbs.create_memory("kept", size_bytes=8192))
+            lease = lease_of(ttl_ms=LATER_MS)
+            await link.arm(lease, "", (fd,), None)
+            report = await link.revoke(lease.lease_id)
+            await BootClock().sleep_until(report.cut_ns + 2000 * NS_PER_MS)
+            assert verbs.memory_blocks(fd) == 16
+            assert len((await link.revoke(lease.lease_id)).steps) == 1
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_table_that_is_full_says_so() -> None:
+    with ReaperHost(slots=16) as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            leases = [lease_of(ttl_ms=LATER_MS) for _ in range(17)]
+            outcomes = await link.arm_many([(lease, "", (), None) for lease in leases])
+            assert outcomes[:16] == [None] * 16
+            assert outcomes[16] is not None and outcomes[16].errno == errno.ENOSPC
+            await link.disarm(leases[3].lease_id)
+            await link.arm(leases[16], "", (), None)
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,532 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lessor against a model that keeps leases in dictionaries and recomputes everything.
+
+Rule: the model is written from the glossary and DESIGN sections 5 and 10, not from the lessor: it
+has no heap, no counters, no lifecycle table. After every command both must agree on the state, the
+deadline and the generation of every lease, on who waits, and on every column of every resource; and
+what a closing record says a tenant held must be what the model saw.
+
+Does not check placement (any node with room is right) or the texts of refusals.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from leased.terms import command as commands
+from leased.terms import event as events
+from leased.terms.command import Caller
+from leased.terms.moment import NS_PER_S
+from leased.terms.policy import Policy, TenantLimits
+from leased.terms.reply import Changed, Granted, Inventoried, Listed, Refusal
+from leased.terms.resource import Allotment, ResourceKind, TierKind
+from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, mem
+
+NODES = {0: 20, 1: 12}
+NODE_LEASES_MAX, ACME_LEASES_MAX = 6, 3
+LIVE = ("granted", "active", "draining")
+PHASE_OF_STEP = {"revoking": "cut", "scrubbing": "scrub", "verifying": "prove"}
+
+pick = st.integers(0, 10**6)
+pages = st.integers(1, 14)
+seconds = st.integers(1, 40)
+callers = st.sampled_from([ACME, BETA])
+
+
+def id_of(node: int) -> str:
+    """The resource of a node."""
+    return f"mem:node{node}:4096"
+
+
+class Model:
+    """What is, as a person with a notebook would keep it."""
+
+    def __init__(self) -> None:
+        self.leases: dict[bytes, dict[str, Any]] = {}
+        self.waiting: list[dict[str, Any]] = []
+        self.fenced_by_operator = dict.fromkeys(NODES, 0)
+        self.cordoned: dict[int, bool] = dict.fromkeys(NODES, False)
+
+    def open(self) -> list[dict[str, Any]]:
+        """Leases that are not closed."""
+        return [lease for lease in self.leases.values() if lease["state"] != "closed"]
+
+    def column(self, node: int, name: str) -> int:
+        """Pages of a node in one column."""
+        total = self.fenced_by_operator[node] if name == "fenced" else 0
+        for lease in self.open():
+            if lease["node"] != node:
+                continue
+            state = lease["state"]
+            where = "leased" if state in LIVE else "teardown"
+            if state == "fenced":
+                where = "fenced"
+            if where == name:
+                total += lease["fenced_pages"] if state == "fenced" else lease["pages"]
+        return total
+
+    def free(self, node: int) -> int:
+        """Pages nobody has."""
+        return NODES[node] - sum(self.column(node, c) for c in ("leased", "teardown", "fenced"))
+
+    def end_of(self, lease: dict[str, Any]) -> int:
+        """When a live lease ends by time."""
+        drain = lease["drain_ns"]
+        return int(lease["deadline_ns"] if drain is None else min(drain, lease["deadline_ns"]))
+
+    def verdict(self, request: dict[str, Any], ahead: list[tuple[str, Any]]) -> str:
+        """grant, never, or what the request waits for."""
+        nodes = [n for n in NODES if request["node"] in (None, n)]
+        if all(request["pages"] > NODES[n] for n in nodes):
+            return "never"
+        nodes = [n for n in nodes if not self.cordoned[n]]
+        if not nodes:
+            return "cordon"
+        places = sum(lease["state"] != "fenced" for lease in self.open())
+        if places >= NODE_LEASES_MAX or ("node", None) in ahead:
+            return "places"
+        own = sum(
+            lease["tenant"] == "acme" and lease["state"] in LIVE for lease in self.open()
+        )
+        tenant = request["caller"].tenant
+        if (tenant == "acme" and own >= ACME_LEASES_MAX) or ("tenant", tenant) in ahead:
+            return "tenant"
+        roomy = [n for n in nodes if self.free(n) >= request["pages"] and ("room", n) not in ahead]
+        return "grant" if roomy else "room"
+
+    def bars(self, request: dict[str, Any], verdict: str) -> list[tuple[str, Any]]:
+        """What those behind a waiting request have to leave alone."""
+        if verdict == "places":
+            return [("node", None)]
+        if verdict == "tenant":
+            return [("tenant", request["caller"].tenant)]
+        if verdict == "room":
+            return [
+                ("room", n)
+                for n in NODES
+                if request["node"] in (None, n) and not self.cordoned[n]
+            ]
+        return []
+
+    def end(self, lease: dict[str, Any], now_ns: int, how: str) -> None:
+        """The right ends, by time if that has come first."""
+        if now_ns >= self.end_of(lease):
+            told_earlier = lease["drain_ns"] is not None
+            by_drain = told_earlier and lease["drain_ns"] < lease["deadline_ns"]
+            lease["ended"] = "revoked" if by_drain else "expired"
+            lease["paid_until_ns"] = self.end_of(lease)
+        else:
+            lease["ended"] = how
+            lease["paid_until_ns"] = now_ns
+        lease["state"] = "revoking"
+
+
+class LessorMachine(RuleBasedStateMachine):
+    """Drives both."""
+
+    @initialize()
+    def begin(self) -> None:
+        policy = Policy(
+            leases_max=NODE_LEASES_MAX,
+            tenants=((ACME.tenant, TenantLimits(leases_max=ACME_LEASES_MAX)),),
+        )
+        self.desk = Desk(*(mem(node, count) for node, count in NODES.items()), policy=policy)
+        self.model = Model()
+        self.requests: list[commands.Acquire] = []
+        self.boots = 1
+
+    # ---- both sides of a request ---------------------------------------------------------------
+
+    def note_grant(self, request: dict[str, Any], reply: object) -> None:
+        """The lessor granted: the model checks that it might, and writes it down."""
+        assert isinstance(reply, Granted), reply
+        lease = reply.lease
+        [share] = lease.subject.allotments
+        node = next(n for n in NODES if id_of(n) == share.resource_id)
+        assert request["node"] in (None, node) and not self.model.cordoned[node]
+        assert self.model.free(node) >= request["pages"]
+        assert share.capacity == request["pages"] * PAGE
+        assert lease.lease_id not in self.model.leases
+        self.model.leases[lease.lease_id] = {
+            "id": lease.lease_id,
+            "tenant": request["caller"].tenant,
+            "caller": request["caller"],
+            "node": node,
+            "pages": request["pages"],
+            "state": "granted",
+            "granted_ns": self.desk.now_ns,
+            "deadline_ns": self.desk.now_ns + request["ttl_ns"],
+            "ttl_ns": request["ttl_ns"],
+            "drain_ns": None,
+            "generation": 0,
+            "ended": None,
+            "paid_until_ns": None,
+            "fenced_pages": 0,
+            "boot": self.desk.boot_id,
+        }
+
+    def serve(self) -> None:
+        """Whoever waits is looked at in order, as after everything that may free something."""
+        ahead: list[tuple[str, Any]] = []
+        for request in list(self.model.waiting):
+            answer = self.desk.answers.get(request["id"])
+            if request["until_ns"] <= self.desk.now_ns:
+                assert isinstance(answer, Refusal), "its wait is over"
+                self.model.waiting.remove(request)
+                continue
+            verdict = self.model.verdict(request, ahead)
+            if verdict == "grant":
+                self.model.waiting.remove(request)
+                self.note_grant(request, answer)
+            else:
+                assert answer is None, (verdict, answer)
+                ahead += self.model.bars(request, verdict)
+
+    def ahead(self) -> list[tuple[str, Any]]:
+        """What everybody who waits keeps from a newcomer."""
+        ahead: list[tuple[str, Any]] = []
+        for request in self.model.waiting:
+            ahead += self.model.bars(request, self.model.verdict(request, ahead))
+        return ahead
+
+    def some(self, index: int, *states: str) -> dict[str, Any] | None:
+        """One of the leases in `states`."""
+        leases = [lease for lease in self.model.leases.values() if lease["state"] in states]
+        return leases[index % len(leases)] if leases else None
+
+    # ---- clients -------------------------------------------------------------------------------
+
+    @rule(
+        caller=callers,
+        count=pages,
+        node=st.sampled_from([None, 0, 1]),
+        ttl=seconds,
+        wait=st.sampled_from([0, 0, 15, 60]),
+    )
+    def acquire(self, caller: Caller, count: int, node: int | None, ttl: int, wait: int) -> None:
+        acquire = self.desk.acquire(ask_mem(count, node=node), caller=caller, ttl=ttl, wait=wait)
+        self.requests.append(acquire)
+        request = {
+            "id": acquire.command_id,
+            "caller": caller,
+            "pages": count,
+            "node": node,
+            "ttl_ns": ttl * NS_PER_S,
+            "until_ns": self.desk.now_ns + wait * NS_PER_S,
+        }
+        verdict = self.model.verdict(request, self.ahead())
+        reply = self.desk.say(acquire)
+        if verdict == "grant":
+            self.note_grant(request, reply)
+        elif verdict == "never" or wait == 0:
+            assert isinstance(reply, Refusal), (verdict, reply)
+        else:
+            assert reply is None, (verdict, reply)
+            self.model.waiting.append(request)
+
+    @precondition(lambda self: self.requests)
+    @rule(index=pick)
+    def repeat_a_request(self, index: int) -> None:
+        acquire = self.requests[index % len(self.requests)]
+        known = self.desk.table.requests.get((acquire.caller.uid, acquire.command_id))
+        waits = any(request["id"] == acquire.command_id for request in self.model.waiting)
+        if known is None and not waits:
+            return
+        sealed = len(self.desk.history)
+        reply = self.desk.lessor.propose(acquire, self.desk.moment).answers
+        assert len(self.desk.history) == sealed
+        if waits:
+            assert reply == ()
+        else:
+            [(_, granted)] = reply
+            assert isinstance(granted, Granted) and granted.attached
+            assert granted.lease.lease_id == known
+
+    @rule(index=pick)
+    def activate(self, index: int) -> None:
+        lease = self.some(index, "granted")
+        if lease is None:
+            return
+        late = self.desk.now_ns >= self.model.end_of(lease)
+        reply = self.desk.say(commands.Activate(self.desk.command_id(), lease["id"], b"e" * 32))
+        if late:
+            assert isinstance(reply, Refusal)
+            self.model.end(lease, self.desk.now_ns, "expired")
+            self.serve()
+        else:
+            lease["state"] = "active"
+
+    @rule(index=pick, ttl=st.none() | seconds)
+    def renew(self, index: int, ttl: int | None) -> None:
+        lease = self.some(index, *LIVE, "revoking", "closed")
+        if lease is None:
+            return
+        in_time = self.desk.now_ns < self.model.end_of(lease)
+        reply = self.desk.say(
+            commands.Renew(
+                self.desk.command_id(),
+                lease["caller"],
+                lease["id"],
+                None if ttl is None else ttl * NS_PER_S,
+            )
+        )
+        if lease["state"] == "active" and in_time:
+            assert isinstance(reply, Changed)
+            lease["ttl_ns"] = lease["ttl_ns"] if ttl is None else ttl * NS_PER_S
+            lease["deadline_ns"] = self.desk.now_ns + lease["ttl_ns"]
+            lease["generation"] += 1
+        else:
+            assert isinstance(reply, Refusal), "late, draining or not active: it loses"
+
+    @rule(index=pick)
+    def release(self, index: int) -> None:
+        lease = self.some(index, *LIVE)
+        if lease is None:
+            return
+        self.desk.say(commands.Release(self.desk.command_id(), lease["caller"], lease["id"]))
+        self.model.end(lease, self.desk.now_ns, "released")
+        self.serve()
+
+    @precondition(lambda self: self.model.waiting)
+    @rule(index=pick)
+    def give_up(self, index: int) -> None:
+        request = self.model.waiting.pop(index % len(self.model.waiting))
+        self.desk.say(commands.CancelWait(self.desk.command_id(), request["id"]))
+        assert request["id"] not in self.desk.answers
+        self.serve()
+
+    # ---- time ----------------------------------------------------------------------------------
+
+    @rule(duration=seconds, look=st.booleans())
+    def sleep(self, duration: int, look: bool) -> None:
+        self.desk.sleep(duration)
+        if look:
+            self.desk.tick()
+            for lease in self.model.leases.values():
+                if lease["state"] in LIVE and self.model.end_of(lease) <= self.desk.now_ns:
+                    self.model.end(lease, self.desk.now_ns, "expired")
+            self.serve()
+
+    # ---- operators and the world ---------------------------------------------------------------
+
+    @rule(index=pick, grace=st.sampled_from([0, 5, 20]))
+    def revoke(self, index: int, grace: int) -> None:
+        lease = self.some(index, *LIVE)
+        if lease is None:
+            return
+        self.desk.say(
+            commands.Revoke(
+                self.desk.command_id(), OPERATOR, lease["id"], grace_ns=grace * NS_PER_S
+            )
+        )
+        self.tell(lease, grace)
+        self.serve()
+
+    def tell(self, lease: dict[str, Any], grace: int | None) -> None:
+        """A live lease is told to leave."""
+        now_ns = self.desk.now_ns
+        until = lease["deadline_ns"]
+        if grace is not None:
+            until = min(until, now_ns + grace * NS_PER_S)
+        if grace == 0:
+            self.model.end(lease, now_ns, "revoked")
+        elif lease["drain_ns"] is not None and until >= self.model.end_of(lease):
+            return
+        elif now_ns >= self.model.end_of(lease):
+            self.model.end(lease, now_ns, "expired")
+        else:
+            lease["drain_ns"] = until
+            lease["state"] = "draining"
+
+    @rule(node=st.sampled_from([0, 1]), grace=st.sampled_from([None, 0, 10]))
+    def drain(self, node: int, grace: int | None) -> None:
+        grace_ns = None if grace is None else grace * NS_PER_S
+        order = commands.Drain(self.desk.command_id(), OPERATOR, id_of(node), grace_ns)
+        self.desk.say(order)
+        self.model.cordoned[node] = True
+        for lease in self.model.leases.values():
+            if lease["node"] == node and lease["state"] in LIVE:
+                self.tell(lease, grace)
+        self.serve()
+
+    @rule(node=st.sampled_from([0, 1]))
+    def resume(self, node: int) -> None:
+        self.desk.say(commands.Resume(self.desk.command_id(), OPERATOR, id_of(node)))
+        self.model.cordoned[node] = False
+        self.serve()
+
+    @rule(node=st.sampled_from([0, 1]), count=pages)
+    def fence(self, node: int, count: int) -> None:
+        order = commands.Fence(self.desk.command_id(), OPERATOR, id_of(node), count * PAGE)
+        reply = self.desk.say(order)
+        if count <= self.model.free(node):
+            self.model.fenced_by_operator[node] += count
+        else:
+            assert isinstance(reply, Refusal)
+        self.serve()
+
+    @rule(node=st.sampled_from([0, 1]))
+    def unfence(self, node: int) -> None:
+        self.desk.say(commands.Unfence(self.desk.command_id(), OPERATOR, None, id_of(node)))
+        self.model.fenced_by_operator[node] = 0
+        self.serve()
+
+    @rule(index=pick)
+    def holder_gone(self, index: int) -> None:
+        lease = self.some(index, *LIVE)
+        if lease is None:
+            return
+        self.desk.say(commands.HolderGone(self.desk.command_id(), lease["id"]))
+        self.model.end(lease, self.desk.now_ns, "revoked")
+        self.serve()
+
+    # ---- teardown ------------------------------------------------------------------------------
+
+    @rule(index=pick)
+    def the_reaper_cuts_first(self, index: int) -> None:
+        lease = self.some(index, *LIVE)
+        if lease is None:
+            return
+        self.desk.cut(self.desk.table.leases[lease["id"]], by_reaper=True)
+        self.model.end(lease, self.desk.now_ns, "revoked")
+        lease["state"] = "scrubbing"
+        self.serve()
+
+    @rule(index=pick, unproven=st.none() | pages)
+    def next_step_of_a_teardown(self, index: int, unproven: int | None) -> None:
+        lease = self.some(index, *PHASE_OF_STEP)
+        if lease is None:
+            return
+        real = self.desk.table.leases[lease["id"]]
+        step = PHASE_OF_STEP[lease["state"]]
+        if step == "cut":
+            self.desk.cut(real)
+            lease["state"] = "scrubbing"
+        elif step == "scrub":
+            self.desk.scrub(real)
+            lease["state"] = "verifying"
+        elif unproven is None:
+            closing = self.desk.prove(real).events[0]
+            assert isinstance(closing, events.Reclaimed)
+            held_ns = lease["paid_until_ns"] - lease["granted_ns"]
+            assert closing.held_capacity_ns == (lease["pages"] * PAGE * held_ns,)
+            lease["state"] = "closed"
+        else:
+            count = min(unproven, lease["pages"])
+            share = Allotment(
+                id_of(lease["node"]), ResourceKind.MEM, TierKind.DRAM, count * PAGE
+            )
+            self.desk.prove(real, share)
+            lease.update(state="fenced", fenced_pages=count)
+        self.serve()
+
+    @rule(index=pick)
+    def a_step_fails(self, index: int) -> None:
+        lease = self.some(index, *PHASE_OF_STEP)
+        if lease is None:
+            return
+        self.desk.cut_failed(self.desk.table.leases[lease["id"]])
+        lease.update(state="fenced", fenced_pages=lease["pages"])
+        self.serve()
+
+    @rule(index=pick)
+    def unfence_a_lease(self, index: int) -> None:
+        lease = self.some(index, "fenced")
+        if lease is None:
+            return
+        self.desk.say(commands.Unfence(self.desk.command_id(), OPERATOR, lease["id"]))
+        lease["state"] = "closed"
+        self.serve()
+
+    # ---- restarts ------------------------------------------------------------------------------
+
+    @rule(known=st.integers(0, 2**8 - 1))
+    def restart(self, known: int) -> None:
+        live = [lease for lease in self.model.leases.values() if lease["state"] in LIVE]
+        held = [lease["id"] for n, lease in enumerate(live) if known >> (n % 8) & 1]
+        self.desk.restart(known=held)
+        for lease in live:
+            if lease["id"] not in held:
+                self.model.end(lease, self.desk.now_ns, "revoked")
+            elif lease["state"] == "granted":
+                lease["state"] = "active"
+        self.model.waiting.clear()
+
+    @rule()
+    def reboot(self) -> None:
+        last_ns = self.desk.history[-1][1].boot_ns
+        self.boots += 1
+        self.desk.restart(boot_number=self.boots)
+        for lease in self.model.leases.values():
+            if lease["state"] in LIVE:
+                lease["paid_until_ns"] = min(last_ns, self.model.end_of(lease))
+                lease.update(ended="revoked", state="revoking")
+        self.model.waiting.clear()
+
+    # ---- agreement -----------------------------------------------------------------------------
+
+    @invariant()
+    def leases_agree(self) -> None:
+        if not hasattr(self, "desk"):
+            return
+        for lease_id, expected in self.model.leases.items():
+            real = self.desk.table.find(lease_id)  # type: ignore[arg-type]
+            if real is None:
+                assert expected["state"] == "closed", "only what closed before a restart is forgotten"
+                continue
+            state = {"RECLAIMED": "closed"}.get(real.state.name, real.state.name.lower())
+            assert state == expected["state"]
+            ended = None if real.ended is None else real.ended.name.lower()
+            assert ended == expected["ended"]
+            if expected["state"] in LIVE:
+                assert real.deadline_ns == expected["deadline_ns"]
+                assert real.generation == expected["generation"]
+                assert real.drain_deadline_ns == expected["drain_ns"]
+        assert len(self.desk.table.leases) == len(self.model.open())
+
+    @invariant()
+    def resources_agree(self) -> None:
+        if not hasattr(self, "desk"):
+            return
+        reply = self.desk.say(commands.ListResources(self.desk.command_id(), OPERATOR))
+        assert isinstance(reply, Inventoried)
+        for node, use in zip(NODES, reply.use, strict=True):
+            assert use.resource_id == id_of(node)
+            assert use.free == self.model.free(node) * PAGE >= 0
+            for column in ("leased", "teardown", "fenced"):
+                assert getattr(use, column) == self.model.column(node, column) * PAGE
+            assert use.cordoned == self.model.cordoned[node]
+
+    @invariant()
+    def the_queue_agrees(self) -> None:
+        if not hasattr(self, "desk"):
+            return
+        reply = self.desk.say(commands.ListLeases(self.desk.command_id(), OPERATOR))
+        assert isinstance(reply, Listed)
+        assert [one[0] for one in reply.waiting] == [one["id"] for one in self.model.waiting]
+
+    @invariant()
+    def the_next_deadline_is_the_earliest(self) -> None:
+        if not hasattr(self, "desk"):
+            return
+        ends = [
+            self.model.end_of(lease)
+            for lease in self.model.leases.values()
+            if lease["state"] in LIVE
+        ]
+        ends += [request["until_ns"] for request in self.model.waiting]
+        assert self.desk.lessor.next_deadline_ns() == min(ends, default=None)
+
+
+LessorMachine.TestCase.settings = settings(
+    max_examples=120,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+TestLessorAgainstItsModel = LessorMachine.TestCase

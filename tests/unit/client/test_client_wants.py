@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wants: quantities as people write them become exact asks, or are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from leased.client import want
+from leased.terms.errors import InvalidParameter
+from leased.wire import objects
+
+
+def describe_want(**asked: object) -> list[tuple[str, int]]:
+    return [(ask.kind, ask.capacity) for ask in want(**asked)]  # type: ignore[arg-type]
+
+
+def test_wants_are_exact() -> None:
+    assert describe_want(gpu=2, cpu="500m", mem="1.5GiB") == [
+        ("gpu", 2000),
+        ("cpu", 500),
+        ("mem", 3 << 29),
+    ]
+    assert describe_want(cpu="1.25", block="2T") == [("cpu", 1250), ("block", 2 << 40)]
+    assert want(mem="4KiB", tier="cxl", node=1, page_size="2MiB") == [
+        objects.Ask("mem", 4096, tier="cxl", node=1, page_size=2 << 20)
+    ]
+    assert want(cpu=2, exclusive=True)[0].exclusive is True
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"mem": "lots"}, {"mem": "0.3KiB"}, {"cpu": "1.2345"}, {"mem": 1, "tier": "tape"}],
+)
+def test_wants_that_cannot_be_meant_are_refused(asked: dict[str, object]) -> None:
+    make: Callable[..., object] = want
+    with pytest.raises(InvalidParameter):
+        make(**asked)

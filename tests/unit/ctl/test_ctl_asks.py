@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people type, and what is asked for."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leased.ctl import asks
+from leased.ctl.admin import parse_capacity
+from leased.ctl.main import build_parser
+from leased.terms.errors import InvalidParameter
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "ns"),
+    [("60s", 60 * 10**9), ("100ms", 10**8), ("30m", 1800 * 10**9), ("1.5h", 5400 * 10**9)],
+)
+def test_durations(text: str, ns: int) -> None:
+    assert asks.parse_duration(text) == ns
+
+
+@pytest.mark.parametrize("text", ["60", "s", "-1s", "1.5ns", "1e3s", "60 sec", "", "٣s"])
+def test_durations_that_cannot_be_meant(text: str) -> None:
+    with pytest.raises(InvalidParameter):
+        asks.parse_duration(text)
+
+
+def test_sizes_are_binary_and_say_so() -> None:
+    assert asks.parse_size("256MiB") == 256 * MIB
+    assert asks.parse_size("1.5GiB") == 1536 * MIB
+    for text in ("4G", "4GB", "512k"):
+        with pytest.raises(InvalidParameter, match="binary"):
+            asks.parse_size(text)
+
+
+@given(st.integers(0, 1 << 50))
+@settings(derandomize=True, deadline=None)
+def test_a_size_that_is_shown_can_be_typed(count: int) -> None:
+    assert asks.parse_size(asks.size(count)) == count
+
+
+@given(st.sampled_from(("mem", "cpu", "gpu", "block", "net")), st.integers(1, 1 << 50))
+@settings(derandomize=True, deadline=None)
+def test_an_amount_that_is_shown_can_be_typed(kind: str, count: int) -> None:
+    assert parse_capacity(kind, asks.amount(kind, count)) == count
+
+
+def test_memory_in_full() -> None:
+    assert asks.memory("256MiB,tier=hbm,node=1,page=2MiB") == {
+        "kind": "mem",
+        "capacity": 256 * MIB,
+        "tier": "hbm",
+        "node": 1,
+        "page_size": 2 * MIB,
+    }
+
+
+def test_memory_is_rounded_up_to_whole_pages_and_that_is_said() -> None:
+    ask = asks.memory("3MiB,page=2MiB")
+    assert ask["capacity"] == 4 * MIB
+    note = asks.rounding_note("3MiB,page=2MiB", ask)
+    assert note == "note: 3MiB is no whole number of 2MiB pages; asking for 4MiB"
+    assert asks.rounding_note("4MiB", asks.memory("4MiB")) is None
+
+
+def test_cores_whole_and_in_parts() -> None:
+    assert asks.cores("2") == {"kind": "cpu", "capacity": 2000, "exclusive": True}
+    assert asks.cores("500m") == {"kind": "cpu", "capacity": 500}
+    assert asks.devices("1,id=gpu:GPU-4c") == {
+        "kind": "gpu",
+        "capacity": 1000,
+        "resource_id": "gpu:GPU-4c",
+    }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--cpu", "1.5"],
+        ["--cpu", "0"],
+        ["--cpu", "two"],
+        ["--mem", "1GiB,tier=fast"],
+        ["--mem", "1GiB,node=x"],
+        ["--mem", "1GiB,node=1,node=2"],
+        ["--mem", "1GiB,colour=red"],
+        ["--mem", "1GiB,page=3KiB"],
+        ["--mem", "0B"],
+        ["--gpu", "0.5"],
+        ["--net", "10"],
+        ["--mem", "1GiB", "--ttl", "60"],
+        [],
+    ],
+)
+def test_requests_that_cannot_be_meant(words: list[str]) -> None:
+    options = build_parser().parse_args(["plan", *words])
+    with pytest.raises(InvalidParameter):
+        asks.request(options)
+
+
+def test_a_request_in_full() -> None:
+    words = "--mem 1GiB --cpu 2 --cpu 250m --ttl 90s --wait 30m --priority guaranteed"
+    words += " --grace 5s --workload job --tag cc-1,project=llm,class=batch"
+    asked, notes = asks.request(build_parser().parse_args(["plan", *words.split()]))
+    assert [one["kind"] for one in asked["resources"]] == ["mem", "cpu", "cpu"]
+    assert (asked["ttl_ns"], asked["wait_ns"]) == (90 * 10**9, 1800 * 10**9)
+    assert asked["priority"] == "guaranteed"
+    assert asked["accounting_tag"] == {
+        "cost_center": "cc-1",
+        "project": "llm",
+        "request_class": "batch",
+    }
+    assert notes == []

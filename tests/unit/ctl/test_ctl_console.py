@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times both ways, JSON with a version, progress to people only."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC
+
+import pytest
+
+from leased.ctl.console import Console, length, parse_instant, relative, timestamp
+
+SECOND = 10**9
+NOON = 1_700_049_600 * SECOND
+
+
+def console(*, terminal: bool = False) -> Console:
+    """A console at noon, 100 s after boot."""
+    return Console(
+        io.StringIO(),
+        io.StringIO(),
+        wall_ns=lambda: NOON,
+        boot_ns=lambda: 100 * SECOND,
+        zone=UTC,
+        terminal=terminal,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [
+        (5_000_000, "5 ms"),
+        (42 * SECOND, "42 s"),
+        (200 * SECOND, "3 min 20 s"),
+        (3600 * SECOND, "1 h"),
+        (3601 * SECOND, "1 h"),
+        (90_000 * SECOND, "1 d 1 h"),
+    ],
+)
+def test_lengths(ns: int, text: str) -> None:
+    assert length(ns) == text
+
+
+def test_instants_are_told_both_ways() -> None:
+    assert console().time_of_boot(142 * SECOND) == "in 42 s (12:00:42)"
+    assert console().time_of_boot(40 * SECOND) == "1 min ago (11:59:00)"
+    assert console().time_of_day(NOON + 86_400 * SECOND) == "2023-11-16 12:00:00"
+    assert relative(-1) == "now"
+
+
+def test_timestamps_keep_every_digit() -> None:
+    assert timestamp(NOON + 1) == "2023-11-15T12:00:00.000000001Z"
+    assert parse_instant("2023-11-15T12:00:00Z") == NOON
+    assert parse_instant("2023-11-15T14:00:00+02:00") == NOON
+    assert parse_instant("2023-11-15") == NOON - 12 * 3600 * SECOND
+    with pytest.raises(ValueError, match="a time is written"):
+        parse_instant("yesterday")
+
+
+def test_json_has_a_version() -> None:
+    one = console()
+    one.document({"leases": []})
+    one.line({"a": 1})
+    assert isinstance(one.out, io.StringIO)
+    head, _, tail = one.out.getvalue().rpartition("\n{")
+    assert json.loads(head) == {"version": 1, "leases": []}
+    assert json.loads("{" + tail) == {"version": 1, "a": 1}
+
+
+def test_progress_is_for_terminals() -> None:
+    quiet, shown = console(), console(terminal=True)
+    for one in (quiet, shown):
+        one.progress("working")
+        one.end_progress()
+    assert isinstance(quiet.err, io.StringIO) and isinstance(shown.err, io.StringIO)
+    assert quiet.err.getvalue() == ""
+    assert "working" in shown.err.getvalue()

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The doctor on made-up hosts: what it reads, what it says, what it calls missing."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from leased.ctl import host_checks, service_checks
+from leased.ctl.console import Console
+from leased.ctl.findings import Finding, Grade
+from leased.ctl.main import main
+
+V2 = "35 24 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+HYBRID = (
+    "34 24 0:29 / /sys/fs/cgroup ro - tmpfs tmpfs rw\n"
+    "35 34 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+)
+
+
+def host(root: Path, **files: str) -> Path:
+    """A tree with these files; "__" in a name is a slash."""
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return root
+
+
+def graded(findings: list[Finding]) -> dict[str, Grade]:
+    """Topic to grade."""
+    return {finding.topic: finding.grade for finding in findings}
+
+
+@pytest.mark.parametrize(
+    ("release", "grades"),
+    [
+        ("6.8.0-45-generic", {"kernel": Grade.OK}),
+        ("6.1.0-18-amd64", {"kernel": Grade.OK, "peer pidfd": Grade.NOTE}),
+        ("5.10.0", {"kernel": Grade.FAIL}),
+    ],
+)
+def test_kernels(tmp_path: Path, release: str, grades: dict[str, Grade]) -> None:
+    root = host(tmp_path, proc__sys__kernel__osrelease=release)
+    assert graded(list(host_checks.kernel(root))) == grades
+
+
+def test_controllers_held_by_v1_are_named_with_what_they_cost(tmp_path: Path) -> None:
+    root = host(
+        tmp_path,
+        proc__self__mountinfo=HYBRID,
+        proc__cgroups="#subsys_name\thierarchy\tnum\tenabled\ncpu\t3\t1\t1\npids\t0\t1\t1\n",
+    )
+    host(root / "sys/fs/cgroup/unified", **{"cgroup.controllers": "pids", "leaf__cgroup.kill": ""})
+    found = {finding.topic: finding for finding in host_checks.cgroups(root)}
+    assert found["controller cpu"].grade is Grade.WARN
+    assert found["controller cpu"].text == "held by cgroup v1"
+    assert "500m" in found["controller cpu"].advice
+    assert found["controller cpuset"].text == "not offered by the kernel"
+    assert found["controller pids"].grade is Grade.OK
+    assert found["cgroup.kill"].grade is Grade.OK
+
+
+def test_without_cgroup_v2_nothing_can_be_cut(tmp_path: Path) -> None:
+    [finding] = host_checks.cgroups(tmp_path)
+    assert finding.grade is Grade.FAIL
+
+
+def test_memory_nodes_tiers_and_pools(tmp_path: Path) -> None:
+    root = host(
+        tmp_path,
+        sys__devices__system__node__node0__meminfo="",
+        sys__devices__system__node__node1__access0__initiators__read_latency="90",
+    )
+    pool = {"nr_hugepages": "512", "free_hugepages": "500"}
+    host(root / "sys/kernel/mm/hugepages/hugepages-2048kB", **pool)
+    found = {f.topic: f for f in (*host_checks.numa(root), *host_checks.hugepages(root))}
+    assert found["NUMA"].text == "2 nodes"
+    assert found["HMAT"].text == "latency and bandwidth of node1"
+    assert found["huge pages 2MiB"].text == "500 of 512 free, 1GiB in all"
+
+
+def test_swap_and_clearing_of_pages(tmp_path: Path) -> None:
+    root = host(
+        tmp_path,
+        proc__cmdline="quiet init_on_alloc=1",
+        proc__swaps="Filename Type\n/dev/sda2 partition 1 0 -2\n",
+    )
+    found = graded(list(host_checks.page_hygiene(root)))
+    assert found == {"init_on_alloc": Grade.OK, "swap": Grade.WARN}
+
+
+def test_nvidia_majors(tmp_path: Path) -> None:
+    root = host(tmp_path, proc__devices="Character devices:\n195 nvidia\n195 nvidiactl\n")
+    found = {finding.topic: finding for finding in host_checks.nvidia(root)}
+    assert found["NVIDIA majors"].text == "nvidia 195, nvidiactl 195"
+    assert found["nvidia-uvm"].grade is Grade.WARN
+
+
+@pytest.mark.parametrize(
+    ("kind", "grade"), [("ext4", Grade.OK), ("tmpfs", Grade.FAIL), ("nfs4", Grade.FAIL)]
+)
+def test_the_log_must_lie_on_a_disk_of_this_host(tmp_path: Path, kind: str, grade: Grade) -> None:
+    mounts = f"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 8:2 / /var/lib rw - {kind} x rw\n"
+    root = host(tmp_path, proc__self__mountinfo=mounts, var__lib__leased__x="")
+    [finding] = service_checks.state_directory(root)
+    assert finding.grade is grade and kind in finding.text
+
+
+def test_a_weakened_unit_is_named(tmp_path: Path) -> None:
+    root = host(tmp_path, proc__devices="195 nvidia\n")
+    shown = {**service_checks.HARDENING, "ActiveState": "active", "DeviceAllow": "char-nvidia rw"}
+    shown["ProtectSystem"] = "no"
+    found = {f.topic: f for f in service_checks.judge_unit("leased.service", shown, root)}
+    assert found["leased.service hardening"].text == "ProtectSystem=no"
+    assert "char-nvidia-uvm" in found["leased.service devices"].text
+    assert "char-nvidia," not in found["leased.service devices"].text
+
+
+def test_budgets_that_do_not_fit_are_shown_as_a_sum(tmp_path: Path) -> None:
+    root = host(tmp_path, **{"etc__leased__leased.toml": '[timing]\nscrub = "200s"\n'})
+    [finding] = service_checks.timing(root)
+    assert finding.grade is Grade.FAIL
+    assert finding.text == "kill 5 s + scrub 3 min 20 s + prove 5 s = 3 min 30 s, at most 2 min"
+    [finding] = service_checks.timing(tmp_path / "none")
+    assert finding.grade is Grade.OK
+
+
+def test_the_exit_status_says_whether_something_required_is_missing(tmp_path: Path) -> None:
+    out = io.StringIO()
+    status = main(["doctor", "--json", "--root", str(tmp_path)], Console(out, io.StringIO()))
+    document = json.loads(out.getvalue())
+    assert status == 69 and document["version"] == 1 and not document["healthy"]
+    failed = {one["check"] for one in document["findings"] if one["grade"] == "fail"}
+    assert {"kernel", "cgroup v2", "agent", "reaper"} <= failed

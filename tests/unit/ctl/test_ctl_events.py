@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of event can be shown, on a line and as JSON, and nothing is left out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.doubles.logs import events_of_every_kind, moment_at
+
+from leased.chain.canonical import Unknown
+from leased.ctl.events import event_document, event_line
+from leased.terms.event import Event
+
+
+@pytest.mark.parametrize("event", events_of_every_kind(), ids=lambda event: type(event).__name__)
+def test_every_kind_is_shown(event: Event) -> None:
+    found = event_document(7, event, moment_at(0))
+    assert found["kind"] == type(event).__name__
+    assert set(event.__struct_fields__) <= set(found)
+    json.dumps(found)
+    line = event_line(7, event, moment_at(0))
+    assert line.startswith("       7  2026-") and type(event).__name__ in line and "\n" not in line
+
+
+def test_a_kind_of_a_newer_release_is_shown_as_it_is() -> None:
+    found = event_document(1, Unknown(99, 2, b"\x01\x02"), moment_at(0))
+    assert (found["kind"], found["number"], found["body"]) == ("kind 99", 99, "0102")
+    assert "2 bytes, schema 2" in event_line(1, Unknown(99, 2, b"\x01\x02"), moment_at(0))

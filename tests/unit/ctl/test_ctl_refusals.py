@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refusals: token, numbers, next step, exit status."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC
+
+from leased.ctl.console import Console
+from leased.ctl.refusals import ADVICE, refusal_status, refusal_text
+from leased.terms.reply import RefusalReason
+from leased.wire.objects import Refusal
+
+SECOND = 10**9
+CONSOLE = Console(
+    io.StringIO(),
+    io.StringIO(),
+    wall_ns=lambda: 1_700_049_600 * SECOND,
+    boot_ns=lambda: 100 * SECOND,
+    zone=UTC,
+)
+
+
+def test_every_reason_has_a_step_and_a_status() -> None:
+    assert {reason.name.lower() for reason in RefusalReason} == set(ADVICE)
+
+
+def test_no_capacity_says_how_much_and_when() -> None:
+    refusal = Refusal("no_capacity", "mem", 4 << 30, 3 << 30, 2 << 30, 760 * SECOND, 660)
+    assert refusal_text(refusal, CONSOLE) == (
+        "no_capacity: mem: asked 2GiB, 3GiB of 4GiB in use; could succeed in 11 min (12:11:00);"
+        " try --wait 665s; or ask for less, or wait: see `leasectl devices`"
+    )
+    assert refusal_status(refusal) == 75
+
+
+def test_a_limit_that_waiting_does_not_change() -> None:
+    refusal = Refusal("ttl_too_long", "ns", 14_400 * SECOND, 0, 20_000 * SECOND)
+    assert refusal_text(refusal, CONSOLE) == (
+        "ttl_too_long: time: asked 5 h 33 min, the limit is 4 h;"
+        " ask for a shorter --ttl and renew, or for another --priority"
+    )
+    assert refusal_status(refusal) == 65
+
+
+def test_a_granule_is_named() -> None:
+    refusal = Refusal("capacity_granule", "mem:node0:2097152", 2 << 20, 0, 4096)
+    assert refusal_text(refusal, CONSOLE) == (
+        "capacity_granule: mem:node0:2097152: asked 4KiB; it is granted in multiples of 2MiB"
+    )
+
+
+def test_counted_things_are_not_given_units() -> None:
+    refusal = Refusal("tenant_leases", "leases", 8, 8, 1)
+    assert "leases: asked 1, 8 of 8 in use" in refusal_text(refusal, CONSOLE)
+
+
+def test_a_reason_of_a_newer_agent_is_shown_as_it_is() -> None:
+    refusal = Refusal("moon_phase", "", 0, 0, 0)
+    assert refusal_text(refusal, CONSOLE) == "moon_phase"
+    assert refusal_status(refusal) == 75

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree of verbs: help, examples that parse, completions that the shells accept, a man page that
+is current.
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from leased.ctl.completion import script
+from leased.ctl.main import EXIT_STATUSES, build_parser
+from leased.terms import errors
+
+ROOT = Path(__file__).resolve().parents[3]
+LISTS = ("ls", "devices", "holders", "watch", "usage", "statement", "rates", "verify", "doctor")
+
+
+def walk(
+    parser: argparse.ArgumentParser, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """Every verb with its parser."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield (*path, name), below
+                yield from walk(below, (*path, name))
+
+
+VERBS = dict(walk(build_parser()))
+
+
+@pytest.mark.parametrize("path", sorted(VERBS))
+def test_every_verb_has_an_example_that_parses(path: tuple[str, ...]) -> None:
+    epilog = VERBS[path].epilog or ""
+    assert epilog.startswith("example:\n  leasectl ")
+    words = shlex.split(epilog.removeprefix("example:\n  leasectl").split(" > ")[0])
+    if path[0] == "admin" and len(path) == 1:
+        path = ("admin", words[1])
+    assert words[: len(path)] == list(path) or path[:1] == ("audit",)
+    options = build_parser().parse_args(words)
+    assert callable(options.act)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_every_list_has_json(name: str) -> None:
+    assert "--json" in VERBS[name,].format_help()
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_help_fits_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for parser in VERBS.values():
+        assert parser.format_help()
+
+
+def test_a_command_line_that_cannot_be_meant_ends_with_64(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words in (["nothing"], ["renew"], ["run", "--cpu"], []):
+        with pytest.raises(SystemExit) as ended:
+            build_parser().parse_args(words)
+        assert ended.value.code == 64
+    capsys.readouterr()
+
+
+def test_the_exit_statuses_of_errors_are_documented() -> None:
+    documented = {status for status, _ in EXIT_STATUSES}
+    raised = {
+        kind.exit_status
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.LeasedError)
+    }
+    assert raised - {errors.EX_SOFTWARE} <= documented
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_every_verb_and_the_shell_accepts_it(shell: str, tmp_path: Path) -> None:
+    text = script(shell, build_parser())
+    for path in VERBS:
+        assert path[-1] in text
+    program = shutil.which(shell)
+    if program is None:
+        return
+    file = tmp_path / f"completion.{shell}"
+    file.write_text(text, encoding="utf-8")
+    checked = subprocess.run(
+        [program, "-n", str(file)], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("leasectl re", {"renew", "release"}),
+        ("leasectl admin fe", {"fence"}),
+        ("leasectl run --priority ", {"scavenger", "standard", "guaranteed"}),
+        ("leasectl audit export --format f", {"frames"}),
+    ],
+)
+def test_bash_completes(line: str, wanted: set[str], tmp_path: Path) -> None:
+    file = tmp_path / "completion.bash"
+    file.write_text(script("bash", build_parser()), encoding="utf-8")
+    words = line.split(" ")
+    quoted = " ".join(shlex.quote(word) for word in words)
+    program = (
+        f"source {file}; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _leasectl;"
+        ' printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    told = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert set(told.stdout.split()) == wanted
+
+
+def test_the_man_page_is_current() -> None:
+    made = runpy.run_path(str(ROOT / "packaging" / "man" / "generate"))
+    page = (ROOT / "packaging" / "man" / "leasectl.1").read_text(encoding="utf-8")
+    assert made["manual"]() == page, "run packaging/man/generate"

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pool ledger: pages are conserved, and what is missing is blamed once, by the page."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leased.hardware.calls import Cleaned, Counted
+from leased.hardware.pools import PoolLedger
+from leased.terms.identity import LeaseId
+
+TOTAL = 16
+
+
+def key(number: int) -> tuple[LeaseId, int]:
+    return LeaseId(number.to_bytes(16, "big")), 0
+
+
+def counted(in_use: int, total: int = TOTAL) -> Counted:
+    return Counted(total, total - in_use)
+
+
+def cleaned(in_use_before: int, short: int = 0) -> Cleaned:
+    return Cleaned(0, True, (), counted(in_use_before), short)
+
+
+def test_a_lease_that_gave_everything_back_is_not_blamed() -> None:
+    ledger = PoolLedger(counted(3))
+    assert ledger.foreign == 3
+    ledger.hold(key(1), 4)
+    assert ledger.missing(counted(7)) == 0
+    ledger.give_back(key(1), cleaned(7))
+    assert ledger.blame([(key(1), 4)], counted(3)) == {}
+
+
+def test_the_one_whose_pages_came_short_is_blamed_before_its_neighbour() -> None:
+    ledger = PoolLedger(counted(0))
+    for number in (1, 2):
+        ledger.hold(key(number), 4)
+    ledger.give_back(key(1), cleaned(8))
+    ledger.give_back(key(2), cleaned(4, short=2))
+    assert ledger.blame([(key(1), 4), (key(2), 4)], counted(2)) == {key(2): 2}
+    assert ledger.written_off == 2 and ledger.missing(counted(2)) == 0
+
+
+def test_pages_that_come_back_are_believed_and_hide_nothing() -> None:
+    ledger = PoolLedger(counted(0))
+    ledger.hold(key(1), 2)
+    ledger.give_back(key(1), cleaned(2, short=1))
+    assert ledger.blame([(key(1), 2)], counted(1)) == {key(1): 1}
+    ledger.hold(key(2), 2)
+    # The first page came back while the second lease ran.
+    ledger.give_back(key(2), cleaned(2, short=1))
+    assert ledger.blame([(key(2), 2)], counted(1)) == {key(2): 1}
+
+
+def test_growing_or_shrinking_the_pool_blames_nobody() -> None:
+    ledger = PoolLedger(counted(0))
+    ledger.hold(key(1), 2)
+    ledger.give_back(key(1), cleaned(2))
+    assert ledger.blame([(key(1), 2)], counted(0, TOTAL + 8)) == {}
+    assert ledger.blame([(key(1), 2)], counted(0, TOTAL - 8)) == {}
+
+
+def test_adopted_pages_were_foreign_before() -> None:
+    ledger = PoolLedger(counted(5))
+    ledger.adopt(key(1), 4)
+    ledger.adopt(key(1), 4)
+    assert ledger.foreign == 1
+    ledger.give_back(key(1), cleaned(5))
+    assert ledger.blame([(key(1), 4)], counted(1)) == {}
+
+
+def test_a_worker_that_was_lost_leaves_its_pages_missing_until_seen() -> None:
+    ledger = PoolLedger(counted(0))
+    ledger.hold(key(1), 4)
+    ledger.write_off(key(1))
+    assert ledger.written_off == 4 and ledger.missing(counted(4)) == 0
+    assert ledger.missing(counted(1)) == 0 and ledger.written_off == 1
+
+
+leases = st.lists(
+    st.tuples(st.integers(min_value=1, max_value=6), st.integers(min_value=0, max_value=6)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(leases)
+def test_exactly_what_is_pinned_is_blamed(plan: list[tuple[int, int]]) -> None:
+    """Any sequence of leases, each pinning some of its pages: the sum of blame is what is gone."""
+    ledger, pinned, total = PoolLedger(Counted(1000, 1000)), 0, 1000
+    for number, (pages, pins) in enumerate(plan):
+        pins = min(pages, pins)
+        ledger.hold(key(number), pages)
+        ledger.give_back(key(number), Cleaned(0, True, (), counted(pinned + pages, total), pins))
+        pinned += pins
+        blamed = ledger.blame([(key(number), pages)], counted(pinned, total))
+        assert blamed == ({key(number): pins} if pins else {})
+    assert ledger.written_off == pinned

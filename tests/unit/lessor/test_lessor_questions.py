@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions change nothing, and nobody learns of what is not theirs."""
+
+from __future__ import annotations
+
+from leased.terms import command as commands
+from leased.terms.lease import LeaseState, Priority, RevocationReason
+from leased.terms.policy import Policy, TenantLimits
+from leased.terms.reply import (
+    Changed,
+    Done,
+    Explained,
+    Inventoried,
+    Listed,
+    Missing,
+    Planned,
+    RefusalReason,
+)
+from leased.terms.resource import ResourceKind
+from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, cores, mem
+
+
+def test_a_lease_is_shown_to_its_tenant_and_to_operators_only() -> None:
+    desk = Desk()
+    lease = desk.lease()
+    for caller, expected in (
+        (ACME, Changed(lease)),
+        (OPERATOR, Changed(lease)),
+        (BETA, Missing(lease.lease_id)),
+    ):
+        asked = commands.Describe(desk.command_id(), caller, lease.lease_id)
+        assert desk.say(asked) == expected
+        why = desk.say(commands.Why(desk.command_id(), caller, lease.lease_id))
+        assert (why == Missing(lease.lease_id)) == (caller is BETA)
+
+
+def test_a_closed_lease_says_why_it_ended() -> None:
+    desk = Desk()
+    lease = desk.lease()
+    desk.say(commands.Revoke(desk.command_id(), OPERATOR, lease.lease_id))
+    desk.reclaim(lease)
+    reply = desk.say(commands.Why(desk.command_id(), ACME, lease.lease_id))
+    assert isinstance(reply, Explained) and reply.lease is not None
+    assert (reply.lease.state, reply.lease.reason) == (
+        LeaseState.RECLAIMED,
+        RevocationReason.OPERATOR_REVOKE,
+    )
+
+
+def test_a_list_is_oldest_first_and_ones_own() -> None:
+    desk = Desk(mem(0, 3))
+    mine = [desk.lease(ttl=100), desk.lease(ttl=50)]
+    other = desk.lease(caller=BETA)
+    waiting = desk.acquire(ask_mem(2), wait=60)
+    desk.propose(waiting)
+
+    def listed(caller: commands.Caller, closed: bool = False) -> Listed:
+        reply = desk.say(commands.ListLeases(desk.command_id(), caller, closed))
+        assert isinstance(reply, Listed)
+        return reply
+
+    assert listed(ACME).leases == tuple(mine)
+    assert listed(ACME).waiting == ((waiting.command_id, 1, RefusalReason.NO_CAPACITY),)
+    assert listed(BETA) == Listed((other,), ())
+    assert listed(OPERATOR).leases == (*mine, other)
+    desk.release(mine[0])
+    desk.reclaim(mine[0])
+    assert len(listed(ACME).leases) == 1
+    ids = [lease.lease_id for lease in listed(ACME, closed=True).leases]
+    assert ids == [lease.lease_id for lease in mine]
+
+
+def test_the_use_of_a_resource_adds_up_in_every_phase() -> None:
+    desk = Desk(mem(0, 10), *cores(1))
+    leases = [desk.lease(ask_mem(n)) for n in (1, 2, 3)]
+    desk.release(leases[1])
+    desk.release(leases[2])
+    desk.cut_failed(leases[2])
+    reply = desk.say(commands.ListResources(desk.command_id(), ACME))
+    assert isinstance(reply, Inventoried)
+    first = reply.use[0]
+    assert (first.free, first.leased, first.teardown, first.fenced) == (
+        4 * PAGE,
+        PAGE,
+        2 * PAGE,
+        3 * PAGE,
+    )
+    assert first.free + first.leased + first.teardown + first.fenced == 10 * PAGE
+    assert [use.cordoned for use in reply.use] == [False, False]
+    desk.say(commands.Drain(desk.command_id(), OPERATOR, "cpu:0"))
+    reply = desk.say(commands.ListResources(desk.command_id(), ACME))
+    assert isinstance(reply, Inventoried) and [use.cordoned for use in reply.use] == [False, True]
+
+
+def test_a_plan_says_what_would_happen_and_changes_nothing() -> None:
+    desk = Desk(mem(0, 10), mem(1, 5))
+    sealed, free = len(desk.history), desk.free()
+    plan = desk.acquire(ask_mem(4))
+    assert desk.say(commands.Plan(desk.command_id(), plan)) == Planned(None, ("mem:node1:4096",))
+    assert (len(desk.history), desk.free()) == (sealed, free)
+    lease = desk.lease(ask_mem(8))
+    reply = desk.say(commands.Plan(desk.command_id(), desk.acquire(ask_mem(6), wait=60)))
+    assert isinstance(reply, Planned) and reply.refusal is not None
+    assert (reply.refusal.reason, reply.position) == (RefusalReason.NO_CAPACITY, 1)
+    assert reply.refusal.retry_at_ns == lease.deadline_ns
+    reply = desk.say(commands.Plan(desk.command_id(), desk.acquire(ask_mem(6))))
+    assert isinstance(reply, Planned) and reply.position is None
+    assert len(desk.lessor.queue) == 0
+
+
+def test_a_plan_shows_operators_who_would_have_to_go() -> None:
+    desk = Desk(mem(0, 10), mem(1, 10))
+    old = desk.lease(ask_mem(5, node=0), ttl=600, priority=Priority.STANDARD)
+    desk.sleep(100)
+    scavenger = desk.lease(ask_mem(5, node=0), ttl=500, priority=Priority.SCAVENGER)
+    desk.lease(ask_mem(10, node=1), ttl=5, priority=Priority.SCAVENGER)
+
+    def victims(pages: int, caller: commands.Caller, priority: Priority) -> tuple[bytes, ...]:
+        acquire = desk.acquire(ask_mem(pages, node=0), caller=caller, priority=priority)
+        reply = desk.say(commands.Plan(desk.command_id(), acquire))
+        assert isinstance(reply, Planned)
+        return reply.victims
+
+    assert victims(5, OPERATOR, Priority.STANDARD) == (scavenger.lease_id,)
+    assert victims(10, OPERATOR, Priority.STANDARD) == ()
+    assert victims(10, OPERATOR, Priority.GUARANTEED) == (scavenger.lease_id, old.lease_id)
+    assert victims(5, OPERATOR, Priority.SCAVENGER) == ()
+    assert victims(5, ACME, Priority.GUARANTEED) == (), "not for tenants to see"
+
+
+def test_a_plan_of_a_request_that_was_made_shows_its_lease() -> None:
+    desk = Desk()
+    acquire = desk.acquire()
+    desk.propose(acquire)
+    planned = desk.say(commands.Plan(desk.command_id(), acquire))
+    assert planned == Planned(None, ("mem:node0:4096",))
+
+
+def test_a_waiting_request_says_what_it_waits_for_and_its_place() -> None:
+    policy = Policy(tenants=(("beta", TenantLimits(leases_max=0)),))  # type: ignore[arg-type]
+    desk = Desk(mem(0, 10), policy=policy)
+    lease = desk.lease(ask_mem(8))
+    first, second = desk.acquire(ask_mem(5), wait=60), desk.acquire(ask_mem(6), wait=60)
+    desk.propose(first)
+    desk.propose(second)
+    reply = desk.say(commands.Why(desk.command_id(), ACME, second.command_id))  # type: ignore[arg-type]
+    assert isinstance(reply, Explained) and reply.refusal is not None
+    assert (reply.position, reply.refusal.reason) == (2, RefusalReason.NO_CAPACITY)
+    assert reply.refusal.retry_at_ns == lease.deadline_ns
+    hidden = desk.say(commands.Why(desk.command_id(), BETA, second.command_id))  # type: ignore[arg-type]
+    assert hidden == Missing(second.command_id)
+
+
+def test_a_heartbeat_comes_back() -> None:
+    desk = Desk()
+    assert desk.say(commands.Heartbeat(desk.command_id())) == Done()
+
+
+def test_a_lost_resource_is_shown_while_something_of_it_is_held() -> None:
+    desk = Desk(mem(0, 10), mem(1, 10))
+    lease = desk.lease(ask_mem(4, node=0))
+    desk.inventory = type(desk.inventory)((mem(1, 10),))
+    desk.say(commands.Observe(desk.command_id(), desk.inventory))
+    reply = desk.say(commands.ListResources(desk.command_id(), OPERATOR))
+    assert isinstance(reply, Inventoried)
+    lost = {use.resource_id: use for use in reply.use}["mem:node0:4096"]
+    assert (lost.free, lost.teardown, lost.kind) == (-4 * PAGE, 4 * PAGE, ResourceKind.MEM)
+    desk.reclaim(lease)
