@@ -48,8 +48,8 @@ def measure_expiry(
         figures = _measure(load, where, state=state, mode=mode, count=count, size=size, times=times)
         found.append(figures)
         say(
-            f"agent {state}, {count} x {size >> 10} KiB: cut p50 {figures['cut_p50_ns'] / 1e6:.2f} ms, "
-            f"p99 {figures['cut_p99_ns'] / 1e6:.2f} ms; proven p99 "
+            f"agent {state}, {count} x {size >> 10} KiB: cut p50 "
+            f"{figures['cut_p50_ns'] / 1e6:.2f} ms, p99 {figures['cut_p99_ns'] / 1e6:.2f} ms; proven p99 "
             f"{figures['proven_p99_ns'] / 1e6:.1f} ms ({figures['ended']} leases)"
         )
     return found
@@ -90,7 +90,8 @@ def _let_expire(
         agent.signal(signal.SIGSTOP)
     elif state == "killed":
         agent.kill()
-    _sleep_past_deadlines()
+    if state != "alive" or mode != "holders":
+        _sleep_past_deadlines()
     if state == "stopped":
         agent.signal(signal.SIGCONT)
     elif state == "killed":

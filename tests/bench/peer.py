@@ -82,10 +82,21 @@ def lease_grants(url: str, *, clients: int, requests: int, scratch: Path) -> Fig
     counts = re.search(r"requests: .* (\d+) succeeded, (\d+) failed", done.stdout)
     if counts is None or int(counts[1]) != requests:
         raise SystemExit(f"bench: h2load did not succeed:\n{done.stdout}")
-    return _figures(log, clients)
+    granted = _granted(url)
+    if granted != requests:
+        raise SystemExit(f"bench: etcd granted {granted} of {requests} leases")
+    return read_log_file(log, clients)
 
 
-def _figures(log: Path, clients: int) -> Figures:
+def _granted(url: str) -> int:
+    """How many leases etcd itself says it granted: gRPC answers 200 to a refusal as well."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    counted = re.search(r"^etcd_debugging_lease_granted_total ([\d.e+]+)$", text, re.MULTILINE)
+    return int(float(counted[1])) if counted else -1
+
+
+def read_log_file(log: Path, clients: int) -> Figures:
     """From h2load's log: start (us since the epoch), status, microseconds; the first tenth is
     warm-up.
     """

@@ -38,7 +38,7 @@ def measure_restart(
         ready_s = agent.start()
         after = _deadlines(agent)
         agent.stop()
-        count, seconds, frame_bytes = time_verify(agent.state / "audit")
+        count, seconds, strict_s, frame_bytes = time_verify(agent.state / "audit")
     finally:
         holder.kill()
         holder.wait()
@@ -51,7 +51,7 @@ def measure_restart(
         "ready_s": ready_s,
         "deadlines_kept": sum(after.get(one) == at for one, at in before.items()),
         "verify_records_per_s": count / seconds,
-        "verify_s": seconds,
+        "strict_records_per_s": count / strict_s,
         "frame_bytes": frame_bytes,
         "openssl_blocks_per_s": openssl,
     }

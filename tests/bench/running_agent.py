@@ -42,7 +42,7 @@ copied = false
 
 
 class RunningAgent:
-    """One agent over one state directory; `start` and `stop` it as often as wanted, then `close`."""
+    """One agent over one state directory: `start` and `stop` as often as wanted, then `close`."""
 
     def __init__(self, directory: Path, *, ttl_min: str = "500ms") -> None:
         self.state, self.runtime = directory / "state", directory / "run"

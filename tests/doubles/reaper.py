@@ -69,7 +69,7 @@ class FakeReaper:
                             await self._clock.sleep_until(first_ns)
                             until_changed.cancel()
 
-    # -- the port -----------------------------------------------------------------------------------
+    # -- the port ---------------------------------------------------------------------------------
 
     async def arm_many(
         self, leases: Sequence[tuple[Lease, str, Sequence[int], int | None]]
@@ -116,7 +116,7 @@ class FakeReaper:
         for lease_id in lease_ids:
             self.slots.pop(lease_id, None)
 
-    # -- inside -------------------------------------------------------------------------------------
+    # -- inside -----------------------------------------------------------------------------------
 
     def _now(self) -> int:
         return self._clock.now().boot_ns

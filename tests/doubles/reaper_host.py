@@ -25,11 +25,11 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
+from tests.doubles.leases import lease as any_lease
 
 from leased.service.reaper_process import find_reaper
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
-from tests.doubles.leases import lease as any_lease
 
 NS_PER_MS = 1_000_000
 WAIT_S = 10.0
@@ -105,7 +105,7 @@ class ReaperHost:
     ) -> None:
         self._exits.close()
 
-    # -- the reaper ---------------------------------------------------------------------------------
+    # -- the reaper -------------------------------------------------------------------------------
 
     @property
     def socket_path(self) -> Path:
@@ -135,8 +135,10 @@ class ReaperHost:
         self.take_notices(until="READY=1")
 
     def take_notices(self, *, until: str | None = None) -> list[str]:
-        """Play systemd: read what the reaper says, keep what it stores. Stops at `until` or, without
-        it, when nothing more waits."""
+        """Play systemd: read what the reaper says, keep what it stores.
+
+        Stops at `until` or, without it, when nothing more waits.
+        """
         notices: list[str] = []
         self.notify.settimeout(WAIT_S)
         while True:
@@ -167,7 +169,7 @@ class ReaperHost:
         """What it has logged."""
         return (self.directory / "log").read_text("utf-8", "replace")
 
-    # -- what leases hold ---------------------------------------------------------------------------
+    # -- what leases hold -------------------------------------------------------------------------
 
     def leaf(self, lease: Lease) -> str:
         """A leaf cgroup for the lease."""
@@ -204,7 +206,7 @@ class ReaperHost:
         self._exits.callback(os.close, fd)
         return fd
 
-    # -- inside -------------------------------------------------------------------------------------
+    # -- inside -----------------------------------------------------------------------------------
 
     def _store(self, name: str, fds: Sequence[int]) -> None:
         for fd in fds:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backstop: no agent takes over after the cut, and somebody outside the lease kept the memory."""
+"""The backstop: no agent takes over after the cut, and somebody outside the lease kept memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import sys
 
 import pytest
 import trio
+from tests.doubles.reaper_host import ReaperHost, lease_of, usable
 
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.service.reaper_link import ReaperLink
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import TeardownStep
-from tests.doubles.reaper_host import ReaperHost, lease_of, usable
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 SIZE_BYTES = 1 << 20

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, open_fds, usable
 
 from leased.hardware import verbs
 from leased.service import reaper_protocol as protocol
-from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, open_fds, usable
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 NATIVE = Path(__file__).resolve().parents[2] / "native"
@@ -49,7 +49,9 @@ def host(checked_reaper: Path) -> Iterator[ReaperHost]:
         assert "ERROR" not in host.log() and "runtime error" not in host.log(), host.log()
 
 
-def _exchange(sock: socket.socket, packet: bytes, fds: tuple[int, ...] = ()) -> protocol.Packet | None:
+def _exchange(
+    sock: socket.socket, packet: bytes, fds: tuple[int, ...] = ()
+) -> protocol.Packet | None:
     """Send; the answer, or None when the reaper hung up."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
     try:
@@ -62,9 +64,7 @@ def _exchange(sock: socket.socket, packet: bytes, fds: tuple[int, ...] = ()) -> 
 
 def _arm_entry(*, memfds: int = 0, has_pidfd: int = 0, cgroup: bytes = b"") -> bytes:
     lease = lease_of(ttl_ms=60_000)
-    return protocol.ARM_ENTRY.pack(
-        lease.lease_id, 1, lease.deadline_ns, has_pidfd, memfds, cgroup
-    )
+    return protocol.ARM_ENTRY.pack(lease.lease_id, 1, lease.deadline_ns, has_pidfd, memfds, cgroup)
 
 
 def test_a_packet_without_our_magic_ends_the_connection(host: ReaperHost) -> None:
@@ -142,6 +142,7 @@ def test_the_same_memory_twice_is_held_once(host: ReaperHost) -> None:
         sock, protocol.encode(protocol.ARM, 1, 1, _arm_entry(memfds=3)), (memory,) * 3
     )
     assert answer is not None and protocol.decode_statuses(answer, 1) == [0]
+    _exchange(sock, protocol.encode(protocol.PING, 1, 0, b""))
     assert open_fds(host.process.pid) == before + 1
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reaper's own death: what the next one knows, what it gets back, and what it does about the rest."""
+"""The reaper's own death: what the next one knows, gets back, and does about the rest."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import struct
 
 import pytest
 import trio
+from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
 
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
@@ -22,7 +23,6 @@ from leased.terms.errors import EX_CONFIG, EX_TEMPFAIL
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import TeardownStep
-from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 LATER_MS = 60_000
@@ -229,7 +229,9 @@ async def test_flipped_bits_cut_or_change_nothing_but_never_lengthen_a_lease() -
                 assert entry.lease_id == lease_id
                 if entry.pidfd is not None:
                     os.close(entry.pidfd)
-                assert entry.cut is not None or entry.deadline_ns <= boot_ns() + LATER_MS * NS_PER_MS
+                assert (
+                    entry.cut is not None or entry.deadline_ns <= boot_ns() + LATER_MS * NS_PER_MS
+                )
             assert roster or corrupt, host.log()
 
 

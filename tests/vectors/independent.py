@@ -210,81 +210,84 @@ def newest_slot(anchor: bytes, log_id: bytes) -> bytes:
     return max(found, key=lambda copy: number(copy, 8, 8))
 
 
+class Chain:
+    """What has been walked so far."""
+
+    def __init__(self, log_id: bytes, key: bytes | None, origin: bytes) -> None:
+        self.log_id, self.key, self.origin = log_id, key, origin
+        self.leaves: list[bytes] = []
+        self.head, self.batch, self.ended, self.kind = bytes(32), 0, True, 0
+
+    def begin(self, header: bytes, index: int, name: str) -> None:
+        """FORMAT.md section 3."""
+        size = len(self.leaves)
+        need(header[:8] == b"LSEG\r\n\x1a\n" and header[16:32] == self.log_id, f"{name}: not ours")
+        need(number(header, 32, 8) == index and number(header, 40, 8) == size, f"{name}: order")
+        need(header[48:80] == self.head and number(header, 80, 8) == size, f"{name}: link")
+        peaks, rest = [], self.leaves
+        for bit in reversed(range(size.bit_length())):
+            if size >> bit & 1:
+                peaks.append(tree_root(rest[: 1 << bit]))
+                rest = rest[1 << bit :]
+        need(header[88] == len(peaks), f"{name}: number of peaks")
+        need(header[96 : 96 + 32 * len(peaks)] == b"".join(peaks), f"{name}: peaks")
+
+    def take_frame(self, data: bytes, at: int, name: str) -> int:
+        """FORMAT.md section 5; return where the next frame begins."""
+        where = f"record {len(self.leaves)} at {name}+{at}"
+        need(at + 112 <= len(data), f"{where}: cut short")
+        n, size = number(data, at + 28, 4), number(data, at, 4)
+        need(size == (112 + n + 7) // 8 * 8 <= 65536, f"{where}: frame length")
+        need(at + size <= len(data), f"{where}: cut short")
+        frame = data[at : at + size]
+        crc = zlib.crc32(frame[8:], zlib.crc32(frame[:4]))
+        need(crc == number(frame, 4, 4), f"{where}: CRC")
+        need(number(frame, 8, 8) == len(self.leaves), f"{where}: sequence")
+        need(frame[48:80] == self.head, f"{where}: link")
+        flags, this = frame[27], number(frame, 16, 8)
+        need(this > self.batch if self.ended else this == self.batch, f"{where}: batch")
+        need(flags < 4 and not any(frame[80 + n : -32]), f"{where}: reserved")
+        hashed = b"\0LEASEREC1\0" + self.log_id + frame[8 : 80 + n]
+        need(hashlib.sha256(hashed).digest() == frame[-32:], f"{where}: hash")
+        self.kind = number(frame, 24, 2)
+        if self.kind in BODIES and frame[26] == 1:
+            self.check_body(frame[80 : 80 + n], where)
+        self.head, self.batch, self.ended = frame[-32:], this, bool(flags & 1)
+        self.leaves.append(self.head)
+        return at + size
+
+    def check_body(self, body: bytes, where: str) -> None:
+        """FORMAT.md section 6."""
+        value, end = take(body, 0)
+        need(end == len(body) and fits(value, BODIES[self.kind]), f"{where}: body")
+        if self.kind == 69:
+            _, size, root, signature = value
+            need(size == len(self.leaves) and root == tree_root(self.leaves), f"{where}: root")
+            text = self.origin + b"\n%d\n" % size + base64.b64encode(root) + b"\n"
+            holds = self.key is None or signature_holds(self.key, text, signature)
+            need(holds, f"{where}: signature")
+
+
 def verify(directory: Path, *, signatures: bool = True) -> tuple[int, str]:
     """Return (size, head in hex). Raises Broken."""
     identity = closed((directory / "log.id").read_bytes(), "log.id")
-    need(
-        len(identity) == 512 and identity[:8] == b"LEASELOG" and number(identity, 8, 2) == 1,
-        "not a log.id",
-    )
-    log_id, key, length = identity[16:32], identity[32:64], number(identity, 144, 2)
-    origin = identity[146 : 146 + length]
-    slot = newest_slot((directory / "anchor").read_bytes(), log_id)
-    next_seq, last_segment, end = number(slot, 32, 8), number(slot, 40, 8), number(slot, 48, 8)
-    leaves: list[bytes] = []
-    head, batch, ended = bytes(32), 0, True
+    need(len(identity) == 512 and identity[:10] == b"LEASELOG\1\0", "not a log.id")
+    length = number(identity, 144, 2)
+    key = identity[32:64] if signatures else None
+    chain = Chain(identity[16:32], key, identity[146 : 146 + length])
+    slot = newest_slot((directory / "anchor").read_bytes(), chain.log_id)
+    last, end = number(slot, 40, 8), number(slot, 48, 8)
     for index, path in enumerate(sorted(directory.glob("seg-*.log"))):
-        data = path.read_bytes()
-        header = closed(data[:4096], path.name)
-        need(
-            header[:8] == b"LSEG\r\n\x1a\n" and header[16:32] == log_id,
-            f"{path.name} is not a segment of this log",
-        )
-        need(
-            number(header, 32, 8) == index and number(header, 40, 8) == len(leaves),
-            f"{path.name} does not follow",
-        )
-        need(
-            header[48:80] == head and number(header, 80, 8) == len(leaves),
-            f"{path.name} does not continue the chain",
-        )
-        at, kind = 4096, 0
-        while (
-            at < end
-            if index == last_segment
-            else number(data, at, 4)
-            if at + 4 <= len(data)
-            else False
-        ):
-            where = f"record {len(leaves)} at {path.name}+{at}"
-            n, size = number(data, at + 28, 4), number(data, at, 4)
-            need(
-                size == (112 + n + 7) // 8 * 8 <= 65536 and at + size <= len(data),
-                f"{where}: frame length",
-            )
-            frame = data[at : at + size]
-            need(
-                zlib.crc32(frame[8:], zlib.crc32(frame[:4])) == number(frame, 4, 4), f"{where}: CRC"
-            )
-            need(number(frame, 8, 8) == len(leaves) and frame[48:80] == head, f"{where}: link")
-            flags, this = frame[27], number(frame, 16, 8)
-            need(flags < 4 and (this > batch if ended else this == batch), f"{where}: batch")
-            need(not any(frame[80 + n : -32]), f"{where}: padding")
-            digest = hashlib.sha256(b"\0LEASEREC1\0" + log_id + frame[8 : 80 + n]).digest()
-            need(digest == frame[-32:], f"{where}: hash")
-            kind = number(frame, 24, 2)
-            if kind in BODIES and frame[26] == 1:
-                value, rest = take(frame[80 : 80 + n], 0)
-                need(rest == n and fits(value, BODIES[kind]), f"{where}: body of kind {kind}")
-                if kind == 69:
-                    need(
-                        value[1] == len(leaves) and value[2] == tree_root(leaves), f"{where}: root"
-                    )
-                    text = origin + b"\n%d\n" % value[1] + base64.b64encode(value[2]) + b"\n"
-                    need(
-                        not signatures or signature_holds(key, text, value[3]),
-                        f"{where}: signature",
-                    )
-            leaves.append(digest)
-            head, batch, ended, at = digest, this, bool(flags & 1), at + size
-        if index == last_segment:
+        data, at = path.read_bytes(), 4096
+        chain.begin(closed(data[:4096], path.name), index, path.name)
+        while at < end if index == last else any(data[at : at + 4]):
+            at = chain.take_frame(data, at, path.name)
+        if index == last:
             break
-        need(kind == 68 and ended, f"{path.name} does not end with its closing record")
-    need(
-        len(leaves) == next_seq and head == slot[56:88] and ended,
-        "the chain does not end where the anchor says",
-    )
-    return len(leaves), head.hex()
+        need(chain.kind == 68 and chain.ended, f"{path.name}: no closing record")
+    anchored = len(chain.leaves) == number(slot, 32, 8) and chain.head == slot[56:88]
+    need(anchored and chain.ended, "the chain does not end where the anchor says")
+    return len(chain.leaves), chain.head.hex()
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def choose_slot(slots: Sequence[S | None], log_id: bytes, file: str) -> tuple[S,
     if len(whole) == 2 and min(slot.generation for slot in whole) != newest.generation - 1:
         raise ChainError(
             CORRUPT_ANCHOR,
-            "the slots' generations do not follow each other" + hint,
+            "the slots' generations do not follow each other",
             file=file,
             offset=0,
         )

@@ -102,6 +102,11 @@ class Sealer:
         """The head after everything sealed so far."""
         return Head(self._sequence, self._hash)
 
+    @property
+    def frontier(self) -> Frontier:
+        """The tree of everything sealed so far."""
+        return self._frontier
+
     def frontier_at(self, size: int) -> Frontier | None:
         """The tree of `size` records, if one of the last segments sealed here ended there."""
         return self._ends.get(size)
@@ -203,7 +208,7 @@ class Sealer:
         root = self._frontier.root()
         text = Checkpoint(self._origin, self._sequence, root).text()
         event = CheckpointSigned(
-            self._entropy(), self._sequence, root, self._signer.sign(text.encode())
+            EventId(self._entropy()), self._sequence, root, self._signer.sign(text.encode())
         )
         made = self._seal_record(KIND[CheckpointSigned], encode(event), moment, flags)
         self._frontier = self._frontier.extended([made[1]])

@@ -41,6 +41,7 @@ class Console:
         self.wall_ns = wall_ns
         self.boot_ns = boot_ns
         self._zone = zone
+        self._shown = False
         self._terminal = err.isatty() if terminal is None else terminal
 
     def say(self, text: str = "") -> None:
@@ -54,12 +55,14 @@ class Console:
     def progress(self, text: str) -> None:
         """A line that the next one replaces; only where a person watches."""
         if self._terminal:
+            self._shown = True
             self.err.write(f"\r\x1b[K{text}")
             self.err.flush()
 
     def end_progress(self) -> None:
         """Take the progress line away."""
-        if self._terminal:
+        if self._shown:
+            self._shown = False
             self.err.write("\r\x1b[K")
             self.err.flush()
 

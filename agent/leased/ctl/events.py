@@ -17,7 +17,7 @@ import msgspec
 from leased.chain.canonical import Unknown
 from leased.ctl import render
 from leased.ctl.asks import amount
-from leased.ctl.console import timestamp
+from leased.ctl.console import length, timestamp
 from leased.terms import event as events
 from leased.terms.event import KIND, Event, LeaseEvent
 from leased.terms.lease import RevocationReason
@@ -73,10 +73,11 @@ def detail(event: Event | Unknown) -> str:
                 f"{a.resource_id} {amount(a.kind.name.lower(), a.capacity)}"
                 for a in event.subject.allotments
             )
-            shown = (
-                held if isinstance(event, events.Allocated) else f"generation {event.generation}"
-            )
-            return f"{shown}, deadline {event.deadline_ns}"
+            generation = f"generation {event.generation}"
+            shown = held if isinstance(event, events.Allocated) else generation
+            return f"{shown}, for {length(event.ttl_ns)}"
+        case events.Scrubbed():
+            return f"{event.scrubbed_bytes} bytes overwritten and read back"
         case events.Revoked() | events.DrainNotified():
             return RevocationReason(event.reason).name.lower()
         case events.Preempted():
@@ -84,7 +85,9 @@ def detail(event: Event | Unknown) -> str:
         case events.AccessCut():
             return "by the reaper" if event.by_reaper else "by the agent"
         case events.Reclaimed():
-            return f"cut after {event.cut_lag_ns} ns, proven after {event.proof_lag_ns} ns"
+            return (
+                f"cut after {length(event.cut_lag_ns)}, proven after {length(event.proof_lag_ns)}"
+            )
         case events.Fenced():
             held = ", ".join(a.resource_id for a in event.fenced)
             return f"{TeardownStep(event.step).name.lower()} errno {event.errno}: {held}"

@@ -8,6 +8,7 @@ Does not open (`log`) and does not write (`journal`).
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -114,7 +115,8 @@ def read_places(
 ) -> Iterator[tuple[int, Event, Record]]:
     """Yield the events at `places`; records of kinds this release does not know are left out
     (they were counted)."""
-    prefix, mapped, data = hash_prefix(log_id), "", b""
+    prefix, mapped = hash_prefix(log_id), ""
+    data: mmap.mmap | bytes = b""
     for sequence, name, offset in places:
         if name != mapped:
             mapped, data = name, disk.map(name)

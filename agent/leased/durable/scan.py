@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -166,8 +166,8 @@ def _join(scans: Sequence[SegmentScan]) -> Scan:
             open_leases.setdefault(lease, []).extend(
                 (sequence, scan.name, offset) for sequence, offset in found
             )
-    for found in open_leases.values():
-        places.extend(found)
+    for still_open in open_leases.values():
+        places.extend(still_open)
     places.sort()
     last = scans[-1].verified
     batch = max(scan.verified.batch for scan in scans)
@@ -198,9 +198,7 @@ def _index(
     opened: dict[bytes, list[Place]] = {}
     began_before: set[bytes] = set()
     pairs = zip(walk.kinds, walk.offsets, strict=True)
-    for sequence, (kind, offset) in enumerate(
-        zip(walk.kinds, walk.offsets, strict=True), walk.first_seq
-    ):
+    for sequence, (kind, offset) in enumerate(pairs, walk.first_seq):
         if kind not in LEASE_KINDS:
             if kind in _OTHER_KINDS:
                 others.append((sequence, offset))
@@ -236,7 +234,7 @@ def _scan_closed(disk: Disk, names: Sequence[str], log_id: bytes) -> list[Segmen
     command = [
         sys.executable,
         "-m",
-        "leased.durable.scan",
+        "leased.durable.second",
         str(disk.directory),
         log_id.hex(),
         *names[half:],
@@ -249,27 +247,8 @@ def _scan_closed(disk: Disk, names: Sequence[str], log_id: bytes) -> list[Segmen
         assert second.stdout is not None
         answer = second.stdout.read()
     if second.returncode == 0:
-        return first_half + msgspec.msgpack.decode(answer, type=list[SegmentScan])
+        second_half: list[SegmentScan] = pickle.loads(answer)
+        return first_half + second_half
     # It found something, or could not run: the same work here says what, by the same exception as
     # ever.
     return first_half + [scan_segment(disk.read(name), name, log_id) for name in names[half:]]
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The second process: scan the named segments and write the result. 1: something does not
-    hold."""
-    directory, log_id, *names = arguments
-    disk = DirectoryDisk(Path(directory))
-    try:
-        scans = [scan_segment(disk.read(name), name, bytes.fromhex(log_id)) for name in names]
-    except (ChainError, OSError):
-        return 1
-    finally:
-        disk.close()
-    sys.stdout.buffer.write(msgspec.msgpack.encode(scans))
-    sys.stdout.buffer.flush()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door to the C verbs: memory, cgroups, device filters, processes, and the thread that makes
-batches durable.
+"""The door to the C verbs: memory, cgroups, device filters and processes.
 
-Rule: this is the only module that imports `leased._native`; -errno becomes DeviceError naming the
-verb. Every verb here may block for as long as the kernel likes (a scrub does), so they are called
-by workers, never by the Trio process; the exceptions are the committer (which has its own thread)
-and opening a pidfd.
+Rule: -errno becomes DeviceError naming the verb. A verb may block for as long as the kernel likes
+(a scrub does), so they are called by workers, never by the Trio process; opening a pidfd is the
+exception. The committer, the other half of `leased._native`, belongs to `durable.committer`.
 
 Does not decide anything and does not retry.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -26,14 +23,6 @@ DEVICE_CHAR: Final = lib.LEASED_DEVICE_CHAR
 ACCESS_MKNOD: Final = lib.LEASED_DEVICE_MKNOD
 ACCESS_READ: Final = lib.LEASED_DEVICE_READ
 ACCESS_WRITE: Final = lib.LEASED_DEVICE_WRITE
-STAGES: Final = {
-    lib.LEASED_STAGE_IDLE: "idle",
-    lib.LEASED_STAGE_APPEND: "append",
-    lib.LEASED_STAGE_APPEND_SYNC: "append fdatasync",
-    lib.LEASED_STAGE_ANCHOR: "anchor",
-    lib.LEASED_STAGE_ANCHOR_SYNC: "anchor fdatasync",
-    lib.LEASED_STAGE_DONE: "done",
-}
 
 
 class Scrubbed(NamedTuple):
@@ -145,64 +134,3 @@ def die_with_parent() -> None:
 def check_kernel() -> None:
     """Try once that memory seals, scrubs and truncates here and that pidfds work."""
     _checked("selftest", lib.leased_selftest())
-
-
-class Committer:
-    """One thread, one batch at a time: append, fdatasync, anchor slot, fdatasync, then `event_fd`
-    becomes readable.
-
-    The buffers of a batch are kept alive here until its result is fetched. After a failure every
-    submit raises DeviceError(EIO): no fsync is asked twice.
-    """
-
-    def __init__(self) -> None:
-        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._stage = ffi.new("int *")
-        self._pinned: tuple[object, ...] = ()
-        self._handle = lib.leased_committer_new(self.event_fd)
-        if self._handle == ffi.NULL:
-            os.close(self.event_fd)
-            raise DeviceError("committer_new", errno.ENOMEM, "no memory or no thread")
-
-    def submit(
-        self,
-        *,
-        segment_fd: int,
-        frames: bytes,
-        offset: int,
-        anchor_fd: int,
-        slot: bytes,
-        slot_offset: int,
-    ) -> None:
-        """Hand a batch over (a negative fd leaves that half out). DeviceError(EBUSY) while one is
-        under way."""
-        pinned = (ffi.from_buffer(frames), ffi.from_buffer(slot))
-        rc = lib.leased_committer_submit(
-            self._handle,
-            segment_fd,
-            pinned[0],
-            len(frames),
-            offset,
-            anchor_fd,
-            pinned[1],
-            len(slot),
-            slot_offset,
-        )
-        _checked("committer_submit", rc)
-        self._pinned = pinned
-
-    def result(self) -> tuple[int, str] | None:
-        """(0, "done") or (errno, the step that failed); None while the batch is under way."""
-        rc = lib.leased_committer_result(self._handle, self._stage)
-        if rc == -errno.EINPROGRESS:
-            return None
-        self._pinned = ()
-        return -rc, STAGES[self._stage[0]]
-
-    def close(self) -> None:
-        """Finish the batch under way and end the thread. Idempotent."""
-        if self._handle is not None:
-            lib.leased_committer_free(self._handle)
-            self._handle = None
-            self._pinned = ()
-            os.close(self.event_fd)

@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from leased import __version__
+from leased.chain.note import Checkpoint, NoteKey, write_note
 from leased.chain.sealer import Sealer
 from leased.durable.log import OpenedLog, open_log
 from leased.hardware import hotplug
@@ -206,6 +207,7 @@ class _Parts:
     ) -> None:
         self.config, self.clock, self.entropy, self.opened = config, clock, entropy, opened
         self.lifeline, self.journald, self.node, self._reread = lifeline, journald, node, reread
+        self.sealer, self.tree = sealer, sealer.frontier
         self.started_ns = clock.now().boot_ns
         self.custodian = Custodian()
         self.devices = Devices(config.hardware)
@@ -407,7 +409,9 @@ class _Parts:
             self.notifier.start(effect, now_ns)
 
     def _tell(self, told: Told) -> None:
-        self.chain.next_seq = self.sequencer.next_seq
+        # Told between a commit and the next seal: what is sealed is anchored.
+        self.tree = self.sealer.frontier
+        self.chain.next_seq = self.tree.size
         self.dispatcher.note_moment(told.moment)
         self.feed.tell(told)
         self.journald.tell(told)
@@ -425,13 +429,16 @@ class _Parts:
         return self.config.tenant_of(uid, gids)
 
     def _head(self) -> replies.HeadReply:
-        slot = self.opened.journal.anchored
+        """The anchored head, with the node's own signature over the tree that ends there."""
+        tree, opened = self.tree, self.opened
+        text = Checkpoint(opened.origin, tree.size, tree.root()).text()
+        key = NoteKey(opened.origin, opened.signer.public_key)
         return replies.HeadReply(
-            log_id=self.opened.log_id.hex(),
-            next_sequence=slot.next_seq,
-            head=slot.head.hex(),
+            log_id=opened.log_id.hex(),
+            next_sequence=tree.size,
+            head=opened.journal.anchored.head.hex(),
             boot_id=self.clock.boot_id.hex(),
-            checkpoint=self.opened.sign_checkpoint(slot),
+            checkpoint=write_note(text, [(key, opened.signer.sign(text.encode()))]),
         )
 
     def _status(self) -> replies.StatusReply:

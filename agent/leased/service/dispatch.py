@@ -120,7 +120,7 @@ class Dispatcher:
         connection.waiting.clear()
 
     async def _attend(self, task: Task, connection: Connection, call: Call) -> None:
-        with connection.scope:
+        with connection.attended():
             try:
                 await task(connection, call)
             except LeasedError as refused:
@@ -193,7 +193,7 @@ class Dispatcher:
 
     async def _join(self, connection: Connection, call: Call, lease: Lease, fds: list[int]) -> None:
         try:
-            with connection.scope:
+            with connection.attended():
                 if isinstance(call.parameters, parameters.Adopt):
                     answer = await self._walls.adopt(
                         lease, call.parameters.pid, fds, self._clock.now()

@@ -18,7 +18,7 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import trio
@@ -64,6 +64,7 @@ class Connection:
         "_listener",
         "_owned_fds",
         "_received_fds",
+        "_scopes",
         "_unsent",
         "caller",
         "closed",
@@ -71,7 +72,6 @@ class Connection:
         "drained",
         "enrolled",
         "pidfd",
-        "scope",
         "sock",
         "stalled_ns",
         "waiting",
@@ -85,7 +85,7 @@ class Connection:
         self.caller = caller
         self.conversation = conversation
         self.pidfd: int | None = peers.peer_pidfd(sock)
-        self.scope = trio.CancelScope()
+        self._scopes: set[trio.CancelScope] = set()
         self.enrolled = False
         self.waiting: dict[CommandId, Deliver] = {}
         self.closed = False
@@ -110,6 +110,16 @@ class Connection:
     def proven_pid(self) -> int:
         """The caller's pid if a pidfd proves it, else 0."""
         return self.caller.pid if self.pidfd is not None else 0
+
+    @contextlib.contextmanager
+    def attended(self) -> Iterator[None]:
+        """A task's work for this connection: cancelled when the connection ends."""
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.discard(scope)
 
     def answer(
         self, call: Call, wire: bytes, fds: Sequence[int] = (), *, continues: bool = False
@@ -210,7 +220,8 @@ class Connection:
     def release(self) -> None:
         """Close everything this connection owns. Called once, by the listener."""
         self.closed = True
-        self.scope.cancel()
+        for scope in tuple(self._scopes):
+            scope.cancel()
         self.drained.set()
         self.sock.close()
         _close_all(self._received_fds)

@@ -106,11 +106,6 @@ class Sequencer:
         self._channel.append((command, deliver))
         self._arrived.set()
 
-    @property
-    def next_seq(self) -> int:
-        """The sequence that the next record will get."""
-        return self._sealer.head.size
-
     def forget_waiter(self, command_id: CommandId, deliver: Deliver) -> None:
         """The conversation behind `deliver` is gone: give up its place in the queue if nobody else
         waits for it."""

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table says what was measured: ratios of medians, bars kept and missed, the peer's log read
+right.
+
+Does not measure: the figures are made up.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench import table
+from tests.bench.loadgen import Figures
+from tests.bench.peer import read_log_file
+from tests.bench.throughput import CLIENTS
+
+
+def _rows(renew: float, p99_ns: float) -> list[Figures]:
+    latency = {"p50_ns": 100_000, "p99_ns": 1_000_000}
+    return [
+        {
+            "clients": clients,
+            "fdatasync_p50_ns": 50_000,
+            "etcd": {"operations_per_s": rate, "latency": latency},
+            "renew": {"operations_per_s": renew, "latency": latency | {"p99_ns": p99_ns}},
+            "grant": {"operations_per_s": 7_000.0},
+        }
+        for clients in CLIENTS
+        for rate in (9_000.0, 10_000.0, 90_000.0)
+    ]
+
+
+def _line(lines: list[table.Line], what: str) -> table.Line:
+    [found] = [line for line in lines if line.what.startswith(what)]
+    return found
+
+
+def test_a_bar_is_kept_or_missed_by_the_median() -> None:
+    kept = table.throughput_lines(_rows(20_000, 1_000_000))
+    missed = table.throughput_lines(_rows(19_999, 1_000_001))
+    assert _line(kept, "renew/s, 64").held is True and _line(kept, "renew/s, 64").value == "2.00 x"
+    assert _line(missed, "renew/s, 64").held is False
+    assert _line(kept, "renew p99, 64").held is True
+    assert _line(missed, "renew p99, 64").held is False
+    assert _line(kept, "renew/s, 8 ").held is None
+    assert "MISSED" in table.render(missed) and "20,000/s to 10,000/s" in table.render(kept)
+
+
+@pytest.mark.parametrize(("ended", "held"), [(10_000, True), (9_999, False)])
+def test_a_lease_that_did_not_end_misses_the_bar(ended: int, held: bool) -> None:
+    row = {"agent": "alive", "count": 10_000, "bytes": 4096, "ended": ended, "fenced": 0}
+    row |= {f"{name}_{share}_ns": 10**6 for name in ("cut", "proven") for share in ("p50", "p99")}
+    row |= {"cut_max_ns": 2 * 10**9}
+    assert table.expiry_lines([row])[0].held is held
+
+
+def test_a_refilled_deadline_misses_the_bar() -> None:
+    row = {"records": 1_000_000, "live_leases": 1000, "ready_s": 1.0, "deadlines_kept": 999}
+    row |= {"verify_records_per_s": 3e5, "strict_records_per_s": 2e5, "frame_bytes": 300.0}
+    row |= {"openssl_blocks_per_s": 1e6}
+    assert [line.held for line in table.restart_lines([row])] == [True, False]
+
+
+def test_the_log_of_the_peer_is_read_without_its_first_tenth(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("".join(f"{1_000 * n}\t200\t{900 if n else 99_000}\n" for n in range(11)))
+    figures = read_log_file(log, 1)
+    assert figures["latency"] == {"count": 10, "p50_ns": 900_000, "p99_ns": 900_000}
+    assert figures["operations_per_s"] == pytest.approx(10 * 1e6 / 9_900)
+
+
+def test_an_error_of_the_peer_is_not_counted(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("1000\t200\t10\n2000\t503\t1\n")
+    with pytest.raises(SystemExit):
+        read_log_file(log, 1)

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The link itself: batching, a reaper that is mute, gone, new or lying, and starting one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import signal
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from tests.doubles.reaper_host import ReaperHost, lease_of, usable
+
+from leased.hardware import verbs
+from leased.service import reaper_protocol as protocol
+from leased.service.reaper_link import ReaperLink
+from leased.service.reaper_process import find_reaper, spawn_reaper
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId
+from leased.terms.moment import NS_PER_MS
+
+needs_root = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
+LATER_MS = 60_000
+Answer = Callable[[protocol.Packet], bytes | None]
+
+
+class Peer:
+    """Something that listens where a reaper should, and answers as it is told to."""
+
+    def __init__(self, path: Path, answer: Answer) -> None:
+        self._answer = answer
+        self.listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._path = path
+        self.packets: list[tuple[int, int]] = []
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve one connection after another."""
+        with self.listener as listener:
+            await listener.bind(str(self._path))
+            listener.listen()
+            task_status.started()
+            while True:
+                connection, _ = await listener.accept()
+                with connection:
+                    await self._converse(connection)
+
+    async def _converse(self, connection: trio.socket.SocketType) -> None:
+        while data := await _receive(connection):
+            packet = protocol.decode(memoryview(data))
+            if packet.kind != protocol.PING:
+                self.packets.append((packet.kind, packet.entries))
+            answer = self._answer(packet)
+            if answer is not None:
+                await connection.send(answer)
+
+
+async def _receive(connection: trio.socket.SocketType) -> bytes:
+    """The next packet, or nothing when the link has hung up, as it does on a lie."""
+    try:
+        return await connection.recv(65536)
+    except ConnectionResetError:
+        return b""
+
+
+def _yes(packet: protocol.Packet) -> bytes | None:
+    if packet.kind == protocol.PING:
+        body = protocol.PONG.pack(bytes(16), 0, 0, 1, 0, 0, 0, 0, 0)
+    else:
+        body = bytes(4 * packet.entries)
+    kind = packet.kind | protocol.REPLY
+    header = (protocol.MAGIC, protocol.VERSION, kind, packet.serial, packet.entries, 0, 0, 0)
+    return protocol.HEADER.pack(*header) + body
+
+
+@asynccontextmanager
+async def _linked(
+    path: Path, answer: Answer, **knobs: float
+) -> AsyncIterator[tuple[ReaperLink, Peer]]:
+    async with trio.open_nursery() as nursery:
+        peer = Peer(path, answer)
+        await nursery.start(peer.run)
+        link = ReaperLink(path, **knobs)
+        await nursery.start(link.run)
+        yield link, peer
+        nursery.cancel_scope.cancel()
+
+
+def _move() -> tuple[LeaseId, int, int]:
+    return LeaseId(secrets.token_bytes(16)), 2, 10**18
+
+
+async def test_calls_of_one_turn_travel_together(tmp_path: Path) -> None:
+    async with _linked(tmp_path / "s", _yes) as (link, peer):
+        async with trio.open_nursery() as callers:
+            for _ in range(50):
+                callers.start_soon(link.renew, *_move())
+        assert peer.packets == [(protocol.RENEW, 50)]
+
+
+async def test_a_batch_larger_than_a_packet_is_split_and_put_together(tmp_path: Path) -> None:
+    async with _linked(tmp_path / "s", _yes) as (link, peer):
+        assert await link.renew_many([_move() for _ in range(5000)]) == [True] * 5000
+        assert sum(entries for _, entries in peer.packets) == 5000
+        assert all(kind == protocol.RENEW for kind, _ in peer.packets)
+
+
+async def test_no_more_descriptors_than_fit_go_into_one_packet(tmp_path: Path) -> None:
+    null = os.open("/dev/null", os.O_RDONLY)
+    async with _linked(tmp_path / "s", _yes) as (link, peer):
+        leases = [(lease_of(ttl_ms=LATER_MS), "", (null,) * 16, None) for _ in range(40)]
+        assert await link.arm_many(leases) == [None] * 40
+        assert [entries for _, entries in peer.packets] == [15, 15, 10]
+    os.close(null)
+
+
+async def test_a_mute_reaper_is_a_device_error_and_nobody_waits(tmp_path: Path) -> None:
+    async with _linked(tmp_path / "s", lambda _: None, answer_s=0.3, cut_s=0.4) as (link, _):
+        with trio.fail_after(3):
+            [arm] = await link.arm_many([(lease_of(ttl_ms=LATER_MS), "", (), None)])
+            assert arm is not None and arm.errno == errno.ETIMEDOUT
+            with pytest.raises(DeviceError):
+                await link.renew_many([_move()])
+            [cut] = await link.revoke_many([_move()[0]])
+            assert isinstance(cut, DeviceError) and cut.errno == errno.ETIMEDOUT
+            with pytest.raises(DeviceError):
+                await link.roster()
+            await link.disarm(_move()[0])
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        b"",
+        b"nonsense",
+        protocol.HEADER.pack(1, 1, protocol.RENEW | protocol.REPLY, 1, 1, 0, 0, 0) + bytes(4),
+        protocol.HEADER.pack(protocol.MAGIC, 1, protocol.CUT, 0, 9, 0, 0, 0),
+        protocol.HEADER.pack(protocol.MAGIC, 1, protocol.CUT, 0, 1, 0, 0, 0)
+        + struct.pack("<16sQII", b"", 0, 0, 99).ljust(protocol.REPORT_BYTES, b"\0"),
+        protocol.HEADER.pack(protocol.MAGIC, 1, protocol.RENEW | protocol.REPLY, 999, 1, 0, 0, 0),
+    ],
+)
+async def test_a_lie_starts_the_connection_anew_and_the_call_is_repeated(
+    tmp_path: Path, lie: bytes
+) -> None:
+    told: list[bytes] = []
+
+    def answer(packet: protocol.Packet) -> bytes | None:
+        if packet.kind == protocol.RENEW and not told:
+            told.append(lie)
+            return lie or b"\0"
+        return _yes(packet)
+
+    async with _linked(tmp_path / "s", answer) as (link, peer):
+        assert await link.renew(*_move())
+        assert peer.packets == [(protocol.RENEW, 1)] * 2
+
+
+async def test_a_caller_that_gives_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    silent = True
+
+    def answer(packet: protocol.Packet) -> bytes | None:
+        return None if silent else _yes(packet)
+
+    async with _linked(tmp_path / "s", answer, answer_s=0.2) as (link, peer):
+        with trio.move_on_after(0.05):
+            await link.renew(*_move())
+        silent = False
+        assert await link.renew(*_move())
+        assert len(peer.packets) == 2
+
+
+@needs_root
+async def test_what_the_agent_holds_is_armed_again_when_the_reaper_forgot_everything() -> None:
+    lost: list[tuple[LeaseId, int]] = []
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path, lost=lambda *what: lost.append(what))
+            await nursery.start(link.run)
+            fd = host.closing(verbs.create_memory("held", size_bytes=4096))
+            leases = [lease_of(ttl_ms=LATER_MS) for _ in range(3)]
+            holder = host.sleeper()
+            await link.arm(leases[0], "", (fd,), host.pidfd(holder))
+            await link.arm(leases[1], host.leaf(leases[1]), (), None)
+            await link.arm(leases[2], host.leaf(leases[2]), (), None)
+            later = leases[0].deadline_ns + NS_PER_MS
+            assert await link.renew(leases[0].lease_id, 2, later)
+            await link.disarm(leases[2].lease_id)
+            host.kill()
+            host.state_path.unlink()
+            (host.cgroup / leases[1].lease_id.hex()).rmdir()
+            host.start()
+            await link.ping()
+            [entry] = await link.roster()
+            assert (entry.lease_id, entry.generation, entry.deadline_ns) == (
+                leases[0].lease_id,
+                2,
+                later,
+            )
+            assert len(entry.fds) == 1 and entry.pid == holder.pid
+            for inherited in (*entry.fds, entry.pidfd or -1):
+                os.close(inherited)
+            assert lost == [(leases[1].lease_id, errno.ENOENT)]
+            nursery.cancel_scope.cancel()
+
+
+@needs_root
+async def test_a_cut_asked_for_is_reported_through_a_restart() -> None:
+    with ReaperHost("--kill-ms=5000") as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            leases = [lease_of(ttl_ms=LATER_MS) for _ in range(20)]
+            await link.arm_many([(lease, host.leaf(lease), (), None) for lease in leases])
+            os.kill(host.process.pid, signal.SIGSTOP)
+            reports: list[object] = []
+
+            async def ask() -> None:
+                reports.extend(await link.revoke_many([lease.lease_id for lease in leases]))
+
+            async with trio.open_nursery() as asking:
+                asking.start_soon(ask)
+                await trio.testing.wait_all_tasks_blocked()
+                host.kill()
+                host.start()
+            assert [report.lease_id for report in reports] == [lease.lease_id for lease in leases]  # type: ignore[attr-defined]
+            nursery.cancel_scope.cancel()
+
+
+@needs_root
+async def test_the_roster_hands_over_many_leases_in_pages() -> None:
+    with ReaperHost(slots=512) as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            fd = host.closing(verbs.create_memory("shared", size_bytes=4096))
+            leases = [lease_of(ttl_ms=LATER_MS) for _ in range(400)]
+            outcomes = await link.arm_many([(lease, "", (fd,), None) for lease in leases])
+            assert outcomes == [None] * 400
+            roster = await link.roster()
+            assert {entry.lease_id for entry in roster} == {lease.lease_id for lease in leases}
+            inode = os.fstat(fd).st_ino
+            for entry in roster:
+                assert [os.fstat(one).st_ino for one in entry.fds] == [inode]
+                os.close(entry.fds[0])
+            await link.disarm_many([lease.lease_id for lease in leases])
+            assert await link.roster() == []
+            nursery.cancel_scope.cancel()
+
+
+@needs_root
+async def test_a_reaper_is_started_once_detached_and_started_again_when_it_dies(
+    tmp_path: Path,
+) -> None:
+    directory = tmp_path / "run"
+    binary = find_reaper()
+    assert await spawn_reaper(binary, directory, options=("--slots=16",))
+    assert not await spawn_reaper(binary, directory, options=("--slots=16",))
+    starts: list[bool] = []
+
+    async def restart() -> None:
+        starts.append(await spawn_reaper(binary, directory, options=("--slots=16",)))
+
+    async with trio.open_nursery() as nursery:
+        link = ReaperLink(directory / "reaper.sock", restart=restart)
+        await nursery.start(link.run)
+        first = (await link.ping()).pid
+        assert os.getsid(first) == first and first not in (os.getpid(), os.getppid())
+        os.kill(first, signal.SIGKILL)
+        with trio.fail_after(10):
+            while (second := (await link.ping()).pid) == first:
+                await trio.lowlevel.checkpoint()
+        assert starts == [True]
+        os.kill(second, signal.SIGTERM)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_reaper_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError):
+        await spawn_reaper(tmp_path / "absent", tmp_path)
+    with pytest.raises(DeviceError, match="exit status 64"):
+        await spawn_reaper(find_reaper(), tmp_path, options=("--nonsense",))

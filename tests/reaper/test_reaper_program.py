@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program: options, exit statuses, what it says to systemd, and a storm of deadlines."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
+
+from leased.hardware.clock import BootClock
+from leased.service.reaper_link import ReaperLink
+from leased.service.reaper_process import find_reaper
+from leased.terms.errors import EX_USAGE
+from leased.terms.moment import NS_PER_MS, NS_PER_S
+from leased.terms.teardown import CutReport
+
+needs_root = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
+STORM = 10_000
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(find_reaper()), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+
+
+def test_it_is_one_static_file() -> None:
+    done = subprocess.run(
+        ["readelf", "--program-headers", str(find_reaper())],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "INTERP" not in done.stdout
+
+
+def test_help_names_every_option_and_version_the_release() -> None:
+    done = _run("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    main = Path(__file__).resolve().parents[2] / "native" / "reaper" / "main.c"
+    options = re.findall(r'\{ "([a-z-]+)", (?:no|required)_argument', main.read_text("utf-8"))
+    assert len(options) >= 10
+    for option in options:
+        assert f"--{option}" in done.stdout
+    version = _run("--version")
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    release = re.search(r'^version = "(.*)"$', project.read_text("utf-8"), re.MULTILINE)
+    assert release is not None
+    assert version.stdout == f"leased-reaper {release[1]}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--nonsense",),
+        ("extra",),
+        ("--slots",),
+        ("--slots=0",),
+        ("--slots=99999999",),
+        ("--slots=16x",),
+        ("--kill-ms=",),
+        ("--kill-ms=-1",),
+        ("--kill-ms=0",),
+        ("--backstop-ms=1e3",),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...]) -> None:
+    done = _run(*arguments)
+    assert done.returncode == EX_USAGE
+    assert "usage: leased-reaper" in done.stderr
+
+
+@needs_root
+def test_it_says_to_systemd_that_it_is_ready_lives_and_stops() -> None:
+    with ReaperHost() as host:
+        host.process.send_signal(signal.SIGTERM)
+        assert host.process.wait(10) == 0
+        assert host.take_notices() == ["STOPPING=1"]
+        assert "event=ready" in host.log() and "event=stopping" in host.log()
+        for line in host.log().splitlines():
+            assert re.match(r"<[2-6]>event=[a-z_]+", line), line
+
+
+@needs_root
+async def test_a_storm_of_deadlines_is_over_in_two_seconds() -> None:
+    """10,000 leases, each with a leaf of its own, end in the same instant."""
+    with ReaperHost("--realtime", slots=STORM) as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path, answer_s=30, cut_s=30)
+            await nursery.start(link.run)
+            deadline = boot_ns() + 4 * NS_PER_S
+            leases = [
+                msgspec.structs.replace(lease_of(ttl_ms=4000), deadline_ns=deadline)
+                for _ in range(STORM)
+            ]
+            for at in range(0, STORM, 500):
+                part = [(lease, host.leaf(lease), (), None) for lease in leases[at : at + 500]]
+                assert await link.arm_many(part) == [None] * len(part)
+            assert boot_ns() < deadline, "this machine is too busy to begin"
+            await BootClock().sleep_until(deadline)
+            reports = await link.revoke_many([lease.lease_id for lease in leases])
+            cuts = [report for report in reports if isinstance(report, CutReport)]
+            assert len(cuts) == STORM and all(cut.clean and cut.by_reaper for cut in cuts)
+            assert max(cut.cut_ns for cut in cuts) < deadline + 2 * NS_PER_S
+            nursery.cancel_scope.cancel()
+
+
+@needs_root
+async def test_one_lease_is_cut_within_five_milliseconds() -> None:
+    """Over a hundred cuts with a process to kill in each: the first blow in the 99th percentile,
+    which is the reaper's own doing, and the last exit in the median, because how soon a killed
+    process gets a core to exit on is the host's.
+    """
+    first_ns: list[int] = []
+    lags_ns: list[int] = []
+    with ReaperHost("--realtime") as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            leases = [lease_of(ttl_ms=12_000 + 20 * number) for number in range(100)]
+            for lease in leases:
+                leaf = host.leaf(lease)
+                host.sleeper(leaf)
+                await link.arm(lease, leaf, (), None)
+            now_ns = boot_ns()
+            moved = [now_ns + (200 + 20 * number) * NS_PER_MS for number in range(100)]
+            moves = [(lease.lease_id, 2, at) for lease, at in zip(leases, moved, strict=True)]
+            assert all(await link.renew_many(moves))
+            await BootClock().sleep_until(moved[-1])
+            for lease, at in zip(leases, moved, strict=True):
+                report = await link.revoke(lease.lease_id)
+                first_ns.append(report.steps[0].began_ns - at)
+                lags_ns.append(report.cut_ns - at)
+            nursery.cancel_scope.cancel()
+    first_ns.sort()
+    lags_ns.sort()
+    print("first blow us: p50", first_ns[50] // 1000, "p99", first_ns[98] // 1000)
+    print("cut lag us: p50", lags_ns[50] // 1000, "p99", lags_ns[98] // 1000)
+    assert first_ns[98] <= 5 * NS_PER_MS
+    assert lags_ns[50] <= 5 * NS_PER_MS
