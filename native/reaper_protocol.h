@@ -1,40 +1,43 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the agent and the reaper say to each other on <runtime dir>/reaper.sock, a SOCK_SEQPACKET unix socket.
+ * What the agent and the reaper say to each other on <runtime dir>/reaper.sock, a SOCK_SEQPACKET
+ * unix socket.
  *
- * Rule: one request is one packet: a header, then `count` entries of one fixed size. All integers are little-endian,
- * all times CLOCK_BOOTTIME ns. A reply carries the request's serial and kind | LEASED_REAPER_REPLY. The version is
- * checked in every packet. agent/leased/service/reaper_protocol.py says the same in Python, and a test compares them.
+ * Rule: one request is one packet: a header, then `count` entries of one fixed size. All integers
+ * are little-endian, all times CLOCK_BOOTTIME ns. A reply carries the request's serial and kind |
+ * LEASED_REAPER_REPLY. The version is checked in every packet.
+ * agent/leased/service/reaper_protocol.py says the same in Python, and a test compares them.
  *
  * Requests, each with its reply:
  *   PING    no entry            -> one pong
- *   ARM     arm entries + fds   -> count x int32 (0 or -errno); descriptors per entry: the pidfd if any, then memfds
- *   RENEW   renew entries       -> count x int32
- *   REVOKE  revoke entries      -> count x int32, then each report in a CUT packet as its cut ends
- *   DISARM  16-byte ids         -> count x int32 (0 also when there was no such lease)
- *   LIST    one list request    -> list entries with their descriptors; header.status is the next cursor, 0 at the end
- * CUT packets (serial 0) come by themselves, to the connection that sent the REVOKE last. A REVOKE also claims the
- * lease: while its connection is heard of, the backstop leaves the memory to the agent.
- * What cannot be understood is answered by ERROR, or the connection is closed.
+ *   ARM     arm entries + fds   -> count x int32 (0 or -errno); descriptors per entry: the pidfd if
+ * any, then memfds RENEW   renew entries       -> count x int32 REVOKE  revoke entries      ->
+ * count x int32, then each report in a CUT packet as its cut ends DISARM  16-byte ids         ->
+ * count x int32 (0 also when there was no such lease) LIST    one list request    -> list entries
+ * with their descriptors; header.status is the next cursor, 0 at the end CUT packets (serial 0)
+ * come by themselves, to the connection that sent the REVOKE last. A REVOKE also claims the lease:
+ * while its connection is heard of, the backstop leaves the memory to the agent. What cannot be
+ * understood is answered by ERROR, or the connection is closed.
  *
- * Statuses: -ETIME the cut has begun, or the deadline has passed; -ESTALE an older or equal generation; -ERANGE beyond
- * the horizon; -ENOENT no such lease; -ENOSPC the table is full; -EMFILE descriptors are short; -EINVAL, -EBADF,
- * -EPERM a descriptor or field is not what it must be; -EEXIST the lease has another cgroup.
+ * Statuses: -ETIME the cut has begun, or the deadline has passed; -ESTALE an older or equal
+ * generation; -ERANGE beyond the horizon; -ENOENT no such lease; -ENOSPC the table is full; -EMFILE
+ * descriptors are short; -EINVAL, -EBADF, -EPERM a descriptor or field is not what it must be;
+ * -EEXIST the lease has another cgroup.
  */
 #ifndef LEASED_REAPER_PROTOCOL_H
 #define LEASED_REAPER_PROTOCOL_H
 
 #include <stdint.h>
 
-#define LEASED_REAPER_MAGIC UINT32_C(0x3152504c) /* "LPR1" */
+#define LEASED_REAPER_MAGIC   UINT32_C(0x3152504c) /* "LPR1" */
 #define LEASED_REAPER_VERSION 1
 
-#define LEASED_REAPER_ID_BYTES 16
-#define LEASED_REAPER_CGROUP_BYTES 280
-#define LEASED_REAPER_MEMFDS_MAX 16
-#define LEASED_REAPER_STEPS_MAX 8
+#define LEASED_REAPER_ID_BYTES         16
+#define LEASED_REAPER_CGROUP_BYTES     280
+#define LEASED_REAPER_MEMFDS_MAX       16
+#define LEASED_REAPER_STEPS_MAX        8
 #define LEASED_REAPER_PACKET_BYTES_MAX 65536
-#define LEASED_REAPER_FDS_MAX 250
+#define LEASED_REAPER_FDS_MAX          250
 
 enum leased_reaper_kind {
 	LEASED_REAPER_PING = 1,
@@ -55,19 +58,19 @@ enum leased_reaper_phase {
 	LEASED_REAPER_ENDED = 3,
 };
 
-/* Revoke flags. SPARE_HOLDER: the holder gave the lease back by itself, so its process is left alone (its memory is
- * truncated all the same, and its leaf cgroup killed). */
+/* Revoke flags. SPARE_HOLDER: the holder gave the lease back by itself, so its process is left
+ * alone (its memory is truncated all the same, and its leaf cgroup killed). */
 #define LEASED_REAPER_SPARE_HOLDER 1u
 
 /* Report flags. */
-#define LEASED_REAPER_CLEAN 1u     /* everybody is gone */
+#define LEASED_REAPER_CLEAN     1u /* everybody is gone */
 #define LEASED_REAPER_BY_REAPER 2u /* begun by the reaper at the deadline, not on request */
-#define LEASED_REAPER_BACKSTOP 4u  /* the backstop overwrote and truncated the memory */
+#define LEASED_REAPER_BACKSTOP  4u /* the backstop overwrote and truncated the memory */
 
 /* Pong flags. */
-#define LEASED_REAPER_HAS_FILTER 1u
+#define LEASED_REAPER_HAS_FILTER        1u
 #define LEASED_REAPER_HAS_LOCKED_MEMORY 2u
-#define LEASED_REAPER_HAS_FD_STORE 4u
+#define LEASED_REAPER_HAS_FD_STORE      4u
 
 /* Step numbers are terms.teardown.TeardownStep. */
 enum leased_reaper_step {

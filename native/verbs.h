@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The verbs: the only C that touches memory, cgroups, device filters and processes for leased. Two doors open onto
- * them: the cffi extension leased._native and the reaper binary.
+ * The verbs: the only C that touches memory, cgroups, device filters and processes for leased. Two
+ * doors open onto them: the cffi extension leased._native and the reaper binary.
  *
- * Rule: every verb returns 0 or a value >= 0 on success and -errno on failure, takes its arguments by value or in the
- * caller's buffer, allocates nothing (the committer, which owns a thread, excepted), logs nothing and keeps no pointer.
- * Every wait has a limit in ms.
+ * Rule: every verb returns 0 or a value >= 0 on success and -errno on failure, takes its arguments
+ * by value or in the caller's buffer, allocates nothing (the committer, which owns a thread,
+ * excepted), logs nothing and keeps no pointer. Every wait has a limit in ms.
  *
  * Does not decide anything: when to cut and what to fence is the reaper's and the agent's business.
  */
@@ -19,7 +19,8 @@
 
 /* ---- memory (verbs/memory.c) ---- */
 
-int leased_mem_create(const char *name, uint64_t bytes, uint64_t hugepage_bytes, int node, int *fd_out);
+int leased_mem_create(
+	const char *name, uint64_t bytes, uint64_t hugepage_bytes, int node, int *fd_out);
 int leased_mem_scrub(int fd, uint64_t bytes, uint64_t *overwritten, uint64_t *residue);
 int leased_mem_truncate(int fd, uint64_t *blocks_left);
 int leased_mem_blocks(int fd, uint64_t *blocks);
@@ -35,11 +36,11 @@ int leased_cgroup_events_populated(int events_fd);
 
 /* ---- device filter (verbs/filter.c) ---- */
 
-#define LEASED_DEVICE_BLOCK 1u
-#define LEASED_DEVICE_CHAR 2u
-#define LEASED_DEVICE_MKNOD 1u
-#define LEASED_DEVICE_READ 2u
-#define LEASED_DEVICE_WRITE 4u
+#define LEASED_DEVICE_BLOCK     1u
+#define LEASED_DEVICE_CHAR      2u
+#define LEASED_DEVICE_MKNOD     1u
+#define LEASED_DEVICE_READ      2u
+#define LEASED_DEVICE_WRITE     4u
 #define LEASED_DEVICE_ANY_MINOR 0xffffffffu
 #define LEASED_DEVICE_RULES_MAX 400u
 
@@ -64,18 +65,19 @@ int leased_die_with_parent(void);
 
 /* ---- committer (verbs/committer.c) ---- */
 
-#define LEASED_STAGE_IDLE 0
-#define LEASED_STAGE_APPEND 1
+#define LEASED_STAGE_IDLE        0
+#define LEASED_STAGE_APPEND      1
 #define LEASED_STAGE_APPEND_SYNC 2
-#define LEASED_STAGE_ANCHOR 3
+#define LEASED_STAGE_ANCHOR      3
 #define LEASED_STAGE_ANCHOR_SYNC 4
-#define LEASED_STAGE_DONE 5
+#define LEASED_STAGE_DONE        5
 
 struct leased_committer;
 
 struct leased_committer *leased_committer_new(int event_fd);
-int leased_committer_submit(struct leased_committer *committer, int seg_fd, const void *buf, size_t len, uint64_t off,
-			    int anchor_fd, const void *slot, size_t slot_len, uint64_t slot_off);
+int leased_committer_submit(struct leased_committer *committer, int seg_fd, const void *buf,
+	size_t len, uint64_t off, int anchor_fd, const void *slot, size_t slot_len,
+	uint64_t slot_off);
 int leased_committer_result(struct leased_committer *committer, int *stage);
 void leased_committer_free(struct leased_committer *committer);
 

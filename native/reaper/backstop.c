@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The backstop: when no agent takes over after a cut, a child overwrites and truncates the lease's memory, so that a
- * process outside the lease that kept a descriptor or a mapping loses access too.
+ * The backstop: when no agent takes over after a cut, a child overwrites and truncates the lease's
+ * memory, so that a process outside the lease that kept a descriptor or a mapping loses access too.
  *
- * Rule: the child holds nothing but the memfds and stderr (above all no socket and no lock of ours), and what it did is
- * believed only if it exited by itself with 0.
+ * Rule: the child holds nothing but the memfds and stderr (above all no socket and no lock of
+ * ours), and what it did is believed only if it exited by itself with 0.
  *
  * Does not run while the connection that claimed the lease is heard of: the agent scrubs then.
  */
@@ -26,7 +26,8 @@ static const uint64_t RETRY_NS = 100 * NS_PER_MS;
 
 enum { FIRST_FD = STDERR_FILENO + 1 };
 
-/* In the child: move the memfds to the first numbers after stderr and close everything else. Returns how many. */
+/* In the child: move the memfds to the first numbers after stderr and close everything else.
+ * Returns how many. */
 static int keep_only(const struct slot *slot)
 {
 	int kept[LEASED_REAPER_MEMFDS_MAX];
@@ -55,7 +56,9 @@ static void overwrite_one(int fd, struct backstop_result *result)
 {
 	struct stat st;
 	uint64_t overwritten = 0, residue = 0;
-	int rc = fstat(fd, &st) == 0 ? leased_mem_scrub(fd, (uint64_t)st.st_size, &overwritten, &residue) : -errno;
+	int rc = fstat(fd, &st) == 0
+			 ? leased_mem_scrub(fd, (uint64_t)st.st_size, &overwritten, &residue)
+			 : -errno;
 	result->overwritten += overwritten;
 	result->residue += residue;
 	if (rc != 0 && result->scrub_error == 0)
@@ -109,7 +112,8 @@ void backstop_run(struct reaper *r, uint32_t at)
 		child(slot, &r->results[number]);
 	int pidfd = pid < 0 ? -errno : leased_pidfd_open(pid);
 	if (pidfd < 0) {
-		say(LOG_ERR, "event=backstop_failed lease=%s errno=%d", hex_of(slot->identity.id), -pidfd);
+		say(LOG_ERR, "event=backstop_failed lease=%s errno=%d", hex_of(slot->identity.id),
+			-pidfd);
 		later(r, at);
 		return;
 	}
@@ -128,16 +132,28 @@ static void record(struct reaper *r, uint32_t at, const struct backstop_result *
 		return;
 	const int scrub_error = failed ? failed : result->scrub_error;
 	const int truncate_error = failed ? failed : result->truncate_error;
-	report->step[report->steps++] = (struct leased_reaper_step_report){
-		.step = LEASED_REAPER_STEP_SCRUB, .error = scrub_error, .began_ns = result->at_ns[0],
-		.ended_ns = result->at_ns[1], .measured = result->overwritten };
-	report->step[report->steps++] = (struct leased_reaper_step_report){
-		.step = LEASED_REAPER_STEP_READ_BACK, .error = scrub_error ? scrub_error : result->residue ? EIO : 0,
-		.began_ns = result->at_ns[0], .ended_ns = result->at_ns[1], .measured = result->residue };
-	report->step[report->steps++] = (struct leased_reaper_step_report){
-		.step = LEASED_REAPER_STEP_TRUNCATE,
-		.error = truncate_error ? truncate_error : result->blocks_left ? EIO : 0,
-		.began_ns = result->at_ns[1], .ended_ns = result->at_ns[2], .measured = result->blocks_left };
+	report->step[report->steps++] =
+		(struct leased_reaper_step_report){ .step = LEASED_REAPER_STEP_SCRUB,
+			.error = scrub_error,
+			.began_ns = result->at_ns[0],
+			.ended_ns = result->at_ns[1],
+			.measured = result->overwritten };
+	report->step[report->steps++] =
+		(struct leased_reaper_step_report){ .step = LEASED_REAPER_STEP_READ_BACK,
+			.error = scrub_error       ? scrub_error
+				 : result->residue ? EIO
+						   : 0,
+			.began_ns = result->at_ns[0],
+			.ended_ns = result->at_ns[1],
+			.measured = result->residue };
+	report->step[report->steps++] =
+		(struct leased_reaper_step_report){ .step = LEASED_REAPER_STEP_TRUNCATE,
+			.error = truncate_error        ? truncate_error
+				 : result->blocks_left ? EIO
+						       : 0,
+			.began_ns = result->at_ns[1],
+			.ended_ns = result->at_ns[2],
+			.measured = result->blocks_left };
 	report->flags |= LEASED_REAPER_BACKSTOP;
 	r->slots[at].backstopped = true;
 	state_write_report(r, at);
@@ -148,7 +164,8 @@ void backstop_ended(struct reaper *r, uint32_t number)
 {
 	struct backstop *one = &r->backstops[number];
 	siginfo_t info = { .si_pid = 0 };
-	if (one->pidfd < 0 || waitid(P_PIDFD, (id_t)one->pidfd, &info, WEXITED | WNOHANG) != 0 || info.si_pid == 0)
+	if (one->pidfd < 0 || waitid(P_PIDFD, (id_t)one->pidfd, &info, WEXITED | WNOHANG) != 0 ||
+		info.si_pid == 0)
 		return;
 	bool believed = info.si_code == CLD_EXITED && info.si_status == 0;
 	(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, one->pidfd, NULL);
@@ -159,9 +176,13 @@ void backstop_ended(struct reaper *r, uint32_t number)
 	uint32_t at = one->slot;
 	r->slots[at].child = NONE;
 	record(r, at, &r->results[number], believed ? 0 : ECHILD);
-	say(believed ? LOG_NOTICE : LOG_ERR, "event=backstop_ended lease=%s ok=%d overwritten=%llu residue=%llu blocks_left=%llu",
-	    hex_of(r->slots[at].identity.id), believed, (unsigned long long)r->results[number].overwritten,
-	    (unsigned long long)r->results[number].residue, (unsigned long long)r->results[number].blocks_left);
+	say(believed ? LOG_NOTICE : LOG_ERR,
+		"event=backstop_ended lease=%s ok=%d overwritten=%llu residue=%llu "
+		"blocks_left=%llu",
+		hex_of(r->slots[at].identity.id), believed,
+		(unsigned long long)r->results[number].overwritten,
+		(unsigned long long)r->results[number].residue,
+		(unsigned long long)r->results[number].blocks_left);
 }
 
 /* The slot is about to be given back; a child that still works for it finishes for nobody. */

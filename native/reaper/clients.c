@@ -2,9 +2,9 @@
 /*
  * Connections: who may connect, how packets come in, how answers and reports go out.
  *
- * Rule: the kernel says who a peer is. A peer that does not read its answers is disconnected; only reports wait for it,
- * in a list threaded through the slots, so that no peer can make us allocate or block. Every descriptor that arrives is
- * either taken over by a lease or closed.
+ * Rule: the kernel says who a peer is. A peer that does not read its answers is disconnected; only
+ * reports wait for it, in a list threaded through the slots, so that no peer can make us allocate
+ * or block. Every descriptor that arrives is either taken over by a lease or closed.
  */
 #define _GNU_SOURCE
 #include "reaper.h"
@@ -35,9 +35,10 @@ int clients_listen(struct reaper *r, int inherited_fd)
 	if (inherited_fd < 0) {
 		struct sockaddr_un address = { .sun_family = AF_UNIX };
 		int length = r->options.socket_path
-				     ? snprintf(address.sun_path, sizeof address.sun_path, "%s", r->options.socket_path)
-				     : snprintf(address.sun_path, sizeof address.sun_path, "%s/reaper.sock",
-						r->options.runtime_dir);
+				     ? snprintf(address.sun_path, sizeof address.sun_path, "%s",
+					       r->options.socket_path)
+				     : snprintf(address.sun_path, sizeof address.sun_path,
+					       "%s/reaper.sock", r->options.runtime_dir);
 		if (length < 0 || (size_t)length >= sizeof address.sun_path)
 			return -ENAMETOOLONG;
 		r->listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -46,9 +47,12 @@ int clients_listen(struct reaper *r, int inherited_fd)
 		/* The lock on the state file says that whoever bound this name before is gone. */
 		unlink(address.sun_path);
 		mode_t before = umask(0177);
-		int rc = bind(r->listen_fd, (const struct sockaddr *)&address, sizeof address) == 0 ? 0 : -errno;
+		int rc = bind(r->listen_fd, (const struct sockaddr *)&address, sizeof address) == 0
+				 ? 0
+				 : -errno;
 		umask(before);
-		if (rc == 0 && r->options.peer_uid != 0 && chown(address.sun_path, r->options.peer_uid, (gid_t)-1) != 0)
+		if (rc == 0 && r->options.peer_uid != 0 &&
+			chown(address.sun_path, r->options.peer_uid, (gid_t)-1) != 0)
 			rc = -errno;
 		if (rc == 0 && listen(r->listen_fd, CLIENTS_MAX) != 0)
 			rc = -errno;
@@ -80,14 +84,18 @@ void clients_accept(struct reaper *r)
 	uint32_t at = 0;
 	while (at < CLIENTS_MAX && r->clients[at].fd >= 0)
 		at++;
-	if (at == CLIENTS_MAX || !may_connect(r, fd) || watch_add(r, fd, EPOLLIN, WATCH_CLIENT, at) != 0) {
+	if (at == CLIENTS_MAX || !may_connect(r, fd) ||
+		watch_add(r, fd, EPOLLIN, WATCH_CLIENT, at) != 0) {
 		close(fd);
 		return;
 	}
 	if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) != 0)
 		(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
-	r->clients[at] = (struct client){ .fd = fd, .serial = ++r->client_serial, .outbox_first = NONE,
-					  .outbox_last = NONE, .heard_ns = boot_now() };
+	r->clients[at] = (struct client){ .fd = fd,
+		.serial = ++r->client_serial,
+		.outbox_first = NONE,
+		.outbox_last = NONE,
+		.heard_ns = boot_now() };
 }
 
 void clients_close(struct reaper *r, uint32_t at)
@@ -109,7 +117,8 @@ bool clients_claims(const struct reaper *r, const struct slot *slot)
 	       client->heard_ns + r->options.backstop_ns > boot_now();
 }
 
-static bool push(struct client *client, const void *packet, size_t bytes, const int *fds, uint32_t fd_count)
+static bool push(
+	struct client *client, const void *packet, size_t bytes, const int *fds, uint32_t fd_count)
 {
 	union fd_room room;
 	struct iovec iov = { .iov_base = (void *)(uintptr_t)packet, .iov_len = bytes };
@@ -131,7 +140,8 @@ static bool push(struct client *client, const void *packet, size_t bytes, const 
 }
 
 /* Answer. A client that has no room for its answer does not read, and is given up. */
-bool clients_send(struct reaper *r, uint32_t at, const void *packet, size_t bytes, const int *fds, uint32_t fd_count)
+bool clients_send(struct reaper *r, uint32_t at, const void *packet, size_t bytes, const int *fds,
+	uint32_t fd_count)
 {
 	struct client *client = &r->clients[at];
 	if (push(client, packet, bytes, fds, fd_count))
@@ -144,7 +154,8 @@ bool clients_send(struct reaper *r, uint32_t at, const void *packet, size_t byte
 static uint32_t collect(struct msghdr *message, int *fds)
 {
 	uint32_t count = 0;
-	for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(message); cmsg != NULL; cmsg = CMSG_NXTHDR(message, cmsg)) {
+	for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(message); cmsg != NULL;
+		cmsg = CMSG_NXTHDR(message, cmsg)) {
 		if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS)
 			continue;
 		size_t n = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -168,8 +179,10 @@ static bool read_one(struct reaper *r, uint32_t at)
 	union fd_room room;
 	int fds[SCM_FDS_MAX];
 	struct iovec iov = { .iov_base = packet, .iov_len = sizeof packet };
-	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = room.bytes,
-				  .msg_controllen = sizeof room.bytes };
+	struct msghdr message = { .msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = room.bytes,
+		.msg_controllen = sizeof room.bytes };
 	ssize_t got = recvmsg(client->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return false;
@@ -235,7 +248,8 @@ void outbox_drop(struct reaper *r, uint32_t at)
 	struct client *client = NULL;
 	for (uint32_t i = 0; i < CLIENTS_MAX && client == NULL; i++) {
 		/* `claimant` may have changed since: look for the list itself. */
-		if (r->clients[i].fd >= 0 && (r->clients[i].outbox_first == at || r->clients[i].outbox_last == at))
+		if (r->clients[i].fd >= 0 &&
+			(r->clients[i].outbox_first == at || r->clients[i].outbox_last == at))
 			client = &r->clients[i];
 	}
 	if (slot->outbox_previous != NONE)
@@ -256,7 +270,7 @@ static void set_wants_write(struct reaper *r, uint32_t at, bool wants)
 	if (client->wants_write == wants)
 		return;
 	struct epoll_event event = { .events = EPOLLIN | (wants ? (uint32_t)EPOLLOUT : 0u),
-				     .data.u64 = (uint64_t)WATCH_CLIENT << 32 | at };
+		.data.u64 = (uint64_t)WATCH_CLIENT << 32 | at };
 	(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_MOD, client->fd, &event);
 	client->wants_write = wants;
 }
@@ -273,15 +287,18 @@ void outbox_flush(struct reaper *r, uint32_t at)
 	struct client *client = &r->clients[at];
 	while (client->fd >= 0 && client->outbox_first != NONE) {
 		uint32_t count = 0;
-		for (uint32_t i = client->outbox_first; i != NONE && count < PER_PACKET; i = r->slots[i].outbox_next)
+		for (uint32_t i = client->outbox_first; i != NONE && count < PER_PACKET;
+			i = r->slots[i].outbox_next)
 			packet.reports[count++] = r->slots[i].report;
 		packet.header = (struct leased_reaper_header){ .magic = LEASED_REAPER_MAGIC,
-							       .version = LEASED_REAPER_VERSION,
-							       .kind = LEASED_REAPER_CUT, .count = count,
-							       .boot_ns = boot_now() };
+			.version = LEASED_REAPER_VERSION,
+			.kind = LEASED_REAPER_CUT,
+			.count = count,
+			.boot_ns = boot_now() };
 		size_t bytes = sizeof packet.header + count * sizeof packet.reports[0];
 		if (!push(client, &packet, bytes, NULL, 0)) {
-			set_wants_write(r, at, errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS);
+			set_wants_write(
+				r, at, errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS);
 			return;
 		}
 		for (uint32_t i = 0; i < count; i++)

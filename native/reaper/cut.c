@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The cut: deny filter, freeze, kill; then watch until everybody is gone, without waiting for anyone.
+ * The cut: deny filter, freeze, kill; then watch until everybody is gone, without waiting for
+ * anyone.
  *
- * Rule: the three blows fall at once, in that order, and the look at the result comes later: by POLLPRI on
- * cgroup.events, by the pidfd, and by looks at growing intervals (the kernel holds a second cgroup.events notification
- * back for 10 ms, and the freeze is the first). A cut that has not ended by the kill deadline is reported unclean and
- * still watched. A report never changes its mind about the past: what failed stays in its steps.
+ * Rule: the three blows fall at once, in that order, and the look at the result comes later: by
+ * POLLPRI on cgroup.events, by the pidfd, and by looks at growing intervals (the kernel holds a
+ * second cgroup.events notification back for 10 ms, and the freeze is the first). A cut that has
+ * not ended by the kill deadline is reported unclean and still watched. A report never changes its
+ * mind about the past: what failed stays in its steps.
  *
  * A failed deny or freeze does not make a cut unclean: clean means that nobody is left.
  */
@@ -41,23 +43,25 @@ void cut_schedule(struct reaper *r, uint32_t at)
 	case LEASED_REAPER_ARMED:
 		heap_set(r, at, sooner(slot->moving.deadline_ns, slot->missing_ns));
 		break;
-	case LEASED_REAPER_CUTTING:
-		heap_set(r, at, slot->check_ns);
-		break;
+	case LEASED_REAPER_CUTTING: heap_set(r, at, slot->check_ns); break;
 	default:
 		heap_set(r, at, sooner(slot->given_up ? slot->check_ns : NEVER, slot->backstop_ns));
 		break;
 	}
 }
 
-static struct leased_reaper_step_report *add_step(struct leased_reaper_report *report, uint32_t step, uint64_t began_ns)
+static struct leased_reaper_step_report *add_step(
+	struct leased_reaper_report *report, uint32_t step, uint64_t began_ns)
 {
 	struct leased_reaper_step_report *at = &report->step[report->steps++];
-	*at = (struct leased_reaper_step_report){ .step = step, .began_ns = began_ns, .ended_ns = began_ns };
+	*at = (struct leased_reaper_step_report){
+		.step = step, .began_ns = began_ns, .ended_ns = began_ns
+	};
 	return at;
 }
 
-static struct leased_reaper_step_report *find_step(struct leased_reaper_report *report, uint32_t step)
+static struct leased_reaper_step_report *find_step(
+	struct leased_reaper_report *report, uint32_t step)
 {
 	for (uint32_t i = 0; i < report->steps; i++) {
 		if (report->step[i].step == step)
@@ -82,8 +86,10 @@ static void watch_cgroup(struct reaper *r, uint32_t at)
 static void strike_cgroup(struct reaper *r, uint32_t at)
 {
 	struct slot *slot = &r->slots[at];
-	struct leased_reaper_step_report *step = add_step(&slot->report, LEASED_REAPER_STEP_DENY, slot->began_ns);
-	step->error = -(r->deny_fd < 0 ? r->deny_fd : leased_filter_attach(slot->cgroup_fd, r->deny_fd));
+	struct leased_reaper_step_report *step =
+		add_step(&slot->report, LEASED_REAPER_STEP_DENY, slot->began_ns);
+	step->error =
+		-(r->deny_fd < 0 ? r->deny_fd : leased_filter_attach(slot->cgroup_fd, r->deny_fd));
 	step->ended_ns = boot_now();
 	step = add_step(&slot->report, LEASED_REAPER_STEP_FREEZE, step->ended_ns);
 	step->error = -leased_cgroup_freeze(slot->cgroup_fd);
@@ -106,7 +112,8 @@ void cut_begin(struct reaper *r, uint32_t at)
 	slot->holder_gone = slot->pidfd < 0 || spare_holder;
 	if (!slot->cgroup_gone)
 		strike_cgroup(r, at);
-	struct leased_reaper_step_report *kill = add_step(&slot->report, LEASED_REAPER_STEP_KILL, boot_now());
+	struct leased_reaper_step_report *kill =
+		add_step(&slot->report, LEASED_REAPER_STEP_KILL, boot_now());
 	kill->measured = (uint64_t)!slot->cgroup_gone + (uint64_t)!slot->holder_gone;
 	if (!slot->cgroup_gone)
 		kill->error = -leased_cgroup_kill_begin(slot->cgroup_fd);
@@ -127,7 +134,8 @@ void cut_begin(struct reaper *r, uint32_t at)
 static void stop_watching(struct reaper *r, struct slot *slot)
 {
 	r->fds_used -= table_fds(slot);
-	/* Closing is not enough to leave an epoll set while a duplicate is open elsewhere, as a pidfd's may be. */
+	/* Closing is not enough to leave an epoll set while a duplicate is open elsewhere, as a
+	 * pidfd's may be. */
 	if (slot->cgroup_fd >= 0) {
 		(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, slot->cgroup_fd, NULL);
 		close(slot->cgroup_fd);
@@ -152,14 +160,17 @@ static bool holds_memory(const struct slot *slot)
 static void tell(const struct slot *slot, bool clean)
 {
 	const bool by_reaper = (slot->report.flags & LEASED_REAPER_BY_REAPER) != 0;
-	const int64_t lag = (int64_t)(slot->began_ns - slot->moving.deadline_ns) / (int64_t)NS_PER_US;
-	say(clean ? LOG_INFO : LOG_ERR, "event=cut lease=%s generation=%llu clean=%d by_reaper=%d lag_us=%lld took_us=%llu",
-	    hex_of(slot->identity.id), (unsigned long long)slot->moving.generation, clean, by_reaper,
-	    by_reaper ? (long long)lag : 0LL,
-	    (unsigned long long)((slot->report.cut_ns - slot->began_ns) / NS_PER_US));
+	const int64_t lag =
+		(int64_t)(slot->began_ns - slot->moving.deadline_ns) / (int64_t)NS_PER_US;
+	say(clean ? LOG_INFO : LOG_ERR,
+		"event=cut lease=%s generation=%llu clean=%d by_reaper=%d lag_us=%lld took_us=%llu",
+		hex_of(slot->identity.id), (unsigned long long)slot->moving.generation, clean,
+		by_reaper, by_reaper ? (long long)lag : 0LL,
+		(unsigned long long)((slot->report.cut_ns - slot->began_ns) / NS_PER_US));
 }
 
-/* The cut is over, well (`clean`) or not. Also called when somebody who had survived the kill deadline is gone at last. */
+/* The cut is over, well (`clean`) or not. Also called when somebody who had survived the kill
+ * deadline is gone at last. */
 static void end(struct reaper *r, uint32_t at, bool clean, uint64_t now)
 {
 	struct slot *slot = &r->slots[at];
@@ -220,7 +231,8 @@ void cut_check(struct reaper *r, uint32_t at)
 		end(r, at, false, now);
 	} else if (now >= slot->check_ns) {
 		slot->interval_ns = sooner(2 * slot->interval_ns, LAST_LOOK_NS);
-		slot->check_ns = sooner(now + slot->interval_ns, slot->began_ns + r->options.kill_ns);
+		slot->check_ns =
+			sooner(now + slot->interval_ns, slot->began_ns + r->options.kill_ns);
 		cut_schedule(r, at);
 	}
 }
@@ -230,7 +242,8 @@ static void run_ended(struct reaper *r, uint32_t at, uint64_t now)
 	struct slot *slot = &r->slots[at];
 	if (slot->backstop_ns <= now) {
 		if (clients_claims(r, slot)) {
-			slot->backstop_ns = r->clients[slot->claimant].heard_ns + r->options.backstop_ns;
+			slot->backstop_ns =
+				r->clients[slot->claimant].heard_ns + r->options.backstop_ns;
 			cut_schedule(r, at);
 		} else {
 			backstop_run(r, at);

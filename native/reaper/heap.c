@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A binary heap of slots by `due_ns`, with each slot knowing its place, so that a renewal moves one entry.
+ * A binary heap of slots by `due_ns`, with each slot knowing its place, so that a renewal moves one
+ * entry.
  */
 #include "reaper.h"
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Processes, cgroups and memfds by an identity that outlives our descriptors: pid and start time, path and inode.
+ * Processes, cgroups and memfds by an identity that outlives our descriptors: pid and start time,
+ * path and inode.
  *
- * Rule: a number alone names nothing; what is reopened by name is compared before it is used. Nothing here trusts that
- * a descriptor is what its sender says.
+ * Rule: a number alone names nothing; what is reopened by name is compared before it is used.
+ * Nothing here trusts that a descriptor is what its sender says.
  */
 #define _GNU_SOURCE
 #include "reaper.h"
@@ -33,7 +34,8 @@ static ssize_t read_text(const char *path, char *text, size_t bytes)
 	return length;
 }
 
-/* Field 22 of /proc/PID/stat. The command name (field 2) may hold anything, so the count begins after the last ')'. */
+/* Field 22 of /proc/PID/stat. The command name (field 2) may hold anything, so the count begins
+ * after the last ')'. */
 static int start_time(int32_t pid, uint64_t *start)
 {
 	char path[32], text[1024];
@@ -61,8 +63,9 @@ static bool exited(int pidfd)
 }
 
 /*
- * Which process a pidfd is, in our pid namespace. -EBADF: not a pidfd. An exited process is described as pid 0 with
- * success: it has nothing left to lose. -EPERM for init and for ourselves, which no lease may take along.
+ * Which process a pidfd is, in our pid namespace. -EBADF: not a pidfd. An exited process is
+ * described as pid 0 with success: it has nothing left to lose. -EPERM for init and for ourselves,
+ * which no lease may take along.
  */
 int holder_describe(int pidfd, int32_t *pid, uint64_t *start)
 {
@@ -101,7 +104,8 @@ int holder_reopen(int32_t pid, uint64_t start)
 	return pidfd;
 }
 
-/* Open a leaf directory of cgroup2. -EPERM: the path leads somewhere else, or to the root of the hierarchy. */
+/* Open a leaf directory of cgroup2. -EPERM: the path leads somewhere else, or to the root of the
+ * hierarchy. */
 int cgroup_open(const char *path, uint64_t *inode)
 {
 	struct statfs fs;
@@ -137,8 +141,8 @@ int cgroup_reopen(const char *path, uint64_t inode)
 }
 
 /*
- * A memfd that nobody can protect from us: -EBADF when it is not one, -EPERM when its seals forbid truncation or could
- * still be made to.
+ * A memfd that nobody can protect from us: -EBADF when it is not one, -EPERM when its seals forbid
+ * truncation or could still be made to.
  */
 int memfd_check(int fd, uint64_t *inode)
 {

@@ -2,8 +2,8 @@
 /*
  * Structured lines on stderr: "<priority>key=value ...".
  *
- * Rule: a log reader that has stopped reading must never stop the reaper, so a line that does not fit now is dropped
- * and counted; the count goes out with the next line that fits.
+ * Rule: a log reader that has stopped reading must never stop the reaper, so a line that does not
+ * fit now is dropped and counted; the count goes out with the next line that fits.
  */
 #define _GNU_SOURCE
 #include "reaper.h"
@@ -47,7 +47,8 @@ void say(enum level level, const char *format, ...)
 	static uint64_t dropped;
 	char line[LINE_BYTES];
 	va_list arguments;
-	int at = dropped ? snprintf(line, sizeof line, "<%d>dropped_lines=%llu ", level, (unsigned long long)dropped)
+	int at = dropped ? snprintf(line, sizeof line, "<%d>dropped_lines=%llu ", level,
+				   (unsigned long long)dropped)
 			 : snprintf(line, sizeof line, "<%d>", level);
 	va_start(arguments, format);
 	int more = vsnprintf(line + at, sizeof line - (size_t)at - 1, format, arguments);

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * leased-reaper: holds every armed lease and cuts access at its deadline, with the agent alive, hung or dead.
+ * leased-reaper: holds every armed lease and cuts access at its deadline, with the agent alive,
+ * hung or dead.
  *
- * Rule: one thread, one epoll loop, no allocation after the start. The deadlines run on CLOCK_BOOTTIME.
+ * Rule: one thread, one epoll loop, no allocation after the start. The deadlines run on
+ * CLOCK_BOOTTIME.
  *
- * Exit statuses are sysexits: 64 usage, 71 the system refuses something needed, 75 another reaper runs here, 78 a
- * state file of this boot in a format this version does not read.
+ * Exit statuses are sysexits: 64 usage, 71 the system refuses something needed, 75 another reaper
+ * runs here, 78 a state file of this boot in a format this version does not read.
  */
 #define _GNU_SOURCE
 #include "reaper.h"
@@ -34,18 +36,23 @@ enum { EVENTS_PER_TURN = 64, SLOTS_MIN = 16, SLOTS_MAX = 1 << 20, REALTIME_PRIOR
 static const char USAGE[] =
 	"usage: leased-reaper [options]\n"
 	"\n"
-	"Cuts access to leased hardware at each lease's deadline. The agent tells it what to hold.\n"
+	"Cuts access to leased hardware at each lease's deadline. The agent tells it what to "
+	"hold.\n"
 	"\n"
 	"  --runtime-dir DIR   where reaper.state and reaper.sock are (default /run/leased)\n"
 	"  --socket PATH       listen here instead of DIR/reaper.sock\n"
 	"  --slots N           leases held at most (default 16384)\n"
 	"  --peer-uid UID      uid that may connect besides root (default 0)\n"
-	"  --kill-ms MS        report a cut unclean when somebody is left after this (default 5000)\n"
-	"  --backstop-ms MS    overwrite and truncate memory when no agent takes over (default 2000)\n"
-	"  --rearm-ms MS       after a restart, cut a lease whose memory is not armed again by then (default 1000)\n"
+	"  --kill-ms MS        report a cut unclean when somebody is left after this (default "
+	"5000)\n"
+	"  --backstop-ms MS    overwrite and truncate memory when no agent takes over (default "
+	"2000)\n"
+	"  --rearm-ms MS       after a restart, cut a lease whose memory is not armed again by "
+	"then (default 1000)\n"
 	"  --horizon-s S       no deadline further ahead than this (default 2678400, 31 days)\n"
 	"  --realtime          run under SCHED_FIFO when permitted\n"
-	"  --detach            return when a detached reaper is ready (75: one was already running)\n"
+	"  --detach            return when a detached reaper is ready (75: one was already "
+	"running)\n"
 	"  --help, --version\n";
 
 static int usage(const char *why, const char *what)
@@ -59,7 +66,8 @@ static bool parse_number(const char *text, uint64_t least, uint64_t most, uint64
 	char *end = NULL;
 	errno = 0;
 	unsigned long long parsed = strtoull(text, &end, 10);
-	if (text[0] < '0' || text[0] > '9' || errno != 0 || *end != '\0' || parsed < least || parsed > most)
+	if (text[0] < '0' || text[0] > '9' || errno != 0 || *end != '\0' || parsed < least ||
+		parsed > most)
 		return false;
 	*value = parsed;
 	return true;
@@ -68,8 +76,14 @@ static bool parse_number(const char *text, uint64_t least, uint64_t most, uint64
 static bool take_number(struct options *options, int which, const char *text)
 {
 	uint64_t value = 0;
-	bool good = parse_number(text, which == 's' ? SLOTS_MIN : which == 'k' || which == 'h' ? 1 : 0,
-				 which == 's' ? SLOTS_MAX : which == 'u' ? UINT32_MAX - 1 : UINT32_MAX, &value);
+	bool good = parse_number(text,
+		which == 's'                   ? SLOTS_MIN
+		: which == 'k' || which == 'h' ? 1
+					       : 0,
+		which == 's'   ? SLOTS_MAX
+		: which == 'u' ? UINT32_MAX - 1
+			       : UINT32_MAX,
+		&value);
 	switch (which) {
 	case 's': options->slots = (uint32_t)value; break;
 	case 'u': options->peer_uid = (uid_t)value; break;
@@ -85,17 +99,26 @@ static bool take_number(struct options *options, int which, const char *text)
 static int parse_options(int argc, char **argv, struct options *options)
 {
 	static const struct option known[] = {
-		{ "runtime-dir", required_argument, NULL, 'd' }, { "socket", required_argument, NULL, 'p' },
-		{ "slots", required_argument, NULL, 's' },	 { "peer-uid", required_argument, NULL, 'u' },
-		{ "kill-ms", required_argument, NULL, 'k' },	 { "backstop-ms", required_argument, NULL, 'b' },
-		{ "rearm-ms", required_argument, NULL, 'a' },	 { "horizon-s", required_argument, NULL, 'h' },
-		{ "realtime", no_argument, NULL, 'r' },		 { "detach", no_argument, NULL, 'f' },
-		{ "help", no_argument, NULL, '?' },		 { "version", no_argument, NULL, 'v' },
+		{ "runtime-dir", required_argument, NULL, 'd' },
+		{ "socket", required_argument, NULL, 'p' },
+		{ "slots", required_argument, NULL, 's' },
+		{ "peer-uid", required_argument, NULL, 'u' },
+		{ "kill-ms", required_argument, NULL, 'k' },
+		{ "backstop-ms", required_argument, NULL, 'b' },
+		{ "rearm-ms", required_argument, NULL, 'a' },
+		{ "horizon-s", required_argument, NULL, 'h' },
+		{ "realtime", no_argument, NULL, 'r' },
+		{ "detach", no_argument, NULL, 'f' },
+		{ "help", no_argument, NULL, '?' },
+		{ "version", no_argument, NULL, 'v' },
 		{ NULL, 0, NULL, 0 },
 	};
-	*options = (struct options){ .runtime_dir = "/run/leased", .slots = 16384, .kill_ns = 5 * NS_PER_S,
-				     .backstop_ns = 2 * NS_PER_S, .rearm_ns = NS_PER_S,
-				     .horizon_ns = 31 * 86400 * NS_PER_S };
+	*options = (struct options){ .runtime_dir = "/run/leased",
+		.slots = 16384,
+		.kill_ns = 5 * NS_PER_S,
+		.backstop_ns = 2 * NS_PER_S,
+		.rearm_ns = NS_PER_S,
+		.horizon_ns = 31 * 86400 * NS_PER_S };
 	opterr = 0;
 	for (int which, at = 0; (which = getopt_long(argc, argv, "", known, &at)) != -1;) {
 		switch (which) {
@@ -105,7 +128,8 @@ static int parse_options(int argc, char **argv, struct options *options)
 		case 'f': options->detach = true; break;
 		case 'v': puts("leased-reaper " REAPER_RELEASE); return EX_OK;
 		case '?':
-			if (optopt != 0 || argv[optind - 1] == NULL || strcmp(argv[optind - 1], "--help") != 0)
+			if (optopt != 0 || argv[optind - 1] == NULL ||
+				strcmp(argv[optind - 1], "--help") != 0)
 				return usage("unknown or incomplete option", argv[optind - 1]);
 			fputs(USAGE, stdout);
 			return EX_OK;
@@ -144,7 +168,8 @@ static int open_loop(struct reaper *r)
 	return rc == 0 ? open_signals(r) : rc;
 }
 
-/* What makes us hard to hold up; each is taken when permitted and told in PING and the log when not. */
+/* What makes us hard to hold up; each is taken when permitted and told in PING and the log when
+ * not. */
 static void harden(struct reaper *r)
 {
 	const struct sched_param priority = { .sched_priority = REALTIME_PRIORITY };
@@ -154,7 +179,8 @@ static void harden(struct reaper *r)
 			say(LOG_NOTICE, "event=no_oom_protection errno=%d", errno);
 		close(fd);
 	}
-	if (r->options.realtime && sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &priority) != 0)
+	if (r->options.realtime &&
+		sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &priority) != 0)
 		say(LOG_NOTICE, "event=no_realtime errno=%d", errno);
 	r->memory_locked = mlockall(MCL_CURRENT | MCL_FUTURE) == 0;
 	if (!r->memory_locked)
@@ -166,8 +192,8 @@ static void harden(struct reaper *r)
 
 static int make_children(struct reaper *r)
 {
-	void *shared = mmap(NULL, sizeof(struct backstop_result) * BACKSTOPS_MAX, PROT_READ | PROT_WRITE,
-			    MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	void *shared = mmap(NULL, sizeof(struct backstop_result) * BACKSTOPS_MAX,
+		PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (shared == MAP_FAILED)
 		return -errno;
 	r->results = shared;
@@ -210,11 +236,12 @@ static void set_timer(struct reaper *r)
 		first = r->watchdog_due_ns;
 	if (first == 0)
 		first = 1; /* 0 would switch the timer off */
-	/* A timer that is set too early fires once for nothing, which is cheaper than moving it at each renewal. */
+	/* A timer that is set too early fires once for nothing, which is cheaper than moving it at
+	 * each renewal. */
 	if (first >= r->timer_set_ns)
 		return;
 	struct itimerspec when = { .it_value = { .tv_sec = (time_t)(first / NS_PER_S),
-						 .tv_nsec = (long)(first % NS_PER_S) } };
+					   .tv_nsec = (long)(first % NS_PER_S) } };
 	if (timerfd_settime(r->timer_fd, TFD_TIMER_ABSTIME, &when, NULL) == 0)
 		r->timer_set_ns = first;
 }
@@ -269,11 +296,13 @@ static void loop(struct reaper *r)
 static int explain(const struct reaper *r, int rc)
 {
 	if (rc == -EBUSY) {
-		say(LOG_ERR, "event=refused why=\"another reaper runs here\" runtime_dir=%s", r->options.runtime_dir);
+		say(LOG_ERR, "event=refused why=\"another reaper runs here\" runtime_dir=%s",
+			r->options.runtime_dir);
 		return EX_TEMPFAIL;
 	}
 	if (rc == -EPROTO) {
-		say(LOG_CRIT, "event=refused why=\"state file of another version; start the reaper that wrote it\"");
+		say(LOG_CRIT, "event=refused why=\"state file of another version; start the reaper "
+			      "that wrote it\"");
 		return EX_CONFIG;
 	}
 	say(LOG_CRIT, "event=start_failed errno=%d why=\"%s\"", -rc, strerror(-rc));
@@ -281,8 +310,9 @@ static int explain(const struct reaper *r, int rc)
 }
 
 /*
- * Go on in a child of our own session. The parent returns from the process with 0 when the child says that it is ready
- * (it writes to *ready), and with the child's own status when that ends first.
+ * Go on in a child of our own session. The parent returns from the process with 0 when the child
+ * says that it is ready (it writes to *ready), and with the child's own status when that ends
+ * first.
  */
 static int detach(int *ready)
 {
@@ -302,7 +332,8 @@ static int detach(int *ready)
 	int status = 0;
 	if (read(ends[0], &byte, 1) == 1)
 		_exit(EX_OK);
-	_exit(waitpid(pid, &status, 0) == pid && WIFEXITED(status) ? WEXITSTATUS(status) : EX_SOFTWARE);
+	_exit(waitpid(pid, &status, 0) == pid && WIFEXITED(status) ? WEXITSTATUS(status)
+								   : EX_SOFTWARE);
 }
 
 int main(int argc, char **argv)
@@ -321,8 +352,8 @@ int main(int argc, char **argv)
 		(void)!write(ready, "", 1);
 		close(ready);
 	}
-	say(LOG_INFO, "event=ready slots=%u descriptors=%u filter=%d locked=%d", reaper.slot_count, reaper.fds_max,
-	    reaper.deny_fd >= 0, reaper.memory_locked);
+	say(LOG_INFO, "event=ready slots=%u descriptors=%u filter=%d locked=%d", reaper.slot_count,
+		reaper.fds_max, reaper.deny_fd >= 0, reaper.memory_locked);
 	notify_say(&reaper, "READY=1");
 	loop(&reaper);
 	notify_say(&reaper, "STOPPING=1");

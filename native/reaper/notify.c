@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * systemd's notification socket: readiness, the watchdog, and the store that keeps our memfds while we are dead.
+ * systemd's notification socket: readiness, the watchdog, and the store that keeps our memfds while
+ * we are dead.
  *
- * Rule: without NOTIFY_SOCKET all of this is silently nothing. A datagram that cannot be sent at once is not waited
- * for: a memfd that was not stored is found missing after a restart, and the lease is cut then.
+ * Rule: without NOTIFY_SOCKET all of this is silently nothing. A datagram that cannot be sent at
+ * once is not waited for: a memfd that was not stored is found missing after a restart, and the
+ * lease is cut then.
  */
 #define _GNU_SOURCE
 #include "reaper.h"
@@ -46,7 +48,8 @@ void notify_open(struct reaper *r)
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	r->notify_fd = -1;
 	r->watchdog_due_ns = NEVER;
-	if (name == NULL || (name[0] != '/' && name[0] != '@') || strlen(name) >= sizeof address.sun_path)
+	if (name == NULL || (name[0] != '/' && name[0] != '@') ||
+		strlen(name) >= sizeof address.sun_path)
 		return;
 	size_t length = strlen(name);
 	memcpy(address.sun_path, name, length);
@@ -55,7 +58,8 @@ void notify_open(struct reaper *r)
 	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return;
-	socklen_t bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (name[0] == '/'));
+	socklen_t bytes =
+		(socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (name[0] == '/'));
 	if (connect(fd, (const struct sockaddr *)&address, bytes) != 0) {
 		close(fd);
 		return;

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The reaper's own vocabulary: one process, one thread, one epoll loop, everything allocated at the start.
+ * The reaper's own vocabulary: one process, one thread, one epoll loop, everything allocated at the
+ * start.
  *
- * Rule: nothing here waits. Whatever takes time (a cgroup to empty, a process to exit, memory to be overwritten) is
- * watched by epoll or done by a child, so that one lease can never delay another's deadline.
+ * Rule: nothing here waits. Whatever takes time (a cgroup to empty, a process to exit, memory to be
+ * overwritten) is watched by epoll or done by a child, so that one lease can never delay another's
+ * deadline.
  *
  * Does not scrub or prove, except in the backstop when no agent is left to do it.
  */
@@ -18,9 +20,9 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define NONE UINT32_MAX
-#define NEVER UINT64_MAX
-#define NS_PER_S UINT64_C(1000000000)
+#define NONE      UINT32_MAX
+#define NEVER     UINT64_MAX
+#define NS_PER_S  UINT64_C(1000000000)
 #define NS_PER_MS UINT64_C(1000000)
 #define NS_PER_US UINT64_C(1000)
 
@@ -29,7 +31,8 @@ enum {
 	BACKSTOPS_MAX = 8,
 	DUE_PER_TURN = 64,
 	PACKETS_PER_TURN = 8,
-	FDS_SPARE = 352, /* that arming never takes: for one packet, for cutting, clients and children */
+	FDS_SPARE = 352, /* that arming never takes: for one packet, for cutting, clients and
+			    children */
 };
 
 struct options {
@@ -51,7 +54,8 @@ struct slot_identity {
 	uint8_t id[LEASED_REAPER_ID_BYTES];
 	uint64_t sequence;
 	uint64_t cgroup_inode;
-	uint64_t holder_start; /* field 22 of /proc/PID/stat: tells a process from a later one of the same number */
+	uint64_t holder_start; /* field 22 of /proc/PID/stat: tells a process from a later one of
+				  the same number */
 	int32_t holder_pid;
 	uint32_t memfds;
 	uint64_t memfd_inode[LEASED_REAPER_MEMFDS_MAX];
@@ -70,7 +74,7 @@ struct slot_moving {
 };
 
 #define MOVING_SPARE_HOLDER 1u
-#define MOVING_ON_REQUEST 2u
+#define MOVING_ON_REQUEST   2u
 
 /* Written so that a SIGKILL at any instruction leaves one good copy: the two copies take turns. */
 struct slot_record {
@@ -99,15 +103,15 @@ struct slot {
 	int cgroup_fd; /* the directory while armed; cgroup.events from the kill on */
 	int pidfd;
 	int memfd[LEASED_REAPER_MEMFDS_MAX]; /* -1: lost with an earlier reaper */
-	uint64_t due_ns;      /* what the heap sorts by */
-	uint64_t began_ns;    /* of the cut */
-	uint64_t check_ns;    /* next look at whether everybody is gone */
-	uint64_t interval_ns; /* and how long to wait after that one */
+	uint64_t due_ns;                     /* what the heap sorts by */
+	uint64_t began_ns;                   /* of the cut */
+	uint64_t check_ns;                   /* next look at whether everybody is gone */
+	uint64_t interval_ns;                /* and how long to wait after that one */
 	uint64_t backstop_ns; /* when the memory is taken from everybody; NEVER if not needed */
 	uint64_t missing_ns;  /* cut by then because a memfd is missing; NEVER if none is */
 	uint32_t heap_at;
 	uint32_t next_free;
-	uint32_t claimant;    /* client that sent the last REVOKE */
+	uint32_t claimant; /* client that sent the last REVOKE */
 	uint32_t claim_serial;
 	uint32_t outbox_next;
 	uint32_t outbox_previous;
@@ -116,7 +120,7 @@ struct slot {
 	bool wants_report;
 	bool cgroup_gone;
 	bool holder_gone;
-	bool given_up;        /* the kill deadline has passed with somebody left */
+	bool given_up; /* the kill deadline has passed with somebody left */
 	bool backstopped;
 	bool events_open;
 };
@@ -186,7 +190,15 @@ struct reaper {
 };
 
 /* What an epoll event is about: kind in the upper half, index in the lower. */
-enum watch { WATCH_TIMER, WATCH_SIGNAL, WATCH_LISTEN, WATCH_CLIENT, WATCH_CGROUP, WATCH_HOLDER, WATCH_BACKSTOP };
+enum watch {
+	WATCH_TIMER,
+	WATCH_SIGNAL,
+	WATCH_LISTEN,
+	WATCH_CLIENT,
+	WATCH_CGROUP,
+	WATCH_HOLDER,
+	WATCH_BACKSTOP
+};
 
 /* clock.c */
 uint64_t boot_now(void);
@@ -200,7 +212,8 @@ const char *hex_of(const uint8_t *id); /* static buffer */
 /* state.c */
 uint32_t crc32_of(const void *data, size_t bytes);
 int state_open(struct reaper *r);
-bool state_read(struct reaper *r, uint32_t at, struct slot_identity *, struct slot_moving *, bool *corrupt);
+bool state_read(
+	struct reaper *r, uint32_t at, struct slot_identity *, struct slot_moving *, bool *corrupt);
 bool state_read_report(const struct reaper *r, uint32_t at, struct leased_reaper_report *report);
 void state_write_identity(struct reaper *r, uint32_t at);
 void state_write_moving(struct reaper *r, uint32_t at);
@@ -239,7 +252,8 @@ void backstop_ended(struct reaper *r, uint32_t child);
 void backstop_forget(struct reaper *r, uint32_t at);
 
 /* requests.c */
-void request_handle(struct reaper *r, uint32_t client, const char *packet, size_t bytes, int *fds, uint32_t fd_count);
+void request_handle(struct reaper *r, uint32_t client, const char *packet, size_t bytes, int *fds,
+	uint32_t fd_count);
 uint32_t lease_forget(struct reaper *r, uint32_t at);
 
 /* clients.c */
@@ -247,7 +261,8 @@ int clients_listen(struct reaper *r, int inherited_fd);
 void clients_accept(struct reaper *r);
 void clients_read(struct reaper *r, uint32_t at);
 void clients_close(struct reaper *r, uint32_t at);
-bool clients_send(struct reaper *r, uint32_t at, const void *packet, size_t bytes, const int *fds, uint32_t fd_count);
+bool clients_send(struct reaper *r, uint32_t at, const void *packet, size_t bytes, const int *fds,
+	uint32_t fd_count);
 bool clients_claims(const struct reaper *r, const struct slot *slot);
 void outbox_put(struct reaper *r, uint32_t slot);
 void outbox_drop(struct reaper *r, uint32_t slot);

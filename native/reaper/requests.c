@@ -2,9 +2,9 @@
 /*
  * What the agent may ask, entry by entry.
  *
- * Rule: everything about an entry is checked before anything changes; an entry that is refused leaves no trace, and its
- * descriptors are closed by the caller. A lease whose deadline has passed is not armed, renewed or changed any more,
- * whether or not its cut has begun: late loses.
+ * Rule: everything about an entry is checked before anything changes; an entry that is refused
+ * leaves no trace, and its descriptors are closed by the caller. A lease whose deadline has passed
+ * is not armed, renewed or changed any more, whether or not its cut has begun: late loses.
  */
 #define _GNU_SOURCE
 #include "reaper.h"
@@ -51,7 +51,8 @@ static void answer_begin(const struct request *request, uint16_t kind)
 	answer.header.boot_ns = request->now_ns;
 }
 
-static void answer_send(struct reaper *r, const struct request *request, size_t body_bytes, const int *fds, uint32_t n)
+static void answer_send(struct reaper *r, const struct request *request, size_t body_bytes,
+	const int *fds, uint32_t n)
 {
 	clients_send(r, request->client, &answer, sizeof answer.header + body_bytes, fds, n);
 }
@@ -73,7 +74,8 @@ static int check_brought(const struct leased_reaper_arm *entry, struct brought *
 			return rc;
 	}
 	if (brought->pidfd >= 0) {
-		int rc = holder_describe(brought->pidfd, &brought->holder_pid, &brought->holder_start);
+		int rc = holder_describe(
+			brought->pidfd, &brought->holder_pid, &brought->holder_start);
 		if (rc != 0)
 			return rc;
 	}
@@ -86,20 +88,22 @@ static int check_brought(const struct leased_reaper_arm *entry, struct brought *
 }
 
 /* Whether an armed lease may become what the entry says. */
-static int check_again(const struct slot *slot, const struct leased_reaper_arm *entry, const struct brought *brought,
-		       uint64_t now_ns)
+static int check_again(const struct slot *slot, const struct leased_reaper_arm *entry,
+	const struct brought *brought, uint64_t now_ns)
 {
 	if (slot->moving.phase != LEASED_REAPER_ARMED || slot->moving.deadline_ns <= now_ns)
 		return -ETIME;
 	if (entry->generation < slot->moving.generation)
 		return -ESTALE;
-	if (entry->generation == slot->moving.generation && entry->deadline_ns != slot->moving.deadline_ns)
+	if (entry->generation == slot->moving.generation &&
+		entry->deadline_ns != slot->moving.deadline_ns)
 		return -EINVAL;
 	if (brought->cgroup_fd >= 0 && slot->identity.cgroup[0] != '\0' &&
-	    slot->identity.cgroup_inode != brought->cgroup_inode)
+		slot->identity.cgroup_inode != brought->cgroup_inode)
 		return -EEXIST;
 	if (brought->holder_pid != 0 && slot->identity.holder_pid != 0 &&
-	    (slot->identity.holder_pid != brought->holder_pid || slot->identity.holder_start != brought->holder_start))
+		(slot->identity.holder_pid != brought->holder_pid ||
+			slot->identity.holder_start != brought->holder_start))
 		return -EEXIST;
 	return 0;
 }
@@ -121,7 +125,8 @@ static void take_memfds(struct reaper *r, struct slot *slot, const struct brough
 		if (number < slot->identity.memfds && slot->memfd[number] >= 0)
 			continue;
 		if (number == slot->identity.memfds)
-			slot->identity.memfd_inode[slot->identity.memfds++] = brought->memfd_inode[i];
+			slot->identity.memfd_inode[slot->identity.memfds++] =
+				brought->memfd_inode[i];
 		slot->memfd[number] = brought->memfd[i];
 		brought->memfd[i] = -1;
 		notify_store(r, slot->identity.id, number, slot->memfd[number]);
@@ -141,8 +146,8 @@ static bool memfds_fit(const struct slot *slot, const struct brought *brought)
 	return count <= LEASED_REAPER_MEMFDS_MAX;
 }
 
-static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_arm *entry, struct brought *brought,
-		    int *pidfd)
+static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_arm *entry,
+	struct brought *brought, int *pidfd)
 {
 	struct slot *slot = &r->slots[at];
 	const bool fresh = slot->moving.phase == LEASED_REAPER_FREE;
@@ -165,7 +170,8 @@ static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_ar
 	slot->moving.deadline_ns = entry->deadline_ns;
 	slot->moving.phase = LEASED_REAPER_ARMED;
 	slot->moving.flags = 0;
-	/* A new lease overwrites both copies: what the slot held before must never be fallen back to. */
+	/* A new lease overwrites both copies: what the slot held before must never be fallen back
+	 * to. */
 	for (int copies = fresh ? 2 : 1; copies > 0; copies--)
 		state_write_identity(r, at);
 	for (int copies = fresh ? 2 : 1; copies > 0; copies--)
@@ -174,8 +180,8 @@ static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_ar
 	return 0;
 }
 
-static int arm_checked(struct reaper *r, const struct leased_reaper_arm *entry, struct brought *brought, int *pidfd,
-		       uint64_t now_ns)
+static int arm_checked(struct reaper *r, const struct leased_reaper_arm *entry,
+	struct brought *brought, int *pidfd, uint64_t now_ns)
 {
 	uint32_t at = table_find(r, entry->id);
 	if (at != NONE) {
@@ -188,11 +194,14 @@ static int arm_checked(struct reaper *r, const struct leased_reaper_arm *entry, 
 	return at == NONE ? -ENOSPC : arm_into(r, at, entry, brought, pidfd);
 }
 
-static int arm_one(struct reaper *r, const struct leased_reaper_arm *entry, int *fds, uint64_t now_ns)
+static int arm_one(
+	struct reaper *r, const struct leased_reaper_arm *entry, int *fds, uint64_t now_ns)
 {
 	int *pidfd = entry->has_pidfd ? fds : NULL;
-	struct brought brought = { .cgroup_fd = -1, .pidfd = pidfd ? *pidfd : -1, .memfds = entry->memfds,
-				   .memfd = fds + entry->has_pidfd };
+	struct brought brought = { .cgroup_fd = -1,
+		.pidfd = pidfd ? *pidfd : -1,
+		.memfds = entry->memfds,
+		.memfd = fds + entry->has_pidfd };
 	if (entry->deadline_ns > now_ns + r->options.horizon_ns)
 		return -ERANGE;
 	if (memchr(entry->cgroup, '\0', sizeof entry->cgroup) == NULL)
@@ -237,7 +246,8 @@ static int renew_one(struct reaper *r, const struct leased_reaper_renew *entry, 
 	struct slot *slot = &r->slots[at];
 	if (slot->moving.phase != LEASED_REAPER_ARMED || slot->moving.deadline_ns <= now_ns)
 		return -ETIME;
-	if (entry->generation == slot->moving.generation && entry->deadline_ns == slot->moving.deadline_ns)
+	if (entry->generation == slot->moving.generation &&
+		entry->deadline_ns == slot->moving.deadline_ns)
 		return 0; /* asked again because the answer was lost: nothing changes */
 	if (entry->generation <= slot->moving.generation)
 		return -ESTALE;
@@ -247,11 +257,13 @@ static int renew_one(struct reaper *r, const struct leased_reaper_renew *entry, 
 	slot->moving.deadline_ns = entry->deadline_ns;
 	state_write_moving(r, at);
 	cut_schedule(r, at);
-	/* A deadline that has passed on its way here is still the deadline: the lease ends, and this renewal lost. */
+	/* A deadline that has passed on its way here is still the deadline: the lease ends, and
+	 * this renewal lost. */
 	return entry->deadline_ns <= now_ns ? -ETIME : 0;
 }
 
-static int revoke_one(struct reaper *r, const struct leased_reaper_revoke *entry, const struct request *request)
+static int revoke_one(
+	struct reaper *r, const struct leased_reaper_revoke *entry, const struct request *request)
 {
 	uint32_t at = table_find(r, entry->id);
 	if (at == NONE)
@@ -306,15 +318,19 @@ static void change(struct reaper *r, const struct request *request)
 	for (uint32_t i = 0; i < count; i++) {
 		switch (request->header->kind) {
 		case LEASED_REAPER_RENEW:
-			status[i] = renew_one(r, (const struct leased_reaper_renew *)(const void *)request->body + i,
-					      request->now_ns);
+			status[i] = renew_one(r,
+				(const struct leased_reaper_renew *)(const void *)request->body + i,
+				request->now_ns);
 			break;
 		case LEASED_REAPER_REVOKE:
-			status[i] = revoke_one(r, (const struct leased_reaper_revoke *)(const void *)request->body + i,
-					       request);
+			status[i] = revoke_one(r,
+				(const struct leased_reaper_revoke *)(const void *)request->body +
+					i,
+				request);
 			break;
 		default:
-			status[i] = disarm_one(r, (const uint8_t *)request->body + i * LEASED_REAPER_ID_BYTES);
+			status[i] = disarm_one(
+				r, (const uint8_t *)request->body + i * LEASED_REAPER_ID_BYTES);
 			break;
 		}
 	}
@@ -322,7 +338,8 @@ static void change(struct reaper *r, const struct request *request)
 
 /* ---- LIST, PING ---- */
 
-static uint32_t list_one(const struct slot *slot, struct leased_reaper_listed *entry, bool with_fds, int *fds)
+static uint32_t list_one(
+	const struct slot *slot, struct leased_reaper_listed *entry, bool with_fds, int *fds)
 {
 	uint32_t count = 0;
 	memset(entry, 0, sizeof *entry);
@@ -358,10 +375,11 @@ static void list(struct reaper *r, const struct request *request)
 	answer_begin(request, LEASED_REAPER_LIST | LEASED_REAPER_REPLY);
 	for (; at < r->slot_count; at++) {
 		if ((count + 1) * sizeof *entries > sizeof answer.body ||
-		    fd_count + FDS_PER_ENTRY_MAX > LEASED_REAPER_FDS_MAX)
+			fd_count + FDS_PER_ENTRY_MAX > LEASED_REAPER_FDS_MAX)
 			break;
 		if (r->slots[at].moving.phase != LEASED_REAPER_FREE)
-			fd_count += list_one(&r->slots[at], &entries[count++], asked->with_fds != 0, fds + fd_count);
+			fd_count += list_one(&r->slots[at], &entries[count++], asked->with_fds != 0,
+				fds + fd_count);
 	}
 	answer.header.count = count;
 	answer.header.status = at < r->slot_count ? (int32_t)at : 0;
@@ -407,19 +425,25 @@ static bool well_formed(const struct request *request, size_t bytes)
 	const size_t each = entry_bytes(header->kind);
 	if (header->kind == LEASED_REAPER_PING)
 		return bytes == sizeof *header && header->count == 0;
-	if (each == 0 || header->count == 0 || bytes != sizeof *header + (uint64_t)header->count * each)
+	if (each == 0 || header->count == 0 ||
+		bytes != sizeof *header + (uint64_t)header->count * each)
 		return false;
 	if (header->kind == LEASED_REAPER_LIST && header->count != 1)
 		return false;
 	return header->kind == LEASED_REAPER_ARM || request->fd_count == 0;
 }
 
-/* Handle one packet of at least a header with the right magic. Descriptors that are taken over become -1 in `fds`. */
-void request_handle(struct reaper *r, uint32_t client, const char *packet, size_t bytes, int *fds, uint32_t fd_count)
+/* Handle one packet of at least a header with the right magic. Descriptors that are taken over
+ * become -1 in `fds`. */
+void request_handle(struct reaper *r, uint32_t client, const char *packet, size_t bytes, int *fds,
+	uint32_t fd_count)
 {
-	struct request request = { .client = client, .header = (const void *)packet,
-				   .body = packet + sizeof(struct leased_reaper_header), .now_ns = boot_now(),
-				   .fds = fds, .fd_count = fd_count };
+	struct request request = { .client = client,
+		.header = (const void *)packet,
+		.body = packet + sizeof(struct leased_reaper_header),
+		.now_ns = boot_now(),
+		.fds = fds,
+		.fd_count = fd_count };
 	const struct leased_reaper_header *header = request.header;
 	if (header->version != LEASED_REAPER_VERSION) {
 		refuse(r, &request, -EPROTONOSUPPORT);

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Going on where an earlier reaper was killed: leases from the state file, memfds from systemd's store, cgroups and
- * processes by an identity that cannot be mistaken.
+ * Going on where an earlier reaper was killed: leases from the state file, memfds from systemd's
+ * store, cgroups and processes by an identity that cannot be mistaken.
  *
- * Rule: what is not found is not guessed. A cgroup or process that is gone has nobody to cut. A memfd that is missing
- * must come back with an ARM from the agent within the re-arm time, or the lease is cut then (if its deadline does not
- * come first). A slot that cannot be read is cut if its identity can, and said out loud if it cannot.
+ * Rule: what is not found is not guessed. A cgroup or process that is gone has nobody to cut. A
+ * memfd that is missing must come back with an ARM from the agent within the re-arm time, or the
+ * lease is cut then (if its deadline does not come first). A slot that cannot be read is cut if its
+ * identity can, and said out loud if it cannot.
  */
 #define _GNU_SOURCE
 #include "reaper.h"
@@ -44,7 +45,8 @@ static void load(struct reaper *r)
 		bool used = state_read(r, at, &identity, &moving, &corrupt);
 		r->slots_corrupt += corrupt;
 		if (corrupt)
-			say(LOG_CRIT, "event=slot_corrupt slot=%u lease=%s", at, used ? hex_of(identity.id) : "unknown");
+			say(LOG_CRIT, "event=slot_corrupt slot=%u lease=%s", at,
+				used ? hex_of(identity.id) : "unknown");
 		if (!used && corrupt)
 			memset(&r->records[at], 0, sizeof r->records[at]);
 		struct slot *slot = &r->slots[at];
@@ -53,10 +55,12 @@ static void load(struct reaper *r)
 			slot->moving = moving;
 			table_put_at(r, at);
 			reopen(r, at);
-			if (moving.phase == LEASED_REAPER_ENDED && !state_read_report(r, at, &slot->report))
+			if (moving.phase == LEASED_REAPER_ENDED &&
+				!state_read_report(r, at, &slot->report))
 				slot->moving.phase = LEASED_REAPER_CUTTING;
 		} else if (!corrupt) {
-			/* A free slot's sequences go on, or its old copy would outrank the next lease in it. */
+			/* A free slot's sequences go on, or its old copy would outrank the next
+			 * lease in it. */
 			slot->identity.sequence = identity.sequence;
 			slot->moving.sequence = moving.sequence;
 		}
@@ -69,7 +73,9 @@ static bool parse_name(const char *name, size_t length, uint8_t *id, uint32_t *n
 		return false;
 	for (size_t i = 0; i < 2 * LEASED_REAPER_ID_BYTES; i++) {
 		const char c = name[i];
-		int value = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+		int value = c >= '0' && c <= '9'   ? c - '0'
+			    : c >= 'a' && c <= 'f' ? c - 'a' + 10
+						   : -1;
 		if (value < 0)
 			return false;
 		id[i / 2] = (uint8_t)(i % 2 ? (id[i / 2] << 4 | value) : value);
@@ -94,8 +100,8 @@ static bool adopt(struct reaper *r, const char *name, size_t length, int fd)
 		return false;
 	}
 	struct slot *slot = &r->slots[at];
-	if (number >= slot->identity.memfds || slot->memfd[number] >= 0 || memfd_check(fd, &inode) != 0 ||
-	    inode != slot->identity.memfd_inode[number])
+	if (number >= slot->identity.memfds || slot->memfd[number] >= 0 ||
+		memfd_check(fd, &inode) != 0 || inode != slot->identity.memfd_inode[number])
 		return false;
 	slot->memfd[number] = fd;
 	return true;
@@ -163,12 +169,14 @@ int resume(struct reaper *r, int *listen_fd)
 			cut_begin(r, at);
 			continue;
 		}
-		if (slot->moving.phase == LEASED_REAPER_ENDED && !(slot->report.flags & LEASED_REAPER_BACKSTOP) &&
-		    slot->identity.memfds > 0 && !misses_memory(slot))
+		if (slot->moving.phase == LEASED_REAPER_ENDED &&
+			!(slot->report.flags & LEASED_REAPER_BACKSTOP) &&
+			slot->identity.memfds > 0 && !misses_memory(slot))
 			slot->backstop_ns = now + r->options.backstop_ns;
 		cut_schedule(r, at);
 	}
 	if (r->slots_used > 0)
-		say(LOG_NOTICE, "event=resumed leases=%u corrupt=%u", r->slots_used, r->slots_corrupt);
+		say(LOG_NOTICE, "event=resumed leases=%u corrupt=%u", r->slots_used,
+			r->slots_corrupt);
 	return 0;
 }

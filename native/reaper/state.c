@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The state file: what a reaper that was killed leaves to the next one. Mapped from the runtime directory (tmpfs).
+ * The state file: what a reaper that was killed leaves to the next one. Mapped from the runtime
+ * directory (tmpfs).
  *
- * Rule: a slot is two copies of who it is, two copies of what moves, each with a sequence and a CRC; the older copy is
- * overwritten, so a death in the middle of a write leaves the one before. A file of another boot is empty by
- * definition: no lease spans boots. A file of another format is refused, never guessed at.
+ * Rule: a slot is two copies of who it is, two copies of what moves, each with a sequence and a
+ * CRC; the older copy is overwritten, so a death in the middle of a write leaves the one before. A
+ * file of another boot is empty by definition: no lease spans boots. A file of another format is
+ * refused, never guessed at.
  *
  * Holds no descriptors: those come back from systemd, or by path and inode, or from the agent.
  */
@@ -57,7 +59,8 @@ static int map(struct reaper *r, uint32_t slots)
 	int rc = posix_fallocate(r->state_fd, 0, (off_t)bytes);
 	if (rc != 0)
 		return -rc;
-	void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, r->state_fd, 0);
+	void *start = mmap(
+		NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, r->state_fd, 0);
 	if (start == MAP_FAILED)
 		return -errno;
 	r->state = start;
@@ -69,15 +72,18 @@ static int map(struct reaper *r, uint32_t slots)
 static void begin_anew(struct reaper *r)
 {
 	memset(r->records, 0, (size_t)r->slot_count * sizeof *r->records);
-	struct state_header header = { .magic = STATE_MAGIC, .version = STATE_VERSION,
-				       .slot_bytes = sizeof(struct slot_record), .slots = r->slot_count };
+	struct state_header header = { .magic = STATE_MAGIC,
+		.version = STATE_VERSION,
+		.slot_bytes = sizeof(struct slot_record),
+		.slots = r->slot_count };
 	memcpy(header.boot_id, r->boot_id, sizeof header.boot_id);
 	header.crc = header_crc(&header);
 	*r->state = header;
 }
 
 /*
- * Open (or make) the state file, alone. -EBUSY: another reaper has it. -EPROTO: same boot, but a format we do not read.
+ * Open (or make) the state file, alone. -EBUSY: another reaper has it. -EPROTO: same boot, but a
+ * format we do not read.
  */
 int state_open(struct reaper *r)
 {
@@ -92,7 +98,8 @@ int state_open(struct reaper *r)
 		return errno == EWOULDBLOCK ? -EBUSY : -errno;
 	struct state_header header;
 	ssize_t got = pread(r->state_fd, &header, sizeof header, 0);
-	bool whole = got == (ssize_t)sizeof header && header.magic == STATE_MAGIC && header.crc == header_crc(&header);
+	bool whole = got == (ssize_t)sizeof header && header.magic == STATE_MAGIC &&
+		     header.crc == header_crc(&header);
 	bool same_boot = whole && memcmp(header.boot_id, r->boot_id, sizeof header.boot_id) == 0;
 	if (!same_boot) {
 		int rc = map(r, r->options.slots);
@@ -115,13 +122,16 @@ int state_open(struct reaper *r)
 
 static bool identity_good(const struct slot_identity *copy)
 {
-	return copy->sequence != 0 && copy->crc == crc32_of(copy, offsetof(struct slot_identity, crc)) &&
-	       copy->memfds <= LEASED_REAPER_MEMFDS_MAX && copy->cgroup[LEASED_REAPER_CGROUP_BYTES - 1] == '\0';
+	return copy->sequence != 0 &&
+	       copy->crc == crc32_of(copy, offsetof(struct slot_identity, crc)) &&
+	       copy->memfds <= LEASED_REAPER_MEMFDS_MAX &&
+	       copy->cgroup[LEASED_REAPER_CGROUP_BYTES - 1] == '\0';
 }
 
 static bool moving_good(const struct slot_moving *copy)
 {
-	return copy->sequence != 0 && copy->crc == crc32_of(copy, offsetof(struct slot_moving, crc)) &&
+	return copy->sequence != 0 &&
+	       copy->crc == crc32_of(copy, offsetof(struct slot_moving, crc)) &&
 	       copy->phase <= LEASED_REAPER_ENDED;
 }
 
@@ -136,10 +146,12 @@ static bool untouched(const void *data, size_t bytes)
 }
 
 /*
- * The newest good copies of slot `at`. False when the slot is free. *corrupt: something was there, but no copy of it
- * can be believed; if its identity can, the caller gets it with phase CUTTING, because what cannot be read is cut.
+ * The newest good copies of slot `at`. False when the slot is free. *corrupt: something was there,
+ * but no copy of it can be believed; if its identity can, the caller gets it with phase CUTTING,
+ * because what cannot be read is cut.
  */
-bool state_read(struct reaper *r, uint32_t at, struct slot_identity *identity, struct slot_moving *moving, bool *corrupt)
+bool state_read(struct reaper *r, uint32_t at, struct slot_identity *identity,
+	struct slot_moving *moving, bool *corrupt)
 {
 	const struct slot_record *record = &r->records[at];
 	const struct slot_identity *who = NULL;
@@ -180,7 +192,8 @@ bool state_read_report(const struct reaper *r, uint32_t at, struct leased_reaper
 	       memcmp(report->id, r->slots[at].identity.id, sizeof report->id) == 0;
 }
 
-/* The compiler must not let a later store overtake an earlier one; other processes see ours in program order. */
+/* The compiler must not let a later store overtake an earlier one; other processes see ours in
+ * program order. */
 static void in_order(void)
 {
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);

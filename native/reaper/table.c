@@ -2,7 +2,8 @@
 /*
  * The table of armed leases: a fixed array, a free list and an open-addressing index by lease id.
  *
- * Rule: everything is allocated in `table_make`; a full table is an answer (ENOSPC), never an allocation.
+ * Rule: everything is allocated in `table_make`; a full table is an answer (ENOSPC), never an
+ * allocation.
  */
 #define _GNU_SOURCE
 #include "reaper.h"
@@ -15,7 +16,8 @@
 
 static void *reserve(size_t bytes)
 {
-	void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	return start == MAP_FAILED ? NULL : start;
 }
 
@@ -94,7 +96,8 @@ static void index_remove(struct reaper *r, uint32_t at)
 	while (r->index[hole] != at)
 		hole = (hole + 1) & r->index_mask;
 	r->index[hole] = NONE;
-	for (uint32_t i = (hole + 1) & r->index_mask; r->index[i] != NONE; i = (i + 1) & r->index_mask) {
+	for (uint32_t i = (hole + 1) & r->index_mask; r->index[i] != NONE;
+		i = (i + 1) & r->index_mask) {
 		uint32_t home = hash_of(r, r->slots[r->index[i]].identity.id);
 		if (((i - home) & r->index_mask) >= ((i - hole) & r->index_mask)) {
 			r->index[hole] = r->index[i];
@@ -122,7 +125,8 @@ uint32_t table_take(struct reaper *r, const uint8_t *id)
 	return at;
 }
 
-/* As `table_take`, but for the slot a resumed lease already has; its identity is filled in. Called in no fixed order. */
+/* As `table_take`, but for the slot a resumed lease already has; its identity is filled in. Called
+ * in no fixed order. */
 void table_put_at(struct reaper *r, uint32_t at)
 {
 	uint32_t *link = &r->first_free;
@@ -134,7 +138,8 @@ void table_put_at(struct reaper *r, uint32_t at)
 	r->slots_used++;
 }
 
-/* Close everything a slot holds and give it back; what it was stays known only to the state file's sequences. */
+/* Close everything a slot holds and give it back; what it was stays known only to the state file's
+ * sequences. */
 void table_release(struct reaper *r, uint32_t at)
 {
 	struct slot *slot = &r->slots[at];

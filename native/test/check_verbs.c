@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The verbs under AddressSanitizer and UndefinedBehaviorSanitizer: every path that a caller can reach without hardware.
+ * The verbs under AddressSanitizer and UndefinedBehaviorSanitizer: every path that a caller can
+ * reach without hardware.
  *
- * usage: check-verbs DIRECTORY [CGROUP]: DIRECTORY for the committer's files, CGROUP an empty leaf of cgroup2.
- * Prints one line a check and exits with the number of those that failed.
+ * usage: check-verbs DIRECTORY [CGROUP]: DIRECTORY for the committer's files, CGROUP an empty leaf
+ * of cgroup2. Prints one line a check and exits with the number of those that failed.
  */
 #define _GNU_SOURCE
 #include "verbs.h"
@@ -46,9 +47,11 @@ static void check_memory(void)
 	for (uint64_t i = 0; i < bytes; i++)
 		zero = zero && start[i] == 0;
 	check("scrub left nothing", zero);
-	check("scrub of a part", leased_mem_scrub(fd, page, &overwritten, &residue) == 0 && overwritten == page);
+	check("scrub of a part",
+		leased_mem_scrub(fd, page, &overwritten, &residue) == 0 && overwritten == page);
 	check("truncate", leased_mem_truncate(fd, &blocks) == 0 && blocks == 0);
-	check("scrub after truncate", leased_mem_scrub(fd, bytes, &overwritten, &residue) == 0 && overwritten == 0);
+	check("scrub after truncate",
+		leased_mem_scrub(fd, bytes, &overwritten, &residue) == 0 && overwritten == 0);
 	munmap(start, bytes);
 	close(fd);
 	check("no size", leased_mem_create("check", 0, 0, -1, &fd) == -EINVAL);
@@ -124,7 +127,8 @@ static void check_filter(int dirfd)
 	prog = leased_filter_load(many, LEASED_DEVICE_RULES_MAX);
 	check("as many rules as fit", prog >= 0);
 	close(prog);
-	check("more rules than fit", leased_filter_load(many, LEASED_DEVICE_RULES_MAX + 1) == -E2BIG);
+	check("more rules than fit",
+		leased_filter_load(many, LEASED_DEVICE_RULES_MAX + 1) == -E2BIG);
 	check("deny", leased_filter_deny(dirfd) == 0);
 	check("denied: null", opens_in(dirfd, "/dev/null") == EPERM);
 }
@@ -158,7 +162,8 @@ static void check_cgroup(const char *path)
 	close(dirfd);
 }
 
-static int commit(struct leased_committer *c, int event_fd, int seg, const char *text, uint64_t off, int anchor, int *stage)
+static int commit(struct leased_committer *c, int event_fd, int seg, const char *text, uint64_t off,
+	int anchor, int *stage)
 {
 	uint64_t count = 0;
 	int rc = leased_committer_submit(c, seg, text, strlen(text), off, anchor, text, 4, 0);
@@ -181,13 +186,17 @@ static void check_committer(const char *directory)
 	struct leased_committer *c = leased_committer_new(event_fd);
 	check("committer", c != NULL && seg >= 0 && anchor >= 0);
 	check("nothing to do", leased_committer_submit(c, -1, "", 0, 0, -1, "", 0, 0) == -EINVAL);
-	check("commit", commit(c, event_fd, seg, "first", 0, anchor, &stage) == 0 && stage == LEASED_STAGE_DONE);
+	check("commit", commit(c, event_fd, seg, "first", 0, anchor, &stage) == 0 &&
+				stage == LEASED_STAGE_DONE);
 	check("commit more", commit(c, event_fd, seg, "second", 5, anchor, &stage) == 0);
-	check("appended", pread(seg, text, sizeof text, 0) == 11 && memcmp(text, "firstsecond", 11) == 0);
+	check("appended",
+		pread(seg, text, sizeof text, 0) == 11 && memcmp(text, "firstsecond", 11) == 0);
 	check("anchored", pread(anchor, text, sizeof text, 0) == 4 && memcmp(text, "seco", 4) == 0);
-	check("no anchor", commit(c, event_fd, seg, "third", 11, -1, &stage) == 0 && stage == LEASED_STAGE_DONE);
-	check("a failure is named", commit(c, event_fd, seg, "x", 16, read_only, &stage) == -EBADF &&
-					    stage == LEASED_STAGE_ANCHOR);
+	check("no anchor", commit(c, event_fd, seg, "third", 11, -1, &stage) == 0 &&
+				   stage == LEASED_STAGE_DONE);
+	check("a failure is named",
+		commit(c, event_fd, seg, "x", 16, read_only, &stage) == -EBADF &&
+			stage == LEASED_STAGE_ANCHOR);
 	check("nothing after a failure", commit(c, event_fd, seg, "x", 16, anchor, &stage) == -EIO);
 	leased_committer_free(c);
 	leased_committer_free(NULL);

@@ -2,8 +2,9 @@
 /*
  * Cgroup verbs: freeze, kill and ask a leaf whether anyone is left.
  *
- * Rule: whether a cgroup is empty is read from cgroup.events and waited for by POLLPRI (POLLIN is always ready there).
- * A directory that has been removed has nobody in it: ENODEV and ENOENT count as empty.
+ * Rule: whether a cgroup is empty is read from cgroup.events and waited for by POLLPRI (POLLIN is
+ * always ready there). A directory that has been removed has nobody in it: ENODEV and ENOENT count
+ * as empty.
  *
  * Does not make, configure or remove directories (the agent does).
  */
@@ -83,7 +84,8 @@ static int64_t now_ms(void)
 	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
-/* Kill the subtree and wait until it is empty: 0, or -ETIMEDOUT when somebody is left after `timeout_ms`. */
+/* Kill the subtree and wait until it is empty: 0, or -ETIMEDOUT when somebody is left after
+ * `timeout_ms`. */
 int leased_cgroup_kill(int dirfd, uint32_t timeout_ms)
 {
 	const int64_t until = now_ms() + timeout_ms;

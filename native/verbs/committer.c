@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The committer: one thread that makes a batch durable and anchored, away from the Python interpreter.
+ * The committer: one thread that makes a batch durable and anchored, away from the Python
+ * interpreter.
  *
- * Rule: one batch at a time; the caller keeps `buf` and `slot` alive until the result is fetched. The order is append,
- * fdatasync, anchor slot, fdatasync, and each step happens once: after any failure the committer refuses every further
- * batch (EIO), because what an fsync that failed has left behind cannot be known by asking again.
+ * Rule: one batch at a time; the caller keeps `buf` and `slot` alive until the result is fetched.
+ * The order is append, fdatasync, anchor slot, fdatasync, and each step happens once: after any
+ * failure the committer refuses every further batch (EIO), because what an fsync that failed has
+ * left behind cannot be known by asking again.
  *
  * Does not open, create or grow files.
  */
@@ -92,7 +94,8 @@ static int carry_out(const struct batch *batch, int *stage)
 static void tell(int event_fd)
 {
 	const uint64_t one = 1;
-	/* An eventfd write of 1 fails only when nobody has read 2^64-2 results; the caller polls the result anyway. */
+	/* An eventfd write of 1 fails only when nobody has read 2^64-2 results; the caller polls
+	 * the result anyway. */
 	while (write(event_fd, &one, sizeof one) < 0 && errno == EINTR)
 		;
 }
@@ -145,11 +148,11 @@ struct leased_committer *leased_committer_new(int event_fd)
 }
 
 /*
- * Hand one batch over. A negative fd leaves its half out. 0, -EBUSY while a batch is under way, -EIO after a failure,
- * -EINVAL when both halves are left out.
+ * Hand one batch over. A negative fd leaves its half out. 0, -EBUSY while a batch is under way,
+ * -EIO after a failure, -EINVAL when both halves are left out.
  */
-int leased_committer_submit(struct leased_committer *c, int seg_fd, const void *buf, size_t len, uint64_t off,
-			    int anchor_fd, const void *slot, size_t slot_len, uint64_t slot_off)
+int leased_committer_submit(struct leased_committer *c, int seg_fd, const void *buf, size_t len,
+	uint64_t off, int anchor_fd, const void *slot, size_t slot_len, uint64_t slot_off)
 {
 	if (seg_fd < 0 && anchor_fd < 0)
 		return -EINVAL;
@@ -160,8 +163,14 @@ int leased_committer_submit(struct leased_committer *c, int seg_fd, const void *
 	} else if (c->busy) {
 		rc = -EBUSY;
 	} else {
-		c->batch = (struct batch){ .seg_fd = seg_fd, .anchor_fd = anchor_fd, .buf = buf, .slot = slot,
-					   .len = len, .slot_len = slot_len, .off = off, .slot_off = slot_off };
+		c->batch = (struct batch){ .seg_fd = seg_fd,
+			.anchor_fd = anchor_fd,
+			.buf = buf,
+			.slot = slot,
+			.len = len,
+			.slot_len = slot_len,
+			.off = off,
+			.slot_off = slot_off };
 		c->busy = true;
 		c->stage = LEASED_STAGE_IDLE;
 		pthread_cond_signal(&c->wake);

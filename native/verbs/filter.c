@@ -2,9 +2,10 @@
 /*
  * Device filter verbs: BPF_CGROUP_DEVICE programs by raw bpf(2), no library.
  *
- * Rule: programs are attached with ALLOW_MULTI, so every program on the leaf and on all its ancestors must allow an
- * open. That makes "deny everything" an addition that nothing already there can weaken, and atomic. A filter is asked
- * at open and mknod only: it never takes an open descriptor back, which is why killing follows.
+ * Rule: programs are attached with ALLOW_MULTI, so every program on the leaf and on all its
+ * ancestors must allow an open. That makes "deny everything" an addition that nothing already there
+ * can weaken, and atomic. A filter is asked at open and mknod only: it never takes an open
+ * descriptor back, which is why killing follows.
  *
  * Does not choose what a lease may open.
  */
@@ -28,26 +29,33 @@ enum { R0, R1, R2, R3, R4, R5, R6 };
 
 static struct bpf_insn load_u32(unsigned int into, int offset)
 {
-	return (struct bpf_insn){ .code = BPF_LDX | BPF_MEM | BPF_W, .dst_reg = into & 0xf, .src_reg = R1,
-				  .off = (__s16)offset };
+	return (struct bpf_insn){ .code = BPF_LDX | BPF_MEM | BPF_W,
+		.dst_reg = into & 0xf,
+		.src_reg = R1,
+		.off = (__s16)offset };
 }
 
 static struct bpf_insn alu32(int operation, unsigned int reg, uint32_t value)
 {
-	return (struct bpf_insn){ .code = (__u8)(BPF_ALU | operation | BPF_K), .dst_reg = reg & 0xf,
-				  .imm = (__s32)value };
+	return (struct bpf_insn){ .code = (__u8)(BPF_ALU | operation | BPF_K),
+		.dst_reg = reg & 0xf,
+		.imm = (__s32)value };
 }
 
 static struct bpf_insn copy(unsigned int into, unsigned int from)
 {
-	return (struct bpf_insn){ .code = BPF_ALU | BPF_MOV | BPF_X, .dst_reg = into & 0xf, .src_reg = from & 0xf };
+	return (struct bpf_insn){
+		.code = BPF_ALU | BPF_MOV | BPF_X, .dst_reg = into & 0xf, .src_reg = from & 0xf
+	};
 }
 
 static struct bpf_insn skip_unless_equal(unsigned int reg, uint32_t value, int skip)
 {
 	/* 32-bit compare: an immediate of a 64-bit compare would be sign-extended. */
-	return (struct bpf_insn){ .code = BPF_JMP32 | BPF_JNE | BPF_K, .dst_reg = reg & 0xf, .off = (__s16)skip,
-				  .imm = (__s32)value };
+	return (struct bpf_insn){ .code = BPF_JMP32 | BPF_JNE | BPF_K,
+		.dst_reg = reg & 0xf,
+		.off = (__s16)skip,
+		.imm = (__s32)value };
 }
 
 static struct bpf_insn leave(void)
@@ -78,7 +86,7 @@ static int load(const struct bpf_insn *insns, uint32_t count)
 	attr.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE;
 	attr.insns = (uint64_t)(uintptr_t)insns;
 	attr.insn_cnt = count;
-	attr.license = (uint64_t)(uintptr_t) "Apache-2.0";
+	attr.license = (uint64_t)(uintptr_t)"Apache-2.0";
 	attr.expected_attach_type = BPF_CGROUP_DEVICE;
 	memcpy(attr.prog_name, "leased", sizeof "leased");
 	int fd = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof attr);

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Memory verbs: sealed memfds, bound to a node, every page present; overwritten and read back before they are given up.
+ * Memory verbs: sealed memfds, bound to a node, every page present; overwritten and read back
+ * before they are given up.
  *
- * Rule: a lease's memory is sealed F_SEAL_GROW | F_SEAL_SEAL before anyone else sees it, so that nobody can add
- * F_SEAL_SHRINK and defeat the truncation. A scrub writes through one mapping and reads through another.
+ * Rule: a lease's memory is sealed F_SEAL_GROW | F_SEAL_SEAL before anyone else sees it, so that
+ * nobody can add F_SEAL_SHRINK and defeat the truncation. A scrub writes through one mapping and
+ * reads through another.
  *
- * Does not pass descriptors and does not look at counters: proof comes from another source (the agent).
+ * Does not pass descriptors and does not look at counters: proof comes from another source (the
+ * agent).
  */
 #define _GNU_SOURCE
 #include "../verbs.h"
@@ -23,7 +26,7 @@
 #define MFD_HUGE_SHIFT 26
 #endif
 #ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_READ  22
 #define MADV_POPULATE_WRITE 23
 #endif
 
@@ -109,13 +112,15 @@ static int fill(int fd, uint64_t bytes, uint64_t page_bytes, int node)
 }
 
 /*
- * Make a memfd of `bytes`, every page present, on `node` (-1: any), sealed. `hugepage_bytes` 0 means normal pages.
- * All or nothing; -EXDEV when the kernel placed a page elsewhere.
+ * Make a memfd of `bytes`, every page present, on `node` (-1: any), sealed. `hugepage_bytes` 0
+ * means normal pages. All or nothing; -EXDEV when the kernel placed a page elsewhere.
  */
-int leased_mem_create(const char *name, uint64_t bytes, uint64_t hugepage_bytes, int node, int *fd_out)
+int leased_mem_create(
+	const char *name, uint64_t bytes, uint64_t hugepage_bytes, int node, int *fd_out)
 {
 	unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
-	const uint64_t page_bytes = hugepage_bytes ? hugepage_bytes : (uint64_t)sysconf(_SC_PAGESIZE);
+	const uint64_t page_bytes =
+		hugepage_bytes ? hugepage_bytes : (uint64_t)sysconf(_SC_PAGESIZE);
 	if (hugepage_bytes != 0) {
 		if ((hugepage_bytes & (hugepage_bytes - 1)) != 0)
 			return -EINVAL;
@@ -159,7 +164,8 @@ static uint64_t count_nonzero(const uint64_t *words, size_t n)
 	return count;
 }
 
-/* Words that are not zero. The common case is one OR over everything; counting is done only where it says so. */
+/* Words that are not zero. The common case is one OR over everything; counting is done only where
+ * it says so. */
 static uint64_t read_residue(const void *start, uint64_t length)
 {
 	enum { STRIDE = 8, BLOCK = 8192 };
@@ -195,10 +201,11 @@ static int read_back(int fd, uint64_t at, uint64_t length, uint64_t *residue)
 }
 
 /*
- * Overwrite the first `bytes` with zero, then read them back through a second mapping. `*overwritten` counts bytes
- * written and `*residue` bytes in 64-bit words that did not read back as zero, also when the call fails half-way.
- * A file that is shorter than `bytes` (its holder shrank it, or the backstop has already run) is scrubbed as far as it
- * goes and `*overwritten` says how far: pages that left the file are the kernel's again, and the proof counts them.
+ * Overwrite the first `bytes` with zero, then read them back through a second mapping.
+ * `*overwritten` counts bytes written and `*residue` bytes in 64-bit words that did not read back
+ * as zero, also when the call fails half-way. A file that is shorter than `bytes` (its holder
+ * shrank it, or the backstop has already run) is scrubbed as far as it goes and `*overwritten` says
+ * how far: pages that left the file are the kernel's again, and the proof counts them.
  */
 int leased_mem_scrub(int fd, uint64_t bytes, uint64_t *overwritten, uint64_t *residue)
 {
@@ -223,7 +230,8 @@ int leased_mem_scrub(int fd, uint64_t bytes, uint64_t *overwritten, uint64_t *re
 	return 0;
 }
 
-/* Give every page up; `*blocks_left` is what the file still has (512-byte blocks): anything but 0 is a failed truncate. */
+/* Give every page up; `*blocks_left` is what the file still has (512-byte blocks): anything but 0
+ * is a failed truncate. */
 int leased_mem_truncate(int fd, uint64_t *blocks_left)
 {
 	*blocks_left = 0;

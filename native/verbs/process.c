@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Process verbs: everything that is done to a process goes through a pidfd, never through a bare number.
+ * Process verbs: everything that is done to a process goes through a pidfd, never through a bare
+ * number.
  *
- * Rule: a process that is gone is a success (ESRCH counts as done). A wait is for the whole thread group.
+ * Rule: a process that is gone is a success (ESRCH counts as done). A wait is for the whole thread
+ * group.
  *
  * Does not choose whom to kill.
  */

@@ -19,7 +19,7 @@ import pytest
 from leased.chain.head import parse_head
 from tests.doubles.logs import open_in
 
-KILLS = int(os.environ.get("LEASED_KILLS", "12"))
+KILLS = int(os.environ.get("LEASED_KILLS", "8"))
 SEED = int(os.environ.get("LEASED_CRASH_SEED", "20260701"))
 
 

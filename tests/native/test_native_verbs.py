@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from leased._native import ffi, lib
 from tests.doubles.reaper_host import cgroup_root, usable
 
-from leased._native import ffi, lib
 from leased.hardware import verbs
 from leased.terms.errors import DeviceError
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import socket
 import struct
 import sys
@@ -256,6 +257,6 @@ def test_the_two_sides_agree_on_every_struct() -> None:
         ("STEPS_MAX", protocol.STEPS_MAX),
         ("VERSION", protocol.VERSION),
     ):
-        assert f"#define LEASED_REAPER_{name} {value}\n" in text
+        assert re.search(rf"^#define LEASED_REAPER_{name}\s+{value}$", text, re.MULTILINE)
     assert f"0x{protocol.MAGIC:08x}" in text
     assert struct.calcsize("<16sQQ") == 32

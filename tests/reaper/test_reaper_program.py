@@ -43,7 +43,7 @@ def test_help_names_every_option_and_version_the_release() -> None:
     done = _run("--help")
     assert done.returncode == 0 and done.stderr == ""
     main = Path(__file__).resolve().parents[2] / "native" / "reaper" / "main.c"
-    options = re.findall(r'\{ "([a-z-]+)", (?:no|required)_argument', main.read_text("utf-8"))
+    options = re.findall(r'\{\s*"([a-z-]+)",\s*(?:no|required)_argument', main.read_text("utf-8"))
     assert len(options) >= 10
     for option in options:
         assert f"--{option}" in done.stdout

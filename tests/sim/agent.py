@@ -24,6 +24,7 @@ from leased.durable.anchor import read_slots
 from leased.durable.genesis import LOG_ID
 from leased.durable.journal import read_frames
 from leased.durable.log import open_log
+from leased.lessor.invariants import check as check_invariants
 from leased.lessor.lessor import Lessor
 from leased.service import recovery
 from leased.service.custody import Custodian
@@ -185,6 +186,7 @@ class Agent:
             self._reclaimer.start(effect)
 
     def _tell(self, told: Told) -> None:
+        check_invariants(self.lessor.table)
         self._ticker.look_again()
 
 

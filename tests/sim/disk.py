@@ -163,6 +163,8 @@ class SimCommitter:
         self._busy = True
         step = self._faults.commit_step()
         latency_s = self._faults.latency_s(SYNC_NS_MIN, 3 * NS_PER_MS, slow="slow disk")
+        if self._faults.strikes("hung disk", 2):
+            latency_s += 6
         await trio.sleep(latency_s)
         if self.dead:
             # Killed from outside while it was at it.

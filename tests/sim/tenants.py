@@ -21,7 +21,7 @@ from leased.terms.identity import CommandId, LeaseId, TenantId
 from leased.terms.lease import Lease, LeaseState, Priority
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.reply import Changed, Granted, Listed, Reply
-from leased.terms.resource import Ask, ResourceKind
+from leased.terms.resource import Ask, Health, ResourceKind
 from tests.sim.auditor import Ack
 from tests.sim.hardware import CORE_MILLI, CORES, NODES, PAGE_BYTES
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TTLS_NS = (0, 100 * NS_PER_MS, 300 * NS_PER_MS, NS_PER_S, 4 * NS_PER_S, 20 * NS_PER_S, 10**12)
 WAITS_NS = (0, 0, 200 * NS_PER_MS, 3 * NS_PER_S, 10 * NS_PER_S)
 OPERATOR_UID = 0
+SHARED_IDS = (bytes(16), b"everybody's id 1", b"everybody's id 2", b"everybody's id 3")
 
 
 class Tenant:
@@ -170,9 +171,9 @@ class Tenant:
     # -- draws ------------------------------------------------------------------------------------
 
     def _command_id(self) -> CommandId:
-        """Mostly its own; sometimes one that another tenant uses too."""
+        """Mostly its own; sometimes one that others use too, or the agent itself (all zeros)."""
         if self._random.random() < 0.08:
-            return CommandId(b"everybody's id" + self._random.randrange(4).to_bytes(2, "big"))
+            return CommandId(self._random.choice(SHARED_IDS))
         return CommandId(self._random.randbytes(16))
 
     def _ask(self) -> Ask:
@@ -218,7 +219,7 @@ class Tenant:
 
 
 class Operator:
-    """Revokes, drains, fences and puts back."""
+    """Revokes, drains, fences, sees devices fall ill, and puts everything back."""
 
     def __init__(self, world: World, random: Random) -> None:
         self._world = world
@@ -236,7 +237,9 @@ class Operator:
         random, command_id = self._random, CommandId(self._random.randbytes(16))
         resource_id = random.choice(["", *self._world.devices.capacity])
         grace_ns = random.choice((0, 300 * NS_PER_MS, 2 * NS_PER_S))
-        act = random.choice(("revoke", "drain", "resume", "resume", "fence", "unfence", "unfence"))
+        act = random.choice(
+            ("revoke", "drain", "resume", "resume", "fence", "unfence", "unfence", "health")
+        )
         if act == "revoke":
             leases = [lease for one in self._world.tenants for lease in one.held]
             if leases:
@@ -255,6 +258,9 @@ class Operator:
             await self._world.call(commands.Fence(command_id, self.caller, resource_id, capacity))
         elif act == "unfence":
             await self._unfence_one()
+        elif act == "health" and resource_id:
+            health = random.choice((Health.SICK, Health.GONE, Health.OK, Health.OK))
+            await self._world.call(commands.ObserveHealth(command_id, resource_id, health, 79))
 
     async def _unfence_one(self) -> None:
         fenced = await self._fenced()
@@ -282,6 +288,8 @@ class Operator:
             await self._insist(commands.Resume(self._id(), self.caller, resource_id))
             if resource_id:
                 await self._insist(commands.Unfence(self._id(), self.caller, None, resource_id))
+                well = commands.ObserveHealth(self._id(), resource_id, Health.OK, 0)
+                await self._insist(well)
 
     async def unfence_all(self) -> None:
         """The last act of a run."""

@@ -32,8 +32,9 @@ LIVE = ("granted", "active", "draining")
 PHASE_OF_STEP = {"revoking": "cut", "scrubbing": "scrub", "verifying": "prove"}
 
 pick = st.integers(0, 10**6)
-pages = st.integers(1, 14)
-seconds = st.integers(1, 40)
+rarely = st.sampled_from([False, False, False, True])
+pages = st.integers(1, 6) | st.integers(1, 14)
+seconds = st.sampled_from([1, 5, 10, 15, 20, 40])
 callers = st.sampled_from([ACME, BETA])
 
 
@@ -206,8 +207,11 @@ class LessorMachine(RuleBasedStateMachine):
         node=st.sampled_from([None, 0, 1]),
         ttl=seconds,
         wait=st.sampled_from([0, 0, 15, 60]),
+        active=st.booleans(),
     )
-    def acquire(self, caller: Caller, count: int, node: int | None, ttl: int, wait: int) -> None:
+    def acquire(
+        self, caller: Caller, count: int, node: int | None, ttl: int, wait: int, active: bool
+    ) -> None:
         acquire = self.desk.acquire(ask_mem(count, node=node), caller=caller, ttl=ttl, wait=wait)
         self.requests.append(acquire)
         request = {
@@ -222,6 +226,10 @@ class LessorMachine(RuleBasedStateMachine):
         reply = self.desk.say(acquire)
         if verdict == "grant":
             self.note_grant(request, reply)
+            if active:
+                assert isinstance(reply, Granted)
+                self.desk.activate(reply.lease)
+                self.model.leases[reply.lease.lease_id]["state"] = "active"
         elif verdict == "never" or wait == 0:
             assert isinstance(reply, Refusal), (verdict, reply)
         else:
@@ -444,8 +452,10 @@ class LessorMachine(RuleBasedStateMachine):
 
     # ---- restarts ------------------------------------------------------------------------------
 
-    @rule(known=st.integers(0, 2**8 - 1))
-    def restart(self, known: int) -> None:
+    @rule(known=st.integers(0, 2**8 - 1), really=rarely)
+    def restart(self, known: int, really: bool) -> None:
+        if not really:
+            return
         live = [lease for lease in self.model.leases.values() if lease["state"] in LIVE]
         held = [lease["id"] for n, lease in enumerate(live) if known >> (n % 8) & 1]
         self.desk.restart(known=held)
@@ -456,8 +466,10 @@ class LessorMachine(RuleBasedStateMachine):
                 lease["state"] = "active"
         self.model.waiting.clear()
 
-    @rule()
-    def reboot(self) -> None:
+    @rule(really=rarely)
+    def reboot(self, really: bool) -> None:
+        if not really:
+            return
         last_ns = self.desk.history[-1][1].boot_ns
         self.boots += 1
         self.desk.restart(boot_number=self.boots)
@@ -523,8 +535,8 @@ class LessorMachine(RuleBasedStateMachine):
 
 
 LessorMachine.TestCase.settings = settings(
-    max_examples=120,
-    stateful_step_count=40,
+    max_examples=600,
+    stateful_step_count=50,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -165,7 +165,7 @@ def _enter(options: argparse.Namespace, command: Sequence[str], console: Console
 
 async def _alloc_for(options: argparse.Namespace, console: Console, session: Session) -> int:
     options.ttl = options.duration
-    granted, fds = await _acquire(options, console, session)
+    granted, fds = await _acquire(options, console, session, bind="deadline")
     for fd in fds:
         os.close(fd)
     lease = granted.lease
@@ -179,13 +179,13 @@ async def _alloc_for(options: argparse.Namespace, console: Console, session: Ses
 
 
 async def _acquire(
-    options: argparse.Namespace, console: Console, session: Session
+    options: argparse.Namespace, console: Console, session: Session, *, bind: str = "cgroup"
 ) -> tuple[replies.AcquireReply, list[int]]:
-    """Acquire what `options` say, bound to the lease's cgroup, telling of the queue meanwhile."""
+    """Acquire what `options` say, telling of the queue meanwhile."""
     asked, notes = request(options)
     for note in notes:
         console.note(note)
-    acquire = parse_acquire({**asked, "command_id": session.command_id(), "bind": "cgroup"})
+    acquire = parse_acquire({**asked, "command_id": session.command_id(), "bind": bind})
     patience_s = session.timeout_s + (acquire.wait_ns or 0) / NS_PER_S
     refused: LeasedError | None = None
     granted: tuple[replies.AcquireReply, list[int]] | None = None

@@ -73,7 +73,7 @@ def memory_pieces(lease: Lease) -> list[Piece]:
 
 def needs_leaf(lease: Lease) -> bool:
     """Whether the leaf is made with the grant: nobody is bound, or a cpu share must be enforced."""
-    return not lease.pid or any(a.kind is ResourceKind.CPU for a in lease.subject.allotments)
+    return lease.pid <= 0 or any(a.kind is ResourceKind.CPU for a in lease.subject.allotments)
 
 
 def leaf_call(lease: Lease, path: str, pids_max: int) -> MakeLeaf:

@@ -71,6 +71,9 @@ def holder_gone(draft: Draft, command: commands.HolderGone) -> None:
         draft.answer(command.command_id, Missing(command.lease_id))
         return
     draft.answer(command.command_id, _DONE)
+    if command.left:  # everybody went home: that is a release, whoever forgot to say so
+        draft.end(lease, Trigger.RELEASE, Facts(draft.now_ns))
+        return
     draft.end(lease, Trigger.HOLDER_GONE, Facts(draft.now_ns, reason=RevocationReason.HOLDER_LOST))
 
 

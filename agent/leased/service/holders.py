@@ -59,10 +59,10 @@ class Holders:
 
     def bind(self, lease_id: LeaseId, pid: int) -> None:
         """The lease ends when the process does."""
-        if pid and pid in self._leases:
+        if pid > 0 and pid in self._leases:
             self._bound[lease_id] = pid
             self._leases[pid].add(lease_id)
-        elif pid:
+        elif pid > 0:
             # It was gone before the grant was complete.
             self._submit(HolderGone(NO_COMMAND, lease_id))
 
@@ -128,7 +128,7 @@ class Holders:
         if b"populated 0" in os.pread(fd, 256, 0):
             lease_id = self._leaves[fd]
             self.forget(lease_id)
-            self._submit(HolderGone(NO_COMMAND, lease_id))
+            self._submit(HolderGone(NO_COMMAND, lease_id, left=True))
 
     def _lose_process(self, pid: int) -> None:
         lost = sorted(self._leases[pid])

@@ -57,7 +57,7 @@ class Occupancy:
             held = self._custodian.of(lease.lease_id)
             for pid in _members(held.cgroup):
                 _add(found, pid, "cgroup", lease.lease_id)
-            if lease.pid:
+            if lease.pid > 0:
                 _add(found, lease.pid, "bound", lease.lease_id)
             for fd in held.fds:
                 status = os.fstat(fd)

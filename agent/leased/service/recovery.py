@@ -29,6 +29,7 @@ from leased.service.sequencer import Sequencer
 from leased.terms.command import Start
 from leased.terms.event import Recovered
 from leased.terms.identity import LeaseId
+from leased.terms.lease import BOUND_TO_CGROUP
 from leased.terms.policy import Policy
 from leased.terms.resource import Inventory
 
@@ -100,7 +101,7 @@ def rebind(roster: Sequence[RosterEntry], lessor: Lessor, holders: Holders) -> N
         lease = lessor.table.leases.get(entry.lease_id)
         if lease is None or lease.ended is not None:
             continue
-        if entry.cgroup:
+        if entry.cgroup and lease.pid == BOUND_TO_CGROUP:
             holders.watch_leaf(entry.lease_id, entry.cgroup)
-        if lease.pid:
+        if lease.pid > 0:
             holders.rebind(entry.lease_id, lease.pid, entry.pidfd)

@@ -22,7 +22,7 @@ from leased.service.holders import Holders
 from leased.service.listener import Connection
 from leased.service.notifier import Notifier
 from leased.terms.errors import CallerError, PermissionDenied
-from leased.terms.lease import Lease, LeaseState
+from leased.terms.lease import BOUND_TO_CGROUP, Lease, LeaseState
 from leased.terms.moment import Moment
 from leased.terms.resource import ResourceKind
 from leased.wire import replies
@@ -115,7 +115,8 @@ class Walls:
                 raise failed
             self._custodian.set_cgroup(lease.lease_id, cgroup)
         await self._leaves.join(lease, pid, pidfd)
-        self._holders.watch_leaf(lease.lease_id, cgroup)
+        if lease.pid == BOUND_TO_CGROUP:
+            self._holders.watch_leaf(lease.lease_id, cgroup)
 
 
 def _pid_of(pidfd: int) -> int:

@@ -44,7 +44,8 @@ class Acquire(Command, frozen=True):
     """A lease over all of `asks`, or nothing. `wait_ns` > 0 takes a place in the queue for that
     long.
 
-    `bind_pid` binds the lease to the caller's own process (0: to its cgroup only, as `run` does).
+    `bind_pid` binds the lease to the caller's own process (or BOUND_TO_CGROUP, as
+    `run` does, or BOUND_TO_NOTHING).
     """
 
     caller: Caller
@@ -159,9 +160,11 @@ class Tick(Command, frozen=True):
 
 
 class HolderGone(Command, frozen=True):
-    """The process a lease is bound to has exited, or its cgroup is empty."""
+    """The process a lease is bound to has exited; `left`: the last process has left its leaf, which
+    is how a `run` gives its lease back when nobody is there to say so."""
 
     lease_id: LeaseId
+    left: bool = False
 
 
 class CutEnded(Command, frozen=True):

@@ -74,6 +74,11 @@ class Trust(enum.IntEnum):
     ROOT = 1
 
 
+BOUND_TO_CGROUP = 0
+BOUND_TO_NOTHING = -1
+"""In place of a holder's pid: the lease ends when its leaf runs empty, or by its deadline alone."""
+
+
 class AccountingTag(msgspec.Struct, frozen=True, array_like=True):
     """The five fields that cost is attributed by. `flags` bit 0 marks a synthetic probe, left out
     of bills."""
@@ -113,7 +118,7 @@ class Lease(msgspec.Struct, frozen=True):
     length last asked for.
 
     `deadline_ns` moves only by a renewal, which also bumps `generation`. `pid` is the holder that
-    the lease is bound to (0: bound to its cgroup or to nothing). `ended` and `reason` stay None
+    the lease is bound to (or BOUND_TO_CGROUP, BOUND_TO_NOTHING). `ended` and `reason` stay None
     until the lease leaves ACTIVE. `fenced` lists what could not be proven clean.
     """
 

@@ -18,7 +18,13 @@ from leased.terms import command as commands
 from leased.terms.command import Caller, Command
 from leased.terms.errors import InvalidParameter, PermissionDenied
 from leased.terms.identity import ID_BYTES, CommandId, LeaseId, parse_id
-from leased.terms.lease import AccountingTag, Priority, RevocationReason
+from leased.terms.lease import (
+    BOUND_TO_CGROUP,
+    BOUND_TO_NOTHING,
+    AccountingTag,
+    Priority,
+    RevocationReason,
+)
 from leased.terms.policy import Policy
 from leased.terms.resource import Ask, ResourceKind, TierKind
 from leased.wire import objects, parameters, portrayal
@@ -37,6 +43,7 @@ _TIER: Final = {name: TierKind(number) for number, name in enumerate(portrayal.T
 _PRIORITY: Final = {name: Priority(number) for number, name in enumerate(portrayal.PRIORITY)}
 _REASON: Final = {name: RevocationReason(number) for number, name in enumerate(portrayal.REASON)}
 _BOUND_KINDS: Final = frozenset({"mem", "block"})
+_BOUND_TO: Final = {"cgroup": BOUND_TO_CGROUP, "deadline": BOUND_TO_NOTHING}
 _T = TypeVar("_T")
 
 
@@ -117,7 +124,7 @@ def _acquire(
         grace_ns=asked.grace_ns,
         workload=asked.workload,
         tag=None if asked.accounting_tag is None else _tag(asked.accounting_tag),
-        bind_pid=pid if bind == "process" else 0,
+        bind_pid=pid if bind == "process" else _BOUND_TO[bind],
     )
 
 

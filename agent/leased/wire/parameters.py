@@ -41,7 +41,7 @@ class Acquire(Strict, frozen=True):
     grace_ns: Count | None = None
     workload: Label | None = None
     accounting_tag: AccountingTag | None = None
-    bind: Literal["process", "cgroup"] | None = None
+    bind: Literal["process", "cgroup", "deadline"] | None = None
 
 
 class Plan(Strict, frozen=True):
@@ -54,7 +54,7 @@ class Plan(Strict, frozen=True):
     grace_ns: Count | None = None
     workload: Label | None = None
     accounting_tag: AccountingTag | None = None
-    bind: Literal["process", "cgroup"] | None = None
+    bind: Literal["process", "cgroup", "deadline"] | None = None
 
 
 class Join(Strict, frozen=True):
