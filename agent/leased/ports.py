@@ -154,9 +154,9 @@ class Reaper(Protocol):
     async def revoke_many(
         self, lease_ids: Sequence[LeaseId], *, spare: Collection[LeaseId] = ()
     ) -> list[CutReport | DeviceError]:
-        """Cut now, or wait for and tell of the cut already begun. The bound holders of the leases in
-        `spare` gave them back and live on. A lease that was never armed has nothing to cut: its
-        report is clean and has no steps."""
+        """Cut now, or wait for and tell of the cut already begun. The bound holders of the leases
+        in `spare` live on. A lease that was never armed has nothing to cut: its report is clean and
+        has no steps."""
         ...
 
     async def disarm_many(self, lease_ids: Sequence[LeaseId]) -> None:

@@ -3,12 +3,13 @@
 
 Rule: deadline, cut and proof are the effective times of Expired, AccessCut and Reclaimed, all on
 CLOCK_BOOTTIME. Holders are real processes that ignore SIGTERM and write to their memory; where
-there are too many for that (10 000), leases are held by their cgroup alone. The agent lives, is
+there are too many for that (10 000), leases are bound to nothing but their deadline. The agent lives, is
 stopped (SIGSTOP) across the deadlines, or is killed and started again.
 """
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import time
@@ -25,6 +26,12 @@ TTL_MS = 1_500
 SETTLE_S_MAX = 60.0
 MANY = 10_000
 LARGE_BYTES = 256 << 20
+
+
+def most_leases(wanted: int) -> int:
+    """`wanted`, or as many as the hard limit on open files allows the reaper to hold."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, (hard - 2_000) // 2)
 
 
 def measure_expiry(
@@ -76,7 +83,7 @@ def _let_expire(
     options: dict[str, object] = {"mode": mode, "socket": agent.socket, "count": count}
     options["bytes"] = size
     if mode == "hold":
-        options |= {"clients": 64, "bind": "cgroup", "ttl_ms": 60_000, "renew_ttl_ms": 2_000}
+        options |= {"clients": 64, "bind": "deadline", "ttl_ms": 60_000, "renew_ttl_ms": 2_000}
     else:
         options["ttl_ms"] = TTL_MS
     holders = subprocess.Popen(

@@ -95,7 +95,7 @@ def _hold(load: Path, agent: RunningAgent) -> subprocess.Popen[str]:
         "socket": agent.socket,
         "count": LIVE_LEASES,
         "clients": 16,
-        "bind": "cgroup",
+        "bind": "deadline",
         "ttl_ms": 3_600_000,
     }
     holder = subprocess.Popen(

@@ -50,7 +50,14 @@ def test_a_bar_is_kept_or_missed_by_the_median() -> None:
 
 @pytest.mark.parametrize(("ended", "held"), [(10_000, True), (9_999, False)])
 def test_a_lease_that_did_not_end_misses_the_bar(ended: int, held: bool) -> None:
-    row = {"agent": "alive", "count": 10_000, "bytes": 4096, "ended": ended, "fenced": 0}
+    row = {
+        "agent": "alive",
+        "mode": "hold",
+        "count": 10_000,
+        "bytes": 4096,
+        "ended": ended,
+        "fenced": 0,
+    }
     row |= {f"{name}_{share}_ns": 10**6 for name in ("cut", "proven") for share in ("p50", "p99")}
     row |= {"cut_max_ns": 2 * 10**9}
     assert table.expiry_lines([row])[0].held is held

@@ -49,7 +49,7 @@ from tests.sim.reaper import SimReaper
 
 NO_COMMAND = CommandId(bytes(16))
 ORIGIN = "sim.example/leased"
-SEGMENT_BYTES = 8 << 20
+SEGMENT_BYTES = 2 << 20
 """Large enough that no run fills one: switching would take a thread."""
 
 

@@ -18,7 +18,13 @@ import trio
 
 from leased.terms import command as commands
 from leased.terms.identity import CommandId, LeaseId, TenantId
-from leased.terms.lease import Lease, LeaseState, Priority
+from leased.terms.lease import (
+    BOUND_TO_CGROUP,
+    BOUND_TO_NOTHING,
+    Lease,
+    LeaseState,
+    Priority,
+)
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.reply import Changed, Granted, Listed, Reply
 from leased.terms.resource import Ask, Health, ResourceKind
@@ -67,7 +73,7 @@ class Tenant:
             random.choice(list(Priority)),
             random.choice(WAITS_NS),
             random.choice((None, None, 0, 500 * NS_PER_MS, 2 * NS_PER_S)),
-            bind_pid=random.choice((0, self.caller.pid)),
+            bind_pid=random.choice((BOUND_TO_NOTHING, BOUND_TO_CGROUP, self.caller.pid)),
         )
         await self._send_acquire(request)
 
@@ -164,7 +170,7 @@ class Tenant:
         """The process behind every bound lease exits."""
         agent = self._world.agent
         for lease in list(self.held.values()):
-            if lease.pid and agent is not None:
+            if lease.pid > 0 and agent is not None:
                 agent.lose_holder(lease.lease_id)
                 self.held.pop(lease.lease_id)
 

@@ -11,16 +11,14 @@ Does not parse arguments and does not wait for signals (`daemon`).
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import trio
 
 from leased import __version__
-from leased.chain.note import Checkpoint, NoteKey, write_note
 from leased.chain.sealer import Sealer
 from leased.durable.log import OpenedLog, open_log
 from leased.hardware import hotplug
@@ -34,7 +32,8 @@ from leased.service.config import Config
 from leased.service.custody import Custodian
 from leased.service.dispatch import Dispatcher
 from leased.service.doors import open_doors
-from leased.service.evidence import NO_COMMAND
+from leased.service.entropy import EntropyPool
+from leased.service.evidence import NO_COMMAND, hash_policy
 from leased.service.feed import Feed
 from leased.service.grantor import Grantor
 from leased.service.holders import Holders
@@ -51,86 +50,20 @@ from leased.service.sequencer import Held, Sequencer, Told
 from leased.service.streams import Streams
 from leased.service.telemetry import Telemetry
 from leased.service.ticker import Ticker
+from leased.service.vitals import Vitals
 from leased.service.walls import Walls
 from leased.service.watcher import Watcher
 from leased.terms.command import Caller, Heartbeat, Revoke, SetPolicy, Stop
 from leased.terms.effect import Effect
 from leased.terms.errors import StateError
 from leased.terms.identity import LeaseId, TenantId
-from leased.terms.lease import LeaseState, RevocationReason
+from leased.terms.lease import RevocationReason
 from leased.terms.moment import NS_PER_MS
 from leased.terms.reply import Reply
-from leased.wire import objects, replies
 
 ENTROPY_BYTES = 4096
 REAPER_WAIT_S = 30
 """systemd starts the reaper first; half a minute is a machine that is very busy booting."""
-
-_POLICY = msgspec.msgpack.Encoder()
-
-
-class Pool:
-    """Random ids in bulk: one system call serves 256 of them."""
-
-    def __init__(self) -> None:
-        self._bytes = b""
-        self._at = 0
-
-    def __call__(self) -> bytes:
-        """16 uniformly random bytes."""
-        if self._at >= len(self._bytes):
-            self._bytes, self._at = os.urandom(ENTROPY_BYTES), 0
-        self._at += 16
-        return self._bytes[self._at - 16 : self._at]
-
-
-class Agent:
-    """What `daemon` needs of a running agent."""
-
-    def __init__(
-        self,
-        *,
-        sequencer: Sequencer,
-        journald: Journald,
-        opened: OpenedLog,
-        devices: Devices,
-        custodian: Custodian,
-        feed: Feed,
-        replayed: int,
-        reload_config: Callable[[], Awaitable[None]],
-    ) -> None:
-        self._sequencer = sequencer
-        self._journald = journald
-        self._opened = opened
-        self._devices = devices
-        self._custodian = custodian
-        self._feed = feed
-        self.replayed = replayed
-        self.reload = reload_config
-
-    @property
-    def leases_live(self) -> int:
-        """Leases whose holder still has access."""
-        return self._sequencer.lessor.table.live
-
-    def say(self, message: str) -> None:
-        """One line for the operator."""
-        self._journald.say(message)
-
-    async def stop(self) -> None:
-        """Take no more, seal that the node stops, end every stream. Leases go on."""
-        self._sequencer.refuse_new()
-        stopped = trio.Event()
-        self._sequencer.submit_own(Stop(NO_COMMAND), lambda _reply: stopped.set())
-        await stopped.wait()
-        self._feed.close()
-
-    def close(self) -> None:
-        """Release what the process holds. Call when no task runs any more."""
-        self._opened.journal.close()
-        self._devices.close()
-        self._custodian.drop_all()
-        self._journald.close()
 
 
 async def build(
@@ -143,7 +76,7 @@ async def build(
 ) -> Agent:
     """Recover, wire everything together, start every task; return when the agent serves. Raises
     LeasedError."""
-    clock, entropy = BootClock(), Pool()
+    clock, entropy = BootClock(), EntropyPool()
     machine_id = read_machine_id()
     journald = Journald(config.journald, monotonic_ns=lambda: clock.now().boot_ns)
     lifeline.status("verifying the log")
@@ -159,7 +92,7 @@ async def build(
     replayed = recovery.replay(lessor, opened)
     sealer = opened.sealer()
 
-    parts = _Parts(
+    agent = Agent(
         config,
         clock,
         entropy,
@@ -172,31 +105,23 @@ async def build(
         reread,
     )
     lifeline.status("asking the reaper")
-    await parts.connect(nursery)
-    await parts.recover()
+    await agent.connect(nursery)
+    await agent.recover()
     await recovery.seal_repair(opened, sealer, opened.journal, clock, entropy)
     doors = open_doors(config, handed, __version__)
-    await parts.start(nursery, doors)
-    return Agent(
-        sequencer=parts.sequencer,
-        journald=journald,
-        opened=opened,
-        devices=parts.devices,
-        custodian=parts.custodian,
-        feed=parts.feed,
-        replayed=replayed,
-        reload_config=parts.reload,
-    )
+    await agent.start(nursery, doors)
+    agent.replayed = replayed
+    return agent
 
 
-class _Parts:
-    """Everything there is one of. Only `build` makes one."""
+class Agent:
+    """Everything there is one of. Made by `build`."""
 
     def __init__(
         self,
         config: Config,
         clock: BootClock,
-        entropy: Pool,
+        entropy: EntropyPool,
         opened: OpenedLog,
         lessor: Lessor,
         sealer: Sealer,
@@ -207,8 +132,7 @@ class _Parts:
     ) -> None:
         self.config, self.clock, self.entropy, self.opened = config, clock, entropy, opened
         self.lifeline, self.journald, self.node, self._reread = lifeline, journald, node, reread
-        self.sealer, self.tree = sealer, sealer.frontier
-        self.started_ns = clock.now().boot_ns
+        self.sealer = sealer
         self.custodian = Custodian()
         self.devices = Devices(config.hardware)
         self.reaper = ReaperLink(
@@ -256,9 +180,18 @@ class _Parts:
             sampler=self.telemetry,
             submit=submit,
         )
-        self.dispatcher = self._make_dispatcher()
         self.listener: Listener | None = None
-        self.reaper_pid = 0
+        self.reaper_pid = self.replayed = 0
+        self.vitals = Vitals(
+            opened=opened,
+            lessor=lessor,
+            clock=clock,
+            node_id=node,
+            tree=sealer.frontier,
+            reaper_connected=lambda: self.reaper.connected,
+            connections=lambda: self.listener.connections if self.listener is not None else 0,
+        )
+        self.dispatcher = self._make_dispatcher()
 
     def _make_dispatcher(self) -> Dispatcher:
         streams = Streams(
@@ -281,8 +214,8 @@ class _Parts:
             streams=streams,
             holders=occupancy,
             clock=self.clock,
-            head=self._head,
-            status=self._status,
+            head=self.vitals.head,
+            status=self.vitals.status,
             reload_config=self.reload,
         )
         walls = Walls(
@@ -332,7 +265,7 @@ class _Parts:
             version=__version__,
             inventory=self.inventory,
             policy=self.config.policy,
-            policy_hash=hash_policy(self.config),
+            policy_hash=hash_policy(self.config.policy),
             rate_hash=self.config.rates.digest(),
         )
         await recovery.start(self.sequencer, self.opened, ground, known)
@@ -410,8 +343,8 @@ class _Parts:
 
     def _tell(self, told: Told) -> None:
         # Told between a commit and the next seal: what is sealed is anchored.
-        self.tree = self.sealer.frontier
-        self.chain.next_seq = self.tree.size
+        self.vitals.tree = self.sealer.frontier
+        self.chain.next_seq = self.vitals.tree.size
         self.dispatcher.note_moment(told.moment)
         self.feed.tell(told)
         self.journald.tell(told)
@@ -428,46 +361,6 @@ class _Parts:
     def _tenant_of(self, uid: int, gids: tuple[int, ...]) -> TenantId | None:
         return self.config.tenant_of(uid, gids)
 
-    def _head(self) -> replies.HeadReply:
-        """The anchored head, with the node's own signature over the tree that ends there."""
-        tree, opened = self.tree, self.opened
-        text = Checkpoint(opened.origin, tree.size, tree.root()).text()
-        key = NoteKey(opened.origin, opened.signer.public_key)
-        return replies.HeadReply(
-            log_id=opened.log_id.hex(),
-            next_sequence=tree.size,
-            head=opened.journal.anchored.head.hex(),
-            boot_id=self.clock.boot_id.hex(),
-            checkpoint=write_note(text, [(key, opened.signer.sign(text.encode()))]),
-        )
-
-    def _status(self) -> replies.StatusReply:
-        table = self.sequencer.lessor.table
-        counts = {state.name.lower(): 0 for state in LeaseState}
-        for lease in table.leases.values():
-            counts[lease.state.name.lower()] += 1
-        counts["reclaimed"] = len(table.closed)
-        slot = self.opened.journal.anchored
-        return replies.StatusReply(
-            version=__version__,
-            node_id=self.node.hex(),
-            boot_id=self.clock.boot_id.hex(),
-            epoch=table.epoch,
-            started_boottime_ns=self.started_ns,
-            now_boottime_ns=self.clock.now().boot_ns,
-            log_id=self.opened.log_id.hex(),
-            next_sequence=slot.next_seq,
-            head=slot.head.hex(),
-            filesystem=self.opened.filesystem,
-            durability=self.opened.durability,
-            policy_generation=self.sequencer.lessor.policy.generation,
-            policy_hash=table.policy_hash.hex(),
-            reaper_connected=self.reaper.connected,
-            draining="" in table.pools.cordoned,
-            connections=self.listener.connections if self.listener is not None else 0,
-            leases=objects.LeaseCounts(**counts, waiting=len(self.sequencer.lessor.queue)),
-        )
-
     async def reload(self) -> None:
         """Read the configuration again; policy, rates and tenants take force, the rest at the next
         start."""
@@ -483,15 +376,34 @@ class _Parts:
             answered.set()
 
         command = SetPolicy(
-            NO_COMMAND, self._operator(), policy, hash_policy(fresh), fresh.rates.digest()
+            NO_COMMAND, self._operator(), policy, hash_policy(fresh.policy), fresh.rates.digest()
         )
         self.sequencer.submit_own(command, deliver)
         await answered.wait()
         self.config = fresh
 
+    # -- what the daemon asks ---------------------------------------------------------------------
 
-def hash_policy(config: Config) -> bytes:
-    """The SHA-256 that the chain names a policy by: over its MessagePack bytes, generation left
-    out."""
-    policy = msgspec.structs.replace(config.policy, generation=0)
-    return hashlib.sha256(_POLICY.encode(policy)).digest()
+    @property
+    def leases_live(self) -> int:
+        """Leases whose holder still has access."""
+        return self.sequencer.lessor.table.live
+
+    def say(self, message: str) -> None:
+        """One line for the operator."""
+        self.journald.say(message)
+
+    async def stop(self) -> None:
+        """Take no more, seal that the node stops, end every stream. Leases go on."""
+        self.sequencer.refuse_new()
+        stopped = trio.Event()
+        self.sequencer.submit_own(Stop(NO_COMMAND), lambda _reply: stopped.set())
+        await stopped.wait()
+        self.feed.close()
+
+    def close(self) -> None:
+        """Release what the process holds. Call when no task runs any more."""
+        self.opened.journal.close()
+        self.devices.close()
+        self.custodian.drop_all()
+        self.journald.close()

@@ -34,11 +34,12 @@ OPEN_FILES = 1 << 18
 
 EPILOG = """examples:
   leased                                 run with /etc/leased/leased.toml (systemd does this)
-  leased --config ./leased.toml          run in the foreground with another configuration
-  leased --config ./leased.toml --check  say whether the configuration can be meant, with its time budgets
+  leased --config ./leased.toml          run with another configuration
+  leased --config ./leased.toml --check  can it be meant? shows its time budgets
 
-A SIGTERM stops the agent and leaves its leases to the reaper; a SIGHUP reads the configuration again.
-Exit status: 0 stopped, 78 a configuration or state that cannot be used, 65 the log does not hold, 70 our own mistake.
+A SIGTERM stops the agent and leaves its leases to the reaper; a SIGHUP reads the configuration
+again. Exit status: 0 stopped, 78 a configuration or state that cannot be used, 65 the log does not
+hold, 70 our own mistake.
 """
 
 
@@ -67,10 +68,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help=f"default: {DEFAULT_CONFIG_PATH}, if there"
+        "--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_CONFIG_PATH}, if there"
     )
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     parser.add_argument("--version", action="version", version=f"leased {__version__}")
@@ -120,7 +118,8 @@ async def _serve(config: Config, config_path: Path | None) -> int:
         took_ms = (time.monotonic_ns() - started_ns) // 1_000_000
         lifeline.ready(f"serving; {agent.leases_live} leases live")
         agent.say(
-            f"serving after {took_ms} ms: {agent.replayed} events replayed, {agent.leases_live} leases live"
+            f"serving after {took_ms} ms: {agent.replayed} events replayed,"
+            f" {agent.leases_live} leases live"
         )
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             await _obey(agent, lifeline, signals)

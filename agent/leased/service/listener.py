@@ -297,7 +297,9 @@ class Listener:
         try:
             sock, _ = door.accept()
         except OSError:
-            return  # the peer has already gone, or we are out of descriptors: the door stays ready and we come again
+            # The peer has already gone, or we are out of descriptors: the door stays ready and we
+            # come again.
+            return
         sock.setblocking(False)
         try:
             caller = peers.identify(sock, tenant_of=self.tenant_of, operator=operator)

@@ -10,17 +10,14 @@ Does not decide when or why, and losing a notice never delays the deadline.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
-import msgspec
-
 from leased.terms.effect import Effect, Forget, Notify
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_S
-
-_ENCODER = msgspec.json.Encoder()
 
 
 class Notifier:
@@ -52,7 +49,7 @@ class Notifier:
 
     def _write(self, notice: Notify, now_ns: int) -> None:
         path = self.open_directory(notice.lease)
-        text = _ENCODER.encode(
+        text = json.dumps(
             {
                 "lease_id": notice.lease.lease_id.hex(),
                 "reason": notice.reason.name.lower(),
@@ -61,7 +58,7 @@ class Notifier:
             }
         )
         fresh = path / "notice.json.new"
-        fresh.write_bytes(text + b"\n")
+        fresh.write_text(text + "\n", encoding="utf-8")
         fresh.chmod(0o640)
         os.chown(fresh, 0, notice.lease.subject.gid)
         fresh.rename(path / "notice.json")

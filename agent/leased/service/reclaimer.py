@@ -97,11 +97,9 @@ class Reclaimer:
         """End access; the leases whose access has ended, None in place of the others."""
         for lease in leases:
             await self._grantor.settled(lease.lease_id)
-        # Who gave a lease back by itself may live on; whoever runs in the leaf is killed all the same.
+        # Who gave a lease back by itself may live on; whoever runs in the leaf is killed.
         spare = frozenset(lease.lease_id for lease in leases if lease.ended is Ending.RELEASED)
-        outcomes = await self._reaper.revoke_many(
-            [lease.lease_id for lease in leases], spare=spare
-        )
+        outcomes = await self._reaper.revoke_many([lease.lease_id for lease in leases], spare=spare)
         cut: list[Lease | None] = []
         for lease, outcome in zip(leases, outcomes, strict=True):
             if isinstance(outcome, DeviceError):

@@ -66,9 +66,7 @@ class Policy(msgspec.Struct, frozen=True):
 def check(policy: Policy) -> Policy:
     """Return `policy` if it can be meant. Raises ConfigError naming the key."""
     if policy.ttl_ns_min < 100 * NS_PER_MS:
-        raise ConfigError(
-            "policy.ttl_min: the floor of the floor is 100ms; a shorter lease could not be torn down in time"
-        )
+        raise ConfigError("policy.ttl_min: below 100ms a lease could not be torn down in time")
     for priority in Priority:
         ceiling = policy.ttl_ns_max(priority)
         if not policy.ttl_ns_min <= ceiling:

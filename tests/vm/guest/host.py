@@ -108,6 +108,22 @@ def closed(lease_id: str, seconds: float = 30) -> dict[str, Any]:
     return dict(waited["lease"]["runtime"])
 
 
+def records(*choice: str) -> list[dict[str, Any]]:
+    """The chain, verified and read by leasectl."""
+    lines = run("leasectl", "audit", "log", "--json", *choice).splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def history(lease_id: str, seconds: float = 60) -> list[dict[str, Any]]:
+    """What the chain says of a lease, once its closing record is there."""
+
+    def whole() -> list[dict[str, Any]]:
+        found = records("--lease", lease_id)
+        return found if found and found[-1]["kind"] in ("Reclaimed", "Fenced") else []
+
+    return list(eventually(f"lease {lease_id} is closed", whole, seconds))
+
+
 def run(*command: str, check: bool = True, user: str | None = None) -> str:
     """A command's standard output."""
     words = ["runuser", "-u", user, "--", *command] if user else list(command)

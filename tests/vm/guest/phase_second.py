@@ -19,27 +19,32 @@ def test_it_is_another_boot_and_the_agent_serves() -> None:
     assert host.boot_id() != KEPT["boot_id"]
 
 
-def test_the_leases_of_the_old_boot_are_over() -> None:
+def test_the_leases_of_the_old_boot_are_over_and_clean() -> None:
     for lease_id in KEPT["leases"]:
-        ended = host.closed(lease_id)
-        assert ended["boot_id"] == KEPT["boot_id"]
-        assert ended["state"] == "reclaimed"
-        assert (ended["ended"], ended.get("reason")) in (
-            ("revoked", "node_reboot"),
-            ("revoked", "holder_lost"),
-            ("released", None),
-        )
+        told = host.history(lease_id)
+        kinds = [record["kind"] for record in told]
+        assert kinds[0] == "Allocated"
+        assert kinds[-1] == "Reclaimed"
+        (revoked,) = [record for record in told if record["kind"] == "Revoked"]
+        assert revoked["reason"] == "node_reboot"
 
 
 def test_all_capacity_is_free_again() -> None:
-    for resource in call("Device.List")["resources"]:
-        use = resource["use"]
-        assert use["free"] == resource["capacity"], resource["resource_id"]
+    def taken() -> list[str]:
+        resources = call("Device.List")["resources"]
+        return [r["resource_id"] for r in resources if r["use"]["free"] != r["capacity"]]
+
+    host.eventually("everything is free", lambda: not taken(), 60)
 
 
 def test_nobody_pays_for_the_time_after_the_boot_ended() -> None:
-    log = host.run("leasectl", "audit", "log", "--json")
-    assert KEPT["leases"][0] in log
+    """The last moment sealed in the old boot is the most that anybody is charged for."""
+    for lease_id in KEPT["leases"]:
+        told = host.history(lease_id)
+        (granted,) = [record for record in told if record["kind"] == "Allocated"]
+        (begun,) = [record for record in told if record["kind"] == "TeardownBegun"]
+        held_ns = begun["effective_ns"] - granted["effective_ns"]
+        assert 0 < held_ns < 120 * host.S
     host.run("leasectl", "usage", "--json")
 
 
