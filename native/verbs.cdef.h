@@ -10,6 +10,7 @@ int leased_mem_blocks(int fd, uint64_t *blocks);
 
 int leased_cgroup_freeze(int dirfd);
 int leased_cgroup_kill_begin(int dirfd);
+int leased_cgroup_hasten(int dirfd);
 int leased_cgroup_kill(int dirfd, uint32_t timeout_ms);
 int leased_cgroup_populated(int dirfd);
 int leased_cgroup_events_open(int dirfd);

@@ -84,3 +84,18 @@ pip_install() { # pip_install ENVIRONMENT ARGUMENT...
   shift
   "$directory/bin/python" -m pip install --disable-pip-version-check --no-input --retries 5 "$@"
 }
+
+# tree_environment TREE: the tree itself, built in place, in TREE/.venv with everything its tests need. Made again only when
+# what it is made from has changed.
+tree_environment() {
+  local tree=$1 stamp=$1/.venv/.made-from made_from
+  made_from=$(cd "$tree" && find pyproject.toml native -type f ! -path 'native/build/*' ! -path '*/__pycache__/*' \
+    -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+  environment "$tree/.venv" || return 1
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$made_from" ] && [ -x "$tree/native/build/leased-reaper" ] &&
+    compgen -G "$tree/agent/leased/_native*.so" >/dev/null; then return 0; fi
+  pip_install "$tree/.venv" --editable "$tree[test]" || return 1
+  printf '%s\n' "$made_from" >"$stamp"
+}
+
+build_packages=(python3 python3-venv python3-dev gcc libc6-dev linux-libc-dev)

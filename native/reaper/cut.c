@@ -117,6 +117,8 @@ void cut_begin(struct reaper *r, uint32_t at)
 	kill->measured = (uint64_t)!slot->cgroup_gone + (uint64_t)!slot->holder_gone;
 	if (!slot->cgroup_gone)
 		kill->error = -leased_cgroup_kill_begin(slot->cgroup_fd);
+	if (!slot->cgroup_gone && kill->error == 0)
+		(void)leased_cgroup_hasten(slot->cgroup_fd);
 	if (!slot->holder_gone) {
 		int rc = leased_pidfd_kill_begin(slot->pidfd);
 		kill->error = kill->error ? kill->error : -rc;

@@ -148,6 +148,7 @@ static void check_cgroup(const char *path)
 	while (leased_cgroup_populated(dirfd) == 0)
 		;
 	check("freeze", leased_cgroup_freeze(dirfd) == 0);
+	check("hasten", leased_cgroup_hasten(dirfd) == 0);
 	check("kill the frozen", leased_cgroup_kill(dirfd, 5000) == 0);
 	check("nobody left", leased_cgroup_populated(dirfd) == 0);
 	waitpid(pid, NULL, 0);

@@ -3,8 +3,8 @@
 
 Rule: deadline, cut and proof are the effective times of Expired, AccessCut and Reclaimed, all on
 CLOCK_BOOTTIME. Holders are real processes that ignore SIGTERM and write to their memory; where
-there are too many for that (10 000), leases are bound to nothing but their deadline. The agent lives, is
-stopped (SIGSTOP) across the deadlines, or is killed and started again.
+there are too many for that (10 000), leases are bound to nothing but their deadline. The agent
+lives, is stopped (SIGSTOP) across the deadlines, or is killed and started again.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def measure_expiry(
         found.append(figures)
         say(
             f"agent {state}, {count} x {size >> 10} KiB: cut p50 "
-            f"{figures['cut_p50_ns'] / 1e6:.2f} ms, p99 {figures['cut_p99_ns'] / 1e6:.2f} ms; proven p99 "
-            f"{figures['proven_p99_ns'] / 1e6:.1f} ms ({figures['ended']} leases)"
+            f"{figures['cut_p50_ns'] / 1e6:.2f} ms, p99 {figures['cut_p99_ns'] / 1e6:.2f} ms; "
+            f"proven p99 {figures['proven_p99_ns'] / 1e6:.1f} ms ({figures['ended']} leases)"
         )
     return found
 

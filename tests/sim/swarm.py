@@ -9,6 +9,7 @@ Does not print: `__main__` does.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import traceback
 from collections.abc import Iterable, Iterator
@@ -55,6 +56,8 @@ def run_seeds(
     seeds: Iterable[int], ticks: int = TICKS, *, workers: int | None = None
 ) -> Iterator[Outcome]:
     """Many worlds, over `workers` processes (all cores), in the order of `seeds`."""
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+    # Spawned, not forked: every worker has a hash seed of its own, which must not matter.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=fresh) as pool:
         wanted = list(seeds)
         yield from pool.map(run_seed, wanted, [ticks] * len(wanted), chunksize=4)

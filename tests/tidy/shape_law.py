@@ -16,6 +16,9 @@ from tests.tidy.source import Finding, Module
 
 FUNCTION_LINES_MAX = 70
 MODULE_LINES_MAX = 400
+TEST_LINES_MAX = 600
+"""A test module is a list, not an argument: it may be longer before it is hard to read."""
+
 COLUMNS_MAX = 100
 SPDX = "# SPDX-License-Identifier: Apache-2.0"
 PORT_METHODS_MAX = 4
@@ -65,12 +68,13 @@ def header_law(module: Module) -> Iterator[Finding]:
 def length_law(module: Module) -> Iterator[Finding]:
     """Functions of at most 70 lines; modules that stay under the alarm."""
     lines = module.text.count("\n")
-    if lines > MODULE_LINES_MAX and module.path not in LONG_MODULES:
+    alarm = TEST_LINES_MAX if module.path.startswith("tests/") else MODULE_LINES_MAX
+    if lines > alarm and module.path not in LONG_MODULES:
         yield Finding(
             module.path,
             1,
             "length",
-            f"{lines} lines; the alarm is at {MODULE_LINES_MAX}: split it or say why",
+            f"{lines} lines; the alarm is at {alarm}: split it or say why",
         )
     for node in ast.walk(module.tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -157,7 +161,8 @@ def sleep_law(module: Module) -> Iterator[Finding]:
         return
     real = module.path.split("/")[1] in REAL_PROCESS_TIERS
     virtual = (
-        "MockClock" in module.text
+        module.path.startswith("tests/sim/")
+        or "MockClock" in module.text
         or "autojump_clock" in module.text
         or "tests/doubles/" in module.path
     )

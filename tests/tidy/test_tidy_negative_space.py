@@ -105,6 +105,7 @@ BREACHES = [
     ("header_law", LESSOR, f"{shape_law.SPDX}\nimport enum", HEAD),
     ("length_law", LESSOR, "def f():\n" + "    x = 1\n" * 70, "def f():\n" + "    x = 1\n" * 69),
     ("length_law", LESSOR, "x = 1\n" * 401, "x = 1\n" * 400),
+    ("length_law", UNIT, "x = 1\n" * 601, "x = 1\n" * 600),
     ("name_law", LESSOR, "class LeaseManager: ...", "class LeaseTable: ..."),
     ("name_law", LESSOR, "class BaseDevice: ...", "class Database: ..."),
     ("name_law", "agent/leased/lessor/lease_utils.py", "", ""),

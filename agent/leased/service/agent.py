@@ -170,6 +170,7 @@ class Agent:
             custodian=self.custodian,
             holders=self.holders,
             submit=submit,
+            renew_at_once=self.reaper.renew_at_once,
         )
         self.reclaimer = Reclaimer(
             devices=self.devices,

@@ -12,14 +12,14 @@ If preparing or arming fails, the caller gets a typed refusal and the sealed gra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import trio
 
 from leased.ports import Device, Prepared, Reaper, Submit
 from leased.service.custody import Custodian
-from leased.service.evidence import NO_COMMAND
+from leased.service.evidence import NO_COMMAND, hash_report
 from leased.service.gathering import Gathering
 from leased.service.holders import Holders
 from leased.service.sequencer import Held
@@ -43,6 +43,13 @@ SLOW_AT_ONCE_MAX = 4
 """Page touching is bound by memory bandwidth; more at once only makes each of them later."""
 
 
+FEW = 4
+"""Renewals for which the reaper is asked on the spot: with more, the batches pay for themselves."""
+
+RenewAtOnce = Callable[[Sequence[tuple[LeaseId, int, int]]], list[bool] | None]
+"""As `Reaper.renew_many`, if the reaper answers while we look; None: ask it by that."""
+
+
 class Grantor:
     """Carries out Prepare and MoveDeadline and lets the held answers go."""
 
@@ -54,27 +61,34 @@ class Grantor:
         custodian: Custodian,
         holders: Holders,
         submit: Submit,
+        renew_at_once: RenewAtOnce = lambda _moves: None,
     ) -> None:
         self._devices = devices
         self._reaper = reaper
         self._custodian = custodian
         self._holders = holders
         self._submit = submit
+        self._renew_at_once = renew_at_once
         self._grants: Gathering[Held] = Gathering()
         self._renewals: Gathering[Held] = Gathering()
+        self._late: Gathering[LeaseId] = Gathering()
         self._preparing: dict[LeaseId, list[Held]] = {}
         self._settled = trio.Condition()
 
     def hold(self, held: Sequence[Held]) -> None:
         """Take what a batch of the sequencer left to be done before its answers may leave."""
+        renewals: list[Held] = []
         for one in held:
             if isinstance(one.effect, MoveDeadline):
-                self._renewals.put(one)
+                renewals.append(one)
             elif one.effect is not None:
                 self._preparing[one.effect.lease.lease_id] = [one]
                 self._grants.put(one)
             else:
                 self._attach(one)
+        if renewals and not (len(renewals) <= FEW and self._renew_now(renewals)):
+            for one in renewals:
+                self._renewals.put(one)
 
     def _attach(self, held: Held) -> None:
         """A retry of a grant that is still being prepared is answered together with it."""
@@ -95,6 +109,7 @@ class Grantor:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_renewals)
+            nursery.start_soon(self._run_late)
             await self._run_grants(nursery)
 
     # -- grants ------------------------------------------------------------------------------------
@@ -160,27 +175,59 @@ class Grantor:
     async def _run_renewals(self) -> None:
         while True:
             batch = await self._renewals.take(BATCH_MAX)
-            moves = [one.effect for one in batch]
-            outcomes = await self._reaper.renew_many(
-                [(move.lease_id, move.generation, move.deadline_ns) for move in moves]
-            )
-            for held, in_time in zip(batch, outcomes, strict=True):
-                if in_time:
-                    _let_go(held, held.reply)
-                else:
-                    await self._lose(held)
+            try:
+                outcomes = await self._reaper.renew_many(_moves(batch))
+            except DeviceError as error:
+                self._doubt(batch, error)
+            else:
+                self._settle_renewals(batch, outcomes)
 
-    async def _lose(self, held: Held) -> None:
-        """The reaper began to cut before the renewal reached it: the cut goes on, and the table
-        learns of it."""
-        move = held.effect
-        refusal = Refusal(RefusalReason.DEADLINE_PASSED, what="ns", limit=move.deadline_ns)
-        _let_go(held, refusal)
+    def _renew_now(self, batch: list[Held]) -> bool:
+        """Renew without a turn of the event loop, if nothing else is under way. False: not done."""
         try:
-            report = await self._reaper.revoke(move.lease_id)
-        except DeviceError:
-            return  # the ticker's own expiry finds the same failure and fences
-        self._submit(CutEnded(NO_COMMAND, report, b""))
+            outcomes = self._renew_at_once(_moves(batch))
+        except DeviceError as error:
+            self._doubt(batch, error)
+            return True
+        if outcomes is None:
+            return False
+        self._settle_renewals(batch, outcomes)
+        return True
+
+    def _settle_renewals(self, batch: list[Held], outcomes: list[bool]) -> None:
+        for held, in_time in zip(batch, outcomes, strict=True):
+            if in_time:
+                _let_go(held, held.reply)
+            else:
+                # The reaper began to cut before the renewal reached it: the cut goes on.
+                move = held.effect
+                assert isinstance(move, MoveDeadline)
+                limit_ns = move.deadline_ns
+                _let_go(held, Refusal(RefusalReason.DEADLINE_PASSED, what="ns", limit=limit_ns))
+                self._late.put(move.lease_id)
+
+    def _doubt(self, batch: list[Held], error: DeviceError) -> None:
+        """Nobody knows whether the reaper moved the deadlines: the caller must not count on it."""
+        for held in batch:
+            _let_go(held, Refusal(RefusalReason.DEVICE_FAILED, what=error.verb, usage=error.errno))
+
+    async def _run_late(self) -> None:
+        """Let the table know of the cuts that renewals came too late for."""
+        while True:
+            late = await self._late.take(BATCH_MAX)
+            for report in await self._reaper.revoke_many(late):
+                # An error is found again, and fenced, by the teardown that the expiry begins.
+                if not isinstance(report, DeviceError):
+                    self._submit(CutEnded(NO_COMMAND, report, hash_report(report)))
+
+
+def _moves(batch: Sequence[Held]) -> list[tuple[LeaseId, int, int]]:
+    moves = []
+    for held in batch:
+        move = held.effect
+        assert isinstance(move, MoveDeadline)
+        moves.append((move.lease_id, move.generation, move.deadline_ns))
+    return moves
 
 
 def _let_go(held: Held, reply: Granted | Refusal) -> None:

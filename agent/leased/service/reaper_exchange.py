@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 from array import array
 from collections import deque
@@ -33,6 +34,7 @@ HEARTBEAT_S: Final = 0.5
 LOOK_S: Final = 0.1
 RECONNECT_S: Final = 0.05
 ARMS_PER_PACKET: Final = 128
+_CONTROL: Final = socket.CMSG_SPACE(4 * (protocol.FDS_MAX + 3))
 
 
 class Page(NamedTuple):
@@ -83,9 +85,9 @@ class Exchange:
         self._waiting: deque[Chunk] = deque()
         self._sent: dict[int, tuple[list[Chunk], float]] = {}
         self._sender: trio.lowlevel.Task | None = None
+        self._room = bytearray(protocol.PACKET_BYTES_MAX)
 
-    # -- the connection
-    # -----------------------------------------------------------------------------
+    # -- the connection ---------------------------------------------------------------------------
 
     @property
     def connected(self) -> bool:
@@ -147,8 +149,7 @@ class Exchange:
             nursery.cancel_scope.cancel()
         self._socket = None
 
-    # -- out
-    # ----------------------------------------------------------------------------------------
+    # -- out --------------------------------------------------------------------------------------
 
     def put(self, chunk: Chunk) -> None:
         """Ask; the answers go to the chunk's ticket."""
@@ -156,6 +157,23 @@ class Exchange:
         if self._sender is not None:
             task, self._sender = self._sender, None
             trio.lowlevel.reschedule(task)
+
+    def put_now(self, chunk: Chunk, patience_s: float) -> None:
+        """Ask, and look for the answer for `patience_s` without a turn of the event loop, which
+        costs more than the reaper's answer. For a chunk without descriptors. With other questions
+        under way, or no connection, this is `put`."""
+        sock = self._socket
+        if sock is None or self._sent or self._waiting:
+            self.put(chunk)
+            return
+        self._waiting.append(chunk)
+        try:
+            for packet, _ in self._packets():
+                sock.send(packet)
+            if select.select((sock,), (), (), patience_s)[0]:
+                self._receive(sock)
+        except OSError:
+            return  # the receive loop finds the same, and what was asked is asked again
 
     async def _send_loop(self, sock: socket.socket, broken: trio.CancelScope) -> None:
         while True:
@@ -219,32 +237,33 @@ class Exchange:
             )
             await trio.sleep(HEARTBEAT_S)
 
-    # -- in
-    # -----------------------------------------------------------------------------------------
+    # -- in ---------------------------------------------------------------------------------------
 
     async def _receive_loop(self, sock: socket.socket) -> None:
         """Until the connection ends or says something that cannot be."""
-        room = bytearray(protocol.PACKET_BYTES_MAX)
-        view = memoryview(room)
-        control = socket.CMSG_SPACE(4 * (protocol.FDS_MAX + 3))
         while True:
             try:
-                length, ancillary, _, _ = sock.recvmsg_into(
-                    [room], control, socket.MSG_CMSG_CLOEXEC
-                )
+                if not self._receive(sock):
+                    return
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(sock)
-                continue
             except OSError:
                 return
-            fds = _received_fds(ancillary)
-            if length == 0:
-                return
-            try:
-                self._take(protocol.decode(view[:length]), fds)
-            except (ProtocolError, ValueError):
-                close_all(fds)
-                return
+
+    def _receive(self, sock: socket.socket) -> bool:
+        """Take one packet; False when the connection has ended or must end."""
+        length, ancillary, _, _ = sock.recvmsg_into([self._room], _CONTROL, socket.MSG_CMSG_CLOEXEC)
+        fds = _received_fds(ancillary)
+        if length == 0:
+            return False
+        try:
+            self._take(protocol.decode(memoryview(self._room)[:length]), fds)
+        except (ProtocolError, ValueError):
+            close_all(fds)
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            return False
+        return True
 
     def _take(self, packet: protocol.Packet, fds: tuple[int, ...]) -> None:
         if packet.kind == protocol.CUT:
@@ -279,8 +298,7 @@ class Exchange:
             chunk.ticket.answer(chunk.at, statuses[at : at + chunk.entries])
             at += chunk.entries
 
-    # -- what takes too long
-    # ------------------------------------------------------------------------
+    # -- what takes too long ----------------------------------------------------------------------
 
     async def _expire(self) -> None:
         while True:

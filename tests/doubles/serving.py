@@ -1,0 +1,569 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host and the agent that serves on it: every real task of `service` over fakes, task for task as
+the daemon composes them.
+
+Rule: what outlasts one run of the agent (disk, reaper, hardware, clock) is a `Host`; an `Agent` is
+one run and may be killed at any step. The log is the real one on a MemoryDisk, so a restart goes
+through the real recovery. Gates hold a step back until the test opens them; they decide nothing.
+
+Does not open sockets: `serve_on` is handed its doors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from pathlib import Path
+
+import trio
+from tests.doubles.clock import FakeClock
+from tests.doubles.desk import ACME, ask_mem
+from tests.doubles.devices import FakeDevices
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.journal import DiskCommitter
+from tests.doubles.logs import MACHINE, ORIGIN, CountedEntropy
+from tests.doubles.reaper import FakeReaper
+
+from leased.durable.log import OpenedLog, open_log
+from leased.durable.reader import read_log
+from leased.lessor.lessor import Lessor
+from leased.ports import Holder, Journal, Prepared
+from leased.service import recovery
+from leased.service.chain_reader import ChainReader
+from leased.service.config import Sockets
+from leased.service.custody import Custodian
+from leased.service.dispatch import Dispatcher
+from leased.service.evidence import NO_COMMAND
+from leased.service.feed import Feed
+from leased.service.grantor import Grantor
+from leased.service.holders import Holders
+from leased.service.listener import Listener
+from leased.service.notifier import Notifier
+from leased.service.questions import Questions
+from leased.service.reaper_link import RosterEntry
+from leased.service.reclaimer import Reclaimer
+from leased.service.sequencer import Held, Sequencer, Told
+from leased.service.streams import Streams
+from leased.service.telemetry import Telemetry
+from leased.service.ticker import Ticker
+from leased.service.walls import Walls
+from leased.terms.command import Acquire, Caller, Command, Stop
+from leased.terms.effect import Effect
+from leased.terms.errors import DeviceError
+from leased.terms.event import Event
+from leased.terms.identity import CommandId, LeaseId, TenantId
+from leased.terms.lease import BOUND_TO_NOTHING, Lease, LeaseState
+from leased.terms.moment import NS_PER_S, Moment
+from leased.terms.policy import Policy
+from leased.terms.reply import Granted, Reply
+from leased.terms.resource import Allotment, Inventory
+from leased.terms.teardown import CutReport, ProofReport, ScrubReport
+from leased.wire import replies
+from leased.wire.description import Service
+
+SEGMENT_BYTES = 2 << 20
+"""Large enough that no test fills one: switching would take a thread."""
+
+TENANTS = {0: "root", 1000: "acme", 1001: "acme", 2000: "beta"}
+"""Who is which tenant on the sockets of `serve_on`; every other uid is nobody."""
+
+
+class Box:
+    """Where one answer arrives."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = []
+        self._arrived = trio.Event()
+
+    def __call__(self, reply: Reply) -> None:
+        assert not self.replies, f"answered twice: {self.replies[0]} and {reply}"
+        self.replies.append(reply)
+        self._arrived.set()
+
+    async def reply(self) -> Reply:
+        """The answer, when it has come."""
+        await self._arrived.wait()
+        return self.replies[0]
+
+
+class Gate:
+    """Open, until a test shuts it; `reached` is set when something waits before it."""
+
+    def __init__(self) -> None:
+        self._open = trio.Event()
+        self._open.set()
+        self.reached = trio.Event()
+
+    def shut(self) -> None:
+        """From here on, wait."""
+        self._open, self.reached = trio.Event(), trio.Event()
+
+    def open(self) -> None:
+        """Let everybody pass."""
+        self._open.set()
+
+    async def passed(self) -> None:
+        """Pass, when it is open."""
+        self.reached.set()
+        await self._open.wait()
+
+
+class HeldJournal:
+    """`ports.Journal` whose commits wait before a gate."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.gate = Gate()
+        self.commits: list[int] = []
+
+    async def commit(self, frames: bytes, count: int, head: bytes, moment: Moment) -> None:
+        await self.gate.passed()
+        await self._journal.commit(frames, count, head, moment)
+        self.commits.append(count)
+
+    def frames(self, first_seq: int) -> Iterator[bytes]:
+        return self._journal.frames(first_seq)
+
+    def reserve_ok(self, live_leases: int) -> bool:
+        return self._journal.reserve_ok(live_leases)
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+class HeldDevices(FakeDevices):
+    """FakeDevices with a gate before each verb, and workers that hang for some leases.
+
+    A call with a lease in `hangs` answers after so many ns, that lease with ETIMEDOUT: what the
+    crew makes of a worker that it had to abandon.
+    """
+
+    def __init__(self, inventory: Inventory | None = None) -> None:
+        super().__init__(inventory)
+        self.gates = {verb: Gate() for verb in ("inventory", "prepare", "scrub", "prove", "leaf")}
+        self.hangs: dict[tuple[str, LeaseId], float] = {}
+
+    async def prepare_many(self, leases: Sequence[Lease]) -> list[Prepared | DeviceError]:
+        return await self._late("prepare", leases, await super().prepare_many(leases))
+
+    async def scrub_many(
+        self, leases: Sequence[tuple[Lease, Sequence[int]]]
+    ) -> list[ScrubReport | DeviceError]:
+        done = await super().scrub_many(leases)
+        return await self._late("scrub", [lease for lease, _ in leases], done)
+
+    async def prove_many(
+        self, leases: Sequence[tuple[Lease, Sequence[int]]]
+    ) -> list[ProofReport | DeviceError]:
+        done = await super().prove_many(leases)
+        return await self._late("prove", [lease for lease, _ in leases], done)
+
+    async def make_leaf(self, lease: Lease) -> str:
+        """The leaf's path."""
+        await self.gates["leaf"].passed()
+        return self.leaves.setdefault(lease.lease_id, f"/fake/{lease.subject.cgroup}")
+
+    async def _enter(self, verb: str, leases: Sequence[Lease]) -> None:
+        await super()._enter(verb, leases)
+        await self.gates[verb].passed()
+
+    async def _late(self, verb: str, leases: Sequence[Lease], done: list) -> list:
+        seconds = [self.hangs.get((verb, lease.lease_id), 0.0) for lease in leases]
+        if not any(seconds):
+            return done
+        await trio.sleep(max(seconds))
+        return [
+            DeviceError(verb, 110, "the worker did not answer") if late else answer
+            for late, answer in zip(seconds, done, strict=True)
+        ]
+
+
+class HoldingReaper(FakeReaper):
+    """FakeReaper that keeps duplicates of what it is handed, as another process does."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.gates = {verb: Gate() for verb in ("arm", "renew", "revoke", "disarm")}
+        self.renew_error: DeviceError | None = None
+        self.revoke_errors: dict[LeaseId, DeviceError] = {}
+        self.kept: dict[LeaseId, tuple[int, ...]] = {}
+        self.pidfds: dict[LeaseId, int] = {}
+
+    async def arm_many(
+        self, leases: Sequence[tuple[Lease, str, Sequence[int], int | None]]
+    ) -> list[DeviceError | None]:
+        outcomes = await super().arm_many(leases)
+        for (lease, _, fds, pidfd), outcome in zip(leases, outcomes, strict=True):
+            if outcome is None and lease.lease_id not in self.kept:
+                self.kept[lease.lease_id] = tuple(map(os.dup, fds))
+                if pidfd is not None:
+                    self.pidfds[lease.lease_id] = os.dup(pidfd)
+        return outcomes
+
+    async def renew_many(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:
+        outcomes = await super().renew_many(moves)
+        if self.renew_error is not None:
+            raise self.renew_error
+        return outcomes
+
+    async def revoke_many(
+        self, lease_ids: Sequence[LeaseId], *, spare: Collection[LeaseId] = ()
+    ) -> list[CutReport | DeviceError]:
+        reports = await super().revoke_many(lease_ids, spare=spare)
+        return [self.revoke_errors.get(one, report) for one, report in zip(lease_ids, reports)]
+
+    async def disarm_many(self, lease_ids: Sequence[LeaseId]) -> None:
+        await super().disarm_many(lease_ids)
+        for lease_id in lease_ids:
+            self._drop(lease_id)
+
+    async def _asked(self, verb: str, leases: int) -> None:
+        await super()._asked(verb, leases)
+        await self.gates[verb].passed()
+
+    def _drop(self, lease_id: LeaseId) -> None:
+        for fd in self.kept.pop(lease_id, ()):
+            os.close(fd)
+        if lease_id in self.pidfds:
+            os.close(self.pidfds.pop(lease_id))
+
+    def close(self) -> None:
+        """It has ended."""
+        for lease_id in (*self.kept, *self.pidfds):
+            self._drop(lease_id)
+
+    def roster(self) -> list[RosterEntry]:
+        """What it tells an agent that starts."""
+        entries = []
+        for lease_id, slot in self.slots.items():
+            pidfd = self.pidfds.get(lease_id)
+            entries.append(
+                RosterEntry(
+                    lease_id=lease_id,
+                    generation=slot.generation,
+                    deadline_ns=slot.deadline_ns,
+                    cgroup="",
+                    fds=tuple(map(os.dup, self.kept.get(lease_id, ()))),
+                    pidfd=None if pidfd is None else os.dup(pidfd),
+                    pid=0,
+                    memfds_missing=0,
+                    cut=slot.cut,
+                )
+            )
+        return entries
+
+
+class Host:
+    """Everything that outlasts a run of the agent."""
+
+    def __init__(self, *, inventory: Inventory | None = None, policy: Policy | None = None) -> None:
+        self.clock = FakeClock()
+        self.disk = MemoryDisk()
+        self.policy = policy or Policy()
+        self.devices = HeldDevices(inventory)
+        self.reaper = HoldingReaper(self.clock)
+        self.devices.in_use = self._in_use
+        self.entropy = CountedEntropy()
+        self._asked = 0
+
+    def _in_use(self, lease_id: LeaseId) -> bool:
+        slot = self.reaper.slots.get(lease_id)
+        return slot is not None and slot.cut is None
+
+    def command_id(self) -> CommandId:
+        """A fresh one."""
+        self._asked += 1
+        return CommandId(b"\xc0" + self._asked.to_bytes(15, "big"))
+
+    def acquire(
+        self,
+        pages: int = 1,
+        *,
+        caller: Caller = ACME,
+        ttl_s: float = 60,
+        wait_s: float = 0,
+        bind_pid: int = BOUND_TO_NOTHING,
+        command_id: CommandId | None = None,
+        grace_s: float | None = None,
+    ) -> Acquire:
+        """A request for memory."""
+        return Acquire(
+            command_id or self.command_id(),
+            caller,
+            (ask_mem(pages),),
+            round(ttl_s * NS_PER_S),
+            wait_ns=round(wait_s * NS_PER_S),
+            grace_ns=None if grace_s is None else round(grace_s * NS_PER_S),
+            bind_pid=bind_pid,
+        )
+
+    def chain(self) -> list[tuple[int, Event, Moment]]:
+        """Every anchored event, judged by the real verifier."""
+        return list(read_log(self.disk.directory, disk=self.disk).events())
+
+    def sealed(self, lease_id: LeaseId | None = None) -> list[str]:
+        """The names of the events in the chain, of one lease if asked."""
+        return [
+            type(event).__name__
+            for _, event, _ in self.chain()
+            if lease_id is None or getattr(event, "lease_id", None) == lease_id
+        ]
+
+    @contextlib.asynccontextmanager
+    async def standing(self) -> AsyncIterator[Host]:
+        """The reaper runs; agents come and go."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.reaper.run)
+            try:
+                yield self
+            finally:
+                nursery.cancel_scope.cancel()
+        self.reaper.close()
+
+    @contextlib.asynccontextmanager
+    async def agent(self, **settings: int) -> AsyncIterator[Agent]:
+        """One run of the agent, killed at the end of the block."""
+        agent = Agent(self, **settings)
+        try:
+            async with trio.open_nursery() as nursery:
+                await agent.boot()
+                await agent.start(nursery)
+                yield agent
+                nursery.cancel_scope.cancel()
+        finally:
+            agent.end()
+
+
+class NoOccupants:
+    """`ports.Holders` that finds nobody."""
+
+    async def scan(self, allotment: Allotment) -> tuple[Holder, ...]:
+        return ()
+
+
+class Agent:
+    """One run. Made by `Host.agent`."""
+
+    def __init__(
+        self, host: Host, *, commands_max: int = 256, batch_commands_max: int = 64
+    ) -> None:
+        self.host = host
+        self.opened: OpenedLog = open_log(
+            host.disk.directory,
+            moment=host.clock.now(),
+            entropy=host.entropy,
+            machine_id=MACHINE,
+            origin=ORIGIN,
+            segment_bytes=SEGMENT_BYTES,
+            background=False,
+            disk=host.disk,
+            committer=lambda: DiskCommitter(host.disk),
+        )
+        self.journal = HeldJournal(self.opened.journal)
+        self.lessor = Lessor(host.entropy, host.policy)
+        self.sealer = self.opened.sealer()
+        self.told: list[Told] = []
+        self.sequencer = Sequencer(
+            lessor=self.lessor,
+            sealer=self.sealer,
+            journal=self.journal,
+            clock=host.clock,
+            hold=self._hold,
+            start=self._start_effects,
+            tell=self._tell,
+            commands_max=commands_max,
+            batch_commands_max=batch_commands_max,
+        )
+        submit = self.sequencer.submit_own
+        self.custodian = Custodian()
+        self.holders = Holders(submit)
+        self.feed = Feed(self.lessor.table.find)
+        self.telemetry = Telemetry(
+            clock=host.clock,
+            custodian=self.custodian,
+            live_leases=lambda: tuple(self.lessor.table.leases.values()),
+        )
+        self.ticker = Ticker(lessor=self.lessor, clock=host.clock, submit=submit)
+        self.grantor = Grantor(
+            devices=host.devices,
+            reaper=host.reaper,
+            custodian=self.custodian,
+            holders=self.holders,
+            submit=submit,
+        )
+        self.reclaimer = Reclaimer(
+            devices=host.devices,
+            reaper=host.reaper,
+            custodian=self.custodian,
+            grantor=self.grantor,
+            holders=self.holders,
+            sampler=self.telemetry,
+            submit=submit,
+        )
+        self.notifier: Notifier | None = None
+        self.listener: Listener | None = None
+        self.dispatcher: Dispatcher | None = None
+        self.chain_reader: ChainReader | None = None
+
+    # -- its life ----------------------------------------------------------------------------------
+
+    async def boot(self) -> None:
+        """As `service.agent` does it."""
+        recovery.replay(self.lessor, self.opened)
+        roster = self.host.reaper.roster()
+        known = recovery.take_custody(roster, self.custodian)
+        table = self.lessor.table
+        await self.host.devices.adopt(
+            lease for lease in table.leases.values() if lease.lease_id in known
+        )
+        ground = recovery.Ground(
+            b"n" * 16, "test", self.host.devices.offered, self.host.policy, b"p" * 32, b"r" * 32
+        )
+        await recovery.start(self.sequencer, self.opened, ground, known)
+        recovery.rebind(roster, self.lessor, self.holders)
+        await recovery.seal_repair(
+            self.opened, self.sealer, self.journal, self.host.clock, self.host.entropy
+        )
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Start the tasks that need no socket."""
+        await nursery.start(self.sequencer.run)
+        for task in (self.grantor.run, self.reclaimer.run, self.holders.run, self.ticker.run):
+            nursery.start_soon(task)
+
+    async def serve_on(
+        self,
+        nursery: trio.Nursery,
+        doors: Sequence[tuple[socket.socket, Service, bool]],
+        directory: Path,
+        limits: Sockets | None = None,
+    ) -> None:
+        """Answer on `doors`."""
+        clock, reaper = self.host.clock, self.host.reaper
+        self.chain_reader = ChainReader(
+            journal=self.journal, directory=directory, next_seq=self.sealer.head.size
+        )
+        self.notifier = Notifier(directory / "leases")
+        streams = Streams(
+            sequencer=self.sequencer,
+            feed=self.feed,
+            telemetry=self.telemetry,
+            chain=self.chain_reader,
+            clock=clock,
+            entropy=self.host.entropy,
+        )
+        self.dispatcher = Dispatcher(
+            sequencer=self.sequencer,
+            custodian=self.custodian,
+            walls=Walls(
+                leaves=self.host.devices,
+                reaper=reaper,
+                custodian=self.custodian,
+                holders=self.holders,
+                notifier=self.notifier,
+                user_socket=directory / "socket",
+                epoch=lambda: self.lessor.table.epoch,
+            ),
+            streams=streams,
+            questions=Questions(
+                chain=self.chain_reader,
+                streams=streams,
+                holders=NoOccupants(),
+                clock=clock,
+                head=lambda: replies.HeadReply("00", 0, "00", "00"),
+                status=_nothing_to_say,
+                reload_config=trio.lowlevel.checkpoint,
+            ),
+            clock=clock,
+            entropy=self.host.entropy,
+            ttl_ns_default=lambda: self.host.policy.ttl_ns_default,
+            handout=self.host.devices.handout,
+        )
+        await nursery.start(self.dispatcher.run)
+        self.listener = Listener(
+            doors=doors,
+            dispatch=self.dispatcher,
+            holders=self.holders,
+            clock=clock,
+            limits=limits or Sockets(),
+            tenant_of=lambda uid, gids: TenantId(TENANTS[uid]) if uid in TENANTS else None,
+        )
+        nursery.start_soon(self.listener.run)
+
+    async def stop(self) -> None:
+        """As `service.agent` does it."""
+        self.sequencer.refuse_new()
+        stopped = Box()
+        self.sequencer.submit_own(Stop(NO_COMMAND), stopped)
+        await stopped.reply()
+        self.feed.close()
+
+    def end(self) -> None:
+        """The process is gone, and with it what it held."""
+        self.custodian.drop_all()
+        self.opened.close()
+
+    # -- what tests ask ----------------------------------------------------------------------------
+
+    def submit(self, command: Command) -> Box:
+        """Leave a command; where its answer will be."""
+        box = Box()
+        self.sequencer.submit(command, box)
+        return box
+
+    async def ask(self, command: Command) -> Reply:
+        """A command and its answer."""
+        return await self.submit(command).reply()
+
+    async def lease(self, pages: int = 1, **how: object) -> Lease:
+        """An active lease."""
+        reply = await self.ask(self.host.acquire(pages, **how))
+        assert isinstance(reply, Granted), reply
+        await self.until(reply.lease.lease_id, LeaseState.ACTIVE)
+        return self.at(reply.lease.lease_id)
+
+    def at(self, lease_id: LeaseId) -> Lease:
+        """The lease as the table has it."""
+        found = self.lessor.table.find(lease_id)
+        assert found is not None
+        return found
+
+    async def until(self, lease_id: LeaseId, *states: LeaseState, within_s: float = 120) -> Lease:
+        """Return when the lease is in one of `states`."""
+        with trio.fail_after(within_s):
+            with self.feed.subscribe() as subscription:
+                while self.at(lease_id).state not in states:
+                    await subscription.receive()
+        return self.at(lease_id)
+
+    @property
+    def free(self) -> int:
+        """Bytes of memory that nobody has."""
+        return sum(pool.free for pool in self.lessor.table.pools.by_id.values())
+
+    # -- what the sequencer tells ------------------------------------------------------------------
+
+    def _hold(self, held: Sequence[Held]) -> None:
+        self.grantor.hold(held)
+
+    def _start_effects(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            self.reclaimer.start(effect)
+            if self.notifier is not None:
+                self.notifier.start(effect, self.host.clock.now().boot_ns)
+
+    def _tell(self, told: Told) -> None:
+        self.told.append(told)
+        if self.chain_reader is not None:
+            self.chain_reader.next_seq = self.sealer.head.size
+        if self.dispatcher is not None:
+            self.dispatcher.note_moment(told.moment)
+        self.feed.tell(told)
+        self.ticker.look_again()
+
+
+def _nothing_to_say() -> replies.StatusReply:
+    raise AssertionError("nobody asks for the status here")
+

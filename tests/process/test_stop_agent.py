@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent stopped for a while, stopped cleanly, or without its reaper: deadlines do not wait."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from tests.doubles.host_agent import NS_PER_MS, NS_PER_S, HostAgent, boot_ns, exited
+from tests.doubles.story import judge
+from tests.doubles.workloads import Workload
+
+from leased.terms.event import AccessCut, Expired, NodeStopped, Revoked
+
+pytestmark = pytest.mark.root
+
+LAG_NS_MAX = 1000 * NS_PER_MS
+
+
+def test_sigstop_across_a_deadline(agent: HostAgent) -> None:
+    load = Workload(agent, "fork", ttl_ms=1000)
+    inside = Workload(agent, "fork", "cgroup", ttl_ms=1000)
+    with agent.stopped(agent.pid, *agent.workers()):
+        for one in (load, inside):
+            lag_ns = one.gone_ns() - one.deadline_ns
+            print(f"agent stopped: access cut {lag_ns / 1e6:.1f} ms after the deadline")
+            assert 0 <= lag_ns < LAG_NS_MAX
+        # In its leaf, a child goes with the rest.
+        assert inside.child_gone_ns() - inside.deadline_ns < LAG_NS_MAX
+        assert load.child_gone_ns() - load.deadline_ns < 2 * LAG_NS_MAX + 2 * NS_PER_S
+    for one in (load, inside):
+        assert agent.wait_for(one.lease_id)["runtime"]["state"] == "reclaimed"
+    lives = judge(agent).lives
+    for one in (load, inside):
+        life = lives[one.lease_id]
+        expired, cut = life.first(Expired), life.first(AccessCut)
+        assert expired is not None and expired.effective_ns == one.deadline_ns
+        assert isinstance(cut, AccessCut) and cut.by_reaper
+        assert life.cut_lag_ns is not None and life.cut_lag_ns < LAG_NS_MAX
+
+
+def test_a_renewal_that_waited_too_long_loses(agent: HostAgent) -> None:
+    load = Workload(agent, ttl_ms=700)
+    with agent.connect() as peer:
+        with agent.stopped(agent.pid):
+            peer.ask("Lease.Renew", lease_id=load.lease_id, ttl_ns=60 * NS_PER_S)
+            load.gone_ns()
+        answer = peer.answer()
+    assert answer["error"] == "io.leased.Lease.Refused", answer
+    assert answer["parameters"]["reason"] in ("deadline_passed", "not_renewable")
+    assert agent.wait_for(load.lease_id)["runtime"]["state"] == "reclaimed"
+
+
+def test_a_clean_stop_leaves_leases_to_the_reaper(agent: HostAgent) -> None:
+    short, long = Workload(agent, ttl_ms=1000), Workload(agent, ttl_ms=60_000)
+    assert agent.stop() == 0
+    assert short.alive and long.alive
+    assert 0 <= short.gone_ns() - short.deadline_ns < LAG_NS_MAX
+    agent.start()
+    assert agent.wait_for(short.lease_id)["runtime"]["state"] == "reclaimed"
+    kept = agent.describe(long.lease_id)["runtime"]
+    assert kept["state"] == "active" and kept["deadline_boottime_ns"] == long.deadline_ns
+    renewed = agent.call("Lease.Renew", lease_id=long.lease_id, ttl_ns=NS_PER_S)
+    assert renewed["generation"] == kept["generation"] + 1
+    assert 0 <= long.gone_ns() - renewed["deadline_boottime_ns"] < LAG_NS_MAX
+    assert agent.wait_for(long.lease_id)["runtime"]["state"] == "reclaimed"
+    [stopped] = judge(agent).of(NodeStopped)
+    assert isinstance(stopped, NodeStopped) and stopped.live_leases == 2
+
+
+def test_a_reaper_that_is_killed_comes_back_with_every_lease(agent: HostAgent) -> None:
+    load = Workload(agent, ttl_ms=2500)
+    inside = Workload(agent, "cgroup", ttl_ms=2500)
+    first = agent.kill_reaper()
+    second = agent.await_reaper(other_than=first)
+    # A renewal is answered by the reaper that is there now: so it holds the lease again.
+    for one in (load, inside):
+        agent.call("Lease.Renew", lease_id=one.lease_id, ttl_ns=1500 * NS_PER_MS)
+        one.deadline_ns = agent.describe(one.lease_id)["runtime"]["deadline_boottime_ns"]
+    agent.kill()
+    assert second == agent.reaper_pid()
+    for one in (load, inside):
+        assert 0 <= one.gone_ns() - one.deadline_ns < LAG_NS_MAX
+    agent.start()
+    for one in (load, inside):
+        assert agent.wait_for(one.lease_id)["runtime"]["state"] == "reclaimed"
+
+
+def test_a_reaper_killed_in_the_middle_of_a_teardown(agent: HostAgent) -> None:
+    load = Workload(agent, ttl_ms=60_000)
+    reaper = agent.reaper_pid()
+    with agent.stopped(reaper):
+        agent.call("Admin.Revoke", admin=True, lease_id=load.lease_id)
+        assert agent.describe(load.lease_id)["runtime"]["state"] == "revoking"
+        assert agent.kill_reaper() == reaper
+    agent.await_reaper(other_than=reaper)
+    load.gone_ns()
+    assert agent.wait_for(load.lease_id)["runtime"]["state"] == "reclaimed"
+
+
+def test_agent_and_reaper_both_killed(agent: HostAgent) -> None:
+    """Nobody is left to cut; whoever comes back first does, and no TTL is filled up again."""
+    over = Workload(agent, "fork", ttl_ms=500)
+    inside = Workload(agent, "cgroup", ttl_ms=60_000)
+    agent.kill()
+    agent.kill_reaper()
+    assert not exited(over.pidfd, (over.deadline_ns - boot_ns()) / NS_PER_S + 0.2)
+    agent.start()
+    assert over.gone_ns() and over.child_gone_ns()
+    assert agent.wait_for(over.lease_id)["runtime"]["state"] == "reclaimed"
+    # What it held of the other went down with it (no systemd keeps it here): cut, never kept
+    # unenforced.
+    inside.gone_ns()
+    assert agent.wait_for(inside.lease_id)["runtime"]["state"] == "reclaimed"
+    lives = judge(agent).lives
+    expired = lives[over.lease_id].first(Expired)
+    assert expired is not None and expired.effective_ns == over.deadline_ns
+    assert isinstance(lives[inside.lease_id].ended, Revoked)
+
+
+def test_the_reaper_alone_is_stopped_and_the_cut_waits_for_nobody_else(agent: HostAgent) -> None:
+    """A stopped reaper is given up by the agent's link; what it misses is cut when it goes on."""
+    load = Workload(agent, ttl_ms=500)
+    reaper = os.pidfd_open(agent.reaper_pid())
+    agent.defer(os.close, reaper)
+    signal.pidfd_send_signal(reaper, signal.SIGSTOP)
+    assert not exited(load.pidfd, 0.7)
+    signal.pidfd_send_signal(reaper, signal.SIGCONT)
+    load.gone_ns()
+    assert agent.wait_for(load.lease_id)["runtime"]["state"] == "reclaimed"

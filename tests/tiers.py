@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiers of tests, run one after the other in the order of trust, counted and added up.
+
+Rule: a tier that should run and collected nothing, did not start, or ran over its time is a failure of its own. Every skip
+is printed with the reason the test gave: what was not proven must be seen. The last line is the count.
+
+Does not install anything (`tests/run`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).resolve().parent
+TOP = TESTS.parent
+BEAT_S = 15.0
+SHOWN_LINES = 120
+_RESULT = re.compile(r"^.*(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL)", re.MULTILINE)
+_COUNT = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", re.MULTILINE)
+
+
+class Tier(NamedTuple):
+    """A directory of tests, how long it may take, and what it proves."""
+
+    name: str
+    seconds_max: int
+    proves: str
+    fast: bool = True
+
+
+TIERS = (
+    Tier("tidy", 120, "the house: import law, purity, shape, lint"),
+    Tier("vectors", 60, "bytes on disk and wire, against fixed examples"),
+    Tier("unit", 180, "the pure rooms, one rule at a time"),
+    Tier("property", 300, "laws that hold for all inputs"),
+    Tier("stateful", 180, "the lessor against a naive model"),
+    Tier("contract", 180, "each port's promises, on the fake and on the real thing"),
+    Tier("service", 180, "the agent's tasks over fakes"),
+    Tier("sim", 600, "whole agents in simulated time, with crashes"),
+    Tier("native", 300, "the C verbs, and the reaper's own tests under sanitizers"),
+    Tier("reaper", 300, "the reaper as a process"),
+    Tier("hardware", 180, "what this host really has"),
+    Tier("hostile", 300, "holders that will not let go"),
+    Tier("interop", 180, "other people's Varlink clients"),
+    Tier("process", 600, "the installed programs: kill -9, restart, sockets"),
+    Tier("crash", 600, "every crash point and every failing system call of the commit path"),
+    Tier("faults", 600, "injected faults on the running daemon"),
+    Tier("bench", 300, "that the benchmarks measure what they say"),
+    Tier("packaging", 300, "the wheel, the units, the configuration, the installer"),
+    Tier("vm", 1500, "a whole host: systemd, cgroup v2, NUMA, reboot, power cut", fast=False),
+)
+
+
+class Counts:
+    """What was found so far."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.failed = 0
+        self.skipped = 0
+        self.skips: list[tuple[str, str]] = []
+        self.lost: list[str] = []
+
+    def add(self, passed: int, failed: int, skipped: int) -> None:
+        """One tier's counts."""
+        self.passed += passed
+        self.failed += failed
+        self.skipped += skipped
+
+
+def run_tier(tier: Tier, options: argparse.Namespace, folder: Path, counts: Counts, number: str) -> None:
+    """Run one tier and add its counts; say how it went."""
+    print(f"[{number}] {tier.name}: {tier.proves} ", end="", flush=True)
+    log, report = folder / f"{tier.name}.log", folder / f"{tier.name}.xml"
+    began = time.monotonic()
+    status = watch(command(tier, options, report), log, tier.seconds_max)
+    took = time.monotonic() - began
+    text = log.read_text("utf-8", "replace")
+    before = counts.failed
+    if tier.name == "vm":
+        add_counted(tier, text, counts)
+    else:
+        add_report(tier, report, counts)
+    if status not in (0, 1):
+        counts.lost.append(f"{tier.name}: {explain(status, tier)}")
+    print(f"{took:.0f} s", flush=True)
+    if counts.failed > before or status != 0:
+        print("".join(f"    {line}\n" for line in failures(text)), end="", flush=True)
+
+
+def command(tier: Tier, options: argparse.Namespace, report: Path) -> list[str]:
+    """What runs a tier."""
+    if tier.name == "vm":
+        return [str(TESTS / "vm" / "run")]
+    words = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    words += [f"--junitxml={report}", "-o", "junit_family=xunit1", str(TESTS / tier.name)]
+    return [*words, "-m", "not slow"] if options.fast else words
+
+
+def watch(words: list[str], log: Path, seconds_max: int) -> int:
+    """Run a command to its end, its output to `log`; a sign of life every so often. 124: over time."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            words, cwd=TOP, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        began = said = time.monotonic()
+        while True:
+            try:
+                return process.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                now = time.monotonic()
+            if now - said >= BEAT_S:
+                said = now
+                done = len(_RESULT.findall(log.read_text("utf-8", "replace")))
+                print(f"({done} in {now - began:.0f} s) ", end="", flush=True)
+            if now - began > seconds_max:
+                os.killpg(process.pid, 9)
+                process.wait()
+                return 124
+
+
+def add_report(tier: Tier, report: Path, counts: Counts) -> None:
+    """Count a pytest tier from its report."""
+    if not report.exists():
+        return
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        name = f"{tier.name}: {case.get('name')}"
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            counts.add(0, 1, 0)
+        elif skipped is not None:
+            counts.add(0, 0, 1)
+            counts.skips.append((name, skipped.get("message", "")))
+        else:
+            counts.add(1, 0, 0)
+
+
+def add_counted(tier: Tier, text: str, counts: Counts) -> None:
+    """Count a tier that ends with the closing line itself."""
+    found = _COUNT.findall(text)
+    if not found:
+        counts.lost.append(f"{tier.name}: no closing line")
+        return
+    counts.add(*map(int, found[-1]))
+    for line in re.findall(r"^  skip (.*)\n((?:       .*\n)*)", text, re.MULTILINE):
+        counts.skips.append((f"{tier.name}: {line[0]}", " ".join(line[1].split())))
+
+
+def explain(status: int, tier: Tier) -> str:
+    """Why a tier's status means that it did not run to its end."""
+    if status == 124:
+        return f"not over after {tier.seconds_max} s"
+    return {5: "no test was collected", 4: "pytest was called wrongly", 2: "interrupted or not collected"}.get(
+        status, f"status {status}"
+    )
+
+
+def failures(text: str) -> list[str]:
+    """The part of a log that says what failed."""
+    begin = max(text.find("= FAILURES ="), text.find("= ERRORS ="))
+    lines = (text[begin:] if begin >= 0 else text).splitlines()
+    if len(lines) <= SHOWN_LINES:
+        return lines
+    return [*lines[: SHOWN_LINES // 2], "...", *lines[-SHOWN_LINES // 2 :]]
+
+
+def main() -> int:
+    """Run what was asked for; 0 if all of it passed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args()
+    if options.list:
+        for tier in TIERS:
+            print(f"{tier.name:<10} {tier.proves}{'' if tier.fast else ' (not with --fast)'}")
+        return 0
+    wanted = frozenset(filter(None, options.only.split(",")))
+    unknown = wanted - {tier.name for tier in TIERS}
+    if unknown:
+        parser.error(f"no such tier: {', '.join(sorted(unknown))}")
+    chosen = [tier for tier in TIERS if (not wanted or tier.name in wanted) and (tier.fast or not options.fast)]
+    counts = Counts()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="leased-tests-") as folder:
+        for index, tier in enumerate(chosen, 1):
+            run_tier(tier, options, Path(folder), counts, f"{index}/{len(chosen)}")
+    if options.fast:
+        counts.skips.append(("vm", "--fast: nothing was proven under systemd and cgroup v2"))
+    close(counts, time.monotonic() - began)
+    return 1 if counts.failed or counts.lost or not counts.passed else 0
+
+
+def close(counts: Counts, seconds: float) -> None:
+    """What was skipped, what was lost, and the count as the last line."""
+    if counts.skips:
+        print("\nNot proven by this run:")
+        for name, why in counts.skips:
+            print(f"  {name}: {why}")
+    for lost in counts.lost:
+        print(f"\nDID NOT RUN: {lost}")
+    print(f"\n{seconds:.0f} s in all")
+    failed = counts.failed + len(counts.lost)
+    print(f"{counts.passed} passed, {failed} failed, {counts.skipped} skipped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
