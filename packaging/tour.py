@@ -118,38 +118,44 @@ class Stage:
         shutil.rmtree(self.state, ignore_errors=True)
 
 
-def environment(stage: Stage) -> dict[str, str]:
-    """What a person's shell would have."""
-    found = {**os.environ, "LEASE_SOCKET": str(stage.runtime / "io.leased")}
+def environment(stage: Stage, *, admin: bool = False) -> dict[str, str]:
+    """What a person's shell would have; an operator's names the other socket."""
+    socket = "io.leased.admin" if admin else "io.leased"
+    found = {**os.environ, "LEASE_SOCKET": str(stage.runtime / socket)}
     found["PATH"] = f"{BIN}:{found['PATH']}"
     return found
 
 
 def leasectl(
-    stage: Stage, *words: str, check: bool = True, user: Sequence[str] = ()
+    stage: Stage, *words: str, check: bool = True, user: Sequence[str] = (), admin: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run leasectl without showing it."""
     done = subprocess.run(
-        [*user, str(BIN / "leasectl"), *words], env=environment(stage), capture_output=True, text=True
+        [*user, str(BIN / "leasectl"), *words],
+        env=environment(stage, admin=admin),
+        capture_output=True,
+        text=True,
     )
     if check and done.returncode:
         fail(f"leasectl {' '.join(words)}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return done
 
 
-def show(stage: Stage, *words: str, status: int = 0, user: Sequence[str] = ()) -> str:
+def show(
+    stage: Stage, *words: str, status: int = 0, user: Sequence[str] = (), admin: bool = False
+) -> str:
     """Run leasectl as a person would, and show both what was typed and what came."""
-    print(f"$ leasectl {shlex.join(words)}", flush=True)
-    done = leasectl(stage, *words, check=False, user=user)
+    print(f"{'#' if admin else '$'} leasectl {shlex.join(words)}", flush=True)
+    done = leasectl(stage, *words, check=False, user=user, admin=admin)
     print("".join(f"    {line}\n" for line in (done.stdout + done.stderr).splitlines()), end="", flush=True)
     if done.returncode != status:
         fail(f"that should have ended with status {status}, not {done.returncode}")
     return done.stdout
 
 
-def read(stage: Stage, *words: str) -> Any:
+def read(stage: Stage, *words: str, admin: bool = False) -> Any:
     """A verb's JSON."""
-    return json.loads(leasectl(stage, *words, "--json").stdout)
+    return json.loads(leasectl(stage, *words, "--json", admin=admin).stdout)
 
 
 def tenant_user(stage: Stage) -> list[str]:
@@ -187,7 +193,7 @@ def run_workload(stage: Stage, memory: dict[str, Any], cores: bool, user: list[s
     while True:
         active = [
             lease["lease_id"]
-            for lease in read(stage, "--admin", "ls")["leases"]
+            for lease in read(stage, "ls", admin=True)["leases"]
             if lease["runtime"]["state"] == "active"
         ]
         if active:
@@ -219,6 +225,7 @@ def tell_end(stage: Stage, lease_id: str) -> None:
 def tour(stage: Stage) -> None:
     """The whole of it."""
     heading(f"Starting an agent and a reaper of their own in {stage.runtime} and {stage.state}")
+    print("    ($ is what a tenant types, # an operator, on the admin socket)")
     stage.start()
     memory, cores = offers(stage)
     user = tenant_user(stage)
@@ -231,7 +238,7 @@ def tour(stage: Stage) -> None:
     lease_id, process = run_workload(stage, memory, cores, user)
     time.sleep(RENEW_AFTER_S)
     heading(f"After {RENEW_AFTER_S} s: one renewal, of {TTL_S} s from now")
-    show(stage, "--admin", "show", lease_id[:8])
+    show(stage, "show", lease_id[:8], admin=True)
     show(stage, "renew", lease_id[:8], "--ttl", f"{TTL_S}s", user=user)
 
     heading("Meanwhile somebody asks for more than is left, and is told why not, and when")
@@ -244,7 +251,9 @@ def tour(stage: Stage) -> None:
     print(f"    leasectl run ended with status {status} (79: the lease was lost; 137: killed)")
     if status not in (79, 137):
         fail("the workload should have lost its lease")
-    show(stage, "--admin", "wait", lease_id[:8], "--until", "closed", "--timeout-after", "60s")
+    show(
+        stage, "wait", lease_id[:8], "--until", "closed", "--timeout-after", "60s", admin=True
+    )
     tell_end(stage, lease_id)
 
     heading("The statement: what was held, for how long, and what it costs")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -59,7 +60,9 @@ class Peer:
                 self.packets.append((packet.kind, packet.entries))
             answer = self._answer(packet)
             if answer is not None:
-                await connection.send(answer)
+                # A link that was lied to has hung up by now.
+                with contextlib.suppress(BrokenPipeError):
+                    await connection.send(answer)
 
 
 async def _receive(connection: trio.socket.SocketType) -> bytes:

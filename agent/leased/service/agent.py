@@ -87,6 +87,7 @@ async def build(
         entropy=entropy,
         machine_id=machine_id,
         origin=origin,
+        best_effort=config.log.durability == "best-effort",
     )
     lessor = Lessor(entropy, config.policy)
     replayed = recovery.replay(lessor, opened)

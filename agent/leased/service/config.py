@@ -103,6 +103,13 @@ class Timing(msgspec.Struct, frozen=True):
     stop_ns: int = 10 * NS_PER_S
 
 
+class Log(msgspec.Struct, frozen=True):
+    """The sealed log. `durability` "best-effort" serves on file systems that cannot keep the
+    promises of FORMAT.md; every start records that it did."""
+
+    durability: str = "strict"
+
+
 class JournaldCopy(msgspec.Struct, frozen=True):
     """The copy of events in the journal: bounded, so that a storm of grants is not a storm of log
     lines.
@@ -136,6 +143,7 @@ class Config(msgspec.Struct, frozen=True):
     policy: Policy = Policy()
     rates: RateCard = DEFAULT_CARD
     hardware: HardwareConfig = HardwareConfig(cgroup_root=CGROUP_ROOT)
+    log: Log = Log()
     journald: JournaldCopy = JournaldCopy()
     tenants: tuple[TenantMapping, ...] = ()
     unmapped: str = UNMAPPED_BY_UID

@@ -329,6 +329,9 @@ _HARDWARE_KEYS: Final[Keys] = {
     "bulk_size": ("bulk_bytes", _size),
     "bulk_workers": ("bulk_workers", _integer),
 }
+_LOG_KEYS: Final[Keys] = {
+    "durability": ("durability", lambda value: _choice(("strict", "best-effort"), value)),
+}
 _JOURNALD_KEYS: Final[Keys] = {
     "copied": ("copied", _flag),
     "renewals": ("renewals", _flag),
@@ -343,6 +346,7 @@ _SECTIONS: Final[Keys] = {
     "policy": ("policy", _policy),
     "rates": ("rates", _rates),
     "hardware": ("hardware", _section(_hardware, _HARDWARE_KEYS, "hardware.")),
+    "log": ("log", _section(config.Log, _LOG_KEYS, "log.")),
     "journald": ("journald", _section(config.JournaldCopy, _JOURNALD_KEYS, "journald.")),
     "tenants": ("tenants", lambda value: _rows(value, _tenant)),
     "unmapped": ("unmapped", _unmapped),

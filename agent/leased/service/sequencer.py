@@ -108,14 +108,22 @@ class Sequencer:
 
     def forget_waiter(self, command_id: CommandId, deliver: Deliver) -> None:
         """The conversation behind `deliver` is gone: give up its place in the queue if nobody else
-        waits for it."""
+        waits for it.
+
+        That is asked by the channel too: the request may still be on it, and a retry behind it.
+        """
+        self.submit_own(CancelWait(NO_COMMAND, command_id), deliver)
+
+    def _leave(self, command_id: CommandId, deliver: Deliver | None) -> bool:
+        """Take a waiter off; whether it was the last one of its request."""
         waiting = self._pending.get(command_id)
         if waiting is None or deliver not in waiting:
-            return
+            return False
         waiting.remove(deliver)
-        if not waiting:
-            del self._pending[command_id]
-            self.submit_own(CancelWait(NO_COMMAND, command_id))
+        if waiting:
+            return False
+        del self._pending[command_id]
+        return True
 
     def refuse_new(self) -> None:
         """Stop taking clients' commands; what is queued is still carried out."""
@@ -192,6 +200,10 @@ class Sequencer:
         held: list[Held],
         effects: list[Effect],
     ) -> None:
+        if type(command) is CancelWait:
+            if not self._leave(command.waiting_id, deliver):
+                return
+            deliver = None
         proposal = self.lessor.propose(command, moment)
         for event in proposal.events:
             items.append((event, moment))

@@ -223,4 +223,5 @@ async def test_a_preempting_order_of_an_operator_is_carried_out(
         agent.journal.gate.open()
         assert isinstance(await box.reply(), Changed)
         await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+        await trio.sleep(1)
         assert lease.lease_id not in host.reaper.slots

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents that are generated, or that name things of the tree, say what is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from leased.lessor.lifecycle import render
+
+ROOT = Path(__file__).parents[2]
+
+
+def between(text: str, mark: str) -> str:
+    """What stands between the two comments of a generated part."""
+    return text.partition(f"<!-- {mark}:begin -->")[2].partition(f"<!-- {mark}:end -->")[0]
+
+
+def test_the_state_diagram_is_that_of_the_table() -> None:
+    shown = between((ROOT / "agent/ARCHITECTURE.md").read_text("utf-8"), "lifecycle")
+    assert shown.strip() == f"```mermaid\n{render()}\n```"
+
+
+def test_every_path_that_the_readme_names_is_there() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:tests|packaging|agent|configs|native|systemd)/[\w./-]+)`", text))
+    named |= set(re.findall(r"\]\(((?!http)[\w./-]+)\)", text))
+    named |= {line.split()[0] for line in text.splitlines() if re.match(r"(packaging|tests)/\w+", line)}
+    assert len(named) > 10
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
