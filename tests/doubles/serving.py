@@ -17,6 +17,7 @@ import socket
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import trio
 from tests.doubles.clock import FakeClock
 from tests.doubles.desk import ACME, ask_mem
@@ -59,7 +60,13 @@ from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.policy import Policy
 from leased.terms.reply import Granted, Reply
 from leased.terms.resource import Allotment, Inventory
-from leased.terms.teardown import CutReport, ProofReport, ScrubReport
+from leased.terms.teardown import (
+    CutReport,
+    ProofReport,
+    ScrubReport,
+    StepReport,
+    TeardownStep,
+)
 from leased.wire import replies
 from leased.wire.description import Service
 
@@ -68,6 +75,9 @@ SEGMENT_BYTES = 2 << 20
 
 TENANTS = {0: "root", 1000: "acme", 1001: "acme", 2000: "beta"}
 """Who is which tenant on the sockets of `serve_on`; every other uid is nobody."""
+
+
+_RESIDUE = (StepReport(TeardownStep.READ_BACK, 5, 0, 0),)
 
 
 class Box:
@@ -144,6 +154,7 @@ class HeldDevices(FakeDevices):
         super().__init__(inventory)
         self.gates = {verb: Gate() for verb in ("inventory", "prepare", "scrub", "prove", "leaf")}
         self.hangs: dict[tuple[str, LeaseId], float] = {}
+        self.unclean: set[LeaseId] = set()
 
     async def prepare_many(self, leases: Sequence[Lease]) -> list[Prepared | DeviceError]:
         return await self._late("prepare", leases, await super().prepare_many(leases))
@@ -151,7 +162,12 @@ class HeldDevices(FakeDevices):
     async def scrub_many(
         self, leases: Sequence[tuple[Lease, Sequence[int]]]
     ) -> list[ScrubReport | DeviceError]:
-        done = await super().scrub_many(leases)
+        done = [
+            msgspec.structs.replace(report, clean=False, steps=_RESIDUE)
+            if isinstance(report, ScrubReport) and report.lease_id in self.unclean
+            else report
+            for report in await super().scrub_many(leases)
+        ]
         return await self._late("scrub", [lease for lease, _ in leases], done)
 
     async def prove_many(
@@ -259,7 +275,7 @@ class Host:
     """Everything that outlasts a run of the agent."""
 
     def __init__(self, *, inventory: Inventory | None = None, policy: Policy | None = None) -> None:
-        self.clock = FakeClock()
+        self.clock: FakeClock = FakeClock()
         self.disk = MemoryDisk()
         self.policy = policy or Policy()
         self.devices = HeldDevices(inventory)
@@ -298,6 +314,14 @@ class Host:
             grace_ns=None if grace_s is None else round(grace_s * NS_PER_S),
             bind_pid=bind_pid,
         )
+
+    def reboot(self, boot_number: int) -> None:
+        """Power off and on: nothing of the last boot is left but the disk."""
+        assert not self.reaper.slots or all(slot.cgroup == "" for slot in self.reaper.slots.values())
+        self.reaper.close()
+        self.reaper.slots.clear()
+        self.clock.reboot(boot_number)
+        self.devices.held.clear()
 
     def chain(self) -> list[tuple[int, Event, Moment]]:
         """Every anchored event, judged by the real verifier."""

@@ -130,6 +130,7 @@ class Agent:
             custodian=custodian,
             holders=NoHolders(),
             submit=submit,
+            renew_at_once=site.reaper.renew_at_once,
         )
         self._reclaimer = Reclaimer(
             devices=site.devices,

@@ -207,6 +207,15 @@ class SimReaper:
     async def renew_many(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:
         if not await self._reached():
             raise DeviceError("renew", errno.ETIMEDOUT)
+        return self._renew(moves)
+
+    def renew_at_once(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool] | None:
+        """As `renew_many` if it answers while the caller looks; None if it does not."""
+        if not self._up.is_set() or self._faults.strikes("renewal not at once", 500):
+            return None
+        return self._renew(moves)
+
+    def _renew(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:
         now_ns = self._clock.now().boot_ns
         outcomes: list[bool] = []
         for lease_id, generation, deadline_ns in moves:

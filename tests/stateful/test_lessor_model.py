@@ -16,6 +16,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, mem
 
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -24,7 +25,6 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy, TenantLimits
 from leased.terms.reply import Changed, Granted, Inventoried, Listed, Refusal
 from leased.terms.resource import Allotment, ResourceKind, TierKind
-from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, mem
 
 NODES = {0: 20, 1: 12}
 NODE_LEASES_MAX, ACME_LEASES_MAX = 6, 3
@@ -90,9 +90,7 @@ class Model:
         places = sum(lease["state"] != "fenced" for lease in self.open())
         if places >= NODE_LEASES_MAX or ("node", None) in ahead:
             return "places"
-        own = sum(
-            lease["tenant"] == "acme" and lease["state"] in LIVE for lease in self.open()
-        )
+        own = sum(lease["tenant"] == "acme" and lease["state"] in LIVE for lease in self.open())
         tenant = request["caller"].tenant
         if (tenant == "acme" and own >= ACME_LEASES_MAX) or ("tenant", tenant) in ahead:
             return "tenant"
@@ -107,9 +105,7 @@ class Model:
             return [("tenant", request["caller"].tenant)]
         if verdict == "room":
             return [
-                ("room", n)
-                for n in NODES
-                if request["node"] in (None, n) and not self.cordoned[n]
+                ("room", n) for n in NODES if request["node"] in (None, n) and not self.cordoned[n]
             ]
         return []
 
@@ -140,7 +136,7 @@ class LessorMachine(RuleBasedStateMachine):
         self.requests: list[commands.Acquire] = []
         self.boots = 1
 
-    # ---- both sides of a request ---------------------------------------------------------------
+    # ---- both sides of a request -----------------------------------------------------------------
 
     def note_grant(self, request: dict[str, Any], reply: object) -> None:
         """The lessor granted: the model checks that it might, and writes it down."""
@@ -199,7 +195,7 @@ class LessorMachine(RuleBasedStateMachine):
         leases = [lease for lease in self.model.leases.values() if lease["state"] in states]
         return leases[index % len(leases)] if leases else None
 
-    # ---- clients -------------------------------------------------------------------------------
+    # ---- clients ---------------------------------------------------------------------------------
 
     @rule(
         caller=callers,
@@ -307,7 +303,7 @@ class LessorMachine(RuleBasedStateMachine):
         assert request["id"] not in self.desk.answers
         self.serve()
 
-    # ---- time ----------------------------------------------------------------------------------
+    # ---- time ------------------------------------------------------------------------------------
 
     @rule(duration=seconds, look=st.booleans())
     def sleep(self, duration: int, look: bool) -> None:
@@ -319,7 +315,7 @@ class LessorMachine(RuleBasedStateMachine):
                     self.model.end(lease, self.desk.now_ns, "expired")
             self.serve()
 
-    # ---- operators and the world ---------------------------------------------------------------
+    # ---- operators and the world -----------------------------------------------------------------
 
     @rule(index=pick, grace=st.sampled_from([0, 5, 20]))
     def revoke(self, index: int, grace: int) -> None:
@@ -392,7 +388,7 @@ class LessorMachine(RuleBasedStateMachine):
         self.model.end(lease, self.desk.now_ns, "revoked")
         self.serve()
 
-    # ---- teardown ------------------------------------------------------------------------------
+    # ---- teardown --------------------------------------------------------------------------------
 
     @rule(index=pick)
     def the_reaper_cuts_first(self, index: int) -> None:
@@ -425,9 +421,7 @@ class LessorMachine(RuleBasedStateMachine):
             lease["state"] = "closed"
         else:
             count = min(unproven, lease["pages"])
-            share = Allotment(
-                id_of(lease["node"]), ResourceKind.MEM, TierKind.DRAM, count * PAGE
-            )
+            share = Allotment(id_of(lease["node"]), ResourceKind.MEM, TierKind.DRAM, count * PAGE)
             self.desk.prove(real, share)
             lease.update(state="fenced", fenced_pages=count)
         self.serve()
@@ -450,7 +444,7 @@ class LessorMachine(RuleBasedStateMachine):
         lease["state"] = "closed"
         self.serve()
 
-    # ---- restarts ------------------------------------------------------------------------------
+    # ---- restarts --------------------------------------------------------------------------------
 
     @rule(known=st.integers(0, 2**8 - 1), really=rarely)
     def restart(self, known: int, really: bool) -> None:
@@ -479,7 +473,7 @@ class LessorMachine(RuleBasedStateMachine):
                 lease.update(ended="revoked", state="revoking")
         self.model.waiting.clear()
 
-    # ---- agreement -----------------------------------------------------------------------------
+    # ---- agreement -------------------------------------------------------------------------------
 
     @invariant()
     def leases_agree(self) -> None:
@@ -488,7 +482,9 @@ class LessorMachine(RuleBasedStateMachine):
         for lease_id, expected in self.model.leases.items():
             real = self.desk.table.find(lease_id)  # type: ignore[arg-type]
             if real is None:
-                assert expected["state"] == "closed", "only what closed before a restart is forgotten"
+                assert expected["state"] == "closed", (
+                    "only what closed before a restart is forgotten"
+                )
                 continue
             state = {"RECLAIMED": "closed"}.get(real.state.name, real.state.name.lower())
             assert state == expected["state"]
@@ -535,7 +531,7 @@ class LessorMachine(RuleBasedStateMachine):
 
 
 LessorMachine.TestCase.settings = settings(
-    max_examples=600,
+    max_examples=300,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,

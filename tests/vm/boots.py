@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 BOOT_SECONDS_MAX = 480
-STORM_SECONDS_MAX = 120
 STORM_GRANTS = 120
 """Acknowledged grants before the plug is pulled: under emulation a few seconds of full load."""
 
@@ -102,9 +101,10 @@ class Boot:
                     time.sleep(0.05)
 
     def pull_the_plug(self) -> None:
-        """SIGKILL: nothing in QEMU gets to write anything more."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        """SIGKILL, if it still runs: nothing in QEMU gets to write anything more."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
 
     def console_end(self, lines: int = 25) -> str:
         """The last lines of the serial console."""
@@ -148,9 +148,10 @@ def overlay(folder: Path, phase: str, below: Path, kind: str) -> Path:
 def run_phase(boot: Boot, tally: Tally) -> bool:
     """Read a phase to its end; True if it ended by itself."""
     ended = False
-    for line in boot.lines(BOOT_SECONDS_MAX):
-        ended = take(line, boot, tally) or ended
-    if boot.process.poll() is None:
+    try:
+        for line in boot.lines(BOOT_SECONDS_MAX):
+            ended = take(line, boot, tally) or ended
+    finally:
         boot.pull_the_plug()
     if not ended:
         tally.count("failed", f"phase {boot.phase}: did not end", why=boot.console_end())
@@ -172,13 +173,14 @@ def run_storm(boot: Boot, tally: Tally) -> list[dict[str, Any]]:
     """Read a phase to its grant storm and cut the power in the middle of it. Returns what was acknowledged."""
     acked: list[dict[str, Any]] = []
     ended = False
-    for line in boot.lines(BOOT_SECONDS_MAX):
-        ended = take(line, boot, tally) or ended
-        if line["event"] == "acked":
-            acked.append(line)
-            if len(acked) >= STORM_GRANTS:
-                break
-    if boot.process.poll() is None:
+    try:
+        for line in boot.lines(BOOT_SECONDS_MAX):
+            ended = take(line, boot, tally) or ended
+            if line["event"] == "acked":
+                acked.append(line)
+                if len(acked) >= STORM_GRANTS:
+                    break
+    finally:
         boot.pull_the_plug()
     name = f"{boot.phase}: power cut in the middle of a grant storm"
     if ended and len(acked) >= STORM_GRANTS:
@@ -213,6 +215,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("-k", dest="match", default="")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="leased-vm-"))
     try:
         tally = run_all(options, folder)

@@ -11,6 +11,7 @@ Does not parse arguments and does not wait for signals (`daemon`).
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -181,6 +182,7 @@ class Agent:
             holders=self.holders,
             sampler=self.telemetry,
             submit=submit,
+            tell_report=journald.tell_report,
         )
         self.listener: Listener | None = None
         self.reaper_pid = self.replayed = 0
@@ -271,7 +273,12 @@ class Agent:
             rate_hash=self.config.rates.digest(),
         )
         await recovery.start(self.sequencer, self.opened, ground, known)
-        recovery.rebind(roster, self.sequencer.lessor, self.holders)
+        recovery.rebind(
+            roster,
+            self.sequencer.lessor,
+            self.holders,
+            lambda lease_id: self._lose_lease(lease_id, errno.EBADF),
+        )
 
     async def start(self, nursery: trio.Nursery, doors: Sequence[tuple]) -> None:
         """Start every task; the doors last."""

@@ -21,7 +21,15 @@ NO_COMMAND = CommandId(bytes(16))
 _ENCODER = msgspec.msgpack.Encoder()
 
 
-def hash_report(report: CutReport | ScrubReport | ProofReport) -> bytes:
+Report = CutReport | ScrubReport | ProofReport
+
+
+def encode_report(report: Report) -> bytes:
+    """The bytes that the hash covers."""
+    return _ENCODER.encode(report)
+
+
+def hash_report(report: Report) -> bytes:
     """The 32 bytes that stand for `report` in the chain."""
     return hashlib.sha256(_ENCODER.encode(report)).digest()
 

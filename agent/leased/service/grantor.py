@@ -73,6 +73,7 @@ class Grantor:
         self._renewals: Gathering[Held] = Gathering()
         self._late: Gathering[LeaseId] = Gathering()
         self._preparing: dict[LeaseId, list[Held]] = {}
+        self._overtaken: set[LeaseId] = set()
         self._settled = trio.Condition()
 
     def hold(self, held: Sequence[Held]) -> None:
@@ -98,6 +99,12 @@ class Grantor:
             _let_go(held, held.reply)
         else:
             begun.append(held)
+
+    def overtake(self, lease_id: LeaseId) -> None:
+        """The lease has ended; if it is still being prepared, nobody is to be told that it is
+        there."""
+        if lease_id in self._preparing:
+            self._overtaken.add(lease_id)
 
     async def settled(self, lease_id: LeaseId) -> None:
         """Return when nothing is being prepared for the lease: its teardown may begin."""
@@ -156,6 +163,10 @@ class Grantor:
             if isinstance(outcome, DeviceError):
                 self._fail(lease, TeardownStep.ARM, outcome)
                 continue
+            if lease.lease_id in self._overtaken:
+                limit_ns = lease.deadline_ns
+                self._refuse(lease, Refusal(RefusalReason.DEADLINE_PASSED, "ns", limit=limit_ns))
+                continue
             self._submit(Activate(NO_COMMAND, lease.lease_id, made.evidence))
             self._holders.bind(lease.lease_id, lease.pid)
             active = msgspec.structs.replace(lease, state=LeaseState.ACTIVE)
@@ -166,7 +177,12 @@ class Grantor:
 
     def _fail(self, lease: Lease, step: TeardownStep, error: DeviceError) -> None:
         self._submit(GrantFailed(NO_COMMAND, lease.lease_id, step, error.errno))
-        refusal = Refusal(RefusalReason.DEVICE_FAILED, what=error.verb, usage=error.errno)
+        self._refuse(
+            lease, Refusal(RefusalReason.DEVICE_FAILED, what=error.verb, usage=error.errno)
+        )
+
+    def _refuse(self, lease: Lease, refusal: Refusal) -> None:
+        self._overtaken.discard(lease.lease_id)
         for held in self._preparing.pop(lease.lease_id):
             _let_go(held, refusal)
 

@@ -24,7 +24,7 @@ from typing import Final
 import trio
 
 from leased.service.config import JournaldCopy
-from leased.service.narration import NOTICE, Fields, narrate, narrate_drops
+from leased.service.narration import NOTICE, Fields, narrate, narrate_drops, narrate_report
 from leased.service.sequencer import Told
 from leased.terms.event import CheckpointSigned, Event, Renewed, SegmentEnd
 from leased.terms.moment import NS_PER_S
@@ -84,6 +84,18 @@ class Journald:
             self._tokens -= 1
             self._queue(narrate(event, told.sequences[index], told.hashes[index]))
 
+    def tell_report(self, lease_id: bytes, step: str, report: bytes, evidence: bytes) -> None:
+        """A teardown step reported: queue the whole report, whose hash is sealed, as the rate
+        allows."""
+        if not self._copy.copied:
+            return
+        self._earn_tokens()
+        if not self._tokens:
+            self.dropped += 1
+            return
+        self._tokens -= 1
+        self._queue(narrate_report(lease_id, step, report, evidence))
+
     def say(self, message: str, *, priority: int = NOTICE, **fields: str) -> None:
         """One of the agent's own lines."""
         self._queue({"MESSAGE": message, "PRIORITY": str(priority), **fields})
@@ -119,7 +131,6 @@ class Journald:
         """Write nothing more. Idempotent."""
         self._socket.close()
 
-    # -- bounds
     # -- bounds ------------------------------------------------------------------------------------
 
     def _is_silent(self, event: Event) -> bool:
@@ -145,7 +156,6 @@ class Journald:
         if self.dropped and self._write(narrate_drops(self.dropped)):
             self.dropped = 0
 
-    # -- writing
     # -- writing -----------------------------------------------------------------------------------
 
     def _write(self, entry: Fields) -> bool:

@@ -13,13 +13,14 @@ not decide what the outcome means: `lessor.lifecycle` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import msgspec
 import trio
 
 from leased.ports import Device, Reaper, Sampler, Submit
 from leased.service.custody import Custodian
-from leased.service.evidence import NO_COMMAND, hash_report
+from leased.service.evidence import NO_COMMAND, Report, encode_report, hash_report
 from leased.service.gathering import Gathering
 from leased.service.grantor import QUICK_BYTES_MAX, SLOW_AT_ONCE_MAX, Grantor, touched_bytes
 from leased.service.holders import Holders
@@ -28,9 +29,13 @@ from leased.terms.effect import Effect, Forget, Teardown
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Ending, Lease, LeaseState
-from leased.terms.teardown import TeardownStep
+from leased.terms.teardown import CutReport, ScrubReport, TeardownStep
 
 BATCH_MAX = 64
+
+
+TellReport = Callable[[LeaseId, str, bytes, bytes], None]
+"""Takes (lease, step, report, evidence) for people to read. Must not block."""
 
 
 class Reclaimer:
@@ -46,6 +51,7 @@ class Reclaimer:
         holders: Holders,
         sampler: Sampler,
         submit: Submit,
+        tell_report: TellReport = lambda _lease_id, _step, _report, _evidence: None,
     ) -> None:
         self._devices = devices
         self._reaper = reaper
@@ -54,12 +60,14 @@ class Reclaimer:
         self._holders = holders
         self._sampler = sampler
         self._submit = submit
+        self._tell_report = tell_report
         self._teardowns: Gathering[Lease] = Gathering()
         self._closed: Gathering[LeaseId] = Gathering()
 
     def start(self, effect: Effect) -> None:
         """Take an effect of a committed batch."""
         if isinstance(effect, Teardown):
+            self._grantor.overtake(effect.lease.lease_id)
             self._holders.forget(effect.lease.lease_id)
             self._teardowns.put(effect.lease)
         elif isinstance(effect, Forget):
@@ -82,63 +90,72 @@ class Reclaimer:
                     nursery.start_soon(self._reclaim, quick)
 
     async def _reclaim_slowly(self, lease: Lease, slots: trio.Semaphore) -> None:
-        [cut] = await self._cut([lease])
-        if cut is not None:
-            async with slots:
-                await self._clean([lease])
+        cut = await self._cut([lease])
+        async with slots:
+            await self._clean(cut)
 
     async def _reclaim(self, leases: Sequence[Lease]) -> None:
-        cut = await self._cut(leases)
-        await self._clean([lease for lease in cut if lease is not None])
+        await self._clean(await self._cut(leases))
 
     # -- the three steps ---------------------------------------------------------------------------
 
-    async def _cut(self, leases: Sequence[Lease]) -> list[Lease | None]:
-        """End access; the leases whose access has ended, None in place of the others."""
+    async def _cut(self, leases: Sequence[Lease]) -> list[tuple[Lease, CutReport]]:
+        """End access; the leases whose access has ended, and how."""
         for lease in leases:
             await self._grantor.settled(lease.lease_id)
         # Who gave a lease back by itself may live on; whoever runs in the leaf is killed.
         spare = frozenset(lease.lease_id for lease in leases if lease.ended is Ending.RELEASED)
         outcomes = await self._reaper.revoke_many([lease.lease_id for lease in leases], spare=spare)
-        cut: list[Lease | None] = []
+        cut: list[tuple[Lease, CutReport]] = []
         for lease, outcome in zip(leases, outcomes, strict=True):
             if isinstance(outcome, DeviceError):
                 self._fail(lease, TeardownStep.KILL, outcome)
-                cut.append(None)
                 continue
+            evidence = self._publish("cut", outcome)
             if lease.state <= LeaseState.REVOKING:
-                self._submit(CutEnded(NO_COMMAND, outcome, hash_report(outcome)))
-            cut.append(lease if outcome.clean else None)
+                self._submit(CutEnded(NO_COMMAND, outcome, evidence))
+            if outcome.clean:
+                cut.append((lease, outcome))
         return cut
 
-    async def _clean(self, leases: Sequence[Lease]) -> None:
+    async def _clean(self, cut: Sequence[tuple[Lease, CutReport]]) -> None:
         """Scrub and prove. A lease found past a step at boot goes through it again: repeating is
         harmless."""
-        if not leases:
+        if not cut:
             return
+        fds_of = self._custodian.of
         scrubs = await self._devices.scrub_many(
-            [(lease, self._custodian.of(lease.lease_id).fds) for lease in leases]
+            [(lease, fds_of(lease.lease_id).fds) for lease, _ in cut]
         )
         scrubbed: list[Lease] = []
-        for lease, scrub in zip(leases, scrubs, strict=True):
+        for (lease, how), scrub in zip(cut, scrubs, strict=True):
             if isinstance(scrub, DeviceError):
                 self._fail(lease, TeardownStep.SCRUB, scrub)
                 continue
+            told = _with_backstop(scrub, how)
+            evidence = self._publish("scrub", told)
             if lease.state <= LeaseState.SCRUBBING:
-                self._submit(ScrubEnded(NO_COMMAND, scrub, hash_report(scrub)))
+                self._submit(ScrubEnded(NO_COMMAND, told, evidence))
             if scrub.clean:
                 scrubbed.append(lease)
         if not scrubbed:
             return
         proofs = await self._devices.prove_many(
-            [(lease, self._custodian.of(lease.lease_id).fds) for lease in scrubbed]
+            [(lease, fds_of(lease.lease_id).fds) for lease in scrubbed]
         )
         for lease, proof in zip(scrubbed, proofs, strict=True):
             if isinstance(proof, DeviceError):
                 self._fail(lease, TeardownStep.COUNTERS, proof)
             else:
                 used = self._sampler.utilization(lease)
-                self._submit(ProofEnded(NO_COMMAND, proof, hash_report(proof), used))
+                evidence = self._publish("proof", proof)
+                self._submit(ProofEnded(NO_COMMAND, proof, evidence, used))
+
+    def _publish(self, step: str, report: Report) -> bytes:
+        """Copy a report to the journal; the hash that stands for it in the chain."""
+        evidence = hash_report(report)
+        self._tell_report(report.lease_id, step, encode_report(report), evidence)
+        return evidence
 
     def _fail(self, lease: Lease, step: TeardownStep, error: DeviceError) -> None:
         self._submit(TeardownFailed(NO_COMMAND, lease.lease_id, step, error.errno, bytes(32)))
@@ -151,3 +168,12 @@ class Reclaimer:
             await self._reaper.disarm_many(closed)
             for lease_id in closed:
                 self._custodian.drop(lease_id)
+
+
+def _with_backstop(scrub: ScrubReport, cut: CutReport) -> ScrubReport:
+    """What the reaper overwrote while no agent was there belongs to the scrub, too."""
+    before = tuple(step for step in cut.steps if step.step is TeardownStep.SCRUB)
+    if not before:
+        return scrub
+    overwritten = scrub.scrubbed_bytes + sum(step.measured for step in before)
+    return msgspec.structs.replace(scrub, scrubbed_bytes=overwritten, steps=(*before, *scrub.steps))

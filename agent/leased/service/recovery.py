@@ -13,12 +13,14 @@ operator's to act on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from leased.chain.sealer import Sealer
 from leased.durable.log import OpenedLog
+from leased.hardware.cgroup import is_populated
 from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Entropy, Journal
 from leased.service.custody import Custodian
@@ -95,13 +97,22 @@ async def start(
     )
 
 
-def rebind(roster: Sequence[RosterEntry], lessor: Lessor, holders: Holders) -> None:
-    """Watch again the holders and leaves of the leases that go on."""
+def rebind(
+    roster: Sequence[RosterEntry], lessor: Lessor, holders: Holders, lose: Callable[[LeaseId], None]
+) -> None:
+    """Watch again the holders and leaves of the leases that go on. One that the reaper has cut, or
+    of whose memory it lost the descriptors with nobody left to give them again, is lost."""
     for entry in roster:
         lease = lessor.table.leases.get(entry.lease_id)
-        if lease is None or lease.ended is not None:
-            continue
-        if entry.cgroup and lease.pid == BOUND_TO_CGROUP:
-            holders.watch_leaf(entry.lease_id, entry.cgroup)
-        if lease.pid > 0:
+        watched = lease is not None and lease.ended is None
+        if watched and (entry.cut is not None or entry.memfds_missing):
+            lose(entry.lease_id)
+            watched = False
+        if lease is None or not watched or lease.pid <= 0:
+            if entry.pidfd is not None:
+                os.close(entry.pidfd)
+        else:
             holders.rebind(entry.lease_id, lease.pid, entry.pidfd)
+        # Whether anybody ever joined is not known any more: an empty leaf keeps its deadline.
+        if watched and lease.pid == BOUND_TO_CGROUP and is_populated(entry.cgroup):
+            holders.watch_leaf(entry.lease_id, entry.cgroup)

@@ -24,14 +24,15 @@ from leased.chain.sealer import SealedBatch, Sealer
 from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Journal
 from leased.service.evidence import NO_COMMAND
-from leased.terms.command import CancelWait, Command
+from leased.terms.command import CancelWait, Command, Renew
 from leased.terms.effect import Effect, MoveDeadline, Prepare
 from leased.terms.event import Allocated, Event
 from leased.terms.identity import CommandId, LeaseId
 from leased.terms.lease import LeaseState
 from leased.terms.moment import Moment
-from leased.terms.reply import Granted, Refusal, RefusalReason, Reply
+from leased.terms.reply import Done, Granted, Refusal, RefusalReason, Reply
 
+_DONE = Done()
 Deliver = Callable[[Reply], None]
 """Takes a reply on its way out. Must not block and must not raise."""
 
@@ -210,6 +211,9 @@ class Sequencer:
         prepares: dict[LeaseId, Prepare] = {}
         for effect in proposal.effects:
             if isinstance(effect, MoveDeadline):
+                if type(command) is not Renew:  # a start: every lease that goes on, nobody waits
+                    held.append(Held(effect, _DONE, ()))
+                    continue
                 [(_, reply)] = proposal.answers
                 held.append(Held(effect, reply, () if deliver is None else (deliver,)))
                 return

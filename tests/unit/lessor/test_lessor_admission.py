@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.doubles.desk import ACME, BETA, HUGE, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 from leased.lessor.admission import CAPACITY_MAX
 from leased.terms import command as commands
@@ -11,9 +12,8 @@ from leased.terms import event as events
 from leased.terms.lease import Priority
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import CapacityLimit, Policy, TenantLimits
-from leased.terms.reply import Granted, Refusal, RefusalReason
+from leased.terms.reply import Refusal, RefusalReason
 from leased.terms.resource import Ask, Health, Resource, ResourceKind, TierKind
-from tests.doubles.desk import ACME, BETA, HUGE, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 MEM_ID = "mem:node0:4096"
 
@@ -29,7 +29,7 @@ def numbers(refusal: Refusal) -> tuple[RefusalReason, str, int, int, int]:
     )
 
 
-# ---- what cannot be meant ----------------------------------------------------------------------
+# ---- what cannot be meant ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("capacity", [0, -PAGE, 1, PAGE + 1, CAPACITY_MAX + 1, 2**80])
@@ -83,9 +83,7 @@ def test_too_many_asks_or_none(count: int) -> None:
     ("priority", "ceiling"),
     [(Priority.SCAVENGER, 900), (Priority.STANDARD, 14_400), (Priority.GUARANTEED, 86_400)],
 )
-def test_the_length_has_a_floor_and_a_ceiling_by_priority(
-    priority: Priority, ceiling: int
-) -> None:
+def test_the_length_has_a_floor_and_a_ceiling_by_priority(priority: Priority, ceiling: int) -> None:
     desk = Desk()
     assert desk.grant(priority=priority, ttl=ceiling).ttl_ns == ceiling * NS_PER_S
     assert desk.grant(priority=priority, ttl=1).ttl_ns == NS_PER_S

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.doubles.desk import ACME, BETA, EVIDENCE, OPERATOR, Desk, ask_mem, tenant
 
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -13,7 +14,6 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy
 from leased.terms.reply import Changed, Granted, Missing, Refusal, RefusalReason
 from leased.terms.teardown import TeardownStep
-from tests.doubles.desk import ACME, BETA, EVIDENCE, OPERATOR, Desk, ask_mem, tenant
 
 
 def test_a_grant_says_whose_what_and_until_when() -> None:
@@ -110,7 +110,11 @@ def test_a_report_about_no_lease_says_so(kind: str) -> None:
         "failed": commands.GrantFailed(desk.command_id(), nobody, TeardownStep.ARM, 1),  # type: ignore[arg-type]
         "gone": commands.HolderGone(desk.command_id(), nobody),  # type: ignore[arg-type]
         "cut": commands.TeardownFailed(
-            desk.command_id(), nobody, TeardownStep.KILL, 1, EVIDENCE  # type: ignore[arg-type]
+            desk.command_id(),
+            nobody,
+            TeardownStep.KILL,
+            1,
+            EVIDENCE,  # type: ignore[arg-type]
         ),
     }
     assert desk.say(report[kind]) == Missing(nobody)

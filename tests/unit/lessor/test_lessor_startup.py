@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.doubles.desk import ACME, OPERATOR, PAGE, Desk, ask_mem, boot, mem
 
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -13,7 +14,6 @@ from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.policy import Policy
 from leased.terms.reply import Changed, Granted, RefusalReason
 from leased.terms.resource import Inventory
-from tests.doubles.desk import ACME, OPERATOR, PAGE, Desk, ask_mem, boot, mem
 
 
 def test_the_first_start_seals_what_the_node_is() -> None:
@@ -102,9 +102,7 @@ def test_a_deadline_that_passed_in_between_counts() -> None:
 def test_a_draining_lease_is_told_again() -> None:
     desk = Desk()
     lease = desk.lease(ttl=600)
-    desk.say(
-        commands.Revoke(desk.command_id(), OPERATOR, lease.lease_id, grace_ns=60 * NS_PER_S)
-    )
+    desk.say(commands.Revoke(desk.command_id(), OPERATOR, lease.lease_id, grace_ns=60 * NS_PER_S))
     proposal = desk.restart(known=[lease.lease_id])
     draining = desk.at(lease)
     assert draining.state is LeaseState.DRAINING

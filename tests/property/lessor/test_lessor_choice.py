@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Placement and preemption, whatever the resources and the leases are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.doubles.desk import PAGE, Desk, cores, mem
+
+from leased.lessor.placement import place, spans
+from leased.lessor.preemption import choose_victims, order_victims
+from leased.terms.lease import Lease, Priority
+from leased.terms.resource import Allotment, Ask, ResourceKind, TierKind
+
+nodes = st.none() | st.integers(0, 2)
+memory_asks = st.builds(
+    lambda pages, node, tier: Ask(ResourceKind.MEM, pages * PAGE, tier, node),
+    st.integers(1, 30),
+    nodes,
+    st.sampled_from([None, TierKind.DRAM, TierKind.CXL]),
+)
+cpu_asks = st.builds(
+    lambda milli, node: Ask(ResourceKind.CPU, milli, node=node), st.integers(1, 4000), nodes
+)
+core_asks = st.builds(
+    lambda count, node: Ask(ResourceKind.CPU, 1000 * count, node=node, exclusive=True),
+    st.integers(1, 4),
+    nodes,
+)
+asks = st.lists(memory_asks | cpu_asks | core_asks, min_size=1, max_size=4)
+
+
+def desk_of(held: Sequence[Ask]) -> Desk:
+    """A node of three kinds of memory and six cores, some of it held."""
+    desk = Desk(mem(0, 30), mem(1, 20), mem(2, 40, tier=TierKind.CXL), *cores(6, per_node=2))
+    for ask in held:
+        desk.ask(ask)
+    return desk
+
+
+def frees(desk: Desk) -> dict[str, int]:
+    """What is free of each resource."""
+    return {pool.resource_id: pool.free for pool in desk.table.pools.by_id.values()}
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(held=st.lists(memory_asks | cpu_asks | core_asks, max_size=8), wanted=asks)
+def test_a_placement_is_lawful_complete_and_repeatable(held: list[Ask], wanted: list[Ask]) -> None:
+    desk = desk_of(held)
+    free = frees(desk)
+    placed = place(wanted, desk.table.pools)
+    assert placed == place(wanted, desk.table.pools)
+    assert frees(desk) == free, "looking changes nothing"
+    if not isinstance(placed, tuple):
+        assert_no_room(desk, wanted, placed)
+        return
+    rest = list(placed)
+    for ask in wanted:
+        left = ask.capacity
+        while left > 0:
+            share = rest.pop(0)
+            resource = desk.table.pools.by_id[share.resource_id].resource
+            assert share.capacity > 0 and resource.kind == ask.kind
+            assert ask.node in (None, resource.node)
+            assert ask.tier in (None, resource.tier)
+            if ask.exclusive:
+                assert share.capacity == resource.capacity == free[share.resource_id]
+            left -= share.capacity
+            assert left == 0 or spans(ask), "memory comes from one resource"
+        assert left == 0
+    assert rest == []
+    for share in placed:
+        free[share.resource_id] -= share.capacity
+    assert min(free.values()) >= 0
+
+
+def assert_no_room(desk: Desk, wanted: list[Ask], failed: int) -> None:
+    """One ask alone is refused only if there is really no room for it."""
+    if len(wanted) > 1:
+        return
+    ask = wanted[failed]
+    pools = desk.table.pools.usable(ask)
+    if ask.exclusive:
+        assert sum(p.capacity for p in pools if p.free == p.capacity) < ask.capacity
+    elif spans(ask):
+        assert sum(pool.free for pool in pools) < ask.capacity
+    else:
+        assert all(pool.free < ask.capacity for pool in pools)
+
+
+leases = st.lists(
+    st.tuples(st.sampled_from(list(Priority)), st.integers(1, 600), st.integers(1, 9)),
+    min_size=1,
+    max_size=10,
+)
+
+
+def held_pages(some: Sequence[Lease]) -> int:
+    """Pages that `some` hold together."""
+    shares: list[Allotment] = [a for lease in some for a in lease.subject.allotments]
+    return sum(share.capacity for share in shares) // PAGE
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(drawn=leases, need=st.integers(1, 40), priority=st.sampled_from(list(Priority)))
+def test_victims_are_less_important_sufficient_and_none_too_many(
+    drawn: list[tuple[Priority, int, int]], need: int, priority: Priority
+) -> None:
+    desk = Desk(mem(0, 1000))
+    for rank, ttl, pages in drawn:
+        desk.lease(Ask(ResourceKind.MEM, pages * PAGE), priority=rank, ttl=ttl)
+        desk.sleep(0.01)
+    desk.sleep(0.5)
+    ordered = order_victims(desk.table.leases.values(), priority=priority, now_ns=desk.now_ns)
+    assert all(lease.subject.priority < priority for lease in ordered)
+    chosen = choose_victims(ordered, lambda some: held_pages(some) >= need)
+    if chosen is None:
+        assert held_pages(ordered) < need
+        return
+    assert held_pages(chosen) >= need
+    for victim in chosen:
+        others = [lease for lease in chosen if lease is not victim]
+        assert held_pages(others) < need, "one of them need not go"
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(drawn=leases)
+def test_no_two_leases_can_preempt_each_other(drawn: list[tuple[Priority, int, int]]) -> None:
+    desk = Desk(mem(0, 1000))
+    for rank, ttl, pages in drawn:
+        desk.lease(Ask(ResourceKind.MEM, pages * PAGE), priority=rank, ttl=max(ttl, 200))
+    desk.sleep(100)
+    everyone = list(desk.table.leases.values())
+    beats = {
+        (winner.lease_id, victim.lease_id)
+        for winner in everyone
+        for victim in order_victims(everyone, priority=winner.subject.priority, now_ns=desk.now_ns)
+    }
+    assert not any((victim, winner) in beats for winner, victim in beats)

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grantor: a grant is answered only when it is prepared and armed, a renewal only when the reaper
+has moved the deadline; whatever fails is a typed refusal and capacity that comes back.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import trio
+import trio.testing
+from tests.doubles.desk import ACME, BETA
+from tests.doubles.devices import Fault
+from tests.doubles.serving import Host
+
+from leased.service.grantor import QUICK_BYTES_MAX
+from leased.terms.command import Release, Renew
+from leased.terms.errors import DeviceError
+from leased.terms.event import AccessCut, Reclaimed, Revoked
+from leased.terms.lease import Ending, LeaseState, RevocationReason
+from leased.terms.moment import NS_PER_S
+from leased.terms.reply import Changed, Granted, Refusal, RefusalReason
+
+PAGES = 1024
+"""Of the fake host."""
+
+
+# ---- the answer waits for the hardware -----------------------------------------------------------
+
+
+async def test_a_grant_is_answered_after_prepare_and_arm(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        prepare, arm = host.devices.gates["prepare"], host.reaper.gates["arm"]
+        prepare.shut()
+        arm.shut()
+        box = agent.submit(host.acquire(3))
+        await prepare.reached.wait()
+        await trio.sleep(5)
+        assert not box.replies and not host.reaper.slots
+        prepare.open()
+        await arm.reached.wait()
+        await trio.sleep(5)
+        assert not box.replies, "answered before the reaper held it"
+        assert "Allocated" in host.sealed() and "Activated" not in host.sealed()
+        arm.open()
+        reply = await box.reply()
+        assert isinstance(reply, Granted) and not reply.attached
+        assert reply.lease.state is LeaseState.ACTIVE
+        assert reply.lease.lease_id in host.reaper.slots
+        await agent.until(reply.lease.lease_id, LeaseState.ACTIVE)
+        sequence, event, _ = next(
+            entry for entry in host.chain() if type(entry[1]).__name__ == "Allocated"
+        )
+        assert reply.sequence == sequence, "the receipt names its own record"
+        assert len(reply.record_hash) == 32
+
+
+async def test_a_retry_while_it_is_prepared_is_answered_together_with_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        gate = host.devices.gates["prepare"]
+        gate.shut()
+        request = host.acquire(3)
+        first = agent.submit(request)
+        await gate.reached.wait()
+        retry = agent.submit(request)
+        await trio.sleep(5)
+        assert not first.replies and not retry.replies
+        gate.open()
+        one, other = await first.reply(), await retry.reply()
+        assert isinstance(one, Granted) and isinstance(other, Granted)
+        assert one.lease.lease_id == other.lease.lease_id
+        assert (one.attached, other.attached) == (False, True)
+        assert [verb for verb, _ in host.devices.calls].count("prepare") == 1
+
+
+async def test_a_retry_of_a_grant_that_then_fails_is_refused_with_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        gate = host.devices.gates["prepare"]
+        gate.shut()
+        host.devices.fault = lambda verb, lease: (
+            Fault(DeviceError("mem_create", errno.ENOMEM)) if verb == "prepare" else None
+        )
+        request = host.acquire(3)
+        first = agent.submit(request)
+        await gate.reached.wait()
+        retry = agent.submit(request)
+        await trio.sleep(1)
+        gate.open()
+        for box in (first, retry):
+            reply = await box.reply()
+            assert isinstance(reply, Refusal) and reply.reason is RefusalReason.DEVICE_FAILED
+
+
+# ---- what fails ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", ["prepare", "prepare, applied", "arm"])
+async def test_a_grant_that_fails_is_refused_and_its_capacity_comes_back(
+    fails: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        if fails == "arm":
+            host.reaper.arm_errors = _Everyone(errno.ENOSPC)
+        else:
+            fault = Fault(DeviceError("mem_create", errno.ENOMEM), applied="applied" in fails)
+            host.devices.fault = lambda verb, lease: fault if verb == "prepare" else None
+        before = agent.free
+        reply = await agent.ask(host.acquire(PAGES))
+        assert isinstance(reply, Refusal) and reply.reason is RefusalReason.DEVICE_FAILED
+        assert reply.usage == (errno.ENOSPC if fails == "arm" else errno.ENOMEM)
+        await trio.sleep(10)
+        assert agent.free == before, "what could not be given must be there for others"
+        assert not len(agent.custodian) and not host.reaper.slots
+        host.reaper.arm_errors = {}
+        host.devices.fault = lambda verb, lease: None
+        assert (await agent.lease(PAGES)).state is LeaseState.ACTIVE
+    names = host.sealed()
+    assert names.count("Reclaimed") == 1 and names.count("Activated") == 1
+    [revoked] = [event for _, event, _ in host.chain() if isinstance(event, Revoked)]
+    assert revoked.reason is RevocationReason.GRANT_FAILED
+
+
+async def test_one_of_a_batch_fails_to_prepare_and_one_to_arm_and_the_rest_is_granted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        sizes = {1: "prepare", 2: "arm", 3: "", 4: ""}
+        fault = Fault(DeviceError("mem_create", errno.ENOMEM))
+        host.devices.fault = lambda verb, lease: (
+            fault if verb == "prepare" and _pages(lease) == 1 else None
+        )
+        host.reaper.gates["arm"].shut()
+        boxes = {size: agent.submit(host.acquire(size)) for size in sizes}
+        await host.reaper.gates["arm"].reached.wait()
+        [second] = [one for one in agent.lessor.table.leases.values() if _pages(one) == 2]
+        host.reaper.arm_errors[second.lease_id] = errno.EMFILE
+        host.reaper.gates["arm"].open()
+        outcomes = {size: await box.reply() for size, box in boxes.items()}
+        assert [isinstance(outcomes[size], Granted) for size in sizes] == [False, False, True, True]
+        await trio.sleep(10)
+        assert agent.free == (PAGES - 7) * 4096
+        assert len(agent.custodian) == 2 == len(host.reaper.slots)
+
+
+async def test_a_deadline_during_prepare_ends_the_lease_and_is_not_answered_as_granted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        gate = host.devices.gates["prepare"]
+        gate.shut()
+        box = agent.submit(host.acquire(PAGES, ttl_s=2))
+        await gate.reached.wait()
+        await trio.sleep(10)
+        [lease] = agent.lessor.table.leases.values()
+        assert lease.ended is Ending.EXPIRED, "the table does not wait for a device"
+        assert ("scrub", (lease.lease_id,)) not in host.devices.calls, "torn down while prepared"
+        gate.open()
+        reply = await box.reply()
+        assert isinstance(reply, Refusal), "a lease that is over was handed out"
+        assert reply.reason is RefusalReason.DEADLINE_PASSED
+        await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+        assert agent.free == PAGES * 4096
+        await trio.sleep(1)
+        assert not host.reaper.slots and not len(agent.custodian)
+
+
+async def test_a_grant_released_by_nobody_while_prepared_lives_for_its_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Whoever asked has gone: what was sealed is carried out, and ends by its deadline."""
+    async with Host().standing() as host, host.agent() as agent:
+        gate = host.devices.gates["prepare"]
+        gate.shut()
+        request = host.acquire(3, ttl_s=20)
+        box = agent.submit(request)
+        await gate.reached.wait()
+        agent.sequencer.forget_waiter(request.command_id, box)
+        gate.open()
+        await trio.sleep(1)
+        [lease] = agent.lessor.table.leases.values()
+        assert lease.state is LeaseState.ACTIVE
+        await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+    assert host.sealed().count("Activated") == 1
+
+
+async def test_a_large_grant_delays_nobody(autojump_clock: trio.testing.MockClock) -> None:
+    pages = QUICK_BYTES_MAX // 4096 + 1
+    from tests.doubles.devices import small_inventory
+
+    async with (
+        Host(inventory=small_inventory(2 * pages)).standing() as host,
+        host.agent() as agent,
+    ):
+        host.devices.fault = lambda verb, lease: None
+        gate = host.devices.gates["prepare"]
+        gate.shut()
+        large = agent.submit(host.acquire(pages))
+        await gate.reached.wait()
+        waiting = gate
+        host.devices.gates["prepare"] = type(gate)()
+        with trio.fail_after(5):
+            assert isinstance(await agent.ask(host.acquire(1)), Granted)
+        assert not large.replies
+        waiting.open()
+        assert isinstance(await large.reply(), Granted)
+
+
+# ---- renewals ------------------------------------------------------------------------------------
+
+
+async def test_a_renewal_is_answered_after_the_reaper_has_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(ttl_s=60)
+        host.reaper.gates["renew"].shut()
+        box = agent.submit(Renew(host.command_id(), ACME, lease.lease_id, 90 * NS_PER_S))
+        await host.reaper.gates["renew"].reached.wait()
+        await trio.sleep(5)
+        assert not box.replies
+        host.reaper.gates["renew"].open()
+        reply = await box.reply()
+        assert isinstance(reply, Changed)
+        slot = host.reaper.slots[lease.lease_id]
+        assert (slot.generation, slot.deadline_ns) == (1, reply.lease.deadline_ns)
+
+
+async def test_a_late_renewal_loses_and_is_told(autojump_clock: trio.testing.MockClock) -> None:
+    """Sealed in time, at the reaper too late: the cut goes on and the chain says who won."""
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(ttl_s=10)
+        await trio.sleep(9.5)
+        host.reaper.gates["renew"].shut()
+        box = agent.submit(Renew(host.command_id(), ACME, lease.lease_id))
+        await host.reaper.gates["renew"].reached.wait()
+        await trio.sleep(2)
+        assert host.reaper.slots[lease.lease_id].cut is not None, "the reaper waits for nobody"
+        host.reaper.gates["renew"].open()
+        reply = await box.reply()
+        assert isinstance(reply, Refusal) and reply.reason is RefusalReason.DEADLINE_PASSED
+        ended = await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+        assert ended.cut_ns is not None and ended.cut_ns == lease.deadline_ns
+    [cut] = [event for _, event, _ in host.chain() if isinstance(event, AccessCut)]
+    assert cut.by_reaper and len(cut.evidence) == 32 and any(cut.evidence)
+    assert any(isinstance(event, Reclaimed) for _, event, _ in host.chain())
+
+
+async def test_a_holder_that_does_not_die_does_not_hold_up_the_renewals_of_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        late = await agent.lease(ttl_s=10)
+        other = await agent.lease(ttl_s=60)
+        host.reaper.cut_takes_ns[late.lease_id] = 4 * NS_PER_S
+        await trio.sleep(9.5)
+        host.reaper.gates["renew"].shut()
+        lost = agent.submit(Renew(host.command_id(), ACME, late.lease_id))
+        await host.reaper.gates["renew"].reached.wait()
+        await trio.sleep(1)
+        host.reaper.gates["renew"].open()
+        assert isinstance(await lost.reply(), Refusal)
+        with trio.fail_after(0.5):
+            reply = await agent.ask(Renew(host.command_id(), ACME, other.lease_id))
+        assert isinstance(reply, Changed)
+
+
+async def test_a_reaper_that_does_not_answer_a_renewal_ends_no_agent(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """`ReaperLink.renew_many` raises when nothing is known: the caller is told so and may ask
+    again."""
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(ttl_s=60)
+        host.reaper.renew_error = DeviceError("renew", errno.ETIMEDOUT)
+        reply = await agent.ask(Renew(host.command_id(), ACME, lease.lease_id))
+        assert isinstance(reply, Refusal) and reply.reason is RefusalReason.DEVICE_FAILED
+        assert reply.usage == errno.ETIMEDOUT
+        host.reaper.renew_error = None
+        again = await agent.ask(Renew(host.command_id(), ACME, lease.lease_id))
+        assert isinstance(again, Changed) and again.lease.generation == 2
+
+
+async def test_a_stranger_cannot_renew_or_release(autojump_clock: trio.testing.MockClock) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease()
+        for command in (
+            Renew(host.command_id(), BETA, lease.lease_id),
+            Release(host.command_id(), BETA, lease.lease_id),
+        ):
+            assert type(await agent.ask(command)).__name__ == "Missing"
+        assert agent.at(lease.lease_id).generation == 0
+
+
+class _Everyone(dict):
+    """The same error for every lease."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __getitem__(self, key: object) -> int:
+        return self._number
+
+
+def _pages(lease: object) -> int:
+    return lease.subject.allotments[0].capacity // 4096

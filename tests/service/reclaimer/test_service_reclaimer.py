@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reclaimer: cut, scrub, proof, each failure fencing exactly what it leaves unproven, and nobody
+waiting for somebody else's worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import trio
+import trio.testing
+from tests.doubles.desk import ACME, OPERATOR
+from tests.doubles.devices import Fault, replace_capacity
+from tests.doubles.serving import Agent, Host
+
+from leased.terms.command import Release, Revoke, Unfence
+from leased.terms.errors import DeviceError
+from leased.terms.event import AccessCut, Fenced, Reclaimed, Scrubbed
+from leased.terms.lease import Lease, LeaseState
+from leased.terms.moment import NS_PER_S
+from leased.terms.reply import Changed, Granted, Refusal
+from leased.terms.teardown import TeardownStep
+
+PAGE = 4096
+PAGES = 1024
+STORY = [
+    "Allocated",
+    "Activated",
+    "Released",
+    "TeardownBegun",
+    "AccessCut",
+    "Scrubbed",
+    "Reclaimed",
+]
+
+
+async def release(agent: Agent, lease: Lease) -> None:
+    """The tenant gives it back."""
+    reply = await agent.ask(Release(agent.host.command_id(), ACME, lease.lease_id))
+    assert isinstance(reply, Changed)
+
+
+async def test_the_whole_story_of_a_lease(autojump_clock: trio.testing.MockClock) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(3)
+        await release(agent, lease)
+        await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+        await trio.sleep(1)
+        assert agent.free == PAGES * PAGE
+        assert not len(agent.custodian) and not host.reaper.slots and not host.devices.held
+    assert host.sealed(lease.lease_id) == STORY
+    steps = [
+        event for _, event, _ in host.chain() if isinstance(event, AccessCut | Scrubbed | Reclaimed)
+    ]
+    assert all(len(event.evidence) == 32 and any(event.evidence) for event in steps)
+
+
+async def test_capacity_is_not_there_before_the_proof(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(PAGES)
+        gate = host.devices.gates["prove"]
+        gate.shut()
+        await release(agent, lease)
+        await gate.reached.wait()
+        await trio.sleep(5)
+        assert isinstance(await agent.ask(host.acquire(1)), Refusal)
+        gate.open()
+        await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+        assert isinstance(await agent.ask(host.acquire(PAGES)), Granted)
+
+
+async def test_only_a_release_spares_the_holder(autojump_clock: trio.testing.MockClock) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        host.reaper.gates["disarm"].shut()
+        given_back, taken, expired = [await agent.lease(ttl_s=20) for _ in range(3)]
+        await release(agent, given_back)
+        await agent.ask(Revoke(host.command_id(), OPERATOR, taken.lease_id))
+        await agent.until(expired.lease_id, LeaseState.RECLAIMED)
+        spared = {one: host.reaper.slots[one].spared for one in host.reaper.slots}
+        assert spared == {
+            given_back.lease_id: True,
+            taken.lease_id: False,
+            expired.lease_id: False,
+        }
+
+
+# ---- what fails, fences --------------------------------------------------------------------------
+
+FAILURES = {
+    "the reaper does not answer": TeardownStep.KILL,
+    "the holder does not die": TeardownStep.KILL,
+    "the scrub fails": TeardownStep.SCRUB,
+    "the scrub fails, applied": TeardownStep.SCRUB,
+    "the scrub leaves residue": TeardownStep.READ_BACK,
+    "the proof fails": TeardownStep.COUNTERS,
+    "the proof fails, applied": TeardownStep.COUNTERS,
+    "everything is unproven": TeardownStep.COUNTERS,
+}
+
+
+def spoil(host: Host, lease: Lease, failure: str) -> None:
+    """Let the teardown of `lease`, and of nobody else, fail."""
+    applied = failure.endswith("applied")
+    if failure == "the reaper does not answer":
+        host.reaper.revoke_errors[lease.lease_id] = DeviceError("revoke", errno.ETIMEDOUT)
+    elif failure == "the holder does not die":
+        host.reaper.cut_takes_ns[lease.lease_id] = 60 * NS_PER_S
+    elif failure == "the scrub leaves residue":
+        host.devices.unclean.add(lease.lease_id)
+    elif failure == "everything is unproven":
+        host.devices.pin(lease, *lease.subject.allotments)
+    else:
+        verb = "scrub" if "scrub" in failure else "prove"
+        fault = Fault(DeviceError(verb, errno.EIO), applied=applied)
+        host.devices.fault = lambda asked, one: (
+            fault if (asked, one.lease_id) == (verb, lease.lease_id) else None
+        )
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_a_step_that_fails_fences_the_lease_and_nothing_else(
+    failure: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        bad, good = await agent.lease(5), await agent.lease(7)
+        spoil(host, bad, failure)
+        await release(agent, bad)
+        await release(agent, good)
+        await agent.until(bad.lease_id, LeaseState.FENCED)
+        await agent.until(good.lease_id, LeaseState.RECLAIMED)
+        assert agent.free == (PAGES - 5) * PAGE
+        assert isinstance(await agent.ask(host.acquire(PAGES - 4)), Refusal)
+        assert isinstance(await agent.ask(host.acquire(PAGES - 5)), Granted)
+        [fenced] = [event for _, event, _ in host.chain() if isinstance(event, Fenced)]
+        assert fenced.lease_id == bad.lease_id
+        assert fenced.step == FAILURES[failure]
+        assert fenced.fenced == bad.subject.allotments
+        host.devices.unfence(bad)
+        unfenced = await agent.ask(Unfence(host.command_id(), OPERATOR, bad.lease_id))
+        assert isinstance(unfenced, Changed)
+        assert agent.free == 5 * PAGE
+
+
+async def test_a_proof_that_misses_a_part_fences_that_part(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(8)
+        missing = replace_capacity(lease.subject.allotments[0], 3 * PAGE)
+        host.devices.pin(lease, missing)
+        await release(agent, lease)
+        fenced = await agent.until(lease.lease_id, LeaseState.FENCED)
+        assert fenced.fenced == (missing,)
+        assert agent.free == (PAGES - 3) * PAGE
+
+
+# ---- nobody waits for somebody else's worker -----------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["scrub", "prove"])
+async def test_a_worker_that_hangs_fences_its_lease_and_stalls_no_other(
+    verb: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        hung, other, third = [await agent.lease(5) for _ in range(3)]
+        host.devices.hangs[verb, hung.lease_id] = 20.0
+        await release(agent, hung)
+        await trio.sleep(1)
+        await release(agent, other)
+        await agent.until(other.lease_id, LeaseState.RECLAIMED, within_s=1)
+        with trio.fail_after(1):
+            await agent.lease(5)
+        await agent.until(hung.lease_id, LeaseState.FENCED)
+        assert agent.at(third.lease_id).state is LeaseState.ACTIVE
+        [fenced] = [event for _, event, _ in host.chain() if isinstance(event, Fenced)]
+        assert (fenced.lease_id, fenced.errno) == (hung.lease_id, errno.ETIMEDOUT)
+
+
+async def test_a_grant_that_is_still_prepared_does_not_hold_up_who_ends_with_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        ends_ns = 10 * NS_PER_S
+        other = await agent.lease(5, ttl_s=10)
+        gate = host.devices.gates["prepare"]
+        gate.shut()
+        hung = agent.submit(host.acquire(5, ttl_s=(other.deadline_ns - _now(host)) / NS_PER_S))
+        await gate.reached.wait()
+        await trio.sleep(ends_ns / NS_PER_S + 1)
+        assert agent.at(other.lease_id).state is LeaseState.RECLAIMED
+        assert not hung.replies
+        gate.open()
+        assert isinstance(await hung.reply(), Refusal)
+
+
+async def test_the_teardown_does_not_wait_for_the_log(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A report is left on the channel, and the next step begins."""
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(3)
+        prove = host.devices.gates["prove"]
+        prove.shut()
+        agent.journal.gate.shut()
+        released = agent.submit(Release(host.command_id(), ACME, lease.lease_id))
+        await trio.sleep(5)
+        assert not released.replies and lease.lease_id in host.devices.held
+        assert ("scrub", (lease.lease_id,)) not in host.devices.calls, "before it was sealed"
+        agent.journal.gate.open()
+        await released.reply()
+        agent.journal.gate.shut()
+        with trio.fail_after(5):
+            await prove.reached.wait()
+        agent.journal.gate.open()
+        prove.open()
+        await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+
+
+# ---- descriptors ---------------------------------------------------------------------------------
+
+
+async def test_no_descriptor_is_left_over(autojump_clock: trio.testing.MockClock) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        await release(agent, await agent.lease(1))
+        await trio.sleep(5)
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(30):
+            if number % 3 == 0:
+                host.devices.fault = lambda verb, lease: (
+                    Fault(DeviceError("mem_create", 12)) if verb == "prepare" else None
+                )
+                assert isinstance(await agent.ask(host.acquire(2)), Refusal)
+                host.devices.fault = lambda verb, lease: None
+            lease = await agent.lease(2, ttl_s=2)
+            if number % 2:
+                await release(agent, lease)
+            if number % 5 == 0:
+                host.devices.pin(lease, *lease.subject.allotments)
+            await trio.sleep(5)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert not len(agent.custodian), "a fenced lease is held by nobody"
+
+
+def _now(host: Host) -> int:
+    return host.clock.now().boot_ns
