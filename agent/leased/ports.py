@@ -160,7 +160,8 @@ class Reaper(Protocol):
         ...
 
     async def disarm_many(self, lease_ids: Sequence[LeaseId]) -> None:
-        """Forget the leases and close their descriptors. Idempotent."""
+        """Forget the leases and close their descriptors. Idempotent. One that has not been cut is
+        cut first: nobody is let go with somebody inside."""
         ...
 
 

@@ -183,6 +183,8 @@ void backstop_ended(struct reaper *r, uint32_t number)
 		(unsigned long long)r->results[number].overwritten,
 		(unsigned long long)r->results[number].residue,
 		(unsigned long long)r->results[number].blocks_left);
+	if ((r->slots[at].moving.flags & MOVING_FORGET) != 0 && !r->slots[at].given_up)
+		lease_forget(r, at);
 }
 
 /* The slot is about to be given back; a child that still works for it finishes for nobody. */

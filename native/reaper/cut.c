@@ -197,6 +197,14 @@ static void end(struct reaper *r, uint32_t at, bool clean, uint64_t now)
 	slot->moving.phase = LEASED_REAPER_ENDED;
 	state_write_moving(r, at);
 	tell(slot, clean);
+	if (clean && (slot->moving.flags & MOVING_FORGET) != 0) {
+		if (!holds_memory(slot) || slot->backstopped) {
+			lease_forget(r, at);
+			return;
+		}
+		slot->claimant = NONE;
+		slot->backstop_ns = now;
+	}
 	if (slot->wants_report)
 		outbox_put(r, at);
 	cut_schedule(r, at);

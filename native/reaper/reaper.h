@@ -75,6 +75,7 @@ struct slot_moving {
 
 #define MOVING_SPARE_HOLDER 1u
 #define MOVING_ON_REQUEST   2u
+#define MOVING_FORGET       4u /* disarmed before the cut was over: let go when it is */
 
 /* Written so that a SIGKILL at any instruction leaves one good copy: the two copies take turns. */
 struct slot_record {

@@ -306,8 +306,20 @@ uint32_t lease_forget(struct reaper *r, uint32_t at)
 static int disarm_one(struct reaper *r, const uint8_t *id)
 {
 	uint32_t at = table_find(r, id);
-	if (at != NONE)
+	if (at == NONE)
+		return 0;
+	struct slot *slot = &r->slots[at];
+	/* An agent that fenced a lease, or has lost its story, disarms it with somebody inside. To
+	 * let go then would be to let them stay: cut first, take the memory, and only then forget. */
+	if (slot->moving.phase == LEASED_REAPER_ARMED) {
+		slot->moving.flags |= MOVING_ON_REQUEST | MOVING_FORGET;
+		cut_begin(r, at);
+	} else if (slot->moving.phase == LEASED_REAPER_CUTTING || slot->given_up) {
+		slot->moving.flags |= MOVING_FORGET;
+		state_write_moving(r, at);
+	} else {
 		lease_forget(r, at);
+	}
 	return 0;
 }
 

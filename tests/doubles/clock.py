@@ -13,6 +13,7 @@ from leased.terms.identity import BootId
 from leased.terms.moment import NS_PER_S, Moment
 
 _BEGIN_NS = 1_000 * NS_PER_S
+_REBOOT_NS = 5 * NS_PER_S
 _WALL_NS = 1_800_000_000 * NS_PER_S
 
 
@@ -23,10 +24,11 @@ class FakeClock:
         self.boot_id = BootId(boot_number.to_bytes(16, "big"))
         self._wall_offset_ns = _WALL_NS
         self._latest_ns = 0
+        self._begin_ns = _BEGIN_NS
 
     def now(self) -> Moment:
         """Both clocks and the boot id."""
-        boot_ns = _BEGIN_NS + round(trio.current_time() * NS_PER_S)
+        boot_ns = self._begin_ns + round(trio.current_time() * NS_PER_S)
         # Float seconds may round either way between two readings; a boot clock may not.
         self._latest_ns = max(self._latest_ns, boot_ns)
         return Moment(self.boot_id, self._latest_ns, self._latest_ns + self._wall_offset_ns)
@@ -36,6 +38,13 @@ class FakeClock:
         await trio.lowlevel.checkpoint()
         while self.now().boot_ns < boot_ns:
             await trio.sleep((boot_ns - self.now().boot_ns) / NS_PER_S)
+
+    def reboot(self, boot_number: int) -> None:
+        """Another boot: its id is new, and its clock begins again."""
+        self.boot_id = BootId(boot_number.to_bytes(16, "big"))
+        self._wall_offset_ns += self._latest_ns
+        self._begin_ns, self._latest_ns = _REBOOT_NS - round(trio.current_time() * NS_PER_S), 0
+        self._wall_offset_ns -= _REBOOT_NS
 
     def step(self, delta_ns: int) -> None:
         """Somebody set the wall clock."""

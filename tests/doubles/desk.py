@@ -194,7 +194,7 @@ class Desk:
 
     def ask(self, *asks: Ask, **how: object) -> Reply | None:
         """Make a request."""
-        return self.say(self.acquire(*asks, **how))  # type: ignore[arg-type]
+        return self.say(self.acquire(*asks, **how))
 
     def grant(self, *asks: Ask, **how: object) -> Lease:
         """A lease, granted but not yet active."""

@@ -39,6 +39,7 @@ class Slot(msgspec.Struct):
     pidfd: int | None
     cutting: bool = False
     spared: bool = False
+    forget: bool = False
     cut: CutReport | None = None
 
 
@@ -114,7 +115,13 @@ class FakeReaper:
         """As the port says."""
         await self._asked("disarm", len(lease_ids))
         for lease_id in lease_ids:
-            self.slots.pop(lease_id, None)
+            slot = self.slots.get(lease_id)
+            if slot is not None and slot.cut is None:
+                slot.forget = True
+                if not slot.cutting:
+                    self._begin(lease_id, slot, by_reaper=False)
+            elif slot is not None:
+                del self.slots[lease_id]
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -196,6 +203,8 @@ class FakeReaper:
         gone = bool(slot.cgroup) + (slot.pidfd is not None and not slot.spared)
         kill = StepReport(TeardownStep.KILL, status, began_ns, self._now(), gone)
         slot.cut = CutReport(lease_id, self._now(), by_reaper, clean, (kill,))
+        if slot.forget and clean:
+            del self.slots[lease_id]
         self._wake()
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import trio
 from tests.doubles.clock import FakeClock
-from tests.doubles.desk import ACME, ask_mem
+from tests.doubles.desk import ACME, OPERATOR, ask_mem
 from tests.doubles.devices import FakeDevices
 from tests.doubles.disk import MemoryDisk
 from tests.doubles.journal import DiskCommitter
@@ -50,12 +50,12 @@ from leased.service.streams import Streams
 from leased.service.telemetry import Telemetry
 from leased.service.ticker import Ticker
 from leased.service.walls import Walls
-from leased.terms.command import Acquire, Caller, Command, Stop
+from leased.terms.command import Acquire, Caller, Command, Revoke, Stop
 from leased.terms.effect import Effect
 from leased.terms.errors import DeviceError
 from leased.terms.event import Event
 from leased.terms.identity import CommandId, LeaseId, TenantId
-from leased.terms.lease import BOUND_TO_NOTHING, Lease, LeaseState
+from leased.terms.lease import BOUND_TO_NOTHING, Lease, LeaseState, RevocationReason
 from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.policy import Policy
 from leased.terms.reply import Granted, Reply
@@ -446,7 +446,10 @@ class Agent:
             b"n" * 16, "test", self.host.devices.offered, self.host.policy, b"p" * 32, b"r" * 32
         )
         await recovery.start(self.sequencer, self.opened, ground, known)
-        recovery.rebind(roster, self.lessor, self.holders)
+        for lease_id in recovery.rebind(roster, self.lessor, self.holders):
+            self.sequencer.submit_own(
+                Revoke(NO_COMMAND, OPERATOR, lease_id, RevocationReason.REAPER_LOST)
+            )
         await recovery.seal_repair(
             self.opened, self.sealer, self.journal, self.host.clock, self.host.entropy
         )

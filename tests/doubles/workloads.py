@@ -7,8 +7,10 @@ tells enters into it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +42,7 @@ class Workload:
         self.child_pidfd = -1
         if told["child"]:
             self.child_pidfd = os.pidfd_open(told["child"])
-            agent.defer(os.close, self.child_pidfd)
+            agent.defer(_end, self.child_pidfd)
 
     @property
     def alive(self) -> bool:
@@ -56,3 +58,10 @@ class Workload:
         """Wait for the end of its child; the boot clock just after."""
         assert exited(self.child_pidfd, timeout_s), "the holder's child still has its memory"
         return boot_ns()
+
+
+def _end(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    exited(pidfd)
+    os.close(pidfd)

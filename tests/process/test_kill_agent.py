@@ -9,12 +9,20 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from tests.doubles.host_agent import NS_PER_MS, HostAgent, denied, mem
+from tests.doubles.host_agent import (
+    NS_PER_MS,
+    NS_PER_S,
+    HostAgent,
+    boot_ns,
+    denied,
+    exited,
+    mem,
+)
 from tests.doubles.story import judge
 from tests.doubles.wire_peer import Peer
 from tests.doubles.workloads import Workload
 
-from leased.terms.event import Activated, Allocated, Expired, NodeStarted, Revoked
+from leased.terms.event import Activated, Allocated, Expired, NodeStarted, Released, Revoked
 from leased.terms.lease import RevocationReason
 
 pytestmark = pytest.mark.root
@@ -203,3 +211,60 @@ def test_a_renewal_before_the_kill_counts_after_it(agent: HostAgent) -> None:
     assert after["generation"] == renewed["generation"]
     assert 0 <= load.gone_ns() - renewed["deadline_boottime_ns"] < LAG_NS_MAX
     assert end_of(agent, load.lease_id) == "reclaimed"
+
+
+def test_a_leaf_that_nobody_has_joined_yet_is_not_left(agent: HostAgent) -> None:
+    lease_id = agent.acquire(ttl_ms=2000)["lease_id"]
+    agent.kill()
+    agent.start()
+    agent.call("Lease.Renew", lease_id=lease_id)
+    assert state_of(agent, lease_id) == "active"
+    assert end_of(agent, lease_id) == "reclaimed"
+    assert isinstance(judge(agent).lives[lease_id].ended, Expired)
+
+
+def test_who_left_its_leaf_after_the_restart_gave_the_lease_back(agent: HostAgent) -> None:
+    load = Workload(agent, "cgroup", ttl_ms=60_000)
+    agent.kill()
+    agent.start()
+    load.process.kill()
+    assert end_of(agent, load.lease_id) == "reclaimed"
+    assert isinstance(judge(agent).lives[load.lease_id].ended, Released)
+
+
+def test_adopted_leases_survive_the_reaper_too(agent: HostAgent) -> None:
+    """A restarted agent holds enough of each lease to arm the next reaper."""
+    load = Workload(agent, ttl_ms=60_000)
+    agent.kill()
+    agent.start()
+    first = agent.kill_reaper()
+    agent.await_reaper(other_than=first)
+    renewed = agent.call("Lease.Renew", lease_id=load.lease_id, ttl_ns=700 * NS_PER_MS)
+    agent.kill()
+    assert 0 <= load.gone_ns() - renewed["deadline_boottime_ns"] < LAG_NS_MAX
+    agent.start()
+    assert end_of(agent, load.lease_id) == "reclaimed"
+
+
+def test_renewals_that_the_reaper_never_heard_of_count_all_the_same(agent: HostAgent) -> None:
+    """Sealed, then the agent died before the reaper was told: all of them are told at the start."""
+    loads = [Workload(agent, ttl_ms=3500) for _ in range(3)]
+    with contextlib.ExitStack() as peers, agent.stopped(agent.reaper_pid()):
+        for load in loads:
+            peer = peers.enter_context(agent.connect())
+            peer.ask("Lease.Renew", lease_id=load.lease_id, ttl_ns=5500 * NS_PER_MS)
+            # Answered after the commit of the renewal, in its batch or a later one.
+            agent.describe(load.lease_id)
+        agent.kill()
+    lives = judge(agent).lives
+    assert all(lives[load.lease_id].deadline_ns > load.deadline_ns for load in loads)
+    agent.start()
+    assert boot_ns() < loads[0].deadline_ns, "this host is too busy for this test"
+    lost = [load for load in loads if exited(load.pidfd, left_s(load) + 0.3)]
+    assert not lost, f"{len(lost)} of {len(loads)} were cut at the old deadline"
+    for load in loads:
+        assert 0 <= load.gone_ns() - lives[load.lease_id].deadline_ns < LAG_NS_MAX
+
+
+def left_s(load: Workload) -> float:
+    return max(0.0, (load.deadline_ns - boot_ns()) / NS_PER_S)

@@ -63,6 +63,27 @@ async def test_everybody_in_the_leaf_and_the_bound_holder_die_at_the_deadline() 
             nursery.cancel_scope.cancel()
 
 
+async def test_disarming_a_lease_with_somebody_inside_cuts_it_first() -> None:
+    # Found by the simulation: an agent that could not reach the reaper fenced the lease and told it
+    # to forget; access would never have ended.
+    with ReaperHost("--backstop-ms=60000") as host:
+        async with trio.open_nursery() as nursery:
+            link = ReaperLink(host.socket_path)
+            await nursery.start(link.run)
+            lease = lease_of(ttl_ms=LATER_MS)
+            leaf = host.leaf(lease)
+            inside, holder = host.sleeper(leaf), host.sleeper()
+            fd = host.closing(verbs.create_memory("left", size_bytes=4096))
+            await link.arm(lease, leaf, (fd,), host.pidfd(holder))
+            await link.disarm(lease.lease_id)
+            assert inside.wait(5) == holder.wait(5) == -signal.SIGKILL
+            with trio.fail_after(5):
+                while await link.roster():
+                    await trio.lowlevel.checkpoint()
+            assert verbs.memory_blocks(fd) == 0, "its memory is taken before it is forgotten"
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_fork_bomb_dies_whole() -> None:
     with ReaperHost() as host:
         async with trio.open_nursery() as nursery:

@@ -255,6 +255,8 @@ async def test_the_roster_hands_over_many_leases_in_pages() -> None:
             for entry in roster:
                 assert [os.fstat(one).st_ino for one in entry.fds] == [inode]
                 os.close(entry.fds[0])
+            cut = await link.revoke_many([lease.lease_id for lease in leases])
+            assert all(isinstance(report, CutReport) and report.clean for report in cut)
             await link.disarm_many([lease.lease_id for lease in leases])
             assert await link.roster() == []
             nursery.cancel_scope.cancel()

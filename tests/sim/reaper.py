@@ -39,6 +39,7 @@ class ArmedLease(msgspec.Struct):
     deadline_ns: int
     cutting: bool = False
     stuck: bool = False
+    forget: bool = False
     cut: CutReport | None = None
 
 
@@ -76,7 +77,6 @@ class SimReaper:
         self.slots: dict[LeaseId, ArmedLease] = {}
         self.told: list[Told] = []
         self.cuts: list[Cut] = []
-        self.leaked: list[LeaseId] = []
         self._forgotten: list[LeaseId] = []
         self.down_ns = 0
         self._down_since: int | None = None
@@ -90,7 +90,7 @@ class SimReaper:
     def accessible(self, lease_id: LeaseId) -> bool:
         """Whether the tenant reaches the lease's hardware."""
         slot = self.slots.get(lease_id)
-        return lease_id in self.leaked or (slot is not None and slot.cut is None)
+        return slot is not None and slot.cut is None
 
     def rebooted(self) -> None:
         """Nothing of the old boot is left, and with it no holder."""
@@ -163,6 +163,8 @@ class SimReaper:
         step = StepReport(TeardownStep.KILL, 0, began_ns, now_ns, 1)
         slot.cut = CutReport(lease_id, now_ns, by_deadline, True, (step,))
         self._note_cut(lease_id, by_deadline=by_deadline)
+        if slot.forget:
+            del self.slots[lease_id]
         self._wake()
         await trio.sleep(BACKSTOP_NS / NS_PER_S)
         if self._clock.boot_id == boot_id and self.slots.get(lease_id) is slot:
@@ -266,10 +268,16 @@ class SimReaper:
 
     def _disarm(self, lease_ids: Sequence[LeaseId]) -> None:
         for lease_id in lease_ids:
-            slot = self.slots.pop(lease_id, None)
-            if slot is not None and slot.cut is None:
-                # As the C reaper does it: the lease is dropped, and nobody will ever end access.
-                self.leaked.append(lease_id)
+            slot = self.slots.get(lease_id)
+            if slot is None:
+                continue
+            if slot.cut is not None:
+                del self.slots[lease_id]
+                continue
+            # As the C reaper does it: nobody is let go with somebody inside.
+            slot.forget = True
+            if not slot.cutting:
+                self._begin_cut(lease_id, slot, by_deadline=False)
         self._wake()
 
     # -- inside -----------------------------------------------------------------------------------

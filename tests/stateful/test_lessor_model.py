@@ -164,6 +164,7 @@ class LessorMachine(RuleBasedStateMachine):
             "paid_until_ns": None,
             "fenced_pages": 0,
             "boot": self.desk.boot_id,
+            "cut": False,
         }
 
     def serve(self) -> None:
@@ -397,7 +398,7 @@ class LessorMachine(RuleBasedStateMachine):
             return
         self.desk.cut(self.desk.table.leases[lease["id"]], by_reaper=True)
         self.model.end(lease, self.desk.now_ns, "revoked")
-        lease["state"] = "scrubbing"
+        lease.update(state="scrubbing", cut=True)
         self.serve()
 
     @rule(index=pick, unproven=st.none() | pages)
@@ -409,7 +410,7 @@ class LessorMachine(RuleBasedStateMachine):
         step = PHASE_OF_STEP[lease["state"]]
         if step == "cut":
             self.desk.cut(real)
-            lease["state"] = "scrubbing"
+            lease.update(state="scrubbing", cut=True)
         elif step == "scrub":
             self.desk.scrub(real)
             lease["state"] = "verifying"
@@ -440,7 +441,19 @@ class LessorMachine(RuleBasedStateMachine):
         lease = self.some(index, "fenced")
         if lease is None:
             return
-        self.desk.say(commands.Unfence(self.desk.command_id(), OPERATOR, lease["id"]))
+        reply = self.desk.say(commands.Unfence(self.desk.command_id(), OPERATOR, lease["id"]))
+        if lease["cut"] or lease["boot"] != self.desk.boot_id:
+            lease["state"] = "closed"
+        else:
+            assert isinstance(reply, Refusal), "the tenant may still have access"
+        self.serve()
+
+    @rule(index=pick)
+    def a_fenced_lease_is_proven_after_all(self, index: int) -> None:
+        lease = self.some(index, "fenced")
+        if lease is None:
+            return
+        self.desk.prove(self.desk.table.leases[lease["id"]])
         lease["state"] = "closed"
         self.serve()
 
@@ -480,7 +493,7 @@ class LessorMachine(RuleBasedStateMachine):
         if not hasattr(self, "desk"):
             return
         for lease_id, expected in self.model.leases.items():
-            real = self.desk.table.find(lease_id)  # type: ignore[arg-type]
+            real = self.desk.table.find(lease_id)
             if real is None:
                 assert expected["state"] == "closed", (
                     "only what closed before a restart is forgotten"

@@ -105,6 +105,15 @@ class OpenedLog:
                 boot_id = event.boot_id
             yield sequence, event, Moment(boot_id, record.boot_ns, record.wall_ns)
 
+    def last_moment(self, boot_id: BootId) -> Moment | None:
+        """When the last record was sealed, in the boot `boot_id` (that of the last NodeStarted);
+        None in an empty log."""
+        if not self.head.size:
+            return None
+        frame = b"".join(self.journal.frames(self.head.size - 1))
+        record = parse_frame(frame, 0, hash_prefix(self.log_id))
+        return Moment(boot_id, record.boot_ns, record.wall_ns)
+
     def close(self) -> None:
         """Close journal, files and lock. Idempotent."""
         self.journal.close()

@@ -121,7 +121,7 @@ def make_leaf(path: str, *, pids_max: int, cpus: str = "", cpu_milli: int = 0) -
         os.mkdir(path, 0o755)
     except FileExistsError:
         # Ours from a grant that the agent did not survive; a populated one is somebody's.
-        if _populated(path):
+        if is_populated(path):
             raise DeviceError("cgroup_make", errno.EBUSY, path) from None
     except OSError as error:
         raise DeviceError("cgroup_make", error.errno or errno.EIO, path) from error
@@ -199,12 +199,13 @@ def close_leaf(path: str, *, patience_ns: int = 100_000_000) -> tuple[int, int, 
         except FileNotFoundError:
             return memory_bytes, hugetlb_bytes, 0
         except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic_ns() >= end_ns or _populated(path):
+            if error.errno != errno.EBUSY or time.monotonic_ns() >= end_ns or is_populated(path):
                 return memory_bytes, hugetlb_bytes, error.errno or errno.EIO
         time.sleep(0.001)
 
 
-def _populated(path: str) -> bool:
+def is_populated(path: str) -> bool:
+    """Whether any process is in the leaf or below it; one that is gone has none."""
     return ("populated", "1") in _pairs(os.path.join(path, "cgroup.events"))
 
 

@@ -107,10 +107,10 @@ class Draft:
         if cell.answer is Answer.MOVE:
             for kind in cell.emits:
                 self.emit(_BUILD[kind](self, lease, facts))
-            after = self.table.find(lease.lease_id)
-            assert after is not None and after.state is cell.to
-            for effect in cell.does:
-                self.effects.append(_DO[effect](after))
+        after = self.table.find(lease.lease_id)
+        assert after is not None and after.state is (cell.to or lease.state)
+        for effect in cell.does:
+            self.effects.append(_DO[effect](after))
         return cell
 
     def end(self, lease: Lease, trigger: Trigger, facts: Facts) -> Cell:

@@ -41,8 +41,10 @@ from leased.terms.reply import RefusalReason
 
 
 class Trigger(enum.IntEnum):
-    """What can happen to a lease. RENEW_LATE is a renewal that came at or after the end of the
-    lease.
+    """What can happen to a lease.
+
+    RENEW_LATE is a renewal that came at or after the end of the lease; UNFENCE_HELD an unfencing
+    before anybody has seen the end of the tenant's access.
     """
 
     ACTIVATE = 0
@@ -66,6 +68,7 @@ class Trigger(enum.IntEnum):
     UNFENCE = 18
     BOOT_KEPT = 19
     BOOT_LOST = 20
+    UNFENCE_HELD = 21
 
 
 class Answer(enum.Enum):
@@ -79,8 +82,8 @@ class Answer(enum.Enum):
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One answer. `to`, `emits` and `does` belong to a MOVE (which may lead back to its own state),
-    `reason` to a DENY.
+    """One answer. `to` and `emits` belong to a MOVE (which may lead back to its own state),
+    `reason` to a DENY; either may have effects.
     """
 
     answer: Answer
@@ -118,6 +121,9 @@ _END_REVOKED = _move(_REVOKING, Revoked, TeardownBegun, does=(Teardown,))
 _TELL = _move(_DRAINING, DrainNotified, does=(Notify,))
 _TELL_PREEMPTED = _move(_DRAINING, Preempted, DrainNotified, does=(Notify,))
 _FENCE = _move(_FENCED, Fenced, does=(Forget,))
+# Nobody saw access end: the reaper keeps the lease, and with it the chance to end it after all.
+_FENCE_UNCUT = _move(_FENCED, Fenced)
+_UNFENCE = _move(_RECLAIMED, Unfenced, does=(Forget,))
 
 # What no live lease answers to: the later steps of a teardown that has not begun.
 _LIVE_COMMON: Final[dict[Trigger, Cell]] = {
@@ -136,6 +142,7 @@ _LIVE_COMMON: Final[dict[Trigger, Cell]] = {
     Trigger.PROOF_CLEAN: _NOTHING,
     Trigger.PROOF_FAILED: _NOTHING,
     Trigger.UNFENCE: _NOT_FENCED,
+    Trigger.UNFENCE_HELD: _NOT_FENCED,
     Trigger.BOOT_LOST: _END_REVOKED,
 }
 
@@ -153,6 +160,8 @@ _ENDED_COMMON: Final[dict[Trigger, Cell]] = {
     Trigger.HOLDER_GONE: _NOTHING,
     Trigger.DEVICE_LOST: _NOTHING,
     Trigger.DRAIN_DONE: _IMPOSSIBLE,
+    Trigger.UNFENCE: _NOT_FENCED,
+    Trigger.UNFENCE_HELD: _NOT_FENCED,
 }
 
 
@@ -208,12 +217,11 @@ LIFECYCLE: Final[dict[LeaseState, dict[Trigger, Cell]]] = {
     _REVOKING: {
         **_ENDED_COMMON,
         Trigger.CUT_CLEAN: _move(_SCRUBBING, AccessCut),
-        Trigger.CUT_FAILED: _FENCE,
+        Trigger.CUT_FAILED: _FENCE_UNCUT,
         Trigger.SCRUB_CLEAN: _NOTHING,
-        Trigger.SCRUB_FAILED: _FENCE,
+        Trigger.SCRUB_FAILED: _FENCE_UNCUT,
         Trigger.PROOF_CLEAN: _NOTHING,
-        Trigger.PROOF_FAILED: _FENCE,
-        Trigger.UNFENCE: _NOT_FENCED,
+        Trigger.PROOF_FAILED: _FENCE_UNCUT,
         **_again(_REVOKING),
     },
     _SCRUBBING: {
@@ -224,7 +232,6 @@ LIFECYCLE: Final[dict[LeaseState, dict[Trigger, Cell]]] = {
         Trigger.SCRUB_FAILED: _FENCE,
         Trigger.PROOF_CLEAN: _NOTHING,
         Trigger.PROOF_FAILED: _FENCE,
-        Trigger.UNFENCE: _NOT_FENCED,
         **_again(_SCRUBBING),
     },
     _VERIFYING: {
@@ -235,12 +242,17 @@ LIFECYCLE: Final[dict[LeaseState, dict[Trigger, Cell]]] = {
         Trigger.SCRUB_FAILED: _FENCE,
         Trigger.PROOF_CLEAN: _move(_RECLAIMED, Reclaimed, does=(Forget,)),
         Trigger.PROOF_FAILED: _FENCE,
-        Trigger.UNFENCE: _NOT_FENCED,
         **_again(_VERIFYING),
     },
-    _RECLAIMED: {**_CLOSED, Trigger.UNFENCE: _NOT_FENCED},
-    # A late clean report does not open a fence: only an operator does.
-    _FENCED: {**_CLOSED, Trigger.UNFENCE: _move(_RECLAIMED, Unfenced)},
+    _RECLAIMED: _CLOSED,
+    _FENCED: {
+        **_CLOSED,
+        Trigger.UNFENCE: _UNFENCE,
+        # Not while the tenant may still have access: the teardown is tried once more instead, and
+        # its proof opens the fence.
+        Trigger.UNFENCE_HELD: Cell(Answer.DENY, does=(Teardown,), reason=RefusalReason.STILL_HELD),
+        Trigger.PROOF_CLEAN: _UNFENCE,
+    },
 }
 
 LIVE: Final[tuple[LeaseState, ...]] = (_GRANTED, _ACTIVE, _DRAINING)

@@ -140,7 +140,10 @@ def _unfence_lease(draft: Draft, command: commands.Unfence, lease_id: LeaseId) -
     if lease is None:
         draft.answer(command.command_id, Missing(lease_id))
         return
-    cell = draft.move(lease, Trigger.UNFENCE, Facts(draft.now_ns, operator_uid=command.caller.uid))
+    # A reboot ends access as surely as a cut.
+    held = lease.cut_ns is None and lease.boot_id == draft.moment.boot_id
+    trigger = Trigger.UNFENCE_HELD if held else Trigger.UNFENCE
+    cell = draft.move(lease, trigger, Facts(draft.now_ns, operator_uid=command.caller.uid))
     if cell.reason is not None:
         draft.answer(command.command_id, Refusal(cell.reason, "lease"))
         return

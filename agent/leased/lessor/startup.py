@@ -17,7 +17,7 @@ from leased.lessor.lifecycle import LIVE, Trigger
 from leased.lessor.table import end_ns
 from leased.terms import event as events
 from leased.terms.command import Start
-from leased.terms.effect import Forget, MoveDeadline
+from leased.terms.effect import Forget
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, LeaseState, RevocationReason
 from leased.terms.reply import Done
@@ -57,10 +57,8 @@ def start(draft: Draft, command: Start) -> None:
             draft.move(lease, Trigger.BOOT_KEPT, Facts(draft.now_ns))
     for lease_id in sorted(command.known_to_reaper):
         known = table.leases.get(lease_id)
-        if known is None or known.state is LeaseState.FENCED:
+        if known is None or (known.state is LeaseState.FENCED and known.cut_ns is not None):
             draft.effects.append(Forget(lease_id))
-    # Deadlines are moved after everything else has begun: an answer may be held up by them.
-    draft.effects.sort(key=lambda effect: type(effect) is MoveDeadline)
     draft.answer(command.command_id, Done(tuple(ended)))
 
 

@@ -273,12 +273,8 @@ class Agent:
             rate_hash=self.config.rates.digest(),
         )
         await recovery.start(self.sequencer, self.opened, ground, known)
-        recovery.rebind(
-            roster,
-            self.sequencer.lessor,
-            self.holders,
-            lambda lease_id: self._lose_lease(lease_id, errno.EBADF),
-        )
+        for lease_id in recovery.rebind(roster, self.sequencer.lessor, self.holders):
+            self._lose_lease(lease_id, errno.EBADF)
 
     async def start(self, nursery: trio.Nursery, doors: Sequence[tuple]) -> None:
         """Start every task; the doors last."""

@@ -106,6 +106,10 @@ class Grantor:
         if lease_id in self._preparing:
             self._overtaken.add(lease_id)
 
+    def preparing(self, lease_id: LeaseId) -> bool:
+        """Whether something is still being prepared for the lease."""
+        return lease_id in self._preparing
+
     async def settled(self, lease_id: LeaseId) -> None:
         """Return when nothing is being prepared for the lease: its teardown may begin."""
         async with self._settled:

@@ -80,10 +80,14 @@ class Reclaimer:
             slots = trio.Semaphore(SLOW_AT_ONCE_MAX)
             while True:
                 gathered = await self._teardowns.take(BATCH_MAX)
-                quick = [lease for lease in gathered if touched_bytes(lease) <= QUICK_BYTES_MAX]
+                quick: list[Lease] = []
                 for lease in gathered:
                     if touched_bytes(lease) > QUICK_BYTES_MAX:
                         nursery.start_soon(self._reclaim_slowly, lease, slots)
+                    elif self._grantor.preparing(lease.lease_id):
+                        nursery.start_soon(self._reclaim, [lease])
+                    else:
+                        quick.append(lease)
                 if quick:
                     # Not awaited: a lease whose holder will not die must not delay those that end
                     # after it.

@@ -14,7 +14,7 @@ operator's to act on.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -50,9 +50,16 @@ class Ground(msgspec.Struct, frozen=True):
 def replay(lessor: Lessor, opened: OpenedLog) -> int:
     """Rebuild the table from the sealed history; how many events it took."""
     count = 0
+    moment = None
     for _, event, moment in opened.history():
         lessor.replay(event, moment)
         count += 1
+    if moment is not None:
+        # The history leaves out what is over, but what was held in a boot that has ended is
+        # bounded by the last moment sealed in it, whatever the record was about.
+        last = opened.last_moment(moment.boot_id)
+        assert last is not None, "a log with a history has a last record"
+        lessor.witness(last)
     return count
 
 
@@ -97,16 +104,15 @@ async def start(
     )
 
 
-def rebind(
-    roster: Sequence[RosterEntry], lessor: Lessor, holders: Holders, lose: Callable[[LeaseId], None]
-) -> None:
-    """Watch again the holders and leaves of the leases that go on. One that the reaper has cut, or
-    of whose memory it lost the descriptors with nobody left to give them again, is lost."""
+def rebind(roster: Sequence[RosterEntry], lessor: Lessor, holders: Holders) -> list[LeaseId]:
+    """Watch again the holders and leaves of the leases that go on. Returned are those that cannot:
+    the reaper has cut them, or lost their memory's descriptors, which nobody has any more."""
+    lost: list[LeaseId] = []
     for entry in roster:
         lease = lessor.table.leases.get(entry.lease_id)
         watched = lease is not None and lease.ended is None
         if watched and (entry.cut is not None or entry.memfds_missing):
-            lose(entry.lease_id)
+            lost.append(entry.lease_id)
             watched = False
         if lease is None or not watched or lease.pid <= 0:
             if entry.pidfd is not None:
@@ -116,3 +122,4 @@ def rebind(
         # Whether anybody ever joined is not known any more: an empty leaf keeps its deadline.
         if watched and lease.pid == BOUND_TO_CGROUP and is_populated(entry.cgroup):
             holders.watch_leaf(entry.lease_id, entry.cgroup)
+    return lost

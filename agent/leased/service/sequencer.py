@@ -222,9 +222,10 @@ class Sequencer:
             else:
                 effects.append(effect)
         unanswered = deliver is not None
-        for command_id, reply in proposal.answers:
-            # A command's own answer is its own caller's: another uid may wait under the same id.
-            if command_id == command.command_id:
+        for place, (command_id, reply) in enumerate(proposal.answers):
+            # A command's own answer comes first and is its own caller's: somebody else may wait
+            # under the same id.
+            if place == 0 and command_id == command.command_id:
                 waiting = [] if deliver is None else [deliver]
                 unanswered = False
             else:

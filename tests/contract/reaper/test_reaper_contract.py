@@ -208,3 +208,14 @@ async def test_two_may_wait_for_the_same_report(kind: str) -> None:
             nursery.start_soon(ask)
             nursery.start_soon(ask)
         assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize("kind", ALL)
+async def test_a_lease_disarmed_before_its_cut_is_cut_and_then_forgotten(kind: str) -> None:
+    async with _subject(kind) as (reaper, _):
+        lease = lease_of(ttl_ms=LATER_MS)
+        assert await _arm(reaper, lease) is None
+        await reaper.disarm_many([lease.lease_id])
+        later_ns = lease.deadline_ns + NS_PER_MS
+        assert await reaper.renew_many([(lease.lease_id, 2, later_ns)]) == [False]
+        assert (await _revoke(reaper, lease.lease_id)).clean

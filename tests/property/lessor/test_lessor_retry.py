@@ -57,9 +57,9 @@ def busy_desk(rng: random.Random) -> Desk:
         if isinstance(reply, Granted):
             lease = desk.activate(reply.lease)
             if rng.random() < 0.3:
-                desk.renew(lease, rng.randrange(1, 90), caller=how["caller"])  # type: ignore[arg-type]
+                desk.renew(lease, rng.randrange(1, 90), caller=how["caller"])
             if rng.random() < 0.1:
-                desk.release(lease, caller=how["caller"])  # type: ignore[arg-type]
+                desk.release(lease, caller=how["caller"])
     return desk
 
 

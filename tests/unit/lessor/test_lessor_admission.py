@@ -121,7 +121,7 @@ def test_a_fenced_lease_takes_no_place_on_the_node() -> None:
 
 def test_a_tenant_holds_so_many_leases_until_their_teardown_begins() -> None:
     limits = TenantLimits(leases_max=2)
-    desk = Desk(policy=Policy(tenants=(("acme", limits),)))  # type: ignore[arg-type]
+    desk = Desk(policy=Policy(tenants=(("acme", limits),)))
     first = desk.lease(ttl=10)
     desk.lease(ttl=20)
     refusal = desk.refused()
@@ -168,7 +168,7 @@ def test_no_capacity_says_when() -> None:
 
 def test_the_latest_of_several_reasons_is_when() -> None:
     limits = TenantLimits(leases_max=1)
-    policy = Policy(tenants=(("acme", limits),))  # type: ignore[arg-type]
+    policy = Policy(tenants=(("acme", limits),))
     desk = Desk(mem(0, 10), policy=policy)
     desk.lease(ask_mem(1), ttl=10)
     other = desk.lease(ask_mem(9), ttl=90, caller=BETA)

@@ -44,7 +44,7 @@ def test_an_expiry_takes_effect_at_the_deadline_however_late_it_is_seen() -> Non
     desk.sleep(100)
     proposal = desk.tick()
     assert kinds(proposal.events) == ["Expired", "TeardownBegun"]
-    assert [event.effective_ns for event in proposal.events] == [lease.deadline_ns] * 2  # type: ignore[attr-defined]
+    assert [event.effective_ns for event in proposal.events] == [lease.deadline_ns] * 2
     after = desk.at(lease)
     assert (after.state, after.ended, after.reason) == (
         LeaseState.REVOKING,
@@ -304,7 +304,7 @@ def test_the_reaper_may_cut_before_the_tick(draining: bool) -> None:
     end = "Revoked" if draining else "Expired"
     assert kinds(proposal.events) == [end, "TeardownBegun", "AccessCut"]
     ended_ns = desk.at(lease).drain_deadline_ns if draining else lease.deadline_ns
-    assert [event.effective_ns for event in proposal.events] == [ended_ns, ended_ns, cut_ns]  # type: ignore[attr-defined]
+    assert [event.effective_ns for event in proposal.events] == [ended_ns, ended_ns, cut_ns]
     assert [type(effect) for effect in proposal.effects] == [Teardown]
     assert desk.tick().events == ()
 
@@ -351,7 +351,7 @@ def test_what_could_not_be_cut_is_fenced_whole() -> None:
     assert isinstance(event, events.Fenced)
     assert event.fenced == lease.subject.allotments
     assert (event.step, event.errno) == (int(TeardownStep.KILL), 62)
-    assert proposal.effects == (Forget(lease.lease_id),)
+    assert proposal.effects == (), "the reaper keeps it, for access has not ended"
     pool = desk.table.pools.by_id[MEM_ID]
     assert (pool.free, pool.teardown, pool.fenced) == (6 * PAGE, 0, 4 * PAGE)
 
@@ -405,20 +405,49 @@ def test_a_proof_that_names_what_was_not_held_fences_everything(unproven: Allotm
     assert desk.at(lease).fenced == lease.subject.allotments
 
 
-def test_only_an_operator_opens_a_fence() -> None:
+def test_an_operator_opens_a_fence() -> None:
+    desk = Desk(mem(0, 10))
+    lease = desk.lease(ask_mem(4))
+    desk.release(lease)
+    desk.cut(lease)
+    assert desk.scrub(lease, clean=False).effects == (Forget(lease.lease_id),)
+    by_holder = commands.Unfence(desk.command_id(), ACME, lease.lease_id)
+    assert desk.say(by_holder) == Forbidden()
+    proposal = desk.propose(commands.Unfence(desk.command_id(), OPERATOR, lease.lease_id))
+    [event] = proposal.events
+    assert isinstance(event, events.Unfenced) and event.operator_uid == OPERATOR.uid
+    assert proposal.effects == (Forget(lease.lease_id),)
+    assert desk.at(lease).state is LeaseState.RECLAIMED
+    assert desk.free() == 10 * PAGE
+    again = desk.say(commands.Unfence(desk.command_id(), OPERATOR, lease.lease_id))
+    assert isinstance(again, Refusal) and again.reason is RefusalReason.NOT_FENCED
+
+
+def test_a_fence_does_not_open_while_the_tenant_may_have_access() -> None:
     desk = Desk(mem(0, 10))
     lease = desk.lease(ask_mem(4))
     desk.release(lease)
     desk.cut_failed(lease)
-    desk.prove(lease)
-    assert desk.at(lease).state is LeaseState.FENCED, "a late clean report does not"
-    by_holder = commands.Unfence(desk.command_id(), ACME, lease.lease_id)
-    assert desk.say(by_holder) == Forbidden()
-    reply = desk.say(commands.Unfence(desk.command_id(), OPERATOR, lease.lease_id))
-    assert isinstance(reply, Changed) and reply.lease.state is LeaseState.RECLAIMED
+    proposal = desk.propose(commands.Unfence(desk.command_id(), OPERATOR, lease.lease_id))
+    [(_, reply)] = proposal.answers
+    assert isinstance(reply, Refusal) and reply.reason is RefusalReason.STILL_HELD
+    assert proposal.effects == (Teardown(desk.at(lease)),), "it is tried once more"
+    desk.scrub(lease)
+    assert desk.at(lease).state is LeaseState.FENCED
+    [event] = desk.prove(lease).events
+    assert isinstance(event, events.Unfenced) and event.operator_uid == -1
+    assert desk.effects[-1] == Forget(lease.lease_id)
     assert desk.free() == 10 * PAGE
-    again = desk.say(commands.Unfence(desk.command_id(), OPERATOR, lease.lease_id))
-    assert isinstance(again, Refusal) and again.reason is RefusalReason.NOT_FENCED
+
+
+def test_a_reboot_ends_the_access_that_no_cut_could() -> None:
+    desk = Desk(mem(0, 10))
+    lease = desk.lease(ask_mem(4))
+    desk.release(lease)
+    desk.cut_failed(lease)
+    desk.restart(boot_number=2)
+    reply = desk.say(commands.Unfence(desk.command_id(), OPERATOR, lease.lease_id))
+    assert isinstance(reply, Changed) and desk.free() == 10 * PAGE
 
 
 def test_an_operator_fences_and_unfences_free_capacity() -> None:
@@ -460,5 +489,5 @@ def test_orders_are_for_operators() -> None:
     sealed = len(desk.history)
     assert [desk.say(order) for order in orders] == [Forbidden()] * len(orders)
     assert len(desk.history) == sealed
-    nobody = commands.Revoke(desk.command_id(), OPERATOR, b"x" * 16)  # type: ignore[arg-type]
+    nobody = commands.Revoke(desk.command_id(), OPERATOR, b"x" * 16)
     assert desk.say(nobody) == Missing(b"x" * 16)

@@ -18,7 +18,7 @@ from leased.terms.teardown import TeardownStep
 
 def test_a_grant_says_whose_what_and_until_when() -> None:
     desk = Desk()
-    caller = commands.Caller(7, 8, 9, "acme", trust=Trust.ROOT)  # type: ignore[arg-type]
+    caller = commands.Caller(7, 8, 9, "acme", trust=Trust.ROOT)
     tag = AccountingTag("cc-1", "proj")
     acquire = commands.Acquire(
         desk.command_id(),
@@ -106,15 +106,15 @@ def test_a_report_about_no_lease_says_so(kind: str) -> None:
     desk = Desk()
     nobody = b"\x00" * 16
     report: dict[str, commands.Command] = {
-        "activate": commands.Activate(desk.command_id(), nobody, EVIDENCE),  # type: ignore[arg-type]
-        "failed": commands.GrantFailed(desk.command_id(), nobody, TeardownStep.ARM, 1),  # type: ignore[arg-type]
-        "gone": commands.HolderGone(desk.command_id(), nobody),  # type: ignore[arg-type]
+        "activate": commands.Activate(desk.command_id(), nobody, EVIDENCE),
+        "failed": commands.GrantFailed(desk.command_id(), nobody, TeardownStep.ARM, 1),
+        "gone": commands.HolderGone(desk.command_id(), nobody),
         "cut": commands.TeardownFailed(
             desk.command_id(),
             nobody,
             TeardownStep.KILL,
             1,
-            EVIDENCE,  # type: ignore[arg-type]
+            EVIDENCE,
         ),
     }
     assert desk.say(report[kind]) == Missing(nobody)

@@ -42,11 +42,11 @@ def _lost_pool(table: LeaseTable) -> None:
 
 
 def _wrong_count(table: LeaseTable) -> None:
-    table.accounts["acme"].leases += 1  # type: ignore[index]
+    table.accounts["acme"].leases += 1
 
 
 def _wrong_capacity(table: LeaseTable) -> None:
-    table.accounts["acme"].capacities[0] -= 1  # type: ignore[index]
+    table.accounts["acme"].capacities[0] -= 1
 
 
 def _no_account(table: LeaseTable) -> None:
@@ -122,7 +122,7 @@ def test_damage_is_noticed(damage: Callable[[LeaseTable], None], predicate: str)
 
 def test_every_predicate_has_a_damage_that_it_notices() -> None:
     names = {predicate.__name__ for predicate in invariants.INVARIANTS}
-    parameters = test_damage_is_noticed.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    parameters = test_damage_is_noticed.pytestmark[0].args[1]
     assert {predicate for _, predicate in parameters} == names
 
 
@@ -132,19 +132,19 @@ def test_an_event_that_cannot_follow_is_refused() -> None:
     closed = next(iter(desk.table.closed.values()))
 
     def head(lease: object) -> tuple[object, ...]:
-        return (b"e" * 16, lease.lease_id, lease.subject, 0, desk.now_ns)  # type: ignore[attr-defined]
+        return (b"e" * 16, lease.lease_id, lease.subject, 0, desk.now_ns)
 
     impossible = [
-        events.AccessCut(*head(live), False, EVIDENCE),  # type: ignore[arg-type]
-        events.TeardownBegun(*head(live)),  # type: ignore[arg-type]
-        events.Renewed(*head(torn), 1, 2),  # type: ignore[arg-type]
-        events.TeardownBegun(*head(torn)),  # type: ignore[arg-type]
-        events.Scrubbed(*head(torn), 1, EVIDENCE),  # type: ignore[arg-type]
-        events.Unfenced(*head(torn), 0, EVIDENCE),  # type: ignore[arg-type]
-        events.Expired(*head(fenced)),  # type: ignore[arg-type]
-        events.Released(*head(closed)),  # type: ignore[arg-type]
-        events.Allocated(*head(closed), b"c" * 16, 1, 2, 0, 0),  # type: ignore[arg-type]
-        events.Allocated(*head(live), b"c" * 16, 1, 2, 0, 0),  # type: ignore[arg-type]
+        events.AccessCut(*head(live), False, EVIDENCE),
+        events.TeardownBegun(*head(live)),
+        events.Renewed(*head(torn), 1, 2),
+        events.TeardownBegun(*head(torn)),
+        events.Scrubbed(*head(torn), 1, EVIDENCE),
+        events.Unfenced(*head(torn), 0, EVIDENCE),
+        events.Expired(*head(fenced)),
+        events.Released(*head(closed)),
+        events.Allocated(*head(closed), b"c" * 16, 1, 2, 0, 0),
+        events.Allocated(*head(live), b"c" * 16, 1, 2, 0, 0),
     ]
     for event in impossible:
         with pytest.raises(InvariantError):

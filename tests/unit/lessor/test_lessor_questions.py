@@ -138,17 +138,17 @@ def test_a_plan_of_a_request_that_was_made_shows_its_lease() -> None:
 
 
 def test_a_waiting_request_says_what_it_waits_for_and_its_place() -> None:
-    policy = Policy(tenants=(("beta", TenantLimits(leases_max=0)),))  # type: ignore[arg-type]
+    policy = Policy(tenants=(("beta", TenantLimits(leases_max=0)),))
     desk = Desk(mem(0, 10), policy=policy)
     lease = desk.lease(ask_mem(8))
     first, second = desk.acquire(ask_mem(5), wait=60), desk.acquire(ask_mem(6), wait=60)
     desk.propose(first)
     desk.propose(second)
-    reply = desk.say(commands.Why(desk.command_id(), ACME, second.command_id))  # type: ignore[arg-type]
+    reply = desk.say(commands.Why(desk.command_id(), ACME, second.command_id))
     assert isinstance(reply, Explained) and reply.refusal is not None
     assert (reply.position, reply.refusal.reason) == (2, RefusalReason.NO_CAPACITY)
     assert reply.refusal.retry_at_ns == lease.deadline_ns
-    hidden = desk.say(commands.Why(desk.command_id(), BETA, second.command_id))  # type: ignore[arg-type]
+    hidden = desk.say(commands.Why(desk.command_id(), BETA, second.command_id))
     assert hidden == Missing(second.command_id)
 
 

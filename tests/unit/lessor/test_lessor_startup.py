@@ -29,7 +29,7 @@ def test_a_restart_seals_only_what_changed() -> None:
     desk = Desk()
     proposal = desk.restart()
     assert [type(event) for event in proposal.events] == [events.NodeStarted]
-    assert proposal.events[0].epoch == 2  # type: ignore[attr-defined]
+    assert proposal.events[0].epoch == 2
     desk.inventory = Inventory((mem(0, 2000),))
     proposal = desk.restart()
     assert [type(event) for event in proposal.events] == [
@@ -106,7 +106,7 @@ def test_a_draining_lease_is_told_again() -> None:
     proposal = desk.restart(known=[lease.lease_id])
     draining = desk.at(lease)
     assert draining.state is LeaseState.DRAINING
-    assert [type(effect) for effect in proposal.effects] == [Notify, MoveDeadline]
+    assert [type(effect) for effect in proposal.effects] == [MoveDeadline, Notify]
     assert desk.lessor.next_deadline_ns() == draining.drain_deadline_ns
 
 
@@ -192,10 +192,14 @@ def test_the_reaper_is_told_to_forget_what_is_closed_or_fenced() -> None:
     desk = Desk()
     fenced, closed, kept = desk.lease(), desk.lease(), desk.lease()
     desk.release(fenced)
-    desk.cut_failed(fenced)
+    desk.cut(fenced)
+    desk.scrub(fenced, clean=False)
     desk.release(closed)
     desk.reclaim(closed)
-    known = [fenced.lease_id, closed.lease_id, kept.lease_id]
+    uncut = desk.lease()
+    desk.release(uncut)
+    desk.cut_failed(uncut)
+    known = [fenced.lease_id, closed.lease_id, kept.lease_id, uncut.lease_id]
     proposal = desk.restart(known=known)
     forgotten = [effect for effect in proposal.effects if isinstance(effect, Forget)]
     assert forgotten == [Forget(fenced.lease_id), Forget(closed.lease_id)]

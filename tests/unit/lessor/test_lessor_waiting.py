@@ -89,7 +89,7 @@ def test_a_request_for_two_things_keeps_both_from_those_behind() -> None:
     ],
 )
 def test_a_limit_of_one_tenant_holds_up_nobody_else(limits: TenantLimits) -> None:
-    desk = Desk(mem(0, 100), policy=Policy(tenants=(("acme", limits),)))  # type: ignore[arg-type]
+    desk = Desk(mem(0, 100), policy=Policy(tenants=(("acme", limits),)))
     lease = desk.lease(ask_mem(5))
     first, second = desk.acquire(ask_mem(5), wait=60), desk.acquire(ask_mem(1), wait=60)
     desk.propose(first)
@@ -177,7 +177,7 @@ def test_the_last_to_give_up_leaves_nothing_barred() -> None:
 
 def test_the_queue_is_bounded_for_the_node_and_for_each_tenant() -> None:
     own = TenantLimits(waiting_max=1)
-    policy = Policy(waiting_max=2, tenants=(("acme", own),))  # type: ignore[arg-type]
+    policy = Policy(waiting_max=2, tenants=(("acme", own),))
     desk = Desk(mem(0, 10), policy=policy)
     desk.lease(ask_mem(10), caller=BETA)
     assert desk.ask(wait=60) is None

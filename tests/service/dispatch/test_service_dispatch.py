@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dispatcher behind real sockets: what each caller may, what is handed out, and what a caller who
+repeats himself, hangs up or lies gets.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from tests.doubles.calling import House, Visitor, memory, message, open_house
+from tests.doubles.devices import Fault
+
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId
+from leased.terms.lease import LeaseState
+
+MINE = {"bind": "none"}
+ID = "ab" * 16
+
+
+def lease_id(reply: dict) -> LeaseId:
+    """The id of the lease in a reply."""
+    return LeaseId(bytes.fromhex(reply["lease"]["lease_id"]))
+
+
+async def acquired(visitor: Visitor, pages: int = 1, **how: object) -> dict:
+    """A granted lease."""
+    return await visitor.call("Lease.Acquire", resources=memory(pages), **{**MINE, **how})
+
+
+async def test_a_lease_comes_with_its_memory_and_its_receipt(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        me = house.visit()
+        reply = await acquired(me, 3)
+        assert reply["lease"]["runtime"]["state"] == "active"
+        assert [fd["purpose"] for fd in reply["fds"]] == ["memory"]
+        assert os.fstat(me.fds[0]).st_size == 3 * 4096
+        assert reply["sequence"] > 0 and len(reply["record_hash"]) == 64
+        kept = house.agent.custodian.of(lease_id(reply)).fds
+        assert os.fstat(kept[0]).st_ino == os.fstat(me.fds[0]).st_ino
+
+
+# ---- the same request again ----------------------------------------------------------------------
+
+
+async def test_a_repeated_request_gets_the_same_lease_again(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        one = await acquired(house.visit(), command_id=ID)
+        other = house.visit()
+        again = await acquired(other, command_id=ID)
+        assert again["attached"] and lease_id(again) == lease_id(one)
+        assert len(other.fds) == 1
+
+
+@pytest.mark.parametrize("when", ["revoking", "scrubbing", "verifying", "reclaimed", "fenced"])
+async def test_a_repeated_request_for_a_lease_that_is_over_hands_nothing_out(
+    when: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """After the cut nobody gets in again, and the question does not bring the agent down."""
+    async with open_house(tmp_path) as house:
+        me, other = house.visit(), house.visit()
+        lease = lease_id(await acquired(me, command_id=ID))
+        gates = {
+            "revoking": house.host.reaper.gates["revoke"],
+            "scrubbing": house.host.devices.gates["scrub"],
+            "verifying": house.host.devices.gates["prove"],
+        }
+        if when in gates:
+            gates[when].shut()
+        if when == "fenced":
+            house.host.devices.pin(
+                house.agent.at(lease), *house.agent.at(lease).subject.allotments
+            )
+        await me.call("Lease.Release", lease_id=lease.hex())
+        await trio.sleep(5)
+        assert house.agent.at(lease).state.name.lower() == when
+        await other.ask("Lease.Acquire", resources=memory(), command_id=ID, **MINE)
+        with trio.fail_after(5):
+            answer = await other.answer()
+        assert not other.fds, "access after the cut"
+        assert "error" in answer or not answer["parameters"]["fds"]
+        for gate in gates.values():
+            gate.open()
+        await house.visit().call("Lease.List")
+
+
+async def test_a_failed_grant_is_a_typed_refusal(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        fault = Fault(DeviceError("mem_create", errno.ENOMEM))
+        house.host.devices.fault = lambda verb, lease: fault if verb == "prepare" else None
+        me = house.visit()
+        name, why = await me.refused("Lease.Acquire", resources=memory(), **MINE)
+        assert (name, why["reason"], why["usage"]) == ("Refused", "device_failed", errno.ENOMEM)
+        assert not me.fds
+
+
+# ---- who hangs up --------------------------------------------------------------------------------
+
+
+async def _left_while_waiting(house: House, me: Visitor, requests: int, command_id: str) -> None:
+    for _ in range(requests):
+        await me.ask(
+            "Lease.Acquire",
+            resources=memory(),
+            wait_ns=10**12,
+            command_id=command_id,
+            **MINE,
+        )
+    await trio.sleep(1)
+    assert len(house.agent.lessor.queue) == 1
+    me.close()
+    await trio.sleep(1)
+    assert len(house.agent.lessor.queue) == 0, "nobody is there to take it"
+
+
+async def test_a_place_in_the_queue_is_given_up_with_its_connection(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        await acquired(house.visit(), 1024, ttl_ns=3600 * 10**9)
+        await _left_while_waiting(house, house.visit(), 1, ID)
+
+
+async def test_a_request_sent_twice_over_one_connection_is_given_up_with_it(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        await acquired(house.visit(), 1024, ttl_ns=3600 * 10**9)
+        await _left_while_waiting(house, house.visit(), 2, ID)
+
+
+async def test_who_hangs_up_while_the_lease_is_prepared_gets_no_descriptor_leaked(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        gate = house.host.devices.gates["prepare"]
+        gate.shut()
+        me = house.visit()
+        before = len(os.listdir("/proc/self/fd"))
+        await me.ask("Lease.Acquire", resources=memory(3), ttl_ns=10 * 10**9, **MINE)
+        await gate.reached.wait()
+        me.close()
+        gate.open()
+        await trio.sleep(1)
+        [lease] = house.agent.lessor.table.leases.values()
+        assert lease.state is LeaseState.ACTIVE
+        await house.agent.until(lease.lease_id, LeaseState.RECLAIMED)
+        await trio.sleep(5)
+        # Its two ends of the connection (and the pidfd) are gone, and nothing else has come.
+        assert len(os.listdir("/proc/self/fd")) <= before - 2
+
+
+async def test_calls_behind_one_whose_answer_ends_the_connection_are_not_begun(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The peer is gone when the first answer is written; the calls that came with it go with it."""
+    async with open_house(tmp_path) as house:
+        await acquired(house.visit(), 1024, ttl_ns=3600 * 10**9)
+        me = house.visit()
+        bad = message("Lease.Renew", lease_id="zz")
+        wait = message(
+            "Lease.Acquire", resources=memory(), wait_ns=10**12, command_id=ID, bind="process"
+        )
+        await me.send(bad + bad + wait + wait)
+        me.close()
+        await trio.sleep(1)
+        assert len(house.agent.lessor.queue) == 0
+        assert len((await house.visit().call("Lease.List"))["leases"]) == 1
+
+
+# ---- who may -------------------------------------------------------------------------------------
+
+
+async def test_another_tenant_finds_nothing_and_changes_nothing(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        mine, theirs = house.visit(uid=1000), house.visit(uid=2000)
+        lease = (await acquired(mine))["lease"]["lease_id"]
+        for method in ("Describe", "Renew", "Release", "Done", "Why", "Wait"):
+            name, _ = await theirs.refused(f"Lease.{method}", lease_id=lease)
+            assert name == "NoSuchLease", method
+        assert (await theirs.call("Lease.List"))["leases"] == []
+        await theirs.ask("Lease.Watch", more=True, lease_id=lease)
+        assert (await theirs.answer())["error"].endswith("NoSuchLease")
+        stranger = house.visit(uid=4242)
+        assert (await stranger.answer())["error"].endswith("PermissionDenied")
+        assert await stranger.ended()
+
+
+async def test_the_users_door_serves_no_orders(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        me = house.visit()
+        for method in ("Revoke", "Drain", "Fence", "Unfence", "Adopt", "Reload", "Status"):
+            name, _ = await me.refused(f"Admin.{method}", lease_id=ID)
+            assert name == "InterfaceNotFound", method
+
+
+async def test_the_chain_is_for_operators(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        me = house.visit()
+        for method, how in (
+            ("Audit.Read", {"from_sequence": 0}),
+            ("Audit.Verify", {}),
+        ):
+            name, _ = await me.refused(method, **how)
+            assert name == "PermissionDenied", method
+        await me.ask("Audit.Watch", more=True)
+        assert (await me.answer())["error"].endswith("PermissionDenied")
+        assert (await me.call("Audit.Head"))["next_sequence"] == 0, "a head tells of nobody"
+
+
+# ---- walls ---------------------------------------------------------------------------------------
+
+
+async def test_nobody_joins_a_lease_that_ended_while_its_leaf_was_made(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        me = house.visit()
+        lease = lease_id(await acquired(me))
+        gate = house.host.devices.gates["leaf"]
+        gate.shut()
+        await me.ask("Lease.Join", lease_id=lease.hex())
+        await gate.reached.wait()
+        await house.visit().call("Lease.Release", lease_id=lease.hex())
+        await house.agent.until(lease, LeaseState.RECLAIMED)
+        await trio.sleep(1)
+        gate.open()
+        assert "error" in await me.answer()
+        await trio.sleep(1)
+        assert not house.host.reaper.slots, "armed again after it was closed"
+        assert not house.host.devices.joined and not len(house.agent.custodian)
+
+
+async def test_adopt_with_a_descriptor_that_is_no_pidfd_leaks_none(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        boss = house.visit(operator=True)
+        lease = (await acquired(boss))["lease"]["lease_id"]
+        with open("/dev/null", "rb") as null:
+            await boss.ask("Admin.Adopt", lease_id=lease, fds=[null.fileno()])
+            assert "error" in await boss.answer()
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(5):
+                await boss.ask("Admin.Adopt", lease_id=lease, fds=[null.fileno()])
+                assert "error" in await boss.answer()
+            await trio.sleep(1)
+            assert len(os.listdir("/proc/self/fd")) == before
