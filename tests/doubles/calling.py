@@ -27,6 +27,9 @@ from leased.service.config import Sockets
 from leased.wire.description import TENANT_INTERFACES
 
 
+PATIENCE_S = 900
+
+
 class Visitor:
     """One connection to an agent."""
 
@@ -172,7 +175,8 @@ async def open_house(
                 await agent.serve_on(nursery, doors, directory, limits)
                 house = House(standing, agent, directory)
                 try:
-                    yield house
+                    with trio.fail_after(PATIENCE_S):
+                        yield house
                 finally:
                     house.leave()
                     nursery.cancel_scope.cancel()

@@ -124,7 +124,7 @@ def tell(agent: HostAgent) -> Story:
     lives: dict[str, Life] = {}
     capacity: dict[str, int] = {}
     used: dict[str, int] = {}
-    commands: set[bytes] = set()
+    commands: set[tuple[int, bytes]] = set()
     for sequence, event in sealed:
         if isinstance(event, InventoryChanged):
             capacity = {r.resource_id: r.capacity for r in event.inventory.resources}
@@ -133,8 +133,9 @@ def tell(agent: HostAgent) -> Story:
         lease_id = event.lease_id.hex()
         if isinstance(event, Allocated):
             assert lease_id not in lives, f"record {sequence}: {lease_id} begins again"
-            assert event.command_id not in commands, f"record {sequence}: one command, two grants"
-            commands.add(event.command_id)
+            command = (event.subject.uid, event.command_id)
+            assert command not in commands, f"record {sequence}: one command, two grants"
+            commands.add(command)
             life = lives[lease_id] = Life(event)
             for name, held in life.held.items():
                 used[name] = used.get(name, 0) + held

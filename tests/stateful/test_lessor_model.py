@@ -165,6 +165,7 @@ class LessorMachine(RuleBasedStateMachine):
             "fenced_pages": 0,
             "boot": self.desk.boot_id,
             "cut": False,
+            "never_armed": False,
         }
 
     def serve(self) -> None:
@@ -248,6 +249,9 @@ class LessorMachine(RuleBasedStateMachine):
             assert reply == ()
         else:
             [(_, granted)] = reply
+            if self.model.leases[known]["never_armed"]:
+                assert isinstance(granted, Refusal)
+                return
             assert isinstance(granted, Granted) and granted.attached
             assert granted.lease.lease_id == known
 
@@ -468,6 +472,8 @@ class LessorMachine(RuleBasedStateMachine):
         self.desk.restart(known=held)
         for lease in live:
             if lease["id"] not in held:
+                in_time = self.desk.now_ns < self.model.end_of(lease)
+                lease["never_armed"] = lease["state"] == "granted" and in_time
                 self.model.end(lease, self.desk.now_ns, "revoked")
             elif lease["state"] == "granted":
                 lease["state"] = "active"

@@ -12,6 +12,7 @@ Does not hold or renew the lease (`run`).
 from __future__ import annotations
 
 import array
+import errno
 import os
 import signal
 import socket
@@ -139,7 +140,7 @@ def not_executed(command: Sequence[str], error: OSError) -> tuple[str, int]:
     status = EX_OSERR
     if isinstance(error, FileNotFoundError):
         status = EX_NOT_FOUND
-    elif isinstance(error, PermissionError):
+    elif error.errno in (errno.EACCES, errno.ENOEXEC, errno.ENOTDIR):
         status = EX_NOT_EXECUTABLE
     return f"{command[0]}: {error.strerror}", status
 

@@ -36,6 +36,9 @@ class Custodian:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __contains__(self, lease_id: object) -> bool:
+        return lease_id in self._held
+
     def __iter__(self) -> Iterator[LeaseId]:
         return iter(self._held)
 

@@ -26,7 +26,7 @@ from leased.service.agent import Agent, build
 from leased.service.config import DEFAULT_CONFIG_PATH, Config
 from leased.service.config_file import load
 from leased.service.lifeline import Lifeline, take_listen_fds
-from leased.terms.errors import EX_SOFTWARE, LeasedError
+from leased.terms.errors import EX_SOFTWARE, ChainError, LeasedError, StateError
 from leased.terms.moment import NS_PER_S
 
 OPEN_FILES = 1 << 18
@@ -95,7 +95,12 @@ def _explain(group: BaseExceptionGroup[BaseException]) -> int:
     error: BaseException = named
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    print(f"<2>leased: {error}; the log decides at the next start", file=sys.stderr)
+    # A refusal has said what to do; anything else broke off in the middle.
+    refused = isinstance(error, StateError | ChainError)
+    print(
+        f"<2>leased: {error}{'' if refused else '; the log decides at the next start'}",
+        file=sys.stderr,
+    )
     return error.exit_status if isinstance(error, LeasedError) else EX_SOFTWARE
 
 

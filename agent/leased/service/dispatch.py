@@ -12,6 +12,7 @@ Does not touch sockets (`listener`) and does not encode terms (`wire.calls`).
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -115,7 +116,7 @@ class Dispatcher:
 
     def abandon(self, connection: Connection) -> None:
         """The connection is gone: give up its places in the queue."""
-        for key, deliver in connection.waiting.items():
+        for deliver, key in connection.waiting.items():
             self._sequencer.forget_waiter(key, deliver)
         connection.waiting.clear()
 
@@ -157,23 +158,31 @@ class Dispatcher:
         key = command.command_id
 
         def deliver(reply: Reply) -> None:
-            connection.waiting.pop(key, None)
+            connection.waiting.pop(deliver, None)
             moment = self._clock.now()
             if not isinstance(reply, Granted):
                 connection.answer(call, encode_reply(call, reply, moment))
                 return
             try:
-                fds = self._handout(
-                    reply.lease.lease_id, self._custodian.of(reply.lease.lease_id).fds
-                )
+                fds = self._hand_out(reply.lease)
             except DeviceError as error:
                 connection.answer(call, encode_error(error))
                 return
             portrayed = _portray_fds(reply.lease, fds)
             connection.answer(call, encode_reply(call, reply, moment, fds=portrayed), fds)
 
-        connection.waiting[key] = deliver
+        connection.waiting[deliver] = key
         self._sequencer.submit(command, deliver)
+
+    def _hand_out(self, lease: Lease) -> Sequence[int]:
+        """What the holder gets of the lease's memory. Nothing once the lease has ended: the request
+        is only repeated, and whoever is let in after the cut is never put out again."""
+        if lease.ended is not None:
+            return ()
+        held = self._custodian.of(lease.lease_id).fds
+        if len(held) != len(_memory_of(lease)):
+            raise DeviceError("handout", errno.EBADF, "the lease's descriptors are lost")
+        return self._handout(lease.lease_id, held)
 
     def _begin_join(self, connection: Connection, call: Call, fds: list[int]) -> None:
         """Ask the table whether the caller may, then move the process that the pidfd proves."""
@@ -220,8 +229,11 @@ _BOUND = frozenset({parameters.Acquire, parameters.Join})
 
 def _portray_fds(lease: Lease, fds: Sequence[int]) -> list[objects.LeaseFd]:
     """Say what each descriptor is: one memfd per memory allotment, in the lease's order."""
-    memory = [a.resource_id for a in lease.subject.allotments if a.kind is ResourceKind.MEM]
     return [
         objects.LeaseFd(resource_id=resource_id, index=index, purpose="memory")
-        for index, (resource_id, _) in enumerate(zip(memory, fds, strict=True))
+        for index, (resource_id, _) in enumerate(zip(_memory_of(lease), fds, strict=False))
     ]
+
+
+def _memory_of(lease: Lease) -> list[str]:
+    return [a.resource_id for a in lease.subject.allotments if a.kind is ResourceKind.MEM]

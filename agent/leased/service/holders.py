@@ -59,7 +59,7 @@ class Holders:
 
     def bind(self, lease_id: LeaseId, pid: int) -> None:
         """The lease ends when the process does."""
-        if pid > 0 and pid in self._leases:
+        if pid in self._pidfds:
             self._bound[lease_id] = pid
             self._leases[pid].add(lease_id)
         elif pid > 0:
@@ -125,7 +125,11 @@ class Holders:
     def _look_at_leaf(self, fd: int) -> None:
         # Reading from 0 re-arms EPOLLPRI; an unchanged "populated 1" is only the first, spurious
         # wake-up.
-        if b"populated 0" in os.pread(fd, 256, 0):
+        try:
+            text = os.pread(fd, 256, 0)
+        except OSError:  # ENODEV: only an empty leaf can be removed
+            text = b"populated 0"
+        if b"populated 0" in text:
             lease_id = self._leaves[fd]
             self.forget(lease_id)
             self._submit(HolderGone(NO_COMMAND, lease_id, left=True))

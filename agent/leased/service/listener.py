@@ -87,7 +87,7 @@ class Connection:
         self.pidfd: int | None = peers.peer_pidfd(sock)
         self._scopes: set[trio.CancelScope] = set()
         self.enrolled = False
-        self.waiting: dict[CommandId, Deliver] = {}
+        self.waiting: dict[Deliver, CommandId] = {}
         self.closed = False
         self.drained = trio.Event()
         self.drained.set()
@@ -291,7 +291,10 @@ class Listener:
             connection.flush_unsent()
         if mask & ~select.EPOLLOUT and not connection.closed:
             for call, fds in connection.read():
-                self._dispatch.begin(connection, call, fds)
+                if connection.closed:  # the answer to an earlier call found nobody there
+                    _close_all(fds)
+                else:
+                    self._dispatch.begin(connection, call, fds)
 
     def _accept(self, door: socket.socket, service: Service, operator: bool) -> None:
         try:

@@ -169,9 +169,10 @@ class Reclaimer:
     async def _run_closed(self) -> None:
         while True:
             closed = await self._closed.take(BATCH_MAX)
-            await self._reaper.disarm_many(closed)
+            # Out of custody first: what is in custody may still be armed again (a late Join).
             for lease_id in closed:
                 self._custodian.drop(lease_id)
+            await self._reaper.disarm_many(closed)
 
 
 def _with_backstop(scrub: ScrubReport, cut: CutReport) -> ScrubReport:

@@ -92,7 +92,8 @@ class Walls:
     async def adopt(self, lease: Lease, pid: int | None, fds: list[int], moment: Moment) -> bytes:
         """Move a running process in, on an operator's word."""
         if fds:
-            pidfd, pid = os.dup(fds[0]), _pid_of(fds[0])
+            pid = _pid_of(fds[0])
+            pidfd = os.dup(fds[0])
         elif pid is not None:
             pidfd = os.pidfd_open(pid)
         else:
@@ -109,6 +110,8 @@ class Walls:
                 f"the lease is {lease.state.name.lower()}: nobody can join it any more"
             )
         cgroup = await self._leaves.make_leaf(lease)
+        if lease.lease_id not in self._custodian:
+            raise CallerError("the lease has ended meanwhile: nobody can join it any more")
         if self._custodian.of(lease.lease_id).cgroup != cgroup:
             [failed] = await self._reaper.arm_many([(lease, cgroup, (), None)])
             if failed is not None:

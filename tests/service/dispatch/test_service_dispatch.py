@@ -19,7 +19,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import LeaseState
 
-MINE = {"bind": "none"}
+MINE = {"bind": "deadline"}
 ID = "ab" * 16
 
 
@@ -147,6 +147,7 @@ async def test_who_hangs_up_while_the_lease_is_prepared_gets_no_descriptor_leake
         gate = house.host.devices.gates["prepare"]
         gate.shut()
         me = house.visit()
+        await me.call("Lease.List")
         before = len(os.listdir("/proc/self/fd"))
         await me.ask("Lease.Acquire", resources=memory(3), ttl_ns=10 * 10**9, **MINE)
         await gate.reached.wait()
@@ -157,7 +158,7 @@ async def test_who_hangs_up_while_the_lease_is_prepared_gets_no_descriptor_leake
         assert lease.state is LeaseState.ACTIVE
         await house.agent.until(lease.lease_id, LeaseState.RECLAIMED)
         await trio.sleep(5)
-        # Its two ends of the connection (and the pidfd) are gone, and nothing else has come.
+        # The two ends of its connection and the agent's pidfd of it are gone, and nothing came.
         assert len(os.listdir("/proc/self/fd")) <= before - 2
 
 

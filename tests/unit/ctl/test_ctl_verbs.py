@@ -273,5 +273,5 @@ def test_alloc_for_a_time(tmp_path: Path) -> None:
     assert status == 0
     assert out == f"export LEASE_ID={LEASE_ID}\n"
     assert "asking for 4MiB" in err and "leasectl shell 7fa30000" in err
-    assert (asked["bind"], asked["ttl_ns"]) == ("cgroup", 600 * SECOND)
+    assert (asked["bind"], asked["ttl_ns"]) == ("deadline", 600 * SECOND)
     assert len(asked["command_id"]) == 32

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tenant's library and foreign Varlink clients against the real agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+from tests.doubles.host_agent import NS_PER_S, REPOSITORY, HostAgent
+
+from leased import client
+from leased.client import AgentUnavailable, LeaseLost, Refused, plain
+
+pytestmark = pytest.mark.root
+
+MIB = 1 << 20
+
+
+def small(size_bytes: int = MIB) -> list:
+    from leased.wire.objects import Ask
+
+    return [Ask("mem", size_bytes, page_size=4096)]
+
+
+async def test_a_lease_for_a_block(shared_agent: HostAgent) -> None:
+    async with client.acquire(str(shared_agent.socket), resources=small(), ttl=60) as held:
+        with held.mem() as memory:
+            memory[:4] = b"mine"
+            assert bytes(memory[:4]) == b"mine" and len(memory) == MIB
+        lease_id = held.lease_id
+        state = await trio.to_thread.run_sync(shared_agent.describe, lease_id)
+        assert state["runtime"]["state"] == "active"
+    closed = await trio.to_thread.run_sync(shared_agent.wait_for, lease_id)
+    assert (closed["runtime"]["state"], closed["runtime"]["ended"]) == ("reclaimed", "released")
+
+
+async def test_it_renews_itself(shared_agent: HostAgent) -> None:
+    path = str(shared_agent.socket)
+    async with client.acquire(path, resources=small(), ttl=0.6) as held, held.scope():
+        async with held._session.another().follow(  # noqa: SLF001
+            *_watch(held.lease_id)
+        ) as changes:
+            async for change in changes:
+                if any(lease.runtime.generation >= 3 for lease in change.leases):
+                    break
+        held.check()
+
+
+def _watch(lease_id: str) -> tuple:
+    from leased.wire import parameters, replies
+
+    return parameters.Watch(lease_id), replies.WatchReply
+
+
+async def test_the_scope_closes_before_the_agent_acts(shared_agent: HostAgent) -> None:
+    """The agent stops answering: what we hold is given up by us, in time."""
+    path = str(shared_agent.socket)
+    with pytest.raises(LeaseLost):
+        async with client.acquire(path, resources=small(), ttl=1, bind="deadline") as held:
+            deadline_ns = held.lease.runtime.deadline_boottime_ns
+            with shared_agent.stopped(shared_agent.pid):
+                async with held.scope():
+                    await trio.sleep_forever()
+    assert client.session.boot_clock_ns() < deadline_ns + NS_PER_S
+    await trio.to_thread.run_sync(shared_agent.wait_for, held.lease_id)
+
+
+async def test_a_notice_and_a_revocation(shared_agent: HostAgent) -> None:
+    path = str(shared_agent.socket)
+    async with client.acquire(path, resources=small(), ttl=60, bind="deadline") as held:
+        await trio.to_thread.run_sync(
+            lambda: shared_agent.call(
+                "Admin.Revoke", admin=True, lease_id=held.lease_id, grace_ns=30 * NS_PER_S
+            )
+        )
+        with trio.fail_after(20):
+            notice = await held.notice.wait()
+        assert notice.reason == "operator_revoke"
+        await held.done()
+    closed = await trio.to_thread.run_sync(shared_agent.wait_for, held.lease_id)
+    assert closed["runtime"]["state"] == "reclaimed"
+
+
+async def test_a_lease_that_is_taken_at_once(shared_agent: HostAgent) -> None:
+    path = str(shared_agent.socket)
+    with pytest.raises(LeaseLost, match="operator_revoke"):
+        async with client.acquire(path, resources=small(), ttl=60, bind="deadline") as held:
+            async with held.scope():
+                await trio.to_thread.run_sync(
+                    lambda: shared_agent.call("Admin.Revoke", admin=True, lease_id=held.lease_id)
+                )
+                await trio.sleep_forever()
+
+
+async def test_what_cannot_be_had(shared_agent: HostAgent) -> None:
+    with pytest.raises(Refused) as caught:
+        async with client.acquire(str(shared_agent.socket), resources=small(1 << 60)):
+            raise AssertionError("granted")
+    assert caught.value.refusal.reason == "no_capacity"
+    with pytest.raises(AgentUnavailable):
+        async with client.acquire("/nowhere/io.leased", resources=small()):
+            raise AssertionError("granted")
+
+
+async def test_a_session_survives_the_agent(agent: HostAgent) -> None:
+    """The agent is killed and started again under a held lease: the holder notices nothing."""
+    path = str(agent.socket)
+    async with client.acquire(path, resources=small(), ttl=20, bind="deadline") as held:
+        await held.renew()
+        before = held.generation
+        await trio.to_thread.run_sync(lambda: (agent.kill(), agent.start()))
+        await held.renew()
+        assert held.generation == before + 1
+        held.check()
+    closed = await trio.to_thread.run_sync(agent.wait_for, held.lease_id)
+    assert closed["runtime"]["ended"] == "released"
+
+
+def test_without_async(shared_agent: HostAgent) -> None:
+    with plain.acquire(str(shared_agent.socket), resources=small(), ttl=60) as held:
+        with held.mem() as memory:
+            memory[0] = 7
+        held.renew()
+        held.check()
+    assert shared_agent.wait_for(held.lease_id)["runtime"]["state"] == "reclaimed"
+    listed = plain.run(str(shared_agent.socket), lambda session: session.leases(closed=True))
+    assert held.lease_id in [lease.lease_id for lease in listed.leases]
+    devices = plain.call(str(shared_agent.socket), "io.leased.Device.List")
+    assert devices["resources"]
+
+
+def test_foreign_clients(shared_agent: HostAgent) -> None:
+    """tests/interop over again, with the real agent behind the socket. In a process of its own:
+    who keeps memory past its lease is killed."""
+    pytest.importorskip("varlink")
+    pytest.importorskip("asyncvarlink")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            str(REPOSITORY / "tests" / "interop"),
+        ],
+        env={**os.environ, "LEASED_VARLINK_ADDRESS": f"unix:{shared_agent.socket}"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    print(done.stdout[-4000:])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    for lease in shared_agent.call("Lease.List")["leases"]:
+        shared_agent.call("Lease.Release", lease_id=lease["lease_id"])
+
+
+def test_varlinkctl(shared_agent: HostAgent) -> None:
+    tool = next((p for p in map(Path, ("/usr/bin/varlinkctl",)) if p.exists()), None)
+    if tool is None:
+        print("NOT PROVEN: varlinkctl (this host has none)")
+        pytest.skip("not proven: varlinkctl (this host has none)")
+    done = subprocess.run(
+        [tool, "call", str(shared_agent.socket), "io.leased.Device.List", "{}"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["resources"]

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is bound to what: real children by their real pidfds, real leaves running empty."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import trio
+import trio.testing
+from tests.doubles.host import not_proven
+
+from leased.hardware.cgroup import find_mounts
+from leased.service.holders import Holders
+from leased.terms.command import Command, HolderGone
+from leased.terms.identity import LeaseId
+
+A, B, C = (LeaseId(letter * 16) for letter in (b"a", b"b", b"c"))
+WITHIN_S = 10
+
+
+class Inbox:
+    """What holders submit."""
+
+    def __init__(self) -> None:
+        self.gone: list[HolderGone] = []
+        self._more = trio.Event()
+
+    def __call__(self, command: Command) -> None:
+        assert isinstance(command, HolderGone)
+        self.gone.append(command)
+        self._more.set()
+
+    async def next(self, count: int) -> list[LeaseId]:
+        """The ids, when so many have come."""
+        with trio.fail_after(WITHIN_S):
+            while len(self.gone) < count:
+                self._more = trio.Event()
+                await self._more.wait()
+        return [one.lease_id for one in self.gone]
+
+
+@contextlib.contextmanager
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives until it is told to end."""
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.communicate()
+
+
+@contextlib.asynccontextmanager
+async def watching() -> AsyncIterator[tuple[Holders, Inbox]]:
+    """Holders whose `run` runs."""
+    inbox = Inbox()
+    holders = Holders(inbox)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(holders.run)
+        await trio.testing.wait_all_tasks_blocked()
+        yield holders, inbox
+        nursery.cancel_scope.cancel()
+
+
+def enrol(holders: Holders, process: subprocess.Popen[bytes]) -> None:
+    """A connection of the process."""
+    pidfd = os.pidfd_open(process.pid)
+    holders.enrol(process.pid, pidfd)
+    os.close(pidfd)
+
+
+async def test_every_lease_of_a_process_ends_with_it() -> None:
+    async with watching() as (holders, inbox):
+        with child() as one, child() as other:
+            enrol(holders, one)
+            enrol(holders, other)
+            for lease_id in (A, B):
+                holders.bind(lease_id, one.pid)
+            holders.bind(C, other.pid)
+            one.communicate()
+            assert await inbox.next(2) == [A, B]
+            assert not any(command.left for command in inbox.gone)
+            holders.forget(A)
+            assert len(inbox.gone) == 2, "the other process lives"
+
+
+async def test_a_process_is_watched_beyond_its_connection() -> None:
+    async with watching() as (holders, inbox):
+        with child() as one:
+            enrol(holders, one)
+            holders.bind(A, one.pid)
+            holders.dismiss(one.pid)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not inbox.gone
+            one.communicate()
+            assert await inbox.next(1) == [A]
+
+
+async def test_a_process_gone_before_the_grant_was_complete_ends_the_lease() -> None:
+    """Its connection may live on in a child that inherited the socket."""
+    async with watching() as (holders, inbox):
+        with child() as one:
+            enrol(holders, one)
+            one.communicate()
+            with trio.fail_after(WITHIN_S):
+                while holders.pidfd_for(one.pid) is not None:
+                    await trio.lowlevel.checkpoint()
+            holders.bind(A, one.pid)
+            assert await inbox.next(1) == [A], "a lease was bound to a process that has gone"
+
+
+async def test_a_stranger_is_gone_and_nobody_is_nobody() -> None:
+    async with watching() as (holders, inbox):
+        holders.bind(A, 0)
+        holders.bind(B, -1)
+        assert not inbox.gone
+        holders.bind(C, 999_999_999)
+        assert await inbox.next(1) == [C]
+
+
+async def test_a_lease_of_an_earlier_run_is_watched_by_the_reapers_pidfd() -> None:
+    async with watching() as (holders, inbox):
+        with child() as one:
+            holders.rebind(A, one.pid, os.pidfd_open(one.pid))
+            holders.rebind(B, one.pid, os.pidfd_open(one.pid))
+            holders.rebind(C, 4242, None)
+            assert await inbox.next(1) == [C]
+            one.communicate()
+            assert sorted(await inbox.next(3)) == [A, B, C]
+
+
+async def test_a_forgotten_lease_is_told_of_no_more() -> None:
+    async with watching() as (holders, inbox):
+        with child() as one:
+            enrol(holders, one)
+            holders.bind(A, one.pid)
+            holders.forget(A)
+            holders.forget(A)
+            one.communicate()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not inbox.gone
+
+
+async def test_no_descriptor_is_left_over() -> None:
+    async with watching() as (holders, inbox):
+        gc.collect()
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(12):
+            with child() as one:
+                enrol(holders, one)
+                custody = holders.pidfd_for(one.pid)
+                assert custody is not None
+                os.close(custody)
+                holders.bind(A, one.pid)
+                if number % 3 == 0:
+                    holders.forget(A)
+                if number % 2:
+                    holders.dismiss(one.pid)
+                one.communicate()
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                if number % 2 == 0:
+                    holders.dismiss(one.pid)
+                holders.forget(A)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- leaves --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def leaf(name: str) -> Iterator[Path]:
+    """A real cgroup of our own."""
+    unified, _ = find_mounts(Path("/proc/self/mountinfo").read_text("utf-8"))
+    if os.geteuid() != 0 or unified is None or not os.access(unified, os.W_OK):
+        not_proven("a leaf that runs empty", "needs root and a writable cgroup2")
+    path = Path(unified) / f"leased-holders-{os.getpid()}-{name}"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+
+
+async def test_a_leaf_that_runs_empty_ends_its_lease() -> None:
+    async with watching() as (holders, inbox):
+        with leaf("empty") as path, child() as one, child() as other:
+            for process in (one, other):
+                (path / "cgroup.procs").write_text(str(process.pid))
+            holders.watch_leaf(A, str(path))
+            holders.watch_leaf(A, str(path))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            one.communicate()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not inbox.gone, "one is still in"
+            other.communicate()
+            assert await inbox.next(1) == [A]
+            assert inbox.gone[0].left, "whoever leaves the leaf has given the lease back"
+
+
+async def test_a_leaf_that_was_empty_already_ends_its_lease() -> None:
+    async with watching() as (holders, inbox):
+        with leaf("vacant") as path:
+            holders.watch_leaf(A, str(path))
+            assert await inbox.next(1) == [A]
+
+
+async def test_a_leaf_that_somebody_removed_ends_its_lease_and_not_the_agent() -> None:
+    async with watching() as (holders, inbox):
+        with leaf("removed") as path, child() as one:
+            (path / "cgroup.procs").write_text(str(one.pid))
+            holders.watch_leaf(A, str(path))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            with open(path / "cgroup.events", "rb", buffering=0) as events, select.epoll() as told:
+                told.register(events, select.EPOLLPRI)
+                told.poll(WITHIN_S)
+                events.read()
+                one.communicate()
+                assert told.poll(WITHIN_S), "holders have been told too, and have not looked yet"
+            path.rmdir()
+            assert await inbox.next(1) == [A]

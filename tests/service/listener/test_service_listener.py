@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The listener on real sockets: limits, peers that do not read, peers that lie about descriptors,
+peers that are gone, and nothing left over when they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from tests.doubles.calling import House, Visitor, memory, message, open_house
+
+from leased.service.config import Sockets
+from leased.terms.command import Caller
+from leased.terms.identity import TenantId
+from leased.terms.moment import NS_PER_S
+
+ROOT = Caller(0, 0, 4242, TenantId("root"))
+ACQUIRE = {"resources": memory(), "bind": "deadline"}
+
+
+# ---- limits --------------------------------------------------------------------------------------
+
+
+async def test_one_uid_has_so_many_connections(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    limits = Sockets(connections_per_uid_max=3, connections_max=100)
+    async with open_house(tmp_path, limits=limits) as house:
+        held = [house.visit(uid=1000) for _ in range(3)]
+        for visitor in held:
+            await visitor.call("Lease.List")
+        surplus = house.visit(uid=1000)
+        refused = await surplus.answer()
+        assert refused["error"].endswith("PermissionDenied")
+        assert "uid 1000 has 3 connections" in refused["parameters"]["why"]
+        assert await surplus.ended()
+        await house.visit(uid=2000).call("Lease.List")
+        held[0].close()
+        await trio.sleep(1)
+        await house.visit(uid=1000).call("Lease.List")
+
+
+async def test_all_together_have_so_many_connections(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    limits = Sockets(connections_per_uid_max=100, connections_max=4)
+    async with open_house(tmp_path, limits=limits) as house:
+        for uid in (1000, 1000, 2000, 2000):
+            await house.visit(uid=uid).call("Lease.List")
+        surplus = house.visit(uid=0)
+        assert (await surplus.answer())["error"].endswith("PermissionDenied")
+        assert house.agent.listener is not None and house.agent.listener.connections == 4
+
+
+async def test_a_message_has_so_many_bytes(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path, limits=Sockets(message_bytes_max=4096)) as house:
+        me = house.visit()
+        await me.send(b"{" + b" " * 8192)
+        assert (await me.answer())["error"].endswith("ProtocolError")
+        assert await me.ended()
+
+
+async def test_one_connection_has_so_many_calls_unanswered(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path, limits=Sockets(calls_queued_max=4)) as house:
+        house.agent.journal.gate.shut()
+        house.agent.submit(house.host.acquire(1))
+        me = house.visit()
+        await me.send(message("Lease.List") * 5)
+        await trio.sleep(1)
+        house.agent.journal.gate.open()
+        answers = [await me.answer() for _ in range(5)]
+        assert ["error" in answer for answer in answers] == [False] * 4 + [True]
+        assert await me.ended()
+
+
+# ---- peers that do not read ----------------------------------------------------------------------
+
+
+async def _much_to_say(house: House) -> None:
+    for _ in range(150):
+        await house.agent.lease(1, caller=ROOT, ttl_s=3600)
+
+
+async def test_a_peer_that_does_not_read_is_cut_off_in_time(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    limits = Sockets(write_timeout_ns=10 * NS_PER_S)
+    async with open_house(tmp_path, limits=limits) as house:
+        await _much_to_say(house)
+        deaf, other = house.visit(), house.visit()
+        await deaf.send(message("Lease.List") * 16)
+        await trio.sleep(8)
+        assert house.agent.listener is not None
+        await other.call("Lease.List")
+        assert house.agent.listener.connections == 2, "it has time to read"
+        await trio.sleep(5)
+        assert house.agent.listener.connections == 1
+        await other.call("Lease.List")
+
+
+async def test_a_peer_that_reads_slowly_gets_everything_in_order(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path, limits=Sockets(write_timeout_ns=10 * NS_PER_S)) as house:
+        await _much_to_say(house)
+        slow = house.visit()
+        calls = [message("Lease.List"), message("Device.List")] * 8
+        await slow.send(b"".join(calls))
+        await trio.sleep(5)
+        answers = [await slow.answer() for _ in calls]
+        assert ["leases" in one["parameters"] for one in answers] == [True, False] * 8
+        assert len(answers[-2]["parameters"]["leases"]) == 150
+        await trio.sleep(60)
+        await slow.call("Lease.List")
+
+
+async def test_descriptors_that_cannot_be_sent_yet_arrive_later_or_are_closed(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path, limits=Sockets(write_timeout_ns=10 * NS_PER_S)) as house:
+        await _much_to_say(house)
+        slow, deaf = house.visit(), house.visit()
+        calls = message("Lease.List") * 12 + message("Lease.Acquire", **ACQUIRE)
+        for visitor in (slow, deaf):
+            await visitor.send(calls)
+        await trio.sleep(5)
+        for _ in range(12):
+            await slow.answer()
+        answer = await slow.answer()
+        assert answer["parameters"]["fds"] and len(slow.fds) == 1
+        before = len(os.listdir("/proc/self/fd"))
+        await trio.sleep(10)
+        assert len(os.listdir("/proc/self/fd")) == before - 3, "socket, pidfd, memory of the deaf"
+
+
+# ---- descriptors ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["malformed", "unknown method", "in pieces", "too many"])
+async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
+    kind: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        await house.visit().call("Lease.List")
+        gc.collect()
+        before = len(os.listdir("/proc/self/fd"))
+        me = house.visit()
+        await me.call("Lease.List")
+        own = len(os.listdir("/proc/self/fd")) - before
+        data = {
+            "malformed": message("Lease.Acquire", resources=[]),
+            "unknown method": message("Lease.Nonsense"),
+            "in pieces": b'{"meth',
+            "too many": message("Lease.Acquire", **ACQUIRE),
+        }[kind]
+        with open("/dev/null", "rb") as null, contextlib.suppress(EOFError, OSError):
+            for _ in range(40):
+                await me.send(data, [null.fileno()] * (5 if kind == "too many" else 1))
+                if kind != "in pieces":
+                    await me.answer()
+        await trio.sleep(1)
+        extra = len(os.listdir("/proc/self/fd")) - before - own
+        assert extra <= 0, f"{extra} descriptors of a peer are kept for calls that never come"
+
+
+async def test_a_descriptor_goes_with_its_own_call(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A call that is refused takes its descriptor with it, and the next one has its own."""
+    async with open_house(tmp_path) as house:
+        boss = house.visit(operator=True)
+        lease = (await boss.call("Lease.Acquire", **ACQUIRE))["lease"]["lease_id"]
+        pidfd = os.pidfd_open(os.getpid())
+        with open("/dev/null", "rb") as null:
+            await boss.ask("Admin.Adopt", fds=[null.fileno()], lease_id=1)
+            assert "InvalidParameter" in (await boss.answer())["error"]
+            await boss.ask("Admin.Adopt", fds=[pidfd], lease_id=lease)
+            answer = await boss.answer()
+        os.close(pidfd)
+        assert "error" not in answer, answer
+        assert house.host.devices.joined == [(bytes.fromhex(lease), os.getpid())]
+
+
+async def test_connections_leave_nothing_behind(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        await house.visit().call("Lease.List")
+        await trio.sleep(1)
+        gc.collect()
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(20):
+            me = house.visit()
+            if number % 4 == 1:
+                await me.call("Lease.Acquire", resources=memory(), bind="process", ttl_ns=10**9)
+            elif number % 4 == 2:
+                await me.ask("Lease.Watch", more=True)
+                await me.answer()
+            elif number % 4 == 3:
+                await me.send(b"\xff\0")
+                await me.answer()
+            me.close()
+        await trio.sleep(10)
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert house.agent.listener is not None and house.agent.listener.connections == 1
+
+
+# ---- peers that are gone -------------------------------------------------------------------------
+
+_GONE = """
+import socket, sys
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+peer.sendall(sys.stdin.buffer.read())
+"""
+
+
+async def test_who_is_gone_before_being_let_in_gets_no_lease(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The process has been reaped; only its bytes are left in the socket."""
+    async with open_house(tmp_path) as house:
+        subprocess.run(
+            [sys.executable, "-c", _GONE, str(tmp_path / "user")],
+            input=message("Lease.Acquire", resources=memory(), bind="process"),
+            check=True,
+        )
+        await trio.sleep(10)
+        live = [one for one in house.agent.lessor.table.leases.values() if one.ended is None]
+        assert not live, "bound to a process that does not exist"
+        assert house.agent.listener is not None and house.agent.listener.connections == 0
+        await house.visit().call("Lease.List")
+
+
+@contextlib.contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """So many descriptors may be opened, and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    top = max(int(name) for name in os.listdir("/proc/self/fd")) + 16
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
+    taken = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+async def test_an_agent_out_of_descriptors_refuses_and_lives(
+    left: int, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        me: Visitor = house.visit()
+        await me.send(message("Lease.Acquire", resources=memory(), bind="process"))
+        with descriptors_left(left):
+            for _ in range(50):
+                await trio.lowlevel.checkpoint()
+        await trio.sleep(1)
+        assert await house.visit().call("Lease.List")
