@@ -4,6 +4,7 @@
 # shellcheck shell=bash
 
 leased_log=${leased_log:-$(mktemp -t leased-log.XXXXXX)}
+: >>"$leased_log"
 step_number=0
 : "${step_total:=?}"
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tour behind `packaging/try`: an agent of its own, and the commands a person would type, shown as they are typed.
+"""The tour behind `packaging/try`: an agent of its own, and commands shown as a person types them.
 
-Rule: every figure is read back from the agent or from its sealed log; a step that did not do what it should ends the tour
-with a status that is not 0. Nothing is left behind unless `--keep` was given.
+Rule: every figure is read back from the agent or from its sealed log; a step that did not do what
+it should ends the tour with a status that is not 0. Nothing is left behind unless `--keep` was
+given.
 
 Does not build anything (`packaging/try`).
 """
@@ -63,9 +64,13 @@ class Stage:
         self.cgroup = self.state.name
         (self.state / "state").mkdir(mode=0o700)
         self.config = self.state / "leased.toml"
-        cores = "0" if os.cpu_count() == 1 else "auto"
         self.config.write_text(
-            CONFIG.format(state=self.state / "state", runtime=self.runtime, cgroup=self.cgroup, cores=cores)
+            CONFIG.format(
+                state=self.state / "state",
+                runtime=self.runtime,
+                cgroup=self.cgroup,
+                cores="0" if os.cpu_count() == 1 else "auto",
+            )
         )
         self.log = self.state / "agent.log"
         self.agent: subprocess.Popen[bytes] | None = None
@@ -147,7 +152,8 @@ def show(
     """Run leasectl as a person would, and show both what was typed and what came."""
     print(f"{'#' if admin else '$'} leasectl {shlex.join(words)}", flush=True)
     done = leasectl(stage, *words, check=False, user=user, admin=admin)
-    print("".join(f"    {line}\n" for line in (done.stdout + done.stderr).splitlines()), end="", flush=True)
+    for line in (done.stdout + done.stderr).splitlines():
+        print(f"    {line}", flush=True)
     if done.returncode != status:
         fail(f"that should have ended with status {status}, not {done.returncode}")
     return done.stdout
@@ -184,12 +190,20 @@ def offers(stage: Stage) -> tuple[dict[str, Any], bool]:
     return memory[0], bool(cores)
 
 
-def run_workload(stage: Stage, memory: dict[str, Any], cores: bool, user: list[str]) -> tuple[str, subprocess.Popen[bytes]]:
+def run_workload(
+    stage: Stage, memory: dict[str, Any], cores: bool, user: list[str]
+) -> tuple[str, subprocess.Popen[bytes]]:
     """Start the workload under a lease; its id and its process."""
     words = ["run", "--mem", f"256MiB,node={memory['node']}", "--ttl", f"{TTL_S}s", "--no-renew"]
     if cores:
         words += ["--cpu", "1"]
-    words += ["--workload", "stubborn", "--", sys.executable, str(TOP / "packaging" / "workload.py")]
+    words += [
+        "--workload",
+        "stubborn",
+        "--",
+        sys.executable,
+        str(TOP / "packaging" / "workload.py"),
+    ]
     print(f"$ leasectl {shlex.join(words)} &", flush=True)
     process = subprocess.Popen([*user, str(BIN / "leasectl"), *words], env=environment(stage))
     deadline = time.monotonic() + START_SECONDS_MAX
@@ -208,16 +222,19 @@ def run_workload(stage: Stage, memory: dict[str, Any], cores: bool, user: list[s
 
 def tell_end(stage: Stage, lease_id: str) -> None:
     """The times of the teardown, from the sealed records."""
-    lines = leasectl(stage, "audit", "log", "--log", str(stage.audit), "--lease", lease_id, "--json")
+    lines = leasectl(
+        stage, "audit", "log", "--log", str(stage.audit), "--lease", lease_id, "--json"
+    )
     records = [json.loads(line) for line in lines.stdout.splitlines()]
     at = {record["kind"]: record for record in records}
     for kind in ("Expired", "AccessCut", "Scrubbed", "Reclaimed"):
         if kind not in at:
             fail(f"the sealed log has no {kind} of this lease: {list(at)}")
     deadline_ns = at["Expired"]["effective_ns"]
+    scrubbed_bytes = at["Scrubbed"]["scrubbed_bytes"]
     for kind, what in (
         ("AccessCut", "access cut"),
-        ("Scrubbed", f"scrubbed: {at['Scrubbed']['scrubbed_bytes'] >> 20} MiB overwritten and read back"),
+        ("Scrubbed", f"scrubbed: {scrubbed_bytes >> 20} MiB overwritten and read back"),
         ("Reclaimed", "proven clean by another source, capacity free again"),
     ):
         late_ms = (at[kind]["effective_ns"] - deadline_ns) / NS_PER_MS
@@ -227,17 +244,19 @@ def tell_end(stage: Stage, lease_id: str) -> None:
 
 def tour(stage: Stage) -> None:
     """The whole of it."""
-    heading(f"Starting an agent and a reaper of their own in {stage.runtime} and {stage.state}")
+    heading(f"Starting an agent and a reaper in {stage.runtime} and {stage.state}")
     print("    ($ is what a tenant types, # an operator, on the admin socket)")
     stage.start()
     memory, cores = offers(stage)
     user = tenant_user(stage)
     if not cores:
-        print("    Cores cannot be leased here (the reason is above), so the workload leases memory alone.")
+        print("    Cores cannot be leased here (why: above), so the workload leases memory alone.")
     if not user:
-        print("    Other users cannot reach this directory, so the workload runs as root.")
+        print("    Other users cannot reach this tree, so the workload runs as root.")
 
-    heading(f"A workload leases 256 MiB of node {memory['node']} for {TTL_S} s, and will not let go")
+    heading(
+        f"A workload leases 256 MiB of node {memory['node']} for {TTL_S} s, and will not let go"
+    )
     lease_id, process = run_workload(stage, memory, cores, user)
     time.sleep(RENEW_AFTER_S)
     heading(f"After {RENEW_AFTER_S} s: one renewal, of {TTL_S} s from now")
@@ -252,9 +271,7 @@ def tour(stage: Stage) -> None:
     print(f"    leasectl run ended with status {status} (79: the lease was lost; 137: killed)")
     if status not in (79, 137):
         fail("the workload should have lost its lease")
-    show(
-        stage, "wait", lease_id[:8], "--until", "closed", "--timeout-after", "60s", admin=True
-    )
+    show(stage, "wait", lease_id[:8], "--until", "closed", "--timeout-after", "60s", admin=True)
     tell_end(stage, lease_id)
 
     heading("The statement: what was held, for how long, and what it costs")
@@ -287,7 +304,9 @@ def main() -> int:
             f"Remove:   rm -rf {stage.state} {stage.runtime}"
         )
     else:
-        print("\nDone: everything that was started has ended. packaging/install puts it on this host for good.")
+        print(
+            "\nDone: everything that was started has ended. packaging/install puts it on this host for good."
+        )
     return 0
 
 

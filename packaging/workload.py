@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A workload that will not let go: it ignores SIGTERM, forks, and writes its leased memory for ever.
+"""A workload that will not let go: it ignores SIGTERM, forks, and writes its leased memory for
+ever.
 
 Run it under a lease: `leasectl run --mem 256MiB -- python packaging/workload.py`.
 """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiers of tests, run one after the other in the order of trust, counted and added up.
 
-Rule: a tier that should run and collected nothing, did not start, or ran over its time is a failure of its own. Every skip
-is printed with the reason the test gave: what was not proven must be seen. The last line is the count.
+Rule: a tier that should run and collected nothing, did not start, or ran over its time is a failure
+of its own. Every skip is printed with the reason the test gave: what was not proven must be seen.
+The last line is the count.
 
 Does not install anything (`tests/run`).
 """
@@ -77,7 +78,9 @@ class Counts:
         self.skipped += skipped
 
 
-def run_tier(tier: Tier, options: argparse.Namespace, folder: Path, counts: Counts, number: str) -> None:
+def run_tier(
+    tier: Tier, options: argparse.Namespace, folder: Path, counts: Counts, number: str
+) -> None:
     """Run one tier and add its counts; say how it went."""
     print(f"[{number}] {tier.name}: {tier.proves} ", end="", flush=True)
     log, report = folder / f"{tier.name}.log", folder / f"{tier.name}.xml"
@@ -110,7 +113,12 @@ def watch(words: list[str], log: Path, seconds_max: int) -> int:
     """Run a command to its end, its output to `log`; a sign of life every so often. 124: over time."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            words, cwd=TOP, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            words,
+            cwd=TOP,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         began = said = time.monotonic()
         while True:
@@ -159,9 +167,11 @@ def explain(status: int, tier: Tier) -> str:
     """Why a tier's status means that it did not run to its end."""
     if status == 124:
         return f"not over after {tier.seconds_max} s"
-    return {5: "no test was collected", 4: "pytest was called wrongly", 2: "interrupted or not collected"}.get(
-        status, f"status {status}"
-    )
+    return {
+        5: "no test was collected",
+        4: "pytest was called wrongly",
+        2: "interrupted or not collected",
+    }.get(status, f"status {status}")
 
 
 def failures(text: str) -> list[str]:
@@ -188,7 +198,11 @@ def main() -> int:
     unknown = wanted - {tier.name for tier in TIERS}
     if unknown:
         parser.error(f"no such tier: {', '.join(sorted(unknown))}")
-    chosen = [tier for tier in TIERS if (not wanted or tier.name in wanted) and (tier.fast or not options.fast)]
+    chosen = [
+        tier
+        for tier in TIERS
+        if (not wanted or tier.name in wanted) and (tier.fast or not options.fast)
+    ]
     counts = Counts()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="leased-tests-") as folder:

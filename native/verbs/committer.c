@@ -179,6 +179,40 @@ int leased_committer_submit(struct leased_committer *c, int seg_fd, const void *
 	return rc;
 }
 
+/*
+ * The same on the caller's own thread, which saves two wake-ups (more than a fast disk takes). For
+ * who can afford to wait as long as the disk does. 0, -errno of the step named in *stage, or what
+ * submit would refuse with.
+ */
+int leased_committer_run(struct leased_committer *c, int seg_fd, const void *buf, size_t len,
+	uint64_t off, int anchor_fd, const void *slot, size_t slot_len, uint64_t slot_off,
+	int *stage)
+{
+	*stage = LEASED_STAGE_IDLE;
+	if (seg_fd < 0 && anchor_fd < 0)
+		return -EINVAL;
+	pthread_mutex_lock(&c->lock);
+	int rc = c->failed || c->stop ? -EIO : c->busy ? -EBUSY : 0;
+	pthread_mutex_unlock(&c->lock);
+	if (rc != 0)
+		return rc;
+	const struct batch batch = { .seg_fd = seg_fd,
+		.anchor_fd = anchor_fd,
+		.buf = buf,
+		.slot = slot,
+		.len = len,
+		.slot_len = slot_len,
+		.off = off,
+		.slot_off = slot_off };
+	rc = carry_out(&batch, stage);
+	if (rc != 0) {
+		pthread_mutex_lock(&c->lock);
+		c->failed = true;
+		pthread_mutex_unlock(&c->lock);
+	}
+	return rc;
+}
+
 /* The last batch's result: 0, -errno of the step named in *stage, or -EINPROGRESS. */
 int leased_committer_result(struct leased_committer *c, int *stage)
 {

@@ -148,7 +148,11 @@ class FakeDevices:
             return fault.error
         self.held[lease.lease_id] = lease.subject.allotments
         memory = [a for a in lease.subject.allotments if a.kind is ResourceKind.MEM]
-        fds = tuple(_sparse(allotment.capacity) for allotment in memory)
+        try:
+            fds = tuple(_sparse(allotment.capacity) for allotment in memory)
+        except OSError as error:
+            del self.held[lease.lease_id]
+            return DeviceError("mem_create", error.errno or errno.EIO)
         if not lease.pid:
             self.leaves[lease.lease_id] = _leaf(lease)
         evidence = hashlib.sha256(lease.lease_id).digest()

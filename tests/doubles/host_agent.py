@@ -256,6 +256,20 @@ class HostAgent:
         self._process = None
         return status
 
+    def wait_traced(self) -> int:
+        """Wait for the end of an agent that was launched under another program, which ends as it
+        does."""
+        status = self.wait()
+        self._end_daemons()
+        return status
+
+    def stop_traced(self) -> None:
+        """SIGTERM to the agent itself, not to what it runs under."""
+        for pid in self._ours(self.config):
+            if pid != self.pid:
+                os.kill(pid, signal.SIGTERM)
+        self.wait_traced()
+
     def signal(self, number: int) -> None:
         """To the agent alone."""
         os.kill(self.pid, number)
@@ -400,9 +414,12 @@ class HostAgent:
             self._process.kill()
             self._process.wait()
             self._process = None
-        until = time.monotonic() + PATIENCE_S
         # A reaper that was just being started comes up after its agent is gone.
-        while (ours := self._ours()) and time.monotonic() < until:
+        self._end_daemons(self.runtime, self.config)
+
+    def _end_daemons(self, *paths: Path) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while (ours := self._ours(*(paths or (self.config,)))) and time.monotonic() < until:
             for pid in ours:
                 with contextlib.suppress(ProcessLookupError):
                     pidfd = os.pidfd_open(pid)
@@ -410,9 +427,9 @@ class HostAgent:
                     exited(pidfd, 5)
                     os.close(pidfd)
 
-    def _ours(self) -> list[int]:
-        """Daemons and reapers of our directory, and nobody else's."""
-        wanted = {str(self.runtime).encode(), str(self.config).encode()}
+    def _ours(self, *paths: Path) -> list[int]:
+        """Daemons or reapers that were told one of these paths of ours, and nobody else."""
+        wanted = {str(path).encode() for path in paths}
         return [
             int(name)
             for name in os.listdir("/proc")

@@ -134,6 +134,34 @@ def test_without_async(shared_agent: HostAgent) -> None:
     assert devices["resources"]
 
 
+GIVES_BACK = """
+import select, sys
+from leased.client import plain
+from leased.wire.objects import Ask
+for early in (True, False) * 10:
+    with plain.acquire(sys.argv[1], resources=[Ask("mem", 4096, page_size=4096)]) as held:
+        memory = held.mem()
+        memory[:4] = b"mine"
+        if early:
+            held.release()
+            plain.run(sys.argv[1], lambda session: session.wait(held.lease_id, until="closed"))
+    plain.run(sys.argv[1], lambda session: session.wait(held.lease_id, until="closed"))
+print("alive")
+"""
+
+
+def test_who_gives_a_lease_back_lives_on(shared_agent: HostAgent) -> None:
+    """Memory that is held past its lease costs the holder its life; the library holds none."""
+    done = subprocess.run(
+        [sys.executable, "-c", GIVES_BACK, str(shared_agent.socket)],
+        env={**os.environ, **shared_agent.sockets()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "alive\n", (done.returncode, done.stderr[-2000:])
+
+
 def test_foreign_clients(shared_agent: HostAgent) -> None:
     """tests/interop over again, with the real agent behind the socket. In a process of its own:
     who keeps memory past its lease is killed."""

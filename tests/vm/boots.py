@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VM's three boots, seen from the host: start QEMU, read what the guest tells, pull the plug, count.
+"""The VM's three boots, seen from the host: start QEMU, read what the guest tells, pull the plug,
+count.
 
-Rule: a phase that did not say that it ended is a failure, however many of its tests passed. Each boot writes to an
-overlay of its own above the disk before it, so the power cut loses what QEMU had not been asked to flush: with the
-copy-on-write format, data whose place was not flushed is gone, as it is with a disk's own cache.
+Rule: a phase that did not say that it ended is a failure, however many of its tests passed. Each
+boot writes to an overlay of its own above the disk before it, so the power cut loses what QEMU had
+not been asked to flush: with the copy-on-write format, data whose place was not flushed is gone, as
+it is with a disk's own cache.
 
 Does not build the image (`tests/vm/run`) and does not judge the agent (`tests/vm/guest`).
 """
@@ -124,7 +126,10 @@ def machine_arguments() -> list[str]:
     for node in range(len(MEMORY)):
         to = f"hmat-lb,initiator=0,target={node},hierarchy=memory"
         arguments += ["-numa", f"{to},data-type=access-latency,latency={LATENCY_NS[node]}"]
-        arguments += ["-numa", f"{to},data-type=access-bandwidth,bandwidth={BANDWIDTH_MIBPS[node]}M"]
+        arguments += [
+            "-numa",
+            f"{to},data-type=access-bandwidth,bandwidth={BANDWIDTH_MIBPS[node]}M",
+        ]
     return [*arguments, "-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]
 
 
@@ -170,7 +175,9 @@ def take(line: dict[str, Any], boot: Boot, tally: Tally) -> bool:
 
 
 def run_storm(boot: Boot, tally: Tally) -> list[dict[str, Any]]:
-    """Read a phase to its grant storm and cut the power in the middle of it. Returns what was acknowledged."""
+    """Read a phase to its grant storm and cut the power in the middle of it. Returns what was
+    acknowledged.
+    """
     acked: list[dict[str, Any]] = []
     ended = False
     try:
@@ -186,7 +193,9 @@ def run_storm(boot: Boot, tally: Tally) -> list[dict[str, Any]]:
     if ended and len(acked) >= STORM_GRANTS:
         tally.count("passed", name, seconds=time.monotonic() - boot.began)
     else:
-        tally.count("failed", name, why=f"{len(acked)} grants were acknowledged\n{boot.console_end()}")
+        tally.count(
+            "failed", name, why=f"{len(acked)} grants were acknowledged\n{boot.console_end()}"
+        )
     return acked
 
 

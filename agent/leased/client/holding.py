@@ -16,7 +16,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -44,6 +44,7 @@ class Holding:
     def __init__(self, session: Session, granted: replies.AcquireReply, fds: Sequence[int]) -> None:
         self._session = session
         self._fds = list(fds)
+        self._mapped: list[mmap.mmap] = []
         self._scopes: list[trio.CancelScope] = []
         self._ttl_ns = granted.lease.context.ttl_ns
         self._told = False
@@ -91,11 +92,13 @@ class Holding:
         raise KeyError(f"no {purpose} descriptor came with lease {self.lease_id}")
 
     def mem(self, resource_id: str | None = None) -> mmap.mmap:
-        """The leased memory, mapped. After the loss of the lease touching it is fatal (SIGBUS):
-        work under `scope`.
+        """The leased memory, mapped until the lease is given back. After its loss touching it is
+        fatal (SIGBUS): work under `scope`.
         """
         fd = self.fd("memory", resource_id)
-        return mmap.mmap(fd, os.fstat(fd).st_size, mmap.MAP_SHARED)
+        mapped = mmap.mmap(fd, os.fstat(fd).st_size, mmap.MAP_SHARED)
+        self._mapped.append(mapped)
+        return mapped
 
     def devices(self, kind: str = "gpu") -> list[str]:
         """The resources of one kind by name, without the prefix: GPU UUIDs for gpu."""
@@ -137,11 +140,13 @@ class Holding:
     async def done(self) -> None:
         """Say that we have left, before the grace ends."""
         self.released = True
+        self.close()
         self.lease = await self._session.done(self.lease_id)
 
     async def release(self) -> None:
         """Give it back now instead of at the end of the block."""
         self.released = True
+        self.close()
         self.lease = await self._session.release(self.lease_id)
 
     # ---- in the background ---------------------------------------------------------------------
@@ -204,7 +209,15 @@ class Holding:
             scope.cancel()
 
     def close(self) -> None:
-        """Close every descriptor that came with it. Mappings stay with whoever made them."""
+        """Close every descriptor that came with it, and every mapping of `mem`. Idempotent.
+
+        Before the lease is given back, for whoever has its memory after that is killed. What
+        something else still looks into (a memoryview, an array) cannot be unmapped here.
+        """
+        for mapped in self._mapped:
+            with suppress(BufferError):
+                mapped.close()
+        self._mapped.clear()
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()

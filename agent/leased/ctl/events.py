@@ -113,7 +113,9 @@ def _fields(struct: msgspec.Struct) -> dict[str, Any]:
     for field in struct.__struct_fields__:
         value = getattr(struct, field)
         closed = _NUMBERED.get((name, field))
-        found[field] = _value(value if closed is None else closed(value))
+        # "version" is the document's own word, on every line.
+        shown = "agent_version" if field == "version" else field
+        found[shown] = _value(value if closed is None else closed(value))
     return found
 
 

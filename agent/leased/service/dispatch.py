@@ -110,6 +110,8 @@ class Dispatcher:
                 self._begin_command(connection, call)
         except LeasedError as refused:
             connection.answer(call, encode_error(refused))
+        except OSError as error:  # out of descriptors: this call fails, and nobody else's
+            connection.answer(call, encode_error(DeviceError("pidfd", error.errno or 0)))
         finally:
             for fd in fds:
                 os.close(fd)
@@ -127,6 +129,8 @@ class Dispatcher:
             except LeasedError as refused:
                 if not call.answered:
                     connection.answer(call, encode_error(refused))
+            except trio.EndOfChannel:  # the agent stops, and with it every stream
+                connection.hang_up()
 
     # -- commands ----------------------------------------------------------------------------------
 

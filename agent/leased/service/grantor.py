@@ -148,13 +148,21 @@ class Grantor:
             if isinstance(outcome, DeviceError):
                 self._fail(lease, TeardownStep.PREPARE, outcome)
             else:
-                pidfd = self._holders.pidfd_for(lease.pid)
-                self._custodian.keep(lease.lease_id, outcome.fds, outcome.cgroup, pidfd)
-                ready.append((lease, outcome))
+                self._keep(lease, outcome, ready)
         if ready:
             await self._arm(ready)
         async with self._settled:
             self._settled.notify_all()
+
+    def _keep(self, lease: Lease, made: Prepared, ready: list[tuple[Lease, Prepared]]) -> None:
+        try:
+            pidfd = self._holders.pidfd_for(lease.pid)
+        except OSError as error:  # out of descriptors
+            self._custodian.keep(lease.lease_id, made.fds, made.cgroup, None)
+            self._fail(lease, TeardownStep.ARM, DeviceError("pidfd", error.errno or 0))
+            return
+        self._custodian.keep(lease.lease_id, made.fds, made.cgroup, pidfd)
+        ready.append((lease, made))
 
     async def _arm(self, ready: list[tuple[Lease, Prepared]]) -> None:
         outcomes = await self._reaper.arm_many(

@@ -133,6 +133,10 @@ class Connection:
         self.conversation.answer(call, wire, fds, continues=continues)
         self.flush()
 
+    def hang_up(self) -> None:
+        """End the connection from our side."""
+        self._listener.close(self)
+
     def flush(self) -> None:
         """Send what the conversation has ready, as far as the socket takes it."""
         for wire, fds in self.conversation.take():
@@ -210,12 +214,18 @@ class Connection:
             self._listener.close(self)
             return []
         calls = self.conversation.receive(data, count)
-        taken = [
-            (call, [self._received_fds.popleft() for _ in range(call.fd_count)]) for call in calls
-        ]
+        taken: list[tuple[Call, list[int]]] = []
+        for call in calls:
+            self._drop_received(call.fd_skip)
+            taken.append((call, [self._received_fds.popleft() for _ in range(call.fd_count)]))
+        self._drop_received(self.conversation.take_refused_fds())
         if self.conversation.fault is not None or not calls:
             self.flush()
         return taken
+
+    def _drop_received(self, count: int) -> None:
+        for _ in range(count):
+            os.close(self._received_fds.popleft())
 
     def release(self) -> None:
         """Close everything this connection owns. Called once, by the listener."""
@@ -307,20 +317,26 @@ class Listener:
         try:
             caller = peers.identify(sock, tenant_of=self.tenant_of, operator=operator)
             self._admit(caller)
+            connection = Connection(self, sock, caller, self._converse(service))
         except LeasedError as refused:
             with contextlib.suppress(OSError):
                 sock.send(encode_error(refused), _CONTINUE)
             sock.close()
             return
-        conversation = Conversation(
+        except OSError:
+            # Who it is cannot be asked: the peer has gone, or we are out of descriptors.
+            sock.close()
+            return
+        self._connections[sock.fileno()] = connection
+        self._per_uid[caller.uid] = self._per_uid.get(caller.uid, 0) + 1
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _converse(self, service: Service) -> Conversation:
+        return Conversation(
             service,
             message_bytes_max=self._limits.message_bytes_max,
             pipeline_max=self._limits.calls_queued_max,
         )
-        connection = Connection(self, sock, caller, conversation)
-        self._connections[sock.fileno()] = connection
-        self._per_uid[caller.uid] = self._per_uid.get(caller.uid, 0) + 1
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _admit(self, caller: Caller) -> None:
         if len(self._connections) >= self._limits.connections_max:

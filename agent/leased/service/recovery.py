@@ -51,8 +51,8 @@ def replay(lessor: Lessor, opened: OpenedLog) -> int:
     """Rebuild the table from the sealed history; how many events it took."""
     count = 0
     moment = None
-    for _, event, moment in opened.history():
-        lessor.replay(event, moment)
+    for sequence, event, moment in opened.history():
+        lessor.replay(event, moment, sequence)
         count += 1
     if moment is not None:
         # The history leaves out what is over, but what was held in a boot that has ended is

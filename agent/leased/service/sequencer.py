@@ -179,7 +179,7 @@ class Sequencer:
         if items:
             sealed = self._sealer.seal(items)
             await self._journal.commit(sealed.frames, sealed.count, sealed.head, moment)
-            held = _receipted(held, items, sealed)
+            held = self._receipted(held, items, sealed)
             self._tell(
                 Told(moment, tuple(event for event, _ in items), sealed.sequences, sealed.hashes)
             )
@@ -253,27 +253,27 @@ class Sequencer:
                 return
         answers.extend((reply, one) for one in waiting)
 
-
-def _receipted(
-    held: list[Held], items: list[tuple[Event, Moment]], sealed: SealedBatch
-) -> list[Held]:
-    """Give every fresh grant its place in the chain: (sequence, record hash) is the start of a
-    receipt."""
-    if not any(isinstance(one.reply, Granted) for one in held):
-        return held
-    place = {
-        event.lease_id: index
-        for index, (event, _) in enumerate(items)
-        if isinstance(event, Allocated)
-    }
-    receipted = []
-    for one in held:
-        reply = one.reply
-        if isinstance(reply, Granted) and reply.lease.lease_id in place:
-            index = place[reply.lease.lease_id]
-            reply = Granted(
-                reply.lease, sealed.sequences[index], sealed.hashes[index], reply.attached
-            )
-            one = Held(one.effect, reply, one.delivers)
-        receipted.append(one)
-    return receipted
+    def _receipted(
+        self, held: list[Held], items: list[tuple[Event, Moment]], sealed: SealedBatch
+    ) -> list[Held]:
+        """Give every fresh grant its place in the chain: (sequence, record hash) is the start of a
+        receipt."""
+        if not any(isinstance(one.reply, Granted) for one in held):
+            return held
+        place = {
+            event.lease_id: index
+            for index, (event, _) in enumerate(items)
+            if isinstance(event, Allocated)
+        }
+        receipted = []
+        for one in held:
+            reply = one.reply
+            if isinstance(reply, Granted) and reply.lease.lease_id in place:
+                index = place[reply.lease.lease_id]
+                self.lessor.number(reply.lease.lease_id, sealed.sequences[index])
+                reply = Granted(
+                    reply.lease, sealed.sequences[index], sealed.hashes[index], reply.attached
+                )
+                one = Held(one.effect, reply, one.delivers)
+            receipted.append(one)
+        return receipted

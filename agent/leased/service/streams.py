@@ -15,6 +15,7 @@ import math
 
 import trio
 
+from leased.lessor.questions import visible
 from leased.ports import Clock, Entropy
 from leased.service.chain_reader import ChainReader
 from leased.service.feed import Change, Feed
@@ -32,14 +33,16 @@ from leased.terms.event import (
 )
 from leased.terms.identity import CommandId, LeaseId, parse_id
 from leased.terms.lease import Lease, LeaseState
-from leased.terms.moment import NS_PER_S
-from leased.terms.reply import Changed, Refusal, RefusalReason, Reply
+from leased.terms.moment import NS_PER_MS, NS_PER_S
+from leased.terms.reply import Changed, Inventoried, Listed, Refusal, RefusalReason, Reply
 from leased.wire import objects, parameters, replies
 from leased.wire.calls import encode_reply, to_command
 from leased.wire.conversation import Call
 from leased.wire.portrayal import portray_lease, portray_notice
 
 FIRST_INTERVAL_NS = 1 * NS_PER_S
+INTERVAL_NS_MIN = 100 * NS_PER_MS
+"""Nothing is sampled more often than every ten seconds; a client may be impatient, not greedy."""
 _RESOURCE_EVENTS = LeaseEvent | InventoryChanged | HealthChanged | CordonChanged | ResourceFenced
 
 
@@ -65,16 +68,20 @@ class Streams:
 
     async def ask(self, command: Command) -> Reply:
         """Put a command through the sequencer and wait for its answer."""
+        return (await self._ask_when(command))[0]
+
+    async def _ask_when(self, command: Command) -> tuple[Reply, int]:
+        """As `ask`; and the last record that the answer can show."""
         answered = trio.Event()
-        replies_got: list[Reply] = []
+        got: list[tuple[Reply, int]] = []
 
         def deliver(reply: Reply) -> None:
-            replies_got.append(reply)
+            got.append((reply, max(0, self._feed.sequence)))
             answered.set()
 
         self._sequencer.submit(command, deliver)
         await answered.wait()
-        return replies_got[0]
+        return got[0]
 
     # -- leases ------------------------------------------------------------------------------------
 
@@ -86,11 +93,14 @@ class Streams:
         assert question is not None
         only = LeaseId(parse_id(asked.lease_id, "lease_id")) if asked.lease_id is not None else None
         with self._feed.subscribe() as subscription:
-            first = await self.ask(question)
-            wire = encode_reply(
-                call, first, self._clock.now(), sequence=max(0, self._feed.sequence)
-            )
-            is_stream = isinstance(first, Changed) or only is None
+            first, sequence = await self._ask_when(question)
+            moment = self._clock.now()
+            wire = encode_reply(call, first, moment, sequence=sequence)
+            is_stream = isinstance(first, Changed | Listed)
+            if isinstance(first, Changed) and first.lease.state is LeaseState.RECLAIMED:
+                last_word = [portray_lease(first.lease, moment)]
+                wire = replies.encode(replies.WatchReply(sequence, last_word, gap=False))
+                is_stream = False
             await self._say(connection, call, wire, continues=is_stream)
             if not is_stream:
                 return
@@ -113,20 +123,26 @@ class Streams:
         seen = [
             lease
             for lease in change.leases
-            if (only is None or lease.lease_id == only)
-            and (caller.operator or lease.subject.uid == caller.uid)
+            if (only is None or lease.lease_id == only) and visible(lease, caller)
         ]
         if not seen:
             return False
-        closed = only is not None and seen[-1].state in (LeaseState.RECLAIMED,)
-        notice = None
-        ids = {lease.lease_id for lease in seen}
-        for drain in change.drains:
-            if drain.lease_id in ids:
-                lease = next(lease for lease in seen if lease.lease_id == drain.lease_id)
-                notice = portray_notice(lease, drain.reason, drain.drain_deadline_ns, moment)
+        closed = only is not None and seen[-1].state is LeaseState.RECLAIMED
+        by_id = {lease.lease_id: lease for lease in seen}
+        notices = [
+            portray_notice(by_id[drain.lease_id], drain.reason, drain.drain_deadline_ns, moment)
+            for drain in change.drains
+            if drain.lease_id in by_id
+        ]
+        # A reply has room for one notice: the others follow, each in one of its own.
+        for notice in notices[:-1]:
+            wire = replies.encode(
+                replies.WatchReply(change.sequence, [], gap=False, notice=notice), continues=True
+            )
+            await self._say(connection, call, wire, continues=True)
         portrayed = [portray_lease(lease, moment) for lease in seen]
-        reply = replies.WatchReply(change.sequence, portrayed, gap=False, notice=notice)
+        last = notices[-1] if notices else None
+        reply = replies.WatchReply(change.sequence, portrayed, gap=False, notice=last)
         await self._say(
             connection, call, replies.encode(reply, continues=not closed), continues=not closed
         )
@@ -141,21 +157,27 @@ class Streams:
         lease_id = LeaseId(parse_id(asked.lease_id, "lease_id"))
         until = asked.until or "closed"
         timeout_s = math.inf if asked.timeout_ns is None else asked.timeout_ns / NS_PER_S
-        with self._feed.subscribe() as subscription:
-            reply = await self.ask(question)
-            with trio.move_on_after(timeout_s) as scope:
-                while isinstance(reply, Changed) and not _has_come(reply.lease, until):
-                    change = await subscription.receive()
-                    if change.gap:
-                        reply = await self.ask(question)
-                        continue
-                    for lease in change.leases:
-                        if lease.lease_id == lease_id:
-                            reply = Changed(lease)
+        reply = await self.ask(question)
+        with trio.move_on_after(timeout_s) as scope:
+            while _is_ahead(reply, until):
+                reply = await self._follow(question, lease_id, until)
         if scope.cancelled_caught:
             limit = asked.timeout_ns or 0
             reply = Refusal(RefusalReason.WAIT_EXPIRED, what="ns", limit=limit, usage=limit)
         connection.answer(call, encode_reply(call, reply, self._clock.now()))
+
+    async def _follow(self, question: Command, lease_id: LeaseId, until: str) -> Reply:
+        """The lease when it has come so far, or as it is when a gap was met."""
+        with self._feed.subscribe() as subscription:
+            reply = await self.ask(question)
+            while _is_ahead(reply, until):
+                change = await subscription.receive()
+                if change.gap:
+                    break
+                for lease in change.leases:
+                    if lease.lease_id == lease_id:
+                        reply = Changed(lease)
+            return reply
 
     # -- resources, chain, samples -----------------------------------------------------------------
 
@@ -164,10 +186,12 @@ class Streams:
         question = ListResources(CommandId(self._entropy()), connection.caller)
         with self._feed.subscribe() as subscription:
             while True:
-                reply = await self.ask(question)
-                sequence = max(0, self._feed.sequence)
+                reply, sequence = await self._ask_when(question)
                 wire = encode_reply(call, reply, self._clock.now(), sequence=sequence)
-                await self._say(connection, call, wire, continues=True)
+                is_stream = isinstance(reply, Inventoried)
+                await self._say(connection, call, wire, continues=is_stream)
+                if not is_stream:
+                    return
                 change = await subscription.receive()
                 while not change.gap and not any(
                     isinstance(e, _RESOURCE_EVENTS) for e in change.events
@@ -206,7 +230,7 @@ class Streams:
         """io.leased.Telemetry.Watch"""
         asked = call.parameters
         assert isinstance(asked, parameters.TelemetryWatch)
-        interval_ns = asked.interval_ns or FIRST_INTERVAL_NS
+        interval_ns = max(INTERVAL_NS_MIN, asked.interval_ns or FIRST_INTERVAL_NS)
         while True:
             samples = self.portray_samples(connection, asked.resource_id, asked.lease_id)
             reply = replies.TelemetryWatchReply(samples, dropped=0)
@@ -233,6 +257,11 @@ class Streams:
         connection.answer(call, wire, continues=continues)
         await connection.drained.wait()
         await trio.lowlevel.checkpoint()
+
+
+def _is_ahead(reply: Reply, until: str) -> bool:
+    """Whether the lease is there and has not come so far."""
+    return isinstance(reply, Changed) and not _has_come(reply.lease, until)
 
 
 def _has_come(lease: Lease, until: str) -> bool:

@@ -86,7 +86,13 @@ def _identity(text: str, parameter: str) -> bytes:
 
 
 def _command_id(text: str | None, entropy: Entropy) -> CommandId:
-    return CommandId(entropy() if text is None else _identity(text, "command_id"))
+    """The caller's, or one made for it. All zeros is how the agent's own commands are marked."""
+    if text is None:
+        return CommandId(entropy())
+    command_id = _identity(text, "command_id")
+    if not any(command_id):
+        raise InvalidParameter("command_id", "all zeros names no command")
+    return CommandId(command_id)
 
 
 def _lease_id(text: str) -> LeaseId:

@@ -9,8 +9,10 @@ in the calls.
 
 Descriptors: the kernel ends a read after the bytes that descriptors came with, so they belong to
 the last message that begins in it; the socket's owner keeps them in order and takes `fd_count` of
-them for each call. org.varlink.service is answered here. Does not read a socket, a clock, or what a
-call means (`calls`).
+them for each call, after `fd_skip` that came with calls which were refused here (and at the end of
+a read as many as `take_refused_fds` says). org.varlink.service is answered here.
+
+Does not read a socket, a clock, or what a call means (`calls`).
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class _Header(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 class Call(msgspec.Struct, eq=False):
     """One call, to be answered once (`more`: any number of times before). `fd_count` descriptors
-    came with it.
+    came with it, after `fd_skip` that belong to nobody.
 
     `answered` and `held` (answers that wait for those of earlier calls) are the conversation's own.
     """
@@ -58,6 +60,7 @@ class Call(msgspec.Struct, eq=False):
     more: bool = False
     oneway: bool = False
     fd_count: int = 0
+    fd_skip: int = 0
     answered: bool = False
     held: list[tuple[bytes, Sequence[int]]] | None = None
 
@@ -73,7 +76,16 @@ class Conversation:
     to close.
     """
 
-    __slots__ = ("_framing", "_out", "_pending", "_pipeline_max", "_service", "_tail_fds", "fault")
+    __slots__ = (
+        "_framing",
+        "_out",
+        "_pending",
+        "_pipeline_max",
+        "_refused_fds",
+        "_service",
+        "_tail_fds",
+        "fault",
+    )
 
     def __init__(
         self,
@@ -88,6 +100,7 @@ class Conversation:
         self._pending: deque[Call] = deque()
         self._out: list[tuple[bytes, Sequence[int]]] = []
         self._tail_fds = 0
+        self._refused_fds = 0
         self.fault: ProtocolError | None = None
 
     @property
@@ -137,6 +150,11 @@ class Conversation:
             self._fail("a message is longer than allowed")
         self._tail_fds += tail_fds
         return calls
+
+    def take_refused_fds(self) -> int:
+        """How many descriptors came with refused calls behind the last call that was returned."""
+        count, self._refused_fds = self._refused_fds, 0
+        return count
 
     def answer(
         self, call: Call, wire: bytes, fds: Sequence[int] = (), *, continues: bool = False
@@ -232,6 +250,7 @@ class Conversation:
         if method is None:
             self._refuse(header, *self._missing(header.method))
             return None
+        self._refused_fds += fds
         try:
             parameters = method.decoder.decode(header.parameters)
         except _BROKEN as error:
@@ -245,7 +264,8 @@ class Conversation:
         if method.streams and not more:
             self._refuse(header, f"{SERVICE}.ExpectedMore", {})
             return None
-        call = Call(method, parameters, more, oneway, fds)
+        skip = self.take_refused_fds() - fds
+        call = Call(method, parameters, more, oneway, fds, skip)
         self._pending.append(call)
         if method.interface == SERVICE:
             self._introduce(call)

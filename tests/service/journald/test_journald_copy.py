@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The copy in the journal against a socket that stands for journald: fields, bounds, and nothing that waits."""
+"""The copy in the journal against a socket that stands for journald: fields, bounds, and nothing
+that waits.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +158,11 @@ def test_every_kind_has_its_sentence_and_its_fields(kind: type[event.Event]) -> 
 
 
 def test_message_ids_are_unique_and_each_is_in_the_catalog() -> None:
-    ids = [*narration.MESSAGE_ID.values(), narration.DROPPED_MESSAGE_ID, narration.REPORT_MESSAGE_ID]
+    ids = [
+        *narration.MESSAGE_ID.values(),
+        narration.DROPPED_MESSAGE_ID,
+        narration.REPORT_MESSAGE_ID,
+    ]
     assert len(set(ids)) == len(ids)
     assert set(narration.MESSAGE_ID) == set(event.KIND)
     listed = re.findall(r"^-- ([0-9a-f]{32})$", CATALOG.read_text("utf-8"), re.MULTILINE)

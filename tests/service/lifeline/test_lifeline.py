@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lifeline against a socket that stands for systemd: what is said, what is passed, what feeds the watchdog."""
+"""The lifeline against a socket that stands for systemd: what is said, what is passed, what feeds
+the watchdog.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_every_word_reaches_the_manager(manager: socket.socket) -> None:
     lifeline.extend(2 * NS_PER_S, "verified 5 records")
     assert heard(manager) == ["EXTEND_TIMEOUT_USEC=2000000", "STATUS=verified 5 records"]
     lifeline.stopping("bye\nREADY=1")
-    assert heard(manager) == ["STOPPING=1", "STATUS=bye READY=1"], "a status cannot smuggle a line in"
+    assert heard(manager) == ["STOPPING=1", "STATUS=bye READY=1"], (
+        "a status cannot smuggle a line in"
+    )
     lifeline.close()
     lifeline.status("nobody hears")
     lifeline.close()

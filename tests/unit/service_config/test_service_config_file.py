@@ -88,7 +88,7 @@ def test_every_field_can_be_configured() -> None:
         ('[policy]\nttl_default = "500ms"', "policy.ttl_default", "below policy.ttl_min"),
         ("[policy]\nleases_max = 0", "policy.leases_max", "at least 1"),
         ("[policy]\nleases_max = -1", "policy.leases_max = -1", "not negative"),
-        ('[policy.tenants.a]\nmem = 5', "policy.tenants.a.mem = 5", "with its unit"),
+        ("[policy.tenants.a]\nmem = 5", "policy.tenants.a.mem = 5", "with its unit"),
         ('[policy.tenants."a b"]\nmem = "5GiB"', "tenant", "1 to 64 of"),
         ("[[tenants]]\nuids = [1]", "tenants", "needs a name"),
         ('[[tenants]]\nname = "a"\nuids = ["9-1"]', "tenants.uids", "a range"),

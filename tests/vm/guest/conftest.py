@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's side of the wire: each test's end goes to the host over the virtio port, as one JSON line."""
+"""The guest's side of the wire: each test's end goes to the host over the virtio port, as one JSON
+line.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest as its operator has it: units, the journal, cgroups, and the sockets by the bare protocol.
+"""The guest as its operator has it: units, the journal, cgroups, and the sockets by the bare
+protocol.
 
-Rule: the suite drives what is installed, from outside: the commands people type, and frames on the socket. Nothing of the
-agent's own code is imported, so that a mistake in it cannot hide in the test as well. Waiting has an end.
+Rule: the suite drives what is installed, from outside: the commands people type, and frames on the
+socket. Nothing of the agent's own code is imported, so that a mistake in it cannot hide in the test
+as well. Waiting has an end.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class Connection:
         self._read = b""
 
     def call(self, method: str, /, *, prove: bool = False, **parameters: Any) -> dict[str, Any]:
-        """One call, its reply's parameters. `prove` sends our pidfd along (kernels before 6.5). Raises Failed."""
+        """One call, its reply's parameters. `prove` sends our pidfd along (kernels before 6.5).
+        Raises Failed.
+        """
         frame = json.dumps({"method": f"io.leased.{method}", "parameters": parameters}).encode()
         rights = []
         if prove:
@@ -71,7 +75,9 @@ class Connection:
     def acquire(self, *asks: dict[str, Any], ttl_s: float = 60, **more: Any) -> dict[str, Any]:
         """A lease: the reply of Acquire."""
         resources = list(asks)
-        return self.call("Lease.Acquire", prove=True, resources=resources, ttl_ns=int(ttl_s * S), **more)
+        return self.call(
+            "Lease.Acquire", prove=True, resources=resources, ttl_ns=int(ttl_s * S), **more
+        )
 
     def close_fds(self) -> None:
         """Let go of what came with the last reply."""
@@ -104,7 +110,9 @@ def describe(lease_id: str) -> dict[str, Any]:
 
 def closed(lease_id: str, seconds: float = 30) -> dict[str, Any]:
     """Wait until a lease is reclaimed or fenced; what it is then."""
-    waited = call("Lease.Wait", ADMIN, lease_id=lease_id, until="closed", timeout_ns=int(seconds * S))
+    waited = call(
+        "Lease.Wait", ADMIN, lease_id=lease_id, until="closed", timeout_ns=int(seconds * S)
+    )
     return dict(waited["lease"]["runtime"])
 
 
@@ -178,7 +186,9 @@ def journal(*match: str, seconds: float = 10, least: int = 1) -> list[dict[str, 
 
     def found() -> list[dict[str, Any]]:
         run("journalctl", "--sync")
-        lines = run("journalctl", "-o", "json", "--no-pager", "--all", *match, check=False).splitlines()
+        lines = run(
+            "journalctl", "-o", "json", "--no-pager", "--all", *match, check=False
+        ).splitlines()
         entries = [json.loads(line) for line in lines]
         return entries if len(entries) >= least else []
 

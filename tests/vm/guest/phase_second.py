@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The second boot: the leases of the first are over, everything is clean, and then the power goes in a grant storm."""
+"""The second boot: the leases of the first are over, everything is clean, and then the power goes
+in a grant storm.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_the_journal_still_has_them() -> None:
 
 
 def test_the_storm_begins() -> None:
-    """Started here and left running: it tells the host of every grant, until the host pulls the plug."""
+    """Started here and left running: it tells the host of every grant, until the host pulls the
+    plug.
+    """
     storm = Path(__file__).with_name("storm.py")
     subprocess.Popen(["systemd-run", "--quiet", "--unit=storm", sys.executable, str(storm)])
     host.eventually("leases are granted", lambda: call("Admin.Status", ADMIN)["leases"]["active"])

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The third boot, after the power cut: nothing that was acknowledged is lost, nothing is held twice, all comes back."""
+"""The third boot, after the power cut: nothing that was acknowledged is lost, nothing is held
+twice, all comes back.
+"""
 
 from __future__ import annotations
 

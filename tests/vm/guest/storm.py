@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A grant storm: clients that acquire, renew and release as fast as they can, and tell the host what was acknowledged.
+"""A grant storm: clients that acquire, renew and release as fast as they can, and tell the host
+what was acknowledged.
 
 Every line that reaches the host is a promise the agent made before the power went.
 """
@@ -32,7 +33,12 @@ def client(number: int) -> None:
             host.os.close(fd)
         lease_id = granted["lease"]["lease_id"]
         with telling:
-            tell(event="acked", lease_id=lease_id, sequence=granted["sequence"], hash=granted["record_hash"])
+            tell(
+                event="acked",
+                lease_id=lease_id,
+                sequence=granted["sequence"],
+                hash=granted["record_hash"],
+            )
         connection.call("Lease.Renew", lease_id=lease_id)
         if rounds % 3:
             connection.call("Lease.Release", lease_id=lease_id)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every system call of the commit path fails once, in the real daemon, under strace.
+
+The n-th call fails with EIO, fails with ENOSPC, or kills the process; n rises until nothing is hit
+any more. What the client was told before is its ledger: all of it is in the chain afterwards. One
+state directory goes through all of it, so every start is a recovery from the fault before.
+
+`LEASED_FAULTS` bounds n (0: no bound).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+from tests.doubles.host import not_proven
+from tests.doubles.host_agent import NS_PER_S, HostAgent, mem
+from tests.doubles.story import Story, judge, tell
+from tests.doubles.wire_peer import Remote
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+BOUND = int(os.environ.get("LEASED_FAULTS", "0")) or 1000
+EX_SOFTWARE = 70
+SIGKILLED = (-9, 128 + 9)
+ENDED = "the log failed"
+
+
+class Ledger:
+    """What the client was told."""
+
+    def __init__(self) -> None:
+        self.granted: dict[str, tuple[int, int]] = {}
+        self.renewed: dict[str, tuple[int, int]] = {}
+        self.released: set[str] = set()
+        self.broken_off = 0
+
+    def fill(self, agent: HostAgent) -> bool:
+        """A grant, two renewals and a release; False if the agent ended on the way."""
+        try:
+            with agent.connect() as peer:
+                asked = {"resources": [mem(4096)], "ttl_ns": 60 * NS_PER_S, "bind": "deadline"}
+                granted = peer.call("Lease.Acquire", **asked)
+                peer.drop_fds()
+                lease_id = granted["lease"]["lease_id"]
+                deadline_ns = granted["lease"]["runtime"]["deadline_boottime_ns"]
+                self.granted[lease_id] = (granted["sequence"], deadline_ns)
+                for _ in range(2):
+                    told = peer.call("Lease.Renew", lease_id=lease_id)
+                    self.renewed[lease_id] = (told["generation"], told["deadline_boottime_ns"])
+                peer.call("Lease.Release", lease_id=lease_id)
+                self.released.add(lease_id)
+                peer.call("Lease.Wait", lease_id=lease_id, until="closed")
+                return True
+        except (EOFError, ConnectionError, FileNotFoundError):
+            self.broken_off += 1
+            return False
+
+    def assert_kept(self, story: Story) -> None:
+        """All of it is in the chain."""
+        place = {sequence: event for sequence, event in story.events}
+        for lease_id, (sequence, deadline_ns) in self.granted.items():
+            life = story.lives[lease_id]
+            assert place[sequence] is life.allocated
+            assert life.allocated.deadline_ns == deadline_ns
+        for lease_id, promised in self.renewed.items():
+            assert (story.lives[lease_id].generation, story.lives[lease_id].deadline_ns) >= promised
+        for lease_id in self.released:
+            assert story.lives[lease_id].ended is not None
+
+
+def traced(call: str, fault: str, n: int) -> tuple[str, ...]:
+    """What goes before the command. `when` counts each thread's own calls: the disk thread's."""
+    return (
+        *("strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null"),
+        *("-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={n}"),
+    )
+
+
+@pytest.fixture(scope="module")
+def can_trace() -> None:
+    if shutil.which("strace") is None:
+        not_proven("faults of the commit path", "there is no strace")
+    done = subprocess.run(
+        ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "true"]
+    )
+    if done.returncode:
+        not_proven("faults of the commit path", "strace cannot trace here")
+
+
+@pytest.mark.parametrize(
+    ("call", "fault"),
+    [
+        (call, fault)
+        for call in ("pwrite64", "fdatasync")
+        for fault in ("error=EIO", "error=ENOSPC", "signal=KILL")
+    ],
+)
+@pytest.mark.usefixtures("can_trace")
+def test_every_call_fails_once(call: str, fault: str) -> None:
+    ledger, statuses = Ledger(), []
+    with HostAgent() as agent:
+        agent.start_reaper()  # of its own, or strace would follow it
+        agent.start()  # makes the log, and the spare that is wanted
+        agent.stop()
+        for n in range(1, BOUND):
+            agent.launch(traced(call, fault, n))
+            whole = agent.ready() and ledger.fill(agent)
+            if whole:
+                agent.stop_traced()
+                break
+            statuses.append(agent.wait_traced())
+            ledger.assert_kept(tell(agent))
+        agent.start()
+        assert ledger.fill(agent)
+        for lease in agent.call("Lease.List", admin=True)["leases"]:
+            if lease["runtime"].get("ended") is None:
+                agent.call("Lease.Release", lease_id=lease["lease_id"])
+            assert agent.wait_for(lease["lease_id"])["runtime"]["state"] == "reclaimed"
+        ledger.assert_kept(judge(agent))
+        said = agent.log()
+    print(f"{call} {fault}: {len(statuses)} faults, statuses {sorted(set(statuses))}")
+    assert len(statuses) >= 8, "the commit path was not hit"
+    if fault == "signal=KILL":
+        assert set(statuses) <= set(SIGKILLED)
+    else:
+        # Ended, and said why; never carried on.
+        assert set(statuses) <= {EX_SOFTWARE, 78}, statuses
+        assert said.count("Errno") + said.count(ENDED) >= len(statuses)
+    assert "Traceback" not in said
+
+
+def test_a_failed_commit_answers_nobody(can_trace: None) -> None:
+    """Whoever waited for the failed commit gets the end of the connection and no answer."""
+    with HostAgent() as agent:
+        agent.start_reaper()
+        agent.start()
+        agent.stop()
+        # The start itself commits once or twice; the grant is one of the next.
+        for n in range(5, 13):
+            agent.launch(traced("fdatasync", "error=EIO", n))
+            if not agent.ready():
+                agent.wait_traced()
+                continue
+            with agent.connect() as peer:
+                try:
+                    granted = peer.call("Lease.Acquire", resources=[mem(4096)], bind="deadline")
+                except (EOFError, ConnectionError):
+                    agent.wait_traced()
+                    return
+                except Remote as refused:
+                    raise AssertionError(f"answered after a failed commit: {refused}") from refused
+            with pytest.raises((EOFError, ConnectionError, FileNotFoundError)):
+                for _ in range(50):
+                    agent.call("Lease.Renew", lease_id=granted["lease"]["lease_id"])
+            agent.wait_traced()
+        raise AssertionError("no grant was hit")

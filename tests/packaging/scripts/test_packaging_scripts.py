@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scripts and texts around the program: they parse, refuse what they do not know, and the pages
+render.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[3]
+SCRIPTS = [
+    TOP / name
+    for name in (
+        "packaging/install",
+        "packaging/try",
+        "tests/run",
+        "tests/vm/run",
+        "tests/vm/base",
+        ".ci/run",
+    )
+]
+PAGES = sorted((TOP / "packaging" / "man").iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(TOP)))
+def test_a_script_parses_and_may_be_executed(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)
+    assert "set -euo pipefail" in script.read_text()
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:4], ids=lambda path: str(path.relative_to(TOP)))
+def test_a_script_refuses_an_option_it_does_not_know(script: Path) -> None:
+    done = subprocess.run(
+        [script, "--frobnicate"], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 64
+    assert done.stderr.startswith("usage: ")
+    done = subprocess.run(
+        [script, "--help"], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: ")
+
+
+def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a few lines on top of packaging/progress.sh."""
+    text = f'set -euo pipefail; step_total=1; . "{TOP}/packaging/progress.sh"; {script}'
+    environment = {**os.environ, "leased_log": str(cwd / "log")}
+    return subprocess.run(
+        ["bash", "-c", text], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+
+
+def test_a_step_that_fails_shows_why_and_ends_the_script(tmp_path: Path) -> None:
+    done = shell("bad() { echo the reason; return 7; }; step first bad; echo not reached", tmp_path)
+    assert done.returncode == 7
+    assert "[1/1] first FAILED after" in done.stdout
+    assert "    the reason" in done.stderr
+    assert "not reached" not in done.stdout
+
+
+def test_a_step_stops_at_the_first_command_that_fails(tmp_path: Path) -> None:
+    done = shell("half() { false; touch went-on; }; step first half", tmp_path)
+    assert done.returncode == 1
+    assert not (tmp_path / "went-on").exists()
+
+
+def test_a_step_does_not_read_the_callers_input(tmp_path: Path) -> None:
+    done = shell("step first cat; echo reached", tmp_path)
+    assert done.returncode == 0
+    assert "reached" in done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_page_renders_without_a_warning(page: Path) -> None:
+    if shutil.which("man") is None:
+        pytest.skip("man is not installed: the pages were not rendered")
+    done = subprocess.run(
+        ["man", "--warnings", "-E", "UTF-8", "-l", page],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MANWIDTH": "80", "MANPAGER": "cat"},
+    )
+    # A line that cannot be justified is only ugly.
+    wrong = [line for line in done.stderr.splitlines() if "adjust line" not in line]
+    assert (done.returncode, wrong) == (0, [])
+    assert "NAME" in done.stdout
+
+
+def test_every_page_that_a_unit_names_is_there() -> None:
+    named = set()
+    for unit in (TOP / "systemd").glob("*.s*"):
+        if unit.is_file():
+            named |= set(re.findall(r"man:([\w.-]+)\((\d)\)", unit.read_text()))
+    assert named
+    for name, section in named:
+        assert (TOP / "packaging" / "man" / f"{name}.{section}").exists()
+
+
+def test_the_installer_knows_every_unit_of_the_tree() -> None:
+    text = (TOP / "packaging" / "install").read_text()
+    (listed,) = re.findall(r"all_units=\((.*?)\)", text)
+    there = {
+        p.name for p in (TOP / "systemd").iterdir() if p.suffix in (".service", ".socket", ".slice")
+    }
+    assert set(listed.split()) == there
+
+
+def test_the_licence_is_the_one_that_every_file_names() -> None:
+    assert "Apache License" in (TOP / "LICENSE").read_text()[:200]
+    for script in SCRIPTS:
+        assert "SPDX-License-Identifier: Apache-2.0" in script.read_text()[:200]
