@@ -58,10 +58,11 @@ apt_get() {
   DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@"
 }
 
-# python_found: the interpreter to build environments with, 3.11 or newer.
+# python_found: the interpreter to build environments with, 3.11 or newer. The system's first: every user can read it, which
+# a tenant of the tests must.
 python_found() {
   local candidate
-  for candidate in "${LEASED_PYTHON:-}" python3 python3.13 python3.12 python3.11 /usr/bin/python3; do
+  for candidate in "${LEASED_PYTHON:-}" /usr/bin/python3 python3 python3.13 python3.12 python3.11; do
     [ -n "$candidate" ] || continue
     if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       command -v "$candidate"

@@ -284,6 +284,18 @@ def tour(stage: Stage) -> None:
     show(stage, "verify", "--log", str(stage.audit))
 
 
+def tell_how_to_use(stage: Stage) -> None:
+    """The tour is over and its agent is left running."""
+    pids = [stage.agent.pid if stage.agent else 0, *stage.reapers()]
+    print(
+        f"\nIt goes on running (agent pid {pids[0]}). Use it with:\n"
+        f"  export LEASE_SOCKET={stage.runtime}/io.leased PATH={BIN}:$PATH\n"
+        "  leasectl devices; leasectl run --mem 64MiB -- sleep 10; leasectl watch\n"
+        f"Stop it:  kill {' '.join(map(str, pids))}\n"
+        f"Remove:   rm -rf {stage.state} {stage.runtime}"
+    )
+
+
 def main() -> int:
     """Take the tour; its exit status."""
     keep = "--keep" in sys.argv[1:]
@@ -296,17 +308,9 @@ def main() -> int:
         if not (keep and done):
             stage.clear()
     if keep:
-        print(
-            f"\nIt goes on running (agent pid {stage.agent.pid if stage.agent else 0}). Use it with:\n"
-            f"  export LEASE_SOCKET={stage.runtime}/io.leased PATH={BIN}:$PATH\n"
-            "  leasectl devices; leasectl run --mem 64MiB -- sleep 10; leasectl watch\n"
-            f"Stop it:  kill {stage.agent.pid if stage.agent else 0} {' '.join(map(str, stage.reapers()))}\n"
-            f"Remove:   rm -rf {stage.state} {stage.runtime}"
-        )
+        tell_how_to_use(stage)
     else:
-        print(
-            "\nDone: everything that was started has ended. packaging/install puts it on this host for good."
-        )
+        print("\nDone: everything that was started has ended. To stay: packaging/install.")
     return 0
 
 

@@ -52,9 +52,9 @@ TIERS = (
     Tier("hardware", 180, "what this host really has"),
     Tier("hostile", 300, "holders that will not let go"),
     Tier("interop", 180, "other people's Varlink clients"),
-    Tier("process", 600, "the installed programs: kill -9, restart, sockets"),
+    Tier("process", 600, "the installed programs: kill -9, restart, sockets", fast=False),
     Tier("crash", 600, "every crash point and every failing system call of the commit path"),
-    Tier("faults", 600, "injected faults on the running daemon"),
+    Tier("faults", 600, "injected faults on the running daemon", fast=False),
     Tier("bench", 300, "that the benchmarks measure what they say"),
     Tier("packaging", 300, "the wheel, the units, the configuration, the installer"),
     Tier("vm", 1500, "a whole host: systemd, cgroup v2, NUMA, reboot, power cut", fast=False),
@@ -110,7 +110,7 @@ def command(tier: Tier, options: argparse.Namespace, report: Path) -> list[str]:
 
 
 def watch(words: list[str], log: Path, seconds_max: int) -> int:
-    """Run a command to its end, its output to `log`; a sign of life every so often. 124: over time."""
+    """Run a command to its end, its output to `log`; a sign of life now and then. 124: too long."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             words,

@@ -26,7 +26,6 @@ from tests.doubles.varlink_calls import described
 from leased.service.config import Sockets
 from leased.wire.description import TENANT_INTERFACES
 
-
 PATIENCE_S = 900
 
 
@@ -170,16 +169,19 @@ async def open_house(
         service = described() if operator else described(TENANT_INTERFACES)
         doors.append((plain, service, operator))
     try:
-        async with (host or Host()).standing() as standing, standing.agent(**settings) as agent:
-            async with trio.open_nursery() as nursery:
-                await agent.serve_on(nursery, doors, directory, limits)
-                house = House(standing, agent, directory)
-                try:
-                    with trio.fail_after(PATIENCE_S):
-                        yield house
-                finally:
-                    house.leave()
-                    nursery.cancel_scope.cancel()
+        async with (
+            (host or Host()).standing() as standing,
+            standing.agent(**settings) as agent,
+            trio.open_nursery() as nursery,
+        ):
+            await agent.serve_on(nursery, doors, directory, limits)
+            house = House(standing, agent, directory)
+            try:
+                with trio.fail_after(PATIENCE_S):
+                    yield house
+            finally:
+                house.leave()
+                nursery.cancel_scope.cancel()
     finally:
         for plain, _, _ in doors:
             plain.close()

@@ -281,9 +281,7 @@ class HostAgent:
         except FileNotFoundError:
             return []
         return [
-            int(word)
-            for word in text.split()
-            if b"leased.hardware.worker" in _cmdline(int(word))
+            int(word) for word in text.split() if b"leased.hardware.worker" in _cmdline(int(word))
         ]
 
     @contextlib.contextmanager
@@ -387,7 +385,9 @@ class HostAgent:
             **how,  # type: ignore[call-overload]
         )
         if check is not None:
-            assert done.returncode == check, f"{words}: {done.returncode} {done.stderr}{done.stdout}"
+            assert done.returncode == check, (
+                f"{words}: {done.returncode} {done.stderr}{done.stdout}"
+            )
         return done
 
     def sockets(self) -> dict[str, str]:

@@ -76,7 +76,9 @@ class Peer:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         assert self.sock.sendmsg([data], rights) == len(data)
 
-    def ask(self, method: str, *, more: bool = False, fds: Sequence[int] = (), **named: Any) -> None:
+    def ask(
+        self, method: str, *, more: bool = False, fds: Sequence[int] = (), **named: Any
+    ) -> None:
         """Send a call and wait for nothing."""
         self.send(message(method, more=more, **named), fds)
 

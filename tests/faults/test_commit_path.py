@@ -73,8 +73,10 @@ class Ledger:
 
 def traced(call: str, fault: str, n: int) -> tuple[str, ...]:
     """What goes before the command. `when` counts each thread's own calls: the disk thread's."""
+    # With the filter strace stops at no other call, but then it sends signals at the first only.
+    quick = () if "signal" in fault else ("--seccomp-bpf",)
     return (
-        *("strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null"),
+        *("strace", "-f", *quick, "-qq", "-o", "/dev/null"),
         *("-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={n}"),
     )
 
@@ -129,7 +131,7 @@ def test_every_call_fails_once(call: str, fault: str) -> None:
         # Ended, and said why; never carried on.
         assert set(statuses) <= {EX_SOFTWARE, 78}, statuses
         assert said.count("Errno") + said.count(ENDED) >= len(statuses)
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said[said.index("Traceback") :][:3000]
 
 
 def test_a_failed_commit_answers_nobody(can_trace: None) -> None:

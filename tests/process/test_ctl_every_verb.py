@@ -64,7 +64,9 @@ def test_run_ends_as_its_command_ends(shared_agent: HostAgent, script: str, stat
     assert finish(run(shared_agent, script))[0] == status
 
 
-@pytest.mark.parametrize(("command", "status"), [("/etc/passwd", 126), ("/etc", 126), ("/no/such", 127)])
+@pytest.mark.parametrize(
+    ("command", "status"), [("/etc/passwd", 126), ("/etc", 126), ("/no/such", 127)]
+)
 def test_run_of_what_is_no_command(shared_agent: HostAgent, command: str, status: int) -> None:
     done = shared_agent.leasectl("run", *MEM, "--", command, check=status)
     assert command in done.stderr

@@ -180,7 +180,16 @@ def test_a_second_agent_on_the_same_state() -> None:
 
 def in_a_mount_namespace(script: str) -> tuple[str, ...]:
     """What goes before a command so that `script` has been run in a mount namespace of its own."""
-    return ("unshare", "--mount", "--propagation", "private", "sh", "-ec", f'{script}; exec "$@"', "-")
+    return (
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-ec",
+        f'{script}; exec "$@"',
+        "-",
+    )
 
 
 def test_a_state_directory_from_another_node(grown: HostAgent) -> None:

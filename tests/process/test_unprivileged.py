@@ -25,7 +25,7 @@ def drop(uid):
     os.chdir("/")
 """
 # The interpreter may lie where nobody may look: it begins as root, imports, and drops for good.
-CALLS = '''
+CALLS = """
 import json, socket, sys
 def call(path, method, parameters):
     try:
@@ -45,7 +45,7 @@ def call(path, method, parameters):
 drop(int(sys.argv[2]))
 for path, method, parameters in json.loads(sys.argv[1]):
     print(json.dumps(call(path, method, parameters)), flush=True)
-'''
+"""
 
 
 def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -158,16 +158,12 @@ def test_a_command_id_of_another_is_not_an_entrance(shared_agent: HostAgent) -> 
 
 
 def test_the_chain_is_not_for_everyone(shared_agent: HostAgent) -> None:
-    read, head = as_nobody(
-        shared_agent, ("Audit.Read", {"from_sequence": 0}), ("Audit.Head", {})
-    )
+    read, head = as_nobody(shared_agent, ("Audit.Read", {"from_sequence": 0}), ("Audit.Head", {}))
     assert read["error"] == "io.leased.Lease.PermissionDenied"
     assert "error" not in head  # how far it goes tells nothing of anybody
     [verified] = as_nobody(shared_agent, ("Audit.Verify", {}))
     assert verified["error"] == "io.leased.Lease.PermissionDenied"
-    said = leasectl_as_nobody(
-        shared_agent, "verify", "--log", str(shared_agent.audit), status=78
-    )
+    said = leasectl_as_nobody(shared_agent, "verify", "--log", str(shared_agent.audit), status=78)
     assert "ermission denied" in said
     for path in [shared_agent.audit, *shared_agent.audit.iterdir()]:
         assert not path.stat().st_mode & 0o077, path
@@ -200,9 +196,7 @@ print(s.recv(1))
 def test_holders_of_others_are_not_shown(shared_agent: HostAgent) -> None:
     lease_id = shared_agent.acquire()["lease_id"]
     [memory] = shared_agent.call("Device.List")["resources"]
-    [answer] = as_nobody(
-        shared_agent, ("Device.Holders", {"resource_id": memory["resource_id"]})
-    )
+    [answer] = as_nobody(shared_agent, ("Device.Holders", {"resource_id": memory["resource_id"]}))
     assert lease_id not in json.dumps(answer)
     shared_agent.call("Lease.Release", lease_id=lease_id)
     shared_agent.wait_for(lease_id)

@@ -87,7 +87,7 @@ DOORS: dict[str, str] = {
 """
 
 CODEC_DOORS = re.compile(
-    r"leased\.(terms\..*|chain\.canonical|wire\..*|service\.config|hardware\.worker"
+    r"leased\.(terms\..*|chain\.canonical|wire\..*|service\.(config|evidence)|hardware\.worker"
     r"|client\..*|ctl\..*|collector\..*)"
 )
 """`msgspec.Struct` is how a value is written down, anywhere; encoding and decoding happen here

@@ -25,6 +25,8 @@ def test_every_path_that_the_readme_names_is_there() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     named = set(re.findall(r"`((?:tests|packaging|agent|configs|native|systemd)/[\w./-]+)`", text))
     named |= set(re.findall(r"\]\(((?!http)[\w./-]+)\)", text))
-    named |= {line.split()[0] for line in text.splitlines() if re.match(r"(packaging|tests)/\w+", line)}
+    named |= {
+        line.split()[0] for line in text.splitlines() if re.match(r"(packaging|tests)/\w+", line)
+    }
     assert len(named) > 10
     assert sorted(name for name in named if not (ROOT / name).exists()) == []

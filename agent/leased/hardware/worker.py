@@ -184,13 +184,15 @@ def serve(sock: socket.socket) -> None:
     while True:
         try:
             raw, fds = _receive(sock, buffer)
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         batch = _BATCHES.decode(raw)
         made: list[int] = []
         try:
             answers, made = worker.carry_out(batch, fds)
             send(sock, Answers(batch.number, tuple(answers)), made)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the agent has gone; what was made goes with us
         finally:
             for fd in (*fds, *made):
                 os.close(fd)

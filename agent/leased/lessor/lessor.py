@@ -160,6 +160,10 @@ class Lessor:
             return answered(
                 command, Refusal(cell.reason, "ns", limit=lease.deadline_ns, usage=now_ns)
             )
+        if not self.requests.admitting:  # what the journal has left is for the ends of leases
+            return answered(
+                command, Refusal(RefusalReason.AUDIT_UNAVAILABLE, "journal", requested=1)
+            )
         ttl_ns = lease.ttl_ns if command.ttl_ns is None else command.ttl_ns
         verdict = self.admission.judge_ttl(ttl_ns, lease.subject.priority)
         if verdict is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 
 import msgspec
 import trio
@@ -45,7 +45,7 @@ from leased.service.notifier import Notifier
 from leased.service.occupancy import Occupancy
 from leased.service.questions import Questions
 from leased.service.reaper_link import ReaperLink
-from leased.service.reaper_process import find_reaper, spawn_reaper
+from leased.service.reaper_process import spawn_configured
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
 from leased.service.streams import Streams
@@ -59,7 +59,6 @@ from leased.terms.effect import Effect
 from leased.terms.errors import StateError
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import RevocationReason
-from leased.terms.moment import NS_PER_MS
 from leased.terms.reply import Reply
 
 ENTROPY_BYTES = 4096
@@ -94,18 +93,8 @@ async def build(
     replayed = recovery.replay(lessor, opened)
     sealer = opened.sealer()
 
-    agent = Agent(
-        config,
-        clock,
-        entropy,
-        opened,
-        lessor,
-        sealer,
-        journald,
-        lifeline,
-        node_id(machine_id),
-        reread,
-    )
+    node = node_id(machine_id)
+    agent = Agent(config, clock, entropy, opened, lessor, sealer, journald, lifeline, node, reread)
     lifeline.status("asking the reaper")
     await agent.connect(nursery)
     await agent.recover()
@@ -139,7 +128,7 @@ class Agent:
         self.devices = Devices(config.hardware)
         self.reaper = ReaperLink(
             config.paths.reaper_socket,
-            restart=None if lifeline.connected else self._spawn_reaper,
+            restart=None if lifeline.connected else partial(spawn_configured, config),
             lost=self._lose_lease,
         )
         self.sequencer = Sequencer(
@@ -166,24 +155,7 @@ class Agent:
             custodian=self.custodian,
             live_leases=lambda: tuple(lessor.table.leases.values()),
         )
-        self.grantor = Grantor(
-            devices=self.devices,
-            reaper=self.reaper,
-            custodian=self.custodian,
-            holders=self.holders,
-            submit=submit,
-            renew_at_once=self.reaper.renew_at_once,
-        )
-        self.reclaimer = Reclaimer(
-            devices=self.devices,
-            reaper=self.reaper,
-            custodian=self.custodian,
-            grantor=self.grantor,
-            holders=self.holders,
-            sampler=self.telemetry,
-            submit=submit,
-            tell_report=journald.tell_report,
-        )
+        self.grantor, self.reclaimer = self._make_hands()
         self.listener: Listener | None = None
         self.reaper_pid = self.replayed = 0
         self.vitals = Vitals(
@@ -196,6 +168,28 @@ class Agent:
             connections=lambda: self.listener.connections if self.listener is not None else 0,
         )
         self.dispatcher = self._make_dispatcher()
+
+    def _make_hands(self) -> tuple[Grantor, Reclaimer]:
+        submit = self.sequencer.submit_own
+        grantor = Grantor(
+            devices=self.devices,
+            reaper=self.reaper,
+            custodian=self.custodian,
+            holders=self.holders,
+            submit=submit,
+            renew_at_once=self.reaper.renew_at_once,
+        )
+        reclaimer = Reclaimer(
+            devices=self.devices,
+            reaper=self.reaper,
+            custodian=self.custodian,
+            grantor=grantor,
+            holders=self.holders,
+            sampler=self.telemetry,
+            submit=submit,
+            tell_report=self.journald.tell_report,
+        )
+        return grantor, reclaimer
 
     def _make_dispatcher(self) -> Dispatcher:
         streams = Streams(
@@ -309,17 +303,6 @@ class Agent:
             tenant_of=self._tenant_of,
         )
         nursery.start_soon(self.listener.run)
-
-    async def _spawn_reaper(self) -> None:
-        """Where no systemd looks after the reaper, the agent starts one that outlives it."""
-        paths, timing = self.config.paths, self.config.timing
-        configured = self.config.hardware.reaper_path
-        binary = Path(configured) if configured else find_reaper()
-        options = (
-            f"--kill-ms={timing.cut_ns // NS_PER_MS}",
-            f"--backstop-ms={timing.backstop_ns // NS_PER_MS}",
-        )
-        await spawn_reaper(binary, paths.runtime_dir, options=options)
 
     def _lose_lease(self, lease_id: LeaseId, error_number: int) -> None:
         """A reaper that came back could not be given the lease again: it is enforced by nobody."""

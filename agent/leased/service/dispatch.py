@@ -129,6 +129,10 @@ class Dispatcher:
             except LeasedError as refused:
                 if not call.answered:
                     connection.answer(call, encode_error(refused))
+            except OSError as error:  # the disk or procfs: this call fails, and nobody else's
+                if not call.answered:
+                    failed = DeviceError(call.method.name, error.errno or 0, str(error))
+                    connection.answer(call, encode_error(failed))
             except trio.EndOfChannel:  # the agent stops, and with it every stream
                 connection.hang_up()
 

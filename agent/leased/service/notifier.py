@@ -10,6 +10,7 @@ Does not decide when or why, and losing a notice never delays the deadline.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -41,7 +42,9 @@ class Notifier:
     def start(self, effect: Effect, now_ns: int) -> None:
         """Carry out Notify and Forget; other effects are not ours."""
         if isinstance(effect, Notify):
-            self._write(effect, now_ns)
+            # A full or missing runtime directory loses the notice; the Watch has it all the same.
+            with contextlib.suppress(OSError):
+                self._write(effect, now_ns)
         elif isinstance(effect, Forget):
             path = self.path_of(effect.lease_id)
             if path.exists():

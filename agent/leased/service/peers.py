@@ -24,7 +24,9 @@ from leased.terms.errors import PermissionDenied
 from leased.terms.identity import TenantId
 from leased.terms.lease import Trust
 
+SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
+_GROUPS_BYTES_MAX = 1024
 _UCRED = struct.Struct("iII")
 _CAP_SYS_ADMIN = 1 << 21
 
@@ -79,9 +81,10 @@ def check_sent_pidfd(pidfd: int, caller: Caller) -> None:
 
 
 def _supplementary_groups(sock: socket.socket) -> tuple[int, ...]:
-    """SO_PEERGROUPS: the groups that the peer had when it connected."""
+    """SO_PEERGROUPS: the groups that the peer had when it connected. None, if they are more than
+    Python's getsockopt has room for."""
     try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, 59, 4 * 1024)
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _GROUPS_BYTES_MAX)
     except OSError:
         return ()
     return struct.unpack(f"{len(raw) // 4}I", raw)

@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 
+import trio
+
 from leased.ports import Clock
 from leased.ports import Holders as HolderScan
 from leased.service.chain_reader import ChainReader
 from leased.service.listener import Connection
 from leased.service.streams import Streams
-from leased.terms.errors import CallerError, PermissionDenied
+from leased.terms.errors import CallerError, PermissionDenied, StateError
 from leased.terms.resource import Allotment, ResourceKind
 from leased.wire import objects, parameters, replies
 from leased.wire.conversation import Call
@@ -64,7 +66,10 @@ class Questions:
     async def verify_chain(self, connection: Connection, call: Call) -> None:
         """io.leased.Audit.Verify"""
         _require_operator(connection)
-        verdict = json.loads(await self._chain.verify())
+        try:
+            verdict = json.loads(await self._chain.verify())
+        except (ValueError, trio.TooSlowError) as error:
+            raise StateError("leasectl verify gave no verdict; run it by hand") from error
         shown = {
             key: verdict[key] for key in replies.VerifyReply.__struct_fields__ if key in verdict
         }

@@ -205,8 +205,6 @@ class ReaperLink:
             if answer != 0:
                 self._forgotten.add(lease_id)
 
-    # -- the same for one lease -------------------------------------------------------------------
-
     async def arm(self, lease: Lease, cgroup: str, fds: Sequence[int], pidfd: int | None) -> None:
         """As `arm_many`; raises the DeviceError."""
         [error] = await self.arm_many([(lease, cgroup, fds, pidfd)])

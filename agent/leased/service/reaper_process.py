@@ -19,7 +19,9 @@ from typing import Final
 
 import trio
 
+from leased.service.config import Config
 from leased.terms.errors import EX_TEMPFAIL, DeviceError
+from leased.terms.moment import NS_PER_MS
 
 START_WAIT_S: Final = 10.0
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
@@ -74,3 +76,14 @@ async def spawn_reaper(binary: Path, runtime_dir: Path, *, options: Sequence[str
             f"exit status {done.returncode}, see {runtime_dir}/reaper.log",
         )
     return True
+
+
+async def spawn_configured(config: Config) -> bool:
+    """As `spawn_reaper`, with the binary, the directory and the budgets of the configuration."""
+    named, timing = config.hardware.reaper_path, config.timing
+    options = (
+        f"--kill-ms={timing.cut_ns // NS_PER_MS}",
+        f"--backstop-ms={timing.backstop_ns // NS_PER_MS}",
+    )
+    binary = Path(named) if named else find_reaper()
+    return await spawn_reaper(binary, config.paths.runtime_dir, options=options)

@@ -93,9 +93,7 @@ class Telemetry:
 
     def utilization(self, lease: Lease) -> Utilization:
         """What was seen of a lease, in per mille of what it was allotted; forgets the lease."""
-        usage = self._usage.pop(lease.lease_id, None)
-        for key in [key for key in self._newest if key[2] == lease.lease_id]:
-            del self._newest[key]
+        usage = self._forget(lease.lease_id)
         held_ns = max(1, self._clock.now().boot_ns - lease.granted_ns)
         if usage is None or not usage.covered_ns:
             return Utilization()
@@ -119,9 +117,18 @@ class Telemetry:
         now_ns = self._clock.now().boot_ns
         self._sample_nodes(now_ns)
         self._sample_pressure(now_ns)
-        for lease in self._live_leases():
+        leases = tuple(self._live_leases())
+        kept = {lease.lease_id for lease in leases if lease.state is not LeaseState.FENCED}
+        for lease_id in [lease_id for lease_id in self._usage if lease_id not in kept]:
+            self._forget(lease_id)
+        for lease in leases:
             if lease.state in (LeaseState.ACTIVE, LeaseState.DRAINING):
                 self._sample_lease(lease, now_ns)
+
+    def _forget(self, lease_id: LeaseId) -> _Usage | None:
+        for key in [key for key in self._newest if key[2] == lease_id]:
+            del self._newest[key]
+        return self._usage.pop(lease_id, None)
 
     def _keep(self, sample: Sample) -> None:
         self._newest[sample.name, sample.resource_id, sample.lease_id] = sample

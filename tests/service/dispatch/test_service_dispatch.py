@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dispatcher behind real sockets: what each caller may, what is handed out, and what a caller who
-repeats himself, hangs up or lies gets.
+"""The dispatcher behind real sockets: what each caller may, what is handed out, and what a caller
+who repeats himself, hangs up or lies gets.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +17,11 @@ import trio
 import trio.testing
 from tests.doubles.calling import House, Visitor, memory, message, open_house
 from tests.doubles.devices import Fault
+from tests.doubles.serving import descriptors
 
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
-from leased.terms.lease import LeaseState
+from leased.terms.lease import LeaseState, RevocationReason
 
 MINE = {"bind": "deadline"}
 ID = "ab" * 16
@@ -77,9 +81,7 @@ async def test_a_repeated_request_for_a_lease_that_is_over_hands_nothing_out(
         if when in gates:
             gates[when].shut()
         if when == "fenced":
-            house.host.devices.pin(
-                house.agent.at(lease), *house.agent.at(lease).subject.allotments
-            )
+            house.host.devices.pin(house.agent.at(lease), *house.agent.at(lease).subject.allotments)
         await me.call("Lease.Release", lease_id=lease.hex())
         await trio.sleep(5)
         assert house.agent.at(lease).state.name.lower() == when
@@ -148,7 +150,7 @@ async def test_who_hangs_up_while_the_lease_is_prepared_gets_no_descriptor_leake
         gate.shut()
         me = house.visit()
         await me.call("Lease.List")
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         await me.ask("Lease.Acquire", resources=memory(3), ttl_ns=10 * 10**9, **MINE)
         await gate.reached.wait()
         me.close()
@@ -159,7 +161,7 @@ async def test_who_hangs_up_while_the_lease_is_prepared_gets_no_descriptor_leake
         await house.agent.until(lease.lease_id, LeaseState.RECLAIMED)
         await trio.sleep(5)
         # The two ends of its connection and the agent's pidfd of it are gone, and nothing came.
-        assert len(os.listdir("/proc/self/fd")) <= before - 2
+        assert descriptors() <= before - 2
 
 
 async def test_calls_behind_one_whose_answer_ends_the_connection_are_not_begun(
@@ -258,9 +260,77 @@ async def test_adopt_with_a_descriptor_that_is_no_pidfd_leaks_none(
         with open("/dev/null", "rb") as null:
             await boss.ask("Admin.Adopt", lease_id=lease, fds=[null.fileno()])
             assert "error" in await boss.answer()
-            before = len(os.listdir("/proc/self/fd"))
+            before = descriptors()
             for _ in range(5):
                 await boss.ask("Admin.Adopt", lease_id=lease, fds=[null.fileno()])
                 assert "error" in await boss.answer()
             await trio.sleep(1)
-            assert len(os.listdir("/proc/self/fd")) == before
+            assert descriptors() == before
+
+
+# ---- holders -------------------------------------------------------------------------------------
+
+_HOLD = """
+import socket, sys
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+peer.sendall(sys.argv[2].encode() + b"\\0")
+answer = b""
+while b"\\0" not in answer:
+    answer += peer.recv(65536)
+print(answer.decode().rstrip("\\0"), flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_a_lease_ends_with_the_process_it_is_bound_to(tmp_path: Path) -> None:
+    """In real time: a real process, proven by the kernel, and really gone."""
+    async with open_house(tmp_path) as house:
+        call = message("Lease.Acquire", resources=memory(3), bind="process")[:-1].decode()
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", _HOLD, str(tmp_path / "user"), call],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        with trio.fail_after(30):
+            reply = json.loads(await process.stdout.receive_some())["parameters"]
+            lease = lease_id(reply)
+            assert reply["lease"]["runtime"]["pid"] == process.pid
+            await house.agent.until(lease, LeaseState.ACTIVE)
+            assert house.host.reaper.slots[lease].pidfd is not None, "the reaper can cut it too"
+            await process.stdin.aclose()
+            await house.agent.until(lease, LeaseState.RECLAIMED)
+        ended = house.agent.at(lease)
+        assert ended.reason is RevocationReason.HOLDER_LOST
+        assert ended.cut_ns is not None and ended.cut_ns < ended.deadline_ns
+        await process.stdout.aclose()
+        await process.wait()
+
+
+# ---- what the disk or the judge does not give ----------------------------------------------------
+
+
+async def test_a_judge_that_cannot_judge_is_an_answer_and_no_end_of_the_agent(
+    tmp_path: Path,
+) -> None:
+    """There is no log in the directory: `leasectl verify` has nothing to say in JSON."""
+    async with open_house(tmp_path) as house:
+        boss = house.visit(operator=True)
+        await boss.ask("Audit.Verify")
+        with trio.fail_after(30):
+            answer = await boss.answer()
+        assert "error" in answer or answer["parameters"]["verdict"] != "ok"
+        await boss.call("Lease.List")
+
+
+async def test_a_log_that_cannot_be_read_is_an_answer_and_no_end_of_the_agent(
+    tmp_path: Path,
+) -> None:
+    async with open_house(tmp_path) as house:
+        boss = house.visit(operator=True)
+        house.agent.journal.read_error = OSError(errno.EIO, "the disk says no")
+        name, why = await boss.refused("Audit.Read", from_sequence=0)
+        assert name == "DeviceError" and why["errno"] == errno.EIO
+        house.agent.journal.read_error = None
+        await boss.call("Audit.Read", from_sequence=0)

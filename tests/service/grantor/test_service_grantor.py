@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grantor: a grant is answered only when it is prepared and armed, a renewal only when the reaper
-has moved the deadline; whatever fails is a typed refusal and capacity that comes back.
+"""The grantor: a grant is answered only when it is prepared and armed, a renewal only when the
+reaper has moved the deadline; whatever fails is a typed refusal and capacity that comes back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 from tests.doubles.desk import ACME, BETA
-from tests.doubles.devices import Fault
+from tests.doubles.devices import Fault, small_inventory
 from tests.doubles.serving import Host
 
 from leased.service.grantor import QUICK_BYTES_MAX
@@ -192,8 +192,6 @@ async def test_a_grant_released_by_nobody_while_prepared_lives_for_its_time(
 
 async def test_a_large_grant_delays_nobody(autojump_clock: trio.testing.MockClock) -> None:
     pages = QUICK_BYTES_MAX // 4096 + 1
-    from tests.doubles.devices import small_inventory
-
     async with (
         Host(inventory=small_inventory(2 * pages)).standing() as host,
         host.agent() as agent,

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import select
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import trio
 import trio.testing
 from tests.doubles.host import not_proven
+from tests.doubles.serving import descriptors
 
 from leased.hardware.cgroup import find_mounts
 from leased.service.holders import Holders
@@ -148,8 +148,7 @@ async def test_a_forgotten_lease_is_told_of_no_more() -> None:
 
 async def test_no_descriptor_is_left_over() -> None:
     async with watching() as (holders, inbox):
-        gc.collect()
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for number in range(12):
             with child() as one:
                 enrol(holders, one)
@@ -166,7 +165,7 @@ async def test_no_descriptor_is_left_over() -> None:
                 if number % 2 == 0:
                     holders.dismiss(one.pid)
                 holders.forget(A)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
 
 
 # ---- leaves --------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ peers that are gone, and nothing left over when they are.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import resource
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 import trio
 import trio.testing
 from tests.doubles.calling import House, Visitor, memory, message, open_house
+from tests.doubles.serving import descriptors
 
 from leased.service.config import Sockets
 from leased.terms.command import Caller
@@ -142,9 +142,9 @@ async def test_descriptors_that_cannot_be_sent_yet_arrive_later_or_are_closed(
             await slow.answer()
         answer = await slow.answer()
         assert answer["parameters"]["fds"] and len(slow.fds) == 1
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         await trio.sleep(10)
-        assert len(os.listdir("/proc/self/fd")) == before - 3, "socket, pidfd, memory of the deaf"
+        assert descriptors() == before - 3, "socket, pidfd, memory of the deaf"
 
 
 # ---- descriptors ---------------------------------------------------------------------------------
@@ -156,11 +156,10 @@ async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
 ) -> None:
     async with open_house(tmp_path) as house:
         await house.visit().call("Lease.List")
-        gc.collect()
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         me = house.visit()
         await me.call("Lease.List")
-        own = len(os.listdir("/proc/self/fd")) - before
+        own = descriptors() - before
         data = {
             "malformed": message("Lease.Acquire", resources=[]),
             "unknown method": message("Lease.Nonsense"),
@@ -173,7 +172,7 @@ async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
                 if kind != "in pieces":
                     await me.answer()
         await trio.sleep(1)
-        extra = len(os.listdir("/proc/self/fd")) - before - own
+        extra = descriptors() - before - own
         assert extra <= 0, f"{extra} descriptors of a peer are kept for calls that never come"
 
 
@@ -201,8 +200,7 @@ async def test_connections_leave_nothing_behind(
     async with open_house(tmp_path) as house:
         await house.visit().call("Lease.List")
         await trio.sleep(1)
-        gc.collect()
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for number in range(20):
             me = house.visit()
             if number % 4 == 1:
@@ -215,8 +213,7 @@ async def test_connections_leave_nothing_behind(
                 await me.answer()
             me.close()
         await trio.sleep(10)
-        gc.collect()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
         assert house.agent.listener is not None and house.agent.listener.connections == 1
 
 

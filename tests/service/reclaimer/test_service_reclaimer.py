@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reclaimer: cut, scrub, proof, each failure fencing exactly what it leaves unproven, and nobody
-waiting for somebody else's worker.
+"""The reclaimer: cut, scrub, proof, each failure fencing exactly what it leaves unproven, and
+nobody waiting for somebody else's worker.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 
 import pytest
 import trio
 import trio.testing
 from tests.doubles.desk import ACME, OPERATOR
 from tests.doubles.devices import Fault, replace_capacity
-from tests.doubles.serving import Agent, Host
+from tests.doubles.serving import Agent, Host, descriptors
 
 from leased.terms.command import Release, Revoke, Unfence
 from leased.terms.errors import DeviceError
@@ -230,7 +229,7 @@ async def test_no_descriptor_is_left_over(autojump_clock: trio.testing.MockClock
     async with Host().standing() as host, host.agent() as agent:
         await release(agent, await agent.lease(1))
         await trio.sleep(5)
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for number in range(30):
             if number % 3 == 0:
                 host.devices.fault = lambda verb, lease: (
@@ -244,7 +243,7 @@ async def test_no_descriptor_is_left_over(autojump_clock: trio.testing.MockClock
             if number % 5 == 0:
                 host.devices.pin(lease, *lease.subject.allotments)
             await trio.sleep(5)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
         assert not len(agent.custodian), "a fenced lease is held by nobody"
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 
@@ -12,7 +11,7 @@ import trio
 import trio.testing
 from tests.doubles.desk import ACME, OPERATOR
 from tests.doubles.reaper import Slot
-from tests.doubles.serving import Host
+from tests.doubles.serving import Host, descriptors
 
 from leased.terms.command import Drain, Release, Renew
 from leased.terms.event import NodeStarted, Recovered, Revoked, TeardownBegun
@@ -209,8 +208,7 @@ async def test_no_descriptor_of_the_roster_is_left_over(
     """Leases that go on, leases that ended meanwhile, leases bound to nobody: all with pidfds."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
         async with Host().standing() as host:
-            gc.collect()
-            before = len(os.listdir("/proc/self/fd"))
+            before = descriptors()
             async with host.agent() as agent:
                 for ttl_s in (3, 3, 600):
                     lease = await agent.lease(1, ttl_s=ttl_s)
@@ -225,7 +223,6 @@ async def test_no_descriptor_of_the_roster_is_left_over(
                 await agent.until(lease.lease_id, LeaseState.RECLAIMED)
                 await trio.sleep(5)
             del agent
-            gc.collect()  # the epoll of a run ends with it
             assert not host.reaper.slots
-            assert len(os.listdir("/proc/self/fd")) == before
+            assert descriptors() == before
         child.communicate()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spine: answers only after durability, one batch for what waits, bounded channel, places in the
-queue that are given up with their connection, a clean stop.
+"""The spine: answers only after durability, one batch for what waits, bounded channel, places in
+the queue that are given up with their connection, a clean stop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch and Wait over real sockets: what each watcher sees, when it ends, and that a slow one is cut
-off with a gap and never fed a hole.
+"""Watch and Wait over real sockets: what each watcher sees, when it ends, and that a slow one is
+cut off with a gap and never fed a hole.
 """
 
 from __future__ import annotations

@@ -132,10 +132,10 @@ def history(lease_id: str, seconds: float = 60) -> list[dict[str, Any]]:
     return list(eventually(f"lease {lease_id} is closed", whole, seconds))
 
 
-def run(*command: str, check: bool = True, user: str | None = None) -> str:
+def run(*command: str, check: bool = True, user: str | None = None, seconds: float = 120) -> str:
     """A command's standard output."""
     words = ["runuser", "-u", user, "--", *command] if user else list(command)
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
     if check and done.returncode:
         raise AssertionError(f"{words}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -6,10 +6,15 @@ twice, all comes back.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import host
-from host import ADMIN, call
+from host import ADMIN, call, prop
+
+SOURCE = Path("/usr/src/leased")
 
 ACKED = json.loads(Path("/sys/firmware/qemu_fw_cfg/by_name/opt/leased/acked/raw").read_text())
 
@@ -52,3 +57,57 @@ def test_it_leases_again() -> None:
     connection.close_fds()
     connection.call("Lease.Release", lease_id=lease["lease_id"])
     assert host.closed(lease["lease_id"])["state"] == "reclaimed"
+
+
+def install(*words: str) -> str:
+    """packaging/install as an operator runs it."""
+    return host.run(str(SOURCE / "packaging" / "install"), "--no-apt", *words, seconds=400)
+
+
+def test_the_program_is_replaced_under_a_running_lease() -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import host, time;"
+        "c = host.Connection(); g = c.acquire(host.memory(4096, node=1), ttl_s=900);"
+        "print(g['lease']['lease_id'], flush=True); time.sleep(900)"
+    )
+    words = ["runuser", "-u", "alice", "--", sys.executable, "-c", script]
+    holder = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    lease_id = holder.stdout.readline().strip()
+    before = host.describe(lease_id)
+    pids = [host.main_pid(unit) for unit in ("leased.service", "leased-reaper.service")]
+    (wheel,) = Path("/wheels").glob("leased-*.whl")
+    install("--wheel", str(wheel), "--find-links", "/wheels")
+    host.serving()
+    after = [host.main_pid(unit) for unit in ("leased.service", "leased-reaper.service")]
+    assert not set(pids) & set(after), "both are new processes"
+    now = host.describe(lease_id)
+    assert now["state"] == "active"
+    assert now["deadline_boottime_ns"] == before["deadline_boottime_ns"]
+    call("Admin.Revoke", ADMIN, lease_id=lease_id)
+    assert host.closed(lease_id)["state"] == "reclaimed"
+    holder.wait()
+
+
+def test_the_operators_configuration_is_kept() -> None:
+    path = Path("/etc/leased/leased.toml")
+    path.write_text(path.read_text() + "# ours\n")
+    text = path.read_text()
+    (wheel,) = Path("/wheels").glob("leased-*.whl")
+    said = install("--no-start", "--wheel", str(wheel), "--find-links", "/wheels")
+    assert path.read_text() == text
+    assert "leased.toml.new" in said
+    assert Path("/etc/leased/leased.toml.new").exists()
+
+
+def test_it_can_be_taken_off_again_and_the_chain_stays() -> None:
+    """The last test of all."""
+    install("--uninstall")
+    for path in ("/opt/leased", "/run/leased", "/usr/local/bin/leasectl"):
+        assert not Path(path).exists(), path
+    for unit in ("leased.service", "leased.socket", "leased-reaper.service", "leased.slice"):
+        assert prop(unit, "ActiveState") == "inactive", unit
+        assert not Path("/usr/local/lib/systemd/system", unit).exists()
+    assert not list(Path("/usr/local").rglob("*leased*"))
+    assert list(Path("/var/lib/leased/audit").iterdir())
+    assert Path("/etc/leased/leased.toml").exists()

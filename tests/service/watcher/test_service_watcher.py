@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watcher: a notice is a reason to look, a difference is a command, a failure is only said."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+from tests.doubles.clock import FakeClock
+from tests.doubles.devices import FakeDevices, small_inventory
+
+from leased.service.watcher import RESCAN_NS, SETTLE_NS, Watcher
+from leased.terms.command import Command, Observe, ObserveClockStep
+from leased.terms.errors import DeviceError
+from leased.terms.moment import NS_PER_S
+from leased.terms.resource import Inventory
+
+RESCAN_S, SETTLE_S = RESCAN_NS / NS_PER_S, SETTLE_NS / NS_PER_S
+
+
+class Unreliable(FakeDevices):
+    """Devices whose survey may fail."""
+
+    error: DeviceError | None = None
+
+    async def inventory(self) -> Inventory:
+        seen = await super().inventory()
+        if self.error is not None:
+            raise self.error
+        return seen
+
+
+class Outside:
+    """What the watcher listens to, and what it does of it."""
+
+    def __init__(self) -> None:
+        self.devices = Unreliable()
+        self.commands: list[Command] = []
+        self.said: list[str] = []
+        self._notice, self._notices = trio.open_memory_channel[object](100)
+        self._step, self._steps = trio.open_memory_channel[int](100)
+        self.deaf: OSError | None = None
+
+    @property
+    def looks(self) -> int:
+        """How often the hardware was surveyed."""
+        return len(self.devices.calls)
+
+    def notice(self) -> None:
+        """The kernel says that something changed."""
+        self._notice.send_nowait(None)
+
+    def step(self, delta_ns: int) -> None:
+        """The wall clock was set."""
+        self._step.send_nowait(delta_ns)
+
+    async def hear(self) -> AsyncIterator[object]:
+        """Notices of hotplug."""
+        if self.deaf is not None:
+            raise self.deaf
+        async for notice in self._notices:
+            yield notice
+
+    async def steps(self) -> AsyncIterator[int]:
+        """Steps of the clock."""
+        async for step in self._steps:
+            yield step
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[Watcher]:
+        """A watcher that runs."""
+        watcher = Watcher(
+            devices=self.devices,
+            clock=FakeClock(),
+            submit=self.commands.append,
+            inventory=self.devices.offered,
+            notices=self.hear,
+            clock_steps=self.steps,
+            say=self.said.append,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watcher.run)
+            await trio.testing.wait_all_tasks_blocked()
+            yield watcher
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_burst_of_notices_is_one_look_after_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    outside = Outside()
+    async with outside.watched():
+        for _ in range(50):
+            outside.notice()
+        await trio.sleep(SETTLE_S * 0.9)
+        assert outside.looks == 0
+        await trio.sleep(SETTLE_S)
+        assert outside.looks == 1 and not outside.commands, "the same as before is no news"
+
+
+async def test_only_a_difference_becomes_a_command(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    outside = Outside()
+    async with outside.watched():
+        outside.devices.offered = small_inventory(2048)
+        outside.notice()
+        await trio.sleep(SETTLE_S * 2)
+        [observed] = outside.commands
+        assert isinstance(observed, Observe) and observed.inventory == small_inventory(2048)
+        outside.notice()
+        await trio.sleep(SETTLE_S * 2)
+        assert outside.looks == 2 and len(outside.commands) == 1
+
+
+async def test_what_no_notice_told_is_found_within_a_minute(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    outside = Outside()
+    outside.deaf = OSError(errno.EPERM, "no netlink here")
+    async with outside.watched():
+        assert any("no netlink here" in line for line in outside.said)
+        gone = msgspec.structs.replace(outside.devices.offered, resources=())
+        outside.devices.offered = gone
+        await trio.sleep(RESCAN_S + 1)
+        assert [command.inventory for command in outside.commands] == [gone]
+        await trio.sleep(RESCAN_S * 3)
+        assert outside.looks == 4
+
+
+async def test_a_survey_that_fails_changes_nothing_and_is_tried_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    outside = Outside()
+    async with outside.watched():
+        outside.devices.error = DeviceError("survey", errno.ETIMEDOUT)
+        outside.devices.offered = small_inventory(7)
+        outside.notice()
+        await trio.sleep(SETTLE_S * 2)
+        assert not outside.commands and "stays in force" in outside.said[0]
+        outside.devices.error = None
+        await trio.sleep(RESCAN_S + 1)
+        assert len(outside.commands) == 1
+
+
+@pytest.mark.parametrize("delta_ns", [3600 * NS_PER_S, -5 * NS_PER_S])
+async def test_a_step_of_the_wall_clock_is_reported(
+    delta_ns: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    outside = Outside()
+    async with outside.watched():
+        outside.step(delta_ns)
+        await trio.testing.wait_all_tasks_blocked()
+        [stepped] = outside.commands
+        assert isinstance(stepped, ObserveClockStep) and stepped.delta_ns == delta_ns
