@@ -54,9 +54,9 @@ struct leased_committer *leased_committer_new(int event_fd);
 int leased_committer_submit(struct leased_committer *committer, int seg_fd, const void *buf,
 	size_t len, uint64_t off, int anchor_fd, const void *slot, size_t slot_len,
 	uint64_t slot_off);
-int leased_committer_run(struct leased_committer *committer, int seg_fd, const void *buf, size_t len,
-	uint64_t off, int anchor_fd, const void *slot, size_t slot_len, uint64_t slot_off,
-	int *stage);
+int leased_committer_run(struct leased_committer *committer, int seg_fd, const void *buf,
+	size_t len, uint64_t off, int anchor_fd, const void *slot, size_t slot_len,
+	uint64_t slot_off, int *stage);
 int leased_committer_result(struct leased_committer *committer, int *stage);
 void leased_committer_free(struct leased_committer *committer);
 

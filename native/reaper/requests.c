@@ -309,8 +309,9 @@ static int disarm_one(struct reaper *r, const uint8_t *id)
 	if (at == NONE)
 		return 0;
 	struct slot *slot = &r->slots[at];
-	/* An agent that fenced a lease, or has lost its story, disarms it with somebody inside. To
-	 * let go then would be to let them stay: cut first, take the memory, and only then forget. */
+	/* An agent that fenced a lease, or has lost its story, disarms it with somebody inside.
+	 * To let go then would be to let them stay: cut, take the memory, and only then forget.
+	 */
 	if (slot->moving.phase == LEASED_REAPER_ARMED) {
 		slot->moving.flags |= MOVING_ON_REQUEST | MOVING_FORGET;
 		cut_begin(r, at);
