@@ -59,7 +59,6 @@ from leased.terms.effect import Effect
 from leased.terms.errors import StateError
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import RevocationReason
-from leased.terms.reply import Reply
 
 ENTROPY_BYTES = 4096
 REAPER_WAIT_S = 30
@@ -99,6 +98,7 @@ async def build(
     await agent.connect(nursery)
     await agent.recover()
     await recovery.seal_repair(opened, sealer, opened.journal, clock, entropy)
+    agent.note_sealed()
     doors = open_doors(config, handed, __version__)
     await agent.start(nursery, doors)
     agent.replayed = replayed
@@ -330,19 +330,20 @@ class Agent:
             self.notifier.start(effect, now_ns)
 
     def _tell(self, told: Told) -> None:
-        # Told between a commit and the next seal: what is sealed is anchored.
-        self.vitals.tree = self.sealer.frontier
-        self.chain.next_seq = self.vitals.tree.size
+        self.note_sealed()
         self.dispatcher.note_moment(told.moment)
         self.feed.tell(told)
         self.journald.tell(told)
         self.ticker.look_again()
 
+    def note_sealed(self) -> None:
+        """Between a commit and the next seal: what is sealed is anchored, and may be shown."""
+        self.vitals.tree = self.sealer.frontier
+        self.chain.next_seq = self.vitals.tree.size
+
     async def _beat(self) -> None:
         """A heartbeat through the sequencer and back."""
-        returned = trio.Event()
-        self.sequencer.submit_own(Heartbeat(NO_COMMAND), lambda _reply: returned.set())
-        await returned.wait()
+        await self.sequencer.ask_own(Heartbeat(NO_COMMAND))
 
     # -- what the doors ask ------------------------------------------------------------------------
 
@@ -356,18 +357,8 @@ class Agent:
         policy = msgspec.structs.replace(
             fresh.policy, generation=self.sequencer.lessor.policy.generation + 1
         )
-        answered = trio.Event()
-        got: list[Reply] = []
-
-        def deliver(reply: Reply) -> None:
-            got.append(reply)
-            answered.set()
-
-        command = SetPolicy(
-            NO_COMMAND, self._operator(), policy, hash_policy(fresh.policy), fresh.rates.digest()
-        )
-        self.sequencer.submit_own(command, deliver)
-        await answered.wait()
+        hashes = hash_policy(fresh.policy), fresh.rates.digest()
+        await self.sequencer.ask_own(SetPolicy(NO_COMMAND, self._operator(), policy, *hashes))
         self.config = fresh
 
     # -- what the daemon asks ---------------------------------------------------------------------
@@ -384,9 +375,7 @@ class Agent:
     async def stop(self) -> None:
         """Take no more, seal that the node stops, end every stream. Leases go on."""
         self.sequencer.refuse_new()
-        stopped = trio.Event()
-        self.sequencer.submit_own(Stop(NO_COMMAND), lambda _reply: stopped.set())
-        await stopped.wait()
+        await self.sequencer.ask_own(Stop(NO_COMMAND))
         self.feed.close()
 
     def close(self) -> None:

@@ -339,7 +339,8 @@ class Listener:
         )
 
     def _admit(self, caller: Caller) -> None:
-        if len(self._connections) >= self._limits.connections_max:
+        # Operators are few and come when things are bad: tenants cannot shut them out.
+        if not caller.operator and len(self._connections) >= self._limits.connections_max:
             raise PermissionDenied(
                 f"{len(self._connections)} connections are open, the limit of this host"
             )

@@ -13,6 +13,7 @@ not decide what the outcome means: `lessor.lifecycle` does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -32,6 +33,9 @@ from leased.terms.lease import Ending, Lease, LeaseState
 from leased.terms.teardown import CutReport, ScrubReport, TeardownStep
 
 BATCH_MAX = 64
+
+TOGETHER_S = 0.1
+"""How long leases that fall together are waited for together: a cut takes a few milliseconds."""
 
 
 TellReport = Callable[[LeaseId, str, bytes, bytes], None]
@@ -99,7 +103,17 @@ class Reclaimer:
             await self._clean(cut)
 
     async def _reclaim(self, leases: Sequence[Lease]) -> None:
-        await self._clean(await self._cut(leases))
+        cut: list[tuple[Lease, CutReport]] | None = None
+        with trio.move_on_after(TOGETHER_S if len(leases) > 1 else math.inf):
+            cut = await self._cut(leases)
+        if cut is not None:
+            await self._clean(cut)
+            return
+        # Somebody takes long to die. Whoever has gone must not wait for that: each goes alone
+        # (asking for a cut again tells of the one already begun).
+        async with trio.open_nursery() as nursery:
+            for lease in leases:
+                nursery.start_soon(self._reclaim, [lease])
 
     # -- the three steps ---------------------------------------------------------------------------
 

@@ -107,6 +107,19 @@ class Sequencer:
         self._channel.append((command, deliver))
         self._arrived.set()
 
+    async def ask_own(self, command: Command) -> Reply:
+        """Put a command of the agent itself through all seven steps and return its answer."""
+        answered = trio.Event()
+        replies: list[Reply] = []
+
+        def deliver(reply: Reply) -> None:
+            replies.append(reply)
+            answered.set()
+
+        self.submit_own(command, deliver)
+        await answered.wait()
+        return replies[0]
+
     def forget_waiter(self, command_id: CommandId, deliver: Deliver) -> None:
         """The conversation behind `deliver` is gone: give up its place in the queue if nobody else
         waits for it.

@@ -199,6 +199,22 @@ async def test_a_grant_that_is_still_prepared_does_not_hold_up_who_ends_with_it(
         assert isinstance(await hung.reply(), Refusal)
 
 
+async def test_a_holder_that_takes_long_to_die_does_not_hold_up_who_ends_with_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        slow, other = await agent.lease(1), await agent.lease(1)
+        host.reaper.cut_takes_ns[slow.lease_id] = 4 * NS_PER_S
+        began_ns = host.clock.now().boot_ns
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(release, agent, slow)
+            nursery.start_soon(release, agent, other)
+        await agent.until(other.lease_id, LeaseState.RECLAIMED)
+        assert host.clock.now().boot_ns - began_ns < NS_PER_S
+        await agent.until(slow.lease_id, LeaseState.RECLAIMED)
+        assert host.clock.now().boot_ns - began_ns >= 4 * NS_PER_S
+
+
 async def test_the_teardown_does_not_wait_for_the_log(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
