@@ -56,16 +56,17 @@ class Life:
         self.deadline_ns = allocated.deadline_ns
         self.generation = allocated.generation
         self.events: list[LeaseEvent] = [allocated]
+        self.reached = 0
         self.held = {a.resource_id: a.capacity for a in allocated.subject.allotments}
 
     def add(self, event: LeaseEvent) -> None:
         """The next event of this lease. AssertionError if it cannot follow."""
-        name, before = type(event).__name__, [type(e).__name__ for e in self.events]
         rank = _RANK.get(type(event))
         if rank is not None:
-            reached = max(_RANK.get(type(e), 0) for e in self.events)
-            once = not isinstance(event, Renewed)
-            assert rank > reached or (rank == reached and not once), f"{name} after {before}"
+            again = rank == self.reached and isinstance(event, Renewed)
+            told = f"{type(event).__name__} after {type(self.events[-1]).__name__}"
+            assert rank > self.reached or again, told
+            self.reached = rank
         if isinstance(event, Renewed):
             assert event.generation > self.generation, f"generation {event.generation} again"
             self.generation, self.deadline_ns = event.generation, event.deadline_ns

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import select
+import shutil
 import subprocess
 import tempfile
 import time
@@ -52,11 +53,14 @@ def small_disk() -> Iterator[Path]:
             subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
-def fill(directory: Path) -> Path:
-    """Take every block that is left."""
+def fill(directory: Path, *, keep_bytes: int = 0) -> Path:
+    """Take every block that is left, but for so many."""
     filler = directory / "filler"
     fd = os.open(filler, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
+        if keep_bytes:
+            os.posix_fallocate(fd, 0, shutil.disk_usage(directory).free - keep_bytes)
+            return filler
         for size in (MIB, 4096, 1):
             with contextlib.suppress(OSError):
                 while True:
@@ -89,6 +93,7 @@ def renew_until_refused(peer: Peer, lease_id: str) -> tuple[int, str]:
 
 def test_a_full_disk() -> None:
     with small_disk() as disk, HostAgent(state=disk) as agent:
+        fill(disk, keep_bytes=20 * MIB)  # a segment, and no spare
         agent.start()
         filler = fill(disk)
         leases = [agent.acquire(ttl_ms=60_000, accounting_tag=TAG) for _ in range(8)]

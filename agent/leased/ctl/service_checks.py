@@ -37,7 +37,7 @@ HARDENING: Final = {
     "RestrictRealtime": "yes",
 }
 NVIDIA_CLASSES: Final = ("char-nvidia", "char-nvidia-frontend", "char-nvidia-uvm")
-BUDGET_DEFAULTS: Final = {"kill": "5s", "scrub": "60s", "prove": "5s", "reclaim_max": "120s"}
+BUDGET_DEFAULTS: Final = {"cut": "5s", "backstop": "2s", "reclaim_max": "60s"}
 
 
 def state_directory(root: Path) -> Iterator[Finding]:
@@ -214,7 +214,7 @@ def timing(root: Path) -> Iterator[Finding]:
     except InvalidParameter as error:
         yield Finding(Grade.FAIL, "configuration", f"/{CONFIG_FILE}: timing: {error}")
         return
-    steps = ("kill", "scrub", "prove")
+    steps = ("cut", "backstop")
     total = sum(spent[name] for name in steps)
     sums = f"{' + '.join(f'{name} {length(spent[name])}' for name in steps)} = {length(total)}"
     bound = spent["reclaim_max"]

@@ -33,6 +33,7 @@ from leased.hardware.calls import (
     Survey,
     Surveyed,
 )
+from leased.hardware.clock import BootClock
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew, close_all, failure, spread
 from leased.hardware.pieces import Piece, leaf_call, memory_pieces, worker_for
@@ -70,6 +71,8 @@ class Devices:
         self._preparer = Preparer(self._crew, self._ledgers, self._config)
         self._prover = Prover(self._crew, self._ledgers, self._config)
         self._facts: CgroupFacts | None = None
+        self._boot_id = BootClock().boot_id
+        self._surveyed: dict[str, Surveyed] = {}
         self._finding = trio.Lock()
         self._apart: set[LeaseId] = set()
 
@@ -109,7 +112,7 @@ class Devices:
                 for piece in pieces:
                     name = worker_for(piece, "reclaim", self._config)
                     work.setdefault(name, []).append((case, piece))
-            elif case.fds or case.lease.reason not in _NOTHING_HELD:
+            elif case.fds or not self._holds_nothing(case.lease):
                 detail = f"{len(case.fds)} descriptors for {len(pieces)} memory allotments"
                 case.error = DeviceError("scrub", errno.EBADF, detail)
         await spread(work, self._scrub)
@@ -187,11 +190,15 @@ class Devices:
         try:
             answer = await self._crew.one(name, call)
         except DeviceError as error:
+            if name in self._surveyed:
+                # A survey that failed is not an empty host.
+                return self._surveyed[name]
             kinds = (ResourceKind.GPU,) if call.drivers else (ResourceKind.MEM, ResourceKind.CPU)
             return Surveyed((), tuple(Absence(kind, str(error)) for kind in kinds), ())
         finally:
             self._crew.dismiss(name)
         assert isinstance(answer, Surveyed)
+        self._surveyed[name] = answer
         return answer
 
     async def _scrub(self, name: str, part: Sequence[tuple[_Case, Piece]]) -> None:
@@ -221,6 +228,10 @@ class Devices:
                 case.error = failure(answer)
                 if ledger is not None:
                     ledger.write_off(key)
+
+    def _holds_nothing(self, lease: Lease) -> bool:
+        """Memory ends with its boot, however far the lease's teardown had come."""
+        return lease.reason in _NOTHING_HELD or lease.boot_id != self._boot_id
 
     def _is_apart(self, lease: Lease) -> bool:
         """Nobody but the keepers ever had the lease's own open files: they were handed out opened

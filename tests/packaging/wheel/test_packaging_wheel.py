@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from leased.service.config import Config
+from leased.terms.moment import NS_PER_MS
 
 TOP = Path(__file__).resolve().parents[3]
 
@@ -60,6 +64,21 @@ def test_the_reaper_in_it_is_static_and_may_be_executed(wheel: Path, tmp_path: P
     assert b"NEEDED" not in subprocess.run(["readelf", "-d", reaper], capture_output=True).stdout
     said = subprocess.run([reaper, "--version"], capture_output=True, text=True, check=True, env={})
     assert said.stdout.startswith("leased-reaper ")
+
+
+def test_a_reaper_that_systemd_starts_has_the_configurations_budgets(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """The unit names none, so the program's own defaults must be those of [timing]."""
+    with zipfile.ZipFile(wheel) as archive:
+        reaper = Path(archive.extract("leased/bin/leased-reaper", tmp_path))
+    reaper.chmod(0o755)
+    said = subprocess.run([reaper, "--help"], capture_output=True, text=True, check=True).stdout
+    (kill_ms,) = re.findall(r"--kill-ms .*\(default (\d+)\)", said)
+    (backstop_ms,) = re.findall(r"--backstop-ms .*\(default (\d+)\)", said)
+    timing = Config().timing
+    assert int(kill_ms) * NS_PER_MS == timing.cut_ns
+    assert int(backstop_ms) * NS_PER_MS == timing.backstop_ns
 
 
 def test_every_module_and_every_interface_is_in_it(wheel: Path) -> None:
