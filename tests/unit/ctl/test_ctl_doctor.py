@@ -121,10 +121,10 @@ def test_a_weakened_unit_is_named(tmp_path: Path) -> None:
 
 
 def test_budgets_that_do_not_fit_are_shown_as_a_sum(tmp_path: Path) -> None:
-    root = host(tmp_path, **{"etc__leased__leased.toml": '[timing]\nscrub = "200s"\n'})
+    root = host(tmp_path, **{"etc__leased__leased.toml": '[timing]\ncut = "200s"\n'})
     [finding] = service_checks.timing(root)
     assert finding.grade is Grade.FAIL
-    assert finding.text == "kill 5 s + scrub 3 min 20 s + prove 5 s = 3 min 30 s, at most 2 min"
+    assert finding.text == "cut 3 min 20 s + backstop 2 s = 3 min 22 s, at most 1 min"
     [finding] = service_checks.timing(tmp_path / "none")
     assert finding.grade is Grade.OK
 
