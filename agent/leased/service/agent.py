@@ -59,8 +59,12 @@ from leased.terms.effect import Effect
 from leased.terms.errors import StateError
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import RevocationReason
+from leased.terms.moment import NS_PER_S
 
 ENTROPY_BYTES = 4096
+VERIFY_NS_MAX = 600 * NS_PER_S
+"""What is asked of systemd at once: 600 s verify 200 million records on one slow core."""
+
 REAPER_WAIT_S = 30
 """systemd starts the reaper first; half a minute is a machine that is very busy booting."""
 
@@ -78,7 +82,7 @@ async def build(
     clock, entropy = BootClock(), EntropyPool()
     machine_id = read_machine_id()
     journald = Journald(config.journald, monotonic_ns=lambda: clock.now().boot_ns)
-    lifeline.status("verifying the log")
+    lifeline.extend(VERIFY_NS_MAX, "verifying the log")
     origin = f"lease-log.local/{node_id(machine_id).hex()}"
     opened = open_log(
         config.paths.audit_dir,
