@@ -51,6 +51,7 @@ runtime_dir = "{runtime}"
 [hardware]
 cgroup_root = "{cgroup}"
 cpu_cores = "none"
+hugepages = false
 {hardware}
 [policy]
 {policy}

@@ -60,7 +60,7 @@ class Ledger:
 
     def assert_kept(self, story: Story) -> None:
         """All of it is in the chain."""
-        place = {sequence: event for sequence, event in story.events}
+        place = dict(story.events)
         for lease_id, (sequence, deadline_ns) in self.granted.items():
             life = story.lives[lease_id]
             assert place[sequence] is life.allocated

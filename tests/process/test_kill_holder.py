@@ -58,9 +58,11 @@ def test_holder_killed_while_it_is_being_granted(shared_agent: HostAgent) -> Non
 
 ASK = f"""
 import json, signal, socket, sys
-s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
 asked = {{"resources": [{mem(4096)!r}], "bind": "process"}}
-s.sendall(json.dumps({{"method": "io.leased.Lease.Acquire", "parameters": asked}}).encode() + b"\\0")
+call = {{"method": "io.leased.Lease.Acquire", "parameters": asked}}
+s.sendall(json.dumps(call).encode() + b"\\0")
 signal.pause()
 """
 

@@ -15,15 +15,15 @@ from tests.doubles.host_agent import NS_PER_S, REPOSITORY, HostAgent
 
 from leased import client
 from leased.client import AgentUnavailable, LeaseLost, Refused, plain
+from leased.wire import parameters, replies
+from leased.wire.objects import Ask
 
 pytestmark = pytest.mark.root
 
 MIB = 1 << 20
 
 
-def small(size_bytes: int = MIB) -> list:
-    from leased.wire.objects import Ask
-
+def small(size_bytes: int = MIB) -> list[Ask]:
     return [Ask("mem", size_bytes, page_size=4096)]
 
 
@@ -42,19 +42,13 @@ async def test_a_lease_for_a_block(shared_agent: HostAgent) -> None:
 async def test_it_renews_itself(shared_agent: HostAgent) -> None:
     path = str(shared_agent.socket)
     async with client.acquire(path, resources=small(), ttl=0.6) as held, held.scope():
-        async with held._session.another().follow(  # noqa: SLF001
-            *_watch(held.lease_id)
-        ) as changes:
-            async for change in changes:
-                if any(lease.runtime.generation >= 3 for lease in change.leases):
-                    break
+        async with client.connect(path) as session:
+            asked = parameters.Watch(held.lease_id)
+            async with session.follow(asked, replies.WatchReply) as changes:
+                async for change in changes:
+                    if any(lease.runtime.generation >= 3 for lease in change.leases):
+                        break
         held.check()
-
-
-def _watch(lease_id: str) -> tuple:
-    from leased.wire import parameters, replies
-
-    return parameters.Watch(lease_id), replies.WatchReply
 
 
 async def test_the_scope_closes_before_the_agent_acts(shared_agent: HostAgent) -> None:
@@ -89,12 +83,14 @@ async def test_a_notice_and_a_revocation(shared_agent: HostAgent) -> None:
 async def test_a_lease_that_is_taken_at_once(shared_agent: HostAgent) -> None:
     path = str(shared_agent.socket)
     with pytest.raises(LeaseLost, match="operator_revoke"):
-        async with client.acquire(path, resources=small(), ttl=60, bind="deadline") as held:
-            async with held.scope():
-                await trio.to_thread.run_sync(
-                    lambda: shared_agent.call("Admin.Revoke", admin=True, lease_id=held.lease_id)
-                )
-                await trio.sleep_forever()
+        async with (
+            client.acquire(path, resources=small(), ttl=60, bind="deadline") as held,
+            held.scope(),
+        ):
+            await trio.to_thread.run_sync(
+                lambda: shared_agent.call("Admin.Revoke", admin=True, lease_id=held.lease_id)
+            )
+            await trio.sleep_forever()
 
 
 async def test_what_cannot_be_had(shared_agent: HostAgent) -> None:

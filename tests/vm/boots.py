@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,7 @@ class Boot:
             *("-chardev", f"file,id=journal,path={folder / phase}.journal"),
             *("-device", "virtserialport,chardev=journal,name=org.leased.journal"),
             *("-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console"),
+            *("-monitor", f"unix:{folder / phase}.monitor,server=on,wait=off"),
         ]
         for name in ("acked", "match"):
             if (folder / name).exists():
@@ -101,6 +103,23 @@ class Boot:
                     return
                 if not chunk:
                     time.sleep(0.05)
+
+    def interrogate(self) -> None:
+        """Have a guest that makes no progress say on its console what every processor does and
+        which tasks are blocked (the kernel's own keys)."""
+        if self.process.poll() is not None:
+            return
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.settimeout(5)
+            try:
+                monitor.connect(str(self.folder / f"{self.phase}.monitor"))
+                for command in ("info registers -a", *(f"sendkey alt-sysrq-{k}" for k in "lwm")):
+                    monitor.sendall(f"{command}\n".encode())
+                    time.sleep(3)
+                said = monitor.recv(1 << 16)
+            except OSError as error:
+                said = str(error).encode()
+        (self.folder / f"{self.phase}.registers").write_bytes(said)
 
     def pull_the_plug(self) -> None:
         """SIGKILL, if it still runs: nothing in QEMU gets to write anything more."""
@@ -137,7 +156,8 @@ def command_line(phase: str) -> str:
     """The kernel's: huge pages on both nodes, every controller on v2."""
     return (
         "root=/dev/vda rw console=ttyS0 quiet panic=-1 hugepages=0:24,1:24 "
-        f"systemd.unified_cgroup_hierarchy=1 systemd.show_status=0 leased.phase={phase}"
+        "systemd.unified_cgroup_hierarchy=1 systemd.show_status=0 sysrq_always_enabled=1 "
+        f"leased.phase={phase}"
     )
 
 
@@ -156,6 +176,8 @@ def run_phase(boot: Boot, tally: Tally) -> bool:
     try:
         for line in boot.lines(BOOT_SECONDS_MAX):
             ended = take(line, boot, tally) or ended
+        if not ended:
+            boot.interrogate()
     finally:
         boot.pull_the_plug()
     if not ended:
@@ -187,6 +209,8 @@ def run_storm(boot: Boot, tally: Tally) -> list[dict[str, Any]]:
                 acked.append(line)
                 if len(acked) >= STORM_GRANTS:
                     break
+        else:
+            boot.interrogate()
     finally:
         boot.pull_the_plug()
     name = f"{boot.phase}: power cut in the middle of a grant storm"
@@ -231,7 +255,7 @@ def main() -> int:
     finally:
         if options.results:
             Path(options.results).mkdir(parents=True, exist_ok=True)
-            for kind in ("*.console", "*.results", "*.journal", "*.qemu", "acked"):
+            for kind in ("*.console", "*.results", "*.journal", "*.qemu", "*.registers", "acked"):
                 for path in folder.glob(kind):
                     shutil.copy(path, options.results)
         if options.keep:

@@ -21,18 +21,20 @@ import trio
 
 from leased.ports import Clock, Entropy
 from leased.service.custody import Custodian
+from leased.service.evidence import NO_COMMAND
 from leased.service.listener import Connection
 from leased.service.questions import Questions
 from leased.service.sequencer import Sequencer
 from leased.service.streams import Streams
 from leased.service.walls import Walls
-from leased.terms.command import Acquire
+from leased.terms.command import Acquire, GrantFailed
 from leased.terms.errors import DeviceError, LeasedError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 from leased.terms.moment import Moment
 from leased.terms.reply import Changed, Granted, Reply
 from leased.terms.resource import ResourceKind
+from leased.terms.teardown import TeardownStep
 from leased.wire import objects, parameters
 from leased.wire.calls import encode_error, encode_reply, to_command
 from leased.wire.conversation import Call
@@ -174,6 +176,9 @@ class Dispatcher:
             try:
                 fds = self._hand_out(reply.lease)
             except DeviceError as error:
+                if not reply.attached:  # nobody has it, and nobody was told of it
+                    lease_id, step = reply.lease.lease_id, TeardownStep.PREPARE
+                    self._sequencer.submit_own(GrantFailed(NO_COMMAND, lease_id, step, error.errno))
                 connection.answer(call, encode_error(error))
                 return
             portrayed = _portray_fds(reply.lease, fds)

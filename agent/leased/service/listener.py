@@ -267,7 +267,8 @@ class Listener:
             sock.fileno(): (sock, service, operator) for sock, service, operator in doors
         }
         self._connections: dict[int, Connection] = {}
-        self._per_uid: dict[int, int] = {}
+        # By door as well: what root runs as a tenant must not shut root out as the operator.
+        self._per_uid: dict[tuple[int, bool], int] = {}
         for fd, (sock, _, _) in self._doors.items():
             sock.setblocking(False)
             self._epoll.register(fd, select.EPOLLIN)
@@ -328,7 +329,8 @@ class Listener:
             sock.close()
             return
         self._connections[sock.fileno()] = connection
-        self._per_uid[caller.uid] = self._per_uid.get(caller.uid, 0) + 1
+        whose = (caller.uid, caller.operator)
+        self._per_uid[whose] = self._per_uid.get(whose, 0) + 1
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _converse(self, service: Service) -> Conversation:
@@ -344,7 +346,7 @@ class Listener:
             raise PermissionDenied(
                 f"{len(self._connections)} connections are open, the limit of this host"
             )
-        held = self._per_uid.get(caller.uid, 0)
+        held = self._per_uid.get((caller.uid, caller.operator), 0)
         if held >= self._limits.connections_per_uid_max:
             raise PermissionDenied(f"uid {caller.uid} has {held} connections open, its limit")
 
@@ -360,11 +362,12 @@ class Listener:
         fd = connection.sock.fileno()
         self._epoll.unregister(fd)
         del self._connections[fd]
-        held = self._per_uid[connection.caller.uid] - 1
+        whose = (connection.caller.uid, connection.caller.operator)
+        held = self._per_uid[whose] - 1
         if held:
-            self._per_uid[connection.caller.uid] = held
+            self._per_uid[whose] = held
         else:
-            del self._per_uid[connection.caller.uid]
+            del self._per_uid[whose]
         connection.release()
         self._dispatch.abandon(connection)
 
