@@ -69,6 +69,7 @@ class Tracked(msgspec.Struct):
     generation: int
     deadlines: dict[int, int]
     since_ns: int
+    noticed: dict[int, int]
     pool: str = "tenant"
     state: str = "live"
     drain_deadline_ns: int | None = None
@@ -163,6 +164,7 @@ class Auditor:
             event.generation,
             {event.generation: event.deadline_ns},
             event.effective_ns,
+            {},
         )
         for tenant, most in self._limits.items():
             held = [one for one in self.leases.values() if one.tenant == tenant]
@@ -177,7 +179,12 @@ class Auditor:
         if isinstance(event, events.Renewed):
             self._renewed(lease, event, record)
         elif isinstance(event, events.DrainNotified):
-            lease.drain_deadline_ns = event.drain_deadline_ns
+            if event.generation != lease.generation + 1:
+                self.breach("a notice to leave without a new generation", at)
+            lease.drain_deadline_ns, lease.generation = event.drain_deadline_ns, event.generation
+            # The reaper is told the end of the notice, the holder still sees the deadline it had.
+            lease.deadlines[event.generation] = lease.right_ends_ns
+            lease.noticed[event.generation] = lease.deadline_ns
         elif isinstance(event, (events.Released, events.Expired, events.Revoked)):
             self._ended(lease, event, record)
         elif isinstance(event, events.TeardownBegun):
@@ -339,7 +346,8 @@ class Auditor:
             if lease is None:
                 self.breach(f"an acknowledged {ack.what} is not in the chain")
                 continue
-            if lease.deadlines.get(ack.generation) != ack.deadline_ns:
+            told = lease.noticed.get(ack.generation, lease.deadlines.get(ack.generation))
+            if told != ack.deadline_ns:
                 self.breach(f"{ack.what}: the deadline that was told was never sealed")
             if ack.what in ("grant", "attach"):
                 if (lease.uid, lease.command_id) != (ack.uid, ack.command_id):
@@ -388,7 +396,7 @@ class Auditor:
         for ack in acks:
             lease = self.leases.get(ack.lease_id)
             if ack.what in ("grant", "renew") and ack.ended is None and lease is not None:
-                promised[ack.lease_id] = min(ack.deadline_ns, lease.deadline_ns)
+                promised[ack.lease_id] = min(ack.deadline_ns, lease.right_ends_ns)
         armed = {one.lease_id: max(one.deadline_ns, one.boot_ns) for one in told}
         seen: dict[LeaseId, None] = {}
         for cut in cuts:
@@ -398,7 +406,7 @@ class Auditor:
             seen[cut.lease_id] = None
             if lease is None or lease.boot_id != cut.boot_id:
                 continue
-            deadline_ns = max(lease.deadline_ns, armed[cut.lease_id])
+            deadline_ns = max(lease.right_ends_ns, armed[cut.lease_id])
             late_ns = cut.boot_ns - deadline_ns - cut.down_ns
             if late_ns > CUT_NS_MAX:
                 self.breach(f"access ended {late_ns / 1e6:.1f} ms after the deadline")

@@ -349,6 +349,7 @@ class LessorMachine(RuleBasedStateMachine):
             self.model.end(lease, now_ns, "expired")
         else:
             lease["drain_ns"] = until
+            lease["generation"] += 1
             lease["state"] = "draining"
 
     @rule(node=st.sampled_from([0, 1]), grace=st.sampled_from([None, 0, 10]))

@@ -166,7 +166,7 @@ def _drain_notified(draft: Draft, lease: Lease, facts: Facts) -> LeaseEvent:
         draft.event_id(),
         lease.lease_id,
         lease.subject,
-        lease.generation,
+        lease.generation + 1,  # so that the reaper takes the earlier end for news
         draft.now_ns,
         facts.reason,
         facts.until_ns,
@@ -325,7 +325,7 @@ def _notify(lease: Lease) -> Effect:
 
 
 _DO: Final[dict[type[msgspec.Struct], Callable[[Lease], Effect]]] = {
-    MoveDeadline: lambda lease: MoveDeadline(lease.lease_id, lease.generation, lease.deadline_ns),
+    MoveDeadline: lambda lease: MoveDeadline(lease.lease_id, lease.generation, end_ns(lease)),
     Notify: _notify,
     Teardown: Teardown,
     Forget: lambda lease: Forget(lease.lease_id),

@@ -118,8 +118,9 @@ _NOT_FENCED = _deny(RefusalReason.NOT_FENCED)
 _END_RELEASED = _move(_REVOKING, Released, TeardownBegun, does=(Teardown,))
 _END_EXPIRED = _move(_REVOKING, Expired, TeardownBegun, does=(Teardown,))
 _END_REVOKED = _move(_REVOKING, Revoked, TeardownBegun, does=(Teardown,))
-_TELL = _move(_DRAINING, DrainNotified, does=(Notify,))
-_TELL_PREEMPTED = _move(_DRAINING, Preempted, DrainNotified, does=(Notify,))
+# The reaper is told, too: the end of the notice holds with the agent dead.
+_TELL = _move(_DRAINING, DrainNotified, does=(MoveDeadline, Notify))
+_TELL_PREEMPTED = _move(_DRAINING, Preempted, DrainNotified, does=(MoveDeadline, Notify))
 _FENCE = _move(_FENCED, Fenced, does=(Forget,))
 # Nobody saw access end: the reaper keeps the lease, and with it the chance to end it after all.
 _FENCE_UNCUT = _move(_FENCED, Fenced)

@@ -178,6 +178,7 @@ class LeaseTable:
         lease = self.leases[event.lease_id] = _replace(
             lease,
             state=LeaseState.DRAINING,
+            generation=event.generation,
             drain_deadline_ns=event.drain_deadline_ns,
             reason=event.reason,
         )

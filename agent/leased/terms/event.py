@@ -64,7 +64,8 @@ class Renewed(LeaseEvent, frozen=True, array_like=True):
 
 
 class DrainNotified(LeaseEvent, frozen=True, array_like=True):
-    """The holder was told to leave, and until when it may stay. A renewal no longer helps."""
+    """The holder was told to leave, and until when it may stay. A renewal no longer helps.
+    `generation` is a new one: the reaper takes the earlier end for a renewal."""
 
     reason: RevocationReason
     drain_deadline_ns: int

@@ -117,9 +117,10 @@ class Lease(msgspec.Struct, frozen=True):
     """One lease as the table holds it. All times are boottime ns of `boot_id`; `ttl_ns` is the
     length last asked for.
 
-    `deadline_ns` moves only by a renewal, which also bumps `generation`. `pid` is the holder that
-    the lease is bound to (or BOUND_TO_CGROUP, BOUND_TO_NOTHING). `ended` and `reason` stay None
-    until the lease leaves ACTIVE. `fenced` lists what could not be proven clean.
+    `deadline_ns` moves only by a renewal, which also bumps `generation` (as a notice to leave
+    does). `pid` is the holder that the lease is bound to (or BOUND_TO_CGROUP, BOUND_TO_NOTHING).
+    `ended` and `reason` stay None until the lease leaves ACTIVE. `fenced` lists what could not be
+    proven clean.
     """
 
     lease_id: LeaseId
