@@ -168,6 +168,12 @@ class Devices:
         await self._crew.one("grant", Join(path, pid), (pidfd,))
         return path
 
+    async def warm(self) -> None:
+        """Start the workers that small grants and teardowns go to, while there are descriptors and
+        processes to be had: a teardown must not fail, or wait, for want of one."""
+        for name in ("grant", "reclaim"):
+            await self._crew.one(name, Found(self._config.cgroup_root))
+
     async def facts(self) -> CgroupFacts:
         """The cgroup root, found and made once."""
         if self._facts is not None:

@@ -252,6 +252,7 @@ class Agent:
             raise StateError(f"no reaper answers at {where}; start leased-reaper.service")
         self.reaper_pid = (await self.reaper.ping()).pid
         self.devices.exempt(self.reaper_pid)
+        await self.devices.warm()
         self.inventory = await self.devices.inventory()
 
     async def recover(self) -> None:
