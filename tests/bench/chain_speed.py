@@ -14,15 +14,6 @@ import time
 from pathlib import Path
 
 import trio
-from tests.doubles.logs import (
-    MACHINE,
-    ORIGIN,
-    CountedEntropy,
-    events_of_every_kind,
-    moment_at,
-    renewal,
-    subject,
-)
 
 from leased.chain.head import GENESIS
 from leased.chain.sealer import Sealer
@@ -33,6 +24,15 @@ from leased.durable.log import open_log
 from leased.durable.reader import read_log
 from leased.terms import event as e
 from leased.terms.moment import Moment
+from tests.doubles.logs import (
+    MACHINE,
+    ORIGIN,
+    CountedEntropy,
+    events_of_every_kind,
+    moment_at,
+    renewal,
+    subject,
+)
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 

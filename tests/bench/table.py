@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from tests.bench.loadgen import Figures
 from tests.bench.throughput import CLIENTS, median_of
 
-
 SMALL_BYTES_MAX = 1 << 20
 """The kernel unmaps a dying holder's pages before it tells that it is gone: 256 MiB take it 10 ms.
 """

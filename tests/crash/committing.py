@@ -14,10 +14,10 @@ from pathlib import Path
 from random import Random
 
 import trio
-from tests.doubles.logs import BOOT, MACHINE, ORIGIN, renewal, started
 
 from leased.durable.log import open_log
 from leased.terms.moment import Moment
+from tests.doubles.logs import BOOT, MACHINE, ORIGIN, renewal, started
 
 
 async def commit_for_ever(directory: Path, random: Random) -> None:

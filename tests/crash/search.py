@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
-from tests.doubles.disk import CrashPoint, MemoryDisk
-from tests.doubles.logs import CountedEntropy, allocation, moment_at, open_on, renewal, started
-
 from leased.chain.head import Head
 from leased.durable.log import OpenedLog
 from leased.terms.errors import ChainError, InvariantError, StateError
+from tests.doubles.disk import CrashPoint, MemoryDisk
+from tests.doubles.logs import CountedEntropy, allocation, moment_at, open_on, renewal, started
 
 SIZES = (1, 2, 5, 1, 9, 3, 12, 1, 4, 7, 15, 2)
 """Records per batch: enough for two segment switches, and for batches that are cut in two."""

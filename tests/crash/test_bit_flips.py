@@ -12,12 +12,12 @@ import os
 from collections import Counter
 
 import pytest
-from tests.doubles.disk import MemoryDisk
-from tests.doubles.logs import CountedEntropy, open_on, write_batches
 
 from leased.chain.head import Head
 from leased.durable.reader import read_log
 from leased.terms.errors import ChainError, StateError
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.logs import CountedEntropy, open_on, write_batches
 
 ALL = os.environ.get("LEASED_FLIPS") == "all"
 UNUSED_STRIDE = 1 if ALL else 64

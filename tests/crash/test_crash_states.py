@@ -11,15 +11,15 @@ from __future__ import annotations
 import os
 
 import pytest
-from tests.crash.search import Findings, crash_states, hashes_of, judge, record_run
-from tests.doubles.disk import MemoryDisk
-from tests.doubles.logs import moment_at, open_on, renewal
 
 from leased.chain.head import Head
 from leased.durable.anchor import FileAnchorStore
 from leased.durable.files import Disk
 from leased.durable.writer import Part, Writer
 from leased.terms.moment import Moment
+from tests.crash.search import Findings, crash_states, hashes_of, judge, record_run
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.logs import moment_at, open_on, renewal
 
 SAMPLES = int(os.environ.get("LEASED_CRASH_SAMPLES", "60"))
 SEED = int(os.environ.get("LEASED_CRASH_SEED", "20260701"))

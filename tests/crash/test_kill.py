@@ -15,9 +15,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tests.doubles.logs import open_in
 
 from leased.chain.head import parse_head
+from tests.doubles.logs import open_in
 
 KILLS = int(os.environ.get("LEASED_KILLS", "8"))
 SEED = int(os.environ.get("LEASED_CRASH_SEED", "20260701"))

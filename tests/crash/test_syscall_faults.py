@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.doubles.logs import open_in, write_batches
 
 from leased.chain.head import parse_head
+from tests.doubles.logs import open_in, write_batches
 
 CALLS = [
     ("fdatasync", "EIO", 9),

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from tests.doubles.host import not_proven
-from tests.doubles.serving import Agent, Host
-from tests.doubles.varlink_calls import described
 
 from leased.service.config import Sockets
 from leased.wire.description import TENANT_INTERFACES
+from tests.doubles.host import not_proven
+from tests.doubles.serving import Agent, Host
+from tests.doubles.varlink_calls import described
 
 PATIENCE_S = 900
 

@@ -14,9 +14,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 import trio
-from tests.doubles.clock import FakeClock
-from tests.doubles.devices import FakeDevices
-from tests.doubles.reaper import FakeReaper
 
 from leased.ports import Journal, Prepared
 from leased.service.reaper_link import RosterEntry
@@ -32,6 +29,9 @@ from leased.terms.teardown import (
     StepReport,
     TeardownStep,
 )
+from tests.doubles.clock import FakeClock
+from tests.doubles.devices import FakeDevices
+from tests.doubles.reaper import FakeReaper
 
 _RESIDUE = (StepReport(TeardownStep.READ_BACK, 5, 0, 0),)
 

@@ -28,12 +28,12 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
-from tests.doubles.host import not_proven
-from tests.doubles.reaper_host import _remove, cgroup_root, usable
-from tests.doubles.wire_peer import Peer, Remote
 
 from leased.service.reaper_process import find_reaper
 from leased.terms.errors import DeviceError
+from tests.doubles.host import not_proven
+from tests.doubles.reaper_host import _remove, cgroup_root, usable
+from tests.doubles.wire_peer import Peer, Remote
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NS_PER_MS = 1_000_000

@@ -9,9 +9,6 @@ from __future__ import annotations
 from hashlib import sha256
 from pathlib import Path
 
-from tests.doubles.disk import MemoryDisk
-from tests.doubles.journal import DiskCommitter
-
 from leased.durable.log import OpenedLog, open_log
 from leased.terms import event as e
 from leased.terms.identity import BootId, CommandId, EventId, LeaseId, TenantId
@@ -25,6 +22,8 @@ from leased.terms.resource import (
     ResourceKind,
     TierKind,
 )
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.journal import DiskCommitter
 
 MACHINE = b"machine-id-16byt"
 ORIGIN = "lease-log.test/node-1"

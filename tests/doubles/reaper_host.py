@@ -25,11 +25,11 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
-from tests.doubles.leases import lease as any_lease
 
 from leased.service.reaper_process import find_reaper
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
+from tests.doubles.leases import lease as any_lease
 
 NS_PER_MS = 1_000_000
 WAIT_S = 10.0

@@ -19,12 +19,6 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import trio
-from tests.doubles.clock import FakeClock
-from tests.doubles.desk import ACME, OPERATOR, ask_mem
-from tests.doubles.disk import MemoryDisk
-from tests.doubles.held import HeldDevices, HeldJournal, HoldingReaper
-from tests.doubles.journal import DiskCommitter
-from tests.doubles.logs import MACHINE, ORIGIN, CountedEntropy
 
 from leased.durable.log import OpenedLog, open_log
 from leased.durable.reader import read_log
@@ -59,6 +53,12 @@ from leased.terms.reply import Granted, Reply
 from leased.terms.resource import Allotment, Inventory
 from leased.wire import replies
 from leased.wire.description import Service
+from tests.doubles.clock import FakeClock
+from tests.doubles.desk import ACME, OPERATOR, ask_mem
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.held import HeldDevices, HeldJournal, HoldingReaper
+from tests.doubles.journal import DiskCommitter
+from tests.doubles.logs import MACHINE, ORIGIN, CountedEntropy
 
 SEGMENT_BYTES = 2 << 20
 """Large enough that no test fills one: switching would take a thread."""

@@ -11,7 +11,6 @@ Does not start or stop anything.
 from __future__ import annotations
 
 import msgspec
-from tests.doubles.host_agent import HostAgent
 
 from leased.durable.reader import read_log
 from leased.terms.event import (
@@ -31,6 +30,7 @@ from leased.terms.event import (
     TeardownBegun,
     Unfenced,
 )
+from tests.doubles.host_agent import HostAgent
 
 _RANK: dict[type[LeaseEvent], int] = {
     Allocated: 0,

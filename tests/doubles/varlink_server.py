@@ -22,8 +22,6 @@ from pathlib import Path
 
 import msgspec
 import trio
-from tests.doubles.lease_table import LeaseTable
-from tests.doubles.varlink_calls import described
 
 from leased.terms import reply as answers
 from leased.terms.command import Caller, Command
@@ -36,6 +34,8 @@ from leased.wire.calls import encode_error, encode_reply, to_command
 from leased.wire.conversation import Call, Conversation
 from leased.wire.portrayal import portray_lease
 from leased.wire.replies import encode
+from tests.doubles.lease_table import LeaseTable
+from tests.doubles.varlink_calls import described
 
 
 class Seen(msgspec.Struct):

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from tests.doubles.host import not_proven
 from tests.doubles.host_agent import NS_PER_S, HostAgent, mem
 from tests.doubles.story import Story, judge, tell

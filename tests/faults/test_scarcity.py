@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.doubles.host import not_proven
 from tests.doubles.host_agent import NS_PER_S, PATIENCE_S, HostAgent, denied, mem
 from tests.doubles.story import judge

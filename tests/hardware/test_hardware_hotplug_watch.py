@@ -9,9 +9,9 @@ from pathlib import Path
 
 import trio
 import trio.testing
-from tests.doubles.host import not_proven
 
 from leased.hardware.hotplug import Notice, watch
+from tests.doubles.host import not_proven
 
 DEVICE = Path("/sys/devices/virtual/mem/null/uevent")
 

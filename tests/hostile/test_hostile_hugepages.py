@@ -9,15 +9,15 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from tests.doubles.host import HUGEPAGE_BYTES, free_hugepages, hugepages, real_devices
-from tests.doubles.leases import lease, memory
-from tests.doubles.tenant import tenant
 
 from leased.hardware.devices import Devices
 from leased.ports import Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
+from tests.doubles.host import HUGEPAGE_BYTES, free_hugepages, hugepages, real_devices
+from tests.doubles.leases import lease, memory
+from tests.doubles.tenant import tenant
 
 POOL_PAGES = 8
 

@@ -9,9 +9,6 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from tests.doubles.host import not_proven, real_devices
-from tests.doubles.leases import lease, memory
-from tests.doubles.tenant import tenant
 
 from leased.hardware.config import EscapeePolicy
 from leased.hardware.devices import Devices
@@ -19,6 +16,9 @@ from leased.hardware.verbs import kill_cgroup
 from leased.ports import Prepared
 from leased.terms.lease import Lease
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
+from tests.doubles.host import not_proven, real_devices
+from tests.doubles.leases import lease, memory
+from tests.doubles.tenant import tenant
 
 PAGES = 4
 

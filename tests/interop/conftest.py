@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.doubles.varlink_server import small_agent_in_a_thread
 
 

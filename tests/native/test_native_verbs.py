@@ -16,11 +16,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from leased._native import ffi, lib
-from tests.doubles.reaper_host import cgroup_root, usable
 
+from leased._native import ffi, lib
 from leased.hardware import verbs
 from leased.terms.errors import DeviceError
+from tests.doubles.reaper_host import cgroup_root, usable
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 SIZE_BYTES = 64 * 4096

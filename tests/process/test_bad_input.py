@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from random import Random
 
 import pytest
+
 from tests.doubles.host_agent import NS_PER_MS, NS_PER_S, PATIENCE_S, HostAgent, denied, mem
 from tests.doubles.wire_peer import Peer, Remote, message
 

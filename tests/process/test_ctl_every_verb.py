@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import pytest
+
 from tests.doubles.host_agent import PATIENCE_S, HostAgent
 
 pytestmark = pytest.mark.root

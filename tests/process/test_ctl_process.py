@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.bench.running_agent import RunningAgent
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,6 +12,7 @@ import threading
 from random import Random
 
 import pytest
+
 from tests.doubles.host_agent import NS_PER_S, HostAgent, mem
 from tests.doubles.story import Story, judge, tell
 from tests.doubles.wire_peer import Peer, Remote

@@ -9,6 +9,9 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
+
+from leased.terms.event import Activated, Allocated, Expired, NodeStarted, Released, Revoked
+from leased.terms.lease import RevocationReason
 from tests.doubles.host_agent import (
     NS_PER_MS,
     NS_PER_S,
@@ -21,9 +24,6 @@ from tests.doubles.host_agent import (
 from tests.doubles.story import judge
 from tests.doubles.wire_peer import Peer
 from tests.doubles.workloads import Workload
-
-from leased.terms.event import Activated, Allocated, Expired, NodeStarted, Released, Revoked
-from leased.terms.lease import RevocationReason
 
 pytestmark = pytest.mark.root
 

@@ -8,12 +8,12 @@ import subprocess
 import sys
 
 import pytest
-from tests.doubles.host_agent import NS_PER_MS, HostAgent, end, mem
-from tests.doubles.story import Life, tell
-from tests.doubles.workloads import Workload
 
 from leased.terms.event import AccessCut, Activated, Expired, Released, Revoked
 from leased.terms.lease import RevocationReason
+from tests.doubles.host_agent import NS_PER_MS, HostAgent, end, mem
+from tests.doubles.story import Life, tell
+from tests.doubles.workloads import Workload
 
 pytestmark = pytest.mark.root
 

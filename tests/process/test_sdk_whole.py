@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.doubles.host_agent import NS_PER_S, REPOSITORY, HostAgent
 
 from leased import client
 from leased.client import AgentUnavailable, LeaseLost, Refused, plain
 from leased.wire import parameters, replies
 from leased.wire.objects import Ask
+from tests.doubles.host_agent import NS_PER_S, REPOSITORY, HostAgent
 
 pytestmark = pytest.mark.root
 

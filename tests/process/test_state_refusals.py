@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.doubles.host import not_proven
 from tests.doubles.host_agent import PATIENCE_S, HostAgent
 from tests.doubles.story import judge, tell

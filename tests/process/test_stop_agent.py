@@ -7,11 +7,11 @@ import os
 import signal
 
 import pytest
+
+from leased.terms.event import AccessCut, Expired, NodeStopped, Revoked
 from tests.doubles.host_agent import NS_PER_MS, NS_PER_S, HostAgent, boot_ns, exited
 from tests.doubles.story import judge
 from tests.doubles.workloads import Workload
-
-from leased.terms.event import AccessCut, Expired, NodeStopped, Revoked
 
 pytestmark = pytest.mark.root
 

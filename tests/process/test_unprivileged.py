@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.doubles.host_agent import NOBODY, HostAgent, mem
 from tests.doubles.wire_peer import Remote
 

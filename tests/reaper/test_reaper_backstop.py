@@ -11,13 +11,13 @@ import sys
 
 import pytest
 import trio
-from tests.doubles.reaper_host import ReaperHost, lease_of, usable
 
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.service.reaper_link import ReaperLink
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import TeardownStep
+from tests.doubles.reaper_host import ReaperHost, lease_of, usable
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 SIZE_BYTES = 1 << 20

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.doubles.reaper_host import ReaperHost, lease_of, usable, v1_frozen
 
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.service.reaper_link import ReaperLink
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport, TeardownStep
+from tests.doubles.reaper_host import ReaperHost, lease_of, usable, v1_frozen
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 SOON_MS, LATER_MS = 100, 60_000

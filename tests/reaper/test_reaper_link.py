@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from tests.doubles.reaper_host import ReaperHost, lease_of, usable
 
 from leased.hardware import verbs
 from leased.service import reaper_protocol as protocol
@@ -27,6 +26,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import CutReport
+from tests.doubles.reaper_host import ReaperHost, lease_of, usable
 
 needs_root = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 LATER_MS = 60_000

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, open_fds, usable
 
 from leased.hardware import verbs
 from leased.service import reaper_protocol as protocol
+from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, open_fds, usable
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 NATIVE = Path(__file__).resolve().parents[2] / "native"

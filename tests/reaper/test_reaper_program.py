@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
-from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
 
 from leased.hardware.clock import BootClock
 from leased.service.reaper_link import ReaperLink
@@ -19,6 +18,7 @@ from leased.service.reaper_process import find_reaper
 from leased.terms.errors import EX_USAGE
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport
+from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
 
 needs_root = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 STORM = 10_000

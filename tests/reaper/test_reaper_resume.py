@@ -13,7 +13,6 @@ import struct
 
 import pytest
 import trio
-from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
 
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
@@ -23,6 +22,7 @@ from leased.terms.errors import EX_CONFIG, EX_TEMPFAIL
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import TeardownStep
+from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 LATER_MS = 60_000

@@ -16,7 +16,6 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, mem
 
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -25,6 +24,7 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy, TenantLimits
 from leased.terms.reply import Changed, Granted, Inventoried, Listed, Refusal
 from leased.terms.resource import Allotment, ResourceKind, TierKind
+from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, mem
 
 NODES = {0: 20, 1: 12}
 NODE_LEASES_MAX, ACME_LEASES_MAX = 6, 3

@@ -8,6 +8,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+
+from leased.chain import canonical, note, segment
+from leased.chain.head import GENESIS, Head, parse_head
+from leased.chain.sealer import Sealer
+from leased.chain.signing import Signer
+from leased.chain.tree import EMPTY, Frontier
+from leased.durable.anchor import encode_slot
+from leased.durable.reader import read_log
+from leased.ports import AnchorSlot
+from leased.terms.event import KIND
 from tests.doubles.disk import MemoryDisk
 from tests.doubles.logs import (
     BOOT,
@@ -20,16 +30,6 @@ from tests.doubles.logs import (
     started,
 )
 from tests.vectors import independent
-
-from leased.chain import canonical, note, segment
-from leased.chain.head import GENESIS, Head, parse_head
-from leased.chain.sealer import Sealer
-from leased.chain.signing import Signer
-from leased.chain.tree import EMPTY, Frontier
-from leased.durable.anchor import encode_slot
-from leased.durable.reader import read_log
-from leased.ports import AnchorSlot
-from leased.terms.event import KIND
 
 HERE = Path(__file__).parent
 BODIES = json.loads((HERE / "bodies.json").read_text())

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.doubles.clock import FakeClock
-from tests.doubles.host import not_proven
 
 from leased.hardware.clock import BootClock
 from leased.terms.moment import NS_PER_MS, NS_PER_S
+from tests.doubles.clock import FakeClock
+from tests.doubles.host import not_proven
 
 Subject = FakeClock | BootClock
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.doubles.host import not_proven
 
 from leased.hardware.cgroup import find_mounts
 from leased.hardware.cpu import NEEDED
+from tests.doubles.host import not_proven
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,9 +9,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
-from tests.doubles.devices import FakeDevices
-from tests.doubles.host import real_devices
-from tests.doubles.leases import lease, memory
 
 from leased.hardware.devices import Devices
 from leased.ports import Prepared
@@ -19,6 +16,9 @@ from leased.terms.errors import DeviceError
 from leased.terms.lease import RevocationReason
 from leased.terms.resource import ResourceKind
 from leased.terms.teardown import ProofReport, ScrubReport
+from tests.doubles.devices import FakeDevices
+from tests.doubles.host import real_devices
+from tests.doubles.leases import lease, memory
 
 Subject = FakeDevices | Devices
 

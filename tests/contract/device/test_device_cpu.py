@@ -7,14 +7,14 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.doubles.host import real_devices
-from tests.doubles.leases import core, lease
-from tests.doubles.tenant import tenant
 
 from leased.hardware.devices import Devices
 from leased.ports import Prepared
 from leased.terms.resource import ResourceKind
 from leased.terms.teardown import ProofReport
+from tests.doubles.host import real_devices
+from tests.doubles.leases import core, lease
+from tests.doubles.tenant import tenant
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.doubles.host import real_devices
-from tests.doubles.leases import lease, memory
-from tests.doubles.tenant import tenant
 
 from leased.hardware.devices import Devices
 from leased.ports import Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
+from tests.doubles.host import real_devices
+from tests.doubles.leases import lease, memory
+from tests.doubles.tenant import tenant
 
 
 @pytest.fixture

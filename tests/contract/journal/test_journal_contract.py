@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.doubles.disk import MemoryDisk
-from tests.doubles.journal import MemoryJournal
-from tests.doubles.logs import CountedEntropy, moment_at, open_in, open_on, renewal
 
 from leased.chain.head import GENESIS
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
 from leased.chain.verifier import Verifier, verify
 from leased.terms.errors import InvariantError, StateError
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.journal import MemoryJournal
+from tests.doubles.logs import CountedEntropy, moment_at, open_in, open_on, renewal
 
 
 class Subject:

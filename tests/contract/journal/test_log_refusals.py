@@ -10,6 +10,14 @@ import re
 from pathlib import Path
 
 import pytest
+
+from leased.chain.head import Head
+from leased.durable.anchor import encode_slot, read_slots
+from leased.durable.filesystem import Filesystem, mounted_type
+from leased.durable.log import open_log
+from leased.durable.reader import read_log
+from leased.terms import event as e
+from leased.terms.errors import ChainError, StateError
 from tests.doubles.disk import MemoryDisk
 from tests.doubles.logs import (
     ORIGIN,
@@ -21,14 +29,6 @@ from tests.doubles.logs import (
     renewal,
     write_batches,
 )
-
-from leased.chain.head import Head
-from leased.durable.anchor import encode_slot, read_slots
-from leased.durable.filesystem import Filesystem, mounted_type
-from leased.durable.log import open_log
-from leased.durable.reader import read_log
-from leased.terms import event as e
-from leased.terms.errors import ChainError, StateError
 
 SEGMENT = "seg-0000000000000000.log"
 

@@ -12,8 +12,6 @@ from typing import NamedTuple
 import msgspec
 import pytest
 import trio
-from tests.doubles.reaper import FakeReaper
-from tests.doubles.reaper_host import ReaperHost, lease_of, usable
 
 from leased.hardware.clock import BootClock
 from leased.ports import Clock, Reaper
@@ -23,6 +21,8 @@ from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import CutReport
+from tests.doubles.reaper import FakeReaper
+from tests.doubles.reaper_host import ReaperHost, lease_of, usable
 
 SOON_MS, LATER_MS = 60, 60_000
 ALL = ("fake", "real")

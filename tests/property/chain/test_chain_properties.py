@@ -10,9 +10,6 @@ import os
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.doubles.disk import CrashPoint, MemoryDisk
-from tests.doubles.logs import CountedEntropy, moment_at, open_on, renewal, subject
-from tests.vectors import independent
 
 from leased.chain.canonical import decode, encode
 from leased.chain.head import GENESIS
@@ -21,6 +18,9 @@ from leased.chain.tree import EMPTY
 from leased.chain.verifier import Verifier, verify
 from leased.terms import event as e
 from leased.terms.errors import ChainError
+from tests.doubles.disk import CrashPoint, MemoryDisk
+from tests.doubles.logs import CountedEntropy, moment_at, open_on, renewal, subject
+from tests.vectors import independent
 
 settings.register_profile("chain", derandomize=True, deadline=None)
 CHAIN = settings(

@@ -13,13 +13,13 @@ from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.doubles.economics_history import History, memory, subject
 
 from leased.economics.intervals import Ledger, fold
 from leased.economics.meter import Meter, Sums, measure
 from leased.economics.peaks import idle, peak, steps
 from leased.economics.pools import Pool
 from leased.terms.resource import Allotment
+from tests.doubles.economics_history import History, memory, subject
 
 NAMES = ("mem:node0:4096", "mem:node1:4096")
 CAPACITY = 40

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.doubles.desk import PAGE, Desk, cores, mem
 
 from leased.lessor.placement import place, spans
 from leased.lessor.preemption import choose_victims, order_victims
 from leased.terms.lease import Lease, Priority
 from leased.terms.resource import Allotment, Ask, ResourceKind, TierKind
+from tests.doubles.desk import PAGE, Desk, cores, mem
 
 nodes = st.none() | st.integers(0, 2)
 memory_asks = st.builds(

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import msgspec
 import pytest
-from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, Numbers, ask_mem, cores, mem
 
 from leased.lessor.lessor import Lessor
 from leased.lessor.table import LeaseTable
@@ -24,6 +23,7 @@ from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.policy import CapacityLimit, Policy, TenantLimits
 from leased.terms.resource import Ask, Health, Inventory, ResourceKind
 from leased.terms.teardown import CutReport, ProofReport, ScrubReport, TeardownStep
+from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, Numbers, ask_mem, cores, mem
 
 POLICY = Policy(
     leases_max=20,

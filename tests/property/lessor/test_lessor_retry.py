@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from tests.doubles.desk import ACME, BETA, PAGE, Desk, ask_mem, cores, mem
 
 from leased.lessor.lifecycle import TEARDOWN
 from leased.terms.policy import CapacityLimit, Policy, TenantLimits
 from leased.terms.reply import Granted, Refusal
 from leased.terms.resource import Ask, ResourceKind
+from tests.doubles.desk import ACME, BETA, PAGE, Desk, ask_mem, cores, mem
 
 
 def draw_asks(rng: random.Random) -> list[Ask]:

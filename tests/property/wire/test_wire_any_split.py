@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.doubles.varlink_calls import described
 
 from leased.terms.command import Caller
 from leased.terms.errors import InvalidParameter, PermissionDenied, ProtocolError
@@ -18,6 +17,7 @@ from leased.wire.conversation import Call, Conversation
 from leased.wire.framing import Framing
 from leased.wire.parameters import METHODS
 from leased.wire.replies import EmptyReply, encode
+from tests.doubles.varlink_calls import described
 
 SERVICE = described()
 CALLER = Caller(1, 1, 1, TenantId("t"))

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from tests.doubles.varlink_server import SmallAgent
 from trio.testing import MockClock
 
 from leased.client import LeaseLost, Refused, Session, acquire
@@ -22,6 +21,7 @@ from leased.terms.errors import EX_LEASE_LOST
 from leased.terms.lease import Ending, LeaseState, RevocationReason
 from leased.terms.reply import Refusal, RefusalReason
 from leased.wire import objects, parameters
+from tests.doubles.varlink_server import SmallAgent
 
 S = 10**9
 

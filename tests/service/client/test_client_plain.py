@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.doubles.varlink_server import SmallAgent, small_agent_in_a_thread
 
 from leased.client import AgentUnavailable, LeaseLost, Refused, plain
 from leased.terms.errors import InvalidParameter
 from leased.terms.lease import Ending
 from leased.wire import parameters
+from tests.doubles.varlink_server import SmallAgent, small_agent_in_a_thread
 
 
 @pytest.fixture

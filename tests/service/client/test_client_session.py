@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.doubles.lease_table import MEM_BYTES
-from tests.doubles.varlink_calls import idl_texts
-from tests.doubles.varlink_server import SmallAgent
 from trio.testing import MockClock
 
 from leased.client import AgentUnavailable, CallTimeout, Refused, RemoteError, connect, want
@@ -29,6 +26,9 @@ from leased.terms.errors import (
 )
 from leased.terms.reply import Refusal, RefusalReason
 from leased.wire import parameters, replies
+from tests.doubles.lease_table import MEM_BYTES
+from tests.doubles.varlink_calls import idl_texts
+from tests.doubles.varlink_server import SmallAgent
 
 NOBODY = "00" * 16
 

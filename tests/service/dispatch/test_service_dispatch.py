@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from tests.doubles.calling import House, Visitor, memory, message, open_house
-from tests.doubles.devices import Fault
-from tests.doubles.serving import descriptors
 
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import LeaseState, RevocationReason
+from tests.doubles.calling import House, Visitor, memory, message, open_house
+from tests.doubles.devices import Fault
+from tests.doubles.serving import descriptors
 
 MINE = {"bind": "deadline"}
 ID = "ab" * 16

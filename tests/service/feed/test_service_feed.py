@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
-from tests.doubles.serving import Host
 
 from leased.service.feed import Feed
 from leased.service.sequencer import Told
@@ -14,6 +13,7 @@ from leased.terms.event import HealthChanged
 from leased.terms.identity import BootId, EventId
 from leased.terms.lease import LeaseState
 from leased.terms.moment import Moment
+from tests.doubles.serving import Host
 
 
 def told(sequence: int) -> Told:

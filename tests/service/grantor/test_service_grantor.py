@@ -10,9 +10,6 @@ import errno
 import pytest
 import trio
 import trio.testing
-from tests.doubles.desk import ACME, BETA
-from tests.doubles.devices import Fault, small_inventory
-from tests.doubles.serving import Host
 
 from leased.service.grantor import QUICK_BYTES_MAX
 from leased.terms.command import Release, Renew
@@ -21,6 +18,9 @@ from leased.terms.event import AccessCut, Reclaimed, Revoked
 from leased.terms.lease import Ending, LeaseState, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Changed, Granted, Refusal, RefusalReason
+from tests.doubles.desk import ACME, BETA
+from tests.doubles.devices import Fault, small_inventory
+from tests.doubles.serving import Host
 
 PAGES = 1024
 """Of the fake host."""

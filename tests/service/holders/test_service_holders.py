@@ -12,13 +12,13 @@ from pathlib import Path
 
 import trio
 import trio.testing
-from tests.doubles.host import not_proven
-from tests.doubles.serving import descriptors
 
 from leased.hardware.cgroup import find_mounts
 from leased.service.holders import Holders
 from leased.terms.command import Command, HolderGone
 from leased.terms.identity import LeaseId
+from tests.doubles.host import not_proven
+from tests.doubles.serving import descriptors
 
 A, B, C = (LeaseId(letter * 16) for letter in (b"a", b"b", b"c"))
 WITHIN_S = 10

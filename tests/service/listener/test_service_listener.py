@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from tests.doubles.calling import House, Visitor, memory, message, open_house
-from tests.doubles.serving import descriptors
 
 from leased.service.config import Sockets
 from leased.terms.command import Caller
 from leased.terms.identity import TenantId
 from leased.terms.moment import NS_PER_S
+from tests.doubles.calling import House, Visitor, memory, message, open_house
+from tests.doubles.serving import descriptors
 
 ROOT = Caller(0, 0, 4242, TenantId("root"))
 ACQUIRE = {"resources": memory(), "bind": "deadline"}

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from tests.doubles.calling import memory, open_house
-from tests.doubles.desk import OPERATOR
-from tests.doubles.host import not_proven
-from tests.doubles.leases import lease as some_lease
 
 from leased.service.notifier import Notifier
 from leased.terms.command import Drain
 from leased.terms.effect import Forget, Notify
 from leased.terms.lease import LeaseState, RevocationReason
 from leased.terms.moment import NS_PER_S
+from tests.doubles.calling import memory, open_house
+from tests.doubles.desk import OPERATOR
+from tests.doubles.host import not_proven
+from tests.doubles.leases import lease as some_lease
 
 
 @pytest.fixture(autouse=True)

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.doubles.calling import as_uid
-from tests.doubles.host import not_proven
 
 from leased.service.peers import check_sent_pidfd, identify, peer_pidfd
 from leased.terms.command import Caller
 from leased.terms.errors import PermissionDenied
 from leased.terms.identity import TenantId
 from leased.terms.lease import Trust
+from tests.doubles.calling import as_uid
+from tests.doubles.host import not_proven
 
 ACME = TenantId("acme")
 

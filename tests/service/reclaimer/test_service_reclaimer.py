@@ -10,9 +10,6 @@ import errno
 import pytest
 import trio
 import trio.testing
-from tests.doubles.desk import ACME, OPERATOR
-from tests.doubles.devices import Fault, replace_capacity
-from tests.doubles.serving import Agent, Host, descriptors
 
 from leased.terms.command import Release, Revoke, Unfence
 from leased.terms.errors import DeviceError
@@ -21,6 +18,9 @@ from leased.terms.lease import Lease, LeaseState
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Changed, Granted, Refusal, RefusalReason
 from leased.terms.teardown import TeardownStep
+from tests.doubles.desk import ACME, OPERATOR
+from tests.doubles.devices import Fault, replace_capacity
+from tests.doubles.serving import Agent, Host, descriptors
 
 PAGE = 4096
 PAGES = 1024

@@ -9,9 +9,6 @@ import subprocess
 import pytest
 import trio
 import trio.testing
-from tests.doubles.desk import ACME, OPERATOR
-from tests.doubles.reaper import Slot
-from tests.doubles.serving import Host, descriptors
 
 from leased.terms.command import Drain, Release, Renew
 from leased.terms.event import NodeStarted, Recovered, Revoked, TeardownBegun
@@ -19,6 +16,9 @@ from leased.terms.identity import LeaseId
 from leased.terms.lease import Ending, LeaseState, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Changed, Granted
+from tests.doubles.desk import ACME, OPERATOR
+from tests.doubles.reaper import Slot
+from tests.doubles.serving import Host, descriptors
 
 PAGES = 1024
 

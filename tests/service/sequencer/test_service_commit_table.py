@@ -14,11 +14,11 @@ import errno
 import pytest
 import trio
 import trio.testing
-from tests.doubles.disk import MemoryDisk
-from tests.doubles.serving import Box, Host
 
 from leased.terms.event import Allocated
 from leased.terms.reply import Granted
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.serving import Box, Host
 
 STEPS = (("write", "segment"), ("sync", "segment"), ("write", "anchor"), ("sync", "anchor"))
 """The four calls of a commit: `journal.append` is the first two, `anchor.replace` the others."""

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import trio
 import trio.testing
-from tests.doubles.desk import ACME, OPERATOR
-from tests.doubles.serving import Host
 
 from leased.service.evidence import NO_COMMAND
 from leased.terms.command import (
@@ -22,6 +20,8 @@ from leased.terms.command import (
 from leased.terms.lease import LeaseState
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Changed, Done, Granted, Inventoried, Listed, Refusal, RefusalReason
+from tests.doubles.desk import ACME, OPERATOR
+from tests.doubles.serving import Host
 
 
 async def test_no_reply_leaves_while_the_journal_blocks(

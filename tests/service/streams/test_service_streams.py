@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from tests.doubles.calling import House, Visitor, memory, open_house
-from tests.doubles.desk import OPERATOR
 
 from leased.service.config import Sockets
 from leased.service.sequencer import Told
@@ -21,6 +19,8 @@ from leased.terms.event import HealthChanged
 from leased.terms.identity import EventId, TenantId
 from leased.terms.lease import LeaseState
 from leased.terms.moment import NS_PER_S
+from tests.doubles.calling import House, Visitor, memory, open_house
+from tests.doubles.desk import OPERATOR
 
 MINE = {"bind": "deadline"}
 ROOT = Caller(0, 0, 4242, TenantId("root"))

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import trio
 import trio.testing
-from tests.doubles.desk import ACME, cores, mem
-from tests.doubles.serving import Agent, Host
 
 from leased.service.telemetry import INTERVAL_NS, Telemetry
 from leased.terms.command import Acquire, Release
@@ -20,6 +18,8 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Granted
 from leased.terms.resource import Ask, Inventory, ResourceKind
 from leased.terms.teardown import Utilization
+from tests.doubles.desk import ACME, cores, mem
+from tests.doubles.serving import Agent, Host
 
 
 def host_with_cores() -> Host:

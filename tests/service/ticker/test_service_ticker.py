@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import trio
 import trio.testing
-from tests.doubles.desk import ACME
-from tests.doubles.serving import Host
 
 from leased.lessor.lessor import EXPIRIES_MAX
 from leased.service.ticker import BACKSTOP_NS
@@ -15,6 +13,8 @@ from leased.terms.event import Expired
 from leased.terms.lease import Ending, LeaseState
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.policy import Policy
+from tests.doubles.desk import ACME
+from tests.doubles.serving import Host
 
 
 async def ended_at(host: Host, lease_id: bytes) -> int:

@@ -11,14 +11,14 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from tests.doubles.clock import FakeClock
-from tests.doubles.devices import FakeDevices, small_inventory
 
 from leased.service.watcher import RESCAN_NS, SETTLE_NS, Watcher
 from leased.terms.command import Command, Observe, ObserveClockStep
 from leased.terms.errors import DeviceError
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Inventory
+from tests.doubles.clock import FakeClock
+from tests.doubles.devices import FakeDevices, small_inventory
 
 RESCAN_S, SETTLE_S = RESCAN_NS / NS_PER_S, SETTLE_NS / NS_PER_S
 

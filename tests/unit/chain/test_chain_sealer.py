@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.doubles.logs import BOOT, SMALL_SEGMENT, CountedEntropy, moment_at, renewal, started
 
 from leased.chain.canonical import decode
 from leased.chain.head import GENESIS, Head
@@ -18,6 +17,7 @@ from leased.chain.verifier import Verifier
 from leased.terms import event as e
 from leased.terms.errors import InvariantError
 from leased.terms.moment import Moment
+from tests.doubles.logs import BOOT, SMALL_SEGMENT, CountedEntropy, moment_at, renewal, started
 
 LOG = b"l" * 16
 SIGNER = Signer(b"k" * 32)

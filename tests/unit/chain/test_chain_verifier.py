@@ -7,7 +7,6 @@ import zlib
 from hashlib import sha256
 
 import pytest
-from tests.doubles.logs import CountedEntropy, events_of_every_kind, moment_at, renewal
 
 from leased.chain.canonical import Unknown, decode
 from leased.chain.head import GENESIS, Comparison, Head, compare, parse_head
@@ -18,6 +17,7 @@ from leased.chain.tree import EMPTY
 from leased.chain.verifier import Verifier, check_bodies, verify
 from leased.terms import event as e
 from leased.terms.errors import ChainError, InvalidParameter
+from tests.doubles.logs import CountedEntropy, events_of_every_kind, moment_at, renewal
 
 LOG, ORIGIN = b"l" * 16, "o/n"
 SIGNER, OTHER = Signer(b"k" * 32), Signer(b"o" * 32)

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.doubles.economics_history import History, lease_id, memory, subject
-from tests.doubles.logs import open_in
 
 from leased.chain.segment import HEADER_BYTES
 from leased.ctl.console import Console
@@ -22,6 +20,8 @@ from leased.economics.rates import DEFAULT_CARD
 from leased.service import config_file
 from leased.terms.errors import ConfigError
 from leased.terms.lease import AccountingTag
+from tests.doubles.economics_history import History, lease_id, memory, subject
+from tests.doubles.logs import open_in
 
 SECOND = 10**9
 GIB = 1 << 30

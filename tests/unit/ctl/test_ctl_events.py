@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.doubles.logs import events_of_every_kind, moment_at
 
 from leased.chain.canonical import Unknown
 from leased.ctl.events import event_document, event_line
 from leased.terms.event import Event
+from tests.doubles.logs import events_of_every_kind, moment_at
 
 
 @pytest.mark.parametrize("event", events_of_every_kind(), ids=lambda event: type(event).__name__)

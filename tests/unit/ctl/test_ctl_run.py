@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.doubles.canned_agent import LEASE_ID, RESOURCE, CannedAgent, Script, lease, refused
 
 PYTHON = sys.executable

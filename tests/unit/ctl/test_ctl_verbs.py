@@ -9,6 +9,8 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
+from leased.ctl.console import Console
+from leased.ctl.main import main
 from tests.doubles.canned_agent import (
     LEASE_ID,
     OTHER_ID,
@@ -19,9 +21,6 @@ from tests.doubles.canned_agent import (
     refused,
     resource,
 )
-
-from leased.ctl.console import Console
-from leased.ctl.main import main
 
 SECOND = 10**9
 LIST = "io.leased.Lease.List"

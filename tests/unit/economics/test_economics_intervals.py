@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.doubles.economics_history import History, boot, lease_id, memory, subject
 
 from leased.economics.intervals import Ledger, fold
 from leased.economics.peaks import idle
 from leased.economics.pools import Interval, Pool
 from leased.terms.errors import ChainError
+from tests.doubles.economics_history import History, boot, lease_id, memory, subject
 
 
 def told(intervals: list[Interval], *pools: Pool) -> list[tuple[str, int, int, int]]:

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from tests.doubles.economics_history import History, memory, subject
-
 from leased.economics.meter import Meter, UsageKey
 from leased.economics.pools import Pool
 from leased.terms.lease import AccountingTag, Priority
 from leased.terms.resource import ResourceKind, TierKind
+from tests.doubles.economics_history import History, memory, subject
 
 
 def key(pool: Pool, bucket: int = 0, tag: AccountingTag | None = None) -> UsageKey:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from tests.doubles.economics_history import History, memory, subject
-
 from leased.economics.intervals import fold
 from leased.economics.peaks import Peak, Step, peak, peaks, steps
 from leased.terms.resource import ResourceKind, TierKind
+from tests.doubles.economics_history import History, memory, subject
 
 
 def test_a_hand_over_in_one_nanosecond_does_not_double_the_peak() -> None:

@@ -8,7 +8,6 @@ from decimal import Decimal
 
 import msgspec
 import pytest
-from tests.doubles.economics_history import RATE_HASH, History, memory, subject
 
 from leased.economics.intervals import fold
 from leased.economics.rates import DEFAULT_CARD, RateCard
@@ -16,6 +15,7 @@ from leased.economics.statement import Span, Statement, runs, state
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
 from leased.terms.lease import AccountingTag, Priority
+from tests.doubles.economics_history import RATE_HASH, History, memory, subject
 
 SECOND = 1_000_000_000
 GIB = 1 << 30

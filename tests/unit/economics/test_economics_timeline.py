@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from tests.doubles.economics_history import History, boot
-
 from leased.economics.intervals import fold
 from leased.economics.timeline import Piece, Timeline
 from leased.terms.moment import Moment
+from tests.doubles.economics_history import History, boot
 
 
 def test_labels_run_on_the_boot_clock_from_the_anchor() -> None:

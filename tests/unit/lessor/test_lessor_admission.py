@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.doubles.desk import ACME, BETA, HUGE, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 from leased.lessor.admission import CAPACITY_MAX
 from leased.terms import command as commands
@@ -14,6 +13,7 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.policy import CapacityLimit, Policy, TenantLimits
 from leased.terms.reply import Refusal, RefusalReason
 from leased.terms.resource import Ask, Health, Resource, ResourceKind, TierKind
+from tests.doubles.desk import ACME, BETA, HUGE, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 MEM_ID = "mem:node0:4096"
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.doubles.desk import ACME, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -15,6 +14,7 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Changed, Done, Forbidden, Missing, Refusal, RefusalReason
 from leased.terms.resource import Allotment, Health, Inventory, ResourceKind, TierKind
 from leased.terms.teardown import StepReport, TeardownStep
+from tests.doubles.desk import ACME, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 MEM_ID = "mem:node0:4096"
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.doubles.desk import ACME, BETA, EVIDENCE, OPERATOR, Desk, ask_mem, tenant
 
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -14,6 +13,7 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy
 from leased.terms.reply import Changed, Granted, Missing, Refusal, RefusalReason
 from leased.terms.teardown import TeardownStep
+from tests.doubles.desk import ACME, BETA, EVIDENCE, OPERATOR, Desk, ask_mem, tenant
 
 
 def test_a_grant_says_whose_what_and_until_when() -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from tests.doubles.desk import EVIDENCE, Desk, ask_mem
 
 from leased.lessor import invariants
 from leased.lessor.table import LeaseTable
 from leased.terms import event as events
 from leased.terms.errors import InvariantError
 from leased.terms.lease import Ending, LeaseState
+from tests.doubles.desk import EVIDENCE, Desk, ask_mem
 
 
 def damaged_desk() -> Desk:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import re
 
 import pytest
-from tests.doubles.desk import Desk
 
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import CELLS, LIFECYCLE, Answer, Trigger, render
 from leased.terms.errors import InvariantError
 from leased.terms.lease import Lease, LeaseState, RevocationReason
 from leased.terms.reply import RefusalReason
+from tests.doubles.desk import Desk
 
 PAIRS = [(state, trigger) for state in LeaseState for trigger in Trigger]
 

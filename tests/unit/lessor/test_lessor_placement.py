@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.doubles.desk import HUGE, PAGE, Desk, ask_mem, cores, mem
 
 from leased.terms.lease import Lease
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import Ask, Resource, ResourceKind, TierKind
+from tests.doubles.desk import HUGE, PAGE, Desk, ask_mem, cores, mem
 
 
 def shares(lease: Lease) -> dict[str, int]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
-from tests.doubles.desk import PAGE, Desk, ask_mem, mem
 
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import Trigger
@@ -15,6 +14,7 @@ from leased.lessor.preemption import choose_victims, order_victims
 from leased.terms import event as events
 from leased.terms.lease import Lease, LeaseState, Priority, RevocationReason
 from leased.terms.moment import NS_PER_S
+from tests.doubles.desk import PAGE, Desk, ask_mem, mem
 
 
 def held(victims: Sequence[Lease]) -> int:

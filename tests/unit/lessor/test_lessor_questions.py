@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, cores, mem
-
 from leased.terms import command as commands
 from leased.terms.lease import LeaseState, Priority, RevocationReason
 from leased.terms.policy import Policy, TenantLimits
@@ -19,6 +17,7 @@ from leased.terms.reply import (
     RefusalReason,
 )
 from leased.terms.resource import ResourceKind
+from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 
 def test_a_lease_is_shown_to_its_tenant_and_to_operators_only() -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.doubles.desk import ACME, OPERATOR, PAGE, Desk, ask_mem, boot, mem
 
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -14,6 +13,7 @@ from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.policy import Policy
 from leased.terms.reply import Changed, Granted, RefusalReason
 from leased.terms.resource import Inventory
+from tests.doubles.desk import ACME, OPERATOR, PAGE, Desk, ask_mem, boot, mem
 
 
 def test_the_first_start_seals_what_the_node_is() -> None:

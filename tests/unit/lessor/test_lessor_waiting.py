@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -13,6 +12,7 @@ from leased.terms.policy import CapacityLimit, Policy, TenantLimits
 from leased.terms.reply import Granted, Refusal, RefusalReason
 from leased.terms.resource import Ask, ResourceKind, TierKind
 from leased.terms.teardown import ProofReport
+from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 CPU = Ask(ResourceKind.CPU, 1000)
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.doubles.lease_table import INVENTORY, USE
-from tests.doubles.varlink_calls import called
 
 from leased.terms import reply as answers
 from leased.terms.command import Caller
@@ -36,6 +34,8 @@ from leased.wire import objects, parameters, replies
 from leased.wire.answers import LIST_PAGE
 from leased.wire.calls import encode_error, encode_reply
 from leased.wire.portrayal import portray_notice
+from tests.doubles.lease_table import INVENTORY, USE
+from tests.doubles.varlink_calls import called
 
 CALLER = Caller(1000, 100, 4711, TenantId("acme"))
 DRAWN = b"\xee" * 16

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.doubles.varlink_calls import called
 
 from leased.terms import command as commands
 from leased.terms.command import Caller, Command
@@ -27,6 +26,7 @@ from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.policy import CapacityLimit, Policy, TenantLimits
 from leased.terms.resource import Ask, ResourceKind, TierKind
 from leased.wire.calls import to_command
+from tests.doubles.varlink_calls import called
 
 CALLER = Caller(1000, 100, 4711, TenantId("acme"))
 DRAWN = b"\xee" * 16

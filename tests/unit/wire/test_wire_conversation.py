@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.doubles.varlink_calls import described
 
 from leased.wire import parameters
 from leased.wire.conversation import PIPELINE_MAX, Call, Conversation, blamed_parameter
 from leased.wire.description import TENANT_INTERFACES
 from leased.wire.replies import EmptyReply, encode
+from tests.doubles.varlink_calls import described
 
 LEASE = "0123456789abcdef0123456789abcdef"
 SERVICE = described()

@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.doubles.varlink_calls import idl_texts
 from varlink import scanner
 
 from leased.terms.errors import LeasedError
@@ -23,6 +22,7 @@ from leased.terms.reply import RefusalReason
 from leased.terms.resource import ResourceKind, TierKind
 from leased.wire import objects, parameters, replies
 from leased.wire.description import OPERATOR_INTERFACES, SERVICE
+from tests.doubles.varlink_calls import idl_texts
 
 INTERFACES = {name: scanner.Interface(text) for name, text in idl_texts().items()}
 
