@@ -34,7 +34,7 @@ from leased.terms.teardown import CutReport, ScrubReport, TeardownStep
 
 BATCH_MAX = 64
 
-TOGETHER_S = 0.1
+TOGETHER_S = 0.25
 """How long leases that fall together are waited for together: a cut takes a few milliseconds."""
 
 
@@ -67,6 +67,7 @@ class Reclaimer:
         self._tell_report = tell_report
         self._teardowns: Gathering[Lease] = Gathering()
         self._closed: Gathering[LeaseId] = Gathering()
+        self._stragglers: Gathering[tuple[Lease, CutReport]] = Gathering()
 
     def start(self, effect: Effect) -> None:
         """Take an effect of a committed batch."""
@@ -81,6 +82,7 @@ class Reclaimer:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_closed)
+            nursery.start_soon(self._run_stragglers)
             slots = trio.Semaphore(SLOW_AT_ONCE_MAX)
             while True:
                 gathered = await self._teardowns.take(BATCH_MAX)
@@ -113,7 +115,17 @@ class Reclaimer:
         # (asking for a cut again tells of the one already begun).
         async with trio.open_nursery() as nursery:
             for lease in leases:
-                nursery.start_soon(self._reclaim, [lease])
+                nursery.start_soon(self._cut_alone, lease)
+
+    async def _cut_alone(self, lease: Lease) -> None:
+        for cut in await self._cut([lease]):
+            self._stragglers.put(cut)
+
+    async def _run_stragglers(self) -> None:
+        """Clean what was cut alone, together again: a scrub may search the whole host, once for all
+        that it is asked for."""
+        while True:
+            await self._clean(await self._stragglers.take(BATCH_MAX))
 
     # -- the three steps ---------------------------------------------------------------------------
 
