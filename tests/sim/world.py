@@ -212,7 +212,8 @@ class World:
                 self.note(f"agent died: {death.exceptions[0]!r}")
             self.agent = self._process = None
             self._end_process()
-            self._served = trio.Event()
+            if self._served.is_set():  # else somebody waits for it still: this one died at boot
+                self._served = trio.Event()
             self.devices.agent_died()
             self._break_connections()
             await trio.sleep(self._random.randrange(1, 3000) / 1000)
@@ -268,7 +269,7 @@ class World:
         return reply, not box
 
     def _hang_up(self, agent: Agent, command: Acquire, deliver: Callable[[Reply], None]) -> None:
-        agent.sequencer.forget_waiter((command.caller.uid, command.command_id), deliver)
+        agent.sequencer.forget_waiter(command.command_id, deliver)
 
     def _break_connections(self) -> None:
         for answered, _ in list(self._waiters.values()):
