@@ -85,6 +85,15 @@ class Journal(Protocol):
         ...
 
 
+class Access(msgspec.Struct, frozen=True, array_like=True):
+    """One thing a holder must know to use a resource: `name` is what it is called in the
+    environment of a process inside the lease (CUDA_VISIBLE_DEVICES, LEASE_BLOCK_0, ...)."""
+
+    resource_id: str
+    name: str
+    value: str
+
+
 class Prepared(msgspec.Struct, frozen=True):
     """What a device made ready: descriptors to pass (owned by the receiver), the leaf cgroup
     directory's path ("" if none was made) and the SHA-256 of what was measured while preparing."""

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import msgspec
 import trio
 
+from leased.hardware.pieces import memory_pieces
 from leased.ports import Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
@@ -97,10 +98,12 @@ class FakeDevices:
 
     # -- beside the port ---------------------------------------------------------------------------
 
-    def handout(self, lease_id: LeaseId, fds: Sequence[int]) -> tuple[int, ...]:
+    def handout(self, lease: Lease, fds: Sequence[int]) -> list[tuple[str, int]]:
         """Opened anew, as the real ones."""
-        assert lease_id not in self._scrubbed, "handed out after its scrub"
-        return tuple(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC) for fd in fds)
+        assert lease.lease_id not in self._scrubbed, "handed out after its scrub"
+        opened = [os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC) for fd in fds]
+        ids = [piece.allotment.resource_id for piece in memory_pieces(lease)]
+        return list(zip(ids, opened, strict=True))
 
     def exempt(self, pid: int) -> None:
         """Nobody is searched for here."""

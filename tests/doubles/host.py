@@ -11,17 +11,27 @@ import contextlib
 import fcntl
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from leased.hardware.cgroup import find_mounts
 from leased.hardware.config import HardwareConfig
 from leased.hardware.devices import Devices
+from leased.terms.lease import Lease
 
 HUGEPAGE_BYTES = 2 << 20
 _POOL = Path("/sys/devices/system/node/node0/hugepages/hugepages-2048kB")
+
+
+class Hands(Protocol):
+    """Devices, real or fake."""
+
+    def handout(self, lease: Lease, fds: Sequence[int]) -> Sequence[tuple[str, int]]:
+        """What the holder gets."""
+        ...
 
 
 def not_proven(what: str, why: str) -> None:
@@ -82,3 +92,8 @@ def _wait_until_free() -> None:
 def free_hugepages() -> int:
     """Free 2 MiB pages on node 0."""
     return int((_POOL / "free_hugepages").read_text())
+
+
+def handed(devices: Hands, lease: Lease, fds: Sequence[int]) -> list[int]:
+    """The descriptors that the holder of a lease gets."""
+    return [fd for _, fd in devices.handout(lease, fds)]

@@ -15,7 +15,7 @@ from leased.ports import Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
-from tests.doubles.host import HUGEPAGE_BYTES, free_hugepages, hugepages, real_devices
+from tests.doubles.host import HUGEPAGE_BYTES, free_hugepages, handed, hugepages, real_devices
 from tests.doubles.leases import lease, memory
 from tests.doubles.tenant import tenant
 
@@ -57,7 +57,7 @@ async def test_pages_leave_the_pool_and_come_back(devices: Devices) -> None:
     one = huge(3)
     made = await grant(devices, one)
     assert free_hugepages() == before - 3
-    [fd] = devices.handout(one.lease_id, made.fds)
+    [fd] = handed(devices, one, made.fds)
     with mmap.mmap(fd, 3 * HUGEPAGE_BYTES) as view:
         view[:6] = b"secret"
     os.close(fd)
@@ -85,7 +85,7 @@ async def test_tricks_with_the_descriptor_keep_no_page(devices: Devices, trick: 
     one = huge(2)
     made = await grant(devices, one)
     second = "" if trick in ("shrink", "punch") else "second:"
-    with tenant(second + trick, devices.handout(one.lease_id, made.fds)) as holder:
+    with tenant(second + trick, handed(devices, one, made.fds)) as holder:
         holder.cut()
         scrub, proof = await reclaim(devices, one, made)
         if trick == "in_flight":
@@ -99,7 +99,7 @@ async def test_a_pinned_page_is_fenced_by_the_page(devices: Devices, trick: str)
     before = free_hugepages()
     one = huge(3)
     made = await grant(devices, one)
-    with tenant(f"second:{trick}", devices.handout(one.lease_id, made.fds)) as holder:
+    with tenant(f"second:{trick}", handed(devices, one, made.fds)) as holder:
         holder.cut()
         scrub, proof = await reclaim(devices, one, made)
         # The bytes are overwritten; one page of three is still somebody's.
@@ -122,7 +122,7 @@ async def test_a_page_that_came_back_hides_no_other(devices: Devices) -> None:
     for _ in range(2):
         one = huge(2)
         made = await grant(devices, one)
-        with tenant("second:pipe_page", devices.handout(one.lease_id, made.fds)) as holder:
+        with tenant("second:pipe_page", handed(devices, one, made.fds)) as holder:
             holder.cut()
             _, proof = await reclaim(devices, one, made)
             assert unproven_pages(proof) == 1
@@ -135,8 +135,8 @@ async def test_a_hole_punched_by_one_makes_no_room_for_the_page_pinned_by_anothe
     puncher, pinner = huge(2), huge(2)
     punched, pinned = await grant(devices, puncher), await grant(devices, pinner)
     with (
-        tenant("punch", devices.handout(puncher.lease_id, punched.fds)) as first,
-        tenant("second:pipe_page", devices.handout(pinner.lease_id, pinned.fds)) as second,
+        tenant("punch", handed(devices, puncher, punched.fds)) as first,
+        tenant("second:pipe_page", handed(devices, pinner, pinned.fds)) as second,
     ):
         second.cut()
         _, one = await reclaim(devices, pinner, pinned)

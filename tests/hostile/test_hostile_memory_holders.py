@@ -16,7 +16,7 @@ from leased.hardware.verbs import kill_cgroup
 from leased.ports import Prepared
 from leased.terms.lease import Lease
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
-from tests.doubles.host import not_proven, real_devices
+from tests.doubles.host import handed, not_proven, real_devices
 from tests.doubles.leases import lease, memory
 from tests.doubles.tenant import tenant
 
@@ -59,7 +59,7 @@ async def test_a_second_process_outside_the_lease_is_found_and_killed(
 ) -> None:
     one = lease(memory(PAGES * 4096))
     made = await grant(devices, one)
-    with tenant(f"second:{trick}", devices.handout(one.lease_id, made.fds)) as holder:
+    with tenant(f"second:{trick}", handed(devices, one, made.fds)) as holder:
         holder.cut()
         assert not holder.other_gone
         scrub, proof = await reclaim(devices, one, made)
@@ -90,7 +90,7 @@ async def test_the_search_finds_them_also_where_the_keepers_file_was_given_away(
 async def test_a_descriptor_in_flight_is_worth_nothing_when_it_arrives(devices: Devices) -> None:
     one = lease(memory(PAGES * 4096))
     made = await grant(devices, one)
-    with tenant("second:in_flight", devices.handout(one.lease_id, made.fds)) as holder:
+    with tenant("second:in_flight", handed(devices, one, made.fds)) as holder:
         holder.cut()
         scrub, proof = await reclaim(devices, one, made)
         # Nobody can see a descriptor in a queue, so its owner lives.
@@ -103,7 +103,7 @@ async def test_a_descriptor_in_flight_is_worth_nothing_when_it_arrives(devices: 
 async def test_a_page_in_a_pipe_has_lost_what_it_said(devices: Devices) -> None:
     one = lease(memory(PAGES * 4096))
     made = await grant(devices, one)
-    with tenant("second:pipe_page", devices.handout(one.lease_id, made.fds)) as holder:
+    with tenant("second:pipe_page", handed(devices, one, made.fds)) as holder:
         holder.cut()
         scrub, proof = await reclaim(devices, one, made)
         assert holder.ask() == bytes(8).hex()
@@ -118,7 +118,7 @@ async def test_policy_fence_kills_nobody_and_proves_nothing() -> None:
     with real_devices(escapees=EscapeePolicy.FENCE) as devices:
         one = lease(memory(PAGES * 4096))
         made = await grant(devices, one)
-        with tenant("second:mapped", devices.handout(one.lease_id, made.fds)) as holder:
+        with tenant("second:mapped", handed(devices, one, made.fds)) as holder:
             holder.cut()
             scrub, _ = await reclaim(devices, one, made)
             assert not holder.other_gone
@@ -133,7 +133,7 @@ async def test_what_a_tenant_does_to_its_own_memfd_stops_nothing(
 ) -> None:
     one = lease(memory(PAGES * 4096))
     made = await grant(devices, one)
-    with tenant(trick, devices.handout(one.lease_id, made.fds)) as holder:
+    with tenant(trick, handed(devices, one, made.fds)) as holder:
         said = holder.ask()
         assert (
             said
@@ -161,9 +161,9 @@ async def test_an_escapee_of_one_lease_spoils_no_other_of_the_batch(devices: Dev
     bad, *good = (lease(memory(PAGES * 4096)) for _ in range(8))
     made = {one.lease_id: await grant(devices, one) for one in (bad, *good)}
     for one in good:
-        for fd in devices.handout(one.lease_id, made[one.lease_id].fds):
+        for fd in handed(devices, one, made[one.lease_id].fds):
             os.close(fd)
-    with tenant("second:hold", devices.handout(bad.lease_id, made[bad.lease_id].fds)) as holder:
+    with tenant("second:hold", handed(devices, bad, made[bad.lease_id].fds)) as holder:
         holder.cut()
         pairs = [(one, made[one.lease_id].fds) for one in (bad, *good)]
         scrubs = await devices.scrub_many(pairs)
@@ -181,7 +181,7 @@ async def test_a_fork_bomb_in_the_leaf_is_gone_with_one_kill(devices: Devices) -
     one = lease(memory(PAGES * 4096), pid=0)
     made = await grant(devices, one)
     assert made.cgroup
-    with tenant("fork_bomb", devices.handout(one.lease_id, made.fds)) as holder:
+    with tenant("fork_bomb", handed(devices, one, made.fds)) as holder:
         path = await devices.join(one, holder.pid, holder.pidfd)
         assert path == made.cgroup
         if not os.path.exists(f"{path}/pids.max"):
@@ -200,7 +200,7 @@ async def test_a_fork_bomb_in_the_leaf_is_gone_with_one_kill(devices: Devices) -
 async def test_somebody_left_in_the_leaf_proves_nothing(devices: Devices) -> None:
     one = lease(memory(PAGES * 4096), pid=0)
     made = await grant(devices, one)
-    with tenant("seal", devices.handout(one.lease_id, made.fds)) as holder:
+    with tenant("seal", handed(devices, one, made.fds)) as holder:
         await devices.join(one, holder.pid, holder.pidfd)
         scrub, proof = await reclaim(devices, one, made)
         # It had the memory too, so the search has killed it; the leaf is empty by then or not.

@@ -75,7 +75,7 @@ pathlib.
 """
 
 DOORS: dict[str, str] = {
-    "pynvml": r"leased\.hardware\.gpu(_\w+)?",
+    "pynvml": r"leased\.hardware\.gpu(\.\w+)?",
     "pyudev": r"leased\.hardware\.(hotplug|nvme)",
     "psutil": r"leased\.hardware\.occupants",
     "cryptography": r"leased\.chain\.(signing|note)",

@@ -99,7 +99,25 @@ class Survey(msgspec.Struct, frozen=True, array_like=True, tag=7):
     drivers: bool
 
 
-Call = Create | Scrub | Count | MakeLeaf | CloseLeaf | Join | Found | Survey
+class Filter(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Let whoever is in the leaf open exactly these device nodes from here on (`verbs.DeviceRule`
+    as numbers)."""
+
+    path: str
+    rules: tuple[tuple[int, int, int, int], ...]
+
+
+class Task(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """What only one backend knows: `verb` in the `VERBS` of `hardware.<backend>.carrying`, its
+    argument encoded, and how many descriptors come with it. Answered by Result."""
+
+    backend: str
+    verb: str
+    argument: bytes
+    fds: int = 0
+
+
+Call = Create | Scrub | Count | MakeLeaf | CloseLeaf | Join | Found | Survey | Filter | Task
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
@@ -180,7 +198,13 @@ class Surveyed(msgspec.Struct, frozen=True, array_like=True, tag=7):
     notes: tuple[str, ...]
 
 
-Answer = Failed | Created | Cleaned | Counted | Leafed | Charged | Founded | Surveyed
+class Result(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """What a Task came to, encoded."""
+
+    value: bytes
+
+
+Answer = Failed | Created | Cleaned | Counted | Leafed | Charged | Founded | Surveyed | Result
 
 
 class Answers(msgspec.Struct, frozen=True, array_like=True):

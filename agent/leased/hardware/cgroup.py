@@ -14,10 +14,11 @@ import errno
 import os
 import select
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from leased.hardware.calls import CgroupFacts
+from leased.hardware.verbs import DeviceRule, attach_filter, load_filter
 from leased.terms.errors import DeviceError
 
 WANTED = ("cpu", "cpuset", "memory", "pids", "hugetlb", "rdma")
@@ -135,6 +136,20 @@ def make_leaf(path: str, *, pids_max: int, cpus: str = "", cpu_milli: int = 0) -
     except DeviceError:
         os.rmdir(path)
         raise
+
+
+def let_open(path: str, rules: Sequence[DeviceRule]) -> None:
+    """From the return on, whoever is in the leaf opens these device nodes and no others. Raises
+    DeviceError."""
+    leaf = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        program = load_filter(rules)
+        try:
+            attach_filter(leaf, program)
+        finally:
+            os.close(program)
+    finally:
+        os.close(leaf)
 
 
 def join(path: str, pid: int, pidfd: int) -> None:

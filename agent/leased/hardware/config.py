@@ -13,6 +13,10 @@ import enum
 
 import msgspec
 
+from leased.hardware.block.config import BlockConfig
+from leased.hardware.dax.config import DaxConfig
+from leased.hardware.gpu.config import GpuConfig
+from leased.hardware.rdma.config import RdmaConfig
 from leased.terms.resource import TierKind
 
 
@@ -32,7 +36,8 @@ class HardwareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     (NUMA node, tier). `cpu_cores` is "none", "auto" (all but the first core and its siblings) or a
     list such as "2-7,10". `lease_pids_max` bounds fork bombs where the pids controller is there.
     `reaper_path` names the reaper's binary, if it is not called leased-reaper: its process is never
-    taken for an escapee.
+    taken for an escapee. `leaf_devices` are device nodes that every lease may open besides its own
+    and the harmless ones (/dev/null and its like). One table for each further kind follows.
     """
 
     cgroup_root: str = "leased"
@@ -43,6 +48,11 @@ class HardwareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lease_pids_max: int = 4096
     escapees: EscapeePolicy = EscapeePolicy.KILL
     reaper_path: str = ""
+    leaf_devices: tuple[str, ...] = ()
+    gpu: GpuConfig = GpuConfig()
+    block: BlockConfig = BlockConfig()
+    rdma: RdmaConfig = RdmaConfig()
+    dax: DaxConfig = DaxConfig()
 
     call_budget_ns: int = 5_000_000_000
     """A worker answers an empty call in microseconds; 5 s mean that it hangs in the kernel."""

@@ -20,18 +20,26 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import trio
 
-from leased.hardware.calls import Answer, Batch, Call, Failed, Scrub
+from leased.hardware.calls import Answer, Batch, Call, Failed, Result, Scrub
 from leased.hardware.config import EscapeePolicy, HardwareConfig
 from leased.hardware.occupants import start_time
 from leased.hardware.scrubbing import PASS_BUDGET_NS, PASSES_MAX
-from leased.hardware.worker import MESSAGE_BYTES_MAX, receive_answers, send
+from leased.hardware.worker import (
+    MESSAGE_BYTES_MAX,
+    receive_answers,
+    result_of,
+    send,
+    task,
+)
 from leased.terms.errors import DeviceError
 
 CALLS_MAX = 64
 """Calls of one batch: below the 253 descriptors of a message, and a few ms of small work."""
 
+T = TypeVar("T")
 _NS_PER_S = 1_000_000_000
 _SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
 """A worker runs the very code that its agent runs, wherever that was found."""
@@ -170,9 +178,15 @@ class Crew:
         self._exempt[pid] = start_time(pid) or 0
 
     async def ask(
-        self, name: str, calls: Sequence[Call], fds: Sequence[int] = (), touched_bytes: int = 0
+        self,
+        name: str,
+        calls: Sequence[Call],
+        fds: Sequence[int] = (),
+        touched_bytes: int = 0,
+        extra_ns: int = 0,
     ) -> tuple[tuple[Answer, ...], list[int]]:
-        """One batch to one worker; answers in order, and the descriptors they own."""
+        """One batch to one worker; answers in order, and the descriptors they own. `extra_ns`:
+        how much longer than a call's usual budget it may take."""
         link = self._links.setdefault(name, Link(name))
         config = self._config
         exempt: tuple[tuple[int, int], ...] = ()
@@ -180,7 +194,7 @@ class Crew:
             ours = (pair for each in self._links.values() for pair in each.pids)
             exempt = (*self._exempt.items(), *ours)
         kills = config.escapees is EscapeePolicy.KILL
-        budget_ns = config.call_budget_ns
+        budget_ns = config.call_budget_ns + extra_ns
         budget_ns += touched_bytes * _NS_PER_S // config.touch_bytes_per_s
         if exempt:
             budget_ns += PASSES_MAX * (config.kill_budget_ns + PASS_BUDGET_NS)
@@ -193,6 +207,24 @@ class Crew:
         if isinstance(answer, Failed):
             raise failure(answer)
         return answer
+
+    async def task(
+        self,
+        name: str,
+        backend: str,
+        verb: str,
+        argument: msgspec.Struct,
+        returns: type[T],
+        *,
+        fds: Sequence[int] = (),
+        extra_ns: int = 0,
+    ) -> T:
+        """One verb of a backend, on the worker `name`; what it returned. Raises DeviceError."""
+        call = task(backend, verb, argument, len(fds))
+        (answer,), _ = await self.ask(name, (call,), fds, extra_ns=extra_ns)
+        if not isinstance(answer, Result):
+            raise failure(answer)
+        return result_of(answer, returns)
 
     def dismiss(self, name: str) -> None:
         """End a worker that is not needed any more. Idempotent."""
@@ -207,9 +239,6 @@ class Crew:
 
 
 _REST = ("calls", "exempt", "kill_escapees", "kill_budget_ns", "reaper_path")
-
-
-T = TypeVar("T")
 
 
 async def spread(

@@ -23,6 +23,8 @@ from collections.abc import Iterable, Sequence
 import trio
 
 from leased.hardware import exclusion
+from leased.hardware.backend import Backend, Wiped
+from leased.hardware.backends import make_backends
 from leased.hardware.calls import (
     CgroupFacts,
     Cleaned,
@@ -36,11 +38,12 @@ from leased.hardware.calls import (
 from leased.hardware.clock import BootClock
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew, close_all, failure, spread
-from leased.hardware.pieces import Piece, leaf_call, memory_pieces, worker_for
+from leased.hardware.fittings import Fittings
+from leased.hardware.pieces import Piece, is_handed_out, leaf_call, memory_pieces, worker_for
 from leased.hardware.pools import PoolLedgers
 from leased.hardware.preparing import Preparer, leaf_path
 from leased.hardware.proving import Prover
-from leased.ports import Prepared
+from leased.ports import Access, Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
@@ -58,6 +61,7 @@ class _Case:
         self.lease = lease
         self.fds = fds
         self.done: dict[int, Cleaned] = {}
+        self.fitted = Wiped(0, clean=True)
         self.error: DeviceError | None = None
 
 
@@ -68,8 +72,10 @@ class Devices:
         self._config = config or HardwareConfig()
         self._crew = Crew(self._config)
         self._ledgers = PoolLedgers(self._crew)
-        self._preparer = Preparer(self._crew, self._ledgers, self._config)
-        self._prover = Prover(self._crew, self._ledgers, self._config)
+        self._backends = make_backends(self._crew, self._config)
+        self._fittings = Fittings(self._crew, self._config, self._backends)
+        self._preparer = Preparer(self._crew, self._ledgers, self._fittings, self._config)
+        self._prover = Prover(self._crew, self._ledgers, self._fittings, self._config)
         self._facts: CgroupFacts | None = None
         self._boot_id = BootClock().boot_id
         self._surveyed: dict[str, Surveyed] = {}
@@ -86,9 +92,14 @@ class Devices:
         async def part(name: str, drivers: bool) -> None:
             parts.append(await self._survey(name, Survey(self._config, facts, drivers)))
 
+        async def ask(backend: Backend) -> None:
+            parts.append(await backend.survey())
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(part, "survey", False)
             nursery.start_soon(part, "drivers", True)
+            for backend in self._backends:
+                nursery.start_soon(ask, backend)
         resources = (resource for part in parts for resource in part.resources)
         return Inventory(
             tuple(sorted(resources, key=lambda resource: (resource.kind, resource.resource_id))),
@@ -105,6 +116,7 @@ class Devices:
     ) -> list[ScrubReport | DeviceError]:
         """Overwrite, read back and give back what each lease held, after the cut."""
         cases = [_Case(lease, fds) for lease, fds in leases]
+        await self._scrub_fittings([case for case in cases if self._fittings.parts(case.lease)])
         work: dict[str, list[tuple[_Case, Piece]]] = {}
         for case in cases:
             pieces = memory_pieces(case.lease)
@@ -129,25 +141,37 @@ class Devices:
 
     # -- beside the port ---------------------------------------------------------------------------
 
-    def handout(self, lease_id: LeaseId, fds: Sequence[int]) -> tuple[int, ...]:
-        """Descriptors to pass to the holder of a lease, in place of `fds`; the caller closes them
-        when they are passed. Raises DeviceError while the lease is being scrubbed."""
-        self._apart.add(lease_id)
-        opened: list[int] = []
+    def handout(self, lease: Lease, fds: Sequence[int]) -> list[tuple[str, int]]:
+        """(resource id, descriptor) to pass to the holder of a lease whose memfds are `fds`; the
+        caller closes them when they are passed. Raises DeviceError while the lease is being
+        scrubbed."""
+        self._apart.add(lease.lease_id)
+        opened: list[tuple[str, int]] = []
         try:
-            for fd in fds:
-                opened.append(exclusion.reopen(fd))
+            for piece, fd in zip(memory_pieces(lease), fds, strict=True):
+                if is_handed_out(piece.allotment):
+                    opened.append((piece.allotment.resource_id, exclusion.reopen(fd)))
+            return opened + self._fittings.open(lease)
         except OSError as error:
-            close_all(opened)
+            close_all([fd for _, fd in opened])
             raise DeviceError("handout", error.errno or errno.EIO, str(error)) from error
-        return tuple(opened)
+        except DeviceError:
+            close_all([fd for _, fd in opened])
+            raise
+
+    async def access(self, lease: Lease) -> tuple[Access, ...]:
+        """What the holder must know to use the lease. Raises DeviceError."""
+        return await self._fittings.access(lease)
 
     def exempt(self, pid: int) -> None:
         """This process holds leases' descriptors by right (the reaper): never an escapee."""
         self._crew.exempt(pid)
 
     async def adopt(self, leases: Iterable[Lease]) -> None:
-        """Leases of an earlier run of the agent that hold memory now. Before the first grant."""
+        """Leases of an earlier run of the agent that hold something now. Before the first
+        grant."""
+        leases = tuple(leases)
+        await self._fittings.adopt(leases)
         for lease in leases:
             for piece in memory_pieces(lease):
                 if piece.pool is not None:
@@ -159,6 +183,7 @@ class Devices:
         path = leaf_path(lease, await self.facts())
         if not os.path.isdir(path):
             await self._crew.one("grant", leaf_call(lease, path, self._config.lease_pids_max))
+            await self._fittings.filter(path)
         return path
 
     async def join(self, lease: Lease, pid: int, pidfd: int) -> str:
@@ -207,6 +232,19 @@ class Devices:
         self._surveyed[name] = answer
         return answer
 
+    async def _scrub_fittings(self, cases: Sequence[_Case]) -> None:
+        """Before memory: what remote peers reach must be cut off before it is overwritten."""
+
+        async def one(case: _Case) -> None:
+            try:
+                case.fitted = await self._fittings.scrub(case.lease)
+            except DeviceError as error:
+                case.error = error
+
+        async with trio.open_nursery() as nursery:
+            for case in cases:
+                nursery.start_soon(one, case)
+
     async def _scrub(self, name: str, part: Sequence[tuple[_Case, Piece]]) -> None:
         pool = part[0][1].pool
         calls = [
@@ -250,7 +288,7 @@ def _report(case: _Case) -> ScrubReport:
     return ScrubReport(
         case.lease.lease_id,
         time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-        sum(part.scrubbed_bytes for part in parts),
-        all(part.clean for part in parts),
-        tuple(step for part in parts for step in part.steps),
+        sum(part.scrubbed_bytes for part in parts) + case.fitted.scrubbed_bytes,
+        all(part.clean for part in parts) and case.fitted.clean,
+        (*case.fitted.steps, *(step for part in parts for step in part.steps)),
     )

@@ -52,12 +52,24 @@ class Piece(msgspec.Struct, frozen=True):
 
 @lru_cache(maxsize=1024)
 def place_of(resource_id: str) -> Pool:
-    """Node and page size of `mem:node<N>:<page bytes>`. Raises DeviceError."""
-    kind, _, rest = resource_id.partition(":node")
+    """Node and page size of `mem:node<N>:<page bytes>`, or of `mem:rdma-<guid>:node<N>:<page
+    bytes>` (the same memory, reached by remote peers). Raises DeviceError."""
+    head, _, rest = resource_id.partition(":node")
     node, _, page_bytes = rest.partition(":")
-    if kind != "mem" or not node.isdecimal() or not page_bytes.isdecimal():
+    known = head == "mem" or head.startswith("mem:rdma-")
+    if not known or not node.isdecimal() or not page_bytes.isdecimal():
         raise DeviceError("place", errno.EINVAL, resource_id)
     return Pool(int(node), int(page_bytes))
+
+
+def is_memfd(allotment: Allotment) -> bool:
+    """Whether the allotment is a memfd; a device-dax range (`mem:dax-...`) is memory without."""
+    return allotment.kind is ResourceKind.MEM and not allotment.resource_id.startswith("mem:dax-")
+
+
+def is_handed_out(allotment: Allotment) -> bool:
+    """Whether the holder gets the memfd. What remote peers reach is mapped by nobody here."""
+    return is_memfd(allotment) and not allotment.resource_id.startswith("mem:rdma-")
 
 
 def memory_pieces(lease: Lease) -> list[Piece]:
@@ -65,15 +77,16 @@ def memory_pieces(lease: Lease) -> list[Piece]:
     name = f"leased-{lease.lease_id.hex()}"
     pieces: list[Piece] = []
     for allotment in lease.subject.allotments:
-        if allotment.kind is ResourceKind.MEM:
+        if is_memfd(allotment):
             at = len(pieces)
             pieces.append(Piece(at, f"{name}-{at}", allotment, place_of(allotment.resource_id)))
     return pieces
 
 
 def needs_leaf(lease: Lease) -> bool:
-    """Whether the leaf is made with the grant: nobody is bound, or a cpu share must be enforced."""
-    return lease.pid <= 0 or any(a.kind is ResourceKind.CPU for a in lease.subject.allotments)
+    """Whether the leaf is made with the grant: nobody is bound, or what is leased is enforced by
+    it (a cpu share, the device nodes that may be opened)."""
+    return lease.pid <= 0 or not all(is_handed_out(a) for a in lease.subject.allotments)
 
 
 def leaf_call(lease: Lease, path: str, pids_max: int) -> MakeLeaf:

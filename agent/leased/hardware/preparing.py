@@ -15,9 +15,12 @@ import os
 import struct
 from collections.abc import Sequence
 
+import trio
+
 from leased.hardware.calls import CgroupFacts, Created, Leafed, MakeLeaf
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import CALLS_MAX, Crew, close_all, failure, spread
+from leased.hardware.fittings import Fittings
 from leased.hardware.pieces import Piece, leaf_call, memory_pieces, needs_leaf, worker_for
 from leased.hardware.pools import PoolLedgers
 from leased.ports import Prepared
@@ -34,15 +37,19 @@ class _Case:
         self.lease = lease
         self.made: dict[int, tuple[Created, int]] = {}
         self.leaf = ""
+        self.fitted = b""
         self.error: DeviceError | None = None
 
 
 class Preparer:
     """Makes leases ready."""
 
-    def __init__(self, crew: Crew, ledgers: PoolLedgers, config: HardwareConfig) -> None:
+    def __init__(
+        self, crew: Crew, ledgers: PoolLedgers, fittings: Fittings, config: HardwareConfig
+    ) -> None:
         self._crew = crew
         self._ledgers = ledgers
+        self._fittings = fittings
         self._config = config
 
     async def prepare(
@@ -61,6 +68,7 @@ class Preparer:
                 except DeviceError as error:
                     case.error = error
         await spread(work, self._create)
+        await self._fit([case for case in cases if case.leaf and case.error is None])
         return [self._finish(case) for case in cases]
 
     async def _make_leaves(self, cases: Sequence[_Case], facts: CgroupFacts) -> None:
@@ -107,6 +115,21 @@ class Preparer:
             else:
                 case.error = failure(answer)
 
+    async def _fit(self, cases: Sequence[_Case]) -> None:
+        """What a leaf has beyond limits: its devices, and the filter that lets only those be
+        opened."""
+
+        async def one(case: _Case) -> None:
+            fds = [case.made[index][1] for index in sorted(case.made)]
+            try:
+                case.fitted = await self._fittings.prepare(case.lease, case.leaf, fds)
+            except DeviceError as error:
+                case.error = error
+
+        async with trio.open_nursery() as nursery:
+            for case in cases:
+                nursery.start_soon(one, case)
+
     def _finish(self, case: _Case) -> Prepared | DeviceError:
         if case.error is None:
             return _prepared(case)
@@ -143,4 +166,5 @@ def _prepared(case: _Case) -> Prepared:
         digest.update(
             _CREATED.pack(created.device, created.inode, created.blocks, created.ready_ns)
         )
+    digest.update(case.fitted)
     return Prepared(tuple(fds), case.leaf, digest.digest())

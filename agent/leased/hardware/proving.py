@@ -25,6 +25,7 @@ import trio
 from leased.hardware.calls import Charged, CloseLeaf, Pool
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import CALLS_MAX, Crew, failure
+from leased.hardware.fittings import Fittings
 from leased.hardware.pieces import Piece, memory_pieces
 from leased.hardware.pools import PoolLedgers
 from leased.terms.errors import DeviceError
@@ -73,9 +74,12 @@ class _Case:
 class Prover:
     """Asks."""
 
-    def __init__(self, crew: Crew, ledgers: PoolLedgers, config: HardwareConfig) -> None:
+    def __init__(
+        self, crew: Crew, ledgers: PoolLedgers, fittings: Fittings, config: HardwareConfig
+    ) -> None:
         self._crew = crew
         self._ledgers = ledgers
+        self._fittings = fittings
         self._config = config
 
     async def prove(
@@ -93,7 +97,16 @@ class Prover:
                     pools.setdefault(piece.pool, []).append((at, piece))
         for pool, parts in pools.items():
             await self._count(pool, parts, cases, end_ns, failed)
+        async with trio.open_nursery() as nursery:
+            for case in cases:
+                if self._fittings.parts(case.lease):
+                    nursery.start_soon(self._ask_backends, case)
         return [failed[at] if at in failed else case.report() for at, case in enumerate(cases)]
+
+    async def _ask_backends(self, case: _Case) -> None:
+        verdict = await self._fittings.prove(case.lease)
+        case.unproven.update(verdict.unproven)
+        case.steps.extend(verdict.steps)
 
     # -- leaves ------------------------------------------------------------------------------------
 

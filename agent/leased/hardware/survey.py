@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from leased.hardware.block.survey import survey_namespaces
 from leased.hardware.calls import Survey, Surveyed
 from leased.hardware.cpu import survey_cpu
-from leased.hardware.gpu import survey_gpus
+from leased.hardware.gpu.survey import survey_gpus
 from leased.hardware.memory import survey_memory
-from leased.hardware.nvme import survey_namespaces
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Absence, Resource, ResourceKind
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import array
 import errno
+import importlib
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -37,13 +39,16 @@ from leased.hardware.calls import (
     Create,
     Created,
     Failed,
+    Filter,
     Found,
     Founded,
     Join,
     Leafed,
     MakeLeaf,
+    Result,
     Scrub,
     Survey,
+    Task,
 )
 from leased.hardware.memory import read_pool
 from leased.hardware.scrubbing import scrub_batch
@@ -58,6 +63,10 @@ _OOM_SCORE = b"1000"
 _ENCODER = msgspec.msgpack.Encoder()
 _BATCHES = msgspec.msgpack.Decoder(Batch)
 _ANSWERS = msgspec.msgpack.Decoder(Answers)
+BACKENDS = ("gpu", "block", "rdma", "dax")
+"""Whose `carrying` a worker may load; each is loaded when first asked for, so that a worker for
+memory does not carry the vendors' libraries around."""
+
 _CONTROL_BYTES = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
 
 
@@ -75,6 +84,19 @@ def receive_answers(sock: socket.socket, buffer: bytearray) -> tuple[Answers, li
     DeviceError(EMFILE) when descriptors were lost on the way."""
     raw, fds = _receive(sock, buffer)
     return _ANSWERS.decode(raw), fds
+
+
+T = TypeVar("T")
+
+
+def task(backend: str, verb: str, argument: msgspec.Struct, fds: int = 0) -> Task:
+    """The call that asks a worker for one verb of a backend."""
+    return Task(backend, verb, _ENCODER.encode(argument), fds)
+
+
+def result_of(answer: Result, returns: type[T]) -> T:
+    """What a task's verb returned."""
+    return msgspec.msgpack.decode(answer.value, type=returns)
 
 
 def _receive(sock: socket.socket, buffer: bytearray) -> tuple[memoryview, list[int]]:
@@ -162,8 +184,24 @@ def _other(call: Call, given: Iterator[int]) -> Answer:
             return Founded(cgroup.found(root))
         case Survey():
             return survey(call)
+        case Filter(path, rules):
+            cgroup.let_open(path, [verbs.DeviceRule(*rule) for rule in rules])
+            return Leafed(_now_ns())
+        case Task():
+            return _carry(call, [next(given) for _ in range(call.fds)])
         case _:
             raise DeviceError("worker", errno.ENOSYS, type(call).__name__)
+
+
+def _carry(call: Task, fds: list[int]) -> Result:
+    """One verb of a backend. The verb may raise DeviceError or OSError; the descriptors stay
+    ours."""
+    if call.backend not in BACKENDS:
+        raise DeviceError("worker", errno.ENOSYS, call.backend)
+    carrying = importlib.import_module(f"leased.hardware.{call.backend}.carrying")
+    takes, carry_out = carrying.VERBS[call.verb]
+    argument = msgspec.msgpack.decode(call.argument, type=takes)
+    return Result(_ENCODER.encode(carry_out(argument, fds)))
 
 
 def _failed(error: OSError) -> Failed:

@@ -19,7 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from leased.economics import rates
+from leased.hardware.block.config import BlockConfig
 from leased.hardware.config import EscapeePolicy, HardwareConfig
+from leased.hardware.dax.config import DaxConfig
+from leased.hardware.gpu.config import GpuConfig
+from leased.hardware.rdma.config import RdmaConfig
 from leased.service import config
 from leased.service.quantities import parse_duration, parse_size
 from leased.terms import policy
@@ -313,6 +317,10 @@ _TIMING_KEYS: Final[Keys] = {
     "heartbeat": ("heartbeat_ns", _duration),
     "stop": ("stop_ns", _duration),
 }
+_GPU_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
+_BLOCK_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
+_RDMA_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
+_DAX_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
 _HARDWARE_KEYS: Final[Keys] = {
     "cgroup_root": ("cgroup_root", _text),
     "normal_share_pm": ("normal_share_pm", _integer),
@@ -328,6 +336,11 @@ _HARDWARE_KEYS: Final[Keys] = {
     "settle_budget": ("settle_budget_ns", _duration),
     "bulk_size": ("bulk_bytes", _size),
     "bulk_workers": ("bulk_workers", _integer),
+    "leaf_devices": ("leaf_devices", lambda value: _rows(value, _text)),
+    "gpu": ("gpu", _section(GpuConfig, _GPU_KEYS, "hardware.gpu.")),
+    "block": ("block", _section(BlockConfig, _BLOCK_KEYS, "hardware.block.")),
+    "rdma": ("rdma", _section(RdmaConfig, _RDMA_KEYS, "hardware.rdma.")),
+    "dax": ("dax", _section(DaxConfig, _DAX_KEYS, "hardware.dax.")),
 }
 _LOG_KEYS: Final[Keys] = {
     "durability": ("durability", lambda value: _choice(("strict", "best-effort"), value)),

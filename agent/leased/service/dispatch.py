@@ -19,6 +19,7 @@ from functools import partial
 
 import trio
 
+from leased.hardware.pieces import memory_pieces
 from leased.ports import Clock, Entropy
 from leased.service.custody import Custodian
 from leased.service.evidence import NO_COMMAND
@@ -29,11 +30,9 @@ from leased.service.streams import Streams
 from leased.service.walls import Walls
 from leased.terms.command import Acquire, GrantFailed
 from leased.terms.errors import DeviceError, LeasedError
-from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 from leased.terms.moment import Moment
 from leased.terms.reply import Changed, Granted, Reply
-from leased.terms.resource import ResourceKind
 from leased.terms.teardown import TeardownStep
 from leased.wire import objects, parameters
 from leased.wire.calls import encode_error, encode_reply, to_command
@@ -56,7 +55,7 @@ class Dispatcher:
         clock: Clock,
         entropy: Entropy,
         ttl_ns_default: Callable[[], int],
-        handout: Callable[[LeaseId, Sequence[int]], Sequence[int]],
+        handout: Callable[[Lease, Sequence[int]], Sequence[tuple[str, int]]],
     ) -> None:
         self._sequencer = sequencer
         self._custodian = custodian
@@ -174,28 +173,28 @@ class Dispatcher:
                 connection.answer(call, encode_reply(call, reply, moment))
                 return
             try:
-                fds = self._hand_out(reply.lease)
+                handed = self._hand_out(reply.lease)
             except DeviceError as error:
                 if not reply.attached:  # nobody has it, and nobody was told of it
                     lease_id, step = reply.lease.lease_id, TeardownStep.PREPARE
                     self._sequencer.submit_own(GrantFailed(NO_COMMAND, lease_id, step, error.errno))
                 connection.answer(call, encode_error(error))
                 return
-            portrayed = _portray_fds(reply.lease, fds)
-            connection.answer(call, encode_reply(call, reply, moment, fds=portrayed), fds)
+            answer = encode_reply(call, reply, moment, fds=_portray_fds(handed))
+            connection.answer(call, answer, [fd for _, fd in handed])
 
         connection.waiting[deliver] = key
         self._sequencer.submit(command, deliver)
 
-    def _hand_out(self, lease: Lease) -> Sequence[int]:
-        """What the holder gets of the lease's memory. Nothing once the lease has ended: the request
-        is only repeated, and whoever is let in after the cut is never put out again."""
+    def _hand_out(self, lease: Lease) -> Sequence[tuple[str, int]]:
+        """(resource id, descriptor) of what the holder is handed. Nothing once the lease has ended:
+        the request is only repeated, and whoever is let in after the cut is never put out again."""
         if lease.ended is not None:
             return ()
         held = self._custodian.of(lease.lease_id).fds
-        if len(held) != len(_memory_of(lease)):
+        if len(held) != len(memory_pieces(lease)):
             raise DeviceError("handout", errno.EBADF, "the lease's descriptors are lost")
-        return self._handout(lease.lease_id, held)
+        return self._handout(lease, held)
 
     def _begin_join(self, connection: Connection, call: Call, fds: list[int]) -> None:
         """Ask the table whether the caller may, then move the process that the pidfd proves."""
@@ -240,13 +239,13 @@ _BOUND = frozenset({parameters.Acquire, parameters.Join})
 """Methods that act on the calling process, which a pidfd must therefore prove."""
 
 
-def _portray_fds(lease: Lease, fds: Sequence[int]) -> list[objects.LeaseFd]:
-    """Say what each descriptor is: one memfd per memory allotment, in the lease's order."""
+def _portray_fds(handed: Sequence[tuple[str, int]]) -> list[objects.LeaseFd]:
+    """Say what each descriptor is."""
     return [
-        objects.LeaseFd(resource_id=resource_id, index=index, purpose="memory")
-        for index, (resource_id, _) in enumerate(zip(_memory_of(lease), fds, strict=False))
+        objects.LeaseFd(
+            resource_id=resource_id,
+            index=index,
+            purpose="block" if resource_id.startswith("block:") else "memory",
+        )
+        for index, (resource_id, _) in enumerate(handed)
     ]
-
-
-def _memory_of(lease: Lease) -> list[str]:
-    return [a.resource_id for a in lease.subject.allotments if a.kind is ResourceKind.MEM]

@@ -17,7 +17,7 @@ from leased.terms.lease import RevocationReason
 from leased.terms.resource import ResourceKind
 from leased.terms.teardown import ProofReport, ScrubReport
 from tests.doubles.devices import FakeDevices
-from tests.doubles.host import real_devices
+from tests.doubles.host import handed, real_devices
 from tests.doubles.leases import lease, memory
 
 Subject = FakeDevices | Devices
@@ -97,7 +97,7 @@ async def test_a_whole_teardown_proves_clean_and_leaves_the_descriptors_open(
     leases = [lease(memory(4096 * size)) for size in (1, 2, 300)]
     made = [m for m in await devices.prepare_many(leases) if isinstance(m, Prepared)]
     for one, ready in zip(leases, made, strict=True):
-        for fd in devices.handout(one.lease_id, ready.fds):
+        for fd in handed(devices, one, ready.fds):
             os.pwrite(fd, b"secret", 0)
             os.close(fd)
     pairs = [(one, ready.fds) for one, ready in zip(leases, made, strict=True)]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from leased.hardware.block.survey import survey_namespaces
 from leased.hardware.calls import CgroupFacts, Survey
 from leased.hardware.config import HardwareConfig
-from leased.hardware.gpu import list_bus
+from leased.hardware.gpu.survey import list_bus
 from leased.hardware.identity import node_id, read_machine_id
-from leased.hardware.nvme import survey_namespaces
 from leased.hardware.survey import survey
 from leased.terms.errors import StateError
 from leased.terms.resource import ResourceKind

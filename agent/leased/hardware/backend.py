@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A backend: one kind of hardware beyond plain memory and cores, as `Devices` drives it.
+
+Rule: a backend works through workers only (`crew`), so that a driver that hangs costs its own
+device and nothing else. Every method has its own deadline and raises DeviceError; one that failed
+has left nothing behind, or `prove` names it. `scrub` and `prove` are called after the cut, also for
+a lease whose `prepare` failed half-way or whose agent has been restarted since: they look at the
+hardware, not at what this process remembers.
+
+Order: the leaf is made, memory is created, `prepare` of each backend, then the leaf's device
+filter with every backend's rules. After the cut: `scrub` of each backend in the reverse order, then
+memory, then `prove`.
+
+Does not decide what is fenced: it names what is unproven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from leased.hardware.calls import Surveyed
+from leased.hardware.verbs import DeviceRule
+from leased.ports import Access
+from leased.terms.lease import Lease
+from leased.terms.resource import Allotment, ResourceKind
+from leased.terms.teardown import StepReport
+
+
+class Readied(msgspec.Struct, frozen=True):
+    """What a backend made ready of a lease: the device nodes that its leaf must be able to open,
+    and what was measured meanwhile (it is hashed into the grant's evidence)."""
+
+    rules: tuple[DeviceRule, ...] = ()
+    evidence: bytes = b""
+
+
+class Wiped(msgspec.Struct, frozen=True):
+    """What a backend's scrub did. `clean`: every byte that it could reach was overwritten, or its
+    key forgotten, and that was read back."""
+
+    scrubbed_bytes: int
+    clean: bool
+    steps: tuple[StepReport, ...] = ()
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a source other than the scrub says: how much of each allotment is not proven clean."""
+
+    unproven: Mapping[Allotment, int]
+    steps: tuple[StepReport, ...] = ()
+
+
+class Backend(Protocol):
+    """One kind of hardware. `serves` splits a lease's allotments among the backends."""
+
+    kind: ResourceKind
+
+    def serves(self, allotment: Allotment) -> bool:
+        """Whether the allotment is this backend's."""
+        ...
+
+    async def survey(self) -> Surveyed:
+        """What there is of it, and why what is not offered is not. Never raises: a survey that
+        failed is an Absence, and one that failed after one that did not is the last one."""
+        ...
+
+    async def prepare(
+        self, lease: Lease, allotments: Sequence[Allotment], leaf: str, fds: Sequence[int]
+    ) -> Readied:
+        """Make the allotments ready. `leaf` is the path of the lease's cgroup, nobody in it yet;
+        `fds` are the lease's memfds in the order of `pieces.memory_pieces`. Raises DeviceError."""
+        ...
+
+    async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
+        """How the holder reaches what it got: also for a lease that an earlier run of the agent
+        prepared."""
+        ...
+
+    def open(self, lease: Lease, allotment: Allotment) -> int | None:
+        """A descriptor to hand to the holder, or None where there is none to hand out. Must not
+        block. Raises OSError."""
+        ...
+
+    async def abandon(self, lease: Lease, allotments: Sequence[Allotment]) -> None:
+        """Take back a `prepare` that succeeded, because another part of the lease failed. Nobody
+        ever had access."""
+        ...
+
+    async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
+        """Cut what the reaper could not, and make clean. Idempotent."""
+        ...
+
+    async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
+        """Ask another source whether it is clean."""
+        ...
+
+    async def adopt(self, leases: Iterable[Lease]) -> None:
+        """Leases of an earlier run of the agent that go on. Before the first grant; whatever is
+        there beyond them is nobody's and is ended."""
+        ...

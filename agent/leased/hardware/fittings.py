@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fittings: what a lease has beyond memory and cores, prepared and taken back through its backends.
+
+Rule: all or nothing per lease: what was prepared before another part failed is abandoned in the
+reverse order. After the cut every backend is asked, in the reverse order of preparing, and the
+failure of one keeps none of the others from being asked. The leaf's device filter is the last thing
+that is made: it lets through what the backends name, and the harmless nodes every program needs.
+
+Does not know any backend: it is handed them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Sequence
+
+from leased.hardware.backend import Backend, Verdict, Wiped
+from leased.hardware.calls import Filter
+from leased.hardware.config import HardwareConfig
+from leased.hardware.crew import Crew
+from leased.hardware.verbs import (
+    ACCESS_READ,
+    ACCESS_WRITE,
+    ANY_MINOR,
+    DEVICE_BLOCK,
+    DEVICE_CHAR,
+    DeviceRule,
+)
+from leased.ports import Access
+from leased.terms.errors import DeviceError
+from leased.terms.lease import Lease
+from leased.terms.resource import Allotment
+from leased.terms.teardown import StepReport
+
+READ_WRITE = ACCESS_READ | ACCESS_WRITE
+PSEUDO_DEVICES = tuple(
+    DeviceRule(DEVICE_CHAR, READ_WRITE, major, minor)
+    for major, minor in (
+        (1, 3),  # null
+        (1, 5),  # zero
+        (1, 7),  # full
+        (1, 8),  # random
+        (1, 9),  # urandom
+        (5, 0),  # tty
+        (5, 2),  # ptmx
+        (136, ANY_MINOR),  # pts
+    )
+)
+"""What systemd's DevicePolicy=closed allows: nothing of it is anybody's."""
+
+
+class Fittings:
+    """The backends of this host, and each lease's share of them."""
+
+    def __init__(self, crew: Crew, config: HardwareConfig, backends: Sequence[Backend]) -> None:
+        self._crew = crew
+        self._config = config
+        self._backends = tuple(backends)
+
+    def parts(self, lease: Lease) -> list[tuple[Backend, list[Allotment]]]:
+        """The lease's allotments by backend, in the order in which they are prepared."""
+        split = [
+            (backend, [a for a in lease.subject.allotments if backend.serves(a)])
+            for backend in self._backends
+        ]
+        return [(backend, allotments) for backend, allotments in split if allotments]
+
+    async def prepare(self, lease: Lease, leaf: str, fds: Sequence[int]) -> bytes:
+        """Prepare every part and let the leaf open it; what was measured. Raises DeviceError."""
+        parts = self.parts(lease)
+        done: list[tuple[Backend, list[Allotment]]] = []
+        rules, evidence = list(PSEUDO_DEVICES), b""
+        try:
+            for backend, allotments in parts:
+                readied = await backend.prepare(lease, allotments, leaf, fds)
+                done.append((backend, allotments))
+                rules.extend(readied.rules)
+                evidence += readied.evidence
+            if leaf:
+                await self.filter(leaf, rules)
+        except DeviceError:
+            for backend, allotments in reversed(done):
+                await backend.abandon(lease, allotments)
+            raise
+        return evidence
+
+    async def filter(self, leaf: str, rules: Sequence[DeviceRule] = PSEUDO_DEVICES) -> None:
+        """Give a new leaf its device filter. Raises DeviceError."""
+        allowed = (*rules, *self._more_nodes())
+        await self._crew.one("grant", Filter(leaf, tuple(tuple(rule) for rule in allowed)))
+
+    async def access(self, lease: Lease) -> tuple[Access, ...]:
+        """How the holder reaches what it got. Raises DeviceError."""
+        found: list[Access] = []
+        for backend, allotments in self.parts(lease):
+            found.extend(await backend.access(lease, allotments))
+        return tuple(found)
+
+    def open(self, lease: Lease) -> list[tuple[str, int]]:
+        """(resource id, descriptor) of everything that is handed out besides memfds. Raises
+        DeviceError; then nothing is open."""
+        opened: list[tuple[str, int]] = []
+        try:
+            for backend, allotments in self.parts(lease):
+                for allotment in allotments:
+                    fd = backend.open(lease, allotment)
+                    if fd is not None:
+                        opened.append((allotment.resource_id, fd))
+        except OSError as error:
+            for _, fd in opened:
+                os.close(fd)
+            raise DeviceError("handout", error.errno or errno.EIO, str(error)) from error
+        return opened
+
+    async def scrub(self, lease: Lease) -> Wiped:
+        """Every part made clean, or not; raises the first DeviceError when all have been tried."""
+        total, clean, failed = 0, True, None
+        steps: list[StepReport] = []
+        for backend, allotments in reversed(self.parts(lease)):
+            try:
+                wiped = await backend.scrub(lease, allotments)
+            except DeviceError as error:
+                failed = failed or error
+                continue
+            total += wiped.scrubbed_bytes
+            clean = clean and wiped.clean
+            steps.extend(wiped.steps)
+        if failed is not None:
+            raise failed
+        return Wiped(total, clean, tuple(steps))
+
+    async def prove(self, lease: Lease) -> Verdict:
+        """What is not proven of every part. A question that cannot be answered proves nothing."""
+        unproven: dict[Allotment, int] = {}
+        steps: list[StepReport] = []
+        for backend, allotments in self.parts(lease):
+            try:
+                verdict = await backend.prove(lease, allotments)
+            except DeviceError:
+                unproven.update({a: a.capacity for a in allotments})
+            else:
+                unproven.update(verdict.unproven)
+                steps.extend(verdict.steps)
+        return Verdict(unproven, tuple(steps))
+
+    async def adopt(self, leases: Iterable[Lease]) -> None:
+        """Leases of an earlier run that go on, to every backend."""
+        kept = tuple(leases)
+        for backend in self._backends:
+            await backend.adopt(kept)
+
+    def _more_nodes(self) -> list[DeviceRule]:
+        """The nodes that the operator lets every lease open."""
+        rules = []
+        for path in self._config.leaf_devices:
+            try:
+                status = os.stat(path)
+            except FileNotFoundError:
+                continue  # a node of a driver that is not loaded
+            kind = DEVICE_CHAR if stat.S_ISCHR(status.st_mode) else DEVICE_BLOCK
+            major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
+            rules.append(DeviceRule(kind, READ_WRITE, major, minor))
+        return rules
