@@ -81,11 +81,7 @@ class Writer:
         """Cut sealed frames into their batches. Each is computed when the one before has been
         settled."""
         self._refuse_if_failed()
-        small = len(frames) <= self._geometry.batch_bytes
-        if (
-            small
-            and self.slot.end_offset + len(frames) <= self._geometry.ends_after - CLOSING_BYTES_MAX
-        ):
+        if self.fits(frames):
             if frames[-HASH_BYTES:] != head:
                 raise InvariantError("frames handed to the journal do not end with the head stated")
             yield self._part(frames, count, head, moment, ends_segment=False)
@@ -104,6 +100,11 @@ class Writer:
             raise InvariantError(
                 "frames handed to the journal are not whole batches with the count and head stated"
             )
+
+    def fits(self, frames: bytes) -> bool:
+        """Whether the frames are one batch that ends no segment."""
+        room = self._geometry.ends_after - CLOSING_BYTES_MAX - self.slot.end_offset
+        return len(frames) <= min(self._geometry.batch_bytes, room)
 
     def begin(self) -> None:
         """Note that the disk is being changed: until `settle`, an exception leaves the log

@@ -145,6 +145,8 @@ class Agent:
             tell=self._tell,
             commands_max=config.sequencing.commands_max,
             batch_commands_max=config.sequencing.batch_commands_max,
+            commit_at_once=opened.journal.commit_at_once,
+            hasten=self._hasten,
         )
         submit = self.sequencer.submit_own
         self.chain = ChainReader(
@@ -181,7 +183,7 @@ class Agent:
             custodian=self.custodian,
             holders=self.holders,
             submit=submit,
-            renew_at_once=self.reaper.renew_at_once,
+            hasty=self.reaper,
         )
         reclaimer = Reclaimer(
             devices=self.devices,
@@ -306,6 +308,8 @@ class Agent:
             clock=self.clock,
             limits=self.config.sockets,
             tenant_of=self._tenant_of,
+            begin_turn=self.sequencer.begin_turn,
+            end_turn=self.sequencer.end_turn,
         )
         nursery.start_soon(self.listener.run)
 
@@ -324,6 +328,9 @@ class Agent:
         return Caller(os.geteuid(), os.getegid(), os.getpid(), TenantId("root"), operator=True)
 
     # -- what the sequencer tells ------------------------------------------------------------------
+
+    def _hasten(self, held: Sequence[Held]) -> None:
+        self.grantor.hasten(held)
 
     def _hold(self, held: Sequence[Held]) -> None:
         self.grantor.hold(held)

@@ -12,7 +12,8 @@ If preparing or arming fails, the caller gets a typed refusal and the sealed gra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 import trio
@@ -22,6 +23,7 @@ from leased.service.custody import Custodian
 from leased.service.evidence import NO_COMMAND, hash_report
 from leased.service.gathering import Gathering
 from leased.service.holders import Holders
+from leased.service.reaper_tickets import Ticket
 from leased.service.sequencer import Held
 from leased.terms.command import Activate, CutEnded, GrantFailed
 from leased.terms.effect import MoveDeadline
@@ -46,8 +48,19 @@ SLOW_AT_ONCE_MAX = 4
 FEW = 4
 """Renewals for which the reaper is asked on the spot: with more, the batches pay for themselves."""
 
-RenewAtOnce = Callable[[Sequence[tuple[LeaseId, int, int]]], list[bool] | None]
-"""As `Reaper.renew_many`, if the reaper answers while we look; None: ask it by that."""
+Moves = Sequence[tuple[LeaseId, int, int]]
+
+
+class Hasty(Protocol):
+    """A reaper that can be asked ahead of its answer. `service.reaper_link` is one."""
+
+    def renew_ahead(self, moves: Moves) -> Ticket:
+        """Ask, and wait for nothing."""
+        ...
+
+    def renewed_by_now(self, moves: Moves, ticket: Ticket) -> list[bool] | None:
+        """As `Reaper.renew_many`, if the reaper answers while we look; None: ask it by that."""
+        ...
 
 
 class Grantor:
@@ -61,20 +74,28 @@ class Grantor:
         custodian: Custodian,
         holders: Holders,
         submit: Submit,
-        renew_at_once: RenewAtOnce = lambda _moves: None,
+        hasty: Hasty | None = None,
     ) -> None:
         self._devices = devices
         self._reaper = reaper
         self._custodian = custodian
         self._holders = holders
         self._submit = submit
-        self._renew_at_once = renew_at_once
+        self._hasty = hasty
+        self._ahead: tuple[list[Held], Ticket] | None = None
         self._grants: Gathering[Held] = Gathering()
         self._renewals: Gathering[Held] = Gathering()
         self._late: Gathering[LeaseId] = Gathering()
         self._preparing: dict[LeaseId, list[Held]] = {}
         self._overtaken: set[LeaseId] = set()
         self._settled = trio.Condition()
+
+    def hasten(self, held: Sequence[Held]) -> None:
+        """The records of what is held are durable, their anchor is not: a few renewals may be on
+        their way to the reaper meanwhile. Nobody is told before `hold`."""
+        renewals = [one for one in held if isinstance(one.effect, MoveDeadline)]
+        if self._hasty is not None and 0 < len(renewals) <= FEW:
+            self._ahead = renewals, self._hasty.renew_ahead(_moves(renewals))
 
     def hold(self, held: Sequence[Held]) -> None:
         """Take what a batch of the sequencer left to be done before its answers may leave."""
@@ -212,8 +233,16 @@ class Grantor:
 
     def _renew_now(self, batch: list[Held]) -> bool:
         """Renew without a turn of the event loop, if nothing else is under way. False: not done."""
+        if self._hasty is None:
+            return False
+        ahead, self._ahead = self._ahead, None
+        moves = _moves(batch)
         try:
-            outcomes = self._renew_at_once(_moves(batch))
+            if ahead is not None and ahead[0] == batch:
+                ticket = ahead[1]
+            else:
+                ticket = self._hasty.renew_ahead(moves)
+            outcomes = self._hasty.renewed_by_now(moves, ticket)
         except DeviceError as error:
             self._doubt(batch, error)
             return True

@@ -18,7 +18,7 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import trio
@@ -256,8 +256,12 @@ class Listener:
         clock: Clock,
         limits: Sockets,
         tenant_of: peers.TenantOf,
+        begin_turn: Callable[[], None] = lambda: None,
+        end_turn: Callable[[], None] = lambda: None,
     ) -> None:
+        """`begin_turn` and `end_turn` bracket the reading of whatever is ready."""
         self.holders = holders
+        self._begin_turn, self._end_turn = begin_turn, end_turn
         self.clock = clock
         self._dispatch = dispatch
         self._limits = limits
@@ -285,8 +289,10 @@ class Listener:
                 nursery.start_soon(self._sweep)
                 while True:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    self._begin_turn()
                     for fd, mask in self._epoll.poll(0):
                         self._serve(fd, mask)
+                    self._end_turn()
         finally:
             for connection in tuple(self._connections.values()):
                 self.close(connection)

@@ -158,22 +158,31 @@ class Exchange:
             task, self._sender = self._sender, None
             trio.lowlevel.reschedule(task)
 
-    def put_now(self, chunk: Chunk, patience_s: float) -> None:
-        """Ask, and look for the answer for `patience_s` without a turn of the event loop, which
-        costs more than the reaper's answer. For a chunk without descriptors. With other questions
-        under way, or no connection, this is `put`."""
+    def put_now(self, chunk: Chunk) -> None:
+        """Ask without a turn of the event loop. For a chunk without descriptors. With other
+        questions under way, or no connection, this is `put`."""
         sock = self._socket
         if sock is None or self._sent or self._waiting:
             self.put(chunk)
             return
         self._waiting.append(chunk)
-        try:
+        # An OSError is found by the receive loop too, and what was asked is asked again.
+        with contextlib.suppress(OSError):
             for packet, _ in self._packets():
                 sock.send(packet)
-            if select.select((sock,), (), (), patience_s)[0]:
+
+    def look_now(self, patience_s: float) -> None:
+        """Take an answer if one comes within `patience_s`, without a turn of the event loop, which
+        costs more than the reaper's answer."""
+        sock = self._socket
+        if sock is None or not self._sent:
+            return
+        with contextlib.suppress(OSError):
+            try:
                 self._receive(sock)
-        except OSError:
-            return  # the receive loop finds the same, and what was asked is asked again
+            except BlockingIOError:
+                if select.select((sock,), (), (), patience_s)[0]:
+                    self._receive(sock)
 
     async def _send_loop(self, sock: socket.socket, broken: trio.CancelScope) -> None:
         while True:

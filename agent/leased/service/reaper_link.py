@@ -139,13 +139,21 @@ class ReaperLink:
         await ticket.wait()
         return self._renewed(moves, ticket)
 
-    def renew_at_once(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool] | None:
-        """As `renew_many` if the reaper answers while we look; None: it was asked, and asking again
-        by `renew_many` (the same moves) tells what it answered. For a few moves."""
+    def renew_ahead(self, moves: Sequence[tuple[LeaseId, int, int]]) -> Ticket:
+        """Ask as `renew_many` does, and wait for nothing: `renewed_by_now` tells. For a few
+        moves."""
         ticket = self._ticket(len(moves), self._answer_s)
         body = protocol.encode_renewals(moves)
-        chunk = Chunk(protocol.RENEW, body, len(moves), (), ticket, 0)
-        self._exchange.put_now(chunk, PATIENCE_S)
+        self._exchange.put_now(Chunk(protocol.RENEW, body, len(moves), (), ticket, 0))
+        return ticket
+
+    def renewed_by_now(
+        self, moves: Sequence[tuple[LeaseId, int, int]], ticket: Ticket
+    ) -> list[bool] | None:
+        """What `renew_many` would return, if the reaper has answered or answers while we look;
+        None: asking again by `renew_many` (the same moves) tells what it answered."""
+        if ticket.open:
+            self._exchange.look_now(PATIENCE_S)
         return None if ticket.open else self._renewed(moves, ticket)
 
     def _renewed(self, moves: Sequence[tuple[LeaseId, int, int]], ticket: Ticket) -> list[bool]:

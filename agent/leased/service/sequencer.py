@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 import trio
@@ -35,6 +36,10 @@ from leased.terms.reply import Done, Granted, Refusal, RefusalReason, Reply
 _DONE = Done()
 Deliver = Callable[[Reply], None]
 """Takes a reply on its way out. Must not block and must not raise."""
+
+FEW = 4
+"""Commands that are committed on the spot: with more, a turn of the event loop is shared by enough
+of them to be cheaper than what it saves."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -59,9 +64,36 @@ class Held(msgspec.Struct, frozen=True):
     delivers: tuple[Deliver, ...]
 
 
+class Batch:
+    """What one turn of the sequencer proposed and sealed, until it is committed."""
+
+    __slots__ = ("answers", "effects", "held", "items", "moment", "sealed")
+
+    def __init__(self, moment: Moment) -> None:
+        self.moment = moment
+        self.items: list[tuple[Event, Moment]] = []
+        self.answers: list[tuple[Reply, Deliver]] = []
+        self.held: list[Held] = []
+        self.effects: list[Effect] = []
+        self.sealed: SealedBatch | None = None
+
+
+class CommitAtOnce(Protocol):
+    """`FileJournal.commit_at_once`."""
+
+    def __call__(
+        self, frames: bytes, count: int, head: bytes, moment: Moment, between: Callable[[], None]
+    ) -> bool:
+        """False: nothing was done."""
+        ...
+
+
 class Sequencer:
     """Owns the lessor, the sealer and the journal. `hold` gets grants and renewals, `start` every
-    other effect."""
+    other effect; `hasten` may begin with what is held as soon as its records are durable.
+
+    Whoever reads requests brackets a turn by `begin_turn` and `end_turn`: a few requests that find
+    the sequencer idle are committed within `end_turn`, by `commit_at_once`."""
 
     def __init__(
         self,
@@ -75,6 +107,8 @@ class Sequencer:
         tell: Callable[[Told], None],
         commands_max: int,
         batch_commands_max: int,
+        commit_at_once: CommitAtOnce | None = None,
+        hasten: Callable[[Sequence[Held]], None] = lambda _held: None,
     ) -> None:
         self.lessor = lessor
         self._sealer = sealer
@@ -85,6 +119,11 @@ class Sequencer:
         self._tell = tell
         self._commands_max = commands_max
         self._batch_commands_max = batch_commands_max
+        self._commit_at_once = commit_at_once
+        self._hasten = hasten
+        self._committing = False
+        self._in_turn = False
+        self._sealed: Batch | None = None
         self._channel: deque[tuple[Command, Deliver | None]] = deque()
         self._pending: dict[CommandId, list[Deliver]] = {}
         self._arrived = trio.Event()
@@ -99,13 +138,45 @@ class Sequencer:
             deliver(self._refuse())
             return
         self._channel.append((command, deliver))
-        self._arrived.set()
+        if not self._in_turn:
+            self._arrived.set()
 
     def submit_own(self, command: Command, deliver: Deliver | None = None) -> None:
         """Queue a command of the agent itself: never refused, for there is at most one per lease
         and step."""
         self._channel.append((command, deliver))
         self._arrived.set()
+
+    def begin_turn(self) -> None:
+        """Requests are being read: they are committed, or the sequencer is woken, at
+        `end_turn`."""
+        self._in_turn = True
+
+    def end_turn(self) -> None:
+        """Commit what was read if it is little and nothing else is under way. Raises what a commit
+        raises: then the process must end."""
+        self._in_turn = False
+        if not self._channel:
+            return
+        if self._commit_at_once is None or self._committing or len(self._channel) > FEW:
+            self._arrived.set()
+            return
+        self._committing = True
+        batch = self._draw()
+        sealed = batch.sealed
+        if sealed is None or self._commit_at_once(
+            sealed.frames,
+            sealed.count,
+            sealed.head,
+            batch.moment,
+            lambda: self._hasten(batch.held),
+        ):
+            self._committing = False
+            self._finish(batch)
+        else:
+            # Sealed, so it comes before anything else: the sequencer's own task goes on with it.
+            self._sealed = batch
+            self._arrived.set()
 
     async def ask_own(self, command: Command) -> Reply:
         """Put a command of the agent itself through all seven steps and return its answer."""
@@ -162,9 +233,11 @@ class Sequencer:
         """Commit batches until cancelled. Any exception that leaves here must end the process."""
         task_status.started()
         while True:
-            if not self._channel:
+            if not self._channel and self._sealed is None:
                 self._arrived = trio.Event()
                 await self._arrived.wait()
+                if not self._channel and self._sealed is None:
+                    continue
             # Once propose has run the batch must reach its end: a cancellation in between would
             # leave a table that the journal does not know.
             with trio.CancelScope(shield=True):
@@ -180,47 +253,51 @@ class Sequencer:
         return replies
 
     async def _commit_batch(self) -> None:
-        moment = self._clock.now()
-        items: list[tuple[Event, Moment]] = []
-        answers: list[tuple[Reply, Deliver]] = []
-        held: list[Held] = []
-        effects: list[Effect] = []
+        batch, self._sealed = self._sealed, None
+        if batch is None:
+            batch = self._draw()
+        self._committing = True
+        sealed = batch.sealed
+        if sealed is not None:
+            await self._journal.commit(sealed.frames, sealed.count, sealed.head, batch.moment)
+        self._committing = False
+        self._finish(batch)
+
+    def _draw(self) -> Batch:
+        """Propose what waits, and seal what came of it."""
+        batch = Batch(self._clock.now())
         self.lessor.admitting = self._journal.reserve_ok(self.lessor.table.live)
         for _ in range(min(len(self._channel), self._batch_commands_max)):
             command, deliver = self._channel.popleft()
-            self._propose(command, deliver, moment, items, answers, held, effects)
-        if items:
-            sealed = self._sealer.seal(items)
-            await self._journal.commit(sealed.frames, sealed.count, sealed.head, moment)
-            held = self._receipted(held, items, sealed)
-            self._tell(
-                Told(moment, tuple(event for event, _ in items), sealed.sequences, sealed.hashes)
-            )
+            self._propose(command, deliver, batch)
+        if batch.items:
+            batch.sealed = self._sealer.seal(batch.items)
+        return batch
+
+    def _finish(self, batch: Batch) -> None:
+        """The batch counts: tell, reply, begin its effects."""
+        held, sealed = batch.held, batch.sealed
+        if sealed is not None:
+            held = self._receipted(held, batch.items, sealed)
+            events = tuple([event for event, _ in batch.items])
+            self._tell(Told(batch.moment, events, sealed.sequences, sealed.hashes))
         self.batches += 1
-        for reply, deliver in answers:
+        for reply, deliver in batch.answers:
             deliver(reply)
         if held:
             self._hold(held)
-        if effects:
-            self._start(effects)
+        if batch.effects:
+            self._start(batch.effects)
 
-    def _propose(
-        self,
-        command: Command,
-        deliver: Deliver | None,
-        moment: Moment,
-        items: list[tuple[Event, Moment]],
-        answers: list[tuple[Reply, Deliver]],
-        held: list[Held],
-        effects: list[Effect],
-    ) -> None:
+    def _propose(self, command: Command, deliver: Deliver | None, batch: Batch) -> None:
+        held = batch.held
         if type(command) is CancelWait:
             if not self._leave(command.waiting_id, deliver):
                 return
             deliver = None
-        proposal = self.lessor.propose(command, moment)
+        proposal = self.lessor.propose(command, batch.moment)
         for event in proposal.events:
-            items.append((event, moment))
+            batch.items.append((event, batch.moment))
         prepares: dict[LeaseId, Prepare] = {}
         for effect in proposal.effects:
             if isinstance(effect, MoveDeadline):
@@ -233,7 +310,7 @@ class Sequencer:
             if isinstance(effect, Prepare):
                 prepares[effect.lease.lease_id] = effect
             else:
-                effects.append(effect)
+                batch.effects.append(effect)
         unanswered = deliver is not None
         for place, (command_id, reply) in enumerate(proposal.answers):
             # A command's own answer comes first and is its own caller's: somebody else may wait
@@ -243,7 +320,7 @@ class Sequencer:
                 unanswered = False
             else:
                 waiting = self._pending.pop(command_id, [])
-            self._route(reply, waiting, prepares, answers, held)
+            self._route(reply, waiting, prepares, batch)
         if unanswered:
             self._pending.setdefault(command.command_id, []).append(deliver)
         # A grant whose caller has gone is prepared all the same: the lease exists and its story
@@ -255,16 +332,15 @@ class Sequencer:
         reply: Reply,
         waiting: list[Deliver],
         prepares: dict[LeaseId, Prepare],
-        answers: list[tuple[Reply, Deliver]],
-        held: list[Held],
+        batch: Batch,
     ) -> None:
         """Send an answer on its way: at once, or held until its hardware is ready."""
         if isinstance(reply, Granted):
             prepare = prepares.pop(reply.lease.lease_id, None)
             if prepare is not None or reply.lease.state is LeaseState.GRANTED:
-                held.append(Held(prepare, reply, tuple(waiting)))
+                batch.held.append(Held(prepare, reply, tuple(waiting)))
                 return
-        answers.extend((reply, one) for one in waiting)
+        batch.answers.extend((reply, one) for one in waiting)
 
     def _receipted(
         self, held: list[Held], items: list[tuple[Event, Moment]], sealed: SealedBatch
