@@ -10,11 +10,12 @@ Does not decide and does not fail by itself: faults are ordered, one lease at a 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import msgspec
 import trio
 
+from leased.durable.journal import FileJournal
 from leased.ports import Journal, Prepared
 from leased.service.reaper_link import RosterEntry
 from leased.terms.errors import DeviceError
@@ -52,6 +53,11 @@ class Gate:
         """Let everybody pass."""
         self._open.set()
 
+    @property
+    def is_shut(self) -> bool:
+        """Whether somebody would wait."""
+        return not self._open.is_set()
+
     async def passed(self) -> None:
         """Pass, when it is open."""
         self.reached.set()
@@ -65,12 +71,25 @@ class HeldJournal:
         self._journal = journal
         self.gate = Gate()
         self.commits: list[int] = []
+        self.at_once = 0
         self.read_error: OSError | None = None
 
     async def commit(self, frames: bytes, count: int, head: bytes, moment: Moment) -> None:
         await self.gate.passed()
         await self._journal.commit(frames, count, head, moment)
         self.commits.append(count)
+
+    def commit_at_once(
+        self, frames: bytes, count: int, head: bytes, moment: Moment, between: Callable[[], None]
+    ) -> bool:
+        """A shut gate is a disk that is not quick."""
+        if self.gate.is_shut:
+            return False
+        assert isinstance(self._journal, FileJournal)
+        done = self._journal.commit_at_once(frames, count, head, moment, between)
+        self.commits.append(count)
+        self.at_once += done
+        return done
 
     def frames(self, first_seq: int) -> Iterator[bytes]:
         if self.read_error is not None:

@@ -91,6 +91,23 @@ class DiskCommitter:
         self._disk.write(anchor, block, block_offset)
         self._disk.sync(anchor)
 
+    def write_at_once(
+        self,
+        segment: int,
+        data: bytes,
+        offset: int,
+        anchor: int,
+        block: bytes,
+        block_offset: int,
+        between: Callable[[], None],
+    ) -> bool:
+        self._disk.write(segment, data, offset)
+        self._disk.sync(segment)
+        between()
+        self._disk.write(anchor, block, block_offset)
+        self._disk.sync(anchor)
+        return True
+
     def close(self) -> None:
         pass
 

@@ -218,6 +218,8 @@ class Agent:
             tell=self._tell,
             commands_max=commands_max,
             batch_commands_max=batch_commands_max,
+            commit_at_once=self.journal.commit_at_once,
+            hasten=lambda held: self.grantor.hasten(held),
         )
         submit = self.sequencer.submit_own
         self.custodian = Custodian()
@@ -235,6 +237,7 @@ class Agent:
             custodian=self.custodian,
             holders=self.holders,
             submit=submit,
+            hasty=host.reaper,
         )
         self.reclaimer = Reclaimer(
             devices=host.devices,
@@ -358,6 +361,13 @@ class Agent:
         box = Box()
         self.sequencer.submit(command, box)
         return box
+
+    def submit_turn(self, *commands: Command) -> list[Box]:
+        """What the listener does with requests that it has read in one turn."""
+        self.sequencer.begin_turn()
+        boxes = [self.submit(command) for command in commands]
+        self.sequencer.end_turn()
+        return boxes
 
     async def ask(self, command: Command) -> Reply:
         """A command and its answer."""

@@ -14,10 +14,10 @@ import trio
 
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
-from leased.service.reaper_link import ReaperLink
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import TeardownStep
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable
+from tests.doubles.single_link import SingleLink
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 SIZE_BYTES = 1 << 20
@@ -34,7 +34,7 @@ async def _arm_and_leave(host: ReaperHost, fd: int, ttl_ms: int) -> tuple[bytes,
     """An agent that arms one lease and is gone."""
     lease = lease_of(ttl_ms=ttl_ms)
     async with trio.open_nursery() as nursery:
-        link = ReaperLink(host.socket_path)
+        link = SingleLink(host.socket_path)
         await nursery.start(link.run)
         await link.arm(lease, "", (fd,), None)
         nursery.cancel_scope.cancel()
@@ -58,7 +58,7 @@ async def test_with_the_agent_gone_an_escapee_loses_the_memory() -> None:
         escapee.stdout.close()
         assert verbs.memory_blocks(fd) == 0
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             [entry] = await link.roster()
             assert entry.lease_id == lease_id
@@ -80,7 +80,7 @@ async def test_a_disarmed_lease_is_left_alone() -> None:
     with ReaperHost("--backstop-ms=50") as host:
         fd = host.closing(verbs.create_memory("clean", size_bytes=SIZE_BYTES))
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             lease = lease_of(ttl_ms=60_000)
             await link.arm(lease, "", (fd,), None)
@@ -95,7 +95,7 @@ async def test_a_claim_ends_with_its_connection() -> None:
     with ReaperHost("--backstop-ms=200") as host:
         fd = host.closing(verbs.create_memory("claimed", size_bytes=SIZE_BYTES))
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             lease = lease_of(ttl_ms=60_000)
             await link.arm(lease, "", (fd,), None)

@@ -15,10 +15,10 @@ import trio
 
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
-from leased.service.reaper_link import ReaperLink
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport, TeardownStep
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable, v1_frozen
+from tests.doubles.single_link import SingleLink
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 SOON_MS, LATER_MS = 100, 60_000
@@ -30,7 +30,7 @@ FORK_BOMB = (
 )
 
 
-async def _cut_at_deadline(link: ReaperLink, lease_id: bytes, deadline_ns: int) -> CutReport:
+async def _cut_at_deadline(link: SingleLink, lease_id: bytes, deadline_ns: int) -> CutReport:
     await BootClock().sleep_until(deadline_ns)
     [report] = await link.revoke_many([lease_id])
     assert isinstance(report, CutReport)
@@ -40,7 +40,7 @@ async def _cut_at_deadline(link: ReaperLink, lease_id: bytes, deadline_ns: int) 
 async def test_everybody_in_the_leaf_and_the_bound_holder_die_at_the_deadline() -> None:
     with ReaperHost() as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             lease = lease_of(ttl_ms=SOON_MS)
             leaf = host.leaf(lease)
@@ -68,7 +68,7 @@ async def test_disarming_a_lease_with_somebody_inside_cuts_it_first() -> None:
     # to forget; access would never have ended.
     with ReaperHost("--backstop-ms=60000") as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             lease = lease_of(ttl_ms=LATER_MS)
             leaf = host.leaf(lease)
@@ -87,7 +87,7 @@ async def test_disarming_a_lease_with_somebody_inside_cuts_it_first() -> None:
 async def test_a_fork_bomb_dies_whole() -> None:
     with ReaperHost() as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             lease = lease_of(ttl_ms=400)
             leaf = host.leaf(lease)
@@ -110,7 +110,7 @@ async def test_a_fork_bomb_dies_whole() -> None:
 async def test_nothing_in_a_cut_leaf_opens_a_device_or_runs() -> None:
     with ReaperHost() as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             lease = lease_of(ttl_ms=LATER_MS)
             leaf = host.leaf(lease)
@@ -130,7 +130,7 @@ async def test_nothing_in_a_cut_leaf_opens_a_device_or_runs() -> None:
 async def test_a_holder_that_gave_its_lease_back_lives() -> None:
     with ReaperHost() as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             lease = lease_of(ttl_ms=LATER_MS)
             leaf = host.leaf(lease)
@@ -146,7 +146,7 @@ async def test_a_holder_that_gave_its_lease_back_lives() -> None:
 async def test_a_cgroup_may_be_added_after_the_grant() -> None:
     with ReaperHost() as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             lease = lease_of(ttl_ms=LATER_MS)
             await link.arm(lease, "", (), None)
@@ -164,7 +164,7 @@ async def test_a_cgroup_may_be_added_after_the_grant() -> None:
 async def test_descriptors_are_what_they_must_be_or_nothing_is_armed() -> None:
     with ReaperHost() as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             before = (await link.ping()).slots_used
             plain = host.closing(os.open("/dev/null", os.O_RDONLY))
@@ -192,7 +192,7 @@ async def test_descriptors_are_what_they_must_be_or_nothing_is_armed() -> None:
 async def test_who_cannot_be_killed_makes_the_cut_unclean_and_delays_nobody() -> None:
     with ReaperHost("--kill-ms=400") as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             stuck, fine = lease_of(ttl_ms=SOON_MS), lease_of(ttl_ms=SOON_MS + 50)
             holder = host.sleeper()
@@ -215,7 +215,7 @@ async def test_who_cannot_be_killed_makes_the_cut_unclean_and_delays_nobody() ->
 async def test_memory_is_left_to_the_agent_that_asked_for_the_cut() -> None:
     with ReaperHost("--backstop-ms=1200") as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             fd = host.closing(verbs.create_memory("kept", size_bytes=8192))
             lease = lease_of(ttl_ms=LATER_MS)
@@ -230,7 +230,7 @@ async def test_memory_is_left_to_the_agent_that_asked_for_the_cut() -> None:
 async def test_a_table_that_is_full_says_so() -> None:
     with ReaperHost(slots=16) as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             leases = [lease_of(ttl_ms=LATER_MS) for _ in range(17)]
             outcomes = await link.arm_many([(lease, "", (), None) for lease in leases])

@@ -20,13 +20,13 @@ import trio.testing
 
 from leased.hardware import verbs
 from leased.service import reaper_protocol as protocol
-from leased.service.reaper_link import ReaperLink
 from leased.service.reaper_process import find_reaper, spawn_reaper
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import CutReport
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable
+from tests.doubles.single_link import SingleLink
 
 needs_root = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 LATER_MS = 60_000
@@ -86,11 +86,11 @@ def _yes(packet: protocol.Packet) -> bytes | None:
 @asynccontextmanager
 async def _linked(
     path: Path, answer: Answer, **knobs: float
-) -> AsyncIterator[tuple[ReaperLink, Peer]]:
+) -> AsyncIterator[tuple[SingleLink, Peer]]:
     async with trio.open_nursery() as nursery:
         peer = Peer(path, answer)
         await nursery.start(peer.run)
-        link = ReaperLink(path, **knobs)
+        link = SingleLink(path, **knobs)
         await nursery.start(link.run)
         yield link, peer
         nursery.cancel_scope.cancel()
@@ -186,7 +186,7 @@ async def test_what_the_agent_holds_is_armed_again_when_the_reaper_forgot_everyt
     lost: list[tuple[LeaseId, int]] = []
     with ReaperHost() as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path, lost=lambda *what: lost.append(what))
+            link = SingleLink(host.socket_path, lost=lambda *what: lost.append(what))
             await nursery.start(link.run)
             fd = host.closing(verbs.create_memory("held", size_bytes=4096))
             leases = [lease_of(ttl_ms=LATER_MS) for _ in range(3)]
@@ -219,7 +219,7 @@ async def test_what_the_agent_holds_is_armed_again_when_the_reaper_forgot_everyt
 async def test_a_cut_asked_for_is_reported_through_a_restart() -> None:
     with ReaperHost("--kill-ms=5000") as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             leases = [lease_of(ttl_ms=LATER_MS) for _ in range(20)]
             await link.arm_many([(lease, host.leaf(lease), (), None) for lease in leases])
@@ -243,7 +243,7 @@ async def test_a_cut_asked_for_is_reported_through_a_restart() -> None:
 async def test_the_roster_hands_over_many_leases_in_pages() -> None:
     with ReaperHost(slots=512) as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             fd = host.closing(verbs.create_memory("shared", size_bytes=4096))
             leases = [lease_of(ttl_ms=LATER_MS) for _ in range(400)]
@@ -276,7 +276,7 @@ async def test_a_reaper_is_started_once_detached_and_started_again_when_it_dies(
         starts.append(await spawn_reaper(binary, directory, options=("--slots=16",)))
 
     async with trio.open_nursery() as nursery:
-        link = ReaperLink(directory / "reaper.sock", restart=restart)
+        link = SingleLink(directory / "reaper.sock", restart=restart)
         await nursery.start(link.run)
         first = (await link.ping()).pid
         assert os.getsid(first) == first and first not in (os.getpid(), os.getppid())

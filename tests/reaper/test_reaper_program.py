@@ -13,12 +13,12 @@ import pytest
 import trio
 
 from leased.hardware.clock import BootClock
-from leased.service.reaper_link import ReaperLink
 from leased.service.reaper_process import find_reaper
 from leased.terms.errors import EX_USAGE
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport
 from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
+from tests.doubles.single_link import SingleLink
 
 needs_root = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 STORM = 10_000
@@ -91,7 +91,7 @@ async def test_a_storm_of_deadlines_is_over_in_two_seconds() -> None:
     """10,000 leases, each with a leaf of its own, end in the same instant."""
     with ReaperHost("--realtime", slots=STORM) as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path, answer_s=30, cut_s=30)
+            link = SingleLink(host.socket_path, answer_s=30, cut_s=30)
             await nursery.start(link.run)
             deadline = boot_ns() + 4 * NS_PER_S
             leases = [
@@ -120,7 +120,7 @@ async def test_one_lease_is_cut_within_five_milliseconds() -> None:
     lags_ns: list[int] = []
     with ReaperHost("--realtime") as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             leases = [lease_of(ttl_ms=12_000 + 20 * number) for number in range(100)]
             for lease in leases:

@@ -17,12 +17,12 @@ import trio
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.service import reaper_protocol as protocol
-from leased.service.reaper_link import ReaperLink
 from leased.terms.errors import EX_CONFIG, EX_TEMPFAIL
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import TeardownStep
 from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
+from tests.doubles.single_link import SingleLink
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 LATER_MS = 60_000
@@ -37,7 +37,7 @@ async def _armed(
     """An agent that arms one lease and is gone."""
     lease = lease_of(ttl_ms=ttl_ms)
     async with trio.open_nursery() as nursery:
-        link = ReaperLink(host.socket_path)
+        link = SingleLink(host.socket_path)
         await nursery.start(link.run)
         holder = host.pidfd(host.sleeper())
         fds = () if fd is None else (fd,)
@@ -52,7 +52,7 @@ async def test_a_deadline_survives_the_reaper() -> None:
     with ReaperHost() as host:
         lease = lease_of(ttl_ms=600)
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             leaf = host.leaf(lease)
             inside, holder = host.sleeper(leaf), host.sleeper()
@@ -71,7 +71,7 @@ async def test_a_deadline_that_passed_without_a_reaper_is_cut_at_once() -> None:
     with ReaperHost() as host:
         lease = lease_of(ttl_ms=150)
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             leaf = host.leaf(lease)
             inside = host.sleeper(leaf)
@@ -89,7 +89,7 @@ async def test_memory_comes_back_from_systemd_by_name_and_is_still_taken() -> No
         fds = [host.closing(verbs.create_memory(f"m{n}", size_bytes=8192)) for n in range(3)]
         lease = lease_of(ttl_ms=700)
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             await link.arm(lease, "", fds, None)
             nursery.cancel_scope.cancel()
@@ -115,7 +115,7 @@ async def test_memory_that_does_not_come_back_ends_the_lease() -> None:
         host.start()
         restarted_ns = boot_ns()
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             with trio.fail_after(5):
                 while (entry := (await link.roster())[0]).cut is None:
@@ -133,7 +133,7 @@ async def test_an_agent_that_lives_gives_the_memory_back_in_time() -> None:
         fd = host.closing(verbs.create_memory("kept", size_bytes=8192))
         lease = lease_of(ttl_ms=LATER_MS)
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             await link.arm(lease, "", (fd,), None)
             host.kill()
@@ -151,7 +151,7 @@ async def test_an_agent_that_lives_gives_the_memory_back_in_time() -> None:
 async def test_the_report_of_a_cut_survives_and_a_released_holder_is_spared_for_ever() -> None:
     with ReaperHost() as host:
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             lease = lease_of(ttl_ms=LATER_MS)
             holder = host.sleeper()
@@ -176,7 +176,7 @@ async def test_another_boot_has_no_leases() -> None:
             state.write(header)
         host.start()
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             assert await link.roster() == []
             nursery.cancel_scope.cancel()
@@ -220,7 +220,7 @@ async def test_flipped_bits_cut_or_change_nothing_but_never_lengthen_a_lease() -
                     memory[at] ^= 1 << chance.randrange(8)
             host.start()
             async with trio.open_nursery() as nursery:
-                link = ReaperLink(host.socket_path)
+                link = SingleLink(host.socket_path)
                 await nursery.start(link.run)
                 roster = await link.roster()
                 corrupt = (await link.ping()).slots_corrupt
@@ -242,7 +242,7 @@ async def test_no_acknowledged_renewal_is_lost_whenever_it_dies() -> None:
         leases = [lease_of(ttl_ms=LATER_MS) for _ in range(32)]
         acknowledged: dict[LeaseId, int] = {}
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             await link.arm_many([(lease, "", (), None) for lease in leases])
             nursery.cancel_scope.cancel()
@@ -262,7 +262,7 @@ async def test_no_acknowledged_renewal_is_lost_whenever_it_dies() -> None:
             host.kill()
             host.start()
             async with trio.open_nursery() as nursery:
-                link = ReaperLink(host.socket_path)
+                link = SingleLink(host.socket_path)
                 await nursery.start(link.run)
                 roster = {entry.lease_id: entry for entry in await link.roster()}
                 nursery.cancel_scope.cancel()
@@ -276,7 +276,7 @@ async def test_the_cut_of_an_earlier_reaper_is_finished_by_the_next() -> None:
         fd = host.closing(verbs.create_memory("half", size_bytes=8192))
         lease = lease_of(ttl_ms=100)
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             await link.arm(lease, "", (fd,), None)
             nursery.cancel_scope.cancel()
@@ -288,7 +288,7 @@ async def test_the_cut_of_an_earlier_reaper_is_finished_by_the_next() -> None:
             while verbs.memory_blocks(fd) != 0:
                 await trio.lowlevel.checkpoint()
         async with trio.open_nursery() as nursery:
-            link = ReaperLink(host.socket_path)
+            link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             with trio.fail_after(5):
                 while len((report := await link.revoke(lease.lease_id)).steps) < 4:

@@ -43,7 +43,7 @@ from leased.terms.teardown import Utilization
 from tests.sim.auditor import Sealed
 from tests.sim.clock import SimClock
 from tests.sim.disk import MemoryDisk, SimCommitter
-from tests.sim.faults import Faults
+from tests.sim.faults import AgentDied, Faults
 from tests.sim.hardware import SimDevices, inventory
 from tests.sim.reaper import SimReaper
 
@@ -95,6 +95,7 @@ class Agent:
     def __init__(self, site: Site) -> None:
         self._site = site
         self.scope = trio.CancelScope()
+        self._death: Exception | None = None
         self.notified: list[LeaseId] = []
         self._committer = SimCommitter(site.disk, site.faults)
         self._opened = open_log(
@@ -120,6 +121,8 @@ class Agent:
             tell=self._tell,
             commands_max=256,
             batch_commands_max=32,
+            commit_at_once=self._opened.journal.commit_at_once,
+            hasten=lambda held: self._grantor.hasten(held),
         )
         submit = self.sequencer.submit_own
         custodian = Custodian()
@@ -130,7 +133,7 @@ class Agent:
             custodian=custodian,
             holders=NoHolders(),
             submit=submit,
-            renew_at_once=site.reaper.renew_at_once,
+            hasty=site.reaper,
         )
         self._reclaimer = Reclaimer(
             devices=site.devices,
@@ -156,13 +159,15 @@ class Agent:
         )
 
     async def run(self) -> None:
-        """Serve until the process dies."""
+        """Serve until the process dies. Raises what it died of."""
         with self.scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.sequencer.run)
                 nursery.start_soon(self._grantor.run)
                 nursery.start_soon(self._reclaimer.run)
                 nursery.start_soon(self._ticker.run)
+        if self._death is not None:
+            raise ExceptionGroup("died of a request", [self._death])
 
     def kill(self) -> None:
         """SIGKILL: a commit under way ends as the disk says, everything else just stops."""
@@ -171,7 +176,13 @@ class Agent:
 
     def submit(self, command: Command, deliver: Callable[[Reply], None] | None = None) -> None:
         """Onto the channel."""
+        self.sequencer.begin_turn()
         self.sequencer.submit(command, deliver)
+        try:
+            self.sequencer.end_turn()
+        except (AgentDied, OSError) as death:
+            self._death = death
+            self.kill()
 
     def lose_holder(self, lease_id: LeaseId) -> None:
         """The process that a lease is bound to has exited."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -172,6 +173,24 @@ class SimCommitter:
         self._carry_out(step, segment, data, offset, anchor, block, block_offset)
         self._busy = False
 
+    def write_at_once(
+        self,
+        segment: int,
+        data: bytes,
+        offset: int,
+        anchor: int,
+        block: bytes,
+        block_offset: int,
+        between: Callable[[], None],
+    ) -> bool:
+        """The same on the spot, if it is drawn that the disk is quick."""
+        assert not self._busy, "two commits at once"
+        if self.dead or self._faults.strikes("no commit on the spot", 500):
+            return False
+        step = self._faults.commit_step()
+        self._carry_out(step, segment, data, offset, anchor, block, block_offset, between)
+        return True
+
     def close(self) -> None:
         self.dead = True
 
@@ -184,6 +203,7 @@ class SimCommitter:
         anchor: int,
         block: bytes,
         block_offset: int,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         disk, faults = self._disk, self._faults
         if step is CommitStep.BEFORE_APPEND:
@@ -198,6 +218,7 @@ class SimCommitter:
             self.dead = True
             raise OSError(errno.EIO, "fdatasync")
         disk.sync(segment)
+        between()
         if step is CommitStep.SYNCED:
             self._die(step)
         if step is CommitStep.TORN_ANCHOR:

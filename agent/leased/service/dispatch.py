@@ -21,9 +21,9 @@ import trio
 
 from leased.hardware.pieces import memory_pieces
 from leased.ports import Clock, Entropy
+from leased.service.connection import Connection
 from leased.service.custody import Custodian
 from leased.service.evidence import NO_COMMAND
-from leased.service.listener import Connection
 from leased.service.questions import Questions
 from leased.service.sequencer import Sequencer
 from leased.service.streams import Streams

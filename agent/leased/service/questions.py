@@ -18,7 +18,7 @@ import trio
 from leased.ports import Clock
 from leased.ports import Holders as HolderScan
 from leased.service.chain_reader import ChainReader
-from leased.service.listener import Connection
+from leased.service.connection import Connection
 from leased.service.streams import Streams
 from leased.terms.errors import CallerError, PermissionDenied, StateError
 from leased.terms.resource import Allotment, ResourceKind

@@ -213,28 +213,6 @@ class ReaperLink:
             if answer != 0:
                 self._forgotten.add(lease_id)
 
-    async def arm(self, lease: Lease, cgroup: str, fds: Sequence[int], pidfd: int | None) -> None:
-        """As `arm_many`; raises the DeviceError."""
-        [error] = await self.arm_many([(lease, cgroup, fds, pidfd)])
-        if error is not None:
-            raise error
-
-    async def renew(self, lease_id: LeaseId, generation: int, deadline_ns: int) -> bool:
-        """As `renew_many`."""
-        [in_time] = await self.renew_many([(lease_id, generation, deadline_ns)])
-        return in_time
-
-    async def revoke(self, lease_id: LeaseId, *, spare_holder: bool = False) -> CutReport:
-        """As `revoke_many`; raises the DeviceError."""
-        [report] = await self.revoke_many([lease_id], spare=(lease_id,) if spare_holder else ())
-        if isinstance(report, DeviceError):
-            raise report
-        return report
-
-    async def disarm(self, lease_id: LeaseId) -> None:
-        """As `disarm_many`."""
-        await self.disarm_many([lease_id])
-
     # -- at the agent's start ---------------------------------------------------------------------
 
     async def roster(self) -> list[RosterEntry]:

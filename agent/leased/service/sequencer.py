@@ -152,15 +152,15 @@ class Sequencer:
         `end_turn`."""
         self._in_turn = True
 
-    def end_turn(self) -> None:
-        """Commit what was read if it is little and nothing else is under way. Raises what a commit
-        raises: then the process must end."""
+    def end_turn(self) -> bool:
+        """Commit what was read if it is little and nothing else is under way; whether that was
+        done. Raises what a commit raises: then the process must end."""
         self._in_turn = False
         if not self._channel:
-            return
+            return False
         if self._commit_at_once is None or self._committing or len(self._channel) > FEW:
             self._arrived.set()
-            return
+            return False
         self._committing = True
         batch = self._draw()
         sealed = batch.sealed
@@ -173,10 +173,11 @@ class Sequencer:
         ):
             self._committing = False
             self._finish(batch)
-        else:
-            # Sealed, so it comes before anything else: the sequencer's own task goes on with it.
-            self._sealed = batch
-            self._arrived.set()
+            return True
+        # Sealed, so it comes before anything else: the sequencer's own task goes on with it.
+        self._sealed = batch
+        self._arrived.set()
+        return False
 
     async def ask_own(self, command: Command) -> Reply:
         """Put a command of the agent itself through all seven steps and return its answer."""

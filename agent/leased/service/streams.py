@@ -18,8 +18,8 @@ import trio
 from leased.lessor.questions import visible
 from leased.ports import Clock, Entropy
 from leased.service.chain_reader import ChainReader
+from leased.service.connection import Connection
 from leased.service.feed import Change, Feed
-from leased.service.listener import Connection
 from leased.service.sequencer import Sequencer
 from leased.service.telemetry import Sample, Telemetry
 from leased.terms.command import Command, ListResources

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Protocol
 
 from leased.ports import Reaper
+from leased.service.connection import Connection
 from leased.service.custody import Custodian
 from leased.service.holders import Holders
-from leased.service.listener import Connection
 from leased.service.notifier import Notifier
 from leased.terms.errors import CallerError, PermissionDenied
 from leased.terms.lease import BOUND_TO_CGROUP, Lease, LeaseState

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real reaper link, one lease a call, as tests like to say it.
+
+Does not add anything: each call is the batch of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from leased.service.reaper_link import ReaperLink
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId
+from leased.terms.lease import Lease
+from leased.terms.teardown import CutReport
+
+
+class SingleLink(ReaperLink):
+    """A ReaperLink for one lease at a time."""
+
+    async def arm(self, lease: Lease, cgroup: str, fds: Sequence[int], pidfd: int | None) -> None:
+        """As `arm_many`; raises the DeviceError."""
+        [error] = await self.arm_many([(lease, cgroup, fds, pidfd)])
+        if error is not None:
+            raise error
+
+    async def renew(self, lease_id: LeaseId, generation: int, deadline_ns: int) -> bool:
+        """As `renew_many`."""
+        [in_time] = await self.renew_many([(lease_id, generation, deadline_ns)])
+        return in_time
+
+    async def revoke(self, lease_id: LeaseId, *, spare_holder: bool = False) -> CutReport:
+        """As `revoke_many`; raises the DeviceError."""
+        [report] = await self.revoke_many([lease_id], spare=(lease_id,) if spare_holder else ())
+        if isinstance(report, DeviceError):
+            raise report
+        return report
+
+    async def disarm(self, lease_id: LeaseId) -> None:
+        """As `disarm_many`."""
+        await self.disarm_many([lease_id])
