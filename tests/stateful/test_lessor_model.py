@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -23,7 +24,7 @@ from leased.terms.command import Caller
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy, TenantLimits
 from leased.terms.reply import Changed, Granted, Inventoried, Listed, Refusal
-from leased.terms.resource import Allotment, ResourceKind, TierKind
+from leased.terms.resource import Allotment, MemoryShape, ResourceKind, TierKind
 from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, mem
 
 NODES = {0: 20, 1: 12}
@@ -41,6 +42,11 @@ callers = st.sampled_from([ACME, BETA])
 def id_of(node: int) -> str:
     """The resource of a node."""
     return f"mem:node{node}:4096"
+
+
+def way_to(node: int) -> str:
+    """The other resource that takes from the same node."""
+    return f"mem:budget:node{node}:4096"
 
 
 class Model:
@@ -131,7 +137,9 @@ class LessorMachine(RuleBasedStateMachine):
             leases_max=NODE_LEASES_MAX,
             tenants=((ACME.tenant, TenantLimits(leases_max=ACME_LEASES_MAX)),),
         )
-        self.desk = Desk(*(mem(node, count) for node, count in NODES.items()), policy=policy)
+        nodes = [mem(node, count) for node, count in NODES.items()]
+        ways = [msgspec.structs.replace(one, resource_id=way_to(one.node)) for one in nodes]
+        self.desk = Desk(*ways, *nodes, policy=policy)
         self.model = Model()
         self.requests: list[commands.Acquire] = []
         self.boots = 1
@@ -143,7 +151,8 @@ class LessorMachine(RuleBasedStateMachine):
         assert isinstance(reply, Granted), reply
         lease = reply.lease
         [share] = lease.subject.allotments
-        node = next(n for n in NODES if id_of(n) == share.resource_id)
+        names = way_to if request["shape"] is MemoryShape.BUDGET else id_of
+        node = next(n for n in NODES if names(n) == share.resource_id)
         assert request["node"] in (None, node) and not self.model.cordoned[node]
         assert self.model.free(node) >= request["pages"]
         assert share.capacity == request["pages"] * PAGE
@@ -153,6 +162,7 @@ class LessorMachine(RuleBasedStateMachine):
             "tenant": request["caller"].tenant,
             "caller": request["caller"],
             "node": node,
+            "resource_id": share.resource_id,
             "pages": request["pages"],
             "state": "granted",
             "granted_ns": self.desk.now_ns,
@@ -203,20 +213,30 @@ class LessorMachine(RuleBasedStateMachine):
         caller=callers,
         count=pages,
         node=st.sampled_from([None, 0, 1]),
+        shape=st.sampled_from([None, MemoryShape.BUDGET]),
         ttl=seconds,
         wait=st.sampled_from([0, 0, 15, 60]),
         active=st.booleans(),
     )
     def acquire(
-        self, caller: Caller, count: int, node: int | None, ttl: int, wait: int, active: bool
+        self,
+        caller: Caller,
+        count: int,
+        node: int | None,
+        shape: MemoryShape | None,
+        ttl: int,
+        wait: int,
+        active: bool,
     ) -> None:
-        acquire = self.desk.acquire(ask_mem(count, node=node), caller=caller, ttl=ttl, wait=wait)
+        ask = msgspec.structs.replace(ask_mem(count, node=node), shape=shape)
+        acquire = self.desk.acquire(ask, caller=caller, ttl=ttl, wait=wait)
         self.requests.append(acquire)
         request = {
             "id": acquire.command_id,
             "caller": caller,
             "pages": count,
             "node": node,
+            "shape": shape,
             "ttl_ns": ttl * NS_PER_S,
             "until_ns": self.desk.now_ns + wait * NS_PER_S,
         }
@@ -427,7 +447,7 @@ class LessorMachine(RuleBasedStateMachine):
             lease["state"] = "closed"
         else:
             count = min(unproven, lease["pages"])
-            share = Allotment(id_of(lease["node"]), ResourceKind.MEM, TierKind.DRAM, count * PAGE)
+            share = Allotment(lease["resource_id"], ResourceKind.MEM, TierKind.DRAM, count * PAGE)
             self.desk.prove(real, share)
             lease.update(state="fenced", fenced_pages=count)
         self.serve()
@@ -522,8 +542,11 @@ class LessorMachine(RuleBasedStateMachine):
             return
         reply = self.desk.say(commands.ListResources(self.desk.command_id(), OPERATOR))
         assert isinstance(reply, Inventoried)
-        for node, use in zip(NODES, reply.use, strict=True):
-            assert use.resource_id == id_of(node)
+        shown = [*zip(NODES, reply.use[:2], strict=True), *zip(NODES, reply.use[2:], strict=True)]
+        assert {use.resource_id for use in reply.use} == {
+            name for node in NODES for name in (id_of(node), way_to(node))
+        }
+        for node, use in shown:
             assert use.free == self.model.free(node) * PAGE >= 0
             for column in ("leased", "teardown", "fenced"):
                 assert getattr(use, column) == self.model.column(node, column) * PAGE

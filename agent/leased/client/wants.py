@@ -60,9 +60,10 @@ def want(
     node: int | None = None,
     page_size: str | int | None = None,
     exclusive: bool = False,
+    shape: str | None = None,
 ) -> list[Ask]:
-    """The asks for so many GPUs, cores, and bytes of memory and block. `tier` and `page_size` are
-    for mem, `node` for cpu and mem, `exclusive` for cpu. Raises InvalidParameter.
+    """The asks for so many GPUs, cores, and bytes of memory and block. `tier`, `page_size` and
+    `shape` are for mem, `node` for cpu and mem, `exclusive` for cpu. Raises InvalidParameter.
     """
     asks: list[dict[str, object]] = []
     if gpu:
@@ -84,6 +85,7 @@ def want(
                 "tier": tier,
                 "node": node,
                 "page_size": None if page_size is None else parse_bytes(page_size, "page_size"),
+                "shape": shape,
             }
         )
     if block:

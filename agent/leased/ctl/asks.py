@@ -66,8 +66,8 @@ def _exact(
 
 
 def memory(text: str) -> dict[str, Any]:
-    """--mem SIZE[,tier=T][,node=N][,page=SIZE][,id=RESOURCE]."""
-    head, options = _split(text, ("tier", "node", "page", "id"))
+    """--mem SIZE[,tier=T][,node=N][,page=SIZE][,shape=S][,id=RESOURCE]."""
+    head, options = _split(text, ("tier", "node", "page", "shape", "id"))
     page_bytes = parse_size(options["page"]) if "page" in options else PAGE_BYTES_DEFAULT
     if page_bytes <= 0 or page_bytes & (page_bytes - 1):
         raise InvalidParameter("page", f'"{options["page"]}": a page size is a power of two')
@@ -75,6 +75,11 @@ def memory(text: str) -> dict[str, Any]:
     ask = {"kind": "mem", "capacity": -(-size // page_bytes) * page_bytes}
     if "page" in options:
         ask["page_size"] = page_bytes
+    if "shape" in options:
+        if options["shape"] not in portrayal.SHAPES:
+            known = ", ".join(portrayal.SHAPES)
+            raise InvalidParameter("shape", f'"{options["shape"]}": one of {known}')
+        ask["shape"] = options["shape"]
     return _with_place(ask, options)
 
 
@@ -193,7 +198,7 @@ def _with_place(ask: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
 
 
 KINDS: Final = (
-    ("mem", memory, "SIZE", "memory: 256MiB[,tier=T][,node=N][,page=SIZE][,id=R]"),
+    ("mem", memory, "SIZE", "memory: 256MiB[,tier=T][,node=N][,page=SIZE][,shape=S][,id=R]"),
     ("cpu", cores, "N", "whole cores: 2[,node=N][,id=R]; thousandths of one: 500m"),
     ("gpu", devices, "N", "whole GPUs or MIG instances: 1[,node=N][,id=R]"),
     ("block", block, "SIZE", "block storage: 500GiB[,id=R]"),

@@ -43,7 +43,7 @@ from leased.terms.event import (
 )
 from leased.terms.identity import BootId, LeaseId
 from leased.terms.moment import Moment
-from leased.terms.resource import Allotment
+from leased.terms.resource import Allotment, capacity_id
 
 _NONE: Final[tuple[Interval, ...]] = ()
 
@@ -250,9 +250,11 @@ class Ledger:
         closed: list[Interval] = []
         now: dict[str, Allotment] = {}
         for resource in event.inventory.resources:
-            now[resource.resource_id] = Allotment(
-                resource.resource_id, resource.kind, resource.tier, resource.capacity
-            )
+            # Another way to the same memory is not more memory.
+            if capacity_id(resource.resource_id) == resource.resource_id:
+                now[resource.resource_id] = Allotment(
+                    resource.resource_id, resource.kind, resource.tier, resource.capacity
+                )
         for resource_id in list(self._supply):
             holding = self._supply[resource_id]
             if now.get(resource_id) != holding.allotments[0]:

@@ -21,7 +21,7 @@ from leased.economics.pools import Interval, Pool
 from leased.economics.timeline import Timeline
 from leased.terms.lease import AccountingTag, Priority
 from leased.terms.moment import Moment
-from leased.terms.resource import ResourceKind, TierKind
+from leased.terms.resource import ResourceKind, TierKind, capacity_id
 
 
 class UsageKey(msgspec.Struct, frozen=True):
@@ -99,9 +99,10 @@ class Sums:
 
     def _add_resource(self, interval: Interval, amount: int) -> None:
         allotment = interval.allotment
-        totals = self.resources.get(allotment.resource_id)
+        counted_by = capacity_id(allotment.resource_id)
+        totals = self.resources.get(counted_by)
         if totals is None:
-            totals = self.resources[allotment.resource_id] = ResourceTotals(allotment.kind)
+            totals = self.resources[counted_by] = ResourceTotals(allotment.kind)
         if interval.pool is Pool.TENANT:
             totals.tenant += amount
         elif interval.pool is Pool.TEARDOWN:

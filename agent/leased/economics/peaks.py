@@ -17,7 +17,7 @@ import msgspec
 from leased.economics.pools import Interval, Pool
 from leased.economics.timeline import Timeline
 from leased.terms.identity import BootId
-from leased.terms.resource import Allotment
+from leased.terms.resource import Allotment, capacity_id
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -105,8 +105,11 @@ def idle(intervals: Iterable[Interval]) -> list[Interval]:
         capacity = allotment.capacity
         if interval.pool is not Pool.PROVISIONED:
             capacity = -capacity
-        sample.setdefault(allotment.resource_id, allotment)
-        spans.setdefault((interval.boot_id, allotment.resource_id), []).append(
+        counted_by = capacity_id(allotment.resource_id)
+        if counted_by == allotment.resource_id:
+            sample[counted_by] = allotment
+        sample.setdefault(counted_by, allotment)
+        spans.setdefault((interval.boot_id, counted_by), []).append(
             (interval.start_ns, interval.end_ns, capacity)
         )
     found: list[Interval] = []

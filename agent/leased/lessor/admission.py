@@ -175,8 +175,7 @@ class Admission:
         return None
 
     def _closed_off(self, ask: Ask, pools: tuple[Pool, ...]) -> Verdict:
-        cordoned = self._table.pools.cordoned
-        if all(pool.resource_id in cordoned for pool in pools):
+        if all(map(self._table.pools.is_cordoned, pools)):
             return _no(RefusalReason.CORDONED, name_of(ask), requested=ask.capacity, waitable=True)
         return _no(RefusalReason.UNHEALTHY, name_of(ask), requested=ask.capacity, waitable=True)
 
@@ -184,13 +183,14 @@ class Admission:
         """Whether all asks would fit at once on an empty node: one resource asked twice has to add
         up.
         """
-        empty = {pool.resource_id: -pool.used for pool in self._table.pools.by_id.values()}
-        placed = place(asks, self._table.pools, taken=empty)
+        pools = self._table.pools
+        empty = {pool.counted.resource_id: -pool.used for pool in pools.by_id.values()}
+        placed = place(asks, pools, taken=empty)
         if isinstance(placed, tuple):
             return None
         ask = asks[placed]
-        pools = self._table.pools.usable(ask)
-        room = sum(p.capacity for p in pools) if spans(ask) else max(p.capacity for p in pools)
+        sizes = [pool.capacity for pool in pools.usable(ask)]
+        room = sum(sizes) if spans(ask) else max(sizes)
         together = sum(other.capacity for other in asks if other.kind == ask.kind)
         return _no(RefusalReason.NO_CAPACITY, name_of(ask), limit=room, requested=together)
 
@@ -210,7 +210,10 @@ class Admission:
         """
         ask = asks[failed]
         pools = self._table.pools.usable(ask)
-        rooms = [(0 if p.resource_id in barred else max(0, p.free), p.capacity) for p in pools]
+        rooms = [
+            (0 if pool.counted.resource_id in barred else max(0, pool.free), pool.capacity)
+            for pool in pools
+        ]
         if spans(ask):
             free, limit = sum(room for room, _ in rooms), sum(capacity for _, capacity in rooms)
         else:

@@ -21,7 +21,7 @@ from leased.lessor.quota import Account, Limits, wanted_by_kind
 from leased.lessor.table import LeaseTable
 from leased.terms.command import Acquire
 from leased.terms.identity import LeaseId
-from leased.terms.resource import Ask, ResourceKind
+from leased.terms.resource import Ask, ResourceKind, capacity_id
 
 WALK_MAX = 256
 """Leases looked at per resource or tenant for one refusal: about 0.3 ms of work at the worst."""
@@ -94,11 +94,11 @@ def _weigh_kind(table: LeaseTable, kind: ResourceKind) -> Callable[[LeaseId], in
 
 
 def held(table: LeaseTable, lease_id: LeaseId, resource_id: str) -> int:
-    """What a lease holds of one resource."""
+    """What a lease holds of the capacity that one resource counts."""
     return sum(
         a.capacity
         for a in table.leases[lease_id].subject.allotments
-        if a.resource_id == resource_id
+        if capacity_id(a.resource_id) == resource_id
     )
 
 
@@ -107,7 +107,7 @@ def _pool_ns(table: LeaseTable, pool: Pool, need: int, now_ns: int) -> int | Non
     if missing <= 0:
         return now_ns
     return pool.endings.covering_ns(
-        missing, lambda lease_id: held(table, lease_id, pool.resource_id), WALK_MAX
+        missing, lambda lease_id: held(table, lease_id, pool.counted.resource_id), WALK_MAX
     )
 
 
@@ -115,7 +115,8 @@ def _together_ns(table: LeaseTable, asks: tuple[Ask, ...], now_ns: int) -> int |
     """Several resources at once: imagine the leases gone in the order of their ends, and bisect for
     the first fit.
     """
-    pools = {pool.resource_id: pool for ask in asks for pool in table.pools.usable(ask)}
+    usable = (pool.counted for ask in asks for pool in table.pools.usable(ask))
+    pools = {pool.resource_id: pool for pool in usable}
     ends = [(now_ns, pool.resource_id, pool.teardown) for pool in pools.values()]
     horizon_ns: int | None = None  # beyond it, not every end is known
     for pool in pools.values():

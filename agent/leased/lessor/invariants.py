@@ -19,6 +19,7 @@ from leased.lessor.table import LeaseTable, end_ns
 from leased.terms.errors import InvariantError
 from leased.terms.identity import TenantId
 from leased.terms.lease import LeaseState
+from leased.terms.resource import capacity_id
 
 Predicate = Callable[[LeaseTable], Iterator[str]]
 
@@ -28,6 +29,7 @@ def capacity_adds_up(table: LeaseTable) -> Iterator[str]:
     columns: dict[str, list[int]] = {
         resource_id: [0, 0, pool.fenced_by_operator]
         for resource_id, pool in table.pools.by_id.items()
+        if pool.counted is pool
     }
     for lease in table.leases.values():
         if lease.state is LeaseState.FENCED:
@@ -35,7 +37,8 @@ def capacity_adds_up(table: LeaseTable) -> Iterator[str]:
         else:
             shares, column = lease.subject.allotments, 0 if lease.state in LIVE else 1
         for allotment in shares:
-            columns.setdefault(allotment.resource_id, [0, 0, 0])[column] += allotment.capacity
+            counted_by = capacity_id(allotment.resource_id)
+            columns.setdefault(counted_by, [0, 0, 0])[column] += allotment.capacity
     for resource_id, expected in columns.items():
         pool = table.pools.by_id.get(resource_id)
         if pool is None:

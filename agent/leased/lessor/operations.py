@@ -25,7 +25,7 @@ from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, LeaseState, RevocationReason
 from leased.terms.policy import Policy
 from leased.terms.reply import Changed, Done, Forbidden, Missing, Refusal, RefusalReason
-from leased.terms.resource import Allotment, Health
+from leased.terms.resource import Allotment, Health, capacity_id
 
 _DONE = Done()
 
@@ -160,13 +160,16 @@ def _cordon(draft: Draft, resource_id: str, *, cordoned: bool, operator_uid: int
 def _fence_free(
     draft: Draft, resource_id: str, capacity: int, *, fenced: bool, operator_uid: int
 ) -> None:
-    resource = draft.table.pools.by_id[resource_id].resource
-    allotment = Allotment(resource_id, resource.kind, resource.tier, capacity)
+    resource = draft.table.pools.by_id[resource_id].counted.resource
+    allotment = Allotment(resource.resource_id, resource.kind, resource.tier, capacity)
     draft.emit(events.ResourceFenced(draft.event_id(), allotment, fenced, operator_uid))
 
 
 def _holds(lease: Lease, resource_id: str) -> bool:
-    return not resource_id or any(a.resource_id == resource_id for a in lease.subject.allotments)
+    return not resource_id or any(
+        resource_id in (a.resource_id, capacity_id(a.resource_id))
+        for a in lease.subject.allotments
+    )
 
 
 # ---- what the node observes ----------------------------------------------------------------------

@@ -8,8 +8,8 @@ tightest; whole cores and GPUs take only resources that are fully free, on one N
 suffices. Asks that have the fewest choices are placed first, and what one ask takes is gone for the
 next. Ties go by the order of the inventory.
 
-`taken` is capacity to leave out, by resource id: what earlier asks took; a negative number is
-capacity imagined free.
+`taken` is capacity to leave out, by the id of the resource that counts it: what earlier asks took;
+a negative number is capacity imagined free.
 
 Does not look at limits (`lessor.admission`) and changes nothing.
 """
@@ -58,7 +58,7 @@ def place(
         if shares is None:
             return index
         for pool, capacity in shares:
-            taken[pool.resource_id] = taken.get(pool.resource_id, 0) + capacity
+            taken[pool.counted.resource_id] = taken.get(pool.counted.resource_id, 0) + capacity
         placed[index] = shares
     return tuple(_allot(pool, capacity) for shares in placed for pool, capacity in shares)
 
@@ -77,7 +77,7 @@ def _share(
     open_pools = [
         pool
         for pool in pools
-        if pool.resource_id not in barred and ask.capacity % pool.granule == 0
+        if pool.counted.resource_id not in barred and ask.capacity % pool.granule == 0
     ]
     fill = _whole if whole_only(ask) else _packed
     return _on_one_node(open_pools, lambda some: fill(ask.capacity, some, taken))
@@ -93,8 +93,8 @@ def _tightest(
     for pool in pools:
         if best is not None and pool.rank != best.rank:
             break
-        free = pool.free - taken.get(pool.resource_id, 0) if taken else pool.free
-        if free < need or need % pool.granule or pool.resource_id in barred:
+        free = pool.free - taken.get(pool.counted.resource_id, 0) if taken else pool.free
+        if free < need or need % pool.granule or pool.counted.resource_id in barred:
             continue
         if best is None or free < best_free:
             best, best_free = pool, free
@@ -126,7 +126,7 @@ def _on_one_node(pools: list[Pool], fill: Callable[[list[Pool]], Shares | None])
 def _whole(need: int, pools: Sequence[Pool], taken: dict[str, int]) -> Shares | None:
     shares: Shares = []
     for pool in pools:
-        free = pool.free - taken.get(pool.resource_id, 0)
+        free = pool.free - taken.get(pool.counted.resource_id, 0)
         if 0 < pool.capacity == free and free <= need:
             shares.append((pool, free))
             need -= free
@@ -137,7 +137,7 @@ def _whole(need: int, pools: Sequence[Pool], taken: dict[str, int]) -> Shares | 
 
 def _packed(need: int, pools: Sequence[Pool], taken: dict[str, int]) -> Shares | None:
     """As few resources as possible: the emptiest ones, and for the rest the tightest that fits."""
-    frees = [(pool.free - taken.get(pool.resource_id, 0), pool) for pool in pools]
+    frees = [(pool.free - taken.get(pool.counted.resource_id, 0), pool) for pool in pools]
     frees = sorted(
         (item for item in frees if item[0] > 0), key=lambda item: (-item[0], item[1].index)
     )

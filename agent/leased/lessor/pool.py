@@ -4,7 +4,8 @@
 Rule: free + leased + teardown + fenced = capacity, at every instant. When a resource shrinks below
 what is in use, `free` goes below zero and says by how much: nothing is granted until it is positive
 again. A resource that disappears while something of it is held keeps its pool with capacity 0 until
-the last share has come back.
+the last share has come back. A Way is another resource to the same capacity: it has no columns of
+its own.
 
 Does not know leases; `lessor.table` moves shares between the columns as events say.
 """
@@ -16,7 +17,18 @@ import msgspec
 from leased.lessor.deadlines import Deadlines, Endings
 from leased.terms.identity import LeaseId
 from leased.terms.reply import ResourceUse
-from leased.terms.resource import Allotment, Ask, Health, Inventory, Resource, ResourceKind
+from leased.terms.resource import (
+    Allotment,
+    Ask,
+    Health,
+    Inventory,
+    MemoryShape,
+    Resource,
+    ResourceKind,
+    TierKind,
+    capacity_id,
+    shape_of,
+)
 
 
 class Pool:
@@ -26,6 +38,7 @@ class Pool:
 
     __slots__ = (
         "capacity",
+        "counted",
         "endings",
         "fenced",
         "fenced_by_operator",
@@ -45,18 +58,22 @@ class Pool:
         self.free = self.leased = self.teardown = self.fenced = self.fenced_by_operator = 0
         self.capacity = 0
         self.endings: Endings[LeaseId] = Endings(deadlines)
+        self.counted: Pool = self
         self.describe(resource, index)
 
     def describe(self, resource: Resource, index: int) -> None:
         """Take over what the inventory says now; the difference in capacity goes to `free`."""
+        self._describe(resource, index)
+        self.free += resource.capacity - self.capacity
+        self.capacity = resource.capacity
+
+    def _describe(self, resource: Resource, index: int) -> None:
         self.resource = resource
         self.index = index
         self.granule = max(1, resource.granule)
         # An ask that names neither a tier nor a page size gets the plainest of both: dram before
         # hbm, small pages before large ones.
         self.rank = (-1 if resource.tier is None else int(resource.tier), self.granule)
-        self.free += resource.capacity - self.capacity
-        self.capacity = resource.capacity
         self.present = True
 
     def lose(self) -> None:
@@ -83,12 +100,43 @@ class Pool:
         )
 
 
-Shape = tuple[ResourceKind, "int | None", "int | None", "str | None", "int | None"]
+class Way(Pool):
+    """Another way to have what `counted` counts. Its columns are read there and moved there."""
+
+    __slots__ = ()
+
+    def __init__(self, resource: Resource, index: int, counted: Pool) -> None:
+        self.resource_id = resource.resource_id
+        self.counted = counted
+        self.describe(resource, index)
+
+    def describe(self, resource: Resource, index: int) -> None:
+        """Take over what the inventory says now."""
+        self._describe(resource, index)
+
+    def lose(self) -> None:
+        """This way is no longer there; the capacity is."""
+        self.present = False
+
+    free = property(lambda self: self.counted.free)  # type: ignore[assignment]
+    leased = property(lambda self: self.counted.leased)  # type: ignore[assignment]
+    teardown = property(lambda self: self.counted.teardown)  # type: ignore[assignment]
+    fenced = property(lambda self: self.counted.fenced)  # type: ignore[assignment]
+    fenced_by_operator = property(  # type: ignore[assignment]
+        lambda self: self.counted.fenced_by_operator
+    )
+    capacity = property(lambda self: self.counted.capacity)  # type: ignore[assignment]
+    endings = property(lambda self: self.counted.endings)  # type: ignore[assignment]
 
 
-def shape_of(ask: Ask) -> Shape:
-    """What an ask says about *where*, without how much."""
-    return (ask.kind, ask.tier, ask.node, ask.resource_id, ask.granule)
+Where = tuple[
+    ResourceKind, "int | None", "int | None", "str | None", "int | None", "MemoryShape | None"
+]
+
+
+def where_of(ask: Ask) -> Where:
+    """What an ask says about *where* and in which shape, without how much."""
+    return (ask.kind, ask.tier, ask.node, ask.resource_id, ask.granule, ask.shape)
 
 
 class Pools:
@@ -103,20 +151,28 @@ class Pools:
         self.by_id: dict[str, Pool] = {}
         self.cordoned: dict[str, None] = {}
         self.inventory = Inventory(())
-        self._matching: dict[Shape, tuple[Pool, ...]] = {}
-        self._usable: dict[Shape, tuple[Pool, ...]] = {}
+        self._matching: dict[Where, tuple[Pool, ...]] = {}
+        self._usable: dict[Where, tuple[Pool, ...]] = {}
 
     def observe(self, inventory: Inventory) -> None:
         """Replace the inventory; shares that are held stay where they are."""
         before = self.by_id
         after: dict[str, Pool] = {}
+        ways: list[tuple[int, Resource]] = []
         for index, resource in enumerate(inventory.resources):
+            if capacity_id(resource.resource_id) != resource.resource_id:
+                ways.append((index, resource))
+                continue
             pool = before.get(resource.resource_id)
             if pool is None:
                 pool = Pool(resource, index, self._deadlines)
             else:
                 pool.describe(resource, index)
             after[resource.resource_id] = pool
+        for index, resource in ways:
+            counted = after.get(capacity_id(resource.resource_id))
+            if counted is not None:  # a way to what is not offered leads nowhere
+                after[resource.resource_id] = Way(resource, index, counted)
         for resource_id, pool in before.items():
             if resource_id not in after and pool.used:
                 if pool.present:
@@ -148,16 +204,22 @@ class Pools:
             self.cordoned.pop(resource_id, None)
         self._usable.clear()
 
+    def is_cordoned(self, pool: Pool) -> bool:
+        """Whether grants on it were stopped, or on what counts it."""
+        return pool.resource_id in self.cordoned or pool.counted.resource_id in self.cordoned
+
     def of(self, allotment: Allotment) -> Pool:
         """The pool of an allotment; one that no inventory names any more has a pool of capacity
         0.
         """
         pool = self.by_id.get(allotment.resource_id)
+        if pool is not None:
+            return pool.counted
+        counted_by = capacity_id(allotment.resource_id)
+        pool = self.by_id.get(counted_by)
         if pool is None:
-            ghost = Resource(
-                allotment.resource_id, allotment.kind, allotment.tier, 0, 1, health=Health.GONE
-            )
-            pool = self.by_id[allotment.resource_id] = Pool(ghost, len(self.by_id), self._deadlines)
+            ghost = Resource(counted_by, allotment.kind, allotment.tier, 0, 1, health=Health.GONE)
+            pool = self.by_id[counted_by] = Pool(ghost, len(self.by_id), self._deadlines)
             pool.present = False
         return pool
 
@@ -171,28 +233,28 @@ class Pools:
         """Every present pool that fits what the ask says of where, plainest first, then in
         inventory order.
         """
-        shape = shape_of(ask)
-        pools = self._matching.get(shape)
+        where = where_of(ask)
+        pools = self._matching.get(where)
         if pools is None:
             pools = tuple(
                 sorted((pool for pool in self.by_id.values() if _fits(pool, ask)), key=_plainest)
             )
             if pools:  # only what exists is remembered: what callers make up must not fill memory
-                self._matching[shape] = pools
+                self._matching[where] = pools
         return pools
 
     def usable(self, ask: Ask) -> tuple[Pool, ...]:
         """Those of `matching` that are healthy and not cordoned."""
-        shape = shape_of(ask)
-        pools = self._usable.get(shape)
+        where = where_of(ask)
+        pools = self._usable.get(where)
         if pools is None:
             pools = tuple(
                 pool
                 for pool in self.matching(ask)
-                if pool.resource.health == Health.OK and pool.resource_id not in self.cordoned
+                if pool.resource.health == Health.OK and not self.is_cordoned(pool)
             )
             if pools:
-                self._usable[shape] = pools
+                self._usable[where] = pools
         return pools
 
     def _forget_matches(self) -> None:
@@ -209,7 +271,19 @@ def _fits(pool: Pool, ask: Ask) -> bool:
         and (ask.tier is None or ask.tier == resource.tier)
         and (ask.node is None or ask.node == resource.node)
         and (ask.granule is None or ask.granule == pool.granule)
+        and _is_shaped(resource, ask)
     )
+
+
+def _is_shaped(resource: Resource, ask: Ask) -> bool:
+    """Whether the resource is granted as the ask wants it. Who names neither a shape nor the
+    resource expects a descriptor of memory; remote memory has only its own shape."""
+    shape = shape_of(resource.resource_id)
+    if ask.shape is not None:
+        return shape == ask.shape
+    if shape in (None, MemoryShape.MEMFD) or ask.resource_id is not None:
+        return True
+    return shape is MemoryShape.RDMA and ask.tier is TierKind.REMOTE
 
 
 def _plainest(pool: Pool) -> tuple[tuple[int, int], int]:

@@ -32,6 +32,7 @@ from leased.terms.reply import (
     RefusalReason,
     Reply,
 )
+from leased.terms.resource import capacity_id
 
 
 def visible(lease: Lease | None, caller: Caller) -> bool:
@@ -75,7 +76,7 @@ class Questions:
         pools = self._table.pools
         whole_node = "" in pools.cordoned
         use = tuple(
-            pool.use(cordoned=whole_node or pool.resource_id in pools.cordoned)
+            pool.use(cordoned=whole_node or pools.is_cordoned(pool))
             for pool in pools.by_id.values()
         )
         return Inventoried(pools.inventory, use)
@@ -124,13 +125,13 @@ class Questions:
             return ()
         table = self._table
         wanted = dict.fromkeys(
-            pool.resource_id for ask in acquire.asks for pool in table.pools.usable(ask)
+            pool.counted.resource_id for ask in acquire.asks for pool in table.pools.usable(ask)
         )
         ordered = order_victims(
             (
                 lease
                 for lease in table.leases.values()
-                if any(a.resource_id in wanted for a in lease.subject.allotments)
+                if any(capacity_id(a.resource_id) in wanted for a in lease.subject.allotments)
             ),
             priority=acquire.priority,
             now_ns=now_ns,
@@ -140,9 +141,8 @@ class Questions:
             gone: dict[str, int] = {}
             for victim in victims:
                 for allotment in victim.subject.allotments:
-                    gone[allotment.resource_id] = (
-                        gone.get(allotment.resource_id, 0) - allotment.capacity
-                    )
+                    counted_by = capacity_id(allotment.resource_id)
+                    gone[counted_by] = gone.get(counted_by, 0) - allotment.capacity
             return isinstance(place(acquire.asks, table.pools, taken=gone), tuple)
 
         chosen = choose_victims(ordered, suffices)

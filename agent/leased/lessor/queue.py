@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import msgspec
 
 from leased.lessor.deadlines import Deadlines
-from leased.lessor.pool import Pools, Shape, shape_of
+from leased.lessor.pool import Pools, Where, where_of
 from leased.terms.command import Acquire
 from leased.terms.identity import CommandId, TenantId
 from leased.terms.reply import RefusalReason
@@ -44,12 +44,12 @@ class Waiting(msgspec.Struct):
 class Bars:
     """What the requests ahead wait for, so that those behind leave it alone."""
 
-    __slots__ = ("node", "pools", "shapes", "tenant_kinds", "tenants")
+    __slots__ = ("node", "places", "pools", "tenant_kinds", "tenants")
 
     def __init__(self) -> None:
         self.node = False
         self.pools: set[str] = set()
-        self.shapes: set[tuple[Shape, ...]] = set()
+        self.places: set[tuple[Where, ...]] = set()
         self.tenants: set[TenantId] = set()
         self.tenant_kinds: set[tuple[TenantId, ResourceKind]] = set()
 
@@ -63,9 +63,9 @@ class Bars:
         elif reason is RefusalReason.TENANT_CAPACITY:
             self.tenant_kinds.update((tenant, ask.kind) for ask in acquire.asks)
         elif reason is RefusalReason.NO_CAPACITY:
-            self.shapes.add(shapes_of(acquire))
+            self.places.add(places_of(acquire))
             for ask in acquire.asks:
-                self.pools.update(pool.resource_id for pool in pools.usable(ask))
+                self.pools.update(pool.counted.resource_id for pool in pools.usable(ask))
 
     def hold_back(self, acquire: Acquire) -> RefusalReason | None:
         """Why `acquire` has to wait behind another, judged without looking at any pool."""
@@ -78,14 +78,14 @@ class Bars:
             (tenant, ask.kind) in self.tenant_kinds for ask in acquire.asks
         ):
             return RefusalReason.TENANT_CAPACITY
-        if self.shapes and shapes_of(acquire) in self.shapes:
+        if self.places and places_of(acquire) in self.places:
             return RefusalReason.NO_CAPACITY
         return None
 
 
-def shapes_of(acquire: Acquire) -> tuple[Shape, ...]:
-    """Where the asks of a request may go; two with the same shapes wait for the same pools."""
-    return tuple(shape_of(ask) for ask in acquire.asks)
+def places_of(acquire: Acquire) -> tuple[Where, ...]:
+    """Where the asks of a request may go; two with the same places wait for the same pools."""
+    return tuple(where_of(ask) for ask in acquire.asks)
 
 
 class WaitQueue:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from leased.lessor.admission import Admission, Verdict
 from leased.lessor.draft import Draft, Proposal
 from leased.lessor.questions import Questions
-from leased.lessor.queue import Bars, Waiting, WaitQueue, key_of, shapes_of
+from leased.lessor.queue import Bars, Waiting, WaitQueue, key_of, places_of
 from leased.lessor.table import LeaseTable
 from leased.terms import event as events
 from leased.terms.command import Acquire, CancelWait, Command
@@ -92,7 +92,7 @@ class Requests:
             if waiting.until_ns <= draft.now_ns:
                 self.end_wait(draft, waiting)
                 continue
-            if bars.shapes and shapes_of(acquire) in bars.shapes:
+            if bars.places and places_of(acquire) in bars.places:
                 continue
             verdict = self._admission.judge(acquire, bars)
             if isinstance(verdict, tuple):

@@ -150,7 +150,8 @@ class LeaseTable:
         account.leases += 1
         account.endings.add(lease_id, deadline_ns)
         for allotment in subject.allotments:
-            pool = self.pools.by_id.get(allotment.resource_id) or self.pools.of(allotment)
+            found = self.pools.by_id.get(allotment.resource_id)
+            pool = self.pools.of(allotment) if found is None else found.counted
             pool.leased += allotment.capacity
             pool.free -= allotment.capacity
             pool.endings.add(lease_id, deadline_ns)

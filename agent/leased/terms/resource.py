@@ -5,7 +5,10 @@ Rule: a resource is keyed by a stable identity, never by a node name in /dev. Ca
 integers in the raw unit of their kind: bytes for `mem` and `block`, 1/1000 core for `cpu`, 1/1000
 device for `gpu`, bit/s for `net`.
 
-Ids: `mem:node<N>:<page bytes>`, `cpu:<core>`, `gpu:<GPU uuid>`, `block:<nguid|eui64|uuid>`.
+Ids: `mem:node<N>:<page bytes>`, `cpu:<core>`, `gpu:<GPU uuid>`, `block:<nguid|eui64|uuid>`,
+`mem:dax-<identity>`. Some memory can be had in more than one way: `mem:budget:node<N>:<page bytes>`
+and `mem:rdma-<guid>:node<N>:<page bytes>` take from what `mem:node<N>:<page bytes>` counts
+(`capacity_id`).
 
 Does not discover anything (`hardware`) and does not count what is in use (`lessor.table`).
 """
@@ -13,6 +16,7 @@ Does not discover anything (`hardware`) and does not count what is in use (`less
 from __future__ import annotations
 
 import enum
+from functools import lru_cache
 
 import msgspec
 
@@ -36,6 +40,38 @@ class TierKind(enum.IntEnum):
     CXL = 2
     PMEM = 3
     REMOTE = 4
+
+
+class MemoryShape(enum.StrEnum):
+    """How memory is granted: a descriptor of sealed memory; the right of a cgroup to use so much; a
+    whole device-dax range; a region that remote peers reach."""
+
+    MEMFD = "memfd"
+    BUDGET = "budget"
+    DAX = "dax"
+    RDMA = "rdma"
+
+
+@lru_cache(maxsize=1024)
+def shape_of(resource_id: str) -> MemoryShape | None:
+    """The shape of what the id names; None for what is no memory."""
+    if not resource_id.startswith("mem:"):
+        return None
+    for shape in (MemoryShape.BUDGET, MemoryShape.DAX, MemoryShape.RDMA):
+        if resource_id.startswith(f"mem:{shape}"):
+            return shape
+    return MemoryShape.MEMFD
+
+
+@lru_cache(maxsize=1024)
+def capacity_id(resource_id: str) -> str:
+    """The resource that counts what is taken of `resource_id`: itself, or the memory that it is
+    another way to."""
+    if shape_of(resource_id) in (MemoryShape.BUDGET, MemoryShape.RDMA):
+        _, found, place = resource_id.partition(":node")
+        if found:
+            return f"mem:node{place}"
+    return resource_id
 
 
 class Evidence(enum.StrEnum):
@@ -109,7 +145,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     """What a request wants of one kind. None means "any".
 
     `capacity` in the raw unit. `resource_id` pins one resource; `node` a NUMA node; `tier` a memory
-    tier; `granule` a page size (mem). `exclusive` asks for whole cores (cpu).
+    tier; `granule` a page size (mem). `exclusive` asks for whole cores (cpu). `shape` (mem) None is
+    a memfd, or with the tier `remote` whatever reaches it.
     """
 
     kind: ResourceKind
@@ -119,3 +156,4 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     resource_id: str | None = None
     granule: int | None = None
     exclusive: bool = False
+    shape: MemoryShape | None = None

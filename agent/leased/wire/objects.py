@@ -23,6 +23,7 @@ HexId = Annotated[str, Meta(max_length=64)]
 Label = Annotated[str, Meta(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Kind = Literal["mem", "block", "net", "gpu", "cpu"]
 Tier = Literal["dram", "hbm", "cxl", "pmem", "remote"]
+Shape = Literal["memfd", "budget", "dax", "rdma"]
 PriorityName = Literal["scavenger", "standard", "guaranteed"]
 Reason = Literal[
     "priority_preemption",
@@ -72,6 +73,7 @@ class Ask(Strict, frozen=True):
     resource_id: Label | None = None
     page_size: Positive | None = None
     exclusive: bool | None = None
+    shape: Shape | None = None
 
 
 class Allotment(Tolerant, frozen=True):

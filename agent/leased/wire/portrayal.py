@@ -23,7 +23,14 @@ from leased.terms.lease import (
 )
 from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.reply import Inventoried, Listed, Refusal, RefusalReason, ResourceUse
-from leased.terms.resource import Allotment, Evidence, Resource, ResourceKind, TierKind
+from leased.terms.resource import (
+    Allotment,
+    Evidence,
+    MemoryShape,
+    Resource,
+    ResourceKind,
+    TierKind,
+)
 from leased.wire import objects
 
 
@@ -36,6 +43,7 @@ def names(members: type[enum.IntEnum]) -> tuple[str, ...]:
 STATE = names(LeaseState)
 KIND = names(ResourceKind)
 TIER = names(TierKind)
+SHAPES = tuple(shape.value for shape in MemoryShape)
 PRIORITY = names(Priority)
 ENDING = names(Ending)
 REASON = names(RevocationReason)

@@ -18,10 +18,11 @@ from leased.economics.intervals import Ledger, fold
 from leased.economics.meter import Meter, Sums, measure
 from leased.economics.peaks import idle, peak, steps
 from leased.economics.pools import Pool
-from leased.terms.resource import Allotment
+from leased.terms.resource import Allotment, capacity_id
 from tests.doubles.economics_history import History, memory, subject
 
 NAMES = ("mem:node0:4096", "mem:node1:4096")
+WAYS = tuple(name.replace("mem:", "mem:budget:") for name in NAMES)
 CAPACITY = 40
 OPERATIONS = (
     *("tick",) * 6,
@@ -85,7 +86,7 @@ class World:
         used = self.fences[name]
         for lease in self.leases.values():
             held = lease.fenced if lease.pool is Pool.FENCED else lease.allotments
-            used += sum(a.capacity for a in held if a.resource_id == name)
+            used += sum(a.capacity for a in held if capacity_id(a.resource_id) == name)
         return self.capacity[name] - used
 
     def _tick(self, a: int, b: int) -> None:
@@ -97,8 +98,9 @@ class World:
                     lease.pool = Pool.TEARDOWN
                 held = lease.fenced if lease.pool is Pool.FENCED else lease.allotments
                 for allotment in held:
-                    self._unsealed[(lease.pool, allotment.resource_id)] += allotment.capacity
-                    left[allotment.resource_id] -= allotment.capacity
+                    name = capacity_id(allotment.resource_id)
+                    self._unsealed[(lease.pool, name)] += allotment.capacity
+                    left[name] -= allotment.capacity
             for name, amount in self.fences.items():
                 self._unsealed[(Pool.FENCED, name)] += amount
                 left[name] -= amount
@@ -109,8 +111,9 @@ class World:
             self.history.boot_ns += 1
 
     def _allocate(self, a: int, b: int) -> None:
+        ways = WAYS if b % 3 == 0 else NAMES
         allotments = tuple(
-            memory(1 + (a + i) % self._free(name), name=name)
+            memory(1 + (a + i) % self._free(name), name=ways[i])
             for i, name in enumerate(NAMES[: 1 + b % 2])
             if self._free(name) > 0
         )
@@ -184,8 +187,10 @@ class World:
     def _inventory(self, a: int = 0, b: int = 0) -> None:
         name = NAMES[a % 2]
         self.capacity[name] += b % 9 - min(4, self._free(name))
+        amounts = tuple(self.capacity.values())
         self.history.inventory(
-            *(memory(amount, name=name) for name, amount in self.capacity.items())
+            *(memory(n, name=name) for name, n in zip(NAMES, amounts, strict=True)),
+            *(memory(n, name=name) for name, n in zip(WAYS, amounts, strict=True)),
         )
 
     def _restart(self, a: int, b: int) -> None:
@@ -234,7 +239,8 @@ def test_every_pool_is_what_the_ticking_world_painted(script: list[tuple[str, in
     ledger, found = fold(world.history.records)
     painted: Counter[tuple[Pool, str]] = Counter()
     for interval in [*found, *idle(found)]:
-        painted[(interval.pool, interval.allotment.resource_id)] += interval.capacity_ns
+        name = capacity_id(interval.allotment.resource_id)
+        painted[(interval.pool, name)] += interval.capacity_ns
     assert +painted == +world.truth
     assert not ledger.orphans and not ledger.clamped
 

@@ -50,12 +50,13 @@ def test_an_amount_that_is_shown_can_be_typed(kind: str, count: int) -> None:
 
 
 def test_memory_in_full() -> None:
-    assert asks.memory("256MiB,tier=hbm,node=1,page=2MiB") == {
+    assert asks.memory("256MiB,tier=hbm,node=1,page=2MiB,shape=memfd") == {
         "kind": "mem",
         "capacity": 256 * MIB,
         "tier": "hbm",
         "node": 1,
         "page_size": 2 * MIB,
+        "shape": "memfd",
     }
 
 
@@ -88,6 +89,7 @@ def test_cores_whole_and_in_parts() -> None:
         ["--mem", "1GiB,node=1,node=2"],
         ["--mem", "1GiB,colour=red"],
         ["--mem", "1GiB,page=3KiB"],
+        ["--mem", "1GiB,shape=round"],
         ["--mem", "0B"],
         ["--gpu", "0.5"],
         ["--net", "10"],
