@@ -8,16 +8,21 @@
  * LEASED_REAPER_REPLY. The version is checked in every packet.
  * agent/leased/service/reaper_protocol.py says the same in Python, and a test compares them.
  *
- * Requests, each with its reply:
- *   PING    no entry            -> one pong
- *   ARM     arm entries + fds   -> count x int32 (0 or -errno); descriptors per entry: the pidfd if
- * any, then memfds RENEW   renew entries       -> count x int32 REVOKE  revoke entries      ->
- * count x int32, then each report in a CUT packet as its cut ends DISARM  16-byte ids         ->
- * count x int32 (0 also when there was no such lease) LIST    one list request    -> list entries
- * with their descriptors; header.status is the next cursor, 0 at the end CUT packets (serial 0)
- * come by themselves, to the connection that sent the REVOKE last. A REVOKE also claims the lease:
- * while its connection is heard of, the backstop leaves the memory to the agent. What cannot be
- * understood is answered by ERROR, or the connection is closed.
+ * Requests, each with its reply (clang-format leaves this table alone):
+ *
+ *   PING    no entry           one pong
+ *   ARM     arm entries + fds  count x int32, the slot on the board or -errno. Descriptors per
+ *                              entry: the pidfd if any, then memfds
+ *   RENEW   renew entries      count x int32 (0 or -errno)
+ *   REVOKE  revoke entries     count x int32, then each report in a CUT packet as its cut ends
+ *   DISARM  16-byte ids        count x int32 (0 also when there was no such lease)
+ *   LIST    one list request   list entries with their descriptors; header.status is the next
+ *                              cursor, 0 at the end
+ *   BOARD   no entry           no entry, and a descriptor of the board (below)
+ *
+ * CUT packets (serial 0) come by themselves, to the connection that sent the REVOKE last. A REVOKE
+ * also claims the lease: while its connection is heard of, the backstop leaves the memory to the
+ * agent. What cannot be understood is answered by ERROR, or the connection is closed.
  *
  * Statuses: -ETIME the cut has begun, or the deadline has passed; -ESTALE an older or equal
  * generation; -ERANGE beyond the horizon; -ENOENT no such lease; -ENOSPC the table is full; -EMFILE
@@ -30,7 +35,7 @@
 #include <stdint.h>
 
 #define LEASED_REAPER_MAGIC   UINT32_C(0x3152504c) /* "LPR1" */
-#define LEASED_REAPER_VERSION 1
+#define LEASED_REAPER_VERSION 2
 
 #define LEASED_REAPER_ID_BYTES         16
 #define LEASED_REAPER_CGROUP_BYTES     280
@@ -46,6 +51,7 @@ enum leased_reaper_kind {
 	LEASED_REAPER_REVOKE = 4,
 	LEASED_REAPER_DISARM = 5,
 	LEASED_REAPER_LIST = 6,
+	LEASED_REAPER_BOARD = 7,
 	LEASED_REAPER_CUT = 0x40,
 	LEASED_REAPER_ERROR = 0x7f,
 	LEASED_REAPER_REPLY = 0x80,
@@ -140,6 +146,8 @@ struct leased_reaper_listed {
 	uint8_t id[LEASED_REAPER_ID_BYTES];
 	uint64_t generation;
 	uint64_t deadline_ns;
+	uint32_t slot;
+	uint32_t reserved;
 	int32_t pid;
 	uint8_t phase;
 	uint8_t has_pidfd; /* descriptors that came with this entry */
@@ -147,6 +155,29 @@ struct leased_reaper_listed {
 	uint8_t memfds_missing; /* lost when an earlier reaper died and not armed again since */
 	char cgroup[LEASED_REAPER_CGROUP_BYTES];
 	struct leased_reaper_report report; /* meaningful in phase ENDED */
+};
+
+/*
+ * The board: the deadline of every armed lease, in memory that the reaper and the agent share, so
+ * that a renewal is one compare-and-swap and no trip. A dial is 0 while its slot is free; its top
+ * bit is set when the cut begins, and never taken back while the lease is there. An agent that
+ * finds anything but the deadline it knows asks by RENEW; an earlier deadline always goes by RENEW.
+ */
+#define LEASED_REAPER_BOARD_MAGIC UINT32_C(0x4252504c) /* "LPRB" */
+#define LEASED_REAPER_CUT_BEGUN   (UINT64_C(1) << 63)
+
+struct leased_reaper_dial {
+	uint64_t deadline_ns;
+	uint64_t generation;
+};
+
+struct leased_reaper_board {
+	uint32_t magic;
+	uint32_t slots;
+	uint8_t boot_id[LEASED_REAPER_ID_BYTES];
+	uint64_t horizon_ns;
+	uint64_t reserved[4];
+	struct leased_reaper_dial dial[];
 };
 
 struct leased_reaper_pong {
@@ -168,7 +199,8 @@ _Static_assert(sizeof(struct leased_reaper_revoke) == 24, "revoke");
 _Static_assert(sizeof(struct leased_reaper_list) == 8, "list");
 _Static_assert(sizeof(struct leased_reaper_step_report) == 32, "step");
 _Static_assert(sizeof(struct leased_reaper_report) == 288, "report");
-_Static_assert(sizeof(struct leased_reaper_listed) == 608, "listed");
+_Static_assert(sizeof(struct leased_reaper_listed) == 616, "listed");
+_Static_assert(sizeof(struct leased_reaper_board) == 64, "board");
 _Static_assert(sizeof(struct leased_reaper_pong) == 56, "pong");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the structs are the wire format");
 

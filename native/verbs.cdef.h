@@ -41,6 +41,9 @@ int leased_pidfd_kill(int pidfd, uint32_t timeout_ms);
 int leased_process_mrelease(int pidfd);
 int leased_die_with_parent(void);
 
+int leased_board_renew(void *board, size_t bytes, uint32_t slot, uint64_t known_ns,
+	uint64_t deadline_ns, uint64_t generation);
+
 #define LEASED_STAGE_IDLE        ...
 #define LEASED_STAGE_APPEND      ...
 #define LEASED_STAGE_APPEND_SYNC ...

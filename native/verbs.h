@@ -64,6 +64,11 @@ int leased_pidfd_kill(int pidfd, uint32_t timeout_ms);
 int leased_process_mrelease(int pidfd);
 int leased_die_with_parent(void);
 
+/* ---- the reaper's board (verbs/board.c) ---- */
+
+int leased_board_renew(void *board, size_t bytes, uint32_t slot, uint64_t known_ns,
+	uint64_t deadline_ns, uint64_t generation);
+
 /* ---- committer (verbs/committer.c) ---- */
 
 #define LEASED_STAGE_IDLE        0

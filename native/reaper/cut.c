@@ -104,6 +104,7 @@ void cut_begin(struct reaper *r, uint32_t at)
 	const bool spare_holder = (slot->moving.flags & MOVING_SPARE_HOLDER) != 0;
 	slot->moving.phase = LEASED_REAPER_CUTTING;
 	state_write_moving(r, at);
+	board_mark(r, at);
 	slot->began_ns = boot_now();
 	memset(&slot->report, 0, sizeof slot->report);
 	memcpy(slot->report.id, slot->identity.id, sizeof slot->report.id);
@@ -263,6 +264,18 @@ static void run_ended(struct reaper *r, uint32_t at, uint64_t now)
 		cut_check(r, at);
 }
 
+/* The deadline that we know has come: cut, unless the agent has moved it meanwhile. */
+static void run_armed(struct reaper *r, uint32_t at, uint64_t now)
+{
+	struct slot *slot = &r->slots[at];
+	board_read(r, at, now);
+	if (slot->missing_ns <= now ||
+		(slot->moving.deadline_ns <= now && board_close(r, at)))
+		cut_begin(r, at);
+	else
+		cut_schedule(r, at);
+}
+
 /* Do what is due, a bounded amount of it, so that packets are read in between. */
 void cut_run_due(struct reaper *r)
 {
@@ -273,7 +286,7 @@ void cut_run_due(struct reaper *r)
 		uint32_t at = r->heap[0];
 		struct slot *slot = &r->slots[at];
 		if (slot->moving.phase == LEASED_REAPER_ARMED)
-			cut_begin(r, at);
+			run_armed(r, at, now);
 		else if (slot->moving.phase == LEASED_REAPER_CUTTING)
 			cut_check(r, at);
 		else

@@ -211,6 +211,8 @@ static int start(struct reaper *r)
 	if (rc == 0)
 		rc = state_open(r);
 	if (rc == 0)
+		rc = board_open(r);
+	if (rc == 0)
 		rc = open_loop(r);
 	if (rc == 0)
 		rc = table_make(r);

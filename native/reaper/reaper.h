@@ -167,6 +167,9 @@ struct reaper {
 	struct state_header *state;
 	struct slot_record *records;
 	uint32_t slots_corrupt;
+	/* board */
+	int board_fd;
+	struct leased_reaper_board *board;
 	/* table */
 	struct slot *slots;
 	uint32_t slot_count;
@@ -219,6 +222,15 @@ bool state_read_report(const struct reaper *r, uint32_t at, struct leased_reaper
 void state_write_identity(struct reaper *r, uint32_t at);
 void state_write_moving(struct reaper *r, uint32_t at);
 void state_write_report(struct reaper *r, uint32_t at);
+
+/* board.c: deadlines that the agent may move without asking */
+int board_open(struct reaper *r);
+void board_hang(struct reaper *r, uint32_t at);
+void board_clear(struct reaper *r, uint32_t at);
+void board_read(struct reaper *r, uint32_t at, uint64_t now_ns);
+bool board_close(struct reaper *r, uint32_t at);
+void board_mark(struct reaper *r, uint32_t at);
+bool board_resume(struct reaper *r, uint32_t at, uint64_t now_ns);
 
 /* table.c */
 int table_make(struct reaper *r);

@@ -64,6 +64,15 @@ static void refuse(struct reaper *r, const struct request *request, int status)
 	answer_send(r, request, 0, NULL, 0);
 }
 
+/* The lease's slot, as up to date as the board. */
+static uint32_t find(struct reaper *r, const uint8_t *id, uint64_t now_ns)
+{
+	uint32_t at = table_find(r, id);
+	if (at != NONE && r->slots[at].moving.phase == LEASED_REAPER_ARMED)
+		board_read(r, at, now_ns);
+	return at;
+}
+
 /* ---- ARM ---- */
 
 static int check_brought(const struct leased_reaper_arm *entry, struct brought *brought)
@@ -176,14 +185,15 @@ static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_ar
 		state_write_identity(r, at);
 	for (int copies = fresh ? 2 : 1; copies > 0; copies--)
 		state_write_moving(r, at);
+	board_hang(r, at);
 	cut_schedule(r, at);
-	return 0;
+	return (int)at;
 }
 
 static int arm_checked(struct reaper *r, const struct leased_reaper_arm *entry,
 	struct brought *brought, int *pidfd, uint64_t now_ns)
 {
-	uint32_t at = table_find(r, entry->id);
+	uint32_t at = find(r, entry->id, now_ns);
 	if (at != NONE) {
 		int rc = check_again(&r->slots[at], entry, brought, now_ns);
 		if (rc == 0 && !memfds_fit(&r->slots[at], brought))
@@ -240,7 +250,7 @@ static bool arm(struct reaper *r, struct request *request)
 
 static int renew_one(struct reaper *r, const struct leased_reaper_renew *entry, uint64_t now_ns)
 {
-	uint32_t at = table_find(r, entry->id);
+	uint32_t at = find(r, entry->id, now_ns);
 	if (at == NONE)
 		return -ENOENT;
 	struct slot *slot = &r->slots[at];
@@ -256,6 +266,7 @@ static int renew_one(struct reaper *r, const struct leased_reaper_renew *entry, 
 	slot->moving.generation = entry->generation;
 	slot->moving.deadline_ns = entry->deadline_ns;
 	state_write_moving(r, at);
+	board_hang(r, at);
 	cut_schedule(r, at);
 	/* A deadline that has passed on its way here is still the deadline: the lease ends, and
 	 * this renewal lost. */
@@ -265,7 +276,7 @@ static int renew_one(struct reaper *r, const struct leased_reaper_renew *entry, 
 static int revoke_one(
 	struct reaper *r, const struct leased_reaper_revoke *entry, const struct request *request)
 {
-	uint32_t at = table_find(r, entry->id);
+	uint32_t at = find(r, entry->id, request->now_ns);
 	if (at == NONE)
 		return -ENOENT;
 	struct slot *slot = &r->slots[at];
@@ -299,6 +310,7 @@ uint32_t lease_forget(struct reaper *r, uint32_t at)
 	slot->moving.phase = LEASED_REAPER_FREE;
 	slot->moving.flags = 0;
 	state_write_moving(r, at);
+	board_clear(r, at);
 	table_release(r, at);
 	return at;
 }
@@ -351,11 +363,15 @@ static void change(struct reaper *r, const struct request *request)
 
 /* ---- LIST, PING ---- */
 
-static uint32_t list_one(
-	const struct slot *slot, struct leased_reaper_listed *entry, bool with_fds, int *fds)
+static uint32_t list_one(struct reaper *r, uint32_t at, struct leased_reaper_listed *entry,
+	bool with_fds, int *fds)
 {
+	struct slot *slot = &r->slots[at];
 	uint32_t count = 0;
 	memset(entry, 0, sizeof *entry);
+	if (slot->moving.phase == LEASED_REAPER_ARMED)
+		board_read(r, at, boot_now());
+	entry->slot = at;
 	memcpy(entry->id, slot->identity.id, sizeof entry->id);
 	entry->generation = slot->moving.generation;
 	entry->deadline_ns = slot->moving.deadline_ns;
@@ -391,8 +407,8 @@ static void list(struct reaper *r, const struct request *request)
 			fd_count + FDS_PER_ENTRY_MAX > LEASED_REAPER_FDS_MAX)
 			break;
 		if (r->slots[at].moving.phase != LEASED_REAPER_FREE)
-			fd_count += list_one(&r->slots[at], &entries[count++], asked->with_fds != 0,
-				fds + fd_count);
+			fd_count += list_one(
+				r, at, &entries[count++], asked->with_fds != 0, fds + fd_count);
 	}
 	answer.header.count = count;
 	answer.header.status = at < r->slot_count ? (int32_t)at : 0;
@@ -418,6 +434,12 @@ static void ping(struct reaper *r, const struct request *request)
 	answer_send(r, request, sizeof *pong, NULL, 0);
 }
 
+static void lend_board(struct reaper *r, const struct request *request)
+{
+	answer_begin(request, LEASED_REAPER_BOARD | LEASED_REAPER_REPLY);
+	answer_send(r, request, 0, &r->board_fd, 1);
+}
+
 /* ---- all of them ---- */
 
 static size_t entry_bytes(uint16_t kind)
@@ -436,7 +458,7 @@ static bool well_formed(const struct request *request, size_t bytes)
 {
 	const struct leased_reaper_header *header = request->header;
 	const size_t each = entry_bytes(header->kind);
-	if (header->kind == LEASED_REAPER_PING)
+	if (header->kind == LEASED_REAPER_PING || header->kind == LEASED_REAPER_BOARD)
 		return bytes == sizeof *header && header->count == 0;
 	if (each == 0 || header->count == 0 ||
 		bytes != sizeof *header + (uint64_t)header->count * each)
@@ -464,6 +486,8 @@ void request_handle(struct reaper *r, uint32_t client, const char *packet, size_
 		refuse(r, &request, -EBADMSG);
 	} else if (header->kind == LEASED_REAPER_PING) {
 		ping(r, &request);
+	} else if (header->kind == LEASED_REAPER_BOARD) {
+		lend_board(r, &request);
 	} else if (header->kind == LEASED_REAPER_LIST) {
 		list(r, &request);
 	} else {

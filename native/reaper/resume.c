@@ -38,6 +38,7 @@ static void reopen(struct reaper *r, uint32_t at)
 
 static void load(struct reaper *r)
 {
+	const uint64_t now = boot_now();
 	for (uint32_t at = 0; at < r->slot_count; at++) {
 		struct slot_identity identity = { .sequence = 0 };
 		struct slot_moving moving = { .sequence = 0 };
@@ -54,6 +55,8 @@ static void load(struct reaper *r)
 			slot->identity = identity;
 			slot->moving = moving;
 			table_put_at(r, at);
+			if (moving.phase == LEASED_REAPER_ARMED && !board_resume(r, at, now))
+				slot->moving.phase = LEASED_REAPER_CUTTING;
 			reopen(r, at);
 			if (moving.phase == LEASED_REAPER_ENDED &&
 				!state_read_report(r, at, &slot->report))

@@ -10,7 +10,7 @@ Does not decide and does not fail by itself: faults are ordered, one lease at a 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 import trio
@@ -79,14 +79,12 @@ class HeldJournal:
         await self._journal.commit(frames, count, head, moment)
         self.commits.append(count)
 
-    def commit_at_once(
-        self, frames: bytes, count: int, head: bytes, moment: Moment, between: Callable[[], None]
-    ) -> bool:
+    def commit_at_once(self, frames: bytes, count: int, head: bytes, moment: Moment) -> bool:
         """A shut gate is a disk that is not quick."""
         if self.gate.is_shut:
             return False
         assert isinstance(self._journal, FileJournal)
-        done = self._journal.commit_at_once(frames, count, head, moment, between)
+        done = self._journal.commit_at_once(frames, count, head, moment)
         self.commits.append(count)
         self.at_once += done
         return done

@@ -99,11 +99,9 @@ class DiskCommitter:
         anchor: int,
         block: bytes,
         block_offset: int,
-        between: Callable[[], None],
     ) -> bool:
         self._disk.write(segment, data, offset)
         self._disk.sync(segment)
-        between()
         self._disk.write(anchor, block, block_offset)
         self._disk.sync(anchor)
         return True

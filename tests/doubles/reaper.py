@@ -13,14 +13,12 @@ Does not touch a process: `cut` tells the test what would have been killed.
 from __future__ import annotations
 
 import errno
-import math
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import msgspec
 import trio
 
 from leased.ports import Clock
-from leased.service.reaper_tickets import Ticket
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
@@ -57,7 +55,7 @@ class FakeReaper:
         self.arm_errors: dict[LeaseId, int] = {}
         self.cut_takes_ns: dict[LeaseId, int] = {}
         self.calls: list[tuple[str, int]] = []
-        self.silent_ahead = True
+        self.board = False
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Cut whatever is due, until cancelled."""
@@ -94,20 +92,14 @@ class FakeReaper:
         self._wake()
         return outcomes
 
-    def renew_ahead(self, moves: Sequence[tuple[LeaseId, int, int]]) -> Ticket:
-        """As the link does it; `silent_ahead` answers nothing until it is asked again."""
-        self.calls.append(("renew ahead", len(moves)))
-        ticket = Ticket(len(moves), math.inf)
-        if not self.silent_ahead:
-            ticket.answer(0, [-self._renew(*move) for move in moves])
-            self._wake()
-        return ticket
-
-    def renewed_by_now(
-        self, moves: Sequence[tuple[LeaseId, int, int]], ticket: Ticket
-    ) -> list[bool] | None:
-        """What was answered."""
-        return None if ticket.open else [answer == 0 for answer in ticket.answers]
+    def renew_at_once(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool] | None:
+        """As the link does it; without a `board`, not at all."""
+        if not self.board:
+            return None
+        self.calls.append(("renew on board", len(moves)))
+        outcomes = [self._renew(*move) == 0 for move in moves]
+        self._wake()
+        return outcomes
 
     async def revoke_many(
         self, lease_ids: Sequence[LeaseId], *, spare: Collection[LeaseId] = ()

@@ -219,7 +219,6 @@ class Agent:
             commands_max=commands_max,
             batch_commands_max=batch_commands_max,
             commit_at_once=self.journal.commit_at_once,
-            hasten=lambda held: self.grantor.hasten(held),
         )
         submit = self.sequencer.submit_own
         self.custodian = Custodian()
@@ -237,7 +236,7 @@ class Agent:
             custodian=self.custodian,
             holders=self.holders,
             submit=submit,
-            hasty=host.reaper,
+            board=host.reaper,
         )
         self.reclaimer = Reclaimer(
             devices=host.devices,

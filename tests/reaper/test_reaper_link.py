@@ -56,7 +56,7 @@ class Peer:
     async def _converse(self, connection: trio.socket.SocketType) -> None:
         while data := await _receive(connection):
             packet = protocol.decode(memoryview(data))
-            if packet.kind != protocol.PING:
+            if packet.kind not in (protocol.PING, protocol.BOARD):
                 self.packets.append((packet.kind, packet.entries))
             answer = self._answer(packet)
             if answer is not None:
@@ -145,10 +145,12 @@ async def test_a_mute_reaper_is_a_device_error_and_nobody_waits(tmp_path: Path) 
         b"",
         b"nonsense",
         protocol.HEADER.pack(1, 1, protocol.RENEW | protocol.REPLY, 1, 1, 0, 0, 0) + bytes(4),
-        protocol.HEADER.pack(protocol.MAGIC, 1, protocol.CUT, 0, 9, 0, 0, 0),
-        protocol.HEADER.pack(protocol.MAGIC, 1, protocol.CUT, 0, 1, 0, 0, 0)
+        protocol.HEADER.pack(protocol.MAGIC, protocol.VERSION, protocol.CUT, 0, 9, 0, 0, 0),
+        protocol.HEADER.pack(protocol.MAGIC, protocol.VERSION, protocol.CUT, 0, 1, 0, 0, 0)
         + struct.pack("<16sQII", b"", 0, 0, 99).ljust(protocol.REPORT_BYTES, b"\0"),
-        protocol.HEADER.pack(protocol.MAGIC, 1, protocol.RENEW | protocol.REPLY, 999, 1, 0, 0, 0),
+        protocol.HEADER.pack(
+            protocol.MAGIC, protocol.VERSION, protocol.RENEW | protocol.REPLY, 999, 1, 0, 0, 0
+        ),
     ],
 )
 async def test_a_lie_starts_the_connection_anew_and_the_call_is_repeated(
@@ -171,7 +173,7 @@ async def test_a_caller_that_gives_up_leaves_nothing_behind(tmp_path: Path) -> N
     silent = True
 
     def answer(packet: protocol.Packet) -> bytes | None:
-        return None if silent else _yes(packet)
+        return None if silent and packet.kind == protocol.RENEW else _yes(packet)
 
     async with _linked(tmp_path / "s", answer, answer_s=0.2) as (link, peer):
         with trio.move_on_after(0.05):

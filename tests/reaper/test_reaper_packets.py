@@ -74,7 +74,9 @@ def test_a_packet_without_our_magic_ends_the_connection(host: ReaperHost) -> Non
 
 
 def test_another_version_is_told_ours(host: ReaperHost) -> None:
-    packet = protocol.HEADER.pack(protocol.MAGIC, 2, protocol.PING, 5, 0, 0, 0, 0)
+    packet = protocol.HEADER.pack(
+        protocol.MAGIC, protocol.VERSION + 1, protocol.PING, 5, 0, 0, 0, 0
+    )
     answer = _exchange(host.connect(), packet)
     assert answer is not None
     assert (answer.kind, answer.serial, answer.status) == (

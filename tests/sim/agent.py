@@ -122,7 +122,6 @@ class Agent:
             commands_max=256,
             batch_commands_max=32,
             commit_at_once=self._opened.journal.commit_at_once,
-            hasten=lambda held: self._grantor.hasten(held),
         )
         submit = self.sequencer.submit_own
         custodian = Custodian()
@@ -133,7 +132,7 @@ class Agent:
             custodian=custodian,
             holders=NoHolders(),
             submit=submit,
-            hasty=site.reaper,
+            board=site.reaper,
         )
         self._reclaimer = Reclaimer(
             devices=site.devices,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -181,14 +180,13 @@ class SimCommitter:
         anchor: int,
         block: bytes,
         block_offset: int,
-        between: Callable[[], None],
     ) -> bool:
         """The same on the spot, if it is drawn that the disk is quick."""
         assert not self._busy, "two commits at once"
         if self.dead or self._faults.strikes("no commit on the spot", 500):
             return False
         step = self._faults.commit_step()
-        self._carry_out(step, segment, data, offset, anchor, block, block_offset, between)
+        self._carry_out(step, segment, data, offset, anchor, block, block_offset)
         return True
 
     def close(self) -> None:
@@ -203,7 +201,6 @@ class SimCommitter:
         anchor: int,
         block: bytes,
         block_offset: int,
-        between: Callable[[], None] = lambda: None,
     ) -> None:
         disk, faults = self._disk, self._faults
         if step is CommitStep.BEFORE_APPEND:
@@ -218,7 +215,6 @@ class SimCommitter:
             self.dead = True
             raise OSError(errno.EIO, "fdatasync")
         disk.sync(segment)
-        between()
         if step is CommitStep.SYNCED:
             self._die(step)
         if step is CommitStep.TORN_ANCHOR:

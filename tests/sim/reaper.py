@@ -13,13 +13,11 @@ answered as the C reaper answers it.
 from __future__ import annotations
 
 import errno
-import math
 from collections.abc import Collection, Sequence
 
 import msgspec
 import trio
 
-from leased.service.reaper_tickets import Ticket
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
@@ -213,20 +211,11 @@ class SimReaper:
             raise DeviceError("renew", errno.ETIMEDOUT)
         return self._renew(moves)
 
-    def renew_ahead(self, moves: Sequence[tuple[LeaseId, int, int]]) -> Ticket:
-        """Asked before the caller wants to know; what is asked may be lost with the connection."""
-        ticket = Ticket(len(moves), math.inf)
-        if self._up.is_set() and not self._faults.strikes("renewal lost on its way", 50):
-            outcomes = self._renew(moves)
-            if not self._faults.strikes("renewal not at once", 500):
-                ticket.answer(0, outcomes)
-        return ticket
-
-    def renewed_by_now(
-        self, moves: Sequence[tuple[LeaseId, int, int]], ticket: Ticket
-    ) -> list[bool] | None:
-        """As `renew_many` if it has answered; None if it has not."""
-        return None if ticket.open else ticket.answers
+    def renew_at_once(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool] | None:
+        """On the board, which is there as long as the reaper is."""
+        if not self._up.is_set() or self._faults.strikes("no board", 50):
+            return None
+        return self._renew(moves)
 
     def _renew(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:
         now_ns = self._clock.now().boot_ns

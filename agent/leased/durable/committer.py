@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -55,20 +54,14 @@ class NativeCommitter:
         anchor: int,
         block: bytes,
         block_offset: int,
-        between: Callable[[], None],
     ) -> bool:
         """As `write`, on the caller's own thread, if the batch is small and the disk has been fast;
-        False: nothing was done. `between` is called when the batch is durable and not yet anchored,
-        and must not raise."""
+        False: nothing was done."""
         if len(data) > SMALL_BATCH_BYTES or self._recent_ns > FAST_NS:
             return False
-        run, handle, stage = lib.leased_committer_run, self._handle, self._stage
-        null = ffi.NULL
+        batch = (segment, data, len(data), offset, anchor, block, len(block), block_offset)
         began_ns = time.monotonic_ns()
-        code = run(handle, segment, data, len(data), offset, -1, null, 0, 0, stage)
-        if code == 0:
-            between()
-            code = run(handle, -1, null, 0, 0, anchor, block, len(block), block_offset, stage)
+        code = lib.leased_committer_run(self._handle, *batch, self._stage)
         self._note(time.monotonic_ns() - began_ns, code)
         return True
 

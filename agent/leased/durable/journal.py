@@ -10,7 +10,7 @@ Does not seal and does not recover (`chain.sealer`, `log.open_log`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 import trio
@@ -42,10 +42,9 @@ class Committer(Protocol):
         anchor: int,
         block: bytes,
         block_offset: int,
-        between: Callable[[], None],
     ) -> bool:
         """The same without waiting for anybody else, if it is quick enough for that; raises
-        OSError. `between`: the batch is durable, its anchor is not."""
+        OSError."""
         ...
 
     async def write(
@@ -102,12 +101,9 @@ class FileJournal:
                     # loop.
                     await trio.to_thread.run_sync(writer.switch, moment)
 
-    def commit_at_once(
-        self, frames: bytes, count: int, head: bytes, moment: Moment, between: Callable[[], None]
-    ) -> bool:
+    def commit_at_once(self, frames: bytes, count: int, head: bytes, moment: Moment) -> bool:
         """As `commit`, without a turn of the event loop, for a small batch on a fast disk. False:
-        nothing was done, and `commit` is to be asked. `between` is called once the batch is
-        durable, before its anchor is."""
+        nothing was done, and `commit` is to be asked."""
         writer = self._writer
         if not writer.fits(frames):
             return False
@@ -120,7 +116,6 @@ class FileJournal:
             writer.anchor.handle,
             encode_slot(part.slot),
             slot_offset(part.slot),
-            between,
         )
         if written:
             writer.settle(part)

@@ -2,14 +2,16 @@
 """The door to the C verbs: memory, cgroups, device filters and processes.
 
 Rule: -errno becomes DeviceError naming the verb. A verb may block for as long as the kernel likes
-(a scrub does), so they are called by workers, never by the Trio process; opening a pidfd is the
-exception. The committer, the other half of `leased._native`, belongs to `durable.committer`.
+(a scrub does), so they are called by workers, never by the Trio process; opening a pidfd and moving
+a deadline on the reaper's board are the exceptions. The committer, the other half of
+`leased._native`, belongs to `durable.committer`.
 
 Does not decide anything and does not retry.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -40,6 +42,13 @@ class DeviceRule(NamedTuple):
     access: int
     major: int
     minor: int
+
+
+class Board(NamedTuple):
+    """The reaper's board, mapped."""
+
+    start: ffi.CData
+    bytes: int
 
 
 def _checked(verb: str, rc: int, detail: str = "") -> int:
@@ -129,6 +138,21 @@ def release_memory(pidfd: int) -> None:
 def die_with_parent() -> None:
     """SIGKILL this process when the thread that forked it ends."""
     _checked("die_with_parent", lib.leased_die_with_parent())
+
+
+def map_board(board: mmap.mmap) -> Board:
+    """The reaper's board as `renew_on_board` wants it; it keeps the mapping alive."""
+    return Board(ffi.from_buffer(board, require_writable=True), len(board))
+
+
+def renew_on_board(
+    board: Board, slot: int, *, known_ns: int, deadline_ns: int, generation: int
+) -> int:
+    """Move a deadline that the reaper holds: 0, or -errno (native/verbs/board.c). Does not
+    block."""
+    return int(
+        lib.leased_board_renew(board.start, board.bytes, slot, known_ns, deadline_ns, generation)
+    )
 
 
 def check_kernel() -> None:

@@ -146,7 +146,6 @@ class Agent:
             commands_max=config.sequencing.commands_max,
             batch_commands_max=config.sequencing.batch_commands_max,
             commit_at_once=opened.journal.commit_at_once,
-            hasten=self._hasten,
         )
         submit = self.sequencer.submit_own
         self.chain = ChainReader(
@@ -183,7 +182,7 @@ class Agent:
             custodian=self.custodian,
             holders=self.holders,
             submit=submit,
-            hasty=self.reaper,
+            board=self.reaper,
         )
         reclaimer = Reclaimer(
             devices=self.devices,
@@ -328,9 +327,6 @@ class Agent:
         return Caller(os.geteuid(), os.getegid(), os.getpid(), TenantId("root"), operator=True)
 
     # -- what the sequencer tells ------------------------------------------------------------------
-
-    def _hasten(self, held: Sequence[Held]) -> None:
-        self.grantor.hasten(held)
 
     def _hold(self, held: Sequence[Held]) -> None:
         self.grantor.hold(held)

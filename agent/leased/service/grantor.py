@@ -2,8 +2,9 @@
 """The grantor: between a sealed grant or renewal and its answer.
 
 Rule: a grant is answered only when its hardware is prepared and the reaper holds it; a renewal only
-when the reaper has moved the deadline. Both work in batches of whatever has gathered, so that 64
-clients share one trip to the worker and one to the reaper. A lease with much memory to touch goes
+when its deadline at the reaper has moved. Grants work in batches of whatever has gathered, so that
+64 clients share one trip to the worker and one to the reaper, and so do renewals where the reaper's
+board is not to be had. A lease with much memory to touch goes
 its own way, so that it delays nobody.
 
 If preparing or arming fails, the caller gets a typed refusal and the sealed grant is ended by
@@ -23,7 +24,6 @@ from leased.service.custody import Custodian
 from leased.service.evidence import NO_COMMAND, hash_report
 from leased.service.gathering import Gathering
 from leased.service.holders import Holders
-from leased.service.reaper_tickets import Ticket
 from leased.service.sequencer import Held
 from leased.terms.command import Activate, CutEnded, GrantFailed
 from leased.terms.effect import MoveDeadline
@@ -45,21 +45,14 @@ SLOW_AT_ONCE_MAX = 4
 """Page touching is bound by memory bandwidth; more at once only makes each of them later."""
 
 
-FEW = 4
-"""Renewals for which the reaper is asked on the spot: with more, the batches pay for themselves."""
-
 Moves = Sequence[tuple[LeaseId, int, int]]
 
 
-class Hasty(Protocol):
-    """A reaper that can be asked ahead of its answer. `service.reaper_link` is one."""
+class Board(Protocol):
+    """A reaper whose deadlines can be moved without asking it. `service.reaper_link` is one."""
 
-    def renew_ahead(self, moves: Moves) -> Ticket:
-        """Ask, and wait for nothing."""
-        ...
-
-    def renewed_by_now(self, moves: Moves, ticket: Ticket) -> list[bool] | None:
-        """As `Reaper.renew_many`, if the reaper answers while we look; None: ask it by that."""
+    def renew_at_once(self, moves: Moves) -> list[bool] | None:
+        """As `Reaper.renew_many`; None: it is to be asked by that."""
         ...
 
 
@@ -74,28 +67,20 @@ class Grantor:
         custodian: Custodian,
         holders: Holders,
         submit: Submit,
-        hasty: Hasty | None = None,
+        board: Board | None = None,
     ) -> None:
         self._devices = devices
         self._reaper = reaper
         self._custodian = custodian
         self._holders = holders
         self._submit = submit
-        self._hasty = hasty
-        self._ahead: tuple[list[Held], Ticket] | None = None
+        self._board = board
         self._grants: Gathering[Held] = Gathering()
         self._renewals: Gathering[Held] = Gathering()
         self._late: Gathering[LeaseId] = Gathering()
         self._preparing: dict[LeaseId, list[Held]] = {}
         self._overtaken: set[LeaseId] = set()
         self._settled = trio.Condition()
-
-    def hasten(self, held: Sequence[Held]) -> None:
-        """The records of what is held are durable, their anchor is not: a few renewals may be on
-        their way to the reaper meanwhile. Nobody is told before `hold`."""
-        renewals = [one for one in held if isinstance(one.effect, MoveDeadline)]
-        if self._hasty is not None and 0 < len(renewals) <= FEW:
-            self._ahead = renewals, self._hasty.renew_ahead(_moves(renewals))
 
     def hold(self, held: Sequence[Held]) -> None:
         """Take what a batch of the sequencer left to be done before its answers may leave."""
@@ -108,9 +93,13 @@ class Grantor:
                 self._grants.put(one)
             else:
                 self._attach(one)
-        if renewals and not (len(renewals) <= FEW and self._renew_now(renewals)):
-            for one in renewals:
-                self._renewals.put(one)
+        if renewals:
+            outcomes = self._board.renew_at_once(_moves(renewals)) if self._board else None
+            if outcomes is not None:
+                self._settle_renewals(renewals, outcomes)
+            else:
+                for one in renewals:
+                    self._renewals.put(one)
 
     def _attach(self, held: Held) -> None:
         """A retry of a grant that is still being prepared is answered together with it."""
@@ -230,26 +219,6 @@ class Grantor:
                 self._doubt(batch, error)
             else:
                 self._settle_renewals(batch, outcomes)
-
-    def _renew_now(self, batch: list[Held]) -> bool:
-        """Renew without a turn of the event loop, if nothing else is under way. False: not done."""
-        if self._hasty is None:
-            return False
-        ahead, self._ahead = self._ahead, None
-        moves = _moves(batch)
-        try:
-            if ahead is not None and ahead[0] == batch:
-                ticket = ahead[1]
-            else:
-                ticket = self._hasty.renew_ahead(moves)
-            outcomes = self._hasty.renewed_by_now(moves, ticket)
-        except DeviceError as error:
-            self._doubt(batch, error)
-            return True
-        if outcomes is None:
-            return False
-        self._settle_renewals(batch, outcomes)
-        return True
 
     def _settle_renewals(self, batch: list[Held], outcomes: list[bool]) -> None:
         for held, in_time in zip(batch, outcomes, strict=True):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import socket
 from array import array
 from collections import deque
@@ -50,6 +49,10 @@ class Owner(Protocol):
 
     def ask_again(self, unanswered: list[Chunk]) -> list[Chunk]:
         """A new connection stands: what to ask on it before anything else."""
+        ...
+
+    def lost_touch(self) -> None:
+        """The connection has ended: what is shared with the reaper may be another's by now."""
         ...
 
     def reported(self, reports: Sequence[CutReport]) -> None:
@@ -148,6 +151,7 @@ class Exchange:
             await self._receive_loop(sock)
             nursery.cancel_scope.cancel()
         self._socket = None
+        self._owner.lost_touch()
 
     # -- out --------------------------------------------------------------------------------------
 
@@ -157,32 +161,6 @@ class Exchange:
         if self._sender is not None:
             task, self._sender = self._sender, None
             trio.lowlevel.reschedule(task)
-
-    def put_now(self, chunk: Chunk) -> None:
-        """Ask without a turn of the event loop. For a chunk without descriptors. With other
-        questions under way, or no connection, this is `put`."""
-        sock = self._socket
-        if sock is None or self._sent or self._waiting:
-            self.put(chunk)
-            return
-        self._waiting.append(chunk)
-        # An OSError is found by the receive loop too, and what was asked is asked again.
-        with contextlib.suppress(OSError):
-            for packet, _ in self._packets():
-                sock.send(packet)
-
-    def look_now(self, patience_s: float) -> None:
-        """Take an answer if one comes within `patience_s`, without a turn of the event loop, which
-        costs more than the reaper's answer."""
-        sock = self._socket
-        if sock is None or not self._sent:
-            return
-        with contextlib.suppress(OSError):
-            try:
-                self._receive(sock)
-            except BlockingIOError:
-                if select.select((sock,), (), (), patience_s)[0]:
-                    self._receive(sock)
 
     async def _send_loop(self, sock: socket.socket, broken: trio.CancelScope) -> None:
         while True:
@@ -223,7 +201,7 @@ class Exchange:
             expires = trio.current_time() + self._answer_s
             self._sent[self._serial] = (chunks, expires)
             body = chunks[0].body if len(chunks) == 1 else b"".join([each.body for each in chunks])
-            entries = 0 if kind == protocol.PING else count
+            entries = 0 if kind in (protocol.PING, protocol.BOARD) else count
             yield protocol.encode(kind, self._serial, entries, body), chunks
 
     async def _send(self, sock: socket.socket, packet: bytes, chunks: list[Chunk]) -> None:
@@ -288,6 +266,8 @@ class Exchange:
                 chunk.ticket.close(error)
         elif packet.kind == protocol.PING | protocol.REPLY:
             first.ticket.answer(0, [protocol.decode_pong(packet)])
+        elif packet.kind == protocol.BOARD | protocol.REPLY:
+            first.ticket.answer(0, [fds])
         elif packet.kind == protocol.LIST | protocol.REPLY:
             page = Page(protocol.decode_listed(packet), fds, packet.status)
             if not first.ticket.open:

@@ -5,7 +5,8 @@ Rule: calls made in the same turn of the event loop go out in one packet, and no
 ever: the reaper answers within ANSWER_S or the connection is given up and made anew; what was not
 answered is then asked again (every request may be repeated), and a caller whose time is up gets
 DeviceError. After each reconnection everything the agent holds is armed again before anything else,
-so that a reaper that lost its memory is told.
+so that a reaper that lost its memory is told. A renewal takes no call: the deadlines lie in memory
+shared with the reaper (decisions/0019).
 
 Descriptors given to `arm_many` stay the caller's and must stay open until `disarm_many` has
 returned. While the link lives it is heard of every HEARTBEAT_S, which keeps the backstop away from
@@ -27,6 +28,7 @@ from typing import Final, NamedTuple
 import trio
 
 from leased.service import reaper_protocol as protocol
+from leased.service.reaper_board import Board, Hold
 from leased.service.reaper_exchange import Exchange, Page, close_all
 from leased.service.reaper_tickets import Chunk, Repeat, Ticket, as_error
 from leased.terms.errors import DeviceError, InvalidParameter
@@ -35,9 +37,6 @@ from leased.terms.lease import Lease
 from leased.terms.teardown import CutReport
 
 ANSWER_S: Final = 5.0
-PATIENCE_S: Final = 0.0002
-"""The reaper answers in about 0.03 ms when a core is free; a turn of the event loop costs as much,
-and the way by tasks takes four."""
 CUT_S: Final = 10.0
 
 
@@ -54,26 +53,6 @@ class RosterEntry(NamedTuple):
     pid: int
     memfds_missing: int
     cut: CutReport | None
-
-
-class _Held:
-    """What the agent holds of an armed lease: enough to arm it again."""
-
-    __slots__ = ("cgroup", "deadline_ns", "fds", "generation", "pidfd")
-
-    def __init__(
-        self,
-        generation: int,
-        deadline_ns: int,
-        cgroup: str,
-        fds: tuple[int, ...],
-        pidfd: int | None,
-    ) -> None:
-        self.generation = generation
-        self.deadline_ns = deadline_ns
-        self.cgroup = cgroup
-        self.fds = fds
-        self.pidfd = pidfd
 
 
 class ReaperLink:
@@ -97,8 +76,9 @@ class ReaperLink:
         self._exchange = Exchange(socket_path, self, restart=restart, answer_s=answer_s)
         self._put = self._exchange.put
         self._reports: dict[LeaseId, list[Chunk]] = {}
-        self._held: dict[LeaseId, _Held] = {}
+        self._held: dict[LeaseId, Hold] = {}
         self._forgotten: set[LeaseId] = set()
+        self._board: Board | None = None
 
     # -- the port ---------------------------------------------------------------------------------
 
@@ -107,9 +87,9 @@ class ReaperLink:
     ) -> list[DeviceError | None]:
         """(lease, cgroup path or "", memfds, holder's pidfd), all or nothing for each lease."""
         ticket = self._ticket(len(leases), self._answer_s)
-        asked: list[_Held] = []
+        asked: list[Hold] = []
         for at, (lease, cgroup, fds, pidfd) in enumerate(leases):
-            held = _Held(lease.generation, lease.deadline_ns, cgroup, tuple(fds), pidfd)
+            held = Hold(lease.generation, lease.deadline_ns, cgroup, tuple(fds), pidfd)
             asked.append(held)
             try:
                 chunk = self._arm_chunk(lease.lease_id, held, ticket, at)
@@ -120,7 +100,8 @@ class ReaperLink:
         await ticket.wait()
         outcomes: list[DeviceError | None] = []
         for (lease, *_), held, answer in zip(leases, asked, ticket.answers, strict=True):
-            if answer == 0:
+            if isinstance(answer, int) and answer >= 0:
+                held.slot = answer
                 self._hold(lease.lease_id, held)
                 outcomes.append(None)
             else:
@@ -139,22 +120,13 @@ class ReaperLink:
         await ticket.wait()
         return self._renewed(moves, ticket)
 
-    def renew_ahead(self, moves: Sequence[tuple[LeaseId, int, int]]) -> Ticket:
-        """Ask as `renew_many` does, and wait for nothing: `renewed_by_now` tells. For a few
-        moves."""
-        ticket = self._ticket(len(moves), self._answer_s)
-        body = protocol.encode_renewals(moves)
-        self._exchange.put_now(Chunk(protocol.RENEW, body, len(moves), (), ticket, 0))
-        return ticket
-
-    def renewed_by_now(
-        self, moves: Sequence[tuple[LeaseId, int, int]], ticket: Ticket
-    ) -> list[bool] | None:
-        """What `renew_many` would return, if the reaper has answered or answers while we look;
-        None: asking again by `renew_many` (the same moves) tells what it answered."""
-        if ticket.open:
-            self._exchange.look_now(PATIENCE_S)
-        return None if ticket.open else self._renewed(moves, ticket)
+    def renew_at_once(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool] | None:
+        """As `renew_many`, on the board that the reaper shares, without asking it. None: not all of
+        them could be moved there, and `renew_many` is to be asked for all."""
+        board = self._board
+        if board is None:
+            return None
+        return board.renew(moves, self._held)
 
     def _renewed(self, moves: Sequence[tuple[LeaseId, int, int]], ticket: Ticket) -> list[bool]:
         held_of = self._held.get
@@ -262,7 +234,8 @@ class ReaperLink:
     def ask_again(self, unanswered: list[Chunk]) -> list[Chunk]:
         """First what must be true of the reaper, then what was not answered, in the order it was
         asked."""
-        again: list[Chunk] = []
+        asked_board = Repeat(1, self._lent_board)
+        again = [Chunk(protocol.BOARD, b"", 1, (), asked_board, 0)]
         for lease_id, held in self._held.items():
             if _all_open(held):
                 ticket = Repeat(1, partial(self._rearmed, lease_id))
@@ -285,6 +258,12 @@ class ReaperLink:
         for waiters in self._reports.values():
             again += [chunk for chunk in waiters if id(chunk) not in asked]
         return again
+
+    def lost_touch(self) -> None:
+        """Until the next connection says where each lease is, nothing is moved on the board."""
+        self._board = None
+        for held in self._held.values():
+            held.slot = None
 
     def reported(self, reports: Sequence[CutReport]) -> None:
         """Cuts have ended."""
@@ -314,15 +293,27 @@ class ReaperLink:
         """ETIME and ESTALE say that the reaper knows better: it cuts already, or holds a later
         renewal."""
         status = answers[0]
-        if isinstance(status, int) and status not in (0, -errno.ETIME, -errno.ESTALE):
+        if not isinstance(status, int):
+            return
+        if status >= 0:
+            held = self._held.get(lease_id)
+            if held is not None:
+                held.slot = status
+        elif status not in (-errno.ETIME, -errno.ESTALE):
             self._held.pop(lease_id, None)
             if self._lost is not None:
                 self._lost(lease_id, -status)
 
+    def _lent_board(self, answers: list[object]) -> None:
+        """The board's descriptor has come."""
+        fds = answers[0]
+        if isinstance(fds, tuple):  # not so: a reaper that has none
+            self._board = Board.of(fds)
+
     def _ticket(self, size: int, seconds: float) -> Ticket:
         return Ticket(size, trio.current_time() + seconds)
 
-    def _arm_chunk(self, lease_id: LeaseId, held: _Held, ticket: Ticket, at: int) -> Chunk:
+    def _arm_chunk(self, lease_id: LeaseId, held: Hold, ticket: Ticket, at: int) -> Chunk:
         entry = protocol.encode_arm(
             lease_id=lease_id,
             generation=held.generation,
@@ -334,7 +325,7 @@ class ReaperLink:
         fds = held.fds if held.pidfd is None else (held.pidfd, *held.fds)
         return Chunk(protocol.ARM, entry, 1, fds, ticket, at)
 
-    def _hold(self, lease_id: LeaseId, held: _Held) -> None:
+    def _hold(self, lease_id: LeaseId, held: Hold) -> None:
         """Remember a lease as armed; arming again adds to what was held."""
         before = self._held.get(lease_id)
         if before is not None:
@@ -359,7 +350,8 @@ class ReaperLink:
             at += listed.memfds
             if listed.cut is None:
                 # The reaper knows the holder by pid and start time; the pidfd is the receiver's.
-                held = _Held(listed.generation, listed.deadline_ns, listed.cgroup, memfds, None)
+                held = Hold(listed.generation, listed.deadline_ns, listed.cgroup, memfds, None)
+                held.slot = listed.slot
                 self._hold(listed.lease_id, held)
             yield RosterEntry(
                 lease_id=listed.lease_id,
@@ -374,7 +366,7 @@ class ReaperLink:
             )
 
 
-def _all_open(held: _Held) -> bool:
+def _all_open(held: Hold) -> bool:
     """Whether every descriptor is still there to be passed; one that is closed would spoil its
     whole packet."""
     try:

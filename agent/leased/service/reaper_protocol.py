@@ -20,14 +20,14 @@ from leased.terms.identity import LeaseId
 from leased.terms.teardown import CutReport, StepReport, TeardownStep
 
 MAGIC: Final = 0x3152504C
-VERSION: Final = 1
+VERSION: Final = 2
 PACKET_BYTES_MAX: Final = 65536
 FDS_MAX: Final = 250
 CGROUP_BYTES: Final = 280
 MEMFDS_MAX: Final = 16
 STEPS_MAX: Final = 8
 
-PING, ARM, RENEW, REVOKE, DISARM, LIST = 1, 2, 3, 4, 5, 6
+PING, ARM, RENEW, REVOKE, DISARM, LIST, BOARD = 1, 2, 3, 4, 5, 6, 7
 CUT, ERROR, REPLY = 0x40, 0x7F, 0x80
 
 SPARE_HOLDER: Final = 1
@@ -43,7 +43,7 @@ LIST_ENTRY: Final = struct.Struct("<II")
 STEP: Final = struct.Struct("<IiQQQ")
 REPORT_HEAD: Final = struct.Struct("<16sQII")
 REPORT_BYTES: Final = REPORT_HEAD.size + STEPS_MAX * STEP.size
-LISTED_HEAD: Final = struct.Struct(f"<16sQQiBBBB{CGROUP_BYTES}s")
+LISTED_HEAD: Final = struct.Struct(f"<16sQQI4xiBBBB{CGROUP_BYTES}s")
 LISTED_BYTES: Final = LISTED_HEAD.size + REPORT_BYTES
 PONG: Final = struct.Struct("<16sQQIIIIII")
 
@@ -77,6 +77,7 @@ class Listed(NamedTuple):
     lease_id: LeaseId
     generation: int
     deadline_ns: int
+    slot: int
     pid: int
     ended: bool
     has_pidfd: bool
@@ -146,7 +147,7 @@ def decode(data: memoryview) -> Packet:
 
 
 def decode_statuses(packet: Packet, expected: int) -> list[int]:
-    """One int32 per entry: 0 or -errno."""
+    """One int32 per entry: 0 (of ARM: the slot on the board) or -errno."""
     if packet.entries != expected or len(packet.body) != 4 * expected:
         raise ProtocolError(f"reaper: {packet.entries} statuses for {expected} entries")
     statuses = array("i")
@@ -196,12 +197,13 @@ def _report(body: memoryview, at: int) -> CutReport:
 
 def _listed(body: memoryview, at: int) -> Listed:
     fields = LISTED_HEAD.unpack_from(body, at)
-    lease_id, generation, deadline_ns, pid, phase, has_pidfd, memfds, missing, cgroup = fields
+    lease_id, generation, deadline_ns, slot, pid, phase, has_pidfd, memfds, missing, cgroup = fields
     ended = phase == PHASE_ENDED
     return Listed(
         lease_id=LeaseId(lease_id),
         generation=generation,
         deadline_ns=deadline_ns,
+        slot=slot,
         pid=pid,
         ended=ended,
         has_pidfd=bool(has_pidfd),

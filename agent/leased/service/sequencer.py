@@ -81,16 +81,14 @@ class Batch:
 class CommitAtOnce(Protocol):
     """`FileJournal.commit_at_once`."""
 
-    def __call__(
-        self, frames: bytes, count: int, head: bytes, moment: Moment, between: Callable[[], None]
-    ) -> bool:
+    def __call__(self, frames: bytes, count: int, head: bytes, moment: Moment) -> bool:
         """False: nothing was done."""
         ...
 
 
 class Sequencer:
     """Owns the lessor, the sealer and the journal. `hold` gets grants and renewals, `start` every
-    other effect; `hasten` may begin with what is held as soon as its records are durable.
+    other effect.
 
     Whoever reads requests brackets a turn by `begin_turn` and `end_turn`: a few requests that find
     the sequencer idle are committed within `end_turn`, by `commit_at_once`."""
@@ -108,7 +106,6 @@ class Sequencer:
         commands_max: int,
         batch_commands_max: int,
         commit_at_once: CommitAtOnce | None = None,
-        hasten: Callable[[Sequence[Held]], None] = lambda _held: None,
     ) -> None:
         self.lessor = lessor
         self._sealer = sealer
@@ -120,7 +117,6 @@ class Sequencer:
         self._commands_max = commands_max
         self._batch_commands_max = batch_commands_max
         self._commit_at_once = commit_at_once
-        self._hasten = hasten
         self._committing = False
         self._in_turn = False
         self._sealed: Batch | None = None
@@ -165,11 +161,7 @@ class Sequencer:
         batch = self._draw()
         sealed = batch.sealed
         if sealed is None or self._commit_at_once(
-            sealed.frames,
-            sealed.count,
-            sealed.head,
-            batch.moment,
-            lambda: self._hasten(batch.held),
+            sealed.frames, sealed.count, sealed.head, batch.moment
         ):
             self._committing = False
             self._finish(batch)

@@ -24,7 +24,7 @@ AUTOJUMP = trio.testing.MockClock
 async def idle_with_lease(agent: Agent) -> Lease:
     """A lease, a sequencer that has nothing more to do about it, and a reaper that is quick."""
     lease = await agent.lease()
-    agent.host.reaper.silent_ahead = False
+    agent.host.reaper.board = True
     await trio.testing.wait_all_tasks_blocked()
     return lease
 
@@ -40,7 +40,7 @@ async def test_a_renewal_is_answered_before_the_turn_ends(autojump_clock: AUTOJU
         assert agent.journal.at_once and ("renew", 1) not in host.reaper.calls
 
 
-async def test_the_reaper_hears_of_a_renewal_when_it_is_durable_and_not_before(
+async def test_a_deadline_moves_when_its_renewal_is_anchored_and_not_before(
     autojump_clock: AUTOJUMP,
 ) -> None:
     async with Host().standing() as host, host.agent() as agent:
@@ -48,7 +48,7 @@ async def test_the_reaper_hears_of_a_renewal_when_it_is_durable_and_not_before(
         seen: list[tuple[str, bool]] = []
 
         def note(verb: str, name: str) -> None:
-            seen.append((f"{verb} {name[:3]}", ("renew ahead", 1) in host.reaper.calls))
+            seen.append((f"{verb} {name[:3]}", ("renew on board", 1) in host.reaper.calls))
 
         host.disk.fault = note
         agent.submit_turn(Renew(host.command_id(), ACME, lease.lease_id))
@@ -56,9 +56,10 @@ async def test_the_reaper_hears_of_a_renewal_when_it_is_durable_and_not_before(
         assert seen == [
             ("write seg", False),
             ("sync seg", False),
-            ("write anc", True),
-            ("sync anc", True),
+            ("write anc", False),
+            ("sync anc", False),
         ]
+        assert ("renew on board", 1) in host.reaper.calls
 
 
 async def test_many_requests_of_one_turn_go_to_the_sequencer(autojump_clock: AUTOJUMP) -> None:
@@ -89,10 +90,10 @@ async def test_what_was_sealed_and_not_written_goes_first(autojump_clock: AUTOJU
         assert listed.leases[0].generation == second.lease.generation
 
 
-async def test_a_reaper_that_says_nothing_yet_is_asked_again(autojump_clock: AUTOJUMP) -> None:
+async def test_a_reaper_without_a_board_is_asked(autojump_clock: AUTOJUMP) -> None:
     async with Host().standing() as host, host.agent() as agent:
         lease = await idle_with_lease(agent)
-        host.reaper.silent_ahead = True
+        host.reaper.board = False
         [box] = agent.submit_turn(Renew(host.command_id(), ACME, lease.lease_id))
         assert not box.replies
         reply = await box.reply()
