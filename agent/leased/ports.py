@@ -87,20 +87,27 @@ class Journal(Protocol):
 
 class Access(msgspec.Struct, frozen=True, array_like=True):
     """One thing a holder must know to use a resource: `name` is what it is called in the
-    environment of a process inside the lease (CUDA_VISIBLE_DEVICES, LEASE_BLOCK_0, ...)."""
+    environment of a process inside the lease (CUDA_VISIBLE_DEVICES, LEASE_BLOCK_0, ...). Several of
+    one name stand there with commas between. A value can be a capability (an rkey): no repr shows
+    it."""
 
     resource_id: str
     name: str
     value: str
 
+    def __repr__(self) -> str:
+        return f"Access({self.resource_id!r}, {self.name!r}, ...)"
+
 
 class Prepared(msgspec.Struct, frozen=True):
     """What a device made ready: descriptors to pass (owned by the receiver), the leaf cgroup
-    directory's path ("" if none was made) and the SHA-256 of what was measured while preparing."""
+    directory's path ("" if none was made), the SHA-256 of what was measured while preparing, and
+    what the holder must know."""
 
     fds: tuple[int, ...]
     cgroup: str
     evidence: bytes
+    access: tuple[Access, ...] = ()
 
 
 class Device(Protocol):

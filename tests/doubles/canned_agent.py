@@ -90,7 +90,7 @@ def refused(reason: str, what: str = "", **fields: Any) -> Answer:
 
 class CannedAgent:
     """Serves `script` (method -> its answer, its answers, or a function of its parameters) on a
-    socket.
+    socket. `fds` go along with every answer that can carry a lease's descriptors.
     """
 
     def __init__(self, directory: Path, script: Script, fds: Sequence[int] = ()) -> None:
@@ -155,7 +155,7 @@ class CannedAgent:
             if call.get("more") and index + 1 < len(answers):
                 wire["continues"] = True
             raw = json.dumps(wire).encode() + b"\0"
-            if self._fds and method == "io.leased.Lease.Acquire":
+            if self._fds and method in ("io.leased.Lease.Acquire", "io.leased.Lease.Join"):
                 socket.send_fds(connection, [raw], self._fds)
             else:
                 connection.sendall(raw)

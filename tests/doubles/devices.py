@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from leased.hardware.pieces import memory_pieces
-from leased.ports import Prepared
+from leased.ports import Access, Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
@@ -48,8 +48,9 @@ def small_inventory(pages: int = 1024) -> Inventory:
 class FakeDevices:
     """`ports.Device` and what `hardware.devices.Devices` has beside it.
 
-    `fault(verb, lease)` may return a Fault for "prepare", "scrub" or "prove". `in_use(lease_id)`
-    says whether the tenant still has access; scrubbing then is our bug.
+    `fault(verb, lease)` may return a Fault for "prepare", "access", "scrub" or "prove".
+    `in_use(lease_id)` says whether the tenant still has access; scrubbing then is our bug. `told`
+    is, by resource, what a holder must know.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class FakeDevices:
         self.pinned: dict[LeaseId, tuple[Allotment, ...]] = {}
         self.leaves: dict[LeaseId, str] = {}
         self.joined: list[tuple[LeaseId, int]] = []
+        self.told: dict[str, tuple[Access, ...]] = {}
         self.calls: list[tuple[str, tuple[LeaseId, ...]]] = []
         self._scrubbed: set[LeaseId] = set()
         self._closed = False
@@ -104,6 +106,19 @@ class FakeDevices:
         opened = [os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC) for fd in fds]
         ids = [piece.allotment.resource_id for piece in memory_pieces(lease)]
         return list(zip(ids, opened, strict=True))
+
+    async def access(self, lease: Lease) -> tuple[Access, ...]:
+        """What the test says (`told`), or fails as told."""
+        await self._enter("access", [lease])
+        assert lease.lease_id in self.held, "asked for a lease that was never prepared"
+        fault = self.fault("access", lease)
+        if fault is not None:
+            raise fault.error
+        return self._told(lease)
+
+    def _told(self, lease: Lease) -> tuple[Access, ...]:
+        ids = (allotment.resource_id for allotment in lease.subject.allotments)
+        return tuple(access for one in ids for access in self.told.get(one, ()))
 
     def exempt(self, pid: int) -> None:
         """Nobody is searched for here."""
@@ -159,7 +174,8 @@ class FakeDevices:
         if not lease.pid:
             self.leaves[lease.lease_id] = _leaf(lease)
         evidence = hashlib.sha256(lease.lease_id).digest()
-        return Prepared(fds, self.leaves.get(lease.lease_id, ""), evidence)
+        leaf = self.leaves.get(lease.lease_id, "")
+        return Prepared(fds, leaf, evidence, self._told(lease))
 
     def _check_room(self, resource: Resource, wanted: Allotment) -> None:
         everything = (*self.held.values(), *self.pinned.values())

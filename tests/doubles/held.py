@@ -110,7 +110,9 @@ class HeldDevices(FakeDevices):
 
     def __init__(self, inventory: Inventory | None = None) -> None:
         super().__init__(inventory)
-        self.gates = {verb: Gate() for verb in ("inventory", "prepare", "scrub", "prove", "leaf")}
+        self.gates = {
+            verb: Gate() for verb in ("inventory", "prepare", "access", "scrub", "prove", "leaf")
+        }
         self.hangs: dict[tuple[str, LeaseId], float] = {}
         self.unclean: set[LeaseId] = set()
 

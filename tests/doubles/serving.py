@@ -32,6 +32,7 @@ from leased.service.dispatch import Dispatcher
 from leased.service.evidence import NO_COMMAND
 from leased.service.feed import Feed
 from leased.service.grantor import Grantor
+from leased.service.handover import Handover
 from leased.service.holders import Holders
 from leased.service.listener import Listener
 from leased.service.notifier import Notifier
@@ -304,7 +305,6 @@ class Agent:
         )
         self.dispatcher = Dispatcher(
             sequencer=self.sequencer,
-            custodian=self.custodian,
             walls=Walls(
                 leaves=self.host.devices,
                 reaper=reaper,
@@ -327,7 +327,12 @@ class Agent:
             clock=clock,
             entropy=self.host.entropy,
             ttl_ns_default=lambda: self.host.policy.ttl_ns_default,
-            handout=self.host.devices.handout,
+            handover=Handover(
+                custodian=self.custodian,
+                handout=self.host.devices.handout,
+                access=self.host.devices.access,
+                find=self.lessor.table.find,
+            ),
         )
         await nursery.start(self.dispatcher.run)
         self.listener = Listener(

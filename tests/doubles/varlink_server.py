@@ -208,7 +208,7 @@ class SmallAgent(LeaseTable):
         if isinstance(asked, parameters.Join) and isinstance(reply, answers.Changed):
             environment = {"LEASE_ID": reply.lease.lease_id.hex()}
             portrayed = portray_lease(reply.lease, self.moment())
-            await sender.say(call, encode(replies.JoinReply(portrayed, environment)))
+            await sender.say(call, encode(replies.JoinReply(portrayed, environment, [], [])))
             return
         await sender.say(call, encode_reply(call, reply, self.moment(), fds=listed), fds)
         for fd in fds:

@@ -12,8 +12,9 @@ the agent decides.
 """
 
 from leased.client import plain
+from leased.client.acquisition import acquire
 from leased.client.faults import AgentUnavailable, CallTimeout, LeaseLost, Refused, RemoteError
-from leased.client.holding import Holding, acquire
+from leased.client.holding import Holding
 from leased.client.session import ADMIN_SOCKET, SOCKET, Session, connect
 from leased.client.wants import want
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holding a lease: acquire, renew in the background, learn of notices, give it up in time, give it
-back.
+"""Holding a lease: renew in the background, learn of notices, give it up in time.
 
 Rule: whoever works under `scope` has stopped before the agent acts: the scope closes at
 *surrender*, the deadline less max(2 s, TTL/10), and never less than three quarters of a short TTL
 away from the last renewal. From then on the lease counts as lost here, whatever the agent may still
 think. A lost lease is a LeaseLost where it is noticed, never a silence.
 
-Deadlines are instants of the boot clock handed to the session. Does not restart work and does not
-ask for another lease.
+Deadlines are instants of the boot clock handed to the session. Does not ask for a lease
+(`acquisition`) and does not restart work.
 """
 
 from __future__ import annotations
@@ -17,20 +16,18 @@ import mmap
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import msgspec
 import trio
 
 from leased.client.faults import AgentUnavailable, LeaseLost, Refused
 from leased.client.notice import NoticeBoard, surrender_margin_ns
-from leased.client.session import SOCKET, Session
-from leased.client.wants import want
+from leased.client.session import Session
 from leased.terms.errors import LeasedError, NoSuchLease, ProtocolError
 from leased.terms.moment import NS_PER_S
 from leased.wire import objects, parameters, replies
+from leased.wire.portrayal import environment_of
 
-RELEASE_TIMEOUT_S = 5.0
 _WATCH_BACKOFF_S = 1.0
 _OVER = frozenset({"revoking", "scrubbing", "verifying", "reclaimed", "fenced"})
 _NOTICE = msgspec.json.Decoder(objects.Notice)
@@ -99,6 +96,16 @@ class Holding:
         mapped = mmap.mmap(fd, os.fstat(fd).st_size, mmap.MAP_SHARED)
         self._mapped.append(mapped)
         return mapped
+
+    @property
+    def access(self) -> list[objects.Access]:
+        """What we must know to use what we hold, resource by resource."""
+        return self.granted.access
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same as a program that we start should see it: CUDA_VISIBLE_DEVICES and the like."""
+        return environment_of(self.granted.access)
 
     def devices(self, kind: str = "gpu") -> list[str]:
         """The resources of one kind by name, without the prefix: GPU UUIDs for gpu."""
@@ -299,92 +306,3 @@ class Holding:
             left_s = max(0, drain_ns - self._session.clock_ns()) // NS_PER_S
             reason = runtime.reason or "operator_drain"
             self._heed_notice(objects.Notice(lease.lease_id, reason, drain_ns, left_s))
-
-
-@asynccontextmanager
-async def acquire(
-    path: str | os.PathLike[str] | Session = SOCKET,
-    *,
-    resources: Sequence[objects.Ask] | None = None,
-    ttl: float | None = None,
-    wait: float = 0,
-    grace: float | None = None,
-    priority: str | None = None,
-    workload: str | None = None,
-    tag: objects.AccountingTag | None = None,
-    bind: str | None = None,
-    command_id: str | None = None,
-    watch: bool = True,
-    **wants: Any,
-) -> AsyncIterator[Holding]:
-    """Hold a lease over all of `resources` (or of `want(**wants)`) for a block. Durations are
-    seconds.
-
-    Raises Refused if it cannot be had (within `wait`), AgentUnavailable, and LeaseLost at the end
-    of a block that was not told before. `watch` False: learn of notices by the notify descriptor
-    alone.
-    """
-    session = path.another() if isinstance(path, Session) else Session(path)
-    asked = parameters.Acquire(
-        resources=list(resources) if resources is not None else want(**wants),
-        command_id=command_id or session.command_id(),
-        ttl_ns=_ns(ttl),
-        priority=priority,  # type: ignore[arg-type]
-        wait_ns=_ns(wait) or None,
-        grace_ns=_ns(grace),
-        workload=workload,
-        accounting_tag=tag,
-        bind=bind,  # type: ignore[arg-type]
-    )
-    try:
-        granted, fds = await session.ask_with_fds(
-            asked, replies.AcquireReply, timeout_s=session.timeout_s + wait, prove=True
-        )
-        held = Holding(session, granted, fds)
-        try:
-            async with _held(held, watch):
-                yield held
-        finally:
-            held.close()
-    finally:
-        session.close()
-    if held.unspoken_loss:
-        held.check()
-
-
-@asynccontextmanager
-async def _held(held: Holding, watch: bool) -> AsyncIterator[None]:
-    """The block with its background; the exception of the block comes out as it is."""
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(held.keep)
-            nursery.start_soon(held.guard)
-            nursery.start_soon(held.heed if watch else _nothing)
-            try:
-                yield
-            finally:
-                await _give_back(held)
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        lone: BaseException = group
-        while isinstance(lone, BaseExceptionGroup) and len(lone.exceptions) == 1:
-            lone = lone.exceptions[0]
-        raise lone from lone.__cause__
-
-
-async def _nothing() -> None:
-    return
-
-
-async def _give_back(held: Holding) -> None:
-    if held.released or held.lost.is_set():
-        return
-    with trio.CancelScope(shield=True), trio.move_on_after(RELEASE_TIMEOUT_S):
-        try:
-            await held.release()
-        except LeasedError:
-            pass  # It is over already, or the hold descriptor and the deadline end it.
-
-
-def _ns(seconds: float | None) -> int | None:
-    return None if seconds is None else round(seconds * NS_PER_S)

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from leased.client import holding
+from leased.client import acquisition, holding
 from leased.client.session import SOCKET, Session, connect
 from leased.wire import objects
 
@@ -57,6 +57,20 @@ class PlainHolding:
         """The leased memory, mapped."""
         return self._held.mem(resource_id)
 
+    @property
+    def access(self) -> list[objects.Access]:
+        """What we must know to use what we hold, resource by resource."""
+        return self._held.access
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same as a program that we start should see it."""
+        return self._held.environment
+
+    def fd(self, purpose: str, resource_id: str | None = None) -> int:
+        """The descriptor for `purpose` (memory, block); it stays ours. Raises KeyError."""
+        return self._held.fd(purpose, resource_id)
+
     def devices(self, kind: str = "gpu") -> list[str]:
         """The resources of one kind."""
         return self._held.devices(kind)
@@ -87,7 +101,7 @@ def acquire(path: str | Session = SOCKET, **wants: Any) -> Iterator[PlainHolding
     ready: queue.SimpleQueue[PlainHolding | None] = queue.SimpleQueue()
 
     async def hold() -> None:
-        async with holding.acquire(path, **wants) as held:
+        async with acquisition.acquire(path, **wants) as held:
             plain = PlainHolding(held, trio.lowlevel.current_trio_token())
             ready.put(plain)
             await plain.leave.wait()

@@ -179,7 +179,11 @@ class Session:
 
     async def describe(self, lease_id: str) -> objects.Lease:
         """One lease as it is."""
-        return (await self.ask(parameters.Describe(lease_id), replies.LeaseReply)).lease
+        return (await self.ask(parameters.Describe(lease_id), replies.DescribeReply)).lease
+
+    async def access(self, lease_id: str) -> list[objects.Access]:
+        """What a holder of the lease must know to use it; nothing once it has ended."""
+        return (await self.ask(parameters.Describe(lease_id), replies.DescribeReply)).access
 
     async def leases(self, *, closed: bool = False) -> replies.ListReply:
         """Our leases and the requests that wait."""
@@ -213,12 +217,14 @@ class Session:
 
     async def join(self, lease_id: str) -> replies.JoinReply:
         """Move this process into the lease's cgroup."""
-        joined, fds = await self.ask_with_fds(
-            parameters.Join(lease_id), replies.JoinReply, prove=True
-        )
+        joined, fds = await self.join_with_fds(lease_id)
         for fd in fds:
             os.close(fd)
         return joined
+
+    async def join_with_fds(self, lease_id: str) -> tuple[replies.JoinReply, list[int]]:
+        """Like `join`, with the lease's descriptors, which the caller then owns."""
+        return await self.ask_with_fds(parameters.Join(lease_id), replies.JoinReply, prove=True)
 
     async def plan(
         self,

@@ -24,23 +24,23 @@ import trio
 
 from leased.client import Session
 from leased.terms.errors import EX_OSERR, EX_SOFTWARE, LeasedError
+from leased.wire import objects
 
 EX_NOT_EXECUTABLE: Final = 126
 EX_NOT_FOUND: Final = 127
 _PACKET_BYTES: Final = 64 * 1024
 _FDS_MAX: Final = 64
+_NAME_OF: Final = {"memory": "LEASE_MEM_FDS", "block": "LEASE_BLOCK_FDS"}
 
 
 class Orders(msgspec.Struct):
-    """What the parent tells its child. The descriptors that come along: memory, then the notice
-    pipe.
+    """What the parent tells its child. The notice pipe comes along; what the lease itself comes
+    with, the child gets when it joins.
     """
 
     lease_id: str
     socket: str
     timeout_s: float
-    memory_fds: int
-    notify_fd: bool
     environment: dict[str, str] = {}
 
 
@@ -106,9 +106,10 @@ def _become(channel: socket.socket, command: Sequence[str]) -> int:
     orders = msgspec.json.decode(said, type=Orders)
     try:
         joined = trio.run(join, orders.lease_id, orders.socket, orders.timeout_s)
-        environment = {**os.environ, **orders.environment, **joined}
-        environment.update(_inherited(orders, fds))
-        execute(command, environment)
+        [notices] = fds
+        os.set_inheritable(notices, True)
+        told = {"LEASE_NOTIFY_FD": str(notices)}
+        execute(command, {**os.environ, **orders.environment, **joined, **told})
     except LeasedError as error:
         failure = Failure(f"cannot join lease {orders.lease_id[:8]}: {error}", error.exit_status)
     except OSError as error:
@@ -118,14 +119,15 @@ def _become(channel: socket.socket, command: Sequence[str]) -> int:
 
 
 async def join(lease_id: str, path: str, timeout_s: float) -> dict[str, str]:
-    """Move this process into the lease's cgroup; the environment that the agent says it should
-    have.
+    """Move this process into the lease's cgroup; the environment that it should have from then on,
+    in which the descriptors that its command inherits are named.
     """
     session = Session(path, timeout_s=timeout_s)
     try:
-        return (await session.join(lease_id)).environment
+        joined, fds = await session.join_with_fds(lease_id)
     finally:
         session.close()
+    return {**joined.environment, **_inherited(joined.fds, fds)}
 
 
 def execute(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
@@ -155,13 +157,12 @@ def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     return said, list(received)
 
 
-def _inherited(orders: Orders, fds: Sequence[int]) -> dict[str, str]:
+def _inherited(items: Sequence[objects.LeaseFd], fds: Sequence[int]) -> dict[str, str]:
     """Let the command inherit what is meant for it, and name it."""
-    for fd in fds:
-        os.set_inheritable(fd, True)
-    found: dict[str, str] = {}
-    if orders.memory_fds:
-        found["LEASE_MEM_FDS"] = ",".join(map(str, fds[: orders.memory_fds]))
-    if orders.notify_fd:
-        found["LEASE_NOTIFY_FD"] = str(fds[orders.memory_fds])
-    return found
+    found: dict[str, list[str]] = {}
+    for item in sorted(items, key=lambda item: item.index):
+        name = _NAME_OF.get(item.purpose)
+        if name is not None:
+            os.set_inheritable(fds[item.index], True)
+            found.setdefault(name, []).append(str(fds[item.index]))
+    return {name: ",".join(numbers) for name, numbers in found.items()}

@@ -93,17 +93,14 @@ async def ls(options: argparse.Namespace, console: Console, session: Session) ->
 
 async def show(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Show a lease."""
-    lease = await session.describe(await find_lease(session, options.lease))
-    _show(lease, options, console)
-    return 0
-
-
-def _show(lease: objects.Lease, options: argparse.Namespace, console: Console) -> None:
+    asked = parameters.Describe(await find_lease(session, options.lease))
+    told = await session.ask(asked, replies.DescribeReply)
     if options.json:
-        console.document({"lease": render.plain(lease)})
-        return
-    for line in render.lease_fields(lease, console):
+        console.document({"lease": render.plain(told.lease), "access": render.plain(told.access)})
+        return 0
+    for line in render.lease_fields(told.lease, told.access, console):
         console.say(line)
+    return 0
 
 
 async def wait(options: argparse.Namespace, console: Console, session: Session) -> int:

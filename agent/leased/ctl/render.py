@@ -97,8 +97,10 @@ def lease_table(leases: Sequence[objects.Lease], console: Console) -> list[str]:
     return table(("LEASE", "STATE", "TENANT", "PRIORITY", "HOLDS", "ENDS", "WORKLOAD"), rows)
 
 
-def lease_fields(lease: objects.Lease, console: Console) -> list[str]:
-    """`show`."""
+def lease_fields(
+    lease: objects.Lease, access: Sequence[objects.Access], console: Console
+) -> list[str]:
+    """`show`. What the holder must know is named only: a value may be a capability."""
     context, runtime = lease.context, lease.runtime
     bound = f"process {runtime.pid}" if runtime.pid else "its cgroup"
     pairs = [
@@ -115,6 +117,8 @@ def lease_fields(lease: objects.Lease, console: Console) -> list[str]:
         ("ttl", f"{length(context.ttl_ns)} (generation {runtime.generation})"),
         ("grace", length(context.grace_ns)),
     ]
+    if access:
+        pairs.append(("told as", ", ".join(dict.fromkeys(one.name for one in access))))
     tag = context.accounting_tag
     if tag is not None:
         named = (tag.cost_center, tag.project, tag.request_class, tag.budget_group)

@@ -31,7 +31,7 @@ from leased.ctl.child import Child, Orders
 from leased.ctl.console import NS_PER_S, Console, length
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_LEASE_LOST, InvalidParameter, LeasedError, NoSuchLease
-from leased.wire import objects, parameters, replies
+from leased.wire import parameters, replies
 
 FORWARDED: Final = (
     signal.SIGINT,
@@ -253,10 +253,10 @@ async def _run_child(options: argparse.Namespace, console: Console, child: Child
             session.close()
             child.dismiss()
     held = Holding(session, granted, fds)
+    held.close()  # the command gets its own when it joins; we have no use for any
     try:
         return await _hold(options, console, session, child, held)
     finally:
-        held.close()
         await _give_back(session, held, console)
         session.close()
 
@@ -265,18 +265,11 @@ async def _hold(
     options: argparse.Namespace, console: Console, session: Session, child: Child, held: Holding
 ) -> int:
     notice_reader, notice_writer = os.pipe2(os.O_CLOEXEC)
-    memory = [held.fd("memory", item.resource_id) for item in _memory(held)]
-    orders = Orders(
-        held.lease_id,
-        socket_path(options),
-        options.timeout,
-        len(memory),
-        True,
-    )
+    orders = Orders(held.lease_id, socket_path(options), options.timeout)
     # From here on a signal is the command's: one that ended us alone would leave it behind.
     forwarding = Forwarding(child)
     forwarding.begin()
-    child.begin(orders, [*memory, notice_reader])
+    child.begin(orders, [notice_reader])
     os.close(notice_reader)
     try:
         failure = await child.outcome()
@@ -288,11 +281,6 @@ async def _hold(
     finally:
         forwarding.end()
         os.close(notice_writer)
-
-
-def _memory(held: Holding) -> list[objects.LeaseFd]:
-    found = [item for item in held.granted.fds if item.purpose == "memory"]
-    return sorted(found, key=lambda item: item.index)
 
 
 async def _attend(

@@ -75,8 +75,9 @@ class Backend(Protocol):
         ...
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
-        """How the holder reaches what it got: also for a lease that an earlier run of the agent
-        prepared."""
+        """How the holder reaches what it got (for GPUs: CUDA_VISIBLE_DEVICES and
+        NVIDIA_VISIBLE_DEVICES): also for a lease that an earlier run of the agent prepared. Asked
+        at the end of preparing: a DeviceError fails the grant."""
         ...
 
     def open(self, lease: Lease, allotment: Allotment) -> int | None:

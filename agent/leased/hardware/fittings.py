@@ -67,8 +67,11 @@ class Fittings:
         ]
         return [(backend, allotments) for backend, allotments in split if allotments]
 
-    async def prepare(self, lease: Lease, leaf: str, fds: Sequence[int]) -> bytes:
-        """Prepare every part and let the leaf open it; what was measured. Raises DeviceError."""
+    async def prepare(
+        self, lease: Lease, leaf: str, fds: Sequence[int]
+    ) -> tuple[bytes, tuple[Access, ...]]:
+        """Prepare every part and let the leaf open it; what was measured, and how the holder
+        reaches it. Raises DeviceError."""
         parts = self.parts(lease)
         done: list[tuple[Backend, list[Allotment]]] = []
         rules, evidence = list(PSEUDO_DEVICES), b""
@@ -80,11 +83,12 @@ class Fittings:
                 evidence += readied.evidence
             if leaf:
                 await self.filter(leaf, rules)
+            access = await self.access(lease)
         except DeviceError:
             for backend, allotments in reversed(done):
                 await backend.abandon(lease, allotments)
             raise
-        return evidence
+        return evidence, access
 
     async def filter(self, leaf: str, rules: Sequence[DeviceRule] = PSEUDO_DEVICES) -> None:
         """Give a new leaf its device filter. Raises DeviceError."""

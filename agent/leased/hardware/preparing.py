@@ -23,7 +23,7 @@ from leased.hardware.crew import CALLS_MAX, Crew, close_all, failure, spread
 from leased.hardware.fittings import Fittings
 from leased.hardware.pieces import Piece, leaf_call, memory_pieces, needs_leaf, worker_for
 from leased.hardware.pools import PoolLedgers
-from leased.ports import Prepared
+from leased.ports import Access, Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 
@@ -38,6 +38,7 @@ class _Case:
         self.made: dict[int, tuple[Created, int]] = {}
         self.leaf = ""
         self.fitted = b""
+        self.access: tuple[Access, ...] = ()
         self.error: DeviceError | None = None
 
 
@@ -122,7 +123,7 @@ class Preparer:
         async def one(case: _Case) -> None:
             fds = [case.made[index][1] for index in sorted(case.made)]
             try:
-                case.fitted = await self._fittings.prepare(case.lease, case.leaf, fds)
+                case.fitted, case.access = await self._fittings.prepare(case.lease, case.leaf, fds)
             except DeviceError as error:
                 case.error = error
 
@@ -167,4 +168,4 @@ def _prepared(case: _Case) -> Prepared:
             _CREATED.pack(created.device, created.inode, created.blocks, created.ready_ns)
         )
     digest.update(case.fitted)
-    return Prepared(tuple(fds), case.leaf, digest.digest())
+    return Prepared(tuple(fds), case.leaf, digest.digest(), case.access)

@@ -31,7 +31,6 @@ from leased.service import recovery
 from leased.service.chain_reader import ChainReader
 from leased.service.config import Config
 from leased.service.custody import Custodian
-from leased.service.dispatch import Dispatcher
 from leased.service.doors import open_doors
 from leased.service.entropy import EntropyPool
 from leased.service.evidence import NO_COMMAND, hash_policy
@@ -42,17 +41,14 @@ from leased.service.journald import Journald
 from leased.service.lifeline import Lifeline
 from leased.service.listener import Listener
 from leased.service.notifier import Notifier
-from leased.service.occupancy import Occupancy
-from leased.service.questions import Questions
 from leased.service.reaper_link import ReaperLink
 from leased.service.reaper_process import spawn_configured
+from leased.service.reception import make_dispatcher
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
-from leased.service.streams import Streams
 from leased.service.telemetry import Telemetry
 from leased.service.ticker import Ticker
 from leased.service.vitals import Vitals
-from leased.service.walls import Walls
 from leased.service.watcher import Watcher
 from leased.terms.command import Caller, Heartbeat, Revoke, SetPolicy, Stop
 from leased.terms.effect import Effect
@@ -172,7 +168,7 @@ class Agent:
             reaper_connected=lambda: self.reaper.connected,
             connections=lambda: self.listener.connections if self.listener is not None else 0,
         )
-        self.dispatcher = self._make_dispatcher()
+        self.dispatcher = make_dispatcher(self)
 
     def _make_hands(self) -> tuple[Grantor, Reclaimer]:
         submit = self.sequencer.submit_own
@@ -195,52 +191,6 @@ class Agent:
             tell_report=self.journald.tell_report,
         )
         return grantor, reclaimer
-
-    def _make_dispatcher(self) -> Dispatcher:
-        streams = Streams(
-            sequencer=self.sequencer,
-            feed=self.feed,
-            telemetry=self.telemetry,
-            chain=self.chain,
-            clock=self.clock,
-            entropy=self.entropy,
-        )
-        table = self.sequencer.lessor.table
-        occupancy = Occupancy(
-            clock=self.clock,
-            custodian=self.custodian,
-            live_leases=lambda: tuple(table.leases.values()),
-            own_pids=lambda: (os.getpid(), self.reaper_pid),
-        )
-        questions = Questions(
-            chain=self.chain,
-            streams=streams,
-            holders=occupancy,
-            clock=self.clock,
-            head=self.vitals.head,
-            status=self.vitals.status,
-            reload_config=self.reload,
-        )
-        walls = Walls(
-            leaves=self.devices,
-            reaper=self.reaper,
-            custodian=self.custodian,
-            holders=self.holders,
-            notifier=self.notifier,
-            user_socket=self.config.paths.user_socket,
-            epoch=lambda: self.sequencer.lessor.table.epoch,
-        )
-        return Dispatcher(
-            sequencer=self.sequencer,
-            custodian=self.custodian,
-            walls=walls,
-            streams=streams,
-            questions=questions,
-            clock=self.clock,
-            entropy=self.entropy,
-            ttl_ns_default=lambda: self.sequencer.lessor.policy.ttl_ns_default,
-            handout=self.devices.handout,
-        )
 
     # -- start -------------------------------------------------------------------------------------
 

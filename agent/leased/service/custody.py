@@ -16,15 +16,18 @@ from collections.abc import Iterator
 
 import msgspec
 
+from leased.ports import Access
 from leased.terms.identity import LeaseId
 
 
 class Custody(msgspec.Struct):
-    """What is held for one lease. `cgroup` is the leaf's path or "" while it has not been made."""
+    """What is held for one lease. `cgroup` is the leaf's path or "" while it has not been made;
+    `access` None where an earlier run of the agent prepared it and nobody has asked since."""
 
     fds: tuple[int, ...] = ()
     cgroup: str = ""
     pidfd: int | None = None
+    access: tuple[Access, ...] | None = None
 
 
 class Custodian:
@@ -42,10 +45,17 @@ class Custodian:
     def __iter__(self) -> Iterator[LeaseId]:
         return iter(self._held)
 
-    def keep(self, lease_id: LeaseId, fds: tuple[int, ...], cgroup: str, pidfd: int | None) -> None:
+    def keep(
+        self,
+        lease_id: LeaseId,
+        fds: tuple[int, ...],
+        cgroup: str,
+        pidfd: int | None,
+        access: tuple[Access, ...] | None = None,
+    ) -> None:
         """Take ownership. Keeping a lease again replaces and closes what was held before."""
         self.drop(lease_id)
-        self._held[lease_id] = Custody(fds, cgroup, pidfd)
+        self._held[lease_id] = Custody(fds, cgroup, pidfd, access)
 
     def of(self, lease_id: LeaseId) -> Custody:
         """What is held (an empty Custody if nothing is)."""
@@ -54,6 +64,11 @@ class Custodian:
     def set_cgroup(self, lease_id: LeaseId, cgroup: str) -> None:
         """The leaf was made after the grant (the first `Join` of a bare lease)."""
         self._held.setdefault(lease_id, Custody()).cgroup = cgroup
+
+    def set_access(self, lease_id: LeaseId, access: tuple[Access, ...]) -> None:
+        """What was asked again after a restart, unless the lease has been dropped meanwhile."""
+        if lease_id in self._held:
+            self._held[lease_id].access = access
 
     def drop(self, lease_id: LeaseId) -> None:
         """Close and forget. Idempotent."""

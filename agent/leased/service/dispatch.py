@@ -12,31 +12,30 @@ Does not touch sockets (`listener`) and does not encode terms (`wire.calls`).
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import trio
 
-from leased.hardware.pieces import memory_pieces
-from leased.ports import Clock, Entropy
+from leased.ports import Access, Clock, Entropy
 from leased.service.connection import Connection
-from leased.service.custody import Custodian
 from leased.service.evidence import NO_COMMAND
+from leased.service.handover import Handover, portray_access, portray_fds
 from leased.service.questions import Questions
 from leased.service.sequencer import Sequencer
 from leased.service.streams import Streams
 from leased.service.walls import Walls
-from leased.terms.command import Acquire, GrantFailed
+from leased.terms.command import Command, GrantFailed
 from leased.terms.errors import DeviceError, LeasedError
 from leased.terms.lease import Lease
 from leased.terms.moment import Moment
 from leased.terms.reply import Changed, Granted, Reply
 from leased.terms.teardown import TeardownStep
-from leased.wire import objects, parameters
+from leased.wire import parameters, replies
 from leased.wire.calls import encode_error, encode_reply, to_command
 from leased.wire.conversation import Call
+from leased.wire.portrayal import environment_of, portray_lease
 
 Task = Callable[[Connection, Call], Awaitable[None]]
 
@@ -48,22 +47,20 @@ class Dispatcher:
         self,
         *,
         sequencer: Sequencer,
-        custodian: Custodian,
         walls: Walls,
         streams: Streams,
         questions: Questions,
         clock: Clock,
         entropy: Entropy,
         ttl_ns_default: Callable[[], int],
-        handout: Callable[[Lease, Sequence[int]], Sequence[tuple[str, int]]],
+        handover: Handover,
     ) -> None:
         self._sequencer = sequencer
-        self._custodian = custodian
+        self._handover = handover
         self._walls = walls
         self._clock = clock
         self._entropy = entropy
         self._ttl_ns_default = ttl_ns_default
-        self._handout = handout
         self._nursery: trio.Nursery | None = None
         self._moment = clock.now()
         self._tasks: dict[type, Task] = {
@@ -107,6 +104,8 @@ class Dispatcher:
             elif asked is parameters.Join or asked is parameters.Adopt:
                 self._begin_join(connection, call, fds)
                 fds = []
+            elif asked is parameters.Describe:
+                self._begin_describe(connection, call)
             else:
                 self._begin_command(connection, call)
         except LeasedError as refused:
@@ -140,6 +139,11 @@ class Dispatcher:
     # -- commands ----------------------------------------------------------------------------------
 
     def _begin_command(self, connection: Connection, call: Call) -> None:
+        self._sequencer.submit(
+            self._command(connection, call), partial(self._answer, connection, call)
+        )
+
+    def _command(self, connection: Connection, call: Call) -> Command:
         command = to_command(
             call,
             connection.caller,
@@ -148,7 +152,7 @@ class Dispatcher:
             ttl_ns_default=self._ttl_ns_default(),
         )
         assert command is not None, f"{call.method.name} is served by nobody"
-        self._sequencer.submit(command, partial(self._answer, connection, call))
+        return command
 
     def _answer(self, connection: Connection, call: Call, reply: Reply) -> None:
         # A renewal's answer shows no time but the deadline, so it need not read the clock.
@@ -156,50 +160,76 @@ class Dispatcher:
         connection.answer(call, encode_reply(call, reply, moment))
 
     def _begin_acquire(self, connection: Connection, call: Call) -> None:
-        command = to_command(
-            call,
-            connection.caller,
-            self._entropy,
-            pid=connection.proven_pid,
-            ttl_ns_default=self._ttl_ns_default(),
-        )
-        assert isinstance(command, Acquire)
-        key = command.command_id
+        command = self._command(connection, call)
 
         def deliver(reply: Reply) -> None:
             connection.waiting.pop(deliver, None)
-            moment = self._clock.now()
             if not isinstance(reply, Granted):
-                connection.answer(call, encode_reply(call, reply, moment))
+                connection.answer(call, encode_reply(call, reply, self._clock.now()))
                 return
-            try:
-                handed = self._hand_out(reply.lease)
-            except DeviceError as error:
-                if not reply.attached:  # nobody has it, and nobody was told of it
-                    lease_id, step = reply.lease.lease_id, TeardownStep.PREPARE
-                    self._sequencer.submit_own(GrantFailed(NO_COMMAND, lease_id, step, error.errno))
-                connection.answer(call, encode_error(error))
-                return
-            answer = encode_reply(call, reply, moment, fds=_portray_fds(handed))
-            connection.answer(call, answer, [fd for _, fd in handed])
+            self._with_access(
+                connection, call, reply.lease, partial(self._hand_over, connection, call, reply)
+            )
 
-        connection.waiting[deliver] = key
+        connection.waiting[deliver] = command.command_id
         self._sequencer.submit(command, deliver)
 
-    def _hand_out(self, lease: Lease) -> Sequence[tuple[str, int]]:
-        """(resource id, descriptor) of what the holder is handed. Nothing once the lease has ended:
-        the request is only repeated, and whoever is let in after the cut is never put out again."""
-        if lease.ended is not None:
-            return ()
-        held = self._custodian.of(lease.lease_id).fds
-        if len(held) != len(memory_pieces(lease)):
-            raise DeviceError("handout", errno.EBADF, "the lease's descriptors are lost")
-        return self._handout(lease, held)
+    def _hand_over(
+        self, connection: Connection, call: Call, granted: Granted, access: Sequence[Access]
+    ) -> None:
+        try:
+            handed = self._handover.descriptors(granted.lease)
+        except DeviceError as error:
+            if not granted.attached:  # nobody has it, and nobody was told of it
+                lease_id, step = granted.lease.lease_id, TeardownStep.PREPARE
+                self._sequencer.submit_own(GrantFailed(NO_COMMAND, lease_id, step, error.errno))
+            connection.answer(call, encode_error(error))
+            return
+        answer = encode_reply(
+            call,
+            granted,
+            self._clock.now(),
+            fds=portray_fds(handed),
+            access=portray_access(access),
+        )
+        connection.answer(call, answer, [fd for _, fd in handed])
+
+    def _begin_describe(self, connection: Connection, call: Call) -> None:
+        def tell(changed: Changed, access: Sequence[Access]) -> None:
+            shown = portray_access(access)
+            answer = encode_reply(call, changed, self._clock.now(), access=shown)
+            connection.answer(call, answer)
+
+        def deliver(reply: Reply) -> None:
+            if isinstance(reply, Changed):
+                self._with_access(connection, call, reply.lease, partial(tell, reply))
+            else:
+                self._answer(connection, call, reply)
+
+        self._sequencer.submit(self._command(connection, call), deliver)
+
+    def _with_access(
+        self,
+        connection: Connection,
+        call: Call,
+        lease: Lease,
+        tell: Callable[[Sequence[Access]], None],
+    ) -> None:
+        """Tell at once what is known; only after a restart somebody has to be asked first."""
+
+        async def ask(_: Connection, __: Call) -> None:
+            tell(await self._handover.access(lease))
+
+        known = self._handover.known(lease)
+        if known is not None:
+            tell(known)
+        elif not connection.closed:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._attend, ask, connection, call)
 
     def _begin_join(self, connection: Connection, call: Call, fds: list[int]) -> None:
         """Ask the table whether the caller may, then move the process that the pidfd proves."""
-        command = to_command(call, connection.caller, self._entropy)
-        assert command is not None
+        command = self._command(connection, call)
 
         def deliver(reply: Reply) -> None:
             if isinstance(reply, Changed) and not connection.closed:
@@ -219,9 +249,9 @@ class Dispatcher:
                     answer = await self._walls.adopt(
                         lease, call.parameters.pid, fds, self._clock.now()
                     )
+                    connection.answer(call, answer)
                 else:
-                    answer = await self._walls.join(lease, connection, self._clock.now())
-                connection.answer(call, answer)
+                    await self._let_in(connection, call, lease)
         except LeasedError as refused:
             connection.answer(call, encode_error(refused))
         except OSError as error:
@@ -230,6 +260,19 @@ class Dispatcher:
             for fd in fds:
                 os.close(fd)
 
+    async def _let_in(self, connection: Connection, call: Call, lease: Lease) -> None:
+        """Move the caller in, and give it what the lease comes with."""
+        access = portray_access(await self._handover.access(lease))
+        seen = await self._walls.join(lease, connection)
+        handed = self._handover.descriptors(lease)
+        reply = replies.JoinReply(
+            lease=portray_lease(lease, self._clock.now()),
+            environment={**environment_of(access), **seen},
+            fds=portray_fds(handed),
+            access=access,
+        )
+        connection.answer(call, replies.encode(reply), [fd for _, fd in handed])
+
     def note_moment(self, moment: Moment) -> None:
         """The moment of the last batch, for answers that show none."""
         self._moment = moment
@@ -237,15 +280,3 @@ class Dispatcher:
 
 _BOUND = frozenset({parameters.Acquire, parameters.Join})
 """Methods that act on the calling process, which a pidfd must therefore prove."""
-
-
-def _portray_fds(handed: Sequence[tuple[str, int]]) -> list[objects.LeaseFd]:
-    """Say what each descriptor is."""
-    return [
-        objects.LeaseFd(
-            resource_id=resource_id,
-            index=index,
-            purpose="block" if resource_id.startswith("block:") else "memory",
-        )
-        for index, (resource_id, _) in enumerate(handed)
-    ]

@@ -168,10 +168,10 @@ class Grantor:
         try:
             pidfd = self._holders.pidfd_for(lease.pid)
         except OSError as error:  # out of descriptors
-            self._custodian.keep(lease.lease_id, made.fds, made.cgroup, None)
+            self._custodian.keep(lease.lease_id, made.fds, made.cgroup, None, made.access)
             self._fail(lease, TeardownStep.ARM, DeviceError("pidfd", error.errno or 0))
             return
-        self._custodian.keep(lease.lease_id, made.fds, made.cgroup, pidfd)
+        self._custodian.keep(lease.lease_id, made.fds, made.cgroup, pidfd, made.access)
         ready.append((lease, made))
 
     async def _arm(self, ready: list[tuple[Lease, Prepared]]) -> None:

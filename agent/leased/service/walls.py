@@ -24,7 +24,6 @@ from leased.service.notifier import Notifier
 from leased.terms.errors import CallerError, PermissionDenied
 from leased.terms.lease import BOUND_TO_CGROUP, Lease, LeaseState
 from leased.terms.moment import Moment
-from leased.terms.resource import ResourceKind
 from leased.wire import replies
 from leased.wire.portrayal import portray_lease
 
@@ -63,8 +62,8 @@ class Walls:
         self._user_socket = user_socket
         self._epoch = epoch
 
-    async def join(self, lease: Lease, connection: Connection, moment: Moment) -> bytes:
-        """Move the caller in; the answer with its environment. Raises CallerError,
+    async def join(self, lease: Lease, connection: Connection) -> dict[str, str]:
+        """Move the caller in; what its programs should see of the lease itself. Raises CallerError,
         PermissionDenied, DeviceError."""
         if connection.pidfd is None:
             raise PermissionDenied(
@@ -72,22 +71,12 @@ class Walls:
             )
         await self._enter(lease, connection.caller.pid, connection.pidfd)
         directory = self._notifier.open_directory(lease)
-        environment = {
+        return {
             "LEASE_ID": lease.lease_id.hex(),
             "LEASE_EPOCH": str(lease.generation),
             "LEASE_DIR": str(directory),
             "LEASE_SOCKET": str(self._user_socket),
         }
-        uuids = [
-            a.resource_id.partition(":")[2]
-            for a in lease.subject.allotments
-            if a.kind is ResourceKind.GPU
-        ]
-        if uuids:
-            environment["CUDA_VISIBLE_DEVICES"] = environment["NVIDIA_VISIBLE_DEVICES"] = ",".join(
-                uuids
-            )
-        return replies.encode(replies.JoinReply(portray_lease(lease, moment), environment))
 
     async def adopt(self, lease: Lease, pid: int | None, fds: list[int], moment: Moment) -> bytes:
         """Move a running process in, on an operator's word."""

@@ -43,18 +43,19 @@ def encode_reply(
     moment: Moment,
     *,
     fds: Sequence[objects.LeaseFd] = (),
+    access: Sequence[objects.Access] = (),
     sequence: int = 0,
 ) -> bytes:
     """Return the message (several for a List called with more) that gives `reply` to `call`.
 
-    `fds` lists what goes along with a Granted. `sequence` is that of the last record which the
-    first reply of a Watch shows; such a reply says that more will follow. Join needs its
-    environment: use `encode(JoinReply(...))`.
+    `fds` lists what goes along with a Granted; `access` is told with it and by Describe. `sequence`
+    is that of the last record which the first reply of a Watch shows; such a reply says that more
+    will follow. Join needs its environment: use `encode(JoinReply(...))`.
     """
     if type(reply) is answers.Changed:
-        return _encode_changed(call, reply, moment, sequence)
+        return _encode_changed(call, reply, moment, access, sequence)
     if type(reply) is answers.Granted:
-        return _encode_granted(reply, moment, fds)
+        return _encode_granted(reply, moment, fds, access)
     return _ENCODINGS[type(reply)](call, reply, moment, sequence)
 
 
@@ -82,7 +83,13 @@ def encode_error(error: LeasedError) -> bytes:
     return encode_fault(CallerError.wire, {"why": str(error)})
 
 
-def _encode_changed(call: Call, changed: answers.Changed, moment: Moment, sequence: int) -> bytes:
+def _encode_changed(
+    call: Call,
+    changed: answers.Changed,
+    moment: Moment,
+    access: Sequence[objects.Access],
+    sequence: int,
+) -> bytes:
     lease = changed.lease
     asked = type(call.parameters)
     if asked is parameters.Renew:
@@ -97,16 +104,22 @@ def _encode_changed(call: Call, changed: answers.Changed, moment: Moment, sequen
     portrayed = portrayal.portray_lease(lease, moment)
     if asked is parameters.Watch:
         return encode(replies.WatchReply(sequence, [portrayed], gap=False), continues=True)
+    if asked is parameters.Describe:
+        return encode(replies.DescribeReply(portrayed, list(access)))
     return encode(replies.LeaseReply(portrayed))
 
 
 def _encode_granted(
-    granted: answers.Granted, moment: Moment, fds: Sequence[objects.LeaseFd]
+    granted: answers.Granted,
+    moment: Moment,
+    fds: Sequence[objects.LeaseFd],
+    access: Sequence[objects.Access],
 ) -> bytes:
     return encode(
         replies.AcquireReply(
             lease=portrayal.portray_lease(granted.lease, moment),
             fds=list(fds),
+            access=list(access),
             attached=granted.attached,
             sequence=granted.sequence if granted.sequence >= 0 else None,
             record_hash=granted.record_hash.hex() or None,

@@ -137,6 +137,17 @@ class LeaseFd(Tolerant, frozen=True):
     purpose: str
 
 
+class Access(Tolerant, frozen=True):
+    """What a holder must know to use a resource. A value may be a capability: no repr shows it."""
+
+    resource_id: str
+    name: str
+    value: str
+
+    def __repr__(self) -> str:
+        return f"Access({self.resource_id!r}, {self.name!r}, ...)"
+
+
 class Refusal(Tolerant, frozen=True):
     """No, and why."""
 

@@ -11,6 +11,7 @@ Does not encode and does not decide who may see what.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 
 from leased.terms.lease import (
     AccountingTag,
@@ -114,6 +115,15 @@ def portray_lease(lease: Lease, moment: Moment) -> objects.Lease:
         granted_sequence=None if lease.granted_sequence < 0 else lease.granted_sequence,
     )
     return objects.Lease(lease.lease_id.hex(), context, runtime)
+
+
+def environment_of(access: Iterable[objects.Access]) -> dict[str, str]:
+    """What a program inside the lease should see: several values of one name in their order, with
+    commas between."""
+    found: dict[str, str] = {}
+    for one in access:
+        found[one.name] = f"{found[one.name]},{one.value}" if one.name in found else one.value
+    return found
 
 
 def portray_notice(

@@ -14,6 +14,7 @@ import msgspec
 
 from leased.wire.objects import (
     Absence,
+    Access,
     Holder,
     Lease,
     LeaseCounts,
@@ -32,6 +33,7 @@ class AcquireReply(Tolerant, frozen=True):
 
     lease: Lease
     fds: list[LeaseFd]
+    access: list[Access]
     attached: bool
     sequence: int | None = None
     record_hash: str | None = None
@@ -47,9 +49,16 @@ class RenewReply(Tolerant, frozen=True, gc=False):
 
 
 class LeaseReply(Tolerant, frozen=True):
-    """io.leased.Lease.Release, Done, Describe, Wait; io.leased.Admin.Revoke, Adopt"""
+    """io.leased.Lease.Release, Done, Wait; io.leased.Admin.Revoke, Adopt"""
 
     lease: Lease
+
+
+class DescribeReply(Tolerant, frozen=True):
+    """io.leased.Lease.Describe"""
+
+    lease: Lease
+    access: list[Access]
 
 
 class JoinReply(Tolerant, frozen=True):
@@ -57,6 +66,8 @@ class JoinReply(Tolerant, frozen=True):
 
     lease: Lease
     environment: dict[str, str]
+    fds: list[LeaseFd]
+    access: list[Access]
 
 
 class ListReply(Tolerant, frozen=True):

@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+from leased.ports import Access
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import LeaseState, RevocationReason
@@ -105,6 +106,101 @@ async def test_a_failed_grant_is_a_typed_refusal(
         name, why = await me.refused("Lease.Acquire", resources=memory(), **MINE)
         assert (name, why["reason"], why["usage"]) == ("Refused", "device_failed", errno.ENOMEM)
         assert not me.fds
+
+
+# ---- what a holder must know ---------------------------------------------------------------------
+
+KEY = Access("mem:node0:4096", "LEASE_RKEY", "0x5ec2e7")
+TOLD = {"resource_id": KEY.resource_id, "name": KEY.name, "value": KEY.value}
+
+
+async def test_what_a_holder_must_know_comes_with_the_grant_and_whenever_it_asks(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        house.host.devices.told[KEY.resource_id] = (KEY,)
+        me = house.visit()
+        granted = await acquired(me)
+        lease = granted["lease"]["lease_id"]
+        assert granted["access"] == [TOLD]
+        assert (await me.call("Lease.Describe", lease_id=lease))["access"] == [TOLD]
+        boss = house.visit(operator=True)
+        assert (await boss.call("Lease.Describe", lease_id=lease))["access"] == [TOLD]
+        assert not _asked(house), "it was learnt when the lease was prepared"
+        await me.call("Lease.Release", lease_id=lease)
+        assert (await me.call("Lease.Describe", lease_id=lease))["access"] == []
+
+
+async def test_whoever_joins_gets_its_environment_and_its_descriptors(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        house.host.devices.told[KEY.resource_id] = (KEY, KEY)
+        lease = lease_id(await acquired(house.visit(), 3)).hex()
+        other = house.visit()
+        joined = await other.call("Lease.Join", lease_id=lease)
+        assert joined["environment"]["LEASE_ID"] == lease
+        assert joined["environment"]["LEASE_RKEY"] == "0x5ec2e7,0x5ec2e7"
+        assert joined["access"] == [TOLD, TOLD]
+        assert [fd["purpose"] for fd in joined["fds"]] == ["memory"]
+        assert os.fstat(other.fds[0]).st_size == 3 * 4096
+
+
+async def test_a_restarted_agent_asks_once_how_a_lease_is_reached(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        house.host.devices.told[KEY.resource_id] = (KEY,)
+        me = house.visit()
+        lease = lease_id(await acquired(me, command_id=ID))
+        for method, how in (
+            ("Lease.Describe", {"lease_id": lease.hex()}),
+            ("Lease.Acquire", {"resources": memory(), "command_id": ID, **MINE}),
+            ("Lease.Join", {"lease_id": lease.hex()}),
+        ):
+            house.agent.custodian.of(lease).access = None  # as after a restart
+            before = _asked(house)
+            for _ in range(2):
+                assert (await me.call(method, **how))["access"] == [TOLD]
+            assert _asked(house) == before + 1
+
+
+async def test_a_driver_that_does_not_say_is_a_typed_error_for_that_caller_alone(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        me = house.visit()
+        lease = lease_id(await acquired(me))
+        house.agent.custodian.of(lease).access = None
+        fault = Fault(DeviceError("dm_status", errno.ETIMEDOUT))
+        house.host.devices.fault = lambda verb, lease: fault if verb == "access" else None
+        name, why = await me.refused("Lease.Describe", lease_id=lease.hex())
+        assert (name, why["verb"]) == ("DeviceError", "dm_status")
+        house.host.devices.fault = lambda verb, lease: None
+        assert (await me.call("Lease.Describe", lease_id=lease.hex()))["access"] == []
+
+
+async def test_a_lease_that_ends_while_the_driver_is_asked_tells_nothing(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        house.host.devices.told[KEY.resource_id] = (KEY,)
+        me = house.visit()
+        lease = lease_id(await acquired(me, command_id=ID))
+        house.agent.custodian.of(lease).access = None
+        gate = house.host.devices.gates["access"]
+        gate.shut()
+        await me.ask("Lease.Acquire", resources=memory(), command_id=ID, **MINE)
+        await gate.reached.wait()
+        await house.visit().call("Lease.Release", lease_id=lease.hex())
+        gate.open()
+        had = len(me.fds)
+        assert (await me.answer())["parameters"]["access"] == []
+        assert len(me.fds) == had, "access after the end"
+
+
+def _asked(house: House) -> int:
+    return sum(verb == "access" for verb, _ in house.host.devices.calls)
 
 
 # ---- who hangs up --------------------------------------------------------------------------------

@@ -24,9 +24,10 @@ PATIENCE_S = 30
 def script(**more: object) -> Script:
     """An agent that grants one lease."""
     environment = {"LEASE_ID": LEASE_ID, "LEASE_EPOCH": "1", "LEASE_DIR": "/run/leased/leases/x"}
+    with_fds = {"lease": lease(), "fds": [MEMORY], "access": []}
     found: Script = {
-        "io.leased.Lease.Acquire": {"lease": lease(), "fds": [MEMORY], "attached": False},
-        "io.leased.Lease.Join": {"lease": lease(), "environment": environment},
+        "io.leased.Lease.Acquire": {**with_fds, "attached": False},
+        "io.leased.Lease.Join": {**with_fds, "environment": environment},
         "io.leased.Lease.Release": {"lease": lease(state="revoking", ended="released")},
         "io.leased.Lease.Renew": {
             "lease_id": LEASE_ID,
@@ -134,7 +135,7 @@ def test_a_notice_reaches_the_pipe_and_the_command(tmp_path: Path, memfd: int) -
 
 
 def test_a_command_killed_with_its_lease_is_79(tmp_path: Path, memfd: int) -> None:
-    ended = {"lease": lease(state="scrubbing", ended="expired")}
+    ended = {"lease": lease(state="scrubbing", ended="expired"), "access": []}
     scripted = script(**{"io.leased.Lease.Describe": ended})
     with CannedAgent(tmp_path, scripted, [memfd]) as agent:
         command = ("sh", "-c", "kill -KILL $$")
@@ -143,7 +144,7 @@ def test_a_command_killed_with_its_lease_is_79(tmp_path: Path, memfd: int) -> No
 
 
 def test_a_command_killed_by_somebody_else_is_137(tmp_path: Path, memfd: int) -> None:
-    scripted = script(**{"io.leased.Lease.Describe": {"lease": lease()}})
+    scripted = script(**{"io.leased.Lease.Describe": {"lease": lease(), "access": []}})
     with CannedAgent(tmp_path, scripted, [memfd]) as agent:
         command = ("sh", "-c", "kill -KILL $$")
         status, _, _ = finish(start(agent, "run", "--mem", "1MiB", "--", *command))
@@ -183,8 +184,8 @@ def test_alloc_without_a_time_is_a_shell(tmp_path: Path, memfd: int) -> None:
         assert agent.asked("io.leased.Lease.Join") and agent.asked("io.leased.Lease.Release")
 
 
-def test_exec_and_shell_become_the_command(tmp_path: Path) -> None:
-    with CannedAgent(tmp_path, script()) as agent:
+def test_exec_and_shell_become_the_command(tmp_path: Path, memfd: int) -> None:
+    with CannedAgent(tmp_path, script(), [memfd]) as agent:
         process = start(agent, "exec", LEASE_ID, "--", "sh", "-c", "echo $LEASE_EPOCH $$")
         status, out, err = finish(process)
         assert status == 0, err

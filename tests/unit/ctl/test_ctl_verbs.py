@@ -78,17 +78,28 @@ def test_ls_for_programs(tmp_path: Path) -> None:
 
 
 def test_the_beginning_of_an_id_is_enough_if_it_is_unique(tmp_path: Path) -> None:
-    script: Script = {LIST: two_leases(), "io.leased.Lease.Describe": {"lease": lease()}}
+    access = {"resource_id": RESOURCE, "name": "LEASE_RKEY_0", "value": "0x5ec2e7"}
+    told = {"lease": lease(), "access": [access]}
+    script: Script = {LIST: two_leases(), "io.leased.Lease.Describe": told}
     with CannedAgent(tmp_path, script) as agent:
         status, out, _ = leasectl(agent, "show 7fa")
         assert agent.asked("io.leased.Lease.Describe") == {"lease_id": LEASE_ID}
         assert status == 0 and LEASE_ID in out and "in 42 s (12:00:42)" in out
+        assert "LEASE_RKEY_0" in out and "0x5ec2e7" not in out, "a terminal is looked at by others"
         status, _, err = leasectl(agent, "show 7f")
         assert status == 65 and LEASE_ID in err and OTHER_ID in err
         status, _, err = leasectl(agent, "show 99")
         assert status == 66 and "ls --closed" in err
         status, _, err = leasectl(agent, "show XYZ")
         assert status == 65
+
+
+def test_what_a_holder_must_know_is_in_json(tmp_path: Path) -> None:
+    access = {"resource_id": RESOURCE, "name": "LEASE_RKEY_0", "value": "0x5ec2e7"}
+    told = {"lease": lease(), "access": [access]}
+    with CannedAgent(tmp_path, {LIST: two_leases(), "io.leased.Lease.Describe": told}) as agent:
+        status, out, _ = leasectl(agent, "show 7fa --json")
+    assert status == 0 and json.loads(out)["access"] == [access]
 
 
 def test_renew_prints_what_the_agent_said(tmp_path: Path) -> None:
@@ -265,7 +276,7 @@ def test_call_and_introspect(tmp_path: Path) -> None:
 
 
 def test_alloc_for_a_time(tmp_path: Path) -> None:
-    granted = {"lease": lease(), "fds": [], "attached": False}
+    granted = {"lease": lease(), "fds": [], "access": [], "attached": False}
     with CannedAgent(tmp_path, {"io.leased.Lease.Acquire": granted}) as agent:
         status, out, err = leasectl(agent, "alloc --mem 3000KiB,page=2MiB --for 10min")
         asked = agent.asked("io.leased.Lease.Acquire")

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from leased.ports import Access
 from leased.terms import reply as answers
 from leased.terms.command import Caller
 from leased.terms.errors import (
@@ -33,7 +34,7 @@ from leased.terms.resource import Absence, Allotment, Inventory, ResourceKind, T
 from leased.wire import objects, parameters, replies
 from leased.wire.answers import LIST_PAGE
 from leased.wire.calls import encode_error, encode_reply
-from leased.wire.portrayal import portray_notice
+from leased.wire.portrayal import environment_of, portray_notice
 from tests.doubles.lease_table import INVENTORY, USE
 from tests.doubles.varlink_calls import called
 
@@ -42,6 +43,7 @@ DRAWN = b"\xee" * 16
 LEASE_ID = LeaseId(bytes(range(16)))
 COMMAND_ID = CommandId(bytes(range(16, 32)))
 BOOT_ID = b"\xb0" * 16
+RKEY = objects.Access("mem:0", "LEASE_RKEY", "0x5ec2e7")
 NOW = Moment(BOOT_ID, 100 * NS_PER_S, 1_700_000_000 * NS_PER_S)
 
 
@@ -134,8 +136,22 @@ PORTRAYED = {
 
 
 def test_a_lease_shows_what_was_asked_and_what_is() -> None:
-    wire = encode_reply(called("io.leased.Lease.Describe", ID), answers.Changed(lease()), NOW)
-    assert decoded(wire) == {"parameters": {"lease": PORTRAYED}}
+    call = called("io.leased.Lease.Describe", ID)
+    wire = encode_reply(call, answers.Changed(lease()), NOW, access=[RKEY])
+    access = {"resource_id": "mem:0", "name": "LEASE_RKEY", "value": "0x5ec2e7"}
+    assert decoded(wire) == {"parameters": {"lease": PORTRAYED, "access": [access]}}
+
+
+def test_no_repr_shows_a_capability() -> None:
+    assert RKEY.value not in repr(RKEY) and RKEY.value not in repr(Access("", "", RKEY.value))
+
+
+def test_several_values_of_one_name_have_commas_between() -> None:
+    gpus = [objects.Access(f"gpu:{one}", "CUDA_VISIBLE_DEVICES", one) for one in ("A", "B")]
+    assert environment_of([*gpus, RKEY]) == {
+        "CUDA_VISIBLE_DEVICES": "A,B",
+        "LEASE_RKEY": "0x5ec2e7",
+    }
 
 
 def test_nothing_remains_of_a_lease_past_its_deadline_or_of_another_boot() -> None:
@@ -177,6 +193,7 @@ def test_a_grant_lists_its_descriptors_and_its_receipt() -> None:
             {"resource_id": "mem:node0:4096", "index": 0, "purpose": "memory"},
             {"resource_id": "", "index": 1, "purpose": "notify"},
         ],
+        "access": [],
         "attached": True,
         "sequence": 17,
         "record_hash": "aa" * 32,

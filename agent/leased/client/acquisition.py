@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Acquisition: ask for a lease, hold it for a block, give it back at its end.
+
+Rule: whatever ends the block, the descriptors are closed and the lease is given back; a loss that
+nobody was told of is a LeaseLost at the end of the block.
+
+Does not keep the lease alive meanwhile (`holding`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from leased.client.holding import Holding
+from leased.client.session import SOCKET, Session
+from leased.client.wants import want
+from leased.terms.errors import LeasedError
+from leased.terms.moment import NS_PER_S
+from leased.wire import objects, parameters, replies
+
+RELEASE_TIMEOUT_S = 5.0
+
+
+@asynccontextmanager
+async def acquire(
+    path: str | os.PathLike[str] | Session = SOCKET,
+    *,
+    resources: Sequence[objects.Ask] | None = None,
+    ttl: float | None = None,
+    wait: float = 0,
+    grace: float | None = None,
+    priority: str | None = None,
+    workload: str | None = None,
+    tag: objects.AccountingTag | None = None,
+    bind: str | None = None,
+    command_id: str | None = None,
+    watch: bool = True,
+    **wants: Any,
+) -> AsyncIterator[Holding]:
+    """Hold a lease over all of `resources` (or of `want(**wants)`) for a block. Durations are
+    seconds.
+
+    Raises Refused if it cannot be had (within `wait`), AgentUnavailable, and LeaseLost at the end
+    of a block that was not told before. `watch` False: learn of notices by the notify descriptor
+    alone.
+    """
+    session = path.another() if isinstance(path, Session) else Session(path)
+    asked = parameters.Acquire(
+        resources=list(resources) if resources is not None else want(**wants),
+        command_id=command_id or session.command_id(),
+        ttl_ns=_ns(ttl),
+        priority=priority,  # type: ignore[arg-type]
+        wait_ns=_ns(wait) or None,
+        grace_ns=_ns(grace),
+        workload=workload,
+        accounting_tag=tag,
+        bind=bind,  # type: ignore[arg-type]
+    )
+    try:
+        granted, fds = await session.ask_with_fds(
+            asked, replies.AcquireReply, timeout_s=session.timeout_s + wait, prove=True
+        )
+        held = Holding(session, granted, fds)
+        try:
+            async with _held(held, watch):
+                yield held
+        finally:
+            held.close()
+    finally:
+        session.close()
+    if held.unspoken_loss:
+        held.check()
+
+
+@asynccontextmanager
+async def _held(held: Holding, watch: bool) -> AsyncIterator[None]:
+    """The block with its background; the exception of the block comes out as it is."""
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(held.keep)
+            nursery.start_soon(held.guard)
+            nursery.start_soon(held.heed if watch else _nothing)
+            try:
+                yield
+            finally:
+                await _give_back(held)
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        lone: BaseException = group
+        while isinstance(lone, BaseExceptionGroup) and len(lone.exceptions) == 1:
+            lone = lone.exceptions[0]
+        raise lone from lone.__cause__
+
+
+async def _nothing() -> None:
+    return
+
+
+async def _give_back(held: Holding) -> None:
+    if held.released or held.lost.is_set():
+        return
+    with trio.CancelScope(shield=True), trio.move_on_after(RELEASE_TIMEOUT_S):
+        try:
+            await held.release()
+        except LeasedError:
+            pass  # It is over already, or the hold descriptor and the deadline end it.
+
+
+def _ns(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * NS_PER_S)

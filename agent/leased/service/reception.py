@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reception: the parts that answer callers, put together.
+
+Rule: each is handed what it needs of the agent and nothing else of it.
+
+Does not answer anything itself (`dispatch`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from leased.service.dispatch import Dispatcher
+from leased.service.handover import Handover
+from leased.service.occupancy import Occupancy
+from leased.service.questions import Questions
+from leased.service.streams import Streams
+from leased.service.walls import Walls
+
+if TYPE_CHECKING:
+    from leased.service.agent import Agent
+
+
+def make_dispatcher(agent: Agent) -> Dispatcher:
+    """Everything between a call and its answer."""
+    table = agent.sequencer.lessor.table
+    streams = Streams(
+        sequencer=agent.sequencer,
+        feed=agent.feed,
+        telemetry=agent.telemetry,
+        chain=agent.chain,
+        clock=agent.clock,
+        entropy=agent.entropy,
+    )
+    occupancy = Occupancy(
+        clock=agent.clock,
+        custodian=agent.custodian,
+        live_leases=lambda: tuple(table.leases.values()),
+        own_pids=lambda: (os.getpid(), agent.reaper_pid),
+    )
+    questions = Questions(
+        chain=agent.chain,
+        streams=streams,
+        holders=occupancy,
+        clock=agent.clock,
+        head=agent.vitals.head,
+        status=agent.vitals.status,
+        reload_config=agent.reload,
+    )
+    walls = Walls(
+        leaves=agent.devices,
+        reaper=agent.reaper,
+        custodian=agent.custodian,
+        holders=agent.holders,
+        notifier=agent.notifier,
+        user_socket=agent.config.paths.user_socket,
+        epoch=lambda: table.epoch,
+    )
+    return Dispatcher(
+        sequencer=agent.sequencer,
+        walls=walls,
+        streams=streams,
+        questions=questions,
+        clock=agent.clock,
+        entropy=agent.entropy,
+        ttl_ns_default=lambda: agent.sequencer.lessor.policy.ttl_ns_default,
+        handover=Handover(
+            custodian=agent.custodian,
+            handout=agent.devices.handout,
+            access=agent.devices.access,
+            find=table.find,
+        ),
+    )

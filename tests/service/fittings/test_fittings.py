@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fittings over fake backends: all or nothing, in order, and what the holder is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from leased.hardware.config import HardwareConfig
+from leased.hardware.crew import Crew
+from leased.hardware.fittings import Fittings
+from leased.ports import Access
+from leased.terms.errors import DeviceError
+from leased.terms.resource import Allotment, ResourceKind
+from tests.doubles.backend import FakeBackend, failed
+from tests.doubles.leases import lease
+
+GPU = Allotment("gpu:GPU-0", ResourceKind.GPU, None, 1000)
+DISK = Allotment("block:0", ResourceKind.BLOCK, None, 1000)
+
+
+class Bench:
+    """Two backends that write into one story."""
+
+    def __init__(self, crew: Crew, config: HardwareConfig) -> None:
+        self.story: list[str] = []
+        self.gpus = FakeBackend(ResourceKind.GPU, "gpu:", self.story)
+        self.disks = FakeBackend(ResourceKind.BLOCK, "block:", self.story)
+        self.fittings = Fittings(crew, config, (self.gpus, self.disks))
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """Without a leaf no worker is needed."""
+    config = HardwareConfig()
+    crew = Crew(config)
+    yield Bench(crew, config)
+    crew.close()
+
+
+async def test_what_was_measured_and_what_must_be_known_come_from_every_part(bench: Bench) -> None:
+    evidence, access = await bench.fittings.prepare(lease(DISK, GPU), "", ())
+    assert evidence == b"gpu:block:", "in the order of the backends"
+    assert access == (
+        Access("gpu:GPU-0", "LEASE_GPU", "gpu:GPU-0"),
+        Access("block:0", "LEASE_BLOCK", "block:0"),
+    )
+
+
+@pytest.mark.parametrize("backend", ["gpus", "disks"])
+@pytest.mark.parametrize("method", ["prepare", "access"])
+async def test_a_part_that_fails_takes_the_others_back_in_reverse(
+    bench: Bench, backend: str, method: str
+) -> None:
+    """Also when everything is prepared and only the question of how to reach it fails."""
+    getattr(bench, backend).failing[method] = failed()
+    with pytest.raises(DeviceError):
+        await bench.fittings.prepare(lease(GPU, DISK), "", ())
+    assert not bench.gpus.held and not bench.disks.held
+    if method == "access":
+        assert bench.story[-2:] == ["block:abandon", "gpu:abandon"]
+
+
+async def test_after_the_cut_the_failure_of_one_keeps_no_other_from_being_asked(
+    bench: Bench,
+) -> None:
+    one = lease(GPU, DISK)
+    await bench.fittings.prepare(one, "", ())
+    bench.story.clear()
+    bench.disks.failing = {"scrub": failed(), "prove": failed()}
+    with pytest.raises(DeviceError):
+        await bench.fittings.scrub(one)
+    assert bench.story == ["block:scrub", "gpu:scrub"], "last up, first down"
+    verdict = await bench.fittings.prove(one)
+    assert verdict.unproven == {DISK: 1000}, "a question without an answer proves nothing"
