@@ -30,7 +30,9 @@ def survey(call: Survey, root: Path = Path("/")) -> Surveyed:
     missing: list[Absence] = [_NET]
     notes = tuple(f"cgroup: {trouble}" for trouble in call.cgroup.troubles)
     try:
-        resources.extend(survey_memory(call.config, root))
+        memory, left_out = survey_memory(call.config, root)
+        resources.extend(memory)
+        notes += left_out
     except DeviceError as error:
         missing.append(Absence(ResourceKind.MEM, str(error)))
     try:

@@ -167,8 +167,7 @@ def _fence_free(
 
 def _holds(lease: Lease, resource_id: str) -> bool:
     return not resource_id or any(
-        resource_id in (a.resource_id, capacity_id(a.resource_id))
-        for a in lease.subject.allotments
+        resource_id in (a.resource_id, capacity_id(a.resource_id)) for a in lease.subject.allotments
     )
 
 

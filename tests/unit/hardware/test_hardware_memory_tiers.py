@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory tiers from captured sysfs trees: HMAT first, then origin, then distance, then nothing."""
+"""Memory tiers from trees of /sys: HMAT first, then origin, distance; the operator over all."""
 
 from __future__ import annotations
 
@@ -9,38 +9,19 @@ import pytest
 
 from leased.hardware.calls import Counted, Pool
 from leased.hardware.config import HardwareConfig
-from leased.hardware.memory import read_origins, read_pool, survey_memory
+from leased.hardware.memory import read_pool, survey_memory
+from leased.hardware.nodes import Origin, Speed, read_nodes, read_origins
+from leased.hardware.tiers import classify, classify_bare
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Resource, ResourceKind, TierKind
+from tests.doubles import sysfs_trees
+from tests.doubles.sysfs_trees import NODES, TREES, hmat, write
 
-NODES = "sys/devices/system/node"
 GIB = 1 << 30
 
 
-def write(root: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-
-
 def node(number: int, *, kib: int = GIB >> 10, distance: str = "10 20") -> dict[str, str]:
-    return {
-        f"{NODES}/node{number}/meminfo": f"Node {number} MemTotal:       {kib} kB\n"
-        f"Node {number} MemFree:        {kib // 2} kB",
-        f"{NODES}/node{number}/distance": distance,
-    }
-
-
-def hmat(number: int, latency_ns: int, bandwidth_mibps: int) -> dict[str, str]:
-    """As a QEMU machine with hmat-lb showed them (teardown.md 4.1)."""
-    directory = f"{NODES}/node{number}/access0/initiators"
-    return {
-        f"{directory}/read_latency": str(latency_ns),
-        f"{directory}/write_latency": str(latency_ns),
-        f"{directory}/read_bandwidth": str(bandwidth_mibps),
-        f"{directory}/write_bandwidth": str(bandwidth_mibps),
-    }
+    return sysfs_trees.node(number, kib=kib, distance=distance)
 
 
 def huge(number: int, size_kib: int, pages: int, free: int) -> dict[str, str]:
@@ -56,14 +37,96 @@ def two_nodes(root: Path) -> None:
     )
 
 
+def offered(root: Path, config: HardwareConfig | None = None) -> tuple[Resource, ...]:
+    return survey_memory(config or HardwareConfig(), root)[0]
+
+
 def tier_of(root: Path, number: int, config: HardwareConfig | None = None) -> TierKind | None:
-    by_node = {r.node: r for r in survey_memory(config or HardwareConfig(), root)}
+    by_node = {r.node: r for r in offered(root, config)}
     return by_node[number].tier
+
+
+@pytest.mark.parametrize(
+    ("name", "tiers"),
+    [
+        ("hgx_h100", {0: ("DRAM", "processors"), 1: ("DRAM", "processors")}),
+        ("gh200", {0: ("DRAM", "processors"), 1: ("HBM", "origin")}),
+        (
+            "xeon_max_flat",
+            {
+                **dict.fromkeys((0, 1), ("DRAM", "processors")),
+                2: ("HBM", "origin"),
+                3: ("HBM", "origin"),
+            },
+        ),
+        (
+            "xeon_max_hmat",
+            {
+                **dict.fromkeys((0, 1), ("DRAM", "processors")),
+                2: ("HBM", "hmat"),
+                3: ("HBM", "hmat"),
+            },
+        ),
+        (
+            "cxl_host",
+            {
+                **dict.fromkeys((0, 1), ("DRAM", "processors")),
+                2: ("CXL", "origin"),
+                3: ("CXL", "origin"),
+            },
+        ),
+        ("qemu", {0: ("DRAM", "processors"), 1: ("CXL", "hmat")}),
+    ],
+)
+def test_hosts_of_many_makes(tmp_path: Path, name: str, tiers: dict[int, tuple[str, str]]) -> None:
+    TREES[name](tmp_path)
+    nodes = read_nodes(tmp_path)
+    found = {one.number: classify(one, nodes) for one in nodes}
+    assert {number: (c.tier.name, c.by) for number, c in found.items()} == tiers
+
+
+def test_the_memory_of_a_gpu_goes_with_the_gpu_unless_the_operator_says_otherwise(
+    tmp_path: Path,
+) -> None:
+    TREES["gh200"](tmp_path)
+    resources, notes = survey_memory(HardwareConfig(), tmp_path)
+    assert {one.node for one in resources} == {0}
+    assert notes == ("node 1: the memory of a GPU, leased with the GPU",)
+    told = HardwareConfig(tiers=((1, TierKind.HBM),))
+    resources, notes = survey_memory(told, tmp_path)
+    assert {one.node: one.tier for one in resources}[1] is TierKind.HBM
+    assert notes == ()
+
+
+@pytest.mark.parametrize(
+    ("speed", "origin", "tier"),
+    [
+        (Speed(None, None, 30_000, 30_000), None, TierKind.CXL),
+        (Speed(None, None, 800_000, 800_000), None, TierKind.HBM),
+        (Speed(300, 300, None, None), None, TierKind.CXL),
+        (Speed(300, 300, None, None), Origin.PMEM, TierKind.PMEM),
+        (Speed(100, 100, 200_000, 200_000), Origin.CXL, TierKind.CXL),
+        (Speed(100, 100, 200_000, 200_000), None, TierKind.DRAM),
+        (Speed(600, 600, 450_000, 450_000), Origin.GPU, TierKind.HBM),
+    ],
+)
+def test_half_an_hmat_says_what_it_can(speed: Speed, origin: Origin | None, tier: TierKind) -> None:
+    reference = Speed(90, 90, 200_000, 200_000)
+    assert classify_bare(speed, origin, 20, reference).tier is tier
+
+
+def test_ranges_that_the_kernel_hides_say_nothing(tmp_path: Path) -> None:
+    two_nodes(tmp_path)
+    write(tmp_path, sysfs_trees.blocks(1, 0, 4))
+    write(tmp_path, {"proc/iomem": "00000000-00000000 : CXL Window 0"})
+    assert read_origins(tmp_path, (1,)) == {}
+    write(tmp_path, {"proc/iomem": "00000000-1ffffffff : System RAM (NVIDIA)"})
+    assert read_origins(tmp_path, (1,)) == {1: Origin.GPU}
 
 
 def test_one_plain_node_is_dram_with_half_of_it_offered(tmp_path: Path) -> None:
     write(tmp_path, {f"{NODES}/has_cpu": "0", f"{NODES}/has_memory": "0", **node(0)})
-    [pool] = survey_memory(HardwareConfig(), tmp_path)
+    [pool] = offered(tmp_path)
     assert (pool.resource_id, pool.kind, pool.tier) == (
         "mem:node0:4096",
         ResourceKind.MEM,
@@ -77,11 +140,11 @@ def test_hugepages_are_offered_whole_and_not_counted_twice(tmp_path: Path) -> No
     write(tmp_path, {f"{NODES}/has_cpu": "0", f"{NODES}/has_memory": "0", **node(0)})
     write(tmp_path, {**huge(0, 2048, 128, 100), **huge(0, 1048576, 0, 0)})
     config = HardwareConfig(normal_share_pm=1000)
-    normal, pool = survey_memory(config, tmp_path)
+    normal, pool = offered(tmp_path, config)
     assert pool.resource_id == "mem:node0:2097152" and pool.capacity == 128 * (2 << 20)
     assert normal.capacity == GIB - pool.capacity
     assert normal.limits and not pool.limits
-    [only] = survey_memory(HardwareConfig(hugepages=False), tmp_path)
+    [only] = offered(tmp_path, HardwareConfig(hugepages=False))
     assert only.granule == 4096
 
 
@@ -102,7 +165,7 @@ def test_hmat_decides_against_the_node_with_cpus(
     write(tmp_path, {**hmat(0, 80, 204800), **hmat(1, latency_ns, bandwidth_mibps)})
     assert tier_of(tmp_path, 1) is tier
     assert tier_of(tmp_path, 0) is TierKind.DRAM
-    [slow] = [r for r in survey_memory(HardwareConfig(), tmp_path) if r.node == 1]
+    [slow] = [r for r in offered(tmp_path) if r.node == 1]
     assert (slow.read_latency_ns, slow.write_bandwidth_mibps) == (latency_ns, bandwidth_mibps)
     assert ("tier_by", "hmat") in slow.attributes
 
@@ -125,14 +188,6 @@ def test_a_node_without_hmat_is_named_by_its_origin(tmp_path: Path) -> None:
         assert tier_of(tmp_path, 1) is tier
         for path in (tmp_path / NODES).glob("node*/access0/initiators/*"):
             path.unlink()
-
-
-def test_memory_of_a_gpu_is_hbm(tmp_path: Path) -> None:
-    two_nodes(tmp_path)
-    status = "Node:                  1\nNuma Mem Addr:         400000000000\nStatus:  online"
-    write(tmp_path, {"proc/driver/nvidia/gpus/0009:01:00.0/numa_status": status})
-    assert read_origins(tmp_path) == {1: TierKind.HBM}
-    assert tier_of(tmp_path, 1) is TierKind.HBM
 
 
 def test_without_any_word_distance_decides(tmp_path: Path) -> None:
@@ -163,6 +218,6 @@ def test_a_pool_is_read_and_a_pool_that_is_not_there_is_an_error(tmp_path: Path)
 
 
 def test_this_host_offers_what_its_nodes_have() -> None:
-    resources: tuple[Resource, ...] = survey_memory(HardwareConfig(), Path("/"))
+    resources: tuple[Resource, ...] = offered(Path("/"))
     assert {r.node for r in resources} >= {0}
     assert all(r.capacity > 0 and r.tier is not None for r in resources)
