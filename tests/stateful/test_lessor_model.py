@@ -24,7 +24,7 @@ from leased.terms.command import Caller
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy, TenantLimits
 from leased.terms.reply import Changed, Granted, Inventoried, Listed, Refusal
-from leased.terms.resource import Allotment, MemoryShape, ResourceKind, TierKind
+from leased.terms.resource import Allotment, ResourceKind, Shape, TierKind
 from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, mem
 
 NODES = {0: 20, 1: 12}
@@ -151,7 +151,7 @@ class LessorMachine(RuleBasedStateMachine):
         assert isinstance(reply, Granted), reply
         lease = reply.lease
         [share] = lease.subject.allotments
-        names = way_to if request["shape"] is MemoryShape.BUDGET else id_of
+        names = way_to if request["shape"] is Shape.BUDGET else id_of
         node = next(n for n in NODES if names(n) == share.resource_id)
         assert request["node"] in (None, node) and not self.model.cordoned[node]
         assert self.model.free(node) >= request["pages"]
@@ -213,7 +213,7 @@ class LessorMachine(RuleBasedStateMachine):
         caller=callers,
         count=pages,
         node=st.sampled_from([None, 0, 1]),
-        shape=st.sampled_from([None, MemoryShape.BUDGET]),
+        shape=st.sampled_from([None, Shape.BUDGET]),
         ttl=seconds,
         wait=st.sampled_from([0, 0, 15, 60]),
         active=st.booleans(),
@@ -223,7 +223,7 @@ class LessorMachine(RuleBasedStateMachine):
         caller: Caller,
         count: int,
         node: int | None,
-        shape: MemoryShape | None,
+        shape: Shape | None,
         ttl: int,
         wait: int,
         active: bool,

@@ -61,13 +61,27 @@ def want(
     page_size: str | int | None = None,
     exclusive: bool = False,
     shape: str | None = None,
+    mig: str | None = None,
+    model: str | None = None,
+    raw: bool = False,
 ) -> list[Ask]:
-    """The asks for so many GPUs, cores, and bytes of memory and block. `tier`, `page_size` and
-    `shape` are for mem, `node` for cpu and mem, `exclusive` for cpu. Raises InvalidParameter.
+    """The asks for so many GPUs, cores, bytes of memory, and a namespace of at least so many bytes.
+    `tier`, `page_size` and `shape` are for mem, `node` for cpu and mem, `exclusive` for cpu; `mig`
+    (a profile: then `gpu` counts instances) and `model` for gpu, `raw` for block. Raises
+    InvalidParameter.
     """
     asks: list[dict[str, object]] = []
     if gpu:
-        asks.append({"kind": "gpu", "capacity": parse_milli(gpu, "gpu")})
+        milli = parse_milli(gpu, "gpu")
+        attributes = {"mig": mig, "model": model}
+        asks.append(
+            {
+                "kind": "gpu",
+                "capacity": milli if mig is None else 1,
+                "count": None if mig is None else milli // MILLI,
+                "attributes": {name: said for name, said in attributes.items() if said} or None,
+            }
+        )
     if cpu:
         asks.append(
             {
@@ -89,7 +103,13 @@ def want(
             }
         )
     if block:
-        asks.append({"kind": "block", "capacity": parse_bytes(block, "block")})
+        asks.append(
+            {
+                "kind": "block",
+                "capacity": parse_bytes(block, "block"),
+                "shape": "raw" if raw else None,
+            }
+        )
     if not asks:
         raise InvalidParameter("resources", "ask for something: gpu, cpu, mem or block")
     try:

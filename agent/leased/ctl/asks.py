@@ -14,6 +14,7 @@ import argparse
 import re
 from typing import Any, Final
 
+from leased.terms import resource
 from leased.terms.errors import InvalidParameter
 from leased.wire import portrayal
 
@@ -32,6 +33,8 @@ DECIMAL_SIZES: Final = ("KB", "MB", "GB", "TB", "K", "M", "G", "T", "k", "kB")
 RATES: Final = {"bit": 1, "Kbit": 1_000, "Mbit": 1_000_000, "Gbit": 1_000_000_000}
 PAGE_BYTES_DEFAULT: Final = 4096
 MILLI: Final = 1_000
+MEMORY_SHAPES: Final = tuple(shape.value for shape in resource.MEMORY_SHAPES)
+BLOCK_SHAPES: Final = tuple(shape.value for shape in resource.BLOCK_SHAPES)
 _QUANTITY: Final = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))? ?([A-Za-z]+)", re.ASCII)
 _COUNT: Final = re.compile(r"[1-9]\d{0,5}", re.ASCII)
 _SHARES: Final = re.compile(r"([1-9]\d{0,8})m", re.ASCII)
@@ -66,8 +69,8 @@ def _exact(
 
 
 def memory(text: str) -> dict[str, Any]:
-    """--mem SIZE[,tier=T][,node=N][,page=SIZE][,shape=S][,id=RESOURCE]."""
-    head, options = _split(text, ("tier", "node", "page", "shape", "id"))
+    """--mem SIZE[,tier=T][,node=N][,page=SIZE][,SHAPE][,id=RESOURCE]."""
+    head, options = _split(text, ("tier", "node", "page", "shape", "id"), MEMORY_SHAPES)
     page_bytes = parse_size(options["page"]) if "page" in options else PAGE_BYTES_DEFAULT
     if page_bytes <= 0 or page_bytes & (page_bytes - 1):
         raise InvalidParameter("page", f'"{options["page"]}": a page size is a power of two')
@@ -75,11 +78,6 @@ def memory(text: str) -> dict[str, Any]:
     ask = {"kind": "mem", "capacity": -(-size // page_bytes) * page_bytes}
     if "page" in options:
         ask["page_size"] = page_bytes
-    if "shape" in options:
-        if options["shape"] not in portrayal.SHAPES:
-            known = ", ".join(portrayal.SHAPES)
-            raise InvalidParameter("shape", f'"{options["shape"]}": one of {known}')
-        ask["shape"] = options["shape"]
     return _with_place(ask, options)
 
 
@@ -100,17 +98,39 @@ def cores(text: str) -> dict[str, Any]:
 
 
 def devices(text: str) -> dict[str, Any]:
-    """--gpu N[,node=N][,id=RESOURCE]."""
-    head, options = _split(text, ("node", "id"))
+    """--gpu N[,mig=PROFILE][,model=M][,tier=T][,node=N], or --gpu uuid=UUID (a GPU's or a MIG
+    instance's).
+    """
+    head, options = _split(text, ("mig", "model", "tier", "node", "uuid", "id"))
+    if "uuid" in options:
+        options["id"] = f"gpu:{options.pop('uuid')}"
     if _COUNT.fullmatch(head) is None:
         raise InvalidParameter("gpu", f'"{head}": GPUs are leased whole: write "1", "2", …')
-    return _with_place({"kind": "gpu", "capacity": int(head) * MILLI}, options)
+    if "mig" in options or "id" in options:
+        ask: dict[str, Any] = {"kind": "gpu", "capacity": 1, "count": int(head)}
+    else:
+        ask = {"kind": "gpu", "capacity": int(head) * MILLI}
+    attributes = {name: options[name] for name in ("mig", "model") if name in options}
+    return _with_place(ask | ({"attributes": attributes} if attributes else {}), options)
 
 
 def block(text: str) -> dict[str, Any]:
-    """--block SIZE[,node=N][,id=RESOURCE]."""
-    head, options = _split(text, ("node", "id"))
-    return _with_place({"kind": "block", "capacity": parse_size(head)}, options)
+    """--block SIZE or N[,min=SIZE][,class=crypt|raw][,model=M][,node=N], or --block id=RESOURCE."""
+    head, options = _split(text, ("min", "class", "model", "node", "id"), BLOCK_SHAPES)
+    if "class" in options:
+        if "shape" in options or options["class"] not in BLOCK_SHAPES:
+            raise InvalidParameter("class", f'"{options["class"]}": one of crypt, raw')
+        options["shape"] = options.pop("class")
+    if _COUNT.fullmatch(head) is None:
+        if "min" in options:
+            raise InvalidParameter("block", f'"{head}": write how many, as in "1,min=100GiB"')
+        ask: dict[str, Any] = {"kind": "block", "capacity": parse_size(head)}
+    else:
+        least = parse_size(options["min"]) if "min" in options else 1
+        ask = {"kind": "block", "capacity": least, "count": int(head)}
+    if "model" in options:
+        ask["attributes"] = {"model": options["model"]}
+    return _with_place(ask, options)
 
 
 def network(text: str) -> dict[str, Any]:
@@ -168,14 +188,24 @@ def amount(kind: str, capacity: int) -> str:
     return f"{capacity}bit"
 
 
-def _split(text: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+def _split(
+    text: str, allowed: tuple[str, ...], shapes: tuple[str, ...] = ()
+) -> tuple[str, dict[str, str]]:
+    """How much, and the options. What is one thing by name needs no number: `uuid=...` is 1 of it.
+    A shape may stand alone: `64MiB,rdma`."""
     head, *rest = text.split(",")
+    if head.partition("=")[0] in allowed:
+        head, rest = "1", [head, *rest]
     options: dict[str, str] = {}
     for part in rest:
         name, equals, value = part.partition("=")
-        if not equals or not value or name not in allowed or name in options:
-            known = ", ".join(f"{one}=" for one in allowed)
+        if part in shapes:
+            name, equals, value = "shape", "=", part
+        if not equals or not value or name not in (*allowed, "shape") or name in options:
+            known = ", ".join((*(f"{one}=" for one in allowed), *shapes))
             raise InvalidParameter(name or "option", f'"{part}": one each of {known} may follow')
+        if name == "shape" and value not in shapes:
+            raise InvalidParameter(name, f'"{value}": one of {", ".join(shapes)}')
         options[name] = value
     return head, options
 
@@ -194,14 +224,21 @@ def _with_place(ask: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
         ask["node"] = int(options["node"])
     if "id" in options:
         ask["resource_id"] = options["id"]
+    if "shape" in options:
+        ask["shape"] = options["shape"]
     return ask
 
 
 KINDS: Final = (
-    ("mem", memory, "SIZE", "memory: 256MiB[,tier=T][,node=N][,page=SIZE][,shape=S][,id=R]"),
+    (
+        "mem",
+        memory,
+        "SIZE",
+        "memory: 256MiB[,tier=T][,node=N][,page=SIZE][,budget|dax|rdma]",
+    ),
     ("cpu", cores, "N", "whole cores: 2[,node=N][,id=R]; thousandths of one: 500m"),
-    ("gpu", devices, "N", "whole GPUs or MIG instances: 1[,node=N][,id=R]"),
-    ("block", block, "SIZE", "block storage: 500GiB[,id=R]"),
+    ("gpu", devices, "N", "whole GPUs: 1[,model=M][,node=N]; MIG instances: 1,mig=P; or uuid=U"),
+    ("block", block, "SIZE", "a namespace of at least: 500GiB[,raw]; several: 2,min=SIZE; or id=R"),
     ("net", network, "RATE", "network bandwidth: 10Gbit[,id=R]"),
 )
 

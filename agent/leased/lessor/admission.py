@@ -20,8 +20,9 @@ from leased.lessor.estimate import node_ns, room_ns, tenant_ns
 from leased.lessor.placement import NONE_BARRED, place, spans
 from leased.lessor.pool import Pool
 from leased.lessor.queue import Bars
-from leased.lessor.quota import Overrun, TenantBook, wanted_by_kind
+from leased.lessor.quota import Limits, Overrun, TenantBook, taken_by_kind, wanted_by_kind
 from leased.lessor.table import LeaseTable
+from leased.lessor.wholes import GPU_MILLI, Wholes, wholes_of
 from leased.terms.command import Acquire
 from leased.terms.lease import Priority
 from leased.terms.policy import Policy
@@ -104,8 +105,18 @@ class Admission:
             barred = bars.pools
         placed = place(asks, table.pools, barred=barred)
         if isinstance(placed, tuple):
-            return placed
+            return placed if limits.unlimited else self._within(limits, acquire, placed)
         return self._no_room(asks, placed, barred)
+
+    def _within(
+        self, limits: Limits, acquire: Acquire, placed: tuple[Allotment, ...]
+    ) -> tuple[Allotment, ...] | Verdict:
+        """Entire devices can be larger than what was asked of them, and they count whole."""
+        if all(wholes_of(ask) is None for ask in acquire.asks):
+            return placed
+        account = self._table.accounts.get(acquire.caller.tenant)
+        overrun = limits.overrun(account, taken_by_kind(placed))
+        return placed if overrun is None else _over_quota(overrun)
 
     def judge_ttl(self, ttl_ns: int, priority: Priority) -> Verdict | None:
         """Whether a length of time is within the floor and the ceiling of its priority."""
@@ -152,6 +163,9 @@ class Admission:
         need = ask.capacity
         if not pools:
             return _no(RefusalReason.NO_SUCH_RESOURCE, name_of(ask), requested=need)
+        wanted = wholes_of(ask)
+        if wanted is not None:
+            return self._meant_wholes(ask, wanted, pools)
         unit = CORE_MILLI if ask.exclusive and ask.kind == ResourceKind.CPU else 1
         largest = total = 0
         granule = 0
@@ -168,10 +182,25 @@ class Admission:
         room = total if spans(ask) else largest
         if need > room:
             return _no(RefusalReason.NO_CAPACITY, name_of(ask), limit=room, requested=need)
+        return self._open(ask, pools)
+
+    def _meant_wholes(self, ask: Ask, wanted: Wholes, pools: tuple[Pool, ...]) -> Verdict | None:
+        need = ask.capacity
+        if ask.kind == ResourceKind.GPU and not ask.count and need % GPU_MILLI:
+            limit = GPU_MILLI
+            return _no(RefusalReason.CAPACITY_GRANULE, name_of(ask), limit=limit, requested=need)
+        sizes = [pool.capacity for pool in pools if pool.capacity >= wanted.least]
+        if len(sizes) < wanted.count:
+            limit = sum(sizes) if sizes else max(pool.capacity for pool in pools)
+            requested = wanted.count * wanted.least
+            return _no(RefusalReason.NO_CAPACITY, name_of(ask), limit=limit, requested=requested)
+        return self._open(ask, pools)
+
+    def _open(self, ask: Ask, pools: tuple[Pool, ...]) -> Verdict | None:
         if not self._table.pools.usable(ask):
             return self._closed_off(ask, pools)
         if "" in self._table.pools.cordoned:
-            return _no(RefusalReason.CORDONED, "node", requested=need, waitable=True)
+            return _no(RefusalReason.CORDONED, "node", requested=ask.capacity, waitable=True)
         return None
 
     def _closed_off(self, ask: Ask, pools: tuple[Pool, ...]) -> Verdict:
@@ -209,7 +238,9 @@ class Admission:
         ask may span.
         """
         ask = asks[failed]
-        pools = self._table.pools.usable(ask)
+        wanted = wholes_of(ask)
+        least = 0 if wanted is None else wanted.least
+        pools = [pool for pool in self._table.pools.usable(ask) if pool.capacity >= least]
         rooms = [
             (0 if pool.counted.resource_id in barred else max(0, pool.free), pool.capacity)
             for pool in pools

@@ -2,11 +2,12 @@
 """Placement: which resources a request gets, all of its asks or nothing. Deterministic: same pools,
 same answer.
 
-Rule: memory, block and network come from one resource each, the tightest that fits (best fit),
-plainest tier and page size first. CPU shares are packed on as few cores as possible, then on the
-tightest; whole cores and GPUs take only resources that are fully free, on one NUMA node where one
-suffices. Asks that have the fewest choices are placed first, and what one ask takes is gone for the
-next. Ties go by the order of the inventory.
+Rule: memory and network come from one resource each, the tightest that fits (best fit), plainest
+tier and page size first. CPU shares are packed on as few cores as possible, then on the tightest;
+whole cores take only cores that are fully free, on one NUMA node where one suffices; what is leased
+whole is chosen in `wholes`. GPUs are placed first, then the asks that have the fewest choices; what
+one ask takes is gone for the next, and where it went, and what a request pins to a NUMA node, draws
+the others near. Ties go by the order of the inventory.
 
 `taken` is capacity to leave out, by the id of the resource that counts it: what earlier asks took;
 a negative number is capacity imagined free.
@@ -20,20 +21,16 @@ from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
 from leased.lessor.pool import Pool, Pools
+from leased.lessor.wholes import Near, choose, wholes_of
 from leased.terms.resource import Allotment, Ask, ResourceKind
 
 NONE_BARRED: AbstractSet[str] = frozenset()
 Shares = list[tuple[Pool, int]]
 
 
-def whole_only(ask: Ask) -> bool:
-    """Whether the ask takes entire resources: exclusive cores, and GPUs always."""
-    return ask.kind == ResourceKind.GPU or (ask.exclusive and ask.kind == ResourceKind.CPU)
-
-
 def spans(ask: Ask) -> bool:
     """Whether one ask may take shares of several resources."""
-    return ask.kind in (ResourceKind.CPU, ResourceKind.GPU)
+    return ask.kind == ResourceKind.CPU or wholes_of(ask) is not None
 
 
 def place(
@@ -46,21 +43,26 @@ def place(
     """The allotments, in the order of the asks; or the index of the ask that does not fit."""
     if len(asks) == 1 and taken is None and not spans(asks[0]):  # by far the most frequent request
         ask = asks[0]
-        pool = _tightest(ask, pools.usable(ask), barred, {})
+        pool = _tightest(ask, pools.usable(ask), barred, {}, ())
         return 0 if pool is None else (_allot(pool, ask.capacity),)
     taken = {} if taken is None else dict(taken)
+    near = [ask.node for ask in asks if ask.node is not None]
     placed: list[Shares] = [[] for _ in asks]
-    for index in sorted(
-        range(len(asks)), key=lambda i: (len(pools.usable(asks[i])), -asks[i].capacity, i)
-    ):
+    for index in sorted(range(len(asks)), key=lambda i: (_urgency(asks[i], pools), i)):
         ask = asks[index]
-        shares = _share(ask, pools.usable(ask), barred, taken)
+        shares = _share(ask, pools.usable(ask), barred, taken, near)
         if shares is None:
             return index
         for pool, capacity in shares:
             taken[pool.counted.resource_id] = taken.get(pool.counted.resource_id, 0) + capacity
+            if pool.resource.node >= 0:
+                near.append(pool.resource.node)
         placed[index] = shares
     return tuple(_allot(pool, capacity) for shares in placed for pool, capacity in shares)
+
+
+def _urgency(ask: Ask, pools: Pools) -> tuple[bool, int, int]:
+    return (ask.kind != ResourceKind.GPU, len(pools.usable(ask)), -ask.capacity)
 
 
 def _allot(pool: Pool, capacity: int) -> Allotment:
@@ -69,55 +71,74 @@ def _allot(pool: Pool, capacity: int) -> Allotment:
 
 
 def _share(
-    ask: Ask, pools: Sequence[Pool], barred: AbstractSet[str], taken: dict[str, int]
+    ask: Ask,
+    pools: Sequence[Pool],
+    barred: AbstractSet[str],
+    taken: dict[str, int],
+    near: Near,
 ) -> Shares | None:
     if not spans(ask):
-        pool = _tightest(ask, pools, barred, taken)
+        pool = _tightest(ask, pools, barred, taken, near)
         return None if pool is None else [(pool, ask.capacity)]
-    open_pools = [
-        pool
-        for pool in pools
-        if pool.counted.resource_id not in barred and ask.capacity % pool.granule == 0
-    ]
-    fill = _whole if whole_only(ask) else _packed
-    return _on_one_node(open_pools, lambda some: fill(ask.capacity, some, taken))
+    open_pools = [pool for pool in pools if pool.counted.resource_id not in barred]
+    wanted = wholes_of(ask)
+    if wanted is not None:
+        free = [pool for pool in open_pools if 0 < pool.capacity == _free(pool, taken)]
+        chosen = choose(wanted, ask.kind, free, near)
+        return None if chosen is None else [(pool, pool.capacity) for pool in chosen]
+    open_pools = [pool for pool in open_pools if ask.capacity % pool.granule == 0]
+    fill = _whole if ask.exclusive else _packed
+    return _on_one_node(open_pools, lambda some: fill(ask.capacity, some, taken), near)
+
+
+def _free(pool: Pool, taken: dict[str, int]) -> int:
+    return pool.free - taken.get(pool.counted.resource_id, 0)
 
 
 def _tightest(
-    ask: Ask, pools: Iterable[Pool], barred: AbstractSet[str], taken: dict[str, int]
+    ask: Ask,
+    pools: Iterable[Pool],
+    barred: AbstractSet[str],
+    taken: dict[str, int],
+    near: Near,
 ) -> Pool | None:
-    """The pool with the least free that still fits, among the plainest rank that has one."""
+    """The pool with the least free that still fits, among the plainest rank that has one; a near
+    one before a far one."""
     need = ask.capacity
     best: Pool | None = None
-    best_free = 0
+    best_fit = (False, 0)
     for pool in pools:
         if best is not None and pool.rank != best.rank:
             break
-        free = pool.free - taken.get(pool.counted.resource_id, 0) if taken else pool.free
+        free = _free(pool, taken) if taken else pool.free
         if free < need or need % pool.granule or pool.counted.resource_id in barred:
             continue
-        if best is None or free < best_free:
-            best, best_free = pool, free
+        fit = (bool(near) and pool.resource.node not in near, free)
+        if best is None or fit < best_fit:
+            best, best_fit = pool, fit
     return best
 
 
-def _on_one_node(pools: list[Pool], fill: Callable[[list[Pool]], Shares | None]) -> Shares | None:
-    """Fill from the one NUMA node that needs the fewest resources and fits tightest; else from all
-    of them.
+def _on_one_node(
+    pools: list[Pool], fill: Callable[[list[Pool]], Shares | None], near: Near
+) -> Shares | None:
+    """Fill from the one NUMA node that needs the fewest resources, is near and fits tightest; else
+    from all of them.
     """
     by_node: dict[int, list[Pool]] = {}
     for pool in pools:
         by_node.setdefault(pool.resource.node, []).append(pool)
     if len(by_node) == 1:
         return fill(pools)
-    best: tuple[int, int, int, int] | None = None
+    best: tuple[int, bool, int, int, int] | None = None
     best_shares: Shares | None = None
     for node in sorted(by_node):
         shares = fill(by_node[node])
         if shares is None:
             continue
         left_over = sum(pool.free - capacity for pool, capacity in shares)
-        rank = (len(shares), left_over, sum(pool.free for pool in by_node[node]), node)
+        far = bool(near) and node not in near
+        rank = (len(shares), far, left_over, sum(pool.free for pool in by_node[node]), node)
         if best is None or rank < best:
             best, best_shares = rank, shares
     return best_shares if best_shares is not None else fill(pools)
@@ -126,7 +147,7 @@ def _on_one_node(pools: list[Pool], fill: Callable[[list[Pool]], Shares | None])
 def _whole(need: int, pools: Sequence[Pool], taken: dict[str, int]) -> Shares | None:
     shares: Shares = []
     for pool in pools:
-        free = pool.free - taken.get(pool.counted.resource_id, 0)
+        free = _free(pool, taken)
         if 0 < pool.capacity == free and free <= need:
             shares.append((pool, free))
             need -= free
@@ -137,7 +158,7 @@ def _whole(need: int, pools: Sequence[Pool], taken: dict[str, int]) -> Shares | 
 
 def _packed(need: int, pools: Sequence[Pool], taken: dict[str, int]) -> Shares | None:
     """As few resources as possible: the emptiest ones, and for the rest the tightest that fits."""
-    frees = [(pool.free - taken.get(pool.counted.resource_id, 0), pool) for pool in pools]
+    frees = [(_free(pool, taken), pool) for pool in pools]
     frees = sorted(
         (item for item in frees if item[0] > 0), key=lambda item: (-item[0], item[1].index)
     )

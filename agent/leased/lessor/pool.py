@@ -18,13 +18,14 @@ from leased.lessor.deadlines import Deadlines, Endings
 from leased.terms.identity import LeaseId
 from leased.terms.reply import ResourceUse
 from leased.terms.resource import (
+    MIG_PREFIX,
     Allotment,
     Ask,
     Health,
     Inventory,
-    MemoryShape,
     Resource,
     ResourceKind,
+    Shape,
     TierKind,
     capacity_id,
     shape_of,
@@ -130,13 +131,27 @@ class Way(Pool):
 
 
 Where = tuple[
-    ResourceKind, "int | None", "int | None", "str | None", "int | None", "MemoryShape | None"
+    ResourceKind,
+    "int | None",
+    "int | None",
+    "str | None",
+    "int | None",
+    "Shape | None",
+    tuple[tuple[str, str], ...],
 ]
 
 
 def where_of(ask: Ask) -> Where:
-    """What an ask says about *where* and in which shape, without how much."""
-    return (ask.kind, ask.tier, ask.node, ask.resource_id, ask.granule, ask.shape)
+    """What an ask says about *where*, in which shape and of what, without how much."""
+    return (
+        ask.kind,
+        ask.tier,
+        ask.node,
+        ask.resource_id,
+        ask.granule,
+        ask.shape,
+        ask.attributes,
+    )
 
 
 class Pools:
@@ -272,18 +287,34 @@ def _fits(pool: Pool, ask: Ask) -> bool:
         and (ask.node is None or ask.node == resource.node)
         and (ask.granule is None or ask.granule == pool.granule)
         and _is_shaped(resource, ask)
+        and all(_says(resource, name, value) for name, value in ask.attributes)
+    )
+
+
+def _says(resource: Resource, name: str, value: str) -> bool:
+    """Whether an attribute is the value, or has it as one of its words: "H200" is an "NVIDIA
+    H200". Letter case is nothing."""
+    wanted = value.casefold()
+    return any(
+        known == name and (said.casefold() == wanted or wanted in said.casefold().split())
+        for known, said in resource.attributes
     )
 
 
 def _is_shaped(resource: Resource, ask: Ask) -> bool:
     """Whether the resource is granted as the ask wants it. Who names neither a shape nor the
-    resource expects a descriptor of memory; remote memory has only its own shape."""
+    resource expects a descriptor of memory, an encrypted namespace, a GPU of which no part is
+    somebody else's; remote memory has only its own shape."""
     shape = shape_of(resource.resource_id)
     if ask.shape is not None:
         return shape == ask.shape
-    if shape in (None, MemoryShape.MEMFD) or ask.resource_id is not None:
+    if ask.resource_id is not None:
         return True
-    return shape is MemoryShape.RDMA and ask.tier is TierKind.REMOTE
+    if resource.resource_id.startswith(MIG_PREFIX):
+        return any(name == "mig" for name, _ in ask.attributes)
+    if shape in (None, Shape.MEMFD, Shape.CRYPT):
+        return True
+    return shape is Shape.RDMA and ask.tier is TierKind.REMOTE
 
 
 def _plainest(pool: Pool) -> tuple[tuple[int, int], int]:

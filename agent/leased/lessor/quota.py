@@ -17,7 +17,7 @@ import msgspec
 from leased.lessor.deadlines import Deadlines, Endings
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.policy import Policy, TenantLimits
-from leased.terms.resource import Ask, ResourceKind
+from leased.terms.resource import Allotment, Ask, ResourceKind
 
 KIND_COUNT = len(ResourceKind)
 
@@ -26,8 +26,17 @@ def wanted_by_kind(asks: Sequence[Ask]) -> list[int]:
     """How much several asks want together, by kind."""
     wanted = [0] * KIND_COUNT
     for ask in asks:
-        wanted[ask.kind] += ask.capacity
+        wanted[ask.kind] += max(1, ask.count) * ask.capacity
     return wanted
+
+
+def taken_by_kind(allotments: Sequence[Allotment]) -> list[int]:
+    """How much a lease of `allotments` would hold, by kind: entire devices can be larger than what
+    was asked of them."""
+    taken = [0] * KIND_COUNT
+    for allotment in allotments:
+        taken[allotment.kind] += allotment.capacity
+    return taken
 
 
 class Account:

@@ -8,7 +8,7 @@ device for `gpu`, bit/s for `net`.
 Ids: `mem:node<N>:<page bytes>`, `cpu:<core>`, `gpu:<GPU uuid>`, `block:<nguid|eui64|uuid>`,
 `mem:dax-<identity>`. Some memory can be had in more than one way: `mem:budget:node<N>:<page bytes>`
 and `mem:rdma-<guid>:node<N>:<page bytes>` take from what `mem:node<N>:<page bytes>` counts
-(`capacity_id`).
+(`capacity_id`), as `block:raw:<nguid|eui64|uuid>` takes what `block:<nguid|eui64|uuid>` counts.
 
 Does not discover anything (`hardware`) and does not count what is in use (`lessor.table`).
 """
@@ -42,32 +42,45 @@ class TierKind(enum.IntEnum):
     REMOTE = 4
 
 
-class MemoryShape(enum.StrEnum):
+class Shape(enum.StrEnum):
     """How memory is granted: a descriptor of sealed memory; the right of a cgroup to use so much; a
-    whole device-dax range; a region that remote peers reach."""
+    whole device-dax range; a region that remote peers reach. And how a namespace is: encrypted with
+    a key that ends with the lease, or as it is."""
 
     MEMFD = "memfd"
     BUDGET = "budget"
     DAX = "dax"
     RDMA = "rdma"
+    CRYPT = "crypt"
+    RAW = "raw"
+
+
+MEMORY_SHAPES = (Shape.MEMFD, Shape.BUDGET, Shape.DAX, Shape.RDMA)
+BLOCK_SHAPES = (Shape.CRYPT, Shape.RAW)
+RAW_PREFIX = "block:raw:"
+MIG_PREFIX = "gpu:MIG-"
 
 
 @lru_cache(maxsize=1024)
-def shape_of(resource_id: str) -> MemoryShape | None:
-    """The shape of what the id names; None for what is no memory."""
+def shape_of(resource_id: str) -> Shape | None:
+    """The shape of what the id names; None for what is neither memory nor block storage."""
+    if resource_id.startswith("block:"):
+        return Shape.RAW if resource_id.startswith(RAW_PREFIX) else Shape.CRYPT
     if not resource_id.startswith("mem:"):
         return None
-    for shape in (MemoryShape.BUDGET, MemoryShape.DAX, MemoryShape.RDMA):
+    for shape in (Shape.BUDGET, Shape.DAX, Shape.RDMA):
         if resource_id.startswith(f"mem:{shape}"):
             return shape
-    return MemoryShape.MEMFD
+    return Shape.MEMFD
 
 
 @lru_cache(maxsize=1024)
 def capacity_id(resource_id: str) -> str:
-    """The resource that counts what is taken of `resource_id`: itself, or the memory that it is
-    another way to."""
-    if shape_of(resource_id) in (MemoryShape.BUDGET, MemoryShape.RDMA):
+    """The resource that counts what is taken of `resource_id`: itself, or what it is another way
+    to."""
+    if resource_id.startswith(RAW_PREFIX):
+        return f"block:{resource_id.removeprefix(RAW_PREFIX)}"
+    if shape_of(resource_id) in (Shape.BUDGET, Shape.RDMA):
         _, found, place = resource_id.partition(":node")
         if found:
             return f"mem:node{place}"
@@ -98,6 +111,9 @@ class Resource(msgspec.Struct, frozen=True, array_like=True):
     share), both in the raw unit of the kind. `node` is the NUMA node or -1. Latency (ns) and
     bandwidth (MiB/s) are the kernel's HMAT figures or None where it tells none. `limits` lists what
     cannot be enforced here, each with its reason.
+
+    Of the attributes placement reads `nvlink`, the UUIDs of the GPUs that this one has a link to,
+    with commas between. Whoever asks may name any: `model`, `mig` (an instance's profile), ...
     """
 
     resource_id: str
@@ -145,8 +161,12 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     """What a request wants of one kind. None means "any".
 
     `capacity` in the raw unit. `resource_id` pins one resource; `node` a NUMA node; `tier` a memory
-    tier; `granule` a page size (mem). `exclusive` asks for whole cores (cpu). `shape` (mem) None is
-    a memfd, or with the tier `remote` whatever reaches it.
+    tier; `granule` a page size (mem). `exclusive` asks for whole cores (cpu). `shape` None is a
+    memfd, or with the tier `remote` whatever reaches it; of a namespace it is `crypt`.
+
+    `count` > 0 asks for so many entire resources of at least `capacity` each (gpu, block, dax); 0
+    is one of block and dax, and of GPUs as many as `capacity` makes. `attributes` are what each
+    must say of itself.
     """
 
     kind: ResourceKind
@@ -156,4 +176,6 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     resource_id: str | None = None
     granule: int | None = None
     exclusive: bool = False
-    shape: MemoryShape | None = None
+    shape: Shape | None = None
+    count: int = 0
+    attributes: tuple[tuple[str, str], ...] = ()

@@ -26,7 +26,7 @@ from leased.terms.lease import (
     RevocationReason,
 )
 from leased.terms.policy import Policy
-from leased.terms.resource import Ask, MemoryShape, ResourceKind, TierKind
+from leased.terms.resource import Ask, ResourceKind, Shape, TierKind
 from leased.wire import objects, parameters, portrayal
 from leased.wire.answers import encode_error, encode_reply
 from leased.wire.conversation import Call
@@ -143,7 +143,9 @@ def _ask(ask: objects.Ask) -> Ask:
         resource_id=ask.resource_id,
         granule=ask.page_size,
         exclusive=_or(ask.exclusive, False),
-        shape=None if ask.shape is None else MemoryShape(ask.shape),
+        shape=None if ask.shape is None else Shape(ask.shape),
+        count=_or(ask.count, 0),
+        attributes=tuple(sorted(_or(ask.attributes, {}).items())),
     )
 
 

@@ -23,7 +23,7 @@ HexId = Annotated[str, Meta(max_length=64)]
 Label = Annotated[str, Meta(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Kind = Literal["mem", "block", "net", "gpu", "cpu"]
 Tier = Literal["dram", "hbm", "cxl", "pmem", "remote"]
-Shape = Literal["memfd", "budget", "dax", "rdma"]
+Shape = Literal["memfd", "budget", "dax", "rdma", "crypt", "raw"]
 PriorityName = Literal["scavenger", "standard", "guaranteed"]
 Reason = Literal[
     "priority_preemption",
@@ -74,6 +74,8 @@ class Ask(Strict, frozen=True):
     page_size: Positive | None = None
     exclusive: bool | None = None
     shape: Shape | None = None
+    count: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    attributes: Annotated[dict[Label, Label], Meta(max_length=16)] | None = None
 
 
 class Allotment(Tolerant, frozen=True):

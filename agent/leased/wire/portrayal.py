@@ -27,7 +27,6 @@ from leased.terms.reply import Inventoried, Listed, Refusal, RefusalReason, Reso
 from leased.terms.resource import (
     Allotment,
     Evidence,
-    MemoryShape,
     Resource,
     ResourceKind,
     TierKind,
@@ -44,7 +43,6 @@ def names(members: type[enum.IntEnum]) -> tuple[str, ...]:
 STATE = names(LeaseState)
 KIND = names(ResourceKind)
 TIER = names(TierKind)
-SHAPES = tuple(shape.value for shape in MemoryShape)
 PRIORITY = names(Priority)
 ENDING = names(Ending)
 REASON = names(RevocationReason)

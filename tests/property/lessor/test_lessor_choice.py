@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from leased.lessor.placement import place, spans
 from leased.lessor.preemption import choose_victims, order_victims
+from leased.lessor.wholes import wholes_of
 from leased.terms.lease import Lease, Priority
-from leased.terms.resource import Allotment, Ask, ResourceKind, TierKind
+from leased.terms.resource import Allotment, Ask, Resource, ResourceKind, TierKind
 from tests.doubles.desk import PAGE, Desk, cores, mem
 
 nodes = st.none() | st.integers(0, 2)
@@ -29,12 +30,32 @@ core_asks = st.builds(
     st.integers(1, 4),
     nodes,
 )
-asks = st.lists(memory_asks | cpu_asks | core_asks, min_size=1, max_size=4)
+gpu_asks = st.builds(
+    lambda count, node: Ask(ResourceKind.GPU, 1, node=node, count=count), st.integers(1, 4), nodes
+)
+disk_asks = st.builds(
+    lambda count, least: Ask(ResourceKind.BLOCK, least, count=count),
+    st.integers(1, 2),
+    st.integers(1, 40),
+)
+any_ask = memory_asks | cpu_asks | core_asks | gpu_asks | disk_asks
+asks = st.lists(any_ask, min_size=1, max_size=4)
+
+
+def devices() -> list[Resource]:
+    """Four GPUs in two linked pairs across two nodes, and three namespaces."""
+    gpus = (
+        Resource(f"gpu:{n}", ResourceKind.GPU, None, 1000, 1000, n // 2, attributes=links)
+        for n, links in enumerate((("nvlink", str(n ^ 1)),) for n in range(4))
+    )
+    disks = (Resource(f"block:{n}", ResourceKind.BLOCK, None, n, n) for n in (10, 20, 30))
+    return [*gpus, *disks]
 
 
 def desk_of(held: Sequence[Ask]) -> Desk:
-    """A node of three kinds of memory and six cores, some of it held."""
-    desk = Desk(mem(0, 30), mem(1, 20), mem(2, 40, tier=TierKind.CXL), *cores(6, per_node=2))
+    """A node of three kinds of memory, six cores and some devices, some of it held."""
+    memory = (mem(0, 30), mem(1, 20), mem(2, 40, tier=TierKind.CXL))
+    desk = Desk(*memory, *cores(6, per_node=2), *devices())
     for ask in held:
         desk.ask(ask)
     return desk
@@ -46,7 +67,7 @@ def frees(desk: Desk) -> dict[str, int]:
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(held=st.lists(memory_asks | cpu_asks | core_asks, max_size=8), wanted=asks)
+@given(held=st.lists(any_ask, max_size=8), wanted=asks)
 def test_a_placement_is_lawful_complete_and_repeatable(held: list[Ask], wanted: list[Ask]) -> None:
     desk = desk_of(held)
     free = frees(desk)
@@ -58,6 +79,15 @@ def test_a_placement_is_lawful_complete_and_repeatable(held: list[Ask], wanted: 
         return
     rest = list(placed)
     for ask in wanted:
+        whole = wholes_of(ask)
+        if whole is not None:
+            for share in rest[: whole.count]:
+                resource = desk.table.pools.by_id[share.resource_id].resource
+                assert resource.kind == ask.kind and ask.node in (None, resource.node)
+                assert share.capacity == resource.capacity == free[share.resource_id]
+                assert share.capacity >= whole.least
+            rest = rest[whole.count :]
+            continue
         left = ask.capacity
         while left > 0:
             share = rest.pop(0)
@@ -82,7 +112,11 @@ def assert_no_room(desk: Desk, wanted: list[Ask], failed: int) -> None:
         return
     ask = wanted[failed]
     pools = desk.table.pools.usable(ask)
-    if ask.exclusive:
+    whole = wholes_of(ask)
+    if whole is not None:
+        able = [p for p in pools if p.free == p.capacity >= whole.least]
+        assert len(able) < whole.count
+    elif ask.exclusive:
         assert sum(p.capacity for p in pools if p.free == p.capacity) < ask.capacity
     elif spans(ask):
         assert sum(pool.free for pool in pools) < ask.capacity

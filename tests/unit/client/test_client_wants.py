@@ -27,6 +27,10 @@ def test_wants_are_exact() -> None:
         objects.Ask("mem", 4096, tier="cxl", node=1, page_size=2 << 20)
     ]
     assert want(cpu=2, exclusive=True)[0].exclusive is True
+    assert want(gpu=2, mig="1g.10gb") == [
+        objects.Ask("gpu", 1, count=2, attributes={"mig": "1g.10gb"})
+    ]
+    assert want(block="1T", raw=True) == [objects.Ask("block", 1 << 40, shape="raw")]
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,49 @@ def test_memory_is_rounded_up_to_whole_pages_and_that_is_said() -> None:
 def test_cores_whole_and_in_parts() -> None:
     assert asks.cores("2") == {"kind": "cpu", "capacity": 2000, "exclusive": True}
     assert asks.cores("500m") == {"kind": "cpu", "capacity": 500}
-    assert asks.devices("1,id=gpu:GPU-4c") == {
+
+
+def test_gpus_by_number_by_what_they_are_and_by_name() -> None:
+    assert asks.devices("2,tier=hbm,node=1,model=H200") == {
         "kind": "gpu",
-        "capacity": 1000,
-        "resource_id": "gpu:GPU-4c",
+        "capacity": 2000,
+        "tier": "hbm",
+        "node": 1,
+        "attributes": {"model": "H200"},
     }
+    assert asks.devices("3,mig=1g.10gb") == {
+        "kind": "gpu",
+        "capacity": 1,
+        "count": 3,
+        "attributes": {"mig": "1g.10gb"},
+    }
+    by_name = {"kind": "gpu", "capacity": 1, "count": 1, "resource_id": "gpu:GPU-4c"}
+    for text in ("uuid=GPU-4c", "1,uuid=GPU-4c", "id=gpu:GPU-4c"):
+        assert asks.devices(text) == by_name
+
+
+def test_namespaces_by_size_by_number_and_by_name() -> None:
+    least = {"kind": "block", "capacity": 100 << 30}
+    assert asks.block("100GiB") == least
+    assert asks.block("1,min=100GiB") == {**least, "count": 1}
+    assert asks.block("2,min=100GiB,class=raw") == {**least, "count": 2, "shape": "raw"}
+    assert asks.block("100GiB,raw,model=PM9A3") == {
+        **least,
+        "shape": "raw",
+        "attributes": {"model": "PM9A3"},
+    }
+    assert asks.block("id=block:eui.00") == {
+        "kind": "block",
+        "capacity": 1,
+        "count": 1,
+        "resource_id": "block:eui.00",
+    }
+
+
+def test_a_shape_of_memory_may_stand_alone() -> None:
+    assert asks.memory("64MiB,rdma") == asks.memory("64MiB,shape=rdma")
+    assert asks.memory("1GiB,tier=cxl,dax")["shape"] == "dax"
+    assert asks.memory("64MiB,tier=remote")["tier"] == "remote"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +130,15 @@ def test_cores_whole_and_in_parts() -> None:
         ["--mem", "1GiB,shape=round"],
         ["--mem", "0B"],
         ["--gpu", "0.5"],
+        ["--gpu", "1,mig="],
+        ["--gpu", "1,class=raw"],
+        ["--gpu", "uuid=GPU-1,uuid=GPU-2"],
+        ["--block", "0,min=1GiB"],
+        ["--block", "1,class=round"],
+        ["--block", "1GiB,raw,class=crypt"],
+        ["--block", "100GiB,min=100GiB"],
+        ["--mem", "1GiB,raw"],
+        ["--mem", "tier=dram"],
         ["--net", "10"],
         ["--mem", "1GiB", "--ttl", "60"],
         [],

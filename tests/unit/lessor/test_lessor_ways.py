@@ -12,9 +12,9 @@ from leased.terms.reply import Inventoried, RefusalReason, ResourceUse
 from leased.terms.resource import (
     Ask,
     Inventory,
-    MemoryShape,
     Resource,
     ResourceKind,
+    Shape,
     TierKind,
     capacity_id,
     shape_of,
@@ -31,7 +31,7 @@ def budget(node: int, pages: int) -> Resource:
 
 def ask_budget(pages: int, node: int | None = None) -> Ask:
     """So many pages of a budget."""
-    return msgspec.structs.replace(ask_mem(pages, node=node), shape=MemoryShape.BUDGET)
+    return msgspec.structs.replace(ask_mem(pages, node=node), shape=Shape.BUDGET)
 
 
 def used(desk: Desk, resource_id: str) -> ResourceUse:
@@ -45,16 +45,16 @@ def used(desk: Desk, resource_id: str) -> ResourceUse:
 @pytest.mark.parametrize(
     ("resource_id", "shape", "counted_by"),
     [
-        ("mem:node0:4096", MemoryShape.MEMFD, "mem:node0:4096"),
-        ("mem:budget:node12:4096", MemoryShape.BUDGET, "mem:node12:4096"),
-        ("mem:rdma-0a:node1:2097152", MemoryShape.RDMA, "mem:node1:2097152"),
-        ("mem:dax-ab:node1", MemoryShape.DAX, "mem:dax-ab:node1"),
+        ("mem:node0:4096", Shape.MEMFD, "mem:node0:4096"),
+        ("mem:budget:node12:4096", Shape.BUDGET, "mem:node12:4096"),
+        ("mem:rdma-0a:node1:2097152", Shape.RDMA, "mem:node1:2097152"),
+        ("mem:dax-ab:node1", Shape.DAX, "mem:dax-ab:node1"),
         ("cpu:3", None, "cpu:3"),
         ("gpu:GPU-a", None, "gpu:GPU-a"),
     ],
 )
 def test_an_id_says_its_shape_and_who_counts_it(
-    resource_id: str, shape: MemoryShape | None, counted_by: str
+    resource_id: str, shape: Shape | None, counted_by: str
 ) -> None:
     assert shape_of(resource_id) is shape
     assert capacity_id(resource_id) == counted_by
@@ -86,9 +86,7 @@ def test_who_names_no_shape_gets_a_descriptor_of_memory() -> None:
     [share] = desk.grant(ask_mem(64)).subject.allotments
     assert share.resource_id == "mem:node0:4096"
     assert desk.refused(ask_mem(64)).reason is RefusalReason.NO_CAPACITY
-    [share] = desk.grant(
-        msgspec.structs.replace(ask_mem(64), shape=MemoryShape.DAX)
-    ).subject.allotments
+    [share] = desk.grant(msgspec.structs.replace(ask_mem(64), shape=Shape.DAX)).subject.allotments
     assert share.resource_id == "mem:dax-a"
     refusal = desk.refused(msgspec.structs.replace(ask_mem(1), tier=TierKind.REMOTE))
     assert refusal.reason is RefusalReason.NO_CAPACITY, "it is there, and node 0 is full"
@@ -98,7 +96,7 @@ def test_a_resource_that_is_named_needs_no_shape() -> None:
     desk = Desk(budget(0, 10), mem(0, 10))
     [share] = desk.grant(Ask(ResourceKind.MEM, PAGE, resource_id=BUDGET)).subject.allotments
     assert share.resource_id == BUDGET
-    contradiction = Ask(ResourceKind.MEM, PAGE, resource_id=BUDGET, shape=MemoryShape.MEMFD)
+    contradiction = Ask(ResourceKind.MEM, PAGE, resource_id=BUDGET, shape=Shape.MEMFD)
     assert desk.refused(contradiction).reason is RefusalReason.NO_SUCH_RESOURCE
 
 
