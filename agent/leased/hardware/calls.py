@@ -64,18 +64,23 @@ class Count(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class MakeLeaf(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """Make a lease's leaf. `cpus` and `cpu_milli` limit it where there is a cpu allotment."""
+    """Make a lease's leaf. `cpus` and `cpu_milli` limit it where there is a cpu allotment,
+    `memory_bytes` and `nodes` where there is a budget of memory."""
 
     path: str
     pids_max: int
     cpus: str = ""
     cpu_milli: int = 0
+    memory_bytes: int = 0
+    nodes: str = ""
 
 
 class CloseLeaf(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """Read what is still charged to the leaf and remove it."""
+    """Read what is still charged to the leaf and remove it. `budget`: what is charged is leased
+    memory; the kernel is told to take it all back first, and the leaf stays until it has."""
 
     path: str
+    budget: bool = False
 
 
 class Join(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -176,7 +181,8 @@ class Leafed(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 class Charged(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """What the leaf was charged when it was closed; `removed` is 0 or the errno of rmdir."""
+    """What the leaf was charged when it was closed; `removed` is 0 or the errno of rmdir
+    (ENOTEMPTY: nobody is in it, but leased memory is still charged to it)."""
 
     memory_bytes: int
     hugetlb_bytes: int

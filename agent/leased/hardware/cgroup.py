@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from leased.hardware.calls import CgroupFacts
+from leased.hardware.calls import CgroupFacts, MakeLeaf
 from leased.hardware.verbs import DeviceRule, attach_filter, load_filter
 from leased.terms.errors import DeviceError
 
@@ -106,6 +106,25 @@ def _limit_root(path: str, given: Iterable[str]) -> None:
             write(os.path.join(path, name), "0")
 
 
+def why_missing(facts: CgroupFacts, needed: Sequence[str], what: str) -> str:
+    """Why leaves lack what `what` needs, in words an operator can act on; "" if they do not."""
+    wanted = f"{what} need the cgroup v2 controllers {' and '.join(needed)}"
+    if not facts.path:
+        return f"{what} need cgroup v2: " + "; ".join(facts.troubles)
+    lacking = [name for name in needed if name not in facts.controllers]
+    if not lacking:
+        return ""
+    bound = [name for name in lacking if name in facts.v1_only]
+    if bound:
+        return (
+            f"{wanted}; {' and '.join(bound)} {'are' if len(bound) > 1 else 'is'} bound to cgroup"
+            " v1 here: boot with systemd.unified_cgroup_hierarchy=1, or with"
+            f" cgroup_no_v1={','.join(bound)}"
+        )
+    detail = "; ".join(facts.troubles) or "the kernel or the delegation does not offer them"
+    return f"{what} need the cgroup v2 controllers {' and '.join(lacking)}: {detail}"
+
+
 def _words(path: str) -> tuple[str, ...]:
     try:
         return tuple(Path(path).read_text("ascii").split())
@@ -116,8 +135,9 @@ def _words(path: str) -> tuple[str, ...]:
 # ---- leaves ------------------------------------------------------------------------------------
 
 
-def make_leaf(path: str, *, pids_max: int, cpus: str = "", cpu_milli: int = 0) -> None:
+def make_leaf(call: MakeLeaf) -> None:
     """Make a leaf with its limits; on failure nothing of it is left."""
+    path = call.path
     try:
         os.mkdir(path, 0o755)
     except FileExistsError:
@@ -128,14 +148,26 @@ def make_leaf(path: str, *, pids_max: int, cpus: str = "", cpu_milli: int = 0) -
         raise DeviceError("cgroup_make", error.errno or errno.EIO, path) from error
     try:
         if os.path.exists(os.path.join(path, "pids.max")):
-            write(os.path.join(path, "pids.max"), str(pids_max))
-        if cpus:
-            write(os.path.join(path, "cpuset.cpus"), cpus)
-            quota_us = cpu_milli * _CPU_PERIOD_US // 1000
+            write(os.path.join(path, "pids.max"), str(call.pids_max))
+        if call.cpus:
+            write(os.path.join(path, "cpuset.cpus"), call.cpus)
+            quota_us = call.cpu_milli * _CPU_PERIOD_US // 1000
             write(os.path.join(path, "cpu.max"), f"{quota_us} {_CPU_PERIOD_US}")
+        if call.memory_bytes:
+            _limit_memory(path, call.memory_bytes, call.nodes)
     except DeviceError:
         os.rmdir(path)
         raise
+
+
+def _limit_memory(path: str, memory_bytes: int, nodes: str) -> None:
+    """So many bytes, on these nodes, and none of them in swap: what is given back must be in no
+    other place."""
+    write(os.path.join(path, "cpuset.mems"), nodes)
+    for name in ("memory.swap.max", "memory.zswap.max"):
+        if os.path.exists(os.path.join(path, name)):
+            write(os.path.join(path, name), "0")
+    write(os.path.join(path, "memory.max"), str(memory_bytes))
 
 
 def let_open(path: str, rules: Sequence[DeviceRule]) -> None:
@@ -187,14 +219,21 @@ def _put_back(leaf: str, pid: int, before: str) -> None:
         write(os.path.join(unified, home[0].lstrip("/"), "cgroup.procs"), str(pid))
 
 
-def close_leaf(path: str, *, patience_ns: int = 100_000_000) -> tuple[int, int, int]:
+def close_leaf(
+    path: str, *, budget: bool = False, patience_ns: int = 100_000_000
+) -> tuple[int, int, int]:
     """(memory bytes, hugetlb bytes still charged, 0 or the errno of rmdir).
 
     A leaf that is gone already counts as removed. rmdir answers EBUSY for a moment after the last
-    exit, so it is asked again for `patience_ns`.
+    exit, so it is asked again for `patience_ns`. Removing a leaf hands its charges to its parent,
+    where nobody would see them any more: a `budget`'s leaf that is charged for anything stays
+    (ENOTEMPTY).
     """
     if not os.path.isdir(path):
         return 0, 0, 0
+    if budget and not is_populated(path):
+        # Page cache outlives its reader. With a limit of 0 the kernel takes back what it can.
+        write(os.path.join(path, "memory.max"), "0")
     memory_bytes = sum(
         int(value)
         for name, value in _pairs(os.path.join(path, "memory.stat"))
@@ -206,6 +245,8 @@ def close_leaf(path: str, *, patience_ns: int = 100_000_000) -> tuple[int, int, 
         if name.startswith("hugetlb.") and name.endswith("current")
         for text in _words(os.path.join(path, name))
     )
+    if budget and memory_bytes and not is_populated(path):
+        return memory_bytes, hugetlb_bytes, errno.ENOTEMPTY
     end_ns = time.monotonic_ns() + patience_ns
     while True:
         try:

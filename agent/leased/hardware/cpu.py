@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from leased.hardware.calls import CgroupFacts
+from leased.hardware.cgroup import why_missing
 from leased.hardware.config import HardwareConfig
 from leased.hardware.sysfs import list_names, parse_list, read_int, read_list
 from leased.terms.errors import ConfigError
@@ -28,7 +29,7 @@ def survey_cpu(
     config: HardwareConfig, facts: CgroupFacts, root: Path = Path("/")
 ) -> tuple[tuple[Resource, ...], tuple[Absence, ...]]:
     """The cores that can be leased, or why none can."""
-    why = _missing(facts)
+    why = why_missing(facts, NEEDED, "cpu leases")
     offered = () if why else offered_cores(config.cpu_cores, root)
     if not why and not offered:
         why = "no core is offered: set [hardware] cpu_cores to a list such as 2-7"
@@ -55,23 +56,6 @@ def offered_cores(spec: str, root: Path) -> tuple[int, ...]:
     if absent:
         raise ConfigError(f"[hardware] cpu_cores = {spec!r}: no such core online: {absent}")
     return named
-
-
-def _missing(facts: CgroupFacts) -> str:
-    if not facts.path:
-        return "cpu leases need cgroup v2: " + "; ".join(facts.troubles)
-    lacking = [name for name in NEEDED if name not in facts.controllers]
-    if not lacking:
-        return ""
-    bound = [name for name in lacking if name in facts.v1_only]
-    if bound:
-        return (
-            f"cpu leases need the cgroup v2 controllers cpu and cpuset; {' and '.join(bound)} are"
-            " bound to cgroup v1 here: boot with systemd.unified_cgroup_hierarchy=1, or with"
-            f" cgroup_no_v1={','.join(bound)}"
-        )
-    detail = "; ".join(facts.troubles) or "the kernel or the delegation does not offer them"
-    return f"cpu leases need the cgroup v2 controllers {' and '.join(lacking)}: {detail}"
 
 
 def _resource(core: int, root: Path) -> Resource:

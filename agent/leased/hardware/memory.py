@@ -14,34 +14,48 @@ import errno
 import os
 from pathlib import Path
 
-from leased.hardware.calls import Counted, Pool
+import msgspec
+
+from leased.hardware.calls import CgroupFacts, Counted, Pool, Surveyed
+from leased.hardware.cgroup import why_missing
 from leased.hardware.config import HardwareConfig
 from leased.hardware.nodes import Node, Origin, read_nodes
 from leased.hardware.sysfs import read_int
 from leased.hardware.tiers import Classified, classify
 from leased.terms.errors import DeviceError
-from leased.terms.resource import Resource, ResourceKind
+from leased.terms.resource import Absence, Resource, ResourceKind
 
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 NORMAL_LIMIT = (
     "a normal page that a pipe, an io_uring buffer or an RDMA region pins is overwritten, but its"
     " return cannot be counted; hugepage pools count every page"
 )
+BUDGET_NEEDS = ("memory", "cpuset")
+BUDGET_LIMIT = (
+    "pages of a budget go back to the kernel, which clears each before another process gets it (at"
+    " once where it was booted with init_on_free=1); a budget does not count what its processes"
+    " brought along or use of hugepages"
+)
 
 
-def survey_memory(
-    config: HardwareConfig, root: Path = Path("/")
-) -> tuple[tuple[Resource, ...], tuple[str, ...]]:
-    """Every memory resource that this host can lease, and notes on what it does not."""
+def survey_memory(config: HardwareConfig, facts: CgroupFacts, root: Path = Path("/")) -> Surveyed:
+    """Every memory resource that this host can lease, why budgets are not where they are not, and
+    notes on what else is left out."""
     nodes = read_nodes(root)
     told = dict(config.tiers)
     resources: list[Resource] = []
     notes: list[str] = []
+    why = why_missing(facts, BUDGET_NEEDS, "budgets (shape=budget)")
     for node in nodes:
         if node.origin is Origin.GPU and node.number not in told:
             notes.append(f"node {node.number}: the memory of a GPU, leased with the GPU")
             continue
-        resources.extend(_resources(node, classify(node, nodes, told), config))
-    return tuple(resources), tuple(notes)
+        offered = _resources(node, classify(node, nodes, told), config)
+        resources.extend(offered)
+        if not why:
+            resources.extend(_budget(one) for one in offered if one.granule == PAGE_BYTES)
+    absences = (Absence(ResourceKind.MEM, why),) if why else ()
+    return Surveyed(tuple(resources), absences, tuple(notes))
 
 
 def read_pool(pool: Pool, root: Path = Path("/")) -> Counted:
@@ -59,10 +73,9 @@ def read_pool(pool: Pool, root: Path = Path("/")) -> Counted:
 
 def _resources(node: Node, classified: Classified, config: HardwareConfig) -> list[Resource]:
     offers = list(node.hugepages) if config.hugepages else []
-    page_bytes = os.sysconf("SC_PAGESIZE")
     rest_bytes = node.total_bytes - sum(size * count for size, count in node.hugepages)
-    normal_pages = max(rest_bytes, 0) * config.normal_share_pm // 1000 // page_bytes
-    offers.insert(0, (page_bytes, normal_pages))
+    normal_pages = max(rest_bytes, 0) * config.normal_share_pm // 1000 // PAGE_BYTES
+    offers.insert(0, (PAGE_BYTES, normal_pages))
     return [
         Resource(
             resource_id=f"mem:node{node.number}:{size}",
@@ -75,9 +88,18 @@ def _resources(node: Node, classified: Classified, config: HardwareConfig) -> li
             write_latency_ns=node.speed.write_latency_ns,
             read_bandwidth_mibps=node.speed.read_bandwidth_mibps,
             write_bandwidth_mibps=node.speed.write_bandwidth_mibps,
-            limits=(NORMAL_LIMIT,) if size == page_bytes else (),
+            limits=(NORMAL_LIMIT,) if size == PAGE_BYTES else (),
             attributes=(("page_bytes", str(size)), ("tier_by", classified.by)),
         )
         for size, count in offers
         if count > 0
     ]
+
+
+def _budget(normal: Resource) -> Resource:
+    """The other way to a node's normal pages."""
+    return msgspec.structs.replace(
+        normal,
+        resource_id=f"mem:budget:node{normal.node}:{PAGE_BYTES}",
+        limits=(BUDGET_LIMIT,),
+    )

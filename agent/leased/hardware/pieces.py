@@ -21,15 +21,17 @@ from leased.hardware.config import HardwareConfig
 from leased.hardware.sysfs import format_list
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
-from leased.terms.resource import Allotment, ResourceKind
+from leased.terms.resource import Allotment, MemoryShape, ResourceKind, capacity_id, shape_of
 
 NORMAL_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """One memory allotment: its place among the lease's memfds, where it lives and how large."""
+    """One memory allotment: its place among the lease's memfds and among its allotments, where it
+    lives and how large."""
 
     index: int
+    place_in_lease: int
     name: str
     allotment: Allotment
     place: Pool
@@ -52,48 +54,65 @@ class Piece(msgspec.Struct, frozen=True):
 
 @lru_cache(maxsize=1024)
 def place_of(resource_id: str) -> Pool:
-    """Node and page size of `mem:node<N>:<page bytes>`, or of `mem:rdma-<guid>:node<N>:<page
-    bytes>` (the same memory, reached by remote peers). Raises DeviceError."""
-    head, _, rest = resource_id.partition(":node")
+    """Node and page size of `mem:node<N>:<page bytes>`, or of another way to the same memory.
+    Raises DeviceError."""
+    head, _, rest = capacity_id(resource_id).partition(":node")
     node, _, page_bytes = rest.partition(":")
-    known = head == "mem" or head.startswith("mem:rdma-")
-    if not known or not node.isdecimal() or not page_bytes.isdecimal():
+    if head != "mem" or not node.isdecimal() or not page_bytes.isdecimal():
         raise DeviceError("place", errno.EINVAL, resource_id)
     return Pool(int(node), int(page_bytes))
 
 
 def is_memfd(allotment: Allotment) -> bool:
-    """Whether the allotment is a memfd; a device-dax range (`mem:dax-...`) is memory without."""
-    return allotment.kind is ResourceKind.MEM and not allotment.resource_id.startswith("mem:dax-")
+    """Whether the allotment is a memfd; a device-dax range and a budget are memory without."""
+    return shape_of(allotment.resource_id) in (MemoryShape.MEMFD, MemoryShape.RDMA)
+
+
+def is_budget(allotment: Allotment) -> bool:
+    """Whether the allotment is what a leaf may use of a node's memory as its own."""
+    return shape_of(allotment.resource_id) is MemoryShape.BUDGET
 
 
 def is_handed_out(allotment: Allotment) -> bool:
     """Whether the holder gets the memfd. What remote peers reach is mapped by nobody here."""
-    return is_memfd(allotment) and not allotment.resource_id.startswith("mem:rdma-")
+    return shape_of(allotment.resource_id) is MemoryShape.MEMFD
 
 
 def memory_pieces(lease: Lease) -> list[Piece]:
     """The lease's memory, in the order of its memfds."""
     name = f"leased-{lease.lease_id.hex()}"
     pieces: list[Piece] = []
-    for allotment in lease.subject.allotments:
+    for in_lease, allotment in enumerate(lease.subject.allotments):
         if is_memfd(allotment):
-            at = len(pieces)
-            pieces.append(Piece(at, f"{name}-{at}", allotment, place_of(allotment.resource_id)))
+            at, place = len(pieces), place_of(allotment.resource_id)
+            pieces.append(Piece(at, in_lease, f"{name}-{at}", allotment, place))
     return pieces
 
 
 def needs_leaf(lease: Lease) -> bool:
     """Whether the leaf is made with the grant: nobody is bound, or what is leased is enforced by
-    it (a cpu share, the device nodes that may be opened)."""
+    it (a cpu share, a budget, the device nodes that may be opened)."""
     return lease.pid <= 0 or not all(is_handed_out(a) for a in lease.subject.allotments)
 
 
 def leaf_call(lease: Lease, path: str, pids_max: int) -> MakeLeaf:
-    """The call that makes the lease's leaf."""
+    """The call that makes the lease's leaf. Raises DeviceError."""
     cores = [a for a in lease.subject.allotments if a.kind is ResourceKind.CPU]
     numbers = tuple(sorted(int(a.resource_id.removeprefix("cpu:")) for a in cores))
-    return MakeLeaf(path, pids_max, format_list(numbers), sum(a.capacity for a in cores))
+    budgets = [a for a in lease.subject.allotments if is_budget(a)]
+    nodes = sorted({place_of(a.resource_id).node for a in budgets})
+    if len(nodes) > 1:
+        # memory.max is one number for all nodes: neither share could be held to.
+        detail = f"one lease has its budget on one node, not on {len(nodes)}"
+        raise DeviceError("budget", errno.EINVAL, detail)
+    return MakeLeaf(
+        path,
+        pids_max,
+        format_list(numbers),
+        sum(a.capacity for a in cores),
+        sum(a.capacity for a in budgets),
+        format_list(tuple(nodes)),
+    )
 
 
 def pool_worker(pool: Pool) -> str:

@@ -6,8 +6,8 @@ size and blocks (fstat, in this process), the pool's counters against the ledger
 and whether the leaf lets itself be removed.
 
 Rule: what is late is asked again until `settle_budget_ns`; what is missing then is named, hugepages
-by their count, anything else by the whole allotment. A question that cannot be answered proves
-nothing.
+and the pages of a budget by their count, anything else by the whole allotment. A question that
+cannot be answered proves nothing.
 
 Does not fence: `lessor` does.
 """
@@ -24,13 +24,12 @@ import trio
 
 from leased.hardware.calls import Charged, CloseLeaf, Pool
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import CALLS_MAX, Crew, failure
+from leased.hardware.crew import Crew, failure, spread
 from leased.hardware.fittings import Fittings
-from leased.hardware.pieces import Piece, memory_pieces
+from leased.hardware.pieces import Piece, is_budget, memory_pieces, place_of
 from leased.hardware.pools import PoolLedgers
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
-from leased.terms.resource import Allotment
 from leased.terms.teardown import ProofReport, StepReport, TeardownStep
 
 _AGAIN_NS = 20_000_000
@@ -42,31 +41,45 @@ class _Case:
 
     def __init__(self, lease: Lease, fds: Sequence[int]) -> None:
         self.lease = lease
+        self.allotments = lease.subject.allotments
         self.pieces = memory_pieces(lease)
+        self.budget = sum(a.capacity for a in self.allotments if is_budget(a))
         self.began_ns = _now_ns()
         self.steps: list[StepReport] = []
-        self.unproven: dict[Allotment, int] = {}
+        self.unproven = [0] * len(self.allotments)
         blocks = 0
         for piece, fd in zip(self.pieces, fds, strict=False):
             status = os.fstat(fd)
             if status.st_size or status.st_blocks:
                 blocks += max(status.st_blocks, 1)
-                self.unproven[piece.allotment] = piece.allotment.capacity
+                self.miss(piece.place_in_lease, piece.allotment.capacity)
         self.step(TeardownStep.TRUNCATE, errno.EBUSY if blocks else 0, blocks)
 
     def step(self, step: TeardownStep, failed: int, measured: int) -> None:
         self.steps.append(StepReport(step, failed, self.began_ns, _now_ns(), measured))
 
+    def miss(self, at: int, capacity: int) -> None:
+        """So much of the allotment in that place is not proven."""
+        self.unproven[at] = min(max(self.unproven[at], capacity), self.allotments[at].capacity)
+
     def miss_everything(self) -> None:
         """Somebody is left in the leaf, or nobody can say: nothing of the lease is proven."""
-        for allotment in self.lease.subject.allotments:
-            self.unproven[allotment] = allotment.capacity
+        self.unproven = [allotment.capacity for allotment in self.allotments]
+
+    def miss_budget(self, charged_bytes: int) -> None:
+        """Pages that are still charged to the leaf, in whole granules."""
+        for at, allotment in enumerate(self.allotments):
+            if is_budget(allotment):
+                page_bytes = place_of(allotment.resource_id).page_bytes
+                part = min(-(-charged_bytes // page_bytes) * page_bytes, allotment.capacity)
+                self.miss(at, part)
+                charged_bytes -= part
 
     def report(self) -> ProofReport:
         unproven = tuple(
-            msgspec.structs.replace(allotment, capacity=self.unproven[allotment])
-            for allotment in self.lease.subject.allotments
-            if allotment in self.unproven
+            msgspec.structs.replace(allotment, capacity=capacity)
+            for allotment, capacity in zip(self.allotments, self.unproven, strict=True)
+            if capacity
         )
         return ProofReport(self.lease.lease_id, _now_ns(), unproven, tuple(self.steps))
 
@@ -105,7 +118,8 @@ class Prover:
 
     async def _ask_backends(self, case: _Case) -> None:
         verdict = await self._fittings.prove(case.lease)
-        case.unproven.update(verdict.unproven)
+        for at, allotment in enumerate(case.allotments):
+            case.miss(at, verdict.unproven.get(allotment, 0))
         case.steps.extend(verdict.steps)
 
     # -- leaves ------------------------------------------------------------------------------------
@@ -122,36 +136,40 @@ class Prover:
         left = {at: path for at, path in left.items() if os.path.isdir(path)}
         while left:
             last = _now_ns() >= end_ns
-            for at, charged in (await self._ask_leaves(left, failed)).items():
+            for at, charged in (await self._ask_leaves(cases, left, failed)).items():
                 gone = charged.removed == 0 and charged.hugetlb_bytes == 0
                 if not gone and not last:
                     continue
                 del left[at]
-                failure = charged.removed or (0 if gone else errno.EBUSY)
-                cases[at].step(TeardownStep.REMOVE_CGROUP, failure, charged.hugetlb_bytes)
-                if not gone:
-                    cases[at].miss_everything()
+                _note_leaf(cases[at], charged)
             left = {at: path for at, path in left.items() if at not in failed}
             if left:
                 await trio.sleep(_AGAIN_NS / _NS_PER_S)
 
     async def _ask_leaves(
-        self, left: dict[int, str], failed: dict[int, DeviceError]
+        self, cases: Sequence[_Case], left: dict[int, str], failed: dict[int, DeviceError]
     ) -> dict[int, Charged]:
         answered: dict[int, Charged] = {}
-        numbers = list(left)
-        for begin in range(0, len(numbers), CALLS_MAX):
-            part = numbers[begin : begin + CALLS_MAX]
+        work: dict[str, list[int]] = {}
+        for at in left:
+            # The kernel may have much to take back of a budget; nobody else waits for that.
+            work.setdefault("budget" if cases[at].budget else "reclaim", []).append(at)
+
+        async def ask(name: str, part: Sequence[int]) -> None:
+            calls = [CloseLeaf(left[at], cases[at].budget > 0) for at in part]
+            taken_back = sum(cases[at].budget for at in part)
             try:
-                answers, _ = await self._crew.ask("reclaim", [CloseLeaf(left[at]) for at in part])
+                answers, _ = await self._crew.ask(name, calls, touched_bytes=taken_back)
             except DeviceError as error:
                 failed.update(dict.fromkeys(part, error))
-                continue
+                return
             for at, answer in zip(part, answers, strict=True):
                 if isinstance(answer, Charged):
                     answered[at] = answer
                 else:
                     failed[at] = failure(answer)
+
+        await spread(work, ask)
         return answered
 
     # -- pools -------------------------------------------------------------------------------------
@@ -182,9 +200,20 @@ class Prover:
             pages = blamed.get(key, 0)
             cases[at].step(TeardownStep.COUNTERS, errno.EBUSY if pages else 0, pages)
             if pages:
-                missing_bytes = pages * pool.page_bytes
-                known = cases[at].unproven.get(piece.allotment, 0)
-                cases[at].unproven[piece.allotment] = max(known, missing_bytes)
+                cases[at].miss(piece.place_in_lease, pages * pool.page_bytes)
+
+
+def _note_leaf(case: _Case, charged: Charged) -> None:
+    """What the end of a leaf says of its lease."""
+    if charged.removed == errno.ENOTEMPTY and not charged.hugetlb_bytes:
+        case.step(TeardownStep.REMOVE_CGROUP, charged.removed, charged.memory_bytes)
+        case.miss_budget(charged.memory_bytes)
+        return
+    gone = charged.removed == 0 and charged.hugetlb_bytes == 0
+    failed = charged.removed or (0 if gone else errno.EBUSY)
+    case.step(TeardownStep.REMOVE_CGROUP, failed, charged.hugetlb_bytes)
+    if not gone:
+        case.miss_everything()
 
 
 def _now_ns() -> int:

@@ -30,9 +30,10 @@ def survey(call: Survey, root: Path = Path("/")) -> Surveyed:
     missing: list[Absence] = [_NET]
     notes = tuple(f"cgroup: {trouble}" for trouble in call.cgroup.troubles)
     try:
-        memory, left_out = survey_memory(call.config, root)
-        resources.extend(memory)
-        notes += left_out
+        memory = survey_memory(call.config, call.cgroup, root)
+        resources.extend(memory.resources)
+        missing.extend(memory.absences)
+        notes += memory.notes
     except DeviceError as error:
         missing.append(Absence(ResourceKind.MEM, str(error)))
     try:

@@ -172,11 +172,11 @@ def _other(call: Call, given: Iterator[int]) -> Answer:
     match call:
         case Count(pool):
             return read_pool(pool)
-        case MakeLeaf(path, pids_max, cpus, cpu_milli):
-            cgroup.make_leaf(path, pids_max=pids_max, cpus=cpus, cpu_milli=cpu_milli)
+        case MakeLeaf():
+            cgroup.make_leaf(call)
             return Leafed(_now_ns())
-        case CloseLeaf(path):
-            return Charged(*cgroup.close_leaf(path), _now_ns())
+        case CloseLeaf(path, budget):
+            return Charged(*cgroup.close_leaf(path, budget=budget), _now_ns())
         case Join(path, pid):
             cgroup.join(path, pid, next(given))
             return Leafed(_now_ns())

@@ -59,8 +59,11 @@ def _no(
 
 
 def name_of(ask: Ask) -> str:
-    """What a refusal calls the thing asked for: the pinned resource, else the kind."""
-    return ask.resource_id if ask.resource_id is not None else ask.kind.name.lower()
+    """What a refusal calls the thing asked for: the pinned resource, else kind and shape."""
+    if ask.resource_id is not None:
+        return ask.resource_id
+    kind = ask.kind.name.lower()
+    return kind if ask.shape is None else f"{kind}:{ask.shape}"
 
 
 class Admission:

@@ -23,13 +23,14 @@ from leased.ports import Device, Reaper, Sampler, Submit
 from leased.service.custody import Custodian
 from leased.service.evidence import NO_COMMAND, Report, encode_report, hash_report
 from leased.service.gathering import Gathering
-from leased.service.grantor import QUICK_BYTES_MAX, SLOW_AT_ONCE_MAX, Grantor, touched_bytes
+from leased.service.grantor import QUICK_BYTES_MAX, SLOW_AT_ONCE_MAX, Grantor
 from leased.service.holders import Holders
 from leased.terms.command import CutEnded, ProofEnded, ScrubEnded, TeardownFailed
 from leased.terms.effect import Effect, Forget, Teardown
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Ending, Lease, LeaseState
+from leased.terms.resource import ResourceKind
 from leased.terms.teardown import CutReport, ScrubReport, TeardownStep
 
 BATCH_MAX = 64
@@ -88,7 +89,7 @@ class Reclaimer:
                 gathered = await self._teardowns.take(BATCH_MAX)
                 quick: list[Lease] = []
                 for lease in gathered:
-                    if touched_bytes(lease) > QUICK_BYTES_MAX:
+                    if _memory_bytes(lease) > QUICK_BYTES_MAX:
                         nursery.start_soon(self._reclaim_slowly, lease, slots)
                     elif self._grantor.preparing(lease.lease_id):
                         nursery.start_soon(self._reclaim, [lease])
@@ -199,6 +200,11 @@ class Reclaimer:
             for lease_id in closed:
                 self._custodian.drop(lease_id)
             await self._reaper.disarm_many(closed)
+
+
+def _memory_bytes(lease: Lease) -> int:
+    """How much memory is overwritten, or taken back by the kernel."""
+    return sum(a.capacity for a in lease.subject.allotments if a.kind is ResourceKind.MEM)
 
 
 def _with_backstop(scrub: ScrubReport, cut: CutReport) -> ScrubReport:

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from leased.hardware.calls import Counted, Pool
+from leased.hardware.calls import CgroupFacts, Counted, Pool
 from leased.hardware.config import HardwareConfig
 from leased.hardware.memory import read_pool, survey_memory
 from leased.hardware.nodes import Origin, Speed, read_nodes, read_origins
 from leased.hardware.tiers import classify, classify_bare
 from leased.terms.errors import DeviceError
-from leased.terms.resource import Resource, ResourceKind, TierKind
+from leased.terms.resource import Resource, ResourceKind, TierKind, capacity_id
 from tests.doubles import sysfs_trees
 from tests.doubles.sysfs_trees import NODES, TREES, hmat, write
 
 GIB = 1 << 30
+NO_CGROUP = CgroupFacts("", (), ("memory",), ("no cgroup2 is mounted",))
+V1_MEMORY = CgroupFacts("/sys/fs/cgroup/unified/leased", ("hugetlb",), ("cpuset", "memory"))
+V2 = CgroupFacts("/sys/fs/cgroup/leased", ("cpu", "cpuset", "memory", "pids"), ())
 
 
 def node(number: int, *, kib: int = GIB >> 10, distance: str = "10 20") -> dict[str, str]:
@@ -38,7 +41,7 @@ def two_nodes(root: Path) -> None:
 
 
 def offered(root: Path, config: HardwareConfig | None = None) -> tuple[Resource, ...]:
-    return survey_memory(config or HardwareConfig(), root)[0]
+    return survey_memory(config or HardwareConfig(), NO_CGROUP, root).resources
 
 
 def tier_of(root: Path, number: int, config: HardwareConfig | None = None) -> TierKind | None:
@@ -89,13 +92,13 @@ def test_the_memory_of_a_gpu_goes_with_the_gpu_unless_the_operator_says_otherwis
     tmp_path: Path,
 ) -> None:
     TREES["gh200"](tmp_path)
-    resources, notes = survey_memory(HardwareConfig(), tmp_path)
-    assert {one.node for one in resources} == {0}
-    assert notes == ("node 1: the memory of a GPU, leased with the GPU",)
+    surveyed = survey_memory(HardwareConfig(), NO_CGROUP, tmp_path)
+    assert {one.node for one in surveyed.resources} == {0}
+    assert surveyed.notes == ("node 1: the memory of a GPU, leased with the GPU",)
     told = HardwareConfig(tiers=((1, TierKind.HBM),))
-    resources, notes = survey_memory(told, tmp_path)
-    assert {one.node: one.tier for one in resources}[1] is TierKind.HBM
-    assert notes == ()
+    surveyed = survey_memory(told, NO_CGROUP, tmp_path)
+    assert {one.node: one.tier for one in surveyed.resources}[1] is TierKind.HBM
+    assert surveyed.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -221,3 +224,34 @@ def test_this_host_offers_what_its_nodes_have() -> None:
     resources: tuple[Resource, ...] = offered(Path("/"))
     assert {r.node for r in resources} >= {0}
     assert all(r.capacity > 0 and r.tier is not None for r in resources)
+
+
+def test_budgets_are_another_way_to_the_normal_pages(tmp_path: Path) -> None:
+    two_nodes(tmp_path)
+    write(tmp_path, huge(0, 2048, 8, 8))
+    surveyed = survey_memory(HardwareConfig(), V2, tmp_path)
+    by_id = {one.resource_id: one for one in surveyed.resources}
+    budgets = [one for one in by_id if one.startswith("mem:budget:")]
+    assert budgets == ["mem:budget:node0:4096", "mem:budget:node1:4096"]
+    for name in budgets:
+        normal = by_id[capacity_id(name)]
+        assert (by_id[name].capacity, by_id[name].tier) == (normal.capacity, normal.tier)
+    assert surveyed.absences == ()
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        (NO_CGROUP, "no cgroup2 is mounted"),
+        (V1_MEMORY, "memory and cpuset are bound to cgroup v1 here"),
+        (CgroupFacts("/c", ("cpuset",), ()), "memory: the kernel or the delegation"),
+    ],
+)
+def test_where_v2_has_no_controllers_budgets_are_absent_with_the_reason(
+    tmp_path: Path, facts: CgroupFacts, why: str
+) -> None:
+    two_nodes(tmp_path)
+    surveyed = survey_memory(HardwareConfig(), facts, tmp_path)
+    assert not any("budget" in one.resource_id for one in surveyed.resources)
+    [absence] = surveyed.absences
+    assert absence.kind is ResourceKind.MEM and why in absence.why
