@@ -97,3 +97,10 @@ def free_hugepages() -> int:
 def handed(devices: Hands, lease: Lease, fds: Sequence[int]) -> list[int]:
     """The descriptors that the holder of a lease gets."""
     return [fd for _, fd in devices.handout(lease, fds)]
+
+
+def v2_controllers() -> tuple[str, ...]:
+    """The controllers that cgroup v2 has on this host."""
+    unified, _ = find_mounts(Path("/proc/self/mountinfo").read_text("utf-8"))
+    given = Path(unified or "/", "cgroup.controllers")
+    return tuple(given.read_text("ascii").split()) if given.exists() else ()

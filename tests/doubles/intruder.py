@@ -177,6 +177,42 @@ def seal(fd: int) -> Answer:
     return lambda line: " ".join(said)
 
 
+def spend(fd: int) -> Answer:
+    """Touch as much memory of its own as the file is large, when asked; say where it lies."""
+    size = os.fstat(fd).st_size
+    kept: list[mmap.mmap] = []
+
+    def touch(line: str) -> str:
+        view = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for at in range(0, size, mmap.PAGESIZE):
+            view[at] = 1
+        kept.append(view)
+        with open("/proc/self/numa_maps", encoding="ascii") as maps:
+            words = [word for line in maps if "anon=" in line for word in line.split()]
+        pages: dict[str, int] = {}
+        for word in words:
+            node, equals, count = word.partition("=")
+            if equals and node[0] == "N" and node[1:].isdigit():
+                pages[node] = pages.get(node, 0) + int(count)
+        return max(pages, key=lambda node: pages[node], default="")
+
+    return touch
+
+
+def leave_file(fd: int) -> Answer:
+    """Write a file as large as ours to where the line says, when asked, and leave it there."""
+    size = os.fstat(fd).st_size
+
+    def write(line: str) -> str:
+        with open(line, "wb") as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+        return "written"
+
+    return write
+
+
 def fork_bomb(fd: int) -> Answer:
     """Fork as fast as the limits allow, each child keeping the descriptor and forking on."""
 
@@ -197,7 +233,7 @@ TRICKS: dict[str, Callable[[int], Answer]] = {
     trick.__name__: trick
     for trick in (
         hold, reopen, path_only, mapped, thread, in_flight, ring_file, ring_buffer, pipe_page,
-        shrink, punch, seal, fork_bomb,
+        shrink, punch, seal, spend, leave_file, fork_bomb,
     )
 }  # fmt: skip
 

@@ -43,11 +43,11 @@ class Tenant:
         self.pidfd = os.pidfd_open(self.process.pid)
         self.other_pidfd = os.pidfd_open(int(pid))
 
-    def ask(self) -> str:
+    def ask(self, line: str = "?") -> str:
         """What the remaining process can still do; "" when it is gone."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write("?\n")
+            self.process.stdin.write(f"{line}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             return ""

@@ -23,9 +23,9 @@ from leased.terms.errors import DeviceError
 
 WANTED = ("cpu", "cpuset", "memory", "pids", "hugetlb", "rdma")
 _CPU_PERIOD_US = 100_000
-_OUR_CHARGES = ("anon", "file", "shmem")
-"""What must be 0 in memory.stat; memory.current keeps some of the kernel's own pages for a while
-and means nothing by itself (teardown.md 4.4)."""
+_OUR_CHARGES = ("anon", "file")
+"""What must be 0 in memory.stat (`shmem` is a part of `file`); memory.current keeps some of the
+kernel's own pages for a while and means nothing by itself (teardown.md 4.4)."""
 
 
 def write(path: str, text: str) -> None:

@@ -31,7 +31,7 @@ def leaf(root: Path, *, populated: int = 0, anon: int = 0, file: int = 0) -> Pat
     path = root / "leaf"
     path.mkdir(exist_ok=True)
     (path / "cgroup.events").write_text(f"populated {populated}\nfrozen 0\n")
-    (path / "memory.stat").write_text(f"anon {anon}\nfile {file}\nkernel 94208\nshmem 0\n")
+    (path / "memory.stat").write_text(f"anon {anon}\nfile {file}\nkernel 94208\nshmem {file}\n")
     for name in ("memory.max", "memory.swap.max", "memory.zswap.max", "cpuset.mems"):
         (path / name).write_text("")
     return path
