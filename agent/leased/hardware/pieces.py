@@ -21,7 +21,7 @@ from leased.hardware.config import HardwareConfig
 from leased.hardware.sysfs import format_list
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
-from leased.terms.resource import Allotment, MemoryShape, ResourceKind, capacity_id, shape_of
+from leased.terms.resource import Allotment, ResourceKind, Shape, capacity_id, shape_of
 
 NORMAL_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
@@ -65,17 +65,17 @@ def place_of(resource_id: str) -> Pool:
 
 def is_memfd(allotment: Allotment) -> bool:
     """Whether the allotment is a memfd; a device-dax range and a budget are memory without."""
-    return shape_of(allotment.resource_id) in (MemoryShape.MEMFD, MemoryShape.RDMA)
+    return shape_of(allotment.resource_id) in (Shape.MEMFD, Shape.RDMA)
 
 
 def is_budget(allotment: Allotment) -> bool:
     """Whether the allotment is what a leaf may use of a node's memory as its own."""
-    return shape_of(allotment.resource_id) is MemoryShape.BUDGET
+    return shape_of(allotment.resource_id) is Shape.BUDGET
 
 
 def is_handed_out(allotment: Allotment) -> bool:
     """Whether the holder gets the memfd. What remote peers reach is mapped by nobody here."""
-    return shape_of(allotment.resource_id) is MemoryShape.MEMFD
+    return shape_of(allotment.resource_id) is Shape.MEMFD
 
 
 def memory_pieces(lease: Lease) -> list[Piece]:

@@ -31,7 +31,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, LeaseState
 from leased.terms.reply import Granted, Refusal, RefusalReason
-from leased.terms.resource import MemoryShape, shape_of
+from leased.terms.resource import Shape, shape_of
 from leased.terms.teardown import TeardownStep
 
 BATCH_MAX = 64
@@ -263,5 +263,5 @@ def _let_go(held: Held, reply: Granted | Refusal) -> None:
 
 def touched_bytes(lease: Lease) -> int:
     """How much memory preparing the lease touches: a budget and a device are granted untouched."""
-    touched = (MemoryShape.MEMFD, MemoryShape.RDMA)
+    touched = (Shape.MEMFD, Shape.RDMA)
     return sum(a.capacity for a in lease.subject.allotments if shape_of(a.resource_id) in touched)

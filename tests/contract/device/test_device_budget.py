@@ -18,7 +18,7 @@ from leased.hardware.memory import BUDGET_NEEDS
 from leased.hardware.verbs import kill_cgroup
 from leased.ports import Prepared
 from leased.terms.lease import Lease
-from leased.terms.resource import Allotment, MemoryShape, ResourceKind, TierKind, shape_of
+from leased.terms.resource import Allotment, ResourceKind, Shape, TierKind, shape_of
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
 from tests.doubles.host import not_proven, real_devices, v2_controllers
 from tests.doubles.leases import lease
@@ -76,11 +76,11 @@ async def prepared(devices: Devices, one: Lease) -> Prepared:
 
 async def test_every_node_offers_its_normal_pages_as_a_budget_too(devices: Devices) -> None:
     inventory = await devices.inventory()
-    by_shape: dict[MemoryShape | None, dict[int, int]] = {}
+    by_shape: dict[Shape | None, dict[int, int]] = {}
     for one in inventory.resources:
         if one.kind is ResourceKind.MEM and one.granule == 4096:
             by_shape.setdefault(shape_of(one.resource_id), {})[one.node] = one.capacity
-    assert by_shape[MemoryShape.BUDGET] == by_shape[MemoryShape.MEMFD]
+    assert by_shape[Shape.BUDGET] == by_shape[Shape.MEMFD]
 
 
 @pytest.mark.parametrize("node", [0, 1])
