@@ -19,7 +19,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId, LogId
 from leased.terms.lease import Lease
 from leased.terms.moment import Moment
-from leased.terms.resource import Allotment, Inventory
+from leased.terms.resource import Inventory
 from leased.terms.teardown import CutReport, ProofReport, ScrubReport, Utilization
 
 Submit = Callable[..., None]
@@ -190,19 +190,22 @@ class Sampler(Protocol):
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """A process that uses a resource. `via` is how: fd, map, ring, cgroup."""
+    """A process that uses a resource. `via` is how: cgroup (it is inside the lease), bound (the
+    lease is bound to it), memory, pages, fd, map, ring, driver (the driver says so). Where the
+    kernel itself uses it, `pid` is 0, `via` one of mount, dm, loop, swap, and `name` says which."""
 
     pid: int
     uid: int
     name: str
     via: str
     lease_id: LeaseId | None = None
+    resource_id: str = ""
 
 
 class Holders(Protocol):
     """Who uses what, lease or no lease."""
 
-    async def scan(self, allotment: Allotment) -> tuple[Holder, ...]:
-        """The processes that hold or map the resource's objects, seen from the host's pid
-        namespace."""
+    async def scan(self, resource_ids: Sequence[str]) -> tuple[Holder, ...]:
+        """Everybody who uses one of the resources, seen from the host's pid namespace. Raises
+        DeviceError where that cannot be said."""
         ...

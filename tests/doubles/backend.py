@@ -15,7 +15,7 @@ import trio
 
 from leased.hardware.backend import Readied, Verdict, Wiped
 from leased.hardware.calls import Surveyed
-from leased.ports import Access
+from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
@@ -31,6 +31,7 @@ class FakeBackend:
         self.story: list[str] = [] if story is None else story
         self.failing: dict[str, DeviceError] = {}
         self.held: set[LeaseId] = set()
+        self.users: list[Holder] = []
         self._scrubbed: set[LeaseId] = set()
 
     def serves(self, allotment: Allotment) -> bool:
@@ -82,6 +83,11 @@ class FakeBackend:
         assert lease.lease_id in self._scrubbed, "proven before its scrub"
         self.held.discard(lease.lease_id)
         return Verdict({})
+
+    async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
+        """Whom the test put there."""
+        await self._enter("holders")
+        return tuple(one for one in self.users if one.resource_id == allotment.resource_id)
 
     async def adopt(self, leases: Iterable[Lease]) -> None:
         """Hold again what is ours."""

@@ -51,7 +51,7 @@ from leased.terms.lease import BOUND_TO_NOTHING, Lease, LeaseState, RevocationRe
 from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.policy import Policy
 from leased.terms.reply import Granted, Reply
-from leased.terms.resource import Allotment, Inventory
+from leased.terms.resource import Inventory
 from leased.wire import replies
 from leased.wire.description import Service
 from tests.doubles.clock import FakeClock
@@ -183,7 +183,7 @@ class Host:
 class NoOccupants:
     """`ports.Holders` that finds nobody."""
 
-    async def scan(self, allotment: Allotment) -> tuple[Holder, ...]:
+    async def scan(self, resource_ids: Sequence[str]) -> tuple[Holder, ...]:
         return ()
 
 
@@ -319,6 +319,7 @@ class Agent:
                 chain=self.chain_reader,
                 streams=streams,
                 holders=NoOccupants(),
+                resource_ids=lambda: tuple(self.lessor.table.pools.by_id),
                 clock=clock,
                 head=lambda: replies.HeadReply("00", 0, "00", "00"),
                 status=_nothing_to_say,

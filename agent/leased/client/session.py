@@ -260,8 +260,8 @@ class Session:
         """What the host has and how it is used."""
         return await self.ask(parameters.DeviceList(), replies.DeviceListReply)
 
-    async def holders(self, resource_id: str) -> list[objects.Holder]:
-        """Who uses a resource, lease or no lease."""
+    async def holders(self, resource_id: str | None = None) -> list[objects.Holder]:
+        """Who uses a resource (None: each of them), lease or no lease."""
         return (await self.ask(parameters.Holders(resource_id), replies.HoldersReply)).holders
 
     # ---- inside --------------------------------------------------------------------------------

@@ -28,7 +28,9 @@ def register(verbs: Verbs) -> None:
         "who uses a resource, lease or no lease",
         "leasectl holders mem:node0:4096",
     )
-    one.add_argument("resource", help="a resource, or a unique beginning of its id")
+    one.add_argument(
+        "resource", nargs="?", help="a resource, or a unique beginning of its id (default: all)"
+    )
     one.set_defaults(act=online(holders))
 
 
@@ -62,13 +64,15 @@ async def devices(options: argparse.Namespace, console: Console, session: Sessio
 
 async def holders(options: argparse.Namespace, console: Console, session: Session) -> int:
     """List the processes that use a resource."""
-    resource_id = await find_resource(session, options.resource)
+    resource_id = None
+    if options.resource is not None:
+        resource_id = await find_resource(session, options.resource)
     found = await session.holders(resource_id)
     if options.json:
         console.document({"resource_id": resource_id, "holders": render.plain(found)})
         return 0
     if not found:
-        console.note(f"nobody uses {resource_id}")
+        console.note(f"nobody uses {resource_id or 'anything that is leased here'}")
         return 0
     for line in render.holder_table(found):
         console.say(line)

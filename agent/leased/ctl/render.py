@@ -150,12 +150,13 @@ def holder_table(holders: Sequence[objects.Holder]) -> list[str]:
     """`holders`."""
     rows = [
         (
-            str(one.pid),
-            str(one.uid),
+            one.resource_id,
+            str(one.pid) if one.pid else "kernel",
+            str(one.uid) if one.pid else "-",
             one.name,
             one.via,
             short(one.lease_id) if one.lease_id else "-",
         )
         for one in holders
     ]
-    return table(("PID", "UID", "NAME", "VIA", "LEASE"), rows)
+    return table(("RESOURCE", "PID", "UID", "NAME", "VIA", "LEASE"), rows)

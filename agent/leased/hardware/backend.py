@@ -23,7 +23,7 @@ import msgspec
 
 from leased.hardware.calls import Surveyed
 from leased.hardware.verbs import DeviceRule
-from leased.ports import Access
+from leased.ports import Access, Holder
 from leased.terms.lease import Lease
 from leased.terms.resource import Allotment, ResourceKind
 from leased.terms.teardown import StepReport
@@ -96,6 +96,11 @@ class Backend(Protocol):
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
         """Ask another source whether it is clean."""
+        ...
+
+    async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
+        """Who uses the resource now, with a lease or without, but for our own workers. Raises
+        DeviceError where that cannot be said."""
         ...
 
     async def adopt(self, leases: Iterable[Lease]) -> None:

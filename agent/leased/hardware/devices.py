@@ -31,6 +31,7 @@ from leased.hardware.calls import (
     Found,
     Founded,
     Join,
+    Pool,
     Scrub,
     Survey,
     Surveyed,
@@ -43,12 +44,16 @@ from leased.hardware.pieces import Piece, is_handed_out, leaf_call, memory_piece
 from leased.hardware.pools import PoolLedgers
 from leased.hardware.preparing import Preparer, leaf_path
 from leased.hardware.proving import Prover
-from leased.ports import Access, Prepared
+from leased.hardware.usage.carrying import Search, User, Users
+from leased.ports import Access, Holder, Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
-from leased.terms.resource import Absence, Inventory, ResourceKind
+from leased.terms.resource import Absence, Allotment, Inventory, ResourceKind
 from leased.terms.teardown import ProofReport, ScrubReport
+
+SCAN_BUDGET_NS = 5_000_000_000
+"""A pass over /proc takes 20 us per process and 2 us per descriptor; a million of them are 2 s."""
 
 _NOTHING_HELD = (RevocationReason.GRANT_FAILED, RevocationReason.NODE_REBOOT)
 """Leases that may lack descriptors: what was never made, or ended with its boot, holds nothing."""
@@ -162,6 +167,21 @@ class Devices:
     async def access(self, lease: Lease) -> tuple[Access, ...]:
         """What the holder must know to use the lease. Raises DeviceError."""
         return await self._fittings.access(lease)
+
+    async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
+        """Who uses a resource beyond memory and cores. Raises DeviceError."""
+        return await self._fittings.holders(allotment)
+
+    async def users(
+        self, memfds: Sequence[tuple[int, int, str]], pools: Sequence[Pool]
+    ) -> tuple[User, ...]:
+        """Who has memfds, given as (st_dev, st_ino, name), or pages of hugepage pools. Raises
+        DeviceError."""
+        search = Search(tuple(memfds), tuple(pools), self._crew.exempted, SCAN_BUDGET_NS)
+        found = await self._crew.task(
+            "usage", "usage", "find", search, Users, extra_ns=2 * SCAN_BUDGET_NS
+        )
+        return found.users
 
     def exempt(self, pid: int) -> None:
         """This process holds leases' descriptors by right (the reaper): never an escapee."""

@@ -28,7 +28,7 @@ from leased.hardware.verbs import (
     DEVICE_CHAR,
     DeviceRule,
 )
-from leased.ports import Access
+from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 from leased.terms.resource import Allotment
@@ -148,6 +148,13 @@ class Fittings:
                 unproven.update(verdict.unproven)
                 steps.extend(verdict.steps)
         return Verdict(unproven, tuple(steps))
+
+    async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
+        """Who uses a resource that a backend serves. Raises DeviceError."""
+        for backend in self._backends:
+            if backend.serves(allotment):
+                return await backend.holders(allotment)
+        return ()
 
     async def adopt(self, leases: Iterable[Lease]) -> None:
         """Leases of an earlier run that go on, to every backend."""

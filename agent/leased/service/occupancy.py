@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Occupancy: which processes use a resource now, with a lease or without.
 
-Rule: three sources, each named in the answer (`via`): the leaf cgroups of the leases on it, the
-processes that leases are bound to, and a pass over /proc for whoever holds or maps their memory,
-wherever on the host. The pass is bounded in time and runs in a thread: it reads procfs, which hangs
-on no driver.
+Rule: every source is named in the answer (`via`): the leaf cgroups of the leases on it, the
+processes that leases are bound to, a pass over /proc for whoever holds or maps their memory or has
+hugepages of their pool, and what the backend of the kind sees (descriptors, mappings, mounts, the
+driver's own list). Looking is the workers' job. Whose lease a process is in its cgroup says.
 
 Does not judge: an occupant outside its lease is the scrub's business.
 """
@@ -12,79 +12,146 @@ Does not judge: an occupant outside its lease is the scrub's business.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
+import msgspec
 import trio
 
-from leased.hardware import occupants
-from leased.ports import Clock, Holder
+from leased.hardware.calls import Pool
+from leased.hardware.pieces import NORMAL_PAGE_BYTES, place_of
+from leased.hardware.usage.carrying import User
+from leased.ports import Holder
 from leased.service.custody import Custodian
+from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
-from leased.terms.moment import NS_PER_S
-from leased.terms.resource import Allotment
+from leased.terms.resource import Allotment, ResourceKind, Shape, capacity_id, shape_of
 
-SCAN_NS = 5 * NS_PER_S
+AT_ONCE_MAX = 8
+"""Backends asked at the same time: each may read all of /proc."""
+
+
+class Eyes(Protocol):
+    """What is needed of the device room."""
+
+    async def users(
+        self, memfds: Sequence[tuple[int, int, str]], pools: Sequence[Pool]
+    ) -> tuple[User, ...]:
+        """Who has memfds or hugepages. Raises DeviceError."""
+        ...
+
+    async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
+        """Who uses what a backend serves. Raises DeviceError."""
+        ...
 
 
 class Occupancy:
-    """Answers io.leased.Device.Holders."""
+    """`ports.Holders`."""
 
     def __init__(
-        self,
-        *,
-        clock: Clock,
-        custodian: Custodian,
-        live_leases: Callable[[], Iterable[Lease]],
-        own_pids: Callable[[], Iterable[int]],
+        self, *, custodian: Custodian, live_leases: Callable[[], Iterable[Lease]], devices: Eyes
     ) -> None:
-        self._clock = clock
         self._custodian = custodian
         self._live_leases = live_leases
-        self._own_pids = own_pids
+        self._devices = devices
 
-    async def scan(self, allotment: Allotment) -> tuple[Holder, ...]:
-        """The processes that use the resource. Raises DeviceError if /proc could not be read in
-        time."""
-        leases = [
-            lease
-            for lease in self._live_leases()
-            if any(a.resource_id == allotment.resource_id for a in lease.subject.allotments)
-        ]
-        found: dict[tuple[int, str], Holder] = {}
-        sought: dict[occupants.Inode, tuple[LeaseId, str]] = {}
+    async def scan(self, resource_ids: Sequence[str]) -> tuple[Holder, ...]:
+        """Everybody who uses one of the resources. Raises DeviceError."""
+        wanted = frozenset(resource_ids)
+        leases = [lease for lease in self._live_leases() if not wanted.isdisjoint(_named_by(lease))]
+        found = [holder for lease in leases for holder in self._of_lease(lease, wanted)]
+        found += await self._of_memory(leases, wanted)
+        found += await self._of_backends(sorted(wanted))
+        return tuple(sorted(set(found), key=lambda one: (one.resource_id, one.pid, one.via)))
+
+    def _of_lease(self, lease: Lease, wanted: frozenset[str]) -> Iterable[Holder]:
+        """Who is inside it, and whom it is bound to."""
+        inside = _members(self._custodian.of(lease.lease_id).cgroup)
+        for resource_id in _named_by(lease):
+            if resource_id in wanted:
+                for pid in inside:
+                    yield from _described(pid, "cgroup", lease.lease_id, resource_id)
+                if lease.pid > 0:
+                    yield from _described(lease.pid, "bound", lease.lease_id, resource_id)
+
+    async def _of_memory(self, leases: Sequence[Lease], wanted: frozenset[str]) -> list[Holder]:
+        """Who has the memory of a lease, wherever on the host, and who has hugepages of a pool."""
+        memfds: dict[str, tuple[int, int, Lease]] = {}
         for lease in leases:
-            held = self._custodian.of(lease.lease_id)
-            for pid in _members(held.cgroup):
-                _add(found, pid, "cgroup", lease.lease_id)
-            if lease.pid > 0:
-                _add(found, lease.pid, "bound", lease.lease_id)
-            for fd in held.fds:
+            for fd in self._custodian.of(lease.lease_id).fds:
                 status = os.fstat(fd)
-                name = (
-                    os.readlink(f"/proc/self/fd/{fd}")
-                    .removeprefix("/memfd:")
-                    .removesuffix(" (deleted)")
-                )
-                sought[status.st_dev, status.st_ino] = (lease.lease_id, name)
-        if sought:
-            await self._look_everywhere(sought, found)
-        return tuple(found[key] for key in sorted(found))
+                name = os.readlink(f"/proc/self/fd/{fd}")
+                name = name.removeprefix("/memfd:").removesuffix(" (deleted)")
+                memfds[name] = (status.st_dev, status.st_ino, lease)
+        pools = {place_of(one): one for one in sorted(wanted) if _is_hugepages(one)}
+        if not memfds and not pools:
+            return []
+        sought = [(device, inode, name) for name, (device, inode, _) in memfds.items()]
+        found: list[Holder] = []
+        for user in await self._devices.users(sought, tuple(pools)):
+            if user.pool is not None:
+                lease_id = self._lease_of(user.pid)
+                via, ids = "pages", [pools[user.pool]]
+            else:
+                lease = memfds[user.memfd][2]
+                via, lease_id = "memory", lease.lease_id
+                ids = [one for one in _named_by(lease) if one in wanted and one[:4] == "mem:"]
+            found += (Holder(user.pid, user.uid, user.name, via, lease_id, one) for one in ids)
+        return found
 
-    async def _look_everywhere(
-        self,
-        sought: dict[occupants.Inode, tuple[LeaseId, str]],
-        found: dict[tuple[int, str], Holder],
-    ) -> None:
-        deadline_ns = self._clock.now().boot_ns + SCAN_NS
-        exempt = {pid: occupants.start_time(pid) or 0 for pid in self._own_pids()}
-        wanted = [occupants.Sought(inode, name) for inode, (_, name) in sought.items()]
-        seen = await trio.to_thread.run_sync(
-            lambda: occupants.scan(wanted, exempt=exempt, deadline_ns=deadline_ns)
-        )
-        for inode, users in seen.items():
-            for user in users:
-                _add(found, user.pid, "memory", sought[inode][0])
+    async def _of_backends(self, resource_ids: Sequence[str]) -> list[Holder]:
+        found: list[Holder] = []
+        failed: list[DeviceError] = []
+        slots = trio.Semaphore(AT_ONCE_MAX)
+
+        async def ask(allotment: Allotment) -> None:
+            async with slots:
+                try:
+                    seen = await self._devices.holders(allotment)
+                except DeviceError as error:
+                    failed.append(error)
+                    return
+            for one in seen:
+                lease_id = one.lease_id or self._lease_of(one.pid)
+                resource_id = one.resource_id or allotment.resource_id
+                changes = {"lease_id": lease_id, "resource_id": resource_id}
+                found.append(msgspec.structs.replace(one, **changes))
+
+        async with trio.open_nursery() as nursery:
+            for resource_id in resource_ids:
+                kind = ResourceKind.__members__[resource_id.partition(":")[0].upper()]
+                nursery.start_soon(ask, Allotment(resource_id, kind, None, 0))
+        if failed:
+            raise failed[0]
+        return found
+
+    def _lease_of(self, pid: int) -> LeaseId | None:
+        """The lease whose leaf the process is in."""
+        if pid <= 0:
+            return None
+        try:
+            with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as lines:
+                [path] = [line[3:].strip() for line in lines if line.startswith("0::")]
+        except (OSError, ValueError):
+            return None
+        parts = frozenset(path.split("/"))
+        for lease in self._live_leases():
+            if lease.subject.cgroup in parts:
+                return lease.lease_id
+        return None
+
+
+def _named_by(lease: Lease) -> tuple[str, ...]:
+    """The resources that a lease is on: those it names, and those that count them."""
+    ids = (a.resource_id for a in lease.subject.allotments)
+    return tuple(dict.fromkeys(one for named in ids for one in (named, capacity_id(named))))
+
+
+def _is_hugepages(resource_id: str) -> bool:
+    if shape_of(resource_id) is not Shape.MEMFD:
+        return False
+    return place_of(resource_id).page_bytes != NORMAL_PAGE_BYTES
 
 
 def _members(cgroup: str) -> list[int]:
@@ -97,10 +164,11 @@ def _members(cgroup: str) -> list[int]:
         return []
 
 
-def _add(found: dict[tuple[int, str], Holder], pid: int, via: str, lease_id: LeaseId) -> None:
+def _described(pid: int, via: str, lease_id: LeaseId, resource_id: str) -> Iterable[Holder]:
+    """The process as an operator knows it; nobody if it has exited meanwhile."""
     try:
         uid = os.stat(f"/proc/{pid}").st_uid
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
-            found[pid, via] = Holder(pid, uid, comm.read().rstrip("\n"), via, lease_id)
+            yield Holder(pid, uid, comm.read().rstrip("\n"), via, lease_id, resource_id)
     except OSError:
-        return  # it has exited meanwhile
+        return

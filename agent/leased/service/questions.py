@@ -11,7 +11,7 @@ Does not stream (`streams`).
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -21,7 +21,6 @@ from leased.service.chain_reader import ChainReader
 from leased.service.connection import Connection
 from leased.service.streams import Streams
 from leased.terms.errors import CallerError, PermissionDenied, StateError
-from leased.terms.resource import Allotment, ResourceKind
 from leased.wire import objects, parameters, replies
 from leased.wire.conversation import Call
 
@@ -35,6 +34,7 @@ class Questions:
         chain: ChainReader,
         streams: Streams,
         holders: HolderScan,
+        resource_ids: Callable[[], Sequence[str]],
         clock: Clock,
         head: Callable[[], replies.HeadReply],
         status: Callable[[], replies.StatusReply],
@@ -43,6 +43,7 @@ class Questions:
         self._chain = chain
         self._streams = streams
         self._holders = holders
+        self._resource_ids = resource_ids
         self._clock = clock
         self._head = head
         self._status = status
@@ -80,12 +81,13 @@ class Questions:
         only."""
         asked = call.parameters
         assert isinstance(asked, parameters.Holders)
-        kind = ResourceKind.__members__.get(asked.resource_id.partition(":")[0].upper())
-        if kind is None:
+        known = self._resource_ids()
+        if asked.resource_id is not None and asked.resource_id not in known:
             raise CallerError(
                 f"no resource is called {asked.resource_id}; see io.leased.Device.List"
             )
-        found = await self._holders.scan(Allotment(asked.resource_id, kind, None, 0))
+        wanted = known if asked.resource_id is None else (asked.resource_id,)
+        found = await self._holders.scan(wanted)
         operator = connection.caller.operator
         portrayed = [
             objects.Holder(
@@ -93,6 +95,7 @@ class Questions:
                 uid=holder.uid,
                 name=holder.name,
                 via=holder.via,
+                resource_id=holder.resource_id,
                 lease_id=holder.lease_id.hex() if operator and holder.lease_id else None,
             )
             for holder in found

@@ -8,7 +8,6 @@ Does not answer anything itself (`dispatch`).
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from leased.service.dispatch import Dispatcher
@@ -34,15 +33,15 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
         entropy=agent.entropy,
     )
     occupancy = Occupancy(
-        clock=agent.clock,
         custodian=agent.custodian,
         live_leases=lambda: tuple(table.leases.values()),
-        own_pids=lambda: (os.getpid(), agent.reaper_pid),
+        devices=agent.devices,
     )
     questions = Questions(
         chain=agent.chain,
         streams=streams,
         holders=occupancy,
+        resource_ids=lambda: tuple(table.pools.by_id),
         clock=agent.clock,
         head=agent.vitals.head,
         status=agent.vitals.status,

@@ -223,6 +223,7 @@ class Holder(Tolerant, frozen=True):
     uid: int
     name: str
     via: str
+    resource_id: str
     lease_id: str | None = None
 
 

@@ -124,7 +124,7 @@ class DeviceList(Strict, frozen=True):
 class Holders(Strict, frozen=True):
     """io.leased.Device.Holders"""
 
-    resource_id: Label
+    resource_id: Label | None = None
 
 
 class DeviceWatch(Strict, frozen=True):
