@@ -2,8 +2,8 @@
 """A fake backend that argues back: invented devices of one kind, prepared once and given back once.
 
 Rule: what a driver could not survive is an AssertionError here: a lease prepared twice, taken back
-without having been prepared, proven before its scrub. `failing` names the method that raises, and
-what it raises; a method that failed has done nothing.
+without having been prepared, proven before its scrub. `failing` names the methods that raise, and
+what they raise, `slow_s` those that take their time; a method that failed has done nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class FakeBackend:
         self.prefix = prefix
         self.story: list[str] = [] if story is None else story
         self.failing: dict[str, DeviceError] = {}
+        self.slow_s: dict[str, float] = {}
         self.held: set[LeaseId] = set()
         self.users: list[Holder] = []
         self._scrubbed: set[LeaseId] = set()
@@ -99,6 +100,7 @@ class FakeBackend:
     async def _enter(self, method: str) -> None:
         await trio.lowlevel.checkpoint()
         self.story.append(f"{self.prefix}{method}")
+        await trio.sleep(self.slow_s.get(method, 0))
         if method in self.failing:
             raise self.failing[method]
 

@@ -45,12 +45,16 @@ async def devices(options: argparse.Namespace, console: Console, session: Sessio
                 "resources": render.plain(resources),
                 "absences": render.plain(absences),
                 "notes": told.notes,
+                "graces": render.plain(told.graces),
             }
         )
         return 0
     if resources:
         for line in render.resource_table(resources):
             console.say(line)
+        for line in render.bounds_table(resources):
+            console.say(line)
+        console.say(render.notices(told.graces))
     for absence in absences:
         console.say(f"no {absence.kind}: {absence.why}")
     for note in told.notes:

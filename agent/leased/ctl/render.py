@@ -146,6 +146,49 @@ def resource_table(resources: Sequence[objects.Resource]) -> list[str]:
     return table((*names, "HEALTH", "EVIDENCE"), rows)
 
 
+def bounds_table(resources: Sequence[objects.Resource]) -> list[str]:
+    """`devices`: how long teardowns may take, of each kind the longest."""
+    longest: dict[str, objects.Bounds] = {}
+    for one in resources:
+        name = _class_of(one)
+        if one.bounds is not None and _total_ns(one.bounds) >= _total_ns(longest.get(name)):
+            longest[name] = one.bounds
+    rows = [
+        (
+            name,
+            length(bounds.cut_ns),
+            length(bounds.scrub_ns),
+            length(bounds.overwrite_ns),
+            length(bounds.prove_ns),
+            length(_total_ns(bounds)),
+        )
+        for name, bounds in longest.items()
+    ]
+    names = ("AFTER THE DEADLINE", "CUT", "SCRUB", "OVERWRITE", "PROOF", "IN ALL AT MOST")
+    return table(names, rows) if rows else []
+
+
+def notices(graces: objects.Graces) -> str:
+    """`devices`: what a holder is told before."""
+    told = ((graces.release_ns, "drain"), (graces.preempt_ns, "preemption"))
+    lengths = ", ".join(f"{length(ns)} of {why}" for ns, why in told)
+    return f"notice before the end: {lengths}; never more than {length(graces.max_ns)}"
+
+
+def _class_of(resource: objects.Resource) -> str:
+    """The kind, and the class of it where a kind has several."""
+    head = resource.resource_id.split(":")
+    shape = head[1].partition("-")[0] if len(head) > 2 or "-" in head[1] else ""
+    known = ("budget", "dax", "rdma", "raw")
+    return f"{resource.kind} {shape}" if shape in known else resource.kind
+
+
+def _total_ns(bounds: objects.Bounds | None) -> int:
+    if bounds is None:
+        return -1
+    return bounds.cut_ns + bounds.scrub_ns + bounds.overwrite_ns + bounds.prove_ns
+
+
 def holder_table(holders: Sequence[objects.Holder]) -> list[str]:
     """`holders`."""
     rows = [

@@ -25,6 +25,7 @@ import trio
 from leased.hardware import exclusion
 from leased.hardware.backend import Backend, Wiped
 from leased.hardware.backends import make_backends
+from leased.hardware.bounds import bounds_of
 from leased.hardware.calls import (
     CgroupFacts,
     Cleaned,
@@ -46,11 +47,15 @@ from leased.hardware.preparing import Preparer, leaf_path
 from leased.hardware.proving import Prover
 from leased.hardware.usage.carrying import Search, User, Users
 from leased.ports import Access, Holder, Prepared
+from leased.terms.bounds import Bounds, publish
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
-from leased.terms.resource import Absence, Allotment, Inventory, ResourceKind
+from leased.terms.resource import Absence, Allotment, Inventory, Resource, ResourceKind
 from leased.terms.teardown import ProofReport, ScrubReport
+
+CUT_BUDGET_NS = 5_000_000_000
+"""What the reaper is told where nothing else is configured (`timing.cut`)."""
 
 SCAN_BUDGET_NS = 5_000_000_000
 """A pass over /proc takes 20 us per process and 2 us per descriptor; a million of them are 2 s."""
@@ -73,12 +78,17 @@ class _Case:
 class Devices:
     """The hardware of this host. Use within one trio run; `close` at its end."""
 
-    def __init__(self, config: HardwareConfig | None = None) -> None:
+    def __init__(
+        self, config: HardwareConfig | None = None, *, cut_budget_ns: int = CUT_BUDGET_NS
+    ) -> None:
+        """`cut_budget_ns` is how long the reaper may take for a cut, for the published bounds."""
         self._config = config or HardwareConfig()
+        self._cut_budget_ns = cut_budget_ns
+        self._resources: dict[str, Resource] = {}
         self._crew = Crew(self._config)
         self._ledgers = PoolLedgers(self._crew)
         self._backends = make_backends(self._crew, self._config)
-        self._fittings = Fittings(self._crew, self._config, self._backends)
+        self._fittings = Fittings(self._crew, self._config, self._backends, self._bounds)
         self._preparer = Preparer(self._crew, self._ledgers, self._fittings, self._config)
         self._prover = Prover(self._crew, self._ledgers, self._fittings, self._config)
         self._facts: CgroupFacts | None = None
@@ -105,7 +115,12 @@ class Devices:
             nursery.start_soon(part, "drivers", True)
             for backend in self._backends:
                 nursery.start_soon(ask, backend)
-        resources = (resource for part in parts for resource in part.resources)
+        resources = [
+            publish(one, bounds_of(self._config, self._cut_budget_ns, one))
+            for part in parts
+            for one in part.resources
+        ]
+        self._resources.update((one.resource_id, one) for one in resources)
         return Inventory(
             tuple(sorted(resources, key=lambda resource: (resource.kind, resource.resource_id))),
             tuple(sorted((a for part in parts for a in part.absences), key=lambda a: a.kind)),
@@ -235,6 +250,15 @@ class Devices:
         self._crew.close()
 
     # -- parts of the port's methods ---------------------------------------------------------------
+
+    def _bounds(self, allotment: Allotment) -> Bounds:
+        """How long the teardown of an allotment may take; of one that no survey has seen, as long
+        as its like."""
+        known = self._resources.get(allotment.resource_id)
+        if known is None:
+            share = allotment.capacity
+            known = Resource(allotment.resource_id, allotment.kind, allotment.tier, share, 1)
+        return bounds_of(self._config, self._cut_budget_ns, known)
 
     async def _survey(self, name: str, call: Survey) -> Surveyed:
         """One part of the inventory; its worker ends, so that no driver stays open."""

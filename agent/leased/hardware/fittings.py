@@ -14,7 +14,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import trio
 
 from leased.hardware.backend import Backend, Verdict, Wiped
 from leased.hardware.calls import Filter
@@ -29,8 +32,10 @@ from leased.hardware.verbs import (
     DeviceRule,
 )
 from leased.ports import Access, Holder
+from leased.terms.bounds import Bounds
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
+from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.resource import Allotment
 from leased.terms.teardown import StepReport
 
@@ -54,7 +59,15 @@ PSEUDO_DEVICES = tuple(
 class Fittings:
     """The backends of this host, and each lease's share of them."""
 
-    def __init__(self, crew: Crew, config: HardwareConfig, backends: Sequence[Backend]) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        config: HardwareConfig,
+        backends: Sequence[Backend],
+        bounds: Callable[[Allotment], Bounds],
+    ) -> None:
+        """`bounds` says how long the teardown of each allotment may take."""
+        self._bounds = bounds
         self._crew = crew
         self._config = config
         self._backends = tuple(backends)
@@ -123,8 +136,10 @@ class Fittings:
         total, clean, failed = 0, True, None
         steps: list[StepReport] = []
         for backend, allotments in reversed(self.parts(lease)):
+            limit_ns = max(self._bounds(allotment).clean_ns for allotment in allotments)
             try:
-                wiped = await backend.scrub(lease, allotments)
+                with _within(limit_ns, backend, "clean"):
+                    wiped = await backend.scrub(lease, allotments)
             except DeviceError as error:
                 failed = failed or error
                 continue
@@ -140,8 +155,10 @@ class Fittings:
         unproven: dict[Allotment, int] = {}
         steps: list[StepReport] = []
         for backend, allotments in self.parts(lease):
+            limit_ns = max(self._bounds(allotment).prove_ns for allotment in allotments)
             try:
-                verdict = await backend.prove(lease, allotments)
+                with _within(limit_ns, backend, "proven"):
+                    verdict = await backend.prove(lease, allotments)
             except DeviceError:
                 unproven.update({a: a.capacity for a in allotments})
             else:
@@ -174,3 +191,15 @@ class Fittings:
             major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
             rules.append(DeviceRule(kind, READ_WRITE, major, minor))
         return rules
+
+
+@contextmanager
+def _within(limit_ns: int, backend: Backend, what: str) -> Iterator[None]:
+    """What overruns its published bound has failed; the worker that it is stuck in is abandoned."""
+    try:
+        with trio.fail_after(limit_ns / NS_PER_S):
+            yield
+    except trio.TooSlowError:
+        name = backend.kind.name.lower()
+        detail = f"{name} was not {what} in the {limit_ns // NS_PER_MS} ms that are published"
+        raise DeviceError("teardown_bound", errno.ETIMEDOUT, detail) from None

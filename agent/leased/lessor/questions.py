@@ -79,7 +79,9 @@ class Questions:
             pool.use(cordoned=whole_node or pools.is_cordoned(pool))
             for pool in pools.by_id.values()
         )
-        return Inventoried(pools.inventory, use)
+        policy = self._admission.policy
+        graces_ns = (policy.grace_ns_release, policy.grace_ns_preempt, policy.grace_ns_max)
+        return Inventoried(pools.inventory, use, graces_ns)
 
     def plan(self, acquire: Acquire, now_ns: int) -> Reply:
         """What would happen to `acquire` now."""

@@ -41,7 +41,7 @@ from leased.service.journald import Journald
 from leased.service.lifeline import Lifeline
 from leased.service.listener import Listener
 from leased.service.notifier import Notifier
-from leased.service.reaper_link import ReaperLink
+from leased.service.reaper_link import ANSWER_S, ReaperLink
 from leased.service.reaper_process import spawn_configured
 from leased.service.reception import make_dispatcher
 from leased.service.reclaimer import Reclaimer
@@ -125,11 +125,12 @@ class Agent:
         self.lifeline, self.journald, self.node, self._reread = lifeline, journald, node, reread
         self.sealer = sealer
         self.custodian = Custodian()
-        self.devices = Devices(config.hardware)
+        self.devices = Devices(config.hardware, cut_budget_ns=config.timing.cut_ns)
         self.reaper = ReaperLink(
             config.paths.reaper_socket,
             restart=None if lifeline.connected else partial(spawn_configured, config),
             lost=self._lose_lease,
+            cut_s=config.timing.cut_ns / NS_PER_S + ANSWER_S,
         )
         self.sequencer = Sequencer(
             lessor=lessor,

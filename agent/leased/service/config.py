@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from leased.economics.rates import DEFAULT_CARD, RateCard
+from leased.hardware.bounds import offered
 from leased.hardware.config import HardwareConfig
 from leased.service.quantities import print_duration
 from leased.terms.errors import ConfigError
@@ -204,19 +205,22 @@ def budgets(config: Config) -> tuple[Budget, ...]:
             answered,
             "the reaper's backstop would scrub before a living agent had its turn",
         ),
-        Budget(
-            "timing.reclaim_max",
-            timing.reclaim_ns_max,
-            (
-                ("timing.tick", timing.tick_ns),
-                ("timing.commit", timing.commit_ns),
-                ("timing.cut", timing.cut_ns),
-                ("timing.backstop", timing.backstop_ns),
-                ("hardware.kill_budget", config.hardware.kill_budget_ns),
-                ("hardware.settle_budget", config.hardware.settle_budget_ns),
-                ("hardware.call_budget", config.hardware.call_budget_ns),
-            ),
-            "the bound on reclaim that is published would be shorter than its steps",
+        *(
+            Budget(
+                "timing.reclaim_max",
+                timing.reclaim_ns_max,
+                (
+                    ("timing.tick", timing.tick_ns),
+                    ("timing.commit", timing.commit_ns),
+                    ("timing.backstop", timing.backstop_ns),
+                    (f"cut of {name}", bounds.cut_ns),
+                    (f"scrub of {name}", bounds.scrub_ns),
+                    (f"proof of {name}", bounds.prove_ns),
+                ),
+                f"the bound on the reclaim of {name} that is published would be shorter than its"
+                " steps",
+            )
+            for name, bounds in offered(config.hardware, timing.cut_ns)
         ),
         Budget(
             "policy.grace_max",

@@ -93,10 +93,12 @@ class ResourceUse(msgspec.Struct, frozen=True):
 
 
 class Inventoried(msgspec.Struct, frozen=True, tag="inventoried"):
-    """What the node has and how it is used."""
+    """What the node has, how it is used, and how long its holders are told before they have to
+    leave: on release, on preemption, at most."""
 
     inventory: Inventory
     use: tuple[ResourceUse, ...]
+    graces_ns: tuple[int, int, int] = (0, 0, 0)
 
 
 class Planned(msgspec.Struct, frozen=True, tag="planned"):

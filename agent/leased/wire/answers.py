@@ -160,7 +160,8 @@ def _encode_inventoried(
         return encode(replies.DeviceWatchReply(sequence, resources, gap=False), continues=True)
     inventory = inventoried.inventory
     absences = [objects.Absence(portrayal.KIND[item.kind], item.why) for item in inventory.absences]
-    return encode(replies.DeviceListReply(resources, absences, list(inventory.notes)))
+    graces = objects.Graces(*inventoried.graces_ns)
+    return encode(replies.DeviceListReply(resources, absences, list(inventory.notes), graces))
 
 
 def _encode_planned(call: Call, planned: answers.Planned, moment: Moment, sequence: int) -> bytes:

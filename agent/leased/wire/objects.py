@@ -189,6 +189,23 @@ class Use(Tolerant, frozen=True):
     cordoned: bool
 
 
+class Bounds(Tolerant, frozen=True):
+    """How long each part of a teardown may take."""
+
+    cut_ns: int
+    scrub_ns: int
+    overwrite_ns: int
+    prove_ns: int
+
+
+class Graces(Tolerant, frozen=True):
+    """How long a holder is told before it has to leave."""
+
+    release_ns: int
+    preempt_ns: int
+    max_ns: int
+
+
 class Resource(Tolerant, frozen=True):
     """One leasable thing of the node."""
 
@@ -207,6 +224,7 @@ class Resource(Tolerant, frozen=True):
     read_bandwidth_mibps: int | None = None
     write_bandwidth_mibps: int | None = None
     use: Use | None = None
+    bounds: Bounds | None = None
 
 
 class Absence(Tolerant, frozen=True):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 
+from leased.terms.bounds import ATTRIBUTE, published
 from leased.terms.lease import (
     AccountingTag,
     Ending,
@@ -158,7 +159,8 @@ def portray_waiting(listed: Listed) -> list[objects.Waiting]:
 
 
 def portray_resource(resource: Resource, use: ResourceUse | None) -> objects.Resource:
-    """One resource with how it is used, if that is known."""
+    """One resource with how it is used, if that is known. Its bounds are no attribute here."""
+    bounds = published(resource)
     return objects.Resource(
         resource_id=resource.resource_id,
         kind=KIND[resource.kind],
@@ -168,7 +170,7 @@ def portray_resource(resource: Resource, use: ResourceUse | None) -> objects.Res
         evidence=EVIDENCE[resource.evidence],
         health=resource.health.value,
         limits=list(resource.limits),
-        attributes=dict(resource.attributes),
+        attributes={name: said for name, said in resource.attributes if name != ATTRIBUTE},
         tier=None if resource.tier is None else TIER[resource.tier],
         read_latency_ns=resource.read_latency_ns,
         write_latency_ns=resource.write_latency_ns,
@@ -177,6 +179,9 @@ def portray_resource(resource: Resource, use: ResourceUse | None) -> objects.Res
         use=None
         if use is None
         else objects.Use(use.free, use.leased, use.teardown, use.fenced, use.cordoned),
+        bounds=None
+        if bounds is None
+        else objects.Bounds(bounds.cut_ns, bounds.scrub_ns, bounds.overwrite_ns, bounds.prove_ns),
     )
 
 

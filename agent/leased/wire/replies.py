@@ -15,6 +15,7 @@ import msgspec
 from leased.wire.objects import (
     Absence,
     Access,
+    Graces,
     Holder,
     Lease,
     LeaseCounts,
@@ -109,6 +110,7 @@ class DeviceListReply(Tolerant, frozen=True):
     resources: list[Resource]
     absences: list[Absence]
     notes: list[str]
+    graces: Graces
 
 
 class HoldersReply(Tolerant, frozen=True):

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from leased.hardware.config import HardwareConfig
 from leased.hardware.devices import Devices
 from leased.ports import Prepared
+from leased.terms.bounds import published
 from leased.terms.errors import DeviceError
+from leased.terms.moment import NS_PER_S
+from leased.terms.resource import ResourceKind
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
 from tests.doubles.host import real_devices
 from tests.doubles.leases import lease, memory
@@ -135,3 +139,13 @@ async def test_a_lease_of_several_kinds_of_work_is_still_one_answer(devices: Dev
     assert isinstance(proof, ProofReport) and proof.unproven == ()
     for fd in made.fds:
         os.close(fd)
+
+
+async def test_every_resource_says_how_long_its_teardown_may_take() -> None:
+    with real_devices() as devices:
+        for resource in (await devices.inventory()).resources:
+            bounds = published(resource)
+            assert bounds is not None and bounds.cut_ns > 0 and bounds.prove_ns > 0, resource
+            if resource.kind is ResourceKind.MEM:
+                rate = HardwareConfig().touch_bytes_per_s
+                assert bounds.overwrite_ns >= resource.capacity * NS_PER_S // rate

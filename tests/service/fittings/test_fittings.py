@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 import pytest
+import trio
+import trio.testing
 
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
 from leased.hardware.fittings import Fittings
 from leased.ports import Access
+from leased.terms.bounds import Bounds
 from leased.terms.errors import DeviceError
+from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.backend import FakeBackend, failed
 from tests.doubles.leases import lease
@@ -27,7 +32,8 @@ class Bench:
         self.story: list[str] = []
         self.gpus = FakeBackend(ResourceKind.GPU, "gpu:", self.story)
         self.disks = FakeBackend(ResourceKind.BLOCK, "block:", self.story)
-        self.fittings = Fittings(crew, config, (self.gpus, self.disks))
+        bounds = Bounds(0, 2 * NS_PER_S, 3 * NS_PER_S, 4 * NS_PER_S)
+        self.fittings = Fittings(crew, config, (self.gpus, self.disks), lambda _: bounds)
 
 
 @pytest.fixture
@@ -74,3 +80,20 @@ async def test_after_the_cut_the_failure_of_one_keeps_no_other_from_being_asked(
     assert bench.story == ["block:scrub", "gpu:scrub"], "last up, first down"
     verdict = await bench.fittings.prove(one)
     assert verdict.unproven == {DISK: 1000}, "a question without an answer proves nothing"
+
+
+async def test_what_overruns_its_bound_has_failed_at_the_bound(
+    bench: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
+    one = lease(GPU, DISK)
+    await bench.fittings.prepare(one, "", ())
+    bench.gpus.slow_s = {"scrub": 5.1, "prove": 4.1}
+    began = trio.current_time()
+    with pytest.raises(DeviceError, match="gpu was not clean in the 5000 ms") as caught:
+        await bench.fittings.scrub(one)
+    assert caught.value.errno == errno.ETIMEDOUT and trio.current_time() - began == 5
+    bench.gpus.slow_s["scrub"] = 4.9
+    assert (await bench.fittings.scrub(one)).clean
+    began = trio.current_time()
+    assert (await bench.fittings.prove(one)).unproven == {GPU: 1000}
+    assert trio.current_time() - began == 4

@@ -161,16 +161,24 @@ def test_why_a_lease_ended(tmp_path: Path) -> None:
     assert "expired; it is reclaimed now" in out and "3 ms after the deadline" in out
 
 
+GRACES = {"release_ns": 10 * SECOND, "preempt_ns": 30 * SECOND, "max_ns": 300 * SECOND}
+BOUNDS_MS = {"cut_ns": 5000, "scrub_ns": 25000, "overwrite_ns": 16000, "prove_ns": 7000}
+
+
 def test_devices_with_what_is_absent(tmp_path: Path) -> None:
+    bounds = {name: ms * 10**6 for name, ms in BOUNDS_MS.items()}
     listed = {
-        "resources": [resource()],
+        "resources": [resource(bounds=bounds)],
         "absences": [{"kind": "gpu", "why": "no driver is loaded"}],
         "notes": ["nvme0n1 is mounted"],
+        "graces": GRACES,
     }
     with CannedAgent(tmp_path, {"io.leased.Device.List": listed}) as agent:
         status, out, _ = leasectl(agent, "devices --wide")
         assert status == 0
         assert "mem:node0:4096  dram  1GiB      512MiB  512MiB  0B" in out
+        assert "mem                 5 s  25 s   16 s       7 s    53 s" in out
+        assert "notice before the end: 10 s of drain, 30 s of preemption; never more" in out
         assert "no gpu: no driver is loaded" in out
         assert "mem:node0:4096: no cgroup v2 memory controller" in out
         _, out, _ = leasectl(agent, "devices --kind gpu --json")
@@ -206,7 +214,7 @@ def test_watch_prints_changes_until_the_stream_ends(tmp_path: Path) -> None:
 
 
 def test_operators_verbs(tmp_path: Path) -> None:
-    listed = {"resources": [resource()], "absences": [], "notes": []}
+    listed = {"resources": [resource()], "absences": [], "notes": [], "graces": GRACES}
     script: Script = {
         "io.leased.Device.List": listed,
         "io.leased.Admin.Fence": {},

@@ -132,8 +132,8 @@ def test_a_backstop_before_the_agents_turn_is_refused_with_its_sum() -> None:
 
 def test_a_reclaim_bound_below_its_steps_is_refused_with_its_sum() -> None:
     said = refused('[timing]\nreclaim_max = "10s"')
-    assert "timing.cut 5s + timing.backstop 2s" in said
-    assert "= 16200ms, timing.reclaim_max 10s" in said
+    assert "timing.backstop 2s + cut of mem 5s + scrub of mem 25s" in said
+    assert "= 39200ms, timing.reclaim_max 10s" in said
 
 
 def test_values_are_read_in_their_units() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from leased.ports import Access
 from leased.terms import reply as answers
+from leased.terms.bounds import Bounds, publish
 from leased.terms.command import Caller
 from leased.terms.errors import (
     ChainError,
@@ -29,7 +30,7 @@ from leased.terms.lease import (
     Subject,
     Trust,
 )
-from leased.terms.moment import NS_PER_S, Moment
+from leased.terms.moment import NS_PER_MS, NS_PER_S, Moment
 from leased.terms.resource import Absence, Allotment, Inventory, ResourceKind, TierKind
 from leased.wire import objects, parameters, replies
 from leased.wire.answers import LIST_PAGE
@@ -274,11 +275,13 @@ def test_the_first_reply_of_a_watch_is_the_state_and_says_more_follows() -> None
 
 
 def test_an_inventory_shows_resources_use_and_absences() -> None:
-    inventory = Inventory(
-        INVENTORY.resources, (Absence(ResourceKind.BLOCK, "no namespace"),), ("a note",)
-    )
+    bounds = Bounds(5 * NS_PER_S, NS_PER_S + 1, 0, 7 * NS_PER_S)
+    known, *others = INVENTORY.resources
+    absences = (Absence(ResourceKind.BLOCK, "no namespace"),)
+    inventory = Inventory((publish(known, bounds), *others), absences, ("a note",))
     call = called("io.leased.Device.List")
-    given = decoded(encode_reply(call, answers.Inventoried(inventory, USE), NOW))["parameters"]
+    told = answers.Inventoried(inventory, USE, (1, 2, 3))
+    given = decoded(encode_reply(call, told, NOW))["parameters"]
     memory, gpu = given["resources"]
     assert memory["use"] == {
         "free": 1 << 30,
@@ -289,6 +292,14 @@ def test_an_inventory_shows_resources_use_and_absences() -> None:
     }
     assert (memory["tier"], memory["evidence"]) == ("dram", "measured")
     assert gpu["attributes"] == {"model": "H200"}
+    assert memory["bounds"] == {
+        "cut_ns": 5 * NS_PER_S,
+        "scrub_ns": 1001 * NS_PER_MS,
+        "overwrite_ns": 0,
+        "prove_ns": 7 * NS_PER_S,
+    }
+    assert "teardown_ms" not in memory["attributes"] and "bounds" not in gpu
+    assert given["graces"] == {"release_ns": 1, "preempt_ns": 2, "max_ns": 3}
     assert given["absences"] == [{"kind": "block", "why": "no namespace"}]
     assert given["notes"] == ["a note"]
 

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bounds of each kind, worked out from what is configured.
+
+Rule: the very numbers that are waited for: `crew` gives a batch its budget, `fittings` a backend,
+and both are these. What grows with the size of the resource is its overwriting.
+
+Does not publish (`devices`) and does not wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from leased.hardware.config import HardwareConfig
+from leased.hardware.scrubbing import PASS_BUDGET_NS, PASSES_MAX
+from leased.terms.bounds import Bounds
+from leased.terms.moment import NS_PER_S
+from leased.terms.resource import Resource, ResourceKind, Shape, shape_of
+
+PASSES_OVER_MEMORY: Final = 2
+"""Overwriting, and reading back."""
+
+GPU_RELEASE_NS: Final = 10 * NS_PER_S
+"""The driver gives a killed process's memory back asynchronously, within seconds."""
+
+GPU_OVERWRITE_NS: Final = 30 * NS_PER_S
+"""Three passes over 141 GB at a hundredth of its bandwidth."""
+
+GPU_PROVE_NS: Final = 10 * NS_PER_S
+BLOCK_SCRUB_NS: Final = 10 * NS_PER_S
+"""An error table, a forgotten key, and 2 s of udev's rules for each of removing and opening."""
+
+BLOCK_ERASE_NS: Final = 600 * NS_PER_S
+"""A drive that formats itself says how long it takes; few take longer."""
+
+BLOCK_PROVE_NS: Final = 10 * NS_PER_S
+RDMA_SCRUB_NS: Final = 5 * NS_PER_S
+RDMA_PROVE_NS: Final = 5 * NS_PER_S
+
+
+def bounds_of(config: HardwareConfig, cut_ns: int, resource: Resource) -> Bounds:
+    """The bounds of one resource, leased whole."""
+    memory = _memory(config, cut_ns, resource.capacity)
+    match resource.kind, shape_of(resource.resource_id):
+        case ResourceKind.GPU, _:
+            return Bounds(cut_ns, GPU_RELEASE_NS, GPU_OVERWRITE_NS, GPU_PROVE_NS)
+        case ResourceKind.BLOCK, Shape.RAW:
+            return Bounds(cut_ns, BLOCK_SCRUB_NS, BLOCK_ERASE_NS, BLOCK_PROVE_NS)
+        case ResourceKind.BLOCK, _:
+            return Bounds(cut_ns, BLOCK_SCRUB_NS, 0, BLOCK_PROVE_NS)
+        case ResourceKind.MEM, Shape.RDMA:
+            scrub_ns = RDMA_SCRUB_NS + memory.scrub_ns
+            return Bounds(cut_ns, scrub_ns, memory.overwrite_ns, RDMA_PROVE_NS + memory.prove_ns)
+        case ResourceKind.MEM, Shape.DAX:
+            return Bounds(cut_ns, config.call_budget_ns, memory.overwrite_ns, memory.prove_ns)
+        case ResourceKind.MEM, Shape.MEMFD:
+            return memory
+    return Bounds(cut_ns, 0, 0, memory.prove_ns)
+
+
+def _memory(config: HardwareConfig, cut_ns: int, capacity: int) -> Bounds:
+    search_ns = PASSES_MAX * (config.kill_budget_ns + PASS_BUDGET_NS)
+    return Bounds(
+        cut_ns,
+        config.call_budget_ns + search_ns,
+        PASSES_OVER_MEMORY * capacity * NS_PER_S // config.touch_bytes_per_s,
+        config.call_budget_ns + config.settle_budget_ns,
+    )
+
+
+def offered(config: HardwareConfig, cut_ns: int) -> Iterator[tuple[str, Bounds]]:
+    """Each kind and class that may be offered, by name, with the bounds of nothing much of it."""
+    kinds = (
+        ("mem", "mem:node0:4096", ResourceKind.MEM, True),
+        ("cpu", "cpu:0", ResourceKind.CPU, config.cpu_cores != "none"),
+        ("gpu", "gpu:", ResourceKind.GPU, config.gpu.offer),
+        ("block", "block:", ResourceKind.BLOCK, config.block.offer),
+        ("block raw", "block:raw:", ResourceKind.BLOCK, config.block.offer),
+        ("mem dax", "mem:dax-", ResourceKind.MEM, config.dax.offer),
+        ("mem rdma", "mem:rdma-:node0:4096", ResourceKind.MEM, config.rdma.offer),
+    )
+    for name, resource_id, kind, is_offered in kinds:
+        if is_offered:
+            yield name, bounds_of(config, cut_ns, Resource(resource_id, kind, None, 0, 1))
