@@ -156,7 +156,10 @@ class SmallAgent(LeaseTable):
             for call in conversation.receive(data, len(fds)):
                 mine, kept = kept[: call.fd_count], kept[call.fd_count :]
                 nursery.start_soon(self._attend, sock, call, mine, sender, caller)
-            await sender.flush()
+            try:
+                await sender.flush()
+            except OSError:
+                return  # The client has gone.
 
     async def _attend(
         self,
