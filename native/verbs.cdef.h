@@ -41,6 +41,8 @@ int leased_pidfd_kill(int pidfd, uint32_t timeout_ms);
 int leased_process_mrelease(int pidfd);
 int leased_die_with_parent(void);
 
+int leased_node_char(const char *path, uint32_t *major, uint32_t *minor);
+
 int leased_board_renew(void *board, size_t bytes, uint32_t slot, uint64_t known_ns,
 	uint64_t deadline_ns, uint64_t generation);
 

@@ -64,6 +64,10 @@ int leased_pidfd_kill(int pidfd, uint32_t timeout_ms);
 int leased_process_mrelease(int pidfd);
 int leased_die_with_parent(void);
 
+/* ---- device nodes (verbs/nodes.c) ---- */
+
+int leased_node_char(const char *path, uint32_t *major, uint32_t *minor);
+
 /* ---- the reaper's board (verbs/board.c) ---- */
 
 int leased_board_renew(void *board, size_t bytes, uint32_t slot, uint64_t known_ns,

@@ -87,6 +87,15 @@ static void check_process(void)
 	check("not a pidfd", leased_pidfd_kill(STDIN_FILENO, 10) < 0);
 }
 
+static void check_nodes(void)
+{
+	uint32_t major = 9, minor = 9;
+	check("a node has its numbers", leased_node_char("/dev/null", &major, &minor) == 1);
+	check("those of null", major == 1 && minor == 3);
+	check("a directory is none", leased_node_char("/", &major, &minor) == 0);
+	check("nothing there", leased_node_char("/nowhere", &major, &minor) == -ENOENT);
+}
+
 static void join(int dirfd)
 {
 	int fd = openat(dirfd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
@@ -214,6 +223,7 @@ int main(int argc, char **argv)
 	check("self test", leased_selftest() == 0);
 	check_memory();
 	check_process();
+	check_nodes();
 	check_committer(argv[1]);
 	if (argc > 2)
 		check_cgroup(argv[2]);

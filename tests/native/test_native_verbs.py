@@ -136,6 +136,15 @@ def test_errors_name_the_verb_and_the_errno() -> None:
     assert caught.value.verb == "pidfd_open"
 
 
+def test_what_a_descriptor_leads_to_is_told_by_number() -> None:
+    with open("/dev/full", "rb") as file:
+        assert verbs.char_device(f"/proc/self/fd/{file.fileno()}") == (1, 7)
+    assert verbs.char_device("/") is None
+    with pytest.raises(DeviceError) as raised:
+        verbs.char_device("/nowhere")
+    assert raised.value.errno == errno.ENOENT
+
+
 def test_a_process_is_killed_by_its_pidfd() -> None:
     child = subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.pause()"])
     pidfd = verbs.open_pidfd(child.pid)

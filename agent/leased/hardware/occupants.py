@@ -19,15 +19,15 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
 from leased.terms.errors import DeviceError
 
 _MEMFD = b"/memfd:"
-_RING = "anon_inode:[io_uring]"
-_GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+RING = "anon_inode:[io_uring]"
+GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 Inode = tuple[int, int]
 
@@ -88,6 +88,15 @@ def evict(
     """Kill each occupant that still is one; (processes killed, processes that would not die)."""
     names = {one.name.encode("ascii"): one.inode for one in sought}
     inodes = frozenset(names.values())
+    return kill_those(
+        occupants, lambda pid: bool(_examine(pid, inodes, names)), budget_ns=budget_ns
+    )
+
+
+def kill_those(
+    occupants: Iterable[Occupant], still: Callable[[int], bool], *, budget_ns: int
+) -> tuple[int, int]:
+    """Kill each process of which `still` is true when it is pinned; (killed, would not die)."""
     dying: list[int] = []
     with contextlib.ExitStack() as stack:
         for occupant in sorted(frozenset(occupants), key=lambda one: one.pid):
@@ -99,7 +108,7 @@ def evict(
             # The pidfd pins the number: what is examined now is what will be killed.
             if start_time(occupant.pid) != occupant.started:
                 continue
-            if not _examine(occupant.pid, inodes, names):
+            if not still(occupant.pid):
                 continue
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -128,24 +137,25 @@ def _wait_gone(pidfds: list[int], budget_ns: int) -> int:
 def _examine(pid: int, inodes: frozenset[Inode], names: Mapping[bytes, Inode]) -> frozenset[Inode]:
     """Which of the inodes the process has, by descriptor, mapping or registration."""
     found: set[Inode] = set()
-    for task in _tasks(pid):
+    for task in tasks(pid):
         # A thread may have descriptors, and after its leader's exit a memory, of its own.
         found.update(_by_descriptor(task, inodes, names))
     found.update(_by_mapping(f"/proc/{pid}", inodes))
-    if not found and len(_listed(f"/proc/{pid}/task")) > 1:
-        for task in _tasks(pid):
+    if not found and len(listed(f"/proc/{pid}/task")) > 1:
+        for task in tasks(pid):
             found.update(_by_mapping(task, inodes))
     return frozenset(found)
 
 
-def _tasks(pid: int) -> list[str]:
-    return [f"/proc/{pid}/task/{tid}" for tid in _listed(f"/proc/{pid}/task")]
+def tasks(pid: int) -> list[str]:
+    """The directory of each thread of a process."""
+    return [f"/proc/{pid}/task/{tid}" for tid in listed(f"/proc/{pid}/task")]
 
 
 def _by_descriptor(
     task: str, inodes: frozenset[Inode], names: Mapping[bytes, Inode]
 ) -> Iterator[Inode]:
-    for number in _listed(f"{task}/fd"):
+    for number in listed(f"{task}/fd"):
         path = f"{task}/fd/{number}"
         try:
             target = os.readlink(path)
@@ -154,15 +164,15 @@ def _by_descriptor(
                 status = os.stat(path)
                 if (status.st_dev, status.st_ino) in inodes:
                     yield status.st_dev, status.st_ino
-            elif target == _RING:
+            elif target == RING:
                 yield from _registered(f"{task}/fdinfo/{number}", names)
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno not in GONE:
                 raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
 
 
 def _registered(path: str, names: Mapping[bytes, Inode]) -> Iterator[Inode]:
-    for line in _read(path).splitlines():
+    for line in read_or_empty(path).splitlines():
         _, found, rest = line.partition(_MEMFD)
         if found:
             # The kernel escapes the space: "\\040(deleted)".
@@ -172,7 +182,7 @@ def _registered(path: str, names: Mapping[bytes, Inode]) -> Iterator[Inode]:
 
 
 def _by_mapping(task: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
-    text = _read(f"{task}/maps")
+    text = read_or_empty(f"{task}/maps")
     if _MEMFD not in text:
         return
     for line in text.splitlines():
@@ -184,20 +194,22 @@ def _by_mapping(task: str, inodes: frozenset[Inode]) -> Iterator[Inode]:
                 yield inode
 
 
-def _listed(path: str) -> list[str]:
+def listed(path: str) -> list[str]:
+    """What a directory of /proc lists; nothing where the process is gone. Raises DeviceError."""
     try:
         return os.listdir(path)
     except OSError as error:
-        if error.errno in _GONE:
+        if error.errno in GONE:
             return []
         raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error
 
 
-def _read(path: str) -> bytes:
+def read_or_empty(path: str) -> bytes:
+    """A file of /proc; nothing where the process is gone. Raises DeviceError."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.readall()
     except OSError as error:
-        if error.errno in _GONE:
+        if error.errno in GONE:
             return b""
         raise DeviceError("occupant_scan", error.errno or errno.EIO, path) from error

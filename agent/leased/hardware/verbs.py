@@ -135,6 +135,15 @@ def release_memory(pidfd: int) -> None:
     _checked("process_mrelease", lib.leased_process_mrelease(pidfd))
 
 
+def char_device(path: str) -> tuple[int, int] | None:
+    """(major, minor) of the character device that `path` leads to, None for anything else. Waits
+    for no file system. Raises DeviceError."""
+    major, minor = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+    if not _checked("node_char", lib.leased_node_char(os.fsencode(path), major, minor), path):
+        return None
+    return int(major[0]), int(minor[0])
+
+
 def die_with_parent() -> None:
     """SIGKILL this process when the thread that forked it ends."""
     _checked("die_with_parent", lib.leased_die_with_parent())

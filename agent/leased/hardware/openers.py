@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Openers: which processes have a character device open, mapped or registered with an io_uring,
+wherever on the host they are.
+
+Rule: a node is its number, never its path: a tenant may see it under any name. Only of a registered
+file does the kernel tell no more than the name; it is looked up where the process would look it up,
+and one that leads nowhere counts if it ends like one of the nodes. No file system is waited for.
+Nobody is killed by number (`occupants.kill_those`).
+
+Sees the same hiding places as `occupants`. Does not see a descriptor in flight: what the driver
+says of its clients, and of its memory, does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from leased.hardware.occupants import (
+    GONE,
+    RING,
+    Occupant,
+    kill_those,
+    listed,
+    read_or_empty,
+    start_time,
+    tasks,
+)
+from leased.hardware.verbs import char_device
+from leased.terms.errors import DeviceError
+
+Node = tuple[int, int]
+"""(major, minor)."""
+
+_NO_DEVICE = ("socket:", "pipe:", "anon_inode:", "/memfd:", "net:", "mnt:", "pid:", "user:")
+_COMM_BYTES_MAX = 15
+
+
+class Opener(msgspec.Struct, frozen=True, array_like=True):
+    """A process that has a node, as one pass saw it. `via` is how: fd, map, ring. `cgroup` is where
+    it is in the v2 tree."""
+
+    pid: int
+    started: int
+    node: Node
+    via: str
+    uid: int = -1
+    name: str = ""
+    cgroup: str = ""
+
+    @property
+    def occupant(self) -> Occupant:
+        """The process itself."""
+        return Occupant(self.pid, self.started)
+
+
+class Sought(msgspec.Struct, frozen=True, array_like=True):
+    """The nodes that are looked for, and the last parts of the paths that they usually have."""
+
+    nodes: tuple[Node, ...]
+    names: tuple[str, ...] = ()
+
+
+def scan(sought: Sought, *, exempt: Mapping[int, int], deadline_ns: int) -> tuple[Opener, ...]:
+    """Who has which of the nodes. `exempt` maps our own pids to their start times.
+
+    Raises DeviceError(ETIMEDOUT) when /proc could not be read to its end by `deadline_ns`
+    (CLOCK_BOOTTIME): an answer for half the host is none.
+    """
+    look = _Look(sought)
+    seen: list[Opener] = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal():
+            continue
+        if time.clock_gettime_ns(time.CLOCK_BOOTTIME) > deadline_ns:
+            detail = "too many descriptors to look at"
+            raise DeviceError("opener_scan", errno.ETIMEDOUT, detail)
+        pid = int(entry)
+        if pid in exempt and exempt[pid] == start_time(pid):
+            continue
+        found = look.at(pid)
+        started = start_time(pid) if found else None
+        if started is not None:
+            uid, name, cgroup = _describe(pid)
+            seen += [Opener(pid, started, node, via, uid, name, cgroup) for node, via in found]
+    return tuple(sorted(seen, key=lambda one: (one.pid, one.node)))
+
+
+def evict(openers: Iterable[Opener], sought: Sought, *, budget_ns: int) -> tuple[int, int]:
+    """Kill each opener that still is one; (processes killed, processes that would not die)."""
+    look = _Look(sought)
+    return kill_those(
+        [one.occupant for one in openers], lambda pid: bool(look.at(pid)), budget_ns=budget_ns
+    )
+
+
+class _Look:
+    """One pass. Files that many processes map (libraries) are looked at once."""
+
+    def __init__(self, sought: Sought) -> None:
+        self._nodes = frozenset(sought.nodes)
+        self._names = frozenset(name.encode() for name in sought.names)
+        self._mapped: dict[bytes, Node | None] = {}
+
+    def at(self, pid: int) -> list[tuple[Node, str]]:
+        """The nodes that a process has, each once, and how."""
+        found: dict[Node, str] = {}
+        for task in tasks(pid):
+            # A thread may have descriptors, and after its leader's exit a memory, of its own.
+            for node, via in self._by_descriptor(pid, task):
+                found.setdefault(node, via)
+        for process in _memories(pid):
+            for node in self._by_mapping(process):
+                found.setdefault(node, "map")
+        return sorted(found.items())
+
+    def _by_descriptor(self, pid: int, task: str) -> Iterator[tuple[Node, str]]:
+        for number in listed(f"{task}/fd"):
+            path = f"{task}/fd/{number}"
+            try:
+                target = os.readlink(path)
+            except OSError as error:
+                if error.errno in GONE:
+                    continue
+                raise DeviceError("opener_scan", error.errno or errno.EIO, path) from error
+            if target == RING:
+                for node in self._registered(pid, f"{task}/fdinfo/{number}"):
+                    yield node, "ring"
+            elif not target.startswith(_NO_DEVICE):
+                node = _number_of(path)
+                if node in self._nodes:
+                    yield node, "fd"
+
+    def _registered(self, pid: int, path: str) -> Iterator[Node]:
+        for line in read_or_empty(path).splitlines():
+            _, _, name = line.strip().partition(b": ")
+            if not name.startswith(b"/") or name.startswith(b"/memfd:"):
+                continue
+            plain = name.replace(b"\\040", b" ").decode("utf-8", "surrogateescape")
+            node = _number_of(f"/proc/{pid}/root{plain}")
+            if node is None and name.rpartition(b"/")[2] in self._names:
+                node = min(self._nodes)
+            if node in self._nodes:
+                yield node
+
+    def _by_mapping(self, process: str) -> Iterator[Node]:
+        for line in read_or_empty(f"{process}/maps").splitlines():
+            fields = line.split(None, 3)
+            if len(fields) < 4 or fields[3].startswith(b"00:00 0"):
+                continue
+            # Device and inode alone do not name a file on every file system; with the path they do.
+            key = fields[3]
+            if key in self._mapped:
+                node = self._mapped[key]
+            else:
+                begin, _, end = fields[0].partition(b"-")
+                path = f"{process}/map_files/{int(begin, 16):x}-{int(end, 16):x}"
+                try:
+                    node = self._mapped[key] = char_device(path)
+                except DeviceError as error:
+                    if error.errno not in (errno.ENOENT, errno.ESRCH):
+                        raise
+                    continue  # unmapped meanwhile
+            if node in self._nodes:
+                yield node
+
+
+def _memories(pid: int) -> list[str]:
+    """Where a process's mappings are listed: at its leader, or where that has exited at any thread
+    (which /proc knows by number, though it does not list it)."""
+    threads = listed(f"/proc/{pid}/task")
+    if len(threads) < 2 or read_or_empty(f"/proc/{pid}/maps"):
+        return [f"/proc/{pid}"]
+    return [f"/proc/{thread}" for thread in threads]
+
+
+def _number_of(path: str) -> Node | None:
+    """The node's number; None for anything else, and for what is gone."""
+    try:
+        return char_device(path)
+    except DeviceError as error:
+        if error.errno in GONE:
+            return None
+        raise
+
+
+def _describe(pid: int) -> tuple[int, str, str]:
+    """(uid, name, cgroup) of a process, as far as it is still there."""
+    try:
+        uid = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        uid = -1
+    name = read_or_empty(f"/proc/{pid}/comm")[:_COMM_BYTES_MAX].decode("utf-8", "replace")
+    for line in read_or_empty(f"/proc/{pid}/cgroup").decode("utf-8", "replace").splitlines():
+        if line.startswith("0::"):
+            return uid, name.strip(), line[3:]
+    return uid, name.strip(), ""
