@@ -1,15 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an operator may say in `[hardware.gpu]`, with every default spelled out.
 
+Rule: a value; units last, integers only.
+
 Does not read a file: `service.config_file` does.
 """
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
+
+from leased.hardware.gpu.facts import Question
+from leased.terms.lease import Priority
+
+
+class MigLayout(enum.StrEnum):
+    """Whose the layout of MIG devices is."""
+
+    FOUND = "found"
+    PER_LEASE = "per-lease"
 
 
 class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The `[hardware.gpu]` table. `offer` False: nothing of this kind is leased, or looked at."""
+    """The `[hardware.gpu]` table. `offer` False: nothing of this kind is leased, or looked at.
+
+    `root` is where the driver's files and nodes are; anywhere but "/" they are a stand-in's, and
+    the evidence says "emulated". `accept_missing` are questions that a GPU may leave unanswered and
+    be offered all the same. `scrub_later` are priorities whose leases leave the overwriting to the
+    next grant to another tenant. `guests` are names of root's processes that may have any GPU open.
+    `close_free`: no context can be made on a GPU that nobody leases. `listen`: hear of the driver's
+    errors as they happen, which keeps the GPUs attached.
+    """
 
     offer: bool = True
+    root: str = "/"
+    accept_missing: tuple[Question, ...] = (Question.RECOVERY, Question.REPAIRS)
+    scrub_later: tuple[Priority, ...] = ()
+    guests: tuple[str, ...] = (
+        "nvidia-persiste",
+        "nv-fabricmanage",
+        "nv-hostengine",
+        "dcgm-exporter",
+        "nvidia-smi",
+    )
+    close_free: bool = True
+    listen: bool = True
+    mig_layout: MigLayout = MigLayout.FOUND
+    mig_profiles: tuple[str, ...] = ()
+    mps_dir: str = "/run/leased/mps"
+
+    release_budget_ns: int = 10_000_000_000
+    """The driver gives memory of a killed process back late, but not later (teardown.md 2.6)."""
+
+    settle_apart_ns: int = 500_000_000
+    """Two looks so far apart that agree are believed."""
+
+    scan_budget_ns: int = 2_000_000_000
+    """One pass over all processes' descriptors."""
+
+    used_slack_bytes: int = 16 << 20
+    """How much more memory than before the lease may be in use and count as the driver's own."""
+
+    overhead_bytes: int = 1 << 30
+    """What a context and its page tables take of the memory that a scrub should reach."""
+
+    scrub_bytes_per_s: int = 8 << 30
+    """Slowest overwriting, with the reading back, that still counts as progress."""
+
+    mig_budget_ns: int = 10_000_000_000
+    """How long the removal of a MIG device that is still in use is tried again."""

@@ -1,61 +1,221 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPUs: seen and listed by UUID, not leased yet.
+"""The survey's answer: what of the GPUs that were seen is leasable, and why what is not is not.
 
-Rule: runs in a worker of its own, because the vendor's library may hang in the kernel for ever; the
-worker ends after the listing, because an initialised library holds the devices open and blocks a
-reset. Whatever fails is an Absence with NVML's own words.
+Rule: a GPU is one resource of 1000; with MIG on it is none, and each of its MIG devices is one of
+its share of the slices. What cannot be proven there later is said here first (`limits`), or the
+device is not offered at all. Nothing here changes from one look to the next unless the hardware
+did: what is volatile belongs to telemetry.
 
-Does not grant, cut or scrub a GPU: that is a later issue, and the inventory says so.
+Does not ask the driver.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
-import pynvml
+import msgspec
 
-from leased.hardware.sysfs import list_names, read_text
-from leased.terms.resource import Absence, ResourceKind
+from leased.hardware.calls import Surveyed
+from leased.hardware.gpu.calls import Listed
+from leased.hardware.gpu.config import GpuConfig
+from leased.hardware.gpu.facts import Gpu, Instance, Question, Target, target_of
+from leased.hardware.gpu.health import WELL, Finding, judge_condition, judge_fault
+from leased.hardware.gpu.measured import evidence_of
+from leased.terms.resource import Absence, Health, Resource, ResourceKind
 
-_LATER = "seen; leased in a later issue"
-_NVIDIA = "0x10de"
+GPU_MILLI: Final = 1000
+PREFIX: Final = "gpu:"
+_MIB: Final = 1 << 20
 
-
-def survey_gpus(root: Path = Path("/")) -> tuple[tuple[Absence, ...], tuple[str, ...]]:
-    """Why no GPU is leased, and one note for each that is there."""
-    on_bus = list_bus(root)
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        if not on_bus:
-            return (Absence(ResourceKind.GPU, f"no GPU: {error}"),), ()
-        notes = tuple(f"gpu at {address}: on the bus, driver not usable" for address in on_bus)
-        return (Absence(ResourceKind.GPU, f"{len(on_bus)} GPU seen on the bus; {error}"),), notes
-    try:
-        notes = tuple(_describe(index) for index in range(pynvml.nvmlDeviceGetCount()))
-    except pynvml.NVMLError as error:
-        return (Absence(ResourceKind.GPU, f"{len(on_bus)} GPU seen on the bus; {error}"),), ()
-    finally:
-        pynvml.nvmlShutdown()
-    return (Absence(ResourceKind.GPU, f"{len(notes)} GPU {_LATER}"),), notes
+_LIMITS: Final = {
+    Question.RECOVERY: "the driver does not say whether the GPU wants to be reset",
+    Question.REPAIRS: "the GPU keeps no record of memory defects",
+    Question.RESERVED: "the driver does not tell its own memory from that of processes",
+    Question.COMPUTE_MODE: "the driver cannot close the GPU while it is free",
+}
+_MIG_LIMIT: Final = "a MIG device cannot be closed while it is free: only its nodes' modes guard it"
 
 
-def list_bus(root: Path) -> tuple[str, ...]:
-    """PCI addresses of NVIDIA display and 3D controllers."""
-    devices = root / "sys/bus/pci/devices"
-    return tuple(
-        address
-        for address in list_names(devices)
-        if read_text(devices / address / "vendor") == _NVIDIA
-        and (read_text(devices / address / "class") or "").startswith("0x03")
+class Seen(msgspec.Struct, frozen=True):
+    """Everything that one look brought."""
+
+    gpus: tuple[Gpu, ...]
+    faults: tuple[Listed, ...]
+    real: bool
+
+
+def resource_id(uuid: str) -> str:
+    """What a GPU or MIG device is called as a resource."""
+    return f"{PREFIX}{uuid}"
+
+
+def describe(
+    seen: Seen, config: GpuConfig, suspects: Mapping[str, str], dirty: Mapping[str, int]
+) -> Surveyed:
+    """The resources of one look. `suspects` maps UUIDs to why they are not granted although they
+    answer, `dirty` those on which a scrub found bytes that the driver should have cleared."""
+    links = link_groups(seen.gpus)
+    resources: list[Resource] = []
+    notes: list[str] = []
+    for gpu in seen.gpus:
+        why = _refused(gpu, config)
+        if why:
+            notes.append(f"{resource_id(gpu.uuid)} {gpu.name}: not offered: {why}")
+            continue
+        evidence = evidence_of(gpu.name, gpu.branch, real=seen.real)
+        finding = _finding(gpu, suspects)
+        limits = _limits(gpu, finding, dirty.get(gpu.uuid, 0))
+        plain = Resource(
+            resource_id(gpu.uuid),
+            ResourceKind.GPU,
+            None,
+            GPU_MILLI,
+            GPU_MILLI,
+            node=gpu.node,
+            evidence=evidence,
+            health=finding.health,
+            limits=limits,
+            attributes=_attributes(gpu, links.get(gpu.pci, ())),
+        )
+        if gpu.mig_enabled:
+            offered, said = _instances(gpu, plain)
+            resources += offered
+            notes += said
+        else:
+            resources.append(plain)
+    for fault in seen.faults:
+        finding = judge_fault(fault.errno, fault.fault)
+        notes.append(f"gpu {fault.uuid or fault.pci or 'without address'}: {finding.why}")
+    absences = () if resources else (Absence(ResourceKind.GPU, _absence(seen)),)
+    return Surveyed(tuple(resources), absences, tuple(notes))
+
+
+def _finding(gpu: Gpu, suspects: Mapping[str, str]) -> Finding:
+    finding = judge_condition(gpu.condition)
+    if finding == WELL and gpu.uuid in suspects:
+        return Finding(Health.SICK, suspects[gpu.uuid])
+    return finding
+
+
+def _refused(gpu: Gpu, config: GpuConfig) -> str:
+    """What cannot be proven there, and may not be missing."""
+    lacking = [one for one in gpu.unanswered if one not in config.accept_missing]
+    if not lacking:
+        return ""
+    words = "; ".join(_LIMITS.get(Question(one), one) for one in lacking)
+    return f'{words} ([hardware.gpu] accept_missing = ["{lacking[0]}"] would offer it all the same)'
+
+
+def _limits(gpu: Gpu, finding: Finding, dirty_bytes: int) -> tuple[str, ...]:
+    limits = [_LIMITS[Question(one)] for one in gpu.unanswered]
+    if gpu.mig_enabled != gpu.mig_pending:
+        limits.append(f"MIG is turned {'on' if gpu.mig_pending else 'off'} by the next reset")
+    if dirty_bytes:
+        limits.append(
+            f"the driver does not clear memory that it frees: {dirty_bytes} bytes of an earlier"
+            " tenant were still there, and were overwritten"
+        )
+    if finding.why:
+        limits.insert(0, finding.why)
+    return tuple(limits)
+
+
+def _attributes(gpu: Gpu, linked: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    pairs = (
+        ("model", gpu.name),
+        ("memory", f"{gpu.memory.total_bytes // _MIB} MiB"),
+        ("driver", gpu.driver),
+        ("pci", gpu.pci),
+        ("nvlink", ",".join(linked)),
+        ("fabric", gpu.fabric),
+        ("persistence", {True: "on", False: "off", None: ""}[gpu.persistent]),
+    )
+    return tuple((name, value) for name, value in pairs if value)
+
+
+# ---- MIG ---------------------------------------------------------------------------------------
+
+
+def _instances(gpu: Gpu, plain: Resource) -> tuple[list[Resource], list[str]]:
+    offered: list[Resource] = []
+    notes: list[str] = []
+    if not gpu.instances:
+        notes.append(f"{plain.resource_id} {gpu.name}: MIG is on, and there is no MIG device")
+    for one in gpu.instances:
+        if one.neighbours:
+            notes.append(
+                f"{resource_id(one.uuid)}: not offered: it shares its memory with"
+                f" {one.neighbours} more of GPU instance {one.gpu_instance}"
+            )
+            continue
+        offered.append(of_instance(plain, gpu, one))
+    return offered, notes
+
+
+def of_instance(plain: Resource, gpu: Gpu, one: Instance) -> Resource:
+    """A MIG device as a resource: what its GPU is, with its own share."""
+    share = weight(one.slices, gpu.slices)
+    own = {"memory": f"{one.memory_bytes // _MIB} MiB", "nvlink": ""}
+    kept = tuple((name, own.get(name, value)) for name, value in plain.attributes)
+    return msgspec.structs.replace(
+        plain,
+        resource_id=resource_id(one.uuid),
+        capacity=share,
+        granule=share,
+        limits=(*plain.limits, _MIG_LIMIT),
+        attributes=(
+            ("mig", one.profile),
+            ("gpu", gpu.uuid),
+            *((name, value) for name, value in kept if value),
+        ),
     )
 
 
-def _describe(index: int) -> str:
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
-        memory_mib = pynvml.nvmlDeviceGetMemoryInfo(handle).total >> 20
-    except pynvml.NVMLError as error:
-        return f"gpu {index}: {error}"
-    return f"gpu:{uuid} {name}, {memory_mib} MiB: {_LATER}"
+def weight(slices: int, of_slices: int) -> int:
+    """A MIG device's share of its GPU in thousandths, rounded down: no sum is more than the GPU."""
+    return max(1, GPU_MILLI * slices // max(of_slices, slices, 1))
+
+
+# ---- links -------------------------------------------------------------------------------------
+
+
+def link_groups(gpus: Iterable[Gpu]) -> dict[str, tuple[str, ...]]:
+    """By PCI address, the UUIDs of the GPUs that each reaches by NVLink: directly, or through a
+    switch that both have a link to."""
+    known = tuple(gpus)
+    found: dict[str, tuple[str, ...]] = {}
+    for gpu in known:
+        peers = tuple(
+            other.uuid
+            for other in known
+            if other.pci != gpu.pci
+            and (
+                other.pci in gpu.links
+                or gpu.pci in other.links
+                or frozenset(gpu.links) & frozenset(other.links)
+            )
+        )
+        if peers:
+            found[gpu.pci] = peers
+    return found
+
+
+def targets(gpus: Iterable[Gpu]) -> dict[str, Target]:
+    """Everything that could be leased, by resource id."""
+    found: dict[str, Target] = {}
+    for gpu in gpus:
+        if gpu.mig_enabled:
+            for one in gpu.instances:
+                found[resource_id(one.uuid)] = target_of(gpu, one)
+        else:
+            found[resource_id(gpu.uuid)] = target_of(gpu)
+    return found
+
+
+def _absence(seen: Seen) -> str:
+    if seen.faults:
+        return f"{len(seen.faults)} GPU seen, none usable: {seen.faults[0].fault}"
+    if seen.gpus:
+        return f"{len(seen.gpus)} GPU seen, none that can be leased; see the notes"
+    return "the driver counts no GPU"

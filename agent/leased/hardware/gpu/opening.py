@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening and closing: a GPU made ready for the one lease that gets it, and closed to everybody when
+it is nobody's, in a worker.
+
+Rule: nothing is opened while anybody has a context or a node of it: leases do not share, and an MPS
+server that runs already belongs to somebody else. What the driver was told is read back.
+
+Does not let anybody in: the leaf's filter does, by the rules that are returned.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+
+from leased.hardware.gpu import nvml
+from leased.hardware.gpu.calls import Guard, Guarded, Readied, Ready
+from leased.hardware.gpu.facts import ComputeMode
+from leased.hardware.gpu.nodes import find_nodes
+from leased.hardware.gpu.sights import handle_of, look, parent_of
+from leased.hardware.openers import Opener
+from leased.terms.errors import DeviceError
+
+_TOLD_MAX = 4
+
+
+def ready(call: Ready, fds: list[int]) -> Readied:
+    """Open the target for its lease. Raises DeviceError(EBUSY) naming whoever is there."""
+    handle = handle_of(call.target)
+    sight = look(handle, call.target, call.root, call.guests, call.scan_budget_ns)
+    here = sorted({pid for pids in sight.processes for pid in pids})
+    if here or sight.openers:
+        raise DeviceError("gpu_ready", errno.EBUSY, name_them(here, sight.openers))
+    if call.sets_mode:
+        set_mode(parent_of(call.target), ComputeMode.DEFAULT)
+    rules = find_nodes(call.target, Path(call.root)).rules()
+    return Readied(tuple(tuple(rule) for rule in rules), sight.usage)
+
+
+def guard(call: Guard, fds: list[int]) -> Guarded:
+    """Say who may make a context on a whole GPU."""
+    handle = parent_of(call.target)
+    before = nvml.compute_mode_of(handle)
+    if before != call.mode:
+        set_mode(handle, call.mode)
+    return Guarded(before, call.mode)
+
+
+def set_mode(handle: nvml.Handle, mode: int) -> None:
+    """Set it and read it back. Raises DeviceError(EIO) if the driver did not take it."""
+    nvml.set_compute_mode(handle, mode)
+    told = nvml.compute_mode_of(handle)
+    if told != mode:
+        detail = f"compute mode is {told} after {mode} was set"
+        raise DeviceError("nvml_set_compute_mode", errno.EIO, detail)
+
+
+def name_them(pids: Sequence[int], seen: Sequence[Opener]) -> str:
+    """A few of the processes that are there."""
+    named = {one.pid: f"{one.pid} ({one.name}, {one.via})" for one in seen}
+    for pid in pids:
+        named.setdefault(pid, f"{pid} (context)")
+    shown = [named[pid] for pid in sorted(named)[:_TOLD_MAX]]
+    more = len(named) - len(shown)
+    return "in use by " + ", ".join(shown) + (f" and {more} more" if more else "")

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sights: one look at a GPU or MIG device from outside, in a worker: contexts, nodes, memory.
+
+Rule: who has a node open is the kernel's word, who has a context the driver's; neither stands for
+the other. A pid that the driver lists and the kernel does not know is a ghost, and counts as
+somebody. Whoever is a guest has the node and no context.
+
+Does not judge a look (`verdict`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from leased.hardware import openers
+from leased.hardware.gpu import nvml
+from leased.hardware.gpu.calls import Guests, Present, Sight, Who
+from leased.hardware.gpu.examining import usage_of
+from leased.hardware.gpu.facts import Target
+from leased.hardware.gpu.nodes import Nodes, find_nodes
+from leased.hardware.openers import Opener
+
+
+def parent_of(target: Target) -> nvml.Handle:
+    """The GPU's handle. Raises DeviceError(ENODEV) when another one is at its address."""
+    nvml.open_library()
+    return nvml.at_pci(target.pci, target.uuid)
+
+
+def handle_of(target: Target) -> nvml.Handle:
+    """The handle of what is leased: the GPU, or its MIG device."""
+    parent = parent_of(target)
+    if target.instance is None:
+        return parent
+    return nvml.mig_handle(parent, target.instance.uuid)
+
+
+def look(
+    handle: nvml.Handle, target: Target, root: str, guests: Guests, scan_budget_ns: int
+) -> Sight:
+    """One look. Raises DeviceError if any part of it has no answer."""
+    processes = nvml.processes_of(handle)
+    everybody = sorted({pid for pids in processes for pid in pids})
+    ghosts = tuple(pid for pid in everybody if not os.path.exists(f"/proc/{pid}"))
+    nodes = find_nodes(target, Path(root))
+    seen = scan(nodes, target, guests, scan_budget_ns)
+    return Sight(processes, ghosts, seen, usage_of(handle), now_ns())
+
+
+def scan(
+    nodes: Nodes, target: Target, guests: Guests, scan_budget_ns: int
+) -> tuple[Opener, ...]:
+    """Whoever has a node of the target and is no guest."""
+    found = openers.scan(
+        nodes.sought(target), exempt=dict(guests.exempt), deadline_ns=now_ns() + scan_budget_ns
+    )
+    return tuple(one for one in found if not is_guest(one, nodes, guests))
+
+
+def is_guest(one: Opener, nodes: Nodes, guests: Guests) -> bool:
+    """Whether the process may have the node: root's monitoring by name, and of the GPU's own node
+    whoever leases another MIG device of it."""
+    if one.uid == 0 and one.name in guests.names:
+        return True
+    if one.node in nodes.capabilities:
+        return False
+    return any(
+        one.cgroup == leaf or one.cgroup.startswith(f"{leaf}/") for leaf in guests.leaves
+    )
+
+
+def who(call: Who, fds: list[int]) -> Present:
+    """Everybody who has a node of the target, guests included."""
+    nodes = find_nodes(call.target, Path(call.root))
+    sought = nodes.sought(call.target)
+    deadline_ns = now_ns() + call.scan_budget_ns
+    found = openers.scan(sought, exempt=dict(call.exempt), deadline_ns=deadline_ns)
+    return Present(found, sought.nodes)
+
+
+def now_ns() -> int:
+    """CLOCK_BOOTTIME."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
