@@ -16,6 +16,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +41,9 @@ CALLS_MAX = 64
 """Calls of one batch: below the 253 descriptors of a message, and a few ms of small work."""
 
 T = TypeVar("T")
+STUCK_NS = 5_000_000_000
+"""A killed process that is still there after this hangs in the kernel."""
+
 _NS_PER_S = 1_000_000_000
 _SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
 """A worker runs the very code that its agent runs, wherever that was found."""
@@ -54,6 +58,7 @@ class Link:
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._started: dict[int, int] = {}
+        self._killed_ns: dict[int, int] = {}
         self._abandoned: list[subprocess.Popen[bytes]] = []
         self._buffer = bytearray()
         self._number = 0
@@ -64,6 +69,9 @@ class Link:
         """(pid, start time) of the worker and of those abandoned that have not ended."""
         self._abandoned = [process for process in self._abandoned if process.poll() is None]
         alive = [process.pid for process in (self._process, *self._abandoned) if process]
+        for known in (self._started, self._killed_ns):
+            for pid in [pid for pid in known if pid not in alive]:
+                del known[pid]
         return tuple((pid, self._started[pid]) for pid in alive)
 
     async def ask(
@@ -147,9 +155,17 @@ class Link:
             self._sock = None
         if self._process is not None:
             self._process.kill()
+            self._killed_ns[self._process.pid] = time.monotonic_ns()
             self._abandoned.append(self._process)
             self._process = None
             self.lost += 1
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a worker that was killed a while ago has not ended: the next one would hang,
+        too."""
+        now_ns = time.monotonic_ns()
+        return any(now_ns - self._killed_ns.get(pid, now_ns) > STUCK_NS for pid, _ in self.pids)
 
     def close(self) -> None:
         """End the worker; one that hangs is left to the kernel. Idempotent."""
@@ -171,6 +187,7 @@ class Crew:
     def __init__(self, config: HardwareConfig) -> None:
         self._config = config
         self._links: dict[str, Link] = {}
+        self._leaving: list[Link] = []
         self._exempt: dict[int, int] = {os.getpid(): start_time(os.getpid()) or 0}
 
     def exempt(self, pid: int) -> None:
@@ -233,15 +250,30 @@ class Crew:
         return result_of(answer, returns)
 
     def dismiss(self, name: str) -> None:
-        """End a worker that is not needed any more. Idempotent."""
+        """End a worker that is not needed any more, and wait for nothing. Idempotent."""
+        self._leaving = [link for link in self._leaving if link.pids]
         link = self._links.pop(name, None)
         if link is not None:
-            link.close()
+            link.abandon()
+            self._leaving.append(link)
+
+    def is_stuck(self, name: str) -> bool:
+        """Whether a worker of that name hangs in the kernel and does not even die."""
+        links = (*self._links.values(), *self._leaving)
+        return any(link.name == name and link.stuck for link in links)
+
+    def ours(self) -> tuple[tuple[int, int], ...]:
+        """(pid, start time) of everybody who holds by right what leases are made of."""
+        links = (*self._links.values(), *self._leaving)
+        return (*self._exempt.items(), *(pair for link in links for pair in link.pids))
 
     def close(self) -> None:
         """End every worker. Idempotent."""
         for name in tuple(self._links):
             self.dismiss(name)
+        for link in self._leaving:
+            link.close()
+        self._leaving = []
 
 
 _REST = ("calls", "exempt", "kill_escapees", "kill_budget_ns", "reaper_path")

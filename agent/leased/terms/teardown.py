@@ -18,7 +18,11 @@ from leased.terms.resource import Allotment
 
 
 class TeardownStep(enum.IntEnum):
-    """In the order they run. The numbers are on disk for ever (`event.Fenced.step`)."""
+    """Roughly in the order they run. The numbers are on disk for ever (`event.Fenced.step`).
+
+    RELEASE: the driver let go. WITNESS: a list that somebody else keeps is empty. HEALTH: the
+    device is fit for the next tenant. GUARD: it is closed while nobody leases it.
+    """
 
     PREPARE = 0
     ARM = 1
@@ -33,6 +37,10 @@ class TeardownStep(enum.IntEnum):
     TRUNCATE = 10
     COUNTERS = 11
     WORKER = 12
+    RELEASE = 13
+    WITNESS = 14
+    HEALTH = 17
+    GUARD = 18
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True):

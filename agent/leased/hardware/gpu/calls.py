@@ -12,7 +12,7 @@ from __future__ import annotations
 import msgspec
 
 from leased.hardware.gpu.facts import Condition, Gpu, Target, Usage
-from leased.hardware.openers import Node, Opener
+from leased.hardware.openers import Opener
 from leased.terms.teardown import StepReport
 
 Exempt = tuple[tuple[int, int], ...]
@@ -64,7 +64,6 @@ class Guests(msgspec.Struct, frozen=True, array_like=True):
     exempt: Exempt
     names: tuple[str, ...]
     leaves: tuple[str, ...] = ()
-    root_leaf: str = ""
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True):
@@ -104,13 +103,11 @@ class Release(msgspec.Struct, frozen=True, array_like=True):
     root: str
     target: Target
     guests: Guests
-    baseline_bytes: int
-    slack_bytes: int
+    used_max_bytes: int
     budget_ns: int
     scan_budget_ns: int
     kill: bool
     kill_budget_ns: int
-    tenant_uid: int
 
 
 class Sight(msgspec.Struct, frozen=True, array_like=True):
@@ -153,14 +150,17 @@ class Scrubbed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Witness(msgspec.Struct, frozen=True, array_like=True):
-    """Look twice at a target that should be clean."""
+    """Look twice at a target that should be clean, the first time when it is or when the budget is
+    over. `asks_mode`: also who may make a context on it."""
 
     root: str
     target: Target
     guests: Guests
+    used_max_bytes: int
+    budget_ns: int
     apart_ns: int
     scan_budget_ns: int
-    mode: int | None
+    asks_mode: bool
 
 
 class Witnessed(msgspec.Struct, frozen=True, array_like=True):
@@ -197,7 +197,23 @@ class Who(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Present(msgspec.Struct, frozen=True, array_like=True):
-    """Everybody who has them."""
+    """Everybody who has them, and the pids that the driver lists."""
 
     openers: tuple[Opener, ...]
-    nodes: tuple[Node, ...] = ()
+    contexts: tuple[int, ...] = ()
+
+
+class Bus(msgspec.Struct, frozen=True, array_like=True):
+    """PCI addresses of NVIDIA's GPUs, whether or not a driver has them."""
+
+    addresses: tuple[str, ...]
+
+
+class Pipe(msgspec.Struct, frozen=True, array_like=True):
+    """A lease's own directory for an MPS server."""
+
+    path: str
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True):
+    """It is done."""

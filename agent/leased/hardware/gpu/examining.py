@@ -17,13 +17,14 @@ from typing import TypeVar
 import msgspec
 
 from leased.hardware.gpu import nvml
-from leased.hardware.gpu.calls import Examine, Examined, Listed, Listing, Where
+from leased.hardware.gpu.calls import Bus, Examine, Examined, Listed, Listing, Where
 from leased.hardware.gpu.facts import Condition, Gpu, Instance, Question, Usage
 from leased.hardware.gpu.nodes import drm_nodes, parse_majors
-from leased.hardware.sysfs import read_int, read_text
+from leased.hardware.sysfs import list_names, read_int, read_text
 from leased.terms.errors import DeviceError
 
 T = TypeVar("T")
+_NVIDIA = "0x10de"
 
 
 def list_gpus(where: Where, fds: list[int]) -> Listing:
@@ -43,6 +44,19 @@ def _list_one(index: int) -> Listed:
         return Listed(pci, nvml.uuid_of(handle))
     except DeviceError as error:
         return Listed(pci, "", error.errno, error.detail)
+
+
+def list_bus(where: Where, fds: list[int]) -> Bus:
+    """PCI addresses of NVIDIA's display and 3D controllers."""
+    devices = Path(where.root) / "sys/bus/pci/devices"
+    return Bus(
+        tuple(
+            address
+            for address in list_names(devices)
+            if read_text(devices / address / "vendor") == _NVIDIA
+            and (read_text(devices / address / "class") or "").startswith("0x03")
+        )
+    )
 
 
 def examine(call: Examine, fds: list[int]) -> Examined:

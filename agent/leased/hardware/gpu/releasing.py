@@ -33,7 +33,7 @@ def release(call: Release, fds: list[int]) -> Released:
     killed = 0
     while True:
         sight = look(handle, call.target, call.root, call.guests, call.scan_budget_ns)
-        if is_quiet(sight, call.baseline_bytes + call.slack_bytes):
+        if is_quiet(sight, call.used_max_bytes):
             break
         killed += _end_strangers(sight.openers, call)
         if now_ns() - began_ns >= call.budget_ns:

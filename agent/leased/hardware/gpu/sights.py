@@ -72,12 +72,12 @@ def is_guest(one: Opener, nodes: Nodes, guests: Guests) -> bool:
 
 
 def who(call: Who, fds: list[int]) -> Present:
-    """Everybody who has a node of the target, guests included."""
-    nodes = find_nodes(call.target, Path(call.root))
-    sought = nodes.sought(call.target)
+    """Everybody who has a node of the target, guests included, and everybody with a context."""
+    sought = find_nodes(call.target, Path(call.root)).sought(call.target)
     deadline_ns = now_ns() + call.scan_budget_ns
     found = openers.scan(sought, exempt=dict(call.exempt), deadline_ns=deadline_ns)
-    return Present(found, sought.nodes)
+    listed = nvml.processes_of(handle_of(call.target))
+    return Present(found, tuple(sorted({pid for pids in listed for pid in pids})))
 
 
 def now_ns() -> int:

@@ -20,9 +20,9 @@ from leased.hardware.calls import Surveyed
 from leased.hardware.gpu.calls import Listed
 from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.facts import Gpu, Instance, Question, Target, target_of
-from leased.hardware.gpu.health import WELL, Finding, judge_condition, judge_fault
+from leased.hardware.gpu.health import WELL, Finding
 from leased.hardware.gpu.measured import evidence_of
-from leased.terms.resource import Absence, Health, Resource, ResourceKind
+from leased.terms.resource import Absence, Resource, ResourceKind
 
 GPU_MILLI: Final = 1000
 PREFIX: Final = "gpu:"
@@ -38,11 +38,13 @@ _MIG_LIMIT: Final = "a MIG device cannot be closed while it is free: only its no
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """Everything that one look brought."""
+    """Everything that one look brought: GPUs with their facts (of now, or the last there were), the
+    findings of those that are not well, by UUID, and what is known of no GPU by name."""
 
-    gpus: tuple[Gpu, ...]
-    faults: tuple[Listed, ...]
-    real: bool
+    gpus: tuple[Gpu, ...] = ()
+    findings: Mapping[str, Finding] = msgspec.field(default_factory=dict)
+    strangers: tuple[Listed, ...] = ()
+    real: bool = False
 
 
 def resource_id(uuid: str) -> str:
@@ -50,11 +52,9 @@ def resource_id(uuid: str) -> str:
     return f"{PREFIX}{uuid}"
 
 
-def describe(
-    seen: Seen, config: GpuConfig, suspects: Mapping[str, str], dirty: Mapping[str, int]
-) -> Surveyed:
-    """The resources of one look. `suspects` maps UUIDs to why they are not granted although they
-    answer, `dirty` those on which a scrub found bytes that the driver should have cleared."""
+def describe(seen: Seen, config: GpuConfig, dirty: Mapping[str, int]) -> Surveyed:
+    """The resources of one look. `dirty` are GPUs on which a scrub found bytes that the driver
+    should have cleared, by UUID."""
     links = link_groups(seen.gpus)
     resources: list[Resource] = []
     notes: list[str] = []
@@ -63,9 +63,7 @@ def describe(
         if why:
             notes.append(f"{resource_id(gpu.uuid)} {gpu.name}: not offered: {why}")
             continue
-        evidence = evidence_of(gpu.name, gpu.branch, real=seen.real)
-        finding = _finding(gpu, suspects)
-        limits = _limits(gpu, finding, dirty.get(gpu.uuid, 0))
+        finding = seen.findings.get(gpu.uuid, WELL)
         plain = Resource(
             resource_id(gpu.uuid),
             ResourceKind.GPU,
@@ -73,9 +71,9 @@ def describe(
             GPU_MILLI,
             GPU_MILLI,
             node=gpu.node,
-            evidence=evidence,
+            evidence=evidence_of(gpu.name, gpu.branch, real=seen.real),
             health=finding.health,
-            limits=limits,
+            limits=_limits(gpu, finding, dirty.get(gpu.uuid, 0)),
             attributes=_attributes(gpu, links.get(gpu.pci, ())),
         )
         if gpu.mig_enabled:
@@ -84,23 +82,17 @@ def describe(
             notes += said
         else:
             resources.append(plain)
-    for fault in seen.faults:
-        finding = judge_fault(fault.errno, fault.fault)
-        notes.append(f"gpu {fault.uuid or fault.pci or 'without address'}: {finding.why}")
+    for fault in seen.strangers:
+        notes.append(f"gpu {fault.uuid or fault.pci or 'without an address'}: {fault.fault}")
     absences = () if resources else (Absence(ResourceKind.GPU, _absence(seen)),)
     return Surveyed(tuple(resources), absences, tuple(notes))
-
-
-def _finding(gpu: Gpu, suspects: Mapping[str, str]) -> Finding:
-    finding = judge_condition(gpu.condition)
-    if finding == WELL and gpu.uuid in suspects:
-        return Finding(Health.SICK, suspects[gpu.uuid])
-    return finding
 
 
 def _refused(gpu: Gpu, config: GpuConfig) -> str:
     """What cannot be proven there, and may not be missing."""
     lacking = [one for one in gpu.unanswered if one not in config.accept_missing]
+    if Question.RECOVERY in gpu.unanswered and not config.listen:
+        return f"{_LIMITS[Question.RECOVERY]}, and [hardware.gpu] listen = false"
     if not lacking:
         return ""
     words = "; ".join(_LIMITS.get(Question(one), one) for one in lacking)
@@ -214,8 +206,8 @@ def targets(gpus: Iterable[Gpu]) -> dict[str, Target]:
 
 
 def _absence(seen: Seen) -> str:
-    if seen.faults:
-        return f"{len(seen.faults)} GPU seen, none usable: {seen.faults[0].fault}"
+    if seen.strangers:
+        return f"{len(seen.strangers)} GPU seen, none usable: {seen.strangers[0].fault}"
     if seen.gpus:
         return f"{len(seen.gpus)} GPU seen, none that can be leased; see the notes"
     return "the driver counts no GPU"

@@ -2,7 +2,9 @@
 """Witnessing: two looks, some time apart, at a GPU that should be clean, and what its driver says of
 its health, in a worker that had no part in the scrub.
 
-Rule: facts only. A question without an answer ends the whole call: half a witness is none.
+Rule: facts only. The first look is the first quiet one, or the last of the budget: the scrubber's
+own context takes a moment to go. A question without an answer ends the whole call: half a witness
+is none.
 
 Does not judge (`verdict`).
 """
@@ -12,24 +14,29 @@ from __future__ import annotations
 import time
 
 from leased.hardware.gpu import nvml
-from leased.hardware.gpu.calls import Witness, Witnessed
+from leased.hardware.gpu.calls import Sight, Witness, Witnessed
 from leased.hardware.gpu.examining import condition_of
+from leased.hardware.gpu.releasing import is_quiet
 from leased.hardware.gpu.sights import handle_of, look, now_ns, parent_of
 
 _NS_PER_S = 1_000_000_000
+_AGAIN_S = 0.02
 
 
 def witness(call: Witness, fds: list[int]) -> Witnessed:
-    """Look, wait, look again."""
+    """Look until it is quiet, wait, look again."""
     began_ns = now_ns()
     parent, handle = parent_of(call.target), handle_of(call.target)
 
-    def once() -> object:
+    def once() -> Sight:
         return look(handle, call.target, call.root, call.guests, call.scan_budget_ns)
 
     first = once()
+    while not is_quiet(first, call.used_max_bytes) and now_ns() - began_ns < call.budget_ns:
+        time.sleep(_AGAIN_S)
+        first = once()
     time.sleep(call.apart_ns / _NS_PER_S)
     second = once()
     condition = condition_of(parent, lambda question: None)
-    mode = nvml.compute_mode_of(parent) if call.mode is not None else None
+    mode = nvml.compute_mode_of(parent) if call.asks_mode else None
     return Witnessed((first, second), condition, mode, began_ns, now_ns())

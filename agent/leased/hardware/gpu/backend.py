@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GPUs and MIG devices as a backend: whole devices, one lease each, closed while nobody has them.
+
+A device is opened for its lease (nobody else there, contexts allowed), reached through the leaf's
+filter and by UUID, and taken back by `reclaiming`. Each device has its own worker, its own turn and
+its own answer.
+
+Rule: what the scrub of a device came to is kept for the proof, which names it together with what it
+saw itself, so that one device that is not clean fences that one; a proof without a scrub in this
+run of the agent proves nothing. Whatever is nobody's is closed: at the start, and again at every
+look, because a driver that is loaded anew opens all.
+
+Does not reset GPUs and does not turn MIG on or off: operators do.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+import trio
+
+from leased.hardware.backend import Readied, Verdict, Wiped
+from leased.hardware.calls import Surveyed
+from leased.hardware.config import HardwareConfig
+from leased.hardware.crew import Crew
+from leased.hardware.gpu import calls
+from leased.hardware.gpu.desk import Desk, worker_of
+from leased.hardware.gpu.ear import Ear
+from leased.hardware.gpu.facts import ComputeMode, Question, Target, Usage
+from leased.hardware.gpu.fleet import Fleet
+from leased.hardware.gpu.mps import make_pipe, remove_empty
+from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
+from leased.hardware.gpu.health import Finding
+from leased.hardware.gpu.survey import PREFIX, Seen, describe
+from leased.hardware.gpu.verdict import is_clean
+from leased.hardware.gpu.xids import describe as describe_xid
+from leased.hardware.verbs import DeviceRule
+from leased.ports import Access, Holder
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId
+from leased.terms.lease import Lease
+from leased.terms.resource import Absence, Allotment, Health, ResourceKind
+from leased.terms.teardown import StepReport, TeardownStep
+
+
+
+class GpuBackend:
+    """`hardware.backend.Backend` for GPUs. Hears of errors by itself (`watch`)."""
+
+    kind = ResourceKind.GPU
+
+    def __init__(self, crew: Crew, hardware: HardwareConfig) -> None:
+        self._config = hardware.gpu
+        self._desk = Desk(crew, hardware)
+        self._fleet = Fleet(crew, self._config)
+        self._ear = Ear(crew)
+        self._reclaimer = Reclaimer(self._desk, self._fleet, self._ear)
+        self._last: Surveyed | None = None
+        self._adopted = False
+        self._outcomes: dict[tuple[LeaseId, str], Outcome] = {}
+        self._untouched: set[tuple[LeaseId, str]] = set()
+
+    def serves(self, allotment: Allotment) -> bool:
+        """Every GPU and MIG device."""
+        return allotment.kind is ResourceKind.GPU
+
+    # -- what there is -----------------------------------------------------------------------------
+
+    async def survey(self) -> Surveyed:
+        """Every GPU as it is now."""
+        if not self._config.offer:
+            absence = Absence(ResourceKind.GPU, "not offered: [hardware.gpu] offer = false")
+            return Surveyed((), (absence,), ())
+        try:
+            seen = await self._look()
+        except DeviceError as error:
+            self._ear.hear(())
+            if self._last is not None and error.verb == "worker_answer":
+                # A survey that failed is not an empty host.
+                return self._last
+            self._last = None
+            return await self._nothing(error)
+        self._last = describe(seen, self._config, self._reclaimer.dirty)
+        return self._last
+
+    async def _look(self) -> Seen:
+        seen = await self._fleet.look()
+        self._ear.hear(self._fleet.listed if self._config.listen else ())
+        if not self._adopted:
+            return seen
+        await self._close_free()
+        if await self._probe_suspects():
+            seen = await self._fleet.look()
+        return self._mark_squatters(seen)
+
+    def _mark_squatters(self, seen: Seen) -> Seen:
+        """A GPU that somebody uses without a lease is not granted while he does."""
+        findings = dict(seen.findings)
+        for gpu in seen.gpus:
+            if gpu.processes and not self._desk.is_occupied(f"{PREFIX}{gpu.uuid}"):
+                if not gpu.mig_enabled and gpu.uuid not in findings:
+                    findings[gpu.uuid] = Finding(Health.SICK, "in use by processes without a lease")
+        return msgspec.structs.replace(seen, findings=findings)
+
+    async def _nothing(self, error: DeviceError) -> Surveyed:
+        try:
+            on_bus = await self._fleet.bus()
+        except DeviceError:
+            on_bus = ()
+        why = f"{len(on_bus)} GPU seen on the bus; {error}" if on_bus else f"no GPU: {error}"
+        notes = tuple(f"gpu at {address}: on the bus, driver not usable" for address in on_bus)
+        return Surveyed((), (Absence(ResourceKind.GPU, why),), notes)
+
+    async def _close_free(self) -> None:
+        """Close what nobody has and is open: the driver was loaded anew, or somebody opened it."""
+        for gpu in self._fleet.seen.gpus:
+            resource_id = f"{PREFIX}{gpu.uuid}"
+            closed = gpu.mig_enabled or gpu.compute_mode == ComputeMode.PROHIBITED
+            if not closed and not self._desk.is_occupied(resource_id):
+                async with self._desk.turn(resource_id):
+                    await self._reclaimer.close(self._fleet.target(resource_id))
+
+    async def _probe_suspects(self) -> bool:
+        """Take whole what nobody has and is suspected; whether anything is trusted again."""
+        trusted = False
+        for uuid in self._fleet.suspects:
+            facts, resource_id = self._fleet.facts(uuid), f"{PREFIX}{uuid}"
+            assert facts is not None
+            if facts.mig_enabled:
+                # It answers and seems well, and its MIG devices are taken one by one at each end.
+                self._fleet.trust(uuid)
+                trusted = True
+            elif not self._desk.is_occupied(resource_id):
+                async with self._desk.turn(resource_id):
+                    trusted = await self._probe(self._fleet.target(resource_id), facts.memory)
+        return trusted
+
+    async def _probe(self, target: Target, usage: Usage) -> bool:
+        try:
+            done = await self._reclaimer.scrub(target, usage, writes=False)
+        except DeviceError as error:
+            self._fleet.suspect(target.uuid, f"a probe failed: {error.detail}")
+            return False
+        if is_clean(done.steps):
+            self._fleet.trust(target.uuid)
+        return is_clean(done.steps)
+
+    # -- grants ------------------------------------------------------------------------------------
+
+    async def prepare(
+        self, lease: Lease, allotments: Sequence[Allotment], leaf: str, fds: Sequence[int]
+    ) -> Readied:
+        """Open every device; all or none."""
+        rules: dict[DeviceRule, None] = {}
+        evidence = hashlib.sha256()
+        try:
+            make_pipe(self._pipe_path(lease), lease.subject.uid, lease.subject.gid)
+            for allotment in allotments:
+                readied = await self._open(lease, allotment.resource_id)
+                rules.update(dict.fromkeys(DeviceRule(*rule) for rule in readied.rules))
+                evidence.update(f"{allotment.resource_id} {readied.usage}\n".encode())
+        except DeviceError:
+            await self.abandon(lease, allotments)
+            raise
+        return Readied(tuple(rules), evidence.digest())
+
+    async def _open(self, lease: Lease, resource_id: str) -> calls.Readied:
+        target = self._fleet.target(resource_id)
+        async with self._desk.turn(resource_id):
+            await self._reclaimer.pay_debt(lease, resource_id, target)
+            self._desk.occupy(resource_id, target, lease)
+            call = calls.Ready(
+                self._config.root,
+                target,
+                self._desk.guests(resource_id, target),
+                self._reclaimer.closes(target),
+                self._config.scan_budget_ns,
+            )
+            extra_ns = self._config.scan_budget_ns
+            readied = await self._desk.ask(
+                worker_of(target), "ready", call, calls.Readied, extra_ns=extra_ns
+            )
+            self._reclaimer.note_baseline(resource_id, readied.usage)
+            return readied
+
+    async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
+        """CUDA's names for what was leased, container runtimes' too, and the lease's own MPS
+        directory."""
+        found: list[Access] = []
+        for allotment in allotments:
+            uuid = allotment.resource_id.removeprefix(PREFIX)
+            for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
+                found.append(Access(allotment.resource_id, name, uuid))
+        if allotments:
+            first, pipe = allotments[0].resource_id, self._pipe_path(lease)
+            found.append(Access(first, "CUDA_MPS_PIPE_DIRECTORY", pipe))
+            found.append(Access(first, "CUDA_MPS_LOG_DIRECTORY", pipe))
+        return tuple(found)
+
+    def open(self, lease: Lease, allotment: Allotment) -> int | None:
+        """No descriptor: the holder opens the nodes itself, from inside its leaf."""
+        return None
+
+    async def abandon(self, lease: Lease, allotments: Sequence[Allotment]) -> None:
+        """Close what was opened. The lease's end will find nothing to do: nobody was there."""
+        for allotment in allotments:
+            resource_id = allotment.resource_id
+            self._untouched.add((lease.lease_id, resource_id))
+            async with self._desk.turn(resource_id):
+                target = self._target_or_none(allotment)
+                if target is not None and self._desk.holds(resource_id, lease):
+                    await self._reclaimer.close(target)
+                    self._desk.vacate(resource_id)
+        await self._remove_pipe(lease)
+
+    # -- teardown ----------------------------------------------------------------------------------
+
+    async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
+        """Release and overwrite every device. Clean in the sense of `Wiped` whatever came of it:
+        what failed is kept, and named by `prove` for its own device alone."""
+        outcomes: list[Outcome] = []
+
+        async def one(resource_id: str) -> None:
+            outcome = await self._reclaim(lease, resource_id)
+            self._outcomes[lease.lease_id, resource_id] = outcome
+            outcomes.append(outcome)
+
+        async with trio.open_nursery() as nursery:
+            for allotment in allotments:
+                nursery.start_soon(one, allotment.resource_id)
+        await self._remove_pipe(lease)
+        scrubbed_bytes = sum(outcome.scrubbed_bytes for outcome in outcomes)
+        steps = tuple(step for outcome in outcomes for step in outcome.steps)
+        return Wiped(scrubbed_bytes, clean=True, steps=steps)
+
+    async def _reclaim(self, lease: Lease, resource_id: str) -> Outcome:
+        began_ns = _now_ns()
+        if (lease.lease_id, resource_id) in self._untouched:
+            return Outcome((StepReport(TeardownStep.PREPARE, 0, began_ns, began_ns),), began_ns, 0)
+        try:
+            target = self._fleet.target(resource_id)
+        except DeviceError as error:
+            failed = StepReport(TeardownStep.RELEASE, error.errno, began_ns, _now_ns())
+            return Outcome((failed,), began_ns, 0)
+        async with self._desk.turn(resource_id):
+            self._desk.occupy(resource_id, target, lease)
+            return await self._reclaimer.reclaim(lease, resource_id, target)
+
+    async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
+        """Each device by itself: what its scrub came to, and what a witness sees."""
+        unproven: dict[Allotment, int] = {}
+        steps: list[StepReport] = []
+
+        async def one(allotment: Allotment) -> None:
+            told = await self._prove(lease, allotment.resource_id)
+            steps.extend(told)
+            if not is_clean(told):
+                unproven[allotment] = allotment.capacity
+
+        async with trio.open_nursery() as nursery:
+            for allotment in allotments:
+                nursery.start_soon(one, allotment)
+        return Verdict(unproven, tuple(steps))
+
+    async def _prove(self, lease: Lease, resource_id: str) -> tuple[StepReport, ...]:
+        outcome = self._outcomes.pop((lease.lease_id, resource_id), None)
+        if (lease.lease_id, resource_id) in self._untouched and outcome is not None:
+            self._untouched.discard((lease.lease_id, resource_id))
+            return outcome.steps
+        try:
+            if outcome is None:
+                raise DeviceError("gpu_prove", errno.ENODATA, "not scrubbed in this run")
+            if not outcome.clean:
+                return outcome.steps
+            target = self._fleet.target(resource_id)
+            async with self._desk.turn(resource_id):
+                told = await self._reclaimer.witness(resource_id, target, outcome)
+            if is_clean(told):
+                self._fleet.trust(target.uuid)
+            return told
+        except DeviceError as error:
+            now_ns = _now_ns()
+            return (StepReport(TeardownStep.WITNESS, error.errno, now_ns, now_ns),)
+        finally:
+            self._desk.vacate(resource_id)
+
+    # -- beside grants -----------------------------------------------------------------------------
+
+    async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
+        """Whoever has a node open or mapped, and whoever the driver lists."""
+        if not self._config.offer:
+            return ()
+        target = self._fleet.target(allotment.resource_id)
+        guests = self._desk.guests(allotment.resource_id, target)
+        budget_ns = self._config.scan_budget_ns
+        call = calls.Who(self._config.root, target, guests.exempt, budget_ns)
+        worker = f"gpu who {target.visible}"
+        present = await self._desk.ask(worker, "who", call, calls.Present, extra_ns=budget_ns)
+        found = [Holder(one.pid, one.uid, one.name, one.via) for one in present.openers]
+        named = {one.pid: one for one in present.openers}
+        for pid in present.contexts:
+            known = named.get(pid)
+            uid, name = (known.uid, known.name) if known is not None else (-1, "")
+            found.append(Holder(pid, uid, name, "driver"))
+        return tuple(found)
+
+    async def adopt(self, leases: Iterable[Lease]) -> None:
+        """Their devices stay open; every other one is closed."""
+        for lease in leases:
+            for allotment in lease.subject.allotments:
+                if self.serves(allotment):
+                    self._desk.occupy(
+                        allotment.resource_id, self._target_or_none(allotment), lease
+                    )
+        self._adopted = True
+        for resource_id in self._fleet.resource_ids:
+            if not self._desk.is_occupied(resource_id):
+                self._reclaimer.owe_unknown(resource_id)
+        if self._config.offer:
+            await self._close_free()
+
+    async def watch(self, noticed: Callable[[], None]) -> None:
+        """Hear of errors until cancelled."""
+
+        def tell(pci: str, xid: int) -> None:
+            uuid = self._fleet.at(pci)
+            why = describe_xid(xid) if xid else "the driver reported an error of the hardware"
+            if uuid:
+                self._fleet.suspect(uuid, f"{why}; it is probed when it is free")
+            noticed()
+
+        if self._config.offer and self._config.listen:
+            await self._ear.run(tell)
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _target_or_none(self, allotment: Allotment) -> Target | None:
+        try:
+            return self._fleet.target(allotment.resource_id)
+        except DeviceError:
+            return None
+
+    def _pipe_path(self, lease: Lease) -> str:
+        return f"{self._config.mps_dir}/{lease.lease_id.hex()}"
+
+    async def _remove_pipe(self, lease: Lease) -> None:
+        path = self._pipe_path(lease)
+        if not remove_empty(path):
+            try:
+                await self._desk.ask(f"gpu pipe {path}", "remove", calls.Pipe(path), calls.Done)
+            except DeviceError:
+                pass  # a directory that nobody else may enter, and whose owner is gone
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

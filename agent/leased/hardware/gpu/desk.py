@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The desk: what every dealing with a device needs: its turn, its worker, who may be there.
+
+Rule: one thing at a time happens to a device, and each device has a worker of its own for it, ended
+when the thing is done, so that the agent keeps no GPU open. A worker that somebody killed is asked
+once more, because every verb may be repeated; one that did not answer hangs in the driver, and
+while it does nobody else is sent there.
+
+Does not know what the verbs are for.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from leased.hardware.config import EscapeePolicy, HardwareConfig
+from leased.hardware.crew import Crew
+from leased.hardware.gpu.calls import Guests
+from leased.hardware.gpu.facts import Target
+from leased.terms.errors import DeviceError
+from leased.terms.lease import Lease
+
+T = TypeVar("T")
+_KILLED = (errno.EPIPE, errno.ECONNRESET)
+
+
+class Desk:
+    """Turns, workers and guests."""
+
+    def __init__(self, crew: Crew, hardware: HardwareConfig) -> None:
+        self._crew = crew
+        self._hardware = hardware
+        self.config = hardware.gpu
+        self._turns: dict[str, trio.Lock] = {}
+        self._leaves: dict[str, tuple[str, str]] = {}
+        self._asking: dict[str, trio.Lock] = {}
+
+    # -- whose it is -------------------------------------------------------------------------------
+
+    def occupy(self, resource_id: str, target: Target | None, lease: Lease) -> None:
+        """The device is the lease's from here on, until `vacate`."""
+        leaf = f"/{self._hardware.cgroup_root.strip('/')}/{lease.subject.cgroup}"
+        self._leaves[resource_id] = ("" if target is None else target.uuid, leaf)
+
+    def vacate(self, resource_id: str) -> None:
+        """The device is nobody's."""
+        self._leaves.pop(resource_id, None)
+
+    def holds(self, resource_id: str, lease: Lease) -> bool:
+        """Whether the device is this lease's."""
+        _, leaf = self._leaves.get(resource_id, ("", ""))
+        return leaf.endswith(f"/{lease.subject.cgroup}")
+
+    def is_occupied(self, resource_id: str) -> bool:
+        """Whether a lease has it, or is being ended on it."""
+        return resource_id in self._leaves or self._turn(resource_id).locked()
+
+    def guests(self, resource_id: str, target: Target) -> Guests:
+        """Who may have the device's nodes besides its lease."""
+        neighbours = tuple(
+            leaf
+            for other, (uuid, leaf) in self._leaves.items()
+            if target.instance is not None and other != resource_id and uuid == target.uuid
+        )
+        return Guests(self._crew.ours(), self.config.guests, neighbours)
+
+    @property
+    def kills(self) -> bool:
+        """Whether escapees are killed."""
+        return self._hardware.escapees is EscapeePolicy.KILL
+
+    @property
+    def kill_budget_ns(self) -> int:
+        """How long a killed process may take to go."""
+        return self._hardware.kill_budget_ns
+
+    # -- asking ------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def turn(self, resource_id: str) -> AsyncIterator[None]:
+        """Nothing else happens to the device meanwhile."""
+        async with self._turn(resource_id):
+            yield
+
+    def _turn(self, resource_id: str) -> trio.Lock:
+        return self._turns.setdefault(resource_id, trio.Lock())
+
+    async def ask(
+        self, worker: str, verb: str, argument: msgspec.Struct, returns: type[T], extra_ns: int = 0
+    ) -> T:
+        """One verb by a worker that ends with it. Raises DeviceError."""
+        asking = self._asking.setdefault(worker, trio.Lock())
+        async with asking:
+            try:
+                return await self._ask(worker, verb, argument, returns, extra_ns)
+            finally:
+                self._crew.dismiss(worker)
+                if not asking.statistics().tasks_waiting:
+                    self._asking.pop(worker, None)
+
+    async def _ask(
+        self, worker: str, verb: str, argument: msgspec.Struct, returns: type[T], extra_ns: int
+    ) -> T:
+        if self._crew.is_stuck(worker):
+            raise DeviceError(f"gpu_{verb}", errno.ETIMEDOUT, "an earlier call still hangs")
+        try:
+            return await self._crew.task(worker, "gpu", verb, argument, returns, extra_ns=extra_ns)
+        except DeviceError as error:
+            if error.verb != "worker_answer" or error.errno not in _KILLED:
+                raise
+        return await self._crew.task(worker, "gpu", verb, argument, returns, extra_ns=extra_ns)
+
+
+def worker_of(target: Target) -> str:
+    """The worker that opens and closes a device and watches it being let go."""
+    return f"gpu {target.visible}"
+
+
+def scrubber_of(target: Target) -> str:
+    """The worker that overwrites it: CUDA sees only what was chosen before it was loaded."""
+    return f"gpu scrub {target.visible}"

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ear: hears of the driver's errors as they happen, and remembers the last of them.
+
+Rule: one worker waits in the driver, and nobody waits for it; when it is lost it is started again,
+later each time. What was not heard is known not to have been heard: a proof asks `heard_since`, and
+gets no for every gap. A storm costs bounded memory and one look.
+
+Does not judge (`xids`) and does not look at the GPUs: it says that somebody should.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from leased.hardware.crew import Crew
+from leased.hardware.gpu.calls import Heard, Listed, Listen
+from leased.hardware.gpu.xids import Meaning, meaning_of
+from leased.terms.errors import DeviceError
+
+WORKER: Final = "gpu ear"
+WAIT_MS: Final = 10_000
+KEPT: Final = 1024
+PAUSE_S_MAX: Final = 60
+
+Tell = Callable[[str, int], None]
+"""Takes (PCI address, XID or 0) of an event after which a GPU is to be looked at."""
+
+
+class Ear:
+    """Listens to all GPUs at once."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._gpus: tuple[Listed, ...] = ()
+        self._changed = trio.Event()
+        self._since_ns: int | None = None
+        self._deaf: tuple[str, ...] = ()
+        self._heard: deque[tuple[int, str, int]] = deque(maxlen=KEPT)
+
+    def hear(self, gpus: Sequence[Listed]) -> None:
+        """These are the GPUs from here on."""
+        fresh = tuple(one for one in gpus if not one.errno)
+        if fresh != self._gpus:
+            self._gpus = fresh
+            self._changed.set()
+
+    def heard_since(self, gpu: Listed, since_ns: int) -> bool:
+        """Whether every error of the GPU from then until now would have been heard."""
+        return (
+            self._since_ns is not None
+            and self._since_ns <= since_ns
+            and gpu in self._gpus
+            and gpu.uuid not in self._deaf
+        )
+
+    def is_deaf_to(self, gpu: Listed) -> bool:
+        """Whether the GPU tells of no errors at all."""
+        return gpu.uuid in self._deaf
+
+    def xids(self, pci: str, since_ns: int) -> tuple[int, ...]:
+        """The XIDs of a GPU since then, in their order."""
+        return tuple(
+            xid for at_ns, at, xid in self._heard if at == pci and at_ns >= since_ns and xid
+        )
+
+    async def run(self, tell: Tell) -> None:
+        """Listen until cancelled."""
+        pause_s = 1
+        while True:
+            self._changed = trio.Event()
+            if not self._gpus:
+                await self._changed.wait()
+                continue
+            began_s = trio.current_time()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_cancel_at, self._changed, nursery.cancel_scope)
+                    await self._listen(tell)
+            except* DeviceError:
+                if trio.current_time() - began_s > PAUSE_S_MAX:
+                    pause_s = 1
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PAUSE_S_MAX)
+            finally:
+                self._since_ns = None
+                self._crew.dismiss(WORKER)
+
+    async def _listen(self, tell: Tell) -> None:
+        """Until cancelled. Raises DeviceError when the worker is lost."""
+        gpus = self._gpus
+        registered = await self._ask(gpus, 0)
+        self._deaf, self._since_ns = registered.deaf, _now_ns()
+        while True:
+            heard = await self._ask(gpus, WAIT_MS)
+            for pci, _, xid in heard.events:
+                self._heard.append((_now_ns(), pci, xid))
+                if not xid or meaning_of(xid) is not Meaning.APPLICATION:
+                    tell(pci, xid)
+
+    async def _ask(self, gpus: tuple[Listed, ...], wait_ms: int) -> Heard:
+        if self._crew.is_stuck(WORKER):
+            raise DeviceError("gpu_listen", errno.ETIMEDOUT, "the last listener still hangs")
+        call = Listen(gpus, wait_ms)
+        extra_ns = wait_ms * 1_000_000
+        return await self._crew.task(WORKER, "gpu", "listen", call, Heard, extra_ns=extra_ns)
+
+
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

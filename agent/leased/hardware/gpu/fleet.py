@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet: the GPUs of this host as the agent knows them, looked at through workers.
+
+Rule: all GPUs are asked in one worker while they answer. When that hangs, each is asked in its own,
+so that one sick GPU costs only itself; one that hangs is not asked again before the worker that
+hangs on it has gone. A GPU that was seen keeps its last facts while it does not answer, and is sick
+or gone meanwhile; one that the driver no longer counts is not there. What was heard or suspected of
+a GPU stays until somebody vouches for it (`trust`).
+
+Does not open, close or scrub anything.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from leased.hardware.crew import Crew
+from leased.hardware.gpu.calls import Bus, Examine, Examined, Listed, Listing, Where
+from leased.hardware.gpu.config import GpuConfig
+from leased.hardware.gpu.facts import Gpu, Target
+from leased.hardware.gpu.health import WELL, Finding, judge_condition, judge_fault
+from leased.hardware.gpu.survey import Seen, targets
+from leased.terms.errors import DeviceError
+from leased.terms.resource import Health
+
+WORKER: Final = "gpu survey"
+_NOBODY_ANSWERS: Final = (errno.ETIMEDOUT, errno.EPIPE, errno.ECONNRESET)
+
+
+class Fleet:
+    """What is known of the GPUs."""
+
+    def __init__(self, crew: Crew, config: GpuConfig) -> None:
+        self._crew = crew
+        self._config = config
+        self._listing: Listing | None = None
+        self._facts: dict[str, Gpu] = {}
+        self._targets: dict[str, Target] = {}
+        self._hung: dict[str, None] = {}
+        self._suspects: dict[str, str] = {}
+        self.seen = Seen()
+
+    @property
+    def listed(self) -> tuple[Listed, ...]:
+        """The GPUs that the driver counted last."""
+        return () if self._listing is None else self._listing.gpus
+
+    @property
+    def resource_ids(self) -> tuple[str, ...]:
+        """Everything that could be leased."""
+        return tuple(self._targets)
+
+    def target(self, resource_id: str) -> Target:
+        """What a resource is, as it was seen last. Raises DeviceError(ENODEV)."""
+        try:
+            return self._targets[resource_id]
+        except KeyError:
+            detail = f"{resource_id} has not been seen since the agent started"
+            raise DeviceError("gpu_target", errno.ENODEV, detail) from None
+
+    def facts(self, uuid: str) -> Gpu | None:
+        """The last there were of a GPU."""
+        return self._facts.get(uuid)
+
+    def at(self, pci: str) -> str:
+        """The UUID of the GPU at an address; "" if none was seen there."""
+        return next((gpu.uuid for gpu in self._facts.values() if gpu.pci == pci), "")
+
+    def suspect(self, uuid: str, why: str) -> None:
+        """Grant nothing of it until somebody vouches for it."""
+        self._suspects[uuid] = why
+
+    def trust(self, uuid: str) -> None:
+        """It was probed, or proven clean: what was suspected is over."""
+        self._suspects.pop(uuid, None)
+
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs that answer, seem well, and are not trusted."""
+        return tuple(
+            gpu.uuid
+            for gpu in self.seen.gpus
+            if gpu.uuid in self._suspects and judge_condition(gpu.condition) == WELL
+        )
+
+    async def look(self) -> Seen:
+        """Everything asked anew. Raises DeviceError where the driver itself says that there is
+        nothing, or nobody ever answered."""
+        listing = await self._list()
+        calm = [one for one in listing.gpus if not one.errno and one.pci not in self._hung]
+        alone = [one for one in listing.gpus if not one.errno and one.pci in self._hung]
+        try:
+            answers = [await self._examine(WORKER, listing, calm)]
+        except DeviceError:
+            answers, alone = [], [*calm, *alone]
+        finally:
+            self._crew.dismiss(WORKER)
+        answers += await self._examine_each(listing, alone)
+        self.seen = self._put_together(listing, answers)
+        self._targets.update(targets(self.seen.gpus))
+        return self.seen
+
+    async def bus(self) -> tuple[str, ...]:
+        """The GPUs on the bus, driver or no driver. Raises DeviceError."""
+        try:
+            where = Where(self._config.root)
+            return (await self._crew.task(WORKER, "gpu", "bus", where, Bus)).addresses
+        finally:
+            self._crew.dismiss(WORKER)
+
+    # -- asking ------------------------------------------------------------------------------------
+
+    async def _list(self) -> Listing:
+        try:
+            if self._crew.is_stuck(WORKER):
+                raise DeviceError("gpu_list", errno.ETIMEDOUT, "an earlier call still hangs")
+            where = Where(self._config.root)
+            self._listing = await self._crew.task(WORKER, "gpu", "list", where, Listing)
+        except DeviceError as error:
+            self._crew.dismiss(WORKER)
+            if self._listing is None or error.errno not in _NOBODY_ANSWERS:
+                self._listing = None
+                self.seen = Seen()
+                raise
+            # It hangs on one of them: each is asked by itself, at the address it had.
+            self._hung.update(dict.fromkeys(one.pci for one in self._listing.gpus))
+        return self._listing
+
+    async def _examine_each(self, listing: Listing, gpus: Sequence[Listed]) -> list[Examined]:
+        answers: list[Examined] = []
+
+        async def one(gpu: Listed) -> None:
+            name = f"gpu look {gpu.pci}"
+            try:
+                if self._crew.is_stuck(name):
+                    raise DeviceError("gpu_look", errno.ETIMEDOUT, "an earlier call still hangs")
+                answers.append(await self._examine(name, listing, [gpu]))
+                self._hung.pop(gpu.pci, None)
+            except DeviceError as error:
+                if error.errno == errno.ETIMEDOUT:
+                    self._hung[gpu.pci] = None
+                    self.suspect(gpu.uuid, "a call of the driver did not return")
+                fault = Listed(gpu.pci, gpu.uuid, error.errno, error.detail)
+                answers.append(Examined((), (fault,)))
+            finally:
+                self._crew.dismiss(name)
+
+        async with trio.open_nursery() as nursery:
+            for gpu in gpus:
+                nursery.start_soon(one, gpu)
+        return answers
+
+    async def _examine(self, name: str, listing: Listing, gpus: Sequence[Listed]) -> Examined:
+        if not gpus:
+            return Examined((), ())
+        call = Examine(self._config.root, listing.driver, tuple(gpus))
+        return await self._crew.task(name, "gpu", "examine", call, Examined)
+
+    # -- putting together --------------------------------------------------------------------------
+
+    def _put_together(self, listing: Listing, answers: Sequence[Examined]) -> Seen:
+        fresh = {gpu.uuid: gpu for answer in answers for gpu in answer.gpus}
+        self._facts.update(fresh)
+        faults = [fault for answer in answers for fault in answer.faults]
+        faults += [one for one in listing.gpus if one.errno]
+        findings: dict[str, Finding] = {}
+        gpus = dict(fresh)
+        strangers: list[Listed] = []
+        for fault in faults:
+            known = self._known(fault, gpus)
+            if known is None:
+                strangers.append(fault)
+                continue
+            gpus[known.uuid] = known
+            findings[known.uuid] = judge_fault(fault.errno, fault.fault)
+        for uuid, gpu in fresh.items():
+            finding = judge_condition(gpu.condition)
+            if finding == WELL and uuid in self._suspects:
+                finding = Finding(Health.SICK, self._suspects[uuid])
+            if finding != WELL:
+                findings[uuid] = finding
+        ordered = tuple(sorted(gpus.values(), key=lambda gpu: gpu.pci))
+        return Seen(ordered, findings, tuple(strangers), listing.real)
+
+    def _known(self, fault: Listed, taken: dict[str, Gpu]) -> Gpu | None:
+        """The GPU that a fault is of. A lost one may not even tell its address: then it is one of
+        those that were seen last and are missing now."""
+        for gpu in self.seen.gpus:
+            if gpu.uuid in taken:
+                continue
+            if fault.uuid == gpu.uuid or fault.pci == gpu.pci or not (fault.uuid or fault.pci):
+                return gpu
+        return None

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reclaiming: a device from the end of access to the proof that nothing of the lease is left there.
+
+    release   the driver lets go of what the killed processes had; escapees are ended
+    scrub     the whole device taken exclusively, overwritten, read back; closed
+    witness   two looks by a worker that had no part in it, health, XIDs since the release began
+
+Rule: a step that fails ends the device's teardown and says why; the device is closed all the same.
+Every answer is a step report, also that of a driver that did not answer. How much memory was in use
+before the lease is known from its grant; where it is not (the agent was restarted), the driver's
+own share is all that may be.
+
+Does not decide what is fenced: it names what failed.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+
+import msgspec
+
+from leased.hardware.gpu import calls, verdict
+from leased.hardware.gpu.desk import Desk, scrubber_of, worker_of
+from leased.hardware.gpu.ear import Ear
+from leased.hardware.gpu.facts import ComputeMode, Question, Target, Usage
+from leased.hardware.gpu.fleet import Fleet
+from leased.terms.errors import DeviceError
+from leased.terms.identity import TenantId
+from leased.terms.lease import Lease, RevocationReason
+from leased.terms.teardown import StepReport, TeardownStep
+
+_NS_PER_S = 1_000_000_000
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What the release and the scrub of one device came to."""
+
+    steps: tuple[StepReport, ...]
+    began_ns: int
+    used_max_bytes: int
+    scrubbed_bytes: int = 0
+
+    @property
+    def clean(self) -> bool:
+        """Whether every step succeeded."""
+        return verdict.is_clean(self.steps)
+
+
+class Reclaimer:
+    """Takes devices back."""
+
+    def __init__(self, desk: Desk, fleet: Fleet, ear: Ear) -> None:
+        self._desk = desk
+        self._fleet = fleet
+        self._ear = ear
+        self._baselines: dict[str, int] = {}
+        self._owed: dict[str, TenantId] = {}
+        self.dirty: dict[str, int] = {}
+        """Bytes that a scrub found and the driver should have cleared, by GPU."""
+
+    def note_baseline(self, resource_id: str, usage: Usage) -> None:
+        """So much is in use while nobody has the device."""
+        self._baselines[resource_id] = usage.used_bytes
+
+    def owe_unknown(self, resource_id: str) -> None:
+        """Nobody remembers whether what the last tenant left was overwritten."""
+        if self._desk.config.scrub_later:
+            self._owed[resource_id] = TenantId("")
+
+    # -- release and scrub -------------------------------------------------------------------------
+
+    async def reclaim(self, lease: Lease, resource_id: str, target: Target) -> Outcome:
+        """Release and scrub, within the device's turn."""
+        began_ns = _now_ns()
+        used_max_bytes = self._used_max(resource_id, target)
+        at = TeardownStep.RELEASE
+        steps: tuple[StepReport, ...] = ()
+        scrubbed = None
+        try:
+            released = await self._release(lease, resource_id, target, used_max_bytes)
+            steps = verdict.judge_release(released, used_max_bytes)
+            at = TeardownStep.SCRUB
+            if verdict.is_clean(steps):
+                later = resource_id in self._baselines and (
+                    lease.subject.priority in self._desk.config.scrub_later
+                )
+                scrubbed = await self.scrub(target, released.sight.usage, writes=not later)
+                steps += scrubbed.steps
+                self._note_debt(resource_id, lease, later)
+        except DeviceError as error:
+            steps += (StepReport(at, error.errno, began_ns, _now_ns()),)
+            self._note_hang(target, error)
+        if scrubbed is None:
+            await self.close(target)
+        overwritten = scrubbed.taken_bytes if scrubbed is not None else 0
+        return Outcome(steps, began_ns, used_max_bytes, overwritten)
+
+    async def scrub(self, target: Target, usage: Usage, *, writes: bool) -> calls.Scrubbed:
+        """Take the whole device; overwrite it. It is closed afterwards. Raises DeviceError."""
+        config = self._desk.config
+        expected = usage.total_bytes - usage.reserved_bytes - usage.used_bytes
+        expected = max(0, expected - config.overhead_bytes)
+        call = calls.Scrub(target, expected, writes, self.closes(target))
+        rate_ns = usage.total_bytes * _NS_PER_S // config.scrub_bytes_per_s
+        done = await self._desk.ask(
+            scrubber_of(target), "scrub", call, calls.Scrubbed, extra_ns=rate_ns
+        )
+        if done.found_bytes:
+            self.dirty[target.uuid] = done.found_bytes
+        return done
+
+    async def pay_debt(self, lease: Lease, resource_id: str, target: Target) -> None:
+        """Overwrite what an earlier lease left, if it was another tenant's. Raises DeviceError."""
+        owner = self._owed.get(resource_id)
+        if owner is None or owner == lease.subject.tenant:
+            return
+        usage = Usage(0, 0, 0)
+        facts = self._fleet.facts(target.uuid)
+        if target.instance is not None:
+            usage = Usage(target.instance.memory_bytes, 0, 0)
+        elif facts is not None:
+            usage = facts.memory
+        done = await self.scrub(target, usage, writes=True)
+        failed = next((step.errno for step in done.steps if step.errno), 0)
+        if failed:
+            self._fleet.suspect(target.uuid, "what an earlier tenant left could not be overwritten")
+            raise DeviceError("gpu_scrub", failed, f"{target.visible} is not clean")
+        del self._owed[resource_id]
+
+    def closes(self, target: Target) -> bool:
+        """Whether the device can be closed while nobody has it: a MIG device cannot."""
+        facts = self._fleet.facts(target.uuid)
+        can = facts is None or Question.COMPUTE_MODE not in facts.unanswered
+        return target.instance is None and can and self._desk.config.close_free
+
+    async def close(self, target: Target) -> None:
+        """Let nobody make a context, as far as the driver still listens: the device has failed
+        already if it does not."""
+        if self.closes(target):
+            guard = calls.Guard(target, ComputeMode.PROHIBITED)
+            try:
+                await self._desk.ask(worker_of(target), "guard", guard, calls.Guarded)
+            except DeviceError as error:
+                self._note_hang(target, error)
+
+    async def _release(
+        self, lease: Lease, resource_id: str, target: Target, used_max_bytes: int
+    ) -> calls.Released:
+        config = self._desk.config
+        # Nobody was ever let in by a grant that failed: whoever is there is no escapee of it.
+        had_holder = lease.reason is not RevocationReason.GRANT_FAILED
+        call = calls.Release(
+            root=config.root,
+            target=target,
+            guests=self._desk.guests(resource_id, target),
+            used_max_bytes=used_max_bytes,
+            budget_ns=config.release_budget_ns,
+            scan_budget_ns=config.scan_budget_ns,
+            kill=self._desk.kills and had_holder,
+            kill_budget_ns=self._desk.kill_budget_ns,
+        )
+        extra_ns = config.release_budget_ns + config.scan_budget_ns + self._desk.kill_budget_ns
+        return await self._desk.ask(
+            worker_of(target), "release", call, calls.Released, extra_ns=extra_ns
+        )
+
+    # -- the witness -------------------------------------------------------------------------------
+
+    async def witness(
+        self, resource_id: str, target: Target, outcome: Outcome
+    ) -> tuple[StepReport, ...]:
+        """What somebody sees who had no part in it."""
+        config = self._desk.config
+        began_ns = _now_ns()
+        asks_mode = self.closes(target)
+        call = calls.Witness(
+            root=config.root,
+            target=target,
+            guests=self._desk.guests(resource_id, target),
+            used_max_bytes=outcome.used_max_bytes,
+            budget_ns=config.release_budget_ns,
+            apart_ns=config.settle_apart_ns,
+            scan_budget_ns=config.scan_budget_ns,
+            asks_mode=asks_mode,
+        )
+        extra_ns = config.release_budget_ns + config.settle_apart_ns + 2 * config.scan_budget_ns
+        try:
+            seen = await self._desk.ask(
+                worker_of(target), "witness", call, calls.Witnessed, extra_ns=extra_ns
+            )
+        except DeviceError as error:
+            self._note_hang(target, error)
+            return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, _now_ns()),)
+        facts = self._fleet.facts(target.uuid)
+        gpu = calls.Listed(target.pci, target.uuid)
+        return verdict.judge_witness(
+            seen,
+            used_max_bytes=outcome.used_max_bytes,
+            xids=self._ear.xids(target.pci, outcome.began_ns),
+            heard_all=self._ear.heard_since(gpu, outcome.began_ns),
+            lacking=() if facts is None else facts.unanswered,
+            closed_mode=ComputeMode.PROHIBITED if asks_mode else None,
+        )
+
+    # -- what is remembered ------------------------------------------------------------------------
+
+    def _used_max(self, resource_id: str, target: Target) -> int:
+        config = self._desk.config
+        known = self._baselines.get(resource_id)
+        if known is not None:
+            return known + config.used_slack_bytes
+        facts = self._fleet.facts(target.uuid)
+        lumped = facts is not None and Question.RESERVED in facts.unanswered
+        return config.overhead_bytes if lumped else config.used_slack_bytes
+
+    def _note_debt(self, resource_id: str, lease: Lease, later: bool) -> None:
+        if later:
+            self._owed[resource_id] = lease.subject.tenant
+        else:
+            self._owed.pop(resource_id, None)
+
+    def _note_hang(self, target: Target, error: DeviceError) -> None:
+        if error.errno == errno.ETIMEDOUT:
+            self._fleet.suspect(target.uuid, "a call of the driver did not return")
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
