@@ -75,7 +75,8 @@ pathlib.
 """
 
 DOORS: dict[str, str] = {
-    "pynvml": r"leased\.hardware\.gpu(\.\w+)?",
+    "pynvml": r"leased\.hardware\.gpu\.(nvml|listening)",
+    "cffi": r"leased\.hardware\.gpu\.cuda",
     "pyudev": r"leased\.hardware\.(hotplug|nvme)",
     "psutil": r"leased\.hardware\.occupants",
     "cryptography": r"leased\.chain\.(signing|note)",
@@ -190,7 +191,7 @@ def _encodes(module: Module, line: int, name: str) -> Finding:
 
 def dead_module_law(modules: Sequence[Module], mentioned: str) -> Iterator[Finding]:
     """Every module is imported by another of ours, or named as a program in `mentioned` (pyproject,
-    units, argv).
+    units, argv). A backend's `carrying` is loaded by the worker, by name.
     """
     imported: dict[str, None] = {}
     for module in modules:
@@ -208,7 +209,7 @@ def dead_module_law(modules: Sequence[Module], mentioned: str) -> Iterator[Findi
             ):
                 imported[node.value] = None
     for module in modules:
-        if module.path.endswith(("__init__.py", "__main__.py")) or not module.room:
+        if module.path.endswith(("__init__.py", "__main__.py", "/carrying.py")) or not module.room:
             continue
         if module.name not in imported and module.name not in mentioned:
             yield Finding(

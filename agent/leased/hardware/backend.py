@@ -16,8 +16,8 @@ Does not decide what is fenced: it names what is unproven.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -106,4 +106,14 @@ class Backend(Protocol):
     async def adopt(self, leases: Iterable[Lease]) -> None:
         """Leases of an earlier run of the agent that go on. Before the first grant; whatever is
         there beyond them is nobody's and is ended."""
+        ...
+
+
+@runtime_checkable
+class Watchful(Protocol):
+    """A backend that hears of changes by itself."""
+
+    async def watch(self, noticed: Callable[[], None]) -> None:
+        """Run until cancelled; call `noticed`, a reason to look again, whenever something is
+        heard."""
         ...

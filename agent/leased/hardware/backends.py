@@ -12,8 +12,9 @@ from __future__ import annotations
 from leased.hardware.backend import Backend
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.gpu.backend import GpuBackend
 
 
 def make_backends(crew: Crew, config: HardwareConfig) -> tuple[Backend, ...]:
-    """One of each kind that is offered."""
-    return ()
+    """One of each kind; one that is not offered says so in its survey."""
+    return (GpuBackend(crew, config),)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from leased.hardware.config import HardwareConfig
+from leased.hardware.gpu.bounds import gpu_bounds
+from leased.hardware.gpu.survey import memory_bytes_of
 from leased.hardware.scrubbing import PASS_BUDGET_NS, PASSES_MAX
 from leased.terms.bounds import Bounds
 from leased.terms.moment import NS_PER_S
@@ -21,13 +23,6 @@ from leased.terms.resource import Resource, ResourceKind, Shape, shape_of
 PASSES_OVER_MEMORY: Final = 2
 """Overwriting, and reading back."""
 
-GPU_RELEASE_NS: Final = 10 * NS_PER_S
-"""The driver gives a killed process's memory back asynchronously, within seconds."""
-
-GPU_OVERWRITE_NS: Final = 30 * NS_PER_S
-"""Three passes over 141 GB at a hundredth of its bandwidth."""
-
-GPU_PROVE_NS: Final = 10 * NS_PER_S
 BLOCK_SCRUB_NS: Final = 10 * NS_PER_S
 """An error table, a forgotten key, and 2 s of udev's rules for each of removing and opening."""
 
@@ -44,7 +39,7 @@ def bounds_of(config: HardwareConfig, cut_ns: int, resource: Resource) -> Bounds
     memory = _memory(config, cut_ns, resource.capacity)
     match resource.kind, shape_of(resource.resource_id):
         case ResourceKind.GPU, _:
-            return Bounds(cut_ns, GPU_RELEASE_NS, GPU_OVERWRITE_NS, GPU_PROVE_NS)
+            return gpu_bounds(config, cut_ns, memory_bytes_of(resource))
         case ResourceKind.BLOCK, Shape.RAW:
             return Bounds(cut_ns, BLOCK_SCRUB_NS, BLOCK_ERASE_NS, BLOCK_PROVE_NS)
         case ResourceKind.BLOCK, _:

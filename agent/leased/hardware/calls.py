@@ -97,11 +97,10 @@ class Found(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class Survey(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """Say what the host has. `drivers`: ask the vendors' libraries too, which may hang."""
+    """Say what the host has, as far as the kernel's own files tell."""
 
     config: HardwareConfig
     cgroup: CgroupFacts
-    drivers: bool
 
 
 class Filter(msgspec.Struct, frozen=True, array_like=True, tag=8):

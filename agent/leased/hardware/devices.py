@@ -18,12 +18,12 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
 from leased.hardware import exclusion
-from leased.hardware.backend import Backend, Wiped
+from leased.hardware.backend import Backend, Watchful, Wiped
 from leased.hardware.backends import make_backends
 from leased.hardware.bounds import bounds_of
 from leased.hardware.calls import (
@@ -104,15 +104,14 @@ class Devices:
         facts = await self.facts()
         parts: list[Surveyed] = []
 
-        async def part(name: str, drivers: bool) -> None:
-            parts.append(await self._survey(name, Survey(self._config, facts, drivers)))
+        async def host() -> None:
+            parts.append(await self._survey("survey", Survey(self._config, facts)))
 
         async def ask(backend: Backend) -> None:
             parts.append(await backend.survey())
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(part, "survey", False)
-            nursery.start_soon(part, "drivers", True)
+            nursery.start_soon(host)
             for backend in self._backends:
                 nursery.start_soon(ask, backend)
         resources = [
@@ -228,6 +227,13 @@ class Devices:
         await self._crew.one("grant", Join(path, pid), (pidfd,))
         return path
 
+    async def watch(self, noticed: Callable[[], None]) -> None:
+        """Run until cancelled; `noticed` whenever a backend hears that something has changed."""
+        async with trio.open_nursery() as nursery:
+            for backend in self._backends:
+                if isinstance(backend, Watchful):
+                    nursery.start_soon(backend.watch, noticed)
+
     async def warm(self) -> None:
         """Start the workers that small grants and teardowns go to, while there are descriptors and
         processes to be had: a teardown must not fail, or wait, for want of one."""
@@ -268,7 +274,7 @@ class Devices:
             if name in self._surveyed:
                 # A survey that failed is not an empty host.
                 return self._surveyed[name]
-            kinds = (ResourceKind.GPU,) if call.drivers else (ResourceKind.MEM, ResourceKind.CPU)
+            kinds = (ResourceKind.MEM, ResourceKind.CPU)
             return Surveyed((), tuple(Absence(kind, str(error)) for kind in kinds), ())
         finally:
             self._crew.dismiss(name)

@@ -13,7 +13,6 @@ from pathlib import Path
 from leased.hardware.block.survey import survey_namespaces
 from leased.hardware.calls import Survey, Surveyed
 from leased.hardware.cpu import survey_cpu
-from leased.hardware.gpu.survey import survey_gpus
 from leased.hardware.memory import survey_memory
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Absence, Resource, ResourceKind
@@ -22,10 +21,7 @@ _NET = Absence(ResourceKind.NET, "network bandwidth is leased in a later issue")
 
 
 def survey(call: Survey, root: Path = Path("/")) -> Surveyed:
-    """The vendors' part if `call.drivers`, else what the kernel's own files tell."""
-    if call.drivers:
-        absences, notes = survey_gpus(root)
-        return Surveyed((), absences, notes)
+    """What the kernel's own files tell; what a vendor's driver knows, its backend asks."""
     resources: list[Resource] = []
     missing: list[Absence] = [_NET]
     notes = tuple(f"cgroup: {trouble}" for trouble in call.cgroup.troubles)

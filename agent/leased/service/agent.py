@@ -249,6 +249,7 @@ class Agent:
             self.journald.run,
         ):
             nursery.start_soon(task)
+        nursery.start_soon(self.devices.watch, self.watcher.notice)
         nursery.start_soon(self.lifeline.run, self._beat, self.config.timing.heartbeat_ns)
         await nursery.start(self.dispatcher.run)
         self.listener = Listener(

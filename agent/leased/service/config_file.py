@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from leased.hardware.block.config import BlockConfig
 from leased.hardware.config import EscapeePolicy, HardwareConfig
 from leased.hardware.dax.config import DaxConfig
 from leased.hardware.gpu.config import GpuConfig
+from leased.hardware.gpu.facts import Question
 from leased.hardware.rdma.config import RdmaConfig
 from leased.service import config
 from leased.service.quantities import parse_duration, parse_size
@@ -249,6 +251,10 @@ def _hardware(**fields: Any) -> HardwareConfig:
     return HardwareConfig(**{"cgroup_root": config.CGROUP_ROOT, **fields})
 
 
+def _question(value: Any) -> Question:
+    return Question(_choice(tuple(one.value for one in Question), value))
+
+
 def _tiers(value: Any) -> tuple[tuple[int, TierKind], ...]:
     """{ node1 = "cxl" }: the operator's word goes before the firmware's."""
     found = []
@@ -317,7 +323,22 @@ _TIMING_KEYS: Final[Keys] = {
     "heartbeat": ("heartbeat_ns", _duration),
     "stop": ("stop_ns", _duration),
 }
-_GPU_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
+_GPU_KEYS: Final[Keys] = {
+    "offer": ("offer", _flag),
+    "root": ("root", _text),
+    "accept_missing": ("accept_missing", lambda value: _rows(value, _question)),
+    "scrub_later": ("scrub_later", lambda value: _rows(value, partial(_member, Priority))),
+    "guests": ("guests", lambda value: _rows(value, _text)),
+    "close_free": ("close_free", _flag),
+    "listen": ("listen", _flag),
+    "mps_dir": ("mps_dir", _text),
+    "release_budget": ("release_budget_ns", _duration),
+    "settle_apart": ("settle_apart_ns", _duration),
+    "scan_budget": ("scan_budget_ns", _duration),
+    "used_slack": ("used_slack_bytes", _size),
+    "overhead": ("overhead_bytes", _size),
+    "scrub_rate": ("scrub_bytes_per_s", _size),
+}
 _BLOCK_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
 _RDMA_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
 _DAX_KEYS: Final[Keys] = {"offer": ("offer", _flag)}

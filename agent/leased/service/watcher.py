@@ -64,6 +64,10 @@ class Watcher:
                 self._noticed = trio.Event()
                 await self.look()
 
+    def notice(self) -> None:
+        """Somebody heard of a change: look soon."""
+        self._noticed.set()
+
     async def look(self) -> None:
         """Read the inventory once and report it if it differs from what was sealed last."""
         try:
@@ -78,7 +82,7 @@ class Watcher:
     async def _hear_notices(self) -> None:
         try:
             async for _ in self._notices():
-                self._noticed.set()
+                self.notice()
         except OSError as error:
             self._say(f"no notices of hotplug ({error.strerror}); looking every minute instead")
 

@@ -10,7 +10,8 @@ import pytest
 from leased.hardware.block.survey import survey_namespaces
 from leased.hardware.calls import CgroupFacts, Survey
 from leased.hardware.config import HardwareConfig
-from leased.hardware.gpu.survey import list_bus
+from leased.hardware.gpu.calls import Where
+from leased.hardware.gpu.examining import list_bus
 from leased.hardware.identity import node_id, read_machine_id
 from leased.hardware.survey import survey
 from leased.terms.errors import StateError
@@ -49,12 +50,12 @@ def test_only_display_controllers_of_nvidia_are_gpus(tmp_path: Path) -> None:
     ):
         write(devices / address / "vendor", vendor)
         write(devices / address / "class", kind)
-    assert list_bus(tmp_path) == ("0000:01:00.0",)
+    assert list_bus(Where(str(tmp_path)), []).addresses == ("0000:01:00.0",)
 
 
 def test_a_part_that_cannot_be_read_costs_its_own_kind_only(tmp_path: Path) -> None:
     write(tmp_path / "sys/devices/system/node/has_memory", "zero")
-    call = Survey(HardwareConfig(), CgroupFacts("", (), (), ("no cgroup2",)), False)
+    call = Survey(HardwareConfig(), CgroupFacts("", (), (), ("no cgroup2",)))
     found = survey(call, tmp_path)
     why = {absence.kind: absence.why for absence in found.absences}
     assert "zero" in why[ResourceKind.MEM]

@@ -30,11 +30,11 @@ from leased.hardware.crew import Crew
 from leased.hardware.gpu import calls
 from leased.hardware.gpu.desk import Desk, worker_of
 from leased.hardware.gpu.ear import Ear
-from leased.hardware.gpu.facts import ComputeMode, Question, Target, Usage
+from leased.hardware.gpu.facts import ComputeMode, Target, Usage
 from leased.hardware.gpu.fleet import Fleet
+from leased.hardware.gpu.health import Finding
 from leased.hardware.gpu.mps import make_pipe, remove_empty
 from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
-from leased.hardware.gpu.health import Finding
 from leased.hardware.gpu.survey import PREFIX, Seen, describe
 from leased.hardware.gpu.verdict import is_clean
 from leased.hardware.gpu.xids import describe as describe_xid
@@ -45,7 +45,6 @@ from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 from leased.terms.resource import Absence, Allotment, Health, ResourceKind
 from leased.terms.teardown import StepReport, TeardownStep
-
 
 
 class GpuBackend:
@@ -101,9 +100,9 @@ class GpuBackend:
         """A GPU that somebody uses without a lease is not granted while he does."""
         findings = dict(seen.findings)
         for gpu in seen.gpus:
-            if gpu.processes and not self._desk.is_occupied(f"{PREFIX}{gpu.uuid}"):
-                if not gpu.mig_enabled and gpu.uuid not in findings:
-                    findings[gpu.uuid] = Finding(Health.SICK, "in use by processes without a lease")
+            used = gpu.processes and not gpu.mig_enabled and gpu.uuid not in findings
+            if used and not self._desk.is_occupied(f"{PREFIX}{gpu.uuid}"):
+                findings[gpu.uuid] = Finding(Health.SICK, "in use by processes without a lease")
         return msgspec.structs.replace(seen, findings=findings)
 
     async def _nothing(self, error: DeviceError) -> Surveyed:
@@ -313,9 +312,7 @@ class GpuBackend:
         for lease in leases:
             for allotment in lease.subject.allotments:
                 if self.serves(allotment):
-                    self._desk.occupy(
-                        allotment.resource_id, self._target_or_none(allotment), lease
-                    )
+                    self._desk.occupy(allotment.resource_id, self._target_or_none(allotment), lease)
         self._adopted = True
         for resource_id in self._fleet.resource_ids:
             if not self._desk.is_occupied(resource_id):

@@ -8,19 +8,10 @@ Does not read a file: `service.config_file` does.
 
 from __future__ import annotations
 
-import enum
-
 import msgspec
 
 from leased.hardware.gpu.facts import Question
 from leased.terms.lease import Priority
-
-
-class MigLayout(enum.StrEnum):
-    """Whose the layout of MIG devices is."""
-
-    FOUND = "found"
-    PER_LEASE = "per-lease"
 
 
 class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,8 +38,6 @@ class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     close_free: bool = True
     listen: bool = True
-    mig_layout: MigLayout = MigLayout.FOUND
-    mig_profiles: tuple[str, ...] = ()
     mps_dir: str = "/run/leased/mps"
 
     release_budget_ns: int = 10_000_000_000
@@ -68,6 +57,3 @@ class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     scrub_bytes_per_s: int = 8 << 30
     """Slowest overwriting, with the reading back, that still counts as progress."""
-
-    mig_budget_ns: int = 10_000_000_000
-    """How long the removal of a MIG device that is still in use is tried again."""

@@ -35,7 +35,7 @@ class Desk:
 
     def __init__(self, crew: Crew, hardware: HardwareConfig) -> None:
         self._crew = crew
-        self._hardware = hardware
+        self.hardware = hardware
         self.config = hardware.gpu
         self._turns: dict[str, trio.Lock] = {}
         self._leaves: dict[str, tuple[str, str]] = {}
@@ -45,7 +45,7 @@ class Desk:
 
     def occupy(self, resource_id: str, target: Target | None, lease: Lease) -> None:
         """The device is the lease's from here on, until `vacate`."""
-        leaf = f"/{self._hardware.cgroup_root.strip('/')}/{lease.subject.cgroup}"
+        leaf = f"/{self.hardware.cgroup_root.strip('/')}/{lease.subject.cgroup}"
         self._leaves[resource_id] = ("" if target is None else target.uuid, leaf)
 
     def vacate(self, resource_id: str) -> None:
@@ -73,12 +73,7 @@ class Desk:
     @property
     def kills(self) -> bool:
         """Whether escapees are killed."""
-        return self._hardware.escapees is EscapeePolicy.KILL
-
-    @property
-    def kill_budget_ns(self) -> int:
-        """How long a killed process may take to go."""
-        return self._hardware.kill_budget_ns
+        return self.hardware.escapees is EscapeePolicy.KILL
 
     # -- asking ------------------------------------------------------------------------------------
 

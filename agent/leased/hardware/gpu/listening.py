@@ -49,9 +49,7 @@ class _Ear:
                 handle = nvml.at_pci(gpu.pci, gpu.uuid)
                 known = nvml.call("event_types", pynvml.nvmlDeviceGetSupportedEventTypes, handle)
                 wanted = _WANTED & int(known)
-                nvml.call(
-                    "events", pynvml.nvmlDeviceRegisterEvents, handle, wanted, self.events
-                )
+                nvml.call("events", pynvml.nvmlDeviceRegisterEvents, handle, wanted, self.events)
                 if not wanted & XID:
                     deaf.append(gpu.uuid)
             except DeviceError:

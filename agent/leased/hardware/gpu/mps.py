@@ -7,7 +7,8 @@ whoever is told another one, and cannot write to anybody else's, shares with nob
 
 Rule: the directory is the tenant's alone, and its content is removed without following a link.
 
-Does not start servers: sharing within a lease is the tenant's business, between leases it is refused.
+Does not start servers: sharing within a lease is the tenant's business, between leases it is
+refused.
 """
 
 from __future__ import annotations

@@ -116,9 +116,7 @@ def _by_path(target: Target, root: Path) -> Nodes:
     if target.instance is not None:
         minors = parse_capabilities(_read(root / "proc/driver/nvidia-caps/mig-minors"))
         capabilities = tuple(
-            _stand_in(
-                root / f"dev/nvidia-caps/nvidia-cap{_needed(minors.get(name), f'no {name}')}"
-            )
+            _stand_in(root / f"dev/nvidia-caps/nvidia-cap{_needed(minors.get(name), f'no {name}')}")
             for name in capability_names(target)
         )
     shared = _stand_in(root / "dev/nvidiactl"), _stand_in(root / "dev/nvidia-uvm")

@@ -148,9 +148,7 @@ def numa_node_of(handle: Handle) -> int:
 
 def memory_of(handle: Handle) -> Usage:
     """Total, the driver's own and used; raises ENOTSUP where the driver's own is not told apart."""
-    told = call(
-        "memory", pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2
-    )
+    told = call("memory", pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
     return Usage(int(told.total), int(told.reserved), int(told.used))
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening and closing: a GPU made ready for the one lease that gets it, and closed to everybody when
-it is nobody's, in a worker.
+"""Opening and closing: a GPU made ready for the one lease that gets it, and closed to everybody
+when it is nobody's, in a worker.
 
 Rule: nothing is opened while anybody has a context or a node of it: leases do not share, and an MPS
 server that runs already belongs to somebody else. What the driver was told is read back.

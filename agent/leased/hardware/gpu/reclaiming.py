@@ -21,6 +21,7 @@ import time
 import msgspec
 
 from leased.hardware.gpu import calls, verdict
+from leased.hardware.gpu.bounds import overwrite_extra_ns, release_extra_ns, witness_extra_ns
 from leased.hardware.gpu.desk import Desk, scrubber_of, worker_of
 from leased.hardware.gpu.ear import Ear
 from leased.hardware.gpu.facts import ComputeMode, Question, Target, Usage
@@ -29,8 +30,6 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import TenantId
 from leased.terms.lease import Lease, RevocationReason
 from leased.terms.teardown import StepReport, TeardownStep
-
-_NS_PER_S = 1_000_000_000
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -102,9 +101,9 @@ class Reclaimer:
         expected = usage.total_bytes - usage.reserved_bytes - usage.used_bytes
         expected = max(0, expected - config.overhead_bytes)
         call = calls.Scrub(target, expected, writes, self.closes(target))
-        rate_ns = usage.total_bytes * _NS_PER_S // config.scrub_bytes_per_s
+        extra_ns = overwrite_extra_ns(self._desk.hardware, usage.total_bytes)
         done = await self._desk.ask(
-            scrubber_of(target), "scrub", call, calls.Scrubbed, extra_ns=rate_ns
+            scrubber_of(target), "scrub", call, calls.Scrubbed, extra_ns=extra_ns
         )
         if done.found_bytes:
             self.dirty[target.uuid] = done.found_bytes
@@ -158,9 +157,9 @@ class Reclaimer:
             budget_ns=config.release_budget_ns,
             scan_budget_ns=config.scan_budget_ns,
             kill=self._desk.kills and had_holder,
-            kill_budget_ns=self._desk.kill_budget_ns,
+            kill_budget_ns=self._desk.hardware.kill_budget_ns,
         )
-        extra_ns = config.release_budget_ns + config.scan_budget_ns + self._desk.kill_budget_ns
+        extra_ns = release_extra_ns(self._desk.hardware)
         return await self._desk.ask(
             worker_of(target), "release", call, calls.Released, extra_ns=extra_ns
         )
@@ -179,12 +178,12 @@ class Reclaimer:
             target=target,
             guests=self._desk.guests(resource_id, target),
             used_max_bytes=outcome.used_max_bytes,
-            budget_ns=config.release_budget_ns,
+            budget_ns=self._desk.hardware.settle_budget_ns,
             apart_ns=config.settle_apart_ns,
             scan_budget_ns=config.scan_budget_ns,
             asks_mode=asks_mode,
         )
-        extra_ns = config.release_budget_ns + config.settle_apart_ns + 2 * config.scan_budget_ns
+        extra_ns = witness_extra_ns(self._desk.hardware)
         try:
             seen = await self._desk.ask(
                 worker_of(target), "witness", call, calls.Witnessed, extra_ns=extra_ns

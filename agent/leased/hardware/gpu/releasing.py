@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Releasing: waiting, in a worker, until the driver has let go of everything of a lease that was cut.
+"""Releasing: waiting, in a worker, until the driver has let go of all that a lease had.
 
 The driver finishes closing a killed process's files when it gets to it (`nvidia_close` defers to a
 thread when it is interrupted), so this looks again until nobody is there and the memory is back, or
@@ -45,9 +45,7 @@ def release(call: Release, fds: list[int]) -> Released:
 def is_quiet(sight: Sight, used_max_bytes: int) -> bool:
     """Nobody is there, and the memory is back."""
     return (
-        not any(sight.processes)
-        and not sight.openers
-        and sight.usage.used_bytes <= used_max_bytes
+        not any(sight.processes) and not sight.openers and sight.usage.used_bytes <= used_max_bytes
     )
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scrubber: a worker that takes a whole GPU or MIG device and overwrites every byte it can reach.
+"""The scrubber: a worker takes a whole GPU or MIG device and overwrites every byte it can reach.
 
 Order: exclusive context (nobody else has one) -> take everything there is (nobody else has any) ->
-count what is not zero, before a byte is written -> fill with a pattern, read back -> fill with zero,
-read back -> give back -> close the GPU. What is found before the first write is no failure of this
-lease's end, but it means that the driver does not clear what it frees.
+count what is not zero, before a byte is written -> fill with a pattern, read back -> fill with
+zero, read back -> give back -> close the GPU. What is found before the first write is no failure of
+this lease's end, but it means that the driver does not clear what it frees.
 
 Rule: whatever happens, the GPU is closed afterwards. Less memory than there must be is somebody
 else's until proven otherwise. Registers, caches and page tables are beyond it.

@@ -49,9 +49,7 @@ def look(
     return Sight(processes, ghosts, seen, usage_of(handle), now_ns())
 
 
-def scan(
-    nodes: Nodes, target: Target, guests: Guests, scan_budget_ns: int
-) -> tuple[Opener, ...]:
+def scan(nodes: Nodes, target: Target, guests: Guests, scan_budget_ns: int) -> tuple[Opener, ...]:
     """Whoever has a node of the target and is no guest."""
     found = openers.scan(
         nodes.sought(target), exempt=dict(guests.exempt), deadline_ns=now_ns() + scan_budget_ns
@@ -66,9 +64,7 @@ def is_guest(one: Opener, nodes: Nodes, guests: Guests) -> bool:
         return True
     if one.node in nodes.capabilities:
         return False
-    return any(
-        one.cgroup == leaf or one.cgroup.startswith(f"{leaf}/") for leaf in guests.leaves
-    )
+    return any(one.cgroup == leaf or one.cgroup.startswith(f"{leaf}/") for leaf in guests.leaves)
 
 
 def who(call: Who, fds: list[int]) -> Present:

@@ -126,6 +126,12 @@ def _attributes(gpu: Gpu, linked: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in pairs if value)
 
 
+def memory_bytes_of(resource: Resource) -> int:
+    """What a resource of ours says of its memory; 0 of one that says nothing."""
+    said = dict(resource.attributes).get("memory", "0 MiB")
+    return int(said.partition(" ")[0]) * _MIB
+
+
 # ---- MIG ---------------------------------------------------------------------------------------
 
 

@@ -114,9 +114,7 @@ def _judge_health(
     silent = condition.remap_pending is None and condition.retirement_pending is None
     if silent and Question.REPAIRS not in lacking:
         return errno.ENODATA, 0
-    if condition.recovery_action is None and (
-        Question.RECOVERY not in lacking or not heard_all
-    ):
+    if condition.recovery_action is None and (Question.RECOVERY not in lacking or not heard_all):
         # What the driver does not hold for us we must have heard of: and were we listening?
         return errno.ENODATA, 0
     return 0, 0

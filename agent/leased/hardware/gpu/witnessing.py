@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Witnessing: two looks, some time apart, at a GPU that should be clean, and what its driver says of
-its health, in a worker that had no part in the scrub.
+"""Witnessing: two looks, some time apart, at a GPU that should be clean, and what its driver says
+of its health, in a worker that had no part in the scrub.
 
 Rule: facts only. The first look is the first quiet one, or the last of the budget: the scrubber's
 own context takes a moment to go. A question without an answer ends the whole call: half a witness

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The XID policy: what each error report of NVIDIA's driver means for a lease.
 
-Rule: data. An XID is an event, never a level: APPLICATION says nothing of the GPU (a kill mid-kernel
-makes them); SUSPECT stops grants until the GPU has been probed, and fails a proof that it falls
-into; LOST is the end of the GPU until the driver finds it again. A code that is not here is SUSPECT:
-a probe costs less than a tenant on a broken GPU.
+Rule: data. An XID is an event, never a level: APPLICATION says nothing of the GPU (a kill
+mid-kernel makes them); SUSPECT stops grants until the GPU has been probed, and fails a proof that
+it falls into; LOST is the end of the GPU until the driver finds it again. A code that is not here
+is SUSPECT: a probe costs less than a tenant on a broken GPU.
 
 The meanings are those of NVIDIA's "XID errors" catalogue. Does not read events (`listening`).
 """
