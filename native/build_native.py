@@ -39,7 +39,7 @@ SANITIZE = (
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
 )
-REAPER_VERBS = ("memory", "cgroup", "filter", "process")
+REAPER_VERBS = ("memory", "mapping", "scrub", "cgroup", "filter", "process")
 
 
 def compiler() -> str:

@@ -21,9 +21,16 @@
 
 int leased_mem_create(
 	const char *name, uint64_t bytes, uint64_t hugepage_bytes, int node, int *fd_out);
-int leased_mem_scrub(int fd, uint64_t bytes, uint64_t *overwritten, uint64_t *residue);
 int leased_mem_truncate(int fd, uint64_t *blocks_left);
 int leased_mem_blocks(int fd, uint64_t *blocks);
+
+/* ---- scrubbing (verbs/scrub.c) ---- */
+
+int leased_mem_scrub(
+	int fd, uint64_t from, uint64_t bytes, uint64_t *overwritten, uint64_t *residue);
+int leased_dax_scrub(
+	int fd, uint64_t from, uint64_t bytes, uint64_t *overwritten, uint64_t *residue);
+int leased_dax_look(int fd, uint64_t from, uint64_t bytes, uint64_t *residue);
 
 /* ---- cgroup (verbs/cgroup.c): dirfd is the leaf's directory ---- */
 

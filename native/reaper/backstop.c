@@ -57,7 +57,7 @@ static void overwrite_one(int fd, struct backstop_result *result)
 	struct stat st;
 	uint64_t overwritten = 0, residue = 0;
 	int rc = fstat(fd, &st) == 0
-			 ? leased_mem_scrub(fd, (uint64_t)st.st_size, &overwritten, &residue)
+			 ? leased_mem_scrub(fd, 0, (uint64_t)st.st_size, &overwritten, &residue)
 			 : -errno;
 	result->overwritten += overwritten;
 	result->residue += residue;

@@ -41,17 +41,21 @@ static void check_memory(void)
 	char *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	check("map", start != MAP_FAILED);
 	memset(start, 0x5a, bytes);
-	check("scrub", leased_mem_scrub(fd, bytes, &overwritten, &residue) == 0);
+	check("scrub", leased_mem_scrub(fd, 0, bytes, &overwritten, &residue) == 0);
 	check("scrub wrote everything", overwritten == bytes && residue == 0);
 	int zero = 1;
 	for (uint64_t i = 0; i < bytes; i++)
 		zero = zero && start[i] == 0;
 	check("scrub left nothing", zero);
 	check("scrub of a part",
-		leased_mem_scrub(fd, page, &overwritten, &residue) == 0 && overwritten == page);
+		leased_mem_scrub(fd, 0, page, &overwritten, &residue) == 0 && overwritten == page);
+	memset(start, 0x5a, bytes);
+	check("cut to an odd size", ftruncate(fd, (off_t)(3 * page + 101)) == 0);
+	check("scrub of an odd size", leased_mem_scrub(fd, 0, bytes, &overwritten, &residue) == 0 &&
+					      overwritten == 3 * page + 101 && residue == 0);
 	check("truncate", leased_mem_truncate(fd, &blocks) == 0 && blocks == 0);
 	check("scrub after truncate",
-		leased_mem_scrub(fd, bytes, &overwritten, &residue) == 0 && overwritten == 0);
+		leased_mem_scrub(fd, 0, bytes, &overwritten, &residue) == 0 && overwritten == 0);
 	munmap(start, bytes);
 	close(fd);
 	check("no size", leased_mem_create("check", 0, 0, -1, &fd) == -EINVAL);
@@ -59,8 +63,56 @@ static void check_memory(void)
 	check("odd page size", leased_mem_create("check", 3 * page, 3 * page, -1, &fd) == -EINVAL);
 	check("no such node", leased_mem_create("check", page, 0, 1023, &fd) < 0);
 	check("no such node number", leased_mem_create("check", page, 0, 5000, &fd) == -EINVAL);
-	check("not a file", leased_mem_scrub(-1, page, &overwritten, &residue) == -EBADF);
+	check("not a file", leased_mem_scrub(-1, 0, page, &overwritten, &residue) == -EBADF);
 	check("not a file to truncate", leased_mem_truncate(-1, &blocks) == -EBADF);
+}
+
+static uint64_t count_unlike(const unsigned char *start, uint64_t bytes, unsigned char value)
+{
+	uint64_t unlike = 0;
+	for (uint64_t i = 0; i < bytes; i++)
+		unlike += start[i] != value;
+	return unlike;
+}
+
+/* Enough for huge folios where the kernel makes them, and for several windows. */
+static void check_large_memory(void)
+{
+	const uint64_t bytes = (UINT64_C(130) << 20) + 4096;
+	const uint64_t part = UINT64_C(2) << 20;
+	uint64_t overwritten = 0, residue = 0, blocks = 0;
+	int fd = -1;
+	check("create large", leased_mem_create("check", bytes, 0, 0, &fd) == 0);
+	check("all of it", leased_mem_blocks(fd, &blocks) == 0 && blocks == bytes / 512);
+	unsigned char *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	check("map large", start != MAP_FAILED);
+	memset(start, 0xa5, bytes);
+	check("scrub from the middle",
+		leased_mem_scrub(fd, part, bytes, &overwritten, &residue) == 0 &&
+			overwritten == bytes - part && residue == 0);
+	check("before it nothing changed", count_unlike(start, part, 0xa5) == 0);
+	check("behind it all is zero", count_unlike(start + part, bytes - part, 0) == 0);
+	check("scrub beyond the end",
+		leased_mem_scrub(fd, 2 * bytes, part, &overwritten, &residue) == 0 &&
+			overwritten == 0);
+	check("cut to a large odd size", ftruncate(fd, (off_t)(bytes - 4000)) == 0);
+	check("scrub of a large odd size",
+		leased_mem_scrub(fd, 0, bytes, &overwritten, &residue) == 0 &&
+			overwritten == bytes - 4000 && residue == 0);
+	/* A memfd in the place of a device: the same mappings, the same stores. */
+	const uint64_t whole = UINT64_C(130) << 20;
+	memset(start, 0xa5, whole);
+	check("look sees all", leased_dax_look(fd, 0, whole, &residue) == 0 && residue == whole);
+	check("scrub as a device",
+		leased_dax_scrub(fd, 0, whole, &overwritten, &residue) == 0 &&
+			overwritten == whole && residue == 0);
+	check("all zero", count_unlike(start, whole, 0) == 0);
+	start[whole - 1] = 1;
+	check("look sees the last byte",
+		leased_dax_look(fd, 0, whole, &residue) == 0 && residue == 8);
+	check("no device", leased_dax_look(-1, 0, whole, &residue) == -EBADF);
+	munmap(start, bytes);
+	close(fd);
 }
 
 static pid_t sleeper(void)
@@ -222,6 +274,7 @@ int main(int argc, char **argv)
 		return 64;
 	check("self test", leased_selftest() == 0);
 	check_memory();
+	check_large_memory();
 	check_process();
 	check_nodes();
 	check_committer(argv[1]);

@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Memory verbs: sealed memfds, bound to a node, every page present; overwritten and read back
- * before they are given up.
+ * Memory verbs: sealed memfds, bound to a node, every page present; and given up again.
  *
  * Rule: a lease's memory is sealed F_SEAL_GROW | F_SEAL_SEAL before anyone else sees it, so that
- * nobody can add F_SEAL_SHRINK and defeat the truncation. A scrub writes through one mapping and
- * reads through another.
+ * nobody can add F_SEAL_SHRINK and defeat the truncation. Normal pages come in huge folios where
+ * the kernel has them at hand: then they are given, overwritten and taken back many times as fast.
  *
- * Does not pass descriptors and does not look at counters: proof comes from another source (the
- * agent).
+ * Does not overwrite (scrub.c), pass descriptors or look at counters: proof comes from another
+ * source (the agent).
  */
 #define _GNU_SOURCE
 #include "../verbs.h"
@@ -16,27 +15,32 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mempolicy.h>
-#include <string.h>
+#include <stdbool.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
+
+#include "mapping.h"
 
 #ifndef MFD_HUGE_SHIFT
 #define MFD_HUGE_SHIFT 26
 #endif
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ  22
-#define MADV_POPULATE_WRITE 23
-#endif
-
 enum {
 	NODES_MAX = 1024,
 	PAGES_PER_QUERY = 512,
 };
 
-/* One window is mapped at a time: page tables stay small and a scrub's progress can be told. */
+/* One window is mapped at a time: page tables stay small. */
 static const uint64_t WINDOW_BYTES = UINT64_C(1) << 30;
+
+/* Huge folios are asked for in pieces of this size (asking costs some ms however little it is), and
+ * no longer when one took this long: the kernel then moves other pages out of the way, which takes
+ * longer than small pages would. 128 MiB/s is what the agent calls progress. */
+static const uint64_t PIECE_BYTES = UINT64_C(256) << 20;
+static const uint64_t PIECE_NS_MAX = UINT64_C(2000) * 1000 * 1000;
+static const uint64_t FOLIO_BYTES_MIN = UINT64_C(16) << 20;
 
 static uint64_t smaller(uint64_t a, uint64_t b)
 {
@@ -62,13 +66,32 @@ static int bind_to_node(void *start, uint64_t bytes, int node)
 	return 0;
 }
 
-static int touch(void *start, uint64_t bytes, int advice)
+static uint64_t now_ns(void)
 {
-	while (madvise(start, bytes, advice) != 0) {
-		if (errno != EINTR && errno != EAGAIN)
-			return -errno;
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+/* Let the file's pages from `start` on be huge folios; how many bytes of it are. The first byte of
+ * each is touched before, so that the kernel takes the folio from that page's node. */
+static uint64_t gather(char *start, uint64_t bytes)
+{
+	uint64_t done = 0;
+	while (bytes - done >= LEASED_HUGE_BYTES) {
+		uint64_t piece = smaller(PIECE_BYTES, (bytes - done) & ~(LEASED_HUGE_BYTES - 1));
+		for (uint64_t at = 0; at < piece; at += LEASED_HUGE_BYTES) {
+			if (mapping_touch(start + done + at, 1, MADV_POPULATE_WRITE) != 0)
+				return done;
+		}
+		uint64_t began = now_ns();
+		if (madvise(start + done, piece, MADV_COLLAPSE) != 0)
+			return done;
+		done += piece;
+		if (now_ns() - began > PIECE_NS_MAX)
+			return done;
 	}
-	return 0;
+	return done;
 }
 
 /* Ask the kernel where every page is; -EXDEV when one is not on `node`. */
@@ -92,19 +115,35 @@ static int check_placement(char *start, uint64_t bytes, uint64_t page_bytes, int
 	return 0;
 }
 
+/* Bind, touch and check one window. `*folios`: huge folios are still worth asking for. */
+static int fill_window(char *start, uint64_t bytes, uint64_t page_bytes, int node, bool *folios)
+{
+	int rc = node < 0 ? 0 : bind_to_node(start, bytes, node);
+	uint64_t gathered = 0;
+	if (rc == 0 && *folios) {
+		gathered = gather(start, bytes);
+		*folios = bytes - gathered < LEASED_HUGE_BYTES;
+	}
+	if (rc == 0)
+		rc = mapping_touch(start, bytes, MADV_POPULATE_WRITE);
+	if (rc == 0 && node >= 0)
+		rc = check_placement(start, gathered, LEASED_HUGE_BYTES, node);
+	if (rc == 0 && node >= 0)
+		rc = check_placement(start + gathered, bytes - gathered, page_bytes, node);
+	return rc;
+}
+
 static int fill(int fd, uint64_t bytes, uint64_t page_bytes, int node)
 {
+	bool folios = page_bytes < LEASED_HUGE_BYTES && bytes >= FOLIO_BYTES_MIN;
 	for (uint64_t at = 0; at < bytes; at += WINDOW_BYTES) {
+		struct mapping map;
 		uint64_t length = smaller(WINDOW_BYTES, bytes - at);
-		char *start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)at);
-		if (start == MAP_FAILED)
-			return -errno;
-		int rc = node < 0 ? 0 : bind_to_node(start, length, node);
-		if (rc == 0)
-			rc = touch(start, length, MADV_POPULATE_WRITE);
-		if (rc == 0 && node >= 0)
-			rc = check_placement(start, length, page_bytes, node);
-		munmap(start, length);
+		int rc = mapping_place(&map, fd, at, length, PROT_READ | PROT_WRITE);
+		if (rc != 0)
+			return rc;
+		rc = fill_window(map.start, length, page_bytes, node, &folios);
+		mapping_close(&map);
 		if (rc != 0)
 			return rc;
 	}
@@ -141,92 +180,6 @@ int leased_mem_create(
 		return rc;
 	}
 	*fd_out = fd;
-	return 0;
-}
-
-static int overwrite(int fd, uint64_t at, uint64_t length)
-{
-	void *start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)at);
-	if (start == MAP_FAILED)
-		return -errno;
-	int rc = touch(start, length, MADV_POPULATE_WRITE);
-	if (rc == 0)
-		memset(start, 0, length);
-	munmap(start, length);
-	return rc;
-}
-
-static uint64_t count_nonzero(const uint64_t *words, size_t n)
-{
-	uint64_t count = 0;
-	for (size_t i = 0; i < n; i++)
-		count += words[i] != 0;
-	return count;
-}
-
-/* Words that are not zero. The common case is one OR over everything; counting is done only where
- * it says so. */
-static uint64_t read_residue(const void *start, uint64_t length)
-{
-	enum { STRIDE = 8, BLOCK = 8192 };
-	const uint64_t *words = start;
-	const size_t total = (size_t)(length / sizeof(uint64_t));
-	uint64_t residue = 0;
-	for (size_t at = 0; at < total; at += BLOCK) {
-		size_t n = total - at < BLOCK ? total - at : BLOCK;
-		uint64_t seen[STRIDE] = { 0 };
-		for (size_t i = 0; i + STRIDE <= n; i += STRIDE) {
-			for (size_t j = 0; j < STRIDE; j++)
-				seen[j] |= words[at + i + j];
-		}
-		uint64_t all = 0;
-		for (size_t j = 0; j < STRIDE; j++)
-			all |= seen[j];
-		if (all != 0)
-			residue += count_nonzero(words + at, n);
-	}
-	return residue;
-}
-
-static int read_back(int fd, uint64_t at, uint64_t length, uint64_t *residue)
-{
-	void *start = mmap(NULL, length, PROT_READ, MAP_SHARED, fd, (off_t)at);
-	if (start == MAP_FAILED)
-		return -errno;
-	int rc = touch(start, length, MADV_POPULATE_READ);
-	if (rc == 0)
-		*residue += read_residue(start, length) * sizeof(uint64_t);
-	munmap(start, length);
-	return rc;
-}
-
-/*
- * Overwrite the first `bytes` with zero, then read them back through a second mapping.
- * `*overwritten` counts bytes written and `*residue` bytes in 64-bit words that did not read back
- * as zero, also when the call fails half-way. A file that is shorter than `bytes` (its holder
- * shrank it, or the backstop has already run) is scrubbed as far as it goes and `*overwritten` says
- * how far: pages that left the file are the kernel's again, and the proof counts them.
- */
-int leased_mem_scrub(int fd, uint64_t bytes, uint64_t *overwritten, uint64_t *residue)
-{
-	struct stat st;
-	*overwritten = 0;
-	*residue = 0;
-	if (fstat(fd, &st) != 0)
-		return -errno;
-	bytes = smaller(bytes, (uint64_t)st.st_size);
-	for (uint64_t at = 0; at < bytes; at += WINDOW_BYTES) {
-		uint64_t length = smaller(WINDOW_BYTES, bytes - at);
-		int rc = overwrite(fd, at, length);
-		if (rc != 0)
-			return rc;
-		*overwritten += length;
-	}
-	for (uint64_t at = 0; at < bytes; at += WINDOW_BYTES) {
-		int rc = read_back(fd, at, smaller(WINDOW_BYTES, bytes - at), residue);
-		if (rc != 0)
-			return rc;
-	}
 	return 0;
 }
 

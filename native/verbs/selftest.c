@@ -22,7 +22,7 @@ static int check_scrub(int fd, uint64_t bytes)
 	if (start == MAP_FAILED)
 		return -errno;
 	memset(start, 0x5a, bytes);
-	int rc = leased_mem_scrub(fd, bytes, &overwritten, &residue);
+	int rc = leased_mem_scrub(fd, 0, bytes, &overwritten, &residue);
 	if (rc == 0 && (overwritten != bytes || residue != 0 || start[bytes - 1] != 0))
 		rc = -EILSEQ;
 	munmap(start, bytes);

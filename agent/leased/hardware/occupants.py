@@ -25,7 +25,7 @@ import msgspec
 
 from leased.terms.errors import DeviceError
 
-_MEMFD = b"/memfd:"
+_MEMFD = b"memfd:"
 RING = "anon_inode:[io_uring]"
 GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
@@ -175,7 +175,7 @@ def _registered(path: str, names: Mapping[bytes, Inode]) -> Iterator[Inode]:
     for line in read_or_empty(path).splitlines():
         _, found, rest = line.partition(_MEMFD)
         if found:
-            # The kernel escapes the space: "\\040(deleted)".
+            # "/memfd:NAME\\040(deleted)", the space escaped; up to 6.1 only "memfd:NAME".
             inode = names.get(rest.replace(b"\\040", b" ").removesuffix(b" (deleted)"))
             if inode is not None:
                 yield inode

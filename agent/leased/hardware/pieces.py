@@ -2,8 +2,9 @@
 """Pieces: a lease's allotments as work for the workers.
 
 Rule: one memory allotment is one memfd, in the order of the lease's allotments; all cpu allotments
-of a lease are one leaf. The name of a memfd carries the lease's id, so that an operator who sees it
-in /proc knows whose it is.
+of a lease are one leaf. The name of a memfd carries half of the lease's id, so that an operator who
+sees it in /proc knows whose it is; no more, because of a file that is registered with an io_uring
+older kernels (6.1) tell only a name that is shorter than 32 bytes.
 
 Does not do the work.
 """
@@ -80,12 +81,12 @@ def is_handed_out(allotment: Allotment) -> bool:
 
 def memory_pieces(lease: Lease) -> list[Piece]:
     """The lease's memory, in the order of its memfds."""
-    name = f"leased-{lease.lease_id.hex()}"
+    name = f"leased-{lease.lease_id.hex()[:16]}"
     pieces: list[Piece] = []
     for in_lease, allotment in enumerate(lease.subject.allotments):
         if is_memfd(allotment):
             at, place = len(pieces), place_of(allotment.resource_id)
-            pieces.append(Piece(at, in_lease, f"{name}-{at}", allotment, place))
+            pieces.append(Piece(at, in_lease, f"{name}{at:x}", allotment, place))
     return pieces
 
 

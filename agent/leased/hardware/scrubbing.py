@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from leased.hardware import exclusion, occupants, verbs
+from leased.hardware import exclusion, occupants, parallel, verbs
 from leased.hardware.calls import Batch, Cleaned, Counted, Scrub
 from leased.hardware.memory import read_pool
 from leased.hardware.occupants import Occupant, Sought
@@ -32,6 +32,7 @@ PASSES_MAX = 5
 """Passes over the host: two that find nobody end it; a holder who keeps moving ends fenced."""
 
 PASS_BUDGET_NS = 2_000_000_000
+_ALIGN_BYTES = 2 << 20
 _CHILD_TOLD = 16
 """Bytes that the child writes: overwritten and residue, 8 each."""
 
@@ -155,14 +156,20 @@ def _clean(one: _One, batch: Batch) -> Cleaned:
 
 
 def _overwrite(one: _One) -> tuple[int, int]:
-    if one.alone:
-        done = verbs.scrub_memory(one.fd, size_bytes=one.size_bytes)
-        return done.overwritten_bytes, done.residue_bytes
-    return _overwrite_in_child(one)
+    return tuple(_overwrite_here(one)) if one.alone else _overwrite_in_child(one)
+
+
+def _overwrite_here(one: _One) -> verbs.Scrubbed:
+    def part(at: int, length: int) -> verbs.Scrubbed:
+        return verbs.scrub_memory(one.fd, size_bytes=length, from_byte=at)
+
+    pool = one.call.pool
+    align_bytes = _ALIGN_BYTES if pool is None else max(_ALIGN_BYTES, pool.page_bytes)
+    return parallel.share(part, one.size_bytes, align_bytes)
 
 
 def _overwrite_in_child(one: _One) -> tuple[int, int]:
-    """As `verbs.scrub_memory`, but a SIGBUS kills only the child."""
+    """The same, but a SIGBUS kills only the child."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, reading)
@@ -170,7 +177,7 @@ def _overwrite_in_child(one: _One) -> tuple[int, int]:
         if pid == 0:
             status = 1
             try:
-                done = verbs.scrub_memory(one.fd, size_bytes=one.size_bytes)
+                done = _overwrite_here(one)
                 told = done.overwritten_bytes.to_bytes(8, "little")
                 os.write(writing, told + done.residue_bytes.to_bytes(8, "little"))
                 status = 0

@@ -67,12 +67,30 @@ def create_memory(name: str, *, size_bytes: int, page_bytes: int = 0, node: int 
     return int(fd[0])
 
 
-def scrub_memory(fd: int, *, size_bytes: int) -> Scrubbed:
-    """Overwrite with zero and read back through a second mapping."""
+def scrub_memory(fd: int, *, size_bytes: int, from_byte: int = 0) -> Scrubbed:
+    """Overwrite with zero and read back by another way. Without the interpreter's lock: threads
+    share a large memfd's parts."""
     overwritten = ffi.new("uint64_t *")
     residue = ffi.new("uint64_t *")
-    _checked("mem_scrub", lib.leased_mem_scrub(fd, size_bytes, overwritten, residue))
+    rc = lib.leased_mem_scrub(fd, from_byte, size_bytes, overwritten, residue)
+    _checked("mem_scrub", rc)
     return Scrubbed(int(overwritten[0]), int(residue[0]))
+
+
+def scrub_dax(fd: int, *, size_bytes: int, from_byte: int = 0) -> Scrubbed:
+    """As `scrub_memory`, of a device-dax node."""
+    overwritten = ffi.new("uint64_t *")
+    residue = ffi.new("uint64_t *")
+    rc = lib.leased_dax_scrub(fd, from_byte, size_bytes, overwritten, residue)
+    _checked("dax_scrub", rc)
+    return Scrubbed(int(overwritten[0]), int(residue[0]))
+
+
+def look_at_dax(fd: int, *, size_bytes: int, from_byte: int = 0) -> int:
+    """How many bytes of a device-dax node are not zero. Writes nothing."""
+    residue = ffi.new("uint64_t *")
+    _checked("dax_look", lib.leased_dax_look(fd, from_byte, size_bytes, residue))
+    return int(residue[0])
 
 
 def truncate_memory(fd: int) -> int:
