@@ -23,7 +23,8 @@ from leased.terms.event import Event
 from leased.terms.identity import BootId, CommandId, LeaseId, TenantId
 from leased.terms.lease import Lease, LeaseState, Priority
 from leased.terms.moment import NS_PER_S, Moment
-from leased.terms.policy import Policy, check
+from leased.terms.policy import Policy
+from leased.terms.policy_check import check
 from leased.terms.reply import Granted, Refusal, Reply
 from leased.terms.resource import Allotment, Ask, Inventory, Resource, ResourceKind, TierKind
 from leased.terms.teardown import CutReport, ProofReport, ScrubReport, StepReport, Utilization

@@ -51,6 +51,7 @@ PURE_STDLIB = frozenset(
         "bisect",
         "collections",
         "dataclasses",
+        "difflib",
         "enum",
         "fractions",
         "functools",

@@ -33,7 +33,7 @@ from leased.service.config import Config
 from leased.service.custody import Custodian
 from leased.service.doors import open_doors
 from leased.service.entropy import EntropyPool
-from leased.service.evidence import NO_COMMAND, hash_policy
+from leased.service.evidence import NO_COMMAND
 from leased.service.feed import Feed
 from leased.service.grantor import Grantor
 from leased.service.holders import Holders
@@ -56,6 +56,7 @@ from leased.terms.errors import StateError
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import RevocationReason
 from leased.terms.moment import NS_PER_S
+from leased.terms.policy import digest
 
 ENTROPY_BYTES = 4096
 VERIFY_NS_MAX = 600 * NS_PER_S
@@ -220,7 +221,7 @@ class Agent:
             version=__version__,
             inventory=self.inventory,
             policy=self.config.policy,
-            policy_hash=hash_policy(self.config.policy),
+            policy_hash=digest(self.config.policy),
             rate_hash=self.config.rates.digest(),
         )
         await recovery.start(self.sequencer, self.opened, ground, known)
@@ -317,7 +318,7 @@ class Agent:
         policy = msgspec.structs.replace(
             fresh.policy, generation=self.sequencer.lessor.policy.generation + 1
         )
-        hashes = hash_policy(fresh.policy), fresh.rates.digest()
+        hashes = digest(fresh.policy), fresh.rates.digest()
         await self.sequencer.ask_own(SetPolicy(NO_COMMAND, self._operator(), policy, *hashes))
         self.config = fresh
 

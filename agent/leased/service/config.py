@@ -12,7 +12,6 @@ Does not read files (`config_file`).
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +20,11 @@ import msgspec
 from leased.economics.rates import DEFAULT_CARD, RateCard
 from leased.hardware.bounds import offered
 from leased.hardware.config import HardwareConfig
-from leased.service.quantities import print_duration
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.policy import Policy
+from leased.terms.quantity import print_duration
 
 DEFAULT_CONFIG_PATH: Final = Path("/etc/leased/leased.toml")
 CGROUP_ROOT: Final = "leased.slice/leased-cgroup.service"
@@ -142,6 +141,7 @@ class Config(msgspec.Struct, frozen=True):
     sequencing: Sequencing = Sequencing()
     timing: Timing = Timing()
     policy: Policy = Policy()
+    policy_file: str = ""
     rates: RateCard = DEFAULT_CARD
     hardware: HardwareConfig = HardwareConfig(cgroup_root=CGROUP_ROOT)
     log: Log = Log()
@@ -269,11 +269,6 @@ def _check_hardware(hardware: HardwareConfig) -> None:
             and getattr(hardware, name) <= 0
         ):
             raise ConfigError(f"hardware.{name}: must be above zero")
-
-
-def policy_hash(policy: Policy) -> bytes:
-    """The name of a policy that came from a configuration: SHA-256 of its JSON, fields in order."""
-    return hashlib.sha256(msgspec.json.encode(policy, order="deterministic")).digest()
 
 
 def _within(number: int, ranges: tuple[tuple[int, int], ...]) -> bool:

@@ -12,12 +12,13 @@ Does not judge what the values mean together (`config.check`, `policy.check`, `r
 
 from __future__ import annotations
 
-import difflib
+import datetime
 import tomllib
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from leased.economics import rates
 from leased.hardware.block.config import BlockConfig
@@ -27,67 +28,88 @@ from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.facts import Question
 from leased.hardware.rdma.config import RdmaConfig
 from leased.service import config
-from leased.service.quantities import parse_duration, parse_size
-from leased.terms import policy
-from leased.terms.errors import ConfigError, InvalidParameter
+from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId, parse_tenant
 from leased.terms.lease import Priority
-from leased.terms.policy import CapacityLimit, Policy, TenantLimits
+from leased.terms.policy import Policy
+from leased.terms.policy_text import read_policy
+from leased.terms.reading import Keys
+from leased.terms.reading import choice as _choice
+from leased.terms.reading import duration as _duration
+from leased.terms.reading import fields as _fields
+from leased.terms.reading import flag as _flag
+from leased.terms.reading import integer as _integer
+from leased.terms.reading import member as _member
+from leased.terms.reading import rows as _rows
+from leased.terms.reading import section as _section
+from leased.terms.reading import shown as _shown
+from leased.terms.reading import size as _size
+from leased.terms.reading import table as _table
+from leased.terms.reading import text as _text
 from leased.terms.resource import ResourceKind, TierKind
 
 ID_MAX: Final = 2**32 - 2
 """The largest uid; 2**32 - 1 means "none" to the kernel."""
 
-Read = Callable[[Any], Any]
-"""Reads one value. Raises ValueError saying what is allowed."""
-
-Keys = Mapping[str, tuple[str, Read]]
-"""TOML key -> (field, how to read it)."""
-
 
 def load(path: Path) -> config.Config:
-    """The configuration in `path`. Raises ConfigError."""
+    """The configuration in `path`, with the policy of its policy_file. Raises ConfigError."""
+    read = parse(_read(path), str(path))
+    if not read.policy_file:
+        return read
+    if read.policy != Policy():
+        raise ConfigError(f"{path}: policy_file and [policy] are both given; one of them counts")
+    # Beside the configuration, if it is not absolute.
+    policy = parse_policy(_read(path.parent / read.policy_file), read.policy_file)
     try:
-        text = path.read_text(encoding="utf-8")
+        return config.check(msgspec.structs.replace(read, policy=policy))
+    except ConfigError as error:
+        raise ConfigError(f"{read.policy_file}: {error}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
-    return parse(text, str(path))
 
 
 def parse(text: str, file: str) -> config.Config:
     """The configuration in `text`; `file` is what errors call it. Raises ConfigError."""
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: {error}") from error
-    try:
-        fields = _fields(document, _SECTIONS, "")
+        fields = _fields(_decode(text), _SECTIONS, "")
         return config.check(config.Config(**fields))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
 
 
+def parse_policy(text: str, file: str) -> Policy:
+    """The policy document in `text`; `file` is what errors call it. Raises ConfigError."""
+    try:
+        return read_policy(_decode(text), "")
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _decode(text: str) -> dict[str, Any]:
+    try:
+        return {key: _spelled(value) for key, value in tomllib.loads(text).items()}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _spelled(value: Any) -> Any:
+    """TOML's own dates and times as the text they were."""
+    if isinstance(value, dict):
+        return {key: _spelled(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_spelled(one) for one in value]
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
+
+
 # ---- reading single values -----------------------------------------------------------------------
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError("a whole number, not negative")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a string")
-    return value
 
 
 def _path(value: Any) -> Path:
@@ -99,41 +121,6 @@ def _mode(value: Any) -> int:
     if len(text) != 4 or text[0] != "0" or any(digit not in "01234567" for digit in text):
         raise ValueError('a mode in octal, such as "0666"')
     return int(text, 8)
-
-
-def _duration(value: Any) -> int:
-    if not isinstance(value, str):
-        raise ValueError('a duration with its unit, such as "60s" or "100ms"')
-    return parse_duration(value)
-
-
-def _size(value: Any) -> int:
-    if not isinstance(value, str):
-        raise ValueError('a size with its unit, such as "16MiB"')
-    return parse_size(value)
-
-
-def _choice(choices: tuple[str, ...], value: Any) -> str:
-    if value not in choices:
-        raise ValueError("one of " + ", ".join(choices))
-    return str(value)
-
-
-def _member(members: Any, value: Any) -> Any:
-    names = {member.name.lower(): member for member in members}
-    return names[_choice(tuple(names), value)]
-
-
-def _rows(value: Any, read: Read) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise ValueError("a list")
-    return tuple(read(row) for row in value)
-
-
-def _table(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("a table")
-    return value
 
 
 def _range(value: Any) -> tuple[int, int]:
@@ -157,55 +144,8 @@ def _unmapped(value: Any) -> str:
 # ---- reading sections ----------------------------------------------------------------------------
 
 
-def _fields(table: Mapping[str, Any], keys: Keys, at: str) -> dict[str, Any]:
-    """Read every key of `table` by `keys`. Raises ConfigError naming the key, its value and the
-    reason.
-    """
-    fields: dict[str, Any] = {}
-    for key, value in table.items():
-        where = f"{at}{key}"
-        if key not in keys:
-            close = difflib.get_close_matches(key, keys, n=1)
-            hint = (
-                f'; did you mean "{close[0]}"?'
-                if close
-                else "; known are " + ", ".join(sorted(keys))
-            )
-            raise ConfigError(f"{where}: unknown key{hint}")
-        field, read = keys[key]
-        try:
-            fields[field] = read(value)
-        except (ValueError, InvalidParameter) as error:
-            raise ConfigError(f"{where} = {_shown(value)}: {error}") from error
-    return fields
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _section(made: Callable[..., Any], keys: Keys, at: str) -> Read:
-    return lambda value: made(**_fields(_table(value), keys, at))
-
-
-def _limits(value: Any, at: str) -> TenantLimits:
-    """leases_max, waiting_max, and a ceiling per kind in the unit people count it in."""
-    found = _fields(_table(value), _LIMIT_KEYS, at)
-    ceilings = tuple(
-        CapacityLimit(kind, found.pop(kind.name)) for kind in ResourceKind if kind.name in found
-    )
-    return TenantLimits(capacities=ceilings, **found)
-
-
 def _policy(value: Any) -> Policy:
-    table = dict(_table(value))
-    tenants = _table(table.pop("tenants", {}))
-    limits = tuple(
-        (parse_tenant(name), _limits(row, f"policy.tenants.{name}."))
-        for name, row in tenants.items()
-    )
-    return policy.check(Policy(tenants=limits, **_fields(table, _POLICY_KEYS, "policy.")))
+    return read_policy(_table(value), "policy.")
 
 
 def _tenant(value: Any) -> config.TenantMapping:
@@ -265,31 +205,6 @@ def _tiers(value: Any) -> tuple[tuple[int, TierKind], ...]:
     return tuple(found)
 
 
-_LIMIT_KEYS: Final[Keys] = {
-    "leases_max": ("leases_max", _integer),
-    "waiting_max": ("waiting_max", _integer),
-    "mem": ("MEM", _size),
-    "block": ("BLOCK", _size),
-    "net_bit_per_s": ("NET", _integer),
-    "gpu_milli": ("GPU", _integer),
-    "cpu_milli": ("CPU", _integer),
-}
-_POLICY_KEYS: Final[Keys] = {
-    "ttl_default": ("ttl_ns_default", _duration),
-    "ttl_min": ("ttl_ns_min", _duration),
-    "ttl_max_scavenger": ("ttl_ns_max_scavenger", _duration),
-    "ttl_max_standard": ("ttl_ns_max_standard", _duration),
-    "ttl_max_guaranteed": ("ttl_ns_max_guaranteed", _duration),
-    "grace_release": ("grace_ns_release", _duration),
-    "grace_preempt": ("grace_ns_preempt", _duration),
-    "grace_max": ("grace_ns_max", _duration),
-    "leases_max": ("leases_max", _integer),
-    "waiting_max": ("waiting_max", _integer),
-    "wait_max": ("wait_ns_max", _duration),
-    "asks_max": ("asks_max", _integer),
-    "closed_leases_kept": ("closed_leases_kept", _integer),
-    "tenant_default": ("tenant_default", lambda value: _limits(value, "policy.tenant_default.")),
-}
 _CARD_KEYS: Final[Keys] = {"currency": ("currency", _text), "decimals": ("decimals", _integer)}
 _TENANT_KEYS: Final[Keys] = {
     "name": ("tenant", lambda value: TenantId(parse_tenant(_text(value), "name"))),
@@ -384,4 +299,5 @@ _SECTIONS: Final[Keys] = {
     "journald": ("journald", _section(config.JournaldCopy, _JOURNALD_KEYS, "journald.")),
     "tenants": ("tenants", lambda value: _rows(value, _tenant)),
     "unmapped": ("unmapped", _unmapped),
+    "policy_file": ("policy_file", _text),
 }

@@ -12,7 +12,6 @@ import hashlib
 import msgspec
 
 from leased.terms.identity import CommandId
-from leased.terms.policy import Policy
 from leased.terms.teardown import CutReport, ProofReport, ScrubReport
 
 NO_COMMAND = CommandId(bytes(16))
@@ -32,9 +31,3 @@ def encode_report(report: Report) -> bytes:
 def hash_report(report: Report) -> bytes:
     """The 32 bytes that stand for `report` in the chain."""
     return hashlib.sha256(_ENCODER.encode(report)).digest()
-
-
-def hash_policy(policy: Policy) -> bytes:
-    """The 32 bytes that the chain names a policy by; its generation is left out, so that the same
-    document is the same policy after a restart."""
-    return hashlib.sha256(_ENCODER.encode(msgspec.structs.replace(policy, generation=0))).digest()

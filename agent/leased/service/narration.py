@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from leased.service.quantities import print_duration
 from leased.terms import event
 from leased.terms.lease import RevocationReason
 from leased.terms.moment import NS_PER_MS
+from leased.terms.quantity import print_duration
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import Allotment
 from leased.terms.teardown import TeardownStep

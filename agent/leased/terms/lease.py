@@ -26,6 +26,27 @@ class Priority(enum.IntEnum):
     GUARANTEED = 2
 
 
+class Level(enum.IntEnum):
+    """The five levels within the priorities. Larger wins; the numbers are on disk for ever."""
+
+    BACKGROUND = 1
+    LOW = 3
+    NORMAL = 5
+    HIGH = 7
+    CRITICAL = 10
+
+    @property
+    def priority(self) -> Priority:
+        """The priority it belongs to."""
+        if self >= Level.HIGH:
+            return Priority.GUARANTEED
+        return Priority.STANDARD if self is Level.NORMAL else Priority.SCAVENGER
+
+
+LEVEL_OF = (Level.LOW, Level.NORMAL, Level.HIGH)
+"""By priority: the level of a request that names none."""
+
+
 class LeaseState(enum.IntEnum):
     """DESIGN section 5. The numbers are on disk for ever."""
 

@@ -26,9 +26,10 @@ from leased.terms.errors import (
     PermissionDenied,
 )
 from leased.terms.moment import Moment
+from leased.terms.policy import digest
 from leased.wire import objects, parameters, portrayal, replies
 from leased.wire.conversation import Call
-from leased.wire.policy_document import policy_hash
+from leased.wire.policy_document import decode_policy
 from leased.wire.replies import encode, encode_fault
 
 NO_SUCH_LEASE: Final = "io.leased.Lease.NoSuchLease"
@@ -197,7 +198,7 @@ def _encode_done(call: Call, done: answers.Done, moment: Moment, sequence: int) 
     if isinstance(asked, parameters.Drain):
         return encode(replies.DrainReply([lease_id.hex() for lease_id in done.affected]))
     if isinstance(asked, parameters.SetPolicy):
-        return encode(replies.SetPolicyReply(policy_hash(asked.document).hex()))
+        return encode(replies.SetPolicyReply(digest(decode_policy(asked.document)).hex()))
     return encode(replies.EmptyReply())
 
 

@@ -25,12 +25,12 @@ from leased.terms.lease import (
     Priority,
     RevocationReason,
 )
-from leased.terms.policy import Policy
+from leased.terms.policy import Policy, digest
 from leased.terms.resource import Ask, ResourceKind, Shape, TierKind
 from leased.wire import objects, parameters, portrayal
 from leased.wire.answers import encode_error, encode_reply
 from leased.wire.conversation import Call
-from leased.wire.policy_document import decode_policy, policy_hash
+from leased.wire.policy_document import decode_policy
 
 __all__ = ["Entropy", "encode_error", "encode_reply", "to_command"]
 
@@ -247,7 +247,7 @@ def _set_policy(asked: parameters.SetPolicy, caller: Caller, entropy: Entropy) -
         _command_id(asked.command_id, entropy),
         caller,
         policy,
-        policy_hash(asked.document),
+        digest(policy),
         bytes(HASH_BYTES) if asked.rate_hash is None else _hash(asked.rate_hash, "rate_hash"),
     )
 

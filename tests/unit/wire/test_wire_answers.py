@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgspec
@@ -31,6 +30,7 @@ from leased.terms.lease import (
     Trust,
 )
 from leased.terms.moment import NS_PER_MS, NS_PER_S, Moment
+from leased.terms.policy import Policy, digest
 from leased.terms.resource import Absence, Allotment, Inventory, ResourceKind, TierKind
 from leased.wire import objects, parameters, replies
 from leased.wire.answers import LIST_PAGE
@@ -312,7 +312,7 @@ def test_what_was_done_is_answered_in_the_shape_of_the_method() -> None:
     assert decoded(encode_reply(resume, done, NOW))["parameters"] == {}
     policy = called("io.leased.Admin.SetPolicy", {"document": POLICY})
     given = decoded(encode_reply(policy, answers.Done(), NOW))["parameters"]
-    assert given == {"policy_hash": hashlib.sha256(POLICY.encode()).hexdigest()}
+    assert given == {"policy_hash": digest(Policy()).hex()}
 
 
 def test_missing_and_forbidden_are_typed_errors() -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgspec
@@ -23,7 +22,7 @@ from leased.terms.lease import (
     RevocationReason,
 )
 from leased.terms.moment import NS_PER_S, Moment
-from leased.terms.policy import CapacityLimit, Policy, TenantLimits
+from leased.terms.policy import CapacityLimit, Policy, TenantLimits, digest
 from leased.terms.resource import Ask, ResourceKind, TierKind
 from leased.wire.calls import to_command
 from tests.doubles.varlink_calls import called
@@ -42,7 +41,11 @@ def commanded(method: str, given: dict[str, Any] | None = None, *, pid: int = 0)
 
 ID = {"lease_id": LEASE_ID.hex()}
 WITH_COMMAND = {**ID, "command_id": COMMAND_ID.hex()}
-POLICY = '{"generation":4,"tenants":{"acme":{"leases_max":2,"capacities":{"gpu":2000}}}}'
+POLICY = '{"generation":4,"tenants":{"acme":{"leases_max":2,"gpu":2}}}'
+MEANT = Policy(
+    generation=4,
+    tenants=((TenantId("acme"), TenantLimits(2, None, (CapacityLimit(ResourceKind.GPU, 2000),))),),
+)
 
 
 @pytest.mark.parametrize(
@@ -98,16 +101,8 @@ POLICY = '{"generation":4,"tenants":{"acme":{"leases_max":2,"capacities":{"gpu":
             commands.SetPolicy(
                 DRAWN,
                 CALLER,
-                Policy(
-                    generation=4,
-                    tenants=(
-                        (
-                            TenantId("acme"),
-                            TenantLimits(2, None, (CapacityLimit(ResourceKind.GPU, 2000),)),
-                        ),
-                    ),
-                ),
-                hashlib.sha256(POLICY.encode()).digest(),
+                MEANT,
+                digest(MEANT),
                 b"\xab" * 32,
             ),
         ),
@@ -215,10 +210,6 @@ def test_unfence_wants_exactly_one_of_its_two() -> None:
         "",
         "[]",
         "{",
-        '{"generation":-1}',
-        '{"limit_of_everything":3}',
-        '{"tenants":{"no such name":{}}}',
-        '{"tenants":{"a":{"capacities":{"tape":1}}}}',
     ],
 )
 def test_a_policy_that_is_none_is_refused(document: str) -> None:
@@ -227,8 +218,15 @@ def test_a_policy_that_is_none_is_refused(document: str) -> None:
 
 
 def test_a_policy_that_contradicts_itself_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="ttl_default"):
-        commanded("io.leased.Admin.SetPolicy", {"document": '{"ttl_ns_default":1}'})
+    for document, named in (
+        ('{"generation":-1}', "policy.generation = -1"),
+        ('{"limit_of_everything":3}', "policy.limit_of_everything: unknown key"),
+        ('{"tenants":{"no such name":{}}}', "policy.tenants = 'no such name'"),
+        ('{"tenants":{"a":{"tape":1}}}', "policy.tenants.a.tape: unknown key"),
+        ('{"ttl_default":"1ms"}', "policy.ttl_default = 1ms: below policy.ttl_min"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            commanded("io.leased.Admin.SetPolicy", {"document": document})
 
 
 def test_a_policy_hash_must_be_one() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leased.service.quantities import parse_duration, parse_size, print_duration, print_size
+from leased.terms.quantity import parse_duration, parse_size, print_duration, print_size
 
 
 @pytest.mark.parametrize(

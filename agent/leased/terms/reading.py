@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading: values and tables of a decoded document (TOML, JSON), each by a table of known keys.
+
+Rule: a key that is in no table is refused (with the one it looks like), so a typo never means
+"default"; a value that cannot be read is refused with its key, itself and what is allowed. Nothing
+is guessed: 1 is not "1s", "yes" is not true.
+
+Does not read files and does not judge what values mean together.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from leased.terms.errors import ConfigError, InvalidParameter
+from leased.terms.quantity import parse_duration, parse_rate, parse_share, parse_size
+
+Read = Callable[[Any], Any]
+"""Reads one value. Raises ValueError saying what is allowed."""
+
+Keys = Mapping[str, tuple[str, Read]]
+"""Key of the document -> (field, how to read it)."""
+
+SHOWN_CHARS_MAX = 60
+
+
+def integer(value: Any) -> int:
+    """A whole number, not negative."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError("a whole number, not negative")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def text(value: Any) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise ValueError("a string")
+    return value
+
+
+def duration(value: Any) -> int:
+    """A time with its unit, in ns."""
+    if not isinstance(value, str):
+        raise ValueError('a duration with its unit, such as "60s" or "100ms"')
+    return parse_duration(value)
+
+
+def size(value: Any) -> int:
+    """A size with its unit, in bytes."""
+    if not isinstance(value, str):
+        raise ValueError('a size with its unit, such as "16MiB"')
+    return parse_size(value)
+
+
+def share(value: Any) -> int:
+    """A percentage, in per mille."""
+    if not isinstance(value, str):
+        raise ValueError('a share in quotes, such as "20%"')
+    return parse_share(value)
+
+
+def rate(value: Any) -> tuple[int, int]:
+    """So many per so much time (ns)."""
+    if not isinstance(value, str):
+        raise ValueError('a rate in quotes, such as "100/s"')
+    return parse_rate(value)
+
+
+def choice(choices: tuple[str, ...], value: Any) -> str:
+    """One of `choices`."""
+    if value not in choices:
+        raise ValueError("one of " + ", ".join(choices))
+    return str(value)
+
+
+def member(members: Any, value: Any) -> Any:
+    """The member of an enumeration that `value` names."""
+    names = {one.name.lower(): one for one in members}
+    return names[choice(tuple(names), value)]
+
+
+def rows(value: Any, read: Read) -> tuple[Any, ...]:
+    """Each row of a list, read by `read`."""
+    if not isinstance(value, list):
+        raise ValueError("a list")
+    return tuple(read(row) for row in value)
+
+
+def table(value: Any) -> Mapping[str, Any]:
+    """A table."""
+    if not isinstance(value, dict):
+        raise ValueError("a table")
+    return value
+
+
+def fields(
+    found: Mapping[str, Any], keys: Keys, at: str, *, also: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Read every key of `found` by `keys`. Raises ConfigError naming the key, its value and the
+    reason. `also` are keys that are read elsewhere, for the hint.
+    """
+    read_so_far: dict[str, Any] = {}
+    for key, value in found.items():
+        if key not in keys:
+            raise unknown(f"{at}{key}", key, (*keys, *also))
+        field, read = keys[key]
+        read_so_far[field] = one(read, value, f"{at}{key}")
+    return read_so_far
+
+
+def one(read: Read, value: Any, where: str) -> Any:
+    """Read one value. Raises ConfigError naming the key, the value and the reason."""
+    try:
+        return read(value)
+    except (ValueError, InvalidParameter) as error:
+        raise ConfigError(f"{where} = {shown(value)}: {error}") from error
+
+
+def unknown(where: str, key: str, known: tuple[str, ...]) -> ConfigError:
+    """What to say of a key that is in no table."""
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f'; did you mean "{close[0]}"?' if close else "; known are " + ", ".join(sorted(known))
+    return ConfigError(f"{where}: unknown key{hint}")
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it."""
+    as_text = repr(value)
+    return as_text if len(as_text) <= SHOWN_CHARS_MAX else as_text[: SHOWN_CHARS_MAX - 3] + "..."
+
+
+def section(made: Callable[..., Any], keys: Keys, at: str) -> Read:
+    """How to read a table whose fields make one value."""
+    return lambda value: made(**fields(table(value), keys, at))
