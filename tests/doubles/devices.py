@@ -26,6 +26,7 @@ from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
 from leased.terms.resource import Absence, Allotment, Inventory, Resource, ResourceKind, TierKind
 from leased.terms.teardown import ProofReport, ScrubReport, StepReport, TeardownStep
+from tests.doubles.adoptions import FakeAdoptions
 
 SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _NOTHING_HELD = (RevocationReason.GRANT_FAILED, RevocationReason.NODE_REBOOT)
@@ -69,6 +70,7 @@ class FakeDevices:
         self.joined: list[tuple[LeaseId, int]] = []
         self.told: dict[str, tuple[Access, ...]] = {}
         self.calls: list[tuple[str, tuple[LeaseId, ...]]] = []
+        self.adoptions = FakeAdoptions()
         self._scrubbed: set[LeaseId] = set()
         self._closed = False
 
@@ -82,13 +84,16 @@ class FakeDevices:
     async def prepare_many(self, leases: Sequence[Lease]) -> list[Prepared | DeviceError]:
         """Make sparse memfds, or fail as told."""
         await self._enter("prepare", leases)
-        return [self._prepare(lease) for lease in leases]
+        return [await self._adopt(lease, self._prepare(lease)) for lease in leases]
 
     async def scrub_many(
         self, leases: Sequence[tuple[Lease, Sequence[int]]]
     ) -> list[ScrubReport | DeviceError]:
         """Truncate, or fail as told."""
         await self._enter("scrub", [lease for lease, _ in leases])
+        for lease, _ in leases:
+            if lease.reason is RevocationReason.GRANT_FAILED:
+                await self.adoptions.put_back(lease.lease_id)
         return [self._scrub(lease, fds) for lease, fds in leases]
 
     async def prove_many(
@@ -150,6 +155,17 @@ class FakeDevices:
         assert not self._closed, f"{verb} after close"
         self.calls.append((verb, tuple(lease.lease_id for lease in leases)))
         await trio.lowlevel.checkpoint()
+
+    async def _adopt(self, lease: Lease, made: Prepared | DeviceError) -> Prepared | DeviceError:
+        if isinstance(made, Prepared):
+            try:
+                await self.adoptions.move_wanted(lease, made.cgroup)
+            except DeviceError as error:
+                self.held.pop(lease.lease_id)
+                for fd in made.fds:
+                    os.close(fd)
+                return error
+        return made
 
     def _prepare(self, lease: Lease) -> Prepared | DeviceError:
         fault = self.fault("prepare", lease)

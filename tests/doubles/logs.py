@@ -106,6 +106,7 @@ def events_of_every_kind() -> list[e.Event]:
         e.Fenced(*lease, (allotment,), 8, 5, (wide,), 1_000_000, h),
         e.Unfenced(*lease, -1, h),
         e.Preempted(*lease, LeaseId(b"\x2e" * 16), TenantId("prod")),
+        e.Adopted(*lease, 0, 4_194_304, 17),
         e.Recovered(i, 3, 512, h),
         e.Voided(i, 17),
         e.SegmentEnd(i, 0),

@@ -25,6 +25,7 @@ from leased.durable.reader import read_log
 from leased.lessor.lessor import Lessor
 from leased.ports import Holder
 from leased.service import recovery
+from leased.service.adoption import Adoption
 from leased.service.chain_reader import ChainReader
 from leased.service.config import Sockets
 from leased.service.custody import Custodian
@@ -180,6 +181,11 @@ class Host:
             agent.end()
 
 
+def tenant_of(uid: int, gids: tuple[int, ...]) -> TenantId | None:
+    """Who is whose here."""
+    return TenantId(TENANTS[uid]) if uid in TENANTS else None
+
+
 class NoOccupants:
     """`ports.Holders` that finds nobody."""
 
@@ -303,28 +309,20 @@ class Agent:
             clock=clock,
             entropy=self.host.entropy,
         )
+        walls = Walls(
+            leaves=self.host.devices,
+            reaper=reaper,
+            custodian=self.custodian,
+            holders=self.holders,
+            notifier=self.notifier,
+            user_socket=directory / "socket",
+            epoch=lambda: self.lessor.table.epoch,
+        )
         self.dispatcher = Dispatcher(
             sequencer=self.sequencer,
-            walls=Walls(
-                leaves=self.host.devices,
-                reaper=reaper,
-                custodian=self.custodian,
-                holders=self.holders,
-                notifier=self.notifier,
-                user_socket=directory / "socket",
-                epoch=lambda: self.lessor.table.epoch,
-            ),
+            walls=walls,
             streams=streams,
-            questions=Questions(
-                chain=self.chain_reader,
-                streams=streams,
-                holders=NoOccupants(),
-                resource_ids=lambda: tuple(self.lessor.table.pools.by_id),
-                clock=clock,
-                head=lambda: replies.HeadReply("00", 0, "00", "00"),
-                status=_nothing_to_say,
-                reload_config=trio.lowlevel.checkpoint,
-            ),
+            questions=self._questions(streams),
             clock=clock,
             entropy=self.host.entropy,
             ttl_ns_default=lambda: self.host.policy.ttl_ns_default,
@@ -334,6 +332,14 @@ class Agent:
                 access=self.host.devices.access,
                 find=self.lessor.table.find,
             ),
+            adoption=Adoption(
+                sequencer=self.sequencer,
+                adoptions=self.host.devices.adoptions,  # type: ignore[arg-type]
+                walls=walls,
+                entropy=self.host.entropy,
+                tenant_of=tenant_of,
+                ttl_ns_default=lambda: self.host.policy.ttl_ns_default,
+            ),
         )
         await nursery.start(self.dispatcher.run)
         self.listener = Listener(
@@ -342,9 +348,21 @@ class Agent:
             holders=self.holders,
             clock=clock,
             limits=limits or Sockets(),
-            tenant_of=lambda uid, gids: TenantId(TENANTS[uid]) if uid in TENANTS else None,
+            tenant_of=tenant_of,
         )
         nursery.start_soon(self.listener.run)
+
+    def _questions(self, streams: Streams) -> Questions:
+        return Questions(
+            chain=self.chain_reader,
+            streams=streams,
+            holders=NoOccupants(),
+            resource_ids=lambda: tuple(self.lessor.table.pools.by_id),
+            clock=self.host.clock,
+            head=lambda: replies.HeadReply("00", 0, "00", "00"),
+            status=_nothing_to_say,
+            reload_config=trio.lowlevel.checkpoint,
+        )
 
     async def stop(self) -> None:
         """As `service.agent` does it."""

@@ -232,6 +232,28 @@ def test_operators_verbs(shared_agent: HostAgent) -> None:
     assert memory["use"]["fenced"] == 0
 
 
+def test_adopted_work_ends_with_its_lease(shared_agent: HostAgent) -> None:
+    """A shell and what it started, brought under a lease that nobody renews."""
+    lease_id = document(shared_agent, "alloc", *MEM, "--for", "2s")["lease"]["lease_id"]
+    work = shared_agent.track(
+        subprocess.Popen(
+            ["sh", "-c", "sleep 600 & echo in; trap '' TERM; wait"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    )
+    assert work.stdout is not None and work.stdout.readline() == "in\n"
+    document(shared_agent, "adopt", lease_id, "--pid", str(work.pid))
+    assert work.stdout.read() == "", "the pipe ends when the last of them has gone"
+    assert work.wait(PATIENCE_S) == -signal.SIGKILL
+    assert shared_agent.wait_for(lease_id)["runtime"]["ended"] == "expired"
+    log = ("--log", str(shared_agent.audit), "--kind", "Adopted", "--json")
+    [line] = shared_agent.leasectl("audit", "log", "--lease", lease_id, *log).stdout.splitlines()
+    adopted = json.loads(line)
+    assert (adopted["pid"], adopted["processes"], adopted["operator_uid"]) == (work.pid, 2, 0)
+    shared_agent.leasectl("adopt", "--pid", "1", "--cpu", "1", check=65)
+
+
 def test_no_agent_and_no_lease(shared_agent: HostAgent) -> None:
     shared_agent.leasectl("show", "feedbeef", check=66)
     shared_agent.leasectl("--socket", "/nowhere/io.leased", "ls", check=69)

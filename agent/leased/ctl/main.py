@@ -20,6 +20,7 @@ import leased
 from leased.client.session import TIMEOUT_S
 from leased.ctl import (
     admin,
+    adopt,
     audit,
     completion,
     devices,
@@ -62,6 +63,12 @@ def version() -> str:
         return str(getattr(leased, "__version__", "unknown"))
 
 
+_FAMILIES = (
+    *(run, leases, devices, watch, usage, audit),
+    *(adopt, admin, doctor, raw, completion),
+)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole tree, in the order of the help."""
     parser = Parser(
@@ -86,7 +93,19 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(
         dest="verb", metavar="VERB", required=True, parser_class=Parser, title="verbs"
     )
-    for family in (run, leases, devices, watch, usage, audit, admin, doctor, raw, completion):
+    for family in (
+        run,
+        leases,
+        devices,
+        watch,
+        usage,
+        audit,
+        adopt,
+        admin,
+        doctor,
+        raw,
+        completion,
+    ):
         family.register(verbs)
     return parser
 

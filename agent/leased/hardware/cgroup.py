@@ -186,7 +186,7 @@ def let_open(path: str, rules: Sequence[DeviceRule]) -> None:
 
 def join(path: str, pid: int, pidfd: int) -> None:
     """Move `pid` into the leaf; `pidfd` proves that the number is still its own."""
-    _check_pid(pid, pidfd)
+    check_pid(pid, pidfd)
     before = Path(f"/proc/{pid}/cgroup").read_text("utf-8")
     write(os.path.join(path, "cgroup.procs"), str(pid))
     if not _exited(pidfd):
@@ -196,7 +196,16 @@ def join(path: str, pid: int, pidfd: int) -> None:
     raise DeviceError("cgroup_join", errno.ESRCH, f"process {pid} exited while it was moved")
 
 
-def _check_pid(pid: int, pidfd: int) -> None:
+def mount_of(path: str) -> str:
+    """The mount of cgroup v2 that a directory is in. Raises DeviceError."""
+    unified, _ = find_mounts(Path("/proc/self/mountinfo").read_text("utf-8"))
+    if unified is None or not f"{path}/".startswith(f"{unified}/"):
+        raise DeviceError("cgroup_find", errno.ENOENT, path)
+    return unified
+
+
+def check_pid(pid: int, pidfd: int) -> None:
+    """Raise DeviceError(ESRCH) unless the pidfd is that process's, and it lives."""
     try:
         text = Path(f"/proc/self/fdinfo/{pidfd}").read_text("ascii")
     except OSError as error:

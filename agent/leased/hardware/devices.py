@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 import trio
 
 from leased.hardware import exclusion
+from leased.hardware.adopting import Adoptions
 from leased.hardware.backend import Backend, Watchful, Wiped
 from leased.hardware.backends import make_backends
 from leased.hardware.bounds import bounds_of
@@ -89,7 +90,10 @@ class Devices:
         self._ledgers = PoolLedgers(self._crew)
         self._backends = make_backends(self._crew, self._config)
         self._fittings = Fittings(self._crew, self._config, self._backends, self._bounds)
-        self._preparer = Preparer(self._crew, self._ledgers, self._fittings, self._config)
+        self.adoptions = Adoptions(self._crew, self.facts)
+        self._preparer = Preparer(
+            self._crew, self._ledgers, self._fittings, self.adoptions, self._config
+        )
         self._prover = Prover(self._crew, self._ledgers, self._fittings, self._config)
         self._facts: CgroupFacts | None = None
         self._boot_id = BootClock().boot_id
@@ -135,6 +139,9 @@ class Devices:
     ) -> list[ScrubReport | DeviceError]:
         """Overwrite, read back and give back what each lease held, after the cut."""
         cases = [_Case(lease, fds) for lease, fds in leases]
+        for case in cases:
+            if case.lease.reason is RevocationReason.GRANT_FAILED:
+                await self._let_out(case)
         await self._scrub_fittings([case for case in cases if self._fittings.parts(case.lease)])
         work: dict[str, list[tuple[_Case, Piece]]] = {}
         for case in cases:
@@ -281,6 +288,13 @@ class Devices:
         assert isinstance(answer, Surveyed)
         self._surveyed[name] = answer
         return answer
+
+    async def _let_out(self, case: _Case) -> None:
+        """Whoever was adopted by a grant that failed after it was prepared goes back."""
+        try:
+            await self.adoptions.put_back(case.lease.lease_id)
+        except DeviceError as error:
+            case.error = error
 
     async def _scrub_fittings(self, cases: Sequence[_Case]) -> None:
         """Before memory: what remote peers reach must be cut off before it is overwritten."""

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import trio
 
+from leased.hardware.adopting import Adoptions
 from leased.hardware.calls import CgroupFacts, Created, Leafed, MakeLeaf
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import CALLS_MAX, Crew, close_all, failure, spread
@@ -46,8 +47,14 @@ class Preparer:
     """Makes leases ready."""
 
     def __init__(
-        self, crew: Crew, ledgers: PoolLedgers, fittings: Fittings, config: HardwareConfig
+        self,
+        crew: Crew,
+        ledgers: PoolLedgers,
+        fittings: Fittings,
+        adoptions: Adoptions,
+        config: HardwareConfig,
     ) -> None:
+        self._adoptions = adoptions
         self._crew = crew
         self._ledgers = ledgers
         self._fittings = fittings
@@ -70,6 +77,9 @@ class Preparer:
                     case.error = error
         await spread(work, self._create)
         await self._fit([case for case in cases if case.leaf and case.error is None])
+        for case in cases:
+            if case.error is not None and case.leaf:
+                await self._put_back(case)
         return [self._finish(case) for case in cases]
 
     async def _make_leaves(self, cases: Sequence[_Case], facts: CgroupFacts) -> None:
@@ -123,6 +133,7 @@ class Preparer:
         async def one(case: _Case) -> None:
             fds = [case.made[index][1] for index in sorted(case.made)]
             try:
+                await self._adoptions.move_wanted(case.lease, case.leaf)
                 case.fitted, case.access = await self._fittings.prepare(case.lease, case.leaf, fds)
             except DeviceError as error:
                 case.error = error
@@ -130,6 +141,13 @@ class Preparer:
         async with trio.open_nursery() as nursery:
             for case in cases:
                 nursery.start_soon(one, case)
+
+    async def _put_back(self, case: _Case) -> None:
+        """Before the leaf goes: whoever was adopted goes back where it was."""
+        try:
+            await self._adoptions.put_back(case.lease.lease_id)
+        except DeviceError as error:
+            case.error = error
 
     def _finish(self, case: _Case) -> Prepared | DeviceError:
         if case.error is None:

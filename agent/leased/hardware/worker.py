@@ -63,7 +63,7 @@ _OOM_SCORE = b"1000"
 _ENCODER = msgspec.msgpack.Encoder()
 _BATCHES = msgspec.msgpack.Decoder(Batch)
 _ANSWERS = msgspec.msgpack.Decoder(Answers)
-BACKENDS = ("gpu", "block", "rdma", "dax", "usage")
+BACKENDS = ("gpu", "block", "rdma", "dax", "usage", "adoption")
 """Whose `carrying` a worker may load; each is loaded when first asked for, so that a worker for
 memory does not carry the vendors' libraries around."""
 

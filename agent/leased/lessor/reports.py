@@ -17,6 +17,7 @@ from typing import Any, Final
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import Trigger
 from leased.terms import command as commands
+from leased.terms import event as events
 from leased.terms.command import Command
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
@@ -61,6 +62,27 @@ def grant_failed(draft: Draft, command: commands.GrantFailed) -> None:
     )
     draft.end(
         lease, Trigger.GRANT_FAILED, Facts(draft.now_ns, reason=RevocationReason.GRANT_FAILED)
+    )
+
+
+def note_adoption(draft: Draft, command: commands.NoteAdoption) -> None:
+    """Put on record who brought whom under the lease."""
+    lease = draft.table.find(command.lease_id)
+    if lease is None:
+        draft.answer(command.command_id, Missing(command.lease_id))
+        return
+    draft.answer(command.command_id, Changed(lease))
+    draft.emit(
+        events.Adopted(
+            draft.event_id(),
+            lease.lease_id,
+            lease.subject,
+            lease.generation,
+            draft.now_ns,
+            command.operator_uid,
+            command.pid,
+            command.processes,
+        )
     )
 
 
@@ -180,6 +202,7 @@ REPORTS: Final[dict[type[Command], Callable[[Draft, Any], None]]] = {
     commands.Activate: activate,
     commands.GrantFailed: grant_failed,
     commands.HolderGone: holder_gone,
+    commands.NoteAdoption: note_adoption,
     commands.CutEnded: cut_ended,
     commands.ScrubEnded: scrub_ended,
     commands.ProofEnded: proof_ended,

@@ -259,7 +259,7 @@ class Agent:
             holders=self.holders,
             clock=self.clock,
             limits=self.config.sockets,
-            tenant_of=self._tenant_of,
+            tenant_of=self.tenant_of,
             begin_turn=self.sequencer.begin_turn,
             end_turn=self.sequencer.end_turn,
         )
@@ -308,7 +308,8 @@ class Agent:
 
     # -- what the doors ask ------------------------------------------------------------------------
 
-    def _tenant_of(self, uid: int, gids: tuple[int, ...]) -> TenantId | None:
+    def tenant_of(self, uid: int, gids: tuple[int, ...]) -> TenantId | None:
+        """By the configuration in force."""
         return self.config.tenant_of(uid, gids)
 
     async def reload(self) -> None:

@@ -19,6 +19,7 @@ from functools import partial
 import trio
 
 from leased.ports import Access, Clock, Entropy
+from leased.service.adoption import Adoption
 from leased.service.connection import Connection
 from leased.service.evidence import NO_COMMAND
 from leased.service.handover import Handover, portray_access, portray_fds
@@ -54,9 +55,11 @@ class Dispatcher:
         entropy: Entropy,
         ttl_ns_default: Callable[[], int],
         handover: Handover,
+        adoption: Adoption,
     ) -> None:
         self._sequencer = sequencer
         self._handover = handover
+        self._adoption = adoption
         self._walls = walls
         self._clock = clock
         self._entropy = entropy
@@ -101,8 +104,12 @@ class Dispatcher:
                 self._nursery.start_soon(self._attend, task, connection, call)
             elif asked is parameters.Acquire:
                 self._begin_acquire(connection, call)
-            elif asked is parameters.Join or asked is parameters.Adopt:
-                self._begin_join(connection, call, fds)
+            elif asked is parameters.Join:
+                self._begin_join(connection, call)
+            elif asked is parameters.Adopt:
+                # Not of the connection's scope: what is begun is brought to its end, and on record.
+                assert self._nursery is not None
+                self._nursery.start_soon(self._adopt, connection, call, fds)
                 fds = []
             elif asked is parameters.Describe:
                 self._begin_describe(connection, call)
@@ -227,35 +234,28 @@ class Dispatcher:
             assert self._nursery is not None
             self._nursery.start_soon(self._attend, ask, connection, call)
 
-    def _begin_join(self, connection: Connection, call: Call, fds: list[int]) -> None:
+    def _begin_join(self, connection: Connection, call: Call) -> None:
         """Ask the table whether the caller may, then move the process that the pidfd proves."""
         command = self._command(connection, call)
 
         def deliver(reply: Reply) -> None:
             if isinstance(reply, Changed) and not connection.closed:
                 assert self._nursery is not None
-                self._nursery.start_soon(self._join, connection, call, reply.lease, fds)
-                return
-            for fd in fds:
-                os.close(fd)
-            connection.answer(call, encode_reply(call, reply, self._clock.now()))
+                join = partial(self._let_in, lease=reply.lease)
+                self._nursery.start_soon(self._attend, join, connection, call)
+            else:
+                self._answer(connection, call, reply)
 
         self._sequencer.submit(command, deliver)
 
-    async def _join(self, connection: Connection, call: Call, lease: Lease, fds: list[int]) -> None:
+    async def _adopt(self, connection: Connection, call: Call, fds: list[int]) -> None:
         try:
-            with connection.attended():
-                if isinstance(call.parameters, parameters.Adopt):
-                    answer = await self._walls.adopt(
-                        lease, call.parameters.pid, fds, self._clock.now()
-                    )
-                    connection.answer(call, answer)
-                else:
-                    await self._let_in(connection, call, lease)
+            reply = await self._adoption.adopt(connection, call, fds)
+            self._answer(connection, call, reply)
         except LeasedError as refused:
             connection.answer(call, encode_error(refused))
         except OSError as error:
-            connection.answer(call, encode_error(DeviceError("join", error.errno or 0)))
+            connection.answer(call, encode_error(DeviceError("adopt", error.errno or 0)))
         finally:
             for fd in fds:
                 os.close(fd)

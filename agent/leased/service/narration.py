@@ -53,6 +53,7 @@ MESSAGE_ID: Final[dict[type[event.Event], str]] = {
     event.Fenced: "99e3ce16f0cc4251bcd540c32dc2631c",
     event.Unfenced: "19f2506b812b4231a22b0c067b33a89e",
     event.Preempted: "82a4f7daf28c404fb6645f3d7c1b50d1",
+    event.Adopted: "1d771fbfd1174c6a8f11c533971643d4",
     event.Recovered: "7231cc90576d46dd8ae9876fc994fb67",
     event.Voided: "9010cad0dd1d43e6bd2bea6a7e06c32d",
     event.SegmentEnd: "3af1ddef5ae14cbf8a39bdf651116414",
@@ -216,6 +217,9 @@ _SENTENCES: Final[Mapping[type[event.Event], Callable[[Any], str]]] = {
     ),
     event.Preempted: lambda e: (
         f"lost to lease {e.preemptor_lease_id.hex()[:8]} of {e.preemptor_tenant}"
+    ),
+    event.Adopted: lambda e: (
+        f"uid {e.operator_uid} brought process {e.pid} under it ({e.processes} in all)"
     ),
     event.Recovered: lambda e: (
         f"recovered: {e.kept_records} records rolled forward, {e.torn_bytes} torn bytes put aside"

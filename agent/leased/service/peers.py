@@ -51,7 +51,7 @@ def identify(sock: socket.socket, *, tenant_of: TenantOf, operator: bool) -> Cal
         pid=pid,
         tenant=tenant,
         operator=operator,
-        trust=_trust_of(pid, uid),
+        trust=trust_of(pid, uid),
     )
 
 
@@ -90,7 +90,7 @@ def _supplementary_groups(sock: socket.socket) -> tuple[int, ...]:
     return struct.unpack(f"{len(raw) // 4}I", raw)
 
 
-def _trust_of(pid: int, uid: int) -> Trust:
+def trust_of(pid: int, uid: int) -> Trust:
     """ROOT if the peer could undo its own walls: uid 0 with CAP_SYS_ADMIN, or any uid that holds
     it."""
     try:

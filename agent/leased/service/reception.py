@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from leased.service.adoption import Adoption
 from leased.service.dispatch import Dispatcher
 from leased.service.handover import Handover
 from leased.service.occupancy import Occupancy
@@ -69,5 +70,13 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
             handout=agent.devices.handout,
             access=agent.devices.access,
             find=table.find,
+        ),
+        adoption=Adoption(
+            sequencer=agent.sequencer,
+            adoptions=agent.devices.adoptions,
+            walls=walls,
+            entropy=agent.entropy,
+            tenant_of=agent.tenant_of,
+            ttl_ns_default=lambda: agent.sequencer.lessor.policy.ttl_ns_default,
         ),
     )

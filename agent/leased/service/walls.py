@@ -4,14 +4,13 @@ the kernel's business.
 
 Rule: the leaf exists and the reaper holds it before a process enters, so there is no instant at
 which somebody is inside a lease that would not be cut. Only the process that a pidfd proves is
-moved: the caller's own for Join, and for Adopt the one whose pidfd the operator sent.
+moved, which for Join is the caller's own.
 
 Does not decide who may join: the table answered that before we are asked.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -23,9 +22,6 @@ from leased.service.holders import Holders
 from leased.service.notifier import Notifier
 from leased.terms.errors import CallerError, PermissionDenied
 from leased.terms.lease import BOUND_TO_CGROUP, Lease, LeaseState
-from leased.terms.moment import Moment
-from leased.wire import replies
-from leased.wire.portrayal import portray_lease
 
 
 class Leaves(Protocol):
@@ -41,7 +37,7 @@ class Leaves(Protocol):
 
 
 class Walls:
-    """Join and Adopt."""
+    """Join, and what Adopt needs of a leaf."""
 
     def __init__(
         self,
@@ -78,22 +74,14 @@ class Walls:
             "LEASE_SOCKET": str(self._user_socket),
         }
 
-    async def adopt(self, lease: Lease, pid: int | None, fds: list[int], moment: Moment) -> bytes:
-        """Move a running process in, on an operator's word."""
-        if fds:
-            pid = _pid_of(fds[0])
-            pidfd = os.dup(fds[0])
-        elif pid is not None:
-            pidfd = os.pidfd_open(pid)
-        else:
-            raise CallerError("adopt needs a pidfd as descriptor 0, or pid")
-        try:
-            await self._enter(lease, pid, pidfd)
-        finally:
-            os.close(pidfd)
-        return replies.encode(replies.LeaseReply(portray_lease(lease, moment)))
-
     async def _enter(self, lease: Lease, pid: int, pidfd: int) -> None:
+        cgroup = await self.open_leaf(lease)
+        await self._leaves.join(lease, pid, pidfd)
+        self.watch(lease, cgroup)
+
+    async def open_leaf(self, lease: Lease) -> str:
+        """The lease's leaf, held by the reaper, so that somebody may enter. Raises CallerError,
+        DeviceError."""
         if lease.state not in (LeaseState.GRANTED, LeaseState.ACTIVE, LeaseState.DRAINING):
             raise CallerError(
                 f"the lease is {lease.state.name.lower()}: nobody can join it any more"
@@ -106,16 +94,10 @@ class Walls:
             if failed is not None:
                 raise failed
             self._custodian.set_cgroup(lease.lease_id, cgroup)
-        await self._leaves.join(lease, pid, pidfd)
-        if lease.pid == BOUND_TO_CGROUP:
+        return cgroup
+
+    def watch(self, lease: Lease, cgroup: str = "") -> None:
+        """Somebody is inside: a lease that is bound to its leaf ends when nobody is any more."""
+        cgroup = cgroup or self._custodian.of(lease.lease_id).cgroup
+        if lease.pid == BOUND_TO_CGROUP and cgroup:
             self._holders.watch_leaf(lease.lease_id, cgroup)
-
-
-def _pid_of(pidfd: int) -> int:
-    """The number behind a pidfd, in our pid namespace. Raises CallerError for anything that is
-    none."""
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
-        for line in info:
-            if line.startswith("Pid:"):
-                return int(line.split()[1])
-    raise CallerError("descriptor 0 is not a pidfd")

@@ -155,6 +155,15 @@ class GrantFailed(Command, frozen=True):
     errno: int
 
 
+class NoteAdoption(Command, frozen=True):
+    """Running work has been brought into a lease's leaf, on an operator's word."""
+
+    lease_id: LeaseId
+    operator_uid: int
+    pid: int
+    processes: int
+
+
 class Tick(Command, frozen=True):
     """Time has passed: expire, end drains, end waits."""
 

@@ -248,6 +248,15 @@ class HeadCountersigned(Event, frozen=True, array_like=True):
     signature: bytes
 
 
+class Adopted(LeaseEvent, frozen=True, array_like=True):
+    """An operator brought running work under the lease: `pid` and everybody below it, `processes`
+    in all."""
+
+    operator_uid: int
+    pid: int
+    processes: int
+
+
 class Recovered(Event, frozen=True, array_like=True):
     """Boot repaired the tail: records rolled forward, torn bytes put in quarantine."""
 
@@ -303,6 +312,7 @@ KIND: Final[dict[type[Event], int]] = {
     Fenced: 27,
     Unfenced: 28,
     Preempted: 29,
+    Adopted: 30,
     Recovered: 64,
     Voided: 65,
     SegmentEnd: 68,

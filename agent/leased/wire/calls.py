@@ -43,6 +43,7 @@ _TIER: Final = {name: TierKind(number) for number, name in enumerate(portrayal.T
 _PRIORITY: Final = {name: Priority(number) for number, name in enumerate(portrayal.PRIORITY)}
 _REASON: Final = {name: RevocationReason(number) for number, name in enumerate(portrayal.REASON)}
 _BOUND_KINDS: Final = frozenset({"mem", "block"})
+_ADOPTABLE: Final = frozenset({("gpu", None), ("cpu", None), ("mem", "budget"), ("block", "raw")})
 _BOUND_TO: Final = {"cgroup": BOUND_TO_CGROUP, "deadline": BOUND_TO_NOTHING}
 _T = TypeVar("_T")
 
@@ -69,6 +70,15 @@ def to_command(
     if make is not None:
         return make(call.parameters, caller, entropy)
     asked = call.parameters
+    if isinstance(asked, parameters.Adopt):
+        if (asked.lease_id is None) == (asked.resources is None):
+            raise InvalidParameter(
+                "lease_id", "exactly one of lease_id and resources must be given"
+            )
+        if asked.lease_id is not None:
+            return commands.Describe(CommandId(entropy()), caller, _lease_id(asked.lease_id))
+        meant = _adoptable(asked)
+        return _acquire(meant, asked.command_id, caller, entropy, pid, ttl_ns_default)
     if isinstance(asked, parameters.Acquire):
         return _acquire(asked, asked.command_id, caller, entropy, pid, ttl_ns_default)
     if isinstance(asked, parameters.Plan):
@@ -134,6 +144,26 @@ def _acquire(
     )
 
 
+def _adoptable(asked: parameters.Adopt) -> parameters.Acquire:
+    """What running work can be given. Raises InvalidParameter."""
+    for ask in asked.resources or ():
+        if (ask.kind, ask.shape) not in _ADOPTABLE:
+            raise InvalidParameter(
+                "resources",
+                "running work can be given GPUs, cores, memory as a budget and raw namespaces;"
+                " the rest comes as a descriptor, which nobody there would take",
+            )
+    return parameters.Acquire(
+        resources=asked.resources or [],
+        ttl_ns=asked.ttl_ns,
+        priority=asked.priority,
+        grace_ns=asked.grace_ns,
+        workload=asked.workload,
+        accounting_tag=asked.accounting_tag,
+        bind="cgroup",
+    )
+
+
 def _ask(ask: objects.Ask) -> Ask:
     return Ask(
         kind=_KIND[ask.kind],
@@ -174,7 +204,7 @@ def _release(
 
 
 def _describe(
-    asked: parameters.Describe | parameters.Join | parameters.Wait | parameters.Adopt,
+    asked: parameters.Describe | parameters.Join | parameters.Wait,
     caller: Caller,
     entropy: Entropy,
 ) -> Command:
@@ -269,7 +299,6 @@ _COMMANDS: Final[dict[type, Callable[..., Command]]] = {
     parameters.Describe: _describe,
     parameters.Join: _describe,
     parameters.Wait: _describe,
-    parameters.Adopt: _describe,
     parameters.List: _list,
     parameters.Watch: _watch,
     parameters.Why: _why,

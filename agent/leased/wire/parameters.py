@@ -221,9 +221,15 @@ class SetPolicy(Strict, frozen=True):
 class Adopt(Strict, frozen=True):
     """io.leased.Admin.Adopt"""
 
-    lease_id: HexId
+    lease_id: HexId | None = None
     command_id: HexId | None = None
     pid: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    resources: Asks | None = None
+    ttl_ns: Positive | None = None
+    priority: PriorityName | None = None
+    grace_ns: Count | None = None
+    workload: Label | None = None
+    accounting_tag: AccountingTag | None = None
 
 
 class Reload(Strict, frozen=True):

@@ -250,4 +250,4 @@ def test_stories_reach_every_kind_of_lease_event() -> None:
         desk, _ = story(seed)
         kinds |= {type(event) for event, _ in desk.history}
     lease_kinds = {kind for kind, number in events.KIND.items() if number in events.LEASE_KINDS}
-    assert lease_kinds - kinds == {events.Preempted}, "nothing preempts yet"
+    assert lease_kinds - kinds == {events.Preempted, events.Adopted}, "nobody adopts here"

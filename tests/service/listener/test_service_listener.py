@@ -191,7 +191,7 @@ async def test_a_descriptor_goes_with_its_own_call(
             answer = await boss.answer()
         os.close(pidfd)
         assert "error" not in answer, answer
-        assert house.host.devices.joined == [(bytes.fromhex(lease), os.getpid())]
+        assert house.host.devices.adoptions.moved == [(lease, os.getpid())]
 
 
 async def test_connections_leave_nothing_behind(

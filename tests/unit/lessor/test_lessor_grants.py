@@ -257,3 +257,14 @@ def test_nobody_elses_lease_can_be_touched(caller: commands.Caller) -> None:
     assert desk.release(lease, caller=caller) == Missing(lease.lease_id)
     assert len(desk.history) == sealed
     assert isinstance(desk.renew(lease, caller=OPERATOR), Changed)
+
+
+def test_an_adoption_is_on_record_and_changes_nothing() -> None:
+    desk = Desk()
+    lease = desk.lease()
+    before = desk.at(lease)
+    note = commands.NoteAdoption(desk.command_id(), lease.lease_id, 0, 4711, 3)
+    [event] = desk.propose(note).events
+    assert isinstance(event, events.Adopted) and event.subject == lease.subject
+    assert (event.operator_uid, event.pid, event.processes) == (0, 4711, 3)
+    assert desk.at(lease) == before

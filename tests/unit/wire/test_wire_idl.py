@@ -129,6 +129,7 @@ def names(members: type[enum.IntEnum]) -> list[str]:
         ("io.leased.Device", "ResourceKind", ResourceKind),
         ("io.leased.Device", "Tier", TierKind),
         ("io.leased.Admin", "RevocationReason", RevocationReason),
+        ("io.leased.Admin", "Priority", Priority),
     ],
 )
 def test_closed_sets_are_those_of_the_terms(

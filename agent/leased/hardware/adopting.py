@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adopting: running work that a lease is granted for, brought into the lease's leaf while it is
+prepared.
+
+Rule: it is inside before any device is looked at, so that what it has open already is its own
+lease's; and it is put back if the lease does not come about. Nothing is killed by a grant that
+failed.
+
+Does not decide who may be adopted (`adoption.tree`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from leased.hardware.adoption.carrying import Move, Moved, Undo
+from leased.hardware.adoption.tree import Process
+from leased.hardware.calls import CgroupFacts
+from leased.hardware.crew import Crew
+from leased.terms.errors import DeviceError
+from leased.terms.identity import CommandId, LeaseId
+from leased.terms.lease import Lease
+
+Request = tuple[int, CommandId]
+"""(uid, command id): what a lease is known by before there is one."""
+
+_WORKER = "adoption"
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """Whose a process is, and how many there are in its tree."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    processes: int
+
+
+class Adoptions:
+    """Who is to be moved where, and who has been."""
+
+    def __init__(self, crew: Crew, facts: Callable[[], Awaitable[CgroupFacts]]) -> None:
+        self._crew = crew
+        self._facts = facts
+        self._wanted: dict[Request, tuple[int, int]] = {}
+        self._moved: dict[LeaseId, tuple[str, tuple[Process, ...]]] = {}
+
+    async def inspect(self, pid: int, pidfd: int) -> Owner:
+        """Whose the process is. Raises DeviceError(EPERM) for a tree that must be left alone."""
+        root = (await self._facts()).path
+        seen = await self._ask(Move(pid, root, root, self._crew.exempted, True), pidfd)
+        return Owner(seen.uid, seen.gid, seen.groups, len(seen.processes))
+
+    def want(self, request: Request, pid: int, pidfd: int) -> None:
+        """The lease that this request gets is for that process. The pidfd stays the caller's, open
+        until `settle`."""
+        self._wanted[request] = (pid, pidfd)
+
+    def settle(self, request: Request, lease_id: LeaseId | None) -> None:
+        """The request has its answer: forget it."""
+        self._wanted.pop(request, None)
+        if lease_id is not None:
+            self._moved.pop(lease_id, None)
+
+    async def move_wanted(self, lease: Lease, leaf: str) -> None:
+        """Move whom the lease was asked for, if it was. Raises DeviceError; then nobody is
+        moved."""
+        wanted = self._wanted.get((lease.subject.uid, lease.command_id))
+        if wanted is None:
+            return
+        if not leaf:
+            raise DeviceError("adopt", errno.EINVAL, "the lease has no leaf")
+        self._moved[lease.lease_id] = (leaf, await self.move(leaf, *wanted))
+
+    async def move(self, leaf: str, pid: int, pidfd: int) -> tuple[Process, ...]:
+        """Move a tree; whom it was. Raises DeviceError; then nobody is moved."""
+        root = os.path.dirname(leaf)
+        moved = await self._ask(Move(pid, leaf, root, self._crew.exempted), pidfd)
+        return moved.processes
+
+    def moved_for(self, lease_id: LeaseId) -> int:
+        """How many processes were moved while the lease was prepared."""
+        return len(self._moved.get(lease_id, ("", ()))[1])
+
+    async def put_back(self, lease_id: LeaseId) -> None:
+        """The lease did not come about: everybody goes back where they were. Raises DeviceError."""
+        leaf, processes = self._moved.pop(lease_id, ("", ()))
+        if processes:
+            await self._crew.task(_WORKER, "adoption", "undo", Undo(leaf, processes), Moved)
+
+    async def _ask(self, asked: Move, pidfd: int) -> Moved:
+        return await self._crew.task(_WORKER, "adoption", "move", asked, Moved, fds=(pidfd,))

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carrying: what a worker does to bring a process tree into a lease's cgroup, and to put it back.
+
+Rule: all of the tree or none of it. Whoever is forked by one that has been moved is born inside; so
+the tree is read again until nobody of it is outside. Each is moved by the pidfd that was opened
+before it was looked at. Pages that it has already stay charged where they were.
+
+Does not decide whether the lease may have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from leased.hardware import cgroup
+from leased.hardware.adoption.tree import Process, descendants, look, refuse
+from leased.terms.errors import DeviceError
+
+PASSES_MAX = 16
+"""A tree that still has somebody outside after so many looks forks faster than it can be moved."""
+
+
+class Move(msgspec.Struct, frozen=True, array_like=True):
+    """Whom to move where. `leaf` is the leaf's directory, `root` that of all leaves. `only_look`:
+    whether it could be moved, and whose it is."""
+
+    pid: int
+    leaf: str
+    root: str
+    exempt: tuple[tuple[int, int], ...]
+    only_look: bool = False
+
+
+class Moved(msgspec.Struct, frozen=True, array_like=True):
+    """Who is inside now that was not, and where each came from; and whose the first of them is."""
+
+    processes: tuple[Process, ...]
+    uid: int = -1
+    gid: int = -1
+    groups: tuple[int, ...] = ()
+
+
+class Undo(msgspec.Struct, frozen=True, array_like=True):
+    """Put back whoever of these is still in the leaf."""
+
+    leaf: str
+    processes: tuple[Process, ...]
+
+
+def move(asked: Move, fds: Sequence[int]) -> Moved:
+    """Move the tree of the process whose pidfd comes with the call. Raises DeviceError."""
+    cgroup.check_pid(asked.pid, fds[0])
+    mount = cgroup.mount_of(asked.root)
+    leases, leaf = (path.removeprefix(mount) for path in (asked.root, asked.leaf))
+    moved: dict[tuple[int, int], Process] = {}
+    try:
+        for _ in range(PASSES_MAX):
+            outside = [
+                process
+                for process in descendants(asked.pid)
+                if (process.pid, process.started) not in moved and not process.ended
+            ]
+            for process in outside:
+                refuse(process, exempt=dict(asked.exempt), leases=leases, leaf=leaf)
+            outside = [process for process in outside if process.home != leaf]
+            if asked.only_look or not outside:
+                return _moved(asked.pid, outside if asked.only_look else moved.values())
+            for process in outside:
+                if _enter(asked.leaf, process):
+                    moved[process.pid, process.started] = process
+        raise DeviceError("adopt", errno.EAGAIN, "it forks faster than it can be moved")
+    except DeviceError:
+        undo(Undo(asked.leaf, tuple(moved.values())), ())
+        raise
+
+
+def undo(asked: Undo, fds: Sequence[int]) -> Moved:
+    """Put them back, as far as their cgroups are still there; those forked meanwhile go where their
+    parents go."""
+    del fds
+    mount = cgroup.mount_of(asked.leaf)
+    homes = {process.pid: process.home for process in asked.processes}
+    back: list[Process] = []
+    for pid in _inside(asked.leaf):
+        process = look(pid)
+        ancestor = pid
+        while ancestor not in homes and ancestor > 1:
+            above = look(ancestor)
+            ancestor = above.parent if above is not None else 0
+        if process is not None and ancestor in homes:
+            with contextlib.suppress(DeviceError):
+                cgroup.write(f"{mount}{homes[ancestor]}/cgroup.procs", str(pid))
+                back.append(process)
+    return Moved(tuple(back))
+
+
+def _enter(leaf: str, process: Process) -> bool:
+    """Move one; False if it has exited meanwhile. Raises DeviceError."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError:
+        return False
+    try:
+        now = look(process.pid)
+        if now is None or now.started != process.started:
+            return False
+        cgroup.join(leaf, process.pid, pidfd)
+    except DeviceError as error:
+        if error.errno == errno.ESRCH:
+            return False
+        raise
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def _inside(leaf: str) -> list[int]:
+    try:
+        with open(f"{leaf}/cgroup.procs", encoding="ascii") as procs:
+            return [int(line) for line in procs]
+    except OSError:
+        return []
+
+
+def _moved(pid: int, processes: Iterable[Process]) -> Moved:
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+            said = dict(line.split(":", 1) for line in status if ":" in line)
+    except OSError as error:
+        raise DeviceError("adopt", errno.ESRCH, f"process {pid} has exited") from error
+    uid, gid = (int(said[name].split()[0]) for name in ("Uid", "Gid"))
+    groups = tuple(int(word) for word in said.get("Groups", "").split())
+    return Moved(tuple(processes), uid, gid, groups)
+
+
+VERBS = {"move": (Move, move), "undo": (Undo, undo)}

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process tree: who descends from whom, as /proc tells it, and who must be left alone.
+
+Rule: a number is no identity: each process is known by its start time too. Left alone are the
+kernel's threads, pid 1, our own processes, and whoever is inside a lease already; one of them in
+the tree refuses the whole tree, by name.
+
+Does not move anybody (`carrying`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from leased.terms.errors import DeviceError
+
+_KERNEL_THREAD = 0x00200000
+"""PF_KTHREAD of the flags in /proc/P/stat."""
+
+
+class Process(msgspec.Struct, frozen=True, array_like=True):
+    """One process as one look saw it. `home` is its path in the cgroup v2 tree."""
+
+    pid: int
+    started: int
+    parent: int
+    name: str
+    kernel: bool
+    ended: bool
+    home: str
+
+
+def look(pid: int) -> Process | None:
+    """The process of that number now; None if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            head, _, tail = file.read().rpartition(b")")
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            homes = [line[3:].rstrip("\n") for line in file if line.startswith("0::")]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = tail.split()
+    name = head.partition(b"(")[2].decode("utf-8", "replace")
+    return Process(
+        pid,
+        int(fields[19]),
+        int(fields[1]),
+        name,
+        bool(int(fields[6]) & _KERNEL_THREAD),
+        fields[0] in (b"Z", b"X"),
+        homes[0] if homes else "/",
+    )
+
+
+def descendants(root: int) -> list[Process]:
+    """The process and everybody below it, parents first. Empty if it is gone."""
+    everyone = [look(int(entry)) for entry in os.listdir("/proc") if entry.isdecimal()]
+    by_parent: dict[int, list[Process]] = {}
+    for process in everyone:
+        if process is not None:
+            by_parent.setdefault(process.parent, []).append(process)
+    found = [process for process in everyone if process is not None and process.pid == root]
+    for process in found:  # grows while it is walked
+        found.extend(by_parent.get(process.pid, ()))
+    return found
+
+
+def refuse(process: Process, *, exempt: Mapping[int, int], leases: str, leaf: str) -> None:
+    """Raise DeviceError for one that must be left alone. `leases` is the cgroup that every lease's
+    leaf is in and `leaf` the one that it may be in, as paths of the v2 tree."""
+    why = ""
+    if process.pid == 1:
+        why = "it is the init process"
+    elif process.kernel:
+        why = "it is a thread of the kernel"
+    elif exempt.get(process.pid) == process.started:
+        why = "it is the agent's own"
+    elif process.home != leaf and f"{process.home}/".startswith(f"{leases}/"):
+        why = f"it is in lease {process.home.rpartition('/')[2][:8]} already"
+    if why:
+        detail = f"process {process.pid} ({process.name}) cannot be adopted: {why}"
+        raise DeviceError("adopt", errno.EPERM, detail)
