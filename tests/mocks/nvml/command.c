@@ -391,6 +391,14 @@ static int do_used(struct order *order)
 	return 0;
 }
 
+static uint64_t nonzero(const unsigned char *bytes, uint64_t count)
+{
+	uint64_t found = 0;
+	for (uint64_t i = 0; i < count; i++)
+		found += bytes[i] != 0;
+	return found;
+}
+
 /* dirty GPU: bytes of free memory that are not zero. */
 static int do_dirty(struct order *order)
 {
@@ -400,12 +408,14 @@ static int do_dirty(struct order *order)
 	sweep(gpu);
 	for (uint64_t i = 0; i < chunk_count(gpu); i++) {
 		const struct chunk *const it = &chunks_of(gpu)[i];
-		if (it->allocation || (!it->stored && !it->fill))
+		if (it->allocation)
 			continue;
-		if (memory_read(gpu, (uint32_t)i, 0, chunk, CHUNK_BYTES))
+		if (!it->stored)
+			dirty += nonzero((const unsigned char *)&it->fill, 4) * (CHUNK_BYTES / 4);
+		else if (memory_read(gpu, (uint32_t)i, 0, chunk, CHUNK_BYTES))
 			return say(order, "cannot read chunk %llu", (unsigned long long)i);
-		for (uint64_t at = 0; at < CHUNK_BYTES; at++)
-			dirty += chunk[at] != 0;
+		else
+			dirty += nonzero(chunk, CHUNK_BYTES);
 	}
 	say(order, "%llu", (unsigned long long)dirty);
 	return 0;

@@ -321,3 +321,19 @@ EXPORTED CUresult cuEventElapsedTime(float *ms, CUevent from, CUevent to)
 	*ms = (float)((double)(to->at_ns - from->at_ns) / 1e6);
 	return cuda_leave(CUDA_SUCCESS);
 }
+
+/* A process that ends in good order takes its contexts down, as the real library does. */
+__attribute__((destructor)) static void end(void)
+{
+	for (int i = 0; i < DEVICES_MAX; i++) {
+		struct cuda_device *const device = cuda_device(i);
+		if (!device || !device->client || cuda_enter("exit", i))
+			continue;
+		struct client *const client = cuda_client(device);
+		if (client) {
+			client_running(client, false);
+			client_end(client, device->fd);
+		}
+		cuda_leave(CUDA_SUCCESS);
+	}
+}

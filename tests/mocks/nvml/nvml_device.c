@@ -29,11 +29,6 @@ EXPORTED nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count)
 	return NVML_SUCCESS;
 }
 
-EXPORTED nvmlReturn_t nvmlDeviceGetCount(unsigned *count)
-{
-	return nvmlDeviceGetCount_v2(count);
-}
-
 /* Attach, then give the handle. */
 static nvmlReturn_t give(struct target target, nvmlDevice_t *device)
 {
@@ -59,11 +54,6 @@ EXPORTED nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t
 	return NVML_ERROR_INVALID_ARGUMENT;
 }
 
-EXPORTED nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned index, nvmlDevice_t *device)
-{
-	return nvmlDeviceGetHandleByIndex_v2(index, device);
-}
-
 static void bus_id(const struct gpu *gpu, int digits, char *to, size_t size)
 {
 	snprintf(to, size, "%0*X:%02X:%02X.0", digits, gpu->pci_domain, gpu->pci_bus,
@@ -85,11 +75,6 @@ EXPORTED nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *address, nvml
 			return give((struct target){ gpu, NONE, NONE }, device);
 	}
 	return NVML_ERROR_NOT_FOUND;
-}
-
-EXPORTED nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char *address, nvmlDevice_t *device)
-{
-	return nvmlDeviceGetHandleByPciBusId_v2(address, device);
 }
 
 EXPORTED nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device)

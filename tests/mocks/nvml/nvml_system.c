@@ -59,11 +59,6 @@ EXPORTED nvmlReturn_t nvmlInit_v2(void)
 	return begin(__func__);
 }
 
-EXPORTED nvmlReturn_t nvmlInit(void)
-{
-	return begin("nvmlInit_v2");
-}
-
 EXPORTED nvmlReturn_t nvmlInitWithFlags(unsigned flags)
 {
 	WANT(!(flags & ~7u), NVML_ERROR_INVALID_ARGUMENT);
