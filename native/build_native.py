@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the C side: the extension `leased._native` and the static `leased-reaper`.
+"""Build the C side: the extension `leased._native`, the static `leased-reaper`, and `leased-rdma`.
 
 Rule: our own files are compiled with every warning an error; only the C that cffi writes is not. A
 build depends on nothing but a C compiler, cffi and setuptools. Run as a script it builds in place
-(the extension beside the package, the reaper in native/build); `hatch_build` calls the same
+(the extension beside the package, the programs in native/build); `hatch_build` calls the same
 functions for the wheel.
 
 Does not install anything.
@@ -104,6 +104,18 @@ def build_reaper(into: Path, *, sanitize: bool = False) -> Path:
     return target
 
 
+def build_rdma(into: Path, *, sanitize: bool = False) -> Path:
+    """Build leased-rdma into directory `into` and return its path. Dynamic: it loads libibverbs,
+    where there is one, when it runs."""
+    into.mkdir(parents=True, exist_ok=True)
+    target = into / ("leased-rdma-asan" if sanitize else "leased-rdma")
+    fresh = into / f".{target.name}.{os.getpid()}"
+    sources = sorted((NATIVE / "rdma").glob("*.c"))
+    run(compiler(), *STRICT, *(SANITIZE if sanitize else HARDEN), *sources, "-ldl", "-o", fresh)
+    fresh.replace(target)
+    return target
+
+
 def build_checks(into: Path) -> Path:
     """Build native/test under ASan and UBSan and return the program."""
     into.mkdir(parents=True, exist_ok=True)
@@ -125,9 +137,10 @@ def build_checks(into: Path) -> Path:
 
 
 def main() -> int:
-    """Build both in place and say where they are."""
+    """Build all in place and say where they are."""
     print(build_extension(PACKAGE))
     print(build_reaper(BUILD))
+    print(build_rdma(BUILD))
     return 0
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The wheel's build hook: compile the C side and put it into the wheel.
 
-Rule: the wheel carries the extension as leased/_native.*.so and the reaper as
-leased/bin/leased-reaper; it is a platform wheel. An editable install gets the extension beside the
-package, where the import looks for it.
+Rule: the wheel carries the extension as leased/_native.*.so and the programs in leased/bin; it is a
+platform wheel. An editable install gets the extension beside the package, where the import looks
+for it.
 
 Does not compile by itself: `build_native` does.
 """
@@ -20,7 +20,7 @@ NATIVE = Path(__file__).resolve().parent
 
 
 class NativeBuildHook(BuildHookInterface[Any]):
-    """Builds both programs before a wheel is put together."""
+    """Builds everything before a wheel is put together."""
 
     PLUGIN_NAME = "custom"
 
@@ -33,10 +33,14 @@ class NativeBuildHook(BuildHookInterface[Any]):
             sys.path.remove(str(NATIVE))
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
-        reaper = build_native.build_reaper(build_native.BUILD)
+        programs = [
+            build_native.build_reaper(build_native.BUILD),
+            build_native.build_rdma(build_native.BUILD),
+        ]
         if version == "editable":
             build_native.build_extension(build_native.PACKAGE)
             return
         extension = build_native.build_extension(build_native.BUILD)
         build_data["force_include"][str(extension)] = f"leased/{extension.name}"
-        build_data["force_include"][str(reaper)] = "leased/bin/leased-reaper"
+        for program in programs:
+            build_data["force_include"][str(program)] = f"leased/bin/{program.name}"

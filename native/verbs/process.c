@@ -21,6 +21,9 @@
 #ifndef SYS_process_mrelease
 #define SYS_process_mrelease 448
 #endif
+#ifndef SYS_pidfd_getfd
+#define SYS_pidfd_getfd 438
+#endif
 
 /* A descriptor of process `pid`, close-on-exec. */
 int leased_pidfd_open(int pid)
@@ -61,6 +64,13 @@ int leased_process_mrelease(int pidfd)
 	if (syscall(SYS_process_mrelease, pidfd, 0) == 0 || errno == ESRCH)
 		return 0;
 	return -errno;
+}
+
+/* A duplicate of descriptor `number` of the process, close-on-exec. Needs the right to trace it. */
+int leased_pidfd_take(int pidfd, int number)
+{
+	int fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
+	return fd < 0 ? -errno : fd;
 }
 
 /* SIGKILL me when the thread that forked me ends: for our own workers only. */

@@ -37,6 +37,7 @@ from leased.service.handover import Handover
 from leased.service.holders import Holders
 from leased.service.listener import Listener
 from leased.service.notifier import Notifier
+from leased.service.peering import Peering
 from leased.service.questions import Questions
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
@@ -61,6 +62,7 @@ from tests.doubles.disk import MemoryDisk
 from tests.doubles.held import HeldDevices, HeldJournal, HoldingReaper
 from tests.doubles.journal import DiskCommitter
 from tests.doubles.logs import MACHINE, ORIGIN, CountedEntropy
+from tests.doubles.peers import FakePeers
 
 SEGMENT_BYTES = 2 << 20
 """Large enough that no test fills one: switching would take a thread."""
@@ -103,6 +105,7 @@ class Host:
         self.devices = HeldDevices(inventory)
         self.reaper = HoldingReaper(self.clock)
         self.devices.in_use = self._in_use
+        self.peers = FakePeers(self.devices)
         self.entropy = CountedEntropy()
         self._asked = 0
 
@@ -229,7 +232,9 @@ class Agent:
         )
         submit = self.sequencer.submit_own
         self.custodian = Custodian()
-        self.holders = Holders(submit)
+        self.lost_owners: list[LeaseId] = []
+        self.reports: list[tuple[LeaseId, str, bytes]] = []
+        self.holders = Holders(submit, self.lost_owners.append)
         self.feed = Feed(self.lessor.table.find)
         self.telemetry = Telemetry(
             clock=host.clock,
@@ -253,6 +258,10 @@ class Agent:
             holders=self.holders,
             sampler=self.telemetry,
             submit=submit,
+            tell_report=lambda lease_id, step, report, _: self.reports.append(
+                (lease_id, step, report)
+            ),
+            withdrawal=host.peers,
         )
         self.notifier: Notifier | None = None
         self.listener: Listener | None = None
@@ -323,6 +332,12 @@ class Agent:
             walls=walls,
             streams=streams,
             questions=self._questions(streams),
+            peering=Peering(
+                remote=self.host.peers,
+                ask=streams.ask,
+                clock=clock,
+                entropy=self.host.entropy,
+            ),
             clock=clock,
             entropy=self.host.entropy,
             ttl_ns_default=lambda: self.host.policy.ttl_ns_default,

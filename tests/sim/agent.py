@@ -78,6 +78,9 @@ class NoHolders:
     def bind(self, lease_id: LeaseId, pid: int) -> None:
         pass
 
+    def watch_owners(self, lease_id: LeaseId, cgroup: str) -> None:
+        pass
+
     def forget(self, lease_id: LeaseId) -> None:
         pass
 

@@ -15,6 +15,7 @@ from leased.client import plain
 from leased.client.acquisition import acquire
 from leased.client.faults import AgentUnavailable, CallTimeout, LeaseLost, Refused, RemoteError
 from leased.client.holding import Holding
+from leased.client.peers import PeerEnd, connect_peer, disconnect_peer
 from leased.client.session import ADMIN_SOCKET, SOCKET, Session, connect
 from leased.client.wants import want
 
@@ -25,11 +26,14 @@ __all__ = [
     "CallTimeout",
     "Holding",
     "LeaseLost",
+    "PeerEnd",
     "Refused",
     "RemoteError",
     "Session",
     "acquire",
     "connect",
+    "connect_peer",
+    "disconnect_peer",
     "plain",
     "want",
 ]

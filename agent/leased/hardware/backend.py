@@ -8,8 +8,8 @@ a lease whose `prepare` failed half-way or whose agent has been restarted since:
 hardware, not at what this process remembers.
 
 Order: the leaf is made, memory is created, `prepare` of each backend, then the leaf's device
-filter with every backend's rules. After the cut: `scrub` of each backend in the reverse order, then
-memory, then `prove`.
+filter with every backend's rules. Where there is time before the cut, `withdraw`; after it `scrub`
+of each backend in the reverse order, then memory, then `prove`.
 
 Does not decide what is fenced: it names what is unproven.
 """
@@ -116,4 +116,16 @@ class Watchful(Protocol):
     async def watch(self, noticed: Callable[[], None]) -> None:
         """Run until cancelled; call `noticed`, a reason to look again, whenever something is
         heard."""
+        ...
+
+
+@runtime_checkable
+class Withdraws(Protocol):
+    """A backend that can end access in order, before whoever is in the leaf is killed."""
+
+    async def withdraw(
+        self, lease: Lease, allotments: Sequence[Allotment]
+    ) -> tuple[StepReport, ...]:
+        """End what others reach, as far as that takes no longer than a moment. What it does not
+        do, the cut and `scrub` do. Raises DeviceError."""
         ...

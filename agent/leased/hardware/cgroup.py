@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from leased.hardware import leaves
 from leased.hardware.calls import CgroupFacts, MakeLeaf
 from leased.hardware.verbs import DeviceRule, attach_filter, load_filter
 from leased.terms.errors import DeviceError
@@ -188,7 +189,7 @@ def join(path: str, pid: int, pidfd: int) -> None:
     """Move `pid` into the leaf; `pidfd` proves that the number is still its own."""
     check_pid(pid, pidfd)
     before = Path(f"/proc/{pid}/cgroup").read_text("utf-8")
-    write(os.path.join(path, "cgroup.procs"), str(pid))
+    write(os.path.join(leaves.inside(path), "cgroup.procs"), str(pid))
     if not _exited(pidfd):
         # Alive now, so the number was its own all along: it is not given away before the exit.
         return
@@ -221,7 +222,7 @@ def _exited(pidfd: int) -> bool:
 
 def _put_back(leaf: str, pid: int, before: str) -> None:
     """Whoever got the number meanwhile does not belong here: back to where the v2 line says."""
-    procs = Path(leaf, "cgroup.procs").read_text("ascii").split()
+    procs = Path(leaves.inside(leaf), "cgroup.procs").read_text("ascii").split()
     home = [line[3:] for line in before.splitlines() if line.startswith("0::")]
     unified, _ = find_mounts(Path("/proc/self/mountinfo").read_text("utf-8"))
     if str(pid) in procs and home and unified is not None:
@@ -259,7 +260,7 @@ def close_leaf(
     end_ns = time.monotonic_ns() + patience_ns
     while True:
         try:
-            os.rmdir(path)
+            leaves.remove(path)
             return memory_bytes, hugetlb_bytes, 0
         except FileNotFoundError:
             return memory_bytes, hugetlb_bytes, 0

@@ -46,14 +46,16 @@ from leased.hardware.pieces import Piece, is_handed_out, leaf_call, memory_piece
 from leased.hardware.pools import PoolLedgers
 from leased.hardware.preparing import Preparer, leaf_path
 from leased.hardware.proving import Prover
+from leased.hardware.rdma.backend import RdmaBackend
 from leased.hardware.usage.carrying import Search, User, Users
 from leased.ports import Access, Holder, Prepared
 from leased.terms.bounds import Bounds, publish
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
+from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Absence, Allotment, Inventory, Resource, ResourceKind
-from leased.terms.teardown import ProofReport, ScrubReport
+from leased.terms.teardown import ProofReport, ScrubReport, StepReport
 
 CUT_BUDGET_NS = 5_000_000_000
 """What the reaper is told where nothing else is configured (`timing.cut`)."""
@@ -184,6 +186,27 @@ class Devices:
         except DeviceError:
             close_all([fd for _, fd in opened])
             raise
+
+    async def withdraw(self, lease: Lease) -> tuple[StepReport, ...]:
+        """Before the cut: end in order what remote peers reach, in a moment or not at all. What
+        was done."""
+        if not self._fittings.withdraws(lease):
+            return ()
+        with trio.move_on_after(self._config.rdma.withdraw_budget_ns / NS_PER_S):
+            try:
+                return await self._fittings.withdraw(lease)
+            except DeviceError:
+                return ()  # the cut ends it all the same, and the proof looks for what is left
+        return ()
+
+    def withdraws(self, lease: Lease) -> bool:
+        """Whether `withdraw` has anything to do."""
+        return self._fittings.withdraws(lease)
+
+    @property
+    def remote(self) -> RdmaBackend:
+        """Where remote peers are connected."""
+        return next(one for one in self._backends if isinstance(one, RdmaBackend))
 
     async def access(self, lease: Lease) -> tuple[Access, ...]:
         """What the holder must know to use the lease. Raises DeviceError."""

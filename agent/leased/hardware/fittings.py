@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import trio
 
-from leased.hardware.backend import Backend, Verdict, Wiped
+from leased.hardware.backend import Backend, Verdict, Wiped, Withdraws
 from leased.hardware.calls import Filter
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
@@ -130,6 +130,18 @@ class Fittings:
                 os.close(fd)
             raise DeviceError("handout", error.errno or errno.EIO, str(error)) from error
         return opened
+
+    def withdraws(self, lease: Lease) -> bool:
+        """Whether any part can be ended in order."""
+        return any(isinstance(backend, Withdraws) for backend, _ in self.parts(lease))
+
+    async def withdraw(self, lease: Lease) -> tuple[StepReport, ...]:
+        """End in order what can be, before the cut. Raises DeviceError."""
+        steps: tuple[StepReport, ...] = ()
+        for backend, allotments in reversed(self.parts(lease)):
+            if isinstance(backend, Withdraws):
+                steps += await backend.withdraw(lease, allotments)
+        return steps
 
     async def scrub(self, lease: Lease) -> Wiped:
         """Every part made clean, or not; raises the first DeviceError when all have been tried."""

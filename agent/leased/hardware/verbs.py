@@ -162,6 +162,11 @@ def char_device(path: str) -> tuple[int, int] | None:
     return int(major[0]), int(minor[0])
 
 
+def take_descriptor(pidfd: int, number: int) -> int:
+    """A duplicate of another process's descriptor; needs the right to trace it."""
+    return _checked("pidfd_take", lib.leased_pidfd_take(pidfd, number))
+
+
 def die_with_parent() -> None:
     """SIGKILL this process when the thread that forked it ends."""
     _checked("die_with_parent", lib.leased_die_with_parent())

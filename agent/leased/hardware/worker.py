@@ -63,8 +63,15 @@ _OOM_SCORE = b"1000"
 _ENCODER = msgspec.msgpack.Encoder()
 _BATCHES = msgspec.msgpack.Decoder(Batch)
 _ANSWERS = msgspec.msgpack.Decoder(Answers)
-BACKENDS = ("gpu", "block", "rdma", "dax", "usage", "adoption")
-"""Whose `carrying` a worker may load; each is loaded when first asked for, so that a worker for
+BACKENDS = {
+    "gpu": "leased.hardware.gpu.carrying",
+    "block": "leased.hardware.block.carrying",
+    "rdma": "leased.hardware.rdma.carrying",
+    "dax": "leased.hardware.dax.carrying",
+    "usage": "leased.hardware.usage.carrying",
+    "adoption": "leased.hardware.adoption.carrying",
+}
+"""What a worker may load; each is loaded when first asked for, so that a worker for
 memory does not carry the vendors' libraries around."""
 
 _CONTROL_BYTES = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
@@ -198,7 +205,7 @@ def _carry(call: Task, fds: list[int]) -> Result:
     ours."""
     if call.backend not in BACKENDS:
         raise DeviceError("worker", errno.ENOSYS, call.backend)
-    carrying = importlib.import_module(f"leased.hardware.{call.backend}.carrying")
+    carrying = importlib.import_module(BACKENDS[call.backend])
     takes, carry_out = carrying.VERBS[call.verb]
     argument = msgspec.msgpack.decode(call.argument, type=takes)
     return Result(_ENCODER.encode(carry_out(argument, fds)))

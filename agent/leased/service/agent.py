@@ -150,7 +150,7 @@ class Agent:
             journal=opened.journal, directory=config.paths.audit_dir, next_seq=sealer.head.size
         )
         self.feed = Feed(lessor.table.find)
-        self.holders = Holders(submit)
+        self.holders = Holders(submit, self._lose_owner)
         self.notifier = Notifier(config.paths.leases_dir)
         self.ticker = Ticker(lessor=lessor, clock=clock, submit=submit)
         self.telemetry = Telemetry(
@@ -191,6 +191,7 @@ class Agent:
             sampler=self.telemetry,
             submit=submit,
             tell_report=self.journald.tell_report,
+            withdrawal=self.devices,
         )
         return grantor, reclaimer
 
@@ -273,6 +274,12 @@ class Agent:
         )
         revoke = Revoke(NO_COMMAND, self._operator(), lease_id, RevocationReason.REAPER_LOST)
         self.sequencer.submit_own(revoke)
+
+    def _lose_owner(self, lease_id: LeaseId) -> None:
+        """The process that held what the lease comes with has ended, and nobody told it to."""
+        self.journald.say(f"lease {lease_id.hex()}: what held its hardware has ended; it is over")
+        reason = RevocationReason.DEVICE_UNHEALTHY
+        self.sequencer.submit_own(Revoke(NO_COMMAND, self._operator(), lease_id, reason))
 
     @staticmethod
     def _operator() -> Caller:

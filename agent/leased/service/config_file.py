@@ -26,7 +26,7 @@ from leased.hardware.config import EscapeePolicy, HardwareConfig
 from leased.hardware.dax.config import DaxConfig
 from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.facts import Question
-from leased.hardware.rdma.config import RdmaConfig
+from leased.hardware.rdma.config import PEERS_MAX, RdmaConfig, Windows
 from leased.service import config
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId, parse_tenant
@@ -132,6 +132,12 @@ def _range(value: Any) -> tuple[int, int]:
     elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= ID_MAX:
         return value, value
     raise ValueError('a number, or a range such as "1000-1999"')
+
+
+def _peers(value: Any) -> int:
+    if not 1 <= _integer(value) <= PEERS_MAX:
+        raise ValueError(f"a number from 1 to {PEERS_MAX}")
+    return int(value)
 
 
 def _unmapped(value: Any) -> str:
@@ -255,7 +261,16 @@ _GPU_KEYS: Final[Keys] = {
     "scrub_rate": ("scrub_bytes_per_s", _size),
 }
 _BLOCK_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
-_RDMA_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
+_RDMA_KEYS: Final[Keys] = {
+    "offer": ("offer", _flag),
+    "devices": ("devices", lambda value: _rows(value, _text)),
+    "windows": ("windows", lambda value: Windows(_choice(tuple(Windows), value))),
+    "program": ("program", _text),
+    "peers_max": ("peers_max", _peers),
+    "gid_index": ("gid_index", lambda value: -1 if value == "auto" else _integer(value)),
+    "prober": ("prober", _text),
+    "withdraw_budget": ("withdraw_budget_ns", _duration),
+}
 _DAX_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
 _HARDWARE_KEYS: Final[Keys] = {
     "cgroup_root": ("cgroup_root", _text),

@@ -23,6 +23,7 @@ from leased.service.adoption import Adoption
 from leased.service.connection import Connection
 from leased.service.evidence import NO_COMMAND
 from leased.service.handover import Handover, portray_access, portray_fds
+from leased.service.peering import Peering
 from leased.service.questions import Questions
 from leased.service.sequencer import Sequencer
 from leased.service.streams import Streams
@@ -51,6 +52,7 @@ class Dispatcher:
         walls: Walls,
         streams: Streams,
         questions: Questions,
+        peering: Peering,
         clock: Clock,
         entropy: Entropy,
         ttl_ns_default: Callable[[], int],
@@ -79,6 +81,8 @@ class Dispatcher:
             parameters.AuditHead: questions.tell_head,
             parameters.TelemetryRead: questions.tell_samples,
             parameters.Status: questions.tell_status,
+            parameters.Connect: peering.connect,
+            parameters.Disconnect: peering.disconnect,
         }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

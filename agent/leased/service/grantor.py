@@ -191,6 +191,8 @@ class Grantor:
                 continue
             self._submit(Activate(NO_COMMAND, lease.lease_id, made.evidence))
             self._holders.bind(lease.lease_id, lease.pid)
+            if made.cgroup:
+                self._holders.watch_owners(lease.lease_id, made.cgroup)
             active = msgspec.structs.replace(lease, state=LeaseState.ACTIVE)
             for held in self._preparing.pop(lease.lease_id):
                 assert isinstance(held.reply, Granted)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holders: the processes that leases are bound to, watched by pidfd; and leaf cgroups, watched for
-running empty.
+"""Holders: the processes that leases are bound to, watched by pidfd; and cgroups, watched for
+running empty: a leaf that the holder's processes have left, and an owner's room in it
+(`hardware.leaves`), without whom the lease is lost.
 
 Rule: identity is the pidfd, never the number. A connection enrols its peer once; every lease bound
 to it shares that pidfd. When it becomes readable the process is gone, and each of its leases is
@@ -14,9 +15,11 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Callable
 
 import trio
 
+from leased.hardware.leaves import owners
 from leased.ports import Submit
 from leased.service.evidence import NO_COMMAND
 from leased.terms.command import HolderGone
@@ -26,8 +29,9 @@ from leased.terms.identity import LeaseId
 class Holders:
     """Who is bound to what."""
 
-    def __init__(self, submit: Submit) -> None:
+    def __init__(self, submit: Submit, lose: Callable[[LeaseId], None]) -> None:
         self._submit = submit
+        self._lose = lose
         self._epoll = select.epoll()
         self._pidfds: dict[int, int] = {}
         self._references: dict[int, int] = {}
@@ -35,6 +39,7 @@ class Holders:
         self._bound: dict[LeaseId, int] = {}
         self._leaves: dict[int, LeaseId] = {}
         self._leaf_of: dict[LeaseId, int] = {}
+        self._rooms: dict[int, LeaseId] = {}
 
     # -- processes ---------------------------------------------------------------------------------
 
@@ -92,10 +97,20 @@ class Holders:
         """A process has joined the leaf: from here on, an empty leaf ends the lease."""
         if lease_id in self._leaf_of:
             return
-        fd = os.open(os.path.join(cgroup, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
+        fd = self._watch(cgroup)
         self._leaves[fd] = lease_id
         self._leaf_of[lease_id] = fd
+
+    def watch_owners(self, lease_id: LeaseId, cgroup: str) -> None:
+        """What the lease comes with is held by processes of ours in rooms of its leaf: from here
+        on, an empty room is the loss of the lease."""
+        for room in owners(cgroup):
+            self._rooms[self._watch(room)] = lease_id
+
+    def _watch(self, cgroup: str) -> int:
+        fd = os.open(os.path.join(cgroup, "cgroup.events"), os.O_RDONLY | os.O_CLOEXEC)
         self._epoll.register(fd, select.EPOLLPRI)
+        return fd
 
     def forget(self, lease_id: LeaseId) -> None:
         """The lease has ended: stop watching for it. Idempotent."""
@@ -103,9 +118,11 @@ class Holders:
         if pid is not None:
             self._leases[pid].discard(lease_id)
             self._retire(pid)
-        fd = self._leaf_of.pop(lease_id, None)
-        if fd is not None:
-            del self._leaves[fd]
+        fds = [fd for fd, owned in self._rooms.items() if owned == lease_id] if self._rooms else []
+        leaf = self._leaf_of.pop(lease_id, None)
+        for fd in fds if leaf is None else [leaf, *fds]:
+            self._leaves.pop(fd, None)
+            self._rooms.pop(fd, None)
             self._epoll.unregister(fd)
             os.close(fd)
 
@@ -117,19 +134,25 @@ class Holders:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             by_pidfd = {pidfd: pid for pid, pidfd in self._pidfds.items()}
             for fd, _ in self._epoll.poll(0):
-                if fd in self._leaves:
-                    self._look_at_leaf(fd)
+                if fd in self._leaves or fd in self._rooms:
+                    self._look_at(fd)
                 elif fd in by_pidfd:
                     self._lose_process(by_pidfd[fd])
 
-    def _look_at_leaf(self, fd: int) -> None:
+    def _look_at(self, fd: int) -> None:
         # Reading from 0 re-arms EPOLLPRI; an unchanged "populated 1" is only the first, spurious
         # wake-up.
         try:
             text = os.pread(fd, 256, 0)
         except OSError:  # ENODEV: only an empty leaf can be removed
             text = b"populated 0"
-        if b"populated 0" in text:
+        if b"populated 0" not in text:
+            return
+        if fd in self._rooms:
+            lease_id = self._rooms[fd]
+            self.forget(lease_id)
+            self._lose(lease_id)
+        else:
             lease_id = self._leaves[fd]
             self.forget(lease_id)
             self._submit(HolderGone(NO_COMMAND, lease_id, left=True))

@@ -18,6 +18,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from leased.hardware import leaves
 from leased.hardware.calls import Pool
 from leased.hardware.pieces import NORMAL_PAGE_BYTES, place_of
 from leased.hardware.usage.carrying import User
@@ -158,7 +159,7 @@ def _members(cgroup: str) -> list[int]:
     if not cgroup:
         return []
     try:
-        with open(f"{cgroup}/cgroup.procs", encoding="ascii") as procs:
+        with open(f"{leaves.inside(cgroup)}/cgroup.procs", encoding="ascii") as procs:
             return [int(line) for line in procs]
     except OSError:
         return []

@@ -14,6 +14,7 @@ from leased.service.adoption import Adoption
 from leased.service.dispatch import Dispatcher
 from leased.service.handover import Handover
 from leased.service.occupancy import Occupancy
+from leased.service.peering import Peering
 from leased.service.questions import Questions
 from leased.service.streams import Streams
 from leased.service.walls import Walls
@@ -62,6 +63,12 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
         walls=walls,
         streams=streams,
         questions=questions,
+        peering=Peering(
+            remote=agent.devices.remote,
+            ask=streams.ask,
+            clock=agent.clock,
+            entropy=agent.entropy,
+        ),
         clock=agent.clock,
         entropy=agent.entropy,
         ttl_ns_default=lambda: agent.sequencer.lessor.policy.ttl_ns_default,

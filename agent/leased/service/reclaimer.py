@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 import trio
@@ -31,7 +32,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Ending, Lease, LeaseState
 from leased.terms.resource import ResourceKind
-from leased.terms.teardown import CutReport, ScrubReport, TeardownStep
+from leased.terms.teardown import CutReport, ScrubReport, StepReport, TeardownStep
 
 BATCH_MAX = 64
 
@@ -41,6 +42,18 @@ TOGETHER_S = 0.25
 
 TellReport = Callable[[LeaseId, str, bytes, bytes], None]
 """Takes (lease, step, report, evidence) for people to read. Must not block."""
+
+
+class Withdrawal(Protocol):
+    """What can end a lease's access in order, if it is asked before the cut."""
+
+    def withdraws(self, lease: Lease) -> bool:
+        """Whether there is anything to end."""
+        ...
+
+    async def withdraw(self, lease: Lease) -> tuple[StepReport, ...]:
+        """End it, in a moment or not at all; what was done."""
+        ...
 
 
 class Reclaimer:
@@ -57,6 +70,7 @@ class Reclaimer:
         sampler: Sampler,
         submit: Submit,
         tell_report: TellReport = lambda _lease_id, _step, _report, _evidence: None,
+        withdrawal: Withdrawal | None = None,
     ) -> None:
         self._devices = devices
         self._reaper = reaper
@@ -66,6 +80,7 @@ class Reclaimer:
         self._sampler = sampler
         self._submit = submit
         self._tell_report = tell_report
+        self._withdrawal = withdrawal
         self._teardowns: Gathering[Lease] = Gathering()
         self._closed: Gathering[LeaseId] = Gathering()
         self._stragglers: Gathering[tuple[Lease, CutReport]] = Gathering()
@@ -91,7 +106,7 @@ class Reclaimer:
                 for lease in gathered:
                     if _memory_bytes(lease) > QUICK_BYTES_MAX:
                         nursery.start_soon(self._reclaim_slowly, lease, slots)
-                    elif self._grantor.preparing(lease.lease_id):
+                    elif self._grantor.preparing(lease.lease_id) or self._withdraws(lease):
                         nursery.start_soon(self._reclaim, [lease])
                     else:
                         quick.append(lease)
@@ -134,6 +149,11 @@ class Reclaimer:
         """End access; the leases whose access has ended, and how."""
         for lease in leases:
             await self._grantor.settled(lease.lease_id)
+        withdrawn = {
+            lease.lease_id: await self._withdrawal.withdraw(lease)
+            for lease in leases
+            if self._withdrawal is not None and self._withdraws(lease)
+        }
         # Who gave a lease back by itself may live on; whoever runs in the leaf is killed.
         spare = frozenset(lease.lease_id for lease in leases if lease.ended is Ending.RELEASED)
         outcomes = await self._reaper.revoke_many([lease.lease_id for lease in leases], spare=spare)
@@ -142,12 +162,20 @@ class Reclaimer:
             if isinstance(outcome, DeviceError):
                 self._fail(lease, TeardownStep.KILL, outcome)
                 continue
+            if withdrawn.get(lease.lease_id):
+                steps = (*withdrawn[lease.lease_id], *outcome.steps)
+                outcome = msgspec.structs.replace(outcome, steps=steps)
             evidence = self._publish("cut", outcome)
             if lease.state <= LeaseState.REVOKING:
                 self._submit(CutEnded(NO_COMMAND, outcome, evidence))
             if outcome.clean:
                 cut.append((lease, outcome))
         return cut
+
+    def _withdraws(self, lease: Lease) -> bool:
+        """Not a lease that has run out: the reaper has cut it, or is about to."""
+        ended_early = lease.ended is not Ending.EXPIRED
+        return self._withdrawal is not None and ended_early and self._withdrawal.withdraws(lease)
 
     async def _clean(self, cut: Sequence[tuple[Lease, CutReport]]) -> None:
         """Scrub and prove. A lease found past a step at boot goes through it again: repeating is

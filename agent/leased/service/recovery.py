@@ -21,6 +21,7 @@ import msgspec
 from leased.chain.sealer import Sealer
 from leased.durable.log import OpenedLog
 from leased.hardware.cgroup import is_populated
+from leased.hardware.leaves import inside
 from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Entropy, Journal
 from leased.service.custody import Custodian
@@ -120,6 +121,8 @@ def rebind(roster: Sequence[RosterEntry], lessor: Lessor, holders: Holders) -> l
         else:
             holders.rebind(entry.lease_id, lease.pid, entry.pidfd)
         # Whether anybody ever joined is not known any more: an empty leaf keeps its deadline.
-        if watched and lease.pid == BOUND_TO_CGROUP and is_populated(entry.cgroup):
-            holders.watch_leaf(entry.lease_id, entry.cgroup)
+        if watched and lease.pid == BOUND_TO_CGROUP and is_populated(inside(entry.cgroup)):
+            holders.watch_leaf(entry.lease_id, inside(entry.cgroup))
+        if watched and entry.cgroup:
+            holders.watch_owners(entry.lease_id, entry.cgroup)
     return lost

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from leased.hardware.leaves import inside
 from leased.ports import Reaper
 from leased.service.connection import Connection
 from leased.service.custody import Custodian
@@ -100,4 +101,4 @@ class Walls:
         """Somebody is inside: a lease that is bound to its leaf ends when nobody is any more."""
         cgroup = cgroup or self._custodian.of(lease.lease_id).cgroup
         if lease.pid == BOUND_TO_CGROUP and cgroup:
-            self._holders.watch_leaf(lease.lease_id, cgroup)
+            self._holders.watch_leaf(lease.lease_id, inside(cgroup))

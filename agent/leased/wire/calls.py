@@ -62,9 +62,9 @@ def to_command(
     """Return the command that `call` means, or None for what the service answers from elsewhere.
 
     `pid` is the caller's process if a pidfd proved it, else 0; only with it is a lease bound to the
-    process. Join, Wait, Adopt and Watch of one lease give the question (Describe) that their first
-    answer, or the right to it, comes from; other Watches the list. Raises InvalidParameter or
-    PermissionDenied.
+    process. Join, Wait, Adopt, Connect, Disconnect and Watch of one lease give the question
+    (Describe) that their first answer, or the right to it, comes from; other Watches the list.
+    Raises InvalidParameter or PermissionDenied.
     """
     make = _COMMANDS.get(type(call.parameters))
     if make is not None:
@@ -204,7 +204,11 @@ def _release(
 
 
 def _describe(
-    asked: parameters.Describe | parameters.Join | parameters.Wait,
+    asked: parameters.Describe
+    | parameters.Join
+    | parameters.Wait
+    | parameters.Connect
+    | parameters.Disconnect,
     caller: Caller,
     entropy: Entropy,
 ) -> Command:
@@ -299,6 +303,8 @@ _COMMANDS: Final[dict[type, Callable[..., Command]]] = {
     parameters.Describe: _describe,
     parameters.Join: _describe,
     parameters.Wait: _describe,
+    parameters.Connect: _describe,
+    parameters.Disconnect: _describe,
     parameters.List: _list,
     parameters.Watch: _watch,
     parameters.Why: _why,

@@ -63,6 +63,18 @@ class AccountingTag(Strict, frozen=True):
     flags: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
 
 
+class RemoteRegion(Tolerant, frozen=True):
+    """Memory that a remote peer reaches. The key is a capability: no repr shows it."""
+
+    resource_id: str
+    address: int
+    length: int
+    key: int
+
+    def __repr__(self) -> str:
+        return f"RemoteRegion({self.resource_id!r}, ...)"
+
+
 class Ask(Strict, frozen=True):
     """What is wanted of one kind."""
 

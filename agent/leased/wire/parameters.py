@@ -27,6 +27,10 @@ from leased.wire.objects import (
     Strict,
 )
 
+Gid = Annotated[str, Meta(pattern=r"^([0-9a-f]{4}:?){7}[0-9a-f]{4}$")]
+QueuePairNumber = Annotated[int, Meta(ge=0, le=0xFFFFFF)]
+"""Of 24 bits, as packet numbers are."""
+
 Asks = Annotated[list[Ask], Meta(min_length=1, max_length=64)]
 
 
@@ -61,6 +65,27 @@ class Join(Strict, frozen=True):
     """io.leased.Lease.Join"""
 
     lease_id: HexId
+
+
+class Connect(Strict, frozen=True):
+    """io.leased.Lease.Connect"""
+
+    lease_id: HexId
+    gid: Gid
+    qp_number: QueuePairNumber
+    packet_number: QueuePairNumber
+    resource_id: Label | None = None
+    lid: Annotated[int, Meta(ge=0, le=0xFFFF)] | None = None
+    mtu: Annotated[int, Meta(ge=256, le=65536)] | None = None
+    access: Literal["read", "read_write"] | None = None
+
+
+class Disconnect(Strict, frozen=True):
+    """io.leased.Lease.Disconnect"""
+
+    lease_id: HexId
+    qp_number: QueuePairNumber
+    resource_id: Label | None = None
 
 
 class Renew(Strict, frozen=True, gc=False):
@@ -262,6 +287,8 @@ Parameters = (
     | Watch
     | Why
     | Wait
+    | Connect
+    | Disconnect
     | DeviceList
     | Holders
     | DeviceWatch
@@ -312,6 +339,8 @@ _NAMED: Final[dict[str, type[Parameters]]] = {
     "io.leased.Lease.Watch": Watch,
     "io.leased.Lease.Why": Why,
     "io.leased.Lease.Wait": Wait,
+    "io.leased.Lease.Connect": Connect,
+    "io.leased.Lease.Disconnect": Disconnect,
     "io.leased.Device.List": DeviceList,
     "io.leased.Device.Holders": Holders,
     "io.leased.Device.Watch": DeviceWatch,

@@ -22,6 +22,7 @@ from leased.wire.objects import (
     LeaseFd,
     Notice,
     Refusal,
+    RemoteRegion,
     Resource,
     Sample,
     Tolerant,
@@ -69,6 +70,21 @@ class JoinReply(Tolerant, frozen=True):
     environment: dict[str, str]
     fds: list[LeaseFd]
     access: list[Access]
+
+
+class ConnectReply(Tolerant, frozen=True):
+    """io.leased.Lease.Connect"""
+
+    gid: str
+    lid: int
+    qp_number: int
+    packet_number: int
+    mtu: int
+    regions: list[RemoteRegion]
+
+
+class DisconnectReply(Tolerant, frozen=True):
+    """io.leased.Lease.Disconnect"""
 
 
 class ListReply(Tolerant, frozen=True):

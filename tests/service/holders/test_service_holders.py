@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from leased.hardware.cgroup import find_mounts
+from leased.hardware.leaves import inside, make_room, remove
 from leased.service.holders import Holders
 from leased.terms.command import Command, HolderGone
 from leased.terms.identity import LeaseId
@@ -29,7 +30,21 @@ class Inbox:
 
     def __init__(self) -> None:
         self.gone: list[HolderGone] = []
+        self.lost: list[LeaseId] = []
         self._more = trio.Event()
+
+    def lose(self, lease_id: LeaseId) -> None:
+        """An owner has ended."""
+        self.lost.append(lease_id)
+        self._more.set()
+
+    async def lost_one(self) -> LeaseId:
+        """Whose owner has ended, when one has."""
+        with trio.fail_after(WITHIN_S):
+            while not self.lost:
+                self._more = trio.Event()
+                await self._more.wait()
+        return self.lost[-1]
 
     def __call__(self, command: Command) -> None:
         assert isinstance(command, HolderGone)
@@ -59,7 +74,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 async def watching() -> AsyncIterator[tuple[Holders, Inbox]]:
     """Holders whose `run` runs."""
     inbox = Inbox()
-    holders = Holders(inbox)
+    holders = Holders(inbox, inbox.lose)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(holders.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -223,3 +238,43 @@ async def test_a_leaf_that_somebody_removed_ends_its_lease_and_not_the_agent() -
                 assert told.poll(WITHIN_S), "holders have been told too, and have not looked yet"
             path.rmdir()
             assert await inbox.next(1) == [A]
+
+
+# ---- owners --------------------------------------------------------------------------------------
+
+
+async def test_an_owner_that_ends_loses_its_lease_and_the_leaf_still_tells_of_its_holder() -> None:
+    """Whoever is in the leaf beside an owner is in a room of its own."""
+    async with watching() as (holders, inbox):
+        with leaf("owned") as path, child() as owner, child() as holder:
+            room = Path(make_room(str(path), "rdma-0000000000000001"))
+            try:
+                (room / "cgroup.procs").write_text(str(owner.pid))
+                (Path(inside(str(path))) / "cgroup.procs").write_text(str(holder.pid))
+                holders.watch_owners(A, str(path))
+                holders.watch_leaf(B, inside(str(path)))
+                holders.watch_owners(C, str(path))
+                holders.forget(C)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert not inbox.gone and not inbox.lost
+                holder.communicate()
+                assert await inbox.next(1) == [B]
+                assert inbox.gone[0].left and not inbox.lost, "the owner lives"
+                owner.communicate()
+                assert await inbox.lost_one() == A
+                assert inbox.lost == [A], "C was forgotten"
+            finally:
+                remove(str(path))
+                path.mkdir()
+
+
+async def test_an_owner_that_had_ended_before_anybody_watched_loses_its_lease() -> None:
+    async with watching() as (holders, inbox):
+        with leaf("ownerless") as path:
+            make_room(str(path), "rdma-0000000000000001")
+            try:
+                holders.watch_owners(A, str(path))
+                assert await inbox.lost_one() == A
+            finally:
+                remove(str(path))
+                path.mkdir()

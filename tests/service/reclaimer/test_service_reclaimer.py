@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -17,9 +18,10 @@ from leased.terms.event import AccessCut, Fenced, Reclaimed, Scrubbed
 from leased.terms.lease import Lease, LeaseState
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Changed, Granted, Refusal, RefusalReason
-from leased.terms.teardown import TeardownStep
+from leased.terms.resource import Ask, Inventory, ResourceKind, Shape, TierKind
+from leased.terms.teardown import CutReport, TeardownStep
 from tests.doubles.desk import ACME, OPERATOR
-from tests.doubles.devices import Fault, replace_capacity
+from tests.doubles.devices import Fault, replace_capacity, small_inventory
 from tests.doubles.serving import Agent, Host, descriptors
 
 PAGE = 4096
@@ -265,3 +267,68 @@ async def test_no_descriptor_is_left_over(autojump_clock: trio.testing.MockClock
 
 def _now(host: Host) -> int:
     return host.clock.now().boot_ns
+
+
+# ---- what remote peers reach ---------------------------------------------------------------------
+
+REMOTE = "mem:rdma-0000000000000007:node0:4096"
+
+
+def remote_inventory() -> Inventory:
+    """The pool, and the same memory by way of an RDMA device."""
+    [pool] = small_inventory(PAGES).resources
+    other_way = msgspec.structs.replace(pool, resource_id=REMOTE, tier=TierKind.REMOTE)
+    return Inventory((pool, other_way))
+
+
+async def remote_lease(agent: Agent, *, ttl_s: float = 60) -> Lease:
+    """One page that remote peers reach."""
+    asked = msgspec.structs.replace(
+        agent.host.acquire(1, ttl_s=ttl_s),
+        asks=(Ask(ResourceKind.MEM, PAGE, shape=Shape.RDMA),),
+    )
+    reply = await agent.ask(asked)
+    assert isinstance(reply, Granted), reply
+    await agent.until(reply.lease.lease_id, LeaseState.ACTIVE)
+    return agent.at(reply.lease.lease_id)
+
+
+def cut_steps(agent: Agent, lease: Lease) -> list[TeardownStep]:
+    """The steps of the lease's cut as they were published."""
+    [report] = [raw for one, step, raw in agent.reports if (one, step) == (lease.lease_id, "cut")]
+    return [step.step for step in msgspec.msgpack.decode(report, type=CutReport).steps]
+
+
+async def test_peers_are_ended_in_order_before_the_cut(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host(inventory=remote_inventory()).standing() as host, host.agent() as agent:
+        given_back, taken = await remote_lease(agent), await remote_lease(agent)
+        await release(agent, given_back)
+        await agent.ask(Revoke(host.command_id(), OPERATOR, taken.lease_id))
+        for lease in (given_back, taken):
+            await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+            assert cut_steps(agent, lease)[0] is TeardownStep.OBJECT_REVOKE
+        assert sorted(host.peers.withdrawn) == sorted([given_back.lease_id, taken.lease_id])
+
+
+async def test_nobody_asks_an_owner_whom_the_deadline_has_killed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host(inventory=remote_inventory()).standing() as host, host.agent() as agent:
+        lease = await remote_lease(agent, ttl_s=5)
+        await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+        assert not host.peers.withdrawn
+
+
+async def test_a_slow_withdrawal_delays_nobody_else(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host(inventory=remote_inventory()).standing() as host, host.agent() as agent:
+        remote, plain = await remote_lease(agent), await agent.lease()
+        host.peers.takes_s = 30
+        await release(agent, remote)
+        await release(agent, plain)
+        await agent.until(plain.lease_id, LeaseState.RECLAIMED)
+        assert agent.at(remote.lease_id).state is LeaseState.REVOKING
+        await agent.until(remote.lease_id, LeaseState.RECLAIMED)

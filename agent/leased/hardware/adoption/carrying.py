@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from leased.hardware import cgroup
+from leased.hardware import cgroup, leaves
 from leased.hardware.adoption.tree import Process, descendants, look, refuse
 from leased.terms.errors import DeviceError
 
@@ -56,7 +56,8 @@ def move(asked: Move, fds: Sequence[int]) -> Moved:
     """Move the tree of the process whose pidfd comes with the call. Raises DeviceError."""
     cgroup.check_pid(asked.pid, fds[0])
     mount = cgroup.mount_of(asked.root)
-    leases, leaf = (path.removeprefix(mount) for path in (asked.root, asked.leaf))
+    home = leaves.inside(asked.leaf)
+    leases, leaf = (path.removeprefix(mount) for path in (asked.root, home))
     moved: dict[tuple[int, int], Process] = {}
     try:
         for _ in range(PASSES_MAX):
@@ -121,7 +122,7 @@ def _enter(leaf: str, process: Process) -> bool:
 
 def _inside(leaf: str) -> list[int]:
     try:
-        with open(f"{leaf}/cgroup.procs", encoding="ascii") as procs:
+        with open(f"{leaves.inside(leaf)}/cgroup.procs", encoding="ascii") as procs:
             return [int(line) for line in procs]
     except OSError:
         return []

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that remote peers reach by RDMA, as `fittings` drives it.
+
+A lease's owner (`native/rdma`) lives in a room of the lease's cgroup and holds the device, the
+registered memory and the connections; the tenant never gets any of it, only what a peer needs to
+connect. Because it is in the leaf, the reaper's kill ends it, with the agent alive or dead, and the
+kernel ends its objects; `withdraw` lets it end them in order where there is time for that.
+
+Rule: nothing is known of an owner but what it and the kernel say now; the one thing that is
+remembered is which contexts were whose (`ledger`), and that is seen again after a restart. Nothing
+is granted of which the kernel would not list the objects.
+
+Does not create memory or scrub it: the memfds are made and overwritten like any other lease's, the
+latter after this backend's `scrub`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import trio
+
+from leased.hardware.backend import Readied, Verdict, Wiped
+from leased.hardware.calls import CgroupFacts, Found, Founded, Surveyed
+from leased.hardware.config import HardwareConfig
+from leased.hardware.crew import Crew
+from leased.hardware.pieces import memory_pieces
+from leased.hardware.rdma import calls
+from leased.hardware.rdma.config import Windows
+from leased.hardware.rdma.devices import CLASS
+from leased.hardware.rdma.ledger import Key, Ledger
+from leased.hardware.rdma.survey import survey
+from leased.ports import Access, Holder
+from leased.terms.errors import DeviceError
+from leased.terms.lease import Lease
+from leased.terms.resource import Absence, Allotment, ResourceKind, Shape, shape_of
+from leased.terms.teardown import StepReport, TeardownStep
+
+WORKER: Final = "rdma"
+"""Owners answer in microseconds, so one worker is enough; what registers memory has its own."""
+
+PROBERS: Final = "rdma probers"
+ACCESS_NAME: Final = "LEASE_RDMA"
+UNCOUNTED_LIMIT: Final = (
+    "cgroup v2 has no rdma controller here: a lease's objects are not limited, and the kernel's"
+    " list of them is the only proof"
+)
+_AGAIN_NS: Final = 20_000_000
+_NS_PER_S: Final = 1_000_000_000
+_EVIDENCE: Final = struct.Struct("<16sIIQ")
+
+
+def guid_of(allotment: Allotment) -> str:
+    """The device that an allotment is reached through."""
+    return allotment.resource_id.removeprefix("mem:rdma-").partition(":")[0]
+
+
+class RdmaBackend:
+    """See above."""
+
+    kind = ResourceKind.MEM
+
+    def __init__(self, crew: Crew, config: HardwareConfig) -> None:
+        self._crew = crew
+        self._config = config
+        self._ledgers: dict[str, Ledger] = {}
+        self._last: Surveyed | None = None
+        self._facts: CgroupFacts | None = None
+
+    def serves(self, allotment: Allotment) -> bool:
+        """Whether the allotment is this backend's."""
+        return shape_of(allotment.resource_id) is Shape.RDMA
+
+    # -- seeing ------------------------------------------------------------------------------------
+
+    async def survey(self) -> Surveyed:
+        """What can be leased to remote peers, and why what cannot is not."""
+        if not self._config.rdma.offer:
+            return _absent("[hardware.rdma] offer = false")
+        if not os.path.isdir(f"/{CLASS}"):
+            return _absent("this kernel has none (ib_core is not loaded)")
+        try:
+            facts = await self._cgroup()
+            if not facts.path:
+                return _absent("an owner lives in the lease's cgroup: " + "; ".join(facts.troubles))
+            asked = calls.Look(self._config, facts)
+            seen = await self._crew.task("rdma survey", "rdma", "see", asked, calls.Seen)
+        except DeviceError as error:
+            return self._last or _absent(_in_words(error))
+        finally:
+            self._crew.dismiss("rdma survey")
+        limits = () if "rdma" in facts.controllers else (UNCOUNTED_LIMIT,)
+        resources, notes = survey(seen, self._config.rdma, limits)
+        absences: tuple[Absence, ...] = ()
+        if not resources:
+            why = "; ".join(notes) or "no RDMA device"
+            absences = _absent(why).absences
+        self._last = Surveyed(resources, absences, notes)
+        return self._last
+
+    # -- the grant ---------------------------------------------------------------------------------
+
+    async def prepare(
+        self, lease: Lease, allotments: Sequence[Allotment], leaf: str, fds: Sequence[int]
+    ) -> Readied:
+        """One owner per device, each with its regions registered. Raises DeviceError."""
+        if not leaf:
+            raise DeviceError("rdma_open", errno.ENOENT, "the lease has no cgroup")
+        evidence = b""
+        done: list[Allotment] = []
+        try:
+            for guid, part in _by_device(allotments):
+                own = [
+                    (piece.allotment, fds[piece.index])
+                    for piece in memory_pieces(lease)
+                    if piece.allotment in part
+                ]
+                done.extend(part)
+                evidence += await self._open(lease, leaf, guid, own)
+        except DeviceError:
+            await self.abandon(lease, done)
+            raise
+        return Readied(evidence=evidence)
+
+    async def _open(
+        self, lease: Lease, leaf: str, guid: str, own: Sequence[tuple[Allotment, int]]
+    ) -> bytes:
+        sizes = tuple(allotment.capacity for allotment, _ in own)
+        rdma = self._config.rdma
+        # Pinning touches what is touched already; it is far faster than the slowest touching.
+        extra_ns = sum(sizes) * _NS_PER_S // self._config.touch_bytes_per_s
+        asked = calls.Prepare(
+            leaf=leaf,
+            guid=guid,
+            program=rdma.program,
+            sizes=sizes,
+            peers_max=rdma.peers_max + bool(rdma.prober),
+            windows=rdma.windows is Windows.AUTO,
+            gid_index=rdma.gid_index,
+            budget_ns=self._patience_ns + extra_ns,
+        )
+        large = sum(sizes) > self._config.bulk_bytes
+        name = f"rdma {lease.lease_id.hex()}" if large else WORKER
+        try:
+            owner = await self._crew.task(
+                name,
+                "rdma",
+                "prepare",
+                asked,
+                calls.Owner,
+                fds=[fd for _, fd in own],
+                extra_ns=extra_ns,
+            )
+        finally:
+            if large:
+                self._crew.dismiss(name)
+        self._ledger(guid).claim(lease.lease_id, owner.contexts)
+        if rdma.prober:
+            await self._watch(lease, leaf, guid)
+        return _EVIDENCE.pack(guid.encode("ascii"), owner.pid, len(sizes), sum(sizes))
+
+    async def _watch(self, lease: Lease, leaf: str, guid: str) -> None:
+        rdma = self._config.rdma
+        room = calls.Room(leaf, guid, self._patience_ns)
+        asked = calls.Watch(room, rdma.program, lease.lease_id.hex(), rdma.prober)
+        await self._crew.task(PROBERS, "rdma", "watch", asked, calls.Nothing)
+
+    async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
+        """What a peer must know beforehand; the rest comes with each connection."""
+        found: list[Access] = []
+        for guid, part in _by_device(allotments):
+            owner = await self._describe(lease, guid)
+            for allotment, (address, size_bytes) in zip(part, owner.regions, strict=True):
+                value = (
+                    f"{allotment.resource_id};device={owner.device};gid={spelled(owner.gid)}"
+                    f";lid={owner.lid};mtu={owner.mtu_bytes};address={address};length={size_bytes}"
+                )
+                found.append(Access(allotment.resource_id, ACCESS_NAME, value))
+        return tuple(found)
+
+    def open(self, lease: Lease, allotment: Allotment) -> int | None:
+        """Nothing is handed out: whoever could map the memory could keep it."""
+        return None
+
+    # -- peers -------------------------------------------------------------------------------------
+
+    async def connect(self, lease: Lease, guid: str, peer: calls.Peer) -> calls.Connection:
+        """Connect a remote peer to the lease's regions on one device. Raises DeviceError."""
+        asked = calls.Connect(await self._room(lease, guid), peer)
+        return await self._crew.task(WORKER, "rdma", "connect", asked, calls.Connection)
+
+    async def disconnect(self, lease: Lease, guid: str, qp_number: int) -> None:
+        """Disconnect the peer of that queue pair of ours. Raises DeviceError."""
+        asked = calls.Part(await self._room(lease, guid), qp_number)
+        await self._crew.task(WORKER, "rdma", "disconnect", asked, calls.Nothing)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def withdraw(
+        self, lease: Lease, allotments: Sequence[Allotment]
+    ) -> tuple[StepReport, ...]:
+        """Before the cut, if there is time: let the owners end everything in order."""
+        steps: tuple[StepReport, ...] = ()
+        for guid, _ in _by_device(allotments):
+            room = await self._room(lease, guid, self._config.rdma.withdraw_budget_ns)
+            told = await self._crew.task(WORKER, "rdma", "withdraw", room, calls.Steps)
+            steps += told.steps
+        return steps
+
+    async def abandon(self, lease: Lease, allotments: Sequence[Allotment]) -> None:
+        """Take back a `prepare`."""
+        for guid, _ in _by_device(allotments):
+            room = await self._room(lease, guid)
+            try:
+                await self._crew.task(WORKER, "rdma", "end", room, calls.Steps)
+            except DeviceError:
+                continue  # the leaf cannot be removed then, and says so
+            finally:
+                await self._unwatch(lease, guid)
+                self._ledger(guid).forget(lease.lease_id, frozenset())
+
+    async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
+        """Nobody is in the owners' rooms any more, and the driver has let go."""
+        steps: list[StepReport] = []
+        settle_ns = self._config.settle_budget_ns + self._config.kill_budget_ns
+        for guid, _ in _by_device(allotments):
+            room = await self._room(lease, guid, settle_ns)
+            told = await self._crew.task(
+                WORKER, "rdma", "end", room, calls.Steps, extra_ns=2 * settle_ns
+            )
+            steps.extend(told.steps)
+            if any(step.errno for step in told.steps):
+                await self._unwatch(lease, guid)
+        return Wiped(0, all(step.errno == 0 for step in steps), tuple(steps))
+
+    async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
+        """Whether the kernel lists nothing of the lease any more, and a peer that could read the
+        memory no longer can."""
+        unproven: dict[Allotment, int] = {}
+        steps: list[StepReport] = []
+        for guid, part in _by_device(allotments):
+            began_ns = _now_ns()
+            left, failed = await self._look_for_left(lease, guid)
+            steps.append(StepReport(TeardownStep.WITNESS, failed, began_ns, _now_ns(), len(left)))
+            probed = await self._probe(lease, guid)
+            steps.extend(probed)
+            if failed or any(step.errno for step in probed):
+                unproven.update({allotment: allotment.capacity for allotment in part})
+        return Verdict(unproven, tuple(steps))
+
+    async def _look_for_left(self, lease: Lease, guid: str) -> tuple[frozenset[Key], int]:
+        """What is left of the lease on the device when it has had time to settle, and 0 or an
+        errno."""
+        ledger = self._ledger(guid)
+        end_ns = _now_ns() + self._config.settle_budget_ns
+        while True:
+            last = _now_ns() >= end_ns
+            try:
+                asked = calls.Witness(guid)
+                listed = await self._crew.task(WORKER, "rdma", "witness", asked, calls.Listed)
+            except DeviceError as error:
+                if last or error.verb != "rdma_witness":
+                    return frozenset(), error.errno or errno.EIO
+            else:
+                left = ledger.left(lease.lease_id, listed.objects)
+                if not left or last:
+                    ledger.forget(lease.lease_id, left)
+                    return left, errno.EBUSY if left else 0
+            await trio.sleep(_AGAIN_NS / _NS_PER_S)
+
+    async def _probe(self, lease: Lease, guid: str) -> list[StepReport]:
+        if not self._config.rdma.prober:
+            return []
+        began_ns = _now_ns()
+        asked = calls.Probe(lease.lease_id.hex(), guid)
+        probed = await self._crew.task(PROBERS, "rdma", "probe", asked, calls.Probed)
+        if not probed.ran:
+            return []
+        failed = 0 if probed.status else errno.EBUSY
+        return [StepReport(TeardownStep.WITNESS, failed, began_ns, _now_ns(), probed.status)]
+
+    async def _unwatch(self, lease: Lease, guid: str) -> None:
+        if self._config.rdma.prober:
+            asked = calls.Probe(lease.lease_id.hex(), guid)
+            await self._crew.task(PROBERS, "rdma", "unwatch", asked, calls.Nothing)
+
+    async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
+        """Who uses the device: leases' owners, and whoever else does RDMA through it."""
+        asked = calls.Usage(guid_of(allotment), self._crew.exempted, self._patience_ns)
+        found = await self._crew.task("rdma usage", "rdma", "users", asked, calls.Users)
+        return tuple(
+            Holder(one.pid, one.uid, one.name, one.via, None, allotment.resource_id)
+            for one in found.users
+        )
+
+    # -- restarts ----------------------------------------------------------------------------------
+
+    async def adopt(self, leases: Iterable[Lease]) -> None:
+        """See again whose owners live; end those that are nobody's."""
+        leases = tuple(leases)
+        root = (await self._cgroup()).path
+        kept = {lease.subject.cgroup: lease for lease in leases}
+        devices = {
+            guid_of(a) for lease in leases for a in lease.subject.allotments if self.serves(a)
+        }
+        if not self._config.rdma.offer and not devices:
+            return
+        asked = calls.Sweep(root, tuple(kept), self._patience_ns)
+        found = await self._crew.task(WORKER, "rdma", "sweep", asked, calls.Found)
+        seen: dict[str, set[str]] = {}
+        for name, owner in found.owners:
+            self._ledger(owner.guid).claim(kept[name].lease_id, owner.contexts)
+            seen.setdefault(owner.guid, set()).add(name)
+            if self._config.rdma.prober:
+                await self._watch(kept[name], f"{root}/{name}", owner.guid)
+        for guid in sorted(devices):
+            unseen = [
+                lease
+                for lease in leases
+                if lease.subject.cgroup not in seen.get(guid, ())
+                and any(self.serves(a) and guid_of(a) == guid for a in lease.subject.allotments)
+            ]
+            if not unseen:
+                await self._settle(guid)
+
+    async def _settle(self, guid: str) -> None:
+        """Every lease of ours on the device is accounted for: what else is there is not ours."""
+        try:
+            asked = calls.Witness(guid)
+            listed = await self._crew.task(WORKER, "rdma", "witness", asked, calls.Listed)
+        except DeviceError:
+            return
+        self._ledger(guid).settle(listed.objects)
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    @property
+    def _patience_ns(self) -> int:
+        """How long a worker waits for an owner: less than we wait for the worker."""
+        return self._config.call_budget_ns * 3 // 4
+
+    def _ledger(self, guid: str) -> Ledger:
+        return self._ledgers.setdefault(guid, Ledger())
+
+    async def _describe(self, lease: Lease, guid: str) -> calls.Owner:
+        room = await self._room(lease, guid)
+        return await self._crew.task(WORKER, "rdma", "describe", room, calls.Owner)
+
+    async def _room(self, lease: Lease, guid: str, budget_ns: int = 0) -> calls.Room:
+        leaf = f"{(await self._cgroup()).path}/{lease.subject.cgroup}"
+        return calls.Room(leaf, guid, budget_ns or self._patience_ns)
+
+    async def _cgroup(self) -> CgroupFacts:
+        if self._facts is None:
+            founded = await self._crew.one("grant", Found(self._config.cgroup_root))
+            assert isinstance(founded, Founded)
+            self._facts = founded.facts
+        return self._facts
+
+
+def _by_device(allotments: Sequence[Allotment]) -> list[tuple[str, list[Allotment]]]:
+    parts: dict[str, list[Allotment]] = {}
+    for allotment in allotments:
+        parts.setdefault(guid_of(allotment), []).append(allotment)
+    return list(parts.items())
+
+
+def spelled(gid: str) -> str:
+    """An address as people write it."""
+    return ":".join(gid[at : at + 4] for at in range(0, 32, 4))
+
+
+def _absent(why: str) -> Surveyed:
+    return Surveyed((), (Absence(ResourceKind.MEM, f"for remote peers (RDMA): {why}"),), ())
+
+
+def _in_words(error: DeviceError) -> str:
+    return f"{error.detail or error.verb}: {os.strerror(error.errno)}"
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
