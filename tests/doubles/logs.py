@@ -109,6 +109,7 @@ def events_of_every_kind() -> list[e.Event]:
         e.Adopted(*lease, 0, 4_194_304, 17),
         e.Recovered(i, 3, 512, h),
         e.Voided(i, 17),
+        e.EpochSealed(i, 7, 2, b, 60 * 10**9, 240 * 10**9, 2**62, 2**62 + 1, 17, 99, h, h),
         e.SegmentEnd(i, 0),
         e.CheckpointSigned(i, 100, h, h + h),
     ]

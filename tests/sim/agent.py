@@ -34,6 +34,7 @@ from leased.service.sequencer import Held, Sequencer, Told
 from leased.service.ticker import Ticker
 from leased.terms.command import Command, HolderGone
 from leased.terms.effect import Effect, Notify
+from leased.terms.event import EpochSealed
 from leased.terms.identity import BootId, CommandId, LeaseId
 from leased.terms.lease import Lease
 from leased.terms.moment import Moment
@@ -208,16 +209,24 @@ def read_chain(disk: MemoryDisk) -> list[Sealed]:
     """Every anchored record, judged by the real verifier with the key that the log names."""
     identity = parse_log_id(disk.read(LOG_ID), LOG_ID)
     slot, _ = choose_slot(read_slots(disk, direct=True), identity.log_id, LOG_ID)
-    verifier = Verifier(identity.log_id, origin=identity.origin, public_key=identity.public_key)
+    verifier = Verifier(
+        identity.log_id,
+        origin=identity.origin,
+        public_key=identity.public_key,
+        epoch_ns=identity.epoch_ns,
+    )
     records: list[Sealed] = []
-    boot_id = BootId(bytes(16))
+    boot_id, boot_ns = BootId(bytes(16)), 0
     for chunk in read_frames(disk, 0, slot):
         walk = verifier.feed(chunk)
         for index in range(len(walk.offsets)):
             record = walk.record(index)
             event = decode(record.kind, record.schema, record.body)
             boot_id = getattr(event, "boot_id", boot_id)
-            moment = Moment(boot_id, record.boot_ns, record.wall_ns)
+            if not isinstance(event, EpochSealed):
+                # A seal may have been written by the boot that the next NodeStarted names.
+                boot_ns = record.boot_ns
+            moment = Moment(boot_id, boot_ns, record.wall_ns)
             records.append(Sealed(record.sequence, event, moment, record.hash))
     assert verifier.verified().whole, "the anchored chain ends within a batch"
     return records

@@ -21,6 +21,7 @@ import msgspec
 
 from leased.chain import segment
 from leased.chain.canonical import SCHEMA, encode
+from leased.chain.epochs import Ratchet
 from leased.chain.head import Head
 from leased.chain.note import Checkpoint
 from leased.chain.record import (
@@ -51,8 +52,9 @@ class SealedBatch(msgspec.Struct, frozen=True):
     """Frames ready to commit. `hashes` and `sequences` belong to the sealed items one to one, in
     their order.
 
-    `count` records are in `frames`: the items and what the sealer added (CheckpointSigned,
-    SegmentEnd). `head` is the hash of the last of them, as `Journal.commit` wants it.
+    `count` records are in `frames`: the items and what the sealer added (EpochSealed,
+    CheckpointSigned, SegmentEnd). `head` is the hash of the last of them, as `Journal.commit` wants
+    it. `ends_epoch`: once it is anchored, the key of the epoch it seals must be forgotten.
     """
 
     frames: bytes
@@ -62,6 +64,7 @@ class SealedBatch(msgspec.Struct, frozen=True):
     sequences: Sequence[int]
     head: bytes
     new_head: Head
+    ends_epoch: bool = False
 
 
 class Sealer:
@@ -78,6 +81,7 @@ class Sealer:
         entropy: Callable[[], bytes],
         signer: Signer | None = None,
         origin: str = "",
+        ratchet: Ratchet | None = None,
         segment_no: int = 0,
         end_offset: int = segment.HEADER_BYTES,
         segment_bytes: int = segment.SEGMENT_BYTES,
@@ -87,6 +91,7 @@ class Sealer:
         self._geometry = segment.geometry(segment_bytes)
         self._entropy = entropy
         self._signer = signer
+        self.ratchet = ratchet
         self._origin = origin
         self._sequence = head.size
         self._hash = head.hash
@@ -119,16 +124,18 @@ class Sealer:
         moment: Moment | None = None,
     ) -> SealedBatch:
         """Seal `items` in order. `sign` asks for a checkpoint now; `moment` stamps it if there
-        are no items."""
+        are no items. A seal of an epoch that has ended comes before everything else."""
         if moment is None:
             assert items, "nothing to seal and no moment to seal it at"
             moment = items[-1][1]
+        opening = self._end_epoch(moment)
         signing = self._signer is not None and (sign or self._checkpoint_due(moment))
-        assert items or signing, "nothing to seal"
+        assert items or signing or opening, "nothing to seal"
         first = self._sequence
         frames: list[bytes] = []
         hashes: list[bytes] = []
         sequences: list[int] = []
+        items = [*opening, *items] if opening else items
         bodies = [(KIND[type(event)], encode(event), at) for event, at in items]
         cuts = self._cuts([event for event, _ in items], [len(body) for _, body, _ in bodies])
         for start, stop in cuts:
@@ -137,11 +144,29 @@ class Sealer:
             sequences.extend(range(added, added + stop - start))
             hashes.extend(digest for _, digest in made[: stop - start])
             frames.extend(frame for frame, _ in made)
-        joined = b"".join(frames)
+        joined, ours = b"".join(frames), len(opening)
         contiguous = range(first, first + len(items)) if len(cuts) == 1 else tuple(sequences)
         return SealedBatch(
-            joined, self._sequence - first, first, tuple(hashes), contiguous, self._hash, self.head
+            joined,
+            self._sequence - first,
+            first,
+            tuple(hashes[ours:]),
+            contiguous[ours:],
+            self._hash,
+            self.head,
+            bool(opening),
         )
+
+    def epoch_due(self, moment: Moment) -> bool:
+        """Whether the next batch begins with a seal."""
+        return self.ratchet is not None and self.ratchet.due(moment)
+
+    def _end_epoch(self, moment: Moment) -> list[tuple[Event, Moment]]:
+        """The seal of an epoch that has ended, as the first item of a batch."""
+        if self.ratchet is None or not self.ratchet.due(moment):
+            return []
+        root = self._frontier.root()
+        return [(self.ratchet.seal(self._entropy(), self._sequence, root, moment), moment)]
 
     def _seal_batch(
         self, bodies: Sequence[tuple[int, bytes, Moment]], moment: Moment, *, closing: bool

@@ -15,9 +15,9 @@ from hashlib import sha256
 from typing import Final
 from zlib import crc32
 
-import msgspec
-
 from leased.chain.canonical import Unknown, decode
+from leased.chain.epochs import Continuity, EpochKey
+from leased.chain.findings import Verified, Walk
 from leased.chain.head import GENESIS, Head
 from leased.chain.note import Checkpoint
 from leased.chain.record import (
@@ -29,70 +29,31 @@ from leased.chain.record import (
     HEADER,
     HEADER_BYTES,
     PADDING,
-    Record,
     hash_prefix,
     parse_frame,
 )
 from leased.chain.signing import rotation_message, verifies
 from leased.chain.tree import EMPTY, Frontier
-from leased.chain.verdict import BAD_ROOT, BAD_SIGNATURE, CORRUPT_RECORD, CORRUPT_SEGMENT
+from leased.chain.verdict import (
+    BAD_ROOT,
+    BAD_SEAL,
+    BAD_SIGNATURE,
+    CORRUPT_RECORD,
+    CORRUPT_SEGMENT,
+)
 from leased.terms.errors import ChainError
-from leased.terms.event import KIND, CheckpointSigned, KeyRotated, NodeStarted
+from leased.terms.event import KIND, CheckpointSigned, EpochSealed, Event, KeyRotated, NodeStarted
 
 _CHECKPOINT = KIND[CheckpointSigned]
 _ROTATION = KIND[KeyRotated]
 _STARTED = KIND[NodeStarted]
+_SEALED = KIND[EpochSealed]
+_RARE = frozenset((_CHECKPOINT, _ROTATION, _SEALED))
+_NEVER_NS: Final = 1 << 64
 _KNOWN = frozenset(KIND.values())
 
 CRC_DAMAGED_MAX: Final = 64
 """How many sequences of CRC damage are named; the count is exact."""
-
-
-class Walk(msgspec.Struct):
-    """What one call of `Verifier.feed` went over: offset and kind of every record, in order, and
-    their hashes."""
-
-    data: bytes
-    offsets: list[int]
-    kinds: list[int]
-    hashes: list[bytes]
-    first_seq: int
-
-    def record(self, index: int) -> Record:
-        """Take the `index`-th record apart (its hash was checked already)."""
-        offset = self.offsets[index]
-        length, crc, sequence, batch, kind, schema, flags, body_bytes, wall_ns, boot_ns, prev = (
-            HEADER.unpack_from(self.data, offset)
-        )
-        body = self.data[offset + HEADER_BYTES : offset + HEADER_BYTES + body_bytes]
-        digest = self.hashes[index]
-        return Record(
-            sequence, batch, kind, schema, flags, wall_ns, boot_ns, prev, body, digest, length, True
-        )
-
-
-class Verified(msgspec.Struct, frozen=True):
-    """What holds. `count` records were walked and end at `head`; `whole` if the last of them ends
-    its batch.
-
-    `crc_damaged` counts frames whose hash holds but whose CRC does not (media damage outside the
-    hash), `unknown` records of kinds this release does not know, `clock_breaks` a boot clock that
-    went back without a NodeStarted. `signed_size` is the size of the newest checkpoint whose root
-    (and, where a key was given, signature) holds.
-    """
-
-    head: Head
-    frontier: Frontier
-    count: int
-    batch: int
-    whole: bool
-    last_kind: int
-    public_key: bytes | None
-    signed_size: int
-    crc_damaged: int
-    crc_damaged_at: tuple[int, ...]
-    unknown: int
-    clock_breaks: int
 
 
 class Verifier:
@@ -108,8 +69,12 @@ class Verifier:
         batch: int = 0,
         origin: str = "",
         public_key: bytes | None = None,
+        epoch_ns: int = 0,
+        seal_key: EpochKey | None = None,
         file: str = "",
     ) -> None:
+        """`epoch_ns` is that of the log's identity: not 0 where every epoch must be sealed;
+        `seal_key` what this verifier was enrolled with."""
         self._log_id = log_id
         self._prefix = hash_prefix(log_id)
         self._head = head
@@ -126,6 +91,11 @@ class Verifier:
         self._damaged_count = 0
         self._unknown = 0
         self._clock_breaks = 0
+        self._epochs = (
+            Continuity(log_id, epoch_ns, seal_key, from_genesis=head == GENESIS)
+            if epoch_ns
+            else None
+        )
         self.file = file
 
     def feed(self, data: bytes, *, start: int = 0, stop: int | None = None, base: int = 0) -> Walk:
@@ -165,6 +135,8 @@ class Verifier:
             tuple(self._damaged),
             self._unknown,
             self._clock_breaks,
+            self._epochs.sealed if self._epochs else 0,
+            self._epochs.proven if self._epochs else 0,
         )
 
     def _walk(self, data: bytes, offset: int, stop: int, base: int, walk: Walk) -> None:
@@ -179,6 +151,7 @@ class Verifier:
             self._open,
             self._boot_ns,
         )
+        limit = self._limit_ns()
         while offset < stop:
             if stop - offset < FRAME_BYTES_MIN:
                 raise self._refusal(data, offset, stop, base, expected, head)
@@ -208,8 +181,9 @@ class Verifier:
                 != crc
             ):
                 self._note_damage(sequence)
-            if boot_ns < boot and kind != _STARTED:
-                self._clock_breaks += 1
+            if boot_ns < boot or boot_ns >= limit or kind in (_SEALED, _STARTED):
+                where = (sequence, base + offset)
+                limit = self._note_time(data, offset, kind, boot_ns, where, late=boot_ns < boot)
             add_offset(offset)
             add_kind(kind)
             add_hash(head)
@@ -221,6 +195,53 @@ class Verifier:
                 boot_ns,
             )
         self._batch, self._open, self._boot_ns = batch, opened, boot
+
+    def _limit_ns(self) -> int:
+        """From this boot clock on a record lies beyond the open epoch."""
+        limit_ns = self._epochs.limit_ns if self._epochs else None
+        return _NEVER_NS if limit_ns is None else limit_ns
+
+    def _note_time(
+        self,
+        data: bytes,
+        offset: int,
+        kind: int,
+        boot_ns: int,
+        where: tuple[int, int],
+        *,
+        late: bool,
+    ) -> int:
+        """A record that the clock makes remarkable: the first of a boot, one that went back, one
+        beyond its epoch. The new limit. Raises ChainError (BAD_SEAL)."""
+        if late and kind != _STARTED and kind != _SEALED:
+            self._clock_breaks += 1
+        epochs = self._epochs
+        if epochs is None:
+            return _NEVER_NS
+        sequence, at = where
+        if kind == _STARTED:
+            event = self._decoded(data, offset, sequence, at)
+            if isinstance(event, NodeStarted):
+                epochs.started(event.boot_id, boot_ns)
+        elif kind != _SEALED and not epochs.begin_ns <= boot_ns < self._limit_ns():
+            why = f"sealed at {boot_ns} of the boot clock, outside the epoch that is open there"
+            raise ChainError(BAD_SEAL, why, sequence=sequence, offset=at, file=self.file)
+        elif kind == _SEALED:
+            event = self._decoded(data, offset, sequence, at)
+            # The root is compared when the tree has grown to here (`_check_seal`).
+            why = epochs.judge(event, sequence) if isinstance(event, EpochSealed) else None
+            if why:
+                raise ChainError(
+                    BAD_SEAL, f"the seal: {why}", sequence=sequence, offset=at, file=self.file
+                )
+        return self._limit_ns()
+
+    def _decoded(self, data: bytes, offset: int, sequence: int, at: int) -> Event | Unknown:
+        """The event of the frame at `offset`."""
+        record = parse_frame(data, offset, self._prefix)
+        return decode(
+            record.kind, record.schema, record.body, sequence=sequence, offset=at, file=self.file
+        )
 
     def _refusal(
         self, data: bytes, offset: int, stop: int, base: int, expected: int, head: bytes
@@ -254,12 +275,13 @@ class Verifier:
         """Extend the tree by the walked records, and check every checkpoint and key rotation
         among them."""
         done = 0
-        if _CHECKPOINT in walk.kinds or _ROTATION in walk.kinds:
+        if not _RARE.isdisjoint(walk.kinds):
             for index, kind in enumerate(walk.kinds):
-                if kind == _CHECKPOINT:
+                if kind in (_CHECKPOINT, _SEALED):
                     self._frontier = self._frontier.extended(walk.hashes[done:index])
                     done = index
-                    self._check_checkpoint(walk, index, base)
+                    check = self._check_checkpoint if kind == _CHECKPOINT else self._check_seal
+                    check(walk, index, base)
                 elif kind == _ROTATION:
                     self._check_rotation(walk, index, base)
         self._frontier = self._frontier.extended(walk.hashes[done:])
@@ -293,6 +315,14 @@ class Verifier:
                     BAD_SIGNATURE, why, sequence=sequence, offset=offset, file=self.file
                 )
         self._signed_size = event.size
+
+    def _check_seal(self, walk: Walk, index: int, base: int) -> None:
+        """Compare a seal with the tree before it."""
+        sequence, offset = walk.first_seq + index, base + walk.offsets[index]
+        event = self._decoded(walk.data, walk.offsets[index], sequence, offset)
+        if isinstance(event, EpochSealed) and event.root != self._frontier.root():
+            why = f"the seal's root is not that of the {event.size} records before it"
+            raise ChainError(BAD_ROOT, why, sequence=sequence, offset=offset, file=self.file)
 
     def _check_rotation(self, walk: Walk, index: int, base: int) -> None:
         """Follow a replacement of the node's key, signed by the old and the new."""

@@ -17,6 +17,7 @@ from leased.chain.head import GENESIS
 from leased.chain.note import log_origin
 from leased.chain.segment import (
     FLAG_BEST_EFFORT,
+    FLAG_SEALED_PROFILE,
     HEADER_BYTES,
     LogIdentity,
     SegmentHeader,
@@ -30,6 +31,7 @@ from leased.durable.anchor import ANCHOR, create_anchor, read_slots
 from leased.durable.files import Disk, write_whole
 from leased.durable.keyfile import KEY_FILE, create_key, load_key
 from leased.durable.scan import segment_names
+from leased.durable.sealkey import SEAL_KEY_FILE, create_seal_key
 from leased.durable.spares import Spares
 from leased.durable.writer import activate
 from leased.ports import AnchorSlot
@@ -49,6 +51,7 @@ def create_log(
     origin: str,
     segment_bytes: int,
     best_effort: bool,
+    epoch_ns: int,
 ) -> LogIdentity:
     """Make a new log in the directory and return its identity. Raises ChainError if records
     without log.id lie there."""
@@ -73,13 +76,17 @@ def create_log(
         for generation in (0, 1)
     ]
     create_anchor(disk, slots[0], slots[1])
+    if epoch_ns:
+        create_seal_key(disk, log_id, entropy)
+    best = FLAG_BEST_EFFORT if best_effort else 0
     identity = LogIdentity(
         log_id,
         signer.public_key,
         machine_hash(machine_id, log_id),
         log_origin(origin, log_id),
         segment_bytes,
-        flags=FLAG_BEST_EFFORT if best_effort else 0,
+        flags=best | (FLAG_SEALED_PROFILE if epoch_ns else 0),
+        epoch_ns=epoch_ns,
         created_wall_ns=max(0, moment.wall_ns),
     )
     write_whole(disk, LOG_ID, write_log_id(identity))
@@ -102,7 +109,7 @@ def _clear_unfinished(disk: Disk, names: Sequence[str]) -> None:
             "collector"
         )
         raise ChainError(CORRUPT_ID, why, file=str(disk.directory / LOG_ID))
-    leftovers = [*segments, *(name for name in names if name == ANCHOR)]
+    leftovers = [*segments, *(name for name in names if name in (ANCHOR, SEAL_KEY_FILE))]
     for name in leftovers:
         disk.unlink(name)
     if leftovers:

@@ -16,13 +16,23 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
+from leased.chain.epochs import (
+    EPOCH_NS,
+    Open,
+    Ratchet,
+    carry_over,
+    first_epoch,
+    next_epoch,
+)
 from leased.chain.segment import (
+    FLAG_SEALED_PROFILE,
     SEGMENT_BYTES,
     LogIdentity,
     machine_hash,
     parse_log_id,
 )
 from leased.chain.signing import Signer
+from leased.chain.verdict import SEAL_KEY
 from leased.durable.files import DirectoryDisk, Disk
 from leased.durable.genesis import LOG_ID, create_log
 from leased.durable.journal import Committer, FileJournal
@@ -30,10 +40,11 @@ from leased.durable.keyfile import KEY_FILE, load_key
 from leased.durable.opened import OpenedLog, RecoveredTail, read_places
 from leased.durable.repair import examine, repair
 from leased.durable.scan import Scan
+from leased.durable.sealkey import SEAL_KEY_FILE, load_seal_key, replace_seal_key
 from leased.durable.spares import Spares
 from leased.ports import Entropy
-from leased.terms.errors import StateError
-from leased.terms.event import KeyRotated
+from leased.terms.errors import ChainError, StateError
+from leased.terms.event import EpochSealed, KeyRotated, NodeStarted
 from leased.terms.moment import Moment
 
 __all__ = ["OpenedLog", "RecoveredTail", "explain", "open_log"]
@@ -48,6 +59,7 @@ def open_log(
     origin: str,
     best_effort: bool = False,
     segment_bytes: int = SEGMENT_BYTES,
+    epoch_ns: int = EPOCH_NS,
     background: bool = True,
     disk: Disk | None = None,
     committer: Callable[[], Committer] | None = None,
@@ -55,8 +67,9 @@ def open_log(
     """Open the log in `directory` for writing; make it if there is none. Raises StateError or
     ChainError.
 
-    `origin` (a prefix such as "lease-log.fleet/node") and `segment_bytes` count only when a log is
-    made. `background` false prepares segments in line; `disk` and `committer` are for tests.
+    `origin` (a prefix such as "lease-log.fleet/node"), `segment_bytes` and `epoch_ns` (0: its
+    epochs are not sealed) count only when a log is made. `background` false prepares segments in
+    line; `disk` and `committer` are for tests.
     """
     try:
         if disk is None:
@@ -68,6 +81,7 @@ def open_log(
                 origin,
                 best_effort=best_effort,
                 segment_bytes=segment_bytes,
+                epoch_ns=epoch_ns,
                 background=background,
                 committer=committer,
             )
@@ -110,6 +124,7 @@ class _Opening:
         *,
         best_effort: bool,
         segment_bytes: int,
+        epoch_ns: int,
         background: bool,
         committer: Callable[[], Committer] | None,
     ) -> OpenedLog:
@@ -125,7 +140,7 @@ class _Opening:
                 f"{disk.directory}: {filesystem.why}; move the state directory, or set durability "
                 '= "best-effort" to accept that a power cut may lose acknowledged records'
             )
-        identity = self._identity(origin, segment_bytes, best_effort=bool(filesystem.why))
+        identity = self._identity(origin, segment_bytes, epoch_ns, best_effort=bool(filesystem.why))
         signer = load_key(disk)
         found = examine(disk, identity)
         _check_key(disk, identity, signer, found.scan)
@@ -138,6 +153,7 @@ class _Opening:
         if found.tail.kept_records:
             # What was rolled forward is read again: the next opening would do no less.
             found = examine(disk, identity)
+        ratchet = self._ratchet(identity, found.scan)
         if not background:
             spares.try_fill()
         opened = OpenedLog(
@@ -148,6 +164,7 @@ class _Opening:
             found.scan,
             found.tail.frontier,
             signer=signer,
+            ratchet=ratchet,
             entropy=self._entropy,
             recovered=recovered,
             filesystem=filesystem,
@@ -156,7 +173,43 @@ class _Opening:
             spares.start()
         return opened
 
-    def _identity(self, origin: str, segment_bytes: int, *, best_effort: bool) -> LogIdentity:
+    def _ratchet(self, identity: LogIdentity, scan: Scan) -> Ratchet | None:
+        """The open epoch and its key, evolved if a crash came between a seal and that. Raises
+        ChainError (SEAL_KEY)."""
+        if not identity.flags & FLAG_SEALED_PROFILE:
+            return None
+        key = load_seal_key(self._disk, identity.log_id)
+        opened = self._opened_epoch(identity, scan)
+        epoch = opened.epoch if opened is not None else 0
+        if key.epoch > epoch:
+            why = (
+                f"the key is of epoch {key.epoch}, and the log has no seal after that of epoch "
+                f"{epoch - 1}: an earlier state of the log was put back"
+            )
+            path = str(self._disk.directory / SEAL_KEY_FILE)
+            raise ChainError(SEAL_KEY, why + "; ask the collector", file=path)
+        if key.epoch < epoch:
+            key = key.evolved(epoch - key.epoch)
+            replace_seal_key(self._disk, identity.log_id, key)
+        return Ratchet(identity.log_id, opened, key, identity.epoch_ns)
+
+    def _opened_epoch(self, identity: LogIdentity, scan: Scan) -> Open | None:
+        """The epoch that was open when the log was left; None: it is empty."""
+        opened: Open | None = None
+        for _, event, record in read_places(self._disk, scan.epochs, identity.log_id):
+            if isinstance(event, EpochSealed):
+                opened = next_epoch(event, identity.epoch_ns)
+            elif isinstance(event, NodeStarted):
+                began = Moment(event.boot_id, record.boot_ns, record.wall_ns)
+                if opened is not None:
+                    opened = carry_over(opened, began, identity.epoch_ns)
+                elif record.sequence == 0:
+                    opened = first_epoch(began, identity.epoch_ns)
+        return opened
+
+    def _identity(
+        self, origin: str, segment_bytes: int, epoch_ns: int, *, best_effort: bool
+    ) -> LogIdentity:
         """The log's identity, made if there is no log. Raises ChainError, StateError."""
         disk = self._disk
         if LOG_ID not in disk.names():
@@ -168,6 +221,7 @@ class _Opening:
                 origin=origin,
                 segment_bytes=segment_bytes,
                 best_effort=best_effort,
+                epoch_ns=epoch_ns,
             )
         identity = parse_log_id(disk.read(LOG_ID), str(disk.directory / LOG_ID))
         if identity.machine_hash != machine_hash(self._machine_id, identity.log_id):

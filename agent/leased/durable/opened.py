@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from leased.chain.canonical import Unknown, decode
+from leased.chain.epochs import Ratchet
 from leased.chain.head import Head
 from leased.chain.record import Record, hash_prefix, parse_frame
 from leased.chain.sealer import Sealer
@@ -24,6 +25,7 @@ from leased.durable.files import Disk
 from leased.durable.filesystem import BEST_EFFORT, STRICT, Filesystem
 from leased.durable.journal import FileJournal
 from leased.durable.scan import Scan
+from leased.durable.sealkey import replace_seal_key
 from leased.durable.writer import Writer
 from leased.ports import Entropy
 from leased.terms.event import Event, NodeStarted
@@ -54,6 +56,7 @@ class OpenedLog:
         frontier: Frontier,
         *,
         signer: Signer,
+        ratchet: Ratchet | None,
         entropy: Entropy,
         recovered: RecoveredTail | None,
         filesystem: Filesystem,
@@ -67,6 +70,7 @@ class OpenedLog:
         self.log_id = identity.log_id
         self.origin = identity.origin
         self.signer = signer
+        self.ratchet = ratchet
         self.recovered = recovered
         self.filesystem = filesystem.name
         self.durability = BEST_EFFORT if filesystem.why else STRICT
@@ -89,6 +93,7 @@ class OpenedLog:
             entropy=self._entropy,
             signer=self.signer,
             origin=self.origin,
+            ratchet=self.ratchet,
             segment_no=slot.segment_no,
             end_offset=slot.end_offset,
             segment_bytes=self.identity.segment_bytes,
@@ -113,6 +118,12 @@ class OpenedLog:
         frame = b"".join(self.journal.frames(self.head.size - 1))
         record = parse_frame(frame, 0, hash_prefix(self.log_id))
         return Moment(boot_id, record.boot_ns, record.wall_ns)
+
+    def forget_epoch(self) -> None:
+        """The key of the epoch that was sealed last is gone from the disk when this returns. Blocks
+        as long as the disk does. Raises OSError."""
+        assert self.ratchet is not None
+        replace_seal_key(self._disk, self.log_id, self.ratchet.key)
 
     def close(self) -> None:
         """Close journal, files and lock. Idempotent."""

@@ -11,18 +11,21 @@ Does not repair (`log.open_log` does).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from leased.chain.canonical import Unknown, decode
+from leased.chain.epochs import EpochKey
+from leased.chain.findings import Verified
 from leased.chain.head import GENESIS, Head
 from leased.chain.record import Record, hash_prefix, parse_frame
 from leased.chain.recovery import SEGMENT_END, Image, Tail, choose_slot, read_tail
 from leased.chain.segment import HEADER_BYTES, LogIdentity, parse_header, parse_log_id
 from leased.chain.tree import EMPTY, Frontier
 from leased.chain.verdict import CORRUPT_HEAD, CORRUPT_ID, CORRUPT_SEGMENT
-from leased.chain.verifier import Verified, Verifier, check_bodies
+from leased.chain.verifier import Verifier, check_bodies
 from leased.durable.anchor import ANCHOR, read_slots
 from leased.durable.files import DirectoryDisk, Disk
 from leased.durable.genesis import LOG_ID
@@ -30,7 +33,7 @@ from leased.durable.journal import read_frames
 from leased.durable.scan import frames_end, segment_names
 from leased.ports import AnchorSlot
 from leased.terms.errors import ChainError, StateError
-from leased.terms.event import Event, NodeStarted
+from leased.terms.event import EpochSealed, Event, NodeStarted
 from leased.terms.identity import BootId
 from leased.terms.moment import Moment
 
@@ -80,12 +83,15 @@ class ReadLog:
     def events(self) -> Iterator[tuple[int, Event | Unknown, Moment]]:
         """Every event from the first record on, with when it was sealed; the boot id is that of
         the last NodeStarted."""
-        boot_id = BootId(bytes(16))
+        boot_id, boot_ns = BootId(bytes(16)), 0
         for record in self.records(self.facts.slot.min_seq):
             event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
             if isinstance(event, NodeStarted):
                 boot_id = event.boot_id
-            yield record.sequence, event, Moment(boot_id, record.boot_ns, record.wall_ns)
+            if not isinstance(event, EpochSealed):
+                # A seal may have been written by the boot that the next NodeStarted names.
+                boot_ns = record.boot_ns
+            yield record.sequence, event, Moment(boot_id, boot_ns, record.wall_ns)
 
     def close(self) -> None:
         """Close the directory. Idempotent."""
@@ -93,14 +99,20 @@ class ReadLog:
 
 
 def read_log(
-    directory: Path, *, bodies: bool = True, signatures: bool = True, disk: Disk | None = None
+    directory: Path,
+    *,
+    bodies: bool = True,
+    signatures: bool = True,
+    seal_key: EpochKey | None = None,
+    disk: Disk | None = None,
 ) -> ReadLog:
-    """Verify the log in `directory` up to its anchor and open it for reading. Raises StateError
-    or ChainError."""
+    """Verify the log in `directory` up to its anchor and open it for reading. `seal_key` is what
+    the reader was enrolled with. Raises StateError or ChainError."""
     try:
         disk = disk or DirectoryDisk(directory)
         try:
-            return ReadLog(disk, _verify(disk, bodies=bodies, signatures=signatures))
+            facts = _verify(disk, bodies=bodies, signatures=signatures, seal_key=seal_key)
+            return ReadLog(disk, facts)
         except BaseException:
             disk.close()
             raise
@@ -110,7 +122,7 @@ def read_log(
         ) from error
 
 
-def _verify(disk: Disk, *, bodies: bool, signatures: bool) -> LogFacts:
+def _verify(disk: Disk, *, bodies: bool, signatures: bool, seal_key: EpochKey | None) -> LogFacts:
     """Everything `read_log` checks."""
     names = disk.names()
     segments = segment_names(names)
@@ -123,11 +135,15 @@ def _verify(disk: Disk, *, bodies: bool, signatures: bool) -> LogFacts:
     identity = parse_log_id(disk.read(LOG_ID), str(disk.directory / LOG_ID))
     live = disk.is_locked()
     slot, both = _slot(disk, identity, live=live)
-    verifier = Verifier(
+    verify_from = partial(
+        Verifier,
         identity.log_id,
         origin=identity.origin,
         public_key=identity.public_key if signatures else None,
+        epoch_ns=identity.epoch_ns,
+        seal_key=seal_key,
     )
+    verifier = verify_from()
     head, frontier, index = GENESIS, EMPTY, -1
     for index, name in enumerate(segments):
         data = disk.read(name)
@@ -136,13 +152,7 @@ def _verify(disk: Disk, *, bodies: bool, signatures: bool) -> LogFacts:
             # Pruned before here: the header is what the log vouches for; a collector compares it
             # with what it holds.
             head, frontier = header.head, header.frontier
-            verifier = Verifier(
-                identity.log_id,
-                head,
-                frontier,
-                origin=identity.origin,
-                public_key=identity.public_key if signatures else None,
-            )
+            verifier = verify_from(head, frontier)
         if header.log_id != identity.log_id or header.head != head or header.frontier != frontier:
             why = f"the segment does not continue the log, which stands at {head.text()}"
             raise ChainError(CORRUPT_SEGMENT, why, file=name, offset=0, sequence=head.size)

@@ -23,13 +23,14 @@ from typing import Final
 import msgspec
 
 from leased.chain.canonical import LEASE_ID_OFFSET
+from leased.chain.findings import Verified, Walk
 from leased.chain.head import GENESIS, Head
 from leased.chain.record import HEADER_BYTES as RECORD_HEADER_BYTES
 from leased.chain.recovery import SEGMENT_END
 from leased.chain.segment import HEADER_BYTES, SegmentHeader, parse_header
 from leased.chain.tree import Frontier
 from leased.chain.verdict import CORRUPT_SEGMENT
-from leased.chain.verifier import Verified, Verifier, Walk
+from leased.chain.verifier import Verifier
 from leased.durable.files import DirectoryDisk, Disk
 from leased.terms.errors import ChainError
 from leased.terms.event import (
@@ -38,7 +39,9 @@ from leased.terms.event import (
     TERMINAL_KINDS,
     Allocated,
     CheckpointSigned,
+    EpochSealed,
     KeyRotated,
+    NodeStarted,
 )
 
 PARALLEL_SEGMENTS_MIN: Final = 4
@@ -47,7 +50,9 @@ PARALLEL_SEGMENTS_MIN: Final = 4
 _SEGMENT_NAME = re.compile(r"seg-[0-9a-f]{16}\.log\Z")
 _ALLOCATED = KIND[Allocated]
 _ROTATED = KIND[KeyRotated]
-_NOT_REPLAYED = frozenset({KIND[CheckpointSigned], SEGMENT_END})
+_SEALED = KIND[EpochSealed]
+_EPOCHS_MOVE = frozenset({_SEALED, KIND[NodeStarted]})
+_NOT_REPLAYED = frozenset({KIND[CheckpointSigned], SEGMENT_END, _SEALED})
 _OTHER_KINDS = frozenset(KIND.values()) - frozenset(LEASE_KINDS) - _NOT_REPLAYED
 _LEASE_AT = RECORD_HEADER_BYTES + LEASE_ID_OFFSET
 
@@ -58,7 +63,8 @@ Place = tuple[int, int]
 class SegmentScan(msgspec.Struct, frozen=True):
     """One verified segment. `others` are the places of records of no lease, `open` those of
     leases that did not end in it, `closed` the leases that ended in it but began before;
-    `rotations` the places of key rotations."""
+    `rotations` the places of key rotations, `epochs` those of what the open epoch follows from:
+    the last seal, if one is here (`sealed`), and the starts after it."""
 
     name: str
     header: SegmentHeader
@@ -67,6 +73,8 @@ class SegmentScan(msgspec.Struct, frozen=True):
     open: list[tuple[bytes, list[Place]]]
     closed: list[bytes]
     rotations: list[Place]
+    epochs: list[Place]
+    sealed: bool
 
 
 class Scan(msgspec.Struct, frozen=True):
@@ -80,6 +88,7 @@ class Scan(msgspec.Struct, frozen=True):
     last_kind: int
     places: list[tuple[int, str, int]]
     rotations: list[tuple[int, str, int]]
+    epochs: list[tuple[int, str, int]]
     crc_damaged: tuple[int, ...]
     unknown: int
     clock_breaks: int
@@ -104,8 +113,7 @@ def scan_segment(data: bytes, name: str, log_id: bytes, *, end: int | None = Non
         raise ChainError(CORRUPT_SEGMENT, "the segment is of another log", file=name, offset=0)
     verifier = Verifier(log_id, header.head, header.frontier, file=name)
     walk = verifier.feed(data, start=HEADER_BYTES, stop=frames_end(data) if end is None else end)
-    others, opened, closed, rotations = _index(walk)
-    return SegmentScan(name, header, verifier.verified(), others, opened, closed, rotations)
+    return SegmentScan(name, header, verifier.verified(), *_index(walk))
 
 
 def scan_log(
@@ -156,10 +164,14 @@ def _join(scans: Sequence[SegmentScan]) -> Scan:
     """Put the segments' findings together."""
     places: list[tuple[int, str, int]] = []
     rotations: list[tuple[int, str, int]] = []
+    epochs: list[tuple[int, str, int]] = []
     open_leases: dict[bytes, list[tuple[int, str, int]]] = {}
     for scan in scans:
         places.extend((sequence, scan.name, offset) for sequence, offset in scan.others)
         rotations.extend((sequence, scan.name, offset) for sequence, offset in scan.rotations)
+        if scan.sealed:
+            epochs.clear()
+        epochs.extend((sequence, scan.name, offset) for sequence, offset in scan.epochs)
         for lease in scan.closed:
             open_leases.pop(lease, None)
         for lease, found in scan.open:
@@ -180,6 +192,7 @@ def _join(scans: Sequence[SegmentScan]) -> Scan:
         last.last_kind,
         places,
         rotations,
+        epochs,
         damaged,
         sum(scan.verified.unknown for scan in scans),
         sum(scan.verified.clock_breaks for scan in scans),
@@ -188,12 +201,16 @@ def _join(scans: Sequence[SegmentScan]) -> Scan:
 
 def _index(
     walk: Walk,
-) -> tuple[list[Place], list[tuple[bytes, list[Place]]], list[bytes], list[Place]]:
+) -> tuple[
+    list[Place], list[tuple[bytes, list[Place]]], list[bytes], list[Place], list[Place], bool
+]:
     """Sort the walked records: of no lease, of leases still open, ended leases that began
-    before, key rotations."""
+    before, key rotations, seals and starts."""
     data = walk.data
     others: list[Place] = []
     rotations: list[Place] = []
+    epochs: list[Place] = []
+    sealed = False
     closed: list[bytes] = []
     opened: dict[bytes, list[Place]] = {}
     began_before: set[bytes] = set()
@@ -204,6 +221,10 @@ def _index(
                 others.append((sequence, offset))
                 if kind == _ROTATED:
                     rotations.append((sequence, offset))
+            if kind == _SEALED:
+                epochs, sealed = [], True
+            if kind in _EPOCHS_MOVE:
+                epochs.append((sequence, offset))
             continue
         lease = data[offset + _LEASE_AT : offset + _LEASE_AT + 16]
         if kind == _ALLOCATED:
@@ -218,7 +239,7 @@ def _index(
             del opened[lease]
             if lease in began_before:
                 closed.append(lease)
-    return others, list(opened.items()), closed, rotations
+    return others, list(opened.items()), closed, rotations, epochs, sealed
 
 
 def _scan_closed(disk: Disk, names: Sequence[str], log_id: bytes) -> list[SegmentScan]:

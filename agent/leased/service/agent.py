@@ -34,6 +34,8 @@ from leased.service.custody import Custodian
 from leased.service.doors import open_doors
 from leased.service.entropy import EntropyPool
 from leased.service.evidence import NO_COMMAND
+from leased.service.epochs import Epochs
+from leased.service.evidence import NO_COMMAND, hash_policy
 from leased.service.feed import Feed
 from leased.service.grantor import Grantor
 from leased.service.holders import Holders
@@ -88,6 +90,7 @@ async def build(
         machine_id=machine_id,
         origin=origin,
         best_effort=config.log.durability == "best-effort",
+        epoch_ns=config.log.epoch_ns,
     )
     lessor = Lessor(entropy, config.policy)
     replayed = recovery.replay(lessor, opened)
@@ -144,8 +147,14 @@ class Agent:
             commands_max=config.sequencing.commands_max,
             batch_commands_max=config.sequencing.batch_commands_max,
             commit_at_once=opened.journal.commit_at_once,
+            end_epoch=self._end_epoch,
         )
         submit = self.sequencer.submit_own
+        self.epochs = (
+            Epochs(ratchet=opened.ratchet, clock=clock, submit=submit, forget=opened.forget_epoch)
+            if opened.ratchet is not None
+            else None
+        )
         self.chain = ChainReader(
             journal=opened.journal, directory=config.paths.audit_dir, next_seq=sealer.head.size
         )
@@ -252,6 +261,8 @@ class Agent:
         ):
             nursery.start_soon(task)
         nursery.start_soon(self.devices.watch, self.watcher.notice)
+        if self.epochs is not None:
+            nursery.start_soon(self.epochs.run)
         nursery.start_soon(self.lifeline.run, self._beat, self.config.timing.heartbeat_ns)
         await nursery.start(self.dispatcher.run)
         self.listener = Listener(
@@ -303,6 +314,11 @@ class Agent:
         self.feed.tell(told)
         self.journald.tell(told)
         self.ticker.look_again()
+
+    def _end_epoch(self) -> None:
+        self.note_sealed()
+        if self.epochs is not None:
+            self.epochs.end()
 
     def note_sealed(self) -> None:
         """Between a commit and the next seal: what is sealed is anchored, and may be shown."""

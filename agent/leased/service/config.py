@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from leased.chain.epochs import EPOCH_NS
 from leased.economics.rates import DEFAULT_CARD, RateCard
 from leased.hardware.bounds import offered
 from leased.hardware.config import HardwareConfig
@@ -105,9 +106,11 @@ class Timing(msgspec.Struct, frozen=True):
 
 class Log(msgspec.Struct, frozen=True):
     """The sealed log. `durability` "best-effort" serves on file systems that cannot keep the
-    promises of FORMAT.md; every start records that it did."""
+    promises of FORMAT.md; every start records that it did. `epoch_ns` counts when a log is made:
+    its epochs are sealed at that length for ever (0: not at all)."""
 
     durability: str = "strict"
+    epoch_ns: int = EPOCH_NS
 
 
 class JournaldCopy(msgspec.Struct, frozen=True):

@@ -56,6 +56,7 @@ MESSAGE_ID: Final[dict[type[event.Event], str]] = {
     event.Adopted: "1d771fbfd1174c6a8f11c533971643d4",
     event.Recovered: "7231cc90576d46dd8ae9876fc994fb67",
     event.Voided: "9010cad0dd1d43e6bd2bea6a7e06c32d",
+    event.EpochSealed: "6d1f0b5c9c0a4d0f8f5d2a7b93c1e64a",
     event.SegmentEnd: "3af1ddef5ae14cbf8a39bdf651116414",
     event.CheckpointSigned: "83935c1202ce47d5bc187d325a8eb856",
 }
@@ -73,6 +74,7 @@ PRIORITY: Final[dict[type[event.Event], int]] = {
     event.ResourceFenced: WARNING,
     event.TeardownBegun: DEBUG,
     event.Renewed: DEBUG,
+    event.EpochSealed: DEBUG,
     event.SegmentEnd: DEBUG,
     event.CheckpointSigned: DEBUG,
 }
@@ -225,6 +227,7 @@ _SENTENCES: Final[Mapping[type[event.Event], Callable[[Any], str]]] = {
         f"recovered: {e.kept_records} records rolled forward, {e.torn_bytes} torn bytes put aside"
     ),
     event.Voided: lambda e: f"the grant in record {e.sequence} never took effect",
+    event.EpochSealed: lambda e: f"epoch {e.epoch} is sealed over {e.size} records",
     event.SegmentEnd: lambda e: f"segment {e.segment_no} is full",
     event.CheckpointSigned: lambda e: f"signed the tree of {e.size} records",
 }

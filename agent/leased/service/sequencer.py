@@ -88,7 +88,7 @@ class CommitAtOnce(Protocol):
 
 class Sequencer:
     """Owns the lessor, the sealer and the journal. `hold` gets grants and renewals, `start` every
-    other effect.
+    other effect; `end_epoch` is told of each seal that is anchored.
 
     Whoever reads requests brackets a turn by `begin_turn` and `end_turn`: a few requests that find
     the sequencer idle are committed within `end_turn`, by `commit_at_once`."""
@@ -106,6 +106,7 @@ class Sequencer:
         commands_max: int,
         batch_commands_max: int,
         commit_at_once: CommitAtOnce | None = None,
+        end_epoch: Callable[[], None] = lambda: None,
     ) -> None:
         self.lessor = lessor
         self._sealer = sealer
@@ -117,6 +118,7 @@ class Sequencer:
         self._commands_max = commands_max
         self._batch_commands_max = batch_commands_max
         self._commit_at_once = commit_at_once
+        self._end_epoch = end_epoch
         self._committing = False
         self._in_turn = False
         self._sealed: Batch | None = None
@@ -263,8 +265,8 @@ class Sequencer:
         for _ in range(min(len(self._channel), self._batch_commands_max)):
             command, deliver = self._channel.popleft()
             self._propose(command, deliver, batch)
-        if batch.items:
-            batch.sealed = self._sealer.seal(batch.items)
+        if batch.items or self._sealer.epoch_due(batch.moment):
+            batch.sealed = self._sealer.seal(batch.items, moment=batch.moment)
         return batch
 
     def _finish(self, batch: Batch) -> None:
@@ -272,8 +274,11 @@ class Sequencer:
         held, sealed = batch.held, batch.sealed
         if sealed is not None:
             held = self._receipted(held, batch.items, sealed)
-            events = tuple([event for event, _ in batch.items])
-            self._tell(Told(batch.moment, events, sealed.sequences, sealed.hashes))
+            if sealed.ends_epoch:
+                self._end_epoch()
+            if batch.items:
+                events = tuple([event for event, _ in batch.items])
+                self._tell(Told(batch.moment, events, sealed.sequences, sealed.hashes))
         self.batches += 1
         for reply, deliver in batch.answers:
             deliver(reply)

@@ -271,6 +271,25 @@ class Voided(Event, frozen=True, array_like=True):
     sequence: int
 
 
+class EpochSealed(Event, frozen=True, array_like=True):
+    """Epoch `epoch` is over and its key is forgotten: `tag` is a MAC by that key over all the other
+    fields. It covers the records `first_seq` to `size` - 1, whose tree has `root`, and the time
+    from `begin_ns` to `end_ns` on the boot clock (of `boot_id`); `skipped` epochs in which nobody
+    ran are sealed with it. The wall times are labels."""
+
+    epoch: int
+    skipped: int
+    boot_id: BootId
+    begin_ns: int
+    end_ns: int
+    begin_wall_ns: int
+    end_wall_ns: int
+    first_seq: int
+    size: int
+    root: bytes
+    tag: bytes
+
+
 class SegmentEnd(Event, frozen=True, array_like=True):
     """The last record of a segment."""
 
@@ -315,6 +334,7 @@ KIND: Final[dict[type[Event], int]] = {
     Adopted: 30,
     Recovered: 64,
     Voided: 65,
+    EpochSealed: 66,
     SegmentEnd: 68,
     CheckpointSigned: 69,
 }

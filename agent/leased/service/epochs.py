@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Epochs in time: has each sealed when it ends, and its key forgotten when the seal is anchored.
+
+Rule: an epoch in which nothing happened is sealed all the same. The key file is overwritten off the
+path of requests, but nothing else may hold it up: a key that cannot be overwritten ends the agent,
+and the next start overwrites it before it serves.
+
+Does not seal (`chain.sealer` does, at the head of the next batch) and does not know keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from leased.chain.epochs import Ratchet
+from leased.ports import Clock
+from leased.service.evidence import NO_COMMAND
+from leased.terms.command import Command, Heartbeat
+
+
+class Epochs:
+    """Owns the two waits of an epoch: for its end, and for its key to be gone."""
+
+    def __init__(
+        self,
+        *,
+        ratchet: Ratchet,
+        clock: Clock,
+        submit: Callable[[Command], None],
+        forget: Callable[[], None],
+    ) -> None:
+        """`forget` overwrites the key on disk, blocking; raises OSError."""
+        self._ratchet = ratchet
+        self._clock = clock
+        self._submit = submit
+        self._forget = forget
+        self._ended = trio.Event()
+
+    def end(self) -> None:
+        """A seal is anchored: its key is to be forgotten."""
+        self._ended.set()
+
+    async def run(self) -> None:
+        """Until cancelled. Raises OSError when a key could not be overwritten."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_out)
+            while True:
+                await self._ended.wait()
+                self._ended = trio.Event()
+                await trio.to_thread.run_sync(self._forget)
+
+    async def _run_out(self) -> None:
+        """Something to commit when the epoch is over, in case nothing else is."""
+        while True:
+            end_ns = self._ratchet.end_ns
+            await self._clock.sleep_until(end_ns)
+            if self._ratchet.end_ns == end_ns:
+                self._submit(Heartbeat(NO_COMMAND))
+            while self._ratchet.end_ns == end_ns:
+                await self._clock.sleep_until(self._clock.now().boot_ns + RETRY_NS)
+
+
+RETRY_NS = 100_000_000
+"""How soon after the end to look whether the seal is on its way: a batch takes milliseconds."""
