@@ -33,9 +33,8 @@ from leased.service.config import Config
 from leased.service.custody import Custodian
 from leased.service.doors import open_doors
 from leased.service.entropy import EntropyPool
-from leased.service.evidence import NO_COMMAND
 from leased.service.epochs import Epochs
-from leased.service.evidence import NO_COMMAND, hash_policy
+from leased.service.evidence import NO_COMMAND
 from leased.service.feed import Feed
 from leased.service.grantor import Grantor
 from leased.service.holders import Holders

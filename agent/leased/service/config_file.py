@@ -124,47 +124,12 @@ def _mode(value: Any) -> int:
     return int(text, 8)
 
 
-def _duration(value: Any) -> int:
-    if not isinstance(value, str):
-        raise ValueError('a duration with its unit, such as "60s" or "100ms"')
-    return parse_duration(value)
-
-
 def _epoch(value: Any) -> int:
     """A duration of a second or more, or 0."""
     epoch_ns = _duration(value)
     if 0 < epoch_ns < EPOCH_NS_MIN:
         raise ValueError("an epoch is at least 1s, or 0s: not sealed")
     return epoch_ns
-
-
-def _size(value: Any) -> int:
-    if not isinstance(value, str):
-        raise ValueError('a size with its unit, such as "16MiB"')
-    return parse_size(value)
-
-
-def _choice(choices: tuple[str, ...], value: Any) -> str:
-    if value not in choices:
-        raise ValueError("one of " + ", ".join(choices))
-    return str(value)
-
-
-def _member(members: Any, value: Any) -> Any:
-    names = {member.name.lower(): member for member in members}
-    return names[_choice(tuple(names), value)]
-
-
-def _rows(value: Any, read: Read) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise ValueError("a list")
-    return tuple(read(row) for row in value)
-
-
-def _table(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("a table")
-    return value
 
 
 def _range(value: Any) -> tuple[int, int]:
