@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import msgspec
 
@@ -21,7 +22,7 @@ from leased.chain.sealer import Sealer
 from leased.chain.segment import LogIdentity
 from leased.chain.signing import Signer
 from leased.chain.tree import Frontier
-from leased.durable.files import Disk
+from leased.durable.files import Disk, write_whole
 from leased.durable.filesystem import BEST_EFFORT, STRICT, Filesystem
 from leased.durable.journal import FileJournal
 from leased.durable.scan import Scan
@@ -31,6 +32,8 @@ from leased.ports import Entropy
 from leased.terms.event import Event, NodeStarted
 from leased.terms.identity import BootId
 from leased.terms.moment import Moment
+
+CHECKPOINT: Final = "checkpoint"
 
 
 class RecoveredTail(msgspec.Struct, frozen=True):
@@ -124,6 +127,10 @@ class OpenedLog:
         as long as the disk does. Raises OSError."""
         assert self.ratchet is not None
         replace_seal_key(self._disk, self.log_id, self.ratchet.key)
+
+    def publish(self, note: str) -> None:
+        """Put the node's signed note of its head beside the log. Raises OSError."""
+        write_whole(self._disk, CHECKPOINT, note.encode())
 
     def close(self) -> None:
         """Close journal, files and lock. Idempotent."""

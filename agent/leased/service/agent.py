@@ -27,6 +27,7 @@ from leased.hardware.clock import BootClock
 from leased.hardware.devices import Devices
 from leased.hardware.identity import node_id, read_machine_id
 from leased.lessor.lessor import Lessor
+from leased.ports import Submit
 from leased.service import recovery
 from leased.service.chain_reader import ChainReader
 from leased.service.config import Config
@@ -149,11 +150,7 @@ class Agent:
             end_epoch=self._end_epoch,
         )
         submit = self.sequencer.submit_own
-        self.epochs = (
-            Epochs(ratchet=opened.ratchet, clock=clock, submit=submit, forget=opened.forget_epoch)
-            if opened.ratchet is not None
-            else None
-        )
+        self.epochs = self._make_epochs(submit)
         self.chain = ChainReader(
             journal=opened.journal, directory=config.paths.audit_dir, next_seq=sealer.head.size
         )
@@ -202,6 +199,20 @@ class Agent:
             withdrawal=self.devices,
         )
         return grantor, reclaimer
+
+    def _make_epochs(self, submit: Submit) -> Epochs | None:
+        """None: the log was made without seals."""
+        if self.opened.ratchet is None:
+            return None
+        return Epochs(
+            ratchet=self.opened.ratchet,
+            clock=self.clock,
+            submit=submit,
+            forget=self.opened.forget_epoch,
+            sign=lambda: self.vitals.head().checkpoint,
+            publish=self.opened.publish,
+            say=self.journald.say,
+        )
 
     # -- start -------------------------------------------------------------------------------------
 

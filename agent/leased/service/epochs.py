@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Epochs in time: has each sealed when it ends, and its key forgotten when the seal is anchored.
+"""Epochs in time: has each sealed when it ends, its key forgotten when the seal is anchored, and
+the signed head left on disk.
 
 Rule: an epoch in which nothing happened is sealed all the same. The key file is overwritten off the
 path of requests, but nothing else may hold it up: a key that cannot be overwritten ends the agent,
@@ -30,12 +31,17 @@ class Epochs:
         clock: Clock,
         submit: Callable[[Command], None],
         forget: Callable[[], None],
+        sign: Callable[[], str],
+        publish: Callable[[str], None],
+        say: Callable[[str], None],
     ) -> None:
-        """`forget` overwrites the key on disk, blocking; raises OSError."""
+        """`forget` overwrites the key on disk, and `publish` puts a signed note there, both
+        blocking; they raise OSError. `sign` signs the tree that is anchored now."""
         self._ratchet = ratchet
         self._clock = clock
         self._submit = submit
         self._forget = forget
+        self._sign, self._publish, self._say = sign, publish, say
         self._ended = trio.Event()
 
     def end(self) -> None:
@@ -50,6 +56,15 @@ class Epochs:
                 await self._ended.wait()
                 self._ended = trio.Event()
                 await trio.to_thread.run_sync(self._forget)
+                await self._show()
+
+    async def _show(self) -> None:
+        """Leave the signed head where whoever copies the directory finds it."""
+        try:
+            await trio.to_thread.run_sync(self._publish, self._sign())
+        except OSError as error:
+            # A full disk, say: the note is a courtesy, the chain has its own signatures.
+            self._say(f"the signed checkpoint could not be written: {error}")
 
     async def _run_out(self) -> None:
         """Something to commit when the epoch is over, in case nothing else is."""
