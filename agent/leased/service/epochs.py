@@ -11,7 +11,7 @@ Does not seal (`chain.sealer` does, at the head of the next batch) and does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -34,14 +34,17 @@ class Epochs:
         sign: Callable[[], str],
         publish: Callable[[str], None],
         say: Callable[[str], None],
+        aside: Callable[..., Awaitable[None]] = trio.to_thread.run_sync,
     ) -> None:
         """`forget` overwrites the key on disk, and `publish` puts a signed note there, both
-        blocking; they raise OSError. `sign` signs the tree that is anchored now."""
+        blocking; they raise OSError. `sign` signs the tree that is anchored now;
+        `aside` calls what blocks where nobody waits for it."""
         self._ratchet = ratchet
         self._clock = clock
         self._submit = submit
         self._forget = forget
         self._sign, self._publish, self._say = sign, publish, say
+        self._aside = aside
         self._ended = trio.Event()
 
     def end(self) -> None:
@@ -55,13 +58,13 @@ class Epochs:
             while True:
                 await self._ended.wait()
                 self._ended = trio.Event()
-                await trio.to_thread.run_sync(self._forget)
+                await self._aside(self._forget)
                 await self._show()
 
     async def _show(self) -> None:
         """Leave the signed head where whoever copies the directory finds it."""
         try:
-            await trio.to_thread.run_sync(self._publish, self._sign())
+            await self._aside(self._publish, self._sign())
         except OSError as error:
             # A full disk, say: the note is a courtesy, the chain has its own signatures.
             self._say(f"the signed checkpoint could not be written: {error}")
