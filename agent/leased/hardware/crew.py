@@ -40,6 +40,10 @@ from leased.terms.errors import DeviceError
 CALLS_MAX = 64
 """Calls of one batch: below the 253 descriptors of a message, and a few ms of small work."""
 
+STARTING_NS = 20_000_000_000
+"""What the first words with a worker may take besides: Python's start on a host that is itself
+booting. Whoever grants or tears down talks to workers that have long been there."""
+
 T = TypeVar("T")
 STUCK_NS = 5_000_000_000
 """A killed process that is still there after this hangs in the kernel."""
@@ -224,9 +228,11 @@ class Crew:
         batch = Batch(0, tuple(calls), exempt, kills, config.kill_budget_ns, config.reaper_path)
         return await link.ask(batch, fds, budget_ns=budget_ns)
 
-    async def one(self, name: str, call: Call, fds: Sequence[int] = ()) -> Answer:
+    async def one(
+        self, name: str, call: Call, fds: Sequence[int] = (), extra_ns: int = 0
+    ) -> Answer:
         """One call; what failed is raised."""
-        (answer,), _ = await self.ask(name, (call,), fds)
+        (answer,), _ = await self.ask(name, (call,), fds, extra_ns=extra_ns)
         if isinstance(answer, Failed):
             raise failure(answer)
         return answer

@@ -40,7 +40,7 @@ from leased.hardware.calls import (
 )
 from leased.hardware.clock import BootClock
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import Crew, close_all, failure, spread
+from leased.hardware.crew import STARTING_NS, Crew, close_all, failure, spread
 from leased.hardware.fittings import Fittings
 from leased.hardware.pieces import Piece, is_handed_out, leaf_call, memory_pieces, worker_for
 from leased.hardware.pools import PoolLedgers
@@ -268,7 +268,7 @@ class Devices:
         """Start the workers that small grants and teardowns go to, while there are descriptors and
         processes to be had: a teardown must not fail, or wait, for want of one."""
         for name in ("grant", "reclaim"):
-            await self._crew.one(name, Found(self._config.cgroup_root))
+            await self._crew.one(name, Found(self._config.cgroup_root), extra_ns=STARTING_NS)
 
     async def facts(self) -> CgroupFacts:
         """The cgroup root, found and made once."""
@@ -276,7 +276,8 @@ class Devices:
             return self._facts
         async with self._finding:
             if self._facts is None:
-                founded = await self._crew.one("grant", Found(self._config.cgroup_root))
+                found = Found(self._config.cgroup_root)
+                founded = await self._crew.one("grant", found, extra_ns=STARTING_NS)
                 assert isinstance(founded, Founded)
                 self._facts = founded.facts
         return self._facts
@@ -299,7 +300,7 @@ class Devices:
     async def _survey(self, name: str, call: Survey) -> Surveyed:
         """One part of the inventory; its worker ends, so that no driver stays open."""
         try:
-            answer = await self._crew.one(name, call)
+            answer = await self._crew.one(name, call, extra_ns=STARTING_NS)
         except DeviceError as error:
             if name in self._surveyed:
                 # A survey that failed is not an empty host.

@@ -81,6 +81,16 @@ async def test_a_worker_that_is_killed_fails_its_calls_only(devices: Devices) ->
         os.close(fd)
 
 
+async def test_a_worker_that_starts_slowly_does_not_empty_the_host(
+    devices: Devices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that boots has better things to do than to start Python: that is no hung driver."""
+    (tmp_path / "sitecustomize.py").write_text("import select\nselect.select([], [], [], 1.5)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    inventory = await devices.inventory()
+    assert "mem:node0:4096" in [resource.resource_id for resource in inventory.resources]
+
+
 async def test_workers_end_when_closed() -> None:
     with real_devices() as devices:
         await devices.inventory()
