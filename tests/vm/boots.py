@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VM's three boots, seen from the host: start QEMU, read what the guest tells, pull the plug,
-count.
+"""The tier's boots, seen from the host: two chains of them, side by side, each on a disk that grows
+from boot to boot.
 
-Rule: a phase that did not say that it ended is a failure, however many of its tests passed. Each
-boot writes to an overlay of its own above the disk before it, so the power cut loses what QEMU had
-not been asked to flush: with the copy-on-write format, data whose place was not flushed is gone, as
-it is with a disk's own cache.
+Rule: a phase that did not say that it ended, or that ended without a single test, is a failure,
+however many of the others passed. Each boot writes to an overlay of its own above the disk before
+it, so the power cut loses what QEMU had not been asked to flush: with the copy-on-write format,
+data whose place was not flushed is gone, as it is with a disk's own cache.
 
 Does not build the image (`tests/vm/run`) and does not judge the agent (`tests/vm/guest`).
 """
@@ -13,28 +13,34 @@ Does not build the image (`tests/vm/run`) and does not judge the agent (`tests/v
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-BOOT_SECONDS_MAX = 480
+from instance import Image, Instance, Share
+
+TOP = Path(__file__).resolve().parents[2]
+INSIDE = Path("/usr/src/leased")
+GUEST = INSIDE / "tests/vm/guest"
+SUITE = str(GUEST / "suite")
+
+PHASE_SECONDS_MAX = 480
+DOWN_SECONDS_MAX = 90
 STORM_GRANTS = 120
 """Acknowledged grants before the plug is pulled: under emulation a few seconds of full load."""
 
-MEMORY = (1024, 512)
-"""MiB of NUMA node 0 (with both processors) and node 1 (memory only, slower by HMAT)."""
-
-LATENCY_NS = (90, 350)
-BANDWIDTH_MIBPS = (51_200, 20_480)
+CHAINS = {"day": ("first", "second", "third"), "hardware": ("hardware", "rebooted")}
 
 
 class Tally:
@@ -44,201 +50,243 @@ class Tally:
         self.passed = 0
         self.failed = 0
         self.skipped = 0
+        self._turn = threading.Lock()
 
     def count(self, outcome: str, name: str, *, seconds: float = 0.0, why: str = "") -> None:
         """One test's end."""
-        setattr(self, outcome, getattr(self, outcome) + 1)
         mark = {"passed": "ok  ", "failed": "FAIL", "skipped": "skip"}[outcome]
-        print(f"  {mark} {name} ({seconds:.1f} s)", flush=True)
-        if why:
-            print("".join(f"       {line}\n" for line in why.splitlines()), end="", flush=True)
+        with self._turn:
+            setattr(self, outcome, getattr(self, outcome) + 1)
+            print(f"  {mark} {name} ({seconds:.1f} s)", flush=True)
+            if why:
+                text = "".join(f"       {line}\n" for line in why.splitlines())
+                print(text, end="", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that counts nothing."""
+        with self._turn:
+            print(f"  {text}", flush=True)
 
 
-class Boot:
-    """One run of QEMU."""
+class Phase:
+    """One boot, and what its suite tells."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path, phase: str, disk: Path) -> None:
-        self.phase = phase
+    def __init__(self, name: str, folder: Path, tally: Tally) -> None:
+        self.name = name
         self.folder = folder
-        self.results = folder / f"{phase}.results"
-        self.console = folder / f"{phase}.console"
-        self.results.touch()
+        self.tally = tally
+        self.instance = Instance(folder / name)
+        self.told = (folder / f"{name}.results").open("wb")
+        self.counted = 0
+        self.ended = False
+        self.acked: list[dict[str, Any]] = []
         self.began = time.monotonic()
-        arguments = machine_arguments() + [
-            *("-kernel", options.kernel, "-initrd", options.initrd),
-            *("-append", command_line(phase)),
-            *("-drive", f"if=none,id=root,file={disk},format=qcow2,cache=writeback,discard=ignore"),
-            *("-device", "virtio-blk-pci,drive=root"),
-            *("-chardev", f"file,id=results,path={self.results}"),
-            *("-device", "virtserialport,chardev=results,name=org.leased.results"),
-            *("-chardev", f"file,id=journal,path={folder / phase}.journal"),
-            *("-device", "virtserialport,chardev=journal,name=org.leased.journal"),
-            *("-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console"),
-            *("-monitor", f"unix:{folder / phase}.monitor,server=on,wait=off"),
-        ]
-        for name in ("acked", "match"):
-            if (folder / name).exists():
-                arguments += ["-fw_cfg", f"name=opt/leased/{name},file={folder / name}"]
-        self.process = subprocess.Popen(
-            ["nice", "-n", "10", "qemu-system-x86_64", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=(folder / f"{phase}.qemu").open("wb"),
-            stderr=subprocess.STDOUT,
-        )
+        self._rest = b""
 
-    def lines(self, seconds_max: float) -> Iterator[dict[str, Any]]:
-        """What the guest says, until QEMU ends or the time is over."""
-        deadline = time.monotonic() + seconds_max
-        with self.results.open("rb") as file:
-            rest = b""
-            while True:
-                ended = self.process.poll() is not None
-                chunk = file.read()
-                whole, newline, rest = (rest + chunk).rpartition(b"\n")
-                for line in whole.splitlines() if newline else ():
-                    yield json.loads(line)
-                if ended and not chunk:
-                    return
-                if time.monotonic() > deadline:
-                    return
-                if not chunk:
-                    time.sleep(0.05)
+    def boot(self, image: Image) -> bool:
+        """Start it; True if it takes orders."""
+        share = Share(TOP, INSIDE, writable=False)
+        try:
+            self.instance.start(image, share, f"leased.phase={self.name}")
+        except TimeoutError as error:
+            self.fail(str(error))
+            return False
+        return True
+
+    def run(self, words: list[str], env: dict[str, str], seconds_max: float) -> int:
+        """An order that tells what it found, line by line; its status."""
+        with (self.folder / f"{self.name}.said").open("ab") as said:
+            return self.instance.order(
+                words, out=self.take, err=said.write, env=env, seconds_max=seconds_max
+            )
+
+    def take(self, data: bytes) -> None:
+        """What the suite tells."""
+        self.told.write(data)
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        for raw in whole:
+            line = heard(raw)
+            if line["event"] == "test":
+                self.counted += 1
+                name = f"{self.name}: {line['name']}"
+                self.tally.count(line["outcome"], name, seconds=line["seconds"], why=line["why"])
+            elif line["event"] == "note":
+                self.tally.say(f"     {line['text']}")
+            elif line["event"] == "acked":
+                self.acked.append(line)
+                if len(self.acked) == STORM_GRANTS:
+                    self.instance.stop()
+            elif line["event"] == "ended":
+                self.ended = True
+
+    def suite(self, env: dict[str, str]) -> bool:
+        """Run this phase's tests; True if they ran to their end."""
+        words = [SUITE, self.name]
+        status = self.run(words, env, PHASE_SECONDS_MAX)
+        if not self.ended or not self.counted:
+            self.interrogate()
+            said = (self.folder / f"{self.name}.said").read_text("utf-8", "replace")[-2000:]
+            self.fail(f"status {status}, {self.counted} tests\n{said}\n{self.console_end()}")
+        self.journal()
+        return self.ended and self.counted > 0
+
+    def fail(self, why: str) -> None:
+        """The phase itself failed."""
+        self.tally.count("failed", f"phase {self.name}: did not run to its end", why=why)
+
+    def journal(self) -> None:
+        """The boot's journal, for whoever has to find out why."""
+        words = ["journalctl", "-b", "--no-pager", "-o", "short-monotonic"]
+        with (self.folder / f"{self.name}.journal").open("wb") as file:
+            self.instance.order(words, out=file.write, seconds_max=60)
+
+    def down(self, verb: str) -> None:
+        """Have it go down by itself, and see that it does."""
+        self.instance.order(["systemctl", "--no-block", verb], seconds_max=20)
+        if not self.instance.ended(DOWN_SECONDS_MAX):
+            self.interrogate()
+            self.fail(f"systemctl {verb}: still up\n{self.console_end()}")
 
     def interrogate(self) -> None:
         """Have a guest that makes no progress say on its console what every processor does and
         which tasks are blocked (the kernel's own keys)."""
-        if self.process.poll() is not None:
-            return
-        with socket.socket(socket.AF_UNIX) as monitor:
-            monitor.settimeout(5)
-            try:
-                monitor.connect(str(self.folder / f"{self.phase}.monitor"))
-                for command in ("info registers -a", *(f"sendkey alt-sysrq-{k}" for k in "lwm")):
-                    monitor.sendall(f"{command}\n".encode())
-                    time.sleep(3)
-                said = monitor.recv(1 << 16)
-            except OSError as error:
-                said = str(error).encode()
-        (self.folder / f"{self.phase}.registers").write_bytes(said)
-
-    def pull_the_plug(self) -> None:
-        """SIGKILL, if it still runs: nothing in QEMU gets to write anything more."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
+        if self.instance.pid():
+            keys = (f"sendkey alt-sysrq-{key}" for key in "lwm")
+            said = self.instance.monitor("info registers -a", *keys)
+            (self.folder / f"{self.name}.registers").write_text(said)
 
     def console_end(self, lines: int = 25) -> str:
         """The last lines of the serial console."""
-        text = self.console.read_text("utf-8", "replace") if self.console.exists() else ""
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(self.instance.console().splitlines()[-lines:])
+
+    def close(self) -> None:
+        """The machine is off from here on; its disk stays."""
+        self.instance.stop()
+        self.told.close()
+        self.tally.say(f"phase {self.name}: {time.monotonic() - self.began:.0f} s")
 
 
-def machine_arguments() -> list[str]:
-    """The machine: two processors, two NUMA nodes with what HMAT says of them."""
-    arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    # One host thread for both processors: with two, QEMU 7.2 now and then goes on executing the
-    # breakpoint by which the kernel changes its own code (measured: each 20th switch of cpu.max).
-    arguments += ["-machine", "q35,hmat=on,graphics=off", "-accel", "tcg,thread=single"]
-    arguments += ["-cpu", "max,la57=off", "-smp", "2", "-m", f"{sum(MEMORY)}M"]
-    for node, size in enumerate(MEMORY):
-        arguments += ["-object", f"memory-backend-ram,size={size}M,id=memory{node}"]
-    arguments += ["-numa", "node,nodeid=0,memdev=memory0,cpus=0-1"]
-    arguments += ["-numa", "node,nodeid=1,memdev=memory1,initiator=0"]
-    for node in range(len(MEMORY)):
-        to = f"hmat-lb,initiator=0,target={node},hierarchy=memory"
-        arguments += ["-numa", f"{to},data-type=access-latency,latency={LATENCY_NS[node]}"]
-        arguments += [
-            "-numa",
-            f"{to},data-type=access-bandwidth,bandwidth={BANDWIDTH_MIBPS[node]}M",
-        ]
-    return [*arguments, "-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]
+def heard(raw: bytes) -> dict[str, Any]:
+    """A line of the suite; what is none is worth reading all the same."""
+    with contextlib.suppress(ValueError):
+        line = json.loads(raw)
+        if isinstance(line, dict) and "event" in line:
+            return line
+    return {"event": "note", "text": raw.decode("utf-8", "replace")}
 
 
-def command_line(phase: str) -> str:
-    """The kernel's: huge pages on both nodes, every controller on v2."""
-    return (
-        "root=/dev/vda rw console=ttyS0 quiet panic=-1 hugepages=0:24,1:24 "
-        "systemd.unified_cgroup_hierarchy=1 systemd.show_status=0 sysrq_always_enabled=1 "
-        f"leased.phase={phase}"
+class Chain:
+    """Boots one after the other on one disk."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path, tally: Tally) -> None:
+        self.options = options
+        self.folder = folder
+        self.tally = tally
+        self.image = Image(options.image, "raw", options.kernel, options.initrd)
+        self.env = {"LEASED_MATCH": options.match} if options.match else {}
+
+    def phase(self, name: str, end: Callable[[Phase], None], env: dict[str, str]) -> bool:
+        """One boot from start to end; True if its suite ran to its end."""
+        phase = Phase(name, self.folder, self.tally)
+        try:
+            ran = phase.boot(self.image) and phase.suite(self.env | env)
+            if ran:
+                end(phase)
+        finally:
+            phase.close()
+        self.image = self.image._replace(root=str(phase.instance.folder / "root"))
+        self.image = self.image._replace(root_kind="qcow2")
+        hand_on_disks(phase.instance.folder, self.folder / following(name))
+        return ran
+
+    def day(self) -> None:
+        """A day's work and a clean reboot; a grant storm that ends with the power cut; the morning
+        after."""
+        acked: list[dict[str, Any]] = []
+
+        def cut(phase: Phase) -> None:
+            acked.extend(storm(phase))
+
+        if not self.phase("first", lambda phase: phase.down("reboot"), {}):
+            return
+        self.phase("second", cut, {})
+        self.phase("third", lambda phase: phase.down("poweroff"), {"LEASED_ACKED": packed(acked)})
+
+    def hardware(self) -> None:
+        """Every kind of device, hostile holders on them, and what a reboot leaves of it."""
+        if self.phase("hardware", lambda phase: phase.down("reboot"), {}):
+            self.phase("rebooted", lambda phase: phase.down("poweroff"), {})
+
+
+def following(name: str) -> str:
+    """The phase that comes after, or a folder that nobody looks at."""
+    for phases in CHAINS.values():
+        if name in phases[:-1]:
+            return phases[phases.index(name) + 1]
+    return "after"
+
+
+def hand_on_disks(before: Path, after: Path) -> None:
+    """The drives and the NVDIMM keep what is on them; the root is an overlay (see `start`)."""
+    after.mkdir(exist_ok=True)
+    for path in before.iterdir():
+        if path.name.startswith("nvme-") or path.name in ("pmem", "cxl", "lsa"):
+            path.rename(after / path.name)
+
+
+def packed(acked: list[dict[str, Any]]) -> str:
+    """What was acknowledged, for the environment of the next suite."""
+    return json.dumps(
+        [{name: one[name] for name in ("lease_id", "sequence", "hash")} for one in acked]
     )
 
 
-def overlay(folder: Path, phase: str, below: Path, kind: str) -> Path:
-    """A disk of its own for a boot, above the one before."""
-    disk = folder / f"{phase}.qcow2"
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", kind, disk], check=True
-    )
-    return disk
-
-
-def run_phase(boot: Boot, tally: Tally) -> bool:
-    """Read a phase to its end; True if it ended by itself."""
-    ended = False
-    try:
-        for line in boot.lines(BOOT_SECONDS_MAX):
-            ended = take(line, boot, tally) or ended
-        if not ended:
-            boot.interrogate()
-    finally:
-        boot.pull_the_plug()
-    if not ended:
-        tally.count("failed", f"phase {boot.phase}: did not end", why=boot.console_end())
-    print(f"  phase {boot.phase}: {time.monotonic() - boot.began:.0f} s", flush=True)
-    return ended
-
-
-def take(line: dict[str, Any], boot: Boot, tally: Tally) -> bool:
-    """Count one line; True if it says that the phase's tests have ended."""
-    if line["event"] == "test":
-        name = f"{boot.phase}: {line['name']}"
-        tally.count(line["outcome"], name, seconds=line["seconds"], why=line["why"])
-    elif line["event"] == "note":
-        print(f"       {line['text']}", flush=True)
-    return bool(line["event"] == "ended")
-
-
-def run_storm(boot: Boot, tally: Tally) -> list[dict[str, Any]]:
-    """Read a phase to its grant storm and cut the power in the middle of it. Returns what was
-    acknowledged.
-    """
-    acked: list[dict[str, Any]] = []
-    ended = False
-    try:
-        for line in boot.lines(BOOT_SECONDS_MAX):
-            ended = take(line, boot, tally) or ended
-            if line["event"] == "acked":
-                acked.append(line)
-                if len(acked) >= STORM_GRANTS:
-                    break
-        else:
-            boot.interrogate()
-    finally:
-        boot.pull_the_plug()
-    name = f"{boot.phase}: power cut in the middle of a grant storm"
-    if ended and len(acked) >= STORM_GRANTS:
-        tally.count("passed", name, seconds=time.monotonic() - boot.began)
+def storm(phase: Phase) -> list[dict[str, Any]]:
+    """Have grants stormed and cut the power in the middle of it. Returns what was acknowledged."""
+    began = time.monotonic()
+    phase.run(["/opt/suite/bin/python", str(GUEST / "storm.py")], {}, PHASE_SECONDS_MAX)
+    name = "second: power cut in the middle of a grant storm"
+    if len(phase.acked) >= STORM_GRANTS:
+        phase.tally.count("passed", name, seconds=time.monotonic() - began)
     else:
-        tally.count(
-            "failed", name, why=f"{len(acked)} grants were acknowledged\n{boot.console_end()}"
-        )
-    return acked
+        why = f"{len(phase.acked)} grants were acknowledged\n{phase.console_end()}"
+        phase.tally.count("failed", name, why=why)
+    return phase.acked
 
 
-def run_all(options: argparse.Namespace, folder: Path) -> Tally:
-    """The three boots."""
+def run_chains(options: argparse.Namespace, folder: Path) -> Tally:
+    """All that were asked for, each in a thread: a machine under emulation keeps one core busy.
+    One that breaks is a failure, and the other goes on."""
     tally = Tally()
-    if options.match:
-        (folder / "match").write_text(options.match)
-    disk = overlay(folder, "first", Path(options.image), "raw")
-    if not run_phase(Boot(options, folder, "first", disk), tally):
-        return tally
-    disk = overlay(folder, "second", disk, "qcow2")
-    acked = run_storm(Boot(options, folder, "second", disk), tally)
-    (folder / "acked").write_text(json.dumps(acked))
-    disk = overlay(folder, "third", disk, "qcow2")
-    run_phase(Boot(options, folder, "third", disk), tally)
+    with ThreadPoolExecutor() as pool:
+        running = {}
+        for name in options.chain or CHAINS:
+            (folder / name).mkdir()
+            chain = Chain(options, folder / name, tally)
+            running[name] = pool.submit(getattr(chain, name))
+        for name, chain_run in running.items():
+            error = chain_run.exception()
+            if error is not None:
+                why = "".join(traceback.format_exception(error))
+                tally.count("failed", f"chain {name}", why=why)
     return tally
+
+
+def keep_results(folder: Path, results: Path) -> None:
+    """What the guests told, and their journals and consoles, without their disks."""
+    results.mkdir(parents=True, exist_ok=True)
+    for kind in ("results", "said", "journal", "registers"):
+        for path in folder.glob(f"*/*.{kind}"):
+            shutil.copy(path, results)
+    for path in folder.glob("*/*/console"):
+        shutil.copy(path, results / f"{path.parent.name}.console")
+
+
+def stop_all(folder: Path) -> None:
+    """No machine outlives us."""
+    for path in folder.glob("*/*"):
+        if path.is_dir():
+            Instance(path).stop()
 
 
 def main() -> int:
@@ -248,18 +296,17 @@ def main() -> int:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--results")
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--chain", action="append", choices=list(CHAINS))
     parser.add_argument("-k", dest="match", default="")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="leased-vm-"))
     try:
-        tally = run_all(options, folder)
+        tally = run_chains(options, folder)
     finally:
+        stop_all(folder)
         if options.results:
-            Path(options.results).mkdir(parents=True, exist_ok=True)
-            for kind in ("*.console", "*.results", "*.journal", "*.qemu", "*.registers", "acked"):
-                for path in folder.glob(kind):
-                    shutil.copy(path, options.results)
+            keep_results(folder, Path(options.results))
         if options.keep:
             print(f"kept: {folder}")
         else:

@@ -37,8 +37,7 @@ make_base() {
   tar --create --file "$scratch/base.tar" --directory "$scratch/base" .
   mv "$scratch/base.tar" "$base"
   rm -rf "$scratch/base"
-  # The two newest are kept: this tree's and the one before it.
-  newest_two base vmlinuz initrd
+  newest 2 base vmlinuz initrd
 }
 
 # The workbench: the bare system and the program that takes orders from the host. Nothing of ours is installed there.
@@ -47,7 +46,7 @@ make_bench() {
   unpack_base
   put_orders
   pack_root "$bench_image"
-  newest_two bench
+  newest 4 bench
 }
 
 unpack_base() {
@@ -69,9 +68,10 @@ pack_root() { # pack_root IMAGE
   mv "$scratch/root.img" "$1"
 }
 
-newest_two() { # newest_two PREFIX...
-  local prefix
-  for prefix in "$@"; do ls -t "$cache/$prefix"-* | tail -n +3 | xargs -r rm -f; done
+newest() { # newest COUNT PREFIX...: forget those made before the newest ones
+  local count=$1 prefix
+  shift
+  for prefix in "$@"; do ls -t "$cache/$prefix"-* | tail -n "+$((count + 1))" | xargs -r rm -f; done
 }
 
 in_guest() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 chroot "$scratch/root" "$@"; }

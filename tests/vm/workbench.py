@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workbenches: machines that stay up and take orders (`tests/vm/shell`).
+"""Workbenches: machines that stay up under a name and take orders (`tests/vm/shell`).
 
-An instance is a folder in the cache: its disks, its sockets, its console, and the pid of its QEMU.
-
-Rule: nothing of an instance is left when it is stopped; a name is one machine at a time.
+Rule: nothing of a workbench is left when it is stopped; a name is one machine at a time.
 
 Does not make images (`tests/vm/images.sh`), and tests nothing.
 """
@@ -11,160 +9,75 @@ Does not make images (`tests/vm/images.sh`), and tests nothing.
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
-import fcntl
-import json
 import os
-import secrets
-import select
-import shutil
 import signal
-import socket
-import subprocess
 import sys
 import termios
-import time
 import tty
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-import machine
-
-PORTS = 4
-"""So many orders at the same time."""
-
-BOOT_SECONDS_MAX = 300
+from instance import Image, Instance, Share
 
 
-def instances() -> Path:
+def benches() -> Path:
     """Where they lie."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("LEASED_VM_CACHE") or Path(cache) / "leased-vm") / "instances"
 
 
-class Instance:
-    """One machine, by its name."""
+def named(name: str) -> Instance:
+    """The workbench of that name."""
+    if not name.replace("-", "").replace("_", "").isalnum():
+        refuse(f"{name!r} is no name for a machine")
+    return Instance(benches() / name)
 
-    def __init__(self, name: str) -> None:
-        if not name.replace("-", "").replace("_", "").isalnum():
-            raise SystemExit(f"tests/vm/shell: {name!r} is no name for a machine")
-        self.name = name
-        self.folder = instances() / name
 
-    def pid(self) -> int:
-        """QEMU's, 0 if it does not run."""
-        try:
-            pid = int((self.folder / "pid").read_text())
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (OSError, ValueError):
-            return 0
-        return pid if os.fsencode(self.folder) in words else 0
+def refuse(why: str) -> NoReturn:
+    """Say why not, and end."""
+    raise SystemExit(f"tests/vm/shell: {why}")
 
-    def start(self, options: argparse.Namespace, tree: Path) -> None:
-        """Boot it and wait until it takes orders."""
-        if self.pid():
-            raise SystemExit(f"tests/vm/shell: {self.name} runs already")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        disk = self.folder / "root"
-        made = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", options.image, "-F", "raw", disk]
-        subprocess.run(made, check=True)
-        machine.make_disks(self.folder)
-        words = ["nice", "-n", "10", "qemu-system-x86_64", *machine.arguments(self.folder, disk)]
-        words += ["-kernel", options.kernel, "-initrd", options.initrd, "-no-reboot"]
-        words += ["-append", machine.command_line(*options.append), *self.devices(tree)]
-        words += ["-daemonize", "-pidfile", str(self.folder / "pid")]
-        began = time.monotonic()
-        subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
-        while time.monotonic() < began + BOOT_SECONDS_MAX:
-            if not self.pid():
-                break
-            if self.order(["true"], quiet=True, seconds_max=5) == 0:
-                seconds = time.monotonic() - began
-                print(f"{self.name}: up after {seconds:.0f} s, {tree} inside", file=sys.stderr)
-                return
-            time.sleep(0.2)
-        said = self.console()[-3000:]
-        self.stop()
-        raise SystemExit(f"{said}\ntests/vm/shell: {self.name} did not come up")
 
-    def devices(self, tree: Path) -> list[str]:
-        """The tree, the ports, the console."""
-        words = ["-fsdev", f"local,id=tree,path={tree},security_model=passthrough,multidevs=remap"]
-        words += ["-device", "virtio-9p-pci,fsdev=tree,mount_tag=tree,bus=pcie.0"]
-        words += ["-fw_cfg", f"name=opt/leased/tree,string={tree}"]
-        for number in range(PORTS):
-            path = self.folder / f"orders.{number}"
-            words += ["-chardev", f"socket,id=orders{number},path={path},server=on,wait=off"]
-            port = f"virtserialport,bus=serial.0,chardev=orders{number}"
-            words += ["-device", f"{port},name=org.leased.orders.{number}"]
-        console = f"file,id=console,path={self.folder / 'console'}"
-        words += ["-chardev", console, "-serial", "chardev:console"]
-        return [*words, "-monitor", f"unix:{self.folder / 'monitor'},server=on,wait=off"]
+def start(bench: Instance, options: argparse.Namespace) -> None:
+    """Boot it, with the tree inside at the place that it has here."""
+    if bench.pid():
+        refuse(f"{bench.folder.name} runs already")
+    bench.forget()
+    tree = Path(options.tree or options.default_tree).resolve()
+    image = Image(options.image, "raw", options.kernel, options.initrd)
+    try:
+        seconds = bench.start(image, Share(tree, tree), *options.append)
+    except TimeoutError as error:
+        said = bench.console()[-3000:]
+        bench.forget()
+        refuse(f"{error}\n{said}")
+    (bench.folder / "tree").symlink_to(tree)
+    print(f"{bench.folder.name}: up after {seconds:.0f} s, {tree} inside", file=sys.stderr)
 
-    def stop(self) -> None:
-        """End it at once; its disks go with it."""
-        pid = self.pid()
-        if pid:
-            handle = os.pidfd_open(pid)
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-            select.select([handle], [], [], 30)
-            os.close(handle)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def console(self) -> str:
-        """What its kernel and its systemd said."""
-        path = self.folder / "console"
-        return path.read_text("utf-8", "replace") if path.exists() else ""
-
-    @contextlib.contextmanager
-    def port(self) -> Iterator[socket.socket]:
-        """One of the ports, for us alone."""
-        while True:
-            for number in range(PORTS):
-                with (self.folder / f"orders.{number}.lock").open("w") as lock:
-                    try:
-                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        continue
-                    with socket.socket(socket.AF_UNIX) as opened:
-                        opened.connect(str(self.folder / f"orders.{number}"))
-                        yield opened
-                        return
-            time.sleep(0.1)
-
-    def order(
-        self,
-        argv: list[str],
-        *,
-        cwd: str = "/",
-        quiet: bool = False,
-        terminal: bool = False,
-        seconds_max: float = 0,
-        env: dict[str, str] | None = None,
-    ) -> int:
-        """Run a command inside; its status (124: over its time)."""
-        mark = secrets.token_hex(8)
-        said: dict[str, Any] = {"id": mark, "argv": argv, "cwd": cwd, "env": env or {}}
-        if terminal:
-            size = os.get_terminal_size(0)
-            said["terminal"] = [size.lines, size.columns]
-            said["env"]["TERM"] = os.environ.get("TERM", "dumb")
-        ends = time.monotonic() + seconds_max if seconds_max else None
-        with self.port() as port:
-            port.sendall(json.dumps(said).encode() + b"\n")
-            with raw(terminal):
-                for line in answers(port, terminal, ends):
-                    if line.get("id") != mark:
-                        continue
-                    if "status" in line:
-                        return int(line["status"])
-                    for name, fd in (("out", 1), ("err", 2)):
-                        if name in line and not quiet:
-                            write(fd, base64.b64decode(line[name]))
-        return 124
+def order(bench: Instance, options: argparse.Namespace) -> int:
+    """Run the command that was asked for; its status."""
+    if not bench.pid():
+        refuse(f"{bench.folder.name} does not run (--start it)")
+    if not options.command:
+        refuse("which command? (-- COMMAND...)")
+    cwd = options.cwd or os.fspath((bench.folder / "tree").readlink())
+    env, size = {}, None
+    if options.tty:
+        env["TERM"] = os.environ.get("TERM", "dumb")
+        size = (os.get_terminal_size(0).lines, os.get_terminal_size(0).columns)
+    with raw(options.tty):
+        return bench.order(
+            options.command,
+            seconds_max=options.timeout,
+            out=lambda data: write(1, data),
+            err=lambda data: write(2, data),
+            cwd=cwd,
+            env=env,
+            terminal=size,
+        )
 
 
 @contextlib.contextmanager
@@ -181,39 +94,10 @@ def raw(terminal: bool) -> Iterator[None]:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
-def answers(port: socket.socket, terminal: bool, ends: float | None) -> Iterator[dict[str, Any]]:
-    """Lines from the guest until it goes or the time is over; keys to the guest."""
-    rest = b""
-    inputs = [port, 0] if terminal else [port]
-    while True:
-        left = max(0.0, ends - time.monotonic()) if ends else None
-        ready, _, _ = select.select(inputs, [], [], left)
-        if not ready:
-            return
-        if 0 in ready:
-            typed = base64.b64encode(os.read(0, 4096)).decode()
-            port.sendall(json.dumps({"in": typed}).encode() + b"\n")
-        if port in ready:
-            data = port.recv(1 << 16)
-            if not data:
-                return
-            *whole, rest = (rest + data).split(b"\n")
-            for line in whole:
-                with contextlib.suppress(ValueError):
-                    yield dict(json.loads(line))
-
-
 def write(fd: int, data: bytes) -> None:
-    """All of it, in order with what Python itself printed."""
+    """All of it."""
     while data:
         data = data[os.write(fd, data) :]
-
-
-def listed() -> None:
-    """Which there are."""
-    for folder in sorted(instances().glob("*")):
-        pid = Instance(folder.name).pid()
-        print(f"{folder.name}\t{f'pid {pid}' if pid else 'does not run'}")
 
 
 def parsed() -> argparse.Namespace:
@@ -240,40 +124,25 @@ def main() -> int:
     """One of the uses; the exit status."""
     options = parsed()
     if options.list:
-        listed()
-        return 0
-    if options.stop:
-        Instance(options.stop).stop()
-        return 0
-    if options.console:
-        print(Instance(options.console).console(), end="")
-        return 0
-    if options.exec:
-        instance = Instance(options.exec)
-        if not instance.pid():
-            raise SystemExit(f"tests/vm/shell: {instance.name} does not run (--start it)")
-        cwd = options.cwd or os.fspath((instance.folder / "tree").readlink())
-        return ordered(instance, options, cwd)
-    tree = Path(options.tree or options.default_tree).resolve()
-    instance = Instance(options.start or f"once-{os.getpid()}")
-    try:
-        instance.start(options, tree)
-        (instance.folder / "tree").symlink_to(tree)
-        if options.start and not options.command:
-            return 0
-        return ordered(instance, options, options.cwd or str(tree))
-    finally:
-        if not options.start:
-            instance.stop()
-
-
-def ordered(instance: Instance, options: argparse.Namespace, cwd: str) -> int:
-    """Run the command that was asked for."""
-    if not options.command:
-        raise SystemExit("tests/vm/shell: which command? (-- COMMAND...)")
-    return instance.order(
-        options.command, cwd=cwd, terminal=options.tty, seconds_max=options.timeout
-    )
+        for folder in sorted(benches().glob("*")):
+            pid = Instance(folder).pid()
+            print(f"{folder.name}\t{f'pid {pid}' if pid else 'does not run'}")
+    elif options.stop:
+        named(options.stop).forget()
+    elif options.console:
+        print(named(options.console).console(), end="")
+    elif options.exec:
+        return order(named(options.exec), options)
+    elif options.start:
+        start(named(options.start), options)
+    else:
+        bench = named(f"once-{os.getpid()}")
+        try:
+            start(bench, options)
+            return order(bench, options)
+        finally:
+            bench.forget()
+    return 0
 
 
 if __name__ == "__main__":

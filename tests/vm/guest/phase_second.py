@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The second boot: the leases of the first are over, everything is clean, and then the power goes
-in a grant storm.
+"""The second boot: the leases of the first are over and everything is clean. What follows is a
+grant storm (`storm.py`), in which the power goes.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import host
-from host import ADMIN, call
+from host import call
 
 KEPT = json.loads(Path("/var/lib/leased-suite.json").read_text())
 
@@ -60,12 +59,3 @@ def test_the_head_of_the_old_boot_is_in_the_chain() -> None:
 def test_the_journal_still_has_them() -> None:
     entries = host.journal(f"LEASE_ID={KEPT['leases'][0]}", "LEASE_EVENT=Allocated")
     assert entries[0]["_BOOT_ID"] == KEPT["boot_id"]
-
-
-def test_the_storm_begins() -> None:
-    """Started here and left running: it tells the host of every grant, until the host pulls the
-    plug.
-    """
-    storm = Path(__file__).with_name("storm.py")
-    subprocess.Popen(["systemd-run", "--quiet", "--unit=storm", sys.executable, str(storm)])
-    host.eventually("leases are granted", lambda: call("Admin.Status", ADMIN)["leases"]["active"])

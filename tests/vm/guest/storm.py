@@ -11,8 +11,8 @@ import threading
 import time
 
 import host
-from conftest import tell
 from host import Connection, Failed, memory
+from report import tell
 
 CLIENTS = 6
 SECONDS_MAX = 300
