@@ -35,7 +35,7 @@ INSIDE = Path("/usr/src/leased")
 GUEST = INSIDE / "tests/vm/guest"
 SUITE = str(GUEST / "suite")
 
-PHASE_SECONDS_MAX = 480
+PHASE_SECONDS_MAX = 900
 DOWN_SECONDS_MAX = 90
 STORM_GRANTS = 120
 """Acknowledged grants before the plug is pulled: under emulation a few seconds of full load."""
@@ -112,6 +112,10 @@ class Phase:
                 self.tally.count(line["outcome"], name, seconds=line["seconds"], why=line["why"])
             elif line["event"] == "note":
                 self.tally.say(f"     {line['text']}")
+            elif line["event"] == "verdict":
+                del line["event"]
+                with (self.folder / f"{self.name}.verdicts").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
             elif line["event"] == "acked":
                 self.acked.append(line)
                 if len(self.acked) == STORM_GRANTS:
@@ -163,7 +167,8 @@ class Phase:
         """The machine is off from here on; its disk stays."""
         self.instance.stop()
         self.told.close()
-        self.tally.say(f"phase {self.name}: {time.monotonic() - self.began:.0f} s")
+        seconds, busy = time.monotonic() - self.began, self.instance.cpu_seconds
+        self.tally.say(f"phase {self.name}: {seconds:.0f} s, {busy:.0f} s of a processor")
 
 
 def heard(raw: bytes) -> dict[str, Any]:
@@ -278,6 +283,8 @@ def keep_results(folder: Path, results: Path) -> None:
     for kind in ("results", "said", "journal", "registers"):
         for path in folder.glob(f"*/*.{kind}"):
             shutil.copy(path, results)
+    found = sorted(folder.glob("*/*.verdicts"))
+    (results / "verdicts.jsonl").write_text("".join(path.read_text() for path in found))
     for path in folder.glob("*/*/console"):
         shutil.copy(path, results / f"{path.parent.name}.console")
 

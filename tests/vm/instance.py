@@ -57,6 +57,8 @@ class Instance:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.cpu_seconds = 0.0
+        """What QEMU had used when it was last looked at."""
 
     def pid(self) -> int:
         """QEMU's, 0 if it does not run."""
@@ -106,11 +108,19 @@ class Instance:
         """End it at once, as a power cut does."""
         pid = self.pid()
         if pid:
+            self.look(pid)
             with contextlib.suppress(ProcessLookupError):
                 handle = os.pidfd_open(pid)
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
                 select.select([handle], [], [], 30)
                 os.close(handle)
+
+    def look(self, pid: int) -> None:
+        """Note how long QEMU has computed."""
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks = int(fields[11]) + int(fields[12])
+            self.cpu_seconds = ticks / os.sysconf("SC_CLK_TCK")
 
     def forget(self) -> None:
         """End it, and its disks with it."""
@@ -120,7 +130,8 @@ class Instance:
     def ended(self, seconds_max: float) -> bool:
         """Wait until it has gone down by itself."""
         ends = time.monotonic() + seconds_max
-        while self.pid() and time.monotonic() < ends:
+        while (pid := self.pid()) and time.monotonic() < ends:
+            self.look(pid)
             time.sleep(0.1)
         return not self.pid()
 
