@@ -76,7 +76,7 @@ class Instance:
         made = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", image.root]
         subprocess.run([*made, "-F", image.root_kind, disk], check=True)
         machine.make_disks(self.folder)
-        words = ["nice", "-n", "10", "qemu-system-x86_64", *machine.arguments(self.folder, disk)]
+        words = ["qemu-system-x86_64", *machine.arguments(self.folder, disk)]
         words += ["-kernel", image.kernel, "-initrd", image.initrd, "-no-reboot"]
         words += ["-append", machine.command_line(*append), *self.devices(share)]
         words += ["-daemonize", "-pidfile", str(self.folder / "pid")]
