@@ -92,10 +92,11 @@ class Nodes(msgspec.Struct, frozen=True):
 def find_nodes(target: Target, root: Path = Path("/")) -> Nodes:
     """The nodes of `target` as they are now. Raises DeviceError when one that it needs is not
     there."""
-    return _by_major(target, root) if root == Path("/") else _by_path(target, root)
+    return by_number(target, root) if root == Path("/") else by_path(target, root)
 
 
-def _by_major(target: Target, root: Path) -> Nodes:
+def by_number(target: Target, root: Path) -> Nodes:
+    """From what the driver registered with the kernel."""
     majors = parse_majors(_read(root / "proc/devices"))
     front = _needed(majors.front, "nvidia is not in /proc/devices: the driver is not loaded")
     uvm = _needed(majors.uvm, "nvidia-uvm is not loaded, and CUDA needs it: nvidia-modprobe -u")
@@ -111,7 +112,8 @@ def _by_major(target: Target, root: Path) -> Nodes:
     return Nodes((front, target.minor), shared, capabilities, target.other_nodes)
 
 
-def _by_path(target: Target, root: Path) -> Nodes:
+def by_path(target: Target, root: Path) -> Nodes:
+    """From what the nodes below `root` really are."""
     capabilities: tuple[Node, ...] = ()
     if target.instance is not None:
         minors = parse_capabilities(_read(root / "proc/driver/nvidia-caps/mig-minors"))

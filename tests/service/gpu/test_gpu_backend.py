@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU backend over a crew that answers as told: what is opened, asked, closed and fenced."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from leased.hardware.backend import Backend, Verdict, Watchful
+from leased.hardware.config import EscapeePolicy, HardwareConfig
+from leased.hardware.gpu.backend import GpuBackend
+from leased.hardware.gpu.calls import (
+    Bus,
+    Examined,
+    Guarded,
+    Listing,
+    Present,
+    Readied,
+)
+from leased.hardware.gpu.config import GpuConfig
+from leased.hardware.gpu.facts import Condition, Gpu
+from leased.terms.errors import DeviceError
+from leased.terms.identity import TenantId
+from leased.terms.lease import Lease, Priority, RevocationReason
+from leased.terms.resource import Allotment, Evidence, Health, ResourceKind
+from leased.terms.teardown import TeardownStep
+from tests.doubles.gpu import (
+    IDLE,
+    GpuCrew,
+    gpu,
+    hung,
+    instance,
+    killed,
+    listed,
+    opener,
+    released,
+    scrubbed,
+    sight,
+    witnessed,
+)
+from tests.doubles.leases import lease
+
+A, B = gpu(0), gpu(1)
+RULES = ((2, 6, 195, 3), (2, 6, 195, 255))
+
+
+def allotment(one: Gpu | str, capacity: int = 1000) -> Allotment:
+    uuid = one if isinstance(one, str) else one.uuid
+    return Allotment(f"gpu:{uuid}", ResourceKind.GPU, None, capacity)
+
+
+def gpu_lease(*gpus: Gpu, tenant: str = "acme", **changes: Any) -> Lease:
+    one = lease(*(allotment(each) for each in gpus), pid=0)
+    subject = msgspec.structs.replace(one.subject, tenant=TenantId(tenant))
+    if "priority" in changes:
+        subject = msgspec.structs.replace(subject, priority=changes.pop("priority"))
+    return msgspec.structs.replace(one, subject=subject, **changes)
+
+
+class Bench:
+    """A backend, its crew, and the GPUs that are there."""
+
+    def __init__(self, directory: Path, *gpus: Gpu, **settings: Any) -> None:
+        self.gpus = list(gpus)
+        self.pipes = directory / "mps"
+        escapees = settings.pop("escapees", EscapeePolicy.KILL)
+        config = GpuConfig(mps_dir=str(self.pipes), **settings)
+        self.hardware = HardwareConfig(cgroup_root="leased", escapees=escapees, gpu=config)
+        self.crew = GpuCrew(
+            list=lambda name, _: Listing("570.86.15", True, tuple(map(listed, self.gpus))),
+            examine=lambda name, call: Examined(
+                tuple(one for one in self.gpus if listed(one) in call.gpus), ()
+            ),
+            ready=Readied(RULES, IDLE),
+            guard=lambda name, call: Guarded(0, call.mode),
+            release=released(),
+            scrub=scrubbed(),
+            witness=witnessed(),
+        )
+        self.backend = GpuBackend(self.crew, self.hardware)  # type: ignore[arg-type]
+
+    async def start(self, *kept: Lease) -> None:
+        await self.backend.survey()
+        await self.backend.adopt(kept)
+        self.crew.asked.clear()
+
+    async def prepare(self, one: Lease) -> Any:
+        return await self.backend.prepare(one, one.subject.allotments, "/leaf", ())
+
+    async def end(self, one: Lease) -> Verdict:
+        wiped = await self.backend.scrub(one, one.subject.allotments)
+        assert wiped.clean
+        return await self.backend.prove(one, one.subject.allotments)
+
+    def of(self, verb: str) -> list[Any]:
+        return [argument for _, name, argument in self.crew.asked if name == verb]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def failed(verdict: Verdict) -> list[tuple[TeardownStep, int]]:
+    return [(step.step, step.errno) for step in verdict.steps if step.errno]
+
+
+# ---- a whole life ------------------------------------------------------------------------------
+
+
+async def test_a_life_from_open_to_proven(directory: Path) -> None:
+    bench = Bench(directory, A, B)
+    assert isinstance(bench.backend, Watchful)
+    backend: Backend = bench.backend
+    await bench.start()
+    one = gpu_lease(A, B)
+    readied = await bench.prepare(one)
+    assert [tuple(rule) for rule in readied.rules] == list(RULES)
+    told = await backend.access(one, one.subject.allotments)
+    visible = [access.value for access in told if access.name == "CUDA_VISIBLE_DEVICES"]
+    assert visible == [A.uuid, B.uuid]
+    pipe = bench.pipes / one.lease_id.hex()
+    assert [a.value for a in told if a.name == "CUDA_MPS_PIPE_DIRECTORY"] == [str(pipe)]
+    assert pipe.stat().st_mode & 0o777 == 0o700 and pipe.stat().st_uid == one.subject.uid
+    assert backend.open(one, one.subject.allotments[0]) is None
+    verdict = await bench.end(one)
+    assert verdict.unproven == {} and not failed(verdict)
+    assert not pipe.exists() and bench.crew.running == set()
+    for verb in ("ready", "release", "scrub", "witness"):
+        assert len(bench.of(verb)) == 2
+    names = {name for name, verb, _ in bench.crew.asked if verb == "scrub"}
+    assert names.isdisjoint(name for name, verb, _ in bench.crew.asked if verb == "witness")
+    for scrub in bench.of("scrub"):
+        assert scrub.writes and scrub.sets_mode
+        assert scrub.expected_bytes == IDLE.total_bytes - IDLE.reserved_bytes - IDLE.used_bytes - (
+            1 << 30
+        )
+
+
+async def test_memory_in_use_before_the_lease_is_what_may_be_in_use_after_it(
+    directory: Path,
+) -> None:
+    bench = Bench(directory, A)
+    await bench.start()
+    one = gpu_lease(A)
+    await bench.prepare(one)
+    await bench.end(one)
+    assert bench.of("release")[0].used_max_bytes == IDLE.used_bytes + (16 << 20)
+    other = Bench(directory, A)
+    await other.start(one)
+    await other.end(one)
+    assert other.of("release")[0].used_max_bytes == 16 << 20, "nobody remembers: the driver's own"
+
+
+# ---- grants that fail ----------------------------------------------------------------------------
+
+
+async def test_a_grant_is_all_or_nothing_and_its_end_finds_nothing_to_do(directory: Path) -> None:
+    bench = Bench(directory, A, B)
+    await bench.start()
+    busy = DeviceError("gpu_ready", errno.EBUSY, "in use by 7 (python, fd)")
+    bench.crew.answers["ready"] = lambda name, call: (
+        busy if call.target.uuid == B.uuid else Readied(RULES, IDLE)
+    )
+    one = gpu_lease(A, B)
+    with pytest.raises(DeviceError, match="in use by 7"):
+        await bench.prepare(one)
+    assert [call.target.uuid for call in bench.of("guard")] == [A.uuid, B.uuid]
+    assert all(call.mode == 2 for call in bench.of("guard"))
+    assert list(bench.pipes.iterdir()) == []
+    bench.crew.asked.clear()
+    ended = msgspec.structs.replace(one, reason=RevocationReason.GRANT_FAILED)
+    verdict = await bench.end(ended)
+    assert verdict.unproven == {} and bench.crew.asked == [], "whoever is there was there before"
+    # And the next grant of the well one goes on as if nothing had been.
+    await bench.prepare(gpu_lease(A))
+
+
+async def test_nobody_is_killed_at_the_end_of_a_grant_that_let_nobody_in(directory: Path) -> None:
+    bench = Bench(directory, A)
+    await bench.start()
+    for reason, kills in ((RevocationReason.GRANT_FAILED, False), (None, True)):
+        one = gpu_lease(A, reason=reason)
+        await bench.prepare(one)
+        await bench.end(one)
+        assert bench.of("release")[-1].kill is kills
+    fencing = Bench(directory, A, escapees=EscapeePolicy.FENCE)
+    await fencing.start()
+    one = gpu_lease(A)
+    await fencing.prepare(one)
+    await fencing.end(one)
+    assert not fencing.of("release")[0].kill
+
+
+async def test_a_gpu_never_seen_is_neither_opened_nor_proven(directory: Path) -> None:
+    bench = Bench(directory, A)
+    await bench.start()
+    with pytest.raises(DeviceError) as raised:
+        await bench.prepare(gpu_lease(B))
+    assert raised.value.errno == errno.ENODEV
+    lost = gpu_lease(B)
+    verdict = await bench.end(lost)
+    assert set(verdict.unproven) == set(lost.subject.allotments)
+    assert failed(verdict) == [(TeardownStep.RELEASE, errno.ENODEV)]
+
+
+# ---- teardowns that fail -------------------------------------------------------------------------
+
+DIRTY = [
+    ("release", released(sight=sight(openers=(opener(),))), TeardownStep.ESCAPEE_SCAN, errno.EBUSY),
+    ("release", DeviceError("nvml_memory", errno.ENODEV, "lost"), TeardownStep.RELEASE, 19),
+    ("release", hung(), TeardownStep.RELEASE, errno.ETIMEDOUT),
+    ("release", killed(), TeardownStep.RELEASE, errno.EPIPE),
+    ("scrub", DeviceError("cuCtxCreate_v2", errno.EBUSY, "taken"), TeardownStep.SCRUB, errno.EBUSY),
+    ("scrub", hung(), TeardownStep.SCRUB, errno.ETIMEDOUT),
+    ("scrub", killed(), TeardownStep.SCRUB, errno.EPIPE),
+    ("witness", witnessed(mode=0), TeardownStep.GUARD, errno.EACCES),
+    ("witness", witnessed(condition=Condition(2)), TeardownStep.HEALTH, errno.ENOTRECOVERABLE),
+    ("witness", hung(), TeardownStep.WITNESS, errno.ETIMEDOUT),
+    ("witness", killed(), TeardownStep.WITNESS, errno.EPIPE),
+]
+
+
+@pytest.mark.parametrize(("verb", "answer", "step", "number"), DIRTY)
+async def test_what_fails_fences_that_gpu_alone_and_says_why(
+    directory: Path, verb: str, answer: Any, step: TeardownStep, number: int
+) -> None:
+    bench = Bench(directory, A, B)
+    await bench.start()
+    one = gpu_lease(A, B)
+    await bench.prepare(one)
+    well = bench.crew.answers[verb]
+    bench.crew.answers[verb] = lambda name, call: answer if call.target.uuid == B.uuid else well
+    verdict = await bench.end(one)
+    assert verdict.unproven == {allotment(B): 1000}
+    assert (step, number) in failed(verdict)
+    assert bench.crew.running == set()
+    if verb == "release":
+        assert [call.target.uuid for call in bench.of("scrub")] == [A.uuid], "not with others there"
+        assert [call.target.uuid for call in bench.of("guard")] == [B.uuid], "closed all the same"
+
+
+async def test_a_proof_without_a_scrub_proves_nothing(directory: Path) -> None:
+    bench = Bench(directory, A)
+    await bench.start()
+    one = gpu_lease(A)
+    await bench.prepare(one)
+    verdict = await bench.backend.prove(one, one.subject.allotments)
+    assert verdict.unproven == {allotment(A): 1000}
+    assert failed(verdict) == [(TeardownStep.WITNESS, errno.ENODATA)]
+
+
+@pytest.mark.parametrize("verb", ["ready", "release", "scrub", "witness"])
+async def test_a_worker_that_was_killed_once_is_replaced(directory: Path, verb: str) -> None:
+    bench = Bench(directory, A)
+    await bench.start()
+    well, deaths = bench.crew.answers[verb], [killed()]
+    bench.crew.answers[verb] = lambda name, call: deaths.pop() if deaths else well
+    one = gpu_lease(A)
+    await bench.prepare(one)
+    assert (await bench.end(one)).unproven == {}
+    assert len(bench.of(verb)) == 2
+
+
+async def test_a_hang_stops_grants_until_a_probe_passes(directory: Path) -> None:
+    bench = Bench(directory, A)
+    await bench.start()
+    one = gpu_lease(A)
+    await bench.prepare(one)
+    well, bench.crew.answers["scrub"] = bench.crew.answers["scrub"], hung()
+    assert (await bench.end(one)).unproven
+    [seen] = (await bench.backend.survey()).resources
+    assert seen.health is Health.SICK
+    bench.crew.answers["scrub"] = well
+    bench.crew.asked.clear()
+    [seen] = (await bench.backend.survey()).resources
+    assert seen.health is Health.OK
+    [probe] = bench.of("scrub")
+    assert not probe.writes, "a probe takes everything and overwrites nothing"
+
+
+async def test_the_same_teardown_again_is_harmless(directory: Path) -> None:
+    bench = Bench(directory, A)
+    await bench.start()
+    one = gpu_lease(A)
+    await bench.prepare(one)
+    for _ in range(2):
+        assert (await bench.end(one)).unproven == {}
+
+
+# ---- when the overwriting waits ------------------------------------------------------------------
+
+
+async def test_within_a_tenant_the_overwriting_waits_for_another(directory: Path) -> None:
+    bench = Bench(directory, A, scrub_later=(Priority.SCAVENGER,))
+    await bench.start()
+    scavenger = gpu_lease(A, priority=Priority.SCAVENGER)
+    await bench.prepare(scavenger)
+    bench.crew.asked.clear()
+    await bench.end(scavenger)
+    assert [call.writes for call in bench.of("scrub")] == [False]
+    again = gpu_lease(A, priority=Priority.SCAVENGER)
+    await bench.prepare(again)
+    await bench.end(again)
+    assert [call.writes for call in bench.of("scrub")] == [False, False]
+    await bench.prepare(gpu_lease(A, tenant="other"))
+    assert [call.writes for call in bench.of("scrub")] == [False, False, True]
+    assert bench.crew.verbs()[-2:] == ["scrub", "ready"], "before anybody is let in"
+
+
+async def test_who_was_there_before_a_restart_is_another_tenant(directory: Path) -> None:
+    bench = Bench(directory, A, B, scrub_later=(Priority.SCAVENGER,))
+    kept = gpu_lease(B, priority=Priority.SCAVENGER)
+    await bench.start(kept)
+    await bench.prepare(gpu_lease(A))
+    assert [call.writes for call in bench.of("scrub")] == [True]
+    await bench.end(kept)
+    assert bench.of("scrub")[-1].writes, "nobody knows how much was in use before it"
+
+
+async def test_a_debt_that_cannot_be_paid_is_no_grant(directory: Path) -> None:
+    bench = Bench(directory, A, scrub_later=(Priority.SCAVENGER,))
+    await bench.start()
+    bench.crew.answers["scrub"] = DeviceError("cuCtxCreate_v2", errno.EBUSY, "taken")
+    with pytest.raises(DeviceError):
+        await bench.prepare(gpu_lease(A))
+    assert bench.of("ready") == []
+
+
+# ---- what is nobody's ----------------------------------------------------------------------------
+
+
+async def test_what_nobody_leases_is_closed_at_the_start_and_at_every_look(directory: Path) -> None:
+    opened = gpu(0, compute_mode=0)
+    mig = gpu(2, mig_enabled=True, mig_pending=True, slices=7, compute_mode=0)
+    mig = msgspec.structs.replace(mig, instances=(instance(0),))
+    bench = Bench(directory, opened, gpu(1, compute_mode=0), mig)
+    kept = gpu_lease(B)
+    await bench.backend.survey()
+    assert bench.of("guard") == [], "before it is known who goes on"
+    await bench.backend.adopt([kept])
+    assert [call.target.uuid for call in bench.of("guard")] == [opened.uuid]
+    await bench.backend.survey()
+    assert [call.target.uuid for call in bench.of("guard")] == [opened.uuid] * 2
+
+
+async def test_an_operator_may_keep_the_mode_to_himself(directory: Path) -> None:
+    bench = Bench(directory, gpu(0, compute_mode=0), close_free=False)
+    await bench.start()
+    one = gpu_lease(A)
+    await bench.prepare(one)
+    assert (await bench.end(one)).unproven == {}
+    assert not bench.of("ready")[0].sets_mode and not bench.of("scrub")[0].sets_mode
+    assert not bench.of("witness")[0].asks_mode and bench.of("guard") == []
+
+
+async def test_a_gpu_that_somebody_uses_without_a_lease_is_not_granted(directory: Path) -> None:
+    bench = Bench(directory, gpu(0, processes=1))
+    await bench.start()
+    [seen] = (await bench.backend.survey()).resources
+    assert seen.health is Health.SICK and "without a lease" in seen.limits[0]
+    bench.gpus = [A]
+    [seen] = (await bench.backend.survey()).resources
+    assert seen.health is Health.OK
+    await bench.prepare(gpu_lease(A))
+    bench.gpus = [gpu(0, processes=1)]
+    [seen] = (await bench.backend.survey()).resources
+    assert seen.health is Health.OK, "with a lease that is what it is for"
+
+
+async def test_neighbours_on_one_gpu_are_each_others_guests(directory: Path) -> None:
+    parts = (instance(0), instance(1))
+    one = gpu(0, mig_enabled=True, mig_pending=True, slices=7, instances=parts)
+    bench = Bench(directory, one)
+    await bench.start()
+    leases = [
+        msgspec.structs.replace(
+            base,
+            subject=msgspec.structs.replace(base.subject, allotments=(allotment(p.uuid, 142),)),
+        )
+        for base, p in zip((gpu_lease(A), gpu_lease(A)), parts, strict=True)
+    ]
+    for each in leases:
+        await bench.prepare(each)
+    first, second = bench.of("ready")
+    assert first.guests.leaves == ()
+    assert second.guests.leaves == (f"/leased/{leases[0].subject.cgroup}",)
+    assert not first.sets_mode, "a MIG device cannot be closed"
+    assert (await bench.end(leases[0])).unproven == {}
+    assert bench.of("release")[0].guests.leaves == (f"/leased/{leases[1].subject.cgroup}",)
+
+
+# ---- the survey ----------------------------------------------------------------------------------
+
+
+async def test_no_driver_no_gpu_and_what_is_on_the_bus_is_said(directory: Path) -> None:
+    bench = Bench(directory)
+    bench.crew.answers["list"] = DeviceError("nvml_init", errno.ELIBACC, "NVML Shared Library")
+    bench.crew.answers["bus"] = Bus(("0000:10:00.0",))
+    found = await bench.backend.survey()
+    assert found.resources == () and "1 GPU seen on the bus" in found.absences[0].why
+    assert found.notes == ("gpu at 0000:10:00.0: on the bus, driver not usable",)
+
+
+async def test_a_survey_that_failed_is_not_an_empty_host_and_a_driver_that_left_is(
+    directory: Path,
+) -> None:
+    bench = Bench(directory, A)
+    before = await bench.backend.survey()
+    assert before.resources[0].evidence in (Evidence.NOT_RUN, Evidence.MEASURED)
+    bench.crew.answers["list"] = killed()
+    assert await bench.backend.survey() == before
+    bench.crew.answers["list"] = DeviceError("nvml_init", errno.ENXIO, "Driver Not Loaded")
+    bench.crew.answers["bus"] = killed()
+    assert (await bench.backend.survey()).resources == ()
+
+
+async def test_what_is_not_offered_is_not_looked_at(directory: Path) -> None:
+    bench = Bench(directory, A, offer=False)
+    found = await bench.backend.survey()
+    await bench.backend.adopt(())
+    assert found.resources == () and "offer = false" in found.absences[0].why
+    assert bench.crew.asked == []
+
+
+async def test_holders_are_those_with_nodes_and_those_the_driver_lists(directory: Path) -> None:
+    bench = Bench(directory, A)
+    await bench.start()
+    bench.crew.answers["who"] = Present((opener(77, 1000), opener(78, 0, via="map")), (77, 99))
+    found = await bench.backend.holders(allotment(A))
+    assert [(one.pid, one.via) for one in found] == [
+        (77, "fd"),
+        (78, "map"),
+        (77, "driver"),
+        (99, "driver"),
+    ]
+    assert bench.of("who")[0].exempt == ((1, 1),)

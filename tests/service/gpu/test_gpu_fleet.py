@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet over a crew that answers as told: hangs, losses and what is remembered of them."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from leased.hardware.gpu.calls import Examined, Listed, Listing
+from leased.hardware.gpu.config import GpuConfig
+from leased.hardware.gpu.facts import Condition, Gpu
+from leased.hardware.gpu.fleet import Fleet
+from leased.terms.errors import DeviceError
+from leased.terms.resource import Health
+from tests.doubles.gpu import GpuCrew, gpu, hung, instance, listed
+
+A, B = gpu(0), gpu(1)
+
+
+class Driver:
+    """What the driver would say, changed by the tests."""
+
+    def __init__(self, *gpus: Gpu) -> None:
+        self.gpus = list(gpus)
+        self.hangs: set[str] = set()
+        self.faults: dict[str, Listed] = {}
+        self.list_answer: Any = None
+
+    def crew(self) -> GpuCrew:
+        return GpuCrew(list=self._list, examine=self._examine)
+
+    def _list(self, name: str, argument: Any) -> Any:
+        if self.list_answer is not None:
+            return self.list_answer
+        counted = [self.faults.get(one.uuid, listed(one)) for one in self.gpus]
+        return Listing("570.86.15", True, tuple(counted))
+
+    def _examine(self, name: str, argument: Any) -> Any:
+        if any(one.uuid in self.hangs for one in argument.gpus):
+            return hung()
+        wanted = [one.uuid for one in argument.gpus]
+        return Examined(tuple(one for one in self.gpus if one.uuid in wanted), ())
+
+
+def fleet_of(driver: Driver) -> tuple[Fleet, GpuCrew]:
+    crew = driver.crew()
+    return Fleet(crew, GpuConfig()), crew  # type: ignore[arg-type]
+
+
+async def test_gpus_that_answer_are_asked_in_one_worker_that_ends() -> None:
+    fleet, crew = fleet_of(Driver(A, B))
+    seen = await fleet.look()
+    assert seen.gpus == (A, B) and seen.findings == {} and seen.real
+    assert crew.verbs() == ["list", "examine"] and crew.running == set()
+    assert fleet.target(f"gpu:{A.uuid}").minor == A.minor and fleet.at(B.pci) == B.uuid
+
+
+async def test_one_that_hangs_costs_only_itself_and_is_asked_alone_until_it_answers() -> None:
+    driver = Driver(A, B)
+    fleet, crew = fleet_of(driver)
+    await fleet.look()
+    driver.hangs.add(B.uuid)
+    for _ in range(2):
+        crew.asked.clear()
+        seen = await fleet.look()
+        assert seen.gpus == (A, B)
+        assert seen.findings[B.uuid].health is Health.SICK
+        assert A.uuid not in seen.findings
+        assert crew.running == set()
+    # The second time the well one was not made to wait for the other's time to be over.
+    together = [argument for _, verb, argument in crew.asked if verb == "examine"]
+    assert sorted(len(argument.gpus) for argument in together) == [1, 1]
+    driver.hangs.clear()
+    seen = await fleet.look()
+    # It answers, and is suspected until somebody has probed it.
+    assert seen.findings[B.uuid].health is Health.SICK and fleet.suspects == (B.uuid,)
+    fleet.trust(B.uuid)
+    assert (await fleet.look()).findings == {}
+
+
+async def test_nobody_is_sent_where_the_last_one_still_hangs() -> None:
+    driver = Driver(A, B)
+    fleet, crew = fleet_of(driver)
+    await fleet.look()
+    driver.hangs.add(B.uuid)
+    await fleet.look()
+    crew.stuck.add(f"gpu look {B.pci}")
+    crew.asked.clear()
+    seen = await fleet.look()
+    assert "still hangs" in seen.findings[B.uuid].why
+    assert all(name != f"gpu look {B.pci}" for name, _, _ in crew.asked)
+
+
+async def test_a_count_that_hangs_is_made_up_for_by_the_last_one() -> None:
+    driver = Driver(A, B)
+    fleet, _ = fleet_of(driver)
+    await fleet.look()
+    driver.list_answer = hung()
+    assert (await fleet.look()).gpus == (A, B)
+
+
+@pytest.mark.parametrize("number", [errno.ENXIO, errno.ELIBACC])
+async def test_a_driver_that_is_gone_is_an_empty_host(number: int) -> None:
+    driver = Driver(A)
+    fleet, _ = fleet_of(driver)
+    await fleet.look()
+    driver.list_answer = DeviceError("nvml_init", number, "Driver Not Loaded")
+    with pytest.raises(DeviceError):
+        await fleet.look()
+    assert fleet.seen.gpus == () and fleet.listed == ()
+    # What a lease was of is known still: its teardown goes on.
+    assert fleet.target(f"gpu:{A.uuid}").uuid == A.uuid
+
+
+async def test_a_count_that_hangs_at_first_is_an_error() -> None:
+    driver = Driver(A)
+    fleet, _ = fleet_of(driver)
+    driver.list_answer = hung()
+    with pytest.raises(DeviceError):
+        await fleet.look()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Listed("", "", errno.ENODEV, "GPU is lost"),
+        Listed(B.pci, "", errno.ENODEV, "GPU is lost"),
+        Listed(B.pci, B.uuid, errno.ENODEV, "GPU is lost"),
+    ],
+)
+async def test_a_lost_gpu_is_gone_however_little_it_tells_of_itself(fault: Listed) -> None:
+    driver = Driver(A, B)
+    fleet, _ = fleet_of(driver)
+    await fleet.look()
+    driver.faults[B.uuid] = fault
+    seen = await fleet.look()
+    assert seen.gpus == (A, B) and seen.findings[B.uuid].health is Health.GONE
+    assert seen.strangers == ()
+    driver.faults.clear()
+    assert (await fleet.look()).findings == {}
+
+
+async def test_a_gpu_that_is_pulled_is_not_there() -> None:
+    driver = Driver(A, B)
+    fleet, _ = fleet_of(driver)
+    await fleet.look()
+    driver.gpus.remove(B)
+    seen = await fleet.look()
+    assert seen.gpus == (A,) and seen.findings == {} and seen.strangers == ()
+
+
+async def test_a_gpu_that_was_never_well_has_no_name() -> None:
+    driver = Driver(A, B)
+    fleet, _ = fleet_of(driver)
+    driver.faults[B.uuid] = Listed("", "", errno.EIO, "Unknown Error")
+    seen = await fleet.look()
+    assert seen.gpus == (A,) and [one.fault for one in seen.strangers] == ["Unknown Error"]
+
+
+async def test_a_condition_comes_and_goes() -> None:
+    driver = Driver(A)
+    fleet, _ = fleet_of(driver)
+    driver.gpus = [gpu(0, condition=Condition(1, False, False))]
+    assert (await fleet.look()).findings[A.uuid].health is Health.SICK
+    assert fleet.suspects == ()
+    driver.gpus = [A]
+    assert (await fleet.look()).findings == {}
+
+
+async def test_mig_devices_are_targets_and_their_gpu_is_none() -> None:
+    one = gpu(0, mig_enabled=True, mig_pending=True, slices=7, instances=(instance(0),))
+    fleet, _ = fleet_of(Driver(one))
+    await fleet.look()
+    assert fleet.target(f"gpu:{instance(0).uuid}").visible == instance(0).uuid
+    with pytest.raises(DeviceError) as raised:
+        fleet.target(f"gpu:{one.uuid}")
+    assert raised.value.errno == errno.ENODEV
