@@ -42,7 +42,7 @@ _COMM_BYTES_MAX = 15
 
 class Opener(msgspec.Struct, frozen=True, array_like=True):
     """A process that has a node, as one pass saw it. `via` is how: fd, map, ring. `cgroup` is where
-    it is in the v2 tree."""
+    it is in the v2 tree, `parent` who started it."""
 
     pid: int
     started: int
@@ -51,6 +51,7 @@ class Opener(msgspec.Struct, frozen=True, array_like=True):
     uid: int = -1
     name: str = ""
     cgroup: str = ""
+    parent: int = 0
 
     @property
     def occupant(self) -> Occupant:
@@ -85,8 +86,8 @@ def scan(sought: Sought, *, exempt: Mapping[int, int], deadline_ns: int) -> tupl
         found = look.at(pid)
         started = start_time(pid) if found else None
         if started is not None:
-            uid, name, cgroup = _describe(pid)
-            seen += [Opener(pid, started, node, via, uid, name, cgroup) for node, via in found]
+            described = _describe(pid)
+            seen += [Opener(pid, started, node, via, *described) for node, via in found]
     return tuple(sorted(seen, key=lambda one: (one.pid, one.node)))
 
 
@@ -188,14 +189,14 @@ def _number_of(path: str) -> Node | None:
         raise
 
 
-def _describe(pid: int) -> tuple[int, str, str]:
-    """(uid, name, cgroup) of a process, as far as it is still there."""
+def _describe(pid: int) -> tuple[int, str, str, int]:
+    """(uid, name, cgroup, parent) of a process, as far as it is still there."""
     try:
         uid = os.stat(f"/proc/{pid}").st_uid
     except OSError:
         uid = -1
     name = read_or_empty(f"/proc/{pid}/comm")[:_COMM_BYTES_MAX].decode("utf-8", "replace")
-    for line in read_or_empty(f"/proc/{pid}/cgroup").decode("utf-8", "replace").splitlines():
-        if line.startswith("0::"):
-            return uid, name.strip(), line[3:]
-    return uid, name.strip(), ""
+    cgroups = read_or_empty(f"/proc/{pid}/cgroup").decode("utf-8", "replace").splitlines()
+    cgroup = next((line[3:] for line in cgroups if line.startswith("0::")), "")
+    fields = read_or_empty(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return uid, name.strip(), cgroup, int(fields[1]) if len(fields) > 1 else 0

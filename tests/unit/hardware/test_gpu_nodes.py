@@ -125,9 +125,10 @@ def test_display_nodes_of_the_same_gpu_are_looked_for_too(tmp_path: Path) -> Non
 
 def test_guests_are_roots_monitoring_and_neighbours_on_the_same_gpu(tmp_path: Path) -> None:
     nodes = by_number(target_of(gpu(0), instance(0)), host(tmp_path, {}))
-    guests = Guests((), ("nv-hostengine",), ("/leased/aa",))
+    guests = Guests((), 42, ("nv-hostengine",), ("/leased/aa",))
     assert is_guest(opener(uid=0, name="nv-hostengine"), nodes, guests)
     assert not is_guest(opener(uid=1000, name="nv-hostengine"), nodes, guests)
+    assert is_guest(opener(parent=42), nodes, guests)
     assert is_guest(opener(cgroup="/leased/aa"), nodes, guests)
     assert is_guest(opener(cgroup="/leased/aa/own"), nodes, guests)
     assert not is_guest(opener(cgroup="/leased/aab"), nodes, guests)

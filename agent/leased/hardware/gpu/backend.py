@@ -116,12 +116,17 @@ class GpuBackend:
 
     async def _close_free(self) -> None:
         """Close what nobody has and is open: the driver was loaded anew, or somebody opened it."""
-        for gpu in self._fleet.seen.gpus:
-            resource_id = f"{PREFIX}{gpu.uuid}"
-            closed = gpu.mig_enabled or gpu.compute_mode == ComputeMode.PROHIBITED
-            if not closed and not self._desk.is_occupied(resource_id):
-                async with self._desk.turn(resource_id):
-                    await self._reclaimer.close(self._fleet.target(resource_id))
+
+        async def close(resource_id: str) -> None:
+            async with self._desk.turn(resource_id):
+                await self._reclaimer.close(self._fleet.target(resource_id))
+
+        async with trio.open_nursery() as nursery:
+            for gpu in self._fleet.seen.gpus:
+                resource_id = f"{PREFIX}{gpu.uuid}"
+                closed = gpu.mig_enabled or gpu.compute_mode == ComputeMode.PROHIBITED
+                if not closed and not self._desk.is_occupied(resource_id):
+                    nursery.start_soon(close, resource_id)
 
     async def _probe_suspects(self) -> bool:
         """Take whole what nobody has and is suspected; whether anything is trusted again."""
@@ -296,7 +301,7 @@ class GpuBackend:
         target = self._fleet.target(allotment.resource_id)
         guests = self._desk.guests(allotment.resource_id, target)
         budget_ns = self._config.scan_budget_ns
-        call = calls.Who(self._config.root, target, guests.exempt, budget_ns)
+        call = calls.Who(self._config.root, target, guests.exempt, guests.agent, budget_ns)
         worker = f"gpu who {target.visible}"
         present = await self._desk.ask(worker, "who", call, calls.Present, extra_ns=budget_ns)
         found = [Holder(one.pid, one.uid, one.name, one.via) for one in present.openers]

@@ -12,6 +12,7 @@ Does not know what the verbs are for.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -68,7 +69,7 @@ class Desk:
             for other, (uuid, leaf) in self._leaves.items()
             if target.instance is not None and other != resource_id and uuid == target.uuid
         )
-        return Guests(self._crew.ours(), self.config.guests, neighbours)
+        return Guests(self._crew.ours(), os.getpid(), self.config.guests, neighbours)
 
     @property
     def kills(self) -> bool:

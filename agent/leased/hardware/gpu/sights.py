@@ -58,9 +58,9 @@ def scan(nodes: Nodes, target: Target, guests: Guests, scan_budget_ns: int) -> t
 
 
 def is_guest(one: Opener, nodes: Nodes, guests: Guests) -> bool:
-    """Whether the process may have the node: root's monitoring by name, and of the GPU's own node
-    whoever leases another MIG device of it."""
-    if one.uid == 0 and one.name in guests.names:
+    """Whether the process may have the node: our own, root's monitoring by name, and of the GPU's
+    own node whoever leases another MIG device of it."""
+    if one.parent == guests.agent or (one.uid == 0 and one.name in guests.names):
         return True
     if one.node in nodes.capabilities:
         return False
@@ -68,10 +68,12 @@ def is_guest(one: Opener, nodes: Nodes, guests: Guests) -> bool:
 
 
 def who(call: Who, fds: list[int]) -> Present:
-    """Everybody who has a node of the target, guests included, and everybody with a context."""
+    """Everybody who has a node of the target, guests but us included, and everybody with a
+    context."""
     sought = find_nodes(call.target, Path(call.root)).sought(call.target)
     deadline_ns = now_ns() + call.scan_budget_ns
-    found = openers.scan(sought, exempt=dict(call.exempt), deadline_ns=deadline_ns)
+    everybody = openers.scan(sought, exempt=dict(call.exempt), deadline_ns=deadline_ns)
+    found = tuple(one for one in everybody if one.parent != call.agent)
     listed = nvml.processes_of(handle_of(call.target))
     return Present(found, tuple(sorted({pid for pids in listed for pid in pids})))
 
