@@ -60,6 +60,9 @@ FDS_MAX = 240
 
 MESSAGE_BYTES_MAX = 1 << 20
 _OOM_SCORE = b"1000"
+COMM = "leased-worker"
+"""What ps shows, and by what one worker knows another that the same agent started."""
+
 _ENCODER = msgspec.msgpack.Encoder()
 _BATCHES = msgspec.msgpack.Decoder(Batch)
 _ANSWERS = msgspec.msgpack.Decoder(Answers)
@@ -251,6 +254,7 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     # Of all processes it is the cheapest to lose: it is replaced, and what it touched comes back.
     Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
+    Path("/proc/self/comm").write_text(COMM, "ascii")
     with socket.socket(fileno=int(argv[0])) as sock:
         serve(sock)
     return 0

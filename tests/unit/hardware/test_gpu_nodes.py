@@ -17,8 +17,9 @@ from leased.hardware.gpu.nodes import (
     parse_capabilities,
     parse_majors,
 )
-from leased.hardware.gpu.sights import is_guest
+from leased.hardware.gpu.sights import WORKER_COMM, is_guest
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_CHAR
+from leased.hardware.worker import COMM
 from leased.terms.errors import DeviceError
 from tests.doubles.gpu import gpu, instance, opener
 
@@ -128,7 +129,10 @@ def test_guests_are_roots_monitoring_and_neighbours_on_the_same_gpu(tmp_path: Pa
     guests = Guests((), 42, ("nv-hostengine",), ("/leased/aa",))
     assert is_guest(opener(uid=0, name="nv-hostengine"), nodes, guests)
     assert not is_guest(opener(uid=1000, name="nv-hostengine"), nodes, guests)
-    assert is_guest(opener(parent=42), nodes, guests)
+    assert is_guest(opener(parent=42, name=WORKER_COMM), nodes, guests)
+    assert not is_guest(opener(parent=43, name=WORKER_COMM), nodes, guests)
+    assert not is_guest(opener(parent=42), nodes, guests)
+    assert WORKER_COMM == COMM
     assert is_guest(opener(cgroup="/leased/aa"), nodes, guests)
     assert is_guest(opener(cgroup="/leased/aa/own"), nodes, guests)
     assert not is_guest(opener(cgroup="/leased/aab"), nodes, guests)

@@ -58,8 +58,8 @@ class Examined(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Guests(msgspec.Struct, frozen=True, array_like=True):
-    """Who may have a GPU's nodes open although no lease of it is theirs: our own processes and the
-    agent's children (a worker may have been started since this was said), root's processes of these
+    """Who may have a GPU's nodes open although no lease of it is theirs: our own processes, the
+    agent's workers (one may have been started since this was said), root's processes of these
     names, and whoever is in one of these leaves (other MIG devices' leases)."""
 
     exempt: Exempt

@@ -22,6 +22,8 @@ from leased.hardware.gpu.facts import Target
 from leased.hardware.gpu.nodes import Nodes, find_nodes
 from leased.hardware.openers import Opener
 
+WORKER_COMM = "leased-worker"
+
 
 def parent_of(target: Target) -> nvml.Handle:
     """The GPU's handle. Raises DeviceError(ENODEV) when another one is at its address."""
@@ -60,11 +62,16 @@ def scan(nodes: Nodes, target: Target, guests: Guests, scan_budget_ns: int) -> t
 def is_guest(one: Opener, nodes: Nodes, guests: Guests) -> bool:
     """Whether the process may have the node: our own, root's monitoring by name, and of the GPU's
     own node whoever leases another MIG device of it."""
-    if one.parent == guests.agent or (one.uid == 0 and one.name in guests.names):
+    if is_ours(one, guests.agent) or (one.uid == 0 and one.name in guests.names):
         return True
     if one.node in nodes.capabilities:
         return False
     return any(one.cgroup == leaf or one.cgroup.startswith(f"{leaf}/") for leaf in guests.leaves)
+
+
+def is_ours(one: Opener, agent: int) -> bool:
+    """Whether it is a worker of this agent: it may have been started a moment ago."""
+    return one.parent == agent and one.name == WORKER_COMM
 
 
 def who(call: Who, fds: list[int]) -> Present:
@@ -73,7 +80,7 @@ def who(call: Who, fds: list[int]) -> Present:
     sought = find_nodes(call.target, Path(call.root)).sought(call.target)
     deadline_ns = now_ns() + call.scan_budget_ns
     everybody = openers.scan(sought, exempt=dict(call.exempt), deadline_ns=deadline_ns)
-    found = tuple(one for one in everybody if one.parent != call.agent)
+    found = tuple(one for one in everybody if not is_ours(one, call.agent))
     listed = nvml.processes_of(handle_of(call.target))
     return Present(found, tuple(sorted({pid for pids in listed for pid in pids})))
 
