@@ -204,7 +204,7 @@ class Machine:
     def fault(
         self, call: str, kind: str, *, gpu: int = -1, after: int = 0, count: int = -1
     ) -> None:
-        """`call` (or `*`) hangs ("hang"), waits ("delay:MS") or fails ("return:CODE"): the next
+        """`call` (or `*`) hangs ("hang"), waits ("delay:MS") or fails ("return:CODE"; 0 lies): the next
         `count` times (-1: always) once `after` calls went well.
         """
         name, _, argument = kind.partition(":")

@@ -114,11 +114,14 @@ CUresult cuda_each(CUdeviceptr at, uint64_t bytes, cuda_act act, void *with);
 bool cuda_spinning(int device); /* also ends what was told to end */
 void cuda_spin(CUstream stream, int device, CUdeviceptr flag);
 
+/* What a call meets that is to say that it did what it did not do ("return:0"). */
+#define CUDA_LIE (-1)
+
 #define CUDA_ENTER(device)                                                                         \
 	do {                                                                                       \
 		const CUresult entered = cuda_enter(__func__, device);                             \
 		if (entered)                                                                       \
-			return entered;                                                            \
+			return entered == CUDA_LIE ? CUDA_SUCCESS : entered;                       \
 	} while (0)
 
 #define CUDA_ENTER_CURRENT()                                                                       \
@@ -126,7 +129,7 @@ void cuda_spin(CUstream stream, int device, CUdeviceptr flag);
 	do {                                                                                       \
 		const CUresult entered = cuda_enter_current(__func__, &current);                   \
 		if (entered)                                                                       \
-			return entered;                                                            \
+			return entered == CUDA_LIE ? CUDA_SUCCESS : entered;                       \
 	} while (0)
 
 #define REFUSE_UNLESS(condition, result)                                                           \

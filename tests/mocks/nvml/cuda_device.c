@@ -43,7 +43,7 @@ CUresult cuda_enter(const char *call, int device)
 	const struct cuda_device *const it = cuda_device(device);
 	const int fault = fault_meet(call, it ? it->target.gpu : NONE);
 	if (fault >= 0)
-		return fault;
+		return fault ? fault : CUDA_LIE;
 	pthread_mutex_lock(&process_lock);
 	machine_lock();
 	return CUDA_SUCCESS;

@@ -205,12 +205,14 @@ class Cuda:
 
     def differing_bytes(self, taken: list[tuple[int, int]], pattern: int, counter: int) -> int:
         """How many bytes (in units of 16) are not the pattern; `counter` is the address of 8 bytes
-        to count in."""
-        self.fill(counter, 8, 0)
+        to count in, from whatever they are."""
+        before = int.from_bytes(self.read(counter, 8), "little")
         for address, size_bytes in taken:
             self._launch(address, size_bytes // UNIT_BYTES, pattern, counter)
         self._call("cuCtxSynchronize")
-        return int.from_bytes(self.read(counter, 8), "little") * UNIT_BYTES
+        counted = (int.from_bytes(self.read(counter, 8), "little") - before) % 2**64
+        # A count that cannot be is as bad as all of it.
+        return min(counted * UNIT_BYTES, sum(size_bytes for _, size_bytes in taken))
 
     def _launch(self, address: int, units: int, pattern: int, counter: int) -> None:
         new = self._ffi.new
