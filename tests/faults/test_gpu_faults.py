@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from leased.hardware.devices import Devices
+from leased.hardware.gpu.backend import GpuBackend
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Health, ResourceKind
 from leased.terms.teardown import ProofReport, TeardownStep
@@ -30,17 +31,19 @@ from tests.doubles.gpu_host import (
     start,
     step_of,
 )
+from tests.doubles.host_agent import boot_ns
 from tests.mocks.nvml.control import Machine
 
 GIB = 1 << 30
 MS = 1_000_000
 STALL_S_MAX = 0.5
 QUICK = {
-    "call_budget_ns": 1500 * MS,
-    "kill_budget_ns": 500 * MS,
+    "call_budget_ns": 1200 * MS,
+    "kill_budget_ns": 300 * MS,
     "settle_budget_ns": 300 * MS,
-    "gpu_release_budget_ns": 500 * MS,
-    "gpu_scan_budget_ns": 700 * MS,
+    "gpu_release_budget_ns": 300 * MS,
+    "gpu_scan_budget_ns": 500 * MS,
+    "gpu_scrub_bytes_per_s": 80 * GIB,
 }
 Step = TeardownStep
 
@@ -347,21 +350,15 @@ async def test_errors_are_heard_as_they_happen_and_a_storm_is_one_reason_to_look
 async def hears(devices: Devices, machine: Machine) -> None:
     """Return when the ear has heard what came before: it tells of one more error of the other
     GPU."""
-    backend = devices._backends[0]  # type: ignore[attr-defined]
+    [backend] = [one for one in devices._backends if isinstance(one, GpuBackend)]
     with trio.fail_after(10):
         while True:
-            since_ns = trio.lowlevel.current_statistics and _now_ns()
+            since_ns = boot_ns()
             machine.xid(1, 43)
             for _ in range(20):
-                if backend._ear.xids("0000:2b:00.0", since_ns):  # type: ignore[attr-defined]
+                if backend._ear.xids("0000:2b:00.0", since_ns):
                     return
                 await trio.sleep(0.05)
-
-
-def _now_ns() -> int:
-    import time
-
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 # ---- workers that are killed ---------------------------------------------------------------------

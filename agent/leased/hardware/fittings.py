@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -37,7 +38,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.resource import Allotment
-from leased.terms.teardown import StepReport
+from leased.terms.teardown import StepReport, TeardownStep
 
 READ_WRITE = ACCESS_READ | ACCESS_WRITE
 PSEUDO_DEVICES = tuple(
@@ -168,11 +169,13 @@ class Fittings:
         steps: list[StepReport] = []
         for backend, allotments in self.parts(lease):
             limit_ns = max(self._bounds(allotment).prove_ns for allotment in allotments)
+            began_ns = _now_ns()
             try:
                 with _within(limit_ns, backend, "proven"):
                     verdict = await backend.prove(lease, allotments)
-            except DeviceError:
+            except DeviceError as error:
                 unproven.update({a: a.capacity for a in allotments})
+                steps.append(StepReport(TeardownStep.WORKER, error.errno, began_ns, _now_ns()))
             else:
                 unproven.update(verdict.unproven)
                 steps.extend(verdict.steps)
@@ -215,3 +218,7 @@ def _within(limit_ns: int, backend: Backend, what: str) -> Iterator[None]:
         name = backend.kind.name.lower()
         detail = f"{name} was not {what} in the {limit_ns // NS_PER_MS} ms that are published"
         raise DeviceError("teardown_bound", errno.ETIMEDOUT, detail) from None
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

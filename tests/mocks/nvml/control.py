@@ -204,8 +204,9 @@ class Machine:
     def fault(
         self, call: str, kind: str, *, gpu: int = -1, after: int = 0, count: int = -1
     ) -> None:
-        """`call` (or `*`) hangs ("hang"), waits ("delay:MS") or fails ("return:CODE"; 0 lies): the next
-        `count` times (-1: always) once `after` calls went well.
+        """`call` (or `*`) hangs ("hang"), waits ("delay:MS") or fails ("return:CODE"): the next
+        `count` times (-1: always) once `after` calls went well. A CUDA call that fails with 0 says
+        that it did what it did not do.
         """
         name, _, argument = kind.partition(":")
         self.command(f"fault {call} {name} {argument or 0} {gpu} {after} {count}")

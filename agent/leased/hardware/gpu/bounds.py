@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bounds of a GPU's teardown: the sum of what its parts may take.
 
-Rule: each part is what `reclaiming` gives its worker, so no part can overrun its share of the sum.
+Rule: each part is what `reclaiming` gives its worker and what starting one takes, so no part can
+overrun its share of the sum.
 
 Does not wait.
 """
@@ -12,13 +13,17 @@ from leased.hardware.config import HardwareConfig
 from leased.terms.bounds import Bounds
 from leased.terms.moment import NS_PER_S
 
+STARTING_NS = NS_PER_S
+"""A worker is a Python that loads the vendor's library: a tenth of this on an idle host."""
+
 
 def gpu_bounds(config: HardwareConfig, cut_ns: int, memory_bytes: int) -> Bounds:
     """Of a GPU or MIG device with that much memory."""
-    release_ns = release_extra_ns(config) + config.call_budget_ns
+    call_ns = config.call_budget_ns + STARTING_NS
+    release_ns = release_extra_ns(config) + call_ns
     # The scrubber's own call, and the closing of a device that was not scrubbed.
-    scrub_ns = 2 * config.call_budget_ns
-    prove_ns = witness_extra_ns(config) + config.call_budget_ns
+    scrub_ns = 2 * call_ns
+    prove_ns = witness_extra_ns(config) + call_ns
     overwrite_ns = overwrite_extra_ns(config, memory_bytes)
     return Bounds(cut_ns, release_ns + scrub_ns, overwrite_ns, prove_ns)
 
