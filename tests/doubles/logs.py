@@ -90,6 +90,7 @@ def events_of_every_kind() -> list[e.Event]:
         e.CordonChanged(i, "", True, 0),
         e.ResourceFenced(i, allotment, False, 0),
         e.Refused(i, TenantId("research"), 1000, CommandId(b"\xc0" * 16), 5, 128, 127, 65_536),
+        e.StrayEnded(i, "1e" * 16, 3, 16),
         e.Allocated(*lease, CommandId(b"\xc0" * 16), 60 * 10**9, 65 * 10**9, 4_194_304, 10 * 10**9),
         e.Activated(*lease, h),
         e.Renewed(*lease, 60 * 10**9, 125 * 10**9),

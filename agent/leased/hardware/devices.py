@@ -24,6 +24,7 @@ import trio
 
 from leased.hardware import exclusion
 from leased.hardware.adopting import Adoptions
+from leased.hardware.adoption.strays import Stray, Sweep, Swept
 from leased.hardware.backend import Backend, Watchful, Wiped
 from leased.hardware.backends import make_backends
 from leased.hardware.bounds import bounds_of
@@ -241,6 +242,18 @@ class Devices:
                 if piece.pool is not None:
                     ledger = await self._ledgers.of(piece.pool)
                     ledger.adopt((lease.lease_id, piece.index), piece.pages)
+
+    async def end_strays(self, known: Iterable[str]) -> tuple[Stray, ...]:
+        """End every lease's leaf but the known ones, and whoever is inside; what was found. Before
+        the first grant. Raises DeviceError."""
+        root, budget_ns = (await self.facts()).path, self._config.kill_budget_ns
+        if not root:
+            return ()
+        asked = Sweep(root, tuple(known), budget_ns)
+        swept = await self._crew.task(
+            "adoption", "adoption", "sweep", asked, Swept, extra_ns=budget_ns
+        )
+        return swept.strays
 
     async def make_leaf(self, lease: Lease) -> str:
         """The lease's leaf, made if need be; its path. Raises DeviceError."""

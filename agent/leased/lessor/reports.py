@@ -86,6 +86,14 @@ def note_adoption(draft: Draft, command: commands.NoteAdoption) -> None:
     )
 
 
+def note_stray(draft: Draft, command: commands.NoteStray) -> None:
+    """Put on record what was ended without a lease."""
+    draft.answer(command.command_id, _DONE)
+    draft.emit(
+        events.StrayEnded(draft.event_id(), command.cgroup, command.processes, command.errno)
+    )
+
+
 def holder_gone(draft: Draft, command: commands.HolderGone) -> None:
     """Nobody is there to use it any more."""
     lease = draft.table.find(command.lease_id)
@@ -203,6 +211,7 @@ REPORTS: Final[dict[type[Command], Callable[[Draft, Any], None]]] = {
     commands.GrantFailed: grant_failed,
     commands.HolderGone: holder_gone,
     commands.NoteAdoption: note_adoption,
+    commands.NoteStray: note_stray,
     commands.CutEnded: cut_ended,
     commands.ScrubEnded: scrub_ended,
     commands.ProofEnded: proof_ended,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -23,6 +23,7 @@ from leased import __version__
 from leased.chain.sealer import Sealer
 from leased.durable.log import OpenedLog, open_log
 from leased.hardware import hotplug
+from leased.hardware.adoption.strays import Stray
 from leased.hardware.clock import BootClock
 from leased.hardware.devices import Devices
 from leased.hardware.identity import node_id, read_machine_id
@@ -52,9 +53,9 @@ from leased.service.telemetry import Telemetry
 from leased.service.ticker import Ticker
 from leased.service.vitals import Vitals
 from leased.service.watcher import Watcher
-from leased.terms.command import Caller, Heartbeat, Revoke, SetPolicy, Stop
+from leased.terms.command import Caller, Heartbeat, NoteStray, Revoke, SetPolicy, Stop
 from leased.terms.effect import Effect
-from leased.terms.errors import StateError
+from leased.terms.errors import DeviceError, StateError
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import RevocationReason
 from leased.terms.moment import NS_PER_S
@@ -244,9 +245,21 @@ class Agent:
             policy_hash=digest(self.config.policy),
             rate_hash=self.config.rates.digest(),
         )
+        strays = await self._end_strays(lease.subject.cgroup for lease in table.leases.values())
         await recovery.start(self.sequencer, self.opened, ground, known)
+        for stray in strays:
+            note = NoteStray(NO_COMMAND, stray.name, stray.processes, stray.errno)
+            await self.sequencer.commit_now(note)
         for lease_id in recovery.rebind(roster, self.sequencer.lessor, self.holders):
             self._lose_lease(lease_id, errno.EBADF)
+
+    async def _end_strays(self, known: Iterable[str]) -> tuple[Stray, ...]:
+        """Whoever is inside a lease that there is not must not share what is granted later."""
+        try:
+            return await self.devices.end_strays(known)
+        except DeviceError as error:
+            self.journald.say(f"cgroups without a lease could not be looked for ({error})")
+            return ()
 
     async def start(self, nursery: trio.Nursery, doors: Sequence[tuple]) -> None:
         """Start every task; the doors last."""

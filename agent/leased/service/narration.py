@@ -38,6 +38,7 @@ MESSAGE_ID: Final[dict[type[event.Event], str]] = {
     event.HeadCountersigned: "536f200e583b418e9e7dba04ae9370eb",
     event.CordonChanged: "3dece7fcd1204139bbba21ab143d0d0b",
     event.ResourceFenced: "701943d1f9044c9eb71a8d2a3bc4d2ad",
+    event.StrayEnded: "1dae3cc5778541dcaf12638a8b6b16dc",
     event.Refused: "5a619775b9874cceb2e8d4543ab66497",
     event.Allocated: "d4799dcc111a45e68a55ff9a700d74a4",
     event.Activated: "3d092411931844d1b092947223f78a51",
@@ -72,6 +73,7 @@ PRIORITY: Final[dict[type[event.Event], int]] = {
     event.ClockStepped: WARNING,
     event.Recovered: WARNING,
     event.ResourceFenced: WARNING,
+    event.StrayEnded: WARNING,
     event.TeardownBegun: DEBUG,
     event.Renewed: DEBUG,
     event.EpochSealed: DEBUG,
@@ -219,6 +221,10 @@ _SENTENCES: Final[Mapping[type[event.Event], Callable[[Any], str]]] = {
     ),
     event.Preempted: lambda e: (
         f"lost to lease {e.preemptor_lease_id.hex()[:8]} of {e.preemptor_tenant}"
+    ),
+    event.StrayEnded: lambda e: (
+        f"cgroup {e.cgroup} belonged to no lease: {e.processes} processes killed"
+        + (f"; it is still there (errno {e.errno})" if e.errno else "")
     ),
     event.Adopted: lambda e: (
         f"uid {e.operator_uid} brought process {e.pid} under it ({e.processes} in all)"

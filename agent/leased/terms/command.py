@@ -164,6 +164,14 @@ class NoteAdoption(Command, frozen=True):
     processes: int
 
 
+class NoteStray(Command, frozen=True):
+    """A lease's cgroup that no lease knows has been ended."""
+
+    cgroup: str
+    processes: int
+    errno: int
+
+
 class Tick(Command, frozen=True):
     """Time has passed: expire, end drains, end waits."""
 

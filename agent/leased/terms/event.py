@@ -206,6 +206,15 @@ class CordonChanged(Event, frozen=True, array_like=True):
     operator_uid: int
 
 
+class StrayEnded(Event, frozen=True, array_like=True):
+    """A lease's cgroup that no lease knew was found at a start, with so many processes in it, which
+    were killed. `errno` is 0, or why the cgroup is still there."""
+
+    cgroup: str
+    processes: int
+    errno: int
+
+
 class NodeStarted(Event, frozen=True, array_like=True):
     """The agent serves. Another `boot_id` than before ends every lease of the old boot. `epoch`
     counts starts."""
@@ -317,6 +326,7 @@ KIND: Final[dict[type[Event], int]] = {
     CordonChanged: 9,
     ResourceFenced: 10,
     Refused: 11,
+    StrayEnded: 12,
     Allocated: 16,
     Activated: 17,
     Renewed: 18,

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carrying: what a worker does to bring a process tree into a lease's cgroup, and to put it back.
+"""Carrying: what a worker does to bring a process tree into a lease's cgroup, and to put it back;
+and to end what is in one that no lease knows (`strays`).
 
 Rule: all of the tree or none of it. Whoever is forked by one that has been moved is born inside; so
 the tree is read again until nobody of it is outside. Each is moved by the pidfd that was opened
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from leased.hardware import cgroup, leaves
+from leased.hardware.adoption.strays import Sweep, sweep
 from leased.hardware.adoption.tree import Process, descendants, look, refuse
 from leased.terms.errors import DeviceError
 
@@ -139,4 +141,4 @@ def _moved(pid: int, processes: Iterable[Process]) -> Moved:
     return Moved(tuple(processes), uid, gid, groups)
 
 
-VERBS = {"move": (Move, move), "undo": (Undo, undo)}
+VERBS = {"move": (Move, move), "undo": (Undo, undo), "sweep": (Sweep, sweep)}
