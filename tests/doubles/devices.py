@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from leased.hardware.pieces import memory_pieces
-from leased.ports import Access, Prepared
+from leased.ports import Access, Holder, Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
@@ -71,6 +71,9 @@ class FakeDevices:
         self.told: dict[str, tuple[Access, ...]] = {}
         self.calls: list[tuple[str, tuple[LeaseId, ...]]] = []
         self.adoptions = FakeAdoptions()
+        self.detached: dict[ResourceKind, tuple[Holder, ...]] = {}
+        self.driver_users: tuple[Holder, ...] = ()
+        self.looks = 0
         self._scrubbed: set[LeaseId] = set()
         self._closed = False
 
@@ -124,6 +127,19 @@ class FakeDevices:
     def _told(self, lease: Lease) -> tuple[Access, ...]:
         ids = (allotment.resource_id for allotment in lease.subject.allotments)
         return tuple(access for one in ids for access in self.told.get(one, ()))
+
+    async def let_go(self, kind: ResourceKind) -> tuple[Holder, ...]:
+        """Whom the test put there (`driver_users`)."""
+        await trio.lowlevel.checkpoint()
+        held = [a.kind for allotments in self.held.values() for a in allotments]
+        assert kind not in held, "let go under a lease"
+        self.detached[kind] = self.driver_users
+        return self.driver_users
+
+    async def take_up(self, kind: ResourceKind) -> None:
+        """Use it again."""
+        await trio.lowlevel.checkpoint()
+        self.detached.pop(kind, None)
 
     def exempt(self, pid: int) -> None:
         """Nobody is searched for here."""

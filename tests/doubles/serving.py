@@ -29,6 +29,7 @@ from leased.service.adoption import Adoption
 from leased.service.chain_reader import ChainReader
 from leased.service.config import Sockets
 from leased.service.custody import Custodian
+from leased.service.detachment import Detachment
 from leased.service.dispatch import Dispatcher
 from leased.service.evidence import NO_COMMAND
 from leased.service.feed import Feed
@@ -347,14 +348,10 @@ class Agent:
                 access=self.host.devices.access,
                 find=self.lessor.table.find,
             ),
-            adoption=Adoption(
-                sequencer=self.sequencer,
-                adoptions=self.host.devices.adoptions,  # type: ignore[arg-type]
-                walls=walls,
-                entropy=self.host.entropy,
-                tenant_of=tenant_of,
-                ttl_ns_default=lambda: self.host.policy.ttl_ns_default,
+            detachment=Detachment(
+                drivers=self.host.devices, table=self.lessor.table, look=self._look
             ),
+            adoption=self._adoption(walls),
         )
         await nursery.start(self.dispatcher.run)
         self.listener = Listener(
@@ -366,6 +363,20 @@ class Agent:
             tenant_of=tenant_of,
         )
         nursery.start_soon(self.listener.run)
+
+    def _adoption(self, walls: Walls) -> Adoption:
+        return Adoption(
+            sequencer=self.sequencer,
+            adoptions=self.host.devices.adoptions,  # type: ignore[arg-type]
+            walls=walls,
+            entropy=self.host.entropy,
+            tenant_of=tenant_of,
+            ttl_ns_default=lambda: self.host.policy.ttl_ns_default,
+        )
+
+    def _look(self) -> None:
+        """The inventory would be read now."""
+        self.host.devices.looks += 1
 
     def _questions(self, streams: Streams) -> Questions:
         return Questions(

@@ -25,6 +25,7 @@ from leased.ctl import (
     completion,
     devices,
     doctor,
+    drain,
     leases,
     raw,
     run,
@@ -65,7 +66,7 @@ def version() -> str:
 
 _FAMILIES = (
     *(run, leases, devices, watch, usage, audit),
-    *(adopt, admin, doctor, raw, completion),
+    *(adopt, drain, admin, doctor, raw, completion),
 )
 
 
@@ -93,19 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(
         dest="verb", metavar="VERB", required=True, parser_class=Parser, title="verbs"
     )
-    for family in (
-        run,
-        leases,
-        devices,
-        watch,
-        usage,
-        audit,
-        adopt,
-        admin,
-        doctor,
-        raw,
-        completion,
-    ):
+    for family in _FAMILIES:
         family.register(verbs)
     return parser
 

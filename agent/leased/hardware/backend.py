@@ -110,6 +110,21 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Detachable(Protocol):
+    """A backend whose driver can be replaced under the running agent."""
+
+    async def let_go(self) -> tuple[Holder, ...]:
+        """Close whatever of ours has the driver open, and leave it alone until `take_up`: surveys
+        say what they last said. Who else has it, without asking the driver. Raises DeviceError
+        where that cannot be said."""
+        ...
+
+    async def take_up(self) -> None:
+        """The driver may be used again."""
+        ...
+
+
+@runtime_checkable
 class Watchful(Protocol):
     """A backend that hears of changes by itself."""
 

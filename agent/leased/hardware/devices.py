@@ -25,7 +25,7 @@ import trio
 from leased.hardware import exclusion
 from leased.hardware.adopting import Adoptions
 from leased.hardware.adoption.strays import Stray, Sweep, Swept
-from leased.hardware.backend import Backend, Watchful, Wiped
+from leased.hardware.backend import Backend, Detachable, Watchful, Wiped
 from leased.hardware.backends import make_backends
 from leased.hardware.bounds import bounds_of
 from leased.hardware.calls import (
@@ -34,11 +34,11 @@ from leased.hardware.calls import (
     Found,
     Founded,
     Join,
-    Pool,
     Scrub,
     Survey,
     Surveyed,
 )
+from leased.hardware.census import Census
 from leased.hardware.clock import BootClock
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import STARTING_NS, Crew, close_all, failure, spread
@@ -48,7 +48,6 @@ from leased.hardware.pools import PoolLedgers
 from leased.hardware.preparing import Preparer, leaf_path
 from leased.hardware.proving import Prover
 from leased.hardware.rdma.backend import RdmaBackend
-from leased.hardware.usage.carrying import Search, User, Users
 from leased.ports import Access, Holder, Prepared
 from leased.terms.bounds import Bounds, publish
 from leased.terms.errors import DeviceError
@@ -60,9 +59,6 @@ from leased.terms.teardown import ProofReport, ScrubReport, StepReport
 
 CUT_BUDGET_NS = 5_000_000_000
 """What the reaper is told where nothing else is configured (`timing.cut`)."""
-
-SCAN_BUDGET_NS = 5_000_000_000
-"""A pass over /proc takes 20 us per process and 2 us per descriptor; a million of them are 2 s."""
 
 _NOTHING_HELD = (RevocationReason.GRANT_FAILED, RevocationReason.NODE_REBOOT)
 """Leases that may lack descriptors: what was never made, or ended with its boot, holds nothing."""
@@ -94,6 +90,7 @@ class Devices:
         self._backends = make_backends(self._crew, self._config)
         self._fittings = Fittings(self._crew, self._config, self._backends, self._bounds)
         self.adoptions = Adoptions(self._crew, self.facts)
+        self.census = Census(self._crew, self._fittings)
         self._preparer = Preparer(
             self._crew, self._ledgers, self._fittings, self.adoptions, self._config
         )
@@ -213,20 +210,20 @@ class Devices:
         """What the holder must know to use the lease. Raises DeviceError."""
         return await self._fittings.access(lease)
 
-    async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
-        """Who uses a resource beyond memory and cores. Raises DeviceError."""
-        return await self._fittings.holders(allotment)
-
-    async def users(
-        self, memfds: Sequence[tuple[int, int, str]], pools: Sequence[Pool]
-    ) -> tuple[User, ...]:
-        """Who has memfds, given as (st_dev, st_ino, name), or pages of hugepage pools. Raises
+    async def let_go(self, kind: ResourceKind) -> tuple[Holder, ...]:
+        """Have nothing of the kind's drivers open until `take_up`; who else has. Raises
         DeviceError."""
-        search = Search(tuple(memfds), tuple(pools), self._crew.exempted, SCAN_BUDGET_NS)
-        found = await self._crew.task(
-            "usage", "usage", "find", search, Users, extra_ns=2 * SCAN_BUDGET_NS
-        )
-        return found.users
+        found: list[Holder] = []
+        for backend in self._backends:
+            if backend.kind is kind and isinstance(backend, Detachable):
+                found.extend(await backend.let_go())
+        return tuple(found)
+
+    async def take_up(self, kind: ResourceKind) -> None:
+        """The kind's drivers may be used again."""
+        for backend in self._backends:
+            if backend.kind is kind and isinstance(backend, Detachable):
+                await backend.take_up()
 
     def exempt(self, pid: int) -> None:
         """This process holds leases' descriptors by right (the reaper): never an escapee."""

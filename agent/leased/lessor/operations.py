@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import LIVE, Trigger
+from leased.lessor.pool import Pools
 from leased.lessor.table import end_ns
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -25,7 +26,7 @@ from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, LeaseState, RevocationReason
 from leased.terms.policy import Policy
 from leased.terms.reply import Changed, Done, Forbidden, Missing, Refusal, RefusalReason
-from leased.terms.resource import Allotment, Health, capacity_id
+from leased.terms.resource import KIND_SCOPES, Allotment, Health, in_scope
 
 _DONE = Done()
 
@@ -63,7 +64,7 @@ def revoke(draft: Draft, command: commands.Revoke, policy: Policy) -> None:
 def drain(draft: Draft, command: commands.Drain, policy: Policy) -> None:
     """Grant no more of a resource, and let its leases end."""
     pools = draft.table.pools
-    if command.resource_id and command.resource_id not in pools.by_id:
+    if not _is_scope(command.resource_id, pools):
         draft.answer(
             command.command_id, Refusal(RefusalReason.NO_SUCH_RESOURCE, command.resource_id)
         )
@@ -74,9 +75,7 @@ def drain(draft: Draft, command: commands.Drain, policy: Policy) -> None:
     )
     told: list[LeaseId] = []
     for lease in tuple(draft.table.leases.values()):
-        if _holds(lease, command.resource_id) and tell(
-            draft, lease, RevocationReason.OPERATOR_DRAIN, grace_ns
-        ):
+        if _holds(lease, command.resource_id) and tell(draft, lease, command.reason, grace_ns):
             told.append(lease.lease_id)
     draft.answer(command.command_id, Done(tuple(told)))
 
@@ -84,8 +83,7 @@ def drain(draft: Draft, command: commands.Drain, policy: Policy) -> None:
 def resume(draft: Draft, command: commands.Resume, policy: Policy) -> None:
     """Grant again. Leases that were told to leave still do."""
     pools = draft.table.pools
-    known = not command.resource_id or command.resource_id in pools.by_id
-    if not known and command.resource_id not in pools.cordoned:
+    if not _is_scope(command.resource_id, pools) and command.resource_id not in pools.cordoned:
         draft.answer(
             command.command_id, Refusal(RefusalReason.NO_SUCH_RESOURCE, command.resource_id)
         )
@@ -166,9 +164,12 @@ def _fence_free(
 
 
 def _holds(lease: Lease, resource_id: str) -> bool:
-    return not resource_id or any(
-        resource_id in (a.resource_id, capacity_id(a.resource_id)) for a in lease.subject.allotments
-    )
+    return any(in_scope(a.resource_id, resource_id) for a in lease.subject.allotments)
+
+
+def _is_scope(resource_id: str, pools: Pools) -> bool:
+    """The node, a kind, or a resource that is there."""
+    return not resource_id or resource_id in KIND_SCOPES or resource_id in pools.by_id
 
 
 # ---- what the node observes ----------------------------------------------------------------------

@@ -28,6 +28,7 @@ from leased.terms.resource import (
     Shape,
     TierKind,
     capacity_id,
+    kind_scope,
     shape_of,
 )
 
@@ -220,8 +221,11 @@ class Pools:
         self._usable.clear()
 
     def is_cordoned(self, pool: Pool) -> bool:
-        """Whether grants on it were stopped, or on what counts it."""
-        return pool.resource_id in self.cordoned or pool.counted.resource_id in self.cordoned
+        """Whether grants on it were stopped, or on what counts it, or on all of its kind."""
+        if not self.cordoned:
+            return False
+        ids = (pool.resource_id, pool.counted.resource_id, kind_scope(pool.resource.kind))
+        return any(one in self.cordoned for one in ids)
 
     def of(self, allotment: Allotment) -> Pool:
         """The pool of an allotment; one that no inventory names any more has a pool of capacity

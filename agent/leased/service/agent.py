@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -23,7 +23,6 @@ from leased import __version__
 from leased.chain.sealer import Sealer
 from leased.durable.log import OpenedLog, open_log
 from leased.hardware import hotplug
-from leased.hardware.adoption.strays import Stray
 from leased.hardware.clock import BootClock
 from leased.hardware.devices import Devices
 from leased.hardware.identity import node_id, read_machine_id
@@ -33,6 +32,7 @@ from leased.service import recovery
 from leased.service.chain_reader import ChainReader
 from leased.service.config import Config
 from leased.service.custody import Custodian
+from leased.service.detachment import Detachment
 from leased.service.doors import open_doors
 from leased.service.entropy import EntropyPool
 from leased.service.epochs import Epochs
@@ -53,9 +53,9 @@ from leased.service.telemetry import Telemetry
 from leased.service.ticker import Ticker
 from leased.service.vitals import Vitals
 from leased.service.watcher import Watcher
-from leased.terms.command import Caller, Heartbeat, NoteStray, Revoke, SetPolicy, Stop
+from leased.terms.command import Caller, Heartbeat, Revoke, SetPolicy, Stop
 from leased.terms.effect import Effect
-from leased.terms.errors import DeviceError, StateError
+from leased.terms.errors import StateError
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import RevocationReason
 from leased.terms.moment import NS_PER_S
@@ -165,6 +165,7 @@ class Agent:
             live_leases=lambda: tuple(lessor.table.leases.values()),
         )
         self.grantor, self.reclaimer = self._make_hands()
+        self.detachment = self._make_detachment()
         self.listener: Listener | None = None
         self.reaper_pid = self.replayed = 0
         self.vitals = Vitals(
@@ -215,6 +216,10 @@ class Agent:
             say=self.journald.say,
         )
 
+    def _make_detachment(self) -> Detachment:
+        table = self.sequencer.lessor.table
+        return Detachment(drivers=self.devices, table=table, look=lambda: self.watcher.notice())
+
     # -- start -------------------------------------------------------------------------------------
 
     async def connect(self, nursery: trio.Nursery) -> None:
@@ -227,6 +232,7 @@ class Agent:
         self.reaper_pid = (await self.reaper.ping()).pid
         self.devices.exempt(self.reaper_pid)
         await self.devices.warm()
+        await self.detachment.restore()
         self.inventory = await self.devices.inventory()
 
     async def recover(self) -> None:
@@ -245,21 +251,12 @@ class Agent:
             policy_hash=digest(self.config.policy),
             rate_hash=self.config.rates.digest(),
         )
-        strays = await self._end_strays(lease.subject.cgroup for lease in table.leases.values())
+        leaves = tuple(lease.subject.cgroup for lease in table.leases.values())
+        strays = await recovery.end_strays(self.devices.end_strays, leaves, self.say)
         await recovery.start(self.sequencer, self.opened, ground, known)
-        for stray in strays:
-            note = NoteStray(NO_COMMAND, stray.name, stray.processes, stray.errno)
-            await self.sequencer.commit_now(note)
+        await recovery.note_strays(self.sequencer, strays)
         for lease_id in recovery.rebind(roster, self.sequencer.lessor, self.holders):
             self._lose_lease(lease_id, errno.EBADF)
-
-    async def _end_strays(self, known: Iterable[str]) -> tuple[Stray, ...]:
-        """Whoever is inside a lease that there is not must not share what is granted later."""
-        try:
-            return await self.devices.end_strays(known)
-        except DeviceError as error:
-            self.journald.say(f"cgroups without a lease could not be looked for ({error})")
-            return ()
 
     async def start(self, nursery: trio.Nursery, doors: Sequence[tuple]) -> None:
         """Start every task; the doors last."""

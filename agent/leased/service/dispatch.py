@@ -21,10 +21,11 @@ import trio
 from leased.ports import Access, Clock, Entropy
 from leased.service.adoption import Adoption
 from leased.service.connection import Connection
+from leased.service.detachment import Detachment
 from leased.service.evidence import NO_COMMAND
 from leased.service.handover import Handover, portray_access, portray_fds
 from leased.service.peering import Peering
-from leased.service.questions import Questions
+from leased.service.questions import Questions, portray_holder
 from leased.service.sequencer import Sequencer
 from leased.service.streams import Streams
 from leased.service.walls import Walls
@@ -32,7 +33,8 @@ from leased.terms.command import Command, GrantFailed
 from leased.terms.errors import DeviceError, LeasedError
 from leased.terms.lease import Lease
 from leased.terms.moment import Moment
-from leased.terms.reply import Changed, Granted, Reply
+from leased.terms.reply import Changed, Done, Granted, Refusal, Reply
+from leased.terms.resource import ResourceKind
 from leased.terms.teardown import TeardownStep
 from leased.wire import parameters, replies
 from leased.wire.calls import encode_error, encode_reply, to_command
@@ -58,10 +60,12 @@ class Dispatcher:
         ttl_ns_default: Callable[[], int],
         handover: Handover,
         adoption: Adoption,
+        detachment: Detachment,
     ) -> None:
         self._sequencer = sequencer
         self._handover = handover
         self._adoption = adoption
+        self._detachment = detachment
         self._walls = walls
         self._clock = clock
         self._entropy = entropy
@@ -78,6 +82,7 @@ class Dispatcher:
             parameters.AuditRead: questions.read_chain,
             parameters.AuditVerify: questions.verify_chain,
             parameters.Reload: questions.reload,
+            parameters.LetGo: self._let_go,
             parameters.AuditHead: questions.tell_head,
             parameters.TelemetryRead: questions.tell_samples,
             parameters.Status: questions.tell_status,
@@ -117,6 +122,8 @@ class Dispatcher:
                 fds = []
             elif asked is parameters.Describe:
                 self._begin_describe(connection, call)
+            elif asked is parameters.Resume:
+                self._begin_resume(connection, call)
             else:
                 self._begin_command(connection, call)
         except LeasedError as refused:
@@ -218,6 +225,35 @@ class Dispatcher:
                 self._answer(connection, call, reply)
 
         self._sequencer.submit(self._command(connection, call), deliver)
+
+    def _begin_resume(self, connection: Connection, call: Call) -> None:
+        """Grants are resumed by the table; then the drivers may be used again."""
+        asked = call.parameters
+        assert isinstance(asked, parameters.Resume)
+
+        def deliver(reply: Reply) -> None:
+            async def take_up(_: Connection, __: Call) -> None:
+                await self._detachment.take_up(asked.resource_id or "")
+                self._answer(connection, call, reply)
+
+            if isinstance(reply, Done):
+                assert self._nursery is not None
+                self._nursery.start_soon(self._attend, take_up, connection, call)
+            else:
+                self._answer(connection, call, reply)
+
+        self._sequencer.submit(self._command(connection, call), deliver)
+
+    async def _let_go(self, connection: Connection, call: Call) -> None:
+        """io.leased.Admin.LetGo"""
+        asked = call.parameters
+        assert isinstance(asked, parameters.LetGo)
+        outcome = await self._detachment.let_go(ResourceKind[asked.kind.upper()])
+        if isinstance(outcome, Refusal):
+            self._answer(connection, call, outcome)
+        else:
+            told = [portray_holder(holder, operator=True) for holder in outcome]
+            connection.answer(call, replies.encode(replies.LetGoReply(told)))
 
     def _with_access(
         self,

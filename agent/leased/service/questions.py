@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from leased.ports import Clock
+from leased.ports import Clock, Holder
 from leased.ports import Holders as HolderScan
 from leased.service.chain_reader import ChainReader
 from leased.service.connection import Connection
@@ -90,14 +90,7 @@ class Questions:
         found = await self._holders.scan(wanted)
         operator = connection.caller.operator
         portrayed = [
-            objects.Holder(
-                pid=holder.pid,
-                uid=holder.uid,
-                name=holder.name,
-                via=holder.via,
-                resource_id=holder.resource_id,
-                lease_id=holder.lease_id.hex() if operator and holder.lease_id else None,
-            )
+            portray_holder(holder, operator=operator)
             for holder in found
             if operator or holder.uid == connection.caller.uid
         ]
@@ -118,6 +111,18 @@ class Questions:
         """io.leased.Admin.Reload"""
         await self._reload_config()
         connection.answer(call, replies.encode(replies.EmptyReply()))
+
+
+def portray_holder(holder: Holder, *, operator: bool) -> objects.Holder:
+    """As the wire has it; whose lease it is, operators are told."""
+    return objects.Holder(
+        pid=holder.pid,
+        uid=holder.uid,
+        name=holder.name,
+        via=holder.via,
+        resource_id=holder.resource_id,
+        lease_id=holder.lease_id.hex() if operator and holder.lease_id else None,
+    )
 
 
 def _require_operator(connection: Connection) -> None:

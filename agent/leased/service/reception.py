@@ -37,7 +37,7 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
     occupancy = Occupancy(
         custodian=agent.custodian,
         live_leases=lambda: tuple(table.leases.values()),
-        devices=agent.devices,
+        devices=agent.devices.census,
     )
     questions = Questions(
         chain=agent.chain,
@@ -78,6 +78,7 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
             access=agent.devices.access,
             find=table.find,
         ),
+        detachment=agent.detachment,
         adoption=Adoption(
             sequencer=agent.sequencer,
             adoptions=agent.devices.adoptions,

@@ -14,12 +14,13 @@ operator's to act on.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
 from leased.chain.sealer import Sealer
 from leased.durable.log import OpenedLog
+from leased.hardware.adoption.strays import Stray
 from leased.hardware.cgroup import is_populated
 from leased.hardware.leaves import inside
 from leased.lessor.lessor import Lessor
@@ -29,7 +30,8 @@ from leased.service.evidence import NO_COMMAND
 from leased.service.holders import Holders
 from leased.service.reaper_link import RosterEntry
 from leased.service.sequencer import Sequencer
-from leased.terms.command import Start
+from leased.terms.command import NoteStray, Start
+from leased.terms.errors import DeviceError
 from leased.terms.event import Recovered
 from leased.terms.identity import LeaseId
 from leased.terms.lease import BOUND_TO_CGROUP
@@ -103,6 +105,26 @@ async def start(
             known_to_reaper=known,
         )
     )
+
+
+async def end_strays(
+    end: Callable[[Sequence[str]], Awaitable[tuple[Stray, ...]]],
+    leaves: Sequence[str],
+    say: Callable[[str], None],
+) -> tuple[Stray, ...]:
+    """Whoever is inside a lease that there is not must not share what is granted later. `leaves`
+    are those of the leases that there are."""
+    try:
+        return await end(leaves)
+    except DeviceError as error:
+        say(f"cgroups without a lease could not be looked for ({error})")
+        return ()
+
+
+async def note_strays(sequencer: Sequencer, strays: Sequence[Stray]) -> None:
+    """Put on record what was ended. After `start`, so that the record's boot is known."""
+    for one in strays:
+        await sequencer.commit_now(NoteStray(NO_COMMAND, one.name, one.processes, one.errno))
 
 
 def rebind(roster: Sequence[RosterEntry], lessor: Lessor, holders: Holders) -> list[LeaseId]:

@@ -94,12 +94,13 @@ class Revoke(Command, frozen=True):
 
 
 class Drain(Command, frozen=True):
-    """Grant no more of `resource_id` ("" = the node) and notify every holder; `grace_ns` None:
-    leases run to their end."""
+    """Grant no more of `resource_id` ("" = the node, "gpu:" = all of a kind) and notify every
+    holder; `grace_ns` None: leases run to their end."""
 
     caller: Caller
     resource_id: str
     grace_ns: int | None = None
+    reason: RevocationReason = RevocationReason.OPERATOR_DRAIN
 
 
 class Resume(Command, frozen=True):

@@ -87,6 +87,22 @@ def capacity_id(resource_id: str) -> str:
     return resource_id
 
 
+def kind_scope(kind: ResourceKind) -> str:
+    """What stands for every resource of a kind where one may be named: "gpu:"."""
+    return f"{kind.name.lower()}:"
+
+
+KIND_SCOPES = {kind_scope(kind): kind for kind in ResourceKind}
+
+
+def in_scope(resource_id: str, scope: str) -> bool:
+    """Whether a resource is meant: "" is the node, "gpu:" every GPU, and a resource's id is itself
+    and whatever it counts."""
+    if not scope or scope in (resource_id, capacity_id(resource_id)):
+        return True
+    return scope in KIND_SCOPES and resource_id.startswith(scope)
+
+
 class Evidence(enum.StrEnum):
     """How far this node can enforce and prove what it grants of a resource; published with every
     inventory."""

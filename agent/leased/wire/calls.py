@@ -248,7 +248,11 @@ def _revoke(asked: parameters.Revoke, caller: Caller, entropy: Entropy) -> Comma
 
 def _drain(asked: parameters.Drain, caller: Caller, entropy: Entropy) -> Command:
     return commands.Drain(
-        _command_id(asked.command_id, entropy), caller, _or(asked.resource_id, ""), asked.grace_ns
+        _command_id(asked.command_id, entropy),
+        caller,
+        _or(asked.resource_id, ""),
+        asked.grace_ns,
+        RevocationReason.OPERATOR_DRAIN if asked.reason is None else _REASON[asked.reason],
     )
 
 

@@ -20,6 +20,7 @@ from leased.wire.objects import (
     Ask,
     Count,
     HexId,
+    Kind,
     Label,
     Positive,
     PriorityName,
@@ -210,6 +211,7 @@ class Drain(Strict, frozen=True):
     command_id: HexId | None = None
     resource_id: Label | None = None
     grace_ns: Count | None = None
+    reason: Reason | None = None
 
 
 class Resume(Strict, frozen=True):
@@ -217,6 +219,12 @@ class Resume(Strict, frozen=True):
 
     command_id: HexId | None = None
     resource_id: Label | None = None
+
+
+class LetGo(Strict, frozen=True):
+    """io.leased.Admin.LetGo"""
+
+    kind: Kind
 
 
 class Fence(Strict, frozen=True):
@@ -301,6 +309,7 @@ Parameters = (
     | Revoke
     | Drain
     | Resume
+    | LetGo
     | Fence
     | Unfence
     | SetPolicy
@@ -353,6 +362,7 @@ _NAMED: Final[dict[str, type[Parameters]]] = {
     "io.leased.Admin.Revoke": Revoke,
     "io.leased.Admin.Drain": Drain,
     "io.leased.Admin.Resume": Resume,
+    "io.leased.Admin.LetGo": LetGo,
     "io.leased.Admin.Fence": Fence,
     "io.leased.Admin.Unfence": Unfence,
     "io.leased.Admin.SetPolicy": SetPolicy,

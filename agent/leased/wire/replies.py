@@ -201,6 +201,12 @@ class DrainReply(Tolerant, frozen=True):
     affected: list[str]
 
 
+class LetGoReply(Tolerant, frozen=True):
+    """io.leased.Admin.LetGo"""
+
+    holders: list[Holder]
+
+
 class UnfenceReply(Tolerant, frozen=True):
     """io.leased.Admin.Unfence"""
 

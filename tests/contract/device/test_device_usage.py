@@ -32,9 +32,9 @@ async def test_a_leases_memory_is_found_wherever_it_went() -> None:
         status = os.fstat(made.fds[0])
         name = f"leased-{one.lease_id.hex()}-0"
         sought = [(status.st_dev, status.st_ino, name)]
-        assert await devices.users(sought, ()) == (), "we ourselves are nobody's holders"
+        assert await devices.census.users(sought, ()) == (), "we ourselves are nobody's holders"
         with tenant("hold", [fd]) as holder:
-            [user] = await devices.users(sought, ())
+            [user] = await devices.census.users(sought, ())
             assert (user.pid, user.memfd, user.uid) == (holder.pid, name, NOBODY)
         for kept in made.fds:
             os.close(kept)
@@ -43,7 +43,7 @@ async def test_a_leases_memory_is_found_wherever_it_went() -> None:
 async def test_hugepages_that_nobody_leased_have_a_holder() -> None:
     with hugepages(2), real_devices() as devices:
         pool = Pool(0, HUGEPAGE_BYTES)
-        before = await devices.users((), [pool])
+        before = await devices.census.users((), [pool])
         process = subprocess.Popen(
             [sys.executable, "-S", "-c", _MAP_HUGE],
             stdin=subprocess.PIPE,
@@ -52,7 +52,7 @@ async def test_hugepages_that_nobody_leased_have_a_holder() -> None:
         assert process.stdin is not None and process.stdout is not None
         try:
             assert process.stdout.readline() == b"in\n"
-            found = await devices.users((), [pool, Pool(0, 1 << 30)])
+            found = await devices.census.users((), [pool, Pool(0, 1 << 30)])
             assert [u.pid for u in found if u not in before] == [process.pid]
             assert {u.pool for u in found} == {pool}
         finally:

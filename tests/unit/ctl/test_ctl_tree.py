@@ -101,7 +101,7 @@ def test_completion_names_every_verb_and_the_shell_accepts_it(shell: str, tmp_pa
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("leasectl re", {"renew", "release"}),
+        ("leasectl re", {"renew", "release", "resume"}),
         ("leasectl admin fe", {"fence"}),
         ("leasectl run --priority ", {"scavenger", "standard", "guaranteed"}),
         ("leasectl audit export --format f", {"frames"}),

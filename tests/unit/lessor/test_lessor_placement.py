@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import pytest
 
-from leased.terms.lease import Lease
+from leased.terms import command as commands
+from leased.terms.lease import Lease, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import CapacityLimit, Policy, TenantLimits
-from leased.terms.reply import RefusalReason
-from leased.terms.resource import Ask, Resource, ResourceKind, Shape, TierKind
-from tests.doubles.desk import HUGE, PAGE, Desk, ask_mem, cores, mem
+from leased.terms.reply import Done, RefusalReason
+from leased.terms.resource import Ask, Inventory, Resource, ResourceKind, Shape, TierKind
+from tests.doubles.desk import HUGE, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 
 def shares(lease: Lease) -> dict[str, int]:
@@ -252,3 +253,18 @@ def test_placement_does_not_depend_on_history(order: int) -> None:
         desk.release(lease)
         desk.reclaim(lease)
     assert list(shares(desk.grant(ask_mem(8)))) == ["mem:node0:4096"]
+
+
+def test_a_kind_is_drained_as_a_whole_also_what_comes_later() -> None:
+    desk = Desk(mem(0, 10), gpu(0))
+    lease = desk.lease(Ask(ResourceKind.GPU, 1000))
+    drain = commands.Drain(desk.command_id(), OPERATOR, "gpu:", 10**9, RevocationReason.MAINTENANCE)
+    assert desk.say(drain) == Done((lease.lease_id,))
+    assert desk.at(lease).reason is RevocationReason.MAINTENANCE
+    assert desk.refused(Ask(ResourceKind.GPU, 1000)).reason is RefusalReason.CORDONED
+    grown = Inventory((*desk.inventory.resources, gpu(1)))
+    desk.say(commands.Observe(desk.command_id(), grown))
+    assert desk.refused(ask_gpus(1)).reason is RefusalReason.CORDONED
+    desk.grant(ask_mem(1))
+    desk.say(commands.Resume(desk.command_id(), OPERATOR, "gpu:"))
+    assert list(shares(desk.grant(ask_gpus(1)))) == ["gpu:GPU-1"]
