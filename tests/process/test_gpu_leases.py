@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GPUs through the whole agent: leasectl asks, the reaper cuts at the deadline, the chain says how
+it ended. The driver is the mock one, everything else is real."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from leased.terms.event import Fenced, Reclaimed
+from leased.terms.teardown import TeardownStep
+from tests.doubles.gpu_host import REPOSITORY, mock_machine
+from tests.doubles.host_agent import HostAgent
+from tests.doubles.story import tell
+from tests.mocks.nvml.control import Machine
+
+pytestmark = pytest.mark.root
+
+GIB = 1 << 30
+HARDWARE = """
+[hardware.gpu]
+root = "{root}"
+mps_dir = "{root}/mps"
+release_budget = "2s"
+settle_apart = "50ms"
+"""
+SEES = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['LEASE_ID'])"
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    with mock_machine(["H100", "H100"]) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def agent(machine: Machine) -> Iterator[HostAgent]:
+    with HostAgent(hardware=HARDWARE.format(root=machine.root)) as one:
+        yield one.start()
+
+
+def holder(agent: HostAgent, lease_words: tuple[str, ...], trick: str) -> subprocess.Popen[str]:
+    """`leasectl run` with a tenant that holds on to its GPU; returns when it holds."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "leased.ctl.main", "run", *lease_words, "--"),
+            *(sys.executable, "-m", "tests.doubles.cuda_holder", trick, str(4 * GIB)),
+        ],
+        env={**os.environ, **agent.sockets(), "PYTHONPATH": f"{REPOSITORY}/agent:{REPOSITORY}"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    agent.track(process)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def lease_on(agent: HostAgent, machine: Machine, gpu: int) -> str:
+    """The live lease that has the GPU."""
+    [found] = [
+        one["lease_id"]
+        for one in json.loads(agent.leasectl("ls", "--json").stdout)["leases"]
+        if f"gpu:{machine.uuid(gpu)}" in json.dumps(one)
+    ]
+    return str(found)
+
+
+def test_devices_say_what_they_are(agent: HostAgent, machine: Machine) -> None:
+    told = json.loads(agent.leasectl("devices", "--kind", "gpu", "--json").stdout)
+    ids = {one["resource_id"] for one in told["resources"]}
+    assert ids == {f"gpu:{machine.uuid(0)}", f"gpu:{machine.uuid(1)}"}
+    assert {one["evidence"] for one in told["resources"]} == {"emulated"}
+
+
+def test_run_sees_one_gpu_and_gives_it_back_clean(agent: HostAgent, machine: Machine) -> None:
+    done = agent.leasectl("run", "--gpu", "1", "--", sys.executable, "-c", SEES)
+    uuid, lease_id = done.stdout.split()
+    assert uuid in (machine.uuid(0), machine.uuid(1))
+    agent.wait_for(lease_id)
+    assert isinstance(tell(agent).lives[lease_id].events[-1], Reclaimed)
+    assert machine.show(0)["compute_mode"] == machine.show(1)["compute_mode"] == "2"
+
+
+def test_two_gpus_are_one_name(agent: HostAgent, machine: Machine) -> None:
+    done = agent.leasectl("run", "--gpu", "2", "--", sys.executable, "-c", SEES)
+    uuids, lease_id = done.stdout.split()
+    assert set(uuids.split(",")) == {machine.uuid(0), machine.uuid(1)}
+    agent.wait_for(lease_id)
+
+
+def test_whoever_ignores_the_end_is_cut_at_the_deadline(agent: HostAgent, machine: Machine) -> None:
+    uuid = machine.uuid(0)
+    words = ("--gpu", f"uuid={uuid}", "--ttl", "4s", "--no-renew")
+    process = holder(agent, words, "reopen")
+    lease_id = lease_on(agent, machine, 0)
+    assert [one.kind for one in machine.processes(0)]
+    process.wait(30)
+    agent.wait_for(lease_id)
+    assert isinstance(tell(agent).lives[lease_id].events[-1], Reclaimed)
+    assert machine.processes(0) == [] and machine.dirty(0) == 0
+
+
+def test_a_gpu_that_is_not_clean_is_fenced_and_the_chain_says_why(
+    agent: HostAgent, machine: Machine
+) -> None:
+    process = holder(agent, ("--gpu", f"uuid={machine.uuid(1)}"), "hold")
+    lease_id = lease_on(agent, machine, 1)
+    machine.ghost(1, 4_190_000, GIB)
+    assert process.stdin is not None
+    process.stdin.close()  # it ends by itself, and the lease with it
+    ended = agent.wait_for(lease_id)
+    assert ended["runtime"]["state"] == "fenced"
+    fenced = tell(agent).lives[lease_id].events[-1]
+    assert isinstance(fenced, Fenced)
+    assert (fenced.step, fenced.errno) == (TeardownStep.WITNESS, errno.ESRCH)
+    machine.unghost(1)
+    agent.leasectl("admin", "unfence", lease_id)
+    agent.leasectl("run", "--gpu", f"uuid={machine.uuid(1)}", "--", "true")
+
+
+def test_an_agent_that_was_killed_finds_its_gpu_in_use_and_ends_it() -> None:
+    with (
+        mock_machine(["H100"]) as machine,
+        HostAgent(hardware=HARDWARE.format(root=machine.root)) as agent,
+    ):
+        agent.start()
+        words = ("--gpu", f"uuid={machine.uuid(0)}", "--ttl", "12s", "--no-renew")
+        holder(agent, words, "hold")
+        lease_id = lease_on(agent, machine, 0)
+        agent.kill()
+        agent.start()
+        # It goes on: nobody closed what a lease has, and whoever is in it lives.
+        assert machine.show(0)["compute_mode"] == "0" and machine.processes(0)
+        ended = agent.wait_for(lease_id)
+        assert ended["runtime"]["state"] == "reclaimed"
+        assert machine.dirty(0) == 0 and machine.show(0)["compute_mode"] == "2"
+
+
+def test_a_lost_gpu_ends_its_lease(agent: HostAgent, machine: Machine) -> None:
+    process = holder(agent, ("--gpu", f"uuid={machine.uuid(0)}"), "hold")
+    lease_id = lease_on(agent, machine, 0)
+    machine.lose(0)  # XID 79 is heard; the look that follows finds it gone
+    process.wait(40)
+    ended = agent.wait_for(lease_id)
+    assert ended["runtime"]["state"] == "fenced"
+    machine.find(0)
