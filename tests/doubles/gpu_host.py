@@ -66,6 +66,34 @@ def gpu_devices(machine: Machine, **settings: Any) -> Iterator[Devices]:
         yield devices
 
 
+INSTANCES = """
+import sys
+import pynvml as n
+
+n.nvmlInit()
+gpu = n.nvmlDeviceGetHandleByIndex(int(sys.argv[1]))
+for profile in map(int, sys.argv[2:]):
+    made = n.nvmlDeviceCreateGpuInstance(
+        gpu, n.nvmlDeviceGetGpuInstanceProfileInfo(gpu, profile).id
+    )
+    part = n.nvmlGpuInstanceGetComputeInstanceProfileInfo(made, profile, 0)
+    n.nvmlGpuInstanceCreateComputeInstance(made, part.id)
+for index in range(n.nvmlDeviceGetMaxMigDeviceCount(gpu)):
+    try:
+        print(n.nvmlDeviceGetUUID(n.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index)))
+    except n.NVMLError_NotFound:
+        pass
+"""
+
+
+def make_instances(gpu: int, *profiles: int) -> list[str]:
+    """MIG devices of these profiles (NVML's numbers: 0 is one slice), as an operator makes them;
+    the UUIDs of all that are there."""
+    words = [sys.executable, "-c", INSTANCES, str(gpu), *map(str, profiles)]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.split()
+
+
 def gpu_lease(machine: Machine, *gpus: int, **changes: Any) -> Lease:
     """A lease of whole GPUs of the machine."""
     allotments = [

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,41 @@ async def test_the_same_teardown_again_is_harmless(directory: Path) -> None:
     await bench.prepare(one)
     for _ in range(2):
         assert (await bench.end(one)).unproven == {}
+
+
+async def test_a_thousand_grants_that_fail_somewhere_leave_nothing(directory: Path) -> None:
+    bench = Bench(directory, A, B)
+    await bench.start()
+    well = dict(bench.crew.answers)
+    dice = random.Random(20261126)
+    for _ in range(1000):
+        failing = dice.choice(["ready", "guard", "release", "scrub", "witness", "none"])
+        error = dice.choice([hung(), killed(), DeviceError("nvml_memory", errno.EIO, "Unknown")])
+        which = dice.choice([A.uuid, B.uuid])
+        bench.crew.answers = dict(well)
+        if failing != "none":
+
+            def answer(name: str, call: Any, *, verb: str = failing, uuid: str = which) -> Any:
+                told = well[verb]
+                told = told(name, call) if callable(told) else told
+                return error if call.target.uuid == uuid else told  # noqa: B023
+
+            bench.crew.answers[failing] = answer
+        one = gpu_lease(*dice.choice([(A,), (A, B), (B, A)]))
+        try:
+            await bench.prepare(one)
+        except DeviceError:
+            one = msgspec.structs.replace(one, reason=RevocationReason.GRANT_FAILED)
+        await bench.end(one)
+        assert bench.crew.running == set()
+        assert list(bench.pipes.iterdir()) == []
+        assert not any(bench.backend.is_held(a) for a in one.subject.allotments)
+    bench.crew.answers = well
+    await bench.backend.survey()
+    last = gpu_lease(A, B)
+    await bench.prepare(last)
+    assert (await bench.end(last)).unproven == {}
+    assert bench.backend.remembered == 0
 
 
 # ---- when the overwriting waits ------------------------------------------------------------------

@@ -67,6 +67,15 @@ class GpuBackend:
         """Every GPU and MIG device."""
         return allotment.kind is ResourceKind.GPU
 
+    def is_held(self, allotment: Allotment) -> bool:
+        """Whether a lease has it, or is being ended on it."""
+        return self._desk.is_occupied(allotment.resource_id)
+
+    @property
+    def remembered(self) -> int:
+        """What is kept between the steps of teardowns that go on."""
+        return len(self._outcomes) + len(self._untouched)
+
     # -- what there is -----------------------------------------------------------------------------
 
     async def survey(self) -> Surveyed:
