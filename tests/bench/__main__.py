@@ -21,12 +21,13 @@ from pathlib import Path
 
 from tests.bench import table
 from tests.bench.expiry import MANY, measure_expiry, most_leases
+from tests.bench.gpus import measure_gpus
 from tests.bench.loadgen import Figures, compile_load
 from tests.bench.restart import measure_idle, measure_restart
 from tests.bench.throughput import measure_throughput
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("throughput", "expiry", "restart", "idle")
+PARTS = ("throughput", "expiry", "gpu", "restart", "idle")
 
 
 def main() -> int:
@@ -71,6 +72,11 @@ def _measure(
         rows = measure_expiry(load, directory, rounds=times, many=many, say=say)
         figures["expiry"] = rows
         lines += table.expiry_lines(rows)
+    if "gpu" in parts:
+        measured = measure_gpus(rounds=3 if short else 20, say=say)
+        if measured is not None:
+            figures["gpu"] = measured
+            lines += table.gpu_lines(measured)
     if "restart" in parts:
         sizes = (100_000,) if short else (100_000, 1_000_000)
         rows = [measure_restart(load, directory, records=size, say=say) for size in sizes]

@@ -73,8 +73,8 @@ def _measure(
         _wait_closed(agent)
     finally:
         agent.close()
-    lags = _lags(agent.state / "audit")
-    return {"agent": state, "mode": mode, "count": count, "bytes": size, "times": times, **lags}
+    found = lags(agent.state / "audit")
+    return {"agent": state, "mode": mode, "count": count, "bytes": size, "times": times, **found}
 
 
 def _let_expire(
@@ -128,10 +128,13 @@ def _wait_closed(agent: RunningAgent) -> None:
     raise SystemExit("bench: leases are still being torn down")
 
 
-def _lags(directory: Path) -> Figures:
+def lags(directory: Path) -> Figures:
+    """What the records say: from the deadline to the cut and to the proof, and between the two."""
     deadline: dict[bytes, int] = {}
+    cut_ns: dict[bytes, int] = {}
     cut: list[int] = []
     proven: list[int] = []
+    between: list[int] = []
     cut_by_reaper = fenced = 0
     log = read_log(directory)
     for _, event, _ in log.events():
@@ -139,9 +142,11 @@ def _lags(directory: Path) -> Figures:
             deadline[event.lease_id] = event.effective_ns
         elif isinstance(event, events.AccessCut) and event.lease_id in deadline:
             cut.append(event.effective_ns - deadline[event.lease_id])
+            cut_ns[event.lease_id] = event.effective_ns
             cut_by_reaper += event.by_reaper
         elif isinstance(event, events.Reclaimed) and event.lease_id in deadline:
             proven.append(event.effective_ns - deadline[event.lease_id])
+            between.append(event.effective_ns - cut_ns[event.lease_id])
         elif isinstance(event, events.Fenced):
             fenced += 1
     log.close()
@@ -151,6 +156,7 @@ def _lags(directory: Path) -> Figures:
         "fenced": fenced,
         **_percentiles("cut", cut),
         **_percentiles("proven", proven),
+        **_percentiles("cut_to_proven", between),
     }
 
 

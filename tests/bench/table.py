@@ -107,6 +107,18 @@ def expiry_lines(rows: list[Figures]) -> list[Line]:
     return lines
 
 
+def gpu_lines(row: Figures) -> list[Line]:
+    """Deadline to cut and cut to proof of a GPU; whose driver it was is said."""
+    where = f"a {row['model']}, {row['evidence']}"
+    raw = f"p50 {{:.2f}}, max {{:.2f}} ms of {row['ended']}, {row['fenced']} fenced"
+    lines: list[Line] = []
+    for name, what in (("cut", "deadline to cut"), ("cut_to_proven", "cut to proof, scrubbed")):
+        middle, last, worst = (row[f"{name}_{share}_ns"] / 1e6 for share in ("p50", "p99", "max"))
+        told = raw.format(middle, worst)
+        lines.append(Line(f"{what}, {where}", f"p99 {last:.1f} ms", "", None, told))
+    return lines
+
+
 def restart_lines(rows: list[Figures]) -> list[Line]:
     """Verify rate and time to serving."""
     lines: list[Line] = []
