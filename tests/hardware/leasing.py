@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +37,8 @@ from tests.hostile.cuda_process import Holder, holder
 _WHOLE = 1000
 
 
-def _devices(root: str) -> Devices:
-    gpu = GpuConfig(root=root, close_free=False, mps_dir=f"/run/leased-hardware-{os.getpid()}")
+def _devices(root: str, mps_dir: str) -> Devices:
+    gpu = GpuConfig(root=root, close_free=False, mps_dir=mps_dir)
     return Devices(
         HardwareConfig(
             cgroup_root=f"leased-hardware-lease-{os.getpid()}",
@@ -61,13 +62,15 @@ def _outsider(there: bool, node: str) -> Iterator[Holder | None]:
 async def lease_it(trick: str, root: str, uuid: str, node: str) -> dict[str, Any]:
     """From the inventory to the proof; every time in milliseconds."""
     trick, _, outside = trick.partition("+")
-    devices = _devices(root)
-    try:
-        return await _lease_it(devices, trick, bool(outside), uuid, node)
-    finally:
-        devices.close()
-        with contextlib.suppress(OSError):
-            _remove_root()
+    with tempfile.TemporaryDirectory(prefix="leased-hardware-mps-") as mps_dir:
+        os.chmod(mps_dir, 0o755)
+        devices = _devices(root, mps_dir)
+        try:
+            return await _lease_it(devices, trick, bool(outside), uuid, node)
+        finally:
+            devices.close()
+            with contextlib.suppress(OSError):
+                _remove_root()
 
 
 async def _lease_it(
