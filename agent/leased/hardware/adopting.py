@@ -52,7 +52,7 @@ class Adoptions:
     async def inspect(self, pid: int, pidfd: int) -> Owner:
         """Whose the process is. Raises DeviceError(EPERM) for a tree that must be left alone."""
         root = (await self._facts()).path
-        seen = await self._ask(Move(pid, root, root, self._crew.exempted, True), pidfd)
+        seen = await self._ask(Move(pid, root, root, self._crew.ours(), True), pidfd)
         return Owner(seen.uid, seen.gid, seen.groups, len(seen.processes))
 
     def want(self, request: Request, pid: int, pidfd: int) -> None:
@@ -79,7 +79,7 @@ class Adoptions:
     async def move(self, leaf: str, pid: int, pidfd: int) -> tuple[Process, ...]:
         """Move a tree; whom it was. Raises DeviceError; then nobody is moved."""
         root = os.path.dirname(leaf)
-        moved = await self._ask(Move(pid, leaf, root, self._crew.exempted), pidfd)
+        moved = await self._ask(Move(pid, leaf, root, self._crew.ours()), pidfd)
         return moved.processes
 
     def moved_for(self, lease_id: LeaseId) -> int:

@@ -38,7 +38,7 @@ class Census:
     ) -> tuple[User, ...]:
         """Who has memfds, given as (st_dev, st_ino, name), or pages of hugepage pools. Raises
         DeviceError."""
-        search = Search(tuple(memfds), tuple(pools), self._crew.exempted, SCAN_BUDGET_NS)
+        search = Search(tuple(memfds), tuple(pools), self._crew.ours(), SCAN_BUDGET_NS)
         found = await self._crew.task(
             "usage", "usage", "find", search, Users, extra_ns=2 * SCAN_BUDGET_NS
         )

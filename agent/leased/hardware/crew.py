@@ -198,13 +198,6 @@ class Crew:
         """This process holds leases' descriptors by right."""
         self._exempt[pid] = start_time(pid) or 0
 
-    @property
-    def exempted(self) -> tuple[tuple[int, int], ...]:
-        """(pid, start time) of everybody who holds leases' descriptors by right: the agent, the
-        reaper, the workers."""
-        ours = (pair for each in self._links.values() for pair in each.pids)
-        return (*self._exempt.items(), *ours)
-
     async def ask(
         self,
         name: str,
@@ -219,7 +212,7 @@ class Crew:
         config = self._config
         exempt: tuple[tuple[int, int], ...] = ()
         if calls and isinstance(calls[0], Scrub):
-            exempt = self.exempted
+            exempt = self.ours()
         kills = config.escapees is EscapeePolicy.KILL
         budget_ns = config.call_budget_ns + extra_ns
         budget_ns += touched_bytes * _NS_PER_S // config.touch_bytes_per_s

@@ -139,6 +139,7 @@ Where = tuple[
     "int | None",
     "Shape | None",
     tuple[tuple[str, str], ...],
+    bool,
 ]
 
 
@@ -152,6 +153,7 @@ def where_of(ask: Ask) -> Where:
         ask.granule,
         ask.shape,
         ask.attributes,
+        ask.adopts,
     )
 
 
@@ -270,7 +272,7 @@ class Pools:
             pools = tuple(
                 pool
                 for pool in self.matching(ask)
-                if pool.resource.health == Health.OK and not self.is_cordoned(pool)
+                if _is_well(pool.resource, ask) and not self.is_cordoned(pool)
             )
             if pools:
                 self._usable[where] = pools
@@ -279,6 +281,11 @@ class Pools:
     def _forget_matches(self) -> None:
         self._matching.clear()
         self._usable.clear()
+
+
+def _is_well(resource: Resource, ask: Ask) -> bool:
+    health = resource.health
+    return health == Health.OK or (ask.adopts and health == Health.BUSY)
 
 
 def _fits(pool: Pool, ask: Ask) -> bool:

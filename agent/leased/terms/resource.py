@@ -113,11 +113,13 @@ class Evidence(enum.StrEnum):
 
 
 class Health(enum.StrEnum):
-    """Whether a resource may be granted now. Recovers by itself when the probe recovers."""
+    """Whether a resource may be granted now. Recovers by itself when the probe recovers. BUSY is
+    well, and used by processes without a lease: it is granted to nobody but them, by adoption."""
 
     OK = "ok"
     SICK = "sick"
     GONE = "gone"
+    BUSY = "busy"
 
 
 class Resource(msgspec.Struct, frozen=True, array_like=True):
@@ -182,7 +184,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
 
     `count` > 0 asks for so many entire resources of at least `capacity` each (gpu, block, dax); 0
     is one of block and dax, and of GPUs as many as `capacity` makes. `attributes` are what each
-    must say of itself.
+    must say of itself. `adopts`: for work that runs already.
     """
 
     kind: ResourceKind
@@ -195,3 +197,4 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     shape: Shape | None = None
     count: int = 0
     attributes: tuple[tuple[str, str], ...] = ()
+    adopts: bool = False

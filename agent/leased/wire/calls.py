@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+import msgspec
+
 from leased.terms import command as commands
 from leased.terms.command import Caller, Command
 from leased.terms.errors import InvalidParameter, PermissionDenied
@@ -78,7 +80,9 @@ def to_command(
         if asked.lease_id is not None:
             return commands.Describe(CommandId(entropy()), caller, _lease_id(asked.lease_id))
         meant = _adoptable(asked)
-        return _acquire(meant, asked.command_id, caller, entropy, pid, ttl_ns_default)
+        acquire = _acquire(meant, asked.command_id, caller, entropy, pid, ttl_ns_default)
+        asks = tuple(msgspec.structs.replace(ask, adopts=True) for ask in acquire.asks)
+        return msgspec.structs.replace(acquire, asks=asks)
     if isinstance(asked, parameters.Acquire):
         return _acquire(asked, asked.command_id, caller, entropy, pid, ttl_ns_default)
     if isinstance(asked, parameters.Plan):

@@ -125,12 +125,12 @@ async def test_holders_are_named_lease_or_no_lease(machine: Machine, devices: De
     made = await grant(devices, one)
     with Holder("hold", GIB, made=made) as holder:
         holder.ready()
-        found = await devices.holders(one.subject.allotments[0])
+        found = await devices.census.holders(one.subject.allotments[0])
         assert {(h.pid, h.via) for h in found} == {(holder.pid, "fd"), (holder.pid, "driver")}
         assert {h.uid for h in found} == {65534}
     cut(made)
     await reclaim(devices, one)
-    assert await devices.holders(one.subject.allotments[0]) == ()
+    assert await devices.census.holders(one.subject.allotments[0]) == ()
 
 
 async def test_two_gpus_of_one_lease_are_seen_in_order_and_proven_apart(
@@ -241,7 +241,7 @@ async def test_whoever_has_the_node_outside_of_every_lease_is_found_and_ended(
     with Holder(trick, path=str(machine.node(0))) as stranger:
         stranger.ready()
         via = "fd" if trick == "open" else "ring"
-        found = await devices.holders(one.subject.allotments[0])
+        found = await devices.census.holders(one.subject.allotments[0])
         assert [(h.pid, h.via) for h in found] == [(stranger.pid, via)]
         cut(made)
         scrub, proof = await reclaim(devices, one)
@@ -262,3 +262,50 @@ async def test_an_operator_with_the_gpu_open_is_not_killed_but_the_gpu_is_fenced
         assert proof.unproven == one.subject.allotments
         assert failures(proof) == {(TeardownStep.ESCAPEE_SCAN, errno.EBUSY)}
         assert operator.ask() == "1"
+
+
+# ---- adoption, and the driver let go -------------------------------------------------------------
+
+
+async def test_work_that_runs_already_comes_under_a_lease_of_its_gpu(
+    machine: Machine, devices: Devices
+) -> None:
+    """A stranger on the GPU keeps everybody out; adopted, it is the one who may be there, and ends
+    with its lease."""
+    await start(devices)
+    machine.set(0, compute_mode=int(OPEN))
+    with Holder("hold", GIB) as work:
+        work.ready()
+        resource = gpus_of(await devices.inventory())[f"gpu:{machine.uuid(0)}"]
+        assert resource.health is Health.BUSY
+        stranger = gpu_lease(machine)
+        [refused] = await devices.prepare_many([stranger])
+        assert isinstance(refused, DeviceError) and refused.errno == errno.EBUSY
+        one = gpu_lease(machine)
+        pidfd = os.pidfd_open(work.pid)
+        devices.adoptions.want((one.subject.uid, one.command_id), work.pid, pidfd)
+        made = await grant(devices, one)
+        devices.adoptions.settle((one.subject.uid, one.command_id), one.lease_id)
+        os.close(pidfd)
+        assert not work.gone(0), "it goes on"
+        cut(made)
+        assert work.gone()
+    _, proof = await reclaim(devices, one)
+    assert not failures(proof) and proof.unproven == ()
+
+
+async def test_a_driver_that_is_let_go_has_nobody_of_ours_in_it(
+    machine: Machine, devices: Devices
+) -> None:
+    await start(devices)
+    machine.set(0, compute_mode=int(OPEN))
+    with Holder("hold", GIB) as stranger:
+        stranger.ready()
+        held = await devices.let_go(ResourceKind.GPU)
+        assert [one.pid for one in held] == [stranger.pid]
+    assert await devices.let_go(ResourceKind.GPU) == ()
+    before = gpus_of(await devices.inventory())
+    assert len(before) == 2, "what it last said"
+    assert await devices.let_go(ResourceKind.GPU) == (), "and no look opened anything"
+    await devices.take_up(ResourceKind.GPU)
+    assert len(gpus_of(await devices.inventory())) == 2

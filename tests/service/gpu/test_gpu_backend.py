@@ -398,7 +398,7 @@ async def test_a_gpu_that_somebody_uses_without_a_lease_is_not_granted(directory
     bench = Bench(directory, gpu(0, processes=1))
     await bench.start()
     [seen] = (await bench.backend.survey()).resources
-    assert seen.health is Health.SICK and "without a lease" in seen.limits[0]
+    assert seen.health is Health.BUSY and "without a lease" in seen.limits[0]
     bench.gpus = [A]
     [seen] = (await bench.backend.survey()).resources
     assert seen.health is Health.OK

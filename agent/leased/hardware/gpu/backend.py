@@ -25,6 +25,7 @@ import trio
 
 from leased.hardware.backend import Readied, Verdict, Wiped
 from leased.hardware.calls import Surveyed
+from leased.hardware.cgroup import is_populated
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
 from leased.hardware.gpu import calls
@@ -33,6 +34,7 @@ from leased.hardware.gpu.ear import Ear
 from leased.hardware.gpu.facts import ComputeMode, Target, Usage
 from leased.hardware.gpu.fleet import Fleet
 from leased.hardware.gpu.health import Finding
+from leased.hardware.gpu.leave import Leave
 from leased.hardware.gpu.mps import make_pipe, remove_empty
 from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
 from leased.hardware.gpu.survey import PREFIX, Seen, describe
@@ -60,6 +62,7 @@ class GpuBackend:
         self._reclaimer = Reclaimer(self._desk, self._fleet, self._ear)
         self._last: Surveyed | None = None
         self._adopted = False
+        self._leave = Leave(self._desk, self._ear)
         self._outcomes: dict[tuple[LeaseId, str], Outcome] = {}
         self._untouched: set[tuple[LeaseId, str]] = set()
 
@@ -83,6 +86,13 @@ class GpuBackend:
         if not self._config.offer:
             absence = Absence(ResourceKind.GPU, "not offered: [hardware.gpu] offer = false")
             return Surveyed((), (absence,), ())
+        async with self._leave.looking:
+            return await self._survey()
+
+    async def _survey(self) -> Surveyed:
+        if self._leave.taken:
+            why = "the driver is let go until `leasectl resume gpu`"
+            return self._last or Surveyed((), (Absence(ResourceKind.GPU, why),), ())
         try:
             seen = await self._look()
         except DeviceError as error:
@@ -111,7 +121,7 @@ class GpuBackend:
         for gpu in seen.gpus:
             used = gpu.processes and not gpu.mig_enabled and gpu.uuid not in findings
             if used and not self._desk.is_occupied(f"{PREFIX}{gpu.uuid}"):
-                findings[gpu.uuid] = Finding(Health.SICK, "in use by processes without a lease")
+                findings[gpu.uuid] = Finding(Health.BUSY, "in use by processes without a lease")
         return msgspec.structs.replace(seen, findings=findings)
 
     async def _nothing(self, error: DeviceError) -> Surveyed:
@@ -170,10 +180,11 @@ class GpuBackend:
         """Open every device; all or none."""
         rules: dict[DeviceRule, None] = {}
         evidence = hashlib.sha256()
+        adopted = bool(leaf) and is_populated(leaf)
         try:
             make_pipe(self._pipe_path(lease), lease.subject.uid, lease.subject.gid)
             for allotment in allotments:
-                readied = await self._open(lease, allotment.resource_id)
+                readied = await self._open(lease, allotment.resource_id, adopted)
                 rules.update(dict.fromkeys(DeviceRule(*rule) for rule in readied.rules))
                 evidence.update(f"{allotment.resource_id} {readied.usage}\n".encode())
         except DeviceError:
@@ -181,10 +192,13 @@ class GpuBackend:
             raise
         return Readied(tuple(rules), evidence.digest())
 
-    async def _open(self, lease: Lease, resource_id: str) -> calls.Readied:
+    async def _open(self, lease: Lease, resource_id: str, adopted: bool) -> calls.Readied:
+        """`adopted`: work that was running before is in the leaf, and may have the device already;
+        what an earlier tenant left there it has seen."""
         target = self._fleet.target(resource_id)
         async with self._desk.turn(resource_id):
-            await self._reclaimer.pay_debt(lease, resource_id, target)
+            if not adopted:
+                await self._reclaimer.pay_debt(lease, resource_id, target)
             self._desk.occupy(resource_id, target, lease)
             call = calls.Ready(
                 self._config.root,
@@ -192,12 +206,14 @@ class GpuBackend:
                 self._desk.guests(resource_id, target),
                 self._reclaimer.closes(target),
                 self._config.scan_budget_ns,
+                self._desk.leaf_of(resource_id) if adopted else "",
             )
             extra_ns = self._config.scan_budget_ns
             readied = await self._desk.ask(
                 worker_of(target), "ready", call, calls.Readied, extra_ns=extra_ns
             )
-            self._reclaimer.note_baseline(resource_id, readied.usage)
+            if not adopted:
+                self._reclaimer.note_baseline(resource_id, readied.usage)
             return readied
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
@@ -307,6 +323,8 @@ class GpuBackend:
         """Whoever has a node open or mapped, and whoever the driver lists."""
         if not self._config.offer:
             return ()
+        if self._leave.taken:
+            return await self._leave.anybody()
         target = self._fleet.target(allotment.resource_id)
         guests = self._desk.guests(allotment.resource_id, target)
         budget_ns = self._config.scan_budget_ns
@@ -331,8 +349,16 @@ class GpuBackend:
         for resource_id in self._fleet.resource_ids:
             if not self._desk.is_occupied(resource_id):
                 self._reclaimer.owe_unknown(resource_id)
-        if self._config.offer:
+        if self._config.offer and not self._leave.taken:
             await self._close_free()
+
+    async def let_go(self) -> tuple[Holder, ...]:
+        """Nothing of ours has the driver from here on; who else has."""
+        return await self._leave.begin()
+
+    async def take_up(self) -> None:
+        """Look again, and hear again, from the next look on."""
+        self._leave.end()
 
     async def watch(self, noticed: Callable[[], None]) -> None:
         """Hear of errors until cancelled."""

@@ -69,13 +69,15 @@ class Guests(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True):
-    """Open a target for the lease whose leaf is made: nobody else may be there."""
+    """Open a target for the lease whose leaf is made: nobody else may be there. `leaf` is that of
+    work which is adopted, and may be there."""
 
     root: str
     target: Target
     guests: Guests
     sets_mode: bool
     scan_budget_ns: int
+    leaf: str = ""
 
 
 class Readied(msgspec.Struct, frozen=True, array_like=True):
@@ -196,6 +198,13 @@ class Who(msgspec.Struct, frozen=True, array_like=True):
     target: Target
     exempt: Exempt
     agent: int
+    scan_budget_ns: int
+
+
+class Anybody(msgspec.Struct, frozen=True, array_like=True):
+    """Look for everybody who has any node of the driver open."""
+
+    root: str
     scan_budget_ns: int
 
 

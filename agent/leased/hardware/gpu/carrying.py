@@ -13,6 +13,7 @@ from typing import Final
 
 from leased.hardware.gpu import (
     calls,
+    detaching,
     examining,
     listening,
     mps,
@@ -34,5 +35,6 @@ VERBS: Final = {
     "witness": (calls.Witness, witnessing.witness),
     "listen": (calls.Listen, listening.listen),
     "who": (calls.Who, sights.who),
+    "anybody": (calls.Anybody, detaching.anybody),
     "remove": (calls.Pipe, mps.remove),
 }

@@ -58,6 +58,11 @@ class Desk:
         _, leaf = self._leaves.get(resource_id, ("", ""))
         return leaf.endswith(f"/{lease.subject.cgroup}")
 
+    def leaf_of(self, resource_id: str) -> str:
+        """The leaf of the lease that has the device, as a path of the v2 tree; "" where none
+        has."""
+        return self._leaves.get(resource_id, ("", ""))[1]
+
     def is_occupied(self, resource_id: str) -> bool:
         """Whether a lease has it, or is being ended on it."""
         return resource_id in self._leaves or self._turn(resource_id).locked()
@@ -70,6 +75,10 @@ class Desk:
             if target.instance is not None and other != resource_id and uuid == target.uuid
         )
         return Guests(self._crew.ours(), os.getpid(), self.config.guests, neighbours)
+
+    def ours(self) -> tuple[tuple[int, int], ...]:
+        """Our own processes."""
+        return self._crew.ours()
 
     @property
     def kills(self) -> bool:

@@ -50,6 +50,11 @@ class Ear:
             self._gpus = fresh
             self._changed.set()
 
+    def stop(self) -> None:
+        """Listen to nothing from here on, and have nothing of the driver open."""
+        self.hear(())
+        self._crew.dismiss(WORKER)
+
     def heard_since(self, gpu: Listed, since_ns: int) -> bool:
         """Whether every error of the GPU from then until now would have been heard."""
         return (

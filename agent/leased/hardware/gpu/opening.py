@@ -19,6 +19,7 @@ from leased.hardware.gpu.calls import Guard, Guarded, Readied, Ready
 from leased.hardware.gpu.facts import ComputeMode
 from leased.hardware.gpu.nodes import find_nodes
 from leased.hardware.gpu.sights import handle_of, look, parent_of
+from leased.hardware.occupants import read_or_empty
 from leased.hardware.openers import Opener
 from leased.terms.errors import DeviceError
 
@@ -29,9 +30,11 @@ def ready(call: Ready, fds: list[int]) -> Readied:
     """Open the target for its lease. Raises DeviceError(EBUSY) naming whoever is there."""
     handle = handle_of(call.target)
     sight = look(handle, call.target, call.root, call.guests, call.scan_budget_ns)
-    here = sorted({pid for pids in sight.processes for pid in pids})
-    if here or sight.openers:
-        raise DeviceError("gpu_ready", errno.EBUSY, name_them(here, sight.openers))
+    everybody = sorted({pid for pids in sight.processes for pid in pids})
+    here = [pid for pid in everybody if not _is_inside(pid, call.leaf)]
+    strangers = [one for one in sight.openers if not _is_inside(one.pid, call.leaf)]
+    if here or strangers:
+        raise DeviceError("gpu_ready", errno.EBUSY, name_them(here, strangers))
     if call.sets_mode:
         set_mode(parent_of(call.target), ComputeMode.DEFAULT)
     rules = find_nodes(call.target, Path(call.root)).rules()
@@ -54,6 +57,15 @@ def set_mode(handle: nvml.Handle, mode: int) -> None:
     if told != mode:
         detail = f"compute mode is {told} after {mode} was set"
         raise DeviceError("nvml_set_compute_mode", errno.EIO, detail)
+
+
+def _is_inside(pid: int, leaf: str) -> bool:
+    """Whether the process is in the leaf of work that is adopted."""
+    if not leaf:
+        return False
+    lines = read_or_empty(f"/proc/{pid}/cgroup").decode("utf-8", "replace").splitlines()
+    home = next((line[3:] for line in lines if line.startswith("0::")), "")
+    return home == leaf or home.startswith(f"{leaf}/")
 
 
 def name_them(pids: Sequence[int], seen: Sequence[Opener]) -> str:

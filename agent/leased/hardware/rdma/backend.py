@@ -291,7 +291,7 @@ class RdmaBackend:
 
     async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
         """Who uses the device: leases' owners, and whoever else does RDMA through it."""
-        asked = calls.Usage(guid_of(allotment), self._crew.exempted, self._patience_ns)
+        asked = calls.Usage(guid_of(allotment), self._crew.ours(), self._patience_ns)
         found = await self._crew.task("rdma usage", "rdma", "users", asked, calls.Users)
         return tuple(
             Holder(one.pid, one.uid, one.name, one.via, None, allotment.resource_id)
