@@ -18,7 +18,10 @@ import pyudev
 import trio
 
 LOST = "lost"
-SUBSYSTEMS = ("block", "cpu", "cxl", "dax", "memory", "node", "nvme", "pci")
+SUBSYSTEMS = (
+    *("block", "cpu", "cxl", "dax", "drm", "infiniband"),
+    *("memory", "module", "node", "nvme", "pci"),
+)
 _BUFFER_BYTES = 4 << 20
 """A hotplugged DIMM sends one notice per 128 MiB; 4 MiB hold thousands."""
 

@@ -17,7 +17,7 @@ import trio
 
 from leased.ports import Clock, Device, Submit
 from leased.service.evidence import NO_COMMAND
-from leased.terms.command import Observe, ObserveClockStep
+from leased.terms.command import Observe, ObserveClockStep, ObserveHealth
 from leased.terms.errors import DeviceError
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Inventory
@@ -75,9 +75,16 @@ class Watcher:
         except DeviceError as error:
             self._say(f"the inventory could not be read ({error}); the last one stays in force")
             return
-        if seen != self._sealed:
-            self._sealed = seen
-            self._submit(Observe(NO_COMMAND, seen))
+        if seen == self._sealed:
+            return
+        before = {resource.resource_id: resource.health for resource in self._sealed.resources}
+        for resource in seen.resources:
+            if before.get(resource.resource_id, resource.health) != resource.health:
+                # A record of its own: who looks for what became of a device finds it by name.
+                health = ObserveHealth(NO_COMMAND, resource.resource_id, resource.health, cause=0)
+                self._submit(health)
+        self._sealed = seen
+        self._submit(Observe(NO_COMMAND, seen))
 
     async def _hear_notices(self) -> None:
         try:

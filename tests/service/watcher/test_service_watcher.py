@@ -13,10 +13,10 @@ import trio
 import trio.testing
 
 from leased.service.watcher import RESCAN_NS, SETTLE_NS, Watcher
-from leased.terms.command import Command, Observe, ObserveClockStep
+from leased.terms.command import Command, Observe, ObserveClockStep, ObserveHealth
 from leased.terms.errors import DeviceError
 from leased.terms.moment import NS_PER_S
-from leased.terms.resource import Inventory
+from leased.terms.resource import Health, Inventory
 from tests.doubles.clock import FakeClock
 from tests.doubles.devices import FakeDevices, small_inventory
 
@@ -116,6 +116,26 @@ async def test_only_a_difference_becomes_a_command(
         outside.notice()
         await trio.sleep(SETTLE_S * 2)
         assert outside.looks == 2 and len(outside.commands) == 1
+
+
+async def test_a_change_of_health_is_a_record_by_name(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It fell sick and came back by itself; what is new has no history."""
+    outside = Outside()
+    async with outside.watched():
+        [pool] = outside.devices.offered.resources
+        well = outside.devices.offered
+        sick = msgspec.structs.replace(pool, health=Health.SICK)
+        fresh = msgspec.structs.replace(sick, resource_id="mem:node1:4096")
+        for health, resources in ((Health.SICK, (sick, fresh)), (Health.OK, well.resources)):
+            outside.commands.clear()
+            outside.devices.offered = msgspec.structs.replace(well, resources=resources)
+            outside.notice()
+            await trio.sleep(SETTLE_S * 2)
+            told, observed = outside.commands
+            assert isinstance(told, ObserveHealth) and isinstance(observed, Observe)
+            assert (told.resource_id, told.health) == (pool.resource_id, health)
 
 
 async def test_what_no_notice_told_is_found_within_a_minute(
