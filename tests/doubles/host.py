@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import select
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -106,3 +107,19 @@ def v2_controllers() -> tuple[str, ...]:
     unified, _ = find_mounts(Path("/proc/self/mountinfo").read_text("utf-8"))
     given = Path(unified or "/", "cgroup.controllers")
     return tuple(given.read_text("ascii").split()) if given.exists() else ()
+
+
+@contextlib.contextmanager
+def dax_range() -> Iterator[Path]:
+    """The device node of a device-dax range that a test may do anything with: the persistent memory
+    of the machine of tests/vm."""
+    devices = Path("/sys/bus/dax/devices")
+    virtual = Path("/sys/class/dmi/id/sys_vendor")
+    if not virtual.exists() or virtual.read_text().strip() != "QEMU" or not devices.is_dir():
+        not_proven("anything of device-dax", "needs the machine of tests/vm")
+    subprocess.run(["modprobe", "device_dax"], check=True)
+    if not any(devices.iterdir()):
+        words = ["ndctl", "create-namespace", "-m", "devdax", "-e", "namespace1.0", "-f"]
+        subprocess.run(words, check=True, capture_output=True)
+    [name] = [entry.name for entry in devices.iterdir()]
+    yield Path("/dev", name)

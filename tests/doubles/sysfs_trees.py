@@ -61,9 +61,14 @@ def lists(*, cpu: str, memory: str, initiators: str = "") -> dict[str, str]:
     }
 
 
-def dax(root: Path, name: str, place: str, files: Mapping[str, str]) -> None:
+def dax(
+    root: Path, name: str, place: str, files: Mapping[str, str], driver: str = "device_dax"
+) -> None:
     """A device-dax range that hangs at `place` in the tree of devices."""
     write(root, {f"{place}/{name}/{file}": text for file, text in files.items()})
+    if driver:
+        (root / "sys/bus/dax/drivers" / driver).mkdir(parents=True, exist_ok=True)
+        (root / place / name / "driver").symlink_to(root / "sys/bus/dax/drivers" / driver)
     link = root / "sys/bus/dax/devices" / name
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(root / place / name)
@@ -117,7 +122,7 @@ def cxl_host(root: Path) -> None:
     for number, distance in enumerate(rows):
         write(root, node(number, kib=64 * GIB_KIB, distance=distance))
     place = "sys/devices/platform/ACPI0017:00/root0/decoder0.0/region0/dax_region0"
-    dax(root, "dax0.0", place, {"target_node": "2", "size": str(64 << 30)})
+    dax(root, "dax0.0", place, {"target_node": "2", "size": str(64 << 30)}, "kmem")
     write(root, blocks(3, 128, 4))
     iomem = (
         "00001000-0009ffff : System RAM\n"

@@ -12,10 +12,11 @@ from __future__ import annotations
 from leased.hardware.backend import Backend
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.dax.backend import DaxBackend
 from leased.hardware.gpu.backend import GpuBackend
 from leased.hardware.rdma.backend import RdmaBackend
 
 
 def make_backends(crew: Crew, config: HardwareConfig) -> tuple[Backend, ...]:
     """One of each kind; one that is not offered says so in its survey."""
-    return (GpuBackend(crew, config), RdmaBackend(crew, config))
+    return (DaxBackend(crew, config), GpuBackend(crew, config), RdmaBackend(crew, config))

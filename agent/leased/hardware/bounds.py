@@ -48,7 +48,13 @@ def bounds_of(config: HardwareConfig, cut_ns: int, resource: Resource) -> Bounds
             scrub_ns = RDMA_SCRUB_NS + memory.scrub_ns
             return Bounds(cut_ns, scrub_ns, memory.overwrite_ns, RDMA_PROVE_NS + memory.prove_ns)
         case ResourceKind.MEM, Shape.DAX:
-            return Bounds(cut_ns, config.call_budget_ns, memory.overwrite_ns, memory.prove_ns)
+            asking_ns = config.call_budget_ns + config.dax.scan_budget_ns + config.kill_budget_ns
+            looking_ns = memory.overwrite_ns // PASSES_OVER_MEMORY
+            release_ns = asking_ns + config.dax.rebind_budget_ns
+            return Bounds(cut_ns, release_ns, memory.overwrite_ns, asking_ns + looking_ns)
+        case ResourceKind.MEM, Shape.BUDGET:
+            taking_back_ns = memory.overwrite_ns // PASSES_OVER_MEMORY
+            return Bounds(cut_ns, 0, 0, memory.prove_ns + taking_back_ns)
         case ResourceKind.MEM, Shape.MEMFD:
             return memory
     return Bounds(cut_ns, 0, 0, memory.prove_ns)
@@ -68,6 +74,7 @@ def offered(config: HardwareConfig, cut_ns: int) -> Iterator[tuple[str, Bounds]]
     """Each kind and class that may be offered, by name, with the bounds of nothing much of it."""
     kinds = (
         ("mem", "mem:node0:4096", ResourceKind.MEM, True),
+        ("mem budget", "mem:budget:node0:4096", ResourceKind.MEM, True),
         ("cpu", "cpu:0", ResourceKind.CPU, config.cpu_cores != "none"),
         ("gpu", "gpu:", ResourceKind.GPU, config.gpu.offer),
         ("block", "block:", ResourceKind.BLOCK, config.block.offer),

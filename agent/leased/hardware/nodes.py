@@ -126,9 +126,13 @@ def dax_origin(device: str) -> Origin | None:
 
 
 def _targets_of_dax(root: Path) -> dict[int, Origin]:
+    """The nodes that ranges became: a range that is still a device belongs to no node's memory,
+    whatever node it would go to."""
     found: dict[int, Origin] = {}
     for name in list_names(root / "sys/bus/dax/devices"):
         device = root / "sys/bus/dax/devices" / name
+        if os.path.basename(os.path.realpath(device / "driver")) != "kmem":
+            continue
         target = read_int(device / "target_node")
         origin = dax_origin(os.path.realpath(device))
         if target is not None and origin is not None:

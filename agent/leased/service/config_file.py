@@ -280,7 +280,12 @@ _RDMA_KEYS: Final[Keys] = {
     "prober": ("prober", _text),
     "withdraw_budget": ("withdraw_budget_ns", _duration),
 }
-_DAX_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
+_DAX_KEYS: Final[Keys] = {
+    "offer": ("offer", _flag),
+    "persistent": ("persistent", _flag),
+    "rebind_budget": ("rebind_budget_ns", _duration),
+    "scan_budget": ("scan_budget_ns", _duration),
+}
 _HARDWARE_KEYS: Final[Keys] = {
     "cgroup_root": ("cgroup_root", _text),
     "normal_share_pm": ("normal_share_pm", _integer),

@@ -179,12 +179,9 @@ def test_a_node_without_hmat_is_named_by_its_origin(tmp_path: Path) -> None:
         "sys/devices/platform/ACPI0017:00/root0/decoder0.0/region0/dax_region0": TierKind.CXL,
         "sys/devices/LNXSYSTM:00/ACPI0012:00/ndbus0/region0/dax0.1": TierKind.PMEM,
     }.items():
-        device = tmp_path / place / "dax0.0"
-        write(device, {"target_node": "1"})
         link = tmp_path / "sys/bus/dax/devices/dax0.0"
-        link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(device)
+        sysfs_trees.dax(tmp_path, "dax0.0", place, {"target_node": "1"}, "kmem")
         assert tier_of(tmp_path, 1) is tier
         # HMAT says that it is slow; what it is made of is still the origin's to tell.
         write(tmp_path, {**hmat(0, 80, 204800), **hmat(1, 300, 30720)})

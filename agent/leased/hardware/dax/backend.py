@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device-dax ranges as a backend: whole ranges, one lease each, root's alone while nobody has them.
+
+A range is given to its lease's user, reached by its node from inside the leaf or by a descriptor,
+and taken back by taking its region from its driver (`regions`), which no descriptor survives.
+
+Rule: a range that this run of the agent has not proven clean is overwritten before anybody gets
+it. While a call hangs in a range, it is not offered, and nobody else is sent there: the kernel
+holds its lock. What a scrub came to is kept for the proof; a proof without a scrub in this run
+proves nothing.
+
+Does not look at anything itself: workers do (`handling`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from leased.hardware.backend import Readied, Verdict, Wiped
+from leased.hardware.calls import Surveyed
+from leased.hardware.config import EscapeePolicy, HardwareConfig
+from leased.hardware.crew import Crew
+from leased.hardware.dax import calls
+from leased.hardware.dax.ranges import Range
+from leased.hardware.dax.survey import NOT_OFFERED, describe
+from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_CHAR, DeviceRule
+from leased.ports import Access, Holder
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId
+from leased.terms.lease import Lease
+from leased.terms.moment import NS_PER_S
+from leased.terms.resource import Absence, Allotment, Health, ResourceKind, Shape, shape_of
+from leased.terms.teardown import StepReport, TeardownStep
+
+T = TypeVar("T")
+ROOT = "/"
+PREFIX = "mem:dax-"
+PASSES_OVER_RANGE = 2
+"""Overwriting, and reading back."""
+
+_LIST = "dax list"
+
+
+class DaxBackend:
+    """`hardware.backend.Backend` for device-dax ranges."""
+
+    kind = ResourceKind.MEM
+
+    def __init__(self, crew: Crew, hardware: HardwareConfig) -> None:
+        self._crew = crew
+        self._hardware = hardware
+        self._config = hardware.dax
+        self._last: Surveyed | None = None
+        self._ranges: dict[str, Range] = {}
+        self._clean: set[str] = set()
+        self._outcomes: dict[tuple[LeaseId, str], tuple[StepReport, ...]] = {}
+        self._turns: dict[str, trio.Lock] = {}
+
+    def serves(self, allotment: Allotment) -> bool:
+        """Every device-dax range."""
+        return shape_of(allotment.resource_id) is Shape.DAX
+
+    # -- what there is -----------------------------------------------------------------------------
+
+    async def survey(self) -> Surveyed:
+        """Every range as it is now; while a call hangs in one, as it was before."""
+        if not self._config.offer:
+            return Surveyed((), (Absence(ResourceKind.MEM, NOT_OFFERED),), ())
+        stuck = [i for i in self._ranges if self._is_stuck(i)]
+        if not stuck:
+            try:
+                seen = await self._look()
+            except DeviceError as error:
+                if self._last is not None:
+                    return self._last
+                return Surveyed((), (Absence(ResourceKind.MEM, f"device-dax: {error}"),), ())
+            self._last = describe(seen.ranges, seen.nodes, seen.speeds, self._config)
+        elif self._last is not None:
+            self._last = _mark_sick(self._last, [f"{PREFIX}{identity}" for identity in stuck])
+        assert self._last is not None
+        return self._last
+
+    async def _look(self) -> calls.Seen:
+        """List the ranges, and remember what each is called now."""
+        seen = await self._ask(_LIST, "look", calls.Look(ROOT), calls.Seen)
+        self._ranges = {one.identity: one for one in seen.ranges}
+        return seen
+
+    def _is_stuck(self, identity: str) -> bool:
+        return any(self._crew.is_stuck(f"dax {verb} {identity}") for verb in ("use", "witness"))
+
+    # -- grants ------------------------------------------------------------------------------------
+
+    async def prepare(
+        self, lease: Lease, allotments: Sequence[Allotment], leaf: str, fds: Sequence[int]
+    ) -> Readied:
+        """Give every range to the lease's user; all or none."""
+        rules: list[DeviceRule] = []
+        evidence = b""
+        try:
+            for allotment in allotments:
+                readied = await self._ready(lease, allotment)
+                number = (readied.major, readied.minor)
+                rules.append(DeviceRule(DEVICE_CHAR, ACCESS_READ | ACCESS_WRITE, *number))
+                evidence += (
+                    f"{allotment.resource_id} {number} {readied.overwritten_bytes}\n".encode()
+                )
+        except DeviceError:
+            await self.abandon(lease, allotments)
+            raise
+        return Readied(tuple(rules), evidence)
+
+    async def _ready(self, lease: Lease, allotment: Allotment) -> calls.Readied:
+        identity = _identity(allotment)
+        async with self._turn(identity):
+            clean = identity in self._clean
+            call = calls.Ready(
+                ROOT, identity, self._search(), lease.subject.uid, lease.subject.gid, clean
+            )
+            passes = 0 if clean else PASSES_OVER_RANGE
+            readied = await self._use(identity, "ready", call, calls.Readied, passes, allotment)
+            self._clean.add(identity)
+            self._note_name(identity, readied.name)
+            return readied
+
+    async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
+        """LEASE_DAX_0 and so on: the device nodes."""
+        if any(_identity(allotment) not in self._ranges for allotment in allotments):
+            await self._look()
+        return tuple(
+            Access(allotment.resource_id, f"LEASE_DAX_{at}", self._range_of(allotment).path)
+            for at, allotment in enumerate(allotments)
+        )
+
+    def open(self, lease: Lease, allotment: Allotment) -> int | None:
+        """The node, opened for whoever the lease is."""
+        known = self._ranges.get(_identity(allotment))
+        if known is None:
+            raise OSError(errno.ENODEV, allotment.resource_id)
+        return os.open(known.path, os.O_RDWR | os.O_CLOEXEC)
+
+    async def abandon(self, lease: Lease, allotments: Sequence[Allotment]) -> None:
+        """Root's alone again. One that cannot be closed is overwritten before the next lease."""
+        for allotment in allotments:
+            identity = _identity(allotment)
+            async with self._turn(identity):
+                try:
+                    call = calls.Close(ROOT, identity)
+                    await self._use(identity, "close", call, calls.Closed, 0, allotment)
+                except DeviceError:
+                    self._clean.discard(identity)
+
+    # -- teardown ----------------------------------------------------------------------------------
+
+    async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
+        """Take every range back. Clean in the sense of `Wiped` whatever came of it: what failed is
+        kept, and named by `prove` for its own range alone."""
+        overwritten, steps = 0, []
+        for allotment in allotments:
+            released = await self._release(allotment)
+            overwritten += released.overwritten_bytes
+            steps.extend(released.steps)
+            self._outcomes[lease.lease_id, allotment.resource_id] = released.steps
+        return Wiped(overwritten, clean=True, steps=tuple(steps))
+
+    async def _release(self, allotment: Allotment) -> calls.Released:
+        identity = _identity(allotment)
+        kills = self._hardware.escapees is EscapeePolicy.KILL
+        async with self._turn(identity):
+            self._clean.discard(identity)
+            call = calls.Release(
+                ROOT, identity, self._search(), kills, self._hardware.kill_budget_ns
+            )
+            began_ns = _now_ns()
+            try:
+                released = await self._use(
+                    identity, "release", call, calls.Released, PASSES_OVER_RANGE, allotment
+                )
+                self._note_name(identity, released.name)
+                return released
+            except DeviceError as error:
+                failed = StepReport(TeardownStep.RELEASE, error.errno, began_ns, _now_ns())
+                return calls.Released("", 0, (failed,))
+
+    async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
+        """Each range by itself: what its scrub came to, and what a witness sees."""
+        unproven: dict[Allotment, int] = {}
+        steps: list[StepReport] = []
+        for allotment in allotments:
+            told = await self._prove(lease, allotment)
+            steps.extend(told)
+            if any(step.errno for step in told):
+                unproven[allotment] = allotment.capacity
+            else:
+                self._clean.add(_identity(allotment))
+        return Verdict(unproven, tuple(steps))
+
+    async def _prove(self, lease: Lease, allotment: Allotment) -> tuple[StepReport, ...]:
+        outcome = self._outcomes.pop((lease.lease_id, allotment.resource_id), None)
+        began_ns = _now_ns()
+        if outcome is None:
+            # Not scrubbed in this run of the agent.
+            return (StepReport(TeardownStep.WITNESS, errno.ENODATA, began_ns, began_ns),)
+        failed = tuple(step for step in outcome if step.errno)
+        if failed:
+            return failed
+        identity = _identity(allotment)
+        call = calls.Witness(ROOT, identity, self._search(), allotment.capacity)
+        async with self._turn(identity):
+            try:
+                worker = f"dax witness {identity}"
+                extra_ns = self._touching_ns(1, allotment)
+                seen = await self._ask(worker, "witness", call, calls.Witnessed, extra_ns)
+            except DeviceError as error:
+                return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, _now_ns()),)
+        return seen.steps
+
+    # -- beside grants -----------------------------------------------------------------------------
+
+    async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
+        """Whoever has the node open or mapped."""
+        if not self._config.offer:
+            return ()
+        identity = _identity(allotment)
+        if self._is_stuck(identity):
+            raise DeviceError("dax_who", errno.EBUSY, "a call hangs in the kernel with it")
+        call = calls.Who(ROOT, identity, self._search())
+        seen = await self._ask(f"dax who {identity}", "who", call, calls.Present)
+        return tuple(Holder(one.pid, one.uid, one.name, one.via) for one in seen.openers)
+
+    async def adopt(self, leases: Iterable[Lease]) -> None:
+        """Nothing is clean that this run has not proven: there is nothing to take over but the
+        names."""
+        if self._config.offer:
+            await self.survey()
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    async def _use(
+        self,
+        identity: str,
+        verb: str,
+        call: msgspec.Struct,
+        returns: type[T],
+        passes: int,
+        allotment: Allotment,
+    ) -> T:
+        """One verb that changes something, with the time it may take."""
+        extra_ns = self._config.rebind_budget_ns + self._touching_ns(passes, allotment)
+        return await self._ask(f"dax use {identity}", verb, call, returns, extra_ns)
+
+    async def _ask(
+        self, worker: str, verb: str, call: msgspec.Struct, returns: type[T], extra_ns: int = 0
+    ) -> T:
+        """One verb by a worker that ends with it."""
+        if self._crew.is_stuck(worker):
+            raise DeviceError(f"dax_{verb}", errno.ETIMEDOUT, "an earlier call still hangs")
+        search_ns = self._config.scan_budget_ns + self._hardware.kill_budget_ns
+        try:
+            return await self._crew.task(
+                worker, "dax", verb, call, returns, extra_ns=search_ns + extra_ns
+            )
+        finally:
+            self._crew.dismiss(worker)
+
+    def _touching_ns(self, passes: int, allotment: Allotment) -> int:
+        return passes * allotment.capacity * NS_PER_S // self._hardware.touch_bytes_per_s
+
+    def _search(self) -> calls.Search:
+        return calls.Search(self._crew.ours(), self._config.scan_budget_ns)
+
+    def _turn(self, identity: str) -> trio.Lock:
+        return self._turns.setdefault(identity, trio.Lock())
+
+    def _note_name(self, identity: str, name: str) -> None:
+        """A region that was given back may have given its range another name."""
+        known = self._ranges.get(identity)
+        if known is not None and name:
+            self._ranges[identity] = msgspec.structs.replace(known, name=name)
+
+    def _range_of(self, allotment: Allotment) -> Range:
+        known = self._ranges.get(_identity(allotment))
+        if known is None:
+            raise DeviceError("dax_find", errno.ENODEV, allotment.resource_id)
+        return known
+
+
+def _identity(allotment: Allotment) -> str:
+    return allotment.resource_id.removeprefix(PREFIX)
+
+
+def _mark_sick(surveyed: Surveyed, resource_ids: Sequence[str]) -> Surveyed:
+    """The same, but what a call hangs in is not granted."""
+    resources = tuple(
+        msgspec.structs.replace(one, health=Health.SICK) if one.resource_id in resource_ids else one
+        for one in surveyed.resources
+    )
+    return msgspec.structs.replace(surveyed, resources=resources)
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

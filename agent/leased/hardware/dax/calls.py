@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of a worker about device-dax ranges, and what it answers.
+
+Rule: a range is named by its identity; which device that is now, the worker finds.
+
+Does not do anything.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from leased.hardware.dax.ranges import Range
+from leased.hardware.nodes import Node, Speed
+from leased.hardware.openers import Opener
+from leased.terms.teardown import StepReport
+
+
+class Look(msgspec.Struct, frozen=True, array_like=True):
+    """List the ranges, and what the classification needs."""
+
+    root: str
+
+
+class Seen(msgspec.Struct, frozen=True, array_like=True):
+    """The ranges; the nodes; what HMAT says of the ranges' nodes (node, speed)."""
+
+    ranges: tuple[Range, ...]
+    nodes: tuple[Node, ...]
+    speeds: tuple[tuple[int, Speed], ...]
+
+
+class Search(msgspec.Struct, frozen=True, array_like=True):
+    """Whom to look for: everybody but `exempt` (pid, start time), within `budget_ns`."""
+
+    exempt: tuple[tuple[int, int], ...]
+    budget_ns: int
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True):
+    """Make a range ready for `uid` and `gid`. `clean`: it was proven clean when it was last given
+    back, and nobody was let in since."""
+
+    root: str
+    identity: str
+    search: Search
+    uid: int
+    gid: int
+    clean: bool
+
+
+class Readied(msgspec.Struct, frozen=True, array_like=True):
+    """What the range is called now, its node by number, and what had to be overwritten before."""
+
+    name: str
+    major: int
+    minor: int
+    overwritten_bytes: int
+
+
+class Release(msgspec.Struct, frozen=True, array_like=True):
+    """Take a range back: end whoever has it (`kill`), take it from every descriptor, overwrite it,
+    read it back."""
+
+    root: str
+    identity: str
+    search: Search
+    kill: bool
+    kill_budget_ns: int
+
+
+class Released(msgspec.Struct, frozen=True, array_like=True):
+    """How far that came, and what the range is called now ("": it did not come back)."""
+
+    name: str
+    overwritten_bytes: int
+    steps: tuple[StepReport, ...]
+
+
+class Witness(msgspec.Struct, frozen=True, array_like=True):
+    """Say whether a range is nobody's, whole and zero."""
+
+    root: str
+    identity: str
+    search: Search
+    size_bytes: int
+
+
+class Witnessed(msgspec.Struct, frozen=True, array_like=True):
+    """What was seen."""
+
+    steps: tuple[StepReport, ...]
+
+
+class Close(msgspec.Struct, frozen=True, array_like=True):
+    """Let nobody but root open a range."""
+
+    root: str
+    identity: str
+
+
+class Closed(msgspec.Struct, frozen=True, array_like=True):
+    """Done."""
+
+
+class Who(msgspec.Struct, frozen=True, array_like=True):
+    """Name who has a range open or mapped."""
+
+    root: str
+    identity: str
+    search: Search
+
+
+class Present(msgspec.Struct, frozen=True, array_like=True):
+    """They are there."""
+
+    openers: tuple[Opener, ...]

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regions: taking a device-dax range away from every descriptor and mapping of it, for good.
+
+Unbinding the range from its driver (`device_dax`) ends every mapping with SIGBUS, but binds the
+same device again afterwards: descriptors of before come back to life with it, and on Linux 6.1,
+which links them into a list that the second probe begins anew, closing one then ends in "list_del
+corruption" and a dead kernel. Taking the *region* from its driver (`dax_pmem`, `cxl_dax_region`,
+`dax_hmem`) removes the range itself, and giving it back makes another: what was open stays ENXIO
+and SIGBUS for ever.
+
+Rule: never bind a range again; only its region. What comes back is looked up by identity.
+
+May block for as long as the kernel waits for whoever uses the pages; runs in a worker. Does not
+wait for pinned pages where the kernel does not (`survey.PIN_LIMIT`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from leased.hardware.dax.ranges import DEVICE_MODE, Range, read_ranges
+from leased.terms.errors import DeviceError
+
+_DRIVER = "sys/bus/dax/drivers/device_dax"
+_AUTOPROBE = "sys/bus/dax/drivers_autoprobe"
+_APPEARS_NS = 2_000_000_000
+_AGAIN_S = 0.01
+
+
+def find_range(identity: str, root: Path) -> Range:
+    """The range as it is now. Raises DeviceError(ENODEV)."""
+    found = [one for one in read_ranges(root) if one.identity == identity]
+    if len(found) != 1:
+        what = "is not there" if not found else f"is there {len(found)} times"
+        raise DeviceError("dax_find", errno.ENODEV, f"mem:dax-{identity} {what}")
+    return found[0]
+
+
+def recreate(one: Range, root: Path) -> Range:
+    """Take the region away and give it back; the range as it is then, bound and with a node of its
+    own. Raises DeviceError; then it may have no driver, and nobody can open it."""
+    region = Path(one.region)
+    driver = Path(os.path.realpath(region / "driver"))
+    if (region / "driver").exists():
+        _tell(driver / "unbind", region.name)
+    else:
+        raise DeviceError("dax_recreate", errno.ENODEV, f"{region} has no driver")
+    with _nobody_else_probes(one, root):
+        _tell(driver / "bind", region.name)
+        return _settle(one.identity, root)
+
+
+def _settle(identity: str, root: Path) -> Range:
+    """The new range, with `device_dax` as its driver and a node."""
+    end_ns = time.monotonic_ns() + _APPEARS_NS
+    offered = False
+    while True:
+        with contextlib.suppress(DeviceError):
+            one = find_range(identity, root)
+            if one.driver == DEVICE_MODE and (root / one.path.lstrip("/")).exists():
+                return one
+            if not one.driver and not offered:
+                # A range that the kernel would make ordinary memory is ours only by name.
+                _tell(root / _DRIVER / "new_id", one.name)
+                offered = True
+        if time.monotonic_ns() >= end_ns:
+            detail = f"mem:dax-{identity} did not come back with its region"
+            raise DeviceError("dax_recreate", errno.ENODEV, detail)
+        time.sleep(_AGAIN_S)
+
+
+@contextlib.contextmanager
+def _nobody_else_probes(one: Range, root: Path) -> Iterator[None]:
+    """Of a CXL region the kernel would make ordinary memory at once, and not give it back."""
+    if one.is_persistent:
+        yield
+        return
+    _tell(root / _AUTOPROBE, "0")
+    try:
+        yield
+    finally:
+        _tell(root / _AUTOPROBE, "1")
+
+
+def _tell(path: Path, text: str) -> None:
+    """One write, whose error is the driver's answer."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode("ascii"))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise DeviceError("dax_recreate", error.errno or errno.EIO, f"{path}: {text}") from error
