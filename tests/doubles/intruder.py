@@ -16,6 +16,7 @@ import mmap
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -44,8 +45,9 @@ def _checked(result: int) -> int:
 
 
 def _map(fd: int, protection: int = mmap.PROT_READ | mmap.PROT_WRITE) -> int:
-    """A mapping without a descriptor of its own (Python's mmap keeps one)."""
-    size = os.fstat(fd).st_size
+    """A mapping without a descriptor of its own (Python's mmap keeps one). Of a device, which has
+    no size, 2 MiB: what device-dax is aligned to."""
+    size = os.fstat(fd).st_size or 2 << 20
     start = _LIBC.mmap(None, size, protection, mmap.MAP_SHARED, fd, 0)
     if start in (None, ctypes.c_void_p(-1).value):
         raise OSError(ctypes.get_errno(), "mmap")
@@ -54,7 +56,10 @@ def _map(fd: int, protection: int = mmap.PROT_READ | mmap.PROT_WRITE) -> int:
 
 def _try_file(fd: int) -> str:
     """What an open descriptor is still good for."""
-    size = os.fstat(fd).st_size
+    status = os.fstat(fd)
+    size = status.st_size
+    if stat.S_ISCHR(status.st_mode):
+        return f"read {ctypes.string_at(_map(fd), 6)!r}"
     try:
         os.ftruncate(fd, os.fstat(fd).st_blksize)
     except OSError as error:

@@ -139,6 +139,9 @@ class _Look:
     def _registered(self, pid: int, path: str) -> Iterator[Node]:
         for line in read_or_empty(path).splitlines():
             _, _, name = line.strip().partition(b": ")
+            if name in self._names:
+                # Up to Linux 6.1 only the last part of the path is told.
+                yield min(self._nodes)
             if not name.startswith(b"/") or name.startswith(b"/memfd:"):
                 continue
             plain = name.replace(b"\\040", b" ").decode("utf-8", "surrogateescape")

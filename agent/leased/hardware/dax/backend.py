@@ -46,6 +46,7 @@ PASSES_OVER_RANGE = 2
 """Overwriting, and reading back."""
 
 _LIST = "dax list"
+_KILLED = (errno.EPIPE, errno.ECONNRESET)
 
 
 class DaxBackend:
@@ -89,8 +90,12 @@ class DaxBackend:
 
     async def _look(self) -> calls.Seen:
         """List the ranges, and remember what each is called now."""
-        seen = await self._ask(_LIST, "look", calls.Look(ROOT), calls.Seen)
-        self._ranges = {one.identity: one for one in seen.ranges}
+        try:
+            seen = await self._ask(_LIST, "look", calls.Look(ROOT), calls.Seen)
+        finally:
+            self._crew.dismiss(_LIST)
+        # What is not there just now is remembered: it may have to be given back.
+        self._ranges.update({one.identity: one for one in seen.ranges})
         return seen
 
     def _is_stuck(self, identity: str) -> bool:
@@ -175,8 +180,9 @@ class DaxBackend:
         kills = self._hardware.escapees is EscapeePolicy.KILL
         async with self._turn(identity):
             self._clean.discard(identity)
+            known = self._ranges.get(identity)
             call = calls.Release(
-                ROOT, identity, self._search(), kills, self._hardware.kill_budget_ns
+                ROOT, identity, known, self._search(), kills, self._hardware.kill_budget_ns
             )
             began_ns = _now_ns()
             try:
@@ -220,6 +226,9 @@ class DaxBackend:
                 seen = await self._ask(worker, "witness", call, calls.Witnessed, extra_ns)
             except DeviceError as error:
                 return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, _now_ns()),)
+            finally:
+                for name in (f"dax use {identity}", f"dax witness {identity}"):
+                    self._crew.dismiss(name)
         return seen.steps
 
     # -- beside grants -----------------------------------------------------------------------------
@@ -232,7 +241,10 @@ class DaxBackend:
         if self._is_stuck(identity):
             raise DeviceError("dax_who", errno.EBUSY, "a call hangs in the kernel with it")
         call = calls.Who(ROOT, identity, self._search())
-        seen = await self._ask(f"dax who {identity}", "who", call, calls.Present)
+        try:
+            seen = await self._ask(f"dax who {identity}", "who", call, calls.Present)
+        finally:
+            self._crew.dismiss(f"dax who {identity}")
         return tuple(Holder(one.pid, one.uid, one.name, one.via) for one in seen.openers)
 
     async def adopt(self, leases: Iterable[Lease]) -> None:
@@ -259,16 +271,16 @@ class DaxBackend:
     async def _ask(
         self, worker: str, verb: str, call: msgspec.Struct, returns: type[T], extra_ns: int = 0
     ) -> T:
-        """One verb by a worker that ends with it."""
+        """One verb by one worker; again, if somebody killed it: every verb may be repeated."""
         if self._crew.is_stuck(worker):
             raise DeviceError(f"dax_{verb}", errno.ETIMEDOUT, "an earlier call still hangs")
-        search_ns = self._config.scan_budget_ns + self._hardware.kill_budget_ns
+        extra_ns += self._config.scan_budget_ns + self._hardware.kill_budget_ns
         try:
-            return await self._crew.task(
-                worker, "dax", verb, call, returns, extra_ns=search_ns + extra_ns
-            )
-        finally:
-            self._crew.dismiss(worker)
+            return await self._crew.task(worker, "dax", verb, call, returns, extra_ns=extra_ns)
+        except DeviceError as error:
+            if error.verb != "worker_answer" or error.errno not in _KILLED:
+                raise
+        return await self._crew.task(worker, "dax", verb, call, returns, extra_ns=extra_ns)
 
     def _touching_ns(self, passes: int, allotment: Allotment) -> int:
         return passes * allotment.capacity * NS_PER_S // self._hardware.touch_bytes_per_s

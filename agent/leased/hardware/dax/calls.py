@@ -60,10 +60,11 @@ class Readied(msgspec.Struct, frozen=True, array_like=True):
 
 class Release(msgspec.Struct, frozen=True, array_like=True):
     """Take a range back: end whoever has it (`kill`), take it from every descriptor, overwrite it,
-    read it back."""
+    read it back. `known` is what is remembered of it, should it not be there."""
 
     root: str
     identity: str
+    known: Range | None
     search: Search
     kill: bool
     kill_budget_ns: int

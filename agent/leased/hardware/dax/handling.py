@@ -83,9 +83,16 @@ def release(call: calls.Release, fds: list[int]) -> calls.Released:
         anew.append(recreate(one, root))
         return 0
 
-    one = _leasable(call.identity, root)
+    try:
+        one, is_there = _leasable(call.identity, root), True
+    except DeviceError:
+        if call.known is None:
+            raise
+        # Taken away, and not given back: whoever did that was ended before.
+        one, is_there = call.known, False
     with contextlib.suppress(_Ended):
-        _step(steps, TeardownStep.ESCAPEE_SCAN, lambda: _clear_out(one, root, call))
+        if is_there:
+            _step(steps, TeardownStep.ESCAPEE_SCAN, lambda: _clear_out(one, root, call))
         _step(steps, TeardownStep.OBJECT_REVOKE, revoke)
         _step(steps, TeardownStep.SCRUB, lambda: _scrub(anew[0], root, done))
         _step(steps, TeardownStep.READ_BACK, lambda: _residue(done[0]))

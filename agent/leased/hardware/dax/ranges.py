@@ -31,8 +31,8 @@ _ID_CHARACTERS_MAX = 100
 
 class Range(msgspec.Struct, frozen=True, array_like=True):
     """One range. `driver` is "" where it has none; `region` the path in sysfs of the device that it
-    is a child of, `whole` whether it is the only one there; `node` the NUMA node that its memory
-    belongs to, or would."""
+    is a child of, `keeper` that of the region's driver, `whole` whether the range is the only one
+    there; `node` the NUMA node that its memory belongs to, or would."""
 
     name: str
     identity: str
@@ -41,6 +41,7 @@ class Range(msgspec.Struct, frozen=True, array_like=True):
     node: int
     driver: str
     region: str
+    keeper: str
     whole: bool
     origin: str
 
@@ -84,6 +85,7 @@ def _range(name: str, device: Path, size_bytes: int, root: Path) -> Range:
         node=-1 if target is None else target,
         driver=_driver_of(device),
         region=str(region),
+        keeper=os.path.realpath(region / "driver") if (region / "driver").exists() else "",
         whole=siblings == [name],
         origin="" if origin is None else origin.name,
     )

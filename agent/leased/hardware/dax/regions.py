@@ -43,15 +43,13 @@ def find_range(identity: str, root: Path) -> Range:
 
 def recreate(one: Range, root: Path) -> Range:
     """Take the region away and give it back; the range as it is then, bound and with a node of its
-    own. Raises DeviceError; then it may have no driver, and nobody can open it."""
+    own. Raises DeviceError; then it may have no driver, and nobody can open it. `one` may be what
+    is remembered of it: a call that was ended half-way is ended by the next."""
     region = Path(one.region)
-    driver = Path(os.path.realpath(region / "driver"))
     if (region / "driver").exists():
-        _tell(driver / "unbind", region.name)
-    else:
-        raise DeviceError("dax_recreate", errno.ENODEV, f"{region} has no driver")
+        _tell(region / "driver/unbind", region.name)
     with _nobody_else_probes(one, root):
-        _tell(driver / "bind", region.name)
+        _tell(Path(one.keeper) / "bind", region.name)
         return _settle(one.identity, root)
 
 
