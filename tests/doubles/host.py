@@ -18,6 +18,7 @@ from typing import Protocol
 
 import pytest
 
+from leased.hardware import leaves
 from leased.hardware.cgroup import find_mounts
 from leased.hardware.config import HardwareConfig
 from leased.hardware.devices import Devices
@@ -60,7 +61,7 @@ def real_devices(**settings: object) -> Iterator[Devices]:
         if os.path.isdir(path):
             for leaf in [entry.path for entry in os.scandir(path) if entry.is_dir()]:
                 with contextlib.suppress(OSError):
-                    os.rmdir(leaf)
+                    leaves.remove(leaf)
             os.rmdir(path)
 
 

@@ -62,7 +62,7 @@ class Stage:
     def start(self, patch: pytest.MonkeyPatch, pinned_bytes: int = 1 << 20, **told: str) -> Door:
         """An owner; `told` is its environment: MOCK_VERBS_FAULT and the like."""
         self.tell(patch, **told)
-        return owner.start_owner(str(self.program), self.room, pinned_bytes)
+        return owner.start_owner(str(self.program), self.room, pinned_bytes, budget_ns=BUDGET_NS)
 
     def tell(self, patch: pytest.MonkeyPatch, **told: str) -> None:
         """The environment of what is started from here on."""

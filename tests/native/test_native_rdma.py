@@ -139,15 +139,15 @@ def test_it_says_what_is_missing(
 ) -> None:
     monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(program.parent))
-    assert owner.look(str(program), "mock0")["windows_2b"] == "1"
+    assert owner.look(str(program), "mock0", budget_ns=BUDGET_NS)["windows_2b"] == "1"
     with pytest.raises(DeviceError) as caught:
-        owner.look(str(program), "mlx5_0")
+        owner.look(str(program), "mlx5_0", budget_ns=BUDGET_NS)
     assert (caught.value.errno, caught.value.detail) == (errno.ENODEV, "open the device")
     old = tmp_path / "libibverbs.so.1"
     subprocess.run(["cc", "-shared", "-xc", "/dev/null", "-o", old], check=True)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     with pytest.raises(DeviceError) as caught:
-        owner.look(str(program), "mock0")
+        owner.look(str(program), "mock0", budget_ns=BUDGET_NS)
     assert (caught.value.errno, caught.value.detail) == (errno.ENOSYS, "ibv_get_device_list")
 
 

@@ -7,6 +7,10 @@ then in the room `inside`. A leaf without an owner has no rooms.
 
 Rule: rooms have no controllers of their own; every limit and the device filter are the leaf's.
 
+A limit on RDMA objects must be lifted before its cgroup is removed: Linux (seen in 6.1) frees a
+limit that nobody is charged under only when it is set to max, and otherwise crashes when the RDMA
+device goes, be that weeks later (`decisions/0014`).
+
 Does not make leaves (`cgroup`) and kills nobody.
 """
 
@@ -17,7 +21,7 @@ import errno
 import os
 from pathlib import Path
 
-from leased.hardware.sysfs import list_names
+from leased.hardware.sysfs import list_names, read_text
 from leased.terms.errors import DeviceError
 
 INSIDE = "inside"
@@ -50,7 +54,21 @@ def owners(leaf: str) -> list[str]:
 
 def remove(leaf: str) -> None:
     """Remove the leaf and its rooms. Raises OSError: somebody is left."""
+    _lift_object_limits(leaf)
     for room in [*owners(leaf), f"{leaf}/{INSIDE}"]:
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(room)
     os.rmdir(leaf)
+
+
+def _lift_object_limits(leaf: str) -> None:
+    text = read_text(Path(leaf, "rdma.max")) or ""
+    limited = [line.split()[0] for line in text.splitlines() if line.count("=max") < 2]
+    if limited:
+        fd = os.open(f"{leaf}/rdma.max", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            for device in limited:
+                with contextlib.suppress(OSError):  # the device has just gone, and its limit too
+                    os.write(fd, f"{device} hca_handle=max hca_object=max".encode("ascii"))
+        finally:
+            os.close(fd)

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import struct
 from collections.abc import Sequence
 
 import trio
 
+from leased.hardware import leaves
 from leased.hardware.adopting import Adoptions
 from leased.hardware.calls import CgroupFacts, Created, Leafed, MakeLeaf
 from leased.hardware.config import HardwareConfig
@@ -159,7 +159,7 @@ class Preparer:
                 self._ledgers.known(piece.pool).release((case.lease.lease_id, piece.index))
         if case.leaf:
             try:
-                os.rmdir(case.leaf)
+                leaves.remove(case.leaf)
             except OSError as left:
                 detail = f"{case.error.detail}; {left}"
                 return DeviceError(case.error.verb, case.error.errno, detail)

@@ -88,7 +88,7 @@ class RdmaBackend:
             facts = await self._cgroup()
             if not facts.path:
                 return _absent("an owner lives in the lease's cgroup: " + "; ".join(facts.troubles))
-            asked = calls.Look(self._config, facts)
+            asked = calls.Look(self._config, facts, self._patience_ns)
             seen = await self._crew.task("rdma survey", "rdma", "see", asked, calls.Seen)
         except DeviceError as error:
             return self._last or _absent(_in_words(error))

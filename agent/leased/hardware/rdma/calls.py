@@ -23,6 +23,7 @@ class Look(msgspec.Struct, frozen=True, array_like=True):
 
     config: HardwareConfig
     cgroup: CgroupFacts
+    budget_ns: int
 
 
 class Ability(msgspec.Struct, frozen=True, array_like=True):

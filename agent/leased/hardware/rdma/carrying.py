@@ -52,14 +52,14 @@ def see(asked: calls.Look, fds: Sequence[int]) -> calls.Seen:
             # A kernel that cannot list objects could not be a witness: better known now.
             nldev.objects(device.number)
     program = asked.config.rdma.program
-    abilities = tuple(_ability(program, device) for device in devices)
+    abilities = tuple(_ability(program, device, asked.budget_ns) for device in devices)
     memory = survey_memory(asked.config, asked.cgroup).resources
     return calls.Seen(tuple(devices), abilities, memory)
 
 
-def _ability(program: str, device: RdmaDevice) -> calls.Ability:
+def _ability(program: str, device: RdmaDevice, budget_ns: int) -> calls.Ability:
     try:
-        told = owner.look(owner.find_program(program), device.name)
+        told = owner.look(owner.find_program(program), device.name, budget_ns=budget_ns)
         return calls.Ability(
             "",
             int(told["region_bytes_max"]),
@@ -121,7 +121,7 @@ def _open(
         where, peers_max=asked.peers_max, windows=asked.windows, sizes=asked.sizes
     )
     program = owner.find_program(asked.program)
-    with owner.start_owner(program, room, sum(asked.sizes)) as door:
+    with owner.start_owner(program, room, sum(asked.sizes), budget_ns=asked.budget_ns) as door:
         answer = door.ask(protocol.OPEN, body, fds=fds, budget_ns=asked.budget_ns)
         return protocol.decode_state(answer)
 

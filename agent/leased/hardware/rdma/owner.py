@@ -43,7 +43,7 @@ _CANDIDATES: Final = (
 _SLACK_BYTES: Final = 64 << 20
 """What a device's library may pin for itself: queues, doorbells."""
 
-_START_S: Final = 5.0
+_NS_PER_S: Final = 1_000_000_000
 
 
 def room_of(leaf: str, guid: str) -> str:
@@ -114,7 +114,7 @@ class Door:
 # ---- starting ----------------------------------------------------------------------------------
 
 
-def start_owner(program: str, room: str, pinned_bytes: int) -> Door:
+def start_owner(program: str, room: str, pinned_bytes: int, *, budget_ns: int) -> Door:
     """Start an owner in `room`; it lives on without us. Raises DeviceError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, contextlib.ExitStack() as stack:
@@ -123,7 +123,7 @@ def start_owner(program: str, room: str, pinned_bytes: int) -> Door:
         stack.callback(os.close, procs)
         numbers = (theirs.fileno(), ours.fileno(), procs)
         arguments = ("own", *map(str, numbers), str(pinned_bytes + _SLACK_BYTES))
-        _run(program, arguments, numbers)
+        _run(program, arguments, numbers, budget_ns)
         return Door(ours.dup())
 
 
@@ -146,13 +146,13 @@ def start_prober(program: str) -> tuple[subprocess.Popen[bytes], Door]:
     return process, Door(ours)
 
 
-def look(program: str, device: str) -> dict[str, str]:
+def look(program: str, device: str, *, budget_ns: int) -> dict[str, str]:
     """What the library says that a device can. Raises DeviceError."""
-    lines = _run(program, ("look", device), ()).splitlines()
+    lines = _run(program, ("look", device), (), budget_ns).splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def _run(program: str, arguments: Sequence[str], fds: Sequence[int]) -> str:
+def _run(program: str, arguments: Sequence[str], fds: Sequence[int], budget_ns: int) -> str:
     """Run leased-rdma to its end, or until it has detached."""
     try:
         done = subprocess.run(
@@ -162,7 +162,7 @@ def _run(program: str, arguments: Sequence[str], fds: Sequence[int]) -> str:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_START_S,
+            timeout=budget_ns / _NS_PER_S,
             cwd="/",
             check=False,
         )

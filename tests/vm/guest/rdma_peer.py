@@ -1,0 +1,137 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""A remote peer: the program on another machine that uses leased memory over RDMA, by Debian's
+pyverbs, which shares nothing with ours but the kernel.
+
+One JSON object a line in, one out. "open" makes a queue pair and tells its end; "connect" takes the
+agent's end; "write" and "read" are one request each and tell its completion's status; "race" reads
+without a pause until a read fails, and tells when (boottime ns) the last one came back and the
+first failed: it answers twice, first when it has begun.
+
+Does not know leases.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import pyverbs.enums as e
+from pyverbs.addr import GID, AHAttr, GlobalRoute
+from pyverbs.cq import CQ
+from pyverbs.device import Context
+from pyverbs.mr import MR
+from pyverbs.pd import PD
+from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
+from pyverbs.wr import SGE, SendWR
+
+SIZE = 1 << 16
+RDMA_READ, RDMA_WRITE = e.IBV_WR_RDMA_READ, e.IBV_WR_RDMA_WRITE
+TIMEOUT, RETRIES = 10, 2
+"""4 ms, 2 times: a peer that is gone is known to be within a few of them."""
+
+WITHIN_S = 10.0
+
+
+class Peer:
+    """One queue pair of a device, and memory to read into."""
+
+    def __init__(self, device: str, gid_index: int) -> None:
+        self.context = Context(name=device)
+        self.domain = PD(self.context)
+        self.gid_index = gid_index
+        self.gid = self.context.query_gid(1, gid_index).gid
+        access = e.IBV_ACCESS_LOCAL_WRITE | e.IBV_ACCESS_REMOTE_READ
+        self.memory = MR(self.domain, SIZE, access)
+        self.completions = CQ(self.context, 16)
+        room = QPCap(max_send_wr=8, max_recv_wr=1, max_send_sge=1, max_recv_sge=1)
+        init = QPInitAttr(
+            qp_type=e.IBV_QPT_RC, scq=self.completions, rcq=self.completions, cap=room
+        )
+        self.pair = QP(self.domain, init, QPAttr(port_num=1))
+        self.first_packet = 0x1234
+
+    def end(self) -> dict[str, Any]:
+        """What the agent is told."""
+        return {
+            "gid": self.gid,
+            "qp_number": self.pair.qp_num,
+            "packet_number": self.first_packet,
+        }
+
+    def connect(self, theirs: dict[str, Any]) -> None:
+        """To RTS, towards the agent's end."""
+        route = GlobalRoute(dgid=GID(theirs["gid"]), sgid_index=self.gid_index, hop_limit=64)
+        attr = QPAttr(port_num=1)
+        attr.qp_access_flags = 0
+        attr.path_mtu = {256: 1, 512: 2, 1024: 3, 2048: 4, 4096: 5}[theirs["mtu"]]
+        attr.dest_qp_num = theirs["qp_number"]
+        attr.rq_psn, attr.sq_psn = theirs["packet_number"], self.first_packet
+        attr.max_dest_rd_atomic = attr.max_rd_atomic = 1
+        attr.min_rnr_timer = 12
+        attr.timeout, attr.retry_cnt, attr.rnr_retry = TIMEOUT, RETRIES, 7
+        attr.ah_attr = AHAttr(gr=route, is_global=1, port_num=1, dlid=theirs.get("lid", 0))
+        self.pair.to_rts(attr)
+
+    def request(self, opcode: int, address: int, key: int, length: int) -> int:
+        """One request; the status of its completion."""
+        element = SGE(self.memory.buf, length, self.memory.lkey)
+        work = SendWR(num_sge=1, sg=[element], opcode=opcode, send_flags=e.IBV_SEND_SIGNALED)
+        work.set_wr_rdma(key, address)
+        self.pair.post_send(work)
+        end = time.monotonic() + WITHIN_S
+        while time.monotonic() < end:
+            count, done = self.completions.poll()
+            if count:
+                return int(done[0].status)
+        raise TimeoutError("no completion")
+
+    def race(self, address: int, key: int) -> dict[str, Any]:
+        """Read until it fails."""
+        last_ns, reads = 0, 0
+        while True:
+            status = self.request(RDMA_READ, address, key, 8)
+            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            if status:
+                return {"last_ns": last_ns, "failed_ns": now_ns, "status": status, "reads": reads}
+            last_ns, reads = now_ns, reads + 1
+            if reads == 3:
+                say({"racing": True})
+
+
+def say(told: dict[str, Any]) -> None:
+    """One line out."""
+    print(json.dumps(told), flush=True)
+
+
+def main() -> None:
+    """Obey until the end of the input."""
+    peer: Peer | None = None
+    for line in sys.stdin:
+        asked = json.loads(line)
+        match asked["do"]:
+            case "open":
+                peer = Peer(asked["device"], asked["gid_index"])
+                say(peer.end())
+            case "connect":
+                assert peer is not None
+                peer.connect(asked)
+                say({})
+            case "write":
+                assert peer is not None
+                data = bytes.fromhex(asked["data"])
+                peer.memory.write(data, len(data))
+                say({"status": peer.request(RDMA_WRITE, asked["address"], asked["key"], len(data))})
+            case "read":
+                assert peer is not None
+                status = peer.request(RDMA_READ, asked["address"], asked["key"], asked["length"])
+                say({"status": status, "data": peer.memory.read(asked["length"], 0).hex()})
+            case "race":
+                assert peer is not None
+                say(peer.race(asked["address"], asked["key"]))
+
+
+if __name__ == "__main__":
+    main()
