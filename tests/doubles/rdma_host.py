@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from leased.hardware.rdma.nldev import Nldev, Row
 from leased.terms.errors import DeviceError
@@ -125,6 +127,11 @@ def soft_device(name: str = "rxetest") -> Iterator[SoftDevice]:
                 run("rdma", "link", "delete", name)
     finally:
         run("ip", "link", "delete", link)
+
+
+async def a_moment() -> None:
+    """Before looking again at what the kernel tells nobody of."""
+    await trio.to_thread.run_sync(select.select, [], [], [], 0.05)
 
 
 def is_registered(name: str) -> bool:

@@ -54,14 +54,15 @@ def owners(leaf: str) -> list[str]:
 
 def remove(leaf: str) -> None:
     """Remove the leaf and its rooms. Raises OSError: somebody is left."""
-    _lift_object_limits(leaf)
+    lift_object_limits(leaf)
     for room in [*owners(leaf), f"{leaf}/{INSIDE}"]:
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(room)
     os.rmdir(leaf)
 
 
-def _lift_object_limits(leaf: str) -> None:
+def lift_object_limits(leaf: str) -> None:
+    """Let the kernel free what it keeps of limits on RDMA objects. Idempotent."""
     text = read_text(Path(leaf, "rdma.max")) or ""
     limited = [line.split()[0] for line in text.splitlines() if line.count("=max") < 2]
     if limited:

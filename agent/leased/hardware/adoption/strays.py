@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from leased.hardware import cgroup
+from leased.hardware import cgroup, leaves
 from leased.terms.errors import DeviceError
 
 _LEASE_NAME = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -82,6 +82,7 @@ def _remove(path: str, end_ns: int) -> int:
     """0 when it is gone, or why it is not."""
     while True:
         try:
+            leaves.lift_object_limits(path)
             for directory, _, _ in os.walk(path, topdown=False):
                 os.rmdir(directory)
             return 0
