@@ -51,7 +51,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "dm_above": ("a device-mapper target over it", ("block",)),
     "seals": ("seals the memfd so that it could not be truncated", ("mem",)),
     "cow": ("a private, copied-on-write mapping", ("mem", "hugepages")),
-    "pinned_mr": ("a memory region registered with RDMA", ("rdma", "mem")),
+    "pinned_mr": ("a memory region registered with RDMA", ("rdma", "hugepages")),
     "ptraced": ("a tracer outside the lease holds it stopped", ("mem",)),
     "user_namespace_root": ("is root in a user namespace of its own", ("mem", "block")),
     "cgroup_escape": ("tries to move itself out of its cgroup", ("any",)),

@@ -269,11 +269,16 @@ def run_chains(options: argparse.Namespace, folder: Path) -> Tally:
             (folder / name).mkdir()
             chain = Chain(options, folder / name, tally)
             running[name] = pool.submit(getattr(chain, name))
-        for name, chain_run in running.items():
-            error = chain_run.exception()
-            if error is not None:
-                why = "".join(traceback.format_exception(error))
-                tally.count("failed", f"chain {name}", why=why)
+        try:
+            for name, chain_run in running.items():
+                error = chain_run.exception()
+                if error is not None:
+                    why = "".join(traceback.format_exception(error))
+                    tally.count("failed", f"chain {name}", why=why)
+        except (SystemExit, KeyboardInterrupt):
+            # The pool waits for its threads, and they for their machines.
+            stop_all(folder)
+            raise
     return tally
 
 
