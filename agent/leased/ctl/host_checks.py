@@ -186,6 +186,14 @@ def nvidia(root: Path) -> Iterator[Finding]:
             "not loaded",
             "CUDA needs it: nvidia-modprobe -u -c=0 loads it",
         )
+    yield Finding(
+        Grade.NOTE,
+        "GPU reset, MIG mode",
+        "never done by the agent",
+        "drain the GPU, stop leased (it keeps GPUs attached to hear of errors), then nvidia-smi -r"
+        " -i UUID or nvidia-smi -mig 1 -i UUID; before Ampere, and on Ampere without a fabric"
+        " manager, a reset takes every GPU that has an NVLink to it along",
+    )
 
 
 def clock(root: Path) -> Iterator[Finding]:

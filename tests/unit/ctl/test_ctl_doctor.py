@@ -98,6 +98,7 @@ def test_nvidia_majors(tmp_path: Path) -> None:
     found = {finding.topic: finding for finding in host_checks.nvidia(root)}
     assert found["NVIDIA majors"].text == "nvidia 195, nvidiactl 195"
     assert found["nvidia-uvm"].grade is Grade.WARN
+    assert "stop leased" in found["GPU reset, MIG mode"].advice
 
 
 @pytest.mark.parametrize(
