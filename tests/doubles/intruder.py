@@ -27,6 +27,7 @@ _LIBC.mmap.restype = ctypes.c_void_p
 _LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
 _LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _CLONE_FILES = 0x400
+_CLONE_NEWUSER = 0x10000000
 _IO_URING_SETUP, _IO_URING_REGISTER = 425, 427
 _REGISTER_BUFFERS, _REGISTER_FILES = 0, 2
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1
@@ -94,6 +95,30 @@ def mapped(fd: int) -> Answer:
     start = _map(fd)
     os.close(fd)
     return lambda line: ctypes.string_at(start, 8).hex()
+
+
+def cow(fd: int) -> Answer:
+    """Map it privately, write to the copy, and close it."""
+    size = os.fstat(fd).st_size
+    start = _LIBC.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+    ctypes.memset(start, 0x5A, mmap.PAGESIZE)
+    os.close(fd)
+    return lambda line: ctypes.string_at(start, 8).hex()
+
+
+def double_fork(fd: int) -> Answer:
+    """Leave the session and the parents, as daemons do, with the memory mapped."""
+    for _ in range(2):
+        if os.fork() != 0:
+            signal.pause()
+        os.setsid()
+    return mapped(fd)
+
+
+def user_namespace(fd: int) -> Answer:
+    """Be root, in a user namespace of its own."""
+    _checked(_LIBC.unshare(_CLONE_NEWUSER))
+    return mapped(fd)
 
 
 def thread(fd: int) -> Answer:
@@ -237,8 +262,8 @@ def fork_bomb(fd: int) -> Answer:
 TRICKS: dict[str, Callable[[int], Answer]] = {
     trick.__name__: trick
     for trick in (
-        hold, reopen, path_only, mapped, thread, in_flight, ring_file, ring_buffer, pipe_page,
-        shrink, punch, seal, spend, leave_file, fork_bomb,
+        hold, reopen, path_only, mapped, cow, double_fork, user_namespace, thread, in_flight,
+        ring_file, ring_buffer, pipe_page, shrink, punch, seal, spend, leave_file, fork_bomb,
     )
 }  # fmt: skip
 
