@@ -21,9 +21,9 @@ from leased.terms.command import Caller, Command
 from leased.terms.effect import Effect
 from leased.terms.event import Event
 from leased.terms.identity import BootId, CommandId, LeaseId, TenantId
-from leased.terms.lease import Lease, LeaseState, Priority
+from leased.terms.lease import Lease, LeaseState, Level, Priority
 from leased.terms.moment import NS_PER_S, Moment
-from leased.terms.policy import Policy
+from leased.terms.policy import Policy, TenantLimits
 from leased.terms.policy_check import check
 from leased.terms.reply import Granted, Refusal, Reply
 from leased.terms.resource import Allotment, Ask, Inventory, Resource, ResourceKind, TierKind
@@ -31,6 +31,7 @@ from leased.terms.teardown import CutReport, ProofReport, ScrubReport, StepRepor
 
 PAGE = 4096
 HUGE = 2 << 20
+ANY_LEVEL = Policy(tenant_default=TenantLimits(level_max=Level.CRITICAL))
 EVIDENCE = b"\xee" * 32
 WALL_NS = 1_700_000_000 * NS_PER_S
 
@@ -181,6 +182,8 @@ class Desk:
         priority: Priority = Priority.STANDARD,
         grace: float | None = None,
         command_id: CommandId | None = None,
+        level: Level | None = None,
+        requeue_of: LeaseId | None = None,
     ) -> commands.Acquire:
         """A request, not yet made. Without asks, one page of memory."""
         return commands.Acquire(
@@ -188,9 +191,11 @@ class Desk:
             caller,
             asks or (ask_mem(1),),
             round(ttl * NS_PER_S),
-            priority,
+            priority if level is None else level.priority,
             round(wait * NS_PER_S),
             None if grace is None else round(grace * NS_PER_S),
+            level=level,
+            requeue_of=requeue_of,
         )
 
     def ask(self, *asks: Ask, **how: object) -> Reply | None:

@@ -96,7 +96,7 @@ class Model:
         places = sum(lease["state"] != "fenced" for lease in self.open())
         if places >= NODE_LEASES_MAX or ("node", None) in ahead:
             return "places"
-        own = sum(lease["tenant"] == "acme" and lease["state"] in LIVE for lease in self.open())
+        own = sum(lease["tenant"] == "acme" and lease["state"] != "fenced" for lease in self.open())
         tenant = request["caller"].tenant
         if (tenant == "acme" and own >= ACME_LEASES_MAX) or ("tenant", tenant) in ahead:
             return "tenant"

@@ -2,307 +2,329 @@
 """Admission: may this request have a lease now, and of what; if not, why, and when it could at the
 earliest.
 
-Rule: the checks run in one order (can it be meant, node, tenant, capacity) and the first that fails
-is the reason. `Verdict.waitable` says whether time or other people's leases could change the
-answer: a request larger than its resource is refused at once however long it would wait. When it
-could change is worked out only for a refusal that is given (`lessor.estimate`).
+Rule: the checks run in one order (can it be meant, may it be asked, node, tenant, capacity) and the
+first that fails is the reason. `Verdict.waitable` says whether time or other people's leases could
+change the answer. When it could is worked out only for a refusal that is given (`estimate`).
 
 Does not change the table and does not build events.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 
 import msgspec
 
+from leased.lessor.accounts import Charge, covers, weigh
+from leased.lessor.bars import Bars
+from leased.lessor.budget import Prices, budget_overrun
 from leased.lessor.estimate import node_ns, room_ns, tenant_ns
-from leased.lessor.placement import NONE_BARRED, place, spans
-from leased.lessor.pool import Pool
-from leased.lessor.queue import Bars
-from leased.lessor.quota import Limits, Overrun, TenantBook, taken_by_kind, wanted_by_kind
+from leased.lessor.ledger import Key
+from leased.lessor.meaning import Meaning, Verdict, clip, name_of, no
+from leased.lessor.placement import NONE_BARRED, place
+from leased.lessor.queue import level_of
+from leased.lessor.quota import (
+    Excess,
+    Limits,
+    Overrun,
+    TenantBook,
+    account_of,
+    capacity_overrun,
+    count_overrun,
+    over_row,
+    wanted_by,
+)
+from leased.lessor.shares import Shares
 from leased.lessor.table import LeaseTable
-from leased.lessor.wholes import GPU_MILLI, Wholes, wholes_of
+from leased.lessor.wholes import wholes_of
 from leased.terms.command import Acquire
-from leased.terms.lease import Priority
-from leased.terms.policy import Policy
+from leased.terms.policy import Calendar, Mode, Policy
 from leased.terms.reply import Refusal, RefusalReason
 from leased.terms.resource import Allotment, Ask, ResourceKind
 
-CAPACITY_MAX = 2**63 - 1
-"""Nothing is larger than this; it also bounds what a refusal writes to the chain."""
 
-CORE_MILLI = 1000
+class Offer(msgspec.Struct):
+    """Yes, and on what terms: until when a renewal may go (None: no such end), what of each kind is
+    borrowed, and which limits are exceeded where they may be.
+    """
 
-
-class Verdict(msgspec.Struct, frozen=True):
-    """No. `waitable`: it may become yes without the caller changing anything."""
-
-    refusal: Refusal
-    waitable: bool
-
-
-def _clip(number: int) -> int:
-    return max(-CAPACITY_MAX, min(CAPACITY_MAX, number))
-
-
-def _no(
-    reason: RefusalReason,
-    what: str,
-    *,
-    limit: int = 0,
-    usage: int = 0,
-    requested: int = 0,
-    waitable: bool = False,
-) -> Verdict:
-    return Verdict(Refusal(reason, what, _clip(limit), _clip(usage), _clip(requested)), waitable)
-
-
-def name_of(ask: Ask) -> str:
-    """What a refusal calls the thing asked for: the pinned resource, else kind and shape."""
-    if ask.resource_id is not None:
-        return ask.resource_id
-    kind = ask.kind.name.lower()
-    return kind if ask.shape is None else f"{kind}:{ask.shape}"
+    allotments: tuple[Allotment, ...]
+    burst_until_ns: int | None = None
+    backfill_until_ns: int | None = None
+    borrowed: tuple[tuple[ResourceKind, int], ...] = ()
+    excesses: Sequence[Excess] = ()
 
 
 class Admission:
     """The judge: a table to look at and a policy to hold it against."""
 
-    __slots__ = ("_book", "_table", "_ttl_max", "policy")
+    __slots__ = ("_table", "book", "calendar", "meaning", "policy", "prices", "shares")
 
     def __init__(self, table: LeaseTable, policy: Policy) -> None:
         self._table = table
+        self.prices = Prices()
+        self.calendar = Calendar()
+        self.shares: Shares | None = None
         self.set_policy(policy)
 
     def set_policy(self, policy: Policy) -> None:
         """Judge by `policy` from here on."""
         self.policy = policy
-        self._book = TenantBook(policy)
-        self._ttl_max = tuple(policy.ttl_ns_max(priority) for priority in Priority)
+        self.book = TenantBook(policy)
+        self.shares = Shares(policy, self.book, self._table.accounts, self.shares)
+        self.meaning = Meaning(self._table, policy)
 
     # ---- yes or no -------------------------------------------------------------------------------
 
-    def judge(self, acquire: Acquire, bars: Bars | None) -> tuple[Allotment, ...] | Verdict:
-        """The allotments of the lease, or why not. `bars`: what requests ahead of this one wait
-        for.
-        """
-        verdict = self.meant(acquire)
+    def judge(self, acquire: Acquire, bars: Bars | None, now_ns: int) -> Offer | Verdict:
+        """What the lease would be, or why not. `bars`: what requests ahead of this one wait for."""
+        limits = self.book.limits(acquire.caller.tenant)
+        verdict = self.meaning.meant(acquire) or self._may(acquire, limits)
         if verdict is not None:
             return verdict
         asks, table = acquire.asks, self._table
         if table.occupied >= self.policy.leases_max:
             return self._node_full()
-        limits = self._book.limits(acquire.caller.tenant)
+        offer = Offer(())
         if not limits.unlimited:
-            overrun = limits.overrun(
-                table.accounts.get(acquire.caller.tenant), wanted_by_kind(asks)
-            )
-            if overrun is not None:
-                return _over_quota(overrun)
+            verdict = self._within(acquire, limits, wanted_by(acquire), offer, now_ns)
+            if verdict is not None:
+                return verdict
+        if self.shares.divisions:
+            tenant, charge = acquire.caller.tenant, wanted_by(acquire)
+            verdict = self.shares.verdict(tenant, charge, table.pools)
+            if verdict is not None:
+                return verdict
         barred: AbstractSet[str] = NONE_BARRED
         if bars is not None:
-            behind = bars.hold_back(acquire)
+            behind = bars.hold_back(acquire, limits)
             if behind is not None:
                 return self._behind(behind, acquire)
             barred = bars.pools
         placed = place(asks, table.pools, barred=barred)
-        if isinstance(placed, tuple):
-            return placed if limits.unlimited else self._within(limits, acquire, placed)
-        return self._no_room(asks, placed, barred)
+        if not isinstance(placed, tuple):
+            return self.meaning.no_room(asks, placed, barred)
+        if not limits.unlimited and (limits.narrow or _may_grow(asks)):
+            placed = self._placed_within(acquire, limits, placed, barred, offer, now_ns)
+            if isinstance(placed, Verdict):
+                return placed
+        offer.allotments = placed
+        return offer
+
+    def _may(self, acquire: Acquire, limits: Limits) -> Verdict | None:
+        """Whether the caller may ask like this at all."""
+        level = level_of(acquire)
+        if level > limits.level_max and not acquire.caller.operator:
+            return no(
+                RefusalReason.LEVEL,
+                "level",
+                limit=limits.level_max,
+                requested=level,
+                rule=f"{limits.name}.level_max",
+            )
+        longest = limits.duration_ns_max
+        if longest is not None and acquire.ttl_ns > longest:
+            return no(
+                RefusalReason.DURATION,
+                "ns",
+                limit=longest,
+                requested=acquire.ttl_ns,
+                rule=f"{limits.name}.duration_max",
+            )
+        return None
 
     def _within(
-        self, limits: Limits, acquire: Acquire, placed: tuple[Allotment, ...]
-    ) -> tuple[Allotment, ...] | Verdict:
-        """Entire devices can be larger than what was asked of them, and they count whole."""
-        if all(wholes_of(ask) is None for ask in acquire.asks):
-            return placed
-        account = self._table.accounts.get(acquire.caller.tenant)
-        overrun = limits.overrun(account, taken_by_kind(placed))
-        return placed if overrun is None else _over_quota(overrun)
+        self, acquire: Acquire, limits: Limits, charge: Charge, offer: Offer, now_ns: int
+    ) -> Verdict | None:
+        """Whether the tenant, and those it shares limits with, may have `charge` more; how, goes
+        into `offer`.
+        """
+        accounts = self._table.accounts
+        overrun = count_overrun(limits, accounts)
+        if overrun is None:
+            excesses: list[Excess] = []
+            lends = partial(self.shares.lends, acquire.caller.tenant)
+            overrun = capacity_overrun(limits, accounts, charge, excesses, lends)
+            overrun = overrun or self._bear(excesses, charge, offer, now_ns)
+        if overrun is None and limits.metered:
+            overrun = self.budget_overrun(limits, _uses(charge, acquire))
+        return None if overrun is None else over_quota(overrun)
 
-    def judge_ttl(self, ttl_ns: int, priority: Priority) -> Verdict | None:
-        """Whether a length of time is within the floor and the ceiling of its priority."""
-        if ttl_ns < self.policy.ttl_ns_min:
-            return _no(
-                RefusalReason.TTL_TOO_SHORT, "ns", limit=self.policy.ttl_ns_min, requested=ttl_ns
-            )
-        ceiling = self._ttl_max[priority]
-        if ttl_ns > ceiling:
-            return _no(RefusalReason.TTL_TOO_LONG, "ns", limit=ceiling, requested=ttl_ns)
+    def budget_overrun(self, limits: Limits, more: Mapping[Key, int]) -> Overrun | None:
+        """The first budget that `more` would exceed."""
+        ledger, members = self._table.ledger, self.book.group_of
+        return budget_overrun(limits, members, ledger, self.prices, more)
+
+    def _bear(
+        self, excesses: Sequence[Excess], charge: Charge, offer: Offer, now_ns: int
+    ) -> Overrun | None:
+        """Whether what goes over limits may do so now."""
+        until_ns: int | None = None
+        for excess in excesses:
+            limits, row = excess.limits, excess.row
+            if row.mode is Mode.BURST:
+                ends_ns = now_ns + row.burst_ns
+                until_ns = ends_ns if until_ns is None else min(until_ns, ends_ns)
+            elif (
+                row.mode is Mode.SOFT
+                and self._table.overages.borne_until_ns(limits.holder, row, now_ns) is None
+            ):
+                more = weigh(charge, row.kind, row.tier, row.node)
+                return over_row(limits, row, row.limit, excess.usage - more, more)
+        offer.burst_until_ns, offer.excesses = until_ns, excesses
+        offer.borrowed = tuple(
+            (ResourceKind(one.row.kind), one.usage - one.row.limit)
+            for one in excesses
+            if one.row.mode is Mode.HARD
+        )
         return None
+
+    def _placed_within(
+        self,
+        acquire: Acquire,
+        limits: Limits,
+        placed: tuple[Allotment, ...],
+        barred: AbstractSet[str],
+        offer: Offer,
+        now_ns: int,
+    ) -> tuple[Allotment, ...] | Verdict:
+        """As `_within`, for what was placed. Where it went may be what is over: then anywhere that
+        is not.
+        """
+        verdict = self._within(acquire, limits, self._charge(placed), offer, now_ns)
+        if verdict is None or not limits.narrow:
+            return placed if verdict is None else verdict
+        closed = self._closed_to(limits, acquire)
+        elsewhere = place(acquire.asks, self._table.pools, barred=barred | closed)
+        if not isinstance(elsewhere, tuple):
+            return verdict
+        again = self._within(acquire, limits, self._charge(elsewhere), offer, now_ns)
+        return elsewhere if again is None else verdict
+
+    def _charge(self, placed: tuple[Allotment, ...]) -> Charge:
+        by_id = self._table.pools.by_id
+        return tuple((by_id[one.resource_id].cell, one.capacity) for one in placed)
+
+    def _closed_to(self, limits: Limits, acquire: Acquire) -> AbstractSet[str]:
+        """What counts under a narrow limit that has no room for the smallest of the asks."""
+        closed: dict[str, None] = {}
+        for one in limits.chain():
+            account = account_of(self._table.accounts, one)
+            for row in one.rows:
+                least = min(
+                    (ask.capacity for ask in acquire.asks if ask.kind == row.kind), default=0
+                )
+                used = 0 if account is None else account.used(row.kind, row.tier, row.node)
+                if row.narrow and least and used + least > row.limit:
+                    closed.update(
+                        (pool.counted.resource_id, None)
+                        for pool in self._table.pools.by_id.values()
+                        if covers(row.kind, row.tier, row.node, pool.cell)
+                    )
+        return closed.keys()
 
     def judge_wait(self, acquire: Acquire, *, waiting: int, of_tenant: int) -> Verdict | None:
         """Whether the queue has a place for one more request."""
         limit, usage = self.policy.waiting_max, waiting
-        own = self._book.limits(acquire.caller.tenant).waiting_max
+        rule = "waiting_max"
+        limits = self.book.limits(acquire.caller.tenant)
+        own = limits.waiting_max
         if own is not None and of_tenant >= own:
-            limit, usage = own, of_tenant
+            limit, usage, rule = own, of_tenant, f"{limits.name}.waiting_max"
         if usage < limit:
             return None
-        return _no(RefusalReason.QUEUE_FULL, "waiting", limit=limit, usage=usage, requested=1)
-
-    def meant(self, acquire: Acquire) -> Verdict | None:
-        """Whether the request can be meant on this node at all."""
-        asks = acquire.asks
-        verdict = self.judge_ttl(acquire.ttl_ns, acquire.priority)
-        if verdict is not None:
-            return verdict
-        if not 0 < len(asks) <= self.policy.asks_max:
-            return _no(
-                RefusalReason.CAPACITY_GRANULE,
-                "asks",
-                limit=self.policy.asks_max,
-                requested=len(asks),
-            )
-        for ask in asks:
-            verdict = self._meant_ask(ask)
-            if verdict is not None:
-                return verdict
-        return None if len(asks) == 1 else self._meant_together(asks)
-
-    def _meant_ask(self, ask: Ask) -> Verdict | None:
-        pools = self._table.pools.matching(ask)
-        need = ask.capacity
-        if not pools:
-            return _no(RefusalReason.NO_SUCH_RESOURCE, name_of(ask), requested=need)
-        wanted = wholes_of(ask)
-        if wanted is not None:
-            return self._meant_wholes(ask, wanted, pools)
-        unit = CORE_MILLI if ask.exclusive and ask.kind == ResourceKind.CPU else 1
-        largest = total = 0
-        granule = 0
-        for pool in pools:
-            if need % pool.granule:
-                granule = min(granule or pool.granule, pool.granule)
-                continue
-            total += pool.capacity
-            if pool.capacity > largest:
-                largest = pool.capacity
-        if need <= 0 or need > CAPACITY_MAX or need % unit or (granule and not total):
-            limit = max(unit, granule or pools[0].granule)
-            return _no(RefusalReason.CAPACITY_GRANULE, name_of(ask), limit=limit, requested=need)
-        room = total if spans(ask) else largest
-        if need > room:
-            return _no(RefusalReason.NO_CAPACITY, name_of(ask), limit=room, requested=need)
-        return self._open(ask, pools)
-
-    def _meant_wholes(self, ask: Ask, wanted: Wholes, pools: tuple[Pool, ...]) -> Verdict | None:
-        need = ask.capacity
-        if ask.kind == ResourceKind.GPU and not ask.count and need % GPU_MILLI:
-            limit = GPU_MILLI
-            return _no(RefusalReason.CAPACITY_GRANULE, name_of(ask), limit=limit, requested=need)
-        sizes = [pool.capacity for pool in pools if pool.capacity >= wanted.least]
-        if len(sizes) < wanted.count:
-            limit = sum(sizes) if sizes else max(pool.capacity for pool in pools)
-            requested = wanted.count * wanted.least
-            return _no(RefusalReason.NO_CAPACITY, name_of(ask), limit=limit, requested=requested)
-        return self._open(ask, pools)
-
-    def _open(self, ask: Ask, pools: tuple[Pool, ...]) -> Verdict | None:
-        if not self._table.pools.usable(ask):
-            return self._closed_off(ask, pools)
-        if "" in self._table.pools.cordoned:
-            return _no(RefusalReason.CORDONED, "node", requested=ask.capacity, waitable=True)
-        return None
-
-    def _closed_off(self, ask: Ask, pools: tuple[Pool, ...]) -> Verdict:
-        if all(map(self._table.pools.is_cordoned, pools)):
-            return _no(RefusalReason.CORDONED, name_of(ask), requested=ask.capacity, waitable=True)
-        return _no(RefusalReason.UNHEALTHY, name_of(ask), requested=ask.capacity, waitable=True)
-
-    def _meant_together(self, asks: tuple[Ask, ...]) -> Verdict | None:
-        """Whether all asks would fit at once on an empty node: one resource asked twice has to add
-        up.
-        """
-        pools = self._table.pools
-        empty = {pool.counted.resource_id: -pool.used for pool in pools.by_id.values()}
-        placed = place(asks, pools, taken=empty)
-        if isinstance(placed, tuple):
-            return None
-        ask = asks[placed]
-        sizes = [pool.capacity for pool in pools.usable(ask)]
-        room = sum(sizes) if spans(ask) else max(sizes)
-        together = sum(other.capacity for other in asks if other.kind == ask.kind)
-        return _no(RefusalReason.NO_CAPACITY, name_of(ask), limit=room, requested=together)
+        return no(
+            RefusalReason.QUEUE_FULL, "waiting", limit=limit, usage=usage, requested=1, rule=rule
+        )
 
     def _node_full(self) -> Verdict:
-        return _no(
+        return no(
             RefusalReason.NODE_LEASES,
             "leases",
             limit=self.policy.leases_max,
             usage=self._table.occupied,
             requested=1,
+            rule="leases_max",
             waitable=True,
         )
 
-    def _no_room(self, asks: tuple[Ask, ...], failed: int, barred: AbstractSet[str]) -> Verdict:
-        """NO_CAPACITY in numbers: of the resource with the most room, or of all together where an
-        ask may span.
-        """
-        ask = asks[failed]
-        wanted = wholes_of(ask)
-        least = 0 if wanted is None else wanted.least
-        pools = [pool for pool in self._table.pools.usable(ask) if pool.capacity >= least]
-        rooms = [
-            (0 if pool.counted.resource_id in barred else max(0, pool.free), pool.capacity)
-            for pool in pools
-        ]
-        if spans(ask):
-            free, limit = sum(room for room, _ in rooms), sum(capacity for _, capacity in rooms)
-        else:
-            free, limit = max(rooms)
-        return _no(
-            RefusalReason.NO_CAPACITY,
-            name_of(ask),
-            limit=limit,
-            usage=limit - free,
-            requested=ask.capacity,
-            waitable=True,
-        )
-
-    def _behind(self, reason: RefusalReason, acquire: Acquire) -> Verdict:
+    def _behind(self, behind: tuple[RefusalReason, str], acquire: Acquire) -> Verdict:
         """It would fit, but an earlier request waits for the same: all of it counts as spoken
         for.
         """
+        reason, holder = behind
         if reason is RefusalReason.NODE_LEASES:
             limit, what, requested = self.policy.leases_max, "leases", 1
         elif reason is RefusalReason.TENANT_LEASES:
-            limit, what, requested = (
-                self._book.limits(acquire.caller.tenant).leases_max or 0,
-                "leases",
-                1,
-            )
+            limits = self.book.limits(acquire.caller.tenant)
+            own = next(one for one in limits.chain() if one.holder == holder)
+            limit, what, requested = own.leases_max or own.concurrent_max or 0, "leases", 1
         else:
             ask = acquire.asks[0]
             limit = sum(pool.capacity for pool in self._table.pools.usable(ask))
             what, requested = name_of(ask), ask.capacity
-        return _no(reason, what, limit=limit, usage=limit, requested=requested, waitable=True)
+        verdict = no(reason, what, limit=limit, usage=limit, requested=requested, waitable=True)
+        return msgspec.structs.replace(verdict, holder=holder)
 
     def earliest_ns(self, acquire: Acquire, now_ns: int) -> int | None:
         """When `acquire` could succeed at the earliest, given the deadlines of the leases that are
         there now.
         """
-        if self.meant(acquire) is not None:
+        limits = self.book.limits(acquire.caller.tenant)
+        if self.meaning.meant(acquire) is not None or self._may(acquire, limits) is not None:
             return None
-        limits = self._book.limits(acquire.caller.tenant)
         instants = (
             node_ns(self._table, self.policy.leases_max, now_ns),
             tenant_ns(self._table, limits, acquire, now_ns),
+            self._budget_ns(limits, acquire, now_ns),
             room_ns(self._table, acquire.asks, now_ns),
         )
         known = [at_ns for at_ns in instants if at_ns is not None]
         return max(known) if len(known) == len(instants) else None
 
+    def cost_nano(self, acquire: Acquire) -> int:
+        """What it would cost until its first deadline, in 10^-9 of the currency, rounded up."""
+        return self.prices.cost_nano(_uses(wanted_by(acquire), acquire))
 
-def _over_quota(overrun: Overrun) -> Verdict:
-    by_count = overrun.kind is None
-    return _no(
-        RefusalReason.TENANT_LEASES if by_count else RefusalReason.TENANT_CAPACITY,
-        "leases" if overrun.kind is None else overrun.kind.name.lower(),
-        limit=overrun.limit,
-        usage=overrun.usage,
-        requested=overrun.requested,
-        # A request that is larger than the limit by itself never fits, whoever leaves.
-        waitable=overrun.requested <= overrun.limit,
+    def _budget_ns(self, limits: Limits, acquire: Acquire, now_ns: int) -> int | None:
+        """When there is a budget for it: now, or when the period of the one that lacks ends."""
+        if not limits.metered:
+            return now_ns
+        overrun = self.budget_overrun(limits, _uses(wanted_by(acquire), acquire))
+        if overrun is None:
+            return now_ns
+        if not overrun.fits:
+            return None
+        return next(
+            (one.ends_ns for one in self.calendar.periods if one.period is overrun.period), None
+        )
+
+
+def over_quota(overrun: Overrun) -> Verdict:
+    """The verdict on a request that goes over a limit of its tenant."""
+    refusal = Refusal(
+        overrun.reason,
+        overrun.what,
+        clip(overrun.limit),
+        clip(overrun.usage),
+        clip(overrun.requested),
+        rule=overrun.rule,
     )
+    # A request that is larger than the limit by itself never fits, whoever leaves.
+    return Verdict(refusal, overrun.fits, overrun.holder, overrun.when_over)
+
+
+def _uses(charge: Charge, acquire: Acquire) -> dict[Key, int]:
+    """What a lease of `charge` could use up until its first deadline."""
+    more: dict[Key, int] = {}
+    for (kind, tier, _), capacity in charge:
+        key = (kind, tier, int(acquire.priority))
+        more[key] = more.get(key, 0) + capacity * acquire.ttl_ns
+    return more
+
+
+def _may_grow(asks: tuple[Ask, ...]) -> bool:
+    """Whether a lease may hold more than was asked for: entire devices count whole."""
+    return any(wholes_of(ask) is not None for ask in asks)

@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from leased.lessor.ledger import rows_of
 from leased.lessor.lifecycle import CELLS, LIVE, Answer, Cell, Trigger
 from leased.lessor.table import LeaseTable, Tenancy, end_ns
 from leased.terms import event as events
@@ -111,7 +112,15 @@ class Draft:
         assert after is not None and after.state is (cell.to or lease.state)
         for effect in cell.does:
             self.effects.append(_DO[effect](after))
+        if cell.to is LeaseState.RECLAIMED:
+            self._note_meter(lease.subject.tenant)
         return cell
+
+    def _note_meter(self, tenant: TenantId) -> None:
+        """A lease is closed, and will not be replayed: what it used up is noted, if that counts."""
+        meter = self.table.ledger.meter(tenant)
+        if meter is not None:
+            self.emit(events.Metered(self.event_id(), tenant, rows_of(meter)))
 
     def end(self, lease: Lease, trigger: Trigger, facts: Facts) -> Cell:
         """As `move`, for a trigger that ends a live lease: one whose time is over has ended by

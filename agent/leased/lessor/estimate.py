@@ -13,15 +13,16 @@ Does not say whether the check fails (`lessor.admission`) and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from leased.lessor.accounts import Account, Charge, weigh
 from leased.lessor.placement import place, spans
 from leased.lessor.pool import Pool
-from leased.lessor.quota import Account, Limits, wanted_by_kind
+from leased.lessor.quota import Limits, Row, account_of, wanted_by
 from leased.lessor.table import LeaseTable
 from leased.terms.command import Acquire
 from leased.terms.identity import LeaseId
-from leased.terms.resource import Ask, ResourceKind, capacity_id
+from leased.terms.resource import Ask, capacity_id
 
 WALK_MAX = 256
 """Leases looked at per resource or tenant for one refusal: about 0.3 ms of work at the worst."""
@@ -39,31 +40,48 @@ def node_ns(table: LeaseTable, leases_max: int, now_ns: int) -> int | None:
 
 
 def tenant_ns(table: LeaseTable, limits: Limits, acquire: Acquire, now_ns: int) -> int | None:
-    """When the tenant is below its own limits again."""
-    account = table.accounts.get(acquire.caller.tenant)
-    wanted = wanted_by_kind(acquire.asks)
-    if limits.unlimited or limits.overrun(account, wanted) is None:
+    """When the tenant is below its own limits again, and those that it shares."""
+    if limits.unlimited:
         return now_ns
-    if account is None:
-        return None
-    latest = now_ns
-    if limits.leases_max is not None:
-        at_ns = _covered_ns(
-            account, account.leases + 1 - limits.leases_max, lambda lease_id: 1, now_ns
-        )
-        if at_ns is None:
-            return None
-        latest = at_ns
-    for kind in ResourceKind:
-        limit = limits.capacities[kind]
-        if limit is None or not wanted[kind]:
-            continue
-        over = account.capacities[kind] + wanted[kind] - limit
-        at_ns = _covered_ns(account, over, _weigh_kind(table, kind), now_ns)
-        if at_ns is None:
-            return None
-        latest = max(latest, at_ns)
+    charge, latest = wanted_by(acquire), now_ns
+    for one in limits.chain():
+        account = account_of(table.accounts, one)
+        for over, weigh_lease in _overs(one, account, charge):
+            at_ns = now_ns if over <= 0 else None
+            if at_ns is None and account is not None:
+                at_ns = account.endings.covering_ns(over, weigh_lease, WALK_MAX)
+            if at_ns is None:
+                return None
+            latest = max(latest, at_ns)
     return latest
+
+
+Weigh = Callable[[LeaseId], int]
+
+
+def _overs(limits: Limits, account: Account | None, charge: Charge) -> Iterator[tuple[int, Weigh]]:
+    """By how much each limit would be exceeded when what is being cleaned is clean, and how much of
+    that each lease is.
+    """
+    leases = 0 if account is None else account.leases
+    for most in (limits.leases_max, limits.concurrent_max):
+        if most is not None:
+            yield leases + 1 - most, lambda lease_id: 1
+    for row in limits.rows:
+        more = weigh(charge, row.kind, row.tier, row.node)
+        if more:
+            used = 0
+            if account is not None:
+                used = account.used(row.kind, row.tier, row.node) - account.teardown[row.kind]
+            yield used + more - row.ceiling, _weigher(account, row)
+
+
+def _weigher(account: Account | None, row: Row) -> Weigh:
+    def weigh_lease(lease_id: LeaseId) -> int:
+        assert account is not None
+        return weigh(account.charges.get(lease_id, ()), row.kind, row.tier, row.node)
+
+    return weigh_lease
 
 
 def room_ns(table: LeaseTable, asks: tuple[Ask, ...], now_ns: int) -> int | None:
@@ -78,19 +96,6 @@ def room_ns(table: LeaseTable, asks: tuple[Ask, ...], now_ns: int) -> int | None
         known = [at_ns for at_ns in instants if at_ns is not None]
         return min(known) if known else None
     return _together_ns(table, asks, now_ns)
-
-
-def _covered_ns(
-    account: Account, over: int, weigh: Callable[[LeaseId], int], now_ns: int
-) -> int | None:
-    return now_ns if over <= 0 else account.endings.covering_ns(over, weigh, WALK_MAX)
-
-
-def _weigh_kind(table: LeaseTable, kind: ResourceKind) -> Callable[[LeaseId], int]:
-    def weigh(lease_id: LeaseId) -> int:
-        return sum(a.capacity for a in table.leases[lease_id].subject.allotments if a.kind == kind)
-
-    return weigh
 
 
 def held(table: LeaseTable, lease_id: LeaseId, resource_id: str) -> int:

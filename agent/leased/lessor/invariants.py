@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from leased.lessor.accounts import KIND_COUNT
 from leased.lessor.lifecycle import LIVE, TEARDOWN
-from leased.lessor.quota import KIND_COUNT
 from leased.lessor.table import LeaseTable, end_ns
 from leased.terms.errors import InvariantError
 from leased.terms.identity import TenantId
@@ -54,23 +54,34 @@ def capacity_adds_up(table: LeaseTable) -> Iterator[str]:
 
 
 def tenants_add_up(table: LeaseTable) -> Iterator[str]:
-    """What a tenant is counted to hold is what its live leases hold."""
+    """What is on a tenant's account is what its leases have, from the grant to the proof."""
     leases: dict[TenantId, int] = {}
     capacities: dict[TenantId, list[int]] = {}
+    teardowns: dict[TenantId, list[int]] = {}
     for lease in table.leases.values():
-        if lease.state in LIVE:
-            tenant = lease.subject.tenant
-            leases[tenant] = leases.get(tenant, 0) + 1
-            held = capacities.setdefault(tenant, [0] * KIND_COUNT)
-            for allotment in lease.subject.allotments:
-                held[allotment.kind] += allotment.capacity
+        if lease.state is LeaseState.FENCED:
+            continue
+        tenant = lease.subject.tenant
+        leases[tenant] = leases.get(tenant, 0) + (lease.state in LIVE)
+        held = capacities.setdefault(tenant, [0] * KIND_COUNT)
+        cleaned = teardowns.setdefault(tenant, [0] * KIND_COUNT)
+        for allotment in lease.subject.allotments:
+            held[allotment.kind] += allotment.capacity
+            cleaned[allotment.kind] += allotment.capacity * (lease.state in TEARDOWN)
     for tenant, account in table.accounts.items():
         if account.leases != leases.get(tenant, 0):
             yield f"tenant {tenant}: {account.leases} leases, the table has {leases.get(tenant, 0)}"
         if account.capacities != capacities.get(tenant, [0] * KIND_COUNT):
             yield f"tenant {tenant}: the capacities are not those of its leases"
+        if account.teardown != teardowns.get(tenant, [0] * KIND_COUNT):
+            yield f"tenant {tenant}: what is being cleaned is not what its leases had"
+        cells = [0] * KIND_COUNT
+        for cell, capacity in account.cells.items():
+            cells[cell[0]] += capacity
+        if cells != account.capacities or any(capacity <= 0 for capacity in account.cells.values()):
+            yield f"tenant {tenant}: the cells do not add up to the capacities"
     for tenant in leases:
-        if tenant not in table.accounts:
+        if table.accounts.get(tenant) is None:
             yield f"tenant {tenant}: holds leases without an account"
 
 

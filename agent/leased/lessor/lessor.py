@@ -18,12 +18,17 @@ from typing import Any
 import msgspec
 
 from leased.lessor.admission import Admission
+from leased.lessor.budget import Prices
+from leased.lessor.cuts import end_bearing, end_overages, mark_cuts
 from leased.lessor.draft import Draft, Entropy, Facts, Proposal
+from leased.lessor.fitting import misfit
 from leased.lessor.invariants import check
 from leased.lessor.lifecycle import CELLS, Answer, Trigger
 from leased.lessor.operations import OBSERVATIONS, ORDERS, end_lost, forbidden
+from leased.lessor.periods import begin_periods, meter_tenants
 from leased.lessor.questions import Questions, visible
 from leased.lessor.queue import WaitQueue
+from leased.lessor.renewal import renewed_until_ns
 from leased.lessor.reports import REPORTS
 from leased.lessor.requests import Requests, answered
 from leased.lessor.startup import start
@@ -36,8 +41,9 @@ from leased.terms.event import Event
 from leased.terms.identity import EventId, LeaseId
 from leased.terms.lease import LeaseState, RevocationReason
 from leased.terms.moment import Moment
-from leased.terms.policy import Policy
-from leased.terms.reply import Changed, Done, Missing, Refusal, RefusalReason
+from leased.terms.policy import Calendar, Policy, Price
+from leased.terms.policy_turn import turned
+from leased.terms.reply import Changed, Done, InForce, Missing, Refusal, RefusalReason, Unfit
 
 EXPIRIES_MAX = 512
 """Most leases, and most waits, that one Tick ends: their records fill a batch. The rest is still
@@ -59,6 +65,7 @@ class Lessor:
         self.admission = Admission(self.table, policy)
         self.questions = Questions(self.table, self.queue, self.admission)
         self.requests = Requests(self.table, self.queue, self.admission, self.questions)
+        self._document, self._host = policy, ""
         self._ids = ids
         self._expiries_max = expiries_max
         self._propose: dict[type[Command], Callable[[Any, Moment], Proposal]] = {
@@ -68,6 +75,7 @@ class Lessor:
             commands.CancelWait: self._cancel_wait,
             commands.Tick: self._tick,
             commands.SetPolicy: self._set_policy,
+            commands.Turn: self._turn,
             commands.Start: self._start,
             commands.Stop: self._stop,
             commands.Heartbeat: self._heartbeat,
@@ -108,16 +116,19 @@ class Lessor:
             self.table.leases[lease_id] = msgspec.structs.replace(lease, granted_sequence=sequence)
 
     def next_deadline_ns(self) -> int | None:
-        """When the next Tick is due: when the first lease, drain or wait ends."""
-        lease_ns, wait_ns = self.table.deadlines.next_ns(), self.queue.next_ns()
-        if lease_ns is None or wait_ns is None:
-            return wait_ns if lease_ns is None else lease_ns
-        return min(lease_ns, wait_ns)
+        """When the next Tick is due: when the first lease, drain, wait or overage ends."""
+        table = self.table
+        first = table.deadlines.next_ns()
+        if self.queue or table.overages:
+            others = (self.queue.next_ns(), table.overages.ends.next_ns())
+            ends = [at_ns for at_ns in (first, *others) if at_ns is not None]
+            return min(ends, default=None)
+        return first
 
     @property
     def policy(self) -> Policy:
-        """The policy in force."""
-        return self.admission.policy
+        """The policy in force, as the document says it."""
+        return self._document
 
     @property
     def admitting(self) -> bool:
@@ -134,7 +145,11 @@ class Lessor:
         return Draft(self.table, self._ids, moment)
 
     def _finish(self, draft: Draft, command: Command) -> Proposal:
-        """Serve whoever waits for what this command may have freed."""
+        """Note who is within its limits again, and serve whoever waits for what this command may
+        have freed.
+        """
+        if self.table.overages:
+            end_overages(draft, self.admission.book)
         if self.queue:
             self.requests.serve(draft, command.command_id)
         return draft.finish()
@@ -145,6 +160,9 @@ class Lessor:
         known = self.requests.known(command)
         if known is not None:
             return known
+        slow_down = self.requests.paced(command, moment.boot_ns)
+        if slow_down is not None:
+            return answered(command, slow_down)
         draft = Draft(self.table, self._ids, moment)
         self.requests.decide(draft, command)
         return draft.finish()
@@ -165,10 +183,12 @@ class Lessor:
                 command, Refusal(RefusalReason.AUDIT_UNAVAILABLE, "journal", requested=1)
             )
         ttl_ns = lease.ttl_ns if command.ttl_ns is None else command.ttl_ns
-        verdict = self.admission.judge_ttl(ttl_ns, lease.subject.priority)
-        if verdict is not None:
-            return answered(command, verdict.refusal)
-        generation, deadline_ns = lease.generation + 1, now_ns + ttl_ns
+        deadline_ns = renewed_until_ns(
+            self.table, self.admission, lease, ttl_ns, now_ns, crowded=bool(self.queue)
+        )
+        if isinstance(deadline_ns, Refusal):
+            return answered(command, deadline_ns)
+        generation = lease.generation + 1
         # The cell's one event and one effect, spelled out: this is the path that runs most.
         event = events.Renewed(
             EventId(self._ids()),
@@ -229,21 +249,61 @@ class Lessor:
         if not command.caller.operator:
             forbidden(draft, command)
             return draft.finish()
+        given, current = command.policy.generation, self.table.policy_generation
+        if given and given <= current:
+            stale = Refusal(RefusalReason.STALE_POLICY, "generation", current, current, given)
+            draft.answer(command.command_id, stale)
+            return draft.finish()
+        why = misfit(command.policy, self.table.pools)
+        if why is not None:
+            draft.answer(command.command_id, Unfit(why))
+            return draft.finish()
         event = events.PolicyChanged(
             draft.event_id(),
             command.policy_hash,
-            command.policy.generation,
+            given or current + 1,
             command.rate_hash,
             command.caller.uid,
         )
         draft.emit(event)
-        self._put_in_force(command.policy)
-        draft.answer(command.command_id, _DONE)
+        self._document = command.policy
+        self._put_in_force(moment, command.calendar, command.prices)
+        draft.answer(command.command_id, InForce(command.policy_hash, given or current + 1))
+        self._take_effect(draft)
         return self._finish(draft, command)
 
-    def _put_in_force(self, policy: Policy) -> None:
-        self.admission.set_policy(policy)
+    def _turn(self, command: commands.Turn, moment: Moment) -> Proposal:
+        draft = self._draft(moment)
+        draft.answer(command.command_id, _DONE)
+        before = self.admission.calendar.windows
+        self._put_in_force(moment, command.calendar, None)
+        if command.calendar.windows != before:
+            policy_hash, windows = self.table.policy_hash, command.calendar.windows
+            draft.emit(events.PolicyTurned(draft.event_id(), policy_hash, windows))
+        self._take_effect(draft)
+        return self._finish(draft, command)
+
+    def _put_in_force(
+        self, moment: Moment, calendar: Calendar, prices: tuple[Price, ...] | None
+    ) -> None:
+        """Judge by the document, as it is at this moment, from here on."""
+        policy = turned(
+            self._document, wall_ns=moment.wall_ns, windows=calendar.windows, host=self._host
+        )
+        admission = self.admission
+        admission.set_policy(policy)
+        admission.calendar = calendar
+        if prices is not None:
+            admission.prices = Prices(prices)
         self.table.keep_closed(policy.closed_leases_kept)
+        self.table.accounts.regroup(admission.book.group_of, self.table.deadlines.current)
+
+    def _take_effect(self, draft: Draft) -> None:
+        """Seal what follows from a policy for those who have leases."""
+        begin_periods(draft, self.admission)
+        meter_tenants(draft, self.admission.book)
+        mark_cuts(draft, self.admission.book)
+        self.table.releases += 1
 
     # ---- what the agent's own tasks say ----------------------------------------------------------
 
@@ -273,18 +333,23 @@ class Lessor:
     def _tick(self, command: commands.Tick, moment: Moment) -> Proposal:
         draft = self._draft(moment)
         draft.answer(command.command_id, _DONE)
-        leases = self.table.leases
-        for lease_id in self.table.deadlines.due(moment.boot_ns, self._expiries_max):
+        table, leases = self.table, self.table.leases
+        for lease_id in table.deadlines.due(moment.boot_ns, self._expiries_max):
             draft.end_by_time(leases[lease_id])
+        if table.overages:
+            for key in table.overages.ends.due(moment.boot_ns, self._expiries_max):
+                end_bearing(draft, self.admission.book, self.admission.policy, key)
         for waiting in self.queue.due(moment.boot_ns, self._expiries_max):
             self.requests.end_wait(draft, waiting)
         return self._finish(draft, command)
 
     def _start(self, command: commands.Start, moment: Moment) -> Proposal:
         draft = self._draft(moment)
-        self._put_in_force(command.policy)
+        self._document, self._host = command.policy, command.node_id.hex()
+        self._put_in_force(moment, command.calendar, command.prices)
         start(draft, command)
         end_lost(draft)
+        self._take_effect(draft)
         check(self.table)
         return draft.finish()
 

@@ -40,12 +40,14 @@ class Pool:
 
     __slots__ = (
         "capacity",
+        "cell",
         "counted",
         "endings",
         "fenced",
         "fenced_by_operator",
         "free",
         "granule",
+        "holders",
         "index",
         "leased",
         "present",
@@ -60,6 +62,7 @@ class Pool:
         self.free = self.leased = self.teardown = self.fenced = self.fenced_by_operator = 0
         self.capacity = 0
         self.endings: Endings[LeaseId] = Endings(deadlines)
+        self.holders: dict[LeaseId, None] = {}
         self.counted: Pool = self
         self.describe(resource, index)
 
@@ -75,7 +78,10 @@ class Pool:
         self.granule = max(1, resource.granule)
         # An ask that names neither a tier nor a page size gets the plainest of both: dram before
         # hbm, small pages before large ones.
-        self.rank = (-1 if resource.tier is None else int(resource.tier), self.granule)
+        tier = -1 if resource.tier is None else int(resource.tier)
+        self.rank = (tier, self.granule)
+        # What quotas count a share of it as.
+        self.cell = (int(resource.kind), tier, resource.node)
         self.present = True
 
     def lose(self) -> None:
@@ -129,6 +135,7 @@ class Way(Pool):
     )
     capacity = property(lambda self: self.counted.capacity)  # type: ignore[assignment]
     endings = property(lambda self: self.counted.endings)  # type: ignore[assignment]
+    holders = property(lambda self: self.counted.holders)  # type: ignore[assignment]
 
 
 Where = tuple[

@@ -9,15 +9,13 @@ Does not decide (`lessor.admission`) and emits nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
-from leased.lessor.admission import Admission, Verdict
-from leased.lessor.placement import place
-from leased.lessor.preemption import choose_victims, order_victims
-from leased.lessor.queue import Waiting, WaitQueue, key_of
+from leased.lessor.admission import Admission
+from leased.lessor.meaning import Verdict
+from leased.lessor.queue import Waiting, WaitQueue, key_of, level_of
 from leased.lessor.table import LeaseTable
+from leased.lessor.yielding import find_victims, leaving_of
 from leased.terms.command import Acquire, Caller
 from leased.terms.identity import CommandId, LeaseId
 from leased.terms.lease import Lease
@@ -30,9 +28,9 @@ from leased.terms.reply import (
     Planned,
     Refusal,
     RefusalReason,
+    Removal,
     Reply,
 )
-from leased.terms.resource import capacity_id
 
 
 def visible(lease: Lease | None, caller: Caller) -> bool:
@@ -89,12 +87,18 @@ class Questions:
         lease = None if lease_id is None else self._table.find(lease_id)
         if lease is not None:
             return Planned(None, tuple(a.resource_id for a in lease.subject.allotments))
-        verdict = self._admission.judge(acquire, self._queue.bars)
+        bars = self._queue.bars_from(level_of(acquire))
+        verdict = self._admission.judge(acquire, bars, now_ns)
+        cost_nano = self._admission.cost_nano(acquire)
         if not isinstance(verdict, Verdict):
-            return Planned(None, tuple(dict.fromkeys(a.resource_id for a in verdict)))
+            taken = tuple(dict.fromkeys(a.resource_id for a in verdict.allotments))
+            return Planned(None, taken, cost_nano=cost_nano)
         refusal = self.dated(acquire, verdict.refusal, now_ns)
-        position = len(self._queue) + 1 if verdict.waitable and acquire.wait_ns > 0 else None
-        return Planned(refusal, (), position, self._victims(acquire, refusal, now_ns))
+        position = None
+        if verdict.waitable and acquire.wait_ns > 0:
+            level = level_of(acquire)
+            position = 1 + sum(waiting.level >= level for waiting in self._queue)
+        return Planned(refusal, (), position, self._removals(acquire, refusal, now_ns), cost_nano)
 
     def why(self, caller: Caller, lease_id: LeaseId, now_ns: int) -> Reply:
         """A lease with the reason of its end on it, or what a waiting request waits for."""
@@ -105,13 +109,15 @@ class Questions:
         if waiting is None or not self._may_see(waiting, caller):
             return Missing(lease_id)
         acquire = waiting.acquire
-        verdict = self._admission.judge(acquire, None)
+        verdict = self._admission.judge(acquire, None, now_ns)
         refusal = verdict.refusal if isinstance(verdict, Verdict) else Refusal(waiting.reason)
-        position = self._queue.position(key_of(acquire))
+        position = next(at for at, one in enumerate(self._queue, 1) if one is waiting)
         return Explained(refusal=self.dated(acquire, refusal, now_ns), position=position)
 
     def dated(self, acquire: Acquire, refusal: Refusal, now_ns: int) -> Refusal:
         """The refusal with the earliest moment at which the same request could succeed."""
+        if refusal.retry_at_ns is not None:
+            return refusal
         return msgspec.structs.replace(
             refusal, retry_at_ns=self._admission.earliest_ns(acquire, now_ns)
         )
@@ -119,33 +125,26 @@ class Questions:
     def _may_see(self, waiting: Waiting, caller: Caller) -> bool:
         return caller.operator or waiting.acquire.caller.tenant == caller.tenant
 
-    def _victims(self, acquire: Acquire, refusal: Refusal, now_ns: int) -> tuple[LeaseId, ...]:
-        """Which leases preemption would choose; shown to operators only, because they are other
-        tenants'.
-        """
-        if not acquire.caller.operator or refusal.reason is not RefusalReason.NO_CAPACITY:
+    def _removals(self, acquire: Acquire, refusal: Refusal, now_ns: int) -> tuple[Removal, ...]:
+        """Who would have to leave for it."""
+        if refusal.reason is not RefusalReason.NO_CAPACITY:
             return ()
-        table = self._table
-        wanted = dict.fromkeys(
-            pool.counted.resource_id for ask in acquire.asks for pool in table.pools.usable(ask)
-        )
-        ordered = order_victims(
-            (
-                lease
-                for lease in table.leases.values()
-                if any(capacity_id(a.resource_id) in wanted for a in lease.subject.allotments)
-            ),
-            priority=acquire.priority,
-            now_ns=now_ns,
-        )
-
-        def suffices(victims: Sequence[Lease]) -> bool:
-            gone: dict[str, int] = {}
-            for victim in victims:
-                for allotment in victim.subject.allotments:
-                    counted_by = capacity_id(allotment.resource_id)
-                    gone[counted_by] = gone.get(counted_by, 0) - allotment.capacity
-            return isinstance(place(acquire.asks, table.pools, taken=gone), tuple)
-
-        chosen = choose_victims(ordered, suffices)
-        return () if chosen is None else tuple(lease.lease_id for lease in chosen)
+        leaving = leaving_of(self._table)
+        search = find_victims(self._table, self._queue, self._admission, acquire, leaving, now_ns)
+        removals = []
+        for victim in search.victims:
+            lease, shown = victim.lease, visible(victim.lease, acquire.caller)
+            until_ns = lease.deadline_ns
+            if victim.grace_ns is not None:
+                until_ns = min(until_ns, now_ns + victim.grace_ns)
+            removals.append(
+                Removal(
+                    lease.lease_id if shown else None,
+                    lease.subject.tenant if shown else None,
+                    self._table.level(lease),
+                    victim.reason,
+                    until_ns,
+                    lease.subject.allotments,
+                )
+            )
+        return tuple(removals)

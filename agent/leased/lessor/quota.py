@@ -1,108 +1,318 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quota: what a tenant holds, and whether more would go over its hard limits.
+"""Quota: what a tenant may have, and whether more would go over it.
 
-Rule: a lease counts against its tenant from the grant until its teardown begins, which is as long
-as the tenant pays; the capacity itself comes back only when it is proven clean, and that is the
-pool's business, not the tenant's.
+Rule: a limit is held against what its holder has from the grant to the proof (`accounts`), so it is
+not exceeded at any instant, however long a teardown takes. What is asked for is judged before it is
+placed, and once more as it was placed, because an entire device can be larger than the ask, and a
+tier or NUMA node is often not named. The tenant's own limits come first, then those it shares.
 
-Does not place anything and does not wait.
+Does not place anything, does not wait, and does not remember: what a soft limit let through is the
+table's to know (`overage`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 import msgspec
 
-from leased.lessor.deadlines import Deadlines, Endings
-from leased.terms.identity import LeaseId, TenantId
-from leased.terms.policy import Policy, TenantLimits
-from leased.terms.resource import Allotment, Ask, ResourceKind
+from leased.lessor.accounts import ANY, Account, Accounts, Charge, group_key, weigh
+from leased.terms.command import Acquire
+from leased.terms.identity import TenantId
+from leased.terms.lease import Level
+from leased.terms.policy import (
+    Budget,
+    CapacityLimit,
+    LimitSet,
+    Mode,
+    Period,
+    Policy,
+    Rate,
+    WhenOver,
+)
+from leased.terms.policy_turn import laid_over
+from leased.terms.reply import RefusalReason
+from leased.terms.resource import ResourceKind
 
-KIND_COUNT = len(ResourceKind)
-
-
-def wanted_by_kind(asks: Sequence[Ask]) -> list[int]:
-    """How much several asks want together, by kind."""
-    wanted = [0] * KIND_COUNT
-    for ask in asks:
-        wanted[ask.kind] += max(1, ask.count) * ask.capacity
-    return wanted
-
-
-def taken_by_kind(allotments: Sequence[Allotment]) -> list[int]:
-    """How much a lease of `allotments` would hold, by kind: entire devices can be larger than what
-    was asked of them."""
-    taken = [0] * KIND_COUNT
-    for allotment in allotments:
-        taken[allotment.kind] += allotment.capacity
-    return taken
+LEASES: Final = "leases_max"
+CONCURRENT: Final = "concurrent_max"
 
 
-class Account:
-    """What one tenant holds now: number of leases and capacity by kind, with the order in which
-    they end.
+class Row(msgspec.Struct, frozen=True):
+    """One limit on capacity. `ceiling` is what it never lets through; it is above `limit` where
+    the mode allows that for a while.
     """
 
-    __slots__ = ("capacities", "endings", "leases")
-
-    def __init__(self, deadlines: Deadlines[LeaseId]) -> None:
-        self.leases = 0
-        self.capacities = [0] * KIND_COUNT
-        self.endings: Endings[LeaseId] = Endings(deadlines)
-
-
-class Overrun(msgspec.Struct, frozen=True):
-    """A limit that a request would go over. `kind` None: the number of leases."""
-
-    kind: ResourceKind | None
+    name: str
+    kind: int
+    tier: int
+    node: int
     limit: int
-    usage: int
-    requested: int
+    ceiling: int
+    mode: Mode
+    overage_ns: int
+    burst_ns: int
+    when_over: WhenOver
+    lend: bool
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it counts less than a whole kind."""
+        return self.tier != ANY or self.node != ANY
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """One tenant's limits by kind, None where there is none. `unlimited`: nothing to check."""
+    """What one holder may have; a group has no level, rates or duration, and no group."""
 
+    holder: str
+    name: str
     leases_max: int | None
+    concurrent_max: int | None
     waiting_max: int | None
-    capacities: tuple[int | None, ...]
+    duration_ns_max: int | None
+    level_max: Level
+    submit_rate: Rate | None
+    api_rate: Rate | None
+    rows: tuple[Row, ...]
+    budgets: tuple[Budget, ...]
+    cut_ns: int
+    when_over: WhenOver
+    group: Limits | None
     unlimited: bool
 
-    def overrun(self, account: Account | None, wanted: Sequence[int]) -> Overrun | None:
-        """The first limit that one more lease with `wanted` capacity by kind would go over."""
-        if self.leases_max is not None:
-            leases = account.leases if account is not None else 0
-            if leases >= self.leases_max:
-                return Overrun(None, self.leases_max, leases, 1)
-        for kind in ResourceKind:
-            limit, more = self.capacities[kind], wanted[kind]
-            if limit is None or more == 0:
+    @property
+    def narrow(self) -> bool:
+        """Whether a placement matters to any of its rows, or to its group's."""
+        group = self.group
+        return any(row.narrow for row in self.rows) or (group is not None and group.narrow)
+
+    @property
+    def metered(self) -> bool:
+        """Whether what the tenant uses up counts against a budget."""
+        return bool(self.budgets) or (self.group is not None and bool(self.group.budgets))
+
+    def chain(self) -> Iterator[Limits]:
+        """These, then those that are shared."""
+        yield self
+        if self.group is not None:
+            yield self.group
+
+
+class Overrun(msgspec.Struct, frozen=True):
+    """A limit that a request would go over, in the unit of `what`. `fits`: it would not, if its
+    holder had nothing.
+    """
+
+    reason: RefusalReason
+    holder: str
+    rule: str
+    what: str
+    limit: int
+    usage: int
+    requested: int
+    when_over: WhenOver
+    period: Period | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether waiting could help."""
+        return self.requested <= self.limit
+
+
+class Excess(msgspec.Struct, frozen=True):
+    """A row that a request goes over where its mode lets it, and what its holder has then."""
+
+    limits: Limits
+    row: Row
+    usage: int
+
+
+Lends = Callable[[int, int], bool]
+"""Whether others lend so much of a kind."""
+
+
+def account_of(accounts: Accounts, limits: Limits) -> Account | None:
+    """The account that `limits` are held against."""
+    if limits.holder.startswith("@"):
+        return accounts.group(limits.holder[1:])
+    return accounts.get(TenantId(limits.holder))
+
+
+def wanted_by(acquire: Acquire) -> Charge:
+    """What a request wants, as far as it says where."""
+    return tuple(
+        (
+            (
+                int(ask.kind),
+                ANY if ask.tier is None else int(ask.tier),
+                ANY if ask.node is None else ask.node,
+            ),
+            max(1, ask.count) * ask.capacity,
+        )
+        for ask in acquire.asks
+    )
+
+
+def count_overrun(limits: Limits, accounts: Accounts) -> Overrun | None:
+    """The first limit on numbers of leases that one more would go over."""
+    for one in limits.chain():
+        if one.leases_max is None and one.concurrent_max is None:
+            continue
+        account = account_of(accounts, one)
+        occupied, live = (0, 0) if account is None else (account.occupied, account.leases)
+        if one.leases_max is not None and occupied >= one.leases_max:
+            return _too_many(one, LEASES, one.leases_max, occupied)
+        if one.concurrent_max is not None and live >= one.concurrent_max:
+            return _too_many(one, CONCURRENT, one.concurrent_max, live)
+    return None
+
+
+def _too_many(limits: Limits, name: str, limit: int, usage: int) -> Overrun:
+    return Overrun(
+        RefusalReason.TENANT_LEASES,
+        limits.holder,
+        f"{limits.name}.{name}",
+        "leases",
+        limit,
+        usage,
+        1,
+        limits.when_over,
+    )
+
+
+def capacity_overrun(
+    limits: Limits, accounts: Accounts, charge: Charge, excesses: list[Excess], lends: Lends
+) -> Overrun | None:
+    """The first limit on capacity that `charge` more would go over; rows that let it through above
+    their limit, or by what others lend, are put into `excesses`.
+    """
+    for one in limits.chain():
+        if not one.rows:
+            continue
+        account = account_of(accounts, one)
+        for row in one.rows:
+            more = weigh(charge, row.kind, row.tier, row.node)
+            if not more:
                 continue
-            usage = account.capacities[kind] if account is not None else 0
-            if usage + more > limit:
-                return Overrun(kind, limit, usage, more)
-        return None
+            usage = 0 if account is None else account.used(row.kind, row.tier, row.node)
+            if usage + more > row.ceiling and not (
+                one is limits and row.mode is Mode.HARD and not row.narrow and lends(row.kind, more)
+            ):
+                return over_row(one, row, row.ceiling, usage, more)
+            if usage + more > row.limit:
+                excesses.append(Excess(one, row, usage + more))
+    return None
 
 
-def _compile(limits: TenantLimits) -> Limits:
-    capacities: list[int | None] = [None] * KIND_COUNT
-    for limit in limits.capacities:
-        known = capacities[limit.kind]
-        capacities[limit.kind] = limit.capacity if known is None else min(known, limit.capacity)
-    unlimited = limits.leases_max is None and all(limit is None for limit in capacities)
-    return Limits(limits.leases_max, limits.waiting_max, tuple(capacities), unlimited)
+def over_row(limits: Limits, row: Row, limit: int, usage: int, more: int) -> Overrun:
+    """That a row does not let `more` through."""
+    return Overrun(
+        RefusalReason.TENANT_CAPACITY,
+        limits.holder,
+        f"{limits.name}.{row.name}",
+        ResourceKind(row.kind).name.lower(),
+        limit,
+        usage,
+        more,
+        row.when_over,
+    )
+
+
+# ---- from a policy to limits ---------------------------------------------------------------------
+
+
+def row_name(limit: CapacityLimit) -> str:
+    """What it counts, as a policy document writes it: "gpu", "mem.hbm", "mem.cxl@2"."""
+    tier = "" if limit.tier is None else f".{limit.tier.name.lower()}"
+    return f"{limit.kind.name.lower()}{tier}" + ("" if limit.node is None else f"@{limit.node}")
+
+
+def _row(limit: CapacityLimit, policy: Policy, when_over: WhenOver) -> Row:
+    ceiling = limit.capacity
+    overage_pm = policy.overage_pm if limit.overage_pm is None else limit.overage_pm
+    if limit.mode is Mode.SOFT:
+        ceiling += ceiling * overage_pm // 1000
+    elif limit.mode is Mode.BURST:
+        ceiling = limit.burst_capacity
+    return Row(
+        row_name(limit),
+        *limit.scope,
+        limit.capacity,
+        ceiling,
+        limit.mode,
+        policy.overage_ns if limit.overage_ns is None else limit.overage_ns,
+        limit.burst_ns,
+        limit.when_over or when_over,
+        limit.lend,
+    )
+
+
+def _compile(
+    holder: str, name: str, limits: LimitSet, policy: Policy, group: Limits | None
+) -> Limits:
+    rows = tuple(_row(limit, policy, policy.when_over) for limit in limits.capacities)
+    free = limits.leases_max is None and limits.concurrent_max is None and not rows
+    return Limits(
+        holder,
+        name,
+        limits.leases_max,
+        limits.concurrent_max,
+        limits.waiting_max,
+        limits.duration_ns_max,
+        Level.NORMAL if limits.level_max is None else limits.level_max,
+        limits.submit_rate,
+        limits.api_rate,
+        rows,
+        limits.budgets,
+        limits.grace_ns_cut or 0,
+        policy.when_over,
+        group,
+        free and not limits.budgets and (group is None or group.unlimited),
+    )
 
 
 class TenantBook:
-    """The limits of every tenant under one policy."""
+    """The limits of every tenant under one policy. Those of a tenant that the policy does not name
+    are made when they are first asked for; at most `OTHERS_MAX` of those are kept.
+    """
 
-    __slots__ = ("_default", "_tenants")
+    OTHERS_MAX = 4096
+
+    __slots__ = ("_default", "_others", "_policy", "_tenants", "group_of", "groups")
 
     def __init__(self, policy: Policy) -> None:
-        self._default = _compile(policy.tenant_default)
-        self._tenants = {tenant: _compile(limits) for tenant, limits in policy.tenants}
+        self._policy = policy
+        self.groups: dict[str, Limits] = {
+            name: _compile(group_key(name), f"groups.{name}", group.together, policy, None)
+            for name, group in policy.groups
+        }
+        each = {name: group.each for name, group in policy.groups}
+        self._default = policy.tenant_default
+        self.group_of: dict[TenantId, str] = {}
+        self._tenants: dict[TenantId, Limits] = {}
+        self._others: dict[TenantId, Limits] = {}
+        for tenant, own in policy.tenants:
+            plain = LimitSet(
+                **{name: getattr(self._default, name) for name in LimitSet.__struct_fields__}
+            )
+            if own.group is not None:
+                plain = laid_over(plain, each[own.group])
+                self.group_of[tenant] = own.group
+            group = None if own.group is None else self.groups[own.group]
+            name = f"tenants.{tenant}"
+            self._tenants[tenant] = _compile(tenant, name, laid_over(plain, own), policy, group)
 
     def limits(self, tenant: TenantId) -> Limits:
-        """The tenant's own limits, or the default ones."""
-        return self._tenants.get(tenant, self._default)
+        """The tenant's own limits, with what it does not say from its group and the default."""
+        found = self._tenants.get(tenant) or self._others.get(tenant)
+        if found is None:
+            if len(self._others) >= self.OTHERS_MAX:
+                self._others.clear()
+            found = _compile(tenant, "tenant_default", self._default, self._policy, None)
+            self._others[tenant] = found
+        return found
+
+    def named(self) -> Mapping[TenantId, Limits]:
+        """The limits of every tenant that the policy names."""
+        return self._tenants

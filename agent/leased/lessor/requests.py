@@ -3,36 +3,59 @@
 
 Rule: the same (uid, command id) never gets a second lease: it is attached to the first, or goes on
 waiting. A refusal is the last word and is sealed (`Refused`), unless the journal has no room for
-it. Whoever waits is served in the order of the queue whenever something may have become free.
+it, or the tenant asks faster than it may: then it is not even looked at. Whoever waits is served in
+the order of the queue whenever something may have become free.
 
 Does not judge (`lessor.admission`) and does not order the queue (`lessor.queue`).
 """
 
 from __future__ import annotations
 
-from leased.lessor.admission import Admission, Verdict
+from collections.abc import Callable
+
+from leased.lessor.admission import Admission, Offer
+from leased.lessor.bars import MEASURED, Bars, together
 from leased.lessor.draft import Draft, Proposal
+from leased.lessor.granting import grant
+from leased.lessor.meaning import Verdict
+from leased.lessor.pace import Pace
 from leased.lessor.questions import Questions
-from leased.lessor.queue import Bars, Waiting, WaitQueue, key_of, places_of
+from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, key_of, level_of
+from leased.lessor.quota import Limits
 from leased.lessor.table import LeaseTable
+from leased.lessor.yielding import make_room
 from leased.terms import event as events
 from leased.terms.command import Acquire, CancelWait, Command
-from leased.terms.effect import Prepare
-from leased.terms.identity import CommandId, LeaseId
-from leased.terms.lease import RevocationReason, Subject
-from leased.terms.reply import Done, Granted, Refusal, RefusalReason, Reply
-from leased.terms.resource import Allotment
+from leased.terms.identity import CommandId, LeaseId, TenantId
+from leased.terms.lease import RevocationReason
+from leased.terms.moment import NS_PER_S
+from leased.terms.policy import WhenOver
+from leased.terms.reply import Done, Granted, Refusal, RefusalReason
+
+_PUT_OUT = (RevocationReason.PRIORITY_PREEMPTION, RevocationReason.QUOTA_RECLAIM)
+THROTTLE_NS = NS_PER_S
+"""How long a throttled tenant's next requests are refused without being looked at."""
 
 
-def answered(command: Command, reply: Reply) -> Proposal:
+def answered(command: Command, reply: object) -> Proposal:
     """A proposal that changes nothing."""
-    return Proposal((), ((command.command_id, reply),))
+    return Proposal((), ((command.command_id, reply),))  # type: ignore[arg-type]
 
 
 class Requests:
     """What wants a lease and has none yet."""
 
-    __slots__ = ("_admission", "_questions", "_queue", "_table", "admitting", "stopping")
+    __slots__ = (
+        "_admission",
+        "_pace",
+        "_questions",
+        "_queue",
+        "_seen",
+        "_table",
+        "_throttled",
+        "admitting",
+        "stopping",
+    )
 
     def __init__(
         self, table: LeaseTable, queue: WaitQueue, admission: Admission, questions: Questions
@@ -41,6 +64,9 @@ class Requests:
         self._queue = queue
         self._admission = admission
         self._questions = questions
+        self._pace = Pace()
+        self._throttled: dict[TenantId, int] = {}
+        self._seen: tuple[int, int] | None = None
         self.admitting = True
         self.stopping = False
 
@@ -64,15 +90,89 @@ class Requests:
             )
         return None
 
+    def paced(self, acquire: Acquire, now_ns: int) -> Refusal | None:
+        """The refusal of a tenant that asks faster than it may."""
+        tenant = acquire.caller.tenant
+        limits = self._admission.book.limits(tenant)
+        until_ns = self._throttled.get(tenant)
+        if until_ns is not None:
+            if now_ns < until_ns:
+                return Refusal(RefusalReason.THROTTLED, "requests", 0, 0, 1, until_ns, limits.name)
+            del self._throttled[tenant]
+        for one in limits.chain():
+            rate = one.submit_rate
+            if rate is not None:
+                retry_ns = self._pace.take(one.holder, rate, now_ns)
+                if retry_ns is not None:
+                    rule = f"{one.name}.submit_rate"
+                    reason = RefusalReason.SUBMIT_RATE
+                    return Refusal(reason, "requests", rate.count, rate.count, 1, retry_ns, rule)
+        return None
+
     def decide(self, draft: Draft, acquire: Acquire) -> None:
         """Grant, queue or refuse a new request."""
-        verdict = self._admission.judge(acquire, self._queue.bars)
-        if isinstance(verdict, tuple):
-            self._grant(draft, acquire, verdict)
-        elif verdict.waitable and acquire.wait_ns > 0:
-            self._enqueue(draft, acquire, verdict)
+        limits = self._admission.book.limits(acquire.caller.tenant)
+        requeued = self._requeued(acquire)
+        if isinstance(requeued, Refusal):
+            self._refuse(draft, acquire, requeued)
+            return
+        bars = self._ahead(acquire, draft.now_ns, requeued=requeued)
+        verdict = self._admission.judge(acquire, bars, draft.now_ns)
+        if isinstance(verdict, Offer):
+            grant(draft, self._admission, acquire, verdict)
+        elif verdict.waitable and (
+            acquire.wait_ns > 0 or verdict.when_over is WhenOver.QUEUE or requeued
+        ):
+            self._enqueue(draft, acquire, verdict, requeued=requeued)
         else:
+            if verdict.when_over is WhenOver.THROTTLE:
+                self._throttle(limits, draft.now_ns)
             self._refuse(draft, acquire, verdict.refusal)
+
+    def _throttle(self, limits: Limits, now_ns: int) -> None:
+        if len(self._throttled) >= 4096:
+            self._throttled = {
+                tenant: until for tenant, until in self._throttled.items() if until > now_ns
+            }
+        self._throttled[TenantId(limits.holder)] = now_ns + THROTTLE_NS
+
+    def _requeued(self, acquire: Acquire) -> bool | Refusal:
+        """Whether the request goes to the head of its level: its tenant lost that lease to another,
+        and has not asked for it again yet.
+        """
+        if acquire.requeue_of is None:
+            return False
+        lease = self._table.find(acquire.requeue_of)
+        preempted = (
+            lease is not None
+            and lease.subject.tenant == acquire.caller.tenant
+            and lease.reason
+            in (RevocationReason.PRIORITY_PREEMPTION, RevocationReason.QUOTA_RECLAIM)
+            and lease.subject.priority >= acquire.priority
+        )
+        if preempted and not any(
+            one.acquire.requeue_of == acquire.requeue_of for one in self._queue
+        ):
+            return True
+        return Refusal(RefusalReason.NOT_PREEMPTED, "requeue_of", requested=1)
+
+    def _ahead(self, acquire: Acquire, now_ns: int, *, requeued: bool) -> Bars | None:
+        """What those that are to be served before `acquire` wait for."""
+        queue = self._queue
+        if not queue:
+            return None
+        level = level_of(acquire)
+        share = self._share_of(now_ns)
+        if not requeued and share is None:
+            return queue.bars_from(level)
+        bars = together(bars for at, bars in queue.bars.items() if at > level)
+        for waiting in queue:
+            behind = share is not None and share(acquire) < share(waiting.acquire)
+            if waiting.level == level and not (
+                requeued > waiting.requeued or (requeued == waiting.requeued and behind)
+            ):
+                bars.add(waiting.acquire, waiting.verdict, self._table.pools)
+        return bars
 
     def serve(self, draft: Draft, command_id: CommandId) -> None:
         """Look through the queue from its head: grant what fits, drop what never will.
@@ -80,42 +180,80 @@ class Requests:
         A request that waits under the very id of the command being answered is passed over until
         the next time, so that its lease cannot be taken for the answer to somebody else's command.
         """
-        queue = self._queue
+        queue, table = self._queue, self._table
         if not queue or not self.admitting:
             return
-        bars = Bars()
-        for waiting in queue:
+        seen = (table.releases, queue.removals)
+        due_ns = queue.next_ns()
+        if seen == self._seen and (due_ns is None or draft.now_ns < due_ns):
+            return
+        bars: dict[int, Bars] = {}
+        whole, passed_over = Bars(), False
+        for waiting in queue.ordered(self._share_of(draft.now_ns)):
             acquire = waiting.acquire
             if acquire.command_id == command_id:
-                bars.add(acquire, waiting.reason, self._table.pools)
-                continue
-            if waiting.until_ns <= draft.now_ns:
-                self.end_wait(draft, waiting)
-                continue
-            if bars.places and places_of(acquire) in bars.places:
-                continue
-            verdict = self._admission.judge(acquire, bars)
-            if isinstance(verdict, tuple):
-                queue.remove(waiting)
-                self._grant(draft, acquire, verdict)
-            elif verdict.waitable:
-                waiting.reason = verdict.refusal.reason
-                bars.add(acquire, waiting.reason, self._table.pools)
+                passed_over = True
             else:
-                queue.remove(waiting)
-                self._refuse(draft, acquire, verdict.refusal)
-        if queue:
-            queue.bars = bars
+                if waiting.until_ns <= draft.now_ns:
+                    self.end_wait(draft, waiting)
+                    continue
+                if waiting.places in whole.places:
+                    bars.setdefault(waiting.level, Bars()).places.add(waiting.places)
+                    continue
+                verdict = self._admission.judge(acquire, whole, draft.now_ns)
+                if isinstance(verdict, Offer):
+                    queue.remove(waiting)
+                    grant(draft, self._admission, acquire, verdict, lease_id=waiting.lease_id)
+                    continue
+                if not verdict.waitable:
+                    queue.remove(waiting)
+                    self._refuse(draft, acquire, verdict.refusal)
+                    continue
+                waiting.verdict = verdict
+            for one in (whole, bars.setdefault(waiting.level, Bars())):
+                one.add(acquire, waiting.verdict, table.pools)
+        queue.bars = bars  # type: ignore[assignment]
+        queue.look_ns = None
+        if whole.holder_kinds:
+            self._look_again(draft.now_ns)
+        if queue and make_room(draft, queue, self._admission):
+            self._look_again(draft.now_ns)
+        self._seen = None if passed_over else (table.releases, queue.removals)
+
+    def _share_of(self, now_ns: int) -> Callable[[Acquire], int] | None:
+        """How much the tenant of a request used lately of what it asks for, over its weight."""
+        divisions = self._admission.shares.fair()
+        if not divisions:
+            return None
+        known: dict[TenantId, int] = {}
+
+        def share(acquire: Acquire) -> int:
+            tenant = acquire.caller.tenant
+            if tenant not in known:
+                known[tenant] = max(one.used_lately(tenant, now_ns) for one in divisions)
+            return known[tenant]
+
+        return share
+
+    def _look_again(self, now_ns: int) -> None:
+        """Something that only time changes may let somebody have their lease."""
+        if self._queue.look_ns is None:
+            self._queue.look_ns = now_ns + LOOK_AGAIN_NS
 
     def end_wait(self, draft: Draft, waiting: Waiting) -> None:
         """A wait is over without a lease: say so, with what it would have needed."""
         self._queue.remove(waiting)
         acquire = waiting.acquire
-        verdict = self._admission.judge(acquire, None)
+        verdict = self._admission.judge(acquire, None, draft.now_ns)
         if isinstance(verdict, Verdict):
             short = verdict.refusal
             refusal = Refusal(
-                RefusalReason.WAIT_EXPIRED, short.what, short.limit, short.usage, short.requested
+                RefusalReason.WAIT_EXPIRED,
+                short.what,
+                short.limit,
+                short.usage,
+                short.requested,
+                rule=short.rule,
             )
         else:
             refusal = Refusal(RefusalReason.WAIT_EXPIRED, "waiting", requested=1)
@@ -144,45 +282,7 @@ class Requests:
             return answered(acquire, Refusal(RefusalReason.DEVICE_FAILED, "prepare", requested=1))
         return answered(acquire, Granted(lease, lease.granted_sequence, attached=True))
 
-    def _grant(self, draft: Draft, acquire: Acquire, allotments: tuple[Allotment, ...]) -> None:
-        caller, policy, now_ns = acquire.caller, self._admission.policy, draft.now_ns
-        lease_id = LeaseId(draft.ids())
-        subject = Subject(
-            caller.tenant,
-            caller.uid,
-            caller.gid,
-            lease_id.hex(),
-            acquire.workload,
-            acquire.tag,
-            acquire.priority,
-            caller.trust,
-            allotments,
-            self._table.rate_hash,
-        )
-        grace_ns = acquire.grace_ns
-        if grace_ns is None:
-            grace_ns = policy.grace_ns_preempt
-        elif not 0 <= grace_ns <= policy.grace_ns_max:
-            grace_ns = 0 if grace_ns < 0 else policy.grace_ns_max
-        draft.emit(
-            events.Allocated(
-                draft.event_id(),
-                lease_id,
-                subject,
-                0,
-                now_ns,
-                acquire.command_id,
-                acquire.ttl_ns,
-                now_ns + acquire.ttl_ns,
-                acquire.bind_pid,
-                grace_ns,
-            )
-        )
-        lease = self._table.leases[lease_id]
-        draft.answers.append((acquire.command_id, Granted(lease)))
-        draft.effects.append(Prepare(lease))
-
-    def _enqueue(self, draft: Draft, acquire: Acquire, verdict: Verdict) -> None:
+    def _enqueue(self, draft: Draft, acquire: Acquire, verdict: Verdict, *, requeued: bool) -> None:
         queue, tenant = self._queue, acquire.caller.tenant
         full = self._admission.judge_wait(
             acquire, waiting=len(queue), of_tenant=queue.count_of(tenant)
@@ -190,11 +290,12 @@ class Requests:
         if full is not None:
             self._refuse(draft, acquire, full.refusal)
             return
-        until_ns = draft.now_ns + min(acquire.wait_ns, self._admission.policy.wait_ns_max)
-        queue.append(Waiting(acquire, until_ns, verdict.refusal.reason))
-        if queue.bars is None:
-            queue.bars = Bars()
-        queue.bars.add(acquire, verdict.refusal.reason, self._table.pools)
+        most_ns = self._admission.policy.wait_ns_max
+        wait_ns = min(acquire.wait_ns, most_ns) if acquire.wait_ns > 0 else most_ns
+        waiting = Waiting(acquire, draft.now_ns, draft.now_ns + wait_ns, verdict, requeued=requeued)
+        queue.append(waiting, self._table.pools)
+        if verdict.refusal.reason in MEASURED or make_room(draft, queue, self._admission):
+            self._look_again(draft.now_ns)
 
     def _refuse(self, draft: Draft, acquire: Acquire, refusal: Refusal) -> None:
         caller = acquire.caller

@@ -44,7 +44,7 @@ def start(draft: Draft, command: Start) -> None:
             events.PolicyChanged(
                 draft.event_id(),
                 command.policy_hash,
-                command.policy.generation,
+                command.policy.generation or table.policy_generation + 1,
                 command.rate_hash,
                 -1,
             )

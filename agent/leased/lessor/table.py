@@ -18,17 +18,19 @@ from collections.abc import Callable
 
 import msgspec
 
+from leased.lessor.accounts import Accounts
 from leased.lessor.deadlines import Deadlines
+from leased.lessor.ledger import Ledger
 from leased.lessor.lifecycle import LIVE, TEARDOWN
+from leased.lessor.overage import Overages
 from leased.lessor.pool import Pools
-from leased.lessor.quota import Account
 from leased.terms import event as events
 from leased.terms.errors import InvariantError
 from leased.terms.event import Event, LeaseEvent
-from leased.terms.identity import BootId, CommandId, LeaseId, TenantId
-from leased.terms.lease import Ending, Lease, LeaseState
+from leased.terms.identity import BootId, CommandId, LeaseId
+from leased.terms.lease import LEVEL_OF, Ending, Lease, LeaseState, Level
 from leased.terms.moment import Moment
-from leased.terms.resource import Allotment, Health
+from leased.terms.resource import Health
 
 NO_HASH = bytes(32)
 NO_BOOT = BootId(bytes(16))
@@ -63,17 +65,24 @@ class LeaseTable:
         self.closed: OrderedDict[LeaseId, Lease] = OrderedDict()
         self.requests: dict[tuple[int, CommandId], LeaseId] = {}
         self.tenancies: dict[LeaseId, Tenancy] = {}
-        self.accounts: dict[TenantId, Account] = {}
         self.deadlines: Deadlines[LeaseId] = Deadlines()
+        self.accounts = Accounts(self.deadlines)
         self.pools = Pools(self.deadlines)
+        self.terms: dict[LeaseId, events.Admitted] = {}
+        self.draining: dict[LeaseId, None] = {}
+        self.overages = Overages()
+        self.ledger = Ledger()
         self.fenced_count = 0
+        self.releases = 0
         self.boot_id = NO_BOOT
         self.epoch = 0
+        self.policy_generation = 0
         self.policy_hash = self.rate_hash = NO_HASH
         self.last: Moment | None = None
         self.previous_boot_last: Moment | None = None
         self._apply: dict[type[Event], Callable[..., None]] = {
             events.Allocated: self._allocated,
+            events.Admitted: self._admitted,
             events.Activated: self._activated,
             events.Renewed: self._renewed,
             events.DrainNotified: self._drain_notified,
@@ -89,6 +98,10 @@ class LeaseTable:
             events.NodeStarted: self._node_started,
             events.InventoryChanged: self._inventory_changed,
             events.PolicyChanged: self._policy_changed,
+            events.OverageBegan: self._overage_began,
+            events.OverageEnded: self._overage_ended,
+            events.PeriodBegan: self._period_began,
+            events.Metered: self._metered,
             events.HealthChanged: self._health_changed,
             events.CordonChanged: self._cordon_changed,
             events.ResourceFenced: self._resource_fenced,
@@ -111,6 +124,11 @@ class LeaseTable:
     def occupied(self) -> int:
         """Leases that take a place on the node: all that are neither closed nor fenced."""
         return len(self.leases) - self.fenced_count
+
+    def level(self, lease: Lease) -> Level:
+        """The level of a lease: that of its priority, unless it was granted at another."""
+        terms = self.terms.get(lease.lease_id)
+        return LEVEL_OF[lease.subject.priority] if terms is None else Level(terms.level)
 
     @property
     def live(self) -> int:
@@ -144,18 +162,21 @@ class LeaseTable:
         )
         self.requests[subject.uid, event.command_id] = lease_id
         self.deadlines.set(lease_id, deadline_ns)
-        account = self.accounts.get(subject.tenant)
-        if account is None:
-            account = self.accounts[subject.tenant] = Account(self.deadlines)
-        account.leases += 1
-        account.endings.add(lease_id, deadline_ns)
+        charge = []
         for allotment in subject.allotments:
             found = self.pools.by_id.get(allotment.resource_id)
             pool = self.pools.of(allotment) if found is None else found.counted
             pool.leased += allotment.capacity
             pool.free -= allotment.capacity
             pool.endings.add(lease_id, deadline_ns)
-            account.capacities[allotment.kind] += allotment.capacity
+            pool.holders[lease_id] = None
+            charge.append(((found or pool).cell, allotment.capacity))
+        self.accounts.begin(lease_id, subject.tenant, tuple(charge), deadline_ns, moment.boot_ns)
+        self.ledger.change(self.leases[lease_id], event.effective_ns, deadline_ns)
+
+    def _admitted(self, event: events.Admitted, moment: Moment) -> None:
+        self._one_of(event, LIVE)
+        self.terms[event.lease_id] = event
 
     def _activated(self, event: events.Activated, moment: Moment) -> None:
         lease = self._one_of(event, LIVE)
@@ -171,24 +192,27 @@ class LeaseTable:
             lease, deadline_ns=deadline_ns, ttl_ns=event.ttl_ns, generation=event.generation
         )
         self.deadlines.set(event.lease_id, deadline_ns)
+        self.ledger.change(lease, lease.deadline_ns, deadline_ns)
         if deadline_ns < lease.deadline_ns:
             self._ends_earlier(lease, deadline_ns)
 
     def _drain_notified(self, event: events.DrainNotified, moment: Moment) -> None:
-        lease = self._one_of(event, LIVE)
+        before = self._one_of(event, LIVE)
         lease = self.leases[event.lease_id] = _replace(
-            lease,
+            before,
             state=LeaseState.DRAINING,
             generation=event.generation,
             drain_deadline_ns=event.drain_deadline_ns,
             reason=event.reason,
         )
         at_ns = end_ns(lease)
+        self.draining[event.lease_id] = None
         self.deadlines.set(event.lease_id, at_ns)
+        self.ledger.change(lease, end_ns(before), at_ns)
         self._ends_earlier(lease, at_ns)
 
     def _ends_earlier(self, lease: Lease, at_ns: int) -> None:
-        self.accounts[lease.subject.tenant].endings.add(lease.lease_id, at_ns)
+        self.accounts.end_earlier(lease, at_ns)
         for allotment in lease.subject.allotments:
             self.pools.of(allotment).endings.add(lease.lease_id, at_ns)
 
@@ -207,6 +231,8 @@ class LeaseTable:
         lease = self._one_of(event, LIVE)
         self.leases[event.lease_id] = _replace(lease, state=LeaseState.REVOKING, **changes)
         self.tenancies[event.lease_id] = Tenancy(event.effective_ns)
+        self.draining.pop(event.lease_id, None)
+        self.ledger.change(lease, end_ns(lease), event.effective_ns)
 
     def _teardown_begun(self, event: events.TeardownBegun, moment: Moment) -> None:
         lease = self._one_of(event, TEARDOWN)
@@ -216,13 +242,12 @@ class LeaseTable:
         tenancy.begun_ns = event.effective_ns
         tenancy.begun_boot = moment.boot_id
         self.deadlines.discard(event.lease_id)
-        account = self.accounts[lease.subject.tenant]
-        account.leases -= 1
+        self.accounts.cut(lease)
+        self.releases += 1
         for allotment in lease.subject.allotments:
             pool = self.pools.of(allotment)
             pool.leased -= allotment.capacity
             pool.teardown += allotment.capacity
-            account.capacities[allotment.kind] -= allotment.capacity
 
     def _access_cut(self, event: events.AccessCut, moment: Moment) -> None:
         lease = self._one_of(event, (LeaseState.REVOKING,))
@@ -237,7 +262,7 @@ class LeaseTable:
 
     def _reclaimed(self, event: events.Reclaimed, moment: Moment) -> None:
         lease = self._one_of(event, (LeaseState.VERIFYING,))
-        self._give_back(lease.subject.allotments)
+        self._give_back(lease, moment)
         self._close(lease)
 
     def _fenced(self, event: events.Fenced, moment: Moment) -> None:
@@ -246,7 +271,7 @@ class LeaseTable:
             pool = self.pools.of(allotment)
             pool.fenced += allotment.capacity
             pool.free -= allotment.capacity
-        self._give_back(lease.subject.allotments)
+        self._give_back(lease, moment)
         self.leases[event.lease_id] = _replace(lease, state=LeaseState.FENCED, fenced=event.fenced)
         self.fenced_count += 1
 
@@ -258,13 +283,18 @@ class LeaseTable:
             pool.free += allotment.capacity
             self.pools.settle(pool)
         self.fenced_count -= 1
+        self.releases += 1
         self._close(lease)
 
-    def _give_back(self, allotments: tuple[Allotment, ...]) -> None:
-        for allotment in allotments:
+    def _give_back(self, lease: Lease, moment: Moment) -> None:
+        self.accounts.settle(lease, moment.boot_ns)
+        self.terms.pop(lease.lease_id, None)
+        self.releases += 1
+        for allotment in lease.subject.allotments:
             pool = self.pools.of(allotment)
             pool.teardown -= allotment.capacity
             pool.free += allotment.capacity
+            pool.holders.pop(lease.lease_id, None)
             if not pool.present:
                 self.pools.settle(pool)
 
@@ -296,23 +326,43 @@ class LeaseTable:
     def _node_started(self, event: events.NodeStarted, moment: Moment) -> None:
         if event.boot_id != self.boot_id:
             self.previous_boot_last = self.last
+            self.overages.forget()
+            self.ledger.reboot()
         self.boot_id = event.boot_id
         self.epoch = event.epoch
 
     def _inventory_changed(self, event: events.InventoryChanged, moment: Moment) -> None:
+        self.releases += 1
         self.pools.observe(event.inventory)
 
     def _policy_changed(self, event: events.PolicyChanged, moment: Moment) -> None:
         self.policy_hash = event.policy_hash
         self.rate_hash = event.rate_hash
+        self.policy_generation = event.policy_generation
+
+    def _overage_began(self, event: events.OverageBegan, moment: Moment) -> None:
+        self.overages.began(event)
+
+    def _overage_ended(self, event: events.OverageEnded, moment: Moment) -> None:
+        self.overages.ended(event, moment.boot_ns)
+
+    def _period_began(self, event: events.PeriodBegan, moment: Moment) -> None:
+        ends = ((self.leases[lease_id], at) for lease_id, at in self.deadlines.current.items())
+        self.ledger.begin(event, ends)
+
+    def _metered(self, event: events.Metered, moment: Moment) -> None:
+        self.ledger.set(event)
 
     def _health_changed(self, event: events.HealthChanged, moment: Moment) -> None:
+        self.releases += 1
         self.pools.observe_health(event.resource_id, Health(event.health))
 
     def _cordon_changed(self, event: events.CordonChanged, moment: Moment) -> None:
+        self.releases += 1
         self.pools.cordon(event.resource_id, cordoned=event.cordoned)
 
     def _resource_fenced(self, event: events.ResourceFenced, moment: Moment) -> None:
+        self.releases += 1
         pool = self.pools.of(event.allotment)
         change = event.allotment.capacity if event.fenced else -event.allotment.capacity
         pool.fenced += change

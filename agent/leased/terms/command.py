@@ -13,8 +13,8 @@ from __future__ import annotations
 import msgspec
 
 from leased.terms.identity import CommandId, LeaseId, TenantId
-from leased.terms.lease import AccountingTag, Priority, RevocationReason, Trust
-from leased.terms.policy import Policy
+from leased.terms.lease import AccountingTag, Level, Priority, RevocationReason, Trust
+from leased.terms.policy import Calendar, Policy, Price
 from leased.terms.resource import Ask, Health, Inventory
 from leased.terms.teardown import CutReport, ProofReport, ScrubReport, TeardownStep, Utilization
 
@@ -45,7 +45,8 @@ class Acquire(Command, frozen=True):
     long.
 
     `bind_pid` binds the lease to the caller's own process (or BOUND_TO_CGROUP, as
-    `run` does, or BOUND_TO_NOTHING).
+    `run` does, or BOUND_TO_NOTHING). `level` says more than its priority does. `requeue_of` is a
+    lease of the tenant's that was preempted: the request waits at the head of its level.
     """
 
     caller: Caller
@@ -57,6 +58,8 @@ class Acquire(Command, frozen=True):
     workload: str | None = None
     tag: AccountingTag | None = None
     bind_pid: int = 0
+    level: Level | None = None
+    requeue_of: LeaseId | None = None
 
 
 class Renew(Command, frozen=True):
@@ -134,6 +137,8 @@ class SetPolicy(Command, frozen=True):
     policy: Policy
     policy_hash: bytes
     rate_hash: bytes
+    prices: tuple[Price, ...] = ()
+    calendar: Calendar = Calendar()
 
 
 # ---- what the agent's own tasks report -----------------------------------------------------------
@@ -216,6 +221,13 @@ class TeardownFailed(Command, frozen=True):
     evidence: bytes
 
 
+class Turn(Command, frozen=True):
+    """The calendar as it is now: windows of the policy have opened or closed, changes have expired,
+    periods have begun."""
+
+    calendar: Calendar
+
+
 class Observe(Command, frozen=True):
     """The inventory as it is now."""
 
@@ -249,6 +261,8 @@ class Start(Command, frozen=True):
     policy_hash: bytes
     rate_hash: bytes
     known_to_reaper: frozenset[LeaseId]
+    prices: tuple[Price, ...] = ()
+    calendar: Calendar = Calendar()
 
 
 class Stop(Command, frozen=True):

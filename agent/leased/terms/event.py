@@ -19,7 +19,7 @@ import msgspec
 
 from leased.terms.identity import BootId, CommandId, EventId, LeaseId, TenantId
 from leased.terms.lease import RevocationReason, Subject
-from leased.terms.resource import Allotment, Inventory
+from leased.terms.resource import Allotment, Inventory, ResourceKind
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
@@ -90,6 +90,18 @@ class Preempted(LeaseEvent, frozen=True, array_like=True):
 
     preemptor_lease_id: LeaseId
     preemptor_tenant: TenantId
+
+
+class Admitted(LeaseEvent, frozen=True, array_like=True):
+    """On what terms a lease was granted, or goes on, where they are not the usual ones of its
+    priority: its level; until when a burst of its tenant lasts, or the room between those who wait
+    (0: no such end), beyond which no renewal goes; how much of each kind is borrowed from others.
+    """
+
+    level: int
+    burst_until_ns: int
+    backfill_until_ns: int
+    borrowed: tuple[tuple[ResourceKind, int], ...]
 
 
 class TeardownBegun(LeaseEvent, frozen=True, array_like=True):
@@ -173,6 +185,51 @@ class PolicyChanged(Event, frozen=True, array_like=True):
     policy_generation: int
     rate_hash: bytes
     operator_uid: int
+
+
+class PolicyTurned(Event, frozen=True, array_like=True):
+    """What a policy document says changed with time: which of its windows are open now."""
+
+    policy_hash: bytes
+    windows: tuple[str, ...]
+
+
+class OverageBegan(Event, frozen=True, array_like=True):
+    """A holder (a tenant, or "@" and a group) has more than `limit` of what `rule` counts, and may
+    until `until_ns` (boottime). `cause` is `lease.OverageCause`."""
+
+    holder: str
+    rule: str
+    cause: int
+    limit: int
+    usage: int
+    until_ns: int
+
+
+class OverageEnded(Event, frozen=True, array_like=True):
+    """A holder has no more than it may again."""
+
+    holder: str
+    rule: str
+    usage: int
+
+
+class PeriodBegan(Event, frozen=True, array_like=True):
+    """Budgets of a period (`policy.Period`) begin anew: the period that began at `began_wall_ns`.
+    From `effective_ns` (boottime) on, what leases may still use up counts for it."""
+
+    period: str
+    began_wall_ns: int
+    effective_ns: int
+
+
+class Metered(Event, frozen=True, array_like=True):
+    """What a tenant with a budget has used up, or may still by its leases, in the periods that run:
+    (period, kind, tier or -1, priority, capacity x ns as 16 bytes big-endian). Without rows, it has
+    no budget any more."""
+
+    tenant: TenantId
+    rows: tuple[tuple[str, int, int, int, bytes], ...]
 
 
 class InventoryChanged(Event, frozen=True, array_like=True):
@@ -327,6 +384,11 @@ KIND: Final[dict[type[Event], int]] = {
     ResourceFenced: 10,
     Refused: 11,
     StrayEnded: 12,
+    PolicyTurned: 13,
+    OverageBegan: 14,
+    OverageEnded: 15,
+    PeriodBegan: 32,
+    Metered: 33,
     Allocated: 16,
     Activated: 17,
     Renewed: 18,
@@ -342,6 +404,7 @@ KIND: Final[dict[type[Event], int]] = {
     Unfenced: 28,
     Preempted: 29,
     Adopted: 30,
+    Admitted: 31,
     Recovered: 64,
     Voided: 65,
     EpochSealed: 66,

@@ -87,6 +87,13 @@ class RevocationReason(enum.IntEnum):
     REAPER_LOST = 13
 
 
+class OverageCause(enum.IntEnum):
+    """Why a holder may have more than its limit for a while. The numbers are on disk for ever."""
+
+    SOFT = 0
+    CUT = 1
+
+
 class Trust(enum.IntEnum):
     """Whether the holder could undo the walls itself: ROOT means it can, and every record says
     so."""

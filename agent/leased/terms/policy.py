@@ -263,6 +263,32 @@ class Policy(msgspec.Struct, frozen=True):
         )
 
 
+class Price(msgspec.Struct, frozen=True, array_like=True):
+    """What a capacity-second costs: 10^-9 of the currency, in per mille, per unit of the kind
+    (`resource.UNIT`). Taken from the rate card, for budgets in money; bills are made elsewhere.
+    """
+
+    kind: ResourceKind
+    tier: int
+    priority: int
+    nano_pm: int
+
+
+class Running(msgspec.Struct, frozen=True, array_like=True):
+    """A period of budgets that runs: when it began (wall ns), and when it ends (boottime ns)."""
+
+    period: Period
+    began_wall_ns: int
+    ends_ns: int
+
+
+class Calendar(msgspec.Struct, frozen=True, array_like=True):
+    """What the time is for a policy: its windows that are open, and the periods that run."""
+
+    windows: tuple[str, ...] = ()
+    periods: tuple[Running, ...] = ()
+
+
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 _DECODER: Final = msgspec.json.Decoder(Policy)
 _DOMAIN: Final = b"leased policy 1\0"

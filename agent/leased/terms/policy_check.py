@@ -70,7 +70,8 @@ def check(policy: Policy) -> Policy:
     for name, group in policy.groups:
         _check_group(policy, name, group)
     _check_limits(policy, "tenant_default", policy.tenant_default)
-    _check_membership("tenant_default", policy.tenant_default, groups)
+    if policy.tenant_default.group is not None:
+        raise _refuse("tenant_default.group", policy.tenant_default.group, "a group has members")
     tenants = _unique("tenants", (tenant for tenant, _ in policy.tenants))
     for tenant, limits in policy.tenants:
         _check_limits(policy, f"tenants.{tenant}", limits)

@@ -51,16 +51,7 @@ from leased.terms.policy_keys import (
     weight,
 )
 from leased.terms.reading import Keys, fields, integer, one
-from leased.terms.resource import ResourceKind
-
-UNIT: Final = {
-    ResourceKind.MEM: 1 << 30,
-    ResourceKind.BLOCK: 1 << 30,
-    ResourceKind.NET: 10**9,
-    ResourceKind.GPU: 1000,
-    ResourceKind.CPU: 1000,
-}
-"""What a capacity-second is counted in: GiB, Gbit/s, devices, cores; in the raw unit."""
+from leased.terms.resource import UNIT, ResourceKind
 
 _ALSO: Final = (*LIMIT_KEYS, "budgets", *(kind.name.lower() for kind in ResourceKind))
 _TABLES: Final = ("groups", "tenants", "tenant_default", "allocation", "borrowing", "preemption")

@@ -13,9 +13,9 @@ import enum
 
 import msgspec
 
-from leased.terms.identity import CommandId, LeaseId
-from leased.terms.lease import Lease
-from leased.terms.resource import Inventory, ResourceKind
+from leased.terms.identity import CommandId, LeaseId, TenantId
+from leased.terms.lease import Lease, Level, RevocationReason
+from leased.terms.resource import Allotment, Inventory, ResourceKind
 
 
 class RefusalReason(enum.IntEnum):
@@ -42,11 +42,23 @@ class RefusalReason(enum.IntEnum):
     DEVICE_FAILED = 18
     AUDIT_UNAVAILABLE = 19
     STOPPING = 20
+    LEVEL = 21
+    DURATION = 22
+    BUDGET = 23
+    SUBMIT_RATE = 24
+    API_RATE = 25
+    THROTTLED = 26
+    BURST_ENDED = 27
+    SHARE = 28
+    RESERVED = 29
+    BACKFILL_ENDED = 30
+    STALE_POLICY = 31
+    NOT_PREEMPTED = 32
 
 
 class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
     """No, and why. `limit`, `usage` and `requested` are in the unit of `what` (a kind's raw unit,
-    "leases", "ns")."""
+    "leases", "ns"). `rule` is the key of the policy that says so, where one does."""
 
     reason: RefusalReason
     what: str = ""
@@ -54,6 +66,7 @@ class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
     usage: int = 0
     requested: int = 0
     retry_at_ns: int | None = None
+    rule: str = ""
 
 
 class Granted(msgspec.Struct, frozen=True, tag="granted"):
@@ -101,16 +114,31 @@ class Inventoried(msgspec.Struct, frozen=True, tag="inventoried"):
     graces_ns: tuple[int, int, int] = (0, 0, 0)
 
 
+class Removal(msgspec.Struct, frozen=True):
+    """A lease that would have to make way: why, and by when it would be gone at the latest. Whose,
+    and which, only its own tenant and operators are told.
+    """
+
+    lease_id: LeaseId | None
+    tenant: TenantId | None
+    level: Level
+    reason: RevocationReason
+    until_ns: int
+    allotments: tuple[Allotment, ...]
+
+
 class Planned(msgspec.Struct, frozen=True, tag="planned"):
     """What an Acquire would get now: a refusal, or None and the resources it would take.
 
-    `victims`, shown to operators only, are the leases that preemption would choose to make room.
+    `victims` are the leases that would have to make room if it waited; `cost_nano` is what it would
+    cost until its first deadline, in 10^-9 of the rate card's currency.
     """
 
     refusal: Refusal | None
     resource_ids: tuple[str, ...] = ()
     position: int | None = None
-    victims: tuple[LeaseId, ...] = ()
+    victims: tuple[Removal, ...] = ()
+    cost_nano: int = 0
 
 
 class Explained(msgspec.Struct, frozen=True, tag="explained"):
@@ -126,6 +154,20 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """Carried out; nothing to show. `affected` are leases that were told to leave."""
 
     affected: tuple[LeaseId, ...] = ()
+
+
+class InForce(msgspec.Struct, frozen=True, tag="in_force"):
+    """The policy that judges from now on."""
+
+    policy_hash: bytes
+    generation: int
+
+
+class Unfit(msgspec.Struct, frozen=True, tag="unfit"):
+    """A policy that this host cannot keep: the key, its value and why. What was in force still
+    is."""
+
+    why: str
 
 
 class Missing(msgspec.Struct, frozen=True, tag="missing"):
@@ -147,6 +189,8 @@ Reply = (
     | Planned
     | Explained
     | Done
+    | InForce
+    | Unfit
     | Missing
     | Forbidden
 )

@@ -31,6 +31,16 @@ class ResourceKind(enum.IntEnum):
     CPU = 4
 
 
+UNIT = {
+    ResourceKind.MEM: 1 << 30,
+    ResourceKind.BLOCK: 1 << 30,
+    ResourceKind.NET: 10**9,
+    ResourceKind.GPU: 1_000,
+    ResourceKind.CPU: 1_000,
+}
+"""What people count a kind in, in its raw unit: GiB, GiB, Gbit/s, devices, cores."""
+
+
 class TierKind(enum.IntEnum):
     """Where memory lives. Classified by us: HMAT first, then origin, then distance (DESIGN section
     6)."""

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leased.lessor.placement import place, spans
-from leased.lessor.preemption import choose_victims, order_victims
+from leased.lessor.preemption import Candidates, choose_victims
 from leased.lessor.wholes import wholes_of
-from leased.terms.lease import Lease, Priority
+from leased.terms.lease import LEVEL_OF, Lease, Level, Priority
+from leased.terms.policy import Preemption
 from leased.terms.resource import Allotment, Ask, Resource, ResourceKind, TierKind
-from tests.doubles.desk import PAGE, Desk, cores, mem
+from tests.doubles.desk import ANY_LEVEL, PAGE, Desk, cores, mem
 
 nodes = st.none() | st.integers(0, 2)
 memory_asks = st.builds(
@@ -131,6 +132,15 @@ leases = st.lists(
 )
 
 
+def victims_of(desk: Desk, level: Level) -> list[Lease]:
+    """Who a request of that level could have leave, in order."""
+    return list(
+        Candidates(
+            desk.table, Preemption(), level=level, pools=["mem:node0:4096"], now_ns=desk.now_ns
+        )
+    )
+
+
 def held_pages(some: Sequence[Lease]) -> int:
     """Pages that `some` hold together."""
     shares: list[Allotment] = [a for lease in some for a in lease.subject.allotments]
@@ -142,14 +152,19 @@ def held_pages(some: Sequence[Lease]) -> int:
 def test_victims_are_less_important_sufficient_and_none_too_many(
     drawn: list[tuple[Priority, int, int]], need: int, priority: Priority
 ) -> None:
-    desk = Desk(mem(0, 1000))
+    desk = Desk(mem(0, 1000), policy=ANY_LEVEL)
     for rank, ttl, pages in drawn:
         desk.lease(Ask(ResourceKind.MEM, pages * PAGE), priority=rank, ttl=ttl)
         desk.sleep(0.01)
     desk.sleep(0.5)
-    ordered = order_victims(desk.table.leases.values(), priority=priority, now_ns=desk.now_ns)
+    ordered = victims_of(desk, LEVEL_OF[priority])
     assert all(lease.subject.priority < priority for lease in ordered)
-    chosen = choose_victims(ordered, lambda some: held_pages(some) >= need)
+
+    def room(some: Sequence[Lease]) -> dict[str, int] | None:
+        over = held_pages(some) - need
+        return None if over < 0 else {"mem:node0:4096": over * PAGE}
+
+    chosen = choose_victims(ordered, room)
     if chosen is None:
         assert held_pages(ordered) < need
         return
@@ -162,7 +177,7 @@ def test_victims_are_less_important_sufficient_and_none_too_many(
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(drawn=leases)
 def test_no_two_leases_can_preempt_each_other(drawn: list[tuple[Priority, int, int]]) -> None:
-    desk = Desk(mem(0, 1000))
+    desk = Desk(mem(0, 1000), policy=ANY_LEVEL)
     for rank, ttl, pages in drawn:
         desk.lease(Ask(ResourceKind.MEM, pages * PAGE), priority=rank, ttl=max(ttl, 200))
     desk.sleep(100)
@@ -170,6 +185,6 @@ def test_no_two_leases_can_preempt_each_other(drawn: list[tuple[Priority, int, i
     beats = {
         (winner.lease_id, victim.lease_id)
         for winner in everyone
-        for victim in order_victims(everyone, priority=winner.subject.priority, now_ns=desk.now_ns)
+        for victim in victims_of(desk, desk.table.level(winner))
     }
     assert not any((victim, winner) in beats for winner, victim in beats)

@@ -12,15 +12,33 @@ from collections.abc import Mapping
 import msgspec
 import pytest
 
+from leased.lessor.ledger import rows_of
 from leased.lessor.lessor import Lessor
 from leased.lessor.table import LeaseTable
 from leased.terms import command as commands
 from leased.terms import event as events
 from leased.terms.command import Command
 from leased.terms.identity import LeaseId
-from leased.terms.lease import Lease, Priority
+from leased.terms.lease import Lease, Level, Priority
 from leased.terms.moment import NS_PER_S, Moment
-from leased.terms.policy import CapacityLimit, Policy, TenantLimits
+from leased.terms.policy import (
+    Allocation,
+    Borrowing,
+    Budget,
+    Calendar,
+    CapacityLimit,
+    Group,
+    LimitSet,
+    Mode,
+    Period,
+    Policy,
+    Preemption,
+    Price,
+    Running,
+    Strategy,
+    TenantLimits,
+    WhenOver,
+)
 from leased.terms.resource import Ask, Health, Inventory, ResourceKind
 from leased.terms.teardown import CutReport, ProofReport, ScrubReport, TeardownStep
 from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, Numbers, ask_mem, cores, mem
@@ -32,6 +50,85 @@ POLICY = Policy(
         leases_max=8, capacities=(CapacityLimit(ResourceKind.MEM, 60 * PAGE),)
     ),
 )
+RICH = Policy(
+    leases_max=30,
+    closed_leases_kept=1000,
+    overage_ns=20 * NS_PER_S,
+    when_over=WhenOver.QUEUE,
+    borrowing=Borrowing(enabled=True, grace_ns=5 * NS_PER_S),
+    preemption=Preemption(runtime_ns_min_standard=NS_PER_S, cooldown_ns=2 * NS_PER_S),
+    allocations=(
+        Allocation(ResourceKind.MEM, strategy=Strategy.FAIR_SHARE, max_share_pm=900),
+        Allocation(
+            ResourceKind.CPU,
+            strategy=Strategy.RESERVATION,
+            reservations=((ACME.tenant, 1000),),
+            opportunistic=2000,
+        ),
+    ),
+    groups=(
+        (
+            "both",
+            Group(
+                together=LimitSet(
+                    leases_max=24,
+                    capacities=(CapacityLimit(ResourceKind.MEM, 70 * PAGE),),
+                    budgets=(Budget(Period.WEEK, cost_nano=10**12),),
+                ),
+                each=LimitSet(level_max=Level.CRITICAL, grace_ns_cut=3 * NS_PER_S),
+            ),
+        ),
+    ),
+    tenants=(
+        (
+            ACME.tenant,
+            TenantLimits(
+                group="both",
+                duration_ns_max=90 * NS_PER_S,
+                capacities=(
+                    CapacityLimit(
+                        ResourceKind.MEM,
+                        20 * PAGE,
+                        mode=Mode.BURST,
+                        burst_capacity=40 * PAGE,
+                        burst_ns=9 * NS_PER_S,
+                    ),
+                    CapacityLimit(ResourceKind.CPU, 2000),
+                ),
+                budgets=(
+                    Budget(Period.DAY, ResourceKind.MEM, capacity_ns=50_000 * PAGE * NS_PER_S),
+                ),
+            ),
+        ),
+        (
+            BETA.tenant,
+            TenantLimits(
+                group="both",
+                capacities=(
+                    CapacityLimit(ResourceKind.MEM, 25 * PAGE, mode=Mode.SOFT),
+                    CapacityLimit(ResourceKind.MEM, 22 * PAGE, node=0),
+                    CapacityLimit(ResourceKind.CPU, 2000),
+                ),
+            ),
+        ),
+    ),
+)
+CUT = msgspec.structs.replace(
+    RICH,
+    tenants=(
+        *RICH.tenants[:1],
+        (
+            BETA.tenant,
+            TenantLimits(group="both", capacities=(CapacityLimit(ResourceKind.MEM, 5 * PAGE),)),
+        ),
+    ),
+)
+PRICES = tuple(
+    Price(kind, -1, int(priority), 10**10 * (1 + priority))
+    for kind in ResourceKind
+    for priority in Priority
+)
+POLICIES = pytest.mark.parametrize("policy", [POLICY, RICH], ids=["plain", "rich"])
 RESOURCES = (mem(0, 50), mem(1, 30), *cores(4, per_node=2))
 SMALLER = Inventory((mem(0, 20), *cores(4, per_node=2)))
 
@@ -63,9 +160,9 @@ def snapshot(table: LeaseTable) -> dict[str, object]:
             for pool in table.pools.by_id.values()
         },
         "accounts": {
-            tenant: (account.leases, account.capacities)
+            tenant: (account.leases, account.charges, account.capacities, account.cells)
             for tenant, account in table.accounts.items()
-            if account.leases
+            if account.charges
         },
         "due": table.deadlines.current,
         "cordoned": table.pools.cordoned,
@@ -74,13 +171,32 @@ def snapshot(table: LeaseTable) -> dict[str, object]:
             lease_id: (tenancy.ended_ns, tenancy.begun_ns, tenancy.begun_boot, tenancy.cut_boot)
             for lease_id, tenancy in table.tenancies.items()
         },
-        "node": (table.boot_id, table.epoch, table.policy_hash, table.rate_hash),
+        "terms": table.terms,
+        "draining": table.draining,
+        "overages": dict(table.overages.items()),
+        "ledger": (
+            {
+                tenant: [row for row in rows_of(table.ledger.meter(tenant)) if any(row[-1])]
+                for tenant in table.ledger.tenants()
+            },
+            table.ledger.began_ns,
+            table.ledger.began_wall_ns,
+        ),
+        "node": (
+            table.policy_generation,
+            table.boot_id,
+            table.epoch,
+            table.policy_hash,
+            table.rate_hash,
+        ),
     }
 
 
 def some_lease(rng: random.Random, desk: Desk) -> LeaseId:
-    """Any lease, now and then one that does not exist."""
-    known = [*desk.table.leases, *desk.table.closed]
+    """Any lease, most likely an open one, now and then one that does not exist."""
+    known = list(desk.table.leases)
+    if rng.random() < 0.2 or not known:
+        known = [*known, *desk.table.closed]
     return rng.choice(known) if known and rng.random() < 0.97 else LeaseId(rng.randbytes(16))
 
 
@@ -104,14 +220,16 @@ def draw(rng: random.Random, desk: Desk) -> Command:
         *asks,
         caller=caller,
         ttl=rng.randrange(1, 60),
-        wait=rng.choice((0, 0, 10)),
-        priority=rng.choice(list(Priority)),
+        wait=rng.choice((0, 10, 40)),
+        level=rng.choice(list(Level)),
+        requeue_of=lease_id if rng.random() < 0.05 else None,
     )
     clean = rng.random() < 0.9
     lease = desk.table.leases.get(lease_id)
     unproven = () if clean or lease is None else lease.subject.allotments[:1]
     fenced = [one.lease_id for one in desk.table.leases.values() if one.fenced]
     now_ns, evidence = desk.now_ns, b"e" * 32
+    day = Calendar((), (Running(Period.DAY, rng.randrange(3), desk.now_ns + NS_PER_S),))
     likely: list[Command] = [
         acquire,
         commands.Activate(command_id, lease_id, evidence),
@@ -136,7 +254,16 @@ def draw(rng: random.Random, desk: Desk) -> Command:
         commands.Observe(command_id, rng.choice((Inventory(RESOURCES), SMALLER))),
         commands.ObserveHealth(command_id, resource_id, rng.choice(list(Health)), 3),
         commands.ObserveClockStep(command_id, 7),
-        commands.SetPolicy(command_id, OPERATOR, POLICY, rng.randbytes(32), b"R" * 32),
+        commands.SetPolicy(
+            command_id,
+            OPERATOR,
+            rng.choice((desk.policy, CUT)),
+            rng.randbytes(32),
+            b"R",
+            PRICES,
+            day,
+        ),
+        commands.Turn(command_id, day),
         commands.Plan(command_id, acquire),
         commands.Why(command_id, caller, lease_id),
         commands.ListLeases(command_id, caller, closed=True),
@@ -144,10 +271,12 @@ def draw(rng: random.Random, desk: Desk) -> Command:
     return rng.choice(likely if rng.random() < 0.7 else seldom)
 
 
-def story(seed: int, length: int = 250) -> tuple[Desk, list[tuple[Command, Moment]]]:
+def story(
+    seed: int, policy: Policy = POLICY, length: int = 250
+) -> tuple[Desk, list[tuple[Command, Moment]]]:
     """A desk after a story, and the story. Every invariant has been checked after every command."""
     rng = random.Random(seed)
-    desk = Desk(*RESOURCES, policy=POLICY)
+    desk = Desk(*RESOURCES, policy=policy)
     told: list[tuple[Command, Moment]] = []
     for number in range(length):
         desk.sleep(rng.choice((0, 0.1, 1, 4)))
@@ -163,24 +292,26 @@ def story(seed: int, length: int = 250) -> tuple[Desk, list[tuple[Command, Momen
     return desk, told
 
 
+@POLICIES
 @pytest.mark.parametrize("seed", range(20))
-def test_replaying_the_events_gives_the_same_table(seed: int) -> None:
-    desk, _ = story(seed)
-    again = Lessor(Numbers(), POLICY)
+def test_replaying_the_events_gives_the_same_table(seed: int, policy: Policy) -> None:
+    desk, _ = story(seed, policy)
+    again = Lessor(Numbers(), policy)
     for event, moment in desk.history:
         again.replay(event, moment)
     assert snapshot(again.table) == snapshot(desk.table)
 
 
+@POLICIES
 @pytest.mark.parametrize("seed", range(20))
-def test_leases_that_are_closed_can_be_left_out_of_the_replay(seed: int) -> None:
-    desk, _ = story(seed)
+def test_leases_that_are_closed_can_be_left_out_of_the_replay(seed: int, policy: Policy) -> None:
+    desk, _ = story(seed, policy)
     closed = {
         event.lease_id
         for event, _ in desk.history
         if isinstance(event, events.Reclaimed | events.Unfenced)
     }
-    again = Lessor(Numbers(), POLICY)
+    again = Lessor(Numbers(), policy)
     for event, moment in desk.history:
         if getattr(event, "lease_id", None) not in closed:
             again.replay(event, moment)
@@ -190,10 +321,11 @@ def test_leases_that_are_closed_can_be_left_out_of_the_replay(seed: int) -> None
     assert now == was
 
 
+@POLICIES
 @pytest.mark.parametrize("seed", range(10))
-def test_the_same_commands_lead_to_the_same_proposals(seed: int) -> None:
+def test_the_same_commands_lead_to_the_same_proposals(seed: int, policy: Policy) -> None:
     def tell() -> list[object]:
-        desk = Desk(*RESOURCES, policy=POLICY)
+        desk = Desk(*RESOURCES, policy=policy)
         rng = random.Random(seed)
         proposals: list[object] = []
         for _ in range(200):
@@ -244,10 +376,11 @@ def test_no_limit_is_ever_exceeded(seed: int) -> None:
     assert len(desk.lessor.queue) <= POLICY.waiting_max
 
 
-def test_stories_reach_every_kind_of_lease_event() -> None:
+def test_stories_reach_every_kind_of_event_that_a_table_keeps() -> None:
     kinds: set[type] = set()
-    for seed in range(20):
-        desk, _ = story(seed)
+    for seed in range(40):
+        desk, _ = story(seed, RICH)
         kinds |= {type(event) for event, _ in desk.history}
     lease_kinds = {kind for kind, number in events.KIND.items() if number in events.LEASE_KINDS}
-    assert lease_kinds - kinds == {events.Preempted, events.Adopted}, "nobody adopts here"
+    assert lease_kinds - kinds == {events.Adopted}, "nobody adopts here"
+    assert {events.OverageBegan, events.OverageEnded, events.Metered, events.PeriodBegan} <= kinds

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from leased.lessor.admission import CAPACITY_MAX
+from leased.lessor.meaning import CAPACITY_MAX
 from leased.terms import command as commands
 from leased.terms import event as events
 from leased.terms.lease import Priority
@@ -13,7 +13,18 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.policy import CapacityLimit, Policy, TenantLimits
 from leased.terms.reply import Refusal, RefusalReason
 from leased.terms.resource import Ask, Health, Resource, ResourceKind, TierKind
-from tests.doubles.desk import ACME, BETA, HUGE, OPERATOR, PAGE, Desk, ask_mem, cores, mem
+from tests.doubles.desk import (
+    ACME,
+    ANY_LEVEL,
+    BETA,
+    HUGE,
+    OPERATOR,
+    PAGE,
+    Desk,
+    ask_mem,
+    cores,
+    mem,
+)
 
 MEM_ID = "mem:node0:4096"
 
@@ -84,7 +95,7 @@ def test_too_many_asks_or_none(count: int) -> None:
     [(Priority.SCAVENGER, 900), (Priority.STANDARD, 14_400), (Priority.GUARANTEED, 86_400)],
 )
 def test_the_length_has_a_floor_and_a_ceiling_by_priority(priority: Priority, ceiling: int) -> None:
-    desk = Desk()
+    desk = Desk(policy=ANY_LEVEL)
     assert desk.grant(priority=priority, ttl=ceiling).ttl_ns == ceiling * NS_PER_S
     assert desk.grant(priority=priority, ttl=1).ttl_ns == NS_PER_S
     refusal = desk.refused(priority=priority, ttl=ceiling + 1)
@@ -119,15 +130,30 @@ def test_a_fenced_lease_takes_no_place_on_the_node() -> None:
     desk.grant()
 
 
-def test_a_tenant_holds_so_many_leases_until_their_teardown_begins() -> None:
+def test_a_tenant_has_so_many_leases_until_they_are_proven_clean() -> None:
     limits = TenantLimits(leases_max=2)
     desk = Desk(policy=Policy(tenants=(("acme", limits),)))
     first = desk.lease(ttl=10)
     desk.lease(ttl=20)
     refusal = desk.refused()
     assert numbers(refusal) == (RefusalReason.TENANT_LEASES, "leases", 2, 2, 1)
+    assert refusal.rule == "tenants.acme.leases_max"
     assert refusal.retry_at_ns == first.deadline_ns
     desk.grant(caller=BETA)
+    desk.release(first)
+    refusal = desk.refused()
+    assert refusal.retry_at_ns == desk.now_ns, "a teardown may be over any moment"
+    desk.reclaim(first)
+    desk.grant()
+
+
+def test_a_tenant_uses_so_many_leases_at_once() -> None:
+    limits = TenantLimits(concurrent_max=1)
+    desk = Desk(policy=Policy(tenants=(("acme", limits),)))
+    first = desk.lease(ttl=10)
+    refusal = desk.refused()
+    assert numbers(refusal) == (RefusalReason.TENANT_LEASES, "leases", 1, 1, 1)
+    assert refusal.rule == "tenants.acme.concurrent_max"
     desk.release(first)
     desk.grant()
 

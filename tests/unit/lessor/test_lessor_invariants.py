@@ -42,15 +42,15 @@ def _lost_pool(table: LeaseTable) -> None:
 
 
 def _wrong_count(table: LeaseTable) -> None:
-    table.accounts["acme"].leases += 1
+    table.accounts._tenants["acme"].leases += 1
 
 
 def _wrong_capacity(table: LeaseTable) -> None:
-    table.accounts["acme"].capacities[0] -= 1
+    table.accounts._tenants["acme"].capacities[0] -= 1
 
 
 def _no_account(table: LeaseTable) -> None:
-    table.accounts.clear()
+    table.accounts._tenants.clear()
 
 
 def _no_deadline(table: LeaseTable) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import Trigger
-from leased.lessor.preemption import choose_victims, order_victims
+from leased.lessor.preemption import Candidates, Room, choose_victims
 from leased.terms import event as events
-from leased.terms.lease import Lease, LeaseState, Priority, RevocationReason
+from leased.terms.lease import LEVEL_OF, Lease, LeaseState, Level, Priority, RevocationReason
 from leased.terms.moment import NS_PER_S
-from tests.doubles.desk import PAGE, Desk, ask_mem, mem
+from leased.terms.policy import Preemption
+from tests.doubles.desk import ANY_LEVEL, PAGE, Desk, ask_mem, mem
 
 
 def held(victims: Sequence[Lease]) -> int:
@@ -22,60 +23,74 @@ def held(victims: Sequence[Lease]) -> int:
     return sum(a.capacity for lease in victims for a in lease.subject.allotments) // PAGE
 
 
+def victims_of(desk: Desk, level: Level) -> list[Lease]:
+    """Who a request of that level could have leave, in order."""
+    return list(
+        Candidates(
+            desk.table, Preemption(), level=level, pools=["mem:node0:4096"], now_ns=desk.now_ns
+        )
+    )
+
+
 def test_the_order_is_priority_then_remaining_time_then_youth() -> None:
-    desk = Desk()
+    desk = Desk(policy=ANY_LEVEL)
     first = desk.lease(priority=Priority.STANDARD, ttl=200)
     desk.lease(priority=Priority.GUARANTEED, ttl=100)
     scavengers = [desk.lease(priority=Priority.SCAVENGER, ttl=ttl) for ttl in (300, 150)]
     desk.sleep(100)
     young = desk.lease(priority=Priority.SCAVENGER, ttl=200)
     desk.lease(priority=Priority.STANDARD, ttl=10)
-    ordered = order_victims(
-        desk.table.leases.values(), priority=Priority.GUARANTEED, now_ns=desk.now_ns
-    )
+    ordered = victims_of(desk, Level.HIGH)
     expected = [scavengers[1], young, scavengers[0], first]
     assert [lease.lease_id for lease in ordered] == [lease.lease_id for lease in expected]
 
 
 @pytest.mark.parametrize("priority", list(Priority))
 def test_only_strictly_lower_priorities_are_victims(priority: Priority) -> None:
-    desk = Desk()
+    desk = Desk(policy=ANY_LEVEL)
     for other in Priority:
         desk.lease(priority=other, ttl=600)
     desk.sleep(100)
-    ordered = order_victims(desk.table.leases.values(), priority=priority, now_ns=desk.now_ns)
+    ordered = victims_of(desk, LEVEL_OF[priority])
     assert all(lease.subject.priority < priority for lease in ordered)
     assert len(ordered) == int(priority)
 
 
 def test_a_standard_lease_is_safe_for_its_first_minute() -> None:
-    desk = Desk()
-    lease = desk.lease(priority=Priority.STANDARD, ttl=600)
+    desk = Desk(policy=ANY_LEVEL)
+    desk.lease(priority=Priority.STANDARD, ttl=600)
     for seconds, safe in ((59.9, True), (0.1, False)):
         desk.sleep(seconds)
-        ordered = order_victims([lease], priority=Priority.GUARANTEED, now_ns=desk.now_ns)
+        ordered = victims_of(desk, Level.HIGH)
         assert (ordered == []) == safe
 
 
 def test_who_is_leaving_already_is_no_victim() -> None:
-    lease = Desk().lease(priority=Priority.SCAVENGER)
+    desk = Desk(policy=ANY_LEVEL)
+    lease = desk.lease(priority=Priority.SCAVENGER)
     for state in LeaseState:
-        there = msgspec.structs.replace(lease, state=state)
-        ordered = order_victims([there], priority=Priority.STANDARD, now_ns=lease.granted_ns)
+        desk.table.leases[lease.lease_id] = msgspec.structs.replace(lease, state=state)
+        ordered = victims_of(desk, Level.NORMAL)
         assert bool(ordered) == (state in (LeaseState.GRANTED, LeaseState.ACTIVE))
 
 
 def test_no_more_victims_than_needed() -> None:
-    desk = Desk(mem(0, 100))
+    desk = Desk(mem(0, 100), policy=ANY_LEVEL)
     leases = [desk.lease(ask_mem(n), priority=Priority.SCAVENGER) for n in (1, 2, 10, 3)]
-    assert choose_victims(leases, lambda some: held(some) >= 3) == tuple(leases[:2])
-    assert choose_victims(leases, lambda some: held(some) >= 10) == (leases[2],)
-    assert choose_victims(leases, lambda some: held(some) >= 17) is None
-    assert choose_victims(leases, lambda some: True) == ()
+
+    def room(need: int) -> Room:
+        return lambda some: (
+            {"mem:node0:4096": (held(some) - need) * PAGE} if held(some) >= need else None
+        )
+
+    assert choose_victims(leases, room(3)) == tuple(leases[:2])
+    assert choose_victims(leases, room(10)) == (leases[2],)
+    assert choose_victims(leases, room(17)) is None
+    assert choose_victims(leases, room(0)) == ()
 
 
 def test_a_preemption_names_victim_and_preemptor_and_gives_notice() -> None:
-    desk = Desk()
+    desk = Desk(policy=ANY_LEVEL)
     victim = desk.lease(priority=Priority.SCAVENGER, ttl=600)
     winner = desk.lease(priority=Priority.GUARANTEED)
     draft = Draft(desk.table, desk.ids, desk.moment)

@@ -17,7 +17,7 @@ from leased.terms.reply import (
     RefusalReason,
 )
 from leased.terms.resource import ResourceKind
-from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, cores, mem
+from tests.doubles.desk import ACME, ANY_LEVEL, BETA, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 
 def test_a_lease_is_shown_to_its_tenant_and_to_operators_only() -> None:
@@ -109,23 +109,26 @@ def test_a_plan_says_what_would_happen_and_changes_nothing() -> None:
 
 
 def test_a_plan_shows_operators_who_would_have_to_go() -> None:
-    desk = Desk(mem(0, 10), mem(1, 10))
+    desk = Desk(mem(0, 10), mem(1, 10), policy=ANY_LEVEL)
     old = desk.lease(ask_mem(5, node=0), ttl=600, priority=Priority.STANDARD)
     desk.sleep(100)
     scavenger = desk.lease(ask_mem(5, node=0), ttl=500, priority=Priority.SCAVENGER)
     desk.lease(ask_mem(10, node=1), ttl=5, priority=Priority.SCAVENGER)
 
-    def victims(pages: int, caller: commands.Caller, priority: Priority) -> tuple[bytes, ...]:
+    def victims(
+        pages: int, caller: commands.Caller, priority: Priority
+    ) -> tuple[bytes | None, ...]:
         acquire = desk.acquire(ask_mem(pages, node=0), caller=caller, priority=priority)
         reply = desk.say(commands.Plan(desk.command_id(), acquire))
         assert isinstance(reply, Planned)
-        return reply.victims
+        return tuple(victim.lease_id for victim in reply.victims)
 
     assert victims(5, OPERATOR, Priority.STANDARD) == (scavenger.lease_id,)
     assert victims(10, OPERATOR, Priority.STANDARD) == ()
     assert victims(10, OPERATOR, Priority.GUARANTEED) == (scavenger.lease_id, old.lease_id)
     assert victims(5, OPERATOR, Priority.SCAVENGER) == ()
-    assert victims(5, ACME, Priority.GUARANTEED) == (), "not for tenants to see"
+    assert victims(5, BETA, Priority.GUARANTEED) == (None,), "how many, but not whose"
+    assert victims(5, ACME, Priority.GUARANTEED) == (scavenger.lease_id,), "its own"
 
 
 def test_a_plan_of_a_request_that_was_made_shows_its_lease() -> None:

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: what tenants with budgets have used up in the periods that run, in capacity x ns.
+
+Rule: a lease counts from its grant for all that it may still use, up to the deadline that it has; a
+renewal adds what it adds, an early end gives back what was not used. So what is on the ledger is
+never less than what was used, and when a lease ends it is exactly that. When a period begins anew,
+what live leases may still use is all there is. Closed leases are not replayed: `Metered` says, at
+the end of each, what the ledger has.
+
+Does not know what a budget allows (`budget`) and does not make bills (`economics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from leased.lessor.accounts import ANY
+from leased.terms import event as events
+from leased.terms.identity import TenantId
+from leased.terms.lease import Lease
+from leased.terms.policy import Period
+
+WIDE_BYTES = 16
+
+Key = tuple[int, int, int]
+"""Kind, tier (or ANY) and priority: what has a price."""
+
+
+class Meter:
+    """What one tenant has on the ledger, by period."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self) -> None:
+        self.rows: dict[Period, dict[Key, int]] = {period: {} for period in Period}
+
+    def add(self, period: Period, lease: Lease, ns: int) -> None:
+        """So much more time (or less) of a lease."""
+        rows, priority = self.rows[period], int(lease.subject.priority)
+        for allotment in lease.subject.allotments:
+            tier = ANY if allotment.tier is None else int(allotment.tier)
+            key = (int(allotment.kind), tier, priority)
+            rows[key] = rows.get(key, 0) + allotment.capacity * ns
+
+
+class Ledger:
+    """Every meter by tenant. `began` is since when each period counts, on this boot's clock, and
+    on the wall's.
+    """
+
+    __slots__ = ("_meters", "began_ns", "began_wall_ns")
+
+    def __init__(self) -> None:
+        self._meters: dict[TenantId, Meter] = {}
+        self.began_ns: dict[Period, int] = dict.fromkeys(Period, 0)
+        self.began_wall_ns: dict[Period, int] = dict.fromkeys(Period, 0)
+
+    def meter(self, tenant: TenantId) -> Meter | None:
+        """The meter of a tenant that has a budget."""
+        return self._meters.get(tenant)
+
+    def tenants(self) -> Iterator[TenantId]:
+        """Who has one."""
+        return iter(tuple(self._meters))
+
+    def change(self, lease: Lease, from_ns: int, until_ns: int) -> None:
+        """A lease that would have ended at `from_ns` now ends at `until_ns`."""
+        meter = self._meters.get(lease.subject.tenant)
+        if meter is not None:
+            for period, began_ns in self.began_ns.items():
+                meter.add(period, lease, max(until_ns, began_ns) - max(from_ns, began_ns))
+
+    def begin(self, event: events.PeriodBegan, ends: Iterable[tuple[Lease, int]]) -> None:
+        """A period begins anew; `ends` are the live leases and when each ends."""
+        period, at_ns = Period(event.period), event.effective_ns
+        self.began_ns[period], self.began_wall_ns[period] = at_ns, event.began_wall_ns
+        for meter in self._meters.values():
+            meter.rows[period] = {}
+        for lease, ends_ns in ends:
+            meter_of = self._meters.get(lease.subject.tenant)
+            if meter_of is not None:
+                meter_of.add(period, lease, max(0, ends_ns - at_ns))
+
+    def set(self, event: events.Metered) -> None:
+        """What a tenant has, all of it."""
+        if not event.rows:
+            self._meters.pop(event.tenant, None)
+            return
+        meter = self._meters[event.tenant] = Meter()
+        for period, kind, tier, priority, wide in event.rows:
+            meter.rows[Period(period)][kind, tier, priority] = int.from_bytes(wide, "big")
+
+    def reboot(self) -> None:
+        """Another boot's clock: its leases begin after every period did."""
+        self.began_ns = dict.fromkeys(Period, 0)
+
+
+def rows_of(meter: Meter) -> tuple[tuple[str, int, int, int, bytes], ...]:
+    """What `Metered` says of a meter. A tenant that has used nothing has one row of nothing."""
+    found = tuple(
+        (period.value, *key, capacity_ns.to_bytes(WIDE_BYTES, "big"))
+        for period, rows in meter.rows.items()
+        for key, capacity_ns in rows.items()
+        if capacity_ns
+    )
+    return found or ((Period.DAY.value, 0, ANY, 0, bytes(WIDE_BYTES)),)
+
+
+def fresh(leases: Iterable[tuple[Lease, int]], now_ns: int) -> Meter:
+    """The meter of a tenant that has a budget from now on: what its live leases may still use."""
+    meter = Meter()
+    for lease, ends_ns in leases:
+        for period in Period:
+            meter.add(period, lease, max(0, ends_ns - now_ns))
+    return meter
+
+
+def used_ns(rows: Mapping[Key, int], kind: int, tier: int) -> int:
+    """Capacity x ns of a kind, or of one tier of it."""
+    return sum(
+        capacity_ns for key, capacity_ns in rows.items() if key[0] == kind and tier in (ANY, key[1])
+    )

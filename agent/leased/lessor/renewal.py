@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Renewal: how far the deadline of a lease may move.
+
+Rule: what bounds a lease (the age its tenant may let it reach, the end of a burst, room lent
+between those who wait) bounds its renewals: one that goes beyond is granted up to the bound, and
+refused when that gains nothing. A renewal counts against budgets for what it adds.
+
+Does not move anything (`lessor`), and leaves the ends of notices to the lifecycle.
+"""
+
+from __future__ import annotations
+
+from leased.lessor.accounts import ANY
+from leased.lessor.admission import Admission, over_quota
+from leased.lessor.ledger import Key
+from leased.lessor.quota import Limits, account_of
+from leased.lessor.table import LeaseTable
+from leased.terms.lease import Lease
+from leased.terms.policy import Mode
+from leased.terms.reply import Refusal, RefusalReason
+
+Bound = tuple[int, RefusalReason, str]
+"""An instant beyond which no renewal goes, why, and by which key of the policy."""
+
+
+def renewed_until_ns(
+    table: LeaseTable,
+    admission: Admission,
+    lease: Lease,
+    ttl_ns: int,
+    now_ns: int,
+    *,
+    crowded: bool,
+) -> int | Refusal:
+    """The deadline that a renewal by `ttl_ns` leads to, or why there is none. `crowded`: somebody
+    waits.
+    """
+    verdict = admission.meaning.judge_ttl(ttl_ns, lease.subject.priority)
+    if verdict is not None:
+        return verdict.refusal
+    deadline_ns = now_ns + ttl_ns
+    limits = admission.book.limits(lease.subject.tenant)
+    terms = table.terms.get(lease.lease_id)
+    if terms is None and limits.duration_ns_max is None and not limits.metered:
+        return deadline_ns
+    bound = _bound(table, limits, lease, crowded=crowded)
+    if bound is not None and deadline_ns > bound[0]:
+        deadline_ns, reason, rule = bound
+        if deadline_ns <= lease.deadline_ns:
+            return Refusal(reason, "ns", deadline_ns, lease.deadline_ns, ttl_ns, rule=rule)
+    added_ns = deadline_ns - lease.deadline_ns
+    if limits.metered and added_ns > 0:
+        overrun = admission.budget_overrun(limits, _more(lease, added_ns))
+        if overrun is not None:
+            return over_quota(overrun).refusal
+    return deadline_ns
+
+
+def _more(lease: Lease, ns: int) -> dict[Key, int]:
+    more: dict[Key, int] = {}
+    for allotment in lease.subject.allotments:
+        tier = ANY if allotment.tier is None else int(allotment.tier)
+        key = (int(allotment.kind), tier, int(lease.subject.priority))
+        more[key] = more.get(key, 0) + allotment.capacity * ns
+    return more
+
+
+def _bound(table: LeaseTable, limits: Limits, lease: Lease, *, crowded: bool) -> Bound | None:
+    """The first instant that bounds the lease."""
+    bounds: list[Bound] = []
+    if limits.duration_ns_max is not None:
+        ends_ns = lease.granted_ns + limits.duration_ns_max
+        bounds.append((ends_ns, RefusalReason.DURATION, f"{limits.name}.duration_max"))
+    terms = table.terms.get(lease.lease_id)
+    if terms is not None:
+        if terms.burst_until_ns and _bursts(table, limits):
+            bounds.append((terms.burst_until_ns, RefusalReason.BURST_ENDED, limits.name))
+        if terms.backfill_until_ns and crowded:
+            bounds.append((terms.backfill_until_ns, RefusalReason.BACKFILL_ENDED, ""))
+    return min(bounds, default=None)
+
+
+def _bursts(table: LeaseTable, limits: Limits) -> bool:
+    """Whether the tenant is above a limit that may be exceeded in bursts: if not, what began as a
+    burst is a lease like any other.
+    """
+    for one in limits.chain():
+        account = account_of(table.accounts, one)
+        if account is not None and any(
+            row.mode is Mode.BURST and account.used(row.kind, row.tier, row.node) > row.limit
+            for row in one.rows
+        ):
+            return True
+    return False

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shares: capacity that several divide, and who has more than its own of it.
+
+Rule: every tenant has a line in a share: its quota where idle quota is lent, its reservation where
+capacity is reserved, nothing where it has neither. What lies above the line is somebody else's that
+is idle, or nobody's; it can always be called back, so the owner comes first. The sums are kept as
+leases come and go; a test recomputes them.
+
+Does not call anything back (`yielding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from leased.lessor.accounts import ANY, Accounts, Charge, weigh
+from leased.lessor.fairness import entitlements, jain_index
+from leased.lessor.fitting import capacity_of
+from leased.lessor.meaning import Verdict, no
+from leased.lessor.pool import Pools
+from leased.lessor.quota import TenantBook
+from leased.lessor.window import Window, weights_of
+from leased.terms.identity import TenantId
+from leased.terms.policy import Allocation, Mode, Policy, Strategy
+from leased.terms.reply import RefusalReason
+from leased.terms.resource import Inventory, ResourceKind
+
+WEIGHT_PM = 1000
+"""The weight of a tenant that has none."""
+
+
+def allocation_name(allocation: Allocation) -> str:
+    """What it divides, as a policy document writes it."""
+    tier = "" if allocation.tier is None else f".{allocation.tier.name.lower()}"
+    return allocation.kind.name.lower() + tier
+
+
+class Share:
+    """One kind (or a tier of it): everybody's line, what they have, what is idle below the lines
+    and what lies above them. `lenders` is whose idle part others may have; None: everybody's.
+    """
+
+    __slots__ = ("_lenders", "idle", "kind", "lines", "over", "tier", "used")
+
+    def __init__(
+        self,
+        kind: int,
+        tier: int,
+        lines: Mapping[TenantId, int],
+        lenders: Mapping[TenantId, bool] | None = None,
+    ) -> None:
+        self.kind, self.tier, self.lines = kind, tier, lines
+        self._lenders = lenders
+        self.used: dict[TenantId, int] = {}
+        self.idle = sum(line for tenant, line in lines.items() if self._lends(tenant))
+        self.over = 0
+
+    def _lends(self, tenant: TenantId) -> bool:
+        return self._lenders is None or self._lenders.get(tenant, False)
+
+    def wanted(self, charge: Charge) -> int:
+        """How much of it a lease has."""
+        return weigh(charge, self.kind, self.tier, ANY)
+
+    def moved(self, tenant: TenantId, charge: Charge, sign: int, now_ns: int) -> None:
+        """A tenant has so much more, or less."""
+        amount = self.wanted(charge)
+        if amount:
+            self._set(tenant, self.used.get(tenant, 0) + sign * amount)
+
+    def fill(self, accounts: Accounts) -> None:
+        """Begin with what everybody has."""
+        for tenant, account in accounts.items():
+            held = account.used(self.kind, self.tier, ANY)
+            if held:
+                self._set(tenant, held)
+
+    def _set(self, tenant: TenantId, after: int) -> None:
+        line, before = self.lines.get(tenant, 0), self.used.get(tenant, 0)
+        self.over += max(0, after - line) - max(0, before - line)
+        if self._lends(tenant):
+            self.idle += max(0, line - after) - max(0, line - before)
+        if after:
+            self.used[tenant] = after
+        else:
+            self.used.pop(tenant, None)
+
+    def own(self, tenant: TenantId, more: int) -> bool:
+        """Whether `more` still lies below the tenant's line."""
+        return self.used.get(tenant, 0) + more <= self.lines.get(tenant, 0)
+
+    def over_of(self, tenant: TenantId) -> int:
+        """What a tenant has above its line."""
+        return max(0, self.used.get(tenant, 0) - self.lines.get(tenant, 0))
+
+    def after(self, tenant: TenantId, more: int) -> tuple[int, int]:
+        """(idle, over) if the tenant had `more`."""
+        line, before = self.lines.get(tenant, 0), self.used.get(tenant, 0)
+        idle = self.idle
+        if self._lends(tenant):
+            idle -= max(0, line - before) - max(0, line - before - more)
+        return idle, self.over + max(0, before + more - line) - max(0, before - line)
+
+
+class Division:
+    """One kind divided by FAIR_SHARE or RESERVATION."""
+
+    __slots__ = ("_capacity", "_decay", "_step_ns", "_windows", "allocation", "share", "weights")
+
+    def __init__(self, allocation: Allocation, before: Division | None) -> None:
+        self.allocation = allocation
+        tier = ANY if allocation.tier is None else int(allocation.tier)
+        self.share = Share(int(allocation.kind), tier, dict(allocation.reservations))
+        self.weights = dict(allocation.weights_pm)
+        self._step_ns, self._decay = weights_of(allocation.window_ns, allocation.half_life_ns)
+        same = before is not None and before._step_ns == self._step_ns
+        self._windows: dict[TenantId, Window] = before._windows if before and same else {}
+        self._capacity: tuple[Inventory, int] = (Inventory(()), 0)
+
+    @property
+    def name(self) -> str:
+        """The key of the policy that divides it."""
+        return f"allocation.{allocation_name(self.allocation)}"
+
+    @property
+    def fair(self) -> bool:
+        """Whether it is divided by weights."""
+        return self.allocation.strategy is Strategy.FAIR_SHARE
+
+    def moved(self, tenant: TenantId, charge: Charge, sign: int, now_ns: int) -> None:
+        """A tenant has so much more, or less."""
+        if not self.share.wanted(charge):
+            return
+        self.share.moved(tenant, charge, sign, now_ns)
+        if self.fair:
+            held = self.share.used.get(tenant, 0)
+            window = self._windows.get(tenant)
+            if window is None:
+                window = self._windows[tenant] = Window(0, now_ns)
+            window.hold(held, now_ns, self._step_ns)
+
+    def capacity(self, pools: Pools) -> int:
+        """What there is to divide."""
+        inventory, known = self._capacity
+        if inventory is not pools.inventory:
+            known = capacity_of(pools, self.share.kind, self.share.tier)
+            self._capacity = (pools.inventory, known)
+        return known
+
+    def used_lately(self, tenant: TenantId, now_ns: int) -> int:
+        """What a tenant used within the window, over its weight."""
+        window = self._windows.get(tenant)
+        if window is None:
+            return 0
+        used = window.used(now_ns, self._step_ns, self._decay)
+        return used * WEIGHT_PM // self.weights.get(tenant, WEIGHT_PM)
+
+    def entitled(self, pools: Pools, waiting: Mapping[TenantId, int]) -> dict[TenantId, int]:
+        """What everybody who has or wants something is entitled to. `waiting` is what those who
+        wait want beyond what they have.
+        """
+        demands = dict(self.share.used)
+        for tenant, more in waiting.items():
+            demands[tenant] = demands.get(tenant, 0) + more
+        return entitlements(
+            self.capacity(pools),
+            {tenant: self.weights.get(tenant, WEIGHT_PM) for tenant in demands},
+            demands,
+            min_pm=self.allocation.min_share_pm,
+            max_pm=self.allocation.max_share_pm,
+        )
+
+    def index(self, pools: Pools, waiting: Mapping[TenantId, int]) -> int:
+        """Jain's index: how even what they have of what they are entitled to is, in millionths."""
+        entitled = self.entitled(pools, waiting)
+        used = self.share.used
+        return jain_index(
+            [(min(used.get(tenant, 0), part), part) for tenant, part in entitled.items()]
+        )
+
+    def verdict(self, tenant: TenantId, more: int, pools: Pools) -> Verdict | None:
+        """Whether a tenant may have `more` of it."""
+        allocation, share = self.allocation, self.share
+        capacity = self.capacity(pools)
+        kind = ResourceKind(share.kind).name.lower()
+        used = share.used.get(tenant, 0)
+        if self.fair:
+            ceiling = capacity * allocation.max_share_pm // 1000
+            if used + more <= ceiling:
+                return None
+            verdict = no(
+                RefusalReason.SHARE,
+                kind,
+                limit=ceiling,
+                usage=used,
+                requested=more,
+                rule=f"{self.name}.max_share",
+                waitable=more <= ceiling,
+            )
+            return Verdict(verdict.refusal, verdict.waitable, tenant)
+        pool = allocation.opportunistic
+        if pool is None:
+            pool = max(0, capacity - sum(share.lines.values()))
+        idle, over = share.after(tenant, more)
+        before = share.over
+        lent = idle if allocation.borrow_idle else 0
+        if over <= before or over <= pool + lent:
+            return None
+        most = pool + (sum(share.lines.values()) if allocation.borrow_idle else 0)
+        verdict = no(
+            RefusalReason.RESERVED,
+            kind,
+            limit=pool + lent,
+            usage=before,
+            requested=more,
+            rule=f"{self.name}.reservations",
+            waitable=more <= most + share.lines.get(tenant, 0),
+        )
+        return Verdict(verdict.refusal, verdict.waitable, f"%{self.name}")
+
+
+class Shares:
+    """Everything that is divided under one policy."""
+
+    __slots__ = ("_lent", "_limit_pm", "divisions")
+
+    def __init__(
+        self, policy: Policy, book: TenantBook, accounts: Accounts, before: Shares | None
+    ) -> None:
+        known: dict[str, Division] = {}
+        for one in () if before is None else before.divisions:
+            known[allocation_name(one.allocation)] = one
+        self.divisions: list[Division] = []
+        for allocation in policy.allocations:
+            if allocation.strategy is not Strategy.PRIORITY:
+                division = Division(allocation, known.get(allocation_name(allocation)))
+                division.share.fill(accounts)
+                self.divisions.append(division)
+        self._limit_pm = policy.borrowing.limit_pm
+        self._lent: dict[int, Share] = {}
+        if policy.borrowing.enabled:
+            self._lend(book, accounts)
+        accounts.watchers = [*self.divisions, *self._lent.values()]
+
+    def _lend(self, book: TenantBook, accounts: Accounts) -> None:
+        for kind in ResourceKind:
+            lines: dict[TenantId, int] = {}
+            lenders: dict[TenantId, bool] = {}
+            for tenant, limits in book.named().items():
+                for row in limits.rows:
+                    if row.kind == kind and not row.narrow and row.mode is Mode.HARD:
+                        lines[tenant], lenders[tenant] = row.limit, row.lend
+            if len(lines) > 1:
+                share = self._lent[int(kind)] = Share(int(kind), ANY, lines, lenders)
+                share.fill(accounts)
+
+    def lends(self, tenant: TenantId, kind: int, more: int) -> bool:
+        """Whether `more` of a kind, above the tenant's own quota, may be borrowed."""
+        share = self._lent.get(kind)
+        line = None if share is None else share.lines.get(tenant)
+        if share is None or line is None:
+            return False
+        if share.used.get(tenant, 0) + more > line + line * self._limit_pm // 1000:
+            return False
+        idle, over = share.after(tenant, more)
+        return over <= idle
+
+    def verdict(self, tenant: TenantId, charge: Charge, pools: Pools) -> Verdict | None:
+        """The first division that does not let a tenant have `charge`."""
+        for division in self.divisions:
+            more = division.share.wanted(charge)
+            if more:
+                verdict = division.verdict(tenant, more, pools)
+                if verdict is not None:
+                    return verdict
+        return None
+
+    def owned(self, tenant: TenantId, charge: Charge) -> Iterable[Share]:
+        """The shares in which all that a request wants of them is the tenant's own, so that others
+        have to make way for it.
+        """
+        reserved = [one.share for one in self.divisions if not one.fair]
+        for share in (*self._lent.values(), *reserved):
+            more = share.wanted(charge)
+            if more and share.own(tenant, more) and share.over:
+                yield share
+
+    def fair(self) -> list[Division]:
+        """What is divided by weights."""
+        return [division for division in self.divisions if division.fair]
