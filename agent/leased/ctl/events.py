@@ -20,7 +20,7 @@ from leased.ctl.asks import amount
 from leased.ctl.console import length, timestamp
 from leased.terms import event as events
 from leased.terms.event import KIND, Event, LeaseEvent
-from leased.terms.lease import RevocationReason
+from leased.terms.lease import Level, RevocationReason
 from leased.terms.moment import Moment
 from leased.terms.reply import RefusalReason
 from leased.terms.teardown import TeardownStep
@@ -80,6 +80,16 @@ def detail(event: Event | Unknown) -> str:
             return f"{event.scrubbed_bytes} bytes overwritten and read back"
         case events.Revoked() | events.DrainNotified():
             return RevocationReason(event.reason).name.lower()
+        case events.OverageBegan():
+            return f"{event.holder} has {event.usage} of {event.rule}, limit {event.limit}"
+        case events.OverageEnded():
+            return f"{event.holder} is within {event.rule}"
+        case events.Admitted():
+            return f"at level {Level(event.level).name.lower()}"
+        case events.PeriodBegan():
+            return f"budgets of the {event.period} begin anew"
+        case events.PolicyTurned():
+            return f"open windows: {', '.join(event.windows) or 'none'}"
         case events.Preempted():
             return f"for {render.short(event.preemptor_lease_id.hex())} of {event.preemptor_tenant}"
         case events.AccessCut():

@@ -171,6 +171,10 @@ async def plan(options: argparse.Namespace, console: Console, session: Session) 
         console.say(f"would be refused: {refusal_text(planned.refusal, console)}")
         if planned.position is not None:
             console.say(f"with --wait it would take place {planned.position} in the queue")
+        for one in planned.removals:
+            whose = render.short(one.lease_id) if one.lease_id else "a lease of another tenant"
+            until = console.time_of_boot(one.until_boottime_ns)
+            console.say(f"{whose} ({one.level}) would have to leave: {one.reason}, by {until}")
     if planned.refusal is not None:
         return refusal_status(planned.refusal)
     return 0

@@ -17,6 +17,7 @@ from leased.ctl.console import Console, length
 from leased.terms.errors import (
     EX_DATAERR,
     EX_LEASE_LOST,
+    EX_NOPERM,
     EX_OSERR,
     EX_SOFTWARE,
     EX_TEMPFAIL,
@@ -49,6 +50,21 @@ ADVICE: Final[dict[str, tuple[int, str]]] = {
     "draining": (EX_LEASE_LOST, "the holder was told to leave; a renewal no longer helps"),
     "device_failed": (EX_OSERR, "the hardware did not do its part: see `leasectl doctor`"),
     "audit_unavailable": (EX_UNAVAILABLE, "the log cannot be written, so nothing is granted"),
+    "level": (EX_NOPERM, "ask at a lower level, or have the policy allow you this one"),
+    "duration": (EX_LEASE_LOST, "the lease is as old as it may become: acquire another"),
+    "budget": (
+        EX_TEMPFAIL,
+        "the budget of the period is used up: ask for less, or wait for the next",
+    ),
+    "submit_rate": (EX_TEMPFAIL, "ask less often"),
+    "api_rate": (EX_TEMPFAIL, "call less often"),
+    "throttled": (EX_TEMPFAIL, "you are above a limit: wait a second, and release something"),
+    "burst_ended": (EX_LEASE_LOST, "the burst is over: the lease runs to its deadline"),
+    "share": (EX_TEMPFAIL, "nobody may have more of it at once: release some of yours"),
+    "reserved": (EX_TEMPFAIL, "what is left is reserved for others: wait, or ask for less"),
+    "backfill_ended": (EX_LEASE_LOST, "others wait for it: the lease runs to its deadline"),
+    "stale_policy": (EX_DATAERR, "a document of a later generation is in force"),
+    "not_preempted": (EX_DATAERR, "that lease was not taken from you, or was asked for again"),
     "stopping": (EX_UNAVAILABLE, "the agent is going down: try again when it is back"),
 }
 _GRANULE_STEP: Final = "it is granted in multiples of {}"
@@ -69,6 +85,8 @@ def refusal_text(refusal: objects.Refusal, console: Console) -> str:
     if refusal.reason == "capacity_granule":
         step = _GRANULE_STEP.format(quantity(refusal.what, refusal.limit))
     text = ": ".join(parts)
+    if refusal.rule:
+        text += f" ({refusal.rule})"
     if refusal.retry_at_boottime_ns is not None:
         text += f"; could succeed {console.time_of_boot(refusal.retry_at_boottime_ns)}"
         left_ns = refusal.retry_at_boottime_ns - console.boot_ns()

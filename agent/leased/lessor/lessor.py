@@ -276,24 +276,25 @@ class Lessor:
         draft = self._draft(moment)
         draft.answer(command.command_id, _DONE)
         before = self.admission.calendar.windows
-        self._put_in_force(moment, command.calendar, None)
+        self._put_in_force(moment, command.calendar, command.prices)
         if command.calendar.windows != before:
             policy_hash, windows = self.table.policy_hash, command.calendar.windows
             draft.emit(events.PolicyTurned(draft.event_id(), policy_hash, windows))
         self._take_effect(draft)
         return self._finish(draft, command)
 
-    def _put_in_force(
-        self, moment: Moment, calendar: Calendar, prices: tuple[Price, ...] | None
-    ) -> None:
-        """Judge by the document, as it is at this moment, from here on."""
+    def _put_in_force(self, moment: Moment, calendar: Calendar, prices: tuple[Price, ...]) -> None:
+        """Judge by the document, as it is at this moment, from here on. A calendar or prices that
+        are not told stay as they were.
+        """
+        calendar = calendar if calendar.periods else self.admission.calendar
         policy = turned(
             self._document, wall_ns=moment.wall_ns, windows=calendar.windows, host=self._host
         )
         admission = self.admission
         admission.set_policy(policy)
         admission.calendar = calendar
-        if prices is not None:
+        if prices:
             admission.prices = Prices(prices)
         self.table.keep_closed(policy.closed_leases_kept)
         self.table.accounts.regroup(admission.book.group_of, self.table.deadlines.current)

@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import msgspec
 import trio
 
 from leased import __version__
@@ -29,6 +28,7 @@ from leased.hardware.identity import node_id, read_machine_id
 from leased.lessor.lessor import Lessor
 from leased.ports import Submit
 from leased.service import recovery
+from leased.service.calendar import CalendarWatch, configured, prices_of
 from leased.service.chain_reader import ChainReader
 from leased.service.config import Config
 from leased.service.custody import Custodian
@@ -53,13 +53,14 @@ from leased.service.telemetry import Telemetry
 from leased.service.ticker import Ticker
 from leased.service.vitals import Vitals
 from leased.service.watcher import Watcher
-from leased.terms.command import Caller, Heartbeat, Revoke, SetPolicy, Stop
+from leased.terms.command import Caller, Heartbeat, Revoke, Stop
 from leased.terms.effect import Effect
-from leased.terms.errors import StateError
+from leased.terms.errors import ConfigError, StateError
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import digest
+from leased.terms.reply import Unfit
 
 ENTROPY_BYTES = 4096
 VERIFY_NS_MAX = 600 * NS_PER_S
@@ -269,6 +270,13 @@ class Agent:
             clock_steps=self.clock.steps,
             say=self.journald.say,
         )
+        self.calendar = CalendarWatch(
+            clock=self.clock,
+            submit=self.sequencer.submit_own,
+            policy=lambda: self.sequencer.lessor.policy,
+            floor=lambda: configured(self.config, self._operator()),
+            prices=lambda: prices_of(self.config.rates),
+        )
         await nursery.start(self.sequencer.run)
         for task in (
             self.grantor.run,
@@ -278,6 +286,7 @@ class Agent:
             self.watcher.run,
             self.telemetry.run,
             self.journald.run,
+            self.calendar.run,
         ):
             nursery.start_soon(task)
         nursery.start_soon(self.devices.watch, self.watcher.notice)
@@ -359,11 +368,9 @@ class Agent:
         """Read the configuration again; policy, rates and tenants take force, the rest at the next
         start."""
         fresh = await trio.to_thread.run_sync(self._reread)
-        policy = msgspec.structs.replace(
-            fresh.policy, generation=self.sequencer.lessor.policy.generation + 1
-        )
-        hashes = digest(fresh.policy), fresh.rates.digest()
-        await self.sequencer.ask_own(SetPolicy(NO_COMMAND, self._operator(), policy, *hashes))
+        reply = await self.sequencer.ask_own(configured(fresh, self._operator()))
+        if isinstance(reply, Unfit):
+            raise ConfigError(reply.why)
         self.config = fresh
 
     # -- what the daemon asks ---------------------------------------------------------------------

@@ -21,6 +21,7 @@ from leased.chain.epochs import EPOCH_NS
 from leased.economics.rates import DEFAULT_CARD, RateCard
 from leased.hardware.bounds import offered
 from leased.hardware.config import HardwareConfig
+from leased.lessor.fitting import unkept_by_release
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
 from leased.terms.moment import NS_PER_MS, NS_PER_S
@@ -238,6 +239,9 @@ def check(config: Config) -> Config:
     """Return `config` if it can be meant. Raises ConfigError naming the key (and the sum, where it
     is one).
     """
+    unkept = unkept_by_release(config.policy)
+    if unkept is not None:
+        raise ConfigError(unkept)
     for budget in budgets(config):
         if budget.sum_ns > budget.limit_ns:
             raise ConfigError(f"{budget.limit_key}: {budget.why} ({budget})")

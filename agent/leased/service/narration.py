@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from leased.terms import event
-from leased.terms.lease import RevocationReason
+from leased.terms.lease import Level, OverageCause, RevocationReason
 from leased.terms.moment import NS_PER_MS
 from leased.terms.quantity import print_duration
 from leased.terms.reply import RefusalReason
@@ -54,6 +54,12 @@ MESSAGE_ID: Final[dict[type[event.Event], str]] = {
     event.Fenced: "99e3ce16f0cc4251bcd540c32dc2631c",
     event.Unfenced: "19f2506b812b4231a22b0c067b33a89e",
     event.Preempted: "82a4f7daf28c404fb6645f3d7c1b50d1",
+    event.PolicyTurned: "c0d1b0f7f1a548b3ab0b2f6a3f0a7f11",
+    event.OverageBegan: "5f0f7d5b5b3c4c59a7a4f7d31c5f2b0e",
+    event.OverageEnded: "9a4cf7b81c0d4d62a0b7c4f1d83e6a55",
+    event.PeriodBegan: "e27a1b7c6b1f4b0f9d9f0a5c3b7e8d21",
+    event.Metered: "0b8f3c1de57a4b66a7c8d2b90f41e6c7",
+    event.Admitted: "7d5e2a90c3f84e1bb6a1d07f5c92e384",
     event.Adopted: "1d771fbfd1174c6a8f11c533971643d4",
     event.Recovered: "7231cc90576d46dd8ae9876fc994fb67",
     event.Voided: "9010cad0dd1d43e6bd2bea6a7e06c32d",
@@ -74,6 +80,8 @@ PRIORITY: Final[dict[type[event.Event], int]] = {
     event.Recovered: WARNING,
     event.ResourceFenced: WARNING,
     event.StrayEnded: WARNING,
+    event.OverageBegan: WARNING,
+    event.Metered: DEBUG,
     event.TeardownBegun: DEBUG,
     event.Renewed: DEBUG,
     event.EpochSealed: DEBUG,
@@ -222,6 +230,15 @@ _SENTENCES: Final[Mapping[type[event.Event], Callable[[Any], str]]] = {
     event.Preempted: lambda e: (
         f"lost to lease {e.preemptor_lease_id.hex()[:8]} of {e.preemptor_tenant}"
     ),
+    event.PolicyTurned: lambda e: f"open windows of the policy: {', '.join(e.windows) or 'none'}",
+    event.OverageBegan: lambda e: (
+        f"{e.holder} has {e.usage} of {e.rule}, more than {e.limit} "
+        f"({_name(OverageCause, e.cause)} limit)"
+    ),
+    event.OverageEnded: lambda e: f"{e.holder} is within its limit of {e.rule} again",
+    event.PeriodBegan: lambda e: f"budgets of the {e.period} begin anew",
+    event.Metered: lambda e: f"noted what {e.tenant} has used of its budgets",
+    event.Admitted: lambda e: f"was granted at level {_name(Level, e.level)}",
     event.StrayEnded: lambda e: (
         f"cgroup {e.cgroup} belonged to no lease: {e.processes} processes killed"
         + (f"; it is still there (errno {e.errno})" if e.errno else "")

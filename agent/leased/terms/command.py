@@ -223,9 +223,10 @@ class TeardownFailed(Command, frozen=True):
 
 class Turn(Command, frozen=True):
     """The calendar as it is now: windows of the policy have opened or closed, changes have expired,
-    periods have begun."""
+    periods have begun. `prices` are those of the rate card, if they are told again."""
 
     calendar: Calendar
+    prices: tuple[Price, ...] = ()
 
 
 class Observe(Command, frozen=True):

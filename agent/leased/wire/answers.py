@@ -26,10 +26,8 @@ from leased.terms.errors import (
     PermissionDenied,
 )
 from leased.terms.moment import Moment
-from leased.terms.policy import digest
 from leased.wire import objects, parameters, portrayal, replies
 from leased.wire.conversation import Call
-from leased.wire.policy_document import decode_policy
 from leased.wire.replies import encode, encode_fault
 
 NO_SUCH_LEASE: Final = "io.leased.Lease.NoSuchLease"
@@ -174,8 +172,20 @@ def _encode_planned(call: Call, planned: answers.Planned, moment: Moment, sequen
             resource_ids=list(planned.resource_ids),
             refusal=None if refusal is None else portrayal.portray_refusal(refusal, moment),
             position=planned.position,
+            removals=[portrayal.portray_removal(one) for one in planned.victims],
+            cost_nano=planned.cost_nano,
         )
     )
+
+
+def _encode_in_force(call: Call, in_force: answers.InForce, moment: Moment, sequence: int) -> bytes:
+    del call, moment, sequence
+    return encode(replies.SetPolicyReply(in_force.policy_hash.hex()))
+
+
+def _encode_unfit(call: Call, unfit: answers.Unfit, moment: Moment, sequence: int) -> bytes:
+    del call, moment, sequence
+    return encode_fault(ConfigError.wire, {"why": unfit.why})
 
 
 def _encode_explained(
@@ -197,8 +207,6 @@ def _encode_done(call: Call, done: answers.Done, moment: Moment, sequence: int) 
     asked = call.parameters
     if isinstance(asked, parameters.Drain):
         return encode(replies.DrainReply([lease_id.hex() for lease_id in done.affected]))
-    if isinstance(asked, parameters.SetPolicy):
-        return encode(replies.SetPolicyReply(digest(decode_policy(asked.document)).hex()))
     return encode(replies.EmptyReply())
 
 
@@ -221,6 +229,8 @@ _ENCODINGS: Final[dict[type[msgspec.Struct], Callable[..., bytes]]] = {
     answers.Planned: _encode_planned,
     answers.Explained: _encode_explained,
     answers.Done: _encode_done,
+    answers.InForce: _encode_in_force,
+    answers.Unfit: _encode_unfit,
     answers.Missing: _encode_missing,
     answers.Forbidden: _encode_forbidden,
 }

@@ -24,6 +24,7 @@ from leased.terms.lease import (
     BOUND_TO_CGROUP,
     BOUND_TO_NOTHING,
     AccountingTag,
+    Level,
     Priority,
     RevocationReason,
 )
@@ -43,6 +44,7 @@ _TTL_NS_DEFAULT = Policy().ttl_ns_default
 _KIND: Final = {name: ResourceKind(number) for number, name in enumerate(portrayal.KIND)}
 _TIER: Final = {name: TierKind(number) for number, name in enumerate(portrayal.TIER)}
 _PRIORITY: Final = {name: Priority(number) for number, name in enumerate(portrayal.PRIORITY)}
+_LEVEL: Final = {level.name.lower(): level for level in Level}
 _REASON: Final = {name: RevocationReason(number) for number, name in enumerate(portrayal.REASON)}
 _BOUND_KINDS: Final = frozenset({"mem", "block"})
 _ADOPTABLE: Final = frozenset({("gpu", None), ("cpu", None), ("mem", "budget"), ("block", "raw")})
@@ -109,8 +111,8 @@ def _command_id(text: str | None, entropy: Entropy) -> CommandId:
     return CommandId(command_id)
 
 
-def _lease_id(text: str) -> LeaseId:
-    return LeaseId(_identity(text, "lease_id"))
+def _lease_id(text: str, parameter: str = "lease_id") -> LeaseId:
+    return LeaseId(_identity(text, parameter))
 
 
 def _or(value: _T | None, default: _T) -> _T:
@@ -139,13 +141,26 @@ def _acquire(
         caller=caller,
         asks=tuple(map(_ask, asked.resources)),
         ttl_ns=_or(asked.ttl_ns, ttl_ns_default),
-        priority=Priority.STANDARD if asked.priority is None else _PRIORITY[asked.priority],
+        priority=_priority(asked),
         wait_ns=_or(asked.wait_ns, 0),
         grace_ns=asked.grace_ns,
         workload=asked.workload,
         tag=None if asked.accounting_tag is None else _tag(asked.accounting_tag),
         bind_pid=pid if bind == "process" else _BOUND_TO[bind],
+        level=None if asked.level is None else _LEVEL[asked.level],
+        requeue_of=None if asked.requeue_of is None else _lease_id(asked.requeue_of, "requeue_of"),
     )
+
+
+def _priority(asked: parameters.Acquire | parameters.Plan) -> Priority:
+    """That of the level, where one is named: the two must not say different things."""
+    named = None if asked.priority is None else _PRIORITY[asked.priority]
+    if asked.level is None:
+        return Priority.STANDARD if named is None else named
+    priority = _LEVEL[asked.level].priority
+    if named not in (None, priority):
+        raise InvalidParameter("level", f"{asked.level} is not of the priority {asked.priority}")
+    return priority
 
 
 def _adoptable(asked: parameters.Adopt) -> parameters.Acquire:

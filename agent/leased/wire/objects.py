@@ -25,6 +25,7 @@ Kind = Literal["mem", "block", "net", "gpu", "cpu"]
 Tier = Literal["dram", "hbm", "cxl", "pmem", "remote"]
 Shape = Literal["memfd", "budget", "dax", "rdma", "crypt", "raw"]
 PriorityName = Literal["scavenger", "standard", "guaranteed"]
+LevelName = Literal["background", "low", "normal", "high", "critical"]
 Reason = Literal[
     "priority_preemption",
     "quota_reclaim",
@@ -172,6 +173,18 @@ class Refusal(Tolerant, frozen=True):
     requested: int
     retry_at_boottime_ns: int | None = None
     seconds_until_retry: int | None = None
+    rule: str | None = None
+
+
+class Removal(Tolerant, frozen=True):
+    """A lease that would have to make way."""
+
+    lease_id: str | None
+    tenant: str | None
+    level: str
+    reason: str
+    until_boottime_ns: int
+    allotments: list[Allotment]
 
 
 class Waiting(Tolerant, frozen=True):

@@ -22,6 +22,7 @@ from leased.wire.objects import (
     HexId,
     Kind,
     Label,
+    LevelName,
     Positive,
     PriorityName,
     Reason,
@@ -47,6 +48,8 @@ class Acquire(Strict, frozen=True):
     workload: Label | None = None
     accounting_tag: AccountingTag | None = None
     bind: Literal["process", "cgroup", "deadline"] | None = None
+    level: LevelName | None = None
+    requeue_of: HexId | None = None
 
 
 class Plan(Strict, frozen=True):
@@ -60,6 +63,8 @@ class Plan(Strict, frozen=True):
     workload: Label | None = None
     accounting_tag: AccountingTag | None = None
     bind: Literal["process", "cgroup", "deadline"] | None = None
+    level: LevelName | None = None
+    requeue_of: HexId | None = None
 
 
 class Join(Strict, frozen=True):

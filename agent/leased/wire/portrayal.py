@@ -24,7 +24,7 @@ from leased.terms.lease import (
     Trust,
 )
 from leased.terms.moment import NS_PER_S, Moment
-from leased.terms.reply import Inventoried, Listed, Refusal, RefusalReason, ResourceUse
+from leased.terms.reply import Inventoried, Listed, Refusal, RefusalReason, Removal, ResourceUse
 from leased.terms.resource import (
     Allotment,
     Evidence,
@@ -147,6 +147,19 @@ def portray_refusal(refusal: Refusal, moment: Moment) -> objects.Refusal:
         refusal.requested,
         retry_at_ns,
         seconds,
+        refusal.rule or None,
+    )
+
+
+def portray_removal(removal: Removal) -> objects.Removal:
+    """A lease that would have to make way."""
+    return objects.Removal(
+        None if removal.lease_id is None else removal.lease_id.hex(),
+        removal.tenant,
+        removal.level.name.lower(),
+        REASON[removal.reason],
+        removal.until_ns,
+        [portray_allotment(allotment) for allotment in removal.allotments],
     )
 
 

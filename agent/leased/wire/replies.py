@@ -23,6 +23,7 @@ from leased.wire.objects import (
     Notice,
     Refusal,
     RemoteRegion,
+    Removal,
     Resource,
     Sample,
     Tolerant,
@@ -108,6 +109,8 @@ class PlanReply(Tolerant, frozen=True):
 
     grantable: bool
     resource_ids: list[str]
+    removals: list[Removal]
+    cost_nano: int
     refusal: Refusal | None = None
     position: int | None = None
 

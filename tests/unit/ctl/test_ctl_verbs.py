@@ -136,6 +136,8 @@ def test_release_and_wait_for_the_proof(tmp_path: Path) -> None:
 def test_plan_names_the_refusal_and_its_place(tmp_path: Path) -> None:
     planned = {
         "grantable": False,
+        "removals": [],
+        "cost_nano": 0,
         "resource_ids": [],
         "refusal": refused("no_capacity", "cpu", limit=2000, usage=2000, requested=1000)[
             "parameters"

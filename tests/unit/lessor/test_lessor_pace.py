@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leased.lessor import pace
-from leased.lessor.pace import Pace
+from leased.lessor.pace import KEPT_MAX, Pace
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Rate
 
@@ -41,12 +39,11 @@ def test_another_rate_begins_anew() -> None:
     assert paced.take("a", Rate(11, NS_PER_S), 0) is None
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "KEPT_MAX", 8)
+def test_what_is_remembered_is_bounded() -> None:
     paced = Pace()
-    for number in range(100):
+    for number in range(3 * KEPT_MAX):
         paced.take(f"tenant-{number}", TEN, number * NS_PER_S)
-    assert len(paced._next) <= 9 and len(paced._rate) <= 9
+    assert len(paced._next) <= KEPT_MAX + 1 and len(paced._rate) <= KEPT_MAX + 1
 
 
 @given(

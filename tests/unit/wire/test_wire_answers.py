@@ -239,7 +239,7 @@ def test_a_plan_holds_its_refusal() -> None:
     assert given["refusal"]["reason"] == "no_capacity"
     assert (given["resource_ids"], given["position"]) == (["a"], 2)
     given = decoded(encode_reply(call, answers.Planned(None, ("a",)), NOW))["parameters"]
-    assert given == {"grantable": True, "resource_ids": ["a"]}
+    assert given == {"grantable": True, "resource_ids": ["a"], "removals": [], "cost_nano": 0}
 
 
 def test_a_list_in_one_piece_or_in_pages() -> None:
@@ -311,7 +311,7 @@ def test_what_was_done_is_answered_in_the_shape_of_the_method() -> None:
     resume = called("io.leased.Admin.Resume")
     assert decoded(encode_reply(resume, done, NOW))["parameters"] == {}
     policy = called("io.leased.Admin.SetPolicy", {"document": POLICY})
-    given = decoded(encode_reply(policy, answers.Done(), NOW))["parameters"]
+    given = decoded(encode_reply(policy, answers.InForce(digest(Policy()), 4), NOW))["parameters"]
     assert given == {"policy_hash": digest(Policy()).hex()}
 
 
