@@ -39,7 +39,7 @@ SANITIZE = (
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
 )
-REAPER_VERBS = ("memory", "mapping", "scrub", "cgroup", "filter", "process")
+REAPER_VERBS = ("memory", "mapping", "scrub", "cgroup", "filter", "process", "dm")
 
 
 def compiler() -> str:

@@ -27,7 +27,7 @@
  * Statuses: -ETIME the cut has begun, or the deadline has passed; -ESTALE an older or equal
  * generation; -ERANGE beyond the horizon; -ENOENT no such lease; -ENOSPC the table is full; -EMFILE
  * descriptors are short; -EINVAL, -EBADF, -EPERM a descriptor or field is not what it must be;
- * -EEXIST the lease has another cgroup.
+ * -EEXIST the lease has another cgroup; -ENODEV an object that could not be revoked here.
  */
 #ifndef LEASED_REAPER_PROTOCOL_H
 #define LEASED_REAPER_PROTOCOL_H
@@ -35,11 +35,12 @@
 #include <stdint.h>
 
 #define LEASED_REAPER_MAGIC   UINT32_C(0x3152504c) /* "LPR1" */
-#define LEASED_REAPER_VERSION 2
+#define LEASED_REAPER_VERSION 3
 
 #define LEASED_REAPER_ID_BYTES         16
 #define LEASED_REAPER_CGROUP_BYTES     280
 #define LEASED_REAPER_MEMFDS_MAX       16
+#define LEASED_REAPER_OBJECTS_MAX      16
 #define LEASED_REAPER_STEPS_MAX        8
 #define LEASED_REAPER_PACKET_BYTES_MAX 65536
 #define LEASED_REAPER_FDS_MAX          250
@@ -64,12 +65,28 @@ enum leased_reaper_phase {
 	LEASED_REAPER_ENDED = 3,
 };
 
+/*
+ * An object gives access by itself, to whoever holds it and wherever that is, and is taken back
+ * besides killing: at the cut the reaper revokes it, and a cut whose object could not be revoked is
+ * not clean. DM: the device-mapper device whose uuid is "LEASED-<lease id in hex>-<number>" gets
+ * the error target, and its key is wiped. An ARM that names a kind we do not know is refused.
+ */
+enum leased_reaper_object_kind {
+	LEASED_REAPER_OBJECT_DM = 1,
+};
+
+struct leased_reaper_object {
+	uint16_t kind;
+	uint16_t number;
+	uint32_t reserved;
+};
+
 /* Revoke flags. SPARE_HOLDER: the holder gave the lease back by itself, so its process is left
  * alone (its memory is truncated all the same, and its leaf cgroup killed). */
 #define LEASED_REAPER_SPARE_HOLDER 1u
 
 /* Report flags. */
-#define LEASED_REAPER_CLEAN     1u /* everybody is gone */
+#define LEASED_REAPER_CLEAN     1u /* everybody is gone, every object revoked */
 #define LEASED_REAPER_BY_REAPER 2u /* begun by the reaper at the deadline, not on request */
 #define LEASED_REAPER_BACKSTOP  4u /* the backstop overwrote and truncated the memory */
 
@@ -82,10 +99,12 @@ enum leased_reaper_phase {
 enum leased_reaper_step {
 	LEASED_REAPER_STEP_DENY = 2,
 	LEASED_REAPER_STEP_FREEZE = 3,
+	LEASED_REAPER_STEP_OBJECT_REVOKE = 4,
 	LEASED_REAPER_STEP_KILL = 5,
 	LEASED_REAPER_STEP_SCRUB = 8,
 	LEASED_REAPER_STEP_READ_BACK = 9,
 	LEASED_REAPER_STEP_TRUNCATE = 10,
+	LEASED_REAPER_STEP_KEY = 16,
 };
 
 struct leased_reaper_header {
@@ -105,8 +124,10 @@ struct leased_reaper_arm {
 	uint64_t deadline_ns;
 	uint8_t has_pidfd;
 	uint8_t memfds;
-	uint16_t reserved[3];
+	uint8_t objects;
+	uint8_t reserved[5];
 	char cgroup[LEASED_REAPER_CGROUP_BYTES]; /* absolute path, NUL-terminated; "" for none */
+	struct leased_reaper_object object[LEASED_REAPER_OBJECTS_MAX];
 };
 
 struct leased_reaper_renew {
@@ -136,7 +157,7 @@ struct leased_reaper_step_report {
 
 struct leased_reaper_report {
 	uint8_t id[LEASED_REAPER_ID_BYTES];
-	uint64_t cut_ns; /* when the last process was gone; when we gave up, if it was not */
+	uint64_t cut_ns; /* when the last process and object was gone; when we gave up, if not */
 	uint32_t flags;
 	uint32_t steps;
 	struct leased_reaper_step_report step[LEASED_REAPER_STEPS_MAX];
@@ -147,13 +168,14 @@ struct leased_reaper_listed {
 	uint64_t generation;
 	uint64_t deadline_ns;
 	uint32_t slot;
-	uint32_t reserved;
+	uint32_t objects;
 	int32_t pid;
 	uint8_t phase;
 	uint8_t has_pidfd; /* descriptors that came with this entry */
 	uint8_t memfds;
 	uint8_t memfds_missing; /* lost when an earlier reaper died and not armed again since */
 	char cgroup[LEASED_REAPER_CGROUP_BYTES];
+	struct leased_reaper_object object[LEASED_REAPER_OBJECTS_MAX];
 	struct leased_reaper_report report; /* meaningful in phase ENDED */
 };
 
@@ -193,13 +215,14 @@ struct leased_reaper_pong {
 };
 
 _Static_assert(sizeof(struct leased_reaper_header) == 32, "header");
-_Static_assert(sizeof(struct leased_reaper_arm) == 320, "arm");
+_Static_assert(sizeof(struct leased_reaper_object) == 8, "object");
+_Static_assert(sizeof(struct leased_reaper_arm) == 448, "arm");
 _Static_assert(sizeof(struct leased_reaper_renew) == 32, "renew");
 _Static_assert(sizeof(struct leased_reaper_revoke) == 24, "revoke");
 _Static_assert(sizeof(struct leased_reaper_list) == 8, "list");
 _Static_assert(sizeof(struct leased_reaper_step_report) == 32, "step");
 _Static_assert(sizeof(struct leased_reaper_report) == 288, "report");
-_Static_assert(sizeof(struct leased_reaper_listed) == 616, "listed");
+_Static_assert(sizeof(struct leased_reaper_listed) == 744, "listed");
 _Static_assert(sizeof(struct leased_reaper_board) == 64, "board");
 _Static_assert(sizeof(struct leased_reaper_pong) == 56, "pong");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the structs are the wire format");

@@ -48,9 +48,67 @@ int leased_pidfd_take(int pidfd, int number);
 int leased_die_with_parent(void);
 
 int leased_node_char(const char *path, uint32_t *major, uint32_t *minor);
+int leased_node_block(const char *path, uint32_t *major, uint32_t *minor);
 
 int leased_board_renew(void *board, size_t bytes, uint32_t slot, uint64_t known_ns,
 	uint64_t deadline_ns, uint64_t generation);
+
+#define LEASED_DM_NAME_BYTES ...
+#define LEASED_DM_UUID_BYTES ...
+
+struct leased_dm_mapping {
+	uint64_t sectors;
+	uint32_t major;
+	uint32_t minor;
+	uint32_t open_count;
+	uint32_t targets;
+	uint8_t suspended;
+	uint8_t inactive;
+	char target[16];
+	char name[...];
+};
+
+int leased_dm_open(void);
+int leased_dm_create(
+	int control, const char *name, const char *uuid, uint32_t *major, uint32_t *minor);
+int leased_dm_load(int control, const char *uuid, uint64_t sectors, const char *target,
+	const char *parameters, int secret);
+int leased_dm_load_crypt(int control, const char *uuid, uint64_t sectors, const char *cipher,
+	uint32_t key_bytes, uint32_t major, uint32_t minor, const char *options);
+int leased_dm_resume(int control, const char *uuid);
+int leased_dm_suspend(int control, const char *uuid);
+int leased_dm_message(int control, const char *uuid, const char *text);
+int leased_dm_describe(
+	int control, const char *uuid, int inactive, struct leased_dm_mapping *mapping);
+int leased_dm_below(int control, const char *uuid, uint64_t *devices, uint32_t room);
+int leased_dm_remove(int control, const char *uuid, uint32_t timeout_ms, int later);
+int leased_dm_list(int control, const char *prefix, void *room, size_t room_bytes, char *into,
+	size_t into_bytes);
+int leased_dm_cut(int control, const char *uuid, int *key);
+
+#define LEASED_NVME_PAGE_BYTES ...
+
+struct leased_block_device {
+	uint64_t bytes;
+	uint32_t lba_bytes;
+	uint32_t read_only;
+};
+
+int leased_nvme_identify(int fd, uint32_t nsid, uint32_t cns, void *page, uint32_t timeout_ms);
+int leased_nvme_log(
+	int fd, uint32_t nsid, uint32_t log, void *into, uint32_t bytes, uint32_t timeout_ms);
+int leased_nvme_format(int fd, uint32_t nsid, uint32_t lbaf, uint32_t ses, uint32_t timeout_ms);
+int leased_nvme_sanitize(int fd, uint32_t action, uint32_t timeout_ms);
+int leased_nvme_create_namespace(
+	int fd, uint64_t blocks, uint32_t lbaf, int shared, uint32_t *nsid, uint32_t timeout_ms);
+int leased_nvme_delete_namespace(int fd, uint32_t nsid, uint32_t timeout_ms);
+int leased_nvme_attach_namespace(int fd, uint32_t nsid, int attach, const uint16_t *controllers,
+	uint32_t count, uint32_t timeout_ms);
+int leased_nvme_rescan(int fd);
+int leased_block_measure(int fd, struct leased_block_device *device);
+int leased_block_flush(int fd);
+int leased_block_zero(int fd, uint64_t offset, uint64_t bytes);
+int leased_loop_behind(int fd, uint64_t *device);
 
 #define LEASED_STAGE_IDLE        ...
 #define LEASED_STAGE_APPEND      ...

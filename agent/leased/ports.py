@@ -10,8 +10,9 @@ Does not implement anything: `hardware` and `durable` do, and `tests/doubles`.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -99,15 +100,30 @@ class Access(msgspec.Struct, frozen=True, array_like=True):
         return f"Access({self.resource_id!r}, {self.name!r}, ...)"
 
 
+class ObjectKind(enum.IntEnum):
+    """What kind of thing gives access by itself. The numbers are the reaper's."""
+
+    DM = 1
+
+
+class Revocable(NamedTuple):
+    """What gives access by itself, to whoever holds it, and is revoked at the cut besides killing.
+    A mapping's (DM) device-mapper uuid follows from the lease's id and `number`."""
+
+    kind: ObjectKind
+    number: int
+
+
 class Prepared(msgspec.Struct, frozen=True):
     """What a device made ready: descriptors to pass (owned by the receiver), the leaf cgroup
-    directory's path ("" if none was made), the SHA-256 of what was measured while preparing, and
-    what the holder must know."""
+    directory's path ("" if none was made), the SHA-256 of what was measured while preparing, what
+    the holder must know, and what the reaper must revoke."""
 
     fds: tuple[int, ...]
     cgroup: str
     evidence: bytes
     access: tuple[Access, ...] = ()
+    objects: tuple[Revocable, ...] = ()
 
 
 class Device(Protocol):
@@ -151,15 +167,24 @@ class Armed(msgspec.Struct, frozen=True):
     cut: CutReport | None
 
 
+class Arming(NamedTuple):
+    """A lease to be held: its leaf's path if it has one, its memfds, its holder's pidfd if it is
+    bound to one, and what is to be revoked."""
+
+    lease: Lease
+    cgroup: str = ""
+    fds: tuple[int, ...] = ()
+    pidfd: int | None = None
+    objects: tuple[Revocable, ...] = ()
+
+
 class Reaper(Protocol):
     """The enforcer of record, many leases a call. Each answer stands in the place of its lease."""
 
-    async def arm_many(
-        self, leases: Sequence[tuple[Lease, str, Sequence[int], int | None]]
-    ) -> list[DeviceError | None]:
-        """(lease, cgroup path or "", memfds, holder's pidfd): from the return on, the lease ends at
-        its deadline whatever happens to the agent. Arming again with the same or a newer generation
-        adds what is new."""
+    async def arm_many(self, leases: Sequence[Arming]) -> list[DeviceError | None]:
+        """From the return on each lease ends at its deadline whatever happens to the agent: whoever
+        is inside or bound is killed, its objects are revoked. Arming again with the same or a newer
+        generation adds what is new."""
         ...
 
     async def renew_many(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:

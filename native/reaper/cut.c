@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The cut: deny filter, freeze, kill; then watch until everybody is gone, without waiting for
- * anyone.
+ * The cut: deny filter, freeze, objects, kill; then watch until everybody is gone, without waiting
+ * for anyone.
  *
- * Rule: the three blows fall at once, in that order, and the look at the result comes later: by
- * POLLPRI on cgroup.events, by the pidfd, and by looks at growing intervals (the kernel holds a
- * second cgroup.events notification back for 10 ms, and the freeze is the first). A cut that has
- * not ended by the kill deadline is reported unclean and still watched. A report never changes its
- * mind about the past: what failed stays in its steps.
+ * Rule: the blows fall at once, in that order, and the look at the result comes later: by POLLPRI
+ * on cgroup.events, by the pidfd, by the cutters' answers, and by looks at growing intervals (the
+ * kernel holds a second cgroup.events notification back for 10 ms, and the freeze is the first). A
+ * cut that has not ended by the kill deadline is reported unclean and still watched. A report never
+ * changes its mind about the past: what failed stays in its steps.
  *
- * A failed deny or freeze does not make a cut unclean: clean means that nobody is left.
+ * A failed deny or freeze does not make a cut unclean: clean means that nobody is left, and that
+ * every object is revoked.
  */
 #define _GNU_SOURCE
 #include "reaper.h"
@@ -60,8 +61,7 @@ static struct leased_reaper_step_report *add_step(
 	return at;
 }
 
-static struct leased_reaper_step_report *find_step(
-	struct leased_reaper_report *report, uint32_t step)
+struct leased_reaper_step_report *cut_step(struct leased_reaper_report *report, uint32_t step)
 {
 	for (uint32_t i = 0; i < report->steps; i++) {
 		if (report->step[i].step == step)
@@ -96,6 +96,19 @@ static void strike_cgroup(struct reaper *r, uint32_t at)
 	step->ended_ns = boot_now();
 }
 
+static void strike_objects(struct reaper *r, uint32_t at)
+{
+	struct slot *slot = &r->slots[at];
+	const uint32_t count = slot->identity.objects;
+	slot->objects_gone = count == 0;
+	slot->objects_left = (1u << count) - 1;
+	slot->keys_wiped = 0;
+	if (count == 0)
+		return;
+	(void)add_step(&slot->report, LEASED_REAPER_STEP_OBJECT_REVOKE, boot_now());
+	objects_revoke(r, at);
+}
+
 /* Begin to cut, as the slot's moving flags say. Harmless to repeat after a restart. */
 void cut_begin(struct reaper *r, uint32_t at)
 {
@@ -111,8 +124,10 @@ void cut_begin(struct reaper *r, uint32_t at)
 	slot->report.flags = by_reaper ? LEASED_REAPER_BY_REAPER : 0;
 	slot->cgroup_gone = slot->cgroup_fd < 0;
 	slot->holder_gone = slot->pidfd < 0 || spare_holder;
+	slot->killed = false;
 	if (!slot->cgroup_gone)
 		strike_cgroup(r, at);
+	strike_objects(r, at);
 	struct leased_reaper_step_report *kill =
 		add_step(&slot->report, LEASED_REAPER_STEP_KILL, boot_now());
 	kill->measured = (uint64_t)!slot->cgroup_gone + (uint64_t)!slot->holder_gone;
@@ -172,20 +187,36 @@ static void tell(const struct slot *slot, bool clean)
 		(unsigned long long)((slot->report.cut_ns - slot->began_ns) / NS_PER_US));
 }
 
+/* Whether the cut was `clean` is known now: say so in the steps that had an open end. */
+static void conclude(struct slot *slot, bool clean, uint64_t now)
+{
+	struct leased_reaper_step_report *kill = cut_step(&slot->report, LEASED_REAPER_STEP_KILL);
+	struct leased_reaper_step_report *revoke =
+		cut_step(&slot->report, LEASED_REAPER_STEP_OBJECT_REVOKE);
+	if (kill != NULL && !slot->killed) {
+		kill->ended_ns = now;
+		kill->error = kill->error ? kill->error : ETIMEDOUT;
+	}
+	if (revoke != NULL && !slot->objects_gone) {
+		revoke->ended_ns = now;
+		revoke->error = revoke->error ? revoke->error : ETIMEDOUT;
+	}
+	if (clean && slot->keys_wiped > 0 &&
+		cut_step(&slot->report, LEASED_REAPER_STEP_KEY) == NULL) {
+		struct leased_reaper_step_report *key =
+			add_step(&slot->report, LEASED_REAPER_STEP_KEY, slot->began_ns);
+		key->ended_ns = revoke->ended_ns;
+		key->measured = slot->keys_wiped;
+	}
+}
+
 /* The cut is over, well (`clean`) or not. Also called when somebody who had survived the kill
  * deadline is gone at last. */
 static void end(struct reaper *r, uint32_t at, bool clean, uint64_t now)
 {
 	struct slot *slot = &r->slots[at];
 	const bool again = slot->given_up;
-	struct leased_reaper_step_report *kill = find_step(&slot->report, LEASED_REAPER_STEP_KILL);
-	if (kill != NULL) {
-		kill->ended_ns = now;
-		if (!clean && kill->error == 0)
-			kill->error = ETIMEDOUT;
-		else if (clean)
-			kill->error = 0;
-	}
+	conclude(slot, clean, now);
 	slot->report.cut_ns = now;
 	slot->report.flags |= clean ? LEASED_REAPER_CLEAN : 0;
 	slot->given_up = !clean;
@@ -224,6 +255,16 @@ static bool has_exited(const struct slot *slot)
 	return poll(&wait, 1, 0) == 1;
 }
 
+static void note_killed(struct slot *slot, uint64_t now)
+{
+	struct leased_reaper_step_report *kill = cut_step(&slot->report, LEASED_REAPER_STEP_KILL);
+	if (slot->killed || !slot->cgroup_gone || !slot->holder_gone || kill == NULL)
+		return;
+	slot->killed = true;
+	kill->ended_ns = now;
+	kill->error = 0;
+}
+
 /* Look whether everybody is gone; give up at the kill deadline. */
 void cut_check(struct reaper *r, uint32_t at)
 {
@@ -233,14 +274,17 @@ void cut_check(struct reaper *r, uint32_t at)
 	slot->cgroup_gone = slot->cgroup_gone || cgroup_is_empty(slot);
 	slot->holder_gone = slot->holder_gone || has_exited(slot);
 	uint64_t now = boot_now();
-	if (slot->cgroup_gone && slot->holder_gone) {
+	note_killed(slot, now);
+	if (slot->killed && slot->objects_gone) {
 		end(r, at, true, now);
 	} else if (slot->given_up) {
+		objects_revoke(r, at);
 		slot->check_ns = now + LATE_LOOK_NS;
 		cut_schedule(r, at);
 	} else if (now >= slot->began_ns + r->options.kill_ns) {
 		end(r, at, false, now);
 	} else if (now >= slot->check_ns) {
+		objects_revoke(r, at);
 		slot->interval_ns = sooner(2 * slot->interval_ns, LAST_LOOK_NS);
 		slot->check_ns =
 			sooner(now + slot->interval_ns, slot->began_ns + r->options.kill_ns);

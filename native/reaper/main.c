@@ -223,6 +223,7 @@ static int start(struct reaper *r)
 	harden(r);
 	for (uint32_t i = 0; i < CLIENTS_MAX; i++)
 		r->clients[i].fd = -1;
+	objects_make(r);
 	notify_open(r);
 	rc = resume(r, &inherited);
 	if (rc == 0)
@@ -272,6 +273,7 @@ static void handle(struct reaper *r, const struct epoll_event *event)
 	case WATCH_CGROUP:
 	case WATCH_HOLDER: cut_check(r, index); break;
 	case WATCH_BACKSTOP: backstop_ended(r, index); break;
+	case WATCH_CUTTER: objects_ended(r, index); break;
 	default: break;
 	}
 }

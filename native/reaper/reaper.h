@@ -29,9 +29,11 @@
 enum {
 	CLIENTS_MAX = 16,
 	BACKSTOPS_MAX = 8,
+	CUTTERS_FIRST = 4,
+	CUTTERS_MAX = 64,
 	DUE_PER_TURN = 64,
 	PACKETS_PER_TURN = 8,
-	FDS_SPARE = 352, /* that arming never takes: for one packet, for cutting, clients and
+	FDS_SPARE = 416, /* that arming never takes: for one packet, for cutting, clients and
 			    children */
 };
 
@@ -59,6 +61,9 @@ struct slot_identity {
 	int32_t holder_pid;
 	uint32_t memfds;
 	uint64_t memfd_inode[LEASED_REAPER_MEMFDS_MAX];
+	uint32_t objects;
+	uint32_t padding;
+	struct leased_reaper_object object[LEASED_REAPER_OBJECTS_MAX];
 	char cgroup[LEASED_REAPER_CGROUP_BYTES];
 	uint32_t crc;
 	uint32_t reserved;
@@ -117,11 +122,19 @@ struct slot {
 	uint32_t outbox_next;
 	uint32_t outbox_previous;
 	uint32_t child;
+	uint32_t objects_left;    /* not revoked yet: one bit each */
+	uint32_t objects_at_work; /* of these, what a cutter has in hand */
+	uint32_t objects_wanted;  /* and what waits for one */
+	uint32_t objects_next;    /* in the line of slots that want a cutter */
+	uint32_t keys_wiped;
+	bool in_line;
 	bool in_outbox;
 	bool wants_report;
 	bool cgroup_gone;
 	bool holder_gone;
-	bool given_up; /* the kill deadline has passed with somebody left */
+	bool objects_gone;
+	bool killed; /* cgroup and holder are both gone, and the report says when */
+	bool given_up; /* the kill deadline has passed with somebody or something left */
 	bool backstopped;
 	bool events_open;
 };
@@ -148,6 +161,24 @@ struct backstop_result {
 struct backstop {
 	int pidfd; /* -1: free */
 	uint32_t slot;
+};
+
+/* A cutter revokes one object at a time. */
+struct cutter {
+	int fd;    /* -1: gone */
+	pid_t pid; /* 0: never was, or has been waited for */
+	uint32_t slot;
+	uint32_t object;
+};
+
+struct cutter_job {
+	uint8_t id[LEASED_REAPER_ID_BYTES];
+	struct leased_reaper_object object;
+};
+
+struct cutter_result {
+	int32_t error; /* 0 or an errno */
+	uint32_t keys; /* wiped */
 };
 
 struct reaper {
@@ -187,6 +218,11 @@ struct reaper {
 	/* backstop */
 	struct backstop backstops[BACKSTOPS_MAX];
 	struct backstop_result *results; /* shared with the children */
+	/* objects */
+	int dm_fd; /* -1: nobody asked for it yet */
+	struct cutter cutters[CUTTERS_MAX];
+	uint32_t line_first;
+	uint32_t line_last;
 	/* systemd */
 	int notify_fd;
 	uint64_t watchdog_ns;
@@ -201,7 +237,8 @@ enum watch {
 	WATCH_CLIENT,
 	WATCH_CGROUP,
 	WATCH_HOLDER,
-	WATCH_BACKSTOP
+	WATCH_BACKSTOP,
+	WATCH_CUTTER
 };
 
 /* clock.c */
@@ -256,8 +293,19 @@ int memfd_check(int fd, uint64_t *inode);
 void cut_schedule(struct reaper *r, uint32_t at);
 void cut_begin(struct reaper *r, uint32_t at);
 void cut_check(struct reaper *r, uint32_t at);
+struct leased_reaper_step_report *cut_step(struct leased_reaper_report *report, uint32_t step);
 void cut_run_due(struct reaper *r);
 int watch_add(struct reaper *r, int fd, uint32_t events, enum watch kind, uint32_t index);
+
+/* objects.c: what is revoked besides killing */
+void objects_make(struct reaper *r);
+int objects_check(struct reaper *r, const struct leased_reaper_object *objects, uint32_t count);
+void objects_revoke(struct reaper *r, uint32_t at);
+void objects_ended(struct reaper *r, uint32_t cutter);
+void objects_forget(struct reaper *r, uint32_t at);
+
+/* cutter.c: the process that waits where we may not */
+_Noreturn void cutter_run(int jobs, int dm_fd);
 
 /* backstop.c */
 void backstop_run(struct reaper *r, uint32_t at);

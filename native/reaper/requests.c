@@ -155,6 +155,31 @@ static bool memfds_fit(const struct slot *slot, const struct brought *brought)
 	return count <= LEASED_REAPER_MEMFDS_MAX;
 }
 
+static uint32_t find_object(const struct slot *slot, const struct leased_reaper_object *object)
+{
+	for (uint32_t i = 0; i < slot->identity.objects; i++) {
+		if (memcmp(&slot->identity.object[i], object, sizeof *object) == 0)
+			return i;
+	}
+	return slot->identity.objects;
+}
+
+static bool objects_fit(const struct slot *slot, const struct leased_reaper_arm *entry)
+{
+	uint32_t count = slot->identity.objects;
+	for (uint32_t i = 0; i < entry->objects; i++)
+		count += find_object(slot, &entry->object[i]) == slot->identity.objects;
+	return count <= LEASED_REAPER_OBJECTS_MAX;
+}
+
+static void take_objects(struct slot *slot, const struct leased_reaper_arm *entry)
+{
+	for (uint32_t i = 0; i < entry->objects; i++) {
+		if (find_object(slot, &entry->object[i]) == slot->identity.objects)
+			slot->identity.object[slot->identity.objects++] = entry->object[i];
+	}
+}
+
 static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_arm *entry,
 	struct brought *brought, int *pidfd)
 {
@@ -162,6 +187,7 @@ static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_ar
 	const bool fresh = slot->moving.phase == LEASED_REAPER_FREE;
 	r->fds_used -= table_fds(slot);
 	take_memfds(r, slot, brought);
+	take_objects(slot, entry);
 	if (brought->cgroup_fd >= 0 && slot->cgroup_fd < 0) {
 		slot->cgroup_fd = brought->cgroup_fd;
 		slot->identity.cgroup_inode = brought->cgroup_inode;
@@ -196,7 +222,8 @@ static int arm_checked(struct reaper *r, const struct leased_reaper_arm *entry,
 	uint32_t at = find(r, entry->id, now_ns);
 	if (at != NONE) {
 		int rc = check_again(&r->slots[at], entry, brought, now_ns);
-		if (rc == 0 && !memfds_fit(&r->slots[at], brought))
+		if (rc == 0 && (!memfds_fit(&r->slots[at], brought) ||
+				       !objects_fit(&r->slots[at], entry)))
 			rc = -E2BIG;
 		return rc != 0 ? rc : arm_into(r, at, entry, brought, pidfd);
 	}
@@ -218,7 +245,9 @@ static int arm_one(
 		return -EINVAL;
 	if (r->fds_used + entry->memfds + entry->has_pidfd + 1u > r->fds_max)
 		return -EMFILE;
-	int rc = check_brought(entry, &brought);
+	int rc = objects_check(r, entry->object, entry->objects);
+	if (rc == 0)
+		rc = check_brought(entry, &brought);
 	if (rc == 0)
 		rc = arm_checked(r, entry, &brought, pidfd, now_ns);
 	if (brought.cgroup_fd >= 0)
@@ -232,7 +261,8 @@ static bool arm(struct reaper *r, struct request *request)
 	int32_t *status = (void *)answer.body;
 	uint64_t wanted = 0;
 	for (uint32_t i = 0; i < request->header->count; i++) {
-		if (entry[i].has_pidfd > 1 || entry[i].memfds > LEASED_REAPER_MEMFDS_MAX)
+		if (entry[i].has_pidfd > 1 || entry[i].memfds > LEASED_REAPER_MEMFDS_MAX ||
+			entry[i].objects > LEASED_REAPER_OBJECTS_MAX)
 			return false;
 		wanted += entry[i].has_pidfd + (uint64_t)entry[i].memfds;
 	}
@@ -303,6 +333,7 @@ uint32_t lease_forget(struct reaper *r, uint32_t at)
 	struct slot *slot = &r->slots[at];
 	outbox_drop(r, at);
 	backstop_forget(r, at);
+	objects_forget(r, at);
 	for (uint32_t i = 0; i < slot->identity.memfds; i++) {
 		if (slot->memfd[i] >= 0)
 			notify_unstore(r, slot->identity.id, i);
@@ -378,6 +409,8 @@ static uint32_t list_one(struct reaper *r, uint32_t at, struct leased_reaper_lis
 	entry->pid = slot->identity.holder_pid;
 	entry->phase = (uint8_t)slot->moving.phase;
 	memcpy(entry->cgroup, slot->identity.cgroup, sizeof entry->cgroup);
+	entry->objects = slot->identity.objects;
+	memcpy(entry->object, slot->identity.object, sizeof entry->object);
 	entry->report = slot->report;
 	if (with_fds && slot->pidfd >= 0) {
 		entry->has_pidfd = 1;

@@ -165,6 +165,10 @@ int resume(struct reaper *r, int *listen_fd)
 		struct slot *slot = &r->slots[at];
 		if (slot->moving.phase == LEASED_REAPER_FREE)
 			continue;
+		int rc = objects_check(r, slot->identity.object, slot->identity.objects);
+		if (rc != 0)
+			say(LOG_CRIT, "event=objects_out_of_reach lease=%s errno=%d",
+				hex_of(slot->identity.id), -rc);
 		r->fds_used += table_fds(slot);
 		if (misses_memory(slot))
 			slot->missing_ns = now + r->options.rearm_ns;

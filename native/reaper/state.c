@@ -22,7 +22,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { STATE_MAGIC = 0x5352504c /* "LPRS" */, STATE_VERSION = 1 };
+enum { STATE_MAGIC = 0x5352504c /* "LPRS" */, STATE_VERSION = 2 };
 
 uint32_t crc32_of(const void *data, size_t bytes)
 {
@@ -125,6 +125,7 @@ static bool identity_good(const struct slot_identity *copy)
 	return copy->sequence != 0 &&
 	       copy->crc == crc32_of(copy, offsetof(struct slot_identity, crc)) &&
 	       copy->memfds <= LEASED_REAPER_MEMFDS_MAX &&
+	       copy->objects <= LEASED_REAPER_OBJECTS_MAX &&
 	       copy->cgroup[LEASED_REAPER_CGROUP_BYTES - 1] == '\0';
 }
 

@@ -145,6 +145,7 @@ static void check_nodes(void)
 	check("a node has its numbers", leased_node_char("/dev/null", &major, &minor) == 1);
 	check("those of null", major == 1 && minor == 3);
 	check("a directory is none", leased_node_char("/", &major, &minor) == 0);
+	check("another kind of node", leased_node_block("/dev/null", &major, &minor) == 0);
 	check("nothing there", leased_node_char("/nowhere", &major, &minor) == -ENOENT);
 }
 

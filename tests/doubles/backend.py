@@ -15,7 +15,7 @@ import trio
 
 from leased.hardware.backend import Readied, Verdict, Wiped
 from leased.hardware.calls import Surveyed
-from leased.ports import Access, Holder
+from leased.ports import Access, Holder, Revocable
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
@@ -33,6 +33,7 @@ class FakeBackend:
         self.slow_s: dict[str, float] = {}
         self.held: set[LeaseId] = set()
         self.users: list[Holder] = []
+        self.objects: tuple[Revocable, ...] = ()
         self._scrubbed: set[LeaseId] = set()
 
     def serves(self, allotment: Allotment) -> bool:
@@ -52,7 +53,7 @@ class FakeBackend:
         await self._enter("prepare")
         assert lease.lease_id not in self.held, "prepared twice"
         self.held.add(lease.lease_id)
-        return Readied((), self.prefix.encode())
+        return Readied((), self.prefix.encode(), self.objects)
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
         """One name for each."""

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from leased.durable.journal import FileJournal
-from leased.ports import Journal, Prepared
+from leased.ports import Arming, Journal, Prepared
 from leased.service.reaper_link import RosterEntry
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
@@ -167,11 +167,9 @@ class HoldingReaper(FakeReaper):
         self.kept: dict[LeaseId, tuple[int, ...]] = {}
         self.pidfds: dict[LeaseId, int] = {}
 
-    async def arm_many(
-        self, leases: Sequence[tuple[Lease, str, Sequence[int], int | None]]
-    ) -> list[DeviceError | None]:
+    async def arm_many(self, leases: Sequence[Arming]) -> list[DeviceError | None]:
         outcomes = await super().arm_many(leases)
-        for (lease, _, fds, pidfd), outcome in zip(leases, outcomes, strict=True):
+        for (lease, _, fds, pidfd, _), outcome in zip(leases, outcomes, strict=True):
             if outcome is None and lease.lease_id not in self.kept:
                 self.kept[lease.lease_id] = tuple(map(os.dup, fds))
                 if pidfd is not None:

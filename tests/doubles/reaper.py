@@ -18,10 +18,9 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 import msgspec
 import trio
 
-from leased.ports import Clock
+from leased.ports import Arming, Clock, Revocable
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
-from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_S
 from leased.terms.teardown import CutReport, StepReport, TeardownStep
 
@@ -37,6 +36,7 @@ class Slot(msgspec.Struct):
     cgroup: str
     fds: tuple[int, ...]
     pidfd: int | None
+    objects: tuple[Revocable, ...] = ()
     cutting: bool = False
     spared: bool = False
     forget: bool = False
@@ -53,6 +53,7 @@ class FakeReaper:
         self._nursery: trio.Nursery | None = None
         self.slots: dict[LeaseId, Slot] = {}
         self.arm_errors: dict[LeaseId, int] = {}
+        self.object_errors: dict[LeaseId, int] = {}
         self.cut_takes_ns: dict[LeaseId, int] = {}
         self.calls: list[tuple[str, int]] = []
         self.board = False
@@ -73,14 +74,12 @@ class FakeReaper:
 
     # -- the port ---------------------------------------------------------------------------------
 
-    async def arm_many(
-        self, leases: Sequence[tuple[Lease, str, Sequence[int], int | None]]
-    ) -> list[DeviceError | None]:
+    async def arm_many(self, leases: Sequence[Arming]) -> list[DeviceError | None]:
         """As the port says."""
         await self._asked("arm", len(leases))
         outcomes: list[DeviceError | None] = []
-        for lease, cgroup, fds, pidfd in leases:
-            status = self._arm(lease, cgroup, tuple(fds), pidfd)
+        for arming in leases:
+            status = self._arm(arming)
             outcomes.append(DeviceError("arm", status) if status else None)
         self._wake()
         return outcomes
@@ -146,7 +145,8 @@ class FakeReaper:
         self.calls.append((verb, leases))
         await trio.lowlevel.checkpoint()
 
-    def _arm(self, lease: Lease, cgroup: str, fds: tuple[int, ...], pidfd: int | None) -> int:
+    def _arm(self, arming: Arming) -> int:
+        lease, cgroup, fds, pidfd, objects = arming
         if lease.lease_id in self.arm_errors:
             return self.arm_errors[lease.lease_id]
         if lease.deadline_ns > self._now() + HORIZON_NS:
@@ -156,7 +156,7 @@ class FakeReaper:
             if len(self.slots) >= self._slots_max:
                 return errno.ENOSPC
             self.slots[lease.lease_id] = Slot(
-                lease.generation, lease.deadline_ns, cgroup, fds, pidfd
+                lease.generation, lease.deadline_ns, cgroup, fds, pidfd, objects
             )
             return 0
         status = self._move(slot, lease.generation, lease.deadline_ns)
@@ -164,6 +164,7 @@ class FakeReaper:
             slot.cgroup = slot.cgroup or cgroup
             slot.fds = tuple(dict.fromkeys((*slot.fds, *fds)))
             slot.pidfd = pidfd if slot.pidfd is None else slot.pidfd
+            slot.objects = tuple(dict.fromkeys((*slot.objects, *objects)))
         return status
 
     def _renew(self, lease_id: LeaseId, generation: int, deadline_ns: int) -> int:
@@ -212,7 +213,14 @@ class FakeReaper:
         status = 0 if clean else errno.ETIMEDOUT
         gone = bool(slot.cgroup) + (slot.pidfd is not None and not slot.spared)
         kill = StepReport(TeardownStep.KILL, status, began_ns, self._now(), gone)
-        slot.cut = CutReport(lease_id, self._now(), by_reaper, clean, (kill,))
+        steps = (kill,)
+        if slot.objects:
+            revoked = self.object_errors.get(lease_id, 0)
+            clean = clean and not revoked
+            count = 0 if revoked else len(slot.objects)
+            step = TeardownStep.OBJECT_REVOKE
+            steps = (StepReport(step, revoked, began_ns, self._now(), count), kill)
+        slot.cut = CutReport(lease_id, self._now(), by_reaper, clean, steps)
         if slot.forget and clean:
             del self.slots[lease_id]
         self._wake()

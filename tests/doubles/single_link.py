@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from leased.ports import Arming, Revocable
 from leased.service.reaper_link import ReaperLink
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
@@ -18,9 +19,16 @@ from leased.terms.teardown import CutReport
 class SingleLink(ReaperLink):
     """A ReaperLink for one lease at a time."""
 
-    async def arm(self, lease: Lease, cgroup: str, fds: Sequence[int], pidfd: int | None) -> None:
+    async def arm(
+        self,
+        lease: Lease,
+        cgroup: str,
+        fds: Sequence[int],
+        pidfd: int | None,
+        objects: Sequence[Revocable] = (),
+    ) -> None:
         """As `arm_many`; raises the DeviceError."""
-        [error] = await self.arm_many([(lease, cgroup, fds, pidfd)])
+        [error] = await self.arm_many([Arming(lease, cgroup, tuple(fds), pidfd, tuple(objects))])
         if error is not None:
             raise error
 

@@ -15,6 +15,7 @@ import trio
 
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
+from leased.ports import Arming
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport, TeardownStep
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable, v1_frozen
@@ -154,7 +155,7 @@ async def test_a_cgroup_may_be_added_after_the_grant() -> None:
             await link.arm(lease, leaf, (), None)
             inside = host.sleeper(leaf)
             other = lease_of(ttl_ms=LATER_MS)
-            [second] = await link.arm_many([(lease, host.leaf(other), (), None)])
+            [second] = await link.arm_many([Arming(lease, host.leaf(other))])
             assert second is not None and second.errno == errno.EEXIST
             await link.revoke(lease.lease_id)
             assert inside.wait(5) == -signal.SIGKILL
@@ -182,7 +183,7 @@ async def test_descriptors_are_what_they_must_be_or_nothing_is_armed() -> None:
                 ("relative", (), None, errno.EINVAL),
                 (str(host.cgroup / "absent"), (), None, errno.ENOENT),
             ):
-                [error] = await link.arm_many([(lease_of(ttl_ms=LATER_MS), leaf, fds, pidfd)])
+                [error] = await link.arm_many([Arming(lease_of(ttl_ms=LATER_MS), leaf, fds, pidfd)])
                 assert error is not None and error.errno == expected, (leaf, error)
             assert (await link.ping()).slots_used == before
             nursery.cancel_scope.cancel()
@@ -233,7 +234,7 @@ async def test_a_table_that_is_full_says_so() -> None:
             link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             leases = [lease_of(ttl_ms=LATER_MS) for _ in range(17)]
-            outcomes = await link.arm_many([(lease, "", (), None) for lease in leases])
+            outcomes = await link.arm_many([Arming(lease) for lease in leases])
             assert outcomes[:16] == [None] * 16
             assert outcomes[16] is not None and outcomes[16].errno == errno.ENOSPC
             await link.disarm(leases[3].lease_id)

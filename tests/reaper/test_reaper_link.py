@@ -19,6 +19,7 @@ import trio
 import trio.testing
 
 from leased.hardware import verbs
+from leased.ports import Arming
 from leased.service import reaper_protocol as protocol
 from leased.service.reaper_process import find_reaper, spawn_reaper
 from leased.terms.errors import DeviceError
@@ -119,7 +120,7 @@ async def test_a_batch_larger_than_a_packet_is_split_and_put_together(tmp_path: 
 async def test_no_more_descriptors_than_fit_go_into_one_packet(tmp_path: Path) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     async with _linked(tmp_path / "s", _yes) as (link, peer):
-        leases = [(lease_of(ttl_ms=LATER_MS), "", (null,) * 16, None) for _ in range(40)]
+        leases = [Arming(lease_of(ttl_ms=LATER_MS), "", (null,) * 16) for _ in range(40)]
         assert await link.arm_many(leases) == [None] * 40
         assert [entries for _, entries in peer.packets] == [15, 15, 10]
     os.close(null)
@@ -128,7 +129,7 @@ async def test_no_more_descriptors_than_fit_go_into_one_packet(tmp_path: Path) -
 async def test_a_mute_reaper_is_a_device_error_and_nobody_waits(tmp_path: Path) -> None:
     async with _linked(tmp_path / "s", lambda _: None, answer_s=0.3, cut_s=0.4) as (link, _):
         with trio.fail_after(3):
-            [arm] = await link.arm_many([(lease_of(ttl_ms=LATER_MS), "", (), None)])
+            [arm] = await link.arm_many([Arming(lease_of(ttl_ms=LATER_MS))])
             assert arm is not None and arm.errno == errno.ETIMEDOUT
             with pytest.raises(DeviceError):
                 await link.renew_many([_move()])
@@ -224,7 +225,7 @@ async def test_a_cut_asked_for_is_reported_through_a_restart() -> None:
             link = SingleLink(host.socket_path)
             await nursery.start(link.run)
             leases = [lease_of(ttl_ms=LATER_MS) for _ in range(20)]
-            await link.arm_many([(lease, host.leaf(lease), (), None) for lease in leases])
+            await link.arm_many([Arming(lease, host.leaf(lease)) for lease in leases])
             os.kill(host.process.pid, signal.SIGSTOP)
             reports: list[CutReport | DeviceError] = []
 
@@ -249,7 +250,7 @@ async def test_the_roster_hands_over_many_leases_in_pages() -> None:
             await nursery.start(link.run)
             fd = host.closing(verbs.create_memory("shared", size_bytes=4096))
             leases = [lease_of(ttl_ms=LATER_MS) for _ in range(400)]
-            outcomes = await link.arm_many([(lease, "", (fd,), None) for lease in leases])
+            outcomes = await link.arm_many([Arming(lease, "", (fd,)) for lease in leases])
             assert outcomes == [None] * 400
             roster = await link.roster()
             assert {entry.lease_id for entry in roster} == {lease.lease_id for lease in leases}

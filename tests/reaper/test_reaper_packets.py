@@ -63,9 +63,12 @@ def _exchange(
     return protocol.decode(memoryview(answer)) if answer else None
 
 
-def _arm_entry(*, memfds: int = 0, has_pidfd: int = 0, cgroup: bytes = b"") -> bytes:
+def _arm_entry(
+    *, memfds: int = 0, has_pidfd: int = 0, objects: int = 0, cgroup: bytes = b""
+) -> bytes:
     lease = lease_of(ttl_ms=60_000)
-    return protocol.ARM_ENTRY.pack(lease.lease_id, 1, lease.deadline_ns, has_pidfd, memfds, cgroup)
+    counts = (has_pidfd, memfds, objects)
+    return protocol.ARM_ENTRY.pack(lease.lease_id, 1, lease.deadline_ns, *counts, cgroup, b"")
 
 
 def test_a_packet_without_our_magic_ends_the_connection(host: ReaperHost) -> None:
@@ -102,6 +105,7 @@ def test_another_version_is_told_ours(host: ReaperHost) -> None:
         (protocol.ARM, 1, _arm_entry(memfds=1)),
         (protocol.ARM, 1, _arm_entry(memfds=17)),
         (protocol.ARM, 1, _arm_entry(has_pidfd=2)),
+        (protocol.ARM, 1, _arm_entry(objects=17)),
         (protocol.CUT, 1, b"\0" * protocol.REPORT_BYTES),
     ],
 )
@@ -220,7 +224,9 @@ def _any_packet(
         if kind == protocol.ARM:
             brought = tuple(chance.choice(fds) for _ in range(chance.choice((0, 0, 1, 3))))
             sent += brought
-            entry = (lease_id, chance.randrange(9), deadline % 2**64, 0, len(brought), b"")
+            counts = (0, len(brought), chance.choice((0, 0, 1, 16)))
+            objects = chance.choice((b"", protocol.OBJECT.pack(1, 0, 0), os.urandom(128)))
+            entry = (lease_id, chance.randrange(9), deadline % 2**64, *counts, b"", objects)
             body += protocol.ARM_ENTRY.pack(*entry)
         elif kind == protocol.RENEW:
             body += protocol.RENEW_ENTRY.pack(lease_id, chance.randrange(9), deadline % 2**64)
@@ -241,6 +247,7 @@ def test_the_two_sides_agree_on_every_struct() -> None:
     text = (NATIVE / "reaper_protocol.h").read_text("utf-8")
     for name, size in (
         ("header", protocol.HEADER.size),
+        ("object", protocol.OBJECT.size),
         ("arm", protocol.ARM_ENTRY.size),
         ("renew", protocol.RENEW_ENTRY.size),
         ("revoke", protocol.REVOKE_ENTRY.size),
@@ -256,6 +263,7 @@ def test_the_two_sides_agree_on_every_struct() -> None:
         ("FDS_MAX", protocol.FDS_MAX),
         ("CGROUP_BYTES", protocol.CGROUP_BYTES),
         ("MEMFDS_MAX", protocol.MEMFDS_MAX),
+        ("OBJECTS_MAX", protocol.OBJECTS_MAX),
         ("STEPS_MAX", protocol.STEPS_MAX),
         ("VERSION", protocol.VERSION),
     ):

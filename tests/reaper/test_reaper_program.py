@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from leased.hardware.clock import BootClock
+from leased.ports import Arming
 from leased.service.reaper_process import find_reaper
 from leased.terms.errors import EX_USAGE
 from leased.terms.moment import NS_PER_MS, NS_PER_S
@@ -99,7 +100,7 @@ async def test_a_storm_of_deadlines_is_over_in_two_seconds() -> None:
                 for _ in range(STORM)
             ]
             for at in range(0, STORM, 500):
-                part = [(lease, host.leaf(lease), (), None) for lease in leases[at : at + 500]]
+                part = [Arming(lease, host.leaf(lease)) for lease in leases[at : at + 500]]
                 assert await link.arm_many(part) == [None] * len(part)
             assert boot_ns() < deadline, "this machine is too busy to begin"
             await BootClock().sleep_until(deadline)

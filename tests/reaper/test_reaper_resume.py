@@ -16,6 +16,7 @@ import trio
 
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
+from leased.ports import Arming
 from leased.service import reaper_protocol as protocol
 from leased.terms.errors import EX_CONFIG, EX_TEMPFAIL
 from leased.terms.identity import LeaseId
@@ -187,7 +188,7 @@ async def test_a_state_file_of_another_version_is_refused_not_guessed_at() -> No
         host.kill()
         with open(host.state_path, "r+b") as state:
             header = bytearray(state.read(STATE_HEADER_BYTES))
-            struct.pack_into("<I", header, STATE_VERSION_AT, 2)
+            struct.pack_into("<I", header, STATE_VERSION_AT, 999)
             _seal(header)
             state.seek(0)
             state.write(header)
@@ -244,7 +245,7 @@ async def test_no_acknowledged_renewal_is_lost_whenever_it_dies() -> None:
         async with trio.open_nursery() as nursery:
             link = SingleLink(host.socket_path)
             await nursery.start(link.run)
-            await link.arm_many([(lease, "", (), None) for lease in leases])
+            await link.arm_many([Arming(lease) for lease in leases])
             nursery.cancel_scope.cancel()
         generation = 1
         for _ in range(10):

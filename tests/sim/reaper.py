@@ -18,9 +18,9 @@ from collections.abc import Collection, Sequence
 import msgspec
 import trio
 
+from leased.ports import Arming
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
-from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport, StepReport, TeardownStep
 from tests.sim.clock import SimClock
@@ -182,13 +182,11 @@ class SimReaper:
 
     # -- the port ---------------------------------------------------------------------------------
 
-    async def arm_many(
-        self, leases: Sequence[tuple[Lease, str, Sequence[int], int | None]]
-    ) -> list[DeviceError | None]:
+    async def arm_many(self, leases: Sequence[Arming]) -> list[DeviceError | None]:
         if not await self._reached():
             return [DeviceError("arm", errno.ETIMEDOUT) for _ in leases]
         outcomes: list[DeviceError | None] = []
-        for lease, _, _, _ in leases:
+        for lease, *_ in leases:
             if self._faults.strikes("arm fails", 8):
                 outcomes.append(DeviceError("arm", errno.ENOSPC))
                 continue

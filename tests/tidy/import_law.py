@@ -83,7 +83,7 @@ DOORS: dict[str, str] = {
     "cryptography": r"leased\.chain\.(signing|note)",
     "msgspec": r"leased\..*",
     "trio": r"leased\.(durable|hardware|client|service|collector|ctl|__main__)(\..*)?",
-    "leased._native": r"leased\.(hardware\.verbs|durable\..*)",
+    "leased._native": r"leased\.(hardware\.verbs|hardware\.block\.verbs|durable\..*)",
 }
 """Foreign library -> the modules that may import it. What is not listed may be imported by nobody.
 """

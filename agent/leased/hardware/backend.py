@@ -23,7 +23,7 @@ import msgspec
 
 from leased.hardware.calls import Surveyed
 from leased.hardware.verbs import DeviceRule
-from leased.ports import Access, Holder
+from leased.ports import Access, Holder, Revocable
 from leased.terms.lease import Lease
 from leased.terms.resource import Allotment, ResourceKind
 from leased.terms.teardown import StepReport
@@ -31,10 +31,12 @@ from leased.terms.teardown import StepReport
 
 class Readied(msgspec.Struct, frozen=True):
     """What a backend made ready of a lease: the device nodes that its leaf must be able to open,
-    and what was measured meanwhile (it is hashed into the grant's evidence)."""
+    what was measured meanwhile (it is hashed into the grant's evidence), and what the reaper has to
+    revoke at the cut."""
 
     rules: tuple[DeviceRule, ...] = ()
     evidence: bytes = b""
+    objects: tuple[Revocable, ...] = ()
 
 
 class Wiped(msgspec.Struct, frozen=True):

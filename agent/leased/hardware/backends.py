@@ -10,6 +10,7 @@ Does not ask whether the hardware is there: each backend's survey does.
 from __future__ import annotations
 
 from leased.hardware.backend import Backend
+from leased.hardware.block.backend import BlockBackend
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
 from leased.hardware.dax.backend import DaxBackend
@@ -19,4 +20,9 @@ from leased.hardware.rdma.backend import RdmaBackend
 
 def make_backends(crew: Crew, config: HardwareConfig) -> tuple[Backend, ...]:
     """One of each kind; one that is not offered says so in its survey."""
-    return (DaxBackend(crew, config), GpuBackend(crew, config), RdmaBackend(crew, config))
+    return (
+        DaxBackend(crew, config),
+        GpuBackend(crew, config),
+        BlockBackend(crew, config),
+        RdmaBackend(crew, config),
+    )

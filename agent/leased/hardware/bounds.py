@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from leased.hardware.block.bounds import block_bounds
+from leased.hardware.block.config import Offer
 from leased.hardware.config import HardwareConfig
 from leased.hardware.gpu.bounds import gpu_bounds
 from leased.hardware.gpu.survey import memory_bytes_of
@@ -23,13 +25,6 @@ from leased.terms.resource import Resource, ResourceKind, Shape, shape_of
 PASSES_OVER_MEMORY: Final = 2
 """Overwriting, and reading back."""
 
-BLOCK_SCRUB_NS: Final = 10 * NS_PER_S
-"""An error table, a forgotten key, and 2 s of udev's rules for each of removing and opening."""
-
-BLOCK_ERASE_NS: Final = 600 * NS_PER_S
-"""A drive that formats itself says how long it takes; few take longer."""
-
-BLOCK_PROVE_NS: Final = 10 * NS_PER_S
 RDMA_SCRUB_NS: Final = 5 * NS_PER_S
 RDMA_PROVE_NS: Final = 5 * NS_PER_S
 
@@ -40,10 +35,8 @@ def bounds_of(config: HardwareConfig, cut_ns: int, resource: Resource) -> Bounds
     match resource.kind, shape_of(resource.resource_id):
         case ResourceKind.GPU, _:
             return gpu_bounds(config, cut_ns, memory_bytes_of(resource))
-        case ResourceKind.BLOCK, Shape.RAW:
-            return Bounds(cut_ns, BLOCK_SCRUB_NS, BLOCK_ERASE_NS, BLOCK_PROVE_NS)
-        case ResourceKind.BLOCK, _:
-            return Bounds(cut_ns, BLOCK_SCRUB_NS, 0, BLOCK_PROVE_NS)
+        case ResourceKind.BLOCK, shape:
+            return block_bounds(config, cut_ns, resource.capacity, raw=shape is Shape.RAW)
         case ResourceKind.MEM, Shape.RDMA:
             scrub_ns = RDMA_SCRUB_NS + memory.scrub_ns
             return Bounds(cut_ns, scrub_ns, memory.overwrite_ns, RDMA_PROVE_NS + memory.prove_ns)
@@ -72,13 +65,14 @@ def _memory(config: HardwareConfig, cut_ns: int, capacity: int) -> Bounds:
 
 def offered(config: HardwareConfig, cut_ns: int) -> Iterator[tuple[str, Bounds]]:
     """Each kind and class that may be offered, by name, with the bounds of nothing much of it."""
+    blocks = config.block.offer is not Offer.NONE
     kinds = (
         ("mem", "mem:node0:4096", ResourceKind.MEM, True),
         ("mem budget", "mem:budget:node0:4096", ResourceKind.MEM, True),
         ("cpu", "cpu:0", ResourceKind.CPU, config.cpu_cores != "none"),
         ("gpu", "gpu:", ResourceKind.GPU, config.gpu.offer),
-        ("block", "block:", ResourceKind.BLOCK, config.block.offer),
-        ("block raw", "block:raw:", ResourceKind.BLOCK, config.block.offer),
+        ("block", "block:", ResourceKind.BLOCK, blocks),
+        ("block raw", "block:raw:", ResourceKind.BLOCK, blocks and config.block.raw),
         ("mem dax", "mem:dax-", ResourceKind.MEM, config.dax.offer),
         ("mem rdma", "mem:rdma-:node0:4096", ResourceKind.MEM, config.rdma.offer),
     )

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import msgspec
 import trio
 
 from leased.hardware.backend import Backend, Verdict, Wiped, Withdraws
@@ -32,7 +33,7 @@ from leased.hardware.verbs import (
     DEVICE_CHAR,
     DeviceRule,
 )
-from leased.ports import Access, Holder
+from leased.ports import Access, Holder, Revocable
 from leased.terms.bounds import Bounds
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
@@ -55,6 +56,15 @@ PSEUDO_DEVICES = tuple(
     )
 )
 """What systemd's DevicePolicy=closed allows: nothing of it is anybody's."""
+
+
+class Fitted(msgspec.Struct, frozen=True):
+    """What was fitted: what was measured meanwhile, how the holder reaches it, and what the reaper
+    has to revoke."""
+
+    evidence: bytes = b""
+    access: tuple[Access, ...] = ()
+    objects: tuple[Revocable, ...] = ()
 
 
 class Fittings:
@@ -81,19 +91,17 @@ class Fittings:
         ]
         return [(backend, allotments) for backend, allotments in split if allotments]
 
-    async def prepare(
-        self, lease: Lease, leaf: str, fds: Sequence[int]
-    ) -> tuple[bytes, tuple[Access, ...]]:
-        """Prepare every part and let the leaf open it; what was measured, and how the holder
-        reaches it. Raises DeviceError."""
+    async def prepare(self, lease: Lease, leaf: str, fds: Sequence[int]) -> Fitted:
+        """Prepare every part and let the leaf open it. Raises DeviceError."""
         parts = self.parts(lease)
         done: list[tuple[Backend, list[Allotment]]] = []
-        rules, evidence = list(PSEUDO_DEVICES), b""
+        rules, objects, evidence = list(PSEUDO_DEVICES), [], b""
         try:
             for backend, allotments in parts:
                 readied = await backend.prepare(lease, allotments, leaf, fds)
                 done.append((backend, allotments))
                 rules.extend(readied.rules)
+                objects.extend(readied.objects)
                 evidence += readied.evidence
             if leaf:
                 await self.filter(leaf, rules)
@@ -102,7 +110,7 @@ class Fittings:
             for backend, allotments in reversed(done):
                 await backend.abandon(lease, allotments)
             raise
-        return evidence, access
+        return Fitted(evidence, access, tuple(objects))
 
     async def filter(self, leaf: str, rules: Sequence[DeviceRule] = PSEUDO_DEVICES) -> None:
         """Give a new leaf its device filter. Raises DeviceError."""

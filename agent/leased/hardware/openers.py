@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Openers: which processes have a character device open, mapped or registered with an io_uring,
+"""Openers: which processes have a device node open, mapped or registered with an io_uring,
 wherever on the host they are.
 
 Rule: a node is its number, never its path: a tenant may see it under any name. Only of a registered
@@ -30,7 +30,7 @@ from leased.hardware.occupants import (
     start_time,
     tasks,
 )
-from leased.hardware.verbs import char_device
+from leased.hardware.verbs import block_device, char_device
 from leased.terms.errors import DeviceError
 
 Node = tuple[int, int]
@@ -60,10 +60,12 @@ class Opener(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Sought(msgspec.Struct, frozen=True, array_like=True):
-    """The nodes that are looked for, and the last parts of the paths that they usually have."""
+    """The nodes that are looked for, and the last parts of the paths that they usually have;
+    `block`: they are block devices."""
 
     nodes: tuple[Node, ...]
     names: tuple[str, ...] = ()
+    block: bool = False
 
 
 def scan(sought: Sought, *, exempt: Mapping[int, int], deadline_ns: int) -> tuple[Opener, ...]:
@@ -106,6 +108,7 @@ class _Look:
         self._nodes = frozenset(sought.nodes)
         self._names = frozenset(name.encode() for name in sought.names)
         self._mapped: dict[bytes, Node | None] = {}
+        self._number = block_device if sought.block else char_device
 
     def at(self, pid: int) -> list[tuple[Node, str]]:
         """The nodes that a process has, each once, and how."""
@@ -132,7 +135,7 @@ class _Look:
                 for node in self._registered(pid, f"{task}/fdinfo/{number}"):
                     yield node, "ring"
             elif not target.startswith(_NO_DEVICE):
-                node = _number_of(path)
+                node = self._number_of(path)
                 if node in self._nodes:
                     yield node, "fd"
 
@@ -145,7 +148,7 @@ class _Look:
             if not name.startswith(b"/") or name.startswith(b"/memfd:"):
                 continue
             plain = name.replace(b"\\040", b" ").decode("utf-8", "surrogateescape")
-            node = _number_of(f"/proc/{pid}/root{plain}")
+            node = self._number_of(f"/proc/{pid}/root{plain}")
             if node is None and name.rpartition(b"/")[2] in self._names:
                 node = min(self._nodes)
             if node in self._nodes:
@@ -164,13 +167,22 @@ class _Look:
                 begin, _, end = fields[0].partition(b"-")
                 path = f"{process}/map_files/{int(begin, 16):x}-{int(end, 16):x}"
                 try:
-                    node = self._mapped[key] = char_device(path)
+                    node = self._mapped[key] = self._number(path)
                 except DeviceError as error:
                     if error.errno not in (errno.ENOENT, errno.ESRCH):
                         raise
                     continue  # unmapped meanwhile
             if node in self._nodes:
                 yield node
+
+    def _number_of(self, path: str) -> Node | None:
+        """The node's number; None for anything else, and for what is gone."""
+        try:
+            return self._number(path)
+        except DeviceError as error:
+            if error.errno in GONE:
+                return None
+            raise
 
 
 def _memories(pid: int) -> list[str]:
@@ -180,16 +192,6 @@ def _memories(pid: int) -> list[str]:
     if len(threads) < 2 or read_or_empty(f"/proc/{pid}/maps"):
         return [f"/proc/{pid}"]
     return [f"/proc/{thread}" for thread in threads]
-
-
-def _number_of(path: str) -> Node | None:
-    """The node's number; None for anything else, and for what is gone."""
-    try:
-        return char_device(path)
-    except DeviceError as error:
-        if error.errno in GONE:
-            return None
-        raise
 
 
 def _describe(pid: int) -> tuple[int, str, str, int]:

@@ -21,10 +21,10 @@ from leased.hardware.adopting import Adoptions
 from leased.hardware.calls import CgroupFacts, Created, Leafed, MakeLeaf
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import CALLS_MAX, Crew, close_all, failure, spread
-from leased.hardware.fittings import Fittings
+from leased.hardware.fittings import Fitted, Fittings
 from leased.hardware.pieces import Piece, leaf_call, memory_pieces, needs_leaf, worker_for
 from leased.hardware.pools import PoolLedgers
-from leased.ports import Access, Prepared
+from leased.ports import Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 
@@ -38,8 +38,7 @@ class _Case:
         self.lease = lease
         self.made: dict[int, tuple[Created, int]] = {}
         self.leaf = ""
-        self.fitted = b""
-        self.access: tuple[Access, ...] = ()
+        self.fitted = Fitted()
         self.error: DeviceError | None = None
 
 
@@ -134,7 +133,7 @@ class Preparer:
             fds = [case.made[index][1] for index in sorted(case.made)]
             try:
                 await self._adoptions.move_wanted(case.lease, case.leaf)
-                case.fitted, case.access = await self._fittings.prepare(case.lease, case.leaf, fds)
+                case.fitted = await self._fittings.prepare(case.lease, case.leaf, fds)
             except DeviceError as error:
                 case.error = error
 
@@ -185,5 +184,5 @@ def _prepared(case: _Case) -> Prepared:
         digest.update(
             _CREATED.pack(created.device, created.inode, created.blocks, created.ready_ns)
         )
-    digest.update(case.fitted)
-    return Prepared(tuple(fds), case.leaf, digest.digest(), case.access)
+    digest.update(case.fitted.evidence)
+    return Prepared(tuple(fds), case.leaf, digest.digest(), case.fitted.access, case.fitted.objects)

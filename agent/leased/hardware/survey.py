@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leased.hardware.block.survey import survey_namespaces
 from leased.hardware.calls import Survey, Surveyed
 from leased.hardware.cpu import survey_cpu
 from leased.hardware.memory import survey_memory
@@ -38,10 +37,4 @@ def survey(call: Survey, root: Path = Path("/")) -> Surveyed:
         missing.extend(absences)
     except DeviceError as error:
         missing.append(Absence(ResourceKind.CPU, str(error)))
-    try:
-        absences, found = survey_namespaces(root)
-        missing.extend(absences)
-        notes += found
-    except DeviceError as error:
-        missing.append(Absence(ResourceKind.BLOCK, str(error)))
     return Surveyed(tuple(resources), tuple(missing), notes)

@@ -3,8 +3,8 @@
 
 Rule: -errno becomes DeviceError naming the verb. A verb may block for as long as the kernel likes
 (a scrub does), so they are called by workers, never by the Trio process; opening a pidfd and moving
-a deadline on the reaper's board are the exceptions. The committer, the other half of
-`leased._native`, belongs to `durable.committer`.
+a deadline on the reaper's board are the exceptions. Block devices have a door of their own
+(`hardware.block.verbs`), and the committer belongs to `durable.committer`.
 
 Does not decide anything and does not retry.
 """
@@ -158,6 +158,14 @@ def char_device(path: str) -> tuple[int, int] | None:
     for no file system. Raises DeviceError."""
     major, minor = ffi.new("uint32_t *"), ffi.new("uint32_t *")
     if not _checked("node_char", lib.leased_node_char(os.fsencode(path), major, minor), path):
+        return None
+    return int(major[0]), int(minor[0])
+
+
+def block_device(path: str) -> tuple[int, int] | None:
+    """As `char_device`, of a block device."""
+    major, minor = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+    if not _checked("node_block", lib.leased_node_block(os.fsencode(path), major, minor), path):
         return None
     return int(major[0]), int(minor[0])
 

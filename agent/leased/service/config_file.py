@@ -22,7 +22,8 @@ import msgspec
 
 from leased.chain.epochs import EPOCH_NS_MIN
 from leased.economics import rates
-from leased.hardware.block.config import BlockConfig
+from leased.hardware.block.config import CANARIES_MAX, KEY_BITS, BlockConfig, Offer
+from leased.hardware.block.drives import Erase
 from leased.hardware.config import EscapeePolicy, HardwareConfig
 from leased.hardware.dax.config import DaxConfig
 from leased.hardware.gpu.config import GpuConfig
@@ -210,6 +211,29 @@ def _question(value: Any) -> Question:
     return Question(_choice(tuple(one.value for one in Question), value))
 
 
+def _erase(value: Any) -> Erase:
+    return Erase(_choice(tuple(Erase), value))
+
+
+def _key_bits(value: Any) -> int:
+    if value not in KEY_BITS or isinstance(value, bool):
+        raise ValueError(f"one of {', '.join(map(str, KEY_BITS))}")
+    return int(value)
+
+
+def _canaries(value: Any) -> int:
+    if not 2 <= _integer(value) <= CANARIES_MAX:
+        raise ValueError(f"a number from 2 to {CANARIES_MAX}")
+    return int(value)
+
+
+def _subsystem(value: Any) -> str:
+    nqn, _, nsid = _text(value).rpartition("/")
+    if not nqn or not nsid.isdecimal():
+        raise ValueError('"<subsystem NQN>/<nsid>"')
+    return f"{nqn}/{nsid}"
+
+
 def _tiers(value: Any) -> tuple[tuple[int, TierKind], ...]:
     """{ node1 = "cxl" }: the operator's word goes before the firmware's."""
     found = []
@@ -269,7 +293,21 @@ _GPU_KEYS: Final[Keys] = {
     "overhead": ("overhead_bytes", _size),
     "scrub_rate": ("scrub_bytes_per_s", _size),
 }
-_BLOCK_KEYS: Final[Keys] = {"offer": ("offer", _flag)}
+_BLOCK_KEYS: Final[Keys] = {
+    "offer": ("offer", lambda value: Offer(_choice(tuple(Offer), value))),
+    "namespaces": ("namespaces", lambda value: _rows(value, _text)),
+    "attach": ("attach", lambda value: _rows(value, _subsystem)),
+    "raw": ("raw", _flag),
+    "cipher": ("cipher", _text),
+    "key_bits": ("key_bits", _key_bits),
+    "crypt_erase": ("crypt_erase", lambda value: _rows(value, _erase)),
+    "raw_erase": ("raw_erase", lambda value: _rows(value, _erase)),
+    "detach_stuck": ("detach_stuck", _flag),
+    "canaries": ("canaries", _canaries),
+    "erase_budget": ("erase_budget_ns", _duration),
+    "zero_rate": ("zero_bytes_per_s", _size),
+    "settle_budget": ("settle_budget_ns", _duration),
+}
 _RDMA_KEYS: Final[Keys] = {
     "offer": ("offer", _flag),
     "devices": ("devices", lambda value: _rows(value, _text)),

@@ -19,7 +19,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from leased.ports import Device, Prepared, Reaper, Submit
+from leased.ports import Arming, Device, Prepared, Reaper, Submit
 from leased.service.custody import Custodian
 from leased.service.evidence import NO_COMMAND, hash_report
 from leased.service.gathering import Gathering
@@ -177,7 +177,13 @@ class Grantor:
     async def _arm(self, ready: list[tuple[Lease, Prepared]]) -> None:
         outcomes = await self._reaper.arm_many(
             [
-                (lease, made.cgroup, made.fds, self._custodian.of(lease.lease_id).pidfd)
+                Arming(
+                    lease,
+                    made.cgroup,
+                    made.fds,
+                    self._custodian.of(lease.lease_id).pidfd,
+                    made.objects,
+                )
                 for lease, made in ready
             ]
         )

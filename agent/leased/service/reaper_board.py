@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from leased.hardware import verbs
+from leased.ports import Revocable
 from leased.terms.identity import LeaseId
 
 
@@ -23,7 +24,7 @@ class Hold:
     """What the agent holds of an armed lease: enough to arm it again. `slot` is its place on the
     board, as long as the connection stands that told it."""
 
-    __slots__ = ("cgroup", "deadline_ns", "fds", "generation", "pidfd", "slot")
+    __slots__ = ("cgroup", "deadline_ns", "fds", "generation", "objects", "pidfd", "slot")
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Hold:
         cgroup: str,
         fds: tuple[int, ...],
         pidfd: int | None,
+        objects: tuple[Revocable, ...] = (),
         slot: int | None = None,
     ) -> None:
         self.generation = generation
@@ -39,6 +41,7 @@ class Hold:
         self.cgroup = cgroup
         self.fds = fds
         self.pidfd = pidfd
+        self.objects = objects
         self.slot = slot
 
 

@@ -27,13 +27,13 @@ from typing import Final, NamedTuple
 
 import trio
 
+from leased.ports import Arming
 from leased.service import reaper_protocol as protocol
 from leased.service.reaper_board import Board, Hold
 from leased.service.reaper_exchange import Exchange, Page, close_all
 from leased.service.reaper_tickets import Chunk, Repeat, Ticket, as_error
 from leased.terms.errors import DeviceError, InvalidParameter
 from leased.terms.identity import ID_BYTES, LeaseId
-from leased.terms.lease import Lease
 from leased.terms.teardown import CutReport
 
 ANSWER_S: Final = 5.0
@@ -82,14 +82,12 @@ class ReaperLink:
 
     # -- the port ---------------------------------------------------------------------------------
 
-    async def arm_many(
-        self, leases: Sequence[tuple[Lease, str, Sequence[int], int | None]]
-    ) -> list[DeviceError | None]:
-        """(lease, cgroup path or "", memfds, holder's pidfd), all or nothing for each lease."""
+    async def arm_many(self, leases: Sequence[Arming]) -> list[DeviceError | None]:
+        """All or nothing for each lease."""
         ticket = self._ticket(len(leases), self._answer_s)
         asked: list[Hold] = []
-        for at, (lease, cgroup, fds, pidfd) in enumerate(leases):
-            held = Hold(lease.generation, lease.deadline_ns, cgroup, tuple(fds), pidfd)
+        for at, (lease, cgroup, fds, pidfd, objects) in enumerate(leases):
+            held = Hold(lease.generation, lease.deadline_ns, cgroup, fds, pidfd, objects)
             asked.append(held)
             try:
                 chunk = self._arm_chunk(lease.lease_id, held, ticket, at)
@@ -321,6 +319,7 @@ class ReaperLink:
             cgroup=held.cgroup,
             has_pidfd=held.pidfd is not None,
             memfds=len(held.fds),
+            objects=held.objects,
         )
         fds = held.fds if held.pidfd is None else (held.pidfd, *held.fds)
         return Chunk(protocol.ARM, entry, 1, fds, ticket, at)
@@ -332,6 +331,7 @@ class ReaperLink:
             held.cgroup = held.cgroup or before.cgroup
             held.fds = tuple(dict.fromkeys((*before.fds, *held.fds)))
             held.pidfd = held.pidfd if held.pidfd is not None else before.pidfd
+            held.objects = tuple(dict.fromkeys((*before.objects, *held.objects)))
         self._held[lease_id] = held
 
     def _unawait(self, lease_id: LeaseId, ticket: Ticket) -> None:
@@ -351,7 +351,7 @@ class ReaperLink:
             if listed.cut is None:
                 # The reaper knows the holder by pid and start time; the pidfd is the receiver's.
                 held = Hold(listed.generation, listed.deadline_ns, listed.cgroup, memfds, None)
-                held.slot = listed.slot
+                held.objects, held.slot = listed.objects, listed.slot
                 self._hold(listed.lease_id, held)
             yield RosterEntry(
                 lease_id=listed.lease_id,

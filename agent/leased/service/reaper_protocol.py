@@ -15,16 +15,19 @@ from array import array
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from leased.ports import ObjectKind, Revocable
 from leased.terms.errors import InvalidParameter, ProtocolError
 from leased.terms.identity import LeaseId
 from leased.terms.teardown import CutReport, StepReport, TeardownStep
 
 MAGIC: Final = 0x3152504C
-VERSION: Final = 2
+VERSION: Final = 3
 PACKET_BYTES_MAX: Final = 65536
 FDS_MAX: Final = 250
 CGROUP_BYTES: Final = 280
 MEMFDS_MAX: Final = 16
+OBJECTS_MAX: Final = 16
+OBJECT_BYTES: Final = 8
 STEPS_MAX: Final = 8
 
 PING, ARM, RENEW, REVOKE, DISARM, LIST, BOARD = 1, 2, 3, 4, 5, 6, 7
@@ -36,14 +39,15 @@ HAS_FILTER, HAS_LOCKED_MEMORY, HAS_FD_STORE = 1, 2, 4
 PHASE_ENDED: Final = 3
 
 HEADER: Final = struct.Struct("<IHHIIiIQ")
-ARM_ENTRY: Final = struct.Struct(f"<16sQQBB6x{CGROUP_BYTES}s")
+ARM_ENTRY: Final = struct.Struct(f"<16sQQBBB5x{CGROUP_BYTES}s{OBJECTS_MAX * OBJECT_BYTES}s")
+OBJECT: Final = struct.Struct("<HHI")
 RENEW_ENTRY: Final = struct.Struct("<16sQQ")
 REVOKE_ENTRY: Final = struct.Struct("<16sI4x")
 LIST_ENTRY: Final = struct.Struct("<II")
 STEP: Final = struct.Struct("<IiQQQ")
 REPORT_HEAD: Final = struct.Struct("<16sQII")
 REPORT_BYTES: Final = REPORT_HEAD.size + STEPS_MAX * STEP.size
-LISTED_HEAD: Final = struct.Struct(f"<16sQQI4xiBBBB{CGROUP_BYTES}s")
+LISTED_HEAD: Final = struct.Struct(f"<16sQQIIiBBBB{CGROUP_BYTES}s{OBJECTS_MAX * OBJECT_BYTES}s")
 LISTED_BYTES: Final = LISTED_HEAD.size + REPORT_BYTES
 PONG: Final = struct.Struct("<16sQQIIIIII")
 
@@ -84,6 +88,7 @@ class Listed(NamedTuple):
     memfds: int
     memfds_missing: int
     cgroup: str
+    objects: tuple[Revocable, ...]
     cut: CutReport | None
 
 
@@ -113,6 +118,7 @@ def encode_arm(
     cgroup: str,
     has_pidfd: bool,
     memfds: int,
+    objects: Sequence[Revocable] = (),
 ) -> bytes:
     """One ARM entry. Raises InvalidParameter when the lease does not fit into one."""
     path = cgroup.encode()
@@ -120,7 +126,11 @@ def encode_arm(
         raise InvalidParameter("cgroup", f"a path is at most {CGROUP_BYTES - 1} bytes")
     if memfds > MEMFDS_MAX:
         raise InvalidParameter("fds", f"a lease has at most {MEMFDS_MAX} memfds")
-    return ARM_ENTRY.pack(lease_id, generation, deadline_ns, has_pidfd, memfds, path)
+    if len(objects) > OBJECTS_MAX:
+        raise InvalidParameter("objects", f"a lease has at most {OBJECTS_MAX} objects")
+    packed = b"".join([OBJECT.pack(kind, number, 0) for kind, number in objects])
+    counts = (has_pidfd, memfds, len(objects))
+    return ARM_ENTRY.pack(lease_id, generation, deadline_ns, *counts, path, packed)
 
 
 def encode_renewals(moves: Sequence[tuple[LeaseId, int, int]]) -> bytes:
@@ -197,7 +207,10 @@ def _report(body: memoryview, at: int) -> CutReport:
 
 def _listed(body: memoryview, at: int) -> Listed:
     fields = LISTED_HEAD.unpack_from(body, at)
-    lease_id, generation, deadline_ns, slot, pid, phase, has_pidfd, memfds, missing, cgroup = fields
+    lease_id, generation, deadline_ns, slot, objects, pid, phase, *rest = fields
+    has_pidfd, memfds, missing, cgroup, packed = rest
+    if objects > OBJECTS_MAX:
+        raise ProtocolError(f"reaper: a lease of {objects} objects")
     ended = phase == PHASE_ENDED
     return Listed(
         lease_id=LeaseId(lease_id),
@@ -210,5 +223,9 @@ def _listed(body: memoryview, at: int) -> Listed:
         memfds=memfds,
         memfds_missing=missing,
         cgroup=cgroup.split(b"\0", 1)[0].decode(),
+        objects=tuple(
+            Revocable(ObjectKind(kind), number)
+            for kind, number, _ in OBJECT.iter_unpack(packed[: objects * OBJECT_BYTES])
+        ),
         cut=_report(body, at + LISTED_HEAD.size) if ended else None,
     )

@@ -106,7 +106,7 @@ class Reclaimer:
                 for lease in gathered:
                     if _memory_bytes(lease) > QUICK_BYTES_MAX:
                         nursery.start_soon(self._reclaim_slowly, lease, slots)
-                    elif self._grantor.preparing(lease.lease_id) or self._withdraws(lease):
+                    elif self._goes_alone(lease):
                         nursery.start_soon(self._reclaim, [lease])
                     else:
                         quick.append(lease)
@@ -114,6 +114,12 @@ class Reclaimer:
                     # Not awaited: a lease whose holder will not die must not delay those that end
                     # after it.
                     nursery.start_soon(self._reclaim, quick)
+
+    def _goes_alone(self, lease: Lease) -> bool:
+        """What would keep others waiting: a grant that is not finished, an end in order, a drive
+        that may have to erase itself."""
+        drives = any(a.kind is ResourceKind.BLOCK for a in lease.subject.allotments)
+        return drives or self._grantor.preparing(lease.lease_id) or self._withdraws(lease)
 
     async def _reclaim_slowly(self, lease: Lease, slots: trio.Semaphore) -> None:
         cut = await self._cut([lease])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from leased.hardware.leaves import inside
-from leased.ports import Reaper
+from leased.ports import Arming, Reaper
 from leased.service.connection import Connection
 from leased.service.custody import Custodian
 from leased.service.holders import Holders
@@ -91,7 +91,7 @@ class Walls:
         if lease.lease_id not in self._custodian:
             raise CallerError("the lease has ended meanwhile: nobody can join it any more")
         if self._custodian.of(lease.lease_id).cgroup != cgroup:
-            [failed] = await self._reaper.arm_many([(lease, cgroup, (), None)])
+            [failed] = await self._reaper.arm_many([Arming(lease, cgroup)])
             if failed is not None:
                 raise failed
             self._custodian.set_cgroup(lease.lease_id, cgroup)

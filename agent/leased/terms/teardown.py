@@ -39,6 +39,8 @@ class TeardownStep(enum.IntEnum):
     WORKER = 12
     RELEASE = 13
     WITNESS = 14
+    CANARY = 15
+    KEY = 16
     HEALTH = 17
     GUARD = 18
 

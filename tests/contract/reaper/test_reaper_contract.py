@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from leased.hardware.clock import BootClock
-from leased.ports import Clock, Reaper
+from leased.ports import Arming, Clock, Reaper
 from leased.service.reaper_link import ReaperLink
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
@@ -54,7 +54,7 @@ async def _subject(kind: str) -> AsyncIterator[Subject]:
 
 
 async def _arm(reaper: Reaper, lease: Lease) -> DeviceError | None:
-    [outcome] = await reaper.arm_many([(lease, "", (), None)])
+    [outcome] = await reaper.arm_many([Arming(lease)])
     return outcome
 
 
@@ -184,7 +184,7 @@ async def test_each_answer_stands_in_the_place_of_its_lease(kind: str) -> None:
     async with _subject(kind) as (reaper, _):
         leases = [lease_of(ttl_ms=LATER_MS) for _ in range(150)]
         leases[70] = lease_of(ttl_ms=32 * 86_400_000)
-        outcomes = await reaper.arm_many([(lease, "", (), None) for lease in leases])
+        outcomes = await reaper.arm_many([Arming(lease) for lease in leases])
         assert [at for at, outcome in enumerate(outcomes) if outcome is not None] == [70]
         moves = [(lease.lease_id, 2, leases[0].deadline_ns + 1) for lease in leases]
         assert [at for at, won in enumerate(await reaper.renew_many(moves)) if not won] == [70]

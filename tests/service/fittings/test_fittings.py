@@ -13,7 +13,7 @@ import trio.testing
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
 from leased.hardware.fittings import Fittings
-from leased.ports import Access
+from leased.ports import Access, ObjectKind, Revocable
 from leased.terms.bounds import Bounds
 from leased.terms.errors import DeviceError
 from leased.terms.moment import NS_PER_S
@@ -46,9 +46,11 @@ def bench() -> Iterator[Bench]:
 
 
 async def test_what_was_measured_and_what_must_be_known_come_from_every_part(bench: Bench) -> None:
-    evidence, access = await bench.fittings.prepare(lease(DISK, GPU), "", ())
-    assert evidence == b"gpu:block:", "in the order of the backends"
-    assert access == (
+    bench.disks.objects = (Revocable(ObjectKind.DM, 0), Revocable(ObjectKind.DM, 1))
+    fitted = await bench.fittings.prepare(lease(DISK, GPU), "", ())
+    assert fitted.objects == bench.disks.objects
+    assert fitted.evidence == b"gpu:block:", "in the order of the backends"
+    assert fitted.access == (
         Access("gpu:GPU-0", "LEASE_GPU", "gpu:GPU-0"),
         Access("block:0", "LEASE_BLOCK", "block:0"),
     )

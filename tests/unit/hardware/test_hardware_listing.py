@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from leased.hardware.block.survey import survey_namespaces
 from leased.hardware.calls import CgroupFacts, Survey
 from leased.hardware.config import HardwareConfig
 from leased.hardware.gpu.calls import Where
@@ -21,24 +20,6 @@ from leased.terms.resource import ResourceKind
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n")
-
-
-def test_namespaces_are_named_by_what_never_moves(tmp_path: Path) -> None:
-    block = tmp_path / "sys/block"
-    nguid = "00000000-0000-0000-0000-0000deadbeef"
-    write(block / "nvme0n1/nguid", nguid)
-    write(block / "nvme0n1/size", "2048")
-    write(block / "nvme0n2/nguid", "00000000-0000-0000-0000-000000000000")
-    write(block / "nvme0n2/eui", "00 25 38 5b 71 b0 0a 1c")
-    write(block / "nvme1n1/wwid", "nvme.1b36-7365-51454d55-00000001")
-    write(block / "nvme0c0n1/nguid", nguid)
-    write(block / "sda/size", "4096")
-    [absence], notes = survey_namespaces(tmp_path)
-    assert absence.kind is ResourceKind.BLOCK and "3 NVMe namespaces" in absence.why
-    assert notes[0].startswith("block:000000000000000000000000deadbeef 1048576 bytes")
-    assert notes[1].startswith("block:0025385b71b00a1c ")
-    assert notes[2].startswith("block:nvme.1b36-7365-51454d55-00000001 ")
-    assert all("later issue" in note for note in notes)
 
 
 def test_only_display_controllers_of_nvidia_are_gpus(tmp_path: Path) -> None:
@@ -60,7 +41,7 @@ def test_a_part_that_cannot_be_read_costs_its_own_kind_only(tmp_path: Path) -> N
     why = {absence.kind: absence.why for absence in found.absences}
     assert "zero" in why[ResourceKind.MEM]
     assert "no cgroup2" in why[ResourceKind.CPU]
-    assert set(why) == {ResourceKind.MEM, ResourceKind.CPU, ResourceKind.BLOCK, ResourceKind.NET}
+    assert set(why) == {ResourceKind.MEM, ResourceKind.CPU, ResourceKind.NET}
     assert "cgroup: no cgroup2" in found.notes
 
 

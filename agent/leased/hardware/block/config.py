@@ -6,10 +6,55 @@ Does not read a file: `service.config_file` does.
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
+
+from leased.hardware.block.drives import Erase
+
+KEY_BITS = (128, 192, 256, 384, 512)
+CANARIES_MAX = 65536
+
+
+class Offer(enum.StrEnum):
+    """Which namespaces may be leased. Whatever is mounted, in an array, swap or otherwise in use is
+    never among them."""
+
+    NONE = "none"
+    LISTED = "listed"
+    UNUSED = "unused"
 
 
 class BlockConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The `[hardware.block]` table. `offer` False: nothing of this kind is leased, or looked at."""
+    """The `[hardware.block]` table.
 
-    offer: bool = True
+    `namespaces` are the identities that may be leased (and are overwritten) where `offer` is
+    `listed`; with `unused` every local one is that is blank and that nobody uses. `attach` names
+    namespaces that are to be attached when they are found detached, as "<subsystem NQN>/<nsid>".
+    `crypt_erase` and `raw_erase` are what is done besides forgetting a key, in the order of
+    preference: the first that the drive can. `raw`: the same namespaces may be had unencrypted.
+    """
+
+    offer: Offer = Offer.LISTED
+    namespaces: tuple[str, ...] = ()
+    attach: tuple[str, ...] = ()
+    raw: bool = False
+    cipher: str = "aes-xts-plain64"
+    key_bits: int = 512
+    crypt_erase: tuple[Erase, ...] = ()
+    raw_erase: tuple[Erase, ...] = (Erase.CRYPTO, Erase.FORMAT, Erase.ZERO)
+
+    detach_stuck: bool = False
+    """Whether a namespace whose mapping will not let go is detached from the host."""
+
+    canaries: int = 64
+    """Blocks that are looked at again, spread over the namespace."""
+
+    erase_budget_ns: int = 600_000_000_000
+    """A drive that formats or sanitizes itself answers within this, or is fenced."""
+
+    zero_bytes_per_s: int = 128 << 20
+    """Slowest zeroing that still counts as progress."""
+
+    settle_budget_ns: int = 2_000_000_000
+    """udev looks into every device that changes: this long it is waited for."""

@@ -1,45 +1,169 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVMe namespaces: seen and listed by their permanent identity, not leased yet.
+"""The survey: which namespaces may be leased, and why the others may not.
 
-Rule: the identity is NGUID, else EUI-64, else UUID, else the wwid; never the name in /dev, which
-moves (teardown.md 1.1). From sysfs alone: no ioctl is sent to a drive to list it.
+Rule: no disk is offered by surprise. By default only what the operator has named by its permanent
+identity is; `unused` offers besides only what is blank. Whatever the host uses (mounted anywhere,
+swap, in an array or a mapping, behind a loop), whatever other hosts may reach, and two namespaces
+that call themselves the same are refused under every policy, and each refusal says why.
 
-Does not grant, cut or erase a namespace: that is a later issue, and the inventory says so.
+Pure: what was seen in, an inventory out.
 """
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
-from leased.hardware.sysfs import list_names, read_int, read_text
-from leased.terms.resource import Absence, ResourceKind
+from leased.hardware.block.calls import Examined, Seen
+from leased.hardware.block.config import BlockConfig, Offer
+from leased.hardware.block.drives import Erase
+from leased.hardware.block.erasing import choose
+from leased.hardware.block.names import resource_id
+from leased.hardware.block.namespaces import LIVE, Namespace
+from leased.hardware.calls import Surveyed
+from leased.terms.resource import Absence, Evidence, Health, Resource, ResourceKind
 
-_LATER = "seen; leased in a later issue"
-_HEAD = re.compile(r"nvme\d+n\d+")
-"""The head of a namespace; nvme0c0n1 is only one path to it."""
+VIRTUAL_MODELS = ("QEMU NVMe Ctrl",)
+"""Drives that are none: what is measured on them is emulated."""
 
-_EMPTY = re.compile(r"[0\s-]*")
-_SECTOR_BYTES = 512
+LBA_BYTES = (512, 4096)
+_NAME_IT = "not offered: name it in hardware.block.namespaces"
+CACHED_LIMIT = (
+    "what the holder has read stays readable in its own memory after the cut, until it ends"
+)
+ERASE_LIMIT = "erasing was never measured on a drive of this model"
 
 
-def survey_namespaces(root: Path = Path("/")) -> tuple[tuple[Absence, ...], tuple[str, ...]]:
-    """Why no namespace is leased, and one note for each that is there."""
-    block = root / "sys/block"
-    notes = tuple(
-        f"block:{identify(block / name)} {(read_int(block / name / 'size') or 0) * _SECTOR_BYTES}"
-        f" bytes: {_LATER}"
-        for name in list_names(block)
-        if _HEAD.fullmatch(name)
+def candidates(seen: Seen, config: BlockConfig) -> tuple[dict[str, Namespace], tuple[str, ...]]:
+    """What may be offered as far as sysfs and the policy go, by identity; and why not the rest."""
+    counts: dict[str, int] = {}
+    for one in seen.namespaces:
+        counts[one.identity] = counts.get(one.identity, 0) + 1
+    offered: dict[str, Namespace] = {}
+    notes: list[str] = []
+    for one in seen.namespaces:
+        uses = [use for use in seen.uses if use.number in one.numbers]
+        ours = any(use.uuid for use in uses)
+        used = [use.what for use in uses if not use.uuid]
+        # What is leased stays in the inventory until its lease has ended, whatever the policy.
+        why = "" if ours else why_not(one, used, counts[one.identity], config)
+        if why:
+            notes.append(describe(one, why))
+        else:
+            offered[one.identity] = one
+    return offered, tuple(notes)
+
+
+def why_not(one: Namespace, uses: Iterable[str], alike: int, config: BlockConfig) -> str:
+    """Why the namespace must not be leased; "" if nothing speaks against it so far."""
+    used = "; ".join(uses)
+    remote = sorted({c.transport for c in one.controllers if c.transport != "pcie"})
+    if not one.identity:
+        return "it has no identity that stays the same"
+    if alike > 1:
+        return f"{alike} namespaces of this host call themselves so"
+    if used:
+        return used
+    if one.parts and config.offer is not Offer.LISTED:
+        return f"it has {len(one.parts)} partitions"
+    if remote:
+        return f"it is reached over {', '.join(remote)}: other hosts may reach it, too"
+    if one.read_only:
+        return "it is read-only"
+    if one.lba_bytes not in LBA_BYTES:
+        return f"its blocks have {one.lba_bytes} bytes"
+    if config.offer is Offer.LISTED and one.identity not in map(plain, config.namespaces):
+        return _NAME_IT
+    return ""
+
+
+def plain(named: str) -> str:
+    """An identity as an operator may write it: with the resource's prefix, as a UUID with dashes,
+    in capitals."""
+    text = named.removeprefix("block:")
+    return text if text.startswith("nvme.") else text.replace("-", "").lower()
+
+
+def survey(
+    offered: Mapping[str, Namespace],
+    examined: Mapping[str, Examined | str],
+    config: BlockConfig,
+    notes: Iterable[str],
+) -> Surveyed:
+    """The inventory's part. `examined` holds what each offered drive said, or why it did not."""
+    resources: list[Resource] = []
+    told = list(notes)
+    for identity, one in offered.items():
+        facts = examined[identity]
+        why = facts if isinstance(facts, str) else why_not_now(facts, config)
+        if why:
+            told.append(describe(one, why))
+            continue
+        assert isinstance(facts, Examined)
+        for raw, ways in classes(config):
+            way = choose(ways, facts.drive, alone=not facts.others)
+            if way is None and (ways or raw):
+                called = "raw" if raw else "encrypted"
+                wants = ", ".join(ways) or "nothing"
+                told.append(describe(one, f"not {called}: its drive cannot do {wants} to it alone"))
+            else:
+                resources.append(_resource(one, facts, raw=raw, way=way))
+    absences = ()
+    if not resources:
+        why = f"{len(told)} NVMe namespaces, none offered" if told else "no NVMe namespace"
+        absences = (Absence(ResourceKind.BLOCK, why),)
+    return Surveyed(tuple(resources), absences, tuple(sorted(told)))
+
+
+def why_not_now(facts: Examined, config: BlockConfig) -> str:
+    """What the drive says that speaks against leasing the namespace."""
+    if facts.busy:
+        return "somebody has it exclusively"
+    if facts.strangers:
+        others = ", ".join(map(str, facts.strangers))
+        return f"controllers that are not this host's are attached to it: {others}"
+    if facts.contents and config.offer is Offer.UNUSED:
+        return f"it is not blank: {facts.contents}"
+    if facts.layout.metadata_bytes:
+        return f"its blocks carry {facts.layout.metadata_bytes} bytes of metadata"
+    return ""
+
+
+def classes(config: BlockConfig) -> tuple[tuple[bool, tuple[Erase, ...]], ...]:
+    """The ways to have a namespace (raw or not), and how it may be erased afterwards."""
+    crypt = (False, config.crypt_erase)
+    return (crypt, (True, config.raw_erase)) if config.raw else (crypt,)
+
+
+def _resource(one: Namespace, facts: Examined, *, raw: bool, way: Erase | None) -> Resource:
+    virtual = one.model in VIRTUAL_MODELS
+    can = [found for found, wide in facts.drive.erases if not (wide and facts.others)]
+    live = any(controller.state == LIVE for controller in one.controllers)
+    return Resource(
+        resource_id=resource_id(one.identity, raw=raw),
+        kind=ResourceKind.BLOCK,
+        tier=None,
+        capacity=one.size_bytes,
+        granule=one.lba_bytes,
+        node=one.node,
+        evidence=Evidence.EMULATED if virtual else Evidence.NOT_RUN,
+        health=Health.OK if live and not facts.sick else Health.SICK,
+        limits=(CACHED_LIMIT,) if virtual else (CACHED_LIMIT, ERASE_LIMIT),
+        attributes=(
+            ("device", one.name),
+            ("model", one.model),
+            ("serial", one.serial),
+            ("firmware", one.firmware),
+            ("subsystem", one.nqn),
+            ("nsid", str(one.nsid)),
+            ("lba", str(one.lba_bytes)),
+            ("erase", "+".join(filter(None, ["" if raw else "key", way]))),
+            ("can", ",".join(can)),
+            *((("sick", facts.sick),) if facts.sick else ()),
+        ),
     )
-    why = f"{len(notes)} NVMe namespaces {_LATER}" if notes else "no NVMe namespace"
-    return (Absence(ResourceKind.BLOCK, why),), notes
 
 
-def identify(device: Path) -> str:
-    """The namespace's permanent identity."""
-    for attribute in ("nguid", "eui", "uuid"):
-        text = read_text(device / attribute)
-        if text is not None and not _EMPTY.fullmatch(text):
-            return text.replace(" ", "").replace("-", "").lower()
-    return read_text(device / "wwid") or f"unidentified {device.name}"
+def describe(one: Namespace, why: str) -> str:
+    """A namespace that is not leased, in words."""
+    name = resource_id(one.identity) if one.identity else one.name
+    return f"{name} ({one.name}, {one.model}, {one.size_bytes >> 20} MiB): {why}"

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NVMe namespaces, as `fittings` drives them.
+
+A namespace is leased whole, as a device-mapper device: encrypted with a key that ends with the
+lease, or (`raw`) as it is. Either way what the tenant has can be cut: at the deadline the reaper
+swaps the mapping's table for `error`, with the agent alive or dead, and every descriptor of it gets
+EIO from then on, wherever it is.
+
+Rule: a namespace is found anew by its identity for each step, and a mapping by the uuid that
+follows from its lease, so nothing has to be remembered over a restart. What is remembered is what
+drives said of themselves, as long as they are the same drives. Drives share a few workers, and what
+takes a drive long has one of its own, so one that hangs delays few others.
+
+Does not read sysfs, open a device or ask a drive: its workers do (`carrying`).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import msgspec
+import trio
+
+from leased.hardware.backend import Readied, Verdict, Wiped
+from leased.hardware.block import calls
+from leased.hardware.block.bounds import erase_extra_ns
+from leased.hardware.block.calls import Examined
+from leased.hardware.block.config import Offer
+from leased.hardware.block.drives import Erase
+from leased.hardware.block.names import (
+    identity_in,
+    is_raw,
+    mapping_name,
+    mapping_path,
+    mapping_uuid,
+    number_of,
+)
+from leased.hardware.block.namespaces import Namespace
+from leased.hardware.block.survey import candidates, survey
+from leased.hardware.calls import Surveyed
+from leased.hardware.config import HardwareConfig
+from leased.hardware.crew import Crew
+from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_BLOCK, DeviceRule
+from leased.ports import Access, Holder, ObjectKind, Revocable
+from leased.terms.errors import DeviceError
+from leased.terms.identity import LeaseId
+from leased.terms.lease import Lease
+from leased.terms.resource import Absence, Allotment, ResourceKind
+from leased.terms.teardown import StepReport
+
+ACCESS_NAME: Final = "LEASE_BLOCK_"
+SURVEYOR: Final = "block survey"
+WORKERS_MAX: Final = 4
+SCAN_BUDGET_NS: Final = 2_000_000_000
+_EVIDENCE: Final = struct.Struct("<IIIQI")
+_T = TypeVar("_T")
+
+
+class BlockBackend:
+    """See above."""
+
+    kind = ResourceKind.BLOCK
+
+    def __init__(self, crew: Crew, config: HardwareConfig) -> None:
+        self._crew = crew
+        self._hardware = config
+        self._config = config.block
+        self._last: Surveyed | None = None
+        self._known: dict[tuple[str, int, str], Examined] = {}
+        self._drives: dict[str, str] = {}
+        self._ways: dict[tuple[LeaseId, str], str] = {}
+
+    def serves(self, allotment: Allotment) -> bool:
+        """Every namespace."""
+        return allotment.kind is ResourceKind.BLOCK
+
+    # -- seeing ------------------------------------------------------------------------------------
+
+    async def survey(self) -> Surveyed:
+        """Which namespaces may be leased, and why the others may not."""
+        if self._config.offer is Offer.NONE:
+            return _absent('not offered: [hardware.block] offer = "none"')
+        try:
+            seen, troubles = await self._look()
+            offered, notes = candidates(seen, self._config)
+            self._drives = {one.identity: one.nqn for one in seen.namespaces}
+            leased = {use.number for use in seen.uses if use.uuid}
+            examined = await self._examine(offered, leased)
+        except DeviceError as error:
+            # A survey that failed is not an empty host.
+            return self._last or _absent(f"no namespace: {error}")
+        finally:
+            self._crew.dismiss(SURVEYOR)
+        self._last = survey(offered, examined, self._config, (*notes, *troubles))
+        return self._last
+
+    async def _look(self) -> tuple[calls.Seen, tuple[str, ...]]:
+        troubles: tuple[str, ...] = ()
+        if self._config.attach:
+            pairs = (one.rpartition("/") for one in self._config.attach)
+            wanted = tuple((nqn, int(nsid)) for nqn, _, nsid in pairs)
+            attach = calls.Attach(wanted)
+            troubles = (await self._ask(SURVEYOR, "attach", attach, calls.Attached)).troubles
+        return await self._ask(SURVEYOR, "look", calls.Look(), calls.Seen), troubles
+
+    async def _examine(
+        self, offered: dict[str, Namespace], leased: set[tuple[int, int]]
+    ) -> dict[str, Examined | str]:
+        """What each drive says, asked where it is not known yet; drives at the same time."""
+        found: dict[str, Examined | str] = {}
+
+        async def one(namespace: Namespace) -> None:
+            found[namespace.identity] = await self._examined(
+                namespace, ours=namespace.number in leased
+            )
+
+        async with trio.open_nursery() as nursery:
+            for namespace in offered.values():
+                nursery.start_soon(one, namespace)
+        return found
+
+    async def _examined(self, namespace: Namespace, *, ours: bool) -> Examined | str:
+        key = (namespace.identity, namespace.diskseq, namespace.firmware)
+        known = self._known.get(key)
+        contents = self._config.offer is Offer.UNUSED and not ours
+        if known is not None and not contents:
+            return known
+        asked = calls.Examine(namespace.identity, contents)
+        try:
+            fresh = await self._ask(self._worker(namespace.identity), "examine", asked, Examined)
+        except DeviceError as error:
+            if known is None:
+                return f"its drive does not answer: {error}"
+            # Whoever has it keeps it: what a drive that hangs does is seen at the teardown.
+            return msgspec.structs.replace(known, sick=f"does not answer: {error}")
+        if ours:
+            fresh = msgspec.structs.replace(fresh, busy=False)
+        self._known[key] = fresh
+        return fresh
+
+    # -- the grant ---------------------------------------------------------------------------------
+
+    async def prepare(
+        self, lease: Lease, allotments: Sequence[Allotment], leaf: str, fds: Sequence[int]
+    ) -> Readied:
+        """One mapping per namespace, for the holder's uid. Raises DeviceError."""
+        rules: list[DeviceRule] = []
+        objects: list[Revocable] = []
+        evidence = b""
+        done: list[Allotment] = []
+        try:
+            for allotment in allotments:
+                made = await self._ready(lease, allotment)
+                done.append(allotment)
+                rules.append(DeviceRule(DEVICE_BLOCK, ACCESS_READ | ACCESS_WRITE, *made.number))
+                objects.append(Revocable(ObjectKind.DM, number_of(lease, allotment)))
+                evidence += _EVIDENCE.pack(*made.number, made.nsid, made.diskseq, made.checked)
+        except DeviceError:
+            await self.abandon(lease, done)
+            raise
+        return Readied(tuple(rules), evidence, tuple(objects))
+
+    async def _ready(self, lease: Lease, allotment: Allotment) -> calls.Readied:
+        number, identity = number_of(lease, allotment), identity_in(allotment.resource_id)
+        asked = calls.Ready(
+            uuid=mapping_uuid(lease.lease_id, number),
+            name=mapping_name(lease.lease_id, number),
+            identity=identity,
+            size_bytes=allotment.capacity,
+            raw=is_raw(allotment),
+            cipher=self._config.cipher,
+            key_bits=self._config.key_bits,
+            uid=lease.subject.uid,
+            seed=_seed(lease, identity),
+            canaries=self._config.canaries,
+            blank=self._config.offer is Offer.UNUSED,
+        )
+        return await self._ask(self._worker(identity), "ready", asked, calls.Readied)
+
+    async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
+        """The path of each mapping, in the order of the allotments."""
+        return tuple(
+            Access(
+                allotment.resource_id,
+                f"{ACCESS_NAME}{number_of(lease, allotment)}",
+                mapping_path(lease.lease_id, number_of(lease, allotment)),
+            )
+            for allotment in allotments
+        )
+
+    def open(self, lease: Lease, allotment: Allotment) -> int | None:
+        """A descriptor of the mapping: worth as much as the lease, and nothing after it."""
+        path = mapping_path(lease.lease_id, number_of(lease, allotment))
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    async def abandon(self, lease: Lease, allotments: Sequence[Allotment]) -> None:
+        """Take back mappings that nobody ever had."""
+        for allotment in reversed(allotments):
+            number = number_of(lease, allotment)
+            asked = calls.Undo(
+                mapping_uuid(lease.lease_id, number),
+                mapping_name(lease.lease_id, number),
+            )
+            try:
+                worker = self._worker(identity_in(allotment.resource_id))
+                await self._ask(worker, "undo", asked, calls.Nothing)
+            except DeviceError:
+                continue  # the teardown that follows finds it, and fences what it cannot end
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
+        """End each mapping, if the reaper has not, and erase its namespace."""
+        total, clean = 0, True
+        steps: tuple[StepReport, ...] = ()
+        for allotment in allotments:
+            done = await self._clean(lease, allotment)
+            total += done.erased_bytes
+            clean = clean and done.clean
+            steps += done.steps
+        return Wiped(total, clean, steps)
+
+    async def _clean(self, lease: Lease, allotment: Allotment) -> calls.Cleaned:
+        number, identity = number_of(lease, allotment), identity_in(allotment.resource_id)
+        raw = is_raw(allotment)
+        ways = self._config.raw_erase if raw else self._config.crypt_erase
+        asked = calls.Clean(
+            uuid=mapping_uuid(lease.lease_id, number),
+            name=mapping_name(lease.lease_id, number),
+            identity=identity,
+            size_bytes=allotment.capacity,
+            raw=raw,
+            ways=ways,
+            detach_stuck=self._config.detach_stuck,
+            seed=_seed(lease, identity),
+            canaries=self._config.canaries,
+            settle_ns=self._config.settle_budget_ns,
+            erase_ns=self._config.erase_budget_ns,
+        )
+        worker = f"block erase {identity}" if ways else self._worker(identity)
+        extra_ns = self._config.settle_budget_ns
+        extra_ns += erase_extra_ns(self._hardware, allotment.capacity, raw=raw)
+        try:
+            done = await self._ask(worker, "clean", asked, calls.Cleaned, extra_ns=extra_ns)
+        finally:
+            if ways:
+                self._crew.dismiss(worker)
+        self._ways[lease.lease_id, identity] = done.way
+        return done
+
+    async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
+        """Ask the kernel and the drive, in other processes than the scrub's."""
+        unproven: dict[Allotment, int] = {}
+        steps: tuple[StepReport, ...] = ()
+        for allotment in allotments:
+            number, identity = number_of(lease, allotment), identity_in(allotment.resource_id)
+            way = self._ways.pop((lease.lease_id, identity), "")
+            asked = calls.Prove(
+                uuid=mapping_uuid(lease.lease_id, number),
+                identity=identity,
+                size_bytes=allotment.capacity,
+                zeroed=way in ("", Erase.ZERO),
+                seed=_seed(lease, identity),
+                canaries=self._config.canaries,
+                settle_ns=self._config.settle_budget_ns,
+            )
+            worker = self._worker(identity, "proof ")
+            settle_ns = self._config.settle_budget_ns
+            proven = await self._ask(worker, "prove", asked, calls.Proven, extra_ns=settle_ns)
+            steps += proven.steps
+            if not proven.clean:
+                unproven[allotment] = allotment.capacity
+        return Verdict(unproven, steps)
+
+    async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
+        """Whoever has the namespace or a mapping of it, and what of the kernel is on top of it."""
+        identity = identity_in(allotment.resource_id)
+        asked = calls.Ask(identity, self._crew.exempted, SCAN_BUDGET_NS)
+        found = await self._ask("block who", "find", asked, calls.Users, extra_ns=SCAN_BUDGET_NS)
+        return tuple(
+            Holder(one.pid, one.uid, one.name, one.via, resource_id=allotment.resource_id)
+            for one in found.users
+        )
+
+    async def adopt(self, leases: Iterable[Lease]) -> None:
+        """Their mappings go on; every other one of ours is ended."""
+        keep = tuple(
+            mapping_uuid(lease.lease_id, number_of(lease, allotment))
+            for lease in leases
+            for allotment in lease.subject.allotments
+            if self.serves(allotment)
+        )
+        if self._config.offer is Offer.NONE and not keep:
+            return
+        # Not repeated once leases are granted. What it does not reach is ended by the teardown
+        # of the lease whose it was, and keeps its namespace from being leased until then.
+        with suppress(DeviceError):
+            await self._ask("block 0", "sweep", calls.Sweep(keep), calls.Swept)
+
+    # -- workers -----------------------------------------------------------------------------------
+
+    def _worker(self, identity: str, what: str = "") -> str:
+        """The worker of the namespace's drive."""
+        drives = sorted(set(self._drives.values()))
+        nqn = self._drives.get(identity, "")
+        return f"block {what}{(drives.index(nqn) if nqn in drives else 0) % WORKERS_MAX}"
+
+    async def _ask(
+        self,
+        worker: str,
+        verb: str,
+        argument: msgspec.Struct,
+        returns: type[_T],
+        *,
+        extra_ns: int = 0,
+    ) -> _T:
+        return await self._crew.task(worker, "block", verb, argument, returns, extra_ns=extra_ns)
+
+
+def _seed(lease: Lease, identity: str) -> bytes:
+    """What the canaries follow from."""
+    return lease.lease_id + identity.encode()
+
+
+def _absent(why: str) -> Surveyed:
+    return Surveyed((), (Absence(ResourceKind.BLOCK, why),), ())

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said between the block backend and its workers.
+
+Rule: a namespace is named by its identity, a mapping by its uuid; names and numbers of the moment
+are answers, never questions.
+
+Does not encode (`worker`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from leased.hardware.block.drives import Drive, Erase, Layout
+from leased.hardware.block.namespaces import Namespace, Number
+from leased.hardware.block.users import Use
+from leased.terms.teardown import StepReport
+
+
+class Look(msgspec.Struct, frozen=True, array_like=True):
+    """Say which namespaces there are, and what is on top of them."""
+
+
+class Seen(msgspec.Struct, frozen=True, array_like=True):
+    """Every namespace of the host, and every use of one."""
+
+    namespaces: tuple[Namespace, ...]
+    uses: tuple[Use, ...]
+
+
+class Examine(msgspec.Struct, frozen=True, array_like=True):
+    """Ask a namespace's drive what it can. `contents`: look whether the namespace is blank."""
+
+    identity: str
+    contents: bool
+
+
+class Examined(msgspec.Struct, frozen=True, array_like=True):
+    """What a drive says of itself and of one namespace. `others` are the further namespaces that
+    it has, attached or not; `strangers` the controllers, not of this host, that reach this one;
+    `sick` what SMART warns of; `busy`: somebody has the namespace exclusively."""
+
+    drive: Drive
+    layout: Layout
+    others: tuple[int, ...] = ()
+    strangers: tuple[int, ...] = ()
+    sick: str = ""
+    busy: bool = False
+    contents: str = ""
+
+
+class Attach(msgspec.Struct, frozen=True, array_like=True):
+    """Attach these namespaces, as (NQN, nsid), where they are detached."""
+
+    wanted: tuple[tuple[str, int], ...]
+
+
+class Attached(msgspec.Struct, frozen=True, array_like=True):
+    """Those that were attached now, and why others were not."""
+
+    attached: tuple[tuple[str, int], ...]
+    troubles: tuple[str, ...]
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True):
+    """Make a lease's mapping of one namespace, for `uid` to open. `blank`: only if nobody has put
+    anything on the namespace."""
+
+    uuid: str
+    name: str
+    identity: str
+    size_bytes: int
+    raw: bool
+    cipher: str
+    key_bits: int
+    uid: int
+    seed: bytes
+    canaries: int
+    blank: bool
+
+
+class Readied(msgspec.Struct, frozen=True, array_like=True):
+    """The mapping's device number; where the namespace was found, and what was measured."""
+
+    number: Number
+    nsid: int
+    diskseq: int
+    checked: int
+
+
+class Clean(msgspec.Struct, frozen=True, array_like=True):
+    """End a mapping, if it has not ended yet, and erase the namespace: `ways` are what may be used
+    for that besides the key, in the order of preference."""
+
+    uuid: str
+    name: str
+    identity: str
+    size_bytes: int
+    raw: bool
+    ways: tuple[Erase, ...]
+    detach_stuck: bool
+    seed: bytes
+    canaries: int
+    settle_ns: int
+    erase_ns: int
+
+
+class Cleaned(msgspec.Struct, frozen=True, array_like=True):
+    """What was done. Not `clean`: one of the steps says why."""
+
+    clean: bool
+    erased_bytes: int
+    way: str
+    steps: tuple[StepReport, ...]
+
+
+class Prove(msgspec.Struct, frozen=True, array_like=True):
+    """Ask again, in another process, whether nothing of a lease is left on the namespace.
+    `zeroed`: the looked-at blocks must be zeroes."""
+
+    uuid: str
+    identity: str
+    size_bytes: int
+    zeroed: bool
+    seed: bytes
+    canaries: int
+    settle_ns: int
+
+
+class Proven(msgspec.Struct, frozen=True, array_like=True):
+    """Whether it is clean, and what each question came to."""
+
+    clean: bool
+    steps: tuple[StepReport, ...]
+
+
+class Undo(msgspec.Struct, frozen=True, array_like=True):
+    """Take a mapping away that nobody ever had."""
+
+    uuid: str
+    name: str
+
+
+class Sweep(msgspec.Struct, frozen=True, array_like=True):
+    """End every mapping of ours but these."""
+
+    keep: tuple[str, ...]
+
+
+class Swept(msgspec.Struct, frozen=True, array_like=True):
+    """Those that were ended, and those of `keep` that are not there."""
+
+    ended: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True):
+    """Who uses a namespace, or a mapping of it?"""
+
+    identity: str
+    exempt: tuple[tuple[int, int], ...]
+    budget_ns: int
+
+
+class User(msgspec.Struct, frozen=True, array_like=True):
+    """A process that uses a device; pid 0: the kernel itself, as `what` says."""
+
+    pid: int
+    uid: int
+    name: str
+    via: str
+
+
+class Users(msgspec.Struct, frozen=True, array_like=True):
+    """Everybody who was found."""
+
+    users: tuple[User, ...]
+
+
+class Nothing(msgspec.Struct, frozen=True, array_like=True):
+    """Done."""

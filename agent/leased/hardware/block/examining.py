@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examining: asking a drive what it can, who else reaches a namespace, and what is on it.
+
+Rule: a drive that does not answer one of the further questions (an optional log or list) is taken
+at the least that the answer could be. Nothing is written.
+
+Does not decide what follows.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from leased.hardware.block import drives, verbs
+from leased.hardware.block.calls import Attach, Attached, Examine, Examined
+from leased.hardware.block.contents import describe_contents
+from leased.hardware.block.drives import Drive, Layout
+from leased.hardware.block.namespaces import (
+    LIVE,
+    Namespace,
+    find_namespace,
+    list_controllers,
+    list_namespaces,
+)
+from leased.hardware.block.opening import ADMIN_MS, controller_of, opened
+from leased.terms.errors import DeviceError
+
+
+def examine(call: Examine) -> Examined:
+    """Everything about one namespace that is not in sysfs. Raises DeviceError."""
+    namespace = find_namespace(call.identity)
+    if namespace is None:
+        raise DeviceError("block_find", errno.ENODEV, call.identity)
+    with controller_of(namespace) as controller:
+        drive = examine_drive(controller)
+        layout = examine_layout(controller, namespace.nsid)
+        others = other_namespaces(controller, namespace)
+        strangers = _strangers(controller, namespace)
+        smart = _log(controller, drives.LOG_SMART, drives.SMART_BYTES)
+    busy, contents = False, ""
+    try:
+        with opened(namespace, os.O_RDONLY | os.O_EXCL | os.O_DIRECT) as fd:
+            if call.contents:
+                contents = describe_contents(fd, namespace.size_bytes)
+    except DeviceError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        busy = True
+    return Examined(
+        drive, layout, others, strangers, drives.why_sick(smart), busy=busy, contents=contents
+    )
+
+
+def examine_drive(controller: int) -> Drive:
+    """What the controller's commands are. Raises DeviceError."""
+    page = _identify(controller, 0, drives.IDENTIFY_CONTROLLER)
+    return drives.read_drive(page, _log(controller, drives.LOG_EFFECTS, drives.EFFECTS_BYTES))
+
+
+def examine_layout(controller: int, nsid: int) -> Layout:
+    """How the namespace is formatted. Raises DeviceError."""
+    return drives.read_layout(_identify(controller, nsid, drives.IDENTIFY_NAMESPACE))
+
+
+def other_namespaces(controller: int, namespace: Namespace) -> tuple[int, ...]:
+    """The further namespaces of the drive, attached or not."""
+    listed: list[int] = []
+    for cns in (drives.ALLOCATED_LIST, drives.ACTIVE_LIST):
+        try:
+            listed += drives.read_list(_identify(controller, 0, cns))
+        except DeviceError as error:
+            # Drives without namespace management know no list of what is not attached.
+            if cns != drives.ALLOCATED_LIST or error.errno != errno.EREMOTEIO:
+                raise
+    beside = [one.nsid for one in list_namespaces() if one.nqn == namespace.nqn]
+    return tuple(sorted({*listed, *beside} - {namespace.nsid}))
+
+
+def _strangers(controller: int, namespace: Namespace) -> tuple[int, ...]:
+    """Controllers that reach the namespace and are not this host's."""
+    try:
+        page = _identify(controller, namespace.nsid, drives.ATTACHED_CONTROLLERS)
+    except DeviceError as error:
+        if error.errno != errno.EREMOTEIO:
+            raise
+        return ()
+    ours = {one.cntlid for one in namespace.controllers}
+    return tuple(one for one in drives.read_controllers(page) if one not in ours)
+
+
+def attach(call: Attach) -> Attached:
+    """Attach what is wanted and is not there."""
+    attached: list[tuple[str, int]] = []
+    troubles: list[str] = []
+    there = {(one.nqn, one.nsid) for one in list_namespaces()}
+    for nqn, nsid in call.wanted:
+        if (nqn, nsid) in there:
+            continue
+        try:
+            if _attach_one(nqn, nsid):
+                attached.append((nqn, nsid))
+        except DeviceError as error:
+            troubles.append(f"{nqn}/{nsid} could not be attached: {error}")
+    return Attached(tuple(attached), tuple(troubles))
+
+
+def _attach_one(nqn: str, nsid: int) -> bool:
+    """False: no drive of that name has it."""
+    who = _controllers_of(nqn)
+    for name, _ in who:
+        fd = os.open(f"/dev/{name}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if nsid not in drives.read_list(_identify(fd, 0, drives.ALLOCATED_LIST)):
+                return False
+            if not examine_drive(fd).attaches:
+                raise DeviceError("nvme_attach", errno.ENOTSUP, "the drive cannot")
+            verbs.attach_namespace(
+                fd,
+                nsid=nsid,
+                controllers=tuple(cntlid for _, cntlid in who),
+                attach=True,
+                timeout_ms=ADMIN_MS,
+            )
+            verbs.rescan_controller(fd)
+            return True
+        finally:
+            os.close(fd)
+    return False
+
+
+def _controllers_of(nqn: str) -> list[tuple[str, int]]:
+    """(name, id) of the live controllers of a subsystem, whether it has a namespace here or not."""
+    return [(one.name, one.cntlid) for one in list_controllers(nqn) if one.state == LIVE]
+
+
+def _identify(controller: int, nsid: int, cns: int) -> bytes:
+    return verbs.identify(controller, nsid=nsid, cns=cns, timeout_ms=ADMIN_MS)
+
+
+def _log(controller: int, log: int, size_bytes: int) -> bytes:
+    """A log that a drive may not have: then it is empty."""
+    try:
+        return verbs.read_log(
+            controller,
+            nsid=drives.EVERY_NAMESPACE,
+            log=log,
+            size_bytes=size_bytes,
+            timeout_ms=ADMIN_MS,
+        )
+    except DeviceError as error:
+        if error.errno != errno.EREMOTEIO:
+            raise
+        return b""

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lease's mapping of one namespace: made, given to its holder, ended.
+
+Rule: made whole or not at all. The error table that ends it is loaded when it is made, so that the
+cut has only to swap. It is ended when its table is `error`; that it then also goes is tidiness:
+what is still open of it reads and writes nothing, and goes with its last user (decisions/0013).
+
+Does not know what was leased to whom.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+
+from leased.hardware.block import canaries, verbs
+from leased.hardware.block.calls import Nothing, Readied, Ready, Sweep, Swept, Undo
+from leased.hardware.block.contents import describe_contents, read_direct, write_direct
+from leased.hardware.block.names import PREFIX, lease_in
+from leased.hardware.block.namespaces import Namespace, Number
+from leased.hardware.block.opening import opened, resolve
+from leased.hardware.block.users import find_uses
+from leased.terms.errors import DeviceError
+
+_NODE_MODE = 0o600
+_FAST = ("no_read_workqueue", "no_write_workqueue")
+"""dm-crypt's own queues cost more than they save on a drive that answers in microseconds; kernels
+before 5.9 do not know the words."""
+
+
+@contextlib.contextmanager
+def control() -> Iterator[int]:
+    """device-mapper, for the `with`."""
+    fd = verbs.open_control()
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def ready(call: Ready) -> Readied:
+    """Make it. Raises DeviceError or OSError; then nothing of it is left."""
+    namespace = resolve(call.identity, call.size_bytes)
+    uses = find_uses(namespace.numbers)
+    if uses:
+        raise DeviceError("block_ready", errno.EBUSY, f"{call.identity}: {uses[0].what}")
+    if call.blank:
+        _check_blank(namespace)
+    with control() as dm:
+        number = verbs.create_mapping(dm, name=call.name, uuid=call.uuid)
+        try:
+            _load(dm, call, namespace)
+            _hand_to(number, call.name, call.uid)
+            checked = 0 if call.raw else _check_encrypted(number, namespace, call)
+        except BaseException:
+            end(dm, call.uuid, call.name)
+            raise
+    return Readied(number, namespace.nsid, namespace.diskseq, checked)
+
+
+def _check_blank(namespace: Namespace) -> None:
+    """Somebody may have made a file system since the survey."""
+    with opened(namespace, os.O_RDONLY | os.O_EXCL | os.O_DIRECT) as fd:
+        contents = describe_contents(fd, namespace.size_bytes)
+    if contents:
+        raise DeviceError("block_ready", errno.EBUSY, f"{namespace.identity}: {contents}")
+
+
+def _load(dm: int, call: Ready, namespace: Namespace) -> None:
+    sectors = namespace.size_bytes // verbs.SECTOR_BYTES
+    if call.raw:
+        major, minor = namespace.number
+        parameters = f"{major}:{minor} 0"
+        verbs.load_table(dm, call.uuid, sectors=sectors, target="linear", parameters=parameters)
+    else:
+        _load_crypt(dm, call, namespace, sectors)
+    verbs.resume_mapping(dm, call.uuid)
+    verbs.load_table(dm, call.uuid, sectors=sectors, target="error", parameters="")
+
+
+def _load_crypt(dm: int, call: Ready, namespace: Namespace, sectors: int) -> None:
+    options = ["allow_discards"]
+    if namespace.lba_bytes > verbs.SECTOR_BYTES:
+        options.append(f"sector_size:{namespace.lba_bytes}")
+    for more in (_FAST, ()):
+        said = [*options, *more]
+        try:
+            verbs.load_crypt(
+                dm,
+                call.uuid,
+                sectors=sectors,
+                device=namespace.number,
+                cipher=call.cipher,
+                key_bytes=call.key_bits // 8,
+                options=" ".join([str(len(said)), *said]),
+            )
+            return
+        except DeviceError as error:
+            if error.errno != errno.EINVAL or not more:
+                raise
+
+
+def _hand_to(number: Number, name: str, uid: int) -> None:
+    """Let the holder open the node. devtmpfs makes it with the device; the name beside it is udev's
+    to make, and ours where udev is late or not there."""
+    node = f"/dev/dm-{number[1]}"
+    os.chmod(node, _NODE_MODE)
+    os.chown(node, uid, 0)
+    with contextlib.suppress(FileExistsError):
+        os.symlink(f"../dm-{number[1]}", f"/dev/mapper/{name}")
+
+
+def _check_encrypted(number: Number, namespace: Namespace, call: Ready) -> int:
+    """Write canaries through the mapping: they read back through it, and are not on the drive. How
+    many. Raises DeviceError(EIO) where that is not so."""
+    flags = os.O_DIRECT | os.O_CLOEXEC
+    fd = os.open(f"/dev/dm-{number[1]}", os.O_RDWR | flags)
+    try:
+        with opened(namespace, os.O_RDONLY | os.O_DIRECT) as below:
+            offsets = canaries.places(call.seed, namespace.size_bytes, call.canaries)
+            for offset in offsets:
+                written = canaries.content(call.seed, offset)
+                write_direct(fd, offset, written)
+                if read_direct(fd, offset, len(written)) != written:
+                    raise DeviceError("block_check", errno.EIO, "a block does not read back")
+                if read_direct(below, offset, len(written)) == written:
+                    raise DeviceError("block_check", errno.EIO, "a block is not encrypted")
+    finally:
+        os.close(fd)
+    return len(offsets)
+
+
+def end(dm: int, uuid: str, name: str) -> bool:
+    """Cut it, forget its key, and let it go, now or with its last user. Whether a key was wiped
+    now. Raises DeviceError when it is not `error` afterwards."""
+    wiped = verbs.cut_mapping(dm, uuid)
+    left = verbs.describe_mapping(dm, uuid)
+    if left is not None:
+        if left.target not in ("error", "") or left.suspended:
+            raise DeviceError("dm_cut", errno.EBUSY, f"{uuid} is still {left.target}")
+        _drop_cache(left.number)
+        with contextlib.suppress(DeviceError):
+            verbs.remove_mapping(dm, uuid, timeout_ms=0, later=True)
+    _forget_name(name)
+    return wiped
+
+
+def _drop_cache(number: Number) -> None:
+    """What was read through it and is not mapped by anybody."""
+    with contextlib.suppress(OSError, DeviceError):
+        fd = os.open(f"/dev/dm-{number[1]}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            verbs.flush_device(fd)
+        finally:
+            os.close(fd)
+
+
+def _forget_name(name: str) -> None:
+    path = f"/dev/mapper/{name}"
+    with contextlib.suppress(OSError):
+        if os.path.islink(path) and not os.path.exists(path):
+            os.unlink(path)
+
+
+def undo(call: Undo) -> Nothing:
+    """Take away what nobody ever had."""
+    with control() as dm:
+        end(dm, call.uuid, call.name)
+    return Nothing()
+
+
+def sweep(call: Sweep) -> Swept:
+    """End what belongs to no lease. Where there is no device-mapper there is nothing."""
+    ended: list[str] = []
+    try:
+        with control() as dm:
+            there = verbs.list_mappings(dm, PREFIX)
+            for uuid in there:
+                if lease_in(uuid) is not None and uuid not in call.keep:
+                    name = f"lease-{uuid.removeprefix(PREFIX)}"
+                    end(dm, uuid, name)
+                    ended.append(uuid)
+    except DeviceError as error:
+        if error.errno != errno.ENODEV or call.keep:
+            raise
+        there = ()
+    return Swept(tuple(ended), tuple(uuid for uuid in call.keep if uuid not in there))
+
+
+def now_ns() -> int:
+    """CLOCK_BOOTTIME."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Users: what of this host is on top of a block device: mounts, swap, arrays, mappings, loops.
+
+Rule: devices are compared by their numbers, never by their names. Mounts are read of every mount
+namespace that there is. Of what is not a file of the kernel nothing is believed: a loop device is
+asked what is behind it (an exclusive open does not see it).
+
+Does not see processes that merely have the device open (`openers` does), nor judge.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import msgspec
+
+from leased.hardware.block import verbs
+from leased.hardware.block.names import lease_in
+from leased.hardware.block.namespaces import Number
+from leased.hardware.sysfs import list_names, read_text
+from leased.terms.errors import DeviceError
+
+
+class Use(msgspec.Struct, frozen=True, array_like=True):
+    """One thing on top of a device, in words. `uuid` is the mapping's if it is one of ours."""
+
+    number: Number
+    what: str
+    uuid: str = ""
+
+
+def find_uses(numbers: Collection[Number], root: Path = Path("/")) -> tuple[Use, ...]:
+    """Everything that is on top of the devices. Raises DeviceError where that cannot be read."""
+    sought = frozenset(numbers)
+    uses = (
+        *_mounts(sought, root),
+        *_swaps(sought, root),
+        *_above(sought, root),
+        *_loops(sought, root),
+    )
+    return tuple(dict.fromkeys(uses))
+
+
+# ---- mounts ------------------------------------------------------------------------------------
+
+
+def _mounts(sought: frozenset[Number], root: Path) -> Iterable[Use]:
+    seen: set[str] = set()
+    for pid in _pids(root):
+        place = root / "proc" / pid
+        namespace = _link(place / "ns/mnt")
+        if namespace is not None and namespace in seen:
+            continue
+        text = _text_of(place / "mountinfo")
+        if text is None:
+            continue
+        if namespace is not None:
+            seen.add(namespace)
+        yield from _mounted(text, sought, root)
+
+
+def _mounted(mountinfo: str, sought: frozenset[Number], root: Path) -> Iterable[Use]:
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kind = before.split(" "), after.split(" ")
+        if len(fields) < 5 or len(kind) < 2:
+            continue
+        number = _parse(fields[2])
+        # A file system of several devices has a number of its own, and names one of them.
+        if number not in sought:
+            number = _number_of(root, _plain(kind[1]))
+        if number in sought:
+            yield Use(number, f"mounted at {_plain(fields[4])} ({kind[0]})")
+
+
+def _swaps(sought: frozenset[Number], root: Path) -> Iterable[Use]:
+    for line in (_text_of(root / "proc/swaps") or "").splitlines()[1:]:
+        number = _number_of(root, _plain(line.split()[0]))
+        if number in sought:
+            yield Use(number, "swap")
+
+
+# ---- what the block layer stacks ---------------------------------------------------------------
+
+
+def _above(sought: frozenset[Number], root: Path) -> Iterable[Use]:
+    for number in sorted(sought):
+        place = root / "sys/dev/block" / f"{number[0]}:{number[1]}"
+        for name in list_names(place / "holders"):
+            upper = root / "sys/block" / name
+            uuid = read_text(upper / "dm/uuid")
+            if uuid is not None:
+                called = read_text(upper / "dm/name") or name
+                ours = uuid if lease_in(uuid) is not None else ""
+                kind = uuid.partition("-")[0] or "device-mapper"
+                yield Use(number, f"under the mapping {called} ({kind})", ours)
+            elif (upper / "md").exists():
+                yield Use(number, f"in the array {name}")
+            else:
+                yield Use(number, f"under {name}")
+
+
+def _loops(sought: frozenset[Number], root: Path) -> Iterable[Use]:
+    for name in list_names(root / "sys/block"):
+        backing = root / "sys/block" / name / "loop/backing_file"
+        path = read_text(backing) if name.startswith("loop") else None
+        if path is None:
+            continue
+        number = _behind_loop(root, name)
+        if number is None:
+            number = _number_of(root, path)
+        if number in sought:
+            yield Use(number, f"behind {name}")
+
+
+def _behind_loop(root: Path, name: str) -> Number | None:
+    try:
+        fd = os.open(root / "dev" / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DeviceError("loop_open", error.errno or errno.EIO, name) from error
+    try:
+        return verbs.device_behind_loop(fd)
+    except DeviceError as error:
+        if error.errno == errno.ENOTTY:  # a tree that was captured has files for devices
+            return None
+        raise
+    finally:
+        os.close(fd)
+
+
+# ---- small readings ----------------------------------------------------------------------------
+
+
+def _pids(root: Path) -> list[str]:
+    """Ours first: what is read of it need not be read of anybody else."""
+    names = [name for name in list_names(root / "proc") if name.isdecimal()]
+    return sorted(names, key=lambda name: (name != str(os.getpid()), int(name)))
+
+
+def _text_of(path: Path) -> str | None:
+    """None: whoever it was has gone."""
+    try:
+        return path.read_text("utf-8", "surrogateescape")
+    except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a process without a mount namespace: it is on its way out
+            return None
+        raise DeviceError("users", error.errno or errno.EIO, str(path)) from error
+
+
+def _link(path: Path) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def _plain(text: str) -> str:
+    """Without the kernel's octal escapes."""
+    for escaped, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(escaped, plain)
+    return text
+
+
+def _parse(text: str) -> Number | None:
+    major, colon, minor = text.partition(":")
+    return (int(major), int(minor)) if colon and major.isdecimal() and minor.isdecimal() else None
+
+
+def _number_of(root: Path, path: str) -> Number | None:
+    """The number of a block device by a name that somebody used for it."""
+    if not path.startswith("/dev/"):
+        return None
+    try:
+        status = os.stat(root / path.lstrip("/"))
+    except OSError:
+        return None
+    if not stat.S_ISBLK(status.st_mode):
+        return None
+    return os.major(status.st_rdev), os.minor(status.st_rdev)
