@@ -124,6 +124,10 @@ def _spared(chosen: list[Lease], room: Room) -> list[Lease]:
         else:
             kept.append(lease)
     kept.reverse()
+    # Placement takes what looks best, one ask after the other: with less to choose from it may go
+    # elsewhere, and there it may not fit.
+    if room(kept) is None:
+        kept = chosen
     if len(kept) > EXACT_MAX:
         return kept
     for lease in reversed(kept[:]):
