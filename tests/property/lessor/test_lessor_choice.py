@@ -11,10 +11,19 @@ from hypothesis import strategies as st
 from leased.lessor.placement import place, spans
 from leased.lessor.preemption import Candidates, choose_victims
 from leased.lessor.wholes import wholes_of
+from leased.terms import command as commands
+from leased.terms import event as events
 from leased.terms.lease import LEVEL_OF, Lease, Level, Priority
 from leased.terms.policy import Preemption
-from leased.terms.resource import Allotment, Ask, Resource, ResourceKind, TierKind
-from tests.doubles.desk import ANY_LEVEL, PAGE, Desk, cores, mem
+from leased.terms.resource import (
+    Allotment,
+    Ask,
+    Resource,
+    ResourceKind,
+    TierKind,
+    capacity_id,
+)
+from tests.doubles.desk import ANY_LEVEL, OPERATOR, PAGE, Desk, cores, mem
 
 nodes = st.none() | st.integers(0, 2)
 memory_asks = st.builds(
@@ -188,3 +197,37 @@ def test_no_two_leases_can_preempt_each_other(drawn: list[tuple[Priority, int, i
         for victim in victims_of(desk, desk.table.level(winner))
     }
     assert not any((victim, winner) in beats for winner, victim in beats)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    held=st.lists(st.tuples(asks, st.sampled_from(list(Level)[:3])), max_size=10),
+    wanted=asks,
+)
+def test_several_resources_at_once_get_the_victims_they_need_and_no_more(
+    held: list[tuple[list[Ask], Level]], wanted: list[Ask]
+) -> None:
+    desk = desk_of([])
+    desk.say(commands.SetPolicy(desk.command_id(), OPERATOR, ANY_LEVEL, b"p" * 32, b"r" * 32))
+    for some, level in held:
+        desk.ask(*some, level=level, ttl=600)
+    desk.sleep(100)
+    before = frees(desk)
+    acquire = desk.acquire(*wanted, level=Level.CRITICAL, wait=60)
+    proposal = desk.propose(acquire)
+    victims = [e.lease_id for e in proposal.events if isinstance(e, events.Preempted)]
+    assert frees(desk) == before or not victims, "who is told to leave has not left yet"
+
+    def fits(leaving: Sequence[bytes]) -> bool:
+        gone: dict[str, int] = {}
+        for lease_id in leaving:
+            for share in desk.table.leases[lease_id].subject.allotments:
+                name = capacity_id(share.resource_id)
+                gone[name] = gone.get(name, 0) - share.capacity
+        return isinstance(place(wanted, desk.table.pools, taken=gone), tuple)
+
+    if victims:
+        assert fits(victims)
+        for victim in victims:
+            assert desk.table.level(desk.table.leases[victim]) < Level.CRITICAL
+            assert not fits([other for other in victims if other != victim]), "one need not go"
