@@ -63,6 +63,10 @@ class FakeAdoptions:
         if self.inside.pop(lease_id, None) is not None:
             self.put_back_for.append(lease_id)
 
+    async def undo(self, leaf: str, processes: tuple[Process, ...]) -> None:
+        await trio.lowlevel.checkpoint()
+        assert (leaf.rpartition("/")[2], processes[0].pid) in self.moved
+
     def _check(self, pid: int, pidfd: int) -> None:
         with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
             assert f"Pid:\t{pid}\n" in info.readlines(), "not a pidfd of that process"

@@ -326,7 +326,8 @@ class Agent:
             holders=self.holders,
             notifier=self.notifier,
             user_socket=directory / "socket",
-            epoch=lambda: self.lessor.table.epoch,
+            find=self.lessor.table.find,
+            clock=clock,
         )
         self.dispatcher = Dispatcher(
             sequencer=self.sequencer,

@@ -89,6 +89,10 @@ class Adoptions:
     async def put_back(self, lease_id: LeaseId) -> None:
         """The lease did not come about: everybody goes back where they were. Raises DeviceError."""
         leaf, processes = self._moved.pop(lease_id, ("", ()))
+        await self.undo(leaf, processes)
+
+    async def undo(self, leaf: str, processes: tuple[Process, ...]) -> None:
+        """Whoever of these is still in the leaf goes back where it was. Raises DeviceError."""
         if processes:
             await self._crew.task(_WORKER, "adoption", "undo", Undo(leaf, processes), Moved)
 

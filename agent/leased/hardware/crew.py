@@ -119,11 +119,18 @@ class Link:
     async def _exchange(
         self, batch: Batch, fds: Sequence[int]
     ) -> tuple[tuple[Answer, ...], list[int]]:
+        fresh = self._sock is None
         sock = self._sock or self._start()
         while True:
             try:
                 send(sock, batch, fds)
                 break
+            except (BrokenPipeError, ConnectionResetError):
+                if fresh:
+                    raise
+                # Somebody ended it while it was idle: it has seen nothing of this batch.
+                self.abandon()
+                fresh, sock = True, self._start()
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(sock)
         await trio.lowlevel.wait_readable(sock)

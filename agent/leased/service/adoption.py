@@ -78,6 +78,9 @@ class Adoption:
             return reply
         leaf = await self._walls.open_leaf(reply.lease)
         moved = await self._adoptions.move(leaf, pid, pidfd)
+        if self._walls.is_over(reply.lease):
+            await self._adoptions.undo(leaf, moved)
+            raise CallerError("the lease has ended meanwhile: nobody can be adopted into it")
         noted = await self._note(connection, reply.lease.lease_id, pid, len(moved))
         self._walls.watch(reply.lease, leaf)
         return noted

@@ -56,7 +56,8 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
         holders=agent.holders,
         notifier=agent.notifier,
         user_socket=agent.config.paths.user_socket,
-        epoch=lambda: table.epoch,
+        find=table.find,
+        clock=agent.clock,
     )
     return Dispatcher(
         sequencer=agent.sequencer,

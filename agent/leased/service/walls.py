@@ -11,17 +11,21 @@ Does not decide who may join: the table answered that before we are asked.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from leased.hardware.leaves import inside
-from leased.ports import Arming, Reaper
+from leased.lessor.table import end_ns
+from leased.ports import Arming, Clock, Reaper
 from leased.service.connection import Connection
 from leased.service.custody import Custodian
 from leased.service.holders import Holders
 from leased.service.notifier import Notifier
 from leased.terms.errors import CallerError, PermissionDenied
+from leased.terms.identity import LeaseId
 from leased.terms.lease import BOUND_TO_CGROUP, Lease, LeaseState
 
 
@@ -49,7 +53,8 @@ class Walls:
         holders: Holders,
         notifier: Notifier,
         user_socket: Path,
-        epoch: Callable[[], int],
+        find: Callable[[LeaseId], Lease | None],
+        clock: Clock,
     ) -> None:
         self._leaves = leaves
         self._reaper = reaper
@@ -57,7 +62,8 @@ class Walls:
         self._holders = holders
         self._notifier = notifier
         self._user_socket = user_socket
-        self._epoch = epoch
+        self._find = find
+        self._clock = clock
 
     async def join(self, lease: Lease, connection: Connection) -> dict[str, str]:
         """Move the caller in; what its programs should see of the lease itself. Raises CallerError,
@@ -78,7 +84,17 @@ class Walls:
     async def _enter(self, lease: Lease, pid: int, pidfd: int) -> None:
         cgroup = await self.open_leaf(lease)
         await self._leaves.join(lease, pid, pidfd)
+        if self.is_over(lease):
+            # It may have come in after the cut, which is not repeated: it must not stay.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            raise CallerError("the lease has ended meanwhile: nobody can join it any more")
         self.watch(lease, cgroup)
+
+    def is_over(self, lease: Lease) -> bool:
+        """By the table, or by the clock that the reaper cuts by."""
+        now = self._find(lease.lease_id)
+        return now is None or now.ended is not None or self._clock.now().boot_ns >= end_ns(now)
 
     async def open_leaf(self, lease: Lease) -> str:
         """The lease's leaf, held by the reaper, so that somebody may enter. Raises CallerError,

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from leased.hardware.config import HardwareConfig
 from leased.hardware.devices import Devices
@@ -68,16 +70,45 @@ async def test_a_worker_that_is_killed_fails_its_calls_only(devices: Devices) ->
     one, two = lease(), lease()
     first, second = await devices.prepare_many([one, two])
     assert isinstance(first, Prepared) and isinstance(second, Prepared)
-    for pid in workers():
+    [pid] = workers()
+    os.kill(pid, signal.SIGSTOP)  # it has the call, and does not answer
+    failed: list[object] = []
+
+    async def ask() -> None:
+        failed.extend(await devices.prepare_many([lease()]))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
         os.kill(pid, signal.SIGKILL)
+    assert isinstance(failed[0], DeviceError) and failed[0].verb == "worker_answer"
     # Scrubbing has a worker of its own, which is started now.
     [scrub] = await devices.scrub_many([(one, first.fds)])
     assert isinstance(scrub, ScrubReport) and scrub.clean
-    [failed] = await devices.prepare_many([lease()])
-    assert isinstance(failed, DeviceError)
     [made] = await devices.prepare_many([lease()])
     assert isinstance(made, Prepared)
     for fd in (*first.fds, *second.fds, *made.fds):
+        os.close(fd)
+
+
+async def test_a_worker_that_is_killed_while_it_is_idle_costs_nothing(devices: Devices) -> None:
+    """It had seen nothing of what is asked next: a clean lease must not be fenced for it."""
+    one = lease()
+    [made] = await devices.prepare_many([one])
+    assert isinstance(made, Prepared)
+    await devices.warm()
+    for pid in workers():
+        pidfd = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        select.select([pidfd], [], [])
+        os.close(pidfd)
+    [scrub] = await devices.scrub_many([(one, made.fds)])
+    assert isinstance(scrub, ScrubReport) and scrub.clean
+    [proof] = await devices.prove_many([(one, made.fds)])
+    assert isinstance(proof, ProofReport) and proof.unproven == ()
+    [again] = await devices.prepare_many([lease()])
+    assert isinstance(again, Prepared)
+    for fd in (*made.fds, *again.fds):
         os.close(fd)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,9 @@ import trio
 import trio.testing
 
 from leased.ports import Access
-from leased.terms.errors import DeviceError
+from leased.terms.errors import CallerError, DeviceError
 from leased.terms.identity import LeaseId
-from leased.terms.lease import LeaseState, RevocationReason
+from leased.terms.lease import Lease, LeaseState, RevocationReason
 from tests.doubles.calling import House, Visitor, memory, message, open_house
 from tests.doubles.devices import Fault
 from tests.doubles.serving import descriptors
@@ -345,6 +346,29 @@ async def test_nobody_joins_a_lease_that_ended_while_its_leaf_was_made(
         await trio.sleep(1)
         assert not house.host.reaper.slots, "armed again after it was closed"
         assert not house.host.devices.joined and not len(house.agent.custodian)
+
+
+async def test_whoever_comes_in_after_the_cut_is_put_out(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The reaper cut while the process was on its way into the leaf, and does not cut twice."""
+    async with open_house(tmp_path) as house:
+        lease = lease_id(await acquired(house.visit()))
+        house.agent.holders.watch_leaf = lambda *_: None  # type: ignore[method-assign]
+        sleeper = subprocess.Popen(["sleep", "600"])
+        pidfd = os.pidfd_open(sleeper.pid)
+        moved, devices = house.host.devices.join, house.host.devices
+
+        async def late(one: Lease, pid: int, fd: int) -> str:
+            await house.visit().call("Lease.Release", lease_id=lease.hex())
+            return await moved(one, pid, fd)
+
+        devices.join = late  # type: ignore[method-assign]
+        walls = house.agent.dispatcher._walls
+        with pytest.raises(CallerError, match="ended meanwhile"):
+            await walls._enter(house.agent.at(lease), sleeper.pid, pidfd)
+        assert sleeper.wait() == -signal.SIGKILL
+        os.close(pidfd)
 
 
 async def test_adopt_with_a_descriptor_that_is_no_pidfd_leaks_none(
