@@ -161,21 +161,22 @@ def test_scrubbing(agent: HostAgent) -> None:
 
 def test_verifying(agent: HostAgent) -> None:
     lease_id = agent.acquire(1 << 20)["lease_id"]
-    stuck = agent.cgroup / lease_id / "stuck"
-    stuck.mkdir()  # the leaf cannot be removed, so the proof waits
+    stuck = agent.cgroup / lease_id / "stuck" / "below"
+    stuck.mkdir(parents=True)  # the leaf cannot be removed, so the proof waits
     with watching(agent, lease_id) as peer:
         agent.call("Lease.Release", lease_id=lease_id)
         seen(peer, "verifying", lease_id)
         agent.kill()
     stuck.rmdir()
+    stuck.parent.rmdir()
     agent.start()
     assert end_of(agent, lease_id) == "reclaimed"
 
 
 def test_fenced_stays_fenced_until_an_operator_says_otherwise(agent: HostAgent) -> None:
     lease_id = agent.acquire(1 << 20)["lease_id"]
-    stuck = agent.cgroup / lease_id / "stuck"
-    stuck.mkdir()
+    stuck = agent.cgroup / lease_id / "stuck" / "below"
+    stuck.mkdir(parents=True)
     agent.call("Lease.Release", lease_id=lease_id)
     assert end_of(agent, lease_id) == "fenced"
     agent.kill()
@@ -184,6 +185,7 @@ def test_fenced_stays_fenced_until_an_operator_says_otherwise(agent: HostAgent) 
     [memory] = agent.call("Device.List")["resources"]
     assert memory["use"]["fenced"] == 1 << 20
     stuck.rmdir()
+    stuck.parent.rmdir()
     agent.call("Admin.Unfence", admin=True, lease_id=lease_id)
     assert state_of(agent, lease_id) == "reclaimed"
     [memory] = agent.call("Device.List")["resources"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from leased.durable.keyfile import KEY_FILE
 from tests.doubles.host import not_proven
 from tests.doubles.host_agent import PATIENCE_S, HostAgent
 from tests.doubles.story import judge, tell
@@ -140,7 +141,7 @@ def test_a_missing_segment_and_a_missing_anchor(grown: HostAgent) -> None:
 
 
 def test_a_missing_or_foreign_key(grown: HostAgent) -> None:
-    [key] = [path for path in grown.audit.iterdir() if "key" in path.name]
+    key = grown.audit / KEY_FILE
     right = key.read_bytes()
     with HostAgent() as other:
         other.start()

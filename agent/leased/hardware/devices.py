@@ -124,9 +124,10 @@ class Devices:
             for one in part.resources
         ]
         self._resources.update((one.resource_id, one) for one in resources)
+        absences = (absence for part in parts for absence in part.absences)
         return Inventory(
             tuple(sorted(resources, key=lambda resource: (resource.kind, resource.resource_id))),
-            tuple(sorted((a for part in parts for a in part.absences), key=lambda a: a.kind)),
+            tuple(sorted(absences, key=lambda absence: (absence.kind, absence.why))),
             tuple(sorted(note for part in parts for note in part.notes)),
         )
 
