@@ -213,11 +213,15 @@ class Devices:
 
     async def let_go(self, kind: ResourceKind) -> tuple[Holder, ...]:
         """Have nothing of the kind's drivers open until `take_up`; who else has. Raises
-        DeviceError."""
+        DeviceError, with ENOTSUP for a kind of which that cannot be said: it is not "nobody"."""
+        backends = [backend for backend in self._backends if backend.kind is kind]
+        detachable = [backend for backend in backends if isinstance(backend, Detachable)]
+        if not detachable or len(detachable) < len(backends):
+            detail = f"a running agent cannot let go of the driver of {kind.name.lower()}: stop it"
+            raise DeviceError("let_go", errno.ENOTSUP, detail)
         found: list[Holder] = []
-        for backend in self._backends:
-            if backend.kind is kind and isinstance(backend, Detachable):
-                found.extend(await backend.let_go())
+        for backend in detachable:
+            found.extend(await backend.let_go())
         return tuple(found)
 
     async def take_up(self, kind: ResourceKind) -> None:

@@ -11,11 +11,13 @@ Does not drain and does not resume: the lessor does.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Protocol
 
 from leased.lessor.table import LeaseTable
 from leased.ports import Holder
+from leased.terms.errors import DeviceError
 from leased.terms.lease import LeaseState
 from leased.terms.reply import Refusal, RefusalReason
 from leased.terms.resource import KIND_SCOPES, ResourceKind, in_scope, kind_scope
@@ -46,7 +48,11 @@ class Detachment:
         """At a start, before any driver is opened. Raises DeviceError."""
         for kind in KIND_SCOPES.values():
             if self._is_drained(kind) and not self._held(kind):
-                await self._drivers.let_go(kind)
+                try:
+                    await self._drivers.let_go(kind)
+                except DeviceError as error:
+                    if error.errno != errno.ENOTSUP:  # what can never be let go was not
+                        raise
 
     async def let_go(self, kind: ResourceKind) -> tuple[Holder, ...] | Refusal:
         """Who still has the driver, or why it is not let go. Raises DeviceError."""

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
+from leased.lessor.table import LeaseTable
 from leased.ports import Holder
 from leased.service.detachment import Detachment
+from leased.terms.errors import DeviceError
 from leased.terms.resource import ResourceKind
 from tests.doubles.calling import open_house
 from tests.service.adoption.test_service_adoption import ONE, gpu_host
@@ -87,3 +92,27 @@ async def test_a_start_with_leases_that_go_on_opens_the_driver(
         again = Detachment(drivers=devices, table=house.agent.lessor.table, look=lambda: None)
         await again.restore()
         assert not devices.detached, "its end must be proven"
+
+
+class Stubborn:
+    """Drivers that are not let go, for the reason of an errno."""
+
+    def __init__(self, error_number: int) -> None:
+        self._error = DeviceError("let_go", error_number)
+
+    async def let_go(self, kind: ResourceKind) -> tuple[Holder, ...]:
+        raise self._error
+
+    async def take_up(self, kind: ResourceKind) -> None:
+        raise AssertionError("nothing was let go")
+
+
+@pytest.mark.parametrize(("error_number", "starts"), [(errno.ENOTSUP, True), (errno.EIO, False)])
+async def test_what_can_never_be_let_go_keeps_no_agent_from_starting(
+    error_number: int, starts: bool
+) -> None:
+    table = LeaseTable(closed_max=1)
+    table.pools.cordon("block:", cordoned=True)
+    detachment = Detachment(drivers=Stubborn(error_number), table=table, look=lambda: None)
+    with contextlib.nullcontext() if starts else pytest.raises(DeviceError):
+        await detachment.restore()
