@@ -195,15 +195,30 @@ class Grantor:
                 limit_ns = lease.deadline_ns
                 self._refuse(lease, Refusal(RefusalReason.DEADLINE_PASSED, "ns", limit=limit_ns))
                 continue
+            error = self._watch_owners(lease, made)
+            if error is not None:
+                self._fail(lease, TeardownStep.ARM, error)
+                continue
             self._submit(Activate(NO_COMMAND, lease.lease_id, made.evidence))
             self._holders.bind(lease.lease_id, lease.pid)
-            if made.cgroup:
-                self._holders.watch_owners(lease.lease_id, made.cgroup)
             active = msgspec.structs.replace(lease, state=LeaseState.ACTIVE)
             for held in self._preparing.pop(lease.lease_id):
                 assert isinstance(held.reply, Granted)
                 reply = held.reply
                 _let_go(held, Granted(active, reply.sequence, reply.record_hash, reply.attached))
+
+    def _watch_owners(self, lease: Lease, made: Prepared) -> DeviceError | None:
+        """What of ours keeps something for the lease is watched from here on; why not, if not."""
+        allotments = lease.subject.allotments
+        if all(shape_of(one.resource_id) is not Shape.RDMA for one in allotments):
+            return None
+        try:
+            self._holders.watch_owners(lease.lease_id, made.cgroup)
+        except OSError as error:  # out of descriptors
+            return DeviceError("watch", error.errno or 0)
+        except DeviceError as error:
+            return error
+        return None
 
     def _fail(self, lease: Lease, step: TeardownStep, error: DeviceError) -> None:
         self._submit(GrantFailed(NO_COMMAND, lease.lease_id, step, error.errno))
