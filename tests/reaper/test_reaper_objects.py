@@ -25,7 +25,7 @@ from tests.doubles.reaper_host import ReaperHost, lease_of, usable
 from tests.doubles.single_link import SingleLink
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
-SOON_MS, LATER_MS = 300, 60_000
+LATER_MS = 60_000
 FIRST = (Revocable(ObjectKind.DM, 0),)
 READER = """
 import mmap, os, sys
@@ -74,7 +74,8 @@ async def test_an_open_descriptor_reads_and_writes_until_the_deadline_and_gets_e
         async with trio.open_nursery() as nursery:
             link = SingleLink(host.socket_path)
             await nursery.start(link.run)
-            lease = lease_of(ttl_ms=SOON_MS)
+            # Time for a first write by an emulated processor.
+            lease = lease_of(ttl_ms=4000)
             with mappings.opened(bench.crypt(lease.lease_id)) as fd:
                 await link.arm(lease, "", (), None, FIRST)
                 mappings.write_at(fd)

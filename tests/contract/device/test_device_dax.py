@@ -134,7 +134,7 @@ async def test_a_range_that_somebody_uses_is_not_granted(devices: Devices, node:
     try:
         [refused] = await devices.prepare_many([whole(resource)])
         assert isinstance(refused, DeviceError) and str(pid) in refused.detail, refused
-        holders = await devices.holders(whole(resource).subject.allotments[0])
+        holders = await devices.census.holders(whole(resource).subject.allotments[0])
         assert pid in [one.pid for one in holders]
     finally:
         os.kill(pid, 9)
