@@ -130,6 +130,9 @@ class Ratchet:
     def due(self, moment: Moment) -> bool:
         """Whether the open epoch has ended. The first batch after a reboot asks, and carries an
         epoch over that has not."""
+        opened = self.open
+        if opened is not None and opened.boot_id == moment.boot_id:
+            return moment.boot_ns >= opened.end_ns
         if self.open is None:
             self.open = first_epoch(moment, self._epoch_ns)
         self.open = carry_over(self.open, moment, self._epoch_ns)
