@@ -15,7 +15,7 @@ import pytest
 
 from leased.terms.event import Fenced, Reclaimed
 from leased.terms.teardown import TeardownStep
-from tests.doubles.gpu_host import REPOSITORY, mock_machine
+from tests.doubles.gpu_host import REPOSITORY, make_instances, mock_machine
 from tests.doubles.host_agent import HostAgent
 from tests.doubles.story import tell
 from tests.mocks.nvml.control import Machine
@@ -153,3 +153,19 @@ def test_a_lost_gpu_ends_its_lease(agent: HostAgent, machine: Machine) -> None:
     ended = agent.wait_for(lease_id)
     assert ended["runtime"]["state"] == "fenced"
     machine.find(0)
+
+
+def test_an_instance_is_made_for_whoever_asks_for_its_profile() -> None:
+    layout = 'mig_layout = ["1g.10gb@0", "3g.40gb@4"]'
+    with (
+        mock_machine(["H100"], mig={0: True}) as machine,
+        HostAgent(hardware=HARDWARE.format(root=machine.root) + layout) as agent,
+    ):
+        agent.start()
+        refused = agent.leasectl("run", "--gpu", "1", "--", "true", check=None)
+        assert refused.returncode != 0, "seven parts are no GPU"
+        done = agent.leasectl("run", "--gpu", "1,mig=3g.40gb", "--", sys.executable, "-c", SEES)
+        uuid, lease_id = done.stdout.split()
+        assert uuid.startswith("MIG-") and "@" not in uuid
+        assert agent.wait_for(lease_id)["runtime"]["state"] == "reclaimed"
+        assert make_instances(0) == []

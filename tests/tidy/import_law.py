@@ -76,7 +76,7 @@ pathlib.
 """
 
 DOORS: dict[str, str] = {
-    "pynvml": r"leased\.hardware\.gpu\.(nvml|listening)",
+    "pynvml": r"leased\.hardware\.gpu\.(nvml|listening|layout)",
     "cffi": r"leased\.hardware\.gpu\.cuda",
     "pyudev": r"leased\.hardware\.(hotplug|nvme)",
     "psutil": r"leased\.hardware\.occupants",

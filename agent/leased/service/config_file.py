@@ -13,6 +13,7 @@ Does not judge what the values mean together (`config.check`, `policy.check`, `r
 from __future__ import annotations
 
 import datetime
+import re
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -207,6 +208,12 @@ def _hardware(**fields: Any) -> HardwareConfig:
     return HardwareConfig(**{"cgroup_root": config.CGROUP_ROOT, **fields})
 
 
+def _mig_place(value: Any) -> str:
+    if not re.fullmatch(r"[1-9]g\.\d+gb(\+[a-z.]+)?@\d", _text(value)):
+        raise ValueError('a profile and its first memory slice, such as "1g.10gb@4"')
+    return str(value)
+
+
 def _question(value: Any) -> Question:
     return Question(_choice(tuple(one.value for one in Question), value))
 
@@ -285,6 +292,8 @@ _GPU_KEYS: Final[Keys] = {
     "guests": ("guests", lambda value: _rows(value, _text)),
     "close_free": ("close_free", _flag),
     "listen": ("listen", _flag),
+    "mig_layout": ("mig_layout", lambda value: _rows(value, _mig_place)),
+    "mig_budget": ("mig_budget_ns", _duration),
     "mps_dir": ("mps_dir", _text),
     "release_budget": ("release_budget_ns", _duration),
     "settle_apart": ("settle_apart_ns", _duration),

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from leased.hardware.devices import Devices
+from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 from leased.terms.resource import Allotment, ResourceKind
 from leased.terms.teardown import TeardownStep
@@ -111,3 +112,102 @@ async def test_an_instance_that_is_gone_proves_nothing(machine: Machine, devices
     _, proof = await reclaim(devices, one)
     assert proof.unproven == one.subject.allotments
     assert failures(proof) == {(TeardownStep.RELEASE, errno.ENODEV)}
+
+
+# ---- instances made for each lease ---------------------------------------------------------------
+
+LAYOUT = ("3g.40gb@4", "1g.10gb@0", "1g.10gb@1", "2g.20gb@0", "9g.90gb@0")
+
+
+@pytest.fixture
+def makers(machine: Machine) -> Iterator[Devices]:
+    with gpu_devices(machine, gpu_mig_layout=LAYOUT, gpu_mig_budget_ns=1_000_000_000) as real:
+        yield real
+
+
+def place(machine: Machine, name: str) -> str:
+    return f"MIG-{machine.uuid(0)}/{name}"
+
+
+async def test_places_that_the_gpu_can_have_together_are_offered(
+    machine: Machine, makers: Devices
+) -> None:
+    found = await makers.inventory()
+    offered = {r.resource_id: r.capacity for r in found.resources if r.kind is ResourceKind.GPU}
+    assert offered == {
+        f"gpu:{place(machine, '3g.40gb@4')}": 428,
+        f"gpu:{place(machine, '1g.10gb@0')}": 142,
+        f"gpu:{place(machine, '1g.10gb@1')}": 142,
+    }
+    assert any("overlaps 1g.10gb@0" in note for note in found.notes)
+    assert any("has no such place" in note for note in found.notes)
+
+
+async def test_an_instance_is_made_for_its_lease_and_is_gone_with_it(
+    machine: Machine, makers: Devices
+) -> None:
+    await start(makers)
+    assert make_instances(0) == []
+    one = mig_lease(place(machine, "3g.40gb@4"), 428)
+    made = await grant(makers, one)
+    [uuid] = make_instances(0)
+    told = {access.name: access.value for access in made.access}
+    assert told["CUDA_VISIBLE_DEVICES"] == uuid
+    with Holder("hold", 4 * GIB, made=made) as holder:
+        holder.ready()
+        cut(made)
+    _, proof = await reclaim(makers, one)
+    assert proof.unproven == () and failures(proof) == set()
+    assert make_instances(0) == [] and machine.dirty(0) == 0
+    # The same end again finds nothing, and says so.
+    _, proof = await reclaim(makers, one)
+    assert proof.unproven == ()
+
+
+async def test_an_instance_in_use_is_tried_again_and_then_fences_its_place_alone(
+    machine: Machine, makers: Devices
+) -> None:
+    await start(makers)
+    one = mig_lease(place(machine, "1g.10gb@0"), 142)
+    cut(await grant(makers, one))
+    machine.mig_in_use(0, 3)
+    _, proof = await reclaim(makers, one)
+    assert proof.unproven == (), "it was let go within the budget"
+    again = mig_lease(place(machine, "1g.10gb@0"), 142)
+    cut(await grant(makers, again))
+    machine.mig_in_use(0, 1000)
+    _, proof = await reclaim(makers, again)
+    assert proof.unproven == again.subject.allotments
+    assert failures(proof) == {(TeardownStep.OBJECT_REVOKE, errno.EBUSY)}
+    machine.mig_in_use(0, 0)
+    other = mig_lease(place(machine, "1g.10gb@1"), 142)
+    cut(await grant(makers, other))
+    assert (await reclaim(makers, other))[1].unproven == ()
+
+
+async def test_what_an_agent_left_is_taken_away_by_the_next(machine: Machine) -> None:
+    one = mig_lease(place(machine, "1g.10gb@1"), 142)
+    with gpu_devices(machine, gpu_mig_layout=LAYOUT) as first:
+        await start(first)
+        cut(await grant(first, one))
+        assert len(make_instances(0)) == 1
+        os.rmdir(f"{(await first.facts()).path}/{one.subject.cgroup}")
+    with gpu_devices(machine, gpu_mig_layout=LAYOUT) as second:
+        await second.inventory()
+        await second.adopt((one,))
+        assert len(make_instances(0)) == 1, "a lease that goes on keeps its own"
+        assert (await reclaim(second, one))[1].unproven == ()
+        assert make_instances(0) == []
+        cut(await grant(second, mig_lease(place(machine, "1g.10gb@0"), 142)))
+    with gpu_devices(machine, gpu_mig_layout=LAYOUT) as third:
+        await start(third)
+        assert make_instances(0) == [], "nobody's"
+
+
+async def test_a_grant_that_fails_leaves_no_instance(machine: Machine, makers: Devices) -> None:
+    await start(makers)
+    machine.fault("nvmlDeviceGetMemoryInfo_v2", "return:999")
+    one = mig_lease(place(machine, "1g.10gb@0"), 142)
+    [failed] = await makers.prepare_many([one])
+    assert isinstance(failed, DeviceError)
+    assert make_instances(0) == []

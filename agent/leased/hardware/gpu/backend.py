@@ -20,7 +20,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-import msgspec
 import trio
 
 from leased.hardware.backend import Readied, Verdict, Wiped
@@ -31,9 +30,9 @@ from leased.hardware.crew import Crew
 from leased.hardware.gpu import calls
 from leased.hardware.gpu.desk import Desk, worker_of
 from leased.hardware.gpu.ear import Ear
-from leased.hardware.gpu.facts import ComputeMode, Target, Usage
+from leased.hardware.gpu.facts import Target
 from leased.hardware.gpu.fleet import Fleet
-from leased.hardware.gpu.health import Finding
+from leased.hardware.gpu.idle import Idle
 from leased.hardware.gpu.leave import Leave
 from leased.hardware.gpu.mps import make_pipe, remove_empty
 from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
@@ -45,7 +44,7 @@ from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
-from leased.terms.resource import Absence, Allotment, Health, ResourceKind
+from leased.terms.resource import Absence, Allotment, ResourceKind
 from leased.terms.teardown import StepReport, TeardownStep
 
 
@@ -60,6 +59,7 @@ class GpuBackend:
         self._fleet = Fleet(crew, self._config)
         self._ear = Ear(crew)
         self._reclaimer = Reclaimer(self._desk, self._fleet, self._ear)
+        self._idle = Idle(self._desk, self._fleet, self._reclaimer)
         self._last: Surveyed | None = None
         self._adopted = False
         self._leave = Leave(self._desk, self._ear)
@@ -110,19 +110,10 @@ class GpuBackend:
         self._ear.hear(self._fleet.listed if self._config.listen else ())
         if not self._adopted:
             return seen
-        await self._close_free()
-        if await self._probe_suspects():
+        await self._idle.close()
+        if await self._idle.probe_suspects():
             seen = await self._fleet.look()
-        return self._mark_squatters(seen)
-
-    def _mark_squatters(self, seen: Seen) -> Seen:
-        """A GPU that somebody uses without a lease is not granted while he does."""
-        findings = dict(seen.findings)
-        for gpu in seen.gpus:
-            used = gpu.processes and not gpu.mig_enabled and gpu.uuid not in findings
-            if used and not self._desk.is_occupied(f"{PREFIX}{gpu.uuid}"):
-                findings[gpu.uuid] = Finding(Health.BUSY, "in use by processes without a lease")
-        return msgspec.structs.replace(seen, findings=findings)
+        return self._idle.mark_squatters(seen)
 
     async def _nothing(self, error: DeviceError) -> Surveyed:
         try:
@@ -132,45 +123,6 @@ class GpuBackend:
         why = f"{len(on_bus)} GPU seen on the bus; {error}" if on_bus else f"no GPU: {error}"
         notes = tuple(f"gpu at {address}: on the bus, driver not usable" for address in on_bus)
         return Surveyed((), (Absence(ResourceKind.GPU, why),), notes)
-
-    async def _close_free(self) -> None:
-        """Close what nobody has and is open: the driver was loaded anew, or somebody opened it."""
-
-        async def close(resource_id: str) -> None:
-            async with self._desk.turn(resource_id):
-                await self._reclaimer.close(self._fleet.target(resource_id))
-
-        async with trio.open_nursery() as nursery:
-            for gpu in self._fleet.seen.gpus:
-                resource_id = f"{PREFIX}{gpu.uuid}"
-                closed = gpu.mig_enabled or gpu.compute_mode == ComputeMode.PROHIBITED
-                if not closed and not self._desk.is_occupied(resource_id):
-                    nursery.start_soon(close, resource_id)
-
-    async def _probe_suspects(self) -> bool:
-        """Take whole what nobody has and is suspected; whether anything is trusted again."""
-        trusted = False
-        for uuid in self._fleet.suspects:
-            facts, resource_id = self._fleet.facts(uuid), f"{PREFIX}{uuid}"
-            assert facts is not None
-            if facts.mig_enabled:
-                # It answers and seems well, and its MIG devices are taken one by one at each end.
-                self._fleet.trust(uuid)
-                trusted = True
-            elif not self._desk.is_occupied(resource_id):
-                async with self._desk.turn(resource_id):
-                    trusted = await self._probe(self._fleet.target(resource_id), facts.memory)
-        return trusted
-
-    async def _probe(self, target: Target, usage: Usage) -> bool:
-        try:
-            done = await self._reclaimer.scrub(target, usage, writes=False)
-        except DeviceError as error:
-            self._fleet.suspect(target.uuid, f"a probe failed: {error.detail}")
-            return False
-        if is_clean(done.steps):
-            self._fleet.trust(target.uuid)
-        return is_clean(done.steps)
 
     # -- grants ------------------------------------------------------------------------------------
 
@@ -200,6 +152,8 @@ class GpuBackend:
             if not adopted:
                 await self._reclaimer.pay_debt(lease, resource_id, target)
             self._desk.occupy(resource_id, target, lease)
+            if target.place is not None:
+                target = await self._reclaimer.places.make(resource_id, target)
             call = calls.Ready(
                 self._config.root,
                 target,
@@ -221,7 +175,10 @@ class GpuBackend:
         directory."""
         found: list[Access] = []
         for allotment in allotments:
+            target = self._target_or_none(allotment)
             uuid = allotment.resource_id.removeprefix(PREFIX)
+            if target is not None and target.place is not None:
+                uuid = target.visible
             for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
                 found.append(Access(allotment.resource_id, name, uuid))
         if allotments:
@@ -242,6 +199,8 @@ class GpuBackend:
             async with self._desk.turn(resource_id):
                 target = self._target_or_none(allotment)
                 if target is not None and self._desk.holds(resource_id, lease):
+                    if target.place is not None:
+                        await self._reclaimer.places.unmake(resource_id, target)
                     await self._reclaimer.close(target)
                     self._desk.vacate(resource_id)
         await self._remove_pipe(lease)
@@ -350,7 +309,7 @@ class GpuBackend:
             if not self._desk.is_occupied(resource_id):
                 self._reclaimer.owe_unknown(resource_id)
         if self._config.offer and not self._leave.taken:
-            await self._close_free()
+            await self._idle.close()
 
     async def let_go(self) -> tuple[Holder, ...]:
         """Nothing of ours has the driver from here on; who else has."""

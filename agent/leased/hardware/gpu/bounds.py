@@ -23,6 +23,8 @@ def gpu_bounds(config: HardwareConfig, cut_ns: int, memory_bytes: int) -> Bounds
     release_ns = release_extra_ns(config) + call_ns
     # The scrubber's own call, and the closing of a device that was not scrubbed.
     scrub_ns = 2 * call_ns
+    if config.gpu.mig_layout:
+        scrub_ns += config.gpu.mig_budget_ns + call_ns
     prove_ns = witness_extra_ns(config) + call_ns
     overwrite_ns = overwrite_extra_ns(config, memory_bytes)
     return Bounds(cut_ns, release_ns + scrub_ns, overwrite_ns, prove_ns)

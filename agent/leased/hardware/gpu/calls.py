@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from leased.hardware.gpu.facts import Condition, Gpu, Target, Usage
+from leased.hardware.gpu.facts import Condition, Gpu, Instance, Target, Usage
 from leased.hardware.openers import Opener
 from leased.terms.teardown import StepReport
 
@@ -189,6 +189,37 @@ class Heard(msgspec.Struct, frozen=True, array_like=True):
 
     events: tuple[tuple[str, int, int], ...]
     deaf: tuple[str, ...] = ()
+
+
+class Make(msgspec.Struct, frozen=True, array_like=True):
+    """Make the instance of a target with a place; what is there already goes within the budget."""
+
+    target: Target
+    budget_ns: int
+
+
+class Made(msgspec.Struct, frozen=True, array_like=True):
+    """The MIG device that was made."""
+
+    instance: Instance
+
+
+class Remove(msgspec.Struct, frozen=True, array_like=True):
+    """Destroy the instance at a target's place, or (`absent`) say whether one is there."""
+
+    target: Target
+    budget_ns: int = 0
+
+
+class Absent(msgspec.Struct, frozen=True, array_like=True):
+    """How many instances are at the place, how many more of its profile the GPU has room for, and
+    its condition."""
+
+    left: int
+    room: int
+    condition: Condition
+    began_ns: int
+    ended_ns: int
 
 
 class Who(msgspec.Struct, frozen=True, array_like=True):

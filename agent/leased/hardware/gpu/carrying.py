@@ -13,8 +13,10 @@ from typing import Final
 
 from leased.hardware.gpu import (
     calls,
+    describing,
     detaching,
     examining,
+    layout,
     listening,
     mps,
     opening,
@@ -27,12 +29,15 @@ from leased.hardware.gpu import (
 VERBS: Final = {
     "list": (calls.Where, examining.list_gpus),
     "bus": (calls.Where, examining.list_bus),
-    "examine": (calls.Examine, examining.examine),
+    "examine": (calls.Examine, describing.examine),
     "ready": (calls.Ready, opening.ready),
     "guard": (calls.Guard, opening.guard),
     "release": (calls.Release, releasing.release),
     "scrub": (calls.Scrub, scrubber.scrub),
     "witness": (calls.Witness, witnessing.witness),
+    "make": (calls.Make, layout.make),
+    "unmake": (calls.Remove, layout.remove),
+    "absent": (calls.Remove, layout.absent),
     "listen": (calls.Listen, listening.listen),
     "who": (calls.Who, sights.who),
     "anybody": (calls.Anybody, detaching.anybody),

@@ -18,11 +18,13 @@ class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `[hardware.gpu]` table. `offer` False: nothing of this kind is leased, or looked at.
 
     `root` is where the driver's files and nodes are; anywhere but "/" they are a stand-in's, and
-    the evidence says "emulated". `accept_missing` are questions that a GPU may leave unanswered and
-    be offered all the same. `scrub_later` are priorities whose leases leave the overwriting to the
-    next grant to another tenant. `guests` are names of root's processes that may have any GPU open.
-    `close_free`: no context can be made on a GPU that nobody leases. `listen`: hear of the driver's
-    errors as they happen, which keeps the GPUs attached.
+    the evidence says "emulated". `accept_missing` are questions that a GPU may leave unanswered
+    and be offered all the same. `scrub_later` are priorities whose leases leave the overwriting
+    to the next grant to another tenant. `guests` are names of root's processes that may have
+    any GPU open. `mig_layout` are places ("1g.10gb@4") at which instances are made for each
+    lease, on every GPU with MIG on; empty: what operators made is leased. `close_free`: no
+    context can be made on a GPU that nobody leases. `listen`: hear of the driver's errors as
+    they happen, which keeps the GPUs attached.
     """
 
     offer: bool = True
@@ -38,6 +40,7 @@ class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     close_free: bool = True
     listen: bool = True
+    mig_layout: tuple[str, ...] = ()
     mps_dir: str = "/run/leased/mps"
 
     release_budget_ns: int = 10_000_000_000
@@ -51,6 +54,9 @@ class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     used_slack_bytes: int = 16 << 20
     """How much more memory than before the lease may be in use and count as the driver's own."""
+
+    mig_budget_ns: int = 10_000_000_000
+    """How long the removal of an instance that is still in use is tried again."""
 
     overhead_bytes: int = 1 << 30
     """What a context and its page tables take of the memory that a scrub should reach."""

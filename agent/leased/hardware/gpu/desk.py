@@ -72,7 +72,7 @@ class Desk:
         neighbours = tuple(
             leaf
             for other, (uuid, leaf) in self._leaves.items()
-            if target.instance is not None and other != resource_id and uuid == target.uuid
+            if not target.is_whole and other != resource_id and uuid == target.uuid
         )
         return Guests(self._crew.ours(), os.getpid(), self.config.guests, neighbours)
 
@@ -124,9 +124,9 @@ class Desk:
 
 def worker_of(target: Target) -> str:
     """The worker that opens and closes a device and watches it being let go."""
-    return f"gpu {target.visible}"
+    return f"gpu {target.name}"
 
 
 def scrubber_of(target: Target) -> str:
     """The worker that overwrites it: CUDA sees only what was chosen before it was loaded."""
-    return f"gpu scrub {target.visible}"
+    return f"gpu scrub {target.name}"

@@ -34,7 +34,8 @@ class ComputeMode(enum.IntEnum):
 
 
 class Instance(msgspec.Struct, frozen=True, array_like=True):
-    """A MIG device: one compute instance of a GPU instance. `neighbours` share its memory."""
+    """A MIG device: one compute instance of a GPU instance. `neighbours` share its memory, `start`
+    is its first memory slice where that was asked."""
 
     uuid: str
     gpu_instance: int
@@ -43,6 +44,30 @@ class Instance(msgspec.Struct, frozen=True, array_like=True):
     slices: int
     memory_bytes: int
     neighbours: int = 0
+    start: int = -1
+
+
+class Profile(msgspec.Struct, frozen=True, array_like=True):
+    """A size that a GPU instance can have, and the places (first memory slices) it can have;
+    `span` is how many it takes."""
+
+    name: str
+    slices: int
+    memory_bytes: int
+    starts: tuple[int, ...]
+    span: int
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where a lease's own GPU instance is made: "1g.10gb@4"."""
+
+    profile: str
+    start: int
+
+    @property
+    def name(self) -> str:
+        """As it is configured."""
+        return f"{self.profile}@{self.start}"
 
 
 class Condition(msgspec.Struct, frozen=True, array_like=True):
@@ -86,6 +111,7 @@ class Gpu(msgspec.Struct, frozen=True, array_like=True):
     processes: int = 0
     other_nodes: tuple[tuple[int, int], ...] = ()
     unanswered: tuple[str, ...] = ()
+    profiles: tuple[Profile, ...] = ()
 
     @property
     def branch(self) -> str:
@@ -94,18 +120,30 @@ class Gpu(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Target(msgspec.Struct, frozen=True, array_like=True):
-    """What a lease is of: a GPU, or one MIG device of it."""
+    """What a lease is of: a GPU, or one MIG device of it, or (with `place`) a MIG device that is
+    made for the lease and is there only as long."""
 
     uuid: str
     pci: str
     minor: int
     instance: Instance | None = None
     other_nodes: tuple[tuple[int, int], ...] = ()
+    place: Place | None = None
 
     @property
     def visible(self) -> str:
         """The UUID that CUDA is to see."""
         return self.instance.uuid if self.instance is not None else self.uuid
+
+    @property
+    def name(self) -> str:
+        """What it is called here, whether or not it is made."""
+        return self.visible if self.place is None else f"{self.uuid}/{self.place.name}"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of a GPU."""
+        return self.instance is None and self.place is None
 
 
 def target_of(gpu: Gpu, instance: Instance | None = None) -> Target:

@@ -16,12 +16,13 @@ import errno
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
 import trio
 
 from leased.hardware.crew import Crew
 from leased.hardware.gpu.calls import Bus, Examine, Examined, Listed, Listing, Where
 from leased.hardware.gpu.config import GpuConfig
-from leased.hardware.gpu.facts import Gpu, Target
+from leased.hardware.gpu.facts import Gpu, Instance, Target
 from leased.hardware.gpu.health import WELL, Finding, judge_condition, judge_fault
 from leased.hardware.gpu.survey import Seen, targets
 from leased.terms.errors import DeviceError
@@ -48,6 +49,21 @@ class Fleet:
     def listed(self) -> tuple[Listed, ...]:
         """The GPUs that the driver counted last."""
         return () if self._listing is None else self._listing.gpus
+
+    def place(self, resource_id: str, instance: Instance | None) -> Target:
+        """An instance was made at a resource's place, or is there no more; the target now."""
+        changed = msgspec.structs.replace(self.target(resource_id), instance=instance)
+        self._targets[resource_id] = changed
+        return changed
+
+    @property
+    def made_places(self) -> tuple[str, ...]:
+        """Places at which there is an instance."""
+        return tuple(
+            resource_id
+            for resource_id, target in self._targets.items()
+            if target.place is not None and target.instance is not None
+        )
 
     @property
     def resource_ids(self) -> tuple[str, ...]:
@@ -101,7 +117,7 @@ class Fleet:
             self._crew.dismiss(WORKER)
         answers += await self._examine_each(listing, alone)
         self.seen = self._put_together(listing, answers)
-        self._targets.update(targets(self.seen.gpus))
+        self._targets.update(targets(self.seen.gpus, self._config.mig_layout))
         return self.seen
 
     async def bus(self) -> tuple[str, ...]:

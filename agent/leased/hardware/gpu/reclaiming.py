@@ -26,6 +26,7 @@ from leased.hardware.gpu.desk import Desk, scrubber_of, worker_of
 from leased.hardware.gpu.ear import Ear
 from leased.hardware.gpu.facts import ComputeMode, Question, Target, Usage
 from leased.hardware.gpu.fleet import Fleet
+from leased.hardware.gpu.places import Places, health_step
 from leased.terms.errors import DeviceError
 from leased.terms.identity import TenantId
 from leased.terms.lease import Lease, RevocationReason
@@ -53,6 +54,7 @@ class Reclaimer:
         self._desk = desk
         self._fleet = fleet
         self._ear = ear
+        self.places = Places(desk, fleet)
         self._baselines: dict[str, int] = {}
         self._owed: dict[str, TenantId] = {}
         self.dirty: dict[str, int] = {}
@@ -72,6 +74,9 @@ class Reclaimer:
     async def reclaim(self, lease: Lease, resource_id: str, target: Target) -> Outcome:
         """Release and scrub, within the device's turn."""
         began_ns = _now_ns()
+        if target.place is not None and target.instance is None:
+            gone = StepReport(TeardownStep.OBJECT_REVOKE, 0, began_ns, began_ns)
+            return Outcome((gone,), began_ns, 0)
         used_max_bytes = self._used_max(resource_id, target)
         at = TeardownStep.RELEASE
         steps: tuple[StepReport, ...] = ()
@@ -81,12 +86,16 @@ class Reclaimer:
             steps = verdict.judge_release(released, used_max_bytes)
             at = TeardownStep.SCRUB
             if verdict.is_clean(steps):
-                later = resource_id in self._baselines and (
-                    lease.subject.priority in self._desk.config.scrub_later
+                later = (
+                    resource_id in self._baselines
+                    and target.place is None
+                    and lease.subject.priority in self._desk.config.scrub_later
                 )
                 scrubbed = await self.scrub(target, released.sight.usage, writes=not later)
                 steps += scrubbed.steps
                 self._note_debt(resource_id, lease, later)
+                if target.place is not None:
+                    steps += (await self.places.unmake(resource_id, target),)
         except DeviceError as error:
             steps += (StepReport(at, error.errno, began_ns, _now_ns()),)
             self._note_hang(target, error)
@@ -131,7 +140,7 @@ class Reclaimer:
         """Whether the device can be closed while nobody has it: a MIG device cannot."""
         facts = self._fleet.facts(target.uuid)
         can = facts is None or Question.COMPUTE_MODE not in facts.unanswered
-        return target.instance is None and can and self._desk.config.close_free
+        return target.is_whole and can and self._desk.config.close_free
 
     async def close(self, target: Target) -> None:
         """Let nobody make a context, as far as the driver still listens: the device has failed
@@ -172,6 +181,8 @@ class Reclaimer:
         """What somebody sees who had no part in it."""
         config = self._desk.config
         began_ns = _now_ns()
+        if target.place is not None:
+            return await self._witness_place(target, outcome)
         asks_mode = self.closes(target)
         call = calls.Witness(
             root=config.root,
@@ -191,15 +202,34 @@ class Reclaimer:
         except DeviceError as error:
             self._note_hang(target, error)
             return (StepReport(TeardownStep.WITNESS, error.errno, began_ns, _now_ns()),)
-        facts = self._fleet.facts(target.uuid)
-        gpu = calls.Listed(target.pci, target.uuid)
+        xids, heard_all, lacking = self._heard(target, outcome)
         return verdict.judge_witness(
             seen,
             used_max_bytes=outcome.used_max_bytes,
-            xids=self._ear.xids(target.pci, outcome.began_ns),
-            heard_all=self._ear.heard_since(gpu, outcome.began_ns),
-            lacking=() if facts is None else facts.unanswered,
+            xids=xids,
+            heard_all=heard_all,
+            lacking=lacking,
             closed_mode=ComputeMode.PROHIBITED if asks_mode else None,
+        )
+
+    async def _witness_place(self, target: Target, outcome: Outcome) -> tuple[StepReport, ...]:
+        steps, seen = await self.places.witness(target)
+        if seen is not None:
+            xids, heard_all, lacking = self._heard(target, outcome)
+            steps += (health_step(seen, xids, heard_all=heard_all, lacking=lacking),)
+        return steps
+
+    def _heard(
+        self, target: Target, outcome: Outcome
+    ) -> tuple[tuple[int, ...], bool, tuple[str, ...]]:
+        """XIDs since the release began, whether all would have been heard, and what the driver does
+        not say."""
+        facts = self._fleet.facts(target.uuid)
+        gpu = calls.Listed(target.pci, target.uuid)
+        return (
+            self._ear.xids(target.pci, outcome.began_ns),
+            self._ear.heard_since(gpu, outcome.began_ns),
+            () if facts is None else facts.unanswered,
         )
 
     # -- what is remembered ------------------------------------------------------------------------

@@ -19,10 +19,10 @@ import msgspec
 from leased.hardware.calls import Surveyed
 from leased.hardware.gpu.calls import Listed
 from leased.hardware.gpu.config import GpuConfig
-from leased.hardware.gpu.facts import Gpu, Instance, Question, Target, target_of
+from leased.hardware.gpu.facts import Gpu, Instance, Place, Question, Target, target_of
 from leased.hardware.gpu.health import WELL, Finding
 from leased.hardware.gpu.measured import evidence_of
-from leased.terms.resource import Absence, Resource, ResourceKind
+from leased.terms.resource import MIG_PREFIX, Absence, Resource, ResourceKind
 
 GPU_MILLI: Final = 1000
 PREFIX: Final = "gpu:"
@@ -77,7 +77,7 @@ def describe(seen: Seen, config: GpuConfig, dirty: Mapping[str, int]) -> Surveye
             attributes=_attributes(gpu, links.get(gpu.pci, ())),
         )
         if gpu.mig_enabled:
-            offered, said = _instances(gpu, plain)
+            offered, said = _parts(gpu, plain, config.mig_layout)
             resources += offered
             notes += said
         else:
@@ -151,6 +151,43 @@ def _instances(gpu: Gpu, plain: Resource) -> tuple[list[Resource], list[str]]:
     return offered, notes
 
 
+def _parts(gpu: Gpu, plain: Resource, layout: Sequence[str]) -> tuple[list[Resource], list[str]]:
+    """The MIG devices of a GPU, as found or as they are made."""
+    return _places(gpu, plain, layout) if layout else _instances(gpu, plain)
+
+
+def _places(gpu: Gpu, plain: Resource, layout: Sequence[str]) -> tuple[list[Resource], list[str]]:
+    """Each configured place that the GPU can have beside those before it."""
+    offered: list[Resource] = []
+    notes: list[str] = []
+    taken: dict[int, str] = {}
+    for place in map(parse_place, layout):
+        profile = next((one for one in gpu.profiles if one.name == place.profile), None)
+        span = range(place.start, place.start + (0 if profile is None else profile.span))
+        clash = next((taken[at] for at in span if at in taken), "")
+        if profile is None or place.start not in profile.starts:
+            notes.append(f"{place_id(gpu, place)}: not offered: {gpu.name} has no such place")
+        elif clash:
+            notes.append(f"{place_id(gpu, place)}: not offered: it overlaps {clash}")
+        else:
+            taken.update(dict.fromkeys(span, place.name))
+            made = Instance("", -1, -1, profile.name, profile.slices, profile.memory_bytes)
+            one = of_instance(plain, gpu, made)
+            offered.append(msgspec.structs.replace(one, resource_id=place_id(gpu, place)))
+    return offered, notes
+
+
+def parse_place(text: str) -> Place:
+    """ "1g.10gb@4"."""
+    profile, _, start = text.partition("@")
+    return Place(profile, int(start))
+
+
+def place_id(gpu: Gpu, place: Place) -> str:
+    """What a place is called as a resource: it is there when its MIG device is not."""
+    return f"{MIG_PREFIX}{gpu.uuid}/{place.name}"
+
+
 def of_instance(plain: Resource, gpu: Gpu, one: Instance) -> Resource:
     """A MIG device as a resource: what its GPU is, with its own share."""
     share = weight(one.slices, gpu.slices)
@@ -199,11 +236,20 @@ def link_groups(gpus: Iterable[Gpu]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def targets(gpus: Iterable[Gpu]) -> dict[str, Target]:
+def targets(gpus: Iterable[Gpu], layout: Sequence[str] = ()) -> dict[str, Target]:
     """Everything that could be leased, by resource id."""
     found: dict[str, Target] = {}
     for gpu in gpus:
-        if gpu.mig_enabled:
+        if gpu.mig_enabled and layout:
+            for place in map(parse_place, layout):
+                there = [
+                    one
+                    for one in gpu.instances
+                    if (one.profile, one.start) == (place.profile, place.start)
+                ]
+                target = target_of(gpu, there[0] if there else None)
+                found[place_id(gpu, place)] = msgspec.structs.replace(target, place=place)
+        elif gpu.mig_enabled:
             for one in gpu.instances:
                 found[resource_id(one.uuid)] = target_of(gpu, one)
         else:

@@ -69,7 +69,7 @@ def judge_witness(
             steps[one] = None
     if len(witnessed.sights) < SIGHTS_NEEDED:
         steps[step(TeardownStep.WITNESS, errno.ENODATA, len(witnessed.sights))] = None
-    failed, measured = _judge_health(witnessed.condition, xids, heard_all, lacking)
+    failed, measured = judge_health(witnessed.condition, xids, heard_all, lacking)
     steps[step(TeardownStep.HEALTH, failed, measured)] = None
     if closed_mode is not None and Question.COMPUTE_MODE not in lacking:
         mode = -1 if witnessed.mode is None else witnessed.mode
@@ -100,10 +100,10 @@ def _judge_sight(
     )
 
 
-def _judge_health(
+def judge_health(
     condition: Condition, xids: Sequence[int], heard_all: bool, lacking: Collection[str]
 ) -> tuple[int, int]:
-    """(errno, what was measured)."""
+    """Whether a GPU is fit for the next tenant: (errno, what was measured)."""
     if condition.recovery_action:
         return errno.ENOTRECOVERABLE, condition.recovery_action
     if condition.remap_failed or condition.remap_pending or condition.retirement_pending:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Idle: what is done with GPUs while nobody leases them: closed, probed where they are suspected,
+and not granted while somebody uses them all the same.
+
+Rule: a device whose turn it is, or that a lease has, is left alone. What fails is tried again at
+the next look.
+
+Does not look by itself (`fleet`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+import trio
+
+from leased.hardware.gpu.desk import Desk
+from leased.hardware.gpu.facts import ComputeMode, Target, Usage
+from leased.hardware.gpu.fleet import Fleet
+from leased.hardware.gpu.health import Finding
+from leased.hardware.gpu.reclaiming import Reclaimer
+from leased.hardware.gpu.survey import PREFIX, Seen
+from leased.hardware.gpu.verdict import is_clean
+from leased.terms.errors import DeviceError
+from leased.terms.resource import Health
+
+
+class Idle:
+    """Looks after what nobody has."""
+
+    def __init__(self, desk: Desk, fleet: Fleet, reclaimer: Reclaimer) -> None:
+        self._desk = desk
+        self._fleet = fleet
+        self._reclaimer = reclaimer
+
+    async def close(self) -> None:
+        """Close what nobody has and is open (the driver was loaded anew, or somebody did), and
+        take away the MIG devices that were made for leases that are no more."""
+
+        async def close(resource_id: str) -> None:
+            async with self._desk.turn(resource_id):
+                await self._reclaimer.close(self._fleet.target(resource_id))
+
+        async def unmake(resource_id: str) -> None:
+            async with self._desk.turn(resource_id):
+                await self._reclaimer.places.unmake(resource_id, self._fleet.target(resource_id))
+
+        async with trio.open_nursery() as nursery:
+            for gpu in self._fleet.seen.gpus:
+                resource_id = f"{PREFIX}{gpu.uuid}"
+                closed = gpu.mig_enabled or gpu.compute_mode == ComputeMode.PROHIBITED
+                if not closed and not self._desk.is_occupied(resource_id):
+                    nursery.start_soon(close, resource_id)
+            for resource_id in self._fleet.made_places:
+                if not self._desk.is_occupied(resource_id):
+                    nursery.start_soon(unmake, resource_id)
+
+    async def probe_suspects(self) -> bool:
+        """Take whole what nobody has and is suspected; whether anything is trusted again."""
+        trusted = False
+        for uuid in self._fleet.suspects:
+            facts, resource_id = self._fleet.facts(uuid), f"{PREFIX}{uuid}"
+            assert facts is not None
+            if facts.mig_enabled:
+                # It answers and seems well, and its MIG devices are taken one by one at each end.
+                self._fleet.trust(uuid)
+                trusted = True
+            elif not self._desk.is_occupied(resource_id):
+                async with self._desk.turn(resource_id):
+                    trusted = await self._probe(self._fleet.target(resource_id), facts.memory)
+        return trusted
+
+    async def _probe(self, target: Target, usage: Usage) -> bool:
+        try:
+            done = await self._reclaimer.scrub(target, usage, writes=False)
+        except DeviceError as error:
+            self._fleet.suspect(target.uuid, f"a probe failed: {error.detail}")
+            return False
+        if is_clean(done.steps):
+            self._fleet.trust(target.uuid)
+        return is_clean(done.steps)
+
+    def mark_squatters(self, seen: Seen) -> Seen:
+        """A GPU that somebody uses without a lease is not granted while he does."""
+        findings = dict(seen.findings)
+        for gpu in seen.gpus:
+            used = gpu.processes and not gpu.mig_enabled and gpu.uuid not in findings
+            if used and not self._desk.is_occupied(f"{PREFIX}{gpu.uuid}"):
+                findings[gpu.uuid] = Finding(Health.BUSY, "in use by processes without a lease")
+        return msgspec.structs.replace(seen, findings=findings)
