@@ -5,8 +5,9 @@
 answers to it out, descriptors beside both. It dies with the agent.
 
 Rule: one batch at a time, in order; a call that fails is answered and spoils no other; nothing is
-remembered between batches except which pools' files it read. Whoever asked keeps the time: a worker
-that hangs is abandoned and replaced (`crew`). This module is the room's codec door.
+remembered between batches except which pools' files it read and the device filters that are
+loaded. Whoever asked keeps the time: a worker that hangs is abandoned and replaced (`crew`). This
+module is the room's codec door.
 
 Does not decide anything.
 """
