@@ -91,6 +91,9 @@ class FakeReaper:
         self._wake()
         return outcomes
 
+    def renew_ahead(self, moves: Sequence[tuple[LeaseId, int, int]]) -> None:
+        """Lost on its way: `renew_many` is what counts."""
+
     def renew_at_once(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool] | None:
         """As the link does it; without a `board`, not at all."""
         if not self.board:

@@ -209,6 +209,9 @@ class SimReaper:
             raise DeviceError("renew", errno.ETIMEDOUT)
         return self._renew(moves)
 
+    def renew_ahead(self, moves: Sequence[tuple[LeaseId, int, int]]) -> None:
+        """Lost on its way: `renew_many` is what counts."""
+
     def renew_at_once(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool] | None:
         """On the board, which is there as long as the reaper is."""
         if not self._up.is_set() or self._faults.strikes("no board", 50):

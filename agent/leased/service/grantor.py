@@ -55,6 +55,10 @@ class Board(Protocol):
         """As `Reaper.renew_many`; None: it is to be asked by that."""
         ...
 
+    def renew_ahead(self, moves: Moves) -> None:
+        """Let the reaper know now what it will be asked by `renew_many`."""
+        ...
+
 
 class Grantor:
     """Carries out Prepare and MoveDeadline and lets the held answers go."""
@@ -98,6 +102,9 @@ class Grantor:
             if outcomes is not None:
                 self._settle_renewals(renewals, outcomes)
             else:
+                if self._board is not None and len(renewals) <= BATCH_MAX:
+                    # The end of a notice must hold though we die before our next turn.
+                    self._board.renew_ahead(_moves(renewals))
                 for one in renewals:
                     self._renewals.put(one)
 

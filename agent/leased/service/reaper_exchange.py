@@ -162,6 +162,19 @@ class Exchange:
             task, self._sender = self._sender, None
             trio.lowlevel.reschedule(task)
 
+    def put_now(self, chunk: Chunk) -> None:
+        """Ask without a turn of the event loop. For a chunk without descriptors. With other
+        questions under way, or no connection, this is `put`."""
+        sock = self._socket
+        if sock is None or self._sent or self._waiting:
+            self.put(chunk)
+            return
+        self._waiting.append(chunk)
+        # An OSError is found by the receive loop too, and what was asked is asked again.
+        with contextlib.suppress(OSError):
+            for packet, _ in self._packets():
+                sock.send(packet)
+
     async def _send_loop(self, sock: socket.socket, broken: trio.CancelScope) -> None:
         while True:
             for packet, chunks in self._packets():
