@@ -2,8 +2,9 @@
 """Random ways to get a lease, or not to: afterwards the host has what it had before.
 
 One run of 1 000 cycles has ended with a tenth of the leases fenced, and another without: the cause
-is not known, and is looked for with the long form. `LEASED_LEAK_CYCLES` changes the number, `LEASED_LEAK_SEED` the seed; both are printed. A kind of
-hardware plugs in by `storm`, with what to ask for and what else to count.
+is not known, and is looked for with the long form. `LEASED_LEAK_CYCLES` changes the number,
+`LEASED_LEAK_SEED` the seed; both are printed. A kind of hardware plugs in by `storm`, with what to
+ask for and what else to count.
 """
 
 from __future__ import annotations
