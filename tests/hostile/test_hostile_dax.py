@@ -23,6 +23,7 @@ from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
 from tests.doubles.host import dax_range, handed, real_devices
 from tests.doubles.leases import lease
 from tests.doubles.tenant import tenant
+from tests.hostile.verdicts import PLACE, Verdict, record
 
 pytestmark = pytest.mark.vm
 OFFER = DaxConfig(offer=True, persistent=True)
@@ -64,6 +65,8 @@ async def test_second_processes_outside_the_lease_are_found_and_killed(devices: 
     [search] = [step for step in scrub.steps if step.step is TeardownStep.ESCAPEE_SCAN]
     assert (search.errno, search.measured) == (0, len(holders))
     assert proof.unproven == (), proof
+    name = "test_hostile_dax.py::test_second_processes_outside_the_lease…"
+    record(Verdict("mapped_and_closed", "dax", PLACE, "clean", evidence=name))
 
 
 async def test_a_descriptor_in_flight_opens_nothing_when_it_arrives(devices: Devices) -> None:

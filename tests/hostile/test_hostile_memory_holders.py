@@ -19,7 +19,7 @@ from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
 from tests.doubles.host import handed, not_proven, real_devices
 from tests.doubles.leases import lease, memory
 from tests.doubles.tenant import tenant
-from tests.hostile.verdicts import Verdict, record
+from tests.hostile.verdicts import PLACE, Verdict, record
 
 PAGES = 4
 
@@ -87,7 +87,7 @@ async def test_a_second_process_outside_the_lease_is_found_and_killed(
     assert scrub.scrubbed_bytes == PAGES * 4096
     if trick in CASE_OF:
         name = "test_hostile_memory_holders.py::test_a_second_process_outside_the_lease…"
-        record(Verdict(CASE_OF[trick], "mem", "host", "clean", evidence=name))
+        record(Verdict(CASE_OF[trick], "mem", PLACE, "clean", evidence=name))
 
 
 @pytest.mark.parametrize("trick", ["hold", "mapped", "thread", "ring_file"])
@@ -116,7 +116,7 @@ async def test_a_descriptor_in_flight_is_worth_nothing_when_it_arrives(devices: 
     assert scrub.clean and proof.unproven == ()
     assert scrub.scrubbed_bytes == PAGES * 4096
     name = "test_hostile_memory_holders.py::test_a_descriptor_in_flight…"
-    record(Verdict("fd_in_flight", "mem", "host", "clean", evidence=name))
+    record(Verdict("fd_in_flight", "mem", PLACE, "clean", evidence=name))
 
 
 async def test_a_page_in_a_pipe_has_lost_what_it_said(devices: Devices) -> None:
@@ -127,11 +127,11 @@ async def test_a_page_in_a_pipe_has_lost_what_it_said(devices: Devices) -> None:
         scrub, proof = await reclaim(devices, one, made)
         assert holder.ask() == bytes(8).hex()
     assert scrub.clean and proof.unproven == ()
-    name = "test_hostile_memory_holders.py::test_a_page_in_a_pipe…"
-    record(Verdict("vmsplice", "mem", "host", "clean", evidence=name))
     inventory = await devices.inventory()
     normal = [r for r in inventory.resources if r.resource_id == "mem:node0:4096"]
     assert any("pins" in limit for limit in normal[0].limits)
+    name = "test_hostile_memory_holders.py::test_a_page_in_a_pipe…"
+    record(Verdict("vmsplice", "mem", PLACE, "clean", evidence=name))
     print("NOT PROVEN: that a pinned normal page came back (published as a limit)")
 
 
@@ -173,6 +173,9 @@ async def test_what_a_tenant_does_to_its_own_memfd_stops_nothing(
     assert scrub.scrubbed_bytes == (
         PAGES * 4096 if trick == "seal" else PAGES * 4096 - GIVEN[trick]
     )
+    if trick == "seal":
+        name = "test_hostile_memory_holders.py::test_what_a_tenant_does_to_its_own_memfd…"
+        record(Verdict("seals", "mem", PLACE, "clean", evidence=name))
 
 
 GIVEN = {"shrink": PAGES * 4096, "punch": (PAGES - 1) * 4096}
@@ -216,6 +219,8 @@ async def test_a_fork_bomb_in_the_leaf_is_gone_with_one_kill(devices: Devices) -
         scrub, proof = await reclaim(devices, one, made)
     assert scrub.clean and proof.unproven == ()
     assert not os.path.exists(path)
+    name = "test_hostile_memory_holders.py::test_a_fork_bomb_in_the_leaf…"
+    record(Verdict("fork_bomb", "mem", PLACE, "clean", evidence=name))
 
 
 async def test_somebody_left_in_the_leaf_proves_nothing(devices: Devices) -> None:

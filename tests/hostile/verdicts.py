@@ -34,6 +34,9 @@ KINDS = ("mem", "hugepages", "dax", "rdma", "block", "cpu", "gpu", "any")
 PLACES = ("host", "vm", "gpu")
 """A host with Linux, the emulated machine, a host with a real GPU."""
 
+PLACE = "vm" if os.environ.get("LEASED_VM") else "host"
+"""Where a test that runs in both places runs now: the tier says it inside its machine."""
+
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fork_bomb": ("forks as fast as it can", ("mem", "cpu")),
     "double_fork": ("a daemon that left its session and parents", ("mem", "block")),
