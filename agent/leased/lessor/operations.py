@@ -22,11 +22,12 @@ from leased.lessor.table import end_ns
 from leased.terms import command as commands
 from leased.terms import event as events
 from leased.terms.command import Command
+from leased.terms.effect import Teardown
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, LeaseState, RevocationReason
 from leased.terms.policy import Policy
 from leased.terms.reply import Changed, Done, Forbidden, Missing, Refusal, RefusalReason
-from leased.terms.resource import KIND_SCOPES, Allotment, Health, in_scope
+from leased.terms.resource import KIND_SCOPES, Allotment, Health, Inventory, in_scope
 
 _DONE = Done()
 
@@ -178,8 +179,10 @@ def _is_scope(resource_id: str, pools: Pools) -> bool:
 def observe(draft: Draft, command: commands.Observe) -> None:
     """The inventory as it is now."""
     if command.inventory != draft.table.pools.inventory:
+        before = draft.table.pools.inventory
         draft.emit(events.InventoryChanged(draft.event_id(), command.inventory))
         end_lost(draft)
+        prove_returned(draft, before)
     draft.answer(command.command_id, _DONE)
 
 
@@ -222,6 +225,23 @@ def end_lost(draft: Draft) -> None:
                 Trigger.DEVICE_LOST,
                 Facts(draft.now_ns, reason=RevocationReason.DEVICE_UNHEALTHY),
             )
+
+
+def prove_returned(draft: Draft, before: Inventory) -> None:
+    """Try the teardown of fenced leases again whose hardware was away and is back: the proof opens
+    the fence, and whatever fails leaves it as it is.
+
+    Only of leases that are fenced whole: the rest of another one is somebody else's by now.
+    """
+    was_there = {one.resource_id for one in before.resources}
+    pools = draft.table.pools.by_id
+    for lease in tuple(draft.table.leases.values()):
+        if lease.state is not LeaseState.FENCED or lease.fenced != lease.subject.allotments:
+            continue
+        wanted = [allotment.resource_id for allotment in lease.fenced]
+        back = all(one in pools and pools[one].present for one in wanted)
+        if back and not was_there.issuperset(wanted):
+            draft.effects.append(Teardown(lease))
 
 
 def forbidden(draft: Draft, command: Command) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import LIVE, Trigger
+from leased.lessor.operations import prove_returned
 from leased.lessor.table import end_ns
 from leased.terms import event as events
 from leased.terms.command import Start
@@ -37,7 +38,8 @@ def start(draft: Draft, command: Start) -> None:
             command.durability,
         )
     )
-    if command.inventory != table.pools.inventory:
+    before = table.pools.inventory
+    if command.inventory != before:
         draft.emit(events.InventoryChanged(draft.event_id(), command.inventory))
     if (command.policy_hash, command.rate_hash) != (table.policy_hash, table.rate_hash):
         draft.emit(
@@ -59,6 +61,7 @@ def start(draft: Draft, command: Start) -> None:
         known = table.leases.get(lease_id)
         if known is None or (known.state is LeaseState.FENCED and known.cut_ns is not None):
             draft.effects.append(Forget(lease_id))
+    prove_returned(draft, before)
     draft.answer(command.command_id, Done(tuple(ended)))
 
 

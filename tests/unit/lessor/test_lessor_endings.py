@@ -423,6 +423,39 @@ def test_an_operator_opens_a_fence() -> None:
     assert isinstance(again, Refusal) and again.reason is RefusalReason.NOT_FENCED
 
 
+def test_hardware_that_was_away_and_is_back_is_proven_again() -> None:
+    desk = Desk(mem(0, 10), *cores(1))
+    lease = desk.lease(ask_mem(4))
+    there, away = desk.table.pools.inventory, Inventory(tuple(cores(1)))
+    desk.say(commands.Observe(desk.command_id(), away))
+    assert desk.at(lease).state is LeaseState.REVOKING
+    desk.cut(lease)
+    desk.scrub(lease, clean=False)
+    proposal = desk.propose(commands.Observe(desk.command_id(), there))
+    assert proposal.effects == (Teardown(desk.at(lease)),)
+    desk.scrub(lease, clean=False)
+    assert desk.at(lease).state is LeaseState.FENCED, "what fails again changes nothing"
+    more = Inventory((*there.resources, mem(1, 1)))
+    assert desk.propose(commands.Observe(desk.command_id(), more)).effects == ()
+    [event] = desk.prove(lease).events
+    assert isinstance(event, events.Unfenced) and event.operator_uid == -1
+    assert desk.free() == 10 * PAGE
+
+
+def test_what_is_fenced_in_part_is_not_torn_down_again_when_it_returns() -> None:
+    """The rest of the lease is somebody else's by then."""
+    desk = Desk(mem(0, 10), *cores(1))
+    lease = desk.lease(ask_mem(4), commands.Ask(ResourceKind.CPU, 500))
+    desk.release(lease)
+    desk.cut(lease)
+    desk.scrub(lease)
+    there = desk.table.pools.inventory
+    desk.prove(lease, lease.subject.allotments[0])
+    assert desk.at(lease).state is LeaseState.FENCED
+    desk.say(commands.Observe(desk.command_id(), Inventory(tuple(cores(1)))))
+    assert desk.propose(commands.Observe(desk.command_id(), there)).effects == ()
+
+
 def test_a_fence_does_not_open_while_the_tenant_may_have_access() -> None:
     desk = Desk(mem(0, 10))
     lease = desk.lease(ask_mem(4))

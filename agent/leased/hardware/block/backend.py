@@ -43,7 +43,7 @@ from leased.hardware.block.namespaces import Namespace
 from leased.hardware.block.survey import candidates, survey
 from leased.hardware.calls import Surveyed
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import Crew
+from leased.hardware.crew import STARTING_NS, Crew
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_BLOCK, DeviceRule
 from leased.ports import Access, Holder, ObjectKind, Revocable
 from leased.terms.errors import DeviceError
@@ -54,6 +54,7 @@ from leased.terms.teardown import StepReport
 
 ACCESS_NAME: Final = "LEASE_BLOCK_"
 SURVEYOR: Final = "block survey"
+PROOF: Final = "proof "
 WORKERS_MAX: Final = 4
 SCAN_BUDGET_NS: Final = 2_000_000_000
 _EVIDENCE: Final = struct.Struct("<IIIQI")
@@ -73,6 +74,8 @@ class BlockBackend:
         self._known: dict[tuple[str, int, str], Examined] = {}
         self._drives: dict[str, str] = {}
         self._ways: dict[tuple[LeaseId, str], str] = {}
+        self._marked: set[str] = set()
+        self._warmed: set[str] = set()
 
     def serves(self, allotment: Allotment) -> bool:
         """Every namespace."""
@@ -90,6 +93,7 @@ class BlockBackend:
             self._drives = {one.identity: one.nqn for one in seen.namespaces}
             leased = {use.number for use in seen.uses if use.uuid}
             examined = await self._examine(offered, leased)
+            await self._warm(offered)
         except DeviceError as error:
             # A survey that failed is not an empty host.
             return self._last or _absent(f"no namespace: {error}")
@@ -123,10 +127,27 @@ class BlockBackend:
                 nursery.start_soon(one, namespace)
         return found
 
+    async def _warm(self, offered: Iterable[str]) -> None:
+        """Have the workers of the proofs there: a teardown should not wait for a process to
+        start."""
+        fresh = {self._worker(identity, PROOF) for identity in offered} - self._warmed
+
+        async def one(worker: str) -> None:
+            nothing = calls.Nothing()
+            with suppress(DeviceError):  # then the proof starts its own
+                await self._ask(worker, "stand ready", nothing, calls.Nothing, extra_ns=STARTING_NS)
+                self._warmed.add(worker)
+
+        async with trio.open_nursery() as nursery:
+            for worker in sorted(fresh):
+                nursery.start_soon(one, worker)
+
     async def _examined(self, namespace: Namespace, *, ours: bool) -> Examined | str:
         key = (namespace.identity, namespace.diskseq, namespace.firmware)
         known = self._known.get(key)
-        contents = self._config.offer is Offer.UNUSED and not ours
+        # What a lease left there and could not be erased (the drive was away) is nobody's.
+        marked = namespace.identity in self._marked
+        contents = self._config.offer is Offer.UNUSED and not ours and not marked
         if known is not None and not contents:
             return known
         asked = calls.Examine(namespace.identity, contents)
@@ -155,6 +176,7 @@ class BlockBackend:
         try:
             for allotment in allotments:
                 made = await self._ready(lease, allotment)
+                self._marked.add(identity_in(allotment.resource_id))
                 done.append(allotment)
                 rules.append(DeviceRule(DEVICE_BLOCK, ACCESS_READ | ACCESS_WRITE, *made.number))
                 objects.append(Revocable(ObjectKind.DM, number_of(lease, allotment)))
@@ -268,11 +290,13 @@ class BlockBackend:
                 canaries=self._config.canaries,
                 settle_ns=self._config.settle_budget_ns,
             )
-            worker = self._worker(identity, "proof ")
+            worker = self._worker(identity, PROOF)
             settle_ns = self._config.settle_budget_ns
             proven = await self._ask(worker, "prove", asked, calls.Proven, extra_ns=settle_ns)
             steps += proven.steps
-            if not proven.clean:
+            if proven.clean:
+                self._marked.discard(identity)
+            else:
                 unproven[allotment] = allotment.capacity
         return Verdict(unproven, steps)
 
@@ -288,8 +312,15 @@ class BlockBackend:
 
     async def adopt(self, leases: Iterable[Lease]) -> None:
         """Their mappings go on; every other one of ours is ended."""
+        leases = tuple(leases)
         keep = tuple(
             mapping_uuid(lease.lease_id, number_of(lease, allotment))
+            for lease in leases
+            for allotment in lease.subject.allotments
+            if self.serves(allotment)
+        )
+        self._marked.update(
+            identity_in(allotment.resource_id)
             for lease in leases
             for allotment in lease.subject.allotments
             if self.serves(allotment)

@@ -24,6 +24,11 @@ def look(_: calls.Look) -> calls.Seen:
     return calls.Seen(namespaces, find_uses(numbers) if numbers else ())
 
 
+def stand_ready(_: calls.Nothing) -> calls.Nothing:
+    """That this worker runs and has loaded what it needs is all there is to it."""
+    return calls.Nothing()
+
+
 def find(call: calls.Ask) -> calls.Users:
     """Who uses a namespace or a mapping of it: processes, and the kernel itself."""
     [*found] = [one for one in list_namespaces() if one.identity == call.identity]
@@ -70,4 +75,5 @@ VERBS = {
     "prove": (calls.Prove, _alone(proof.prove)),
     "sweep": (calls.Sweep, _alone(mapping.sweep)),
     "find": (calls.Ask, _alone(find)),
+    "stand ready": (calls.Nothing, _alone(stand_ready)),
 }

@@ -147,8 +147,13 @@ def list_mappings(control: int, prefix: str) -> tuple[str, ...]:
     room, into = ffi.new("char[]", _LIST_BYTES), ffi.new("char[]", _LIST_BYTES)
     found = (room, _LIST_BYTES, into, _LIST_BYTES)
     rc = lib.leased_dm_list(control, prefix.encode(), *found)
-    count = _checked("dm_list", rc)
-    return tuple(ffi.buffer(into)[:].decode("ascii", "replace").split("\0")[:count])
+    uuids: list[str] = []
+    at = into + 0
+    for _ in range(_checked("dm_list", rc)):
+        uuid = ffi.string(at)
+        uuids.append(uuid.decode("ascii", "replace"))
+        at += len(uuid) + 1
+    return tuple(uuids)
 
 
 def cut_mapping(control: int, uuid: str) -> bool:
