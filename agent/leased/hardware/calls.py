@@ -37,12 +37,14 @@ class CgroupFacts(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Create(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """Make a memfd. Answered by Created and one descriptor."""
+    """Make a memfd. Answered by Created and one descriptor; `handed`: and by one opened anew from
+    it, for the holder."""
 
     name: str
     size_bytes: int
     page_bytes: int
     node: int
+    handed: bool = False
 
 
 class Scrub(msgspec.Struct, frozen=True, array_like=True, tag=1):

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
-from leased.hardware import exclusion
 from leased.hardware.adopting import Adoptions
 from leased.hardware.adoption.strays import Stray, Sweep, Swept
 from leased.hardware.backend import Backend, Detachable, Watchful, Wiped
@@ -43,7 +42,8 @@ from leased.hardware.clock import BootClock
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import STARTING_NS, Crew, close_all, failure, spread
 from leased.hardware.fittings import Fittings
-from leased.hardware.pieces import Piece, is_handed_out, leaf_call, memory_pieces, worker_for
+from leased.hardware.handing import Openings, open_memory
+from leased.hardware.pieces import Piece, leaf_call, memory_pieces, worker_for
 from leased.hardware.pools import PoolLedgers
 from leased.hardware.preparing import Preparer, leaf_path
 from leased.hardware.proving import Prover
@@ -91,8 +91,14 @@ class Devices:
         self._fittings = Fittings(self._crew, self._config, self._backends, self._bounds)
         self.adoptions = Adoptions(self._crew, self.facts)
         self.census = Census(self._crew, self._fittings)
+        self._openings = Openings()
         self._preparer = Preparer(
-            self._crew, self._ledgers, self._fittings, self.adoptions, self._config
+            self._crew,
+            self._ledgers,
+            self._fittings,
+            self.adoptions,
+            self._openings,
+            self._config,
         )
         self._prover = Prover(self._crew, self._ledgers, self._fittings, self._config)
         self._facts: CgroupFacts | None = None
@@ -140,6 +146,8 @@ class Devices:
     ) -> list[ScrubReport | DeviceError]:
         """Overwrite, read back and give back what each lease held, after the cut."""
         cases = [_Case(lease, fds) for lease, fds in leases]
+        for lease, _ in leases:
+            self._openings.shut(lease.lease_id)
         for case in cases:
             if case.lease.reason is RevocationReason.GRANT_FAILED:
                 await self._let_out(case)
@@ -173,15 +181,9 @@ class Devices:
         caller closes them when they are passed. Raises DeviceError while the lease is being
         scrubbed."""
         self._apart.add(lease.lease_id)
-        opened: list[tuple[str, int]] = []
+        opened = open_memory(lease, fds, self._openings.take(lease.lease_id))
         try:
-            for piece, fd in zip(memory_pieces(lease), fds, strict=True):
-                if is_handed_out(piece.allotment):
-                    opened.append((piece.allotment.resource_id, exclusion.reopen(fd)))
             return opened + self._fittings.open(lease)
-        except OSError as error:
-            close_all([fd for _, fd in opened])
-            raise DeviceError("handout", error.errno or errno.EIO, str(error)) from error
         except DeviceError:
             close_all([fd for _, fd in opened])
             raise
@@ -300,6 +302,7 @@ class Devices:
     def close(self) -> None:
         """End every worker. Idempotent."""
         self._crew.close()
+        self._openings.shut_all()
 
     # -- parts of the port's methods ---------------------------------------------------------------
 

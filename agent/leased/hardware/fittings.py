@@ -25,6 +25,7 @@ from leased.hardware.backend import Backend, Verdict, Wiped, Withdraws
 from leased.hardware.calls import Filter
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.pieces import is_handed_out
 from leased.hardware.verbs import (
     ACCESS_READ,
     ACCESS_WRITE,
@@ -85,9 +86,11 @@ class Fittings:
 
     def parts(self, lease: Lease) -> list[tuple[Backend, list[Allotment]]]:
         """The lease's allotments by backend, in the order in which they are prepared."""
+        allotments = [a for a in lease.subject.allotments if not is_handed_out(a)]
+        if not allotments:  # memory as a descriptor, which is most leases, is no backend's
+            return []
         split = [
-            (backend, [a for a in lease.subject.allotments if backend.serves(a)])
-            for backend in self._backends
+            (backend, [a for a in allotments if backend.serves(a)]) for backend in self._backends
         ]
         return [(backend, allotments) for backend, allotments in split if allotments]
 

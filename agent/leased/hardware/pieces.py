@@ -50,7 +50,8 @@ class Piece(msgspec.Struct, frozen=True):
     def create(self) -> Create:
         """The call that makes it."""
         page_bytes = 0 if self.place.page_bytes == NORMAL_PAGE_BYTES else self.place.page_bytes
-        return Create(self.name, self.allotment.capacity, page_bytes, self.place.node)
+        handed = is_handed_out(self.allotment)
+        return Create(self.name, self.allotment.capacity, page_bytes, self.place.node, handed)
 
 
 @lru_cache(maxsize=1024)
@@ -66,7 +67,8 @@ def place_of(resource_id: str) -> Pool:
 
 def is_memfd(allotment: Allotment) -> bool:
     """Whether the allotment is a memfd; a device-dax range and a budget are memory without."""
-    return shape_of(allotment.resource_id) in (Shape.MEMFD, Shape.RDMA)
+    shape = shape_of(allotment.resource_id)
+    return shape is Shape.MEMFD or shape is Shape.RDMA
 
 
 def is_budget(allotment: Allotment) -> bool:
@@ -77,6 +79,11 @@ def is_budget(allotment: Allotment) -> bool:
 def is_handed_out(allotment: Allotment) -> bool:
     """Whether the holder gets the memfd. What remote peers reach is mapped by nobody here."""
     return shape_of(allotment.resource_id) is Shape.MEMFD
+
+
+def memory_allotments(lease: Lease) -> list[Allotment]:
+    """What of the lease is a memfd, in the order of its memfds."""
+    return [allotment for allotment in lease.subject.allotments if is_memfd(allotment)]
 
 
 def memory_pieces(lease: Lease) -> list[Piece]:

@@ -22,7 +22,15 @@ from leased.hardware.calls import CgroupFacts, Created, Leafed, MakeLeaf
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import CALLS_MAX, Crew, close_all, failure, spread
 from leased.hardware.fittings import Fitted, Fittings
-from leased.hardware.pieces import Piece, leaf_call, memory_pieces, needs_leaf, worker_for
+from leased.hardware.handing import Openings
+from leased.hardware.pieces import (
+    Piece,
+    is_handed_out,
+    leaf_call,
+    memory_pieces,
+    needs_leaf,
+    worker_for,
+)
 from leased.hardware.pools import PoolLedgers
 from leased.ports import Prepared
 from leased.terms.errors import DeviceError
@@ -37,6 +45,7 @@ class _Case:
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
         self.made: dict[int, tuple[Created, int]] = {}
+        self.opened: list[int] = []
         self.leaf = ""
         self.fitted = Fitted()
         self.error: DeviceError | None = None
@@ -51,12 +60,14 @@ class Preparer:
         ledgers: PoolLedgers,
         fittings: Fittings,
         adoptions: Adoptions,
+        openings: Openings,
         config: HardwareConfig,
     ) -> None:
         self._adoptions = adoptions
         self._crew = crew
         self._ledgers = ledgers
         self._fittings = fittings
+        self._openings = openings
         self._config = config
 
     async def prepare(
@@ -120,6 +131,8 @@ class Preparer:
         for (case, piece), answer in zip(part, answers, strict=True):
             if isinstance(answer, Created):
                 case.made[piece.index] = (answer, next(own))
+                if is_handed_out(piece.allotment):
+                    case.opened.append(next(own))
                 if ledger is not None:
                     ledger.hold((case.lease.lease_id, piece.index), piece.pages)
             else:
@@ -150,9 +163,10 @@ class Preparer:
 
     def _finish(self, case: _Case) -> Prepared | DeviceError:
         if case.error is None:
+            self._openings.keep(case.lease.lease_id, case.opened)
             return _prepared(case)
         # All or nothing: what was made for a lease that failed goes away with its descriptors.
-        close_all([fd for _, fd in case.made.values()])
+        close_all([fd for _, fd in case.made.values()] + case.opened)
         for piece in memory_pieces(case.lease) if case.made else ():
             if piece.index in case.made and piece.pool is not None:
                 self._ledgers.known(piece.pool).release((case.lease.lease_id, piece.index))

@@ -175,6 +175,8 @@ def _create(call: Create, made: list[int]) -> Created:
         call.name, size_bytes=call.size_bytes, page_bytes=call.page_bytes, node=call.node
     )
     made.append(fd)
+    if call.handed:
+        made.append(exclusion.reopen(fd))
     status = os.fstat(fd)
     return Created(status.st_dev, status.st_ino, status.st_blocks, _now_ns())
 

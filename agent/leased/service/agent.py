@@ -189,6 +189,7 @@ class Agent:
             holders=self.holders,
             submit=submit,
             board=self.reaper,
+            outbox=self.sequencer.outbox,
         )
         reclaimer = Reclaimer(
             devices=self.devices,
@@ -301,6 +302,7 @@ class Agent:
             clock=self.clock,
             limits=self.config.sockets,
             tenant_of=self.tenant_of,
+            outbox=self.sequencer.outbox,
             begin_turn=self.sequencer.begin_turn,
             end_turn=self.sequencer.end_turn,
         )

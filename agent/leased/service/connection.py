@@ -24,6 +24,7 @@ import trio
 from leased.ports import Clock
 from leased.service import peers
 from leased.service.holders import Holders
+from leased.service.outbox import Outbox
 from leased.service.sequencer import Deliver
 from leased.terms.command import Caller
 from leased.terms.identity import CommandId
@@ -32,7 +33,10 @@ from leased.wire.conversation import Call, Conversation
 READ_BYTES = 64 * 1024
 FDS_MAX = 16
 _ANCILLARY_BYTES = socket.CMSG_SPACE(FDS_MAX * 4)
-SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+# As numbers: each `|` of two of the module's flags makes an object of an enumeration.
+SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_READ_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_TRUNCATED = int(socket.MSG_CTRUNC)
 
 
 class Keeper(Protocol):
@@ -40,6 +44,7 @@ class Keeper(Protocol):
 
     holders: Holders
     clock: Clock
+    outbox: Outbox
 
     def watch(self, connection: Connection, *, writable: bool) -> None:
         """Ask for (or no longer for) the moment at which the socket takes bytes again."""
@@ -125,7 +130,8 @@ class Connection:
             return
         self._owned_fds.update(fds)
         self.conversation.answer(call, wire, fds, continues=continues)
-        self.flush()
+        if not self._keeper.outbox.note(self):
+            self.flush()
 
     def hang_up(self) -> None:
         """End the connection from our side."""
@@ -189,7 +195,7 @@ class Connection:
         connection."""
         try:
             data, ancillary, flags, _ = self.sock.recvmsg(
-                READ_BYTES, _ANCILLARY_BYTES, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+                READ_BYTES, _ANCILLARY_BYTES, _READ_FLAGS
             )
         except BlockingIOError:
             return []
@@ -204,7 +210,7 @@ class Connection:
                     received.frombytes(content[: len(content) - len(content) % received.itemsize])
             count = len(received)
             self._received_fds.extend(received)
-        if not data or flags & socket.MSG_CTRUNC:
+        if not data or flags & _TRUNCATED:
             self._keeper.close(self)
             return []
         calls = self.conversation.receive(data, count)

@@ -263,14 +263,15 @@ class Dispatcher:
         tell: Callable[[Sequence[Access]], None],
     ) -> None:
         """Tell at once what is known; only after a restart somebody has to be asked first."""
+        known = self._handover.known(lease)
+        if known is not None:
+            tell(known)
+            return
 
         async def ask(_: Connection, __: Call) -> None:
             tell(await self._handover.access(lease))
 
-        known = self._handover.known(lease)
-        if known is not None:
-            tell(known)
-        elif not connection.closed:
+        if not connection.closed:
             assert self._nursery is not None
             self._nursery.start_soon(self._attend, ask, connection, call)
 

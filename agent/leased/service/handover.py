@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from leased.hardware.pieces import memory_pieces
+from leased.hardware.pieces import memory_allotments
 from leased.ports import Access
 from leased.service.custody import Custodian
 from leased.terms.errors import DeviceError
@@ -47,7 +47,7 @@ class Handover:
         if self._has_ended(lease):
             return ()
         held = self._custodian.of(lease.lease_id).fds
-        if len(held) != len(memory_pieces(lease)):
+        if len(held) != len(memory_allotments(lease)):
             raise DeviceError("handout", errno.EBADF, "the lease's descriptors are lost")
         return self._handout(lease, held)
 

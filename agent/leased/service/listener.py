@@ -25,6 +25,7 @@ from leased.service import peers
 from leased.service.config import Sockets
 from leased.service.connection import SEND_FLAGS, Connection, close_all
 from leased.service.holders import Holders
+from leased.service.outbox import Outbox
 from leased.terms.command import Caller
 from leased.terms.errors import LeasedError, PermissionDenied
 from leased.terms.moment import NS_PER_S
@@ -66,12 +67,14 @@ class Listener:
         clock: Clock,
         limits: Sockets,
         tenant_of: peers.TenantOf,
+        outbox: Outbox | None = None,
         begin_turn: Callable[[], None] = lambda: None,
         end_turn: Callable[[], bool] = lambda: False,
     ) -> None:
         """`begin_turn` and `end_turn` bracket the reading of whatever is ready; the latter says
         whether all of it has been answered."""
         self.holders = holders
+        self.outbox = outbox or Outbox()
         self._begin_turn, self._end_turn = begin_turn, end_turn
         self.clock = clock
         self._dispatch = dispatch

@@ -25,6 +25,7 @@ from leased.chain.sealer import SealedBatch, Sealer
 from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Journal
 from leased.service.evidence import NO_COMMAND
+from leased.service.outbox import Outbox
 from leased.terms.command import CancelWait, Command, Renew
 from leased.terms.effect import Effect, MoveDeadline, Prepare
 from leased.terms.event import Allocated, Event
@@ -91,7 +92,8 @@ class Sequencer:
     other effect; `end_epoch` is told of each seal that is anchored.
 
     Whoever reads requests brackets a turn by `begin_turn` and `end_turn`: a few requests that find
-    the sequencer idle are committed within `end_turn`, by `commit_at_once`."""
+    the sequencer idle are committed within `end_turn`, by `commit_at_once`. `outbox` gathers the
+    answers of a batch; connections are to send by it."""
 
     def __init__(
         self,
@@ -119,6 +121,7 @@ class Sequencer:
         self._batch_commands_max = batch_commands_max
         self._commit_at_once = commit_at_once
         self._end_epoch = end_epoch
+        self.outbox = Outbox()
         self._committing = False
         self._in_turn = False
         self._sealed: Batch | None = None
@@ -280,8 +283,9 @@ class Sequencer:
                 events = tuple([event for event, _ in batch.items])
                 self._tell(Told(batch.moment, events, sealed.sequences, sealed.hashes))
         self.batches += 1
-        for reply, deliver in batch.answers:
-            deliver(reply)
+        with self.outbox:
+            for reply, deliver in batch.answers:
+                deliver(reply)
         if held:
             self._hold(held)
         if batch.effects:

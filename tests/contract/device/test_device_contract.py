@@ -86,9 +86,25 @@ async def test_all_or_nothing_and_each_answer_in_its_place(devices: Subject) -> 
     first, failed, third = await devices.prepare_many([good, bad, last])
     assert isinstance(first, Prepared) and isinstance(third, Prepared)
     assert isinstance(failed, DeviceError) and failed.errno
-    close(*first.fds, *third.fds)
+    for one, made in ((good, first), (last, third)):
+        close(*handed(devices, one, made.fds), *made.fds)
     # Two more for the socket to the worker at most: nothing of `bad` is left open.
     assert len(os.listdir("/proc/self/fd")) <= open_before + 2
+
+
+async def test_what_nobody_fetched_keeps_nobody_from_the_proof(devices: Subject) -> None:
+    # No handout: the holder had gone when its grant was ready.
+    open_before = len(os.listdir("/proc/self/fd"))
+    one = lease()
+    [made] = await devices.prepare_many([one])
+    assert isinstance(made, Prepared)
+    [scrub] = await devices.scrub_many([(one, made.fds)])
+    assert isinstance(scrub, ScrubReport) and scrub.clean
+    [proof] = await devices.prove_many([(one, made.fds)])
+    assert isinstance(proof, ProofReport) and proof.unproven == ()
+    close(*made.fds)
+    # Four sockets to workers at most: what was opened for the holder is closed.
+    assert len(os.listdir("/proc/self/fd")) <= open_before + 4
 
 
 async def test_a_whole_teardown_proves_clean_and_leaves_the_descriptors_open(
