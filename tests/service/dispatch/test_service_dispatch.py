@@ -397,7 +397,7 @@ peer.connect(sys.argv[1])
 peer.sendall(sys.argv[2].encode() + b"\\0")
 answer = b""
 while b"\\0" not in answer:
-    answer += peer.recv(65536)
+    answer += peer.recv(65536) or sys.exit("the agent has gone")
 print(answer.decode().rstrip("\\0"), flush=True)
 sys.stdin.read()
 """
