@@ -22,12 +22,13 @@ from pathlib import Path
 from tests.bench import table
 from tests.bench.expiry import MANY, measure_expiry, most_leases
 from tests.bench.gpus import measure_gpus
+from tests.bench.kinds import measure_kinds
 from tests.bench.loadgen import Figures, compile_load
 from tests.bench.restart import measure_idle, measure_restart
 from tests.bench.throughput import measure_throughput
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("throughput", "expiry", "gpu", "restart", "idle")
+PARTS = ("throughput", "expiry", "kinds", "gpu", "restart", "idle")
 
 
 def main() -> int:
@@ -57,7 +58,7 @@ def main() -> int:
 def _measure(
     directory: Path, parts: list[str], *, short: bool, say: table.Say
 ) -> tuple[Figures, list[table.Line]]:
-    load = compile_load(directory)
+    load = compile_load(directory) if parts != ["kinds"] else Path()
     figures: Figures = {"machine": _machine(), "short": short}
     lines: list[table.Line] = []
     if "throughput" in parts:
@@ -72,6 +73,10 @@ def _measure(
         rows = measure_expiry(load, directory, rounds=times, many=many, say=say)
         figures["expiry"] = rows
         lines += table.expiry_lines(rows)
+    if "kinds" in parts:
+        rows = measure_kinds(directory, rounds=3 if short else 20, say=say)
+        figures["kinds"] = rows
+        lines += table.kind_lines(rows)
     if "gpu" in parts:
         measured = measure_gpus(rounds=3 if short else 20, say=say)
         if measured is not None:

@@ -70,7 +70,7 @@ def _measure(
     try:
         for _ in range(times):
             _let_expire(load, agent, state=state, mode=mode, count=count, size=size)
-        _wait_closed(agent)
+        agent.wait_closed(SETTLE_S_MAX)
     finally:
         agent.close()
     found = lags(agent.state / "audit")
@@ -115,17 +115,6 @@ def _sleep_past_deadlines() -> None:
     until = time.monotonic() + 3.5
     while time.monotonic() < until:
         time.sleep(0.05)
-
-
-def _wait_closed(agent: RunningAgent) -> None:
-    """Until no lease is left that is not reclaimed or fenced."""
-    until = time.monotonic() + SETTLE_S_MAX
-    while time.monotonic() < until:
-        leases = agent.call("io.leased.Lease.List").get("leases", [])
-        if all(one["runtime"]["state"] in ("reclaimed", "fenced") for one in leases):
-            return
-        time.sleep(0.1)
-    raise SystemExit("bench: leases are still being torn down")
 
 
 def lags(directory: Path) -> Figures:

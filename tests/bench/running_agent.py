@@ -38,19 +38,21 @@ ttl_min = "{ttl_min}"
 
 [journald]
 copied = false
+{more}
 """
 
 
 class RunningAgent:
     """One agent over one state directory: `start` and `stop` as often as wanted, then `close`."""
 
-    def __init__(self, directory: Path, *, ttl_min: str = "500ms") -> None:
+    def __init__(self, directory: Path, *, ttl_min: str = "500ms", more: str = "") -> None:
+        """`more` are further sections of its configuration, as text."""
         self.state, self.runtime = directory / "state", directory / "run"
         for path in (self.state, self.runtime):
             path.mkdir(parents=True, exist_ok=True)
         self.config = directory / "leased.toml"
         self.config.write_text(
-            CONFIG.format(state=self.state, runtime=self.runtime, ttl_min=ttl_min)
+            CONFIG.format(state=self.state, runtime=self.runtime, ttl_min=ttl_min, more=more)
         )
         self._log = directory / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -136,6 +138,16 @@ class RunningAgent:
             raise SystemExit(f"bench: {method}: {answer}")
         found: dict[str, Any] = answer.get("parameters", {})
         return found
+
+    def wait_closed(self, seconds: float) -> None:
+        """Until no lease is left that is not reclaimed or fenced."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            leases = self.call("io.leased.Lease.List").get("leases", [])
+            if all(one["runtime"]["state"] in ("reclaimed", "fenced") for one in leases):
+                return
+            time.sleep(0.1)
+        raise SystemExit("bench: leases are still being torn down")
 
     def processes(self) -> dict[str, int]:
         """Process ids by what they are: the agent, its workers, its reaper."""

@@ -107,6 +107,40 @@ def expiry_lines(rows: list[Figures]) -> list[Line]:
     return lines
 
 
+def kind_lines(rows: list[Figures]) -> list[Line]:
+    """Deadline to cut and cut to proof of each kind that the machine has."""
+    lines: list[Line] = []
+    for row in rows:
+        kind, of = row["kind"], f"of {row['ended']}, {row['fenced']} fenced"
+        block = kind.startswith("namespace")
+        bar_ms = 50 if block else 5
+        cut, whole = row["cut_p99_ns"] / 1e6, row["proven_p99_ns"] / 1e6
+        raw = f"p50 {row['cut_p50_ns'] / 1e6:.2f}, max {row['cut_max_ns'] / 1e6:.2f} ms {of}"
+        lines.append(
+            Line(
+                f"deadline to cut, {kind}",
+                f"p99 {cut:.2f} ms",
+                f"p99 <= {bar_ms} ms",
+                cut <= bar_ms and not row["fenced"],
+                f"{raw}; published {row['cut_bound_ns'] / 1e6:.0f}",
+            )
+        )
+        encrypted = kind == "namespace, encrypted"
+        told = " ".join(
+            f"{share} {row[f'cut_to_proven_{share}_ns'] / 1e6:.1f}" for share in ("p50", "max")
+        )
+        lines.append(
+            Line(
+                f"deadline to proof, {kind}",
+                f"p99 {whole:.1f} ms",
+                "p99 <= 1 s" if encrypted else "",
+                whole <= 1000 if encrypted else None,
+                f"cut to proof {told} ms; published {row['whole_bound_ns'] / 1e6:,.0f}",
+            )
+        )
+    return lines
+
+
 def gpu_lines(row: Figures) -> list[Line]:
     """Deadline to cut and cut to proof of a GPU; whose driver it was is said."""
     where = f"a {row['model']}, {row['evidence']}"

@@ -83,3 +83,25 @@ def test_an_error_of_the_peer_is_not_counted(tmp_path: Path) -> None:
     log.write_text("1000\t200\t10\n2000\t503\t1\n")
     with pytest.raises(SystemExit):
         read_log_file(log, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cut_ms", "whole_ms", "fenced", "cut_held", "whole_held"),
+    [
+        ("memory, 4 KiB pages", 5, 2_000, 0, True, None),
+        ("memory, 4 KiB pages", 6, 2_000, 0, False, None),
+        ("namespace, encrypted", 50, 1_000, 0, True, True),
+        ("namespace, encrypted", 51, 1_001, 0, False, False),
+        ("one core", 1, 10, 1, False, None),
+    ],
+)
+def test_each_kind_has_its_bar_and_a_fence_misses_it(
+    kind: str, cut_ms: int, whole_ms: int, fenced: int, cut_held: bool, whole_held: bool | None
+) -> None:
+    row = {"kind": kind, "ended": 3, "fenced": fenced, "cut_bound_ns": 1, "whole_bound_ns": 1}
+    for share in ("p50", "p99", "max"):
+        row |= {f"cut_{share}_ns": cut_ms * 10**6, f"proven_{share}_ns": whole_ms * 10**6}
+        row |= {f"cut_to_proven_{share}_ns": 10**6}
+    lines = table.kind_lines([row])
+    assert _line(lines, "deadline to cut").held is cut_held
+    assert _line(lines, "deadline to proof").held is whole_held
