@@ -1,33 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A soft-RoCE device on a dummy link, and remote peers (`tests/vm/guest/rdma_peer.py`) that come
-through it. Only in the VM: this needs a kernel with RDMA.
+"""Soft-RoCE devices: two at the ends of a cable, where the lease is at one end and its remote peers
+(`tests/vm/guest/rdma_peer.py`) at the other; and single ones that a test may take away.
 
-Rule: the device is made for a test and removed after it, and what was on it before is on it
-afterwards.
+Rule: only in the machine of tests/vm, whose network is nobody's. Devices are made for a test and
+removed after it, and what was on them before is on them afterwards.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import select
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pytest
 import trio
 
 from leased.hardware.rdma.nldev import Nldev, Row
 from leased.terms.errors import DeviceError
+from tests.doubles.host import not_proven
+from tests.vm.guest.remote_peer import RemotePeer
 
-PEER = Path(__file__).resolve().parents[1] / "vm/guest/rdma_peer.py"
-PYTHON = os.environ.get("LEASED_PEER_PYTHON", "/usr/bin/python3")
+CABLE = Path(__file__).resolve().parents[1] / "vm/guest/soft-rdma"
+NEAR, FAR = "rxe0", "rxe1"
 ADDRESS = "10.77.0.1"
-REMOTE_ACCESS, RETRIES_EXCEEDED, FLUSHED = 10, 12, 5
-"""Statuses of a completion (enum ibv_wc_status)."""
 
 
 def run(*command: str) -> str:
@@ -38,13 +34,13 @@ def run(*command: str) -> str:
 
 
 class SoftDevice:
-    """One rxe device."""
+    """One rxe device, and the one that peers come from."""
 
-    def __init__(self, name: str, link: str) -> None:
-        self.name, self.link = name, link
+    def __init__(self, name: str, link: str, far: str) -> None:
+        self.name, self.link, self.far = name, link, far
         directory = Path("/sys/class/infiniband") / name
         self.guid = (directory / "node_guid").read_text().strip().replace(":", "")
-        self.peers: list[RemotePeer] = []
+        self._peers: list[RemotePeer] = []
 
     def objects(self) -> list[Row]:
         """Everything on it, by the kernel's list."""
@@ -57,73 +53,57 @@ class SoftDevice:
         rows = [row for row in self.objects() if not row.kernel]
         return {kind: sum(row.kind == kind for row in rows) for kind in {row.kind for row in rows}}
 
-    def peer(self) -> RemotePeer:
-        """A program on another machine, as far as it can tell."""
-        peer = RemotePeer(self.name)
-        self.peers.append(peer)
+    def peer(self, *, here: bool = False, fds: tuple[int, ...] = ()) -> RemotePeer:
+        """A program on another machine, as far as it can tell; or `here`, on this one."""
+        peer = RemotePeer(self.name if here else self.far, fds)
+        self._peers.append(peer)
         return peer
 
+    def part(self) -> None:
+        """Every peer goes."""
+        while self._peers:
+            self._peers.pop().close()
 
-class RemotePeer:
-    """One `rdma_peer.py`."""
 
-    def __init__(self, device: str) -> None:
-        self.process = subprocess.Popen(
-            [PYTHON, str(PEER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.end = self.ask("open", device=device, gid_index=1)
-
-    def ask(self, do: str, **how: Any) -> dict[str, Any]:
-        """One command and its answer."""
-        self.tell(do, **how)
-        return self.answer()
-
-    def tell(self, do: str, **how: Any) -> None:
-        """A command whose answer is fetched later."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **how}) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> dict[str, Any]:
-        """The next answer."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the peer has died"
-        told: dict[str, Any] = json.loads(line)
-        return told
-
-    def close(self) -> None:
-        """It goes, and its objects with it."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait(10)
+def need_machine() -> None:
+    """Skip anywhere else: what follows changes the host's network."""
+    vendor = Path("/sys/class/dmi/id/sys_vendor")
+    if not vendor.exists() or vendor.read_text().strip() != "QEMU":
+        not_proven("anything of RDMA on a device", "needs the machine of tests/vm")
 
 
 @contextlib.contextmanager
-def soft_device(name: str = "rxetest") -> Iterator[SoftDevice]:
-    """A device of our own."""
-    link = f"{name}l"
+def cabled() -> Iterator[SoftDevice]:
+    """The near end of the cable."""
+    need_machine()
+    run(str(CABLE), "up")
     try:
-        run("modprobe", "rdma_rxe")
-    except (AssertionError, FileNotFoundError) as error:
-        pytest.skip(f"not proven: anything of RDMA (no rdma_rxe here: {error})")
+        device = SoftDevice(NEAR, "cable0", FAR)
+        before = device.counts()
+        try:
+            yield device
+        finally:
+            device.part()
+        assert device.counts() == before, "something is left on the device"
+    finally:
+        run(str(CABLE), "down")
+
+
+@contextlib.contextmanager
+def soft_device(name: str) -> Iterator[SoftDevice]:
+    """A device of its own, without a cable."""
+    need_machine()
+    link = f"{name}l"
+    run("modprobe", "rdma_rxe")
     run("ip", "link", "add", link, "type", "dummy")
     try:
         run("ip", "address", "add", f"{ADDRESS}/24", "dev", link)
         run("ip", "link", "set", link, "up")
         run("rdma", "link", "add", name, "type", "rxe", "netdev", link)
-        device = SoftDevice(name, link)
-        before = device.counts()
         try:
-            yield device
-            for peer in device.peers:
-                peer.close()
-            assert device.counts() == before, "something is left on the device"
+            yield SoftDevice(name, link, name)
         finally:
-            for peer in device.peers:
-                peer.process.kill()
-            with contextlib.suppress(AssertionError):
+            with contextlib.suppress(AssertionError):  # gone already, where that is the test
                 run("rdma", "link", "delete", name)
     finally:
         run("ip", "link", "delete", link)

@@ -17,6 +17,7 @@ from leased.hardware.block.config import Offer
 from leased.hardware.config import HardwareConfig
 from leased.hardware.gpu.bounds import gpu_bounds
 from leased.hardware.gpu.survey import memory_bytes_of
+from leased.hardware.rdma.bounds import rdma_bounds
 from leased.hardware.scrubbing import PASS_BUDGET_NS, PASSES_MAX
 from leased.terms.bounds import Bounds
 from leased.terms.moment import NS_PER_S
@@ -24,9 +25,6 @@ from leased.terms.resource import Resource, ResourceKind, Shape, shape_of
 
 PASSES_OVER_MEMORY: Final = 2
 """Overwriting, and reading back."""
-
-RDMA_SCRUB_NS: Final = 5 * NS_PER_S
-RDMA_PROVE_NS: Final = 5 * NS_PER_S
 
 
 def bounds_of(config: HardwareConfig, cut_ns: int, resource: Resource) -> Bounds:
@@ -38,8 +36,7 @@ def bounds_of(config: HardwareConfig, cut_ns: int, resource: Resource) -> Bounds
         case ResourceKind.BLOCK, shape:
             return block_bounds(config, cut_ns, resource.capacity, raw=shape is Shape.RAW)
         case ResourceKind.MEM, Shape.RDMA:
-            scrub_ns = RDMA_SCRUB_NS + memory.scrub_ns
-            return Bounds(cut_ns, scrub_ns, memory.overwrite_ns, RDMA_PROVE_NS + memory.prove_ns)
+            return rdma_bounds(config, memory)
         case ResourceKind.MEM, Shape.DAX:
             asking_ns = config.call_budget_ns + config.dax.scan_budget_ns + config.kill_budget_ns
             looking_ns = memory.overwrite_ns // PASSES_OVER_MEMORY

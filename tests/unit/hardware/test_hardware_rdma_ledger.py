@@ -79,3 +79,19 @@ def test_what_is_left_is_blamed_once() -> None:
     assert not ledger.left(B, everything)
     ledger.claim(C, [MINE])
     assert ledger.left(C, everything), "a context seen at the grant is never somebody else's"
+
+
+def test_what_is_left_is_left_however_often_it_is_asked() -> None:
+    """A proof that failed and is tried again, with the contexts seen and without."""
+    everything = [*KERNEL, *objects_of(MINE, 0)]
+    for claimed in (True, False):
+        ledger = Ledger()
+        if claimed:
+            ledger.claim(A, [MINE])
+        left = ledger.left(A, everything)
+        for _ in range(2):
+            assert ledger.left(A, everything) == left
+            ledger.forget(A, left)
+        assert not ledger.left(A, KERNEL), "until it is gone"
+        ledger.forget(A, frozenset())
+        assert not ledger.left(A, everything)

@@ -6,14 +6,18 @@ pyverbs, which shares nothing with ours but the kernel.
 One JSON object a line in, one out. "open" makes a queue pair and tells its end; "connect" takes the
 agent's end; "write" and "read" are one request each and tell its completion's status; "race" reads
 without a pause until a read fails, and tells when (boottime ns) the last one came back and the
-first failed: it answers twice, first when it has begun.
+first failed: it answers twice, first when it has begun. "pin" registers memory of a descriptor
+that it was started with, and keeps neither a mapping nor the descriptor.
 
 Does not know leases.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
+import os
 import sys
 import time
 from typing import Any
@@ -100,6 +104,19 @@ class Peer:
             if reads == 3:
                 say({"racing": True})
 
+    def pin(self, fd: int, size: int) -> None:
+        """Registered memory keeps its pages, whoever unmaps them."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        # Not mmap.mmap: it keeps a descriptor of its own.
+        address = libc.mmap(None, ctypes.c_size_t(size), protection, mmap.MAP_SHARED, fd, None)
+        access = e.IBV_ACCESS_LOCAL_WRITE | e.IBV_ACCESS_REMOTE_READ
+        self.pinned = MR(self.domain, size, access, address=address)
+        os.close(fd)
+        if libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size)):
+            raise OSError(ctypes.get_errno(), "munmap")
+
 
 def say(told: dict[str, Any]) -> None:
     """One line out."""
@@ -131,6 +148,10 @@ def main() -> None:
             case "race":
                 assert peer is not None
                 say(peer.race(asked["address"], asked["key"]))
+            case "pin":
+                assert peer is not None
+                peer.pin(asked["fd"], asked["size"])
+                say({})
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
 from leased.hardware.pieces import memory_pieces
 from leased.hardware.rdma import calls
+from leased.hardware.rdma.bounds import letting_go_ns
 from leased.hardware.rdma.config import Windows
 from leased.hardware.rdma.devices import CLASS
 from leased.hardware.rdma.ledger import Key, Ledger
@@ -227,11 +228,11 @@ class RdmaBackend:
     async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
         """Nobody is in the owners' rooms any more, and the driver has let go."""
         steps: list[StepReport] = []
-        settle_ns = self._config.settle_budget_ns + self._config.kill_budget_ns
+        budget_ns = letting_go_ns(self._config)
         for guid, _ in _by_device(allotments):
-            room = await self._room(lease, guid, settle_ns)
+            room = await self._room(lease, guid, budget_ns)
             told = await self._crew.task(
-                WORKER, "rdma", "end", room, calls.Steps, extra_ns=2 * settle_ns
+                WORKER, "rdma", "end", room, calls.Steps, extra_ns=budget_ns
             )
             steps.extend(told.steps)
             if any(step.errno for step in told.steps):

@@ -5,8 +5,8 @@ Rule: everything an owner makes hangs on its contexts (domains and completion qu
 regions and queue pairs on a domain), so the contexts that were seen at the grant name all of it,
 whoever holds the device's descriptor by then and whatever has been made through it since. A lease
 whose contexts nobody saw (the agent was restarted after its owner had ended) answers for every
-object that nobody else answers for and whose maker is dead. What was left once is known from then
-on: it is blamed on one lease only.
+object that nobody else answers for and whose maker is dead. What was left once is blamed on one
+lease only, and on that one for as long as it is there, however often it is asked.
 
 Pure. Does not ask the kernel (`nldev`).
 """
@@ -50,6 +50,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._contexts: dict[LeaseId, frozenset[int]] = {}
+        self._blamed: dict[LeaseId, frozenset[Key]] = {}
         self._known: frozenset[Key] = frozenset()
 
     def claim(self, lease_id: LeaseId, contexts: Iterable[int]) -> None:
@@ -71,9 +72,13 @@ class Ledger:
             for other, contexts in self._contexts.items()
             if other != lease_id
         )
-        return orphans(objects) - self._known - frozenset().union(*others)
+        news = orphans(objects) - self._known - frozenset().union(*others)
+        return news | (self._blamed.get(lease_id, frozenset()) & frozenset(map(key, objects)))
 
     def forget(self, lease_id: LeaseId, left: frozenset[Key]) -> None:
         """The lease is over. What is left of it is known, and no other lease's."""
         self._contexts.pop(lease_id, None)
+        self._blamed.pop(lease_id, None)
+        if left:
+            self._blamed[lease_id] = left
         self._known |= left

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that remote peers reach, through the units as they are installed: leased at one end of a
+cable, written and read from the other until the lease ends, with the agent there, killed, or
+stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import host
+import pytest
+from host import ADMIN, MIB, Connection, Failed, S, call, eventually
+from remote_peer import REFUSED, RemotePeer
+
+CABLE = str(Path(__file__).with_name("soft-rdma"))
+NEAR, FAR = "rxe0", "rxe1"
+
+
+@pytest.fixture(scope="module")
+def resource_id() -> Iterator[str]:
+    """Node 0's memory by way of the near end, which the agent finds by itself."""
+    host.serving()
+    host.run(CABLE, "up")
+    guid = Path(f"/sys/class/infiniband/{NEAR}/node_guid").read_text().strip().replace(":", "")
+    name = f"mem:rdma-{guid}:node0:4096"
+    eventually("the device is offered", lambda: name in offered(), 60)
+    yield name
+    host.run(CABLE, "down")
+    eventually("the device is not offered any more", lambda: name not in offered(), 60)
+
+
+@pytest.fixture
+def connection(resource_id: str) -> Iterator[Connection]:
+    opened = Connection()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def peer(resource_id: str) -> Iterator[RemotePeer]:
+    made = RemotePeer(FAR)
+    yield made
+    made.close()
+
+
+def offered() -> dict[str, dict[str, Any]]:
+    """What is leased here and well, by id."""
+    listed = call("Device.List")["resources"]
+    return {one["resource_id"]: one for one in listed if one["health"] == "ok"}
+
+
+def objects() -> int:
+    """What programs have made on the near device, by the kernel's own list."""
+    kinds = ("qp", "mr", "pd", "ctx", "cq")
+    rows = [r for kind in kinds for r in json.loads(host.run("rdma", "-j", "res", "show", kind))]
+    return sum(row["ifname"] == NEAR and "pid" in row for row in rows)
+
+
+def lease_region(connection: Connection, resource_id: str, **how: Any) -> str:
+    """A MiB that peers reach; the lease's id. Bound to its cgroup: who is bound dies at the
+    deadline, and we have to see what becomes of the peers."""
+    ask = {"kind": "mem", "capacity": MIB, "resource_id": resource_id}
+    granted = connection.acquire(ask, bind="cgroup", **how)
+    [access] = granted["access"]
+    assert access["name"] == "LEASE_RDMA" and access["resource_id"] == resource_id
+    told = dict(part.split("=") for part in access["value"].split(";")[1:])
+    assert (told["device"], told["address"], told["length"]) == (NEAR, "0", str(MIB))
+    assert not connection.fds, "nobody gets the memory itself"
+    return str(granted["lease"]["lease_id"])
+
+
+def connect(connection: Connection, lease_id: str, peer: RemotePeer, **how: Any) -> int:
+    """Both ends of a connection; the key."""
+    ours = connection.call("Lease.Connect", lease_id=lease_id, **peer.end, **how)
+    [region] = ours.pop("regions")
+    assert (region["address"], region["length"]) == (0, MIB)
+    peer.ask("connect", **ours)
+    return int(region["key"])
+
+
+def assert_nothing_is_left(lease_id: str, ended: str, before: dict[str, int], name: str) -> None:
+    """Proven, and free again."""
+    closed = host.closed(lease_id, 60)
+    assert (closed["state"], closed["ended"]) == ("reclaimed", ended), closed
+    assert host.free(name) == before
+    assert not host.leaf(lease_id).exists()
+    assert objects() == 0
+
+
+# ---- seen ----------------------------------------------------------------------------------------
+
+
+def test_the_device_is_offered_with_its_bounds(resource_id: str) -> None:
+    mine = offered()[resource_id]
+    assert (mine["tier"], mine["evidence"]) == ("remote", "emulated")
+    assert mine["attributes"]["device"] == NEAR and mine["attributes"]["windows"] == "2B"
+    beside = offered()["mem:node0:4096"]["bounds"]
+    assert mine["bounds"]["scrub_ns"] > beside["scrub_ns"]
+    assert mine["bounds"]["prove_ns"] > beside["prove_ns"]
+    said = host.run("leasectl", "devices", "--json")
+    assert resource_id in said
+    host.run("leasectl", "doctor")
+
+
+# ---- a lease's life ------------------------------------------------------------------------------
+
+
+def test_a_peer_reads_and_writes_until_the_deadline(
+    connection: Connection, peer: RemotePeer, resource_id: str
+) -> None:
+    before = host.free(resource_id)
+    lease_id = lease_region(connection, resource_id, ttl_s=6)
+    key = connect(connection, lease_id, peer)
+    written = os.urandom(512)
+    assert peer.write(key, written, 4096) == 0
+    read = peer.ask("read", address=4096, key=key, length=512)
+    assert (read["status"], read["data"]) == (0, written.hex())
+    deadline_ns = host.describe(lease_id)["deadline_boottime_ns"]
+    peer.tell("race", address=0, key=key)
+    assert peer.answer() == {"racing": True}
+    told = peer.answer()
+    assert told["status"] in REFUSED
+    assert told["last_ns"] > deadline_ns - S, "until then it reads"
+    assert_nothing_is_left(lease_id, "expired", before, resource_id)
+    [cut] = [one for one in host.history(lease_id) if one["kind"] == "AccessCut"]
+    print(
+        f"deadline -> last byte {(told['last_ns'] - deadline_ns) / 1e6:+.2f} ms,"
+        f" -> failure at the peer {(told['failed_ns'] - deadline_ns) / 1e6:+.2f} ms",
+        cut,
+    )
+    assert told["last_ns"] < deadline_ns + 2 * S
+
+
+def test_a_release_ends_everything_in_order(
+    connection: Connection, peer: RemotePeer, resource_id: str
+) -> None:
+    before = host.free(resource_id)
+    lease_id = lease_region(connection, resource_id)
+    key = connect(connection, lease_id, peer, access="read")
+    assert peer.read(key) == 0
+    connection.call("Lease.Release", lease_id=lease_id)
+    assert_nothing_is_left(lease_id, "released", before, resource_id)
+    assert peer.read(key) in REFUSED
+    with pytest.raises(Failed) as refused:
+        connection.call("Lease.Connect", lease_id=lease_id, **peer.end)
+    assert refused.value.name in ("io.leased.Lease.NoSuchLease", "io.leased.CallerError")
+
+
+def test_an_operators_word_ends_it(
+    connection: Connection, peer: RemotePeer, resource_id: str
+) -> None:
+    before = host.free(resource_id)
+    lease_id = lease_region(connection, resource_id)
+    key = connect(connection, lease_id, peer)
+    assert peer.read(key) == 0
+    holders = host.run("leasectl", "holders", resource_id)
+    assert "leased-rdma" in holders and lease_id[:8] in holders
+    call("Admin.Revoke", ADMIN, lease_id=lease_id)
+    assert_nothing_is_left(lease_id, "revoked", before, resource_id)
+    assert peer.read(key) in REFUSED
+
+
+def test_an_owner_that_dies_ends_its_lease(
+    connection: Connection, peer: RemotePeer, resource_id: str
+) -> None:
+    before = host.free(resource_id)
+    lease_id = lease_region(connection, resource_id)
+    key = connect(connection, lease_id, peer)
+    [room] = host.leaf(lease_id).glob("rdma-*")
+    os.kill(int((room / "cgroup.procs").read_text()), signal.SIGKILL)
+    assert_nothing_is_left(lease_id, "revoked", before, resource_id)
+    assert peer.read(key) in REFUSED
+
+
+# ---- the agent is killed, or is not there --------------------------------------------------------
+
+
+def test_a_killed_agent_comes_back_to_its_peers(
+    connection: Connection, peer: RemotePeer, resource_id: str
+) -> None:
+    before = host.free(resource_id)
+    lease_id = lease_region(connection, resource_id, ttl_s=300)
+    key = connect(connection, lease_id, peer)
+    pid = host.main_pid("leased.service")
+    os.kill(pid, signal.SIGKILL)
+    assert peer.read(key) == 0, "a peer notices nothing of it"
+    eventually("systemd starts it again", lambda: host.main_pid("leased.service") not in (0, pid))
+    host.serving()
+    assert host.describe(lease_id)["state"] == "active"
+    assert peer.read(key) == 0
+    again, later = Connection(), RemotePeer(FAR)
+    try:
+        other = connect(again, lease_id, later)
+        assert later.write(other, b"again") == 0
+        again.call("Lease.Release", lease_id=lease_id)
+        assert_nothing_is_left(lease_id, "released", before, resource_id)
+        assert (peer.read(key), later.read(other)) != (0, 0)
+        assert later.read(other) in REFUSED
+    finally:
+        later.close()
+        again.close()
+
+
+def test_the_deadline_is_kept_while_no_agent_is_there(
+    connection: Connection, peer: RemotePeer, resource_id: str
+) -> None:
+    before = host.free(resource_id)
+    lease_id = lease_region(connection, resource_id, ttl_s=8)
+    key = connect(connection, lease_id, peer)
+    deadline_ns = host.describe(lease_id)["deadline_boottime_ns"]
+    host.run("systemctl", "stop", "leased.service", "leased.socket", "leased-admin.socket")
+    try:
+        assert host.boot_ns() < deadline_ns, "the emulated machine was too slow for this test"
+        peer.tell("race", address=0, key=key)
+        assert peer.answer() == {"racing": True}
+        told = peer.answer()
+        assert told["status"] in REFUSED
+        assert deadline_ns - S < told["last_ns"] < deadline_ns + S
+        print(f"no agent: deadline -> last byte {(told['last_ns'] - deadline_ns) / 1e6:+.2f} ms")
+        assert objects() == 0, "the kernel lists nothing, and nobody had to prove it"
+    finally:
+        host.run("systemctl", "start", "leased.socket", "leased-admin.socket", "leased.service")
+        host.serving()
+    assert_nothing_is_left(lease_id, "expired", before, resource_id)
+
+
+def test_the_chain_holds() -> None:
+    host.run("leasectl", "verify")
