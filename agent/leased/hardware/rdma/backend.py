@@ -16,6 +16,7 @@ latter after this backend's `scrub`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -28,7 +29,7 @@ import trio
 from leased.hardware.backend import Readied, Verdict, Wiped
 from leased.hardware.calls import CgroupFacts, Found, Founded, Surveyed
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import Crew
+from leased.hardware.crew import STARTING_NS, Crew
 from leased.hardware.pieces import memory_pieces
 from leased.hardware.rdma import calls
 from leased.hardware.rdma.bounds import letting_go_ns
@@ -90,7 +91,9 @@ class RdmaBackend:
             if not facts.path:
                 return _absent("an owner lives in the lease's cgroup: " + "; ".join(facts.troubles))
             asked = calls.Look(self._config, facts, self._patience_ns)
-            seen = await self._crew.task("rdma survey", "rdma", "see", asked, calls.Seen)
+            seen = await self._crew.task(
+                "rdma survey", "rdma", "see", asked, calls.Seen, extra_ns=STARTING_NS
+            )
         except DeviceError as error:
             return self._last or _absent(_in_words(error))
         finally:
@@ -302,7 +305,8 @@ class RdmaBackend:
     # -- restarts ----------------------------------------------------------------------------------
 
     async def adopt(self, leases: Iterable[Lease]) -> None:
-        """See again whose owners live; end those that are nobody's."""
+        """See again whose owners live; end those that are nobody's. What cannot be seen keeps no
+        agent from starting."""
         leases = tuple(leases)
         root = (await self._cgroup()).path
         kept = {lease.subject.cgroup: lease for lease in leases}
@@ -312,13 +316,20 @@ class RdmaBackend:
         if not self._config.rdma.offer and not devices:
             return
         asked = calls.Sweep(root, tuple(kept), self._patience_ns)
-        found = await self._crew.task(WORKER, "rdma", "sweep", asked, calls.Found)
+        try:
+            # The worker's first words; whoever connects or tears down finds it there.
+            found = await self._crew.task(
+                WORKER, "rdma", "sweep", asked, calls.Found, extra_ns=STARTING_NS
+            )
+        except DeviceError:
+            return  # nobody was seen: each lease answers for every orphan, which is more than its
         seen: dict[str, set[str]] = {}
         for name, owner in found.owners:
             self._ledger(owner.guid).claim(kept[name].lease_id, owner.contexts)
             seen.setdefault(owner.guid, set()).add(name)
             if self._config.rdma.prober:
-                await self._watch(kept[name], f"{root}/{name}", owner.guid)
+                with contextlib.suppress(DeviceError):  # the kernel's list is proof enough
+                    await self._watch(kept[name], f"{root}/{name}", owner.guid)
         for guid in sorted(devices):
             unseen = [
                 lease
@@ -358,7 +369,8 @@ class RdmaBackend:
 
     async def _cgroup(self) -> CgroupFacts:
         if self._facts is None:
-            founded = await self._crew.one("grant", Found(self._config.cgroup_root))
+            found = Found(self._config.cgroup_root)
+            founded = await self._crew.one("grant", found, extra_ns=STARTING_NS)
             assert isinstance(founded, Founded)
             self._facts = founded.facts
         return self._facts

@@ -245,20 +245,26 @@ def charged_objects(leaf: str) -> int:
 
 
 def sweep(asked: calls.Sweep, fds: Sequence[int]) -> calls.Found:
-    """Every owner that lives, and the end of those that are nobody's."""
+    """Every owner that lives, and the end of those that are nobody's. One that neither answers nor
+    dies costs the others nothing but its share of the time."""
+    rooms = [
+        (leaf, room)
+        for leaf in _subdirectories(asked.root)
+        for room in leaves.owners(leaf)
+        if owner.guid_of(room)
+    ]
+    share_ns = asked.budget_ns // max(len(rooms), 1)
     found: list[tuple[str, calls.Owner]] = []
     ended = 0
-    for leaf in _subdirectories(asked.root):
-        for room in leaves.owners(leaf):
-            name, guid = os.path.basename(leaf), owner.guid_of(room)
-            if not guid:
-                continue
+    for leaf, room in rooms:
+        name = os.path.basename(leaf)
+        with contextlib.suppress(DeviceError):
             if name not in asked.kept:
                 ended += bool(owner.members(room))
-                owner.end_owner(room, asked.budget_ns)
-                continue
-            with contextlib.suppress(DeviceError):
-                found.append((name, describe(calls.Room(leaf, guid, asked.budget_ns), ())))
+                owner.end_owner(room, share_ns)
+            else:
+                one = describe(calls.Room(leaf, owner.guid_of(room), share_ns), ())
+                found.append((name, one))
     return calls.Found(tuple(found), ended)
 
 
