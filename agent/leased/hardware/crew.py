@@ -228,6 +228,28 @@ class Crew:
         batch = Batch(0, tuple(calls), exempt, kills, config.kill_budget_ns, config.reaper_path)
         return await link.ask(batch, fds, budget_ns=budget_ns)
 
+    async def ask_again(
+        self, name: str, calls: Sequence[Call], fds: Sequence[int] = (), touched_bytes: int = 0
+    ) -> tuple[Answer, ...]:
+        """As `ask`, for calls that may be repeated and own no descriptors; `fds` none or one each.
+        A worker that is killed in the middle says nothing of the hardware (the kernel kills workers
+        first when memory is short), so its calls are asked once more, each by itself: one of them
+        may have been what killed it."""
+        try:
+            answers, _ = await self.ask(name, calls, fds, touched_bytes)
+            return answers
+        except DeviceError as error:
+            if error.verb != "worker_answer" or error.errno == errno.ETIMEDOUT:
+                raise
+        alone: list[Answer] = []
+        for at, call in enumerate(calls):
+            try:
+                answered, _ = await self.ask(name, (call,), fds[at : at + 1], touched_bytes)
+                alone.extend(answered)
+            except DeviceError as error:
+                alone.append(Failed(error.verb, error.errno, error.detail))
+        return tuple(alone)
+
     async def one(
         self, name: str, call: Call, fds: Sequence[int] = (), extra_ns: int = 0
     ) -> Answer:

@@ -361,7 +361,7 @@ class Devices:
         touched_bytes = 2 * sum(call.size_bytes for call in calls)
         try:
             ledger = await self._ledgers.of(pool) if pool is not None else None
-            answers, _ = await self._crew.ask(name, calls, fds, touched_bytes)
+            answers = await self._crew.ask_again(name, calls, fds, touched_bytes)
         except DeviceError as error:
             for case, piece in part:
                 case.error = error

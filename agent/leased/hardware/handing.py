@@ -10,7 +10,6 @@ Does not decide who may have it.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Sequence
 
 from leased.hardware import exclusion

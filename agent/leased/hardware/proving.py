@@ -159,7 +159,7 @@ class Prover:
             calls = [CloseLeaf(left[at], cases[at].budget > 0) for at in part]
             taken_back = sum(cases[at].budget for at in part)
             try:
-                answers, _ = await self._crew.ask(name, calls, touched_bytes=taken_back)
+                answers = await self._crew.ask_again(name, calls, touched_bytes=taken_back)
             except DeviceError as error:
                 failed.update(dict.fromkeys(part, error))
                 return

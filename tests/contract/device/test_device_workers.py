@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -89,6 +90,34 @@ async def test_a_worker_that_is_killed_fails_its_calls_only(devices: Devices) ->
     assert isinstance(made, Prepared)
     for fd in (*first.fds, *second.fds, *made.fds):
         os.close(fd)
+
+
+async def test_a_worker_that_is_killed_while_it_cleans_fences_nothing(devices: Devices) -> None:
+    """The kernel kills workers first when memory is short; that says nothing of the hardware."""
+    leases = [lease(), lease(pid=0), lease()]
+    made = await devices.prepare_many(leases)
+    pairs = [(one, ready.fds) for one, ready in zip(leases, made, strict=True)]  # type: ignore[union-attr]
+    await devices.warm()
+    scrubs: list[object] = []
+    proofs: list[object] = []
+    for act, answers in ((devices.scrub_many, scrubs), (devices.prove_many, proofs)):
+        stopped = workers()
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)  # whoever has the calls does not answer
+
+        async def ask(act: Any = act, answers: list[object] = answers) -> None:
+            answers.extend(await act(pairs))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            for pid in stopped:
+                os.kill(pid, signal.SIGKILL)
+    assert all(isinstance(scrub, ScrubReport) and scrub.clean for scrub in scrubs)
+    assert all(isinstance(proof, ProofReport) and proof.unproven == () for proof in proofs)
+    for _, fds in pairs:
+        for fd in fds:
+            os.close(fd)
 
 
 async def test_a_worker_that_is_killed_while_it_is_idle_costs_nothing(devices: Devices) -> None:
