@@ -21,6 +21,7 @@ from leased.hardware.devices import Devices
 from leased.ports import Prepared
 from leased.terms.bounds import published
 from leased.terms.errors import DeviceError
+from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
@@ -95,8 +96,10 @@ async def test_a_worker_that_is_killed_fails_its_calls_only(devices: Devices) ->
 async def test_a_worker_that_is_killed_while_it_cleans_fences_nothing(devices: Devices) -> None:
     """The kernel kills workers first when memory is short; that says nothing of the hardware."""
     leases = [lease(), lease(pid=0), lease()]
-    made = await devices.prepare_many(leases)
-    pairs = [(one, ready.fds) for one, ready in zip(leases, made, strict=True)]  # type: ignore[union-attr]
+    pairs: list[tuple[Lease, tuple[int, ...]]] = []
+    for one, ready in zip(leases, await devices.prepare_many(leases), strict=True):
+        assert isinstance(ready, Prepared)
+        pairs.append((one, ready.fds))
     await devices.warm()
     scrubs: list[object] = []
     proofs: list[object] = []
