@@ -190,13 +190,15 @@ def leaf_path(lease: Lease, facts: CgroupFacts) -> str:
 
 
 def _prepared(case: _Case) -> Prepared:
-    digest = hashlib.sha256(case.lease.lease_id)
+    measured: list[bytes] = [case.lease.lease_id]
     fds: list[int] = []
     for index in range(len(case.made)):
         created, fd = case.made[index]
         fds.append(fd)
-        digest.update(
+        measured.append(
             _CREATED.pack(created.device, created.inode, created.blocks, created.ready_ns)
         )
-    digest.update(case.fitted.evidence)
-    return Prepared(tuple(fds), case.leaf, digest.digest(), case.fitted.access, case.fitted.objects)
+    fitted = case.fitted
+    measured.append(fitted.evidence)
+    evidence = hashlib.sha256(b"".join(measured)).digest()
+    return Prepared(tuple(fds), case.leaf, evidence, fitted.access, fitted.objects)

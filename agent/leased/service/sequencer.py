@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from leased.chain.sealer import SealedBatch, Sealer
+from leased.lessor.draft import Proposal
 from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Journal
 from leased.service.evidence import NO_COMMAND
@@ -300,6 +301,8 @@ class Sequencer:
         proposal = self.lessor.propose(command, batch.moment)
         for event in proposal.events:
             batch.items.append((event, batch.moment))
+        if deliver is None and not proposal.effects and _tells_nobody(proposal, command):
+            return
         prepares: dict[LeaseId, Prepare] = {}
         for effect in proposal.effects:
             if isinstance(effect, MoveDeadline):
@@ -368,3 +371,9 @@ class Sequencer:
                 one = Held(one.effect, reply, one.delivers)
             receipted.append(one)
         return receipted
+
+
+def _tells_nobody(proposal: Proposal, command: Command) -> bool:
+    """Whether the only answer is to the command itself."""
+    answers = proposal.answers
+    return not answers or (len(answers) == 1 and answers[0][0] == command.command_id)
