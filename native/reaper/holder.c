@@ -66,8 +66,12 @@ static bool exited(int pidfd)
  * Which process a pidfd is, in our pid namespace. -EBADF: not a pidfd. An exited process is
  * described as pid 0 with success: it has nothing left to lose. -EPERM for init and for ourselves,
  * which no lease may take along.
+ *
+ * `last` is who was described last among the pidfds of one packet: they were all made before any of
+ * them was looked at, so two that tell the same pid, each of a process that had not exited when it
+ * was looked at, are the same process.
  */
-int holder_describe(int pidfd, int32_t *pid, uint64_t *start)
+int holder_describe(int pidfd, struct holder *last, struct holder *described)
 {
 	char path[48], text[512];
 	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
@@ -78,15 +82,15 @@ int holder_describe(int pidfd, int32_t *pid, uint64_t *start)
 	if (found == NULL)
 		return -EBADF;
 	long value = strtol(found + 5, NULL, 10);
-	*pid = 0;
-	*start = 0;
+	*described = (struct holder){ 0 };
 	if (value < 0)
 		return 0;
 	if (value <= 1 || value == getpid()) /* 0: a process that our namespace does not see */
 		return -EPERM;
-	int rc = start_time((int32_t)value, start);
+	struct holder alive = { .start = last->start, .pid = (int32_t)value };
+	int rc = alive.pid == last->pid ? 0 : start_time(alive.pid, &alive.start);
 	if (rc == 0 && !exited(pidfd))
-		*pid = (int32_t)value;
+		*described = *last = alive;
 	return rc == -ENOENT || rc == -ESRCH ? 0 : rc;
 }
 

@@ -283,7 +283,11 @@ void heap_drop(struct reaper *r, uint32_t at);
 uint64_t heap_first_ns(const struct reaper *r);
 
 /* holder.c: processes and cgroups by an identity that survives us */
-int holder_describe(int pidfd, int32_t *pid, uint64_t *start);
+struct holder {
+	uint64_t start;
+	int32_t pid;
+};
+int holder_describe(int pidfd, struct holder *last, struct holder *described);
 int holder_reopen(int32_t pid, uint64_t start);
 int cgroup_open(const char *path, uint64_t *inode);
 int cgroup_reopen(const char *path, uint64_t inode);

@@ -27,6 +27,7 @@ struct request {
 	int *fds;
 	uint32_t fd_count;
 	uint32_t fds_taken;
+	struct holder last; /* see holder_describe */
 };
 
 /* What an ARM entry brings along, checked. */
@@ -34,8 +35,7 @@ struct brought {
 	int cgroup_fd;
 	int pidfd; /* of the request; taken over only at the end */
 	uint64_t cgroup_inode;
-	uint64_t holder_start;
-	int32_t holder_pid;
+	struct holder holder;
 	uint32_t memfds;
 	int *memfd;
 	uint64_t memfd_inode[LEASED_REAPER_MEMFDS_MAX];
@@ -75,7 +75,8 @@ static uint32_t find(struct reaper *r, const uint8_t *id, uint64_t now_ns)
 
 /* ---- ARM ---- */
 
-static int check_brought(const struct leased_reaper_arm *entry, struct brought *brought)
+static int check_brought(
+	struct request *request, const struct leased_reaper_arm *entry, struct brought *brought)
 {
 	for (uint32_t i = 0; i < brought->memfds; i++) {
 		int rc = memfd_check(brought->memfd[i], &brought->memfd_inode[i]);
@@ -83,8 +84,7 @@ static int check_brought(const struct leased_reaper_arm *entry, struct brought *
 			return rc;
 	}
 	if (brought->pidfd >= 0) {
-		int rc = holder_describe(
-			brought->pidfd, &brought->holder_pid, &brought->holder_start);
+		int rc = holder_describe(brought->pidfd, &request->last, &brought->holder);
 		if (rc != 0)
 			return rc;
 	}
@@ -110,9 +110,9 @@ static int check_again(const struct slot *slot, const struct leased_reaper_arm *
 	if (brought->cgroup_fd >= 0 && slot->identity.cgroup[0] != '\0' &&
 		slot->identity.cgroup_inode != brought->cgroup_inode)
 		return -EEXIST;
-	if (brought->holder_pid != 0 && slot->identity.holder_pid != 0 &&
-		(slot->identity.holder_pid != brought->holder_pid ||
-			slot->identity.holder_start != brought->holder_start))
+	if (brought->holder.pid != 0 && slot->identity.holder_pid != 0 &&
+		(slot->identity.holder_pid != brought->holder.pid ||
+			slot->identity.holder_start != brought->holder.start))
 		return -EEXIST;
 	return 0;
 }
@@ -194,10 +194,10 @@ static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_ar
 		memcpy(slot->identity.cgroup, entry->cgroup, sizeof slot->identity.cgroup);
 		brought->cgroup_fd = -1;
 	}
-	if (brought->holder_pid != 0 && slot->pidfd < 0) {
+	if (brought->holder.pid != 0 && slot->pidfd < 0) {
 		slot->pidfd = *pidfd;
-		slot->identity.holder_pid = brought->holder_pid;
-		slot->identity.holder_start = brought->holder_start;
+		slot->identity.holder_pid = brought->holder.pid;
+		slot->identity.holder_start = brought->holder.start;
 		*pidfd = -1;
 	}
 	r->fds_used += table_fds(slot);
@@ -232,8 +232,9 @@ static int arm_checked(struct reaper *r, const struct leased_reaper_arm *entry,
 }
 
 static int arm_one(
-	struct reaper *r, const struct leased_reaper_arm *entry, int *fds, uint64_t now_ns)
+	struct reaper *r, struct request *request, const struct leased_reaper_arm *entry, int *fds)
 {
+	uint64_t now_ns = request->now_ns;
 	int *pidfd = entry->has_pidfd ? fds : NULL;
 	struct brought brought = { .cgroup_fd = -1,
 		.pidfd = pidfd ? *pidfd : -1,
@@ -247,7 +248,7 @@ static int arm_one(
 		return -EMFILE;
 	int rc = objects_check(r, entry->object, entry->objects);
 	if (rc == 0)
-		rc = check_brought(entry, &brought);
+		rc = check_brought(request, entry, &brought);
 	if (rc == 0)
 		rc = arm_checked(r, entry, &brought, pidfd, now_ns);
 	if (brought.cgroup_fd >= 0)
@@ -270,7 +271,7 @@ static bool arm(struct reaper *r, struct request *request)
 		return false;
 	int *fds = request->fds;
 	for (uint32_t i = 0; i < request->header->count; i++) {
-		status[i] = arm_one(r, &entry[i], fds, request->now_ns);
+		status[i] = arm_one(r, request, &entry[i], fds);
 		fds += entry[i].has_pidfd + entry[i].memfds;
 	}
 	return true;

@@ -219,6 +219,29 @@ async def test_what_the_agent_holds_is_armed_again_when_the_reaper_forgot_everyt
 
 
 @needs_root
+async def test_holders_that_come_in_one_packet_are_told_apart() -> None:
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = SingleLink(host.socket_path)
+            await nursery.start(link.run)
+            one, other, gone = host.sleeper(), host.sleeper(), host.sleeper()
+            pidfd_of = {process: host.pidfd(process) for process in (one, other, gone)}
+            gone.kill()
+            gone.wait()
+            holders = [one, one, gone, other, one, gone]
+            asked = [(lease_of(ttl_ms=LATER_MS), holder) for holder in holders]
+            armed = [Arming(lease, "", (), pidfd_of[holder], ()) for lease, holder in asked]
+            assert await link.arm_many(armed) == [None] * len(asked)
+            found = {entry.lease_id: entry for entry in await link.roster()}
+            for lease, holder in asked:
+                entry = found[lease.lease_id]
+                assert entry.pid == (0 if holder is gone else holder.pid)
+                if entry.pidfd is not None:
+                    os.close(entry.pidfd)
+            nursery.cancel_scope.cancel()
+
+
+@needs_root
 async def test_a_cut_asked_for_is_reported_through_a_restart() -> None:
     with ReaperHost("--kill-ms=5000") as host:
         async with trio.open_nursery() as nursery:
