@@ -25,10 +25,11 @@ from tests.bench.gpus import measure_gpus
 from tests.bench.kinds import measure_kinds
 from tests.bench.loadgen import Figures, compile_load
 from tests.bench.restart import measure_idle, measure_restart
+from tests.bench.scrub import measure_scrub
 from tests.bench.throughput import measure_throughput
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("throughput", "expiry", "kinds", "gpu", "restart", "idle")
+PARTS = ("throughput", "expiry", "scrub", "kinds", "gpu", "restart", "idle")
 
 
 def main() -> int:
@@ -58,7 +59,7 @@ def main() -> int:
 def _measure(
     directory: Path, parts: list[str], *, short: bool, say: table.Say
 ) -> tuple[Figures, list[table.Line]]:
-    load = compile_load(directory) if parts != ["kinds"] else Path()
+    load = compile_load(directory) if set(parts) - {"kinds", "scrub"} else Path()
     figures: Figures = {"machine": _machine(), "short": short}
     lines: list[table.Line] = []
     if "throughput" in parts:
@@ -73,6 +74,9 @@ def _measure(
         rows = measure_expiry(load, directory, rounds=times, many=many, say=say)
         figures["expiry"] = rows
         lines += table.expiry_lines(rows)
+    if "scrub" in parts:
+        figures["scrub"] = measure_scrub(rounds=5 if short else 15, say=say)
+        lines += table.scrub_lines(figures["scrub"])
     if "kinds" in parts:
         rows = measure_kinds(directory, rounds=3 if short else 20, say=say)
         figures["kinds"] = rows

@@ -107,6 +107,18 @@ def expiry_lines(rows: list[Figures]) -> list[Line]:
     return lines
 
 
+def scrub_lines(row: Figures) -> list[Line]:
+    """Overwriting with reading back, to plain memset."""
+    ours = row["scrub_bytes_per_s"]
+    lines: list[Line] = []
+    for name, what in (("memset_other", "memset of a byte"), ("memset_zero", "memset of zero")):
+        theirs = row[f"{name}_bytes_per_s"]
+        ratio, held = ours / theirs, ours >= 0.5 * theirs
+        raw = f"{ours / 1e9:.1f} GB/s to {theirs / 1e9:.1f} GB/s"
+        lines.append(Line(f"scrub, to {what}", f"{ratio:.2f} x", ">= 0.5 x", held, raw))
+    return lines
+
+
 def kind_lines(rows: list[Figures]) -> list[Line]:
     """Deadline to cut and cut to proof of each kind that the machine has."""
     lines: list[Line] = []

@@ -105,3 +105,10 @@ def test_each_kind_has_its_bar_and_a_fence_misses_it(
     lines = table.kind_lines([row])
     assert _line(lines, "deadline to cut").held is cut_held
     assert _line(lines, "deadline to proof").held is whole_held
+
+
+def test_a_scrub_is_held_against_both_kinds_of_memset() -> None:
+    row = {"scrub_bytes_per_s": 20e9, "memset_other_bytes_per_s": 40e9}
+    lines = table.scrub_lines(row | {"memset_zero_bytes_per_s": 41e9})
+    assert [line.held for line in lines] == [True, False]
+    assert lines[0].value == "0.50 x"
