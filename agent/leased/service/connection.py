@@ -194,9 +194,7 @@ class Connection:
         """Read once; the calls that are complete, each with its descriptors. An end closes the
         connection."""
         try:
-            data, ancillary, flags, _ = self.sock.recvmsg(
-                READ_BYTES, _ANCILLARY_BYTES, _READ_FLAGS
-            )
+            data, ancillary, flags, _ = self.sock.recvmsg(READ_BYTES, _ANCILLARY_BYTES, _READ_FLAGS)
         except BlockingIOError:
             return []
         except OSError:

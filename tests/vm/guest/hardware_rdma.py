@@ -182,56 +182,46 @@ def test_an_owner_that_dies_ends_its_lease(
     assert peer.read(key) in REFUSED
 
 
-# ---- the agent is killed, or is not there --------------------------------------------------------
+# ---- the agent is not there ----------------------------------------------------------------------
+
+AGENT = ("leased.service", "leased.socket", "leased-admin.socket")
 
 
-def test_a_killed_agent_comes_back_to_its_peers(
+def test_peers_notice_nothing_of_a_killed_agent_and_deadlines_hold(
     connection: Connection, peer: RemotePeer, resource_id: str
 ) -> None:
     before = host.free(resource_id)
-    lease_id = lease_region(connection, resource_id, ttl_s=300)
-    key = connect(connection, lease_id, peer)
-    pid = host.main_pid("leased.service")
-    os.kill(pid, signal.SIGKILL)
-    assert peer.read(key) == 0, "a peer notices nothing of it"
-    eventually("systemd starts it again", lambda: host.main_pid("leased.service") not in (0, pid))
-    host.serving()
-    assert host.describe(lease_id)["state"] == "active"
-    assert peer.read(key) == 0
-    again, later = Connection(), RemotePeer(FAR)
-    try:
-        other = connect(again, lease_id, later)
-        assert later.write(other, b"again") == 0
-        again.call("Lease.Release", lease_id=lease_id)
-        assert_nothing_is_left(lease_id, "released", before, resource_id)
-        assert (peer.read(key), later.read(other)) != (0, 0)
-        assert later.read(other) in REFUSED
-    finally:
-        later.close()
-        again.close()
-
-
-def test_the_deadline_is_kept_while_no_agent_is_there(
-    connection: Connection, peer: RemotePeer, resource_id: str
-) -> None:
-    before = host.free(resource_id)
-    lease_id = lease_region(connection, resource_id, ttl_s=8)
-    key = connect(connection, lease_id, peer)
-    deadline_ns = host.describe(lease_id)["deadline_boottime_ns"]
-    host.run("systemctl", "stop", "leased.service", "leased.socket", "leased-admin.socket")
+    long, short = (lease_region(connection, resource_id, ttl_s=ttl_s) for ttl_s in (300, 12))
+    other, later = RemotePeer(FAR), RemotePeer(FAR)
+    key, short_key = connect(connection, long, peer), connect(connection, short, other)
+    deadline_ns = host.describe(short)["deadline_boottime_ns"]
+    os.kill(host.main_pid("leased.service"), signal.SIGKILL)
+    host.run("systemctl", "stop", *AGENT)
     try:
         assert host.boot_ns() < deadline_ns, "the emulated machine was too slow for this test"
-        peer.tell("race", address=0, key=key)
-        assert peer.answer() == {"racing": True}
-        told = peer.answer()
+        other.tell("race", address=0, key=short_key)
+        assert other.answer() == {"racing": True}
+        told = other.answer()
         assert told["status"] in REFUSED
         assert deadline_ns - S < told["last_ns"] < deadline_ns + S
         print(f"no agent: deadline -> last byte {(told['last_ns'] - deadline_ns) / 1e6:+.2f} ms")
-        assert objects() == 0, "the kernel lists nothing, and nobody had to prove it"
+        assert peer.read(key) == 0, "the neighbour's go on"
+        other.close()
     finally:
-        host.run("systemctl", "start", "leased.socket", "leased-admin.socket", "leased.service")
+        host.run("systemctl", "start", *reversed(AGENT))
         host.serving()
-    assert_nothing_is_left(lease_id, "expired", before, resource_id)
+    again = Connection()
+    try:
+        assert host.closed(short, 60)["state"] == "reclaimed"
+        assert host.describe(long)["state"] == "active" and peer.read(key) == 0
+        late_key = connect(again, long, later)
+        assert later.write(late_key, b"again") == 0
+        again.call("Lease.Release", lease_id=long)
+        assert_nothing_is_left(long, "released", before, resource_id)
+        assert peer.read(key) in REFUSED and later.read(late_key) in REFUSED
+    finally:
+        later.close()
+        again.close()
 
 
 def test_the_chain_holds() -> None:

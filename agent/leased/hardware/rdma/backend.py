@@ -313,7 +313,7 @@ class RdmaBackend:
         devices = {
             guid_of(a) for lease in leases for a in lease.subject.allotments if self.serves(a)
         }
-        if not self._config.rdma.offer and not devices:
+        if not devices and not (self._config.rdma.offer and os.path.isdir(f"/{CLASS}")):
             return
         asked = calls.Sweep(root, tuple(kept), self._patience_ns)
         try:
