@@ -18,9 +18,10 @@ import trio
 from leased.hardware import verbs
 from leased.hardware.devices import Devices
 from leased.hardware.rdma import owner
-from leased.hardware.rdma.backend import guid_of, spelled
+from leased.hardware.rdma.backend import guid_of
 from leased.hardware.rdma.calls import Connection, Peer
 from leased.hardware.rdma.config import RdmaConfig
+from leased.hardware.rdma.devices import spelled
 from leased.hardware.rdma.protocol import MAY_READ, MAY_WRITE
 from leased.ports import Prepared
 from leased.terms.lease import Lease

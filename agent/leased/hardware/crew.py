@@ -239,7 +239,7 @@ class Crew:
             answers, _ = await self.ask(name, calls, fds, touched_bytes)
             return answers
         except DeviceError as error:
-            if error.verb != "worker_answer" or error.errno == errno.ETIMEDOUT:
+            if not _was_killed(error):
                 raise
         alone: list[Answer] = []
         for at, call in enumerate(calls):
@@ -277,6 +277,24 @@ class Crew:
             raise failure(answer)
         return result_of(answer, returns)
 
+    async def task_again(
+        self,
+        name: str,
+        backend: str,
+        verb: str,
+        argument: msgspec.Struct,
+        returns: type[T],
+        *,
+        extra_ns: int = 0,
+    ) -> T:
+        """As `task`, for a verb that may be repeated; see `ask_again`. Raises DeviceError."""
+        try:
+            return await self.task(name, backend, verb, argument, returns, extra_ns=extra_ns)
+        except DeviceError as error:
+            if not _was_killed(error):
+                raise
+        return await self.task(name, backend, verb, argument, returns, extra_ns=extra_ns)
+
     def dismiss(self, name: str) -> None:
         """End a worker that is not needed any more, and wait for nothing. Idempotent."""
         self._leaving = [link for link in self._leaving if link.pids]
@@ -302,6 +320,11 @@ class Crew:
         for link in self._leaving:
             link.close()
         self._leaving = []
+
+
+def _was_killed(error: DeviceError) -> bool:
+    """Whether the worker ended in the middle, and not for being late."""
+    return error.verb == "worker_answer" and error.errno != errno.ETIMEDOUT
 
 
 _REST = ("calls", "exempt", "kill_escapees", "kill_budget_ns", "reaper_path")

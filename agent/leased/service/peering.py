@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
-from leased.hardware.rdma.backend import guid_of, spelled
+from leased.hardware.rdma.backend import guid_of
 from leased.hardware.rdma.calls import Connection, Peer
+from leased.hardware.rdma.devices import spelled
 from leased.hardware.rdma.protocol import MAY_ATOMIC, MAY_READ, MAY_WRITE
 from leased.ports import Clock, Entropy
 from leased.service.connection import Connection as Caller

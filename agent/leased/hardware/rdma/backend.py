@@ -34,7 +34,7 @@ from leased.hardware.pieces import memory_pieces
 from leased.hardware.rdma import calls
 from leased.hardware.rdma.bounds import letting_go_ns
 from leased.hardware.rdma.config import Windows
-from leased.hardware.rdma.devices import CLASS
+from leased.hardware.rdma.devices import CLASS, spelled
 from leased.hardware.rdma.ledger import Key, Ledger
 from leased.hardware.rdma.survey import survey
 from leased.ports import Access, Holder
@@ -234,7 +234,7 @@ class RdmaBackend:
         budget_ns = letting_go_ns(self._config)
         for guid, _ in _by_device(allotments):
             room = await self._room(lease, guid, budget_ns)
-            told = await self._crew.task(
+            told = await self._crew.task_again(
                 WORKER, "rdma", "end", room, calls.Steps, extra_ns=budget_ns
             )
             steps.extend(told.steps)
@@ -265,8 +265,7 @@ class RdmaBackend:
         while True:
             last = _now_ns() >= end_ns
             try:
-                asked = calls.Witness(guid)
-                listed = await self._crew.task(WORKER, "rdma", "witness", asked, calls.Listed)
+                listed = await self._ask_witness(guid)
             except DeviceError as error:
                 if last or error.verb != "rdma_witness":
                     return frozenset(), error.errno or errno.EIO
@@ -276,6 +275,10 @@ class RdmaBackend:
                     ledger.forget(lease.lease_id, left)
                     return left, errno.EBUSY if left else 0
             await trio.sleep(_AGAIN_NS / _NS_PER_S)
+
+    async def _ask_witness(self, guid: str) -> calls.Listed:
+        asked = calls.Witness(guid)
+        return await self._crew.task_again(WORKER, "rdma", "witness", asked, calls.Listed)
 
     async def _probe(self, lease: Lease, guid: str) -> list[StepReport]:
         if not self._config.rdma.prober:
@@ -343,8 +346,7 @@ class RdmaBackend:
     async def _settle(self, guid: str) -> None:
         """Every lease of ours on the device is accounted for: what else is there is not ours."""
         try:
-            asked = calls.Witness(guid)
-            listed = await self._crew.task(WORKER, "rdma", "witness", asked, calls.Listed)
+            listed = await self._ask_witness(guid)
         except DeviceError:
             return
         self._ledger(guid).settle(listed.objects)
@@ -381,11 +383,6 @@ def _by_device(allotments: Sequence[Allotment]) -> list[tuple[str, list[Allotmen
     for allotment in allotments:
         parts.setdefault(guid_of(allotment), []).append(allotment)
     return list(parts.items())
-
-
-def spelled(gid: str) -> str:
-    """An address as people write it."""
-    return ":".join(gid[at : at + 4] for at in range(0, 32, 4))
 
 
 def _absent(why: str) -> Surveyed:

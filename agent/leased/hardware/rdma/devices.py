@@ -162,6 +162,11 @@ def ambiguous(devices: list[RdmaDevice]) -> frozenset[str]:
     return frozenset(guid for guid in guids if guid == _NOBODY or guids.count(guid) > 1)
 
 
+def spelled(gid: str) -> str:
+    """An address of 32 hex digits as people write it."""
+    return ":".join(gid[at : at + 4] for at in range(0, 32, 4))
+
+
 def _port(directory: Path, state: PortState) -> Port:
     return Port(
         state.number,
