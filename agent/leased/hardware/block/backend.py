@@ -20,6 +20,7 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
@@ -48,7 +49,7 @@ from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_BLOCK, Devic
 from leased.ports import Access, Holder, ObjectKind, Revocable
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
-from leased.terms.lease import Lease
+from leased.terms.lease import Lease, RevocationReason
 from leased.terms.resource import Absence, Allotment, ResourceKind
 from leased.terms.teardown import StepReport
 
@@ -74,7 +75,7 @@ class BlockBackend:
         self._known: dict[tuple[str, int, str], Examined] = {}
         self._drives: dict[str, str] = {}
         self._ways: dict[tuple[LeaseId, str], str] = {}
-        self._marked: set[str] = set()
+        self._marked: dict[str, LeaseId] = {}
         self._warmed: set[str] = set()
 
     def serves(self, allotment: Allotment) -> bool:
@@ -104,12 +105,13 @@ class BlockBackend:
 
     async def _look(self) -> tuple[calls.Seen, tuple[str, ...]]:
         troubles: tuple[str, ...] = ()
+        # Its worker is a new one each time.
+        ask = partial(self._ask, SURVEYOR, extra_ns=STARTING_NS)
         if self._config.attach:
             pairs = (one.rpartition("/") for one in self._config.attach)
             wanted = tuple((nqn, int(nsid)) for nqn, _, nsid in pairs)
-            attach = calls.Attach(wanted)
-            troubles = (await self._ask(SURVEYOR, "attach", attach, calls.Attached)).troubles
-        return await self._ask(SURVEYOR, "look", calls.Look(), calls.Seen), troubles
+            troubles = (await ask("attach", calls.Attach(wanted), calls.Attached)).troubles
+        return await ask("look", calls.Look(), calls.Seen), troubles
 
     async def _examine(
         self, offered: dict[str, Namespace], leased: set[tuple[int, int]]
@@ -152,7 +154,8 @@ class BlockBackend:
             return known
         asked = calls.Examine(namespace.identity, contents)
         try:
-            fresh = await self._ask(self._worker(namespace.identity), "examine", asked, Examined)
+            worker = self._worker(namespace.identity)
+            fresh = await self._ask(worker, "examine", asked, Examined, extra_ns=STARTING_NS)
         except DeviceError as error:
             if known is None:
                 return f"its drive does not answer: {error}"
@@ -176,7 +179,6 @@ class BlockBackend:
         try:
             for allotment in allotments:
                 made = await self._ready(lease, allotment)
-                self._marked.add(identity_in(allotment.resource_id))
                 done.append(allotment)
                 rules.append(DeviceRule(DEVICE_BLOCK, ACCESS_READ | ACCESS_WRITE, *made.number))
                 objects.append(Revocable(ObjectKind.DM, number_of(lease, allotment)))
@@ -201,7 +203,14 @@ class BlockBackend:
             canaries=self._config.canaries,
             blank=self._config.offer is Offer.UNUSED,
         )
-        return await self._ask(self._worker(identity), "ready", asked, calls.Readied)
+        try:
+            made = await self._ask(self._worker(identity), "ready", asked, calls.Readied)
+        except DeviceError as error:
+            if error.verb not in (calls.NOT_BEGUN, "worker_answer"):
+                self._marked[identity] = lease.lease_id
+            raise
+        self._marked[identity] = lease.lease_id
+        return made
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
         """The path of each mapping, in the order of the allotments."""
@@ -240,11 +249,20 @@ class BlockBackend:
         total, clean = 0, True
         steps: tuple[StepReport, ...] = ()
         for allotment in allotments:
+            if self._is_untouched(lease, allotment):
+                await self.abandon(lease, [allotment])
+                continue
             done = await self._clean(lease, allotment)
             total += done.erased_bytes
             clean = clean and done.clean
             steps += done.steps
         return Wiped(total, clean, steps)
+
+    def _is_untouched(self, lease: Lease, allotment: Allotment) -> bool:
+        """Whether a grant failed and nothing is known to have been written to the namespace: what
+        is on it is not ours to erase, and no tenant's."""
+        marked = self._marked.get(identity_in(allotment.resource_id))
+        return lease.reason is RevocationReason.GRANT_FAILED and marked != lease.lease_id
 
     async def _clean(self, lease: Lease, allotment: Allotment) -> calls.Cleaned:
         number, identity = number_of(lease, allotment), identity_in(allotment.resource_id)
@@ -286,6 +304,7 @@ class BlockBackend:
                 identity=identity,
                 size_bytes=allotment.capacity,
                 zeroed=way in ("", Erase.ZERO),
+                untouched=self._is_untouched(lease, allotment),
                 seed=_seed(lease, identity),
                 canaries=self._config.canaries,
                 settle_ns=self._config.settle_budget_ns,
@@ -295,7 +314,7 @@ class BlockBackend:
             proven = await self._ask(worker, "prove", asked, calls.Proven, extra_ns=settle_ns)
             steps += proven.steps
             if proven.clean:
-                self._marked.discard(identity)
+                self._marked.pop(identity, None)
             else:
                 unproven[allotment] = allotment.capacity
         return Verdict(unproven, steps)
@@ -319,12 +338,12 @@ class BlockBackend:
             for allotment in lease.subject.allotments
             if self.serves(allotment)
         )
-        self._marked.update(
-            identity_in(allotment.resource_id)
+        self._marked |= {
+            identity_in(allotment.resource_id): lease.lease_id
             for lease in leases
             for allotment in lease.subject.allotments
             if self.serves(allotment)
-        )
+        }
         if self._config.offer is Offer.NONE and not keep:
             return
         # Not repeated once leases are granted. What it does not reach is ended by the teardown

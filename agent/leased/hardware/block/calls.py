@@ -16,6 +16,9 @@ from leased.hardware.block.namespaces import Namespace, Number
 from leased.hardware.block.users import Use
 from leased.terms.teardown import StepReport
 
+NOT_BEGUN = "block_ready"
+"""A `Ready` that failed before anything was written: the namespace may be somebody's."""
+
 
 class Look(msgspec.Struct, frozen=True, array_like=True):
     """Say which namespaces there are, and what is on top of them."""
@@ -116,12 +119,14 @@ class Cleaned(msgspec.Struct, frozen=True, array_like=True):
 
 class Prove(msgspec.Struct, frozen=True, array_like=True):
     """Ask again, in another process, whether nothing of a lease is left on the namespace.
-    `zeroed`: the looked-at blocks must be zeroes."""
+    `zeroed`: the looked-at blocks must be zeroes; `untouched`: nobody had it and nothing was
+    written, so what is on it is not looked at."""
 
     uuid: str
     identity: str
     size_bytes: int
     zeroed: bool
+    untouched: bool
     seed: bytes
     canaries: int
     settle_ns: int

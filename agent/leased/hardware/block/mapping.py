@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 
 from leased.hardware.block import canaries, verbs
-from leased.hardware.block.calls import Nothing, Readied, Ready, Sweep, Swept, Undo
+from leased.hardware.block.calls import NOT_BEGUN, Nothing, Readied, Ready, Sweep, Swept, Undo
 from leased.hardware.block.contents import describe_contents, read_direct, write_direct
 from leased.hardware.block.names import PREFIX, lease_in
 from leased.hardware.block.namespaces import Namespace, Number
@@ -42,13 +42,12 @@ def control() -> Iterator[int]:
 
 
 def ready(call: Ready) -> Readied:
-    """Make it. Raises DeviceError or OSError; then nothing of it is left."""
-    namespace = resolve(call.identity, call.size_bytes)
-    uses = find_uses(namespace.numbers)
-    if uses:
-        raise DeviceError("block_ready", errno.EBUSY, f"{call.identity}: {uses[0].what}")
-    if call.blank:
-        _check_blank(namespace)
+    """Make it. Raises DeviceError or OSError; then nothing of it is left. The verb NOT_BEGUN: and
+    nothing was written."""
+    try:
+        namespace = _admit(call)
+    except DeviceError as error:
+        raise DeviceError(NOT_BEGUN, error.errno, error.detail) from error
     with control() as dm:
         number = verbs.create_mapping(dm, name=call.name, uuid=call.uuid)
         try:
@@ -61,12 +60,17 @@ def ready(call: Ready) -> Readied:
     return Readied(number, namespace.nsid, namespace.diskseq, checked)
 
 
-def _check_blank(namespace: Namespace) -> None:
-    """Somebody may have made a file system since the survey."""
+def _admit(call: Ready) -> Namespace:
+    """The namespace, if nobody uses it. Somebody may have made a file system since the survey."""
+    namespace = resolve(call.identity, call.size_bytes)
+    uses = find_uses(namespace.numbers)
+    if uses:
+        raise DeviceError("users", errno.EBUSY, f"{call.identity}: {uses[0].what}")
     with opened(namespace, os.O_RDONLY | os.O_EXCL | os.O_DIRECT) as fd:
-        contents = describe_contents(fd, namespace.size_bytes)
+        contents = describe_contents(fd, namespace.size_bytes) if call.blank else ""
     if contents:
-        raise DeviceError("block_ready", errno.EBUSY, f"{namespace.identity}: {contents}")
+        raise DeviceError("contents", errno.EBUSY, f"{namespace.identity}: {contents}")
+    return namespace
 
 
 def _load(dm: int, call: Ready, namespace: Namespace) -> None:
