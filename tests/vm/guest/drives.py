@@ -172,7 +172,7 @@ class Tenant:
         self,
         *asks: dict[str, Any],
         act: str = "",
-        ttl_s: float = 60,
+        ttl_s: float = 300,
         user: str = "alice",
         before: tuple[str, ...] = (),
     ) -> None:

@@ -249,7 +249,7 @@ def play(batch: list[str], mailbox: socket.socket) -> dict[str, Outcome]:
     for name in batch:
         identity, act = TRICKS[name]
         before = ("unshare", "-m") if name == "mounted" else ()
-        tenants[name] = Tenant(*ask(identity), act=RUN + act, ttl_s=300, user="root", before=before)
+        tenants[name] = Tenant(*ask(identity), act=RUN + act, user="root", before=before)
     observers = {name: Observer(one.ready().paths[0]) for name, one in tenants.items()}
     begun = {name: one.revoke() for name, one in tenants.items()}
     found = {}
@@ -354,7 +354,7 @@ def test_a_namespace_that_is_attached_and_detached_is_news() -> None:
 
 
 def test_a_lease_goes_on_without_the_agent_and_is_known_to_the_next() -> None:
-    tenant = Tenant(*ask(A1), ttl_s=300).ready()
+    tenant = Tenant(*ask(A1)).ready()
     [path] = tenant.paths
     agent = host.main_pid("leased.service")
     os.kill(agent, signal.SIGKILL)
