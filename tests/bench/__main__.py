@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -97,15 +98,21 @@ def _measure(
     return figures, lines
 
 
-def _machine() -> Figures:
-    commit = subprocess.run(
+def _commit() -> str:
+    if shutil.which("git") is None:  # the emulated machine has the tree and no git
+        return "unknown"
+    described = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,
     )
+    return described.stdout.strip()
+
+
+def _machine() -> Figures:
     return {
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
