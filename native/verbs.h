@@ -70,6 +70,7 @@ int leased_pidfd_kill_begin(int pidfd);
 int leased_pidfd_kill(int pidfd, uint32_t timeout_ms);
 int leased_process_mrelease(int pidfd);
 int leased_pidfd_take(int pidfd, int number);
+int leased_tracer_of(int tid);
 int leased_die_with_parent(void);
 
 /* ---- device nodes (verbs/nodes.c) ---- */

@@ -139,14 +139,15 @@ static bool push(
 	return done == (ssize_t)bytes;
 }
 
-/* Answer. A client that has no room for its answer does not read, and is given up. */
+/* Answer. A client that has no room for its answer does not read, and is given up; one that is gone
+ * has perhaps left more for us to do (to end a lease, before it died), which is read to the end. */
 bool clients_send(struct reaper *r, uint32_t at, const void *packet, size_t bytes, const int *fds,
 	uint32_t fd_count)
 {
 	struct client *client = &r->clients[at];
 	if (push(client, packet, bytes, fds, fd_count))
 		return true;
-	client->doomed = true;
+	client->doomed = errno != EPIPE && errno != ECONNRESET;
 	return false;
 }
 
@@ -184,7 +185,8 @@ static bool read_one(struct reaper *r, uint32_t at)
 		.msg_control = room.bytes,
 		.msg_controllen = sizeof room.bytes };
 	ssize_t got = recvmsg(client->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	if (got < 0 && (errno == EAGAIN || errno == EINTR))
+	/* ECONNRESET: it died with answers of ours unread. Said once, before what it had sent. */
+	if (got < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNRESET))
 		return false;
 	if (got <= 0) {
 		client->doomed = true;

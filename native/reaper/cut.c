@@ -9,6 +9,10 @@
  * cut that has not ended by the kill deadline is reported unclean and still watched. A report never
  * changes its mind about the past: what failed stays in its steps.
  *
+ * A process that was killed stays for as long as a tracer outside holds it at its exit
+ * (PTRACE_O_TRACEEXIT; a second SIGKILL changes nothing, seen in Linux 6.1 and 6.18), and its
+ * tracer reads its memory. So such a tracer is a holder, too, and is killed (tracers.c).
+ *
  * A failed deny or freeze does not make a cut unclean: clean means that nobody is left, and that
  * every object is revoked.
  */
@@ -24,6 +28,7 @@
 static const uint64_t FIRST_LOOK_NS = 200 * NS_PER_US;
 static const uint64_t LAST_LOOK_NS = 64 * NS_PER_MS;
 static const uint64_t LATE_LOOK_NS = NS_PER_S;
+static const uint64_t TRACER_NS = 500 * NS_PER_MS; /* an honest tracer lets go in no time */
 
 int watch_add(struct reaper *r, int fd, uint32_t events, enum watch kind, uint32_t index)
 {
@@ -278,12 +283,15 @@ void cut_check(struct reaper *r, uint32_t at)
 	if (slot->killed && slot->objects_gone) {
 		end(r, at, true, now);
 	} else if (slot->given_up) {
+		tracers_end(slot);
 		objects_revoke(r, at);
 		slot->check_ns = now + LATE_LOOK_NS;
 		cut_schedule(r, at);
 	} else if (now >= slot->began_ns + r->options.kill_ns) {
 		end(r, at, false, now);
 	} else if (now >= slot->check_ns) {
+		if (now >= slot->began_ns + TRACER_NS)
+			tracers_end(slot);
 		objects_revoke(r, at);
 		slot->interval_ns = sooner(2 * slot->interval_ns, LAST_LOOK_NS);
 		slot->check_ns =

@@ -299,6 +299,10 @@ void cut_begin(struct reaper *r, uint32_t at);
 void cut_check(struct reaper *r, uint32_t at);
 struct leased_reaper_step_report *cut_step(struct leased_reaper_report *report, uint32_t step);
 void cut_run_due(struct reaper *r);
+
+/* ---- tracers (tracers.c) ---- */
+
+void tracers_end(const struct slot *slot);
 int watch_add(struct reaper *r, int fd, uint32_t events, enum watch kind, uint32_t index);
 
 /* objects.c: what is revoked besides killing */

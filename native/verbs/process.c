@@ -12,8 +12,12 @@
 #include "../verbs.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -71,6 +75,31 @@ int leased_pidfd_take(int pidfd, int number)
 {
 	int fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
 	return fd < 0 ? -errno : fd;
+}
+
+/* A number of a thread's status in /proc, or -errno. */
+static int status_number(int tid, const char *name)
+{
+	char text[1024]; /* what is asked for stands near the beginning */
+	(void)snprintf(text, sizeof text, "/proc/%d/status", tid);
+	int fd = open(text, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	ssize_t length = read(fd, text, sizeof text - 1);
+	int failed = errno;
+	close(fd);
+	if (length < 0)
+		return -failed;
+	text[length] = '\0';
+	const char *found = strstr(text, name);
+	return found == NULL ? -EPROTO : atoi(found + strlen(name));
+}
+
+/* The process that traces thread `tid`; 0 if none does, or -errno (ESRCH, ENOENT: it is gone). */
+int leased_tracer_of(int tid)
+{
+	int tracer = status_number(tid, "\nTracerPid:\t");
+	return tracer > 0 ? status_number(tracer, "\nTgid:\t") : tracer;
 }
 
 /* SIGKILL me when the thread that forked me ends: for our own workers only. */

@@ -29,6 +29,7 @@ from types import TracebackType
 
 import pytest
 
+from leased.hardware.leaves import ROOMS_MAX
 from leased.service.reaper_process import find_reaper
 from leased.terms.errors import DeviceError
 from tests.doubles.host import not_proven
@@ -446,6 +447,19 @@ class HostAgent:
         until = time.monotonic() + PATIENCE_S
         for path, _, _ in os.walk(self.cgroup, topdown=False):
             _remove(Path(path), until)
+
+
+@contextlib.contextmanager
+def obstructed(leaf: Path) -> Iterator[None]:
+    """While this lasts, nobody is in the leaf and it cannot be removed all the same: it has more
+    rooms than go with a leaf. A proof waits for it."""
+    rooms = [leaf / f"room{number}" for number in range(ROOMS_MAX + 1)]
+    for room in rooms:
+        room.mkdir()
+    yield
+    for room in rooms:
+        with contextlib.suppress(FileNotFoundError):  # from the 64th on they go with the leaf
+            room.rmdir()
 
 
 def end(process: subprocess.Popen) -> None:

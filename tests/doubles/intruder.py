@@ -31,6 +31,7 @@ _CLONE_NEWUSER = 0x10000000
 _IO_URING_SETUP, _IO_URING_REGISTER = 425, 427
 _REGISTER_BUFFERS, _REGISTER_FILES = 0, 2
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1
+_SEIZE, _TRACE_EXIT, _SET_DUMPABLE = 0x4206, 0x40, 4
 
 Answer = Callable[[str], str]
 
@@ -118,6 +119,23 @@ def double_fork(fd: int) -> Answer:
 def user_namespace(fd: int) -> Answer:
     """Be root, in a user namespace of its own."""
     _checked(_LIBC.unshare(_CLONE_NEWUSER))
+    return mapped(fd)
+
+
+def traced(fd: int) -> Answer:
+    """Map it, with a tracer that will hold us at our exit and read what we had."""
+    reading, writing = os.pipe()
+    _checked(_LIBC.prctl(_SET_DUMPABLE, 1))  # lost with the change of user
+    if os.fork() == 0:
+        os.close(fd)
+        traced_pid = os.getppid()
+        _checked(_LIBC.ptrace(_SEIZE, traced_pid, None, ctypes.c_void_p(_TRACE_EXIT)))
+        os.write(writing, b"x")
+        while True:
+            signal.pause()
+    os.close(writing)
+    if not os.read(reading, 1):
+        raise OSError(errno.EPERM, "ptrace")
     return mapped(fd)
 
 
@@ -262,8 +280,9 @@ def fork_bomb(fd: int) -> Answer:
 TRICKS: dict[str, Callable[[int], Answer]] = {
     trick.__name__: trick
     for trick in (
-        hold, reopen, path_only, mapped, cow, double_fork, user_namespace, thread, in_flight,
-        ring_file, ring_buffer, pipe_page, shrink, punch, seal, spend, leave_file, fork_bomb,
+        hold, reopen, path_only, mapped, cow, double_fork, user_namespace, traced, thread,
+        in_flight, ring_file, ring_buffer, pipe_page, shrink, punch, seal, spend, leave_file,
+        fork_bomb,
     )
 }  # fmt: skip
 

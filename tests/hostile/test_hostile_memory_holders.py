@@ -60,6 +60,7 @@ CASE_OF = {
     "double_fork": "double_fork",
     "user_namespace": "user_namespace_root",
     "ring_file": "io_uring_file",
+    "traced": "ptraced",
 }
 """Tricks that are rows of the published table."""
 

@@ -20,6 +20,7 @@ from tests.doubles.host_agent import (
     denied,
     exited,
     mem,
+    obstructed,
 )
 from tests.doubles.story import judge
 from tests.doubles.wire_peer import Peer
@@ -161,31 +162,24 @@ def test_scrubbing(agent: HostAgent) -> None:
 
 def test_verifying(agent: HostAgent) -> None:
     lease_id = agent.acquire(1 << 20)["lease_id"]
-    stuck = agent.cgroup / lease_id / "stuck" / "below"
-    stuck.mkdir(parents=True)  # the leaf cannot be removed, so the proof waits
-    with watching(agent, lease_id) as peer:
+    with watching(agent, lease_id) as peer, obstructed(agent.cgroup / lease_id):
         agent.call("Lease.Release", lease_id=lease_id)
         seen(peer, "verifying", lease_id)
         agent.kill()
-    stuck.rmdir()
-    stuck.parent.rmdir()
     agent.start()
     assert end_of(agent, lease_id) == "reclaimed"
 
 
 def test_fenced_stays_fenced_until_an_operator_says_otherwise(agent: HostAgent) -> None:
     lease_id = agent.acquire(1 << 20)["lease_id"]
-    stuck = agent.cgroup / lease_id / "stuck" / "below"
-    stuck.mkdir(parents=True)
-    agent.call("Lease.Release", lease_id=lease_id)
-    assert end_of(agent, lease_id) == "fenced"
-    agent.kill()
-    agent.start()
-    assert state_of(agent, lease_id) == "fenced"
-    [memory] = agent.call("Device.List")["resources"]
-    assert memory["use"]["fenced"] == 1 << 20
-    stuck.rmdir()
-    stuck.parent.rmdir()
+    with obstructed(agent.cgroup / lease_id):
+        agent.call("Lease.Release", lease_id=lease_id)
+        assert end_of(agent, lease_id) == "fenced"
+        agent.kill()
+        agent.start()
+        assert state_of(agent, lease_id) == "fenced"
+        [memory] = agent.call("Device.List")["resources"]
+        assert memory["use"]["fenced"] == 1 << 20
     agent.call("Admin.Unfence", admin=True, lease_id=lease_id)
     assert state_of(agent, lease_id) == "reclaimed"
     [memory] = agent.call("Device.List")["resources"]

@@ -16,6 +16,7 @@ import trio
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.ports import Arming
+from leased.service import reaper_protocol as protocol
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport, TeardownStep
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable, v1_frozen
@@ -29,6 +30,29 @@ FORK_BOMB = (
     "for _ in range(7):\n    os.fork() or [0 for _ in range(9**5)]\n"
     "signal.pause()"
 )
+
+TRACER = """
+import ctypes, os, sys, signal
+libc, seize, interrupt, trace_exit = ctypes.CDLL(None), 0x4206, 0x4207, 0x40
+for pid in map(int, sys.argv[1:]):
+    assert libc.ptrace(seize, pid, None, ctypes.c_void_p(trace_exit)) == 0
+    libc.ptrace(interrupt, pid, None, None)
+    os.waitpid(pid, os.WUNTRACED)
+print(flush=True)
+while True:
+    signal.pause()
+"""
+"""Holds whom it traces at its exit, and never lets it go."""
+
+
+def tracer_of(*pids: int) -> subprocess.Popen[bytes]:
+    """A process outside that traces these."""
+    words = [sys.executable, "-c", TRACER, *map(str, pids)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"\n"
+    process.stdout.close()
+    return process
 
 
 async def _cut_at_deadline(link: SingleLink, lease_id: bytes, deadline_ns: int) -> CutReport:
@@ -62,6 +86,55 @@ async def test_everybody_in_the_leaf_and_the_bound_holder_die_at_the_deadline() 
             assert lease.deadline_ns <= report.steps[0].began_ns <= ends[0] <= ends[1] <= ends[2]
             assert ends[2] == report.cut_ns < lease.deadline_ns + NS_PER_S
             nursery.cancel_scope.cancel()
+
+
+async def test_a_tracer_outside_keeps_nobody_at_its_exit() -> None:
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = SingleLink(host.socket_path)
+            await nursery.start(link.run)
+            lease = lease_of(ttl_ms=LATER_MS)
+            leaf = host.leaf(lease)
+            inside, holder, stranger = host.sleeper(leaf), host.sleeper(), host.sleeper()
+            # Its tracer is traced in turn; and somebody traces one who has nothing to do with it.
+            first = tracer_of(inside.pid, holder.pid)
+            second, other = tracer_of(first.pid), tracer_of(stranger.pid)
+            try:
+                await link.arm(lease, leaf, (), host.pidfd(holder))
+                report = await link.revoke(lease.lease_id)
+                assert report.clean, report
+                assert report.steps[-1].ended_ns - report.steps[-1].began_ns < 4 * NS_PER_S
+                for gone in (inside, holder, first, second):
+                    assert gone.wait(5) == -signal.SIGKILL
+                assert other.poll() is None and stranger.poll() is None
+                assert host.log().count("event=tracer") >= 2
+            finally:
+                for process in (first, second, other):
+                    process.kill()
+                    process.wait(5)
+            nursery.cancel_scope.cancel()
+
+
+async def test_what_an_agent_asked_for_before_it_died_is_done() -> None:
+    """The reaper reads it only when nobody is there to be answered any more."""
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = SingleLink(host.socket_path)
+            await nursery.start(link.run)
+            lease = lease_of(ttl_ms=LATER_MS)
+            leaf = host.leaf(lease)
+            inside = host.sleeper(leaf)
+            await link.arm(lease, leaf, (), None)
+            nursery.cancel_scope.cancel()
+        dying = host.connect()
+        host.process.send_signal(signal.SIGSTOP)
+        for serial in range(3):
+            dying.send(protocol.encode(protocol.PING, serial, 0, b""))
+        entry = protocol.encode_revoke(lease.lease_id, spare_holder=False)
+        dying.send(protocol.encode(protocol.REVOKE, 3, 1, entry))
+        dying.close()
+        host.process.send_signal(signal.SIGCONT)
+        assert inside.wait(5) == -signal.SIGKILL
 
 
 async def test_disarming_a_lease_with_somebody_inside_cuts_it_first() -> None:

@@ -5,7 +5,9 @@ An owner (of RDMA objects, say) is in the leaf so that whatever kills the leaf k
 of its own, so that the leaf still tells when the last of the holder's processes has gone: those are
 then in the room `inside`. A leaf without an owner has no rooms.
 
-Rule: rooms have no controllers of their own; every limit and the device filter are the leaf's.
+Rule: rooms have no controllers of their own; every limit and the device filter are the leaf's. A
+room is ours by its name; a holder who is root may make others, one in another, and they go with the
+leaf if nobody is in them: an empty cgroup that only a name keeps is no reason to fence.
 
 A limit on RDMA objects must be lifted before its cgroup is removed: Linux (seen in 6.1) frees a
 limit that nobody is charged under only when it is set to max, and otherwise crashes when the RDMA
@@ -25,6 +27,11 @@ from leased.hardware.sysfs import list_names, read_text
 from leased.terms.errors import DeviceError
 
 INSIDE = "inside"
+OURS = "rdma-"
+"""What the name of a room begins with in which a process of ours lives."""
+
+ROOMS_MAX = 64
+"""Rooms of a leaf that are removed with it: whoever makes more of them is not worth the time."""
 
 
 def make_room(leaf: str, name: str) -> str:
@@ -48,17 +55,31 @@ def inside(leaf: str) -> str:
 
 def owners(leaf: str) -> list[str]:
     """The rooms of our own processes."""
-    rooms = [f"{leaf}/{name}" for name in list_names(Path(leaf)) if name != INSIDE]
-    return [room for room in rooms if os.path.isdir(room)]
+    return [f"{leaf}/{name}" for name in list_names(Path(leaf)) if name.startswith(OURS)]
 
 
 def remove(leaf: str) -> None:
     """Remove the leaf and its rooms. Raises OSError: somebody is left."""
     lift_object_limits(leaf)
-    for room in [*owners(leaf), f"{leaf}/{INSIDE}"]:
+    for room in _rooms(leaf):
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(room)
     os.rmdir(leaf)
+
+
+def _rooms(leaf: str) -> list[str]:
+    """Every cgroup below the leaf, the lower before those that they are in. Not by recursion: how
+    deep they go is the holder's choice."""
+    found: list[str] = []
+    look_into = [leaf]
+    while look_into:
+        with os.scandir(look_into.pop()) as entries:
+            rooms = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        found += rooms
+        look_into += rooms
+        if len(found) > ROOMS_MAX:
+            raise OSError(errno.EBUSY, f"more than {ROOMS_MAX} rooms", leaf)
+    return found[::-1]
 
 
 def lift_object_limits(leaf: str) -> None:

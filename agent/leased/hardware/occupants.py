@@ -4,7 +4,8 @@
 Rule: identity is (device, inode), never a name that a tenant could choose; the one exception is an
 io_uring registration, of which the kernel tells only the name, and ours carries the lease's id.
 One pass over /proc answers for many inodes at once. Nobody is killed by number: the pidfd is
-opened first, then the process is examined again through it.
+opened first, then the process is examined again through it. A tracer that holds a killed process
+at its exit reads its memory, so it goes as well.
 
 Sees descriptors, mappings and registered files (teardown.md 1.5), of threads with descriptors of
 their own too. Does not see descriptors in flight nor pinned pages: `exclusion` and the pools'
@@ -23,10 +24,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
+from leased.hardware import verbs
 from leased.terms.errors import DeviceError
 
 _MEMFD = b"memfd:"
 RING = "anon_inode:[io_uring]"
+TRACER_NS = 500_000_000
+"""A tracer that lets a killed process go at all does it in no time."""
+
 GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 Inode = tuple[int, int]
@@ -98,6 +103,7 @@ def kill_those(
 ) -> tuple[int, int]:
     """Kill each process of which `still` is true when it is pinned; (killed, would not die)."""
     dying: list[int] = []
+    doomed: list[int] = []
     with contextlib.ExitStack() as stack:
         for occupant in sorted(frozenset(occupants), key=lambda one: one.pid):
             try:
@@ -113,8 +119,28 @@ def kill_those(
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             dying.append(pidfd)
-        left = _wait_gone(dying, budget_ns)
+            doomed.append(occupant.pid)
+        left = _wait_gone(dying, min(budget_ns, TRACER_NS))
+        if left and budget_ns > TRACER_NS:
+            for pid in doomed:
+                _end_tracers(pid)
+            left = _wait_gone(dying, budget_ns - TRACER_NS)
     return len(dying), left
+
+
+def _end_tracers(pid: int) -> None:
+    """Kill whoever traces a thread of a process that was killed."""
+    for tid in map(int, listed(f"/proc/{pid}/task")):
+        tracer = verbs.tracer_of(tid)
+        if tracer <= 1 or tracer == os.getpid():
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(tracer)
+            try:
+                if verbs.tracer_of(tid) == tracer:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
 
 
 def _wait_gone(pidfds: list[int], budget_ns: int) -> int:

@@ -175,6 +175,11 @@ def take_descriptor(pidfd: int, number: int) -> int:
     return _checked("pidfd_take", lib.leased_pidfd_take(pidfd, number))
 
 
+def tracer_of(tid: int) -> int:
+    """The process that traces a thread; 0 if none does, or the thread is gone."""
+    return max(int(lib.leased_tracer_of(tid)), 0)
+
+
 def die_with_parent() -> None:
     """SIGKILL this process when the thread that forked it ends."""
     _checked("die_with_parent", lib.leased_die_with_parent())

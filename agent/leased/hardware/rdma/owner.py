@@ -24,14 +24,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from leased.hardware import verbs
+from leased.hardware import leaves, verbs
 from leased.hardware.rdma import protocol
 from leased.terms.errors import DeviceError
 
 DOOR_FD: Final = 4
 """Where an owner keeps the door (native/rdma/confinement.c)."""
 
-PREFIX: Final = "rdma-"
+PREFIX: Final = leaves.OURS
 """An owner's room in the leaf is called after its device."""
 
 _PACKAGE: Final = Path(__file__).resolve().parents[2]
