@@ -123,6 +123,13 @@ def test_the_doors_are_the_programs_doors() -> None:
     assert user["Service"] == admin["Service"] == ["leased.service"]
 
 
+def test_nothing_that_is_leased_may_be_swapped_out() -> None:
+    """Of the agent's, to whose cgroup leased memory is charged, and of the leaves."""
+    assert settings("leased.slice")["MemorySwapMax"] == ["0"]
+    for unit in ("leased.service", "leased-cgroup.service", "leased-reaper.service"):
+        assert settings(unit)["Slice"] == ["leased.slice"]
+
+
 def test_the_directories_and_the_cgroup_are_the_programs() -> None:
     paths = Config().paths
     agent = settings("leased.service")
