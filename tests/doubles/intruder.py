@@ -9,6 +9,7 @@ output: what it can still do. It runs as nobody.
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -19,6 +20,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 NOBODY = 65534
@@ -89,6 +91,24 @@ def path_only(fd: int) -> Answer:
     path = os.open(f"/proc/self/fd/{fd}", os.O_PATH)
     os.close(fd)
     return lambda line: _try_file(os.open(f"/proc/self/fd/{path}", os.O_RDWR))
+
+
+def reopens(fd: int) -> Answer:
+    """Keep an O_PATH descriptor and open it again and again, never for long; say how often a
+    second."""
+    path = os.open(f"/proc/self/fd/{fd}", os.O_PATH)
+    os.close(fd)
+    name, began, count = f"/proc/self/fd/{path}", time.monotonic(), 0
+
+    def open_for_ever() -> None:
+        nonlocal count
+        while True:
+            with contextlib.suppress(OSError):
+                os.close(os.open(name, os.O_RDWR | os.O_NONBLOCK))
+            count += 1
+
+    threading.Thread(target=open_for_ever, daemon=True).start()
+    return lambda line: str(int(count / (time.monotonic() - began)))
 
 
 def mapped(fd: int) -> Answer:
@@ -280,7 +300,7 @@ def fork_bomb(fd: int) -> Answer:
 TRICKS: dict[str, Callable[[int], Answer]] = {
     trick.__name__: trick
     for trick in (
-        hold, reopen, path_only, mapped, cow, double_fork, user_namespace, traced, thread,
+        hold, reopen, reopens, path_only, mapped, cow, double_fork, user_namespace, traced, thread,
         in_flight, ring_file, ring_buffer, pipe_page, shrink, punch, seal, spend, leave_file,
         fork_bomb,
     )

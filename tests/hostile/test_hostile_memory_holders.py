@@ -136,6 +136,22 @@ async def test_a_page_in_a_pipe_has_lost_what_it_said(devices: Devices) -> None:
     print("NOT PROVEN: that a pinned normal page came back (published as a limit)")
 
 
+async def test_who_opens_it_again_and_again_is_too_late(devices: Devices) -> None:
+    """Never open for long: a search may miss it, and an open may come between two steps."""
+    for _ in range(5):
+        one = lease(memory(PAGES * 4096))
+        made = await grant(devices, one)
+        with tenant("second:reopens", handed(devices, one, made.fds)) as holder:
+            while not (rate := int(holder.ask())):
+                pass
+            holder.cut()
+            scrub, proof = await reclaim(devices, one, made)
+        print(f"re-opened {rate} times a second")
+        assert scrub.clean and proof.unproven == ()
+    name = "test_hostile_memory_holders.py::test_who_opens_it_again_and_again…"
+    record(Verdict("reopens", "mem", PLACE, "clean", evidence=name))
+
+
 async def test_policy_fence_kills_nobody_and_proves_nothing() -> None:
     with real_devices(escapees=EscapeePolicy.FENCE) as devices:
         one = lease(memory(PAGES * 4096))
