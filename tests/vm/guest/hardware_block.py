@@ -297,8 +297,9 @@ def test_what_the_host_uses_is_refused_and_named() -> None:
     words = ["mdadm", "--create", "/dev/md7", "--run", "--level=1", "--raid-devices=2", array]
     host.run(*words, "missing")
     try:
-        eventually("the mount is named", lambda: "mounted at /mnt" in drives.note_of(A2))
-        eventually("the array is named", lambda: "in the array md7" in drives.note_of(A1))
+        # A mount is told by no notice: the look of each minute finds it.
+        eventually("the mount is named", lambda: "mounted at /mnt" in drives.note_of(A2), 90)
+        eventually("the array is named", lambda: "in the array md7" in drives.note_of(A1), 90)
         for identity in (A1, A2):
             with pytest.raises(Failed) as refused:
                 Connection().acquire(*ask(identity))
@@ -343,10 +344,10 @@ def test_a_namespace_that_is_attached_and_detached_is_news() -> None:
     words = (f"/dev/{first.name}", "-n", "3", "-c", "0,1")
     host.run("nvme", "attach-ns", *words)
     try:
-        eventually("it is offered", lambda: f"block:{A3}" in drives.offered())
+        eventually("it is offered", lambda: f"block:{A3}" in drives.offered(), 90)
     finally:
         host.run("nvme", "detach-ns", *words)
-    eventually("it is not any more", lambda: f"block:{A3}" not in drives.offered())
+    eventually("it is not any more", lambda: f"block:{A3}" not in drives.offered(), 90)
     host.journal("LEASE_EVENT=InventoryChanged", least=before + 2)
 
 
