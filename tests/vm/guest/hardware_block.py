@@ -40,7 +40,7 @@ EMULATED = 10
 """So much slower, at the least: the tier's own rule (`patience.sed`)."""
 
 TURNS = int(os.environ.get("LEASED_TURNS", "10"))
-"""Grants that fail, each with its teardown: two to four seconds here. A thousand are for a night."""
+"""Grants that fail, each with its teardown: seconds here. A thousand are for a night."""
 
 MARKER = hashlib.shake_256(b"the plaintext of a tenant").digest(drives.BLOCK_BYTES)
 
