@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,8 @@ async def test_a_prober_reads_at_the_grant_and_not_after_the_cut(
 ) -> None:
     with hands(prober=device.far) as devices:
         async with holding(devices, region(device)) as held:
+            home = Path(held.prepared.cgroup).parent / "probers"
+            assert (home / "cgroup.procs").read_text().split(), "under no filter of the agent's"
             if orderly:
                 assert await devices.withdraw(held.lease)
             held.kill()

@@ -6,6 +6,8 @@ Probers are children of the one worker that this runs in, and end with it: after
 agent, has been replaced, a prober is made anew for every lease that goes on; for one that has ended
 meanwhile there is none, and the kernel's list is the only witness.
 
+They live in a cgroup beside the leases': our own lets no packet of a software device out.
+
 Rule: only a completion is believed. A read that went through after the cut proves that access has
 not ended; one that the fabric or the device refused proves that it has.
 
@@ -15,15 +17,18 @@ Does not judge (`backend`).
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from leased.hardware import cgroup
 from leased.hardware.rdma import calls, owner, protocol
 from leased.hardware.rdma.devices import named, place_of, read_devices
 from leased.hardware.rdma.nldev import Nldev
 from leased.terms.errors import DeviceError
 
+HOME: Final = "probers"
 _READ_MS: Final = 1000
 """A peer that does not answer is given up by the device within 0.1 s."""
 
@@ -60,6 +65,7 @@ def watch(asked: calls.Watch, fds: Sequence[int]) -> calls.Nothing:
     process, door = owner.start_prober(owner.find_program(asked.program))
     prober = _Prober(process, door, 0, 0)
     try:
+        _move_out(process.pid, f"{os.path.dirname(asked.room.leaf)}/{HOME}")
         regions, connection = _meet(asked.room, door, where)
         for (address, _), rkey in zip(regions, connection.rkeys, strict=True):
             status, _ = prober.read(address, rkey)
@@ -75,6 +81,14 @@ def watch(asked: calls.Watch, fds: Sequence[int]) -> calls.Nothing:
         earlier.end()
     _probers[asked.lease, asked.room.guid] = prober
     return calls.Nothing()
+
+
+def _move_out(pid: int, home: str) -> None:
+    try:
+        os.makedirs(home, exist_ok=True)
+    except OSError as error:
+        raise DeviceError("rdma_probe", error.errno or errno.EIO, home) from error
+    cgroup.write(f"{home}/cgroup.procs", str(pid))
 
 
 def _meet(
