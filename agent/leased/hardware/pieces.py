@@ -100,12 +100,7 @@ def memory_pieces(lease: Lease) -> list[Piece]:
 def needs_leaf(lease: Lease) -> bool:
     """Whether the leaf is made with the grant: nobody is bound, or what is leased is enforced by
     it (a cpu share, a budget, the device nodes that may be opened)."""
-    if lease.pid <= 0:
-        return True
-    for allotment in lease.subject.allotments:
-        if not is_handed_out(allotment):
-            return True
-    return False
+    return lease.pid <= 0 or not all(is_handed_out(a) for a in lease.subject.allotments)
 
 
 def leaf_call(lease: Lease, path: str, pids_max: int) -> MakeLeaf:
