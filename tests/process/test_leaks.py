@@ -2,10 +2,8 @@
 """Random ways to get a lease, or not to: afterwards the host has what it had before.
 
 A fence is a failure here, and its reason is told: nothing in these cycles leaves memory unclean.
-One run under heavy load ended with a tenth of the leases fenced and did not say why; three since,
-one of them under such load, with none. `LEASED_LEAK_CYCLES` changes the number, `LEASED_LEAK_SEED`
-the seed; both are printed. A kind of hardware plugs in by `storm`, with what to ask for and what
-else to count.
+`LEASED_LEAK_CYCLES` changes the number, `LEASED_LEAK_SEED` the seed; both are printed. A kind of
+hardware plugs in by `storm`, with what to ask for and what else to count.
 """
 
 from __future__ import annotations

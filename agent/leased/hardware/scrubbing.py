@@ -32,6 +32,8 @@ PASSES_MAX = 5
 """Passes over the host: two that find nobody end it; a holder who keeps moving ends fenced."""
 
 PASS_BUDGET_NS = 2_000_000_000
+"""What each pass adds to the time of the search. They share it: on a host that is short of processor
+one pass may need what all were given."""
 _ALIGN_BYTES = 2 << 20
 _CHILD_TOLD = 16
 """Bytes that the child writes: overwritten and residue, 8 each."""
@@ -73,9 +75,10 @@ def _clear_out(suspects: Sequence[_One], batch: Batch) -> None:
     sought = [one.sought for one in suspects]
     exempt = {**dict(batch.exempt), os.getpid(): occupants.start_time(os.getpid()) or 0}
     quiet = 0
+    spent_ns, began_ns = 0, _now_ns()
     try:
         for _ in range(PASSES_MAX):
-            deadline_ns = _now_ns() + PASS_BUDGET_NS
+            deadline_ns = began_ns + spent_ns + PASSES_MAX * PASS_BUDGET_NS
             seen = occupants.scan(sought, exempt=exempt, deadline_ns=deadline_ns)
             seen = {inode: _strangers(found, batch) for inode, found in seen.items()}
             everyone = [occupant for found in seen.values() for occupant in found]
@@ -85,7 +88,9 @@ def _clear_out(suspects: Sequence[_One], batch: Batch) -> None:
             if quiet == 2 or (everyone and not batch.kill_escapees):
                 break
             if everyone:
+                waiting_ns = _now_ns()
                 occupants.evict(everyone, sought, budget_ns=batch.kill_budget_ns)
+                spent_ns += _now_ns() - waiting_ns  # that has a budget of its own
                 for one in suspects:
                     one.killed += one.left
     except DeviceError as error:
