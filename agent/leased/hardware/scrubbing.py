@@ -18,12 +18,13 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from leased.hardware import exclusion, occupants, parallel, verbs
 from leased.hardware.calls import Batch, Cleaned, Counted, Scrub
 from leased.hardware.memory import read_pool
-from leased.hardware.occupants import Occupant, Sought
+from leased.hardware.occupants import Inode, Occupant, Sought
 from leased.terms.errors import DeviceError
 from leased.terms.teardown import StepReport, TeardownStep
 
@@ -32,11 +33,24 @@ PASSES_MAX = 5
 """Passes over the host: two that find nobody end it; a holder who keeps moving ends fenced."""
 
 PASS_BUDGET_NS = 2_000_000_000
-"""What each pass adds to the time of the search. They share it: on a host that is short of processor
-one pass may need what all were given."""
+"""What each pass adds to the time of the search. They share it: on a host that is short of
+processor, one pass may need what all were given."""
 _ALIGN_BYTES = 2 << 20
 _CHILD_TOLD = 16
 """Bytes that the child writes: overwritten and residue, 8 each."""
+
+
+def now_ns() -> int:
+    """CLOCK_BOOTTIME."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class Scan(Protocol):
+    """Who has which of the memfds: `occupants.scan`."""
+
+    def __call__(
+        self, sought: Sequence[Sought], *, exempt: Mapping[int, int], deadline_ns: int
+    ) -> dict[Inode, list[Occupant]]: ...
 
 
 class _One:
@@ -57,29 +71,41 @@ class _One:
 
 
 def scrub_batch(
-    batch: Batch, calls: Sequence[Scrub], fds: Sequence[int], *, opens_counted: bool
+    batch: Batch,
+    calls: Sequence[Scrub],
+    fds: Sequence[int],
+    *,
+    opens_counted: bool,
+    scan: Scan = occupants.scan,
+    clock: Callable[[], int] = now_ns,
 ) -> list[Cleaned]:
-    """Scrub every memfd; one that fails spoils no other. `opens_counted`: see `exclusion`."""
+    """Scrub every memfd; one that fails spoils no other. `opens_counted`: see `exclusion`; `scan`
+    and `clock` are what the search is made with."""
     ones = [_One(call, fd) for call, fd in zip(calls, fds, strict=True)]
-    began_ns = _now_ns()
+    began_ns = now_ns()
     suspects = [one for one in ones if not (one.alone and opens_counted)]
     if suspects:
-        _clear_out(suspects, batch)
+        _clear_out(suspects, batch, scan, clock)
     for one in ones:
         _report(one, TeardownStep.ESCAPEE_SCAN, one.errno, began_ns, one.left or one.killed)
     return [_clean(one, batch) for one in ones]
 
 
-def _clear_out(suspects: Sequence[_One], batch: Batch) -> None:
+def _clear_out(
+    suspects: Sequence[_One],
+    batch: Batch,
+    scan: Scan = occupants.scan,
+    clock: Callable[[], int] = now_ns,
+) -> None:
     """Find and kill until two passes in a row find nobody: one pass is not atomic."""
     sought = [one.sought for one in suspects]
     exempt = {**dict(batch.exempt), os.getpid(): occupants.start_time(os.getpid()) or 0}
     quiet = 0
-    spent_ns, began_ns = 0, _now_ns()
+    spent_ns, began_ns = 0, clock()
     try:
         for _ in range(PASSES_MAX):
             deadline_ns = began_ns + spent_ns + PASSES_MAX * PASS_BUDGET_NS
-            seen = occupants.scan(sought, exempt=exempt, deadline_ns=deadline_ns)
+            seen = scan(sought, exempt=exempt, deadline_ns=deadline_ns)
             seen = {inode: _strangers(found, batch) for inode, found in seen.items()}
             everyone = [occupant for found in seen.values() for occupant in found]
             quiet = quiet + 1 if not everyone else 0
@@ -88,9 +114,9 @@ def _clear_out(suspects: Sequence[_One], batch: Batch) -> None:
             if quiet == 2 or (everyone and not batch.kill_escapees):
                 break
             if everyone:
-                waiting_ns = _now_ns()
+                waiting_ns = clock()
                 occupants.evict(everyone, sought, budget_ns=batch.kill_budget_ns)
-                spent_ns += _now_ns() - waiting_ns  # that has a budget of its own
+                spent_ns += clock() - waiting_ns  # that has a budget of its own
                 for one in suspects:
                     one.killed += one.left
     except DeviceError as error:
@@ -135,7 +161,7 @@ def _clean(one: _One, batch: Batch) -> Cleaned:
     for everybody who maps the memory still."""
     try:
         overwritten = residue = 0
-        began_ns = _now_ns()
+        began_ns = now_ns()
         try:
             if one.size_bytes:
                 overwritten, residue = _overwrite(one)
@@ -151,8 +177,7 @@ def _clean(one: _One, batch: Batch) -> Cleaned:
             # strangers with a reference, and are dealt with as such.
             one.killed = one.left = 0
             _clear_out([one], batch)
-            now_ns = _now_ns()
-            _report(one, TeardownStep.ESCAPEE_SCAN, one.errno, now_ns, one.left or one.killed)
+            _report(one, TeardownStep.ESCAPEE_SCAN, one.errno, now_ns(), one.left or one.killed)
     finally:
         if one.kept is not None:
             os.close(one.kept)
@@ -201,7 +226,7 @@ def _overwrite_in_child(one: _One) -> tuple[int, int]:
 
 def _truncate(one: _One) -> tuple[Counted | None, int]:
     """Give the pages up; the pool's counters before, and how many did not come back at once."""
-    began_ns = _now_ns()
+    began_ns = now_ns()
     pool = one.call.pool
     before = read_pool(pool) if pool is not None else None
     try:
@@ -217,8 +242,4 @@ def _truncate(one: _One) -> tuple[Counted | None, int]:
 
 
 def _report(one: _One, step: TeardownStep, failed: int, began_ns: int, measured: int) -> None:
-    one.steps.append(StepReport(step, failed, began_ns, _now_ns(), measured))
-
-
-def _now_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    one.steps.append(StepReport(step, failed, began_ns, now_ns(), measured))
