@@ -174,10 +174,17 @@ def _create(call: Create, made: list[int]) -> Created:
     fd = verbs.create_memory(
         call.name, size_bytes=call.size_bytes, page_bytes=call.page_bytes, node=call.node
     )
-    made.append(fd)
-    if call.handed:
-        made.append(exclusion.reopen(fd))
-    status = os.fstat(fd)
+    own = [fd]
+    try:
+        if call.handed:
+            own.append(exclusion.reopen(fd))
+        status = os.fstat(fd)
+    except OSError:
+        # Nothing of a call that failed may travel: the descriptors behind it would be taken for it.
+        for one in own:
+            os.close(one)
+        raise
+    made.extend(own)
     return Created(status.st_dev, status.st_ino, status.st_blocks, _now_ns())
 
 
