@@ -38,7 +38,11 @@ ROOMS: dict[str, frozenset[str]] = {
 }
 """What each room may import besides itself and the bare `leased` (its version)."""
 
-EXTRA: dict[str, tuple[frozenset[str], str]] = {}
+_SPEAKS = "declares verbs and prints as leasectl does, by the same code"
+EXTRA: dict[str, tuple[frozenset[str], str]] = {
+    "leased.collector.main": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.verbs": (frozenset({"ctl"}), _SPEAKS),
+}
 """Single modules that may import one room more, each with the reason."""
 
 PURE_STDLIB = frozenset(

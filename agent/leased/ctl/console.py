@@ -35,9 +35,11 @@ class Console:
         boot_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         zone: tzinfo | None = None,
         terminal: bool | None = None,
+        program: str = "leasectl",
     ) -> None:
         self.out = out
         self.err = err
+        self.program = program
         self.wall_ns = wall_ns
         self.boot_ns = boot_ns
         self._zone = zone
@@ -50,7 +52,7 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line beside the answer."""
-        self.err.write(f"leasectl: {text}\n")
+        self.err.write(f"{self.program}: {text}\n")
 
     def progress(self, text: str) -> None:
         """A line that the next one replaces; only where a person watches."""

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""leased-collector: the tree of its verbs.
+
+Rule: as leasectl: every verb has an example, answers go to standard output, exit statuses are
+sysexits and are listed in the help.
+
+Does not carry out verbs: each family has its module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import leased
+from leased.collector import verbs as records
+from leased.ctl.console import Console
+from leased.ctl.refusals import tell
+from leased.ctl.usage_text import Parser
+from leased.terms.errors import LeasedError
+
+STATE_DIRECTORY: Final = Path("/var/lib/leased-collector")
+EXIT_STATUSES: Final = (
+    (0, "done, and everything holds"),
+    (64, "the command line cannot be meant"),
+    (65, "the evidence does not hold"),
+    (66, "no such log"),
+    (69, "a node could not be reached"),
+    (75, "somebody else was faster: try again"),
+    (78, "a configuration or a state directory was refused"),
+)
+INTERRUPTED: Final = 130
+_FAMILIES: Final = (records,)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole tree, in the order of the help."""
+    parser = Parser(
+        prog="leased-collector",
+        description="Every node's sealed log: pulled, verified, kept, countersigned.",
+        epilog="exit status:\n"
+        + "\n".join(f"  {status:>3}  {meaning}" for status, meaning in EXIT_STATUSES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = getattr(leased, "__version__", "unknown")
+    parser.add_argument("--version", action="version", version=f"leased-collector {version}")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=STATE_DIRECTORY,
+        metavar="DIR",
+        help=f"the collector's state directory (default: {STATE_DIRECTORY})",
+    )
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="VERB", required=True, parser_class=Parser, title="verbs"
+    )
+    for family in _FAMILIES:
+        family.register(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
+    """Run one command; returns its exit status."""
+    console = console or Console(program="leased-collector")
+    options = build_parser().parse_args(argv)
+    try:
+        status: int = options.act(options, console)
+        console.out.flush()
+    except LeasedError as error:
+        return tell(error, console)
+    except KeyboardInterrupt:
+        console.end_progress()
+        return INTERRUPTED
+    except BaseExceptionGroup as group:
+        # trio wraps an interrupt in the group of the tasks that it interrupted.
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        console.end_progress()
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has read enough. The interpreter must not flush into the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
