@@ -7,8 +7,10 @@ is left on the channel and the next step begins. The cut is the reaper's (`revok
 report of the cut it made at the deadline, or cuts now); the scrub and the proof are the device
 workers', and the proof asks another source than the scrub did.
 
-Leases that fall together are torn down together; much memory goes its own way, a few at once. Does
-not decide what the outcome means: `lessor.lifecycle` does.
+Leases that fall together are torn down together; much memory goes its own way, a few at once. A
+budget of which something is missing is asked for again for some minutes: what a tenant wrote to a
+file system is charged to it until the file system's journal lets go. Does not decide what the
+outcome means: `lessor.lifecycle` does.
 """
 
 from __future__ import annotations
@@ -31,13 +33,18 @@ from leased.terms.effect import Effect, Forget, Teardown
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Ending, Lease, LeaseState
-from leased.terms.resource import ResourceKind
+from leased.terms.resource import ResourceKind, Shape, shape_of
 from leased.terms.teardown import CutReport, ScrubReport, StepReport, TeardownStep
 
 BATCH_MAX = 64
 
 TOGETHER_S = 0.25
 """How long leases that fall together are waited for together: a cut takes a few milliseconds."""
+
+LATE_AFTER_S = 5
+LATE_ASKED_MAX = 6
+"""A budget that was not given back whole is proven again after this long, then after twice as long,
+and so on: five minutes in all."""
 
 
 TellReport = Callable[[LeaseId, str, bytes, bytes], None]
@@ -84,6 +91,7 @@ class Reclaimer:
         self._teardowns: Gathering[Lease] = Gathering()
         self._closed: Gathering[LeaseId] = Gathering()
         self._stragglers: Gathering[tuple[Lease, CutReport]] = Gathering()
+        self._late: Gathering[tuple[Lease, int]] = Gathering()
 
     def start(self, effect: Effect) -> None:
         """Take an effect of a committed batch."""
@@ -99,6 +107,7 @@ class Reclaimer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_closed)
             nursery.start_soon(self._run_stragglers)
+            nursery.start_soon(self._run_late)
             slots = trio.Semaphore(SLOW_AT_ONCE_MAX)
             while True:
                 gathered = await self._teardowns.take(BATCH_MAX)
@@ -148,6 +157,16 @@ class Reclaimer:
         that it is asked for."""
         while True:
             await self._clean(await self._stragglers.take(BATCH_MAX))
+
+    async def _run_late(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                for lease, asked in await self._late.take(BATCH_MAX):
+                    nursery.start_soon(self._prove_late, lease, asked)
+
+    async def _prove_late(self, lease: Lease, asked: int) -> None:
+        await trio.sleep(LATE_AFTER_S << asked)
+        await self._prove([lease], asked + 1)
 
     # -- the three steps ---------------------------------------------------------------------------
 
@@ -203,18 +222,24 @@ class Reclaimer:
                 self._submit(ScrubEnded(NO_COMMAND, told, evidence))
             if scrub.clean:
                 scrubbed.append(lease)
-        if not scrubbed:
-            return
+        if scrubbed:
+            await self._prove(scrubbed)
+
+    async def _prove(self, leases: Sequence[Lease], asked: int = 0) -> None:
+        """Ask the other source, for the first time or after `asked` proofs that missed a part."""
+        fds_of = self._custodian.of
         proofs = await self._devices.prove_many(
-            [(lease, fds_of(lease.lease_id).fds) for lease in scrubbed]
+            [(lease, fds_of(lease.lease_id).fds) for lease in leases]
         )
-        for lease, proof in zip(scrubbed, proofs, strict=True):
+        for lease, proof in zip(leases, proofs, strict=True):
             if isinstance(proof, DeviceError):
                 self._fail(lease, TeardownStep.COUNTERS, proof)
             else:
                 used = self._sampler.utilization(lease)
                 evidence = self._publish("proof", proof)
                 self._submit(ProofEnded(NO_COMMAND, proof, evidence, used))
+                if proof.unproven and asked < LATE_ASKED_MAX and _comes_late(lease):
+                    self._late.put((lease, asked))
 
     def _publish(self, step: str, report: Report) -> bytes:
         """Copy a report to the journal; the hash that stands for it in the chain."""
@@ -239,6 +264,14 @@ class Reclaimer:
 def _memory_bytes(lease: Lease) -> int:
     """How much memory is overwritten, or taken back by the kernel."""
     return sum(a.capacity for a in lease.subject.allotments if a.kind is ResourceKind.MEM)
+
+
+def _comes_late(lease: Lease) -> bool:
+    """Whether the leaf alone says what is missing of the lease, whoever has the rest by now."""
+    return all(
+        a.kind is ResourceKind.CPU or shape_of(a.resource_id) is Shape.BUDGET
+        for a in lease.subject.allotments
+    )
 
 
 def _with_backstop(scrub: ScrubReport, cut: CutReport) -> ScrubReport:

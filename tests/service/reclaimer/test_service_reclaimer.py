@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from leased.service.reclaimer import LATE_ASKED_MAX
 from leased.terms.command import Release, Revoke, Unfence
 from leased.terms.errors import DeviceError
 from leased.terms.event import AccessCut, Fenced, Reclaimed, Scrubbed
@@ -160,6 +161,36 @@ async def test_a_proof_that_misses_a_part_fences_that_part(
         fenced = await agent.until(lease.lease_id, LeaseState.FENCED)
         assert fenced.fenced == (missing,)
         assert agent.free == (PAGES - 3) * PAGE
+
+
+async def test_what_is_missing_of_a_budget_is_asked_for_until_it_is_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    [pool] = small_inventory(PAGES).resources
+    budget = msgspec.structs.replace(pool, resource_id="mem:budget:node0:4096")
+    async with Host(inventory=Inventory((pool, budget))).standing() as host, host.agent() as agent:
+        leases = []
+        for asked in (8, 6):
+            acquire = msgspec.structs.replace(
+                host.acquire(1),
+                asks=(Ask(ResourceKind.MEM, asked * PAGE, shape=Shape.BUDGET),),
+            )
+            reply = await agent.ask(acquire)
+            assert isinstance(reply, Granted), reply
+            leases.append(await agent.until(reply.lease.lease_id, LeaseState.ACTIVE))
+        comes_back, stays = leases
+        for lease in leases:
+            host.devices.pin(lease, replace_capacity(lease.subject.allotments[0], PAGE))
+            await release(agent, lease)
+            await agent.until(lease.lease_id, LeaseState.FENCED)
+        await trio.sleep(30)
+        host.devices.unfence(comes_back)
+        await agent.until(comes_back.lease_id, LeaseState.RECLAIMED)
+        await trio.sleep(600)
+        assert agent.at(stays.lease_id).state is LeaseState.FENCED
+        proofs = [step for one, step, _ in agent.reports if one == stays.lease_id]
+        assert proofs.count("proof") == 1 + LATE_ASKED_MAX
+        [_, _] = [event for _, event, _ in host.chain() if isinstance(event, Fenced)]
 
 
 # ---- nobody waits for somebody else's worker -----------------------------------------------------
