@@ -9,6 +9,7 @@ computes usage.
 from __future__ import annotations
 
 from leased.terms.event import (
+    AccessCut,
     Allocated,
     ClockStepped,
     DrainNotified,
@@ -22,6 +23,7 @@ from leased.terms.event import (
     Recovered,
     Renewed,
     ResourceFenced,
+    Scrubbed,
     TeardownBegun,
     Unfenced,
     Voided,
@@ -148,6 +150,12 @@ class History:
         at_ns = self.boot_ns if effective_ns is None else effective_ns
         self.seal(Expired(*self._lease(number, at_ns)))
         return self.seal(TeardownBegun(*self._lease(number, at_ns)))
+
+    def tear_down(self, number: int) -> None:
+        """AccessCut and Scrubbed now: what the meter has no eye for, and an auditor misses."""
+        head = self._lease(number, self.boot_ns)
+        self.seal(AccessCut(*head, True, b""))
+        self.seal(Scrubbed(*head, 0, b""))
 
     def reclaim(self, number: int, held: tuple[int, ...] = ()) -> int:
         """Reclaimed now."""

@@ -169,6 +169,25 @@ class Ratchet:
         return sealed
 
 
+class CarriedEpochs(msgspec.Struct, frozen=True, array_like=True):
+    """Where a `Continuity` stands, for another to go on from. Not in any log: it holds a key."""
+
+    next: int | None
+    first_seq: int | None
+    boot_id: bytes | None
+    counted: bool
+    last: EpochSealed | None
+    epoch: int
+    key: bytes | None
+    sealed: int
+    proven: int
+    begin_ns: int
+    limit_ns: int | None
+
+    def __repr__(self) -> str:
+        return f"CarriedEpochs(next={self.next}, epoch={self.epoch})"
+
+
 class Continuity:
     """What can be checked of the seals of a chain, in order, from any place on."""
 
@@ -190,6 +209,22 @@ class Continuity:
         self.begin_ns = 0
         self.limit_ns: int | None = None
         """A record of this boot clock or later lies beyond the open epoch."""
+
+    def carried(self) -> CarriedEpochs:
+        """Where this stands."""
+        key = self._key
+        enrolled = (0, None) if key is None else (key.epoch, key.key)
+        order = (self._next, self._first_seq, self._boot_id, self._counted, self._last)
+        counts = (self.sealed, self.proven, self.begin_ns, self.limit_ns)
+        return CarriedEpochs(*order, *enrolled, *counts)
+
+    def resume(self, carried: CarriedEpochs) -> None:
+        """Go on from where another stood."""
+        self._next, self._first_seq = carried.next, carried.first_seq
+        self._boot_id, self._counted, self._last = carried.boot_id, carried.counted, carried.last
+        self._key = None if carried.key is None else EpochKey(carried.epoch, carried.key)
+        self.sealed, self.proven = carried.sealed, carried.proven
+        self.begin_ns, self.limit_ns = carried.begin_ns, carried.limit_ns
 
     def started(self, boot_id: bytes, boot_ns: int) -> None:
         """A NodeStarted: in another boot the open epoch ends within one epoch of it."""

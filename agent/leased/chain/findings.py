@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
+from leased.chain.epochs import CarriedEpochs
 from leased.chain.head import Head
 from leased.chain.record import HEADER, HEADER_BYTES, Record
 from leased.chain.tree import Frontier
@@ -63,3 +64,20 @@ class Verified(msgspec.Struct, frozen=True):
     clock_breaks: int
     seals: int = 0
     seals_proven: int = 0
+
+
+class Carried(msgspec.Struct, frozen=True, array_like=True):
+    """Where a verifier stands after whole batches: what another one goes on from. Holds the key of
+    an epoch, if the verifier was enrolled with one."""
+
+    head: Head
+    frontier: Frontier
+    batch: int
+    last_kind: int
+    public_key: bytes | None
+    signed_size: int
+    boot_ns: int
+    crc_damaged: int
+    unknown: int
+    clock_breaks: int
+    epochs: CarriedEpochs | None

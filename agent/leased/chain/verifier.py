@@ -17,7 +17,7 @@ from zlib import crc32
 
 from leased.chain.canonical import Unknown, decode
 from leased.chain.epochs import Continuity, EpochKey
-from leased.chain.findings import Verified, Walk
+from leased.chain.findings import Carried, Verified, Walk
 from leased.chain.head import GENESIS, Head
 from leased.chain.note import Checkpoint
 from leased.chain.record import (
@@ -138,6 +138,33 @@ class Verifier:
             self._epochs.sealed if self._epochs else 0,
             self._epochs.proven if self._epochs else 0,
         )
+
+    def carried(self) -> Carried:
+        """Where it stands, for `resume`. The last record fed ended its batch."""
+        assert not self._open, "a verifier is carried between whole batches"
+        return Carried(
+            self._head,
+            self._frontier,
+            self._batch,
+            self._last_kind,
+            self._key,
+            self._signed_size,
+            self._boot_ns,
+            self._damaged_count,
+            self._unknown,
+            self._clock_breaks,
+            self._epochs.carried() if self._epochs else None,
+        )
+
+    def resume(self, carried: Carried) -> None:
+        """Go on from where another verifier of this log stood."""
+        self._head, self._frontier = carried.head, carried.frontier
+        self._batch, self._last_kind = carried.batch, carried.last_kind
+        self._key, self._signed_size = carried.public_key, carried.signed_size
+        self._boot_ns, self._damaged_count = carried.boot_ns, carried.crc_damaged
+        self._unknown, self._clock_breaks = carried.unknown, carried.clock_breaks
+        if self._epochs is not None and carried.epochs is not None:
+            self._epochs.resume(carried.epochs)
 
     def _walk(self, data: bytes, offset: int, stop: int, base: int, walk: Walk) -> None:
         """The hot loop: every link, hash and CRC. About 3 us a record, so nothing is called that

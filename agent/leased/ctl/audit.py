@@ -97,7 +97,7 @@ def verify(options: argparse.Namespace, console: Console) -> int:
         return online(_verify_online)(options, console)
     console.progress(f"verifying {options.log}")
     try:
-        opened = read_log(options.log)
+        opened = read_log(options.log, leases=True)
     finally:
         console.end_progress()
     try:

@@ -2,8 +2,8 @@
 """Reading a log without writing it: for `leasectl verify`, bills and copies from elsewhere.
 
 Rule: the same checks as at opening, and all that opening leaves out: every body decoded strictly,
-every signature checked. Nothing is locked and nothing is changed; while an agent has the log open,
-only what is anchored is read.
+every lease followed from its beginning to its end, every signature checked. Nothing is locked and
+nothing is changed; while an agent has the log open, only what is anchored is read.
 
 Does not repair (`log.open_log` does).
 """
@@ -19,6 +19,7 @@ import msgspec
 from leased.chain.canonical import Unknown, decode
 from leased.chain.epochs import EpochKey
 from leased.chain.findings import Verified
+from leased.chain.grammar import Grammar
 from leased.chain.head import GENESIS, Head
 from leased.chain.record import Record, hash_prefix, parse_frame
 from leased.chain.recovery import SEGMENT_END, Image, Tail, choose_slot, read_tail
@@ -103,15 +104,19 @@ def read_log(
     *,
     bodies: bool = True,
     signatures: bool = True,
+    leases: bool = False,
     seal_key: EpochKey | None = None,
     disk: Disk | None = None,
 ) -> ReadLog:
-    """Verify the log in `directory` up to its anchor and open it for reading. `seal_key` is what
-    the reader was enrolled with. Raises StateError or ChainError."""
+    """Verify the log in `directory` up to its anchor and open it for reading. `leases` follows each
+    from its beginning to its end; `seal_key` is what the reader was enrolled with. Raises
+    StateError or ChainError."""
     try:
         disk = disk or DirectoryDisk(directory)
         try:
-            facts = _verify(disk, bodies=bodies, signatures=signatures, seal_key=seal_key)
+            facts = _verify(
+                disk, bodies=bodies, signatures=signatures, leases=leases, seal_key=seal_key
+            )
             return ReadLog(disk, facts)
         except BaseException:
             disk.close()
@@ -122,7 +127,9 @@ def read_log(
         ) from error
 
 
-def _verify(disk: Disk, *, bodies: bool, signatures: bool, seal_key: EpochKey | None) -> LogFacts:
+def _verify(
+    disk: Disk, *, bodies: bool, signatures: bool, leases: bool, seal_key: EpochKey | None
+) -> LogFacts:
     """Everything `read_log` checks."""
     names = disk.names()
     segments = segment_names(names)
@@ -143,7 +150,7 @@ def _verify(disk: Disk, *, bodies: bool, signatures: bool, seal_key: EpochKey | 
         epoch_ns=identity.epoch_ns,
         seal_key=seal_key,
     )
-    verifier = verify_from()
+    verifier, grammar = verify_from(), Grammar()
     head, frontier, index = GENESIS, EMPTY, -1
     for index, name in enumerate(segments):
         data = disk.read(name)
@@ -152,7 +159,7 @@ def _verify(disk: Disk, *, bodies: bool, signatures: bool, seal_key: EpochKey | 
             # Pruned before here: the header is what the log vouches for; a collector compares it
             # with what it holds.
             head, frontier = header.head, header.frontier
-            verifier = verify_from(head, frontier)
+            verifier, grammar = verify_from(head, frontier), Grammar(from_genesis=False)
         if header.log_id != identity.log_id or header.head != head or header.frontier != frontier:
             why = f"the segment does not continue the log, which stands at {head.text()}"
             raise ChainError(CORRUPT_SEGMENT, why, file=name, offset=0, sequence=head.size)
@@ -163,6 +170,8 @@ def _verify(disk: Disk, *, bodies: bool, signatures: bool, seal_key: EpochKey | 
         )
         if bodies:
             check_bodies(walk, file=name)
+        if leases:
+            grammar.follow(walk, file=name)
         verified = verifier.verified()
         head, frontier = verified.head, verified.frontier
         if last:

@@ -58,6 +58,7 @@ def log(tmp_path: Path) -> Path:
     history.boot_ns = 60 * SECOND
     history.end(1)
     history.boot_ns = 61 * SECOND
+    history.tear_down(1)
     history.reclaim(1, held=(60 * SECOND * GIB,))
     history.allocate(2, subject(memory(2 * GIB), tenant="other", rate_hash=CARD), 10**15)
     history.boot_ns = 71 * SECOND
@@ -92,6 +93,21 @@ def test_verify_names_what_does_not_hold(log: Path) -> None:
         assert "CORRUPT_RECORD" in err and "sequence" in err and "offset" in err
 
 
+def test_verify_names_a_lease_whose_steps_are_out_of_order(tmp_path: Path) -> None:
+    history = History(wall_offset_ns=JANUARY)
+    history.start()
+    history.inventory(memory(8 * GIB))
+    history.allocate(1, subject(memory(GIB)), 10**15)
+    history.end(1)
+    history.reclaim(1)  # neither cut nor scrubbed
+    opened = open_in(tmp_path / "audit")
+    batch = opened.sealer().seal([(event, moment) for _, event, moment in history.records])
+    opened.journal.commit_blocking(batch.frames, batch.count, batch.head, history.records[-1][2])
+    opened.close()
+    status, _, err = leasectl("verify", "--log", tmp_path / "audit")
+    assert status == 65 and "BAD_ORDER: Reclaimed of lease" in err and "REVOKING" in err
+
+
 def test_a_directory_without_a_log_is_refused(tmp_path: Path) -> None:
     status, _, err = leasectl("verify", "--log", tmp_path)
     assert status == 78 and "no log here" in err
@@ -101,7 +117,8 @@ def test_audit_log_chooses(log: Path) -> None:
     name = lease_id(1).hex()
     status, out, _ = leasectl("audit", "log", "--log", log, "--lease", name)
     kinds = [line.split()[2] for line in out.splitlines()]
-    assert status == 0 and kinds == ["Allocated", "Expired", "TeardownBegun", "Reclaimed"]
+    assert status == 0 and kinds[:3] == ["Allocated", "Expired", "TeardownBegun"]
+    assert kinds[3:] == ["AccessCut", "Scrubbed", "Reclaimed"]
     _, out, _ = leasectl("audit", "log", "--log", log, "--tenant", "other", "--json")
     [event] = [json.loads(line) for line in out.splitlines()]
     assert event["kind"] == "Allocated" and event["subject"]["priority"] == "standard"
