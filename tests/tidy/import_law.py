@@ -42,6 +42,11 @@ _SPEAKS = "declares verbs and prints as leasectl does, by the same code"
 EXTRA: dict[str, tuple[frozenset[str], str]] = {
     "leased.collector.main": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.money_verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.terms_file": (
+        frozenset({"ctl"}),
+        "reads rate cards and instants by the same code as leasectl",
+    ),
 }
 """Single modules that may import one room more, each with the reason."""
 

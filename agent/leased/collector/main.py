@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import leased
+from leased.collector import money_verbs as money
 from leased.collector import verbs as records
 from leased.ctl.console import Console
 from leased.ctl.refusals import tell
@@ -34,7 +35,7 @@ EXIT_STATUSES: Final = (
     (78, "a configuration or a state directory was refused"),
 )
 INTERRUPTED: Final = 130
-_FAMILIES: Final = (records,)
+_FAMILIES: Final = (records, money)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,6 +22,8 @@ JSON_VERSION: Final = 1
 NS_PER_S: Final = 1_000_000_000
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
+_JSON = msgspec.json.Encoder(decimal_format="number")
+
 
 class Console:
     """One run's output and clock. Tests hand in their own."""
@@ -70,12 +72,12 @@ class Console:
 
     def document(self, content: Mapping[str, Any]) -> None:
         """The answer as one JSON document."""
-        text = msgspec.json.encode({"version": JSON_VERSION, **content})
+        text = _JSON.encode({"version": JSON_VERSION, **content})
         self.say(msgspec.json.format(text, indent=2).decode())
 
     def line(self, content: Mapping[str, Any]) -> None:
         """One document of a stream, on one line, at once."""
-        self.say(msgspec.json.encode({"version": JSON_VERSION, **content}).decode())
+        self.say(_JSON.encode({"version": JSON_VERSION, **content}).decode())
         self.out.flush()
 
     def time_of_boot(self, boot_ns: int) -> str:

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The accounts: usage, costs, bills and chargeback of a fleet, for whoever asks.
+
+Rule: numbers come from a `Source` of hourly cells, and every source gives the same cells for the
+same records: the Python reference (`reference`) and the SQL engines. What is asked of a tenant or
+month that no record mentions is a typed error, never an empty bill.
+
+Does not speak HTTP (`api`) and does not decide who may ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from enum import StrEnum
+from fractions import Fraction
+from typing import Final, TypeVar
+
+from leased.collector import periods
+from leased.collector.answers import (
+    CenterCost,
+    Chargeback,
+    Costs,
+    Interval,
+    LineItem,
+    NamedCost,
+    Reach,
+    Summary,
+    TenantCost,
+    UsageReport,
+)
+from leased.collector.periods import Window
+from leased.collector.sources import Source
+from leased.collector.usage_rows import usage_rows
+from leased.economics.amounts import rounded, split
+from leased.economics.attribution import Attributed, Basis, Spread, attribute, spread_shared
+from leased.economics.billing import Bill, BillLine, Month, make_bill
+from leased.economics.contracts import Terms
+from leased.economics.hourly import HOUR_NS
+from leased.economics.statement import fixed
+from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
+from leased.terms.identity import parse_tenant
+
+TOP: Final = 10
+OTHER: Final = "OTHER"
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+class UnknownTenant(CallerError):
+    """No record of any node mentions this tenant."""
+
+    wire = "io.leased.Collector.UnknownTenant"
+    exit_status = EX_NOINPUT
+
+
+class NoData(CallerError):
+    """No node has records of this time (yet, or any more)."""
+
+    wire = "io.leased.Collector.NoData"
+    exit_status = EX_NOINPUT
+
+
+class Accounts:
+    """Everything that is asked about money."""
+
+    def __init__(
+        self,
+        source: Source,
+        terms: Terms,
+        *,
+        retired: Callable[[], frozenset[str]] = frozenset,
+        corrections: Callable[[str, str], list[tuple[str, int]]] = lambda tenant, month: [],
+        issued: Callable[[str, str], Bill | None] = lambda tenant, month: None,
+    ) -> None:
+        """`retired` are the ids of nodes that will never be heard of again: nobody waits for them.
+        `corrections` of issued bills that belong into a bill, `issued` the bill that is final."""
+        self.source = source
+        self.terms = terms
+        self._retired = retired
+        self._corrections = corrections
+        self._issued = issued
+
+    # ---- when ---------------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """The newest record of any node. Raises NoData."""
+        nodes = self.source.nodes()
+        if not nodes:
+            raise NoData("no node has been pulled yet: enrol one and wait for its first page")
+        return max(node.watermark_ns for node in nodes)
+
+    def watermark_ns(self) -> int:
+        """The oldest last record of all nodes that are not retired: what ends before is settled."""
+        retired = self._retired()
+        nodes = [node for node in self.source.nodes() if node.node_id not in retired]
+        return min((node.watermark_ns for node in nodes), default=0)
+
+    def reach(self, window: Window) -> Reach:
+        """How far the records reach for an answer about `window`."""
+        retired = self._retired()
+        behind = [
+            node.node_id
+            for node in self.source.nodes()
+            if node.watermark_ns < window.to_ns and node.node_id not in retired
+        ]
+        return Reach(
+            periods.instant(self.now_ns()),
+            periods.instant(self.watermark_ns()),
+            sorted(frozenset(behind)),
+            bool(behind),
+        )
+
+    def last(self, period: str) -> Window:
+        """The last "24h" or "30d". The running hour is not a part of it."""
+        return periods.last(period, self.now_ns())
+
+    def month(self, text: str, tenant: str | None = None) -> Month:
+        """A month in the tenant's time zone. Raises InvalidParameter, NoData."""
+        zone = dict(self.terms.time_zones).get(tenant or "", "UTC")
+        month = periods.month(text, zone)
+        if month.from_ns > self.now_ns() or month.to_ns <= self.source.first_ns():
+            raise NoData(f"month: no node has a record of {text}")
+        return month
+
+    def known(self, tenant: str) -> str:
+        """`tenant`, if any record mentions it. Raises InvalidParameter, UnknownTenant."""
+        name = parse_tenant(tenant)
+        if name not in self.source.tenants():
+            raise UnknownTenant(f"tenant: no record of any node mentions {name!r}")
+        return name
+
+    # ---- what ---------------------------------------------------------------------------------
+
+    def usage(self, tenant: str, window: Window, granularity: str = "hour") -> UsageReport:
+        """What `tenant` held, by "hour", "day" or the "total"."""
+        tenant = self.known(tenant)
+        buckets = {"hour": HOUR_NS, "day": periods.DAY_NS, "total": 0}
+        if granularity not in buckets:
+            raise InvalidParameter("granularity", "one of hour, day, total")
+        rows = usage_rows(
+            self.source.cells(window.pair, tenant),
+            self.source.peaks(window.pair, tenant),
+            self.terms,
+            window,
+            buckets[granularity],
+        )
+        tasks = sum(self.source.tasks(window.pair, tenant).values())
+        return UsageReport(
+            tenant,
+            _interval(window),
+            granularity,
+            self.terms.currency,
+            rows,
+            tasks,
+            sum((row.cost for row in rows), Decimal(0)),
+            self.reach(window),
+        )
+
+    def costs(self, window: Window, *, top: int = TOP, basis: str = Basis.RATE_CARD.value) -> Costs:
+        """What everybody cost; who is not among the first `top` is in OTHER, last."""
+        if not 1 <= top <= 1000:
+            raise InvalidParameter("top", "1 to 1000")
+        which = _choice(Basis, basis, "basis")
+        found = attribute(self.source.cells(window.pair).items(), self.terms, which)
+        decimals = self.terms.decimals
+        ranked = sorted(found.by_tenant.items(), key=lambda item: (-item[1], item[0]))
+        named, rest = ranked[:top], ranked[top:]
+        if rest:
+            named.append((OTHER, sum((cost for _, cost in rest), Fraction(0))))
+        total = rounded(found.tenants_total, decimals)
+        tenants = [
+            TenantCost(name, _money(part, decimals), share)
+            for (name, _), part, share in _parts(named, total)
+        ]
+        pools = _named(found.pools, decimals)
+        if which is Basis.INFRASTRUCTURE:
+            total += sum(rounded(cost, decimals) for cost in found.pools.values())
+        return Costs(
+            f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
+            _money(total, decimals),
+            self.terms.currency,
+            tenants,
+            _named(found.by_type, decimals),
+            pools,
+            _money(rounded(found.pools["idle"], decimals), decimals),
+            which.value,
+            _interval(window),
+            self.reach(window),
+        )
+
+    def bill(self, tenant: str, month: str) -> Bill:
+        """The bill of a month: the one that was issued, or as it is by now."""
+        tenant = self.known(tenant)
+        period = self.month(month, tenant)
+        return self._issued(tenant, month) or self.draft(tenant, period)
+
+    def draft(self, tenant: str, period: Month) -> Bill:
+        """The bill as it is by the records at hand."""
+        window = (period.from_ns, period.to_ns)
+        return make_bill(
+            tenant,
+            period,
+            self.source.cells(window, tenant),
+            self.source.tasks(window, tenant),
+            self.terms,
+            self.source.contributing(window, tenant),
+            fleet_watermark_ns=self.watermark_ns(),
+            corrections=self._corrections(tenant, period.name),
+        )
+
+    def summary(self, tenant: str, month: str) -> Summary:
+        """The bill of a month as the API tells it."""
+        bill = self.bill(tenant, month)
+        window = Window(int(bill.from_ns), int(bill.to_ns))
+        return Summary(
+            bill.tenant,
+            bill.period,
+            [_line_item(line) for line in bill.line_items],
+            Decimal(bill.subtotal),
+            Decimal(bill.credits_total),
+            Decimal(bill.total),
+            bill.currency,
+            "final" if bill.final else "draft",
+            bill.invoice_id,
+            _interval(window),
+            list(bill.audit),
+            bill.digest().hex(),
+            self.reach(window),
+        )
+
+    def chargeback(self, month: str, *, spread: str = Spread.NONE.value) -> Chargeback:
+        """What a month's infrastructure cost, by cost centre."""
+        how = _choice(Spread, spread, "spread")
+        period = self.month(month)
+        window = Window(period.from_ns, period.to_ns)
+        cells = self.source.cells(window.pair)
+        found: Attributed = attribute(cells.items(), self.terms, Basis.INFRASTRUCTURE)
+        decimals = self.terms.infrastructure.decimals
+        centers = spread_shared(found.by_center, how)
+        total = rounded(found.total, decimals)
+        ranked = sorted(centers.items(), key=lambda item: (-item[1], item[0]))
+        return Chargeback(
+            period.name,
+            _money(total, decimals),
+            [
+                CenterCost(name, _money(part, decimals), share)
+                for (name, _), part, share in _parts(ranked, total)
+            ],
+            self.terms.infrastructure.currency,
+            how.value,
+            _interval(window),
+            self.reach(window),
+        )
+
+
+def _parts(
+    named: list[tuple[str, Fraction]], total: int
+) -> list[tuple[tuple[str, Fraction], int, Decimal]]:
+    """Each with its part of `total` and its share in hundredths, both adding up."""
+    weights = [max(Fraction(0), cost) for _, cost in named]
+    hundredths = split(100, weights) if any(weights) else [0] * len(named)
+    parts = split(total, weights)
+    shares = [Decimal(share).scaleb(-2) for share in hundredths]
+    return list(zip(named, parts, shares, strict=True))
+
+
+def _named(costs: Mapping[str, Fraction], decimals: int) -> list[NamedCost]:
+    """Costs by name, largest first; shares of what is positive."""
+    ranked = sorted(costs.items(), key=lambda item: (-item[1], item[0]))
+    weights = [max(Fraction(0), cost) for _, cost in ranked]
+    hundredths = split(100, weights) if any(weights) else [0] * len(ranked)
+    return [
+        NamedCost(name, _money(rounded(cost, decimals), decimals), Decimal(share).scaleb(-2))
+        for (name, cost), share in zip(ranked, hundredths, strict=True)
+    ]
+
+
+def _line_item(line: BillLine) -> LineItem:
+    return LineItem(
+        line.description,
+        Decimal(line.quantity),
+        Decimal(line.unit_price),
+        Decimal(line.total),
+        line.unit,
+        line.cost_exact,
+        line.kind,
+        line.tier,
+        line.priority,
+    )
+
+
+def _money(amount: int, decimals: int) -> Decimal:
+    return Decimal(fixed(amount, decimals))
+
+
+def _interval(window: Window) -> Interval:
+    return Interval(periods.instant(window.from_ns), periods.instant(window.to_ns))
+
+
+def _choice(kind: type[_Choice], value: str, parameter: str) -> _Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidParameter(parameter, f"one of {', '.join(sorted(kind))}") from None

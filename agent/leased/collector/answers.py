@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers: what the accounts tell, as the HTTP API sends it.
+
+Rule: field names and nesting of the source document's samples are fixed; fields are only added.
+Money and quantities are Decimals (JSON numbers), raw capacity x ns and ids are strings, instants
+are RFC 3339. Every answer says how far the fleet's records reach (`Reach`).
+
+Does not compute (`accounts`, `capacity`).
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import msgspec
+
+from leased.economics.hourly import NodeSpan
+
+
+class Reach(msgspec.Struct, frozen=True):
+    """`watermark` is the oldest last record of any node: what ends before it is settled.
+    `nodes_behind` have not reached the end of the period; `provisional`: some have not."""
+
+    as_of: str
+    watermark: str
+    nodes_behind: list[str]
+    provisional: bool
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """[start, end)."""
+
+    start: str
+    end: str
+
+
+class UsageRow(msgspec.Struct, frozen=True):
+    """One hour, day or whole period of one kind, tier, priority and tag."""
+
+    start: str
+    end: str
+    kind: str
+    tier: str | None
+    priority: str
+    cost_center: str | None
+    project: str | None
+    request_class: str | None
+    budget_group: str | None
+    unit: str
+    capacity_seconds: Decimal
+    cap_ns: str
+    peak: Decimal
+    """In units, the most of this kind and tier that the tenant held at once in the time."""
+    cost: Decimal
+    cost_exact: str
+
+
+class UsageReport(msgspec.Struct, frozen=True):
+    """What a tenant held."""
+
+    tenant: str
+    interval: Interval
+    granularity: str
+    currency: str
+    rows: list[UsageRow]
+    tasks: int
+    total_cost: Decimal
+    reach: Reach
+
+
+class TenantCost(msgspec.Struct, frozen=True):
+    """One share of what all tenants cost."""
+
+    tenant: str
+    cost: Decimal
+    share: Decimal
+
+
+class NamedCost(msgspec.Struct, frozen=True):
+    """The cost of a type, or a pool."""
+
+    name: str
+    cost: Decimal
+    share: Decimal
+
+
+class Costs(msgspec.Struct, frozen=True):
+    """`total_cost` is the sum of `by_tenant` (basis rate_card), or of that and `pools` (basis
+    infrastructure)."""
+
+    period: str
+    total_cost: Decimal
+    currency: str
+    by_tenant: list[TenantCost]
+    by_type: list[NamedCost]
+    pools: list[NamedCost]
+    idle_cost: Decimal
+    basis: str
+    interval: Interval
+    reach: Reach
+
+
+class LineItem(msgspec.Struct, frozen=True):
+    """One line of a bill."""
+
+    description: str
+    quantity: Decimal
+    unit_price: Decimal
+    total: Decimal
+    unit: str
+    cost_exact: str
+    kind: str | None
+    tier: str | None
+    priority: str | None
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """A bill. `sha256` is that of the bytes that `leasectl verify --bill` recomputes."""
+
+    tenant: str
+    period: str
+    line_items: list[LineItem]
+    subtotal: Decimal
+    credits: Decimal
+    total: Decimal
+    currency: str
+    status: str
+    invoice_id: str
+    interval: Interval
+    audit: list[NodeSpan]
+    sha256: str
+    reach: Reach
+
+
+class CenterCost(msgspec.Struct, frozen=True):
+    """What a cost centre is charged."""
+
+    cost_center: str
+    cost: Decimal
+    share: Decimal
+
+
+class Chargeback(msgspec.Struct, frozen=True):
+    """What the infrastructure of a month cost, divided among the cost centres, all of it."""
+
+    month: str
+    total_infrastructure_cost: Decimal
+    allocations: list[CenterCost]
+    currency: str
+    spread: str
+    interval: Interval
+    reach: Reach
+
+
+class Amount(msgspec.Struct, frozen=True):
+    """In units of the kind: cores, GiB, devices."""
+
+    total: Decimal
+    allocated: Decimal
+    available: Decimal
+
+
+class Workers(msgspec.Struct, frozen=True):
+    """Nodes. Idle: no live lease; draining: grants are stopped."""
+
+    total: int
+    active: int
+    draining: int
+    idle: int
+
+
+class CurrentCapacity(msgspec.Struct, frozen=True):
+    """What there is now. `by_kind` has every kind, the named two are the source document's."""
+
+    cpu_cores: Amount
+    memory_gb: Amount
+    workers: Workers
+    by_kind: dict[str, Amount]
+
+
+class Utilization(msgspec.Struct, frozen=True):
+    """Allocated of total, cut (never rounded up) to two digits. None: there is none of it.
+    `overall` is the mean."""
+
+    cpu: Decimal | None
+    memory: Decimal | None
+    overall: Decimal | None
+
+
+class Headroom(msgspec.Struct, frozen=True):
+    """What the soft limit allows on top."""
+
+    burst_capacity_percent: int
+    estimated_burst_duration_minutes: int
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """The capacity report."""
+
+    current: CurrentCapacity
+    utilization: Utilization
+    headroom: Headroom
+    reach: Reach
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """The peak of held cores expected at a date; in [lower, upper] with nine chances in ten.
+    `confidence` is how often the backtest was within a tenth."""
+
+    date: str
+    predicted_cpu_demand: Decimal
+    confidence: Decimal
+    lower: Decimal
+    upper: Decimal
+
+
+class Advice(msgspec.Struct, frozen=True):
+    """What to do, and by when."""
+
+    action: str
+    by_date: str
+    add_workers: int
+    reason: str
+
+
+class Forecast(msgspec.Struct, frozen=True):
+    """Demand to come. `reason` says why there are no predictions."""
+
+    forecast_horizon: str
+    methodology: str
+    predictions: list[Prediction]
+    recommendations: list[Advice]
+    history_days: int
+    backtest_points: int
+    reason: str | None
+    reach: Reach
+
+
+class IdleResource(msgspec.Struct, frozen=True):
+    """A node without a lease."""
+
+    resource: str
+    idle_since: str
+    idle_hours: int
+    wasted_cost: Decimal
+    recommendation: str
+
+
+class Idle(msgspec.Struct, frozen=True):
+    """Nodes idle now, and what all idle stretches of the last seven days cost, ended ones too."""
+
+    idle_resources: list[IdleResource]
+    total_waste_last_7d: Decimal
+    currency: str
+    reach: Reach
+
+
+class ReservationAdvice(msgspec.Struct, frozen=True):
+    """So many units of a kind and tier are worth reserving."""
+
+    instance_type: str
+    quantity: int
+    term: str
+    estimated_savings_percent: Decimal
+    estimated_savings_annual: Decimal
+    break_even_months: Decimal | None
+
+
+class Reservations(msgspec.Struct, frozen=True):
+    """Reserve the k-th unit if it was in use for more of the hours than its price is of the list
+    price."""
+
+    analysis_period: str
+    recommendations: list[ReservationAdvice]
+    currency: str
+    reach: Reach

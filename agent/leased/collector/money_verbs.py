@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs on money, over the whole fleet: usage, costs, bill, chargeback, capacity, forecast, idle,
+reservations.
+
+Rule: they read, beside a running collector or without one. With --json they print what the HTTP API
+sends, with --csv one row a line.
+
+Does not compute (`accounts`, `capacity`, `forecast`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from leased.collector import capacity as looks
+from leased.collector import forecast as futures
+from leased.collector import periods
+from leased.collector.accounts import Accounts
+from leased.collector.archive import ArchiveReader
+from leased.collector.periods import Window
+from leased.collector.reference import read_archive
+from leased.collector.terms_file import load_terms
+from leased.ctl import render
+from leased.ctl.console import Console
+from leased.ctl.usage_text import Verbs, verb
+from leased.economics.attribution import Basis, Spread
+
+TERMS: Final = Path("/etc/leased/billing.toml")
+Answer = Callable[[Accounts, argparse.Namespace], msgspec.Struct]
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    one = _add(verbs, "usage", "what a tenant held, hour by hour", "usage acme --last 7d", _usage)
+    one.add_argument("tenant", help="whose")
+    _add_window(one)
+    one.add_argument("--by", choices=("hour", "day", "total"), default="day", help="default: day")
+    one = _add(verbs, "costs", "what every tenant cost", "costs --last 30d --top 5", _costs)
+    _add_window(one)
+    one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
+    one.add_argument("--basis", choices=[b.value for b in Basis], default=Basis.RATE_CARD.value)
+    one = _add(verbs, "bill", "the bill of a tenant", "bill acme 2026-01 --out acme.json", _bill)
+    one.add_argument("tenant", help="whose")
+    one.add_argument("month", help='such as "2026-01"')
+    one.add_argument("--out", type=Path, metavar="FILE", help="write the canonical bytes there")
+    one = _add(
+        verbs,
+        "chargeback",
+        "what a month's infrastructure cost, by cost centre",
+        "chargeback 2026-01 --spread proportional",
+        lambda accounts, options: accounts.chargeback(options.month, spread=options.spread),
+    )
+    one.add_argument("month", help='such as "2026-01"')
+    one.add_argument("--spread", choices=[s.value for s in Spread], default=Spread.NONE.value)
+    _add(
+        verbs,
+        "capacity",
+        "what there is and who has it",
+        "capacity --json",
+        lambda accounts, _: looks.capacity(accounts),
+    )
+    one = _add(
+        verbs,
+        "forecast",
+        "how much will be held",
+        "forecast --horizon 90d --kind gpu",
+        lambda accounts, options: futures.forecast(accounts, options.horizon, options.kind),
+    )
+    one.add_argument("--horizon", default="90d")
+    one.add_argument("--kind", default="cpu", help="cpu, gpu, mem, block or net")
+    _add(
+        verbs,
+        "idle",
+        "nodes that nobody uses, and what they cost",
+        "idle",
+        lambda accounts, _: looks.idle(accounts),
+    )
+    one = _add(
+        verbs,
+        "reservations",
+        "what is worth reserving",
+        "reservations --last 90d",
+        lambda accounts, options: looks.reservations(accounts, options.last),
+    )
+    one.add_argument("--last", default="90d", metavar="PERIOD")
+
+
+def _add(
+    verbs: Verbs, name: str, summary: str, example: str, answer: Answer
+) -> argparse.ArgumentParser:
+    one = verb(verbs, name, summary, f"leased-collector {example}")
+    one.add_argument("--csv", action="store_true", help="print the rows as CSV")
+    one.add_argument(
+        "--terms", type=Path, default=TERMS, metavar="FILE", help=f"prices (default: {TERMS})"
+    )
+    one.set_defaults(act=_show, answer=answer)
+    return one
+
+
+def _add_window(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--last", default="30d", metavar="PERIOD", help="default: 30d")
+    parser.add_argument("--start", metavar="DATE", help="instead of --last")
+    parser.add_argument("--end", metavar="DATE", help="its whole day")
+
+
+def _window(accounts: Accounts, options: argparse.Namespace) -> Window:
+    if options.start is None and options.end is None:
+        return accounts.last(options.last)
+    return periods.window(options.start or "", options.end or "")
+
+
+def _usage(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
+    return accounts.usage(options.tenant, _window(accounts, options), options.by)
+
+
+def _costs(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
+    return accounts.costs(_window(accounts, options), top=options.top, basis=options.basis)
+
+
+def _bill(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
+    if options.out is not None:
+        options.out.write_bytes(accounts.bill(options.tenant, options.month).canonical())
+    return accounts.summary(options.tenant, options.month)
+
+
+def _show(options: argparse.Namespace, console: Console) -> int:
+    """Ask and print."""
+    terms = load_terms(options.terms)
+    archive = ArchiveReader(options.state)
+    try:
+        console.progress(f"reading {options.state}")
+        accounts = Accounts(read_archive(archive), terms)
+        answer = options.answer(accounts, options)
+    finally:
+        archive.close()
+        console.end_progress()
+    told = msgspec.to_builtins(answer, builtin_types=(Decimal,))
+    if options.json:
+        console.document(told)
+    elif options.csv:
+        console.say(_csv(told).rstrip("\n"))
+    else:
+        _tell(told, console)
+    return 0
+
+
+def _csv(told: Mapping[str, Any]) -> str:
+    """The longest list of rows in an answer, as CSV with a heading."""
+    rows = max((v for v in told.values() if _is_table(v)), key=len, default=[])
+    out = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return out.getvalue()
+
+
+def _tell(told: Mapping[str, Any], console: Console) -> None:
+    """Single values first, then every table."""
+    for name, value in told.items():
+        if isinstance(value, dict):
+            shown = ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
+            console.say(f"{_title(name)}: {shown}")
+        elif not isinstance(value, list):
+            console.say(f"{_title(name)}: {_text(value)}")
+    for name, value in told.items():
+        if _is_table(value):
+            console.say("")
+            console.say(_title(name))
+            heading = tuple(key.upper().replace("_", " ") for key in value[0])
+            rows = [tuple(_text(cell) for cell in row.values()) for row in value]
+            for line in render.table(heading, rows):
+                console.say(line)
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, (list, tuple)):
+        return _list(value)
+    return str(value)
+
+
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(map(_text, values)) or "none"

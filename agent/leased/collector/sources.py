@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where hourly cells come from: what every source tells, in the same words.
+
+Rule: every source gives the same cells for the same records: the Python reference (`reference`) and
+the SQL engines (`store`).
+
+Does not price anything.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from leased.economics.hourly import NodeSpan, PeakKey
+from leased.economics.meter import UsageKey
+from leased.economics.pools import Pool
+from leased.terms.resource import ResourceKind, TierKind
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What is held, or there, now: at the last record of its node. `tenant` is empty where no lease
+    is behind it."""
+
+    node_id: str
+    pool: Pool
+    tenant: str
+    kind: ResourceKind
+    tier: TierKind | None
+    capacity: int
+
+
+class Quiet(msgspec.Struct, frozen=True):
+    """A node on which nobody held anything in [from_ns, to_ns), although there was something."""
+
+    node_id: str
+    from_ns: int
+    to_ns: int
+
+
+class Source(Protocol):
+    """Hourly cells. Windows are in label time; None of `tenant` is all."""
+
+    def nodes(self) -> tuple[NodeSpan, ...]:
+        """What of each chain the cells follow from."""
+        ...
+
+    def first_ns(self) -> int:
+        """The label of the oldest record."""
+        ...
+
+    def tenants(self) -> tuple[str, ...]:
+        """Every tenant that ever had a lease, sorted."""
+        ...
+
+    def cells(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
+        """Capacity x ns of every pool (of TENANT only, if one is given)."""
+        ...
+
+    def peaks(self, window: tuple[int, int], tenant: str | None = None) -> dict[PeakKey, int]:
+        """The most held at once, by hour: of every tenant; and under "" of all together."""
+        ...
+
+    def tasks(
+        self, window: tuple[int, int], tenant: str | None = None
+    ) -> dict[tuple[str, int], int]:
+        """Tasks done, by tenant and hour."""
+        ...
+
+    def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:
+        """The chains on which a tenant held something in `window`."""
+        ...
+
+    def held(self) -> list[Held]:
+        """What is held and what there is, now."""
+        ...
+
+    def draining(self) -> frozenset[str]:
+        """The ids of the nodes on which grants are stopped."""
+        ...
+
+    def quiet(self, window: tuple[int, int]) -> list[Quiet]:
+        """Where nobody held anything, longest first."""
+        ...

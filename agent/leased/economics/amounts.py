@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Amounts: exact fractions of a currency or a quantity, their one rounding, and their division into
+parts that add up.
+
+Rule: an amount is a Fraction until it is rounded, once, half to even. Parts of a whole are rounded
+by the largest remainder, ties to the earlier part, so that they add up to the whole exactly. No
+float, anywhere.
+
+Does not know what is priced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Final
+
+from leased.economics.statement import fixed
+
+QUANTITY_DECIMALS: Final = 9
+
+
+def rounded(amount: Fraction, decimals: int) -> int:
+    """`amount` in 10**-decimals units, half to even."""
+    return round(amount * 10**decimals)
+
+
+def exact(amount: Fraction) -> str:
+    """Every digit of `amount` as a decimal; "n/d" in lowest terms where the digits do not end."""
+    rest = amount.denominator
+    twos = fives = 0
+    while rest % 2 == 0:
+        rest, twos = rest // 2, twos + 1
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    if rest != 1:
+        return f"{amount.numerator}/{amount.denominator}"
+    decimals = max(twos, fives)
+    return fixed(int(amount * 10**decimals), decimals)
+
+
+def decimal(amount: Fraction, decimals: int = QUANTITY_DECIMALS) -> str:
+    """`amount` rounded to at most `decimals` digits, without trailing zeros: for people."""
+    text = fixed(rounded(amount, decimals), decimals)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def split(total: int, weights: Sequence[Fraction | int]) -> list[int]:
+    """`total` in integer parts in proportion to `weights` (none negative), by the largest
+    remainder; all of it. Equal parts where every weight is zero; nothing of nothing."""
+    if not weights:
+        return []
+    whole = sum(weights, Fraction(0))
+    shares = [Fraction(weight, whole) if whole else Fraction(1, len(weights)) for weight in weights]
+    parts = [(total * share).__floor__() for share in shares]
+    left = total - sum(parts)
+    order = sorted(range(len(parts)), key=lambda i: (parts[i] - total * shares[i], i))
+    for index in order[:left]:
+        parts[index] += 1
+    return parts

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bills: hourly usage of one tenant and one month, priced by its contracts, with the audit block
+from which anybody with the chains computes the same bytes again.
+
+Rule: a line is exact until it is rounded, once; the total is the sum of the rounded lines and the
+credits. The bill carries its terms and, per chain, the records that it follows from. The same
+usage, terms and chains give the same canonical bytes, whoever computes them. Synthetic probes are
+metered and not billed.
+
+Does not fold events (`hourly`) and does not read a clock: `as_of` is the fleet's watermark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Final
+
+import msgspec
+
+from leased.economics.amounts import decimal, exact, rounded
+from leased.economics.contracts import Contract, Terms
+from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.meter import UsageKey
+from leased.economics.model_lines import Item, Metered, model_items
+from leased.economics.pools import Pool
+from leased.economics.rates import NANO
+from leased.economics.statement import SYNTHETIC, fixed
+
+VERSION: Final = 1
+
+
+class BillLine(msgspec.Struct, frozen=True):
+    """One line. Quantities and money are decimal strings; `cost_exact` has every digit, or is n/d.
+    `kind`, `tier` and `priority` are None where the line is not of one."""
+
+    description: str
+    quantity: str
+    unit: str
+    unit_price: str
+    cost_exact: str
+    total: str
+    kind: str | None = None
+    tier: str | None = None
+    priority: str | None = None
+    multiplier_pm: int = 1000
+    card: int | None = None
+
+
+class Bill(msgspec.Struct, frozen=True):
+    """A bill of one tenant for one month. `final`: it was computed after the month had closed on
+    every node."""
+
+    version: int
+    invoice_id: str
+    tenant: str
+    period: str
+    from_ns: str
+    to_ns: str
+    as_of_ns: str
+    final: bool
+    currency: str
+    decimals: int
+    line_items: tuple[BillLine, ...]
+    subtotal: str
+    credits: tuple[tuple[str, str], ...]
+    credits_total: str
+    total: str
+    corrections: tuple[tuple[str, str], ...]
+    audit: tuple[NodeSpan, ...]
+    terms: dict[str, Any]
+
+    def canonical(self) -> bytes:
+        """The one encoding of this bill: JSON, keys sorted, no floats, no spaces."""
+        text = json.dumps(
+            self.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        )
+        return text.encode("utf-8")
+
+    def document(self) -> dict[str, Any]:
+        """As plain values."""
+        document = msgspec.structs.asdict(self)
+        document["line_items"] = [msgspec.structs.asdict(line) for line in self.line_items]
+        document["audit"] = [msgspec.structs.asdict(span) for span in self.audit]
+        document["credits"] = [list(credit) for credit in self.credits]
+        document["corrections"] = [list(correction) for correction in self.corrections]
+        return document
+
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical bytes."""
+        return hashlib.sha256(self.canonical()).digest()
+
+
+class Month(msgspec.Struct, frozen=True):
+    """A billing month: its name and its instants, both on a full hour."""
+
+    name: str
+    from_ns: int
+    to_ns: int
+
+
+def make_bill(
+    tenant: str,
+    month: Month,
+    usage: Mapping[UsageKey, int],
+    tasks: Mapping[tuple[str, int], int],
+    terms: Terms,
+    nodes: Sequence[NodeSpan],
+    *,
+    fleet_watermark_ns: int,
+    corrections: Sequence[tuple[str, int]] = (),
+) -> Bill:
+    """The bill of `tenant` for `month` from the cells of a fleet. `nodes` are the chains that the
+    cells follow from; nobody's records after `fleet_watermark_ns` are settled; `corrections`
+    (description, 10**-decimals units) are those of issued bills.
+    """
+    terms = terms.of_tenant(tenant, month.name)
+    window = (month.from_ns, month.to_ns)
+    items: list[Item] = []
+    minimum = Fraction(0)
+    for contract, start_ns, end_ns in terms.contracts_of(tenant, window):
+        part = Fraction(end_ns - start_ns, month.to_ns - month.from_ns)
+        metered = collect(tenant, usage, tasks, (start_ns // HOUR_NS, end_ns // HOUR_NS), terms)
+        items.extend(model_items(contract, terms, metered, part, month.to_ns - month.from_ns))
+        minimum += part * Fraction(contract.monthly_minimum_nano, NANO)
+    lines = [_line(item, terms.decimals) for item in items if item.amount or item.always]
+    subtotal = sum(rounded(item.amount, terms.decimals) for item in items)
+    floor = rounded(minimum, terms.decimals)
+    if subtotal < floor:
+        lines.append(_plain("Minimum commitment adjustment", floor - subtotal, terms.decimals))
+        subtotal = floor
+    for description, amount in corrections:
+        lines.append(_plain(description, amount, terms.decimals))
+        subtotal += amount
+    credits = _credits(terms, subtotal)
+    return Bill(
+        version=VERSION,
+        invoice_id=f"INV-{month.name}-{tenant}",
+        tenant=tenant,
+        period=month.name,
+        from_ns=str(month.from_ns),
+        to_ns=str(month.to_ns),
+        as_of_ns=str(fleet_watermark_ns),
+        final=month.to_ns <= fleet_watermark_ns,
+        currency=terms.currency,
+        decimals=terms.decimals,
+        line_items=tuple(lines),
+        subtotal=fixed(subtotal, terms.decimals),
+        credits=tuple((reason, fixed(-amount, terms.decimals)) for reason, amount in credits),
+        credits_total=fixed(-sum(amount for _, amount in credits), terms.decimals),
+        total=fixed(subtotal - sum(amount for _, amount in credits), terms.decimals),
+        corrections=tuple((text, fixed(n, terms.decimals)) for text, n in corrections),
+        audit=tuple(sorted(nodes, key=lambda node: (node.node_id, node.log_id))),
+        terms=document_of(terms),
+    )
+
+
+def collect(
+    tenant: str,
+    usage: Mapping[UsageKey, int],
+    tasks: Mapping[tuple[str, int], int],
+    hours: tuple[int, int],
+    terms: Terms,
+) -> Metered:
+    """What `tenant` is charged for in hours [first, last)."""
+    metered = Metered()
+    for key, amount in usage.items():
+        billed = key.tag is None or not key.tag.flags & SYNTHETIC
+        mine = key.pool is Pool.TENANT and key.tenant == tenant and billed
+        if mine and hours[0] <= key.bucket < hours[1]:
+            metered.add(key, amount, terms.card_number(key.bucket))
+    for (whose, hour), count in tasks.items():
+        if whose == tenant and hours[0] <= hour < hours[1]:
+            metered.tasks += count
+    return metered
+
+
+def _credits(terms: Terms, subtotal: int) -> list[tuple[str, int]]:
+    """The credits of the month, cut so that the total is not negative unless the terms allow it."""
+    found: list[tuple[str, int]] = []
+    left = max(0, subtotal)
+    for credit in terms.credits:
+        amount = rounded(Fraction(credit.nano, NANO), terms.decimals)
+        if not terms.allow_negative:
+            amount = min(amount, left)
+        left -= amount
+        if amount:
+            found.append((credit.reason, amount))
+    return found
+
+
+def _line(item: Item, decimals: int) -> BillLine:
+    return BillLine(
+        description=item.description,
+        quantity=decimal(item.quantity),
+        unit=item.unit,
+        unit_price=decimal(Fraction(item.price_nano, NANO)),
+        cost_exact=exact(item.amount),
+        total=fixed(rounded(item.amount, decimals), decimals),
+        kind=item.kind,
+        tier=item.tier,
+        priority=item.priority,
+        multiplier_pm=item.multiplier_pm,
+        card=item.card,
+    )
+
+
+def _plain(description: str, amount: int, decimals: int) -> BillLine:
+    text = fixed(amount, decimals)
+    return BillLine(description, "1", "", text, text, text)
+
+
+def document_of(terms: Terms) -> dict[str, Any]:
+    """`terms` as plain values, all numbers integers, in the order in which they are listed."""
+    return {
+        "cards": [[v.since_ns, v.card.document()] for v in terms.cards],
+        "infrastructure": terms.infrastructure.document(),
+        "plans": [msgspec.structs.asdict(plan) for plan in terms.plans],
+        "contracts": [_contract_document(contract) for contract in terms.contracts],
+        "credits": [msgspec.structs.asdict(credit) for credit in terms.credits],
+        "time_zones": [list(zone) for zone in terms.time_zones],
+        "allow_negative": terms.allow_negative,
+    }
+
+
+def _contract_document(contract: Contract) -> dict[str, Any]:
+    document = msgspec.structs.asdict(contract)
+    document["model"] = contract.model.value
+    document["tier_mode"] = contract.tier_mode.value
+    document["rates"] = msgspec.structs.asdict(contract.rates)
+    document["tiers"] = [list(msgspec.structs.astuple(tier)) for tier in contract.tiers]
+    return document

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""billing.toml: what ships is what is built in, every example in it can be meant, nonsense is
+refused by key."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from leased.collector.terms_file import load_terms
+from leased.economics.contracts import Model, Terms
+from leased.terms.errors import ConfigError
+
+SHIPPED = Path("configs/billing.toml")
+
+
+def test_what_ships_is_what_is_built_in():
+    assert load_terms(SHIPPED) == Terms()
+
+
+def test_without_a_file_the_built_in_terms_hold(tmp_path: Path):
+    assert load_terms(tmp_path / "billing.toml") == Terms()
+
+
+def test_every_example_of_the_shipped_file_can_be_meant(tmp_path: Path):
+    text = SHIPPED.read_text()
+    examples = "\n".join(
+        line.removeprefix("#").strip()
+        if re.match(r"#\s*(\[|\]|\{|[a-z_-]+ = )", line)
+        else ("" if line.startswith("#") else line)
+        for line in text.splitlines()
+    )
+    (tmp_path / "billing.toml").write_text(examples)
+    terms = load_terms(tmp_path / "billing.toml")
+    assert [contract.model for contract in terms.contracts] == [
+        Model.RESERVED,
+        Model.USAGE_BASED,
+        Model.TIERED,
+    ]
+    assert len(terms.cards) == 2 and terms.plans[0].cpu_milli == 50_000
+    assert terms.cards[0].card.multipliers_pm and terms.infrastructure.currency == "USD"
+    assert [tier.low for tier in terms.contracts[2].tiers] == [0, 1_000_000, 10_000_000]
+    assert terms.credits[0].nano == 100 * 10**9
+    assert terms.time_zones == (("tenant-acme", "America/New_York"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("rates = 1", "rates"),
+        ("[rates]\ngpu = 0.01", "rates.gpu"),
+        ("colour = 1", "colour"),
+        ('[[cards]]\ngpu = "1"', "cards[0].since"),
+        ('[[cards]]\nsince = "2026-01-01T00:30:00Z"', "cards[1].since"),
+        ('[plans.s]\ncpu_cores = 1\nmemory_gb = 1\nmonthly_price = "1e9"', "plans.s.monthly_price"),
+        ('[plans.s]\ncpu_cores = -1\nmemory_gb = 1\nmonthly_price = "1"', "plans.s"),
+        ('[[contracts]]\ntenant = "t"\nmodel = "barter"', "model"),
+        ('[[contracts]]\ntenant = "Ünì"\nmodel = "rate_card"', "contracts[0]"),
+        ('[[contracts]]\ntenant = "t"\nmodel = "tiered"\ntiers = [{ tasks_from = 3, rate_per_task '
+         '= "1" }]', "contracts[0].tiers"),
+        ('[[contracts]]\ntenant = "t"\nmodel = "rate_card"\nrest = "x"', "contracts[0].rest"),
+        ('[[credits]]\ntenant = "t"\nmonth = "never"\namount = "1"\nreason = ""', "month"),
+        ('[time_zones]\nt = "Mars/Olympus"', "time_zones.t"),
+        ("[rates", "billing.toml"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused_by_its_key(tmp_path: Path, text: str, key: str):
+    (tmp_path / "billing.toml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        load_terms(tmp_path / "billing.toml")
