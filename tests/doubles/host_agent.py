@@ -175,10 +175,12 @@ class HostAgent:
         self,
         wrap: Sequence[str] = (),
         *,
+        flags: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         preexec_fn: object = None,
     ) -> subprocess.Popen[bytes]:
-        """Start it and wait for nothing. `wrap` goes before the command: strace, prlimit."""
+        """Start it and wait for nothing. `wrap` goes before the command: strace, prlimit; `flags`
+        behind it."""
         self.runs += 1
         told = {"PYTHONPATH": str(REPOSITORY / "agent"), **(environment or {})}
         inherited = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"}
@@ -191,6 +193,7 @@ class HostAgent:
                     "leased.service.daemon",
                     "--config",
                     str(self.config),
+                    *flags,
                 ],
                 env={**inherited, **told},
                 stdin=subprocess.DEVNULL,

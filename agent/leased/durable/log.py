@@ -43,7 +43,7 @@ from leased.durable.scan import Scan
 from leased.durable.sealkey import SEAL_KEY_FILE, load_seal_key, replace_seal_key
 from leased.durable.spares import Spares
 from leased.ports import Entropy
-from leased.terms.errors import ChainError, StateError
+from leased.terms.errors import ChainError, LogBusy, StateError
 from leased.terms.event import EpochSealed, KeyRotated, NodeStarted
 from leased.terms.moment import Moment
 
@@ -131,7 +131,7 @@ class _Opening:
         """Lock, check, recover, hand over."""
         disk = self._disk
         if not disk.lock():
-            raise StateError(
+            raise LogBusy(
                 f"{disk.directory}: BUSY: another agent has this log open; stop it first"
             )
         filesystem = disk.filesystem()

@@ -20,11 +20,9 @@ import trio
 
 from leased import __version__
 from leased.chain.sealer import Sealer
-from leased.durable.log import OpenedLog, open_log
+from leased.durable.log import OpenedLog
 from leased.hardware import hotplug
-from leased.hardware.clock import BootClock
 from leased.hardware.devices import Devices
-from leased.hardware.identity import node_id, read_machine_id
 from leased.lessor.lessor import Lessor
 from leased.ports import Submit
 from leased.service import recovery
@@ -34,16 +32,15 @@ from leased.service.config import Config
 from leased.service.custody import Custodian
 from leased.service.detachment import Detachment
 from leased.service.doors import open_doors
-from leased.service.entropy import EntropyPool
 from leased.service.epochs import Epochs
 from leased.service.evidence import NO_COMMAND
 from leased.service.feed import Feed
 from leased.service.grantor import Grantor
 from leased.service.holders import Holders
-from leased.service.journald import Journald
 from leased.service.lifeline import Lifeline
 from leased.service.listener import Listener
 from leased.service.notifier import Notifier
+from leased.service.opening import Footing, Opened
 from leased.service.reaper_link import ANSWER_S, ReaperLink
 from leased.service.reaper_process import spawn_configured
 from leased.service.reception import make_dispatcher
@@ -63,15 +60,14 @@ from leased.terms.policy import digest
 from leased.terms.reply import Unfit
 
 ENTROPY_BYTES = 4096
-VERIFY_NS_MAX = 600 * NS_PER_S
-"""What is asked of systemd at once: 600 s verify 200 million records on one slow core."""
-
 REAPER_WAIT_S = 30
 """systemd starts the reaper first; half a minute is a machine that is very busy booting."""
 
 
 async def build(
     config: Config,
+    footing: Footing,
+    opened: Opened,
     *,
     handed: Mapping[str, Sequence[int]],
     lifeline: Lifeline,
@@ -80,33 +76,17 @@ async def build(
 ) -> Agent:
     """Recover, wire everything together, start every task; return when the agent serves. Raises
     LeasedError."""
-    clock, entropy = BootClock(), EntropyPool()
-    machine_id = read_machine_id()
-    journald = Journald(config.journald, monotonic_ns=lambda: clock.now().boot_ns)
-    lifeline.extend(VERIFY_NS_MAX, "verifying the log")
-    origin = f"lease-log.local/{node_id(machine_id).hex()}"
-    opened = open_log(
-        config.paths.audit_dir,
-        moment=clock.now(),
-        entropy=entropy,
-        machine_id=machine_id,
-        origin=origin,
-        best_effort=config.log.durability == "best-effort",
-        epoch_ns=config.log.epoch_ns,
-    )
+    log, entropy = opened.log, footing.entropy
     lessor = Lessor(entropy, config.policy)
-    replayed = recovery.replay(lessor, opened)
-    sealer = opened.sealer()
-
-    node = node_id(machine_id)
-    agent = Agent(config, clock, entropy, opened, lessor, sealer, journald, lifeline, node, reread)
+    replayed = recovery.replay(lessor, log)
+    sealer = log.sealer()
+    agent = Agent(config, footing, log, lessor, sealer, lifeline, reread)
     lifeline.status("asking the reaper")
     await agent.connect(nursery)
     await agent.recover()
-    await recovery.seal_repair(opened, sealer, opened.journal, clock, entropy)
+    await recovery.seal_repair(log, sealer, log.journal, footing.clock, entropy)
     agent.note_sealed()
-    doors = open_doors(config, handed, __version__)
-    await agent.start(nursery, doors)
+    await agent.start(nursery, opened.doors or open_doors(config, handed, __version__))
     agent.replayed = replayed
     return agent
 
@@ -117,18 +97,16 @@ class Agent:
     def __init__(
         self,
         config: Config,
-        clock: BootClock,
-        entropy: EntropyPool,
+        footing: Footing,
         opened: OpenedLog,
         lessor: Lessor,
         sealer: Sealer,
-        journald: Journald,
         lifeline: Lifeline,
-        node: bytes,
         reread: Callable[[], Config],
     ) -> None:
-        self.config, self.clock, self.entropy, self.opened = config, clock, entropy, opened
-        self.lifeline, self.journald, self.node, self._reread = lifeline, journald, node, reread
+        self.config, self.opened, self.lifeline, self._reread = config, opened, lifeline, reread
+        self.clock, self.entropy, _, self.node, self.journald = footing
+        clock = self.clock
         self.sealer = sealer
         self.custodian = Custodian()
         self.devices = Devices(config.hardware, cut_budget_ns=config.timing.cut_ns)
@@ -173,7 +151,7 @@ class Agent:
             opened=opened,
             lessor=lessor,
             clock=clock,
-            node_id=node,
+            node_id=self.node,
             tree=sealer.frontier,
             reaper_connected=lambda: self.reaper.connected,
             connections=lambda: self.listener.connections if self.listener is not None else 0,

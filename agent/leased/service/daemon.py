@@ -18,6 +18,7 @@ import resource
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -27,6 +28,7 @@ from leased.service.agent import Agent, build
 from leased.service.config import DEFAULT_CONFIG_PATH, Config
 from leased.service.config_file import load
 from leased.service.lifeline import Lifeline, take_listen_fds
+from leased.service.opening import find_footing, open_node_log
 from leased.terms.errors import EX_SOFTWARE, ChainError, LeasedError, StateError
 from leased.terms.moment import NS_PER_S
 
@@ -57,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.check:
             return _print_check(config)
         return trio.run(
-            _serve, config, options.config, restrict_keyboard_interrupt_to_checkpoints=True
+            partial(_serve, config, options.config, fail_closed=options.fail_closed),
+            restrict_keyboard_interrupt_to_checkpoints=True,
         )
     except LeasedError as error:
         print(f"<3>leased: {error}", file=sys.stderr)
@@ -75,6 +78,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_CONFIG_PATH}, if there"
+    )
+    parser.add_argument(
+        "--fail-closed",
+        action="store_true",
+        help="if the log cannot be used: stay, refuse every grant with the reason, and try again",
     )
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     parser.add_argument("--version", action="version", version=f"leased {__version__}")
@@ -113,15 +121,23 @@ def _explain(group: BaseExceptionGroup[BaseException]) -> int:
 # ---- one run -------------------------------------------------------------------------------------
 
 
-async def _serve(config: Config, config_path: Path | None) -> int:
+async def _serve(config: Config, config_path: Path | None, *, fail_closed: bool) -> int:
     _raise_limits()
     gc.set_threshold(*GARBAGE)
     lifeline = Lifeline.from_environment(os.environ)
     handed = take_listen_fds(os.environ)
     started_ns = time.monotonic_ns()
+    footing = find_footing(config)
+    opened = await open_node_log(
+        config, footing, handed=handed, lifeline=lifeline, fail_closed=fail_closed
+    )
+    if opened is None:
+        return 0
     async with trio.open_nursery() as nursery:
         agent = await build(
             config,
+            footing,
+            opened,
             handed=handed,
             lifeline=lifeline,
             nursery=nursery,

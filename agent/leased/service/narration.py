@@ -22,7 +22,7 @@ from leased.terms.reply import RefusalReason
 from leased.terms.resource import Allotment
 from leased.terms.teardown import TeardownStep
 
-ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
+CRITICAL, ERROR, WARNING, NOTICE, INFO, DEBUG = 2, 3, 4, 5, 6, 7
 """Priorities of syslog(3)."""
 
 Fields = dict[str, str | bytes]

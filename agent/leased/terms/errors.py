@@ -127,6 +127,10 @@ class StateError(LeasedError):
     exit_status = EX_CONFIG
 
 
+class LogBusy(StateError):
+    """Another agent has the log open."""
+
+
 class InvariantError(LeasedError):
     """Our own mistake: a state that must be impossible. The process ends; recovery decides."""
 

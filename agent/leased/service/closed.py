@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent whose log cannot be used: it grants nothing, says why to everybody who asks, and opens
+the log again when that is possible.
+
+Rule: fail closed. No table is kept and no driver is called, so nothing can be granted, renewed or
+reused; what was leased before ends by the reaper, which needs no log, and is proven clean once
+there is one again. The log is opened anew each time, by the whole of recovery: nothing that was
+read before a failure is believed after it.
+
+Does not repair: what recovery refuses is the operator's to act on, and the refusal says how.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import trio
+
+from leased.ports import Clock
+from leased.service.config import Config
+from leased.service.connection import Connection
+from leased.service.doors import Door
+from leased.service.holders import Holders
+from leased.service.journald import Journald
+from leased.service.lifeline import Lifeline
+from leased.service.listener import Listener
+from leased.service.narration import CRITICAL
+from leased.terms.errors import ChainError, LogBusy, StateError
+from leased.terms.reply import Refusal, RefusalReason
+from leased.wire import parameters
+from leased.wire.calls import encode_error, encode_reply
+from leased.wire.conversation import Call
+
+FIRST_RETRY_S = 5
+RETRY_S_MAX = 300
+"""A log that a full disk or a read-only mount made unusable is tried again soon, and one that does
+not hold costs a verification of the whole chain each time."""
+
+UNUSABLE = "LOG_UNUSABLE"
+"""The verdict of what is no finding about the chain: the disk, the directory, its file system."""
+
+_WANTED = (
+    parameters.Acquire,
+    parameters.Join,
+    parameters.Renew,
+    parameters.Release,
+    parameters.Done,
+    parameters.Plan,
+)
+"""Methods that have a word for it: the refusal `audit_unavailable`. The others get the verdict."""
+
+Opened = TypeVar("Opened")
+
+
+class Closed:
+    """Serves the doors with nothing but the reason (`Dispatch` of the listener)."""
+
+    def __init__(self, fault: StateError | ChainError, clock: Clock) -> None:
+        self._clock = clock
+        self.fault = fault
+
+    @property
+    def verdict(self) -> str:
+        """What recovery said, as one word."""
+        return self.fault.verdict if isinstance(self.fault, ChainError) else UNUSABLE
+
+    def begin(self, connection: Connection, call: Call, fds: list[int]) -> None:
+        """Refuse the call."""
+        for fd in fds:
+            os.close(fd)
+        if isinstance(call.parameters, _WANTED):
+            refusal = Refusal(RefusalReason.AUDIT_UNAVAILABLE, what=self.verdict, requested=1)
+            connection.answer(call, encode_reply(call, refusal, self._clock.now()))
+            return
+        known = isinstance(self.fault, ChainError)
+        fault = self.fault if known else ChainError(UNUSABLE, str(self.fault))
+        connection.answer(call, encode_error(fault))
+
+    def abandon(self, connection: Connection) -> None:
+        """Nobody waits for anything."""
+
+
+async def keep_closed(
+    fault: StateError | ChainError,
+    *,
+    open_log: Callable[[], Opened],
+    config: Config,
+    doors: Sequence[Door],
+    clock: Clock,
+    lifeline: Lifeline,
+    journald: Journald,
+) -> Opened | None:
+    """Serve closed until `open_log` succeeds (what it returns), or until the agent is told to stop
+    (None). It is tried after a while, after twice as long and so on, and at once on SIGHUP. Raises
+    LogBusy: another agent has the log by now."""
+    closed = Closed(fault, clock)
+    opened: Opened | None = None
+    delay_s = FIRST_RETRY_S
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+            _serve(nursery, closed, config, doors, clock)
+            nursery.start_soon(lifeline.run, trio.lowlevel.checkpoint, config.timing.heartbeat_ns)
+            nursery.start_soon(journald.run)
+            _say(closed, lifeline, journald)
+            while opened is None:
+                asked = None
+                with trio.move_on_after(delay_s):
+                    asked = await anext(signals)
+                if asked in (signal.SIGTERM, signal.SIGINT):
+                    lifeline.stopping("stopping; the log could not be used")
+                    break
+                delay_s = FIRST_RETRY_S if asked else min(2 * delay_s, RETRY_S_MAX)
+                opened = await _try(open_log, closed)
+                if opened is None and asked:
+                    _say(closed, lifeline, journald)
+            nursery.cancel_scope.cancel()
+    if opened is not None:
+        journald.say("the log can be used again; what was leased meanwhile is proven clean first")
+    return opened
+
+
+async def _try(open_log: Callable[[], Opened], closed: Closed) -> Opened | None:
+    try:
+        return await trio.to_thread.run_sync(open_log)
+    except LogBusy:
+        raise
+    except (StateError, ChainError) as again:
+        closed.fault = again
+        return None
+
+
+def _serve(
+    nursery: trio.Nursery,
+    closed: Closed,
+    config: Config,
+    doors: Sequence[Door],
+    clock: Clock,
+) -> None:
+    holders = Holders(lambda _command, _deliver=None: None, lambda _lease_id: None)
+    listener = Listener(
+        doors=doors,
+        dispatch=closed,
+        holders=holders,
+        clock=clock,
+        limits=config.sockets,
+        tenant_of=config.tenant_of,
+    )
+    nursery.start_soon(listener.run)
+
+
+def _say(closed: Closed, lifeline: Lifeline, journald: Journald) -> None:
+    lifeline.ready(f"FAILED, nothing is granted: {closed.fault}")
+    journald.say(
+        f"the log cannot be used: {closed.fault}. Nothing is granted or renewed; leases end at"
+        " their deadlines. `systemctl reload leased` tries again at once",
+        priority=CRITICAL,
+        LEASED_LOG_STATE="failed",
+        LEASED_VERDICT=closed.verdict,
+    )

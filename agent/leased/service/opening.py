@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent stands on before there is an agent: its clock, its names, and the node's log.
+
+Rule: without a log there is no agent. Whoever starts it chooses what happens then: it ends, with
+the reason and a status that says whether another try can help, or it stays and fails closed
+(`closed`), which is what a service manager's unit wants.
+
+Does not replay the log (`recovery`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from leased import __version__
+from leased.durable.log import OpenedLog, open_log
+from leased.hardware.clock import BootClock
+from leased.hardware.identity import node_id, read_machine_id
+from leased.service.closed import keep_closed
+from leased.service.config import Config
+from leased.service.doors import Door, open_doors
+from leased.service.entropy import EntropyPool
+from leased.service.journald import Journald
+from leased.service.lifeline import Lifeline
+from leased.terms.errors import ChainError, LogBusy, StateError
+from leased.terms.moment import NS_PER_S
+
+VERIFY_NS_MAX = 600 * NS_PER_S
+"""What is asked of systemd at once: 600 s verify 200 million records on one slow core."""
+
+
+class Footing(NamedTuple):
+    """Made once per process."""
+
+    clock: BootClock
+    entropy: EntropyPool
+    machine_id: bytes
+    node: bytes
+    journald: Journald
+
+
+class Opened(NamedTuple):
+    """A log, and the doors if they are open already (the agent was closed before)."""
+
+    log: OpenedLog
+    doors: list[Door]
+
+
+def find_footing(config: Config) -> Footing:
+    """Clock, randomness, who this node is, and where to say it."""
+    clock, machine_id = BootClock(), read_machine_id()
+    journald = Journald(config.journald, monotonic_ns=lambda: clock.now().boot_ns)
+    return Footing(clock, EntropyPool(), machine_id, node_id(machine_id), journald)
+
+
+async def open_node_log(
+    config: Config,
+    footing: Footing,
+    *,
+    handed: Mapping[str, Sequence[int]],
+    lifeline: Lifeline,
+    fail_closed: bool,
+) -> Opened | None:
+    """Open the log, or stay closed until it can be opened; None: told to stop meanwhile. Raises
+    StateError or ChainError if the agent is not to stay."""
+
+    def attempt() -> OpenedLog:
+        return open_log(
+            config.paths.audit_dir,
+            moment=footing.clock.now(),
+            entropy=footing.entropy,
+            machine_id=footing.machine_id,
+            origin=f"lease-log.local/{footing.node.hex()}",
+            best_effort=config.log.durability == "best-effort",
+            epoch_ns=config.log.epoch_ns,
+        )
+
+    lifeline.extend(VERIFY_NS_MAX, "verifying the log")
+    try:
+        return Opened(attempt(), [])
+    except (StateError, ChainError) as fault:
+        if not fail_closed or isinstance(fault, LogBusy):
+            raise
+        first = fault
+    doors = open_doors(config, handed, __version__)
+    log = await keep_closed(
+        first,
+        open_log=attempt,
+        config=config,
+        doors=doors,
+        clock=footing.clock,
+        lifeline=lifeline,
+        journald=footing.journald,
+    )
+    return None if log is None else Opened(log, doors)
