@@ -25,12 +25,13 @@ from tests.bench.expiry import MANY, measure_expiry, most_leases
 from tests.bench.gpus import measure_gpus
 from tests.bench.kinds import measure_kinds
 from tests.bench.loadgen import Figures, compile_load
+from tests.bench.policy import measure_policy
 from tests.bench.restart import measure_idle, measure_restart
 from tests.bench.scrub import measure_scrub
 from tests.bench.throughput import measure_throughput
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("throughput", "expiry", "scrub", "kinds", "gpu", "restart", "idle")
+PARTS = ("throughput", "policy", "expiry", "scrub", "kinds", "gpu", "restart", "idle")
 
 
 def main() -> int:
@@ -60,7 +61,7 @@ def main() -> int:
 def _measure(
     directory: Path, parts: list[str], *, short: bool, say: table.Say
 ) -> tuple[Figures, list[table.Line]]:
-    load = compile_load(directory) if set(parts) - {"kinds", "scrub"} else Path()
+    load = compile_load(directory) if set(parts) - {"kinds", "scrub", "policy"} else Path()
     figures: Figures = {"machine": _machine(), "short": short}
     lines: list[table.Line] = []
     if "throughput" in parts:
@@ -68,6 +69,10 @@ def _measure(
         rows = measure_throughput(load, directory, rounds=rounds, seconds=seconds, say=say)
         figures["throughput"] = rows
         lines += table.throughput_lines(rows)
+    if "policy" in parts:
+        rows = measure_policy(rounds=100 if short else 1_000, say=say)
+        figures["policy"] = rows
+        lines += table.policy_lines(rows)
     if "expiry" in parts:
         times, many = (5, 1_000) if short else (40, most_leases(MANY))
         if not short and many < MANY:

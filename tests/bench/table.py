@@ -79,6 +79,25 @@ def _latency_line(rows: list[Figures], clients: int, share: str) -> Line:
     )
 
 
+def policy_lines(rows: list[Figures]) -> list[Line]:
+    """One decision at a time, with the whole of a policy in force."""
+    lines: list[Line] = []
+    for row in rows:
+        bar_ms = row["bar_ms"]
+        p99 = row["p99_ns"] / 1e6
+        lines.append(
+            Line(
+                f"policy: {row['what']}, p99",
+                f"{p99:.3f} ms",
+                "" if bar_ms is None else f"<= {bar_ms} ms",
+                None if bar_ms is None else p99 <= bar_ms,
+                f"p50 {row['p50_ns'] / 1e6:.3f} ms, max {row['max_ns'] / 1e6:.3f} ms, "
+                f"{row['count']:,} times",
+            )
+        )
+    return lines
+
+
 def expiry_lines(rows: list[Figures]) -> list[Line]:
     """Deadline to cut and to proof."""
     lines: list[Line] = []

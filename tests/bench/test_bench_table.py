@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import table
+from tests.bench import policy, table
 from tests.bench.loadgen import Figures
 from tests.bench.peer import read_log_file
 from tests.bench.throughput import CLIENTS
@@ -112,3 +112,13 @@ def test_a_scrub_is_held_against_both_kinds_of_memset() -> None:
     lines = table.scrub_lines(row | {"memset_zero_bytes_per_s": 41e9})
     assert [line.held for line in lines] == [True, False]
     assert lines[0].value == "0.50 x"
+
+
+def test_every_decision_is_timed_under_the_load_that_it_says() -> None:
+    floor = policy.Floor(policy.full_policy(30), leases=300, tenants=30, waiting=30)
+    assert len(floor.lessor.table.leases) == 300 and len(floor.lessor.queue) == 30
+    rows = policy.measure_policy(rounds=4, say=lambda text: None, floor=floor)
+    assert [row["what"] for row in rows] == [what for what, _, _ in policy.CASES]
+    assert all(0 < row["p50_ns"] <= row["p99_ns"] <= row["max_ns"] for row in rows)
+    lines = table.policy_lines([{**rows[0], "p99_ns": 999_999}, {**rows[0], "p99_ns": 1_000_001}])
+    assert [line.held for line in lines] == [True, False]

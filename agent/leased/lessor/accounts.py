@@ -35,14 +35,24 @@ def group_key(name: str) -> str:
 
 class Account:
     """What one holder (a tenant or a group) has: leases that are used and leases that are being
-    cleaned, capacity by kind and by cell, and the order in which the used ones end.
+    cleaned, capacity by kind and by cell, and the order in which the used ones end. `left` counts
+    whatever made it less.
     """
 
-    __slots__ = ("capacities", "cells", "charges", "endings", "holder", "leases", "teardown")
+    __slots__ = (
+        "capacities",
+        "cells",
+        "charges",
+        "endings",
+        "holder",
+        "leases",
+        "left",
+        "teardown",
+    )
 
     def __init__(self, holder: str, deadlines: Deadlines[LeaseId]) -> None:
         self.holder = holder
-        self.leases = 0
+        self.leases = self.left = 0
         self.charges: dict[LeaseId, Charge] = {}
         self.capacities = [0] * KIND_COUNT
         self.teardown = [0] * KIND_COUNT
@@ -66,11 +76,13 @@ class Account:
     def cut(self, lease_id: LeaseId) -> None:
         """A lease is used no more; what it had is being cleaned."""
         self.leases -= 1
+        self.left += 1
         for cell, capacity in self.charges[lease_id]:
             self.teardown[cell[0]] += capacity
 
     def settle(self, lease_id: LeaseId) -> None:
         """What a lease had is clean, or fenced: nobody's of this account any more."""
+        self.left += 1
         for cell, capacity in self.charges.pop(lease_id):
             self.capacities[cell[0]] -= capacity
             self.teardown[cell[0]] -= capacity

@@ -18,7 +18,7 @@ from functools import partial
 import msgspec
 
 from leased.lessor.accounts import Charge, covers, weigh
-from leased.lessor.bars import Bars
+from leased.lessor.bars import Ahead
 from leased.lessor.budget import Prices, budget_overrun
 from leased.lessor.estimate import node_ns, room_ns, tenant_ns
 from leased.lessor.ledger import Key
@@ -40,9 +40,16 @@ from leased.lessor.shares import Shares
 from leased.lessor.table import LeaseTable
 from leased.lessor.wholes import wholes_of
 from leased.terms.command import Acquire
+from leased.terms.identity import TenantId
 from leased.terms.policy import Calendar, Mode, Policy
 from leased.terms.reply import Refusal, RefusalReason
 from leased.terms.resource import Allotment, Ask, ResourceKind
+
+Mark = tuple[int, int, int]
+"""What a verdict on somebody's limit depends on: policies, changes of the inventory, and what left
+that account.
+"""
+OF_ONE_HOLDER = frozenset({RefusalReason.TENANT_LEASES, RefusalReason.TENANT_CAPACITY})
 
 
 class Offer(msgspec.Struct):
@@ -60,26 +67,53 @@ class Offer(msgspec.Struct):
 class Admission:
     """The judge: a table to look at and a policy to hold it against."""
 
-    __slots__ = ("_table", "book", "calendar", "meaning", "policy", "prices", "shares")
+    __slots__ = (
+        "_policies",
+        "_table",
+        "book",
+        "calendar",
+        "meaning",
+        "policy",
+        "prices",
+        "shares",
+    )
 
     def __init__(self, table: LeaseTable, policy: Policy) -> None:
         self._table = table
         self.prices = Prices()
         self.calendar = Calendar()
         self.shares: Shares | None = None
+        self._policies = 0
         self.set_policy(policy)
 
     def set_policy(self, policy: Policy) -> None:
         """Judge by `policy` from here on."""
         self.policy = policy
+        self._policies += 1
         self.book = TenantBook(policy)
         self.shares = Shares(policy, self.book, self._table.accounts, self.shares)
         self.meaning = Meaning(self._table, policy)
 
+    def since(self, verdict: Verdict) -> Mark | None:
+        """A mark that changes when there may be another verdict; None: it may change with time, or
+        by what others do.
+        """
+        reason = verdict.refusal.reason
+        if reason not in OF_ONE_HOLDER or (
+            reason is RefusalReason.TENANT_CAPACITY and self.policy.borrowing.enabled
+        ):
+            return None
+        holder, accounts = verdict.holder, self._table.accounts
+        account = (
+            accounts.group(holder[1:]) if holder.startswith("@") else accounts.get(TenantId(holder))
+        )
+        left = 0 if account is None else account.left
+        return (self._policies, self._table.pools.changes, left)
+
     # ---- yes or no -------------------------------------------------------------------------------
 
-    def judge(self, acquire: Acquire, bars: Bars | None, now_ns: int) -> Offer | Verdict:
-        """What the lease would be, or why not. `bars`: what requests ahead of this one wait for."""
+    def judge(self, acquire: Acquire, ahead: Ahead | None, now_ns: int) -> Offer | Verdict:
+        """What the lease would be, or why not. `ahead`: what those before this one wait for."""
         limits = self.book.limits(acquire.caller.tenant)
         verdict = self.meaning.meant(acquire) or self._may(acquire, limits)
         if verdict is not None:
@@ -98,11 +132,11 @@ class Admission:
             if verdict is not None:
                 return verdict
         barred: AbstractSet[str] = NONE_BARRED
-        if bars is not None:
-            behind = bars.hold_back(acquire, limits)
+        if ahead is not None:
+            behind = ahead.hold_back(acquire, limits)
             if behind is not None:
                 return self._behind(behind, acquire)
-            barred = bars.pools
+            barred = ahead.pools
         placed = place(asks, table.pools, barred=barred)
         if not isinstance(placed, tuple):
             return self.meaning.no_room(asks, placed, barred)
@@ -287,6 +321,14 @@ class Admission:
     def cost_nano(self, acquire: Acquire) -> int:
         """What it would cost until its first deadline, in 10^-9 of the currency, rounded up."""
         return self.prices.cost_nano(_uses(wanted_by(acquire), acquire))
+
+    def share_of(self, acquire: Acquire, now_ns: int) -> int:
+        """How much the tenant of a request used lately of what is divided fairly, over its weight:
+        whoever used less comes first.
+        """
+        tenant = acquire.caller.tenant
+        fair = self.shares.fair()
+        return max((one.used_lately(tenant, now_ns) for one in fair), default=0) if fair else 0
 
     def _budget_ns(self, limits: Limits, acquire: Acquire, now_ns: int) -> int | None:
         """When there is a budget for it: now, or when the period of the one that lacks ends."""

@@ -6,12 +6,14 @@ of somebody bars that limit for whoever it counts; what comes behind may only ta
 before it waits for. So the head cannot starve, and a request for a GPU does not hold up one for
 memory.
 
-Does not order anybody (`queue`) and does not know who is ahead of whom.
+Does not order anybody (`queue`): ranks are handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import TypeVar
 
 from leased.lessor.meaning import Verdict
 from leased.lessor.pool import Pools, Where, where_of
@@ -19,6 +21,7 @@ from leased.lessor.quota import Limits
 from leased.terms.command import Acquire
 from leased.terms.reply import RefusalReason
 
+K = TypeVar("K", bound=Hashable)
 _COUNTED = frozenset({RefusalReason.TENANT_LEASES})
 MEASURED = frozenset(
     {
@@ -29,64 +32,93 @@ MEASURED = frozenset(
     }
 )
 Places = tuple[Where, ...]
+Rank = tuple[int, bool, int, int]
+"""A place in the queue: level (the higher first, so negative), whether it was not preempted, how
+far its tenant is above its share, arrival."""
 
 
 class Bars:
-    """What some requests wait for."""
+    """What requests that wait need: each thing with the rank of the first that waits for it."""
 
     __slots__ = ("holder_kinds", "holders", "node", "places", "pools")
 
     def __init__(self) -> None:
-        self.node = False
-        self.pools: set[str] = set()
-        self.places: set[Places] = set()
-        self.holders: set[str] = set()
-        self.holder_kinds: set[tuple[str, int]] = set()
+        self.node: dict[str, Rank] = {}
+        self.pools: dict[str, Rank] = {}
+        self.places: dict[Places, Rank] = {}
+        self.holders: dict[str, Rank] = {}
+        self.holder_kinds: dict[tuple[str, int], Rank] = {}
 
-    def add(self, acquire: Acquire, verdict: Verdict, pools: Pools) -> None:
+    def add(self, acquire: Acquire, verdict: Verdict, pools: Pools, rank: Rank) -> None:
         """Bar what `acquire`, which waits because of `verdict`, needs."""
         reason = verdict.refusal.reason
         if reason is RefusalReason.NODE_LEASES:
-            self.node = True
+            _first(self.node, "", rank)
         elif reason in _COUNTED:
-            self.holders.add(verdict.holder)
+            _first(self.holders, verdict.holder, rank)
         elif reason in MEASURED:
-            self.holder_kinds.update((verdict.holder, int(ask.kind)) for ask in acquire.asks)
-        elif reason is RefusalReason.NO_CAPACITY:
-            self.places.add(places_of(acquire))
             for ask in acquire.asks:
-                self.pools.update(pool.counted.resource_id for pool in pools.usable(ask))
+                _first(self.holder_kinds, (verdict.holder, int(ask.kind)), rank)
+        elif reason is RefusalReason.NO_CAPACITY:
+            places = places_of(acquire)
+            known = self.places.get(places)
+            if known is not None and known < rank:
+                return  # whoever it was has barred the same pools
+            self.places[places] = rank
+            for ask in acquire.asks:
+                for pool in pools.usable(ask):
+                    _first(self.pools, pool.counted.resource_id, rank)
+
+    def ahead_of(self, rank: Rank) -> Ahead:
+        """What is barred for a request of `rank`."""
+        return Ahead(self, rank)
+
+
+def _first(barred: dict[K, Rank], what: K, rank: Rank) -> None:
+    known = barred.get(what)
+    if known is None or rank < known:
+        barred[what] = rank
+
+
+class Ahead:
+    """The bars of those that are served before one request."""
+
+    __slots__ = ("_bars", "_rank")
+
+    def __init__(self, bars: Bars, rank: Rank) -> None:
+        self._bars, self._rank = bars, rank
+
+    def _has(self, barred: Mapping[K, Rank], what: K) -> bool:
+        known = barred.get(what)
+        return known is not None and known < self._rank
 
     def hold_back(self, acquire: Acquire, limits: Limits) -> tuple[RefusalReason, str] | None:
         """Why, and because of whose limit, `acquire` has to wait behind another, judged without
         looking at any pool.
         """
-        if self.node:
+        bars = self._bars
+        if bars.node and self._has(bars.node, ""):
             return RefusalReason.NODE_LEASES, ""
         for one in limits.chain():
-            if one.holder in self.holders:
+            if bars.holders and self._has(bars.holders, one.holder):
                 return RefusalReason.TENANT_LEASES, one.holder
-            if self.holder_kinds and any(
-                (one.holder, int(ask.kind)) in self.holder_kinds for ask in acquire.asks
+            if bars.holder_kinds and any(
+                self._has(bars.holder_kinds, (one.holder, int(ask.kind))) for ask in acquire.asks
             ):
                 return RefusalReason.TENANT_CAPACITY, one.holder
-        if self.places and places_of(acquire) in self.places:
+        if bars.places and self._has(bars.places, places_of(acquire)):
             return RefusalReason.NO_CAPACITY, ""
         return None
+
+    @property
+    def pools(self) -> AbstractSet[str]:
+        """Every pool that is barred."""
+        barred, rank = self._bars.pools, self._rank
+        if all(first < rank for first in barred.values()):
+            return barred.keys()
+        return {resource_id: None for resource_id, first in barred.items() if first < rank}.keys()
 
 
 def places_of(acquire: Acquire) -> Places:
     """Where the asks of a request may go; two with the same places wait for the same pools."""
     return tuple(map(where_of, acquire.asks))
-
-
-def together(several: Iterable[Bars]) -> Bars:
-    """All that any of `several` bars."""
-    whole = Bars()
-    for bars in several:
-        whole.node |= bars.node
-        whole.pools |= bars.pools
-        whole.places |= bars.places
-        whole.holders |= bars.holders
-        whole.holder_kinds |= bars.holder_kinds
-    return whole

@@ -17,8 +17,8 @@ from leased.lessor.accounts import KIND_COUNT
 from leased.lessor.lifecycle import LIVE, TEARDOWN
 from leased.lessor.table import LeaseTable, end_ns
 from leased.terms.errors import InvariantError
-from leased.terms.identity import TenantId
-from leased.terms.lease import LeaseState
+from leased.terms.identity import LeaseId, TenantId
+from leased.terms.lease import LeaseState, Level, Priority
 from leased.terms.resource import capacity_id
 
 Predicate = Callable[[LeaseTable], Iterator[str]]
@@ -136,12 +136,49 @@ def requests_find_their_leases(table: LeaseTable) -> Iterator[str]:
         yield f"{len(table.closed)} closed leases kept, {table.closed_max} allowed"
 
 
+def yielders_are_in_order(table: LeaseTable) -> Iterator[str]:
+    """Who could leave for others is in the order that sorting the table gives, on every pool; and a
+    pool knows how much of it is going to be free.
+    """
+    rows: dict[str, list[tuple[Level, int, int, LeaseId]]] = {}
+    draining: dict[str, int] = {}
+    for lease in table.leases.values():
+        if lease.state not in LIVE:
+            continue
+        row = (table.level(lease), lease.deadline_ns, -lease.granted_ns, lease.lease_id)
+        shares = [(capacity_id(a.resource_id), a.capacity) for a in lease.subject.allotments]
+        for resource_id, capacity in shares:
+            if lease.state is LeaseState.DRAINING:
+                draining[resource_id] = draining.get(resource_id, 0) + capacity
+        if lease.state is not LeaseState.DRAINING and lease.subject.priority < Priority.GUARANTEED:
+            for resource_id, _ in dict(shares).items():
+                rows.setdefault(resource_id, []).append(row)
+    for pool in table.pools.by_id.values():
+        if pool.counted is not pool:
+            continue
+        name = pool.resource_id
+        if pool.draining != draining.get(name, 0):
+            yield f"{name}: {pool.draining} is draining, the leases say {draining.get(name, 0)}"
+        kept = list(table.yielders.below(Level.CRITICAL, [name], table.leases))
+        if [one.lease_id for one in kept] != [row[-1] for row in sorted(rows.get(name, []))]:
+            yield f"{name}: its yielders are not those of the table, or in another order"
+        held = sum(
+            allotment.capacity
+            for one in kept
+            for allotment in one.subject.allotments
+            if capacity_id(allotment.resource_id) == name
+        )
+        if held != table.yielders.capacity_below(Level.CRITICAL, name):
+            yield f"{name}: what its yielders have does not add up"
+
+
 INVARIANTS: Final[tuple[Predicate, ...]] = (
     capacity_adds_up,
     tenants_add_up,
     live_leases_have_a_deadline,
     states_are_consistent,
     requests_find_their_leases,
+    yielders_are_in_order,
 )
 
 

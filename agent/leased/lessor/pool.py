@@ -34,14 +34,15 @@ from leased.terms.resource import (
 
 
 class Pool:
-    """The split of one resource's capacity. `fenced` includes `fenced_by_operator`; `present` is
-    False once it is lost.
+    """The split of one resource's capacity. `fenced` includes `fenced_by_operator`, `leased` what
+    is `draining`; `present` is False once it is lost.
     """
 
     __slots__ = (
         "capacity",
         "cell",
         "counted",
+        "draining",
         "endings",
         "fenced",
         "fenced_by_operator",
@@ -60,6 +61,7 @@ class Pool:
     def __init__(self, resource: Resource, index: int, deadlines: Deadlines[LeaseId]) -> None:
         self.resource_id = resource.resource_id
         self.free = self.leased = self.teardown = self.fenced = self.fenced_by_operator = 0
+        self.draining = 0
         self.capacity = 0
         self.endings: Endings[LeaseId] = Endings(deadlines)
         self.holders: dict[LeaseId, None] = {}
@@ -165,22 +167,24 @@ def where_of(ask: Ask) -> Where:
 
 
 class Pools:
-    """Every pool by resource id, in the order of the inventory, and which of them an ask may
-    use.
+    """Every pool by resource id, in the order of the inventory, and which of them an ask may use.
+    `changes` counts what was observed or ordered of them.
     """
 
-    __slots__ = ("_deadlines", "_matching", "_usable", "by_id", "cordoned", "inventory")
+    __slots__ = ("_deadlines", "_matching", "_usable", "by_id", "changes", "cordoned", "inventory")
 
     def __init__(self, deadlines: Deadlines[LeaseId]) -> None:
         self._deadlines = deadlines
         self.by_id: dict[str, Pool] = {}
         self.cordoned: dict[str, None] = {}
         self.inventory = Inventory(())
+        self.changes = 0
         self._matching: dict[Where, tuple[Pool, ...]] = {}
         self._usable: dict[Where, tuple[Pool, ...]] = {}
 
     def observe(self, inventory: Inventory) -> None:
         """Replace the inventory; shares that are held stay where they are."""
+        self.changes += 1
         before = self.by_id
         after: dict[str, Pool] = {}
         ways: list[tuple[int, Resource]] = []
@@ -209,6 +213,7 @@ class Pools:
 
     def observe_health(self, resource_id: str, health: Health) -> None:
         """Note one resource's health, in the inventory too."""
+        self.changes += 1
         resources = tuple(
             msgspec.structs.replace(resource, health=health)
             if resource.resource_id == resource_id
@@ -223,6 +228,7 @@ class Pools:
 
     def cordon(self, resource_id: str, *, cordoned: bool) -> None:
         """Stop or resume grants on a resource ("" = the node)."""
+        self.changes += 1
         if cordoned:
             self.cordoned[resource_id] = None
         else:

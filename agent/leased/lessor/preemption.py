@@ -13,26 +13,34 @@ Does not preempt (`yielding`): it orders and chooses.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from leased.lessor.table import LeaseTable
-from leased.terms.lease import Lease, LeaseState, Level, Priority
+from leased.terms.lease import Lease, Level, Priority
 from leased.terms.policy import Preemption
-from leased.terms.resource import capacity_id
+from leased.terms.resource import Allotment, capacity_id
 
-STAYING = (LeaseState.GRANTED, LeaseState.ACTIVE)
 EXACT_MAX = 64
 """Up to so many victims every single one is shown to be needed; of more, only that none can be let
 off without placing the request elsewhere."""
 
+Left = dict[str, int]
+"""Capacity to leave out of a placement by resource, negative where it is going to be free."""
+
+
+def take(left: Left, allotments: Sequence[Allotment], sign: int) -> None:
+    """Leave out (1) or count as free (-1) what `allotments` are."""
+    for one in allotments:
+        resource_id = capacity_id(one.resource_id)
+        left[resource_id] = left.get(resource_id, 0) + sign * one.capacity
+
 
 class Candidates:
     """Who could make way for a request of `level` on `pools`, in the order they would. `young`:
-    somebody else could, but has not run long enough.
+    somebody else could, but has not run long enough (known of those that were met).
     """
 
-    __slots__ = ("_heap", "young")
+    __slots__ = ("_ordered", "_safe_ns", "young")
 
     def __init__(
         self,
@@ -43,95 +51,84 @@ class Candidates:
         pools: Iterable[str],
         now_ns: int,
     ) -> None:
-        safe_ns = (
-            now_ns - terms.runtime_ns_min_scavenger,
-            now_ns - terms.runtime_ns_min_standard,
-        )
+        self._safe_ns = {
+            Priority.SCAVENGER: now_ns - terms.runtime_ns_min_scavenger,
+            Priority.STANDARD: now_ns - terms.runtime_ns_min_standard,
+        }
         self.young = False
-        heap = []
-        for lease_id in holders_of(table, pools):
-            lease = table.leases.get(lease_id)
-            if lease is None or lease.state not in STAYING:
-                continue
-            priority = lease.subject.priority
-            if priority is Priority.GUARANTEED:
-                continue
-            own = table.level(lease)
-            if own >= level:
-                continue
-            if lease.granted_ns > safe_ns[priority]:
-                self.young = True
-                continue
-            heap.append((int(own), lease.deadline_ns, -lease.granted_ns, lease_id, lease))
-        heapq.heapify(heap)
-        self._heap = heap
+        self._ordered = table.yielders.below(level, pools, table.leases)
 
     def __iter__(self) -> Iterator[Lease]:
-        heap = list(self._heap)
-        while heap:
-            yield heapq.heappop(heap)[-1]
+        safe_ns = self._safe_ns
+        for lease in self._ordered:
+            if lease.granted_ns > safe_ns[lease.subject.priority]:
+                self.young = True
+            else:
+                yield lease
 
 
-def holders_of(table: LeaseTable, pools: Iterable[str]) -> dict[bytes, None]:
-    """Every lease that has something of any of `pools`."""
-    found: dict[bytes, None] = {}
-    for resource_id in pools:
-        pool = table.pools.by_id.get(resource_id)
-        if pool is not None:
-            found.update(pool.counted.holders)
-    return found
+Room = Callable[[Left], "Left | None"]
+"""What is free of each pool with so much left out, once the request is placed; None: it has no
+room."""
 
 
-Room = Callable[[Sequence[Lease]], "dict[str, int] | None"]
-"""What is left of each pool if these leases go and the request is placed; None: it has no room."""
-
-
-def choose_victims(ordered: Iterable[Lease], room: Room) -> tuple[Lease, ...] | None:
-    """As few of `ordered` as make room, front first; None if all of them together do not."""
-    if room(()) is not None:
+def choose_victims(ordered: Iterable[Lease], room: Room, left: Left) -> tuple[Lease, ...] | None:
+    """As few of `ordered` as make room beside what `left` says, front first; None if all of them
+    together do not.
+    """
+    if room(left) is not None:
         return ()
     taken: list[Lease] = []
-    enough = 1
+    few, enough = dict(left), 1  # `few`: what is left when the first half of them goes
+    gone = dict(left)
     for lease in ordered:
         taken.append(lease)
+        take(gone, lease.subject.allotments, -1)
         if len(taken) == enough:
-            if room(taken) is not None:
+            if room(gone) is not None:
                 break
+            few = dict(gone)
             enough *= 2
     else:
-        if room(taken) is None:
+        if room(gone) is None:
             return None
     low, high = enough // 2, len(taken)  # too few, enough
     while high - low > 1:
         middle = (low + high) // 2
-        if room(taken[:middle]) is None:
-            low = middle
+        half = dict(few)
+        for lease in taken[low:middle]:
+            take(half, lease.subject.allotments, -1)
+        if room(half) is None:
+            low, few = middle, half
         else:
-            high = middle
-    return tuple(_spared(taken[:high], room))
+            high, gone = middle, half
+    return tuple(_spared(taken[:high], room, gone))
 
 
-def _spared(chosen: list[Lease], room: Room) -> list[Lease]:
-    """Without those that are not needed."""
-    left = room(chosen)
+def _spared(chosen: list[Lease], room: Room, gone: Left) -> list[Lease]:
+    """Without those that are not needed. `gone` is what is left when all of `chosen` go."""
+    left = room(gone)
     assert left is not None
-    kept = []
+    kept, fewer = [], dict(gone)
     for lease in reversed(chosen):
         shares = [(capacity_id(one.resource_id), one.capacity) for one in lease.subject.allotments]
         if all(left.get(resource_id, 0) >= capacity for resource_id, capacity in shares):
             for resource_id, capacity in shares:
                 left[resource_id] -= capacity
+            take(fewer, lease.subject.allotments, 1)
         else:
             kept.append(lease)
     kept.reverse()
     # Placement takes what looks best, one ask after the other: with less to choose from it may go
     # elsewhere, and there it may not fit.
-    if room(kept) is None:
-        kept = chosen
+    if room(fewer) is None:
+        kept, fewer = chosen, dict(gone)
     if len(kept) > EXACT_MAX:
         return kept
     for lease in reversed(kept[:]):
-        fewer = [other for other in kept if other is not lease]
-        if room(fewer) is not None:
-            kept = fewer
+        without = dict(fewer)
+        take(without, lease.subject.allotments, 1)
+        if room(without) is not None:
+            kept = [other for other in kept if other is not lease]
+            fewer = without
     return kept

@@ -13,9 +13,9 @@ import msgspec
 
 from leased.lessor.admission import Admission
 from leased.lessor.meaning import Verdict
-from leased.lessor.queue import Waiting, WaitQueue, key_of, level_of
+from leased.lessor.queue import Waiting, WaitQueue, key_of, rank_of
 from leased.lessor.table import LeaseTable
-from leased.lessor.yielding import find_victims, leaving_of
+from leased.lessor.yielding import Surroundings, find_victims, leaving_of
 from leased.terms.command import Acquire, Caller
 from leased.terms.identity import CommandId, LeaseId
 from leased.terms.lease import Lease
@@ -87,8 +87,8 @@ class Questions:
         lease = None if lease_id is None else self._table.find(lease_id)
         if lease is not None:
             return Planned(None, tuple(a.resource_id for a in lease.subject.allotments))
-        bars = self._queue.bars_from(level_of(acquire))
-        verdict = self._admission.judge(acquire, bars, now_ns)
+        rank = rank_of(acquire, requeued=False, share=self._admission.share_of(acquire, now_ns))
+        verdict = self._admission.judge(acquire, self._queue.ahead_of(rank), now_ns)
         cost_nano = self._admission.cost_nano(acquire)
         if not isinstance(verdict, Verdict):
             taken = tuple(dict.fromkeys(a.resource_id for a in verdict.allotments))
@@ -96,8 +96,7 @@ class Questions:
         refusal = self.dated(acquire, verdict.refusal, now_ns)
         position = None
         if verdict.waitable and acquire.wait_ns > 0:
-            level = level_of(acquire)
-            position = 1 + sum(waiting.level >= level for waiting in self._queue)
+            position = 1 + sum(waiting.rank < rank for waiting in self._queue)
         return Planned(refusal, (), position, self._removals(acquire, refusal, now_ns), cost_nano)
 
     def why(self, caller: Caller, lease_id: LeaseId, now_ns: int) -> Reply:
@@ -129,8 +128,8 @@ class Questions:
         """Who would have to leave for it."""
         if refusal.reason is not RefusalReason.NO_CAPACITY:
             return ()
-        leaving = leaving_of(self._table)
-        search = find_victims(self._table, self._queue, self._admission, acquire, leaving, now_ns)
+        around = Surroundings(self._table, self._queue, self._admission)
+        search = find_victims(self._table, around, acquire, leaving_of(self._table), now_ns)
         removals = []
         for victim in search.victims:
             lease, shown = victim.lease, visible(victim.lease, acquire.caller)

@@ -15,22 +15,25 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from leased.lessor.bars import Bars, Places, places_of, together
+from leased.lessor.accounts import ANY, Cell, covers
+from leased.lessor.bars import Ahead, Bars, Places, Rank, places_of
 from leased.lessor.deadlines import Deadlines
 from leased.lessor.meaning import Verdict
 from leased.lessor.pool import Pools
+from leased.lessor.quota import wanted_by
 from leased.terms.command import Acquire
 from leased.terms.identity import CommandId, LeaseId, TenantId
 from leased.terms.lease import LEVEL_OF, Level
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import RefusalReason
+from leased.terms.resource import Allotment
 
 LOOK_AGAIN_NS = NS_PER_S
 """How long what only time changes (a victim's minimum runtime, a cool-down) may go unnoticed."""
 
 Key = tuple[int, CommandId]
-Rank = tuple[int, bool, int]
-"""Level (larger first, so negative), whether it was not preempted, arrival."""
+LAST = 1 << 62
+"""The arrival of whoever has not arrived yet."""
 
 
 def key_of(acquire: Acquire) -> Key:
@@ -46,7 +49,9 @@ def level_of(acquire: Acquire) -> Level:
 class Waiting(msgspec.Struct):
     """A request in the queue: since when, until when, and why it did not get anything the last
     time. `lease_id` is that of the lease it is going to be, known once it preempts; `victims` are
-    the leases that make way for it, and `spared_until_ns` is until when it preempts nobody.
+    the leases that make way for it, and `spared_until_ns` is until when it preempts nobody. `claim`
+    is what it will get of what is leaving, `share` how far its tenant was above its share when that
+    was last looked at, `judged` the mark of the verdict (`Admission.since`).
     """
 
     acquire: Acquire
@@ -59,6 +64,9 @@ class Waiting(msgspec.Struct):
     lease_id: LeaseId | None = None
     victims: tuple[LeaseId, ...] = ()
     spared_until_ns: int = 0
+    claim: tuple[Allotment, ...] = ()
+    share: int = 0
+    judged: tuple[int, int, int] | None = None
 
     @property
     def reason(self) -> RefusalReason:
@@ -72,13 +80,18 @@ class Waiting(msgspec.Struct):
 
     @property
     def rank(self) -> Rank:
-        """Its place among the others, shares apart."""
-        return (-int(self.level), not self.requeued, self.arrival)
+        """Its place among the others."""
+        return rank_of(self.acquire, requeued=self.requeued, share=self.share, arrival=self.arrival)
+
+
+def rank_of(acquire: Acquire, *, requeued: bool, share: int, arrival: int = LAST) -> Rank:
+    """The place of a request among others; without `arrival`, behind all that are its like."""
+    return (-int(level_of(acquire)), not requeued, share, arrival)
 
 
 class WaitQueue:
-    """Waiting requests. `bars` has, by level, what those of that level wait for; `removals` counts
-    those that left.
+    """Waiting requests. `bars` has what they wait for, `claims` those who will get something of
+    what is leaving; `removals` counts those that left.
     """
 
     __slots__ = (
@@ -88,7 +101,9 @@ class WaitQueue:
         "_entries",
         "_order",
         "_tenants",
+        "_wanted",
         "bars",
+        "claims",
         "look_ns",
         "removals",
     )
@@ -99,8 +114,10 @@ class WaitQueue:
         self._order: list[tuple[Rank, Key]] = []
         self._ends: Deadlines[Key] = Deadlines()
         self._tenants: dict[TenantId, int] = {}
+        self._wanted: dict[Cell, dict[TenantId, int]] = {}
         self._arrivals = 0
-        self.bars: dict[Level, Bars] = {}
+        self.bars = Bars()
+        self.claims: dict[Key, Waiting] = {}
         self.look_ns: int | None = None
         self.removals = 0
 
@@ -110,14 +127,16 @@ class WaitQueue:
     def __iter__(self) -> Iterator[Waiting]:
         return iter([self._entries[key] for _, key in self._order])
 
-    def ordered(self, share: Callable[[Acquire], int] | None) -> list[Waiting]:
-        """In the order they are served. `share` says how far a request's tenant is above its fair
-        share; None: nothing is divided by shares.
-        """
-        waiting = list(self)
-        if share is not None:
-            waiting.sort(key=lambda one: (*one.rank[:2], share(one.acquire), one.arrival))
-        return waiting
+    def rerank(self, share: Callable[[Acquire], int]) -> None:
+        """Order anew, by how far the tenant of each is above its fair share by now."""
+        for waiting in self._entries.values():
+            waiting.share = share(waiting.acquire)
+        self._order = sorted((waiting.rank, key) for key, waiting in self._entries.items())
+
+    def claim(self, waiting: Waiting, claim: tuple[Allotment, ...]) -> None:
+        """A request will get `claim` of what is leaving."""
+        waiting.claim = claim
+        self.claims[key_of(waiting.acquire)] = waiting
 
     def get(self, key: Key) -> Waiting | None:
         """The waiting request of that key, if it waits."""
@@ -149,7 +168,8 @@ class WaitQueue:
         bisect.insort(self._order, (waiting.rank, key))
         self._ends.set(key, waiting.until_ns)
         self._tenants[acquire.caller.tenant] = self.count_of(acquire.caller.tenant) + 1
-        self.bars.setdefault(waiting.level, Bars()).add(acquire, waiting.verdict, pools)
+        self._want(acquire, 1)
+        self.bars.add(acquire, waiting.verdict, pools, waiting.rank)
 
     def remove(self, waiting: Waiting) -> None:
         """Take a request out, wherever it stands."""
@@ -162,17 +182,37 @@ class WaitQueue:
         self._tenants[tenant] -= 1
         if not self._tenants[tenant]:
             del self._tenants[tenant]
+        self._want(acquire, -1)
+        self.claims.pop(key, None)
         self.removals += 1
         if not self._entries:
-            self.bars = {}
+            self.bars = Bars()
             self.look_ns = None
 
-    def bars_from(self, level: Level) -> Bars | None:
-        """What those that wait at `level` or above need."""
-        ahead = [bars for at, bars in self.bars.items() if at >= level]
-        if len(ahead) <= 1:
-            return ahead[0] if ahead else None
-        return together(ahead)
+    def _want(self, acquire: Acquire, sign: int) -> None:
+        tenant = acquire.caller.tenant
+        for cell, capacity in wanted_by(acquire):
+            wanted = self._wanted.setdefault(cell, {})
+            left = wanted.get(tenant, 0) + sign * capacity
+            if left:
+                wanted[tenant] = left
+            else:
+                del wanted[tenant]
+        if not self._entries:
+            self._wanted = {}
+
+    def wanted(self, kind: int, tier: int) -> dict[TenantId, int]:
+        """How much those who wait want of a kind, or of one tier of it, beyond what they have."""
+        found: dict[TenantId, int] = {}
+        for cell, wanted in self._wanted.items():
+            if covers(kind, tier, ANY, cell):
+                for tenant, capacity in wanted.items():
+                    found[tenant] = found.get(tenant, 0) + capacity
+        return found
+
+    def ahead_of(self, rank: Rank) -> Ahead | None:
+        """What those that are to be served before a request of `rank` wait for."""
+        return self.bars.ahead_of(rank) if self._entries else None
 
     def next_ns(self) -> int | None:
         """When the first wait ends, or the queue has to be looked through again."""

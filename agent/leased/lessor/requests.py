@@ -11,19 +11,17 @@ Does not judge (`lessor.admission`) and does not order the queue (`lessor.queue`
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from leased.lessor.admission import Admission, Offer
-from leased.lessor.bars import MEASURED, Bars, together
+from leased.lessor.bars import MEASURED, Bars
 from leased.lessor.draft import Draft, Proposal
 from leased.lessor.granting import grant
 from leased.lessor.meaning import Verdict
 from leased.lessor.pace import Pace
 from leased.lessor.questions import Questions
-from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, key_of, level_of
+from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, key_of, rank_of
 from leased.lessor.quota import Limits
 from leased.lessor.table import LeaseTable
-from leased.lessor.yielding import make_room
+from leased.lessor.yielding import make_room, make_room_for
 from leased.terms import event as events
 from leased.terms.command import Acquire, CancelWait, Command
 from leased.terms.identity import CommandId, LeaseId, TenantId
@@ -50,6 +48,7 @@ class Requests:
         "_pace",
         "_questions",
         "_queue",
+        "_ranked_ns",
         "_seen",
         "_table",
         "_throttled",
@@ -65,6 +64,7 @@ class Requests:
         self._admission = admission
         self._questions = questions
         self._pace = Pace()
+        self._ranked_ns = 0
         self._throttled: dict[TenantId, int] = {}
         self._seen: tuple[int, int] | None = None
         self.admitting = True
@@ -116,14 +116,15 @@ class Requests:
         if isinstance(requeued, Refusal):
             self._refuse(draft, acquire, requeued)
             return
-        bars = self._ahead(acquire, draft.now_ns, requeued=requeued)
-        verdict = self._admission.judge(acquire, bars, draft.now_ns)
+        share = self._admission.share_of(acquire, draft.now_ns) if self._queue else 0
+        ahead = self._queue.ahead_of(rank_of(acquire, requeued=requeued, share=share))
+        verdict = self._admission.judge(acquire, ahead, draft.now_ns)
         if isinstance(verdict, Offer):
             grant(draft, self._admission, acquire, verdict)
         elif verdict.waitable and (
             acquire.wait_ns > 0 or verdict.when_over is WhenOver.QUEUE or requeued
         ):
-            self._enqueue(draft, acquire, verdict, requeued=requeued)
+            self._enqueue(draft, acquire, verdict, requeued=requeued, share=share)
         else:
             if verdict.when_over is WhenOver.THROTTLE:
                 self._throttle(limits, draft.now_ns)
@@ -156,24 +157,6 @@ class Requests:
             return True
         return Refusal(RefusalReason.NOT_PREEMPTED, "requeue_of", requested=1)
 
-    def _ahead(self, acquire: Acquire, now_ns: int, *, requeued: bool) -> Bars | None:
-        """What those that are to be served before `acquire` wait for."""
-        queue = self._queue
-        if not queue:
-            return None
-        level = level_of(acquire)
-        share = self._share_of(now_ns)
-        if not requeued and share is None:
-            return queue.bars_from(level)
-        bars = together(bars for at, bars in queue.bars.items() if at > level)
-        for waiting in queue:
-            behind = share is not None and share(acquire) < share(waiting.acquire)
-            if waiting.level == level and not (
-                requeued > waiting.requeued or (requeued == waiting.requeued and behind)
-            ):
-                bars.add(waiting.acquire, waiting.verdict, self._table.pools)
-        return bars
-
     def serve(self, draft: Draft, command_id: CommandId) -> None:
         """Look through the queue from its head: grant what fits, drop what never will.
 
@@ -187,9 +170,10 @@ class Requests:
         due_ns = queue.next_ns()
         if seen == self._seen and (due_ns is None or draft.now_ns < due_ns):
             return
-        bars: dict[int, Bars] = {}
+        timed = due_ns is not None and draft.now_ns >= due_ns
+        self._rerank(draft.now_ns)
         whole, passed_over = Bars(), False
-        for waiting in queue.ordered(self._share_of(draft.now_ns)):
+        for waiting in queue:
             acquire = waiting.acquire
             if acquire.command_id == command_id:
                 passed_over = True
@@ -198,9 +182,12 @@ class Requests:
                     self.end_wait(draft, waiting)
                     continue
                 if waiting.places in whole.places:
-                    bars.setdefault(waiting.level, Bars()).places.add(waiting.places)
                     continue
-                verdict = self._admission.judge(acquire, whole, draft.now_ns)
+                if not timed and self._stands(waiting):
+                    whole.add(acquire, waiting.verdict, table.pools, waiting.rank)
+                    continue
+                ahead = whole.ahead_of(waiting.rank)
+                verdict = self._admission.judge(acquire, ahead, draft.now_ns)
                 if isinstance(verdict, Offer):
                     queue.remove(waiting)
                     grant(draft, self._admission, acquire, verdict, lease_id=waiting.lease_id)
@@ -210,9 +197,9 @@ class Requests:
                     self._refuse(draft, acquire, verdict.refusal)
                     continue
                 waiting.verdict = verdict
-            for one in (whole, bars.setdefault(waiting.level, Bars())):
-                one.add(acquire, waiting.verdict, table.pools)
-        queue.bars = bars  # type: ignore[assignment]
+                waiting.judged = self._admission.since(verdict)
+            whole.add(acquire, waiting.verdict, table.pools, waiting.rank)
+        queue.bars = whole
         queue.look_ns = None
         if whole.holder_kinds:
             self._look_again(draft.now_ns)
@@ -220,20 +207,16 @@ class Requests:
             self._look_again(draft.now_ns)
         self._seen = None if passed_over else (table.releases, queue.removals)
 
-    def _share_of(self, now_ns: int) -> Callable[[Acquire], int] | None:
-        """How much the tenant of a request used lately of what it asks for, over its weight."""
-        divisions = self._admission.shares.fair()
-        if not divisions:
-            return None
-        known: dict[TenantId, int] = {}
+    def _stands(self, waiting: Waiting) -> bool:
+        """Whether nothing happened that could change what was said to a request."""
+        judged = waiting.judged
+        return judged is not None and judged == self._admission.since(waiting.verdict)
 
-        def share(acquire: Acquire) -> int:
-            tenant = acquire.caller.tenant
-            if tenant not in known:
-                known[tenant] = max(one.used_lately(tenant, now_ns) for one in divisions)
-            return known[tenant]
-
-        return share
+    def _rerank(self, now_ns: int) -> None:
+        """Order those who wait by what their tenants have used by now, once in a while."""
+        if self._admission.shares.fair() and now_ns - self._ranked_ns >= LOOK_AGAIN_NS:
+            self._ranked_ns = now_ns
+            self._queue.rerank(lambda acquire: self._admission.share_of(acquire, now_ns))
 
     def _look_again(self, now_ns: int) -> None:
         """Something that only time changes may let somebody have their lease."""
@@ -282,7 +265,9 @@ class Requests:
             return answered(acquire, Refusal(RefusalReason.DEVICE_FAILED, "prepare", requested=1))
         return answered(acquire, Granted(lease, lease.granted_sequence, attached=True))
 
-    def _enqueue(self, draft: Draft, acquire: Acquire, verdict: Verdict, *, requeued: bool) -> None:
+    def _enqueue(
+        self, draft: Draft, acquire: Acquire, verdict: Verdict, *, requeued: bool, share: int
+    ) -> None:
         queue, tenant = self._queue, acquire.caller.tenant
         full = self._admission.judge_wait(
             acquire, waiting=len(queue), of_tenant=queue.count_of(tenant)
@@ -292,9 +277,11 @@ class Requests:
             return
         most_ns = self._admission.policy.wait_ns_max
         wait_ns = min(acquire.wait_ns, most_ns) if acquire.wait_ns > 0 else most_ns
-        waiting = Waiting(acquire, draft.now_ns, draft.now_ns + wait_ns, verdict, requeued=requeued)
+        until_ns = draft.now_ns + wait_ns
+        waiting = Waiting(acquire, draft.now_ns, until_ns, verdict, requeued=requeued, share=share)
         queue.append(waiting, self._table.pools)
-        if verdict.refusal.reason in MEASURED or make_room(draft, queue, self._admission):
+        measured = verdict.refusal.reason in MEASURED
+        if measured or make_room_for(draft, queue, self._admission, waiting):
             self._look_again(draft.now_ns)
 
     def _refuse(self, draft: Draft, acquire: Acquire, refusal: Refusal) -> None:

@@ -275,6 +275,13 @@ class Shares:
                     return verdict
         return None
 
+    @property
+    def lent_out(self) -> bool:
+        """Whether anybody has more than its line of something."""
+        return any(share.over for share in self._lent.values()) or any(
+            one.share.over for one in self.divisions if not one.fair
+        )
+
     def owned(self, tenant: TenantId, charge: Charge) -> Iterable[Share]:
         """The shares in which all that a request wants of them is the tenant's own, so that others
         have to make way for it.

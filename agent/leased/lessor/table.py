@@ -24,6 +24,7 @@ from leased.lessor.ledger import Ledger
 from leased.lessor.lifecycle import LIVE, TEARDOWN
 from leased.lessor.overage import Overages
 from leased.lessor.pool import Pools
+from leased.lessor.yielders import Yielders
 from leased.terms import event as events
 from leased.terms.errors import InvariantError
 from leased.terms.event import Event, LeaseEvent
@@ -69,7 +70,7 @@ class LeaseTable:
         self.accounts = Accounts(self.deadlines)
         self.pools = Pools(self.deadlines)
         self.terms: dict[LeaseId, events.Admitted] = {}
-        self.draining: dict[LeaseId, None] = {}
+        self.yielders = Yielders()
         self.overages = Overages()
         self.ledger = Ledger()
         self.fenced_count = 0
@@ -173,10 +174,14 @@ class LeaseTable:
             charge.append(((found or pool).cell, allotment.capacity))
         self.accounts.begin(lease_id, subject.tenant, tuple(charge), deadline_ns, moment.boot_ns)
         self.ledger.change(self.leases[lease_id], event.effective_ns, deadline_ns)
+        self.yielders.enter(self.leases[lease_id], LEVEL_OF[subject.priority])
 
     def _admitted(self, event: events.Admitted, moment: Moment) -> None:
-        self._one_of(event, LIVE)
+        lease = self._one_of(event, LIVE)
         self.terms[event.lease_id] = event
+        if event.level != LEVEL_OF[lease.subject.priority]:
+            self.yielders.leave(event.lease_id)
+            self.yielders.enter(lease, Level(event.level))
 
     def _activated(self, event: events.Activated, moment: Moment) -> None:
         lease = self._one_of(event, LIVE)
@@ -192,6 +197,7 @@ class LeaseTable:
             lease, deadline_ns=deadline_ns, ttl_ns=event.ttl_ns, generation=event.generation
         )
         self.deadlines.set(event.lease_id, deadline_ns)
+        self.yielders.move(event.lease_id, deadline_ns)
         self.ledger.change(lease, lease.deadline_ns, deadline_ns)
         if deadline_ns < lease.deadline_ns:
             self._ends_earlier(lease, deadline_ns)
@@ -206,10 +212,16 @@ class LeaseTable:
             reason=event.reason,
         )
         at_ns = end_ns(lease)
-        self.draining[event.lease_id] = None
+        if before.state is not LeaseState.DRAINING:
+            self._drains(lease, 1)
+        self.yielders.leave(event.lease_id)
         self.deadlines.set(event.lease_id, at_ns)
         self.ledger.change(lease, end_ns(before), at_ns)
         self._ends_earlier(lease, at_ns)
+
+    def _drains(self, lease: Lease, sign: int) -> None:
+        for allotment in lease.subject.allotments:
+            self.pools.of(allotment).draining += sign * allotment.capacity
 
     def _ends_earlier(self, lease: Lease, at_ns: int) -> None:
         self.accounts.end_earlier(lease, at_ns)
@@ -231,7 +243,9 @@ class LeaseTable:
         lease = self._one_of(event, LIVE)
         self.leases[event.lease_id] = _replace(lease, state=LeaseState.REVOKING, **changes)
         self.tenancies[event.lease_id] = Tenancy(event.effective_ns)
-        self.draining.pop(event.lease_id, None)
+        if lease.state is LeaseState.DRAINING:
+            self._drains(lease, -1)
+        self.yielders.leave(event.lease_id)
         self.ledger.change(lease, end_ns(lease), event.effective_ns)
 
     def _teardown_begun(self, event: events.TeardownBegun, moment: Moment) -> None:

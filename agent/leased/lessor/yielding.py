@@ -14,31 +14,31 @@ Does not choose among leases of one kind (`preemption`) and does not grant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
 from leased.lessor.admission import Admission
+from leased.lessor.bars import Places, places_of
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import Trigger
-from leased.lessor.placement import place
-from leased.lessor.preemption import STAYING, Candidates, choose_victims
+from leased.lessor.placement import place, spans
+from leased.lessor.preemption import Candidates, Left, choose_victims, take
 from leased.lessor.queue import Waiting, WaitQueue, level_of
 from leased.lessor.quota import wanted_by
 from leased.lessor.shares import Division, Share
 from leased.lessor.table import LeaseTable
+from leased.lessor.wholes import wholes_of
 from leased.terms.command import Acquire
 from leased.terms.identity import LeaseId, TenantId
-from leased.terms.lease import Lease, Priority, RevocationReason
+from leased.terms.lease import Lease, LeaseState, Level, Priority, RevocationReason
 from leased.terms.policy import Policy
 from leased.terms.reply import RefusalReason
-from leased.terms.resource import Allotment, capacity_id
+from leased.terms.resource import capacity_id
 
+STAYING = (LeaseState.GRANTED, LeaseState.ACTIVE)
 TRIES_MAX = 8
-"""Requests that choose victims in one go. The others have their turn when those have theirs."""
-
-Left = dict[str, int]
-"""Capacity to leave out of a placement by resource, negative where it is going to be free."""
+"""Searches for victims in one go. Whoever is left has its turn when those have had theirs."""
 
 
 class Victim(msgspec.Struct, frozen=True):
@@ -57,59 +57,167 @@ class Search(msgspec.Struct):
     later: bool = False
 
 
+class Surroundings:
+    """What is the same for every search in one go: how capacity is divided fairly among those who
+    have or want it, and what was looked for in vain.
+
+    A search that found nobody to preempt says so for everybody who wants as much or more of the
+    same at the same level or a lower one.
+    """
+
+    __slots__ = ("_fair", "_owed", "_parts", "_queue", "_table", "_vain", "admission")
+
+    def __init__(
+        self, table: LeaseTable, queue: WaitQueue, admission: Admission, *, fair: bool = True
+    ) -> None:
+        self._table, self._queue, self.admission = table, queue, admission
+        self._fair = admission.shares.fair() if fair else []
+        self._parts: dict[str, dict[TenantId, int]] = {}
+        self._owed: bool | None = None
+        self._vain: dict[Likes, list[tuple[Level, int, bool]]] = {}
+
+    @property
+    def owed(self) -> bool:
+        """Whether anybody has more than its line or part, so that it could be called back."""
+        if self._owed is None:
+            self._owed = self.admission.shares.lent_out or any(map(self._uneven, self._fair))
+        return self._owed
+
+    def _uneven(self, division: Division) -> bool:
+        parts = self.parts(division)
+        return any(used > parts.get(tenant, 0) for tenant, used in division.share.used.items())
+
+    def parts(self, division: Division) -> dict[TenantId, int]:
+        """Everybody's part of a division."""
+        parts = self._parts.get(division.name)
+        if parts is None:
+            wanted = self._queue.wanted(division.share.kind, division.share.tier)
+            parts = self._parts[division.name] = division.entitled(self._table.pools, wanted)
+        return parts
+
+    def called_back(self, acquire: Acquire, pools: Mapping[str, None]) -> Iterator[Victim]:
+        """What lies above somebody's line or part and is called back for `acquire`."""
+        if not self.owed:
+            return
+        admission, table = self.admission, self._table
+        tenant, charge = acquire.caller.tenant, wanted_by(acquire)
+        grace_ns = admission.policy.borrowing.grace_ns
+        for share in admission.shares.owned(tenant, charge):
+            lines = {other: share.lines.get(other, 0) for other in share.used}
+            yield from _above(table, share, lines, pools, grace_ns)
+        for division in self._fair:
+            more = division.share.wanted(charge)
+            if more:
+                parts = self.parts(division)
+                if division.share.used.get(tenant, 0) + more <= parts.get(tenant, 0):
+                    yield from _above(table, division.share, parts, pools, None)
+
+    def in_vain(self, acquire: Acquire) -> bool | None:
+        """Whether only time is missing to preempt for `acquire`, if it is known that nobody can be
+        preempted for it now; None: it has to be looked for.
+        """
+        rows = self._vain.get(_likes(acquire))
+        if rows is None:
+            return None
+        level, size = level_of(acquire), acquire.asks[0].capacity
+        for known, least, later in rows:
+            if level <= known and size >= least:
+                return later
+        return None
+
+    def note_vain(self, acquire: Acquire, *, later: bool) -> None:
+        """Nobody can be preempted for `acquire`."""
+        if len(acquire.asks) == 1:
+            rows = self._vain.setdefault(_likes(acquire), [])
+            rows.append((level_of(acquire), acquire.asks[0].capacity, later))
+
+    def forget_vain(self) -> None:
+        """Somebody was told to leave: there may be more room than was needed."""
+        self._vain.clear()
+
+
+Likes = tuple[Places, tuple[tuple[int, bool], ...]]
+
+
+def _likes(acquire: Acquire) -> Likes:
+    """What two requests have in common that differ only in how much they want."""
+    return places_of(acquire), tuple((ask.count, ask.exclusive) for ask in acquire.asks)
+
+
 def make_room(draft: Draft, queue: WaitQueue, admission: Admission) -> bool:
     """Tell as few as possible to leave for those who wait. Whether to look again before anything
     else happens.
     """
-    table, look = draft.table, False
-    leaving = leaving_of(table)
-    tries = 0
+    table, look, tries = draft.table, False, 0
+    around, leaving = Surroundings(table, queue, admission), leaving_of(table)
+    queue.claims.clear()
     for waiting in queue:
         if waiting.reason is not RefusalReason.NO_CAPACITY:
             continue
-        acquire = waiting.acquire
-        placed = place(acquire.asks, table.pools, taken=leaving)
-        if isinstance(placed, tuple):
-            _take(leaving, placed, 1)
+        later = around.in_vain(waiting.acquire)
+        if later is not None and not around.owed:
+            look |= later
             continue
         if tries == TRIES_MAX:
             return True
-        tries += 1
-        if not _may(draft, waiting, admission.policy):
-            look = True
-            continue
-        search = find_victims(table, queue, admission, acquire, leaving, draft.now_ns)
-        look |= search.later
+        searched, again = _make_room_for(draft, queue, around, waiting, leaving)
+        tries += searched
+        look |= again
+    return look
+
+
+def make_room_for(draft: Draft, queue: WaitQueue, admission: Admission, waiting: Waiting) -> bool:
+    """As `make_room`, for one that has just come, with what those ahead of it leave. What capacity
+    is divided fairly by is looked at with the others, within LOOK_AGAIN_NS.
+    """
+    if waiting.reason is not RefusalReason.NO_CAPACITY:
+        return False
+    leaving = leaving_of(draft.table)
+    for other in queue.claims.values():
+        if other.rank < waiting.rank:
+            take(leaving, other.claim, 1)
+    around = Surroundings(draft.table, queue, admission, fair=False)
+    _, again = _make_room_for(draft, queue, around, waiting, leaving)
+    return again or bool(admission.shares.fair())
+
+
+def _make_room_for(
+    draft: Draft, queue: WaitQueue, around: Surroundings, waiting: Waiting, leaving: Left
+) -> tuple[bool, bool]:
+    """Whether there was a search, and whether to look again. `leaving` is what is leaving and
+    nobody before claims; what is claimed here is taken from it.
+    """
+    table, acquire = draft.table, waiting.acquire
+    placed = place(acquire.asks, table.pools, taken=leaving)
+    searched = again = False
+    if not isinstance(placed, tuple):
+        if not _may(draft, waiting, around.admission.policy):
+            return False, True
+        search = find_victims(table, around, acquire, leaving, draft.now_ns)
+        searched, again = True, search.later
         if not search.found:
-            continue
+            return searched, again
         if waiting.lease_id is None:
             waiting.lease_id = LeaseId(draft.ids())
         for victim in search.victims:
             _tell(draft, victim, waiting)
-            _take(leaving, victim.lease.subject.allotments, -1)
+            take(leaving, victim.lease.subject.allotments, -1)
+        around.forget_vain()
         waiting.victims = tuple(victim.lease.lease_id for victim in search.victims)
         placed = place(acquire.asks, table.pools, taken=leaving)
         assert isinstance(placed, tuple), "the victims were chosen so that it fits"
-        _take(leaving, placed, 1)
-    return look
+    take(leaving, placed, 1)
+    queue.claim(waiting, placed)
+    return searched, again
 
 
 def leaving_of(table: LeaseTable) -> Left:
     """What is going to be free without anybody being told anything more."""
-    leaving: Left = {
-        pool.resource_id: -pool.teardown
+    return {
+        pool.resource_id: -(pool.teardown + pool.draining)
         for pool in table.pools.by_id.values()
-        if pool.counted is pool and pool.teardown
+        if pool.counted is pool and (pool.teardown or pool.draining)
     }
-    for lease_id in table.draining:
-        _take(leaving, table.leases[lease_id].subject.allotments, -1)
-    return leaving
-
-
-def _take(leaving: Left, allotments: Sequence[Allotment], sign: int) -> None:
-    for one in allotments:
-        resource_id = capacity_id(one.resource_id)
-        leaving[resource_id] = leaving.get(resource_id, 0) + sign * one.capacity
 
 
 def _may(draft: Draft, waiting: Waiting, policy: Policy) -> bool:
@@ -143,52 +251,77 @@ def _tell(draft: Draft, victim: Victim, waiting: Waiting) -> None:
 
 
 def find_victims(
-    table: LeaseTable,
-    queue: WaitQueue,
-    admission: Admission,
-    acquire: Acquire,
-    leaving: Left,
-    now_ns: int,
+    table: LeaseTable, around: Surroundings, acquire: Acquire, leaving: Left, now_ns: int
 ) -> Search:
     """Who would have to leave for `acquire`, besides what is leaving."""
-    policy = admission.policy
+    policy = around.admission.policy
     pools = dict.fromkeys(
         pool.counted.resource_id for ask in acquire.asks for pool in table.pools.usable(ask)
     )
-    why: dict[LeaseId, Victim] = {}
+    level = level_of(acquire)
+    called = tuple(around.called_back(acquire, pools))
+    if not called:
+        later = around.in_vain(acquire)
+        if later is not None:
+            return Search(later=later)
+        if not policy.preemption.enabled or not _could_do(table, acquire, level, leaving):
+            around.note_vain(acquire, later=False)
+            return Search()
+    why = {victim.lease.lease_id: victim for victim in called}
     candidates: Candidates | None = None
     if policy.preemption.enabled:
-        level = level_of(acquire)
         candidates = Candidates(table, policy.preemption, level=level, pools=pools, now_ns=now_ns)
 
     def ordered() -> Iterator[Lease]:
-        for victim in _callable_back(table, queue, admission, acquire, pools):
-            why[victim.lease.lease_id] = victim
-            yield victim.lease
+        yield from (victim.lease for victim in called)
         for lease in candidates or ():
             if lease.lease_id not in why:
-                grace_ns = _grace_ns(lease, policy)
-                reason = RevocationReason.PRIORITY_PREEMPTION
-                why[lease.lease_id] = Victim(lease, reason, grace_ns)
                 yield lease
 
-    def room(victims: Sequence[Lease]) -> Left | None:
-        gone = dict(leaving)
-        for victim in victims:
-            _take(gone, victim.subject.allotments, -1)
+    def room(gone: Left) -> Left | None:
         placed = place(acquire.asks, table.pools, taken=gone)
         if not isinstance(placed, tuple):
             return None
-        _take(gone, placed, 1)
-        return {
-            pool.resource_id: pool.free - gone.get(pool.resource_id, 0)
-            for pool in map(table.pools.by_id.__getitem__, pools)
-        }
+        left = dict(gone)
+        take(left, placed, 1)
+        by_id = table.pools.by_id
+        return {one: by_id[one].free - left.get(one, 0) for one in pools}
 
-    chosen = choose_victims(ordered(), room)
+    chosen = choose_victims(ordered(), room, leaving)
     if chosen is None:
-        return Search(later=candidates is not None and candidates.young)
-    return Search(tuple(why[lease.lease_id] for lease in chosen), found=True)
+        later = candidates is not None and candidates.young
+        if not called:
+            around.note_vain(acquire, later=later)
+        return Search(later=later)
+    reason = RevocationReason.PRIORITY_PREEMPTION
+    victims = tuple(
+        why.get(lease.lease_id) or Victim(lease, reason, _grace_ns(lease, policy))
+        for lease in chosen
+    )
+    return Search(victims, found=True)
+
+
+def _could_do(table: LeaseTable, acquire: Acquire, level: Level, leaving: Left) -> bool:
+    """Whether there would be enough for every ask by itself if everybody below `level` left: if
+    not, there is no need to look at them one by one.
+    """
+    below = table.yielders.capacity_below
+    for ask in acquire.asks:
+        counted = {one.counted.resource_id: one.counted for one in table.pools.usable(ask)}
+        rooms = [
+            (pool.free - leaving.get(name, 0) + below(level, name), pool.capacity)
+            for name, pool in counted.items()
+        ]
+        wanted = wholes_of(ask)
+        if wanted is not None:
+            if sum(room >= size >= wanted.least for room, size in rooms) < wanted.count:
+                return False
+        elif spans(ask):
+            if sum(room for room, _ in rooms) < ask.capacity:
+                return False
+        elif max(rooms, default=(0, 0))[0] < ask.capacity:
+            return False
+    return True
 
 
 def _grace_ns(lease: Lease, policy: Policy) -> int:
@@ -199,38 +332,6 @@ def _grace_ns(lease: Lease, policy: Policy) -> int:
         else terms.checkpoint_ns_max_standard
     )
     return min(lease.grace_ns, longest)
-
-
-def _callable_back(
-    table: LeaseTable,
-    queue: WaitQueue,
-    admission: Admission,
-    acquire: Acquire,
-    pools: Mapping[str, None],
-) -> Iterator[Victim]:
-    """What lies above somebody's line or part and is called back for `acquire`."""
-    tenant, charge = acquire.caller.tenant, wanted_by(acquire)
-    grace_ns = admission.policy.borrowing.grace_ns
-    for share in admission.shares.owned(tenant, charge):
-        lines = {other: share.lines.get(other, 0) for other in share.used}
-        yield from _above(table, share, lines, pools, grace_ns)
-    for division in admission.shares.fair():
-        more = division.share.wanted(charge)
-        if more:
-            parts = division.entitled(table.pools, wanted_of(queue, division))
-            if division.share.used.get(tenant, 0) + more <= parts.get(tenant, 0):
-                yield from _above(table, division.share, parts, pools, None)
-
-
-def wanted_of(queue: WaitQueue, division: Division) -> dict[TenantId, int]:
-    """What those who wait want of a division, beyond what they have."""
-    wanted: dict[TenantId, int] = {}
-    for waiting in queue:
-        tenant = waiting.acquire.caller.tenant
-        more = division.share.wanted(wanted_by(waiting.acquire))
-        if more:
-            wanted[tenant] = wanted.get(tenant, 0) + more
-    return wanted
 
 
 def _above(

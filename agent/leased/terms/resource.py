@@ -16,6 +16,7 @@ Does not discover anything (`hardware`) and does not count what is in use (`less
 from __future__ import annotations
 
 import enum
+import functools
 from functools import lru_cache
 
 import msgspec
@@ -85,6 +86,7 @@ def shape_of(resource_id: str) -> Shape | None:
 
 
 @lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=4096)
 def capacity_id(resource_id: str) -> str:
     """The resource that counts what is taken of `resource_id`: itself, or what it is another way
     to."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leased.lessor.placement import place, spans
-from leased.lessor.preemption import Candidates, choose_victims
+from leased.lessor.preemption import Candidates, Left, choose_victims
 from leased.lessor.wholes import wholes_of
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -169,11 +169,11 @@ def test_victims_are_less_important_sufficient_and_none_too_many(
     ordered = victims_of(desk, LEVEL_OF[priority])
     assert all(lease.subject.priority < priority for lease in ordered)
 
-    def room(some: Sequence[Lease]) -> dict[str, int] | None:
-        over = held_pages(some) - need
-        return None if over < 0 else {"mem:node0:4096": over * PAGE}
+    def room(gone: Left) -> Left | None:
+        over = -gone.get("mem:node0:4096", 0) - need * PAGE
+        return None if over < 0 else {"mem:node0:4096": over}
 
-    chosen = choose_victims(ordered, room)
+    chosen = choose_victims(ordered, room, {})
     if chosen is None:
         assert held_pages(ordered) < need
         return

@@ -156,6 +156,7 @@ def snapshot(table: LeaseTable) -> dict[str, object]:
                 pool.fenced,
                 pool.fenced_by_operator,
                 pool.present,
+                pool.draining,
             )
             for pool in table.pools.by_id.values()
         },
@@ -172,7 +173,6 @@ def snapshot(table: LeaseTable) -> dict[str, object]:
             for lease_id, tenancy in table.tenancies.items()
         },
         "terms": table.terms,
-        "draining": table.draining,
         "overages": dict(table.overages.items()),
         "ledger": (
             {

@@ -12,7 +12,7 @@ from leased.lessor import invariants
 from leased.lessor.table import LeaseTable
 from leased.terms import event as events
 from leased.terms.errors import InvariantError
-from leased.terms.lease import Ending, LeaseState
+from leased.terms.lease import Ending, LeaseState, Level
 from tests.doubles.desk import EVIDENCE, Desk, ask_mem
 
 
@@ -87,6 +87,19 @@ def _forgotten_closed(table: LeaseTable) -> None:
     table.closed.clear()
 
 
+def _yields_to_nobody(table: LeaseTable) -> None:
+    table.yielders.leave(next(iter(table.leases)))
+
+
+def _yields_twice(table: LeaseTable) -> None:
+    lease = next(iter(table.leases.values()))
+    table.yielders.enter(lease, Level.NORMAL)
+
+
+def _wrong_draining(table: LeaseTable) -> None:
+    next(iter(table.pools.by_id.values())).draining += 1
+
+
 def _too_many_closed(table: LeaseTable) -> None:
     table.closed_max = 0
 
@@ -109,6 +122,9 @@ def _too_many_closed(table: LeaseTable) -> None:
         (_lost_request, "requests_find_their_leases"),
         (_forgotten_closed, "requests_find_their_leases"),
         (_too_many_closed, "requests_find_their_leases"),
+        (_yields_to_nobody, "yielders_are_in_order"),
+        (_yields_twice, "yielders_are_in_order"),
+        (_wrong_draining, "yielders_are_in_order"),
     ],
 )
 def test_damage_is_noticed(damage: Callable[[LeaseTable], None], predicate: str) -> None:

@@ -3,24 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import msgspec
 import pytest
 
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import Trigger
-from leased.lessor.preemption import Candidates, Room, choose_victims
+from leased.lessor.preemption import Candidates, Left, Room, choose_victims
+from leased.terms import command as commands
 from leased.terms import event as events
-from leased.terms.lease import LEVEL_OF, Lease, LeaseState, Level, Priority, RevocationReason
+from leased.terms.lease import LEVEL_OF, Lease, Level, Priority, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Preemption
-from tests.doubles.desk import ANY_LEVEL, PAGE, Desk, ask_mem, mem
+from tests.doubles.desk import ANY_LEVEL, OPERATOR, PAGE, Desk, ask_mem, mem
 
 
-def held(victims: Sequence[Lease]) -> int:
-    """Pages that go free with `victims`."""
-    return sum(a.capacity for lease in victims for a in lease.subject.allotments) // PAGE
+def room_for(pages: int) -> Room:
+    """Room for so many pages, where nothing is free but what leaves."""
+
+    def room(gone: Left) -> Left | None:
+        left = -gone.get("mem:node0:4096", 0) - pages * PAGE
+        return None if left < 0 else {"mem:node0:4096": left}
+
+    return room
 
 
 def victims_of(desk: Desk, level: Level) -> list[Lease]:
@@ -67,26 +70,28 @@ def test_a_standard_lease_is_safe_for_its_first_minute() -> None:
 
 def test_who_is_leaving_already_is_no_victim() -> None:
     desk = Desk(policy=ANY_LEVEL)
-    lease = desk.lease(priority=Priority.SCAVENGER)
-    for state in LeaseState:
-        desk.table.leases[lease.lease_id] = msgspec.structs.replace(lease, state=state)
-        ordered = victims_of(desk, Level.NORMAL)
-        assert bool(ordered) == (state in (LeaseState.GRANTED, LeaseState.ACTIVE))
+    granted = desk.grant(priority=Priority.SCAVENGER, ttl=600)
+    told, released = (desk.lease(priority=Priority.SCAVENGER, ttl=600) for _ in range(2))
+    assert len(victims_of(desk, Level.NORMAL)) == 3
+    desk.release(released)
+    revoke = commands.Revoke(desk.command_id(), OPERATOR, told.lease_id, grace_ns=30 * NS_PER_S)
+    desk.say(revoke)
+    assert victims_of(desk, Level.NORMAL) == [desk.at(granted)]
+    desk.activate(granted)
+    assert victims_of(desk, Level.NORMAL) == [desk.at(granted)]
 
 
 def test_no_more_victims_than_needed() -> None:
     desk = Desk(mem(0, 100), policy=ANY_LEVEL)
     leases = [desk.lease(ask_mem(n), priority=Priority.SCAVENGER) for n in (1, 2, 10, 3)]
 
-    def room(need: int) -> Room:
-        return lambda some: (
-            {"mem:node0:4096": (held(some) - need) * PAGE} if held(some) >= need else None
-        )
+    def chosen(need: int) -> tuple[Lease, ...] | None:
+        return choose_victims(leases, room_for(need), {})
 
-    assert choose_victims(leases, room(3)) == tuple(leases[:2])
-    assert choose_victims(leases, room(10)) == (leases[2],)
-    assert choose_victims(leases, room(17)) is None
-    assert choose_victims(leases, room(0)) == ()
+    assert chosen(3) == tuple(leases[:2])
+    assert chosen(10) == (leases[2],)
+    assert chosen(17) is None
+    assert chosen(0) == ()
 
 
 def test_a_preemption_names_victim_and_preemptor_and_gives_notice() -> None:
