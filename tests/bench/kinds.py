@@ -4,7 +4,8 @@
 Rule: every kind that this machine offers is leased, held by a process that ignores SIGTERM, and
 ended by its deadline; the times are the chain's own (`expiry.lags`). Nothing is imitated here: a
 kind that the machine does not have is said not to have been measured. What the agent publishes for
-the kind is printed beside what was measured.
+the kind is printed beside what was measured, and so is what the kernel alone takes to end such a
+holder (cgroup.kill until it has ended, nobody of ours involved): no cut can be sooner.
 
 Does not lend what the operator of the machine has not named: a namespace is overwritten, so it is
 taken only if it is blank and unused (`offer = "unused"`).
@@ -13,8 +14,11 @@ taken only if it is blank and unused (`offer = "unused"`).
 from __future__ import annotations
 
 import os
+import select
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +28,7 @@ from leased.terms.moment import NS_PER_MS
 from tests.bench.expiry import lags
 from tests.bench.loadgen import Figures
 from tests.bench.running_agent import REPOSITORY, RunningAgent
+from tests.doubles.reaper_host import cgroup_root
 
 HARDWARE = """
 [hardware.block]
@@ -74,16 +79,24 @@ def measure_kinds(directory: Path, *, rounds: int, say: Callable[[str], None]) -
             if bounds is None:
                 say(f"NOT MEASURED: {kind.name}: this machine offers none")
                 continue
+            alone_ns = []
             for _ in range(rounds):
                 _hold_past_the_deadline(agent, kind)
+                alone_ns.append(_end_by_kernel_alone())
         finally:
             agent.close()
-        figures = {"kind": kind.name, **bounds, **lags(agent.state / "audit")}
+        figures = {
+            "kind": kind.name,
+            **bounds,
+            **lags(agent.state / "audit"),
+            "kernel_alone_p50_ns": statistics.median(alone_ns),
+        }
         found.append(figures)
         say(
             f"{kind.name}: cut p50 {figures['cut_p50_ns'] / NS_PER_MS:.2f} ms, "
-            f"max {figures['cut_max_ns'] / NS_PER_MS:.2f} ms; cut to proven p50 "
-            f"{figures['cut_to_proven_p50_ns'] / NS_PER_MS:.1f} ms, "
+            f"max {figures['cut_max_ns'] / NS_PER_MS:.2f} ms "
+            f"(the kernel alone {figures['kernel_alone_p50_ns'] / NS_PER_MS:.2f}); "
+            f"cut to proven p50 {figures['cut_to_proven_p50_ns'] / NS_PER_MS:.1f} ms, "
             f"max {figures['cut_to_proven_max_ns'] / NS_PER_MS:.1f} ms "
             f"({figures['ended']} leases, {figures['fenced']} fenced)"
         )
@@ -127,3 +140,28 @@ def _hold_past_the_deadline(agent: RunningAgent, kind: Kind) -> None:
     if holder.returncode in (64, 69, 75, 77):
         raise SystemExit(f"bench: {kind.name}: no lease: {said.decode().strip()}")
     agent.wait_closed(HELD_S_MAX)
+
+
+def _end_by_kernel_alone() -> int:
+    """Nanoseconds from cgroup.kill to the end of a holder like the one above."""
+    mount = cgroup_root()
+    assert mount is not None, "the agent has found it"
+    place = mount / f"leased-bench-{os.getpid()}"
+    place.mkdir()
+    holder = subprocess.Popen([sys.executable, "-c", f"print(flush=True); {HOLD}"], stdout=-1)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        (place / "cgroup.procs").write_text(str(holder.pid))
+        pidfd = os.pidfd_open(holder.pid)
+        try:
+            began_ns = time.monotonic_ns()
+            (place / "cgroup.kill").write_text("1")
+            select.select([pidfd], [], [])
+            return time.monotonic_ns() - began_ns
+        finally:
+            os.close(pidfd)
+    finally:
+        holder.kill()
+        holder.communicate()
+        place.rmdir()

@@ -144,16 +144,18 @@ def kind_lines(rows: list[Figures]) -> list[Line]:
     for row in rows:
         kind, of = row["kind"], f"of {row['ended']}, {row['fenced']} fenced"
         block = kind.startswith("namespace")
-        bar_ms = 50 if block else 5
+        alone = row["kernel_alone_p50_ns"] / 1e6
+        # Where the kernel's own killing is the floor, twice that.
+        bar_ms = 50 if block else max(5, 2 * alone)
         cut, whole = row["cut_p99_ns"] / 1e6, row["proven_p99_ns"] / 1e6
         raw = f"p50 {row['cut_p50_ns'] / 1e6:.2f}, max {row['cut_max_ns'] / 1e6:.2f} ms {of}"
         lines.append(
             Line(
                 f"deadline to cut, {kind}",
                 f"p99 {cut:.2f} ms",
-                f"p99 <= {bar_ms} ms",
+                f"p99 <= {bar_ms:.0f} ms",
                 cut <= bar_ms and not row["fenced"],
-                f"{raw}; published {row['cut_bound_ns'] / 1e6:.0f}",
+                f"{raw}; the kernel alone {alone:.2f}; published {row['cut_bound_ns'] / 1e6:.0f}",
             )
         )
         encrypted = kind == "namespace, encrypted"
