@@ -21,6 +21,7 @@ from leased.terms.identity import LeaseId, LogId
 from leased.terms.lease import Lease
 from leased.terms.moment import Moment
 from leased.terms.resource import Inventory
+from leased.terms.sample import Readings
 from leased.terms.teardown import CutReport, ProofReport, ScrubReport, Utilization
 
 Submit = Callable[..., None]
@@ -211,6 +212,27 @@ class Sampler(Protocol):
 
     def utilization(self, lease: Lease) -> Utilization:
         """What was seen of a lease so far."""
+        ...
+
+
+class Observer(Protocol):
+    """Looks at what there is, by workers, each look with its own deadline. What had no answer is
+    named in the answer; DeviceError: nothing had."""
+
+    async def host(self) -> Readings:
+        """The host: processors, memory, pressure."""
+        ...
+
+    async def leaves(self, leaves: Sequence[tuple[str, str]]) -> Readings:
+        """What these leaves count, as (what the answer calls it, path)."""
+        ...
+
+    async def gpus(self) -> Readings:
+        """What every GPU does."""
+        ...
+
+    async def others(self, *, closely: bool) -> Readings:
+        """Drives and ports; `closely`: what takes a drive longer to say, too."""
         ...
 
 

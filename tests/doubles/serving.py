@@ -43,7 +43,7 @@ from leased.service.questions import Questions
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
 from leased.service.streams import Streams
-from leased.service.telemetry import Telemetry
+from leased.service.telemetry.sampling import Telemetry
 from leased.service.ticker import Ticker
 from leased.service.walls import Walls
 from leased.terms.command import Acquire, Caller, Command, Revoke, Stop
@@ -63,6 +63,7 @@ from tests.doubles.disk import MemoryDisk
 from tests.doubles.held import HeldDevices, HeldJournal, HoldingReaper
 from tests.doubles.journal import DiskCommitter
 from tests.doubles.logs import MACHINE, ORIGIN, CountedEntropy
+from tests.doubles.observer import FileObserver
 from tests.doubles.peers import FakePeers
 
 SEGMENT_BYTES = 2 << 20
@@ -104,6 +105,7 @@ class Host:
         self.disk = MemoryDisk()
         self.policy = policy or Policy()
         self.devices = HeldDevices(inventory)
+        self.observer = FileObserver(self.clock)
         self.reaper = HoldingReaper(self.clock)
         self.devices.in_use = self._in_use
         self.peers = FakePeers(self.devices)
@@ -241,6 +243,7 @@ class Agent:
             clock=host.clock,
             custodian=self.custodian,
             live_leases=lambda: tuple(self.lessor.table.leases.values()),
+            observer=host.observer,
         )
         self.ticker = Ticker(lessor=self.lessor, clock=host.clock, submit=submit)
         self.grantor = Grantor(

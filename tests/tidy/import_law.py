@@ -85,7 +85,7 @@ pathlib.
 """
 
 DOORS: dict[str, str] = {
-    "pynvml": r"leased\.hardware\.gpu\.(nvml|listening|layout)",
+    "pynvml": r"leased\.hardware\.gpu\.(nvml|listening|layout|gauging)",
     "cffi": r"leased\.hardware\.gpu\.cuda",
     "pyudev": r"leased\.hardware\.(hotplug|nvme)",
     "psutil": r"leased\.hardware\.occupants",

@@ -43,6 +43,7 @@ from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import STARTING_NS, Crew, close_all, failure, spread
 from leased.hardware.fittings import Fittings
 from leased.hardware.handing import Openings, open_memory
+from leased.hardware.observing import Observer
 from leased.hardware.pieces import Piece, leaf_call, memory_pieces, worker_for
 from leased.hardware.pools import PoolLedgers
 from leased.hardware.preparing import Preparer, leaf_path
@@ -93,14 +94,10 @@ class Devices:
         self.census = Census(self._crew, self._fittings)
         self._openings = Openings()
         self._preparer = Preparer(
-            self._crew,
-            self._ledgers,
-            self._fittings,
-            self.adoptions,
-            self._openings,
-            self._config,
+            self._crew, self._ledgers, self._fittings, self.adoptions, self._openings, self._config
         )
         self._prover = Prover(self._crew, self._ledgers, self._fittings, self._config)
+        self.observer = Observer(self._crew, self._backends, lambda: self._resources.values())
         self._facts: CgroupFacts | None = None
         self._boot_id = BootClock().boot_id
         self._surveyed: dict[str, Surveyed] = {}

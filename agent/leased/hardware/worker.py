@@ -74,6 +74,7 @@ BACKENDS = {
     "dax": "leased.hardware.dax.carrying",
     "usage": "leased.hardware.usage.carrying",
     "adoption": "leased.hardware.adoption.carrying",
+    "readings": "leased.hardware.readings.carrying",
 }
 """What a worker may load; each is loaded when first asked for, so that a worker for
 memory does not carry the vendors' libraries around."""

@@ -46,7 +46,7 @@ from leased.service.reaper_process import spawn_configured
 from leased.service.reception import make_dispatcher
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
-from leased.service.telemetry import Telemetry
+from leased.service.telemetry.sampling import Telemetry
 from leased.service.ticker import Ticker
 from leased.service.vitals import Vitals
 from leased.service.watcher import Watcher
@@ -142,6 +142,7 @@ class Agent:
             clock=clock,
             custodian=self.custodian,
             live_leases=lambda: tuple(lessor.table.leases.values()),
+            observer=self.devices.observer,
         )
         self.grantor, self.reclaimer = self._make_hands()
         self.detachment = self._make_detachment()

@@ -21,7 +21,7 @@ from leased.service.chain_reader import ChainReader
 from leased.service.connection import Connection
 from leased.service.feed import Change, Feed
 from leased.service.sequencer import Sequencer
-from leased.service.telemetry import Sample, Telemetry
+from leased.service.telemetry.sampling import Telemetry
 from leased.terms.command import Command, ListResources
 from leased.terms.errors import PermissionDenied
 from leased.terms.event import (
@@ -35,6 +35,8 @@ from leased.terms.identity import CommandId, LeaseId, parse_id
 from leased.terms.lease import Lease, LeaseState
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.reply import Changed, Inventoried, Listed, Refusal, RefusalReason, Reply
+from leased.terms.sample import Sample
+from leased.terms.series import SERIES
 from leased.wire import objects, parameters, replies
 from leased.wire.calls import encode_reply, to_command
 from leased.wire.conversation import Call
@@ -245,7 +247,7 @@ class Streams:
         now_ns = self._clock.now().boot_ns
         caller = connection.caller
         return [
-            _portray_sample(sample, now_ns)
+            _portray_sample(sample, now_ns, fresh=self._telemetry.is_fresh(sample, now_ns))
             for sample in self._telemetry.read(resource_id, wanted)
             if caller.operator or sample.uid in (None, caller.uid)
         ]
@@ -272,16 +274,17 @@ def _has_come(lease: Lease, until: str) -> bool:
     return lease.state >= LeaseState.RECLAIMED
 
 
-def _portray_sample(sample: Sample, now_ns: int) -> objects.Sample:
-    age_ns = now_ns - sample.sampled_ns
+def _portray_sample(sample: Sample, now_ns: int, *, fresh: bool) -> objects.Sample:
+    described = SERIES[sample.name]
     return objects.Sample(
         name=sample.name,
-        unit=sample.unit,
-        kind="counter" if sample.counter else "gauge",
+        unit=described.unit,
+        kind="counter" if described.counter else "gauge",
         resource_id=sample.resource_id,
+        attributes=dict(sample.attributes),
         lease_id=sample.lease_id.hex() if sample.lease_id is not None else None,
         value=sample.value,
         sampled_boottime_ns=sample.sampled_ns,
-        age_ns=age_ns,
-        quality="fresh" if age_ns <= 15 * NS_PER_S else "stale",
+        age_ns=now_ns - sample.sampled_ns,
+        quality="fresh" if fresh else "stale",
     )

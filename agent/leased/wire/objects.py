@@ -280,6 +280,7 @@ class Sample(Tolerant, frozen=True):
     sampled_boottime_ns: int
     age_ns: int
     quality: str
+    attributes: dict[str, str]
     lease_id: str | None = None
     value: int | None = None
 

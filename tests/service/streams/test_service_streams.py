@@ -353,7 +353,7 @@ async def test_samples_come_at_their_interval_and_no_faster_than_sensible(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_house(tmp_path) as house:
-        house.agent.telemetry.sample()
+        await house.agent.telemetry.sample()
         watcher, first = await watch(house, "Telemetry.Watch", interval_ns=2 * NS_PER_S)
         began = trio.current_time()
         for _ in range(3):

@@ -79,6 +79,17 @@ class GpuBackend:
         """What is kept between the steps of teardowns that go on."""
         return len(self._outcomes) + len(self._untouched)
 
+    # -- telemetry ---------------------------------------------------------------------------------
+
+    def gauges(self) -> tuple[calls.Gauge, ...]:
+        """What telemetry may look at: GPUs that answer, while the driver may be used."""
+        return () if self._leave.taken else self._fleet.gauges()
+
+    @property
+    def listens(self) -> bool:
+        """Whether GPUs may be kept attached."""
+        return self._config.listen
+
     # -- what there is -----------------------------------------------------------------------------
 
     async def survey(self) -> Surveyed:

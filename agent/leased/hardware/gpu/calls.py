@@ -57,6 +57,17 @@ class Examined(msgspec.Struct, frozen=True, array_like=True):
     faults: tuple[Listed, ...]
 
 
+class Gauge(msgspec.Struct, frozen=True, array_like=True):
+    """See what one GPU does. `subject` is what the answer calls it, `instances` are (the same of an
+    instance, its number); `sliced`: the GPU has MIG on, so it is not busy as a whole."""
+
+    subject: str
+    pci: str
+    uuid: str
+    sliced: bool
+    instances: tuple[tuple[str, int], ...] = ()
+
+
 class Guests(msgspec.Struct, frozen=True, array_like=True):
     """Who may have a GPU's nodes open although no lease of it is theirs: our own processes, the
     agent's workers (one may have been started since this was said), root's processes of these

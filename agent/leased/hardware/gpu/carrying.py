@@ -16,6 +16,7 @@ from leased.hardware.gpu import (
     describing,
     detaching,
     examining,
+    gauging,
     layout,
     listening,
     mps,
@@ -42,4 +43,5 @@ VERBS: Final = {
     "who": (calls.Who, sights.who),
     "anybody": (calls.Anybody, detaching.anybody),
     "remove": (calls.Pipe, mps.remove),
+    "gauge": (calls.Gauge, gauging.gauge),
 }

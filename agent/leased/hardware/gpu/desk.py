@@ -28,6 +28,9 @@ from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 
 T = TypeVar("T")
+GAUGER = "gpu gauge"
+"""The worker that telemetry looks through; it keeps GPUs attached."""
+
 _KILLED = (errno.EPIPE, errno.ECONNRESET)
 
 
@@ -75,6 +78,10 @@ class Desk:
             if not target.is_whole and other != resource_id and uuid == target.uuid
         )
         return Guests(self._crew.ours(), os.getpid(), self.config.guests, neighbours)
+
+    def stop_gauging(self) -> None:
+        """Have nothing of the driver open for telemetry."""
+        self._crew.dismiss(GAUGER)
 
     def ours(self) -> tuple[tuple[int, int], ...]:
         """Our own processes."""

@@ -20,11 +20,12 @@ import msgspec
 import trio
 
 from leased.hardware.crew import Crew
-from leased.hardware.gpu.calls import Bus, Examine, Examined, Listed, Listing, Where
+from leased.hardware.gpu.calls import Bus, Examine, Examined, Gauge, Listed, Listing, Where
 from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.facts import Gpu, Instance, Target
 from leased.hardware.gpu.health import WELL, Finding, judge_condition, judge_fault
 from leased.hardware.gpu.survey import Seen, targets
+from leased.hardware.gpu.survey import resource_id as whole_id
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Health
 
@@ -102,6 +103,21 @@ class Fleet:
             for gpu in self.seen.gpus
             if gpu.uuid in self._suspects and judge_condition(gpu.condition) == WELL
         )
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        """How to look at what each GPU does that can be leased, or of which a part can."""
+        found: list[Gauge] = []
+        for gpu in self.seen.gpus:
+            if gpu.pci in self._hung:
+                continue
+            parts = tuple(
+                (resource_id, target.instance.gpu_instance)
+                for resource_id, target in self._targets.items()
+                if target.uuid == gpu.uuid and target.instance is not None
+            )
+            name = whole_id(gpu.uuid)
+            found.append(Gauge(name, gpu.pci, gpu.uuid, gpu.mig_enabled, parts))
+        return tuple(found)
 
     async def look(self) -> Seen:
         """Everything asked anew. Raises DeviceError where the driver itself says that there is

@@ -35,6 +35,7 @@ class Leave:
         """Have nothing of the driver open from here on; who else has. Raises DeviceError."""
         self.taken = True
         self._ear.stop()
+        self._desk.stop_gauging()
         async with self.looking:
             found = await self.anybody()
             for _ in range(LOOKS_MAX):
