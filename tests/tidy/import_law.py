@@ -43,6 +43,7 @@ EXTRA: dict[str, tuple[frozenset[str], str]] = {
     "leased.collector.main": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.money_verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.api.verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.terms_file": (
         frozenset({"ctl"}),
         "reads rate cards and instants by the same code as leasectl",
@@ -92,6 +93,9 @@ DOORS: dict[str, str] = {
     "cryptography": r"leased\.chain\.(signing|note)",
     "msgspec": r"leased\..*",
     "trio": r"leased\.(durable|hardware|client|service|collector|ctl|__main__)(\..*)?",
+    "starlette": r"leased\.collector\.api\.application",
+    "hypercorn": r"leased\.collector\.api\.server",
+    "cronsim": r"leased\.collector\.governance\.windows",
     "leased._native": r"leased\.(hardware\.verbs|hardware\.block\.verbs|durable\..*)",
 }
 """Foreign library -> the modules that may import it. What is not listed may be imported by nobody.

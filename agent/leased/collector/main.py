@@ -19,6 +19,7 @@ from typing import Final
 import leased
 from leased.collector import money_verbs as money
 from leased.collector import verbs as records
+from leased.collector.api import verbs as http
 from leased.ctl.console import Console
 from leased.ctl.refusals import tell
 from leased.ctl.usage_text import Parser
@@ -35,7 +36,7 @@ EXIT_STATUSES: Final = (
     (78, "a configuration or a state directory was refused"),
 )
 INTERRUPTED: Final = 130
-_FAMILIES: Final = (records, money)
+_FAMILIES: Final = (records, money, http)
 
 
 def build_parser() -> argparse.ArgumentParser:

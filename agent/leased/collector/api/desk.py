@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP side put together: settings and a state directory in, a server that runs out.
+
+Rule: everything that can be refused (settings, tokens, the register, addresses) is refused before
+anything is served. A SIGHUP reads tokens and the operator's document again; what cannot be read
+leaves what was in force.
+
+Does not parse arguments (`verbs`) and does not pull.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import trio
+
+from leased import __version__
+from leased.collector.api import handing, openapi, quota_routes, quotas, settings
+from leased.collector.api.application import Application
+from leased.collector.api.callers import Gate
+from leased.collector.api.pace import Pace
+from leased.collector.api.routes import Answer, Call, Caller, Route
+from leased.collector.api.server import Server
+from leased.collector.api.settings import Settings
+from leased.collector.governance.issuer import Issuer
+from leased.collector.governance.keeping import KEY_NAME, Keeping
+from leased.terms.errors import ConfigError
+from leased.terms.policy import Policy
+
+
+class Desk:
+    """Everything of one run. Call `close` at the end."""
+
+    def __init__(
+        self,
+        read: Callable[[], Settings],
+        state: Path,
+        directory: Path,
+        *,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """`directory` is what relative paths in the settings start from. Raises LeasedError."""
+        self._read, self._directory = read, directory
+        self._settings = read()
+        self._ground: Policy = settings.load_ground(self._settings, directory)
+        tokens = settings.load_tokens(self._settings, directory)
+        self._gate = Gate(tokens, self._settings.access.loopback)
+        self._keeping = Keeping(state, lambda: secrets.token_bytes(16))
+        try:
+            self._keeping.register.check()
+            fleet = self._settings.governance.fleet
+            self.issuer = Issuer(
+                register=self._keeping.register,
+                signer=self._keeping.signer,
+                key_name=KEY_NAME.format(fleet=fleet),
+                fleet=fleet,
+                ground=lambda: self._ground,
+                valid_ns=self._settings.governance.policy_valid_ns,
+                wall_ns=wall_ns,
+            )
+            self.routes = self._table()
+            self.application = self._application(wall_ns)
+            self.server = Server(
+                *(self.application, self._settings.http),
+                directory=directory,
+                identify=self._identify,
+            )
+        except BaseException:
+            self._keeping.close()
+            raise
+
+    def _table(self) -> list[Route]:
+        self._quotas = quotas.Quotas(
+            register=self._keeping.register,
+            writer=self._keeping.writer,
+            ground=lambda: self._ground,
+            known=lambda: (),
+            entropy=lambda: secrets.token_bytes(16),
+        )
+        table = [*quota_routes.routes(self._quotas), *handing.routes(handing.Handing(self.issuer))]
+        return [*table, self._described(table)]
+
+    def _described(self, table: Sequence[Route]) -> Route:
+        encoded = msgspec.json.encode(openapi.document(table, __version__))
+
+        def show(call: Call) -> Answer:
+            del call
+            return Answer(raw=encoded)
+
+        return Route(
+            "GET", "/v1/openapi.json", show, "This interface, as OpenAPI 3.1", None, scope=None
+        )
+
+    def _application(self, wall_ns: Callable[[], int]) -> Application:
+        http = self._settings.http
+        return Application(
+            self.routes,
+            gate=self._gate,
+            pace=Pace(http.requests_per_s_max, http.requests_burst),
+            keeper=self._keeping.writer,
+            wall_ns=wall_ns,
+            body_bytes_max=http.body_bytes_max,
+            written=self.issuer.look_again,
+        )
+
+    def _identify(self, certificate: bytes) -> Caller | None:
+        del certificate
+        return None
+
+    def reload(self) -> None:
+        """Read tokens and the operator's document again. Raises ConfigError, changing nothing."""
+        fresh = self._read()
+        ground = settings.load_ground(fresh, self._directory)
+        tokens = settings.load_tokens(fresh, self._directory)
+        before, self._ground = self._ground, ground
+        try:
+            self.issuer.compiled()
+        except ConfigError:
+            self._ground = before
+            raise
+        self._gate.take(tokens)
+        self.issuer.look_again()
+
+    async def run(self, stop: trio.Event) -> None:
+        """Serve until `stop`."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.issuer.run)
+            await self.server.run(stop)
+            nursery.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Let go of everything. Idempotent."""
+        self._keeping.close()

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forms: the requests about quotas, as they are sent.
+
+Rule: frozen structs that forbid what they do not name; what a schema can say about a value stands
+here and nowhere else, and the OpenAPI document is made of it.
+
+Does not judge what values mean together (`quotas`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from leased.collector.api.problems import Problem
+from leased.collector.governance.dimensions import BY_KEY, RAW_MAX, Form, parse
+from leased.terms.policy import Mode, WhenOver
+
+AMOUNT_MAX: Final = 1_000_000_000
+COUNT_MAX: Final = 2**53 - 1
+_DURATION: Final = r"^[0-9]{1,9}(ms|s|m|min|h|d)$"
+_NUMBER: Final = {"type": ["number", "null"], "minimum": 0, "maximum": AMOUNT_MAX}
+
+Amount = Annotated[
+    Any, Meta(extra_json_schema=_NUMBER, description="null: no limit of the tenant's own")
+]
+"""Checked by `limits_of`: a number that is to stay exact, or null."""
+Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)] | None
+Duration = Annotated[str, Meta(pattern=_DURATION)]
+Rate = Annotated[str, Meta(pattern=r"^[0-9]{1,9}/(s|min|h)$")]
+Share = Annotated[str, Meta(pattern=r"^[0-9]{1,5}(\.[0-9])?%$")]
+Instant = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}",
+        max_length=40,
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+Reason = Annotated[str, Meta(min_length=1, max_length=500)]
+Tenant = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Id = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+Limit = Annotated[int, Meta(ge=1, le=1000, description="how many at most")]
+Cursor = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9_-]+={0,2}$",
+        max_length=256,
+        description="next_cursor of the page before",
+    ),
+]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Limits by their names; what is absent stays as it is, null is no limit."""
+
+    cpu_cores: Amount = UNSET
+    memory_gb: Amount = UNSET
+    gpus: Amount = UNSET
+    state_size_gb: Amount = UNSET
+    network_gbps: Amount = UNSET
+    max_concurrent_tasks: Count | UnsetType = UNSET
+    max_leases: Count | UnsetType = UNSET
+    max_queue_depth: Count | UnsetType = UNSET
+    max_task_duration: Duration | None | UnsetType = UNSET
+    submit_rate: Rate | None | UnsetType = UNSET
+    api_rate: Rate | None | UnsetType = UNSET
+    log_retention_days: Count | UnsetType = UNSET
+
+
+class TermsForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the limits on capacity mean. `overage_*` go with soft, `burst_*` with burst."""
+
+    mode: Mode = Mode.HARD
+    overage_allowed: Share | None = None
+    overage_duration: Duration | None = None
+    burst_allowed: Share | None = None
+    burst_duration: Duration | None = None
+    reject_behavior: WhenOver | None = None
+    lend: bool = True
+
+
+class QuotaPatch(Limits, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A change of a tenant's quota. With `expires_at` it ends by itself, and the base counts again;
+    `grace_period` is how long what lies above a lowered limit may still be renewed."""
+
+    reason: Reason
+    expires_at: Instant | None = None
+    grace_period: Duration | None = None
+    policy: TermsForm | UnsetType = UNSET
+
+
+class ScheduleForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Other limits for `duration` from every instant that the cron line `schedule` names."""
+
+    tenant: Tenant
+    schedule: Annotated[str, Meta(min_length=9, max_length=128)]
+    duration: Duration
+    quotas: Limits
+    timezone: Annotated[str, Meta(min_length=1, max_length=64)] = "UTC"
+    reason: Annotated[str, Meta(max_length=500)] = ""
+
+
+class TenantPath(msgspec.Struct, frozen=True):
+    """Which tenant."""
+
+    tenant: Tenant
+
+
+class IdPath(msgspec.Struct, frozen=True):
+    """Which schedule."""
+
+    id: Id
+
+
+class OverridePath(msgspec.Struct, frozen=True):
+    """Which override of which tenant."""
+
+    tenant: Tenant
+    id: Id
+
+
+class NodePath(msgspec.Struct, frozen=True):
+    """Which node."""
+
+    node: Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="a node's id")]
+
+
+class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which page."""
+
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+class TenantPageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which page, of one tenant or of all."""
+
+    limit: Limit = 100
+    cursor: Cursor | None = None
+    tenant: Tenant | None = None
+
+
+class WaitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long to wait for another than `If-None-Match` names."""
+
+    wait: Annotated[int, Meta(ge=0, le=300, description="seconds")] = 0
+
+
+def given(limits: Limits) -> dict[str, int | None]:
+    """What of `limits` was sent, as integers. Raises Problem."""
+    found: dict[str, int | None] = {}
+    for key, dimension in BY_KEY.items():
+        value = getattr(limits, key)
+        if value is UNSET:
+            continue
+        if value is None:
+            found[key] = None
+            continue
+        if dimension.form is Form.AMOUNT and not _is_amount(value):
+            raise Problem(400, f"A number from 0 to {AMOUNT_MAX}, or null.", parameter=key)
+        try:
+            found[key] = parse(dimension, value)
+        except ValueError as error:
+            raise Problem(422, f"{error}.", parameter=key) from None
+    return found
+
+
+def _is_amount(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        return False
+    return 0 <= value <= AMOUNT_MAX
+
+
+def fields(found: Mapping[str, int | None]) -> dict[str, int]:
+    """`found`, if nothing in it is null. Raises Problem."""
+    kept: dict[str, int] = {}
+    for key, raw in found.items():
+        if raw is None:
+            raise Problem(422, "What ends by itself cannot take a limit away.", parameter=key)
+        kept[key] = raw
+    return kept
+
+
+assert AMOUNT_MAX * 2**30 <= RAW_MAX

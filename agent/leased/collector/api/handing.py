@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handing policies to nodes, and saying what was handed out.
+
+Rule: a node is handed the current policy at once if it names another generation (If-None-Match),
+else when there is another, or after the time it is ready to wait. The generation that it names is
+what it has in force; so the answer to "does every node know?" needs nothing but these requests.
+
+Does not sign (`issuer`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from leased.collector.api import forms
+from leased.collector.api.problems import Problem
+from leased.collector.api.routes import Answer, Call, Route, Scope
+from leased.collector.api.shown import instant
+from leased.collector.governance.issuer import Issuer
+from leased.collector.governance.register import Issued
+
+_TAG: Final = re.compile(r'"([0-9]{1,18})"')
+
+
+class PolicyOffer(msgspec.Struct, frozen=True):
+    """A policy for a node: the signed note, and the policy's canonical text that it names."""
+
+    note: str
+    policy: str
+
+
+class AcceptanceSeen(msgspec.Struct, frozen=True):
+    """What a node has in force, by its own last request."""
+
+    node: str
+    generation: int
+    current: bool
+    seen_at: str
+
+
+class PolicySeen(msgspec.Struct, frozen=True):
+    """The policy that nodes are handed now. `key` is the verifier key text that they check it by,
+    `document` the policy itself."""
+
+    fleet: str
+    generation: int
+    policy_hash: str
+    issued_at: str
+    expires_at: str
+    key: str
+    note: str
+    document: msgspec.Raw
+    nodes: list[AcceptanceSeen]
+    as_of: str
+
+
+class Handing:
+    """The handlers."""
+
+    def __init__(self, issuer: Issuer) -> None:
+        self._issuer = issuer
+
+    async def offer(self, call: Call) -> Answer:
+        """The policy of one node; waits if that is what it asks for."""
+        node = call.path.node
+        if call.caller.node is not None and call.caller.node != node:
+            raise Problem(404, "A node asks for its own policy.", parameter="node")
+        named = _TAG.search(call.headers.get("if-none-match", ""))
+        generation = int(named[1]) if named is not None else -1
+        if generation >= 0:
+            self._issuer.note_acceptance(node, generation)
+        wait_s = call.query.wait if generation >= 0 else 0
+        issued = await self._issuer.newer(generation, wait_s)
+        return Answer(PolicyOffer(issued.note, issued.document), tag=f'"{issued.generation}"')
+
+    def show(self, call: Call) -> Answer:
+        """What is handed out, and who has it."""
+        call.caller.require_all()
+        issued: Issued = self._issuer.current
+        nodes = [
+            AcceptanceSeen(
+                one.node, one.generation, one.generation == issued.generation, instant(one.seen_ns)
+            )
+            for one in sorted(self._issuer.accepted.values(), key=lambda one: one.node)
+        ]
+        return Answer(
+            PolicySeen(
+                self._issuer.fleet,
+                issued.generation,
+                issued.digest.hex(),
+                instant(issued.issued_ns),
+                instant(issued.expires_ns),
+                self._issuer.key.text(),
+                issued.note,
+                msgspec.Raw(issued.document.encode()),
+                nodes,
+                instant(call.now_ns),
+            )
+        )
+
+
+def routes(handing: Handing) -> list[Route]:
+    """The rows of the table."""
+    return [
+        Route(
+            "GET",
+            "/v1/governance/policy",
+            handing.show,
+            "The policy that nodes are handed",
+            PolicySeen,
+        ),
+        Route(
+            "GET",
+            "/v1/nodes/{node}/policy",
+            handing.offer,
+            "A node's policy",
+            PolicyOffer,
+            scope=Scope.NODE,
+            takes_path=forms.NodePath,
+            takes_query=forms.WaitQuery,
+            conditional=True,
+            problems=(404, 503),
+            about="nodes",
+        ),
+    ]

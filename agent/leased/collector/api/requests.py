@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests and responses: between ASGI's dictionaries and the values of the route table.
+
+Rule: what is not in a route's structs is refused and named; a parameter that is given twice is
+refused; a body is JSON whatever its Content-Type says if that is absent or what curl says by itself
+(`application/x-www-form-urlencoded`), because the documented commands are sent like that.
+
+Does not know routes (`application`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from decimal import Decimal
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+import msgspec
+import trio
+
+from leased.collector.api.problems import Problem
+from leased.collector.api.routes import Route
+
+_KEY: Final = re.compile(r"[!-~]{1,128}")
+_MEDIA: Final = re.compile(r"application/(json|[a-z0-9.+-]+\+json|x-www-form-urlencoded)")
+_PATH: Final = re.compile(r"^(.*?)(?: - at `\$(.*?)`)?$", re.DOTALL)
+QUERY_FIELDS_MAX: Final = 32
+HEADER_JOINED: Final = frozenset(("accept", "if-match", "if-none-match"))
+
+
+def headers_of(scope: Mapping[str, Any]) -> dict[str, str]:
+    """By name in lower case. Raises nothing: what is given twice is joined, or the first counts."""
+    found: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        if key in found and key in HEADER_JOINED:
+            found[key] += ", " + text
+        else:
+            found.setdefault(key, text)
+    return found
+
+
+def is_key(text: str) -> bool:
+    """Whether it may be an Idempotency-Key."""
+    return _KEY.fullmatch(text) is not None
+
+
+def check_accept(headers: Mapping[str, str], media_types: tuple[str, ...]) -> None:
+    """Raises Problem 406 if nothing that can be sent is accepted."""
+    accepted = headers.get("accept", "*/*")
+    for one in accepted.split(","):
+        wanted, _, parameters = one.strip().partition(";")
+        wanted = wanted.strip().lower()
+        if re.search(r"\bq=0(\.0*)?\s*(;|$)", parameters):
+            continue
+        if wanted in ("*/*", "") or any(_covers(wanted, media) for media in media_types):
+            return
+    raise Problem(406, f"There is {', '.join(media_types)}.", parameter="Accept")
+
+
+def _covers(wanted: str, media: str) -> bool:
+    return media == "*/*" or wanted == media or wanted == media.partition("/")[0] + "/*"
+
+
+def read_path(route: Route, found: Mapping[str, str]) -> Any:
+    """The path's parameters. Raises Problem 404: what cannot be a name names nothing."""
+    if route.takes_path is None:
+        return None
+    try:
+        return msgspec.convert(dict(found), route.takes_path)
+    except msgspec.ValidationError as error:
+        why, where = _named(error)
+        raise Problem(404, why, parameter=where) from None
+
+
+def read_query(route: Route, query: bytes) -> Any:
+    """The query's parameters. Raises Problem 400."""
+    try:
+        pairs = parse_qsl(
+            query.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=bool(query),
+            errors="strict",
+            max_num_fields=QUERY_FIELDS_MAX,
+        )
+    except (UnicodeError, ValueError) as error:
+        raise Problem(400, f"The query cannot be read: {error}") from None
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        if name in values:
+            raise Problem(400, "Given twice.", parameter=name)
+        values[name] = value
+    if route.takes_query is None:
+        if values:
+            raise Problem(400, "This takes no query.", parameter=next(iter(values)))
+        return None
+    try:
+        return msgspec.convert(values, route.takes_query, strict=False)
+    except msgspec.ValidationError as error:
+        why, where = _named(error)
+        raise Problem(400, why, parameter=where) from None
+
+
+async def read_body(receive: Any, headers: Mapping[str, str], bytes_max: int) -> bytes:
+    """The whole body. Raises Problem 413 or 415."""
+    media = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if not _MEDIA.fullmatch(media):
+        raise Problem(415, "Send application/json.", parameter="Content-Type")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "Send it as it is, not compressed.", parameter="Content-Encoding")
+    chunks, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Problem(400, "The body ended early.")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > bytes_max:
+            raise Problem(413, f"At most {bytes_max} bytes.", headers={"Connection": "close"})
+        if not message.get("more_body"):
+            return b"".join(chunks)
+
+
+def decode_body(route: Route, raw: bytes) -> Any:
+    """The body as the route's struct. Raises Problem 400."""
+    if route.takes_body is None:
+        return None
+    try:
+        return msgspec.json.Decoder(route.takes_body, float_hook=_decimal).decode(raw)
+    except msgspec.ValidationError as error:
+        why, where = _named(error)
+        raise Problem(400, why, parameter=where) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Problem(400, f"Not JSON: {error}") from None
+
+
+def _decimal(text: str) -> Decimal:
+    return Decimal(text)
+
+
+def _named(error: msgspec.ValidationError) -> tuple[str, str | None]:
+    """What is wrong, and with which parameter."""
+    match = _PATH.match(str(error))
+    assert match is not None
+    where = (match[2] or "").removeprefix(".")
+    return match[1] + ".", where or None
+
+
+async def send_whole(send: Any, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    """One answer."""
+    pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    if status not in (204, 304):
+        pairs.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_stream(
+    send: Any,
+    receive: Any,
+    status: int,
+    headers: Mapping[str, str],
+    chunks: AsyncIterator[bytes],
+    waiting: dict[trio.CancelScope, None],
+) -> None:
+    """An answer that goes on until it ends, the client goes or the collector stops."""
+    pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    async with trio.open_nursery() as nursery:
+
+        async def leave() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(leave)
+        waiting[nursery.cancel_scope] = None
+        try:
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        finally:
+            del waiting[nursery.cancel_scope]
+        nursery.cancel_scope.cancel()
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server: sockets, TLS, and an orderly end around the application.
+
+Rule: what is served over TLS is known by its certificate before the first request is read; a
+connection too many is closed, not queued. At a stop the doors close first, idle connections end,
+and what is being answered has the time that was configured.
+
+Does not know routes. Framing is hypercorn's (HTTP/1.1 and HTTP/2).
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper
+from hypercorn.utils import wrap_app
+
+from leased.collector.api.routes import Caller
+from leased.collector.api.settings import Http
+from leased.terms.errors import ConfigError
+
+BACKLOG: Final = 128
+HANDSHAKE_S: Final = 10
+IDLE_S: Final = 75
+"""Longer than load balancers keep a connection by default, so that they close it and not we."""
+
+HEADER_BYTES_MAX: Final = 64 * 1024
+Identify = Callable[[bytes], Caller | None]
+"""Who a certificate (DER) says one is; None: nobody of this fleet."""
+
+
+class Connection(TCPServer):
+    """One connection, with what its certificate says."""
+
+    identify: Identify
+
+    async def run(self) -> None:
+        """Serve it."""
+        if isinstance(self.stream, trio.SSLStream):
+            try:
+                with trio.fail_after(HANDSHAKE_S):
+                    await self.stream.do_handshake()
+            except (trio.BrokenResourceError, trio.TooSlowError):
+                await trio.aclose_forcefully(self.stream)
+                return
+            given = self.stream.getpeercert(binary_form=True)
+            if given:
+                self.state = {**self.state, "certificate": self.identify(given)}
+        await super().run()
+
+
+class Server:
+    """Listens, serves, stops. Made bound: addresses that are taken are found before anything else
+    starts."""
+
+    def __init__(
+        self, application: Any, http: Http, *, directory: Path, identify: Identify
+    ) -> None:
+        """Raises ConfigError if it cannot listen there."""
+        self._application, self._http, self._identify = application, http, identify
+        self._tls = _context(http, directory) if http.tls_listen else None
+        self._plain = [_bind(address, "http.listen") for address in http.listen]
+        self._secure = [_bind(address, "http.tls_listen") for address in http.tls_listen]
+        self.connections = 0
+        self._config = Config()
+        self._config.h11_max_incomplete_size = HEADER_BYTES_MAX
+        self._config.keep_alive_timeout = IDLE_S
+        self._config.read_timeout = None
+        self._config.include_server_header = False
+        self._config.accesslog = None
+        self._config.errorlog = logging.getLogger("leased.collector.http")
+        self._wrapped: AppWrapper = wrap_app(application, http.body_bytes_max, "asgi")
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens, as URLs."""
+        return [
+            f"{scheme}://{_shown(one)}"
+            for scheme, sockets in (("http", self._plain), ("https", self._secure))
+            for one in sockets
+        ]
+
+    async def run(self, stop: trio.Event) -> None:
+        """Serve until `stop`, then end in order."""
+        context = WorkerContext(None)
+
+        async def serve(stream: Any) -> None:
+            if self.connections >= self._http.connections_max:
+                await trio.aclose_forcefully(stream)
+                return
+            self.connections += 1
+            try:
+                connection = Connection(self._wrapped, self._config, context, {}, stream)
+                connection.identify = self._identify
+                await connection
+            finally:
+                self.connections -= 1
+
+        async with trio.open_nursery() as answering:
+            async with trio.open_nursery() as doors:
+                listen = partial(trio.serve_listeners, handler_nursery=answering)
+                doors.start_soon(listen, serve, self._listeners())
+                await stop.wait()
+                doors.cancel_scope.cancel()
+            await context.terminated.set()
+            self._application.close()
+            answering.cancel_scope.deadline = trio.current_time() + self._http.stop_ns / 10**9
+
+    def _listeners(self) -> list[Any]:
+        plain = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in self._plain]
+        secure = [
+            trio.SSLListener(
+                trio.SocketListener(trio.socket.from_stdlib_socket(one)),
+                self._tls,
+                https_compatible=True,
+            )
+            for one in self._secure
+        ]
+        return [*plain, *secure]
+
+
+def _bind(address: str, key: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(
+            *(host.strip("[]"), int(port)), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, where = found[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(where)
+        made.listen(BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"{key} = {address}: {error.strerror or error}") from error
+    return made
+
+
+def _context(http: Http, directory: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    try:
+        context.load_cert_chain(directory / http.certificate, directory / http.certificate_key)
+        if http.client_ca:
+            context.load_verify_locations(directory / http.client_ca)
+            context.verify_mode = ssl.CERT_OPTIONAL
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"http.certificate: {error}") from error
+    return context
+
+
+def _shown(one: socket.socket) -> str:
+    host, port = one.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

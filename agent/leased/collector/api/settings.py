@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of the collector's HTTP side: one frozen value, every default in it.
+
+Rule: as the agent's: a key that is not known is refused with the one it looks like, a bare number
+is not a duration, and `configs/leased-collector.toml` spells out every default with its reason.
+
+Does not open what it names.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from leased.collector.api.callers import LOOPBACK, Token
+from leased.collector.api.routes import Scope
+from leased.terms import reading
+from leased.terms.errors import ConfigError
+from leased.terms.identity import parse_tenant
+from leased.terms.policy import Policy
+from leased.terms.policy_text import read_policy
+from leased.terms.quantity import parse_instant
+
+CONFIG: Final = Path("/etc/leased/leased-collector.toml")
+NS_PER_S: Final = 1_000_000_000
+_ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class Http(msgspec.Struct, frozen=True):
+    """Where it listens, and its limits."""
+
+    listen: tuple[str, ...] = ("127.0.0.1:8080", "[::1]:8080")
+    tls_listen: tuple[str, ...] = ()
+    certificate: str = ""
+    certificate_key: str = ""
+    client_ca: str = ""
+    connections_max: int = 1024
+    body_bytes_max: int = 64 * 1024
+    requests_per_s_max: int = 200
+    requests_burst: int = 400
+    stop_ns: int = 5 * NS_PER_S
+
+
+class Access(msgspec.Struct, frozen=True):
+    """Who may ask. `loopback` is what this host may without a token: none, read or write."""
+
+    loopback: str = "read"
+    tokens_file: str = ""
+
+
+class Governance(msgspec.Struct, frozen=True):
+    """The policy that nodes get: the operator's document below what the API says."""
+
+    fleet: str = "leased"
+    policy_file: str = ""
+    policy_valid_ns: int = 24 * 3_600 * NS_PER_S
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Everything."""
+
+    http: Http = Http()
+    access: Access = Access()
+    governance: Governance = Governance()
+
+
+def load(path: Path | None) -> Settings:
+    """The settings in `path`; without one, those of /etc if there are any. Raises ConfigError."""
+    if path is None:
+        if not CONFIG.exists():
+            return Settings()
+        path = CONFIG
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse(text: str) -> Settings:
+    """Raises ConfigError naming the key."""
+    mine = {key: value for key, value in _decode(text).items() if key not in ELSEWHERE}
+    settings = Settings(**reading.fields(mine, _SECTIONS, "", also=ELSEWHERE))
+    http = settings.http
+    if http.tls_listen and not (http.certificate and http.certificate_key):
+        raise ConfigError("http.tls_listen: needs http.certificate and http.certificate_key")
+    if not http.listen and not http.tls_listen:
+        raise ConfigError("http.listen: it would listen nowhere")
+    for name in ("connections_max", "body_bytes_max", "requests_per_s_max", "requests_burst"):
+        if getattr(http, name) < 1:
+            raise ConfigError(f"http.{name.replace('_bytes', '')}: must be above zero")
+    if settings.governance.policy_valid_ns < 60 * NS_PER_S:
+        raise ConfigError("governance.policy_valid: at least 60s, or nodes would lose it at once")
+    return settings
+
+
+def load_ground(settings: Settings, directory: Path) -> Policy:
+    """The operator's document. Raises ConfigError."""
+    if not settings.governance.policy_file:
+        return Policy()
+    path = directory / settings.governance.policy_file
+    try:
+        return read_policy(_decode(path.read_text(encoding="utf-8")), "")
+    except (OSError, UnicodeError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def load_tokens(settings: Settings, directory: Path) -> tuple[Token, ...]:
+    """The tokens that are known. Raises ConfigError."""
+    if not settings.access.tokens_file:
+        return ()
+    path = directory / settings.access.tokens_file
+    try:
+        if path.stat().st_mode & 0o022:
+            raise ConfigError(f"others may write it; run `chmod go-w {path}`")
+        return parse_tokens(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse_tokens(text: str) -> tuple[Token, ...]:
+    """The rows of a file of tokens. Raises ConfigError."""
+    found = reading.fields(_decode(text), {"tokens": ("tokens", _token_rows)}, "")
+    tokens: tuple[Token, ...] = found.get("tokens", ())
+    names = [token.name for token in tokens]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"tokens.{name}: listed twice")
+    return tokens
+
+
+def _decode(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(error)) from error
+
+
+# ---- reading single values -----------------------------------------------------------------------
+
+
+def _addresses(value: Any) -> tuple[str, ...]:
+    return tuple(reading.rows(value, _address))
+
+
+def _address(value: Any) -> str:
+    match = _ADDRESS.fullmatch(reading.text(value))
+    if match is None or int(match[2]) > 65_535:
+        raise ValueError('an address and a port, such as "127.0.0.1:8080" or "[::1]:8080"')
+    return match[0]
+
+
+def _loopback(value: Any) -> str:
+    return reading.choice(tuple(LOOPBACK), value)
+
+
+def _fleet(value: Any) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", reading.text(value)):
+        raise ValueError('a name such as "fleet.example.org"')
+    return str(value)
+
+
+def _token_rows(value: Any) -> Any:
+    return reading.rows(value, _token)
+
+
+def _token(value: Any) -> Token:
+    found = reading.fields(reading.table(value), _TOKEN_KEYS, "tokens.")
+    for key in ("name", "sha256", "scopes"):
+        if key not in found:
+            raise ValueError(f"needs {key}")
+    return Token(**found)
+
+
+def _hash(value: Any) -> str:
+    if not _HASH.fullmatch(reading.text(value)):
+        raise ValueError("64 hex digits, as `leased-collector token` prints them")
+    return str(value)
+
+
+def _scopes(value: Any) -> frozenset[Scope]:
+    return frozenset(
+        Scope(one)
+        for one in reading.rows(value, lambda one: reading.choice(tuple(map(str, Scope)), one))
+    )
+
+
+def _tenants(value: Any) -> frozenset[str]:
+    return frozenset(reading.rows(value, lambda one: str(parse_tenant(reading.text(one)))))
+
+
+def _node(value: Any) -> str:
+    if not re.fullmatch(r"[0-9a-f]{32}", reading.text(value)):
+        raise ValueError("a node id, 32 hex digits")
+    return str(value)
+
+
+_HTTP_KEYS: Final[reading.Keys] = {
+    "listen": ("listen", _addresses),
+    "tls_listen": ("tls_listen", _addresses),
+    "certificate": ("certificate", reading.text),
+    "certificate_key": ("certificate_key", reading.text),
+    "client_ca": ("client_ca", reading.text),
+    "connections_max": ("connections_max", reading.integer),
+    "body_max": ("body_bytes_max", reading.size),
+    "requests_per_s_max": ("requests_per_s_max", reading.integer),
+    "requests_burst": ("requests_burst", reading.integer),
+    "stop": ("stop_ns", reading.duration),
+}
+_ACCESS_KEYS: Final[reading.Keys] = {
+    "loopback": ("loopback", _loopback),
+    "tokens_file": ("tokens_file", reading.text),
+}
+_GOVERNANCE_KEYS: Final[reading.Keys] = {
+    "fleet": ("fleet", _fleet),
+    "policy_file": ("policy_file", reading.text),
+    "policy_valid": ("policy_valid_ns", reading.duration),
+}
+_TOKEN_KEYS: Final[reading.Keys] = {
+    "name": ("name", reading.text),
+    "sha256": ("sha256", _hash),
+    "scopes": ("scopes", _scopes),
+    "tenants": ("tenants", _tenants),
+    "node": ("node", _node),
+    "expires_at": ("expires_wall_ns", lambda value: parse_instant(reading.text(value))),
+}
+_SECTIONS: Final[Mapping[str, tuple[str, reading.Read]]] = {
+    "http": ("http", reading.section(Http, _HTTP_KEYS, "http.")),
+    "access": ("access", reading.section(Access, _ACCESS_KEYS, "access.")),
+    "governance": ("governance", reading.section(Governance, _GOVERNANCE_KEYS, "governance.")),
+}
+ELSEWHERE: Final[tuple[str, ...]] = ("pull", "nodes", "billing", "store", "collector")
+"""Sections of the same file that other parts of the collector read."""

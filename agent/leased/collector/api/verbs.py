@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs of the HTTP side: serve, token, key.
+
+Rule: a token is shown once, to whom makes it, and is kept by its hash only. SIGTERM and SIGINT stop
+the server in order, SIGHUP reads tokens and the operator's document again.
+
+Does not answer requests (`application`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from leased.chain.policy_note import NoteKey
+from leased.collector.api import settings
+from leased.collector.api.callers import hash_of
+from leased.collector.api.routes import Scope
+from leased.collector.governance.keeping import DIRECTORY, KEY_NAME, load_signer
+from leased.ctl.console import Console
+from leased.ctl.usage_text import Verbs, verb
+from leased.terms.errors import EX_NOINPUT, LeasedError, StateError
+
+TOKEN_PREFIX: Final = "leased_"
+"""So that scanners for secrets find one that was committed somewhere."""
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    one = verb(
+        verbs,
+        "serve",
+        "serve the HTTP API and hand nodes their policy",
+        "leased-collector serve --config ./leased-collector.toml",
+        json=False,
+    )
+    one.add_argument("--config", type=Path, metavar="FILE", help=f"default: {settings.CONFIG}")
+    one.add_argument("--check", action="store_true", help="check the configuration and exit")
+    one.set_defaults(act=serve)
+    one = verb(
+        verbs,
+        "token",
+        "make a bearer token, and the lines that let the API know it",
+        "leased-collector token grafana --scope read --scope cost",
+        json=False,
+    )
+    one.add_argument("name", help="what it is called in records of changes")
+    one.add_argument(
+        "--scope", action="append", choices=tuple(map(str, Scope)), help="default: read"
+    )
+    one.add_argument("--tenant", action="append", help="one that it may see (default: all)")
+    one.set_defaults(act=token)
+    one = verb(
+        verbs,
+        "key",
+        "print the key by which nodes check their policy",
+        "leased-collector key",
+        json=False,
+    )
+    one.add_argument("--config", type=Path, metavar="FILE", help=f"default: {settings.CONFIG}")
+    one.set_defaults(act=key)
+
+
+def serve(options: argparse.Namespace, console: Console) -> int:
+    """Run until told to stop."""
+    # What serves HTTP is an extra of the package: who only verifies and bills does without.
+    try:
+        from leased.collector.api.desk import Desk
+    except ModuleNotFoundError as error:
+        raise StateError(f"{error.name} is not installed: pip install 'leased[collector]'") from (
+            error
+        )
+    directory = options.config.parent if options.config is not None else settings.CONFIG.parent
+    read = partial(settings.load, options.config)
+    if options.check:
+        settings.load_ground(read(), directory)
+        settings.load_tokens(read(), directory)
+        console.say("the configuration can be meant")
+        return 0
+    desk = Desk(read, options.state, directory)
+    try:
+        trio.run(_serve, desk, console)
+    finally:
+        desk.close()
+    return 0
+
+
+async def _serve(desk: Any, console: Console) -> None:
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_obey, desk, console, stop)
+        for address in desk.server.addresses:
+            console.note(f"serving {address}")
+        _announce("READY=1")
+        await desk.run(stop)
+        nursery.cancel_scope.cancel()
+
+
+async def _obey(desk: Any, console: Console, stop: trio.Event) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                _announce("STOPPING=1")
+                stop.set()
+                continue
+            try:
+                desk.reload()
+                console.note("tokens and policy were read again")
+            except LeasedError as error:
+                console.note(f"refused, the old ones stay in force: {error}")
+
+
+def _announce(state: str) -> None:
+    """Tell systemd, if it listens."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
+            line.sendto(state.encode(), address.replace("@", "\0", 1))
+
+
+def token(options: argparse.Namespace, console: Console) -> int:
+    """Make a token."""
+    secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    scopes = ", ".join(f'"{scope}"' for scope in options.scope or [Scope.READ])
+    console.note("the token, shown this once:")
+    console.say(secret)
+    console.note("for the tokens file, which the API reads again at SIGHUP:")
+    lines = [
+        "[[tokens]]",
+        f'name = "{options.name}"',
+        f'sha256 = "{hash_of(secret)}"',
+        f"scopes = [{scopes}]",
+    ]
+    if options.tenant:
+        quoted = ", ".join(f'"{tenant}"' for tenant in options.tenant)
+        lines.append(f"tenants = [{quoted}]")
+    for line in lines:
+        console.err.write(line + "\n")
+    settings.parse_tokens("\n".join(lines))
+    return 0
+
+
+def key(options: argparse.Namespace, console: Console) -> int:
+    """Print the verifier key text."""
+    fleet = settings.load(options.config).governance.fleet
+    signer = load_signer(options.state / DIRECTORY)
+    if signer is None:
+        console.note("there is no key yet: `leased-collector serve` makes it at its first start")
+        return EX_NOINPUT
+    console.say(NoteKey(KEY_NAME.format(fleet=fleet), signer.public_key).text())
+    return 0

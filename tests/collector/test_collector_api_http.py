@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP as such, on a real server: who may, how often, how large, what is wrong, and how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openapi_spec_validator import validate
+
+from leased.collector.api.callers import hash_of
+from tests.doubles.collector_server import CollectorServer
+
+QUOTAS = "/v1/governance/quotas"
+TOKENS = f"""
+[[tokens]]
+name = "operator"
+sha256 = "{hash_of("operator-secret")}"
+scopes = ["read", "cost", "quota"]
+[[tokens]]
+name = "acme"
+sha256 = "{hash_of("acme-secret")}"
+scopes = ["read", "quota"]
+tenants = ["acme"]
+[[tokens]]
+name = "old"
+sha256 = "{hash_of("old-secret")}"
+scopes = ["read"]
+expires_at = "2020-01-01T00:00:00Z"
+[[tokens]]
+name = "node-1"
+sha256 = "{hash_of("node-secret")}"
+scopes = ["node"]
+node = "{"1" * 32}"
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectorServer]:
+    directory = tmp_path_factory.mktemp("collector")
+    (directory / "tokens.toml").write_text(TOKENS)
+    with CollectorServer(access='tokens_file = "tokens.toml"', directory=directory) as running:
+        yield running
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def test_without_a_token_this_host_may_read_and_nothing_else(server: CollectorServer) -> None:
+    assert server.ask("GET", QUOTAS).status == 200
+    refused = server.ask("PATCH", f"{QUOTAS}/acme", {"gpus": 1, "reason": "x"})
+    assert refused.status == 403 and "bearer token" in refused.json["detail"]
+
+
+def test_a_page_that_had_its_name_rebound_reads_nothing(server: CollectorServer) -> None:
+    answer = server.ask("GET", QUOTAS, headers={"Host": "evil.example:8080"})
+    assert answer.status == 401 and answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_a_page_of_another_origin_changes_nothing() -> None:
+    with CollectorServer() as server:
+        body = {"gpus": 1, "reason": "x"}
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Sec-Fetch-Site": "cross-site"},
+        ):
+            assert server.ask("PATCH", f"{QUOTAS}/acme", body, headers).status == 403
+        own = {"Origin": f"http://localhost:{server.port}", "Host": f"localhost:{server.port}"}
+        assert server.ask("PATCH", f"{QUOTAS}/acme", body, own).status == 200
+
+
+def test_tokens_say_who_may_what(server: CollectorServer) -> None:
+    body = {"gpus": 1, "reason": "x"}
+    for tenant in ("acme", "beta"):
+        answer = server.ask("PATCH", f"{QUOTAS}/{tenant}", body, bearer("operator-secret"))
+        assert answer.status == 200
+    change = server.ask("GET", "/v1/governance/changes").json["changes"][0]
+    assert change["actor"] == "token:operator"
+    mine = server.ask("GET", QUOTAS, headers=bearer("acme-secret")).json["quotas"]
+    assert [row["tenant"] for row in mine] == ["acme"]
+    # Another's tenant and one that there is not are the same answer.
+    for tenant in ("beta", "nobody"):
+        answer = server.ask("GET", f"{QUOTAS}/{tenant}", headers=bearer("acme-secret"))
+        assert answer.status == 404 and tenant in answer.json["detail"]
+        answer = server.ask("PATCH", f"{QUOTAS}/{tenant}", body, bearer("acme-secret"))
+        assert answer.status == 404
+    assert server.ask("GET", "/v1/governance/policy", headers=bearer("acme-secret")).status == 403
+    for wrong in (bearer("guess"), bearer("old-secret"), {"Authorization": "Basic YTpi"}):
+        answer = server.ask("GET", QUOTAS, headers=wrong)
+        assert answer.status == 401 and answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_a_node_has_its_own_policy_and_no_other(server: CollectorServer) -> None:
+    own = server.ask("GET", f"/v1/nodes/{'1' * 32}/policy", headers=bearer("node-secret"))
+    assert own.status == 200 and "io.leased/policy/v1" in own.json["note"]
+    other = server.ask("GET", f"/v1/nodes/{'2' * 32}/policy", headers=bearer("node-secret"))
+    assert other.status == 404
+    assert server.ask("GET", QUOTAS, headers=bearer("node-secret")).status == 403
+    assert server.ask("GET", f"/v1/nodes/{'1' * 32}/policy").status == 403
+
+
+def test_a_long_poll_is_woken_by_the_next_policy(server: CollectorServer) -> None:
+    path = f"/v1/nodes/{'1' * 32}/policy?wait=60"
+    first = server.ask("GET", path, headers=bearer("node-secret"))
+    headers = {**bearer("node-secret"), "If-None-Match": first.headers["etag"]}
+    found: list[tuple[int, float]] = []
+
+    def wait() -> None:
+        answer = server.ask("GET", path, headers=headers)
+        found.append((answer.status, time.monotonic()))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while not server.ask("GET", "/v1/governance/policy").json["nodes"]:
+        pass
+    changed = time.monotonic()
+    body = {"gpus": 77, "reason": "x"}
+    assert server.ask("PATCH", f"{QUOTAS}/acme", body, bearer("operator-secret")).status == 200
+    waiting.join(30)
+    status, at = found[0]
+    assert status == 200 and at - changed < 2
+    seen = server.ask("GET", "/v1/governance/policy").json["nodes"]
+    assert [(one["node"], one["current"]) for one in seen] == [("1" * 32, False)]
+
+
+def test_tokens_are_read_again(tmp_path: Path) -> None:
+    (tmp_path / "tokens.toml").write_text(TOKENS)
+    with CollectorServer(access='tokens_file = "tokens.toml"', directory=tmp_path) as server:
+        assert server.ask("GET", QUOTAS, headers=bearer("operator-secret")).status == 200
+        (tmp_path / "tokens.toml").write_text("[[tokens]]\nname = 1\n")
+        assert server.process is not None
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("refused, the old ones stay in force")
+        assert server.ask("GET", QUOTAS, headers=bearer("operator-secret")).status == 200
+        (tmp_path / "tokens.toml").write_text("")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("were read again")
+        assert server.ask("GET", QUOTAS, headers=bearer("operator-secret")).status == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "raw", "status"),
+    [
+        ("GET", "/v1/nothing", {}, None, 404),
+        ("PUT", QUOTAS, {}, None, 405),
+        ("GET", QUOTAS, {"Accept": "text/html"}, None, 406),
+        ("GET", QUOTAS, {"Accept": "application/*;q=0.5, text/html"}, None, 200),
+        ("GET", f"{QUOTAS}?limit=0", {}, None, 400),
+        ("GET", f"{QUOTAS}?limit=1&limit=2", {}, None, 400),
+        ("GET", f"{QUOTAS}?limit", {}, None, 400),
+        ("GET", f"{QUOTAS}?limt=5", {}, None, 400),
+        ("GET", f"{QUOTAS}/%C3%A9", {}, None, 404),
+        ("GET", f"{QUOTAS}/acme/", {}, None, 404),
+        ("PATCH", f"{QUOTAS}/acme", {}, b"{", 400),
+        ("PATCH", f"{QUOTAS}/acme", {}, b"\xff\xfe", 400),
+        ("PATCH", f"{QUOTAS}/acme", {}, b"[" * 60_000, 400),
+        ("PATCH", f"{QUOTAS}/acme", {}, b" " * 70_000, 413),
+        ("PATCH", f"{QUOTAS}/acme", {"Content-Type": "text/xml"}, b"{}", 415),
+        ("PATCH", f"{QUOTAS}/acme", {"Content-Encoding": "gzip"}, b"{}", 415),
+        ("PATCH", f"{QUOTAS}/acme", {"Idempotency-Key": "a b"}, b'{"gpus":1,"reason":"x"}', 400),
+    ],
+)
+def test_whatever_is_wrong_is_a_problem(
+    server: CollectorServer,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    raw: bytes | None,
+    status: int,
+) -> None:
+    answer = server.ask(method, path, headers={**bearer("operator-secret"), **headers}, raw=raw)
+    assert answer.status == status, answer
+    if status >= 400:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json["status"] == status and answer.json["type"].startswith("urn:leased:")
+    if status == 405:
+        assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+def test_head_and_options(server: CollectorServer) -> None:
+    head = server.ask("HEAD", QUOTAS)
+    assert head.status == 200 and head.body == b"" and int(head.headers["content-length"]) > 0
+    options = server.ask("OPTIONS", f"{QUOTAS}/scheduled")
+    assert options.status == 204 and options.headers["allow"] == "GET, HEAD, OPTIONS, POST"
+
+
+def test_the_interface_describes_itself(server: CollectorServer) -> None:
+    document = server.ask("GET", "/v1/openapi.json").json
+    validate(document)
+    assert document["openapi"].startswith("3.1")
+    form = document["components"]["schemas"]["QuotaPatch"]
+    assert form["additionalProperties"] is False and "reason" in form["required"]
+
+
+def test_who_asks_too_often_is_told_when(tmp_path: Path) -> None:
+    slow = "requests_per_s_max = 2\nrequests_burst = 3"
+    with CollectorServer(directory=tmp_path) as server:
+        server.stop()
+        text = (
+            server.config.read_text()
+            .replace("100000", "2")
+            .replace("requests_burst = 2", "requests_burst = 3")
+        )
+        assert slow.splitlines()[1] in text
+        server.config.write_text(text)
+        server.start()
+        statuses = [server.ask("GET", QUOTAS) for _ in range(5)]
+        assert [one.status for one in statuses[:3]] == [200] * 3
+        limited = [one for one in statuses if one.status == 429]
+        assert limited and all(int(one.headers["retry-after"]) >= 1 for one in limited)
+        # Somebody else is not held back by it.
+        assert server.ask("GET", "/v1/openapi.json", headers=bearer("x")).status in (200, 429)
+
+
+def test_a_stop_ends_waits_and_finishes_what_is_being_answered(tmp_path: Path) -> None:
+    (tmp_path / "tokens.toml").write_text(TOKENS)
+    with CollectorServer(access='tokens_file = "tokens.toml"', directory=tmp_path) as server:
+        path = f"/v1/nodes/{'1' * 32}/policy?wait=300"
+        tag = server.ask("GET", path, headers=bearer("node-secret")).headers["etag"]
+        idle = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        idle.request("GET", QUOTAS)
+        assert idle.getresponse().read()
+        waiting = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        waiting.request("GET", path, headers={**bearer("node-secret"), "If-None-Match": tag})
+        while not server.ask("GET", "/v1/governance/policy").json["nodes"]:
+            pass
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 4
+        answer = waiting.getresponse()
+        assert answer.status == 503 and json.loads(answer.read())["status"] == 503
+        idle.close()
+        waiting.close()
+
+
+def test_connections_have_a_bound(tmp_path: Path) -> None:
+    with CollectorServer(http="connections_max = 4", directory=tmp_path) as server:
+        held = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(4)]
+        for one in held:
+            one.sendall(b"GET /v1/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert one.recv(1)
+        with pytest.raises((http.client.HTTPException, OSError)):
+            server.ask("GET", QUOTAS)
+        for one in held:
+            one.close()
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                assert server.ask("GET", QUOTAS).status == 200
+                break
+            except (http.client.HTTPException, OSError):
+                continue
+
+
+def test_two_collectors_do_not_share_a_register(tmp_path: Path) -> None:
+    with CollectorServer(directory=tmp_path) as server:
+        second = CollectorServer(directory=tmp_path)
+        with pytest.raises(AssertionError, match=r"78.*another collector"):
+            second.start()
+        assert server.ask("GET", QUOTAS).status == 200

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The collector's settings: the shipped file is the defaults, and what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from leased.collector.api import settings
+from leased.collector.api.pace import Pace
+from leased.terms.errors import ConfigError
+
+SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "leased-collector.toml"
+S = 1_000_000_000
+
+
+def test_the_shipped_file_spells_out_every_default() -> None:
+    text = SHIPPED.read_text()
+    assert settings.parse(text) == settings.Settings() == settings.parse("")
+    for section in ("http", "access", "governance"):
+        keys = getattr(settings, f"_{section.upper()}_KEYS")
+        missing = [key for key in keys if f"\n{key} = " not in text]
+        assert not missing
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[http]\nlissten = []", 'did you mean "listen"'),
+        ("[http]\nlisten = []", "it would listen nowhere"),
+        ('[http]\nlisten = ["8080"]', "an address and a port"),
+        ('[http]\ntls_listen = ["0.0.0.0:8443"]', "http.certificate"),
+        ("[http]\nconnections_max = 0", "must be above zero"),
+        ('[access]\nloopback = "yes"', "one of none, read, write"),
+        ('[governance]\npolicy_valid = "1s"', "at least 60s"),
+        ('[governance]\nfleet = "a b"', "a name"),
+        ("[governance]\nfleet = 1", "a string"),
+        ("x = [", "Invalid value"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+        settings.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[tokens]]\nname = "a"\nsha256 = "00"\nscopes = ["read"]',
+        f'[[tokens]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = ["all"]',
+        f'[[tokens]]\nname = "a"\nsha256 = "{"0" * 64}"',
+        f'[[tokens]]\nname = "a"\nsha256 = "{"0" * 64}"\nscopes = []\n' * 2,
+        "[token]",
+    ],
+)
+def test_tokens_that_cannot_be_meant_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        settings.parse_tokens(text)
+
+
+def test_tokens_that_others_may_write_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text("")
+    path.chmod(0o666)
+    found = settings.parse('[access]\ntokens_file = "tokens.toml"')
+    with pytest.raises(ConfigError, match="chmod go-w"):
+        settings.load_tokens(found, tmp_path)
+    path.chmod(0o640)
+    assert settings.load_tokens(found, tmp_path) == ()
+
+
+def test_pace_lets_through_what_it_says_and_forgets_who_is_gone() -> None:
+    pace = Pace(per_s=10, burst=5)
+    assert [pace.take("a", 0) for _ in range(6)] == [0] * 5 + [S // 10]
+    assert pace.take("b", 0) == 0
+    assert pace.take("a", S // 10) == 0 and pace.take("a", S // 10) > 0
+    through = sum(pace.take("a", S + at * S // 1000) == 0 for at in range(1000))
+    assert 5 + 9 <= through <= 5 + 10
+    for number in range(30_000):
+        pace.take(f"caller {number}", 10 * S + number * S)
+    assert len(pace._full_at) <= 10_001
