@@ -19,7 +19,6 @@ from leased.collector.api.shown import (
     SchedulesSeen,
 )
 
-
 TOP: Final = "/v1/governance/quotas"
 
 
