@@ -93,6 +93,7 @@ DOORS: dict[str, str] = {
     "cryptography": r"leased\.chain\.(signing|note)",
     "msgspec": r"leased\..*",
     "trio": r"leased\.(durable|hardware|client|service|collector|ctl|__main__)(\..*)?",
+    "h11": r"leased\.service\.policy_exchange",
     "starlette": r"leased\.collector\.api\.application",
     "hypercorn": r"leased\.collector\.api\.server",
     "cronsim": r"leased\.collector\.governance\.windows",

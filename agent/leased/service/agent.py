@@ -41,6 +41,7 @@ from leased.service.lifeline import Lifeline
 from leased.service.listener import Listener
 from leased.service.notifier import Notifier
 from leased.service.opening import Footing, Opened
+from leased.service.policy_uplink import make_uplink
 from leased.service.reaper_link import ANSWER_S, ReaperLink
 from leased.service.reaper_process import spawn_configured
 from leased.service.reception import make_dispatcher
@@ -273,6 +274,8 @@ class Agent:
         if self.epochs is not None:
             nursery.start_soon(self.epochs.run)
         nursery.start_soon(self.lifeline.run, self._beat, self.config.timing.heartbeat_ns)
+        if self.config.collector.url:
+            nursery.start_soon(make_uplink(self).run)
         await nursery.start(self.dispatcher.run)
         self.listener = Listener(
             doors=doors,

@@ -22,6 +22,8 @@ from leased.economics.rates import DEFAULT_CARD, RateCard
 from leased.hardware.bounds import offered
 from leased.hardware.config import HardwareConfig
 from leased.lessor.fitting import unkept_by_release
+from leased.service.uplink import Collector
+from leased.service.uplink import check as check_collector
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
 from leased.terms.moment import NS_PER_MS, NS_PER_S
@@ -150,6 +152,7 @@ class Config(msgspec.Struct, frozen=True):
     hardware: HardwareConfig = HardwareConfig(cgroup_root=CGROUP_ROOT)
     log: Log = Log()
     journald: JournaldCopy = JournaldCopy()
+    collector: Collector = Collector()
     tenants: tuple[TenantMapping, ...] = ()
     unmapped: str = UNMAPPED_BY_UID
 
@@ -255,6 +258,7 @@ def check(config: Config) -> Config:
         raise ConfigError("sequencing.batch_commands_max: above sequencing.commands_max")
     if config.sockets.connections_per_uid_max > config.sockets.connections_max:
         raise ConfigError("sockets.connections_per_uid_max: above sockets.connections_max")
+    check_collector(config.collector)
     _check_hardware(config.hardware)
     for key in ("state_dir", "runtime_dir"):
         if not getattr(config.paths, key).is_absolute():

@@ -30,7 +30,7 @@ from leased.hardware.dax.config import DaxConfig
 from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.facts import Question
 from leased.hardware.rdma.config import PEERS_MAX, RdmaConfig, Windows
-from leased.service import config
+from leased.service import config, uplink
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId, parse_tenant
 from leased.terms.lease import Priority
@@ -364,6 +364,17 @@ _JOURNALD_KEYS: Final[Keys] = {
     "events_per_s_max": ("events_per_s_max", _integer),
     "burst_events_max": ("burst_events_max", _integer),
 }
+_COLLECTOR_KEYS: Final[Keys] = {
+    "url": ("url", _text),
+    "fleet": ("fleet", _text),
+    "policy_key": ("policy_key", _text),
+    "token_file": ("token_file", _text),
+    "ca": ("ca", _text),
+    "certificate": ("certificate", _text),
+    "certificate_key": ("certificate_key", _text),
+    "wait": ("wait_ns", _duration),
+    "retry": ("retry_ns", _duration),
+}
 _SECTIONS: Final[Keys] = {
     "paths": ("paths", _section(config.Paths, _PATH_KEYS, "paths.")),
     "sockets": ("sockets", _section(config.Sockets, _SOCKET_KEYS, "sockets.")),
@@ -373,6 +384,10 @@ _SECTIONS: Final[Keys] = {
     "rates": ("rates", _rates),
     "hardware": ("hardware", _section(_hardware, _HARDWARE_KEYS, "hardware.")),
     "log": ("log", _section(config.Log, _LOG_KEYS, "log.")),
+    "collector": (
+        "collector",
+        _section(uplink.Collector, _COLLECTOR_KEYS, "collector."),
+    ),
     "journald": ("journald", _section(config.JournaldCopy, _JOURNALD_KEYS, "journald.")),
     "tenants": ("tenants", lambda value: _rows(value, _tenant)),
     "unmapped": ("unmapped", _unmapped),

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One question to the collector: "is there another policy for this node than the one I have?"
+
+Rule: a connection per question, with a deadline above the time that the collector may wait; what
+comes back is bounded, and is text until somebody has checked its signature.
+
+Does not check it (`chain.policy_note`) and does not try again (`policy_uplink`).
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+import h11
+import trio
+
+from leased.service.uplink import Collector
+from leased.terms.moment import NS_PER_S
+
+CONNECT_S: Final = 10
+ANSWER_S: Final = 15
+"""Above the time that was asked for: the way there and back."""
+
+ANSWER_BYTES_MAX: Final = 16 << 20
+"""A policy of 50,000 tenants."""
+
+UNCHANGED: Final = 304
+
+
+class ExchangeFailed(Exception):
+    """No answer, or none that can be used. Says why."""
+
+
+class Offer(NamedTuple):
+    """What the collector offers: a signed note and the policy that it names."""
+
+    note: str
+    policy: str
+
+
+class PolicyExchange:
+    """Asks. `node` is this node's id in hex."""
+
+    def __init__(self, collector: Collector, node: str) -> None:
+        parts = urlsplit(collector.url)
+        self._collector = collector
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls = parts.scheme == "https"
+        self._target = f"/v1/nodes/{node}/policy?wait={collector.wait_ns // NS_PER_S}"
+        self._authority = f"[{self._host}]" if ":" in self._host else self._host
+
+    async def ask(self, generation: int | None) -> Offer | None:
+        """Another policy than that of `generation`; None: there is none. Raises ExchangeFailed."""
+        limit_s = CONNECT_S + ANSWER_S + self._collector.wait_ns / NS_PER_S
+        try:
+            with trio.fail_after(limit_s):
+                stream = await self._connect()
+                async with stream:
+                    status, body = await self._exchange(stream, generation)
+        except trio.TooSlowError:
+            raise ExchangeFailed(f"no answer in {limit_s:.0f} s") from None
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ExchangeFailed(str(error.__cause__ or error) or "connection lost") from error
+        except h11.RemoteProtocolError as error:
+            raise ExchangeFailed(f"not HTTP: {error}") from error
+        if status == UNCHANGED:
+            return None
+        return _read_offer(status, body)
+
+    async def _connect(self) -> trio.abc.Stream:
+        with trio.fail_after(CONNECT_S):
+            stream: trio.abc.Stream = await trio.open_tcp_stream(self._host, self._port)
+        if not self._tls:
+            return stream
+        collector = self._collector
+        context = ssl.create_default_context(cafile=collector.ca or None)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if collector.certificate:
+            context.load_cert_chain(collector.certificate, collector.certificate_key)
+        return trio.SSLStream(stream, context, server_hostname=self._host, https_compatible=True)
+
+    def _request(self, generation: int | None) -> h11.Request:
+        headers = [
+            ("Host", f"{self._authority}:{self._port}"),
+            ("Accept", "application/json"),
+            ("Connection", "close"),
+        ]
+        if generation is not None:
+            headers.append(("If-None-Match", f'"{generation}"'))
+        if self._collector.token_file:
+            token = Path(self._collector.token_file).read_text(encoding="ascii").strip()
+            headers.append(("Authorization", f"Bearer {token}"))
+        return h11.Request(method="GET", target=self._target, headers=headers)
+
+    async def _exchange(self, stream: trio.abc.Stream, generation: int | None) -> tuple[int, bytes]:
+        connection = h11.Connection(h11.CLIENT)
+        request = await trio.to_thread.run_sync(self._request, generation)
+        for event in (request, h11.EndOfMessage()):
+            await stream.send_all(connection.send(event) or b"")
+        status, chunks, size = 0, [], 0
+        while True:
+            event = await _next(connection, stream.receive_some)
+            if isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                chunks.append(bytes(event.data))
+                size += len(chunks[-1])
+                if size > ANSWER_BYTES_MAX:
+                    raise ExchangeFailed(f"more than {ANSWER_BYTES_MAX} bytes")
+            elif isinstance(event, h11.EndOfMessage):
+                return status, b"".join(chunks)
+            elif not isinstance(event, h11.InformationalResponse):
+                raise ExchangeFailed("the connection ended before the answer did")
+
+
+async def _next(connection: h11.Connection, receive: Callable[..., object]) -> object:
+    while True:
+        event = connection.next_event()
+        if event is not h11.NEED_DATA:
+            return event
+        connection.receive_data(bytes(await receive(65_536)))  # type: ignore[misc]
+
+
+def _read_offer(status: int, body: bytes) -> Offer:
+    try:
+        found = json.loads(body)
+        if status == 200:
+            return Offer(str(found["note"]), str(found["policy"]))
+        said = str(found["detail"])[:200]
+    except (ValueError, KeyError, TypeError):
+        said = "an answer that is no answer"
+    raise ExchangeFailed(f"status {status}: {said}")
