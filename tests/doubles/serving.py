@@ -22,12 +22,13 @@ import trio
 
 from leased.durable.log import OpenedLog, open_log
 from leased.durable.reader import read_log
+from leased.durable.shelf import Shelf
 from leased.lessor.lessor import Lessor
 from leased.ports import Holder
 from leased.service import recovery
 from leased.service.adoption import Adoption
 from leased.service.chain_reader import ChainReader
-from leased.service.config import Sockets
+from leased.service.config import Config, Sockets
 from leased.service.custody import Custodian
 from leased.service.detachment import Detachment
 from leased.service.dispatch import Dispatcher
@@ -39,6 +40,8 @@ from leased.service.holders import Holders
 from leased.service.listener import Listener
 from leased.service.notifier import Notifier
 from leased.service.peering import Peering
+from leased.service.policies import Policies
+from leased.service.policy_calls import PolicyCalls
 from leased.service.questions import Questions
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
@@ -301,6 +304,18 @@ class Agent:
         for task in (self.grantor.run, self.reclaimer.run, self.holders.run, self.ticker.run):
             nursery.start_soon(task)
 
+    def _policy_calls(self, directory: Path) -> PolicyCalls:
+        policies = Policies(
+            shelf=Shelf(directory / "policies"),
+            clock=self.host.clock,
+            config=lambda: Config(policy=self.host.policy),
+            ask=self.sequencer.ask_own,
+            in_force=lambda: self.lessor.table.policy_hash,
+            changed=lambda: None,
+            say=lambda message: None,
+        )
+        return PolicyCalls(policies, self.host.clock, self.host.entropy)
+
     async def serve_on(
         self,
         nursery: trio.Nursery,
@@ -356,6 +371,7 @@ class Agent:
                 drivers=self.host.devices, table=self.lessor.table, look=self._look
             ),
             adoption=self._adoption(walls),
+            policy_calls=self._policy_calls(directory),
         )
         await nursery.start(self.dispatcher.run)
         self.listener = Listener(

@@ -96,7 +96,7 @@ DOORS: dict[str, str] = {
     "h11": r"leased\.service\.policy_exchange",
     "starlette": r"leased\.collector\.api\.application",
     "hypercorn": r"leased\.collector\.api\.server",
-    "cronsim": r"leased\.collector\.governance\.windows",
+    "cronsim": r"leased\.(collector\.governance|service)\.windows",
     "leased._native": r"leased\.(hardware\.verbs|hardware\.block\.verbs|durable\..*)",
 }
 """Foreign library -> the modules that may import it. What is not listed may be imported by nobody.

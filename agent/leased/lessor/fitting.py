@@ -12,7 +12,6 @@ from __future__ import annotations
 from leased.lessor.accounts import ANY, covers
 from leased.lessor.pool import Pools
 from leased.terms.policy import Policy, Strategy
-from leased.terms.policy_check import schedules_of
 
 
 def capacity_of(pools: Pools, kind: int, tier: int) -> int:
@@ -24,20 +23,8 @@ def capacity_of(pools: Pools, kind: int, tier: int) -> int:
     )
 
 
-def unkept_by_release(policy: Policy) -> str | None:
-    """What the language can say and this release does not keep: refused, never ignored."""
-    for key, _, schedule in schedules_of(policy):
-        return f"policy.{key}.schedules.{schedule.name}: this release opens no windows; use changes"
-    if policy.timezone != "UTC":
-        return f"policy.timezone = {policy.timezone}: this release begins periods at midnight UTC"
-    return None
-
-
 def misfit(policy: Policy, pools: Pools) -> str | None:
     """The first promise that this host cannot keep: key, value and why."""
-    unkept = unkept_by_release(policy)
-    if unkept is not None:
-        return unkept
     for allocation in policy.allocations:
         if allocation.strategy is not Strategy.RESERVATION:
             continue

@@ -274,12 +274,21 @@ def _compile(
 
 class TenantBook:
     """The limits of every tenant under one policy. Those of a tenant that the policy does not name
-    are made when they are first asked for; at most `OTHERS_MAX` of those are kept.
+    are made when they are first asked for; at most `OTHERS_MAX` of those are kept. `paces_calls`:
+    somebody has a limit on calls.
     """
 
     OTHERS_MAX = 4096
 
-    __slots__ = ("_default", "_others", "_policy", "_tenants", "group_of", "groups")
+    __slots__ = (
+        "_default",
+        "_others",
+        "_policy",
+        "_tenants",
+        "group_of",
+        "groups",
+        "paces_calls",
+    )
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -302,6 +311,8 @@ class TenantBook:
             group = None if own.group is None else self.groups[own.group]
             name = f"tenants.{tenant}"
             self._tenants[tenant] = _compile(tenant, name, laid_over(plain, own), policy, group)
+        paced = (self._default, *self.groups.values(), *self._tenants.values())
+        self.paces_calls = any(limits.api_rate is not None for limits in paced)
 
     def limits(self, tenant: TenantId) -> Limits:
         """The tenant's own limits, with what it does not say from its group and the default."""

@@ -26,7 +26,7 @@ from leased.hardware.devices import Devices
 from leased.lessor.lessor import Lessor
 from leased.ports import Submit
 from leased.service import recovery
-from leased.service.calendar import CalendarWatch, configured, prices_of
+from leased.service.calendar import calendar_at, prices_of
 from leased.service.chain_reader import ChainReader
 from leased.service.config import Config
 from leased.service.custody import Custodian
@@ -41,6 +41,7 @@ from leased.service.lifeline import Lifeline
 from leased.service.listener import Listener
 from leased.service.notifier import Notifier
 from leased.service.opening import Footing, Opened
+from leased.service.policies import make_policies
 from leased.service.policy_uplink import make_uplink
 from leased.service.reaper_link import ANSWER_S, ReaperLink
 from leased.service.reaper_process import spawn_configured
@@ -158,6 +159,7 @@ class Agent:
             reaper_connected=lambda: self.reaper.connected,
             connections=lambda: self.listener.connections if self.listener is not None else 0,
         )
+        self.policies, self.calendar = make_policies(self)
         self.dispatcher = make_dispatcher(self)
 
     def _make_hands(self) -> tuple[Grantor, Reclaimer]:
@@ -225,13 +227,16 @@ class Agent:
         await self.devices.adopt(
             lease for lease in table.leases.values() if lease.lease_id in known
         )
+        policy = await trio.to_thread.run_sync(self.policies.resumed, table.policy_hash)
         ground = recovery.Ground(
             node_id=self.node,
             version=__version__,
             inventory=self.inventory,
-            policy=self.config.policy,
-            policy_hash=digest(self.config.policy),
+            policy=policy,
+            policy_hash=digest(policy),
             rate_hash=self.config.rates.digest(),
+            prices=prices_of(self.config.rates),
+            calendar=calendar_at(policy, self.clock.now()),
         )
         leaves = tuple(lease.subject.cgroup for lease in table.leases.values())
         strays = await recovery.end_strays(self.devices.end_strays, leaves, self.say)
@@ -250,13 +255,6 @@ class Agent:
             notices=hotplug.watch,
             clock_steps=self.clock.steps,
             say=self.journald.say,
-        )
-        self.calendar = CalendarWatch(
-            clock=self.clock,
-            submit=self.sequencer.submit_own,
-            policy=lambda: self.sequencer.lessor.policy,
-            floor=lambda: configured(self.config, self._operator()),
-            prices=lambda: prices_of(self.config.rates),
         )
         await nursery.start(self.sequencer.run)
         for task in (
@@ -352,7 +350,7 @@ class Agent:
         """Read the configuration again; policy, rates and tenants take force, the rest at the next
         start."""
         fresh = await trio.to_thread.run_sync(self._reread)
-        reply = await self.sequencer.ask_own(configured(fresh, self._operator()))
+        reply = await self.policies.reconfigured(fresh, self.config, self._operator())
         if isinstance(reply, Unfit):
             raise ConfigError(reply.why)
         self.config = fresh

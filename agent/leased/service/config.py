@@ -21,9 +21,9 @@ from leased.chain.epochs import EPOCH_NS
 from leased.economics.rates import DEFAULT_CARD, RateCard
 from leased.hardware.bounds import offered
 from leased.hardware.config import HardwareConfig
-from leased.lessor.fitting import unkept_by_release
 from leased.service.uplink import Collector
 from leased.service.uplink import check as check_collector
+from leased.service.windows import check_windows
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
 from leased.terms.moment import NS_PER_MS, NS_PER_S
@@ -62,6 +62,11 @@ class Paths(msgspec.Struct, frozen=True):
     def reaper_socket(self) -> Path:
         """The reaper's door."""
         return self.runtime_dir / "reaper.sock"
+
+    @property
+    def policies_dir(self) -> Path:
+        """Documents of policies that were handed in, by their hash."""
+        return self.state_dir / "policies"
 
     @property
     def leases_dir(self) -> Path:
@@ -242,9 +247,12 @@ def check(config: Config) -> Config:
     """Return `config` if it can be meant. Raises ConfigError naming the key (and the sum, where it
     is one).
     """
-    unkept = unkept_by_release(config.policy)
-    if unkept is not None:
-        raise ConfigError(unkept)
+    check_windows(config.policy)
+    if config.policy.expires_wall_ns is not None:
+        raise ConfigError(
+            "policy.expires_at: the configured policy is what holds when another one expires,"
+            " and does not expire itself"
+        )
     for budget in budgets(config):
         if budget.sum_ns > budget.limit_ns:
             raise ConfigError(f"{budget.limit_key}: {budget.why} ({budget})")

@@ -20,11 +20,13 @@ import trio
 
 from leased.ports import Access, Clock, Entropy
 from leased.service.adoption import Adoption
+from leased.service.call_pace import CallPace
 from leased.service.connection import Connection
 from leased.service.detachment import Detachment
 from leased.service.evidence import NO_COMMAND
 from leased.service.handover import Handover, portray_access, portray_fds
 from leased.service.peering import Peering
+from leased.service.policy_calls import PolicyCalls
 from leased.service.questions import Questions, portray_holder
 from leased.service.sequencer import Sequencer
 from leased.service.streams import Streams
@@ -61,6 +63,7 @@ class Dispatcher:
         handover: Handover,
         adoption: Adoption,
         detachment: Detachment,
+        policy_calls: PolicyCalls,
     ) -> None:
         self._sequencer = sequencer
         self._handover = handover
@@ -72,6 +75,7 @@ class Dispatcher:
         self._ttl_ns_default = ttl_ns_default
         self._nursery: trio.Nursery | None = None
         self._moment = clock.now()
+        self._pace = CallPace(lambda: sequencer.lessor.admission.book)
         self._tasks: dict[type, Task] = {
             parameters.Watch: streams.watch_leases,
             parameters.Wait: streams.wait,
@@ -82,6 +86,7 @@ class Dispatcher:
             parameters.AuditRead: questions.read_chain,
             parameters.AuditVerify: questions.verify_chain,
             parameters.Reload: questions.reload,
+            parameters.SetPolicy: policy_calls.set_policy,
             parameters.LetGo: self._let_go,
             parameters.AuditHead: questions.tell_head,
             parameters.TelemetryRead: questions.tell_samples,
@@ -102,6 +107,8 @@ class Dispatcher:
         """Carry out one call."""
         asked = type(call.parameters)
         try:
+            if self._is_paced(connection, call):
+                return
             if asked is parameters.Renew:
                 self._begin_command(connection, call)
                 return
@@ -133,6 +140,16 @@ class Dispatcher:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _is_paced(self, connection: Connection, call: Call) -> bool:
+        """Whether the caller calls too often; it has been told."""
+        if not self._sequencer.lessor.admission.book.paces_calls:
+            return False
+        now = self._clock.now()
+        refusal = self._pace.refusal(connection.caller, type(call.parameters), now.boot_ns)
+        if refusal is not None:
+            connection.answer(call, encode_reply(call, refusal, now))
+        return refusal is not None
 
     def abandon(self, connection: Connection) -> None:
         """The connection is gone: give up its places in the queue."""

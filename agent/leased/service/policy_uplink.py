@@ -6,7 +6,7 @@ ended, and through the sequencer like any other (so it is sealed, and an older o
 the collector gone the last one holds until its end, then the configured one. What is refused is
 said once, not at every try.
 
-Does not speak HTTP (`policy_exchange`) and does not keep policies (`SetPolicy` does).
+Does not speak HTTP (`policy_exchange`) and does not keep policies (`policies` does).
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from leased.chain.policy_note import open_policy, parse_key
 from leased.ports import Clock
-from leased.service.calendar import prices_of
 from leased.service.evidence import NO_COMMAND
 from leased.service.policy_exchange import ExchangeFailed, Offer, PolicyExchange
 from leased.service.uplink import Collector
 from leased.terms.command import SetPolicy
-from leased.terms.errors import ChainError, ConfigError
+from leased.terms.errors import ChainError, ConfigError, StateError
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy, digest
 from leased.terms.reply import InForce, Refusal, RefusalReason, Unfit
@@ -69,7 +68,7 @@ class PolicyUplink:
                     await self._take(offer)
                 self._tell_once("")
                 pause_ns = PAUSE_NS
-            except (ExchangeFailed, ChainError, ConfigError) as error:
+            except (ExchangeFailed, ChainError, ConfigError, StateError) as error:
                 self._tell_once(f"no policy from {self._collector.url}: {error}")
                 await self._clock.sleep_until(self._clock.now().boot_ns + pause_ns)
                 pause_ns = min(2 * pause_ns, self._collector.retry_ns)
@@ -108,10 +107,8 @@ def make_uplink(agent: Agent) -> PolicyUplink:
     table = agent.sequencer.lessor.table
 
     async def put(policy: Policy) -> object:
-        rates = agent.config.rates
-        hashes = digest(policy), rates.digest()
-        command = SetPolicy(NO_COMMAND, agent._operator(), policy, *hashes, prices_of(rates))
-        return await agent.sequencer.ask_own(command)
+        hashes = digest(policy), agent.config.rates.digest()
+        return await agent.policies.set(SetPolicy(NO_COMMAND, agent._operator(), policy, *hashes))
 
     return PolicyUplink(
         agent.config.collector,

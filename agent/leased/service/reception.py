@@ -15,6 +15,7 @@ from leased.service.dispatch import Dispatcher
 from leased.service.handover import Handover
 from leased.service.occupancy import Occupancy
 from leased.service.peering import Peering
+from leased.service.policy_calls import PolicyCalls
 from leased.service.questions import Questions
 from leased.service.streams import Streams
 from leased.service.walls import Walls
@@ -80,6 +81,7 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
             find=table.find,
         ),
         detachment=agent.detachment,
+        policy_calls=PolicyCalls(agent.policies, agent.clock, agent.entropy),
         adoption=Adoption(
             sequencer=agent.sequencer,
             adoptions=agent.devices.adoptions,

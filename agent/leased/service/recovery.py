@@ -35,7 +35,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.event import Recovered
 from leased.terms.identity import LeaseId
 from leased.terms.lease import BOUND_TO_CGROUP
-from leased.terms.policy import Policy
+from leased.terms.policy import Calendar, Policy, Price
 from leased.terms.resource import Inventory
 
 
@@ -48,6 +48,8 @@ class Ground(msgspec.Struct, frozen=True):
     policy: Policy
     policy_hash: bytes
     rate_hash: bytes
+    prices: tuple[Price, ...] = ()
+    calendar: Calendar = Calendar()
 
 
 def replay(lessor: Lessor, opened: OpenedLog) -> int:
@@ -103,6 +105,8 @@ async def start(
             policy_hash=ground.policy_hash,
             rate_hash=ground.rate_hash,
             known_to_reaper=known,
+            prices=ground.prices,
+            calendar=ground.calendar,
         )
     )
 

@@ -19,11 +19,13 @@ import trio.testing
 
 from leased.ports import Access
 from leased.terms.errors import CallerError, DeviceError
-from leased.terms.identity import LeaseId
+from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import Lease, LeaseState, RevocationReason
+from leased.terms.moment import NS_PER_S
+from leased.terms.policy import Policy, Rate, TenantLimits
 from tests.doubles.calling import House, Visitor, memory, message, open_house
 from tests.doubles.devices import Fault
-from tests.doubles.serving import descriptors
+from tests.doubles.serving import Host, descriptors
 
 MINE = {"bind": "deadline"}
 ID = "ab" * 16
@@ -454,3 +456,42 @@ async def test_a_log_that_cannot_be_read_is_an_answer_and_no_end_of_the_agent(
         assert name == "DeviceError" and why["errno"] == errno.EIO
         house.agent.journal.read_error = None
         await boss.call("Audit.Read", from_sequence=0)
+
+
+# ---- policies ------------------------------------------------------------------------------------
+
+
+async def test_a_tenant_that_calls_too_often_is_told_until_when(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    slow = TenantLimits(api_rate=Rate(4, NS_PER_S))
+    policy = Policy(tenants=((TenantId("acme"), slow),))
+    async with open_house(tmp_path, host=Host(policy=policy)) as house:
+        me, other = house.visit(uid=1000), house.visit(uid=2000)
+        lease = (await acquired(me))["lease"]["lease_id"]
+        for _ in range(3):
+            await me.call("Lease.List")
+        for method in ("Renew", "Describe", "Wait"):
+            name, told = await me.refused(f"Lease.{method}", lease_id=lease)
+            assert (name, told["reason"]) == ("Refused", "api_rate"), method
+            assert told["rule"] == "tenants.acme.api_rate" and told["seconds_until_retry"] == 1
+        await other.call("Lease.List")
+        await trio.sleep(0.25)
+        await me.call("Lease.Renew", lease_id=lease)
+        assert (await me.refused("Lease.List"))[0] == "Refused"
+        await me.call("Lease.Release", lease_id=lease)
+
+
+async def test_a_policy_is_put_in_force_over_the_admin_socket(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        operator, me = house.visit(operator=True), house.visit(uid=1000)
+        told = await operator.call("Admin.SetPolicy", document='{"leases_max": 1}')
+        assert [path.stem for path in (tmp_path / "policies").iterdir()] == [told["policy_hash"]]
+        await acquired(me)
+        more = [{"kind": "mem", "capacity": 4096}]
+        name, error = await me.refused("Lease.Acquire", resources=more)
+        assert (name, error["rule"]) == ("Refused", "leases_max")
+        name, why = await operator.refused("Admin.SetPolicy", document='{"leases_max": 0}')
+        assert name == "ConfigError" and "policy.leases_max = 0" in why["why"]

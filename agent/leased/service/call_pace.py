@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often a tenant may call, whatever it calls.
+
+Rule: whoever calls more often than `api_rate` says is told until when, and the call is not looked
+at. What gives something back (Release, Done) is never refused, nor is what operators ask through
+their own socket. A connection is not closed for it: the limits on bytes and connections are there
+for that.
+
+Does not limit requests for leases as such (`submit_rate`: the lessor does), and is not sealed: a
+restart forgives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from leased.lessor.pace import Pace
+from leased.lessor.quota import TenantBook
+from leased.terms.command import Caller
+from leased.terms.reply import Refusal, RefusalReason
+from leased.wire import parameters
+
+GIVING_BACK: Final = frozenset({parameters.Release, parameters.Done})
+
+
+class CallPace:
+    """Counts the calls of every tenant. `book` has the limits in force."""
+
+    def __init__(self, book: Callable[[], TenantBook]) -> None:
+        self._book = book
+        self._pace = Pace()
+
+    def refusal(self, caller: Caller, asked: type, now_ns: int) -> Refusal | None:
+        """Why `caller` has to wait with this call; None: it was counted."""
+        book = self._book()
+        if not book.paces_calls or caller.operator or asked in GIVING_BACK:
+            return None
+        for one in book.limits(caller.tenant).chain():
+            rate = one.api_rate
+            if rate is None:
+                continue
+            retry_ns = self._pace.take(one.holder, rate, now_ns)
+            if retry_ns is not None:
+                rule = f"{one.name}.api_rate"
+                reason = RefusalReason.API_RATE
+                return Refusal(reason, "calls", rate.count, rate.count, 1, retry_ns, rule)
+        return None
