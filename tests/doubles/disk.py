@@ -78,6 +78,9 @@ class MemoryDisk:
     def read(self, name: str, *, direct: bool = False) -> bytes:
         return bytes(self._file(name))
 
+    def read_part(self, name: str, offset: int, length: int) -> bytes:
+        return bytes(self._file(name)[offset : offset + length])
+
     def map(self, name: str) -> bytes:
         return bytes(self._file(name))
 

@@ -76,6 +76,9 @@ class MemoryDisk:
     def read(self, name: str, *, direct: bool = False) -> bytes:
         return bytes(self._file(name).data)
 
+    def read_part(self, name: str, offset: int, length: int) -> bytes:
+        return self.read(name)[offset : offset + length]
+
     def map(self, name: str) -> mmap.mmap | bytes:
         return self.read(name)
 

@@ -90,10 +90,10 @@ DOORS: dict[str, str] = {
     "cffi": r"leased\.hardware\.gpu\.cuda",
     "pyudev": r"leased\.hardware\.(hotplug|nvme)",
     "psutil": r"leased\.hardware\.occupants",
-    "cryptography": r"leased\.chain\.(signing|note)",
+    "cryptography": r"leased\.(chain\.(signing|certificate)|ctl\.minting)",
     "msgspec": r"leased\..*",
     "trio": r"leased\.(durable|hardware|client|service|collector|ctl|__main__)(\..*)?",
-    "h11": r"leased\.service\.policy_exchange",
+    "h11": r"leased\.service\.(policy_exchange|web)",
     "starlette": r"leased\.collector\.api\.application",
     "hypercorn": r"leased\.collector\.api\.server",
     "cronsim": r"leased\.(collector\.governance|service)\.windows",
@@ -103,8 +103,8 @@ DOORS: dict[str, str] = {
 """
 
 CODEC_DOORS = re.compile(
-    r"leased\.(terms\..*|chain\.canonical|wire\..*|service\.(config|evidence)|hardware\.worker"
-    r"|client\..*|ctl\..*|collector\..*)"
+    r"leased\.(terms\..*|chain\.(canonical|page)|wire\..*|hardware\.worker"
+    r"|service\.(config|evidence|audit_routes)|client\..*|ctl\..*|collector\..*)"
 )
 """`msgspec.Struct` is how a value is written down, anywhere; encoding and decoding happen here
 only.

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from leased.chain.signing import SIGNATURE_BYTES, verifies
+from leased.chain.signing import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, verifies
 from leased.chain.verdict import BAD_NOTE, BAD_SIGNATURE
 from leased.terms.errors import ChainError
 
@@ -74,6 +74,22 @@ class Note(msgspec.Struct, frozen=True):
 
     text: str
     signatures: tuple[SignatureLine, ...]
+
+
+def parse_key(text: str) -> NoteKey:
+    """Return the key that a verifier key text `name+keyid+base64` stands for. Raises ChainError
+    (BAD_NOTE)."""
+    name, _, rest = text.partition("+")
+    key_id, _, encoded = rest.partition("+")
+    blob = _decode(encoded)
+    if not name or any(char.isspace() for char in name) or len(blob) != 1 + PUBLIC_KEY_BYTES:
+        raise ChainError(BAD_NOTE, f"not a verifier key, name+keyid+base64: {text[:80]!r}")
+    key = NoteKey(name, blob[1:], blob[0])
+    if key.kind not in (ED25519, COSIGNATURE_V1):
+        raise ChainError(BAD_NOTE, f"{name}: keys of type {key.kind:#04x} are not known here")
+    if key.key_id.hex() != key_id:
+        raise ChainError(BAD_NOTE, f"{name}: the key id {key_id[:16]} is not that of the key")
+    return key
 
 
 def log_origin(prefix: str, log_id: bytes) -> str:

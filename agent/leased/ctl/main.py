@@ -27,6 +27,7 @@ from leased.ctl import (
     doctor,
     drain,
     leases,
+    pki,
     raw,
     run,
     usage,
@@ -66,7 +67,7 @@ def version() -> str:
 
 _FAMILIES = (
     *(run, leases, devices, watch, usage, audit),
-    *(adopt, drain, admin, doctor, raw, completion),
+    *(adopt, drain, admin, doctor, pki, raw, completion),
 )
 
 

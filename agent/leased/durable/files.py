@@ -34,6 +34,7 @@ class Disk(Protocol):
     def allocated(self, name: str) -> int: ...
     def mode(self, name: str) -> int: ...
     def read(self, name: str, *, direct: bool = False) -> bytes: ...
+    def read_part(self, name: str, offset: int, length: int) -> bytes: ...
     def map(self, name: str) -> mmap.mmap | bytes: ...
     def open(self, name: str) -> int: ...
     def create(self, name: str) -> int: ...
@@ -87,6 +88,15 @@ class DirectoryDisk:
                 if found is not None:
                     return found
             return _read_all(fd, length)
+        finally:
+            os.close(fd)
+
+    def read_part(self, name: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on, fewer at the end of the file. The interpreter is free
+        while the disk works, as it is not with a mapping."""
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            return _read_all(fd, length, offset)
         finally:
             os.close(fd)
 
@@ -219,14 +229,15 @@ def write_whole(disk: Disk, name: str, data: bytes) -> None:
     disk.sync_names()
 
 
-def _read_all(fd: int, length: int) -> bytes:
-    """Read `length` bytes from the start."""
-    found = os.pread(fd, length, 0)
+def _read_all(fd: int, length: int, offset: int = 0) -> bytes:
+    """Read `length` bytes from `offset` on."""
+    found = os.pread(fd, length, offset)
     if len(found) == length:
         return found
     parts = [found]
     while sum(map(len, parts)) < length:
-        part = os.pread(fd, length - sum(map(len, parts)), sum(map(len, parts)))
+        done = sum(map(len, parts))
+        part = os.pread(fd, length - done, offset + done)
         if not part:
             break
         parts.append(part)

@@ -25,6 +25,7 @@ from leased.chain.tree import Frontier
 from leased.durable.files import Disk, write_whole
 from leased.durable.filesystem import BEST_EFFORT, STRICT, Filesystem
 from leased.durable.journal import FileJournal
+from leased.durable.pages import PageReader
 from leased.durable.scan import Scan
 from leased.durable.sealkey import replace_seal_key
 from leased.durable.writer import Writer
@@ -131,6 +132,10 @@ class OpenedLog:
     def publish(self, note: str) -> None:
         """Put the node's signed note of its head beside the log. Raises OSError."""
         write_whole(self._disk, CHECKPOINT, note.encode())
+
+    def pages(self) -> PageReader:
+        """A reader of what is anchored, beside the writer."""
+        return PageReader(self._disk, self.identity)
 
     def close(self) -> None:
         """Close journal, files and lock. Idempotent."""

@@ -94,6 +94,31 @@ def note_stray(draft: Draft, command: commands.NoteStray) -> None:
     )
 
 
+def note_countersigned(draft: Draft, command: commands.NoteCountersigned) -> None:
+    """Put on record how far a collector has the log."""
+    draft.answer(command.command_id, _DONE)
+    draft.emit(
+        events.HeadCountersigned(
+            draft.event_id(),
+            command.size,
+            command.root,
+            command.key_id,
+            command.time_s,
+            command.signature,
+        )
+    )
+
+
+def note_rotated(draft: Draft, command: commands.NoteRotated) -> None:
+    """Put on record which key signs from here on."""
+    draft.answer(command.command_id, _DONE)
+    draft.emit(
+        events.KeyRotated(
+            draft.event_id(), command.public_key, command.signature_old, command.signature_new
+        )
+    )
+
+
 def holder_gone(draft: Draft, command: commands.HolderGone) -> None:
     """Nobody is there to use it any more."""
     lease = draft.table.find(command.lease_id)
@@ -212,6 +237,8 @@ REPORTS: Final[dict[type[Command], Callable[[Draft, Any], None]]] = {
     commands.HolderGone: holder_gone,
     commands.NoteAdoption: note_adoption,
     commands.NoteStray: note_stray,
+    commands.NoteCountersigned: note_countersigned,
+    commands.NoteRotated: note_rotated,
     commands.CutEnded: cut_ended,
     commands.ScrubEnded: scrub_ended,
     commands.ProofEnded: proof_ended,

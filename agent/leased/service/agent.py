@@ -24,7 +24,6 @@ from leased.durable.log import OpenedLog
 from leased.hardware import hotplug
 from leased.hardware.devices import Devices
 from leased.lessor.lessor import Lessor
-from leased.ports import Submit
 from leased.service import recovery
 from leased.service.calendar import calendar_at, prices_of
 from leased.service.chain_reader import ChainReader
@@ -32,9 +31,10 @@ from leased.service.config import Config
 from leased.service.custody import Custodian
 from leased.service.detachment import Detachment
 from leased.service.doors import open_doors
-from leased.service.epochs import Epochs
+from leased.service.epochs import make_epochs
 from leased.service.evidence import NO_COMMAND
 from leased.service.feed import Feed
+from leased.service.fleet import make_fleet
 from leased.service.grantor import Grantor
 from leased.service.holders import Holders
 from leased.service.lifeline import Lifeline
@@ -88,6 +88,7 @@ async def build(
     await agent.recover()
     await recovery.seal_repair(log, sealer, log.journal, footing.clock, entropy)
     agent.note_sealed()
+    agent.fleet.open(handed)
     await agent.start(nursery, opened.doors or open_doors(config, handed, __version__))
     agent.replayed = replayed
     return agent
@@ -132,7 +133,9 @@ class Agent:
             end_epoch=self._end_epoch,
         )
         submit = self.sequencer.submit_own
-        self.epochs = self._make_epochs(submit)
+        self.epochs = make_epochs(
+            opened, clock, submit, sign=lambda: self.vitals.head().checkpoint, say=self.say
+        )
         self.chain = ChainReader(
             journal=opened.journal, directory=config.paths.audit_dir, next_seq=sealer.head.size
         )
@@ -160,6 +163,7 @@ class Agent:
             connections=lambda: self.listener.connections if self.listener is not None else 0,
         )
         self.policies, self.calendar = make_policies(self)
+        self.fleet = make_fleet(self)
         self.dispatcher = make_dispatcher(self)
 
     def _make_hands(self) -> tuple[Grantor, Reclaimer]:
@@ -185,20 +189,6 @@ class Agent:
             withdrawal=self.devices,
         )
         return grantor, reclaimer
-
-    def _make_epochs(self, submit: Submit) -> Epochs | None:
-        """None: the log was made without seals."""
-        if self.opened.ratchet is None:
-            return None
-        return Epochs(
-            ratchet=self.opened.ratchet,
-            clock=self.clock,
-            submit=submit,
-            forget=self.opened.forget_epoch,
-            sign=lambda: self.vitals.head().checkpoint,
-            publish=self.opened.publish,
-            say=self.journald.say,
-        )
 
     def _make_detachment(self) -> Detachment:
         table = self.sequencer.lessor.table
@@ -266,6 +256,7 @@ class Agent:
             self.telemetry.run,
             self.journald.run,
             self.calendar.run,
+            self.fleet.run,
         ):
             nursery.start_soon(task)
         nursery.start_soon(self.devices.watch, self.watcher.notice)
@@ -324,10 +315,12 @@ class Agent:
         self.dispatcher.note_moment(told.moment)
         self.feed.tell(told)
         self.journald.tell(told)
+        self.fleet.tell(told)
         self.ticker.look_again()
 
     def _end_epoch(self) -> None:
         self.note_sealed()
+        self.fleet.end_epoch()
         if self.epochs is not None:
             self.epochs.end()
 
@@ -335,6 +328,7 @@ class Agent:
         """Between a commit and the next seal: what is sealed is anchored, and may be shown."""
         self.vitals.tree = self.sealer.frontier
         self.chain.next_seq = self.vitals.tree.size
+        self.fleet.wake()
 
     async def _beat(self) -> None:
         """A heartbeat through the sequencer and back."""
@@ -347,13 +341,15 @@ class Agent:
         return self.config.tenant_of(uid, gids)
 
     async def reload(self) -> None:
-        """Read the configuration again; policy, rates and tenants take force, the rest at the next
-        start."""
+        """Read the configuration again; policy, rates, tenants and certificates take force, the
+        rest at the next start."""
         fresh = await trio.to_thread.run_sync(self._reread)
+        self.fleet.check(fresh.listener)
         reply = await self.policies.reconfigured(fresh, self.config, self._operator())
         if isinstance(reply, Unfit):
             raise ConfigError(reply.why)
         self.config = fresh
+        self.fleet.reload(fresh.listener)
 
     # -- what the daemon asks ---------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from leased.chain.epochs import EPOCH_NS
 from leased.economics.rates import DEFAULT_CARD, RateCard
 from leased.hardware.bounds import offered
 from leased.hardware.config import HardwareConfig
+from leased.service.listening import Listening
+from leased.service.listening import check as check_listening
 from leased.service.uplink import Collector
 from leased.service.uplink import check as check_collector
 from leased.service.windows import check_windows
@@ -158,6 +160,7 @@ class Config(msgspec.Struct, frozen=True):
     log: Log = Log()
     journald: JournaldCopy = JournaldCopy()
     collector: Collector = Collector()
+    listener: Listening = Listening()
     tenants: tuple[TenantMapping, ...] = ()
     unmapped: str = UNMAPPED_BY_UID
 
@@ -267,6 +270,7 @@ def check(config: Config) -> Config:
     if config.sockets.connections_per_uid_max > config.sockets.connections_max:
         raise ConfigError("sockets.connections_per_uid_max: above sockets.connections_max")
     check_collector(config.collector)
+    check_listening(config.listener)
     _check_hardware(config.hardware)
     for key in ("state_dir", "runtime_dir"):
         if not getattr(config.paths, key).is_absolute():

@@ -31,6 +31,8 @@ from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.facts import Question
 from leased.hardware.rdma.config import PEERS_MAX, RdmaConfig, Windows
 from leased.service import config, uplink
+from leased.service.listening import KEYS as LISTENER_KEYS
+from leased.service.listening import Listening
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId, parse_tenant
 from leased.terms.lease import Priority
@@ -388,6 +390,7 @@ _SECTIONS: Final[Keys] = {
         "collector",
         _section(uplink.Collector, _COLLECTOR_KEYS, "collector."),
     ),
+    "listener": ("listener", _section(Listening, LISTENER_KEYS, "listener.")),
     "journald": ("journald", _section(config.JournaldCopy, _JOURNALD_KEYS, "journald.")),
     "tenants": ("tenants", lambda value: _rows(value, _tenant)),
     "unmapped": ("unmapped", _unmapped),

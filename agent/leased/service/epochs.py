@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from leased.chain.epochs import Ratchet
+from leased.durable.log import OpenedLog
 from leased.ports import Clock
 from leased.service.evidence import NO_COMMAND
 from leased.terms.command import Command, Heartbeat
@@ -82,3 +83,25 @@ class Epochs:
 
 RETRY_NS = 100_000_000
 """How soon after the end to look whether the seal is on its way: a batch takes milliseconds."""
+
+
+def make_epochs(
+    opened: OpenedLog,
+    clock: Clock,
+    submit: Callable[[Command], None],
+    *,
+    sign: Callable[[], str],
+    say: Callable[[str], None],
+) -> Epochs | None:
+    """Of an opened log. None: it was made without seals."""
+    if opened.ratchet is None:
+        return None
+    return Epochs(
+        ratchet=opened.ratchet,
+        clock=clock,
+        submit=submit,
+        forget=opened.forget_epoch,
+        sign=sign,
+        publish=opened.publish,
+        say=say,
+    )

@@ -178,6 +178,24 @@ class NoteStray(Command, frozen=True):
     errno: int
 
 
+class NoteCountersigned(Command, frozen=True):
+    """A collector has cosigned the tree of the first `size` records (checked)."""
+
+    size: int
+    root: bytes
+    key_id: int
+    time_s: int
+    signature: bytes
+
+
+class NoteRotated(Command, frozen=True):
+    """From this record on the node signs by `public_key`; both keys have signed that."""
+
+    public_key: bytes
+    signature_old: bytes
+    signature_new: bytes
+
+
 class Tick(Command, frozen=True):
     """Time has passed: expire, end drains, end waits."""
 

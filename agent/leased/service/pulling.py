@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log as its fleet may have it: anchored records, notes of any tree, and waiting for more.
+
+Rule: the anchor decides what there is. Reading is done in a thread, one page at a time: several at
+once would only take the interpreter from the sequencer more often. Whoever waits for more is woken
+once for many batches.
+
+Does not know of requests (`audit_routes`) and does not keep what readers have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from leased.chain.note import Checkpoint, NoteKey, write_note
+from leased.chain.tree import Frontier
+from leased.durable.log import OpenedLog
+from leased.durable.pages import Inclusion, Page
+from leased.ports import AnchorSlot
+from leased.terms.moment import NS_PER_S
+
+
+class PulledLog:
+    """Reads what is anchored, signs what is read."""
+
+    def __init__(
+        self, opened: OpenedLog, *, latest: Callable[[], Frontier], gather_ns: int
+    ) -> None:
+        """`latest` is the tree of what was anchored last."""
+        self._opened = opened
+        self._latest = latest
+        self._reader = opened.pages()
+        self._reading = trio.CapacityLimiter(1)
+        self._gather_ns = gather_ns
+        self._grown = trio.Event()
+        self._waiting = 0
+        self.log_id = opened.log_id
+        self.origin = opened.origin
+        self.epoch_ns = opened.identity.epoch_ns
+
+    @property
+    def anchored(self) -> AnchorSlot:
+        """What counts now."""
+        return self._opened.journal.anchored
+
+    @property
+    def key(self) -> NoteKey:
+        """The key in force."""
+        return NoteKey(self.origin, self._opened.signer.public_key)
+
+    def wake(self) -> None:
+        """More is anchored."""
+        if self._waiting:
+            self._grown.set()
+
+    async def wait_beyond(self, size: int, wait_ns: int) -> None:
+        """Return when there are more than `size` records, and what comes right behind them; or when
+        the time is over."""
+        with trio.move_on_after(wait_ns / NS_PER_S):
+            self._waiting += 1
+            try:
+                while self.anchored.next_seq <= size:
+                    if self._grown.is_set():
+                        self._grown = trio.Event()
+                    await self._grown.wait()
+            finally:
+                self._waiting -= 1
+            await trio.sleep(self._gather_ns / NS_PER_S)
+
+    def note(self, tree: Frontier) -> str:
+        """The node's signed note of a tree."""
+        text = Checkpoint(self.origin, tree.size, tree.root()).text()
+        return write_note(text, [(self.key, self._opened.signer.sign(text.encode()))])
+
+    async def first_seq(self) -> int:
+        """The first record that is still there. Raises StateError, OSError."""
+        return await trio.to_thread.run_sync(self._reader.first_seq, limiter=self._reading)
+
+    async def page(self, first: int, slot: AnchorSlot, bytes_max: int) -> Page:
+        """A page of the log as it was at `slot`. Raises ChainError, StateError, OSError."""
+        return await trio.to_thread.run_sync(
+            self._reader.page, first, slot, bytes_max, limiter=self._reading
+        )
+
+    async def tree(self, size: int, slot: AnchorSlot) -> Frontier:
+        """The tree of the first `size` records; that of all of them costs nothing. Raises
+        ChainError, StateError, OSError."""
+        latest = self._latest()
+        if latest.size == size:
+            return latest
+        return await trio.to_thread.run_sync(self._reader.tree, size, slot, limiter=self._reading)
+
+    async def inclusion(self, sequence: int, size: int, slot: AnchorSlot) -> Inclusion:
+        """The proof of one record. Raises ChainError, StateError, OSError."""
+        return await trio.to_thread.run_sync(
+            self._reader.inclusion, sequence, size, slot, limiter=self._reading
+        )
