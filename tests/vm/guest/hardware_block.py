@@ -68,7 +68,7 @@ class Observer:
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         self.last_ns = 0
-        self.error = 0
+        self.error_ns = 0
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
@@ -77,8 +77,8 @@ class Observer:
             while True:
                 try:
                     os.preadv(self._fd, [page], 0)
-                except OSError as error:
-                    self.error = error.errno
+                except OSError:
+                    self.error_ns = host.boot_ns()
                     return
                 self.last_ns = host.boot_ns()
                 time.sleep(0.001)
@@ -180,8 +180,32 @@ def test_a_raw_lease_is_erased_by_the_drive_and_its_neighbour_is_not() -> None:
 
 # ---- holders that do not let go ------------------------------------------------------------------
 
-RUN = "run = lambda *words: subprocess.run(words, check=True, stdout=subprocess.DEVNULL)\n"
+RUN = """
+run = lambda *words: subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+def beside(act):
+    # A process that is nobody's child, outside the lease, with what we have open.
+    if (child := os.fork()) == 0:
+        os.setsid()
+        if os.fork() == 0:
+            act()
+            time.sleep(1000)
+        os._exit(0)
+    os.waitpid(child, 0)
+def reopen():
+    while os.path.exists(paths[0]):
+        try:
+            os.close(os.open(paths[0], os.O_RDONLY))
+        except OSError:
+            pass
+def wait_uninterruptibly():
+    if (child := os.fork()) == 0:
+        os.pread(fds[0], 4096, 1 << 20)
+        time.sleep(1000)
+    while open(f'/proc/{child}/stat').read().rpartition(')')[2].split()[0] != 'D':
+        time.sleep(0.01)
+"""
 IN_FLIGHT = "/run/leased-in-flight"
+TOP = str(Path(__file__).resolve().parents[3])
 TRICKS = {
     "mounted": (
         A1,
@@ -208,8 +232,28 @@ TRICKS = {
         B2,
         "view = mmap.mmap(fds[0], 1 << 20); view[:5] = b'hello'; connection.close_fds()",
     ),
+    "double_fork": (A1, "beside(lambda: None); connection.close_fds()"),
+    "reopens": (A2, "beside(reopen)"),
+    "io_uring_file": (
+        B1,
+        f"sys.path.insert(0, {TOP!r}); from tests.doubles.intruder import ring_file\n"
+        "kept = ring_file(os.dup(fds[0])); connection.close_fds()",
+    ),
+    "user_namespace_root": (B2, "assert os.getuid() == 0; view = mmap.mmap(fds[0], 1 << 20)"),
+    "d_state": (
+        A1,
+        "run('dmsetup', 'suspend', '--noflush', '--nolockfs', paths[0]); wait_uninterruptibly()",
+    ),
 }
-"""What a holder (root: these need it) does with which namespace."""
+"""What a holder does with which namespace."""
+
+AS = {
+    "mounted": ("root", ("unshare", "-m")),
+    "user_namespace_root": ("alice", ("unshare", "--map-root-user", "--mount")),
+}
+"""Who it is, and what it begins with; the others are root, because they need it."""
+
+AT_ONCE = 4
 
 CLEANING = (
     ("swapoff", "-a"),
@@ -234,8 +278,8 @@ def tricked(_offered: None) -> Iterator[dict[str, Outcome]]:
     found: dict[str, Outcome] = {}
     names = list(TRICKS)
     with socket.create_server(IN_FLIGHT, family=socket.AF_UNIX) as mailbox:
-        for batch in (names[:4], names[4:]):
-            found |= play(batch, mailbox)
+        for begin in range(0, len(names), AT_ONCE):
+            found |= play(names[begin : begin + AT_ONCE], mailbox)
             for words in CLEANING:
                 host.run(*words, check=False)
             drives.settled()
@@ -248,14 +292,17 @@ def play(batch: list[str], mailbox: socket.socket) -> dict[str, Outcome]:
     tenants = {}
     for name in batch:
         identity, act = TRICKS[name]
-        before = ("unshare", "-m") if name == "mounted" else ()
-        tenants[name] = Tenant(*ask(identity), act=RUN + act, user="root", before=before)
+        user, before = AS.get(name, ("root", ()))
+        tenants[name] = Tenant(*ask(identity), act=RUN + act, user=user, before=before)
     observers = {name: Observer(one.ready().paths[0]) for name, one in tenants.items()}
     begun = {name: one.revoke() for name, one in tenants.items()}
     found = {}
     for name, tenant in tenants.items():
         ended = tenant.ended()
-        cut_ms = (observers[name].ended() - begun[name]) / 1e6
+        observer = observers[name]
+        last_ns = observer.ended()
+        # Nobody could read from a suspended device: there the error is what the cut brought.
+        cut_ms = ((observer.error_ns if name == "d_state" else last_ns) - begun[name]) / 1e6
         proven_ms = (max(steps(tenant.lease_id).values()) - begun[name]) / 1e6 - cut_ms
         late = errno.EIO if name != "fd_in_flight" else received_late(mailbox)
         found[name] = Outcome(ended, cut_ms, proven_ms, late)

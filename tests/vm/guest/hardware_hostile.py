@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import host
 import pytest
 from host import ADMIN, MIB, Connection, Failed, call, eventually, memory
+from victims import agent, comes_to, killed_at, reaper, replaced, stopped, workers
 
 from tests.hostile.verdicts import Verdict, record
 
@@ -356,64 +357,6 @@ def test_the_wall_clock_jumps_a_day_both_ways_and_the_deadline_holds() -> None:
 
 
 # ---- somebody of ours dies on the way ------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def killed_at(call_name: str, nth: int, *pids: int) -> Iterator[None]:
-    """Whichever of the processes enters its nth call of this name is killed there."""
-    tracers = []
-    try:
-        for pid in pids:
-            inject = f"inject={call_name}:signal=KILL:when={nth}"
-            words = ["strace", "-p", str(pid), "-e", f"trace={call_name}", "-e", inject]
-            tracer = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-            tracers.append(tracer)
-            assert tracer.stderr is not None
-            assert "attached" in tracer.stderr.readline()
-        yield
-    finally:
-        for tracer in tracers:
-            tracer.terminate()
-            tracer.communicate(timeout=10)
-
-
-@contextlib.contextmanager
-def stopped(*pids: int) -> Iterator[None]:
-    """SIGSTOP these for a while; those gone meanwhile are left alone."""
-    pidfds = [os.pidfd_open(pid) for pid in pids]
-    for pidfd in pidfds:
-        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pidfd in pidfds:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGCONT)
-            os.close(pidfd)
-
-
-def agent() -> int:
-    return host.main_pid("leased.service")
-
-
-def reaper() -> int:
-    return host.main_pid("leased-reaper.service")
-
-
-def workers() -> list[int]:
-    """The agent's device workers."""
-    pid = agent()
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def comes_to(lease_id: str, state: str) -> None:
-    eventually(f"it is {state}", lambda: host.describe(lease_id)["state"] == state)
-
-
-def replaced(pid: int, which: Any) -> None:
-    eventually("systemd has started another one", lambda: which() not in (0, pid))
-    host.serving()
-    eventually("they have met", lambda: call("Admin.Status", ADMIN)["reaper_connected"])
 
 
 @contextlib.contextmanager

@@ -285,7 +285,9 @@ class BlockBackend:
         extra_ns = self._config.settle_budget_ns
         extra_ns += erase_extra_ns(self._hardware, allotment.capacity, raw=raw)
         try:
-            done = await self._ask(worker, "clean", asked, calls.Cleaned, extra_ns=extra_ns)
+            done = await self._crew.task_again(
+                worker, "block", "clean", asked, calls.Cleaned, extra_ns=extra_ns
+            )
         finally:
             if ways:
                 self._crew.dismiss(worker)
@@ -311,7 +313,9 @@ class BlockBackend:
             )
             worker = self._worker(identity, PROOF)
             settle_ns = self._config.settle_budget_ns
-            proven = await self._ask(worker, "prove", asked, calls.Proven, extra_ns=settle_ns)
+            proven = await self._crew.task_again(
+                worker, "block", "prove", asked, calls.Proven, extra_ns=settle_ns
+            )
             steps += proven.steps
             if proven.clean:
                 self._marked.pop(identity, None)
