@@ -339,9 +339,8 @@ def test_an_answer_says_which_nodes_are_behind_and_does_not_wait_for_a_retired_o
     summary = Accounts(source, Terms()).summary("t", "2024-01")
     assert summary.status == "draft" and summary.reach.nodes_behind == ["5e" * 16]
     assert summary.reach.provisional and summary.reach.watermark == "2024-01-01T01:00:00Z"
-    summary = Accounts(source, Terms(), retired=lambda: frozenset({"5e" * 16})).summary(
-        "t", "2024-01"
-    )
+    terms = Terms(retired_nodes=("5e" * 16,))
+    summary = Accounts(source, terms).summary("t", "2024-01")
     assert summary.status == "final" and not summary.reach.nodes_behind
 
 

@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from leased.collector.sources import Held, Quiet
+from leased.collector.sources import Held, Quiet, summed
 from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
@@ -75,6 +75,9 @@ class WrittenSource:
             if _inside(key.bucket, window)
             and (tenant is None or (key.pool is Pool.TENANT and key.tenant == tenant))
         }
+
+    def sums(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
+        return summed(self.cells(window, tenant), window)
 
     def peaks(self, window: tuple[int, int], tenant: str | None = None) -> dict[PeakKey, int]:
         return {

@@ -21,6 +21,7 @@ from leased.terms.event import (
     NodeStarted,
     Reclaimed,
     Recovered,
+    Released,
     Renewed,
     ResourceFenced,
     Scrubbed,
@@ -156,6 +157,11 @@ class History:
         head = self._lease(number, self.boot_ns)
         self.seal(AccessCut(*head, True, b""))
         self.seal(Scrubbed(*head, 0, b""))
+
+    def release(self, number: int, effective_ns: int | None = None) -> int:
+        """Released alone."""
+        at_ns = self.boot_ns if effective_ns is None else effective_ns
+        return self.seal(Released(*self._lease(number, at_ns)))
 
     def reclaim(self, number: int, held: tuple[int, ...] = ()) -> int:
         """Reclaimed now."""

@@ -43,6 +43,7 @@ EXTRA: dict[str, tuple[frozenset[str], str]] = {
     "leased.collector.main": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.money_verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.store_verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.api.verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.terms_file": (
         frozenset({"ctl"}),
@@ -94,6 +95,8 @@ DOORS: dict[str, str] = {
     "msgspec": r"leased\..*",
     "trio": r"leased\.(durable|hardware|client|service|collector|ctl|__main__)(\..*)?",
     "h11": r"leased\.service\.(policy_exchange|web)",
+    "duckdb": r"leased\.collector\.duck",
+    "pyarrow": r"leased\.collector\.blocks",
     "starlette": r"leased\.collector\.api\.application",
     "hypercorn": r"leased\.collector\.api\.server",
     "cronsim": r"leased\.(collector\.governance|service)\.windows",

@@ -10,7 +10,7 @@ Does not speak HTTP (`api`) and does not decide who may ask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
@@ -33,10 +33,11 @@ from leased.collector.periods import Window
 from leased.collector.sources import Source
 from leased.collector.usage_rows import usage_rows
 from leased.economics.amounts import rounded, split
-from leased.economics.attribution import Attributed, Basis, Spread, attribute, spread_shared
+from leased.economics.attribution import Basis, Spread, attribute, spread_shared
 from leased.economics.billing import Bill, BillLine, Month, make_bill
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
+from leased.economics.meter import UsageKey
 from leased.economics.statement import fixed
 from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import parse_tenant
@@ -68,15 +69,13 @@ class Accounts:
         source: Source,
         terms: Terms,
         *,
-        retired: Callable[[], frozenset[str]] = frozenset,
         corrections: Callable[[str, str], list[tuple[str, int]]] = lambda tenant, month: [],
         issued: Callable[[str, str], Bill | None] = lambda tenant, month: None,
     ) -> None:
-        """`retired` are the ids of nodes that will never be heard of again: nobody waits for them.
-        `corrections` of issued bills that belong into a bill, `issued` the bill that is final."""
+        """`corrections` of issued bills that belong into a bill; `issued`: the final bill."""
         self.source = source
         self.terms = terms
-        self._retired = retired
+        self._retired = frozenset(terms.retired_nodes)
         self._corrections = corrections
         self._issued = issued
 
@@ -91,17 +90,15 @@ class Accounts:
 
     def watermark_ns(self) -> int:
         """The oldest last record of all nodes that are not retired: what ends before is settled."""
-        retired = self._retired()
-        nodes = [node for node in self.source.nodes() if node.node_id not in retired]
+        nodes = [node for node in self.source.nodes() if node.node_id not in self._retired]
         return min((node.watermark_ns for node in nodes), default=0)
 
     def reach(self, window: Window) -> Reach:
         """How far the records reach for an answer about `window`."""
-        retired = self._retired()
         behind = [
             node.node_id
             for node in self.source.nodes()
-            if node.watermark_ns < window.to_ns and node.node_id not in retired
+            if node.watermark_ns < window.to_ns and node.node_id not in self._retired
         ]
         return Reach(
             periods.instant(self.now_ns()),
@@ -161,7 +158,7 @@ class Accounts:
         if not 1 <= top <= 1000:
             raise InvalidParameter("top", "1 to 1000")
         which = _choice(Basis, basis, "basis")
-        found = attribute(self.source.cells(window.pair).items(), self.terms, which)
+        found = attribute(self._priced_sums(window), self.terms, which)
         decimals = self.terms.decimals
         ranked = sorted(found.by_tenant.items(), key=lambda item: (-item[1], item[0]))
         named, rest = ranked[:top], ranked[top:]
@@ -233,8 +230,7 @@ class Accounts:
         how = _choice(Spread, spread, "spread")
         period = self.month(month)
         window = Window(period.from_ns, period.to_ns)
-        cells = self.source.cells(window.pair)
-        found: Attributed = attribute(cells.items(), self.terms, Basis.INFRASTRUCTURE)
+        found = attribute(self._priced_sums(window), self.terms, Basis.INFRASTRUCTURE)
         decimals = self.terms.infrastructure.decimals
         centers = spread_shared(found.by_center, how)
         total = rounded(found.total, decimals)
@@ -251,6 +247,13 @@ class Accounts:
             _interval(window),
             self.reach(window),
         )
+
+    def _priced_sums(self, window: Window) -> Iterator[tuple[UsageKey, int]]:
+        """What was held in `window`, in as few cells as there are versions of the card."""
+        borders = [card.since_ns for card in self.terms.cards]
+        cuts = [window.from_ns, *(at for at in borders if window.from_ns < at < window.to_ns)]
+        for start_ns, end_ns in zip(cuts, [*cuts[1:], window.to_ns], strict=True):
+            yield from self.source.sums((start_ns, end_ns)).items()
 
 
 def _parts(

@@ -16,7 +16,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -24,16 +24,13 @@ from leased.collector import capacity as looks
 from leased.collector import forecast as futures
 from leased.collector import periods
 from leased.collector.accounts import Accounts
-from leased.collector.archive import ArchiveReader
 from leased.collector.periods import Window
-from leased.collector.reference import read_archive
-from leased.collector.terms_file import load_terms
+from leased.collector.store_verbs import add_terms, opened
 from leased.ctl import render
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.economics.attribution import Basis, Spread
 
-TERMS: Final = Path("/etc/leased/billing.toml")
 Answer = Callable[[Accounts, argparse.Namespace], msgspec.Struct]
 
 
@@ -98,9 +95,7 @@ def _add(
 ) -> argparse.ArgumentParser:
     one = verb(verbs, name, summary, f"leased-collector {example}")
     one.add_argument("--csv", action="store_true", help="print the rows as CSV")
-    one.add_argument(
-        "--terms", type=Path, default=TERMS, metavar="FILE", help=f"prices (default: {TERMS})"
-    )
+    add_terms(one)
     one.set_defaults(act=_show, answer=answer)
     return one
 
@@ -133,15 +128,8 @@ def _bill(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
 
 def _show(options: argparse.Namespace, console: Console) -> int:
     """Ask and print."""
-    terms = load_terms(options.terms)
-    archive = ArchiveReader(options.state)
-    try:
-        console.progress(f"reading {options.state}")
-        accounts = Accounts(read_archive(archive), terms)
-        answer = options.answer(accounts, options)
-    finally:
-        archive.close()
-        console.end_progress()
+    with opened(options, console) as (source, terms):
+        answer = options.answer(Accounts(source, terms), options)
     told = msgspec.to_builtins(answer, builtin_types=(Decimal,))
     if options.json:
         console.document(told)
@@ -165,12 +153,8 @@ def _csv(told: Mapping[str, Any]) -> str:
 
 def _tell(told: Mapping[str, Any], console: Console) -> None:
     """Single values first, then every table."""
-    for name, value in told.items():
-        if isinstance(value, dict):
-            shown = ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
-            console.say(f"{_title(name)}: {shown}")
-        elif not isinstance(value, list):
-            console.say(f"{_title(name)}: {_text(value)}")
+    for line in _lines(told, ""):
+        console.say(line)
     for name, value in told.items():
         if _is_table(value):
             console.say("")
@@ -179,6 +163,18 @@ def _tell(told: Mapping[str, Any], console: Console) -> None:
             rows = [tuple(_text(cell) for cell in row.values()) for row in value]
             for line in render.table(heading, rows):
                 console.say(line)
+
+
+def _lines(told: Mapping[str, Any], above: str) -> Iterable[str]:
+    """Single values, one a line; those that belong together on one."""
+    for name, value in told.items():
+        title = f"{above}{_title(name)}"
+        if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
+            yield from _lines(value, f"{title}, ")
+        elif isinstance(value, dict):
+            yield f"{title}: " + ", ".join(f"{_title(k)} {_text(v)}" for k, v in value.items())
+        elif not _is_table(value):
+            yield f"{title}: {_text(value)}"
 
 
 def _is_table(value: object) -> bool:

@@ -103,6 +103,11 @@ def window(start: str, end: str) -> Window:
     return Window(from_ns, to_ns)
 
 
+def label_of_day(text: str, parameter: str) -> int:
+    """The label of the beginning of a date. Raises InvalidParameter."""
+    return _instant(text, parameter)[0]
+
+
 def instant(label_ns: int) -> str:
     """A label as RFC 3339 in UTC, to the second."""
     return (_EPOCH + timedelta(seconds=label_ns // NS_PER_S)).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from leased.collector.archive import ArchiveReader
-from leased.collector.sources import Held, Quiet
-from leased.economics.hourly import Hourly, NodeFold, NodeSpan, PeakKey
+from leased.collector.periods import DAY_NS
+from leased.collector.projection import log_number
+from leased.collector.sources import Held, Quiet, cut_quiet, summed
+from leased.economics.hourly import HOUR_NS, Hourly, NodeFold, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.peaks import labelled, steps
 from leased.economics.pools import Pool
@@ -26,6 +28,7 @@ class Chain:
     def __init__(self, node_id: str, log_id: str) -> None:
         self.node_id = node_id
         self.log_id = log_id
+        self.number = log_number(log_id)
         self.fold = NodeFold()
         self.head = ""
 
@@ -50,22 +53,22 @@ class Chain:
 
 
 class ReferenceSource:
-    """`accounts.Source` over folded chains."""
+    """`sources.Source` over folded chains."""
 
     def __init__(self, chains: Iterable[Chain]) -> None:
         self._chains = [chain for chain in chains if chain.fold.ledger.boot_id is not None]
 
     def nodes(self) -> tuple[NodeSpan, ...]:
-        """See `accounts.Source`."""
+        """See `sources.Source`."""
         return tuple(chain.span() for chain in self._chains)
 
     def first_ns(self) -> int:
-        """See `accounts.Source`."""
+        """See `sources.Source`."""
         eras = [chain.fold.ledger.timeline.eras[0].label_ns for chain in self._chains]
         return min(eras, default=0)
 
     def tenants(self) -> tuple[str, ...]:
-        """See `accounts.Source`."""
+        """See `sources.Source`."""
         found = {
             interval.subject.tenant
             for chain in self._chains
@@ -75,40 +78,43 @@ class ReferenceSource:
         return tuple(sorted(found))
 
     def cells(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
-        """See `accounts.Source`."""
+        """See `sources.Source`."""
         return {
             key: amount
             for key, amount in self._hourly(window).usage.items()
             if tenant is None or (key.pool is Pool.TENANT and key.tenant == tenant)
         }
 
+    def sums(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
+        """See `sources.Source`."""
+        return summed(self.cells(window, tenant), window)
+
     def peaks(self, window: tuple[int, int], tenant: str | None = None) -> dict[PeakKey, int]:
-        """See `accounts.Source`."""
+        """See `sources.Source`."""
         found = self._hourly(window).peaks()
         return {key: held for key, held in found.items() if tenant in (None, key.tenant)}
 
     def tasks(
         self, window: tuple[int, int], tenant: str | None = None
     ) -> dict[tuple[str, int], int]:
-        """See `accounts.Source`."""
+        """See `sources.Source`."""
         found = self._hourly(window).tasks
         return {cell: count for cell, count in found.items() if tenant in (None, cell[0])}
 
     def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:
-        """See `accounts.Source`."""
+        """See `sources.Source`."""
+        days = (window[0] // DAY_NS * DAY_NS, -(-window[1] // DAY_NS) * DAY_NS)
         found = []
         for chain in self._chains:
-            hourly = Hourly(window)
+            hourly = Hourly(days)
             hourly.add(chain.fold)
-            mine = any(
-                key.pool is Pool.TENANT and key.tenant == tenant for key in hourly.usage
-            ) or any(whose == tenant for whose, _ in hourly.tasks)
-            if mine:
+            held = any(key.pool is Pool.TENANT and key.tenant == tenant for key in hourly.usage)
+            if held or any(whose == tenant for whose, _ in hourly.tasks):
                 found.append(chain.span())
         return tuple(found)
 
     def held(self) -> list[Held]:
-        """See `accounts.Source`."""
+        """See `sources.Source`."""
         found = []
         for chain in self._chains:
             ledger = chain.fold.ledger
@@ -122,23 +128,24 @@ class ReferenceSource:
         return found
 
     def draining(self) -> frozenset[str]:
-        """See `accounts.Source`."""
+        """See `sources.Source`."""
         return frozenset(chain.node_id for chain in self._chains if chain.fold.cordoned)
 
     def quiet(self, window: tuple[int, int]) -> list[Quiet]:
-        """See `accounts.Source`."""
+        """See `sources.Source`."""
         found = []
         for chain in self._chains:
             spans: dict[Pool, list[tuple[int, int, int]]] = {}
             timeline = chain.fold.ledger.timeline
             for interval in chain.fold.intervals():
-                for start_ns, end_ns, _ in labelled(interval, timeline, window):
+                for start_ns, end_ns, _ in labelled(interval, timeline):
                     spans.setdefault(interval.pool, []).append((start_ns, end_ns, 1))
             there = _covered(spans.get(Pool.PROVISIONED, []))
             held = _covered(spans.get(Pool.TENANT, []))
             for start_ns, end_ns in _without(there, held):
-                found.append(Quiet(chain.node_id, start_ns, end_ns))
-        return sorted(found, key=lambda one: (one.from_ns - one.to_ns, one.node_id, one.from_ns))
+                if end_ns - start_ns >= HOUR_NS:
+                    found.append(Quiet(chain.node_id, start_ns, end_ns))
+        return cut_quiet(found, window)
 
     def _hourly(self, window: tuple[int, int]) -> Hourly:
         hourly = Hourly(window)

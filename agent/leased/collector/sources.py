@@ -9,11 +9,12 @@ Does not price anything.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
 
-from leased.economics.hourly import NodeSpan, PeakKey
+from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
 from leased.terms.resource import ResourceKind, TierKind
@@ -58,6 +59,10 @@ class Source(Protocol):
         """Capacity x ns of every pool (of TENANT only, if one is given)."""
         ...
 
+    def sums(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
+        """The same over the whole window, in one cell per key, of its first hour."""
+        ...
+
     def peaks(self, window: tuple[int, int], tenant: str | None = None) -> dict[PeakKey, int]:
         """The most held at once, by hour: of every tenant; and under "" of all together."""
         ...
@@ -69,7 +74,7 @@ class Source(Protocol):
         ...
 
     def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:
-        """The chains on which a tenant held something in `window`."""
+        """The chains on which a tenant held or released something on the days of `window`."""
         ...
 
     def held(self) -> list[Held]:
@@ -81,5 +86,24 @@ class Source(Protocol):
         ...
 
     def quiet(self, window: tuple[int, int]) -> list[Quiet]:
-        """Where nobody held anything, longest first."""
+        """Where nobody held anything for an hour or longer, cut to `window`, longest first."""
         ...
+
+
+def cut_quiet(stretches: Iterable[Quiet], window: tuple[int, int]) -> list[Quiet]:
+    """`stretches` within `window`, longest first."""
+    cut = (
+        Quiet(one.node_id, max(one.from_ns, window[0]), min(one.to_ns, window[1]))
+        for one in stretches
+    )
+    found = [one for one in cut if one.from_ns < one.to_ns]
+    return sorted(found, key=lambda one: (one.from_ns - one.to_ns, one.node_id, one.from_ns))
+
+
+def summed(cells: dict[UsageKey, int], window: tuple[int, int]) -> dict[UsageKey, int]:
+    """Hourly cells of `window` put together, as `Source.sums` tells them."""
+    found: dict[UsageKey, int] = {}
+    for key, amount in cells.items():
+        whole = msgspec.structs.replace(key, bucket=window[0] // HOUR_NS)
+        found[whole] = found.get(whole, 0) + amount
+    return found

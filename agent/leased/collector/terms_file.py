@@ -34,7 +34,7 @@ from leased.economics.contracts import (
 )
 from leased.economics.rates import DEFAULT_CARD, parse_rate
 from leased.terms.errors import ConfigError, InvalidParameter
-from leased.terms.identity import parse_tenant
+from leased.terms.identity import parse_id, parse_tenant
 
 TERMS_FILE: Final = "billing.toml"
 GIB: Final = 1 << 30
@@ -96,6 +96,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     credits: list[_Credit] = []
     time_zones: dict[str, str] = {}
     allow_negative: bool = False
+    retired_nodes: list[str] = []
 
 
 def load_terms(path: Path) -> Terms:
@@ -142,6 +143,9 @@ def parse_terms(document: Mapping[str, Any], file: str) -> Terms:
                     for tenant, zone in sorted(read.time_zones.items())
                 ),
                 allow_negative=read.allow_negative,
+                retired_nodes=tuple(
+                    parse_id(node, f"{file}: retired_nodes").hex() for node in read.retired_nodes
+                ),
             )
         )
     except InvalidParameter as error:

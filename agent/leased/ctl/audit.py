@@ -21,6 +21,7 @@ from leased.chain.canonical import Unknown
 from leased.client import Session
 from leased.ctl import render
 from leased.ctl.agent import ID_CHARS, online
+from leased.ctl.bill import add_bill, verify_bill
 from leased.ctl.console import Console
 from leased.ctl.events import NAMES, event_document, event_line, event_name
 from leased.ctl.usage_text import Verbs, verb
@@ -41,6 +42,7 @@ def register(verbs: Verbs) -> None:
     add_log(one)
     one.add_argument("--online", action="store_true", help="let the agent check its own instead")
     one.add_argument("--head", metavar="HEX", help="the head (hash) that the log must contain")
+    add_bill(one)
     one.set_defaults(act=verify)
     parent = verb(
         verbs, "audit", "read the sealed log", "leasectl audit log --lease 7fa3", json=False
@@ -92,7 +94,9 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def verify(options: argparse.Namespace, console: Console) -> int:
-    """Check a log."""
+    """Check a log, or a bill."""
+    if options.bill is not None:
+        return verify_bill(options, console)
     if options.online:
         return online(_verify_online)(options, console)
     console.progress(f"verifying {options.log}")

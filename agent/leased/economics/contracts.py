@@ -113,6 +113,8 @@ class Terms(msgspec.Struct, frozen=True):
     credits: tuple[Credit, ...] = ()
     time_zones: tuple[tuple[str, str], ...] = ()
     allow_negative: bool = False
+    retired_nodes: tuple[str, ...] = ()
+    """Ids of nodes that will not be heard of again: nobody waits for them. Not a part of a bill."""
 
     @property
     def currency(self) -> str:
@@ -162,6 +164,7 @@ class Terms(msgspec.Struct, frozen=True):
             contracts=contracts,
             credits=tuple(c for c in self.credits if c.tenant == tenant and c.month == month),
             time_zones=tuple(zone for zone in self.time_zones if zone[0] == tenant),
+            retired_nodes=(),
         )
 
 

@@ -12,7 +12,7 @@ Does not read a chain (it is fed verified records) and does not price.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -22,7 +22,7 @@ from leased.economics.meter import Sums, UsageKey
 from leased.economics.peaks import labelled, steps
 from leased.economics.pools import Interval, Pool
 from leased.terms.event import Allocated, CordonChanged, Reclaimed, Released, Unfenced
-from leased.terms.identity import LeaseId
+from leased.terms.identity import BootId, LeaseId
 from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.resource import ResourceKind, TierKind
 
@@ -56,7 +56,7 @@ class NodeFold:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.closed: list[Interval] = []
-        self.released: list[tuple[str, int]] = []
+        self._released: list[tuple[str, BootId, int]] = []
         self.cordoned = False
         self._tenants: dict[LeaseId, str] = {}
 
@@ -68,18 +68,17 @@ class NodeFold:
         elif isinstance(event, Released):
             tenant = self._tenants.pop(event.lease_id, None)
             if tenant is not None:
-                self.released.append((tenant, self.label(moment)))
+                assert self.ledger.boot_id is not None, "a record was folded"
+                self._released.append((tenant, self.ledger.boot_id, self.ledger.watermark_ns))
         elif isinstance(event, (Reclaimed, Unfenced)):
             self._tenants.pop(event.lease_id, None)
         elif isinstance(event, CordonChanged) and not event.resource_id:
             self.cordoned = event.cordoned
 
-    def label(self, moment: Moment) -> int:
-        """The label of when a record was sealed."""
-        ledger = self.ledger
-        assert ledger.boot_id is not None, "a record was folded"
-        at_ns = moment.boot_ns if moment.boot_id == ledger.boot_id else ledger.watermark_ns
-        return ledger.timeline.label(ledger.boot_id, at_ns)
+    def released(self) -> Iterator[tuple[str, int]]:
+        """(tenant, label) of every lease that was released, once."""
+        for tenant, boot_id, boot_ns in self._released:
+            yield tenant, self.ledger.timeline.label(boot_id, boot_ns)
 
     def watermark_ns(self) -> int:
         """The label of the last moment of this chain; 0 of an empty one."""
@@ -119,7 +118,7 @@ class Hourly:
                     key = (whose, allotment.kind, allotment.tier)
                     spans = self._spans.setdefault(key, [])
                     spans.extend(labelled(interval, timeline, self.window))
-        for tenant, at_ns in fold.released:
+        for tenant, at_ns in fold.released():
             if self.window is None or self.window[0] <= at_ns < self.window[1]:
                 cell = (tenant, at_ns // HOUR_NS)
                 self.tasks[cell] = self.tasks.get(cell, 0) + 1

@@ -94,14 +94,22 @@ class Ledger:
             self._open_first_boot(sequence, moment)
         self.last_sequence = sequence
         kind = type(event)
-        if moment.boot_id == self.boot_id and moment.boot_ns > self.watermark_ns:
-            self.watermark_ns = moment.boot_ns
+        if moment.boot_id == self.boot_id:
+            if moment.boot_ns >= self.watermark_ns:
+                self.watermark_ns = moment.boot_ns
+            else:
+                # Order is that of the records: a clock that goes back is held.
+                moment = Moment(moment.boot_id, self.watermark_ns, moment.wall_ns)
         act = self._act.get(kind)
         if act is not None:
             return act(sequence, event, moment)
         if not isinstance(event, Event):
             self.unknown += 1
         return _NONE
+
+    def pass_by(self, boot_ns: int) -> None:
+        """Take note of a record of the current boot that changes nothing but the time."""
+        self.watermark_ns = max(self.watermark_ns, boot_ns)
 
     def open_intervals(self) -> list[Interval]:
         """What is still open, as of the watermark, marked provisional."""

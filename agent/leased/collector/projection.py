@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The projection: records of one log as rows that SQL engines read (sql/metering.sql says what each
+column is).
+
+Rule: a row follows from its record, and from no more of what was before than `Carry` holds; so a
+log is projected block by block, and a block always has the same rows. What is rare (starts, clock
+steps, inventories, operators' fences) is kept as it is and folded by `economics.intervals` itself:
+boots, eras, and what no lease is behind come from there.
+
+Does not read or write files (`blocks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Final
+
+import msgspec
+
+from leased.chain.canonical import decode, encode
+from leased.economics.intervals import Ledger
+from leased.economics.peaks import labelled
+from leased.economics.pools import Interval, Pool
+from leased.terms.event import (
+    KIND,
+    Allocated,
+    ClockStepped,
+    CordonChanged,
+    DrainNotified,
+    Fenced,
+    InventoryChanged,
+    LeaseEvent,
+    NodeStarted,
+    Reclaimed,
+    Released,
+    Renewed,
+    ResourceFenced,
+    TeardownBegun,
+    Unfenced,
+    Voided,
+)
+from leased.terms.identity import BootId
+from leased.terms.lease import AccountingTag, Subject
+from leased.terms.moment import Moment
+from leased.terms.resource import Allotment
+
+ACT: Final[dict[type, int]] = {
+    Allocated: 1,
+    Renewed: 2,
+    DrainNotified: 3,
+    TeardownBegun: 4,
+    Reclaimed: 5,
+    Fenced: 6,
+    Unfenced: 7,
+    Voided: 8,
+    Released: 9,
+}
+_RARE: Final = (NodeStarted, ClockStepped, InventoryChanged, ResourceFenced, CordonChanged)
+NEVER_NS: Final = (1 << 63) - 1
+"""Later than any deadline that can come; what SQL has for "no deadline"."""
+
+ActRow = tuple[int, int, int, int, int, int, int, int, int | None, int | None, int | None]
+"""log, seq, boot, lease_hi, lease_lo, act, at_ns, sealed_ns, deadline_ns, terms, ref."""
+
+HoldRow = tuple[int, int, int, str, int, int, int, str, int]
+"""log, seq, slot, tenant, kind, tier, priority, tag, capacity."""
+
+_packed = msgspec.msgpack.Encoder().encode
+_json = msgspec.json.Encoder().encode
+
+
+class Rare(msgspec.Struct, frozen=True, array_like=True):
+    """A rare record as it was sealed, and the last moment of its boot before it."""
+
+    sequence: int
+    kind: int
+    body: bytes
+    boot_id: bytes
+    boot_ns: int
+    wall_ns: int
+    before_ns: int
+
+    def event(self) -> object:
+        """What was sealed; nothing where only the time counts."""
+        return decode(self.kind, 1, self.body) if self.kind else None
+
+
+class Carry(msgspec.Struct, frozen=True, array_like=True):
+    """What the next block of a log needs to know of those before."""
+
+    next_seq: int = 0
+    boot: int = -1
+    boot_id: bytes = b""
+    watermark_ns: int = 0
+    sealed_ns: int = 0
+
+
+class Block(msgspec.Struct, frozen=True):
+    """The rows of consecutive records of one log."""
+
+    acts: list[ActRow]
+    holds: list[HoldRow]
+    rare: list[Rare]
+    carry: Carry
+
+
+def log_number(log_id: str) -> int:
+    """What stands for a log in rows: the first eight bytes of its id, signed."""
+    return int.from_bytes(bytes.fromhex(log_id)[:8], "big", signed=True)
+
+
+class Projector:
+    """Feed it records in order; take the block."""
+
+    def __init__(self, log: int, carry: Carry) -> None:
+        self._log = log
+        self._acts: list[ActRow] = []
+        self._holds: list[HoldRow] = []
+        self._rare: list[Rare] = []
+        self._terms: dict[bytes, int] = {}
+        self._next_seq = carry.next_seq
+        self._boot, self._boot_id = carry.boot, carry.boot_id
+        self._watermark_ns = carry.watermark_ns
+        self._sealed_ns = carry.sealed_ns
+
+    def observe(self, sequence: int, event: object, moment: Moment) -> None:
+        """Project one record."""
+        kind = type(event)
+        self._next_seq, self._sealed_ns = sequence + 1, moment.boot_ns
+        if self._boot < 0 or kind in _RARE:
+            self._keep(sequence, event, moment)
+        if moment.boot_id == self._boot_id and moment.boot_ns > self._watermark_ns:
+            self._watermark_ns = moment.boot_ns
+        act = ACT.get(kind)
+        if act is None:
+            return
+        if isinstance(event, Voided):
+            at_ns = self._watermark_ns
+            row = (self._log, sequence, self._boot, 0, 0, act, at_ns, at_ns)
+            self._acts.append((*row, None, None, event.sequence))
+        elif isinstance(event, LeaseEvent):
+            self._act(sequence, event, act)
+
+    def block(self) -> Block:
+        """Everything so far."""
+        carry = Carry(
+            self._next_seq, self._boot, self._boot_id, self._watermark_ns, self._sealed_ns
+        )
+        return Block(self._acts, self._holds, self._rare, carry)
+
+    def _keep(self, sequence: int, event: object, moment: Moment) -> None:
+        """Keep a rare record; a start in another boot begins it."""
+        known = isinstance(event, _RARE)
+        kind, body = (KIND[type(event)], encode(event)) if known else (0, b"")
+        fields = (moment.boot_id, moment.boot_ns, moment.wall_ns, self._watermark_ns)
+        self._rare.append(Rare(sequence, kind, body, *fields))
+        boot_id = event.boot_id if isinstance(event, NodeStarted) else moment.boot_id
+        if self._boot < 0:
+            self._boot, self._boot_id = 0, moment.boot_id
+            self._watermark_ns = moment.boot_ns
+        if isinstance(event, NodeStarted) and boot_id != self._boot_id:
+            self._boot, self._boot_id = self._boot + 1, boot_id
+            self._watermark_ns = moment.boot_ns
+
+    def _act(self, sequence: int, event: LeaseEvent, act: int) -> None:
+        lease_id, sealed_ns = event.lease_id, self._watermark_ns
+        deadline_ns: int | None = None
+        terms: int | None = None
+        if isinstance(event, (Allocated, Renewed)):
+            deadline_ns = min(event.deadline_ns, NEVER_NS)
+            terms = _digest(event.subject)
+            if isinstance(event, Allocated) or self._terms.get(lease_id) != terms:
+                self._hold(sequence, event.subject, event.subject.allotments)
+            self._terms[lease_id] = terms
+        elif isinstance(event, DrainNotified):
+            deadline_ns = min(event.drain_deadline_ns, NEVER_NS)
+        elif isinstance(event, Fenced):
+            self._hold(sequence, event.subject, event.fenced)
+        self._acts.append(
+            (
+                self._log,
+                sequence,
+                self._boot,
+                int.from_bytes(lease_id[:8], "big", signed=True),
+                int.from_bytes(lease_id[8:], "big", signed=True),
+                act,
+                min(event.effective_ns, sealed_ns),
+                sealed_ns,
+                deadline_ns,
+                terms,
+                None,
+            )
+        )
+
+    def _hold(self, sequence: int, whose: Subject, allotments: tuple[Allotment, ...]) -> None:
+        tag = tag_text(whose.tag)
+        for slot, held in enumerate(allotments):
+            tier = -1 if held.tier is None else int(held.tier)
+            what = (int(held.kind), tier, int(whose.priority), tag, held.capacity)
+            self._holds.append((self._log, sequence, slot, whose.tenant, *what))
+
+
+class LogShape(msgspec.Struct, frozen=True):
+    """What the rare records of a log say. `boots` are (start, end) in order, `eras` (boot, start,
+    end, label, whether it is the last of its boot), `others` (pool, kind, tier, capacity, start,
+    end) with labels, `there` what there is now: (pool, kind, tier, capacity)."""
+
+    boots: list[tuple[int, int]]
+    eras: list[tuple[int, int, int, int, bool]]
+    others: list[tuple[int, int, int, int, int, int]]
+    there: list[tuple[int, int, int, int]]
+    cordoned: bool
+    first_seq: int
+    last_seq: int
+    first_ns: int
+    watermark_ns: int
+
+
+def shape(rare: Iterable[Rare], carry: Carry) -> LogShape:
+    """Fold the rare records of one log, from its first on."""
+    ledger = Ledger()
+    found: list[Interval] = []
+    boots: list[tuple[int, int]] = []
+    boot_ids: list[bytes] = []
+    start_ns, cordoned = 0, False
+    for one in rare:
+        if ledger.boot_id is not None:
+            ledger.pass_by(one.before_ns)
+        before_id, before_ns = ledger.boot_id, ledger.watermark_ns
+        event = one.event()
+        moment = Moment(BootId(one.boot_id), one.boot_ns, one.wall_ns)
+        found.extend(ledger.observe(one.sequence, event, moment))
+        if ledger.boot_id != before_id:
+            if before_id is not None:
+                boots.append((start_ns, before_ns))
+            boot_ids.append(bytes(ledger.boot_id or b""))
+            start_ns = one.boot_ns
+        if isinstance(event, CordonChanged) and not event.resource_id:
+            cordoned = event.cordoned
+    ledger.pass_by(carry.watermark_ns)
+    boots.append((start_ns, ledger.watermark_ns))
+    opened = ledger.open_intervals()
+    assert ledger.boot_id is not None, "a log has a first record"
+    return LogShape(
+        boots,
+        _eras(ledger, boot_ids, boots),
+        [row for one in (*found, *opened) for row in _other_rows(one, ledger)],
+        [_there(one) for one in opened],
+        cordoned,
+        ledger.first_sequence,
+        carry.next_seq - 1,
+        ledger.timeline.eras[0].label_ns,
+        ledger.timeline.label(ledger.boot_id, ledger.watermark_ns),
+    )
+
+
+def tag_text(tag: AccountingTag | None) -> str:
+    """A tag as rows have it: a JSON array of its five fields; empty for none."""
+    return "" if tag is None else _json(tag).decode()
+
+
+def tag_of(text: str) -> AccountingTag | None:
+    """Undo `tag_text`."""
+    return msgspec.json.decode(text, type=AccountingTag) if text else None
+
+
+def _digest(whose: Subject) -> int:
+    """Stands for who holds what: two of one lease are compared, never more."""
+    return int.from_bytes(blake2b(_packed(whose), digest_size=8).digest(), "big", signed=True)
+
+
+def _eras(
+    ledger: Ledger, boot_ids: list[bytes], boots: list[tuple[int, int]]
+) -> list[tuple[int, int, int, int, bool]]:
+    eras = ledger.timeline.eras
+    found = []
+    for index, era in enumerate(eras):
+        boot = boot_ids.index(bytes(era.boot_id))
+        same = index + 1 < len(eras) and eras[index + 1].boot_id == era.boot_id
+        end_ns = eras[index + 1].start_ns if same else boots[boot][1]
+        found.append((boot, era.start_ns, end_ns, era.label_ns, not same))
+    return found
+
+
+def _other_rows(
+    interval: Interval, ledger: Ledger
+) -> Iterable[tuple[int, int, int, int, int, int]]:
+    if interval.lease_id is not None or interval.pool is Pool.TENANT:
+        return
+    held = interval.allotment
+    tier = -1 if held.tier is None else int(held.tier)
+    for start_ns, end_ns, capacity in labelled(interval, ledger.timeline):
+        yield int(interval.pool), int(held.kind), tier, capacity, start_ns, end_ns
+
+
+def _there(interval: Interval) -> tuple[int, int, int, int]:
+    held = interval.allotment
+    tier = -1 if held.tier is None else int(held.tier)
+    return int(interval.pool), int(held.kind), tier, held.capacity

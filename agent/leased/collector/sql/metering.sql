@@ -1,0 +1,312 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- Metering: from lease events to hourly usage, peaks and tasks, in SQL that DuckDB, Spark and PostgreSQL run unchanged.
+--
+-- Rule: integers only. Amounts are DECIMAL(38,0), cast before they are multiplied; an engine that would wrap instead of
+-- raising is refused at its start. What is computed here equals economics.hourly, cell by cell (a property test).
+-- Each statement is a SELECT; an engine makes a table, or a view, of the name above it. idiv(a, b) is the engine's
+-- integer division of what is not negative.
+--
+-- acts   one row per record that changes a lease: act 1 Allocated, 2 Renewed, 3 DrainNotified, 4 TeardownBegun,
+--        5 Reclaimed, 6 Fenced, 7 Unfenced, 8 Voided (ref: the sequence of the grant), 9 Released. at_ns is when it took
+--        effect on the boot clock, not later than sealed_ns, when it was sealed. terms stands for what is held by whom.
+-- holds  what is held from record seq on, one row per allotment.
+-- boots  (log, boot): its first and its last moment on its own clock. last = 1: the newest of its log.
+-- eras   boot time [start_ns, end_ns) is labelled from label_ns on. final = 1: the last of its boot.
+-- hours  every hour from the first label to the last.
+-- others what no lease is behind, labelled already: what there was (pool 4) and operators' fences (pool 2).
+-- Pools: 0 tenant, 1 teardown, 2 fenced, 4 provisioned.
+
+-- name: facts
+-- Of each lease: what happened to it, and whether it is plain: granted, torn down, reclaimed, all in one boot.
+SELECT log, lease_hi, lease_lo,
+       MIN(CASE WHEN act = 1 THEN seq END) AS granted_seq,
+       MIN(CASE WHEN act = 1 THEN boot END) AS granted_boot,
+       MIN(CASE WHEN act = 1 THEN at_ns END) AS granted_ns,
+       MIN(CASE WHEN act = 4 THEN seq END) AS torn_seq,
+       MIN(CASE WHEN act = 4 THEN at_ns END) AS torn_ns,
+       MIN(CASE WHEN act = 6 THEN seq END) AS fenced_seq,
+       MIN(CASE WHEN act IN (5, 7) THEN seq END) AS ended_seq,
+       MIN(CASE WHEN act IN (5, 7) THEN at_ns END) AS ended_ns,
+       CASE WHEN SUM(CASE WHEN act = 1 THEN 1 ELSE 0 END) = 1
+             AND SUM(CASE WHEN act = 4 THEN 1 ELSE 0 END) <= 1
+             AND SUM(CASE WHEN act IN (5, 7) THEN 1 ELSE 0 END) = 1
+             AND SUM(CASE WHEN act IN (6, 8) THEN 1 ELSE 0 END) = 0
+             AND MIN(boot) = MAX(boot)
+             AND MIN(CASE WHEN act IN (1, 2) THEN terms END) = MAX(CASE WHEN act IN (1, 2) THEN terms END)
+             AND MIN(CASE WHEN act = 1 THEN seq END) = MIN(seq)
+             AND MIN(CASE WHEN act IN (5, 7) THEN seq END) >= MAX(CASE WHEN act IN (2, 4) THEN seq ELSE 0 END)
+            THEN 1 ELSE 0 END AS plain
+FROM acts
+GROUP BY log, lease_hi, lease_lo
+
+-- name: voids
+-- The leases whose grant was voided, by the first record that says so.
+SELECT g.log, g.lease_hi, g.lease_lo, MIN(v.seq) AS void_seq
+FROM acts v JOIN acts g ON g.log = v.log AND g.seq = v.ref AND g.boot = v.boot AND g.act = 1
+WHERE v.act = 8
+GROUP BY g.log, g.lease_hi, g.lease_lo
+
+-- name: knotty
+-- The records of every other lease, with what decides whether they count.
+SELECT a.log, a.lease_hi, a.lease_lo, a.seq, a.boot, a.act, a.at_ns, a.deadline_ns, a.terms,
+       f.granted_seq, f.granted_boot, f.torn_seq, f.fenced_seq, f.ended_seq, v.void_seq,
+       LAG(CASE WHEN a.act IN (1, 2) THEN a.terms END)
+           OVER (PARTITION BY a.log, a.lease_hi, a.lease_lo, CASE WHEN a.act IN (1, 2) THEN 1 ELSE 0 END
+                 ORDER BY a.seq) AS before_terms
+FROM acts a
+JOIN facts f ON f.log = a.log AND f.lease_hi = a.lease_hi AND f.lease_lo = a.lease_lo
+LEFT JOIN voids v ON v.log = a.log AND v.lease_hi = a.lease_hi AND v.lease_lo = a.lease_lo
+WHERE (f.plain = 0 OR v.void_seq IS NOT NULL)
+  AND f.granted_seq IS NOT NULL
+  AND a.seq >= f.granted_seq
+  AND a.seq <= COALESCE(f.ended_seq, a.seq)
+
+-- name: tenancies
+-- Until which record a tenant pays, and the deadline that was in force then: of the last grant or renewal that counted,
+-- or of an earlier end that was notified after it.
+SELECT k.log, k.lease_hi, k.lease_lo, k.until_seq,
+       LEAST(MIN(CASE WHEN k.seq = k.set_seq THEN k.deadline_ns END),
+             COALESCE(MIN(CASE WHEN k.act = 3 AND k.seq > k.set_seq AND k.boot = k.granted_boot THEN k.deadline_ns END), 9223372036854775807))
+           AS deadline_ns
+FROM (
+    SELECT t.*,
+           MAX(CASE WHEN t.act = 1 OR (t.act = 2 AND t.seq < t.until_seq AND t.boot = t.granted_boot) THEN t.seq END)
+               OVER (PARTITION BY t.log, t.lease_hi, t.lease_lo) AS set_seq
+    FROM (
+        SELECT knotty.*,
+               LEAST(COALESCE(torn_seq, 9223372036854775807), COALESCE(fenced_seq, 9223372036854775807),
+                     COALESCE(void_seq, 9223372036854775807), COALESCE(ended_seq, 9223372036854775807)) AS until_seq
+        FROM knotty
+    ) t
+) k
+GROUP BY k.log, k.lease_hi, k.lease_lo, k.until_seq
+
+-- name: marks
+-- The records at which what is held, or who pays, changes. A renewal only where it changed the terms.
+SELECT k.log, k.lease_hi, k.lease_lo, k.seq, k.boot, k.act, k.granted_boot, k.void_seq, t.until_seq, t.deadline_ns,
+       GREATEST(b.start_ns,
+                MAX(k.at_ns) OVER (PARTITION BY k.log, k.lease_hi, k.lease_lo, k.boot ORDER BY k.seq
+                                   ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)) AS start_ns,
+       MAX(CASE WHEN k.act IN (1, 2, 6) THEN k.seq END)
+           OVER (PARTITION BY k.log, k.lease_hi, k.lease_lo ORDER BY k.seq
+                 ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS hold_seq,
+       MAX(CASE WHEN k.act = 6 THEN 1 ELSE 0 END)
+           OVER (PARTITION BY k.log, k.lease_hi, k.lease_lo ORDER BY k.seq
+                 ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS is_fenced
+FROM knotty k
+JOIN tenancies t ON t.log = k.log AND t.lease_hi = k.lease_hi AND t.lease_lo = k.lease_lo
+JOIN boots b ON b.log = k.log AND b.boot = k.boot
+WHERE k.act IN (1, 5, 6, 7)
+   OR (k.act = 4 AND k.seq = t.until_seq AND k.boot = k.granted_boot)
+   OR (k.act = 2 AND k.seq < t.until_seq AND k.boot = k.granted_boot AND k.terms <> k.before_terms)
+
+-- name: stretches
+-- From each mark to the next, boot by boot; what no record has ended yet goes to the watermark of its log.
+SELECT m.log, m.hold_seq, b.boot, m.pool,
+       CASE WHEN b.boot = m.boot THEN m.start_ns ELSE b.start_ns END AS start_ns,
+       CASE WHEN b.boot = m.next_boot THEN m.next_ns ELSE b.end_ns END AS end_ns,
+       CASE WHEN b.boot = m.boot AND m.pool = 0 AND (m.next_boot IS NULL OR b.boot <> m.next_boot)
+            THEN m.deadline_ns ELSE 9223372036854775807 END AS deadline_ns,
+       CASE WHEN b.boot = m.boot THEN m.pool WHEN m.pool = 2 THEN 2 ELSE 1 END AS payer,
+       CASE WHEN m.next_boot IS NULL AND b.last = 1 THEN 1 ELSE 0 END AS is_open
+FROM (
+    SELECT w.*,
+           CASE WHEN w.is_fenced = 1 THEN 2
+                WHEN w.boot = w.granted_boot AND w.seq < w.until_seq
+                     AND (w.void_seq IS NULL OR w.void_seq > w.until_seq
+                          OR w.void_seq > COALESCE(w.next_seq, 9223372036854775807)) THEN 0
+                ELSE 1 END AS pool
+    FROM (
+        SELECT marks.*,
+               LEAD(seq) OVER (PARTITION BY log, lease_hi, lease_lo ORDER BY seq) AS next_seq,
+               LEAD(boot) OVER (PARTITION BY log, lease_hi, lease_lo ORDER BY seq) AS next_boot,
+               LEAD(start_ns) OVER (PARTITION BY log, lease_hi, lease_lo ORDER BY seq) AS next_ns
+        FROM marks
+    ) w
+    WHERE w.act NOT IN (5, 7)
+) m
+JOIN boots b ON b.log = m.log AND b.boot >= m.boot AND b.boot <= COALESCE(m.next_boot, b.boot)
+
+-- name: pieces
+-- Who pays for what, on the boot clock. is_open: until the last record of the log, so far.
+SELECT f.log, f.granted_boot AS boot, f.granted_seq AS hold_seq, 0 AS pool,
+       GREATEST(f.granted_ns, b.start_ns) AS start_ns,
+       GREATEST(COALESCE(f.torn_ns, f.ended_ns), f.granted_ns, b.start_ns) AS end_ns, 0 AS is_open
+FROM facts f JOIN boots b ON b.log = f.log AND b.boot = f.granted_boot
+LEFT JOIN voids v ON v.log = f.log AND v.lease_hi = f.lease_hi AND v.lease_lo = f.lease_lo
+WHERE f.plain = 1 AND v.void_seq IS NULL
+UNION ALL
+SELECT f.log, f.granted_boot, f.granted_seq, 1,
+       GREATEST(f.torn_ns, f.granted_ns, b.start_ns),
+       GREATEST(f.ended_ns, f.torn_ns, f.granted_ns, b.start_ns), 0
+FROM facts f JOIN boots b ON b.log = f.log AND b.boot = f.granted_boot
+LEFT JOIN voids v ON v.log = f.log AND v.lease_hi = f.lease_hi AND v.lease_lo = f.lease_lo
+WHERE f.plain = 1 AND f.torn_seq IS NOT NULL AND v.void_seq IS NULL
+UNION ALL
+SELECT log, boot, hold_seq, payer, start_ns, LEAST(end_ns, GREATEST(start_ns, deadline_ns)),
+       CASE WHEN end_ns > deadline_ns THEN 0 ELSE is_open END
+FROM stretches
+UNION ALL
+SELECT log, boot, hold_seq, 1, GREATEST(start_ns, deadline_ns), end_ns, is_open
+FROM stretches WHERE end_ns > deadline_ns
+
+-- name: spans
+-- The same in label time, with what was held and by whom.
+SELECT p.log, p.pool, h.tenant, h.kind, h.tier, h.priority, h.tag, h.capacity,
+       e.label_ns + (GREATEST(p.start_ns, e.start_ns) - e.start_ns) AS s,
+       e.label_ns + (LEAST(p.end_ns, e.end_ns) - e.start_ns) AS e
+FROM pieces p
+JOIN holds h ON h.log = p.log AND h.seq = p.hold_seq
+JOIN eras e ON e.log = p.log AND e.boot = p.boot
+WHERE p.end_ns > p.start_ns AND p.start_ns < e.end_ns AND p.end_ns > e.start_ns
+UNION ALL
+SELECT log, pool, '', kind, tier, -1, '', capacity, s, e FROM others
+
+-- name: edges
+-- The hours in which spans begin and end.
+SELECT pool, tenant, kind, tier, priority, tag, capacity, idiv(s, 3600000000000) AS hour,
+       LEAST(e, (idiv(s, 3600000000000) + 1) * 3600000000000) - s AS ns
+FROM spans WHERE capacity > 0
+UNION ALL
+SELECT pool, tenant, kind, tier, priority, tag, capacity, idiv(e - 1, 3600000000000),
+       e - idiv(e - 1, 3600000000000) * 3600000000000
+FROM spans WHERE capacity > 0 AND idiv(e - 1, 3600000000000) > idiv(s, 3600000000000)
+
+-- name: wholes
+-- The whole hours between, as what is added and taken away at each: a span of a month is two rows, not 720.
+SELECT pool, tenant, kind, tier, priority, tag, hour, CAST(SUM(dl) AS DECIMAL(38,0)) AS dl FROM (
+    SELECT pool, tenant, kind, tier, priority, tag, idiv(s, 3600000000000) + 1 AS hour,
+           CAST(capacity AS DECIMAL(38,0)) AS dl
+    FROM spans WHERE capacity > 0 AND idiv(e - 1, 3600000000000) > idiv(s, 3600000000000) + 1
+    UNION ALL
+    SELECT pool, tenant, kind, tier, priority, tag, idiv(e - 1, 3600000000000), -CAST(capacity AS DECIMAL(38,0))
+    FROM spans WHERE capacity > 0 AND idiv(e - 1, 3600000000000) > idiv(s, 3600000000000) + 1
+) d
+GROUP BY pool, tenant, kind, tier, priority, tag, hour
+
+-- name: usage
+SELECT hour, pool, tenant, kind, tier, priority, tag, CAST(SUM(cap_ns) AS DECIMAL(38,0)) AS cap_ns FROM (
+    SELECT hour, pool, tenant, kind, tier, priority, tag,
+           SUM(CAST(capacity AS DECIMAL(38,0)) * CAST(ns AS DECIMAL(38,0))) AS cap_ns
+    FROM edges
+    GROUP BY hour, pool, tenant, kind, tier, priority, tag
+    UNION ALL
+    SELECT h.hour, w.pool, w.tenant, w.kind, w.tier, w.priority, w.tag, w.held * CAST(3600000000000 AS DECIMAL(38,0))
+    FROM (
+        SELECT wholes.*,
+               CAST(SUM(dl) OVER (PARTITION BY pool, tenant, kind, tier, priority, tag ORDER BY hour
+                    ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS DECIMAL(38,0)) AS held,
+               LEAD(hour) OVER (PARTITION BY pool, tenant, kind, tier, priority, tag ORDER BY hour) AS next_hour
+        FROM wholes
+    ) w
+    JOIN hours h ON h.hour >= w.hour AND h.hour < w.next_hour
+    WHERE w.held > 0
+) u
+GROUP BY hour, pool, tenant, kind, tier, priority, tag
+
+-- name: peaks
+-- The sweep: RANGE takes all of one nanosecond together, so what starts as another ends does not double the peak; every
+-- hour carries in what is held.
+WITH d AS (
+    SELECT tenant, kind, tier, s AS t, CAST(capacity AS DECIMAL(38,0)) AS dl FROM spans WHERE pool = 0
+    UNION ALL
+    SELECT tenant, kind, tier, e, -CAST(capacity AS DECIMAL(38,0)) FROM spans WHERE pool = 0
+    UNION ALL
+    SELECT g.tenant, g.kind, g.tier, h.hour * 3600000000000, CAST(0 AS DECIMAL(38,0))
+    FROM (SELECT DISTINCT tenant, kind, tier FROM spans WHERE pool = 0) g CROSS JOIN hours h
+), r AS (
+    SELECT tenant, kind, tier, t,
+           SUM(dl) OVER (PARTITION BY tenant, kind, tier ORDER BY t
+                         RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS held
+    FROM d
+)
+SELECT tenant, kind, tier, idiv(t, 3600000000000) AS hour, CAST(MAX(held) AS DECIMAL(38,0)) AS held
+FROM r WHERE held > 0
+GROUP BY tenant, kind, tier, idiv(t, 3600000000000)
+
+-- name: fleet_peaks
+-- The same of all tenants together.
+WITH d AS (
+    SELECT kind, tier, s AS t, CAST(capacity AS DECIMAL(38,0)) AS dl FROM spans WHERE pool = 0
+    UNION ALL
+    SELECT kind, tier, e, -CAST(capacity AS DECIMAL(38,0)) FROM spans WHERE pool = 0
+    UNION ALL
+    SELECT g.kind, g.tier, h.hour * 3600000000000, CAST(0 AS DECIMAL(38,0))
+    FROM (SELECT DISTINCT kind, tier FROM spans WHERE pool = 0) g CROSS JOIN hours h
+), r AS (
+    SELECT kind, tier, t,
+           SUM(dl) OVER (PARTITION BY kind, tier ORDER BY t
+                         RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS held
+    FROM d
+)
+SELECT '' AS tenant, kind, tier, idiv(t, 3600000000000) AS hour, CAST(MAX(held) AS DECIMAL(38,0)) AS held
+FROM r WHERE held > 0
+GROUP BY kind, tier, idiv(t, 3600000000000)
+
+-- name: released
+-- The leases that ended in Released, each in the hour in which it was released.
+SELECT one.log, h.tenant, idiv(e.label_ns + (a.sealed_ns - e.start_ns), 3600000000000) AS hour
+FROM (
+    SELECT a.log, a.lease_hi, a.lease_lo, MIN(a.seq) AS seq, MIN(f.granted_seq) AS granted_seq
+    FROM acts a
+    JOIN facts f ON f.log = a.log AND f.lease_hi = a.lease_hi AND f.lease_lo = a.lease_lo
+    WHERE a.act = 9 AND a.seq > f.granted_seq AND a.seq <= COALESCE(f.ended_seq, a.seq)
+    GROUP BY a.log, a.lease_hi, a.lease_lo
+) one
+JOIN acts a ON a.log = one.log AND a.seq = one.seq AND a.act = 9
+JOIN holds h ON h.log = one.log AND h.seq = one.granted_seq AND h.slot = 0
+JOIN eras e ON e.log = a.log AND e.boot = a.boot AND a.sealed_ns >= e.start_ns
+     AND (a.sealed_ns < e.end_ns OR e.final = 1)
+
+-- name: tasks
+SELECT tenant, hour, COUNT(*) AS done FROM released GROUP BY tenant, hour
+
+-- name: contributors
+-- On which chains a tenant held or released something, by the day (UTC).
+SELECT DISTINCT log, tenant, day FROM (
+    SELECT log, tenant, idiv(s, 86400000000000) AS day FROM spans WHERE pool = 0 AND capacity > 0
+    UNION ALL
+    SELECT log, tenant, idiv(e - 1, 86400000000000) FROM spans WHERE pool = 0 AND capacity > 0
+    UNION ALL
+    SELECT log, tenant, idiv(h.hour, 24)
+    FROM spans JOIN hours h ON h.hour * 3600000000000 > s AND h.hour * 3600000000000 < e
+    WHERE pool = 0 AND capacity > 0 AND idiv(e - 1, 86400000000000) > idiv(s, 86400000000000) + 1
+    UNION ALL
+    SELECT log, tenant, idiv(hour, 24) FROM released
+) c
+
+-- name: held
+-- What is held now.
+SELECT p.log, p.pool, h.tenant, h.kind, h.tier, h.capacity
+FROM pieces p JOIN holds h ON h.log = p.log AND h.seq = p.hold_seq
+WHERE p.is_open = 1 AND p.end_ns > p.start_ns
+
+-- name: quiet
+-- Stretches of at least an hour in which a node had something and nobody held any of it: the gaps between what was held,
+-- where there was something.
+WITH used AS (
+    SELECT log, s, e, MAX(e) OVER (PARTITION BY log ORDER BY s, e
+                                   ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+    FROM spans WHERE pool = 0
+), gaps AS (
+    SELECT log, COALESCE(before, -9223372036854775807) AS s, s AS e FROM used WHERE before IS NULL OR s > before
+    UNION ALL
+    SELECT log, MAX(e), 9223372036854775807 FROM used GROUP BY log
+    UNION ALL
+    SELECT DISTINCT o.log, -9223372036854775807, 9223372036854775807
+    FROM others o LEFT JOIN (SELECT DISTINCT log FROM used) u ON u.log = o.log WHERE u.log IS NULL
+), there AS (
+    SELECT log, s, e, MAX(e) OVER (PARTITION BY log ORDER BY s, e
+                                   ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+    FROM others WHERE pool = 4
+), begun AS (
+    SELECT log, s, e, SUM(CASE WHEN before IS NULL OR s > before THEN 1 ELSE 0 END)
+                      OVER (PARTITION BY log ORDER BY s, e ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS island
+    FROM there
+), islands AS (
+    SELECT log, MIN(s) AS s, MAX(e) AS e FROM begun GROUP BY log, island
+)
+SELECT i.log, GREATEST(i.s, g.s) AS s, LEAST(i.e, g.e) AS e
+FROM islands i JOIN gaps g ON g.log = i.log AND g.s < i.e AND g.e > i.s
+WHERE LEAST(i.e, g.e) - GREATEST(i.s, g.s) >= 3600000000000

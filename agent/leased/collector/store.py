@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store: everything derived from the raw segments, brought up to date, made again, and asked.
+
+Rule: raw segments are the truth; the projection and the rollups below `derived/` follow from them
+and nothing else, and made again they have the same bytes. One process at a time writes; who reads
+sees the last whole state. A run whose sums do not fit is dropped whole.
+
+Does not pull (`ingest`) and does not price (`accounts`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from leased.collector import tables
+from leased.collector.archive import ArchiveReader
+from leased.collector.blocks import LogBlocks, Sidecar, full_blocks
+from leased.collector.duck import DuckEngine
+from leased.collector.engine import RESULTS, SMALL_TABLES, check_engine, meter
+from leased.collector.manifest import LogEntry
+from leased.collector.projection import LogShape, shape
+from leased.collector.rollup import ORDER, Day, Listing, Rollups
+from leased.collector.sources import Held, Quiet
+from leased.durable.files import DirectoryDisk
+from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.pools import Pool
+from leased.terms.errors import StateError
+from leased.terms.resource import ResourceKind
+
+DERIVED: Final = "derived"
+DAY_HOURS: Final = 24
+DAY_NS: Final = DAY_HOURS * HOUR_NS
+EMPTY_ACTS: Final = (
+    "SELECT 0::BIGINT AS log, 0::BIGINT AS seq, 0 AS boot, 0::BIGINT AS lease_hi, 0::BIGINT AS"
+    " lease_lo, 0 AS act, 0::BIGINT AS at_ns, 0::BIGINT AS sealed_ns, 0::BIGINT AS deadline_ns,"
+    " 0::BIGINT AS terms, 0::BIGINT AS ref WHERE false"
+)
+EMPTY_HOLDS: Final = (
+    "SELECT 0::BIGINT AS log, 0::BIGINT AS seq, 0 AS slot, '' AS tenant, 0 AS kind, 0 AS tier,"
+    " 0 AS priority, '' AS tag, 0::BIGINT AS capacity WHERE false"
+)
+
+
+class Refreshed(msgspec.Struct, frozen=True):
+    """What a refresh did. `revised`: closed days that later records changed."""
+
+    logs: int
+    records: int
+    closed: int
+    revised: tuple[int, ...]
+
+
+class Store:
+    """The derived state below one state directory."""
+
+    def __init__(
+        self, directory: Path, *, make_engine: Callable[[], DuckEngine] = DuckEngine
+    ) -> None:
+        self.state = directory
+        self.directory = directory / DERIVED
+        self.rollups = Rollups(self.directory)
+        self._make_engine = make_engine
+
+    def refresh(
+        self,
+        archive: ArchiveReader,
+        *,
+        retired: frozenset[str] = frozenset(),
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> Refreshed:
+        """Bring everything up to date. Raises StateError (also where another process is at it)."""
+        with self._locked():
+            return self._refresh(archive, retired, progress)
+
+    def rebuild(
+        self,
+        archive: ArchiveReader,
+        *,
+        retired: frozenset[str] = frozenset(),
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> tuple[Refreshed, list[str]]:
+        """Make all of it again from the raw segments; also the names of files that are not what
+        they were. The old state counts until the new is whole."""
+        with self._locked():
+            fresh = self.directory / "again"
+            shutil.rmtree(fresh, ignore_errors=True)
+            again = Store(fresh, make_engine=self._make_engine)
+            again.directory = fresh
+            again.rollups = Rollups(fresh)
+            again.directory.mkdir(mode=0o700)
+            done = again._refresh(archive, retired, progress)
+            before, after = _names(self.directory), _names(fresh)
+            changed = sorted(
+                name for name in before.keys() & after.keys() if before[name] != after[name]
+            )
+            changed += sorted(name for name in before if name not in after and "rollup/" in name)
+            for part in ("parquet", "rollup"):
+                shutil.rmtree(self.directory / part, ignore_errors=True)
+                if (fresh / part).exists():
+                    (fresh / part).rename(self.directory / part)
+            shutil.rmtree(fresh)
+            return done, changed
+
+    def _refresh(
+        self, archive: ArchiveReader, retired: frozenset[str], progress: Callable[[str], None]
+    ) -> Refreshed:
+        before = self.rollups.listing()
+        entries = [entry for entry in archive.logs() if entry.head.size]
+        if _is_up_to_date(before, entries, retired):
+            return _told(before, ())
+        spans: list[NodeSpan] = []
+        shapes: dict[int, LogShape] = {}
+        acts: list[Path] = []
+        holds: list[Path] = []
+        nodes: dict[int, str] = {}
+        for entry in entries:
+            progress(f"projecting {entry.name}")
+            blocks, sidecars = self._project(archive, entry)
+            if blocks.number in shapes:
+                raise StateError(f"{entry.log_id}: two logs begin with the same eight bytes")
+            found = shape((one for s in sidecars for one in s.rare), sidecars[-1].carry)
+            head = next(archive.records(entry.log_id, found.last_seq)).hash.hex()
+            spans.append(
+                NodeSpan(
+                    entry.node,
+                    entry.log_id,
+                    found.first_seq,
+                    found.last_seq,
+                    head,
+                    found.watermark_ns,
+                )
+            )
+            shapes[blocks.number] = found
+            nodes[blocks.number] = entry.node
+            of_acts, of_holds = blocks.paths(len(sidecars))
+            acts.extend(of_acts)
+            holds.extend(of_holds)
+        progress("metering")
+        engine = self._make_engine()
+        try:
+            check_engine(engine)
+            engine.load_files("acts", acts, EMPTY_ACTS)
+            engine.load_files("holds", holds, EMPTY_HOLDS)
+            for name, rows in tables.small_tables(shapes).items():
+                engine.load(name, SMALL_TABLES[name], rows)
+            meter(engine)
+            listing, revised = self._roll_up(engine, before, spans, shapes, nodes, retired)
+        finally:
+            engine.close()
+        self.rollups.replace(listing)
+        return _told(listing, revised)
+
+    def _project(self, archive: ArchiveReader, entry: LogEntry) -> tuple[LogBlocks, list[Sidecar]]:
+        """Project what is new of a log, from the beginning of its last block on."""
+        blocks = LogBlocks(self.directory, entry.log_id)
+        sidecars = blocks.sidecars()
+        if sidecars and sidecars[-1].carry.next_seq == entry.head.size:
+            return blocks, sidecars
+        if sidecars and sidecars[-1].carry.next_seq > entry.head.size:
+            sidecars = []  # an older archive was put back
+        done = full_blocks(sidecars)
+        carry = sidecars[done - 1].carry if done else None
+        from_seq = carry.next_seq if carry else 0
+        boot_id = carry.boot_id if carry else bytes(16)
+        blocks.extend(archive.events(entry.log_id, from_seq, boot_id=boot_id), sidecars)
+        return blocks, blocks.sidecars()
+
+    def _roll_up(
+        self,
+        engine: DuckEngine,
+        before: Listing,
+        spans: Sequence[NodeSpan],
+        shapes: dict[int, LogShape],
+        nodes: dict[int, str],
+        retired: frozenset[str],
+    ) -> tuple[Listing, tuple[int, ...]]:
+        """Write the days that have closed, or that are not what they were, and what is open."""
+        watermark_ns = min(
+            (span.watermark_ns for span in spans if span.node_id not in retired), default=0
+        )
+        first = min(one.first_ns for one in shapes.values())
+        end_day = watermark_ns // DAY_NS
+        known = {day.day: day for day in before.closed}
+        engine.derive("all_peaks", "SELECT * FROM peaks UNION ALL SELECT * FROM fleet_peaks")
+        closed: list[Day] = []
+        revised: list[int] = []
+        digests = _digests(engine)
+        for number in range(first // DAY_NS, end_day):
+            digest = digests.get(number, "")
+            old = known.get(number)
+            if old is not None and old.digest == digest:
+                closed.append(old)
+                continue
+            files = self.rollups.write(_day_tables(engine, number, number + 1))
+            earlier = () if old is None else (*old.earlier, old.files)
+            revised.extend([number] if old is not None else [])
+            closed.append(Day(number, digest, files, earlier))
+        opened = self.rollups.write(_day_tables(engine, max(end_day, first // DAY_NS), 1 << 40))
+        listing = Listing(
+            nodes=tuple(spans),
+            first_ns=first,
+            closed=tuple(closed),
+            open=opened,
+            held=tuple(_held(engine, shapes, nodes)),
+            quiet=tuple(
+                Quiet(nodes[log], start_ns, end_ns)
+                for log, start_ns, end_ns in engine.query(
+                    "SELECT log, s, e FROM quiet ORDER BY ALL"
+                )
+            ),
+            retired=tuple(sorted(retired)),
+            draining=tuple(sorted(nodes[log] for log, one in shapes.items() if one.cordoned)),
+        )
+        return listing, tuple(revised)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            disk = DirectoryDisk(self.directory)
+        except OSError as error:
+            raise StateError(f"{self.directory}: {error}") from error
+        try:
+            if not disk.lock():
+                raise StateError(f"{self.directory}: another process is bringing it up to date")
+            yield
+        finally:
+            disk.close()
+
+
+def _is_up_to_date(listing: Listing, entries: list[LogEntry], retired: frozenset[str]) -> bool:
+    """Whether no record is newer than what was rolled up."""
+    there = {(span.log_id, span.last_sequence + 1, span.head) for span in listing.nodes}
+    now = {(entry.log_id, entry.head.size, entry.head.hash.hex()) for entry in entries}
+    return there == now and listing.retired == tuple(sorted(retired))
+
+
+def _told(listing: Listing, revised: tuple[int, ...]) -> Refreshed:
+    records = sum(span.last_sequence - span.first_sequence + 1 for span in listing.nodes)
+    return Refreshed(len(listing.nodes), records, len(listing.closed), revised)
+
+
+def _digests(engine: DuckEngine) -> dict[int, str]:
+    """Of each day, what tells whether any row of it changed."""
+    found: dict[int, list[str]] = {}
+    for kind, source in (
+        ("usage", "usage"),
+        ("peaks", "all_peaks"),
+        ("tasks", "tasks"),
+        ("contributors", "contributors"),
+    ):
+        day = "day" if kind == "contributors" else "idiv(hour, 24)"
+        rows = engine.query(
+            f"SELECT {day} AS d, COUNT(*), CAST(SUM(CAST(hash(({ORDER[kind]})) AS DECIMAL(38,0)))"
+            f" AS VARCHAR) FROM {source} GROUP BY d ORDER BY d"
+        )
+        for number, count, total in rows:
+            found.setdefault(int(str(number)), []).append(f"{kind}:{count}:{total}")
+    return {number: " ".join(parts) for number, parts in found.items()}
+
+
+def _day_tables(engine: DuckEngine, first: int, end: int) -> dict[str, Any]:
+    """The rows of days [first, end), sorted, as arrow tables."""
+    hours = f"hour >= {first * DAY_HOURS} AND hour < {end * DAY_HOURS}"
+    days = f"day >= {first} AND day < {end}"
+    found = {}
+    for kind, order in ORDER.items():
+        where = days if kind == "contributors" else hours
+        source = "all_peaks" if kind == "peaks" else kind
+        found[kind] = engine.arrow(f"SELECT {order} FROM {source} WHERE {where} ORDER BY {order}")
+    return found
+
+
+def _held(engine: DuckEngine, shapes: dict[int, LogShape], nodes: dict[int, str]) -> Iterator[Held]:
+    """What is held by leases, and what there is otherwise."""
+    names = ", ".join(RESULTS["held"])
+    for log, pool, tenant, kind, tier, capacity in engine.query(
+        f"SELECT {names} FROM held ORDER BY ALL"
+    ):
+        what = (Pool(pool), tenant, ResourceKind(kind), tables.tier_of(tier), capacity)
+        yield Held(nodes[log], *what)
+    for log, one in sorted(shapes.items()):
+        for pool, kind, tier, capacity in one.there:
+            if pool in (Pool.PROVISIONED, Pool.FENCED):
+                what = (Pool(pool), "", ResourceKind(kind), tables.tier_of(tier), capacity)
+                yield Held(nodes[log], *what)
+
+
+def _names(directory: Path) -> dict[str, bytes]:
+    """Every derived file by its name, with the digest of its bytes."""
+    return {
+        str(path.relative_to(directory)): sha256(path.read_bytes()).digest()
+        for part in ("parquet", "rollup")
+        for path in sorted((directory / part).rglob("*"))
+        if path.is_file()
+    }
