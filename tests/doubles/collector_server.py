@@ -52,7 +52,9 @@ class CollectorServer:
         more: str = "",
         state: Path | None = None,
         directory: Path | None = None,
+        wrap: tuple[str, ...] = (),
     ) -> None:
+        self._wrap = wrap
         self._made = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="leased-api-"))
         self.state = state or self.directory / "state"
@@ -74,6 +76,7 @@ class CollectorServer:
         """Start, and wait until it serves."""
         self.process = subprocess.Popen(
             [
+                *self._wrap,
                 *(sys.executable, "-m", "leased.collector.main", "--state", str(self.state)),
                 *("serve", "--config", str(self.config)),
             ],

@@ -19,8 +19,18 @@ import msgspec
 import trio
 
 from leased import __version__
-from leased.collector.api import handing, openapi, quota_routes, quotas, settings
+from leased.collector.api import (
+    handing,
+    openapi,
+    quota_routes,
+    quotas,
+    reports,
+    settings,
+    view_routes,
+    views,
+)
 from leased.collector.api.application import Application
+from leased.collector.api.books import Books
 from leased.collector.api.callers import Gate
 from leased.collector.api.pace import Pace
 from leased.collector.api.routes import Answer, Call, Caller, Route
@@ -41,6 +51,7 @@ class Desk:
         state: Path,
         directory: Path,
         *,
+        say: Callable[[str], None],
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """`directory` is what relative paths in the settings start from. Raises LeasedError."""
@@ -49,6 +60,7 @@ class Desk:
         self._ground: Policy = settings.load_ground(self._settings, directory)
         tokens = settings.load_tokens(self._settings, directory)
         self._gate = Gate(tokens, self._settings.access.loopback)
+        self.books = Books(state, lambda: settings.load_terms_of(self._settings, directory), say)
         self._keeping = Keeping(state, lambda: secrets.token_bytes(16))
         try:
             self._keeping.register.check()
@@ -78,10 +90,21 @@ class Desk:
             register=self._keeping.register,
             writer=self._keeping.writer,
             ground=lambda: self._ground,
-            known=lambda: (),
+            known=lambda: self.books.fleet.tenants(),
             entropy=lambda: secrets.token_bytes(16),
         )
-        table = [*quota_routes.routes(self._quotas), *handing.routes(handing.Handing(self.issuer))]
+        self.views = views.Views(
+            lambda: self.books.fleet,
+            self._quotas.limits,
+            self._quotas.tenants,
+            lambda: self._ground,
+        )
+        table = [
+            *quota_routes.routes(self._quotas),
+            *view_routes.routes(self.views),
+            *reports.routes(reports.Reports(lambda: self.books.accounts, lambda: self._ground)),
+            *handing.routes(handing.Handing(self.issuer)),
+        ]
         return [*table, self._described(table)]
 
     def _described(self, table: Sequence[Route]) -> Route:
@@ -129,9 +152,11 @@ class Desk:
         """Serve until `stop`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.issuer.run)
+            nursery.start_soon(self.books.run)
             await self.server.run(stop)
             nursery.cancel_scope.cancel()
 
     def close(self) -> None:
         """Let go of everything. Idempotent."""
+        self.books.close()
         self._keeping.close()

@@ -59,6 +59,23 @@ def check_accept(headers: Mapping[str, str], media_types: tuple[str, ...]) -> No
     raise Problem(406, f"There is {', '.join(media_types)}.", parameter="Accept")
 
 
+def prefers(headers: Mapping[str, str], one: str, other: str) -> bool:
+    """Whether `one` is accepted, and `other` is not or less."""
+    return _weight(headers, one) > _weight(headers, other)
+
+
+def _weight(headers: Mapping[str, str], media: str) -> float:
+    best = (-1, 0.0)
+    for part in headers.get("accept", "*/*").split(","):
+        wanted, _, parameters = part.strip().partition(";")
+        wanted = wanted.strip().lower()
+        if wanted == "*/*" or _covers(wanted, media):
+            match = re.search(r"\bq=([01](?:\.\d{0,3})?)", parameters)
+            exactness = (wanted == media) + (wanted != "*/*")
+            best = max(best, (exactness, float(match[1]) if match else 1.0))
+    return best[1] if best[0] >= 0 else 0.0
+
+
 def _covers(wanted: str, media: str) -> bool:
     return media == "*/*" or wanted == media or wanted == media.partition("/")[0] + "/*"
 

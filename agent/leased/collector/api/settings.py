@@ -19,6 +19,8 @@ import msgspec
 
 from leased.collector.api.callers import LOOPBACK, Token
 from leased.collector.api.routes import Scope
+from leased.collector.terms_file import load_terms
+from leased.economics.contracts import Terms
 from leased.terms import reading
 from leased.terms.errors import ConfigError
 from leased.terms.identity import parse_tenant
@@ -55,11 +57,13 @@ class Access(msgspec.Struct, frozen=True):
 
 
 class Governance(msgspec.Struct, frozen=True):
-    """The policy that nodes get: the operator's document below what the API says."""
+    """The policy that nodes get: the operator's document below what the API says; and the prices
+    of what they grant."""
 
     fleet: str = "leased"
     policy_file: str = ""
     policy_valid_ns: int = 24 * 3_600 * NS_PER_S
+    terms_file: str = ""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -110,6 +114,12 @@ def load_ground(settings: Settings, directory: Path) -> Policy:
         return read_policy(_decode(path.read_text(encoding="utf-8")), "")
     except (OSError, UnicodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def load_terms_of(settings: Settings, directory: Path) -> Terms:
+    """The prices. Raises ConfigError."""
+    path = directory / settings.governance.terms_file
+    return load_terms(path) if settings.governance.terms_file else Terms()
 
 
 def load_tokens(settings: Settings, directory: Path) -> tuple[Token, ...]:
@@ -221,6 +231,7 @@ _ACCESS_KEYS: Final[reading.Keys] = {
 _GOVERNANCE_KEYS: Final[reading.Keys] = {
     "fleet": ("fleet", _fleet),
     "policy_file": ("policy_file", reading.text),
+    "terms_file": ("terms_file", reading.text),
     "policy_valid": ("policy_valid_ns", reading.duration),
 }
 _TOKEN_KEYS: Final[reading.Keys] = {

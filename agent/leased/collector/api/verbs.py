@@ -85,7 +85,7 @@ def serve(options: argparse.Namespace, console: Console) -> int:
         settings.load_tokens(read(), directory)
         console.say("the configuration can be meant")
         return 0
-    desk = Desk(read, options.state, directory)
+    desk = Desk(read, options.state, directory, say=console.note)
     try:
         trio.run(_serve, desk, console)
     finally:

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Costs, bills, capacity and optimisation over HTTP: what the accounts tell, as it is asked for.
+
+Rule: an answer is the accounts' own value, unchanged; JSON, CSV where rows are, both from the same
+value. Until the books have been read once there is no answer (503), never an empty one.
+
+Does not compute (`accounts`, `capacity`, `forecast`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from leased.collector import answers, capacity, forecast, periods
+from leased.collector.accounts import Accounts, NoData, UnknownTenant
+from leased.collector.allocation_history import AllocationHistory, allocations
+from leased.collector.api.forms import Tenant
+from leased.collector.api.problems import Problem
+from leased.collector.api.requests import prefers
+from leased.collector.api.routes import Answer, Call, Route, Scope
+from leased.economics.attribution import Basis, Spread
+from leased.terms.errors import InvalidParameter
+from leased.terms.policy import Policy
+from leased.terms.resource import ResourceKind
+
+CSV: Final = "text/csv"
+MINUTE_NS: Final = 60 * 10**9
+Period = Annotated[
+    str, Meta(pattern="^[1-9][0-9]{0,4}[hdw]$", description='such as "24h", "30d" or "4w"')
+]
+Month = Annotated[str, Meta(pattern="^[0-9]{4}-(0[1-9]|1[0-2])$", description='such as "2026-01"')]
+Day = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt][0-9:.]+([Zz]|[+-][0-9]{2}:[0-9]{2}))?$",
+        max_length=40,
+        description="a date, or an instant on a full hour",
+    ),
+]
+
+
+class CostsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which time; `top` tenants by name, the others in OTHER."""
+
+    period: Period = "30d"
+    start: Day | None = None
+    end: Day | None = None
+    top: Annotated[int, Meta(ge=1, le=1000)] = 10
+    basis: Basis = Basis.RATE_CARD
+
+
+class SummaryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose bill of which month."""
+
+    tenant: Tenant
+    month: Month
+
+
+class UsageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose usage: from `start` to `end`, a date as an end being the whole of it."""
+
+    tenant: Tenant
+    start: Day
+    end: Day
+    granularity: Annotated[str, Meta(pattern="^(hour|day|total)$")] = "hour"
+    format: Annotated[str, Meta(pattern="^(json|csv)$")] | None = None
+
+
+class ChargebackQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which month, and what happens to shared cost."""
+
+    month: Month
+    spread: Spread = Spread.NONE
+
+
+class ForecastQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far, and of what."""
+
+    horizon: Annotated[str, Meta(pattern="^[1-9][0-9]{0,2}[dw]$")] = "90d"
+    kind: Annotated[str, Meta(pattern="^(cpu|gpu|mem|block|net)$")] = "cpu"
+
+
+class HistoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far back, and of what."""
+
+    period: Period = "24h"
+    kind: Annotated[str, Meta(pattern="^(cpu|gpu|mem|block|net)$")] = "cpu"
+
+
+class PeriodQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far back."""
+
+    period: Period = "90d"
+
+
+class Reports:
+    """The handlers."""
+
+    def __init__(
+        self, accounts: Callable[[], Accounts | None], ground: Callable[[], Policy]
+    ) -> None:
+        self._accounts, self._ground = accounts, ground
+
+    def asked(self, ask: Callable[[Accounts], Any]) -> Any:
+        """What the accounts answer. Raises Problem for what they cannot."""
+        accounts = self._accounts()
+        if accounts is None:
+            raise Problem(
+                503, "No node's records have been read yet.", headers={"Retry-After": "2"}
+            )
+        try:
+            return ask(accounts)
+        except UnknownTenant as error:
+            raise Problem(404, str(error), parameter="tenant") from None
+        except NoData as error:
+            raise Problem(404, str(error)) from None
+        except InvalidParameter as error:
+            raise Problem(422, str(error), parameter=error.parameter) from None
+
+    def costs(self, call: Call) -> Answer:
+        """What everybody cost."""
+        call.caller.require_all()
+        query = call.query
+
+        def ask(accounts: Accounts) -> answers.Costs:
+            if query.start is not None or query.end is not None:
+                window = periods.window(query.start or "", query.end or "")
+            else:
+                window = accounts.last(query.period)
+            return accounts.costs(window, top=query.top, basis=query.basis.value)
+
+        return Answer(self.asked(ask))
+
+    def summary(self, call: Call) -> Answer:
+        """A tenant's bill."""
+        call.caller.require_tenant(call.query.tenant)
+        ask = call.query
+        return Answer(self.asked(lambda accounts: accounts.summary(ask.tenant, ask.month)))
+
+    def usage(self, call: Call) -> Answer:
+        """A tenant's usage, as JSON or CSV."""
+        call.caller.require_tenant(call.query.tenant)
+        query = call.query
+
+        def ask(accounts: Accounts) -> answers.UsageReport:
+            window = periods.window(query.start, query.end)
+            return accounts.usage(query.tenant, window, query.granularity)
+
+        report = self.asked(ask)
+        wants_csv = query.format == "csv" or (
+            query.format is None and prefers(call.headers, CSV, "application/json")
+        )
+        if not wants_csv:
+            return Answer(report)
+        name = f'attachment; filename="usage-{query.tenant}.csv"'
+        headers = {"Content-Disposition": name, "Vary": "Accept"}
+        media_type = f"{CSV}; charset=utf-8"
+        return Answer(raw=_csv(report.rows), media_type=media_type, headers=headers)
+
+    def chargeback(self, call: Call) -> Answer:
+        """What a month cost, by cost centre."""
+        call.caller.require_all()
+        month, spread = call.query.month, call.query.spread.value
+        return Answer(self.asked(lambda accounts: accounts.chargeback(month, spread=spread)))
+
+    def capacity(self, call: Call) -> Answer:
+        """What there is, and who has it."""
+        call.caller.require_all()
+        ground = self._ground()
+        soft = capacity.Soft(ground.overage_pm // 10, ground.overage_ns // MINUTE_NS)
+        return Answer(self.asked(lambda accounts: capacity.capacity(accounts, soft)))
+
+    def forecast(self, call: Call) -> Answer:
+        """What will be held."""
+        call.caller.require_all()
+        horizon, kind = call.query.horizon, call.query.kind
+        return Answer(self.asked(lambda accounts: forecast.forecast(accounts, horizon, kind)))
+
+    def history(self, call: Call) -> Answer:
+        """How much of what there was was held."""
+        call.caller.require_all()
+        period, kind = call.query.period, ResourceKind[call.query.kind.upper()]
+        return Answer(self.asked(lambda accounts: allocations(accounts, period, kind)))
+
+    def idle(self, call: Call) -> Answer:
+        """What nobody uses."""
+        call.caller.require_all()
+        return Answer(self.asked(capacity.idle))
+
+    def reservations(self, call: Call) -> Answer:
+        """What is worth reserving."""
+        call.caller.require_all()
+        period = call.query.period
+        return Answer(self.asked(lambda accounts: capacity.reservations(accounts, period)))
+
+
+def _csv(rows: Sequence[msgspec.Struct]) -> bytes:
+    """Rows with a heading, as RFC 4180 has them."""
+    told: list[Mapping[str, Any]] = [
+        msgspec.to_builtins(row, builtin_types=(Decimal,)) for row in rows
+    ]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(answers.UsageRow.__struct_fields__))
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in told)
+    return out.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    """What a spreadsheet would take for a formula is text."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value
+
+
+_SHOWN: Final = (answers.Capacity, answers.Forecast, AllocationHistory)
+"""What has no prices in it."""
+
+
+def routes(reports: Reports) -> list[Route]:
+    """The rows of the table."""
+    cost, missing = Scope.COST, (404, 422, 503)
+    rows: list[tuple[str, Any, str, Any, type[msgspec.Struct] | None]] = [
+        ("governance/costs", reports.costs, "What everybody cost", answers.Costs, CostsQuery),
+        ("billing/summary", reports.summary, "A tenant's bill", answers.Summary, SummaryQuery),
+        ("billing/usage", reports.usage, "A tenant's usage", answers.UsageReport, UsageQuery),
+        (
+            *("billing/chargeback", reports.chargeback, "A month by cost centre"),
+            *(answers.Chargeback, ChargebackQuery),
+        ),
+        ("governance/capacity", reports.capacity, "What there is", answers.Capacity, None),
+        (
+            *("governance/capacity/forecast", reports.forecast, "What will be held"),
+            *(answers.Forecast, ForecastQuery),
+        ),
+        (
+            *("governance/allocations/history", reports.history, "What was held of what there was"),
+            *(AllocationHistory, HistoryQuery),
+        ),
+        ("governance/optimize/idle", reports.idle, "What nobody uses", answers.Idle, None),
+        (
+            *("governance/optimize/reservations", reports.reservations, "What to reserve"),
+            *(answers.Reservations, PeriodQuery),
+        ),
+    ]
+    return [
+        Route(
+            "GET",
+            f"/v1/{path}",
+            act,
+            summary,
+            answer,
+            scope=Scope.READ if answer in _SHOWN else cost,
+            takes_query=query,
+            slow=True,
+            problems=missing,
+            also=(CSV,) if query is UsageQuery else (),
+            about=path.partition("/")[0],
+        )
+        for path, act, summary, answer, query in rows
+    ]

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet as it is shown: usage, allocations, nodes, leases, records.
+
+Rule: names and nesting are those of the documented samples, and what is added is only added.
+
+Does not compute (`views`).
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from leased.collector.api.shown import Quantities
+from leased.terms.policy import Strategy
+
+Quantity = Annotated[Any, Meta(extra_json_schema={"type": ["number", "string", "null"]})]
+
+
+class UsageOf(msgspec.Struct, frozen=True):
+    """One dimension. `used` is on the node on which most is used (`node`), `fleet_used` on all;
+    null: it is no amount that is had."""
+
+    limit: Quantity
+    used: Quantity
+    available: Quantity
+    overage: Quantity = None
+    fleet_used: Quantity = None
+    node: str | None = None
+
+
+class UsageSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """`quota_utilization` is of the first dimension that has a limit (`cpu_cores` if it has one),
+    `max_utilization` of `dominant_resource`."""
+
+    tenant: str
+    quotas: dict[str, UsageOf]
+    quota_utilization: Decimal
+    throttled: bool
+    max_utilization: Decimal
+    dominant_resource: str | None
+    borrowed: Quantities
+    over_soft_since: str | None
+    as_of: str
+
+
+class TenantShare(msgspec.Struct, frozen=True, kw_only=True):
+    """One tenant that has something."""
+
+    tenant: str
+    weight: Decimal
+    share: Decimal
+    entitled: Quantities
+    allocated: Quantities
+    dominant_share: Decimal
+    dominant_resource: str | None
+
+
+class AllocationsSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """`strategy` is that of cpu_cores, `strategies` those of the others that have one."""
+
+    strategy: Strategy
+    strategies: dict[str, Strategy]
+    capacity: Quantities
+    tenants: list[TenantShare]
+    fairness_index: Decimal
+    as_of: str
+
+
+class LogSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a log was verified, and what was found."""
+
+    log_id: str
+    records: int
+    head: str
+    signed: int
+    cosigned: int
+    verdict: str
+    why: str
+    seen_at: str | None
+    age_seconds: int | None
+
+
+class NodeSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """One node. `ending` leases are being cleaned, `fenced` are kept back."""
+
+    node: str
+    name: str
+    version: str
+    state: str
+    policy_generation: int
+    policy_hash: str
+    total: Quantities
+    held: Quantities
+    leases: int
+    ending: int
+    fenced: int
+    resources: int
+    unhealthy: list[str]
+    refused: int
+    logs: list[LogSeen]
+
+
+class NodesSeen(msgspec.Struct, frozen=True):
+    """Every node."""
+
+    nodes: list[NodeSeen]
+    as_of: str
+
+
+class LeaseSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """One lease. `sequence` is that of the record that granted it, in the log `log_id`."""
+
+    lease_id: str
+    node: str
+    node_name: str
+    tenant: str
+    workload: str | None
+    priority: str
+    state: str
+    ended: str | None
+    remaining_ms: int
+    granted_at: str
+    generation: int
+    resources: Quantities
+    log_id: str
+    sequence: int
+    last_sequence: int
+
+
+class LeasesSeen(msgspec.Struct, frozen=True):
+    """A page of leases, by id; `count` is of all."""
+
+    leases: list[LeaseSeen]
+    count: int
+    as_of: str
+    next_cursor: str | None = None
+
+
+class EventSeen(msgspec.Struct, frozen=True):
+    """One record."""
+
+    node_name: str
+    node: str
+    sequence: int
+    kind: str
+    at: str
+    tenant: str
+    lease_id: str
+
+
+class EventsSeen(msgspec.Struct, frozen=True):
+    """Records, the newest first."""
+
+    events: list[EventSeen]
+    as_of: str

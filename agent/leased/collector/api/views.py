@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet over HTTP: usage against quota, allocations, nodes, live leases, records.
+
+Rule: what is told follows from verified records alone. A quota holds on each node, so what is
+`used` of it is what the node has on which most of it is used; `fleet_used` is all of it. What is
+held counts until it is proven clean, as it does on the node.
+
+Does not decide what a quota is (`quotas`) and does not read the archive (`books`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from decimal import ROUND_DOWN, Decimal
+from typing import Any, Final
+
+from leased.collector.api.problems import Problem
+from leased.collector.api.routes import Answer, Call, Caller
+from leased.collector.api.seen import (
+    AllocationsSeen,
+    EventSeen,
+    EventsSeen,
+    LeaseSeen,
+    LeasesSeen,
+    LogSeen,
+    NodeSeen,
+    NodesSeen,
+    TenantShare,
+    UsageOf,
+    UsageSeen,
+)
+from leased.collector.api.shown import instant, page, quantities
+from leased.collector.fleet import Fleet, LiveLease, NodeView
+from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
+from leased.collector.governance.fairness import filled, jain
+from leased.collector.governance.quotas import Limit
+from leased.terms.policy import Allocation, Policy, Strategy
+from leased.terms.resource import ResourceKind
+
+PRIMARY: Final = "cpu_cores"
+THROTTLED_NS: Final = 60 * 10**9
+NS_PER_S: Final = 1_000_000_000
+HUNDREDTH: Final = Decimal("0.01")
+
+
+class Views:
+    """The handlers. `limits` says what is in force for a tenant at an instant."""
+
+    def __init__(
+        self,
+        fleet: Callable[[], Fleet],
+        limits: Callable[[str, int], Mapping[str, Limit]],
+        tenants: Callable[[], list[str]],
+        ground: Callable[[], Policy],
+    ) -> None:
+        self._fleet, self._limits, self._tenants = fleet, limits, tenants
+        self._ground = ground
+
+    # -- usage against quota -----------------------------------------------------------------------
+
+    def usage(self, call: Call) -> Answer:
+        """What a tenant has, of what it may have."""
+        tenant = call.path.tenant
+        call.caller.require_tenant(tenant)
+        if tenant not in self._tenants():
+            raise Problem(404, f"Nothing was ever said about {tenant}.", parameter="tenant")
+        return Answer(self.usage_of(tenant, call.now_ns))
+
+    def usage_of(self, tenant: str, now_ns: int) -> UsageSeen:
+        """The same, for whoever else wants to know."""
+        fleet, limits = self._fleet(), self._limits(tenant, now_ns)
+        by_node = {view: _used(view, tenant, now_ns) for view in fleet.nodes()}
+        rows: dict[str, UsageOf] = {}
+        shares: dict[str, Decimal] = {}
+        for key, dimension in BY_KEY.items():
+            used = {view: found[key] for view, found in by_node.items() if key in found}
+            limit = limits.get(key)
+            if limit is None and not any(used.values()):
+                continue
+            rows[key] = _row(dimension, limit, used)
+            if limit is not None and used:
+                shares[key] = _ratio(max(used.values()), limit.raw)
+        primary = PRIMARY if PRIMARY in shares else next(iter(shares), None)
+        most = max(shares, key=lambda key: shares[key], default=None)
+        last_ns = max((view.throttled.get(tenant, 0) for view in fleet.nodes()), default=0)
+        over = [
+            since
+            for view in fleet.nodes()
+            for (holder, _), since in view.over.items()
+            if holder == tenant
+        ]
+        return UsageSeen(
+            tenant=tenant,
+            quotas=rows,
+            quota_utilization=shares[primary] if primary is not None else Decimal(0),
+            throttled=now_ns - last_ns < THROTTLED_NS,
+            max_utilization=shares[most] if most is not None else Decimal(0),
+            dominant_resource=most,
+            borrowed=quantities(_borrowed(fleet, tenant)),
+            over_soft_since=instant(min(over)) if over else None,
+            as_of=instant(now_ns),
+        )
+
+    # -- allocations -------------------------------------------------------------------------------
+
+    def allocations(self, call: Call) -> Answer:
+        """How what there is is divided."""
+        call.caller.require_all()
+        fleet, ground = self._fleet(), self._ground()
+        totals = fleet.totals()
+        held = {tenant: fleet.held(tenant) for tenant in fleet.tenants()}
+        active = {tenant: amounts for tenant, amounts in held.items() if any(amounts.values())}
+        plans = {one.kind: one for one in ground.allocations if one.tier is None}
+        shown: dict[str, dict[str, int]] = {}
+        for kind, total in totals.items():
+            plan = plans.get(kind, Allocation(kind))
+            entitled = _entitled(plan, total, {t: a.get(kind, 0) for t, a in active.items()})
+            for tenant, amount in entitled.items():
+                shown.setdefault(tenant, {})[BY_KIND[kind].key] = amount
+        strategies = {BY_KIND[kind].key: plan.strategy for kind, plan in plans.items()}
+        rows = [
+            _share(tenant, amounts, totals, shown.get(tenant, {}), plans, len(active))
+            for tenant, amounts in sorted(active.items())
+        ]
+        return Answer(
+            AllocationsSeen(
+                strategy=strategies.get(PRIMARY, Strategy.PRIORITY),
+                strategies=strategies,
+                capacity=quantities({BY_KIND[k].key: total for k, total in totals.items()}),
+                tenants=rows,
+                fairness_index=_fairness(active, shown),
+                as_of=instant(call.now_ns),
+            )
+        )
+
+    # -- nodes, leases, records --------------------------------------------------------------------
+
+    def nodes(self, call: Call) -> Answer:
+        """Every node, with its logs."""
+        call.caller.require_all()
+        return Answer(self.nodes_at(call.now_ns))
+
+    def nodes_at(self, now_ns: int) -> NodesSeen:
+        """The same, for whoever else wants to know."""
+        fleet = self._fleet()
+        rows = [_node(fleet, view, now_ns) for view in fleet.nodes()]
+        return NodesSeen(rows, instant(now_ns))
+
+    def leases(self, call: Call) -> Answer:
+        """Leases that are not proven clean, soonest deadline first within a page's order."""
+        rows = self.leases_of(call.caller, call.query.tenant, call.now_ns)
+        shown, cursor = page(rows, call.query.limit, call.query.cursor, lambda one: one.lease_id)
+        return Answer(LeasesSeen(list(shown), len(rows), instant(call.now_ns), cursor))
+
+    def leases_of(self, caller: Caller, tenant: str | None, now_ns: int) -> list[LeaseSeen]:
+        """The same, for whoever else wants to know."""
+        if tenant is not None:
+            caller.require_tenant(tenant)
+        found = [
+            _lease(view, lease, now_ns)
+            for view, lease in self._fleet().leases(tenant)
+            if caller.sees(str(lease.subject.tenant))
+        ]
+        return sorted(found, key=lambda one: one.lease_id)
+
+    def events(self, call: Call) -> Answer:
+        """The last records about leases, the newest first."""
+        call.caller.require_all()
+        found = [
+            EventSeen(
+                view.name,
+                view.node,
+                one.sequence,
+                one.kind,
+                instant(one.wall_ns),
+                one.tenant,
+                one.lease_id,
+            )
+            for view in self._fleet().nodes()
+            for one in view.recent
+        ]
+        found.sort(key=lambda one: (one.at, one.sequence), reverse=True)
+        return Answer(EventsSeen(found[: call.query.limit], instant(call.now_ns)))
+
+
+def _used(view: NodeView, tenant: str, now_ns: int) -> dict[str, int]:
+    """What a tenant has on a node, by the API's names."""
+    leases = [one for one in view.leases.values() if one.subject.tenant == tenant]
+    held = [one for one in leases if one.is_held]
+    found = {BY_KIND[kind].key: amount for kind, amount in view.held(tenant).items()}
+    for kind in view.totals():
+        found.setdefault(BY_KIND[kind].key, 0)
+    found["max_leases"] = len(leases)
+    found["max_concurrent_tasks"] = len(held)
+    oldest_ns = max((now_ns - one.granted_wall_ns for one in held), default=0)
+    found["max_task_duration"] = oldest_ns // NS_PER_S * NS_PER_S
+    return found
+
+
+def _row(dimension: Dimension, limit: Limit | None, used: Mapping[NodeView, int]) -> UsageOf:
+    most = max(used.values(), default=0)
+    node = next((view.name for view, amount in used.items() if amount == most), None)
+    is_counted = bool(used)
+    free = None if limit is None or not is_counted else max(0, limit.raw - most)
+    over = 0 if limit is None else max(0, most - limit.raw)
+    everywhere = most if dimension.form is Form.DURATION else sum(used.values())
+    return UsageOf(
+        limit=None if limit is None else show(dimension, limit.raw),
+        used=show(dimension, most) if is_counted else None,
+        available=None if free is None else show(dimension, free),
+        overage=show(dimension, over) if over else None,
+        fleet_used=show(dimension, everywhere) if is_counted else None,
+        node=node if most else None,
+    )
+
+
+def _ratio(part: int, whole: int) -> Decimal:
+    """Cut to two digits, never rounded up."""
+    if not whole:
+        return Decimal(1 if part else 0)
+    return (Decimal(part) / Decimal(whole)).quantize(HUNDREDTH, ROUND_DOWN)
+
+
+def _borrowed(fleet: Fleet, tenant: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for _, lease in fleet.leases(tenant):
+        for kind, amount in lease.borrowed:
+            key = BY_KIND[kind].key
+            found[key] = found.get(key, 0) + amount
+    return found
+
+
+def _entitled(plan: Allocation, total: int, demand: Mapping[str, int]) -> dict[str, int]:
+    """What each that has something would be given; by priority, what it has."""
+    if plan.strategy is Strategy.FAIR_SHARE:
+        weights = dict(plan.weights_pm)
+        return filled(
+            total,
+            {tenant: weights.get(tenant, 1000) for tenant in demand},  # type: ignore[call-overload]
+            demand,
+            min_pm=plan.min_share_pm,
+            max_pm=plan.max_share_pm,
+        )
+    if plan.strategy is Strategy.RESERVATION:
+        reserved = {str(tenant): amount for tenant, amount in plan.reservations}
+        return {tenant: max(reserved.get(tenant, 0), had) for tenant, had in demand.items()}
+    return dict(demand)
+
+
+def _share(
+    tenant: str,
+    amounts: Mapping[ResourceKind, int],
+    totals: Mapping[ResourceKind, int],
+    entitled: Mapping[str, int],
+    plans: Mapping[ResourceKind, Allocation],
+    active: int,
+) -> TenantShare:
+    shares = {
+        BY_KIND[kind].key: _ratio(amount, totals.get(kind, 0))
+        for kind, amount in amounts.items()
+        if totals.get(kind)
+    }
+    dominant = max(shares, key=lambda key: shares[key], default=None)
+    weights = {str(t): pm for plan in plans.values() for t, pm in plan.weights_pm}
+    return TenantShare(
+        tenant=tenant,
+        weight=Decimal(weights.get(tenant, 1000)).scaleb(-3).normalize() + 0,
+        share=(Decimal(1) / active).quantize(HUNDREDTH, ROUND_DOWN),
+        entitled=quantities(entitled),
+        allocated=quantities({BY_KIND[kind].key: amount for kind, amount in amounts.items()}),
+        dominant_share=shares[dominant] if dominant is not None else Decimal(0),
+        dominant_resource=dominant,
+    )
+
+
+def _fairness(
+    active: Mapping[str, Mapping[ResourceKind, int]], entitled: Mapping[str, Mapping[str, int]]
+) -> Decimal:
+    """Jain's index over what each has of what it is entitled to, in its scarcest kind."""
+    satisfied = []
+    for tenant, amounts in active.items():
+        ratios = [
+            min(1000, amount * 1000 // goal)
+            for kind, amount in amounts.items()
+            if (goal := entitled.get(tenant, {}).get(BY_KIND[kind].key, 0))
+        ]
+        satisfied.append(min(ratios, default=1000))
+    return jain(satisfied)
+
+
+def _node(fleet: Fleet, view: NodeView, now_ns: int) -> NodeSeen:
+    held = view.held()
+    live = [one for one in view.leases.values() if one.is_held]
+    logs = [
+        LogSeen(
+            log_id=entry.log_id,
+            records=entry.head.size,
+            head=entry.head.hash.hex(),
+            signed=entry.signed_size,
+            cosigned=entry.cosigned_size,
+            verdict=entry.verdict,
+            why=entry.why,
+            seen_at=instant(entry.contact_ns) if entry.contact_ns else None,
+            age_seconds=(now_ns - entry.contact_ns) // 10**9 if entry.contact_ns else None,
+        )
+        for entry in fleet.entries.values()
+        if entry.node == view.node
+    ]
+    return NodeSeen(
+        node=view.node,
+        name=view.name,
+        version=view.version,
+        state=_state(view, live),
+        policy_generation=view.policy_generation,
+        policy_hash=view.policy_hash,
+        total=quantities({BY_KIND[k].key: amount for k, amount in view.totals().items()}),
+        held=quantities({BY_KIND[k].key: amount for k, amount in held.items()}),
+        leases=len(live),
+        ending=len(view.leases) - len(live),
+        fenced=sum(one.state == "fenced" for one in view.leases.values()),
+        resources=len(view.resources),
+        unhealthy=sorted(one.resource_id for one in view.resources if str(one.health) != "ok"),
+        refused=sum(view.refused.values()),
+        logs=logs,
+    )
+
+
+def _state(view: NodeView, live: list[LiveLease]) -> str:
+    if not view.running:
+        return "stopped"
+    if view.draining:
+        return "draining"
+    return "active" if live else "idle"
+
+
+def _lease(view: NodeView, lease: LiveLease, now_ns: int) -> LeaseSeen:
+    subject = lease.subject
+    return LeaseSeen(
+        lease_id=lease.lease_id,
+        node=view.node,
+        node_name=view.name,
+        tenant=str(subject.tenant),
+        workload=subject.workload,
+        priority=subject.priority.name.lower(),
+        state=lease.state,
+        ended=lease.ended or None,
+        remaining_ms=view.left_ns(lease, now_ns) // 10**6 if lease.is_held else 0,
+        granted_at=instant(lease.granted_wall_ns),
+        generation=lease.generation,
+        resources={one.resource_id: _amount(one.kind, one.capacity) for one in subject.allotments},
+        log_id=view.log_id,
+        sequence=lease.sequence,
+        last_sequence=lease.last,
+    )
+
+
+def _amount(kind: ResourceKind, capacity: int) -> Any:
+    return show(BY_KIND[kind], capacity)

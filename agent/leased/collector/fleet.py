@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet as its verified records say: nodes, what they have, who holds what, and until when.
+
+Rule: a function of the records alone, kept up to date by reading only what is new. What is on its
+way out counts as held until it is proven clean or fenced, as it does on the node. Times of a node
+are told by its own last pair of clocks.
+
+Does not price (`accounts`), does not verify (`ingest` has), and knows no tenant that never had a
+lease or was refused one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from leased.chain.canonical import Unknown
+from leased.collector.archive import ArchiveReader
+from leased.collector.manifest import LogEntry
+from leased.terms import event as events
+from leased.terms.event import Event, LeaseEvent
+from leased.terms.lease import Subject
+from leased.terms.moment import Moment
+from leased.terms.reply import RefusalReason
+from leased.terms.resource import Allotment, Inventory, Resource, ResourceKind, capacity_id
+
+HELD: Final = ("granted", "active", "draining")
+_STATES: Final[dict[type[Event], str]] = {
+    events.Activated: "active",
+    events.DrainNotified: "draining",
+    events.Released: "revoking",
+    events.Expired: "revoking",
+    events.Revoked: "revoking",
+    events.TeardownBegun: "revoking",
+    events.AccessCut: "scrubbing",
+    events.Scrubbed: "verifying",
+    events.Fenced: "fenced",
+}
+_ENDS: Final = {
+    events.Released: "released",
+    events.Expired: "expired",
+    events.Revoked: "revoked",
+}
+_THROTTLES: Final = (
+    RefusalReason.SUBMIT_RATE,
+    RefusalReason.API_RATE,
+    RefusalReason.THROTTLED,
+)
+RECENT: Final = 256
+"""The last events of a node that are kept to be shown."""
+
+
+class LiveLease(msgspec.Struct):
+    """A lease that is not proven clean. `deadline_ns` is on its node's boot clock; `sequence` is
+    that of the record that granted it, `last` that of its last record."""
+
+    lease_id: str
+    subject: Subject
+    state: str
+    granted_wall_ns: int
+    deadline_ns: int
+    generation: int
+    sequence: int
+    last: int
+    ended: str = ""
+    fenced: tuple[Allotment, ...] = ()
+    borrowed: tuple[tuple[ResourceKind, int], ...] = ()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its holder has access."""
+        return self.state in HELD
+
+
+class Told(msgspec.Struct, frozen=True):
+    """An event to be shown."""
+
+    sequence: int
+    kind: str
+    wall_ns: int
+    tenant: str
+    lease_id: str
+
+
+class NodeView:
+    """One log of one node, folded."""
+
+    def __init__(self, log_id: str) -> None:
+        self.log_id = log_id
+        self.node = self.name = self.version = ""
+        self.next_seq = 0
+        self.moment: Moment | None = None
+        self.boot_id = bytes(16)
+        self.running = False
+        self.resources: tuple[Resource, ...] = ()
+        self.leases: dict[str, LiveLease] = {}
+        self.cordoned: dict[str, None] = {}
+        self.tenants: dict[str, None] = {}
+        self.policy_generation = 0
+        self.policy_hash = ""
+        self.counts: dict[str, int] = {}
+        self.refused: dict[str, int] = {}
+        self.throttled: dict[str, int] = {}
+        self.over: dict[tuple[str, str], int] = {}
+        self.recent: list[Told] = []
+
+    @property
+    def draining(self) -> bool:
+        """Whether it grants nothing more."""
+        return "" in self.cordoned
+
+    def left_ns(self, lease: LiveLease, now_wall_ns: int) -> int:
+        """How long a lease has, by the node's clocks as they last were."""
+        if self.moment is None:
+            return 0
+        boot_ns = now_wall_ns - self.moment.wall_ns + self.moment.boot_ns
+        return max(0, lease.deadline_ns - boot_ns)
+
+    def apply(self, sequence: int, event: Event | Unknown, moment: Moment) -> None:
+        """Take one record in."""
+        self.next_seq, self.moment = sequence + 1, moment
+        kind = type(event).__name__
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if isinstance(event, LeaseEvent):
+            self._apply_lease(sequence, event, moment)
+        elif isinstance(event, events.NodeStarted):
+            self.version, self.boot_id, self.running = event.version, event.boot_id, True
+        elif isinstance(event, events.NodeStopped):
+            self.running = False
+        elif isinstance(event, events.InventoryChanged):
+            self.resources = _counted(event.inventory)
+        elif isinstance(event, events.CordonChanged):
+            if event.cordoned:
+                self.cordoned[event.resource_id] = None
+            else:
+                self.cordoned.pop(event.resource_id, None)
+        elif isinstance(event, events.PolicyChanged):
+            self.policy_generation = event.policy_generation
+            self.policy_hash = event.policy_hash.hex()
+        elif isinstance(event, events.OverageBegan):
+            self.over[event.holder, event.rule] = moment.wall_ns
+        elif isinstance(event, events.OverageEnded):
+            self.over.pop((event.holder, event.rule), None)
+        elif isinstance(event, events.Refused):
+            self.tenants[event.tenant] = None
+            self.refused[event.tenant] = self.refused.get(event.tenant, 0) + 1
+            if event.reason in _THROTTLES:
+                self.throttled[event.tenant] = moment.wall_ns
+            self._tell(sequence, kind, moment, event.tenant, "")
+
+    def _apply_lease(self, sequence: int, event: LeaseEvent, moment: Moment) -> None:
+        lease_id, tenant = event.lease_id.hex(), str(event.subject.tenant)
+        if isinstance(event, events.Allocated):
+            self.tenants[tenant] = None
+            self.leases[lease_id] = LiveLease(
+                lease_id=lease_id,
+                subject=event.subject,
+                state="granted",
+                granted_wall_ns=moment.wall_ns,
+                deadline_ns=event.deadline_ns,
+                generation=event.generation,
+                sequence=sequence,
+                last=sequence,
+            )
+        self._tell(sequence, type(event).__name__, moment, tenant, lease_id)
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            return
+        lease.last = sequence
+        lease.state = _STATES.get(type(event), lease.state)
+        lease.ended = lease.ended or _ENDS.get(type(event), "")
+        if isinstance(event, events.Renewed):
+            lease.deadline_ns, lease.generation = event.deadline_ns, event.generation
+        elif isinstance(event, events.Admitted):
+            lease.borrowed = event.borrowed
+        elif isinstance(event, events.Fenced):
+            lease.fenced = event.fenced
+        elif isinstance(event, events.Reclaimed | events.Unfenced):
+            del self.leases[lease_id]
+
+    def _tell(self, sequence: int, kind: str, moment: Moment, tenant: str, lease_id: str) -> None:
+        if kind != "Renewed":
+            self.recent.append(Told(sequence, kind, moment.wall_ns, tenant, lease_id))
+            del self.recent[:-RECENT]
+
+    def totals(self) -> dict[ResourceKind, int]:
+        """What there is of each kind."""
+        found: dict[ResourceKind, int] = {}
+        for one in self.resources:
+            found[one.kind] = found.get(one.kind, 0) + one.capacity
+        return found
+
+    def held(self, tenant: str | None = None) -> dict[ResourceKind, int]:
+        """What leases have of each kind until they are proven clean; of one tenant or of all."""
+        found: dict[ResourceKind, int] = {}
+        for lease in self.leases.values():
+            if tenant is None or lease.subject.tenant == tenant:
+                for one in lease.subject.allotments:
+                    found[one.kind] = found.get(one.kind, 0) + one.capacity
+        return found
+
+
+def _counted(inventory: Inventory) -> tuple[Resource, ...]:
+    """Resources that are no second way to what another counts."""
+    there = {one.resource_id for one in inventory.resources}
+    return tuple(
+        one
+        for one in inventory.resources
+        if (counts := capacity_id(one.resource_id)) == one.resource_id or counts not in there
+    )
+
+
+class Fleet:
+    """Every node, as far as its log has been read. `changes` counts what was taken in."""
+
+    def __init__(self) -> None:
+        self.logs: dict[str, NodeView] = {}
+        self.entries: dict[str, LogEntry] = {}
+        self.changes = 0
+
+    def follow(self, archive: ArchiveReader, records_max: int) -> bool:
+        """Read at most so many records that are new; whether there are more."""
+        left = records_max
+        for entry in archive.logs():
+            known = self.entries.get(entry.log_id)
+            if known is None or (known.head, known.verdict) != (entry.head, entry.verdict):
+                self.changes += 1
+            self.entries[entry.log_id] = entry
+            view = self.logs.setdefault(entry.log_id, NodeView(entry.log_id))
+            view.node, view.name = entry.node, entry.name
+            if view.next_seq >= entry.head.size:
+                continue
+            for sequence, event, moment in archive.events(
+                entry.log_id, view.next_seq, boot_id=view.boot_id
+            ):
+                view.apply(sequence, event, moment)
+                left -= 1
+                if left <= 0:
+                    return True
+        return False
+
+    def nodes(self) -> list[NodeView]:
+        """Each node by its last log, by name."""
+        latest: dict[str, NodeView] = {}
+        for view in self.logs.values():
+            latest[view.node] = view
+        return sorted(latest.values(), key=lambda view: (view.name, view.node))
+
+    def tenants(self) -> list[str]:
+        """Everybody who had a lease or was refused one, sorted."""
+        return sorted({tenant for view in self.logs.values() for tenant in view.tenants})
+
+    def leases(self, tenant: str | None = None) -> Iterator[tuple[NodeView, LiveLease]]:
+        """Every lease that is not proven clean."""
+        for view in self.nodes():
+            for lease in view.leases.values():
+                if tenant is None or lease.subject.tenant == tenant:
+                    yield view, lease
+
+    def totals(self) -> dict[ResourceKind, int]:
+        """What there is of each kind, on all nodes."""
+        return _sum(view.totals() for view in self.nodes())
+
+    def held(self, tenant: str | None = None) -> dict[ResourceKind, int]:
+        """What is held of each kind, on all nodes."""
+        return _sum(view.held(tenant) for view in self.nodes())
+
+    def oldest_ns(self, tenant: str, now_ns: int) -> int:
+        """The age of a tenant's oldest lease that is held."""
+        ages = [now_ns - lease.granted_wall_ns for _, lease in self.leases(tenant) if lease.is_held]
+        return max(ages, default=0)
+
+
+def _sum(rows: Iterator[Mapping[ResourceKind, int]]) -> dict[ResourceKind, int]:
+    found: dict[ResourceKind, int] = {}
+    for row in rows:
+        for kind, amount in row.items():
+            found[kind] = found.get(kind, 0) + amount
+    return found

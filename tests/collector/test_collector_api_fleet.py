@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API tells of a fleet whose records were pulled, and every documented command as it
+stands in the documentation.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from leased.collector.api.callers import hash_of
+from leased.collector.governance.fairness import filled, jain
+from tests.doubles.collector_server import PATIENCE_S, CollectorServer
+from tests.doubles.fleet_archive import NODE_A, NODE_B, sample
+from tests.doubles.host import not_proven
+
+GOVERNANCE = "/v1/governance"
+COMMANDS = Path(__file__).resolve().parents[1] / "vectors" / "governance-commands.sh"
+NOT_YET = ("economics/latency-cost", "optimize/rightsizing")
+"""What needs measurements of use that no record holds."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectorServer]:
+    directory = tmp_path_factory.mktemp("fleet")
+    sample(directory / "state", time.time_ns())
+    with CollectorServer(directory=directory) as running:
+        await_books(running)
+        yield running
+
+
+def await_books(server: CollectorServer) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while server.ask("GET", f"{GOVERNANCE}/capacity").status == 503:
+        assert time.monotonic() < until
+
+
+def test_usage_against_quota_is_the_documented_sample(server: CollectorServer) -> None:
+    body = {"cpu_cores": 100, "memory_gb": 256, "max_concurrent_tasks": 1000, "reason": "x"}
+    assert server.ask("PATCH", f"{GOVERNANCE}/quotas/tenant-acme", body).status == 200
+    told = server.ask("GET", f"{GOVERNANCE}/usage/tenant-acme").json
+    rows = {
+        key: {name: row[name] for name in ("limit", "used", "available")}
+        for key, row in told["quotas"].items()
+    }
+    assert rows["cpu_cores"] == {"limit": 100, "used": 45, "available": 55}
+    assert rows["memory_gb"] == {"limit": 256, "used": 128, "available": 128}
+    assert rows["max_concurrent_tasks"] == {"limit": 1000, "used": 2, "available": 998}
+    assert (told["quota_utilization"], told["throttled"]) == (0.45, False)
+    assert (told["max_utilization"], told["dominant_resource"]) == (0.5, "memory_gb")
+    # Above a limit that was lowered: nothing is available, and how much it is over is told.
+    body = {"cpu_cores": 40, "reason": "x"}
+    assert server.ask("PATCH", f"{GOVERNANCE}/quotas/tenant-acme", body).status == 200
+    row = server.ask("GET", f"{GOVERNANCE}/usage/tenant-acme").json["quotas"]["cpu_cores"]
+    assert (row["available"], row["overage"]) == (0, 5)
+    assert server.ask("GET", f"{GOVERNANCE}/usage/nobody").status == 404
+
+
+def test_who_was_ever_seen_is_listed(server: CollectorServer) -> None:
+    names = [row["tenant"] for row in server.ask("GET", f"{GOVERNANCE}/quotas").json["quotas"]]
+    assert {"tenant-acme", "beta"} <= set(names)
+
+
+def test_allocations_add_up(server: CollectorServer) -> None:
+    told = server.ask("GET", f"{GOVERNANCE}/allocations").json
+    assert told["capacity"] == {"cpu_cores": 408, "memory_gb": 1024, "gpus": 16}
+    rows = {row["tenant"]: row["allocated"] for row in told["tenants"]}
+    assert rows == {
+        "tenant-acme": {"cpu_cores": 45, "memory_gb": 128},
+        "beta": {"cpu_cores": 20, "gpus": 1},
+    }
+    history = server.ask("GET", f"{GOVERNANCE}/allocations/history?period=24h").json
+    assert history["resolution"] == "1h" and len(history["points"]) == 24
+    last = history["points"][-1]
+    assert (last["allocated"], last["capacity"], last["efficiency"]) == (65, 408, None)
+    assert history["points"][0]["allocated"] == 0
+    long = server.ask("GET", f"{GOVERNANCE}/allocations/history?period=90d").json
+    assert long["resolution"] == "5h" and len(long["points"]) <= 500
+
+
+def test_nodes_and_leases_are_what_the_records_say(server: CollectorServer) -> None:
+    nodes = {node["node"]: node for node in server.ask("GET", "/v1/nodes").json["nodes"]}
+    assert [nodes[NODE_A]["state"], nodes[NODE_B]["state"]] == ["active", "idle"]
+    assert nodes[NODE_A]["held"] == {"cpu_cores": 65, "memory_gb": 128}
+    assert (nodes[NODE_B]["fenced"], nodes[NODE_B]["leases"]) == (1, 0)
+    assert nodes[NODE_A]["logs"][0]["verdict"] == "OK"
+    leases = server.ask("GET", "/v1/leases?limit=1000").json
+    states = sorted(one["state"] for one in leases["leases"])
+    assert states == ["fenced", "granted", "granted", "granted"] and leases["count"] == 4
+    assert all(one["remaining_ms"] > 0 for one in leases["leases"] if one["state"] == "granted")
+    mine = server.ask("GET", "/v1/leases?tenant=beta").json["leases"]
+    assert {one["tenant"] for one in mine} == {"beta"}
+    events = server.ask("GET", "/v1/events?limit=3").json["events"]
+    assert [one["kind"] for one in events] == ["Allocated"] * 3
+
+
+def test_bills_and_costs_come_out_as_computed_by_hand(server: CollectorServer) -> None:
+    bill = server.ask("GET", "/v1/billing/summary?tenant=tenant-acme&month=2024-01").json
+    # Ten cores for two hours, at 0.002 a core-second.
+    assert (bill["total"], bill["line_items"][0]["quantity"]) == (144, 72_000)
+    assert bill["audit"][0]["node_id"] == NODE_A
+    usage = "/v1/billing/usage?tenant=tenant-acme&start=2024-01-01&end=2024-01-31"
+    rows = server.ask("GET", usage).json["rows"]
+    assert [row["capacity_seconds"] for row in rows] == [36_000, 36_000]
+    answer = server.ask("GET", usage, headers={"Accept": "text/csv"})
+    assert answer.headers["content-type"].startswith("text/csv")
+    read = list(csv.DictReader(io.StringIO(answer.body.decode())))
+    assert [row["cap_ns"] for row in read] == [row["cap_ns"] for row in rows]
+    costs = server.ask("GET", f"{GOVERNANCE}/costs?period=24h").json
+    assert sum(row["share"] for row in costs["by_tenant"]) == pytest.approx(1)
+    assert costs["total_cost"] == sum(row["cost"] for row in costs["by_tenant"])
+    month = server.ask("GET", "/v1/billing/chargeback?month=2024-01").json
+    assert month["total_infrastructure_cost"] == sum(one["cost"] for one in month["allocations"])
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/billing/summary?tenant=nobody&month=2024-01", 404),
+        ("/v1/billing/summary?tenant=tenant-acme&month=1999-01", 404),
+        ("/v1/billing/summary?tenant=tenant-acme&month=2024-13", 400),
+        ("/v1/billing/summary?month=2024-01", 400),
+        ("/v1/billing/usage?tenant=tenant-acme&start=2024-02-01&end=2024-01-01", 422),
+        ("/v1/billing/usage?tenant=tenant-acme&start=2024-02-30&end=2024-03-01", 422),
+        (f"{GOVERNANCE}/costs?period=99999w", 422),
+        (f"{GOVERNANCE}/costs?period=-1d", 400),
+        (f"{GOVERNANCE}/costs?top=0", 400),
+        (f"{GOVERNANCE}/capacity/forecast?horizon=1s", 400),
+    ],
+)
+def test_what_is_asked_wrongly_is_a_problem(
+    server: CollectorServer, path: str, status: int
+) -> None:
+    answer = server.ask("GET", path)
+    assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json")
+
+
+def test_without_records_there_is_no_empty_bill() -> None:
+    with CollectorServer() as server:
+        answer = server.ask("GET", "/v1/billing/summary?tenant=acme&month=2024-01")
+        assert answer.status == 503 and "retry-after" in answer.headers
+        assert server.ask("GET", "/v1/nodes").json["nodes"] == []
+
+
+def test_a_tenants_token_sees_its_own_bill_only(tmp_path: Path) -> None:
+    sample(tmp_path / "state", time.time_ns())
+    (tmp_path / "tokens.toml").write_text(
+        f'[[tokens]]\nname = "acme"\nsha256 = "{hash_of("s")}"\n'
+        'scopes = ["read", "cost"]\ntenants = ["tenant-acme"]\n'
+    )
+    with CollectorServer(access='tokens_file = "tokens.toml"', directory=tmp_path) as server:
+        await_books(server)
+        token = {"Authorization": "Bearer s"}
+
+        def ask(path: str) -> int:
+            return server.ask("GET", path, headers=token).status
+
+        assert ask("/v1/billing/summary?tenant=tenant-acme&month=2024-01") == 200
+        assert ask("/v1/billing/summary?tenant=beta&month=2024-01") == 404
+        assert ask(f"{GOVERNANCE}/usage/tenant-acme") == 200
+        assert ask(f"{GOVERNANCE}/usage/beta") == 404
+        for path in ("costs", "capacity", "allocations", "optimize/idle"):
+            assert ask(f"{GOVERNANCE}/{path}") == 403
+        leases = server.ask("GET", "/v1/leases", headers=token).json["leases"]
+        assert {one["tenant"] for one in leases} == {"tenant-acme"}
+
+
+def commands() -> list[str]:
+    """Each as it stands there, over its lines."""
+    text = "\n".join(COMMANDS.read_text().splitlines()[1:])
+    return ["curl " + one.strip() for one in text.split("curl ") if one.strip()]
+
+
+@pytest.mark.root
+def test_every_documented_command_works_as_it_stands(tmp_path: Path) -> None:
+    """On the documented port, in a network of the test's own; who changes quotas has a token in
+    ~/.curlrc, for the commands have none."""
+    if os.geteuid() or not all(map(shutil.which, ("jq", "curl", "unshare", "nsenter", "ip"))):
+        not_proven("the documented commands as they stand", "needs root, jq, curl and iproute2")
+    sample(tmp_path / "state", time.time_ns())
+    (tmp_path / "tokens.toml").write_text(
+        f'[[tokens]]\nname = "op"\nsha256 = "{hash_of("s3")}"\nscopes = ["read", "cost", "quota"]\n'
+    )
+    (tmp_path / ".curlrc").write_text('header = "Authorization: Bearer s3"\nfail\n')
+    inside = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+    server = CollectorServer(
+        http='listen = ["127.0.0.1:8080", "[::1]:8080"]',
+        access='tokens_file = "tokens.toml"',
+        directory=tmp_path,
+        wrap=inside,
+    )
+    with server:
+        assert server.process is not None
+        enter = ["nsenter", "--net", f"--target={server.process.pid}", "bash", "-o", "pipefail"]
+        where = {"cwd": tmp_path, "env": {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}}
+
+        def run(command: str) -> subprocess.CompletedProcess[bytes]:
+            return subprocess.run([*enter, "-c", command], capture_output=True, **where)
+
+        until = time.monotonic() + PATIENCE_S
+        while run("curl -s http://localhost:8080/v1/governance/capacity").returncode:
+            assert time.monotonic() < until
+        ran = 0
+        for command in commands():
+            done = run(command)
+            if any(path in command for path in NOT_YET):
+                assert done.returncode == 22  # curl's word for a status of 400 or more
+                continue
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+            ran += 1
+        assert ran == 16 and b"tenant-acme" in (tmp_path / "usage.json").read_bytes()
+
+
+# ---- fairness ------------------------------------------------------------------------------------
+
+
+def test_shares_are_filled_like_water() -> None:
+    """The source's formula where nobody wants less, and what is left where somebody does."""
+    weights = {"enterprise": 2000, "standard": 1000}
+    plenty = {"enterprise": 10**6, "standard": 10**6}
+    free = {"min_pm": 0, "max_pm": 1000}
+    assert filled(90, weights, plenty, **free) == {"enterprise": 60, "standard": 30}
+    little = {"enterprise": 10, "standard": 10**6}
+    assert filled(90, weights, little, **free) == {"enterprise": 10, "standard": 80}
+    capped = filled(100, weights, plenty, min_pm=50, max_pm=500)
+    assert capped == {"enterprise": 50, "standard": 50}
+    many = {f"t{number}": 1 for number in range(30)}
+    wanted = dict.fromkeys(many, 1000)
+    assert sum(filled(1000, many, wanted, min_pm=50, max_pm=500).values()) == 1000
+
+
+def test_jains_index() -> None:
+    assert [str(jain(one)) for one in ([], [5, 5], [1, 0], [1, 0, 0, 0])] == [
+        *("1", "1.0000", "0.5000", "0.2500"),
+    ]

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small fleet whose records a collector has pulled: histories sealed by the real sealer, stored
+by the real archive.
+
+Does not pull, and is no demonstration: as little as tests need, with numbers to be computed by
+hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from leased.chain.head import GENESIS
+from leased.chain.sealer import Sealer
+from leased.chain.tree import EMPTY
+from leased.collector.archive import Archive, LogEntry, Page
+from leased.terms.resource import Allotment, ResourceKind
+from tests.doubles.economics_history import History, memory, subject
+from tests.doubles.logs import CountedEntropy
+
+NS_PER_S = 1_000_000_000
+HOUR_NS = 3_600 * NS_PER_S
+GIB = 1 << 30
+JANUARY_NS = 1_704_067_200 * NS_PER_S
+NODE_A, NODE_B = "a1" * 16, "b2" * 16
+
+
+def cores(count: int) -> Allotment:
+    return Allotment("cpu:0", ResourceKind.CPU, None, count * 1000)
+
+
+def gpus(count: int) -> Allotment:
+    return Allotment("gpu:GPU-1", ResourceKind.GPU, None, count * 1000)
+
+
+def dram(gib: int) -> Allotment:
+    return memory(gib * GIB)
+
+
+def store(archive: Archive, name: str, node: str, history: History, contact_ns: int) -> None:
+    """Seal a history as one log of a node, and keep it."""
+    log_id = bytes.fromhex(node)[::-1]
+    archive.add_log(LogEntry(log_id.hex(), node, name, f"test/{log_id.hex()[:8]}", GENESIS))
+    sealer, head = Sealer(log_id, GENESIS, EMPTY, 2, entropy=CountedEntropy()), GENESIS
+    for _, event, moment in history.records:
+        batch = sealer.seal([(event, moment)])
+        state, size = b"", batch.new_head.size
+        page = Page(log_id.hex(), head, batch.new_head, batch.frames, state, size, "", contact_ns)
+        assert archive.persist([page]) == [None]
+        head = batch.new_head
+
+
+def sample(state: Path, now_ns: int) -> None:
+    """Two nodes. On the first, tenant-acme had ten cores for two hours of January 2024 and has 45
+    cores and 128 GiB now, beta 20 cores; the second was never used, and holds one lease that is
+    fenced."""
+    first = History(wall_offset_ns=JANUARY_NS)
+    first.start()
+    first.inventory(cores(400), dram(1024), gpus(8))
+    first.allocate(1, subject(cores(10), tenant="tenant-acme"), 2 * HOUR_NS)
+    first.boot_ns = 2 * HOUR_NS
+    first.end(1)
+    first.reclaim(1)
+    # Six hours ago, so that the last day has some of it.
+    first.boot_ns = (now_ns - JANUARY_NS) // HOUR_NS * HOUR_NS - 6 * HOUR_NS
+    later = first.boot_ns + 48 * HOUR_NS
+    first.allocate(2, subject(cores(45), tenant="tenant-acme"), later)
+    first.allocate(3, subject(dram(128), tenant="tenant-acme"), later)
+    first.allocate(4, subject(cores(20), tenant="beta"), later)
+    first.boot_ns = now_ns - JANUARY_NS
+    first.touch()
+    second = History(wall_offset_ns=JANUARY_NS)
+    second.start()
+    second.inventory(cores(8), gpus(8))
+    second.allocate(9, subject(gpus(1), tenant="beta"), HOUR_NS)
+    second.boot_ns = HOUR_NS
+    second.end(9)
+    second.tear_down(9)
+    second.fence(9, gpus(1))
+    second.boot_ns = now_ns - JANUARY_NS
+    second.touch()
+    archive = Archive(state)
+    try:
+        store(archive, "host-a", NODE_A, first, now_ns)
+        store(archive, "host-b", NODE_B, second, now_ns)
+    finally:
+        archive.close()
