@@ -125,6 +125,9 @@ def test_with_the_collector_gone_the_last_policy_holds(
         port = collector.port
         collector.stop(9)
         assert outcome(agent)["reason"] == "tenant_leases"
+        agent.stop()
+        agent.start()
+        assert outcome(agent)["reason"] == "tenant_leases"
         text = collector.config.read_text()
         collector.config.write_text(text.replace("127.0.0.1:0", f"127.0.0.1:{port}"))
         collector.start()
