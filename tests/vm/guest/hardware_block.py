@@ -180,13 +180,15 @@ def test_a_raw_lease_is_erased_by_the_drive_and_its_neighbour_is_not() -> None:
 
 # ---- holders that do not let go ------------------------------------------------------------------
 
-RUN = """
+BESIDE = Path("/run/leased-beside")
+RUN = f"""
 run = lambda *words: subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 def beside(act):
     # A process that is nobody's child, outside the lease, with what we have open.
     if (child := os.fork()) == 0:
         os.setsid()
         if os.fork() == 0:
+            open("{BESIDE}/%d" % os.getpid(), "w").close()
             act()
             time.sleep(1000)
         os._exit(0)
@@ -201,7 +203,7 @@ def wait_uninterruptibly():
     if (child := os.fork()) == 0:
         os.pread(fds[0], 4096, 1 << 20)
         time.sleep(1000)
-    while open(f'/proc/{child}/stat').read().rpartition(')')[2].split()[0] != 'D':
+    while open('/proc/%d/stat' % child).read().rpartition(')')[2].split()[0] != 'D':
         time.sleep(0.01)
 """
 IN_FLIGHT = "/run/leased-in-flight"
@@ -277,13 +279,19 @@ def tricked(_offered: None) -> Iterator[dict[str, Outcome]]:
     """Every trick, four at the same time."""
     found: dict[str, Outcome] = {}
     names = list(TRICKS)
+    BESIDE.mkdir()
     with socket.create_server(IN_FLIGHT, family=socket.AF_UNIX) as mailbox:
         for begin in range(0, len(names), AT_ONCE):
             found |= play(names[begin : begin + AT_ONCE], mailbox)
             for words in CLEANING:
                 host.run(*words, check=False)
+            for one in BESIDE.iterdir():
+                # It may have what answers EIO until it ends: nobody is killed for that.
+                os.kill(int(one.name), signal.SIGKILL)
+                one.unlink()
             drives.settled()
     os.unlink(IN_FLIGHT)
+    BESIDE.rmdir()
     yield found
 
 
