@@ -106,6 +106,10 @@ class Observer:
                 failed.append(("ports", str(error)))
         return _together(found, failed)
 
+    def gpu_indices(self) -> dict[str, int]:
+        """The driver's number of the GPU that each resource is of."""
+        return self._gpus.indices()
+
     # -- parts -------------------------------------------------------------------------------------
 
     async def _ask(self, worker: str, verb: str, argument: msgspec.Struct) -> Readings:

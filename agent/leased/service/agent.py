@@ -48,6 +48,7 @@ from leased.service.reaper_process import spawn_configured
 from leased.service.reception import make_dispatcher
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
+from leased.service.telemetry.outlets import Outlets
 from leased.service.telemetry.sampling import Telemetry
 from leased.service.ticker import Ticker
 from leased.service.vitals import Vitals
@@ -56,7 +57,7 @@ from leased.terms.command import Caller, Heartbeat, Revoke, Stop
 from leased.terms.effect import Effect
 from leased.terms.errors import ConfigError, StateError
 from leased.terms.identity import LeaseId, TenantId
-from leased.terms.lease import RevocationReason
+from leased.terms.lease import Lease, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import digest
 from leased.terms.reply import Unfit
@@ -143,12 +144,8 @@ class Agent:
         self.holders = Holders(submit, self._lose_owner)
         self.notifier = Notifier(config.paths.leases_dir)
         self.ticker = Ticker(lessor=lessor, clock=clock, submit=submit)
-        self.telemetry = Telemetry(
-            clock=clock,
-            custodian=self.custodian,
-            live_leases=lambda: tuple(lessor.table.leases.values()),
-            observer=self.devices.observer,
-        )
+        self.telemetry = self._make_telemetry()
+        self.outlets = self._make_outlets()
         self.grantor, self.reclaimer = self._make_hands()
         self.detachment = self._make_detachment()
         self.listener: Listener | None = None
@@ -189,6 +186,31 @@ class Agent:
             withdrawal=self.devices,
         )
         return grantor, reclaimer
+
+    def _make_telemetry(self) -> Telemetry:
+        return Telemetry(
+            clock=self.clock,
+            custodian=self.custodian,
+            live_leases=self._leases,
+            observer=self.devices.observer,
+            settings=self.config.telemetry,
+        )
+
+    def _leases(self) -> Sequence[Lease]:
+        return tuple(self.sequencer.lessor.table.leases.values())
+
+    def _make_outlets(self) -> Outlets:
+        return Outlets(
+            settings=self.config.telemetry,
+            telemetry=self.telemetry,
+            clock=self.clock,
+            entropy=self.entropy,
+            node_id=self.node,
+            version=__version__,
+            say=self.journald.say,
+            gpu_indices=self.devices.observer.gpu_indices,
+            live_leases=self._leases,
+        )
 
     def _make_detachment(self) -> Detachment:
         table = self.sequencer.lessor.table
@@ -254,6 +276,7 @@ class Agent:
             self.ticker.run,
             self.watcher.run,
             self.telemetry.run,
+            self.outlets.run,
             self.journald.run,
             self.calendar.run,
             self.fleet.run,

@@ -23,6 +23,8 @@ from leased.hardware.bounds import offered
 from leased.hardware.config import HardwareConfig
 from leased.service.listening import Listening
 from leased.service.listening import check as check_listening
+from leased.service.telemetry import streaming
+from leased.service.telemetry.streaming import Streaming
 from leased.service.uplink import Collector
 from leased.service.uplink import check as check_collector
 from leased.service.windows import check_windows
@@ -161,6 +163,7 @@ class Config(msgspec.Struct, frozen=True):
     journald: JournaldCopy = JournaldCopy()
     collector: Collector = Collector()
     listener: Listening = Listening()
+    telemetry: Streaming = Streaming()
     tenants: tuple[TenantMapping, ...] = ()
     unmapped: str = UNMAPPED_BY_UID
 
@@ -272,6 +275,7 @@ def check(config: Config) -> Config:
     check_collector(config.collector)
     check_listening(config.listener)
     _check_hardware(config.hardware)
+    streaming.check(config.telemetry)
     for key in ("state_dir", "runtime_dir"):
         if not getattr(config.paths, key).is_absolute():
             raise ConfigError(f"paths.{key}: must be absolute")

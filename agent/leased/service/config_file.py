@@ -33,6 +33,7 @@ from leased.hardware.rdma.config import PEERS_MAX, RdmaConfig, Windows
 from leased.service import config, uplink
 from leased.service.listening import KEYS as LISTENER_KEYS
 from leased.service.listening import Listening
+from leased.service.telemetry.streaming import KEYS as _TELEMETRY_KEYS
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId, parse_tenant
 from leased.terms.lease import Priority
@@ -386,12 +387,10 @@ _SECTIONS: Final[Keys] = {
     "rates": ("rates", _rates),
     "hardware": ("hardware", _section(_hardware, _HARDWARE_KEYS, "hardware.")),
     "log": ("log", _section(config.Log, _LOG_KEYS, "log.")),
-    "collector": (
-        "collector",
-        _section(uplink.Collector, _COLLECTOR_KEYS, "collector."),
-    ),
+    "collector": ("collector", _section(uplink.Collector, _COLLECTOR_KEYS, "collector.")),
     "listener": ("listener", _section(Listening, LISTENER_KEYS, "listener.")),
     "journald": ("journald", _section(config.JournaldCopy, _JOURNALD_KEYS, "journald.")),
+    "telemetry": ("telemetry", _section(config.Streaming, _TELEMETRY_KEYS, "telemetry.")),
     "tenants": ("tenants", lambda value: _rows(value, _tenant)),
     "unmapped": ("unmapped", _unmapped),
     "policy_file": ("policy_file", _text),

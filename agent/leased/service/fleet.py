@@ -158,4 +158,5 @@ def make_fleet(agent: Agent) -> Fleet:
 
 
 def _metrics(agent: Agent) -> str:
-    return exposition.write(exposition.of_agent(agent))
+    """What the agent says of itself, then every sample that is fresh."""
+    return exposition.write(exposition.of_agent(agent)) + agent.telemetry.expose().decode()

@@ -11,7 +11,8 @@ import msgspec
 import trio
 import trio.testing
 
-from leased.service.telemetry.sampling import CLOSELY_EVERY, INTERVAL_NS, Telemetry
+from leased.service.telemetry.sampling import CLOSELY_EVERY, DEFAULTS, Telemetry
+from leased.service.telemetry.streaming import Streaming
 from leased.terms.command import Acquire, Release
 from leased.terms.event import Reclaimed
 from leased.terms.lease import BOUND_TO_NOTHING, Lease, LeaseState
@@ -62,7 +63,7 @@ def telemetry_of(host: Host, leases: tuple[Lease, ...] = (), **settings: int) ->
         custodian=Agent(host).custodian,
         live_leases=lambda: leases,
         observer=host.observer,
-        **settings,
+        settings=Streaming(**settings),
     )
 
 
@@ -188,11 +189,11 @@ async def test_it_samples_at_its_interval(
         nursery.start_soon(telemetry.run)
         await trio.sleep(0.1)
         first = telemetry.read(resource_id="agent")[0]
-        await trio.sleep(INTERVAL_NS / NS_PER_S)
+        await trio.sleep(DEFAULTS.interval_ns / NS_PER_S)
         second = telemetry.read(resource_id="agent")[0]
-        assert second.sampled_ns - first.sampled_ns == INTERVAL_NS
+        assert second.sampled_ns - first.sampled_ns == DEFAULTS.interval_ns
         assert telemetry.read(resource_id="gpu") == []
-        await trio.sleep(7 * INTERVAL_NS / NS_PER_S)
+        await trio.sleep(7 * DEFAULTS.interval_ns / NS_PER_S)
         nursery.cancel_scope.cancel()
     assert len(rounds) == 9
     looks = [source for source, _ in host.observer.asked if source in ("closely", "device")]

@@ -85,6 +85,10 @@ class GpuBackend:
         """What telemetry may look at: GPUs that answer, while the driver may be used."""
         return () if self._leave.taken else self._fleet.gauges()
 
+    def indices(self) -> dict[str, int]:
+        """The driver's number of the GPU that each resource is of: other programs go by it."""
+        return self._fleet.indices()
+
     @property
     def listens(self) -> bool:
         """Whether GPUs may be kept attached."""

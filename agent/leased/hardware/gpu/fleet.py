@@ -119,6 +119,15 @@ class Fleet:
             found.append(Gauge(name, gpu.pci, gpu.uuid, gpu.mig_enabled, parts))
         return tuple(found)
 
+    def indices(self) -> dict[str, int]:
+        """The driver's number of the GPU that each resource is of, as of the last listing."""
+        order = {one.uuid: index for index, one in enumerate(self.listed) if one.uuid}
+        return {
+            resource_id: order[target.uuid]
+            for resource_id, target in self._targets.items()
+            if target.uuid in order
+        }
+
     async def look(self) -> Seen:
         """Everything asked anew. Raises DeviceError where the driver itself says that there is
         nothing, or nobody ever answered."""

@@ -20,7 +20,9 @@ import trio
 
 from leased.ports import Clock, Observer
 from leased.service.custody import Custodian
+from leased.service.telemetry.exposition import expose
 from leased.service.telemetry.seen import PPM, Seen
+from leased.service.telemetry.streaming import Streaming
 from leased.terms import series
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
@@ -31,13 +33,7 @@ from leased.terms.sample import Attributes, Reading, Readings, Sample
 from leased.terms.series import SERIES, TABLE_NAME
 from leased.terms.teardown import Utilization
 
-INTERVAL_NS: Final = 10 * NS_PER_S
-"""dcgm-exporter samples every 30 s and Nomad every minute; 10 s still shows a one-minute lease six
-times."""
-
-LEASES_MAX: Final = 512
-"""Leaves of one round: some 30 ms of a worker's time."""
-
+DEFAULTS: Final = Streaming()
 CLOSELY_EVERY: Final = 6
 """A drive's own log changes slowly, and asking wakes a drive that sleeps: once a minute."""
 
@@ -64,16 +60,14 @@ class Telemetry:
         custodian: Custodian,
         live_leases: Callable[[], Iterable[Lease]],
         observer: Observer,
-        interval_ns: int = INTERVAL_NS,
-        leases_max: int = LEASES_MAX,
-        gpus: bool = True,
+        settings: Streaming = DEFAULTS,
     ) -> None:
         self._clock = clock
         self._custodian = custodian
         self._live_leases = live_leases
         self._observer = observer
-        self._leases_max = leases_max
-        self._gpus = gpus
+        self._leases_max = settings.leases_max
+        self._gpus = settings.gpus
         self._newest: dict[tuple[str, str, LeaseId | None, Attributes], Sample] = {}
         self._seen: dict[LeaseId, Seen] = {}
         self._counts: dict[tuple[str, str], int] = {}
@@ -81,7 +75,7 @@ class Telemetry:
         self._rounds = 0
         self._turns = 1
         self._began_ns = clock.now().boot_ns
-        self.interval_ns = interval_ns
+        self.interval_ns = settings.interval_ns
         self.told: list[Callable[[Sequence[Sample]], None]] = []
 
     # -- what is known -----------------------------------------------------------------------------
@@ -100,6 +94,11 @@ class Telemetry:
         if SERIES[sample.name].name.startswith(("leased.nvme", "hw.")):
             turns = CLOSELY_EVERY
         return now_ns - sample.sampled_ns <= (2 * turns + 1) * self.interval_ns // 2
+
+    def expose(self) -> bytes:
+        """What a scrape of this node is answered with; `exposition.CONTENT_TYPE`."""
+        now_ns = self._clock.now().boot_ns
+        return expose(one for one in self._newest.values() if self.is_fresh(one, now_ns))
 
     def utilization(self, lease: Lease) -> Utilization:
         """What was seen of a lease, in per mille of what it holds; forgets the lease."""

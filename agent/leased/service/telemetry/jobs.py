@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs: which lease has which GPU, written for dcgm-exporter (`--hpc-job-mapping-dir`).
+
+There one file is named after each GPU's index and holds a job a line; dcgm-exporter adds it to the
+GPU's metrics as `hpc_job`. Here a job is the lease's id.
+
+Rule: the directory says what the agent knows now: a file is replaced whole, and a GPU that nobody
+has, has an empty file (a file that was there and went away would be read as an error). Files of
+other names are nobody's business here.
+
+Does not make the directory: whoever configures it decides who may read it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import trio
+
+from leased.terms.lease import Lease, LeaseState
+from leased.terms.resource import ResourceKind
+
+HELD: Final = (LeaseState.GRANTED, LeaseState.ACTIVE, LeaseState.DRAINING)
+
+
+def jobs_of(indices: Mapping[str, int], leases: Iterable[Lease]) -> dict[int, tuple[str, ...]]:
+    """The leases on each GPU, by its index; `indices` are those of the GPUs' UUIDs, and of what is
+    leased of them."""
+    found: dict[int, list[str]] = {index: [] for index in indices.values()}
+    for lease in leases:
+        if lease.state not in HELD:
+            continue
+        for allotment in lease.subject.allotments:
+            index = indices.get(allotment.resource_id)
+            if allotment.kind is ResourceKind.GPU and index is not None:
+                found[index].append(lease.lease_id.hex())
+    return {index: tuple(sorted(set(jobs))) for index, jobs in found.items()}
+
+
+class JobFiles:
+    """Keeps a directory up to date. `fill` does nothing while nothing has changed."""
+
+    def __init__(self, directory: str, say: Callable[[str], None]) -> None:
+        self._directory = directory
+        self._say = say
+        self._written: dict[int, tuple[str, ...]] = {}
+        self._trouble = ""
+
+    async def fill(self, jobs: Mapping[int, tuple[str, ...]]) -> None:
+        """Make the directory say this."""
+        changed = {index: told for index, told in jobs.items() if self._written.get(index) != told}
+        gone = {index: () for index in self._written if index not in jobs and self._written[index]}
+        for index, told in {**changed, **gone}.items():
+            try:
+                await trio.to_thread.run_sync(self._replace, index, told)
+            except OSError as error:
+                self._complain(f"{self._directory}: {error.strerror}")
+                return
+            self._written[index] = told
+        self._trouble = ""
+
+    def _replace(self, index: int, jobs: Iterable[str]) -> None:
+        """It is a copy: nothing is lost with the host, so nothing is synced."""
+        path = os.path.join(self._directory, str(index))
+        temporary = os.path.join(self._directory, f".{index}.new")
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write("".join(f"{job}\n" for job in jobs))
+        os.replace(temporary, path)
+
+    def _complain(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._say(f"telemetry: job mapping cannot be written: {trouble}")
+        self._trouble = trouble
