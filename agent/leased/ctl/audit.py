@@ -23,9 +23,10 @@ from leased.ctl import render
 from leased.ctl.agent import ID_CHARS, online
 from leased.ctl.bill import add_bill, verify_bill
 from leased.ctl.console import Console
+from leased.ctl.enrolled import read_enrolled
 from leased.ctl.events import NAMES, event_document, event_line, event_name
 from leased.ctl.usage_text import Verbs, verb
-from leased.durable.reader import LogFacts, ReadLog, read_log
+from leased.durable.reader import UNKNOWN, LogFacts, ReadLog, read_log
 from leased.terms.errors import EX_DATAERR, EX_IOERR, ChainError, InvalidParameter
 from leased.terms.event import Event, LeaseEvent
 from leased.terms.moment import Moment
@@ -43,6 +44,9 @@ def register(verbs: Verbs) -> None:
     one.add_argument("--online", action="store_true", help="let the agent check its own instead")
     one.add_argument("--head", metavar="HEX", help="the head (hash) that the log must contain")
     add_bill(one)
+    one.add_argument(
+        "--enrolment", type=Path, metavar="FILE", help="what `leasectl audit enrolment` printed"
+    )
     one.set_defaults(act=verify)
     parent = verb(
         verbs, "audit", "read the sealed log", "leasectl audit log --lease 7fa3", json=False
@@ -101,7 +105,8 @@ def verify(options: argparse.Namespace, console: Console) -> int:
         return online(_verify_online)(options, console)
     console.progress(f"verifying {options.log}")
     try:
-        opened = read_log(options.log, leases=True)
+        enrolled = UNKNOWN if options.enrolment is None else read_enrolled(options.enrolment)
+        opened = read_log(options.log, leases=True, enrolled=enrolled)
     finally:
         console.end_progress()
     try:
@@ -142,6 +147,8 @@ def _tell_facts(options: argparse.Namespace, console: Console, facts: LogFacts) 
         "crc_damaged": verified.crc_damaged,
         "unknown_records": verified.unknown,
         "clock_breaks": verified.clock_breaks,
+        "seals": verified.seals,
+        "seals_proven": verified.seals_proven,
     }
     if options.json:
         console.document(document)
@@ -152,6 +159,9 @@ def _tell_facts(options: argparse.Namespace, console: Console, facts: LogFacts) 
         ("head", f"{verified.head.size}:{document['head']}"),
         ("signed", f"the first {verified.signed_size} records, by {document['public_key']}"),
     ]
+    if verified.seals:
+        proven = f"{verified.seals_proven} of them proven by the key of the enrolment"
+        pairs.append(("sealed", f"{verified.seals} epochs, {proven}"))
     if facts.unanchored_records or facts.torn_bytes:
         beyond = f"{facts.unanchored_records} records, {facts.torn_bytes} torn bytes"
         pairs.append(("beyond", f"{beyond}: the next start keeps or cuts them"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -25,7 +26,14 @@ from leased.chain.record import Record, hash_prefix, parse_frame
 from leased.chain.recovery import SEGMENT_END, Image, Tail, choose_slot, read_tail
 from leased.chain.segment import HEADER_BYTES, LogIdentity, parse_header, parse_log_id
 from leased.chain.tree import EMPTY, Frontier
-from leased.chain.verdict import CORRUPT_HEAD, CORRUPT_ID, CORRUPT_SEGMENT
+from leased.chain.verdict import (
+    BAD_SEAL,
+    BAD_SIGNATURE,
+    CORRUPT_HEAD,
+    CORRUPT_ID,
+    CORRUPT_SEGMENT,
+    NEW_LOG,
+)
 from leased.chain.verifier import Verifier, check_bodies
 from leased.durable.anchor import ANCHOR, read_slots
 from leased.durable.files import DirectoryDisk, Disk
@@ -37,6 +45,18 @@ from leased.terms.errors import ChainError, StateError
 from leased.terms.event import EpochSealed, Event, NodeStarted
 from leased.terms.identity import BootId
 from leased.terms.moment import Moment
+
+
+class Enrolled(msgspec.Struct, frozen=True):
+    """What a reader knew of the log before: its id, the key it began with, and the key of an
+    epoch's seal. None: not known."""
+
+    log_id: bytes | None = None
+    public_key: bytes | None = None
+    seal_key: EpochKey | None = None
+
+
+UNKNOWN: Final = Enrolled()
 
 
 class LogFacts(msgspec.Struct, frozen=True):
@@ -105,17 +125,16 @@ def read_log(
     bodies: bool = True,
     signatures: bool = True,
     leases: bool = False,
-    seal_key: EpochKey | None = None,
+    enrolled: Enrolled = UNKNOWN,
     disk: Disk | None = None,
 ) -> ReadLog:
     """Verify the log in `directory` up to its anchor and open it for reading. `leases` follows each
-    from its beginning to its end; `seal_key` is what the reader was enrolled with. Raises
-    StateError or ChainError."""
+    from its beginning to its end. Raises StateError or ChainError."""
     try:
         disk = disk or DirectoryDisk(directory)
         try:
             facts = _verify(
-                disk, bodies=bodies, signatures=signatures, leases=leases, seal_key=seal_key
+                disk, bodies=bodies, signatures=signatures, leases=leases, enrolled=enrolled
             )
             return ReadLog(disk, facts)
         except BaseException:
@@ -128,7 +147,7 @@ def read_log(
 
 
 def _verify(
-    disk: Disk, *, bodies: bool, signatures: bool, leases: bool, seal_key: EpochKey | None
+    disk: Disk, *, bodies: bool, signatures: bool, leases: bool, enrolled: Enrolled
 ) -> LogFacts:
     """Everything `read_log` checks."""
     names = disk.names()
@@ -140,6 +159,7 @@ def _verify(
             )
         raise ChainError(CORRUPT_ID, "log.id is missing", file=str(disk.directory / LOG_ID))
     identity = parse_log_id(disk.read(LOG_ID), str(disk.directory / LOG_ID))
+    _check_enrolled(identity, enrolled, str(disk.directory / LOG_ID))
     live = disk.is_locked()
     slot, both = _slot(disk, identity, live=live)
     verify_from = partial(
@@ -148,7 +168,7 @@ def _verify(
         origin=identity.origin,
         public_key=identity.public_key if signatures else None,
         epoch_ns=identity.epoch_ns,
-        seal_key=seal_key,
+        seal_key=enrolled.seal_key,
     )
     verifier, grammar = verify_from(), Grammar()
     head, frontier, index = GENESIS, EMPTY, -1
@@ -181,12 +201,8 @@ def _verify(
     if index < 0 or verified.head != Head(slot.next_seq, slot.head) or not verified.whole:
         anchored = Head(slot.next_seq, slot.head).text()
         why = f"the chain ends with {verified.head.text()} where the anchor has {anchored}"
-        raise ChainError(
-            CORRUPT_HEAD,
-            why,
-            file=segments[index] if segments else ANCHOR,
-            sequence=verified.head.size,
-        )
+        file = segments[index] if segments else ANCHOR
+        raise ChainError(CORRUPT_HEAD, why, file=file, sequence=verified.head.size)
     tail = None if live else _tail(disk, slot, segments[index:], verified, frontier, both=both)
     return LogFacts(
         identity,
@@ -197,6 +213,19 @@ def _verify(
         tail.kept_records if tail else 0,
         tail.torn.end - tail.torn.offset if tail and tail.torn else 0,
     )
+
+
+def _check_enrolled(identity: LogIdentity, enrolled: Enrolled, file: str) -> None:
+    """What the log says of itself must be what the reader was told; above all a log of seals does
+    not become one without by saying so. Raises ChainError."""
+    if enrolled.log_id is not None and identity.log_id != enrolled.log_id:
+        why = f"this is log {identity.log_id.hex()} and not {enrolled.log_id.hex()}, the one known"
+        raise ChainError(NEW_LOG, why, file=file)
+    if enrolled.public_key is not None and identity.public_key != enrolled.public_key:
+        raise ChainError(BAD_SIGNATURE, "the log names another first key than is known", file=file)
+    if enrolled.seal_key is not None and not identity.epoch_ns:
+        why = "the log says that its epochs are not sealed, and a key of its seals is known"
+        raise ChainError(BAD_SEAL, why, file=file)
 
 
 def _check_closed(verified: Verified, name: str) -> None:

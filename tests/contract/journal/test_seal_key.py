@@ -6,13 +6,14 @@ from __future__ import annotations
 import pytest
 
 from leased.chain.epochs import EPOCH_NS, EpochKey
+from leased.chain.verdict import BAD_SEAL, BAD_SIGNATURE, NEW_LOG
 from leased.durable.log import OpenedLog
-from leased.durable.reader import read_log
+from leased.durable.reader import Enrolled, read_log
 from leased.durable.sealkey import SEAL_KEY_FILE, SLOT_BYTES, load_seal_key
 from leased.terms.errors import ChainError
 from leased.terms.moment import NS_PER_MS
 from tests.doubles.disk import MemoryDisk
-from tests.doubles.logs import moment_at, open_on, renewal, started
+from tests.doubles.logs import moment_at, open_on, renewal, started, write_batches
 
 EPOCH = EPOCH_NS // (100 * NS_PER_MS)
 """`moment_at` counts tenths of a second."""
@@ -40,7 +41,7 @@ def test_after_a_seal_the_key_is_gone_from_both_slots() -> None:
     raw = disk.contents()[SEAL_KEY_FILE]
     assert first.key not in raw and first.evolved(1).key not in raw
     assert raw[:SLOT_BYTES] == raw[SLOT_BYTES:] and first.evolved(2).key in raw
-    facts = read_log(disk.directory, disk=disk, seal_key=first).facts
+    facts = read_log(disk.directory, disk=disk, enrolled=Enrolled(seal_key=first)).facts
     assert (facts.verified.seals, facts.verified.seals_proven) == (2, 2)
 
 
@@ -53,7 +54,8 @@ def test_a_crash_between_the_seal_and_its_key_is_made_good_before_anything_is_se
     assert first.key not in left.contents()[SEAL_KEY_FILE]
     assert again.ratchet is not None and again.ratchet.key == first.evolved(1)
     write(again, [EPOCH + 1, 2 * EPOCH])
-    assert read_log(left.directory, disk=left, seal_key=first).facts.verified.seals_proven == 2
+    again = read_log(left.directory, disk=left, enrolled=Enrolled(seal_key=first))
+    assert again.facts.verified.seals_proven == 2
 
 
 def test_one_slot_is_enough() -> None:
@@ -98,3 +100,19 @@ def test_a_log_may_be_made_without_seals_and_stays_so() -> None:
 
 def _log_id(disk: MemoryDisk) -> bytes:
     return open_on(MemoryDisk(disk.contents())).log_id
+
+
+def test_a_log_of_seals_does_not_become_one_without_by_saying_so() -> None:
+    disk = MemoryDisk()
+    first = write(open_on(disk), [0, EPOCH])
+    bare = MemoryDisk()
+    write_batches(open_on(bare, epoch_ns=0), [3])
+    assert read_log(bare.directory, disk=bare).facts.verified.seals == 0
+    for known, verdict in (
+        (Enrolled(seal_key=first), BAD_SEAL),
+        (Enrolled(log_id=bytes(16)), NEW_LOG),
+        (Enrolled(public_key=bytes(32)), BAD_SIGNATURE),
+    ):
+        with pytest.raises(ChainError) as refused:
+            read_log(bare.directory, disk=MemoryDisk(bare.contents()), enrolled=known)
+        assert refused.value.verdict == verdict and refused.value.file.endswith("log.id")

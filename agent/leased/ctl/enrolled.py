@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an auditor was given when the log was enrolled (`leasectl audit enrolment`, PULL.md section
+5): which log it is, whose key signs it, and the key of its seals.
+
+Rule: identity comes from this file and from nothing that the log says of itself.
+
+Does not check a log (`durable.reader`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from leased.chain.epochs import KEY_BYTES, EpochKey
+from leased.durable.reader import Enrolled
+from leased.terms.errors import InvalidParameter
+
+FORMAT: Final = "leased-enrolment/1"
+FILE_BYTES_MAX: Final = 64 * 1024
+
+
+class _File(msgspec.Struct, frozen=True):
+    """The fields of the file that matter to a verifier. A later release may add others."""
+
+    format: str
+    log_id: str
+    first_public_key: str
+    seal_epoch: int | None = None
+    seal_key: str | None = None
+
+
+def read_enrolled(path: Path) -> Enrolled:
+    """What the file pins. Raises InvalidParameter."""
+    try:
+        with path.open("rb") as file:
+            told = msgspec.json.decode(file.read(FILE_BYTES_MAX), type=_File)
+        log_id, public_key = bytes.fromhex(told.log_id), bytes.fromhex(told.first_public_key)
+        seal = None if told.seal_key is None else bytes.fromhex(told.seal_key)
+    except OSError as error:
+        raise InvalidParameter("enrolment", f"{path}: {error.strerror}") from error
+    except (msgspec.DecodeError, ValueError) as error:
+        raise InvalidParameter("enrolment", f"{path}: {error}") from error
+    sound = told.format == FORMAT and len(log_id) == 16 and len(public_key) == 32
+    if not sound or (seal is not None and (len(seal) != KEY_BYTES or told.seal_epoch is None)):
+        why = f"{path} is not what `leasectl audit enrolment` prints ({FORMAT})"
+        raise InvalidParameter("enrolment", why)
+    key = None if seal is None else EpochKey(told.seal_epoch or 0, seal)
+    return Enrolled(log_id, public_key, key)
