@@ -54,6 +54,20 @@ packages() {
   return 1
 }
 
+# unpacked DIRECTORY NAME...: the files of these Debian packages in DIRECTORY, for programs that a test runs and that must not
+# be installed (syslog-ng would take the place of the host's own log daemon).
+unpacked() {
+  local directory=$1
+  shift
+  [ "$(cat "$directory/.made-from" 2>/dev/null)" = "$*" ] && return 0
+  command -v apt-get >/dev/null || { echo "apt-get is needed to fetch $*"; return 1; }
+  mkdir -p "$directory/.packages"
+  (cd "$directory/.packages" && { [ "$(id -u)" != 0 ] || apt_get update; } && apt_get download "$@") || return 1
+  for package in "$directory"/.packages/*.deb; do dpkg-deb -x "$package" "$directory" || return 1; done
+  rm -rf "$directory/.packages"
+  printf '%s\n' "$*" >"$directory/.made-from"
+}
+
 apt_get() {
   DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@"
 }

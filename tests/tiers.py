@@ -55,6 +55,7 @@ TIERS = (
     Tier("interop", 180, "other people's Varlink clients"),
     Tier("process", 600, "the installed programs: kill -9, restart, sockets", fast=False),
     Tier("crash", 600, "every crash point and every failing system call of the commit path"),
+    Tier("adversary", 180, "what root can do to a sealed log, beside journald's and syslog-ng's"),
     Tier("faults", 600, "injected faults on the running daemon", fast=False),
     Tier("bench", 300, "that the benchmarks measure what they say"),
     Tier("packaging", 300, "the wheel, the units, the configuration, the installer"),

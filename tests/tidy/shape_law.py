@@ -36,7 +36,16 @@ BANNED_WORDS = frozenset(
 )
 CATCH_ALL = frozenset(("Exception", "BaseException"))
 CATCH_ALL_DOOR = "agent/leased/service/daemon.py"
-REAL_PROCESS_TIERS = ("process", "vm", "bench", "faults", "hardware", "native", "packaging")
+REAL_PROCESS_TIERS = (
+    "process",
+    "vm",
+    "bench",
+    "faults",
+    "hardware",
+    "native",
+    "packaging",
+    "adversary",
+)
 _UNFINISHED = re.compile(
     r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")) + r")\b"
 )
