@@ -62,7 +62,13 @@ class DirectoryDisk:
 
     def names(self) -> list[str]:
         """The entries of the directory, in order."""
-        return sorted(os.listdir(self._fd))
+        # Opened anew: btrfs shows a descriptor the entries that were there when it was opened or
+        # rewound last, and a log that was just made would have no segments.
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
 
     def size(self, name: str) -> int:
         """The length of a file."""
