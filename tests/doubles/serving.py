@@ -314,7 +314,7 @@ class Agent:
             changed=lambda: None,
             say=lambda message: None,
         )
-        return PolicyCalls(policies, self.host.clock, self.host.entropy)
+        return PolicyCalls(policies, self.lessor, clock=self.host.clock, entropy=self.host.entropy)
 
     async def serve_on(
         self,

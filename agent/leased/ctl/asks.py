@@ -259,6 +259,19 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_rank(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a request stands among others."""
+    rank = parser.add_argument_group("among others")
+    rank.add_argument(
+        "--level", choices=portrayal.LEVEL, help="default: that of the priority (normal)"
+    )
+    rank.add_argument(
+        "--requeue",
+        metavar="LEASE",
+        help="the whole id of a lease that was taken from you: wait at the head of your level",
+    )
+
+
 def request(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """The parameters of an Acquire or Plan, and what to note. Raises InvalidParameter."""
     resources: list[dict[str, Any]] = []
@@ -277,9 +290,14 @@ def request(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         text = getattr(options, name)
         if text is not None:
             found[f"{name}_ns"] = parse_duration(text)
-    for name in ("priority", "workload"):
-        if getattr(options, name) is not None:
-            found[name] = getattr(options, name)
+    for option, name in (
+        ("priority", "priority"),
+        ("level", "level"),
+        ("requeue", "requeue_of"),
+        ("workload", "workload"),
+    ):
+        if getattr(options, option, None) is not None:
+            found[name] = getattr(options, option)
     if options.tag is not None:
         found["accounting_tag"] = tag(options.tag)
     return found, notes

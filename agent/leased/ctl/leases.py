@@ -7,13 +7,14 @@ Rule: what is printed after a change is what the agent answered, not what was as
 from __future__ import annotations
 
 import argparse
+import os
 
 import msgspec
 
 from leased.client import Refused, Session
 from leased.ctl import render
 from leased.ctl.agent import find_lease, find_lease_or_request, online
-from leased.ctl.asks import add_request, parse_duration, request
+from leased.ctl.asks import add_rank, add_request, parse_duration, request
 from leased.ctl.console import NS_PER_S, Console, relative
 from leased.ctl.refusals import refusal_status, refusal_text
 from leased.ctl.usage_text import Verbs, verb
@@ -53,6 +54,7 @@ def register(verbs: Verbs) -> None:
         json=True,
     )
     add_request(one)
+    add_rank(one)
     one.set_defaults(act=online(plan))
     one = verb(verbs, "renew", "move a deadline", "leasectl renew 7fa3 --ttl 5min", json=True)
     _add_lease(one)
@@ -130,13 +132,26 @@ async def why(options: argparse.Namespace, console: Console, session: Session) -
         console.document(render.plain(told))
         return 0
     if told.lease is not None:
-        console.say(_why_ended(told.lease, console))
+        console.say(_why_ended(told.lease, console) + _why_more(told))
     if told.refusal is not None:
         place = f"place {told.position} in the queue: " if told.position is not None else ""
         console.say(place + refusal_text(told.refusal, console))
     elif told.position is not None:
         console.say(f"place {told.position} in the queue")
     return 0
+
+
+def _why_more(told: replies.WhyReply) -> str:
+    """What failed of a teardown that fenced, and for whom a lease made way."""
+    text = ""
+    if told.step is not None:
+        said = f" ({os.strerror(told.errno)})" if told.errno else ""
+        text += f"; the step that failed is {told.step}{said}"
+    if told.preemptor_tenant is not None and told.preemptor_lease_id is not None:
+        text += (
+            f"; it made way for {render.short(told.preemptor_lease_id)} of {told.preemptor_tenant}"
+        )
+    return text
 
 
 def _why_ended(lease: objects.Lease, console: Console) -> str:
@@ -174,7 +189,14 @@ async def plan(options: argparse.Namespace, console: Console, session: Session) 
         for one in planned.removals:
             whose = render.short(one.lease_id) if one.lease_id else "a lease of another tenant"
             until = console.time_of_boot(one.until_boottime_ns)
-            console.say(f"{whose} ({one.level}) would have to leave: {one.reason}, by {until}")
+            what = render.held(one.allotments)
+            console.say(
+                f"{whose} ({one.level}, {what}) would have to leave: {one.reason}, by {until}"
+            )
+    if planned.cost_nano and not options.json:
+        whole, rest = divmod(planned.cost_nano, 10**9)
+        cost = f"{whole}.{rest:09}".rstrip("0").removesuffix(".")
+        console.say(f"it would cost {cost} until its first deadline, at the host's rates")
     if planned.refusal is not None:
         return refusal_status(planned.refusal)
     return 0

@@ -28,6 +28,7 @@ from leased.ctl import (
     drain,
     leases,
     pki,
+    policy,
     raw,
     run,
     usage,
@@ -66,7 +67,7 @@ def version() -> str:
 
 
 _FAMILIES = (
-    *(run, leases, devices, watch, usage, audit),
+    *(run, leases, devices, watch, usage, policy, audit),
     *(adopt, drain, admin, doctor, pki, raw, completion),
 )
 

@@ -26,7 +26,7 @@ from leased.client.holding import Holding
 from leased.ctl import child as children
 from leased.ctl import render
 from leased.ctl.agent import find_lease, online, socket_path
-from leased.ctl.asks import add_request, request
+from leased.ctl.asks import add_rank, add_request, request
 from leased.ctl.child import Child, Orders
 from leased.ctl.console import NS_PER_S, Console, length
 from leased.ctl.usage_text import Verbs, verb
@@ -98,6 +98,7 @@ def register(verbs: Verbs) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add_request(parser)
+    add_rank(parser)
     parser.add_argument("--no-renew", action="store_true", help="let the deadline end it")
     parser.add_argument(
         "--notice-signal",

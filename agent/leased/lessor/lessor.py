@@ -26,7 +26,7 @@ from leased.lessor.invariants import check
 from leased.lessor.lifecycle import CELLS, Answer, Trigger
 from leased.lessor.operations import OBSERVATIONS, ORDERS, end_lost, forbidden
 from leased.lessor.periods import begin_periods, meter_tenants
-from leased.lessor.questions import Questions, visible
+from leased.lessor.questions import ANSWERS, Questions, visible
 from leased.lessor.queue import WaitQueue
 from leased.lessor.renewal import renewed_until_ns
 from leased.lessor.reports import REPORTS
@@ -43,7 +43,16 @@ from leased.terms.lease import LeaseState, RevocationReason
 from leased.terms.moment import Moment
 from leased.terms.policy import Calendar, Policy, Price
 from leased.terms.policy_turn import turned
-from leased.terms.reply import Changed, Done, InForce, Missing, Refusal, RefusalReason, Unfit
+from leased.terms.reply import (
+    Changed,
+    Done,
+    Forbidden,
+    InForce,
+    Missing,
+    Refusal,
+    RefusalReason,
+    Unfit,
+)
 
 EXPIRIES_MAX = 512
 """Most leases, and most waits, that one Tick ends: their records fill a batch. The rest is still
@@ -79,12 +88,10 @@ class Lessor:
             commands.Start: self._start,
             commands.Stop: self._stop,
             commands.Heartbeat: self._heartbeat,
-            commands.Describe: self._describe,
-            commands.ListLeases: self._list_leases,
-            commands.ListResources: self._list_resources,
-            commands.Plan: self._plan,
-            commands.Why: self._why,
+            commands.TryPolicy: self._try_policy,
         }
+        for question in ANSWERS:
+            self._propose[question] = self._asked
         for order in ORDERS:
             self._propose[order] = self._ordered
         for report in (*REPORTS, *OBSERVATIONS):
@@ -366,19 +373,12 @@ class Lessor:
 
     # ---- questions -------------------------------------------------------------------------------
 
-    def _describe(self, command: commands.Describe, moment: Moment) -> Proposal:
-        return answered(command, self.questions.describe(command.caller, command.lease_id))
+    def _asked(self, command: Command, moment: Moment) -> Proposal:
+        return answered(command, ANSWERS[type(command)](self.questions, command, moment.boot_ns))
 
-    def _list_leases(self, command: commands.ListLeases, moment: Moment) -> Proposal:
-        return answered(command, self.questions.leases(command.caller, closed=command.closed))
-
-    def _list_resources(self, command: commands.ListResources, moment: Moment) -> Proposal:
-        return answered(command, self.questions.resources())
-
-    def _plan(self, command: commands.Plan, moment: Moment) -> Proposal:
-        return answered(command, self.questions.plan(command.acquire, moment.boot_ns))
-
-    def _why(self, command: commands.Why, moment: Moment) -> Proposal:
-        return answered(
-            command, self.questions.why(command.caller, command.lease_id, moment.boot_ns)
-        )
+    def _try_policy(self, command: commands.TryPolicy, moment: Moment) -> Proposal:
+        if not command.caller.operator:
+            return answered(command, Forbidden())
+        windows = command.calendar.windows
+        policy = turned(command.policy, wall_ns=moment.wall_ns, windows=windows, host=self._host)
+        return answered(command, self.questions.tried(policy, moment.boot_ns))

@@ -9,19 +9,29 @@ Does not decide (`lessor.admission`) and emits nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Final
+
 import msgspec
 
 from leased.lessor.admission import Admission
+from leased.lessor.allowances import Books, parts_of
+from leased.lessor.fitting import misfit
 from leased.lessor.meaning import Verdict
 from leased.lessor.queue import Waiting, WaitQueue, key_of, rank_of
+from leased.lessor.quota import TenantBook
 from leased.lessor.table import LeaseTable
 from leased.lessor.yielding import Surroundings, find_victims, leaving_of
-from leased.terms.command import Acquire, Caller
-from leased.terms.identity import CommandId, LeaseId
+from leased.terms import command as commands
+from leased.terms.command import Acquire, Caller, Command
+from leased.terms.identity import CommandId, LeaseId, TenantId
 from leased.terms.lease import Lease
+from leased.terms.policy import Policy
 from leased.terms.reply import (
+    Allowed,
     Changed,
     Explained,
+    Forbidden,
     Inventoried,
     Listed,
     Missing,
@@ -103,7 +113,12 @@ class Questions:
         """A lease with the reason of its end on it, or what a waiting request waits for."""
         lease = self._table.find(lease_id)
         if lease is not None and visible(lease, caller):
-            return Explained(lease=lease)
+            step, errno = self._table.faults.get(lease_id, (None, 0))
+            taken = self._table.preempted.get(lease_id)
+            preemptor = None
+            if taken is not None and (caller.operator or taken.preemptor_tenant == caller.tenant):
+                preemptor = (taken.preemptor_tenant, taken.preemptor_lease_id)
+            return Explained(lease=lease, step=step, errno=errno, preemptor=preemptor)
         waiting = self._queue.find(CommandId(lease_id))
         if waiting is None or not self._may_see(waiting, caller):
             return Missing(lease_id)
@@ -112,6 +127,31 @@ class Questions:
         refusal = verdict.refusal if isinstance(verdict, Verdict) else Refusal(waiting.reason)
         position = next(at for at, one in enumerate(self._queue, 1) if one is waiting)
         return Explained(refusal=self.dated(acquire, refusal, now_ns), position=position)
+
+    def quotas(self, caller: Caller, tenant: TenantId | None, now_ns: int) -> Reply:
+        """What is allowed, and what of it is used."""
+        admission, table = self._admission, self._table
+        own = caller.tenant if tenant is None else tenant
+        if own != caller.tenant and not caller.operator:
+            return Forbidden()
+        tenants = (own,) if tenant is not None or not caller.operator else self._everybody()
+        books = Books(table, self._queue, admission.book, admission.prices, now_ns)
+        parts, evenness = parts_of(table, self._queue, admission, tenants)
+        return Allowed((*books.of(tenants), *parts), tuple(evenness))
+
+    def tried(self, policy: Policy, now_ns: int) -> Reply:
+        """What `policy`, as it would hold now, would allow of what there is."""
+        admission, table = self._admission, self._table
+        book = TenantBook(policy)
+        tenants = dict.fromkeys((*book.named(), *self._everybody()))
+        books = Books(table, self._queue, book, admission.prices, now_ns)
+        return Allowed(tuple(books.of(tenants)), why=misfit(policy, table.pools))
+
+    def _everybody(self) -> tuple[TenantId, ...]:
+        """Who is named by the policy, or has something."""
+        held = (tenant for tenant, account in self._table.accounts.items() if account.charges)
+        named = (*self._admission.book.named(), *held, *self._queue.tenants())
+        return tuple(sorted(dict.fromkeys(named)))
 
     def dated(self, acquire: Acquire, refusal: Refusal, now_ns: int) -> Refusal:
         """The refusal with the earliest moment at which the same request could succeed."""
@@ -147,3 +187,13 @@ class Questions:
                 )
             )
         return tuple(removals)
+
+
+ANSWERS: Final[dict[type[Command], Callable[[Questions, Any, int], Reply]]] = {
+    commands.Describe: lambda asked, c, now_ns: asked.describe(c.caller, c.lease_id),
+    commands.ListLeases: lambda asked, c, now_ns: asked.leases(c.caller, closed=c.closed),
+    commands.ListResources: lambda asked, c, now_ns: asked.resources(),
+    commands.Plan: lambda asked, c, now_ns: asked.plan(c.acquire, now_ns),
+    commands.Why: lambda asked, c, now_ns: asked.why(c.caller, c.lease_id, now_ns),
+    commands.Quotas: lambda asked, c, now_ns: asked.quotas(c.caller, c.tenant, now_ns),
+}

@@ -32,6 +32,7 @@ from leased.terms.identity import BootId, CommandId, LeaseId
 from leased.terms.lease import LEVEL_OF, Ending, Lease, LeaseState, Level
 from leased.terms.moment import Moment
 from leased.terms.resource import Health
+from leased.terms.teardown import TeardownStep
 
 NO_HASH = bytes(32)
 NO_BOOT = BootId(bytes(16))
@@ -70,6 +71,8 @@ class LeaseTable:
         self.accounts = Accounts(self.deadlines)
         self.pools = Pools(self.deadlines)
         self.terms: dict[LeaseId, events.Admitted] = {}
+        self.preempted: dict[LeaseId, events.Preempted] = {}
+        self.faults: dict[LeaseId, tuple[TeardownStep, int]] = {}
         self.yielders = Yielders()
         self.overages = Overages()
         self.ledger = Ledger()
@@ -86,6 +89,7 @@ class LeaseTable:
             events.Admitted: self._admitted,
             events.Activated: self._activated,
             events.Renewed: self._renewed,
+            events.Preempted: self._preempted,
             events.DrainNotified: self._drain_notified,
             events.Released: self._released,
             events.Expired: self._expired,
@@ -202,6 +206,10 @@ class LeaseTable:
         if deadline_ns < lease.deadline_ns:
             self._ends_earlier(lease, deadline_ns)
 
+    def _preempted(self, event: events.Preempted, moment: Moment) -> None:
+        self._one_of(event, LIVE)
+        self.preempted[event.lease_id] = event
+
     def _drain_notified(self, event: events.DrainNotified, moment: Moment) -> None:
         before = self._one_of(event, LIVE)
         lease = self.leases[event.lease_id] = _replace(
@@ -287,6 +295,7 @@ class LeaseTable:
             pool.free -= allotment.capacity
         self._give_back(lease, moment)
         self.leases[event.lease_id] = _replace(lease, state=LeaseState.FENCED, fenced=event.fenced)
+        self.faults[event.lease_id] = (TeardownStep(event.step), event.errno)
         self.fenced_count += 1
 
     def _unfenced(self, event: events.Unfenced, moment: Moment) -> None:
@@ -316,12 +325,14 @@ class LeaseTable:
         lease_id = lease.lease_id
         del self.leases[lease_id]
         self.tenancies.pop(lease_id, None)
+        self.faults.pop(lease_id, None)
         self.closed[lease_id] = _replace(lease, state=LeaseState.RECLAIMED)
         self._forget_closed()
 
     def _forget_closed(self) -> None:
         while len(self.closed) > self.closed_max:
             lease_id, lease = self.closed.popitem(last=False)
+            self.preempted.pop(lease_id, None)
             key = (lease.subject.uid, lease.command_id)
             if self.requests.get(key) == lease_id:
                 del self.requests[key]

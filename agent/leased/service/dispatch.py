@@ -87,6 +87,8 @@ class Dispatcher:
             parameters.AuditVerify: questions.verify_chain,
             parameters.Reload: questions.reload,
             parameters.SetPolicy: policy_calls.set_policy,
+            parameters.GetPolicy: policy_calls.get_policy,
+            parameters.CheckPolicy: policy_calls.check_policy,
             parameters.LetGo: self._let_go,
             parameters.AuditHead: questions.tell_head,
             parameters.TelemetryRead: questions.tell_samples,

@@ -24,7 +24,7 @@ from leased.service.config import Config
 from leased.service.evidence import NO_COMMAND
 from leased.service.windows import check_windows
 from leased.terms import policy as policies
-from leased.terms.command import Caller, Command, SetPolicy
+from leased.terms.command import Caller, Command, SetPolicy, TryPolicy
 from leased.terms.errors import ConfigError, InvalidParameter, StateError
 from leased.terms.policy import Policy, digest
 from leased.terms.reply import InForce, Reply
@@ -128,6 +128,25 @@ class Policies:
         if isinstance(reply, InForce):
             self._changed()
         return reply
+
+    async def put_back(self, caller: Caller) -> Reply:
+        """Put the configured policy in force."""
+        async with self._turns:
+            with trio.CancelScope(shield=True):
+                reply = await self._ask(self.floor(caller))
+                await self._tidy()
+                self._changed()
+        return reply
+
+    async def attempt(self, asked: TryPolicy) -> Reply:
+        """What a document would mean here. Raises ConfigError if it cannot be meant."""
+        check_windows(asked.policy)
+        calendar = calendar_at(asked.policy, self._clock.now())
+        return await self._ask(msgspec.structs.replace(asked, calendar=calendar))
+
+    def is_configured(self, policy_hash: bytes) -> bool:
+        """Whether that is the policy of the configuration."""
+        return policy_hash == digest(floor_of(self._config()))
 
     async def reconfigured(self, fresh: Config, before: Config, caller: Caller) -> Reply:
         """Another configuration is to be in force: its policy, unless a document that was handed in

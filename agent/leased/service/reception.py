@@ -81,7 +81,9 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
             find=table.find,
         ),
         detachment=agent.detachment,
-        policy_calls=PolicyCalls(agent.policies, agent.clock, agent.entropy),
+        policy_calls=PolicyCalls(
+            agent.policies, agent.sequencer.lessor, clock=agent.clock, entropy=agent.entropy
+        ),
         adoption=Adoption(
             sequencer=agent.sequencer,
             adoptions=agent.devices.adoptions,

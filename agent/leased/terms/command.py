@@ -141,6 +141,14 @@ class SetPolicy(Command, frozen=True):
     calendar: Calendar = Calendar()
 
 
+class TryPolicy(Command, frozen=True):
+    """What would a policy mean for the leases that there are? Changes nothing."""
+
+    caller: Caller
+    policy: Policy
+    calendar: Calendar = Calendar()
+
+
 # ---- what the agent's own tasks report -----------------------------------------------------------
 
 
@@ -326,3 +334,10 @@ class Why(Command, frozen=True):
 
     caller: Caller
     lease_id: LeaseId
+
+
+class Quotas(Command, frozen=True):
+    """What `tenant` may have and has (None: the caller; for an operator, everybody)."""
+
+    caller: Caller
+    tenant: TenantId | None = None

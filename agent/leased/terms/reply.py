@@ -16,6 +16,7 @@ import msgspec
 from leased.terms.identity import CommandId, LeaseId, TenantId
 from leased.terms.lease import Lease, Level, RevocationReason
 from leased.terms.resource import Allotment, Inventory, ResourceKind
+from leased.terms.teardown import TeardownStep
 
 
 class RefusalReason(enum.IntEnum):
@@ -141,13 +142,58 @@ class Planned(msgspec.Struct, frozen=True, tag="planned"):
     cost_nano: int = 0
 
 
+class Allowance(msgspec.Struct, frozen=True):
+    """One limit of a tenant or group, and what its holder has, in the unit of `what`.
+
+    Up to `ceiling` it may be exceeded, by its `mode`. `capacity` is what the host has of it (0:
+    not a thing that hosts have). Where the usage is above the limit, `until_ns` is until when that
+    is borne, and `leaving` how many leases are told to leave then.
+    """
+
+    holder: str
+    rule: str
+    what: str
+    limit: int
+    ceiling: int
+    usage: int
+    mode: str = "hard"
+    capacity: int = 0
+    until_ns: int | None = None
+    leaving: int = 0
+
+
+class Evenness(msgspec.Struct, frozen=True):
+    """How evenly something is divided by its weights: Jain's index, in millionths."""
+
+    rule: str
+    index: int
+
+
+class Allowed(msgspec.Struct, frozen=True, tag="allowed"):
+    """What is allowed, now or under a policy that was tried; `why` is why that cannot be in force
+    here.
+    """
+
+    allowances: tuple[Allowance, ...]
+    evenness: tuple[Evenness, ...] = ()
+    why: str | None = None
+
+
 class Explained(msgspec.Struct, frozen=True, tag="explained"):
     """Why: the lease as it is or was, or the refusal a waiting request would get now, with its
-    place in the queue."""
+    place in the queue.
+
+    Of a fenced lease, `step` is the step of its teardown that failed and `errno` what the kernel or
+    driver said; of one that was preempted, `preemptor` is whose request it made way for, and which,
+    for those who may know.
+    """
 
     lease: Lease | None = None
     refusal: Refusal | None = None
     position: int | None = None
+    step: TeardownStep | None = None
+    errno: int = 0
+    preemptor: tuple[TenantId, LeaseId] | None = None
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
@@ -188,6 +234,7 @@ Reply = (
     | Inventoried
     | Planned
     | Explained
+    | Allowed
     | Done
     | InForce
     | Unfit

@@ -198,6 +198,22 @@ def _encode_explained(
             lease=None if lease is None else portrayal.portray_lease(lease, moment),
             refusal=None if refusal is None else portrayal.portray_refusal(refusal, moment),
             position=explained.position,
+            step=None if explained.step is None else explained.step.name.lower(),
+            errno=None if explained.step is None else explained.errno,
+            preemptor_tenant=None if explained.preemptor is None else explained.preemptor[0],
+            preemptor_lease_id=(
+                None if explained.preemptor is None else explained.preemptor[1].hex()
+            ),
+        )
+    )
+
+
+def _encode_allowed(call: Call, allowed: answers.Allowed, moment: Moment, sequence: int) -> bytes:
+    del call, moment, sequence
+    return encode(
+        replies.QuotasReply(
+            [portrayal.portray_allowance(one) for one in allowed.allowances],
+            [objects.Evenness(one.rule, one.index) for one in allowed.evenness],
         )
     )
 
@@ -228,6 +244,7 @@ _ENCODINGS: Final[dict[type[msgspec.Struct], Callable[..., bytes]]] = {
     answers.Inventoried: _encode_inventoried,
     answers.Planned: _encode_planned,
     answers.Explained: _encode_explained,
+    answers.Allowed: _encode_allowed,
     answers.Done: _encode_done,
     answers.InForce: _encode_in_force,
     answers.Unfit: _encode_unfit,

@@ -19,7 +19,7 @@ import msgspec
 from leased.terms import command as commands
 from leased.terms.command import Caller, Command
 from leased.terms.errors import InvalidParameter, PermissionDenied
-from leased.terms.identity import ID_BYTES, CommandId, LeaseId, parse_id
+from leased.terms.identity import ID_BYTES, CommandId, LeaseId, parse_id, parse_tenant
 from leased.terms.lease import (
     BOUND_TO_CGROUP,
     BOUND_TO_NOTHING,
@@ -299,6 +299,8 @@ def _unfence(asked: parameters.Unfence, caller: Caller, entropy: Entropy) -> Com
 
 
 def _set_policy(asked: parameters.SetPolicy, caller: Caller, entropy: Entropy) -> Command:
+    if asked.document is None:
+        raise InvalidParameter("document", "the configured policy is for the service to put back")
     policy = decode_policy(asked.document)
     return commands.SetPolicy(
         _command_id(asked.command_id, entropy),
@@ -307,6 +309,15 @@ def _set_policy(asked: parameters.SetPolicy, caller: Caller, entropy: Entropy) -
         digest(policy),
         bytes(HASH_BYTES) if asked.rate_hash is None else _hash(asked.rate_hash, "rate_hash"),
     )
+
+
+def _check_policy(asked: parameters.CheckPolicy, caller: Caller, entropy: Entropy) -> Command:
+    return commands.TryPolicy(CommandId(entropy()), caller, decode_policy(asked.document))
+
+
+def _quotas(asked: parameters.Quotas, caller: Caller, entropy: Entropy) -> Command:
+    tenant = None if asked.tenant is None else parse_tenant(asked.tenant)
+    return commands.Quotas(CommandId(entropy()), caller, tenant)
 
 
 def _hash(text: str, parameter: str) -> bytes:
@@ -339,4 +350,6 @@ _COMMANDS: Final[dict[type, Callable[..., Command]]] = {
     parameters.Fence: _fence,
     parameters.Unfence: _unfence,
     parameters.SetPolicy: _set_policy,
+    parameters.CheckPolicy: _check_policy,
+    parameters.Quotas: _quotas,
 }

@@ -187,6 +187,36 @@ class Removal(Tolerant, frozen=True):
     allotments: list[Allotment]
 
 
+class Allowance(Tolerant, frozen=True):
+    """One limit, and what its holder has."""
+
+    holder: str
+    rule: str
+    what: str
+    limit: int
+    ceiling: int
+    usage: int
+    mode: str
+    capacity: int
+    leaving: int
+    until_boottime_ns: int | None = None
+
+
+class Evenness(Tolerant, frozen=True):
+    """How evenly a kind is divided by its weights, in millionths."""
+
+    rule: str
+    index: int
+
+
+class Change(Tolerant, frozen=True):
+    """One key of a policy document, before and after."""
+
+    key: str
+    before: str | None = None
+    after: str | None = None
+
+
 class Waiting(Tolerant, frozen=True):
     """A request in the queue."""
 

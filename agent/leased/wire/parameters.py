@@ -73,6 +73,12 @@ class Join(Strict, frozen=True):
     lease_id: HexId
 
 
+class Quotas(Strict, frozen=True):
+    """io.leased.Lease.Quotas"""
+
+    tenant: Label | None = None
+
+
 class Connect(Strict, frozen=True):
     """io.leased.Lease.Connect"""
 
@@ -251,9 +257,19 @@ class Unfence(Strict, frozen=True):
 class SetPolicy(Strict, frozen=True):
     """io.leased.Admin.SetPolicy"""
 
-    document: str
+    document: str | None = None
     command_id: HexId | None = None
     rate_hash: HexId | None = None
+
+
+class GetPolicy(Strict, frozen=True):
+    """io.leased.Admin.GetPolicy"""
+
+
+class CheckPolicy(Strict, frozen=True):
+    """io.leased.Admin.CheckPolicy"""
+
+    document: str
 
 
 class Adopt(Strict, frozen=True):
@@ -288,42 +304,8 @@ class GetInterfaceDescription(Strict, frozen=True):
     interface: str
 
 
-Parameters = (
-    Acquire
-    | Plan
-    | Join
-    | Renew
-    | Release
-    | Done
-    | Describe
-    | List
-    | Watch
-    | Why
-    | Wait
-    | Connect
-    | Disconnect
-    | DeviceList
-    | Holders
-    | DeviceWatch
-    | AuditHead
-    | AuditRead
-    | AuditWatch
-    | AuditVerify
-    | TelemetryRead
-    | TelemetryWatch
-    | Revoke
-    | Drain
-    | Resume
-    | LetGo
-    | Fence
-    | Unfence
-    | SetPolicy
-    | Adopt
-    | Reload
-    | Status
-    | GetInfo
-    | GetInterfaceDescription
-)
+Parameters = Strict
+"""Of any method."""
 
 
 class Method(msgspec.Struct, frozen=True, eq=False):
@@ -353,6 +335,7 @@ _NAMED: Final[dict[str, type[Parameters]]] = {
     "io.leased.Lease.Watch": Watch,
     "io.leased.Lease.Why": Why,
     "io.leased.Lease.Wait": Wait,
+    "io.leased.Lease.Quotas": Quotas,
     "io.leased.Lease.Connect": Connect,
     "io.leased.Lease.Disconnect": Disconnect,
     "io.leased.Device.List": DeviceList,
@@ -371,6 +354,8 @@ _NAMED: Final[dict[str, type[Parameters]]] = {
     "io.leased.Admin.Fence": Fence,
     "io.leased.Admin.Unfence": Unfence,
     "io.leased.Admin.SetPolicy": SetPolicy,
+    "io.leased.Admin.GetPolicy": GetPolicy,
+    "io.leased.Admin.CheckPolicy": CheckPolicy,
     "io.leased.Admin.Adopt": Adopt,
     "io.leased.Admin.Reload": Reload,
     "io.leased.Admin.Status": Status,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy document of a call: JSON text to a checked `Policy`.
+"""The policy document of a call: JSON text to a checked `Policy`, and back.
 
 Rule: the language is that of the policy file (`terms.policy_text`), as a JSON object; what is
 absent is the built-in default, what is unknown is refused, because a limit that is not understood
@@ -17,8 +17,10 @@ import msgspec
 from leased.terms.errors import InvalidParameter
 from leased.terms.policy import Policy
 from leased.terms.policy_text import read_policy
+from leased.terms.policy_writing import document_of
 
 _DECODER = msgspec.json.Decoder(dict[str, Any])
+_ENCODER = msgspec.json.Encoder()
 
 
 def decode_policy(document: str) -> Policy:
@@ -30,3 +32,8 @@ def decode_policy(document: str) -> Policy:
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InvalidParameter("document", str(error)[:256]) from error
     return read_policy(read)
+
+
+def encode_policy(policy: Policy) -> str:
+    """The document that `decode_policy` reads as `policy`."""
+    return _ENCODER.encode(document_of(policy)).decode()

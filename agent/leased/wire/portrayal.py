@@ -19,12 +19,21 @@ from leased.terms.lease import (
     Ending,
     Lease,
     LeaseState,
+    Level,
     Priority,
     RevocationReason,
     Trust,
 )
 from leased.terms.moment import NS_PER_S, Moment
-from leased.terms.reply import Inventoried, Listed, Refusal, RefusalReason, Removal, ResourceUse
+from leased.terms.reply import (
+    Allowance,
+    Inventoried,
+    Listed,
+    Refusal,
+    RefusalReason,
+    Removal,
+    ResourceUse,
+)
 from leased.terms.resource import (
     Allotment,
     Evidence,
@@ -45,6 +54,7 @@ STATE = names(LeaseState)
 KIND = names(ResourceKind)
 TIER = names(TierKind)
 PRIORITY = names(Priority)
+LEVEL = tuple(level.name.lower() for level in Level)
 ENDING = names(Ending)
 REASON = names(RevocationReason)
 TRUST = names(Trust)
@@ -160,6 +170,22 @@ def portray_removal(removal: Removal) -> objects.Removal:
         REASON[removal.reason],
         removal.until_ns,
         [portray_allotment(allotment) for allotment in removal.allotments],
+    )
+
+
+def portray_allowance(allowance: Allowance) -> objects.Allowance:
+    """One limit and its usage."""
+    return objects.Allowance(
+        allowance.holder,
+        allowance.rule,
+        allowance.what,
+        allowance.limit,
+        allowance.ceiling,
+        allowance.usage,
+        allowance.mode,
+        allowance.capacity,
+        allowance.leaving,
+        allowance.until_ns,
     )
 
 

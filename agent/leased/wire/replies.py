@@ -15,6 +15,9 @@ import msgspec
 from leased.wire.objects import (
     Absence,
     Access,
+    Allowance,
+    Change,
+    Evenness,
     Graces,
     Holder,
     Lease,
@@ -121,6 +124,17 @@ class WhyReply(Tolerant, frozen=True):
     lease: Lease | None = None
     refusal: Refusal | None = None
     position: int | None = None
+    step: str | None = None
+    errno: int | None = None
+    preemptor_tenant: str | None = None
+    preemptor_lease_id: str | None = None
+
+
+class QuotasReply(Tolerant, frozen=True):
+    """io.leased.Lease.Quotas"""
+
+    allowances: list[Allowance]
+    evenness: list[Evenness]
 
 
 class DeviceListReply(Tolerant, frozen=True):
@@ -220,6 +234,25 @@ class SetPolicyReply(Tolerant, frozen=True):
     """io.leased.Admin.SetPolicy"""
 
     policy_hash: str
+
+
+class GetPolicyReply(Tolerant, frozen=True):
+    """io.leased.Admin.GetPolicy"""
+
+    document: str
+    policy_hash: str
+    generation: int
+    configured: bool
+    windows: list[str]
+
+
+class CheckPolicyReply(Tolerant, frozen=True):
+    """io.leased.Admin.CheckPolicy"""
+
+    policy_hash: str
+    changes: list[Change]
+    allowances: list[Allowance]
+    why: str | None = None
 
 
 class StatusReply(Tolerant, frozen=True):

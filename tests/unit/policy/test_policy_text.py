@@ -41,6 +41,7 @@ from leased.terms.policy import (
 )
 from leased.terms.policy_check import check
 from leased.terms.policy_text import read_policy
+from leased.terms.policy_writing import document_of, lines_of
 from leased.terms.quantity import parse_instant
 from leased.terms.resource import ResourceKind, TierKind
 
@@ -319,6 +320,62 @@ def test_two_groups_of_one_tenant_cannot_be_written_and_a_duplicate_is_refused()
     twice = Policy(tenants=((TenantId("a"), TenantLimits()), (TenantId("a"), TenantLimits())))
     with pytest.raises(ConfigError, match="policy.tenants.a: listed twice"):
         check(decode(canonical(twice)))
+
+
+def test_what_is_written_reads_back_as_the_same_policy() -> None:
+    policy = parse_policy(WHOLE, "whole.toml")
+    document = document_of(policy)
+    assert read_policy(document) == policy
+    assert read_policy(json.loads(json.dumps(document))) == policy
+    assert document_of(Policy()) == {}
+    lines = dict(lines_of(document))
+    assert lines["tenants.acme.gpu.mode"] == "burst"
+    assert lines["allocation.gpu.weights.beta"] == "1.5"
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 10**6),
+    st.sampled_from([None, TierKind.HBM, TierKind.CXL]),
+    st.sampled_from([None, 0, 3]),
+    st.sampled_from(list(Mode)),
+    st.sampled_from(list(ResourceKind)),
+    st.integers(0, 2000),
+    st.integers(1, 10**15),
+)
+def test_every_limit_that_can_be_meant_is_written_as_it_was(
+    capacity: int,
+    tier: TierKind | None,
+    node: int | None,
+    mode: Mode,
+    kind: ResourceKind,
+    share_pm: int,
+    ns: int,
+) -> None:
+    limit = CapacityLimit(
+        kind,
+        capacity,
+        tier if kind is ResourceKind.MEM else None,
+        node,
+        mode,
+        share_pm if mode is Mode.SOFT else None,
+        ns if mode is Mode.SOFT else None,
+        capacity + 1 if mode is Mode.BURST else 0,
+        ns if mode is Mode.BURST else 0,
+        lend=bool(share_pm % 2),
+    )
+    own = TenantLimits(
+        capacities=(limit,),
+        duration_ns_max=ns,
+        submit_rate=Rate(capacity, NS_PER_S),
+        budgets=(Budget(Period.WEEK, cost_nano=ns),),
+    )
+    policy = Policy(tenants=((TenantId("a"), own),), ttl_ns_max_guaranteed=10**15)
+    try:
+        check(policy)
+    except ConfigError:
+        return
+    assert read_policy(document_of(policy)) == policy
 
 
 def test_the_canonical_form_is_one_and_reads_back() -> None:

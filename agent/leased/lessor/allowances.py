@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Allowances: what everybody may have under a policy, beside what they have; also under a policy
+that is not in force.
+
+Rule: an allowance is one limit with its usage, as admission would compare the two now; where the
+usage is above it, it says until when that is borne and how many leases would be told to leave then.
+Looking changes nothing, whichever policy is looked at.
+
+Does not say who may ask (`questions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from leased.lessor.accounts import ANY, Account, group_key
+from leased.lessor.admission import Admission
+from leased.lessor.budget import Prices
+from leased.lessor.fitting import capacity_of
+from leased.lessor.ledger import used_ns
+from leased.lessor.overage import too_many
+from leased.lessor.queue import WaitQueue
+from leased.lessor.quota import Limits, Row, TenantBook, account_of
+from leased.lessor.shares import Division
+from leased.lessor.table import LeaseTable
+from leased.terms.identity import TenantId
+from leased.terms.moment import NS_PER_S
+from leased.terms.policy import Budget, Mode
+from leased.terms.reply import Allowance, Evenness
+from leased.terms.resource import UNIT, ResourceKind
+
+
+class Books:
+    """A policy to look at a table by."""
+
+    __slots__ = ("_book", "_now_ns", "_prices", "_queue", "_table")
+
+    def __init__(
+        self, table: LeaseTable, queue: WaitQueue, book: TenantBook, prices: Prices, now_ns: int
+    ) -> None:
+        self._table, self._queue, self._book = table, queue, book
+        self._prices, self._now_ns = prices, now_ns
+
+    def of(self, tenants: Iterable[TenantId]) -> Iterator[Allowance]:
+        """Every limit that these tenants have, and those that they share, once."""
+        groups: dict[str, Limits] = {}
+        for tenant in tenants:
+            limits = self._book.limits(tenant)
+            yield from self._limits(limits)
+            if limits.group is not None:
+                groups[limits.group.holder] = limits.group
+        for shared in groups.values():
+            yield from self._limits(shared)
+
+    def _limits(self, limits: Limits) -> Iterator[Allowance]:
+        account = account_of(self._table.accounts, limits)
+        live, occupied = (0, 0) if account is None else (account.leases, account.occupied)
+        counted = (
+            ("leases_max", limits.leases_max, occupied),
+            ("concurrent_max", limits.concurrent_max, live),
+            ("waiting_max", limits.waiting_max, self._queue.count_of(TenantId(limits.holder))),
+        )
+        for name, limit, usage in counted:
+            if limit is not None:
+                what = "waiting" if name == "waiting_max" else "leases"
+                yield self._one(limits, name, what, limit, usage)
+        for row in limits.rows:
+            yield self._row(limits, row, account)
+        for index, budget in enumerate(limits.budgets):
+            yield self._budget(limits, f"budgets[{index}]", budget)
+
+    @staticmethod
+    def _one(limits: Limits, name: str, what: str, limit: int, usage: int) -> Allowance:
+        return Allowance(limits.holder, f"{limits.name}.{name}", what, limit, limit, usage)
+
+    def _row(self, limits: Limits, row: Row, account: Account | None) -> Allowance:
+        usage = 0 if account is None else account.used(row.kind, row.tier, row.node)
+        until_ns: int | None = None
+        leaving = 0
+        if account is not None and usage > row.limit:
+            known = self._table.overages.get((limits.holder, row.name))
+            if known is not None and known.ended_ns is None:
+                until_ns = known.until_ns
+            elif row.mode is Mode.SOFT and usage <= row.ceiling:
+                until_ns = self._now_ns + row.overage_ns
+            elif usage > row.ceiling or row.mode is Mode.HARD:
+                until_ns = self._now_ns + limits.cut_ns
+            table = self._table
+            leaving = len(too_many(account, row, row.limit, table.leases, table.level))
+        return Allowance(
+            limits.holder,
+            f"{limits.name}.{row.name}",
+            ResourceKind(row.kind).name.lower(),
+            row.limit,
+            row.ceiling,
+            usage,
+            row.mode.value,
+            capacity_of(self._table.pools, row.kind, row.tier),
+            until_ns,
+            leaving,
+        )
+
+    def _budget(self, limits: Limits, name: str, budget: Budget) -> Allowance:
+        group = limits.holder.removeprefix("@")
+        members = [
+            tenant
+            for tenant, own in self._book.group_of.items()
+            if limits.holder == group_key(group) and own == group
+        ]
+        rows = [
+            meter.rows[budget.period]
+            for meter in map(self._table.ledger.meter, members or [TenantId(limits.holder)])
+            if meter is not None
+        ]
+        if budget.kind is None or budget.capacity_ns is None:
+            usage = sum(map(self._prices.cost_nano, rows))
+            return self._one(limits, name, "cost_nano", budget.cost_nano or 0, usage)
+        tier = ANY if budget.tier is None else int(budget.tier)
+        unit_ns = UNIT[budget.kind] * NS_PER_S
+        used = sum(used_ns(row, int(budget.kind), tier) for row in rows)
+        what = f"{budget.kind.name.lower()}_seconds"
+        return self._one(limits, name, what, budget.capacity_ns // unit_ns, -(-used // unit_ns))
+
+
+def parts_of(
+    table: LeaseTable, queue: WaitQueue, admission: Admission, tenants: Iterable[TenantId]
+) -> tuple[list[Allowance], list[Evenness]]:
+    """What of each division these tenants are entitled to, and how even it is divided."""
+    parts: list[Allowance] = []
+    even: list[Evenness] = []
+    wanted_tenants = tuple(tenants)
+    for division in admission.shares.divisions:
+        kind = ResourceKind(division.share.kind).name.lower()
+        capacity = division.capacity(table.pools)
+        lines = _lines(division, table, queue)
+        parts += [
+            Allowance(
+                tenant,
+                division.name,
+                kind,
+                lines.get(tenant, 0),
+                capacity,
+                division.share.used.get(tenant, 0),
+                division.allocation.strategy.value,
+                capacity,
+            )
+            for tenant in wanted_tenants
+            if tenant in lines or tenant in division.share.used
+        ]
+        if division.fair:
+            wanted = queue.wanted(division.share.kind, division.share.tier)
+            even.append(Evenness(division.name, division.index(table.pools, wanted)))
+    return parts, even
+
+
+def _lines(division: Division, table: LeaseTable, queue: WaitQueue) -> dict[TenantId, int]:
+    if not division.fair:
+        return dict(division.share.lines)
+    wanted = queue.wanted(division.share.kind, division.share.tier)
+    return division.entitled(table.pools, wanted)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies on the real agent: checked, applied, kept over a kill, explained; and files that cannot
+be meant change nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doubles.host_agent import HostAgent
+
+pytestmark = pytest.mark.root
+
+TIGHT = """
+leases_max = 40
+
+[tenants.uid-0]
+leases_max = 1
+mem = "64MiB"
+"""
+SMALL = ("--mem", "1MiB,page=4KiB")
+
+
+def policy(agent: HostAgent, text: str, name: str = "policy.toml") -> str:
+    """A file with that text."""
+    path = agent.directory / name
+    path.write_text(text)
+    return str(path)
+
+
+def asked(agent: HostAgent, *words: str, status: int = 0) -> dict[str, Any]:
+    """The JSON document of a command."""
+    found: dict[str, Any] = json.loads(agent.leasectl(*words, "--json", check=status).stdout)
+    return found
+
+
+def in_force(agent: HostAgent) -> dict[str, Any]:
+    """What `policy show` says."""
+    shown: dict[str, Any] = asked(agent, "policy", "show")["policy"]
+    return shown
+
+
+def test_a_policy_is_checked_applied_kept_over_a_kill_and_put_back(agent: HostAgent) -> None:
+    before = in_force(agent)
+    assert before["configured"] is True
+    agent.acquire(4096)
+    file = policy(agent, TIGHT)
+    check = agent.leasectl("policy", "check", file).stdout
+    assert "can be in force here" in check and "+ tenants.uid-0.leases_max = 1" in check
+    assert in_force(agent) == before, "a check changes nothing"
+    applied = agent.leasectl("policy", "apply", file).stdout
+    shown = in_force(agent)
+    assert shown["policy_hash"] in applied and shown["configured"] is False
+    assert shown["document"]["tenants"]["uid-0"]["mem"] == "64MiB"
+    refused = agent.leasectl("alloc", *SMALL, check=75)
+    assert "tenants.uid-0.leases_max" in refused.stderr
+    agent.kill()
+    agent.start()
+    again = in_force(agent)
+    assert (again["policy_hash"], again["generation"]) == (
+        shown["policy_hash"],
+        shown["generation"],
+    )
+    assert "tenants.uid-0.leases_max" in agent.leasectl("alloc", *SMALL, check=75).stderr
+    agent.leasectl("policy", "reset")
+    assert in_force(agent)["policy_hash"] == before["policy_hash"]
+    agent.kill()
+    agent.start()
+    assert in_force(agent)["policy_hash"] == before["policy_hash"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("leases_max = 0", "policy.toml: leases_max = 0: must be at least 1"),
+        ("no_such_key = 1", "no_such_key"),
+        ('[tenants.a]\ngroup = "none"', "tenants.a.group"),
+        ("not toml at all [", "policy.toml: "),
+        (
+            '[tenants.a.schedules.w]\ncron = "61 * * * *"\nduration = "1h"\ngpu = 1',
+            "tenants.a.schedules.w.cron = 61",
+        ),
+        ('timezone = "Mars/Olympus"', "timezone = Mars/Olympus"),
+        (
+            '[tenants.a]\n[allocation.mem]\nstrategy = "reservation"\n'
+            'reservations = { a = "900TiB" }',
+            "over-committed",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_in_force_is_named_by_key_value_and_reason(
+    shared_agent: HostAgent, text: str, said: str
+) -> None:
+    before = in_force(shared_agent)
+    file = policy(shared_agent, text)
+    for verb in ("check", "apply"):
+        done = shared_agent.leasectl("policy", verb, file, check=78)
+        assert said in done.stdout + done.stderr, (verb, done)
+    assert in_force(shared_agent) == before
+
+
+def test_what_a_tenant_may_have_and_has_is_shown(agent: HostAgent) -> None:
+    agent.leasectl("policy", "apply", policy(agent, TIGHT))
+    lease = agent.acquire(8192)["lease_id"]
+    shown = agent.leasectl("quota", "show").stdout
+    assert "tenants.uid-0.leases_max" in shown and "8KiB" in shown and "64MiB" in shown
+    rows = {row["rule"]: row for row in asked(agent, "quota", "show")["allowances"]}
+    assert rows["tenants.uid-0.leases_max"]["usage"] == 1
+    assert rows["tenants.uid-0.mem"]["usage"] == 8192 and rows["tenants.uid-0.mem"]["capacity"] > 0
+    less = policy(agent, TIGHT.replace('"64MiB"', '"4KiB"'), "less.toml")
+    check = agent.leasectl("policy", "check", less).stdout
+    assert "above their limits" in check and "1 lease told to leave" in check
+    planned = agent.leasectl("plan", *SMALL, check=75)
+    assert "tenants.uid-0.leases_max" in planned.stdout
+    assert lease[:8] in agent.leasectl("why", lease).stdout
+    agent.leasectl("quota", "show", "somebody-else", check=77)
+
+
+def test_a_file_is_checked_without_an_agent(tmp_path: Path, shared_agent: HostAgent) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text('{"leases_max": 7}')
+    assert "can be meant" in shared_agent.leasectl("policy", "check", "--offline", str(path)).stdout
