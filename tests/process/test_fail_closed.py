@@ -5,6 +5,7 @@ all the same, and it serves again once the log can be used.
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from leased.chain.certificate import Role
+from leased.hardware.identity import node_id, read_machine_id
+from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.host_agent import PATIENCE_S, HostAgent
 from tests.doubles.story import judge
 from tests.doubles.wire_peer import Remote
+from tests.process.test_fleet_pull import add_listener
 from tests.process.test_state_refusals import contents, first_segment, patch
 
 pytestmark = pytest.mark.root
@@ -80,6 +86,26 @@ def test_nothing_is_granted_and_what_was_ends(agent: HostAgent) -> None:
     await_service(agent)
     assert agent.wait_for(lease_id)["runtime"]["state"] == "reclaimed"
     agent.acquire()
+    judge(agent)
+
+
+def test_collectors_are_told_the_verdict(agent: HostAgent) -> None:
+    pki = FleetPki(agent.directory / "pki")
+    add_listener(agent, pki, pki.issue(Role.NODE, node_id(read_machine_id()).hex()))
+    agent.start()
+    agent.stop()
+    segment = flip(agent)
+    agent.start(flags=STAY)
+    port = re.findall(r"may connect to port (\d+)", agent.log())[-1]
+    context = pki.client(pki.issue(Role.COLLECTOR, "west"))
+    with httpx.Client(base_url=f"https://localhost:{port}", verify=context) as client:
+        answer = client.get("/audit/v1/logs")
+    assert answer.status_code == 503 and answer.headers["leased-log-state"] == "failed"
+    assert answer.json()["verdict"] == "CORRUPT_RECORD"
+    assert segment.name in answer.json()["detail"]
+    flip(agent)
+    agent.signal(signal.SIGHUP)
+    await_service(agent)
     judge(agent)
 
 

@@ -3,9 +3,9 @@
 the log again when that is possible.
 
 Rule: fail closed. No table is kept and no driver is called, so nothing can be granted, renewed or
-reused; what was leased before ends by the reaper, which needs no log, and is proven clean once
-there is one again. The log is opened anew each time, by the whole of recovery: nothing that was
-read before a failure is believed after it.
+reused, and collectors are told the verdict; what was leased before ends by the reaper, which needs
+no log, and is proven clean once there is one again. The log is opened anew each time, by the whole
+of recovery: nothing that was read before a failure is believed after it.
 
 Does not repair: what recovery refuses is the operator's to act on, and the refusal says how.
 """
@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import trio
 
+from leased.chain.certificate import Identity
 from leased.ports import Clock
+from leased.service.audit_routes import problem, refuse
 from leased.service.config import Config
 from leased.service.connection import Connection
 from leased.service.doors import Door
@@ -27,8 +29,12 @@ from leased.service.holders import Holders
 from leased.service.journald import Journald
 from leased.service.lifeline import Lifeline
 from leased.service.listener import Listener
+from leased.service.listening import Listening
 from leased.service.narration import CRITICAL
-from leased.terms.errors import ChainError, LogBusy, StateError
+from leased.service.node_listener import PULL_SOCKET, NodeListener, open_sockets
+from leased.service.tls import load
+from leased.service.web import Answer, Request
+from leased.terms.errors import ChainError, ConfigError, LogBusy, StateError
 from leased.terms.reply import Refusal, RefusalReason
 from leased.wire import parameters
 from leased.wire.calls import encode_error, encode_reply
@@ -82,13 +88,22 @@ class Closed:
     def abandon(self, connection: Connection) -> None:
         """Nobody waits for anything."""
 
+    async def attend(self, identity: Identity | None, request: Request) -> Answer:
+        """Say the same to the fleet: 503 with the verdict (PULL.md section 3)."""
+        if identity is None:
+            return problem(403, "role", "a certificate of no role in this fleet may not ask this")
+        told = (("Retry-After", "5"), ("Leased-Log-State", "failed"))
+        return problem(503, "unavailable", str(self.fault), *told, verdict=self.verdict)
+
 
 async def keep_closed(
     fault: StateError | ChainError,
     *,
     open_log: Callable[[], Opened],
     config: Config,
+    node_id: bytes,
     doors: Sequence[Door],
+    handed: Mapping[str, Sequence[int]],
     clock: Clock,
     lifeline: Lifeline,
     journald: Journald,
@@ -102,6 +117,11 @@ async def keep_closed(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             _serve(nursery, closed, config, doors, clock)
+            try:
+                for port in _serve_fleet(nursery, closed, config.listener, node_id, handed, clock):
+                    journald.say(f"collectors may connect to port {port}, and are told the verdict")
+            except (ConfigError, StateError) as shut:
+                journald.say(f"collectors cannot connect: {shut}", priority=CRITICAL)
             nursery.start_soon(lifeline.run, trio.lowlevel.checkpoint, config.timing.heartbeat_ns)
             nursery.start_soon(journald.run)
             _say(closed, lifeline, journald)
@@ -149,6 +169,32 @@ def _serve(
         tenant_of=config.tenant_of,
     )
     nursery.start_soon(listener.run)
+
+
+def _serve_fleet(
+    nursery: trio.Nursery,
+    closed: Closed,
+    listening: Listening,
+    node_id: bytes,
+    handed: Mapping[str, Sequence[int]],
+    clock: Clock,
+) -> Sequence[int]:
+    """Let collectors in, if they may come at all, and return at which ports. What systemd handed
+    over stays open for the agent that follows. Raises ConfigError or StateError."""
+    if not listening.on:
+        return ()
+    credentials = load(listening, node_id=node_id, wall_ns=clock.now().wall_ns)
+    copies = {PULL_SOCKET: [os.dup(fd) for fd in handed.get(PULL_SOCKET, ())]}
+    listener = NodeListener(
+        sockets=open_sockets(listening, copies),
+        credentials=credentials,
+        limits=listening,
+        attend=closed.attend,
+        refuse=refuse,
+        clock=clock,
+    )
+    nursery.start_soon(listener.run)
+    return listener.ports
 
 
 def _say(closed: Closed, lifeline: Lifeline, journald: Journald) -> None:
