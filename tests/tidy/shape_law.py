@@ -45,6 +45,7 @@ REAL_PROCESS_TIERS = (
     "native",
     "packaging",
     "adversary",
+    "powercut",
 )
 _UNFINISHED = re.compile(
     r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")) + r")\b"
