@@ -20,6 +20,8 @@ from pathlib import Path
 
 import trio
 
+from leased.chain.note import NoteKey
+from leased.chain.proof import Proof
 from leased.durable.log import OpenedLog, open_log
 from leased.durable.reader import read_log
 from leased.durable.shelf import Shelf
@@ -51,6 +53,7 @@ from leased.service.ticker import Ticker
 from leased.service.walls import Walls
 from leased.terms.command import Acquire, Caller, Command, Revoke, Stop
 from leased.terms.effect import Effect
+from leased.terms.errors import StateError
 from leased.terms.event import Event
 from leased.terms.identity import CommandId, LeaseId, TenantId
 from leased.terms.lease import BOUND_TO_NOTHING, Lease, LeaseState, RevocationReason
@@ -406,8 +409,10 @@ class Agent:
             resource_ids=lambda: tuple(self.lessor.table.pools.by_id),
             clock=self.host.clock,
             head=lambda: replies.HeadReply("00", 0, "00", "00"),
+            prove=_no_proofs,
             status=_nothing_to_say,
             reload_config=trio.lowlevel.checkpoint,
+            rotate_key=_no_rotation,
         )
 
     async def stop(self) -> None:
@@ -487,6 +492,14 @@ class Agent:
             self.dispatcher.note_moment(told.moment)
         self.feed.tell(told)
         self.ticker.look_again()
+
+
+async def _no_proofs(sequence: int, size: int | None) -> Proof:
+    raise StateError("nobody proves anything here")
+
+
+async def _no_rotation() -> tuple[NoteKey, NoteKey]:
+    raise StateError("nobody signs anything here")
 
 
 def _nothing_to_say() -> replies.StatusReply:

@@ -36,7 +36,7 @@ from leased.chain.record import (
 from leased.chain.signing import Signer
 from leased.chain.tree import Frontier
 from leased.terms.errors import InvariantError
-from leased.terms.event import KIND, CheckpointSigned, Event, SegmentEnd
+from leased.terms.event import KIND, CheckpointSigned, Event, KeyRotated, SegmentEnd
 from leased.terms.identity import EventId
 from leased.terms.moment import NS_PER_S, Moment
 
@@ -46,6 +46,7 @@ verifying 130."""
 
 
 ENDS_KEPT: Final = 8
+_ROTATED: Final = KIND[KeyRotated]
 
 
 class SealedBatch(msgspec.Struct, frozen=True):
@@ -69,7 +70,7 @@ class SealedBatch(msgspec.Struct, frozen=True):
 
 class Sealer:
     """The one writer's side of the chain. `batch` is the anchor generation that the next batch
-    will get."""
+    will get; `successor` signs from the KeyRotated on that names it."""
 
     def __init__(
         self,
@@ -87,6 +88,8 @@ class Sealer:
         segment_bytes: int = segment.SEGMENT_BYTES,
     ) -> None:
         assert frontier.size == head.size, "head and frontier are of the same tree"
+        self.log_id = log_id
+        self.successor: Signer | None = None
         self._prefix = hash_prefix(log_id)
         self._geometry = segment.geometry(segment_bytes)
         self._entropy = entropy
@@ -180,6 +183,8 @@ class Sealer:
         for index, (kind, body, at) in enumerate(bodies):
             made.append(self._seal_record(kind, body, at, FLAG_LAST if index == last else 0))
         self._frontier = self._frontier.extended([digest for _, digest in made])
+        if self.successor is not None and any(kind == _ROTATED for kind, _, _ in bodies):
+            self._signer, self.successor = self.successor, None
         if closing:
             made.append(self._sign_checkpoint(moment, FLAG_LAST if not ends else 0))
         if ends:

@@ -51,6 +51,13 @@ def register(verbs: Verbs) -> None:
     one.add_argument("file", type=Path, help="the JSON document")
     one.add_argument("--rate-hash", metavar="HEX", help="of the rate card that it goes with")
     one.set_defaults(act=online(set_policy, admin=True))
+    one = verb(
+        below,
+        "rotate-key",
+        "replace the key that the node signs its log with",
+        "leasectl admin rotate-key",
+    )
+    one.set_defaults(act=online(rotate_key, admin=True))
     one = verb(below, "reload", "read the configuration again", "leasectl admin reload")
     one.set_defaults(act=online(reload, admin=True))
 
@@ -257,6 +264,17 @@ async def set_policy(options: argparse.Namespace, console: Console, session: Ses
         console.document({"policy_hash": told.policy_hash})
     else:
         console.say(f"policy {told.policy_hash} is in force")
+    return 0
+
+
+async def rotate_key(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Replace the signing key."""
+    told = await session.ask(parameters.RotateKey(), replies.RotateKeyReply)
+    if options.json:
+        console.document({"old_vkey": told.old_vkey, "vkey": told.vkey})
+    else:
+        console.say(f"the log is signed by {told.vkey} from here on")
+        console.say(f"before: {told.old_vkey}")
     return 0
 
 

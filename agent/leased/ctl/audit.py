@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Auditors' verbs: verify, audit head, audit log, audit export.
+"""Auditors' verbs: verify, audit head, audit log, audit export (`proofs` has the rest).
 
 Rule: they read the sealed log itself, verify all of it first, and need no agent. What does not hold
 is named by verdict, file, sequence and offset, and ends with 65; nothing after it is shown.
@@ -19,7 +19,7 @@ import msgspec
 
 from leased.chain.canonical import Unknown
 from leased.client import Session
-from leased.ctl import render
+from leased.ctl import proofs, render
 from leased.ctl.agent import ID_CHARS, online
 from leased.ctl.bill import add_bill, verify_bill
 from leased.ctl.console import Console
@@ -76,6 +76,7 @@ def register(verbs: Verbs) -> None:
     )
     _add_choice(one)
     one.set_defaults(act=export)
+    proofs.register(below, AUDIT_DIRECTORY)
 
 
 def add_log(parser: argparse.ArgumentParser) -> None:

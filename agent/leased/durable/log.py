@@ -36,7 +36,7 @@ from leased.chain.verdict import SEAL_KEY
 from leased.durable.files import DirectoryDisk, Disk
 from leased.durable.genesis import LOG_ID, create_log
 from leased.durable.journal import Committer, FileJournal
-from leased.durable.keyfile import KEY_FILE, load_key
+from leased.durable.keyfile import KEY_FILE, NEXT_KEY_FILE, load_key, settle_key
 from leased.durable.opened import OpenedLog, RecoveredTail, read_places
 from leased.durable.repair import examine, repair
 from leased.durable.scan import Scan
@@ -131,9 +131,7 @@ class _Opening:
         """Lock, check, recover, hand over."""
         disk = self._disk
         if not disk.lock():
-            raise LogBusy(
-                f"{disk.directory}: BUSY: another agent has this log open; stop it first"
-            )
+            raise LogBusy(f"{disk.directory}: BUSY: another agent has this log open; stop it first")
         filesystem = disk.filesystem()
         if filesystem.why and not best_effort:
             raise StateError(
@@ -141,9 +139,9 @@ class _Opening:
                 '= "best-effort" to accept that a power cut may lose acknowledged records'
             )
         identity = self._identity(origin, segment_bytes, epoch_ns, best_effort=bool(filesystem.why))
-        signer = load_key(disk)
+        load_key(disk)
         found = examine(disk, identity)
-        _check_key(disk, identity, signer, found.scan)
+        _find_signer(disk, _key_in_force(disk, identity, found.scan))
         for name in disk.names():
             if name.endswith(".new"):
                 disk.unlink(name)
@@ -153,6 +151,10 @@ class _Opening:
         if found.tail.kept_records:
             # What was rolled forward is read again: the next opening would do no less.
             found = examine(disk, identity)
+        # A rotation may have been among what was rolled forward.
+        key = _key_in_force(disk, identity, found.scan)
+        settle_key(disk, key)
+        signer = _find_signer(disk, key)
         ratchet = self._ratchet(identity, found.scan)
         if not background:
             spares.try_fill()
@@ -232,19 +234,27 @@ class _Opening:
         return identity
 
 
-def _check_key(disk: Disk, identity: LogIdentity, signer: Signer, scan: Scan) -> None:
-    """The key on disk must be the log's: the first one, or the one of the last rotation. Raises
-    StateError."""
+def _key_in_force(disk: Disk, identity: LogIdentity, scan: Scan) -> bytes:
+    """The log's key: the first one, or the one of the last rotation."""
     key = identity.public_key
     for _, event, _ in read_places(disk, scan.rotations[-1:], identity.log_id):
         assert isinstance(event, KeyRotated)
         key = event.public_key
-    if signer.public_key != key:
-        path = disk.directory / KEY_FILE
-        raise StateError(
-            f"{path}: this is not the key of this log ({key.hex()}); restore the right one from a "
-            "backup"
-        )
+    return key
+
+
+def _find_signer(disk: Disk, key: bytes) -> Signer:
+    """The key on disk, or the one staged beside it, must be the log's. Raises StateError."""
+    for name in (KEY_FILE, NEXT_KEY_FILE):
+        if name == KEY_FILE or name in disk.names():
+            signer = load_key(disk, name)
+            if signer.public_key == key:
+                return signer
+    path = disk.directory / KEY_FILE
+    raise StateError(
+        f"{path}: this is not the key of this log ({key.hex()}); restore the right one from a"
+        " backup"
+    )
 
 
 def _native_committer() -> Committer:

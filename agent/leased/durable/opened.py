@@ -25,6 +25,7 @@ from leased.chain.tree import Frontier
 from leased.durable.files import Disk, write_whole
 from leased.durable.filesystem import BEST_EFFORT, STRICT, Filesystem
 from leased.durable.journal import FileJournal
+from leased.durable.keyfile import adopt_key, stage_key
 from leased.durable.pages import PageReader
 from leased.durable.scan import Scan
 from leased.durable.sealkey import replace_seal_key
@@ -132,6 +133,14 @@ class OpenedLog:
     def publish(self, note: str) -> None:
         """Put the node's signed note of its head beside the log. Raises OSError."""
         write_whole(self._disk, CHECKPOINT, note.encode())
+
+    def stage_key(self, signer: Signer) -> None:
+        """The key that is to follow is on disk when this returns. Raises OSError."""
+        stage_key(self._disk, signer)
+
+    def adopt_key(self) -> None:
+        """The staged key is the key. Raises OSError."""
+        adopt_key(self._disk)
 
     def pages(self) -> PageReader:
         """A reader of what is anchored, beside the writer."""

@@ -18,7 +18,6 @@ import trio
 
 from leased.chain.certificate import Identity, Role
 from leased.chain.page import PAGE_BYTES_MAX, Trailer, write_trailer
-from leased.chain.proof import FORMAT, Proof
 from leased.durable.pages import Page, Pruned
 from leased.ports import AnchorSlot, Clock
 from leased.service.countersigning import Countersigning, Denied
@@ -249,24 +248,8 @@ class AuditRoutes:
             return await self._behind(slot)
         if sequence >= size:
             raise CallerError(f"seq: record {sequence} is not among the first {size}")
-        proof = await self.prove(sequence, size, slot)
+        proof = await self._log.prove(sequence, size, slot)
         return Answer(200, msgspec.json.encode(proof), "application/json", (NO_STORE,))
-
-    async def prove(self, sequence: int, size: int, slot: AnchorSlot) -> Proof:
-        """The proof that record `sequence` is in the tree of `size`. Raises ChainError, StateError,
-        OSError."""
-        found = await self._log.inclusion(sequence, size, slot)
-        return Proof(
-            FORMAT,
-            self._log.log_id.hex(),
-            self._log.origin,
-            self._log.key.text(),
-            sequence,
-            size,
-            found.record_hash.hex(),
-            tuple(one.hex() for one in found.path),
-            self._log.note(found.tree),
-        )
 
     async def _take_ack(self, identity: Identity, request: Request) -> Answer:
         _only(request)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from leased.chain.proof import Proof
 from leased.chain.tree import Frontier
 from leased.durable.log import OpenedLog
 from leased.ports import Clock
@@ -28,7 +29,7 @@ from leased.service.node_listener import NodeListener, open_sockets
 from leased.service.pulling import PulledLog
 from leased.service.sequencer import Sequencer, Told
 from leased.service.tls import load
-from leased.terms.errors import ConfigError
+from leased.terms.errors import CallerError, ConfigError, StateError
 
 if TYPE_CHECKING:
     from leased.service.agent import Agent
@@ -76,6 +77,19 @@ class Fleet:
         """How the log is, and why. A log that fails ends the agent, so one that serves is
         healthy."""
         return "healthy", ""
+
+    async def prove(self, sequence: int, size: int | None) -> Proof:
+        """Prove a record to whoever is here. Raises CallerError, StateError, ChainError."""
+        slot = self.log.anchored
+        size = slot.next_seq if size is None else size
+        if not 0 <= sequence < size <= slot.next_seq:
+            raise CallerError(
+                f"sequence {sequence} in {size} records: the log has {slot.next_seq} records"
+            )
+        try:
+            return await self.log.prove(sequence, size, slot)
+        except OSError as error:
+            raise StateError(f"the log cannot be read: {error}") from error
 
     # -- the door ----------------------------------------------------------------------------------
 

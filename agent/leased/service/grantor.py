@@ -233,7 +233,7 @@ class Grantor:
         for held in self._preparing.pop(lease.lease_id):
             assert isinstance(held.reply, Granted)
             reply = held.reply
-            _let_go(held, Granted(active, reply.sequence, reply.record_hash, reply.attached))
+            _let_go(held, msgspec.structs.replace(reply, lease=active))
 
     def _watch_owners(self, lease: Lease, made: Prepared) -> DeviceError | None:
         """What of ours keeps something for the lease is watched from here on; why not, if not."""

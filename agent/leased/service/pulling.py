@@ -15,9 +15,10 @@ from collections.abc import Callable
 import trio
 
 from leased.chain.note import Checkpoint, NoteKey, write_note
+from leased.chain.proof import FORMAT, Proof
 from leased.chain.tree import Frontier
 from leased.durable.log import OpenedLog
-from leased.durable.pages import Inclusion, Page
+from leased.durable.pages import Page
 from leased.ports import AnchorSlot
 from leased.terms.moment import NS_PER_S
 
@@ -92,8 +93,20 @@ class PulledLog:
             return latest
         return await trio.to_thread.run_sync(self._reader.tree, size, slot, limiter=self._reading)
 
-    async def inclusion(self, sequence: int, size: int, slot: AnchorSlot) -> Inclusion:
-        """The proof of one record. Raises ChainError, StateError, OSError."""
-        return await trio.to_thread.run_sync(
+    async def prove(self, sequence: int, size: int, slot: AnchorSlot) -> Proof:
+        """The proof that record `sequence` is in the tree of `size`, and the node's note of that.
+        Raises ChainError, StateError, OSError."""
+        found = await trio.to_thread.run_sync(
             self._reader.inclusion, sequence, size, slot, limiter=self._reading
+        )
+        return Proof(
+            FORMAT,
+            self.log_id.hex(),
+            self.origin,
+            self.key.text(),
+            sequence,
+            size,
+            found.record_hash.hex(),
+            tuple(one.hex() for one in found.path),
+            self.note(found.tree),
         )

@@ -2,7 +2,7 @@
 """Questions: calls that are answered once, from elsewhere than the table: the disk, the drivers'
 workers, the agent itself.
 
-Rule: they change nothing (Reload aside, which hands a whole new configuration to the sequencer),
+Rule: they change nothing (Reload and RotateKey aside, which hand theirs to the sequencer),
 and what tells of other tenants is for operators only.
 
 Does not stream (`streams`).
@@ -13,8 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
 import trio
 
+from leased.chain.note import NoteKey
+from leased.chain.proof import Proof
 from leased.ports import Clock, Holder
 from leased.ports import Holders as HolderScan
 from leased.service.chain_reader import ChainReader
@@ -26,7 +29,8 @@ from leased.wire.conversation import Call
 
 
 class Questions:
-    """The tasks behind Head, Read, Verify, Holders, Telemetry.Read, Status and Reload."""
+    """The tasks behind Head, Read, Prove, Verify, Holders, Telemetry.Read, Status, RotateKey
+    and Reload."""
 
     def __init__(
         self,
@@ -37,8 +41,10 @@ class Questions:
         resource_ids: Callable[[], Sequence[str]],
         clock: Clock,
         head: Callable[[], replies.HeadReply],
+        prove: Callable[[int, int | None], Awaitable[Proof]],
         status: Callable[[], replies.StatusReply],
         reload_config: Callable[[], Awaitable[None]],
+        rotate_key: Callable[[], Awaitable[tuple[NoteKey, NoteKey]]],
     ) -> None:
         self._chain = chain
         self._streams = streams
@@ -46,12 +52,23 @@ class Questions:
         self._resource_ids = resource_ids
         self._clock = clock
         self._head = head
+        self._prove = prove
         self._status = status
         self._reload_config = reload_config
+        self._rotate_key = rotate_key
 
     async def tell_head(self, connection: Connection, call: Call) -> None:
         """io.leased.Audit.Head: a hash tells nothing of anyone, so everybody may ask."""
         connection.answer(call, replies.encode(self._head()))
+
+    async def prove(self, connection: Connection, call: Call) -> None:
+        """io.leased.Audit.Prove: hashes again; everybody may ask, one at a time."""
+        asked = call.parameters
+        assert isinstance(asked, parameters.AuditProve)
+        proof = await self._prove(asked.sequence, asked.size)
+        fields = {**msgspec.structs.asdict(proof), "path": list(proof.path)}
+        reply = replies.ProveReply(**fields)
+        connection.answer(call, replies.encode(reply))
 
     async def read_chain(self, connection: Connection, call: Call) -> None:
         """io.leased.Audit.Read"""
@@ -106,6 +123,11 @@ class Questions:
     async def tell_status(self, connection: Connection, call: Call) -> None:
         """io.leased.Admin.Status"""
         connection.answer(call, replies.encode(self._status()))
+
+    async def rotate_key(self, connection: Connection, call: Call) -> None:
+        """io.leased.Admin.RotateKey"""
+        old, new = await self._rotate_key()
+        connection.answer(call, replies.encode(replies.RotateKeyReply(old.text(), new.text())))
 
     async def reload(self, connection: Connection, call: Call) -> None:
         """io.leased.Admin.Reload"""

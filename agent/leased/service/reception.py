@@ -47,8 +47,10 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
         resource_ids=lambda: tuple(table.pools.by_id),
         clock=agent.clock,
         head=agent.vitals.head,
+        prove=agent.fleet.prove,
         status=agent.vitals.status,
         reload_config=agent.reload,
+        rotate_key=agent.rotation.rotate,
     )
     walls = Walls(
         leaves=agent.devices,

@@ -366,7 +366,11 @@ class Sequencer:
                 index = place[reply.lease.lease_id]
                 self.lessor.number(reply.lease.lease_id, sealed.sequences[index])
                 reply = Granted(
-                    reply.lease, sealed.sequences[index], sealed.hashes[index], reply.attached
+                    reply.lease,
+                    sealed.sequences[index],
+                    sealed.hashes[index],
+                    reply.attached,
+                    self._sealer.log_id,
                 )
                 one = Held(one.effect, reply, one.delivers)
             receipted.append(one)

@@ -71,12 +71,13 @@ class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
 
 
 class Granted(msgspec.Struct, frozen=True, tag="granted"):
-    """The lease, and the record that says so: (sequence, record hash) is the start of a receipt."""
+    """The lease, and the record that says so: (log id, sequence, record hash) is its receipt."""
 
     lease: Lease
     sequence: int = -1
     record_hash: bytes = b""
     attached: bool = False
+    log_id: bytes = b""
 
 
 class Changed(msgspec.Struct, frozen=True, tag="changed"):

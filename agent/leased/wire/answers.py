@@ -122,6 +122,7 @@ def _encode_granted(
             attached=granted.attached,
             sequence=granted.sequence if granted.sequence >= 0 else None,
             record_hash=granted.record_hash.hex() or None,
+            log_id=granted.log_id.hex() or None,
         )
     )
 

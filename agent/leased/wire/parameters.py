@@ -180,6 +180,13 @@ class AuditRead(Strict, frozen=True):
     bytes_max: Positive | None = None
 
 
+class AuditProve(Strict, frozen=True):
+    """io.leased.Audit.Prove"""
+
+    sequence: Count
+    size: Count | None = None
+
+
 class AuditWatch(Strict, frozen=True):
     """io.leased.Audit.Watch"""
 
@@ -286,6 +293,10 @@ class Adopt(Strict, frozen=True):
     accounting_tag: AccountingTag | None = None
 
 
+class RotateKey(Strict, frozen=True):
+    """io.leased.Admin.RotateKey"""
+
+
 class Reload(Strict, frozen=True):
     """io.leased.Admin.Reload"""
 
@@ -343,6 +354,7 @@ _NAMED: Final[dict[str, type[Parameters]]] = {
     "io.leased.Device.Watch": DeviceWatch,
     "io.leased.Audit.Head": AuditHead,
     "io.leased.Audit.Read": AuditRead,
+    "io.leased.Audit.Prove": AuditProve,
     "io.leased.Audit.Watch": AuditWatch,
     "io.leased.Audit.Verify": AuditVerify,
     "io.leased.Telemetry.Read": TelemetryRead,
@@ -357,6 +369,7 @@ _NAMED: Final[dict[str, type[Parameters]]] = {
     "io.leased.Admin.GetPolicy": GetPolicy,
     "io.leased.Admin.CheckPolicy": CheckPolicy,
     "io.leased.Admin.Adopt": Adopt,
+    "io.leased.Admin.RotateKey": RotateKey,
     "io.leased.Admin.Reload": Reload,
     "io.leased.Admin.Status": Status,
     "org.varlink.service.GetInfo": GetInfo,

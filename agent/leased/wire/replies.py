@@ -43,6 +43,7 @@ class AcquireReply(Tolerant, frozen=True):
     attached: bool
     sequence: int | None = None
     record_hash: str | None = None
+    log_id: str | None = None
 
 
 class RenewReply(Tolerant, frozen=True, gc=False):
@@ -168,6 +169,27 @@ class HeadReply(Tolerant, frozen=True):
     head: str
     boot_id: str
     checkpoint: str | None = None
+
+
+class ProveReply(Tolerant, frozen=True):
+    """io.leased.Audit.Prove"""
+
+    format: str
+    log_id: str
+    origin: str
+    vkey: str
+    sequence: int
+    size: int
+    record_hash: str
+    path: list[str]
+    checkpoint: str
+
+
+class RotateKeyReply(Tolerant, frozen=True):
+    """io.leased.Admin.RotateKey"""
+
+    old_vkey: str
+    vkey: str
 
 
 class ReadReply(Tolerant, frozen=True):

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the doctor looks at where a fleet pulls this node's log: the certificates, and for how long.
+
+Rule: a certificate near its end is said a month before, one past it as what it is: the door is shut
+and tenants do not notice.
+
+Does not connect anywhere.
+"""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from leased.ctl import minting
+from leased.ctl.console import NS_PER_S, length
+from leased.ctl.findings import Finding, Grade, read_text
+from leased.ctl.pki import SOON_NS, expiry
+from leased.ctl.service_checks import CONFIG_FILE
+from leased.terms.errors import CallerError
+
+_FILES: Final = ("certificate", "key", "ca")
+
+
+def certificates(root: Path, *, wall_ns: Callable[[], int] = time.time_ns) -> Iterator[Finding]:
+    """Those of `[listener]`."""
+    try:
+        table = tomllib.loads(read_text(root / CONFIG_FILE) or "").get("listener", {})
+    except tomllib.TOMLDecodeError:
+        return  # `timing` says so
+    paths = {name: str(table.get(name, "")) for name in _FILES}
+    if not any(paths.values()):
+        yield Finding(Grade.NOTE, "listener", "off: no collector can pull this node's log")
+        return
+    key = root / paths["key"].lstrip("/")
+    if key.exists() and key.stat().st_mode & 0o077:
+        advice = f"run `chmod 600 {paths['key']}`"
+        yield Finding(Grade.WARN, "listener", f"{paths['key']}: others may read it", advice)
+    for name in ("certificate", "ca"):
+        yield _judge(root, paths[name], wall_ns())
+
+
+def _judge(root: Path, path: str, now_ns: int) -> Finding:
+    """One certificate."""
+    place = root / path.lstrip("/")
+    try:
+        if path and place.read_bytes() and _is_ca(place):
+            who, until_ns = minting.ca_of(place.read_bytes())
+        else:
+            who, until_ns = expiry(place)
+    except (CallerError, OSError) as error:
+        return Finding(Grade.WARN, "listener", f"{path}: {error}", "make one with `leasectl pki`")
+    left_ns = until_ns - now_ns
+    if left_ns <= 0:
+        text = f"{who}: past its end since {length(-left_ns)}: collectors cannot connect"
+        return Finding(Grade.WARN, "listener", text, "renew it: `leasectl pki renew`, then reload")
+    text = f"{who}: {length(max(left_ns, NS_PER_S))} left"
+    if left_ns < SOON_NS:
+        advice = "renew it: `leasectl pki renew`, then `leasectl admin reload`"
+        return Finding(Grade.WARN, "listener", text, advice)
+    return Finding(Grade.OK, "listener", text)
+
+
+def _is_ca(path: Path) -> bool:
+    try:
+        minting.ca_of(path.read_bytes())
+    except CallerError:
+        return False
+    return True

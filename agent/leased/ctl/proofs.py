@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an auditor is given of a log without the log: audit prove, audit check-proof, audit
+enrolment.
+
+Rule: a proof is judged by keys that the reader has from elsewhere, never by what it says of itself.
+The secret of the seals is printed only when it is asked for by name.
+
+Does not follow a log (`leased-collector` does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from leased.chain.note import NoteKey, parse_checkpoint, parse_key
+from leased.chain.proof import Proof, check_proof
+from leased.client import Session
+from leased.ctl import render
+from leased.ctl.agent import find_lease, online
+from leased.ctl.console import Console
+from leased.ctl.usage_text import Verbs, verb
+from leased.durable.files import DirectoryDisk
+from leased.durable.reader import ReadLog, read_log
+from leased.durable.sealkey import load_seal_key
+from leased.terms.errors import ChainError, InvalidParameter, StateError
+from leased.terms.event import NodeStarted
+from leased.wire import parameters, replies
+
+PROOF_BYTES_MAX: Final = 1 << 20
+ENROLMENT: Final = "leased-enrolment/1"
+
+
+def register(below: Verbs, directory: Path) -> None:
+    """Add the verbs to those of `audit`."""
+    one = verb(
+        below,
+        "prove",
+        "prove that a record is in the log, without showing another",
+        "leasectl audit prove 7fa3 > receipt.json",
+        json=False,
+    )
+    one.add_argument("what", help="a lease (its id or the beginning): its grant; or a sequence")
+    one.add_argument("--size", type=int, metavar="N", help="in the log as it was at N records")
+    one.set_defaults(act=online(prove))
+    one = verb(
+        below,
+        "check-proof",
+        "judge a proof, without a log or an agent",
+        "leasectl audit check-proof receipt.json --key 'lease-log.local/...+5a1c0f3e+AV...'",
+    )
+    one.add_argument("file", help='the proof ("-": standard input)')
+    one.add_argument(
+        "--key",
+        action="append",
+        required=True,
+        metavar="VKEY",
+        help="a verifier key that you trust: the node's, or a collector's (may be repeated)",
+    )
+    one.add_argument("--record", metavar="HEX", help="the record hash that your grant came with")
+    one.set_defaults(act=check)
+    one = verb(
+        below,
+        "enrolment",
+        "print what a collector has to know of this log",
+        "leasectl audit enrolment --with-seal-key > node-17.json",
+        json=False,
+    )
+    one.add_argument("--log", type=Path, default=directory, metavar="DIR", help="of this log")
+    one.add_argument(
+        "--with-seal-key",
+        action="store_true",
+        help="and the key of the open epoch: a secret, for the collector alone",
+    )
+    one.set_defaults(act=enrolment)
+
+
+# ---- proofs --------------------------------------------------------------------------------------
+
+
+async def prove(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Print a proof."""
+    if options.what.isdecimal() and len(options.what) < 16:
+        sequence = int(options.what)
+    else:
+        lease_id = await find_lease(session, options.what)
+        granted = (await session.describe(lease_id)).runtime.granted_sequence
+        if granted is None:
+            raise InvalidParameter("what", f"which record granted {lease_id} is not known any more")
+        sequence = granted
+    asked = parameters.AuditProve(sequence=sequence, size=options.size)
+    told = await session.ask(asked, replies.ProveReply)
+    console.say(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+    return 0
+
+
+def check(options: argparse.Namespace, console: Console) -> int:
+    """Judge a proof."""
+    proof = _read_proof(options.file)
+    keys = [_key(text) for text in options.key]
+    note = check_proof(proof, keys)
+    if options.record is not None and options.record.lower() != proof.record_hash:
+        raise ChainError(
+            "BAD_PROOF",
+            f"it proves {proof.record_hash}, which is not the record that was asked about",
+            sequence=proof.sequence,
+        )
+    signers = ", ".join(line.name for line in note.signatures)
+    size = parse_checkpoint(note.text).size
+    told = {
+        "verdict": "ok",
+        "log_id": proof.log_id,
+        "origin": proof.origin,
+        "sequence": proof.sequence,
+        "record_hash": proof.record_hash,
+        "size": size,
+        "signed_by": [line.name for line in note.signatures],
+    }
+    if options.json:
+        console.document(told)
+    else:
+        console.say(f"ok: record {proof.sequence} is among the first {size} of {proof.origin}")
+        for line in render.fields([("record", proof.record_hash), ("signed by", signers)]):
+            console.say(line)
+    return 0
+
+
+def _read_proof(file: str) -> Proof:
+    """The proof in a file. Raises ChainError (BAD_PROOF), InvalidParameter."""
+    try:
+        raw = sys.stdin.buffer.read(PROOF_BYTES_MAX + 1) if file == "-" else _read(Path(file))
+        return msgspec.json.decode(raw, type=Proof)
+    except OSError as error:
+        raise InvalidParameter("file", f"{file}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ChainError("BAD_PROOF", f"{file} is no proof: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(PROOF_BYTES_MAX + 1)
+
+
+def _key(text: str) -> NoteKey:
+    try:
+        return parse_key(text)
+    except ChainError as error:
+        raise InvalidParameter("key", error.why) from error
+
+
+# ---- enrolment -----------------------------------------------------------------------------------
+
+
+def enrolment(options: argparse.Namespace, console: Console) -> int:
+    """Print what is to be given to a collector, out of band."""
+    opened = read_log(options.log, bodies=False)
+    try:
+        document = _enrolment(opened)
+    finally:
+        opened.close()
+    if options.with_seal_key:
+        document.update(_seal_key(options.log, opened))
+        console.note("the seal key is a secret: hand it to the collector and keep no copy")
+    console.say(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    return 0
+
+
+def _enrolment(opened: ReadLog) -> dict[str, Any]:
+    identity, verified = opened.facts.identity, opened.facts.verified
+    node_id = next((e.node_id for _, e, _ in opened.events() if isinstance(e, NodeStarted)), None)
+    if node_id is None:
+        raise StateError("the log is empty: start the agent once")
+    key = verified.public_key or identity.public_key
+    return {
+        "format": ENROLMENT,
+        "node_id": node_id.hex(),
+        "log_id": identity.log_id.hex(),
+        "origin": identity.origin,
+        "vkey": NoteKey(identity.origin, key).text(),
+        "epoch_ns": identity.epoch_ns,
+        "first_public_key": identity.public_key.hex(),
+        "size": verified.head.size,
+        "head": verified.head.hash.hex(),
+        "seal_epoch": None,
+        "seal_key": None,
+    }
+
+
+def _seal_key(directory: Path, opened: ReadLog) -> dict[str, Any]:
+    """The key of the open epoch. Raises ChainError, StateError."""
+    if not opened.facts.identity.epoch_ns:
+        raise StateError("this log was made without seals: there is no key")
+    disk = DirectoryDisk(directory)
+    try:
+        key = load_seal_key(disk, opened.log_id)
+    finally:
+        disk.close()
+    return {"seal_epoch": key.epoch, "seal_key": key.key.hex()}
