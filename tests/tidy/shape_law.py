@@ -28,7 +28,6 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 LONG_MODULES: dict[str, str] = {
     "agent/leased/terms/event.py": "the closed set of what can have happened, with its numbers",
-    "agent/leased/wire/parameters.py": "the closed set of what can be asked, method by method",
 }
 """path -> why the room keeps it in one file although it is past the alarm."""
 

@@ -47,7 +47,6 @@ from leased.service.reaper_link import ANSWER_S, ReaperLink
 from leased.service.reaper_process import spawn_configured
 from leased.service.reception import make_dispatcher
 from leased.service.reclaimer import Reclaimer
-from leased.service.rotation import Rotation
 from leased.service.sequencer import Held, Sequencer, Told
 from leased.service.telemetry.outlets import Outlets
 from leased.service.telemetry.sampling import Telemetry
@@ -162,7 +161,6 @@ class Agent:
         )
         self.policies, self.calendar = make_policies(self)
         self.fleet = make_fleet(self)
-        self.rotation = Rotation(opened=opened, sealer=sealer, submit=submit, entropy=self.entropy)
         self.dispatcher = make_dispatcher(self)
 
     def _make_hands(self) -> tuple[Grantor, Reclaimer]:

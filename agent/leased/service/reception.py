@@ -17,6 +17,7 @@ from leased.service.occupancy import Occupancy
 from leased.service.peering import Peering
 from leased.service.policy_calls import PolicyCalls
 from leased.service.questions import Questions
+from leased.service.rotation import Rotation
 from leased.service.streams import Streams
 from leased.service.walls import Walls
 
@@ -40,18 +41,7 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
         live_leases=lambda: tuple(table.leases.values()),
         devices=agent.devices.census,
     )
-    questions = Questions(
-        chain=agent.chain,
-        streams=streams,
-        holders=occupancy,
-        resource_ids=lambda: tuple(table.pools.by_id),
-        clock=agent.clock,
-        head=agent.vitals.head,
-        prove=agent.fleet.prove,
-        status=agent.vitals.status,
-        reload_config=agent.reload,
-        rotate_key=agent.rotation.rotate,
-    )
+    questions = _make_questions(agent, streams, occupancy)
     walls = Walls(
         leaves=agent.devices,
         reaper=agent.reaper,
@@ -94,4 +84,27 @@ def make_dispatcher(agent: Agent) -> Dispatcher:
             tenant_of=agent.tenant_of,
             ttl_ns_default=lambda: agent.sequencer.lessor.policy.ttl_ns_default,
         ),
+    )
+
+
+def _make_questions(agent: Agent, streams: Streams, occupancy: Occupancy) -> Questions:
+    """What is answered from elsewhere than the table."""
+    table = agent.sequencer.lessor.table
+    rotation = Rotation(
+        opened=agent.opened,
+        sealer=agent.sealer,
+        submit=agent.sequencer.submit_own,
+        entropy=agent.entropy,
+    )
+    return Questions(
+        chain=agent.chain,
+        streams=streams,
+        holders=occupancy,
+        resource_ids=lambda: tuple(table.pools.by_id),
+        clock=agent.clock,
+        head=agent.vitals.head,
+        prove=agent.fleet.prove,
+        status=agent.vitals.status,
+        reload_config=agent.reload,
+        rotate_key=rotation.rotate,
     )
