@@ -119,6 +119,10 @@ def events_of_every_kind() -> list[e.Event]:
         e.EpochSealed(i, 7, 2, b, 60 * 10**9, 240 * 10**9, 2**62, 2**62 + 1, 17, 99, h, h),
         e.SegmentEnd(i, 0),
         e.CheckpointSigned(i, 100, h, h + h),
+        e.Pruned(i, 90, h, 3, 2**62),
+        e.HeadCosigned(i, b, "fleet/node-1/00000000", 100, h, 1_790_000_000, h + h),
+        e.VerdictReached(i, b, "fleet/node-1/00000000", "FORK", 100, h, h),
+        e.VerdictResolved(i, b, "FORK", "a note\n\n\u2014 operator AAAA\n"),
     ]
 
 

@@ -49,6 +49,7 @@ EXTRA: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"ctl"}),
         "reads rate cards and instants by the same code as leasectl",
     ),
+    "leased.collector.pull_verbs": (frozenset({"ctl"}), _SPEAKS),
 }
 """Single modules that may import one room more, each with the reason."""
 
@@ -94,7 +95,7 @@ DOORS: dict[str, str] = {
     "cryptography": r"leased\.(chain\.(signing|certificate)|ctl\.minting)",
     "msgspec": r"leased\..*",
     "trio": r"leased\.(durable|hardware|client|service|collector|ctl|__main__)(\..*)?",
-    "h11": r"leased\.service\.(policy_exchange|web|telemetry\.sender)",
+    "h11": r"leased\.(service\.(policy_exchange|web|telemetry\.sender)|collector\.transport)",
     "duckdb": r"leased\.collector\.duck",
     "pyarrow": r"leased\.collector\.blocks",
     "opentelemetry": r"leased\.(service\.telemetry\.otlp|collector\.telemetry\..*)",

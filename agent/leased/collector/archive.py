@@ -52,7 +52,8 @@ _READ_ATTEMPTS: Final = 3
 
 class Page(msgspec.Struct, frozen=True):
     """Verified frames of one log, ready to be stored. `before` and `after` are the cursor,
-    `state` what the verifier carries on, `note` the node's signed note of `signed_size` records."""
+    `state` what the verifier carries on, `note` the node's signed note of `signed_size` records.
+    Without frames it says that the node was heard."""
 
     log_id: str
     before: Head
@@ -62,6 +63,7 @@ class Page(msgspec.Struct, frozen=True):
     signed_size: int
     note: str
     contact_ns: int
+    verdict: str = "OK"
 
 
 class ArchiveReader:
@@ -237,6 +239,8 @@ class Archive(ArchiveReader):
             "signed_size": page.signed_size,
             "note": page.note,
             "contact_ns": page.contact_ns,
+            "verdict": page.verdict,
+            "why": "",
         }
         try:
             self.manifest.move(page.log_id, page.before, page.after, **fields)

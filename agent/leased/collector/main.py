@@ -18,6 +18,7 @@ from typing import Final
 
 import leased
 from leased.collector import money_verbs as money
+from leased.collector import pull_verbs
 from leased.collector import store_verbs as store
 from leased.collector import verbs as records
 from leased.collector.api import verbs as http
@@ -37,7 +38,7 @@ EXIT_STATUSES: Final = (
     (78, "a configuration or a state directory was refused"),
 )
 INTERRUPTED: Final = 130
-_FAMILIES: Final = (records, store, money, http)
+_FAMILIES: Final = (pull_verbs, records, store, money, http)
 
 
 def build_parser() -> argparse.ArgumentParser:

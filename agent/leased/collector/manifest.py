@@ -6,9 +6,10 @@ segment; whoever lost the race is told (`CursorMoved`) and has changed nothing. 
 synchronous=FULL: a commit that returned is durable.
 
 Tables, for whoever reads them with SQL: `logs` (one row per log: cursor, last signed size,
-verdict) and `segments` (one row per file, `first_seq` to `last_seq` inclusive). Ids and hashes are
-lower-case hex. `state` is what the verifier carries from page to page; it can hold the key of an
-epoch, which is why the file is readable by its owner only.
+verdict), `segments` (one row per file, `first_seq` to `last_seq` inclusive), `nodes` (where each is
+reached and which log of it is followed) and `resolutions` (operators' signed words). Ids and hashes
+are lower-case hex. `state` is what the verifier carries from page to page; it can hold the key of
+an epoch, which is why the file is readable by its owner only.
 
 Does not touch segment files (`segments`).
 """
@@ -50,6 +51,17 @@ CREATE TABLE logs (
     state         BLOB NOT NULL
 ) STRICT;
 CREATE INDEX logs_by_node ON logs (node);
+CREATE TABLE nodes (
+    name   TEXT PRIMARY KEY,
+    url    TEXT NOT NULL,
+    log_id TEXT NOT NULL REFERENCES logs (log_id)
+) STRICT;
+CREATE TABLE resolutions (
+    number  INTEGER PRIMARY KEY,
+    log_id  TEXT NOT NULL REFERENCES logs (log_id),
+    note    TEXT NOT NULL,
+    applied INTEGER NOT NULL DEFAULT 0
+) STRICT;
 CREATE TABLE segments (
     log_id    TEXT NOT NULL REFERENCES logs (log_id),
     first_seq INTEGER NOT NULL,
@@ -134,14 +146,17 @@ class Manifest:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of what is done inside, or nothing."""
-        self.connection.execute("BEGIN IMMEDIATE")
+        """All of what is done inside, or nothing. Raises StateError where the disk fails."""
         try:
+            self.connection.execute("BEGIN IMMEDIATE")
             yield
-        except BaseException:
-            self.connection.execute("ROLLBACK")
+            self.connection.execute("COMMIT")
+        except BaseException as error:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise StateError(f"{DATABASE}: {error}; nothing of it was stored") from error
             raise
-        self.connection.execute("COMMIT")
 
     def logs(self) -> list[LogEntry]:
         """Every log, by name and then by age."""
@@ -165,6 +180,38 @@ class Manifest:
             self.connection.execute(f"INSERT INTO logs ({_LOG_FIELDS}) VALUES ({marks})", values)
         except sqlite3.IntegrityError as error:
             raise StateError(f"log {entry.log_id} is known already") from error
+
+    def nodes(self) -> list[tuple[str, str, str]]:
+        """(name, url, log_id) of every node that is followed."""
+        return self._rows("SELECT name, url, log_id FROM nodes ORDER BY name")
+
+    def follow(self, name: str, url: str, log_id: str) -> None:
+        """Follow a log at a node, in place of what was followed there."""
+        self.connection.execute(
+            "INSERT INTO nodes (name, url, log_id) VALUES (?, ?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET url = excluded.url, log_id = excluded.log_id",
+            (name, url, log_id),
+        )
+
+    def leave(self, name: str) -> bool:
+        """Follow a node no longer; what was pulled stays. False: it was not followed."""
+        return self.connection.execute("DELETE FROM nodes WHERE name = ?", (name,)).rowcount == 1
+
+    def add_resolution(self, log_id: str, note: str) -> None:
+        """Leave an operator's signed word for whoever has the archive open."""
+        self.connection.execute(
+            "INSERT INTO resolutions (log_id, note) VALUES (?, ?)", (log_id, note)
+        )
+
+    def resolutions(self, log_id: str) -> list[tuple[int, str]]:
+        """(number, note) of those that were not applied yet."""
+        return self._rows(
+            "SELECT number, note FROM resolutions WHERE log_id = ? AND applied = 0", log_id
+        )
+
+    def applied(self, number: int) -> None:
+        """A resolution was judged, and applied or thrown away."""
+        self.connection.execute("UPDATE resolutions SET applied = 1 WHERE number = ?", (number,))
 
     def move(self, log_id: str, before: Head, after: Head, **fields: Any) -> None:
         """Move the cursor and set `fields` with it. Raises CursorMoved."""

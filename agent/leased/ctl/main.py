@@ -26,6 +26,7 @@ from leased.ctl import (
     devices,
     doctor,
     drain,
+    evidence,
     leases,
     pki,
     policy,
@@ -67,7 +68,7 @@ def version() -> str:
 
 
 _FAMILIES = (
-    *(run, leases, devices, watch, usage, policy, audit),
+    *(run, leases, devices, watch, usage, policy, audit, evidence),
     *(adopt, drain, admin, doctor, pki, raw, completion),
 )
 

@@ -19,7 +19,7 @@ from leased.chain.head import Head
 from leased.chain.segment import HEADER_BYTES
 from leased.durable.anchor import encode_slot, slot_offset
 from leased.durable.files import Disk
-from leased.durable.scan import segment_names
+from leased.durable.retention import live_segments
 from leased.durable.spares import Spares
 from leased.durable.writer import Writer
 from leased.ports import AnchorSlot
@@ -150,7 +150,7 @@ class FileJournal:
 
 def read_frames(disk: Disk, first_seq: int, slot: AnchorSlot) -> Iterator[bytes]:
     """Frames [first_seq, slot.next_seq) in chunks of whole frames, as they lie on disk."""
-    names = segment_names(disk.names())
+    names = live_segments(disk.names(), slot.min_seq)
     starts = [int(name[4:20], 16) for name in names]
     if first_seq < starts[0]:
         raise StateError(

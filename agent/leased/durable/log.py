@@ -39,6 +39,7 @@ from leased.durable.journal import Committer, FileJournal
 from leased.durable.keyfile import KEY_FILE, NEXT_KEY_FILE, load_key, settle_key
 from leased.durable.opened import OpenedLog, RecoveredTail, read_places
 from leased.durable.repair import examine, repair
+from leased.durable.retention import remove_pruned
 from leased.durable.scan import Scan
 from leased.durable.sealkey import SEAL_KEY_FILE, load_seal_key, replace_seal_key
 from leased.durable.spares import Spares
@@ -145,6 +146,7 @@ class _Opening:
         for name in disk.names():
             if name.endswith(".new"):
                 disk.unlink(name)
+        remove_pruned(disk, found.slot.min_seq)
         spares = Spares(disk, identity.segment_bytes)
         spares.adopt()
         writer, recovered = repair(disk, identity, found, spares, self._moment)

@@ -27,6 +27,7 @@ from leased.durable.filesystem import BEST_EFFORT, STRICT, Filesystem
 from leased.durable.journal import FileJournal
 from leased.durable.keyfile import adopt_key, stage_key
 from leased.durable.pages import PageReader
+from leased.durable.retention import Removal, needed_from, plan_removal, remove
 from leased.durable.scan import Scan
 from leased.durable.sealkey import replace_seal_key
 from leased.durable.writer import Writer
@@ -129,6 +130,29 @@ class OpenedLog:
         as long as the disk does. Raises OSError."""
         assert self.ratchet is not None
         replace_seal_key(self._disk, self.log_id, self.ratchet.key)
+
+    def removal(self, *, acked_size: int, older_than_wall_ns: int, pressed: bool) -> Removal | None:
+        """What may be pruned now. None: nothing. As things were at opening: what was sealed since
+        is needed, and too young."""
+        history = ((sequence, event) for sequence, event, _ in self.history())
+        return plan_removal(
+            self._disk,
+            self._writer.slot.min_seq,
+            acked_size=acked_size,
+            keep_from=needed_from(history, self.head.size),
+            older_than_wall_ns=older_than_wall_ns,
+            pressed=pressed,
+        )
+
+    def stage(self, removal: Removal) -> None:
+        """From the next batch on the anchor says that the log begins with `removal.min_seq`. That
+        batch holds the Pruned record."""
+        self._writer.min_seq = removal.min_seq
+
+    def remove(self, removal: Removal) -> None:
+        """Unlink what was pruned, once the batch that says so is anchored. Raises OSError."""
+        assert self._writer.slot.min_seq == removal.min_seq, "anchored first"
+        remove(self._disk, removal.names)
 
     def publish(self, note: str) -> None:
         """Put the node's signed note of its head beside the log. Raises OSError."""

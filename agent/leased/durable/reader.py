@@ -39,6 +39,7 @@ from leased.durable.anchor import ANCHOR, read_slots
 from leased.durable.files import DirectoryDisk, Disk
 from leased.durable.genesis import LOG_ID
 from leased.durable.journal import read_frames
+from leased.durable.retention import live_segments
 from leased.durable.scan import frames_end, segment_names
 from leased.ports import AnchorSlot
 from leased.terms.errors import ChainError, StateError
@@ -151,9 +152,8 @@ def _verify(
 ) -> LogFacts:
     """Everything `read_log` checks."""
     names = disk.names()
-    segments = segment_names(names)
     if LOG_ID not in names:
-        if not segments and ANCHOR not in names:
+        if not segment_names(names) and ANCHOR not in names:
             raise StateError(
                 f"{disk.directory}: there is no log here; give the directory that holds log.id"
             )
@@ -162,6 +162,7 @@ def _verify(
     _check_enrolled(identity, enrolled, str(disk.directory / LOG_ID))
     live = disk.is_locked()
     slot, both = _slot(disk, identity, live=live)
+    segments = live_segments(names, slot.min_seq)
     verify_from = partial(
         Verifier,
         identity.log_id,

@@ -22,7 +22,8 @@ from leased.chain.verdict import CORRUPT_HEAD, CORRUPT_SEGMENT
 from leased.durable.anchor import ANCHOR, read_slots
 from leased.durable.files import Disk, write_whole
 from leased.durable.opened import RecoveredTail
-from leased.durable.scan import Scan, scan_log, segment_names
+from leased.durable.retention import live_segments
+from leased.durable.scan import Scan, scan_log
 from leased.durable.spares import Spares
 from leased.durable.writer import Writer
 from leased.ports import AnchorSlot
@@ -77,7 +78,7 @@ def examine(disk: Disk, identity: LogIdentity) -> Examined:
 def read_anchored(disk: Disk, identity: LogIdentity, slot: AnchorSlot) -> tuple[Scan, list[Image]]:
     """Verify all that `slot` anchors; return it and the images of its segment and of those
     after. Raises ChainError."""
-    names = segment_names(disk.names())
+    names = live_segments(disk.names(), slot.min_seq)
     index = next(
         (at for at, name in enumerate(names) if _segment_no(disk, name) == slot.segment_no), None
     )

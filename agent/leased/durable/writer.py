@@ -63,6 +63,8 @@ class Writer:
         self.spares = spares
         self.frontier_at: Callable[[int], Frontier | None] = _unknown
         self.slot = slot
+        self.min_seq = slot.min_seq
+        """What the next slots say: records below are pruned."""
         self.anchor = FileAnchorStore(disk)
         self.segment = disk.open(segment)
         self.failed = False
@@ -195,7 +197,7 @@ class Writer:
             segment_no,
             end_offset,
             head,
-            old.min_seq,
+            self.min_seq,
             old.acked_size,
             old.tpm_counter,
             moment.boot_ns,

@@ -66,6 +66,10 @@ MESSAGE_ID: Final[dict[type[event.Event], str]] = {
     event.EpochSealed: "6d1f0b5c9c0a4d0f8f5d2a7b93c1e64a",
     event.SegmentEnd: "3af1ddef5ae14cbf8a39bdf651116414",
     event.CheckpointSigned: "83935c1202ce47d5bc187d325a8eb856",
+    event.Pruned: "5b0c2f6d8e9147a3b1d4c07e62f8a915",
+    event.HeadCosigned: "c81e4a7f20d34b5f9e6a1378d05bc246",
+    event.VerdictReached: "2e97d1c6a4f84083b75e09c3d8a1f62b",
+    event.VerdictResolved: "f4a05b38c7d94e62816fa92be3d07c15",
 }
 DROPPED_MESSAGE_ID: Final = "e47405c2363c4a2e925f93521acd18b5"
 REPORT_MESSAGE_ID: Final = "4ae8880600e14119b05f17774bae1460"
@@ -253,4 +257,10 @@ _SENTENCES: Final[Mapping[type[event.Event], Callable[[Any], str]]] = {
     event.EpochSealed: lambda e: f"epoch {e.epoch} is sealed over {e.size} records",
     event.SegmentEnd: lambda e: f"segment {e.segment_no} is full",
     event.CheckpointSigned: lambda e: f"signed the tree of {e.size} records",
+    event.Pruned: lambda e: (
+        f"{e.segments} segments were removed: the log begins with record {e.min_seq} now"
+    ),
+    event.HeadCosigned: lambda e: f"cosigned {e.size} records of {e.origin}",
+    event.VerdictReached: lambda e: f"found {e.origin} to be {e.verdict} at {e.size} records",
+    event.VerdictResolved: lambda e: f"an operator resolved {e.verdict} of log {e.log_id.hex()}",
 }

@@ -356,6 +356,47 @@ class EpochSealed(Event, frozen=True, array_like=True):
     tag: bytes
 
 
+class Pruned(Event, frozen=True, array_like=True):
+    """Segments were removed: the log begins with record `min_seq` now, and `head` is the hash of
+    the record before it. Every collector that had to had cosigned `acked_size` records."""
+
+    min_seq: int
+    head: bytes
+    segments: int
+    acked_size: int
+
+
+class HeadCosigned(Event, frozen=True, array_like=True):
+    """In a collector's own log: it cosigned the tree of `size` records of another log."""
+
+    log_id: bytes
+    origin: str
+    size: int
+    root: bytes
+    time_s: int
+    signature: bytes
+
+
+class VerdictReached(Event, frozen=True, array_like=True):
+    """In a collector's own log: what it found another log, held up to `head` of `size` records, to
+    be. `evidence` is the SHA-256 of the bundle that shows it."""
+
+    log_id: bytes
+    origin: str
+    verdict: str
+    size: int
+    head: bytes
+    evidence: bytes
+
+
+class VerdictResolved(Event, frozen=True, array_like=True):
+    """In a collector's own log: an operator's signed note that resolves a verdict."""
+
+    log_id: bytes
+    verdict: str
+    note: str
+
+
 class SegmentEnd(Event, frozen=True, array_like=True):
     """The last record of a segment."""
 
@@ -410,6 +451,10 @@ KIND: Final[dict[type[Event], int]] = {
     EpochSealed: 66,
     SegmentEnd: 68,
     CheckpointSigned: 69,
+    Pruned: 70,
+    HeadCosigned: 80,
+    VerdictReached: 81,
+    VerdictResolved: 82,
 }
 LEASE_KINDS: Final[range] = range(16, 32)
 TERMINAL_KINDS: Final[frozenset[int]] = frozenset({KIND[Reclaimed], KIND[Unfenced]})

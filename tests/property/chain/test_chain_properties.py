@@ -20,7 +20,7 @@ from leased.terms import event as e
 from leased.terms.errors import ChainError
 from tests.doubles.disk import CrashPoint, MemoryDisk
 from tests.doubles.logs import CountedEntropy, moment_at, open_on, renewal, subject
-from tests.vectors import independent
+from tests.vectors import verify_independent as independent
 
 settings.register_profile("chain", derandomize=True, deadline=None)
 CHAIN = settings(

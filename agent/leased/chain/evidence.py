@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence bundles: what a collector keeps of a sticky verdict, and what of it anybody can check
+with public keys alone.
+
+Rule: what is proven and what rests on the collector's word are told apart. Two signed trees that
+cannot be of one log are a proof: of one size with two roots, or with two different records in one
+place (each shown to be in its tree by an inclusion proof). That a node served a page which does not
+hold, or answered with less than it had, is the collector's word, which it signed; the page is
+checked again from the place that the node's own note is of.
+
+Does not gather bundles (`collector.case`) and reads no files.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+
+from leased.chain.grammar import Grammar
+from leased.chain.head import Head
+from leased.chain.note import ED25519, Checkpoint, NoteKey, open_note, parse_checkpoint
+from leased.chain.page import split_page
+from leased.chain.proof import Proof, check_proof
+from leased.chain.tree import Frontier
+from leased.chain.verdict import BAD_NOTE, BAD_PROOF, BAD_ROOT
+from leased.chain.verifier import Verifier, check_bodies
+from leased.terms.errors import ChainError
+
+FORMAT: Final = "leased-evidence/1"
+PAGE_VERDICTS: Final = frozenset(("BAD_RECORD", "BAD_SEAL", "BAD_SIG", "BAD_ROOT"))
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Where a page begins: head and tree before it, and the batch number there."""
+
+    size: int
+    head: str
+    peaks: tuple[str, ...]
+    batch: int
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """One case. Hashes and ids in hex, notes as text, the page in base64. `note` is the node's
+    newest note that held, `other_note` what it signed besides; `proof` and `other_proof` show one
+    sequence in both trees; `vkey` is the node's key as the collector knew it. `signature` is the
+    collector's note over everything else (`statement`)."""
+
+    format: str
+    verdict: str
+    why: str
+    name: str
+    node_id: str
+    log_id: str
+    origin: str
+    vkey: str
+    epoch_ns: int
+    found_ns: int
+    status: int
+    size: int
+    head: str
+    note: str = ""
+    other_note: str = ""
+    proof: Proof | None = None
+    other_proof: Proof | None = None
+    start: Start | None = None
+    page: str = ""
+    signature: str = ""
+
+
+class Weighed(msgspec.Struct, frozen=True):
+    """What a bundle comes to: sentences that are proven, and those that are somebody's word."""
+
+    proven: tuple[str, ...]
+    told: tuple[str, ...]
+
+
+def statement(encoded: bytes) -> str:
+    """What the collector signs: the hash of the bundle's canonical bytes, the signature left
+    out."""
+    return f"leased evidence v1\n{sha256(encoded).hexdigest()}\n"
+
+
+def weigh(
+    bundle: Bundle, encoded: bytes, node: NoteKey, collectors: Sequence[NoteKey] = ()
+) -> Weighed:
+    """Check everything in a bundle that can be checked. `encoded` is it without its signature.
+    Raises ChainError where something in it does not hold: then it is no evidence."""
+    if bundle.format != FORMAT:
+        raise ChainError(BAD_PROOF, f"not a bundle of the format {FORMAT}")
+    proven: list[str] = []
+    told = [f"{bundle.verdict}: {bundle.why}"]
+    first = _checked(bundle, bundle.note, node)
+    other = _checked(bundle, bundle.other_note, node)
+    for signed in (first, other):
+        if signed is not None:
+            proven.append(f"{bundle.origin} signed a tree of {signed.size} records")
+    if first is not None and other is not None and _fork(first, other):
+        proven.append(f"two roots of {first.size} records: two histories under one key")
+    if bundle.proof is not None and bundle.other_proof is not None:
+        proven.append(_two_records(bundle, node))
+    if bundle.page:
+        told.append(_replay(bundle, node, first))
+    if bundle.signature and collectors:
+        note = open_note(bundle.signature, list(collectors))
+        if note.text != statement(encoded):
+            raise ChainError(BAD_PROOF, "the collector signed another bundle")
+        told.append(f"signed by {note.signatures[0].name}")
+    elif bundle.signature:
+        told.append("signed by a collector whose key was not given")
+    return Weighed(tuple(proven), tuple(told))
+
+
+def collector_key(cosigner: NoteKey) -> NoteKey:
+    """The key that checks a collector's statements: the same bytes as its cosigning key, for plain
+    notes."""
+    return NoteKey(cosigner.name, cosigner.public_key, ED25519)
+
+
+def _checked(bundle: Bundle, note: str, node: NoteKey) -> Checkpoint | None:
+    if not note:
+        return None
+    checkpoint = parse_checkpoint(open_note(note, [node]).text)
+    if checkpoint.origin != bundle.origin:
+        raise ChainError(BAD_NOTE, f"a note of {checkpoint.origin} in a case of {bundle.origin}")
+    return checkpoint
+
+
+def _fork(first: Checkpoint, other: Checkpoint) -> bool:
+    return first.size == other.size and first.root != other.root
+
+
+def _two_records(bundle: Bundle, node: NoteKey) -> str:
+    """Two inclusion proofs of one sequence with different records. Raises ChainError."""
+    one, two = bundle.proof, bundle.other_proof
+    assert one is not None and two is not None
+    for proof in (one, two):
+        check_proof(proof, [node])
+    if one.sequence != two.sequence or one.record_hash == two.record_hash:
+        raise ChainError(BAD_PROOF, "the two proofs are not of two records in one place")
+    return f"record {one.sequence} is two different records in two signed trees: a fork"
+
+
+def _replay(bundle: Bundle, node: NoteKey, signed: Checkpoint | None) -> str:
+    """Check the page again, from where it begins. Raises ChainError if it holds after all, or
+    does not begin where it says."""
+    start = bundle.start
+    if start is None:
+        raise ChainError(BAD_PROOF, "a page without where it begins")
+    frontier = Frontier(start.size, tuple(bytes.fromhex(peak) for peak in start.peaks))
+    if signed is not None and signed.size == start.size and signed.root != frontier.root():
+        raise ChainError(BAD_ROOT, "the page does not begin where the node's note says")
+    log_id = bytes.fromhex(bundle.log_id)
+    page = b64decode(bundle.page)
+    verifier = Verifier(
+        log_id,
+        Head(start.size, bytes.fromhex(start.head)),
+        frontier,
+        batch=start.batch,
+        origin=bundle.origin,
+        public_key=node.public_key,
+        epoch_ns=bundle.epoch_ns,
+    )
+    try:
+        end, trailer = split_page(page, log_id)
+        walk = verifier.feed(page, stop=end)
+        check_bodies(walk)
+        Grammar(from_genesis=start.size == 0).follow(walk)
+        checkpoint = parse_checkpoint(open_note(trailer.note, [node]).text)
+    except ChainError as error:
+        return f"the page that the node served does not hold: {error}"
+    if checkpoint.root != verifier.verified().frontier.root():
+        return f"the node signed another tree than that of the {checkpoint.size} records it served"
+    if bundle.verdict == "BAD_SEAL":
+        return "the page holds but for its seals, which the holder of their key judges"
+    raise ChainError(BAD_PROOF, "the page holds: this bundle shows nothing")

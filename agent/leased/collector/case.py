@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases: the evidence of a sticky verdict gathered, kept and sealed, and operators' resolutions.
+
+Rule: evidence first. The bundle is durable in `evidence/`, its hash is sealed in the collector's
+own log, and only then does the verdict stand. A resolution counts if one of the configured
+operators signed exactly this verdict at this head; it is sealed before the verdict is lifted.
+
+Does not judge (`reconcile`) and does not weigh (`chain.evidence`).
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from leased.chain.evidence import FORMAT, Bundle, Start
+from leased.chain.note import NoteKey, open_note
+from leased.chain.proof import FORMAT as PROOF_FORMAT
+from leased.chain.proof import Proof, inclusion_path, subtree_of
+from leased.collector.archive import Archive
+from leased.collector.asking import ask_checkpoint, ask_proof
+from leased.collector.ingest import State
+from leased.collector.manifest import LogEntry
+from leased.collector.reconcile import Finding, Problem, Verdict
+from leased.collector.storing import Storer
+from leased.collector.transport import Connection, Unreachable
+from leased.collector.witness import Witness
+from leased.durable.files import DirectoryDisk, write_whole
+from leased.terms.errors import CallerError, ChainError
+
+EVIDENCE: Final = "evidence"
+_RESOLUTION: Final = "leased resolution v1"
+
+
+class Case:
+    """Everything about verdicts that is kept."""
+
+    def __init__(
+        self, archive: Archive, storer: Storer, wall_ns: Callable[[], int], timeout_s: float
+    ) -> None:
+        self._archive = archive
+        self._storer = storer
+        self._wall_ns = wall_ns
+        self._timeout_s = timeout_s
+
+    async def gather(
+        self,
+        state: State,
+        entry: LogEntry,
+        finding: Finding,
+        connection: Connection,
+        problem: Problem | None,
+        page: bytes,
+    ) -> Bundle:
+        """A bundle, with whatever else the node still says."""
+        other_note = finding.note or (problem.checkpoint if problem is not None else "")
+        proof = other_proof = None
+        if finding.verdict is Verdict.FORK and state.head.size:
+            other_proof = await self._ask_proof(connection, entry, state.head.size - 1)
+            if other_proof is not None:
+                proof = await self._storer.call(lambda: self._own_proof(entry, state))
+        elif not other_note and not page:
+            other_note = await self._ask_note(connection, entry)
+        pinned, key = state.pinned, NoteKey(state.pinned.origin, state.public_key)
+        carried = state.verifier
+        peaks = tuple(one.hex() for one in carried.frontier.peaks) if carried is not None else ()
+        batch = carried.batch if carried is not None else 0
+        return Bundle(
+            FORMAT,
+            finding.verdict,
+            finding.why,
+            entry.name,
+            pinned.node_id.hex(),
+            entry.log_id,
+            pinned.origin,
+            key.text(),
+            pinned.epoch_ns,
+            self._wall_ns(),
+            problem.status if problem is not None else 200,
+            state.head.size,
+            state.head.hash.hex(),
+            entry.note,
+            other_note,
+            proof,
+            other_proof,
+            Start(state.head.size, state.head.hash.hex(), peaks, batch) if page else None,
+            b64encode(page).decode() if page else "",
+        )
+
+    def close(
+        self, witness: Witness, state: State, entry: LogEntry, finding: Finding, bundle: Bundle
+    ) -> Path:
+        """Keep a bundle and seal that it is kept. In the storer's thread. Raises OSError."""
+        bundle = msgspec.structs.replace(bundle, signature=witness.sign(encode_bundle(bundle)))
+        data = msgspec.json.format(msgspec.json.encode(bundle), indent=1)
+        directory = self._archive.directory
+        root = DirectoryDisk(directory)
+        try:
+            root.make_directory(EVIDENCE)
+            root.sync_names()
+        finally:
+            root.close()
+        name = f"{entry.log_id[:8]}-{finding.verdict}-{state.head.size}-{bundle.found_ns}.json"
+        disk = DirectoryDisk(directory / EVIDENCE)
+        try:
+            write_whole(disk, name, data)
+        finally:
+            disk.close()
+        origin, head = state.pinned.origin, state.head
+        fields = (state.pinned.log_id, origin, str(finding.verdict), head.size, head.hash)
+        witness.tell_verdict(*fields, data)
+        return directory / EVIDENCE / name
+
+    def apply_resolutions(
+        self, witness: Witness, entry: LogEntry, operators: Sequence[NoteKey]
+    ) -> list[str]:
+        """Apply what operators have left for a log; what to tell. In the storer's thread."""
+        told = []
+        manifest = self._archive.manifest
+        for number, note in manifest.resolutions(entry.log_id):
+            try:
+                signed = open_note(note, list(operators))
+                by = signed.signatures[0].name
+                if signed.text.rpartition("\n")[0].rpartition("\n")[0] != resolution_head(entry):
+                    raise CallerError(f"{by} resolved something else than {entry.verdict} here")
+            except (ChainError, CallerError) as error:
+                manifest.applied(number)
+                told.append(f"a resolution was refused: {error}")
+                continue
+            witness.tell_resolution(bytes.fromhex(entry.log_id), entry.verdict, note)
+            with manifest.transaction():
+                manifest.applied(number)
+                manifest.set(entry.log_id, entry.head, verdict=str(Verdict.BEHIND), why="")
+            told.append(f"{entry.verdict} was resolved by {by}")
+            break
+        return told
+
+    async def _ask_note(self, connection: Connection, entry: LogEntry) -> str:
+        """What the node signs now; "" if it says nothing more."""
+        if not connection.reusable:
+            return ""
+        try:
+            note = await ask_checkpoint(connection, entry.log_id, timeout_s=self._timeout_s)
+        except Unreachable:
+            return ""
+        return note if isinstance(note, str) else note.checkpoint
+
+    async def _ask_proof(
+        self, connection: Connection, entry: LogEntry, sequence: int
+    ) -> Proof | None:
+        """The node's proof of the record that it has in place of ours."""
+        if not connection.reusable:
+            return None
+        try:
+            raw = await ask_proof(connection, entry.log_id, sequence, timeout_s=self._timeout_s)
+            return None if isinstance(raw, Problem) else msgspec.json.decode(raw, type=Proof)
+        except (Unreachable, msgspec.DecodeError):
+            return None
+
+    def _own_proof(self, entry: LogEntry, state: State) -> Proof | None:
+        """Our proof that the record before the head is in the tree the node signed for us."""
+        if entry.signed_size != state.head.size:
+            return None
+        hashes = [record.hash for record in self._archive.records(entry.log_id)]
+        sequence, size = state.head.size - 1, state.head.size
+        path = inclusion_path(sequence, size, lambda start, stop: subtree_of(hashes[start:stop]))
+        key = NoteKey(state.pinned.origin, state.public_key)
+        return Proof(
+            PROOF_FORMAT,
+            entry.log_id,
+            state.pinned.origin,
+            key.text(),
+            sequence,
+            size,
+            hashes[-1].hex(),
+            tuple(one.hex() for one in path),
+            entry.note,
+        )
+
+
+def encode_bundle(bundle: Bundle) -> bytes:
+    """What is signed of a bundle: all of it but the signature, as one line of JSON."""
+    return msgspec.json.encode(msgspec.structs.replace(bundle, signature=""))
+
+
+def resolution_head(entry: LogEntry) -> str:
+    """The lines of a resolution that say what is resolved."""
+    return f"{_RESOLUTION}\n{entry.log_id}\n{entry.verdict}\n{entry.head.text()}"
+
+
+def resolution_text(entry: LogEntry, reason: str) -> str:
+    """What an operator signs. Raises CallerError."""
+    if not reason.strip() or "\n" in reason:
+        raise CallerError("a reason is one line that says why")
+    return f"{resolution_head(entry)}\n{reason}\n"

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Enrolment: a node's log becomes one that the collector follows, by what an operator brought from
+the node (`leasectl audit enrolment`, PULL.md section 5).
+
+Rule: identity comes from the file and from nowhere else. The same file again changes nothing; a
+file that says something else of a log that is followed is refused, and a node whose log was begun
+anew is followed on only where that is said in so many words.
+
+Does not talk to nodes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from leased.chain.head import GENESIS
+from leased.chain.note import ED25519, parse_key
+from leased.collector.ingest import Pinned, State, decode_state, encode_state
+from leased.collector.manifest import LogEntry, Manifest
+from leased.collector.transport import parse_url
+from leased.terms.errors import ChainError, ConfigError
+from leased.terms.identity import parse_id
+
+FORMAT: Final = "leased-enrolment/1"
+FILE_BYTES_MAX: Final = 64 * 1024
+
+
+class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+    """The file, as it is written on the node."""
+
+    format: str
+    node_id: str
+    log_id: str
+    origin: str
+    vkey: str
+    epoch_ns: int
+    first_public_key: str
+    size: int = 0
+    head: str = ""
+    seal_epoch: int | None = None
+    seal_key: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Enrolment({self.log_id!r}, {self.origin!r})"
+
+
+def read_enrolment(raw: bytes, source: str) -> Pinned:
+    """What an enrolment pins. Raises ConfigError."""
+    try:
+        told = msgspec.json.decode(raw[:FILE_BYTES_MAX], type=Enrolment)
+        if told.format != FORMAT:
+            raise ConfigError(f"{source}: not of the format {FORMAT}")
+        key = parse_key(told.vkey)
+        first = bytes.fromhex(told.first_public_key)
+        seal = None if told.seal_key is None else bytes.fromhex(told.seal_key)
+        log_id, node_id = parse_id(told.log_id, "log_id"), parse_id(told.node_id, "node_id")
+    except (msgspec.DecodeError, ChainError, ValueError) as error:
+        raise ConfigError(f"{source}: {error}") from error
+    if key.name != told.origin or key.kind != ED25519 or len(first) != 32:
+        raise ConfigError(f"{source}: the key is not one of the log {told.origin}")
+    if seal is not None and (len(seal) != 32 or told.seal_epoch is None):
+        raise ConfigError(f"{source}: a seal key has 32 bytes and an epoch")
+    epoch = told.seal_epoch or 0
+    return Pinned(log_id, node_id, told.origin, first, told.epoch_ns, epoch, seal)
+
+
+def read_file(path: Path) -> Pinned:
+    """What an enrolment file pins. Raises ConfigError."""
+    try:
+        return read_enrolment(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+
+
+def enrol(manifest: Manifest, name: str, url: str, pinned: Pinned, *, replace: bool = False) -> str:
+    """Follow a log; what has changed ("" if nothing). Raises ConfigError."""
+    parse_url(url, pinned.node_id.hex())
+    log_id = pinned.log_id.hex()
+    followed = {known: (at, log) for known, at, log in manifest.nodes()}
+    entry = manifest.log(log_id)
+    if entry is not None and decode_state(entry.state).pinned != pinned:
+        raise ConfigError(f"{name}: log {log_id} was enrolled with something else: keep to that")
+    before = followed.get(name)
+    if before == (url, log_id):
+        return ""
+    if before is not None and before[1] != log_id and not replace:
+        raise ConfigError(
+            f"{name}: log {before[1]} is followed there and this is {log_id}: a node that begins "
+            "a new log is enrolled again with `leased-collector enrol --replace`"
+        )
+    with manifest.transaction():
+        if entry is None:
+            state = encode_state(State(pinned))
+            node = pinned.node_id.hex()
+            manifest.add_log(
+                LogEntry(log_id, node, name, pinned.origin, GENESIS, verdict="BEHIND", state=state)
+            )
+        manifest.follow(name, url, log_id)
+    return f"{name}: log {log_id} is followed at {url}"

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ingest: what is checked of one pulled page before a byte of it is stored.
+
+Rule: in this order, and the first that does not hold decides: the trailer; CRC, sequence and link
+of every frame; hash; seals and clock; the root of every checkpoint on the way; every body; the
+grammar of every lease; and that the tree is the one the node signed. A page is taken whole or not
+at all: what was carried in stays as it was, and what is carried on is stored with the frames.
+
+Sans I/O: bytes and what was carried go in, what to store comes out. Does not store (`archive`) and
+does not say what a refusal means (`reconcile`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from leased.chain.canonical import decode
+from leased.chain.epochs import EpochKey
+from leased.chain.findings import Carried, Walk
+from leased.chain.grammar import Grammar
+from leased.chain.head import GENESIS, Head
+from leased.chain.note import NoteKey, open_note, parse_checkpoint, parse_note
+from leased.chain.page import Trailer, split_page
+from leased.chain.record import FLAG_LAST
+from leased.chain.tree import EMPTY
+from leased.chain.verdict import BAD_NOTE, BAD_PAGE, BAD_ROOT, BAD_SIGNATURE, CORRUPT_RECORD
+from leased.chain.verifier import Verifier, check_bodies
+from leased.terms.errors import ChainError
+from leased.terms.event import KIND, CheckpointSigned, HeadCountersigned, NodeStarted, SegmentEnd
+
+QUIET_KINDS: Final = frozenset(
+    KIND[event] for event in (CheckpointSigned, HeadCountersigned, SegmentEnd)
+)
+"""Records that an acknowledgement alone brings about: nothing to acknowledge anew."""
+
+_STARTED: Final = KIND[NodeStarted]
+_FLAGS_AT: Final = 27
+
+
+class Pinned(msgspec.Struct, frozen=True):
+    """What was enrolled of a log, out of band: never what the node says of itself."""
+
+    log_id: bytes
+    node_id: bytes
+    origin: str
+    public_key: bytes
+    epoch_ns: int = 0
+    seal_epoch: int = 0
+    seal_key: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"Pinned({self.log_id.hex()!r}, {self.origin!r})"
+
+
+class State(msgspec.Struct, frozen=True):
+    """What is carried from page to page. `loud`: something but `QUIET_KINDS` came since the head
+    was last cosigned; `root` is that of the tree at the head; `lagging` that the note of the last
+    page was by a key that the records have not introduced yet."""
+
+    pinned: Pinned
+    verifier: Carried | None = None
+    leases: dict[bytes, int] = {}
+    boot_id: bytes = bytes(16)
+    root: bytes = EMPTY.root()
+    loud: bool = False
+    lagging: bool = False
+
+    @property
+    def head(self) -> Head:
+        """Where the log stands."""
+        return self.verifier.head if self.verifier is not None else GENESIS
+
+    @property
+    def public_key(self) -> bytes:
+        """The node's key in force at the head."""
+        carried = self.verifier
+        return (carried.public_key if carried is not None else None) or self.pinned.public_key
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A page that holds. `note` is "" where it could not be judged yet (`State.lagging`)."""
+
+    frames: bytes
+    before: Head
+    after: Head
+    state: State
+    trailer: Trailer
+    note: str
+    fresh: bool
+    """The page ends where the log ends: the node was heard now."""
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(State)
+
+
+def encode_state(state: State) -> bytes:
+    """A state as the archive keeps it. It may hold a key."""
+    return _ENCODER.encode(state)
+
+
+def decode_state(raw: bytes) -> State:
+    """A state as the archive kept it."""
+    return _DECODER.decode(raw)
+
+
+def verifier_at(state: State) -> Verifier:
+    """A verifier that goes on from where the log stands."""
+    pinned = state.pinned
+    key = None if pinned.seal_key is None else EpochKey(pinned.seal_epoch, pinned.seal_key)
+    verifier = Verifier(
+        pinned.log_id,
+        origin=pinned.origin,
+        public_key=pinned.public_key,
+        epoch_ns=pinned.epoch_ns,
+        seal_key=key,
+    )
+    if state.verifier is not None:
+        verifier.resume(state.verifier)
+    return verifier
+
+
+def take_page(state: State, page: bytes) -> Taken:
+    """Check one page that was asked for at the head of `state`. Raises ChainError."""
+    try:
+        frames_end, trailer = split_page(page, state.pinned.log_id)
+    except ChainError as error:
+        # The trailer is no record: what is wrong with it says nothing about the log.
+        raise ChainError(BAD_PAGE, error.why, offset=error.offset) from error
+    frames, before = page[:frames_end], state.head
+    verifier, grammar = verifier_at(state), Grammar(dict(state.leases))
+    boot_id, loud = state.boot_id, state.loud
+    if frames:
+        walk = verifier.feed(frames)
+        _check_end(frames, walk)
+        check_bodies(walk)
+        grammar.follow(walk)
+        boot_id = _boot_id(walk) or boot_id
+        loud = loud or not QUIET_KINDS.issuperset(walk.kinds)
+    carried = verifier.carried()
+    after, root = carried.head, carried.frontier.root()
+    broken = state.verifier.clock_breaks if state.verifier is not None else 0
+    if carried.clock_breaks != broken:
+        why = "the boot clock goes back without a start"
+        raise ChainError(CORRUPT_RECORD, why, sequence=before.size)
+    if (trailer.next_seq, trailer.head) != (after.size, after.hash):
+        said = f"the trailer says {trailer.next_seq}:{trailer.head.hex()}"
+        raise ChainError(BAD_PAGE, f"{said} after a page that ends at {after.text()}")
+    fresh = trailer.wall_ns != 0
+    if not frames and not fresh:
+        raise ChainError(BAD_PAGE, "a page without records ends where the log ends, and says when")
+    key = carried.public_key or state.pinned.public_key
+    known = _check_note(state.pinned.origin, key, trailer.note, after.size, root, fresh=fresh)
+    new = State(state.pinned, carried, grammar.stages, boot_id, root, loud=loud, lagging=not known)
+    return Taken(frames, before, after, new, trailer, trailer.note if known else "", fresh)
+
+
+def judge_note(state: State, note: str) -> int:
+    """The size that a note by the node's key is of. Raises ChainError if it is not by it, or if
+    it says another root of the very tree that is held."""
+    checked = open_note(note, [NoteKey(state.pinned.origin, state.public_key)])
+    checkpoint = parse_checkpoint(checked.text)
+    if checkpoint.origin != state.pinned.origin:
+        raise ChainError(BAD_NOTE, f"the note is of {checkpoint.origin}, not of this log")
+    if checkpoint.size == state.head.size and checkpoint.root != state.root:
+        raise ChainError(BAD_ROOT, f"two roots of the same {checkpoint.size} records")
+    return checkpoint.size
+
+
+def _check_end(frames: bytes, walk: Walk) -> None:
+    """A page ends with a batch. Raises ChainError."""
+    if not frames[walk.offsets[-1] + _FLAGS_AT] & FLAG_LAST:
+        sequence = walk.first_seq + len(walk.kinds) - 1
+        raise ChainError(CORRUPT_RECORD, "the page ends within a batch", sequence=sequence)
+
+
+def _boot_id(walk: Walk) -> bytes | None:
+    """The boot that the last NodeStarted of a page names."""
+    for index in range(len(walk.kinds) - 1, -1, -1):
+        if walk.kinds[index] == _STARTED:
+            record = walk.record(index)
+            event = decode(record.kind, record.schema, record.body)
+            if isinstance(event, NodeStarted):
+                return event.boot_id
+    return None
+
+
+def _check_note(origin: str, key: bytes, note: str, size: int, root: bytes, *, fresh: bool) -> bool:
+    """Compare the node's note with the tree; whether its signature could be judged. A note of old
+    records may be by a key that a later record introduces: that is judged once it is known, and
+    where the log ends every key is. Raises ChainError."""
+    parsed = parse_note(note)
+    checkpoint = parse_checkpoint(parsed.text)
+    if checkpoint.origin != origin or checkpoint.size != size:
+        why = f"the note is of {checkpoint.size} records of {checkpoint.origin}"
+        raise ChainError(BAD_NOTE, f"{why}, the page ends at {size} of {origin}")
+    if checkpoint.root != root:
+        raise ChainError(BAD_ROOT, f"the node signed another tree of {size} records", sequence=size)
+    ours = NoteKey(origin, key)
+    known = any((line.name, line.key_id) == (origin, ours.key_id) for line in parsed.signatures)
+    if known:
+        open_note(note, [ours])
+    elif fresh:
+        raise ChainError(BAD_SIGNATURE, "the note at the log's end is not by the node's key")
+    return known

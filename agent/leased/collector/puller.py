@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The puller: one task per node, which asks, has checked, has stored, and cosigns.
+
+Rule: verify, persist, then cosign, then acknowledge; a crash between any two is asked again from
+the stored cursor. How many connections there are, how many pages are in memory, and how many are
+being checked at once is bounded for the whole fleet; every wait has a deadline; who fails waits
+longer each time, by a random share of it. A sticky verdict ends the pulling of that log until it is
+resolved.
+
+Does not judge (`ingest`, `reconcile`) and writes nothing by itself (`storing`, `witness`).
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import trio
+
+from leased.collector.archive import CursorMoved, LogEntry, Page
+from leased.collector.asking import SlowDown, acknowledge, ask_page
+from leased.collector.case import Case
+from leased.collector.config import PullConfig
+from leased.collector.ingest import State, Taken, decode_state, encode_state, take_page
+from leased.collector.reconcile import (
+    Finding,
+    Problem,
+    Verdict,
+    judge_problem,
+    judge_refusal,
+    judge_silence,
+)
+from leased.collector.storing import Storer
+from leased.collector.transport import Connection, Endpoint, Unreachable, connect
+from leased.collector.witness import Witness
+from leased.terms.errors import ChainError, StateError
+from leased.terms.moment import NS_PER_S
+
+INLINE_BYTES_MAX: Final = 16 * 1024
+"""A page so small is checked quicker than handed to a thread: a third of a millisecond."""
+
+TURN_PAGES_MAX: Final = 64
+"""A node that takes turns gives its place up after so many pages: 256 MiB."""
+
+
+class Fleet:
+    """What all pullers of a run share."""
+
+    def __init__(
+        self,
+        config: PullConfig,
+        storer: Storer,
+        witness: Witness,
+        case: Case,
+        context: ssl.SSLContext,
+        *,
+        fleet: str,
+        nodes: int,
+        wall_ns: Callable[[], int],
+        jitter: Callable[[], float],
+        tell: Callable[[str, str], None],
+    ) -> None:
+        """`jitter` gives 0 to 1; `tell` takes a node's name and a sentence."""
+        self.config = config
+        self.storer = storer
+        self.witness = witness
+        self.case = case
+        self.context = context
+        self.fleet = fleet
+        self.standing = nodes <= config.connections_max
+        self.places = trio.CapacityLimiter(config.connections_max)
+        self.rooms = trio.CapacityLimiter(config.pages_max)
+        self.workers = trio.CapacityLimiter(config.workers)
+        self.wall_ns = wall_ns
+        self.jitter = jitter
+        self.tell = tell
+
+
+class Puller:
+    """One node's log."""
+
+    def __init__(self, fleet: Fleet, entry: LogEntry, endpoint: Endpoint) -> None:
+        self._fleet = fleet
+        self._endpoint = endpoint
+        self.name = entry.name
+        self.log_id = entry.log_id
+        self.entry = entry
+        self.state: State = decode_state(entry.state)
+        self.verdict = Verdict(entry.verdict)
+        self.unreachable = ""
+        self._failures = 0
+        self._slow_s = 0
+        self._cosigned_ns = 0
+
+    async def run(self) -> None:
+        """Follow the log until cancelled."""
+        while True:
+            await self.turn(standing=self._fleet.standing)
+            await trio.sleep(self._delay_s())
+
+    async def turn(self, *, standing: bool) -> None:
+        """One connection: to the end of the log, and where it is `standing`, on from there."""
+        if self.verdict.sticky:
+            await self._look_for_resolution()
+            return
+        try:
+            async with self._fleet.places:
+                await self._converse(standing=standing)
+        except Unreachable as error:
+            self._failures += 1
+            self._slow_s = error.seconds if isinstance(error, SlowDown) else 0
+            if str(error) != self.unreachable:
+                self.unreachable = str(error)
+                self._fleet.tell(self.name, f"not reached: {error}")
+        except CursorMoved as error:
+            self._fleet.tell(self.name, str(error))
+            await self._reload()
+        await self._note_silence()
+
+    async def _converse(self, *, standing: bool) -> None:
+        config = self._fleet.config
+        timeout_s = config.timeout_ns / NS_PER_S
+        try:
+            with trio.fail_after(timeout_s):
+                connection = await connect(self._endpoint, self._fleet.context, self._fleet.fleet)
+        except trio.TooSlowError as error:
+            raise Unreachable(f"{self._endpoint.host}: no handshake in {timeout_s:g} s") from error
+        try:
+            pages, wait_ms = 0, 0
+            while standing or pages < TURN_PAGES_MAX:
+                fresh = await self._pull(connection, wait_ms)
+                pages += 1
+                if self.verdict.sticky or not connection.reusable:
+                    return
+                if fresh:
+                    await self._cosign(connection, at_once=not standing)
+                    if not standing or self.verdict.sticky or not connection.reusable:
+                        return
+                    # What comes within the pace comes together: one file and one commit.
+                    await trio.sleep(config.pace_ns / NS_PER_S)
+                wait_ms = config.wait_ns // 1_000_000 if fresh else 0
+        finally:
+            await connection.aclose()
+
+    async def _pull(self, connection: Connection, wait_ms: int) -> bool:
+        """One page, from the question to the disk; whether the log ends there."""
+        fleet, config = self._fleet, self._fleet.config
+        held = False
+
+        async def take_room() -> None:
+            nonlocal held
+            await fleet.rooms.acquire()
+            held = True
+
+        try:
+            answer = await ask_page(
+                connection,
+                self.log_id,
+                self.state.head,
+                bytes_max=config.page_bytes,
+                wait_ms=wait_ms,
+                timeout_s=config.timeout_ns / NS_PER_S,
+                before_body=take_room,
+            )
+            if isinstance(answer, Problem):
+                await self._found(judge_problem(self.state, answer), connection, answer)
+                return True
+            taken = await self._check(answer, connection)
+            if taken is not None:
+                await self._store(taken)
+            return taken is None or taken.fresh
+        finally:
+            if held:
+                fleet.rooms.release()
+
+    async def _check(self, page: bytes, connection: Connection) -> Taken | None:
+        try:
+            if len(page) <= INLINE_BYTES_MAX:
+                return take_page(self.state, page)
+            return await trio.to_thread.run_sync(
+                take_page, self.state, page, limiter=self._fleet.workers
+            )
+        except ChainError as error:
+            finding = judge_refusal(self.state, error)
+            if finding is None:
+                raise Unreachable(f"a page that was damaged on the way: {error}") from error
+            await self._found(finding, connection, None, page)
+            return None
+
+    async def _store(self, taken: Taken) -> None:
+        fleet, old = self._fleet, self.entry
+        now_ns = fleet.wall_ns()
+        verdict = Verdict.OK if taken.fresh else Verdict.BEHIND
+        page = Page(
+            self.log_id,
+            taken.before,
+            taken.after,
+            taken.frames,
+            encode_state(taken.state),
+            taken.after.size if taken.note else old.signed_size,
+            taken.note or old.note,
+            now_ns,
+            verdict,
+        )
+        await fleet.storer.store(page)
+        self.state = taken.state
+        self.entry = msgspec.structs.replace(
+            old,
+            head=page.after,
+            signed_size=page.signed_size,
+            note=page.note,
+            contact_ns=now_ns,
+            verdict=verdict,
+            why="",
+            state=b"",
+        )
+        if self.unreachable or self.verdict is Verdict.STALE:
+            fleet.tell(self.name, f"reached again, at {page.after.size} records")
+        self.verdict, self.unreachable, self._failures, self._slow_s = verdict, "", 0, 0
+
+    async def _cosign(self, connection: Connection, *, at_once: bool) -> None:
+        """Cosign the head that was stored last, if there is something new to it and it is time."""
+        fleet, entry = self._fleet, self.entry
+        now_ns = fleet.wall_ns()
+        due = at_once or now_ns - self._cosigned_ns >= fleet.config.cosign_ns
+        if not due or not self.state.loud or entry.signed_size != entry.head.size:
+            return
+        log_id, note = self.state.pinned.log_id, entry.note
+        cosigned = await fleet.storer.call(lambda: fleet.witness.cosign(log_id, note))
+        self._cosigned_ns = now_ns
+        try:
+            answer = await acknowledge(
+                connection, self.log_id, cosigned, timeout_s=fleet.config.timeout_ns / NS_PER_S
+            )
+        except Unreachable as error:
+            fleet.tell(self.name, f"not acknowledged, to be tried again: {error}")
+            return
+        if isinstance(answer, Problem):
+            await self._found(judge_problem(self.state, answer), connection, answer)
+            return
+        self.state = msgspec.structs.replace(self.state, loud=False)
+        fields = {"cosigned_size": entry.head.size, "state": encode_state(self.state)}
+        await fleet.storer.set(self.log_id, entry.head, fields)
+        self.entry = msgspec.structs.replace(entry, cosigned_size=entry.head.size)
+
+    async def _found(
+        self,
+        finding: Finding | None,
+        connection: Connection,
+        problem: Problem | None,
+        page: bytes = b"",
+    ) -> None:
+        """A verdict: keep the evidence, seal that there is one, then set it."""
+        if finding is None:
+            return
+        fleet = self._fleet
+        fleet.tell(self.name, f"{finding.verdict}: {finding.why}")
+        bundle = await fleet.case.gather(self.state, self.entry, finding, connection, problem, page)
+        now_ns, state, entry = fleet.wall_ns(), self.state, self.entry
+        await fleet.storer.call(
+            lambda: fleet.case.close(fleet.witness, state, entry, finding, bundle)
+        )
+        fields = {"verdict": finding.verdict, "why": finding.why, "since_ns": now_ns}
+        await fleet.storer.set(self.log_id, entry.head, fields)
+        self.verdict = finding.verdict
+        self.entry = msgspec.structs.replace(entry, verdict=finding.verdict, why=finding.why)
+
+    async def _note_silence(self) -> None:
+        if self.verdict.sticky or self.verdict is Verdict.STALE:
+            return
+        finding = judge_silence(self.state, self.entry.contact_ns, self._fleet.wall_ns())
+        if finding is not None:
+            self._fleet.tell(self.name, f"{finding.verdict}: {finding.why}")
+            fields = {
+                "verdict": finding.verdict,
+                "why": finding.why,
+                "since_ns": self._fleet.wall_ns(),
+            }
+            await self._fleet.storer.set(self.log_id, self.entry.head, fields)
+            self.verdict = finding.verdict
+
+    async def _look_for_resolution(self) -> None:
+        """Whether an operator has resolved the verdict meanwhile."""
+        fleet = self._fleet
+        operators = fleet.config.operators
+        applied = await fleet.storer.call(
+            lambda: fleet.case.apply_resolutions(fleet.witness, self.entry, operators)
+        )
+        for told in applied:
+            fleet.tell(self.name, told)
+        await self._reload()
+
+    async def _reload(self) -> None:
+        entry = await self._fleet.storer.read(self.log_id)
+        if entry is None:
+            raise StateError(f"log {self.log_id} is not in the manifest any more")
+        self.entry, self.state = entry, decode_state(entry.state)
+        self.verdict = Verdict(entry.verdict)
+
+    def _delay_s(self) -> float:
+        """How long to wait before the next turn."""
+        config = self._fleet.config
+        if self.verdict.sticky or not self._failures:
+            return config.interval_ns / NS_PER_S
+        backoff_ns = min(config.backoff_max_ns, config.interval_ns << min(self._failures, 20))
+        share = 0.5 + self._fleet.jitter() / 2
+        return max(self._slow_s, backoff_ns / NS_PER_S * share)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of the puller: archive, witness and a task per node, put together and taken apart.
+
+Rule: every task ends with the run. Nodes are reached in a bounded number of connections; the storer
+outlives the pullers, so that what was handed to it is stored.
+
+Does not parse arguments (`pull_verbs`).
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+from leased.chain.certificate import Role, read_certificate
+from leased.collector.archive import Archive
+from leased.collector.case import Case
+from leased.collector.config import PullConfig
+from leased.collector.enrolment import enrol, read_file
+from leased.collector.puller import Fleet, Puller
+from leased.collector.reconcile import Verdict
+from leased.collector.storing import Storer
+from leased.collector.transport import client_context, parse_url
+from leased.collector.witness import Witness, open_witness, os_entropy
+from leased.terms.errors import CallerError, ConfigError
+from leased.terms.identity import BootId
+from leased.terms.moment import NS_PER_S, Moment
+
+Tell = Callable[[str, str], None]
+ENROLLED_S: Final = 10
+_BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
+_END: Final = b"-----END CERTIFICATE-----"
+
+
+class Reached(msgspec.Struct, frozen=True):
+    """How one node's turn ended."""
+
+    name: str
+    log_id: str
+    verdict: str
+    size: int
+    cosigned_size: int
+    unreachable: str = ""
+
+
+def now() -> Moment:
+    """Both clocks of this host."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip().replace("-", "")
+    boot_id = BootId(bytes.fromhex(boot))
+    return Moment(boot_id, time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns())
+
+
+async def pull(
+    directory: Path, config: PullConfig, *, once: bool, only: Sequence[str], tell: Tell
+) -> list[Reached]:
+    """Pull every node; `once` to the end of each log, else until cancelled. `only` names nodes.
+    Raises ConfigError, StateError, ChainError."""
+    fleet_name, collector = whose(Path(config.certificate))
+    context = client_context(config.ca, config.certificate, config.key)
+    archive = Archive(directory)
+    try:
+        witness = open_witness(directory, config.name or collector, now=now, entropy=os_entropy)
+        try:
+            for node in config.nodes:
+                told = enrol(archive.manifest, node.name, node.url, read_file(Path(node.enrolment)))
+                if told:
+                    tell(node.name, told)
+            return await _run(
+                archive, config, witness, context, fleet_name, once=once, only=only, tell=tell
+            )
+        finally:
+            witness.close()
+    finally:
+        archive.close()
+
+
+async def _run(
+    archive: Archive,
+    config: PullConfig,
+    witness: Witness,
+    context: ssl.SSLContext,
+    fleet_name: str,
+    *,
+    once: bool,
+    only: Sequence[str],
+    tell: Tell,
+) -> list[Reached]:
+    storer = Storer(archive, lambda text: tell("archive", text))
+    case = Case(archive, storer, time.time_ns, config.timeout_ns / NS_PER_S)
+    fleet = Fleet(
+        config,
+        storer,
+        witness,
+        case,
+        context,
+        fleet=fleet_name,
+        nodes=len(archive.manifest.nodes()),
+        wall_ns=time.time_ns,
+        jitter=random.SystemRandom().random,
+        tell=tell,
+    )
+    pullers: dict[tuple[str, str, str], Puller] = {}
+    async with trio.open_nursery() as outer:
+        outer.start_soon(storer.run)
+        async with trio.open_nursery() as inner:
+            while True:
+                for node in await storer.call(archive.manifest.nodes):
+                    if node not in pullers and (not only or node[0] in only):
+                        puller = pullers[node] = await _puller(fleet, *node)
+                        inner.start_soon(_one_turn if once else _follow, puller)
+                if once:
+                    break
+                # Who is enrolled while this runs is followed without a restart.
+                await trio.sleep(ENROLLED_S)
+        outer.cancel_scope.cancel()
+    return [_reached(puller) for puller in pullers.values()]
+
+
+async def _puller(fleet: Fleet, name: str, url: str, log_id: str) -> Puller:
+    entry = await fleet.storer.read(log_id)
+    assert entry is not None, "a foreign key"
+    entry = msgspec.structs.replace(entry, name=name)
+    return Puller(fleet, entry, parse_url(url, entry.node))
+
+
+async def _follow(puller: Puller) -> None:
+    await puller.run()
+
+
+async def _one_turn(puller: Puller) -> None:
+    """To the end of the log, in as many turns as that takes."""
+    while True:
+        await puller.turn(standing=False)
+        if puller.unreachable or puller.verdict is not Verdict.BEHIND:
+            return
+
+
+def _reached(puller: Puller) -> Reached:
+    entry = puller.entry
+    return Reached(
+        puller.name,
+        puller.log_id,
+        str(puller.verdict),
+        entry.head.size,
+        entry.cosigned_size,
+        puller.unreachable,
+    )
+
+
+def whose(path: Path) -> tuple[str, str]:
+    """The fleet and the name that the collector's certificate says. Raises ConfigError."""
+    try:
+        raw = path.read_bytes()
+        pem = raw[raw.index(_BEGIN) : raw.index(_END) + len(_END)].decode("ascii")
+        identity = read_certificate(ssl.PEM_cert_to_DER_cert(pem)).identity
+    except OSError as error:
+        raise ConfigError(f"pull.certificate: {path}: {error.strerror}") from error
+    except (CallerError, ValueError) as error:
+        raise ConfigError(f"pull.certificate: {path}: {error}") from error
+    if identity.role is not Role.COLLECTOR:
+        raise ConfigError(f"pull.certificate: {path} is of {identity.uri()}, not of a collector")
+    return identity.fleet, identity.name

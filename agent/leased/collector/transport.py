@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP/1.1 over mutual TLS, the client's side: one connection to one node.
+
+Rule: TLS 1.3, both sides with a certificate of the fleet's CA; the node on the other end is the one
+whose id was enrolled, by the URI in its certificate and not by its host name. An answer is read
+whole or not at all, up to a limit; whoever asks brings the deadline.
+
+Does not know what is asked for (`puller`) and does not try again.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+import h11
+import msgspec
+import trio
+
+from leased.chain.certificate import Role, read_certificate
+from leased.terms.errors import EX_UNAVAILABLE, CallerError, ConfigError, LeasedError
+
+PORT: Final = 7443
+READ_BYTES: Final = 256 * 1024
+HEAD_BYTES_MAX: Final = 16 * 1024
+
+
+class Unreachable(LeasedError):
+    """The node did not answer, or not as a node of this fleet does. Says nothing about its log."""
+
+    wire = "io.leased.Collector.Unreachable"
+    exit_status = EX_UNAVAILABLE
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One answer. Names of headers are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where a node listens, and which node it must be."""
+
+    host: str
+    port: int
+    node_id: str
+
+
+def parse_url(url: str, node_id: str) -> Endpoint:
+    """An endpoint from `https://host[:port]`. Raises ConfigError."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or PORT
+    except ValueError as error:
+        raise ConfigError(f"{url}: {error}") from error
+    if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+        raise ConfigError(f"{url}: a node's address is https://host:port")
+    return Endpoint(parts.hostname, port, node_id)
+
+
+def client_context(ca: str, certificate: str, key: str) -> ssl.SSLContext:
+    """What the collector shows, and how it judges nodes. Raises ConfigError."""
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        context.check_hostname = False  # the node id in the certificate is checked instead
+        context.load_verify_locations(ca)
+        context.load_cert_chain(certificate, key)
+    except OSError as error:  # an SSLError is one
+        why = getattr(error, "reason", None) or error.strerror or error
+        raise ConfigError(
+            f"pull: {ca}, {certificate} and {key} do not go together or cannot be read ({why})"
+        ) from error
+    return context
+
+
+class Connection:
+    """One connection. Requests follow each other. After any error it is closed and of no use."""
+
+    def __init__(self, stream: trio.SSLStream[trio.SocketStream], endpoint: Endpoint) -> None:
+        self._stream = stream
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
+        self._host = f"{endpoint.host}:{endpoint.port}"
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may follow."""
+        return self._http.our_state is h11.IDLE
+
+    async def ask(
+        self,
+        method: str,
+        target: str,
+        *,
+        body: bytes = b"",
+        body_bytes_max: int,
+        before_body: Callable[[], Awaitable[object]] | None = None,
+    ) -> Answer:
+        """Send a request and read its whole answer. `before_body` is awaited when the answer has
+        begun: whoever waits for long takes room for it only then. Raises Unreachable."""
+        try:
+            await self._send(method, target, body)
+            return await self._receive(body_bytes_max, before_body)
+        except (OSError, trio.BrokenResourceError, h11.ProtocolError) as error:
+            raise Unreachable(f"{self._host}: {error or type(error).__name__}") from error
+
+    async def aclose(self) -> None:
+        """Close it, without ceremony."""
+        await trio.aclose_forcefully(self._stream)
+
+    async def _send(self, method: str, target: str, body: bytes) -> None:
+        headers = [("Host", self._host), ("Accept", "application/vnd.leased.records, */*")]
+        if body:
+            headers += [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
+        sent = self._http.send(h11.Request(method=method, target=target, headers=headers))
+        if body:
+            sent += self._http.send(h11.Data(data=body))
+        await self._stream.send_all(sent + self._http.send(h11.EndOfMessage()))
+
+    async def _receive(
+        self, body_bytes_max: int, before_body: Callable[[], Awaitable[object]] | None
+    ) -> Answer:
+        head, parts, held = None, [], 0
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                data = await self._stream.receive_some(READ_BYTES)
+                if not data:
+                    raise Unreachable(f"{self._host}: the connection ended before the answer")
+                self._http.receive_data(data)
+            elif isinstance(event, h11.Response):
+                head = event
+                if before_body is not None:
+                    await before_body()
+            elif isinstance(event, h11.Data):
+                parts.append(bytes(event.data))
+                held += len(event.data)
+                if held > body_bytes_max:
+                    raise Unreachable(f"{self._host}: an answer above {body_bytes_max} bytes")
+            elif isinstance(event, h11.EndOfMessage):
+                break
+        assert head is not None, "h11 gives the head first"
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+        headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
+        return Answer(head.status_code, headers, b"".join(parts))
+
+
+async def connect(endpoint: Endpoint, context: ssl.SSLContext, fleet: str) -> Connection:
+    """Connect, shake hands, and look who it is. Raises Unreachable."""
+    where = f"{endpoint.host}:{endpoint.port}"
+    try:
+        tcp = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+    except OSError as error:
+        raise Unreachable(f"{where}: {error.strerror or error}") from error
+    stream = trio.SSLStream(tcp, context, https_compatible=True)
+    try:
+        await stream.do_handshake()
+        der = stream.getpeercert(binary_form=True)
+        identity = read_certificate(der or b"").identity
+        if identity.role is not Role.NODE or identity.name != endpoint.node_id:
+            raise Unreachable(f"{where}: {identity.uri()} answers for node {endpoint.node_id}")
+        if identity.fleet != fleet:
+            raise Unreachable(f"{where}: a node of the fleet {identity.fleet}, not of {fleet}")
+    except CallerError as error:
+        await trio.aclose_forcefully(stream)
+        raise Unreachable(f"{where}: {error}") from error
+    except (OSError, trio.BrokenResourceError) as error:
+        await trio.aclose_forcefully(stream)
+        cause = error.__cause__ or error
+        raise Unreachable(f"{where}: TLS: {getattr(cause, 'reason', None) or cause}") from error
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return Connection(stream, endpoint)

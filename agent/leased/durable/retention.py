@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Retention: which segments may go, and how they go.
+
+Rule: a segment may go only if every collector that has to had cosigned all of it, if no replay
+needs a record of it, if it is old enough or the disk is short, and if two stay. What was not
+acknowledged is never removed, not even on a full disk (grants stop instead). In order: a Pruned
+record says so and the slot that anchors it carries the new `min_seq`; then the files are unlinked,
+oldest first, and the names made durable. What a crash leaves below `min_seq` is no part of the log,
+and goes at the next start.
+
+Does not know who has to acknowledge (the service does) and does not seal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from leased.chain.record import HEADER
+from leased.chain.segment import HEADER_BYTES, parse_header
+from leased.durable.files import Disk
+from leased.durable.scan import segment_names
+from leased.terms import event as e
+from leased.terms.event import Event, LeaseEvent
+
+SEGMENTS_KEPT: Final = 2
+
+_NEVER_NEEDED: Final = (
+    *(e.NodeStopped, e.Refused, e.StrayEnded, e.ClockStepped, e.Recovered, e.Voided),
+    *(e.PolicyTurned, e.HeadCountersigned, e.Pruned),
+)
+"""Said once, and nothing that is decided later rests on it."""
+
+_LATEST: Final = (e.NodeStarted, e.InventoryChanged, e.PolicyChanged, e.HealthChanged)
+"""What later ones replace: each start says them anew. The last before the oldest record that is
+needed is needed to read that one."""
+
+
+class Removal(msgspec.Struct, frozen=True):
+    """What is to go: the log then begins with record `min_seq`, after the hash `head`."""
+
+    min_seq: int
+    head: bytes
+    names: tuple[str, ...]
+
+
+def needed_from(history: Iterable[tuple[int, Event]], end: int) -> int:
+    """The oldest record that a replay cannot do without; `end` if there is none. `history` is what
+    a replay is shown up to `end`, where a start says anew what starts say, in order: the events of
+    no lease, and those of leases that are not over."""
+    lasting: dict[object, int] = {}
+    replaced: list[tuple[int, type[Event]]] = []
+    for sequence, event in history:
+        kind = type(event)
+        if kind in _NEVER_NEEDED:
+            continue
+        if kind in _LATEST:
+            replaced.append((sequence, kind))
+        elif isinstance(event, e.CordonChanged):
+            _hold(lasting, ("cordon", event.resource_id), sequence, held=event.cordoned)
+        elif isinstance(event, e.OverageBegan | e.OverageEnded):
+            key = ("overage", event.holder, event.rule)
+            _hold(lasting, key, sequence, held=isinstance(event, e.OverageBegan))
+        elif isinstance(event, e.PeriodBegan):
+            lasting[("period", event.period)] = sequence
+        elif isinstance(event, e.Metered):
+            continue  # belongs to its period, whose beginning is held
+        elif isinstance(event, LeaseEvent):
+            lasting.setdefault(("lease", event.lease_id), sequence)
+        else:
+            # Fences by resource add up, keys follow each other, and what a later release says may
+            # be needed: all of these are.
+            lasting.setdefault(kind, sequence)
+    if not lasting:
+        return end
+    oldest = min(lasting.values())
+    return min((_last(replaced, kind, oldest) for kind in _LATEST), default=oldest)
+
+
+def _hold(lasting: dict[object, int], key: object, sequence: int, *, held: bool) -> None:
+    """Remember a state that is on, forget one that is off."""
+    if held:
+        lasting[key] = sequence
+    else:
+        lasting.pop(key, None)
+
+
+def _last(replaced: Sequence[tuple[int, type[Event]]], kind: type[Event], oldest: int) -> int:
+    """The last event of a kind at or before `oldest`; `oldest` if there is none."""
+    return max((at for at, one in replaced if one is kind and at <= oldest), default=oldest)
+
+
+def plan_removal(
+    disk: Disk,
+    min_seq: int,
+    *,
+    acked_size: int,
+    keep_from: int,
+    older_than_wall_ns: int,
+    pressed: bool,
+) -> Removal | None:
+    """What may go now: whole segments, from the oldest on. None: nothing. `acked_size` is the
+    smallest that any collector that has to has acknowledged, `keep_from` what a replay needs."""
+    names = live_segments(disk.names(), min_seq)
+    going = 0
+    for following in names[1 : 1 - SEGMENTS_KEPT]:
+        head = disk.map(following)[: HEADER_BYTES + HEADER.size]
+        begins = parse_header(head[:HEADER_BYTES], following).head.size
+        # Its last record is no younger than the first of the next.
+        wall_ns = HEADER.unpack_from(head, HEADER_BYTES)[8]
+        old = pressed or 0 < wall_ns < older_than_wall_ns
+        if begins > acked_size or begins > keep_from or not old:
+            break
+        going += 1
+    if not going:
+        return None
+    header = parse_header(disk.map(names[going])[:HEADER_BYTES], names[going])
+    return Removal(header.head.size, header.head.hash, tuple(names[:going]))
+
+
+def live_segments(names: Sequence[str], min_seq: int) -> list[str]:
+    """The segments that are the log, of those that lie there: from the one that holds record
+    `min_seq` on."""
+    segments = segment_names(names)
+    first = 0
+    for index, name in enumerate(segments):
+        if int(name[4:20], 16) <= min_seq:
+            first = index
+    return segments[first:]
+
+
+def remove(disk: Disk, names: Sequence[str]) -> None:
+    """Unlink segments, oldest first, and make that durable. Raises OSError."""
+    for name in names:
+        disk.unlink(name)
+    if names:
+        disk.sync_names()
+
+
+def remove_pruned(disk: Disk, min_seq: int) -> None:
+    """Remove what a crash left of an earlier removal. Raises OSError."""
+    kept = live_segments(disk.names(), min_seq)
+    remove(disk, [name for name in segment_names(disk.names()) if name not in kept])

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs of the puller over real TLS: what is pulled is what was sealed, a head is cosigned
+when it is stored, and every way to lie ends in its verdict with evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from leased.chain.certificate import Role
+from leased.chain.evidence import Bundle, collector_key, weigh
+from leased.chain.note import NoteKey, parse_key, write_note
+from leased.chain.signing import Signer
+from leased.collector.archive import ArchiveReader
+from leased.collector.case import encode_bundle, resolution_text
+from leased.collector.config import PullConfig
+from leased.collector.enrolment import enrol, read_enrolment
+from leased.collector.manifest import Manifest
+from leased.collector.pulling import Reached, pull
+from leased.collector.witness import load_cosigner, os_entropy
+from leased.durable.reader import read_log
+from leased.terms.event import HeadCosigned, VerdictReached, VerdictResolved
+from tests.collector.test_collector_ingest import live, node
+from tests.doubles.fleet_pki import FleetPki
+from tests.doubles.node_server import NodeServer, serving
+from tests.doubles.nodes import EPOCH_NS, PulledNode
+
+SECOND = 10**9
+MS = 10**6
+OPERATOR = Signer(b"\x0f" * 32)
+
+
+class Collector:
+    """One collector: its state directory, its certificate, its nodes."""
+
+    def __init__(self, tmp_path: Path, pki: FleetPki, name: str = "west") -> None:
+        self.state = tmp_path / name
+        self.state.mkdir(mode=0o700)
+        certificate = pki.issue(Role.COLLECTOR, name)
+        self.told: list[str] = []
+        self.key = load_cosigner(self.state, name, os_entropy).key
+        self.config = PullConfig(
+            name=name,
+            ca=str(pki.ca),
+            certificate=str(certificate),
+            key=str(certificate.with_suffix(".key")),
+            wait_ns=2 * SECOND,
+            pace_ns=5 * MS,
+            interval_ns=100 * MS,
+            timeout_ns=5 * SECOND,
+            cosign_ns=SECOND,
+            operators=(NoteKey("mia", OPERATOR.public_key),),
+        )
+
+    def enrol(self, server: NodeServer, name: str = "alpha", **options) -> None:
+        on = server.node
+        server.cosigner = self.key
+        document = {
+            "format": "leased-enrolment/1",
+            "node_id": on.node_id.hex(),
+            "log_id": on.log_id.hex(),
+            "origin": on.origin,
+            "vkey": NoteKey(on.origin, on.signer.public_key).text(),
+            "epoch_ns": on.epoch_ns,
+            "first_public_key": on.first_key.hex(),
+            "size": 0,
+            "head": "",
+            "seal_epoch": 0 if on.epoch_ns else None,
+            "seal_key": on.seal_key.key.hex() if on.epoch_ns else None,
+        }
+        pinned = read_enrolment(json.dumps(document).encode(), "a test")
+        manifest = Manifest(self.state)
+        enrol(manifest, name, server.url, pinned, **options)
+        manifest.close()
+
+    async def pull(self, **options) -> dict[str, Reached]:
+        with trio.fail_after(30):
+            reached = await pull(
+                self.state,
+                self.config,
+                only=(),
+                tell=lambda name, text: self.told.append(f"{name}: {text}"),
+                **{"once": True, **options},
+            )
+        return {one.name: one for one in reached}
+
+    def frames(self, on: PulledNode) -> bytes:
+        reader = ArchiveReader(self.state)
+        try:
+            return b"".join(reader.frames(on.log_id.hex()))
+        finally:
+            reader.close()
+
+    def own_events(self) -> list:
+        log = read_log(self.state / "log")
+        try:
+            return [event for _, event, _ in log.events()]
+        finally:
+            log.close()
+
+    def bundle(self) -> Bundle:
+        [path] = (self.state / "evidence").glob("*.json")
+        return msgspec.json.decode(path.read_bytes(), type=Bundle)
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> FleetPki:
+    return FleetPki(tmp_path / "pki")
+
+
+@pytest.fixture
+def west(tmp_path: Path, pki: FleetPki) -> Collector:
+    return Collector(tmp_path, pki)
+
+
+@pytest.mark.parametrize("epoch_ns", [0, EPOCH_NS])
+async def test_what_was_sealed_is_pulled_stored_cosigned_and_acknowledged(
+    west: Collector, pki: FleetPki, epoch_ns: int
+) -> None:
+    server = NodeServer(node(epoch_ns=epoch_ns))
+    async with serving(pki, server):
+        west.enrol(server)
+        size = server.node.size
+        reached = await west.pull()
+    assert reached["alpha"].verdict == "OK" and reached["alpha"].cosigned_size == size
+    assert server.acked == [size] and not server.complaints
+    # The acknowledgement is a record itself, and was not there yet when the head was signed.
+    assert west.frames(server.node) == b"".join(server.node.frames[:size])
+    [cosigned] = [event for event in west.own_events() if isinstance(event, HeadCosigned)]
+    assert (cosigned.size, cosigned.root) == (size, server.node.tree(size).root())
+    async with serving(pki, server):
+        west.enrol(server)
+        assert (await west.pull())["alpha"].size == size + 1
+    assert server.acked == [size], "an acknowledgement alone is not acknowledged"
+
+
+async def test_a_follower_hears_of_records_as_they_come(west: Collector, pki: FleetPki) -> None:
+    server = NodeServer(node())
+    async with serving(pki, server), trio.open_nursery() as nursery:
+        west.enrol(server)
+        nursery.start_soon(lambda: west.pull(once=False))
+        reader = None
+        with trio.fail_after(20):
+            for number in range(20, 24):
+                while reader is None or reader.logs()[0].head.size < server.node.size:
+                    await trio.sleep(0)
+                    reader = reader or ArchiveReader(west.state)
+                live(server.node, number)
+        reader.close()
+        nursery.cancel_scope.cancel()
+    assert server.open_most == 1 and not server.complaints
+
+
+async def test_a_lost_answer_is_asked_again_from_the_cursor(west: Collector, pki: FleetPki) -> None:
+    server = NodeServer(node())
+    lost = iter([True, False, True])
+    server.sabotage = lambda target, reply: None if next(lost, False) else reply
+    async with serving(pki, server):
+        west.enrol(server)
+        assert "ended before the answer" in (await west.pull())["alpha"].unreachable
+        reached = (await west.pull())["alpha"]
+        assert reached.verdict == "OK" and reached.cosigned_size == 0, "the ack was lost"
+        assert (await west.pull())["alpha"].cosigned_size > 0
+    assert west.frames(server.node)[: len(server.node.frames[0])] == server.node.frames[0]
+
+
+async def test_another_node_at_the_address_is_not_believed(west: Collector, pki: FleetPki) -> None:
+    server, other = NodeServer(node()), NodeServer(PulledNode(7))
+    other.node.start()
+    async with serving(pki, server, other):
+        server.port, other.port = other.port, server.port
+        west.enrol(server)
+        assert "answers for node" in (await west.pull())["alpha"].unreachable
+    assert not other.requests
+
+
+async def test_a_certificate_of_another_fleets_ca_is_no_fleet(
+    tmp_path: Path, pki: FleetPki
+) -> None:
+    server = NodeServer(node())
+    west = Collector(tmp_path, FleetPki(tmp_path / "other"))
+    async with serving(pki, server):
+        west.enrol(server)
+        assert "TLS" in (await west.pull())["alpha"].unreachable
+    assert not server.requests
+
+
+async def test_a_fork_is_proven_by_two_signed_trees(west: Collector, pki: FleetPki) -> None:
+    server = NodeServer(node())
+    server.seal_acks = False
+    async with serving(pki, server):
+        west.enrol(server)
+        twin = server.node.clone()
+        live(server.node, 50)
+        await west.pull()
+        for number in range(51, 55):
+            live(twin, number)
+        server.node = twin
+        acked = list(server.acked)
+        reached = (await west.pull())["alpha"]
+        assert reached.verdict == "FORK"
+        asked = len(server.requests)
+        assert (await west.pull())["alpha"].verdict == "FORK"
+        assert len(server.requests) == asked and server.acked == acked, "sticky: not even asked"
+    bundle = west.bundle()
+    found = weigh(bundle, encode_bundle(bundle), parse_key(bundle.vkey), [collector_key(west.key)])
+    assert any("two different records" in one for one in found.proven)
+    assert any("signed by west" in one for one in found.told)
+    [sealed] = [event for event in west.own_events() if isinstance(event, VerdictReached)]
+    assert sealed.verdict == "FORK"
+
+
+async def test_a_restore_from_a_backup_is_a_rollback_until_it_is_resolved(
+    west: Collector, pki: FleetPki
+) -> None:
+    server = NodeServer(node())
+    server.seal_acks = False
+    whole = server.node.clone()
+    async with serving(pki, server):
+        west.enrol(server)
+        await west.pull()
+        server.node.cut(server.node.size - 3)
+        assert (await west.pull())["alpha"].verdict == "ROLLBACK"
+        bundle = west.bundle()
+        found = weigh(bundle, encode_bundle(bundle), parse_key(bundle.vkey))
+        assert len(found.proven) == 2, "both notes are the node's"
+        server.node = whole  # the operator found the right disk
+        manifest = Manifest(west.state)
+        entry = manifest.logs()[0]
+        stranger = Signer(b"\x0e" * 32)
+        for signer in (stranger, OPERATOR):
+            text = resolution_text(entry, "the right disk is back")
+            key = NoteKey("mia", signer.public_key)
+            note = write_note(text, [(key, signer.sign(text.encode()))])
+            manifest.add_resolution(entry.log_id, note)
+        manifest.close()
+        reached = (await west.pull())["alpha"]
+    assert reached.verdict == "OK"
+    assert any("a resolution was refused" in one for one in west.told)
+    assert any("resolved by mia" in one for one in west.told)
+    [resolved] = [event for event in west.own_events() if isinstance(event, VerdictResolved)]
+    assert "the right disk is back" in resolved.note
+
+
+async def test_a_page_that_does_not_hold_is_kept_as_it_came(west: Collector, pki: FleetPki) -> None:
+    server = NodeServer(node())
+
+    def spoil(target: str, reply):
+        status, kind, body = reply
+        if "records" in target:
+            body = body[:200] + bytes([body[200] ^ 1]) + body[201:]
+        return status, kind, body
+
+    server.sabotage = spoil
+    async with serving(pki, server):
+        west.enrol(server)
+        assert (await west.pull())["alpha"].verdict == "BAD_RECORD"
+    assert west.frames(server.node) == b""
+    bundle = west.bundle()
+    found = weigh(bundle, encode_bundle(bundle), parse_key(bundle.vkey))
+    assert any("does not hold: CORRUPT_RECORD" in one for one in found.told)
+
+
+async def test_a_log_begun_anew_is_followed_only_when_it_is_said(
+    west: Collector, pki: FleetPki
+) -> None:
+    server = NodeServer(node())
+    async with serving(pki, server):
+        west.enrol(server)
+        await west.pull()
+        server.node = PulledNode(9)
+        server.node.node_id = b"\x40" * 15 + bytes([1])
+        server.node.start()
+        assert (await west.pull())["alpha"].verdict == "NEW_LOG"
+        with pytest.raises(Exception, match="--replace"):
+            west.enrol(server)
+        west.enrol(server, replace=True)
+        assert (await west.pull())["alpha"].verdict == "OK"
+
+
+async def test_two_collectors_each_cosign_and_a_fork_between_them_is_found_by_one(
+    tmp_path: Path, pki: FleetPki, west: Collector
+) -> None:
+    east = Collector(tmp_path, pki, "east")
+    server = NodeServer(node())
+    server.seal_acks = False
+    twin = server.node.clone()
+    live(server.node, 60)
+    async with serving(pki, server):
+        west.enrol(server)
+        await west.pull()
+        for number in (61, 62, 63):
+            live(twin, number)
+        server.node = twin
+        east.enrol(server)
+        assert (await east.pull())["alpha"].verdict == "OK"
+        assert (await west.pull())["alpha"].verdict == "FORK"
+
+
+async def test_many_nodes_share_a_bounded_number_of_connections(
+    west: Collector, pki: FleetPki
+) -> None:
+    servers = []
+    for number in range(1, 31):
+        on = PulledNode(number)
+        on.start()
+        servers.append(NodeServer(on))
+    west.config = msgspec.structs.replace(west.config, connections_max=4)
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, sum(server.open_now for server in servers))
+            await trio.sleep(0)
+
+    async with serving(pki, *servers), trio.open_nursery() as nursery:
+        for number, server in enumerate(servers):
+            west.enrol(server, f"node-{number}")
+        nursery.start_soon(watch)
+        reached = await west.pull()
+        nursery.cancel_scope.cancel()
+    assert {one.verdict for one in reached.values()} == {"OK"} and len(reached) == 30
+    assert 1 < most <= 6, "four, and those whose end the other side has not seen yet"

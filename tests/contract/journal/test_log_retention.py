@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pruning: only what was acknowledged, is not needed and is old goes; what is left is a whole log;
+and whatever of a removal a crash lets happen, the log opens the same."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from leased.durable.reader import read_log
+from leased.durable.retention import SEGMENTS_KEPT, Removal, needed_from
+from leased.durable.scan import segment_names
+from leased.terms import event as e
+from leased.terms.errors import StateError
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.logs import CountedEntropy, allocation, moment_at, open_on, started
+
+LATE = moment_at(10**6).wall_ns
+ID = e.EventId(bytes(16))
+
+
+def life(number: int, *, open_ended: bool = False) -> list[e.Event]:
+    """A lease from beginning to end."""
+    granted = allocation(number)
+    same = (ID, granted.lease_id, granted.subject, 1, number)
+    if open_ended:
+        return [granted]
+    hash_ = bytes(32)
+    reclaimed = e.Reclaimed(*same, (0,), 0, 0, None, None, None, 0, 1000, hash_)
+    ended = [e.Released(*same), e.TeardownBegun(*same), e.AccessCut(*same, True, hash_)]
+    return [granted, *ended, e.Scrubbed(*same, 0, hash_), reclaimed]
+
+
+def filled(lives: int = 120, extra: tuple[int, list[e.Event]] = (-1, [])) -> MemoryDisk:
+    """A log of several small segments; `extra` events come before that life."""
+    disk = MemoryDisk()
+    log = open_on(disk)
+    sealer = log.sealer()
+    for number in range(lives):
+        events = [started()] if number == 0 else []
+        events += extra[1] if number == extra[0] else []
+        events += life(number)
+        at = moment_at(number)
+        batch = sealer.seal([(event, at) for event in events])
+        log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
+        if batch.ends_epoch:
+            log.forget_epoch()
+    log.close()
+    disk.closed = False
+    return disk
+
+
+def ask(disk: MemoryDisk, **options) -> tuple[object, Removal | None]:
+    log = open_on(disk, entropy=CountedEntropy(b"again"))
+    everything = {"acked_size": log.head.size, "older_than_wall_ns": LATE, "pressed": False}
+    return log, log.removal(**{**everything, **options})
+
+
+def prune(disk: MemoryDisk, *, unlink: bool = True) -> Removal:
+    log, removal = ask(disk)
+    assert removal is not None
+    log.stage(removal)
+    at = moment_at(1000)
+    fields = (removal.min_seq, removal.head, len(removal.names), log.head.size)
+    batch = log.sealer().seal([(started(), at), (e.Pruned(ID, *fields), at)])
+    log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
+    if batch.ends_epoch:
+        log.forget_epoch()
+    if unlink:
+        log.remove(removal)
+    log.close()
+    disk.closed = False
+    return removal
+
+
+def test_what_is_left_is_a_whole_log_and_replays_the_same() -> None:
+    disk = filled()
+    before = segment_names(disk.names())
+    log, _ = ask(disk)
+    history = list(log.history())
+    log.close()
+    disk.closed = False
+    removal = prune(disk)
+    left = segment_names(disk.names())
+    assert left == before[len(removal.names) :] and len(left) == SEGMENTS_KEPT
+    again, none = ask(disk)
+    assert none is None
+    kept = [one for one in history if one[0] >= removal.min_seq]
+    assert list(again.history())[: len(kept)] == kept
+    with pytest.raises(StateError, match="was pruned"):
+        list(again.journal.frames(0))
+    assert b"".join(again.journal.frames(removal.min_seq))
+    again.close()
+    disk.closed = False
+    read = read_log(disk.directory, disk=disk, leases=True)
+    assert read.facts.slot.min_seq == removal.min_seq
+    assert [sequence for sequence, *_ in read.events()][0] == removal.min_seq
+    assert any(isinstance(event, e.Pruned) for _, event, _ in read.events())
+
+
+def test_only_what_was_acknowledged_goes() -> None:
+    disk = filled()
+    starts = [int(name[4:20], 16) for name in segment_names(disk.names())]
+    for acked, begins in ((0, None), (starts[1] - 1, None), (starts[1], 1), (starts[2] + 1, 2)):
+        log, removal = ask(disk, acked_size=acked, pressed=True)
+        log.close()
+        disk.closed = False
+        found = None if removal is None else removal.min_seq
+        assert found == (None if begins is None else starts[begins])
+
+
+def test_only_what_is_old_goes_unless_the_disk_is_short() -> None:
+    disk = filled()
+    log, removal = ask(disk, older_than_wall_ns=moment_at(0).wall_ns)
+    assert removal is None
+    assert log.removal(acked_size=log.head.size, older_than_wall_ns=0, pressed=True) is not None
+    log.close()
+
+
+@pytest.mark.parametrize("needed", ["lease", "cordon", "fence", "stray"])
+def test_what_a_replay_needs_stays(needed: str) -> None:
+    allotment = allocation(1).subject.allotments[0]
+    [event] = {
+        "lease": life(999, open_ended=True),
+        "cordon": [e.CordonChanged(ID, "cpu:0", True, 0)],
+        "fence": [e.ResourceFenced(ID, allotment, True, 0)],
+        "stray": [e.StrayEnded(ID, "1e", 3, 0)],
+    }[needed]
+    disk = filled(extra=(60, [started(), event]))
+    log, removal = ask(disk)
+    history = list(log.history())
+    log.close()
+    at = next(sequence for sequence, one, _ in history if one == event)
+    assert removal is not None and removal.min_seq > 0
+    # With the start before it, by which it is read.
+    assert (removal.min_seq < at) == (needed != "stray")
+
+
+def test_whatever_a_crash_leaves_of_the_files_the_log_is_the_same() -> None:
+    disk = filled(lives=30)
+    removal = prune(disk, unlink=False)
+    assert 2 <= len(removal.names) <= 5, "all subsets are tried"
+    whole = disk.contents()
+    heads = set()
+    for count in range(len(removal.names) + 1):
+        for gone in itertools.combinations(removal.names, count):
+            files = {name: data for name, data in whole.items() if name not in gone}
+            left = MemoryDisk(files)
+            read = read_log(left.directory, disk=left)
+            assert read.facts.slot.min_seq == removal.min_seq
+            left.closed = False
+            log = open_on(left, entropy=CountedEntropy(b"after"))
+            heads.add(log.head)
+            log.close()
+            names = segment_names(left.names())
+            assert not set(names) & set(removal.names), "what was left over goes at the start"
+    assert len(heads) == 1
+
+
+def test_a_crash_before_the_record_is_anchored_removes_nothing() -> None:
+    disk = filled()
+    log, removal = ask(disk)
+    log.stage(removal)
+    log.close()
+    disk.closed = False
+    log, again = ask(disk)
+    assert again == removal
+    log.close()
+
+
+def test_what_later_releases_say_is_kept() -> None:
+    class Later(e.Event, frozen=True, array_like=True):
+        """Of a kind that this release does not know."""
+
+    allocated = allocation(5)
+    history = [(0, started()), (3, Later(ID)), (9, started()), (12, allocated)]
+    assert needed_from(history, 50) == 0
+    assert needed_from(history[2:], 50) == 9
+    assert needed_from([(0, started()), (9, started())], 50) == 50

@@ -1,0 +1,565 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second verifier, written from FORMAT.md alone: shares no code with `leased` and is in no hurry.
+
+It checks what `leasectl verify` does: identity, anchor, segment headers, every frame, body, lease,
+checkpoint, key rotation and epoch seal, what lies beyond the anchor, and C2SP notes and their
+cosignatures (`note_holds`). Ed25519 is RFC 8032 as it is written there, so that not even a library
+is shared.
+
+`python -m tests.vectors.verify_independent DIRECTORY [SEAL_KEY_HEX]` prints the head of a log, or
+what does not hold (exit status 1).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import sys
+import zlib
+from pathlib import Path
+
+SUBJECT = ("s", "u", "u", "s", "?s", "?tag", "u", "u", ["allotment"], "b32", "?b", "?s")
+SHAPES = {
+    "tag": ("s", "s", "s", "s", "u"),
+    "allotment": ("s", "u", "?u", "u"),
+    "inventory": (["resource"], ["absence"], ["s"]),
+    "absence": ("u", "s"),
+    "pair": ("s", "s"),
+    "borrowed": ("u", "u"),
+    "metered": ("s", "u", "i", "u", "b16"),
+    "resource": ("s", "u", "?u", "u", "u", "i", "s", "s", "?u", "?u", "?u", "?u", ["s"], ["pair"]),
+    "subject": SUBJECT,
+}
+LEASE = ("b16", "b16", "subject", "u", "u")
+BODIES = {
+    1: ("b16", "b16", "b", "u", "s", "s", "s"),
+    2: ("b16", "u"),
+    3: ("b16", "inventory"),
+    4: ("b16", "b32", "u", "b32", "i"),
+    5: ("b16", "s", "s", "i"),
+    6: ("b16", "i"),
+    7: ("b16", "b32", "b64", "b64"),
+    8: ("b16", "u", "b32", "u", "u", "b64"),
+    9: ("b16", "s", "t", "i"),
+    10: ("b16", "allotment", "t", "i"),
+    11: ("b16", "s", "u", "b16", "u", "u", "u", "u"),
+    12: ("b16", "s", "u", "i"),
+    13: ("b16", "b32", ["s"]),
+    14: ("b16", "s", "s", "u", "u", "u", "u"),
+    15: ("b16", "s", "s", "u"),
+    16: (*LEASE, "b16", "u", "u", "u", "u"),
+    17: (*LEASE, "b"),
+    18: (*LEASE, "u", "u"),
+    19: LEASE,
+    20: LEASE,
+    21: (*LEASE, "u"),
+    22: (*LEASE, "u", "u"),
+    23: LEASE,
+    24: (*LEASE, "t", "b"),
+    25: (*LEASE, "u", "b"),
+    26: (*LEASE, ["b16"], "i", "i", "?u", "?u", "?u", "u", "u", "b"),
+    27: (*LEASE, ["allotment"], "u", "i", ["b16"], "i", "b"),
+    28: (*LEASE, "i", "b"),
+    29: (*LEASE, "b16", "s"),
+    30: (*LEASE, "i", "i", "i"),
+    31: (*LEASE, "u", "u", "u", ["borrowed"]),
+    32: ("b16", "s", "u", "u"),
+    33: ("b16", "s", ["metered"]),
+    64: ("b16", "u", "u", "b32"),
+    65: ("b16", "u"),
+    66: ("b16", "u", "u", "b16", "i", "i", "i", "i", "u", "u", "b32", "b32"),
+    68: ("b16", "u"),
+    69: ("b16", "u", "b32", "b64"),
+    70: ("b16", "u", "b32", "u", "u"),
+    80: ("b16", "b16", "s", "u", "b32", "u", "b64"),
+    81: ("b16", "b16", "s", "s", "u", "b32", "b32"),
+    82: ("b16", "b16", "s", "s"),
+}
+
+
+class Broken(Exception):
+    """Something does not hold."""
+
+
+def need(condition: bool, why: str) -> None:
+    if not condition:
+        raise Broken(why)
+
+
+def take(data: bytes, at: int) -> tuple[object, int]:
+    """Read one value in the strict profile. Lists come as lists, nil as None."""
+    need(at < len(data), "the body is cut short")
+    head, at = data[at], at + 1
+
+    def big(count: int) -> int:
+        need(at + count <= len(data), "the body is cut short")
+        return int.from_bytes(data[at : at + count], "big")
+
+    def run(length: int, begin: int, text: bool) -> tuple[object, int]:
+        need(begin + length <= len(data), "the body is cut short")
+        raw = data[begin : begin + length]
+        return (raw.decode("utf-8", "strict") if text else raw), begin + length
+
+    def items(count: int, begin: int) -> tuple[object, int]:
+        found = []
+        for _ in range(count):
+            value, begin = take(data, begin)
+            found.append(value)
+        return found, begin
+
+    if head < 0x80:
+        return head, at
+    if head >= 0xE0:
+        return head - 256, at
+    if 0x90 <= head <= 0x9F:
+        return items(head & 15, at)
+    if 0xA0 <= head <= 0xBF:
+        return run(head & 31, at, True)
+    if head in (0xC0, 0xC2, 0xC3):
+        return {0xC0: None, 0xC2: False, 0xC3: True}[head], at
+    if 0xCC <= head <= 0xCF:
+        width = 1 << (head - 0xCC)
+        least = {1: 128, 2: 1 << 8, 4: 1 << 16, 8: 1 << 32}[width]
+        value = big(width)
+        need(value >= least, "an integer is not in its shortest form")
+        return value, at + width
+    if 0xD0 <= head <= 0xD3:
+        width = 1 << (head - 0xD0)
+        value = big(width) - (1 << 8 * width)
+        below = {1: -32, 2: -(1 << 7), 4: -(1 << 15), 8: -(1 << 31)}[width]
+        need(-(1 << 8 * width - 1) <= value < below, "an integer is not in its shortest form")
+        return value, at + width
+    for first, text in ((0xC4, False), (0xD9, True)):
+        if first <= head <= first + 2:
+            width = 1 << (head - first)
+            least = {1: 32 if text else 0, 2: 256, 4: 65536}[width]
+            length = big(width)
+            need(length >= least, "a length is not in its shortest form")
+            return run(length, at + width, text)
+    if head in (0xDC, 0xDD):
+        width = 2 if head == 0xDC else 4
+        count = big(width)
+        need(count >= (16 if width == 2 else 65536), "a length is not in its shortest form")
+        return items(count, at + width)
+    raise Broken(f"byte {head:02x} is not in the profile")
+
+
+def fits(value: object, shape: object) -> bool:
+    """Whether a value has the shape that FORMAT.md section 6 gives."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
+    if isinstance(shape, tuple):
+        return isinstance(value, list) and len(value) == len(shape) and all(map(fits, value, shape))
+    if shape.startswith("?"):
+        return value is None or fits(value, shape[1:])
+    if shape in SHAPES:
+        return fits(value, SHAPES[shape])
+    match shape[0]:
+        case "s":
+            return isinstance(value, str)
+        case "t":
+            return isinstance(value, bool)
+        case "u" | "i":
+            return (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and (shape == "i" or value >= 0)
+            )
+        case "b":
+            return isinstance(value, bytes) and (shape == "b" or len(value) == int(shape[1:]))
+    return False
+
+
+class Tree:
+    """RFC 6962, grown leaf by leaf: the roots of full subtrees, largest first."""
+
+    def __init__(self, size: int = 0, peaks: tuple[bytes, ...] = ()) -> None:
+        self.size, self.peaks = size, list(peaks)
+
+    def add(self, leaf: bytes) -> None:
+        size = self.size
+        while size & 1:
+            leaf = hashlib.sha256(b"\x01" + self.peaks.pop() + leaf).digest()
+            size >>= 1
+        self.peaks.append(leaf)
+        self.size += 1
+
+    def root(self) -> bytes:
+        if not self.peaks:
+            return hashlib.sha256(b"").digest()
+        node = self.peaks[-1]
+        for peak in self.peaks[-2::-1]:
+            node = hashlib.sha256(b"\x01" + peak + node).digest()
+        return node
+
+
+def tree_root(leaves: list[bytes]) -> bytes:
+    """RFC 6962 section 2.1, as it is written there."""
+    if not leaves:
+        return hashlib.sha256(b"").digest()
+    if len(leaves) == 1:
+        return leaves[0]
+    split = 1 << (len(leaves) - 1).bit_length() - 1
+    return hashlib.sha256(b"\x01" + tree_root(leaves[:split]) + tree_root(leaves[split:])).digest()
+
+
+# ---- Ed25519, RFC 8032 section 5.1 ----
+
+P = 2**255 - 19
+L = 2**252 + 27742317777372353535851937790883648493
+D = -121665 * pow(121666, P - 2, P) % P
+
+
+def point_add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    one, two = (a[1] - a[0]) * (b[1] - b[0]) % P, (a[1] + a[0]) * (b[1] + b[0]) % P
+    three, four = 2 * a[3] * b[3] * D % P, 2 * a[2] * b[2] % P
+    e, f, g, h = two - one, four - three, four + three, two + one
+    return e * f % P, g * h % P, f * g % P, e * h % P
+
+
+def point_times(scalar: int, point: tuple[int, ...]) -> tuple[int, ...]:
+    found: tuple[int, ...] = (0, 1, 1, 0)
+    while scalar:
+        if scalar & 1:
+            found = point_add(found, point)
+        point = point_add(point, point)
+        scalar >>= 1
+    return found
+
+
+def point_from(raw: bytes) -> tuple[int, ...] | None:
+    y = int.from_bytes(raw, "little")
+    sign, y = y >> 255, y & (1 << 255) - 1
+    if y >= P:
+        return None
+    square = (y * y - 1) * pow(D * y * y + 1, P - 2, P) % P
+    x = pow(square, (P + 3) // 8, P)
+    if (x * x - square) % P:
+        x = x * pow(2, (P - 1) // 4, P) % P
+    if (x * x - square) % P or (x == 0 and sign):
+        return None
+    x = P - x if x & 1 != sign else x
+    return x, y, 1, x * y % P
+
+
+BASE = point_from((4 * pow(5, P - 2, P) % P).to_bytes(32, "little")) or ()
+
+
+def signature_holds(key: bytes, message: bytes, signature: bytes) -> bool:
+    a, r = point_from(key), point_from(signature[:32])
+    scalar = int.from_bytes(signature[32:], "little")
+    if a is None or r is None or len(signature) != 64 or scalar >= L:
+        return False
+    k = int.from_bytes(hashlib.sha512(signature[:32] + key + message).digest(), "little") % L
+    left, right = point_times(scalar, BASE), point_add(r, point_times(k, a))
+    return not (
+        (left[0] * right[2] - right[0] * left[2]) % P
+        or (left[1] * right[2] - right[1] * left[2]) % P
+    )
+
+
+# ---- C2SP notes ----
+
+
+def key_id(name: str, kind: int, key: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + b"\n" + bytes([kind]) + key).digest()[:4]
+
+
+def note_holds(note: str, name: str, key: bytes, kind: int = 1) -> tuple[str, int, bytes]:
+    """(origin, size, root) of a checkpoint that carries a signature (kind 1) or a cosignature/v1
+    (kind 4) by a key. Raises Broken."""
+    text, _, lines = note.rpartition("\n\n")
+    origin, size, root, *_ = (text + "\n").split("\n")
+    need(size == str(int(size)), "a size in decimal")
+    for line in lines.splitlines():
+        dash, by, encoded = line.split(" ")
+        raw = base64.b64decode(encoded, validate=True)
+        if (dash, by, raw[:4]) != ("\u2014", name, key_id(name, kind, key)):
+            continue
+        message = text.encode() + b"\n"
+        if kind == 4:
+            seconds = int.from_bytes(raw[4:12], "big")
+            message = b"cosignature/v1\ntime %d\n" % seconds + message
+        need(signature_holds(key, message, raw[12 if kind == 4 else 4 :]), "a signature of a note")
+        return origin, int(size), base64.b64decode(root, validate=True)
+    raise Broken("no signature by the key")
+
+
+# ---- the log ----
+
+
+def number(data: bytes, at: int, width: int) -> int:
+    return int.from_bytes(data[at : at + width], "little")
+
+
+def closed(block: bytes, what: str) -> bytes:
+    need(hashlib.sha256(block[:-32]).digest() == block[-32:], f"the hash of {what} does not hold")
+    return block
+
+
+def read_slots(anchor: bytes, log_id: bytes) -> tuple[bytes, bool]:
+    """The newest valid slot, and whether both are valid (FORMAT.md section 4)."""
+    newest: list[bytes | None] = [None, None]
+    for index in (0, 1):
+        for at in (0, 2048):
+            copy = anchor[4096 * index + at : 4096 * index + at + 512]
+            valid = len(copy) == 512 and hashlib.sha256(copy[:-32]).digest() == copy[-32:]
+            if not valid or copy[:8] != b"LANCHOR1" or number(copy, 8, 8) % 2 != index:
+                continue
+            if any(copy[136:480]):
+                continue
+            held = newest[index]
+            if held is None or number(copy, 8, 8) > number(held, 8, 8):
+                newest[index] = copy
+    whole = [slot for slot in newest if slot is not None]
+    need(bool(whole), "no valid slot")
+    need(all(slot[16:32] == log_id for slot in whole), "a slot is of another log")
+    generations = sorted(number(slot, 8, 8) for slot in whole)
+    need(len(whole) == 1 or generations[0] + 1 == generations[1], "generations do not follow")
+    return max(whole, key=lambda slot: number(slot, 8, 8)), len(whole) == 2
+
+
+GROWS = {  # stage -> {kind: next stage}; FORMAT.md section 6b
+    "": {16: "granted"},
+    "granted": {17: "active"},
+    "active": {18: "active"},
+    "draining": {17: "draining"},
+    "ended": {23: "revoking"},
+    "revoking": {24: "scrubbing", 27: "fenced"},
+    "scrubbing": {25: "verifying", 27: "fenced"},
+    "verifying": {26: "closed", 27: "fenced"},
+    "fenced": {28: "closed"},
+}
+for _stage in ("granted", "active", "draining"):
+    GROWS[_stage] |= {31: _stage, 30: _stage, 29: _stage, 22: "draining"}
+    GROWS[_stage] |= {19: "ended", 20: "ended", 21: "ended"}
+SHOWN = {kind: to for stage in GROWS.values() for kind, to in stage.items()}
+
+
+class Seals:
+    """FORMAT.md section 6a."""
+
+    def __init__(self, log_id: bytes, epoch_ns: int, key: bytes | None, genesis: bool) -> None:
+        self.log_id, self.epoch_ns, self.key, self.key_epoch = log_id, epoch_ns, key, 0
+        self.next, self.first = (0, 0) if genesis else (None, None)
+        self.boot, self.from_ns, self.until_ns = None, 0, None
+        self.same_boot, self.last_end = genesis, None
+        self.count = 0
+
+    def start(self, boot: bytes, boot_ns: int) -> None:
+        if boot != self.boot:
+            self.same_boot = self.boot is None and self.same_boot
+            self.boot, self.from_ns, self.until_ns = boot, 0, boot_ns + self.epoch_ns
+
+    def record(self, boot_ns: int, where: str) -> None:
+        inside = self.from_ns <= boot_ns and (self.until_ns is None or boot_ns < self.until_ns)
+        need(inside, f"{where}: outside the epoch that is open")
+
+    def seal(self, value: list, size: int, where: str) -> None:
+        _, epoch, skipped, boot, begin, end, wall0, wall1, first, sealed, root, tag = value
+        need(self.next is None or epoch == self.next, f"{where}: epoch {epoch}")
+        need(self.boot is None or boot == self.boot, f"{where}: boot of the seal")
+        need(sealed == size, f"{where}: size of the seal")
+        need(self.first is None or first == self.first, f"{where}: first record of the epoch")
+        if self.same_boot:
+            need(end - begin == (skipped + 1) * self.epoch_ns, f"{where}: length of the epoch")
+            need(self.last_end is None or begin == self.last_end, f"{where}: begin of the epoch")
+        if self.key is not None:
+            while self.key_epoch < epoch:
+                self.key = hmac.digest(self.key, b"evolve", "sha256")
+                self.key_epoch += 1
+            fields = b"".join(
+                part.to_bytes(8, "big", signed=signed)
+                for part, signed in ((epoch, False), (skipped, False))
+            )
+            fields += boot + b"".join(n.to_bytes(8, "big", signed=True) for n in (begin, end))
+            fields += b"".join(n.to_bytes(8, "big", signed=True) for n in (wall0, wall1))
+            fields += b"".join(n.to_bytes(8, "big") for n in (first, sealed)) + root
+            message = b"leased epoch seal v1\n" + self.log_id + fields
+            made = hmac.digest(hmac.digest(self.key, b"tag", "sha256"), message, "sha256")
+            need(made == tag, f"{where}: not made with the key of epoch {epoch}")
+        self.next, self.first, self.last_end = epoch + skipped + 1, size, end
+        self.boot, self.same_boot = boot, True
+        self.from_ns, self.until_ns = end, end + self.epoch_ns
+        self.count += 1
+
+
+class Chain:
+    """What has been walked so far."""
+
+    def __init__(
+        self, identity: bytes, *, signatures: bool, leases: bool, seal_key: bytes | None
+    ) -> None:
+        length = number(identity, 144, 2)
+        self.log_id, self.origin = identity[16:32], identity[146 : 146 + length]
+        self.key = identity[32:64] if signatures else None
+        self.epoch_ns, self.seal_key = number(identity, 64, 8), seal_key
+        self.tree, self.head, self.batch = Tree(), bytes(32), 0
+        self.ended, self.kind, self.crc_damaged = True, 0, 0
+        self.stages: dict[bytes, str] | None = {} if leases else None
+        self.midway, self.segment_no = False, 0
+        self.seals = self._seals(genesis=True)
+
+    def _seals(self, *, genesis: bool) -> Seals | None:
+        if not self.epoch_ns:
+            return None
+        return Seals(self.log_id, self.epoch_ns, self.seal_key, genesis)
+
+    def begin(self, header: bytes, name: str, *, first: bool) -> None:
+        """FORMAT.md section 3."""
+        need(header[:12] == b"LSEG\r\n\x1a\n\1\0\0\0" and number(header, 12, 4) == 4096, name)
+        need(header[16:32] == self.log_id, f"{name}: of another log")
+        size, count = number(header, 40, 8), header[88]
+        need(count == bin(size).count("1") and number(header, 80, 8) == size, f"{name}: tree")
+        need(not any(header[89:96]) and not any(header[96 + 32 * count : 4064]), f"{name}: zero")
+        peaks = [header[at : at + 32] for at in range(96, 96 + 32 * count, 32)]
+        if first and size:
+            self.tree, self.head, self.midway = Tree(size, tuple(peaks)), header[48:80], True
+            self.segment_no, self.seals = number(header, 32, 8), self._seals(genesis=False)
+            need(self.segment_no > 0, f"{name}: an earlier segment is missing")
+        need(number(header, 32, 8) == self.segment_no and size == self.tree.size, f"{name}: order")
+        need(header[48:80] == self.head and peaks == self.tree.peaks, f"{name}: link")
+        self.segment_no += 1
+
+    def take_frame(self, data: bytes, at: int, name: str) -> int:
+        """FORMAT.md section 5; return where the next frame begins."""
+        where = f"record {self.tree.size} at {name}+{at}"
+        need(at + 112 <= len(data), f"{where}: cut short")
+        n, size = number(data, at + 28, 4), number(data, at, 4)
+        need(size == (112 + n + 7) // 8 * 8 <= 65536, f"{where}: frame length")
+        need(at + size <= len(data), f"{where}: cut short")
+        frame = data[at : at + size]
+        need(number(frame, 8, 8) == self.tree.size, f"{where}: sequence")
+        need(frame[48:80] == self.head, f"{where}: link")
+        flags, this = frame[27], number(frame, 16, 8)
+        need(this > self.batch if self.ended else this == self.batch, f"{where}: batch")
+        need(flags < 4 and not any(frame[80 + n : -32]), f"{where}: reserved")
+        hashed = b"\0LEASEREC1\0" + self.log_id + frame[8 : 80 + n]
+        need(hashlib.sha256(hashed).digest() == frame[-32:], f"{where}: hash")
+        if zlib.crc32(frame[8:], zlib.crc32(frame[:4])) != number(frame, 4, 4):
+            self.crc_damaged += 1
+        self.kind = number(frame, 24, 2)
+        value: list | None = None
+        if self.kind in BODIES and frame[26] == 1:
+            found, end = take(frame[80 : 80 + n], 0)
+            need(end == n and fits(found, BODIES[self.kind]), f"{where}: body")
+            value = found if isinstance(found, list) else []
+        self.judge(value, number(frame, 40, 8), frame, where)
+        self.head, self.batch, self.ended = frame[-32:], this, bool(flags & 1)
+        self.tree.add(self.head)
+        return at + size
+
+    def judge(self, value: list | None, boot_ns: int, frame: bytes, where: str) -> None:
+        """What a record says about the chain itself (FORMAT.md sections 6, 6a, 6b)."""
+        if self.seals is not None and self.kind == 66 and value is not None:
+            self.seals.seal(value, self.tree.size, where)
+        elif self.seals is not None and self.kind == 1 and value is not None:
+            self.seals.start(value[1], boot_ns)
+        elif self.seals is not None and self.kind not in (1, 66):
+            self.seals.record(boot_ns, where)
+        if self.stages is not None and 16 <= self.kind < 32 and self.kind in BODIES:
+            self.step(frame[101:117], where)
+        if value is None:
+            return
+        if self.kind == 66:
+            need(value[10] == self.tree.root(), f"{where}: root of the seal")
+        if self.kind == 69:
+            _, size, root, signature = value
+            need(size == self.tree.size and root == self.tree.root(), f"{where}: root")
+            text = self.origin + b"\n%d\n" % size + base64.b64encode(root) + b"\n"
+            holds = self.key is None or signature_holds(self.key, text, signature)
+            need(holds, f"{where}: signature")
+        if self.kind == 7 and self.key is not None:
+            _, new, by_old, by_new = value
+            message = b"leased key rotation v1\n" + self.log_id + self.key + new
+            both = signature_holds(self.key, message, by_old)
+            need(both and signature_holds(new, message, by_new), f"{where}: key rotation")
+            self.key = new
+
+    def step(self, lease: bytes, where: str) -> None:
+        """FORMAT.md section 6b."""
+        stages = self.stages if self.stages is not None else {}
+        stage = stages.get(lease, "")
+        if not stage and self.midway:
+            to = SHOWN[self.kind]
+        else:
+            need(self.kind in GROWS[stage], f"{where}: order of the lease's events")
+            to = GROWS[stage][self.kind]
+        stages.pop(lease, None)
+        if to != "closed":
+            stages[lease] = to
+
+
+def verify(
+    directory: Path,
+    *,
+    signatures: bool = True,
+    leases: bool = False,
+    seal_key: bytes | None = None,
+    live: bool = False,
+) -> tuple[int, str]:
+    """Return (size, head in hex). `live`: a writer has it open, and what is beyond the anchor is
+    its business. Raises Broken."""
+    identity = closed((directory / "log.id").read_bytes(), "log.id")
+    need(len(identity) == 512 and identity[:10] == b"LEASELOG\1\0", "not a log.id")
+    chain = Chain(identity, signatures=signatures, leases=leases, seal_key=seal_key)
+    slot, both = read_slots((directory / "anchor").read_bytes(), chain.log_id)
+    size, last, end = number(slot, 32, 8), number(slot, 40, 8), number(slot, 48, 8)
+    paths = sorted(directory.glob("seg-" + "[0-9a-f]" * 16 + ".log"))
+    min_seq = number(slot, 88, 8)
+    pruned = [path for path in paths[1:] if int(path.name[4:20], 16) <= min_seq]
+    paths = paths[len(pruned) :]
+    data, done = b"", 0
+    for index, path in enumerate(paths):
+        data = path.read_bytes()
+        chain.begin(closed(data[:4096], path.name), path.name, first=index == 0)
+        need(index or chain.tree.size <= min_seq, f"{path.name}: an earlier one is missing")
+        this, at = chain.segment_no - 1, 4096
+        need(this != last or end <= len(data), f"{path.name}: ends before its anchored end")
+        while at < end if this == last else any(data[at : at + 4]):
+            at = chain.take_frame(data[:end] if this == last else data, at, path.name)
+        done = index
+        if this == last:
+            break
+        need(chain.kind == 68 and chain.ended, f"{path.name}: no closing record")
+    anchored = chain.tree.size == size and chain.head == slot[56:88]
+    need(anchored and chain.ended, "the chain does not end where the anchor says")
+    found = chain.tree.size, chain.head.hex()
+    if not live:
+        beyond(chain, data, end, paths[done + 1 :], number(slot, 8, 8) + (1 if both else 2))
+    return found
+
+
+def beyond(chain: Chain, data: bytes, at: int, later: list[Path], most: int) -> None:
+    """FORMAT.md section 8, row 8: at most one batch beyond the anchor, two if a slot is lost."""
+    chain.key, chain.seals, chain.stages = None, None, None
+    segments = 0
+    while True:
+        try:
+            while True:
+                at = chain.take_frame(data, at, "beyond")
+                if chain.ended:
+                    need_not_rolled(chain.batch <= most, f"batch {chain.batch} beyond the anchor")
+                    segments += chain.kind == 68
+        except Broken:
+            break
+    need_not_rolled(len(later) <= segments, "a segment that no kept batch leads to")
+
+
+class RolledBack(Broken):
+    """An older anchor was put back."""
+
+
+def need_not_rolled(condition: bool, why: str) -> None:
+    if not condition:
+        raise RolledBack(why)
+
+
+if __name__ == "__main__":
+    try:
+        enrolled = bytes.fromhex(sys.argv[2]) if len(sys.argv) > 2 else None
+        print(*verify(Path(sys.argv[1]), leases=True, seal_key=enrolled))
+    except Broken as error:
+        print(error)
+        sys.exit(1)
