@@ -23,7 +23,15 @@ from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.reading import Keys, duration, fields, integer, rows, section, size, text
 
 CONFIG: Final = Path("/etc/leased/leased-collector.toml")
-OTHER_SECTIONS: Final = ("http", "access", "governance", "billing", "store", "telemetry", "webhooks")
+OTHER_SECTIONS: Final = (
+    "http",
+    "access",
+    "governance",
+    "billing",
+    "store",
+    "telemetry",
+    "webhooks",
+)
 """Read by other parts of the collector, each by its own table."""
 
 
