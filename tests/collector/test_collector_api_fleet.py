@@ -18,8 +18,9 @@ import pytest
 
 from leased.collector.api.callers import hash_of
 from leased.collector.governance.fairness import filled, jain
-from tests.doubles.collector_server import PATIENCE_S, CollectorServer
-from tests.doubles.fleet_archive import NODE_A, NODE_B, sample
+from leased.terms.quantity import print_instant
+from tests.doubles.collector_server import CollectorServer
+from tests.doubles.fleet_archive import JANUARY_NS, NODE_A, NODE_B, begin_of, sample
 from tests.doubles.host import not_proven
 
 GOVERNANCE = "/v1/governance"
@@ -38,9 +39,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectorServer
 
 
 def await_books(server: CollectorServer) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while server.ask("GET", f"{GOVERNANCE}/capacity").status == 503:
-        assert time.monotonic() < until
+    """Until what it tells has been computed once."""
+    server.wait_for("usage is up to date")
+
+
+LAST_MONTH = print_instant(begin_of(time.time_ns()))[:7]
+WHOLE = f"start={LAST_MONTH}-01&end={LAST_MONTH}-28"
 
 
 def test_usage_against_quota_is_the_documented_sample(server: CollectorServer) -> None:
@@ -103,11 +107,11 @@ def test_nodes_and_leases_are_what_the_records_say(server: CollectorServer) -> N
 
 
 def test_bills_and_costs_come_out_as_computed_by_hand(server: CollectorServer) -> None:
-    bill = server.ask("GET", "/v1/billing/summary?tenant=tenant-acme&month=2024-01").json
+    bill = server.ask("GET", f"/v1/billing/summary?tenant=tenant-acme&month={LAST_MONTH}").json
     # Ten cores for two hours, at 0.002 a core-second.
     assert (bill["total"], bill["line_items"][0]["quantity"]) == (144, 72_000)
     assert bill["audit"][0]["node_id"] == NODE_A
-    usage = "/v1/billing/usage?tenant=tenant-acme&start=2024-01-01&end=2024-01-31"
+    usage = f"/v1/billing/usage?tenant=tenant-acme&{WHOLE}"
     rows = server.ask("GET", usage).json["rows"]
     assert [row["capacity_seconds"] for row in rows] == [36_000, 36_000]
     answer = server.ask("GET", usage, headers={"Accept": "text/csv"})
@@ -117,7 +121,7 @@ def test_bills_and_costs_come_out_as_computed_by_hand(server: CollectorServer) -
     costs = server.ask("GET", f"{GOVERNANCE}/costs?period=24h").json
     assert sum(row["share"] for row in costs["by_tenant"]) == pytest.approx(1)
     assert costs["total_cost"] == sum(row["cost"] for row in costs["by_tenant"])
-    month = server.ask("GET", "/v1/billing/chargeback?month=2024-01").json
+    month = server.ask("GET", f"/v1/billing/chargeback?month={LAST_MONTH}").json
     assert month["total_infrastructure_cost"] == sum(one["cost"] for one in month["allocations"])
 
 
@@ -163,8 +167,8 @@ def test_a_tenants_token_sees_its_own_bill_only(tmp_path: Path) -> None:
         def ask(path: str) -> int:
             return server.ask("GET", path, headers=token).status
 
-        assert ask("/v1/billing/summary?tenant=tenant-acme&month=2024-01") == 200
-        assert ask("/v1/billing/summary?tenant=beta&month=2024-01") == 404
+        assert ask(f"/v1/billing/summary?tenant=tenant-acme&month={LAST_MONTH}") == 200
+        assert ask(f"/v1/billing/summary?tenant=beta&month={LAST_MONTH}") == 404
         assert ask(f"{GOVERNANCE}/usage/tenant-acme") == 200
         assert ask(f"{GOVERNANCE}/usage/beta") == 404
         for path in ("costs", "capacity", "allocations", "optimize/idle"):
@@ -185,7 +189,7 @@ def test_every_documented_command_works_as_it_stands(tmp_path: Path) -> None:
     ~/.curlrc, for the commands have none."""
     if os.geteuid() or not all(map(shutil.which, ("jq", "curl", "unshare", "nsenter", "ip"))):
         not_proven("the documented commands as they stand", "needs root, jq, curl and iproute2")
-    sample(tmp_path / "state", time.time_ns())
+    sample(tmp_path / "state", time.time_ns(), JANUARY_NS)
     (tmp_path / "tokens.toml").write_text(
         f'[[tokens]]\nname = "op"\nsha256 = "{hash_of("s3")}"\nscopes = ["read", "cost", "quota"]\n'
     )
@@ -205,9 +209,7 @@ def test_every_documented_command_works_as_it_stands(tmp_path: Path) -> None:
         def run(command: str) -> subprocess.CompletedProcess[bytes]:
             return subprocess.run([*enter, "-c", command], capture_output=True, **where)
 
-        until = time.monotonic() + PATIENCE_S
-        while run("curl -s http://localhost:8080/v1/governance/capacity").returncode:
-            assert time.monotonic() < until
+        await_books(server)
         ran = 0
         for command in commands():
             done = run(command)

@@ -14,6 +14,7 @@ from leased.chain.head import GENESIS
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
 from leased.collector.archive import Archive, LogEntry, Page
+from leased.terms.quantity import parse_instant, print_instant
 from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.economics_history import History, memory, subject
 from tests.doubles.logs import CountedEntropy
@@ -50,11 +51,19 @@ def store(archive: Archive, name: str, node: str, history: History, contact_ns: 
         head = batch.new_head
 
 
-def sample(state: Path, now_ns: int) -> None:
-    """Two nodes. On the first, tenant-acme had ten cores for two hours of January 2024 and has 45
-    cores and 128 GiB now, beta 20 cores; the second was never used, and holds one lease that is
-    fenced."""
-    first = History(wall_offset_ns=JANUARY_NS)
+def begin_of(now_ns: int) -> int:
+    """The first of last month."""
+    this_month = parse_instant(print_instant(now_ns)[:8] + "01T00:00:00Z")
+    return parse_instant(print_instant(this_month - HOUR_NS)[:8] + "01T00:00:00Z")
+
+
+def sample(state: Path, now_ns: int, begin_ns: int | None = None) -> int:
+    """Two nodes. On the first, tenant-acme had ten cores for the first two hours (from `begin_ns`:
+    by default the first of last month) and has 45 cores and 128 GiB now, beta 20 cores; the second
+    was never used, and holds one lease that is fenced. Returns when it began."""
+    if begin_ns is None:
+        begin_ns = begin_of(now_ns)
+    first = History(wall_offset_ns=begin_ns)
     first.start()
     first.inventory(cores(400), dram(1024), gpus(8))
     first.allocate(1, subject(cores(10), tenant="tenant-acme"), 2 * HOUR_NS)
@@ -62,14 +71,14 @@ def sample(state: Path, now_ns: int) -> None:
     first.end(1)
     first.reclaim(1)
     # Six hours ago, so that the last day has some of it.
-    first.boot_ns = (now_ns - JANUARY_NS) // HOUR_NS * HOUR_NS - 6 * HOUR_NS
+    first.boot_ns = (now_ns - begin_ns) // HOUR_NS * HOUR_NS - 6 * HOUR_NS
     later = first.boot_ns + 48 * HOUR_NS
     first.allocate(2, subject(cores(45), tenant="tenant-acme"), later)
     first.allocate(3, subject(dram(128), tenant="tenant-acme"), later)
     first.allocate(4, subject(cores(20), tenant="beta"), later)
-    first.boot_ns = now_ns - JANUARY_NS
+    first.boot_ns = now_ns - begin_ns
     first.touch()
-    second = History(wall_offset_ns=JANUARY_NS)
+    second = History(wall_offset_ns=begin_ns)
     second.start()
     second.inventory(cores(8), gpus(8))
     second.allocate(9, subject(gpus(1), tenant="beta"), HOUR_NS)
@@ -77,7 +86,7 @@ def sample(state: Path, now_ns: int) -> None:
     second.end(9)
     second.tear_down(9)
     second.fence(9, gpus(1))
-    second.boot_ns = now_ns - JANUARY_NS
+    second.boot_ns = now_ns - begin_ns
     second.touch()
     archive = Archive(state)
     try:
@@ -85,3 +94,4 @@ def sample(state: Path, now_ns: int) -> None:
         store(archive, "host-b", NODE_B, second, now_ns)
     finally:
         archive.close()
+    return begin_ns

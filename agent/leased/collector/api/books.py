@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The books: what answers are computed from, kept up to date beside the server.
 
-Rule: reading happens in a thread, on a connection of its own; answers are made from what was last
-read whole. How often it is read anew follows from how long that takes, so that a large fleet costs
-a share of one core and no more.
+Rule: reading happens in a thread, on a connection of its own, which a stop does not wait for (what
+it writes stands any crash); answers are made from what was last
+read whole, one question at a time (the engine below has one connection). How often it is read anew
+follows from how long that takes, so that a large fleet costs a share of one core and no more.
 
 Does not answer (`reports`, `views`).
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -21,7 +23,8 @@ from leased.collector.accounts import Accounts
 from leased.collector.archive import ArchiveReader
 from leased.collector.fleet import Fleet
 from leased.collector.manifest import DATABASE
-from leased.collector.reference import read_archive
+from leased.collector.store import Store
+from leased.collector.store_source import StoreSource
 from leased.economics.contracts import Terms
 from leased.terms.errors import LeasedError
 
@@ -29,10 +32,12 @@ LOOK_S: Final = 0.5
 """How late a record that was pulled is shown, at most, on a fleet that is read quickly."""
 
 SHARE: Final = 4
-"""Reading everything anew takes one part in so many of the time."""
+"""Bringing the store up to date takes one part in so many of the time."""
 
 RECORDS_MAX: Final = 20_000
 """In one go, so that a thread is never long away."""
+
+T = TypeVar("T")
 
 
 class Books:
@@ -41,12 +46,19 @@ class Books:
     def __init__(self, state: Path, terms: Callable[[], Terms], say: Callable[[str], None]) -> None:
         self._state, self._terms, self._say = state, terms, say
         self._archive: ArchiveReader | None = None
+        self._source: StoreSource | None = None
+        self._accounts: Accounts | None = None
+        self._asking = threading.Lock()
         self._heads: tuple[object, ...] = ()
         self._next_s = 0.0
         self._said = ""
         self.fleet = Fleet()
-        self.accounts: Accounts | None = None
         self.changed = trio.Event()
+
+    def ask(self, question: Callable[[Accounts], T]) -> T | None:
+        """What the accounts answer; None: nothing has been read yet. Blocks."""
+        with self._asking:
+            return None if self._accounts is None else question(self._accounts)
 
     async def run(self) -> None:
         """Follow the archive until cancelled."""
@@ -54,9 +66,11 @@ class Books:
             more = False
             try:
                 before = self.fleet.changes
-                more = await trio.to_thread.run_sync(self._follow)
+                more = await trio.to_thread.run_sync(self._follow, abandon_on_cancel=True)
                 if self.fleet.changes != before or more:
                     self._tell()
+                if not more:
+                    await trio.to_thread.run_sync(self._refresh, abandon_on_cancel=True)
                 self._said = ""
             except LeasedError as error:
                 if str(error) != self._said:
@@ -73,16 +87,28 @@ class Books:
             if not (self._state / DATABASE).exists():
                 return False
             self._archive = ArchiveReader(self._state)
-        more = self.fleet.follow(self._archive, RECORDS_MAX)
-        heads = tuple((entry.log_id, entry.head) for entry in self.fleet.entries.values())
-        if not more and heads != self._heads and time.monotonic() >= self._next_s:
-            began = time.monotonic()
-            self.accounts = Accounts(read_archive(self._archive), self._terms())
-            self._heads = heads
-            self._next_s = time.monotonic() + SHARE * (time.monotonic() - began)
-        return more
+        return self.fleet.follow(self._archive, RECORDS_MAX)
 
-    def close(self) -> None:
-        """Idempotent."""
-        if self._archive is not None:
-            self._archive.close()
+    def _refresh(self) -> None:
+        heads: tuple[Any, ...] = tuple(
+            (entry.log_id, entry.head) for entry in self.fleet.entries.values()
+        )
+        began = time.monotonic()
+        if self._archive is None or heads == self._heads or began < self._next_s:
+            return
+        first = not self._heads
+        terms = self._terms()
+        try:
+            store = Store(self._state)
+            store.refresh(self._archive, retired=frozenset(terms.retired_nodes))
+            source = StoreSource(store.rollups)
+        finally:
+            self._next_s = time.monotonic() + SHARE * (time.monotonic() - began)
+        with self._asking:
+            before, self._source = self._source, source
+            self._accounts = Accounts(source, terms)
+            if before is not None:
+                before.close()
+        self._heads = heads
+        if first:
+            self._say(f"usage is up to date, after {time.monotonic() - began:.1f} s")

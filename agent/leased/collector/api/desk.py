@@ -21,6 +21,7 @@ import trio
 from leased import __version__
 from leased.collector.api import (
     handing,
+    metrics,
     openapi,
     quota_routes,
     quotas,
@@ -38,6 +39,7 @@ from leased.collector.api.server import Server
 from leased.collector.api.settings import Settings
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.keeping import KEY_NAME, Keeping
+from leased.economics.contracts import Terms
 from leased.terms.errors import ConfigError
 from leased.terms.policy import Policy
 
@@ -60,7 +62,7 @@ class Desk:
         self._ground: Policy = settings.load_ground(self._settings, directory)
         tokens = settings.load_tokens(self._settings, directory)
         self._gate = Gate(tokens, self._settings.access.loopback)
-        self.books = Books(state, lambda: settings.load_terms_of(self._settings, directory), say)
+        self.books = Books(state, self._terms, say)
         self._keeping = Keeping(state, lambda: secrets.token_bytes(16))
         try:
             self._keeping.register.check()
@@ -99,11 +101,20 @@ class Desk:
             self._quotas.tenants,
             lambda: self._ground,
         )
+        self.metrics = metrics.Metrics(
+            fleet=lambda: self.books.fleet,
+            ask=self.books.ask,
+            terms=self._terms,
+            views=self.views,
+            issuer=self.issuer,
+            tenants=self._quotas.tenants,
+        )
         table = [
             *quota_routes.routes(self._quotas),
             *view_routes.routes(self.views),
-            *reports.routes(reports.Reports(lambda: self.books.accounts, lambda: self._ground)),
+            *reports.routes(reports.Reports(self.books.ask, lambda: self._ground)),
             *handing.routes(handing.Handing(self.issuer)),
+            metrics.route(self.metrics),
         ]
         return [*table, self._described(table)]
 
@@ -128,7 +139,11 @@ class Desk:
             wall_ns=wall_ns,
             body_bytes_max=http.body_bytes_max,
             written=self.issuer.look_again,
+            counted=self.metrics.count,
         )
+
+    def _terms(self) -> Terms:
+        return settings.load_terms_of(self._settings, self._directory)
 
     def _identify(self, certificate: bytes) -> Caller | None:
         del certificate
@@ -158,5 +173,4 @@ class Desk:
 
     def close(self) -> None:
         """Let go of everything. Idempotent."""
-        self.books.close()
         self._keeping.close()

@@ -104,25 +104,26 @@ class Reports:
     """The handlers."""
 
     def __init__(
-        self, accounts: Callable[[], Accounts | None], ground: Callable[[], Policy]
+        self, ask: Callable[[Callable[[Accounts], Any]], Any], ground: Callable[[], Policy]
     ) -> None:
-        self._accounts, self._ground = accounts, ground
+        """`ask` puts a question to the accounts, and returns None if there are none yet."""
+        self._ask, self._ground = ask, ground
 
     def asked(self, ask: Callable[[Accounts], Any]) -> Any:
         """What the accounts answer. Raises Problem for what they cannot."""
-        accounts = self._accounts()
-        if accounts is None:
-            raise Problem(
-                503, "No node's records have been read yet.", headers={"Retry-After": "2"}
-            )
         try:
-            return ask(accounts)
+            found = self._ask(ask)
         except UnknownTenant as error:
             raise Problem(404, str(error), parameter="tenant") from None
         except NoData as error:
             raise Problem(404, str(error)) from None
         except InvalidParameter as error:
             raise Problem(422, str(error), parameter=error.parameter) from None
+        if found is None:
+            raise Problem(
+                503, "No node's records have been read yet.", headers={"Retry-After": "2"}
+            )
+        return found
 
     def costs(self, call: Call) -> Answer:
         """What everybody cost."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from decimal import ROUND_DOWN, Decimal
+from fractions import Fraction
 from typing import Any, Final
 
 from leased.collector.api.problems import Problem
@@ -101,11 +102,30 @@ class Views:
             as_of=instant(now_ns),
         )
 
+    def shares_of(self, tenant: str, now_ns: int) -> dict[str, Fraction]:
+        """Used of each limit above zero, exactly."""
+        limits = self._limits(tenant, now_ns)
+        found: dict[str, Fraction] = {}
+        for view in self._fleet().nodes():
+            for key, used in _used(view, tenant, now_ns).items():
+                limit = limits.get(key)
+                if limit is not None and limit.raw:
+                    found[key] = max(found.get(key, Fraction(0)), Fraction(used, limit.raw))
+        return found
+
     # -- allocations -------------------------------------------------------------------------------
 
     def allocations(self, call: Call) -> Answer:
         """How what there is is divided."""
         call.caller.require_all()
+        return Answer(self.allocations_at(call.now_ns))
+
+    def fairness(self) -> Decimal:
+        """Jain's index as things are."""
+        return self.allocations_at(0).fairness_index
+
+    def allocations_at(self, now_ns: int) -> AllocationsSeen:
+        """The same, for whoever else wants to know."""
         fleet, ground = self._fleet(), self._ground()
         totals = fleet.totals()
         held = {tenant: fleet.held(tenant) for tenant in fleet.tenants()}
@@ -122,15 +142,13 @@ class Views:
             _share(tenant, amounts, totals, shown.get(tenant, {}), plans, len(active))
             for tenant, amounts in sorted(active.items())
         ]
-        return Answer(
-            AllocationsSeen(
-                strategy=strategies.get(PRIMARY, Strategy.PRIORITY),
-                strategies=strategies,
-                capacity=quantities({BY_KIND[k].key: total for k, total in totals.items()}),
-                tenants=rows,
-                fairness_index=_fairness(active, shown),
-                as_of=instant(call.now_ns),
-            )
+        return AllocationsSeen(
+            strategy=strategies.get(PRIMARY, Strategy.PRIORITY),
+            strategies=strategies,
+            capacity=quantities({BY_KIND[k].key: total for k, total in totals.items()}),
+            tenants=rows,
+            fairness_index=_fairness(active, shown),
+            as_of=instant(now_ns),
         )
 
     # -- nodes, leases, records --------------------------------------------------------------------

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Prometheus scrapes: money now, money since the beginning, usage, quota, chains, requests.
+
+Rule: the gauges of cost are a partition: each unit of currency is in one series, so a plain `sum()`
+is right. What alerts add up over time is a counter beside them, because `increase()` of a gauge
+means nothing; counters come from the same cells as the bills, and so survive a restart. Where there
+is nothing to divide by, a quotient is absent, not 0.
+
+Does not write the format (`exposition`) and does not price (`economics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import Any, Final
+
+from leased.collector.accounts import Accounts
+from leased.collector.api.exposition import MEDIA_TYPE, Samples, family
+from leased.collector.api.routes import Answer, Call, Route
+from leased.collector.api.views import Views
+from leased.collector.fleet import Fleet
+from leased.collector.governance.issuer import Issuer
+from leased.economics.attribution import TYPE_OF, Basis, attribute
+from leased.economics.contracts import Terms
+from leased.economics.hourly import HOUR_NS
+from leased.economics.pools import UNIT, Pool
+from leased.economics.rates import RateCard
+from leased.terms.lease import Priority
+from leased.terms.resource import ResourceKind, TierKind
+
+IDLE: Final = "__idle__"
+NS_PER_S: Final = 1_000_000_000
+Cost = dict[tuple[str, ...], Fraction]
+_GOOD: Final = ("OK", "BEHIND", "STALE")
+
+
+class Metrics:
+    """The handler, and the counters of the server itself."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Callable[[], Fleet],
+        ask: Callable[[Callable[[Accounts], Any]], Any],
+        terms: Callable[[], Terms],
+        views: Views,
+        issuer: Issuer,
+        tenants: Callable[[], list[str]],
+    ) -> None:
+        self._fleet, self._ask, self._terms = fleet, ask, terms
+        self._views, self._issuer, self._tenants = views, issuer, tenants
+        self._requests: dict[tuple[str, ...], int] = {}
+
+    def count(self, route: str, status: int) -> None:
+        """A request was answered."""
+        key = (route, str(status))
+        self._requests[key] = self._requests.get(key, 0) + 1
+
+    def show(self, call: Call) -> Answer:
+        """Everything."""
+        call.caller.require_all()
+        lines = [
+            *_present(self._fleet(), self._terms()),
+            *(self._ask(_past) or ()),
+            *self._quotas(call.now_ns),
+            *_chains(self._fleet(), call.now_ns),
+            *self._own(),
+        ]
+        text = "".join(f"{line}\n" for line in lines)
+        return Answer(raw=text.encode(), media_type=MEDIA_TYPE)
+
+    def _quotas(self, now_ns: int) -> Iterable[str]:
+        ratios: dict[tuple[str, ...], Fraction] = {}
+        for tenant in self._tenants():
+            for key, share in self._views.shares_of(tenant, now_ns).items():
+                ratios[tenant, key] = share
+        yield from family(
+            *("grey_quota_utilization_ratio", "gauge"),
+            "Used of what a tenant may have, on the node where that is most.",
+            ("tenant", "resource"),
+            ratios,
+        )
+        yield from family(
+            *("grey_tenant_fairness_index", "gauge"),
+            "Jain's index over what tenants have of what they are entitled to.",
+            (),
+            {(): self._views.fairness()},
+        )
+
+    def _own(self) -> Iterable[str]:
+        issued = self._issuer.current
+        current = [one.generation == issued.generation for one in self._issuer.accepted.values()]
+        yield from family(
+            *("leased_policy_generation", "gauge"),
+            "The generation of the policy that nodes are handed.",
+            (),
+            {(): issued.generation},
+        )
+        yield from family(
+            *("leased_policy_nodes", "gauge"),
+            "Nodes by whether they have the current policy.",
+            ("current",),
+            {("true",): sum(current), ("false",): len(current) - sum(current)},
+        )
+        yield from family(
+            *("leased_http_requests_total", "counter"),
+            "Requests answered, by route and status.",
+            ("route", "status"),
+            dict(self._requests),
+        )
+
+
+def _present(fleet: Fleet, terms: Terms) -> Iterable[str]:
+    """What an hour costs as things are."""
+    card = terms.cards[-1].card
+    hourly, tenants = _hourly(fleet, card)
+    yield from family(
+        *("grey_cost_hourly_dollars", "gauge"),
+        "Cost of an hour as things are; each part in one series, what nobody has as __idle__.",
+        ("component", "tenant", "type"),
+        hourly,
+    )
+    yield from family(
+        *("grey_cost_tenant_hourly_dollars", "gauge"),
+        "Cost of an hour of what a tenant has.",
+        ("tenant",),
+        tenants,
+    )
+    idle: Cost = {}
+    for (_, tenant, kind), cost in hourly.items():
+        if tenant == IDLE:
+            idle[(kind,)] = idle.get((kind,), Fraction(0)) + cost
+    yield from family(
+        *("grey_cost_idle_resources_dollars", "gauge"),
+        "Cost of an hour of what nobody has.",
+        ("type",),
+        idle,
+    )
+
+
+def _hourly(fleet: Fleet, card: RateCard) -> tuple[Cost, Cost]:
+    hourly: Cost = {}
+    tenants: Cost = {}
+    bare = RateCard(tuple(one for one in card.rates if one.priority is None), card.currency)
+    left: dict[tuple[ResourceKind, TierKind | None], int] = {}
+    for view in fleet.nodes():
+        for resource in view.resources:
+            cell = (resource.kind, resource.tier)
+            left[cell] = left.get(cell, 0) + resource.capacity
+    for _, lease in fleet.leases():
+        subject = lease.subject
+        for one in subject.allotments:
+            cell = (one.kind, one.tier)
+            left[cell] = left.get(cell, 0) - one.capacity
+            tenant = str(subject.tenant) if lease.is_held else f"__{lease.state}__"
+            priority = subject.priority if lease.is_held else Priority.STANDARD
+            cost = _price(card if lease.is_held else bare, one.capacity, *cell, priority)
+            key = (one.kind.name.lower(), tenant, TYPE_OF[one.kind])
+            hourly[key] = hourly.get(key, Fraction(0)) + cost
+            if lease.is_held:
+                tenants[(tenant,)] = tenants.get((tenant,), Fraction(0)) + cost
+    for (kind, tier), amount in left.items():
+        key = (kind.name.lower(), IDLE, TYPE_OF[kind])
+        cost = _price(bare, amount, kind, tier, Priority.STANDARD)
+        hourly[key] = hourly.get(key, Fraction(0)) + cost
+    return hourly, tenants
+
+
+def _price(
+    card: RateCard, capacity: int, kind: ResourceKind, tier: TierKind | None, priority: Priority
+) -> Fraction:
+    cost = card.cost(abs(capacity) * HOUR_NS, kind, tier, priority)
+    return Fraction(cost.numerator, cost.denominator) * (-1 if capacity < 0 else 1)
+
+
+def _past(accounts: Accounts) -> list[str]:
+    """What was had since the first record, from the cells of the bills."""
+    source, terms = accounts.source, accounts.terms
+    first_ns = source.first_ns() // HOUR_NS * HOUR_NS
+    end_ns = (accounts.now_ns() // HOUR_NS + 1) * HOUR_NS
+    costs: Cost = {}
+    seconds: dict[tuple[str, ...], Fraction] = {}
+    starts = [max(first_ns, version.since_ns) for version in terms.cards]
+    starts[0] = first_ns
+    for begin_ns, stop_ns in zip(starts, [*starts[1:], end_ns], strict=True):
+        cells = source.sums((begin_ns, min(stop_ns, end_ns))) if begin_ns < stop_ns else {}
+        for key, amount in cells.items():
+            if key.pool is not Pool.TENANT:
+                continue
+            found = attribute([(key, amount)], terms, Basis.RATE_CARD)
+            where = (key.tenant, TYPE_OF[key.kind])
+            costs[where] = costs.get(where, Fraction(0)) + found.tenants_total
+            tier = "" if key.tier is None else key.tier.name.lower()
+            priority = "" if key.priority is None else key.priority.name.lower()
+            row = (key.tenant, key.kind.name.lower(), tier, priority)
+            part = Fraction(amount, NS_PER_S * UNIT[key.kind])
+            seconds[row] = seconds.get(row, Fraction(0)) + part
+    done: dict[tuple[str, ...], int] = {}
+    for (tenant, _), count in source.tasks((first_ns, end_ns)).items():
+        done[tenant, "released"] = done.get((tenant, "released"), 0) + count
+    return [
+        *family(
+            *("grey_cost_dollars_total", "counter"),
+            "Cost of what tenants had since the first record.",
+            ("tenant", "type"),
+            costs,
+        ),
+        *family(
+            *("grey_lease_capacity_seconds_total", "counter"),
+            "Capacity times time had since the first record, in units of the kind.",
+            ("tenant", "kind", "tier", "priority"),
+            seconds,
+        ),
+        *family(
+            *("grey_scheduler_tasks_completed_total", "counter"),
+            "Workloads whose leases were all given back.",
+            ("tenant", "outcome"),
+            done,
+        ),
+        *_quotients(accounts, end_ns),
+    ]
+
+
+def _quotients(accounts: Accounts, end_ns: int) -> Iterable[str]:
+    """Of the last whole hour."""
+    window = (end_ns - 2 * HOUR_NS, end_ns - HOUR_NS)
+    cells = accounts.source.sums(window)
+    cost = attribute(cells.items(), accounts.terms, Basis.RATE_CARD).tenants_total
+    tasks = sum(accounts.source.tasks(window).values())
+    core_ns = sum(
+        amount
+        for key, amount in cells.items()
+        if key.pool is Pool.TENANT and key.kind is ResourceKind.CPU
+    )
+    core_hours = Fraction(core_ns, UNIT[ResourceKind.CPU] * HOUR_NS)
+    per_task: Samples = {(): cost / tasks} if tasks else {}
+    per_hour: Samples = {(): cost / core_hours} if core_hours else {}
+    yield from family(
+        *("grey_cost_per_task_dollar", "gauge"),
+        "Cost of the last whole hour by the tasks that it completed.",
+        (),
+        per_task,
+    )
+    yield from family(
+        *("grey_cost_per_cpu_hour_dollar", "gauge"),
+        "Cost of the last whole hour by the core-hours that were had in it.",
+        (),
+        per_hour,
+    )
+
+
+def _chains(fleet: Fleet, now_ns: int) -> Iterable[str]:
+    entries = list(fleet.entries.values())
+    verified: dict[tuple[str, ...], int] = {}
+    ages: dict[tuple[str, ...], Fraction] = {}
+    bad: dict[tuple[str, ...], int] = {}
+    for entry in entries:
+        node = (entry.name,)
+        verified[node] = verified.get(node, 0) + entry.head.size
+        if entry.contact_ns:
+            age = Fraction(max(0, now_ns - entry.contact_ns), NS_PER_S)
+            ages[node] = min(age, ages.get(node, age))
+        if entry.verdict not in _GOOD:
+            key = (entry.name, entry.verdict)
+            bad[key] = bad.get(key, 0) + 1
+    yield from family(
+        *("grey_chain_verified_records_total", "counter"),
+        "Records of a node that were verified and kept.",
+        ("node",),
+        verified,
+    )
+    yield from family(
+        *("grey_chain_head_age_seconds", "gauge"),
+        "Since a node last answered with a head that holds.",
+        ("node",),
+        ages,
+    )
+    yield from family(
+        *("grey_chain_verify_failures_total", "counter"),
+        "Logs whose verdict wants an operator, by verdict.",
+        ("node", "reason"),
+        bad,
+    )
+
+
+def route(metrics: Metrics) -> Route:
+    """The row of the table."""
+    return Route(
+        "GET",
+        "/metrics",
+        metrics.show,
+        "Metrics for Prometheus",
+        None,
+        slow=True,
+        also=("text/plain",),
+        about="operations",
+    )
