@@ -10,7 +10,7 @@ Does not speak HTTP (`api`) and does not decide who may ask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
@@ -29,11 +29,14 @@ from leased.collector.answers import (
     TenantCost,
     UsageReport,
 )
+from leased.collector.focus import focus_csv, focus_rows
+from leased.collector.invoices import Invoices
 from leased.collector.periods import Window
 from leased.collector.sources import Source
 from leased.collector.usage_rows import usage_rows
-from leased.economics.amounts import rounded, split
+from leased.economics.amounts import rounded, split, units
 from leased.economics.attribution import Basis, Spread, attribute, spread_shared
+from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill, BillLine, Month, make_bill
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
@@ -68,16 +71,13 @@ class Accounts:
         self,
         source: Source,
         terms: Terms,
-        *,
-        corrections: Callable[[str, str], list[tuple[str, int]]] = lambda tenant, month: [],
-        issued: Callable[[str, str], Bill | None] = lambda tenant, month: None,
+        invoices: Invoices | None = None,
     ) -> None:
-        """`corrections` of issued bills that belong into a bill; `issued`: the final bill."""
+        """`invoices` are the bills that were issued; None: nothing ever was."""
         self.source = source
         self.terms = terms
         self._retired = frozenset(terms.retired_nodes)
-        self._corrections = corrections
-        self._issued = issued
+        self._invoices = invoices
 
     # ---- when ---------------------------------------------------------------------------------
 
@@ -189,20 +189,58 @@ class Accounts:
         """The bill of a month: the one that was issued, or as it is by now."""
         tenant = self.known(tenant)
         period = self.month(month, tenant)
-        return self._issued(tenant, month) or self.draft(tenant, period)
+        issued = self._invoices.issued(tenant, month) if self._invoices else None
+        return issued or self.draft(tenant, period)
 
     def draft(self, tenant: str, period: Month) -> Bill:
-        """The bill as it is by the records at hand."""
+        """The bill as it is by the records at hand, with what they say of issued ones."""
+        return self._compute(tenant, period, self.terms, self.corrections(tenant, period.name))
+
+    def issue(self, month: str, tenants: Sequence[str] | None = None) -> list[Bill]:
+        """Issue the bills of a month, of every tenant or of these. Raises NotSettled."""
+        assert self._invoices is not None, "there is a place for bills"
+        made = []
+        for tenant in self.source.tenants() if tenants is None else tenants:
+            bill = self.bill(tenant, month)
+            self._invoices.issue(bill)
+            made.append(bill)
+        return made
+
+    def corrections(self, tenant: str, month: str) -> list[tuple[str, int]]:
+        """What bills issued before `month` would be now, at their own prices, and were not
+        corrected by yet."""
+        bills = self._invoices.of_tenant(tenant) if self._invoices else []
+        earlier = [bill for bill in bills if bill.period < month]
+        found = []
+        for bill in earlier:
+            period = Month(bill.period, int(bill.from_ns), int(bill.to_ns))
+            before = [(text, units(amount, bill.decimals)) for text, amount in bill.corrections]
+            again = self._compute(tenant, period, terms_of(bill.terms), before)
+            name = f"Correction of {bill.period}"
+            off = units(again.total, bill.decimals) - units(bill.total, bill.decimals)
+            off -= sum(
+                units(amount, one.decimals)
+                for one in earlier
+                for text, amount in one.corrections
+                if text == name
+            )
+            if off:
+                found.append((name, off))
+        return found
+
+    def _compute(
+        self, tenant: str, period: Month, terms: Terms, corrections: list[tuple[str, int]]
+    ) -> Bill:
         window = (period.from_ns, period.to_ns)
         return make_bill(
             tenant,
             period,
             self.source.cells(window, tenant),
             self.source.tasks(window, tenant),
-            self.terms,
+            terms,
             self.source.contributing(window, tenant),
             fleet_watermark_ns=self.watermark_ns(),
-            corrections=self._corrections(tenant, period.name),
+            corrections=corrections,
         )
 
     def summary(self, tenant: str, month: str) -> Summary:
@@ -224,6 +262,12 @@ class Accounts:
             bill.digest().hex(),
             self.reach(window),
         )
+
+    def focus(self, tenant: str, month: str) -> str:
+        """The bill of a month as FOCUS 1.2, in CSV."""
+        bill = self.bill(tenant, month)
+        cells = self.source.cells((int(bill.from_ns), int(bill.to_ns)), tenant)
+        return focus_csv(focus_rows(bill, cells, terms_of(bill.terms)))
 
     def chargeback(self, month: str, *, spread: str = Spread.NONE.value) -> Chargeback:
         """What a month's infrastructure cost, by cost centre."""

@@ -24,12 +24,31 @@ from leased.collector import capacity as looks
 from leased.collector import forecast as futures
 from leased.collector import periods
 from leased.collector.accounts import Accounts
+from leased.collector.invoices import Invoices
 from leased.collector.periods import Window
 from leased.collector.store_verbs import add_terms, opened
 from leased.ctl import render
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.economics.attribution import Basis, Spread
+
+
+class IssuedBill(msgspec.Struct, frozen=True):
+    """One bill that is final now."""
+
+    tenant: str
+    invoice_id: str
+    total: Decimal
+    sha256: str
+
+
+class Issued(msgspec.Struct, frozen=True):
+    """The bills of a month."""
+
+    month: str
+    currency: str
+    bills: list[IssuedBill]
+
 
 Answer = Callable[[Accounts, argparse.Namespace], msgspec.Struct]
 
@@ -44,10 +63,7 @@ def register(verbs: Verbs) -> None:
     _add_window(one)
     one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
     one.add_argument("--basis", choices=[b.value for b in Basis], default=Basis.RATE_CARD.value)
-    one = _add(verbs, "bill", "the bill of a tenant", "bill acme 2026-01 --out acme.json", _bill)
-    one.add_argument("tenant", help="whose")
-    one.add_argument("month", help='such as "2026-01"')
-    one.add_argument("--out", type=Path, metavar="FILE", help="write the canonical bytes there")
+    _register_bills(verbs)
     one = _add(
         verbs,
         "chargeback",
@@ -90,6 +106,33 @@ def register(verbs: Verbs) -> None:
     one.add_argument("--last", default="90d", metavar="PERIOD")
 
 
+def _register_bills(verbs: Verbs) -> None:
+    one = _add(verbs, "bill", "the bill of a tenant", "bill acme 2026-01 --out acme.json", _bill)
+    one.add_argument("tenant", help="whose")
+    one.add_argument("month", help='such as "2026-01"')
+    one.add_argument("--out", type=Path, metavar="FILE", help="write the canonical bytes there")
+    one = verb(
+        verbs,
+        "export",
+        "the bill of a tenant as FOCUS 1.2 (CSV), for other people's tools",
+        "leased-collector export acme 2026-01 > acme.csv",
+        json=False,
+    )
+    one.add_argument("tenant", help="whose")
+    one.add_argument("month", help='such as "2026-01"')
+    add_terms(one)
+    one.set_defaults(act=_export)
+    one = _add(
+        verbs,
+        "issue",
+        "make the bills of a month final; what comes later is a correction in the next",
+        "issue 2026-01",
+        _issue,
+    )
+    one.add_argument("month", help='such as "2026-01"')
+    one.add_argument("--tenant", action="append", help="only this one; may be repeated")
+
+
 def _add(
     verbs: Verbs, name: str, summary: str, example: str, answer: Answer
 ) -> argparse.ArgumentParser:
@@ -126,10 +169,25 @@ def _bill(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
     return accounts.summary(options.tenant, options.month)
 
 
+def _issue(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
+    bills = accounts.issue(options.month, options.tenant)
+    rows = [IssuedBill(b.tenant, b.invoice_id, Decimal(b.total), b.digest().hex()) for b in bills]
+    return Issued(options.month, accounts.terms.currency, rows)
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    """Print FOCUS."""
+    with opened(options, console) as (source, terms):
+        accounts = Accounts(source, terms, Invoices(options.state))
+        console.say(accounts.focus(options.tenant, options.month).rstrip("\n"))
+    return 0
+
+
 def _show(options: argparse.Namespace, console: Console) -> int:
     """Ask and print."""
     with opened(options, console) as (source, terms):
-        answer = options.answer(Accounts(source, terms), options)
+        accounts = Accounts(source, terms, Invoices(options.state))
+        answer = options.answer(accounts, options)
     told = msgspec.to_builtins(answer, builtin_types=(Decimal,))
     if options.json:
         console.document(told)

@@ -20,6 +20,7 @@ from typing import Any, Final
 from leased.chain.canonical import Unknown, decode
 from leased.chain.verifier import Verifier
 from leased.ctl.console import Console, timestamp
+from leased.economics.amounts import units
 from leased.economics.bill_text import parse_bill, terms_of
 from leased.economics.billing import Bill, Month, make_bill
 from leased.economics.hourly import Hourly, NodeFold, NodeSpan
@@ -73,7 +74,7 @@ def verify_bill(options: argparse.Namespace, console: Console) -> int:
         terms_of(bill.terms),
         bill.audit,
         fleet_watermark_ns=int(bill.as_of_ns),
-        corrections=[(text, _units(amount, bill.decimals)) for text, amount in bill.corrections],
+        corrections=[(text, units(amount, bill.decimals)) for text, amount in bill.corrections],
     )
     same = again.canonical() == raw
     wrong = [] if same else list(differences(bill, again)) or ["the bytes are not the canonical"]
@@ -170,13 +171,6 @@ def _line(lines: list[dict[str, Any]]) -> str:
         return "nothing"
     line = lines[0]
     return f"{line['description']}: {line['quantity']} {line['unit']} for {line['total']}"
-
-
-def _units(amount: str, decimals: int) -> int:
-    """A decimal string as units of 10**-decimals."""
-    whole, _, fraction = amount.lstrip("-").partition(".")
-    units = int(whole) * int(10**decimals) + int(fraction.ljust(decimals, "0") or 0)
-    return -units if amount.startswith("-") else units
 
 
 def _tell(

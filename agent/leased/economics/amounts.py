@@ -39,6 +39,13 @@ def exact(amount: Fraction) -> str:
     return fixed(int(amount * 10**decimals), decimals)
 
 
+def units(text: str, decimals: int) -> int:
+    """Undo `statement.fixed`: a decimal string as units of 10**-decimals. Raises ValueError."""
+    whole, _, fraction = text.removeprefix("-").partition(".")
+    amount = int(whole) * int(10**decimals) + int(fraction.ljust(decimals, "0") or 0)
+    return -amount if text.startswith("-") else amount
+
+
 def decimal(amount: Fraction, decimals: int = QUANTITY_DECIMALS) -> str:
     """`amount` rounded to at most `decimals` digits, without trailing zeros: for people."""
     text = fixed(rounded(amount, decimals), decimals)

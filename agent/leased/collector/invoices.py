@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Issued bills: their canonical bytes, kept for ever; and what later records say of them.
+
+Rule: a bill is issued once, when every node's records have passed the end of its month, and is
+never changed after that: what comes later is a correction in the next one, computed at the prices
+of the bill that it corrects. Unlike the store they cannot be made again from the raw segments,
+because prices are an input: back them up.
+
+Does not send bills to anybody.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from leased.durable.files import DirectoryDisk, write_whole
+from leased.economics.bill_text import parse_bill
+from leased.economics.billing import Bill
+from leased.terms.errors import EX_TEMPFAIL, CallerError, StateError
+
+INVOICES: Final = "invoices"
+_MONTH: Final = re.compile(r"[0-9]{4}-[0-9]{2}\.json\Z")
+
+
+class NotSettled(CallerError):
+    """Some node's records do not reach the end of the month yet: wait for it, or list it in
+    retired_nodes."""
+
+    wire = "io.leased.Collector.NotSettled"
+    exit_status = EX_TEMPFAIL
+
+
+class Invoices:
+    """The issued bills below one state directory: `invoices/tenant=<tenant>/<month>.json`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory / INVOICES
+
+    def issued(self, tenant: str, month: str) -> Bill | None:
+        """The bill of a month, if it was issued. Raises StateError."""
+        path = self._path(tenant, month)
+        return self._read(path) if path.exists() else None
+
+    def of_tenant(self, tenant: str) -> list[Bill]:
+        """Every issued bill of a tenant, oldest first. Raises StateError."""
+        directory = self._path(tenant, "").parent
+        if not directory.is_dir():
+            return []
+        names = sorted(path.name for path in directory.iterdir() if _MONTH.match(path.name))
+        return [self._read(directory / name) for name in names]
+
+    def issue(self, bill: Bill) -> None:
+        """Keep a bill, durably. The same again changes nothing. Raises NotSettled, StateError."""
+        if not bill.final:
+            raise NotSettled(
+                f"{bill.period}: some node's records end before the month does; the bill of "
+                f"{bill.tenant} is a draft"
+            )
+        path = self._path(bill.tenant, bill.period)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        disk = DirectoryDisk(path.parent)
+        try:
+            if not disk.lock():
+                raise StateError(f"{path.parent}: another process is issuing bills")
+            if path.exists():
+                if path.read_bytes() != bill.canonical():
+                    raise StateError(f"{path}: was issued otherwise; correct it in the next bill")
+                return
+            write_whole(disk, path.name, bill.canonical())
+        finally:
+            disk.close()
+
+    def _read(self, path: Path) -> Bill:
+        try:
+            raw = path.read_bytes()
+            bill = parse_bill(raw)
+        except (OSError, ValueError) as error:
+            raise StateError(f"{path}: {error}; restore it from a backup") from error
+        if bill.canonical() != raw:
+            raise StateError(f"{path}: its bytes are not canonical; restore it from a backup")
+        return bill
+
+    def _path(self, tenant: str, month: str) -> Path:
+        return self.directory / f"tenant={tenant}" / f"{month}.json"

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Issued bills never change; late records become a correction, once, at the old prices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from leased.collector.accounts import Accounts
+from leased.collector.invoices import Invoices, NotSettled
+from leased.economics.contracts import CardVersion, Terms
+from leased.economics.hourly import HOUR_NS
+from leased.economics.rates import DEFAULT_CARD, Rate, RateCard
+from leased.terms.errors import StateError
+from leased.terms.resource import ResourceKind
+from tests.doubles.accounts import JANUARY_HOURS, NODE, WrittenSource
+
+CPU = ResourceKind.CPU
+MARCH = range(JANUARY_HOURS + 29 * 24, JANUARY_HOURS + 29 * 24 + 10)
+FEBRUARY = range(JANUARY_HOURS, JANUARY_HOURS + 10)
+LATER = msgspec.structs.replace(NODE, watermark_ns=NODE.watermark_ns + 80 * 24 * HOUR_NS)
+
+
+def fleet(tmp_path: Path) -> tuple[WrittenSource, Invoices]:
+    source = WrittenSource(node=LATER)
+    source.hold("t", CPU, 1_000, range(10))
+    source.hold("t", CPU, 1_000, FEBRUARY)
+    source.hold("t", CPU, 1_000, MARCH)
+    return source, Invoices(tmp_path)
+
+
+def test_late_records_are_a_correction_in_the_next_bill_and_only_there(tmp_path: Path):
+    source, invoices = fleet(tmp_path)
+    accounts = Accounts(source, Terms(), invoices)
+    (january,) = accounts.issue("2024-01")
+    source.hold("t", CPU, 1_000, range(20, 25))
+    assert accounts.bill("t", "2024-01") == january and january.total == "72.000000"
+    dear = RateCard(tuple(Rate(r.kind, 9 * r.nano) for r in DEFAULT_CARD.rates))
+    since = LATER.watermark_ns // HOUR_NS * HOUR_NS
+    accounts = Accounts(
+        source, Terms((CardVersion(0, DEFAULT_CARD), CardVersion(since, dear))), invoices
+    )
+    (february,) = accounts.issue("2024-02")
+    assert february.corrections == (("Correction of 2024-01", "36.000000"),)
+    assert [line.description for line in february.line_items] == [
+        "CPU (standard)",
+        "Correction of 2024-01",
+    ]
+    assert february.total == "108.000000"
+    (march,) = accounts.issue("2024-03")
+    assert march.corrections == () and march.total == "72.000000"
+
+
+def test_a_correction_may_give_back(tmp_path: Path):
+    source, invoices = fleet(tmp_path)
+    Accounts(source, Terms(), invoices).issue("2024-01")
+    gone = next(key for key in source.written if key.bucket == source.since_ns // HOUR_NS)
+    del source.written[gone]
+    bill = Accounts(source, Terms(), invoices).bill("t", "2024-02")
+    assert bill.corrections == (("Correction of 2024-01", "-7.200000"),)
+
+
+def test_a_bill_is_issued_once_and_only_when_its_month_is_settled(tmp_path: Path):
+    source, invoices = fleet(tmp_path)
+    accounts = Accounts(source, Terms(), invoices)
+    assert accounts.issue("2024-01") == accounts.issue("2024-01")
+    forged = msgspec.structs.replace(invoices.of_tenant("t")[0], total="0.000000")
+    with pytest.raises(StateError, match="issued otherwise"):
+        invoices.issue(forged)
+    source.spans = (NODE,)
+    with pytest.raises(NotSettled):
+        accounts.issue("2024-02")
+    assert [bill.period for bill in invoices.of_tenant("t")] == ["2024-01"]
+
+
+def test_an_issued_bill_that_was_altered_is_refused(tmp_path: Path):
+    source, invoices = fleet(tmp_path)
+    accounts = Accounts(source, Terms(), invoices)
+    accounts.issue("2024-01")
+    path = tmp_path / "invoices" / "tenant=t" / "2024-01.json"
+    for bad in (path.read_bytes()[:-9], path.read_bytes() + b"\n"):
+        path.write_bytes(bad)
+        with pytest.raises(StateError):
+            accounts.bill("t", "2024-01")
+
+
+def test_issuing_changes_no_byte_of_the_bill(tmp_path: Path):
+    source, invoices = fleet(tmp_path)
+    draft = Accounts(source, Terms(), invoices).bill("t", "2024-01")
+    (issued,) = Accounts(source, Terms(), invoices).issue("2024-01")
+    assert issued.canonical() == draft.canonical() == invoices.issued("t", "2024-01").canonical()
