@@ -21,6 +21,7 @@ from leased.collector.duck import DuckEngine
 from leased.collector.engine import EXACT, OVERFLOWS, Overflow, Rows, check_engine
 from leased.collector.main import main
 from leased.collector.reference import read_archive
+from leased.collector.rollup import stretches
 from leased.collector.store import Store
 from leased.collector.store_source import StoreSource
 from leased.collector.store_verbs import compare
@@ -179,6 +180,31 @@ def test_what_was_damaged_is_named_and_made_again(fleet: Path, tmp_path: Path, v
     archive.close()
 
 
+def test_a_refresh_makes_again_what_a_power_cut_took(fleet: Path, tmp_path: Path):
+    """Rollups are not synced one by one: a file may come back empty, and its name tells."""
+    state = copy_of(fleet, tmp_path)
+    before = derived(state)
+    rollups = state / "derived" / "rollup"
+    for path in [*rollups.glob("usage-*"), *rollups.glob("peaks-*")][::2]:
+        path.write_bytes(b"")
+    next(rollups.glob("tasks-*")).unlink()
+    archive = ArchiveReader(state)
+    Store(state).refresh(archive)
+    assert derived(state) == before
+    archive.close()
+
+
+def test_months_that_are_over_are_whole_and_the_running_one_is_days():
+    january, leap = 19_723, 19_723 + 31 + 29
+    assert list(stretches(january + 3, leap + 2)) == [
+        (january + 3, january + 31),
+        (january + 31, leap),
+        (leap, leap + 1),
+        (leap + 1, leap + 2),
+    ]
+    assert list(stretches(january, january)) == []
+
+
 def test_only_one_process_writes(fleet: Path, tmp_path: Path):
     state = copy_of(fleet, tmp_path)
     archive = ArchiveReader(state)
@@ -236,9 +262,9 @@ def test_records_that_came_late_revise_the_day_and_keep_what_it_was(tmp_path: Pa
     done = store.refresh(archive, retired=retired)
     assert done.revised
     listing = store.rollups.listing()
-    day = next(day for day in listing.closed if day.day in done.revised)
-    assert day.earlier and all(
-        (store.rollups.directory / name).exists() for name in day.earlier[0].values()
+    one = next(one for one in listing.closed if one.first_day in done.revised)
+    assert one.earlier and all(
+        (store.rollups.directory / name).exists() for name in one.earlier[0].values()
     )
     then = Accounts(StoreSource(store.rollups), Terms())
     assert then.costs(then.last("48h")).total_cost > total

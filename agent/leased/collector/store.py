@@ -11,6 +11,7 @@ Does not pull (`ingest`) and does not price (`accounts`).
 from __future__ import annotations
 
 import shutil
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -26,7 +27,7 @@ from leased.collector.duck import DuckEngine
 from leased.collector.engine import RESULTS, SMALL_TABLES, check_engine, meter
 from leased.collector.manifest import LogEntry
 from leased.collector.projection import LogShape, shape
-from leased.collector.rollup import ORDER, Day, Listing, Rollups
+from leased.collector.rollup import ORDER, Listing, Rollups, Stretch, stretches
 from leased.collector.sources import Held, Quiet
 from leased.durable.files import DirectoryDisk
 from leased.economics.hourly import HOUR_NS, NodeSpan
@@ -37,6 +38,8 @@ from leased.terms.resource import ResourceKind
 DERIVED: Final = "derived"
 DAY_HOURS: Final = 24
 DAY_NS: Final = DAY_HOURS * HOUR_NS
+_SOURCE: Final = {"peaks": "all_peaks"}
+_DAY_OF: Final = dict.fromkeys(ORDER, "idiv(hour, 24)") | {"contributors": "day"}
 EMPTY_ACTS: Final = (
     "SELECT 0::BIGINT AS log, 0::BIGINT AS seq, 0 AS boot, 0::BIGINT AS lease_hi, 0::BIGINT AS"
     " lease_lo, 0 AS act, 0::BIGINT AS at_ns, 0::BIGINT AS sealed_ns, 0::BIGINT AS deadline_ns,"
@@ -49,7 +52,8 @@ EMPTY_HOLDS: Final = (
 
 
 class Refreshed(msgspec.Struct, frozen=True):
-    """What a refresh did. `revised`: closed days that later records changed."""
+    """What a refresh did. `closed` days; `revised`: closed stretches that later records changed, by
+    their first day."""
 
     logs: int
     records: int
@@ -67,6 +71,7 @@ class Store:
         self.directory = directory / DERIVED
         self.rollups = Rollups(self.directory)
         self._make_engine = make_engine
+        self._checked = False
 
     def refresh(
         self,
@@ -113,6 +118,12 @@ class Store:
     ) -> Refreshed:
         before = self.rollups.listing()
         entries = [entry for entry in archive.logs() if entry.head.size]
+        if not self._checked:
+            # Once per process: what a power cut took, or somebody changed, is made again.
+            bad = frozenset(self.rollups.check(before))
+            self.rollups.drop(bad)
+            before = _without(before, bad)
+            self._checked = True
         if _is_up_to_date(before, entries, retired):
             return _told(before, ())
         spans: list[NodeSpan] = []
@@ -181,28 +192,30 @@ class Store:
         nodes: dict[int, str],
         retired: frozenset[str],
     ) -> tuple[Listing, tuple[int, ...]]:
-        """Write the days that have closed, or that are not what they were, and what is open."""
+        """Write what has closed, or is not what it was, and what is open."""
         watermark_ns = min(
             (span.watermark_ns for span in spans if span.node_id not in retired), default=0
         )
         first = min(one.first_ns for one in shapes.values())
         end_day = watermark_ns // DAY_NS
-        known = {day.day: day for day in before.closed}
+        known = {(one.first_day, one.end_day): one for one in before.closed}
         engine.derive("all_peaks", "SELECT * FROM peaks UNION ALL SELECT * FROM fleet_peaks")
-        closed: list[Day] = []
+        closed: list[Stretch] = []
         revised: list[int] = []
         digests = _digests(engine)
-        for number in range(first // DAY_NS, end_day):
-            digest = digests.get(number, "")
-            old = known.get(number)
+        sliced = Sliced(engine)
+        for days in stretches(first // DAY_NS, end_day):
+            parts = [digests.get(number, "") for number in range(*days)]
+            digest = sha256("\n".join(parts).encode()).hexdigest()
+            old = known.get(days)
             if old is not None and old.digest == digest:
                 closed.append(old)
                 continue
-            files = self.rollups.write(_day_tables(engine, number, number + 1))
+            files = self.rollups.write(sliced.days(*days))
             earlier = () if old is None else (*old.earlier, old.files)
-            revised.extend([number] if old is not None else [])
-            closed.append(Day(number, digest, files, earlier))
-        opened = self.rollups.write(_day_tables(engine, max(end_day, first // DAY_NS), 1 << 40))
+            revised.extend([days[0]] if old is not None else [])
+            closed.append(Stretch(*days, digest, files, earlier))
+        opened = self.rollups.write(sliced.days(max(end_day, first // DAY_NS), 1 << 40))
         listing = Listing(
             nodes=tuple(spans),
             first_ns=first,
@@ -242,40 +255,63 @@ def _is_up_to_date(listing: Listing, entries: list[LogEntry], retired: frozenset
     return there == now and listing.retired == tuple(sorted(retired))
 
 
+def _without(listing: Listing, bad: frozenset[str]) -> Listing:
+    """What counts of a listing without these files; as if no node had been read, if any is."""
+    if not bad:
+        return listing
+    closed = tuple(one for one in listing.closed if bad.isdisjoint(one.files.values()))
+    return msgspec.structs.replace(listing, closed=closed, nodes=(), open={})
+
+
 def _told(listing: Listing, revised: tuple[int, ...]) -> Refreshed:
     records = sum(span.last_sequence - span.first_sequence + 1 for span in listing.nodes)
-    return Refreshed(len(listing.nodes), records, len(listing.closed), revised)
+    days = sum(one.end_day - one.first_day for one in listing.closed)
+    return Refreshed(len(listing.nodes), records, days, revised)
 
 
 def _digests(engine: DuckEngine) -> dict[int, str]:
     """Of each day, what tells whether any row of it changed."""
     found: dict[int, list[str]] = {}
-    for kind, source in (
-        ("usage", "usage"),
-        ("peaks", "all_peaks"),
-        ("tasks", "tasks"),
-        ("contributors", "contributors"),
-    ):
-        day = "day" if kind == "contributors" else "idiv(hour, 24)"
+    for kind in ORDER:
+        source = _SOURCE.get(kind, kind)
         rows = engine.query(
-            f"SELECT {day} AS d, COUNT(*), CAST(SUM(CAST(hash(({ORDER[kind]})) AS DECIMAL(38,0)))"
-            f" AS VARCHAR) FROM {source} GROUP BY d ORDER BY d"
+            f"SELECT {_DAY_OF[kind]} AS d, COUNT(*),"
+            f" CAST(SUM(CAST(hash(({ORDER[kind]})) AS DECIMAL(38,0))) AS VARCHAR)"
+            f" FROM {source} GROUP BY d ORDER BY d"
         )
         for number, count, total in rows:
             found.setdefault(int(str(number)), []).append(f"{kind}:{count}:{total}")
     return {number: " ".join(parts) for number, parts in found.items()}
 
 
-def _day_tables(engine: DuckEngine, first: int, end: int) -> dict[str, Any]:
-    """The rows of days [first, end), sorted, as arrow tables."""
-    hours = f"hour >= {first * DAY_HOURS} AND hour < {end * DAY_HOURS}"
-    days = f"day >= {first} AND day < {end}"
-    found = {}
-    for kind, order in ORDER.items():
-        where = days if kind == "contributors" else hours
-        source = "all_peaks" if kind == "peaks" else kind
-        found[kind] = engine.arrow(f"SELECT {order} FROM {source} WHERE {where} ORDER BY {order}")
-    return found
+class Sliced:
+    """The results of a run, sorted, cut by the day: asked of the engine once and not once a day."""
+
+    def __init__(self, engine: DuckEngine) -> None:
+        self._tables: dict[str, Any] = {}
+        self._starts: dict[str, tuple[list[int], list[int]]] = {}
+        for kind, order in ORDER.items():
+            source = _SOURCE.get(kind, kind)
+            self._tables[kind] = engine.arrow(f"SELECT {order} FROM {source} ORDER BY {order}")
+            days: list[int] = []
+            rows: list[int] = []
+            row = 0
+            for number, count in engine.query(
+                f"SELECT {_DAY_OF[kind]} AS d, COUNT(*) FROM {source} GROUP BY d ORDER BY d"
+            ):
+                days.append(int(str(number)))
+                rows.append(row)
+                row += int(str(count))
+            self._starts[kind] = (days, [*rows, row])
+
+    def days(self, first: int, end: int) -> dict[str, Any]:
+        """The rows of days [first, end)."""
+        found = {}
+        for kind, table in self._tables.items():
+            days, rows = self._starts[kind]
+            start = rows[bisect_left(days, first)]
+            found[kind] = table.slice(start, rows[bisect_left(days, end)] - start)
+        return found
 
 
 def _held(engine: DuckEngine, shapes: dict[int, LogShape], nodes: dict[int, str]) -> Iterator[Held]:

@@ -191,7 +191,7 @@ def _tell(
         "logs": done.logs,
         "records": done.records,
         "closed_days": done.closed,
-        "revised_days": list(done.revised),
+        "revised": list(done.revised),
         "changed_files": changed,
     }
     if options.json:
@@ -199,6 +199,6 @@ def _tell(
         return
     console.say(f"{done.records} records of {done.logs} logs, {done.closed} days closed")
     if done.revised:
-        console.say(f"{len(done.revised)} closed days were revised by records that came later")
+        console.say(f"{len(done.revised)} closed stretches were revised by records that came later")
     for name in changed:
         console.say(f"was not what the raw segments say: {name}")

@@ -22,6 +22,7 @@ import trio
 from leased.collector.accounts import Accounts
 from leased.collector.archive import ArchiveReader
 from leased.collector.fleet import Fleet
+from leased.collector.invoices import Invoices
 from leased.collector.manifest import DATABASE
 from leased.collector.store import Store
 from leased.collector.store_source import StoreSource
@@ -106,7 +107,7 @@ class Books:
             self._next_s = time.monotonic() + SHARE * (time.monotonic() - began)
         with self._asking:
             before, self._source = self._source, source
-            self._accounts = Accounts(source, terms)
+            self._accounts = Accounts(source, terms, Invoices(self._state))
             if before is not None:
                 before.close()
         self._heads = heads
