@@ -44,6 +44,7 @@ TIERS = (
     Tier("unit", 180, "the pure rooms, one rule at a time"),
     Tier("property", 300, "laws that hold for all inputs"),
     Tier("stateful", 180, "the lessor against a naive model"),
+    Tier("scenarios", 60, "what peers got wrong in quotas, queues and preemption, case by case"),
     Tier("contract", 480, "each port's promises, on the fake and on the real thing"),
     Tier("service", 180, "the agent's tasks over fakes"),
     Tier("collector", 300, "the fleet's side: archive, ingest, witness, over real TLS"),
