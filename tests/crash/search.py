@@ -11,15 +11,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from random import Random
+from typing import NamedTuple
 
 from leased.chain.head import Head
+from leased.chain.sealer import SealedBatch
 from leased.durable.log import OpenedLog
 from leased.terms.errors import ChainError, InvariantError, StateError
+from leased.terms.moment import Moment
 from tests.doubles.disk import CrashPoint, MemoryDisk
 from tests.doubles.logs import CountedEntropy, allocation, moment_at, open_on, renewal, started
 
-SIZES = (1, 2, 5, 1, 9, 3, 12, 1, 4, 7, 15, 2)
-"""Records per batch: enough for two segment switches, and for batches that are cut in two."""
+
+class Workload(NamedTuple):
+    """What a run writes: records per batch, `ticks` of 100 ms between batches, and how long an
+    epoch is (None: none ends)."""
+
+    sizes: tuple[int, ...]
+    ticks: int = 1
+    epoch_ns: int | None = None
+
+
+BATCHES = Workload((1, 2, 5, 1, 9, 3, 12, 1, 4, 7, 15, 2))
+"""Enough for two segment switches, and for batches that are cut in two."""
+
+SEALS = Workload((1, 3, 1, 2, 6, 1, 14, 1, 20, 2), ticks=7, epoch_ns=10**9)
+"""An epoch ends at almost every batch, and its key is overwritten."""
+
+SWITCHES = Workload((30, 1, 30, 2, 25, 30, 1, 30))
+"""Most batches are cut, or end a segment."""
 
 
 class Findings:
@@ -39,22 +58,33 @@ class Findings:
         )
 
 
+def commit_and_forget(log: OpenedLog, batch: SealedBatch, at: Moment) -> None:
+    """As the agent does: the batch, and once it is anchored, the key of an epoch that ended."""
+    log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
+    if batch.ends_epoch:
+        log.forget_epoch()
+
+
 def record_run(
-    disk: MemoryDisk, *, opening: Callable[[MemoryDisk], OpenedLog] = open_on
+    disk: MemoryDisk,
+    *,
+    opening: Callable[..., OpenedLog] = open_on,
+    workload: Workload = BATCHES,
+    commit: Callable[[OpenedLog, SealedBatch, Moment], None] = commit_and_forget,
 ) -> list[bytes]:
     """Make a log on `disk` and commit batches, marking each acknowledgement; return all frames
     in order."""
-    log, number, frames = opening(disk), 0, []
+    options = {} if workload.epoch_ns is None else {"epoch_ns": workload.epoch_ns}
+    log, number, frames = opening(disk, **options), 0, []
     sealer = log.sealer()
-    for count, size in enumerate(SIZES):
-        items = (
-            [(started(), moment_at(0))] if count == 0 else [(allocation(count), moment_at(count))]
-        )
+    for count, size in enumerate(workload.sizes):
+        at = moment_at(count * workload.ticks)
+        items = [(started() if count == 0 else allocation(count), at)]
         for _ in range(size):
-            items.append((renewal(number), moment_at(count)))
+            items.append((renewal(number), at))
             number += 1
         batch = sealer.seal(items)
-        log.journal.commit_blocking(batch.frames, batch.count, batch.head, moment_at(count))
+        commit(log, batch, at)
         disk.mark(batch.new_head)
         log.journal.spares.fill()
         frames.append(batch.frames)

@@ -179,6 +179,9 @@ class MemoryDisk:
         verdict = self.fault(verb, name) if self.fault else None
         if verdict is None or verdict[0]:
             apply()
+        elif verb == "sync" and name in self.table:
+            # As Linux does: what could not be written is dropped, and counts as clean from now on.
+            self.ops.append(("lost", self.table[name]))
         if verdict is not None:
             raise verdict[1]
 
@@ -236,6 +239,10 @@ class CrashPoint:
                 for at, offset, data in self._pending_writes:
                     if at == inode:
                         _put(self._durable[inode], offset, data)
+                self._pending_writes = [
+                    write for write in self._pending_writes if write[0] != inode
+                ]
+            case ("lost", inode):
                 self._pending_writes = [
                     write for write in self._pending_writes if write[0] != inode
                 ]
