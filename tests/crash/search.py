@@ -110,12 +110,18 @@ def crash_states(
 
 
 def judge(
-    findings: Findings, state: dict[str, bytes], acked: Head | None, hashes: list[bytes], where: str
+    findings: Findings,
+    state: dict[str, bytes],
+    acked: Head | None,
+    hashes: list[bytes],
+    where: str,
+    *,
+    kind: type[MemoryDisk] = MemoryDisk,
 ) -> MemoryDisk | None:
     """Recover `state` and note what is wrong with the outcome. `hashes` are those of the records
     in the order sealed."""
     findings.states += 1
-    disk = MemoryDisk(state)
+    disk = kind(state)
     try:
         log = open_on(disk, entropy=CountedEntropy(b"another run"))
         found = _hashes(b"".join(log.journal.frames(0)))
