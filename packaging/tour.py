@@ -24,6 +24,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import fleet
+
 TOP = Path(__file__).resolve().parent.parent
 BIN = TOP / ".venv" / "bin"
 MIB = 1 << 20
@@ -74,6 +76,7 @@ class Stage:
         )
         self.log = self.state / "agent.log"
         self.agent: subprocess.Popen[bytes] | None = None
+        self.beside: list[subprocess.Popen[bytes]] = []
 
     @property
     def audit(self) -> Path:
@@ -82,7 +85,7 @@ class Stage:
 
     def start(self) -> None:
         """Start the agent; it starts the reaper. Returns when it answers."""
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.agent = subprocess.Popen(
                 [BIN / "leased", "--config", self.config],
                 stdin=subprocess.DEVNULL,
@@ -96,6 +99,13 @@ class Stage:
                 fail(f"the agent does not serve:\n{self.log.read_text()}")
             time.sleep(0.1)
 
+    def restart(self) -> None:
+        """Stop the agent and start it again, as a service manager does; leases go on meanwhile."""
+        assert self.agent is not None
+        self.agent.terminate()
+        self.agent.wait(timeout=30)
+        self.start()
+
     def reapers(self) -> Iterator[int]:
         """The reaper of this stage: by its runtime directory, which nobody else has."""
         for entry in Path("/proc").iterdir():
@@ -106,7 +116,10 @@ class Stage:
                         yield int(entry.name)
 
     def clear(self) -> None:
-        """Stop both and leave nothing behind."""
+        """Stop everything and leave nothing behind."""
+        for process in self.beside:
+            process.terminate()
+            process.wait(timeout=30)
         if self.agent is not None:
             self.agent.terminate()
             self.agent.wait(timeout=30)
@@ -127,31 +140,42 @@ def environment(stage: Stage, *, admin: bool = False) -> dict[str, str]:
     """What a person's shell would have; an operator's names the other socket."""
     socket = "io.leased.admin" if admin else "io.leased"
     found = {**os.environ, "LEASE_SOCKET": str(stage.runtime / socket)}
+    found["LEASE_ADMIN_SOCKET"] = str(stage.runtime / "io.leased.admin")
     found["PATH"] = f"{BIN}:{found['PATH']}"
     return found
 
 
 def leasectl(
-    stage: Stage, *words: str, check: bool = True, user: Sequence[str] = (), admin: bool = False
+    stage: Stage,
+    *words: str,
+    check: bool = True,
+    user: Sequence[str] = (),
+    admin: bool = False,
+    program: str = "leasectl",
 ) -> subprocess.CompletedProcess[str]:
-    """Run leasectl without showing it."""
+    """Run leasectl, or another program of ours, without showing it."""
     done = subprocess.run(
-        [*user, str(BIN / "leasectl"), *words],
+        [*user, str(BIN / program), *words],
         env=environment(stage, admin=admin),
         capture_output=True,
         text=True,
     )
     if check and done.returncode:
-        fail(f"leasectl {' '.join(words)}: status {done.returncode}\n{done.stdout}{done.stderr}")
+        fail(f"{program} {' '.join(words)}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return done
 
 
 def show(
-    stage: Stage, *words: str, status: int = 0, user: Sequence[str] = (), admin: bool = False
+    stage: Stage,
+    *words: str,
+    status: int = 0,
+    user: Sequence[str] = (),
+    admin: bool = False,
+    program: str = "leasectl",
 ) -> str:
-    """Run leasectl as a person would, and show both what was typed and what came."""
-    print(f"{'#' if admin else '$'} leasectl {shlex.join(words)}", flush=True)
-    done = leasectl(stage, *words, check=False, user=user, admin=admin)
+    """Run it as a person would, and show both what was typed and what came."""
+    print(f"{'#' if admin else '$'} {program} {shlex.join(words)}", flush=True)
+    done = leasectl(stage, *words, check=False, user=user, admin=admin, program=program)
     for line in (done.stdout + done.stderr).splitlines():
         print(f"    {line}", flush=True)
     if done.returncode != status:
@@ -282,11 +306,13 @@ def tour(stage: Stage) -> None:
 
     heading("The chain that all of this was computed from")
     show(stage, "verify", "--log", str(stage.audit))
+    fleet.tour(stage, f"uid-{uid}")
 
 
 def tell_how_to_use(stage: Stage) -> None:
     """The tour is over and its agent is left running."""
-    pids = [stage.agent.pid if stage.agent else 0, *stage.reapers()]
+    others = [process.pid for process in stage.beside]
+    pids = [stage.agent.pid if stage.agent else 0, *others, *stage.reapers()]
     print(
         f"\nIt goes on running (agent pid {pids[0]}). Use it with:\n"
         f"  export LEASE_SOCKET={stage.runtime}/io.leased PATH={BIN}:$PATH\n"
