@@ -26,12 +26,13 @@ from tests.bench.gpus import measure_gpus
 from tests.bench.kinds import measure_kinds
 from tests.bench.loadgen import Figures, compile_load
 from tests.bench.policy import measure_policy
+from tests.bench.pull import measure_pull
 from tests.bench.restart import measure_idle, measure_restart
 from tests.bench.scrub import measure_scrub
 from tests.bench.throughput import measure_throughput
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("throughput", "policy", "expiry", "scrub", "kinds", "gpu", "restart", "idle")
+PARTS = ("throughput", "policy", "expiry", "scrub", "kinds", "gpu", "restart", "pull", "idle")
 
 
 def main() -> int:
@@ -61,7 +62,7 @@ def main() -> int:
 def _measure(
     directory: Path, parts: list[str], *, short: bool, say: table.Say
 ) -> tuple[Figures, list[table.Line]]:
-    load = compile_load(directory) if set(parts) - {"kinds", "scrub", "policy"} else Path()
+    load = compile_load(directory) if set(parts) - {"kinds", "scrub", "policy", "pull"} else Path()
     figures: Figures = {"machine": _machine(), "short": short}
     lines: list[table.Line] = []
     if "throughput" in parts:
@@ -97,6 +98,10 @@ def _measure(
         rows = [measure_restart(load, directory, records=size, say=say) for size in sizes]
         figures["restart"] = rows
         lines += table.restart_lines(rows)
+    if "pull" in parts:
+        size, times = (100_000, 2) if short else (1_000_000, 3)
+        figures["pull"] = measure_pull(directory, records=size, rounds=times, say=say)
+        lines += table.pull_lines(figures["pull"])
     if "idle" in parts:
         figures["idle"] = measure_idle(directory, seconds=5 if short else 30)
         lines += table.idle_lines(figures["idle"])

@@ -93,6 +93,10 @@ class RunningAgent:
             return took_s
         raise SystemExit(f"bench: the agent is not ready: {self._log.read_text()[-2000:]}")
 
+    def said(self) -> str:
+        """What all its runs said."""
+        return self._log.read_text("utf-8", "replace")
+
     def signal(self, number: int) -> None:
         """SIGSTOP, SIGCONT."""
         os.kill(self.pid, number)

@@ -18,6 +18,8 @@ SMALL_BYTES_MAX = 1 << 20
 
 Say = Callable[[str], None]
 
+PULL_RECORDS_PER_S = 150_000
+
 
 @dataclass(frozen=True)
 class Line:
@@ -96,6 +98,30 @@ def policy_lines(rows: list[Figures]) -> list[Line]:
             )
         )
     return lines
+
+
+def pull_lines(row: Figures) -> list[Line]:
+    """A collector that pulls and verifies a whole log."""
+    quiet, pulled = row["call_quiet_ns"], row["call_pulled_ns"]
+    return [
+        Line(
+            "pull: records pulled and verified over mutual TLS",
+            f"{row['records_per_s']:,.0f}/s",
+            f">= {PULL_RECORDS_PER_S:,}/s",
+            row["records_per_s"] >= PULL_RECORDS_PER_S,
+            f"{row['records']:,} records, {row['bytes'] / 1e6:.0f} MB; with every body "
+            f"{row['with_bodies_per_s']:,.0f}/s; the agent's"
+            f" {row['agent_cpu_us_per_record']:.1f} us",
+        ),
+        Line(
+            "pull: a call to the agent meanwhile, p99",
+            f"{pulled[1] / 1e6:.2f} ms",
+            "",
+            None,
+            f"p50 {pulled[0] / 1e6:.2f} ms; in quiet p50 {quiet[0] / 1e6:.2f} ms,"
+            f" p99 {quiet[1] / 1e6:.2f} ms",
+        ),
+    ]
 
 
 def expiry_lines(rows: list[Figures]) -> list[Line]:

@@ -85,7 +85,7 @@ def read_certificate(der: bytes) -> Certificate:
         not_after_s = int(certificate.not_valid_after_utc.timestamp())
     except x509.ExtensionNotFound as error:
         raise CallerError(f"the certificate says neither role nor use: {error}") from error
-    except ValueError as error:
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise CallerError(f"not a certificate: {error}") from error
     ours = [uri for uri in uris if uri.startswith(_SCHEME)]
     if len(ours) != 1:

@@ -25,6 +25,7 @@ from leased.terms.errors import ChainError
 ED25519: Final = 0x01
 COSIGNATURE_V1: Final = 0x04
 NOTE_BYTES_MAX: Final = 65_536
+SIZE_DIGITS_MAX: Final = 19
 _DASH = "\u2014 "
 
 
@@ -148,6 +149,7 @@ def parse_checkpoint(text: str) -> Checkpoint:
         raise ChainError(BAD_NOTE, "a checkpoint is three lines: origin, size, root")
     origin, size, root = lines[:3]
     canonical_size = size.isascii() and size.isdecimal() and (size == "0" or size[0] != "0")
+    canonical_size = canonical_size and len(size) <= SIZE_DIGITS_MAX
     if not canonical_size or len(_decode(root)) != 32:
         raise ChainError(
             BAD_NOTE, "a checkpoint's size is decimal and its root is 32 bytes in base64"

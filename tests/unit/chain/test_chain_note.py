@@ -92,3 +92,9 @@ def test_a_key_survives_its_file() -> None:
     for pem in (b"", b"not a key", SIGNER.pem()[:60], SIGNER.pem().replace(b"M", b"N", 1)):
         with pytest.raises(ValueError):
             parse_pem(pem)
+
+
+@pytest.mark.parametrize("digits", [20, 5_000, 60_000])
+def test_a_size_that_no_log_has_is_refused(digits: int) -> None:
+    with pytest.raises(ChainError, match="BAD_NOTE"):
+        parse_checkpoint(TEXT.replace("\n42\n", "\n" + "9" * digits + "\n"))
