@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from tests.bench import table
+from tests.bench.collect import measure_collect
 from tests.bench.expiry import MANY, measure_expiry, most_leases
 from tests.bench.gpus import measure_gpus
 from tests.bench.kinds import measure_kinds
@@ -32,7 +33,18 @@ from tests.bench.scrub import measure_scrub
 from tests.bench.throughput import measure_throughput
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("throughput", "policy", "expiry", "scrub", "kinds", "gpu", "restart", "pull", "idle")
+PARTS = (
+    "throughput",
+    "policy",
+    "expiry",
+    "scrub",
+    "kinds",
+    "gpu",
+    "restart",
+    "pull",
+    "collect",
+    "idle",
+)
 
 
 def main() -> int:
@@ -102,6 +114,10 @@ def _measure(
         size, times = (100_000, 2) if short else (1_000_000, 3)
         figures["pull"] = measure_pull(directory, records=size, rounds=times, say=say)
         lines += table.pull_lines(figures["pull"])
+    if "collect" in parts:
+        size, times = (100_000, 2) if short else (1_000_000, 3)
+        figures["collect"] = measure_collect(directory, records=size, rounds=times, say=say)
+        lines += table.collect_lines(figures["collect"])
     if "idle" in parts:
         figures["idle"] = measure_idle(directory, seconds=5 if short else 30)
         lines += table.idle_lines(figures["idle"])

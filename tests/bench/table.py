@@ -243,6 +243,13 @@ def restart_lines(rows: list[Figures]) -> list[Line]:
     return lines
 
 
+def collect_lines(found: Figures) -> list[Line]:
+    """From a node's disk to the collector's, by the installed programs."""
+    rate = found["records_per_s"]
+    what = f"pulled, verified and kept, {found['records']:,} records"
+    return [Line(what, f"{rate:,.0f}/s", ">= 100,000/s", rate >= 100_000, "over mutual TLS")]
+
+
 def idle_lines(found: Figures) -> list[Line]:
     """Memory and processor when idle."""
     agent = found["agent"]
