@@ -68,6 +68,7 @@ class OpenedLog:
         filesystem: Filesystem,
     ) -> None:
         self._disk = disk
+        self.directory = disk.directory
         self._writer = writer
         self._entropy = entropy
         self._places = scan.places

@@ -87,7 +87,7 @@ async def build(
     lifeline.status("asking the reaper")
     await agent.connect(nursery)
     await agent.recover()
-    await recovery.seal_repair(log, sealer, log.journal, footing.clock, entropy)
+    await recovery.settle(log, sealer, config, footing.clock, entropy, agent.say)
     agent.note_sealed()
     agent.fleet.open(handed)
     await agent.start(nursery, opened.doors or open_doors(config, handed, __version__))

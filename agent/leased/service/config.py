@@ -119,10 +119,14 @@ class Timing(msgspec.Struct, frozen=True):
 class Log(msgspec.Struct, frozen=True):
     """The sealed log. `durability` "best-effort" serves on file systems that cannot keep the
     promises of FORMAT.md; every start records that it did. `epoch_ns` counts when a log is made:
-    its epochs are sealed at that length for ever (0: not at all)."""
+    its epochs are sealed at that length for ever (0: not at all). Segments older than
+    `retention_ns` (0: none) go once every collector has them, and younger ones where less than
+    `free_bytes_min` are free."""
 
     durability: str = "strict"
     epoch_ns: int = EPOCH_NS
+    retention_ns: int = 7 * 24 * 3600 * NS_PER_S
+    free_bytes_min: int = 1 << 30
 
 
 class JournaldCopy(msgspec.Struct, frozen=True):

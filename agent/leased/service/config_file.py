@@ -360,6 +360,8 @@ _HARDWARE_KEYS: Final[Keys] = {
 _LOG_KEYS: Final[Keys] = {
     "durability": ("durability", lambda value: _choice(("strict", "best-effort"), value)),
     "epoch": ("epoch_ns", _epoch),
+    "retention": ("retention_ns", _duration),
+    "free_min": ("free_bytes_min", _size),
 }
 _JOURNALD_KEYS: Final[Keys] = {
     "copied": ("copied", _flag),

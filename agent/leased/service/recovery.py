@@ -25,9 +25,11 @@ from leased.hardware.cgroup import is_populated
 from leased.hardware.leaves import inside
 from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Entropy, Journal
+from leased.service.config import Config
 from leased.service.custody import Custodian
 from leased.service.evidence import NO_COMMAND
 from leased.service.holders import Holders
+from leased.service.pruning import prune
 from leased.service.reaper_link import RosterEntry
 from leased.service.sequencer import Sequencer
 from leased.terms.command import NoteStray, Start
@@ -66,6 +68,21 @@ def replay(lessor: Lessor, opened: OpenedLog) -> int:
         assert last is not None, "a log with a history has a last record"
         lessor.witness(last)
     return count
+
+
+async def settle(
+    opened: OpenedLog,
+    sealer: Sealer,
+    config: Config,
+    clock: Clock,
+    entropy: Entropy,
+    say: Callable[[str], None],
+) -> None:
+    """What is to be done about the log itself once the start is sealed: tell what was repaired, let
+    go what is old."""
+    await seal_repair(opened, sealer, opened.journal, clock, entropy)
+    kept = (config.log.retention_ns, config.log.free_bytes_min)
+    await prune(opened, sealer, config.listener.collectors, *kept, clock, entropy, say)
 
 
 async def seal_repair(
