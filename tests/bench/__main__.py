@@ -34,17 +34,11 @@ from tests.bench.throughput import measure_throughput
 
 RESULTS = Path(__file__).with_name("results")
 PARTS = (
-    "throughput",
-    "policy",
-    "expiry",
-    "scrub",
-    "kinds",
-    "gpu",
-    "restart",
-    "pull",
-    "collect",
-    "idle",
+    *("throughput", "policy", "expiry", "scrub", "kinds", "gpu"),
+    *("restart", "pull", "collect", "idle"),
 )
+WITHOUT_LOAD = frozenset(("kinds", "scrub", "policy", "pull", "collect"))
+"""Parts that need no load generator."""
 
 
 def main() -> int:
@@ -74,7 +68,7 @@ def main() -> int:
 def _measure(
     directory: Path, parts: list[str], *, short: bool, say: table.Say
 ) -> tuple[Figures, list[table.Line]]:
-    load = compile_load(directory) if set(parts) - {"kinds", "scrub", "policy", "pull"} else Path()
+    load = compile_load(directory) if set(parts) - WITHOUT_LOAD else Path()
     figures: Figures = {"machine": _machine(), "short": short}
     lines: list[table.Line] = []
     if "throughput" in parts:
