@@ -56,6 +56,7 @@ TIERS = (
     Tier("interop", 180, "other people's Varlink clients"),
     Tier("process", 600, "the installed programs: kill -9, restart, sockets", fast=False),
     Tier("crash", 600, "every crash point and every failing system call of the commit path"),
+    Tier("fuzz", 240, "that no bytes break a parser", fast=False),
     Tier("powercut", 300, "power cuts, failing and full disks on ext4, xfs and btrfs", fast=False),
     Tier("adversary", 180, "what root can do to a sealed log, beside journald's and syslog-ng's"),
     Tier("faults", 600, "injected faults on the running daemon", fast=False),

@@ -161,7 +161,11 @@ def started() -> e.NodeStarted:
 
 
 def open_on(
-    disk: MemoryDisk, *, entropy: CountedEntropy | None = None, **options: object
+    disk: MemoryDisk,
+    *,
+    entropy: CountedEntropy | None = None,
+    segment_bytes: int = SMALL_SEGMENT,
+    **options: object,
 ) -> OpenedLog:
     """`open_log` on a MemoryDisk, with small segments and everything in line."""
     return open_log(
@@ -170,7 +174,7 @@ def open_on(
         entropy=entropy or CountedEntropy(),
         machine_id=MACHINE,
         origin=ORIGIN,
-        segment_bytes=SMALL_SEGMENT,
+        segment_bytes=segment_bytes,
         background=False,
         disk=disk,
         committer=lambda: DiskCommitter(disk),

@@ -46,6 +46,7 @@ REAL_PROCESS_TIERS = (
     "packaging",
     "adversary",
     "powercut",
+    "fuzz",
 )
 _UNFINISHED = re.compile(
     r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")) + r")\b"
