@@ -19,7 +19,12 @@ SYSTEMD = TOP / "systemd"
 UNITS = sorted(
     path for path in SYSTEMD.iterdir() if path.suffix in (".service", ".socket", ".slice")
 )
-GOALS = {"leased.service": 4.0, "leased-reaper.service": 5.0}
+GOALS = {
+    "leased.service": 4.0,
+    "leased-reaper.service": 5.0,
+    "leased-collector.service": 2.0,
+    "leased-collector-pull.service": 2.0,
+}
 EXPLAINED = {
     "PrivateDevices=": "PrivateDevices=",
     "ProtectControlGroups=": "ProtectControlGroups=",
@@ -51,7 +56,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     """Verified as installed: every program they name is there, and so is every other unit."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("leased", "leased-reaper"):
+    for name in ("leased", "leased-reaper", "leased-collector"):
         (programs / name).write_text("#!/bin/sh\n")
         (programs / name).chmod(0o755)
     units = tmp_path / "units"
