@@ -32,6 +32,7 @@ from leased.ctl import (
     policy,
     raw,
     run,
+    top,
     usage,
     watch,
 )
@@ -68,7 +69,7 @@ def version() -> str:
 
 
 _FAMILIES = (
-    *(run, leases, devices, watch, usage, policy, audit, evidence),
+    *(run, leases, devices, top, watch, usage, policy, audit, evidence),
     *(adopt, drain, admin, doctor, pki, raw, completion),
 )
 
