@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from leased.chain.certificate import Role
 from leased.hardware.identity import node_id, read_machine_id
-from tests.doubles.authority import Authority
+from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.gpu_host import REPOSITORY, mock_machine
 from tests.doubles.host_agent import HostAgent
 from tests.doubles.otlp_receiver import Receiver, receiver
@@ -53,10 +54,10 @@ def streaming(
     machine: Machine, folder: Path, *statuses: str
 ) -> Iterator[tuple[HostAgent, Receiver]]:
     """An agent that streams to a receiver."""
-    authority = Authority(folder / "pki")
-    node = authority.issue("node", node_id(read_machine_id()).hex())
+    authority = FleetPki(folder / "pki")
+    node = authority.issue(Role.NODE, node_id(read_machine_id()).hex())
     (folder / "jobs").mkdir()
-    with receiver(authority.issue("collector", "main"), authority.ca, *statuses) as one:
+    with receiver(authority.issue(Role.COLLECTOR, "main"), authority.ca, *statuses) as one:
         told = TELEMETRY.format(
             url=one.url,
             ca=authority.ca,
@@ -128,6 +129,11 @@ def test_leases_and_devices_reach_a_foreign_receiver(machine: Machine, tmp_path:
             assert watts["resource"]["host.id"] == node_id(read_machine_id()).hex()
             assert 0 <= used["value"] <= 1 and used["attributes"]["leased.resource.kind"] == "gpu"
             assert spent["kind"] == "sum" and spent["unit"] == "s"
+            top = json.loads(agent.leasectl("top", "--once", "--json").stdout)
+            [row] = [one for one in top["leases"] if one["lease_id"] == lease]
+            assert "leased.lease.utilization" in {one["name"] for one in row["samples"]}
+            well = json.loads(agent.leasectl("health", "--json").stdout)["devices"]
+            assert {one["health"] for one in well if one["resource_id"] == gpu} == {"ok"}
             jobs = {path.name: path.read_text() for path in (tmp_path / "jobs").iterdir()}
             assert jobs == {"0": f"{lease}\n", "1": ""}
         [ended] = until(one, lambda p: p["attributes"].get(LEASE) == lease and p["flags"] == 1)
@@ -154,9 +160,9 @@ def ticks(pid: int) -> int:
 
 def test_an_agent_that_has_nothing_to_do_costs_little(tmp_path: Path) -> None:
     """With the stream on, at the default interval: of the agent and all its workers together."""
-    authority = Authority(tmp_path / "pki")
-    node = authority.issue("node", node_id(read_machine_id()).hex())
-    with receiver(authority.issue("collector", "main"), authority.ca) as one:
+    authority = FleetPki(tmp_path / "pki")
+    node = authority.issue(Role.NODE, node_id(read_machine_id()).hex())
+    with receiver(authority.issue(Role.COLLECTOR, "main"), authority.ca) as one:
         told = f"""
 [telemetry]
 endpoint = "{one.url}"

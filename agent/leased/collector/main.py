@@ -22,6 +22,7 @@ from leased.collector import pull_verbs
 from leased.collector import store_verbs as store
 from leased.collector import verbs as records
 from leased.collector.api import verbs as http
+from leased.collector.telemetry import verbs as telemetry
 from leased.ctl.console import Console
 from leased.ctl.refusals import tell
 from leased.ctl.usage_text import Parser
@@ -38,7 +39,7 @@ EXIT_STATUSES: Final = (
     (78, "a configuration or a state directory was refused"),
 )
 INTERRUPTED: Final = 130
-_FAMILIES: Final = (pull_verbs, records, store, money, http)
+_FAMILIES: Final = (pull_verbs, records, store, money, telemetry, http)
 
 
 def build_parser() -> argparse.ArgumentParser:

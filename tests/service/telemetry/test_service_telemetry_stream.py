@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from leased.chain.certificate import Role
 from leased.hardware.clock import BootClock
 from leased.ports import Clock
 from leased.service.telemetry.buffer import Batch, Buffer
@@ -25,8 +26,8 @@ from leased.service.telemetry.streaming import Streaming
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_S
 from leased.terms.sample import Sample
-from tests.doubles.authority import Authority
 from tests.doubles.clock import FakeClock
+from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.logs import CountedEntropy
 from tests.doubles.otlp_receiver import Receiver, receiver
 
@@ -57,10 +58,10 @@ class Quick:
 class Line:
     """A sender that runs, and what it counted and said."""
 
-    def __init__(self, authority: Authority, url: str, clock: Clock, **settings: Any) -> None:
+    def __init__(self, authority: FleetPki, url: str, clock: Clock, **settings: Any) -> None:
         node = authority.directory / f"node-{NODE}.pem"
         if not node.exists():
-            authority.issue("node", NODE)
+            authority.issue(Role.NODE, NODE)
         told = {
             "endpoint": url,
             "ca": str(authority.ca),
@@ -93,13 +94,13 @@ class Line:
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    made = Authority(tmp_path_factory.mktemp("pki"))
-    made.issue("collector", "main")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> FleetPki:
+    made = FleetPki(tmp_path_factory.mktemp("pki"))
+    made.issue(Role.COLLECTOR, "main")
     return made
 
 
-def serve(authority: Authority, *statuses: str) -> Any:
+def serve(authority: FleetPki, *statuses: str) -> Any:
     return receiver(authority.directory / "collector-main.pem", authority.ca, *statuses)
 
 
@@ -118,7 +119,7 @@ async def see(one: Receiver) -> dict[str, Any]:
 # ---- over real TLS -------------------------------------------------------------------------------
 
 
-async def test_a_foreign_receiver_gets_every_point_as_it_was_read(authority: Authority) -> None:
+async def test_a_foreign_receiver_gets_every_point_as_it_was_read(authority: FleetPki) -> None:
     with serve(authority) as one:
         clock = BootClock()
         line = Line(authority, one.url, clock)
@@ -180,7 +181,7 @@ async def test_a_foreign_receiver_gets_every_point_as_it_was_read(authority: Aut
 
 
 async def test_a_receiver_that_asks_us_to_wait_is_asked_again_when_it_said(
-    authority: Authority,
+    authority: FleetPki,
 ) -> None:
     with serve(authority, "429:17", "503", "drop") as one:
         clock = Quick()
@@ -197,7 +198,7 @@ async def test_a_receiver_that_asks_us_to_wait_is_asked_again_when_it_said(
     assert len(line.said) == 2 and "429" in line.said[0] and "nothing was lost" in line.said[1]
 
 
-async def test_what_a_receiver_will_not_have_is_not_sent_twice(authority: Authority) -> None:
+async def test_what_a_receiver_will_not_have_is_not_sent_twice(authority: FleetPki) -> None:
     with serve(authority, "400", "400", "partial", "301") as one:
         line = Line(authority, one.url, Quick())
         async with running(line):
@@ -214,7 +215,7 @@ async def test_what_a_receiver_will_not_have_is_not_sent_twice(authority: Author
     ]
 
 
-async def test_a_receiver_that_hangs_has_a_deadline(authority: Authority) -> None:
+async def test_a_receiver_that_hangs_has_a_deadline(authority: FleetPki) -> None:
     with serve(authority, "hang") as one:
         line = Line(authority, one.url, Quick(), timeout_ns=NS_PER_S)
         async with running(line):
@@ -226,10 +227,10 @@ async def test_a_receiver_that_hangs_has_a_deadline(authority: Authority) -> Non
 
 
 async def test_a_receiver_of_another_authority_gets_nothing(
-    authority: Authority, tmp_path: Path
+    authority: FleetPki, tmp_path: Path
 ) -> None:
-    stranger = Authority(tmp_path / "stranger")
-    with receiver(stranger.issue("collector", "main"), authority.ca) as one:
+    stranger = FleetPki(tmp_path / "stranger")
+    with receiver(stranger.issue(Role.COLLECTOR, "main"), authority.ca) as one:
         line = Line(authority, one.url, Quick(), retry_ns_max=NS_PER_S)
         async with running(line):
             line.put(power(1))
@@ -241,10 +242,10 @@ async def test_a_receiver_of_another_authority_gets_nothing(
 
 
 async def test_a_receiver_that_does_not_know_us_says_so(
-    authority: Authority, tmp_path: Path
+    authority: FleetPki, tmp_path: Path
 ) -> None:
-    stranger = Authority(tmp_path / "stranger")
-    node = stranger.issue("node", NODE)
+    stranger = FleetPki(tmp_path / "stranger")
+    node = stranger.issue(Role.NODE, NODE)
     with serve(authority) as one:
         line = Line(
             authority, one.url, Quick(), certificate=str(node), key=str(node.with_suffix(".key"))
@@ -258,7 +259,7 @@ async def test_a_receiver_that_does_not_know_us_says_so(
 
 
 async def test_certificates_are_replaced_under_a_running_sender(
-    authority: Authority, tmp_path: Path
+    authority: FleetPki, tmp_path: Path
 ) -> None:
     node = tmp_path / "node.pem"
     with serve(authority, "drop") as one:
@@ -271,7 +272,7 @@ async def test_certificates_are_replaced_under_a_running_sender(
                 while not line.said:
                     await trio.lowlevel.checkpoint()
             assert "No such file" in line.said[0]
-            made = authority.issue("node", "f" * 32)
+            made = authority.issue(Role.NODE, "f" * 32)
             node.with_suffix(".key").write_bytes(made.with_suffix(".key").read_bytes())
             node.write_bytes(made.read_bytes())
             assert (await see(one))["from"] == [f"spiffe://{authority.fleet}/node/{'f' * 32}"]

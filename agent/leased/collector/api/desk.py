@@ -13,6 +13,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -33,12 +34,15 @@ from leased.collector.api import (
 from leased.collector.api.application import Application
 from leased.collector.api.books import Books
 from leased.collector.api.callers import Gate
+from leased.collector.api.certificates import identify
 from leased.collector.api.pace import Pace
-from leased.collector.api.routes import Answer, Call, Caller, Route
+from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.server import Server
 from leased.collector.api.settings import Settings
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.keeping import KEY_NAME, Keeping
+from leased.collector.telemetry.receiver import Mounted, Receiver
+from leased.collector.telemetry.store import Store
 from leased.economics.contracts import Terms
 from leased.terms.errors import ConfigError
 from leased.terms.policy import Policy
@@ -78,10 +82,12 @@ class Desk:
             )
             self.routes = self._table()
             self.application = self._application(wall_ns)
+            self._samples = Store(state)
+            self.telemetry = Receiver(self._samples, wall_ns=wall_ns)
             self.server = Server(
-                *(self.application, self._settings.http),
+                *(Mounted(self.telemetry, self.application), self._settings.http),
                 directory=directory,
-                identify=self._identify,
+                identify=partial(identify, fleet=fleet),
             )
         except BaseException:
             self._keeping.close()
@@ -145,10 +151,6 @@ class Desk:
     def _terms(self) -> Terms:
         return settings.load_terms_of(self._settings, self._directory)
 
-    def _identify(self, certificate: bytes) -> Caller | None:
-        del certificate
-        return None
-
     def reload(self) -> None:
         """Read tokens and the operator's document again. Raises ConfigError, changing nothing."""
         fresh = self._read()
@@ -168,9 +170,11 @@ class Desk:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.issuer.run)
             nursery.start_soon(self.books.run)
+            nursery.start_soon(self.telemetry.run)
             await self.server.run(stop)
             nursery.cancel_scope.cancel()
 
     def close(self) -> None:
         """Let go of everything. Idempotent."""
+        self._samples.close()
         self._keeping.close()

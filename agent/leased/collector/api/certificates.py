@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a certificate of the fleet says one is, as a caller of the API.
+
+Rule: TLS has checked the chain and the dates; here the fleet and the role are. A node may ask for
+what is its own, and send its telemetry; other roles come with tokens.
+
+Does not check chains and reads no files.
+"""
+
+from __future__ import annotations
+
+from leased.chain.certificate import Role, read_certificate
+from leased.collector.api.routes import Caller, Scope
+from leased.terms.errors import CallerError
+
+
+def identify(certificate: bytes, fleet: str) -> Caller | None:
+    """Who shows this certificate (DER); None: nobody of this fleet who may come so."""
+    try:
+        identity = read_certificate(certificate).identity
+    except CallerError:
+        return None
+    if identity.fleet != fleet or identity.role is not Role.NODE:
+        return None
+    return Caller(f"node:{identity.name}", frozenset({Scope.NODE}), node=identity.name)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store: rollups in SQLite, appended, bounded by age and by number.
+
+Rule: rows are never changed; whoever reads adds up those of one window. Nothing here is evidence or
+is billed from, so a crash may lose the last seconds. The oldest rows go first, after `keep_ns` or
+when there are more than `rows_max`.
+
+Tables, for whoever reads them with SQL: `series` (what a number is of) and `rollups` (series,
+beginning of the window in Unix seconds, count, total, most, active, covered_ns; values in the unit
+of `leased.terms.series`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from leased.collector.telemetry.decoding import Key
+from leased.collector.telemetry.rollup import WINDOW_S, Rollup
+from leased.terms.errors import StateError
+from leased.terms.moment import NS_PER_S
+
+NAME: Final = "telemetry.sqlite"
+FORMAT: Final = 1
+KEEP_NS: Final = 90 * 24 * 3600 * NS_PER_S
+ROWS_MAX: Final = 50_000_000
+"""Some 3 GB: 1 000 nodes with 200 series each for a day, 30 nodes for a month."""
+
+BUSY_S: Final = 10
+PRUNED_AT_ONCE: Final = 100_000
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS series (
+    id INTEGER PRIMARY KEY, node TEXT NOT NULL, resource TEXT NOT NULL, lease TEXT NOT NULL,
+    tenant TEXT NOT NULL, name TEXT NOT NULL, attributes TEXT NOT NULL,
+    UNIQUE (node, resource, lease, tenant, name, attributes)
+);
+CREATE INDEX IF NOT EXISTS series_by_name ON series (name, lease);
+CREATE TABLE IF NOT EXISTS rollups (
+    series INTEGER NOT NULL, begin_s INTEGER NOT NULL, count INTEGER NOT NULL,
+    total INTEGER NOT NULL, most INTEGER NOT NULL, active INTEGER NOT NULL,
+    covered_ns INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS rollups_by_series ON rollups (series, begin_s);
+CREATE INDEX IF NOT EXISTS rollups_by_time ON rollups (begin_s);
+"""
+
+
+class Store:
+    """One database. One writer; readers beside it."""
+
+    def __init__(
+        self, directory: Path, *, keep_ns: int = KEEP_NS, rows_max: int = ROWS_MAX
+    ) -> None:
+        """Open it, made if need be. Raises StateError."""
+        self._keep_ns, self._rows_max = keep_ns, rows_max
+        self._ids: dict[Key, int] = {}
+        path = directory / NAME
+        try:
+            self._base = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
+            self._base.execute("PRAGMA journal_mode=WAL")
+            # Not FULL: what a power cut loses here, nobody is billed for.
+            self._base.execute("PRAGMA synchronous=NORMAL")
+            version = self._base.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, FORMAT):
+                raise StateError(f"{path} is of format {version}; this version reads {FORMAT}")
+            with self._base:
+                self._base.executescript(_SCHEMA)
+                self._base.execute(f"PRAGMA user_version={FORMAT}")
+        except sqlite3.Error as error:
+            raise StateError(f"{path}: {error}; what is in it can be thrown away") from error
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+        self._base.close()
+
+    def append(self, rows: Iterable[tuple[Key, Rollup]]) -> None:
+        """Add rows, all of them or none. Raises StateError."""
+        try:
+            with self._base:
+                self._base.executemany(
+                    "INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    [(self._id(key), *msgspec.structs.astuple(one)) for key, one in rows],
+                )
+        except sqlite3.Error as error:
+            self._ids.clear()  # what was made within the transaction is gone
+            raise StateError(f"{NAME}: {error}") from error
+
+    def prune(self, now_ns: int) -> int:
+        """Take away what is too old or too much, so much at a time; how many rows went."""
+        oldest_s = (now_ns - self._keep_ns) // NS_PER_S
+        try:
+            with self._base:
+                gone = self._base.execute(
+                    "DELETE FROM rollups WHERE rowid IN"
+                    " (SELECT rowid FROM rollups WHERE begin_s < ? LIMIT ?)",
+                    (oldest_s, PRUNED_AT_ONCE),
+                ).rowcount
+                (rows,) = self._base.execute("SELECT count(*) FROM rollups").fetchone()
+                excess = min(rows - self._rows_max, PRUNED_AT_ONCE)
+                if excess > 0:
+                    gone += self._base.execute(
+                        "DELETE FROM rollups WHERE rowid IN"
+                        " (SELECT rowid FROM rollups ORDER BY begin_s LIMIT ?)",
+                        (excess,),
+                    ).rowcount
+                if gone:
+                    self._base.execute(
+                        "DELETE FROM series WHERE id NOT IN (SELECT series FROM rollups)"
+                    )
+                    self._ids.clear()
+        except sqlite3.Error as error:
+            raise StateError(f"{NAME}: {error}") from error
+        return gone
+
+    def read(
+        self,
+        names: Sequence[str],
+        begin_s: int,
+        end_s: int,
+        *,
+        node: str = "",
+        lease: str = "",
+    ) -> Iterator[tuple[Key, Rollup]]:
+        """Each series of these names in the windows that begin in [begin_s, end_s), added up."""
+        marks = ",".join("?" * len(names))
+        narrowed, values = "", [*names, begin_s // WINDOW_S * WINDOW_S, end_s]
+        for column, wanted in (("node", node), ("lease", lease)):
+            if wanted:
+                narrowed += f" AND s.{column} = ?"
+                values.append(wanted)
+        found = self._base.execute(
+            "SELECT s.node, s.resource, s.lease, s.tenant, s.name, s.attributes, min(r.begin_s),"
+            " sum(r.count), sum(r.total), max(r.most), sum(r.active), sum(r.covered_ns)"
+            f" FROM series s JOIN rollups r ON r.series = s.id WHERE s.name IN ({marks})"
+            f" AND r.begin_s >= ? AND r.begin_s < ?{narrowed}"
+            " GROUP BY s.id ORDER BY s.node, s.lease, s.resource, s.name, s.attributes",
+            values,
+        )
+        for *place, attributes, begin, count, total, most, active, covered in found:
+            key = Key(*place, _pairs(attributes))
+            yield key, Rollup(begin, count, total, most, active, covered)
+
+    def last_s(self) -> int:
+        """The beginning of the newest window that there is; 0 without any."""
+        (newest,) = self._base.execute("SELECT max(begin_s) FROM rollups").fetchone()
+        return newest or 0
+
+    def _id(self, key: Key) -> int:
+        known = self._ids.get(key)
+        if known is None:
+            told = (
+                *msgspec.structs.astuple(key)[:-1],
+                msgspec.json.encode(key.attributes).decode(),
+            )
+            self._base.execute(
+                "INSERT OR IGNORE INTO series (node, resource, lease, tenant, name, attributes)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                told,
+            )
+            (known,) = self._base.execute(
+                "SELECT id FROM series WHERE node = ? AND resource = ? AND lease = ?"
+                " AND tenant = ? AND name = ? AND attributes = ?",
+                told,
+            ).fetchone()
+            self._ids[key] = known
+        return int(known)
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    return msgspec.json.decode(text, type=tuple[tuple[str, str], ...])

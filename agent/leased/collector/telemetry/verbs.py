@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs on telemetry: use, waste, heat.
+
+Rule: every figure stands beside how much it rests on. What is not known is "-", never 0.
+
+Does not receive anything (`receiver`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from leased.collector.telemetry import views
+from leased.collector.telemetry.store import Store
+from leased.ctl import render
+from leased.ctl.asks import amount, parse_duration
+from leased.ctl.console import Console, length
+from leased.ctl.usage_text import Verbs, verb
+from leased.economics.rates import DEFAULT_CARD
+from leased.economics.waste import Held, Judged, Waste
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    one = verb(verbs, "use", "how much of what they hold leases use", "leased-collector use")
+    _narrow(one)
+    one.set_defaults(act=use)
+    one = verb(
+        verbs,
+        "waste",
+        "leases that hold more than they use, by class",
+        "leased-collector waste --last 24h --class idle",
+    )
+    _narrow(one)
+    one.add_argument(
+        "--class", dest="waste", choices=tuple(map(str, Waste)), help="only this class"
+    )
+    one.set_defaults(act=waste)
+    one = verb(verbs, "heat", "how hot each node runs, and why", "leased-collector heat --json")
+    one.set_defaults(act=heat)
+
+
+def _narrow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--last", default="1h", metavar="PERIOD", help="default: 1h")
+    parser.add_argument("--node", default="", help="only this node (its id in hex)")
+
+
+def use(options: argparse.Namespace, console: Console) -> int:
+    """Utilization by lease and kind."""
+    found = _leases(options, console)
+    if options.json:
+        console.document({"leases": [_plain(one) for one in found]})
+        return 0
+    rows = [_use_row(one) for one in found]
+    _table(
+        console, ("LEASE", "TENANT", "NODE", "HELD", "FOR", "MEAN", "MAX", "ACTIVE", "SEEN"), rows
+    )
+    return 0
+
+
+def waste(options: argparse.Namespace, console: Console) -> int:
+    """Classes of waste."""
+    judged = views.waste(_leases(options, console), DEFAULT_CARD)
+    if options.waste is not None:
+        judged = [one for one in judged if one.waste == options.waste]
+    if options.json:
+        console.document({"leases": [_judged(one) for one in judged]})
+        return 0
+    rows = [
+        (
+            *(render.short(one.held.lease), one.held.tenant or "-", render.short(one.held.node)),
+            amount(one.held.kind.name.lower(), one.held.capacity),
+            str(one.waste),
+            _percent(one.unused_pm),
+            _percent(one.held.utilization.coverage_pm),
+        )
+        for one in judged
+    ]
+    _table(console, ("LEASE", "TENANT", "NODE", "HELD", "CLASS", "UNUSED", "SEEN"), rows)
+    return 0
+
+
+def heat(options: argparse.Namespace, console: Console) -> int:
+    """Heat by node."""
+    store = Store(options.state)
+    try:
+        found = views.heat(store, console.wall_ns() // 10**9)
+    finally:
+        store.close()
+    if options.json:
+        console.document({"nodes": {name: msgspec.to_builtins(one) for name, one in found.items()}})
+        return 0
+    hottest = sorted(found.items(), key=lambda pair: (-pair[1].heat_pm, pair[0]))
+    rows = [(name, _percent(one.heat_pm), one.by or "-") for name, one in hottest]
+    _table(console, ("NODE", "HEAT", "BY"), rows)
+    return 0
+
+
+def _leases(options: argparse.Namespace, console: Console) -> list[views.LeaseUse]:
+    begin_s, end_s = views.windows(console.wall_ns(), parse_duration(options.last))
+    store = Store(options.state)
+    try:
+        return views.leases(store, begin_s, end_s, node=options.node)
+    finally:
+        store.close()
+
+
+def _use_row(one: views.LeaseUse) -> tuple[str, ...]:
+    seen = one.utilization
+    return (
+        *(render.short(one.lease), one.tenant or "-", render.short(one.node)),
+        f"{one.kind.name.lower()} {amount(one.kind.name.lower(), one.capacity)}",
+        length(one.held_ns) or "-",
+        *map(_percent, (seen.mean_pm, seen.max_pm, seen.active_share_pm)),
+        _percent(seen.coverage_pm),
+    )
+
+
+def _judged(one: Judged) -> dict[str, Any]:
+    return {**_plain(one.held), "class": str(one.waste), "unused_pm": one.unused_pm}
+
+
+def _plain(one: views.LeaseUse | Held) -> dict[str, Any]:
+    """As JSON has it, with the kind by its name."""
+    told = msgspec.to_builtins(one)
+    seen = msgspec.structs.asdict(one.utilization)
+    return {**told, "kind": one.kind.name.lower(), "utilization": seen}
+
+
+def _percent(pm: int | None) -> str:
+    return "-" if pm is None else f"{pm // 10}%"
+
+
+def _table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for line in render.table(headings, rows):
+        console.say(line)

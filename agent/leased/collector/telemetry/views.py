@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views: what the fleet's telemetry says of leases and nodes: utilization, waste, idle, heat.
+
+Rule: everything says how much it rests on: samples and coverage. A lease is measured over the time
+in which it was seen to be held, or over the interval that the asker knows from its records; what a
+lease holds that nobody can see into has no utilization. Nothing here is billed from.
+
+Does not fetch: it is handed a store. Does not know prices beyond which of them are high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from leased.collector.telemetry.decoding import Key
+from leased.collector.telemetry.rollup import WINDOW_S, Rollup
+from leased.collector.telemetry.store import Store
+from leased.economics.heat import Heat, Signals, heat_of
+from leased.economics.rates import RateCard
+from leased.economics.waste import LIMITS, Held, Judged, Limits, Waste, judge
+from leased.terms import series
+from leased.terms.moment import NS_PER_S
+from leased.terms.resource import ResourceKind
+from leased.terms.teardown import Utilization
+
+HEAT_S: Final = 900
+"""Heat is of the last quarter of an hour: placement acts on what is, not on what was."""
+
+_USED: Final = "leased.lease.utilization"
+_HELD: Final = "leased.lease.capacity"
+_HOT_REASONS: Final = ("hardware_slowdown", "software_thermal", "hardware_thermal", "power_brake")
+_KINDS: Final = {kind.name.lower(): kind for kind in ResourceKind}
+CapacityOf = Callable[[str, ResourceKind], int | None]
+"""What a node has of a kind; None: not known."""
+
+
+class LeaseUse(msgspec.Struct, frozen=True):
+    """What was seen of one kind of a lease. `capacity` in the raw unit, `held_ns` over how long it
+    is measured; utilization is empty where nothing can be seen."""
+
+    node: str
+    lease: str
+    tenant: str
+    kind: ResourceKind
+    capacity: int
+    held_ns: int
+    utilization: Utilization
+
+
+def utilization_of(rollup: Rollup | None, held_ns: int) -> Utilization:
+    """A rollup of shares (in ppm) as per mille, over `held_ns`."""
+    if rollup is None or not rollup.count or not rollup.covered_ns:
+        return Utilization()
+    return Utilization(
+        mean_pm=rollup.total // rollup.count // 1000,
+        max_pm=rollup.most // 1000,
+        active_share_pm=rollup.active * 1000 // rollup.count,
+        sample_count=rollup.count,
+        coverage_pm=min(1000, rollup.covered_ns * 1000 // max(1, held_ns)),
+    )
+
+
+def leases(
+    store: Store,
+    begin_s: int,
+    end_s: int,
+    *,
+    node: str = "",
+    lease: str = "",
+    held: Mapping[str, int] | None = None,
+) -> list[LeaseUse]:
+    """Every lease that was seen in these windows, each kind by itself. `held`: for how many ns each
+    was held in them, where the asker knows; else it is taken from when it was seen to be held."""
+    known: dict[tuple[str, str, ResourceKind], list[Rollup | None]] = {}
+    tenants: dict[tuple[str, str, ResourceKind], str] = {}
+    for key, rollup in store.read((_HELD, _USED), begin_s, end_s, node=node, lease=lease):
+        kind = _kind(key)
+        if kind is None or not key.lease:
+            continue
+        place = (key.node, key.lease, kind)
+        pair = known.setdefault(place, [None, None])
+        at = 0 if key.name == _HELD else 1
+        before = pair[at]
+        pair[at] = rollup if before is None else before + rollup
+        tenants[place] = key.tenant or tenants.get(place, "")
+    found: list[LeaseUse] = []
+    for (at_node, lease_id, kind), (holding, using) in known.items():
+        if holding is None:
+            continue
+        held_ns = (held or {}).get(lease_id, holding.covered_ns)
+        found.append(
+            LeaseUse(
+                at_node,
+                lease_id,
+                tenants[at_node, lease_id, kind],
+                kind,
+                holding.most,
+                held_ns,
+                utilization_of(using, held_ns),
+            )
+        )
+    return found
+
+
+def waste(
+    found: Iterable[LeaseUse],
+    card: RateCard,
+    *,
+    limits: Limits = LIMITS,
+    capacity_of: CapacityOf = lambda node, kind: None,
+) -> list[Judged]:
+    """Each lease's class of waste, kind by kind."""
+    held = [
+        Held(
+            one.lease,
+            one.tenant,
+            one.node,
+            one.kind,
+            one.capacity,
+            one.utilization,
+            node_capacity=capacity_of(one.node, one.kind),
+        )
+        for one in found
+    ]
+    return judge(held, card, limits)
+
+
+def idle(judged: Iterable[Judged]) -> list[Judged]:
+    """Those that hold something and do nothing with it, the largest share of time first."""
+    found = [one for one in judged if one.waste is Waste.IDLE]
+    return sorted(found, key=lambda one: (-(one.unused_pm or 0), one.held.node, one.held.lease))
+
+
+def heat(store: Store, now_s: int, *, node: str = "") -> dict[str, Heat]:
+    """How hot each node is that has been heard of lately."""
+    names = ("hw.temperature", "leased.gpu.throttled", "leased.pressure.time")
+    signals: dict[str, dict[str, int]] = {}
+    for key, rollup in store.read(names, now_s - HEAT_S - WINDOW_S, now_s + 1, node=node):
+        told = signals.setdefault(key.node, {})
+        name, value = _signal(key, rollup)
+        if name:
+            told[name] = max(told.get(name, value), value)
+    return {where: heat_of(Signals(**told)) for where, told in signals.items()}
+
+
+def _signal(key: Key, rollup: Rollup) -> tuple[str, int]:
+    """What a rollup says about heat; "" for nothing."""
+    told = dict(key.attributes)
+    if key.name == "hw.temperature":
+        # A drive's limits are another matter; its own controller slows it down.
+        return ("millicelsius", rollup.most) if told.get(series.HW_TYPE) == "gpu" else ("", 0)
+    if key.name == "leased.gpu.throttled":
+        hot = told.get(series.REASON) in _HOT_REASONS and rollup.count
+        return ("throttled_pm", rollup.total * 1000 // rollup.count) if hot else ("", 0)
+    of_host = not key.lease and told.get(series.PRESSURE[1]) == "some"
+    if of_host and rollup.covered_ns:
+        return "pressed_pm", rollup.total * 1000 // rollup.covered_ns
+    return "", 0
+
+
+def _kind(key: Key) -> ResourceKind | None:
+    return _KINDS.get(dict(key.attributes).get(series.KIND, ""))
+
+
+def windows(now_ns: int, period_ns: int) -> tuple[int, int]:
+    """The windows of a period that ends now, in Unix seconds."""
+    now_s = now_ns // NS_PER_S
+    return now_s - period_ns // NS_PER_S, now_s + 1

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet's telemetry: what nodes send is judged, rolled up, kept within bounds, and asked."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as service
+
+from leased.collector.telemetry import views
+from leased.collector.telemetry.decoding import BODY_BYTES_MAX, Key, Point, decode, unpack
+from leased.collector.telemetry.rollup import GAP_NS, WINDOW_S, Folding, Rollup
+from leased.collector.telemetry.store import NAME, Store
+from leased.economics.rates import DEFAULT_CARD
+from leased.economics.waste import Waste
+from leased.service.telemetry.otlp import Origin, encode
+from leased.terms.errors import CallerError, StateError
+from leased.terms.identity import LeaseId
+from leased.terms.moment import NS_PER_S, Moment
+from leased.terms.resource import ResourceKind
+from leased.terms.sample import Sample
+from leased.terms.series import SERIES
+
+NODE = "0123456789abcdef0123456789abcdef"
+BEGIN_S = 1_767_225_600
+NOW_NS = BEGIN_S * NS_PER_S
+LEASE = LeaseId(b"\xab" * 16)
+
+
+def moment(wall_ns: int = NOW_NS) -> Moment:
+    return Moment(boot_ns=10**15, wall_ns=wall_ns, boot_id=b"b" * 16)  # type: ignore[arg-type]
+
+
+def sample(name: str, value: int, resource: str = "gpu:GPU-1", **more: Any) -> Sample:
+    attributes = more.pop("attributes", tuple((key, "x") for key in SERIES[name].attributes))
+    return Sample(name, resource, value, 10**15, attributes, **more)
+
+
+def sent(*samples: Sample, wall_ns: int = NOW_NS, node: str = NODE) -> bytes:
+    return encode(Origin(node, "host", "1"), samples, moment(wall_ns))
+
+
+# ---- decoding ------------------------------------------------------------------------------------
+
+
+def test_what_the_node_read_comes_back_to_the_last_digit() -> None:
+    """Every series, at both ends of what it may be."""
+    for name, series in SERIES.items():
+        for value in {series.least, series.least + 1, min(series.most, 2**52)}:
+            told = decode(sent(sample(name, value)), NOW_NS)
+            assert (told.node, told.rejected) == (NODE, 0), told.why
+            [point] = told.points
+            assert (point.key.name, point.value) == (name, value)
+            assert point.key.attributes == tuple((key, "x") for key in series.attributes)
+            assert point.time_ns == NOW_NS
+
+
+def test_a_lease_and_its_tenant_come_along() -> None:
+    one = sample("leased.lease.processes", 3, "", lease_id=LEASE, tenant="acme")
+    [point] = decode(sent(one), NOW_NS).points
+    assert (point.key.lease, point.key.tenant, point.key.resource) == (LEASE.hex(), "acme", "")
+
+
+def altered(change: Any) -> bytes:
+    """One point of power, changed by the test."""
+    request = service.ExportMetricsServiceRequest.FromString(sent(sample("hw.power", 1000)))
+    metric = request.resource_metrics[0].scope_metrics[0].metrics[0]
+    change(metric, metric.gauge.data_points[0])
+    return request.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda m, p: setattr(m, "name", "nobody.knows"), "no series"),
+        (lambda m, p: setattr(p, "as_double", math.nan), "not a number"),
+        (lambda m, p: setattr(p, "as_double", 1e300), "cannot have"),
+        (lambda m, p: setattr(p, "as_double", -1.0), "cannot have"),
+        (lambda m, p: setattr(p, "time_unix_nano", 5), "not about now"),
+        (lambda m, p: setattr(p, "time_unix_nano", NOW_NS + 3600 * NS_PER_S), "not about now"),
+        (lambda m, p: setattr(p.attributes[0].value, "string_value", "x" * 300), "too long"),
+        (lambda m, p: p.attributes.add(key="extra"), "not its own"),
+        (
+            lambda m, p: p.attributes.add(key="leased.lease.id").value.__setattr__(
+                "string_value", "zz" * 16
+            ),
+            "lease",
+        ),
+        (lambda m, p: m.sum.data_points.add().CopyFrom(p), "not a sum"),
+    ],
+)
+def test_what_cannot_be_meant_is_left_out_and_named(change: Any, why: str) -> None:
+    told = decode(altered(change), NOW_NS)
+    assert told.points == () and told.rejected == 1 and why in told.why
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [
+        (b"not gzip", "gzip"),
+        (gzip.compress(b"x" * 100)[:-9], "gzip"),
+        (gzip.compress(b"\0" * (BODY_BYTES_MAX + 1)), "gzip"),
+        (b"", "br"),
+    ],
+)
+def test_a_body_that_is_none_or_is_a_bomb_is_refused(body: bytes, encoding: str) -> None:
+    with pytest.raises(CallerError):
+        unpack(body, encoding)
+
+
+@given(st.binary(max_size=400))
+def test_no_bytes_do_harm(body: bytes) -> None:
+    try:
+        assert decode(body, NOW_NS).points == ()
+    except CallerError:
+        pass
+
+
+# ---- rollups -------------------------------------------------------------------------------------
+
+
+def key(name: str = "leased.lease.utilization", lease: str = "a") -> Key:
+    return Key(NODE, "", lease, "acme", name, (("leased.resource.kind", "gpu"),))
+
+
+def points(values: list[int | None], every_s: int = 10, **of: str) -> list[Point]:
+    return [
+        Point(key(**of), NOW_NS + at * every_s * NS_PER_S, value) for at, value in enumerate(values)
+    ]
+
+
+def folded(told: list[Point], takes: tuple[int, ...] = ()) -> dict[int, Rollup]:
+    """Windows, added up; rows are taken after these many points, too."""
+    folding, found = Folding(), {}
+    for at, point in enumerate([*told, None], 1):
+        if point is not None:
+            assert folding.fold([point]) == 0
+        if at in takes or point is None:
+            for _, row in folding.take(NOW_NS):
+                known = found.get(row.begin_s)
+                found[row.begin_s] = row if known is None else known + row
+    return found
+
+
+def test_a_gauge_is_its_mean_its_most_and_the_time_it_covers() -> None:
+    told = folded(points([0, 500_000, 1_000_000, 40_000]))
+    assert told == {BEGIN_S: Rollup(BEGIN_S, 4, 1_540_000, 1_000_000, 2, 30 * NS_PER_S)}
+
+
+def test_a_counter_is_how_much_it_grew_and_one_that_began_anew_is_not_negative() -> None:
+    told = folded(points([1000, 3000, 100, 600], name="leased.lease.cpu.time"))
+    assert told == {BEGIN_S: Rollup(BEGIN_S, 2, 2500, 200, 2, 20 * NS_PER_S)}
+
+
+def test_gaps_ends_and_repetitions_are_not_covered() -> None:
+    first = points([100, 100])
+    again = [*first, *first]
+    assert folded(again) == folded(first), "sent again is counted once"
+    late = Point(key(), first[-1].time_ns + GAP_NS + 1, 100)
+    assert folded([*first, late])[BEGIN_S].covered_ns == 10 * NS_PER_S
+    ended = points([100, None, 100])
+    assert folded(ended)[BEGIN_S].covered_ns == 0, "between an end and a beginning nothing is known"
+
+
+@given(
+    st.lists(st.none() | st.integers(0, 4_000_000), max_size=80),
+    st.lists(st.integers(1, 80), max_size=6),
+    st.sampled_from(("leased.lease.utilization", "leased.lease.cpu.time")),
+)
+def test_rows_taken_at_any_time_add_up_to_the_same(
+    values: list[int | None], takes: list[int], name: str
+) -> None:
+    told = points(values, every_s=13, name=name)
+    assert folded(told, tuple(takes)) == folded(told)
+
+
+ROLLUPS = st.builds(Rollup, st.just(BEGIN_S), *(st.integers(0, 2**40) for _ in range(5))).filter(
+    lambda one: one.count > 0
+)
+
+
+@given(ROLLUPS, ROLLUPS, ROLLUPS)
+def test_adding_rollups_knows_no_order(one: Rollup, two: Rollup, three: Rollup) -> None:
+    assert one + two == two + one and (one + two) + three == one + (two + three)
+
+
+def test_a_series_too_many_is_refused_and_a_silent_one_makes_room() -> None:
+    folding = Folding(series_max=2)
+    many = [Point(key(lease=name), NOW_NS, 1) for name in "abc"]
+    assert folding.fold(many) == 1 and len(folding) == 2
+    folding.take(NOW_NS + GAP_NS + 1)
+    assert len(folding) == 0 and folding.fold(many[2:]) == 0
+
+
+# ---- the store -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path)
+    yield made
+    made.close()
+
+
+def fill(store: Store, told: list[Point]) -> None:
+    folding = Folding()
+    folding.fold(told)
+    store.append(folding.take(NOW_NS))
+
+
+def test_rows_of_one_window_are_read_as_one(store: Store) -> None:
+    told = points([100, 200, 300])
+    for point in told:
+        fill(store, [point])
+    [(of, rollup)] = store.read(("leased.lease.utilization",), BEGIN_S, BEGIN_S + 1)
+    assert of == key() and (rollup.count, rollup.total, rollup.most) == (3, 600, 300)
+    assert not list(store.read(("leased.lease.utilization",), BEGIN_S + WINDOW_S, BEGIN_S * 2))
+    assert not list(store.read(("hw.power",), 0, BEGIN_S * 2))
+
+
+def test_the_oldest_rows_go_by_age_and_by_number(tmp_path: Path) -> None:
+    store = Store(tmp_path, keep_ns=3600 * NS_PER_S, rows_max=5)
+    fill(store, points([1] * 12, every_s=WINDOW_S))
+    assert store.prune(NOW_NS) == 7
+    [(_, kept)] = store.read(("leased.lease.utilization",), 0, BEGIN_S * 2)
+    assert kept.begin_s == BEGIN_S + 7 * WINDOW_S
+    assert store.prune(NOW_NS + 100 * 3600 * NS_PER_S) == 5
+    assert store._base.execute("SELECT count(*) FROM series").fetchone() == (0,)
+    fill(store, points([1]))  # what was forgotten is made again
+    store.close()
+
+
+def test_a_store_of_another_format_or_of_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"this is no database, whatever it is called" * 100)
+    with pytest.raises(StateError, match="not a database"):
+        Store(tmp_path)
+    (tmp_path / NAME).unlink()
+    base = sqlite3.connect(tmp_path / NAME)
+    base.execute("PRAGMA user_version=9")
+    base.close()
+    with pytest.raises(StateError, match="format 9"):
+        Store(tmp_path)
+
+
+# ---- views ---------------------------------------------------------------------------------------
+
+
+def lease_points(
+    lease: str, used: list[int], capacity: int, kind: str = "gpu", node: str = NODE
+) -> list[Point]:
+    told = []
+    for at, value in enumerate(used):
+        at_ns = NOW_NS + at * 10 * NS_PER_S
+        for name, shown in (("utilization", value), ("capacity", capacity)):
+            of = Key(
+                node, "", lease, "acme", f"leased.lease.{name}", (("leased.resource.kind", kind),)
+            )
+            if shown >= 0:
+                told.append(Point(of, at_ns, shown))
+    return told
+
+
+def test_utilization_of_a_lease_says_how_much_was_seen(store: Store) -> None:
+    fill(store, lease_points("a", [200_000] * 13, 1000))
+    [one] = views.leases(store, BEGIN_S, BEGIN_S + 1)
+    assert (one.lease, one.tenant, one.kind) == ("a", "acme", ResourceKind.GPU)
+    assert (one.capacity, one.held_ns) == (1000, 120 * NS_PER_S)
+    seen = one.utilization
+    assert (seen.mean_pm, seen.active_share_pm, seen.sample_count) == (200, 1000, 13)
+    assert seen.coverage_pm == 1000
+    [longer] = views.leases(store, BEGIN_S, BEGIN_S + 1, held={"a": 480 * NS_PER_S})
+    assert longer.utilization.coverage_pm == 250, "its records know that it was held for longer"
+    assert views.leases(store, BEGIN_S, BEGIN_S + 1, lease="b") == []
+
+
+def test_waste_by_class_and_the_idle_list(store: Store) -> None:
+    fill(
+        store,
+        [
+            *lease_points("idle", [0] * 20, 1000),
+            *lease_points("premium", [240_000] * 20, 1000),
+            *lease_points("healthy", [800_000] * 20, 1000),
+            *lease_points("wide", [100_000] * 20, 4000, "cpu"),
+            *lease_points("short", [0] * 4, 1000),
+            *lease_points("unseen", [-1] * 20, 1 << 30, "mem"),
+        ],
+    )
+    judged = views.waste(views.leases(store, BEGIN_S, BEGIN_S + 1), DEFAULT_CARD)
+    assert {one.held.lease: one.waste for one in judged} == {
+        "idle": Waste.IDLE,
+        "premium": Waste.PREMIUM,
+        "healthy": Waste.HEALTHY,
+        "wide": Waste.OVERPROVISIONED,
+        "short": Waste.UNKNOWN,
+        "unseen": Waste.UNKNOWN,
+    }
+    assert [one.held.lease for one in views.idle(judged)] == ["idle"]
+
+
+def test_heat_is_of_the_hottest_and_of_the_last_quarter_of_an_hour(store: Store) -> None:
+    def told(node: str, name: str, value: int, *attributes: str) -> list[Point]:
+        pairs = tuple(zip(SERIES[name].attributes, attributes, strict=True))
+        of = Key(node, "gpu:1", "", "", name, pairs)
+        return [Point(of, NOW_NS + at * 10 * NS_PER_S, value) for at in range(4)]
+
+    waits = Key(
+        "c",
+        "host",
+        "",
+        "",
+        "leased.pressure.time",
+        (("leased.pressure.resource", "io"), ("leased.pressure.kind", "some")),
+    )
+    fill(
+        store,
+        [
+            *told("a", "hw.temperature", 75_000, "gpu", "gpu"),
+            *told("a", "hw.temperature", 89_000, "physical_disk", "1"),
+            *told("b", "leased.gpu.throttled", 1, "hardware_thermal"),
+            *told("d", "leased.gpu.throttled", 1, "power_cap"),
+            *(Point(waits, NOW_NS + at * 10 * NS_PER_S, at * NS_PER_S) for at in range(4)),
+        ],
+    )
+    found = {node: (one.heat_pm, one.by) for node, one in views.heat(store, BEGIN_S).items()}
+    assert found == {
+        "a": (500, "temperature"),
+        "b": (1000, "throttling"),
+        "c": (200, "pressure"),
+        "d": (0, ""),
+    }
+    assert views.heat(store, BEGIN_S + 3600) == {}
