@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -479,6 +480,54 @@ def test_certificates_are_read_again_without_ending_connections() -> None:
                 assert after.get("/audit/v1/logs").status_code == 200
         agent.signal(signal.SIGTERM)
         assert agent.wait() == 0
+        judge(agent)
+
+
+def test_the_socket_that_systemd_hands_over_is_used() -> None:
+    activate = shutil.which("systemd-socket-activate")
+    if activate is None:
+        not_proven("that a socket handed over is used", "systemd-socket-activate is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with HostAgent() as agent:
+        pki = FleetPki(agent.directory / "pki")
+        node = pki.issue(Role.NODE, node_id(read_machine_id()).hex())
+        add_listener(agent, pki, node)
+        agent.launch([activate, f"--listen=127.0.0.1:{port}", "--fdname=pull", "-E", "PYTHONPATH"])
+        knock = _knock(port)  # starts the agent, and is answered by it
+        assert agent.ready()
+        knock.close()
+        site = Site(agent, pki)
+        assert site.port == port
+        with site.client() as client:
+            Puller(site, client).pull_all()
+        judge(agent)
+
+
+def _knock(port: int) -> socket.socket:
+    """Connect as soon as somebody listens."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), PATIENCE_S)
+        except ConnectionRefusedError:
+            assert time.monotonic() < until, "nobody listens"
+
+
+def test_a_port_that_is_taken_keeps_no_tenant_out() -> None:
+    with HostAgent() as agent, socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        pki = FleetPki(agent.directory / "pki")
+        node = pki.issue(Role.NODE, node_id(read_machine_id()).hex())
+        add_listener(agent, pki, node)
+        text = agent.config.read_text("utf-8")
+        port = taken.getsockname()[1]
+        agent.config.write_text(text.replace("port = 0", f"port = {port}"), "utf-8")
+        agent.start()
+        agent.acquire()
+        assert f"{port}: Address already in use" in agent.log()
         judge(agent)
 
 

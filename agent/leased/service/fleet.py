@@ -25,6 +25,7 @@ from leased.service import exposition
 from leased.service.audit_routes import AuditRoutes, refuse
 from leased.service.countersigning import Countersigning
 from leased.service.listening import Listening
+from leased.service.narration import CRITICAL
 from leased.service.node_listener import NodeListener, open_sockets
 from leased.service.pulling import PulledLog
 from leased.service.sequencer import Sequencer, Told
@@ -47,7 +48,7 @@ class Fleet:
         latest: Callable[[], Frontier],
         node_id: bytes,
         clock: Clock,
-        say: Callable[[str], None],
+        say: Callable[..., None],
         metrics: Callable[[], str],
     ) -> None:
         self._listening = listening
@@ -94,14 +95,15 @@ class Fleet:
     # -- the door ----------------------------------------------------------------------------------
 
     def open(self, handed: Mapping[str, Sequence[int]]) -> None:
-        """Open the door if one is configured. Raises StateError where it cannot listen there."""
+        """Open the door if one is configured; say aloud why it stays shut."""
         self._handed = handed
         if not self._listening.on:
             return
         try:
             self._let_in()
-        except ConfigError as error:
-            self._say(f"<2>collectors cannot connect: {error}; put it right and reload")
+        except (ConfigError, StateError) as error:
+            why = f"collectors cannot connect: {error}; put it right and reload"
+            self._say(why, priority=CRITICAL)
 
     def _let_in(self) -> None:
         """Use what is configured now. Raises ConfigError, StateError."""
@@ -166,7 +168,7 @@ def make_fleet(agent: Agent) -> Fleet:
         latest=lambda: agent.vitals.tree,
         node_id=agent.node,
         clock=agent.clock,
-        say=agent.say,
+        say=agent.journald.say,
         metrics=partial(_metrics, agent),
     )
 

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The answers of PULL.md over a real log in a directory, without TLS and without an agent: what was
+pruned, what the disk lost, what was acknowledged, and who may ask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio.testing
+
+from leased.chain.certificate import Identity, Role
+from leased.chain.note import (
+    COSIGNATURE_V1,
+    Checkpoint,
+    NoteKey,
+    cosignature_message,
+    open_note,
+    write_note,
+)
+from leased.chain.page import split_page
+from leased.chain.sealer import Sealer
+from leased.chain.signing import Signer
+from leased.durable.log import OpenedLog
+from leased.service.audit_routes import AuditRoutes
+from leased.service.countersigning import Countersigning
+from leased.service.listening import Collector
+from leased.service.pulling import PulledLog
+from leased.service.web import Answer, Request
+from leased.terms import command as commands
+from leased.terms import event as e
+from leased.terms.identity import EventId
+from leased.terms.moment import NS_PER_S, Moment
+from leased.terms.reply import Done, Reply
+from tests.doubles.clock import FakeClock
+from tests.doubles.logs import moment_at, open_in, renewal, started
+
+WEST = Signer(b"w" * 32)
+WEST_KEY = NoteKey("west.example", WEST.public_key, COSIGNATURE_V1)
+COLLECTOR = Identity("gpu.example.org", Role.COLLECTOR, "west")
+NODE = b"\xab" * 16
+
+
+class Node:
+    """The part of an agent that collectors see, with a sequencer of one line."""
+
+    def __init__(self, directory: Path) -> None:
+        self.opened: OpenedLog = open_in(directory)
+        self.sealer: Sealer = self.opened.sealer()
+        self.clock = FakeClock()
+        self.count = 0
+        self.state = ("healthy", "")
+        self.log = PulledLog(self.opened, latest=lambda: self.sealer.frontier, gather_ns=1)
+        self.acks = Countersigning(
+            self.log,
+            collectors=lambda: (Collector("west", WEST_KEY),),
+            apart_ns=lambda: NS_PER_S,
+            ask=self._ask,
+            clock=self.clock,
+        )
+        self.routes = AuditRoutes(
+            self.log,
+            self.acks,
+            node_id=NODE,
+            clock=self.clock,
+            metrics=lambda: "up 1\n",
+            state=lambda: self.state,
+        )
+        self.seal(started())
+
+    def seal(self, *events: e.Event) -> None:
+        """One batch, told as the sequencer does."""
+        at: Moment = moment_at(self.count)
+        batch = self.sealer.seal([(event, at) for event in events])
+        self.opened.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
+        self.acks.tell(events, batch.sequences)
+        self.log.wake()
+
+    def live(self, batches: int, size: int = 7) -> None:
+        """Renewals, in so many batches."""
+        for _ in range(batches):
+            self.seal(*(renewal(self.count + n) for n in range(size)))
+            self.count += size
+
+    async def _ask(self, command: commands.Command) -> Reply:
+        assert isinstance(command, commands.NoteCountersigned)
+        fields = (command.size, command.root, command.key_id, command.time_s, command.signature)
+        self.seal(e.HeadCountersigned(EventId(b"\x08" * 16), *fields))
+        return Done()
+
+    async def get(self, what: str, who: Identity | None = COLLECTOR, **query: object) -> Answer:
+        path = what if what.startswith("/") else f"/audit/v1/{self.opened.log_id.hex()}/{what}"
+        asked = {name.rstrip("_"): str(value) for name, value in query.items()}
+        return await self.routes.attend(who, Request("GET", path, asked, {}, b""))
+
+    async def ack(self, size: int, signer: Signer = WEST, key: NoteKey = WEST_KEY) -> Answer:
+        root = (await self.log.tree(size, self.log.anchored)).root()
+        text = Checkpoint(self.opened.origin, size, root).text()
+        raw = bytes(8) + signer.sign(cosignature_message(text, 0))
+        body = write_note(text, [(key, raw)]).encode()
+        path = f"/audit/v1/{self.opened.log_id.hex()}/ack"
+        return await self.routes.attend(COLLECTOR, Request("POST", path, {}, {}, body))
+
+
+def told(answer: Answer) -> Any:
+    return json.loads(answer.body)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path / "audit")
+    yield made
+    made.opened.close()
+
+
+async def test_what_was_pruned_is_gone_with_the_nodes_word_on_it(node: Node) -> None:
+    node.live(30)
+    directory = node.opened._disk.directory
+    first, second = sorted(directory.glob("seg-*"))[:2]
+    first.unlink()
+    begins = int(second.name[4:20], 16)
+    gone = await node.get("records", from_=0)
+    assert gone.status == 410
+    assert told(gone)["min_seq"] == begins
+    open_note(told(gone)["checkpoint"], [node.log.key])
+    there = await node.get("records", from_=begins)
+    assert there.status == 200
+    split_page(there.body, node.opened.log_id)
+    [log] = told(await node.get("/audit/v1/logs"))
+    assert log["min_seq"] == begins
+    assert (await node.get("proof", seq=1)).status == 410
+
+
+async def test_a_record_that_the_disk_changed_is_not_served_as_if_it_held(node: Node) -> None:
+    node.live(3)
+    [segment] = node.opened._disk.directory.glob("seg-*")
+    data = bytearray(segment.read_bytes())
+    length = int.from_bytes(data[4096:4100], "little")
+    data[4096 + length - 1] ^= 1
+    segment.write_bytes(data)
+    broken = await node.get("records", from_=0)
+    assert broken.status == 503
+    assert "CORRUPT_RECORD" in told(broken)["verdict"]
+    assert ("Retry-After", "5") in broken.headers
+    segment.unlink()
+    assert (await node.get("records", from_=0)).status == 503
+    # What is known without the disk is still said.
+    assert (await node.get("checkpoint")).status == 200
+
+
+async def test_acknowledgements_do_not_chase_each_other(
+    autojump_clock: trio.testing.MockClock, node: Node
+) -> None:
+    node.live(2)
+    size = node.log.anchored.next_seq
+    first = await node.ack(size)
+    assert (first.status, told(first)) == (200, {"size": size, "sequence": size})
+    assert told(await node.ack(size)) == told(first)
+    assert told(await node.ack(size - 3))["size"] == size  # it never shrinks
+    # Nothing since but the acknowledgement itself.
+    follow = await node.ack(node.log.anchored.next_seq)
+    assert told(follow) == {"size": node.log.anchored.next_seq, "sequence": None}
+    before = node.log.anchored.next_seq
+    node.live(1)
+    soon = await node.ack(node.log.anchored.next_seq)
+    assert soon.status == 429
+    assert ("Retry-After", "1") in soon.headers
+    assert node.log.anchored.next_seq > before
+    await node.clock.sleep_until(node.clock.now().boot_ns + NS_PER_S)
+    later = node.log.anchored.next_seq
+    assert told(await node.ack(later)) == {"size": later, "sequence": later}
+
+
+async def test_a_seal_of_an_epoch_is_news(
+    autojump_clock: trio.testing.MockClock, node: Node
+) -> None:
+    node.live(1)
+    await node.ack(node.log.anchored.next_seq)
+    await node.clock.sleep_until(node.clock.now().boot_ns + NS_PER_S)
+    node.acks.end_epoch()
+    size = node.log.anchored.next_seq
+    assert told(await node.ack(size)) == {"size": size, "sequence": size}
+
+
+async def test_only_the_key_that_was_enrolled_acknowledges(node: Node) -> None:
+    node.live(1)
+    size, before = node.log.anchored.next_seq, node.log.anchored.next_seq
+    east = Signer(b"e" * 32)
+    for signer, key in (
+        (east, NoteKey("east.example", east.public_key, COSIGNATURE_V1)),
+        (east, WEST_KEY),
+        (WEST, NoteKey("west.example", WEST.public_key)),
+    ):
+        assert (await node.ack(size, signer, key)).status == 403
+    assert node.log.anchored.next_seq == before
+
+
+@pytest.mark.parametrize(
+    ("who", "path", "status"),
+    [
+        (None, "/audit/v1/logs", 403),
+        (Identity("gpu.example.org", Role.NODE, "ab" * 16), "/audit/v1/logs", 403),
+        (Identity("gpu.example.org", Role.SCRAPER, "p"), "/audit/v1/logs", 403),
+        (Identity("gpu.example.org", Role.SCRAPER, "p"), "/metrics", 200),
+        (COLLECTOR, "/metrics", 200),
+        (COLLECTOR, "/audit/v1/logs", 200),
+        (COLLECTOR, "/audit/v2/logs", 404),
+    ],
+)
+async def test_who_may_ask_what(node: Node, who: Identity | None, path: str, status: int) -> None:
+    assert (await node.get(path, who)).status == status
+    assert node.routes.answered == {status: 1}
+
+
+async def test_a_log_that_failed_says_so_and_keeps_nobody_waiting(node: Node) -> None:
+    node.live(1)
+    node.state = ("failed", "EIO on sda")
+    size = node.log.anchored.next_seq
+    answer = await node.get("records", from_=size, wait=60_000)
+    assert (answer.status, told(answer)["verdict"]) == (503, "EIO on sda")
+    old = await node.get("records", from_=0)
+    assert old.status == 200
+    assert ("Leased-Log-State", "failed") in old.headers
