@@ -20,7 +20,7 @@ from leased.collector.case import encode_bundle, resolution_text
 from leased.collector.config import PullConfig
 from leased.collector.enrolment import enrol, read_enrolment
 from leased.collector.manifest import Manifest
-from leased.collector.pulling import Reached, pull
+from leased.collector.pulling import Reached, clock, pull
 from leased.collector.witness import load_cosigner, os_entropy
 from leased.durable.reader import read_log
 from leased.terms.event import HeadCosigned, VerdictReached, VerdictResolved
@@ -326,3 +326,9 @@ async def test_many_nodes_share_a_bounded_number_of_connections(
         nursery.cancel_scope.cancel()
     assert {one.verdict for one in reached.values()} == {"OK"} and len(reached) == 30
     assert 1 < most <= 6, "four, and those whose end the other side has not seen yet"
+
+
+def test_a_unit_that_hides_the_boots_id_is_a_boot_of_its_own(tmp_path: Path) -> None:
+    hidden, again = clock(tmp_path / "boot_id"), clock(tmp_path / "boot_id")
+    assert hidden().boot_id == hidden().boot_id != again().boot_id
+    assert clock()().boot_id == clock()().boot_id

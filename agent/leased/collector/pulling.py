@@ -34,6 +34,7 @@ from leased.terms.identity import BootId
 from leased.terms.moment import NS_PER_S, Moment
 
 Tell = Callable[[str, str], None]
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 ENROLLED_S: Final = 10
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
 _END: Final = b"-----END CERTIFICATE-----"
@@ -50,11 +51,15 @@ class Reached(msgspec.Struct, frozen=True):
     unreachable: str = ""
 
 
-def now() -> Moment:
-    """Both clocks of this host."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip().replace("-", "")
-    boot_id = BootId(bytes.fromhex(boot))
-    return Moment(boot_id, time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns())
+def clock(boot_id_path: Path = BOOT_ID) -> Callable[[], Moment]:
+    """Both clocks of this host. Where a unit hides the boot's id (ProcSubset=pid) every run counts
+    as a boot of its own."""
+    try:
+        boot = boot_id_path.read_text("ascii").strip().replace("-", "")
+        boot_id = BootId(bytes.fromhex(boot))
+    except OSError:
+        boot_id = BootId(os_entropy())
+    return lambda: Moment(boot_id, time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns())
 
 
 async def pull(
@@ -66,7 +71,7 @@ async def pull(
     context = client_context(config.ca, config.certificate, config.key)
     archive = Archive(directory)
     try:
-        witness = open_witness(directory, config.name or collector, now=now, entropy=os_entropy)
+        witness = open_witness(directory, config.name or collector, now=clock(), entropy=os_entropy)
         try:
             for node in config.nodes:
                 told = enrol(archive.manifest, node.name, node.url, read_file(Path(node.enrolment)))
