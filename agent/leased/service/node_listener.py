@@ -3,8 +3,9 @@
 
 Rule: nothing is read of a request before the certificate of its sender is known to be of the
 fleet's CA. Each connection is a task of its own with limits on all it does; what one of them does
-wrong ends that one. Over the limit, a connection is closed before the handshake: the handshake is
-what costs.
+wrong ends that one. Over the limit, whoever has been longest without showing a certificate makes
+room, so that nobody without one can keep a collector out; where all have shown one, the newcomer is
+closed before the handshake, which is what costs.
 
 Does not know what is asked (`audit_routes`).
 """
@@ -93,6 +94,7 @@ class NodeListener:
         self._sockets = sockets
         self._attend, self._refuse = attend, refuse
         self._clock = clock
+        self._unproven: dict[trio.CancelScope, None] = {}
         self.connections = self.refused = self.handshakes_failed = 0
 
     @property
@@ -110,7 +112,7 @@ class NodeListener:
 
     async def _welcome(self, raw: trio.SocketStream) -> None:
         """One connection, from the first byte to the last."""
-        if self.connections >= self.limits.connections_max:
+        if self.connections >= self.limits.connections_max and not self._make_room():
             self.refused += 1
             await _drop(raw)
             return
@@ -124,12 +126,31 @@ class NodeListener:
             self.connections -= 1
             await _drop(raw)
 
+    def _make_room(self) -> bool:
+        """End the oldest connection that has shown no certificate; whether there was one."""
+        if not self._unproven:
+            return False
+        oldest = next(iter(self._unproven))
+        del self._unproven[oldest]
+        oldest.cancel()
+        return True
+
+    async def _shake_hands(self, stream: trio.SSLStream[trio.SocketStream]) -> bool:
+        """Whether the peer has proven who it is, in time."""
+        with trio.move_on_after(self.limits.handshake_ns / NS_PER_S) as scope:
+            self._unproven[scope] = None
+            try:
+                await stream.do_handshake()
+                return True
+            except (trio.BrokenResourceError, *HANDSHAKE_ERRORS):
+                pass
+            finally:
+                self._unproven.pop(scope, None)
+        return False
+
     async def _serve(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         credentials, limits = self.credentials, self.limits
-        try:
-            with trio.fail_after(limits.handshake_ns / NS_PER_S):
-                await stream.do_handshake()
-        except (trio.BrokenResourceError, trio.TooSlowError, *HANDSHAKE_ERRORS):
+        if not await self._shake_hands(stream):
             self.handshakes_failed += 1
             return
         identity = _identify(stream, credentials)
