@@ -26,6 +26,7 @@ from tests.bench.expiry import MANY, measure_expiry, most_leases
 from tests.bench.gpus import measure_gpus
 from tests.bench.kinds import measure_kinds
 from tests.bench.loadgen import Figures, compile_load
+from tests.bench.metering import measure_metering
 from tests.bench.policy import measure_policy
 from tests.bench.pull import measure_pull
 from tests.bench.restart import measure_idle, measure_restart
@@ -35,9 +36,9 @@ from tests.bench.throughput import measure_throughput
 RESULTS = Path(__file__).with_name("results")
 PARTS = (
     *("throughput", "policy", "expiry", "scrub", "kinds", "gpu"),
-    *("restart", "pull", "collect", "idle"),
+    *("restart", "pull", "collect", "idle", "metering"),
 )
-WITHOUT_LOAD = frozenset(("kinds", "scrub", "policy", "pull", "collect"))
+WITHOUT_LOAD = frozenset(("kinds", "scrub", "policy", "pull", "collect", "metering"))
 """Parts that need no load generator."""
 
 
@@ -115,6 +116,9 @@ def _measure(
     if "idle" in parts:
         figures["idle"] = measure_idle(directory, seconds=5 if short else 30)
         lines += table.idle_lines(figures["idle"])
+    if "metering" in parts:
+        figures["metering"] = measure_metering(directory, short=short, say=say)
+        lines += table.metering_lines(figures["metering"])
     return figures, lines
 
 

@@ -124,6 +124,43 @@ def pull_lines(row: Figures) -> list[Line]:
     ]
 
 
+def metering_lines(figures: Figures) -> list[Line]:
+    """Events to hourly usage, peaks and bills. The bars are for ten million events."""
+    ours = figures["duckdb"]
+    whole = figures["events"] >= 9_000_000
+    per = f"{figures['events']:,} events, {figures['leases']:,} leases, {ours['bills']} bills"
+    cpu = f"{ours['cpu_s']:.1f} s of processor"
+    lines = [
+        Line(
+            "metering: events to usage, peaks and bills, DuckDB",
+            f"{ours['whole_s']:.2f} s",
+            "<= 10 s" if whole else "",
+            ours["whole_s"] <= 10 if whole else None,
+            f"{per}, {cpu}",
+        ),
+        Line(
+            "metering: most memory",
+            f"{ours['peak_mib']} MiB",
+            "<= 1536 MiB" if whole else "",
+            ours["peak_mib"] <= 1_536 if whole else None,
+            "",
+        ),
+    ]
+    theirs = figures.get("postgresql")
+    if theirs is not None:
+        ratio = theirs["metered_s"] / ours["metered_s"]
+        lines.append(
+            Line(
+                "metering: PostgreSQL 15 with the same SQL, to DuckDB",
+                f"{ratio:.1f} x",
+                ">= 5 x" if whole else "",
+                ratio >= 5 if whole else None,
+                f"{theirs['metered_s']:.2f} s to {ours['metered_s']:.2f} s, the same sums",
+            )
+        )
+    return lines
+
+
 def expiry_lines(rows: list[Figures]) -> list[Line]:
     """Deadline to cut and to proof."""
     lines: list[Line] = []

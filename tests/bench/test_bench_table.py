@@ -99,6 +99,7 @@ def test_each_kind_has_its_bar_and_a_fence_misses_it(
     kind: str, cut_ms: int, whole_ms: int, fenced: int, cut_held: bool, whole_held: bool | None
 ) -> None:
     row = {"kind": kind, "ended": 3, "fenced": fenced, "cut_bound_ns": 1, "whole_bound_ns": 1}
+    row["kernel_alone_p50_ns"] = 10**6
     for share in ("p50", "p99", "max"):
         row |= {f"cut_{share}_ns": cut_ms * 10**6, f"proven_{share}_ns": whole_ms * 10**6}
         row |= {f"cut_to_proven_{share}_ns": 10**6}
@@ -122,3 +123,14 @@ def test_every_decision_is_timed_under_the_load_that_it_says() -> None:
     assert all(0 < row["p50_ns"] <= row["p99_ns"] <= row["max_ns"] for row in rows)
     lines = table.policy_lines([{**rows[0], "p99_ns": 999_999}, {**rows[0], "p99_ns": 1_000_001}])
     assert [line.held for line in lines] == [True, False]
+
+
+def test_metering_misses_its_bars_where_it_is_slow_large_or_no_better():
+    duck = {"whole_s": 11.0, "metered_s": 10.0, "peak_mib": 2_000, "bills": 200, "cpu_s": 20.0}
+    figures = {"events": 10_000_000, "leases": 3, "duckdb": duck, "postgresql": {"metered_s": 49.0}}
+    assert [line.held for line in table.metering_lines(figures)] == [False, False, False]
+    fast = {**duck, "whole_s": 9.0, "peak_mib": 900, "metered_s": 8.0}
+    figures = {**figures, "duckdb": fast}
+    assert [line.held for line in table.metering_lines(figures)] == [True, True, True]
+    small = {**figures, "events": 1_000}
+    assert [line.held for line in table.metering_lines(small)] == [None, None, None]

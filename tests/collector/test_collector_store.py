@@ -7,6 +7,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -203,6 +205,26 @@ def test_months_that_are_over_are_whole_and_the_running_one_is_days():
         (leap + 1, leap + 2),
     ]
     assert list(stretches(january, january)) == []
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(fleet: Path, tmp_path: Path):
+    """kill -9 of a refresh, again and again, each time a little later."""
+    state = copy_of(fleet, tmp_path)
+    want = derived(state)
+    shutil.rmtree(state / "derived")
+    words = [sys.executable, "-m", "leased.collector.main", "--state", str(state), "refresh"]
+    killed = 0
+    for tenths in (4, 8, 12, 16, 20, 26):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(tenths / 10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+    assert killed, "nothing was killed: the times are too long for this machine"
+    assert subprocess.run(words, capture_output=True).returncode == 0
+    assert {name: told for name, told in derived(state).items() if ".new" not in name} == want
 
 
 def test_only_one_process_writes(fleet: Path, tmp_path: Path):

@@ -235,13 +235,29 @@ class Accounts:
         return make_bill(
             tenant,
             period,
-            self.source.cells(window, tenant),
+            self._billed_cells(tenant, window, terms),
             self.source.tasks(window, tenant),
             terms,
             self.source.contributing(window, tenant),
             fleet_watermark_ns=self.watermark_ns(),
             corrections=corrections,
         )
+
+    def _billed_cells(
+        self, tenant: str, window: tuple[int, int], terms: Terms
+    ) -> dict[UsageKey, int]:
+        """What a bill is made of: hour by hour where a plan has overage, else in as few cells as
+        there are prices in force. Either way the same bill."""
+        contracts = terms.contracts_of(tenant, window)
+        if any(contract.plan is not None for contract, _, _ in contracts):
+            return self.source.cells(window, tenant)
+        borders = [card.since_ns for card in terms.cards]
+        borders.extend(start_ns for _, start_ns, _ in contracts)
+        cuts = sorted({window[0], *(at for at in borders if window[0] < at < window[1])})
+        found: dict[UsageKey, int] = {}
+        for start_ns, end_ns in zip(cuts, [*cuts[1:], window[1]], strict=True):
+            found.update(self.source.sums((start_ns, end_ns), tenant))
+        return found
 
     def summary(self, tenant: str, month: str) -> Summary:
         """The bill of a month as the API tells it."""
