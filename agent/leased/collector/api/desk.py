@@ -21,6 +21,7 @@ import trio
 
 from leased import __version__
 from leased.collector.api import (
+    console_routes,
     handing,
     metrics,
     openapi,
@@ -61,7 +62,7 @@ class Desk:
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """`directory` is what relative paths in the settings start from. Raises LeasedError."""
-        self._read, self._directory = read, directory
+        self._read, self._directory, self._wall_ns = read, directory, wall_ns
         self._settings = read()
         self._ground: Policy = settings.load_ground(self._settings, directory)
         tokens = settings.load_tokens(self._settings, directory)
@@ -122,7 +123,8 @@ class Desk:
             *handing.routes(handing.Handing(self.issuer)),
             metrics.route(self.metrics),
         ]
-        return [*table, self._described(table)]
+        shown = console_routes.routes(console_routes.Stream(self.books, self.views, self._wall_ns))
+        return [*table, *shown, self._described(table)]
 
     def _described(self, table: Sequence[Route]) -> Route:
         encoded = msgspec.json.encode(openapi.document(table, __version__))
