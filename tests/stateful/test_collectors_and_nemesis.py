@@ -79,14 +79,17 @@ class Fleet(RuleBasedStateMachine):
         self.backups.append(self.node.clone())
 
     @precondition(lambda self: self.backups)
-    @rule(data=st.data())
-    def restore(self, data: st.DataObject) -> None:
-        """The whole host is an earlier copy of itself; it goes on from there."""
+    @rule(data=st.data(), gone_on=st.integers(0, 8))
+    def restore(self, data: st.DataObject, gone_on: int) -> None:
+        """The whole host is an earlier copy of itself; it has gone on from there when it is seen
+        again."""
         chosen = data.draw(st.integers(0, len(self.backups) - 1))
         self.node = self.backups[chosen].clone()
+        if gone_on:
+            self.serve(gone_on)
 
-    @rule(share=st.integers(1, 9))
-    def cut(self, share: int) -> None:
+    @rule(share=st.integers(1, 9), gone_on=st.integers(0, 8))
+    def cut(self, share: int, gone_on: int) -> None:
         """The end of the log goes, anchor and all. What seals its epochs is not cut with it, so
         this is a log that goes on without them as well."""
         size = self.node.size * share // 10
@@ -95,6 +98,8 @@ class Fleet(RuleBasedStateMachine):
         if 0 < size < self.node.size:
             self.node.ratchet = None
             self.node.cut(size)
+            if gone_on:
+                self.serve(gone_on)
 
     @rule(name=st.sampled_from(COLLECTORS), at=st.integers(0, 1 << 20))
     def flip(self, name: str, at: int) -> None:
