@@ -20,6 +20,7 @@ import msgspec
 from leased.lessor.lessor import Lessor
 from leased.lessor.yielding import Surroundings, find_victims, leaving_of
 from leased.terms import command as commands
+from leased.terms.bounds import Bounds, publish
 from leased.terms.command import Caller, Command
 from leased.terms.identity import BootId, CommandId, LeaseId, NodeId, TenantId
 from leased.terms.lease import LEVEL_OF, Level, Priority
@@ -116,6 +117,7 @@ class Floor:
         self.lessor = Lessor(self.next_id, policy)
         size = leases * PAGE  # all of it is leased
         memory = Resource("mem:node0:4096", ResourceKind.MEM, TierKind.DRAM, size, PAGE, node=0)
+        memory = publish(memory, Bounds(NS_PER_S, NS_PER_S, NS_PER_S, NS_PER_S))
         cpus = (Resource(f"cpu:{n}", ResourceKind.CPU, None, 1000, 1, n // 32) for n in range(64))
         self._start(Inventory((memory, *cpus)), policy)
         for n in range(leases):

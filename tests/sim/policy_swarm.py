@@ -22,6 +22,7 @@ from leased.lessor import invariants
 from leased.lessor.lessor import Lessor
 from leased.terms import command as commands
 from leased.terms import event as events
+from leased.terms.bounds import Bounds, publish
 from leased.terms.command import Caller, Command
 from leased.terms.event import Event
 from leased.terms.identity import BootId, CommandId, LeaseId, NodeId, TenantId
@@ -93,7 +94,8 @@ class Swarm:
         gpus = (
             Resource(f"gpu:{n}", ResourceKind.GPU, None, 1000, 1000, n // 8) for n in range(GPUS)
         )
-        self.inventory = Inventory((memory, *gpus))
+        bounds = Bounds(NS_PER_S, NS_PER_S, 5 * NS_PER_S, 5 * NS_PER_S)
+        self.inventory = Inventory(tuple(publish(one, bounds) for one in (memory, *gpus)))
         self.propose(self._start())
 
     def next_id(self) -> bytes:

@@ -83,10 +83,14 @@ def _first(barred: dict[K, Rank], what: K, rank: Rank) -> None:
 class Ahead:
     """The bars of those that are served before one request."""
 
-    __slots__ = ("_bars", "_rank")
+    __slots__ = ("_bars", "_lent", "_rank")
 
-    def __init__(self, bars: Bars, rank: Rank) -> None:
-        self._bars, self._rank = bars, rank
+    def __init__(self, bars: Bars, rank: Rank, *, lent: bool = False) -> None:
+        self._bars, self._rank, self._lent = bars, rank, lent
+
+    def lent(self) -> Ahead:
+        """The same but for capacity: of that, what is free is lent."""
+        return Ahead(self._bars, self._rank, lent=True)
 
     def _has(self, barred: Mapping[K, Rank], what: K) -> bool:
         known = barred.get(what)
@@ -106,14 +110,14 @@ class Ahead:
                 self._has(bars.holder_kinds, (one.holder, int(ask.kind))) for ask in acquire.asks
             ):
                 return RefusalReason.TENANT_CAPACITY, one.holder
-        if bars.places and self._has(bars.places, places_of(acquire)):
+        if not self._lent and bars.places and self._has(bars.places, places_of(acquire)):
             return RefusalReason.NO_CAPACITY, ""
         return None
 
     @property
     def pools(self) -> AbstractSet[str]:
         """Every pool that is barred."""
-        barred, rank = self._bars.pools, self._rank
+        barred, rank = {} if self._lent else self._bars.pools, self._rank
         if all(first < rank for first in barred.values()):
             return barred.keys()
         return {resource_id: None for resource_id, first in barred.items() if first < rank}.keys()

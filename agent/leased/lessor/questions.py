@@ -16,6 +16,7 @@ import msgspec
 
 from leased.lessor.admission import Admission
 from leased.lessor.allowances import Books, parts_of
+from leased.lessor.backfill import Lender
 from leased.lessor.fitting import misfit
 from leased.lessor.meaning import Verdict
 from leased.lessor.queue import Waiting, WaitQueue, key_of, rank_of
@@ -98,7 +99,11 @@ class Questions:
         if lease is not None:
             return Planned(None, tuple(a.resource_id for a in lease.subject.allotments))
         rank = rank_of(acquire, requeued=False, share=self._admission.share_of(acquire, now_ns))
-        verdict = self._admission.judge(acquire, self._queue.ahead_of(rank), now_ns)
+        ahead = self._queue.ahead_of(rank)
+        verdict = self._admission.judge(acquire, ahead, now_ns)
+        if ahead is not None and isinstance(verdict, Verdict):
+            lender = Lender(self._table, self._queue, self._admission)
+            verdict = lender.lend(acquire, rank, ahead, verdict, now_ns)
         cost_nano = self._admission.cost_nano(acquire)
         if not isinstance(verdict, Verdict):
             taken = tuple(dict.fromkeys(a.resource_id for a in verdict.allotments))

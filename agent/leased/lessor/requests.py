@@ -12,6 +12,7 @@ Does not judge (`lessor.admission`) and does not order the queue (`lessor.queue`
 from __future__ import annotations
 
 from leased.lessor.admission import Admission, Offer
+from leased.lessor.backfill import Lender
 from leased.lessor.bars import MEASURED, Bars
 from leased.lessor.draft import Draft, Proposal
 from leased.lessor.granting import grant
@@ -31,6 +32,9 @@ from leased.terms.policy import WhenOver
 from leased.terms.reply import Done, Granted, Refusal, RefusalReason
 
 _PUT_OUT = (RevocationReason.PRIORITY_PREEMPTION, RevocationReason.QUOTA_RECLAIM)
+LENDS_MAX = 8
+"""Requests behind others that are looked at for what could be lent to them, each time."""
+
 THROTTLE_NS = NS_PER_S
 """How long a throttled tenant's next requests are refused without being looked at."""
 
@@ -45,6 +49,7 @@ class Requests:
 
     __slots__ = (
         "_admission",
+        "_lender",
         "_pace",
         "_questions",
         "_queue",
@@ -63,6 +68,7 @@ class Requests:
         self._queue = queue
         self._admission = admission
         self._questions = questions
+        self._lender = Lender(table, queue, admission)
         self._pace = Pace()
         self._ranked_ns = 0
         self._throttled: dict[TenantId, int] = {}
@@ -117,8 +123,11 @@ class Requests:
             self._refuse(draft, acquire, requeued)
             return
         share = self._admission.share_of(acquire, draft.now_ns) if self._queue else 0
-        ahead = self._queue.ahead_of(rank_of(acquire, requeued=requeued, share=share))
+        rank = rank_of(acquire, requeued=requeued, share=share)
+        ahead = self._queue.ahead_of(rank)
         verdict = self._admission.judge(acquire, ahead, draft.now_ns)
+        if ahead is not None and isinstance(verdict, Verdict):
+            verdict = self._lender.lend(acquire, rank, ahead, verdict, draft.now_ns)
         if isinstance(verdict, Offer):
             grant(draft, self._admission, acquire, verdict)
         elif verdict.waitable and (
@@ -172,7 +181,7 @@ class Requests:
             return
         timed = due_ns is not None and draft.now_ns >= due_ns
         self._rerank(draft.now_ns)
-        whole, passed_over = Bars(), False
+        whole, passed_over, lends = Bars(), False, LENDS_MAX
         for waiting in queue:
             acquire = waiting.acquire
             if acquire.command_id == command_id:
@@ -182,6 +191,8 @@ class Requests:
                     self.end_wait(draft, waiting)
                     continue
                 if waiting.places in whole.places:
+                    if lends and self._lend(draft, waiting, whole):
+                        lends -= 1
                     continue
                 if not timed and self._stands(waiting):
                     whole.add(acquire, waiting.verdict, table.pools, waiting.rank)
@@ -206,6 +217,18 @@ class Requests:
         if queue and make_room(draft, queue, self._admission):
             self._look_again(draft.now_ns)
         self._seen = None if passed_over else (table.releases, queue.removals)
+
+    def _lend(self, draft: Draft, waiting: Waiting, whole: Bars) -> bool:
+        """Grant a request that waits behind others what they cannot need before it ends. Whether
+        that was looked into.
+        """
+        acquire, now_ns = waiting.acquire, draft.now_ns
+        ahead = whole.ahead_of(waiting.rank)
+        offer = self._lender.lend(acquire, waiting.rank, ahead, waiting.verdict, now_ns)
+        if isinstance(offer, Offer):
+            self._queue.remove(waiting)
+            grant(draft, self._admission, acquire, offer, lease_id=waiting.lease_id)
+        return True
 
     def _stands(self, waiting: Waiting) -> bool:
         """Whether nothing happened that could change what was said to a request."""

@@ -186,6 +186,8 @@ class LeaseTable:
         if event.level != LEVEL_OF[lease.subject.priority]:
             self.yielders.leave(event.lease_id)
             self.yielders.enter(lease, Level(event.level))
+        if event.backfill_until_ns:
+            self.yielders.lent[event.lease_id] = None
 
     def _activated(self, event: events.Activated, moment: Moment) -> None:
         lease = self._one_of(event, LIVE)

@@ -78,11 +78,14 @@ class Row:
 
 
 class Yielders:
-    """The rows of all pools, by the id of the resource that counts."""
+    """The rows of all pools, by the id of the resource that counts. `lent` are those that have what
+    others wait for (`backfill`).
+    """
 
-    __slots__ = ("_places", "_rows")
+    __slots__ = ("_places", "_rows", "lent")
 
     def __init__(self) -> None:
+        self.lent: dict[LeaseId, None] = {}
         self._rows: dict[str, Row] = {}
         self._places: dict[LeaseId, tuple[Level, Slot, tuple[tuple[Row, int], ...]]] = {}
 
@@ -121,6 +124,7 @@ class Yielders:
 
     def leave(self, lease_id: LeaseId) -> None:
         """A lease was told to leave, or has ended."""
+        self.lent.pop(lease_id, None)
         place = self._places.pop(lease_id, None)
         if place is None:
             return

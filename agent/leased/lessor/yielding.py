@@ -80,7 +80,11 @@ class Surroundings:
     def owed(self) -> bool:
         """Whether anybody has more than its line or part, so that it could be called back."""
         if self._owed is None:
-            self._owed = self.admission.shares.lent_out or any(map(self._uneven, self._fair))
+            self._owed = (
+                bool(self._table.yielders.lent)
+                or self.admission.shares.lent_out
+                or any(map(self._uneven, self._fair))
+            )
         return self._owed
 
     def _uneven(self, division: Division) -> bool:
@@ -96,10 +100,13 @@ class Surroundings:
         return parts
 
     def called_back(self, acquire: Acquire, pools: Mapping[str, None]) -> Iterator[Victim]:
-        """What lies above somebody's line or part and is called back for `acquire`."""
+        """What lies above somebody's line or part, or was lent until it is needed, and is called
+        back for `acquire`.
+        """
         if not self.owed:
             return
         admission, table = self.admission, self._table
+        yield from self._lent(acquire, pools)
         tenant, charge = acquire.caller.tenant, wanted_by(acquire)
         grace_ns = admission.policy.borrowing.grace_ns
         for share in admission.shares.owned(tenant, charge):
@@ -111,6 +118,16 @@ class Surroundings:
                 parts = self.parts(division)
                 if division.share.used.get(tenant, 0) + more <= parts.get(tenant, 0):
                     yield from _above(table, division.share, parts, pools, None)
+
+    def _lent(self, acquire: Acquire, pools: Mapping[str, None]) -> Iterator[Victim]:
+        """What was lent while `acquire` waited ahead of whoever has it."""
+        table, waiting = self._table, self._queue.find(acquire.command_id)
+        for lease_id in table.yielders.lent if waiting is not None else ():
+            lease = table.leases[lease_id]
+            ahead = waiting.since_ns <= lease.granted_ns and waiting.level >= table.level(lease)
+            if ahead and any(capacity_id(a.resource_id) in pools for a in lease.subject.allotments):
+                grace_ns = _grace_ns(lease, self.admission.policy)
+                yield Victim(lease, RevocationReason.QUOTA_RECLAIM, grace_ns)
 
     def in_vain(self, acquire: Acquire) -> bool | None:
         """Whether only time is missing to preempt for `acquire`, if it is known that nobody can be
