@@ -53,7 +53,7 @@ TIERS = (
     Tier("reaper", 300, "the reaper as a process"),
     Tier("hardware", 360, "what this host really has; the GPU suite, on the mock"),
     Tier("hostile", 300, "holders that will not let go"),
-    Tier("interop", 180, "other people's Varlink clients"),
+    Tier("interop", 180, "other people's Varlink clients and OTLP receivers"),
     Tier("process", 600, "the installed programs: kill -9, restart, sockets", fast=False),
     Tier("crash", 600, "every crash point and every failing system call of the commit path"),
     Tier("fuzz", 240, "that no bytes break a parser", fast=False),

@@ -256,6 +256,29 @@ async def test_a_source_that_hangs_costs_its_own_look_and_its_values_grow_stale(
     assert failed.value == 2 and telemetry.is_fresh(failed, now_ns)
 
 
+async def test_what_a_drive_says_itself_is_asked_more_rarely_and_stays_fresh_longer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    host = Host()
+    telemetry = telemetry_of(host)
+    sensor = (("hw.type", "physical_disk"), ("hw.sensor_location", "composite"))
+    host.observer.other_readings = [
+        Reading("hw.temperature", "block:a", 40_000, sensor),
+        Reading("system.disk.io_time", "block:a", 1),
+    ]
+    await telemetry.sample()
+    fresh = {}
+    for _ in range(7):
+        await trio.sleep(10)
+        now_ns = host.clock.now().boot_ns
+        for one in telemetry.read(resource_id="block:a"):
+            fresh.setdefault(one.name, []).append(telemetry.is_fresh(one, now_ns))
+    assert fresh == {
+        "system.disk.io_time": [True] + 6 * [False],
+        "hw.temperature": 6 * [True] + [False],
+    }
+
+
 def leases_of(host: Host, count: int, *allotments: Allotment) -> tuple[Lease, ...]:
     """Active leases that nobody granted."""
     now_ns = host.clock.now().boot_ns

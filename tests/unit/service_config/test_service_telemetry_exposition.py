@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import subprocess
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,3 +108,10 @@ def test_the_table_of_series_is_sound() -> None:
         assert name == series.name and series.says and series.per in (1, 1000, 10**6, 10**9)
         assert series.least < series.most
         assert name.startswith(("system.", "hw.", "process.", "leased."))
+
+
+def test_the_document_is_current() -> None:
+    top = Path(__file__).resolve().parents[3]
+    made = runpy.run_path(str(top / "packaging" / "man" / "series"))
+    page = (top / "agent/leased/service/telemetry/SERIES.md").read_text("utf-8")
+    assert made["page"]() == page, "run packaging/man/series"

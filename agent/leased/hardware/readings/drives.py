@@ -15,7 +15,7 @@ from pathlib import Path
 
 from leased.hardware.block import verbs
 from leased.hardware.block.namespaces import Namespace
-from leased.hardware.block.opening import controller_of
+from leased.hardware.block.opening import ADMIN_MS, controller_of
 from leased.hardware.readings.host import numbers, text
 from leased.terms import series
 from leased.terms.sample import Reading
@@ -26,7 +26,6 @@ EVERY_NAMESPACE = 0xFFFFFFFF
 SECTOR_BYTES = 512
 """The unit of /sys/block/*/stat, whatever the drive's blocks are."""
 
-SMART_MS = 2_000
 _DATA_UNIT_BYTES = 512_000
 _ZERO_CELSIUS_MK = 273_150
 _NS_PER_H = 3_600_000_000_000
@@ -55,7 +54,8 @@ def read_smart(subject: str, namespace: Namespace) -> Iterator[Reading]:
             nsid=EVERY_NAMESPACE,
             log=SMART_LOG,
             size_bytes=SMART_BYTES,
-            timeout_ms=SMART_MS,
+            # The kernel's own patience: a shorter one would reset the controller of a slow drive.
+            timeout_ms=ADMIN_MS,
         )
     yield from parse_smart(subject, page)
 

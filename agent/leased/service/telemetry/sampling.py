@@ -91,8 +91,8 @@ class Telemetry:
     def is_fresh(self, sample: Sample, now_ns: int) -> bool:
         """Whether it is of the last round that could have brought it."""
         turns = self._turns if sample.lease_id is not None else 1
-        if SERIES[sample.name].name.startswith(("leased.nvme", "hw.")):
-            turns = CLOSELY_EVERY
+        if sample.resource_id.startswith("block:") and not sample.name.startswith("system."):
+            turns = CLOSELY_EVERY  # what the drive itself said
         return now_ns - sample.sampled_ns <= (2 * turns + 1) * self.interval_ns // 2
 
     def expose(self) -> bytes:
