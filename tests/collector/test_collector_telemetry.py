@@ -250,6 +250,20 @@ def test_a_store_of_another_format_or_of_no_database_is_refused(tmp_path: Path) 
         Store(tmp_path)
 
 
+def test_whoever_reads_makes_nothing_and_disturbs_nobody(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="no telemetry"):
+        Store(tmp_path, reading=True)
+    assert list(tmp_path.iterdir()) == []
+    writer = Store(tmp_path)
+    fill(writer, points([1, 2]))
+    writer._base.execute("BEGIN IMMEDIATE")
+    reader = Store(tmp_path, reading=True)
+    [(_, seen)] = reader.read(("leased.lease.utilization",), 0, BEGIN_S * 2)
+    assert seen.count == 2
+    reader.close()
+    writer.close()
+
+
 # ---- views ---------------------------------------------------------------------------------------
 
 

@@ -158,6 +158,14 @@ def test_the_collector_knows_a_gpu_that_works_from_one_that_only_is_held(site: S
     # Memory that was handed out: nobody can see how much of it is used.
     assert classes["unknown"]["kind"] == "mem" and classes["unknown"]["unused_pm"] is None
     assert list(site.ask("heat")["nodes"]) == [NODE]
+    told = site.collector.ask("GET", "/v1/governance/optimize/waste?last=1h&waste=idle").json
+    [idle] = told["leases"]
+    assert (idle["lease_id"], idle["unused"]) == (classes["idle"]["lease"], 1)
+    assert idle["samples"] >= 6 and 0.5 <= idle["coverage"] <= 1
+    [hot] = site.collector.ask("GET", "/v1/governance/heat").json["nodes"]
+    assert hot["node"] == NODE and 0 <= hot["heat"] <= 1
+    wrong = site.collector.ask("GET", "/v1/governance/optimize/waste?last=9999999d")
+    assert wrong.status == 422
 
 
 def _classes(site: Site, wanted: set[str]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from leased.collector.api import (
     quotas,
     reports,
     settings,
+    telemetry_routes,
     view_routes,
     views,
 )
@@ -45,6 +46,7 @@ from leased.collector.governance.keeping import KEY_NAME, Keeping
 from leased.collector.telemetry.receiver import Mounted, Receiver
 from leased.collector.telemetry.store import Store
 from leased.economics.contracts import Terms
+from leased.economics.rates import RateCard
 from leased.terms.errors import ConfigError
 from leased.terms.policy import Policy
 
@@ -81,6 +83,7 @@ class Desk:
                 valid_ns=self._settings.governance.policy_valid_ns,
                 wall_ns=wall_ns,
             )
+            self._observed = telemetry_routes.Observed(state, self._newest_card)
             self.routes = self._table()
             self.application = self._application(wall_ns)
             self._samples = Store(state)
@@ -120,6 +123,7 @@ class Desk:
             *quota_routes.routes(self._quotas),
             *view_routes.routes(self.views),
             *reports.routes(reports.Reports(self.books.ask, lambda: self._ground)),
+            *telemetry_routes.routes(self._observed),
             *handing.routes(handing.Handing(self.issuer)),
             metrics.route(self.metrics),
         ]
@@ -149,6 +153,10 @@ class Desk:
             written=self.issuer.look_again,
             counted=self.metrics.count,
         )
+
+    def _newest_card(self) -> RateCard:
+        """What is expensive now."""
+        return self._terms().cards[-1].card
 
     def _terms(self) -> Terms:
         return settings.load_terms_of(self._settings, self._directory)

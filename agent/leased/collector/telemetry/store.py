@@ -53,25 +53,36 @@ class Store:
     """One database. One writer; readers beside it."""
 
     def __init__(
-        self, directory: Path, *, keep_ns: int = KEEP_NS, rows_max: int = ROWS_MAX
+        self,
+        directory: Path,
+        *,
+        reading: bool = False,
+        keep_ns: int = KEEP_NS,
+        rows_max: int = ROWS_MAX,
     ) -> None:
-        """Open it, made if need be. Raises StateError."""
+        """Open it; `reading`: beside whoever writes it, else made if need be. Raises StateError."""
         self._keep_ns, self._rows_max = keep_ns, rows_max
         self._ids: dict[Key, int] = {}
         path = directory / NAME
+        if reading and not path.exists():
+            raise StateError(f"{path}: no telemetry was received yet")
         try:
             self._base = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
-            self._base.execute("PRAGMA journal_mode=WAL")
-            # Not FULL: what a power cut loses here, nobody is billed for.
-            self._base.execute("PRAGMA synchronous=NORMAL")
             version = self._base.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, FORMAT):
                 raise StateError(f"{path} is of format {version}; this version reads {FORMAT}")
-            with self._base:
-                self._base.executescript(_SCHEMA)
-                self._base.execute(f"PRAGMA user_version={FORMAT}")
+            if not reading:
+                self._make()
         except sqlite3.Error as error:
             raise StateError(f"{path}: {error}; what is in it can be thrown away") from error
+
+    def _make(self) -> None:
+        self._base.execute("PRAGMA journal_mode=WAL")
+        # Not FULL: what a power cut loses here, nobody is billed for.
+        self._base.execute("PRAGMA synchronous=NORMAL")
+        with self._base:
+            self._base.executescript(_SCHEMA)
+            self._base.execute(f"PRAGMA user_version={FORMAT}")
 
     def close(self) -> None:
         """Let go of it. Idempotent."""

@@ -86,7 +86,7 @@ def waste(options: argparse.Namespace, console: Console) -> int:
 
 def heat(options: argparse.Namespace, console: Console) -> int:
     """Heat by node."""
-    store = Store(options.state)
+    store = Store(options.state, reading=True)
     try:
         found = views.heat(store, console.wall_ns() // 10**9)
     finally:
@@ -102,7 +102,7 @@ def heat(options: argparse.Namespace, console: Console) -> int:
 
 def _leases(options: argparse.Namespace, console: Console) -> list[views.LeaseUse]:
     begin_s, end_s = views.windows(console.wall_ns(), parse_duration(options.last))
-    store = Store(options.state)
+    store = Store(options.state, reading=True)
     try:
         return views.leases(store, begin_s, end_s, node=options.node)
     finally:

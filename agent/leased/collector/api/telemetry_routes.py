@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the fleet's telemetry says: waste by lease, heat by node.
+
+Rule: a figure stands beside how much it rests on (samples, coverage), and what too little was seen
+of is *unknown*, with null where a number would be. Who may see some tenants only sees their leases.
+
+Does not receive telemetry (`telemetry.receiver`) and bills nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+
+from leased.collector.api import forms
+from leased.collector.api.problems import Problem
+from leased.collector.api.routes import Answer, Call, Route
+from leased.collector.telemetry import views
+from leased.collector.telemetry.store import Store
+from leased.economics.rates import RateCard
+from leased.economics.waste import Judged, Waste
+from leased.terms.moment import NS_PER_S
+from leased.terms.quantity import parse_duration
+
+LAST_NS_MAX = 90 * 24 * 3600 * NS_PER_S
+
+
+class WasteQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far back, and which class."""
+
+    last: forms.Duration = "1h"
+    waste: Waste | None = None
+
+
+class LeaseWaste(msgspec.Struct, frozen=True):
+    """One kind of what a lease holds. `utilization`, `active` and `unused` are shares of 1."""
+
+    lease_id: str
+    tenant: str
+    node: str
+    kind: str
+    capacity: int
+    waste: Waste
+    utilization: Decimal | None
+    active: Decimal | None
+    unused: Decimal | None
+    samples: int
+    coverage: Decimal
+
+
+class WasteSeen(msgspec.Struct, frozen=True):
+    """Every lease that was seen in the time."""
+
+    last: str
+    leases: list[LeaseWaste]
+
+
+class NodeHeat(msgspec.Struct, frozen=True):
+    """How hot, from 0 to 1, and what makes it so ("": nothing is known)."""
+
+    node: str
+    heat: Decimal
+    by: str
+
+
+class HeatSeen(msgspec.Struct, frozen=True):
+    """Every node that was heard of in the last quarter of an hour, the hottest first."""
+
+    nodes: list[NodeHeat]
+
+
+class Observed:
+    """Answers from the store of rollups."""
+
+    def __init__(self, state: Path, card: Callable[[], RateCard]) -> None:
+        self._state, self._card = state, card
+
+    def waste(self, call: Call) -> Answer:
+        """Waste by lease."""
+        last_ns = parse_duration(call.query.last)
+        if not 0 < last_ns <= LAST_NS_MAX:
+            raise Problem(422, "From 1s to 90d.", parameter="last")
+        begin_s, end_s = views.windows(call.now_ns, last_ns)
+        store = Store(self._state, reading=True)
+        try:
+            found = views.leases(store, begin_s, end_s)
+        finally:
+            store.close()
+        judged = views.waste(found, self._card())
+        shown = [
+            _shown(one)
+            for one in judged
+            if call.caller.sees(one.held.tenant) and call.query.waste in (None, one.waste)
+        ]
+        return Answer(WasteSeen(call.query.last, shown))
+
+    def heat(self, call: Call) -> Answer:
+        """Heat by node."""
+        call.caller.require_all()
+        store = Store(self._state, reading=True)
+        try:
+            found = views.heat(store, call.now_ns // NS_PER_S)
+        finally:
+            store.close()
+        hottest = sorted(found.items(), key=lambda pair: (-pair[1].heat_pm, pair[0]))
+        nodes = [NodeHeat(node, _share(one.heat_pm), one.by) for node, one in hottest]
+        return Answer(HeatSeen(nodes))
+
+
+def routes(observed: Observed) -> list[Route]:
+    """The rows of the table."""
+    return [
+        Route(
+            "GET",
+            "/v1/governance/optimize/waste",
+            observed.waste,
+            "Leases that hold more than they use",
+            WasteSeen,
+            takes_query=WasteQuery,
+            slow=True,
+            problems=(422, 503),
+        ),
+        Route(
+            "GET",
+            "/v1/governance/heat",
+            observed.heat,
+            "How hot each node runs",
+            HeatSeen,
+            slow=True,
+            problems=(503,),
+        ),
+    ]
+
+
+def _shown(one: Judged) -> LeaseWaste:
+    held, seen = one.held, one.held.utilization
+    return LeaseWaste(
+        held.lease,
+        held.tenant,
+        held.node,
+        held.kind.name.lower(),
+        held.capacity,
+        one.waste,
+        None if seen.mean_pm is None else _share(seen.mean_pm),
+        None if seen.active_share_pm is None else _share(seen.active_share_pm),
+        None if one.unused_pm is None else _share(one.unused_pm),
+        seen.sample_count,
+        _share(seen.coverage_pm),
+    )
+
+
+def _share(pm: int) -> Decimal:
+    return Decimal(pm).scaleb(-3)
