@@ -95,8 +95,9 @@ async def test_a_failed_commit_is_never_tried_again(
         host.disk.fault = struck
         await _die_committing(host, struck, Box())
         verbs = [op[0] for op in host.disk.ops]
-        # The write that went before it is the last thing that happened to the directory.
-        assert verbs[-1] == "write"
+        # The write that went before it is the last thing that was done to the directory, and the
+        # disk has lost it.
+        assert verbs[-2:] == ["write", "lost"]
 
 
 async def test_a_disk_is_what_the_host_keeps() -> None:
