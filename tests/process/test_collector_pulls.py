@@ -23,6 +23,7 @@ class Collector:
 
     def __init__(self, directory: Path, pki: FleetPki, name: str) -> None:
         certificate = pki.issue(Role.COLLECTOR, name)
+        self.name = name
         self.state, self.config = directory / name, directory / f"{name}.toml"
         self.config.write_text(
             f'[pull]\nname = "{name}.example"\nca = "{pki.ca}"\ncertificate = "{certificate}"\n'
@@ -47,21 +48,26 @@ def port_of(agent: HostAgent) -> int:
     return int(re.findall(r"may connect to port (\d+)", agent.log())[-1])
 
 
-def test_two_collectors_and_a_host_that_is_put_back(tmp_path: Path) -> None:
-    with HostAgent() as agent:
-        pki = FleetPki(agent.directory / "pki")
-        west, east = (Collector(tmp_path, pki, name) for name in ("west", "east"))
-        node = pki.issue(Role.NODE, node_id(read_machine_id()).hex())
-        text = f"""
+def let_in(agent: HostAgent, pki: FleetPki, *collectors: Collector) -> None:
+    """Give the agent a door for these."""
+    node = pki.issue(Role.NODE, node_id(read_machine_id()).hex())
+    text = f"""
 [listener]
 certificate = "{node}"
 key = "{node.with_suffix(".key")}"
 ca = "{pki.ca}"
 port = 0
 """
-        for name, one in (("west", west), ("east", east)):
-            text += f'[[listener.collectors]]\nname = "{name}"\nkey = "{one.key}"\n'
-        agent.config.write_text(agent.config.read_text("utf-8") + text, "utf-8")
+    for one in collectors:
+        text += f'[[listener.collectors]]\nname = "{one.name}"\nkey = "{one.key}"\n'
+    agent.config.write_text(agent.config.read_text("utf-8") + text, "utf-8")
+
+
+def test_two_collectors_and_a_host_that_is_put_back(tmp_path: Path) -> None:
+    with HostAgent() as agent:
+        pki = FleetPki(agent.directory / "pki")
+        west, east = (Collector(tmp_path, pki, name) for name in ("west", "east"))
+        let_in(agent, pki, west, east)
         agent.start()
         url = f"https://localhost:{port_of(agent)}"
         words = ("audit", "enrolment", "--log", str(agent.audit), "--with-seal-key")
@@ -110,3 +116,29 @@ port = 0
         )
         assert judged.returncode == 0 and "signed a tree" in judged.stdout, judged.stderr
         assert west.pull()[0] == 65, "until an operator resolves it"
+
+
+def test_a_collector_follows_the_node_to_its_new_key(tmp_path: Path) -> None:
+    with HostAgent() as agent:
+        pki = FleetPki(agent.directory / "pki")
+        west = Collector(tmp_path, pki, "west")
+        let_in(agent, pki, west)
+        agent.start()
+        words = ("audit", "enrolment", "--log", str(agent.audit))
+        enrolment = agent.leasectl(*words).stdout
+        url = f"https://localhost:{port_of(agent)}"
+        assert west.run("enrol", "alpha", url, "-", given=enrolment).returncode == 0
+        for _ in range(2):
+            agent.acquire(ttl_ms=60_000)
+            status, found = west.pull()
+            assert (status, found["verdict"]) == (0, "OK"), found
+            agent.leasectl("admin", "rotate-key")
+        agent.acquire(ttl_ms=60_000)
+        status, found = west.pull()
+        assert (status, found["verdict"]) == (0, "OK"), found
+        # One that was enrolled with the first key finds its way over both rotations.
+        late = Collector(tmp_path, pki, "late")
+        assert late.run("enrol", "alpha", url, "-", given=enrolment).returncode == 0
+        status, found = late.pull()
+        assert (status, found["verdict"]) == (0, "OK"), found
+        judge(agent)
