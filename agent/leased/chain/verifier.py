@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Final
 from zlib import crc32
 
-from leased.chain.canonical import Unknown, decode
+from leased.chain.canonical import SCHEMA, Unknown, decode
 from leased.chain.epochs import Continuity, EpochKey
 from leased.chain.findings import Carried, Verified, Walk
 from leased.chain.head import GENESIS, Head
@@ -171,19 +171,14 @@ class Verifier:
         need not be."""
         unpack, digest_of, crc_of, prefix = HEADER.unpack_from, sha256, crc32, self._prefix
         add_offset, add_kind, add_hash = walk.offsets.append, walk.kinds.append, walk.hashes.append
-        expected, head, batch, opened, boot = (
-            self._head.size,
-            self._head.hash,
-            self._batch,
-            self._open,
-            self._boot_ns,
-        )
+        expected, head = self._head.size, self._head.hash
+        batch, opened, boot = self._batch, self._open, self._boot_ns
         limit = self._limit_ns()
         while offset < stop:
             if stop - offset < FRAME_BYTES_MIN:
                 raise self._refusal(data, offset, stop, base, expected, head)
-            length, crc, sequence, at_batch, kind, _, flags, body_bytes, _, boot_ns, prev = unpack(
-                data, offset
+            length, crc, sequence, at_batch, kind, schema, flags, body_bytes, _, boot_ns, prev = (
+                unpack(data, offset)
             )
             body_end = offset + HEADER_BYTES + body_bytes
             end = offset + length
@@ -208,6 +203,8 @@ class Verifier:
                 != crc
             ):
                 self._note_damage(sequence)
+            if schema != SCHEMA and kind in _KNOWN:
+                self._unknown += 1
             if boot_ns < boot or boot_ns >= limit or kind in (_SEALED, _STARTED):
                 where = (sequence, base + offset)
                 limit = self._note_time(data, offset, kind, boot_ns, where, late=boot_ns < boot)
