@@ -41,6 +41,10 @@ SWITCHES = Workload((30, 1, 30, 2, 25, 30, 1, 30))
 """Most batches are cut, or end a segment."""
 
 
+MIXED = Workload(tuple(Random(n).randrange(1, 14) for n in range(26)), ticks=3, epoch_ns=10**9)
+"""All of it, for longer."""
+
+
 class Findings:
     """Counts of what a search came across; `lost` and `alarms` keep the first few as text."""
 

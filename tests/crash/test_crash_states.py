@@ -28,6 +28,7 @@ from leased.terms.errors import ChainError
 from leased.terms.moment import Moment
 from tests.crash.search import (
     BATCHES,
+    MIXED,
     SEALS,
     SWITCHES,
     Findings,
@@ -61,7 +62,7 @@ def test_every_crash_state_recovers(granule: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "workload", [BATCHES, SEALS, SWITCHES], ids=["batches", "seals", "switches"]
+    "workload", [BATCHES, SEALS, SWITCHES, MIXED], ids=["batches", "seals", "switches", "mixed"]
 )
 def test_no_state_among_many_loses_or_alarms(workload: Workload) -> None:
     findings = Findings()
@@ -73,7 +74,7 @@ def test_no_state_among_many_loses_or_alarms(workload: Workload) -> None:
             judge(findings, state, acked, hashes, f"granule {granule}, operation {index}")
     print(f"seed {SEED}: {findings}")
     assert not findings.lost and not findings.alarms, str(findings)
-    assert findings.states > 50_000 * SAMPLES // 60, str(findings)
+    assert findings.states > 37_000 * SAMPLES // 60, str(findings)
 
 
 def test_a_crash_during_recovery_recovers() -> None:
