@@ -337,6 +337,8 @@ def test_the_verbs_print_text_json_and_csv(fleet: Path):
         ("forecast", "--kind", "gpu"),
         ("idle",),
         ("reservations", "--last", "30d"),
+        ("placement", "--gpu", "2", "--strategy", "binpack"),
+        ("sensitivity", "--last", "30d"),
         ("refresh",),
     ):
         status, out, _ = run(main, *state, *words)

@@ -44,6 +44,7 @@ EXTRA: dict[str, tuple[frozenset[str], str]] = {
     "leased.collector.verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.money_verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.store_verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.advice_verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.telemetry.verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.api.verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.terms_file": (

@@ -158,7 +158,7 @@ class Accounts:
         if not 1 <= top <= 1000:
             raise InvalidParameter("top", "1 to 1000")
         which = _choice(Basis, basis, "basis")
-        found = attribute(self._priced_sums(window), self.terms, which)
+        found = attribute(self.priced_sums(window), self.terms, which)
         decimals = self.terms.decimals
         ranked = sorted(found.by_tenant.items(), key=lambda item: (-item[1], item[0]))
         named, rest = ranked[:top], ranked[top:]
@@ -290,7 +290,7 @@ class Accounts:
         how = _choice(Spread, spread, "spread")
         period = self.month(month)
         window = Window(period.from_ns, period.to_ns)
-        found = attribute(self._priced_sums(window), self.terms, Basis.INFRASTRUCTURE)
+        found = attribute(self.priced_sums(window), self.terms, Basis.INFRASTRUCTURE)
         decimals = self.terms.infrastructure.decimals
         centers = spread_shared(found.by_center, how)
         total = rounded(found.total, decimals)
@@ -308,7 +308,7 @@ class Accounts:
             self.reach(window),
         )
 
-    def _priced_sums(self, window: Window) -> Iterator[tuple[UsageKey, int]]:
+    def priced_sums(self, window: Window) -> Iterator[tuple[UsageKey, int]]:
         """What was held in `window`, in as few cells as there are versions of the card."""
         borders = [card.since_ns for card in self.terms.cards]
         cuts = [window.from_ns, *(at for at in borders if window.from_ns < at < window.to_ns)]

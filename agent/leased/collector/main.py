@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import leased
+from leased.collector import advice_verbs as advice
 from leased.collector import money_verbs as money
 from leased.collector import pull_verbs
 from leased.collector import store_verbs as store
@@ -39,7 +40,7 @@ EXIT_STATUSES: Final = (
     (78, "a configuration or a state directory was refused"),
 )
 INTERRUPTED: Final = 130
-_FAMILIES: Final = (pull_verbs, records, store, money, telemetry, http)
+_FAMILIES: Final = (pull_verbs, records, store, money, advice, telemetry, http)
 
 
 def build_parser() -> argparse.ArgumentParser:

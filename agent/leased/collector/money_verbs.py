@@ -188,14 +188,18 @@ def _show(options: argparse.Namespace, console: Console) -> int:
     with opened(options, console) as (source, terms):
         accounts = Accounts(source, terms, Invoices(options.state))
         answer = options.answer(accounts, options)
-    told = msgspec.to_builtins(answer, builtin_types=(Decimal,))
+    show_answer(msgspec.to_builtins(answer, builtin_types=(Decimal,)), options, console)
+    return 0
+
+
+def show_answer(told: dict[str, Any], options: argparse.Namespace, console: Console) -> None:
+    """Print an answer as it is asked for."""
     if options.json:
         console.document(told)
     elif options.csv:
         console.say(_csv(told).rstrip("\n"))
     else:
         _tell(told, console)
-    return 0
 
 
 def _csv(told: Mapping[str, Any]) -> str:

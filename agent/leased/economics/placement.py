@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Placement: where a request would go best, scored over fit, locality, fragmentation, pressure and
+heat.
+
+Rule: every term is in per mille, higher is better; a node on which the request does not fit has no
+score. Spread wants the emptiest node, bin packing the fullest that still has room. Heat takes a
+part of the score away; where nothing is measured it takes nothing. Ties go to the smaller node id.
+
+Does not place anything: a node's own admission decides.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+PERMILLE: Final = 1000
+
+
+class Strategy(enum.StrEnum):
+    """What is wanted."""
+
+    SPREAD = "spread"
+    BINPACK = "binpack"
+
+
+class Weights(msgspec.Struct, frozen=True):
+    """In hundredths; they add up to 100."""
+
+    pressure: int
+    fit: int
+    locality: int
+    fragmentation: int
+
+
+WEIGHTS: Final = {
+    Strategy.SPREAD: Weights(pressure=50, fit=20, locality=20, fragmentation=10),
+    Strategy.BINPACK: Weights(pressure=10, fit=20, locality=20, fragmentation=50),
+}
+"""The source document's."""
+
+
+class Site(msgspec.Struct, frozen=True):
+    """One node: what it has and what is used of it, in raw units by kind. `near_pm`: how near it is
+    to what the workload wants to be near to; `heat_pm`: how hot it runs."""
+
+    node_id: str
+    total: Mapping[str, int]
+    used: Mapping[str, int]
+    near_pm: int = 0
+    heat_pm: int = 0
+
+
+class Score(msgspec.Struct, frozen=True):
+    """A node and how good it is, with what that is made of."""
+
+    node_id: str
+    score_pm: int
+    fit_pm: int
+    pressure_pm: int
+    locality_pm: int
+    fragmentation_pm: int
+    heat_pm: int
+
+
+def score(
+    site: Site, asked: Mapping[str, int], strategy: Strategy, heat_share_pm: int = PERMILLE
+) -> Score | None:
+    """The score of a node for a request; None if it does not fit."""
+    left: list[int] = []
+    before: list[int] = []
+    after: list[int] = []
+    for kind, amount in sorted(asked.items()):
+        total, used = site.total.get(kind, 0), site.used.get(kind, 0)
+        if amount <= 0:
+            continue
+        if used + amount > total:
+            return None
+        left.append((total - used - amount) * PERMILLE // total)
+        before.append(used * PERMILLE // total)
+        after.append((used + amount) * PERMILLE // total)
+    if not left:
+        return None
+    fit = min(left)
+    pressure = PERMILLE - max(before)
+    packed = sum(after) // len(after)
+    fragmentation = packed if strategy is Strategy.BINPACK else PERMILLE - packed
+    weights = WEIGHTS[strategy]
+    whole = (
+        weights.fit * fit
+        + weights.pressure * pressure
+        + weights.locality * site.near_pm
+        + weights.fragmentation * fragmentation
+    )
+    cool = PERMILLE * PERMILLE - heat_share_pm * site.heat_pm
+    total_pm = whole * cool // (100 * PERMILLE * PERMILLE)
+    parts = (fit, pressure, site.near_pm, fragmentation, site.heat_pm)
+    return Score(site.node_id, total_pm, *parts)
+
+
+def rank(sites: Iterable[Site], asked: Mapping[str, int], strategy: Strategy) -> list[Score]:
+    """The nodes on which it fits, best first."""
+    found = [one for site in sites if (one := score(site, asked, strategy)) is not None]
+    return sorted(found, key=lambda one: (-one.score_pm, one.node_id))
