@@ -216,10 +216,11 @@ def fill(store: Store, told: list[Point]) -> None:
     store.append(folding.take(NOW_NS))
 
 
-def test_rows_of_one_window_are_read_as_one(store: Store) -> None:
+def test_a_window_is_one_row_however_often_it_is_added_to(store: Store) -> None:
     told = points([100, 200, 300])
     for point in told:
         fill(store, [point])
+    assert store._base.execute("SELECT count(*) FROM rollups").fetchone() == (1,)
     [(of, rollup)] = store.read(("leased.lease.utilization",), BEGIN_S, BEGIN_S + 1)
     assert of == key() and (rollup.count, rollup.total, rollup.most) == (3, 600, 300)
     assert not list(store.read(("leased.lease.utilization",), BEGIN_S + WINDOW_S, BEGIN_S * 2))

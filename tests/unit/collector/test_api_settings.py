@@ -18,7 +18,7 @@ S = 1_000_000_000
 def test_the_shipped_file_spells_out_every_default() -> None:
     text = SHIPPED.read_text()
     assert settings.parse(text) == settings.Settings() == settings.parse("")
-    for section in ("http", "access", "governance"):
+    for section in ("http", "access", "governance", "telemetry"):
         keys = getattr(settings, f"_{section.upper()}_KEYS")
         missing = [key for key in keys if f"\n{key} = " not in text]
         assert not missing
@@ -36,6 +36,7 @@ def test_the_shipped_file_spells_out_every_default() -> None:
         ('[governance]\npolicy_valid = "1s"', "at least 60s"),
         ('[governance]\nfleet = "a b"', "a name"),
         ("[governance]\nfleet = 1", "a string"),
+        ("[telemetry]\nrows_max = 0", "telemetry.rows_max"),
         ("x = [", "Invalid value"),
     ],
 )

@@ -86,7 +86,8 @@ class Desk:
             self._observed = telemetry_routes.Observed(state, self._newest_card)
             self.routes = self._table()
             self.application = self._application(wall_ns)
-            self._samples = Store(state)
+            kept = self._settings.telemetry
+            self._samples = Store(state, keep_ns=kept.keep_ns, rows_max=kept.rows_max)
             self.telemetry = Receiver(self._samples, wall_ns=wall_ns)
             self.server = Server(
                 *(Mounted(self.telemetry, self.application), self._settings.http),

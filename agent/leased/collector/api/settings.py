@@ -19,6 +19,7 @@ import msgspec
 
 from leased.collector.api.callers import LOOPBACK, Token
 from leased.collector.api.routes import Scope
+from leased.collector.telemetry.store import KEEP_NS, ROWS_MAX
 from leased.collector.terms_file import load_terms
 from leased.economics.contracts import Terms
 from leased.terms import reading
@@ -66,12 +67,20 @@ class Governance(msgspec.Struct, frozen=True):
     terms_file: str = ""
 
 
+class Samples(msgspec.Struct, frozen=True):
+    """How long, and how many, rollups of the nodes' telemetry are kept."""
+
+    keep_ns: int = KEEP_NS
+    rows_max: int = ROWS_MAX
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Everything."""
 
     http: Http = Http()
     access: Access = Access()
     governance: Governance = Governance()
+    telemetry: Samples = Samples()
 
 
 def load(path: Path | None) -> Settings:
@@ -102,6 +111,9 @@ def parse(text: str) -> Settings:
             raise ConfigError(f"http.{name.replace('_bytes', '')}: must be above zero")
     if settings.governance.policy_valid_ns < 60 * NS_PER_S:
         raise ConfigError("governance.policy_valid: at least 60s, or nodes would lose it at once")
+    for name in ("keep_ns", "rows_max"):
+        if getattr(settings.telemetry, name) < 1:
+            raise ConfigError(f"telemetry.{name.replace('_ns', '')}: must be above zero")
     return settings
 
 
@@ -234,6 +246,10 @@ _GOVERNANCE_KEYS: Final[reading.Keys] = {
     "terms_file": ("terms_file", reading.text),
     "policy_valid": ("policy_valid_ns", reading.duration),
 }
+_TELEMETRY_KEYS: Final[reading.Keys] = {
+    "keep": ("keep_ns", reading.duration),
+    "rows_max": ("rows_max", reading.integer),
+}
 _TOKEN_KEYS: Final[reading.Keys] = {
     "name": ("name", reading.text),
     "sha256": ("sha256", _hash),
@@ -246,6 +262,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, reading.Read]]] = {
     "http": ("http", reading.section(Http, _HTTP_KEYS, "http.")),
     "access": ("access", reading.section(Access, _ACCESS_KEYS, "access.")),
     "governance": ("governance", reading.section(Governance, _GOVERNANCE_KEYS, "governance.")),
+    "telemetry": ("telemetry", reading.section(Samples, _TELEMETRY_KEYS, "telemetry.")),
 }
 ELSEWHERE: Final[tuple[str, ...]] = ("pull", "nodes", "billing", "store", "collector")
 """Sections of the same file that other parts of the collector read."""

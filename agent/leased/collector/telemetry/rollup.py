@@ -2,7 +2,7 @@
 """Rollups: what points come to in a window of time, and how much of it they cover.
 
 Rule: a rollup is a sum: two of the same series and window add up, in any order, to what one fold of
-all their points would have been. So rows are only ever appended. A gauge's total is over its
+all their points would have been. So what is kept is only ever added to. A gauge's total is over its
 points, a counter's is how much it grew. A point that came before the last one of its series has
 been counted (it was sent again). What lies between two points counts as covered unless it is longer
 than a gap.
