@@ -120,6 +120,8 @@ class Application:
         now_ns = self._wall_ns()
         caller = self._admit(route, scope, headers, now_ns)
         requests.check_accept(headers, (JSON if route.answer is not None else "*/*", *route.also))
+        if route.conditional:
+            requests.check_tags(headers)
         path = requests.read_path(route, scope.get("path_params", {}))
         query = requests.read_query(route, scope["query_string"])
         raw = b""

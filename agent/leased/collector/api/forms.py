@@ -28,8 +28,10 @@ _NUMBER: Final = {"type": ["number", "null"], "minimum": 0, "maximum": AMOUNT_MA
 Amount = Annotated[
     Any, Meta(extra_json_schema=_NUMBER, description="null: no limit of the tenant's own")
 ]
-"""Checked by `limits_of`: a number that is to stay exact, or null."""
-Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)] | None
+"""Checked by `given`: a number that is to stay exact, or null."""
+_WHOLE: Final = {"type": ["integer", "null"], "minimum": 0, "maximum": COUNT_MAX}
+Count = Annotated[Any, Meta(extra_json_schema=_WHOLE)]
+"""Checked by `given`: 5.0 is an integer in a JSON schema."""
 Duration = Annotated[str, Meta(pattern=_DURATION)]
 Rate = Annotated[str, Meta(pattern=r"^[0-9]{1,9}/(s|min|h)$")]
 Share = Annotated[str, Meta(pattern=r"^[0-9]{1,5}(\.[0-9])?%$")]
@@ -63,13 +65,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     gpus: Amount = UNSET
     state_size_gb: Amount = UNSET
     network_gbps: Amount = UNSET
-    max_concurrent_tasks: Count | UnsetType = UNSET
-    max_leases: Count | UnsetType = UNSET
-    max_queue_depth: Count | UnsetType = UNSET
+    max_concurrent_tasks: Count = UNSET
+    max_leases: Count = UNSET
+    max_queue_depth: Count = UNSET
     max_task_duration: Duration | None | UnsetType = UNSET
     submit_rate: Rate | None | UnsetType = UNSET
     api_rate: Rate | None | UnsetType = UNSET
-    log_retention_days: Count | UnsetType = UNSET
+    log_retention_days: Count = UNSET
 
 
 class TermsForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -161,8 +163,12 @@ def given(limits: Limits) -> dict[str, int | None]:
         if value is None:
             found[key] = None
             continue
-        if dimension.form is Form.AMOUNT and not _is_amount(value):
+        if dimension.form is Form.AMOUNT and not _is_number(value, AMOUNT_MAX):
             raise Problem(400, f"A number from 0 to {AMOUNT_MAX}, or null.", parameter=key)
+        if dimension.form is Form.COUNT:
+            if not _is_number(value, COUNT_MAX) or value != int(value):
+                raise Problem(400, f"An integer from 0 to {COUNT_MAX}, or null.", parameter=key)
+            value = int(value)
         try:
             found[key] = parse(dimension, value)
         except ValueError as error:
@@ -170,10 +176,10 @@ def given(limits: Limits) -> dict[str, int | None]:
     return found
 
 
-def _is_amount(value: object) -> bool:
+def _is_number(value: object, most: int) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         return False
-    return 0 <= value <= AMOUNT_MAX
+    return 0 <= value <= most
 
 
 def fields(found: Mapping[str, int | None]) -> dict[str, int]:

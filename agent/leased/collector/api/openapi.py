@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from leased.collector.api.problems import MEDIA_TYPE, TYPES, ProblemBody
+from leased.collector.api.requests import TAGS
 from leased.collector.api.routes import JSON, Route
 
 VERSION: Final = "3.1.0"
@@ -125,7 +126,7 @@ def _condition(name: str, description: str) -> dict[str, Any]:
         "in": "header",
         "required": False,
         "description": description,
-        "schema": {"type": "string", "pattern": '^(\\*|(W/)?"[!#-~]{1,100}")$'},
+        "schema": {"type": "string", "pattern": TAGS},
     }
 
 
@@ -144,7 +145,7 @@ def _responses(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
     statuses = {*_ALWAYS, *route.problems}
     if route.takes_body is not None:
         statuses |= {413, 415, 422}
-    if route.takes_query is not None:
+    if route.takes_query is not None or route.conditional:
         statuses |= {422}
     if route.writes:
         statuses |= {409, 422}

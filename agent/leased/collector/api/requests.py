@@ -25,6 +25,9 @@ from leased.collector.api.routes import Route
 _KEY: Final = re.compile(r"[!-~]{1,128}")
 _MEDIA: Final = re.compile(r"application/(json|[a-z0-9.+-]+\+json|x-www-form-urlencoded)")
 _PATH: Final = re.compile(r"^(.*?)(?: - at `\$(.*?)`)?$", re.DOTALL)
+TAGS: Final = r'^(\*|(W/)?"[!#-~]{1,100}"( *, *(W/)?"[!#-~]{1,100}"){0,15})$'
+"""Entity tags, as If-Match and If-None-Match have them."""
+
 QUERY_FIELDS_MAX: Final = 32
 HEADER_JOINED: Final = frozenset(("accept", "if-match", "if-none-match"))
 
@@ -39,6 +42,14 @@ def headers_of(scope: Mapping[str, Any]) -> dict[str, str]:
         else:
             found.setdefault(key, text)
     return found
+
+
+def check_tags(headers: Mapping[str, str]) -> None:
+    """Raises Problem 422 for a condition that is none: it would be ignored, and that may hurt."""
+    for name in ("If-Match", "If-None-Match"):
+        given = headers.get(name.lower())
+        if given is not None and re.match(TAGS, given) is None:
+            raise Problem(422, 'One or more entity tags, such as "abc".', parameter=name)
 
 
 def is_key(text: str) -> bool:
