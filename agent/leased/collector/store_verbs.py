@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from leased.collector.archive import Archive, ArchiveReader
 from leased.collector.demo import DAY_NS, Wish, make_fleet
-from leased.collector.periods import label_of_day
+from leased.collector.periods import day, label_of_day
 from leased.collector.reference import read_archive
 from leased.collector.sources import Source
 from leased.collector.store import Refreshed, Store
@@ -138,8 +138,7 @@ def demo(options: argparse.Namespace, console: Console) -> int:
     """Make a fleet."""
     wish = _wish(options, console)
     console.note(
-        f"seed {wish.seed}, until {wish.until_ns // DAY_NS} days after 1970: the same two make the "
-        "same chains"
+        f"--seed {wish.seed} --until {day(wish.until_ns)}: the same two make the same chains"
     )
     archive = Archive(options.state)
     try:
