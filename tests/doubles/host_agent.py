@@ -32,6 +32,7 @@ import pytest
 from leased.hardware.leaves import ROOMS_MAX
 from leased.service.reaper_process import find_reaper
 from leased.terms.errors import DeviceError
+from tests.doubles import second_opinion
 from tests.doubles.host import not_proven
 from tests.doubles.reaper_host import _remove, cgroup_root, usable
 from tests.doubles.wire_peer import Peer, Remote
@@ -128,6 +129,7 @@ class HostAgent:
             "utf-8",
         )
         self._exits.callback(self._remove_cgroups)
+        self._exits.callback(self._judge_log)
         self._exits.callback(self._end_all)
         return self
 
@@ -137,6 +139,7 @@ class HostAgent:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._sound = error is None
         if error is not None:
             print(f"--- agent.log\n{self.log()[-6000:]}")
             with contextlib.suppress(OSError):
@@ -413,6 +416,11 @@ class HostAgent:
         self._exits.callback(work, *arguments)  # type: ignore[arg-type]
 
     # -- the end -----------------------------------------------------------------------------------
+
+    def _judge_log(self) -> None:
+        """What it leaves is judged by both verifiers."""
+        if self._sound and (self.audit / "log.id").exists():
+            second_opinion.judge(self.audit)
 
     def _end_all(self) -> None:
         if self._process is not None:
