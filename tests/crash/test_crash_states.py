@@ -20,9 +20,11 @@ import pytest
 
 from leased.chain.head import Head
 from leased.chain.sealer import SealedBatch
+from leased.chain.segment import HEADER_BYTES, parse_header
 from leased.durable.anchor import FileAnchorStore
 from leased.durable.files import Disk
 from leased.durable.log import OpenedLog
+from leased.durable.retention import Removal, remove
 from leased.durable.writer import Part, Writer
 from leased.terms.errors import ChainError
 from leased.terms.moment import Moment
@@ -39,7 +41,7 @@ from tests.crash.search import (
     record_run,
 )
 from tests.doubles.disk import Fault, MemoryDisk
-from tests.doubles.logs import SMALL_SEGMENT, moment_at, open_on, renewal
+from tests.doubles.logs import SMALL_SEGMENT, CountedEntropy, moment_at, open_on, renewal
 
 SAMPLES = int(os.environ.get("LEASED_CRASH_SAMPLES", "60"))
 MANY = 14
@@ -349,3 +351,33 @@ def test_a_torn_tail_that_is_not_zeroed_is_found(kind: type[MemoryDisk]) -> None
         if findings.alarms or went_on > 60:
             break
     assert went_on and bool(findings.alarms) == (kind is TornKept), f"{went_on} went on; {findings}"
+
+
+@pytest.mark.parametrize("unlinked_first", [False, True])
+def test_a_removal_that_is_not_anchored_first_is_found(unlinked_first: bool) -> None:
+    """Mutant: segments are unlinked before the slot says that the log begins behind them."""
+    written = MemoryDisk()
+    record_run(written, workload=SWITCHES)
+    disk = MemoryDisk(written.contents())
+    log = open_on(disk, entropy=CountedEntropy(b"another run"))
+    names = [name for name in disk.names() if name.startswith("seg-")]
+    begins = parse_header(disk.read(names[2])[:HEADER_BYTES], names[2]).head
+    removal = Removal(begins.size, begins.hash, tuple(names[:2]))
+    log.stage(removal)
+    if unlinked_first:
+        remove(disk, removal.names)
+    batch = log.sealer().seal([(renewal(900), moment_at(900))])
+    log.journal.commit_blocking(batch.frames, batch.count, batch.head, moment_at(900))
+    disk.mark(batch.new_head)
+    if not unlinked_first:
+        log.remove(removal)
+    wrong = []
+    for index, acked, state in crash_states(disk, granule=512, samples=4, seed=SEED):
+        try:
+            again = open_on(MemoryDisk(state), entropy=CountedEntropy(b"a third run"))
+        except ChainError as error:
+            wrong.append(f"operation {index}: {error}")
+        else:
+            if acked is not None and again.head.size < acked.size:
+                wrong.append(f"operation {index}: {acked.size} acknowledged")
+    assert bool(wrong) == unlinked_first, wrong[:2]
