@@ -2,7 +2,7 @@
 """Every crash state recovers: no acknowledged record lost, no false alarm (chain.md section 8, T2
 of section 11).
 
-The short form takes seconds; what is marked slow looks at over 200,000 states in two minutes of one
+The short form takes seconds; what is marked slow looks at over 200,000 states in four minutes of a
 core. `LEASED_CRASH_SAMPLES` multiplies both; seeds are fixed, and `LEASED_CRASH_SEED` changes them.
 
 The search is itself tested: a dozen mistakes, each of which a log has been known to make, must all
