@@ -13,11 +13,10 @@ Does not order the queue and does not grant (`requests`).
 from __future__ import annotations
 
 from leased.lessor.admission import Admission, Offer
-from leased.lessor.bars import Ahead, Rank
+from leased.lessor.bars import Ahead
 from leased.lessor.estimate import held, room_ns
 from leased.lessor.meaning import Verdict
 from leased.lessor.placement import spans
-from leased.lessor.queue import WaitQueue
 from leased.lessor.table import LeaseTable
 from leased.lessor.wholes import wholes_of
 from leased.terms.bounds import published
@@ -35,18 +34,18 @@ HEADS_MAX = 8
 class Lender:
     """Lends what is free of a table to those who stand behind others in a queue."""
 
-    __slots__ = ("_admission", "_queue", "_table")
+    __slots__ = ("_admission", "_table")
 
-    def __init__(self, table: LeaseTable, queue: WaitQueue, admission: Admission) -> None:
-        self._table, self._queue, self._admission = table, queue, admission
+    def __init__(self, table: LeaseTable, admission: Admission) -> None:
+        self._table, self._admission = table, admission
 
     def lend(
-        self, acquire: Acquire, rank: Rank, ahead: Ahead, verdict: Verdict, now_ns: int
+        self, acquire: Acquire, ahead: Ahead, verdict: Verdict, now_ns: int
     ) -> Offer | Verdict:
-        """What is lent to a request of `rank`; else the verdict that it has."""
+        """What is lent to a request that others stand before; else the verdict that it has."""
         if verdict.refusal.reason is not RefusalReason.NO_CAPACITY or not verdict.waitable:
             return verdict
-        until_ns = lent_until_ns(self._table, self._queue, acquire, rank, now_ns)
+        until_ns = lent_until_ns(self._table, ahead, acquire, now_ns)
         if until_ns is None:
             return verdict
         offer = self._admission.judge(acquire, ahead.lent(), now_ns)
@@ -56,25 +55,18 @@ class Lender:
         return offer
 
 
-def lent_until_ns(
-    table: LeaseTable, queue: WaitQueue, acquire: Acquire, rank: Rank, now_ns: int
-) -> int | None:
-    """Until when a lease for `acquire` may last at the most without delaying anybody ahead of it;
+def lent_until_ns(table: LeaseTable, ahead: Ahead, acquire: Acquire, now_ns: int) -> int | None:
+    """Until when a lease for `acquire` may last at the most without delaying anybody `ahead` of it;
     None: it may not be lent anything.
     """
     teardown_ns = _teardown_ns(table, acquire)
     if teardown_ns is None:
         return None
-    heads: dict[object, Acquire] = {}
-    for waiting in queue:
-        if waiting.rank >= rank:
-            break
-        if waiting.reason is RefusalReason.NO_CAPACITY and waiting.places not in heads:
-            if len(heads) == HEADS_MAX:
-                return None
-            heads[waiting.places] = waiting.acquire
+    heads = ahead.heads()
+    if len(heads) > HEADS_MAX:
+        return None
     until_ns = 1 << 62
-    for head in heads.values():
+    for head in heads:
         begins_ns = not_before_ns(table, head.asks, now_ns)
         if begins_ns is None or begins_ns - teardown_ns < now_ns + acquire.ttl_ns:
             return None

@@ -38,14 +38,17 @@ far its tenant is above its share, arrival."""
 
 
 class Bars:
-    """What requests that wait need: each thing with the rank of the first that waits for it."""
+    """What requests that wait need: each thing with the rank of the first that waits for it.
+    `heads` are those who are first at their places.
+    """
 
-    __slots__ = ("holder_kinds", "holders", "node", "places", "pools")
+    __slots__ = ("heads", "holder_kinds", "holders", "node", "places", "pools")
 
     def __init__(self) -> None:
         self.node: dict[str, Rank] = {}
         self.pools: dict[str, Rank] = {}
         self.places: dict[Places, Rank] = {}
+        self.heads: dict[Places, Acquire] = {}
         self.holders: dict[str, Rank] = {}
         self.holder_kinds: dict[tuple[str, int], Rank] = {}
 
@@ -64,7 +67,7 @@ class Bars:
             known = self.places.get(places)
             if known is not None and known < rank:
                 return  # whoever it was has barred the same pools
-            self.places[places] = rank
+            self.places[places], self.heads[places] = rank, acquire
             for ask in acquire.asks:
                 for pool in pools.usable(ask):
                     _first(self.pools, pool.counted.resource_id, rank)
@@ -91,6 +94,11 @@ class Ahead:
     def lent(self) -> Ahead:
         """The same but for capacity: of that, what is free is lent."""
         return Ahead(self._bars, self._rank, lent=True)
+
+    def heads(self) -> list[Acquire]:
+        """Those who wait for capacity, the first of each that wait for the same."""
+        heads, rank = self._bars.heads, self._rank
+        return [heads[places] for places, first in self._bars.places.items() if first < rank]
 
     def _has(self, barred: Mapping[K, Rank], what: K) -> bool:
         known = barred.get(what)

@@ -111,13 +111,14 @@ def _spared(chosen: list[Lease], room: Room, gone: Left) -> list[Lease]:
     assert left is not None
     kept, fewer = [], dict(gone)
     for lease in reversed(chosen):
-        shares = [(capacity_id(one.resource_id), one.capacity) for one in lease.subject.allotments]
-        if all(left.get(resource_id, 0) >= capacity for resource_id, capacity in shares):
-            for resource_id, capacity in shares:
-                left[resource_id] -= capacity
-            take(fewer, lease.subject.allotments, 1)
+        allotments = lease.subject.allotments
+        for one in allotments:
+            if left.get(capacity_id(one.resource_id), 0) < one.capacity:
+                kept.append(lease)
+                break
         else:
-            kept.append(lease)
+            take(left, allotments, -1)
+            take(fewer, allotments, 1)
     kept.reverse()
     # Placement takes what looks best, one ask after the other: with less to choose from it may go
     # elsewhere, and there it may not fit.

@@ -102,8 +102,8 @@ class Questions:
         ahead = self._queue.ahead_of(rank)
         verdict = self._admission.judge(acquire, ahead, now_ns)
         if ahead is not None and isinstance(verdict, Verdict):
-            lender = Lender(self._table, self._queue, self._admission)
-            verdict = lender.lend(acquire, rank, ahead, verdict, now_ns)
+            lender = Lender(self._table, self._admission)
+            verdict = lender.lend(acquire, ahead, verdict, now_ns)
         cost_nano = self._admission.cost_nano(acquire)
         if not isinstance(verdict, Verdict):
             taken = tuple(dict.fromkeys(a.resource_id for a in verdict.allotments))

@@ -68,7 +68,7 @@ class Requests:
         self._queue = queue
         self._admission = admission
         self._questions = questions
-        self._lender = Lender(table, queue, admission)
+        self._lender = Lender(table, admission)
         self._pace = Pace()
         self._ranked_ns = 0
         self._throttled: dict[TenantId, int] = {}
@@ -127,7 +127,7 @@ class Requests:
         ahead = self._queue.ahead_of(rank)
         verdict = self._admission.judge(acquire, ahead, draft.now_ns)
         if ahead is not None and isinstance(verdict, Verdict):
-            verdict = self._lender.lend(acquire, rank, ahead, verdict, draft.now_ns)
+            verdict = self._lender.lend(acquire, ahead, verdict, draft.now_ns)
         if isinstance(verdict, Offer):
             grant(draft, self._admission, acquire, verdict)
         elif verdict.waitable and (
@@ -224,7 +224,7 @@ class Requests:
         """
         acquire, now_ns = waiting.acquire, draft.now_ns
         ahead = whole.ahead_of(waiting.rank)
-        offer = self._lender.lend(acquire, waiting.rank, ahead, waiting.verdict, now_ns)
+        offer = self._lender.lend(acquire, ahead, waiting.verdict, now_ns)
         if isinstance(offer, Offer):
             self._queue.remove(waiting)
             grant(draft, self._admission, acquire, offer, lease_id=waiting.lease_id)
