@@ -2,7 +2,8 @@
 """Who a certificate of the fleet says one is, as a caller of the API.
 
 Rule: TLS has checked the chain and the dates; here the fleet and the role are. A node may ask for
-what is its own, and send its telemetry; other roles come with tokens.
+what is its own, and send its telemetry; a scraper may read, as it may on a node; who changes
+anything or looks at bills comes with a token.
 
 Does not check chains and reads no files.
 """
@@ -20,6 +21,10 @@ def identify(certificate: bytes, fleet: str) -> Caller | None:
         identity = read_certificate(certificate).identity
     except CallerError:
         return None
-    if identity.fleet != fleet or identity.role is not Role.NODE:
+    if identity.fleet != fleet:
+        return None
+    if identity.role is Role.SCRAPER:
+        return Caller(f"scraper:{identity.name}", frozenset({Scope.READ}))
+    if identity.role is not Role.NODE:
         return None
     return Caller(f"node:{identity.name}", frozenset({Scope.NODE}), node=identity.name)
