@@ -372,8 +372,8 @@ def empty_epoch(victim: Victim) -> None:
     assert second.epoch == 3 and first.epoch == 2
     later = {"end_ns": second.end_ns, "end_wall_ns": second.end_wall_ns, "skipped": 1}
     joined = encode(msgspec.structs.replace(first, **later))
-    records[before] = msgspec.structs.replace(records[before], body=joined)
-    rewrite(victim, records[:empty] + records[empty + 1 :], key=victim.key())
+    records[before] = msgspec.structs.replace(records[before], body=joined, flags=FLAG_LAST)
+    rewrite(victim, records[: before + 1] + records[empty + 1 :], key=victim.key())
 
 
 def second_seal(victim: Victim) -> None:

@@ -542,6 +542,8 @@ def beyond(chain: Chain, data: bytes, at: int, later: list[Path], most: int) -> 
                 if chain.ended:
                     need_not_rolled(chain.batch <= most, f"batch {chain.batch} beyond the anchor")
                     segments += chain.kind == 68
+        except RolledBack:
+            raise
         except Broken:
             break
     need_not_rolled(len(later) <= segments, "a segment that no kept batch leads to")

@@ -208,6 +208,9 @@ class Verifier:
             if boot_ns < boot or boot_ns >= limit or kind in (_SEALED, _STARTED):
                 where = (sequence, base + offset)
                 limit = self._note_time(data, offset, kind, boot_ns, where, late=boot_ns < boot)
+                if self._epochs is not None:
+                    # A seal that says it ends later than it stands: nothing comes before that end.
+                    boot_ns = max(boot_ns, self._epochs.begin_ns)
             add_offset(offset)
             add_kind(kind)
             add_hash(head)
