@@ -54,7 +54,7 @@ TIERS = (
     Tier("hardware", 360, "what this host really has; the GPU suite, on the mock"),
     Tier("hostile", 300, "holders that will not let go"),
     Tier("interop", 180, "other people's Varlink clients and OTLP receivers"),
-    Tier("process", 600, "the installed programs: kill -9, restart, sockets", fast=False),
+    Tier("process", 900, "the installed programs: kill -9, restart, sockets", fast=False),
     Tier("crash", 900, "every crash point and every failing system call of the commit path"),
     Tier("fuzz", 240, "that no bytes break a parser", fast=False),
     Tier("powercut", 300, "power cuts, failing and full disks on ext4, xfs and btrfs", fast=False),
