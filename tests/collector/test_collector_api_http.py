@@ -156,6 +156,7 @@ def test_tokens_are_read_again(tmp_path: Path) -> None:
         ("GET", f"{QUOTAS}?limit=0", {}, None, 400),
         ("GET", f"{QUOTAS}?limit=1&limit=2", {}, None, 400),
         ("GET", f"{QUOTAS}?limit", {}, None, 400),
+        ("GET", "/v1/governance/optimize/waste?waste=null", {}, None, 400),
         ("GET", f"{QUOTAS}?limt=5", {}, None, 400),
         ("GET", f"{QUOTAS}/%C3%A9", {}, None, 404),
         ("GET", f"{QUOTAS}/acme/", {}, None, 404),

@@ -123,11 +123,17 @@ def read_query(route: Route, query: bytes) -> Any:
         if values:
             raise Problem(400, "This takes no query.", parameter=next(iter(values)))
         return None
+    kind = route.takes_query
     try:
-        return msgspec.convert(values, route.takes_query, strict=False)
+        query_read = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         why, where = _named(error)
         raise Problem(400, why, parameter=where) from None
+    # The lax reading of text takes "null" for nothing; whoever means nothing leaves it out.
+    for field, name in zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True):
+        if name in values and getattr(query_read, field) is None:
+            raise Problem(400, "This is no value of it; leave it out.", parameter=name)
+    return query_read
 
 
 async def read_body(receive: Any, headers: Mapping[str, str], bytes_max: int) -> bytes:
