@@ -29,7 +29,8 @@ def killed_at(call_name: str, nth: int, *pids: int) -> Iterator[None]:
             tracer = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
             tracers.append(tracer)
             assert tracer.stderr is not None
-            assert "attached" in tracer.stderr.readline()
+            attached = "attached" in tracer.stderr.readline()
+            assert attached or not is_alive(pid), pid
         yield
     finally:
         for tracer in tracers:
@@ -40,9 +41,11 @@ def killed_at(call_name: str, nth: int, *pids: int) -> Iterator[None]:
 @contextlib.contextmanager
 def stopped(*pids: int) -> Iterator[None]:
     """SIGSTOP these for a while; those gone meanwhile are left alone."""
-    pidfds = [os.pidfd_open(pid) for pid in pids]
-    for pidfd in pidfds:
-        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+    pidfds = []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            pidfds.append(os.pidfd_open(pid))
+            signal.pidfd_send_signal(pidfds[-1], signal.SIGSTOP)
     try:
         yield
     finally:
@@ -75,7 +78,15 @@ def cutters() -> list[int]:
 def children(pid: int) -> list[int]:
     """Of a process with one thread that forks; not those that have ended and are not waited for."""
     words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(word) for word in words if Path(f"/proc/{word}/cmdline").read_text()]
+    return [int(word) for word in words if is_alive(int(word))]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs; one that has ended and is not waited for does not."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def comes_to(lease_id: str, state: str) -> None:
