@@ -11,6 +11,7 @@ Does not know the console.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -23,6 +24,13 @@ from types import TracebackType
 from typing import Any
 
 PATIENCE_S = 30.0
+
+
+LEFT = "Inspected target navigated or closed"
+
+
+class PageLeft(Exception):
+    """The page was being left when it was asked."""
 
 
 class Browser:
@@ -110,6 +118,8 @@ class Browser:
         while True:
             told = self._next(until)
             if told.get("id") == self._number:
+                if told.get("error", {}).get("message") == LEFT:
+                    raise PageLeft
                 assert "error" not in told, told
                 return told["result"]
             self._note(told)
@@ -155,9 +165,13 @@ class Browser:
         until = time.monotonic() + PATIENCE_S
         # A page that is not there yet has no element to ask.
         tried = f"(() => {{ try {{ return !!({script}) }} catch {{ return false }} }})()"
-        while not (value := self.evaluate(tried)):
-            assert time.monotonic() < until, f"{script}\n{self.text()[:2000]}\n{self.complaints}"
-        return value
+        while True:
+            # One that is just being left has nothing to say.
+            with contextlib.suppress(PageLeft):
+                if value := self.evaluate(tried):
+                    return value
+            if time.monotonic() >= until:
+                raise AssertionError(f"{script}\n{self.text()[:2000]}\n{self.complaints}")
 
     def text(self) -> str:
         """What stands on the page."""
