@@ -10,7 +10,6 @@ Does not carry out verbs: each family has its module.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -37,9 +36,8 @@ from leased.ctl import (
     watch,
 )
 from leased.ctl.console import Console
-from leased.ctl.refusals import tell
+from leased.ctl.outcome import carry_out
 from leased.ctl.usage_text import Parser
-from leased.terms.errors import LeasedError
 
 EXIT_STATUSES: Final = (
     (0, "done"),
@@ -57,7 +55,6 @@ EXIT_STATUSES: Final = (
     (127, "run, exec: the command was not found"),
     (128, "plus n: run, exec: the command ended by signal n"),
 )
-INTERRUPTED: Final = 130
 
 
 def version() -> str:
@@ -106,26 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run one command; returns its exit status."""
     console = console or Console()
-    options = build_parser().parse_args(argv)
-    try:
-        status: int = options.act(options, console)
-        console.out.flush()
-    except LeasedError as error:
-        return tell(error, console)
-    except KeyboardInterrupt:
-        console.end_progress()
-        return INTERRUPTED
-    except BaseExceptionGroup as group:
-        # trio wraps an interrupt in the group of the tasks that it interrupted.
-        if group.split(KeyboardInterrupt)[1] is not None:
-            raise
-        console.end_progress()
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read us has read enough. The interpreter must not flush into the pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return status
+    return carry_out(build_parser().parse_args(argv), console)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carries out the verb that was parsed, and turns what comes of it into an exit status.
+
+Rule: an error of ours is told as it is; an interrupt, or a reader that has had enough, is none.
+
+Does not parse (`main` of each program) and declares no verb.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Final
+
+from leased.ctl.console import Console
+from leased.ctl.refusals import tell
+from leased.terms.errors import LeasedError
+
+INTERRUPTED: Final = 130
+
+
+def carry_out(options: argparse.Namespace, console: Console) -> int:
+    """Run the verb of `options`; returns the program's exit status."""
+    try:
+        status: int = options.act(options, console)
+        console.out.flush()
+    except LeasedError as error:
+        return tell(error, console)
+    except KeyboardInterrupt:
+        console.end_progress()
+        return INTERRUPTED
+    except BaseExceptionGroup as group:
+        # trio wraps an interrupt in the group of the tasks that it interrupted.
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        console.end_progress()
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has read enough. The interpreter must not flush into the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
