@@ -3,7 +3,8 @@
 
 Rule: a tier that should run and collected nothing, did not start, or ran over its time is a failure
 of its own. Every skip is printed with the reason the test gave: what was not proven must be seen.
-The last line is the count.
+What failed is named once more right before the last line, which is the count: of a long log people
+are often shown the end only.
 
 Does not install anything (`tests/run`).
 """
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,7 @@ TOP = TESTS.parent
 BEAT_S = 15.0
 SHOWN_LINES = 120
 _RESULT = re.compile(r"^.*(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL)", re.MULTILINE)
+_TOLD = re.compile(r"^  (FAIL|skip) (.*)\n((?:       .*\n)*)", re.MULTILINE)
 _COUNT = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", re.MULTILINE)
 
 
@@ -74,6 +77,7 @@ class Counts:
         self.failed = 0
         self.skipped = 0
         self.skips: list[tuple[str, str]] = []
+        self.failures: list[tuple[str, str]] = []
         self.lost: list[str] = []
 
     def add(self, passed: int, failed: int, skipped: int) -> None:
@@ -102,7 +106,8 @@ def run_tier(
         counts.lost.append(f"{tier.name}: {explain(status, tier)}")
     print(f"{took:.0f} s", flush=True)
     if counts.failed > before or status != 0:
-        print("".join(f"    {line}\n" for line in failures(text)), end="", flush=True)
+        shown = told_failures(text) if tier.name == "vm" else failures(text)
+        print("".join(f"    {line}\n" for line in shown), end="", flush=True)
 
 
 def command(tier: Tier, options: argparse.Namespace, report: Path) -> list[str]:
@@ -149,8 +154,10 @@ def add_report(tier: Tier, report: Path, counts: Counts) -> None:
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         name = f"{tier.name}: {case.get('name')}"
         skipped = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
+        failure = next(chain(case.iter("failure"), case.iter("error")), None)
+        if failure is not None:
             counts.add(0, 1, 0)
+            counts.failures.append((name, failure.get("message", "")))
         elif skipped is not None:
             counts.add(0, 0, 1)
             counts.skips.append((name, skipped.get("message", "")))
@@ -165,8 +172,11 @@ def add_counted(tier: Tier, text: str, counts: Counts) -> None:
         counts.lost.append(f"{tier.name}: no closing line")
         return
     counts.add(*map(int, found[-1]))
-    for line in re.findall(r"^  skip (.*)\n((?:       .*\n)*)", text, re.MULTILINE):
-        counts.skips.append((f"{tier.name}: {line[0]}", " ".join(line[1].split())))
+    for mark, name, why in _TOLD.findall(text):
+        if mark == "skip":
+            counts.skips.append((f"{tier.name}: {name}", " ".join(why.split())))
+        else:
+            counts.failures.append((f"{tier.name}: {name}", why.strip().rpartition("\n")[2]))
 
 
 def explain(status: int, tier: Tier) -> str:
@@ -187,6 +197,12 @@ def failures(text: str) -> list[str]:
     if len(lines) <= SHOWN_LINES:
         return lines
     return [*lines[: SHOWN_LINES // 2], "...", *lines[-SHOWN_LINES // 2 :]]
+
+
+def told_failures(text: str) -> list[str]:
+    """The same of the machine's log, which tells test by test: only what failed, each whole."""
+    told = [found[0].splitlines() for found in _TOLD.finditer(text) if found[1] == "FAIL"]
+    return [line for lines in told for line in lines] or failures(text)
 
 
 def main() -> int:
@@ -221,13 +237,17 @@ def main() -> int:
 
 
 def close(counts: Counts, seconds: float) -> None:
-    """What was skipped, what was lost, and the count as the last line."""
+    """What was skipped, lost and failed, and the count as the last line."""
     if counts.skips:
         print("\nNot proven by this run:")
         for name, why in counts.skips:
             print(f"  {name}: {why}")
     for lost in counts.lost:
         print(f"\nDID NOT RUN: {lost}")
+    if counts.failures:
+        print("\nFailed:")
+        for name, why in counts.failures:
+            print(f"  {name}: {why.strip().splitlines()[0] if why.strip() else 'no reason given'}")
     print(f"\n{seconds:.0f} s in all")
     failed = counts.failed + len(counts.lost)
     print(f"{counts.passed} passed, {failed} failed, {counts.skipped} skipped")
