@@ -30,3 +30,12 @@ def test_every_path_that_the_readme_names_is_there() -> None:
     }
     assert len(named) > 10
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_no_merge_is_half_done() -> None:
+    mark = re.compile(rb"^(?:<<<<<<<|>>>>>>>) ", re.MULTILINE)
+    roots = ("agent", "configs", "native", "packaging", "systemd", "tests")
+    files = [file for root in roots for file in (ROOT / root).rglob("*") if file.is_file()]
+    texts = [file for file in (*files, *ROOT.glob("*.*")) if file.suffix not in (".so", ".pyc")]
+    assert len(texts) > 500
+    assert [str(file) for file in texts if file.is_file() and mark.search(file.read_bytes())] == []

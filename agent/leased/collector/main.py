@@ -23,6 +23,7 @@ from leased.collector import store_verbs as store
 from leased.collector import verbs as records
 from leased.collector.api import verbs as http
 from leased.collector.telemetry import verbs as telemetry
+from leased.ctl import completion
 from leased.ctl.console import Console
 from leased.ctl.outcome import carry_out
 from leased.ctl.usage_text import Parser
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for family in _FAMILIES:
         family.register(verbs)
+    completion.add(verbs, parser.prog, build_parser)
     return parser
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb completion: scripts for bash, zsh and fish, made from the tree of verbs.
+"""The verb completion of both programs: scripts for bash, zsh and fish, made from their verbs.
 
-Rule: what is completed is what the parser accepts, because both come from the same tree (a test
-runs `bash -n`). Lease ids are asked of the agent, quickly and quietly.
+Rule: what is completed is what the parser accepts, because both come from the same tree (tests
+press Tab in each shell). Lease ids are asked of the agent, quickly and quietly.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
@@ -37,6 +37,16 @@ class Node:
             elif action.dest in ("lease", "what"):
                 self.leases = True
 
+    @property
+    def program(self) -> str:
+        """What is typed first."""
+        return self.path[0]
+
+    @property
+    def function(self) -> str:
+        """The program's name as a shell's function may have it."""
+        return f"_{self.program.replace('-', '_')}"
+
     def words(self) -> list[str]:
         """Everything that may be typed after it."""
         options = [text for action in self.options for text in action.option_strings]
@@ -50,37 +60,42 @@ class Node:
 
 
 def register(verbs: Verbs) -> None:
-    """Add the verb."""
+    """Add leasectl's verb."""
+    from leased.ctl.main import build_parser  # the tree holds this verb too
+
+    add(verbs, "leasectl", build_parser)
+
+
+def add(verbs: Verbs, program: str, build: Callable[[], argparse.ArgumentParser]) -> None:
+    """Add the verb to a program whose tree `build` makes."""
     one = verb(
         verbs,
         "completion",
         "print a completion script for a shell",
-        "leasectl completion bash > /usr/share/bash-completion/completions/leasectl",
+        f"{program} completion bash > /usr/share/bash-completion/completions/{program}",
         json=False,
     )
     one.add_argument("shell", choices=tuple(_SHELLS))
-    one.set_defaults(act=completion)
+    one.set_defaults(act=completion, build=build)
 
 
 def completion(options: argparse.Namespace, console: Console) -> int:
     """Print the script."""
-    from leased.ctl.main import build_parser  # the tree holds this verb too
-
-    console.out.write(script(options.shell, build_parser()))
+    console.out.write(script(options.shell, options.build()))
     return 0
 
 
 def script(shell: str, parser: argparse.ArgumentParser) -> str:
     """The script for `shell`."""
-    return _SHELLS[shell](Node(("leasectl",), parser, ""))
+    return _SHELLS[shell](Node((parser.prog,), parser, ""))
 
 
 def _bash(tree: Node) -> str:
     lines = [
-        "# bash completion for leasectl; made by `leasectl completion bash`",
-        "_leasectl() {",
+        f"# bash completion for {tree.program}; made by `{tree.program} completion bash`",
+        f"{tree.function}() {{",
         '    local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}"',
-        '    local path="leasectl" words="" leases="" index part',
+        f'    local path="{tree.program}" words="" leases="" index part',
         "    COMPREPLY=()",
         "    for ((index = 1; index < COMP_CWORD; index++)); do",
         '        part="${COMP_WORDS[index]}"',
@@ -98,7 +113,7 @@ def _bash(tree: Node) -> str:
                 keys = "|".join(f'"{" ".join(node.path)} {text}"' for text in action.option_strings)
                 choices = " ".join(map(str, action.choices))
                 lines.append(f'        {keys}) words="{choices}" ;;')
-            elif action.nargs is None and action.metavar in ("FILE", "DIR", "PATH"):
+            elif _takes_word(action) and _is_file(action):
                 keys = "|".join(f'"{" ".join(node.path)} {text}"' for text in action.option_strings)
                 lines.append(f'        {keys}) COMPREPLY=($(compgen -f -- "$word")); return ;;')
     lines += ["    esac", '    if [[ -z $words ]]; then case "$path" in']
@@ -112,30 +127,40 @@ def _bash(tree: Node) -> str:
         f'    [[ -n $leases && $word != -* ]] && words+=" $({LEASE_IDS})"',
         '    COMPREPLY=($(compgen -W "$words" -- "$word"))',
         "}",
-        "complete -o default -F _leasectl leasectl",
+        f"complete -o default -F {tree.function} {tree.program}",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _zsh(tree: Node) -> str:
     lines = [
-        "#compdef leasectl",
-        "# zsh completion for leasectl; made by `leasectl completion zsh`",
-        "_leasectl() {",
-        '    local cursor="leasectl" part',
+        f"#compdef {tree.program}",
+        f"# zsh completion for {tree.program}; made by `{tree.program} completion zsh`",
+        f"{tree.function}() {{",
+        f'    local at="{tree.program}" part',
         "    local -a words_here",
         "    for part in ${words[2,CURRENT-1]}; do",
-        '        case "$cursor $part" in',
+        "        [[ $part == -- ]] && { _files; _command_names -e; return }",
+        '        case "$at $part" in',
     ]
     for node in tree.walk():
         if len(node.path) > 1:
             path = " ".join(node.path)
-            lines.append(f'            "{path}") cursor="{path}" ;;')
-    lines += ["        esac", "    done", '    case "$cursor" in']
+            lines.append(f'            "{path}") at="{path}" ;;')
+    lines += ["        esac", "    done", '    case "$at ${words[CURRENT-1]}" in']
     for node in tree.walk():
-        described = [f"'{name}:{_quoted(below.summary)}'" for name, below in node.verbs.items()]
+        for action in filter(_takes_word, node.options):
+            keys = "|".join(f'"{" ".join(node.path)} {text}"' for text in action.option_strings)
+            if action.choices:
+                then = f"compadd {' '.join(map(str, action.choices))}; return"
+            else:
+                then = "_files; return" if _is_file(action) else "return"
+            lines.append(f"        {keys}) {then} ;;")
+    lines += ["    esac", '    case "$at" in']
+    for node in tree.walk():
+        described = [f"'{name}:{_described(below.summary)}'" for name, below in node.verbs.items()]
         described += [
-            f"'{text}:{_quoted(action.help or '')}'"
+            f"'{text}:{_described(action.help or '')}'"
             for action in node.options
             for text in action.option_strings
         ]
@@ -144,49 +169,73 @@ def _zsh(tree: Node) -> str:
         lines.append(f'        "{" ".join(node.path)}") words_here=({" ".join(described)}) ;;')
     lines += [
         "    esac",
-        "    _describe 'leasectl' words_here",
-        "    _files",
+        f"    _describe {tree.program} words_here || _files",
         "}",
-        '_leasectl "$@"',
+        f'{tree.function} "$@"',
     ]
     return "\n".join(lines) + "\n"
 
 
-def _quoted(text: str) -> str:
-    return text.replace("%%", "%").replace("'", "").replace(":", "\\:")
-
-
 def _fish(tree: Node) -> str:
-    lines = ["# fish completion for leasectl; made by `leasectl completion fish`"]
-    top = " ".join(tree.verbs)
+    below_top = [" ".join(node.path) for node in tree.walk() if len(node.path) > 1]
+    lines = [
+        f"# fish completion for {tree.program}; made by `{tree.program} completion fish`",
+        f"function _{tree.function}_at --description 'whether the line so far says these verbs'",
+        f"    set -l at {tree.program}",
+        "    for part in (commandline -opc)[2..]",
+        '        switch "$at $part"',
+        f"            case {' '.join(repr(path) for path in below_top)}",
+        '                set at "$at $part"',
+        "        end",
+        "    end",
+        '    test "$at" = "$argv"',
+        "end",
+        f"function _{tree.function}_leases",
+        f"    {LEASE_IDS}",
+        "end",
+    ]
     for node in tree.walk():
-        if len(node.path) == 1:
-            condition = f"not __fish_seen_subcommand_from {top}"
-        elif len(node.path) == 2:
-            condition = f"__fish_seen_subcommand_from {node.path[1]}"
-            if node.verbs:
-                inner = f"not __fish_seen_subcommand_from {' '.join(node.verbs)}"
-                condition = f"{condition}; and {inner}"
-        else:
-            condition = "; and ".join(
-                f"__fish_seen_subcommand_from {name}" for name in node.path[1:]
-            )
-        start = f"complete -c leasectl -n '{condition}'"
+        start = f"complete -c {tree.program} -n '_{tree.function}_at {' '.join(node.path)}'"
+        if node.verbs:
+            lines.append(f"{start} -f")
         for name, below in node.verbs.items():
-            lines.append(f"{start} -f -a {name} -d '{_quoted(below.summary)}'")
+            lines.append(f"{start} -a {name} -d '{_plain(below.summary)}'")
         for action in node.options:
             lines.extend(_fish_option(start, action))
         if node.leases:
-            lines.append(f'{start} -f -a "({LEASE_IDS})"')
+            lines.append(f"{start} -f -a '(_{tree.function}_leases)'")
     return "\n".join(lines) + "\n"
 
 
 def _fish_option(start: str, action: argparse.Action) -> Iterator[str]:
     for text in action.option_strings:
         flag = f"-l {text[2:]}" if text.startswith("--") else f"-s {text[1:]}"
-        choices = f" -x -a '{' '.join(map(str, action.choices))}'" if action.choices else ""
-        takes = " -r" if action.nargs is None and not choices else ""
-        yield f"{start} {flag}{takes}{choices} -d '{_quoted(action.help or '')}'"
+        if action.choices:
+            takes = f" -x -a '{' '.join(map(str, action.choices))}'"
+        elif _takes_word(action):
+            takes = " -r" if _is_file(action) else " -x"
+        else:
+            takes = ""
+        yield f"{start} {flag}{takes} -d '{_plain(action.help or '')}'"
+
+
+def _takes_word(action: argparse.Action) -> bool:
+    """Whether the option is followed by a word of its own."""
+    return action.nargs is None
+
+
+def _is_file(action: argparse.Action) -> bool:
+    return action.metavar in ("FILE", "DIR", "PATH")
+
+
+def _described(text: str) -> str:
+    """The same for zsh, where a colon parts a word from what is said of it."""
+    return _plain(text).replace(":", "\\:")
+
+
+def _plain(text: str) -> str:
+    """A help text between single quotes."""
+    return text.replace("%%", "%").replace("'", "")
 
 
 _SHELLS = {"bash": _bash, "zsh": _zsh, "fish": _fish}
