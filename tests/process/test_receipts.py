@@ -64,6 +64,26 @@ def test_a_grant_is_proven_to_whoever_knows_the_key(agent: HostAgent, tmp_path: 
     agent.start()
 
 
+def test_the_command_line_keeps_a_receipt_and_proves_it(agent: HostAgent, tmp_path: Path) -> None:
+    key, asked = _enrolment(agent)["vkey"], ("--mem", "4KiB", "--for", "1min")
+    grant, receipt, proof = (tmp_path / name for name in ("grant.json", "receipt.json", "p.json"))
+    grant.write_text(agent.leasectl("alloc", *asked, "--json").stdout)
+    agent.leasectl("alloc", *asked, "--receipt", str(receipt))
+    for kept in (grant, receipt):
+        proof.write_text(agent.leasectl("audit", "prove", "--receipt", str(kept)).stdout)
+        assert "ok: record" in _check(agent, proof, key, "--receipt", str(kept))
+    # The second receipt is not the first one's, and a log that has another record is told as such.
+    assert "BAD_PROOF" in _check(agent, proof, key, "--receipt", str(grant), status=65)
+    told = json.loads(receipt.read_text())
+    receipt.write_text(json.dumps({**told, "record_hash": "ab" * 32}))
+    denied = agent.leasectl("audit", "prove", "--receipt", str(receipt), check=65)
+    assert "BAD_PROOF" in denied.stderr and not denied.stdout
+    receipt.write_text("[]")
+    denied = agent.leasectl("audit", "prove", "--receipt", str(receipt), check=65)
+    assert "no receipt" in denied.stderr
+    agent.leasectl("audit", "prove", check=65)
+
+
 def test_a_record_that_there_is_not_cannot_be_proven(agent: HostAgent) -> None:
     with pytest.raises(Remote, match="CallerError"):
         agent.call("Audit.Prove", sequence=10**6)

@@ -80,6 +80,11 @@ class Console:
         self.say(_JSON.encode({"version": JSON_VERSION, **content}).decode())
         self.out.flush()
 
+    def aside(self, content: Mapping[str, Any]) -> None:
+        """One document beside the answer, on one line, at once: for where `out` is another's."""
+        self.err.write(_JSON.encode({"version": JSON_VERSION, **content}).decode() + "\n")
+        self.err.flush()
+
     def time_of_boot(self, boot_ns: int) -> str:
         """A boottime instant of this boot, both ways: "in 42 s (12:00:42)"."""
         left_ns = boot_ns - self.boot_ns()

@@ -11,7 +11,6 @@ Does not follow a log (`leased-collector` does).
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +18,9 @@ import msgspec
 
 from leased.chain.note import NoteKey, parse_checkpoint, parse_key
 from leased.chain.proof import Proof, check_proof
+from leased.chain.verdict import BAD_PROOF
 from leased.client import Session
-from leased.ctl import render
+from leased.ctl import receipts, render
 from leased.ctl.agent import find_lease, online
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
@@ -31,7 +31,6 @@ from leased.terms.errors import ChainError, InvalidParameter, StateError
 from leased.terms.event import NodeStarted
 from leased.wire import parameters, replies
 
-PROOF_BYTES_MAX: Final = 1 << 20
 ENROLMENT: Final = "leased-enrolment/1"
 
 
@@ -41,17 +40,23 @@ def register(below: Verbs, directory: Path) -> None:
         below,
         "prove",
         "prove that a record is in the log, without showing another",
-        "leasectl audit prove 7fa3 > receipt.json",
+        "leasectl audit prove --receipt receipt.json > proof.json",
         json=False,
     )
-    one.add_argument("what", help="a lease (its id or the beginning): its grant; or a sequence")
+    one.add_argument(
+        "what", nargs="?", help="a lease (its id or the beginning): its grant; or a sequence"
+    )
+    one.add_argument(
+        "--receipt", metavar="FILE", help=f"the grant of this receipt: {receipts.WRITTEN_BY}"
+    )
     one.add_argument("--size", type=int, metavar="N", help="in the log as it was at N records")
     one.set_defaults(act=online(prove))
     one = verb(
         below,
         "check-proof",
         "judge a proof, without a log or an agent",
-        "leasectl audit check-proof receipt.json --key 'lease-log.local/...+5a1c0f3e+AV...'",
+        "leasectl audit check-proof proof.json --receipt receipt.json"
+        " --key 'lease-log.local/...+5a1c0f3e+AV...'",
     )
     one.add_argument("file", help='the proof ("-": standard input)')
     one.add_argument(
@@ -62,6 +67,9 @@ def register(below: Verbs, directory: Path) -> None:
         help="a verifier key that you trust: the node's, or a collector's (may be repeated)",
     )
     one.add_argument("--record", metavar="HEX", help="the record hash that your grant came with")
+    one.add_argument(
+        "--receipt", metavar="FILE", help=f"the same as it came: {receipts.WRITTEN_BY}"
+    )
     one.set_defaults(act=check)
     one = verb(
         below,
@@ -84,7 +92,12 @@ def register(below: Verbs, directory: Path) -> None:
 
 async def prove(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Print a proof."""
-    if options.what.isdecimal() and len(options.what) < 16:
+    if (options.what is None) == (options.receipt is None):
+        raise InvalidParameter("what", "name a lease or a sequence, or a --receipt")
+    receipt = None if options.receipt is None else receipts.read_receipt(options.receipt)
+    if receipt is not None:
+        sequence = receipt.sequence
+    elif options.what.isdecimal() and len(options.what) < 16:
         sequence = int(options.what)
     else:
         lease_id = await find_lease(session, options.what)
@@ -94,6 +107,8 @@ async def prove(options: argparse.Namespace, console: Console, session: Session)
         sequence = granted
     asked = parameters.AuditProve(sequence=sequence, size=options.size)
     told = await session.ask(asked, replies.ProveReply)
+    if receipt is not None:
+        receipts.match(receipt, told.log_id, told.sequence, told.record_hash)
     console.say(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
     return 0
 
@@ -105,9 +120,13 @@ def check(options: argparse.Namespace, console: Console) -> int:
     note = check_proof(proof, keys)
     if options.record is not None and options.record.lower() != proof.record_hash:
         raise ChainError(
-            "BAD_PROOF",
+            BAD_PROOF,
             f"it proves {proof.record_hash}, which is not the record that was asked about",
             sequence=proof.sequence,
+        )
+    if options.receipt is not None:
+        receipts.match(
+            receipts.read_receipt(options.receipt), proof.log_id, proof.sequence, proof.record_hash
         )
     signers = ", ".join(line.name for line in note.signatures)
     size = parse_checkpoint(note.text).size
@@ -132,17 +151,9 @@ def check(options: argparse.Namespace, console: Console) -> int:
 def _read_proof(file: str) -> Proof:
     """The proof in a file. Raises ChainError (BAD_PROOF), InvalidParameter."""
     try:
-        raw = sys.stdin.buffer.read(PROOF_BYTES_MAX + 1) if file == "-" else _read(Path(file))
-        return msgspec.json.decode(raw, type=Proof)
-    except OSError as error:
-        raise InvalidParameter("file", f"{file}: {error.strerror}") from error
+        return msgspec.json.decode(receipts.read_file(file), type=Proof)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ChainError("BAD_PROOF", f"{file} is no proof: {error}") from error
-
-
-def _read(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(PROOF_BYTES_MAX + 1)
+        raise ChainError(BAD_PROOF, f"{file} is no proof: {error}") from error
 
 
 def _key(text: str) -> NoteKey:

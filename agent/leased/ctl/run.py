@@ -24,7 +24,7 @@ import trio
 from leased.client import AgentUnavailable, Refused, Session
 from leased.client.holding import Holding
 from leased.ctl import child as children
-from leased.ctl import render
+from leased.ctl import receipts, render
 from leased.ctl.agent import find_lease, online, socket_path
 from leased.ctl.asks import add_rank, add_request, request
 from leased.ctl.child import Child, Orders
@@ -65,13 +65,19 @@ def register(verbs: Verbs) -> None:
         json=False,
     )
     _add_run(one)
+    one.add_argument(
+        "--json",
+        action="store_true",
+        help="print the lease and its receipt as one line of JSON, version 1, on standard error:"
+        " standard output is the command's",
+    )
     one.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     one.set_defaults(act=run)
     one = verb(
         verbs,
         "alloc",
         "hold a lease: with a shell inside it, or for a time",
-        "leasectl alloc --mem 1GiB --for 10min --json",
+        "leasectl alloc --mem 1GiB --for 10min --json > grant.json",
     )
     _add_run(one)
     one.add_argument(
@@ -99,6 +105,7 @@ def register(verbs: Verbs) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add_request(parser)
     add_rank(parser)
+    receipts.add_keep(parser)
     parser.add_argument("--no-renew", action="store_true", help="let the deadline end it")
     parser.add_argument(
         "--notice-signal",
@@ -169,9 +176,10 @@ async def _alloc_for(options: argparse.Namespace, console: Console, session: Ses
     granted, fds = await _acquire(options, console, session, bind="deadline")
     for fd in fds:
         os.close(fd)
+    receipts.keep(options.receipt, granted)
     lease = granted.lease
     if options.json:
-        console.document({"lease": render.plain(lease), "attached": granted.attached})
+        console.document(receipts.grant_document(granted))
         return 0
     console.say(f"export LEASE_ID={lease.lease_id}")
     console.note(f"{render.held(lease.runtime.allotments)}; ends {render.when(lease, console)}")
@@ -256,6 +264,9 @@ async def _run_child(options: argparse.Namespace, console: Console, child: Child
     held = Holding(session, granted, fds)
     held.close()  # the command gets its own when it joins; we have no use for any
     try:
+        receipts.keep(options.receipt, granted)
+        if options.json:
+            console.aside(receipts.grant_document(granted))
         return await _hold(options, console, session, child, held)
     finally:
         await _give_back(session, held, console)

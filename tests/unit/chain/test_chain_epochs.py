@@ -187,6 +187,30 @@ def test_a_record_dated_back_into_a_sealed_epoch_does_not_hold() -> None:
         chain.verified()
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_nothing_stands_before_the_end_that_its_seal_claims(apart: bool) -> None:
+    """Whoever has no key finds this, too: a seal made early, for an epoch that is not over."""
+
+    class Early(Ratchet):
+        def seal(self, event_id: bytes, size: int, root: bytes, moment: Moment) -> EpochSealed:
+            made = super().seal(event_id, size, root, moment)
+            return msgspec.structs.replace(made, skipped=1, end_ns=made.end_ns + MINUTE)
+
+    chain = Chain(Early(LOG, first_epoch(at(10), MINUTE), KEY, MINUTE)).add(at(10), 2, started())
+    if apart:
+        chain.add(at(71), 0)
+        # Between the seal and what follows another verifier takes over, as a collector's does.
+        verifier, later = (Verifier(LOG, epoch_ns=MINUTE) for _ in range(2))
+        verifier.feed(b"".join(chain.frames))
+        later.resume(verifier.carried())
+        rest = chain.add(at(72)).frames[-1:]
+    else:
+        later, rest = Verifier(LOG, epoch_ns=MINUTE), chain.add(at(71)).frames
+    with pytest.raises(ChainError, match="outside the epoch that is open there") as refused:
+        verify(rest, later)
+    assert (refused.value.verdict, refused.value.sequence) == (BAD_SEAL, 4)
+
+
 def test_a_verifier_may_start_anywhere() -> None:
     chain = three_epochs()
     verifier = Verifier(LOG)

@@ -193,3 +193,45 @@ def test_exec_and_shell_become_the_command(tmp_path: Path, memfd: int) -> None:
         status, _, err = finish(start(agent, "exec", LEASE_ID, "--", "no-such-command"))
         assert status == 127 and "No such file" in err
         assert finish(start(agent, "shell", LEASE_ID))[0] == 0
+
+
+RECEIPT = {"log_id": "1d" * 16, "sequence": 7, "record_hash": "ab" * 32}
+
+
+def granted(**more: object) -> Script:
+    answer = {"lease": lease(), "fds": [MEMORY], "access": [], "attached": False}
+    return script(**{"io.leased.Lease.Acquire": {**answer, **more}})
+
+
+def test_a_lease_that_is_left_comes_with_its_receipt(tmp_path: Path, memfd: int) -> None:
+    kept = tmp_path / "receipt.json"
+    words = ("alloc", "--mem", "256MiB", "--for", "1min", "--json", "--receipt", str(kept))
+    with CannedAgent(tmp_path, granted(**RECEIPT), [memfd]) as agent:
+        status, out, err = finish(start(agent, *words))
+    assert status == 0, err
+    assert json.loads(out)["receipt"] == RECEIPT
+    assert json.loads(kept.read_text()) == RECEIPT
+
+
+def test_what_a_command_prints_is_its_own(tmp_path: Path, memfd: int) -> None:
+    with CannedAgent(tmp_path, granted(**RECEIPT), [memfd]) as agent:
+        words = ("run", "--json", "--mem", "256MiB", "--", "echo", "hello")
+        status, out, err = finish(start(agent, *words))
+    assert (status, out) == (0, "hello\n"), err
+    told = json.loads(err.splitlines()[0])
+    assert (told["version"], told["lease"]["lease_id"], told["receipt"]) == (1, LEASE_ID, RECEIPT)
+
+
+def test_no_receipt_is_said_as_none(tmp_path: Path, memfd: int) -> None:
+    with CannedAgent(tmp_path, granted(), [memfd]) as agent:
+        status, out, err = finish(start(agent, "alloc", "--mem", "1MiB", "--for", "9s", "--json"))
+    assert status == 0, err
+    assert json.loads(out)["receipt"] is None
+
+
+def test_a_receipt_that_cannot_be_kept_gives_the_lease_back(tmp_path: Path, memfd: int) -> None:
+    with CannedAgent(tmp_path, granted(**RECEIPT), [memfd]) as agent:
+        words = ("run", "--receipt", str(tmp_path / "no" / "where"), "--mem", "1MiB", "--", "true")
+        status, _, err = finish(start(agent, *words))
+        assert status == 65 and "no/where" in err
+        assert agent.asked("io.leased.Lease.Release")["lease_id"] == LEASE_ID
