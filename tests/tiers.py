@@ -57,7 +57,7 @@ TIERS = (
     Tier("hardware", 360, "what this host really has; the GPU suite, on the mock"),
     Tier("hostile", 300, "holders that will not let go"),
     Tier("interop", 180, "other people's Varlink clients and OTLP receivers"),
-    Tier("process", 900, "the installed programs: kill -9, restart, sockets", fast=False),
+    Tier("process", 1500, "the installed programs: kill -9, restart, sockets", fast=False),
     Tier("crash", 900, "every crash point and every failing system call of the commit path"),
     Tier("fuzz", 240, "that no bytes break a parser", fast=False),
     Tier("powercut", 300, "power cuts, failing and full disks on ext4, xfs and btrfs", fast=False),
@@ -65,7 +65,7 @@ TIERS = (
     Tier("faults", 600, "injected faults on the running daemon", fast=False),
     Tier("bench", 300, "that the benchmarks measure what they say"),
     Tier("packaging", 300, "the wheel, the units, the configuration, the installer"),
-    Tier("vm", 1500, "a whole host: systemd, cgroup v2, NUMA, reboot, power cut", fast=False),
+    Tier("vm", 2400, "a whole host: systemd, cgroup v2, NUMA, reboot, power cut", fast=False),
 )
 
 
