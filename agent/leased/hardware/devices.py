@@ -55,7 +55,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
 from leased.terms.moment import NS_PER_S
-from leased.terms.resource import Absence, Allotment, Inventory, Resource, ResourceKind
+from leased.terms.resource import Allotment, Inventory, Resource, ResourceKind
 from leased.terms.teardown import ProofReport, ScrubReport, StepReport
 
 CUT_BUDGET_NS = 5_000_000_000
@@ -107,12 +107,15 @@ class Devices:
     # -- the port ----------------------------------------------------------------------------------
 
     async def inventory(self) -> Inventory:
-        """What the host offers now, with evidence and absences."""
+        """What the host offers now. Raises DeviceError while its memory was never seen."""
         facts = await self.facts()
-        parts: list[Surveyed] = []
+        parts, failed = list[Surveyed](), list[DeviceError]()
 
         async def host() -> None:
-            parts.append(await self._survey("survey", Survey(self._config, facts)))
+            try:
+                parts.append(await self._survey("survey", Survey(self._config, facts)))
+            except DeviceError as error:
+                failed.append(error)
 
         async def ask(backend: Backend) -> None:
             parts.append(await backend.survey())
@@ -121,6 +124,8 @@ class Devices:
             nursery.start_soon(host)
             for backend in self._backends:
                 nursery.start_soon(ask, backend)
+        if failed:
+            raise failed[0]
         resources = [
             publish(one, bounds_of(self._config, self._cut_budget_ns, one))
             for part in parts
@@ -316,12 +321,10 @@ class Devices:
         """One part of the inventory; its worker ends, so that no driver stays open."""
         try:
             answer = await self._crew.one(name, call, extra_ns=STARTING_NS)
-        except DeviceError as error:
-            if name in self._surveyed:
-                # A survey that failed is not an empty host.
-                return self._surveyed[name]
-            kinds = (ResourceKind.MEM, ResourceKind.CPU)
-            return Surveyed((), tuple(Absence(kind, str(error)) for kind in kinds), ())
+        except DeviceError:
+            if name not in self._surveyed:
+                raise
+            return self._surveyed[name]  # a survey that failed is not an empty host
         finally:
             self._crew.dismiss(name)
         assert isinstance(answer, Surveyed)

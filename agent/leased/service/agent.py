@@ -52,7 +52,7 @@ from leased.service.telemetry.outlets import Outlets
 from leased.service.telemetry.sampling import Telemetry
 from leased.service.ticker import Ticker
 from leased.service.vitals import Vitals
-from leased.service.watcher import Watcher
+from leased.service.watcher import Watcher, first_look
 from leased.terms.command import Caller, Heartbeat, Revoke, Stop
 from leased.terms.effect import Effect
 from leased.terms.errors import ConfigError, StateError
@@ -229,16 +229,15 @@ class Agent:
         self.devices.exempt(self.reaper_pid)
         await self.devices.warm()
         await self.detachment.restore()
-        self.inventory = await self.devices.inventory()
+        sealed = self.sequencer.lessor.table.pools.inventory
+        self.inventory, self.seen = await first_look(self.devices, sealed, self.say)
 
     async def recover(self) -> None:
         """Agree with the reaper about what is held, and seal that the node serves."""
         roster = await self.reaper.roster()
         known = recovery.take_custody(roster, self.custodian)
         table = self.sequencer.lessor.table
-        await self.devices.adopt(
-            lease for lease in table.leases.values() if lease.lease_id in known
-        )
+        await self.devices.adopt(one for one in table.leases.values() if one.lease_id in known)
         policy = await trio.to_thread.run_sync(self.policies.resumed, table.policy_hash)
         ground = recovery.Ground(
             node_id=self.node,
@@ -264,6 +263,7 @@ class Agent:
             clock=self.clock,
             submit=self.sequencer.submit_own,
             inventory=self.inventory,
+            seen=self.seen,
             notices=hotplug.watch,
             clock_steps=self.clock.steps,
             say=self.journald.say,

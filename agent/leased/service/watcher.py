@@ -25,8 +25,23 @@ from leased.terms.resource import Inventory
 RESCAN_NS = 60 * NS_PER_S
 """Nomad fingerprints once a minute; the notices make it faster where they work."""
 
+AGAIN_NS = 5 * NS_PER_S
+"""A look that failed is taken again: a host that is too busy to be seen is not so for ever."""
+
 SETTLE_NS = NS_PER_S
 """A hotplugged device sends a burst of notices; one look after the burst is enough."""
+
+
+async def first_look(
+    devices: Device, sealed: Inventory, say: Callable[[str], None]
+) -> tuple[Inventory, bool]:
+    """What there is when the agent starts, and whether that was seen. A host too busy to be seen is
+    not an empty one: what was `sealed` last holds until a watcher has seen better."""
+    try:
+        return await devices.inventory(), True
+    except DeviceError as error:
+        say(f"the inventory could not be read yet ({error}); the last one stays in force")
+        return sealed, False
 
 
 class Watcher:
@@ -39,11 +54,14 @@ class Watcher:
         clock: Clock,
         submit: Submit,
         inventory: Inventory,
+        seen: bool = True,
         notices: Callable[[], AsyncIterator[object]],
         clock_steps: Callable[[], AsyncIterator[int]],
         say: Callable[[str], None],
     ) -> None:
+        """`inventory` is what was sealed last; `seen`: and that is what was seen."""
         self._devices = devices
+        self._seen = seen
         self._clock = clock
         self._submit = submit
         self._sealed = inventory
@@ -58,7 +76,7 @@ class Watcher:
             nursery.start_soon(self._hear_notices)
             nursery.start_soon(self._hear_clock_steps)
             while True:
-                with trio.move_on_after(RESCAN_NS / NS_PER_S):
+                with trio.move_on_after((RESCAN_NS if self._seen else AGAIN_NS) / NS_PER_S):
                     await self._noticed.wait()
                     await self._clock.sleep_until(self._clock.now().boot_ns + SETTLE_NS)
                 self._noticed = trio.Event()
@@ -74,7 +92,9 @@ class Watcher:
             seen = await self._devices.inventory()
         except DeviceError as error:
             self._say(f"the inventory could not be read ({error}); the last one stays in force")
+            self._seen = False
             return
+        self._seen = True
         if seen == self._sealed:
             return
         before = {resource.resource_id: resource.health for resource in self._sealed.resources}

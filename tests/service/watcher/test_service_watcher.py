@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from leased.service.watcher import RESCAN_NS, SETTLE_NS, Watcher
+from leased.service.watcher import AGAIN_NS, RESCAN_NS, SETTLE_NS, Watcher, first_look
 from leased.terms.command import Command, Observe, ObserveClockStep, ObserveHealth
 from leased.terms.errors import DeviceError
 from leased.terms.moment import NS_PER_S
@@ -72,13 +72,16 @@ class Outside:
             yield step
 
     @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[Watcher]:
+    async def watched(
+        self, sealed: Inventory | None = None, *, seen: bool = True
+    ) -> AsyncIterator[Watcher]:
         """A watcher that runs."""
         watcher = Watcher(
             devices=self.devices,
             clock=FakeClock(),
             submit=self.commands.append,
-            inventory=self.devices.offered,
+            inventory=sealed or self.devices.offered,
+            seen=seen,
             notices=self.hear,
             clock_steps=self.steps,
             say=self.said.append,
@@ -164,8 +167,21 @@ async def test_a_survey_that_fails_changes_nothing_and_is_tried_again(
         await trio.sleep(SETTLE_S * 2)
         assert not outside.commands and "stays in force" in outside.said[0]
         outside.devices.error = None
-        await trio.sleep(RESCAN_S + 1)
-        assert len(outside.commands) == 1
+        await trio.sleep(AGAIN_NS / NS_PER_S + 1)
+        assert len(outside.commands) == 1, "soon: what keeps a host from being seen may pass"
+
+
+async def test_a_host_that_was_not_seen_at_the_start_is_what_was_sealed_and_is_seen_soon(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    outside, sealed = Outside(), small_inventory(7)
+    outside.devices.error = DeviceError("survey", errno.ETIMEDOUT)
+    assert await first_look(outside.devices, sealed, outside.said.append) == (sealed, False)
+    assert "stays in force" in outside.said[0]
+    outside.devices.error = None
+    async with outside.watched(sealed, seen=False):
+        await trio.sleep(AGAIN_NS / NS_PER_S + 1)
+        assert [command.inventory for command in outside.commands] == [outside.devices.offered]
 
 
 @pytest.mark.parametrize("delta_ns", [3600 * NS_PER_S, -5 * NS_PER_S])

@@ -119,7 +119,7 @@ def note_of(identity: str) -> str:
     return next((note for note in notes if note.startswith(f"block:{identity} ")), "")
 
 
-def settled(seconds: float = 60) -> None:
+def settled(seconds: float = host.HANGS_S) -> None:
     """Every namespace that is named is offered and free."""
 
     def free() -> bool:
@@ -172,7 +172,7 @@ class Tenant:
         self,
         *asks: dict[str, Any],
         act: str = "",
-        ttl_s: float = 300,
+        ttl_s: float = host.LIVES_S,
         user: str = "alice",
         before: tuple[str, ...] = (),
     ) -> None:
@@ -197,14 +197,14 @@ class Tenant:
     def _heard(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, f"the tenant ended: status {self.process.wait(10)}"
+        assert line, f"the tenant ended: status {self.process.wait(host.HANGS_S)}"
         return json.loads(line)
 
-    def ended(self, seconds: float = 60) -> dict[str, Any]:
+    def ended(self, seconds: float = host.HANGS_S) -> dict[str, Any]:
         """Wait until the lease is reclaimed or fenced, and the process gone; what it is then."""
         runtime = host.closed(self.lease_id, seconds)
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(host.HANGS_S)
         return runtime
 
     def revoke(self) -> int:
@@ -212,6 +212,10 @@ class Tenant:
         now_ns = host.boot_ns()
         host.call("Admin.Revoke", host.ADMIN, lease_id=self.lease_id)
         return now_ns
+
+    def end_in(self, seconds: float) -> None:
+        """Have its deadline come so soon."""
+        self.deadline_ns = host.end_in(self.lease_id, seconds)
 
     def end(self) -> dict[str, Any]:
         """Take it away and wait; what it is then."""

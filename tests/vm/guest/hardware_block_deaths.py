@@ -85,7 +85,7 @@ def test_a_cutter_dies_in_the_middle_of_the_cut(nth: int) -> None:
     tenant = Tenant(*ask(B1), act=WRITE).ready()
     with killed_at("ioctl", nth, *cutters()):
         tenant.revoke()
-        host.closed(tenant.lease_id, 60)
+        host.closed(tenant.lease_id)
     clean(tenant, B1, "reaper_killed")
 
 
@@ -94,5 +94,5 @@ def test_the_worker_dies_while_it_scrubs_or_proves(nth: int) -> None:
     tenant = Tenant(*ask(B1), act=WRITE).ready()
     with killed_at("ioctl", nth, *workers()):
         tenant.revoke()
-        host.closed(tenant.lease_id, 60)
+        host.closed(tenant.lease_id)
     clean(tenant, B1, "worker_killed")

@@ -35,8 +35,6 @@ RESOURCE = f"mem:node{NODE}:4096"
 MEMORY = memory(2 * MIB, node=NODE)
 SLICE = Path("/sys/fs/cgroup/leased.slice")
 HALF_A_CORE = {"kind": "cpu", "capacity": 500}
-CUT_MS_MAX = 2000.0
-"""An emulated machine; the published bound is 5 s."""
 
 
 class Holder:
@@ -64,12 +62,17 @@ class Holder:
 
     def ask(self, line: str = "?") -> str:
         """What the process that plays can still do; "" when it is gone."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{line}\n")
-            self.process.stdin.flush()
+            self.tell(line)
             return self.process.stdout.readline().rstrip("\n")
         return ""
+
+    def tell(self, line: str) -> None:
+        """A line that nobody waits to be answered."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
 
     def revoke(self) -> None:
         """An operator takes the lease back."""
@@ -116,6 +119,7 @@ PLAYED: list[Played] = []
 @pytest.fixture(scope="module", autouse=True)
 def the_log_tells_of_them() -> Iterator[None]:
     """When all have been played: the log holds, and says what became of each, and when."""
+    host.offered(RESOURCE)
     yield
     assert host.run("leasectl", "verify").startswith("ok: ")
     told: dict[str, dict[str, dict[str, Any]]] = {}
@@ -148,10 +152,10 @@ def nothing_is_fenced() -> Iterator[None]:
     for one in call("Lease.List", ADMIN, closed=True)["leases"]:
         if one["runtime"]["state"] == "fenced":  # of a test that failed
             unfence(one["lease_id"])
-    eventually("the capacity is back", lambda: host.free(RESOURCE) == before, seconds=20)
+    eventually("the capacity is back", lambda: host.free(RESOURCE) == before)
 
 
-def is_gone(pidfd: int, seconds: float = 20) -> bool:
+def is_gone(pidfd: int, seconds: float = host.HANGS_S) -> bool:
     """Wait for the end of a process."""
     return bool(select.select([pidfd], [], [], seconds)[0])
 
@@ -174,8 +178,7 @@ def clean(one: Holder, case: str, *kinds: str, timed: bool = True) -> None:
     ended = host.closed(one.lease_id)
     assert ended["state"] == "reclaimed", host.run("leasectl", "--admin", "why", one.lease_id)
     if ended["ended"] == "expired":
-        late_ms = (ended["cut_boottime_ns"] - ended["deadline_boottime_ns"]) / 1e6
-        assert 0 <= late_ms < CUT_MS_MAX
+        assert host.came_at(ended["deadline_boottime_ns"], ended["cut_boottime_ns"])
     assert not host.leaf(one.lease_id).exists()
     grant_again(*one.asks)
     PLAYED.append(Played(one.lease_id, case, kinds or ("mem",), "", evidence(), timed))
@@ -226,14 +229,17 @@ def test_whoever_is_in_the_leaf_is_killed_with_it(trick: str, case: str) -> None
 
 
 def test_a_holder_that_ignores_every_signal_ends_at_the_deadline() -> None:
-    with holding("ignores_signals", last_s=1.5) as one:
+    with holding("ignores_signals") as one:
+        host.end_in(one.lease_id, 1)
         assert is_gone(one.pid)
         clean(one, "ignores_signals")
 
 
 def test_a_fork_bomb_ends_at_the_deadline() -> None:
-    with holding("fork_bomb", MEMORY, HALF_A_CORE, last_s=2) as one:
-        assert is_gone(one.pid, 20)
+    with holding("fork_bomb", MEMORY, HALF_A_CORE) as one:
+        host.end_in(one.lease_id, 3)
+        one.tell("explode")
+        assert is_gone(one.pid)
         clean(one, "fork_bomb", "mem", "cpu")
     left = ["pgrep", "-u", "alice", "python"]
     eventually("it is gone", lambda: not subprocess.run(left, capture_output=True).stdout)
@@ -254,7 +260,7 @@ def test_a_fork_bomb_ends_at_the_deadline() -> None:
 def test_whoever_has_it_outside_the_leaf_is_found_and_killed(trick: str, case: str) -> None:
     with holding(f"outside:{trick}") as one:
         one.revoke()
-        assert is_gone(one.pid) and is_gone(one.other, 20)
+        assert is_gone(one.pid) and is_gone(one.other)
         clean(one, case)
 
 
@@ -280,7 +286,7 @@ def test_what_nobody_can_see_is_worth_nothing_when_it_arrives(
 def test_a_tracer_keeps_nobody_alive() -> None:
     with holding("outside:traced") as one:
         one.revoke()
-        assert is_gone(one.pid, 20)
+        assert is_gone(one.pid)
         clean(one, "ptraced")
 
 
@@ -300,7 +306,7 @@ def test_root_that_moves_a_child_out_is_found_by_what_it_holds() -> None:
         child = os.pidfd_open(int(one.ask()))
         assert host.describe(one.lease_id)["trust"] == "root"
         one.revoke()
-        assert is_gone(one.pid) and is_gone(child, 20)
+        assert is_gone(one.pid) and is_gone(child)
         os.close(child)
         clean(one, "cgroup_escape", "any")
 
@@ -347,7 +353,8 @@ def test_the_wall_clock_jumps_a_day_both_ways_and_the_deadline_holds() -> None:
     wall, boot = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
     try:
         for step in (day, -day):
-            with holding("hold", last_s=2) as one:
+            with holding("hold") as one:
+                host.end_in(one.lease_id, 2)
                 time.clock_settime(time.CLOCK_REALTIME, time.time() + step)
                 assert is_gone(one.pid)
                 clean(one, "clock_steps", "any")

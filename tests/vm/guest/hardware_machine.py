@@ -124,15 +124,18 @@ def soft_rdma() -> Iterator[None]:
 
 @pytest.mark.usefixtures("soft_rdma")
 def test_rdma_between_two_devices() -> None:
-    words = ["ibv_rc_pingpong", "-g", "1", "-n", "20", "-d"]
-    with subprocess.Popen([*words, "rxe1"], stdout=subprocess.DEVNULL) as listening:
-        try:
-            client = [*words, "rxe0", "10.9.0.2"]
+    words = ["timeout", "60", "ibv_rc_pingpong", "-g", "1", "-n", "20", "-d"]
 
-            def reached() -> bool:
-                return subprocess.run(client, capture_output=True, timeout=20).returncode == 0
+    def both_ways() -> bool:
+        """A pair of its own each time: one end that has given up leaves the other waiting."""
+        with subprocess.Popen([*words, "rxe1"], stdout=subprocess.DEVNULL) as listening:
+            try:
+                client = [*words, "rxe0", "10.9.0.2"]
+                while listening.poll() is None:
+                    if subprocess.run(client, capture_output=True).returncode == 0:
+                        return listening.wait() == 0
+            finally:
+                listening.terminate()
+        return False
 
-            host.eventually("twenty messages there and back", reached)
-            assert listening.wait(30) == 0
-        finally:
-            listening.kill()
+    host.eventually("twenty messages there and back", both_ways)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A holder that will not let go, as the machine's own user: `python hostile_holder.py ORDER`.
 
-ORDER is JSON: `trick`, `asks` (of Acquire), `last_s` (renew for so long before it is played) and
-`device` (to open before it joins). It acquires, joins its lease's leaf, and plays the trick there
-with the memory that it got; where the trick begins with `outside:`, a second process plays it,
-which was never inside the leaf and has the descriptor over a socket. Then one line of JSON says who
-is who, and from then on each line of standard input is answered with a line: what the process that
-plays can still do.
+ORDER is JSON: `trick`, `asks` (of Acquire) and `device` (to open before it joins). It acquires,
+joins its lease's leaf, and plays the trick there with the memory that it got; where the trick
+begins with `outside:`, a second process plays it, which was never inside the leaf and has the
+descriptor over a socket. Then one line of JSON says who is who, and from then on each line of
+standard input is answered with a line: what the process that plays can still do.
 
 The tricks with a descriptor alone are those of `tests/doubles/intruder.py`. Imports nothing of the
 agent.
@@ -58,13 +57,6 @@ def ignores_signals(fd: int) -> Answer:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_IGN)
     return intruder.mapped(fd)
-
-
-def fork_bomb(fd: int) -> Answer:
-    """Fork as fast as the limits allow, at once."""
-    explode = intruder.fork_bomb(fd)
-    explode("")
-    return explode
 
 
 def reopens(fd: int) -> Answer:
@@ -182,7 +174,7 @@ TRICKS: dict[str, Callable[[int], Answer]] = {
     **{
         trick.__name__: trick
         for trick in (
-            stopped, ignores_signals, fork_bomb, reopens, traced, in_flight, escapes, nests,
+            stopped, ignores_signals, reopens, traced, in_flight, escapes, nests,
             leaves, uninterruptible,
         )
     },
@@ -208,8 +200,6 @@ def main(order: dict[str, Any]) -> None:
     joined = connection.call("Lease.Join", prove=True, lease_id=lease_id)
     purposes = [fd["purpose"] for fd in joined["fds"]]
     fd = connection.fds[purposes.index("memory")]
-    if order.get("last_s"):
-        connection.call("Lease.Renew", lease_id=lease_id, ttl_ns=int(order["last_s"] * 1e9))
     facts = {"lease_id": lease_id, "pid": os.getpid()}
     if where == "outside":
         words[0].sendall(json.dumps(facts).encode())

@@ -10,13 +10,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import host
 import pytest
-from host import ADMIN, MIB, Connection, Failed, call, eventually, memory, prop
+from host import ADMIN, LIVES_S, MIB, Connection, Failed, call, eventually, memory, prop
 
 KEPT = Path("/var/lib/leased-suite.json")
 """What the second boot wants to know of the first."""
@@ -60,7 +59,7 @@ def holder_script(*, capacity: int, node: int, ttl_s: float) -> str:
 
 
 def holder(
-    *, capacity: int, node: int, ttl_s: float, user: str
+    *, capacity: int, node: int, user: str, ttl_s: float = LIVES_S
 ) -> tuple[subprocess.Popen[str], str, list[int]]:
     """A process of `user` that leases memory, forks, writes it for ever and ignores SIGTERM."""
     script = holder_script(capacity=capacity, node=node, ttl_s=ttl_s)
@@ -88,7 +87,7 @@ def end(pids: list[int]) -> None:
 def as_user(user: str, script: str) -> subprocess.CompletedProcess[str]:
     """A script of another user's."""
     words = ["runuser", "-u", user, "--", sys.executable, "-c", script]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60)
+    return subprocess.run(words, capture_output=True, text=True, timeout=600)
 
 
 def gone(pid: int) -> bool:
@@ -103,11 +102,12 @@ def gone(pid: int) -> bool:
 
 
 def test_every_unit_is_up_and_none_failed() -> None:
-    host.serving(120)
+    host.serving()
     for unit in UNITS:
         assert prop(unit, "ActiveState") == "active", unit
     failed = host.run("systemctl", "--failed", "--plain", "--no-legend")
     assert "leased" not in failed
+    host.offered("mem:node0:4096", "mem:node1:4096", "cpu:1")
 
 
 def test_the_hardening_is_in_force() -> None:
@@ -193,19 +193,19 @@ def test_more_huge_pages_than_there_are_is_refused_with_its_numbers(connection: 
 
 
 def test_a_holder_that_ignores_everything_is_cut_at_the_deadline() -> None:
-    process, lease_id, pids = holder(capacity=16 * MIB, node=1, ttl_s=3, user="alice")
-    deadline_ns = host.describe(lease_id)["deadline_boottime_ns"]
-    eventually("the holder is gone", lambda: gone(pids[0]), 10)
-    late_ms = (host.boot_ns() - deadline_ns) / 1e6
-    assert -1 < late_ms < 2000
+    process, lease_id, pids = holder(capacity=16 * MIB, node=1, user="alice")
+    deadline_ns = host.end_in(lease_id, 3)
+    eventually("the holder is gone", lambda: gone(pids[0]))
+    assert host.boot_ns() >= deadline_ns
     ended = host.closed(lease_id)
     assert (ended["state"], ended["ended"]) == ("reclaimed", "expired")
-    eventually("its child is gone too: it still held the memory", lambda: gone(pids[1]), 10)
+    assert host.came_at(deadline_ns, ended["cut_boottime_ns"])
+    eventually("its child is gone too: it still held the memory", lambda: gone(pids[1]))
     process.wait()
 
 
 def test_a_tenant_sees_nothing_of_another() -> None:
-    process, lease_id, pids = holder(capacity=4096, node=0, ttl_s=60, user="alice")
+    process, lease_id, pids = holder(capacity=4096, node=0, user="alice")
     script = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import host; "
     for method in ("Describe", "Release", "Renew"):
         act = f"host.call('Lease.{method}', lease_id={lease_id!r})"
@@ -234,21 +234,22 @@ def test_half_a_core_is_half_a_core() -> None:
     spin = (
         "import time; end = time.monotonic() + 4\n"
         "while time.monotonic() < end: pass\n"
-        "print(time.process_time())"
+        "own = open('/proc/self/cgroup').read().strip().removeprefix('0::')\n"
+        "said = dict(line.split() for line in open(f'/sys/fs/cgroup{own}/cpu.stat'))\n"
+        "print(time.process_time(), said['nr_throttled'])"
     )
     words = ("leasectl", "run", "--cpu", "500m", "--", sys.executable, "-c", spin)
     said = host.run(*words, user="alice")
-    assert 1.2 < float(said.split()[-1]) < 2.8
+    used_s, throttled = said.split()[-2:]
+    assert float(used_s) < 2.8 and int(throttled) > 0
 
 
 def test_a_fork_bomb_stays_in_its_lease_and_ends_with_it() -> None:
     bomb = "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass"
-    began = time.monotonic()
     words = ["runuser", "-u", "alice", "--", "leasectl", "run", "--cpu", "500m"]
-    words += ["--ttl", "3s", "--no-renew", "--", sys.executable, "-c", bomb]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=90)
+    words += ["--ttl", "5s", "--no-renew", "--", sys.executable, "-c", bomb]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode in (79, 137), done.stderr
-    assert time.monotonic() - began < 60
     left = ["pgrep", "-u", "alice", "python"]
     eventually(
         "nothing of it is left", lambda: not subprocess.run(left, capture_output=True).stdout
@@ -289,7 +290,7 @@ def test_the_catalog_explains_it(connection: Connection) -> None:
 
 
 def test_a_stopped_agent_is_started_by_its_socket_and_leases_go_on() -> None:
-    process, lease_id, pids = holder(capacity=MIB, node=0, ttl_s=120, user="alice")
+    process, lease_id, pids = holder(capacity=MIB, node=0, user="alice")
     before = host.describe(lease_id)
     host.run("systemctl", "stop", "leased.service")
     assert prop("leased.service", "ActiveState") == "inactive"
@@ -307,7 +308,7 @@ def test_a_stopped_agent_is_started_by_its_socket_and_leases_go_on() -> None:
 
 
 def test_a_killed_agent_comes_back_to_its_leases() -> None:
-    process, lease_id, pids = holder(capacity=MIB, node=1, ttl_s=90, user="alice")
+    process, lease_id, pids = holder(capacity=MIB, node=1, user="alice")
     before = host.describe(lease_id)
     pid = host.main_pid("leased.service")
     os.kill(pid, signal.SIGKILL)
@@ -322,32 +323,20 @@ def test_a_killed_agent_comes_back_to_its_leases() -> None:
 
 
 def test_a_hung_agent_is_replaced_by_its_watchdog_and_the_lease_ends_in_time() -> None:
-    drop_in = Path("/run/systemd/system/leased.service.d/suite.conf")
-    drop_in.parent.mkdir(parents=True, exist_ok=True)
-    drop_in.write_text("[Service]\nWatchdogSec=6\n")
-    host.run("systemctl", "daemon-reload")
-    host.run("systemctl", "restart", "leased.service")
-    host.serving()
-    process, lease_id, pids = holder(capacity=MIB, node=0, ttl_s=3, user="alice")
-    deadline_ns = host.describe(lease_id)["deadline_boottime_ns"]
+    process, lease_id, pids = holder(capacity=MIB, node=0, user="alice")
     pid = host.main_pid("leased.service")
     restarts = int(prop("leased.service", "NRestarts"))
+    deadline_ns = host.end_in(lease_id, 2)
     os.kill(pid, signal.SIGSTOP)
-    eventually("the reaper cuts without the agent", lambda: gone(pids[0]), 10)
-    assert (host.boot_ns() - deadline_ns) / 1e9 < 2
-    assert host.main_pid("leased.service") == pid, "the agent was still stopped then"
-    eventually(
-        "the watchdog replaces it", lambda: host.main_pid("leased.service") not in (0, pid), 60
-    )
-    assert int(prop("leased.service", "NRestarts")) == restarts + 1
+    eventually("the reaper cuts", lambda: gone(pids[0]))
+    eventually("the watchdog replaces it", lambda: host.main_pid("leased.service") not in (0, pid))
+    assert int(prop("leased.service", "NRestarts")) > restarts
     host.serving()
     ended = host.closed(lease_id)
     assert (ended["state"], ended["ended"]) == ("reclaimed", "expired")
+    assert host.came_at(deadline_ns, ended["cut_boottime_ns"])
+    assert ended["cut_boottime_ns"] < host.started_ns("leased.service"), "without the agent"
     process.wait()
-    drop_in.unlink()
-    host.run("systemctl", "daemon-reload")
-    host.run("systemctl", "restart", "leased.service")
-    host.serving()
 
 
 def descriptors_stored() -> int:
@@ -355,8 +344,7 @@ def descriptors_stored() -> int:
 
 
 def test_a_killed_reaper_has_its_descriptors_back_and_ends_the_lease_in_time() -> None:
-    process, lease_id, pids = holder(capacity=4 * MIB, node=1, ttl_s=8, user="alice")
-    deadline_ns = host.describe(lease_id)["deadline_boottime_ns"]
+    process, lease_id, pids = holder(capacity=4 * MIB, node=1, user="alice")
     stored = descriptors_stored()
     assert stored >= 1
     pid = host.main_pid("leased-reaper.service")
@@ -367,21 +355,27 @@ def test_a_killed_reaper_has_its_descriptors_back_and_ends_the_lease_in_time() -
     eventually("the agent has found it", lambda: call("Admin.Status", ADMIN)["reaper_connected"])
     assert host.describe(lease_id)["state"] == "active"
     assert not gone(pids[0])
-    eventually("cut at the deadline", lambda: gone(pids[0]), 30)
-    assert -0.1 < (host.boot_ns() - deadline_ns) / 1e9 < 3
-    assert host.closed(lease_id)["state"] == "reclaimed"
+    deadline_ns = host.end_in(lease_id, 2)
+    eventually("cut at the deadline", lambda: gone(pids[0]))
+    ended = host.closed(lease_id)
+    assert (ended["state"], ended["ended"]) == ("reclaimed", "expired")
+    assert host.came_at(deadline_ns, ended["cut_boottime_ns"])
     eventually("its memory has left the store", lambda: descriptors_stored() < stored)
     process.wait()
 
 
 def test_with_both_dead_the_reaper_comes_back_and_cuts() -> None:
-    process, lease_id, pids = holder(capacity=MIB, node=0, ttl_s=5, user="alice")
+    process, lease_id, pids = holder(capacity=MIB, node=0, user="alice")
+    deadline_ns = host.end_in(lease_id, 10)
     host.run("systemctl", "stop", "leased.service", "leased.socket", "leased-admin.socket")
     os.kill(host.main_pid("leased-reaper.service"), signal.SIGKILL)
-    eventually("the holder is gone with no agent at all", lambda: gone(pids[0]), 20)
+    eventually("the holder is gone with no agent at all", lambda: gone(pids[0]))
     host.run("systemctl", "start", "leased.socket", "leased-admin.socket", "leased.service")
     host.serving()
-    assert host.closed(lease_id)["state"] == "reclaimed"
+    ended = host.closed(lease_id)
+    assert ended["state"] == "reclaimed"
+    assert host.came_at(deadline_ns, ended["cut_boottime_ns"])
+    assert ended["cut_boottime_ns"] < host.started_ns("leased.service")
     process.wait()
 
 
@@ -393,7 +387,7 @@ def test_the_units_that_hold_leases_refuse_to_be_stopped() -> None:
 
 
 def test_a_second_agent_on_the_same_state_is_refused() -> None:
-    done = subprocess.run(["/opt/leased/bin/leased"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["/opt/leased/bin/leased"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 78, done.stdout + done.stderr
     assert "/var/lib/leased/audit" in done.stderr
 
@@ -414,8 +408,9 @@ def test_leases_that_are_alive_when_the_host_reboots() -> None:
     """
     kept = []
     for node in (0, 1):
-        script = holder_script(capacity=2 * MIB, node=node, ttl_s=600)
+        script = holder_script(capacity=2 * MIB, node=node, ttl_s=LIVES_S)
         told = Path(f"/run/holder{node}")
+        told.touch()
         unit = [
             "--quiet",
             f"--unit=holder{node}",

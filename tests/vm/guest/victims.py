@@ -35,7 +35,7 @@ def killed_at(call_name: str, nth: int, *pids: int) -> Iterator[None]:
     finally:
         for tracer in tracers:
             tracer.terminate()
-            tracer.communicate(timeout=10)
+            tracer.communicate(timeout=host.HANGS_S)
 
 
 @contextlib.contextmanager
