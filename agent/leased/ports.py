@@ -44,7 +44,7 @@ class Clock(Protocol):
         ...
 
 
-class AnchorSlot(msgspec.Struct, frozen=True):
+class AnchorSlot(msgspec.Struct, frozen=True, gc=False):
     """What an anchor slot says (chain.md section 7.3). `generation` is `gen`, `head` the hash of
     record next_seq-1."""
 
@@ -87,7 +87,7 @@ class Journal(Protocol):
         ...
 
 
-class Access(msgspec.Struct, frozen=True, array_like=True):
+class Access(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One thing a holder must know to use a resource: `name` is what it is called in the
     environment of a process inside the lease (CUDA_VISIBLE_DEVICES, LEASE_BLOCK_0, ...). Several of
     one name stand there with commas between. A value can be a capability (an rkey): no repr shows
@@ -115,7 +115,7 @@ class Revocable(NamedTuple):
     number: int
 
 
-class Prepared(msgspec.Struct, frozen=True):
+class Prepared(msgspec.Struct, frozen=True, gc=False):
     """What a device made ready: descriptors to pass (owned by the receiver), the leaf cgroup
     directory's path ("" if none was made), the SHA-256 of what was measured while preparing, what
     the holder must know, and what the reaper must revoke."""
@@ -159,7 +159,7 @@ class Device(Protocol):
         ...
 
 
-class Armed(msgspec.Struct, frozen=True):
+class Armed(msgspec.Struct, frozen=True, gc=False):
     """A lease as the reaper holds it. `expired`: it has been cut, `cut` tells how."""
 
     lease_id: LeaseId
@@ -236,7 +236,7 @@ class Observer(Protocol):
         ...
 
 
-class Holder(msgspec.Struct, frozen=True):
+class Holder(msgspec.Struct, frozen=True, gc=False):
     """A process that uses a resource. `via` is how: cgroup (it is inside the lease), bound (the
     lease is bound to it), memory, pages, fd, map, ring, driver (the driver says so). Where the
     kernel itself uses it, `pid` is 0, `via` one of mount, dm, loop, swap, and `name` says which."""

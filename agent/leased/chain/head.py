@@ -19,7 +19,7 @@ from leased.terms.errors import InvalidParameter
 HASH_BYTES: Final = 32
 
 
-class Head(msgspec.Struct, frozen=True):
+class Head(msgspec.Struct, frozen=True, gc=False):
     """`size` records, the last of which (number size-1) has the hash `hash`; 32 zero bytes
     before the first."""
 

@@ -49,7 +49,7 @@ ENDS_KEPT: Final = 8
 _ROTATED: Final = KIND[KeyRotated]
 
 
-class SealedBatch(msgspec.Struct, frozen=True):
+class SealedBatch(msgspec.Struct, frozen=True, gc=False):
     """Frames ready to commit. `hashes` and `sequences` belong to the sealed items one to one, in
     their order.
 

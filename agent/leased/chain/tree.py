@@ -19,7 +19,7 @@ import msgspec
 EMPTY_ROOT: Final = sha256(b"").digest()
 
 
-class Frontier(msgspec.Struct, frozen=True):
+class Frontier(msgspec.Struct, frozen=True, gc=False):
     """The peaks of a tree of `size` leaves, largest subtree first: as many as `size` has
     one-bits."""
 

@@ -16,14 +16,14 @@ from leased.terms.resource import Absence, Resource
 from leased.terms.teardown import StepReport
 
 
-class Pool(msgspec.Struct, frozen=True, array_like=True):
+class Pool(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Hugepages of one size on one node."""
 
     node: int
     page_bytes: int
 
 
-class CgroupFacts(msgspec.Struct, frozen=True, array_like=True):
+class CgroupFacts(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The cgroup root as it is: its absolute path ("" if there is none), the controllers that its
     leaves have, those that only cgroup v1 has, and what stood in the way, in words."""
 
@@ -36,7 +36,7 @@ class CgroupFacts(msgspec.Struct, frozen=True, array_like=True):
 # ---- calls -------------------------------------------------------------------------------------
 
 
-class Create(msgspec.Struct, frozen=True, array_like=True, tag=0):
+class Create(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
     """Make a memfd. Answered by Created and one descriptor; `handed`: and by one opened anew from
     it, for the holder."""
 
@@ -47,7 +47,7 @@ class Create(msgspec.Struct, frozen=True, array_like=True, tag=0):
     handed: bool = False
 
 
-class Scrub(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Scrub(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """Overwrite, read back and truncate the memfd that comes with the call.
 
     `apart`: the tenant never had this very open file, only ones opened anew from it
@@ -59,13 +59,13 @@ class Scrub(msgspec.Struct, frozen=True, array_like=True, tag=1):
     apart: bool
 
 
-class Count(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class Count(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     """Read a pool's counters."""
 
     pool: Pool
 
 
-class MakeLeaf(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class MakeLeaf(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """Make a lease's leaf. `cpus` and `cpu_milli` limit it where there is a cpu allotment,
     `memory_bytes` and `nodes` where there is a budget of memory."""
 
@@ -77,7 +77,7 @@ class MakeLeaf(msgspec.Struct, frozen=True, array_like=True, tag=3):
     nodes: str = ""
 
 
-class CloseLeaf(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class CloseLeaf(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
     """Read what is still charged to the leaf and remove it. `budget`: what is charged is leased
     memory; the kernel is told to take it all back first, and the leaf stays until it has."""
 
@@ -85,27 +85,27 @@ class CloseLeaf(msgspec.Struct, frozen=True, array_like=True, tag=4):
     budget: bool = False
 
 
-class Join(msgspec.Struct, frozen=True, array_like=True, tag=5):
+class Join(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
     """Move the process of the pidfd that comes with the call into the leaf."""
 
     path: str
     pid: int
 
 
-class Found(msgspec.Struct, frozen=True, array_like=True, tag=6):
+class Found(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     """Find the cgroup2 mount, make the root, enable controllers. Answered by CgroupFacts."""
 
     root: str
 
 
-class Survey(msgspec.Struct, frozen=True, array_like=True, tag=7):
+class Survey(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
     """Say what the host has, as far as the kernel's own files tell."""
 
     config: HardwareConfig
     cgroup: CgroupFacts
 
 
-class Filter(msgspec.Struct, frozen=True, array_like=True, tag=8):
+class Filter(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
     """Let whoever is in the leaf open exactly these device nodes from here on (`verbs.DeviceRule`
     as numbers)."""
 
@@ -113,7 +113,7 @@ class Filter(msgspec.Struct, frozen=True, array_like=True, tag=8):
     rules: tuple[tuple[int, int, int, int], ...]
 
 
-class Task(msgspec.Struct, frozen=True, array_like=True, tag=9):
+class Task(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     """What only one backend knows: `verb` in the `VERBS` of `hardware.<backend>.carrying`, its
     argument encoded, and how many descriptors come with it. Answered by Result."""
 
@@ -126,7 +126,7 @@ class Task(msgspec.Struct, frozen=True, array_like=True, tag=9):
 Call = Create | Scrub | Count | MakeLeaf | CloseLeaf | Join | Found | Survey | Filter | Task
 
 
-class Batch(msgspec.Struct, frozen=True, array_like=True):
+class Batch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Calls of one message. `exempt` are our own processes as (pid, start time): never escapees."""
 
     number: int
@@ -140,7 +140,7 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
 # ---- answers -----------------------------------------------------------------------------------
 
 
-class Failed(msgspec.Struct, frozen=True, array_like=True, tag=0):
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
     """The call failed; nothing of it is left."""
 
     verb: str
@@ -148,7 +148,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=0):
     detail: str
 
 
-class Created(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Created(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """The memfd: its inode and the blocks it has, as fstat tells them, and when it was ready."""
 
     device: int
@@ -157,14 +157,14 @@ class Created(msgspec.Struct, frozen=True, array_like=True, tag=1):
     ready_ns: int
 
 
-class Counted(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class Counted(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """A pool's counters."""
 
     total_pages: int
     free_pages: int
 
 
-class Cleaned(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class Cleaned(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     """What a scrub did. Of a pool: its counters just before the truncation, and how many of the
     lease's hugepages did not come back at once."""
 
@@ -175,13 +175,13 @@ class Cleaned(msgspec.Struct, frozen=True, array_like=True, tag=2):
     short_pages: int = 0
 
 
-class Leafed(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class Leafed(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
     """The leaf is there (or is gone), and the process is in it."""
 
     ended_ns: int
 
 
-class Charged(msgspec.Struct, frozen=True, array_like=True, tag=5):
+class Charged(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
     """What the leaf was charged when it was closed; `removed` is 0 or the errno of rmdir
     (ENOTEMPTY: nobody is in it, but leased memory is still charged to it)."""
 
@@ -191,13 +191,13 @@ class Charged(msgspec.Struct, frozen=True, array_like=True, tag=5):
     ended_ns: int
 
 
-class Founded(msgspec.Struct, frozen=True, array_like=True, tag=6):
+class Founded(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     """The cgroup root."""
 
     facts: CgroupFacts
 
 
-class Surveyed(msgspec.Struct, frozen=True, array_like=True, tag=7):
+class Surveyed(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
     """Part of an inventory."""
 
     resources: tuple[Resource, ...]
@@ -205,7 +205,7 @@ class Surveyed(msgspec.Struct, frozen=True, array_like=True, tag=7):
     notes: tuple[str, ...]
 
 
-class Result(msgspec.Struct, frozen=True, array_like=True, tag=8):
+class Result(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
     """What a Task came to, encoded."""
 
     value: bytes
@@ -214,7 +214,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True, tag=8):
 Answer = Failed | Created | Cleaned | Counted | Leafed | Charged | Founded | Surveyed | Result
 
 
-class Answers(msgspec.Struct, frozen=True, array_like=True):
+class Answers(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The answers to the batch of that number, in order."""
 
     number: int

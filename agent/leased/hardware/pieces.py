@@ -27,7 +27,7 @@ from leased.terms.resource import Allotment, ResourceKind, Shape, capacity_id, s
 NORMAL_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 
-class Piece(msgspec.Struct, frozen=True):
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """One memory allotment: its place among the lease's memfds and among its allotments, where it
     lives and how large."""
 

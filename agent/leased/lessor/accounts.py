@@ -10,7 +10,7 @@ Does not know limits (`lessor.quota`): the table moves leases through here, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from leased.lessor.deadlines import Deadlines, Endings
@@ -96,19 +96,29 @@ class Account:
         """Capacity of a kind, of one tier or NUMA node of it where they are not ANY."""
         if tier == ANY and node == ANY:
             return self.capacities[kind]
-        return sum(
-            capacity for cell, capacity in self.cells.items() if covers(kind, tier, node, cell)
-        )
+        used = 0
+        for cell, capacity in self.cells.items():
+            if covers(kind, tier, node, cell):
+                used += capacity
+        return used
 
 
 def covers(kind: int, tier: int, node: int, cell: Cell) -> bool:
     """Whether what is counted by (kind, tier, node) counts `cell`."""
-    return kind == cell[0] and tier in (ANY, cell[1]) and node in (ANY, cell[2])
+    return (
+        kind == cell[0]
+        and (tier == ANY or tier == cell[1])
+        and (node == ANY or node == cell[2])
+    )
 
 
 def weigh(charge: Charge, kind: int, tier: int, node: int) -> int:
     """How much of a lease (kind, tier, node) counts."""
-    return sum(capacity for cell, capacity in charge if covers(kind, tier, node, cell))
+    weight = 0
+    for cell, capacity in charge:
+        if covers(kind, tier, node, cell):
+            weight += capacity
+    return weight
 
 
 class Watcher(Protocol):
@@ -122,12 +132,13 @@ class Watcher(Protocol):
 class Accounts:
     """Every account by holder. `watchers` are told of every change of a tenant's."""
 
-    __slots__ = ("_deadlines", "_group_of", "_groups", "_tenants", "watchers")
+    __slots__ = ("_deadlines", "_group_of", "_groups", "_holders", "_tenants", "watchers")
 
     def __init__(self, deadlines: Deadlines[LeaseId]) -> None:
         self._deadlines = deadlines
         self._tenants: dict[TenantId, Account] = {}
         self._groups: dict[str, Account] = {}
+        self._holders: dict[str, Account] = {}
         self._group_of: Mapping[TenantId, str] = {}
         self.watchers: Sequence[Watcher] = ()
 
@@ -141,6 +152,10 @@ class Accounts:
     def group(self, name: str) -> Account | None:
         """The account of a group any of whose members has a lease."""
         return self._groups.get(name)
+
+    def holder(self, holder: str) -> Account | None:
+        """The account of a tenant, or of a group by its `group_key`."""
+        return self._holders.get(holder)
 
     def items(self) -> Iterable[tuple[TenantId, Account]]:
         """Every tenant's account."""
@@ -182,6 +197,7 @@ class Accounts:
         """Who is in which group from here on; `live` says when each lease that is used ends."""
         self._group_of = group_of
         self._groups = {}
+        self._holders = dict(self._tenants)
         for tenant, account in self._tenants.items():
             name = group_of.get(tenant)
             if name is None:
@@ -193,17 +209,17 @@ class Accounts:
                 if ends_ns is None:
                     group.cut(lease_id)
 
-    def _of(self, tenant: TenantId) -> Iterator[Account]:
+    def _of(self, tenant: TenantId) -> tuple[Account, ...]:
         account = self._tenants.get(tenant)
         if account is None:
             account = self._tenants[tenant] = Account(tenant, self._deadlines)
-        yield account
+            self._holders[tenant] = account
         name = self._group_of.get(tenant)
-        if name is not None:
-            yield self._group(name)
+        return (account,) if name is None else (account, self._group(name))
 
     def _group(self, name: str) -> Account:
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = Account(group_key(name), self._deadlines)
+            self._holders[group.holder] = group
         return group

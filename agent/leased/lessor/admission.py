@@ -52,7 +52,7 @@ that account.
 OF_ONE_HOLDER = frozenset({RefusalReason.TENANT_LEASES, RefusalReason.TENANT_CAPACITY})
 
 
-class Offer(msgspec.Struct):
+class Offer(msgspec.Struct, gc=False):
     """Yes, and on what terms: until when a renewal may go (None: no such end), what of each kind is
     borrowed, and which limits are exceeded where they may be.
     """
@@ -119,16 +119,18 @@ class Admission:
         if verdict is not None:
             return verdict
         asks, table = acquire.asks, self._table
+        charge: Charge = ()
         if table.occupied >= self.policy.leases_max:
             return self._node_full()
         offer = Offer(())
+        if self.shares.divisions or not limits.unlimited:
+            charge = wanted_by(acquire)
         if not limits.unlimited:
-            verdict = self._within(acquire, limits, wanted_by(acquire), offer, now_ns)
+            verdict = self._within(acquire, limits, charge, offer, now_ns)
             if verdict is not None:
                 return verdict
         if self.shares.divisions:
-            tenant, charge = acquire.caller.tenant, wanted_by(acquire)
-            verdict = self.shares.verdict(tenant, charge, table.pools)
+            verdict = self.shares.verdict(acquire.caller.tenant, charge, table.pools)
             if verdict is not None:
                 return verdict
         barred: AbstractSet[str] = NONE_BARRED
@@ -170,18 +172,26 @@ class Admission:
         return None
 
     def _within(
-        self, acquire: Acquire, limits: Limits, charge: Charge, offer: Offer, now_ns: int
+        self,
+        acquire: Acquire,
+        limits: Limits,
+        charge: Charge,
+        offer: Offer,
+        now_ns: int,
+        *,
+        counted: bool = False,
     ) -> Verdict | None:
         """Whether the tenant, and those it shares limits with, may have `charge` more; how, goes
-        into `offer`.
+        into `offer`. `counted`: there is room for one more lease, whatever it has.
         """
         accounts = self._table.accounts
-        overrun = count_overrun(limits, accounts)
+        overrun = None if counted else count_overrun(limits, accounts)
         if overrun is None:
             excesses: list[Excess] = []
             lends = partial(self.shares.lends, acquire.caller.tenant)
             overrun = capacity_overrun(limits, accounts, charge, excesses, lends)
-            overrun = overrun or self._bear(excesses, charge, offer, now_ns)
+            if overrun is None and (excesses or offer.excesses):
+                overrun = self._bear(excesses, charge, offer, now_ns)
         if overrun is None and limits.metered:
             overrun = self.budget_overrun(limits, _uses(charge, acquire))
         return None if overrun is None else over_quota(overrun)
@@ -227,14 +237,15 @@ class Admission:
         """As `_within`, for what was placed. Where it went may be what is over: then anywhere that
         is not.
         """
-        verdict = self._within(acquire, limits, self._charge(placed), offer, now_ns)
+        verdict = self._within(acquire, limits, self._charge(placed), offer, now_ns, counted=True)
         if verdict is None or not limits.narrow:
             return placed if verdict is None else verdict
         closed = self._closed_to(limits, acquire)
         elsewhere = place(acquire.asks, self._table.pools, barred=barred | closed)
         if not isinstance(elsewhere, tuple):
             return verdict
-        again = self._within(acquire, limits, self._charge(elsewhere), offer, now_ns)
+        charge = self._charge(elsewhere)
+        again = self._within(acquire, limits, charge, offer, now_ns, counted=True)
         return elsewhere if again is None else verdict
 
     def _charge(self, placed: tuple[Allotment, ...]) -> Charge:

@@ -67,22 +67,21 @@ def budget_overrun(
     for one in limits.chain():
         if not one.budgets:
             continue
-        tenants = _tenants_of(one, members)
+        meters = [ledger.meter(tenant) for tenant in _tenants_of(one, members)]
         for index, budget in enumerate(one.budgets):
-            rows = [
-                meter.rows[budget.period]
-                for meter in map(ledger.meter, tenants)
-                if meter is not None
-            ]
-            rule = f"{one.name}.budgets[{index}]"
+            rows = [meter.rows[budget.period] for meter in meters if meter is not None]
             overrun = (
-                _cost(budget, one, rule, rows, prices, more)
+                _cost(budget, one, index, rows, prices, more)
                 if budget.kind is None
-                else _capacity(budget, one, rule, rows, more)
+                else _capacity(budget, one, index, rows, more)
             )
             if overrun is not None:
                 return overrun
     return None
+
+
+def _rule(limits: Limits, index: int) -> str:
+    return f"{limits.name}.budgets[{index}]"
 
 
 def _tenants_of(limits: Limits, members: Mapping[TenantId, str]) -> Sequence[TenantId]:
@@ -95,21 +94,23 @@ def _tenants_of(limits: Limits, members: Mapping[TenantId, str]) -> Sequence[Ten
 def _capacity(
     budget: Budget,
     limits: Limits,
-    rule: str,
+    index: int,
     rows: Sequence[Mapping[Key, int]],
     more: Mapping[Key, int],
 ) -> Overrun | None:
     assert budget.kind is not None and budget.capacity_ns is not None
     kind, tier = int(budget.kind), ANY if budget.tier is None else int(budget.tier)
     asked = used_ns(more, kind, tier)
-    used = sum(used_ns(one, kind, tier) for one in rows)
+    used = 0
+    for one in rows:
+        used += used_ns(one, kind, tier)
     if not asked or used + asked <= budget.capacity_ns:
         return None
     unit_ns = UNIT[budget.kind] * NS_PER_S
     return Overrun(
         RefusalReason.BUDGET,
         limits.holder,
-        rule,
+        _rule(limits, index),
         f"{ResourceKind(kind).name.lower()}_seconds",
         budget.capacity_ns // unit_ns,
         -(-used // unit_ns),
@@ -122,7 +123,7 @@ def _capacity(
 def _cost(
     budget: Budget,
     limits: Limits,
-    rule: str,
+    index: int,
     rows: Sequence[Mapping[Key, int]],
     prices: Prices,
     more: Mapping[Key, int],
@@ -135,7 +136,7 @@ def _cost(
     return Overrun(
         RefusalReason.BUDGET,
         limits.holder,
-        rule,
+        _rule(limits, index),
         "cost_nano",
         budget.cost_nano,
         -(-used // _MONEY_SCALE),

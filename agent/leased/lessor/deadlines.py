@@ -90,20 +90,21 @@ class Deadlines(Generic[K]):
 
 class Endings(Generic[K]):
     """Some keys of a `Deadlines`, ordered by their instants there. Keys gone from there are dropped
-    when met.
+    when met. Asking is rare and adding is not, so the order is made when it is asked for.
     """
 
-    __slots__ = ("_compact_at", "_current", "_heap")
+    __slots__ = ("_compact_at", "_current", "_fresh", "_heap")
 
     def __init__(self, deadlines: Deadlines[K]) -> None:
         self._current = deadlines.current
         self._heap: list[tuple[int, K]] = []
+        self._fresh: list[tuple[int, K]] = []
         self._compact_at = _COMPACT_MIN
 
     def add(self, key: K, at_ns: int) -> None:
         """Count `key` in, or tell that its instant moved earlier. Later moves need not be told."""
-        heapq.heappush(self._heap, (at_ns, key))
-        if len(self._heap) > self._compact_at:
+        self._fresh.append((at_ns, key))
+        if len(self._fresh) > self._compact_at:
             self._compact()
 
     def first(self, limit: int) -> list[tuple[int, K]]:
@@ -133,6 +134,9 @@ class Endings(Generic[K]):
         out.
         """
         heap, current = self._heap, self._current
+        for entry in self._fresh:
+            heapq.heappush(heap, entry)
+        self._fresh.clear()
         seen: dict[K, None] = {}
         reached = False
         while heap and not reached:
@@ -152,7 +156,9 @@ class Endings(Generic[K]):
 
     def _compact(self) -> None:
         current = self._current
-        keys = dict.fromkeys(key for _, key in self._heap if key in current)
-        self._heap = [(current[key], key) for key in keys]
+        keys = {key: current[key] for _, key in self._heap if key in current}
+        keys.update([(key, current[key]) for _, key in self._fresh if key in current])
+        self._heap = [(at_ns, key) for key, at_ns in keys.items()]
         heapq.heapify(self._heap)
-        self._compact_at = max(_COMPACT_MIN, 2 * len(self._heap))
+        self._fresh.clear()
+        self._compact_at = max(_COMPACT_MIN, len(self._heap))

@@ -36,7 +36,7 @@ Answers = tuple[tuple[CommandId, Reply], ...]
 NO_EVIDENCE = bytes(32)
 
 
-class Proposal(msgspec.Struct, frozen=True):
+class Proposal(msgspec.Struct, frozen=True, gc=False):
     """What a command leads to. The command's own answer, if it has one now, is the first of
     `answers`.
     """
@@ -46,7 +46,7 @@ class Proposal(msgspec.Struct, frozen=True):
     effects: tuple[Effect, ...] = ()
 
 
-class Facts(msgspec.Struct):
+class Facts(msgspec.Struct, gc=False):
     """What is known about a change beyond the lease itself. `at_ns` is when it takes effect."""
 
     at_ns: int

@@ -81,19 +81,20 @@ def grant(
         )
     for excess in offer.excesses:
         mark_soft(draft, excess)
-    draft.answers.append((acquire.command_id, Granted(table.leases[lease_id])))
-    draft.effects.append(Prepare(table.leases[lease_id]))
+    lease = table.leases[lease_id]
+    draft.answers.append((acquire.command_id, Granted(lease)))
+    draft.effects.append(Prepare(lease))
 
 
 def _deadline_ns(acquire: Acquire, offer: Offer, longest: int | None, now_ns: int) -> int:
     """What was asked for, or the first end that bounds the lease."""
-    ends = [now_ns + acquire.ttl_ns]
+    first = now_ns + acquire.ttl_ns
     if longest is not None:
-        ends.append(now_ns + longest)
+        first = min(first, now_ns + longest)
     for end_ns in (offer.burst_until_ns, offer.backfill_until_ns):
-        if end_ns is not None:
-            ends.append(end_ns)
-    return min(ends)
+        if end_ns is not None and end_ns < first:
+            first = end_ns
+    return first
 
 
 def _grace_ns(admission: Admission, acquire: Acquire) -> int:

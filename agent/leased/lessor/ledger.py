@@ -17,13 +17,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from leased.lessor.accounts import ANY
 from leased.terms import event as events
 from leased.terms.identity import TenantId
-from leased.terms.lease import Lease
+from leased.terms.lease import Lease, Subject
 from leased.terms.policy import Period
 
 WIDE_BYTES = 16
 
 Key = tuple[int, int, int]
 """Kind, tier (or ANY) and priority: what has a price."""
+
+
+def keyed(subject: Subject) -> list[tuple[Key, int]]:
+    """What a lease has, by what has a price."""
+    priority = int(subject.priority)
+    return [
+        ((int(one.kind), ANY if one.tier is None else int(one.tier), priority), one.capacity)
+        for one in subject.allotments
+    ]
 
 
 class Meter:
@@ -36,11 +45,9 @@ class Meter:
 
     def add(self, period: Period, lease: Lease, ns: int) -> None:
         """So much more time (or less) of a lease."""
-        rows, priority = self.rows[period], int(lease.subject.priority)
-        for allotment in lease.subject.allotments:
-            tier = ANY if allotment.tier is None else int(allotment.tier)
-            key = (int(allotment.kind), tier, priority)
-            rows[key] = rows.get(key, 0) + allotment.capacity * ns
+        rows = self.rows[period]
+        for key, capacity in keyed(lease.subject):
+            rows[key] = rows.get(key, 0) + capacity * ns
 
 
 class Ledger:
@@ -66,9 +73,13 @@ class Ledger:
     def change(self, lease: Lease, from_ns: int, until_ns: int) -> None:
         """A lease that would have ended at `from_ns` now ends at `until_ns`."""
         meter = self._meters.get(lease.subject.tenant)
-        if meter is not None:
-            for period, began_ns in self.began_ns.items():
-                meter.add(period, lease, max(until_ns, began_ns) - max(from_ns, began_ns))
+        if meter is None:
+            return
+        shares = keyed(lease.subject)
+        for period, began_ns in self.began_ns.items():
+            rows, ns = meter.rows[period], max(until_ns, began_ns) - max(from_ns, began_ns)
+            for key, capacity in shares:
+                rows[key] = rows.get(key, 0) + capacity * ns
 
     def begin(self, event: events.PeriodBegan, ends: Iterable[tuple[Lease, int]]) -> None:
         """A period begins anew; `ends` are the live leases and when each ends."""
@@ -117,6 +128,8 @@ def fresh(leases: Iterable[tuple[Lease, int]], now_ns: int) -> Meter:
 
 def used_ns(rows: Mapping[Key, int], kind: int, tier: int) -> int:
     """Capacity x ns of a kind, or of one tier of it."""
-    return sum(
-        capacity_ns for key, capacity_ns in rows.items() if key[0] == kind and tier in (ANY, key[1])
-    )
+    used = 0
+    for key, capacity_ns in rows.items():
+        if key[0] == kind and (tier == ANY or tier == key[1]):
+            used += capacity_ns
+    return used

@@ -30,7 +30,7 @@ CAPACITY_MAX = 2**63 - 1
 CORE_MILLI = 1000
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """No. `waitable`: it may become yes without the caller changing anything. `holder` is whose
     limit it is, where it is somebody's, and `when_over` what the policy says should become of the
     request then.

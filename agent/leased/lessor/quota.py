@@ -12,7 +12,7 @@ table's to know (`overage`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -39,7 +39,7 @@ LEASES: Final = "leases_max"
 CONCURRENT: Final = "concurrent_max"
 
 
-class Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """One limit on capacity. `ceiling` is what it never lets through; it is above `limit` where
     the mode allows that for a while.
     """
@@ -62,8 +62,10 @@ class Row(msgspec.Struct, frozen=True):
         return self.tier != ANY or self.node != ANY
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """What one holder may have; a group has no level, rates or duration, and no group."""
+class Limits(msgspec.Struct, frozen=True, gc=False):
+    """What one holder may have; a group has no level, rates or duration, and no group. `narrow`: a
+    placement matters to any of its rows, or to its group's. `metered`: what the tenant uses up
+    counts against a budget, its own or its group's."""
 
     holder: str
     name: str
@@ -80,26 +82,15 @@ class Limits(msgspec.Struct, frozen=True):
     when_over: WhenOver
     group: Limits | None
     unlimited: bool
+    narrow: bool
+    metered: bool
 
-    @property
-    def narrow(self) -> bool:
-        """Whether a placement matters to any of its rows, or to its group's."""
-        group = self.group
-        return any(row.narrow for row in self.rows) or (group is not None and group.narrow)
-
-    @property
-    def metered(self) -> bool:
-        """Whether what the tenant uses up counts against a budget."""
-        return bool(self.budgets) or (self.group is not None and bool(self.group.budgets))
-
-    def chain(self) -> Iterator[Limits]:
+    def chain(self) -> tuple[Limits, ...]:
         """These, then those that are shared."""
-        yield self
-        if self.group is not None:
-            yield self.group
+        return (self,) if self.group is None else (self, self.group)
 
 
-class Overrun(msgspec.Struct, frozen=True):
+class Overrun(msgspec.Struct, frozen=True, gc=False):
     """A limit that a request would go over, in the unit of `what`. `fits`: it would not, if its
     holder had nothing.
     """
@@ -120,7 +111,7 @@ class Overrun(msgspec.Struct, frozen=True):
         return self.requested <= self.limit
 
 
-class Excess(msgspec.Struct, frozen=True):
+class Excess(msgspec.Struct, frozen=True, gc=False):
     """A row that a request goes over where its mode lets it, and what its holder has then."""
 
     limits: Limits
@@ -134,9 +125,7 @@ Lends = Callable[[int, int], bool]
 
 def account_of(accounts: Accounts, limits: Limits) -> Account | None:
     """The account that `limits` are held against."""
-    if limits.holder.startswith("@"):
-        return accounts.group(limits.holder[1:])
-    return accounts.get(TenantId(limits.holder))
+    return accounts.holder(limits.holder)
 
 
 def wanted_by(acquire: Acquire) -> Charge:
@@ -192,16 +181,18 @@ def capacity_overrun(
             continue
         account = account_of(accounts, one)
         for row in one.rows:
-            more = weigh(charge, row.kind, row.tier, row.node)
+            kind, tier, node = row.kind, row.tier, row.node
+            more = weigh(charge, kind, tier, node)
             if not more:
                 continue
-            usage = 0 if account is None else account.used(row.kind, row.tier, row.node)
+            usage = 0 if account is None else account.used(kind, tier, node)
+            if usage + more <= row.limit:
+                continue
             if usage + more > row.ceiling and not (
-                one is limits and row.mode is Mode.HARD and not row.narrow and lends(row.kind, more)
+                one is limits and row.mode is Mode.HARD and not row.narrow and lends(kind, more)
             ):
                 return over_row(one, row, row.ceiling, usage, more)
-            if usage + more > row.limit:
-                excesses.append(Excess(one, row, usage + more))
+            excesses.append(Excess(one, row, usage + more))
     return None
 
 
@@ -269,6 +260,8 @@ def _compile(
         policy.when_over,
         group,
         free and not limits.budgets and (group is None or group.unlimited),
+        any(row.narrow for row in rows) or (group is not None and group.narrow),
+        bool(limits.budgets) or (group is not None and group.metered),
     )
 
 

@@ -10,9 +10,8 @@ Does not move anything (`lessor`), and leaves the ends of notices to the lifecyc
 
 from __future__ import annotations
 
-from leased.lessor.accounts import ANY
 from leased.lessor.admission import Admission, over_quota
-from leased.lessor.ledger import Key
+from leased.lessor.ledger import Key, keyed
 from leased.lessor.quota import Limits, account_of
 from leased.lessor.table import LeaseTable
 from leased.terms.lease import Lease
@@ -58,10 +57,8 @@ def renewed_until_ns(
 
 def _more(lease: Lease, ns: int) -> dict[Key, int]:
     more: dict[Key, int] = {}
-    for allotment in lease.subject.allotments:
-        tier = ANY if allotment.tier is None else int(allotment.tier)
-        key = (int(allotment.kind), tier, int(lease.subject.priority))
-        more[key] = more.get(key, 0) + allotment.capacity * ns
+    for key, capacity in keyed(lease.subject):
+        more[key] = more.get(key, 0) + capacity * ns
     return more
 
 

@@ -100,7 +100,7 @@ class Requests:
         """The refusal of a tenant that asks faster than it may."""
         tenant = acquire.caller.tenant
         limits = self._admission.book.limits(tenant)
-        until_ns = self._throttled.get(tenant)
+        until_ns = self._throttled.get(tenant) if self._throttled else None
         if until_ns is not None:
             if now_ns < until_ns:
                 return Refusal(RefusalReason.THROTTLED, "requests", 0, 0, 1, until_ns, limits.name)
@@ -117,14 +117,14 @@ class Requests:
 
     def decide(self, draft: Draft, acquire: Acquire) -> None:
         """Grant, queue or refuse a new request."""
-        limits = self._admission.book.limits(acquire.caller.tenant)
-        requeued = self._requeued(acquire)
+        requeued = False if acquire.requeue_of is None else self._requeued(acquire)
         if isinstance(requeued, Refusal):
             self._refuse(draft, acquire, requeued)
             return
-        share = self._admission.share_of(acquire, draft.now_ns) if self._queue else 0
-        rank = rank_of(acquire, requeued=requeued, share=share)
-        ahead = self._queue.ahead_of(rank)
+        share, ahead = 0, None
+        if self._queue:
+            share = self._admission.share_of(acquire, draft.now_ns)
+            ahead = self._queue.ahead_of(rank_of(acquire, requeued=requeued, share=share))
         verdict = self._admission.judge(acquire, ahead, draft.now_ns)
         if ahead is not None and isinstance(verdict, Verdict):
             verdict = self._lender.lend(acquire, ahead, verdict, draft.now_ns)
@@ -136,6 +136,7 @@ class Requests:
             self._enqueue(draft, acquire, verdict, requeued=requeued, share=share)
         else:
             if verdict.when_over is WhenOver.THROTTLE:
+                limits = self._admission.book.limits(acquire.caller.tenant)
                 self._throttle(limits, draft.now_ns)
             self._refuse(draft, acquire, verdict.refusal)
 
@@ -150,8 +151,7 @@ class Requests:
         """Whether the request goes to the head of its level: its tenant lost that lease to another,
         and has not asked for it again yet.
         """
-        if acquire.requeue_of is None:
-            return False
+        assert acquire.requeue_of is not None
         lease = self._table.find(acquire.requeue_of)
         preempted = (
             lease is not None

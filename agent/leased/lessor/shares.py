@@ -66,7 +66,13 @@ class Share:
         """A tenant has so much more, or less."""
         amount = self.wanted(charge)
         if amount:
-            self._set(tenant, self.used.get(tenant, 0) + sign * amount)
+            self.change(tenant, sign * amount)
+
+    def change(self, tenant: TenantId, amount: int) -> int:
+        """A tenant has so much more of it; what it has then."""
+        after = self.used.get(tenant, 0) + amount
+        self._set(tenant, after)
+        return after
 
     def fill(self, accounts: Accounts) -> None:
         """Begin with what everybody has."""
@@ -77,8 +83,9 @@ class Share:
 
     def _set(self, tenant: TenantId, after: int) -> None:
         line, before = self.lines.get(tenant, 0), self.used.get(tenant, 0)
-        self.over += max(0, after - line) - max(0, before - line)
-        if self._lends(tenant):
+        if after > line or before > line:
+            self.over += max(0, after - line) - max(0, before - line)
+        if line and self._lends(tenant):
             self.idle += max(0, line - after) - max(0, line - before)
         if after:
             self.used[tenant] = after
@@ -129,11 +136,11 @@ class Division:
 
     def moved(self, tenant: TenantId, charge: Charge, sign: int, now_ns: int) -> None:
         """A tenant has so much more, or less."""
-        if not self.share.wanted(charge):
+        amount = self.share.wanted(charge)
+        if not amount:
             return
-        self.share.moved(tenant, charge, sign, now_ns)
+        held = self.share.change(tenant, sign * amount)
         if self.fair:
-            held = self.share.used.get(tenant, 0)
             window = self._windows.get(tenant)
             if window is None:
                 window = self._windows[tenant] = Window(0, now_ns)

@@ -39,7 +39,7 @@ NO_BOOT = BootId(bytes(16))
 _replace = msgspec.structs.replace
 
 
-class Tenancy(msgspec.Struct):
+class Tenancy(msgspec.Struct, gc=False):
     """When a lease's tenant stopped paying (on the clock of the lease's boot) and when its teardown
     began (on its own).
     """
@@ -151,7 +151,7 @@ class LeaseTable:
         lease_id, subject, deadline_ns = event.lease_id, event.subject, event.deadline_ns
         if lease_id in self.leases or lease_id in self.closed:
             raise InvariantError("a lease id was used twice")
-        self.leases[lease_id] = Lease(
+        lease = self.leases[lease_id] = Lease(
             lease_id,
             event.command_id,
             subject,
@@ -177,8 +177,8 @@ class LeaseTable:
             pool.holders[lease_id] = None
             charge.append(((found or pool).cell, allotment.capacity))
         self.accounts.begin(lease_id, subject.tenant, tuple(charge), deadline_ns, moment.boot_ns)
-        self.ledger.change(self.leases[lease_id], event.effective_ns, deadline_ns)
-        self.yielders.enter(self.leases[lease_id], LEVEL_OF[subject.priority])
+        self.ledger.change(lease, event.effective_ns, deadline_ns)
+        self.yielders.enter(lease, LEVEL_OF[subject.priority])
 
     def _admitted(self, event: events.Admitted, moment: Moment) -> None:
         lease = self._one_of(event, LIVE)

@@ -91,22 +91,23 @@ class Yielders:
 
     def enter(self, lease: Lease, level: Level) -> None:
         """A lease begins at `level`."""
-        if lease.subject.priority is Priority.GUARANTEED:
+        subject = lease.subject
+        if subject.priority is Priority.GUARANTEED:
             return
         shares: dict[str, int] = {}
-        for allotment in lease.subject.allotments:
+        for allotment in subject.allotments:
             resource_id = capacity_id(allotment.resource_id)
             shares[resource_id] = shares.get(resource_id, 0) + allotment.capacity
         slot = _slot(level, lease.deadline_ns)
-        rows = []
+        lease_id, rows = lease.lease_id, []
         for resource_id, capacity in shares.items():
             row = self._rows.get(resource_id)
             if row is None:
                 row = self._rows[resource_id] = Row()
-            row.add(lease.lease_id, slot)
+            row.add(lease_id, slot)
             row.capacities[level] = row.capacities.get(level, 0) + capacity
             rows.append((row, capacity))
-        self._places[lease.lease_id] = (level, slot, tuple(rows))
+        self._places[lease_id] = (level, slot, tuple(rows))
 
     def move(self, lease_id: LeaseId, deadline_ns: int) -> None:
         """A lease was renewed."""

@@ -86,7 +86,7 @@ class Connection:
         self.pidfd: int | None = peers.peer_pidfd(sock)
         self._scopes: set[trio.CancelScope] = set()
         self.enrolled = False
-        self.waiting: dict[Deliver, CommandId] = {}
+        self.waiting: dict[Call, tuple[CommandId, Deliver]] = {}
         self.closed = False
         self.drained = trio.Event()
         self.drained.set()

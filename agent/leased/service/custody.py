@@ -20,7 +20,7 @@ from leased.ports import Access
 from leased.terms.identity import LeaseId
 
 
-class Custody(msgspec.Struct):
+class Custody(msgspec.Struct, gc=False):
     """What is held for one lease. `cgroup` is the leaf's path or "" while it has not been made;
     `access` None where an earlier run of the agent prepared it and nobody has asked since."""
 

@@ -157,8 +157,8 @@ class Dispatcher:
 
     def abandon(self, connection: Connection) -> None:
         """The connection is gone: give up its places in the queue."""
-        for deliver, key in connection.waiting.items():
-            self._sequencer.forget_waiter(key, deliver)
+        for command_id, deliver in connection.waiting.values():
+            self._sequencer.forget_waiter(command_id, deliver)
         connection.waiting.clear()
 
     async def _attend(self, task: Task, connection: Connection, call: Call) -> None:
@@ -200,18 +200,22 @@ class Dispatcher:
 
     def _begin_acquire(self, connection: Connection, call: Call) -> None:
         command = self._command(connection, call)
-
-        def deliver(reply: Reply) -> None:
-            connection.waiting.pop(deliver, None)
-            if not isinstance(reply, Granted):
-                connection.answer(call, encode_reply(call, reply, self._clock.now()))
-                return
-            self._with_access(
-                connection, call, reply.lease, partial(self._hand_over, connection, call, reply)
-            )
-
-        connection.waiting[deliver] = command.command_id
+        # No closure that names itself: every request would leave a cycle behind to be collected.
+        deliver = partial(self._answer_acquire, connection, call)
+        connection.waiting[call] = (command.command_id, deliver)
         self._sequencer.submit(command, deliver)
+
+    def _answer_acquire(self, connection: Connection, call: Call, reply: Reply) -> None:
+        connection.waiting.pop(call, None)
+        if not isinstance(reply, Granted):
+            connection.answer(call, encode_reply(call, reply, self._clock.now()))
+            return
+        access = self._handover.known(reply.lease)
+        if access is not None:
+            self._hand_over(connection, call, reply, access)
+        else:
+            tell = partial(self._hand_over, connection, call, reply)
+            self._with_access(connection, call, reply.lease, tell)
 
     def _hand_over(
         self, connection: Connection, call: Call, granted: Granted, access: Sequence[Access]

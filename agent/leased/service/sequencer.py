@@ -44,7 +44,7 @@ FEW = 4
 of them to be cheaper than what it saves."""
 
 
-class Told(msgspec.Struct, frozen=True):
+class Told(msgspec.Struct, frozen=True, gc=False):
     """What a committed batch tells the rest of the agent: the events with their places in the
     chain, one to one."""
 

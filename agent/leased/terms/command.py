@@ -19,7 +19,7 @@ from leased.terms.resource import Ask, Health, Inventory
 from leased.terms.teardown import CutReport, ProofReport, ScrubReport, TeardownStep, Utilization
 
 
-class Caller(msgspec.Struct, frozen=True):
+class Caller(msgspec.Struct, frozen=True, gc=False):
     """Who asks, by SO_PEERCRED and SO_PEERPIDFD: `tenant` from the configured mapping, `operator`
     on the admin socket."""
 
@@ -31,7 +31,7 @@ class Caller(msgspec.Struct, frozen=True):
     trust: Trust = Trust.CONFINED
 
 
-class Command(msgspec.Struct, frozen=True):
+class Command(msgspec.Struct, frozen=True, gc=False):
     """Anything on the sequencer's channel."""
 
     command_id: CommandId

@@ -17,14 +17,14 @@ from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
 
 
-class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+class Prepare(msgspec.Struct, frozen=True, tag="prepare", gc=False):
     """Make the hardware ready, arm the reaper, then `Activate` (or `GrantFailed`); only then is the
     caller answered."""
 
     lease: Lease
 
 
-class MoveDeadline(msgspec.Struct, frozen=True, tag="move_deadline"):
+class MoveDeadline(msgspec.Struct, frozen=True, tag="move_deadline", gc=False):
     """Tell the reaper the new deadline and generation, before the renewal is answered."""
 
     lease_id: LeaseId
@@ -32,7 +32,7 @@ class MoveDeadline(msgspec.Struct, frozen=True, tag="move_deadline"):
     deadline_ns: int
 
 
-class Notify(msgspec.Struct, frozen=True, tag="notify"):
+class Notify(msgspec.Struct, frozen=True, tag="notify", gc=False):
     """Tell the holder to leave by `deadline_ns`."""
 
     lease: Lease
@@ -40,13 +40,13 @@ class Notify(msgspec.Struct, frozen=True, tag="notify"):
     deadline_ns: int
 
 
-class Teardown(msgspec.Struct, frozen=True, tag="teardown"):
+class Teardown(msgspec.Struct, frozen=True, tag="teardown", gc=False):
     """Cut (unless the reaper already did), scrub, prove; report each step by a command."""
 
     lease: Lease
 
 
-class Forget(msgspec.Struct, frozen=True, tag="forget"):
+class Forget(msgspec.Struct, frozen=True, tag="forget", gc=False):
     """The lease is closed: disarm the reaper and close what is still held for it."""
 
     lease_id: LeaseId

@@ -22,7 +22,7 @@ from leased.terms.lease import RevocationReason, Subject
 from leased.terms.resource import Allotment, Inventory, ResourceKind
 
 
-class Event(msgspec.Struct, frozen=True, array_like=True):
+class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Anything sealed. `event_id` is uniformly random, so an inclusion proof tells nothing of its
     neighbours."""
 

@@ -107,7 +107,7 @@ BOUND_TO_NOTHING = -1
 """In place of a holder's pid: the lease ends when its leaf runs empty, or by its deadline alone."""
 
 
-class AccountingTag(msgspec.Struct, frozen=True, array_like=True):
+class AccountingTag(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The five fields that cost is attributed by. `flags` bit 0 marks a synthetic probe, left out
     of bills."""
 
@@ -118,7 +118,7 @@ class AccountingTag(msgspec.Struct, frozen=True, array_like=True):
     flags: int = 0
 
 
-class Subject(msgspec.Struct, frozen=True, array_like=True):
+class Subject(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Whose lease of what: the identity that every event of a lease carries, so that each record
     stands alone.
 
@@ -141,7 +141,7 @@ class Subject(msgspec.Struct, frozen=True, array_like=True):
     dra_claim_id: str | None = None
 
 
-class Lease(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """One lease as the table holds it. All times are boottime ns of `boot_id`; `ttl_ns` is the
     length last asked for.
 

@@ -18,7 +18,7 @@ NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
 
 
-class Moment(msgspec.Struct, frozen=True, array_like=True):
+class Moment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An instant: boot id (16 bytes), ns since that boot, ns since the Unix epoch."""
 
     boot_id: BootId

@@ -57,7 +57,7 @@ class RefusalReason(enum.IntEnum):
     NOT_PREEMPTED = 32
 
 
-class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
+class Refusal(msgspec.Struct, frozen=True, tag="refusal", gc=False):
     """No, and why. `limit`, `usage` and `requested` are in the unit of `what` (a kind's raw unit,
     "leases", "ns"). `rule` is the key of the policy that says so, where one does."""
 
@@ -70,7 +70,7 @@ class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
     rule: str = ""
 
 
-class Granted(msgspec.Struct, frozen=True, tag="granted"):
+class Granted(msgspec.Struct, frozen=True, tag="granted", gc=False):
     """The lease, and the record that says so: (log id, sequence, record hash) is its receipt."""
 
     lease: Lease
@@ -80,13 +80,13 @@ class Granted(msgspec.Struct, frozen=True, tag="granted"):
     log_id: bytes = b""
 
 
-class Changed(msgspec.Struct, frozen=True, tag="changed"):
+class Changed(msgspec.Struct, frozen=True, tag="changed", gc=False):
     """The lease as it is after the command (renew, release, revoke, unfence, describe)."""
 
     lease: Lease
 
 
-class Listed(msgspec.Struct, frozen=True, tag="listed"):
+class Listed(msgspec.Struct, frozen=True, tag="listed", gc=False):
     """Several leases, oldest first; and requests that wait: (command id, position from 1,
     reason)."""
 
@@ -94,7 +94,7 @@ class Listed(msgspec.Struct, frozen=True, tag="listed"):
     waiting: tuple[tuple[CommandId, int, RefusalReason], ...] = ()
 
 
-class ResourceUse(msgspec.Struct, frozen=True):
+class ResourceUse(msgspec.Struct, frozen=True, gc=False):
     """One resource's capacity, split without remainder: free + leased + teardown + fenced =
     capacity."""
 
@@ -107,7 +107,7 @@ class ResourceUse(msgspec.Struct, frozen=True):
     cordoned: bool
 
 
-class Inventoried(msgspec.Struct, frozen=True, tag="inventoried"):
+class Inventoried(msgspec.Struct, frozen=True, tag="inventoried", gc=False):
     """What the node has, how it is used, and how long its holders are told before they have to
     leave: on release, on preemption, at most."""
 
@@ -116,7 +116,7 @@ class Inventoried(msgspec.Struct, frozen=True, tag="inventoried"):
     graces_ns: tuple[int, int, int] = (0, 0, 0)
 
 
-class Removal(msgspec.Struct, frozen=True):
+class Removal(msgspec.Struct, frozen=True, gc=False):
     """A lease that would have to make way: why, and by when it would be gone at the latest. Whose,
     and which, only its own tenant and operators are told.
     """
@@ -129,7 +129,7 @@ class Removal(msgspec.Struct, frozen=True):
     allotments: tuple[Allotment, ...]
 
 
-class Planned(msgspec.Struct, frozen=True, tag="planned"):
+class Planned(msgspec.Struct, frozen=True, tag="planned", gc=False):
     """What an Acquire would get now: a refusal, or None and the resources it would take.
 
     `victims` are the leases that would have to make room if it waited; `cost_nano` is what it would
@@ -143,7 +143,7 @@ class Planned(msgspec.Struct, frozen=True, tag="planned"):
     cost_nano: int = 0
 
 
-class Allowance(msgspec.Struct, frozen=True):
+class Allowance(msgspec.Struct, frozen=True, gc=False):
     """One limit of a tenant or group, and what its holder has, in the unit of `what`.
 
     Up to `ceiling` it may be exceeded, by its `mode`. `capacity` is what the host has of it (0:
@@ -163,14 +163,14 @@ class Allowance(msgspec.Struct, frozen=True):
     leaving: int = 0
 
 
-class Evenness(msgspec.Struct, frozen=True):
+class Evenness(msgspec.Struct, frozen=True, gc=False):
     """How evenly something is divided by its weights: Jain's index, in millionths."""
 
     rule: str
     index: int
 
 
-class Allowed(msgspec.Struct, frozen=True, tag="allowed"):
+class Allowed(msgspec.Struct, frozen=True, tag="allowed", gc=False):
     """What is allowed, now or under a policy that was tried; `why` is why that cannot be in force
     here.
     """
@@ -180,7 +180,7 @@ class Allowed(msgspec.Struct, frozen=True, tag="allowed"):
     why: str | None = None
 
 
-class Explained(msgspec.Struct, frozen=True, tag="explained"):
+class Explained(msgspec.Struct, frozen=True, tag="explained", gc=False):
     """Why: the lease as it is or was, or the refusal a waiting request would get now, with its
     place in the queue.
 
@@ -197,33 +197,33 @@ class Explained(msgspec.Struct, frozen=True, tag="explained"):
     preemptor: tuple[TenantId, LeaseId] | None = None
 
 
-class Done(msgspec.Struct, frozen=True, tag="done"):
+class Done(msgspec.Struct, frozen=True, tag="done", gc=False):
     """Carried out; nothing to show. `affected` are leases that were told to leave."""
 
     affected: tuple[LeaseId, ...] = ()
 
 
-class InForce(msgspec.Struct, frozen=True, tag="in_force"):
+class InForce(msgspec.Struct, frozen=True, tag="in_force", gc=False):
     """The policy that judges from now on."""
 
     policy_hash: bytes
     generation: int
 
 
-class Unfit(msgspec.Struct, frozen=True, tag="unfit"):
+class Unfit(msgspec.Struct, frozen=True, tag="unfit", gc=False):
     """A policy that this host cannot keep: the key, its value and why. What was in force still
     is."""
 
     why: str
 
 
-class Missing(msgspec.Struct, frozen=True, tag="missing"):
+class Missing(msgspec.Struct, frozen=True, tag="missing", gc=False):
     """No such lease, or not the caller's (the two are not told apart)."""
 
     lease_id: bytes
 
 
-class Forbidden(msgspec.Struct, frozen=True, tag="forbidden"):
+class Forbidden(msgspec.Struct, frozen=True, tag="forbidden", gc=False):
     """The caller is not an operator."""
 
 

@@ -134,7 +134,7 @@ class Health(enum.StrEnum):
     BUSY = "busy"
 
 
-class Resource(msgspec.Struct, frozen=True, array_like=True):
+class Resource(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One leasable thing of this node.
 
     `capacity` is what may be leased of it, `granule` what requests must be multiples of (page, core
@@ -162,14 +162,14 @@ class Resource(msgspec.Struct, frozen=True, array_like=True):
     attributes: tuple[tuple[str, str], ...] = ()
 
 
-class Absence(msgspec.Struct, frozen=True, array_like=True):
+class Absence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A kind that this host does not offer, and the reason in words an operator can act on."""
 
     kind: ResourceKind
     why: str
 
 
-class Inventory(msgspec.Struct, frozen=True, array_like=True):
+class Inventory(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the node has. `resources` are leasable, `absences` say what is not and why, `notes` list
     devices seen."""
 
@@ -178,7 +178,7 @@ class Inventory(msgspec.Struct, frozen=True, array_like=True):
     notes: tuple[str, ...] = ()
 
 
-class Allotment(msgspec.Struct, frozen=True, array_like=True):
+class Allotment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A share of one resource held by one lease: `capacity` in the raw unit of the kind."""
 
     resource_id: str
@@ -187,7 +187,7 @@ class Allotment(msgspec.Struct, frozen=True, array_like=True):
     capacity: int
 
 
-class Ask(msgspec.Struct, frozen=True, array_like=True):
+class Ask(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a request wants of one kind. None means "any".
 
     `capacity` in the raw unit. `resource_id` pins one resource; `node` a NUMA node; `tier` a memory

@@ -45,7 +45,7 @@ class TeardownStep(enum.IntEnum):
     GUARD = 18
 
 
-class StepReport(msgspec.Struct, frozen=True, array_like=True):
+class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One step: 0 or an errno, when it began and ended (boottime ns), and a number it measured
     (bytes, pids, pages)."""
 
@@ -56,7 +56,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True):
     measured: int = 0
 
 
-class CutReport(msgspec.Struct, frozen=True, array_like=True):
+class CutReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How access ended: `cut_ns` (boottime) is when the last process of the lease was gone."""
 
     lease_id: LeaseId
@@ -66,7 +66,7 @@ class CutReport(msgspec.Struct, frozen=True, array_like=True):
     steps: tuple[StepReport, ...]
 
 
-class ScrubReport(msgspec.Struct, frozen=True, array_like=True):
+class ScrubReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How the hardware was made clean."""
 
     lease_id: LeaseId
@@ -76,7 +76,7 @@ class ScrubReport(msgspec.Struct, frozen=True, array_like=True):
     steps: tuple[StepReport, ...]
 
 
-class ProofReport(msgspec.Struct, frozen=True, array_like=True):
+class ProofReport(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What another source than the scrub says. `unproven` is what must be fenced; empty means
     CLEAN."""
 
@@ -86,7 +86,7 @@ class ProofReport(msgspec.Struct, frozen=True, array_like=True):
     steps: tuple[StepReport, ...]
 
 
-class Utilization(msgspec.Struct, frozen=True, array_like=True):
+class Utilization(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the sampler saw of a lease, in per mille; None where it saw nothing. Never used for
     billing."""
 

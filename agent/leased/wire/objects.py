@@ -44,11 +44,11 @@ Reason = Literal[
 ]
 
 
-class Strict(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Strict(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """An object that a caller sends: a field we do not know is a mistake of the caller."""
 
 
-class Tolerant(msgspec.Struct, frozen=True, omit_defaults=True):
+class Tolerant(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """An object that we send: a newer agent may add fields, so the client overlooks what it does
     not know.
     """
