@@ -58,5 +58,7 @@ ATTACKS = (
     Attack("cloned", "the host cloned, both gone on", "FORK", "head", MISSED, MISSED),
     Attack("checkpoint", "a checkpoint of records not there", "BAD_ROOT", "log", NONE, NONE),
     Attack("re_encoded", "a record in another encoding", "BAD_BODY", "log", NONE, MISSED),
+    Attack("dropped", "the beginning dropped, the anchor agreeing", "GAP", "log", NONE, NONE),
+    Attack("dropped_told", "the same, told as pruned and cosigned", "GAP", "log", NONE, NONE),
     Attack("emptied", "everything deleted", "no log", "log", MISSED, FOUND),
 )

@@ -22,7 +22,7 @@ import msgspec
 
 from leased.chain.canonical import decode, encode
 from leased.chain.epochs import EpochKey
-from leased.chain.note import Checkpoint
+from leased.chain.note import COSIGNATURE_V1, Checkpoint, NoteKey, cosignature_message
 from leased.chain.record import (
     FLAG_LAST,
     PADDING,
@@ -35,7 +35,7 @@ from leased.chain.record import (
 )
 from leased.chain.sealer import Sealer
 from leased.chain.segment import HEADER_BYTES, parse_log_id
-from leased.chain.signing import parse_pem
+from leased.chain.signing import Signer, parse_pem
 from leased.chain.tree import EMPTY
 from leased.durable.anchor import encode_slot
 from leased.durable.files import DirectoryDisk
@@ -43,7 +43,15 @@ from leased.durable.log import OpenedLog, open_log
 from leased.durable.reader import read_log
 from leased.durable.sealkey import load_seal_key
 from leased.ports import AnchorSlot
-from leased.terms.event import KIND, CheckpointSigned, EpochSealed, Event, Refused
+from leased.terms.event import (
+    KIND,
+    CheckpointSigned,
+    EpochSealed,
+    Event,
+    HeadCountersigned,
+    Pruned,
+    Refused,
+)
 from leased.terms.identity import CommandId, EventId, TenantId
 from leased.terms.moment import Moment
 from tests.doubles.logs import MACHINE, ORIGIN, CountedEntropy, started
@@ -231,15 +239,17 @@ def _anchor(victim: Victim, batch: int, size: int, head: bytes, end: int) -> Non
         victim.change(4096 * (generation & 1), encode_slot(slot), "anchor")
 
 
-def judge(victim: Victim, level: str) -> str:
+def judge(victim: Victim, level: str, policy: Path | None = None) -> str:
     """What `leasectl verify` says, given the log alone, what was enrolled, or the collector's head
-    too."""
+    too; and with a policy."""
     command = [sys.executable, "-m", "leased.ctl.main", "verify", "--json"]
     command += ["--log", str(victim.directory)]
     if level in ("key", "head"):
         command += ["--enrolment", str(victim.enrolment)]
     if level == "head":
         command += ["--head", victim.head]
+    if policy is not None:
+        command += ["--policy", str(policy)]
     path = {"PYTHONPATH": f"{ROOT}/agent", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=False, env=path
@@ -436,6 +446,60 @@ def re_encoded(victim: Victim) -> None:
     records[last] = msgspec.structs.replace(records[last], body=body)
     victim.head = records[last - 1].hash.hex()
     rewrite(victim, records)
+
+
+def cosigned(log: OpenedLog, signer: Signer, name: str, size: int) -> HeadCountersigned:
+    """A countersignature of the first `size` records by somebody's key."""
+    root = log.pages().tree(size, log.journal.anchored).root()
+    text = Checkpoint(log.origin, size, root).text()
+    key_id = int.from_bytes(NoteKey(name, signer.public_key, COSIGNATURE_V1).key_id, "big")
+    raw = signer.sign(cosignature_message(text, 1))
+    return HeadCountersigned(EventId(bytes(16)), size, root, key_id, 1, raw)
+
+
+def drop(
+    victim: Victim,
+    signer: Signer | None,
+    name: str = "",
+    *,
+    late: bool = False,
+    forged: bool = False,
+) -> int:
+    """Fill some segments and remove the first ones as a start does: after a countersignature by
+    `signer` and a Pruned record, or (None) without a word. `late`: what is cosigned is less than
+    what goes; `forged`: by nobody. Where the log begins then."""
+    log = _open(victim.directory)
+    sealer, at = log.sealer(), moment(6 * TICKS + 2)
+    for batch in range(20):
+        victim._commit(log, sealer, [refusal(5000 + 50 * batch + n) for n in range(50)], at)
+    log.close()
+    log = _open(victim.directory, entropy=CountedEntropy(b"dropping"))
+    sealer, size = log.sealer(), log.head.size
+    going = {"acked_size": size, "older_than_wall_ns": 1 << 62, "pressed": True}
+    removal = log.removal(**going)
+    assert removal is not None and len(removal.names) > 1
+    log.stage(removal)
+    events: list[Event] = [refusal(9999)]
+    if signer is not None:
+        acked = removal.min_seq - 1 if late else size
+        said = (removal.min_seq, removal.head, len(removal.names), acked)
+        ack = cosigned(log, signer, name, acked)
+        ack = msgspec.structs.replace(ack, signature=bytes(64)) if forged else ack
+        events = [ack, Pruned(EventId(bytes(16)), *said)]
+    victim._commit(log, sealer, events, at)
+    log.remove(removal)
+    log.close()
+    victim.head = victim.heads[-1]
+    return removal.min_seq
+
+
+def dropped(victim: Victim) -> None:
+    drop(victim, None)
+
+
+def dropped_told(victim: Victim) -> None:
+    """Root writes what a pruning writes, with a key of its own for the collector's."""
+    drop(victim, Signer(b"root's own key, no collector's 32"[:32]), "west.example/collector")
 
 
 def emptied(victim: Victim) -> None:

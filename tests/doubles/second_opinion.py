@@ -30,10 +30,11 @@ def judge(directory: Path) -> None:
         disk.close()
         return
     signatures = used <= SIGNED_BYTES_MAX
+    checks = {"leases": True, "countersigned": True, "signatures": signatures}
     ours: object
     theirs: object
     try:
-        opened = read_log(directory, disk=disk, leases=True, signatures=signatures)
+        opened = read_log(directory, disk=disk, **checks)
         ours = (opened.head.size, opened.head.hash.hex())
         opened.close()
     except LeasedError as error:
@@ -41,7 +42,7 @@ def judge(directory: Path) -> None:
     else:
         why = "it holds"
     try:
-        theirs = verify_independent.verify(directory, leases=True, signatures=signatures)
+        theirs = verify_independent.verify(directory, **checks)
     except (verify_independent.Broken, OSError, UnicodeDecodeError) as error:
         theirs, other = None, f"{type(error).__name__}: {error}"
     else:

@@ -6,8 +6,8 @@ checkpoint, key rotation and epoch seal, what lies beyond the anchor, and C2SP n
 cosignatures (`note_holds`). Ed25519 is RFC 8032 as it is written there, so that not even a library
 is shared.
 
-`python -m tests.vectors.verify_independent DIRECTORY [SEAL_KEY_HEX]` prints the head of a log, or
-what does not hold (exit status 1).
+`python -m tests.vectors.verify_independent DIRECTORY [SEAL_KEY_HEX | -] [POLICY]` prints the head
+of a log whose beginning a quorum vouches for, or what does not hold (exit status 1).
 """
 
 from __future__ import annotations
@@ -286,6 +286,50 @@ def note_holds(note: str, name: str, key: bytes, kind: int = 1) -> tuple[str, in
     raise Broken("no signature by the key")
 
 
+# ---- C2SP tlog-policy ----
+
+Policy = tuple[dict[str, tuple[str, bytes]], dict[str, tuple[int, list[str]]], str]
+
+
+def read_policy(raw: bytes) -> Policy:
+    """(witness -> (key name, key), group -> (k, members), quorum). Raises Broken."""
+    witnesses: dict[str, tuple[str, bytes]] = {}
+    groups: dict[str, tuple[int, list[str]]] = {}
+    quorums, listed = [], set()
+    for line in raw.decode("latin-1").split("\n"):
+        what, *words = line.replace("\t", " ").split() or ["#"]
+        if what == "witness":
+            name, _, encoded = words[1].split("+", 2)
+            key = base64.b64decode(encoded, validate=True)
+            need(len(key) == 33 and key[0] == 4, "policy: a witness has a key of type 04")
+            need(words[0] not in witnesses and words[0] not in groups, "policy: a name twice")
+            witnesses[words[0]] = name, key[1:]
+        elif what == "group":
+            named, k, *members = words
+            least = {"all": len(members), "any": 1}.get(k) or int(k)
+            known = all(one in witnesses or one in groups for one in members)
+            need(known and not listed & set(members), "policy: members of a group")
+            need(1 <= least <= len(members) == len(set(members)), "policy: how many of a group")
+            need(named not in witnesses and named not in groups, "policy: a name twice")
+            listed |= set(members)
+            groups[named] = least, members
+        elif what == "quorum":
+            quorums += words
+        else:
+            need(what.startswith("#") or what == "log", "policy: a line of another kind")
+    need(len(quorums) == 1, "policy: one quorum")
+    known = quorums[0] in (*witnesses, *groups, "none")
+    need(known, "policy: the quorum is a witness, a group or none")
+    return witnesses, groups, quorums[0]
+
+
+def quorum_size(policy: Policy, sizes: dict[str, int], name: str) -> int:
+    if name not in policy[1]:
+        return sizes.get(name, 0)
+    least, members = policy[1][name]
+    return sorted((quorum_size(policy, sizes, one) for one in members), reverse=True)[least - 1]
+
+
 # ---- the log ----
 
 
@@ -399,6 +443,8 @@ class Chain:
         self.ended, self.kind, self.crc_damaged = True, 0, 0
         self.stages: dict[bytes, str] | None = {} if leases else None
         self.midway, self.segment_no = False, 0
+        self.begins, self.leaves, self.pruned = Tree(), [], None
+        self.acks: dict[int, list] = {}
         self.seals = self._seals(genesis=True)
 
     def _seals(self, *, genesis: bool) -> Seals | None:
@@ -416,6 +462,7 @@ class Chain:
         peaks = [header[at : at + 32] for at in range(96, 96 + 32 * count, 32)]
         if first and size:
             self.tree, self.head, self.midway = Tree(size, tuple(peaks)), header[48:80], True
+            self.begins = Tree(size, tuple(peaks))
             self.segment_no, self.seals = number(header, 32, 8), self._seals(genesis=False)
             need(self.segment_no > 0, f"{name}: an earlier segment is missing")
         need(number(header, 32, 8) == self.segment_no and size == self.tree.size, f"{name}: order")
@@ -448,6 +495,7 @@ class Chain:
         self.judge(value, number(frame, 40, 8), frame, where)
         self.head, self.batch, self.ended = frame[-32:], this, bool(flags & 1)
         self.tree.add(self.head)
+        self.leaves.append(self.head)
         return at + size
 
     def judge(self, value: list | None, boot_ns: int, frame: bytes, where: str) -> None:
@@ -462,6 +510,10 @@ class Chain:
             self.step(frame[101:117], where)
         if value is None:
             return
+        if self.kind == 8 and value[1] >= self.acks.get(value[3], [b"", 0])[1]:
+            self.acks[value[3]] = value
+        if self.kind == 70:
+            self.pruned = value
         if self.kind == 66:
             need(value[10] == self.tree.root(), f"{where}: root of the seal")
         if self.kind == 69:
@@ -490,6 +542,40 @@ class Chain:
         if to != "closed":
             stages[lease] = to
 
+    def countersigned(self, first_prev: bytes) -> None:
+        """FORMAT.md section 6c: what was cosigned is this log, and what is gone was."""
+        gone = self.begins.size
+        for _, size, root, *_ in self.acks.values():
+            need(size <= self.tree.size, f"{size} records were cosigned")
+            if size < gone:
+                continue
+            tree = Tree(gone, tuple(self.begins.peaks))
+            for leaf in self.leaves[: size - gone]:
+                tree.add(leaf)
+            need(tree.root() == root, f"another tree of {size} records was cosigned")
+        if gone:
+            said = self.pruned is not None and self.pruned[1:3] == [gone, first_prev]
+            need(said, f"no record says that {gone} records were pruned")
+            most = max((value[1] for value in self.acks.values()), default=0)
+            need(most >= gone, f"{gone} records are gone that nobody had acknowledged")
+
+    def vouched(self, policy: Policy) -> int:
+        """How many records the quorum vouches for. Raises Broken if not for all that are gone."""
+        witnesses, _, quorum = policy
+        sizes = {}
+        for name, (called, key) in witnesses.items():
+            value = self.acks.get(int.from_bytes(key_id(called, 4, key), "big"))
+            if value is not None:
+                _, size, root, _, seconds, signature = value
+                text = self.origin + b"\n%d\n" % size + base64.b64encode(root) + b"\n"
+                message = b"cosignature/v1\ntime %d\n" % seconds + text
+                need(signature_holds(key, message, signature), f"a cosignature of {name}")
+                sizes[name] = size
+        found = self.tree.size if quorum == "none" else quorum_size(policy, sizes, quorum)
+        need(found > 0 or not self.tree.size, "no tree of the log has a quorum")
+        need(found >= self.begins.size, "what is gone was not cosigned by a quorum")
+        return found
+
 
 def verify(
     directory: Path,
@@ -498,6 +584,8 @@ def verify(
     leases: bool = False,
     seal_key: bytes | None = None,
     live: bool = False,
+    countersigned: bool = False,
+    policy: Policy | None = None,
 ) -> tuple[int, str]:
     """Return (size, head in hex). `live`: a writer has it open, and what is beyond the anchor is
     its business. Raises Broken."""
@@ -526,6 +614,10 @@ def verify(
     anchored = chain.tree.size == size and chain.head == slot[56:88]
     need(anchored and chain.ended, "the chain does not end where the anchor says")
     found = chain.tree.size, chain.head.hex()
+    if countersigned or policy is not None:
+        chain.countersigned(paths[0].read_bytes()[48:80])
+    if policy is not None:
+        chain.vouched(policy)
     if not live:
         beyond(chain, data, end, paths[done + 1 :], number(slot, 8, 8) + (1 if both else 2))
     return found
@@ -560,8 +652,11 @@ def need_not_rolled(condition: bool, why: str) -> None:
 
 if __name__ == "__main__":
     try:
-        enrolled = bytes.fromhex(sys.argv[2]) if len(sys.argv) > 2 else None
-        print(*verify(Path(sys.argv[1]), leases=True, seal_key=enrolled))
+        known = sys.argv[2] if len(sys.argv) > 2 else "-"
+        quorum = read_policy(Path(sys.argv[3]).read_bytes()) if len(sys.argv) > 3 else None
+        enrolled = None if known == "-" else bytes.fromhex(known)
+        checks = {"leases": True, "seal_key": enrolled, "countersigned": True, "policy": quorum}
+        print(*verify(Path(sys.argv[1]), **checks))
     except Broken as error:
         print(error)
         sys.exit(1)

@@ -26,6 +26,7 @@ from leased.ctl.console import Console
 from leased.ctl.enrolled import read_enrolled
 from leased.ctl.events import NAMES, event_document, event_line, event_name
 from leased.ctl.usage_text import Verbs, verb
+from leased.ctl.witnesses import Standing, add_policy, judge, read_policy
 from leased.durable.reader import UNKNOWN, LogFacts, ReadLog, read_log
 from leased.terms.errors import EX_DATAERR, EX_IOERR, ChainError, InvalidParameter
 from leased.terms.event import Event, LeaseEvent
@@ -47,6 +48,7 @@ def register(verbs: Verbs) -> None:
     one.add_argument(
         "--enrolment", type=Path, metavar="FILE", help="what `leasectl audit enrolment` printed"
     )
+    add_policy(one)
     one.set_defaults(act=verify)
     parent = verb(
         verbs, "audit", "read the sealed log", "leasectl audit log --lease 7fa3", json=False
@@ -107,12 +109,13 @@ def verify(options: argparse.Namespace, console: Console) -> int:
     console.progress(f"verifying {options.log}")
     try:
         enrolled = UNKNOWN if options.enrolment is None else read_enrolled(options.enrolment)
-        opened = read_log(options.log, leases=True, enrolled=enrolled)
+        policy = None if options.policy is None else read_policy(options.policy)
+        opened = read_log(options.log, leases=True, countersigned=True, enrolled=enrolled)
     finally:
         console.end_progress()
     try:
         found = None if options.head is None else _find_head(opened, options.head)
-        _tell_facts(options, console, opened.facts)
+        _tell_facts(options, console, opened.facts, judge(policy, opened.facts, found))
     finally:
         opened.close()
     if found is not None and not options.json:
@@ -130,9 +133,11 @@ def _find_head(opened: ReadLog, text: str) -> int:
     raise ChainError("FORK_OR_ROLLBACK", f"no record of this log has the hash {text}")
 
 
-def _tell_facts(options: argparse.Namespace, console: Console, facts: LogFacts) -> None:
-    verified = facts.verified
-    document = {
+def _tell_facts(
+    options: argparse.Namespace, console: Console, facts: LogFacts, standing: Standing | None
+) -> None:
+    verified, shown = facts.verified, facts.shown
+    document: dict[str, Any] = {
         "verdict": "ok",
         "log_id": facts.identity.log_id.hex(),
         "origin": facts.identity.origin,
@@ -150,6 +155,9 @@ def _tell_facts(options: argparse.Namespace, console: Console, facts: LogFacts) 
         "clock_breaks": verified.clock_breaks,
         "seals": verified.seals,
         "seals_proven": verified.seals_proven,
+        "first_sequence": shown.begins,
+        "countersigned": {f"{one.key_id:08x}": one.size for one in shown.newest},
+        **({} if standing is None else standing.document()),
     }
     if options.json:
         console.document(document)
@@ -163,6 +171,9 @@ def _tell_facts(options: argparse.Namespace, console: Console, facts: LogFacts) 
     if verified.seals:
         proven = f"{verified.seals_proven} of them proven by the key of the enrolment"
         pairs.append(("sealed", f"{verified.seals} epochs, {proven}"))
+    if shown.begins:
+        pairs.append(("pruned", f"records 0 to {shown.begins - 1}, which were acknowledged"))
+    pairs += _vouched(facts, standing)
     if facts.unanchored_records or facts.torn_bytes:
         beyond = f"{facts.unanchored_records} records, {facts.torn_bytes} torn bytes"
         pairs.append(("beyond", f"{beyond}: the next start keeps or cuts them"))
@@ -172,6 +183,17 @@ def _tell_facts(options: argparse.Namespace, console: Console, facts: LogFacts) 
         pairs.append(("damaged", f"{verified.crc_damaged} checksums, whose records still hold"))
     for line in render.fields(pairs):
         console.say(line)
+
+
+def _vouched(facts: LogFacts, standing: Standing | None) -> list[tuple[str, str]]:
+    """Who has cosigned how much, in words."""
+    if standing is not None:
+        by = ", ".join(f"{name} {size}" for name, size in standing.witnesses.items()) or "nobody"
+        told = f"the first {standing.quorum_size} records, by {standing.quorum} ({by})"
+        return [("quorum", told)]
+    newest = facts.shown.newest
+    said = ", ".join(f"{one.size} by key {one.key_id:08x}" for one in newest)
+    return [("cosigned", f"{said}; --policy says whether that counts")] if newest else []
 
 
 async def _verify_online(options: argparse.Namespace, console: Console, session: Session) -> int:

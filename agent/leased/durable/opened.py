@@ -32,7 +32,7 @@ from leased.durable.scan import Scan
 from leased.durable.sealkey import replace_seal_key
 from leased.durable.writer import Writer
 from leased.ports import Entropy
-from leased.terms.event import Event, NodeStarted
+from leased.terms.event import Event, HeadCountersigned, NodeStarted
 from leased.terms.identity import BootId
 from leased.terms.moment import Moment
 
@@ -87,6 +87,8 @@ class OpenedLog:
         self.crc_damaged = scan.crc_damaged
         self.unknown_records = scan.unknown
         self.clock_breaks = scan.clock_breaks
+        self.acknowledged: dict[int, int] = {}
+        """The largest tree that each key has countersigned, as far as `history` was read."""
 
     def sealer(self) -> Sealer:
         """The one sealer of this log, at its head. The journal asks it for the tree when a
@@ -115,6 +117,9 @@ class OpenedLog:
         for sequence, event, record in read_places(self._disk, self._places, self.log_id):
             if isinstance(event, NodeStarted):
                 boot_id = event.boot_id
+            elif isinstance(event, HeadCountersigned):
+                held = self.acknowledged.get(event.key_id, 0)
+                self.acknowledged[event.key_id] = max(held, event.size)
             yield sequence, event, Moment(boot_id, record.boot_ns, record.wall_ns)
 
     def last_moment(self, boot_id: BootId) -> Moment | None:
@@ -144,6 +149,10 @@ class OpenedLog:
             older_than_wall_ns=older_than_wall_ns,
             pressed=pressed,
         )
+
+    def acknowledge(self, size: int) -> None:
+        """From the next batch on the anchor says that so many records are acknowledged."""
+        self._writer.acked_size = size
 
     def stage(self, removal: Removal) -> None:
         """From the next batch on the anchor says that the log begins with `removal.min_seq`. That

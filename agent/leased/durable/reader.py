@@ -19,7 +19,7 @@ import msgspec
 
 from leased.chain.canonical import Unknown, decode
 from leased.chain.epochs import EpochKey
-from leased.chain.findings import Verified
+from leased.chain.findings import Verified, Walk
 from leased.chain.grammar import Grammar
 from leased.chain.head import GENESIS, Head
 from leased.chain.record import Record, hash_prefix, parse_frame
@@ -36,6 +36,7 @@ from leased.chain.verdict import (
 )
 from leased.chain.verifier import Verifier, check_bodies
 from leased.durable.anchor import ANCHOR, read_slots
+from leased.durable.countersigned import Countersignatures, Shown
 from leased.durable.files import DirectoryDisk, Disk
 from leased.durable.genesis import LOG_ID
 from leased.durable.journal import read_frames
@@ -71,6 +72,8 @@ class LogFacts(msgspec.Struct, frozen=True):
     live: bool
     unanchored_records: int
     torn_bytes: int
+    shown: Shown = Shown()
+    """Only where it was asked for."""
 
     @property
     def head(self) -> Head:
@@ -89,11 +92,11 @@ class ReadLog:
         self.origin = facts.identity.origin
 
     def frames(self, first_seq: int = 0) -> Iterator[bytes]:
-        """Chunks of whole frames from `first_seq` on."""
-        return read_frames(self._disk, first_seq, self.facts.slot)
+        """Chunks of whole frames from `first_seq` on (0: from the first that is kept)."""
+        return read_frames(self._disk, first_seq or self.facts.slot.min_seq, self.facts.slot)
 
     def records(self, first_seq: int = 0) -> Iterator[Record]:
-        """Every record from `first_seq` on."""
+        """Every record from `first_seq` on (0: from the first that is kept)."""
         prefix = hash_prefix(self.log_id)
         for chunk in self.frames(first_seq):
             offset = 0
@@ -126,17 +129,21 @@ def read_log(
     bodies: bool = True,
     signatures: bool = True,
     leases: bool = False,
+    countersigned: bool = False,
     enrolled: Enrolled = UNKNOWN,
     disk: Disk | None = None,
 ) -> ReadLog:
     """Verify the log in `directory` up to its anchor and open it for reading. `leases` follows each
-    from its beginning to its end. Raises StateError or ChainError."""
+    from its beginning to its end; `countersigned` compares what collectors have cosigned, and asks
+    for the proof of what was pruned. Raises StateError or ChainError."""
     try:
         disk = disk or DirectoryDisk(directory)
         try:
-            facts = _verify(
-                disk, bodies=bodies, signatures=signatures, leases=leases, enrolled=enrolled
-            )
+            acks = Countersignatures() if countersigned else None
+            checks = {"bodies": bodies, "signatures": signatures, "leases": leases}
+            facts = _verify(disk, **checks, acks=acks, enrolled=enrolled)
+            if acks is not None:
+                facts = _weigh(disk, facts, acks)
             return ReadLog(disk, facts)
         except BaseException:
             disk.close()
@@ -147,8 +154,22 @@ def read_log(
         ) from error
 
 
+def _weigh(disk: Disk, facts: LogFacts, acks: Countersignatures) -> LogFacts:
+    """The same facts, with what the log shows of its collectors. Raises ChainError."""
+    name = facts.segments[0]
+    begins = parse_header(disk.read_part(name, 0, HEADER_BYTES), name).head
+    shown = acks.compare(disk, facts.identity, facts.slot, begins.size, begins.hash)
+    return msgspec.structs.replace(facts, shown=shown)
+
+
 def _verify(
-    disk: Disk, *, bodies: bool, signatures: bool, leases: bool, enrolled: Enrolled
+    disk: Disk,
+    *,
+    bodies: bool,
+    signatures: bool,
+    leases: bool,
+    acks: Countersignatures | None,
+    enrolled: Enrolled,
 ) -> LogFacts:
     """Everything `read_log` checks."""
     names = disk.names()
@@ -189,10 +210,7 @@ def _verify(
         walk = verifier.feed(
             data, start=HEADER_BYTES, stop=slot.end_offset if last else frames_end(data)
         )
-        if bodies:
-            check_bodies(walk, file=name)
-        if leases:
-            grammar.follow(walk, file=name)
+        _judge(walk, name, bodies=bodies, grammar=grammar if leases else None, acks=acks)
         verified = verifier.verified()
         head, frontier = verified.head, verified.frontier
         if last:
@@ -214,6 +232,23 @@ def _verify(
         tail.kept_records if tail else 0,
         tail.torn.end - tail.torn.offset if tail and tail.torn else 0,
     )
+
+
+def _judge(
+    walk: Walk,
+    name: str,
+    *,
+    bodies: bool,
+    grammar: Grammar | None,
+    acks: Countersignatures | None,
+) -> None:
+    """What was asked for beyond the chain itself. Raises ChainError."""
+    if bodies:
+        check_bodies(walk, file=name)
+    if grammar is not None:
+        grammar.follow(walk, file=name)
+    if acks is not None:
+        acks.follow(walk)
 
 
 def _check_enrolled(identity: LogIdentity, enrolled: Enrolled, file: str) -> None:

@@ -65,6 +65,8 @@ class Writer:
         self.slot = slot
         self.min_seq = slot.min_seq
         """What the next slots say: records below are pruned."""
+        self.acked_size = slot.acked_size
+        """And so many are acknowledged by every collector that has to."""
         self.anchor = FileAnchorStore(disk)
         self.segment = disk.open(segment)
         self.failed = False
@@ -198,7 +200,7 @@ class Writer:
             end_offset,
             head,
             self.min_seq,
-            old.acked_size,
+            self.acked_size,
             old.tpm_counter,
             moment.boot_ns,
             moment.boot_id,

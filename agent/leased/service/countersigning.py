@@ -2,9 +2,10 @@
 """What collectors have acknowledged: cosigned heads, checked and sealed (PULL.md, `ack`).
 
 Rule: only a root that is the node's own, cosigned by the key that was enrolled under the name in
-the certificate, is put on record. A countersignature is a record itself, so nothing is sealed for a
-head that lies beyond the last one by countersignatures alone: two of them would chase each other
-for ever. What is acknowledged never shrinks.
+the certificate, is put on record, for each collector by itself: a quorum is told by the log alone.
+A countersignature is a record itself, so nothing is sealed for a head that lies beyond the
+collector's last one by countersignatures alone: two of them would chase each other for ever. What
+is acknowledged never shrinks, also not by a restart.
 
 Does not prune what is acknowledged, and does not judge what a collector says of the time.
 """
@@ -18,6 +19,7 @@ import msgspec
 import trio
 
 from leased.chain.note import open_note, parse_checkpoint
+from leased.chain.quorum import WitnessPolicy
 from leased.ports import Clock
 from leased.service.evidence import NO_COMMAND
 from leased.service.listening import Collector
@@ -57,23 +59,33 @@ class Countersigning:
         log: PulledLog,
         *,
         collectors: Callable[[], Sequence[Collector]],
+        policy: Callable[[], WitnessPolicy],
         apart_ns: Callable[[], int],
         ask: Callable[[Command], Awaitable[Reply]],
         clock: Clock,
     ) -> None:
         self._log = log
-        self._collectors, self._apart_ns = collectors, apart_ns
+        self._collectors, self._policy, self._apart_ns = collectors, policy, apart_ns
         self._ask = ask
         self._clock = clock
         self._lock = trio.Lock()
-        self._moved = True
+        self._loud_size = log.anchored.next_seq
+        """Up to here there is something that is no countersignature."""
         self._sealed: tuple[int, int] | None = None
         self.by_name: dict[str, Acknowledged] = {}
+
+    def restore(self) -> None:
+        """Know again what the log says was acknowledged before this start."""
+        for collector in self._collectors():
+            size = self._log.acknowledged.get(int.from_bytes(collector.key.key_id, "big"))
+            if size is not None and collector.name not in self.by_name:
+                self.by_name[collector.name] = Acknowledged(size, None)
+        self._tell_anchor()
 
     def tell(self, events: Sequence[Event], sequences: Sequence[int]) -> None:
         """These were sealed."""
         if type(events[0]) is not HeadCountersigned or len(events) > 1:
-            self._moved = True
+            self._loud_size = sequences[-1] + 1
         if self._lock.locked():
             for event, sequence in zip(events, sequences, strict=True):
                 if type(event) is HeadCountersigned:
@@ -81,7 +93,7 @@ class Countersigning:
 
     def end_epoch(self) -> None:
         """A seal is anchored: that is news for a collector, too."""
-        self._moved = True
+        self._loud_size = self._log.anchored.next_seq
 
     async def take(self, name: str, text: str) -> Acknowledged | Denied:
         """Take the cosigned note `text` of the collector `name`. Raises ChainError, StateError or
@@ -116,14 +128,13 @@ class Countersigning:
         held = self.by_name.get(collector.name, Acknowledged(-1, None))
         if size <= held.size:
             return held
-        if not self._moved:
+        if held.size >= self._loud_size:
             self.by_name[collector.name] = Acknowledged(size, None, held.sealed_ns)
             return self.by_name[collector.name]
         now_ns = self._clock.now().boot_ns
         if held.sealed_ns is not None and now_ns - held.sealed_ns < self._apart_ns():
             return Denied(429, "slow-down", "the last acknowledgement was less than this ago")
-        # False from here on, so that what is sealed meanwhile counts as news.
-        self._moved, self._sealed = False, None
+        self._sealed = None
         await self._ask(
             NoteCountersigned(
                 NO_COMMAND,
@@ -136,4 +147,14 @@ class Countersigning:
         )
         sequence = self._sealed[1] if self._sealed is not None else None
         self.by_name[collector.name] = Acknowledged(size, sequence, now_ns)
+        self._tell_anchor()
         return self.by_name[collector.name]
+
+    def quorum_size(self) -> int:
+        """How many records every collector that has to has acknowledged."""
+        policy = self._policy()
+        sizes = {name: max(one.size, 0) for name, one in self.by_name.items()}
+        return policy.reached(sizes, 0)
+
+    def _tell_anchor(self) -> None:
+        self._log.acknowledge(self.quorum_size())

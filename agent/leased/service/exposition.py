@@ -114,8 +114,9 @@ def _of_fleet(agent: Agent) -> Iterator[Family]:
     held = tuple(
         Sample(one.size, {"collector": name}) for name, one in fleet.countersigning.by_name.items()
     )
-    what = "Records that a collector has acknowledged since the start."
-    yield Family("leased_acknowledged_records", "gauge", what, held)
+    yield Family("leased_acknowledged_records", "gauge", "Records that a collector has.", held)
+    what = "Records that every collector has that has to ([listener] quorum)."
+    yield _gauge("leased_quorum_records", what, fleet.countersigning.quorum_size())
     if listener is not None:
         yield _gauge(
             "leased_pull_connections", "Open connections of the fleet.", listener.connections

@@ -57,6 +57,7 @@ class Fleet:
         self.countersigning = Countersigning(
             self.log,
             collectors=lambda: self._listening.collectors,
+            policy=lambda: self._listening.policy,
             apart_ns=lambda: self._listening.ack_apart_ns,
             ask=sequencer.ask_own,
             clock=clock,
@@ -97,6 +98,7 @@ class Fleet:
     def open(self, handed: Mapping[str, Sequence[int]]) -> None:
         """Open the door if one is configured; say aloud why it stays shut."""
         self._handed = handed
+        self.countersigning.restore()
         if not self._listening.on:
             return
         try:

@@ -14,6 +14,7 @@ import msgspec
 
 from leased.chain.certificate import NAME
 from leased.chain.note import COSIGNATURE_V1, NoteKey, parse_key
+from leased.chain.quorum import WitnessPolicy, flat
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.reading import Keys, duration, fields, integer, rows, table, text
@@ -46,7 +47,13 @@ class Listening(msgspec.Struct, frozen=True):
     write_ns: int = 10 * NS_PER_S
     gather_ns: int = 100 * NS_PER_MS
     ack_apart_ns: int = 1 * NS_PER_S
+    quorum: int = 0
     collectors: tuple[Collector, ...] = ()
+
+    @property
+    def policy(self) -> WitnessPolicy:
+        """Whose countersignatures it takes before records may go."""
+        return flat({one.name: one.key for one in self.collectors}, self.quorum)
 
     @property
     def on(self) -> bool:
@@ -72,6 +79,10 @@ def check(listening: Listening) -> Listening:
     ids = [one.key.key_id for one in listening.collectors]
     if len(set(names)) < len(names) or len(set(ids)) < len(ids):
         raise ConfigError("listener.collectors: a name and a key may stand there once")
+    if not 0 <= listening.quorum <= len(names):
+        raise ConfigError(
+            f"listener.quorum: 0 (all) to {len(names)}, how many collectors there are"
+        )
     return listening
 
 
@@ -113,5 +124,6 @@ KEYS: Final[Keys] = {
     "write": ("write_ns", duration),
     "gather": ("gather_ns", duration),
     "ack_apart": ("ack_apart_ns", duration),
+    "quorum": ("quorum", integer),
     "collectors": ("collectors", lambda value: rows(value, _collector)),
 }

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pruning at a start: old segments that every configured collector has acknowledged go.
 
-Rule: without a collector nothing is ever pruned, and with several the slowest decides. It is done
+Rule: without a collector nothing is ever pruned; with several the slowest decides of those that it
+takes (`[listener] quorum`). It is done
 after a start has said anew what starts say, and before anybody is served: a Pruned record first,
 anchored together with the new beginning, then the files. A file that cannot be removed stays, and
 goes at the next start.
@@ -12,27 +13,33 @@ Does not choose segments (`durable.retention`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from leased.chain.quorum import flat
 from leased.chain.sealer import Sealer
 from leased.durable.log import OpenedLog
 from leased.ports import Clock, Entropy
-from leased.service.listening import Collector
-from leased.terms.event import Event, HeadCountersigned, Pruned
+from leased.service.listening import Collector, Listening
+from leased.terms.event import Pruned
 from leased.terms.identity import EventId
 
 
-def acked_size(history: Sequence[Event], collectors: Sequence[Collector]) -> int:
-    """The smallest size that any of the collectors has acknowledged; 0 where one has not."""
-    newest = {event.key_id: event.size for event in history if isinstance(event, HeadCountersigned)}
-    keys = [int.from_bytes(one.key.key_id, "big") for one in collectors]
-    return min((newest.get(key, 0) for key in keys), default=0)
+def acked_size(acknowledged: Mapping[int, int], collectors: Sequence[Collector], least: int) -> int:
+    """How many records `least` of the collectors (0: all) have acknowledged, each so many as
+    `acknowledged` has under the id of its key."""
+    if not collectors:
+        return 0
+    policy = flat({one.name: one.key for one in collectors}, least)
+    sizes = {
+        one.name: acknowledged.get(int.from_bytes(one.key.key_id, "big"), 0) for one in collectors
+    }
+    return policy.reached(sizes, 0)
 
 
 async def prune(
     opened: OpenedLog,
     sealer: Sealer,
-    collectors: Sequence[Collector],
+    listening: Listening,
     retention_ns: int,
     free_bytes_min: int,
     clock: Clock,
@@ -40,9 +47,9 @@ async def prune(
     say: Callable[[str], None],
 ) -> None:
     """Prune what may go now. Raises OSError or StateError only where sealing fails."""
-    if not collectors or not retention_ns:
+    if not listening.collectors or not retention_ns:
         return
-    acked = acked_size([event for _, event, _ in opened.history()], collectors)
+    acked = acked_size(opened.acknowledged, listening.collectors, listening.quorum)
     room = os.statvfs(opened.directory)
     removal = opened.removal(
         acked_size=acked,

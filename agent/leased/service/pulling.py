@@ -10,7 +10,7 @@ Does not know of requests (`audit_routes`) and does not keep what readers have h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -50,6 +50,15 @@ class PulledLog:
     def key(self) -> NoteKey:
         """The key in force."""
         return NoteKey(self.origin, self._opened.signer.public_key)
+
+    @property
+    def acknowledged(self) -> Mapping[int, int]:
+        """What collectors had acknowledged before this start, by the id of their key."""
+        return self._opened.acknowledged
+
+    def acknowledge(self, size: int) -> None:
+        """So many records are acknowledged by every collector that has to."""
+        self._opened.acknowledge(size)
 
     def wake(self) -> None:
         """More is anchored."""

@@ -82,7 +82,7 @@ async def settle(
     go what is old."""
     await seal_repair(opened, sealer, opened.journal, clock, entropy)
     kept = (config.log.retention_ns, config.log.free_bytes_min)
-    await prune(opened, sealer, config.listener.collectors, *kept, clock, entropy, say)
+    await prune(opened, sealer, config.listener, *kept, clock, entropy, say)
 
 
 async def seal_repair(

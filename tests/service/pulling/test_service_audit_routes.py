@@ -22,6 +22,7 @@ from leased.chain.note import (
     write_note,
 )
 from leased.chain.page import split_page
+from leased.chain.quorum import flat
 from leased.chain.sealer import Sealer
 from leased.chain.signing import Signer
 from leased.durable.log import OpenedLog
@@ -40,6 +41,9 @@ from tests.doubles.logs import moment_at, open_in, renewal, started
 
 WEST = Signer(b"w" * 32)
 WEST_KEY = NoteKey("west.example", WEST.public_key, COSIGNATURE_V1)
+EAST = Signer(b"e" * 32)
+EAST_KEY = NoteKey("east.example", EAST.public_key, COSIGNATURE_V1)
+KEYS = {"west": WEST_KEY, "east": EAST_KEY}
 COLLECTOR = Identity("gpu.example.org", Role.COLLECTOR, "west")
 NODE = b"\xab" * 16
 
@@ -56,7 +60,8 @@ class Node:
         self.log = PulledLog(self.opened, latest=lambda: self.sealer.frontier, gather_ns=1)
         self.acks = Countersigning(
             self.log,
-            collectors=lambda: (Collector("west", WEST_KEY),),
+            collectors=lambda: tuple(Collector(*one) for one in KEYS.items()),
+            policy=lambda: flat(KEYS, 0),
             apart_ns=lambda: NS_PER_S,
             ask=self._ask,
             clock=self.clock,
@@ -96,13 +101,16 @@ class Node:
         asked = {name.rstrip("_"): str(value) for name, value in query.items()}
         return await self.routes.attend(who, Request("GET", path, asked, {}, b""))
 
-    async def ack(self, size: int, signer: Signer = WEST, key: NoteKey = WEST_KEY) -> Answer:
+    async def ack(
+        self, size: int, signer: Signer = WEST, key: NoteKey = WEST_KEY, who: str = "west"
+    ) -> Answer:
         root = (await self.log.tree(size, self.log.anchored)).root()
         text = Checkpoint(self.opened.origin, size, root).text()
         raw = bytes(8) + signer.sign(cosignature_message(text, 0))
         body = write_note(text, [(key, raw)]).encode()
         path = f"/audit/v1/{self.opened.log_id.hex()}/ack"
-        return await self.routes.attend(COLLECTOR, Request("POST", path, {}, {}, body))
+        asks = Identity("gpu.example.org", Role.COLLECTOR, who)
+        return await self.routes.attend(asks, Request("POST", path, {}, {}, body))
 
 
 def told(answer: Answer) -> Any:
@@ -174,6 +182,61 @@ async def test_acknowledgements_do_not_chase_each_other(
     assert told(await node.ack(later)) == {"size": later, "sequence": later}
 
 
+async def test_each_collector_is_on_record_for_itself(
+    mock_clock: trio.testing.MockClock, node: Node
+) -> None:
+    node.live(2)
+    size = node.log.anchored.next_seq
+    east = {"signer": EAST, "key": EAST_KEY, "who": "east"}
+    assert told(await node.ack(size)) == {"size": size, "sequence": size}
+    assert node.acks.quorum_size() == 0, "it takes both"
+    # What west's acknowledgement added is no news, and east has the same to say for itself.
+    assert told(await node.ack(size, **east)) == {"size": size, "sequence": size + 2}
+    assert node.acks.quorum_size() == size
+    assert told(await node.ack(node.log.anchored.next_seq))["sequence"] is None
+    assert told(await node.ack(node.log.anchored.next_seq, **east))["sequence"] is None
+    node.live(1)
+    assert node.opened.journal.anchored.acked_size == size, "the next anchor says so"
+
+
+async def test_less_than_all_that_is_new_leaves_the_rest_to_be_acknowledged(
+    mock_clock: trio.testing.MockClock, node: Node
+) -> None:
+    node.live(2)
+    size = node.log.anchored.next_seq
+    assert told(await node.ack(size - 5))["sequence"] == size
+    mock_clock.jump(1)
+    assert told(await node.ack(size)) == {"size": size, "sequence": size + 2}
+
+
+async def test_a_restart_forgets_no_acknowledgement(
+    mock_clock: trio.testing.MockClock, node: Node, tmp_path: Path
+) -> None:
+    node.live(2)
+    size = node.log.anchored.next_seq
+    await node.ack(size)
+    await node.ack(size, EAST, EAST_KEY, "east")
+    node.opened.close()
+    again = Node(tmp_path / "audit")
+    try:
+        assert list(again.opened.history()), "as a replay reads it"
+        assert again.acks.by_name == {}
+        again.acks.restore()
+        assert {name: one.size for name, one in again.acks.by_name.items()} == {
+            "west": size,
+            "east": size,
+        }
+        before = again.log.anchored.next_seq
+        assert told(await again.ack(size - 3)) == {"size": size, "sequence": None}
+        assert again.log.anchored.next_seq == before, "it never shrinks"
+        again.live(1)
+        assert again.opened.journal.anchored.acked_size == size
+        newest = again.log.anchored.next_seq
+        assert told(await again.ack(newest))["sequence"] == newest
+    finally:
+        again.opened.close()
+
+
 async def test_a_seal_of_an_epoch_is_news(mock_clock: trio.testing.MockClock, node: Node) -> None:
     node.live(1)
     await node.ack(node.log.anchored.next_seq)
@@ -186,10 +249,9 @@ async def test_a_seal_of_an_epoch_is_news(mock_clock: trio.testing.MockClock, no
 async def test_only_the_key_that_was_enrolled_acknowledges(node: Node) -> None:
     node.live(1)
     size, before = node.log.anchored.next_seq, node.log.anchored.next_seq
-    east = Signer(b"e" * 32)
     for signer, key in (
-        (east, NoteKey("east.example", east.public_key, COSIGNATURE_V1)),
-        (east, WEST_KEY),
+        (EAST, EAST_KEY),
+        (EAST, WEST_KEY),
         (WEST, NoteKey("west.example", WEST.public_key)),
     ):
         assert (await node.ack(size, signer, key)).status == 403

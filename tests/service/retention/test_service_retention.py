@@ -13,7 +13,7 @@ from leased.chain.note import COSIGNATURE_V1, NoteKey
 from leased.durable.log import OpenedLog
 from leased.durable.reader import read_log
 from leased.durable.scan import segment_names
-from leased.service.listening import Collector
+from leased.service.listening import Collector, Listening
 from leased.service.pruning import acked_size, prune
 from leased.terms import event as e
 from tests.contract.journal.test_log_retention import life
@@ -23,9 +23,10 @@ WEST = Collector("west", NoteKey("west", b"w" * 32, COSIGNATURE_V1))
 EAST = Collector("east", NoteKey("east", b"e" * 32, COSIGNATURE_V1))
 
 
-def acked(collector: Collector, size: int) -> e.HeadCountersigned:
+def acked(log: OpenedLog, collector: Collector, size: int) -> e.HeadCountersigned:
     key_id = int.from_bytes(collector.key.key_id, "big")
-    return e.HeadCountersigned(e.EventId(bytes(16)), size, bytes(32), key_id, 1, bytes(64))
+    root = log.pages().tree(size, log.journal.anchored).root()
+    return e.HeadCountersigned(e.EventId(bytes(16)), size, root, key_id, 1, bytes(64))
 
 
 def seal(log: OpenedLog, sealer, events: list[e.Event], at: int) -> None:
@@ -40,7 +41,7 @@ def filled(directory: Path, *acks: tuple[Collector, int]) -> None:
     sealer = log.sealer()
     for number in range(60):
         seal(log, sealer, [*([started()] if number == 0 else []), *life(number)], number)
-    seal(log, sealer, [acked(*one) for one in acks] or [started()], 61)
+    seal(log, sealer, [acked(log, *one) for one in acks] or [started()], 61)
     log.close()
 
 
@@ -50,19 +51,28 @@ class LateClock:
 
 
 @pytest.mark.parametrize(
-    ("collectors", "goes"),
-    [((), False), ((WEST,), True), ((WEST, EAST), False), ((EAST,), False)],
+    ("collectors", "quorum", "goes"),
+    [
+        ((), 0, False),
+        ((WEST,), 0, True),
+        ((WEST, EAST), 0, False),
+        ((WEST, EAST), 2, False),
+        ((WEST, EAST), 1, True),
+        ((EAST,), 0, False),
+    ],
 )
-async def test_the_slowest_collector_decides(
-    tmp_path: Path, collectors: tuple[Collector, ...], goes: bool
+async def test_the_slowest_collector_decides_of_those_that_it_takes(
+    tmp_path: Path, collectors: tuple[Collector, ...], quorum: int, goes: bool
 ) -> None:
     filled(tmp_path, (WEST, 300), (EAST, 3))
     before = segment_names(sorted(os.listdir(tmp_path)))
     log = open_in(tmp_path)
+    assert list(log.history()), "as a replay reads it"
     sealer = log.sealer()
     seal(log, sealer, [started()], 1000)
     said: list[str] = []
-    await prune(log, sealer, collectors, 1, 0, LateClock(), CountedEntropy(b"p"), said.append)
+    listening = Listening(collectors=collectors, quorum=quorum)
+    await prune(log, sealer, listening, 1, 0, LateClock(), CountedEntropy(b"p"), said.append)
     log.close()
     left = segment_names(sorted(os.listdir(tmp_path)))
     assert (len(left) < len(before)) == goes == bool(said)
@@ -76,7 +86,20 @@ async def test_the_slowest_collector_decides(
 
 
 def test_the_newest_acknowledgement_of_each_counts() -> None:
-    history = [acked(WEST, 5), acked(EAST, 9), acked(WEST, 12)]
-    assert acked_size(history, [WEST]) == 12
-    assert acked_size(history, [WEST, EAST]) == 9
-    assert acked_size(history[:1], [WEST, EAST]) == 0 == acked_size(history, [])
+    [west, east] = [int.from_bytes(one.key.key_id, "big") for one in (WEST, EAST)]
+    acknowledged = {west: 12, east: 9}
+    assert acked_size(acknowledged, [WEST], 0) == 12
+    assert acked_size(acknowledged, [WEST, EAST], 0) == 9
+    assert acked_size(acknowledged, [WEST, EAST], 2) == 9
+    assert acked_size(acknowledged, [WEST, EAST], 1) == 12
+    assert acked_size({west: 5}, [WEST, EAST], 0) == 0 == acked_size(acknowledged, [], 0)
+
+
+def test_a_start_knows_what_each_had_acknowledged(tmp_path: Path) -> None:
+    filled(tmp_path, (WEST, 5), (EAST, 9), (WEST, 12), (WEST, 12))
+    log = open_in(tmp_path)
+    assert log.acknowledged == {}, "before anything was read"
+    assert list(log.history())
+    log.close()
+    keys = [int.from_bytes(one.key.key_id, "big") for one in (WEST, EAST)]
+    assert [log.acknowledged[key] for key in keys] == [12, 9]
