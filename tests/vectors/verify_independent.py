@@ -19,6 +19,19 @@ import sys
 import zlib
 from pathlib import Path
 
+from tests.vectors.c2sp_independent import (
+    Broken,
+    Policy,
+    key_id,
+    need,
+    note_holds,
+    quorum_size,
+    read_policy,
+    signature_holds,
+)
+
+__all__ = ["Broken", "note_holds", "read_policy", "signature_holds", "tree_root", "verify"]
+
 SUBJECT = ("s", "u", "u", "s", "?s", "?tag", "u", "u", ["allotment"], "b32", "?b", "?s")
 SHAPES = {
     "tag": ("s", "s", "s", "s", "u"),
@@ -76,15 +89,6 @@ BODIES = {
     81: ("b16", "b16", "s", "s", "u", "b32", "b32"),
     82: ("b16", "b16", "s", "s"),
 }
-
-
-class Broken(Exception):
-    """Something does not hold."""
-
-
-def need(condition: bool, why: str) -> None:
-    if not condition:
-        raise Broken(why)
 
 
 def take(data: bytes, at: int) -> tuple[object, int]:
@@ -202,132 +206,6 @@ def tree_root(leaves: list[bytes]) -> bytes:
         return leaves[0]
     split = 1 << (len(leaves) - 1).bit_length() - 1
     return hashlib.sha256(b"\x01" + tree_root(leaves[:split]) + tree_root(leaves[split:])).digest()
-
-
-# ---- Ed25519, RFC 8032 section 5.1 ----
-
-P = 2**255 - 19
-L = 2**252 + 27742317777372353535851937790883648493
-D = -121665 * pow(121666, P - 2, P) % P
-
-
-def point_add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    one, two = (a[1] - a[0]) * (b[1] - b[0]) % P, (a[1] + a[0]) * (b[1] + b[0]) % P
-    three, four = 2 * a[3] * b[3] * D % P, 2 * a[2] * b[2] % P
-    e, f, g, h = two - one, four - three, four + three, two + one
-    return e * f % P, g * h % P, f * g % P, e * h % P
-
-
-def point_times(scalar: int, point: tuple[int, ...]) -> tuple[int, ...]:
-    found: tuple[int, ...] = (0, 1, 1, 0)
-    while scalar:
-        if scalar & 1:
-            found = point_add(found, point)
-        point = point_add(point, point)
-        scalar >>= 1
-    return found
-
-
-def point_from(raw: bytes) -> tuple[int, ...] | None:
-    y = int.from_bytes(raw, "little")
-    sign, y = y >> 255, y & (1 << 255) - 1
-    if y >= P:
-        return None
-    square = (y * y - 1) * pow(D * y * y + 1, P - 2, P) % P
-    x = pow(square, (P + 3) // 8, P)
-    if (x * x - square) % P:
-        x = x * pow(2, (P - 1) // 4, P) % P
-    if (x * x - square) % P or (x == 0 and sign):
-        return None
-    x = P - x if x & 1 != sign else x
-    return x, y, 1, x * y % P
-
-
-BASE = point_from((4 * pow(5, P - 2, P) % P).to_bytes(32, "little")) or ()
-
-
-def signature_holds(key: bytes, message: bytes, signature: bytes) -> bool:
-    a, r = point_from(key), point_from(signature[:32])
-    scalar = int.from_bytes(signature[32:], "little")
-    if a is None or r is None or len(signature) != 64 or scalar >= L:
-        return False
-    k = int.from_bytes(hashlib.sha512(signature[:32] + key + message).digest(), "little") % L
-    left, right = point_times(scalar, BASE), point_add(r, point_times(k, a))
-    return not (
-        (left[0] * right[2] - right[0] * left[2]) % P
-        or (left[1] * right[2] - right[1] * left[2]) % P
-    )
-
-
-# ---- C2SP notes ----
-
-
-def key_id(name: str, kind: int, key: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + b"\n" + bytes([kind]) + key).digest()[:4]
-
-
-def note_holds(note: str, name: str, key: bytes, kind: int = 1) -> tuple[str, int, bytes]:
-    """(origin, size, root) of a checkpoint that carries a signature (kind 1) or a cosignature/v1
-    (kind 4) by a key. Raises Broken."""
-    text, _, lines = note.rpartition("\n\n")
-    origin, size, root, *_ = (text + "\n").split("\n")
-    need(size == str(int(size)), "a size in decimal")
-    for line in lines.splitlines():
-        dash, by, encoded = line.split(" ")
-        raw = base64.b64decode(encoded, validate=True)
-        if (dash, by, raw[:4]) != ("\u2014", name, key_id(name, kind, key)):
-            continue
-        message = text.encode() + b"\n"
-        if kind == 4:
-            seconds = int.from_bytes(raw[4:12], "big")
-            message = b"cosignature/v1\ntime %d\n" % seconds + message
-        need(signature_holds(key, message, raw[12 if kind == 4 else 4 :]), "a signature of a note")
-        return origin, int(size), base64.b64decode(root, validate=True)
-    raise Broken("no signature by the key")
-
-
-# ---- C2SP tlog-policy ----
-
-Policy = tuple[dict[str, tuple[str, bytes]], dict[str, tuple[int, list[str]]], str]
-
-
-def read_policy(raw: bytes) -> Policy:
-    """(witness -> (key name, key), group -> (k, members), quorum). Raises Broken."""
-    witnesses: dict[str, tuple[str, bytes]] = {}
-    groups: dict[str, tuple[int, list[str]]] = {}
-    quorums, listed = [], set()
-    for line in raw.decode("latin-1").split("\n"):
-        what, *words = line.replace("\t", " ").split() or ["#"]
-        if what == "witness":
-            name, _, encoded = words[1].split("+", 2)
-            key = base64.b64decode(encoded, validate=True)
-            need(len(key) == 33 and key[0] == 4, "policy: a witness has a key of type 04")
-            need(words[0] not in witnesses and words[0] not in groups, "policy: a name twice")
-            witnesses[words[0]] = name, key[1:]
-        elif what == "group":
-            named, k, *members = words
-            least = {"all": len(members), "any": 1}.get(k) or int(k)
-            known = all(one in witnesses or one in groups for one in members)
-            need(known and not listed & set(members), "policy: members of a group")
-            need(1 <= least <= len(members) == len(set(members)), "policy: how many of a group")
-            need(named not in witnesses and named not in groups, "policy: a name twice")
-            listed |= set(members)
-            groups[named] = least, members
-        elif what == "quorum":
-            quorums += words
-        else:
-            need(what.startswith("#") or what == "log", "policy: a line of another kind")
-    need(len(quorums) == 1, "policy: one quorum")
-    known = quorums[0] in (*witnesses, *groups, "none")
-    need(known, "policy: the quorum is a witness, a group or none")
-    return witnesses, groups, quorums[0]
-
-
-def quorum_size(policy: Policy, sizes: dict[str, int], name: str) -> int:
-    if name not in policy[1]:
-        return sizes.get(name, 0)
-    least, members = policy[1][name]
-    return sorted((quorum_size(policy, sizes, one) for one in members), reverse=True)[least - 1]
 
 
 # ---- the log ----
