@@ -47,6 +47,7 @@ EXTRA: dict[str, tuple[frozenset[str], str]] = {
     "leased.collector.advice_verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.telemetry.verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.api.verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.webhooks.verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.terms_file": (
         frozenset({"ctl"}),
         "reads rate cards and instants by the same code as leasectl",
@@ -97,7 +98,8 @@ DOORS: dict[str, str] = {
     "cryptography": r"leased\.(chain\.(signing|certificate)|ctl\.minting)",
     "msgspec": r"leased\..*",
     "trio": r"leased\.(durable|hardware|client|service|collector|ctl|__main__)(\..*)?",
-    "h11": r"leased\.(service\.(policy_exchange|web|telemetry\.sender)|collector\.transport)",
+    "h11": r"leased\.(service\.(policy_exchange|web|telemetry\.sender)|collector\.transport"
+    r"|collector\.webhooks\.post)",
     "duckdb": r"leased\.collector\.duck",
     "pyarrow": r"leased\.collector\.blocks",
     "opentelemetry": r"leased\.(service\.telemetry\.otlp|collector\.telemetry\..*)",

@@ -23,6 +23,7 @@ from leased.collector import store_verbs as store
 from leased.collector import verbs as records
 from leased.collector.api import verbs as http
 from leased.collector.telemetry import verbs as telemetry
+from leased.collector.webhooks import verbs as webhooks
 from leased.ctl import completion
 from leased.ctl.console import Console
 from leased.ctl.outcome import carry_out
@@ -38,7 +39,7 @@ EXIT_STATUSES: Final = (
     (75, "somebody else was faster: try again"),
     (78, "a configuration or a state directory was refused"),
 )
-_FAMILIES: Final = (pull_verbs, records, store, money, advice, telemetry, http)
+_FAMILIES: Final = (pull_verbs, records, store, money, advice, telemetry, http, webhooks)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,7 +16,6 @@ Does not touch segment files (`segments`).
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import msgspec
 
 from leased.chain.head import Head
 from leased.collector.segments import Segment
+from leased.durable.files import make_private
 from leased.terms.errors import StateError
 
 DATABASE: Final = "collector.sqlite"
@@ -115,8 +115,7 @@ class Manifest:
         path = directory / DATABASE
         try:
             if not read_only:
-                # Made by us first: SQLite would make it readable by others.
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                make_private(path)
             uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
             self.connection = sqlite3.connect(
                 uri, uri=True, isolation_level=None, check_same_thread=False

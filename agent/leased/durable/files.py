@@ -217,6 +217,15 @@ class DirectoryDisk:
             os.close(fd)
 
 
+def make_private(path: Path) -> None:
+    """Make an SQLite database that is not there, readable by its owner only: SQLite would make it
+    readable by others. One that is there is not touched: closing a descriptor of it would drop the
+    locks of this process' other connections, and the next program to end would take the write-ahead
+    log away with it."""
+    if not path.exists():
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
 def write_whole(disk: Disk, name: str, data: bytes) -> None:
     """Put a file in place at once: `<name>.new`, sync, rename, sync of the names. The writer's
     lock is held."""

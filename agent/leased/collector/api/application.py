@@ -191,7 +191,8 @@ class Application:
                     return _again(known, digest)
             answer: Answer = route.act(call)  # type: ignore[assignment]
             if key is not None:
-                body = _ENCODER.encode(answer.value) if answer.value is not None else b""
+                value = answer.value if answer.kept is None else answer.kept
+                body = _ENCODER.encode(value) if value is not None else b""
                 headers = {**answer.headers, **({"ETag": answer.tag} if answer.tag else {})}
                 reply = Reply(digest, _status(route, answer), headers, body)
                 self._keeper.keep_reply(call.caller.name, key, reply, call.now_ns)

@@ -25,7 +25,7 @@ READS: Final = frozenset((Scope.READ, Scope.COST))
 LOOPBACK: Final = {
     "none": frozenset(),
     "read": READS,
-    "write": READS | {Scope.QUOTA},
+    "write": READS | {Scope.QUOTA, Scope.WEBHOOK},
 }
 """What somebody on this host may without credentials."""
 

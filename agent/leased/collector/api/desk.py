@@ -13,6 +13,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,9 @@ import msgspec
 import trio
 
 from leased import __version__
+from leased.collector import capacity
+from leased.collector.accounts import NoData
+from leased.collector.answers import IdleResource
 from leased.collector.api import (
     console_routes,
     handing,
@@ -32,6 +36,7 @@ from leased.collector.api import (
     telemetry_routes,
     view_routes,
     views,
+    webhooks,
 )
 from leased.collector.api.application import Application
 from leased.collector.api.books import Books
@@ -45,6 +50,8 @@ from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.keeping import KEY_NAME, Keeping
 from leased.collector.telemetry.receiver import Mounted, Receiver
 from leased.collector.telemetry.store import Store
+from leased.collector.webhooks.mailing import Mailing
+from leased.collector.webhooks.watcher import Look
 from leased.economics.contracts import Terms
 from leased.economics.rates import RateCard
 from leased.terms.errors import ConfigError
@@ -84,6 +91,15 @@ class Desk:
                 wall_ns=wall_ns,
             )
             self._observed = telemetry_routes.Observed(state, self._newest_card)
+            self.hooks = Mailing(
+                self._settings.webhooks,
+                self._keeping,
+                state,
+                directory,
+                source=f"urn:leased:fleet:{fleet}",
+                wall_ns=wall_ns,
+                say=say,
+            )
             self.routes = self._table()
             self.application = self._application(wall_ns)
             kept = self._settings.telemetry
@@ -105,6 +121,7 @@ class Desk:
             ground=lambda: self._ground,
             known=lambda: self.books.fleet.tenants(),
             entropy=lambda: secrets.token_bytes(16),
+            tell=self.hooks.tell,
         )
         self.views = views.Views(
             lambda: self.books.fleet,
@@ -119,6 +136,7 @@ class Desk:
             views=self.views,
             issuer=self.issuer,
             tenants=self._quotas.tenants,
+            hooks=self.hooks,
         )
         table = [
             *quota_routes.routes(self._quotas),
@@ -126,6 +144,7 @@ class Desk:
             *reports.routes(reports.Reports(self.books.ask, lambda: self._ground)),
             *telemetry_routes.routes(self._observed),
             *handing.routes(handing.Handing(self.issuer)),
+            *webhooks.routes(webhooks.Webhooks(self.hooks.readers, self.hooks.writers)),
             metrics.route(self.metrics),
         ]
         shown = console_routes.routes(console_routes.Stream(self.books, self.views, self._wall_ns))
@@ -151,9 +170,29 @@ class Desk:
             keeper=self._keeping.writer,
             wall_ns=wall_ns,
             body_bytes_max=http.body_bytes_max,
-            written=self.issuer.look_again,
+            written=self._written,
             counted=self.metrics.count,
         )
+
+    def _written(self) -> None:
+        self.issuer.look_again()
+        self.hooks.look_again()
+
+    def _seen(self) -> Look:
+        """What webhooks tell that the archive does not say by itself."""
+
+        def shares() -> dict[str, dict[str, Fraction]]:
+            now_ns = self._wall_ns()
+            return {one: self.views.shares_of(one, now_ns) for one in self._quotas.tenants()}
+
+        def idle() -> list[IdleResource]:
+            try:
+                found = self.books.ask(capacity.idle)
+            except NoData:
+                return []
+            return [] if found is None else found.idle_resources
+
+        return Look(shares, idle)
 
     def _newest_card(self) -> RateCard:
         """What is expensive now."""
@@ -182,10 +221,12 @@ class Desk:
             nursery.start_soon(self.issuer.run)
             nursery.start_soon(self.books.run)
             nursery.start_soon(self.telemetry.run)
+            nursery.start_soon(self.hooks.run, self._seen())
             await self.server.run(stop)
             nursery.cancel_scope.cancel()
 
     def close(self) -> None:
         """Let go of everything. Idempotent."""
         self._samples.close()
+        self.hooks.close()
         self._keeping.close()

@@ -21,6 +21,7 @@ from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.views import Views
 from leased.collector.fleet import Fleet
 from leased.collector.governance.issuer import Issuer
+from leased.collector.webhooks.mailing import OUTCOMES, Mailing
 from leased.economics.attribution import TYPE_OF, Basis, attribute
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
@@ -47,9 +48,11 @@ class Metrics:
         views: Views,
         issuer: Issuer,
         tenants: Callable[[], list[str]],
+        hooks: Mailing,
     ) -> None:
         self._fleet, self._ask, self._terms = fleet, ask, terms
         self._views, self._issuer, self._tenants = views, issuer, tenants
+        self._hooks = hooks
         self._requests: dict[tuple[str, ...], int] = {}
 
     def count(self, route: str, status: int) -> None:
@@ -66,9 +69,23 @@ class Metrics:
             *self._quotas(call.now_ns),
             *_chains(self._fleet(), call.now_ns),
             *self._own(),
+            *self._told(),
         ]
         text = "".join(f"{line}\n" for line in lines)
         return Answer(raw=text.encode(), media_type=MEDIA_TYPE)
+
+    def _told(self) -> Iterable[str]:
+        outcomes = self._hooks.outcomes
+        yield from family(
+            *("grey_webhook_deliveries_total", "counter"),
+            "Attempts to deliver a webhook since the server started, by what came of them.",
+            *(("outcome",), {(one,): outcomes[one] for one in OUTCOMES}),
+        )
+        yield from family(
+            *("grey_webhook_queue_deliveries", "gauge"),
+            "Deliveries that wait for their receiver, and those that were given up.",
+            *(("state",), {(one,): self._hooks.count(one) for one in ("pending", "dead")}),
+        )
 
     def _quotas(self, now_ns: int) -> Iterable[str]:
         ratios: dict[tuple[str, ...], Fraction] = {}

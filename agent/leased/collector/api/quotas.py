@@ -44,7 +44,7 @@ from leased.collector.governance.quotas import (
     Terms,
     effective,
 )
-from leased.collector.governance.register import Register
+from leased.collector.governance.register import Register, Sealed
 from leased.ports import Entropy
 from leased.terms.policy import Mode, Policy
 from leased.terms.quantity import parse_duration, parse_instant, parse_share
@@ -66,8 +66,11 @@ class Quotas:
         ground: Callable[[], Policy],
         known: Callable[[], Sequence[str]],
         entropy: Entropy,
+        tell: Callable[[Sealed], object],
     ) -> None:
+        """`tell` is told of every change, in its transaction."""
         self._register, self._writer, self._ground = register, writer, ground
+        self._tell = tell
         self._known, self._entropy = known, entropy
 
     # -- reading -----------------------------------------------------------------------------------
@@ -306,14 +309,16 @@ class Quotas:
         left: msgspec.Struct | None,
     ) -> None:
         self._writer.sweep(call.now_ns)
-        self._writer.record(
-            id=id,
-            wall_ns=call.now_ns,
-            actor=call.caller.name,
-            action=action,
-            tenant=tenant,
-            reason=reason,
-            left=left,
+        self._tell(
+            self._writer.record(
+                id=id,
+                wall_ns=call.now_ns,
+                actor=call.caller.name,
+                action=action,
+                tenant=tenant,
+                reason=reason,
+                left=left,
+            )
         )
 
     def _must_compile(self, now_ns: int) -> None:

@@ -33,6 +33,9 @@ class Scope(enum.StrEnum):
     QUOTA = "quota"
     """Change quotas and schedules."""
 
+    WEBHOOK = "webhook"
+    """Say who is told what, and send it again."""
+
     NODE = "node"
     """Fetch the policy of a node."""
 
@@ -87,7 +90,8 @@ def matches(header: str, tag: str) -> bool:
 
 class Answer(msgspec.Struct, frozen=True):
     """What a handler gives back: a value to be encoded, bytes of a media type, or a stream of them.
-    `tag` is the entity tag of what the value says apart from when it was asked."""
+    `tag` is the entity tag of what the value says apart from when it was asked; `kept` is what an
+    Idempotency-Key brings back in place of a value that is shown once."""
 
     value: Any = None
     status: int = 200
@@ -96,6 +100,7 @@ class Answer(msgspec.Struct, frozen=True):
     media_type: str = JSON
     stream: AsyncIterator[bytes] | None = None
     tag: str | None = None
+    kept: Any = None
 
 
 class Route(msgspec.Struct, frozen=True):

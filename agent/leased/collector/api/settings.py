@@ -21,6 +21,7 @@ from leased.collector.api.callers import LOOPBACK, Token
 from leased.collector.api.routes import Scope
 from leased.collector.telemetry.store import KEEP_NS, ROWS_MAX
 from leased.collector.terms_file import load_terms
+from leased.collector.webhooks.guard import Network, parse_network
 from leased.economics.contracts import Terms
 from leased.terms import reading
 from leased.terms.errors import ConfigError
@@ -74,6 +75,20 @@ class Samples(msgspec.Struct, frozen=True):
     rows_max: int = ROWS_MAX
 
 
+class Webhooks(msgspec.Struct, frozen=True):
+    """Where webhooks may go, how they are sent, and how long what was sent is kept."""
+
+    private_networks: tuple[Network, ...] = ()
+    ca: str = ""
+    timeout_ns: int = 20 * NS_PER_S
+    concurrency: int = 16
+    overlap_ns: int = 24 * 3_600 * NS_PER_S
+    keep_ns: int = 7 * 24 * 3_600 * NS_PER_S
+    keep_dead_ns: int = 30 * 24 * 3_600 * NS_PER_S
+    thresholds_pm: tuple[int, ...] = (800, 1000)
+    idle_ns: int = 24 * 3_600 * NS_PER_S
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Everything."""
 
@@ -81,6 +96,7 @@ class Settings(msgspec.Struct, frozen=True):
     access: Access = Access()
     governance: Governance = Governance()
     telemetry: Samples = Samples()
+    webhooks: Webhooks = Webhooks()
 
 
 def load(path: Path | None) -> Settings:
@@ -114,6 +130,13 @@ def parse(text: str) -> Settings:
     for name in ("keep_ns", "rows_max"):
         if getattr(settings.telemetry, name) < 1:
             raise ConfigError(f"telemetry.{name.replace('_ns', '')}: must be above zero")
+    hooks = settings.webhooks
+    if not NS_PER_S <= hooks.timeout_ns <= 60 * NS_PER_S:
+        raise ConfigError("webhooks.timeout: 1s to 60s; a receiver takes in and works later")
+    if not 1 <= hooks.concurrency <= 1000:
+        raise ConfigError("webhooks.concurrency: 1 to 1000")
+    if list(hooks.thresholds_pm) != sorted(set(hooks.thresholds_pm)) or 0 in hooks.thresholds_pm:
+        raise ConfigError("webhooks.thresholds: above 0%, each once, the lowest first")
     return settings
 
 
@@ -183,6 +206,14 @@ def _loopback(value: Any) -> str:
     return reading.choice(tuple(LOOPBACK), value)
 
 
+def _networks(value: Any) -> tuple[Network, ...]:
+    return reading.rows(value, lambda one: parse_network(reading.text(one)))
+
+
+def _shares(value: Any) -> tuple[int, ...]:
+    return reading.rows(value, reading.share)
+
+
 def _fleet(value: Any) -> str:
     if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", reading.text(value)):
         raise ValueError('a name such as "fleet.example.org"')
@@ -250,6 +281,17 @@ _TELEMETRY_KEYS: Final[reading.Keys] = {
     "keep": ("keep_ns", reading.duration),
     "rows_max": ("rows_max", reading.integer),
 }
+_WEBHOOK_KEYS: Final[reading.Keys] = {
+    "private_networks": ("private_networks", _networks),
+    "ca": ("ca", reading.text),
+    "timeout": ("timeout_ns", reading.duration),
+    "concurrency": ("concurrency", reading.integer),
+    "overlap": ("overlap_ns", reading.duration),
+    "keep": ("keep_ns", reading.duration),
+    "keep_dead": ("keep_dead_ns", reading.duration),
+    "thresholds": ("thresholds_pm", _shares),
+    "idle": ("idle_ns", reading.duration),
+}
 _TOKEN_KEYS: Final[reading.Keys] = {
     "name": ("name", reading.text),
     "sha256": ("sha256", _hash),
@@ -263,6 +305,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, reading.Read]]] = {
     "access": ("access", reading.section(Access, _ACCESS_KEYS, "access.")),
     "governance": ("governance", reading.section(Governance, _GOVERNANCE_KEYS, "governance.")),
     "telemetry": ("telemetry", reading.section(Samples, _TELEMETRY_KEYS, "telemetry.")),
+    "webhooks": ("webhooks", reading.section(Webhooks, _WEBHOOK_KEYS, "webhooks.")),
 }
 ELSEWHERE: Final[tuple[str, ...]] = ("pull", "nodes", "billing", "store", "collector")
 """Sections of the same file that other parts of the collector read."""

@@ -12,7 +12,6 @@ Does not decide what a change means (`quotas`) and does not know the time.
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,10 +21,12 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from leased.collector.governance.quotas import Override, Quota, Schedule
+from leased.collector.webhooks.outbox import SCHEMA as OUTBOX
+from leased.durable.files import make_private
 from leased.terms.errors import ChainError, StateError
 
 DATABASE: Final = "register.sqlite"
-VERSION: Final = 1
+VERSION: Final = 2
 BUSY_MS: Final = 5_000
 REPLIES_KEPT_NS: Final = 24 * 3_600 * 1_000_000_000
 _DOMAIN: Final = b"leased governance change v1\0"
@@ -45,6 +46,9 @@ CREATE INDEX replies_by_age ON replies (kept_ns);
 CREATE TABLE policies (generation INTEGER PRIMARY KEY, digest BLOB NOT NULL, note TEXT NOT NULL,
     document TEXT NOT NULL, issued_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL);
 """
+_STEPS: Final = {0: _SCHEMA + OUTBOX, 1: OUTBOX}
+"""What makes a database of this release of one of a version: 0 is none, 1 had no webhooks."""
+
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 T = TypeVar("T")
 
@@ -101,38 +105,43 @@ class Register:
         """Open, make what is missing. Raises StateError."""
         path = directory / DATABASE
         try:
-            # Made by us first: SQLite would make it readable by others.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            ask = self._connection.execute
+            make_private(path)
+            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            ask = self.connection.execute
             ask(f"PRAGMA busy_timeout = {BUSY_MS}")
             ask("PRAGMA journal_mode = WAL")
             ask("PRAGMA synchronous = FULL")
             version = ask("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                self._connection.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
-                )
+            if version in _STEPS:
+                self._step(version)
         except (OSError, sqlite3.Error) as error:
             raise StateError(f"{path}: {error}; give the collector's state directory") from error
-        if version not in (0, VERSION):
-            self._connection.close()
+        if version not in (*_STEPS, VERSION):
+            self.connection.close()
             raise StateError(f"{path}: version {version}; this release has {VERSION}")
+
+    def _step(self, version: int) -> None:
+        """Make it a database of this release, unless another process was faster."""
+        with self.transaction():
+            if self.connection.execute("PRAGMA user_version").fetchone()[0] == version:
+                for statement in _STEPS[version].split(";"):
+                    self.connection.execute(statement)
+                self.connection.execute(f"PRAGMA user_version = {VERSION}")
 
     def close(self) -> None:
         """Idempotent."""
-        self._connection.close()
+        self.connection.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All of what is done inside, or nothing."""
-        self._connection.execute("BEGIN IMMEDIATE")
+        self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            self.connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
+        self.connection.execute("COMMIT")
 
     # -- what there is -----------------------------------------------------------------------------
 
@@ -164,7 +173,7 @@ class Register:
     def changes(self, *, before: int | None, count: int, tenant: str | None = None) -> list[Sealed]:
         """The last `count` changes, the newest first, below the sequence `before`."""
         found: list[Sealed] = []
-        rows = self._connection.execute(
+        rows = self.connection.execute(
             "SELECT document, hash FROM changes WHERE sequence < ? ORDER BY sequence DESC",
             (before if before is not None else 2**62,),
         )
@@ -185,7 +194,7 @@ class Register:
         """Verify the chain of changes; how many there are. Raises ChainError naming the first that
         does not hold."""
         previous, count = bytes(32), 0
-        for sequence, document, digest in self._connection.execute(
+        for sequence, document, digest in self.connection.execute(
             "SELECT sequence, CAST(document AS BLOB), CAST(hash AS BLOB) FROM changes"
             " ORDER BY sequence"
         ):
@@ -215,25 +224,25 @@ class Register:
         change = Change(count, id, wall_ns, actor, action, tenant, reason, document)
         encoded = _ENCODER.encode(change)
         digest = seal(previous, encoded)
-        self._connection.execute("INSERT INTO changes VALUES (?, ?, ?)", (count, encoded, digest))
+        self.connection.execute("INSERT INTO changes VALUES (?, ?, ?)", (count, encoded, digest))
         return Sealed(change, digest)
 
     def put_quota(self, quota: Quota) -> None:
         """Set the base of a tenant."""
-        self._connection.execute(
+        self.connection.execute(
             "INSERT OR REPLACE INTO quotas VALUES (?, ?)", (quota.tenant, _ENCODER.encode(quota))
         )
 
     def add_override(self, override: Override) -> None:
         """Keep an override."""
-        self._connection.execute(
+        self.connection.execute(
             "INSERT INTO overrides (id, tenant, expires_ns, document) VALUES (?, ?, ?, ?)",
             (override.id, override.tenant, override.expires_ns, _ENCODER.encode(override)),
         )
 
     def add_schedule(self, schedule: Schedule) -> None:
         """Keep a schedule."""
-        self._connection.execute(
+        self.connection.execute(
             "INSERT INTO schedules (id, tenant, document) VALUES (?, ?, ?)",
             (schedule.id, schedule.tenant, _ENCODER.encode(schedule)),
         )
@@ -241,14 +250,14 @@ class Register:
     def remove(self, table: str, id: str) -> bool:
         """Take an override or a schedule away; whether it was there."""
         assert table in ("overrides", "schedules")
-        return self._connection.execute(f"DELETE FROM {table} WHERE id = ?", (id,)).rowcount == 1
+        return self.connection.execute(f"DELETE FROM {table} WHERE id = ?", (id,)).rowcount == 1
 
     def sweep(self, now_ns: int) -> None:
         """Forget overrides that ended more than a day ago, and replies that nobody will ask for."""
-        self._connection.execute(
+        self.connection.execute(
             "DELETE FROM overrides WHERE expires_ns < ?", (now_ns - REPLIES_KEPT_NS,)
         )
-        self._connection.execute(
+        self.connection.execute(
             "DELETE FROM replies WHERE kept_ns < ?", (now_ns - REPLIES_KEPT_NS,)
         )
 
@@ -268,7 +277,7 @@ class Register:
     def keep_reply(self, caller: str, key: str, reply: Reply, now_ns: int) -> None:
         """Remember an answer, in the transaction of what it answers."""
         headers = msgspec.json.encode(reply.headers)
-        self._connection.execute(
+        self.connection.execute(
             "INSERT INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)",
             (caller, key, reply.request, reply.status, headers, reply.body, now_ns),
         )
@@ -282,10 +291,10 @@ class Register:
 
     def issue(self, policy: Issued, kept: int = 64) -> None:
         """Keep a policy, and the `kept` before it."""
-        self._connection.execute(
+        self.connection.execute(
             "INSERT INTO policies VALUES (?, ?, ?, ?, ?, ?)", msgspec.structs.astuple(policy)
         )
-        self._connection.execute(
+        self.connection.execute(
             "DELETE FROM policies WHERE generation NOT IN"
             " (SELECT generation FROM policies ORDER BY generation DESC LIMIT ?)",
             (kept + 1,),
@@ -303,4 +312,4 @@ class Register:
         return [decoder.decode(row[0]) for row in self._rows(text, *values)]
 
     def _rows(self, text: str, *values: object) -> list[tuple[Any, ...]]:
-        return self._connection.execute(text, values).fetchall()
+        return self.connection.execute(text, values).fetchall()

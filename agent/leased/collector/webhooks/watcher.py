@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watcher: what of the fleet becomes a fact.
+
+Rule: what is looked at is durable elsewhere (verified records, verdicts, issued bills), and how far
+was looked moves in the transaction that puts the facts in: nothing is left out by a crash, and what
+is seen twice has the id of the first time. With nobody who listens the cursors move on and nothing
+is kept.
+
+Does not decide who hears (`outbox`) and does not send (`courier`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from leased.chain.canonical import decode
+from leased.chain.record import Record
+from leased.collector.answers import IdleResource
+from leased.collector.archive import ArchiveReader
+from leased.collector.invoices import Invoices
+from leased.collector.manifest import DATABASE, LogEntry
+from leased.collector.webhooks.facts import Fact, Kind
+from leased.collector.webhooks.keeping import Kept
+from leased.collector.webhooks.outbox import Outbox, Webhook
+from leased.economics.billing import Bill
+from leased.terms import event as events
+from leased.terms.errors import LeasedError
+from leased.terms.event import Event, LeaseEvent
+
+LOOK_S: Final = 1.0
+SLOW_S: Final = 2.0
+SHARE: Final = 20
+"""Between two looks at thresholds, bills and waste: so long, and so many times what one takes."""
+
+RECORDS_MAX: Final = 2_000
+"""In one transaction, so that whoever changes a quota meanwhile does not wait for long."""
+
+_KINDS: Final[Mapping[type[Event], Kind]] = {
+    events.Allocated: Kind.LEASE_ALLOCATED,
+    events.Activated: Kind.LEASE_ACTIVATED,
+    events.Renewed: Kind.LEASE_RENEWED,
+    events.DrainNotified: Kind.LEASE_DRAINING,
+    events.Preempted: Kind.LEASE_PREEMPTED,
+    events.Released: Kind.LEASE_RELEASED,
+    events.Expired: Kind.LEASE_EXPIRED,
+    events.Revoked: Kind.LEASE_REVOKED,
+    events.Fenced: Kind.LEASE_FENCED,
+    events.Unfenced: Kind.LEASE_UNFENCED,
+    events.Reclaimed: Kind.LEASE_RECLAIMED,
+}
+_QUIET: Final = ("OK", "BEHIND")
+"""A log goes back and forth between these as it is pulled."""
+
+
+Seen = tuple[Mapping[str, Mapping[str, Fraction]], list[IdleResource], list[Path]]
+"""Used of each limit, by tenant; nodes that nobody uses; bills."""
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What the server knows beside the archive. `shares`: used of each limit, by tenant;
+    `idle`: nodes that nobody uses."""
+
+    shares: Callable[[], Mapping[str, Mapping[str, Fraction]]]
+    idle: Callable[[], Iterable[IdleResource]]
+
+
+class Watcher:
+    """Puts facts in until cancelled. `thresholds_pm` are shares of a limit, lowest first."""
+
+    def __init__(
+        self,
+        kept: Kept,
+        state: Path,
+        look: Look,
+        *,
+        thresholds_pm: tuple[int, ...],
+        idle_ns: int,
+        keep_ns: int,
+        keep_dead_ns: int,
+        wall_ns: Callable[[], int],
+        put: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """`put` is told that something was."""
+        self._kept, self._state, self._look = kept, state, look
+        self._thresholds_pm, self._idle_ns = thresholds_pm, idle_ns
+        self._keep_ns, self._keep_dead_ns = keep_ns, keep_dead_ns
+        self._wall_ns, self._put, self._say = wall_ns, put, say
+        self._archive: ArchiveReader | None = None
+        self._said = ""
+
+    async def run(self) -> None:
+        """Look, now and again."""
+        slow_at = trio.current_time()
+        while True:
+            try:
+                more = await self._kept.ask(self.follow_logs, writes=True)
+                if trio.current_time() >= slow_at:
+                    began = trio.current_time()
+                    seen = await trio.to_thread.run_sync(self._see)
+                    took = trio.current_time() - began
+                    slow_at = trio.current_time() + max(SLOW_S, SHARE * took)
+                    await self._kept.ask(partial(self.note, seen=seen), writes=True)
+                self._said = ""
+            except LeasedError as error:
+                more = False
+                if str(error) != self._said:
+                    self._said = str(error)
+                    self._say(f"webhooks: what happened cannot be read: {error}")
+            self._put()
+            await trio.sleep(0 if more else LOOK_S)
+
+    # -- logs --------------------------------------------------------------------------------------
+
+    def follow_logs(self, outbox: Outbox) -> bool:
+        """Take in what is new of every log; whether there is more."""
+        if self._archive is None:
+            if not (self._state / DATABASE).exists():
+                return False
+            self._archive = ArchiveReader(self._state)
+        webhooks = [one for one in outbox.webhooks() if not one.disabled]
+        cursors = outbox.cursors("log/") | outbox.cursors("verdict/")
+        left = RECORDS_MAX
+        for entry in self._archive.logs():
+            self._follow_verdict(outbox, webhooks, entry, cursors)
+            at = int(cursors.get(f"log/{entry.log_id}", "0"))
+            if at >= entry.head.size or not left:
+                continue
+            to = entry.head.size
+            if webhooks:
+                to = min(to, at + left)
+                left -= to - at
+                for fact in self._facts_of(entry, at, to):
+                    outbox.put(fact, webhooks)
+            outbox.set_cursor(f"log/{entry.log_id}", str(to))
+        return not left
+
+    def _facts_of(self, entry: LogEntry, at: int, to: int) -> Iterator[Fact]:
+        assert self._archive is not None
+        for record in self._archive.records(entry.log_id, at):
+            if record.sequence >= to:
+                return
+            event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
+            kind = _KINDS.get(type(event)) if isinstance(event, LeaseEvent) else None
+            if kind is None or not isinstance(event, LeaseEvent):
+                continue
+            yield _lease_fact(kind, event, record, entry)
+
+    def _follow_verdict(
+        self,
+        outbox: Outbox,
+        webhooks: list[Webhook],
+        entry: LogEntry,
+        cursors: Mapping[str, str],
+    ) -> None:
+        name = f"verdict/{entry.log_id}"
+        was = cursors.get(name, "OK")
+        is_quiet = entry.verdict in _QUIET
+        now = "OK" if is_quiet else f"{entry.verdict}@{entry.since_ns}"
+        if now == was:
+            return
+        outbox.set_cursor(name, now)
+        wall_ns = self._wall_ns() if is_quiet else entry.since_ns
+        data = {
+            "node": entry.node,
+            "node_name": entry.name,
+            "log_id": entry.log_id,
+            "verdict": entry.verdict,
+            "was": was.partition("@")[0],
+            "why": entry.why,
+            "sequence": entry.head.size,
+            "hash": entry.head.hash.hex(),
+        }
+        key = f"{entry.log_id}/{was}/{now}"
+        fact = Fact(Kind.NODE_VERDICT, key, f"nodes/{entry.node}", None, wall_ns, data)
+        outbox.put(fact, webhooks)
+
+    # -- what is computed --------------------------------------------------------------------------
+
+    def _see(self) -> Seen:
+        found = sorted((self._state / "invoices").glob("tenant=*/????-??.json"))
+        return self._look.shares(), list(self._look.idle()), found
+
+    def note(self, outbox: Outbox, seen: Seen) -> None:
+        """Take in what was seen, and forget what is over since long."""
+        shares, idle, bills = seen
+        now_ns = self._wall_ns()
+        webhooks = [one for one in outbox.webhooks() if not one.disabled]
+        for fact in (
+            *self._crossed(outbox, shares, now_ns),
+            *self._wasted(outbox, idle, now_ns),
+            *self._billed(outbox, bills),
+        ):
+            outbox.put(fact, webhooks)
+        outbox.sweep(now_ns - self._keep_ns, now_ns - self._keep_dead_ns)
+
+    def _crossed(
+        self, outbox: Outbox, shares: Mapping[str, Mapping[str, Fraction]], now_ns: int
+    ) -> Iterator[Fact]:
+        known = outbox.cursors("share/")
+        for tenant, by_key in shares.items():
+            for key, share in by_key.items():
+                name = f"share/{tenant}/{key}"
+                was = int(known.pop(name, "0"))
+                above = [pm for pm in self._thresholds_pm if share * 1000 >= pm]
+                now = above[-1] if above else 0
+                # Down only when it is clearly below, so that a wobble is not told.
+                if now == was or (now < was and share * 1000 > was - 50):
+                    continue
+                outbox.set_cursor(name, str(now))
+                if now < was:
+                    continue
+                data = {
+                    "tenant": tenant,
+                    "quota": key,
+                    "threshold_percent": now / 10,
+                    "used_percent": int(share * 1000) / 10,
+                }
+                place = f"tenants/{tenant}"
+                yield Fact(
+                    *(Kind.QUOTA_THRESHOLD, f"{tenant}/{key}/{now}/{now_ns}", place),
+                    *(tenant, now_ns, data),
+                )
+        for name in known:
+            outbox.drop_cursor(name)
+
+    def _wasted(self, outbox: Outbox, idle: Iterable[IdleResource], now_ns: int) -> Iterator[Fact]:
+        known = outbox.cursors("idle/")
+        for one in idle:
+            name = f"idle/{one.resource}"
+            was = known.pop(name, "")
+            if was == one.idle_since or one.idle_hours * 3600 * 10**9 < self._idle_ns:
+                continue
+            outbox.set_cursor(name, one.idle_since)
+            data = {"class": "idle", **msgspec.to_builtins(one, builtin_types=(Decimal,))}
+            key = f"{one.resource}/{one.idle_since}"
+            yield Fact(Kind.WASTE_FOUND, key, f"nodes/{one.resource}", None, now_ns, data)
+        for name in known:
+            outbox.drop_cursor(name)
+
+    def _billed(self, outbox: Outbox, bills: Iterable[Path]) -> Iterator[Fact]:
+        known = outbox.cursors("bill/")
+        invoices = Invoices(self._state)
+        for path in bills:
+            tenant, month = path.parent.name.removeprefix("tenant="), path.stem
+            if f"bill/{tenant}/{month}" in known:
+                continue
+            bill = invoices.issued(tenant, month)
+            if bill is None:
+                continue
+            outbox.set_cursor(f"bill/{tenant}/{month}", bill.digest().hex())
+            issued_ns = path.stat().st_mtime_ns
+            yield _bill_fact(Kind.BILL_FINAL, bill, issued_ns, {})
+            for text, amount in bill.corrections:
+                more = {"corrects": text.removeprefix("Correction of "), "amount": amount}
+                yield _bill_fact(Kind.BILL_CORRECTED, bill, issued_ns, more)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._archive is not None:
+            self._archive.close()
+
+
+def _lease_fact(kind: Kind, event: LeaseEvent, record: Record, entry: LogEntry) -> Fact:
+    subject, lease_id, place = event.subject, event.lease_id.hex(), f"{entry.node}/{entry.log_id}"
+    is_fenced = isinstance(event, events.Fenced)
+    data = {
+        "tenant": str(subject.tenant),
+        "lease_id": lease_id,
+        "generation": event.generation,
+        "node": entry.node,
+        "node_name": entry.name,
+        "log_id": entry.log_id,
+        "sequence": record.sequence,
+        "hash": record.hash.hex(),
+        "previous_hash": record.prev_hash.hex(),
+        "priority": subject.priority.name.lower(),
+        "workload": subject.workload,
+        "reason": _reason(event),
+        "resources": {
+            one.resource_id: one.capacity
+            for one in (event.fenced if is_fenced else subject.allotments)
+        },
+    }
+    key = f"{place}/{record.sequence}/{record.hash.hex()}"
+    return Fact(kind, key, f"leases/{lease_id}", str(subject.tenant), record.wall_ns, data)
+
+
+def _bill_fact(kind: Kind, bill: Bill, issued_ns: int, more: dict[str, Any]) -> Fact:
+    sha256 = bill.digest().hex()
+    data = {
+        "tenant": bill.tenant,
+        "month": bill.period,
+        "invoice_id": bill.invoice_id,
+        "total": bill.total,
+        "currency": bill.currency,
+        "sha256": sha256,
+        **more,
+    }
+    place = f"bills/{bill.tenant}/{bill.period}"
+    key = f"{place}/{sha256}/{more.get('corrects', '')}"
+    return Fact(kind, key, place, bill.tenant, issued_ns, data)
+
+
+def _reason(event: LeaseEvent) -> str | None:
+    found = getattr(event, "reason", None)
+    return getattr(found, "name", "").lower() or None
