@@ -246,7 +246,7 @@ def test_changes_survive_kill_and_an_altered_one_stops_the_start() -> None:
         server.stop()
         register = Register(server.state / DIRECTORY)
         assert register.check() == 3
-        register._connection.execute(
+        register.connection.execute(
             "UPDATE changes SET document = replace(document, 'a test', 'a lie') WHERE sequence = 1"
         )
         with pytest.raises(ChainError, match="sequence 1"):
