@@ -61,6 +61,23 @@ class AnchorSlot(msgspec.Struct, frozen=True, gc=False):
     boot_id: bytes = bytes(16)
 
 
+class Counter(Protocol):
+    """A number that is not on the disk and only ever grows, whatever is put back there. Its `str`
+    is what an operator calls it. Every call blocks."""
+
+    def read(self) -> int | None:
+        """The number; None if it was never advanced. Raises StateError if it cannot be asked."""
+        ...
+
+    def advance(self) -> int:
+        """One more, for good when this returns (where it raises, perhaps). Raises StateError."""
+        ...
+
+    def rested(self) -> bool:
+        """Whether it may be advanced again: what it is kept in wears out."""
+        ...
+
+
 class Journal(Protocol):
     """The sealed log on disk. One writer. A commit that raised is indeterminate: the process must
     end."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from leased.ctl import fleet_checks, host_checks, service_checks
+from leased.ctl import fleet_checks, host_checks, log_checks, service_checks
 from leased.ctl.console import Console
 from leased.ctl.findings import Finding, Grade
 from leased.ctl.render import table
@@ -33,6 +33,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     host_checks.nvidia,
     host_checks.clock,
     service_checks.state_directory,
+    log_checks.counter,
     service_checks.sockets,
     service_checks.registry,
     service_checks.journal,

@@ -33,6 +33,8 @@ from leased.chain.segment import (
 )
 from leased.chain.signing import Signer
 from leased.chain.verdict import SEAL_KEY
+from leased.durable.anchor import ANCHOR
+from leased.durable.binding import Binding
 from leased.durable.files import DirectoryDisk, Disk
 from leased.durable.genesis import LOG_ID, create_log
 from leased.durable.journal import Committer, FileJournal
@@ -64,20 +66,24 @@ def open_log(
     background: bool = True,
     disk: Disk | None = None,
     committer: Callable[[], Committer] | None = None,
+    binding: Binding | None = None,
 ) -> OpenedLog:
     """Open the log in `directory` for writing; make it if there is none. Raises StateError or
     ChainError.
 
     `origin` (a prefix such as "lease-log.fleet/node"), `segment_bytes` and `epoch_ns` (0: its
     epochs are not sealed) count only when a log is made. `background` false prepares segments in
-    line; `disk` and `committer` are for tests.
+    line; `disk` and `committer` are for tests. With a `binding` the log is opened only if its
+    counter says that it is the newest.
     """
     try:
         if disk is None:
             directory.mkdir(mode=0o700, exist_ok=True)
             disk = DirectoryDisk(directory)
         try:
-            opening = _Opening(disk, moment=moment, entropy=entropy, machine_id=machine_id)
+            opening = _Opening(
+                disk, moment=moment, entropy=entropy, machine_id=machine_id, binding=binding
+            )
             return opening.open(
                 origin,
                 best_effort=best_effort,
@@ -113,8 +119,17 @@ def explain(error: OSError, directory: Path) -> str:
 class _Opening:
     """The steps of `open_log`, in order."""
 
-    def __init__(self, disk: Disk, *, moment: Moment, entropy: Entropy, machine_id: bytes) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        *,
+        moment: Moment,
+        entropy: Entropy,
+        machine_id: bytes,
+        binding: Binding | None,
+    ) -> None:
         self._disk = disk
+        self._binding = binding
         self._moment = moment
         self._entropy = entropy
         self._machine_id = machine_id
@@ -139,9 +154,13 @@ class _Opening:
                 f"{disk.directory}: {filesystem.why}; move the state directory, or set durability "
                 '= "best-effort" to accept that a power cut may lose acknowledged records'
             )
+        binding, anchor = self._binding, str(disk.directory / ANCHOR)
+        if binding is not None and LOG_ID not in disk.names():
+            binding.judge(0, anchor)
         identity = self._identity(origin, segment_bytes, epoch_ns, best_effort=bool(filesystem.why))
         load_key(disk)
         found = examine(disk, identity)
+        standing = binding.judge(found.slot.tpm_counter, anchor) if binding else None
         _find_signer(disk, _key_in_force(disk, identity, found.scan))
         for name in disk.names():
             if name.endswith(".new"):
@@ -160,6 +179,9 @@ class _Opening:
         ratchet = self._ratchet(identity, found.scan)
         if not background:
             spares.try_fill()
+        if binding is not None and standing is not None:
+            # Before anything is sealed: from here on no earlier copy of all this is opened again.
+            binding.settle(writer, standing, self._moment)
         opened = OpenedLog(
             disk,
             identity,
@@ -172,6 +194,7 @@ class _Opening:
             entropy=self._entropy,
             recovered=recovered,
             filesystem=filesystem,
+            binding=binding,
         )
         if background:
             spares.start()

@@ -22,6 +22,7 @@ from leased.chain.sealer import Sealer
 from leased.chain.segment import LogIdentity
 from leased.chain.signing import Signer
 from leased.chain.tree import Frontier
+from leased.durable.binding import Binding
 from leased.durable.files import Disk, write_whole
 from leased.durable.filesystem import BEST_EFFORT, STRICT, Filesystem
 from leased.durable.journal import FileJournal
@@ -66,6 +67,7 @@ class OpenedLog:
         entropy: Entropy,
         recovered: RecoveredTail | None,
         filesystem: Filesystem,
+        binding: Binding | None = None,
     ) -> None:
         self._disk = disk
         self.directory = disk.directory
@@ -79,6 +81,7 @@ class OpenedLog:
         self.signer = signer
         self.ratchet = ratchet
         self.recovered = recovered
+        self.binding = binding
         self.filesystem = filesystem.name
         self.durability = BEST_EFFORT if filesystem.why else STRICT
         self.head = Head(writer.slot.next_seq, writer.slot.head)
@@ -163,6 +166,17 @@ class OpenedLog:
         """Unlink what was pruned, once the batch that says so is anchored. Raises OSError."""
         assert self._writer.slot.min_seq == removal.min_seq, "anchored first"
         remove(self._disk, removal.names)
+
+    def bind(self, moment: Moment) -> bool:
+        """Once nothing is sealed any more: from here on no copy that was made before is opened
+        again. False: not now, or no counter. Raises OSError, StateError."""
+        return self.binding is not None and self.binding.advance(self._writer, moment)
+
+    def stage_count(self) -> int:
+        """From the next batch on the anchor says that the counter has one more, and this is it. It
+        is to have it (`binding.complete`) once both slots say so."""
+        self._writer.tpm_counter = self._writer.slot.tpm_counter + 1
+        return self._writer.tpm_counter
 
     def publish(self, note: str) -> None:
         """Put the node's signed note of its head beside the log. Raises OSError."""

@@ -67,6 +67,8 @@ class Writer:
         """What the next slots say: records below are pruned."""
         self.acked_size = slot.acked_size
         """And so many are acknowledged by every collector that has to."""
+        self.tpm_counter = slot.tpm_counter
+        """What the next slots say: the counter is to have this value."""
         self.anchor = FileAnchorStore(disk)
         self.segment = disk.open(segment)
         self.failed = False
@@ -147,6 +149,18 @@ class Writer:
         self.anchor.write(self.slot)
         self.failed = False
 
+    def restate(self, tpm_counter: int, moment: Moment) -> None:
+        """Write both slots anew, with another value of the counter. They take generations of their
+        own, so this is for before the first batch is sealed and after the last."""
+        self.tpm_counter, slot = tpm_counter, self.slot
+        for _ in range(2):
+            self.begin()
+            self.slot = self._next_slot(
+                slot.next_seq, slot.head, slot.segment_no, slot.end_offset, moment
+            )
+            self.anchor.write(self.slot)
+            self.failed = False
+
     def free_bytes(self) -> int:
         """How many bytes of frames fit without allocating a block."""
         whole = self._geometry.ends_after - HEADER_BYTES
@@ -201,7 +215,7 @@ class Writer:
             head,
             self.min_seq,
             self.acked_size,
-            old.tpm_counter,
+            self.tpm_counter,
             moment.boot_ns,
             moment.boot_id,
         )

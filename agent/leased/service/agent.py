@@ -31,7 +31,6 @@ from leased.service.config import Config
 from leased.service.custody import Custodian
 from leased.service.detachment import Detachment
 from leased.service.doors import open_doors
-from leased.service.epochs import make_epochs
 from leased.service.evidence import NO_COMMAND
 from leased.service.feed import Feed
 from leased.service.fleet import make_fleet
@@ -51,6 +50,7 @@ from leased.service.sequencer import Held, Sequencer, Told
 from leased.service.telemetry.outlets import Outlets
 from leased.service.telemetry.sampling import Telemetry
 from leased.service.ticker import Ticker
+from leased.service.upkeep import make_upkeep
 from leased.service.vitals import Vitals
 from leased.service.watcher import Watcher, first_look
 from leased.terms.command import Caller, Heartbeat, Revoke, Stop
@@ -134,9 +134,7 @@ class Agent:
             end_epoch=self._end_epoch,
         )
         submit = self.sequencer.submit_own
-        self.epochs = make_epochs(
-            opened, clock, submit, sign=lambda: self.vitals.head().checkpoint, say=self.say
-        )
+        self.upkeep = make_upkeep(self)
         self.chain = ChainReader(
             journal=opened.journal, directory=config.paths.audit_dir, next_seq=sealer.head.size
         )
@@ -280,11 +278,10 @@ class Agent:
             self.journald.run,
             self.calendar.run,
             self.fleet.run,
+            self.upkeep.run,
         ):
             nursery.start_soon(task)
         nursery.start_soon(self.devices.watch, self.watcher.notice)
-        if self.epochs is not None:
-            nursery.start_soon(self.epochs.run)
         nursery.start_soon(self.lifeline.run, self._beat, self.config.timing.heartbeat_ns)
         if self.config.collector.url:
             nursery.start_soon(make_uplink(self).run)
@@ -344,8 +341,7 @@ class Agent:
     def _end_epoch(self) -> None:
         self.note_sealed()
         self.fleet.end_epoch()
-        if self.epochs is not None:
-            self.epochs.end()
+        self.upkeep.end_epoch()
 
     def note_sealed(self) -> None:
         """Between a commit and the next seal: what is sealed is anchored, and may be shown."""
@@ -393,7 +389,7 @@ class Agent:
 
     def close(self) -> None:
         """Release what the process holds. Call when no task runs any more."""
-        self.opened.journal.close()
+        self.upkeep.close()
         self.devices.close()
         self.custodian.drop_all()
         self.journald.close()

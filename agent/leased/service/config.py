@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from leased.chain.epochs import EPOCH_NS
+from leased.durable import tpm
 from leased.economics.rates import DEFAULT_CARD, RateCard
 from leased.hardware.bounds import offered
 from leased.hardware.config import HardwareConfig
@@ -51,6 +52,11 @@ class Paths(msgspec.Struct, frozen=True):
     def audit_dir(self) -> Path:
         """The sealed log."""
         return self.state_dir / "audit"
+
+    @property
+    def counter_stamp(self) -> Path:
+        """When the counter of the log was advanced last in this boot."""
+        return self.runtime_dir / "counter"
 
     @property
     def user_socket(self) -> Path:
@@ -127,6 +133,7 @@ class Log(msgspec.Struct, frozen=True):
     epoch_ns: int = EPOCH_NS
     retention_ns: int = 7 * 24 * 3600 * NS_PER_S
     free_bytes_min: int = 1 << 30
+    counter: tpm.CounterConfig = tpm.CounterConfig()
 
 
 class JournaldCopy(msgspec.Struct, frozen=True):
@@ -278,6 +285,7 @@ def check(config: Config) -> Config:
         raise ConfigError("sockets.connections_per_uid_max: above sockets.connections_max")
     check_collector(config.collector)
     check_listening(config.listener)
+    tpm.check(config.log.counter)
     _check_hardware(config.hardware)
     streaming.check(config.telemetry)
     for key in ("state_dir", "runtime_dir"):

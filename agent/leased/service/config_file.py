@@ -13,23 +13,17 @@ Does not judge what the values mean together (`config.check`, `policy.check`, `r
 from __future__ import annotations
 
 import datetime
-import re
 import tomllib
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from leased.chain.epochs import EPOCH_NS_MIN
+from leased.durable import tpm
 from leased.economics import rates
-from leased.hardware.block.config import CANARIES_MAX, KEY_BITS, BlockConfig, Offer
-from leased.hardware.block.drives import Erase
-from leased.hardware.config import EscapeePolicy, HardwareConfig
-from leased.hardware.dax.config import DaxConfig
-from leased.hardware.gpu.config import GpuConfig
-from leased.hardware.gpu.facts import Question
-from leased.hardware.rdma.config import PEERS_MAX, RdmaConfig, Windows
+from leased.hardware.config import HardwareConfig
+from leased.hardware.keys import KEYS as HARDWARE_KEYS
 from leased.service import config, uplink
 from leased.service.listening import KEYS as LISTENER_KEYS
 from leased.service.listening import Listening
@@ -148,12 +142,6 @@ def _range(value: Any) -> tuple[int, int]:
     raise ValueError('a number, or a range such as "1000-1999"')
 
 
-def _peers(value: Any) -> int:
-    if not 1 <= _integer(value) <= PEERS_MAX:
-        raise ValueError(f"a number from 1 to {PEERS_MAX}")
-    return int(value)
-
-
 def _unmapped(value: Any) -> str:
     text = _text(value)
     if text:
@@ -211,49 +199,6 @@ def _hardware(**fields: Any) -> HardwareConfig:
     return HardwareConfig(**{"cgroup_root": config.CGROUP_ROOT, **fields})
 
 
-def _mig_place(value: Any) -> str:
-    if not re.fullmatch(r"[1-9]g\.\d+gb(\+[a-z.]+)?@\d", _text(value)):
-        raise ValueError('a profile and its first memory slice, such as "1g.10gb@4"')
-    return str(value)
-
-
-def _question(value: Any) -> Question:
-    return Question(_choice(tuple(one.value for one in Question), value))
-
-
-def _erase(value: Any) -> Erase:
-    return Erase(_choice(tuple(Erase), value))
-
-
-def _key_bits(value: Any) -> int:
-    if value not in KEY_BITS or isinstance(value, bool):
-        raise ValueError(f"one of {', '.join(map(str, KEY_BITS))}")
-    return int(value)
-
-
-def _canaries(value: Any) -> int:
-    if not 2 <= _integer(value) <= CANARIES_MAX:
-        raise ValueError(f"a number from 2 to {CANARIES_MAX}")
-    return int(value)
-
-
-def _subsystem(value: Any) -> str:
-    nqn, _, nsid = _text(value).rpartition("/")
-    if not nqn or not nsid.isdecimal():
-        raise ValueError('"<subsystem NQN>/<nsid>"')
-    return f"{nqn}/{nsid}"
-
-
-def _tiers(value: Any) -> tuple[tuple[int, TierKind], ...]:
-    """{ node1 = "cxl" }: the operator's word goes before the firmware's."""
-    found = []
-    for name, tier in _table(value).items():
-        if not (name.startswith("node") and name[4:].isdecimal()):
-            raise ValueError(f'"{name}" is not a NUMA node, such as "node1"')
-        found.append((int(name[4:]), _member(TierKind, tier)))
-    return tuple(found)
-
-
 _CARD_KEYS: Final[Keys] = {"currency": ("currency", _text), "decimals": ("decimals", _integer)}
 _TENANT_KEYS: Final[Keys] = {
     "name": ("tenant", lambda value: TenantId(parse_tenant(_text(value), "name"))),
@@ -287,81 +232,12 @@ _TIMING_KEYS: Final[Keys] = {
     "heartbeat": ("heartbeat_ns", _duration),
     "stop": ("stop_ns", _duration),
 }
-_GPU_KEYS: Final[Keys] = {
-    "offer": ("offer", _flag),
-    "root": ("root", _text),
-    "accept_missing": ("accept_missing", lambda value: _rows(value, _question)),
-    "scrub_later": ("scrub_later", lambda value: _rows(value, partial(_member, Priority))),
-    "guests": ("guests", lambda value: _rows(value, _text)),
-    "close_free": ("close_free", _flag),
-    "listen": ("listen", _flag),
-    "mig_layout": ("mig_layout", lambda value: _rows(value, _mig_place)),
-    "mig_budget": ("mig_budget_ns", _duration),
-    "mps_dir": ("mps_dir", _text),
-    "release_budget": ("release_budget_ns", _duration),
-    "settle_apart": ("settle_apart_ns", _duration),
-    "scan_budget": ("scan_budget_ns", _duration),
-    "used_slack": ("used_slack_bytes", _size),
-    "overhead": ("overhead_bytes", _size),
-    "scrub_rate": ("scrub_bytes_per_s", _size),
-}
-_BLOCK_KEYS: Final[Keys] = {
-    "offer": ("offer", lambda value: Offer(_choice(tuple(Offer), value))),
-    "namespaces": ("namespaces", lambda value: _rows(value, _text)),
-    "attach": ("attach", lambda value: _rows(value, _subsystem)),
-    "raw": ("raw", _flag),
-    "cipher": ("cipher", _text),
-    "key_bits": ("key_bits", _key_bits),
-    "crypt_erase": ("crypt_erase", lambda value: _rows(value, _erase)),
-    "raw_erase": ("raw_erase", lambda value: _rows(value, _erase)),
-    "detach_stuck": ("detach_stuck", _flag),
-    "canaries": ("canaries", _canaries),
-    "erase_budget": ("erase_budget_ns", _duration),
-    "zero_rate": ("zero_bytes_per_s", _size),
-    "settle_budget": ("settle_budget_ns", _duration),
-}
-_RDMA_KEYS: Final[Keys] = {
-    "offer": ("offer", _flag),
-    "devices": ("devices", lambda value: _rows(value, _text)),
-    "windows": ("windows", lambda value: Windows(_choice(tuple(Windows), value))),
-    "program": ("program", _text),
-    "peers_max": ("peers_max", _peers),
-    "gid_index": ("gid_index", lambda value: -1 if value == "auto" else _integer(value)),
-    "prober": ("prober", _text),
-    "withdraw_budget": ("withdraw_budget_ns", _duration),
-}
-_DAX_KEYS: Final[Keys] = {
-    "offer": ("offer", _flag),
-    "persistent": ("persistent", _flag),
-    "rebind_budget": ("rebind_budget_ns", _duration),
-    "scan_budget": ("scan_budget_ns", _duration),
-}
-_HARDWARE_KEYS: Final[Keys] = {
-    "cgroup_root": ("cgroup_root", _text),
-    "normal_share_pm": ("normal_share_pm", _integer),
-    "hugepages": ("hugepages", _flag),
-    "tiers": ("tiers", _tiers),
-    "cpu_cores": ("cpu_cores", _text),
-    "lease_pids_max": ("lease_pids_max", _integer),
-    "escapees": ("escapees", lambda value: EscapeePolicy(_choice(("kill", "fence"), value))),
-    "reaper_path": ("reaper_path", _text),
-    "call_budget": ("call_budget_ns", _duration),
-    "touch_rate": ("touch_bytes_per_s", _size),
-    "kill_budget": ("kill_budget_ns", _duration),
-    "settle_budget": ("settle_budget_ns", _duration),
-    "bulk_size": ("bulk_bytes", _size),
-    "bulk_workers": ("bulk_workers", _integer),
-    "leaf_devices": ("leaf_devices", lambda value: _rows(value, _text)),
-    "gpu": ("gpu", _section(GpuConfig, _GPU_KEYS, "hardware.gpu.")),
-    "block": ("block", _section(BlockConfig, _BLOCK_KEYS, "hardware.block.")),
-    "rdma": ("rdma", _section(RdmaConfig, _RDMA_KEYS, "hardware.rdma.")),
-    "dax": ("dax", _section(DaxConfig, _DAX_KEYS, "hardware.dax.")),
-}
 _LOG_KEYS: Final[Keys] = {
     "durability": ("durability", lambda value: _choice(("strict", "best-effort"), value)),
     "epoch": ("epoch_ns", _epoch),
     "retention": ("retention_ns", _duration),
     "free_min": ("free_bytes_min", _size),
+    "counter": ("counter", _section(tpm.CounterConfig, tpm.KEYS, "log.counter.")),
 }
 _JOURNALD_KEYS: Final[Keys] = {
     "copied": ("copied", _flag),
@@ -387,7 +263,7 @@ _SECTIONS: Final[Keys] = {
     "timing": ("timing", _section(config.Timing, _TIMING_KEYS, "timing.")),
     "policy": ("policy", _policy),
     "rates": ("rates", _rates),
-    "hardware": ("hardware", _section(_hardware, _HARDWARE_KEYS, "hardware.")),
+    "hardware": ("hardware", _section(_hardware, HARDWARE_KEYS, "hardware.")),
     "log": ("log", _section(config.Log, _LOG_KEYS, "log.")),
     "collector": ("collector", _section(uplink.Collector, _COLLECTOR_KEYS, "collector.")),
     "listener": ("listener", _section(Listening, LISTENER_KEYS, "listener.")),

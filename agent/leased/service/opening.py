@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from leased import __version__
+from leased.durable.binding import Binding
 from leased.durable.log import OpenedLog, open_log
+from leased.durable.tpm import TpmCounter
 from leased.hardware.clock import BootClock
 from leased.hardware.identity import node_id, read_machine_id
 from leased.service.closed import keep_closed
@@ -54,6 +56,15 @@ def find_footing(config: Config) -> Footing:
     return Footing(clock, EntropyPool(), machine_id, node_id(machine_id), journald)
 
 
+def _binding(config: Config, footing: Footing) -> Binding | None:
+    """What finds out whether the log is the newest there was, if anything is to."""
+    settings = config.log.counter
+    if not settings.on:
+        return None
+    pace = (config.paths.counter_stamp, footing.clock.now)
+    return Binding(TpmCounter(settings, pace), accept=settings.accept)
+
+
 async def open_node_log(
     config: Config,
     footing: Footing,
@@ -74,6 +85,7 @@ async def open_node_log(
             origin=f"lease-log.local/{footing.node.hex()}",
             best_effort=config.log.durability == "best-effort",
             epoch_ns=config.log.epoch_ns,
+            binding=_binding(config, footing),
         )
 
     lifeline.extend(VERIFY_NS_MAX, "verifying the log")

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
+from leased.durable import tpm
+from leased.hardware import keys as hardware_keys
 from leased.service import config_file
 from leased.service.config import Config, TenantMapping, budgets, check
 from leased.terms.errors import ConfigError
@@ -37,13 +40,18 @@ def test_an_empty_file_is_the_built_in_defaults() -> None:
 def test_the_shipped_file_spells_out_every_key() -> None:
     """What is not in the file would be a default without a reason."""
     text = SHIPPED.read_text("utf-8")
-    tables = {name: keys for name, keys in vars(config_file).items() if name.endswith("_KEYS")}
-    assert len(tables) >= 7
-    for name, keys in tables.items():
+    tables = [
+        (name, keys)
+        for module in (config_file, hardware_keys, tpm)
+        for name, keys in vars(module).items()
+        if name.endswith("KEYS")
+    ]
+    assert len(tables) >= 14
+    for name, keys in tables:
         for key in keys:
             begins = key if name == "_TENANT_KEYS" else f"\n{key} = "
-            table = f"\n[hardware.{key}]\n"
-            assert begins in text or table in text, f"{key} of {name} is not in {SHIPPED.name}"
+            below = any(f"\n[{above}.{key}]\n" in text for above in ("hardware", "log"))
+            assert begins in text or below, f"{key} of {name} is not in {SHIPPED.name}"
 
 
 def test_every_field_can_be_configured() -> None:
@@ -54,17 +62,22 @@ def test_every_field_can_be_configured() -> None:
         "sockets": config_file._SOCKET_KEYS,
         "sequencing": config_file._SEQUENCING_KEYS,
         "timing": config_file._TIMING_KEYS,
-        "hardware": config_file._HARDWARE_KEYS,
+        "hardware": hardware_keys.KEYS,
+        "log": config_file._LOG_KEYS,
+        "log.counter": tpm.KEYS,
         "journald": config_file._JOURNALD_KEYS,
     }
     for section, keys in tables.items():
-        fields = set(getattr(config, section).__struct_fields__)
+        fields = set(attrgetter(section)(config).__struct_fields__)
         assert {field for field, _ in keys.values()} == fields, section
 
 
 @pytest.mark.parametrize(
     ("text", "named", "why"),
     [
+        ('[log.counter]\nindex = "0x81000001"', "log.counter.index", "an NV index such as"),
+        ('[log.counter]\naccept = "yes"', "log.counter.accept", "what a refusal said"),
+        ('[log.counter]\napart = "2h"', "log.counter.apart", "above log.counter.period"),
         ('[policy]\nttl_mn = "3s"', "policy.ttl_mn", 'did you mean "ttl_min"'),
         ("[nonsense]\n", "nonsense", "unknown key"),
         ("[timing]\ntick = 3", "timing.tick = 3", "with its unit"),
