@@ -62,7 +62,13 @@ class LeaseTable:
                 return answers.Listed(tuple(self.leases.values()))
             case commands.ListResources():
                 return answers.Inventoried(INVENTORY, USE)
-            case commands.Renew() | commands.Release() | commands.Describe() | commands.Why():
+            case (
+                commands.Renew()
+                | commands.Release()
+                | commands.Extend()
+                | commands.Describe()
+                | commands.Why()
+            ):
                 lease = self.leases.get(command.lease_id)
                 if lease is None:
                     return answers.Missing(command.lease_id)
@@ -73,7 +79,9 @@ class LeaseTable:
                 return answers.Forbidden()
 
     def _change(
-        self, command: commands.Renew | commands.Release | commands.Describe, lease: Lease
+        self,
+        command: commands.Renew | commands.Release | commands.Extend | commands.Describe,
+        lease: Lease,
     ) -> answers.Reply:
         now_ns = self.now_ns()
         if isinstance(command, commands.Renew):
@@ -82,6 +90,14 @@ class LeaseTable:
             ttl_ns = lease.ttl_ns if command.ttl_ns is None else command.ttl_ns
             lease = msgspec.structs.replace(
                 lease, ttl_ns=ttl_ns, deadline_ns=now_ns + ttl_ns, generation=lease.generation + 1
+            )
+        elif isinstance(command, commands.Extend):
+            until_ns = now_ns + command.needed_ns
+            lease = msgspec.structs.replace(
+                lease,
+                deadline_ns=max(lease.deadline_ns, until_ns),
+                drain_deadline_ns=until_ns,
+                generation=lease.generation + 1,
             )
         elif isinstance(command, commands.Release):
             lease = msgspec.structs.replace(lease, state=LeaseState.REVOKING, ended=Ending.RELEASED)

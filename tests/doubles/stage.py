@@ -111,6 +111,13 @@ class Stage:
         command_id = self.desk.command_id()
         self.answer = self.desk.say(commands.Renew(command_id, caller, lease.lease_id, ttl_ns))
 
+    def _extend(self, rest: dict[str, Any]) -> None:
+        """The holder asks for its notice to end so long from now."""
+        lease, needed_ns = self.lease(rest.pop("name")), parse_duration(rest.pop("needed"))
+        command_id = self.desk.command_id()
+        order = commands.Extend(command_id, self._owner(lease), lease.lease_id, needed_ns)
+        self.answer = self.desk.say(order)
+
     def _release(self, rest: dict[str, Any]) -> None:
         lease = self.lease(rest.pop("name"))
         self.answer = self.desk.release(lease, self._owner(lease))

@@ -20,13 +20,16 @@ from leased.economics.meter import Meter
 from leased.terms import event as events
 from leased.terms.identity import CommandId, LeaseId
 from leased.terms.lease import Ending
-from leased.terms.moment import NS_PER_MS, Moment
+from leased.terms.moment import NS_PER_MS, NS_PER_S, Moment
 from leased.terms.resource import Allotment
 from tests.sim.reaper import Cut, Told
 
 CUT_NS_MAX = 5 * NS_PER_MS
 """Deadline to cut while the reaper lives: the slowest kill of the simulated reaper and its wake-up.
 """
+
+GRACE_NS_MAX = 300 * NS_PER_S
+"""The longest that any notice may last, however often it is put off."""
 
 
 class Sealed(msgspec.Struct, frozen=True):
@@ -73,6 +76,7 @@ class Tracked(msgspec.Struct):
     pool: str = "tenant"
     state: str = "live"
     drain_deadline_ns: int | None = None
+    told_ns: int | None = None
     ended: Ending | None = None
     cut: bool = False
     scrubbed: bool = False
@@ -181,7 +185,7 @@ class Auditor:
         elif isinstance(event, events.DrainNotified):
             if event.generation != lease.generation + 1:
                 self.breach("a notice to leave without a new generation", at)
-            lease.drain_deadline_ns, lease.generation = event.drain_deadline_ns, event.generation
+            self._noticed(lease, event, at)
             # The reaper is told the end of the notice, the holder still sees the deadline it had.
             lease.deadlines[event.generation] = lease.right_ends_ns
             lease.noticed[event.generation] = lease.deadline_ns
@@ -213,6 +217,18 @@ class Auditor:
                 self.breach("unfenced what was not fenced", at)
             self._pay(lease, event.effective_ns, "nobody")
             lease.state = "closed"
+
+    def _noticed(self, lease: Tracked, event: events.DrainNotified, at: int) -> None:
+        """A notice is put off only within what a notice may last in all, from the first one on."""
+        until_ns = event.drain_deadline_ns
+        if lease.told_ns is None:
+            lease.told_ns = event.effective_ns
+            if until_ns > lease.deadline_ns:
+                self.breach("a notice that ends after the deadline", at)
+        elif until_ns > lease.right_ends_ns and until_ns > lease.told_ns + GRACE_NS_MAX:
+            self.breach("a notice was put off for longer than any may last", at)
+        lease.deadline_ns = max(lease.deadline_ns, until_ns)
+        lease.drain_deadline_ns, lease.generation = until_ns, event.generation
 
     def _renewed(self, lease: Tracked, event: events.Renewed, record: Sealed) -> None:
         at = record.sequence

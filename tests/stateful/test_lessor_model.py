@@ -26,10 +26,9 @@ from leased.terms.policy import Policy, TenantLimits
 from leased.terms.reply import Changed, Granted, Inventoried, Listed, Refusal
 from leased.terms.resource import Allotment, ResourceKind, Shape, TierKind
 from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, mem
+from tests.doubles.notebook import ACME_LEASES_MAX, LIVE, NODE_LEASES_MAX, NODES, Model
 
-NODES = {0: 20, 1: 12}
-NODE_LEASES_MAX, ACME_LEASES_MAX = 6, 3
-LIVE = ("granted", "active", "draining")
+CHECKPOINT_NS_MAX = 300 * NS_PER_S
 PHASE_OF_STEP = {"revoking": "cut", "scrubbing": "scrub", "verifying": "prove"}
 
 pick = st.integers(0, 10**6)
@@ -47,85 +46,6 @@ def id_of(node: int) -> str:
 def way_to(node: int) -> str:
     """The other resource that takes from the same node."""
     return f"mem:budget:node{node}:4096"
-
-
-class Model:
-    """What is, as a person with a notebook would keep it."""
-
-    def __init__(self) -> None:
-        self.leases: dict[bytes, dict[str, Any]] = {}
-        self.waiting: list[dict[str, Any]] = []
-        self.fenced_by_operator = dict.fromkeys(NODES, 0)
-        self.cordoned: dict[int, bool] = dict.fromkeys(NODES, False)
-
-    def open(self) -> list[dict[str, Any]]:
-        """Leases that are not closed."""
-        return [lease for lease in self.leases.values() if lease["state"] != "closed"]
-
-    def column(self, node: int, name: str) -> int:
-        """Pages of a node in one column."""
-        total = self.fenced_by_operator[node] if name == "fenced" else 0
-        for lease in self.open():
-            if lease["node"] != node:
-                continue
-            state = lease["state"]
-            where = "leased" if state in LIVE else "teardown"
-            if state == "fenced":
-                where = "fenced"
-            if where == name:
-                total += lease["fenced_pages"] if state == "fenced" else lease["pages"]
-        return total
-
-    def free(self, node: int) -> int:
-        """Pages nobody has."""
-        return NODES[node] - sum(self.column(node, c) for c in ("leased", "teardown", "fenced"))
-
-    def end_of(self, lease: dict[str, Any]) -> int:
-        """When a live lease ends by time."""
-        drain = lease["drain_ns"]
-        return int(lease["deadline_ns"] if drain is None else min(drain, lease["deadline_ns"]))
-
-    def verdict(self, request: dict[str, Any], ahead: list[tuple[str, Any]]) -> str:
-        """grant, never, or what the request waits for."""
-        nodes = [n for n in NODES if request["node"] in (None, n)]
-        if all(request["pages"] > NODES[n] for n in nodes):
-            return "never"
-        nodes = [n for n in nodes if not self.cordoned[n]]
-        if not nodes:
-            return "cordon"
-        places = sum(lease["state"] != "fenced" for lease in self.open())
-        if places >= NODE_LEASES_MAX or ("node", None) in ahead:
-            return "places"
-        own = sum(lease["tenant"] == "acme" and lease["state"] != "fenced" for lease in self.open())
-        tenant = request["caller"].tenant
-        if (tenant == "acme" and own >= ACME_LEASES_MAX) or ("tenant", tenant) in ahead:
-            return "tenant"
-        roomy = [n for n in nodes if self.free(n) >= request["pages"] and ("room", n) not in ahead]
-        return "grant" if roomy else "room"
-
-    def bars(self, request: dict[str, Any], verdict: str) -> list[tuple[str, Any]]:
-        """What those behind a waiting request have to leave alone."""
-        if verdict == "places":
-            return [("node", None)]
-        if verdict == "tenant":
-            return [("tenant", request["caller"].tenant)]
-        if verdict == "room":
-            return [
-                ("room", n) for n in NODES if request["node"] in (None, n) and not self.cordoned[n]
-            ]
-        return []
-
-    def end(self, lease: dict[str, Any], now_ns: int, how: str) -> None:
-        """The right ends, by time if that has come first."""
-        if now_ns >= self.end_of(lease):
-            told_earlier = lease["drain_ns"] is not None
-            by_drain = told_earlier and lease["drain_ns"] < lease["deadline_ns"]
-            lease["ended"] = "revoked" if by_drain else "expired"
-            lease["paid_until_ns"] = self.end_of(lease)
-        else:
-            lease["ended"] = how
-            lease["paid_until_ns"] = now_ns
-        lease["state"] = "revoking"
 
 
 class LessorMachine(RuleBasedStateMachine):
@@ -169,6 +89,8 @@ class LessorMachine(RuleBasedStateMachine):
             "deadline_ns": self.desk.now_ns + request["ttl_ns"],
             "ttl_ns": request["ttl_ns"],
             "drain_ns": None,
+            "told_ns": None,
+            "final": False,
             "generation": 0,
             "ended": None,
             "paid_until_ns": None,
@@ -311,6 +233,29 @@ class LessorMachine(RuleBasedStateMachine):
         else:
             assert isinstance(reply, Refusal), "late, draining or not active: it loses"
 
+    @rule(index=pick, needed=st.sampled_from([1, 10, 60, 299, 300]))
+    def ask_for_time(self, index: int, needed: int) -> None:
+        lease = self.some(index, *LIVE, "revoking")
+        if lease is None:
+            return
+        now_ns, until_ns = self.desk.now_ns, self.desk.now_ns + needed * NS_PER_S
+        in_time = now_ns < self.model.end_of(lease)
+        command_id = self.desk.command_id()
+        reply = self.desk.say(
+            commands.Extend(command_id, lease["caller"], lease["id"], needed * NS_PER_S)
+        )
+        if lease["state"] != "draining" or not in_time:
+            assert isinstance(reply, Refusal)
+        elif until_ns <= self.model.end_of(lease):
+            assert isinstance(reply, Changed), "it has that time anyway"
+        elif lease["final"] or until_ns > lease["told_ns"] + CHECKPOINT_NS_MAX:
+            assert isinstance(reply, Refusal)
+        else:
+            assert isinstance(reply, Changed)
+            lease["drain_ns"] = until_ns
+            lease["deadline_ns"] = max(lease["deadline_ns"], until_ns)
+            lease["generation"] += 1
+
     @rule(index=pick)
     def release(self, index: int) -> None:
         lease = self.some(index, *LIVE)
@@ -352,11 +297,11 @@ class LessorMachine(RuleBasedStateMachine):
                 self.desk.command_id(), OPERATOR, lease["id"], grace_ns=grace * NS_PER_S
             )
         )
-        self.tell(lease, grace)
+        self.tell(lease, grace, final=True)
         self.serve()
 
-    def tell(self, lease: dict[str, Any], grace: int | None) -> None:
-        """A live lease is told to leave."""
+    def tell(self, lease: dict[str, Any], grace: int | None, *, final: bool = False) -> None:
+        """A live lease is told to leave; `final`: that is not put off."""
         now_ns = self.desk.now_ns
         until = lease["deadline_ns"]
         if grace is not None:
@@ -371,6 +316,8 @@ class LessorMachine(RuleBasedStateMachine):
             lease["drain_ns"] = until
             lease["generation"] += 1
             lease["state"] = "draining"
+            lease["told_ns"] = lease["told_ns"] or now_ns
+            lease["final"] = final
 
     @rule(node=st.sampled_from([0, 1]), grace=st.sampled_from([None, 0, 10]))
     def drain(self, node: int, grace: int | None) -> None:

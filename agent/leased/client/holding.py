@@ -45,11 +45,12 @@ class Holding:
         self._scopes: list[trio.CancelScope] = []
         self._ttl_ns = granted.lease.context.ttl_ns
         self._told = False
-        self._notice_margin_ns = 0
+        self._notice_margin_ns = self._told_generation = 0
         self.lease = granted.lease
         self.granted = granted
         self.generation = granted.lease.runtime.generation
         self.notice = NoticeBoard()
+        self._moved = trio.Event()
         self.lost = trio.Event()
         self.lost_why = ""
         self.released = False
@@ -144,6 +145,13 @@ class Holding:
         self.check()
         await self._renew(self._session.timeout_s, ttl_ns)
 
+    async def extend(self, needed_ns: int) -> None:
+        """Once told to leave: let the notice end `needed_ns` from now, to save what is not saved.
+        Raises Refused beyond what the policy allows in all, LeaseLost.
+        """
+        self.check()
+        self._see(await self._session.extend(self.lease_id, needed_ns))
+
     async def done(self) -> None:
         """Say that we have left, before the grace ends."""
         self.released = True
@@ -212,6 +220,7 @@ class Holding:
             return
         self.lost_why = why
         self.lost.set()
+        self._wake()
         for scope in self._scopes:
             scope.cancel()
 
@@ -235,9 +244,11 @@ class Holding:
         return self.lost.is_set() and not self._told
 
     async def _moved_or_lost(self) -> None:
-        """Return at a notice, which brings the end nearer; a renewal only puts it off."""
+        """Return at a notice, which brings the end nearer, and when it is brought nearer still; a
+        renewal only puts it off.
+        """
         if self.notice.is_set():
-            await self.lost.wait()
+            await self._moved.wait()
         else:
             await self.notice.wait()
 
@@ -305,4 +316,14 @@ class Holding:
         if runtime.state == "draining" and drain_ns is not None:
             left_s = max(0, drain_ns - self._session.clock_ns()) // NS_PER_S
             reason = runtime.reason or "operator_drain"
-            self._heed_notice(objects.Notice(lease.lease_id, reason, drain_ns, left_s))
+            notice = objects.Notice(lease.lease_id, reason, drain_ns, left_s)
+            if runtime.generation > self._told_generation and self.notice.is_set():
+                self.notice.replace(notice)
+                self._wake()
+            self._heed_notice(notice)
+            self._told_generation = max(self._told_generation, runtime.generation)
+            self._deadline_ns = max(self._deadline_ns, runtime.deadline_boottime_ns)
+
+    def _wake(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()

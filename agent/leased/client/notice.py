@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Notices: being told to leave, and how long before the end we stop by ourselves.
 
-Rule: the first notice stays; a later one cannot give time back. Of a lease and of a grace alike a
+Rule: a notice stays until the lease itself says otherwise (`Holding`): one that comes late, by
+another way, cannot give time back. Of a lease and of a grace alike a
 margin is kept, so that the work has stopped before the agent acts.
 
 Does not listen for notices and does not act on them (`holding`).
@@ -40,5 +41,9 @@ class NoticeBoard:
     def post(self, notice: objects.Notice) -> None:
         """Make a notice known. The first one stays."""
         if self.value is None:
-            self.value = notice
-            self._event.set()
+            self.replace(notice)
+
+    def replace(self, notice: objects.Notice) -> None:
+        """The lease has to go at another moment now."""
+        self.value = notice
+        self._event.set()

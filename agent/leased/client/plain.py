@@ -83,6 +83,10 @@ class PlainHolding:
         """Renew now."""
         trio.from_thread.run(self._held.renew, ttl_ns, trio_token=self._token)
 
+    def extend(self, needed_ns: int) -> None:
+        """Once told to leave: let the notice end so long from now. Raises Refused, LeaseLost."""
+        trio.from_thread.run(self._held.extend, needed_ns, trio_token=self._token)
+
     def end(self) -> None:
         """Let the thread give the lease back and end."""
         try:

@@ -215,6 +215,11 @@ class Session:
             await self.ask(parameters.Done(lease_id, self.command_id()), replies.LeaseReply)
         ).lease
 
+    async def extend(self, lease_id: str, needed_ns: int) -> objects.Lease:
+        """Let the notice of a lease that has to go end `needed_ns` from now. Raises Refused."""
+        asked = parameters.Extend(lease_id, needed_ns, self.command_id())
+        return (await self.ask(asked, replies.LeaseReply)).lease
+
     async def join(self, lease_id: str) -> replies.JoinReply:
         """Move this process into the lease's cgroup."""
         joined, fds = await self.join_with_fds(lease_id)

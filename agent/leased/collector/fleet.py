@@ -173,6 +173,8 @@ class NodeView:
         lease.ended = lease.ended or _ENDS.get(type(event), "")
         if isinstance(event, events.Renewed):
             lease.deadline_ns, lease.generation = event.deadline_ns, event.generation
+        elif isinstance(event, events.DrainNotified):
+            lease.deadline_ns = max(lease.deadline_ns, event.drain_deadline_ns)
         elif isinstance(event, events.Admitted):
             lease.borrowed = event.borrowed
         elif isinstance(event, events.Fenced):

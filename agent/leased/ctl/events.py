@@ -78,8 +78,11 @@ def detail(event: Event | Unknown) -> str:
             return f"{shown}, for {length(event.ttl_ns)}"
         case events.Scrubbed():
             return f"{event.scrubbed_bytes} bytes overwritten and read back"
-        case events.Revoked() | events.DrainNotified():
+        case events.Revoked():
             return RevocationReason(event.reason).name.lower()
+        case events.DrainNotified():
+            left_ns = max(0, event.drain_deadline_ns - event.effective_ns)
+            return f"{RevocationReason(event.reason).name.lower()}, {length(left_ns)} from then on"
         case events.OverageBegan():
             return f"{event.holder} has {event.usage} of {event.rule}, limit {event.limit}"
         case events.OverageEnded():

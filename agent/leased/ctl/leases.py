@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs on leases: ls, show, wait, why, plan, renew, release, done.
+"""Verbs on leases: ls, show, wait, why, plan, renew, extend, release, done.
 
 Rule: what is printed after a change is what the agent answered, not what was asked for.
 """
@@ -64,6 +64,22 @@ def register(verbs: Verbs) -> None:
     one.add_argument("lease", nargs="+", help="ids or their beginnings")
     one.add_argument("--wait", action="store_true", help="until it is proven clean, or fenced")
     one.set_defaults(act=online(release))
+    one = verb(
+        verbs,
+        "extend",
+        "once told to leave, ask for more time to save your work",
+        "leasectl extend 7fa3 --for 2min",
+        json=True,
+    )
+    _add_lease(one)
+    one.add_argument(
+        "--for",
+        metavar="TIME",
+        dest="needed",
+        required=True,
+        help="from now; `leasectl why` shows until when at most",
+    )
+    one.set_defaults(act=online(extend))
     one = verb(verbs, "done", "say that you have left, before a notice ends", "leasectl done 7fa3")
     _add_lease(one)
     one.set_defaults(act=online(done))
@@ -132,7 +148,7 @@ async def why(options: argparse.Namespace, console: Console, session: Session) -
         console.document(render.plain(told))
         return 0
     if told.lease is not None:
-        console.say(_why_ended(told.lease, console) + _why_more(told))
+        console.say(_why_ended(told.lease, console) + _why_more(told, console))
     if told.refusal is not None:
         place = f"place {told.position} in the queue: " if told.position is not None else ""
         console.say(place + refusal_text(told.refusal, console))
@@ -141,8 +157,10 @@ async def why(options: argparse.Namespace, console: Console, session: Session) -
     return 0
 
 
-def _why_more(told: replies.WhyReply) -> str:
-    """What failed of a teardown that fenced, and for whom a lease made way."""
+def _why_more(told: replies.WhyReply, console: Console) -> str:
+    """What failed of a teardown that fenced, for whom a lease made way, and since when it has to
+    go.
+    """
     text = ""
     if told.step is not None:
         said = f" ({os.strerror(told.errno)})" if told.errno else ""
@@ -151,6 +169,11 @@ def _why_more(told: replies.WhyReply) -> str:
         text += (
             f"; it made way for {render.short(told.preemptor_lease_id)} of {told.preemptor_tenant}"
         )
+    if told.told_boottime_ns is not None:
+        text += f"; it was told {console.time_of_boot(told.told_boottime_ns)}"
+    if told.latest_boottime_ns is not None:
+        latest = console.time_of_boot(told.latest_boottime_ns)
+        text += f"; `leasectl extend` may put that off until {latest} at most ({told.rule})"
     return text
 
 
@@ -237,6 +260,17 @@ async def release(options: argparse.Namespace, console: Console, session: Sessio
             console.say(f"{render.short(lease.lease_id)} {lease.runtime.state}")
     if options.json:
         console.document({"leases": render.plain(released)})
+    return 0
+
+
+async def extend(options: argparse.Namespace, console: Console, session: Session) -> int:
+    """Ask for more time."""
+    lease_id = await find_lease(session, options.lease)
+    lease = await session.extend(lease_id, parse_duration(options.needed))
+    if options.json:
+        console.document({"lease": render.plain(lease)})
+    else:
+        console.say(f"{render.short(lease_id)} has to go {render.when(lease, console)}")
     return 0
 
 

@@ -65,6 +65,9 @@ ADVICE: Final[dict[str, tuple[int, str]]] = {
     "backfill_ended": (EX_LEASE_LOST, "others wait for it: the lease runs to its deadline"),
     "stale_policy": (EX_DATAERR, "a document of a later generation is in force"),
     "not_preempted": (EX_DATAERR, "that lease was not taken from you, or was asked for again"),
+    "not_notified": (EX_DATAERR, "it was not told to leave: `leasectl renew` moves its deadline"),
+    "notice_limit": (EX_TEMPFAIL, "nobody gets more: save what fits, or ask for less"),
+    "notice_final": (EX_LEASE_LOST, "this notice is not put off: save what you can"),
     "stopping": (EX_UNAVAILABLE, "the agent is going down: try again when it is back"),
 }
 _GRANULE_STEP: Final = "it is granted in multiples of {}"

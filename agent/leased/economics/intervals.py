@@ -189,7 +189,7 @@ class Ledger:
         holding = self._leases.get(event.lease_id)
         if holding is None:
             self.orphans += 1
-        elif event.drain_deadline_ns < holding.deadline_ns:
+        elif holding.pool is Pool.TENANT:  # the last word counts: a notice may be put off
             holding.deadline_ns = event.drain_deadline_ns
             holding.deadline_seq = sequence
         return _NONE

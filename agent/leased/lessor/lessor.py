@@ -21,6 +21,7 @@ from leased.lessor.admission import Admission
 from leased.lessor.budget import Prices
 from leased.lessor.cuts import end_bearing, end_overages, mark_cuts
 from leased.lessor.draft import Draft, Entropy, Facts, Proposal
+from leased.lessor.extension import extend
 from leased.lessor.fitting import misfit
 from leased.lessor.invariants import check
 from leased.lessor.lifecycle import CELLS, Answer, Trigger
@@ -81,6 +82,7 @@ class Lessor:
             commands.Acquire: self._acquire,
             commands.Renew: self._renew,
             commands.Release: self._release,
+            commands.Extend: self._extend,
             commands.CancelWait: self._cancel_wait,
             commands.Tick: self._tick,
             commands.SetPolicy: self._set_policy,
@@ -235,6 +237,18 @@ class Lessor:
         assert after is not None
         draft.answer(command.command_id, Changed(after))
         return self._finish(draft, command)
+
+    def _extend(self, command: commands.Extend, moment: Moment) -> Proposal:
+        lease = self.table.find(command.lease_id)
+        if lease is None or not visible(lease, command.caller):
+            return answered(command, Missing(command.lease_id))
+        if not self.requests.admitting:
+            return answered(
+                command, Refusal(RefusalReason.AUDIT_UNAVAILABLE, "journal", requested=1)
+            )
+        draft = self._draft(moment)
+        extend(draft, self.admission, lease, command)
+        return draft.finish()
 
     def _cancel_wait(self, command: commands.CancelWait, moment: Moment) -> Proposal:
         draft = self._draft(moment)

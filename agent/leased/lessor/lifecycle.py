@@ -69,6 +69,7 @@ class Trigger(enum.IntEnum):
     BOOT_KEPT = 19
     BOOT_LOST = 20
     UNFENCE_HELD = 21
+    EXTEND = 22
 
 
 class Answer(enum.Enum):
@@ -114,6 +115,7 @@ _TIME_FIRST = Cell(Answer.TIME_FIRST)
 _LATE = _deny(RefusalReason.DEADLINE_PASSED)
 _NOT_RENEWABLE = _deny(RefusalReason.NOT_RENEWABLE)
 _NOT_FENCED = _deny(RefusalReason.NOT_FENCED)
+_NOT_NOTIFIED = _deny(RefusalReason.NOT_NOTIFIED)
 
 _END_RELEASED = _move(_REVOKING, Released, TeardownBegun, does=(Teardown,))
 _END_EXPIRED = _move(_REVOKING, Expired, TeardownBegun, does=(Teardown,))
@@ -129,6 +131,7 @@ _UNFENCE = _move(_RECLAIMED, Unfenced, does=(Forget,))
 # What no live lease answers to: the later steps of a teardown that has not begun.
 _LIVE_COMMON: Final[dict[Trigger, Cell]] = {
     Trigger.RENEW_LATE: _LATE,
+    Trigger.EXTEND: _NOT_NOTIFIED,
     Trigger.RELEASE: _END_RELEASED,
     Trigger.DEADLINE: _END_EXPIRED,
     Trigger.REVOKE: _END_REVOKED,
@@ -153,6 +156,7 @@ _ENDED_COMMON: Final[dict[Trigger, Cell]] = {
     Trigger.GRANT_FAILED: _NOTHING,
     Trigger.RENEW: _NOT_RENEWABLE,
     Trigger.RENEW_LATE: _LATE,
+    Trigger.EXTEND: _LATE,
     Trigger.RELEASE: _NOTHING,
     Trigger.DEADLINE: _IMPOSSIBLE,
     Trigger.REVOKE: _NOTHING,
@@ -212,6 +216,7 @@ LIFECYCLE: Final[dict[LeaseState, dict[Trigger, Cell]]] = {
         Trigger.ACTIVATE: _move(_DRAINING, Activated),
         Trigger.GRANT_FAILED: _END_REVOKED,
         Trigger.RENEW: _deny(RefusalReason.DRAINING),
+        Trigger.EXTEND: _TELL,
         Trigger.DRAIN_DONE: _END_REVOKED,
         Trigger.BOOT_KEPT: _move(_DRAINING, does=(MoveDeadline, Notify)),
     },

@@ -17,6 +17,7 @@ import msgspec
 from leased.lessor.admission import Admission
 from leased.lessor.allowances import Books, parts_of
 from leased.lessor.backfill import Lender
+from leased.lessor.extension import latest_ns
 from leased.lessor.fitting import misfit
 from leased.lessor.meaning import Verdict
 from leased.lessor.queue import Waiting, WaitQueue, key_of, rank_of
@@ -123,7 +124,15 @@ class Questions:
             preemptor = None
             if taken is not None and (caller.operator or taken.preemptor_tenant == caller.tenant):
                 preemptor = (taken.preemptor_tenant, taken.preemptor_lease_id)
-            return Explained(lease=lease, step=step, errno=errno, preemptor=preemptor)
+            latest = latest_ns(lease, self._admission.policy)
+            return Explained(
+                lease=lease,
+                step=step,
+                errno=errno,
+                preemptor=preemptor,
+                told_ns=lease.told_ns,
+                latest=latest,
+            )
         waiting = self._queue.find(CommandId(lease_id))
         if waiting is None or not self._may_see(waiting, caller):
             return Missing(lease_id)

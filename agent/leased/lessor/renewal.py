@@ -13,7 +13,7 @@ from __future__ import annotations
 from leased.lessor.admission import Admission, over_quota
 from leased.lessor.ledger import Key, keyed
 from leased.lessor.quota import Limits, account_of
-from leased.lessor.table import LeaseTable
+from leased.lessor.table import LeaseTable, end_ns
 from leased.terms.lease import Lease
 from leased.terms.policy import Mode
 from leased.terms.reply import Refusal, RefusalReason
@@ -53,6 +53,22 @@ def renewed_until_ns(
         if overrun is not None:
             return over_quota(overrun).refusal
     return deadline_ns
+
+
+def beyond_bounds(
+    table: LeaseTable, admission: Admission, lease: Lease, until_ns: int
+) -> Refusal | None:
+    """Why a lease that was told to leave, and somebody may wait for, cannot go on until then."""
+    limits = admission.book.limits(lease.subject.tenant)
+    bound = _bound(table, limits, lease, crowded=True)
+    if bound is not None and until_ns > bound[0]:
+        ends_ns, reason, rule = bound
+        return Refusal(reason, "ns", ends_ns, end_ns(lease), until_ns, rule=rule)
+    if limits.metered:
+        overrun = admission.budget_overrun(limits, _more(lease, until_ns - end_ns(lease)))
+        if overrun is not None:
+            return over_quota(overrun).refusal
+    return None
 
 
 def _more(lease: Lease, ns: int) -> dict[Key, int]:

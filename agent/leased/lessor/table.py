@@ -218,16 +218,18 @@ class LeaseTable:
             before,
             state=LeaseState.DRAINING,
             generation=event.generation,
+            deadline_ns=max(before.deadline_ns, event.drain_deadline_ns),
             drain_deadline_ns=event.drain_deadline_ns,
+            told_ns=before.told_ns or event.effective_ns,
             reason=event.reason,
         )
-        at_ns = end_ns(lease)
-        if before.state is not LeaseState.DRAINING:
-            self._drains(lease, 1)
+        before_ns, at_ns = end_ns(before), end_ns(lease)
+        self._drains(lease, before.state is not LeaseState.DRAINING)
         self.yielders.leave(event.lease_id)
         self.deadlines.set(event.lease_id, at_ns)
-        self.ledger.change(lease, end_ns(before), at_ns)
-        self._ends_earlier(lease, at_ns)
+        self.ledger.change(lease, before_ns, at_ns)
+        if at_ns < before_ns:
+            self._ends_earlier(lease, at_ns)
 
     def _drains(self, lease: Lease, sign: int) -> None:
         for allotment in lease.subject.allotments:

@@ -21,6 +21,7 @@ import msgspec
 from leased.lessor.admission import Admission
 from leased.lessor.bars import Places, places_of
 from leased.lessor.draft import Draft, Facts
+from leased.lessor.extension import notice_ceiling
 from leased.lessor.lifecycle import Trigger
 from leased.lessor.placement import place, spans
 from leased.lessor.preemption import Candidates, Left, choose_victims, take
@@ -31,7 +32,7 @@ from leased.lessor.table import LeaseTable
 from leased.lessor.wholes import wholes_of
 from leased.terms.command import Acquire
 from leased.terms.identity import LeaseId, TenantId
-from leased.terms.lease import Lease, LeaseState, Level, Priority, RevocationReason
+from leased.terms.lease import Lease, LeaseState, Level, RevocationReason
 from leased.terms.policy import Policy
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import capacity_id
@@ -342,13 +343,7 @@ def _could_do(table: LeaseTable, acquire: Acquire, level: Level, leaving: Left) 
 
 
 def _grace_ns(lease: Lease, policy: Policy) -> int:
-    terms = policy.preemption
-    longest = (
-        terms.checkpoint_ns_max_scavenger
-        if lease.subject.priority is Priority.SCAVENGER
-        else terms.checkpoint_ns_max_standard
-    )
-    return min(lease.grace_ns, longest)
+    return min(lease.grace_ns, notice_ceiling(policy, lease.subject.priority)[0])
 
 
 def _above(

@@ -54,6 +54,7 @@ _WANTED = (
     parameters.Renew,
     parameters.Release,
     parameters.Done,
+    parameters.Extend,
     parameters.Plan,
 )
 """Methods that have a word for it: the refusal `audit_unavailable`. The others get the verdict."""

@@ -27,7 +27,7 @@ from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Journal
 from leased.service.evidence import NO_COMMAND
 from leased.service.outbox import Outbox
-from leased.terms.command import CancelWait, Command, Renew
+from leased.terms.command import CancelWait, Command, Extend, Renew
 from leased.terms.effect import Effect, MoveDeadline, Prepare
 from leased.terms.event import Allocated, Event
 from leased.terms.identity import CommandId, LeaseId
@@ -36,6 +36,8 @@ from leased.terms.moment import Moment
 from leased.terms.reply import Done, Granted, Refusal, RefusalReason, Reply
 
 _DONE = Done()
+_MOVES = (Renew, Extend)
+"""Commands that are answered when the reaper has the new deadline."""
 Deliver = Callable[[Reply], None]
 """Takes a reply on its way out. Must not block and must not raise."""
 
@@ -306,11 +308,12 @@ class Sequencer:
         prepares: dict[LeaseId, Prepare] = {}
         for effect in proposal.effects:
             if isinstance(effect, MoveDeadline):
-                if type(command) is not Renew:  # a start: every lease that goes on, nobody waits
+                if type(command) not in _MOVES:  # a start, a notice: nobody waits
                     held.append(Held(effect, _DONE, ()))
                     continue
                 [(_, reply)] = proposal.answers
                 held.append(Held(effect, reply, () if deliver is None else (deliver,)))
+                batch.effects.extend(one for one in proposal.effects if one is not effect)
                 return
             if isinstance(effect, Prepare):
                 prepares[effect.lease.lease_id] = effect

@@ -78,6 +78,15 @@ class Release(Command, frozen=True):
     lease_id: LeaseId
 
 
+class Extend(Command, frozen=True):
+    """While DRAINING: let the notice end at now + `needed_ns`, so that what is not saved yet can
+    be. What the notice gives anyway changes nothing."""
+
+    caller: Caller
+    lease_id: LeaseId
+    needed_ns: int
+
+
 class CancelWait(Command, frozen=True):
     """The connection that waited for `waiting_id` is gone: give up its place."""
 

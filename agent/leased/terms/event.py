@@ -65,7 +65,9 @@ class Renewed(LeaseEvent, frozen=True, array_like=True):
 
 class DrainNotified(LeaseEvent, frozen=True, array_like=True):
     """The holder was told to leave, and until when it may stay. A renewal no longer helps.
-    `generation` is a new one: the reaper takes the earlier end for a renewal."""
+    `generation` is a new one: the reaper takes the other end for a renewal. Said again while
+    draining, it moves that end: to an earlier one by somebody's order, to a later one (and the
+    deadline with it, if that comes first) because the holder asked for time."""
 
     reason: RevocationReason
     drain_deadline_ns: int

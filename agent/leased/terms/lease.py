@@ -146,9 +146,10 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     length last asked for.
 
     `deadline_ns` moves only by a renewal, which also bumps `generation` (as a notice to leave
-    does). `pid` is the holder that the lease is bound to (or BOUND_TO_CGROUP, BOUND_TO_NOTHING).
-    `ended` and `reason` stay None until the lease leaves ACTIVE. `fenced` lists what could not be
-    proven clean.
+    does), or when a notice is put off beyond it. `told_ns` is when the first notice was given.
+    `pid` is the holder that the lease is bound to (or BOUND_TO_CGROUP, BOUND_TO_NOTHING). `ended`
+    and `reason` stay None until the lease leaves ACTIVE. `fenced` lists what could not be proven
+    clean.
     """
 
     lease_id: LeaseId
@@ -164,6 +165,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     grace_ns: int
     granted_wall_ns: int = 0
     drain_deadline_ns: int | None = None
+    told_ns: int | None = None
     ended: Ending | None = None
     reason: RevocationReason | None = None
     cut_ns: int | None = None

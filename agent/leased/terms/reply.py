@@ -55,6 +55,9 @@ class RefusalReason(enum.IntEnum):
     BACKFILL_ENDED = 30
     STALE_POLICY = 31
     NOT_PREEMPTED = 32
+    NOT_NOTIFIED = 33
+    NOTICE_LIMIT = 34
+    NOTICE_FINAL = 35
 
 
 class Refusal(msgspec.Struct, frozen=True, tag="refusal", gc=False):
@@ -186,7 +189,8 @@ class Explained(msgspec.Struct, frozen=True, tag="explained", gc=False):
 
     Of a fenced lease, `step` is the step of its teardown that failed and `errno` what the kernel or
     driver said; of one that was preempted, `preemptor` is whose request it made way for, and which,
-    for those who may know.
+    for those who may know; of one that was told to leave, `told_ns` is when, and `latest` until
+    when its holder may put that off at most, by which key of the policy.
     """
 
     lease: Lease | None = None
@@ -195,6 +199,8 @@ class Explained(msgspec.Struct, frozen=True, tag="explained", gc=False):
     step: TeardownStep | None = None
     errno: int = 0
     preemptor: tuple[TenantId, LeaseId] | None = None
+    told_ns: int | None = None
+    latest: tuple[int, str] | None = None
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", gc=False):

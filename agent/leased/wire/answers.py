@@ -205,6 +205,9 @@ def _encode_explained(
             preemptor_lease_id=(
                 None if explained.preemptor is None else explained.preemptor[1].hex()
             ),
+            told_boottime_ns=explained.told_ns,
+            latest_boottime_ns=None if explained.latest is None else explained.latest[0],
+            rule=None if explained.latest is None else explained.latest[1],
         )
     )
 

@@ -222,6 +222,11 @@ def _release(
     )
 
 
+def _extend(asked: parameters.Extend, caller: Caller, entropy: Entropy) -> Command:
+    command_id = _command_id(asked.command_id, entropy)
+    return commands.Extend(command_id, caller, _lease_id(asked.lease_id), asked.needed_ns)
+
+
 def _describe(
     asked: parameters.Describe
     | parameters.Join
@@ -334,6 +339,7 @@ _COMMANDS: Final[dict[type, Callable[..., Command]]] = {
     parameters.Renew: _renew,
     parameters.Release: _release,
     parameters.Done: _release,
+    parameters.Extend: _extend,
     parameters.Describe: _describe,
     parameters.Join: _describe,
     parameters.Wait: _describe,

@@ -115,10 +115,15 @@ class Release(Strict, frozen=True, gc=False):
     command_id: HexId | None = None
 
 
-class Done(Strict, frozen=True, gc=False):
+class Done(Release, frozen=True, gc=False):
     """io.leased.Lease.Done"""
 
+
+class Extend(Strict, frozen=True, gc=False):
+    """io.leased.Lease.Extend"""
+
     lease_id: HexId
+    needed_ns: Positive
     command_id: HexId | None = None
 
 
@@ -341,6 +346,7 @@ _NAMED: Final[dict[str, type[Parameters]]] = {
     "io.leased.Lease.Renew": Renew,
     "io.leased.Lease.Release": Release,
     "io.leased.Lease.Done": Done,
+    "io.leased.Lease.Extend": Extend,
     "io.leased.Lease.Describe": Describe,
     "io.leased.Lease.List": List,
     "io.leased.Lease.Watch": Watch,

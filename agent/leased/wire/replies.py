@@ -56,7 +56,7 @@ class RenewReply(Tolerant, frozen=True, gc=False):
 
 
 class LeaseReply(Tolerant, frozen=True):
-    """io.leased.Lease.Release, Done, Wait; io.leased.Admin.Revoke, Adopt"""
+    """io.leased.Lease.Release, Done, Extend, Wait; io.leased.Admin.Revoke, Adopt"""
 
     lease: Lease
 
@@ -129,6 +129,9 @@ class WhyReply(Tolerant, frozen=True):
     errno: int | None = None
     preemptor_tenant: str | None = None
     preemptor_lease_id: str | None = None
+    told_boottime_ns: int | None = None
+    latest_boottime_ns: int | None = None
+    rule: str | None = None
 
 
 class QuotasReply(Tolerant, frozen=True):

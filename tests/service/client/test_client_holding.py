@@ -186,6 +186,25 @@ async def test_a_notice_is_an_event_and_brings_the_end_nearer(
     assert agent.calls(parameters.Renew) == []
 
 
+async def test_a_notice_that_was_put_off_moves_the_surrender(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
+    async with acquire(session, mem=4096, ttl=60) as held:
+        await trio.sleep(1)
+        told = msgspec.structs.replace(
+            the_lease(agent), state=LeaseState.DRAINING, drain_deadline_ns=31 * S, generation=1
+        )
+        agent.change(told, objects.Notice(held.lease_id, "priority_preemption", 31 * S, 30))
+        await held.notice.wait()
+        with pytest.raises(LeaseLost, match="grace is over"):
+            async with held.scope():
+                await held.extend(100 * S)
+                await trio.sleep_forever()
+        assert trio.current_time() == pytest.approx(95, abs=0.01), "the margin of a TTL of 60 s"
+        assert held.deadline_ns == 101 * S
+    assert len(agent.calls(parameters.Extend)) == 1
+
+
 async def test_draining_without_a_notice_object_is_a_notice_too(
     autojump_clock: MockClock, session: Session, agent: SmallAgent
 ) -> None:

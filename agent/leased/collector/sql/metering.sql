@@ -63,15 +63,12 @@ WHERE (f.plain = 0 OR v.void_seq IS NOT NULL)
   AND a.seq <= COALESCE(f.ended_seq, a.seq)
 
 -- name: tenancies
--- Until which record a tenant pays, and the deadline that was in force then: of the last grant or renewal that counted,
--- or of an earlier end that was notified after it.
-SELECT k.log, k.lease_hi, k.lease_lo, k.until_seq,
-       LEAST(MIN(CASE WHEN k.seq = k.set_seq THEN k.deadline_ns END),
-             COALESCE(MIN(CASE WHEN k.act = 3 AND k.seq > k.set_seq AND k.boot = k.granted_boot THEN k.deadline_ns END), 9223372036854775807))
-           AS deadline_ns
+-- Until which record a tenant pays, and the deadline that was in force then: of the last grant, renewal or notice that
+-- counted.
+SELECT k.log, k.lease_hi, k.lease_lo, k.until_seq, MIN(CASE WHEN k.seq = k.set_seq THEN k.deadline_ns END) AS deadline_ns
 FROM (
     SELECT t.*,
-           MAX(CASE WHEN t.act = 1 OR (t.act = 2 AND t.seq < t.until_seq AND t.boot = t.granted_boot) THEN t.seq END)
+           MAX(CASE WHEN t.act = 1 OR (t.act IN (2, 3) AND t.seq < t.until_seq AND t.boot = t.granted_boot) THEN t.seq END)
                OVER (PARTITION BY t.log, t.lease_hi, t.lease_lo) AS set_seq
     FROM (
         SELECT knotty.*,
