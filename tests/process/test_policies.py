@@ -124,3 +124,29 @@ def test_a_file_is_checked_without_an_agent(tmp_path: Path, shared_agent: HostAg
     path = tmp_path / "policy.json"
     path.write_text('{"leases_max": 7}')
     assert "can be meant" in shared_agent.leasectl("policy", "check", "--offline", str(path)).stdout
+
+
+def test_a_holder_that_has_to_go_asks_for_time(agent: HostAgent) -> None:
+    """As a user does it: told to leave, `extend`, refused beyond the ceiling, explained."""
+    kept = agent.acquire(4096)["lease_id"]
+    early = agent.leasectl("extend", kept, "--for", "10s", check=65)
+    assert "not_notified" in early.stderr and "leasectl renew" in early.stderr
+    agent.call("Admin.Drain", admin=True, grace_ns=20 * 10**9)
+    before = agent.describe(kept)["runtime"]
+    assert before["state"] == "draining"
+    agent.leasectl("extend", kept, "--for", "2min")
+    after = agent.describe(kept)["runtime"]
+    gained_ns = after["drain_deadline_boottime_ns"] - before["drain_deadline_boottime_ns"]
+    assert gained_ns > 90 * 10**9 and after["generation"] == before["generation"] + 1
+    refused = agent.leasectl("extend", kept, "--for", "301s", check=75)
+    assert "notice_limit" in refused.stderr
+    assert "preemption.checkpoint_max_standard" in refused.stderr
+    why = agent.leasectl("why", kept).stdout
+    assert "has to go (operator_drain)" in why and "it was told" in why
+    assert "at most (preemption.checkpoint_max_standard)" in why
+    told = asked(agent, "why", kept)
+    assert told["latest_boottime_ns"] == told["told_boottime_ns"] + 300 * 10**9
+    sealed = agent.leasectl("audit", "log", str(agent.audit)).stdout
+    assert sealed.count("DrainNotified") == 2, sealed
+    agent.leasectl("done", kept)
+    assert agent.wait_for(kept)["runtime"]["ended"] == "released"
