@@ -146,7 +146,7 @@ def test_a_holder_that_has_to_go_asks_for_time(agent: HostAgent) -> None:
     assert "at most (preemption.checkpoint_max_standard)" in why
     told = asked(agent, "why", kept)
     assert told["latest_boottime_ns"] == told["told_boottime_ns"] + 300 * 10**9
-    sealed = agent.leasectl("audit", "log", str(agent.audit)).stdout
+    sealed = agent.leasectl("audit", "log", "--log", str(agent.audit)).stdout
     assert sealed.count("DrainNotified") == 2, sealed
     agent.leasectl("done", kept)
     assert agent.wait_for(kept)["runtime"]["ended"] == "released"
