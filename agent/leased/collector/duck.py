@@ -48,7 +48,7 @@ class DuckEngine:
             return rows
 
     def arrow(self, sql: str) -> Any:
-        """The rows of a statement as an arrow table."""
+        """See `engine.Engine`."""
         return _told(lambda: self.connection.sql(sql).to_arrow_table())
 
     def load(self, name: str, columns: Sequence[str], rows: Rows) -> None:
@@ -61,7 +61,7 @@ class DuckEngine:
             self.connection.execute(f"INSERT INTO {name} SELECT {unnested}", lists)
 
     def load_files(self, name: str, paths: Sequence[Path], empty: str) -> None:
-        """A view of Parquet files; of none, the rows of the statement `empty`."""
+        """See `engine.Engine`: a view."""
         self._run(f"DROP VIEW IF EXISTS {name}")
         if not paths:
             self._run(f"CREATE VIEW {name} AS {empty}")
@@ -74,6 +74,12 @@ class DuckEngine:
         """A table that arrow has in memory."""
         self.connection.register("arriving", table)
         self._run(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM arriving")
+        self.connection.unregister("arriving")
+
+    def add_to(self, name: str, table: Any) -> None:
+        """Put the rows of an arrow table into a table that is there, as its own types."""
+        self.connection.register("arriving", table)
+        self._run(f"INSERT INTO {name} BY NAME SELECT * FROM arriving")
         self.connection.unregister("arriving")
 
     def derive(self, name: str, sql: str) -> None:

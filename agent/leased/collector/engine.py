@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 
-from leased.terms.errors import InvariantError
+from leased.terms.errors import InvariantError, StateError
 
 ACT_COLUMNS: Final = (
     "log",
@@ -89,15 +90,28 @@ class Overflow(ArithmeticError):
     """A sum does not fit in 38 digits: the engine said so, and nothing of the run is used."""
 
 
+class EngineGone(StateError):
+    """The engine cannot be reached, refused, or lost a query: nothing of the run is used, and what
+    was there before still counts. The collector goes on, and tries again."""
+
+
 class Engine(Protocol):
     """An SQL engine: narrow, so that it can be another one."""
 
     def query(self, sql: str) -> Rows:
-        """The rows of a statement. Raises Overflow."""
+        """The rows of a statement. Raises Overflow, EngineGone."""
+        ...
+
+    def arrow(self, sql: str) -> Any:
+        """The rows of a statement as an arrow table."""
         ...
 
     def load(self, name: str, columns: Sequence[str], rows: Rows) -> None:
         """A table of 64-bit integers."""
+        ...
+
+    def load_files(self, name: str, paths: Sequence[Path], empty: str) -> None:
+        """The rows of Parquet files; of none, those of the statement `empty`."""
         ...
 
     def derive(self, name: str, sql: str) -> None:
@@ -107,6 +121,14 @@ class Engine(Protocol):
     def close(self) -> None:
         """Let go of everything. Idempotent."""
         ...
+
+
+def nothing(columns: Sequence[str], text: Sequence[str] = ()) -> str:
+    """A statement without rows, with these columns: 64-bit integers, but those of `text`."""
+    typed = (
+        f"CAST(NULL AS {'VARCHAR(1)' if name in text else 'BIGINT'}) AS {name}" for name in columns
+    )
+    return f"SELECT {', '.join(typed)} WHERE 1 = 0"
 
 
 def statements() -> dict[str, str]:

@@ -24,7 +24,16 @@ from leased.collector import tables
 from leased.collector.archive import ArchiveReader
 from leased.collector.blocks import LogBlocks, Sidecar, full_blocks
 from leased.collector.duck import DuckEngine
-from leased.collector.engine import RESULTS, SMALL_TABLES, check_engine, meter
+from leased.collector.engine import (
+    ACT_COLUMNS,
+    HOLD_COLUMNS,
+    RESULTS,
+    SMALL_TABLES,
+    Engine,
+    check_engine,
+    meter,
+    nothing,
+)
 from leased.collector.manifest import LogEntry
 from leased.collector.projection import LogShape, shape
 from leased.collector.rollup import ORDER, Listing, Rollups, Stretch, stretches
@@ -40,15 +49,8 @@ DAY_HOURS: Final = 24
 DAY_NS: Final = DAY_HOURS * HOUR_NS
 _SOURCE: Final = {"peaks": "all_peaks"}
 _DAY_OF: Final = dict.fromkeys(ORDER, "idiv(hour, 24)") | {"contributors": "day"}
-EMPTY_ACTS: Final = (
-    "SELECT 0::BIGINT AS log, 0::BIGINT AS seq, 0 AS boot, 0::BIGINT AS lease_hi, 0::BIGINT AS"
-    " lease_lo, 0 AS act, 0::BIGINT AS at_ns, 0::BIGINT AS sealed_ns, 0::BIGINT AS deadline_ns,"
-    " 0::BIGINT AS terms, 0::BIGINT AS ref WHERE false"
-)
-EMPTY_HOLDS: Final = (
-    "SELECT 0::BIGINT AS log, 0::BIGINT AS seq, 0 AS slot, '' AS tenant, 0 AS kind, 0 AS tier,"
-    " 0 AS priority, '' AS tag, 0::BIGINT AS capacity WHERE false"
-)
+EMPTY_ACTS: Final = nothing(ACT_COLUMNS)
+EMPTY_HOLDS: Final = nothing(HOLD_COLUMNS, text=("tenant", "tag"))
 
 
 class Refreshed(msgspec.Struct, frozen=True):
@@ -65,7 +67,7 @@ class Store:
     """The derived state below one state directory."""
 
     def __init__(
-        self, directory: Path, *, make_engine: Callable[[], DuckEngine] = DuckEngine
+        self, directory: Path, *, make_engine: Callable[[], Engine] = DuckEngine
     ) -> None:
         self.state = directory
         self.directory = directory / DERIVED
@@ -162,7 +164,8 @@ class Store:
             for name, rows in tables.small_tables(shapes).items():
                 engine.load(name, SMALL_TABLES[name], rows)
             meter(engine)
-            listing, revised = self._roll_up(engine, before, spans, shapes, nodes, retired)
+            with _gathered(engine) as found:
+                listing, revised = self._roll_up(found, before, spans, shapes, nodes, retired)
         finally:
             engine.close()
         self.rollups.replace(listing)
@@ -246,6 +249,27 @@ class Store:
             yield
         finally:
             disk.close()
+
+
+@contextmanager
+def _gathered(engine: Engine) -> Iterator[DuckEngine]:
+    """The results in this process: files are written by one hand, so that they have the same bytes
+    whoever computed their rows."""
+    if isinstance(engine, DuckEngine):
+        yield engine
+        return
+    here = DuckEngine()
+    try:
+        for name, empty in (("acts", EMPTY_ACTS), ("holds", EMPTY_HOLDS)):
+            here.load_files(name, [], empty)
+        for name, columns in SMALL_TABLES.items():
+            here.load(name, columns, [])
+        meter(here)  # of nothing: for the types of its columns
+        for name, columns in RESULTS.items():
+            here.add_to(name, engine.arrow(f"SELECT {', '.join(columns)} FROM {name}"))
+        yield here
+    finally:
+        here.close()
 
 
 def _is_up_to_date(listing: Listing, entries: list[LogEntry], retired: frozenset[str]) -> bool:
