@@ -58,6 +58,12 @@ TIERS = (
     Tier("hostile", 300, "holders that will not let go"),
     Tier("interop", 180, "other people's Varlink clients and OTLP receivers"),
     Tier("process", 1500, "the installed programs: kill -9, restart, sockets", fast=False),
+    Tier(
+        "spark",
+        480,
+        "a Spark cluster that loses a worker makes DuckDB's bytes",
+        fast=False,
+    ),
     Tier("crash", 900, "every crash point and every failing system call of the commit path"),
     Tier("fuzz", 240, "that no bytes break a parser", fast=False),
     Tier("powercut", 300, "power cuts, failing and full disks on ext4, xfs and btrfs", fast=False),

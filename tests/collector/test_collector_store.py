@@ -31,6 +31,7 @@ from leased.ctl.console import Console
 from leased.ctl.main import main as leasectl
 from leased.economics.contracts import Terms
 from leased.terms.errors import InvariantError, StateError
+from tests.doubles.collector_server import CollectorServer
 
 UNTIL_NS = 1_767_225_600 * 10**9
 """2026-01-01T00:00:00Z."""
@@ -125,6 +126,22 @@ def test_rebuilt_it_has_the_same_bytes(fleet: Path, tmp_path: Path):
     Store(state).refresh(archive)
     assert derived(state) == before
     archive.close()
+
+
+def test_a_store_of_another_release_is_made_again_by_whoever_opens_it(fleet: Path, tmp_path: Path):
+    state = copy_of(fleet, tmp_path)
+    before = derived(state)
+    listing = state / "derived" / "rollup" / "rollup.json"
+    older = json.loads(listing.read_bytes())
+    del older["layout"], older["draining"]
+    listing.write_text(json.dumps(older | {"version": 1}))
+    for sidecar in (state / "derived" / "parquet").rglob("*.rare"):
+        sidecar.write_bytes(b"\x93\x01" + sidecar.read_bytes()[18:])
+    with CollectorServer(directory=tmp_path, state=state) as server:
+        server.wait_for("another release: it is made again")
+        server.wait_for("usage is up to date")
+        assert server.ask("GET", "/v1/governance/costs?period=30d").status == 200
+    assert derived(state) == before
 
 
 def test_a_store_that_grew_page_by_page_has_the_bytes_of_one_made_at_once(

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -30,6 +31,8 @@ TOP = Path(__file__).resolve().parents[2]
 START_S = 300.0
 CORES, WORKERS = 1, 2
 MEMORY = "1g"
+QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""They live for minutes: what the second compiler would save later is spent on it first."""
 
 
 def spark_home() -> Path:
@@ -90,7 +93,13 @@ class SparkCluster:
             "spark.executor.memory": "768m",
             "spark.executor.cores": CORES,
             "spark.ui.port": self.ui_port,
-            "spark.sql.shuffle.partitions": 4,
+            "spark.executor.extraJavaOptions": QUICK,
+            "spark.sql.shuffle.partitions": 2,
+            # A worker that is killed is given up soon, and not asked for its rows for minutes.
+            "spark.executor.heartbeatInterval": "5s",
+            "spark.network.timeout": "30s",
+            "spark.shuffle.io.maxRetries": 1,
+            "spark.shuffle.io.retryWait": "1s",
             "spark.sql.warehouse.dir": self.directory / "warehouse",
         }
         words = ["--master", self.master]
@@ -106,7 +115,7 @@ class SparkCluster:
                 return
             except OSError:
                 self._check("server", until)
-                time.sleep(0.1)
+                select.select([], [], [], 0.1)
 
     def kill(self, name: str) -> None:
         """Kill -9 a process and, of a worker, its executors."""
@@ -138,6 +147,7 @@ class SparkCluster:
         environment = {
             **{key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ},
             "SPARK_HOME": str(self.home),
+            "SPARK_DAEMON_JAVA_OPTS": QUICK,
             "SPARK_LOCAL_IP": "127.0.0.1",
             "SPARK_LOCAL_DIRS": str(self.directory / "local"),
             # Of the server too, which Spark takes for a daemon and not for a driver.
@@ -163,7 +173,7 @@ class SparkCluster:
             if found:
                 return found[1]
             self._check(name, until)
-            time.sleep(0.1)
+            select.select([], [], [], 0.1)
 
     def _check(self, name: str, until: float) -> None:
         ended = self.processes[name].poll()

@@ -101,6 +101,7 @@ DOORS: dict[str, str] = {
     "h11": r"leased\.(service\.(policy_exchange|web|telemetry\.sender)|collector\.transport"
     r"|collector\.webhooks\.post)",
     "duckdb": r"leased\.collector\.duck",
+    "pyspark": r"leased\.collector\.spark",
     "pyarrow": r"leased\.collector\.blocks",
     "opentelemetry": r"leased\.(service\.telemetry\.otlp|collector\.telemetry\..*)",
     "google": r"leased\.(service\.telemetry\.otlp|collector\.telemetry\..*)",

@@ -13,6 +13,7 @@ Does not project (`projection`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,8 @@ from leased.terms.moment import Moment
 PARQUET: Final = "parquet"
 BLOCK_RECORDS: Final = 65_536
 VERSION: Final = 1
+"""Of what a row means. Changed by hand; which columns there are is in LAYOUT anyway."""
+
 _ROW_GROUP: Final = 1 << 20
 _SMALL: Final = {
     "boot": pa.int32(),
@@ -44,12 +47,23 @@ ACTS: Final = pa.schema([(name, _SMALL.get(name, pa.int64())) for name in ACT_CO
 HOLDS: Final = pa.schema([(name, _SMALL.get(name, pa.int64())) for name in HOLD_COLUMNS])
 
 
+def fields_of(*structs: type[msgspec.Struct]) -> list[tuple[str, ...]]:
+    """What makes up a layout: the names of the fields, in order."""
+    return [one.__struct_fields__ for one in structs]
+
+
 class Sidecar(msgspec.Struct, frozen=True, array_like=True):
     """What `.rare` holds: the rare records of the block, and what the next block needs to know."""
 
-    version: int
+    layout: str
     rare: list[Rare]
     carry: Carry
+
+
+LAYOUT: Final = sha256(
+    repr((VERSION, BLOCK_RECORDS, str(ACTS), str(HOLDS), fields_of(Sidecar, Rare, Carry))).encode()
+).hexdigest()[:16]
+"""What files look like. Those of another release are made again."""
 
 
 class LogBlocks:
@@ -61,7 +75,7 @@ class LogBlocks:
         self.directory = directory / PARQUET / f"chain={log_id}"
 
     def sidecars(self) -> list[Sidecar]:
-        """Of every block, in order, as far as they are whole and of this version."""
+        """Of every block, in order, as far as they are whole and of this layout."""
         found: list[Sidecar] = []
         while True:
             try:
@@ -69,7 +83,7 @@ class LogBlocks:
                 one = msgspec.msgpack.decode(raw, type=Sidecar)
             except (FileNotFoundError, msgspec.DecodeError):
                 return found
-            if one.version != VERSION:
+            if one.layout != LAYOUT:
                 return found
             found.append(one)
 
@@ -85,7 +99,7 @@ class LogBlocks:
         try:
             for name, table in (("acts", acts_table(block)), ("holds", holds_table(block))):
                 write_whole(disk, f"{index:08d}.{name}.parquet", parquet_bytes(table))
-            sidecar = msgspec.msgpack.encode(Sidecar(VERSION, block.rare, block.carry))
+            sidecar = msgspec.msgpack.encode(Sidecar(LAYOUT, block.rare, block.carry))
             write_whole(disk, f"{index:08d}.rare", sidecar)
         finally:
             disk.close()

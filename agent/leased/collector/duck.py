@@ -112,3 +112,6 @@ def _told(ask: Callable[[], Any]) -> Any:
         raise Overflow(str(error)) from error
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
         raise StateError(f"the store: {error}") from error
+    except (duckdb.BinderException, duckdb.InvalidInputException) as error:
+        # Files that are whole and are not what this release writes.
+        raise StateError(f"the store: {error}; `leased-collector rebuild` makes it anew") from error

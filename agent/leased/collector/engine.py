@@ -82,6 +82,9 @@ EXACT: Final = (
 )  # fmt: skip
 """Each must be that, to the last digit."""
 
+_TYPES: Final = dict.fromkeys(("boot", "slot", "act", "kind", "tier", "priority"), "INT") | (
+    dict.fromkeys(("tenant", "tag"), "VARCHAR(1)")
+)
 Rows = Sequence[Sequence[object]]
 _NAME: Final = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
@@ -123,11 +126,9 @@ class Engine(Protocol):
         ...
 
 
-def nothing(columns: Sequence[str], text: Sequence[str] = ()) -> str:
-    """A statement without rows, with these columns: 64-bit integers, but those of `text`."""
-    typed = (
-        f"CAST(NULL AS {'VARCHAR(1)' if name in text else 'BIGINT'}) AS {name}" for name in columns
-    )
+def nothing(columns: Sequence[str]) -> str:
+    """A statement without rows, with these columns of the projection."""
+    typed = (f"CAST(NULL AS {_TYPES.get(name, 'BIGINT')}) AS {name}" for name in columns)
     return f"SELECT {', '.join(typed)} WHERE 1 = 0"
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
-from leased.collector.blocks import parquet_bytes
+from leased.collector.blocks import fields_of, parquet_bytes
 from leased.collector.sources import Held, Quiet
 from leased.durable.files import DirectoryDisk, write_whole
 from leased.economics.hourly import NodeSpan
@@ -31,6 +31,8 @@ from leased.terms.errors import StateError
 ROLLUP: Final = "rollup"
 LIST: Final = "rollup.json"
 VERSION: Final = 1
+"""Of what a row means. Changed by hand; which columns there are is in LAYOUT anyway."""
+
 _EPOCH: Final = Date(1970, 1, 1)
 ORDER: Final[dict[str, str]] = {
     "usage": "hour, pool, tenant, kind, tier, priority, tag, cap_ns",
@@ -56,7 +58,7 @@ class Stretch(msgspec.Struct, frozen=True):
 class Listing(msgspec.Struct, frozen=True):
     """Which files count, and what of each chain they were computed from."""
 
-    version: int = VERSION
+    layout: str
     nodes: tuple[NodeSpan, ...] = ()
     first_ns: int = 0
     closed: tuple[Stretch, ...] = ()
@@ -65,6 +67,12 @@ class Listing(msgspec.Struct, frozen=True):
     quiet: tuple[Quiet, ...] = ()
     draining: tuple[str, ...] = ()
     retired: tuple[str, ...] = ()
+
+
+LAYOUT: Final = sha256(
+    repr((VERSION, ORDER, fields_of(Listing, Stretch, NodeSpan, Held, Quiet))).encode()
+).hexdigest()[:16]
+"""What the files and the list look like. Those of another release are made again."""
 
 
 class Rollups:
@@ -77,11 +85,15 @@ class Rollups:
         """What counts now; nothing if there is nothing, or another release made it."""
         try:
             found = msgspec.json.decode((self.directory / LIST).read_bytes(), type=Listing)
-        except FileNotFoundError:
-            return Listing()
-        except msgspec.DecodeError as error:
-            raise StateError(f"{self.directory / LIST}: {error}; rebuild the store") from error
-        return found if found.version == VERSION else Listing()
+        except (FileNotFoundError, msgspec.DecodeError):
+            return Listing(LAYOUT)
+        except OSError as error:
+            raise StateError(f"{self.directory / LIST}: {error}") from error
+        return found if found.layout == LAYOUT else Listing(LAYOUT)
+
+    def is_foreign(self) -> bool:
+        """Whether there is a list that says nothing here: of another release, or damaged."""
+        return (self.directory / LIST).exists() and not self.listing().nodes
 
     def paths(self, listing: Listing, kind: str) -> list[Path]:
         """The files of one kind of row."""

@@ -18,10 +18,10 @@ Does not know what is computed (`engine`), and brings no Java: the thin client i
 from __future__ import annotations
 
 import logging
-import threading
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -48,9 +48,7 @@ _OVERFLOWS: Final = (
     "CAST_OVERFLOW",
     "NUMERIC_VALUE_OUT_OF_RANGE",
 )
-_IDIV: Final = (
-    "CREATE TEMPORARY FUNCTION idiv(a BIGINT, b BIGINT) RETURNS BIGINT RETURN a DIV b"
-)
+_IDIV: Final = "CREATE TEMPORARY FUNCTION idiv(a BIGINT, b BIGINT) RETURNS BIGINT RETURN a DIV b"
 T = TypeVar("T")
 
 # Both are said by the error that is raised; the client says them again, at length, on stderr.
@@ -79,14 +77,16 @@ class SparkEngine:
         self._cluster = cluster
         self._mark = uuid.uuid4().hex
         self._kept: list[str] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spark")
         self._session: Any = None
-        self._session = self._within(CONNECT_S, self._connect)
         try:
+            self._session = self._within(CONNECT_S, self._connect)
             for key, value in SETTINGS.items():
                 self._ask(lambda key=key, value=value: self._session.conf.set(key, value))
             self._run(_IDIV)
         except BaseException:
             self.close()
+            self._thread.shutdown(wait=False)
             raise
 
     def query(self, sql: str) -> Rows:
@@ -101,9 +101,7 @@ class SparkEngine:
         """See `engine.Engine`."""
         fields = ", ".join(f"{column} BIGINT" for column in columns)
         made = list(rows)
-        self._ask(
-            lambda: self._session.createDataFrame(made, fields).createOrReplaceTempView(name)
-        )
+        self._ask(lambda: self._session.createDataFrame(made, fields).createOrReplaceTempView(name))
 
     def load_files(self, name: str, paths: Sequence[Path], empty: str) -> None:
         """See `engine.Engine`."""
@@ -113,9 +111,7 @@ class SparkEngine:
         listed = [f"{self._cluster.files}{path.absolute()}" for path in paths]
         marked = f"'{self._mark}' <> ''"
         self._ask(
-            lambda: (
-                self._session.read.parquet(*listed).filter(marked).createOrReplaceTempView(name)
-            )
+            lambda: self._session.read.parquet(*listed).filter(marked).createOrReplaceTempView(name)
         )
 
     def derive(self, name: str, sql: str) -> None:
@@ -124,10 +120,16 @@ class SparkEngine:
         self._run(f"CACHE TABLE {name} AS {sql}")
 
     def close(self) -> None:
-        """Let the executors drop what was kept. Idempotent; a server that is gone has dropped it."""
+        """Let the executors drop what was kept. Idempotent; a server that is gone has, itself."""
         session, self._session = self._session, None
         if session is None:
             return
+        try:
+            self._forget(session)
+        finally:
+            self._thread.shutdown(wait=False)
+
+    def _forget(self, session: Any) -> None:
         kept, self._kept = self._kept, []
         try:
             for name in reversed(kept):
@@ -157,38 +159,30 @@ class SparkEngine:
 
     def _within(self, seconds: float, ask: Callable[[], T]) -> T:
         """What `ask` gives, in time; Spark's errors as ours."""
-        found: list[T] = []
-        failed: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                found.append(ask())
-            except BaseException as error:  # noqa: BLE001 - handed over to whoever asked
-                failed.append(error)
-
         # The client has no deadline of its own: a server that stands still would hold us for ever.
-        thread = threading.Thread(target=work, name="spark", daemon=True)
-        thread.start()
-        thread.join(seconds)
-        if found:
-            return found[0]
-        if not failed:
+        waiting = self._thread.submit(ask)
+        try:
+            return waiting.result(seconds)
+        except TimeoutError:
             if self._session is not None:
-                self._session.client.close()
-            raise EngineGone(f"{self._cluster.url}: no answer in {seconds:g} s")
-        raise self._told(failed[0]) from failed[0]
+                self._session.client.close()  # which ends what waits
+            raise EngineGone(f"{self._cluster.url}: no answer in {seconds:g} s") from None
+        except Exception as error:
+            self._refuse(error)
+            raise
 
-    def _told(self, error: BaseException) -> BaseException:
+    def _refuse(self, error: Exception) -> None:
+        """Raise Spark's error as ours; one that is not Spark's is left to the caller."""
         if not isinstance(error, PySparkException) and not _is_of_grpc(error):
-            return error
+            return
         details = getattr(error, "details", None)
         text = str(details() if callable(details) else error)
         first = (text.splitlines() or [type(error).__name__])[0]
         if any(f"[{name}" in text for name in _OVERFLOWS):
-            return Overflow(first)
-        return EngineGone(f"{self._cluster.url}: {first}")
+            raise Overflow(first) from error
+        raise EngineGone(f"{self._cluster.url}: {first}") from error
 
 
-def _is_of_grpc(error: BaseException) -> bool:
+def _is_of_grpc(error: Exception) -> bool:
     """The client lets some of the transport's errors through, of a package that it owns."""
     return type(error).__module__.startswith("grpc")

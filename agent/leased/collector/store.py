@@ -36,7 +36,7 @@ from leased.collector.engine import (
 )
 from leased.collector.manifest import LogEntry
 from leased.collector.projection import LogShape, shape
-from leased.collector.rollup import ORDER, Listing, Rollups, Stretch, stretches
+from leased.collector.rollup import LAYOUT, ORDER, Listing, Rollups, Stretch, stretches
 from leased.collector.sources import Held, Quiet
 from leased.durable.files import DirectoryDisk
 from leased.economics.hourly import HOUR_NS, NodeSpan
@@ -50,7 +50,7 @@ DAY_NS: Final = DAY_HOURS * HOUR_NS
 _SOURCE: Final = {"peaks": "all_peaks"}
 _DAY_OF: Final = dict.fromkeys(ORDER, "idiv(hour, 24)") | {"contributors": "day"}
 EMPTY_ACTS: Final = nothing(ACT_COLUMNS)
-EMPTY_HOLDS: Final = nothing(HOLD_COLUMNS, text=("tenant", "tag"))
+EMPTY_HOLDS: Final = nothing(HOLD_COLUMNS)
 
 
 class Refreshed(msgspec.Struct, frozen=True):
@@ -66,9 +66,7 @@ class Refreshed(msgspec.Struct, frozen=True):
 class Store:
     """The derived state below one state directory."""
 
-    def __init__(
-        self, directory: Path, *, make_engine: Callable[[], Engine] = DuckEngine
-    ) -> None:
+    def __init__(self, directory: Path, *, make_engine: Callable[[], Engine] = DuckEngine) -> None:
         self.state = directory
         self.directory = directory / DERIVED
         self.rollups = Rollups(self.directory)
@@ -220,6 +218,7 @@ class Store:
             closed.append(Stretch(*days, digest, files, earlier))
         opened = self.rollups.write(sliced.days(max(end_day, first // DAY_NS), 1 << 40))
         listing = Listing(
+            LAYOUT,
             nodes=tuple(spans),
             first_ns=first,
             closed=tuple(closed),

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from leased.collector.archive import Archive, ArchiveReader
+from leased.collector.config import CONFIG
 from leased.collector.demo import DAY_NS, Wish, make_fleet
+from leased.collector.engines import load_store, maker
 from leased.collector.periods import day, label_of_day
 from leased.collector.reference import read_archive
 from leased.collector.sources import Source
@@ -74,6 +76,9 @@ def add_terms(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--terms", type=Path, default=TERMS, metavar="FILE", help=f"prices (default: {TERMS})"
     )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"the engine, in [store] (default: {CONFIG})"
+    )
 
 
 @contextmanager
@@ -82,7 +87,7 @@ def opened(options: argparse.Namespace, console: Console) -> Iterator[tuple[Stor
     terms = load_terms(options.terms)
     archive = ArchiveReader(options.state)
     try:
-        store = Store(options.state)
+        store = _store(options)
         try:
             retired = frozenset(terms.retired_nodes)
             store.refresh(archive, retired=retired, progress=console.progress)
@@ -100,12 +105,17 @@ def opened(options: argparse.Namespace, console: Console) -> Iterator[tuple[Stor
         source.close()
 
 
+def _store(options: argparse.Namespace) -> Store:
+    """The store, by the engine that is configured. Raises ConfigError."""
+    return Store(options.state, make_engine=maker(*load_store(options.config)))
+
+
 def refresh(options: argparse.Namespace, console: Console) -> int:
     """Bring everything up to date."""
     terms = load_terms(options.terms)
     archive = ArchiveReader(options.state)
     try:
-        done = Store(options.state).refresh(
+        done = _store(options).refresh(
             archive, retired=frozenset(terms.retired_nodes), progress=console.progress
         )
     finally:
@@ -120,7 +130,7 @@ def rebuild(options: argparse.Namespace, console: Console) -> int:
     terms = load_terms(options.terms)
     archive = ArchiveReader(options.state)
     try:
-        store = Store(options.state)
+        store = _store(options)
         done, changed = store.rebuild(
             archive, retired=frozenset(terms.retired_nodes), progress=console.progress
         )

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from leased.collector import engines
 from leased.collector.api import settings
 from leased.collector.api.pace import Pace
 from leased.terms.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "leased-collector.toml"
 S = 1_000_000_000
+OWN = ("http", "access", "governance", "telemetry")
 
 
 def test_the_shipped_file_spells_out_every_default() -> None:
     text = SHIPPED.read_text()
     assert settings.parse(text) == settings.Settings() == settings.parse("")
-    for section in ("http", "access", "governance", "telemetry"):
-        keys = getattr(settings, f"_{section.upper()}_KEYS")
+    named = {name: getattr(settings, f"_{name.upper()}_KEYS") for name in OWN}
+    for keys in (*named.values(), engines.KEYS):
         missing = [key for key in keys if f"\n{key} = " not in text]
         assert not missing
 
@@ -37,6 +39,10 @@ def test_the_shipped_file_spells_out_every_default() -> None:
         ('[governance]\nfleet = "a b"', "a name"),
         ("[governance]\nfleet = 1", "a string"),
         ("[telemetry]\nrows_max = 0", "telemetry.rows_max"),
+        ('[store]\nengine = "sqlite"', "one of duckdb, spark"),
+        ('[store]\nengine = "spark"', "store.spark_url"),
+        ('[store]\nspark_url = "sc://x:1/;token=y"', "spark_token_file keeps it apart"),
+        ('[store]\nspark_timeout = "1ms"', "at least 1s"),
         ("x = [", "Invalid value"),
     ],
 )

@@ -21,6 +21,8 @@ import trio
 
 from leased.collector.accounts import Accounts
 from leased.collector.archive import ArchiveReader
+from leased.collector.duck import DuckEngine
+from leased.collector.engine import Engine, EngineGone
 from leased.collector.fleet import Fleet
 from leased.collector.invoices import Invoices
 from leased.collector.manifest import DATABASE
@@ -44,8 +46,16 @@ T = TypeVar("T")
 class Books:
     """The fleet and its accounts. `changed` is set, and replaced, when there is something new."""
 
-    def __init__(self, state: Path, terms: Callable[[], Terms], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        state: Path,
+        terms: Callable[[], Terms],
+        say: Callable[[str], None],
+        *,
+        make_engine: Callable[[], Engine] = DuckEngine,
+    ) -> None:
         self._state, self._terms, self._say = state, terms, say
+        self._make_engine = make_engine
         self._archive: ArchiveReader | None = None
         self._source: StoreSource | None = None
         self._accounts: Accounts | None = None
@@ -72,11 +82,8 @@ class Books:
                     self._tell()
                 if not more:
                     await trio.to_thread.run_sync(self._refresh, abandon_on_cancel=True)
-                self._said = ""
             except LeasedError as error:
-                if str(error) != self._said:
-                    self._said = str(error)
-                    self._say(f"the archive cannot be read: {error}")
+                self._tell_once(f"the archive cannot be read: {error}")
             await trio.sleep(0 if more else LOOK_S)
 
     def _tell(self) -> None:
@@ -99,17 +106,34 @@ class Books:
             return
         first = not self._heads
         terms = self._terms()
+        store = Store(self._state, make_engine=self._make_engine)
+        if first and store.rollups.is_foreign():
+            self._say("the store is of another release: it is made again from the raw segments")
         try:
-            store = Store(self._state)
             store.refresh(self._archive, retired=frozenset(terms.retired_nodes))
-            source = StoreSource(store.rollups)
+            self._open(store, terms)
+        except EngineGone as error:
+            # What was read last is answered from, and says by its watermark how old it is.
+            if self._source is None and store.rollups.listing().nodes:
+                self._open(store, terms)
+            self._tell_once(f"usage is not up to date: {error}")
+            return
         finally:
             self._next_s = time.monotonic() + SHARE * (time.monotonic() - began)
+        self._heads = heads
+        if first or self._said:
+            self._said = ""
+            self._say(f"usage is up to date, after {time.monotonic() - began:.1f} s")
+
+    def _open(self, store: Store, terms: Terms) -> None:
+        source = StoreSource(store.rollups)
         with self._asking:
             before, self._source = self._source, source
             self._accounts = Accounts(source, terms, Invoices(self._state))
             if before is not None:
                 before.close()
-        self._heads = heads
-        if first:
-            self._say(f"usage is up to date, after {time.monotonic() - began:.1f} s")
+
+    def _tell_once(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self._say(text)

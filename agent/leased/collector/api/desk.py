@@ -24,6 +24,7 @@ from leased import __version__
 from leased.collector import capacity
 from leased.collector.accounts import NoData
 from leased.collector.answers import IdleResource
+from leased.collector import engines
 from leased.collector.api import (
     console_routes,
     handing,
@@ -76,7 +77,9 @@ class Desk:
         self._ground: Policy = settings.load_ground(self._settings, directory)
         tokens = settings.load_tokens(self._settings, directory)
         self._gate = Gate(tokens, self._settings.access.loopback)
-        self.books = Books(state, self._terms, say)
+        self.books = Books(
+            state, self._terms, say, make_engine=engines.maker(self._settings.store, directory)
+        )
         self._keeping = Keeping(state, lambda: secrets.token_bytes(16))
         try:
             self._keeping.register.check()

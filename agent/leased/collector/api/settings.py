@@ -19,6 +19,7 @@ import msgspec
 
 from leased.collector.api.callers import LOOPBACK, Token
 from leased.collector.api.routes import Scope
+from leased.collector.engines import SECTION, StoreConfig, check_store
 from leased.collector.telemetry.store import KEEP_NS, ROWS_MAX
 from leased.collector.terms_file import load_terms
 from leased.collector.webhooks.guard import Network, parse_network
@@ -97,6 +98,7 @@ class Settings(msgspec.Struct, frozen=True):
     governance: Governance = Governance()
     telemetry: Samples = Samples()
     webhooks: Webhooks = Webhooks()
+    store: StoreConfig = StoreConfig()
 
 
 def load(path: Path | None) -> Settings:
@@ -117,6 +119,7 @@ def parse(text: str) -> Settings:
     """Raises ConfigError naming the key."""
     mine = {key: value for key, value in _decode(text).items() if key not in ELSEWHERE}
     settings = Settings(**reading.fields(mine, _SECTIONS, "", also=ELSEWHERE))
+    check_store(settings.store)
     http = settings.http
     if http.tls_listen and not (http.certificate and http.certificate_key):
         raise ConfigError("http.tls_listen: needs http.certificate and http.certificate_key")
@@ -306,6 +309,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, reading.Read]]] = {
     "governance": ("governance", reading.section(Governance, _GOVERNANCE_KEYS, "governance.")),
     "telemetry": ("telemetry", reading.section(Samples, _TELEMETRY_KEYS, "telemetry.")),
     "webhooks": ("webhooks", reading.section(Webhooks, _WEBHOOK_KEYS, "webhooks.")),
+    "store": SECTION,
 }
-ELSEWHERE: Final[tuple[str, ...]] = ("pull", "nodes", "billing", "store", "collector")
+ELSEWHERE: Final[tuple[str, ...]] = ("pull", "nodes", "billing", "collector")
 """Sections of the same file that other parts of the collector read."""
