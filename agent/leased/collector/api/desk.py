@@ -21,10 +21,9 @@ import msgspec
 import trio
 
 from leased import __version__
-from leased.collector import capacity
+from leased.collector import capacity, engines
 from leased.collector.accounts import NoData
 from leased.collector.answers import IdleResource
-from leased.collector import engines
 from leased.collector.api import (
     console_routes,
     handing,
