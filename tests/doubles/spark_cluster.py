@@ -97,7 +97,7 @@ class SparkCluster:
             "spark.sql.shuffle.partitions": 2,
             # A worker that is killed is given up soon, and not asked for its rows for minutes.
             "spark.executor.heartbeatInterval": "5s",
-            "spark.network.timeout": "30s",
+            "spark.network.timeout": "60s",
             "spark.shuffle.io.maxRetries": 1,
             "spark.shuffle.io.retryWait": "1s",
             "spark.sql.warehouse.dir": self.directory / "warehouse",
