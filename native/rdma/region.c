@@ -8,11 +8,13 @@
  * space is told.
  *
  * The end goes from what is reached to what is held: windows invalidated (while the queue pair
- * lives, because a request on a dead one is flushed without having run), queue pairs stopped,
- * windows given up, memory deregistered, domain, device. A step that fails is told and hinders none
- * of the others.
+ * lives, because a request on a dead one is flushed without having run) and given up, memory
+ * deregistered, queue pairs stopped, domain, device. From the return of the second nobody remote
+ * reaches anything. The queue pairs stay a moment longer, because they are what says no: a peer
+ * whose request finds none hears nothing, and goes on asking for as long as its own timer tells it
+ * to. A step that fails is told and hinders none of the others.
  *
- * Does not wait for the peers: they are not asked.
+ * Does not ask the peers, and waits for none that does not ask.
  */
 #define _GNU_SOURCE
 #include "rdma.h"
@@ -20,9 +22,12 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 static const uint64_t WINDOW_LIMIT_NS = 100 * NS_PER_MS;
+static const uint64_t REFUSING_NS = 20 * NS_PER_MS; /* for whoever asks that often */
+static const long LOOK_AGAIN_NS = NS_PER_MS / 2;
 static const struct patience PATIENCE = { .timeout = 14, .retries = 7 }; /* 67 ms, 7 times */
 
 enum {
@@ -163,20 +168,26 @@ uint32_t peer_invalidate(struct owned *own, struct peer *peer, int *error)
 	return done;
 }
 
-/* Give up what a peer has; its queue pair has been stopped. The first failure is returned. */
-int peer_end(struct peer *peer)
+/* The first failure is returned. */
+static int give_windows_up(struct peer *peer)
 {
 	int first = 0;
-	struct abi_qp *qp = peer->qp;
 	for (uint32_t i = 0; i < LEASED_RDMA_REGIONS_MAX; i++) {
 		if (peer->window[i] == NULL)
 			continue;
-		int rc = qp->context->ops.dealloc_mw(peer->window[i]);
+		int rc = peer->qp->context->ops.dealloc_mw(peer->window[i]);
 		if (rc != 0 && first == 0)
 			first = failed("give a memory window up", rc);
 		peer->window[i] = NULL;
 	}
-	int rc = verbs.destroy_qp(qp);
+	return first;
+}
+
+/* Give up what a peer has; its queue pair has been stopped. The first failure is returned. */
+int peer_end(struct peer *peer)
+{
+	int first = give_windows_up(peer);
+	int rc = verbs.destroy_qp(peer->qp);
 	if (rc != 0 && first == 0)
 		first = failed("give a queue pair up", rc);
 	memset(peer, 0, sizeof *peer);
@@ -314,6 +325,33 @@ static void end_windows(struct owned *own, struct leased_rdma_closed *told)
 			step->measured += peer_invalidate(own, &own->peer[i], &error);
 		note(step, -error);
 	}
+	for (uint32_t i = 0; i < own->peers_max; i++) {
+		if (own->peer[i].qp != NULL)
+			note(step, give_windows_up(&own->peer[i]));
+	}
+}
+
+static void end_regions(struct owned *own, struct leased_rdma_closed *told)
+{
+	struct leased_rdma_step_report *step = begin(told, LEASED_RDMA_STEP_REGIONS);
+	for (uint32_t i = 0; i < own->regions; i++) {
+		int rc = deregister(&own->region[i]);
+		step->measured += rc == 0 ? own->region[i].bytes : 0;
+		note(step, rc);
+	}
+}
+
+/* Until each peer has asked once more and been refused, which breaks its connection, or a moment
+ * has passed. */
+static void refuse_for_a_moment(const struct owned *own)
+{
+	const uint64_t until = boot_now() + REFUSING_NS;
+	const struct timespec pause = { .tv_nsec = LOOK_AGAIN_NS };
+	for (uint32_t i = 0; i < own->peers_max; i++) {
+		while (own->peer[i].qp != NULL && state_of(own->peer[i].qp) == ABI_QPS_RTS &&
+			boot_now() < until)
+			nanosleep(&pause, NULL);
+	}
 }
 
 static void end_queues(struct owned *own, struct leased_rdma_closed *told)
@@ -340,14 +378,10 @@ void owned_close(struct owned *own, struct leased_rdma_closed *told)
 		return;
 	if (own->windows)
 		end_windows(own, told);
+	end_regions(own, told);
+	refuse_for_a_moment(own);
 	end_queues(own, told);
-	struct leased_rdma_step_report *step = begin(told, LEASED_RDMA_STEP_REGIONS);
-	for (uint32_t i = 0; i < own->regions; i++) {
-		int rc = deregister(&own->region[i]);
-		step->measured += rc == 0 ? own->region[i].bytes : 0;
-		note(step, rc);
-	}
-	step = begin(told, LEASED_RDMA_STEP_DEVICE);
+	struct leased_rdma_step_report *step = begin(told, LEASED_RDMA_STEP_DEVICE);
 	note(step, endpoint_close(&own->end));
 	own->opened = false;
 }

@@ -29,16 +29,17 @@ from tests.bench.loadgen import Figures, compile_load
 from tests.bench.metering import measure_metering
 from tests.bench.policy import measure_policy
 from tests.bench.pull import measure_pull
+from tests.bench.regions import measure_regions
 from tests.bench.restart import measure_idle, measure_restart
 from tests.bench.scrub import measure_scrub
 from tests.bench.throughput import measure_throughput
 
 RESULTS = Path(__file__).with_name("results")
 PARTS = (
-    *("throughput", "policy", "expiry", "scrub", "kinds", "gpu"),
+    *("throughput", "policy", "expiry", "scrub", "kinds", "regions", "gpu"),
     *("restart", "pull", "collect", "idle", "metering"),
 )
-WITHOUT_LOAD = frozenset(("kinds", "scrub", "policy", "pull", "collect", "metering"))
+WITHOUT_LOAD = frozenset(("kinds", "regions", "scrub", "policy", "pull", "collect", "metering"))
 """Parts that need no load generator."""
 
 
@@ -95,6 +96,9 @@ def _measure(
         rows = measure_kinds(directory, rounds=3 if short else 20, say=say)
         figures["kinds"] = rows
         lines += table.kind_lines(rows)
+    if "regions" in parts:
+        figures["regions"] = measure_regions(rounds=10 if short else 50, say=say)
+        lines += table.region_lines(figures["regions"])
     if "gpu" in parts:
         measured = measure_gpus(rounds=3 if short else 20, say=say)
         if measured is not None:

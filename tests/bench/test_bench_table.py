@@ -108,11 +108,22 @@ def test_each_kind_has_its_bar_and_a_fence_misses_it(
     assert _line(lines, "deadline to proof").held is whole_held
 
 
-def test_a_scrub_is_held_against_both_kinds_of_memset() -> None:
-    row = {"scrub_bytes_per_s": 20e9, "memset_other_bytes_per_s": 40e9}
-    lines = table.scrub_lines(row | {"memset_zero_bytes_per_s": 41e9})
-    assert [line.held for line in lines] == [True, False]
-    assert lines[0].value == "0.50 x"
+def test_a_scrub_is_held_against_what_the_memory_takes() -> None:
+    row = {"pages": "4 KiB", "scrub_bytes_per_s": 20e9, "memset_zero_bytes_per_s": 80e9}
+    for theirs, held in ((40e9, True), (41e9, False)):
+        lines = table.scrub_lines([{**row, "memset_other_bytes_per_s": theirs}])
+        assert [line.held for line in lines] == [held, None]
+
+
+def test_a_peer_is_refused_in_time_or_had_its_last_answer_in_time() -> None:
+    row = {"way": "the kernel alone", "rounds": 3, "gives_up_ms": 1074, "refused_p50_ns": 10**6}
+    row |= {"refused_max_ns": 6 * 10**6, "last_max_ns": 10**6}
+    slow = {"refused_max_ns": 11 * 10**6, "last_max_ns": 13 * 10**6}
+    rows = [row, {**row, "way": "in order"}, {**row, "way": "in order", **slow}]
+    rows += [{**row, "way": "killed", "refused_max_ns": 10**9}, {**row, "way": "killed", **slow}]
+    held = [line.held for line in table.region_lines(rows)]
+    assert held == [None, True, True, True, False], "12 ms: twice what the kernel alone takes"
+    assert not table.region_lines([])
 
 
 def test_every_decision_is_timed_under_the_load_that_it_says() -> None:

@@ -165,7 +165,7 @@ async def test_a_peer_writes_and_reads_until_the_lease_ends(
         ]
         assert not any(step.errno for step in steps)
         assert steps[0].measured == 1, "one window, invalidated by its own completion"
-        assert steps[1].measured == 1 and steps[2].measured == SIZE, "a queue pair, the memory"
+        assert steps[1].measured == SIZE and steps[2].measured == 1, "the memory, a queue pair"
         assert peer.read(key, 8192) in REFUSED
         held.kill()
         scrub = await held.scrub()

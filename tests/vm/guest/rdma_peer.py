@@ -6,7 +6,8 @@ pyverbs, which shares nothing with ours but the kernel.
 One JSON object a line in, one out. "open" makes a queue pair and tells its end; "connect" takes the
 agent's end; "write" and "read" are one request each and tell its completion's status; "race" reads
 without a pause until a read fails, and tells when (boottime ns) the last that went through was
-posted and came back, and the first failed: it answers twice, first when it has begun. "pin"
+posted and came back, and the first failed: it answers twice, first when it has begun. "region"
+tells what another peer needs to read its memory, "deregister" takes that away and tells when. "pin"
 registers memory of a descriptor that it was started with, and keeps neither a mapping nor the
 descriptor.
 
@@ -31,12 +32,10 @@ from pyverbs.mr import MR
 from pyverbs.pd import PD
 from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
 from pyverbs.wr import SGE, SendWR
+from remote_peer import RETRIES, TIMEOUT
 
 SIZE = 1 << 16
 RDMA_READ, RDMA_WRITE = e.IBV_WR_RDMA_READ, e.IBV_WR_RDMA_WRITE
-TIMEOUT, RETRIES = 10, 2
-"""4 ms, 2 times: a peer that is gone is known to be within a few of them."""
-
 WITHIN_S = 10.0
 
 
@@ -70,7 +69,7 @@ class Peer:
         """To RTS, towards the agent's end."""
         route = GlobalRoute(dgid=GID(theirs["gid"]), sgid_index=self.gid_index, hop_limit=64)
         attr = QPAttr(port_num=1)
-        attr.qp_access_flags = 0
+        attr.qp_access_flags = e.IBV_ACCESS_REMOTE_READ
         attr.path_mtu = {256: 1, 512: 2, 1024: 3, 2048: 4, 4096: 5}[theirs["mtu"]]
         attr.dest_qp_num = theirs["qp_number"]
         attr.rq_psn, attr.sq_psn = theirs["packet_number"], self.first_packet
@@ -106,6 +105,12 @@ class Peer:
             posted_ns, last_ns, reads = began_ns, now_ns, reads + 1
             if reads == 3:
                 say({"racing": True})
+
+    def deregister(self) -> dict[str, Any]:
+        """Take the memory away from whoever reads it; when that began and had been done."""
+        began_ns = boot_now()
+        self.memory.close()
+        return {"began_ns": began_ns, "ended_ns": boot_now()}
 
     def pin(self, fd: int, size: int) -> None:
         """Registered memory keeps its pages, whoever unmaps them."""
@@ -156,6 +161,12 @@ def main() -> None:
             case "race":
                 assert peer is not None
                 say(peer.race(asked["address"], asked["key"]))
+            case "region":
+                assert peer is not None
+                say({"address": peer.memory.buf, "key": peer.memory.rkey})
+            case "deregister":
+                assert peer is not None
+                say(peer.deregister())
             case "pin":
                 assert peer is not None
                 peer.pin(asked["fd"], asked["size"])
