@@ -204,6 +204,17 @@ def test_a_holder_that_ignores_everything_is_cut_at_the_deadline() -> None:
     process.wait()
 
 
+def test_whoever_has_memory_is_named_and_nobody_of_ours_is() -> None:
+    """Not the agent, the reaper, or systemd, which keeps descriptors for the reaper."""
+    process, lease_id, pids = holder(capacity=MIB, node=1, user="alice")
+    words = ("leasectl", "--admin", "holders", "mem:node1:4096", "--json")
+    found = json.loads(host.run(*words))["holders"]
+    assert {one["pid"] for one in found if one["via"] == "memory"} == set(pids), found
+    end(pids)
+    assert host.closed(lease_id)["state"] == "reclaimed"
+    process.wait()
+
+
 def test_a_tenant_sees_nothing_of_another() -> None:
     process, lease_id, pids = holder(capacity=4096, node=0, user="alice")
     script = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import host; "

@@ -326,7 +326,7 @@ class BlockBackend:
     async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
         """Whoever has the namespace or a mapping of it, and what of the kernel is on top of it."""
         identity = identity_in(allotment.resource_id)
-        asked = calls.Ask(identity, self._crew.exempted, SCAN_BUDGET_NS)
+        asked = calls.Ask(identity, self._crew.ours(), SCAN_BUDGET_NS)
         found = await self._ask("block who", "find", asked, calls.Users, extra_ns=SCAN_BUDGET_NS)
         return tuple(
             Holder(one.pid, one.uid, one.name, one.via, resource_id=allotment.resource_id)

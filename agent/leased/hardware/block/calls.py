@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import msgspec
 
+from leased.hardware.answers import Nothing as Nothing
+from leased.hardware.answers import User as User
+from leased.hardware.answers import Users as Users
 from leased.hardware.block.drives import Drive, Erase, Layout
 from leased.hardware.block.namespaces import Namespace, Number
 from leased.hardware.block.users import Use
@@ -165,22 +168,3 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     identity: str
     exempt: tuple[tuple[int, int], ...]
     budget_ns: int
-
-
-class User(msgspec.Struct, frozen=True, array_like=True):
-    """A process that uses a device; pid 0: the kernel itself, as `what` says."""
-
-    pid: int
-    uid: int
-    name: str
-    via: str
-
-
-class Users(msgspec.Struct, frozen=True, array_like=True):
-    """Everybody who was found."""
-
-    users: tuple[User, ...]
-
-
-class Nothing(msgspec.Struct, frozen=True, array_like=True):
-    """Done."""

@@ -158,7 +158,7 @@ class DaxBackend:
             async with self._turn(identity):
                 try:
                     call = calls.Close(ROOT, identity)
-                    await self._use(identity, "close", call, calls.Closed, 0, allotment)
+                    await self._use(identity, "close", call, calls.Nothing, 0, allotment)
                 except DeviceError:
                     self._clean.discard(identity)
 

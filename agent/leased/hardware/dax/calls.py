@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import msgspec
 
+from leased.hardware.answers import Nothing as Nothing
+from leased.hardware.answers import Present as Present
 from leased.hardware.dax.ranges import Range
 from leased.hardware.nodes import Node, Speed
-from leased.hardware.openers import Opener
 from leased.terms.teardown import StepReport
 
 
@@ -100,19 +101,9 @@ class Close(msgspec.Struct, frozen=True, array_like=True):
     identity: str
 
 
-class Closed(msgspec.Struct, frozen=True, array_like=True):
-    """Done."""
-
-
 class Who(msgspec.Struct, frozen=True, array_like=True):
     """Name who has a range open or mapped."""
 
     root: str
     identity: str
     search: Search
-
-
-class Present(msgspec.Struct, frozen=True, array_like=True):
-    """They are there."""
-
-    openers: tuple[Opener, ...]

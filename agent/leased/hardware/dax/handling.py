@@ -131,12 +131,12 @@ def witness(call: calls.Witness, fds: list[int]) -> calls.Witnessed:
     return calls.Witnessed(tuple(steps))
 
 
-def close(call: calls.Close, fds: list[int]) -> calls.Closed:
+def close(call: calls.Close, fds: list[int]) -> calls.Nothing:
     """Root's alone again."""
     path = Path(call.root) / find_range(call.identity, Path(call.root)).path.lstrip("/")
     os.chown(path, 0, 0)
     os.chmod(path, _PRIVATE)
-    return calls.Closed()
+    return calls.Nothing()
 
 
 def who(call: calls.Who, fds: list[int]) -> calls.Present:

@@ -362,7 +362,7 @@ class GpuBackend:
         path = self._pipe_path(lease)
         if not remove_empty(path):
             try:
-                await self._desk.ask(f"gpu pipe {path}", "remove", calls.Pipe(path), calls.Done)
+                await self._desk.ask(f"gpu pipe {path}", "remove", calls.Pipe(path), calls.Nothing)
             except DeviceError:
                 pass  # a directory that nobody else may enter, and whose owner is gone
 

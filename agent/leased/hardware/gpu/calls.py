@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import msgspec
 
+from leased.hardware.answers import Nothing as Nothing
+from leased.hardware.answers import Present as Present
 from leased.hardware.gpu.facts import Condition, Gpu, Instance, Target, Usage
 from leased.hardware.openers import Opener
 from leased.terms.teardown import StepReport
@@ -250,13 +252,6 @@ class Anybody(msgspec.Struct, frozen=True, array_like=True):
     scan_budget_ns: int
 
 
-class Present(msgspec.Struct, frozen=True, array_like=True):
-    """Everybody who has them, and the pids that the driver lists."""
-
-    openers: tuple[Opener, ...]
-    contexts: tuple[int, ...] = ()
-
-
 class Bus(msgspec.Struct, frozen=True, array_like=True):
     """PCI addresses of NVIDIA's GPUs, whether or not a driver has them."""
 
@@ -267,7 +262,3 @@ class Pipe(msgspec.Struct, frozen=True, array_like=True):
     """A lease's own directory for an MPS server."""
 
     path: str
-
-
-class Done(msgspec.Struct, frozen=True, array_like=True):
-    """It is done."""

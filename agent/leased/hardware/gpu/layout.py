@@ -21,7 +21,7 @@ import msgspec
 import pynvml
 
 from leased.hardware.gpu import nvml
-from leased.hardware.gpu.calls import Absent, Done, Made, Make, Remove
+from leased.hardware.gpu.calls import Absent, Made, Make, Nothing, Remove
 from leased.hardware.gpu.examining import condition_of
 from leased.hardware.gpu.facts import Instance, Place, Profile
 from leased.hardware.gpu.sights import now_ns, parent_of
@@ -73,11 +73,11 @@ def make(call: Make, fds: list[int]) -> Made:
         raise
 
 
-def remove(call: Remove, fds: list[int]) -> Done:
+def remove(call: Remove, fds: list[int]) -> Nothing:
     """Destroy what is at the place. Idempotent. Raises DeviceError(EBUSY) when it stays in use."""
     assert call.target.place is not None
     _destroy_at(parent_of(call.target), call.target.place, call.budget_ns)
-    return Done()
+    return Nothing()
 
 
 def absent(call: Remove, fds: list[int]) -> Absent:

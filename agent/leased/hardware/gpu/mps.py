@@ -17,7 +17,7 @@ import errno
 import os
 import shutil
 
-from leased.hardware.gpu.calls import Done, Pipe
+from leased.hardware.gpu.calls import Nothing, Pipe
 from leased.terms.errors import DeviceError
 
 
@@ -44,10 +44,10 @@ def remove_empty(path: str) -> bool:
     return True
 
 
-def remove(call: Pipe, fds: list[int]) -> Done:
+def remove(call: Pipe, fds: list[int]) -> Nothing:
     """Remove it with all that the tenant left there, in a worker: that may be much. Idempotent.
     Raises OSError."""
     assert shutil.rmtree.avoids_symlink_attacks
     if os.path.lexists(call.path):
         shutil.rmtree(call.path)
-    return Done()
+    return Nothing()

@@ -46,7 +46,9 @@ class Places:
         budget_ns = self._desk.config.mig_budget_ns
         call = calls.Remove(target, budget_ns)
         try:
-            await self._desk.ask(worker_of(target), "unmake", call, calls.Done, extra_ns=budget_ns)
+            await self._desk.ask(
+                worker_of(target), "unmake", call, calls.Nothing, extra_ns=budget_ns
+            )
         except DeviceError as error:
             return StepReport(TeardownStep.OBJECT_REVOKE, error.errno, began_ns, _now_ns())
         self._fleet.place(resource_id, None)

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import msgspec
 
+from leased.hardware.answers import Nothing as Nothing
+from leased.hardware.answers import User as User
+from leased.hardware.answers import Users as Users
 from leased.hardware.calls import CgroupFacts
 from leased.hardware.config import HardwareConfig
 from leased.hardware.rdma.devices import RdmaDevice
@@ -159,22 +162,6 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     budget_ns: int
 
 
-class User(msgspec.Struct, frozen=True, array_like=True):
-    """A process that uses a device: `via` driver (the kernel lists objects of it), or fd, map, ring
-    (it has the device open). Pid 0 is the kernel itself, by name."""
-
-    pid: int
-    uid: int
-    name: str
-    via: str
-
-
-class Users(msgspec.Struct, frozen=True, array_like=True):
-    """Everybody who was found."""
-
-    users: tuple[User, ...]
-
-
 class Sweep(msgspec.Struct, frozen=True, array_like=True):
     """Find the owners below the cgroup root; end those in leaves that are not in `kept`."""
 
@@ -213,7 +200,3 @@ class Probed(msgspec.Struct, frozen=True, array_like=True):
     ran: bool
     status: int = 0
     took_ns: int = 0
-
-
-class Nothing(msgspec.Struct, frozen=True, array_like=True):
-    """No argument, or no answer but that it was done."""

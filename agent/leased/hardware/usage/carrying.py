@@ -20,6 +20,8 @@ from leased.hardware.calls import Pool
 from leased.hardware.occupants import Sought
 from leased.hardware.usage.pages import users_of
 
+SYSTEMD = 1
+
 
 class Search(msgspec.Struct, frozen=True, array_like=True):
     """What is looked for: memfds as (st_dev, st_ino, name), and hugepages of these pools."""
@@ -50,7 +52,9 @@ def find(search: Search, fds: Sequence[int]) -> Users:
     """Look once. Raises DeviceError when /proc could not be read in time."""
     del fds
     found: list[User] = []
-    exempt = {**dict(search.exempt), os.getpid(): occupants.start_time(os.getpid()) or 0}
+    # systemd keeps the reaper's memfds for it: no more a holder than the reaper is.
+    ours = (os.getpid(), SYSTEMD) if search.memfds else (os.getpid(),)
+    exempt = dict(search.exempt) | {pid: occupants.start_time(pid) or 0 for pid in ours}
     if search.memfds:
         sought = [Sought((device, inode), name) for device, inode, name in search.memfds]
         deadline_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + search.budget_ns
