@@ -137,6 +137,15 @@ class Watchful(Protocol):
 
 
 @runtime_checkable
+class Recalls(Protocol):
+    """A backend to which a resource looks different where a lease has left something on it."""
+
+    def recall(self, leases: Iterable[Lease]) -> None:
+        """Leases of an earlier run that have not ended, fenced ones too, before it surveys."""
+        ...
+
+
+@runtime_checkable
 class Withdraws(Protocol):
     """A backend that can end access in order, before whoever is in the leaf is killed."""
 

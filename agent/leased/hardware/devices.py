@@ -89,14 +89,14 @@ class Devices:
         self._crew = Crew(self._config)
         self._ledgers = PoolLedgers(self._crew)
         self._backends = make_backends(self._crew, self._config)
-        self._fittings = Fittings(self._crew, self._config, self._backends, self._bounds)
+        self.fittings = Fittings(self._crew, self._config, self._backends, self._bounds)
         self.adoptions = Adoptions(self._crew, self.facts)
-        self.census = Census(self._crew, self._fittings)
+        self.census = Census(self._crew, self.fittings)
         self._openings = Openings()
         self._preparer = Preparer(
-            self._crew, self._ledgers, self._fittings, self.adoptions, self._openings, self._config
+            self._crew, self._ledgers, self.fittings, self.adoptions, self._openings, self._config
         )
-        self._prover = Prover(self._crew, self._ledgers, self._fittings, self._config)
+        self._prover = Prover(self._crew, self._ledgers, self.fittings, self._config)
         self.observer = Observer(self._crew, self._backends, lambda: self._resources.values())
         self._facts: CgroupFacts | None = None
         self._boot_id = BootClock().boot_id
@@ -153,7 +153,7 @@ class Devices:
         for case in cases:
             if case.lease.reason is RevocationReason.GRANT_FAILED:
                 await self._let_out(case)
-        await self._scrub_fittings([case for case in cases if self._fittings.parts(case.lease)])
+        await self._scrub_fittings([case for case in cases if self.fittings.parts(case.lease)])
         work: dict[str, list[tuple[_Case, Piece]]] = {}
         for case in cases:
             pieces = memory_pieces(case.lease)
@@ -185,7 +185,7 @@ class Devices:
         self._apart.add(lease.lease_id)
         opened = open_memory(lease, fds, self._openings.take(lease.lease_id))
         try:
-            return opened + self._fittings.open(lease)
+            return opened + self.fittings.open(lease)
         except DeviceError:
             close_all([fd for _, fd in opened])
             raise
@@ -193,18 +193,18 @@ class Devices:
     async def withdraw(self, lease: Lease) -> tuple[StepReport, ...]:
         """Before the cut: end in order what remote peers reach, in a moment or not at all. What
         was done."""
-        if not self._fittings.withdraws(lease):
+        if not self.fittings.withdraws(lease):
             return ()
         with trio.move_on_after(self._config.rdma.withdraw_budget_ns / NS_PER_S):
             try:
-                return await self._fittings.withdraw(lease)
+                return await self.fittings.withdraw(lease)
             except DeviceError:
                 return ()  # the cut ends it all the same, and the proof looks for what is left
         return ()
 
     def withdraws(self, lease: Lease) -> bool:
         """Whether `withdraw` has anything to do."""
-        return self._fittings.withdraws(lease)
+        return self.fittings.withdraws(lease)
 
     @property
     def remote(self) -> RdmaBackend:
@@ -213,7 +213,7 @@ class Devices:
 
     async def access(self, lease: Lease) -> tuple[Access, ...]:
         """What the holder must know to use the lease. Raises DeviceError."""
-        return await self._fittings.access(lease)
+        return await self.fittings.access(lease)
 
     async def let_go(self, kind: ResourceKind) -> tuple[Holder, ...]:
         """Have nothing of the kind's drivers open until `take_up`; who else has. Raises
@@ -242,7 +242,7 @@ class Devices:
         """Leases of an earlier run of the agent that hold something now. Before the first
         grant."""
         leases = tuple(leases)
-        await self._fittings.adopt(leases)
+        await self.fittings.adopt(leases)
         for lease in leases:
             for piece in memory_pieces(lease):
                 if piece.pool is not None:
@@ -266,7 +266,7 @@ class Devices:
         path = leaf_path(lease, await self.facts())
         if not os.path.isdir(path):
             await self._crew.one("grant", leaf_call(lease, path, self._config.lease_pids_max))
-            await self._fittings.filter(path)
+            await self.fittings.filter(path)
         return path
 
     async def join(self, lease: Lease, pid: int, pidfd: int) -> str:
@@ -343,7 +343,7 @@ class Devices:
 
         async def one(case: _Case) -> None:
             try:
-                case.fitted = await self._fittings.scrub(case.lease)
+                case.fitted = await self.fittings.scrub(case.lease)
             except DeviceError as error:
                 case.error = error
 

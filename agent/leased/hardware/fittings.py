@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import msgspec
 import trio
 
-from leased.hardware.backend import Backend, Verdict, Wiped, Withdraws
+from leased.hardware.backend import Backend, Recalls, Verdict, Wiped, Withdraws
 from leased.hardware.calls import Filter
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
@@ -198,6 +198,13 @@ class Fittings:
             if backend.serves(allotment):
                 return await backend.holders(allotment)
         return ()
+
+    def recall(self, leases: Iterable[Lease]) -> None:
+        """Leases of an earlier run, fenced ones too, before anything is surveyed."""
+        kept = tuple(leases)
+        for backend in self._backends:
+            if isinstance(backend, Recalls):
+                backend.recall(kept)
 
     async def adopt(self, leases: Iterable[Lease]) -> None:
         """Leases of an earlier run that go on, to every backend."""

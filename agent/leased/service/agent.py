@@ -227,8 +227,9 @@ class Agent:
         self.devices.exempt(self.reaper_pid)
         await self.devices.warm()
         await self.detachment.restore()
-        sealed = self.sequencer.lessor.table.pools.inventory
-        self.inventory, self.seen = await first_look(self.devices, sealed, self.say)
+        table = self.sequencer.lessor.table
+        self.devices.fittings.recall(table.leases.values())
+        self.inventory, self.seen = await first_look(self.devices, table.pools.inventory, self.say)
 
     async def recover(self) -> None:
         """Agree with the reaper about what is held, and seal that the node serves."""

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grants of namespaces that fail: what was not begun is not ours to erase."""
+"""Grants of namespaces that fail: what was not begun is not ours to erase. And what an earlier run
+of the agent has left: mappings of nobody's, namespaces that a fence keeps.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +13,32 @@ import pytest
 
 from leased.hardware.block import calls
 from leased.hardware.block.backend import BlockBackend
+from leased.hardware.block.config import BlockConfig, Offer
+from leased.hardware.block.drives import Drive, Layout
+from leased.hardware.block.names import mapping_uuid
 from leased.hardware.config import HardwareConfig
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease, RevocationReason
 from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.leases import lease as make_lease
+from tests.doubles.nvme_trees import seen
 
 FIRST, SECOND = "5254000000a10001", "5254000000a10002"
 ONE = Allotment(f"block:{FIRST}", ResourceKind.BLOCK, None, 1 << 20)
 OTHER = Allotment(f"block:{SECOND}", ResourceKind.BLOCK, None, 1 << 20)
+BLANK = calls.Examined(Drive(()), Layout(1 << 21, 512, 0, 0, False))
+FILLED = msgspec.structs.replace(BLANK, contents="an ext4 file system")
+UNUSED = HardwareConfig(block=BlockConfig(offer=Offer.UNUSED))
 
 
 class Crew:
     """Answers as workers do that find everything in order, but for what `failing` says."""
 
-    exempted: tuple[tuple[int, int], ...] = ()
-
     def __init__(self) -> None:
         self.failing: dict[str, DeviceError] = {}
         self.asked: list[tuple[str, Any]] = []
+        self.mapped: tuple[str, ...] = ()
+        self.seen = calls.Seen((), ())
 
     async def task(
         self, worker: str, backend: str, verb: str, argument: Any, returns: type, **_: Any
@@ -37,6 +46,8 @@ class Crew:
         assert backend == "block" and worker
         self.asked.append((verb, argument))
         identity = getattr(argument, "identity", "")
+        if verb in self.failing:
+            raise self.failing.pop(verb)
         if verb == "ready" and identity in self.failing:
             raise self.failing[identity]
         answers: dict[type, msgspec.Struct] = {
@@ -44,6 +55,9 @@ class Crew:
             calls.Cleaned: calls.Cleaned(True, 4096, "", ()),
             calls.Proven: calls.Proven(True, ()),
             calls.Nothing: calls.Nothing(),
+            calls.Mapped: calls.Mapped(self.mapped),
+            calls.Seen: self.seen,
+            calls.Examined: FILLED if getattr(argument, "contents", False) else BLANK,
         }
         return answers[returns]
 
@@ -99,3 +113,34 @@ async def test_whatever_was_granted_is_erased_by_whoever_finds_it() -> None:
     await backend.prove(lease, [ONE])
     assert crew.sent("clean") == [FIRST]
     assert [one.untouched for asked, one in crew.asked if asked == "prove"] == [False]
+
+
+# ---- what an earlier run has left ----------------------------------------------------------------
+
+
+async def test_a_sweep_that_failed_is_made_up_for_and_takes_no_lease_of_now() -> None:
+    crew = Crew()
+    backend = BlockBackend(crew, HardwareConfig())  # type: ignore[arg-type]
+    kept, now, stray = make_lease(ONE), make_lease(OTHER), make_lease(OTHER)
+    crew.mapped = tuple(mapping_uuid(one.lease_id, 0) for one in (kept, now, stray))
+    crew.failing["list"] = DeviceError("worker_answer", errno.ETIMEDOUT)
+    await backend.adopt([kept])
+    assert crew.sent("undo") == []
+    await backend.prepare(now, [OTHER], "", ())
+    for _ in range(2):
+        await backend.survey()
+        undone = [argument.uuid for verb, argument in crew.asked if verb == "undo"]
+        assert undone == [mapping_uuid(stray.lease_id, 0)], "once, and nobody else's"
+    assert len(crew.sent("list")) == 2
+
+
+async def test_what_a_fenced_lease_left_keeps_its_namespace_in_the_inventory() -> None:
+    """It is not blank, which under `unused` would make it somebody's data; it is the fence's."""
+    fenced = make_lease(ONE)
+    for recalled, offered in (((), set()), ((fenced,), {ONE.resource_id})):
+        crew = Crew()
+        crew.seen = calls.Seen((seen(identity=FIRST),), ())
+        backend = BlockBackend(crew, UNUSED)  # type: ignore[arg-type]
+        backend.recall(recalled)
+        found = await backend.survey()
+        assert {one.resource_id for one in found.resources} == offered, found.notes

@@ -35,9 +35,11 @@ from leased.hardware.block.drives import Erase
 from leased.hardware.block.names import (
     identity_in,
     is_raw,
+    lease_in,
     mapping_name,
     mapping_path,
     mapping_uuid,
+    name_of,
     number_of,
 )
 from leased.hardware.block.namespaces import Namespace
@@ -76,6 +78,8 @@ class BlockBackend:
         self._drives: dict[str, str] = {}
         self._ways: dict[tuple[LeaseId, str], str] = {}
         self._marked: dict[str, LeaseId] = {}
+        self._own: set[LeaseId] = set()
+        self._swept = True
         self._warmed: set[str] = set()
 
     def serves(self, allotment: Allotment) -> bool:
@@ -100,6 +104,7 @@ class BlockBackend:
             return self._last or _absent(f"no namespace: {error}")
         finally:
             self._crew.dismiss(SURVEYOR)
+        await self._sweep()
         self._last = survey(offered, examined, self._config, (*notes, *troubles))
         return self._last
 
@@ -172,6 +177,7 @@ class BlockBackend:
         self, lease: Lease, allotments: Sequence[Allotment], leaf: str, fds: Sequence[int]
     ) -> Readied:
         """One mapping per namespace, for the holder's uid. Raises DeviceError."""
+        self._own.add(lease.lease_id)
         rules: list[DeviceRule] = []
         objects: list[Revocable] = []
         evidence = b""
@@ -321,6 +327,8 @@ class BlockBackend:
                 self._marked.pop(identity, None)
             else:
                 unproven[allotment] = allotment.capacity
+        if not unproven:
+            self._own.discard(lease.lease_id)
         return Verdict(unproven, steps)
 
     async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
@@ -336,24 +344,32 @@ class BlockBackend:
     async def adopt(self, leases: Iterable[Lease]) -> None:
         """Their mappings go on; every other one of ours is ended."""
         leases = tuple(leases)
-        keep = tuple(
-            mapping_uuid(lease.lease_id, number_of(lease, allotment))
-            for lease in leases
-            for allotment in lease.subject.allotments
-            if self.serves(allotment)
-        )
+        self.recall(leases)
+        self._own |= {lease.lease_id for lease in leases}
+        self._swept = self._config.offer is Offer.NONE and not self._marked
+        await self._sweep()
+
+    def recall(self, leases: Iterable[Lease]) -> None:
+        """What is on the namespaces of these, fenced ones too, was left there by them."""
         self._marked |= {
             identity_in(allotment.resource_id): lease.lease_id
             for lease in leases
             for allotment in lease.subject.allotments
             if self.serves(allotment)
         }
-        if self._config.offer is Offer.NONE and not keep:
+
+    async def _sweep(self) -> None:
+        """End the mappings that are no lease's; with each survey until that has been done. Whose
+        they are is asked when they have been listed: a lease is known before its mapping is."""
+        if self._swept:
             return
-        # Not repeated once leases are granted. What it does not reach is ended by the teardown
-        # of the lease whose it was, and keeps its namespace from being leased until then.
         with suppress(DeviceError):
-            await self._ask("block 0", "sweep", calls.Sweep(keep), calls.Swept)
+            found = await self._ask("block 0", "list", calls.Nothing(), calls.Mapped)
+            strays = [uuid for uuid in found.uuids if lease_in(uuid) not in self._own]
+            for uuid in strays:
+                undone = calls.Undo(uuid, name_of(uuid))
+                await self._ask("block 0", "undo", undone, calls.Nothing)
+            self._swept = True
 
     # -- workers -----------------------------------------------------------------------------------
 

@@ -149,17 +149,10 @@ class Undo(msgspec.Struct, frozen=True, array_like=True):
     name: str
 
 
-class Sweep(msgspec.Struct, frozen=True, array_like=True):
-    """End every mapping of ours but these."""
+class Mapped(msgspec.Struct, frozen=True, array_like=True):
+    """Every mapping of ours that is there, by uuid."""
 
-    keep: tuple[str, ...]
-
-
-class Swept(msgspec.Struct, frozen=True, array_like=True):
-    """Those that were ended, and those of `keep` that are not there."""
-
-    ended: tuple[str, ...]
-    missing: tuple[str, ...]
+    uuids: tuple[str, ...]
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):

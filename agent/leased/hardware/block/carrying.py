@@ -73,7 +73,7 @@ VERBS = {
     "undo": (calls.Undo, _alone(mapping.undo)),
     "clean": (calls.Clean, _alone(erasing.clean)),
     "prove": (calls.Prove, _alone(proof.prove)),
-    "sweep": (calls.Sweep, _alone(mapping.sweep)),
+    "list": (calls.Nothing, _alone(mapping.list_ours)),
     "find": (calls.Ask, _alone(find)),
     "stand ready": (calls.Nothing, _alone(stand_ready)),
 }

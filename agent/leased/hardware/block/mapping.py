@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 
 from leased.hardware.block import canaries, verbs
-from leased.hardware.block.calls import NOT_BEGUN, Nothing, Readied, Ready, Sweep, Swept, Undo
+from leased.hardware.block.calls import NOT_BEGUN, Mapped, Nothing, Readied, Ready, Undo
 from leased.hardware.block.contents import describe_contents, read_direct, write_direct
 from leased.hardware.block.names import PREFIX, lease_in
 from leased.hardware.block.namespaces import Namespace, Number
@@ -176,22 +176,16 @@ def undo(call: Undo) -> Nothing:
     return Nothing()
 
 
-def sweep(call: Sweep) -> Swept:
-    """End what belongs to no lease. Where there is no device-mapper there is nothing."""
-    ended: list[str] = []
+def list_ours(_: Nothing) -> Mapped:
+    """Those of leases. Where there is no device-mapper there is nothing."""
     try:
         with control() as dm:
             there = verbs.list_mappings(dm, PREFIX)
-            for uuid in there:
-                if lease_in(uuid) is not None and uuid not in call.keep:
-                    name = f"lease-{uuid.removeprefix(PREFIX)}"
-                    end(dm, uuid, name)
-                    ended.append(uuid)
     except DeviceError as error:
-        if error.errno != errno.ENODEV or call.keep:
+        if error.errno != errno.ENODEV:
             raise
         there = ()
-    return Swept(tuple(ended), tuple(uuid for uuid in call.keep if uuid not in there))
+    return Mapped(tuple(uuid for uuid in there if lease_in(uuid) is not None))
 
 
 def now_ns() -> int:

@@ -62,6 +62,11 @@ def mapping_name(lease_id: LeaseId, number: int) -> str:
     return f"lease-{lease_id.hex()}-{number}"
 
 
+def name_of(uuid: str) -> str:
+    """The name of the mapping with this uuid."""
+    return f"lease-{uuid.removeprefix(PREFIX)}"
+
+
 def mapping_path(lease_id: LeaseId, number: int) -> str:
     """Where a holder opens it."""
     return f"/dev/mapper/{mapping_name(lease_id, number)}"
