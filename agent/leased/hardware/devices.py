@@ -34,7 +34,6 @@ from leased.hardware.calls import (
     Founded,
     Join,
     Scrub,
-    Survey,
     Surveyed,
 )
 from leased.hardware.census import Census
@@ -49,6 +48,7 @@ from leased.hardware.pools import PoolLedgers
 from leased.hardware.preparing import Preparer, leaf_path
 from leased.hardware.proving import Prover
 from leased.hardware.rdma.backend import RdmaBackend
+from leased.hardware.sighting import HostSight
 from leased.ports import Access, Holder, Prepared
 from leased.terms.bounds import Bounds, publish
 from leased.terms.errors import DeviceError
@@ -100,7 +100,7 @@ class Devices:
         self.observer = Observer(self._crew, self._backends, lambda: self._resources.values())
         self._facts: CgroupFacts | None = None
         self._boot_id = BootClock().boot_id
-        self._surveyed: dict[str, Surveyed] = {}
+        self._sight = HostSight(self._crew, self._config)
         self._finding = trio.Lock()
         self._apart: set[LeaseId] = set()
 
@@ -113,7 +113,7 @@ class Devices:
 
         async def host() -> None:
             try:
-                parts.append(await self._survey("survey", Survey(self._config, facts)))
+                parts.append(await self._sight.look(facts))
             except DeviceError as error:
                 failed.append(error)
 
@@ -316,20 +316,6 @@ class Devices:
             share = allotment.capacity
             known = Resource(allotment.resource_id, allotment.kind, allotment.tier, share, 1)
         return bounds_of(self._config, self._cut_budget_ns, known)
-
-    async def _survey(self, name: str, call: Survey) -> Surveyed:
-        """One part of the inventory; its worker ends, so that no driver stays open."""
-        try:
-            answer = await self._crew.one(name, call, extra_ns=STARTING_NS)
-        except DeviceError:
-            if name not in self._surveyed:
-                raise
-            return self._surveyed[name]  # a survey that failed is not an empty host
-        finally:
-            self._crew.dismiss(name)
-        assert isinstance(answer, Surveyed)
-        self._surveyed[name] = answer
-        return answer
 
     async def _let_out(self, case: _Case) -> None:
         """Whoever was adopted by a grant that failed after it was prepared goes back."""

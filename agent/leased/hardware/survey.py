@@ -16,7 +16,7 @@ from leased.hardware.memory import survey_memory
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Absence, Resource, ResourceKind
 
-_NET = Absence(ResourceKind.NET, "network bandwidth is leased in a later issue")
+_NET = Absence(ResourceKind.NET, "network bandwidth is not leased")
 
 
 def survey(call: Survey, root: Path = Path("/")) -> Surveyed:

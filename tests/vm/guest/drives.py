@@ -29,10 +29,11 @@ BLOCK_BYTES = 4096
 EDGE_BYTES = 256 << 10
 
 
-def configure(**settings: str) -> None:
-    """Have [hardware.block] say so, as TOML has it, and start the agent anew if that is news."""
+def configure(section: str = "hardware.block", /, **settings: str) -> None:
+    """Have a section say so, as TOML has it, and start the agent anew if that is news."""
     text = CONFIG.read_text()
-    head, table, rest = re.split(r"^(\[hardware\.block\]\n)", text, maxsplit=1, flags=re.M)
+    begins = rf"^({re.escape(f'[{section}]')}\n)"
+    head, table, rest = re.split(begins, text, maxsplit=1, flags=re.M)
     own, after = re.split(r"^(?=\[)", rest, maxsplit=1, flags=re.M)
     for key, value in settings.items():
         own, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", own, flags=re.M)

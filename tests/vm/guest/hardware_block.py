@@ -15,7 +15,6 @@ import mmap
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ import drives
 import host
 import pytest
 from drives import A1, A2, A3, B1, B2, FREE, Tenant, ask
+from footprint import counted
 from host import Connection, Failed, eventually
 
 from tests.hostile.verdicts import Verdict, record
@@ -441,22 +441,6 @@ def test_a_killed_reaper_comes_back_and_cuts_in_time() -> None:
 
 
 # ---- nothing is left -----------------------------------------------------------------------------
-
-
-def counted() -> dict[str, int]:
-    """What would leak."""
-    pids = [host.main_pid(unit) for unit in ("leased.service", "leased-reaper.service")]
-    fds = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
-    leaves = [place for place in host.CGROUP.iterdir() if place.is_dir()]
-    children = subprocess.run(["pgrep", "-P", str(pids[0])], capture_output=True).stdout.split()
-    return {
-        "agent's descriptors": fds[0],
-        "reaper's descriptors": fds[1],
-        "leaves": len(leaves),
-        "mappings": len(drives.mappings()),
-        "keys": Path("/proc/keys").read_text().count("leased"),
-        "workers": len(children),
-    }
 
 
 def test_grants_that_fail_and_grants_that_end_leave_nothing() -> None:

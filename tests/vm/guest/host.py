@@ -60,10 +60,9 @@ class Connection:
         self.fds: list[int] = []
         self._read = b""
 
-    def call(self, method: str, /, *, prove: bool = False, **parameters: Any) -> dict[str, Any]:
-        """One call, its reply's parameters. `prove` sends our pidfd along (kernels before 6.5).
-        Raises Failed.
-        """
+    def tell(self, method: str, /, *, prove: bool = False, **parameters: Any) -> None:
+        """A call whose reply nobody waits for. `prove` sends our pidfd along (kernels before
+        6.5)."""
         frame = json.dumps({"method": f"io.leased.{method}", "parameters": parameters}).encode()
         rights = []
         if prove:
@@ -72,6 +71,10 @@ class Connection:
         self.socket.sendmsg([frame + b"\0"], rights)
         if prove:
             os.close(pidfd)
+
+    def call(self, method: str, /, *, prove: bool = False, **parameters: Any) -> dict[str, Any]:
+        """One call, its reply's parameters. Raises Failed."""
+        self.tell(method, prove=prove, **parameters)
         self.fds = []
         while b"\0" not in self._read:
             data, ancillary, _, _ = self.socket.recvmsg(1 << 16, socket.CMSG_SPACE(64 * 4))

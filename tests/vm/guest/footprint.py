@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What would leak of the agent as it is installed, counted from outside.
+
+Rule: the kernel's own lists, not the agent's word.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import drives
+import host
+
+OBJECTS = ("qp", "mr", "pd", "ctx", "cq")
+
+
+def counted() -> dict[str, int]:
+    """How many there are of each."""
+    pids = [host.main_pid(unit) for unit in ("leased.service", "leased-reaper.service")]
+    fds = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+    leaves = [place for place in host.CGROUP.iterdir() if place.is_dir()]
+    children = subprocess.run(["pgrep", "-P", str(pids[0])], capture_output=True).stdout.split()
+    pages = {f"free huge pages, node {node}": host.huge_pages_free(node) for node in range(3)}
+    return {
+        "agent's descriptors": fds[0],
+        "reaper's descriptors": fds[1],
+        "leaves": len(leaves),
+        "mappings": len(drives.mappings()),
+        "keys": Path("/proc/keys").read_text().count("leased"),
+        "workers": len(children),
+        "RDMA objects": _rdma_objects(),
+        **pages,
+    }
+
+
+def _rdma_objects() -> int:
+    """Those that programs have made, on every device."""
+    if not Path("/sys/class/infiniband").exists():
+        return 0
+    rows = [r for kind in OBJECTS for r in json.loads(host.run("rdma", "-j", "res", "show", kind))]
+    return sum("pid" in row for row in rows)
