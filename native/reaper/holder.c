@@ -20,6 +20,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+enum { PIDFS_MAGIC = 0x50494446 /* not in every magic.h */ };
+
 static ssize_t read_text(const char *path, char *text, size_t bytes)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -62,6 +64,25 @@ static bool exited(int pidfd)
 	return poll(&wait, 1, 0) == 1;
 }
 
+/* Linux 6.9 gives every process a file with an inode number of its own for as long as the host
+ * runs; before, all pidfds were one file. */
+static void note_file(struct holder *holder, int pidfd)
+{
+	struct statfs fs;
+	struct stat st;
+	if (fstatfs(pidfd, &fs) == 0 && fs.f_type == PIDFS_MAGIC && fstat(pidfd, &st) == 0) {
+		holder->device = st.st_dev;
+		holder->inode = st.st_ino;
+	}
+}
+
+static bool is_of(const struct holder *holder, int pidfd)
+{
+	struct stat st;
+	return holder->inode != 0 && fstat(pidfd, &st) == 0 && st.st_dev == holder->device &&
+	       st.st_ino == holder->inode;
+}
+
 /*
  * Which process a pidfd is, in our pid namespace. -EBADF: not a pidfd. An exited process is
  * described as pid 0 with success: it has nothing left to lose. -EPERM for init and for ourselves,
@@ -69,11 +90,15 @@ static bool exited(int pidfd)
  *
  * `last` is who was described last among the pidfds of one packet: they were all made before any of
  * them was looked at, so two that tell the same pid, each of a process that had not exited when it
- * was looked at, are the same process.
+ * was looked at, are the same process. Where each process has a file (pidfs), that says so at once.
  */
 int holder_describe(int pidfd, struct holder *last, struct holder *described)
 {
 	char path[48], text[512];
+	if (is_of(last, pidfd)) {
+		*described = exited(pidfd) ? (struct holder){ 0 } : *last;
+		return 0;
+	}
 	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
 	ssize_t length = read_text(path, text, sizeof text);
 	if (length < 0)
@@ -89,8 +114,10 @@ int holder_describe(int pidfd, struct holder *last, struct holder *described)
 		return -EPERM;
 	struct holder alive = { .start = last->start, .pid = (int32_t)value };
 	int rc = alive.pid == last->pid ? 0 : start_time(alive.pid, &alive.start);
-	if (rc == 0 && !exited(pidfd))
+	if (rc == 0 && !exited(pidfd)) {
+		note_file(&alive, pidfd);
 		*described = *last = alive;
+	}
 	return rc == -ENOENT || rc == -ESRCH ? 0 : rc;
 }
 

@@ -286,6 +286,8 @@ uint64_t heap_first_ns(const struct reaper *r);
 struct holder {
 	uint64_t start;
 	int32_t pid;
+	dev_t device; /* of its file in pidfs; inode 0: it has none */
+	ino_t inode;
 };
 int holder_describe(int pidfd, struct holder *last, struct holder *described);
 int holder_reopen(int32_t pid, uint64_t start);

@@ -99,14 +99,10 @@ class Link:
         self, batch: Batch, fds: Sequence[int], budget_ns: int
     ) -> tuple[tuple[Answer, ...], list[int]]:
         self._number += 1
-        numbered = Batch(self._number, *(getattr(batch, name) for name in _REST))
+        numbered = msgspec.structs.replace(batch, number=self._number)
         try:
-            with trio.fail_after(budget_ns / _NS_PER_S):
+            with trio.CancelScope(deadline=trio.current_time() + budget_ns / _NS_PER_S):
                 return await self._exchange(numbered, fds)
-        except trio.TooSlowError:
-            self.abandon()
-            detail = f"worker {self.name} did not answer in {budget_ns // 1_000_000} ms"
-            raise DeviceError("worker_answer", errno.ETIMEDOUT, detail) from None
         except (OSError, EOFError) as error:
             self.abandon()
             number = getattr(error, "errno", None) or errno.EPIPE
@@ -115,6 +111,9 @@ class Link:
             # Its answer would be taken for the next batch's, and its descriptors leak.
             self.abandon()
             raise
+        self.abandon()
+        detail = f"worker {self.name} did not answer in {budget_ns // 1_000_000} ms"
+        raise DeviceError("worker_answer", errno.ETIMEDOUT, detail)
 
     async def _exchange(
         self, batch: Batch, fds: Sequence[int]
@@ -325,9 +324,6 @@ class Crew:
 def _was_killed(error: DeviceError) -> bool:
     """Whether the worker ended in the middle, and not for being late."""
     return error.verb == "worker_answer" and error.errno != errno.ETIMEDOUT
-
-
-_REST = ("calls", "exempt", "kill_escapees", "kill_budget_ns", "reaper_path")
 
 
 async def spread(

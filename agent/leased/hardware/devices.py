@@ -185,7 +185,7 @@ class Devices:
         self._apart.add(lease.lease_id)
         opened = open_memory(lease, fds, self._openings.take(lease.lease_id))
         try:
-            return opened + self.fittings.open(lease)
+            return [*opened, *self.fittings.open(lease)]
         except DeviceError:
             close_all([fd for _, fd in opened])
             raise
@@ -333,6 +333,8 @@ class Devices:
             except DeviceError as error:
                 case.error = error
 
+        if not cases:
+            return
         async with trio.open_nursery() as nursery:
             for case in cases:
                 nursery.start_soon(one, case)

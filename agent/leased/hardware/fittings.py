@@ -86,9 +86,9 @@ class Fittings:
 
     def parts(self, lease: Lease) -> list[tuple[Backend, list[Allotment]]]:
         """The lease's allotments by backend, in the order in which they are prepared."""
+        if all(map(is_handed_out, lease.subject.allotments)):
+            return []  # memory as a descriptor, which is most leases, is no backend's
         allotments = [a for a in lease.subject.allotments if not is_handed_out(a)]
-        if not allotments:  # memory as a descriptor, which is most leases, is no backend's
-            return []
         split = [
             (backend, [a for a in allotments if backend.serves(a)]) for backend in self._backends
         ]

@@ -50,13 +50,15 @@ def open_memory(lease: Lease, fds: Sequence[int], ready: Sequence[int]) -> list[
     """(resource id, descriptor) for the holder of a lease whose memfds are `fds`. `ready` (taken
     over) is what was opened already, all of it or nothing. Raises DeviceError: then nothing is
     open."""
+    allotments = memory_allotments(lease)
+    if ready:
+        handed_out = [one.resource_id for one in allotments if is_handed_out(one)]
+        return list(zip(handed_out, ready, strict=True))
     handed = [
         (allotment.resource_id, fd)
-        for allotment, fd in zip(memory_allotments(lease), fds, strict=True)
+        for allotment, fd in zip(allotments, fds, strict=True)
         if is_handed_out(allotment)
     ]
-    if ready:
-        return [(resource_id, fd) for (resource_id, _), fd in zip(handed, ready, strict=True)]
     opened: list[tuple[str, int]] = []
     try:
         for resource_id, fd in handed:

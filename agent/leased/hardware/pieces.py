@@ -25,6 +25,8 @@ from leased.terms.lease import Lease
 from leased.terms.resource import Allotment, ResourceKind, Shape, capacity_id, shape_of
 
 NORMAL_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+_HANDED_OUT = Shape.MEMFD
+_MEMFDS = (Shape.MEMFD, Shape.RDMA)
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):
@@ -49,9 +51,10 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
 
     def create(self) -> Create:
         """The call that makes it."""
-        page_bytes = 0 if self.place.page_bytes == NORMAL_PAGE_BYTES else self.place.page_bytes
-        handed = is_handed_out(self.allotment)
-        return Create(self.name, self.allotment.capacity, page_bytes, self.place.node, handed)
+        place, allotment = self.place, self.allotment
+        page_bytes = 0 if place.page_bytes == NORMAL_PAGE_BYTES else place.page_bytes
+        handed = is_handed_out(allotment)
+        return Create(self.name, allotment.capacity, page_bytes, place.node, handed)
 
 
 @lru_cache(maxsize=1024)
@@ -67,8 +70,7 @@ def place_of(resource_id: str) -> Pool:
 
 def is_memfd(allotment: Allotment) -> bool:
     """Whether the allotment is a memfd; a device-dax range and a budget are memory without."""
-    shape = shape_of(allotment.resource_id)
-    return shape is Shape.MEMFD or shape is Shape.RDMA
+    return shape_of(allotment.resource_id) in _MEMFDS
 
 
 def is_budget(allotment: Allotment) -> bool:
@@ -78,12 +80,12 @@ def is_budget(allotment: Allotment) -> bool:
 
 def is_handed_out(allotment: Allotment) -> bool:
     """Whether the holder gets the memfd. What remote peers reach is mapped by nobody here."""
-    return shape_of(allotment.resource_id) is Shape.MEMFD
+    return shape_of(allotment.resource_id) is _HANDED_OUT
 
 
 def memory_allotments(lease: Lease) -> list[Allotment]:
     """What of the lease is a memfd, in the order of its memfds."""
-    return [allotment for allotment in lease.subject.allotments if is_memfd(allotment)]
+    return [one for one in lease.subject.allotments if shape_of(one.resource_id) in _MEMFDS]
 
 
 def memory_pieces(lease: Lease) -> list[Piece]:
@@ -100,7 +102,7 @@ def memory_pieces(lease: Lease) -> list[Piece]:
 def needs_leaf(lease: Lease) -> bool:
     """Whether the leaf is made with the grant: nobody is bound, or what is leased is enforced by
     it (a cpu share, a budget, the device nodes that may be opened)."""
-    return lease.pid <= 0 or not all(is_handed_out(a) for a in lease.subject.allotments)
+    return lease.pid <= 0 or not all(map(is_handed_out, lease.subject.allotments))
 
 
 def leaf_call(lease: Lease, path: str, pids_max: int) -> MakeLeaf:

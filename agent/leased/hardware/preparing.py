@@ -150,6 +150,8 @@ class Preparer:
             except DeviceError as error:
                 case.error = error
 
+        if not cases:
+            return
         async with trio.open_nursery() as nursery:
             for case in cases:
                 nursery.start_soon(one, case)

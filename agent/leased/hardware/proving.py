@@ -110,9 +110,10 @@ class Prover:
                     pools.setdefault(piece.pool, []).append((at, piece))
         for pool, parts in pools.items():
             await self._count(pool, parts, cases, end_ns, failed)
-        async with trio.open_nursery() as nursery:
-            for case in cases:
-                if self._fittings.parts(case.lease):
+        fitted = [case for case in cases if self._fittings.parts(case.lease)]
+        if fitted:
+            async with trio.open_nursery() as nursery:
+                for case in fitted:
                     nursery.start_soon(self._ask_backends, case)
         return [failed[at] if at in failed else case.report() for at, case in enumerate(cases)]
 

@@ -105,11 +105,7 @@ class Account:
 
 def covers(kind: int, tier: int, node: int, cell: Cell) -> bool:
     """Whether what is counted by (kind, tier, node) counts `cell`."""
-    return (
-        kind == cell[0]
-        and (tier == ANY or tier == cell[1])
-        and (node == ANY or node == cell[2])
-    )
+    return kind == cell[0] and (tier == ANY or tier == cell[1]) and (node == ANY or node == cell[2])
 
 
 def weigh(charge: Charge, kind: int, tier: int, node: int) -> int:

@@ -53,6 +53,7 @@ SLOW_AT_ONCE_MAX = 4
 
 
 Moves = Sequence[tuple[LeaseId, int, int]]
+Ready = tuple[Arming, Prepared]
 
 
 class Board(Protocol):
@@ -93,7 +94,7 @@ class Grantor:
         self._late: Gathering[LeaseId] = Gathering()
         self._preparing: dict[LeaseId, list[Held]] = {}
         self._overtaken: set[LeaseId] = set()
-        self._settled = trio.Condition()
+        self._settling = trio.lowlevel.ParkingLot()
 
     def hold(self, held: Sequence[Held]) -> None:
         """Take what a batch of the sequencer left to be done before its answers may leave."""
@@ -138,36 +139,31 @@ class Grantor:
 
     async def settled(self, lease_id: LeaseId) -> None:
         """Return when nothing is being prepared for the lease: its teardown may begin."""
-        async with self._settled:
-            while lease_id in self._preparing:
-                await self._settled.wait()
+        while lease_id in self._preparing:
+            await self._settling.park()
 
     async def run(self) -> None:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_renewals)
             nursery.start_soon(self._run_late)
-            await self._run_grants(nursery)
+            slots = trio.Semaphore(SLOW_AT_ONCE_MAX)
+            for _ in range(TRIPS_AT_ONCE_MAX):
+                nursery.start_soon(self._run_trips, nursery, slots)
 
     # -- grants ------------------------------------------------------------------------------------
 
-    async def _run_grants(self, nursery: trio.Nursery) -> None:
-        slots = trio.Semaphore(SLOW_AT_ONCE_MAX)
-        trips = trio.Semaphore(TRIPS_AT_ONCE_MAX)
+    async def _run_trips(self, nursery: trio.Nursery, slots: trio.Semaphore) -> None:
+        """One trip after the other; several such tasks make them overlap."""
         while True:
-            await trips.acquire()
             quick: list[Held] = []
             for one in await self._grants.take(TRIP_MAX):
                 if touched_bytes(one.effect.lease) <= QUICK_BYTES_MAX:
                     quick.append(one)
                 else:
                     nursery.start_soon(self._grant_slowly, one, slots)
-            nursery.start_soon(self._grant_quickly, quick, trips)
-
-    async def _grant_quickly(self, batch: list[Held], trips: trio.Semaphore) -> None:
-        if batch:
-            await self._grant(batch)
-        trips.release()
+            if quick:
+                await self._grant(quick)
 
     async def _grant_slowly(self, held: Held, slots: trio.Semaphore) -> None:
         async with slots:
@@ -176,7 +172,7 @@ class Grantor:
     async def _grant(self, batch: list[Held]) -> None:
         leases = [one.effect.lease for one in batch]
         prepared = await self._devices.prepare_many(leases)
-        ready: list[tuple[Lease, Prepared]] = []
+        ready: list[Ready] = []
         for lease, outcome in zip(leases, prepared, strict=True):
             if isinstance(outcome, DeviceError):
                 self._fail(lease, TeardownStep.PREPARE, outcome)
@@ -184,10 +180,9 @@ class Grantor:
                 self._keep(lease, outcome, ready)
         if ready:
             await self._arm(ready)
-        async with self._settled:
-            self._settled.notify_all()
+        self._settling.unpark_all()
 
-    def _keep(self, lease: Lease, made: Prepared, ready: list[tuple[Lease, Prepared]]) -> None:
+    def _keep(self, lease: Lease, made: Prepared, ready: list[Ready]) -> None:
         try:
             pidfd = self._holders.pidfd_for(lease.pid)
         except OSError as error:  # out of descriptors
@@ -195,23 +190,12 @@ class Grantor:
             self._fail(lease, TeardownStep.ARM, DeviceError("pidfd", error.errno or 0))
             return
         self._custodian.keep(lease.lease_id, made.fds, made.cgroup, pidfd, made.access)
-        ready.append((lease, made))
+        ready.append((Arming(lease, made.cgroup, made.fds, pidfd, made.objects), made))
 
-    async def _arm(self, ready: list[tuple[Lease, Prepared]]) -> None:
-        outcomes = await self._reaper.arm_many(
-            [
-                Arming(
-                    lease,
-                    made.cgroup,
-                    made.fds,
-                    self._custodian.of(lease.lease_id).pidfd,
-                    made.objects,
-                )
-                for lease, made in ready
-            ]
-        )
+    async def _arm(self, ready: list[Ready]) -> None:
+        outcomes = await self._reaper.arm_many([arming for arming, _ in ready])
         with self._outbox:
-            for (lease, made), outcome in zip(ready, outcomes, strict=True):
+            for ((lease, *_), made), outcome in zip(ready, outcomes, strict=True):
                 self._activate(lease, made, outcome)
 
     def _activate(self, lease: Lease, made: Prepared, outcome: DeviceError | None) -> None:

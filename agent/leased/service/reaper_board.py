@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from leased.hardware import verbs
 from leased.ports import Revocable
+from leased.service import reaper_protocol as protocol
 from leased.terms.identity import LeaseId
 
 
@@ -43,6 +44,23 @@ class Hold:
         self.pidfd = pidfd
         self.objects = objects
         self.slot = slot
+
+    @property
+    def passed(self) -> tuple[int, ...]:
+        """The descriptors that an ARM brings along."""
+        return self.fds if self.pidfd is None else (self.pidfd, *self.fds)
+
+    def arm_entry(self, lease_id: LeaseId) -> bytes:
+        """What an ARM says of it. Raises InvalidParameter."""
+        return protocol.encode_arm(
+            lease_id=lease_id,
+            generation=self.generation,
+            deadline_ns=self.deadline_ns,
+            cgroup=self.cgroup,
+            has_pidfd=self.pidfd is not None,
+            memfds=len(self.fds),
+            objects=self.objects,
+        )
 
 
 class Board:

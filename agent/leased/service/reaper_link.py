@@ -30,7 +30,7 @@ import trio
 from leased.ports import Arming
 from leased.service import reaper_protocol as protocol
 from leased.service.reaper_board import Board, Hold
-from leased.service.reaper_exchange import Exchange, Page, close_all
+from leased.service.reaper_exchange import ARMS_PER_PACKET, Exchange, Page, close_all
 from leased.service.reaper_tickets import Chunk, Repeat, Ticket, as_error
 from leased.terms.errors import DeviceError, InvalidParameter
 from leased.terms.identity import ID_BYTES, LeaseId
@@ -85,16 +85,22 @@ class ReaperLink:
     async def arm_many(self, leases: Sequence[Arming]) -> list[DeviceError | None]:
         """All or nothing for each lease."""
         ticket = self._ticket(len(leases), self._answer_s)
-        asked: list[Hold] = []
-        for at, (lease, cgroup, fds, pidfd, objects) in enumerate(leases):
-            held = Hold(lease.generation, lease.deadline_ns, cgroup, fds, pidfd, objects)
-            asked.append(held)
+        asked = [Hold(lease.generation, lease.deadline_ns, *rest) for lease, *rest in leases]
+        entries: list[bytes] = []
+        fds: list[int] = []
+        for at, held in enumerate(asked):
+            own = held.passed
             try:
-                chunk = self._arm_chunk(lease.lease_id, held, ticket, at)
+                entry = held.arm_entry(leases[at].lease.lease_id)
             except InvalidParameter as error:
+                self._put_arms(entries, fds, ticket, at)
                 ticket.answer(at, [DeviceError("arm", errno.E2BIG, str(error))])
-            else:
-                self._put(chunk)
+                continue
+            if len(entries) == ARMS_PER_PACKET or len(fds) + len(own) > protocol.FDS_MAX:
+                self._put_arms(entries, fds, ticket, at)
+            entries.append(entry)
+            fds += own
+        self._put_arms(entries, fds, ticket, len(asked))
         await ticket.wait()
         outcomes: list[DeviceError | None] = []
         for (lease, *_), held, answer in zip(leases, asked, ticket.answers, strict=True):
@@ -244,7 +250,8 @@ class ReaperLink:
         for lease_id, held in self._held.items():
             if _all_open(held):
                 ticket = Repeat(1, partial(self._rearmed, lease_id))
-                again.append(self._arm_chunk(lease_id, held, ticket, 0))
+                entry = held.arm_entry(lease_id)
+                again.append(Chunk(protocol.ARM, entry, 1, held.passed, ticket, 0))
         self._forgotten.update(
             LeaseId(chunk.body[at : at + ID_BYTES])
             for chunk in unanswered
@@ -318,18 +325,14 @@ class ReaperLink:
     def _ticket(self, size: int, seconds: float) -> Ticket:
         return Ticket(size, trio.current_time() + seconds)
 
-    def _arm_chunk(self, lease_id: LeaseId, held: Hold, ticket: Ticket, at: int) -> Chunk:
-        entry = protocol.encode_arm(
-            lease_id=lease_id,
-            generation=held.generation,
-            deadline_ns=held.deadline_ns,
-            cgroup=held.cgroup,
-            has_pidfd=held.pidfd is not None,
-            memfds=len(held.fds),
-            objects=held.objects,
-        )
-        fds = held.fds if held.pidfd is None else (held.pidfd, *held.fds)
-        return Chunk(protocol.ARM, entry, 1, fds, ticket, at)
+    def _put_arms(self, entries: list[bytes], fds: list[int], ticket: Ticket, end: int) -> None:
+        """Ask for what was gathered, the last of which was asked for before place `end`."""
+        if entries:
+            count = len(entries)
+            body, own = b"".join(entries), tuple(fds)
+            self._put(Chunk(protocol.ARM, body, count, own, ticket, end - count))
+            entries.clear()
+            fds.clear()
 
     def _hold(self, lease_id: LeaseId, held: Hold) -> None:
         """Remember a lease as armed; arming again adds to what was held."""
@@ -377,7 +380,7 @@ def _all_open(held: Hold) -> bool:
     """Whether every descriptor is still there to be passed; one that is closed would spoil its
     whole packet."""
     try:
-        for fd in held.fds if held.pidfd is None else (held.pidfd, *held.fds):
+        for fd in held.passed:
             os.fstat(fd)
     except OSError:
         return False

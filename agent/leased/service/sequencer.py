@@ -301,8 +301,8 @@ class Sequencer:
                 return
             deliver = None
         proposal = self.lessor.propose(command, batch.moment)
-        for event in proposal.events:
-            batch.items.append((event, batch.moment))
+        moment = batch.moment
+        batch.items += [(event, moment) for event in proposal.events]
         if deliver is None and not proposal.effects and _tells_nobody(proposal, command):
             return
         prepares: dict[LeaseId, Prepare] = {}
@@ -355,26 +355,22 @@ class Sequencer:
     ) -> list[Held]:
         """Give every fresh grant its place in the chain: (sequence, record hash) is the start of a
         receipt."""
-        if not any(isinstance(one.reply, Granted) for one in held):
-            return held
         place = {
             event.lease_id: index
             for index, (event, _) in enumerate(items)
-            if isinstance(event, Allocated)
+            if type(event) is Allocated
         }
+        if not place:
+            return held
+        sequences, hashes, log_id = sealed.sequences, sealed.hashes, self._sealer.log_id
         receipted = []
         for one in held:
             reply = one.reply
-            if isinstance(reply, Granted) and reply.lease.lease_id in place:
-                index = place[reply.lease.lease_id]
-                self.lessor.number(reply.lease.lease_id, sealed.sequences[index])
-                reply = Granted(
-                    reply.lease,
-                    sealed.sequences[index],
-                    sealed.hashes[index],
-                    reply.attached,
-                    self._sealer.log_id,
-                )
+            index = place.get(reply.lease.lease_id) if type(reply) is Granted else None
+            if index is not None:
+                lease, sequence = reply.lease, sequences[index]
+                self.lessor.number(lease.lease_id, sequence)
+                reply = Granted(lease, sequence, hashes[index], reply.attached, log_id)
                 one = Held(one.effect, reply, one.delivers)
             receipted.append(one)
         return receipted
