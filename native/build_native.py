@@ -2,7 +2,8 @@
 """Build the C side: the extension `leased._native`, the static `leased-reaper`, and `leased-rdma`.
 
 Rule: our own files are compiled with every warning an error; only the C that cffi writes is not. A
-build depends on nothing but a C compiler, cffi and setuptools. Run as a script it builds in place
+build depends on nothing but a C compiler, cffi and setuptools, and the libcrypto and zlib that the
+interpreter itself runs on. Run as a script it builds in place
 (the extension beside the package, the programs in native/build); `hatch_build` calls the same
 functions for the wheel.
 
@@ -39,6 +40,8 @@ SANITIZE = (
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
 )
+LIBRARIES = ("-l:libcrypto.so.3", "-l:libz.so.1")
+"""By the names that the host's interpreter has loaded them by: their headers are not needed."""
 REAPER_VERBS = ("memory", "mapping", "scrub", "cgroup", "filter", "process", "dm")
 
 
@@ -80,7 +83,7 @@ def build_extension(into: Path) -> Path:
             '#include "verbs.h"',
             include_dirs=[str(NATIVE)],
             extra_objects=objects,
-            extra_link_args=["-pthread"],
+            extra_link_args=["-pthread", *LIBRARIES],
         )
         built = Path(ffi.compile(tmpdir=scratch))
         into.mkdir(parents=True, exist_ok=True)
@@ -130,6 +133,7 @@ def build_checks(into: Path) -> Path:
         NATIVE,
         *sources,
         *verb_sources(),
+        *LIBRARIES,
         "-o",
         target,
     )

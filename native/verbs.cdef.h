@@ -130,4 +130,46 @@ int leased_committer_run(struct leased_committer *committer, int seg_fd, const v
 int leased_committer_result(struct leased_committer *committer, int *stage);
 void leased_committer_free(struct leased_committer *committer);
 
+#define LEASED_HASH_BYTES   ...
+#define LEASED_PREFIX_BYTES ...
+#define LEASED_KINDS        ...
+
+struct leased_stride {
+	uint64_t offset;
+	uint64_t sequence;
+	uint64_t batch;
+	uint64_t boot_ns;
+	uint64_t limit_ns;
+	uint8_t open;
+	uint8_t head[...];
+	uint8_t prefix[...];
+	uint8_t plain[...];
+};
+
+#define LEASED_SHAPE_INTEGER ...
+#define LEASED_SHAPE_ENUM    ...
+#define LEASED_SHAPE_BOOL    ...
+#define LEASED_SHAPE_BYTES   ...
+#define LEASED_SHAPE_TEXT    ...
+#define LEASED_SHAPE_FIELDS  ...
+#define LEASED_SHAPE_LIST    ...
+
+struct leased_shape {
+	uint64_t members;
+	uint32_t first;
+	uint16_t count;
+	uint8_t what;
+	uint8_t nil;
+};
+
+size_t leased_chain_stride(struct leased_stride *at, const uint8_t *data, size_t size, size_t most,
+	uint64_t *offsets, uint16_t *kinds, uint8_t *hashes);
+int leased_chain_links(const uint8_t *data, size_t size, size_t most, size_t limit, bool whole,
+	uint8_t *hashes, size_t *records, size_t *bytes);
+int leased_chain_last(const uint8_t *data, size_t size, size_t *at);
+unsigned leased_tree_extend(uint64_t size, uint8_t *peaks, const uint8_t *leaves, size_t count);
+size_t leased_chain_bodies(const struct leased_shape *shapes, const uint32_t *roots,
+	const uint8_t *data, size_t size, const uint64_t *offsets, const uint16_t *kinds,
+	size_t count);
+
 int leased_selftest(void);

@@ -12,6 +12,7 @@
 #ifndef LEASED_VERBS_H
 #define LEASED_VERBS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -164,6 +165,50 @@ int leased_committer_run(struct leased_committer *committer, int seg_fd, const v
 	uint64_t slot_off, int *stage);
 int leased_committer_result(struct leased_committer *committer, int *stage);
 void leased_committer_free(struct leased_committer *committer);
+
+/* ---- the chain (verbs/chain.c): the caller's arrays have room for `most` or `count` ---- */
+
+#define LEASED_HASH_BYTES   32u
+#define LEASED_PREFIX_BYTES 27u
+#define LEASED_KINDS        256u
+
+struct leased_stride {
+	uint64_t offset; /* of the next record, of sequence `sequence` */
+	uint64_t sequence;
+	uint64_t batch;
+	uint64_t boot_ns;
+	uint64_t limit_ns; /* a record of this boot clock or later is not plain */
+	uint8_t open;      /* the batch goes on */
+	uint8_t head[LEASED_HASH_BYTES];
+	uint8_t prefix[LEASED_PREFIX_BYTES];
+	uint8_t plain[LEASED_KINDS];
+};
+
+#define LEASED_SHAPE_INTEGER 1u
+#define LEASED_SHAPE_ENUM    2u
+#define LEASED_SHAPE_BOOL    3u
+#define LEASED_SHAPE_BYTES   4u
+#define LEASED_SHAPE_TEXT    5u
+#define LEASED_SHAPE_FIELDS  6u
+#define LEASED_SHAPE_LIST    7u
+
+struct leased_shape {
+	uint64_t members; /* of an enum: a bit for each of its values */
+	uint32_t first;   /* of fields: where they begin; of a list: what it is of */
+	uint16_t count;   /* of fields: how many; of bytes: how many exactly, 0 any */
+	uint8_t what;
+	uint8_t nil; /* may be nil */
+};
+
+size_t leased_chain_stride(struct leased_stride *at, const uint8_t *data, size_t size, size_t most,
+	uint64_t *offsets, uint16_t *kinds, uint8_t *hashes);
+int leased_chain_links(const uint8_t *data, size_t size, size_t most, size_t limit, bool whole,
+	uint8_t *hashes, size_t *records, size_t *bytes);
+int leased_chain_last(const uint8_t *data, size_t size, size_t *at);
+unsigned leased_tree_extend(uint64_t size, uint8_t *peaks, const uint8_t *leaves, size_t count);
+size_t leased_chain_bodies(const struct leased_shape *shapes, const uint32_t *roots,
+	const uint8_t *data, size_t size, const uint64_t *offsets, const uint16_t *kinds,
+	size_t count);
 
 /* ---- self test (verbs/selftest.c) ---- */
 

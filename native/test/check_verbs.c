@@ -7,6 +7,7 @@
  * of cgroup2. Prints one line a check and exits with the number of those that failed.
  */
 #define _GNU_SOURCE
+#include "check.h"
 #include "verbs.h"
 
 #include <errno.h>
@@ -22,7 +23,7 @@
 
 static int failures;
 
-static void check(const char *what, int good)
+void check(const char *what, int good)
 {
 	printf("%s %s\n", good ? "ok" : "FAILED", what);
 	failures += !good;
@@ -278,6 +279,7 @@ int main(int argc, char **argv)
 	check_large_memory();
 	check_process();
 	check_nodes();
+	check_chain();
 	check_committer(argv[1]);
 	if (argc > 2)
 		check_cgroup(argv[2]);

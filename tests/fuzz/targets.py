@@ -12,6 +12,7 @@ Does not choose how long (`test_fuzz_parsers`); the options are libFuzzer's.
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Callable, Iterator
 
 import atheris
@@ -26,6 +27,7 @@ from leased.terms.errors import ChainError
 from leased.terms.event import KIND
 from tests.doubles.disk import MemoryDisk
 from tests.doubles.logs import events_of_every_kind, open_on, write_batches
+from tests.doubles.step_by_step import both_say
 
 LOG_ID = bytes(range(16))
 PREFIX = record.hash_prefix(LOG_ID)
@@ -42,18 +44,26 @@ def frame(data: bytes) -> None:
 
 
 def body(data: bytes) -> None:
-    """The body of any kind."""
+    """The body of any kind. What C takes for plain is taken."""
     if data:
         kind = KINDS[data[0] % len(KINDS)]
-        event = canonical.decode(kind, canonical.SCHEMA, data[1:])
+        head = record.HEADER.pack(0, 0, 0, 0, kind, canonical.SCHEMA, 0, len(data) - 1, 0, 0, b"")
+        place = (array("Q", [0]), array("H", [kind]))
+        plain = canonical.SHAPES.plain_bodies(head + data[1:], *place, 0)
+        try:
+            event = canonical.decode(kind, canonical.SCHEMA, data[1:])
+        except ChainError:
+            assert not plain
+            raise
         assert not isinstance(event, canonical.Unknown)
         assert canonical.encode(event) == data[1:]
 
 
 def chain(data: bytes) -> None:
-    """A run of frames, as a segment has them."""
-    verifier = Verifier(LOG_ID, epoch_ns=10**9, origin="o", public_key=SIGNER.public_key)
-    check_bodies(verifier.feed(data))
+    """A run of frames, as a segment has them, in strides and step by step."""
+    options = {"epoch_ns": 10**9, "origin": "o", "public_key": SIGNER.public_key}
+    both_say(data, 0, len(data), LOG_ID, **options)
+    check_bodies(Verifier(LOG_ID, **options).feed(data))
 
 
 def slot(data: bytes) -> None:

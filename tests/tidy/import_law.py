@@ -68,6 +68,7 @@ PURE_STDLIB = frozenset(
         "dataclasses",
         "difflib",
         "enum",
+        "errno",
         "fractions",
         "functools",
         "hashlib",
@@ -108,13 +109,13 @@ DOORS: dict[str, str] = {
     "starlette": r"leased\.collector\.api\.application",
     "hypercorn": r"leased\.collector\.api\.server",
     "cronsim": r"leased\.(collector\.governance|service)\.windows",
-    "leased._native": r"leased\.(hardware\.verbs|hardware\.block\.verbs|durable\..*)",
+    "leased._native": r"leased\.(hardware\.verbs|hardware\.block\.verbs|chain\.native|durable\..*)",
 }
 """Foreign library -> the modules that may import it. What is not listed may be imported by nobody.
 """
 
 CODEC_DOORS = re.compile(
-    r"leased\.(terms\..*|chain\.(canonical|page)|wire\..*|hardware\.worker"
+    r"leased\.(terms\..*|chain\.(canonical|page|shapes)|wire\..*|hardware\.worker"
     r"|service\.(config|evidence|audit_routes)|client\..*|ctl\..*|collector\..*)"
 )
 """`msgspec.Struct` is how a value is written down, anywhere; encoding and decoding happen here

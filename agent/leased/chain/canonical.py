@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from leased.chain.shapes import compile_shapes
 from leased.chain.verdict import BAD_BODY
 from leased.terms.errors import ChainError, InvariantError
 from leased.terms.event import KIND, LEASE_KINDS, Event, Fenced, LeaseEvent, Reclaimed
@@ -74,6 +75,17 @@ _EVENT_OF: Final[dict[int, type[Event]]] = {kind: event for event, kind in KIND.
 _DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Event]]] = {
     kind: msgspec.msgpack.Decoder(_STORED.get(event, event)) for event, kind in KIND.items()
 }
+ID_BYTES: Final = 16
+SHAPES: Final = compile_shapes(
+    {kind: _STORED.get(event, event) for kind, event in _EVENT_OF.items()},
+    {
+        **{(kind, "event_id"): ID_BYTES for kind in _EVENT_OF},
+        **{(kind, "lease_id"): ID_BYTES for kind in LEASE_KINDS},
+        **{(KIND[event], "held_capacity_ns"): WIDE_BYTES for event in _STORED},
+    },
+)
+"""What `decode` would take, said natively. Where the two could differ there is no shape; that what
+fits one is taken is a property test's word."""
 
 
 def encode(event: Event) -> bytes:

@@ -24,7 +24,7 @@ from leased.chain.grammar import Grammar
 from leased.chain.head import Head
 from leased.chain.note import ED25519, Checkpoint, NoteKey, open_note, parse_checkpoint
 from leased.chain.page import split_page
-from leased.chain.proof import Proof, check_proof
+from leased.chain.proof import HASH_BYTES, Proof, check_proof
 from leased.chain.tree import Frontier
 from leased.chain.verdict import BAD_NOTE, BAD_PROOF, BAD_ROOT
 from leased.chain.verifier import Verifier, check_bodies
@@ -150,14 +150,19 @@ def _replay(bundle: Bundle, node: NoteKey, signed: Checkpoint | None) -> str:
     start = bundle.start
     if start is None:
         raise ChainError(BAD_PROOF, "a page without where it begins")
-    frontier = Frontier(start.size, tuple(bytes.fromhex(peak) for peak in start.peaks))
+    head, peaks = bytes.fromhex(start.head), tuple(bytes.fromhex(peak) for peak in start.peaks)
+    if not 0 <= start.size < 1 << 64 or len(peaks) != start.size.bit_count():
+        raise ChainError(BAD_PROOF, f"{len(peaks)} peaks are of no tree of {start.size} records")
+    if any(len(one) != HASH_BYTES for one in (head, *peaks)):
+        raise ChainError(BAD_PROOF, "where the page begins is said by hashes that are none")
+    frontier = Frontier(start.size, peaks)
     if signed is not None and signed.size == start.size and signed.root != frontier.root():
         raise ChainError(BAD_ROOT, "the page does not begin where the node's note says")
     log_id = bytes.fromhex(bundle.log_id)
     page = b64decode(bundle.page)
     verifier = Verifier(
         log_id,
-        Head(start.size, bytes.fromhex(start.head)),
+        Head(start.size, head),
         frontier,
         batch=start.batch,
         origin=bundle.origin,

@@ -8,23 +8,31 @@ Does not check anything (`verifier`).
 
 from __future__ import annotations
 
+from array import array
+
 import msgspec
 
 from leased.chain.epochs import CarriedEpochs
 from leased.chain.head import Head
-from leased.chain.record import HEADER, HEADER_BYTES, Record
+from leased.chain.record import HASH_BYTES, HEADER, HEADER_BYTES, Record
 from leased.chain.tree import Frontier
 
 
 class Walk(msgspec.Struct):
     """What one call of `Verifier.feed` went over: offset and kind of every record, in order, and
-    their hashes."""
+    their hashes, one behind the other. `judged` are those (by index, in order) that are not plain:
+    the verifier looked at each of them by itself."""
 
     data: bytes
-    offsets: list[int]
-    kinds: list[int]
-    hashes: list[bytes]
+    offsets: array[int]
+    kinds: array[int]
+    digests: bytearray
     first_seq: int
+    judged: list[int] = []
+
+    def hash(self, index: int) -> bytes:
+        """The hash of the `index`-th record."""
+        return bytes(self.digests[index * HASH_BYTES : (index + 1) * HASH_BYTES])
 
     def record(self, index: int) -> Record:
         """Take the `index`-th record apart (its hash was checked already)."""
@@ -33,7 +41,7 @@ class Walk(msgspec.Struct):
             HEADER.unpack_from(self.data, offset)
         )
         body = self.data[offset + HEADER_BYTES : offset + HEADER_BYTES + body_bytes]
-        digest = self.hashes[index]
+        digest = self.hash(index)
         return Record(
             sequence, batch, kind, schema, flags, wall_ns, boot_ns, prev, body, digest, length, True
         )

@@ -10,20 +10,20 @@ Does not verify records (`verifier`) and does not read files (`durable.pages`).
 
 from __future__ import annotations
 
-import struct
 from hashlib import sha256
 from typing import Final
 from zlib import crc32
 
 import msgspec
 
+from leased.chain import native
 from leased.chain.record import (
-    FLAG_LAST,
-    FRAME_BYTES_MAX,
     FRAME_BYTES_MIN,
     HASH_BYTES,
+    HEADER_BYTES,
     PADDING,
     PREFIX,
+    PREV_AT,
     SEALED,
     frame_bytes,
     hash_prefix,
@@ -36,9 +36,6 @@ TRAILER_KIND: Final = 0xFFFF
 TRAILER_SCHEMA: Final = 1
 PAGE_BYTES_MAX: Final = 4 << 20
 """Of frames. A batch may be larger, and is never cut."""
-
-_PEEK: Final = struct.Struct("<I23xB20x32s")
-"""Length, flags and prev_hash of a frame: all that a cut needs."""
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(tuple[int, bytes, str])
@@ -56,17 +53,22 @@ class Trailer(msgspec.Struct, frozen=True):
 
 
 class Span(msgspec.Struct, frozen=True):
-    """A run of whole frames: where it ends in the data, the hash before it and that of each of its
-    records."""
+    """A run of whole frames: where it ends in the data, the hash before it and those of its
+    records, one behind the other."""
 
     end: int
     prev: bytes
-    hashes: list[bytes]
+    digests: bytes
+
+    @property
+    def count(self) -> int:
+        """How many records."""
+        return len(self.digests) // HASH_BYTES
 
     @property
     def head(self) -> bytes:
         """The hash of its last record."""
-        return self.hashes[-1] if self.hashes else self.prev
+        return self.digests[-HASH_BYTES:] or self.prev
 
 
 def measure(data: bytes, offset: int, records: int, *, bytes_max: int | None = None) -> Span:
@@ -74,36 +76,14 @@ def measure(data: bytes, offset: int, records: int, *, bytes_max: int | None = N
     fit into so many bytes, but at least one. Raises ChainError (CORRUPT_RECORD) where a frame does
     not hold the hash of the one before: what is asked of the tree is answered with these hashes,
     and one that the disk has changed must not be signed."""
-    peek = _PEEK.unpack_from
-    if len(data) - offset < FRAME_BYTES_MIN:
-        raise ChainError(CORRUPT_RECORD, "the frame is cut short", offset=offset)
-    prev = first = peek(data, offset)[2]
-    size = len(data)
-    stop = size if bytes_max is None else offset + bytes_max
-    end = whole = offset
-    count = 0
-    hashes: list[bytes] = []
-    take = hashes.append
-    for _ in range(records):
-        if end + FRAME_BYTES_MIN > size:
-            raise ChainError(CORRUPT_RECORD, "the frame is cut short", offset=end)
-        length, flags, link = peek(data, end)
-        if link != prev or length < FRAME_BYTES_MIN:
-            raise ChainError(CORRUPT_RECORD, "the frame does not continue the chain", offset=end)
-        if count and end + length > stop and bytes_max is not None:
-            break
-        if end + length > size:
-            raise ChainError(CORRUPT_RECORD, "the frame is cut short", offset=end)
-        end += length
-        prev = data[end - HASH_BYTES : end]
-        take(prev)
-        if flags & FLAG_LAST:
-            whole, count = end, len(hashes)
-            if end >= stop:
-                break
-    if bytes_max is None:
-        return Span(end, first, hashes)
-    return Span(whole, first, hashes[:count])
+    try:
+        _, length, digests = native.links(data, offset, records, bytes_max=bytes_max)
+    except native.NotLinked as error:
+        why = "the frame does not continue the chain"
+        raise ChainError(CORRUPT_RECORD, why, offset=error.at) from error
+    except native.CutShort as error:
+        raise ChainError(CORRUPT_RECORD, "the frame is cut short", offset=error.at) from error
+    return Span(offset + length, data[offset + PREV_AT : offset + HEADER_BYTES], digests)
 
 
 def write_trailer(trailer: Trailer, log_id: bytes) -> bytes:
@@ -132,17 +112,15 @@ def write_trailer(trailer: Trailer, log_id: bytes) -> bytes:
 def split_page(page: bytes, log_id: bytes) -> tuple[int, Trailer]:
     """Return where the trailer of `page` begins (its frames are before that) and what it says.
     Raises ChainError (BAD_PAGE). The frames are not looked into: the verifier does that."""
-    offset = 0
-    size = len(page)
-    while True:
-        if size - offset < FRAME_BYTES_MIN:
-            raise ChainError(BAD_PAGE, "the page has no trailer", offset=offset)
-        length = int.from_bytes(page[offset : offset + 4], "little")
-        if not FRAME_BYTES_MIN <= length <= FRAME_BYTES_MAX:
-            raise ChainError(BAD_PAGE, f"{length} is no length of a frame", offset=offset)
-        if offset + length >= size:
-            return offset, _parse_trailer(page, offset, log_id)
-        offset += length
+    try:
+        offset = native.last_frame(page)
+    except native.NotLinked as error:
+        length = int.from_bytes(page[error.at : error.at + 4], "little")
+        why = f"{length} is no length of a frame"
+        raise ChainError(BAD_PAGE, why, offset=error.at) from error
+    except native.CutShort as error:
+        raise ChainError(BAD_PAGE, "the page has no trailer", offset=error.at) from error
+    return offset, _parse_trailer(page, offset, log_id)
 
 
 def _parse_trailer(page: bytes, offset: int, log_id: bytes) -> Trailer:

@@ -28,7 +28,7 @@ from leased.chain.record import (
     hash_prefix,
     parse_frame,
 )
-from leased.chain.segment import HEADER_BYTES, SegmentHeader, parse_header
+from leased.chain.segment import HEADER_BYTES, SegmentHeader, parse_header, written_end
 from leased.chain.tree import Frontier
 from leased.chain.verdict import ANCHOR_ROLLED_BACK, CORRUPT_ANCHOR, CORRUPT_SEGMENT
 from leased.terms.errors import ChainError
@@ -286,5 +286,5 @@ def _whole_batch(
 
 def _torn(image: Image, offset: int) -> Torn | None:
     """Whatever is not zero beyond `offset`."""
-    rest = image.data[offset:].rstrip(b"\0")
-    return Torn(image.name, offset, offset + len(rest)) if rest else None
+    end = written_end(image.data, offset)
+    return Torn(image.name, offset, end) if end > offset else None

@@ -30,6 +30,7 @@ SEGMENT_BYTES: Final = 16 * 1024 * 1024
 SEGMENT_BYTES_MIN: Final = 16 * 1024
 SEGMENT_BYTES_MAX: Final = 1024 * 1024 * 1024
 ORIGIN_BYTES_MAX: Final = 255
+_ZEROS: Final = bytes(64 * 1024)
 PEAKS_MAX: Final = 63
 CLOSING_BYTES_MAX: Final = 512
 """Room for the CheckpointSigned and SegmentEnd records that may follow a batch's last event."""
@@ -99,6 +100,16 @@ def geometry(segment_bytes: int) -> Geometry:
 def machine_hash(machine_id: bytes, log_id: bytes) -> bytes:
     """Return what `log.id` keeps of the machine id: tells machines apart without naming them."""
     return sha256(machine_id + log_id).digest()
+
+
+def written_end(data: bytes, begin: int) -> int:
+    """Where the bytes from `begin` on that are not zero end. By blocks: most of a segment may never
+    have been written."""
+    end = len(data)
+    while end - begin >= len(_ZEROS) and data.endswith(_ZEROS, begin, end):
+        end -= len(_ZEROS)
+    last = max(begin, end - len(_ZEROS))
+    return last + len(data[last:end].rstrip(b"\0"))
 
 
 def segment_name(first_seq: int) -> str:

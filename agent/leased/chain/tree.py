@@ -16,6 +16,8 @@ from typing import Final
 
 import msgspec
 
+from leased.chain import native
+
 EMPTY_ROOT: Final = sha256(b"").digest()
 
 
@@ -28,28 +30,12 @@ class Frontier(msgspec.Struct, frozen=True, gc=False):
 
     def extended(self, leaves: Sequence[bytes]) -> Frontier:
         """Return the frontier with `leaves` appended; one hash per leaf on average."""
-        if len(leaves) == 1:
-            return self._with_one(leaves[0])
-        by_level: dict[int, bytes] = {}
-        rest = list(self.peaks)
-        for level in range(self.size.bit_length()):
-            if self.size >> level & 1:
-                by_level[level] = rest.pop()
-        nodes = list(leaves)
-        level = 0
-        while nodes:
-            if self.size >> level & 1:
-                nodes.insert(0, by_level.pop(level))
-            if len(nodes) & 1:
-                by_level[level] = nodes.pop()
-            nodes = [
-                sha256(b"\x01" + left + right).digest()
-                for left, right in zip(nodes[::2], nodes[1::2], strict=True)
-            ]
-            level += 1
-        return Frontier(
-            self.size + len(leaves), tuple(by_level[n] for n in sorted(by_level, reverse=True))
-        )
+        return self._with_one(leaves[0]) if len(leaves) == 1 else self.grown(b"".join(leaves))
+
+    def grown(self, leaves: bytes | bytearray) -> Frontier:
+        """The same for leaves that stand one behind the other."""
+        peaks = native.extend_tree(self.size, self.peaks, leaves)
+        return Frontier(self.size + len(leaves) // native.HASH_BYTES, peaks)
 
     def _with_one(self, node: bytes) -> Frontier:
         """The common case of a batch of one: carry, as in adding one to a binary number."""

@@ -3,18 +3,22 @@
 
 Rule: a verdict names the sequence and the offset. The chain walk (hashes, links, batches) is one
 pass; what needs more than that (bodies, checkpoints) is a pass of its own over what the walk found,
-so that each caller pays for what it asks.
+so that each caller pays for what it asks. C goes over what is plain, and says only that; every
+record that is not is judged here, one by one (`_step`), by rules that are complete without it.
 
 Does not read files and does not judge what is beyond an anchor (`recovery`).
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from hashlib import sha256
 from typing import Final
 from zlib import crc32
 
+from leased.chain import native
+from leased.chain.bodies import check_bodies
 from leased.chain.canonical import SCHEMA, Unknown, decode
 from leased.chain.epochs import Continuity, EpochKey
 from leased.chain.findings import Carried, Verified, Walk
@@ -29,6 +33,7 @@ from leased.chain.record import (
     HEADER,
     HEADER_BYTES,
     PADDING,
+    frame_bytes,
     hash_prefix,
     parse_frame,
 )
@@ -51,6 +56,8 @@ _SEALED = KIND[EpochSealed]
 _RARE = frozenset((_CHECKPOINT, _ROTATION, _SEALED))
 _NEVER_NS: Final = 1 << 64
 _KNOWN = frozenset(KIND.values())
+_JUDGED = _RARE | {_STARTED}
+_PLAIN: Final = bytes(kind in _KNOWN and kind not in _JUDGED for kind in range(native.KINDS))
 
 CRC_DAMAGED_MAX: Final = 64
 """How many sequences of CRC damage are named; the count is exact."""
@@ -109,14 +116,11 @@ class Verifier:
         if stop > len(data):
             why = f"the file ends at {base + len(data)}, before the anchored end {base + stop}"
             raise ChainError(CORRUPT_SEGMENT, why, offset=base + len(data), file=self.file)
-        walk = Walk(data, [], [], [], self._head.size)
+        walk = Walk(data, array("Q"), array("H"), bytearray(), self._head.size)
         self._walk(data, start, stop, base, walk)
-        self._count += len(walk.hashes)
-        if walk.hashes:
-            self._head = Head(self._head.size + len(walk.hashes), walk.hashes[-1])
+        self._count += len(walk.offsets)
+        if walk.kinds:
             self._last_kind = walk.kinds[-1]
-        if not _KNOWN.issuperset(walk.kinds):
-            self._unknown += sum(kind not in _KNOWN for kind in walk.kinds)
         self._grow(walk, base)
         return walk
 
@@ -167,61 +171,71 @@ class Verifier:
             self._epochs.resume(carried.epochs)
 
     def _walk(self, data: bytes, offset: int, stop: int, base: int, walk: Walk) -> None:
-        """The hot loop: every link, hash and CRC. About 3 us a record, so nothing is called that
-        need not be."""
-        unpack, digest_of, crc_of, prefix = HEADER.unpack_from, sha256, crc32, self._prefix
-        add_offset, add_kind, add_hash = walk.offsets.append, walk.kinds.append, walk.hashes.append
-        expected, head = self._head.size, self._head.hash
-        batch, opened, boot = self._batch, self._open, self._boot_ns
-        limit = self._limit_ns()
+        """Every link, hash and CRC: in strides, and where one ends, a step."""
+        strider = native.Strider(data, offset, stop, self._prefix, _PLAIN)
         while offset < stop:
-            if stop - offset < FRAME_BYTES_MIN:
-                raise self._refusal(data, offset, stop, base, expected, head)
-            length, crc, sequence, at_batch, kind, schema, flags, body_bytes, _, boot_ns, prev = (
-                unpack(data, offset)
-            )
-            body_end = offset + HEADER_BYTES + body_bytes
-            end = offset + length
-            hash_at = end - HASH_BYTES
-            if (
-                sequence != expected
-                or prev != head
-                or length != (body_bytes + FRAME_BYTES_MIN + 7) & -8
-                or length > FRAME_BYTES_MAX
-                or end > stop
-                or flags > FLAGS_KNOWN
-                or (at_batch != batch if opened else at_batch <= batch)
-                or data[body_end:hash_at] != PADDING[hash_at - body_end]
-            ):
-                raise self._refusal(data, offset, stop, base, expected, head)
-            content = data[offset + 8 : body_end]
-            head = digest_of(prefix + content).digest()
-            if head != data[hash_at:end]:
-                raise self._refusal(data, offset, stop, base, expected, prev)
-            if (
-                crc_of(data[body_end:end], crc_of(content, crc_of(data[offset : offset + 4])))
-                != crc
-            ):
-                self._note_damage(sequence)
-            if schema != SCHEMA and kind in _KNOWN:
-                self._unknown += 1
-            if boot_ns < boot or boot_ns >= limit or kind in (_SEALED, _STARTED):
-                where = (sequence, base + offset)
-                limit = self._note_time(data, offset, kind, boot_ns, where, late=boot_ns < boot)
-                if self._epochs is not None:
-                    # A seal that says it ends later than it stands: nothing comes before that end.
-                    boot_ns = max(boot_ns, self._epochs.begin_ns)
-            add_offset(offset)
-            add_kind(kind)
-            add_hash(head)
-            offset, expected, batch, opened, boot = (
-                end,
-                expected + 1,
-                at_batch,
-                not flags & FLAG_LAST,
-                boot_ns,
-            )
-        self._batch, self._open, self._boot_ns = batch, opened, boot
+            offset = self._stride(strider, offset, walk)
+            if offset < stop:
+                offset = self._step(data, offset, stop, base, walk)
+
+    def _stride(self, strider: native.Strider, offset: int, walk: Walk) -> int:
+        """Take in all records from `offset` on that are plain; where they end."""
+        place = (self._head.size, self._head.hash, self._batch, self._open, self._boot_ns)
+        stand = native.Stand(offset, *place, self._limit_ns())
+        more = True
+        while more:
+            offsets, kinds, hashes, stand, more = strider.go(stand)
+            walk.offsets.frombytes(offsets)
+            walk.kinds.frombytes(kinds)
+            walk.digests += hashes
+        offset, size, head, self._batch, self._open, self._boot_ns, _ = stand
+        self._head = Head(size, head)
+        return offset
+
+    def _step(self, data: bytes, offset: int, stop: int, base: int, walk: Walk) -> int:
+        """Judge the record at `offset` and take it in; where the next begins. Raises
+        ChainError."""
+        expected, head, boot = self._head.size, self._head.hash, self._boot_ns
+        if stop - offset < FRAME_BYTES_MIN:
+            raise self._refusal(data, offset, stop, base, expected, head)
+        length, crc, sequence, batch, kind, schema, flags, body_bytes, _, boot_ns, prev = (
+            HEADER.unpack_from(data, offset)
+        )
+        body_end = offset + HEADER_BYTES + body_bytes
+        end = offset + length
+        hash_at = end - HASH_BYTES
+        if (
+            sequence != expected
+            or prev != head
+            or length != frame_bytes(body_bytes)
+            or length > FRAME_BYTES_MAX
+            or end > stop
+            or flags > FLAGS_KNOWN
+            or (batch != self._batch if self._open else batch <= self._batch)
+            or data[body_end:hash_at] != PADDING[hash_at - body_end]
+        ):
+            raise self._refusal(data, offset, stop, base, expected, head)
+        content = data[offset + 8 : body_end]
+        digest = sha256(self._prefix + content).digest()
+        if digest != data[hash_at:end]:
+            raise self._refusal(data, offset, stop, base, expected, head)
+        if crc32(data[body_end:end], crc32(content, crc32(data[offset : offset + 4]))) != crc:
+            self._note_damage(sequence)
+        if kind not in _KNOWN or schema != SCHEMA:
+            self._unknown += 1
+        if boot_ns < boot or boot_ns >= self._limit_ns() or kind in (_SEALED, _STARTED):
+            where = (sequence, base + offset)
+            self._note_time(data, offset, kind, boot_ns, where, late=boot_ns < boot)
+            if self._epochs is not None:
+                # A seal that says it ends later than it stands: nothing comes before that end.
+                boot_ns = max(boot_ns, self._epochs.begin_ns)
+        walk.judged.append(len(walk.offsets))
+        walk.offsets.append(offset)
+        walk.kinds.append(kind)
+        walk.digests += digest
+        self._head = Head(expected + 1, digest)
+        self._batch, self._open, self._boot_ns = batch, not flags & FLAG_LAST, boot_ns
+        return end
 
     def _limit_ns(self) -> int:
         """From this boot clock on a record lies beyond the open epoch."""
@@ -237,14 +251,14 @@ class Verifier:
         where: tuple[int, int],
         *,
         late: bool,
-    ) -> int:
+    ) -> None:
         """A record that the clock makes remarkable: the first of a boot, one that went back, one
-        beyond its epoch. The new limit. Raises ChainError (BAD_SEAL)."""
+        beyond its epoch. Raises ChainError (BAD_SEAL)."""
         if late and kind != _STARTED and kind != _SEALED:
             self._clock_breaks += 1
         epochs = self._epochs
         if epochs is None:
-            return _NEVER_NS
+            return
         sequence, at = where
         if kind == _STARTED:
             event = self._decoded(data, offset, sequence, at)
@@ -261,7 +275,6 @@ class Verifier:
                 raise ChainError(
                     BAD_SEAL, f"the seal: {why}", sequence=sequence, offset=at, file=self.file
                 )
-        return self._limit_ns()
 
     def _decoded(self, data: bytes, offset: int, sequence: int, at: int) -> Event | Unknown:
         """The event of the frame at `offset`."""
@@ -301,17 +314,19 @@ class Verifier:
     def _grow(self, walk: Walk, base: int) -> None:
         """Extend the tree by the walked records, and check every checkpoint and key rotation
         among them."""
-        done = 0
-        if not _RARE.isdisjoint(walk.kinds):
-            for index, kind in enumerate(walk.kinds):
-                if kind in (_CHECKPOINT, _SEALED):
-                    self._frontier = self._frontier.extended(walk.hashes[done:index])
-                    done = index
-                    check = self._check_checkpoint if kind == _CHECKPOINT else self._check_seal
-                    check(walk, index, base)
-                elif kind == _ROTATION:
-                    self._check_rotation(walk, index, base)
-        self._frontier = self._frontier.extended(walk.hashes[done:])
+        done, digests = 0, walk.digests
+        for index in walk.judged:
+            kind = walk.kinds[index]
+            if kind in (_CHECKPOINT, _SEALED):
+                self._frontier = self._frontier.grown(
+                    digests[done * HASH_BYTES : index * HASH_BYTES]
+                )
+                done = index
+                check = self._check_checkpoint if kind == _CHECKPOINT else self._check_seal
+                check(walk, index, base)
+            elif kind == _ROTATION:
+                self._check_rotation(walk, index, base)
+        self._frontier = self._frontier.grown(digests[done * HASH_BYTES :])
 
     def _check_checkpoint(self, walk: Walk, index: int, base: int) -> None:
         """Compare a sealed checkpoint with the tree before it, and check its signature if a key
@@ -370,21 +385,6 @@ class Verifier:
             why = "the key rotation is not signed by both keys"
             raise ChainError(BAD_SIGNATURE, why, sequence=sequence, offset=offset, file=self.file)
         self._key = event.public_key
-
-
-def check_bodies(walk: Walk, *, base: int = 0, file: str = "") -> None:
-    """Decode every body strictly. Raises ChainError (BAD_BODY) at the first that is not the one
-    legal encoding."""
-    for index in range(len(walk.offsets)):
-        record = walk.record(index)
-        decode(
-            record.kind,
-            record.schema,
-            record.body,
-            sequence=record.sequence,
-            offset=base + walk.offsets[index],
-            file=file,
-        )
 
 
 def verify(chunks: Iterable[bytes], verifier: Verifier, *, bodies: bool = True) -> Verified:

@@ -114,7 +114,7 @@ def _events(
         if size > span.last_sequence:
             return
         walk = _next_segment(archive, span, verifier, size)
-        for index, digest in enumerate(walk.hashes):
+        for index in range(len(walk.offsets)):
             record = walk.record(index)
             event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
             if isinstance(event, NodeStarted):
@@ -122,7 +122,7 @@ def _events(
             if not isinstance(event, EpochSealed):
                 # A seal may have been written by the boot that the next NodeStarted names.
                 boot_ns = record.boot_ns
-            yield record.sequence, event, Moment(boot_id, boot_ns, record.wall_ns), digest
+            yield record.sequence, event, Moment(boot_id, boot_ns, record.wall_ns), record.hash
 
 
 def _next_segment(archive: Path, span: NodeSpan, verifier: Verifier, size: int) -> Any:

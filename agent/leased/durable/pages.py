@@ -18,7 +18,7 @@ import msgspec
 
 from leased.chain.page import Span, measure
 from leased.chain.proof import inclusion_path
-from leased.chain.record import FRAME_BYTES_MAX
+from leased.chain.record import FRAME_BYTES_MAX, HASH_BYTES
 from leased.chain.segment import (
     CLOSING_BYTES_MAX,
     HEADER_BYTES,
@@ -78,7 +78,7 @@ class _Place(msgspec.Struct, frozen=True):
 
 def _after(place: _Place, span: Span) -> _Place:
     """The place behind a run that begins at `place`."""
-    return _Place(place.start, place.offset + span.end, place.tree.extended(span.hashes))
+    return _Place(place.start, place.offset + span.end, place.tree.grown(span.digests))
 
 
 class PageReader:
@@ -103,7 +103,7 @@ class PageReader:
         length = max(bytes_max, self._batch_bytes_max) + FRAME_BYTES_MAX
         data = self._disk.read_part(segment_name(place.start), place.offset, length)
         span = self._measure(place, data, stop - first, bytes_max=bytes_max)
-        next_seq = first + len(span.hashes)
+        next_seq = first + span.count
         after = _after(place, span)
         self._check(after, slot)
         self._remember(next_seq, after)
@@ -137,15 +137,16 @@ class PageReader:
         ChainError, StateError."""
         leaves = _Leaves(self, slot)
         path = inclusion_path(sequence, size, leaves.subtree)
-        [record_hash] = leaves.range(sequence, sequence + 1)
+        record_hash = leaves.range(sequence, sequence + 1)
         return Inclusion(record_hash, path, self.tree(size, slot))
 
-    def leaves(self, start: int, slot: AnchorSlot) -> list[bytes]:
-        """The hashes of all records of the segment that begins with record `start`."""
+    def leaves(self, start: int, slot: AnchorSlot) -> bytes:
+        """The hashes of all records of the segment that begins with record `start`, one behind the
+        other."""
         header, stop = self._header(start), self._stop(start, slot)
         data = self._disk.read_part(segment_name(start), HEADER_BYTES, self._segment_bytes)
         place = _Place(start, HEADER_BYTES, header.frontier)
-        return self._measure(place, data, stop - start).hashes
+        return self._measure(place, data, stop - start).digests
 
     def start_before(self, sequence: int) -> int:
         """The first record of the segment that holds `sequence`. Raises Pruned."""
@@ -243,20 +244,20 @@ class _Leaves:
         self._reader = reader
         self._slot = slot
         self._start = -1
-        self._held: list[bytes] = []
+        self._held = b""
 
-    def range(self, start: int, stop: int) -> list[bytes]:
-        """The hashes of the records [start, stop)."""
-        found: list[bytes] = []
+    def range(self, start: int, stop: int) -> bytes:
+        """The hashes of the records [start, stop), one behind the other."""
+        found = b""
         while start < stop:
             begin = self._reader.start_before(start)
             if begin != self._start:
                 self._start, self._held = begin, self._reader.leaves(begin, self._slot)
-            part = self._held[start - begin : stop - begin]
+            part = self._held[(start - begin) * HASH_BYTES : (stop - begin) * HASH_BYTES]
             if not part:
                 raise StateError(f"record {start} is not there")
             found += part
-            start += len(part)
+            start += len(part) // HASH_BYTES
         return found
 
     def subtree(self, start: int, stop: int) -> bytes:
@@ -264,9 +265,9 @@ class _Leaves:
         range does not exceed."""
         base = self._reader.start_before(stop - 1)
         if base <= start:
-            return Frontier(0, ()).extended(self.range(start, stop)).root()
+            return Frontier(0, ()).grown(self.range(start, stop)).root()
         # The peaks of the tree before `base` that lie beyond `start`: one for each bit of what is
         # between, for `start` has none of these bits.
         between = base - start
         peaks = self._reader.tree_before(base).peaks[-between.bit_count() :]
-        return Frontier(between, peaks).extended(self.range(base, stop)).root()
+        return Frontier(between, peaks).grown(self.range(base, stop)).root()

@@ -27,7 +27,7 @@ from leased.chain.findings import Verified, Walk
 from leased.chain.head import GENESIS, Head
 from leased.chain.record import HEADER_BYTES as RECORD_HEADER_BYTES
 from leased.chain.recovery import SEGMENT_END
-from leased.chain.segment import HEADER_BYTES, SegmentHeader, parse_header
+from leased.chain.segment import HEADER_BYTES, SegmentHeader, parse_header, written_end
 from leased.chain.tree import Frontier
 from leased.chain.verdict import CORRUPT_SEGMENT
 from leased.chain.verifier import Verifier
@@ -102,7 +102,7 @@ def segment_names(names: Sequence[str]) -> list[str]:
 def frames_end(data: bytes) -> int:
     """Return where the frames of a closed segment end: all after it is zero, and frames are
     8-aligned."""
-    return max(HEADER_BYTES, (len(data.rstrip(b"\0")) + 7) & -8)
+    return (written_end(data, HEADER_BYTES) + 7) & -8
 
 
 def scan_segment(data: bytes, name: str, log_id: bytes, *, end: int | None = None) -> SegmentScan:

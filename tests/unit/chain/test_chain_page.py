@@ -51,7 +51,7 @@ def test_a_page_is_whole_batches(batches: list[bytes]) -> None:
         span = measure(data, 0, records, bytes_max=most)
         ends = [sum(map(len, batches[: n + 1])) for n in range(len(batches))]
         assert span.end == max(end for end in ends if end <= most)
-        assert len(span.hashes) == len(_lengths(data[: span.end]))
+        assert span.count == len(_lengths(data[: span.end]))
 
 
 def test_a_batch_above_the_limit_comes_whole(batches: list[bytes]) -> None:

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The chain's verbs on hostile bytes, each run on memory that ends where the data does: every byte
+ * of a chain changed, every length of it, and noise for bodies.
+ */
+#include "check.h"
+#include "verbs.h"
+#include "verbs/digests.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { RECORDS = 24, DATA_MAX = RECORDS * 400, SHAPES = 12 };
+
+static const uint8_t PREFIX[LEASED_PREFIX_BYTES] = "a log";
+static uint8_t data[DATA_MAX];
+static size_t begins[RECORDS + 1];
+
+static unsigned noise(void)
+{
+	static uint64_t state = 42;
+	state = state * 6364136223846793005u + 1442695040888963407u;
+	return (unsigned)(state >> 33);
+}
+
+static void put(uint8_t *at, uint64_t value, unsigned bytes)
+{
+	for (unsigned i = 0; i < bytes; i++)
+		at[i] = (uint8_t)(value >> 8 * i);
+}
+
+/* Batches of three, of one to 200 bytes of body. */
+static void make_chain(void)
+{
+	uint8_t head[32] = { 0 };
+	size_t at = 0;
+	for (unsigned i = 0; i < RECORDS; i++) {
+		uint8_t *frame = data + at;
+		const size_t body = 1 + noise() % 200, length = (body + 112 + 7) & ~(size_t)7;
+		begins[i] = at;
+		put(frame, length, 4);
+		put(frame + 8, i, 8);
+		put(frame + 16, 2 + i / 3, 8);
+		put(frame + 24, 16 + i % 4, 2);
+		frame[26] = 1;
+		frame[27] = i % 3 == 2;
+		put(frame + 28, body, 4);
+		put(frame + 40, 100 + i, 8);
+		memcpy(frame + 48, head, 32);
+		for (size_t b = 0; b < body; b++)
+			frame[80 + b] = (uint8_t)noise();
+		SHA256_CTX context;
+		SHA256_Init(&context);
+		SHA256_Update(&context, PREFIX, sizeof PREFIX);
+		SHA256_Update(&context, frame + 8, 72 + body);
+		SHA256_Final(head, &context);
+		memcpy(frame + length - 32, head, 32);
+		put(frame + 4, crc32(crc32(0, frame, 4), frame + 8, (unsigned)(length - 8)), 4);
+		at += length;
+	}
+	begins[RECORDS] = at;
+}
+
+/* How many records a stride takes of a copy of so many bytes. */
+static size_t taken(const uint8_t *from, size_t size)
+{
+	static uint64_t offsets[RECORDS];
+	static uint16_t kinds[RECORDS];
+	static uint8_t hashes[RECORDS * LEASED_HASH_BYTES];
+	uint8_t *copy = malloc(size ? size : 1);
+	struct leased_stride at = { .batch = 1, .limit_ns = UINT64_MAX };
+	size_t records, bytes, last;
+	if (copy == NULL)
+		abort();
+	memcpy(copy, from, size);
+	memcpy(at.prefix, PREFIX, sizeof PREFIX);
+	memset(at.plain, 1, sizeof at.plain);
+	const size_t count = leased_chain_stride(&at, copy, size, RECORDS, offsets, kinds, hashes);
+	/* What these say is compared with the rules elsewhere; here, that they read no further. */
+	leased_chain_links(copy, size, RECORDS, 1000, true, hashes, &records, &bytes);
+	leased_chain_links(copy, size, RECORDS, 0, false, hashes, &records, &bytes);
+	leased_chain_last(copy, size, &last);
+	free(copy);
+	return count;
+}
+
+static void check_records(void)
+{
+	const size_t size = begins[RECORDS];
+	int held = taken(data, size) == RECORDS, cut = 1;
+	check("a whole chain is plain", held);
+	for (unsigned i = 0; i < RECORDS; i++) {
+		for (size_t at = begins[i]; at < begins[i + 1]; at++) {
+			for (unsigned bit = 0; bit < 8; bit++) {
+				data[at] ^= (uint8_t)(1u << bit);
+				held = held && taken(data, size) == i;
+				data[at] ^= (uint8_t)(1u << bit);
+			}
+			cut = cut && taken(data, at) == i;
+		}
+	}
+	check("every bit changed ends the stride before its record", held);
+	check("every length ends the stride before the record that is cut", cut);
+	for (unsigned round = 0; round < 200000; round++) {
+		const size_t at = noise() % size, bytes = 1 + noise() % 8;
+		uint8_t kept[8];
+		memcpy(kept, data + at, sizeof kept);
+		for (size_t b = 0; b < bytes && at + b < size; b++)
+			data[at + b] = (uint8_t)noise();
+		taken(data, size - noise() % 64);
+		memcpy(data + at, kept, sizeof kept);
+	}
+}
+
+static void check_bodies(void)
+{
+	/* A body of everything: [int, enum, bool, 16 bytes, text, [nil | bytes], list of ints]. */
+	const struct leased_shape shapes[SHAPES] = {
+		[1] = { .what = LEASED_SHAPE_FIELDS, .count = 7, .first = 2 },
+		[2] = { .what = LEASED_SHAPE_INTEGER },
+		[3] = { .what = LEASED_SHAPE_ENUM, .members = 5 },
+		[4] = { .what = LEASED_SHAPE_BOOL },
+		[5] = { .what = LEASED_SHAPE_BYTES, .count = 16 },
+		[6] = { .what = LEASED_SHAPE_TEXT },
+		[7] = { .what = LEASED_SHAPE_FIELDS, .count = 1, .first = 9 },
+		[8] = { .what = LEASED_SHAPE_LIST, .first = 2 },
+		[9] = { .what = LEASED_SHAPE_BYTES, .nil = 1 },
+	};
+	const uint32_t roots[LEASED_KINDS] = { [16] = 1 };
+	const uint8_t good[] = "\x97\xcd\x01\x00\x02\xc3\xc4\x10"
+			       "0123456789abcdef\xa3yes\x91\xc0\x93\x01\x02\xff";
+	const uint64_t offset = 0;
+	const uint16_t kind = 16;
+	size_t plain = 0;
+	for (unsigned round = 0; round < 400000; round++) {
+		const size_t body = round ? noise() % sizeof good : sizeof good - 1;
+		uint8_t *frame = malloc(80 + body);
+		if (frame == NULL)
+			abort();
+		memset(frame, 0, 80);
+		frame[26] = 1;
+		put(frame + 28, body, 4);
+		memcpy(frame + 80, good, body);
+		for (unsigned change = round ? noise() % 3 : 0; change > 0 && body > 0; change--)
+			frame[80 + noise() % body] = (uint8_t)noise();
+		plain += leased_chain_bodies(
+			shapes, roots, frame, 80 + body, &offset, &kind, 1);
+		if (round == 0)
+			check("a body of everything is plain", plain == 1);
+		put(frame + 28, UINT32_MAX - noise() % 4, 4);
+		plain += leased_chain_bodies(
+			shapes, roots, frame, 80 + body, &offset, &kind, 1);
+		free(frame);
+	}
+	check("noise is read to its end and no further", plain < 400000);
+}
+
+static void check_crc(void)
+{
+	int same = 1;
+	for (size_t size = 0; size < 400; size++) {
+		for (size_t begin = 0; begin < 16; begin++) {
+			uint8_t *copy = malloc(size + begin + 1);
+			if (copy == NULL)
+				abort();
+			for (size_t i = 0; i < size + begin; i++)
+				copy[i] = (uint8_t)noise();
+			const uint32_t first = noise();
+			same = same && leased_crc32(first, copy + begin, size) ==
+					       crc32(first, copy + begin, (unsigned)size);
+			free(copy);
+		}
+	}
+	check("the CRC is zlib's", same);
+}
+
+void check_chain(void)
+{
+	make_chain();
+	check_records();
+	check_bodies();
+	check_crc();
+}
