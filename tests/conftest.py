@@ -4,19 +4,33 @@ second verifier that shares none of it. What a skip did not prove is told, whoev
 
 Rule: a test that damaged its log on purpose is no exception: they must agree on that too. What an
 agent of `tests/doubles/host_agent.py` leaves is judged there.
+
+The C side that is tested is that of the tree: where its sources are newer than what was built of
+them, it is built first.
 """
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.doubles.second_opinion import judge
-
+TOP = Path(__file__).resolve().parents[1]
 LOGS_MAX = 8
 """Of one test: a crash search leaves hundreds that differ by a sector."""
+
+
+def pytest_configure() -> None:
+    """Build what is out of date, if there is a compiler."""
+    built = [path.stat().st_mtime for path in (TOP / "agent/leased").glob("_native*.so")]
+    sources = [TOP / "native/verbs.cdef.h", *(TOP / "native/verbs").glob("*.[ch]")]
+    stale = built and max(path.stat().st_mtime for path in sources) > min(built)
+    if stale and shutil.which("cc"):
+        subprocess.run([sys.executable, str(TOP / "native/build_native.py")], check=True)
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +39,9 @@ def _judged_twice(request: pytest.FixtureRequest) -> Iterator[None]:
     if "tmp_path" not in request.fixturenames:
         yield
         return
+    # Not before the C side is that of the tree.
+    from tests.doubles.second_opinion import judge
+
     place: Path = request.getfixturevalue("tmp_path")
     yield
     for path in sorted(place.rglob("log.id"))[:LOGS_MAX]:
