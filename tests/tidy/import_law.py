@@ -103,7 +103,7 @@ DOORS: dict[str, str] = {
     r"|collector\.webhooks\.post)",
     "duckdb": r"leased\.collector\.duck",
     "pyspark": r"leased\.collector\.spark",
-    "pyarrow": r"leased\.collector\.blocks",
+    "pyarrow": r"leased\.collector\.(blocks|focus_table)",
     "opentelemetry": r"leased\.(service\.telemetry\.otlp|collector\.telemetry\..*)",
     "google": r"leased\.(service\.telemetry\.otlp|collector\.telemetry\..*)",
     "starlette": r"leased\.collector\.api\.application",

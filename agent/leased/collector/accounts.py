@@ -30,6 +30,7 @@ from leased.collector.answers import (
     UsageReport,
 )
 from leased.collector.focus import focus_csv, focus_rows
+from leased.collector.focus_1_4 import VERSIONS, focus_1_4_rows
 from leased.collector.invoices import Invoices
 from leased.collector.periods import Window
 from leased.collector.sources import Source
@@ -279,11 +280,18 @@ class Accounts:
             self.reach(window),
         )
 
-    def focus(self, tenant: str, month: str) -> str:
-        """The bill of a month as FOCUS 1.2, in CSV."""
+    def focus_rows(self, tenant: str, month: str, version: str) -> list[dict[str, str]]:
+        """The bill of a month as rows of FOCUS "1.2" or "1.4"."""
+        if version not in VERSIONS:
+            raise InvalidParameter("version", f"one of {', '.join(VERSIONS)}")
         bill = self.bill(tenant, month)
         cells = self.source.cells((int(bill.from_ns), int(bill.to_ns)), tenant)
-        return focus_csv(focus_rows(bill, cells, terms_of(bill.terms)))
+        rows = focus_rows(bill, cells, terms_of(bill.terms))
+        return list(rows if version == "1.2" else focus_1_4_rows(rows))
+
+    def focus(self, tenant: str, month: str, version: str = "1.2") -> str:
+        """The same, as CSV."""
+        return focus_csv(self.focus_rows(tenant, month, version), VERSIONS[version])
 
     def chargeback(self, month: str, *, spread: str = Spread.NONE.value) -> Chargeback:
         """What a month's infrastructure cost, by cost centre."""

@@ -2,13 +2,15 @@
 """The history of allocations: how much of what there was was held, and how evenly.
 
 Rule: from hourly cells, capacity x time and not instants; as few points as can be drawn, each the
-sum of whole hours. What was held is not what was used: efficiency is unknown here, and says so.
+sum of whole hours. What was held is not what was used: that is telemetry's word, over what it saw
+of what was held, and null where it saw nothing.
 
 Does not know the present (`fleet`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from decimal import ROUND_DOWN, Decimal
 from typing import Final
 
@@ -20,6 +22,7 @@ from leased.collector.answers import Interval, Reach
 from leased.collector.governance.fairness import jain
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
+from leased.terms.moment import NS_PER_S
 from leased.terms.resource import UNIT, ResourceKind
 
 POINTS_MAX: Final = 500
@@ -50,7 +53,14 @@ class AllocationHistory(msgspec.Struct, frozen=True):
     reach: Reach
 
 
-def allocations(accounts: Accounts, period: str, kind: ResourceKind) -> AllocationHistory:
+Shares = Callable[[str, int, int, int], Mapping[int, tuple[int, int]]]
+"""Of a kind, from and to an instant in Unix seconds, by steps of so many: (used, held while that
+was seen), as telemetry has it."""
+
+
+def allocations(
+    accounts: Accounts, period: str, kind: ResourceKind, shares: Shares | None = None
+) -> AllocationHistory:
     """The last `period`. Raises InvalidParameter, NoData."""
     window = accounts.last(period)
     hours = -(-len(window.hours) // POINTS_MAX) or 1
@@ -66,6 +76,10 @@ def allocations(accounts: Accounts, period: str, kind: ResourceKind) -> Allocati
             tenants = held.setdefault(point, {})
             tenants[key.tenant] = tenants.get(key.tenant, 0) + amount
     count = -(-len(window.hours) // hours)
+    used: Mapping[int, tuple[int, int]] = {}
+    if shares is not None:
+        begin_s, end_s = window.from_ns // NS_PER_S, window.to_ns // NS_PER_S
+        used = shares(kind.name.lower(), begin_s, end_s, hours * 3600)
     points = [
         _point(
             window.from_ns + point * hours * HOUR_NS,
@@ -73,6 +87,7 @@ def allocations(accounts: Accounts, period: str, kind: ResourceKind) -> Allocati
             held.get(point, {}),
             there.get(point, 0),
             UNIT[kind],
+            used.get(point, (0, 0)),
         )
         for point in range(count)
     ]
@@ -87,7 +102,12 @@ def allocations(accounts: Accounts, period: str, kind: ResourceKind) -> Allocati
 
 
 def _point(
-    from_ns: int, hours: int, tenants: dict[str, int], capacity_ns: int, unit: int
+    from_ns: int,
+    hours: int,
+    tenants: dict[str, int],
+    capacity_ns: int,
+    unit: int,
+    used: tuple[int, int],
 ) -> AllocationPoint:
     whole = unit * hours * HOUR_NS
     held_ns = sum(tenants.values())
@@ -99,6 +119,6 @@ def _point(
         (Decimal(held_ns) / whole).quantize(_THOUSANDTH, ROUND_DOWN),
         (Decimal(capacity_ns) / whole).quantize(_THOUSANDTH, ROUND_DOWN),
         ratio,
-        None,
+        Decimal(min(1000, used[0] * 1000 // used[1])).scaleb(-3) if used[1] else None,
         jain(list(tenants.values())),
     )

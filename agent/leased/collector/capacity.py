@@ -163,6 +163,20 @@ def _node_prices(accounts: Accounts) -> dict[str, Fraction]:
     return prices
 
 
+def node_price(accounts: Accounts) -> Fraction:
+    """What an hour of a node costs, on average."""
+    prices = _node_prices(accounts)
+    return sum(prices.values(), Fraction(0)) / max(1, len(prices))
+
+
+def infrastructure_cost(
+    accounts: Accounts, kind: ResourceKind, tier: TierKind | None, amount: int
+) -> Fraction:
+    """What having so much capacity x ns cost, whoever held it."""
+    hour = _list_price(accounts.terms.infrastructure, kind, tier)
+    return hour * Fraction(amount, UNIT[kind] * HOUR_NS)
+
+
 def _list_price(card: RateCard, kind: ResourceKind, tier: TierKind | None) -> Fraction:
     """Of one unit for an hour, whatever the priority."""
     cost = card.cost(UNIT[kind] * HOUR_NS, kind, tier, Priority.STANDARD)

@@ -18,6 +18,7 @@ import msgspec
 
 from leased.chain.canonical import Unknown
 from leased.collector.archive import ArchiveReader
+from leased.collector.flow import Flow
 from leased.collector.manifest import LogEntry
 from leased.terms import event as events
 from leased.terms.event import Event, LeaseEvent
@@ -50,6 +51,9 @@ _THROTTLES: Final = (
 )
 RECENT: Final = 256
 """The last events of a node that are kept to be shown."""
+
+ENDED_KEPT: Final = 512
+"""Leases of a node that are over, and whose telemetry may still be asked about."""
 
 
 class LiveLease(msgspec.Struct):
@@ -105,6 +109,8 @@ class NodeView:
         self.throttled: dict[str, int] = {}
         self.over: dict[tuple[str, str], int] = {}
         self.recent: list[Told] = []
+        self.flow = Flow()
+        self.ended: dict[str, Subject] = {}
 
     @property
     def draining(self) -> bool:
@@ -164,10 +170,16 @@ class NodeView:
                 sequence=sequence,
                 last=sequence,
             )
+            self.flow.begin(moment.wall_ns, len(self.leases))
         self._tell(sequence, type(event).__name__, moment, tenant, lease_id)
         lease = self.leases.get(lease_id)
         if lease is None:
             return
+        if not lease.ended and type(event) in _ENDS:
+            self.flow.end(moment.wall_ns, moment.wall_ns - lease.granted_wall_ns)
+            self.ended[lease_id] = lease.subject
+            if len(self.ended) > ENDED_KEPT:
+                del self.ended[next(iter(self.ended))]
         lease.last = sequence
         lease.state = _STATES.get(type(event), lease.state)
         lease.ended = lease.ended or _ENDS.get(type(event), "")
@@ -260,6 +272,14 @@ class Fleet:
             for lease in view.leases.values():
                 if tenant is None or lease.subject.tenant == tenant:
                     yield view, lease
+
+    def subject_of(self, lease_id: str) -> Subject | None:
+        """Whose lease that is, or was lately."""
+        for view in self.logs.values():
+            lease = view.leases.get(lease_id)
+            if lease is not None or lease_id in view.ended:
+                return lease.subject if lease is not None else view.ended[lease_id]
+        return None
 
     def totals(self) -> dict[ResourceKind, int]:
         """What there is of each kind, on all nodes."""

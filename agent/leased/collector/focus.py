@@ -2,9 +2,10 @@
 """FOCUS 1.2 (FinOps Open Cost and Usage Specification): a bill as rows that other people's tools
 read.
 
-Rule: the rows' BilledCost adds up to the bill's total, to the last digit: what a line of the rate
-card costs is divided among its days and tags by the largest remainder. Every column of the
-specification is there; what does not apply is empty. Custom columns begin with x_.
+Rule: the rows' BilledCost adds up to the bill's total, to the last digit, and so does their
+EffectiveCost: what a line of the rate card costs is divided among its days and tags by the largest
+remainder, and what a plan's fee pays for is a row of its own, billed at nothing. Every column of
+the specification is there; what does not apply is empty. Custom columns begin with x_.
 
 Does not compute a bill (`accounts`).
 """
@@ -14,12 +15,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Final
 
 from leased.collector import periods
-from leased.economics.amounts import decimal, exact, split, units
+from leased.economics.amounts import exact, split, units
 from leased.economics.billing import Bill, BillLine
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
@@ -94,6 +95,9 @@ COLUMNS: Final = (
 
 CUSTOM: Final = ("x_BillSha256",)
 ISSUER: Final = "leased"
+FEE_UNIT: Final = "month"
+AMOUNTS: Final = tuple(name for name in COLUMNS if name.endswith(("Cost", "Price", "Quantity")))
+_UNITS: Final = {"device": "Device", "core": "Core", "Gbit/s": "Gbps"}
 _SERVICE: Final = {
     "gpu": ("Compute", "Other (Compute)", "GPU leases"),
     "cpu": ("Compute", "Other (Compute)", "CPU leases"),
@@ -110,25 +114,30 @@ def focus_rows(bill: Bill, cells: Mapping[UsageKey, int], terms: Terms) -> Itera
     for line in bill.line_items:
         parts = _parts(bill, line, cells, terms)
         if parts:
-            yield from _usage_rows(bill, line, parts)
+            yield from map(_priced, _usage_rows(bill, line, parts))
         else:
-            yield _whole_row(bill, line)
+            yield _priced(_whole_row(bill, line))
+            if line.unit == FEE_UNIT:
+                yield _priced(_covered_row(bill, line))
     for reason, amount in bill.credits:
-        yield _row(bill) | {
-            "ChargeCategory": "Credit",
-            "ChargeDescription": reason,
-            "ChargeFrequency": "One-Time",
-            "BilledCost": amount,
-            "EffectiveCost": amount,
-            "ListCost": "0",
-            "ContractedCost": "0",
-        }
+        yield _priced(
+            _row(bill)
+            | {
+                "ChargeCategory": "Credit",
+                "ChargeDescription": reason,
+                "ChargeFrequency": "One-Time",
+                "BilledCost": amount,
+                "EffectiveCost": amount,
+                "ListCost": "0",
+                "ContractedCost": "0",
+            }
+        )
 
 
-def focus_csv(rows: Iterator[dict[str, str]]) -> str:
+def focus_csv(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> str:
     """Rows as CSV with a heading."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*COLUMNS, *CUSTOM], lineterminator="\n")
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
@@ -190,9 +199,9 @@ def _usage_rows(bill: Bill, line: BillLine, parts: list[_Part]) -> Iterator[dict
                 "ContractedCost": exact(price * quantity),
                 "ContractedUnitPrice": exact(price),
                 "ConsumedQuantity": exact(quantity),
-                "ConsumedUnit": f"{line.unit}s",
+                "ConsumedUnit": unit_name(line.unit),
                 "PricingQuantity": exact(quantity),
-                "PricingUnit": f"{line.unit}s",
+                "PricingUnit": unit_name(line.unit),
                 "PricingCategory": "Dynamic" if line.priority == "scavenger" else "Standard",
                 "Tags": _tags(tag),
             }
@@ -215,25 +224,68 @@ def _whole_row(bill: Bill, line: BillLine) -> dict[str, str]:
             "ListCost": line.total,
             "ContractedCost": line.total,
         }
-    fee = line.unit == "month"
-    cost = line.cost_exact if "/" not in line.cost_exact else decimal(Fraction(line.cost_exact))
+    fee = line.unit == FEE_UNIT
+    # Of the quantity as it is written, which may have been rounded: readers multiply.
+    cost = exact(Fraction(line.unit_price) * Fraction(line.quantity))
     return (
         row
         | _service(line)
         | {
             "ChargeCategory": "Purchase" if fee else "Usage",
             "ChargeFrequency": "Recurring" if fee else "Usage-Based",
+            "EffectiveCost": "0" if fee else line.total,
             "ListCost": cost,
             "ListUnitPrice": line.unit_price,
             "ContractedCost": cost,
             "ContractedUnitPrice": line.unit_price,
             "PricingQuantity": line.quantity,
-            "PricingUnit": f"{line.unit}s",
+            "PricingUnit": unit_name(line.unit),
             "PricingCategory": "Committed" if fee else "Standard",
             "ConsumedQuantity": "" if fee else line.quantity,
-            "ConsumedUnit": "" if fee else f"{line.unit}s",
+            "ConsumedUnit": "" if fee else unit_name(line.unit),
         }
     )
+
+
+def _covered_row(bill: Bill, line: BillLine) -> dict[str, str]:
+    """What a plan's fee pays for, used or not: it costs what the fee was, and is billed at
+    nothing."""
+    return _whole_row(bill, line) | {
+        "ChargeCategory": "Usage",
+        "ChargeFrequency": "Usage-Based",
+        "ChargeDescription": f"{line.description}, used or not",
+        "BilledCost": fixed(0, bill.decimals),
+        "EffectiveCost": line.total,
+        "ListCost": "0",
+        "ListUnitPrice": "0",
+        "ContractedCost": "0",
+        "ContractedUnitPrice": "0",
+        "ConsumedQuantity": line.quantity,
+        "ConsumedUnit": unit_name(line.unit),
+    }
+
+
+def _priced(row: dict[str, str]) -> dict[str, str]:
+    """Prices are in the currency of the bill; and a number is never mistaken for a count: a reader
+    that guesses types from what it sees is to guess decimals."""
+    told = row | {
+        "PricingCurrency": row["BillingCurrency"],
+        "PricingCurrencyListUnitPrice": row["ListUnitPrice"],
+        "PricingCurrencyContractedUnitPrice": row["ContractedUnitPrice"],
+        "PricingCurrencyEffectiveCost": row["EffectiveCost"],
+    }
+    for name in AMOUNTS:
+        if told[name] and "." not in told[name]:
+            told[name] += ".0"
+    return told
+
+
+def unit_name(unit: str) -> str:
+    """A unit of a bill as FOCUS writes it: "core-second" is "Core-Seconds"."""
+    what, dash, time = unit.rpartition("-")
+    if not dash:
+        return f"{unit.capitalize()}s"
+    return f"{_UNITS.get(what, what)}-{time.capitalize()}s"
 
 
 def _row(bill: Bill) -> dict[str, str]:

@@ -24,6 +24,8 @@ from leased.collector import capacity as looks
 from leased.collector import forecast as futures
 from leased.collector import periods
 from leased.collector.accounts import Accounts
+from leased.collector.focus_1_4 import VERSIONS
+from leased.collector.focus_table import parquet_of
 from leased.collector.invoices import Invoices
 from leased.collector.periods import Window
 from leased.collector.store_verbs import add_terms, opened
@@ -114,12 +116,14 @@ def _register_bills(verbs: Verbs) -> None:
     one = verb(
         verbs,
         "export",
-        "the bill of a tenant as FOCUS 1.2 (CSV), for other people's tools",
+        "the bill of a tenant as FOCUS (CSV or Parquet), for other people's tools",
         "leased-collector export acme 2026-01 > acme.csv",
         json=False,
     )
     one.add_argument("tenant", help="whose")
     one.add_argument("month", help='such as "2026-01"')
+    one.add_argument("--focus", choices=tuple(VERSIONS), default="1.2", help="default: 1.2")
+    one.add_argument("--parquet", type=Path, metavar="FILE", help="write Parquet there, not CSV")
     add_terms(one)
     one.set_defaults(act=_export)
     one = _add(
@@ -179,7 +183,14 @@ def _export(options: argparse.Namespace, console: Console) -> int:
     """Print FOCUS."""
     with opened(options, console) as (source, terms):
         accounts = Accounts(source, terms, Invoices(options.state))
-        console.say(accounts.focus(options.tenant, options.month).rstrip("\n"))
+        if not (terms.currency.isupper() and len(terms.currency) == 3):
+            console.note(f"{terms.currency} is no currency of ISO 4217: validators will say so")
+        if options.parquet is None:
+            text = accounts.focus(options.tenant, options.month, options.focus)
+            console.say(text.rstrip("\n"))
+        else:
+            rows = accounts.focus_rows(options.tenant, options.month, options.focus)
+            options.parquet.write_bytes(parquet_of(rows, VERSIONS[options.focus]))
     return 0
 
 

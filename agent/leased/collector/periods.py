@@ -103,6 +103,21 @@ def window(start: str, end: str) -> Window:
     return Window(from_ns, to_ns)
 
 
+def months(start: str, end: str) -> list[str]:
+    """The months from the first day of one to the last of another, both dates. Raises
+    InvalidParameter."""
+    found = window(start, end)
+    first, last = month(start[:7]), month(end[:7])
+    if (first.from_ns, last.to_ns) != found.pair:
+        raise InvalidParameter("start", "bills are of whole months: from a first day to a last")
+    named = []
+    while first.from_ns < last.to_ns:
+        named.append(first.name)
+        year, number = divmod(int(first.name[:4]) * 12 + int(first.name[5:]), 12)
+        first = month(f"{year:04}-{number + 1:02}")
+    return named
+
+
 def label_of_day(text: str, parameter: str) -> int:
     """The label of the beginning of a date. Raises InvalidParameter."""
     return _instant(text, parameter)[0]

@@ -72,6 +72,7 @@ class Desk:
     ) -> None:
         """`directory` is what relative paths in the settings start from. Raises LeasedError."""
         self._read, self._directory, self._wall_ns = read, directory, wall_ns
+        self._state = state
         self._settings = read()
         self._ground: Policy = settings.load_ground(self._settings, directory)
         tokens = settings.load_tokens(self._settings, directory)
@@ -143,7 +144,11 @@ class Desk:
         table = [
             *quota_routes.routes(self._quotas),
             *view_routes.routes(self.views),
-            *reports.routes(reports.Reports(self.books.ask, lambda: self._ground)),
+            *reports.routes(
+                reports.Reports(
+                    self.books.ask, lambda: self._ground, lambda: self.books.fleet, self._state
+                )
+            ),
             *telemetry_routes.routes(self._observed),
             *handing.routes(handing.Handing(self.issuer)),
             *webhooks.routes(webhooks.Webhooks(self.hooks.readers, self.hooks.writers)),
@@ -151,6 +156,10 @@ class Desk:
         ]
         shown = console_routes.routes(console_routes.Stream(self.books, self.views, self._wall_ns))
         return [*table, *shown, self._described(table)]
+
+    def _reports(self) -> reports.Reports:
+        ground, fleet = (lambda: self._ground), (lambda: self.books.fleet)
+        return reports.Reports(self.books.ask, ground, fleet, self._state)
 
     def _described(self, table: Sequence[Route]) -> Route:
         encoded = msgspec.json.encode(openapi.document(table, __version__))

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -25,12 +28,21 @@ from leased.collector.api.forms import Tenant
 from leased.collector.api.problems import Problem
 from leased.collector.api.requests import prefers
 from leased.collector.api.routes import Answer, Call, Route, Scope
+from leased.collector.fleet import Fleet
+from leased.collector.focus import focus_csv
+from leased.collector.focus_1_4 import VERSIONS
+from leased.collector.focus_table import parquet_of
+from leased.collector.latency_cost import LatencyCost, latency_cost
+from leased.collector.rightsizing import RightSizing, rightsizing
+from leased.collector.telemetry.store import Store
+from leased.collector.telemetry.views import windows
 from leased.economics.attribution import Basis, Spread
-from leased.terms.errors import InvalidParameter
+from leased.terms.errors import InvalidParameter, StateError
 from leased.terms.policy import Policy
 from leased.terms.resource import ResourceKind
 
 CSV: Final = "text/csv"
+PARQUET: Final = "application/vnd.apache.parquet"
 MINUTE_NS: Final = 60 * 10**9
 Period = Annotated[
     str, Meta(pattern="^[1-9][0-9]{0,4}[hdw]$", description='such as "24h", "30d" or "4w"')
@@ -70,7 +82,7 @@ class UsageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: Day
     end: Day
     granularity: Annotated[str, Meta(pattern="^(hour|day|total)$")] = "hour"
-    format: Annotated[str, Meta(pattern="^(json|csv)$")] | None = None
+    format: Annotated[str, Meta(pattern=r"^(json|csv|focus-1\.[24])$")] | None = None
 
 
 class ChargebackQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,14 +112,39 @@ class PeriodQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     period: Period = "90d"
 
 
+class LatencyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of the leases of which time, and for which targets."""
+
+    period: Period = "30d"
+    targets: (
+        Annotated[
+            str,
+            Meta(pattern=r"^[1-9][0-9]{0,9}(,[1-9][0-9]{0,9}){0,9}$", description="ms, by commas"),
+        ]
+        | None
+    ) = None
+
+
+class RightSizingQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far back, and by which percentile of use."""
+
+    period: Period = "7d"
+    percentile: Annotated[int, Meta(ge=50, le=100)] = 95
+
+
 class Reports:
     """The handlers."""
 
     def __init__(
-        self, ask: Callable[[Callable[[Accounts], Any]], Any], ground: Callable[[], Policy]
+        self,
+        ask: Callable[[Callable[[Accounts], Any]], Any],
+        ground: Callable[[], Policy],
+        fleet: Callable[[], Fleet],
+        state: Path,
     ) -> None:
-        """`ask` puts a question to the accounts, and returns None if there are none yet."""
-        self._ask, self._ground = ask, ground
+        """`ask` puts a question to the accounts, and returns None if there are none yet; `state` is
+        where telemetry is."""
+        self._ask, self._ground, self._fleet, self._state = ask, ground, fleet, state
 
     def asked(self, ask: Callable[[Accounts], Any]) -> Any:
         """What the accounts answer. Raises Problem for what they cannot."""
@@ -146,9 +183,11 @@ class Reports:
         return Answer(self.asked(lambda accounts: accounts.summary(ask.tenant, ask.month)))
 
     def usage(self, call: Call) -> Answer:
-        """A tenant's usage, as JSON or CSV."""
+        """A tenant's usage, as JSON or CSV; or what it was billed for, as FOCUS."""
         call.caller.require_tenant(call.query.tenant)
         query = call.query
+        if query.format is not None and query.format.startswith("focus-"):
+            return self._focus(call, query.format.removeprefix("focus-"))
 
         def ask(accounts: Accounts) -> answers.UsageReport:
             window = periods.window(query.start, query.end)
@@ -164,6 +203,25 @@ class Reports:
         headers = {"Content-Disposition": name, "Vary": "Accept"}
         media_type = f"{CSV}; charset=utf-8"
         return Answer(raw=_csv(report.rows), media_type=media_type, headers=headers)
+
+    def _focus(self, call: Call, version: str) -> Answer:
+        query = call.query
+
+        def ask(accounts: Accounts) -> list[dict[str, str]]:
+            months = periods.months(query.start, query.end)
+            return [
+                row for month in months for row in accounts.focus_rows(query.tenant, month, version)
+            ]
+
+        rows, columns = self.asked(ask), VERSIONS[version]
+        name = f"focus-{version}-{query.tenant}"
+        headers = {"Vary": "Accept"}
+        if prefers(call.headers, PARQUET, CSV):
+            headers["Content-Disposition"] = f'attachment; filename="{name}.parquet"'
+            return Answer(raw=parquet_of(rows, columns), media_type=PARQUET, headers=headers)
+        headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
+        raw = focus_csv(rows, columns).encode()
+        return Answer(raw=raw, media_type=f"{CSV}; charset=utf-8", headers=headers)
 
     def chargeback(self, call: Call) -> Answer:
         """What a month cost, by cost centre."""
@@ -188,7 +246,47 @@ class Reports:
         """How much of what there was was held."""
         call.caller.require_all()
         period, kind = call.query.period, ResourceKind[call.query.kind.upper()]
-        return Answer(self.asked(lambda accounts: allocations(accounts, period, kind)))
+        with self._samples() as samples:
+            shares = samples.shares_by if samples is not None else None
+            return Answer(self.asked(lambda accounts: allocations(accounts, period, kind, shares)))
+
+    def latency(self, call: Call) -> Answer:
+        """What it costs to be quicker."""
+        call.caller.require_all()
+        period, fleet = call.query.period, self._fleet()
+        targets = [int(one) for one in call.query.targets.split(",")] if call.query.targets else []
+        ask = partial(latency_cost, fleet=fleet, period=period, targets_ms=targets)
+        return Answer(self.asked(ask))
+
+    def rightsizing(self, call: Call) -> Answer:
+        """Who asks for more than they use."""
+        call.caller.require_all()
+        period, percentile = call.query.period, call.query.percentile
+        begin_s, end_s = windows(call.now_ns, periods.duration(period))
+        with self._samples() as samples:
+            ask = partial(
+                rightsizing,
+                fleet=self._fleet(),
+                store=samples,
+                begin_s=begin_s,
+                end_s=end_s,
+                period=period,
+                percentile=percentile,
+            )
+            return Answer(self.asked(ask))
+
+    @contextmanager
+    def _samples(self) -> Iterator[Store | None]:
+        """What telemetry there is."""
+        try:
+            store = Store(self._state, reading=True)
+        except StateError:
+            yield None
+            return
+        try:
+            yield store
+        finally:
+            store.close()
 
     def idle(self, call: Call) -> Answer:
         """What nobody uses."""
@@ -245,6 +343,14 @@ def routes(reports: Reports) -> list[Route]:
             *("governance/allocations/history", reports.history, "What was held of what there was"),
             *(AllocationHistory, HistoryQuery),
         ),
+        (
+            *("governance/economics/latency-cost", reports.latency, "What it costs to be quicker"),
+            *(LatencyCost, LatencyQuery),
+        ),
+        (
+            *("governance/optimize/rightsizing", reports.rightsizing, "Who asks for too much"),
+            *(RightSizing, RightSizingQuery),
+        ),
         ("governance/optimize/idle", reports.idle, "What nobody uses", answers.Idle, None),
         (
             *("governance/optimize/reservations", reports.reservations, "What to reserve"),
@@ -262,7 +368,7 @@ def routes(reports: Reports) -> list[Route]:
             takes_query=query,
             slow=True,
             problems=missing,
-            also=(CSV,) if query is UsageQuery else (),
+            also=(CSV, PARQUET) if query is UsageQuery else (),
             about=path.partition("/")[0],
         )
         for path, act, summary, answer, query in rows

@@ -23,6 +23,7 @@ from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.terms.errors import StateError
 from leased.terms.moment import NS_PER_S
+from leased.terms.series import KIND
 
 NAME: Final = "telemetry.sqlite"
 FORMAT: Final = 1
@@ -53,6 +54,18 @@ ON CONFLICT (series, begin_s) DO UPDATE SET
     most = max(most, excluded.most), active = active + excluded.active,
     covered_ns = covered_ns + excluded.covered_ns
 """
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """How a share was spread over windows: how many windows had a mean within each hundredth
+    (`counts`, by the hundredth), and the most that was ever seen, in ppm."""
+
+    node: str
+    lease: str
+    kind: str
+    windows: int
+    most_ppm: int
+    counts: dict[int, int]
 
 
 class Store:
@@ -160,6 +173,43 @@ class Store:
         for *place, attributes, begin, count, total, most, active, covered in found:
             key = Key(*place, _pairs(attributes))
             yield key, Rollup(begin, count, total, most, active, covered)
+
+    def spreads(self, name: str, begin_s: int, end_s: int) -> list[Spread]:
+        """How a share of each lease and kind was spread over the windows in [begin_s, end_s)."""
+        found: dict[tuple[str, str, str], dict[int, int]] = {}
+        most: dict[tuple[str, str, str], int] = {}
+        rows = self._base.execute(
+            "SELECT s.node, s.lease, s.attributes, r.total / r.count / 10000, count(*), max(r.most)"
+            " FROM series s JOIN rollups r ON r.series = s.id WHERE s.name = ? AND s.lease != ''"
+            " AND r.begin_s >= ? AND r.begin_s < ? AND r.count > 0 GROUP BY s.id, 4",
+            (name, begin_s // WINDOW_S * WINDOW_S, end_s),
+        )
+        for node, lease, attributes, bucket, count, high in rows:
+            place = (node, lease, dict(_pairs(attributes)).get(KIND, ""))
+            counts = found.setdefault(place, {})
+            counts[bucket] = counts.get(bucket, 0) + count
+            most[place] = max(most.get(place, 0), high)
+        return [
+            Spread(*place, sum(counts.values()), most[place], counts)
+            for place, counts in found.items()
+        ]
+
+    def shares_by(
+        self, kind: str, begin_s: int, end_s: int, step_s: int
+    ) -> dict[int, tuple[int, int]]:
+        """By step from `begin_s`: what leases used of a kind and what they held of it while that
+        was seen, both in raw unit x windows x ppm."""
+        rows = self._base.execute(
+            "SELECT (r.begin_s - ?) / ?, sum(r.total / r.count * h.most), sum(1000000 * h.most)"
+            " FROM series s JOIN rollups r ON r.series = s.id"
+            " JOIN series o ON o.name = 'leased.lease.capacity' AND o.lease = s.lease"
+            " AND o.node = s.node AND o.attributes = s.attributes"
+            " JOIN rollups h ON h.series = o.id AND h.begin_s = r.begin_s"
+            " WHERE s.name = 'leased.lease.utilization' AND s.attributes LIKE ?"
+            " AND r.begin_s >= ? AND r.begin_s < ? AND r.count > 0 GROUP BY 1",
+            (begin_s, step_s, f'%"{KIND}","{kind}"%', begin_s, end_s),
+        )
+        return {step: (used, held) for step, used, held in rows}
 
     def last_s(self) -> int:
         """The beginning of the newest window that there is; 0 without any."""
