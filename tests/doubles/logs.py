@@ -155,6 +155,15 @@ def allocation(number: int) -> e.Allocated:
     )
 
 
+def lease_life(number: int) -> list[e.Event]:
+    """Lease `number` from beginning to end."""
+    granted, hash_ = allocation(number), bytes(32)
+    same = (EventId(bytes(16)), granted.lease_id, granted.subject, 1, number)
+    reclaimed = e.Reclaimed(*same, (0,), 0, 0, None, None, None, 0, 1000, hash_)
+    ended = [e.Released(*same), e.TeardownBegun(*same), e.AccessCut(*same, True, hash_)]
+    return [granted, *ended, e.Scrubbed(*same, 0, hash_), reclaimed]
+
+
 def started() -> e.NodeStarted:
     """The first event of a run."""
     return e.NodeStarted(EventId(b"\x01" * 16), BOOT, b"\x40" * 16, 1, "0.1.0", "ext4", "strict")

@@ -14,7 +14,7 @@ from leased.durable.scan import segment_names
 from leased.terms import event as e
 from leased.terms.errors import StateError
 from tests.doubles.disk import MemoryDisk
-from tests.doubles.logs import CountedEntropy, allocation, moment_at, open_on, started
+from tests.doubles.logs import CountedEntropy, allocation, lease_life, moment_at, open_on, started
 
 LATE = moment_at(10**6).wall_ns
 ID = e.EventId(bytes(16))
@@ -22,14 +22,7 @@ ID = e.EventId(bytes(16))
 
 def life(number: int, *, open_ended: bool = False) -> list[e.Event]:
     """A lease from beginning to end."""
-    granted = allocation(number)
-    same = (ID, granted.lease_id, granted.subject, 1, number)
-    if open_ended:
-        return [granted]
-    hash_ = bytes(32)
-    reclaimed = e.Reclaimed(*same, (0,), 0, 0, None, None, None, 0, 1000, hash_)
-    ended = [e.Released(*same), e.TeardownBegun(*same), e.AccessCut(*same, True, hash_)]
-    return [granted, *ended, e.Scrubbed(*same, 0, hash_), reclaimed]
+    return [allocation(number)] if open_ended else lease_life(number)
 
 
 def filled(lives: int = 120, extra: tuple[int, list[e.Event]] = (-1, [])) -> MemoryDisk:
