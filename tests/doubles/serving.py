@@ -73,7 +73,7 @@ from tests.doubles.observer import FileObserver
 from tests.doubles.peers import FakePeers
 
 SEGMENT_BYTES = 2 << 20
-"""Large enough that no test fills one: switching would take a thread."""
+"""Large enough that no test fills one by chance: switching takes a thread."""
 
 TENANTS = {0: "root", 1000: "acme", 1001: "acme", 2000: "beta"}
 """Who is which tenant on the sockets of `serve_on`; every other uid is nobody."""
@@ -106,7 +106,14 @@ class Box:
 class Host:
     """Everything that outlasts a run of the agent."""
 
-    def __init__(self, *, inventory: Inventory | None = None, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        inventory: Inventory | None = None,
+        policy: Policy | None = None,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        self.segment_bytes = segment_bytes
         self.clock: FakeClock = FakeClock()
         self.disk = MemoryDisk()
         self.policy = policy or Policy()
@@ -218,7 +225,7 @@ class Agent:
             entropy=host.entropy,
             machine_id=MACHINE,
             origin=ORIGIN,
-            segment_bytes=SEGMENT_BYTES,
+            segment_bytes=host.segment_bytes,
             background=False,
             disk=host.disk,
             committer=lambda: DiskCommitter(host.disk),
@@ -490,6 +497,7 @@ class Agent:
             self.chain_reader.next_seq = self.sealer.head.size
         if self.dispatcher is not None:
             self.dispatcher.note_moment(told.moment)
+        self.opened.note(told.events, told.sequences)
         self.feed.tell(told)
         self.ticker.look_again()
 

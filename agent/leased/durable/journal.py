@@ -10,7 +10,7 @@ Does not seal and does not recover (`chain.sealer`, `log.open_log`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, Protocol
 
 import trio
@@ -61,7 +61,16 @@ class Committer(Protocol):
 class FileJournal:
     """The open log of one directory."""
 
-    def __init__(self, disk: Disk, writer: Writer, committer: Committer) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        writer: Writer,
+        committer: Committer,
+        *,
+        aside: Callable[..., Awaitable[None]] = trio.to_thread.run_sync,
+    ) -> None:
+        """`aside` calls what takes long where it does not hold up the loop."""
+        self._aside = aside
         self._disk = disk
         self._writer = writer
         self._committer = committer
@@ -99,7 +108,7 @@ class FileJournal:
                 if part.ends_segment:
                     # Once in some 45,000 records: a rename and two syncs that must not hold up the
                     # loop.
-                    await trio.to_thread.run_sync(writer.switch, moment)
+                    await self._aside(writer.switch, moment)
 
     def commit_at_once(self, frames: bytes, count: int, head: bytes, moment: Moment) -> bool:
         """As `commit`, without a turn of the event loop, for a small batch on a fast disk. False:

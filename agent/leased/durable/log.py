@@ -16,6 +16,8 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
+import trio
+
 from leased.chain.epochs import (
     EPOCH_NS,
     Open,
@@ -72,9 +74,9 @@ def open_log(
     ChainError.
 
     `origin` (a prefix such as "lease-log.fleet/node"), `segment_bytes` and `epoch_ns` (0: its
-    epochs are not sealed) count only when a log is made. `background` false prepares segments in
-    line; `disk` and `committer` are for tests. With a `binding` the log is opened only if its
-    counter says that it is the newest.
+    epochs are not sealed) count only when a log is made. `background` false prepares and changes
+    segments in line; `disk` and `committer` are for tests. With a `binding` the log is opened only
+    if its counter says that it is the newest.
     """
     try:
         if disk is None:
@@ -185,7 +187,12 @@ class _Opening:
         opened = OpenedLog(
             disk,
             identity,
-            FileJournal(disk, writer, (committer or _native_committer)()),
+            FileJournal(
+                disk,
+                writer,
+                (committer or _native_committer)(),
+                aside=trio.to_thread.run_sync if background else _in_line,
+            ),
             writer,
             found.scan,
             found.tail.frontier,
@@ -280,6 +287,12 @@ def _find_signer(disk: Disk, key: bytes) -> Signer:
         f"{path}: this is not the key of this log ({key.hex()}); restore the right one from a"
         " backup"
     )
+
+
+async def _in_line(call: Callable[..., None], *arguments: object) -> None:
+    """Where nobody waits for anything else."""
+    await trio.lowlevel.checkpoint()
+    call(*arguments)
 
 
 def _native_committer() -> Committer:

@@ -28,7 +28,7 @@ from leased.durable.filesystem import BEST_EFFORT, STRICT, Filesystem
 from leased.durable.journal import FileJournal
 from leased.durable.keyfile import adopt_key, stage_key
 from leased.durable.pages import PageReader
-from leased.durable.retention import Removal, needed_from, plan_removal, remove
+from leased.durable.retention import Needs, Removal, plan_removal, remove
 from leased.durable.scan import Scan
 from leased.durable.sealkey import replace_seal_key
 from leased.durable.writer import Writer
@@ -91,7 +91,10 @@ class OpenedLog:
         self.unknown_records = scan.unknown
         self.clock_breaks = scan.clock_breaks
         self.acknowledged: dict[int, int] = {}
-        """The largest tree that each key has countersigned, as far as `history` was read."""
+        """The largest tree that each key has countersigned, as far as `history` was read, and what
+        was noted since."""
+        self._needs = Needs()
+        self._noted_to = 0
 
     def sealer(self) -> Sealer:
         """The one sealer of this log, at its head. The journal asks it for the tree when a
@@ -120,9 +123,8 @@ class OpenedLog:
         for sequence, event, record in read_places(self._disk, self._places, self.log_id):
             if isinstance(event, NodeStarted):
                 boot_id = event.boot_id
-            elif isinstance(event, HeadCountersigned):
-                held = self.acknowledged.get(event.key_id, 0)
-                self.acknowledged[event.key_id] = max(held, event.size)
+            if sequence >= self._noted_to:
+                self.note([event], [sequence])
             yield sequence, event, Moment(boot_id, record.boot_ns, record.wall_ns)
 
     def last_moment(self, boot_id: BootId) -> Moment | None:
@@ -140,15 +142,40 @@ class OpenedLog:
         assert self.ratchet is not None
         replace_seal_key(self._disk, self.log_id, self.ratchet.key)
 
-    def removal(self, *, acked_size: int, older_than_wall_ns: int, pressed: bool) -> Removal | None:
-        """What may be pruned now. None: nothing. As things were at opening: what was sealed since
-        is needed, and too young."""
-        history = ((sequence, event) for sequence, event, _ in self.history())
+    def note(self, events: Sequence[Event], sequences: Sequence[int]) -> None:
+        """These were sealed, and tell what has to be kept: all that a replay would be shown, in
+        order."""
+        for event, sequence in zip(events, sequences, strict=True):
+            self._needs.note(sequence, event)
+            if isinstance(event, HeadCountersigned):
+                held = self.acknowledged.get(event.key_id, 0)
+                self.acknowledged[event.key_id] = max(held, event.size)
+        self._noted_to = sequences[-1] + 1
+
+    def needed_from(self) -> int:
+        """The oldest record that a replay of what was noted cannot do without. If there is none,
+        all of it may go once what each start says anew has been said."""
+        if self._noted_to < self.head.size:
+            for _ in self.history():
+                continue
+            self._noted_to = max(self._noted_to, self.head.size)
+        return self._needs.oldest(self._noted_to)
+
+    def removal(
+        self,
+        *,
+        acked_size: int,
+        older_than_wall_ns: int,
+        pressed: bool,
+        keep_from: int | None = None,
+    ) -> Removal | None:
+        """What may be pruned now. None: nothing. With `keep_from` (of `needed_from`) it may be
+        asked in a thread of its own."""
         return plan_removal(
             self._disk,
             self._writer.slot.min_seq,
             acked_size=acked_size,
-            keep_from=needed_from(history, self.head.size),
+            keep_from=self.needed_from() if keep_from is None else keep_from,
             older_than_wall_ns=older_than_wall_ns,
             pressed=pressed,
         )
@@ -158,9 +185,9 @@ class OpenedLog:
         self._writer.acked_size = size
 
     def stage(self, removal: Removal) -> None:
-        """From the next batch on the anchor says that the log begins with `removal.min_seq`. That
-        batch holds the Pruned record."""
-        self._writer.min_seq = removal.min_seq
+        """From the batch on that holds the next Pruned record, and not before, the anchor says that
+        the log begins with `removal.min_seq`."""
+        self._writer.next_min_seq = removal.min_seq
 
     def remove(self, removal: Removal) -> None:
         """Unlink what was pruned, once the batch that says so is anchored. Raises OSError."""

@@ -26,6 +26,8 @@ from leased.terms import event as e
 from leased.terms.event import Event, LeaseEvent
 
 SEGMENTS_KEPT: Final = 2
+SEGMENTS_AT_ONCE: Final = 64
+"""A gigabyte: some tens of milliseconds of unlinking."""
 
 _NEVER_NEEDED: Final = (
     *(e.NodeStopped, e.Refused, e.StrayEnded, e.ClockStepped, e.Recovered, e.Voided),
@@ -46,18 +48,22 @@ class Removal(msgspec.Struct, frozen=True):
     names: tuple[str, ...]
 
 
-def needed_from(history: Iterable[tuple[int, Event]], end: int) -> int:
-    """The oldest record that a replay cannot do without; `end` if there is none. `history` is what
-    a replay is shown up to `end`, where a start says anew what starts say, in order: the events of
-    no lease, and those of leases that are not over."""
-    lasting: dict[object, int] = {}
-    replaced: list[tuple[int, type[Event]]] = []
-    for sequence, event in history:
+class Needs:
+    """Which records a replay cannot do without, as they are sealed. Told of what a replay is shown
+    (the events of no lease, and those of leases), in order."""
+
+    def __init__(self) -> None:
+        self._lasting: dict[object, int] = {}
+        self._replaced: list[tuple[int, type[Event]]] = []
+
+    def note(self, sequence: int, event: Event) -> None:
+        """`event` is record `sequence`."""
         kind = type(event)
-        if kind in _NEVER_NEEDED:
-            continue
+        if kind in _NEVER_NEEDED or kind is e.Metered:
+            return  # what is metered belongs to its period, whose beginning is held
+        lasting = self._lasting
         if kind in _LATEST:
-            replaced.append((sequence, kind))
+            self._replaced.append((sequence, kind))
         elif isinstance(event, e.CordonChanged):
             _hold(lasting, ("cordon", event.resource_id), sequence, held=event.cordoned)
         elif isinstance(event, e.OverageBegan | e.OverageEnded):
@@ -65,18 +71,31 @@ def needed_from(history: Iterable[tuple[int, Event]], end: int) -> int:
             _hold(lasting, key, sequence, held=isinstance(event, e.OverageBegan))
         elif isinstance(event, e.PeriodBegan):
             lasting[("period", event.period)] = sequence
-        elif isinstance(event, e.Metered):
-            continue  # belongs to its period, whose beginning is held
+        elif isinstance(event, e.Reclaimed | e.Unfenced):
+            lasting.pop(("lease", event.lease_id), None)
         elif isinstance(event, LeaseEvent):
             lasting.setdefault(("lease", event.lease_id), sequence)
         else:
             # Fences by resource add up, keys follow each other, and what a later release says may
             # be needed: all of these are.
             lasting.setdefault(kind, sequence)
-    if not lasting:
-        return end
-    oldest = min(lasting.values())
-    return min((_last(replaced, kind, oldest) for kind in _LATEST), default=oldest)
+
+    def oldest(self, end: int) -> int:
+        """The oldest record that is needed; `end` if none before that is. At `end` all is said anew
+        that only the latest of its kind says."""
+        oldest = min(self._lasting.values(), default=end)
+        latest = {kind: at for at, kind in self._replaced if at <= oldest}
+        # Nothing is ever needed again that is before what is needed now.
+        self._replaced = [(at, kind) for at, kind in self._replaced if at >= latest.get(kind, 0)]
+        return min(oldest, *latest.values()) if self._lasting else end
+
+
+def needed_from(history: Iterable[tuple[int, Event]], end: int) -> int:
+    """The oldest record that a replay of `history` up to `end` cannot do without."""
+    needs = Needs()
+    for sequence, event in history:
+        needs.note(sequence, event)
+    return needs.oldest(end)
 
 
 def _hold(lasting: dict[object, int], key: object, sequence: int, *, held: bool) -> None:
@@ -87,11 +106,6 @@ def _hold(lasting: dict[object, int], key: object, sequence: int, *, held: bool)
         lasting.pop(key, None)
 
 
-def _last(replaced: Sequence[tuple[int, type[Event]]], kind: type[Event], oldest: int) -> int:
-    """The last event of a kind at or before `oldest`; `oldest` if there is none."""
-    return max((at for at, one in replaced if one is kind and at <= oldest), default=oldest)
-
-
 def plan_removal(
     disk: Disk,
     min_seq: int,
@@ -100,12 +114,14 @@ def plan_removal(
     keep_from: int,
     older_than_wall_ns: int,
     pressed: bool,
+    most: int = SEGMENTS_AT_ONCE,
 ) -> Removal | None:
-    """What may go now: whole segments, from the oldest on. None: nothing. `acked_size` is the
-    smallest that any collector that has to has acknowledged, `keep_from` what a replay needs."""
+    """What may go now: whole segments, from the oldest on, `most` of them. None: nothing.
+    `acked_size` is the smallest that any collector that has to has acknowledged, `keep_from` what a
+    replay needs."""
     names = live_segments(disk.names(), min_seq)
     going = 0
-    for following in names[1 : 1 - SEGMENTS_KEPT]:
+    for following in names[1 : 1 - SEGMENTS_KEPT][:most]:
         head = disk.map(following)[: HEADER_BYTES + HEADER.size]
         begins = parse_header(head[:HEADER_BYTES], following).head.size
         # Its last record is no younger than the first of the next.

@@ -37,8 +37,10 @@ from leased.durable.files import Disk
 from leased.durable.spares import Spares
 from leased.ports import AnchorSlot
 from leased.terms.errors import InvariantError, StateError
+from leased.terms.event import KIND, Pruned
 from leased.terms.moment import Moment
 
+PRUNED: Final = KIND[Pruned]
 _FIRST: Final = struct.Struct("<QQ")
 
 
@@ -65,6 +67,8 @@ class Writer:
         self.slot = slot
         self.min_seq = slot.min_seq
         """What the next slots say: records below are pruned."""
+        self.next_min_seq: int | None = None
+        """What the slot is to say that anchors the next Pruned record, and all after it."""
         self.acked_size = slot.acked_size
         """And so many are acknowledged by every collector that has to."""
         self.tpm_counter = slot.tpm_counter
@@ -190,6 +194,8 @@ class Writer:
     ) -> Part:
         sequence, batch = _FIRST.unpack_from(data, 8)
         slot = self.slot
+        if self.next_min_seq is not None and PRUNED in kinds(data):
+            self.min_seq, self.next_min_seq = self.next_min_seq, None
         if sequence != slot.next_seq or batch != slot.generation + 1:
             raise InvariantError(
                 f"batch {batch} from record {sequence} handed to a journal that is at batch "
@@ -230,6 +236,16 @@ class Writer:
         verified = verifier.verified()
         assert verified.head == head, "the segment ends where its anchor says"
         return verified.frontier
+
+
+def kinds(frames: bytes) -> set[int]:
+    """The kinds of the records in whole frames."""
+    found, offset = set(), 0
+    while offset < len(frames):
+        length, _, _, _, kind, *_ = HEADER.unpack_from(frames, offset)
+        found.add(kind)
+        offset += length
+    return found
 
 
 def activate(disk: Disk, spares: Spares, header: SegmentHeader) -> str:

@@ -94,6 +94,22 @@ def note_stray(draft: Draft, command: commands.NoteStray) -> None:
     )
 
 
+def note_pruned(draft: Draft, command: commands.NotePruned) -> None:
+    """Put on record that old segments go. What only the latest of its kind says may lie in them, so
+    it is said anew, as a start would: of the same boot and the same start."""
+    table, new_id = draft.table, draft.event_id
+    names = (command.version, command.filesystem, command.durability)
+    policy = (table.policy_hash, table.policy_generation, table.rate_hash)
+    draft.answer(command.command_id, _DONE)
+    draft.emit(
+        events.NodeStarted(new_id(), draft.moment.boot_id, command.node_id, table.epoch, *names)
+    )
+    draft.emit(events.InventoryChanged(new_id(), table.pools.inventory))
+    draft.emit(events.PolicyChanged(new_id(), *policy, -1))
+    fields = (command.min_seq, command.head, command.segments, command.acked_size)
+    draft.emit(events.Pruned(new_id(), *fields))
+
+
 def note_countersigned(draft: Draft, command: commands.NoteCountersigned) -> None:
     """Put on record how far a collector has the log."""
     draft.answer(command.command_id, _DONE)
@@ -237,6 +253,7 @@ REPORTS: Final[dict[type[Command], Callable[[Draft, Any], None]]] = {
     commands.HolderGone: holder_gone,
     commands.NoteAdoption: note_adoption,
     commands.NoteStray: note_stray,
+    commands.NotePruned: note_pruned,
     commands.NoteCountersigned: note_countersigned,
     commands.NoteRotated: note_rotated,
     commands.CutEnded: cut_ended,

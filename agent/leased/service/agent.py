@@ -334,6 +334,7 @@ class Agent:
     def _tell(self, told: Told) -> None:
         self.note_sealed()
         self.dispatcher.note_moment(told.moment)
+        self.opened.note(told.events, told.sequences)
         self.feed.tell(told)
         self.journald.tell(told)
         self.fleet.tell(told)

@@ -18,7 +18,7 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -26,7 +26,16 @@ import trio
 from leased.service.config import JournaldCopy
 from leased.service.narration import NOTICE, Fields, narrate, narrate_drops, narrate_report
 from leased.service.sequencer import Told
-from leased.terms.event import CheckpointSigned, Event, Renewed, SegmentEnd
+from leased.terms.event import (
+    CheckpointSigned,
+    Event,
+    InventoryChanged,
+    NodeStarted,
+    PolicyChanged,
+    Pruned,
+    Renewed,
+    SegmentEnd,
+)
 from leased.terms.moment import NS_PER_S
 
 SOCKET: Final = "/run/systemd/journal/socket"
@@ -45,6 +54,9 @@ _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | f
 
 _SILENT: Final = (CheckpointSigned, SegmentEnd)
 """Housekeeping of the chain: in it, and nowhere else."""
+
+
+_ANEW = (NodeStarted, InventoryChanged, PolicyChanged)
 
 
 class Journald:
@@ -76,7 +88,7 @@ class Journald:
             return
         self._earn_tokens()
         for index, event in enumerate(told.events):
-            if self._is_silent(event):
+            if self._is_silent(event) or _is_said_anew(told.events, index):
                 continue
             if not self._tokens:
                 self.dropped += 1
@@ -215,3 +227,12 @@ def encode(entry: Fields) -> bytes:
         else:
             parts += (key.encode("ascii"), b"=", raw, b"\n")
     return b"".join(parts)
+
+
+def _is_said_anew(events: Sequence[Event], index: int) -> bool:
+    """Whether it is old news, sealed again because the record that said it goes (`note_pruned`)."""
+    later = _ANEW.index(type(events[index])) if type(events[index]) in _ANEW else None
+    if later is None:
+        return False
+    pruned = index + len(_ANEW) - later
+    return pruned < len(events) and type(events[pruned]) is Pruned

@@ -195,6 +195,20 @@ class NoteStray(Command, frozen=True):
     errno: int
 
 
+class NotePruned(Command, frozen=True):
+    """Old segments are to go: the log is to begin with record `min_seq`, after the hash `head`. The
+    rest is what a start says of the node."""
+
+    min_seq: int
+    head: bytes
+    segments: int
+    acked_size: int
+    node_id: bytes
+    version: str
+    filesystem: str
+    durability: str
+
+
 class NoteCountersigned(Command, frozen=True):
     """A collector has cosigned the tree of the first `size` records (checked)."""
 

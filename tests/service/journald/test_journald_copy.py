@@ -206,6 +206,16 @@ def test_renewals_and_housekeeping_stay_in_the_chain(journal: socket.socket) -> 
     out.close()
 
 
+def test_what_is_only_said_anew_is_no_news(journal: socket.socket) -> None:
+    out = copier(journal)
+    anew = (event.NodeStarted, event.InventoryChanged, event.PolicyChanged, event.Pruned)
+    out.tell(told(example(event.Released), *map(example, anew), example(event.PolicyChanged)))
+    out.flush(10)
+    names = [entry["LEASE_EVENT"] for entry in entries(journal)]
+    assert names == [b"Released", b"Pruned", b"PolicyChanged"]
+    out.close()
+
+
 def test_no_copy_where_none_is_wanted(journal: socket.socket) -> None:
     out = copier(journal, copied=False)
     out.tell(told(example(event.Allocated)))
