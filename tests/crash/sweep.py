@@ -48,13 +48,18 @@ CALLS = {
 """What a log is made with, and how each of them may fail."""
 
 
+HEART = re.compile(r"/(seg-[0-9a-f]+\.log|anchor|seal\.key|log\.id)>")
+"""Files of which a write or a barrier that failed ends whoever asked for it, without exception."""
+
+
 class Case(NamedTuple):
-    """One call that fails."""
+    """One call that fails. `vital`: nobody may carry on from that."""
 
     scene: str
     call: str
     fault: str
     when: int
+    vital: bool
 
     def __str__(self) -> str:
         return f"{self.scene}: {self.call} {self.when} {self.fault}"
@@ -108,8 +113,8 @@ class Scenes:
             done = _run([*words, *_living(audit)])
             assert done.returncode == 0, done.stderr
             found += [
-                Case(scene, call, fault, when)
-                for call, when in _touching(trace, audit)
+                Case(scene, call, fault, when, vital and fault in ("EIO", "ENOSPC"))
+                for (call, when), vital in _touching(trace, audit)
                 for fault in CALLS[call]
             ]
         return found
@@ -135,6 +140,8 @@ def judge(case: Case, audit: Path, done: subprocess.CompletedProcess[str]) -> Ou
     """What became of the process, and of what it had acknowledged."""
     killed = done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
     how = "killed" if killed else "carried on" if done.returncode == 0 else "ended"
+    if case.vital and how != "ended":
+        return Outcome(how, "a barrier or a write failed, and nobody minded")
     if killed != (case.fault == "KILL") and how != "carried on":
         return Outcome(how, f"status {done.returncode}: {done.stderr[-1000:]}")
     if how == "ended" and not re.search(r"(OSError|Error: )", done.stderr):
@@ -203,16 +210,19 @@ def _run(
     )
 
 
-def _touching(trace: Path, audit: Path) -> list[tuple[str, int]]:
+def _touching(trace: Path, audit: Path) -> list[tuple[tuple[str, int], bool]]:
     """Calls by name and by how many-eth of the name they are in their thread, of those that have
-    to do with the directory."""
+    to do with the directory; and whether they write to what must not be lost."""
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
-    found = set()
+    found: dict[tuple[str, int], bool] = {}
     for line in trace.read_text("utf-8", "replace").splitlines():
         match = re.match(r"(\d+)\s+(\w+)\((.*)", line)
         if match is None or match[2] not in CALLS:
             continue
         counts[match[1], match[2]] += 1
-        if str(audit) in match[3].partition(" = ")[0]:
-            found.add((match[2], counts[match[1], match[2]]))
-    return sorted(found)
+        told = match[3].partition(" = ")[0]
+        if str(audit) in told:
+            key = (match[2], counts[match[1], match[2]])
+            writes = match[2] in ("pwrite64", "fdatasync") and HEART.search(told) is not None
+            found[key] = found.get(key, False) or writes
+    return sorted(found.items())
