@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Preloaded: the LEASED_SHORT-th pwrite of a thread writes half of what it was given, as a disk may. What is true of
- * the kernel's answer is true of the file, so that whoever goes on from where it ended loses nothing.
+ * Preloaded: the LEASED_SHORT-th pwrite of a thread writes half of what it was given, as a disk
+ * may. What is true of the kernel's answer is true of the file, so that whoever goes on from where
+ * it ended loses nothing.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
