@@ -28,6 +28,7 @@ from tests.bench.kinds import measure_kinds
 from tests.bench.loadgen import Figures, compile_load
 from tests.bench.metering import measure_metering
 from tests.bench.policy import measure_policy
+from tests.bench.policy_load import measure_policy_load
 from tests.bench.pull import measure_pull
 from tests.bench.regions import measure_regions
 from tests.bench.restart import measure_idle, measure_restart
@@ -39,7 +40,7 @@ PARTS = (
     *("throughput", "policy", "expiry", "scrub", "kinds", "regions", "gpu"),
     *("restart", "pull", "collect", "idle", "metering"),
 )
-WITHOUT_LOAD = frozenset(("kinds", "regions", "scrub", "policy", "pull", "collect", "metering"))
+WITHOUT_LOAD = frozenset(("kinds", "regions", "scrub", "pull", "collect", "metering"))
 """Parts that need no load generator."""
 
 
@@ -82,6 +83,10 @@ def _measure(
         rows = measure_policy(rounds=100 if short else 1_000, say=say)
         figures["policy"] = rows
         lines += table.policy_lines(rows)
+        times, seconds = (4, 1.5) if short else (10, 4.0)
+        rows = measure_policy_load(load, directory, rounds=times, seconds=seconds, say=say)
+        figures["policy_load"] = rows
+        lines += table.policy_load_lines(rows)
     if "expiry" in parts:
         times, many = (5, 1_000) if short else (40, most_leases(MANY))
         if not short and many < MANY:

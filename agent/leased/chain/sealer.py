@@ -140,7 +140,10 @@ class Sealer:
         sequences: list[int] = []
         items = [*opening, *items] if opening else items
         bodies = [(KIND[type(event)], encode(event), at) for event, at in items]
-        cuts = self._cuts([event for event, _ in items], [len(body) for _, body, _ in bodies])
+        sizes = [len(body) for _, body, _ in bodies]
+        cuts = [(0, len(bodies))]
+        if sum(sizes) + len(sizes) * (FRAME_BYTES_MIN + 7) > self._geometry.batch_bytes:
+            cuts = self._cuts([event for event, _ in items], sizes)
         for start, stop in cuts:
             closing = signing and stop == len(bodies)
             added, made = self._seal_batch(bodies[start:stop], moment, closing=closing)
@@ -250,10 +253,8 @@ class Sealer:
         return self._signed_ns is None or moment.boot_ns - self._signed_ns >= CHECKPOINT_NS
 
     def _cuts(self, events: Sequence[Event], sizes: Sequence[int]) -> list[tuple[int, int]]:
-        """Say where to cut: index ranges, one per batch. One range almost always."""
+        """Say where to cut what may be too much for one batch: index ranges."""
         soft = self._geometry.batch_bytes
-        if sum(sizes) + len(sizes) * (FRAME_BYTES_MIN + 7) <= soft:
-            return [(0, len(sizes))]
         hard = soft + self._geometry.frame_bytes_max
         cuts, start, held = [], 0, 0
         for index, body_bytes in enumerate(sizes):

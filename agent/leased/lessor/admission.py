@@ -122,8 +122,13 @@ class Admission:
         charge: Charge = ()
         if table.occupied >= self.policy.leases_max:
             return self._node_full()
+        bounded = bool(self.shares.divisions) or not limits.unlimited
+        if bounded and ahead is None:
+            straight = self._straight(acquire, limits, now_ns)
+            if straight is not None:
+                return straight
         offer = Offer(())
-        if self.shares.divisions or not limits.unlimited:
+        if bounded:
             charge = wanted_by(acquire)
         if not limits.unlimited:
             verdict = self._within(acquire, limits, charge, offer, now_ns)
@@ -142,11 +147,27 @@ class Admission:
         placed = place(asks, table.pools, barred=barred)
         if not isinstance(placed, tuple):
             return self.meaning.no_room(asks, placed, barred)
-        if not limits.unlimited and (limits.narrow or _may_grow(asks)):
+        if not limits.unlimited and (limits.narrow or limits.metered or _may_grow(asks)):
             placed = self._placed_within(acquire, limits, placed, barred, offer, now_ns)
             if isinstance(placed, Verdict):
                 return placed
         offer.allotments = placed
+        return offer
+
+    def _straight(self, acquire: Acquire, limits: Limits, now_ns: int) -> Offer | None:
+        """What nearly every request is: placed at once, and within every limit as it was placed,
+        which is never less than what was asked for. None: to be judged limit by limit, in the order
+        in which a refusal names them.
+        """
+        pools = self._table.pools
+        placed = place(acquire.asks, pools)
+        if not isinstance(placed, tuple):
+            return None
+        charge, offer = self._charge(placed), Offer(placed)
+        if not limits.unlimited and self._within(acquire, limits, charge, offer, now_ns):
+            return None
+        if self.shares.verdict(acquire.caller.tenant, charge, pools) is not None:
+            return None
         return offer
 
     def _may(self, acquire: Acquire, limits: Limits) -> Verdict | None:

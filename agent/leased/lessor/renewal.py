@@ -40,9 +40,13 @@ def renewed_until_ns(
     deadline_ns = now_ns + ttl_ns
     limits = admission.book.limits(lease.subject.tenant)
     terms = table.terms.get(lease.lease_id)
-    if terms is None and limits.duration_ns_max is None and not limits.metered:
+    longest = limits.duration_ns_max
+    young = longest is None or deadline_ns <= lease.granted_ns + longest
+    if terms is None and young and not limits.metered:
         return deadline_ns
-    bound = _bound(table, limits, lease, crowded=crowded)
+    bound = None
+    if terms is not None or not young:
+        bound = _bound(table, limits, lease, crowded=crowded)
     if bound is not None and deadline_ns > bound[0]:
         deadline_ns, reason, rule = bound
         if deadline_ns <= lease.deadline_ns:

@@ -110,12 +110,22 @@ class Share:
 
 
 class Division:
-    """One kind divided by FAIR_SHARE or RESERVATION."""
+    """One kind divided by FAIR_SHARE (then it is `fair`: by weights) or RESERVATION."""
 
-    __slots__ = ("_capacity", "_decay", "_step_ns", "_windows", "allocation", "share", "weights")
+    __slots__ = (
+        "_capacity",
+        "_decay",
+        "_step_ns",
+        "_windows",
+        "allocation",
+        "fair",
+        "share",
+        "weights",
+    )
 
     def __init__(self, allocation: Allocation, before: Division | None) -> None:
         self.allocation = allocation
+        self.fair = allocation.strategy is Strategy.FAIR_SHARE
         tier = ANY if allocation.tier is None else int(allocation.tier)
         self.share = Share(int(allocation.kind), tier, dict(allocation.reservations))
         self.weights = dict(allocation.weights_pm)
@@ -128,11 +138,6 @@ class Division:
     def name(self) -> str:
         """The key of the policy that divides it."""
         return f"allocation.{allocation_name(self.allocation)}"
-
-    @property
-    def fair(self) -> bool:
-        """Whether it is divided by weights."""
-        return self.allocation.strategy is Strategy.FAIR_SHARE
 
     def moved(self, tenant: TenantId, charge: Charge, sign: int, now_ns: int) -> None:
         """A tenant has so much more, or less."""
@@ -189,12 +194,12 @@ class Division:
         """Whether a tenant may have `more` of it."""
         allocation, share = self.allocation, self.share
         capacity = self.capacity(pools)
-        kind = ResourceKind(share.kind).name.lower()
         used = share.used.get(tenant, 0)
+        ceiling = capacity * allocation.max_share_pm // 1000
+        if self.fair and used + more <= ceiling:
+            return None
+        kind = ResourceKind(share.kind).name.lower()
         if self.fair:
-            ceiling = capacity * allocation.max_share_pm // 1000
-            if used + more <= ceiling:
-                return None
             verdict = no(
                 RefusalReason.SHARE,
                 kind,

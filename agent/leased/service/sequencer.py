@@ -305,6 +305,10 @@ class Sequencer:
         batch.items += [(event, moment) for event in proposal.events]
         if deliver is None and not proposal.effects and _tells_nobody(proposal, command):
             return
+        if _grants_at_once(proposal, command):
+            [effect], [(_, reply)] = proposal.effects, proposal.answers
+            held.append(Held(effect, reply, () if deliver is None else (deliver,)))
+            return
         prepares: dict[LeaseId, Prepare] = {}
         for effect in proposal.effects:
             if isinstance(effect, MoveDeadline):
@@ -374,6 +378,17 @@ class Sequencer:
                 one = Held(one.effect, reply, one.delivers)
             receipted.append(one)
         return receipted
+
+
+def _grants_at_once(proposal: Proposal, command: Command) -> bool:
+    """Whether one lease was granted to whoever asked, and nothing else came of it."""
+    effects, answers = proposal.effects, proposal.answers
+    return (
+        len(effects) == len(answers) == 1
+        and type(effects[0]) is Prepare
+        and type(answers[0][1]) is Granted
+        and answers[0][0] == command.command_id
+    )
 
 
 def _tells_nobody(proposal: Proposal, command: Command) -> bool:
