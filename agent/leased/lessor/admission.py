@@ -38,12 +38,12 @@ from leased.lessor.quota import (
 )
 from leased.lessor.shares import Shares
 from leased.lessor.table import LeaseTable
-from leased.lessor.wholes import wholes_of
+from leased.lessor.wholes import may_grow
 from leased.terms.command import Acquire
 from leased.terms.identity import TenantId
 from leased.terms.policy import Calendar, Mode, Policy
 from leased.terms.reply import Refusal, RefusalReason
-from leased.terms.resource import Allotment, Ask, ResourceKind
+from leased.terms.resource import Allotment, ResourceKind
 
 Mark = tuple[int, int, int]
 """What a verdict on somebody's limit depends on: policies, changes of the inventory, and what left
@@ -147,7 +147,7 @@ class Admission:
         placed = place(asks, table.pools, barred=barred)
         if not isinstance(placed, tuple):
             return self.meaning.no_room(asks, placed, barred)
-        if not limits.unlimited and (limits.narrow or limits.metered or _may_grow(asks)):
+        if not limits.unlimited and (limits.narrow or limits.metered or may_grow(asks)):
             placed = self._placed_within(acquire, limits, placed, barred, offer, now_ns)
             if isinstance(placed, Verdict):
                 return placed
@@ -397,8 +397,3 @@ def _uses(charge: Charge, acquire: Acquire) -> dict[Key, int]:
         key = (kind, tier, int(acquire.priority))
         more[key] = more.get(key, 0) + capacity * acquire.ttl_ns
     return more
-
-
-def _may_grow(asks: tuple[Ask, ...]) -> bool:
-    """Whether a lease may hold more than was asked for: entire devices count whole."""
-    return any(wholes_of(ask) is not None for ask in asks)

@@ -42,6 +42,11 @@ def wholes_of(ask: Ask) -> Wholes | None:
     return None
 
 
+def may_grow(asks: Sequence[Ask]) -> bool:
+    """Whether a lease may hold more than was asked for: entire devices count whole."""
+    return any(wholes_of(ask) is not None for ask in asks)
+
+
 def choose(
     wanted: Wholes, kind: ResourceKind, pools: Sequence[Pool], near: Near
 ) -> list[Pool] | None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import pytest
 
+from leased.lessor.budget import Prices
 from leased.lessor.meaning import CAPACITY_MAX
 from leased.terms import command as commands
 from leased.terms import event as events
 from leased.terms.lease import Priority
 from leased.terms.moment import NS_PER_S
-from leased.terms.policy import CapacityLimit, Policy, TenantLimits
+from leased.terms.policy import Budget, CapacityLimit, Period, Policy, Price, TenantLimits
 from leased.terms.reply import Refusal, RefusalReason
-from leased.terms.resource import Ask, Health, Resource, ResourceKind, TierKind
+from leased.terms.resource import UNIT, Ask, Health, Resource, ResourceKind, TierKind
 from tests.doubles.desk import (
     ACME,
     ANY_LEVEL,
@@ -313,3 +314,18 @@ def test_a_new_policy_holds_from_the_next_request_on() -> None:
     assert (event.policy_generation, event.operator_uid) == (7, 0)
     assert desk.refused().reason is RefusalReason.NODE_LEASES
     assert desk.table.rate_hash == b"R" * 32
+
+
+def test_a_budget_of_money_is_held_against_the_tier_that_a_lease_gets() -> None:
+    """The request names no tier; only memory of the tier that it is given costs anything."""
+    budgets = (Budget(Period.DAY, cost_nano=100),)
+    policy = Policy(tenants=((ACME.tenant, TenantLimits(budgets=budgets)),))
+    desk = Desk(policy=policy)
+    dram, standard = int(TierKind.DRAM), int(Priority.STANDARD)
+    per_page_second = 1_000 * (UNIT[ResourceKind.MEM] // PAGE)  # in per mille of a nano
+    price = Price(ResourceKind.MEM, dram, standard, per_page_second)
+    desk.lessor.admission.prices = Prices((price,))
+    desk.grant(ask_mem(1), ttl=60)
+    refusal = desk.refused(ask_mem(1), ttl=60)
+    assert numbers(refusal) == (RefusalReason.BUDGET, "cost_nano", 100, 60, 60)
+    desk.grant(ask_mem(1), ttl=40)
