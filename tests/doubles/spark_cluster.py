@@ -95,6 +95,7 @@ class SparkCluster:
             "spark.ui.port": self.ui_port,
             "spark.executor.extraJavaOptions": QUICK,
             "spark.sql.shuffle.partitions": 2,
+            "spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
             # A worker that is killed is given up soon, and not asked for its rows for minutes.
             "spark.executor.heartbeatInterval": "5s",
             "spark.network.timeout": "60s",

@@ -102,6 +102,7 @@ DOORS: dict[str, str] = {
     "h11": r"leased\.(service\.(policy_exchange|web|telemetry\.sender)|collector\.transport"
     r"|collector\.webhooks\.post)",
     "duckdb": r"leased\.collector\.duck",
+    "psycopg": r"leased\.collector\.manifest_postgres",
     "pyspark": r"leased\.collector\.spark",
     "pyarrow": r"leased\.collector\.(blocks|focus_table)",
     "opentelemetry": r"leased\.(service\.telemetry\.otlp|collector\.telemetry\..*)",

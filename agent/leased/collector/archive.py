@@ -15,7 +15,7 @@ Does not verify: what is handed in was (`ingest`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,9 @@ import msgspec
 from leased.chain.canonical import Unknown, decode
 from leased.chain.head import Head
 from leased.chain.record import Record, hash_prefix, parse_frame
-from leased.collector.manifest import CursorMoved, LogEntry, Manifest
+from leased.collector.manifest import CursorMoved, LogEntry
+from leased.collector.manifests import is_shared, open_manifest, own_directory
+from leased.collector.parts import part_of
 from leased.collector.segments import (
     SEGMENTS,
     OpenDisk,
@@ -72,7 +74,7 @@ class ArchiveReader:
     def __init__(self, directory: Path) -> None:
         """Raises StateError if there is none."""
         self.directory = directory
-        self.manifest = Manifest(directory, read_only=True)
+        self.manifest = open_manifest(directory, read_only=True)
         self.files = SegmentFiles(directory)
 
     def logs(self) -> list[LogEntry]:
@@ -155,24 +157,37 @@ class ArchiveReader:
 
 
 class Archive(ArchiveReader):
-    """The archive, open for its one writer. Blocks as long as the disk does."""
+    """The archive, open for its one writer; where the manifest is shared (`manifests`), for the one
+    of this `name`, which writes what belongs to the parts that it has and no more. Blocks as long
+    as the disk does."""
 
-    def __init__(self, directory: Path, *, open_disk: OpenDisk = DirectoryDisk) -> None:
+    def __init__(
+        self, directory: Path, *, name: str = "", open_disk: OpenDisk = DirectoryDisk
+    ) -> None:
         """Lock, make what is missing, and clear what a crash left. Raises StateError."""
+        self.shared = is_shared(directory)
+        self.own = own_directory(directory, name)
+        if self.shared and not name:
+            raise StateError(f"{directory}: several collectors share it: `leased-collector pull`")
         try:
-            directory.mkdir(mode=0o700, exist_ok=True)
-            self._root = DirectoryDisk(directory)
+            self.own.mkdir(mode=0o700, parents=self.shared, exist_ok=True)
+            self._root = DirectoryDisk(self.own)
         except OSError as error:
             raise StateError(f"{directory}: {error}; make its parent, owned by you") from error
         try:
             if not self._root.lock():
-                raise StateError(f"{directory}: another collector has it open; stop that first")
-            self._root.make_directory(SEGMENTS)
-            self._root.sync_names()
+                raise StateError(f"{self.own}: another collector has it open; stop that first")
+            top = DirectoryDisk(directory)
+            try:
+                top.make_directory(SEGMENTS)
+                top.sync_names()
+            finally:
+                top.close()
             self.directory = directory
-            self.manifest = Manifest(directory)
+            self.manifest = open_manifest(directory)
             self.files = SegmentFiles(directory, open_disk)
-            self._recover()
+            if not self.shared:
+                self._recover()
         except BaseException:
             self._root.close()
             raise
@@ -202,7 +217,9 @@ class Archive(ArchiveReader):
             for page, segment in zip(pages, written, strict=True):
                 outcome.append(self._name(page, segment))
         for segment, moved in zip(written, outcome, strict=True):
-            if segment is not None and moved is not None:
+            # In a shared archive the file may be, byte for byte, what another has named by now: it
+            # is looked at again when the part is taken over.
+            if segment is not None and moved is not None and not self.shared:
                 self.files.remove(segment.path)
         return outcome
 
@@ -227,6 +244,29 @@ class Archive(ArchiveReader):
             self.files.sync(first.node)
             gone += len(run) - 1
         return gone
+
+    def recover_parts(self, parts: Collection[int]) -> None:
+        """Clear what a collector left that had these parts before. Nobody else writes them now.
+        Raises SegmentDamaged, StateError."""
+        mine = [entry for entry in self.logs() if part_of(entry.node) in parts]
+        sizes: dict[str, int] = {}
+        named = set()
+        for entry in mine:
+            sizes[entry.node] = max(sizes.get(entry.node, 0), entry.head.size)
+            for segment in self.manifest.segments(entry.log_id):
+                self.files.check_size(segment)
+                named.add(segment.path)
+        for path, node, first_seq, _ in self.files.found(frozenset(sizes)):
+            if path in named:
+                continue
+            if first_seq > sizes[node]:
+                raise StateError(
+                    f"{self.directory / path}: begins beyond the {sizes[node]} records that the "
+                    "manifest knows of: an older database was put back? Move the file away to go "
+                    "on without it"
+                )
+            self.files.remove(path)
+            self.files.sync(node)
 
     def close(self) -> None:
         """Close everything and let go of the lock. Idempotent."""

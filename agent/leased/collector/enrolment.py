@@ -19,7 +19,7 @@ import msgspec
 from leased.chain.head import GENESIS
 from leased.chain.note import ED25519, parse_key
 from leased.collector.ingest import Pinned, State, decode_state, encode_state
-from leased.collector.manifest import LogEntry, Manifest
+from leased.collector.manifest import LogEntry, ManifestTables
 from leased.collector.transport import parse_url
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.identity import parse_id
@@ -75,7 +75,9 @@ def read_file(path: Path) -> Pinned:
         raise ConfigError(f"{path}: {error.strerror}") from error
 
 
-def enrol(manifest: Manifest, name: str, url: str, pinned: Pinned, *, replace: bool = False) -> str:
+def enrol(
+    manifest: ManifestTables, name: str, url: str, pinned: Pinned, *, replace: bool = False
+) -> str:
     """Follow a log; what has changed ("" if nothing). Raises ConfigError."""
     parse_url(url, pinned.node_id.hex())
     log_id = pinned.log_id.hex()

@@ -108,8 +108,130 @@ class CursorMoved(StateError):
     """Somebody else has moved the log's cursor. Nothing was stored; read it again."""
 
 
-class Manifest:
-    """The open database."""
+class ManifestGone(StateError):
+    """The database does not answer. Whether the last transaction counts is not known; the cursor
+    tells, once it answers again."""
+
+
+class ManifestTables:
+    """What both kinds of manifest do, in SQL that both understand. One brings `_ask`,
+    `transaction`, `transaction` within one, and `close`."""
+
+    duplicate: type[Exception]
+    """What the driver raises where a key is there already."""
+
+    age = "rowid"
+    """The column that grows with each row."""
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of what is done inside, or nothing. Raises StateError."""
+        raise NotImplementedError
+        yield
+
+    def _ask(self, text: str, values: Sequence[object] = ()) -> Any:
+        raise NotImplementedError
+
+    def logs(self) -> list[LogEntry]:
+        """Every log, by name and then by age."""
+        rows = self._rows(f"SELECT {_LOG_FIELDS} FROM logs ORDER BY name, {self.age}")
+        return [_entry(row) for row in rows]
+
+    def log(self, log_id: str) -> LogEntry | None:
+        """One log."""
+        rows = self._rows(f"SELECT {_LOG_FIELDS} FROM logs WHERE log_id = ?", log_id)
+        return _entry(rows[0]) if rows else None
+
+    def add_log(self, entry: LogEntry) -> None:
+        """Take a log in. Raises StateError if it is there already."""
+        values = [
+            *(entry.log_id, entry.node, entry.name, entry.origin, entry.head.size),
+            *(entry.head.hash.hex(), entry.signed_size, entry.note, entry.cosigned_size),
+            *(entry.verdict, entry.why, entry.since_ns, entry.contact_ns, entry.state),
+        ]
+        marks = ", ".join("?" * len(values))
+        try:
+            self._ask(f"INSERT INTO logs ({_LOG_FIELDS}) VALUES ({marks})", values)
+        except self.duplicate as error:
+            raise StateError(f"log {entry.log_id} is known already") from error
+
+    def nodes(self) -> list[tuple[str, str, str]]:
+        """(name, url, log_id) of every node that is followed."""
+        return self._rows("SELECT name, url, log_id FROM nodes ORDER BY name")
+
+    def follow(self, name: str, url: str, log_id: str) -> None:
+        """Follow a log at a node, in place of what was followed there."""
+        self._ask(
+            "INSERT INTO nodes (name, url, log_id) VALUES (?, ?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET url = excluded.url, log_id = excluded.log_id",
+            (name, url, log_id),
+        )
+
+    def leave(self, name: str) -> bool:
+        """Follow a node no longer; what was pulled stays. False: it was not followed."""
+        return self._ask("DELETE FROM nodes WHERE name = ?", (name,)).rowcount == 1
+
+    def add_resolution(self, log_id: str, note: str) -> None:
+        """Leave an operator's signed word for whoever has the archive open."""
+        self._ask("INSERT INTO resolutions (log_id, note) VALUES (?, ?)", (log_id, note))
+
+    def resolutions(self, log_id: str) -> list[tuple[int, str]]:
+        """(number, note) of those that were not applied yet."""
+        return self._rows(
+            "SELECT number, note FROM resolutions WHERE log_id = ? AND applied = 0", log_id
+        )
+
+    def applied(self, number: int) -> None:
+        """A resolution was judged, and applied or thrown away."""
+        self._ask("UPDATE resolutions SET applied = 1 WHERE number = ?", (number,))
+
+    def move(self, log_id: str, before: Head, after: Head, **fields: Any) -> None:
+        """Move the cursor and set `fields` with it. Raises CursorMoved."""
+        self._swap(log_id, before, {"next_seq": after.size, "head": after.hash.hex(), **fields})
+
+    def set(self, log_id: str, at: Head, **fields: Any) -> None:
+        """Set `fields` of a log whose cursor is `at`. Raises CursorMoved."""
+        self._swap(log_id, at, fields)
+
+    def _swap(self, log_id: str, before: Head, fields: dict[str, Any]) -> None:
+        names = ", ".join(f"{name} = ?" for name in fields)
+        done = self._ask(
+            f"UPDATE logs SET {names} WHERE log_id = ? AND next_seq = ? AND head = ?",
+            [*fields.values(), log_id, before.size, before.hash.hex()],
+        )
+        if done.rowcount != 1:
+            raise CursorMoved(f"log {log_id} is not at {before.text()} any more; read it again")
+
+    def add_segment(self, segment: Segment) -> None:
+        """Name a segment."""
+        values = [getattr(segment, name) for name in _SEGMENT_FIELDS.split(", ")]
+        marks = ", ".join("?" * len(values))
+        self._ask(f"INSERT INTO segments ({_SEGMENT_FIELDS}) VALUES ({marks})", values)
+
+    def forget_segments(self, segments: Sequence[Segment]) -> None:
+        """Take segments out that another holds now."""
+        for one in segments:
+            where = (one.log_id, one.first_seq)
+            self._ask("DELETE FROM segments WHERE log_id = ? AND first_seq = ?", where)
+
+    def segments(self, log_id: str | None = None, from_seq: int = 0) -> list[Segment]:
+        """Segments that hold record `from_seq` or a later one, in order; of one log or of all."""
+        which = "" if log_id is None else "AND log_id = ?"
+        rows = self._rows(
+            f"SELECT {_SEGMENT_FIELDS} FROM segments WHERE last_seq >= ? {which} "
+            "ORDER BY log_id, first_seq",
+            *((from_seq,) if log_id is None else (from_seq, log_id)),
+        )
+        return [Segment(*row) for row in rows]
+
+    def _rows(self, text: str, *values: object) -> list[tuple[Any, ...]]:
+        return self._ask(text, values).fetchall()
+
+
+class Manifest(ManifestTables):
+    """The open SQLite database."""
+
+    duplicate = sqlite3.IntegrityError
 
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
         path = directory / DATABASE
@@ -157,109 +279,12 @@ class Manifest:
                 raise StateError(f"{DATABASE}: {error}; nothing of it was stored") from error
             raise
 
-    def logs(self) -> list[LogEntry]:
-        """Every log, by name and then by age."""
-        rows = self._rows(f"SELECT {_LOG_FIELDS} FROM logs ORDER BY name, rowid")
-        return [_entry(row) for row in rows]
-
-    def log(self, log_id: str) -> LogEntry | None:
-        """One log."""
-        rows = self._rows(f"SELECT {_LOG_FIELDS} FROM logs WHERE log_id = ?", log_id)
-        return _entry(rows[0]) if rows else None
-
-    def add_log(self, entry: LogEntry) -> None:
-        """Take a log in. Raises StateError if it is there already."""
-        values = [
-            *(entry.log_id, entry.node, entry.name, entry.origin, entry.head.size),
-            *(entry.head.hash.hex(), entry.signed_size, entry.note, entry.cosigned_size),
-            *(entry.verdict, entry.why, entry.since_ns, entry.contact_ns, entry.state),
-        ]
-        marks = ", ".join("?" * len(values))
-        try:
-            self.connection.execute(f"INSERT INTO logs ({_LOG_FIELDS}) VALUES ({marks})", values)
-        except sqlite3.IntegrityError as error:
-            raise StateError(f"log {entry.log_id} is known already") from error
-
-    def nodes(self) -> list[tuple[str, str, str]]:
-        """(name, url, log_id) of every node that is followed."""
-        return self._rows("SELECT name, url, log_id FROM nodes ORDER BY name")
-
-    def follow(self, name: str, url: str, log_id: str) -> None:
-        """Follow a log at a node, in place of what was followed there."""
-        self.connection.execute(
-            "INSERT INTO nodes (name, url, log_id) VALUES (?, ?, ?) "
-            "ON CONFLICT (name) DO UPDATE SET url = excluded.url, log_id = excluded.log_id",
-            (name, url, log_id),
-        )
-
-    def leave(self, name: str) -> bool:
-        """Follow a node no longer; what was pulled stays. False: it was not followed."""
-        return self.connection.execute("DELETE FROM nodes WHERE name = ?", (name,)).rowcount == 1
-
-    def add_resolution(self, log_id: str, note: str) -> None:
-        """Leave an operator's signed word for whoever has the archive open."""
-        self.connection.execute(
-            "INSERT INTO resolutions (log_id, note) VALUES (?, ?)", (log_id, note)
-        )
-
-    def resolutions(self, log_id: str) -> list[tuple[int, str]]:
-        """(number, note) of those that were not applied yet."""
-        return self._rows(
-            "SELECT number, note FROM resolutions WHERE log_id = ? AND applied = 0", log_id
-        )
-
-    def applied(self, number: int) -> None:
-        """A resolution was judged, and applied or thrown away."""
-        self.connection.execute("UPDATE resolutions SET applied = 1 WHERE number = ?", (number,))
-
-    def move(self, log_id: str, before: Head, after: Head, **fields: Any) -> None:
-        """Move the cursor and set `fields` with it. Raises CursorMoved."""
-        self._swap(log_id, before, {"next_seq": after.size, "head": after.hash.hex(), **fields})
-
-    def set(self, log_id: str, at: Head, **fields: Any) -> None:
-        """Set `fields` of a log whose cursor is `at`. Raises CursorMoved."""
-        self._swap(log_id, at, fields)
-
-    def _swap(self, log_id: str, before: Head, fields: dict[str, Any]) -> None:
-        names = ", ".join(f"{name} = ?" for name in fields)
-        done = self.connection.execute(
-            f"UPDATE logs SET {names} WHERE log_id = ? AND next_seq = ? AND head = ?",
-            [*fields.values(), log_id, before.size, before.hash.hex()],
-        )
-        if done.rowcount != 1:
-            raise CursorMoved(f"log {log_id} is not at {before.text()} any more; read it again")
-
-    def add_segment(self, segment: Segment) -> None:
-        """Name a segment."""
-        values = [getattr(segment, name) for name in _SEGMENT_FIELDS.split(", ")]
-        marks = ", ".join("?" * len(values))
-        self.connection.execute(
-            f"INSERT INTO segments ({_SEGMENT_FIELDS}) VALUES ({marks})", values
-        )
-
-    def forget_segments(self, segments: Sequence[Segment]) -> None:
-        """Take segments out that another holds now."""
-        self.connection.executemany(
-            "DELETE FROM segments WHERE log_id = ? AND first_seq = ?",
-            [(one.log_id, one.first_seq) for one in segments],
-        )
-
-    def segments(self, log_id: str | None = None, from_seq: int = 0) -> list[Segment]:
-        """Segments that hold record `from_seq` or a later one, in order; of one log or of all."""
-        which = "" if log_id is None else "AND log_id = ?"
-        rows = self._rows(
-            f"SELECT {_SEGMENT_FIELDS} FROM segments WHERE last_seq >= ? {which} "
-            "ORDER BY log_id, first_seq",
-            *((from_seq,) if log_id is None else (from_seq, log_id)),
-        )
-        return [Segment(*row) for row in rows]
-
     def close(self) -> None:
         """Close the database. Idempotent."""
         self.connection.close()
 
-    def _rows(self, text: str, *values: object) -> list[tuple[Any, ...]]:
-        return self.connection.execute(text, values).fetchall()
+    def _ask(self, text: str, values: Sequence[object] = ()) -> Any:
+        return self.connection.execute(text, values)
 
 
 def _entry(row: tuple[Any, ...]) -> LogEntry:

@@ -23,7 +23,8 @@ from leased.collector import config as configuration
 from leased.collector.case import EVIDENCE, resolution_text
 from leased.collector.enrolment import FILE_BYTES_MAX, read_enrolment
 from leased.collector.enrolment import enrol as enrol_log
-from leased.collector.manifest import LogEntry, Manifest
+from leased.collector.manifest import LogEntry, ManifestTables
+from leased.collector.manifests import open_manifest, own_directory, share
 from leased.collector.pulling import Reached
 from leased.collector.pulling import pull as pull_nodes
 from leased.collector.reconcile import Verdict
@@ -64,6 +65,18 @@ def register(verbs: Verbs) -> None:
         "--replace", action="store_true", help="the node has begun a new log: follow that from now"
     )
     one.set_defaults(act=enrol)
+    one = verb(
+        verbs,
+        "share",
+        "let several collectors follow the fleet: the manifest moves to PostgreSQL",
+        "leased-collector share 'host=/run/postgresql dbname=leased'",
+        json=False,
+    )
+    one.add_argument("database", help="a libpq connection string, without a password")
+    one.add_argument(
+        "--name", default="", help="of the collector that had it alone, as nodes know it"
+    )
+    one.set_defaults(act=share_fleet)
     one = verb(verbs, "forget", "follow a node no longer", "leased-collector forget alpha")
     one.add_argument("name", help="the node; what was pulled of it stays")
     one.set_defaults(act=forget)
@@ -161,7 +174,7 @@ def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def nodes(options: argparse.Namespace, console: Console) -> int:
     """List what is followed."""
-    manifest = Manifest(options.state, read_only=True)
+    manifest = open_manifest(options.state, read_only=True)
     try:
         found = [(name, url, manifest.log(log_id)) for name, url, log_id in manifest.nodes()]
     finally:
@@ -194,7 +207,7 @@ def enrol(options: argparse.Namespace, console: Console) -> int:
             raise ConfigError(f"{options.file}: {error.strerror}") from error
     pinned = read_enrolment(raw, source)
     options.state.mkdir(mode=0o700, exist_ok=True)
-    manifest = Manifest(options.state)
+    manifest = open_manifest(options.state)
     try:
         told = enrol_log(manifest, options.name, options.url, pinned, replace=options.replace)
     finally:
@@ -203,9 +216,16 @@ def enrol(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def share_fleet(options: argparse.Namespace, console: Console) -> int:
+    """Move the manifest; the collector must not run meanwhile."""
+    logs = share(options.state, options.database, options.name)
+    console.say(f"{logs} logs: every collector that opens {options.state} now follows its share")
+    return 0
+
+
 def forget(options: argparse.Namespace, console: Console) -> int:
     """Follow a node no longer."""
-    manifest = Manifest(options.state)
+    manifest = open_manifest(options.state)
     try:
         done = manifest.leave(options.name)
     finally:
@@ -219,7 +239,7 @@ def forget(options: argparse.Namespace, console: Console) -> int:
 
 def verdict(options: argparse.Namespace, console: Console) -> int:
     """Show sticky verdicts with their bundles; 65 if there are any."""
-    manifest = Manifest(options.state, read_only=True)
+    manifest = open_manifest(options.state, read_only=True)
     try:
         logs = manifest.logs()
     finally:
@@ -268,7 +288,7 @@ def resolve(options: argparse.Namespace, console: Console) -> int:
         signer = parse_pem(options.key.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{options.key}: {error}") from error
-    manifest = Manifest(options.state)
+    manifest = open_manifest(options.state)
     try:
         entry = _followed(manifest, options.name)
         if not Verdict(entry.verdict).sticky:
@@ -282,7 +302,7 @@ def resolve(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _followed(manifest: Manifest, name: str) -> LogEntry:
+def _followed(manifest: ManifestTables, name: str) -> LogEntry:
     """The log that is followed at a node. Raises CallerError."""
     for known, _, log_id in manifest.nodes():
         entry = manifest.log(log_id) if known == name else None
@@ -296,8 +316,9 @@ def cosigner(options: argparse.Namespace, console: Console) -> int:
     config = configuration.load(options.config)
     if not config.name:
         raise ConfigError(f'{options.config}: give pull.name, such as "west.example/collector"')
-    options.state.mkdir(mode=0o700, exist_ok=True)
-    key = load_cosigner(options.state, config.name, os_entropy).key
+    directory = own_directory(options.state, config.name)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = load_cosigner(directory, config.name, os_entropy).key
     if options.json:
         console.document({"name": key.name, "key": key.text()})
     else:

@@ -24,6 +24,7 @@ from leased.collector.asking import SlowDown, acknowledge, ask_page
 from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.ingest import State, Taken, decode_state, encode_state, take_page
+from leased.collector.manifest import ManifestGone
 from leased.collector.reconcile import (
     Finding,
     Problem,
@@ -93,6 +94,7 @@ class Puller:
         self._failures = 0
         self._slow_s = 0
         self._cosigned_ns = 0
+        self._adrift = False
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
@@ -102,10 +104,13 @@ class Puller:
 
     async def turn(self, *, standing: bool) -> None:
         """One connection: to the end of the log, and where it is `standing`, on from there."""
-        if self.verdict.sticky:
-            await self._look_for_resolution()
-            return
         try:
+            if self._adrift:
+                await self._reload()
+                self._adrift = False
+            if self.verdict.sticky:
+                await self._look_for_resolution()
+                return
             async with self._fleet.places:
                 await self._converse(standing=standing)
         except Unreachable as error:
@@ -116,7 +121,13 @@ class Puller:
                 self._fleet.tell(self.name, f"not reached: {error}")
         except CursorMoved as error:
             self._fleet.tell(self.name, str(error))
-            await self._reload()
+            self._adrift = True
+        except ManifestGone as error:
+            # Whether the last page counts is known when the cursor can be read again.
+            self._failures += 1
+            self._adrift, self.unreachable = True, str(error)
+            self._fleet.tell(self.name, str(error))
+            return
         await self._note_silence()
 
     async def _converse(self, *, standing: bool) -> None:

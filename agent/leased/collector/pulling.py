@@ -9,10 +9,11 @@ Does not parse arguments (`pull_verbs`).
 
 from __future__ import annotations
 
+import contextlib
 import random
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +25,11 @@ from leased.collector.archive import Archive
 from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.enrolment import enrol, read_file
+from leased.collector.manifest import ManifestGone
+from leased.collector.parts import part_of
 from leased.collector.puller import Fleet, Puller
 from leased.collector.reconcile import Verdict
+from leased.collector.sharing import BEAT_S, Sharing
 from leased.collector.storing import Storer
 from leased.collector.transport import client_context, parse_url
 from leased.collector.witness import Witness, open_witness, os_entropy
@@ -69,16 +73,26 @@ async def pull(
     Raises ConfigError, StateError, ChainError."""
     fleet_name, collector = whose(Path(config.certificate))
     context = client_context(config.ca, config.certificate, config.key)
-    archive = Archive(directory)
+    name = config.name or collector
+    archive = Archive(directory, name=name)
     try:
-        witness = open_witness(directory, config.name or collector, now=clock(), entropy=os_entropy)
+        witness = open_witness(archive.own, name, now=clock(), entropy=os_entropy)
         try:
             for node in config.nodes:
                 told = enrol(archive.manifest, node.name, node.url, read_file(Path(node.enrolment)))
                 if told:
                     tell(node.name, told)
+            sharing = Sharing(archive, name, os_entropy())
             return await _run(
-                archive, config, witness, context, fleet_name, once=once, only=only, tell=tell
+                archive,
+                sharing,
+                config,
+                witness,
+                context,
+                fleet_name,
+                once=once,
+                only=only,
+                tell=tell,
             )
         finally:
             witness.close()
@@ -88,6 +102,7 @@ async def pull(
 
 async def _run(
     archive: Archive,
+    sharing: Sharing,
     config: PullConfig,
     witness: Witness,
     context: ssl.SSLContext,
@@ -111,21 +126,63 @@ async def _run(
         jitter=random.SystemRandom().random,
         tell=tell,
     )
-    pullers: dict[tuple[str, str, str], Puller] = {}
+    followed: dict[tuple[str, str, str], _Followed] = {}
     async with trio.open_nursery() as outer:
         outer.start_soon(storer.run)
-        async with trio.open_nursery() as inner:
-            while True:
-                for node in await storer.call(archive.manifest.nodes):
-                    if node not in pullers and (not only or node[0] in only):
-                        puller = pullers[node] = await _puller(fleet, *node)
-                        inner.start_soon(_one_turn if once else _follow, puller)
-                if once:
-                    break
-                # Who is enrolled while this runs is followed without a restart.
-                await trio.sleep(ENROLLED_S)
+        try:
+            async with trio.open_nursery() as inner:
+                while True:
+                    try:
+                        surplus = await storer.call(sharing.beat)
+                        await _end(followed, sharing.parts)
+                        await storer.call(lambda: sharing.give_back(surplus))  # noqa: B023
+                        for node in await storer.call(archive.manifest.nodes):
+                            if node not in followed and (not only or node[0] in only):
+                                puller = await _puller(fleet, *node)
+                                if part_of(puller.entry.node) in sharing.parts:
+                                    one = followed[node] = _Followed(puller)
+                                    inner.start_soon(one.run, _one_turn if once else _follow)
+                    except ManifestGone as error:
+                        tell("archive", str(error))
+                    if once:
+                        break
+                    # Who is enrolled while this runs is followed without a restart.
+                    await trio.sleep(BEAT_S if archive.shared else ENROLLED_S)
+        finally:
+            with trio.CancelScope(shield=True), contextlib.suppress(ManifestGone):
+                await storer.call(sharing.leave)
         outer.cancel_scope.cancel()
-    return [_reached(puller) for puller in pullers.values()]
+    return [_reached(one.puller) for one in followed.values()]
+
+
+class _Followed:
+    """A puller, and how to end it."""
+
+    def __init__(self, puller: Puller) -> None:
+        self.puller = puller
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+
+    async def run(self, follow: Callable[[Puller], Awaitable[None]]) -> None:
+        """Until it ends, or is ended."""
+        try:
+            with self._scope:
+                await follow(self.puller)
+        finally:
+            self._ended.set()
+
+    async def end(self) -> None:
+        """End it, and see it ended."""
+        self._scope.cancel()
+        await self._ended.wait()
+
+
+async def _end(followed: dict[tuple[str, str, str], _Followed], parts: frozenset[int]) -> None:
+    """End the pullers of nodes that are not this collector's any more."""
+    for node, one in list(followed.items()):
+        if part_of(one.puller.entry.node) not in parts:
+            await one.end()
+            del followed[node]
 
 
 async def _puller(fleet: Fleet, name: str, url: str, log_id: str) -> Puller:

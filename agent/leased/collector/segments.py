@@ -98,13 +98,15 @@ class SegmentFiles:
         """Make removals durable."""
         self._disk(node).sync_names()
 
-    def found(self) -> list[tuple[str, str, int, int]]:
-        """(path, node, first_seq, last_seq) of every segment file that is there. Half-written ones
-        are removed: nothing ever named them."""
+    def found(self, nodes: frozenset[str] | None = None) -> list[tuple[str, str, int, int]]:
+        """(path, node, first_seq, last_seq) of every segment file that is there, of all nodes or of
+        these. Half-written ones are removed: nothing ever named them."""
         listed = []
         root = self._directory / SEGMENTS
         for partition in sorted(path.name for path in root.iterdir() if _NODE.match(path.name)):
             node = partition.removeprefix("node=")
+            if nodes is not None and node not in nodes:
+                continue
             disk = self._disk(node)
             for name in disk.names():
                 match = _NAME.match(name)

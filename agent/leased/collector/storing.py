@@ -18,6 +18,7 @@ import trio
 
 from leased.chain.head import Head
 from leased.collector.archive import Archive, CursorMoved, LogEntry, Page
+from leased.collector.manifest import ManifestGone
 from leased.terms.errors import StateError
 
 BATCH_MAX: Final = 64
@@ -76,7 +77,8 @@ class Storer:
         try:
             return list(await self.call(lambda: self._archive.persist(pages)))
         except (OSError, StateError) as error:
-            failed = StateError(f"{self._archive.directory}: {error}; nothing was stored")
+            kind = ManifestGone if isinstance(error, ManifestGone) else StateError
+            failed = kind(f"{self._archive.directory}: {error}; nothing was stored")
             return [failed for _ in pages]
 
     async def _tidy(self, log_ids: list[str]) -> None:

@@ -25,7 +25,7 @@ from leased.collector.duck import DuckEngine
 from leased.collector.engine import Engine, EngineGone
 from leased.collector.fleet import Fleet
 from leased.collector.invoices import Invoices
-from leased.collector.manifest import DATABASE
+from leased.collector.manifests import is_there
 from leased.collector.store import Store
 from leased.collector.store_source import StoreSource
 from leased.economics.contracts import Terms
@@ -92,7 +92,7 @@ class Books:
 
     def _follow(self) -> bool:
         if self._archive is None:
-            if not (self._state / DATABASE).exists():
+            if not is_there(self._state):
                 return False
             self._archive = ArchiveReader(self._state)
         return self.fleet.follow(self._archive, RECORDS_MAX)

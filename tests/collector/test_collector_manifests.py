@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both manifests keep the same promises: a cursor moves by compare-and-swap, a transaction counts
+whole or not at all; and the one of several collectors refuses who has lost its part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from leased.chain.head import GENESIS, Head
+from leased.collector.archive import Archive
+from leased.collector.manifest import (
+    CursorMoved,
+    LogEntry,
+    Manifest,
+    ManifestGone,
+    ManifestTables,
+)
+from leased.collector.manifest_postgres import PartLost, PostgresManifest
+from leased.collector.manifests import POINTER, is_shared, open_manifest, own_directory, share
+from leased.collector.parts import PARTS, part_of, share_of
+from leased.collector.segments import Segment
+from leased.collector.sharing import Sharing
+from leased.terms.errors import InvalidParameter, StateError
+from tests.doubles.postgres_server import PostgresServer
+
+ENTRY = LogEntry("1d" * 16, "4e" * 16, "alpha", "o/n", GENESIS, state=b"\x00carried\xff")
+ONE, TWO = Head(3, b"\x01" * 32), Head(5, b"\x02" * 32)
+SEGMENT = Segment(ENTRY.node, ENTRY.log_id, 0, 2, "01" * 32, "segments/a", "ab" * 32, 300)
+EVERY = range(PARTS)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer() as running:
+        yield running
+
+
+Open = Callable[[], ManifestTables]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """Opens one and the same empty manifest, as often as it is called."""
+    opened: list[ManifestTables] = []
+    if request.param == "postgres":
+        server = request.getfixturevalue("server")
+        empty(server)
+
+    def again() -> ManifestTables:
+        if request.param == "sqlite":
+            opened.append(Manifest(tmp_path))
+            return opened[-1]
+        made = PostgresManifest(server.database)
+        # Its time is over at once: whoever asks next has every part.
+        made.take(f"test {len(opened)}", EVERY, -1.0)
+        opened.append(made)
+        return made
+
+    yield again
+    for one in opened:
+        one.close()
+
+
+def empty(server: PostgresServer) -> None:
+    manifest = PostgresManifest(server.database)
+    tables = "segments, nodes, resolutions, logs, collectors"
+    manifest.connection.execute(f"TRUNCATE {tables}")
+    manifest.connection.execute("UPDATE parts SET holder = '', until = '-infinity'")
+    manifest.close()
+
+
+def test_what_was_taken_in_is_there(open_again: Open) -> None:
+    one = open_again()
+    one.add_log(ENTRY)
+    other = msgspec.structs.replace(ENTRY, log_id="2d" * 16, name="Älpha")
+    one.add_log(other)
+    with pytest.raises(StateError, match="known already"):
+        one.add_log(ENTRY)
+    one.follow("alpha", "https://a:1", ENTRY.log_id)
+    one.follow("alpha", "https://b:2", ENTRY.log_id)
+    again = open_again()
+    assert again.log(ENTRY.log_id) == ENTRY and again.log("3d" * 16) is None
+    assert {entry.log_id for entry in again.logs()} == {ENTRY.log_id, other.log_id}
+    assert again.nodes() == [("alpha", "https://b:2", ENTRY.log_id)]
+    assert again.leave("alpha") and not again.leave("alpha")
+    again.add_resolution(ENTRY.log_id, "a note")
+    ((number, note),) = one.resolutions(ENTRY.log_id)
+    one.applied(number)
+    assert note == "a note" and again.resolutions(ENTRY.log_id) == []
+
+
+def test_a_cursor_moves_by_compare_and_swap(open_again: Open) -> None:
+    one = open_again()
+    one.add_log(ENTRY)
+    one.move(ENTRY.log_id, GENESIS, ONE, verdict="OK", state=b"s")
+    with pytest.raises(CursorMoved):
+        one.move(ENTRY.log_id, GENESIS, TWO)
+    with pytest.raises(CursorMoved):
+        one.set(ENTRY.log_id, GENESIS, verdict="FORK")
+    one.set(ENTRY.log_id, ONE, contact_ns=7)
+    found = open_again().log(ENTRY.log_id)
+    assert found is not None
+    assert (found.head, found.verdict, found.state, found.contact_ns) == (ONE, "OK", b"s", 7)
+
+
+def test_a_transaction_counts_whole_or_not_at_all(open_again: Open) -> None:
+    one = open_again()
+    one.add_log(ENTRY)
+    with pytest.raises(ZeroDivisionError), one.transaction():
+        one.move(ENTRY.log_id, GENESIS, ONE)
+        one.add_segment(SEGMENT)
+        raise ZeroDivisionError
+    found = one.log(ENTRY.log_id)
+    assert found is not None and found.head == GENESIS and one.segments() == []
+    with one.transaction():
+        one.move(ENTRY.log_id, GENESIS, ONE)
+        one.add_segment(SEGMENT)
+        with pytest.raises(CursorMoved):
+            one.move(ENTRY.log_id, GENESIS, TWO)
+    later = msgspec.structs.replace(SEGMENT, first_seq=3, last_seq=4, path="segments/b")
+    one.add_segment(later)
+    again = open_again()
+    assert again.segments() == [SEGMENT, later] and again.segments(ENTRY.log_id, 3) == [later]
+    again.forget_segments([SEGMENT])
+    assert again.segments() == [later]
+
+
+# ---- several collectors --------------------------------------------------------------------------
+
+
+def test_a_part_goes_to_one_and_moves_only_when_somebody_comes_or_goes() -> None:
+    names = [f"collector-{number}" for number in range(5)]
+    shares = {name: share_of(name, names) for name in names}
+    assert sorted(part for share in shares.values() for part in share) == list(EVERY)
+    assert all(shares.values())
+    for name in names[1:]:
+        left = share_of(name, names[1:])
+        assert shares[name] <= left and left - shares[name] <= shares[names[0]]
+    assert 0 <= part_of("4e" * 16) < PARTS
+
+
+def test_who_lost_its_part_is_refused_and_changes_nothing(server: PostgresServer) -> None:
+    empty(server)
+    west, east = PostgresManifest(server.database), PostgresManifest(server.database)
+    west.add_log(ENTRY)
+    with pytest.raises(PartLost):
+        west.move(ENTRY.log_id, GENESIS, ONE)
+    assert west.take("west", EVERY, 60.0) == list(EVERY)
+    west.move(ENTRY.log_id, GENESIS, ONE)
+    assert east.take("east", EVERY, 60.0) == [], "it is held"
+    assert west.live("west", -1.0) == [], "its time is over"
+    assert east.take("east", EVERY, 60.0) == list(EVERY)
+    for late in (
+        lambda: west.move(ENTRY.log_id, ONE, TWO),
+        lambda: west.set(ENTRY.log_id, ONE, verdict="FORK"),
+        lambda: west.add_segment(SEGMENT),
+        lambda: west.forget_segments([SEGMENT]),
+    ):
+        with pytest.raises(PartLost):
+            late()
+    found = east.log(ENTRY.log_id)
+    assert found is not None and (found.head, found.verdict) == (ONE, "OK")
+    assert east.segments() == []
+    east.move(ENTRY.log_id, ONE, TWO)
+    east.leave_fleet("east")
+    assert west.take("west again", EVERY, 60.0) == list(EVERY), "what was given back is free"
+    west.close()
+    east.close()
+
+
+def test_a_takeover_waits_for_a_commit_that_has_begun(server: PostgresServer) -> None:
+    empty(server)
+    west, east = PostgresManifest(server.database), PostgresManifest(server.database)
+    west.add_log(ENTRY)
+    west.take("west", EVERY, -1.0)
+    east.connection.execute("SET lock_timeout = '200ms'")
+    with west.transaction():
+        west.move(ENTRY.log_id, GENESIS, ONE)
+        with pytest.raises(StateError, match="lock timeout"):
+            east.take("east", [part_of(ENTRY.node)], 60.0)
+    assert east.take("east", [part_of(ENTRY.node)], 60.0) == [part_of(ENTRY.node)]
+    found = east.log(ENTRY.log_id)
+    assert found is not None and found.head == ONE
+    west.close()
+    east.close()
+
+
+def test_a_server_that_was_restarted_is_reached_again(server: PostgresServer) -> None:
+    empty(server)
+    manifest = PostgresManifest(server.database)
+    manifest.add_log(ENTRY)
+    manifest.take("west", EVERY, 600.0)
+    server.crash()
+    with pytest.raises(ManifestGone):
+        manifest.move(ENTRY.log_id, GENESIS, ONE)
+    with pytest.raises(ManifestGone):
+        manifest.logs()
+    server.start()
+    manifest.move(ENTRY.log_id, GENESIS, ONE)
+    assert manifest.logs()[0].head == ONE
+    manifest.close()
+
+
+def test_a_directory_is_shared_once_and_as_it_was(server: PostgresServer, tmp_path: Path) -> None:
+    empty(server)
+    old = Manifest(tmp_path)
+    old.add_log(ENTRY)
+    old.move(ENTRY.log_id, GENESIS, ONE)
+    old.add_segment(SEGMENT)
+    old.follow("alpha", "https://a:1", ENTRY.log_id)
+    before = (old.logs(), old.segments(), old.nodes())
+    old.close()
+    (tmp_path / "cosign.key").write_text("a key")
+    with pytest.raises(InvalidParameter, match="whose key"):
+        share(tmp_path, server.database)
+    with pytest.raises(InvalidParameter, match="password"):
+        share(tmp_path, f"{server.database} password=x")
+    assert not is_shared(tmp_path) and share(tmp_path, server.database, "west") == 1
+    assert (own_directory(tmp_path, "west") / "cosign.key").read_text() == "a key"
+    assert (tmp_path / POINTER).stat().st_mode & 0o077 == 0
+    new = open_manifest(tmp_path, read_only=True)
+    assert (new.logs(), new.segments(), new.nodes()) == before
+    with pytest.raises(StateError, match="read-only"):
+        new.follow("beta", "https://b:1", ENTRY.log_id)
+    new.close()
+    with pytest.raises(StateError, match="shared already"):
+        share(tmp_path, server.database)
+    with pytest.raises(StateError, match="several collectors"):
+        Archive(tmp_path)
+
+
+def test_what_the_one_before_left_half_done_is_cleared_at_the_takeover(
+    server: PostgresServer, tmp_path: Path
+) -> None:
+    empty(server)
+    Manifest(tmp_path).close()
+    share(tmp_path, server.database)
+    archive = Archive(tmp_path, name="west")
+    archive.add_log(ENTRY)
+    left = archive.files.write(ENTRY.node, ENTRY.log_id, 0, 2, "01" * 32, b"frames")
+    sharing = Sharing(archive, "west", b"run-1234")
+    assert sharing.parts == frozenset() and sharing.beat() == frozenset()
+    assert sharing.parts == frozenset(EVERY) and not (tmp_path / left.path).exists()
+    beyond = archive.files.write(ENTRY.node, ENTRY.log_id, 1, 2, "01" * 32, b"frames")
+    with pytest.raises(StateError, match="begins beyond"):
+        archive.recover_parts(frozenset(EVERY))
+    assert (tmp_path / beyond.path).exists()
+    sharing.leave()
+    archive.close()

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several collectors on one fleet, as processes over real TLS, with their manifest in a real
+PostgreSQL: one is killed and the database crashes while nodes seal, and in the end every record is
+there once and what is metered has the bytes of one collector's that nothing ever happened to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from leased.chain.certificate import Role
+from leased.collector.accounts import Accounts
+from leased.collector.archive import ArchiveReader
+from leased.collector.manifest import ManifestGone
+from leased.collector.manifest_postgres import PostgresManifest
+from leased.collector.manifests import share
+from leased.collector.store import Store
+from leased.collector.store_source import StoreSource
+from leased.economics.contracts import Terms
+from leased.terms import event as e
+from leased.terms.moment import Moment
+from tests.collector.test_collector_pull import Collector
+from tests.doubles.economics_history import memory, subject
+from tests.doubles.fleet_pki import FleetPki
+from tests.doubles.logs import BOOT, started
+from tests.doubles.node_server import NodeServer, Reply, serving
+from tests.doubles.nodes import PulledNode
+from tests.doubles.postgres_server import PostgresServer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NODES = 6
+MINUTE_NS = 60 * 10**9
+START_NS = 1_764_547_200 * 10**9
+"""2025-12-01T00:00:00Z."""
+
+PATIENCE_S = 120.0
+
+
+class Acknowledged(NodeServer):
+    """Takes anybody's cosignature, and seals none: what is sealed does not depend on who pulls."""
+
+    def _ack(self, note: str) -> Reply:
+        self.acked.append(int(note.splitlines()[1]))
+        return 200, "application/json", json.dumps({"size": self.acked[-1]}).encode()
+
+
+class Sealing:
+    """Nodes that seal a life of a lease now and then; minutes of theirs are moments of ours."""
+
+    def __init__(self) -> None:
+        self.servers = []
+        self._minute = 0
+        for number in range(1, NODES + 1):
+            on = PulledNode(number, origin=f"o/{number}")
+            on.seal([started()], Moment(BOOT, 10**10, START_NS))
+            self.servers.append(Acknowledged(on))
+
+    def seal(self, lives: int) -> None:
+        for _ in range(lives):
+            self._minute += 7
+            for server in self.servers:
+                self._one_life(server.node, self._minute)
+
+    def _one_life(self, on: PulledNode, minute: int) -> None:
+        begun = Moment(BOOT, 10**10 + minute * MINUTE_NS, START_NS + minute * MINUTE_NS)
+        ended = Moment(BOOT, begun.boot_ns + 5 * MINUTE_NS, begun.wall_ns + 5 * MINUTE_NS)
+        lease_id, whose = on.entropy(), subject(memory(1 << 30), tenant=f"tenant-{minute % 3}")
+
+        def head(at: Moment) -> tuple[object, ...]:
+            return e.EventId(on.entropy()), lease_id, whose, 1, at.boot_ns
+
+        ttl_ns, until_ns = 60 * MINUTE_NS, begun.boot_ns + 60 * MINUTE_NS
+        granted = e.Allocated(*head(begun), on.entropy(), ttl_ns, until_ns, 0, 0)
+        on.seal([granted, e.Activated(*head(begun), bytes(32))], begun)
+        on.seal([e.Released(*head(ended)), e.TeardownBegun(*head(ended))], ended)
+        cut = e.AccessCut(*head(ended), False, bytes(32))
+        scrubbed = e.Scrubbed(*head(ended), 1 << 30, bytes(32))
+        proof = e.Reclaimed(*head(ended), (0,), 0, 0, None, None, None, 0, 0, bytes(32))
+        on.seal([cut, scrubbed, proof], ended)
+
+
+class Shared:
+    """One directory that two collectors share."""
+
+    def __init__(self, one: Collector, database: str, directory: Path, pki: FleetPki) -> None:
+        self.state, self.database, self.pki, self.directory = one.state, database, pki, directory
+        share(one.state, database, "west")
+        self.manifest = PostgresManifest(database, read_only=True)
+
+    @contextmanager
+    def collector(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A collector as a process, until the block ends."""
+        certificate = self.pki.issue(Role.COLLECTOR, name)
+        config = self.directory / f"{name}.toml"
+        config.write_text(
+            f'[pull]\nname = "{name}"\nca = "{self.pki.ca}"\ncertificate = "{certificate}"\n'
+            f'key = "{certificate.with_suffix(".key")}"\npage_size = "2KiB"\nwait = "2s"\n'
+            'pace = "20ms"\ninterval = "100ms"\nbackoff_max = "1s"\ntimeout = "20s"\n'
+        )
+        words = ["-m", "leased.collector.main", "--state", str(self.state), "pull"]
+        with (self.directory / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, *words, "--config", str(config)],
+                cwd=REPOSITORY,
+                env={"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin"},
+                stderr=log,
+                stdout=log,
+            )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def holders(self) -> set[str]:
+        rows = self.manifest._rows("SELECT DISTINCT holder FROM parts WHERE holder <> ''")
+        return {holder.partition("/")[0] for (holder,) in rows}
+
+    def size(self) -> int:
+        return sum(entry.head.size for entry in self.manifest.logs())
+
+    def said(self) -> str:
+        logs = sorted(self.directory.glob("*.log"))
+        return "\n".join(path.read_text("utf-8", "replace")[-2000:] for path in logs)
+
+
+async def until(shared: Shared, holds: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
+    """Look every now and then, and let the nodes go on sealing."""
+    with trio.move_on_after(PATIENCE_S):
+        while not holds():
+            bad = [entry.why for entry in shared.manifest.logs() if entry.verdict.startswith("BAD")]
+            assert not bad, bad
+            meanwhile()
+            await trio.sleep(0.1)
+        return
+    raise AssertionError(f"it does not come to that: {shared.said()}")
+
+
+@pytest.fixture
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer() as running:
+        yield running
+
+
+async def test_one_is_killed_and_the_database_crashes_and_the_bill_is_that_of_one_collector(
+    tmp_path: Path, server: PostgresServer
+) -> None:
+    pki, fleet = FleetPki(tmp_path / "pki"), Sealing()
+    alone, both = Collector(tmp_path, pki, "alone"), Collector(tmp_path, pki, "both")
+    fleet.seal(8)
+    async with serving(pki, *fleet.servers):
+        for one in (alone, both):
+            for number, node_server in enumerate(fleet.servers):
+                one.enrol(node_server, f"node-{number}")
+        shared = Shared(both, server.database, tmp_path, pki)
+        with shared.collector("west") as west, shared.collector("east") as east:
+            await until(
+                shared, lambda: shared.holders() == {"west", "east"} and shared.size() > 60, nothing
+            )
+            grown = shared.size()
+            await until(shared, lambda: shared.size() > grown + 40, lambda: fleet.seal(1))
+            west.send_signal(signal.SIGKILL)
+            west.wait()
+            fleet.seal(2)
+            server.crash()
+            fleet.seal(2)
+            server.start()
+            with contextlib.suppress(ManifestGone):
+                shared.holders()  # the connection of before
+            await until(shared, lambda: shared.holders() == {"east"}, nothing)
+            fleet.seal(2)
+            whole = sum(one.node.size for one in fleet.servers)
+            await until(shared, lambda: shared.size() == whole, nothing)
+            assert east.poll() is None, shared.said()
+            east.send_signal(signal.SIGTERM)
+            east.wait(PATIENCE_S)
+        assert all(not one.complaints for one in fleet.servers)
+        await alone.pull()
+    shared.manifest.close()
+    check(fleet, alone, shared)
+
+
+def check(fleet: Sealing, alone: Collector, shared: Shared) -> None:
+    """No record is lost or doubled, and what follows from them is the same."""
+    answers = []
+    for state in (alone.state, shared.state):
+        reader = ArchiveReader(state)
+        for one in fleet.servers:
+            frames = b"".join(reader.frames(one.node.log_id.hex()))
+            assert frames == b"".join(one.node.frames)
+            segments = reader.manifest.segments(one.node.log_id.hex())
+            spans = [(segment.first_seq, segment.last_seq) for segment in segments]
+            assert [first for first, _ in spans[1:]] == [last + 1 for _, last in spans[:-1]]
+        store = Store(state)
+        store.refresh(reader)
+        source = StoreSource(store.rollups)
+        tenants = source.tenants()
+        assert tenants == ("tenant-0", "tenant-1", "tenant-2")
+        bills = [Accounts(source, Terms()).bill(one, "2025-12").canonical() for one in tenants]
+        files = {
+            str(path.relative_to(state)): path.read_bytes()
+            for path in sorted((state / "derived").rglob("*"))
+            if path.is_file()
+        }
+        answers.append((bills, files))
+        source.close()
+        reader.close()
+    assert answers[0] == answers[1]
+
+
+def nothing() -> None:
+    """Only wait."""
