@@ -152,14 +152,15 @@ class OpenedLog:
                 self.acknowledged[event.key_id] = max(held, event.size)
         self._noted_to = sequences[-1] + 1
 
-    def needed_from(self) -> int:
+    def needed_from(self, *, periods: bool = True) -> int:
         """The oldest record that a replay of what was noted cannot do without. If there is none,
-        all of it may go once what each start says anew has been said."""
+        all of it may go once what each start says anew has been said; without `periods`, that and
+        what budgets rest on."""
         if self._noted_to < self.head.size:
             for _ in self.history():
                 continue
             self._noted_to = max(self._noted_to, self.head.size)
-        return self._needs.oldest(self._noted_to)
+        return self._needs.oldest(self._noted_to, periods=periods)
 
     def removal(
         self,

@@ -80,14 +80,19 @@ class Needs:
             # be needed: all of these are.
             lasting.setdefault(kind, sequence)
 
-    def oldest(self, end: int) -> int:
+    def oldest(self, end: int, *, periods: bool = True) -> int:
         """The oldest record that is needed; `end` if none before that is. At `end` all is said anew
-        that only the latest of its kind says."""
-        oldest = min(self._lasting.values(), default=end)
+        that only the latest of its kind says, and without `periods` also what budgets rest on."""
+        lasting = [at for key, at in self._lasting.items() if periods or not _is_period(key)]
+        oldest = min(lasting, default=end)
         latest = {kind: at for at, kind in self._replaced if at <= oldest}
         # Nothing is ever needed again that is before what is needed now.
         self._replaced = [(at, kind) for at, kind in self._replaced if at >= latest.get(kind, 0)]
-        return min(oldest, *latest.values()) if self._lasting else end
+        return min(oldest, *latest.values()) if lasting else end
+
+
+def _is_period(key: object) -> bool:
+    return isinstance(key, tuple) and key[0] == "period"
 
 
 def needed_from(history: Iterable[tuple[int, Event]], end: int) -> int:

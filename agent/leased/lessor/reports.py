@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from leased.lessor.draft import Draft, Facts
+from leased.lessor.ledger import Meter, rows_of
 from leased.lessor.lifecycle import Trigger
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -106,6 +107,14 @@ def note_pruned(draft: Draft, command: commands.NotePruned) -> None:
     )
     draft.emit(events.InventoryChanged(new_id(), table.pools.inventory))
     draft.emit(events.PolicyChanged(new_id(), *policy, -1))
+    ledger = table.ledger
+    meters = [(tenant, rows_of(ledger.meter(tenant) or Meter())) for tenant in ledger.tenants()]
+    for period, began_wall_ns in tuple(ledger.began_wall_ns.items()):
+        if began_wall_ns:
+            began = (period.value, began_wall_ns, ledger.began_ns[period])
+            draft.emit(events.PeriodBegan(new_id(), *began))
+    for tenant, rows in meters:  # as they were before their periods began anew
+        draft.emit(events.Metered(new_id(), tenant, rows))
     fields = (command.min_seq, command.head, command.segments, command.acked_size)
     draft.emit(events.Pruned(new_id(), *fields))
 

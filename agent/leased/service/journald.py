@@ -30,7 +30,9 @@ from leased.terms.event import (
     CheckpointSigned,
     Event,
     InventoryChanged,
+    Metered,
     NodeStarted,
+    PeriodBegan,
     PolicyChanged,
     Pruned,
     Renewed,
@@ -56,7 +58,7 @@ _SILENT: Final = (CheckpointSigned, SegmentEnd)
 """Housekeeping of the chain: in it, and nowhere else."""
 
 
-_ANEW = (NodeStarted, InventoryChanged, PolicyChanged)
+_ANEW = (NodeStarted, InventoryChanged, PolicyChanged, PeriodBegan, Metered)
 
 
 class Journald:
@@ -230,9 +232,11 @@ def encode(entry: Fields) -> bytes:
 
 
 def _is_said_anew(events: Sequence[Event], index: int) -> bool:
-    """Whether it is old news, sealed again because the record that said it goes (`note_pruned`)."""
-    later = _ANEW.index(type(events[index])) if type(events[index]) in _ANEW else None
-    if later is None:
+    """Whether it is old news, sealed again because the record that said it goes: from a NodeStarted
+    to a Pruned (`note_pruned`)."""
+    if type(events[index]) not in _ANEW:
         return False
-    pruned = index + len(_ANEW) - later
-    return pruned < len(events) and type(events[pruned]) is Pruned
+    for later in events[index + 1 :]:
+        if type(later) is NodeStarted or type(later) not in _ANEW:
+            return type(later) is Pruned
+    return False

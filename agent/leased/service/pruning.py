@@ -143,9 +143,8 @@ class Pruning:
         acked = acked_size(opened.acknowledged, listening.collectors, listening.quorum)
         if not acked or not self._retention_ns:
             return False
-        look = partial(
-            self._look, acked, opened.needed_from(), self._clock.now().wall_ns - self._retention_ns
-        )
+        older_than_wall_ns = self._clock.now().wall_ns - self._retention_ns
+        look = partial(self._look, acked, opened.needed_from(periods=False), older_than_wall_ns)
         removal: Removal | None = await self._aside(look)
         if removal is None:
             return False

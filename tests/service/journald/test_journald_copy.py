@@ -208,11 +208,12 @@ def test_renewals_and_housekeeping_stay_in_the_chain(journal: socket.socket) -> 
 
 def test_what_is_only_said_anew_is_no_news(journal: socket.socket) -> None:
     out = copier(journal)
-    anew = (event.NodeStarted, event.InventoryChanged, event.PolicyChanged, event.Pruned)
-    out.tell(told(example(event.Released), *map(example, anew), example(event.PolicyChanged)))
+    anew = (event.NodeStarted, event.InventoryChanged, event.PeriodBegan, event.Pruned)
+    news = example(event.PolicyChanged)
+    out.tell(told(example(event.Released), news, *map(example, anew), news))
     out.flush(10)
     names = [entry["LEASE_EVENT"] for entry in entries(journal)]
-    assert names == [b"Released", b"Pruned", b"PolicyChanged"]
+    assert names == [b"Released", b"PolicyChanged", b"Pruned", b"PolicyChanged"]
     out.close()
 
 

@@ -120,11 +120,9 @@ async def test_days_do_not_fill_the_disk(autojump_clock: trio.testing.MockClock)
 
 async def test_what_a_restart_finds_is_whole(autojump_clock: trio.testing.MockClock) -> None:
     days = Days()
-    begun = []
     async with days.host.standing():
         for run in range(1, 4):
             async with days.host.agent() as agent:
-                begun.append(agent.lessor.table.epoch)
                 assert agent.lessor.table.epoch == run
                 assert agent.lessor.table.policy_hash == b"p" * 32
                 assert agent.lessor.table.pools.inventory.resources
