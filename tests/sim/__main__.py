@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from tests.sim.swarm import TICKS, run_seed, run_seeds
-from tests.sim.world import Outcome
+from tests.sim.witnesses import WitnessWorld
+from tests.sim.world import Outcome, World
 
 
 def main() -> int:
@@ -25,23 +26,27 @@ def main() -> int:
     parser.add_argument("--seeds", help="a range A:B to run instead, B not included")
     parser.add_argument("--ticks", type=int, default=TICKS, help="length of the storm in 100 ms")
     parser.add_argument("--trace", action="store_true", help="print every line of the trace")
+    parser.add_argument(
+        "--witnesses", action="store_true", help="a node, two collectors and a nemesis instead"
+    )
     options = parser.parse_args()
+    make = WitnessWorld if options.witnesses else World
     print(f"commit {_commit()}, ticks {options.ticks}", flush=True)
     if options.seeds:
         first, _, last = options.seeds.partition(":")
-        return _swarm(range(int(first), int(last)), options.ticks)
-    outcome = run_seed(options.seed, options.ticks)
+        return _swarm(range(int(first), int(last)), options.ticks, make)
+    outcome = run_seed(options.seed, options.ticks, make=make)
     if options.trace:
         print("\n".join(outcome.trace))
     _tell(outcome)
     return 1 if outcome.breaches else 0
 
 
-def _swarm(seeds: range, ticks: int) -> int:
+def _swarm(seeds: range, ticks: int, make: type[World]) -> int:
     began = time.monotonic()
     fallen = records = leases = 0
     met: dict[str, int] = {}
-    for outcome in run_seeds(seeds, ticks):
+    for outcome in run_seeds(seeds, ticks, make=make):
         records += outcome.records
         leases += outcome.leases
         for name, count in outcome.faults.items():

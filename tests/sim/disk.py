@@ -59,6 +59,16 @@ class MemoryDisk:
                 file.data[offset + kept : offset + len(before)] = before[kept:]
             file.unsynced.clear()
 
+    def copied(self) -> dict[str, bytes]:
+        """Everything on it, as a backup has it."""
+        return {name: bytes(file.data) for name, file in self._files.items()}
+
+    def put_back(self, copy: dict[str, bytes]) -> None:
+        """Nothing is on it but this copy."""
+        self._files = {name: _File() for name in copy}
+        for name, data in copy.items():
+            self._files[name].data[:] = data
+
     # -- the port ---------------------------------------------------------------------------------
 
     def names(self) -> list[str]:

@@ -200,7 +200,7 @@ class World:
         """systemd: whenever the agent ends, start it again."""
         while not self._stopping:
             await self.reaper.reached()
-            self._process = agent = Agent(self._site)
+            self._process = agent = self._make_agent()
             self._runs += 1
             try:
                 await agent.boot()
@@ -217,6 +217,9 @@ class World:
             self.devices.agent_died()
             self._break_connections()
             await trio.sleep(self._random.randrange(1, 3000) / 1000)
+
+    def _make_agent(self) -> Agent:
+        return Agent(self._site)
 
     def _end_process(self) -> None:
         if self._power_cut:

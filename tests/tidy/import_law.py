@@ -53,6 +53,10 @@ EXTRA: dict[str, tuple[frozenset[str], str]] = {
         "reads rate cards and instants by the same code as leasectl",
     ),
     "leased.collector.pull_verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.own_door": (
+        frozenset({"service"}),
+        "serves its own log by the same code as a node does",
+    ),
 }
 """Single modules that may import one room more, each with the reason."""
 

@@ -22,9 +22,17 @@ import msgspec
 
 from leased.chain.grammar import Grammar
 from leased.chain.head import Head
-from leased.chain.note import ED25519, Checkpoint, NoteKey, open_note, parse_checkpoint
+from leased.chain.note import (
+    ED25519,
+    Checkpoint,
+    NoteKey,
+    cosignature_message,
+    open_note,
+    parse_checkpoint,
+)
 from leased.chain.page import split_page
 from leased.chain.proof import HASH_BYTES, Proof, check_proof
+from leased.chain.signing import verifies
 from leased.chain.tree import Frontier
 from leased.chain.verdict import BAD_NOTE, BAD_PROOF, BAD_ROOT
 from leased.chain.verifier import Verifier, check_bodies
@@ -43,11 +51,22 @@ class Start(msgspec.Struct, frozen=True):
     batch: int
 
 
+class Cosigned(msgspec.Struct, frozen=True):
+    """What another collector says it has cosigned of the log: a tree of `size` records."""
+
+    peer: str
+    size: int
+    root: str
+    time_s: int
+    signature: str
+
+
 class Bundle(msgspec.Struct, frozen=True):
     """One case. Hashes and ids in hex, notes as text, the page in base64. `note` is the node's
     newest note that held, `other_note` what it signed besides; `proof` and `other_proof` show one
-    sequence in both trees; `vkey` is the node's key as the collector knew it. `signature` is the
-    collector's note over everything else (`statement`)."""
+    sequence in both trees; `cosigned` is what another collector was given, where the first records
+    here, as many, have the root `root_here`; `vkey` is the node's key as the collector knew it.
+    `signature` is the collector's note over everything else (`statement`)."""
 
     format: str
     verdict: str
@@ -68,6 +87,8 @@ class Bundle(msgspec.Struct, frozen=True):
     other_proof: Proof | None = None
     start: Start | None = None
     page: str = ""
+    cosigned: Cosigned | None = None
+    root_here: str = ""
     signature: str = ""
 
 
@@ -76,6 +97,8 @@ class Weighed(msgspec.Struct, frozen=True):
 
     proven: tuple[str, ...]
     told: tuple[str, ...]
+    collectors: tuple[str, ...] = ()
+    """The names of the keys, of those that were given, by which it was signed or cosigned."""
 
 
 def statement(encoded: bytes) -> str:
@@ -104,20 +127,50 @@ def weigh(
         proven.append(_two_records(bundle, node))
     if bundle.page:
         told.append(_replay(bundle, node, first))
+    names: list[str] = []
+    if bundle.cosigned is not None:
+        _weigh_cosigned(bundle, bundle.cosigned, first, collectors, (proven, told, names))
     if bundle.signature and collectors:
         note = open_note(bundle.signature, list(collectors))
         if note.text != statement(encoded):
             raise ChainError(BAD_PROOF, "the collector signed another bundle")
         told.append(f"signed by {note.signatures[0].name}")
+        names.append(note.signatures[0].name)
     elif bundle.signature:
         told.append("signed by a collector whose key was not given")
-    return Weighed(tuple(proven), tuple(told))
+    return Weighed(tuple(proven), tuple(told), tuple(names))
 
 
 def collector_key(cosigner: NoteKey) -> NoteKey:
     """The key that checks a collector's statements: the same bytes as its cosigning key, for plain
     notes."""
     return NoteKey(cosigner.name, cosigner.public_key, ED25519)
+
+
+def _weigh_cosigned(
+    bundle: Bundle,
+    cosigned: Cosigned,
+    first: Checkpoint | None,
+    collectors: Sequence[NoteKey],
+    into: tuple[list[str], list[str], list[str]],
+) -> None:
+    """What another collector was given, beside what this one was. Raises ValueError for hex that
+    is none."""
+    proven, told, names = into
+    root, signature = bytes.fromhex(cosigned.root), bytes.fromhex(cosigned.signature)
+    text = Checkpoint(bundle.origin, cosigned.size, root).text()
+    message = cosignature_message(text, cosigned.time_s)
+    by = [key for key in collectors if verifies(key.public_key, message, signature)]
+    what = f"a tree of {cosigned.size} records with the root {cosigned.root}"
+    if by:
+        names.append(by[0].name)
+        proven.append(f"{by[0].name} cosigned {what}")
+    else:
+        told.append(f"{cosigned.peer} cosigned {what}, by a key that was not given")
+    if first is not None and first.size == cosigned.size and first.root != root:
+        proven.append(f"{bundle.origin} signed another tree of {first.size} records")
+    elif bundle.root_here:
+        told.append(f"the first {cosigned.size} records here have the root {bundle.root_here}")
 
 
 def _checked(bundle: Bundle, note: str, node: NoteKey) -> Checkpoint | None:

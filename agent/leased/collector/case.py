@@ -59,7 +59,7 @@ class Case:
         """A bundle, with whatever else the node still says."""
         other_note = finding.note or (problem.checkpoint if problem is not None else "")
         proof = other_proof = None
-        if finding.verdict is Verdict.FORK and state.head.size:
+        if finding.verdict is Verdict.FORK and state.head.size and finding.cosigned is None:
             other_proof = await self._ask_proof(connection, entry, state.head.size - 1)
             if other_proof is not None:
                 proof = await self._storer.call(lambda: self._own_proof(entry, state))
@@ -89,6 +89,8 @@ class Case:
             other_proof,
             Start(state.head.size, state.head.hash.hex(), peaks, batch) if page else None,
             b64encode(page).decode() if page else "",
+            finding.cosigned,
+            finding.root_here.hex(),
         )
 
     def close(

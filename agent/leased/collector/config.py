@@ -20,7 +20,7 @@ from leased.chain.note import NoteKey, parse_key
 from leased.chain.page import PAGE_BYTES_MAX
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.moment import NS_PER_MS, NS_PER_S
-from leased.terms.reading import Keys, duration, fields, integer, rows, section, size, text
+from leased.terms.reading import Keys, duration, fields, integer, rows, section, size, table, text
 
 CONFIG: Final = Path("/etc/leased/leased-collector.toml")
 OTHER_SECTIONS: Final = (
@@ -33,6 +33,9 @@ OTHER_SECTIONS: Final = (
     "webhooks",
 )
 """Read by other parts of the collector, each by its own table."""
+
+
+OWN_LOG: Final[dict[str, Any]] = {"address": "", "port": 7443, "quorum": 0, "collectors": []}
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
@@ -62,6 +65,8 @@ class PullConfig(msgspec.Struct, frozen=True):
     backoff_max_ns: int = 300 * NS_PER_S
     operators: tuple[NoteKey, ...] = ()
     nodes: tuple[NodeConfig, ...] = ()
+    own_log: dict[str, Any] = msgspec.field(default_factory=OWN_LOG.copy)
+    """`[own_log]`, as `own_door` reads it."""
 
 
 def load(path: Path) -> PullConfig:
@@ -76,7 +81,9 @@ def load(path: Path) -> PullConfig:
     try:
         read = fields(ours, _SECTIONS, "", also=OTHER_SECTIONS)
         config = msgspec.structs.replace(
-            read.get("pull", PullConfig()), nodes=read.get("nodes", ())
+            read.get("pull", PullConfig()),
+            nodes=read.get("nodes", ()),
+            own_log={**OWN_LOG, **read.get("own_log", {})},
         )
         return _checked(config)
     except ConfigError as error:
@@ -141,6 +148,7 @@ _NODE_KEYS: Final[Keys] = {
 }
 _SECTIONS: Final[Keys] = {
     "pull": ("pull", section(PullConfig, _PULL_KEYS, "pull.")),
+    "own_log": ("own_log", table),
     "nodes": (
         "nodes",
         lambda value: rows(value, section(NodeConfig, _NODE_KEYS, "nodes.")),

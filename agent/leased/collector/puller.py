@@ -19,10 +19,13 @@ from typing import Final
 import msgspec
 import trio
 
+from leased.chain.certificate import Role
 from leased.collector.archive import CursorMoved, LogEntry, Page
 from leased.collector.asking import SlowDown, acknowledge, ask_page
 from leased.collector.case import Case
 from leased.collector.config import PullConfig
+from leased.collector.gossip import PeerHead, heads_in, hushed, judge_heads
+from leased.collector.heads import Heads
 from leased.collector.ingest import State, Taken, decode_state, encode_state, take_page
 from leased.collector.manifest import ManifestGone
 from leased.collector.reconcile import (
@@ -59,6 +62,7 @@ class Fleet:
         *,
         fleet: str,
         nodes: int,
+        heads: Heads,
         wall_ns: Callable[[], int],
         jitter: Callable[[], float],
         tell: Callable[[str, str], None],
@@ -70,6 +74,9 @@ class Fleet:
         self.case = case
         self.context = context
         self.fleet = fleet
+        self.heads = heads
+        self.collectors = {witness.log.log_id}
+        """The own logs of collectors: this one's, and those that are followed."""
         self.standing = nodes <= config.connections_max
         self.places = trio.CapacityLimiter(config.connections_max)
         self.rooms = trio.CapacityLimiter(config.pages_max)
@@ -91,6 +98,9 @@ class Puller:
         self.state: State = decode_state(entry.state)
         self.verdict = Verdict(entry.verdict)
         self.unreachable = ""
+        self._is_peer = endpoint.role is Role.COLLECTOR
+        if self._is_peer:
+            fleet.collectors.add(self.state.pinned.log_id)
         self._failures = 0
         self._slow_s = 0
         self._cosigned_ns = 0
@@ -166,6 +176,7 @@ class Puller:
             held = True
 
         try:
+            known = await self._heads()
             answer = await ask_page(
                 connection,
                 self.log_id,
@@ -181,6 +192,7 @@ class Puller:
             taken = await self._check(answer, connection)
             if taken is not None:
                 await self._store(taken)
+                await self._compare(known, taken, connection)
             return taken is None or taken.fresh
         finally:
             if held:
@@ -189,10 +201,14 @@ class Puller:
     async def _check(self, page: bytes, connection: Connection) -> Taken | None:
         try:
             if len(page) <= INLINE_BYTES_MAX:
-                return take_page(self.state, page)
-            return await trio.to_thread.run_sync(
-                take_page, self.state, page, limiter=self._fleet.workers
-            )
+                taken = take_page(self.state, page)
+            else:
+                taken = await trio.to_thread.run_sync(
+                    take_page, self.state, page, limiter=self._fleet.workers
+                )
+            if self._is_peer:
+                taken = hushed(taken, self.state, frozenset(self._fleet.collectors))
+            return taken
         except ChainError as error:
             finding = judge_refusal(self.state, error)
             if finding is None:
@@ -215,6 +231,9 @@ class Puller:
             now_ns,
             verdict,
         )
+        if self._is_peer and taken.frames:
+            told = heads_in(taken.frames, self.name, self.state.pinned.log_id)
+            await fleet.storer.call(lambda: fleet.heads.add(told))
         await fleet.storer.store(page)
         self.state = taken.state
         self.entry = msgspec.structs.replace(
@@ -231,6 +250,31 @@ class Puller:
             fleet.tell(self.name, f"reached again, at {page.after.size} records")
         self.verdict, self.unreachable, self._failures, self._slow_s = verdict, "", 0, 0
 
+    async def _heads(self) -> list[PeerHead]:
+        """What other collectors have cosigned of this log and is not compared yet."""
+        heads, log_id = self._fleet.heads, self.log_id
+        if not heads.waits(log_id):
+            return []
+        return await self._fleet.storer.call(lambda: heads.of(log_id))
+
+    async def _compare(self, known: list[PeerHead], taken: Taken, connection: Connection) -> None:
+        """Compare what others have cosigned, and was known before the page was asked for, with
+        what is held now."""
+        if not known:
+            return
+        heads, log_id, size = self._fleet.heads, self.log_id, taken.after.size
+        ends_at = size if taken.fresh else None
+
+        def judge() -> tuple[Finding, PeerHead] | None:
+            found = judge_heads(known, size, lambda at: heads.root_at(log_id, at), ends_at=ends_at)
+            if found is None:
+                heads.settle(log_id, size)
+            return found
+
+        found = await self._fleet.storer.call(judge)
+        if found is not None:
+            await self._found(found[0], connection, None)
+
     async def _cosign(self, connection: Connection, *, at_once: bool) -> None:
         """Cosign the head that was stored last, if there is something new to it and it is time."""
         fleet, entry = self._fleet, self.entry
@@ -239,7 +283,14 @@ class Puller:
         if not due or not self.state.loud or entry.signed_size != entry.head.size:
             return
         log_id, note = self.state.pinned.log_id, entry.note
-        cosigned = await fleet.storer.call(lambda: fleet.witness.cosign(log_id, note))
+        carried = self.state.verifier
+
+        def sign() -> str:
+            if carried is not None:
+                fleet.heads.remember(self.log_id, carried.frontier)
+            return fleet.witness.cosign(log_id, note)
+
+        cosigned = await fleet.storer.call(sign)
         self._cosigned_ns = now_ns
         try:
             answer = await acknowledge(

@@ -25,7 +25,9 @@ from leased.collector.archive import Archive
 from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.enrolment import enrol, read_file
+from leased.collector.heads import Heads
 from leased.collector.manifest import ManifestGone
+from leased.collector.own_door import HostClock, OwnDoor, read_listening
 from leased.collector.parts import part_of
 from leased.collector.puller import Fleet, Puller
 from leased.collector.reconcile import Verdict
@@ -84,12 +86,8 @@ async def pull(
                     tell(node.name, told)
             sharing = Sharing(archive, name, os_entropy())
             return await _run(
-                archive,
-                sharing,
-                config,
-                witness,
-                context,
-                fleet_name,
+                *(archive, sharing, config, witness, context),
+                *(fleet_name, collector),
                 once=once,
                 only=only,
                 tell=tell,
@@ -107,12 +105,14 @@ async def _run(
     witness: Witness,
     context: ssl.SSLContext,
     fleet_name: str,
+    collector: str,
     *,
     once: bool,
     only: Sequence[str],
     tell: Tell,
 ) -> list[Reached]:
     storer = Storer(archive, lambda text: tell("archive", text))
+    heads = Heads(archive)
     case = Case(archive, storer, time.time_ns, config.timeout_ns / NS_PER_S)
     fleet = Fleet(
         config,
@@ -122,13 +122,19 @@ async def _run(
         context,
         fleet=fleet_name,
         nodes=len(archive.manifest.nodes()),
+        heads=heads,
         wall_ns=time.time_ns,
         jitter=random.SystemRandom().random,
         tell=tell,
     )
     followed: dict[tuple[str, str, str], _Followed] = {}
+    listening = read_listening(config.own_log, (config.certificate, config.key, config.ca))
     async with trio.open_nursery() as outer:
         outer.start_soon(storer.run)
+        if listening.on and not once:
+            door = OwnDoor(witness, storer, listening, HostClock(clock()), collector)
+            tell("own log", f"other collectors may connect to port {door.ports[0]}")
+            outer.start_soon(door.run)
         try:
             async with trio.open_nursery() as inner:
                 while True:
@@ -152,6 +158,7 @@ async def _run(
             with trio.CancelScope(shield=True), contextlib.suppress(ManifestGone):
                 await storer.call(sharing.leave)
         outer.cancel_scope.cancel()
+    heads.close()
     return [_reached(one.puller) for one in followed.values()]
 
 

@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from leased.chain.evidence import Cosigned
 from leased.chain.verdict import (
     BAD_BODY,
     BAD_NOTE,
@@ -68,11 +69,15 @@ _OF_CHAIN: Final[dict[str, Verdict]] = {
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A verdict and why, for people. `note` is the node's own words, where they are evidence."""
+    """A verdict and why, for people. `note` is the node's own words, where they are evidence;
+    `cosigned` what another collector has cosigned, and `root_here` the root of as many records as
+    they are held here."""
 
     verdict: Verdict
     why: str
     note: str = ""
+    cosigned: Cosigned | None = None
+    root_here: bytes = b""
 
 
 class Problem(msgspec.Struct, frozen=True):

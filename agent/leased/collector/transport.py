@@ -19,7 +19,7 @@ import h11
 import msgspec
 import trio
 
-from leased.chain.certificate import Role, read_certificate
+from leased.chain.certificate import NAME, Role, read_certificate
 from leased.terms.errors import EX_UNAVAILABLE, CallerError, ConfigError, LeasedError
 
 PORT: Final = 7443
@@ -43,22 +43,31 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where a node listens, and which node it must be."""
+    """Where a log is served, and by whom: a node by its id, or a collector by its name."""
 
     host: str
     port: int
-    node_id: str
+    name: str
+    role: Role = Role.NODE
 
 
 def parse_url(url: str, node_id: str) -> Endpoint:
-    """An endpoint from `https://host[:port]`. Raises ConfigError."""
+    """An endpoint from `https://host[:port]`, or from `https://host[:port]/collector/<name>` for
+    the own log of another collector. Raises ConfigError."""
     try:
         parts = urlsplit(url)
         port = parts.port or PORT
     except ValueError as error:
         raise ConfigError(f"{url}: {error}") from error
-    if parts.scheme != "https" or not parts.hostname or parts.path not in ("", "/") or parts.query:
-        raise ConfigError(f"{url}: a node's address is https://host:port")
+    whose, _, name = parts.path.strip("/").partition("/")
+    other = whose == Role.COLLECTOR.value and NAME.fullmatch(name) is not None
+    if parts.scheme != "https" or not parts.hostname or (whose and not other) or parts.query:
+        why = (
+            "a node's address is https://host:port, a collector's https://host:port/collector/NAME"
+        )
+        raise ConfigError(f"{url}: {why}")
+    if other:
+        return Endpoint(parts.hostname, port, name, Role.COLLECTOR)
     return Endpoint(parts.hostname, port, node_id)
 
 
@@ -163,8 +172,9 @@ async def connect(endpoint: Endpoint, context: ssl.SSLContext, fleet: str) -> Co
         await stream.do_handshake()
         der = stream.getpeercert(binary_form=True)
         identity = read_certificate(der or b"").identity
-        if identity.role is not Role.NODE or identity.name != endpoint.node_id:
-            raise Unreachable(f"{where}: {identity.uri()} answers for node {endpoint.node_id}")
+        if (identity.role, identity.name) != (endpoint.role, endpoint.name):
+            whom = f"{endpoint.role.value} {endpoint.name}"
+            raise Unreachable(f"{where}: {identity.uri()} answers for {whom}")
         if identity.fleet != fleet:
             raise Unreachable(f"{where}: a node of the fleet {identity.fleet}, not of {fleet}")
     except CallerError as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -34,8 +34,16 @@ from leased.chain.signing import SEED_BYTES, Signer, parse_pem
 from leased.durable.files import DirectoryDisk, write_whole
 from leased.durable.log import open_log
 from leased.durable.opened import OpenedLog
+from leased.terms.command import NoteCountersigned
 from leased.terms.errors import StateError
-from leased.terms.event import Event, HeadCosigned, NodeStarted, VerdictReached, VerdictResolved
+from leased.terms.event import (
+    Event,
+    HeadCosigned,
+    HeadCountersigned,
+    NodeStarted,
+    VerdictReached,
+    VerdictResolved,
+)
 from leased.terms.identity import BootId, EventId
 from leased.terms.moment import NS_PER_S, Moment
 
@@ -90,15 +98,29 @@ class Witness:
         self._now = now
         self._entropy = entropy
         self._sealer = log.sealer()
+        self.tree = self._sealer.frontier
+        """That of what is anchored of the own log."""
+        self.told: Callable[[Sequence[Event], Sequence[int]], None] = lambda events, at: None
+        """Called after each batch of the own log, where it was sealed."""
+
+    @property
+    def node_id(self) -> bytes:
+        """By which the own log says whose it is."""
+        return sha256(self.key.text().encode()).digest()[:16]
+
+    @property
+    def log(self) -> OpenedLog:
+        """The own log."""
+        return self._log
 
     @property
     def key(self) -> NoteKey:
         """What nodes and auditors check cosignatures against."""
         return self._cosigner.key
 
-    def start(self, node_id: bytes) -> None:
+    def start(self) -> None:
         """The first record of a run."""
-        moment, log = self._now(), self._log
+        moment, log, node_id = self._now(), self._log, self.node_id
         names = (__version__, log.filesystem, log.durability)
         begun = NodeStarted(self._id(), BootId(moment.boot_id), node_id, 1, *names)
         self._seal(begun, moment)
@@ -127,6 +149,11 @@ class Witness:
         """Seal an operator's word. Raises OSError, StateError."""
         self._seal(VerdictResolved(self._id(), log_id, verdict, note), self._now())
 
+    def countersign(self, head: NoteCountersigned) -> None:
+        """Seal that another collector has cosigned this one's log. Raises OSError, StateError."""
+        fields = (head.size, head.root, head.key_id, head.time_s, head.signature)
+        self._seal(HeadCountersigned(self._id(), *fields), self._now())
+
     def sign(self, encoded: bytes) -> str:
         """This collector's note over an evidence bundle."""
         return self._cosigner.sign(encoded)
@@ -143,6 +170,8 @@ class Witness:
         self._log.journal.commit_blocking(batch.frames, batch.count, batch.head, moment)
         if batch.ends_epoch:
             self._log.forget_epoch()
+        self.tree = self._sealer.frontier
+        self.told([event], batch.sequences)
 
 
 def open_witness(directory: Path, name: str, *, now: Now, entropy: Entropy) -> Witness:
@@ -161,7 +190,7 @@ def open_witness(directory: Path, name: str, *, now: Now, entropy: Entropy) -> W
         background=False,
     )
     witness = Witness(cosigner, log, now, entropy)
-    witness.start(sha256(cosigner.key.text().encode()).digest()[:16])
+    witness.start()
     return witness
 
 

@@ -10,15 +10,18 @@ Does not gather evidence (the collector does).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from leased.chain.evidence import Bundle, collector_key, weigh
 from leased.chain.note import parse_key
-from leased.chain.verdict import BAD_PROOF
+from leased.chain.quorum import WitnessPolicy
+from leased.chain.verdict import BAD_PROOF, NEW_LOG
 from leased.ctl.console import Console, timestamp
 from leased.ctl.usage_text import Verbs, verb
+from leased.ctl.witnesses import add_policy, read_policy
 from leased.terms.errors import ChainError, StateError
 
 BUNDLE_BYTES_MAX = 64 << 20
@@ -43,8 +46,13 @@ def register(verbs: Verbs) -> None:
     one.add_argument("bundle", type=Path, help="the file, from the collector's evidence directory")
     one.add_argument("--key", metavar="VKEY", help="the node's key as you know it (enrolment)")
     one.add_argument(
-        "--collector", metavar="VKEY", help="the collector's key (leased-collector cosigner)"
+        "--collector",
+        metavar="VKEY",
+        action="append",
+        default=[],
+        help="a collector's key (leased-collector cosigner); may be repeated",
     )
+    add_policy(one)
     one.set_defaults(act=verify)
 
 
@@ -59,13 +67,20 @@ def verify(options: argparse.Namespace, console: Console) -> int:
         encoded = msgspec.json.encode(msgspec.structs.replace(bundle, signature=""))
     except msgspec.DecodeError as error:
         raise ChainError(BAD_PROOF, str(error), file=str(options.bundle)) from error
+    policy = None if options.policy is None else read_policy(options.policy)
     node = parse_key(options.key or bundle.vkey)
-    collectors = [collector_key(parse_key(options.collector))] if options.collector else []
+    if policy is not None and policy.logs and node not in policy.logs:
+        raise ChainError(NEW_LOG, f"the policy is of other logs than {node.text()}")
+    given = [parse_key(text) for text in options.collector]
+    given += policy.witnesses.values() if policy is not None else ()
+    collectors = [collector_key(key) for key in given]
     try:
         found = weigh(bundle, encoded, node, collectors)
     except ValueError as error:  # hex or base64 that is none
         raise ChainError(BAD_PROOF, str(error), file=str(options.bundle)) from error
-    doubt = "" if options.key else "the node's key is the one that the bundle says: give --key"
+    quorum = None if policy is None else _quorum(policy, found.collectors)
+    sure = bool(options.key) or (policy is not None and bool(policy.logs))
+    doubt = "" if sure else "the node's key is the one that the bundle says: give --key"
     if options.json:
         console.document(
             {
@@ -76,7 +91,8 @@ def verify(options: argparse.Namespace, console: Console) -> int:
                 "found_ns": bundle.found_ns,
                 "proven": found.proven,
                 "told": found.told,
-                "key_given": bool(options.key),
+                "key_given": sure,
+                "quorum": quorum,
             }
         )
         return 0
@@ -85,6 +101,15 @@ def verify(options: argparse.Namespace, console: Console) -> int:
         console.say(f"{heading}:")
         for line in lines or ("nothing",):
             console.say(f"  {line}")
+    if policy is not None:
+        much = "reached" if quorum else "not reached: this is the word of some of them"
+        console.say(f"quorum ({policy.told()}): {much}")
     if doubt:
         console.note(doubt)
     return 0
+
+
+def _quorum(policy: WitnessPolicy, names: Sequence[str]) -> bool:
+    """Whether those who have signed are the policy's quorum."""
+    said = {name: 1 for name, key in policy.witnesses.items() if key.name in names}
+    return bool(policy.reached(said, 1))

@@ -10,7 +10,9 @@ Does not know of requests (`audit_routes`) and does not keep what readers have h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
 
 import trio
 
@@ -18,7 +20,7 @@ from leased.chain.note import Checkpoint, NoteKey, write_note
 from leased.chain.proof import FORMAT, Proof
 from leased.chain.tree import Frontier
 from leased.durable.log import OpenedLog
-from leased.durable.pages import Page
+from leased.durable.pages import Inclusion, Page
 from leased.ports import AnchorSlot
 from leased.terms.moment import NS_PER_S
 
@@ -27,13 +29,19 @@ class PulledLog:
     """Reads what is anchored, signs what is read."""
 
     def __init__(
-        self, opened: OpenedLog, *, latest: Callable[[], Frontier], gather_ns: int
+        self,
+        opened: OpenedLog,
+        *,
+        latest: Callable[[], Frontier],
+        gather_ns: int,
+        aside: Callable[..., Awaitable[Any]] | None = None,
     ) -> None:
-        """`latest` is the tree of what was anchored last."""
+        """`latest` is the tree of what was anchored last; `aside` calls what blocks (a thread,
+        unless said otherwise)."""
         self._opened = opened
         self._latest = latest
         self._reader = opened.pages()
-        self._reading = trio.CapacityLimiter(1)
+        self._aside = aside or partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(1))
         self._gather_ns = gather_ns
         self._grown = trio.Event()
         self._waiting = 0
@@ -86,13 +94,12 @@ class PulledLog:
 
     async def first_seq(self) -> int:
         """The first record that is still there. Raises StateError, OSError."""
-        return await trio.to_thread.run_sync(self._reader.first_seq, limiter=self._reading)
+        return int(await self._aside(self._reader.first_seq))
 
     async def page(self, first: int, slot: AnchorSlot, bytes_max: int) -> Page:
         """A page of the log as it was at `slot`. Raises ChainError, StateError, OSError."""
-        return await trio.to_thread.run_sync(
-            self._reader.page, first, slot, bytes_max, limiter=self._reading
-        )
+        page: Page = await self._aside(self._reader.page, first, slot, bytes_max)
+        return page
 
     async def tree(self, size: int, slot: AnchorSlot) -> Frontier:
         """The tree of the first `size` records; that of all of them costs nothing. Raises
@@ -100,14 +107,13 @@ class PulledLog:
         latest = self._latest()
         if latest.size == size:
             return latest
-        return await trio.to_thread.run_sync(self._reader.tree, size, slot, limiter=self._reading)
+        tree: Frontier = await self._aside(self._reader.tree, size, slot)
+        return tree
 
     async def prove(self, sequence: int, size: int, slot: AnchorSlot) -> Proof:
         """The proof that record `sequence` is in the tree of `size`, and the node's note of that.
         Raises ChainError, StateError, OSError."""
-        found = await trio.to_thread.run_sync(
-            self._reader.inclusion, sequence, size, slot, limiter=self._reading
-        )
+        found: Inclusion = await self._aside(self._reader.inclusion, sequence, size, slot)
         return Proof(
             FORMAT,
             self.log_id.hex(),

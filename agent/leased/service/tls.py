@@ -40,16 +40,17 @@ class Credentials(msgspec.Struct, frozen=True):
         return self.certificate.identity.fleet
 
 
-def load(listening: Listening, *, node_id: bytes, wall_ns: int) -> Credentials:
-    """Read what is configured. Raises ConfigError saying which file, what is wrong with it and what
-    to do."""
+def load(listening: Listening, *, node_id: bytes, wall_ns: int, collector: str = "") -> Credentials:
+    """Read what is configured: a node's, or that of the `collector` of this name. Raises
+    ConfigError saying which file, what is wrong with it and what to do."""
     _check_key(Path(listening.key))
     certificate = _own(Path(listening.certificate))
     identity = certificate.identity
-    if identity.role is not Role.NODE or identity.name != node_id.hex():
+    role, name = (Role.COLLECTOR, collector) if collector else (Role.NODE, node_id.hex())
+    if (identity.role, identity.name) != (role, name):
         raise ConfigError(
             f"listener.certificate: {listening.certificate} is of {identity.uri()}, and this is"
-            f" node {node_id.hex()}; make one with `leasectl pki node`"
+            f" {role.value} {name}; make one with `leasectl pki {role.value}`"
         )
     if certificate.not_after_s * NS_PER_S <= wall_ns:
         raise ConfigError(
