@@ -20,7 +20,7 @@ from leased.collector.enrolment import enrol, read_enrolment
 from leased.collector.manifest import Manifest
 from leased.collector.pulling import clock, pull
 from leased.collector.witness import open_witness, os_entropy
-from leased.ctl.proofs import _enrolment
+from leased.ctl.proofs import enrolment_document
 from leased.durable.reader import read_log
 from leased.terms.event import HeadCosigned, HeadCountersigned, VerdictReached
 from tests.collector.test_collector_ingest import live, node
@@ -59,11 +59,7 @@ def pair(tmp_path: Path, pki: FleetPki) -> tuple[Collector, Collector]:
 
 def follow(one: Collector, name: str, url: str, other: Collector) -> None:
     """As `leased-collector enrol` does, by what `leasectl audit enrolment --log` prints."""
-    opened = read_log(other.state / "log")
-    try:
-        document = _enrolment(opened)
-    finally:
-        opened.close()
+    document = enrolment_document(other.state / "log", with_seal_key=False)
     manifest = Manifest(one.state)
     try:
         enrol(manifest, name, url, read_enrolment(json.dumps(document).encode(), "a test"))

@@ -53,6 +53,11 @@ EXTRA: dict[str, tuple[frozenset[str], str]] = {
         "reads rate cards and instants by the same code as leasectl",
     ),
     "leased.collector.pull_verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.invite_verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.api.enrolling": (
+        frozenset({"ctl"}),
+        "certifies nodes by the same code as leasectl pki",
+    ),
     "leased.collector.own_door": (
         frozenset({"service"}),
         "serves its own log by the same code as a node does",

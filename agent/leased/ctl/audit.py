@@ -19,7 +19,7 @@ import msgspec
 
 from leased.chain.canonical import Unknown
 from leased.client import Session
-from leased.ctl import proofs, render
+from leased.ctl import enrolling, proofs, render
 from leased.ctl.agent import ID_CHARS, online
 from leased.ctl.bill import add_bill, verify_bill
 from leased.ctl.console import Console
@@ -79,6 +79,7 @@ def register(verbs: Verbs) -> None:
     _add_choice(one)
     one.set_defaults(act=export)
     proofs.register(below, AUDIT_DIRECTORY)
+    enrolling.register(below, AUDIT_DIRECTORY)
 
 
 def add_log(parser: argparse.ArgumentParser) -> None:

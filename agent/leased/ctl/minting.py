@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -29,6 +30,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from leased.chain.certificate import FLEET, Identity, Role
 from leased.terms.errors import CallerError, InvalidParameter
+
+END_DAYS: Final = 397
+"""Thirteen months: what is renewed once a year has a month of grace."""
 
 BACKDATED: Final = timedelta(minutes=5)
 """A host whose clock is behind by this much takes a new certificate all the same."""
@@ -68,6 +72,33 @@ class Authority:
         if identity.fleet != self.fleet:
             raise CallerError(f"{identity.uri()} is not of the fleet {self.fleet}")
         key = ec.generate_private_key(ec.SECP256R1())
+        return Minted(self._certify(key.public_key(), identity, hosts, now, days), _key_pem(key))
+
+    def certify(
+        self, request: bytes, identity: Identity, hosts: Sequence[str], *, now: datetime, days: int
+    ) -> bytes:
+        """A certificate for the key of a request (PEM), whose holder has signed it. What the
+        request says of names and uses counts for nothing. Raises CallerError."""
+        try:
+            asked = x509.load_pem_x509_csr(request)
+            sound = asked.is_signature_valid
+            key = asked.public_key()
+        except (ValueError, UnsupportedAlgorithm, InvalidSignature) as error:
+            raise CallerError(f"not a certificate request in PEM: {error}") from error
+        if not sound or not isinstance(key, ec.EllipticCurvePublicKey):
+            raise CallerError("the request is not signed by the P-256 key that it is for")
+        if not isinstance(key.curve, ec.SECP256R1):
+            raise CallerError("the request is for a key of another curve than P-256")
+        return self._certify(key, identity, hosts, now, days)
+
+    def _certify(
+        self,
+        key: ec.EllipticCurvePublicKey,
+        identity: Identity,
+        hosts: Sequence[str],
+        now: datetime,
+        days: int,
+    ) -> bytes:
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri())]
         names += [_host(host) for host in hosts]
         not_after = min(now + timedelta(days=days), self.not_after)
@@ -83,7 +114,14 @@ class Authority:
                 critical=False,
             )
         )
-        return Minted(_pem(builder.sign(self._key, SHA256())), _key_pem(key))
+        return _pem(builder.sign(self._key, SHA256()))
+
+
+def request(name: str) -> tuple[bytes, bytes]:
+    """A new key, and a certificate request for it, as PEM. Who signs it says what it is for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    asked = x509.CertificateSigningRequestBuilder().subject_name(_name(name))
+    return _key_pem(key), asked.sign(key, SHA256()).public_bytes(Encoding.PEM)
 
 
 def found(fleet: str, *, now: datetime, days: int) -> Minted:
@@ -92,7 +130,7 @@ def found(fleet: str, *, now: datetime, days: int) -> Minted:
         raise InvalidParameter("fleet", f'"{fleet}": a name such as gpu.example.org')
     key = ec.generate_private_key(ec.SECP256R1())
     builder = (
-        _begin(f"{fleet} leased CA", key, now, now + timedelta(days=days))
+        _begin(f"{fleet} leased CA", key.public_key(), now, now + timedelta(days=days))
         .issuer_name(_name(f"{fleet} leased CA"))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.KeyUsage(*_CA_USAGE), critical=True)
@@ -150,17 +188,17 @@ def fingerprint(certificate: bytes) -> str:
 
 
 def _begin(
-    name: str, key: ec.EllipticCurvePrivateKey, now: datetime, not_after: datetime
+    name: str, key: ec.EllipticCurvePublicKey, now: datetime, not_after: datetime
 ) -> x509.CertificateBuilder:
     """What every certificate has."""
     return (
         x509.CertificateBuilder()
         .subject_name(_name(name))
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now.astimezone(UTC) - BACKDATED)
         .not_valid_after(not_after.astimezone(UTC))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 

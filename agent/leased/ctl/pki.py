@@ -21,7 +21,7 @@ from leased.client import Session
 from leased.ctl import minting, render
 from leased.ctl.agent import online
 from leased.ctl.console import NS_PER_S, Console, length
-from leased.ctl.minting import Authority, Minted
+from leased.ctl.minting import END_DAYS, Authority, Minted
 from leased.ctl.usage_text import Verbs, verb
 from leased.durable.files import DirectoryDisk, write_whole
 from leased.terms.errors import CallerError, InvalidParameter
@@ -29,9 +29,6 @@ from leased.wire import parameters, replies
 
 PKI_DIRECTORY: Final = Path("/etc/leased/pki")
 CA_DAYS: Final = 3650
-END_DAYS: Final = 397
-"""Thirteen months: what is renewed once a year has a month of grace."""
-
 SOON_NS: Final = 30 * 86_400 * NS_PER_S
 CA: Final = "ca"
 _PUBLIC_MODE: Final = 0o644
@@ -114,7 +111,7 @@ def init(options: argparse.Namespace, console: Console) -> int:
     """Make a CA."""
     minted = minting.found(options.fleet, now=_now(console), days=_days(options))
     options.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _put(options.dir, CA, minted)
+    put_files(options.dir, CA, minted)
     return _tell(options, console, CA)
 
 
@@ -163,7 +160,7 @@ def renew(options: argparse.Namespace, console: Console) -> int:
     minted = authority.issue(
         identity, minting.hosts_of(pem), now=_now(console), days=_days(options)
     )
-    _put(options.file.parent, options.file.stem, minted, again=True)
+    put_files(options.file.parent, options.file.stem, minted, again=True)
     return _tell(options, console, options.file.stem, options.file.parent)
 
 
@@ -172,7 +169,7 @@ def _issue(options: argparse.Namespace, console: Console, role: Role, name: str)
     identity = Identity(authority.fleet, role, name)
     minted = authority.issue(identity, options.host, now=_now(console), days=_days(options))
     stem = f"{role.value}-{name}"
-    _put(options.dir, stem, minted)
+    put_files(options.dir, stem, minted)
     return _tell(options, console, stem)
 
 
@@ -226,7 +223,7 @@ def _authority(folder: Path) -> Authority:
     return minting.open_authority(_read(folder / f"{CA}.pem"), _read(folder / f"{CA}.key"))
 
 
-def _put(folder: Path, stem: str, minted: Minted, *, again: bool = False) -> None:
+def put_files(folder: Path, stem: str, minted: Minted, *, again: bool = False) -> None:
     """Write a key and its certificate. Raises CallerError if one is there."""
     try:
         disk = DirectoryDisk(folder)

@@ -26,6 +26,7 @@ from leased.collector.accounts import NoData
 from leased.collector.answers import IdleResource
 from leased.collector.api import (
     console_routes,
+    enrolling,
     handing,
     metrics,
     openapi,
@@ -151,6 +152,9 @@ class Desk:
             ),
             *telemetry_routes.routes(self._observed),
             *handing.routes(handing.Handing(self.issuer)),
+            *enrolling.routes(
+                enrolling.Enrolling(self._state, self._settings.http, self._directory)
+            ),
             *webhooks.routes(webhooks.Webhooks(self.hooks.readers, self.hooks.writers)),
             metrics.route(self.metrics),
         ]

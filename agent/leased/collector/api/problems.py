@@ -53,12 +53,15 @@ class Problem(Exception):
         *,
         parameter: str | None = None,
         headers: dict[str, str] | None = None,
+        kind: str = "",
     ) -> None:
+        """`kind` is a narrower type than that of the status."""
         super().__init__(detail)
         self.status = status
         self.headers = headers or {}
         slug, title = TYPES[status]
-        self.body = ProblemBody(f"urn:leased:problem:{slug}", title, status, detail, parameter)
+        name = f"urn:leased:problem:{kind or slug}"
+        self.body = ProblemBody(name, title, status, detail, parameter)
 
     def encoded(self) -> bytes:
         """The body."""

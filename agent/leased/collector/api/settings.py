@@ -45,6 +45,7 @@ class Http(msgspec.Struct, frozen=True):
     certificate: str = ""
     certificate_key: str = ""
     client_ca: str = ""
+    ca_key: str = ""
     connections_max: int = 1024
     body_bytes_max: int = 64 * 1024
     requests_per_s_max: int = 200
@@ -123,6 +124,8 @@ def parse(text: str) -> Settings:
     http = settings.http
     if http.tls_listen and not (http.certificate and http.certificate_key):
         raise ConfigError("http.tls_listen: needs http.certificate and http.certificate_key")
+    if http.ca_key and not http.client_ca:
+        raise ConfigError("http.ca_key: needs http.client_ca, whose key it is")
     if not http.listen and not http.tls_listen:
         raise ConfigError("http.listen: it would listen nowhere")
     for name in ("connections_max", "body_bytes_max", "requests_per_s_max", "requests_burst"):
@@ -264,6 +267,7 @@ _HTTP_KEYS: Final[reading.Keys] = {
     "certificate": ("certificate", reading.text),
     "certificate_key": ("certificate_key", reading.text),
     "client_ca": ("client_ca", reading.text),
+    "ca_key": ("ca_key", reading.text),
     "connections_max": ("connections_max", reading.integer),
     "body_max": ("body_bytes_max", reading.size),
     "requests_per_s_max": ("requests_per_s_max", reading.integer),

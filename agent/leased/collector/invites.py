@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Invites: one-time tokens by which nodes enrol themselves, in place of a file that is carried.
+
+Rule: an invite is for one node under one name, for a short time, and once; only the SHA-256 of its
+secret is kept. It is used up in the same transaction that keeps what it was used for. The very same
+request again gets the same answer (an answer can be lost); any other one is a replay. What an
+invite cannot do: follow another log where one is followed already.
+
+Does not answer requests (`api.enrolling`) and signs no certificates.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from leased.chain.invitation import Invitation
+from leased.collector.manifest import BUSY_MS
+from leased.terms.errors import StateError
+
+DATABASE: Final = "invites.sqlite"
+KEPT_NS: Final = 30 * 24 * 3600 * 10**9
+"""How long what became of an invite is remembered after its end."""
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS invites (
+    id         TEXT PRIMARY KEY,
+    secret     TEXT NOT NULL,
+    name       TEXT NOT NULL,
+    url        TEXT NOT NULL,
+    node_id    TEXT NOT NULL,
+    hosts      TEXT NOT NULL,
+    expires_ns INTEGER NOT NULL,
+    used_ns    INTEGER NOT NULL DEFAULT 0,
+    request    TEXT NOT NULL DEFAULT '',
+    answer     BLOB NOT NULL DEFAULT x''
+) STRICT;
+"""
+
+
+class Why(enum.StrEnum):
+    """Why an invite does not let one in."""
+
+    UNKNOWN = "invite-unknown"
+    EXPIRED = "invite-expired"
+    USED = "invite-used"
+    OTHER_NODE = "invite-other-node"
+
+
+class Denied(Exception):
+    """The invite does not let this request in. Nothing has changed."""
+
+    def __init__(self, why: Why, detail: str) -> None:
+        super().__init__(detail)
+        self.why = why
+
+
+class Invite(msgspec.Struct, frozen=True):
+    """For whom it is: what the node is called here, where it listens, which node it must be ("":
+    any), and the host names of its certificate."""
+
+    id: str
+    name: str
+    url: str
+    node_id: str
+    hosts: tuple[str, ...]
+    expires_ns: int
+    used_ns: int = 0
+
+
+class Invites:
+    """The invites of a state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises StateError."""
+        path = directory / DATABASE
+        try:
+            if not path.exists():
+                # Made by us first: SQLite would make it readable by others. Never later: closing a
+                # descriptor of a database lets go of the process' locks on it.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise StateError(f"{path}: {error}; give the collector's state directory") from error
+
+    def make(self, invite: Invite, secret: str, now_ns: int) -> None:
+        """Keep a new invite; forget those that were over long ago. Raises StateError."""
+        ask = self._connection.execute
+        values = (invite.id, _hash(secret), invite.name, invite.url, invite.node_id)
+        ask("DELETE FROM invites WHERE expires_ns < ?", (now_ns - KEPT_NS,))
+        ask(
+            "INSERT INTO invites (id, secret, name, url, node_id, hosts, expires_ns) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*values, " ".join(invite.hosts), invite.expires_ns),
+        )
+
+    def use(
+        self,
+        told: Invitation,
+        node_id: str,
+        request: bytes,
+        now_ns: int,
+        act: Callable[[Invite], bytes],
+    ) -> bytes:
+        """Use an invite up for a request of `node_id`: `act` carries it out and returns the answer,
+        which is kept with it. What `act` raises leaves the invite as it was. Raises Denied."""
+        digest = sha256(request).hexdigest()
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            found = self._find(told.id, told.secret)
+            if found is None:
+                raise Denied(Why.UNKNOWN, "No such invite. Ask whoever runs the collector for one.")
+            invite, held, answer = found
+            if invite.used_ns and held == digest:
+                self._connection.execute("COMMIT")
+                return answer
+            _check(invite, node_id, now_ns)
+            answer = act(invite)
+            self._connection.execute(
+                "UPDATE invites SET used_ns = ?, request = ?, answer = ? WHERE id = ?",
+                (now_ns, digest, answer, invite.id),
+            )
+            self._connection.execute("COMMIT")
+            return answer
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def remembered(self) -> list[Invite]:
+        """All that are remembered, the newest first; without their secrets, which nobody has."""
+        rows = self._connection.execute(
+            "SELECT id, name, url, node_id, hosts, expires_ns, used_ns FROM invites "
+            "ORDER BY expires_ns DESC, id"
+        ).fetchall()
+        return [Invite(*row[:4], tuple(row[4].split()), *row[5:]) for row in rows]
+
+    def withdraw(self, number: str) -> bool:
+        """Make an invite useless. False: there is no unused one of this id."""
+        done = self._connection.execute(
+            "DELETE FROM invites WHERE id = ? AND used_ns = 0", (number,)
+        )
+        return done.rowcount == 1
+
+    def close(self) -> None:
+        """Close the database. Idempotent."""
+        self._connection.close()
+
+    def _find(self, number: str, secret: str) -> tuple[Invite, str, bytes] | None:
+        row = self._connection.execute(
+            "SELECT secret, id, name, url, node_id, hosts, expires_ns, used_ns, request, answer "
+            "FROM invites WHERE id = ?",
+            (number,),
+        ).fetchone()
+        # Compared in constant time: who guesses learns nothing of the hash.
+        if row is None or not secrets.compare_digest(row[0], _hash(secret)):
+            return None
+        _, id_, name, url, node_id, hosts, expires_ns, used_ns, request, answer = row
+        invite = Invite(id_, name, url, node_id, tuple(hosts.split()), expires_ns, used_ns)
+        return invite, request, bytes(answer)
+
+
+def draw(entropy: Callable[[], bytes], ca_sha256: str) -> Invitation:
+    """A new invitation. `entropy` gives 16 bytes."""
+    return Invitation(entropy().hex()[:16], (entropy() + entropy()).hex(), ca_sha256)
+
+
+def _check(invite: Invite, node_id: str, now_ns: int) -> None:
+    """Raises Denied."""
+    if invite.used_ns:
+        detail = f"This invite was used, for {invite.name}. Each is good for one node, once."
+        raise Denied(Why.USED, detail)
+    if now_ns >= invite.expires_ns:
+        raise Denied(Why.EXPIRED, "This invite has expired. Ask for a new one.")
+    if invite.node_id and invite.node_id != node_id:
+        raise Denied(Why.OTHER_NODE, f"This invite is for node {invite.node_id}.")
+
+
+def _hash(secret: str) -> str:
+    return sha256(secret.encode()).hexdigest()
