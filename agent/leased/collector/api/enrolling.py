@@ -63,6 +63,8 @@ class Enrolling:
     def ca(self, call: Call) -> Answer:
         """The CA's certificate: whoever has an invite knows its hash."""
         del call
+        if not self._http.client_ca:
+            raise Problem(404, "This collector has no CA to show (http.client_ca).")
         return Answer(raw=self._read(self._http.client_ca), media_type=PEM_TYPE)
 
     def enrol(self, call: Call) -> Answer:
@@ -122,8 +124,6 @@ class Enrolling:
         """Raises StateError."""
         path = self._directory / file
         try:
-            if not file:
-                raise StateError("http.client_ca is not set: this collector has no CA to show")
             return path.read_bytes()
         except OSError as error:
             raise StateError(f"{path}: {error.strerror}") from error
@@ -156,7 +156,7 @@ def routes(enrolling: Enrolling) -> list[Route]:
             None,
             scope=None,
             slow=True,
-            problems=(503,),
+            problems=(404, 503),
             also=(PEM_TYPE,),
             about="enrolment",
         ),
