@@ -27,7 +27,7 @@ from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.settings import Http
 from leased.collector.enrolment import enrol, read_enrolment
 from leased.collector.invites import Denied, Invite, Invites, Why
-from leased.collector.manifest import Manifest
+from leased.collector.manifests import open_manifest
 from leased.ctl import minting
 from leased.terms.errors import CallerError, ChainError, ConfigError, StateError
 
@@ -94,7 +94,7 @@ class Enrolling:
         """Follow the log, and certify the node. Raises Problem."""
         certificate = self._certify(invite, body.request, node_id, now_ns)
         pinned = read_enrolment(body.enrolment.encode(), "enrolment")
-        manifest = Manifest(self._state)
+        manifest = open_manifest(self._state)
         try:
             told = enrol(manifest, invite.name, invite.url, pinned)
         except ConfigError as error:
