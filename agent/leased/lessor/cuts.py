@@ -41,8 +41,7 @@ def mark_cuts(draft: Draft, book: TenantBook) -> None:
     for limits, account in _holders(draft, book):
         for row in limits.rows:
             usage = account.used(row.kind, row.tier, row.node)
-            bearable = row.ceiling if row.mode is not Mode.HARD else row.limit
-            if usage > bearable:
+            if usage > book.bearable(limits, row):
                 known = overages.get((limits.holder, row.name))
                 if known is None or known.ended_ns is not None or known.limit != row.limit:
                     until_ns = draft.now_ns + limits.cut_ns

@@ -280,11 +280,13 @@ class TenantBook:
         "_tenants",
         "group_of",
         "groups",
+        "lent_pm",
         "paces_calls",
     )
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self.lent_pm = policy.borrowing.limit_pm if policy.borrowing.enabled else 0
         self.groups: dict[str, Limits] = {
             name: _compile(group_key(name), f"groups.{name}", group.together, policy, None)
             for name, group in policy.groups
@@ -316,6 +318,13 @@ class TenantBook:
             found = _compile(tenant, "tenant_default", self._default, self._policy, None)
             self._others[tenant] = found
         return found
+
+    def bearable(self, limits: Limits, row: Row) -> int:
+        """How much of what a row counts its holder can have got by this policy."""
+        if row.mode is not Mode.HARD:
+            return row.ceiling
+        borrows = limits.holder in self._tenants and not row.narrow
+        return row.limit + (row.limit * self.lent_pm // 1000 if borrows else 0)
 
     def named(self) -> Mapping[TenantId, Limits]:
         """The limits of every tenant that the policy names."""

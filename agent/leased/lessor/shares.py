@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from leased.lessor.accounts import ANY, Accounts, Charge, weigh
+from leased.lessor.accounts import ANY, Account, Accounts, Charge, weigh
+from leased.lessor.estimate import WALK_MAX
 from leased.lessor.fairness import entitlements, jain_index
 from leased.lessor.fitting import capacity_of
 from leased.lessor.meaning import Verdict, no
@@ -22,8 +23,11 @@ from leased.lessor.quota import TenantBook
 from leased.lessor.window import Window, weights_of
 from leased.terms.identity import TenantId
 from leased.terms.policy import Allocation, Mode, Policy, Strategy
-from leased.terms.reply import RefusalReason
+from leased.terms.reply import Refusal, RefusalReason
 from leased.terms.resource import Inventory, ResourceKind
+
+NOT_HELD = 1 << 62
+"""The line of a tenant without a quota that is lent or borrowed: it has borrowed nothing."""
 
 WEIGHT_PM = 1000
 """The weight of a tenant that has none."""
@@ -37,10 +41,11 @@ def allocation_name(allocation: Allocation) -> str:
 
 class Share:
     """One kind (or a tier of it): everybody's line, what they have, what is idle below the lines
-    and what lies above them. `lenders` is whose idle part others may have; None: everybody's.
+    and what lies above them. `lenders` is whose idle part others may have; None: everybody's. The
+    line of whoever has none of its own is `line_of_others`.
     """
 
-    __slots__ = ("_lenders", "idle", "kind", "lines", "over", "tier", "used")
+    __slots__ = ("_lenders", "_line_of_others", "idle", "kind", "lines", "over", "tier", "used")
 
     def __init__(
         self,
@@ -48,8 +53,10 @@ class Share:
         tier: int,
         lines: Mapping[TenantId, int],
         lenders: Mapping[TenantId, bool] | None = None,
+        line_of_others: int = 0,
     ) -> None:
         self.kind, self.tier, self.lines = kind, tier, lines
+        self._line_of_others = line_of_others
         self._lenders = lenders
         self.used: dict[TenantId, int] = {}
         self.idle = sum(line for tenant, line in lines.items() if self._lends(tenant))
@@ -82,7 +89,7 @@ class Share:
                 self._set(tenant, held)
 
     def _set(self, tenant: TenantId, after: int) -> None:
-        line, before = self.lines.get(tenant, 0), self.used.get(tenant, 0)
+        line, before = self.line(tenant), self.used.get(tenant, 0)
         if after > line or before > line:
             self.over += max(0, after - line) - max(0, before - line)
         if line and self._lends(tenant):
@@ -92,17 +99,21 @@ class Share:
         else:
             self.used.pop(tenant, None)
 
+    def line(self, tenant: TenantId) -> int:
+        """What is a tenant's own."""
+        return self.lines.get(tenant, self._line_of_others)
+
     def own(self, tenant: TenantId, more: int) -> bool:
-        """Whether `more` still lies below the tenant's line."""
+        """Whether `more` still lies below a line that the tenant has."""
         return self.used.get(tenant, 0) + more <= self.lines.get(tenant, 0)
 
     def over_of(self, tenant: TenantId) -> int:
         """What a tenant has above its line."""
-        return max(0, self.used.get(tenant, 0) - self.lines.get(tenant, 0))
+        return max(0, self.used.get(tenant, 0) - self.line(tenant))
 
     def after(self, tenant: TenantId, more: int) -> tuple[int, int]:
         """(idle, over) if the tenant had `more`."""
-        line, before = self.lines.get(tenant, 0), self.used.get(tenant, 0)
+        line, before = self.line(tenant), self.used.get(tenant, 0)
         idle = self.idle
         if self._lends(tenant):
             idle -= max(0, line - before) - max(0, line - before - more)
@@ -263,7 +274,7 @@ class Shares:
                     if row.kind == kind and not row.narrow and row.mode is Mode.HARD:
                         lines[tenant], lenders[tenant] = row.limit, row.lend
             if len(lines) > 1:
-                share = self._lent[int(kind)] = Share(int(kind), ANY, lines, lenders)
+                share = self._lent[int(kind)] = Share(int(kind), ANY, lines, lenders, NOT_HELD)
                 share.fill(accounts)
 
     def lends(self, tenant: TenantId, kind: int, more: int) -> bool:
@@ -287,6 +298,25 @@ class Shares:
                     return verdict
         return None
 
+    def earliest_ns(
+        self, accounts: Accounts, tenant: TenantId, charge: Charge, pools: Pools, now_ns: int
+    ) -> int | None:
+        """When every division could let a tenant have `charge`, if its own leases end on time;
+        None: one of them never does.
+        """
+        latest, account = now_ns, accounts.get(tenant)
+        for division in self.divisions:
+            share = division.share
+            more = share.wanted(charge)
+            verdict = division.verdict(tenant, more, pools) if more else None
+            if verdict is None:
+                continue
+            if not verdict.waitable:
+                return None
+            if division.fair and account is not None:
+                latest = max(latest, _below_ns(account, share, verdict.refusal, now_ns))
+        return latest
+
     @property
     def lent_out(self) -> bool:
         """Whether anybody has more than its line of something."""
@@ -307,3 +337,17 @@ class Shares:
     def fair(self) -> list[Division]:
         """What is divided by weights."""
         return [division for division in self.divisions if division.fair]
+
+
+def _below_ns(account: Account, share: Share, short: Refusal, now_ns: int) -> int:
+    """When enough of what a tenant has of a share ends, so that what it was refused is no more than
+    it may have.
+    """
+    over = short.usage + short.requested - short.limit - account.teardown[share.kind]
+    if over <= 0:
+        return now_ns
+    charges = account.charges
+    at_ns = account.endings.covering_ns(
+        over, lambda lease_id: share.wanted(charges.get(lease_id, ())), WALK_MAX
+    )
+    return now_ns if at_ns is None else at_ns

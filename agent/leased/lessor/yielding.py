@@ -111,7 +111,7 @@ class Surroundings:
         tenant, charge = acquire.caller.tenant, wanted_by(acquire)
         grace_ns = admission.policy.borrowing.grace_ns
         for share in admission.shares.owned(tenant, charge):
-            lines = {other: share.lines.get(other, 0) for other in share.used}
+            lines = {other: share.line(other) for other in share.used}
             yield from _above(table, share, lines, pools, grace_ns)
         for division in self._fair:
             more = division.share.wanted(charge)
