@@ -45,7 +45,7 @@ from leased.terms.policy import (
 from leased.terms.reply import Changed, Granted, InForce, Refusal, RefusalReason, Unfit
 from leased.terms.resource import ResourceKind
 from tests.doubles.desk import OPERATOR, PAGE, Desk, Numbers, ask_mem, mem, tenant
-from tests.doubles.policy_notebook import HELD, POOL, Ask, Paper, PolicyNotebook
+from tests.doubles.policy_notebook import CEILINGS_S, HELD, POOL, Ask, Paper, PolicyNotebook
 
 NAMES = ("ann", "bob", "cat", "dan", "eve")
 BASE = Paper(
@@ -67,6 +67,7 @@ PAPERS = (
 )
 """As it is; lending; lowered; divided by weights, with a ceiling; with reservations."""
 
+LEAVING_FOR_OTHERS = (RevocationReason.PRIORITY_PREEMPTION, RevocationReason.QUOTA_RECLAIM)
 WHO = {name: tenant(name, 1000 + n) for n, name in enumerate(NAMES)}
 pick = st.integers(0, 10**6)
 who = st.sampled_from(NAMES)
@@ -184,7 +185,8 @@ class PolicyMachine(RuleBasedStateMachine):
         for command_id, reply in answers.items():
             if command_id in self.book.waiting and isinstance(reply, Refusal | Granted):
                 del self.book.waiting[command_id]
-        self.due_cuts(before)
+        if isinstance(command, commands.Tick):
+            self.due_cuts(before)
         return answers.get(command.command_id)
 
     def judge(self, event: Any, making_room: dict[bytes, dict[bytes, RevocationReason]]) -> None:
@@ -196,16 +198,7 @@ class PolicyMachine(RuleBasedStateMachine):
         elif isinstance(event, events.Preempted):
             self.judge_victim(event, making_room)
         elif isinstance(event, events.DrainNotified):
-            lease = book.leases[event.lease_id]
-            lease["told_ns"] = lease["told_ns"] or now_ns
-            if event.reason == RevocationReason.PRIORITY_PREEMPTION or (
-                event.reason == RevocationReason.QUOTA_RECLAIM and not book.paper.share_pm
-            ):
-                until_ns = now_ns + book.grace_ns(lease, RevocationReason(event.reason))
-                assert event.drain_deadline_ns == min(until_ns, lease["deadline_ns"])
-            lease["drain_ns"] = event.drain_deadline_ns
-            lease["deadline_ns"] = max(lease["deadline_ns"], event.drain_deadline_ns)
-            lease["state"] = "draining"
+            self.judge_notice(event)
         elif isinstance(event, events.Renewed):
             lease = book.leases[event.lease_id]
             if lease["burst_ns"] and book.used(lease["who"]) > book.limit(lease["who"])[0]:
@@ -229,6 +222,20 @@ class PolicyMachine(RuleBasedStateMachine):
             assert limit is None or self.held(event.holder) <= limit
             if known.cause == OverageCause.SOFT or event.holder in book.paper.soft:
                 book.past[event.holder] = (now_ns, known.until_ns)
+
+    def judge_notice(self, event: events.DrainNotified) -> None:
+        book, now_ns = self.book, self.desk.now_ns
+        lease, reason = book.leases[event.lease_id], RevocationReason(event.reason)
+        until_ns = event.drain_deadline_ns
+        if lease["state"] == "draining" and until_ns > book.end_of(lease):
+            most_s = CEILINGS_S[Level(lease["level"]).priority]
+            assert until_ns <= lease["told_ns"] + most_s * NS_PER_S, "its holder asked for too much"
+        elif reason in LEAVING_FOR_OTHERS and not book.paper.share_pm:
+            assert until_ns == min(now_ns + book.grace_ns(lease, reason), lease["deadline_ns"])
+        lease["told_ns"] = lease["told_ns"] or now_ns
+        lease["drain_ns"] = until_ns
+        lease["deadline_ns"] = max(lease["deadline_ns"], until_ns)
+        lease["state"] = "draining"
 
     def held(self, holder: str) -> int:
         return self.book.used(holder) if not holder.startswith("@") or self.book.paper.group else 0
@@ -522,7 +529,7 @@ class PolicyMachine(RuleBasedStateMachine):
 
 
 PolicyMachine.TestCase.settings = settings(
-    max_examples=300,
+    max_examples=200,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
