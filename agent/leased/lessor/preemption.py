@@ -40,7 +40,7 @@ class Candidates:
     somebody else could, but has not run long enough (known of those that were met).
     """
 
-    __slots__ = ("_ordered", "_safe_ns", "young")
+    __slots__ = ("_level", "_pools", "_safe_scavenger_ns", "_safe_standard_ns", "_table", "young")
 
     def __init__(
         self,
@@ -51,17 +51,29 @@ class Candidates:
         pools: Iterable[str],
         now_ns: int,
     ) -> None:
-        self._safe_ns = {
-            Priority.SCAVENGER: now_ns - terms.runtime_ns_min_scavenger,
-            Priority.STANDARD: now_ns - terms.runtime_ns_min_standard,
-        }
+        self._safe_scavenger_ns = now_ns - terms.runtime_ns_min_scavenger
+        self._safe_standard_ns = now_ns - terms.runtime_ns_min_standard
         self.young = False
-        self._ordered = table.yielders.below(level, pools, table.leases)
+        self._table, self._level, self._pools = table, level, pools
+
+    def of_one(self, resource_id: str) -> Iterator[tuple[Lease, int]]:
+        """Those who have something of one pool, and how much."""
+        yielders, leases = self._table.yielders, self._table.leases
+        scavenger_ns, standard_ns = self._safe_scavenger_ns, self._safe_standard_ns
+        earliest_ns, scavenger = min(scavenger_ns, standard_ns), Priority.SCAVENGER
+        for one in yielders.of_one(self._level, resource_id, leases):
+            granted_ns = one[0].granted_ns
+            if granted_ns > earliest_ns and granted_ns > (
+                scavenger_ns if one[0].subject.priority is scavenger else standard_ns
+            ):
+                self.young = True
+            else:
+                yield one
 
     def __iter__(self) -> Iterator[Lease]:
-        safe_ns = self._safe_ns
-        for lease in self._ordered:
-            if lease.granted_ns > safe_ns[lease.subject.priority]:
+        safe_ns = (self._safe_scavenger_ns, self._safe_standard_ns)
+        for lease in self._table.yielders.below(self._level, self._pools, self._table.leases):
+            if lease.granted_ns > safe_ns[lease.subject.priority is not Priority.SCAVENGER]:
                 self.young = True
             else:
                 yield lease
@@ -103,6 +115,39 @@ def choose_victims(ordered: Iterable[Lease], room: Room, left: Left) -> tuple[Le
         else:
             high, gone = middle, half
     return tuple(_spared(taken[:high], room, gone))
+
+
+def choose_in_one(
+    called: Iterable[tuple[Lease, int]],
+    below: Iterable[tuple[Lease, int]],
+    need: int,
+    room: int,
+) -> list[Lease] | None:
+    """As `choose_victims`, for `need` of one pool that has `room` when all has left that leaves
+    anyway: there the sums are enough, lease by lease. Whoever is called back goes first.
+    """
+    taken: list[tuple[Lease, int]] = []
+    for some in (called, below):
+        for one in some:
+            taken.append(one)
+            room += one[1]
+            if room >= need:
+                return _let_off(taken, room - need)
+    return None
+
+
+def _let_off(taken: list[tuple[Lease, int]], spare: int) -> list[Lease]:
+    """Without those that are not needed, the last ones first."""
+    if not spare:
+        return [lease for lease, _ in taken]
+    kept = []
+    for lease, capacity in reversed(taken):
+        if capacity > spare:
+            kept.append(lease)
+        else:
+            spare -= capacity
+    kept.reverse()
+    return kept
 
 
 def _spared(chosen: list[Lease], room: Room, gone: Left) -> list[Lease]:

@@ -23,7 +23,8 @@ from leased.lessor.meaning import Verdict
 from leased.lessor.queue import Waiting, WaitQueue, key_of, rank_of
 from leased.lessor.quota import TenantBook
 from leased.lessor.table import LeaseTable
-from leased.lessor.yielding import Surroundings, find_victims, leaving_of
+from leased.lessor.victims import Surroundings, find_victims
+from leased.lessor.yielding import leaving_of
 from leased.terms import command as commands
 from leased.terms.command import Acquire, Caller, Command
 from leased.terms.identity import CommandId, LeaseId, TenantId

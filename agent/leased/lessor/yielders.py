@@ -24,9 +24,15 @@ _FINE_BITS: Final = 24
 
 _LEVEL_BITS: Final = 48
 _COMPACT_MIN: Final = 64
+_TAKEN_MAX: Final = 32
 
 Slot = int
 """A level and a stretch of time: slots are in the order in which their leases would leave."""
+
+
+def order_of(lease: Lease) -> tuple[int, int, bytes]:
+    """The place of a lease among those of its level."""
+    return (lease.deadline_ns, -lease.granted_ns, lease.lease_id)
 
 
 def _slot(level: Level, deadline_ns: int) -> Slot:
@@ -41,18 +47,18 @@ class Row:
     __slots__ = ("_compact_at", "_heap", "capacities", "slots")
 
     def __init__(self) -> None:
-        self.slots: dict[Slot, dict[LeaseId, None]] = {}
+        self.slots: dict[Slot, dict[LeaseId, int]] = {}
         self.capacities: dict[Level, int] = {}
         self._heap: list[Slot] = []
         self._compact_at = _COMPACT_MIN
 
-    def add(self, lease_id: LeaseId, slot: Slot) -> None:
-        """A lease has come into a slot."""
+    def add(self, lease_id: LeaseId, slot: Slot, capacity: int) -> None:
+        """A lease that has so much has come into a slot."""
         members = self.slots.get(slot)
         if members is not None:
-            members[lease_id] = None
+            members[lease_id] = capacity
             return
-        self.slots[slot] = {lease_id: None}
+        self.slots[slot] = {lease_id: capacity}
         heapq.heappush(self._heap, slot)
         if len(self._heap) > self._compact_at:
             self._heap = sorted(self.slots)
@@ -67,14 +73,28 @@ class Row:
 
     def in_order(self, end: Slot) -> Iterator[Slot]:
         """Every slot before `end` that has a lease."""
-        heap, last = self._heap.copy(), -1
-        while heap:
-            slot = heapq.heappop(heap)
+        for slot in self._sorted():
             if slot >= end:
                 return
-            if slot != last and slot in self.slots:
+            if slot in self.slots:
+                yield slot
+
+    def _sorted(self) -> Iterator[Slot]:
+        """The slots in order, each once. A few are taken from the heap; whoever looks further has
+        it sorted, which it then stays but for what is added (and a sorted list is a heap).
+        """
+        heap, last = self._heap.copy(), -1
+        for _ in range(min(len(heap), _TAKEN_MAX)):
+            slot = heapq.heappop(heap)
+            if slot != last:
                 last = slot
                 yield slot
+        if heap:
+            self._heap.sort()
+            for slot in self._heap.copy():
+                if slot > last:
+                    last = slot
+                    yield slot
 
 
 class Yielders:
@@ -104,7 +124,7 @@ class Yielders:
             row = self._rows.get(resource_id)
             if row is None:
                 row = self._rows[resource_id] = Row()
-            row.add(lease_id, slot)
+            row.add(lease_id, slot, capacity)
             row.capacities[level] = row.capacities.get(level, 0) + capacity
             rows.append((row, capacity))
         self._places[lease_id] = (level, slot, tuple(rows))
@@ -118,9 +138,9 @@ class Yielders:
         slot = _slot(level, deadline_ns)
         if slot == before:
             return
-        for row, _ in rows:
+        for row, capacity in rows:
             row.discard(lease_id, before)
-            row.add(lease_id, slot)
+            row.add(lease_id, slot, capacity)
         self._places[lease_id] = (level, slot, rows)
 
     def leave(self, lease_id: LeaseId) -> None:
@@ -147,7 +167,7 @@ class Yielders:
             if slot == last:
                 continue
             last = slot
-            members: dict[LeaseId, None] = {}
+            members: dict[LeaseId, int] = {}
             for row in rows:
                 found = row.slots.get(slot)
                 if found is not None:
@@ -156,7 +176,25 @@ class Yielders:
                 yield from (leases[lease_id] for lease_id in members)
             else:
                 here = [leases[lease_id] for lease_id in members]
-                here.sort(key=lambda one: (one.deadline_ns, -one.granted_ns, one.lease_id))
+                here.sort(key=order_of)
+                yield from here
+
+    def of_one(
+        self, level: Level, resource_id: str, leases: Mapping[LeaseId, Lease]
+    ) -> Iterator[tuple[Lease, int]]:
+        """Those below `level` that have something of one pool, in order, and how much."""
+        row = self._rows.get(resource_id)
+        if row is None:
+            return
+        slots = row.slots
+        for slot in row.in_order(_slot(level, 0)):
+            members = slots[slot]
+            if len(members) == 1:
+                [(lease_id, capacity)] = members.items()
+                yield leases[lease_id], capacity
+            else:
+                here = [(leases[lease_id], capacity) for lease_id, capacity in members.items()]
+                here.sort(key=lambda one: order_of(one[0]))
                 yield from here
 
     def capacity_below(self, level: Level, resource_id: str) -> int:
