@@ -70,6 +70,9 @@ ADVICE: Final[dict[str, tuple[int, str]]] = {
     "notice_final": (EX_LEASE_LOST, "this notice is not put off: save what you can"),
     "stopping": (EX_UNAVAILABLE, "the agent is going down: try again when it is back"),
 }
+_AT_AN_INSTANT: Final = ("deadline_passed", "draining", "not_renewable", "not_notified")
+"""Reasons whose numbers are instants of the boot clock, which say nothing to people."""
+
 _GRANULE_STEP: Final = "it is granted in multiples of {}"
 
 
@@ -112,6 +115,8 @@ def quantity(what: str, number: int) -> str:
 def _numbers(refusal: objects.Refusal) -> str:
     what = refusal.what
     if not what:
+        return ""
+    if refusal.reason in _AT_AN_INSTANT:
         return ""
     if refusal.reason == "capacity_granule":
         return f"{what}: asked {quantity(what, refusal.requested)}"

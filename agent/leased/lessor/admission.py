@@ -345,7 +345,7 @@ class Admission:
             node_ns(self._table, self.policy.leases_max, now_ns),
             tenant_ns(self._table, limits, acquire, now_ns),
             self._budget_ns(limits, acquire, now_ns),
-            self._share_ns(acquire, now_ns),
+            self.shares.earliest_ns(self._table, acquire.caller.tenant, wanted_by(acquire), now_ns),
             room_ns(self._table, acquire.asks, now_ns),
         )
         known = [at_ns for at_ns in instants if at_ns is not None]
@@ -362,14 +362,6 @@ class Admission:
         tenant = acquire.caller.tenant
         fair = self.shares.fair()
         return max((one.used_lately(tenant, now_ns) for one in fair), default=0) if fair else 0
-
-    def _share_ns(self, acquire: Acquire, now_ns: int) -> int | None:
-        """When what is divided lets it be so much."""
-        if not self.shares.divisions:
-            return now_ns
-        table, tenant = self._table, acquire.caller.tenant
-        charge = wanted_by(acquire)
-        return self.shares.earliest_ns(table.accounts, tenant, charge, table.pools, now_ns)
 
     def _budget_ns(self, limits: Limits, acquire: Acquire, now_ns: int) -> int | None:
         """When there is a budget for it: now, or when the period of the one that lacks ends."""

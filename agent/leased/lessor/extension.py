@@ -62,8 +62,7 @@ def extend(draft: Draft, admission: Admission, lease: Lease, command: Extend) ->
     until_ns = now_ns + command.needed_ns
     if cell.answer is not Answer.MOVE:
         assert cell.reason is not None
-        refusal = Refusal(cell.reason, "ns", limit=lease.deadline_ns, usage=now_ns)
-        draft.answer(command.command_id, refusal)
+        draft.answer(command.command_id, Refusal(cell.reason, "notice", requested=1))
         return
     if until_ns > end_ns(lease):
         refused = _refusal(draft.table, admission, lease, until_ns)

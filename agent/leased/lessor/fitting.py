@@ -9,9 +9,13 @@ Does not look for contradictions within a policy (`terms.policy_check`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from leased.lessor.accounts import ANY, covers
 from leased.lessor.pool import Pools
 from leased.terms.policy import Policy, Strategy
+from leased.terms.quantity import print_size
+from leased.terms.resource import ResourceKind
 
 
 def capacity_of(pools: Pools, kind: int, tier: int) -> int:
@@ -36,8 +40,14 @@ def misfit(policy: Policy, pools: Pools) -> str | None:
             name = allocation.kind.name.lower() + (
                 "" if allocation.tier is None else f".{allocation.tier.name.lower()}"
             )
+            shown = _shown(allocation.kind)
             return (
-                f"policy.allocation.{name}.reservations = {reserved}: over-committed, with the "
-                f"opportunistic pool {promised} where this host has {capacity}"
+                f"policy.allocation.{name}.reservations = {shown(reserved)}: over-committed, with "
+                f"the opportunistic pool {shown(promised)} where this host has {shown(capacity)}"
             )
     return None
+
+
+def _shown(kind: ResourceKind) -> Callable[[int], str]:
+    """How a policy document writes amounts of a kind, where it has units."""
+    return print_size if kind in (ResourceKind.MEM, ResourceKind.BLOCK) else str

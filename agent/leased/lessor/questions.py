@@ -170,7 +170,7 @@ class Questions:
 
     def dated(self, acquire: Acquire, refusal: Refusal, now_ns: int) -> Refusal:
         """The refusal with the earliest moment at which the same request could succeed."""
-        if refusal.retry_at_ns is not None:
+        if refusal.retry_at_ns is not None or refusal.reason is RefusalReason.NOT_PREEMPTED:
             return refusal
         return msgspec.structs.replace(
             refusal, retry_at_ns=self._admission.earliest_ns(acquire, now_ns)

@@ -20,6 +20,7 @@ from leased.lessor.fitting import capacity_of
 from leased.lessor.meaning import Verdict, no
 from leased.lessor.pool import Pools
 from leased.lessor.quota import TenantBook
+from leased.lessor.table import LeaseTable
 from leased.lessor.window import Window, weights_of
 from leased.terms.identity import TenantId
 from leased.terms.policy import Allocation, Mode, Policy, Strategy
@@ -299,16 +300,16 @@ class Shares:
         return None
 
     def earliest_ns(
-        self, accounts: Accounts, tenant: TenantId, charge: Charge, pools: Pools, now_ns: int
+        self, table: LeaseTable, tenant: TenantId, charge: Charge, now_ns: int
     ) -> int | None:
         """When every division could let a tenant have `charge`, if its own leases end on time;
         None: one of them never does.
         """
-        latest, account = now_ns, accounts.get(tenant)
+        latest, account = now_ns, table.accounts.get(tenant)
         for division in self.divisions:
             share = division.share
             more = share.wanted(charge)
-            verdict = division.verdict(tenant, more, pools) if more else None
+            verdict = division.verdict(tenant, more, table.pools) if more else None
             if verdict is None:
                 continue
             if not verdict.waitable:
