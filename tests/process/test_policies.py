@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.doubles.host_agent import HostAgent
+from tests.doubles.host_agent import HostAgent, obstructed
 
 pytestmark = pytest.mark.root
 
@@ -150,3 +150,23 @@ def test_a_holder_that_has_to_go_asks_for_time(agent: HostAgent) -> None:
     assert sealed.count("DrainNotified") == 2, sealed
     agent.leasectl("done", kept)
     assert agent.wait_for(kept)["runtime"]["ended"] == "released"
+
+
+def test_why_says_which_step_of_a_teardown_fenced(agent: HostAgent) -> None:
+    lease_id = agent.acquire(1 << 20)["lease_id"]
+    with obstructed(agent.cgroup / lease_id):
+        agent.call("Lease.Release", lease_id=lease_id)
+        assert agent.wait_for(lease_id)["runtime"]["state"] == "fenced"
+        said = agent.leasectl("why", lease_id).stdout
+        assert "fenced, because it could not be proven clean" in said, said
+        assert "the step that failed is" in said, said
+        told = asked(agent, "why", lease_id)
+        assert told["step"] and told["lease"]["runtime"]["fenced"]
+    agent.call("Admin.Unfence", admin=True, lease_id=lease_id)
+    assert "it is reclaimed now" in agent.leasectl("why", lease_id).stdout
+
+
+def test_what_was_taken_is_asked_for_again_by_the_beginning_of_its_id(agent: HostAgent) -> None:
+    lease_id = agent.acquire(4096)["lease_id"]
+    said = agent.leasectl("alloc", *SMALL, "--for", "5s", "--requeue", lease_id[:8], check=65)
+    assert "not_preempted" in said.stderr and "could succeed" not in said.stderr

@@ -60,6 +60,13 @@ async def find_lease(session: Session, text: str) -> str:
     return listed if listed is not None else text
 
 
+async def name_requeued(session: Session, asked: dict[str, object]) -> None:
+    """Let a request name the lease that it is to make up for by the beginning of its id."""
+    begins = asked.get("requeue_of")
+    if isinstance(begins, str):
+        asked["requeue_of"] = await find_lease(session, begins)
+
+
 async def find_lease_or_request(session: Session, text: str) -> str:
     """Like `find_lease`, among the waiting requests too."""
     listed = await _fitting(session, text, waiting=True)

@@ -268,7 +268,7 @@ def add_rank(parser: argparse.ArgumentParser) -> None:
     rank.add_argument(
         "--requeue",
         metavar="LEASE",
-        help="the whole id of a lease that was taken from you: wait at the head of your level",
+        help="a lease that was taken from you: wait at the head of your level",
     )
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from leased.client import Refused, Session
 from leased.ctl import render
-from leased.ctl.agent import find_lease, find_lease_or_request, online
+from leased.ctl.agent import find_lease, find_lease_or_request, name_requeued, online
 from leased.ctl.asks import add_rank, add_request, parse_duration, request
 from leased.ctl.console import NS_PER_S, Console, relative
 from leased.ctl.refusals import refusal_status, refusal_text
@@ -173,7 +173,7 @@ def _why_more(told: replies.WhyReply, console: Console) -> str:
         text += f"; it was told {console.time_of_boot(told.told_boottime_ns)}"
     if told.latest_boottime_ns is not None:
         latest = console.time_of_boot(told.latest_boottime_ns)
-        text += f"; `leasectl extend` may put that off until {latest} at most ({told.rule})"
+        text += f"; with `leasectl extend`, {latest} at most ({told.rule})"
     return text
 
 
@@ -198,6 +198,7 @@ def _why_ended(lease: objects.Lease, console: Console) -> str:
 async def plan(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Say what a request would get."""
     asked, notes = request(options)
+    await name_requeued(session, asked)
     for note in notes:
         console.note(note)
     planned = await session.ask(parse_plan(asked), replies.PlanReply)
@@ -270,7 +271,7 @@ async def extend(options: argparse.Namespace, console: Console, session: Session
     if options.json:
         console.document({"lease": render.plain(lease)})
     else:
-        console.say(f"{render.short(lease_id)} has to go {render.when(lease, console)}")
+        console.say(f"{render.short(lease_id)} {render.when(lease, console)}")
     return 0
 
 

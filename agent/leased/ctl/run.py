@@ -25,7 +25,7 @@ from leased.client import AgentUnavailable, Refused, Session
 from leased.client.holding import Holding
 from leased.ctl import child as children
 from leased.ctl import receipts, render
-from leased.ctl.agent import find_lease, online, socket_path
+from leased.ctl.agent import find_lease, name_requeued, online, socket_path
 from leased.ctl.asks import add_rank, add_request, request
 from leased.ctl.child import Child, Orders
 from leased.ctl.console import NS_PER_S, Console, length
@@ -192,6 +192,7 @@ async def _acquire(
 ) -> tuple[replies.AcquireReply, list[int]]:
     """Acquire what `options` say, telling of the queue meanwhile."""
     asked, notes = request(options)
+    await name_requeued(session, asked)
     for note in notes:
         console.note(note)
     acquire = parse_acquire({**asked, "command_id": session.command_id(), "bind": bind})
