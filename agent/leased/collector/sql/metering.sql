@@ -148,79 +148,99 @@ UNION ALL
 SELECT log, boot, hold_seq, 1, GREATEST(start_ns, deadline_ns), end_ns, is_open
 FROM stretches WHERE end_ns > deadline_ns
 
+-- name: owners
+-- Who can be charged with what, by a number: sorting and grouping compare numbers, and names come back at the end. payer is
+-- the same without priority and tag.
+SELECT tenant, kind, tier, priority, tag,
+       ROW_NUMBER() OVER (ORDER BY tenant, kind, tier, priority, tag) AS owner,
+       DENSE_RANK() OVER (ORDER BY tenant, kind, tier) AS payer
+FROM (
+    SELECT tenant, kind, tier, priority, tag FROM holds
+    UNION
+    SELECT '', kind, tier, -1, '' FROM others
+) o
+
 -- name: spans
 -- The same in label time, with what was held and by whom.
-SELECT p.log, p.pool, h.tenant, h.kind, h.tier, h.priority, h.tag, h.capacity,
+SELECT p.log, p.pool, o.owner, o.payer, o.tenant, o.kind, o.tier, h.capacity,
        e.label_ns + (GREATEST(p.start_ns, e.start_ns) - e.start_ns) AS s,
        e.label_ns + (LEAST(p.end_ns, e.end_ns) - e.start_ns) AS e
 FROM pieces p
 JOIN holds h ON h.log = p.log AND h.seq = p.hold_seq
+JOIN owners o ON o.tenant = h.tenant AND o.kind = h.kind AND o.tier = h.tier AND o.priority = h.priority
+     AND o.tag = h.tag
 JOIN eras e ON e.log = p.log AND e.boot = p.boot
 WHERE p.end_ns > p.start_ns AND p.start_ns < e.end_ns AND p.end_ns > e.start_ns
 UNION ALL
-SELECT log, pool, '', kind, tier, -1, '', capacity, s, e FROM others
+SELECT x.log, x.pool, o.owner, o.payer, o.tenant, o.kind, o.tier, x.capacity, x.s, x.e
+FROM others x
+JOIN owners o ON o.tenant = '' AND o.kind = x.kind AND o.tier = x.tier AND o.priority = -1 AND o.tag = ''
 
 -- name: edges
 -- The hours in which spans begin and end.
-SELECT pool, tenant, kind, tier, priority, tag, capacity, idiv(s, 3600000000000) AS hour,
+SELECT pool, owner, capacity, idiv(s, 3600000000000) AS hour,
        LEAST(e, (idiv(s, 3600000000000) + 1) * 3600000000000) - s AS ns
 FROM spans WHERE capacity > 0
 UNION ALL
-SELECT pool, tenant, kind, tier, priority, tag, capacity, idiv(e - 1, 3600000000000),
+SELECT pool, owner, capacity, idiv(e - 1, 3600000000000),
        e - idiv(e - 1, 3600000000000) * 3600000000000
 FROM spans WHERE capacity > 0 AND idiv(e - 1, 3600000000000) > idiv(s, 3600000000000)
 
 -- name: wholes
 -- The whole hours between, as what is added and taken away at each: a span of a month is two rows, not 720.
-SELECT pool, tenant, kind, tier, priority, tag, hour, CAST(SUM(dl) AS DECIMAL(38,0)) AS dl FROM (
-    SELECT pool, tenant, kind, tier, priority, tag, idiv(s, 3600000000000) + 1 AS hour,
+SELECT pool, owner, hour, CAST(SUM(dl) AS DECIMAL(38,0)) AS dl FROM (
+    SELECT pool, owner, idiv(s, 3600000000000) + 1 AS hour,
            CAST(capacity AS DECIMAL(38,0)) AS dl
     FROM spans WHERE capacity > 0 AND idiv(e - 1, 3600000000000) > idiv(s, 3600000000000) + 1
     UNION ALL
-    SELECT pool, tenant, kind, tier, priority, tag, idiv(e - 1, 3600000000000), -CAST(capacity AS DECIMAL(38,0))
+    SELECT pool, owner, idiv(e - 1, 3600000000000), -CAST(capacity AS DECIMAL(38,0))
     FROM spans WHERE capacity > 0 AND idiv(e - 1, 3600000000000) > idiv(s, 3600000000000) + 1
 ) d
-GROUP BY pool, tenant, kind, tier, priority, tag, hour
+GROUP BY pool, owner, hour
 
 -- name: usage
-SELECT hour, pool, tenant, kind, tier, priority, tag, CAST(SUM(cap_ns) AS DECIMAL(38,0)) AS cap_ns FROM (
-    SELECT hour, pool, tenant, kind, tier, priority, tag,
-           SUM(CAST(capacity AS DECIMAL(38,0)) * CAST(ns AS DECIMAL(38,0))) AS cap_ns
-    FROM edges
-    GROUP BY hour, pool, tenant, kind, tier, priority, tag
-    UNION ALL
-    SELECT h.hour, w.pool, w.tenant, w.kind, w.tier, w.priority, w.tag, w.held * CAST(3600000000000 AS DECIMAL(38,0))
-    FROM (
-        SELECT wholes.*,
-               CAST(SUM(dl) OVER (PARTITION BY pool, tenant, kind, tier, priority, tag ORDER BY hour
-                    ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS DECIMAL(38,0)) AS held,
-               LEAD(hour) OVER (PARTITION BY pool, tenant, kind, tier, priority, tag ORDER BY hour) AS next_hour
-        FROM wholes
-    ) w
-    JOIN hours h ON h.hour >= w.hour AND h.hour < w.next_hour
-    WHERE w.held > 0
-) u
-GROUP BY hour, pool, tenant, kind, tier, priority, tag
+SELECT c.hour, c.pool, o.tenant, o.kind, o.tier, o.priority, o.tag, c.cap_ns FROM (
+    SELECT hour, pool, owner, CAST(SUM(cap_ns) AS DECIMAL(38,0)) AS cap_ns FROM (
+        SELECT hour, pool, owner,
+               SUM(CAST(capacity AS DECIMAL(38,0)) * CAST(ns AS DECIMAL(38,0))) AS cap_ns
+        FROM edges
+        GROUP BY hour, pool, owner
+        UNION ALL
+        SELECT h.hour, w.pool, w.owner, w.held * CAST(3600000000000 AS DECIMAL(38,0))
+        FROM (
+            SELECT wholes.*,
+                   CAST(SUM(dl) OVER (PARTITION BY pool, owner ORDER BY hour
+                        ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS DECIMAL(38,0)) AS held,
+                   LEAD(hour) OVER (PARTITION BY pool, owner ORDER BY hour) AS next_hour
+            FROM wholes
+        ) w
+        JOIN hours h ON h.hour >= w.hour AND h.hour < w.next_hour
+        WHERE w.held > 0
+    ) u
+    GROUP BY hour, pool, owner
+) c JOIN owners o ON o.owner = c.owner
 
 -- name: peaks
 -- The sweep: RANGE takes all of one nanosecond together, so what starts as another ends does not double the peak; every
 -- hour carries in what is held.
 WITH d AS (
-    SELECT tenant, kind, tier, s AS t, CAST(capacity AS DECIMAL(38,0)) AS dl FROM spans WHERE pool = 0
+    SELECT payer, s AS t, CAST(capacity AS DECIMAL(38,0)) AS dl FROM spans WHERE pool = 0
     UNION ALL
-    SELECT tenant, kind, tier, e, -CAST(capacity AS DECIMAL(38,0)) FROM spans WHERE pool = 0
+    SELECT payer, e, -CAST(capacity AS DECIMAL(38,0)) FROM spans WHERE pool = 0
     UNION ALL
-    SELECT g.tenant, g.kind, g.tier, h.hour * 3600000000000, CAST(0 AS DECIMAL(38,0))
-    FROM (SELECT DISTINCT tenant, kind, tier FROM spans WHERE pool = 0) g CROSS JOIN hours h
+    SELECT g.payer, h.hour * 3600000000000, CAST(0 AS DECIMAL(38,0))
+    FROM (SELECT DISTINCT payer FROM spans WHERE pool = 0) g CROSS JOIN hours h
 ), r AS (
-    SELECT tenant, kind, tier, t,
-           SUM(dl) OVER (PARTITION BY tenant, kind, tier ORDER BY t
+    SELECT payer, t,
+           SUM(dl) OVER (PARTITION BY payer ORDER BY t
                          RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS held
     FROM d
 )
-SELECT tenant, kind, tier, idiv(t, 3600000000000) AS hour, CAST(MAX(held) AS DECIMAL(38,0)) AS held
-FROM r WHERE held > 0
-GROUP BY tenant, kind, tier, idiv(t, 3600000000000)
+SELECT o.tenant, o.kind, o.tier, c.hour, c.held FROM (
+    SELECT payer, idiv(t, 3600000000000) AS hour, CAST(MAX(held) AS DECIMAL(38,0)) AS held
+    FROM r WHERE held > 0
+    GROUP BY payer, idiv(t, 3600000000000)
+) c JOIN (SELECT DISTINCT payer, tenant, kind, tier FROM owners) o ON o.payer = c.payer
 
 -- name: fleet_peaks
 -- The same of all tenants together.
