@@ -60,7 +60,7 @@ TIERS = (
     Tier("process", 1500, "the installed programs: kill -9, restart, sockets", fast=False),
     Tier(
         "spark",
-        480,
+        900,
         "a Spark cluster that loses a worker makes DuckDB's bytes",
         fast=False,
     ),
