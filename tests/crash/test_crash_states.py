@@ -27,6 +27,8 @@ from leased.durable.log import OpenedLog
 from leased.durable.retention import Removal, remove
 from leased.durable.writer import Part, Writer
 from leased.terms.errors import ChainError
+from leased.terms.event import Pruned
+from leased.terms.identity import EventId
 from leased.terms.moment import Moment
 from tests.crash.search import (
     BATCHES,
@@ -366,7 +368,8 @@ def test_a_removal_that_is_not_anchored_first_is_found(unlinked_first: bool) -> 
     log.stage(removal)
     if unlinked_first:
         remove(disk, removal.names)
-    batch = log.sealer().seal([(renewal(900), moment_at(900))])
+    pruned = Pruned(EventId(bytes(16)), begins.size, begins.hash, 2, begins.size)
+    batch = log.sealer().seal([(renewal(900), moment_at(900)), (pruned, moment_at(900))])
     log.journal.commit_blocking(batch.frames, batch.count, batch.head, moment_at(900))
     disk.mark(batch.new_head)
     if not unlinked_first:
