@@ -480,7 +480,9 @@ def drop(
     assert removal is not None and len(removal.names) > 1
     log.stage(removal)
     events: list[Event] = [refusal(9999)]
-    if signer is not None:
+    if signer is None:
+        log._writer.min_seq = removal.min_seq  # without the record, which whoever prunes does not
+    else:
         acked = removal.min_seq - 1 if late else size
         said = (removal.min_seq, removal.head, len(removal.names), acked)
         ack = cosigned(log, signer, name, acked)
