@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a drive can do that QEMU's cannot, by our own commands: the verbs in C on one side of
+ioctl, on the other a drive that argues back (`tests/mocks/nvme/drive.c`).
+
+Each test is a script in a process of its own, because what answers ioctl has to be loaded first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MOCK = Path(__file__).resolve().parents[2] / "mocks/nvme/drive.c"
+AGENT = Path(__file__).resolve().parents[3] / "agent"
+HEAD, NAMESPACE = struct.Struct("<8sIIQIIII"), struct.Struct("<QQII")
+MARK = 0xA5A5
+SANICAP = {"crypto": 1, "block": 2, "overwrite": 4}
+
+BEGIN = """
+import contextlib, errno, json, os, sys
+from types import SimpleNamespace
+from leased.hardware.block import drives, erasing, verbs
+from leased.hardware.block.drives import Erase
+from leased.hardware.block.examining import examine_drive
+from leased.terms.errors import DeviceError
+fd = os.open(sys.argv[1], os.O_RDWR)
+erasing.controller_of = lambda namespace: contextlib.nullcontext(fd)
+erasing._SANITIZE_LOOK_S = 0
+drive = examine_drive(fd)
+call = SimpleNamespace(erase_ns=10**11)
+def carry_out(way, nsid):
+    erasing._carry_out(way, -1, call, SimpleNamespace(nsid=nsid))
+def refused(act):
+    try:
+        act()
+    except DeviceError as error:
+        return [errno.errorcode[error.errno], error.detail]
+    return None
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("nvme") / "drive.so"
+    words = ["cc", "-std=gnu11", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([*words, "-o", made, MOCK, "-ldl"], check=True)
+    return made
+
+
+class Drive:
+    """The drive's state, and scripts that talk to it."""
+
+    def __init__(self, library: Path, file: Path) -> None:
+        self._library, self._file = library, file
+
+    def made(self, *, sanicap: int = 7, fna: int = 4, looks: int = 3, fails: int = 0) -> Drive:
+        """Two namespaces of 1000 blocks, each with data, the first attached; 500 blocks left."""
+        head = HEAD.pack(b"A DRIVE.", sanicap, fna, 500, looks, fails, 0, 0)
+        there = [NAMESPACE.pack(1000, MARK, number == 0, 0) for number in range(2)]
+        self._file.write_bytes(head + b"".join(there) + bytes(2 * NAMESPACE.size))
+        return self
+
+    def run(self, script: str) -> Any:
+        """What the script says."""
+        paths = [str(AGENT), os.environ.get("PYTHONPATH", "")]
+        done = subprocess.run(
+            [sys.executable, "-c", BEGIN + script, self._file],
+            env={
+                **os.environ,
+                "LD_PRELOAD": str(self._library),
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    @property
+    def data(self) -> list[int]:
+        """What is on the first two namespaces."""
+        return [self._namespace(number)[1] for number in range(2)]
+
+    def _namespace(self, number: int) -> tuple[int, ...]:
+        return NAMESPACE.unpack_from(self._file.read_bytes(), HEAD.size + number * NAMESPACE.size)
+
+
+@pytest.fixture
+def drive(library: Path, tmp_path: Path) -> Drive:
+    return Drive(library, tmp_path / "state")
+
+
+@pytest.mark.parametrize("name", SANICAP)
+def test_a_sanitization_reaches_every_namespace_and_is_waited_for(drive: Drive, name: str) -> None:
+    drive.made(sanicap=SANICAP[name])
+    way = f"Erase.SANITIZE_{name.upper()}"
+    told = drive.run(f"""
+ways = [way.value for way, wide in drive.erases if wide]
+chosen = [erasing.choose(({way},), drive, alone=alone) for alone in (True, False)]
+carry_out({way}, 1)
+print(json.dumps([ways, chosen]))
+""")
+    assert told == [[f"sanitize-{name}"], [f"sanitize-{name}", None]], "only where it is alone"
+    assert MARK not in drive.data
+    assert (drive.data == [0, 0]) is (name != "crypto"), "the old ciphertext under a new key"
+
+
+def test_a_sanitization_that_fails_or_does_not_end_is_told(drive: Drive) -> None:
+    drive.made(fails=1)
+    said = "print(json.dumps(refused(lambda: carry_out(Erase.SANITIZE_BLOCK, 1))))"
+    assert drive.run(said) == ["EIO", "the drive says failed"]
+    assert drive.data == [MARK, MARK]
+    drive.made(looks=1 << 30)
+    assert drive.run("call.erase_ns = 10**8\n" + said) == ["ETIMEDOUT", "the drive is still at it"]
+    meanwhile = drive.run("""
+print(json.dumps([
+    refused(lambda: verbs.format_namespace(fd, nsid=1, lbaf=0, ses=1, timeout_ms=1000)),
+    refused(lambda: verbs.begin_sanitize(fd, action=2, timeout_ms=1000)),
+]))
+""")
+    for name, detail in meanwhile:
+        assert name == "EREMOTEIO" and "sanitize in progress" in detail
+
+
+@pytest.mark.parametrize(("way", "other"), [("FORMAT", 0), ("CRYPTO", None)])
+def test_a_format_reaches_its_namespace_alone_unless_the_drive_says_otherwise(
+    drive: Drive, way: str, other: int | None
+) -> None:
+    script = f"""
+chosen = erasing.choose((Erase.{way},), drive, alone=False)
+carry_out(Erase.{way}, 1)
+print(json.dumps(chosen))
+"""
+    assert drive.made().run(script) == way.lower()
+    assert drive.data[0] != MARK and drive.data[1] == MARK
+    assert other is None or drive.data[0] == other
+    assert drive.made(fna=4 | 2).run(script) is None, "it would reach the neighbour"
+    assert drive.data[1] != MARK, "as it did, asked all the same"
+
+
+def test_a_drive_without_keys_of_its_own_is_not_asked_for_a_cryptographic_erase(
+    drive: Drive,
+) -> None:
+    told = drive.made(fna=0).run("""
+chosen = erasing.choose((Erase.CRYPTO, Erase.FORMAT), drive, alone=True)
+ask = lambda: verbs.format_namespace(fd, nsid=1, lbaf=0, ses=2, timeout_ms=1000)
+print(json.dumps([chosen, refused(ask)]))
+""")
+    assert told == ["format", ["EREMOTEIO", "NVMe status 0x4002: invalid field in command"]]
+    assert drive.data == [MARK, MARK]
+
+
+def test_a_namespace_is_made_attached_detached_and_deleted(drive: Drive) -> None:
+    told = drive.made().run("""
+T = {"timeout_ms": 1000}
+make = lambda blocks: verbs.create_namespace(fd, blocks=blocks, lbaf=0, shared=True, **T)
+def attach(nsid, *who, on=True):
+    verbs.attach_namespace(fd, nsid=nsid, controllers=who, attach=on, **T)
+def listed(cns):
+    return drives.read_list(verbs.identify(fd, nsid=0, cns=cns, **T))
+said = [drive.manages, drive.attaches, refused(lambda: make(501))]
+nsid = make(500)
+said += [nsid, listed(drives.ACTIVE_LIST), listed(drives.ALLOCATED_LIST)]
+attach(nsid, 0, 1)
+said += [listed(drives.ACTIVE_LIST), refused(lambda: attach(nsid, 1))]
+said += [refused(lambda: attach(nsid, 7)), refused(lambda: attach(9, 0))]
+attach(nsid, 0, 1, on=False)
+said += [listed(drives.ACTIVE_LIST), refused(lambda: attach(nsid, 0, on=False))]
+verbs.delete_namespace(fd, nsid=nsid, **T)
+said += [refused(lambda: verbs.delete_namespace(fd, nsid=nsid, **T)), make(500)]
+print(json.dumps(said))
+""")
+    why = [one[1].partition(": ")[2] if isinstance(one, list) and one[:1] == ["EREMOTEIO"] else one
+           for one in told]  # fmt: skip
+    assert why == [
+        *(True, True, "namespace insufficient capacity"),
+        *(3, [1], [1, 2, 3]),
+        *([1, 3], "namespace already attached"),
+        *("controller list invalid", "invalid namespace or format"),
+        *([1], "namespace not attached"),
+        *("invalid namespace or format", 3),
+    ]
+    assert drive.data == [MARK, MARK]
