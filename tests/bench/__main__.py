@@ -102,7 +102,7 @@ def _measure(
         figures["kinds"] = rows
         lines += table.kind_lines(rows)
     if "regions" in parts:
-        figures["regions"] = measure_regions(rounds=10 if short else 50, say=say)
+        figures["regions"] = measure_regions(rounds=5 if short else 50, say=say)
         lines += table.region_lines(figures["regions"])
     if "gpu" in parts:
         measured = measure_gpus(rounds=3 if short else 20, say=say)

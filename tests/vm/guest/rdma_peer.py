@@ -54,7 +54,9 @@ class Peer:
         init = QPInitAttr(
             qp_type=e.IBV_QPT_RC, scq=self.completions, rcq=self.completions, cap=room
         )
-        self.pair = QP(self.domain, init, QPAttr(port_num=1))
+        attr = QPAttr(port_num=1)
+        attr.qp_access_flags = e.IBV_ACCESS_REMOTE_READ
+        self.pair = QP(self.domain, init, attr)
         self.first_packet = 0x1234
 
     def end(self) -> dict[str, Any]:

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real drive's admin commands, as the emulated machine's drives answer them: namespaces that are
+attached and detached, erased and zeroed; and what such a drive cannot do, refused by it and told.
+
+Not proven here: Sanitize, cryptographic erase, and making namespaces, which QEMU's drives refuse.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from leased.hardware.block import drives, erasing, verbs
+from leased.hardware.block.calls import Attach, Clean
+from leased.hardware.block.contents import read_direct, write_direct
+from leased.hardware.block.drives import Erase
+from leased.hardware.block.examining import attach, examine_drive
+from leased.hardware.block.namespaces import Namespace, find_namespace, list_namespaces
+from leased.hardware.block.opening import controller_of, opened
+from leased.terms.errors import DeviceError
+from leased.terms.teardown import TeardownStep
+from tests.doubles.host import not_proven
+
+pytestmark = pytest.mark.vm
+
+BESIDE, OURS = "5254000000a10001", "5f6c1fd60cf24a59bd3451bd59a1a003"
+"""Of one drive; ours is detached, and is the third."""
+
+NSID = 3
+MARKER = b"\xa5" * 4096
+HANGS_S, MS = 120, 1_000_000
+
+
+def eventually(holds: Callable[[], object]) -> object:
+    """The kernel tells nobody here when a namespace came or went."""
+    end = time.monotonic() + HANGS_S
+    while not (found := holds()):
+        assert time.monotonic() < end
+        select.select([], [], [], 0.02)
+    return found
+
+
+@pytest.fixture
+def beside() -> Namespace:
+    """Its neighbour, which is always there."""
+    found = find_namespace(BESIDE)
+    if found is None:
+        not_proven("what an NVMe drive answers", "needs the machine of tests/vm")
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def ours(beside: Namespace) -> Iterator[Namespace]:
+    """Attached for the test, and detached after it."""
+    done = attach(Attach(((beside.nqn, NSID), ("nqn.of.nobody", 1))))
+    assert (done.attached, done.troubles) == (((beside.nqn, NSID),), ())
+    found = eventually(lambda: find_namespace(OURS))
+    assert isinstance(found, Namespace)
+    yield found
+    left = find_namespace(OURS)
+    if left is not None:
+        with controller_of(left) as controller:
+            erasing.detach(controller, left)
+    eventually(lambda: find_namespace(OURS) is None)
+
+
+def clean(one: Namespace, *ways: Erase, detach_stuck: bool = False) -> Clean:
+    return Clean(
+        uuid="LEASED-" + "0" * 32 + "-0",
+        name="lease-" + "0" * 32 + "-0",
+        identity=one.identity,
+        size_bytes=one.size_bytes,
+        raw=True,
+        ways=ways,
+        detach_stuck=detach_stuck,
+        seed=b"seed",
+        canaries=8,
+        settle_ns=HANGS_S * 1000 * MS,
+        erase_ns=HANGS_S * 1000 * MS,
+    )
+
+
+def mark(one: Namespace) -> None:
+    """Leave something on it."""
+    with opened(one, os.O_RDWR | os.O_DIRECT) as fd:
+        write_direct(fd, 1 << 20, MARKER)
+
+
+def marked(one: Namespace) -> bool:
+    with opened(one, os.O_RDONLY | os.O_DIRECT) as fd:
+        return read_direct(fd, 1 << 20, len(MARKER)) == MARKER
+
+
+def test_what_is_attached_is_not_attached_again(ours: Namespace) -> None:
+    assert ours.nsid == NSID
+    assert attach(Attach(((ours.nqn, NSID),))).attached == ()
+    assert attach(Attach(((ours.nqn, 77),))).attached == (), "the drive has none of that number"
+
+
+@pytest.mark.parametrize("way", [Erase.FORMAT, Erase.ZERO])
+def test_a_namespace_is_erased_and_its_neighbour_is_not(
+    way: Erase, ours: Namespace, beside: Namespace
+) -> None:
+    for one in (ours, beside):
+        mark(one)
+    done = erasing.clean(clean(ours, way))
+    assert done.clean and done.way == way.value, done
+    assert not marked(ours) and marked(beside)
+    assert erasing.clean(clean(beside, Erase.ZERO)).clean
+
+
+def test_a_namespace_whose_mapping_cannot_be_cut_is_taken_from_the_host(
+    ours: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drive and the kernel are real; that the mapping stays is not."""
+
+    def stuck(*_: object) -> bool:
+        raise DeviceError("dm_cut", errno.EBUSY)
+
+    monkeypatch.setattr(erasing, "end", stuck)
+    mark(ours)
+    kept = erasing.clean(clean(ours, Erase.ZERO))
+    assert [(step.step, step.errno) for step in kept.steps] == [
+        (TeardownStep.OBJECT_REVOKE, errno.EBUSY)
+    ]
+    assert not kept.clean and find_namespace(OURS) is not None, "only where it is configured"
+    with opened(ours, os.O_RDONLY | os.O_DIRECT) as fd:
+        done = erasing.clean(clean(ours, Erase.ZERO, detach_stuck=True))
+        assert [(step.step, step.errno) for step in done.steps] == [
+            (TeardownStep.OBJECT_REVOKE, errno.EBUSY),
+            (TeardownStep.RELEASE, 0),
+        ]
+        assert not done.clean, "nothing was erased"
+        eventually(lambda: find_namespace(OURS) is None)
+        with pytest.raises((OSError, DeviceError)):
+            assert read_direct(fd, 1 << 20, len(MARKER)) == MARKER
+
+
+def test_what_the_drive_cannot_do_is_its_own_word(beside: Namespace) -> None:
+    """It advertises managing namespaces; only the log of the commands' effects tells."""
+    with controller_of(beside) as controller:
+        can = [way for way, _ in examine_drive(controller).erases]
+        assert Erase.FORMAT in can and Erase.ZERO in can
+        assert not {Erase.SANITIZE_BLOCK, Erase.SANITIZE_CRYPTO, Erase.CRYPTO} & set(can)
+        before = {one.identity for one in list_namespaces()}
+        block = drives.SANITIZE_ACTIONS[Erase.SANITIZE_BLOCK]
+        refused: dict[str, Callable[[], object]] = {
+            "make": lambda: verbs.create_namespace(
+                controller, blocks=8, lbaf=0, shared=True, timeout_ms=60_000
+            ),
+            "delete": lambda: verbs.delete_namespace(controller, nsid=77, timeout_ms=60_000),
+            "sanitize": lambda: verbs.begin_sanitize(controller, action=block, timeout_ms=60_000),
+        }
+        for what, ask in refused.items():
+            with pytest.raises(DeviceError) as said:
+                ask()
+            assert said.value.errno == errno.EREMOTEIO, what
+            assert "invalid command opcode" in said.value.detail, what
+        assert {one.identity for one in list_namespaces()} == before
