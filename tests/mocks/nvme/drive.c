@@ -100,8 +100,8 @@ static int identify(struct drive *drive, struct nvme_passthru_cmd *command)
 	case 0x02: /* attached */
 	case 0x10: /* all */
 		for (uint32_t i = 0; i < NAMESPACES; i++) {
-			if (drive->namespace[i].blocks != 0 &&
-				(command->cdw10 == 0x10 || drive->namespace[i].attached != 0))
+			const struct namespace *each = &drive->namespace[i];
+			if (each->blocks != 0 && (command->cdw10 == 0x10 || each->attached != 0))
 				list[count++] = i + 1;
 		}
 		break;
@@ -127,9 +127,11 @@ static int log_page(struct drive *drive, struct nvme_passthru_cmd *command)
 	case 0x81:
 		if (drive->state == 2 && drive->looks-- == 0)
 			drive->state = drive->fails != 0 ? 3 : 1;
-		for (int i = 0; drive->state == 1 && drive->action != 0 && i < NAMESPACES; i++) {
-			if (drive->namespace[i].blocks != 0)
-				erase(&drive->namespace[i], drive->action == 4);
+		const bool over = drive->state == 1 && drive->action != 0;
+		for (int i = 0; over && i < NAMESPACES; i++) {
+			struct namespace *each = &drive->namespace[i];
+			if (each->blocks != 0)
+				erase(each, drive->action == 4);
 		}
 		if (drive->state != 2)
 			drive->action = 0;
@@ -167,7 +169,7 @@ static int sanitize(struct drive *drive, const struct nvme_passthru_cmd *command
 	if (action < 2 || action > 4 || (drive->sanicap & bit[action]) == 0 || command->nsid != 0)
 		return INVALID_FIELD;
 	if ((action == 3) != ((command->cdw10 >> 4 & 0xf) != 0))
-		return INVALID_FIELD; /* a number of passes goes with overwriting, and only with it */
+		return INVALID_FIELD; /* passes go with overwriting, and only with it */
 	if ((command->cdw10 & 1u << 9) == 0)
 		return INVALID_FIELD; /* deallocated, nobody could look at what is there */
 	drive->state = 2;
