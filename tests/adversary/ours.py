@@ -478,6 +478,8 @@ def drop(
     going = {"acked_size": size, "older_than_wall_ns": 1 << 62, "pressed": True}
     removal = log.removal(**going)
     assert removal is not None and len(removal.names) > 1
+    if signer is None:
+        log._writer.min_seq = removal.min_seq  # no record says so, so root says it to the anchor
     log.stage(removal)
     events: list[Event] = [refusal(9999)]
     if signer is None:
