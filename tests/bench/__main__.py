@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from tests.bench import table
+from tests.bench.chain import chain_lines, measure_chain
 from tests.bench.collect import measure_collect
 from tests.bench.expiry import MANY, measure_expiry, most_leases
 from tests.bench.gpus import measure_gpus
@@ -38,9 +39,9 @@ from tests.bench.throughput import measure_throughput
 RESULTS = Path(__file__).with_name("results")
 PARTS = (
     *("throughput", "policy", "expiry", "scrub", "kinds", "regions", "gpu"),
-    *("restart", "pull", "collect", "idle", "metering"),
+    *("chain", "restart", "pull", "collect", "idle", "metering"),
 )
-WITHOUT_LOAD = frozenset(("kinds", "regions", "scrub", "pull", "collect", "metering"))
+WITHOUT_LOAD = frozenset(("kinds", "regions", "scrub", "chain", "pull", "collect", "metering"))
 """Parts that need no load generator."""
 
 
@@ -109,6 +110,12 @@ def _measure(
         if measured is not None:
             figures["gpu"] = measured
             lines += table.gpu_lines(measured)
+    if "chain" in parts:
+        size, times, seconds = (100_000, 3, 1.0) if short else (1_000_000, 5, 4.0)
+        figures["chain"] = measure_chain(
+            directory, records=size, rounds=times, seconds=seconds, say=say
+        )
+        lines += chain_lines(figures["chain"])
     if "restart" in parts:
         sizes = (100_000,) if short else (100_000, 1_000_000)
         rows = [measure_restart(load, directory, records=size, say=say) for size in sizes]

@@ -9,11 +9,9 @@ history.
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 from leased.durable.log import open_log
-from leased.durable.reader import read_log
 from leased.hardware.clock import BootClock
 from leased.hardware.identity import node_id, read_machine_id
 from leased.terms import event as events
@@ -89,21 +87,3 @@ def _one_life(moment: Moment) -> list[events.Event]:
         events.Scrubbed(*head(last), 4096, HASH),
         events.Reclaimed(*head(last), (0,), 0, 0, None, None, None, 0, 0, HASH),
     ]
-
-
-def time_verify(directory: Path) -> tuple[int, float, float, float]:
-    """(records, s of the chain walk, s with every body and signature, mean bytes of a frame)."""
-    records, walk_s = _time_read(directory, bodies=False, signatures=False)
-    _, strict_s = _time_read(directory, bodies=True, signatures=True)
-    log = read_log(directory, bodies=False, signatures=False)
-    size = sum(len(chunk) for chunk in log.frames())
-    log.close()
-    return records, walk_s, strict_s, size / max(1, records)
-
-
-def _time_read(directory: Path, *, bodies: bool, signatures: bool) -> tuple[int, float]:
-    began = time.perf_counter()
-    log = read_log(directory, bodies=bodies, signatures=signatures)
-    seconds = time.perf_counter() - began
-    log.close()
-    return log.head.size, seconds

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import policy, table
+from tests.bench.chain import chain_lines
 from tests.bench.loadgen import Figures
 from tests.bench.peer import read_log_file
 from tests.bench.throughput import CLIENTS
@@ -65,9 +66,49 @@ def test_a_lease_that_did_not_end_misses_the_bar(ended: int, held: bool) -> None
 
 def test_a_refilled_deadline_misses_the_bar() -> None:
     row = {"records": 1_000_000, "live_leases": 1000, "ready_s": 1.0, "deadlines_kept": 999}
-    row |= {"verify_records_per_s": 3e5, "strict_records_per_s": 2e5, "frame_bytes": 300.0}
-    row |= {"openssl_blocks_per_s": 1e6}
-    assert [line.held for line in table.restart_lines([row])] == [True, False]
+    assert [line.held for line in table.restart_lines([row])] == [False]
+    assert [line.held for line in table.restart_lines([row | {"deadlines_kept": 1000}])] == [True]
+
+
+def _chain(rate: float, *, s_per_gib: float, append: float, signing: float) -> Figures:
+    verify = {f"{way}_per_s": rate for way in ("walk", "strict", "all")}
+    return {
+        "verify": verify | {"openssl_per_s": 1e6, "records": 1_000_000, "frame_bytes": 300.0},
+        "recovery": {"s_per_gib": s_per_gib, "cpu_s": 1.0, "bytes": 1 << 20},
+        "append": {
+            "strict": {"records_per_s": append, "cpu_us": 8.0},
+            "signed": {"records_per_s": 1.0, "cpu_us": 8.0, "signatures_per_s": 1.0},
+            "signature_us": 40.0,
+            "signing_share": signing,
+        },
+    }
+
+
+def test_every_figure_of_the_chain_has_its_bar() -> None:
+    kept = chain_lines(_chain(5e5, s_per_gib=10.0, append=4e4, signing=0.05))
+    assert [line.held for line in kept] == [True] * 5
+    missed = chain_lines(_chain(499_999, s_per_gib=10.1, append=39_999, signing=0.051))
+    assert [line.held for line in missed] == [False] * 5
+
+
+def test_collecting_is_told_by_the_processor() -> None:
+    found = {"records": 10, "records_per_s": 1.0, "records_per_cpu_s": 1e5, "start_cpu_s": 0.5}
+    assert [line.held for line in table.collect_lines(found)] == [True]
+    assert [line.held for line in table.collect_lines(found | {"records_per_cpu_s": 9e4})] == [
+        False
+    ]
+
+
+def test_stores_stand_beside_it_where_they_are_installed() -> None:
+    rows = _rows(20_000, 1_000_000)
+    assert not [line for line in table.throughput_lines(rows) if "Redis" in line.what]
+    store = {"operations_per_s": 4_000.0, "latency": {"p50_ns": 10**6, "p99_ns": 10**7}}
+    for row in rows:
+        if row["clients"] == 64:
+            row |= {"postgresql": store, "redis": store}
+    lines = table.throughput_lines(rows)
+    assert _line(lines, "renew/s, 64 clients, to Redis").value == "5.00 x"
+    assert _line(lines, "grant/s, 64 clients, to PostgreSQL 15").value == "2.50 x"
 
 
 def test_the_log_of_the_peer_is_read_without_its_first_tenth(tmp_path: Path) -> None:

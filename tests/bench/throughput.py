@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations per second against etcd: the two take turns on the same disk, round by round.
+"""Operations per second against etcd, PostgreSQL and Redis: they take turns with us on the same
+disk, round by round.
 
-Rule: a round is raw fdatasync, etcd, Renew, grants, for one number of clients after the other; what
-is compared are medians over rounds, so a slow minute of the machine hits both sides.
+Rule: a round is raw fdatasync, etcd, Renew, grants, for one number of clients after the other, and
+with 64 clients the other two stores; what is compared are medians over rounds, so a slow minute of
+the machine hits all sides.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from pathlib import Path
 from tests.bench.loadgen import Figures, fdatasync_p50_ns, run_load
 from tests.bench.peer import etcd, lease_grants
 from tests.bench.running_agent import RunningAgent
+from tests.bench.stores import inserts, missing, postgresql, redis, sets
 
 CLIENTS = (1, 8, 64, 256)
 GRANTS_PER_CLIENT = {1: 300, 8: 1_500, 64: 6_000, 256: 6_000}
 ETCD_REQUESTS = {1: 10_000, 8: 30_000, 64: 60_000, 256: 60_000}
+STORE_CLIENTS = 64
+INSERTS, SETS = 20_000, 100_000
 
 
 def measure_throughput(
@@ -25,6 +30,8 @@ def measure_throughput(
 ) -> list[Figures]:
     """Raw figures of every round."""
     found: list[Figures] = []
+    if absent := missing():
+        say(f"not compared: apt-get install {' '.join(absent)}")
     agent = RunningAgent(directory / "throughput")
     agent.start()
     try:
@@ -52,6 +59,7 @@ def _measure(
     requests = int(ETCD_REQUESTS[clients] * share)
     with etcd(directory) as url:
         theirs = lease_grants(url, clients=clients, requests=requests, scratch=directory)
+    others = _stores(directory, clients, share) if clients == STORE_CLIENTS else {}
     renew = run_load(load, mode="renew", socket=agent.socket, clients=clients, seconds=seconds)
     count = GRANTS_PER_CLIENT[clients]
     grant = run_load(load, mode="grant", socket=agent.socket, clients=clients, count=count)
@@ -61,7 +69,20 @@ def _measure(
         "etcd": theirs,
         "renew": renew,
         "grant": grant,
+        **others,
     }
+
+
+def _stores(directory: Path, clients: int, share: float) -> Figures:
+    """PostgreSQL and Redis; nothing where one of them is not installed."""
+    if missing():
+        return {}
+    with postgresql(directory) as socket:
+        requests = int(INSERTS * share)
+        inserted = inserts(socket, clients=clients, requests=requests, scratch=directory)
+    with redis(directory) as socket:
+        kept = sets(socket, clients=clients, requests=int(SETS * share))
+    return {"postgresql": inserted, "redis": kept}
 
 
 def median_of(rows: list[Figures], clients: int, *path: str) -> float:

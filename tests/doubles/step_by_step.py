@@ -36,12 +36,19 @@ def both_say(data: bytes, start: int, stop: int, *arguments: Any, **options: Any
 
 
 def _said(verifier: Verifier, bodies: Any, data: bytes, start: int, stop: int) -> Any:
+    refused = None
     try:
         walk = verifier.feed(data, start=start, stop=stop)
-        found = verifier.verified()
-        stands = verifier.carried() if found.whole else None
-        taken = (list(walk.offsets), list(walk.kinds), bytes(walk.digests))
+    except ChainError as error:
+        return _named(error)
+    try:
         bodies(walk)
     except ChainError as error:
-        return error.verdict, error.sequence, error.offset, error.why
-    return found, stands, taken
+        refused = _named(error)
+    found = verifier.verified()
+    stands = verifier.carried() if found.whole else None
+    return found, stands, (list(walk.offsets), list(walk.kinds), bytes(walk.digests)), refused
+
+
+def _named(error: ChainError) -> tuple[str, int, int, str]:
+    return error.verdict, error.sequence, error.offset, error.why

@@ -197,17 +197,26 @@ def _two_records(bundle: Bundle, node: NoteKey) -> str:
     return f"record {one.sequence} is two different records in two signed trees: a fork"
 
 
+def _hashes(start: Start) -> tuple[bytes, tuple[bytes, ...]]:
+    """Head and peaks of where a page begins. Raises ChainError if no tree of its size has them."""
+    try:
+        head, *peaks = (bytes.fromhex(one) for one in (start.head, *start.peaks))
+    except ValueError as error:
+        raise ChainError(BAD_PROOF, f"where the page begins: {error}") from error
+    if not 0 <= start.size < 1 << 64 or len(peaks) != start.size.bit_count():
+        raise ChainError(BAD_PROOF, f"{len(peaks)} peaks are of no tree of {start.size} records")
+    if any(len(one) != HASH_BYTES for one in (head, *peaks)):
+        raise ChainError(BAD_PROOF, "where the page begins is said by hashes that are none")
+    return head, tuple(peaks)
+
+
 def _replay(bundle: Bundle, node: NoteKey, signed: Checkpoint | None) -> str:
     """Check the page again, from where it begins. Raises ChainError if it holds after all, or
     does not begin where it says."""
     start = bundle.start
     if start is None:
         raise ChainError(BAD_PROOF, "a page without where it begins")
-    head, peaks = bytes.fromhex(start.head), tuple(bytes.fromhex(peak) for peak in start.peaks)
-    if not 0 <= start.size < 1 << 64 or len(peaks) != start.size.bit_count():
-        raise ChainError(BAD_PROOF, f"{len(peaks)} peaks are of no tree of {start.size} records")
-    if any(len(one) != HASH_BYTES for one in (head, *peaks)):
-        raise ChainError(BAD_PROOF, "where the page begins is said by hashes that are none")
+    head, peaks = _hashes(start)
     frontier = Frontier(start.size, peaks)
     if signed is not None and signed.size == start.size and signed.root != frontier.root():
         raise ChainError(BAD_ROOT, "the page does not begin where the node's note says")

@@ -25,7 +25,7 @@ from leased.chain.head import GENESIS, Head
 from leased.chain.record import Record, hash_prefix, parse_frame
 from leased.chain.recovery import SEGMENT_END, Image, Tail, choose_slot, read_tail
 from leased.chain.segment import HEADER_BYTES, LogIdentity, parse_header, parse_log_id
-from leased.chain.tree import EMPTY, Frontier
+from leased.chain.tree import EMPTY
 from leased.chain.verdict import (
     BAD_SEAL,
     BAD_SIGNATURE,
@@ -222,7 +222,7 @@ def _verify(
         why = f"the chain ends with {verified.head.text()} where the anchor has {anchored}"
         file = segments[index] if segments else ANCHOR
         raise ChainError(CORRUPT_HEAD, why, file=file, sequence=verified.head.size)
-    tail = None if live else _tail(disk, slot, segments[index:], verified, frontier, both=both)
+    tail = None if live else _tail(disk, slot, segments[index:], data, verified, both=both)
     return LogFacts(
         identity,
         slot,
@@ -287,12 +287,13 @@ def _tail(
     disk: Disk,
     slot: AnchorSlot,
     names: list[str],
+    data: bytes,
     verified: Verified,
-    frontier: Frontier,
     *,
     both: bool,
 ) -> Tail:
     """What lies beyond the anchor of a log that nobody has open. Raises ChainError (rule 8)."""
-    images = [Image(name, disk.read(name)) for name in names]
+    images = [Image(names[0], data)]  # the first is taken as it was verified
+    images += [Image(name, disk.read(name)) for name in names[1:]]
     ended = verified.last_kind == SEGMENT_END and slot.end_offset > HEADER_BYTES
-    return read_tail(slot, both=both, frontier=frontier, ended=ended, images=images)
+    return read_tail(slot, both=both, frontier=verified.frontier, ended=ended, images=images)

@@ -69,8 +69,8 @@ def ends(data: bytes) -> list[int]:
 
 def test_a_whole_chain_is_said_alike() -> None:
     data = chain()
-    found, _, (offsets, _, _) = both_say(data, 0, len(data), LOG)
-    assert offsets == ends(data)[:-1] and found.head.size == len(offsets)
+    found, _, (offsets, _, _), refused = both_say(data, 0, len(data), LOG)
+    assert refused is None and offsets == ends(data)[:-1] and found.head.size == len(offsets)
 
 
 def test_nearly_all_of_it_is_plain() -> None:
@@ -95,7 +95,7 @@ def test_every_flipped_bit_is_said_alike(part: int) -> None:
     data, begins = chain(), ends(chain())
     for record, (begin, end) in enumerate(zip(begins, begins[1:], strict=False)):
         after = begins[min(record + 3, len(begins) - 1)]
-        before, _, _ = both_say(data, 0, begin, LOG)
+        before, *_ = both_say(data, 0, begin, LOG)
         run = data[begin:after]
         begun = (Head(record, before.head.hash), before.frontier)
         batch = before.batch - (0 if before.whole else 1)
@@ -142,6 +142,7 @@ def test_any_edit_is_said_alike(draw: st.DataObject) -> None:
             st.sampled_from([0, 1, 5, 2**63, 2**64 - 1]),
             st.sampled_from([0, 1, 2, 3, 2**64 - 1]),
             st.binary(max_size=40),
+            st.sampled_from([0, 0, 0, 1]),
         ),
         max_size=5,
     ),
@@ -150,14 +151,39 @@ def test_any_edit_is_said_alike(draw: st.DataObject) -> None:
 def test_hashed_nonsense_is_said_alike(rows: list[tuple[int, ...]], epoch_ns: int) -> None:
     """Frames whose hashes, links and CRCs hold, and whatever else in them."""
     frames, head = [], GENESIS.hash
-    for sequence, (kind, schema, flags, boot_ns, batch, body) in enumerate(rows):
-        frame = framed(
-            kind, body, schema=schema, flags=flags, place=(sequence, batch, boot_ns, head)
-        )
+    for sequence, (kind, schema, flags, boot_ns, batch, body, pad) in enumerate(rows):
+        place = (sequence, batch, boot_ns, head)
+        frame = framed(kind, body, schema=schema, flags=flags, place=place, pad=pad)
         frames.append(frame)
         head = frame[-32:]
     data = b"".join(frames)
     both_say(data, 0, len(data), LOG, epoch_ns=epoch_ns)
+
+
+def test_each_rule_alone_is_said_alike() -> None:
+    """Two frames of which all holds but one thing: hashes, links and CRCs are made right."""
+    first = framed(16, b"x" * 9, flags=0)
+    head = first[-32:]
+    good = (1, 2, 0, head)
+    odd: list[dict[str, object]] = [
+        *({"place": place} for place in ((2, 2, 0, head), (1, 3, 0, head), (1, 1, 0, head))),
+        *({"place": (1, 2, 0, bytes(32))}, {"pad": 7}, {"flags": 4}, {"schema": 2}),
+        *({"kind": kind} for kind in (1, 7, 66, 69, 255, 256, 65_535)),
+    ]
+    for one in odd:
+        kind = one.pop("kind", 17)
+        data = first + framed(kind, b"y" * 9, **{"place": good, **one})
+        both_say(data, 0, len(data), LOG)
+    for at in (30, 81, -1, -32):  # what the hash is over, and the hash, with a CRC that holds
+        changed = bytearray(framed(17, b"y" * 9, place=good))
+        changed[at] ^= 1
+        changed[4:8] = crc32(changed[8:], crc32(changed[:4])).to_bytes(4, "little")
+        both_say(first + changed, 0, len(first) + len(changed), LOG)
+    closed = framed(16, b"x" * 9, place=(0, 2, 5, GENESIS.hash))
+    for batch, boot_ns in ((2, 5), (1, 5), (3, 4), (3, 5), (3, 2**64 - 1)):
+        data = closed + framed(17, b"y" * 9, place=(1, batch, boot_ns, closed[-32:]))
+        both_say(data, 0, len(data), LOG)
+        both_say(data, 0, len(data), LOG, epoch_ns=10**9)
 
 
 def framed(
@@ -167,13 +193,14 @@ def framed(
     schema: int = SCHEMA,
     flags: int = FLAG_LAST,
     place: tuple[int, int, int, bytes] = (0, 2, 0, GENESIS.hash),
+    pad: int = 0,
 ) -> bytes:
-    """A frame as the sealer makes it, of anything."""
+    """A frame as the sealer makes it, of anything; `pad` is what it is padded with."""
     sequence, batch, boot_ns, prev = place
     length = (len(body) + FRAME_BYTES_MIN + 7) & -8
     head = (length, 0, sequence, batch, kind, schema, flags, len(body), 0, boot_ns, prev)
     content = HEADER.pack(*head)[8:] + body
-    tail = content + bytes(length - len(body) - FRAME_BYTES_MIN)
+    tail = content + bytes([pad]) * (length - len(body) - FRAME_BYTES_MIN)
     tail += sha256(hash_prefix(LOG) + content).digest()
     crc = crc32(tail, crc32(length.to_bytes(4, "little")))
     return struct.pack("<II", length, crc) + tail
@@ -246,6 +273,32 @@ def test_texts_of_all_lengths_are_plain(length: int) -> None:
     if len(body) <= 65_424:
         assert plain(e.KIND[e.HealthChanged], body)
     assert not plain(e.KIND[e.HealthChanged], encode(e.HealthChanged(EventId(BOOT), "ü", "s", 5)))
+
+
+def test_longer_heads_than_are_needed_are_not_plain() -> None:
+    text = e.KIND[e.HealthChanged], encode(e.HealthChanged(EventId(BOOT), "abc", "sick", 5))
+    data = e.KIND[e.Recovered], encode(e.Recovered(EventId(BOOT), 1, 2, b"\x77" * 32))
+    array_of = e.KIND[e.PolicyTurned], encode(e.PolicyTurned(EventId(BOOT), b"h" * 32, ("w",)))
+    for (kind, body), short, longer in (
+        (text, b"\xa3abc", (b"\xd9\x03abc", b"\xda\0\x03abc", b"\xdb\0\0\0\x03abc")),
+        (data, b"\xc4\x20w", (b"\xc5\0\x20w", b"\xc6\0\0\0\x20w")),
+        (array_of, b"\x91\xa1w", (b"\xdc\0\1\xa1w", b"\xdd\0\0\0\1\xa1w")),
+    ):
+        assert plain(kind, body) and body.count(short) == 1
+        for one in longer:
+            assert not plain(kind, body.replace(short, one))
+
+
+def test_ids_and_wide_integers_have_sixteen_bytes() -> None:
+    for kind, body in BODIES:
+        at = body.find(b"\xc4\x10")
+        while at >= 0:
+            value = body[at + 2 : at + 18]
+            for other in (b"\xc4\x0f" + value[1:], b"\xc4\x11\0" + value):
+                changed = body[:at] + other + body[at + 18 :]
+                if plain(kind, changed):
+                    decode(kind, SCHEMA, changed)
+            at = body.find(b"\xc4\x10", at + 1)
 
 
 # ---- links and the tree --------------------------------------------------------------------------
