@@ -42,6 +42,7 @@ _SPEAKS = "declares verbs and prints as leasectl does, by the same code"
 EXTRA: dict[str, tuple[frozenset[str], str]] = {
     "leased.collector.main": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.backup_verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.money_verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.store_verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.advice_verbs": (frozenset({"ctl"}), _SPEAKS),

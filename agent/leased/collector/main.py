@@ -17,6 +17,7 @@ from typing import Final
 
 import leased
 from leased.collector import advice_verbs as advice
+from leased.collector import backup_verbs as backup
 from leased.collector import invite_verbs as invites
 from leased.collector import money_verbs as money
 from leased.collector import pull_verbs
@@ -40,7 +41,10 @@ EXIT_STATUSES: Final = (
     (75, "somebody else was faster: try again"),
     (78, "a configuration or a state directory was refused"),
 )
-_FAMILIES: Final = (pull_verbs, invites, records, store, money, advice, telemetry, http, webhooks)
+_FAMILIES: Final = (
+    *(pull_verbs, invites, records, store, money, advice, telemetry, http),
+    *(webhooks, backup),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
