@@ -34,12 +34,13 @@ class PulledNode:
     """One node's log, served page by page."""
 
     def __init__(self, number: int = 1, *, epoch_ns: int = 0, origin: str = "o/n") -> None:
-        self.log_id = bytes([number]) * 16
-        self.node_id = b"\x40" * 15 + bytes([number])
+        wide = bytes([number]) * 16 if number < 256 else number.to_bytes(4, "big") * 4
+        self.log_id = wide
+        self.node_id = b"\x40" * 12 + (0x40404000 + number).to_bytes(4, "big")
         self.origin = origin
-        self.signer = Signer(bytes([number]) * 32)
+        self.signer = Signer(wide * 2)
         self.first_key = self.signer.public_key
-        self.seal_key = EpochKey(0, bytes([number]) * 32)
+        self.seal_key = EpochKey(0, wide * 2)
         self.epoch_ns = epoch_ns
         self.entropy = CountedEntropy(b"node%d" % number)
         self.ratchet = Ratchet(self.log_id, None, self.seal_key, epoch_ns) if epoch_ns else None

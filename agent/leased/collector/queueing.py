@@ -61,9 +61,10 @@ def _longer(time_s: float, waits: float, servers: int, load: float, service_s: f
     rate = 1 / service_s
     spare = servers - 1 - load
     served = math.exp(-rate * time_s)
-    if abs(spare) < 1e-9:
+    if abs(spare) < 1e-6:
         return served * (1 + waits * rate * time_s)
-    return served * (1 + waits * -math.expm1(-rate * time_s * spare) / spare)
+    # Not as the textbook has it, whose exponent is positive where the last server is needed.
+    return served + waits * (served - math.exp(-rate * time_s * (servers - load))) / spare
 
 
 def servers_for(target_s: float, load: float, service_s: float) -> int | None:

@@ -9,7 +9,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from leased.collector import queueing
@@ -64,6 +64,7 @@ def test_the_formula_is_what_a_simulation_finds(servers: int, load: float) -> No
 
 
 @given(st.floats(0.01, 50), st.floats(0.01, 100), st.floats(1.001, 20))
+@example(9.999_999_9, 1.0, 1.001)
 def test_the_fewest_servers_that_do_it(load: float, service_s: float, times: float) -> None:
     target_s = queueing.service_p99(service_s) * times
     wanted = queueing.servers_for(target_s, load, service_s)

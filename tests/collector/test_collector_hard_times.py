@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hard times of a collector: nodes that never stop talking or stop in the middle, a disk that is
+full, and a thousand nodes at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import h11
+import msgspec
+import pytest
+import trio
+
+from leased.collector.archive import ArchiveReader
+from leased.terms import event as e
+from leased.terms.errors import LeasedError
+from leased.terms.event import Event
+from tests.collector.test_collector_ingest import node
+from tests.collector.test_collector_pull import SECOND, Collector
+from tests.doubles.collector_server import REPOSITORY
+from tests.doubles.fleet_pki import FleetPki
+from tests.doubles.host import not_proven
+from tests.doubles.node_server import NodeServer, serving
+from tests.doubles.nodes import PulledNode
+
+MIB = 1 << 20
+GIB = 1 << 30
+NODES = int(os.environ.get("LEASED_FLEET_NODES", "1000"))
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> FleetPki:
+    return FleetPki(tmp_path / "pki")
+
+
+@pytest.fixture
+def west(tmp_path: Path, pki: FleetPki) -> Collector:
+    return Collector(tmp_path, pki)
+
+
+class Endless(NodeServer):
+    """A node that answers every request with ten GB, or with so much as it gets rid of."""
+
+    sent = 0
+
+    async def serve_connection(self, stream: trio.SSLStream) -> None:
+        http = h11.Connection(h11.SERVER)
+        try:
+            while type(event := http.next_event()) is not h11.EndOfMessage:
+                if event is h11.NEED_DATA:
+                    http.receive_data(await stream.receive_some())
+            kind = [("content-type", "application/vnd.leased.records"), *self.framing()]
+            await stream.send_all(http.send(h11.Response(status_code=200, headers=kind)))
+            while self.sent < 10 * GIB:
+                await stream.send_all(http.send(h11.Data(data=bytes(MIB))))
+                self.sent += MIB
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            pass
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    def framing(self) -> list[tuple[str, str]]:
+        return [("transfer-encoding", "chunked")]
+
+
+class Announced(Endless):
+    """The same, and says so first."""
+
+    def framing(self) -> list[tuple[str, str]]:
+        return [("content-length", str(10 * GIB))]
+
+
+class Stalling(NodeServer):
+    """A node that stops within a frame, and stays on the line."""
+
+    async def serve_connection(self, stream: trio.SSLStream) -> None:
+        http = h11.Connection(h11.SERVER)
+        while type(event := http.next_event()) is not h11.EndOfMessage:
+            if event is h11.NEED_DATA:
+                http.receive_data(await stream.receive_some())
+        page = self.node.page(0, bytes(32), MIB)
+        length = [("content-length", str(len(page)))]
+        head = http.send(h11.Response(status_code=200, headers=length))
+        await stream.send_all(head + http.send(h11.Data(data=page[:100])))
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("kind", [Endless, Announced, Stalling])
+async def test_a_node_that_does_not_end_costs_nobody_else(
+    west: Collector, pki: FleetPki, kind: type[NodeServer]
+) -> None:
+    west.config = msgspec.structs.replace(west.config, timeout_ns=3 * SECOND)
+    bad, good = kind(PulledNode(2)), NodeServer(node())
+    bad.node.start()
+    async with serving(pki, bad, good):
+        west.enrol(good, "good")
+        west.enrol(bad, "bad")
+        size = good.node.size
+        reached = await west.pull()
+    # What is no answer says nothing about the log: no verdict, nothing stored, the next is asked.
+    assert reached["bad"].unreachable and reached["bad"].verdict == "BEHIND"
+    assert reached["bad"].size == 0 and reached["good"].size == size
+    assert west.frames(good.node) == b"".join(good.node.frames[:size])
+    assert getattr(bad, "sent", 0) < 64 * MIB, "it was cut off"
+    assert not list((west.state / "segments").rglob(f"*{bad.node.node_id.hex()}*/*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    where = tmp_path / "small"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m,mode=700", "tmpfs", str(where)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        not_proven("a full disk under the collector", "needs root that may mount")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+@pytest.mark.root
+async def test_a_full_disk_loses_nothing_and_is_gone_on_from(
+    tmp_path: Path, pki: FleetPki, small_disk: Path
+) -> None:
+    west = Collector(small_disk, pki)
+    server = NodeServer(node(200))
+    async with serving(pki, server):
+        west.enrol(server)
+        first = (await west.pull())["alpha"].size
+        filler = small_disk / "filler"
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
+            while True:
+                file.write(bytes(4096))
+        for number in range(400):
+            server.node.seal([_more(number)])
+        told = ""
+        try:
+            found = (await west.pull())["alpha"]
+            told = found.unreachable
+        except (LeasedError, BaseExceptionGroup, OSError) as error:
+            told = str(_innermost(error))
+        assert "space" in told or "full" in told, told
+        filler.unlink()
+        size = server.node.size
+        assert (await west.pull())["alpha"].verdict == "OK"
+        assert west.frames(server.node)[: len(b"".join(server.node.frames[:size]))] == b"".join(
+            server.node.frames[:size]
+        )
+    assert first > 0
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _more(number: int) -> Event:
+    return e.HeadCountersigned(
+        e.EventId(number.to_bytes(16, "big")), 1, bytes(32), 1, number, bytes(64)
+    )
+
+
+@pytest.mark.slow
+async def test_a_thousand_nodes_at_once(tmp_path: Path, pki: FleetPki) -> None:
+    """Real TLS on both sides, the installed program; its memory has a bound, whoever answers."""
+    west, servers = Collector(tmp_path, pki), []
+    for number in range(1, NODES + 1):
+        on = PulledNode(number)
+        on.start()
+        servers.append(NodeServer(on))
+    config = tmp_path / "west.toml"
+    config.write_text(
+        f'[pull]\nname = "west"\nca = "{pki.ca}"\ncertificate = "{west.config.certificate}"\n'
+        f'key = "{west.config.key}"\ntimeout = "60s"\n'
+    )
+    words = [sys.executable, "-m", "leased.collector.main", "--state", str(west.state)]
+    words += ["pull", "--once", "--json", "--config", str(config)]
+
+    def run() -> tuple[str, int, int]:
+        with subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin"},
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            out = process.stdout.read()
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        return out, process.returncode, used.ru_maxrss
+
+    async with serving(pki, *servers):
+        for number, server in enumerate(servers):
+            west.enrol(server, f"node-{number:04}")
+        with trio.fail_after(600):
+            out, status, rss_kib = await trio.to_thread.run_sync(run)
+    assert status == 0
+    reached = json.loads(out[out.rindex('{\n  "version"') :])["nodes"]
+    assert len(reached) == NODES and {one["verdict"] for one in reached} == {"OK"}
+    reader = ArchiveReader(west.state)
+    assert sum(entry.head.size for entry in reader.logs()) >= sum(s.node.size - 1 for s in servers)
+    reader.close()
+    assert {len(server.acked) for server in servers} == {1}
+    print(f"{NODES} nodes, {rss_kib >> 10} MiB")
+    assert rss_kib < 700 << 10
