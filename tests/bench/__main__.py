@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tests.bench import table
 from tests.bench.chain import chain_lines, measure_chain
+from tests.bench.api import measure_api
 from tests.bench.collect import measure_collect
 from tests.bench.expiry import MANY, measure_expiry, most_leases
 from tests.bench.gpus import measure_gpus
@@ -42,6 +43,9 @@ PARTS = (
     *("chain", "restart", "pull", "collect", "idle", "metering"),
 )
 WITHOUT_LOAD = frozenset(("kinds", "regions", "scrub", "chain", "pull", "collect", "metering"))
+    *("restart", "pull", "collect", "idle", "metering", "api"),
+)
+WITHOUT_LOAD = frozenset(("kinds", "regions", "scrub", "pull", "collect", "metering", "api"))
 """Parts that need no load generator."""
 
 
@@ -129,6 +133,10 @@ def _measure(
         size, times = (100_000, 2) if short else (1_000_000, 3)
         figures["collect"] = measure_collect(directory, records=size, rounds=times, say=say)
         lines += table.collect_lines(figures["collect"])
+    if "api" in parts:
+        size, long, times = (50, 30, 20) if short else (1_000, 90, 100)
+        figures["api"] = measure_api(directory, nodes=size, days=long, rounds=times, say=say)
+        lines += table.api_lines(figures["api"])
     if "idle" in parts:
         figures["idle"] = measure_idle(directory, seconds=5 if short else 30)
         lines += table.idle_lines(figures["idle"])

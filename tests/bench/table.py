@@ -354,6 +354,20 @@ def collect_lines(found: Figures) -> list[Line]:
     return [Line(what, f"{rate:,.0f}/s", ">= 100,000/s", rate >= 100_000, raw + start)]
 
 
+def api_lines(found: Figures) -> list[Line]:
+    """Reads of the collector's API, and the console."""
+    p99, p50 = found["p99_s"] * 1000, found["p50_s"] * 1000
+    fleet = f"{found['nodes']:,} nodes, {found['days']} days"
+    slowest = f"slowest {found['slowest']}, p50 {found['slowest_p50_s'] * 1000:.1f} ms"
+    raw = f"p50 {p50:.1f} ms of {found['requests']:,}; {slowest}"
+    lines = [Line(f"API reads p99, {fleet}", f"{p99:.1f} ms", "<= 50 ms", p99 <= 50, raw)]
+    if "paint_s" in found:
+        paint = found["paint_s"]
+        raw = "headless Chromium, loopback, warm"
+        lines.append(Line("console's first paint", f"{paint:.2f} s", "<= 1 s", paint <= 1, raw))
+    return lines
+
+
 def idle_lines(found: Figures) -> list[Line]:
     """Memory and processor when idle."""
     agent = found["agent"]

@@ -10,11 +10,12 @@ Does not speak HTTP (`api`) and does not decide who may ask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from leased.collector import periods
 from leased.collector.answers import (
@@ -48,7 +49,9 @@ from leased.terms.identity import parse_tenant
 
 TOP: Final = 10
 OTHER: Final = "OTHER"
+ANSWERS_KEPT: Final = 256
 _Choice = TypeVar("_Choice", bound=StrEnum)
+_Answer = TypeVar("_Answer")
 
 
 class UnknownTenant(CallerError):
@@ -79,6 +82,18 @@ class Accounts:
         self.terms = terms
         self._retired = frozenset(terms.retired_nodes)
         self._invoices = invoices
+        self._answered: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def once(self, key: Hashable, answer: Callable[[Accounts], _Answer]) -> _Answer:
+        """What `answer` says, by whatever names it: the same cells give the same again."""
+        if key in self._answered:
+            self._answered.move_to_end(key)
+        else:
+            self._answered[key] = answer(self)
+            if len(self._answered) > ANSWERS_KEPT:
+                self._answered.popitem(last=False)
+        found: _Answer = self._answered[key]
+        return found
 
     # ---- when ---------------------------------------------------------------------------------
 

@@ -5,13 +5,16 @@ Rule: a function of the records alone, kept up to date by reading only what is n
 way out counts as held until it is proven clean or fenced, as it does on the node. Times of a node
 are told by its own last pair of clocks.
 
+It grows in one thread while others look: who looks goes over a copy of what grows (`list` of a
+table is made in one step), and may see a record of one node before an older one of another.
+
 Does not price (`accounts`), does not verify (`ingest` has), and knows no tenant that never had a
 lease or was refused one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -99,6 +102,7 @@ class NodeView:
         self.boot_id = bytes(16)
         self.running = False
         self.resources: tuple[Resource, ...] = ()
+        self._totals: dict[ResourceKind, int] = {}
         self.leases: dict[str, LiveLease] = {}
         self.cordoned: dict[str, None] = {}
         self.tenants: dict[str, None] = {}
@@ -137,6 +141,7 @@ class NodeView:
             self.running = False
         elif isinstance(event, events.InventoryChanged):
             self.resources = _counted(event.inventory)
+            self._totals = _sum({one.kind: one.capacity} for one in self.resources)
         elif isinstance(event, events.CordonChanged):
             if event.cordoned:
                 self.cordoned[event.resource_id] = None
@@ -201,15 +206,12 @@ class NodeView:
 
     def totals(self) -> dict[ResourceKind, int]:
         """What there is of each kind."""
-        found: dict[ResourceKind, int] = {}
-        for one in self.resources:
-            found[one.kind] = found.get(one.kind, 0) + one.capacity
-        return found
+        return self._totals
 
     def held(self, tenant: str | None = None) -> dict[ResourceKind, int]:
         """What leases have of each kind until they are proven clean; of one tenant or of all."""
         found: dict[ResourceKind, int] = {}
-        for lease in self.leases.values():
+        for lease in list(self.leases.values()):
             if tenant is None or lease.subject.tenant == tenant:
                 for one in lease.subject.allotments:
                     found[one.kind] = found.get(one.kind, 0) + one.capacity
@@ -258,27 +260,29 @@ class Fleet:
     def nodes(self) -> list[NodeView]:
         """Each node by its last log, by name."""
         latest: dict[str, NodeView] = {}
-        for view in self.logs.values():
+        for view in list(self.logs.values()):
             latest[view.node] = view
         return sorted(latest.values(), key=lambda view: (view.name, view.node))
 
     def tenants(self) -> list[str]:
         """Everybody who had a lease or was refused one, sorted."""
-        return sorted({tenant for view in self.logs.values() for tenant in view.tenants})
+        return sorted(
+            {tenant for view in list(self.logs.values()) for tenant in list(view.tenants)}
+        )
 
     def leases(self, tenant: str | None = None) -> Iterator[tuple[NodeView, LiveLease]]:
         """Every lease that is not proven clean."""
         for view in self.nodes():
-            for lease in view.leases.values():
+            for lease in list(view.leases.values()):
                 if tenant is None or lease.subject.tenant == tenant:
                     yield view, lease
 
     def subject_of(self, lease_id: str) -> Subject | None:
         """Whose lease that is, or was lately."""
-        for view in self.logs.values():
-            lease = view.leases.get(lease_id)
-            if lease is not None or lease_id in view.ended:
-                return lease.subject if lease is not None else view.ended[lease_id]
+        for view in list(self.logs.values()):
+            lease, ended = view.leases.get(lease_id), view.ended.get(lease_id)
+            if lease is not None or ended is not None:
+                return lease.subject if lease is not None else ended
         return None
 
     def totals(self) -> dict[ResourceKind, int]:
@@ -289,13 +293,22 @@ class Fleet:
         """What is held of each kind, on all nodes."""
         return _sum(view.held(tenant) for view in self.nodes())
 
+    def held_by(self) -> dict[str, dict[ResourceKind, int]]:
+        """What each has of each kind, on all nodes, in one pass."""
+        found: dict[str, dict[ResourceKind, int]] = {tenant: {} for tenant in self.tenants()}
+        for _, lease in self.leases():
+            mine = found.setdefault(str(lease.subject.tenant), {})
+            for one in lease.subject.allotments:
+                mine[one.kind] = mine.get(one.kind, 0) + one.capacity
+        return found
+
     def oldest_ns(self, tenant: str, now_ns: int) -> int:
         """The age of a tenant's oldest lease that is held."""
         ages = [now_ns - lease.granted_wall_ns for _, lease in self.leases(tenant) if lease.is_held]
         return max(ages, default=0)
 
 
-def _sum(rows: Iterator[Mapping[ResourceKind, int]]) -> dict[ResourceKind, int]:
+def _sum(rows: Iterable[Mapping[ResourceKind, int]]) -> dict[ResourceKind, int]:
     found: dict[ResourceKind, int] = {}
     for row in rows:
         for kind, amount in row.items():

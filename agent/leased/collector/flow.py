@@ -37,7 +37,7 @@ class Day:
         self.begun += other.begun
         self.ended += other.ended
         self.total_ns += other.total_ns
-        for found, count in other.classes.items():
+        for found, count in list(other.classes.items()):
             self.classes[found] = self.classes.get(found, 0) + count
 
     def quantile_ns(self, share_pm: int) -> int:
@@ -68,7 +68,7 @@ class Flow:
 
     def since(self, wall_ns: int) -> Day:
         """Everything from the day of `wall_ns` on."""
-        return summed(day for number, day in self.days.items() if number >= wall_ns // DAY_NS)
+        return summed(day for number, day in list(self.days.items()) if number >= wall_ns // DAY_NS)
 
     def _day(self, wall_ns: int) -> Day:
         number = wall_ns // DAY_NS

@@ -197,8 +197,7 @@ class Desk:
         """What webhooks tell that the archive does not say by itself."""
 
         def shares() -> dict[str, dict[str, Fraction]]:
-            now_ns = self._wall_ns()
-            return {one: self.views.shares_of(one, now_ns) for one in self._quotas.tenants()}
+            return self.views.shares(self._wall_ns())
 
         def idle() -> list[IdleResource]:
             try:

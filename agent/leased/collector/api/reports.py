@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
@@ -146,10 +146,12 @@ class Reports:
         where telemetry is."""
         self._ask, self._ground, self._fleet, self._state = ask, ground, fleet, state
 
-    def asked(self, ask: Callable[[Accounts], Any]) -> Any:
-        """What the accounts answer. Raises Problem for what they cannot."""
+    def asked(self, ask: Callable[[Accounts], Any], key: Hashable = None) -> Any:
+        """What the accounts answer; what has a key, once until the books are newer. Raises Problem
+        for what they cannot."""
+        question = ask if key is None else (lambda accounts: accounts.once(key, ask))
         try:
-            found = self._ask(ask)
+            found = self._ask(question)
         except UnknownTenant as error:
             raise Problem(404, str(error), parameter="tenant") from None
         except NoData as error:
@@ -174,7 +176,7 @@ class Reports:
                 window = accounts.last(query.period)
             return accounts.costs(window, top=query.top, basis=query.basis.value)
 
-        return Answer(self.asked(ask))
+        return Answer(self.asked(ask, ("costs", query)))
 
     def summary(self, call: Call) -> Answer:
         """A tenant's bill."""
@@ -193,7 +195,7 @@ class Reports:
             window = periods.window(query.start, query.end)
             return accounts.usage(query.tenant, window, query.granularity)
 
-        report = self.asked(ask)
+        report = self.asked(ask, ("usage", query))
         wants_csv = query.format == "csv" or (
             query.format is None and prefers(call.headers, CSV, "application/json")
         )
@@ -227,20 +229,32 @@ class Reports:
         """What a month cost, by cost centre."""
         call.caller.require_all()
         month, spread = call.query.month, call.query.spread.value
-        return Answer(self.asked(lambda accounts: accounts.chargeback(month, spread=spread)))
+        return Answer(
+            self.asked(
+                lambda accounts: accounts.chargeback(month, spread=spread),
+                ("chargeback", month, spread),
+            )
+        )
 
     def capacity(self, call: Call) -> Answer:
         """What there is, and who has it."""
         call.caller.require_all()
         ground = self._ground()
         soft = capacity.Soft(ground.overage_pm // 10, ground.overage_ns // MINUTE_NS)
-        return Answer(self.asked(lambda accounts: capacity.capacity(accounts, soft)))
+        return Answer(
+            self.asked(lambda accounts: capacity.capacity(accounts, soft), ("capacity", soft))
+        )
 
     def forecast(self, call: Call) -> Answer:
         """What will be held."""
         call.caller.require_all()
         horizon, kind = call.query.horizon, call.query.kind
-        return Answer(self.asked(lambda accounts: forecast.forecast(accounts, horizon, kind)))
+        return Answer(
+            self.asked(
+                lambda accounts: forecast.forecast(accounts, horizon, kind),
+                ("forecast", call.query),
+            )
+        )
 
     def history(self, call: Call) -> Answer:
         """How much of what there was was held."""
@@ -256,7 +270,7 @@ class Reports:
         period, fleet = call.query.period, self._fleet()
         targets = [int(one) for one in call.query.targets.split(",")] if call.query.targets else []
         ask = partial(latency_cost, fleet=fleet, period=period, targets_ms=targets)
-        return Answer(self.asked(ask))
+        return Answer(self.asked(ask, ("latency", call.query)))
 
     def rightsizing(self, call: Call) -> Answer:
         """Who asks for more than they use."""
@@ -291,13 +305,17 @@ class Reports:
     def idle(self, call: Call) -> Answer:
         """What nobody uses."""
         call.caller.require_all()
-        return Answer(self.asked(capacity.idle))
+        return Answer(self.asked(capacity.idle, "idle"))
 
     def reservations(self, call: Call) -> Answer:
         """What is worth reserving."""
         call.caller.require_all()
         period = call.query.period
-        return Answer(self.asked(lambda accounts: capacity.reservations(accounts, period)))
+        return Answer(
+            self.asked(
+                lambda accounts: capacity.reservations(accounts, period), ("reservations", period)
+            )
+        )
 
 
 def _csv(rows: Sequence[msgspec.Struct]) -> bytes:

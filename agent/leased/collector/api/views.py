@@ -10,9 +10,11 @@ Does not decide what a quota is (`quotas`) and does not read the archive (`books
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import ROUND_DOWN, Decimal
 from fractions import Fraction
+from itertools import islice
 from typing import Any, Final
 
 from leased.collector.api.problems import Problem
@@ -35,6 +37,7 @@ from leased.collector.fleet import Fleet, LiveLease, NodeView
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
 from leased.collector.governance.fairness import filled, jain
 from leased.collector.governance.quotas import Limit
+from leased.collector.manifest import LogEntry
 from leased.terms.policy import Allocation, Policy, Strategy
 from leased.terms.resource import ResourceKind
 
@@ -70,7 +73,7 @@ class Views:
     def usage_of(self, tenant: str, now_ns: int) -> UsageSeen:
         """The same, for whoever else wants to know."""
         fleet, limits = self._fleet(), self._limits(tenant, now_ns)
-        by_node = {view: _used(view, tenant, now_ns) for view in fleet.nodes()}
+        by_node = {view: _used(view, tenant, now_ns) for view in _telling(fleet, tenant)}
         rows: dict[str, UsageOf] = {}
         shares: dict[str, Decimal] = {}
         for key, dimension in BY_KEY.items():
@@ -87,7 +90,7 @@ class Views:
         over = [
             since
             for view in fleet.nodes()
-            for (holder, _), since in view.over.items()
+            for (holder, _), since in list(view.over.items())
             if holder == tenant
         ]
         return UsageSeen(
@@ -113,6 +116,23 @@ class Views:
                     found[key] = max(found.get(key, Fraction(0)), Fraction(used, limit.raw))
         return found
 
+    def shares(self, now_ns: int) -> dict[str, dict[str, Fraction]]:
+        """The same of everybody who has something, node by node and not tenant by tenant."""
+        found: dict[str, dict[str, Fraction]] = {}
+        limits: dict[str, Mapping[str, Limit]] = {}
+        for view in self._fleet().nodes():
+            for tenant in {str(one.subject.tenant) for one in list(view.leases.values())}:
+                if tenant not in limits:
+                    limits[tenant] = self._limits(tenant, now_ns)
+                if not limits[tenant]:
+                    continue
+                mine = found.setdefault(tenant, {})
+                for key, used in _used(view, tenant, now_ns).items():
+                    limit = limits[tenant].get(key)
+                    if limit is not None and limit.raw:
+                        mine[key] = max(mine.get(key, Fraction(0)), Fraction(used, limit.raw))
+        return found
+
     # -- allocations -------------------------------------------------------------------------------
 
     def allocations(self, call: Call) -> Answer:
@@ -128,7 +148,7 @@ class Views:
         """The same, for whoever else wants to know."""
         fleet, ground = self._fleet(), self._ground()
         totals = fleet.totals()
-        held = {tenant: fleet.held(tenant) for tenant in fleet.tenants()}
+        held = fleet.held_by()
         active = {tenant: amounts for tenant, amounts in held.items() if any(amounts.values())}
         plans = {one.kind: one for one in ground.allocations if one.tier is None}
         shown: dict[str, dict[str, int]] = {}
@@ -161,7 +181,10 @@ class Views:
     def nodes_at(self, now_ns: int) -> NodesSeen:
         """The same, for whoever else wants to know."""
         fleet = self._fleet()
-        rows = [_node(fleet, view, now_ns) for view in fleet.nodes()]
+        logs: dict[str, list[LogEntry]] = {}
+        for entry in list(fleet.entries.values()):
+            logs.setdefault(entry.node, []).append(entry)
+        rows = [_node(logs.get(view.node, []), view, now_ns) for view in fleet.nodes()]
         return NodesSeen(rows, instant(now_ns))
 
     def leases(self, call: Call) -> Answer:
@@ -184,26 +207,44 @@ class Views:
     def events(self, call: Call) -> Answer:
         """The last records about leases, the newest first."""
         call.caller.require_all()
-        found = [
+        views, limit = self._fleet().nodes(), call.query.limit
+        newest = heapq.merge(
+            *(
+                [(one.wall_ns, one.sequence, at, one) for one in view.recent[: -limit - 1 : -1]]
+                for at, view in enumerate(views)
+            ),
+            key=lambda found: found[:3],
+            reverse=True,
+        )
+        rows = [
             EventSeen(
-                view.name,
-                view.node,
+                views[at].name,
+                views[at].node,
                 one.sequence,
                 one.kind,
                 instant(one.wall_ns),
                 one.tenant,
                 one.lease_id,
             )
-            for view in self._fleet().nodes()
-            for one in view.recent
+            for _, _, at, one in islice(newest, limit)
         ]
-        found.sort(key=lambda one: (one.at, one.sequence), reverse=True)
-        return Answer(EventsSeen(found[: call.query.limit], instant(call.now_ns)))
+        return Answer(EventsSeen(rows, instant(call.now_ns)))
+
+
+def _telling(fleet: Fleet, tenant: str) -> Iterator[NodeView]:
+    """Nodes on which a tenant has something, and enough others to name every kind there is."""
+    kinds: set[ResourceKind] = set()
+    for at, view in enumerate(fleet.nodes()):
+        there = view.totals().keys()
+        has = any(one.subject.tenant == tenant for one in list(view.leases.values()))
+        if has or not at or not there <= kinds:
+            kinds |= there
+            yield view
 
 
 def _used(view: NodeView, tenant: str, now_ns: int) -> dict[str, int]:
     """What a tenant has on a node, by the API's names."""
-    leases = [one for one in view.leases.values() if one.subject.tenant == tenant]
+    leases = [one for one in list(view.leases.values()) if one.subject.tenant == tenant]
     held = [one for one in leases if one.is_held]
     found = {BY_KIND[kind].key: amount for kind, amount in view.held(tenant).items()}
     for kind in view.totals():
@@ -306,9 +347,10 @@ def _fairness(
     return jain(satisfied)
 
 
-def _node(fleet: Fleet, view: NodeView, now_ns: int) -> NodeSeen:
+def _node(entries: Iterable[LogEntry], view: NodeView, now_ns: int) -> NodeSeen:
     held = view.held()
-    live = [one for one in view.leases.values() if one.is_held]
+    leases = list(view.leases.values())
+    live = [one for one in leases if one.is_held]
     logs = [
         LogSeen(
             log_id=entry.log_id,
@@ -321,8 +363,7 @@ def _node(fleet: Fleet, view: NodeView, now_ns: int) -> NodeSeen:
             seen_at=instant(entry.contact_ns) if entry.contact_ns else None,
             age_seconds=(now_ns - entry.contact_ns) // 10**9 if entry.contact_ns else None,
         )
-        for entry in fleet.entries.values()
-        if entry.node == view.node
+        for entry in entries
     ]
     return NodeSeen(
         node=view.node,
@@ -334,11 +375,11 @@ def _node(fleet: Fleet, view: NodeView, now_ns: int) -> NodeSeen:
         total=quantities({BY_KIND[k].key: amount for k, amount in view.totals().items()}),
         held=quantities({BY_KIND[k].key: amount for k, amount in held.items()}),
         leases=len(live),
-        ending=len(view.leases) - len(live),
-        fenced=sum(one.state == "fenced" for one in view.leases.values()),
+        ending=len(leases) - len(live),
+        fenced=sum(one.state == "fenced" for one in leases),
         resources=len(view.resources),
         unhealthy=sorted(one.resource_id for one in view.resources if str(one.health) != "ok"),
-        refused=sum(view.refused.values()),
+        refused=sum(list(view.refused.values())),
         logs=logs,
     )
 
