@@ -19,6 +19,7 @@ from leased.chain.tree import EMPTY
 from leased.collector import backup
 from leased.collector.archive import Archive, ArchiveReader, LogEntry, Page
 from leased.collector.backup import back_up, read_listing, restore
+from leased.collector.manifests import POINTER
 from leased.terms.errors import StateError
 from tests.doubles.collector_server import REPOSITORY, CollectorServer
 from tests.doubles.economics_history import History
@@ -177,5 +178,9 @@ def test_a_restore_goes_into_nothing(tmp_path: Path) -> None:
     back_up(tmp_path / "state", tmp_path / "kept", now_ns=1)
     with pytest.raises(StateError, match="something in it"):
         restore(tmp_path / "kept", tmp_path / "state")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / POINTER).write_text("host=db.example.org\n")
+    with pytest.raises(StateError, match="pg_dump"):
+        back_up(tmp_path / "shared", tmp_path / "other", now_ns=1)
     with pytest.raises(StateError, match="no collector's state"):
         back_up(tmp_path / "none", tmp_path / "other", now_ns=1)

@@ -30,6 +30,7 @@ from leased.collector.governance.register import DATABASE as REGISTER
 from leased.collector.governance.register import Register
 from leased.collector.invoices import INVOICES, Invoices
 from leased.collector.manifest import DATABASE, Manifest
+from leased.collector.manifests import is_shared
 from leased.collector.segments import SEGMENTS
 from leased.collector.store import DERIVED
 from leased.collector.telemetry.store import NAME as TELEMETRY
@@ -85,6 +86,10 @@ def back_up(
 ) -> Listing:
     """Copy a state into a new directory; segments that the backup `before` has, by links to it.
     Raises StateError."""
+    if is_shared(state):
+        raise StateError(
+            f"{state}: its manifest is in PostgreSQL; run pg_dump there, and copy this directory after"
+        )
     if not (state / DATABASE).exists():
         raise StateError(f"{state}: no collector's state directory")
     try:

@@ -26,7 +26,8 @@ from leased.chain.record import Record
 from leased.collector.answers import IdleResource
 from leased.collector.archive import ArchiveReader
 from leased.collector.invoices import Invoices
-from leased.collector.manifest import DATABASE, LogEntry
+from leased.collector.manifest import LogEntry
+from leased.collector.manifests import is_there
 from leased.collector.webhooks.facts import Fact, Kind
 from leased.collector.webhooks.keeping import Kept
 from leased.collector.webhooks.outbox import Outbox, Webhook
@@ -123,7 +124,7 @@ class Watcher:
     def follow_logs(self, outbox: Outbox) -> bool:
         """Take in what is new of every log; whether there is more."""
         if self._archive is None:
-            if not (self._state / DATABASE).exists():
+            if not is_there(self._state):
                 return False
             self._archive = ArchiveReader(self._state)
         webhooks = [one for one in outbox.webhooks() if not one.disabled]
