@@ -88,7 +88,7 @@ def back_up(
     Raises StateError."""
     if is_shared(state):
         raise StateError(
-            f"{state}: its manifest is in PostgreSQL; run pg_dump there, and copy this directory after"
+            f"{state}: its manifest is in PostgreSQL; run pg_dump there, then copy this directory"
         )
     if not (state / DATABASE).exists():
         raise StateError(f"{state}: no collector's state directory")
