@@ -33,7 +33,7 @@ from leased.collector.api.seen import (
     UsageSeen,
 )
 from leased.collector.api.shown import instant, page, quantities
-from leased.collector.fleet import Fleet, LiveLease, NodeView
+from leased.collector.fleet import Fleet, LiveLease, NodeView, Told
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
 from leased.collector.governance.fairness import filled, jain
 from leased.collector.governance.quotas import Limit
@@ -209,10 +209,7 @@ class Views:
         call.caller.require_all()
         views, limit = self._fleet().nodes(), call.query.limit
         newest = heapq.merge(
-            *(
-                [(one.wall_ns, one.sequence, at, one) for one in view.recent[: -limit - 1 : -1]]
-                for at, view in enumerate(views)
-            ),
+            *(_newest_first(at, view) for at, view in enumerate(views)),
             key=lambda found: found[:3],
             reverse=True,
         )
@@ -229,6 +226,12 @@ class Views:
             for _, _, at, one in islice(newest, limit)
         ]
         return Answer(EventsSeen(rows, instant(call.now_ns)))
+
+
+def _newest_first(at: int, view: NodeView) -> Iterator[tuple[int, int, int, Told]]:
+    """The last events of a node, one by one: who wants a hundred of a fleet's looks at few more."""
+    for one in view.recent[::-1]:
+        yield one.wall_ns, one.sequence, at, one
 
 
 def _telling(fleet: Fleet, tenant: str) -> Iterator[NodeView]:
