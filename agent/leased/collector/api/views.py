@@ -11,29 +11,28 @@ Does not decide what a quota is (`quotas`) and does not read the archive (`books
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import ROUND_DOWN, Decimal
 from fractions import Fraction
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Answer, Call, Caller
+from leased.collector.api.rows import lease_row, newest_first, node_row
 from leased.collector.api.seen import (
     AllocationsSeen,
     EventSeen,
     EventsSeen,
     LeaseSeen,
     LeasesSeen,
-    LogSeen,
-    NodeSeen,
     NodesSeen,
     TenantShare,
     UsageOf,
     UsageSeen,
 )
 from leased.collector.api.shown import instant, page, quantities
-from leased.collector.fleet import Fleet, LiveLease, NodeView, Told
+from leased.collector.fleet import Fleet, NodeView
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
 from leased.collector.governance.fairness import filled, jain
 from leased.collector.governance.quotas import Limit
@@ -184,7 +183,7 @@ class Views:
         logs: dict[str, list[LogEntry]] = {}
         for entry in list(fleet.entries.values()):
             logs.setdefault(entry.node, []).append(entry)
-        rows = [_node(logs.get(view.node, []), view, now_ns) for view in fleet.nodes()]
+        rows = [node_row(logs.get(view.node, []), view, now_ns) for view in fleet.nodes()]
         return NodesSeen(rows, instant(now_ns))
 
     def leases(self, call: Call) -> Answer:
@@ -198,7 +197,7 @@ class Views:
         if tenant is not None:
             caller.require_tenant(tenant)
         found = [
-            _lease(view, lease, now_ns)
+            lease_row(view, lease, now_ns)
             for view, lease in self._fleet().leases(tenant)
             if caller.sees(str(lease.subject.tenant))
         ]
@@ -209,7 +208,7 @@ class Views:
         call.caller.require_all()
         views, limit = self._fleet().nodes(), call.query.limit
         newest = heapq.merge(
-            *(_newest_first(at, view) for at, view in enumerate(views)),
+            *(newest_first(at, view) for at, view in enumerate(views)),
             key=lambda found: found[:3],
             reverse=True,
         )
@@ -226,12 +225,6 @@ class Views:
             for _, _, at, one in islice(newest, limit)
         ]
         return Answer(EventsSeen(rows, instant(call.now_ns)))
-
-
-def _newest_first(at: int, view: NodeView) -> Iterator[tuple[int, int, int, Told]]:
-    """The last events of a node, one by one: who wants a hundred of a fleet's looks at few more."""
-    for one in view.recent[::-1]:
-        yield one.wall_ns, one.sequence, at, one
 
 
 def _telling(fleet: Fleet, tenant: str) -> Iterator[NodeView]:
@@ -348,73 +341,3 @@ def _fairness(
         ]
         satisfied.append(min(ratios, default=1000))
     return jain(satisfied)
-
-
-def _node(entries: Iterable[LogEntry], view: NodeView, now_ns: int) -> NodeSeen:
-    held = view.held()
-    leases = list(view.leases.values())
-    live = [one for one in leases if one.is_held]
-    logs = [
-        LogSeen(
-            log_id=entry.log_id,
-            records=entry.head.size,
-            head=entry.head.hash.hex(),
-            signed=entry.signed_size,
-            cosigned=entry.cosigned_size,
-            verdict=entry.verdict,
-            why=entry.why,
-            seen_at=instant(entry.contact_ns) if entry.contact_ns else None,
-            age_seconds=(now_ns - entry.contact_ns) // 10**9 if entry.contact_ns else None,
-        )
-        for entry in entries
-    ]
-    return NodeSeen(
-        node=view.node,
-        name=view.name,
-        version=view.version,
-        state=_state(view, live),
-        policy_generation=view.policy_generation,
-        policy_hash=view.policy_hash,
-        total=quantities({BY_KIND[k].key: amount for k, amount in view.totals().items()}),
-        held=quantities({BY_KIND[k].key: amount for k, amount in held.items()}),
-        leases=len(live),
-        ending=len(leases) - len(live),
-        fenced=sum(one.state == "fenced" for one in leases),
-        resources=len(view.resources),
-        unhealthy=sorted(one.resource_id for one in view.resources if str(one.health) != "ok"),
-        refused=sum(list(view.refused.values())),
-        logs=logs,
-    )
-
-
-def _state(view: NodeView, live: list[LiveLease]) -> str:
-    if not view.running:
-        return "stopped"
-    if view.draining:
-        return "draining"
-    return "active" if live else "idle"
-
-
-def _lease(view: NodeView, lease: LiveLease, now_ns: int) -> LeaseSeen:
-    subject = lease.subject
-    return LeaseSeen(
-        lease_id=lease.lease_id,
-        node=view.node,
-        node_name=view.name,
-        tenant=str(subject.tenant),
-        workload=subject.workload,
-        priority=subject.priority.name.lower(),
-        state=lease.state,
-        ended=lease.ended or None,
-        remaining_ms=view.left_ns(lease, now_ns) // 10**6 if lease.is_held else 0,
-        granted_at=instant(lease.granted_wall_ns),
-        generation=lease.generation,
-        resources={one.resource_id: _amount(one.kind, one.capacity) for one in subject.allotments},
-        log_id=view.log_id,
-        sequence=lease.sequence,
-        last_sequence=lease.last,
-    )
-
-
-def _amount(kind: ResourceKind, capacity: int) -> Any:
-    return show(BY_KIND[kind], capacity)

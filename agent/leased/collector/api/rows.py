@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of the fleet as they are shown: a node, a lease, the last events of a node.
+
+Rule: what is told follows from one node's view and the logs it has, copied before it is gone over.
+
+Does not choose which (`views`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from leased.collector.api.seen import LeaseSeen, LogSeen, NodeSeen
+from leased.collector.api.shown import instant, quantities
+from leased.collector.fleet import LiveLease, NodeView, Told
+from leased.collector.governance.dimensions import BY_KIND, show
+from leased.collector.manifest import LogEntry
+from leased.terms.resource import ResourceKind
+
+
+def newest_first(at: int, view: NodeView) -> Iterator[tuple[int, int, int, Told]]:
+    """The last events of a node, one by one: who wants a hundred of a fleet's looks at few more."""
+    for one in view.recent[::-1]:
+        yield one.wall_ns, one.sequence, at, one
+
+
+def node_row(entries: Iterable[LogEntry], view: NodeView, now_ns: int) -> NodeSeen:
+    held = view.held()
+    leases = list(view.leases.values())
+    live = [one for one in leases if one.is_held]
+    logs = [
+        LogSeen(
+            log_id=entry.log_id,
+            records=entry.head.size,
+            head=entry.head.hash.hex(),
+            signed=entry.signed_size,
+            cosigned=entry.cosigned_size,
+            verdict=entry.verdict,
+            why=entry.why,
+            seen_at=instant(entry.contact_ns) if entry.contact_ns else None,
+            age_seconds=(now_ns - entry.contact_ns) // 10**9 if entry.contact_ns else None,
+        )
+        for entry in entries
+    ]
+    return NodeSeen(
+        node=view.node,
+        name=view.name,
+        version=view.version,
+        state=_state(view, live),
+        policy_generation=view.policy_generation,
+        policy_hash=view.policy_hash,
+        total=quantities({BY_KIND[k].key: amount for k, amount in view.totals().items()}),
+        held=quantities({BY_KIND[k].key: amount for k, amount in held.items()}),
+        leases=len(live),
+        ending=len(leases) - len(live),
+        fenced=sum(one.state == "fenced" for one in leases),
+        resources=len(view.resources),
+        unhealthy=sorted(one.resource_id for one in view.resources if str(one.health) != "ok"),
+        refused=sum(list(view.refused.values())),
+        logs=logs,
+    )
+
+
+def _state(view: NodeView, live: list[LiveLease]) -> str:
+    if not view.running:
+        return "stopped"
+    if view.draining:
+        return "draining"
+    return "active" if live else "idle"
+
+
+def lease_row(view: NodeView, lease: LiveLease, now_ns: int) -> LeaseSeen:
+    subject = lease.subject
+    return LeaseSeen(
+        lease_id=lease.lease_id,
+        node=view.node,
+        node_name=view.name,
+        tenant=str(subject.tenant),
+        workload=subject.workload,
+        priority=subject.priority.name.lower(),
+        state=lease.state,
+        ended=lease.ended or None,
+        remaining_ms=view.left_ns(lease, now_ns) // 10**6 if lease.is_held else 0,
+        granted_at=instant(lease.granted_wall_ns),
+        generation=lease.generation,
+        resources={one.resource_id: _amount(one.kind, one.capacity) for one in subject.allotments},
+        log_id=view.log_id,
+        sequence=lease.sequence,
+        last_sequence=lease.last,
+    )
+
+
+def _amount(kind: ResourceKind, capacity: int) -> Any:
+    return show(BY_KIND[kind], capacity)
