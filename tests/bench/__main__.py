@@ -40,12 +40,11 @@ from tests.bench.throughput import measure_throughput
 RESULTS = Path(__file__).with_name("results")
 PARTS = (
     *("throughput", "policy", "expiry", "scrub", "kinds", "regions", "gpu"),
-    *("chain", "restart", "pull", "collect", "idle", "metering"),
+    *("chain", "restart", "pull", "collect", "idle", "metering", "api"),
 )
-WITHOUT_LOAD = frozenset(("kinds", "regions", "scrub", "chain", "pull", "collect", "metering"))
-    *("restart", "pull", "collect", "idle", "metering", "api"),
+WITHOUT_LOAD = frozenset(
+    ("kinds", "regions", "scrub", "chain", "pull", "collect", "metering", "api")
 )
-WITHOUT_LOAD = frozenset(("kinds", "regions", "scrub", "pull", "collect", "metering", "api"))
 """Parts that need no load generator."""
 
 
