@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 
 from tests.bench import table
-from tests.bench.chain import chain_lines, measure_chain
 from tests.bench.api import measure_api
+from tests.bench.chain import chain_lines, measure_chain
 from tests.bench.collect import measure_collect
 from tests.bench.expiry import MANY, measure_expiry, most_leases
 from tests.bench.gpus import measure_gpus
