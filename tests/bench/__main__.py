@@ -133,8 +133,7 @@ def _measure(
         figures["collect"] = measure_collect(directory, records=size, rounds=times, say=say)
         lines += table.collect_lines(figures["collect"])
     if "api" in parts:
-        size, long, times = (50, 30, 20) if short else (1_000, 90, 100)
-        figures["api"] = measure_api(directory, nodes=size, days=long, rounds=times, say=say)
+        figures["api"] = measure_api(directory, short=short, say=say)
         lines += table.api_lines(figures["api"])
     if "idle" in parts:
         figures["idle"] = measure_idle(directory, seconds=5 if short else 30)

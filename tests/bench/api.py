@@ -48,10 +48,9 @@ LONG = (
 """Studies of the whole past: told beside the others."""
 
 
-def measure_api(
-    directory: Path, *, nodes: int, days: int, rounds: int, say: Callable[[str], None]
-) -> Figures:
+def measure_api(directory: Path, *, short: bool, say: Callable[[str], None]) -> Figures:
     """Quantiles of reads over a made fleet, and the console's first paint."""
+    nodes, days, rounds = (50, 30, 20) if short else (1_000, 90, 100)
     state = directory / "read"
     program = [sys.executable, "-m", "leased.collector.main", "--state", str(state)]
     size = ["--nodes", str(nodes), "--days", str(days), "--leases", "2"]

@@ -16,7 +16,6 @@ import pytest
 from leased.chain.head import GENESIS
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
-from leased.collector import backup
 from leased.collector.archive import Archive, ArchiveReader, LogEntry, Page
 from leased.collector.backup import back_up, read_listing, restore
 from leased.collector.manifests import POINTER
@@ -95,25 +94,22 @@ def test_a_restored_collector_has_the_same_bills_quotas_and_receivers(tmp_path: 
         assert seen == changes[1:]
 
 
-def test_a_backup_beside_a_writer_is_one_state(tmp_path: Path, monkeypatch) -> None:
+def test_a_backup_beside_a_writer_is_one_state(tmp_path: Path) -> None:
     """Records come, and segments are put together, between any two files that are copied."""
     archive = Archive(tmp_path / "state")
     growing = Growing(archive)
     for _ in range(40):
         growing.grow()
-    plain, count = backup._copy, 0
+    count = 0
 
-    def copy(source: Path, target: Path) -> None:
+    def progress(_: str) -> None:
         nonlocal count
         count += 1
         if count % 7 == 0 and count < 70:
             growing.grow()
             archive.consolidate(growing.log_id.hex())
-        plain(source, target)
 
-    monkeypatch.setattr(backup, "_copy", copy)
-    back_up(tmp_path / "state", tmp_path / "kept", now_ns=1)
-    monkeypatch.undo()
+    back_up(tmp_path / "state", tmp_path / "kept", now_ns=1, progress=progress)
     archive.close()
     restore(tmp_path / "kept", tmp_path / "again")
     reader = ArchiveReader(tmp_path / "again")
