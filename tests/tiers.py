@@ -27,7 +27,9 @@ TESTS = Path(__file__).resolve().parent
 TOP = TESTS.parent
 BEAT_S = 15.0
 SHOWN_LINES = 120
-_RESULT = re.compile(r"^.*(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL)", re.MULTILINE)
+_RESULT = re.compile(
+    r"^.*(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL)|^  (?:ok  |FAIL|skip) ", re.MULTILINE
+)
 _TOLD = re.compile(r"^  (FAIL|skip) (.*)\n((?:       .*\n)*)", re.MULTILINE)
 _COUNT = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", re.MULTILINE)
 
