@@ -92,8 +92,8 @@ class Occupancy:
         found: list[Holder] = []
         for user in await self._devices.users(sought, tuple(pools)):
             if user.pool is not None:
-                lease_id = self._lease_of(user.pid)
                 via, ids = "pages", [pools[user.pool]]
+                lease_id = self._lease_of(user.pid, ids[0])
             else:
                 lease = memfds[user.memfd][2]
                 via, lease_id = "memory", lease.lease_id
@@ -114,8 +114,8 @@ class Occupancy:
                     failed.append(error)
                     return
             for one in seen:
-                lease_id = one.lease_id or self._lease_of(one.pid)
                 resource_id = one.resource_id or allotment.resource_id
+                lease_id = one.lease_id or self._lease_of(one.pid, resource_id)
                 changes = {"lease_id": lease_id, "resource_id": resource_id}
                 found.append(msgspec.structs.replace(one, **changes))
 
@@ -127,10 +127,22 @@ class Occupancy:
             raise failed[0]
         return found
 
-    def _lease_of(self, pid: int) -> LeaseId | None:
-        """The lease whose leaf the process is in."""
+    def _lease_of(self, pid: int, resource_id: str) -> LeaseId | None:
+        """The lease whose leaf the process is in; else the one on the resource that it is bound to:
+        who is handed a namespace need not be inside.
+        """
         if pid <= 0:
             return None
+        return self._lease_inside(pid) or next(
+            (
+                lease.lease_id
+                for lease in self._live_leases()
+                if lease.pid == pid and resource_id in _named_by(lease)
+            ),
+            None,
+        )
+
+    def _lease_inside(self, pid: int) -> LeaseId | None:
         try:
             with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as lines:
                 [path] = [line[3:].strip() for line in lines if line.startswith("0::")]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who uses what, put together from all that can be seen; whose lease a process is in its cgroup
-says, not whoever found it."""
+says, or that a lease is bound to it, not whoever found it."""
 
 from __future__ import annotations
 
@@ -142,3 +142,18 @@ async def test_a_backend_that_cannot_say_is_no_empty_answer(scene: Scene) -> Non
     scene.eyes.broken.add(GPU.resource_id)
     with pytest.raises(DeviceError):
         await scene.occupancy.scan([NODE0, GPU.resource_id])
+
+
+async def test_who_a_lease_is_bound_to_has_what_it_has_by_that_lease(scene: Scene) -> None:
+    """A namespace's descriptor is handed to a process that need not be in the leaf."""
+    other = Allotment("gpu:GPU-1", ResourceKind.GPU, None, 1000)
+    one = scene.add(lease(GPU, pid=ME))
+    scene.eyes.seen[GPU.resource_id] = (Holder(ME, 0, "me", "fd"), Holder(ME + 1, 0, "it", "fd"))
+    scene.eyes.seen[other.resource_id] = (Holder(ME, 0, "me", "fd"),)
+    found = await scene.occupancy.scan([GPU.resource_id, other.resource_id])
+    assert ways(found) == [
+        (GPU.resource_id, ME, "bound", one.lease_id),
+        (GPU.resource_id, ME, "fd", one.lease_id),
+        (GPU.resource_id, ME + 1, "fd", None),
+        (other.resource_id, ME, "fd", None),
+    ]
