@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from leased.chain.certificate import Role
-from tests.doubles.collector_server import CollectorServer
+from tests.doubles.collector_server import CollectorServer, over_tls
 from tests.doubles.fleet_pki import FleetPki
 
 NODE, OTHER = "1" * 32, "2" * 32
@@ -26,16 +26,7 @@ def pki(tmp_path: Path) -> FleetPki:
 
 @pytest.fixture
 def server(tmp_path: Path, pki: FleetPki) -> Iterator[CollectorServer]:
-    directory = tmp_path / "collector"
-    directory.mkdir()
-    certificate = pki.issue(Role.COLLECTOR, "west")
-    tls = (
-        'listen = ["127.0.0.1:0"]\ntls_listen = ["127.0.0.1:0"]\n'
-        f'certificate = "{certificate}"\ncertificate_key = "{certificate.with_suffix(".key")}"\n'
-        f'client_ca = "{pki.ca}"'
-    )
-    governance = f'fleet = "{pki.fleet}"'
-    with CollectorServer(http=tls, governance=governance, directory=directory) as running:
+    with over_tls(tmp_path / "collector", pki) as running:
         yield running
 
 

@@ -20,7 +20,7 @@ from leased.chain.signing import Signer
 from leased.collector.manifest import Manifest
 from leased.ctl import minting
 from leased.ctl.proofs import enrolment_document
-from tests.doubles.collector_server import REPOSITORY, CollectorServer
+from tests.doubles.collector_server import REPOSITORY, CollectorServer, over_tls
 from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.logs import moment_at, open_in, started
 
@@ -34,16 +34,8 @@ def pki(tmp_path: Path) -> FleetPki:
 
 @pytest.fixture
 def server(tmp_path: Path, pki: FleetPki) -> Iterator[CollectorServer]:
-    directory = tmp_path / "collector"
-    directory.mkdir()
-    certificate = pki.issue(Role.COLLECTOR, "west")
-    tls = (
-        'listen = ["127.0.0.1:0"]\ntls_listen = ["127.0.0.1:0"]\n'
-        f'certificate = "{certificate}"\ncertificate_key = "{certificate.with_suffix(".key")}"\n'
-        f'client_ca = "{pki.ca}"\nca_key = "{pki.ca.with_suffix(".key")}"'
-    )
-    governance = f'fleet = "{pki.fleet}"'
-    with CollectorServer(http=tls, governance=governance, directory=directory) as running:
+    more = f'\nca_key = "{pki.ca.with_suffix(".key")}"'
+    with over_tls(tmp_path / "collector", pki, more) as running:
         yield running
 
 

@@ -23,6 +23,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from leased.chain.certificate import Role
+from tests.doubles.fleet_pki import FleetPki
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 30.0
 
@@ -153,3 +156,15 @@ class CollectorServer:
             return Response(answer.status, found, answer.read())
         finally:
             connection.close()
+
+
+def over_tls(directory: Path, pki: FleetPki, more: str = "") -> CollectorServer:
+    """A collector of the fleet that also serves mutual TLS; `more` are further lines of [http]."""
+    directory.mkdir()
+    certificate = pki.issue(Role.COLLECTOR, "west")
+    tls = (
+        'listen = ["127.0.0.1:0"]\ntls_listen = ["127.0.0.1:0"]\n'
+        f'certificate = "{certificate}"\ncertificate_key = "{certificate.with_suffix(".key")}"\n'
+        f'client_ca = "{pki.ca}"{more}'
+    )
+    return CollectorServer(http=tls, governance=f'fleet = "{pki.fleet}"', directory=directory)

@@ -17,8 +17,9 @@ Does not touch segment files (`segments`).
 from __future__ import annotations
 
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,9 +114,8 @@ class ManifestGone(StateError):
     tells, once it answers again."""
 
 
-class ManifestTables:
-    """What both kinds of manifest do, in SQL that both understand. One brings `_ask`,
-    `transaction`, `transaction` within one, and `close`."""
+class ManifestTables(ABC):
+    """What both kinds of manifest do, in SQL that both understand."""
 
     duplicate: type[Exception]
     """What the driver raises where a key is there already."""
@@ -123,14 +123,13 @@ class ManifestTables:
     age = "rowid"
     """The column that grows with each row."""
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[None]:
         """All of what is done inside, or nothing. Raises StateError."""
-        raise NotImplementedError
-        yield
 
+    @abstractmethod
     def _ask(self, text: str, values: Sequence[object] = ()) -> Any:
-        raise NotImplementedError
+        """Carry out one statement; its rows can be fetched."""
 
     def logs(self) -> list[LogEntry]:
         """Every log, by name and then by age."""
