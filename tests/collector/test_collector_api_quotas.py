@@ -189,8 +189,10 @@ def test_a_schedule_opens_and_the_largest_counts(server: CollectorServer) -> Non
         assert server.ask("GET", made.headers["location"]).json["id"] == made.json["id"]
     shown = server.ask("GET", f"{QUOTAS}/windows").json
     assert (shown["quotas"]["gpus"], shown["sources"]["gpus"]) == (4, "schedule")
-    row = settled(server, "windows", lambda row: row.changes)
-    assert row.changes[-1].limits.capacities[0].capacity == 4000
+    # Nodes get the schedules themselves: they open the windows, whoever is away.
+    row = settled(server, "windows", lambda row: len(row.schedules) == 2)
+    assert [one.limits.capacities[0].capacity for one in row.schedules] == [4000, 2000]
+    assert {one.timezone for one in row.schedules} == {"America/New_York"} and not row.changes
     for one in shown["scheduled"]:
         assert server.ask("DELETE", f"{QUOTAS}/scheduled/{one['id']}").status == 204
     assert server.ask("GET", f"{QUOTAS}/windows").json["quotas"]["gpus"] == 1

@@ -136,6 +136,25 @@ def test_with_the_collector_gone_the_last_policy_holds(
         judge(agent)
 
 
+def test_with_the_collector_gone_windows_go_on_opening(
+    collector: CollectorServer, tmp_path: Path
+) -> None:
+    """The base lets nobody in, the window does. Nobody is there to say that it is open."""
+    with node_of(collector, tmp_path) as agent:
+        patch(collector, max_leases=0)
+        window = {"schedule": "* * * * *", "duration": "2m", "timezone": "Asia/Kathmandu"}
+        body = {"tenant": TENANT, "quotas": {"max_leases": 1000}, **window}
+        assert collector.ask("POST", "/v1/governance/quotas/scheduled", body).status == 201
+        agent.start()
+        await_acceptance(collector, agent)
+        await_outcome(agent, None, PATIENCE_S)
+        collector.stop(9)
+        agent.stop()
+        agent.start()
+        assert outcome(agent) == {}
+        judge(agent)
+
+
 def test_what_another_key_has_signed_is_not_taken(
     collector: CollectorServer, tmp_path: Path
 ) -> None:

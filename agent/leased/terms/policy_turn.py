@@ -90,12 +90,25 @@ def laid_over(below: LimitSet, above: LimitSet) -> LimitSet:
     fields = _fields(below)
     for name, value in _fields(above).items():
         if name == "capacities":
-            fields[name] = _merged(below.capacities, above.capacities, lambda limit: limit.scope)
+            fields[name] = _replaced(below.capacities, above.capacities)
         elif name == "budgets":
             fields[name] = _merged(below.budgets, above.budgets, _budget_key)
         elif value is not None:
             fields[name] = value
     return LimitSet(**fields)
+
+
+def _replaced(
+    below: tuple[CapacityLimit, ...], above: tuple[CapacityLimit, ...]
+) -> tuple[CapacityLimit, ...]:
+    """What `above` counts is as it says, on every host; the rest as below. Each where it stood."""
+    rows: dict[tuple[int, int, int], list[CapacityLimit]] = {}
+    for limit in below:
+        rows.setdefault(limit.scope, []).append(limit)
+    named: dict[tuple[int, int, int], list[CapacityLimit]] = {}
+    for limit in above:
+        named.setdefault(limit.scope, []).append(limit)
+    return tuple(limit for several in (rows | named).values() for limit in several)
 
 
 def largest(several: Sequence[LimitSet]) -> LimitSet:

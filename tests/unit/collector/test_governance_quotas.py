@@ -16,6 +16,7 @@ from leased.chain.policy_note import Grant, offer, open_policy, parse_key, sign
 from leased.chain.signing import Signer
 from leased.collector.governance import windows
 from leased.collector.governance.dimensions import BY_KEY, DIMENSIONS, Form, parse, show
+from leased.collector.governance.issuer import openings_at
 from leased.collector.governance.policies import compile_policy, shown_limits
 from leased.collector.governance.quotas import (
     Opening,
@@ -24,8 +25,8 @@ from leased.collector.governance.quotas import (
     Schedule,
     Source,
     effective,
-    folded,
 )
+from leased.service.windows import check_windows, open_windows
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.identity import TenantId
 from leased.terms.lease import Level
@@ -101,6 +102,12 @@ def test_windows_open_on_the_clock_of_their_zone(now: str, last: str, following:
     assert windows.next_opening_ns(*line) == parse_instant(following)
 
 
+@pytest.mark.parametrize("zone", ["localtime", "posixrules", "../etc/passwd", "Mars/Olympus", ""])
+def test_a_zone_that_is_another_one_on_each_host_is_refused(zone: str) -> None:
+    with pytest.raises(ValueError, match="timezone: "):
+        windows.check("0 8 * * *", zone)
+
+
 @pytest.mark.parametrize("cron", ["0 8 30 2 *", "* * * *", "* * * * * *", "61 * * * *", ""])
 def test_what_never_opens_is_refused(cron: str) -> None:
     with pytest.raises(ValueError, match="schedule: "):
@@ -113,43 +120,62 @@ limits = st.dictionaries(st.sampled_from(KEYS), st.integers(0, 9), min_size=1)
 ends = st.integers(1, 5).map(lambda hours: NOW + hours * 3600 * S)
 
 
-@st.composite
-def openings(draw) -> list[Opening]:
-    found = []
-    for number in range(draw(st.integers(0, 4))):
-        schedule = Schedule(
-            f"{number:032x}", "acme", "* * * * *", "UTC", S, draw(limits), number, "a"
-        )
-        found.append(Opening(schedule, draw(ends)))
-    return found
+ZONES = (
+    *("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca"),
+    *("Asia/Kathmandu", "America/Havana", "Pacific/Apia"),
+)
+CRONS = (
+    *("30 1 * * *", "30 2 * * *", "0 8 * * 1-5", "45 1,2 * * *", "0 0 * * *", "*/20 * * * *"),
+    *("15 2 * * 0", "0 0 1 * *"),
+)
+# Clocks change in these weeks: forward in March and April, back in October and November.
+instants = st.builds(
+    lambda day, second: parse_instant(f"{day}T00:00:00Z") + second * S,
+    st.sampled_from(("2026-03-07", "2026-03-28", "2026-10-24", "2026-10-31", "2026-04-04")),
+    st.integers(0, 3 * 86_400),
+)
+schedules = st.lists(
+    st.builds(
+        lambda cron, zone, minutes, what, number: Schedule(
+            f"{number:032x}", "acme", cron, zone, minutes * 60 * S, what, number, "a"
+        ),
+        *(st.sampled_from(CRONS), st.sampled_from(ZONES), st.integers(1, 3_000)),
+        *(limits, st.integers(0, 999)),
+    ),
+    max_size=4,
+    unique_by=lambda one: one.id,
+)
 
 
-@given(openings(), st.integers(0, 6))
-def test_folded_windows_are_the_largest_of_what_is_open_at_every_moment(found, hours) -> None:
-    at = NOW + hours * 3600 * S
-    still = [one for one in found if one.ends_ns > at]
-    wanted = {key: one.raw for key, one in effective({}, Quota("acme"), (), still, at).items()}
-    applied: dict[str, int] = {}
-    for end_ns, layer in folded(found):
-        if end_ns > at:
-            applied |= layer
-    assert applied == wanted
-
-
-@given(openings(), st.lists(st.tuples(limits, ends), max_size=3), limits, st.integers(0, 6))
-def test_a_node_has_in_force_what_the_api_says(found, overrides, base, hours) -> None:
-    """The policy that was compiled now, as a node turns it later, is what is in force then."""
+@given(schedules, st.lists(st.tuples(limits, ends), max_size=3), limits, instants)
+def test_a_node_has_in_force_what_the_api_says(found, overrides, base, at) -> None:
+    """The policy that was compiled now, as a node turns it later with the windows that it opens by
+    itself, is what is in force then: with nobody to ask, and over changes of the clocks."""
     made = [
         Override(f"{number:032x}", "acme", what, "why", number, end_ns, "a")
         for number, (what, end_ns) in enumerate(overrides)
     ]
     quota = Quota("acme", base)
-    policy = compile_policy(Policy(), [quota], made, found, NOW)
-    at = NOW + hours * 3600 * S
-    node = dict(turned(policy, wall_ns=at, windows=(), host=HOST).tenants)[TenantId("acme")]
-    still = [one for one in found if one.ends_ns > at]
-    wanted = effective({}, quota, made, still, at)
+    policy = check_windows(compile_policy(Policy(), [quota], made, found, NOW - 40 * 86_400 * S))
+    opened = open_windows(policy, at)
+    node = dict(turned(policy, wall_ns=at, windows=opened, host=HOST).tenants)[TenantId("acme")]
+    wanted = effective({}, quota, made, openings_at(found, at), at)
     assert shown_limits(node) == {key: one.raw for key, one in wanted.items()}
+
+
+@given(st.sampled_from(CRONS), st.sampled_from(ZONES), instants)
+def test_the_api_and_the_nodes_name_the_same_instants(cron: str, zone: str, at: int) -> None:
+    policy = compile_policy(
+        Policy(), (), (), [Schedule("0" * 32, "acme", cron, zone, S, {"gpus": 1}, 0, "a")], NOW
+    )
+    following = windows.next_opening_ns(cron, zone, at)
+    last = windows.last_opening_ns(cron, zone, at)
+    assert following is not None and last is not None and last <= at < following
+    for instant in (last, following):
+        assert open_windows(policy, instant) and not open_windows(policy, instant - 1)
+    assert not open_windows(policy, last + S)
+    # Nothing opens between the two.
+    assert windows.next_opening_ns(cron, zone, last) == following
 
 
 def test_sources_and_ends_are_told() -> None:
@@ -186,6 +212,26 @@ def test_the_operators_document_is_the_ground() -> None:
     assert shown_limits(tenants[TenantId("acme")]) == {"gpus": 2000, "cpu_cores": 1000}
     assert tenants[TenantId("beta")].level_max is Level.LOW
     assert tenants[TenantId("beta")].waiting_max == 3
+
+
+def test_what_the_document_says_for_single_hosts_stays() -> None:
+    """What the API says about cores leaves the rows about GPUs, host by host."""
+    rows = (
+        CapacityLimit(ResourceKind.GPU, 8000, hosts=("a" * 32,)),
+        CapacityLimit(ResourceKind.GPU, 1000),
+        CapacityLimit(ResourceKind.CPU, 4000, hosts=("a" * 32,)),
+        CapacityLimit(ResourceKind.CPU, 2000),
+    )
+    ground = Policy(tenants=((TenantId("acme"), TenantLimits(capacities=rows)),))
+    made = compile_policy(ground, [Quota("acme", {"cpu_cores": 1000})], (), (), NOW)
+    assert dict(made.tenants)[TenantId("acme")].capacities == (
+        *rows[:2],
+        CapacityLimit(ResourceKind.CPU, 1000),
+    )
+    for host, gpus in (("a" * 32, 8000), ("b" * 32, 1000)):
+        node = dict(turned(made, wall_ns=NOW, windows=(), host=host).tenants)[TenantId("acme")]
+        found = {limit.kind: limit.capacity for limit in node.capacities}
+        assert found == {ResourceKind.GPU: gpus, ResourceKind.CPU: 1000}
 
 
 # ---- what nodes believe --------------------------------------------------------------------------

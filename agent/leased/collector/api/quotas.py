@@ -324,12 +324,9 @@ class Quotas:
     def _must_compile(self, now_ns: int) -> None:
         """Raises ConfigError if nodes would not take what would come of this."""
         writer = self._writer
-        openings = openings_at(writer.schedules(), now_ns)
-        compile_policy(self._ground(), writer.quotas(), writer.overrides(), openings, now_ns)
-        # What no window has opened yet must be possible too.
-        for one in writer.schedules():
-            always = openings_at([msgspec.structs.replace(one, duration_ns=2**62)], now_ns)
-            compile_policy(self._ground(), writer.quotas(), (), always, now_ns)
+        compile_policy(
+            self._ground(), writer.quotas(), writer.overrides(), writer.schedules(), now_ns
+        )
 
 
 def tag_of(seen: QuotaSeen) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The issuer: what of a policy nodes are handed, and when they are handed another.
 
-Rule: a generation is issued when the policy has changed (a change of the register, a window that
-opened) or half the time of the last one is over; never twice the same, never a smaller one, also by
+Rule: a generation is issued when the policy has changed (a change of the register, an override that
+ended) or half the time of the last one is over; never twice the same, never a smaller one, also by
 a collector whose register was lost: generations are at least the seconds since 1970. Whoever waits
 for a policy is woken by the one that follows.
 
@@ -50,13 +50,9 @@ def openings_at(schedules: list[Schedule], now_ns: int) -> list[Opening]:
 
 
 def next_turn_ns(register: Register, now_ns: int) -> int | None:
-    """When a window opens next. What closes, nodes let go of themselves."""
-    found = [
-        opens
-        for one in register.schedules()
-        if (opens := windows.next_opening_ns(one.cron, one.timezone, now_ns)) is not None
-    ]
-    return min(found, default=None)
+    """When an override ends next: nodes let go of it themselves, and the next policy is without."""
+    ends = (one.expires_ns for one in register.overrides())
+    return min((end_ns for end_ns in ends if end_ns > now_ns), default=None)
 
 
 class Issuer:
@@ -93,7 +89,7 @@ class Issuer:
             self.ground(),
             self._register.quotas(),
             self._register.overrides(),
-            openings_at(self._register.schedules(), now_ns),
+            self._register.schedules(),
             now_ns,
         )
 

@@ -2,9 +2,10 @@
 """Policies: the operator's document and what the API has said, as the one policy that nodes get.
 
 Rule: the operator's document is the ground; what the API says about a tenant is laid over it, limit
-by limit. The base becomes the tenant's limits; overrides and open windows become its `changes`,
-with their ends, so that a node lets go of them on time without asking anybody. The same state gives
-the same policy, byte for byte.
+by limit. The base becomes the tenant's limits, schedules its `schedules`, overrides its `changes`
+with their ends: a node opens and closes windows and lets go of overrides on time without asking
+anybody, so they hold while the collector is away. The same state gives the same policy, byte for
+byte, and what the time is makes no difference to it, ended overrides apart.
 
 Does not sign (`chain.policy_note`) and does not know the time.
 """
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Form
-from leased.collector.governance.quotas import Opening, Override, Quota, Terms, folded
+from leased.collector.governance.quotas import Override, Quota, Schedule, Terms
 from leased.terms.identity import TenantId
 from leased.terms.policy import (
     CapacityLimit,
@@ -28,6 +29,7 @@ from leased.terms.policy import (
     Rate,
     TenantLimits,
 )
+from leased.terms.policy import Schedule as Window
 from leased.terms.policy_check import check
 from leased.terms.policy_turn import laid_over
 
@@ -91,13 +93,13 @@ def compile_policy(
     ground: Policy,
     quotas: Sequence[Quota],
     overrides: Sequence[Override],
-    openings: Sequence[Opening],
+    schedules: Sequence[Schedule],
     now_ns: int,
 ) -> Policy:
     """The policy of every node at `now_ns`. Raises ConfigError if it cannot be meant."""
     named = {quota.tenant: quota for quota in quotas}
     current = [one for one in overrides if one.expires_ns > now_ns]
-    said = {*named, *(one.tenant for one in current), *(one.schedule.tenant for one in openings)}
+    said = {*named, *(one.tenant for one in current), *(one.tenant for one in schedules)}
     tenants: dict[TenantId, TenantLimits] = dict(ground.tenants)
     for tenant in sorted(said):
         quota = named.get(tenant) or Quota(tenant)
@@ -105,7 +107,7 @@ def compile_policy(
             ground_of(ground, tenant),
             quota,
             [one for one in current if one.tenant == tenant],
-            [one for one in openings if one.schedule.tenant == tenant],
+            [one for one in schedules if one.tenant == tenant],
         )
     return check(msgspec.structs.replace(ground, tenants=tuple(sorted(tenants.items()))))
 
@@ -114,14 +116,15 @@ def _tenant(
     ground: TenantLimits,
     quota: Quota,
     overrides: Sequence[Override],
-    openings: Sequence[Opening],
+    schedules: Sequence[Schedule],
 ) -> TenantLimits:
     base = laid_over(ground, limits_of(quota.limits, quota.terms, quota.grace_ns))
-    changes = [
-        Change(limits_of(limits, quota.terms), end_ns, "schedule")
-        for end_ns, limits in folded(openings)
+    windows = [
+        Window(one.id, one.cron, one.duration_ns, limits, one.timezone)
+        for one in sorted(schedules, key=lambda one: (one.created_ns, one.id))
+        if (limits := limits_of(one.limits, quota.terms)) != LimitSet()
     ]
-    changes += [
+    changes = [
         Change(limits_of(one.limits, quota.terms), one.expires_ns, one.reason) for one in overrides
     ]
     plain = {name: getattr(base, name) for name in LimitSet.__struct_fields__}
@@ -129,5 +132,5 @@ def _tenant(
         **plain,
         group=ground.group,
         changes=(*ground.changes, *(one for one in changes if one.limits != LimitSet())),
-        schedules=ground.schedules,
+        schedules=(*ground.schedules, *windows),
     )

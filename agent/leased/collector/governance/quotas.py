@@ -118,18 +118,3 @@ def effective(
             for key, raw in override.limits.items():
                 found[key] = Limit(raw, Source.OVERRIDE, override.expires_ns)
     return found
-
-
-def folded(openings: Sequence[Opening]) -> list[tuple[int, dict[str, int]]]:
-    """Open windows as (end, limits), to be applied one after the other while their ends have not
-    come: at every moment the last that applies has, per dimension, the largest of what is open."""
-    ends = sorted({opening.ends_ns for opening in openings}, reverse=True)
-    layers = []
-    for end_ns in ends:
-        limits: dict[str, int] = {}
-        for opening in openings:
-            if opening.ends_ns >= end_ns:
-                for key, raw in opening.schedule.limits.items():
-                    limits[key] = max(raw, limits.get(key, 0))
-        layers.append((end_ns, limits))
-    return layers

@@ -2,13 +2,16 @@
 """Windows: when a schedule is open.
 
 Rule: a window opens at an instant that the cron line names on the clock of its time zone, and is
-open for its duration as it elapses: ten hours stay ten hours when the clocks change.
+open for its duration as it elapses: ten hours stay ten hours when the clocks change. An instant
+that a clock change leaves out comes when the clock goes on, one that comes twice counts once. Nodes
+open the same windows by themselves (`service.windows`); a property test holds the two together.
 
 Does not read a clock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -17,12 +20,17 @@ from cronsim import CronSim, CronSimError
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NS_PER_S: Final = 1_000_000_000
+_FOLD_NS: Final = 3 * 3_600 * _NS_PER_S
+_OF_A_HOST: Final = ("localtime", "posixrules", "Factory")
+"""Names that stand for another zone on each host."""
 FIELDS: Final = 5
 
 
 def check(cron: str, timezone: str) -> None:
     """Raises ValueError saying what is wrong."""
     try:
+        if timezone in _OF_A_HOST:
+            raise ValueError
         zone = ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         why = f'there is no "{timezone}"; write it like "Europe/Berlin"'
@@ -37,20 +45,36 @@ def check(cron: str, timezone: str) -> None:
 
 def last_opening_ns(cron: str, timezone: str, now_ns: int) -> int | None:
     """The last instant at or before `now_ns` that the line names."""
-    # To the second, upwards: the search finds what lies before where it starts.
-    return _first(cron, timezone, -(-(now_ns + 1) // _NS_PER_S), reverse=True)
+    # Backwards to about where it is, then forwards: an hour that comes twice is only seen so.
+    before = next(_named(cron, timezone, now_ns - _FOLD_NS, reverse=True), None)
+    last = before
+    for at_ns in _instants(cron, timezone, (now_ns if before is None else before) - 2 * _FOLD_NS):
+        if at_ns > now_ns:
+            break
+        last = at_ns
+    return last
 
 
 def next_opening_ns(cron: str, timezone: str, now_ns: int) -> int | None:
     """The first instant after `now_ns` that the line names."""
-    return _first(cron, timezone, now_ns // _NS_PER_S, reverse=False)
+    return next(_instants(cron, timezone, now_ns), None)
 
 
-def _first(cron: str, timezone: str, second: int, *, reverse: bool) -> int | None:
-    start = (_EPOCH + timedelta(seconds=second)).astimezone(ZoneInfo(timezone))
+def _instants(cron: str, timezone: str, after_ns: int) -> Iterator[int]:
+    """Every instant that a line names after `after_ns`."""
+    # From before the hour that comes twice, so that it is seen to.
+    from_ns = after_ns - _FOLD_NS if _local(timezone, after_ns).fold else after_ns
+    return (at_ns for at_ns in _named(cron, timezone, from_ns, reverse=False) if at_ns > after_ns)
+
+
+def _named(cron: str, timezone: str, from_ns: int, *, reverse: bool) -> Iterator[int]:
     try:
-        found = next(CronSim(cron, start, reverse=reverse))
-    except (StopIteration, CronSimError):
-        return None
-    since = found.astimezone(UTC) - _EPOCH
-    return (since.days * 86_400 + since.seconds) * _NS_PER_S
+        for found in CronSim(cron, _local(timezone, from_ns), reverse=reverse):
+            since = found.astimezone(UTC) - _EPOCH
+            yield (since.days * 86_400 + since.seconds) * _NS_PER_S
+    except CronSimError:
+        return
+
+
+def _local(timezone: str, at_ns: int) -> datetime:
+    return (_EPOCH + timedelta(seconds=at_ns // _NS_PER_S)).astimezone(ZoneInfo(timezone))
