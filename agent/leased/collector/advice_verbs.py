@@ -15,8 +15,8 @@ import msgspec
 
 from leased.collector import advice
 from leased.collector.accounts import Accounts
-from leased.collector.money_verbs import show_answer
 from leased.collector.store_verbs import add_terms, opened
+from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.economics.placement import Strategy

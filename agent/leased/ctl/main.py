@@ -21,6 +21,7 @@ from leased.ctl import (
     admin,
     adopt,
     audit,
+    collector,
     completion,
     devices,
     doctor,
@@ -43,8 +44,8 @@ EXIT_STATUSES: Final = (
     (0, "done"),
     (64, "the command line cannot be meant"),
     (65, "the request cannot be meant, or the evidence does not hold"),
-    (66, "no such lease, or not yours"),
-    (69, "no agent, or it grants nothing now"),
+    (66, "no such lease, tenant or webhook, or not yours"),
+    (69, "no agent or no collector, or it grants nothing now"),
     (71, "the hardware or the kernel failed"),
     (75, "no capacity, a limit is reached, or the wait is over: try again"),
     (76, "not the protocol"),
@@ -67,7 +68,7 @@ def version() -> str:
 
 _FAMILIES = (
     *(run, leases, devices, top, watch, usage, policy, audit, evidence),
-    *(adopt, drain, admin, doctor, pki, raw, completion),
+    *(adopt, drain, admin, doctor, pki, collector, raw, completion),
 )
 
 

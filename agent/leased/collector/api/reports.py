@@ -9,11 +9,8 @@ Does not compute (`accounts`, `capacity`, `forecast`).
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -24,6 +21,7 @@ from msgspec import Meta
 from leased.collector import answers, capacity, forecast, periods
 from leased.collector.accounts import Accounts, NoData, UnknownTenant
 from leased.collector.allocation_history import AllocationHistory, allocations
+from leased.collector.api.csv_rows import csv_of
 from leased.collector.api.forms import Tenant
 from leased.collector.api.problems import Problem
 from leased.collector.api.requests import prefers
@@ -37,6 +35,7 @@ from leased.collector.rightsizing import RightSizing, rightsizing
 from leased.collector.telemetry.store import Store
 from leased.collector.telemetry.views import windows
 from leased.economics.attribution import Basis, Spread
+from leased.economics.billing import Bill
 from leased.terms.errors import InvalidParameter, StateError
 from leased.terms.policy import Policy
 from leased.terms.resource import ResourceKind
@@ -184,6 +183,14 @@ class Reports:
         ask = call.query
         return Answer(self.asked(lambda accounts: accounts.summary(ask.tenant, ask.month)))
 
+    def bill(self, call: Call) -> Answer:
+        """The same as the bytes that an auditor computes again."""
+        call.caller.require_tenant(call.query.tenant)
+        ask = call.query
+        raw = self.asked(lambda accounts: accounts.bill(ask.tenant, ask.month).canonical())
+        name = f'attachment; filename="bill-{ask.tenant}-{ask.month}.json"'
+        return Answer(raw=raw, headers={"Content-Disposition": name})
+
     def usage(self, call: Call) -> Answer:
         """A tenant's usage, as JSON or CSV; or what it was billed for, as FOCUS."""
         call.caller.require_tenant(call.query.tenant)
@@ -204,7 +211,7 @@ class Reports:
         name = f'attachment; filename="usage-{query.tenant}.csv"'
         headers = {"Content-Disposition": name, "Vary": "Accept"}
         media_type = f"{CSV}; charset=utf-8"
-        return Answer(raw=_csv(report.rows), media_type=media_type, headers=headers)
+        return Answer(raw=csv_of(report.rows), media_type=media_type, headers=headers)
 
     def _focus(self, call: Call, version: str) -> Answer:
         query = call.query
@@ -318,25 +325,6 @@ class Reports:
         )
 
 
-def _csv(rows: Sequence[msgspec.Struct]) -> bytes:
-    """Rows with a heading, as RFC 4180 has them."""
-    told: list[Mapping[str, Any]] = [
-        msgspec.to_builtins(row, builtin_types=(Decimal,)) for row in rows
-    ]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(answers.UsageRow.__struct_fields__))
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in told)
-    return out.getvalue().encode()
-
-
-def _cell(value: Any) -> Any:
-    """What a spreadsheet would take for a formula is text."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    return value
-
-
 _SHOWN: Final = (answers.Capacity, answers.Forecast, AllocationHistory)
 """What has no prices in it."""
 
@@ -347,6 +335,10 @@ def routes(reports: Reports) -> list[Route]:
     rows: list[tuple[str, Any, str, Any, type[msgspec.Struct] | None]] = [
         ("governance/costs", reports.costs, "What everybody cost", answers.Costs, CostsQuery),
         ("billing/summary", reports.summary, "A tenant's bill", answers.Summary, SummaryQuery),
+        (
+            *("billing/bill", reports.bill, "A tenant's bill, byte for byte as it is computed"),
+            *(Bill, SummaryQuery),
+        ),
         ("billing/usage", reports.usage, "A tenant's usage", answers.UsageReport, UsageQuery),
         (
             *("billing/chargeback", reports.chargeback, "A month by cost centre"),

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers of a collector for people: what its API sends, as lines and tables, as JSON, or as CSV.
+
+Rule: whatever has names and values can be shown; nothing of an answer is left out but what another
+table of the same answer says. With --json it is what was sent.
+
+Does not fetch anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from leased.ctl import render
+from leased.ctl.console import Console
+
+
+def show_answer(told: dict[str, Any], options: argparse.Namespace, console: Console) -> None:
+    """Print an answer as it is asked for."""
+    if options.json:
+        console.document(told)
+    elif options.csv:
+        console.say(_csv(told).rstrip("\n"))
+    else:
+        _tell(told, console)
+
+
+def _csv(told: Mapping[str, Any]) -> str:
+    """The longest list of rows in an answer, as CSV with a heading."""
+    rows = max((v for v in told.values() if _is_table(v)), key=len, default=[])
+    out = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return out.getvalue()
+
+
+def _tell(told: Mapping[str, Any], console: Console) -> None:
+    """Single values first, then every table."""
+    for line in _lines(told, ""):
+        console.say(line)
+    for name, value in told.items():
+        if _is_table(value):
+            console.say("")
+            console.say(_title(name))
+            heading = tuple(key.upper().replace("_", " ") for key in value[0])
+            rows = [tuple(_text(cell) for cell in row.values()) for row in value]
+            for line in render.table(heading, rows):
+                console.say(line)
+
+
+def _lines(told: Mapping[str, Any], above: str) -> Iterable[str]:
+    """Single values, one a line; those that belong together on one."""
+    for name, value in told.items():
+        title = f"{above}{_title(name)}"
+        if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
+            yield from _lines(value, f"{title}, ")
+        elif isinstance(value, dict):
+            yield f"{title}: " + ", ".join(f"{_title(k)} {_text(v)}" for k, v in value.items())
+        elif not _is_table(value):
+            yield f"{title}: {_text(value)}"
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{_title(k)} {_text(one)}" for k, one in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return _list(value)
+    return str(value)
+
+
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(map(_text, values)) or "none"

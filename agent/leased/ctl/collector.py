@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs of leasectl collector: what a running collector says of the fleet, over its API.
+
+Rule: they work from anywhere that its API is reached from, with what the caller's token,
+certificate or host may see, and read no file of the collector's. What needs its state directory
+(pulling, checking, backing up, issuing bills) is `leased-collector`, on its host. With --json what
+was sent is printed.
+
+Does not speak HTTP (`collector_link`) and changes nothing (`collector_changes`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from datetime import date as Date
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from leased.ctl import collector_changes, render
+from leased.ctl.answer_text import show_answer
+from leased.ctl.collector_link import Link, add_link
+from leased.ctl.console import NS_PER_S, Console, length
+from leased.ctl.usage_text import Parser, Verbs, verb
+from leased.terms.errors import EX_DATAERR, InvalidParameter
+
+GOVERNANCE: Final = "/v1/governance"
+SOUND: Final = ("OK", "BEHIND", "STALE")
+"""Verdicts that want nobody: the others want an operator."""
+
+LIST_MAX: Final = 1_000_000
+DAY_S: Final = 86_400
+
+Show = Callable[[argparse.Namespace, Console, Link], int]
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verb and its verbs."""
+    top = verb(
+        verbs,
+        "collector",
+        "ask the fleet's collector: nodes, heads, quotas, usage, bills",
+        "leasectl collector --url https://collector.example.org:8443 status",
+        json=False,
+    )
+    add_link(top)
+    under = top.add_subparsers(
+        dest="what", metavar="WHAT", required=True, parser_class=Parser, title="what"
+    )
+    _add(under, "status", "whether all nodes are followed, and what wants an operator", status)
+    _add(under, "nodes", "every node: what it has, what it holds, which policy", nodes)
+    _add(under, "heads", "how far each log was verified and cosigned, and its head", heads)
+    one = _add(under, "leases", "leases that are not proven clean yet", leases, "--tenant acme")
+    one.add_argument("--tenant", help="only of this one")
+    _add_count(one)
+    one = _add(under, "events", "the last records about leases", events, "--limit 20")
+    one.add_argument(
+        "--limit", type=int, default=100, metavar="N", help="default: 100, at most 1000"
+    )
+    _register_money(under)
+    _register_advice(under)
+    collector_changes.register(under, _add)
+    one = _add(
+        under, "get", "what any path of the API answers", get, "/v1/openapi.json", json=False
+    )
+    one.add_argument("path", help="such as /v1/governance/quotas?limit=10")
+
+
+def _register_money(under: Verbs) -> None:
+    one = _add(under, "usage", "what a tenant held, hour by hour", usage, "acme --last 7d")
+    one.add_argument("tenant", help="whose")
+    _add_window(one)
+    one.add_argument("--by", choices=("hour", "day", "total"), default="day", help="default: day")
+    one = _add(under, "costs", "what every tenant cost", costs, "--last 30d --top 5")
+    _add_window(one)
+    one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
+    one = _add(under, "bill", "the bill of a tenant", bill, "acme 2026-01 --out acme.json")
+    one.add_argument("tenant", help="whose")
+    one.add_argument("month", help='such as "2026-01"')
+    one.add_argument(
+        "--out", type=Path, metavar="FILE", help="write what `leasectl verify --bill` takes there"
+    )
+    one = _add(
+        under,
+        "export",
+        "the bill of a tenant as FOCUS in CSV, for other people's tools",
+        export,
+        "acme 2026-01 > acme.csv",
+        json=False,
+    )
+    one.add_argument("tenant", help="whose")
+    one.add_argument("month", help='such as "2026-01"')
+    one.add_argument("--focus", choices=("1.2", "1.4"), default="1.2", help="default: 1.2")
+    one = _add(under, "chargeback", "what a month cost, by cost centre", chargeback, "2026-01")
+    one.add_argument("month", help='such as "2026-01"')
+
+
+def _register_advice(under: Verbs) -> None:
+    _add(under, "allocations", "how what there is is divided", _plain(f"{GOVERNANCE}/allocations"))
+    _add(under, "capacity", "what there is and who has it", _plain(f"{GOVERNANCE}/capacity"))
+    one = _add(under, "forecast", "how much will be held", forecast, "--horizon 90d --kind gpu")
+    one.add_argument("--horizon", default="90d", metavar="PERIOD", help="default: 90d")
+    one.add_argument("--kind", default="cpu", choices=("cpu", "gpu", "mem", "block", "net"))
+    _add(under, "idle", "nodes that nobody uses", _plain(f"{GOVERNANCE}/optimize/idle"))
+    one = _add(under, "waste", "leases that hold more than they use", waste, "--last 24h")
+    one.add_argument("--last", default="1h", metavar="PERIOD", help="default: 1h")
+    _add(under, "heat", "how hot each node runs, and why", _plain(f"{GOVERNANCE}/heat"))
+
+
+def _add(
+    under: Verbs, name: str, summary: str, show: Show, words: str = "", *, json: bool = True
+) -> argparse.ArgumentParser:
+    example = f"leasectl collector {name} {words}".rstrip()
+    one = verb(under, name, summary, example, json=json)
+    one.set_defaults(act=_carry_out, show=show, csv=False)
+    return one
+
+
+def _add_window(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--last", default="30d", metavar="PERIOD", help="default: 30d")
+    parser.add_argument("--start", metavar="DATE", help="instead of --last")
+    parser.add_argument("--end", metavar="DATE", help="its whole day")
+    parser.add_argument("--csv", action="store_true", help="print the rows as CSV")
+
+
+def _add_count(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit", type=int, default=LIST_MAX, metavar="N", help="how many at most (default: all)"
+    )
+
+
+def _carry_out(options: argparse.Namespace, console: Console) -> int:
+    with Link(options) as link:
+        show: Show = options.show
+        return show(options, console, link)
+
+
+def _plain(path: str) -> Show:
+    """Shows an answer as it is."""
+
+    def show(options: argparse.Namespace, console: Console, link: Link) -> int:
+        show_answer(link.get(path), options, console)
+        return 0
+
+    return show
+
+
+# ---- the fleet -----------------------------------------------------------------------------------
+
+
+def status(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """How the fleet is; 65 if something wants an operator."""
+    told = link.get("/v1/nodes")
+    logs = [(node, log) for node in told["nodes"] for log in node["logs"]]
+    bad = [(node, log) for node, log in logs if log["verdict"] not in SOUND]
+    ages = [log["age_seconds"] for _, log in logs if log["age_seconds"] is not None]
+    document = {
+        "nodes": len(told["nodes"]),
+        "logs": len(logs),
+        "records": sum(log["records"] for _, log in logs),
+        "leases": sum(node["leases"] for node in told["nodes"]),
+        "ending": sum(node["ending"] for node in told["nodes"]),
+        "fenced": sum(node["fenced"] for node in told["nodes"]),
+        "verdicts": dict(sorted(Counter(log["verdict"] for _, log in logs).items())),
+        "not_heard_of_for_seconds": max(ages, default=None),
+        "wanting": [{"node": node["name"], **log} for node, log in bad],
+        "as_of": told["as_of"],
+    }
+    if options.json:
+        console.document(document)
+        return EX_DATAERR if bad else 0
+    quiet = document["not_heard_of_for_seconds"]
+    verdicts = ", ".join(f"{count} {name}" for name, count in document["verdicts"].items())
+    for line in render.fields(
+        [
+            ("nodes", f"{document['nodes']}, {document['logs']} logs ({verdicts or 'none'})"),
+            ("records", str(document["records"])),
+            ("leases", "{leases} live, {ending} ending, {fenced} fenced".format(**document)),
+            ("last heard", "-" if quiet is None else f"all within {length(quiet * NS_PER_S)}"),
+            ("as of", document["as_of"]),
+        ]
+    ):
+        console.say(line)
+    for node, log in bad:
+        console.say(f"{log['verdict']} {node['name']}, log {log['log_id']}: {log['why']}")
+    if bad:
+        console.note("the evidence is on its host: `leased-collector verdict NODE`")
+    return EX_DATAERR if bad else 0
+
+
+def nodes(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """Every node."""
+    told = link.get("/v1/nodes")
+    if options.json:
+        console.document(told)
+        return 0
+    rows = [
+        (
+            *(one["name"], one["state"], one["version"] or "-", str(one["policy_generation"])),
+            *(str(one["leases"]), str(one["ending"]), str(one["fenced"])),
+            ", ".join(f"{key} {value}" for key, value in one["total"].items()) or "-",
+            ", ".join(one["unhealthy"]) or "-",
+        )
+        for one in told["nodes"]
+    ]
+    names = ("NODE", "STATE", "VERSION", "POLICY", "LEASES", "ENDING", "FENCED", "HAS", "UNHEALTHY")
+    _table(console, names, rows)
+    return 0
+
+
+def heads(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """Every log's head; 65 if one's verdict wants an operator."""
+    told = link.get("/v1/nodes")
+    found = [
+        {"node": node["node"], "name": node["name"], **log}
+        for node in told["nodes"]
+        for log in node["logs"]
+    ]
+    wanting = any(one["verdict"] not in SOUND for one in found)
+    if options.json:
+        console.document({"heads": found, "as_of": told["as_of"]})
+        return EX_DATAERR if wanting else 0
+    rows = [
+        (
+            *(one["name"], render.short(one["log_id"]), one["verdict"]),
+            *(str(one["records"]), str(one["signed"]), str(one["cosigned"]), one["head"]),
+            "never" if one["age_seconds"] is None else length(one["age_seconds"] * NS_PER_S),
+        )
+        for one in found
+    ]
+    names = ("NODE", "LOG", "VERDICT", "RECORDS", "SIGNED", "COSIGNED", "HEAD", "HEARD BEFORE")
+    _table(console, names, rows)
+    return EX_DATAERR if wanting else 0
+
+
+def leases(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """Live leases, and those that are being cleaned."""
+    told = link.rows("/v1/leases", "leases", positive(options.limit), tenant=options.tenant)
+    if options.json:
+        console.document(told)
+        return 0
+    rows = [
+        (
+            *(render.short(one["lease_id"]), one["node_name"], one["tenant"], one["state"]),
+            one["priority"],
+            _held(one["resources"]),
+            length(max(0, one["remaining_ms"]) * 1_000_000) if one["ended"] is None else "-",
+            one["workload"] or "-",
+        )
+        for one in told["leases"]
+    ]
+    names = ("LEASE", "NODE", "TENANT", "STATE", "PRIORITY", "HOLDS", "LEFT", "WORKLOAD")
+    _table(console, names, rows)
+    return 0
+
+
+def events(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """The newest records."""
+    told = link.get("/v1/events", limit=options.limit)
+    if options.json:
+        console.document(told)
+        return 0
+    rows = [
+        (
+            *(one["at"], one["node_name"], str(one["sequence"]), one["kind"]),
+            *(one["tenant"] or "-", render.short(one["lease_id"]) or "-"),
+        )
+        for one in told["events"]
+    ]
+    _table(console, ("AT", "NODE", "RECORD", "WHAT", "TENANT", "LEASE"), rows)
+    return 0
+
+
+# ---- money ---------------------------------------------------------------------------------------
+
+
+def usage(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """Metered hours."""
+    start, end = window(options, console)
+    asked = {"tenant": options.tenant, "start": start, "end": end, "granularity": options.by}
+    show_answer(link.get("/v1/billing/usage", **asked), options, console)
+    return 0
+
+
+def costs(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """Costs by tenant."""
+    asked: dict[str, object] = {"period": options.last, "top": options.top}
+    if options.start is not None or options.end is not None:
+        asked = {"start": options.start, "end": options.end, "top": options.top}
+    show_answer(link.get(f"{GOVERNANCE}/costs", **asked), options, console)
+    return 0
+
+
+def bill(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """A bill; its canonical bytes into a file."""
+    asked = {"tenant": options.tenant, "month": options.month}
+    if options.out is not None:
+        raw = link.raw("GET", "/v1/billing/bill", asked)
+        try:
+            options.out.write_bytes(raw)
+        except OSError as error:
+            raise InvalidParameter("out", f"{options.out}: {error.strerror}") from error
+        console.note(f"{options.out}: sha256 {sha256(raw).hexdigest()}")
+    show_answer(link.get("/v1/billing/summary", **asked), options, console)
+    return 0
+
+
+def export(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """FOCUS, as it is sent."""
+    try:
+        first = Date.fromisoformat(f"{options.month}-01")
+    except ValueError as error:
+        raise InvalidParameter("month", f'{options.month}: such as "2026-01"') from error
+    last = (first.replace(day=28) + timedelta(4)).replace(day=1) - timedelta(1)
+    asked = {"tenant": options.tenant, "start": first, "end": last}
+    raw = link.raw("GET", "/v1/billing/usage", {**asked, "format": f"focus-{options.focus}"})
+    console.out.write(raw.decode("utf-8"))
+    return 0
+
+
+def chargeback(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """A month by cost centre."""
+    show_answer(link.get("/v1/billing/chargeback", month=options.month), options, console)
+    return 0
+
+
+def forecast(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """What will be held."""
+    asked = {"horizon": options.horizon, "kind": options.kind}
+    show_answer(link.get(f"{GOVERNANCE}/capacity/forecast", **asked), options, console)
+    return 0
+
+
+def waste(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """Waste by lease."""
+    show_answer(link.get(f"{GOVERNANCE}/optimize/waste", last=options.last), options, console)
+    return 0
+
+
+def get(options: argparse.Namespace, console: Console, link: Link) -> int:
+    """Any path, as it is sent."""
+    if not options.path.startswith("/"):
+        raise InvalidParameter("path", f"{options.path}: begins with /")
+    raw = link.raw("GET", options.path, {})
+    try:
+        console.say(msgspec.json.format(raw, indent=2).decode("utf-8"))
+    except msgspec.DecodeError:
+        console.out.write(raw.decode("utf-8", "replace"))
+    return 0
+
+
+def window(options: argparse.Namespace, console: Console) -> tuple[str, str]:
+    """The first and the last day. Raises InvalidParameter."""
+    if options.start is not None or options.end is not None:
+        if options.start is None or options.end is None:
+            raise InvalidParameter("start", "--start and --end go together")
+        return options.start, options.end
+    number, unit = options.last[:-1], options.last[-1:]
+    days = {"d": 1, "w": 7}.get(unit, 0) * (int(number) if number.isdecimal() else 0)
+    if not 1 <= days <= 36_500:
+        raise InvalidParameter("last", f'{options.last}: days or weeks, such as "30d"')
+    now_s = console.wall_ns() // NS_PER_S
+    first, last = (_day(now_s - back * DAY_S) for back in (days - 1, 0))
+    return first, last
+
+
+def positive(count: int) -> int:
+    """Raises InvalidParameter."""
+    if count < 1:
+        raise InvalidParameter("limit", "at least 1")
+    return count
+
+
+def _held(resources: Mapping[str, Any]) -> str:
+    """What is held, added up by kind."""
+    found: Counter[str] = Counter()
+    for name, amount in resources.items():
+        found[name.partition(":")[0]] += amount
+    return ", ".join(f"{kind} {amount}" for kind, amount in found.items()) or "-"
+
+
+def _day(wall_s: int) -> str:
+    return datetime.fromtimestamp(wall_s, UTC).date().isoformat()
+
+
+def _table(console: Console, names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    for line in render.table(names, rows):
+        console.say(line)
