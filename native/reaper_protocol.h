@@ -6,7 +6,7 @@
  * Rule: one request is one packet: a header, then `count` entries of one fixed size. All integers
  * are little-endian, all times CLOCK_BOOTTIME ns. A reply carries the request's serial and kind |
  * LEASED_REAPER_REPLY. The version is checked in every packet.
- * agent/leased/service/reaper_protocol.py says the same in Python, and a test compares them.
+ * agent/leased/service/reaper/protocol.py says the same in Python, and a test compares them.
  *
  * Requests, each with its reply (clang-format leaves this table alone):
  *

@@ -25,9 +25,9 @@ from typing import Any
 
 import duckdb
 
-from leased.collector import tables
-from leased.collector.duck import DuckEngine
-from leased.collector.engine import RESULTS, SMALL_TABLES, check_engine, meter, statements
+from leased.collector.metering import tables
+from leased.collector.metering.duck import DuckEngine
+from leased.collector.metering.engine import RESULTS, SMALL_TABLES, check_engine, meter, statements
 from leased.economics.billing import Month, make_bill
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS, NodeSpan

@@ -8,12 +8,12 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from leased.collector import capacity as looks
-from leased.collector import periods
-from leased.collector.accounts import Accounts, NoData, UnknownTenant
-from leased.collector.forecast import forecast
-from leased.collector.reference import Chain, ReferenceSource
-from leased.collector.sources import Held, Quiet
+from leased.collector.accounts import periods
+from leased.collector.accounts.accounts import Accounts, NoData, UnknownTenant
+from leased.collector.metering.reference import Chain, ReferenceSource
+from leased.collector.metering.sources import Held, Quiet
+from leased.collector.planning import capacity as looks
+from leased.collector.planning.forecast import forecast
 from leased.economics.contracts import (
     CardVersion,
     Contract,

@@ -13,7 +13,7 @@ import pytest
 from leased.chain.head import GENESIS, Head
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
-from leased.collector import archive as a
+from leased.collector.archive import archive as a
 from leased.durable.files import DirectoryDisk
 from leased.terms.errors import StateError
 from leased.terms.event import Renewed

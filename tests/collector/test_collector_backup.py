@@ -16,9 +16,9 @@ import pytest
 from leased.chain.head import GENESIS
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
-from leased.collector.archive import Archive, ArchiveReader, LogEntry, Page
-from leased.collector.backup import back_up, read_listing, restore
-from leased.collector.manifests import POINTER
+from leased.collector.archive.archive import Archive, ArchiveReader, LogEntry, Page
+from leased.collector.archive.backup import back_up, read_listing, restore
+from leased.collector.archive.manifests import POINTER
 from leased.terms.errors import StateError
 from tests.doubles.collector_server import REPOSITORY, CollectorServer
 from tests.doubles.economics_history import History

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from leased.chain.certificate import Role
-from leased.collector.archive import Archive
+from leased.collector.archive.archive import Archive
 from leased.collector.demo import DAY_NS, Wish, make_fleet
-from leased.collector.store import Store
+from leased.collector.metering.store import Store
 from leased.ctl.completion import script
 from leased.ctl.console import Console
 from leased.ctl.main import build_parser, main

@@ -17,7 +17,7 @@ import pytest
 from leased.chain.certificate import Role, read_certificate
 from leased.chain.invitation import parse_invitation, request_message
 from leased.chain.signing import Signer
-from leased.collector.manifest import Manifest
+from leased.collector.archive.manifest import Manifest
 from leased.ctl import minting
 from leased.ctl.proofs import enrolment_document
 from tests.doubles.collector_server import REPOSITORY, CollectorServer, over_tls

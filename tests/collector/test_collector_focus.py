@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from leased.collector.accounts import Accounts
-from leased.collector.focus import COLUMNS, CUSTOM, focus_csv
-from leased.collector.focus_1_4 import COLUMNS_1_4, VERSIONS
-from leased.collector.focus_table import parquet_of
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.focus import COLUMNS, CUSTOM, focus_csv
+from leased.collector.accounts.focus_1_4 import COLUMNS_1_4, VERSIONS
+from leased.collector.accounts.focus_table import parquet_of
 from leased.economics.contracts import (
     CardVersion,
     Contract,

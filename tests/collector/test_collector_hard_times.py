@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import trio
 
-from leased.collector.archive import ArchiveReader
+from leased.collector.archive.archive import ArchiveReader
 from leased.terms import event as e
 from leased.terms.errors import LeasedError
 from leased.terms.event import Event

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from leased.collector.accounts import Accounts
-from leased.collector.invoices import Invoices, NotSettled
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.invoices import Invoices, NotSettled
 from leased.economics.contracts import CardVersion, Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import DEFAULT_CARD, Rate, RateCard

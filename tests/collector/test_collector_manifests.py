@@ -11,19 +11,25 @@ import msgspec
 import pytest
 
 from leased.chain.head import GENESIS, Head
-from leased.collector.archive import Archive
-from leased.collector.manifest import (
+from leased.collector.archive.archive import Archive
+from leased.collector.archive.manifest import (
     CursorMoved,
     LogEntry,
     Manifest,
     ManifestGone,
     ManifestTables,
 )
-from leased.collector.manifest_postgres import PartLost, PostgresManifest
-from leased.collector.manifests import POINTER, is_shared, open_manifest, own_directory, share
-from leased.collector.parts import PARTS, part_of, share_of
-from leased.collector.segments import Segment
-from leased.collector.sharing import Sharing
+from leased.collector.archive.manifest_postgres import PartLost, PostgresManifest
+from leased.collector.archive.manifests import (
+    POINTER,
+    is_shared,
+    open_manifest,
+    own_directory,
+    share,
+)
+from leased.collector.archive.parts import PARTS, part_of, share_of
+from leased.collector.archive.segments import Segment
+from leased.collector.archive.sharing import Sharing
 from leased.terms.errors import InvalidParameter, StateError
 from tests.doubles.postgres_server import PostgresServer
 

@@ -15,9 +15,9 @@ import trio
 
 from leased.chain.evidence import collector_key, weigh
 from leased.chain.note import parse_key
+from leased.collector.archive.manifest import Manifest
 from leased.collector.case import encode_bundle
 from leased.collector.enrolment import enrol, read_enrolment
-from leased.collector.manifest import Manifest
 from leased.collector.pulling import clock, pull
 from leased.collector.witness import open_witness, os_entropy
 from leased.ctl.proofs import enrolment_document

@@ -15,11 +15,11 @@ from leased.chain.certificate import Role
 from leased.chain.evidence import Bundle, collector_key, weigh
 from leased.chain.note import NoteKey, parse_key, write_note
 from leased.chain.signing import Signer
-from leased.collector.archive import ArchiveReader
+from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.manifest import Manifest
 from leased.collector.case import encode_bundle, resolution_text
 from leased.collector.config import PullConfig
 from leased.collector.enrolment import enrol, read_enrolment
-from leased.collector.manifest import Manifest
 from leased.collector.pulling import Reached, clock, pull
 from leased.collector.witness import load_cosigner, os_entropy
 from leased.durable.reader import read_log

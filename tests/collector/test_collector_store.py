@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 
 from leased.chain.head import GENESIS
-from leased.collector import blocks as block_files
-from leased.collector.accounts import Accounts
-from leased.collector.archive import Archive, ArchiveReader, LogEntry, Page
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.archive.archive import Archive, ArchiveReader, LogEntry, Page
 from leased.collector.demo import Node, Wish, make_fleet
-from leased.collector.duck import DuckEngine
-from leased.collector.engine import EXACT, OVERFLOWS, Overflow, Rows, check_engine
 from leased.collector.main import main
-from leased.collector.reference import read_archive
-from leased.collector.rollup import stretches
-from leased.collector.store import Store
-from leased.collector.store_source import StoreSource
-from leased.collector.store_verbs import compare
+from leased.collector.metering import blocks as block_files
+from leased.collector.metering.duck import DuckEngine
+from leased.collector.metering.engine import EXACT, OVERFLOWS, Overflow, Rows, check_engine
+from leased.collector.metering.reference import read_archive
+from leased.collector.metering.rollup import stretches
+from leased.collector.metering.store import Store
+from leased.collector.metering.store_source import StoreSource
+from leased.collector.verbs.store import compare
 from leased.ctl.console import Console
 from leased.ctl.main import main as leasectl
 from leased.economics.contracts import Terms

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from leased.collector.terms_file import load_terms
+from leased.collector.accounts.terms_file import load_terms
 from leased.economics.contracts import Model, Terms
 from leased.terms.errors import ConfigError
 

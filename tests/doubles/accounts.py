@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from leased.collector.sources import Held, Quiet, summed
+from leased.collector.metering.sources import Held, Quiet, summed
 from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool

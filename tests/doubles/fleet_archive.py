@@ -13,7 +13,7 @@ from pathlib import Path
 from leased.chain.head import GENESIS
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
-from leased.collector.archive import Archive, LogEntry, Page
+from leased.collector.archive.archive import Archive, LogEntry, Page
 from leased.terms.quantity import parse_instant, print_instant
 from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.economics_history import History, memory, subject

@@ -17,7 +17,7 @@ import trio
 
 from leased.durable.journal import FileJournal
 from leased.ports import Arming, Journal, Prepared
-from leased.service.reaper_link import RosterEntry
+from leased.service.reaper.link import RosterEntry
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease

@@ -30,7 +30,7 @@ from types import TracebackType
 import pytest
 
 from leased.hardware.leaves import ROOMS_MAX
-from leased.service.reaper_process import find_reaper
+from leased.service.reaper.process import find_reaper
 from leased.terms.errors import DeviceError
 from tests.doubles import second_opinion
 from tests.doubles.host import not_proven

@@ -26,7 +26,7 @@ from types import TracebackType
 
 import msgspec
 
-from leased.service.reaper_process import find_reaper
+from leased.service.reaper.process import find_reaper
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 from tests.doubles.leases import lease as any_lease

@@ -29,26 +29,26 @@ from leased.lessor.lessor import Lessor
 from leased.ports import Holder
 from leased.service import recovery
 from leased.service.adoption import Adoption
-from leased.service.chain_reader import ChainReader
+from leased.service.api.dispatch import Dispatcher
+from leased.service.api.handover import Handover
+from leased.service.api.listener import Listener
+from leased.service.api.questions import Questions
+from leased.service.api.streams import Streams
 from leased.service.config import Config, Sockets
 from leased.service.custody import Custodian
 from leased.service.detachment import Detachment
-from leased.service.dispatch import Dispatcher
 from leased.service.evidence import NO_COMMAND
-from leased.service.feed import Feed
 from leased.service.grantor import Grantor
-from leased.service.handover import Handover
 from leased.service.holders import Holders
-from leased.service.listener import Listener
+from leased.service.log.reader import ChainReader
 from leased.service.notifier import Notifier
 from leased.service.peering import Peering
-from leased.service.policies import Policies
-from leased.service.policy_calls import PolicyCalls
-from leased.service.questions import Questions
+from leased.service.policy.calls import PolicyCalls
+from leased.service.policy.policies import Policies
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
-from leased.service.streams import Streams
 from leased.service.telemetry.sampling import Telemetry
+from leased.service.telling.feed import Feed
 from leased.service.ticker import Ticker
 from leased.service.walls import Walls
 from leased.terms.command import Acquire, Caller, Command, Revoke, Stop

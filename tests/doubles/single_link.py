@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from leased.ports import Arming, Revocable
-from leased.service.reaper_link import ReaperLink
+from leased.service.reaper.link import ReaperLink
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease

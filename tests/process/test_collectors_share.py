@@ -19,13 +19,13 @@ import pytest
 import trio
 
 from leased.chain.certificate import Role
-from leased.collector.accounts import Accounts
-from leased.collector.archive import ArchiveReader
-from leased.collector.manifest import ManifestGone
-from leased.collector.manifest_postgres import PostgresManifest
-from leased.collector.manifests import share
-from leased.collector.store import Store
-from leased.collector.store_source import StoreSource
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.manifest import ManifestGone
+from leased.collector.archive.manifest_postgres import PostgresManifest
+from leased.collector.archive.manifests import share
+from leased.collector.metering.store import Store
+from leased.collector.metering.store_source import StoreSource
 from leased.economics.contracts import Terms
 from leased.terms import event as e
 from leased.terms.moment import Moment

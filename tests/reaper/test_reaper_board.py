@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from leased.hardware.clock import BootClock
-from leased.service import reaper_protocol as protocol
+from leased.service.reaper import protocol
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport

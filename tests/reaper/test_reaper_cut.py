@@ -16,7 +16,7 @@ import trio
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.ports import Arming
-from leased.service import reaper_protocol as protocol
+from leased.service.reaper import protocol
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport, TeardownStep
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable, v1_frozen

@@ -20,8 +20,8 @@ import trio.testing
 
 from leased.hardware import verbs
 from leased.ports import Arming
-from leased.service import reaper_protocol as protocol
-from leased.service.reaper_process import find_reaper, spawn_reaper
+from leased.service.reaper import protocol
+from leased.service.reaper.process import find_reaper, spawn_reaper
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from leased.hardware import verbs
-from leased.service import reaper_protocol as protocol
+from leased.service.reaper import protocol
 from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, open_fds, usable
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")

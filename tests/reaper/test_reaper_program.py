@@ -14,7 +14,7 @@ import trio
 
 from leased.hardware.clock import BootClock
 from leased.ports import Arming
-from leased.service.reaper_process import find_reaper
+from leased.service.reaper.process import find_reaper
 from leased.terms.errors import EX_USAGE
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport

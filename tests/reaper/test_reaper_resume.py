@@ -17,7 +17,7 @@ import trio
 from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.ports import Arming
-from leased.service import reaper_protocol as protocol
+from leased.service.reaper import protocol
 from leased.terms.errors import EX_CONFIG, EX_TEMPFAIL
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS

@@ -28,11 +28,11 @@ from leased.collector.reconcile import Problem, Verdict
 from leased.collector.transport import Answer, Unreachable
 from leased.collector.witness import Cosigner, Witness
 from leased.durable.log import OpenedLog, open_log
-from leased.service.audit_routes import AuditRoutes
-from leased.service.countersigning import Countersigning
-from leased.service.listening import Collector
-from leased.service.pulling import PulledLog
-from leased.service.web import Request
+from leased.service.fleet.config import Collector
+from leased.service.fleet.countersigning import Countersigning
+from leased.service.fleet.pulling import PulledLog
+from leased.service.fleet.routes import AuditRoutes
+from leased.service.fleet.web import Request
 from leased.terms.command import Command, NoteCountersigned
 from leased.terms.errors import ChainError
 from leased.terms.event import EventId, HeadCountersigned

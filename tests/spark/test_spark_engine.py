@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from leased.collector.archive import Archive, ArchiveReader
+from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.demo import Wish, make_fleet
-from leased.collector.engine import EXACT, OVERFLOWS, EngineGone, Overflow, check_engine
-from leased.collector.reference import read_archive
-from leased.collector.store import Store
-from leased.collector.store_source import StoreSource
-from leased.collector.store_verbs import compare
+from leased.collector.metering.engine import EXACT, OVERFLOWS, EngineGone, Overflow, check_engine
+from leased.collector.metering.reference import read_archive
+from leased.collector.metering.store import Store
+from leased.collector.metering.store_source import StoreSource
+from leased.collector.verbs.store import compare
 from leased.terms.moment import NS_PER_S
 from tests.doubles.collector_server import CollectorServer
 from tests.doubles.spark_cluster import SparkCluster, spark_home
@@ -67,13 +67,13 @@ def rollups(state: Path) -> dict[str, str]:
 
 
 def place(cluster: SparkCluster) -> object:
-    from leased.collector.spark import Cluster
+    from leased.collector.metering.spark import Cluster
 
     return Cluster(cluster.url, cluster.token)
 
 
 def test_spark_raises_where_a_number_does_not_fit(cluster: SparkCluster) -> None:
-    from leased.collector.spark import SparkEngine
+    from leased.collector.metering.spark import SparkEngine
 
     engine = SparkEngine(place(cluster))
     assert check_engine(engine) == len(OVERFLOWS) + len(EXACT)
@@ -84,7 +84,7 @@ def test_spark_raises_where_a_number_does_not_fit(cluster: SparkCluster) -> None
 
 
 def test_a_token_that_is_not_the_servers_is_refused(cluster: SparkCluster) -> None:
-    from leased.collector.spark import Cluster, SparkEngine
+    from leased.collector.metering.spark import Cluster, SparkEngine
 
     with pytest.raises(EngineGone) as refused:
         SparkEngine(Cluster(cluster.url, "not-the-token"))
@@ -95,8 +95,8 @@ def test_old_rows_of_a_run_that_was_cut_short_are_not_taken_for_new_ones(
     cluster: SparkCluster, tmp_path: Path
 ) -> None:
     """Spark knows a kept result by the names of its files, and blocks that grow keep theirs."""
-    from leased.collector.duck import DuckEngine
-    from leased.collector.spark import SparkEngine
+    from leased.collector.metering.duck import DuckEngine
+    from leased.collector.metering.spark import SparkEngine
 
     path = tmp_path / "block.parquet"
     maker = DuckEngine()
@@ -118,7 +118,7 @@ def test_old_rows_of_a_run_that_was_cut_short_are_not_taken_for_new_ones(
 def test_the_golden_month_is_the_same_though_a_worker_is_killed_in_a_query(
     cluster: SparkCluster, fleet: Path, tmp_path: Path
 ) -> None:
-    from leased.collector.spark import SparkEngine
+    from leased.collector.metering.spark import SparkEngine
 
     killed: list[str] = []
 
@@ -163,7 +163,7 @@ def test_without_spark_the_collector_goes_on_and_loses_nothing(
     archive = Archive(state)
     entry = archive.logs()[0]
     # A node that nobody waits for any more: what is closed may be other days, so there is work.
-    from leased.collector.spark import Cluster, SparkEngine
+    from leased.collector.metering.spark import Cluster, SparkEngine
 
     gone = Cluster(cluster.url, cluster.token)
     store = Store(state, make_engine=lambda: SparkEngine(gone))

@@ -41,20 +41,20 @@ ROOMS: dict[str, frozenset[str]] = {
 _SPEAKS = "declares verbs and prints as leasectl does, by the same code"
 EXTRA: dict[str, tuple[frozenset[str], str]] = {
     "leased.collector.main": (frozenset({"ctl"}), _SPEAKS),
-    "leased.collector.verbs": (frozenset({"ctl"}), _SPEAKS),
-    "leased.collector.backup_verbs": (frozenset({"ctl"}), _SPEAKS),
-    "leased.collector.money_verbs": (frozenset({"ctl"}), _SPEAKS),
-    "leased.collector.store_verbs": (frozenset({"ctl"}), _SPEAKS),
-    "leased.collector.advice_verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.verbs.status": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.verbs.backup": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.verbs.money": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.verbs.store": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.verbs.advice": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.telemetry.verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.api.verbs": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.webhooks.verbs": (frozenset({"ctl"}), _SPEAKS),
-    "leased.collector.terms_file": (
+    "leased.collector.accounts.terms_file": (
         frozenset({"ctl"}),
         "reads rate cards and instants by the same code as leasectl",
     ),
-    "leased.collector.pull_verbs": (frozenset({"ctl"}), _SPEAKS),
-    "leased.collector.invite_verbs": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.verbs.pull": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.verbs.invites": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.api.enrolling": (
         frozenset({"ctl"}),
         "certifies nodes by the same code as leasectl pki",
@@ -109,17 +109,17 @@ DOORS: dict[str, str] = {
     "cryptography": r"leased\.(chain\.(signing|certificate)|ctl\.minting)",
     "msgspec": r"leased\..*",
     "trio": r"leased\.(durable|hardware|client|service|collector|ctl|__main__)(\..*)?",
-    "h11": r"leased\.(service\.(policy_exchange|web|telemetry\.sender)|collector\.transport"
+    "h11": r"leased\.(service\.(policy\.exchange|fleet\.web|telemetry\.sender)|collector\.transport"
     r"|collector\.webhooks\.post)",
-    "duckdb": r"leased\.collector\.duck",
-    "psycopg": r"leased\.collector\.manifest_postgres",
-    "pyspark": r"leased\.collector\.spark",
-    "pyarrow": r"leased\.collector\.(blocks|focus_table)",
+    "duckdb": r"leased\.collector\.metering\.duck",
+    "psycopg": r"leased\.collector\.archive\.manifest_postgres",
+    "pyspark": r"leased\.collector\.metering\.spark",
+    "pyarrow": r"leased\.collector\.(metering\.blocks|accounts\.focus_table)",
     "opentelemetry": r"leased\.(service\.telemetry\.otlp|collector\.telemetry\..*)",
     "google": r"leased\.(service\.telemetry\.otlp|collector\.telemetry\..*)",
     "starlette": r"leased\.collector\.api\.application",
     "hypercorn": r"leased\.collector\.api\.server",
-    "cronsim": r"leased\.(collector\.governance|service)\.windows",
+    "cronsim": r"leased\.(collector\.governance|service\.policy)\.windows",
     "leased._native": r"leased\.(hardware\.verbs|hardware\.block\.verbs|chain\.native|durable\..*)",
 }
 """Foreign library -> the modules that may import it. What is not listed may be imported by nobody.
@@ -127,7 +127,7 @@ DOORS: dict[str, str] = {
 
 CODEC_DOORS = re.compile(
     r"leased\.(terms\..*|chain\.(canonical|page|shapes)|wire\..*|hardware\.worker"
-    r"|service\.(config|evidence|audit_routes)|client\..*|ctl\..*|collector\..*)"
+    r"|service\.(config|evidence|fleet\.routes)|client\..*|ctl\..*|collector\..*)"
 )
 """`msgspec.Struct` is how a value is written down, anywhere; encoding and decoding happen here
 only.

@@ -21,12 +21,12 @@ from leased.chain.evidence import FORMAT, Bundle, Start
 from leased.chain.note import NoteKey, open_note
 from leased.chain.proof import FORMAT as PROOF_FORMAT
 from leased.chain.proof import Proof, inclusion_path, subtree_of
-from leased.collector.archive import Archive
+from leased.collector.archive.archive import Archive
+from leased.collector.archive.manifest import LogEntry
+from leased.collector.archive.storing import Storer
 from leased.collector.asking import ask_checkpoint, ask_proof
 from leased.collector.ingest import State
-from leased.collector.manifest import LogEntry
 from leased.collector.reconcile import Finding, Problem, Verdict
-from leased.collector.storing import Storer
 from leased.collector.transport import Connection, Unreachable
 from leased.collector.witness import Witness
 from leased.durable.files import DirectoryDisk, write_whole

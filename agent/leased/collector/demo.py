@@ -25,7 +25,7 @@ from leased.chain.sealer import Sealer
 from leased.chain.signing import Signer
 from leased.chain.tree import EMPTY
 from leased.chain.verifier import Verifier
-from leased.collector.archive import Archive, LogEntry, Page
+from leased.collector.archive.archive import Archive, LogEntry, Page
 from leased.collector.demo_leases import Machine
 from leased.economics.hourly import HOUR_NS
 from leased.terms.errors import StateError

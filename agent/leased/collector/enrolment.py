@@ -18,8 +18,8 @@ import msgspec
 
 from leased.chain.head import GENESIS
 from leased.chain.note import ED25519, parse_key
+from leased.collector.archive.manifest import LogEntry, ManifestTables
 from leased.collector.ingest import Pinned, State, decode_state, encode_state
-from leased.collector.manifest import LogEntry, ManifestTables
 from leased.collector.transport import parse_url
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.identity import parse_id

@@ -20,9 +20,9 @@ from typing import Final
 import msgspec
 
 from leased.chain.canonical import Unknown
-from leased.collector.archive import ArchiveReader
-from leased.collector.flow import Flow
-from leased.collector.manifest import LogEntry
+from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.manifest import LogEntry
+from leased.collector.planning.flow import Flow
 from leased.terms import event as events
 from leased.terms.event import Event, LeaseEvent
 from leased.terms.lease import Subject

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from leased.chain.tree import EMPTY, Frontier
-from leased.collector.archive import Archive
+from leased.collector.archive.archive import Archive
+from leased.collector.archive.manifest import BUSY_MS
 from leased.collector.gossip import PeerHead
-from leased.collector.manifest import BUSY_MS
 from leased.terms.errors import StateError
 
 DATABASE: Final = "heads.sqlite"

@@ -23,7 +23,7 @@ from typing import Final
 import msgspec
 
 from leased.chain.invitation import Invitation
-from leased.collector.manifest import BUSY_MS
+from leased.collector.archive.manifest import BUSY_MS
 from leased.terms.errors import StateError
 
 DATABASE: Final = "invites.sqlite"

@@ -16,15 +16,11 @@ from pathlib import Path
 from typing import Final
 
 import leased
-from leased.collector import advice_verbs as advice
-from leased.collector import backup_verbs as backup
-from leased.collector import invite_verbs as invites
-from leased.collector import money_verbs as money
-from leased.collector import pull_verbs
-from leased.collector import store_verbs as store
-from leased.collector import verbs as records
 from leased.collector.api import verbs as http
 from leased.collector.telemetry import verbs as telemetry
+from leased.collector.verbs import advice, backup, invites, money, store
+from leased.collector.verbs import pull as pull_verbs
+from leased.collector.verbs import status as records
 from leased.collector.webhooks import verbs as webhooks
 from leased.ctl import completion
 from leased.ctl.console import Console

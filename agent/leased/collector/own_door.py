@@ -15,16 +15,16 @@ from typing import Any
 
 import trio
 
-from leased.collector.storing import Storer
+from leased.collector.archive.storing import Storer
 from leased.collector.witness import Witness
 from leased.ports import Clock
-from leased.service import listening as door
-from leased.service.audit_routes import AuditRoutes, refuse
-from leased.service.countersigning import Countersigning
-from leased.service.listening import Listening
-from leased.service.node_listener import NodeListener, open_sockets
-from leased.service.pulling import PulledLog
-from leased.service.tls import load
+from leased.service.fleet import config as door
+from leased.service.fleet.config import Listening
+from leased.service.fleet.countersigning import Countersigning
+from leased.service.fleet.listener import NodeListener, open_sockets
+from leased.service.fleet.pulling import PulledLog
+from leased.service.fleet.routes import AuditRoutes, refuse
+from leased.service.fleet.tls import load
 from leased.terms.command import Command, NoteCountersigned
 from leased.terms.errors import ConfigError
 from leased.terms.event import Event

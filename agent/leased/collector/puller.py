@@ -20,14 +20,15 @@ import msgspec
 import trio
 
 from leased.chain.certificate import Role
-from leased.collector.archive import CursorMoved, LogEntry, Page
+from leased.collector.archive.archive import CursorMoved, LogEntry, Page
+from leased.collector.archive.manifest import ManifestGone
+from leased.collector.archive.storing import Storer
 from leased.collector.asking import SlowDown, acknowledge, ask_page
 from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.gossip import PeerHead, heads_in, hushed, judge_heads
 from leased.collector.heads import Heads
 from leased.collector.ingest import State, Taken, decode_state, encode_state, take_page
-from leased.collector.manifest import ManifestGone
 from leased.collector.reconcile import (
     Finding,
     Problem,
@@ -36,7 +37,6 @@ from leased.collector.reconcile import (
     judge_refusal,
     judge_silence,
 )
-from leased.collector.storing import Storer
 from leased.collector.transport import Connection, Endpoint, Unreachable, connect
 from leased.collector.witness import Witness
 from leased.terms.errors import ChainError, StateError

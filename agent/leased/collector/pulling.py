@@ -21,18 +21,18 @@ import msgspec
 import trio
 
 from leased.chain.certificate import Role, read_certificate
-from leased.collector.archive import Archive
+from leased.collector.archive.archive import Archive
+from leased.collector.archive.manifest import ManifestGone
+from leased.collector.archive.parts import part_of
+from leased.collector.archive.sharing import BEAT_S, Sharing
+from leased.collector.archive.storing import Storer
 from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.enrolment import enrol, read_file
 from leased.collector.heads import Heads
-from leased.collector.manifest import ManifestGone
 from leased.collector.own_door import HostClock, OwnDoor, read_listening
-from leased.collector.parts import part_of
 from leased.collector.puller import Fleet, Puller
 from leased.collector.reconcile import Verdict
-from leased.collector.sharing import BEAT_S, Sharing
-from leased.collector.storing import Storer
 from leased.collector.transport import client_context, parse_url
 from leased.collector.witness import Witness, open_witness, os_entropy
 from leased.terms.errors import CallerError, ConfigError

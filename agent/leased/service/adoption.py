@@ -18,9 +18,9 @@ import trio
 
 from leased.hardware.adopting import Adoptions
 from leased.ports import Entropy
-from leased.service.connection import Connection
+from leased.service.api.connection import Connection
+from leased.service.api.peers import TenantOf, trust_of
 from leased.service.evidence import NO_COMMAND
-from leased.service.peers import TenantOf, trust_of
 from leased.service.sequencer import Sequencer
 from leased.service.walls import Walls
 from leased.terms.command import Acquire, Caller, Command, NoteAdoption

@@ -25,33 +25,33 @@ from leased.hardware import hotplug
 from leased.hardware.devices import Devices
 from leased.lessor.lessor import Lessor
 from leased.service import recovery
-from leased.service.calendar import calendar_at, prices_of
-from leased.service.chain_reader import ChainReader
+from leased.service.api.doors import open_doors
+from leased.service.api.listener import Listener
+from leased.service.api.reception import make_dispatcher
 from leased.service.config import Config
 from leased.service.custody import Custodian
 from leased.service.detachment import Detachment
-from leased.service.doors import open_doors
 from leased.service.evidence import NO_COMMAND
-from leased.service.feed import Feed
-from leased.service.fleet import make_fleet
+from leased.service.fleet.fleet import make_fleet
 from leased.service.grantor import Grantor
 from leased.service.holders import Holders
 from leased.service.lifeline import Lifeline
-from leased.service.listener import Listener
+from leased.service.log.reader import ChainReader
+from leased.service.log.upkeep import make_upkeep
 from leased.service.notifier import Notifier
 from leased.service.opening import Footing, Opened
-from leased.service.policies import make_policies
-from leased.service.policy_uplink import make_uplink
-from leased.service.reaper_link import ANSWER_S, ReaperLink
-from leased.service.reaper_process import spawn_configured
-from leased.service.reception import make_dispatcher
+from leased.service.policy.calendar import calendar_at, prices_of
+from leased.service.policy.policies import make_policies
+from leased.service.policy.uplink import make_uplink
+from leased.service.reaper.link import ANSWER_S, ReaperLink
+from leased.service.reaper.process import spawn_configured
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
 from leased.service.telemetry.outlets import Outlets
 from leased.service.telemetry.sampling import Telemetry
+from leased.service.telling.feed import Feed
+from leased.service.telling.vitals import Vitals
 from leased.service.ticker import Ticker
-from leased.service.upkeep import make_upkeep
-from leased.service.vitals import Vitals
 from leased.service.watcher import Watcher, first_look
 from leased.terms.command import Caller, Heartbeat, Revoke, Stop
 from leased.terms.effect import Effect

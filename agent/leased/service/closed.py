@@ -21,19 +21,19 @@ import trio
 
 from leased.chain.certificate import Identity
 from leased.ports import Clock
-from leased.service.audit_routes import problem, refuse
+from leased.service.api.connection import Connection
+from leased.service.api.doors import Door
+from leased.service.api.listener import Listener
 from leased.service.config import Config
-from leased.service.connection import Connection
-from leased.service.doors import Door
+from leased.service.fleet.config import Listening
+from leased.service.fleet.listener import PULL_SOCKET, NodeListener, open_sockets
+from leased.service.fleet.routes import problem, refuse
+from leased.service.fleet.tls import load
+from leased.service.fleet.web import Answer, Request
 from leased.service.holders import Holders
-from leased.service.journald import Journald
 from leased.service.lifeline import Lifeline
-from leased.service.listener import Listener
-from leased.service.listening import Listening
-from leased.service.narration import CRITICAL
-from leased.service.node_listener import PULL_SOCKET, NodeListener, open_sockets
-from leased.service.tls import load
-from leased.service.web import Answer, Request
+from leased.service.telling.journald import Journald
+from leased.service.telling.narration import CRITICAL
 from leased.terms.errors import ChainError, ConfigError, LogBusy, StateError
 from leased.terms.reply import Refusal, RefusalReason
 from leased.wire import parameters

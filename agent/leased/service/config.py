@@ -22,13 +22,13 @@ from leased.durable import tpm
 from leased.economics.rates import DEFAULT_CARD, RateCard
 from leased.hardware.bounds import offered
 from leased.hardware.config import HardwareConfig
-from leased.service.listening import Listening
-from leased.service.listening import check as check_listening
+from leased.service.fleet.config import Listening
+from leased.service.fleet.config import check as check_listening
+from leased.service.policy.windows import check_windows
 from leased.service.telemetry import streaming
 from leased.service.telemetry.streaming import Streaming
 from leased.service.uplink import Collector
 from leased.service.uplink import check as check_collector
-from leased.service.windows import check_windows
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
 from leased.terms.moment import NS_PER_MS, NS_PER_S

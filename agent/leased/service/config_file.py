@@ -25,8 +25,8 @@ from leased.economics import rates
 from leased.hardware.config import HardwareConfig
 from leased.hardware.keys import KEYS as HARDWARE_KEYS
 from leased.service import config, uplink
-from leased.service.listening import KEYS as LISTENER_KEYS
-from leased.service.listening import Listening
+from leased.service.fleet.config import KEYS as LISTENER_KEYS
+from leased.service.fleet.config import Listening
 from leased.service.telemetry.streaming import KEYS as _TELEMETRY_KEYS
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId, parse_tenant

@@ -19,12 +19,12 @@ from leased.durable.log import OpenedLog, open_log
 from leased.durable.tpm import TpmCounter
 from leased.hardware.clock import BootClock
 from leased.hardware.identity import node_id, read_machine_id
+from leased.service.api.doors import Door, open_doors
 from leased.service.closed import keep_closed
 from leased.service.config import Config
-from leased.service.doors import Door, open_doors
 from leased.service.entropy import EntropyPool
-from leased.service.journald import Journald
 from leased.service.lifeline import Lifeline
+from leased.service.telling.journald import Journald
 from leased.terms.errors import ChainError, LogBusy, StateError
 from leased.terms.moment import NS_PER_S
 

@@ -18,7 +18,7 @@ from leased.hardware.rdma.calls import Connection, Peer
 from leased.hardware.rdma.devices import spelled
 from leased.hardware.rdma.protocol import MAY_ATOMIC, MAY_READ, MAY_WRITE
 from leased.ports import Clock, Entropy
-from leased.service.connection import Connection as Caller
+from leased.service.api.connection import Connection as Caller
 from leased.terms.command import Command
 from leased.terms.errors import CallerError
 from leased.terms.lease import Lease

@@ -29,8 +29,8 @@ from leased.service.config import Config
 from leased.service.custody import Custodian
 from leased.service.evidence import NO_COMMAND
 from leased.service.holders import Holders
-from leased.service.pruning import prune
-from leased.service.reaper_link import RosterEntry
+from leased.service.log.pruning import prune
+from leased.service.reaper.link import RosterEntry
 from leased.service.sequencer import Sequencer
 from leased.terms.command import NoteStray, Start
 from leased.terms.errors import DeviceError

@@ -25,8 +25,8 @@ from leased.chain.sealer import SealedBatch, Sealer
 from leased.lessor.draft import Proposal
 from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Journal
+from leased.service.api.outbox import Outbox
 from leased.service.evidence import NO_COMMAND
-from leased.service.outbox import Outbox
 from leased.terms.command import CancelWait, Command, Extend, Renew
 from leased.terms.effect import Effect, MoveDeadline, Prepare
 from leased.terms.event import Allocated, Event

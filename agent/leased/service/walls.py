@@ -20,7 +20,7 @@ from typing import Protocol
 from leased.hardware.leaves import inside
 from leased.lessor.table import end_ns
 from leased.ports import Arming, Clock, Reaper
-from leased.service.connection import Connection
+from leased.service.api.connection import Connection
 from leased.service.custody import Custodian
 from leased.service.holders import Holders
 from leased.service.notifier import Notifier

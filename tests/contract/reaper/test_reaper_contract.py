@@ -15,7 +15,7 @@ import trio
 
 from leased.hardware.clock import BootClock
 from leased.ports import Arming, Clock, Reaper
-from leased.service.reaper_link import ReaperLink
+from leased.service.reaper.link import ReaperLink
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease

@@ -10,11 +10,11 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leased.collector import blocks, tables
-from leased.collector.duck import DuckEngine
-from leased.collector.engine import RESULTS, SMALL_TABLES, check_engine, meter
-from leased.collector.projection import Carry, Projector, shape
-from leased.collector.reference import Chain, ReferenceSource
+from leased.collector.metering import blocks, tables
+from leased.collector.metering.duck import DuckEngine
+from leased.collector.metering.engine import RESULTS, SMALL_TABLES, check_engine, meter
+from leased.collector.metering.projection import Carry, Projector, shape
+from leased.collector.metering.reference import Chain, ReferenceSource
 from leased.economics.hourly import HOUR_NS
 from leased.terms.lease import AccountingTag, Priority
 from leased.terms.moment import NS_PER_S

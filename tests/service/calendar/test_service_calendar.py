@@ -9,8 +9,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from leased.service import windows
-from leased.service.calendar import CalendarWatch
+from leased.service.policy import windows
+from leased.service.policy.calendar import CalendarWatch
 from leased.terms.command import Command, SetPolicy, Turn
 from leased.terms.errors import ConfigError
 from leased.terms.moment import NS_PER_S

@@ -11,7 +11,7 @@ import trio.testing
 
 from leased.durable.binding import Binding
 from leased.ports import AnchorSlot
-from leased.service.counting import AGAIN_NS, Counting
+from leased.service.log.counting import AGAIN_NS, Counting
 from leased.terms.errors import StateError
 from leased.terms.identity import LogId
 from leased.terms.moment import NS_PER_S

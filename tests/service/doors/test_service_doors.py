@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from leased.service.api.doors import Door, open_doors
 from leased.service.config import Config, Paths, Sockets
-from leased.service.doors import Door, open_doors
 from leased.service.lifeline import ADMIN_SOCKET, USER_SOCKET
 from leased.terms.errors import StateError
 

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from leased.chain.epochs import EpochKey, Ratchet
-from leased.service.epochs import Epochs
+from leased.service.log.epochs import Epochs
 from leased.terms.command import Command, Heartbeat
 from leased.terms.moment import NS_PER_S
 from tests.doubles.clock import FakeClock

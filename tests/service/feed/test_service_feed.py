@@ -7,8 +7,8 @@ import pytest
 import trio
 import trio.testing
 
-from leased.service.feed import Feed
 from leased.service.sequencer import Told
+from leased.service.telling.feed import Feed
 from leased.terms.event import HealthChanged
 from leased.terms.identity import BootId, EventId
 from leased.terms.lease import LeaseState

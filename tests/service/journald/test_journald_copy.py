@@ -17,10 +17,10 @@ import pytest
 import trio
 import trio.testing
 
-from leased.service import narration
 from leased.service.config import JournaldCopy
-from leased.service.journald import BACKLOG_MAX, Journald, encode
 from leased.service.sequencer import Told
+from leased.service.telling import narration
+from leased.service.telling.journald import BACKLOG_MAX, Journald, encode
 from leased.terms import event
 from leased.terms.identity import BootId, CommandId, EventId, LeaseId, TenantId
 from leased.terms.lease import Priority, RevocationReason, Subject, Trust

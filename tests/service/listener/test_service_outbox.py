@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from leased.service.outbox import Outbox
+from leased.service.api.outbox import Outbox
 
 
 class Sender:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from leased.service.peers import check_sent_pidfd, identify, peer_pidfd
+from leased.service.api.peers import check_sent_pidfd, identify, peer_pidfd
 from leased.terms.command import Caller
 from leased.terms.errors import PermissionDenied
 from leased.terms.identity import TenantId

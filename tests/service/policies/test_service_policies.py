@@ -11,7 +11,7 @@ import pytest
 from leased.durable.shelf import Shelf
 from leased.lessor.lessor import Lessor
 from leased.service.config import Config
-from leased.service.policies import NO_RATE_HASH, Policies
+from leased.service.policy.policies import NO_RATE_HASH, Policies
 from leased.terms import command as commands
 from leased.terms.command import Command, SetPolicy
 from leased.terms.errors import ConfigError, InvalidParameter, StateError

@@ -26,11 +26,11 @@ from leased.chain.quorum import flat
 from leased.chain.sealer import Sealer
 from leased.chain.signing import Signer
 from leased.durable.log import OpenedLog
-from leased.service.audit_routes import AuditRoutes
-from leased.service.countersigning import Countersigning
-from leased.service.listening import Collector
-from leased.service.pulling import PulledLog
-from leased.service.web import Answer, Request
+from leased.service.fleet.config import Collector
+from leased.service.fleet.countersigning import Countersigning
+from leased.service.fleet.pulling import PulledLog
+from leased.service.fleet.routes import AuditRoutes
+from leased.service.fleet.web import Answer, Request
 from leased.terms import command as commands
 from leased.terms import event as e
 from leased.terms.identity import EventId

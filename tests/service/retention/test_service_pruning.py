@@ -16,8 +16,8 @@ from leased.chain.note import COSIGNATURE_V1, NoteKey
 from leased.durable.reader import read_log
 from leased.durable.scan import segment_names
 from leased.service.evidence import NO_COMMAND
-from leased.service.listening import Collector, Listening
-from leased.service.pruning import Identity, Pruning
+from leased.service.fleet.config import Collector, Listening
+from leased.service.log.pruning import Identity, Pruning
 from leased.terms import event as e
 from leased.terms.command import NoteCountersigned, NotePruned
 from leased.terms.moment import NS_PER_S

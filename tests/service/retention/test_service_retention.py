@@ -13,8 +13,8 @@ from leased.chain.note import COSIGNATURE_V1, NoteKey
 from leased.durable.log import OpenedLog
 from leased.durable.reader import read_log
 from leased.durable.scan import segment_names
-from leased.service.listening import Collector, Listening
-from leased.service.pruning import acked_size, prune
+from leased.service.fleet.config import Collector, Listening
+from leased.service.log.pruning import acked_size, prune
 from leased.terms import event as e
 from tests.contract.journal.test_log_retention import life
 from tests.doubles.logs import CountedEntropy, moment_at, open_in, started

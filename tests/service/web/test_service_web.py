@@ -11,9 +11,9 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leased.service.audit_routes import refuse
-from leased.service.listening import Listening
-from leased.service.web import Answer, Request, converse
+from leased.service.fleet.config import Listening
+from leased.service.fleet.routes import refuse
+from leased.service.fleet.web import Answer, Request, converse
 
 LIMITS = Listening(requests_per_s_max=1_000_000)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from leased.collector import engines
 from leased.collector.api import settings
 from leased.collector.api.pace import Pace
+from leased.collector.metering import engines
 from leased.terms.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "leased-collector.toml"

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from leased.collector.api.views import Views
-from leased.collector.archive import ArchiveReader
+from leased.collector.archive.archive import ArchiveReader
 from leased.collector.fleet import Fleet, NodeView
 from leased.terms.policy import Policy
 from tests.doubles.fleet_archive import HOUR_NS, sample

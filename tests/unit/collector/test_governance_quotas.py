@@ -26,7 +26,7 @@ from leased.collector.governance.quotas import (
     Source,
     effective,
 )
-from leased.service.windows import check_windows, open_windows
+from leased.service.policy.windows import check_windows, open_windows
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.identity import TenantId
 from leased.terms.lease import Level

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from leased.collector import queueing
-from leased.collector.flow import DAY_NS, DAYS_KEPT, Day, Flow, ceiling_ns, class_of
+from leased.collector.planning import queueing
+from leased.collector.planning.flow import DAY_NS, DAYS_KEPT, Day, Flow, ceiling_ns, class_of
 
 
 @given(st.integers(0, 2**62))

@@ -24,8 +24,8 @@ from leased.ctl.console import Console
 from leased.ctl.findings import Grade
 from leased.ctl.main import main
 from leased.ctl.minting import ca_of, der_of, found, open_authority
-from leased.service import tls
-from leased.service.listening import Listening
+from leased.service.fleet import tls
+from leased.service.fleet.config import Listening
 from leased.terms.errors import CallerError, ConfigError
 from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.host import not_proven

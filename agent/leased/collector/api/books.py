@@ -19,15 +19,15 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from leased.collector.accounts import Accounts
-from leased.collector.archive import ArchiveReader
-from leased.collector.duck import DuckEngine
-from leased.collector.engine import Engine, EngineGone
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.invoices import Invoices
+from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.manifests import is_there
 from leased.collector.fleet import Fleet
-from leased.collector.invoices import Invoices
-from leased.collector.manifests import is_there
-from leased.collector.store import Store
-from leased.collector.store_source import StoreSource
+from leased.collector.metering.duck import DuckEngine
+from leased.collector.metering.engine import Engine, EngineGone
+from leased.collector.metering.store import Store
+from leased.collector.metering.store_source import StoreSource
 from leased.economics.contracts import Terms
 from leased.terms.errors import LeasedError
 

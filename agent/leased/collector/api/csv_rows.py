@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from leased.collector import answers
+from leased.collector.accounts import answers
 
 
 def csv_of(rows: Sequence[msgspec.Struct]) -> bytes:

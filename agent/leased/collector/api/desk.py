@@ -21,9 +21,8 @@ import msgspec
 import trio
 
 from leased import __version__
-from leased.collector import capacity, engines
-from leased.collector.accounts import NoData
-from leased.collector.answers import IdleResource
+from leased.collector.accounts.accounts import NoData
+from leased.collector.accounts.answers import IdleResource
 from leased.collector.api import (
     console_routes,
     enrolling,
@@ -49,6 +48,8 @@ from leased.collector.api.server import Server
 from leased.collector.api.settings import Settings
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.keeping import KEY_NAME, Keeping
+from leased.collector.metering import engines
+from leased.collector.planning import capacity
 from leased.collector.telemetry.receiver import Mounted, Receiver
 from leased.collector.telemetry.store import Store
 from leased.collector.webhooks.mailing import Mailing

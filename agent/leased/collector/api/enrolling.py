@@ -25,9 +25,9 @@ from leased.chain.signing import verifies
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.settings import Http
+from leased.collector.archive.manifests import open_manifest
 from leased.collector.enrolment import enrol, read_enrolment
 from leased.collector.invites import Denied, Invite, Invites, Why
-from leased.collector.manifests import open_manifest
 from leased.ctl import minting
 from leased.terms.errors import CallerError, ChainError, ConfigError, StateError
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any, Final
 
-from leased.collector.accounts import Accounts
+from leased.collector.accounts.accounts import Accounts
 from leased.collector.api.exposition import MEDIA_TYPE, Samples, family
 from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.views import Views

@@ -18,20 +18,21 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from leased.collector import answers, capacity, forecast, periods
-from leased.collector.accounts import Accounts, NoData, UnknownTenant
-from leased.collector.allocation_history import AllocationHistory, allocations
+from leased.collector.accounts import answers, periods
+from leased.collector.accounts.accounts import Accounts, NoData, UnknownTenant
+from leased.collector.accounts.focus import focus_csv
+from leased.collector.accounts.focus_1_4 import VERSIONS
+from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.api.csv_rows import csv_of
 from leased.collector.api.forms import Tenant
 from leased.collector.api.problems import Problem
 from leased.collector.api.requests import prefers
 from leased.collector.api.routes import Answer, Call, Route, Scope
 from leased.collector.fleet import Fleet
-from leased.collector.focus import focus_csv
-from leased.collector.focus_1_4 import VERSIONS
-from leased.collector.focus_table import parquet_of
-from leased.collector.latency_cost import LatencyCost, latency_cost
-from leased.collector.rightsizing import RightSizing, rightsizing
+from leased.collector.planning import capacity, forecast
+from leased.collector.planning.allocation_history import AllocationHistory, allocations
+from leased.collector.planning.latency_cost import LatencyCost, latency_cost
+from leased.collector.planning.rightsizing import RightSizing, rightsizing
 from leased.collector.telemetry.store import Store
 from leased.collector.telemetry.views import windows
 from leased.economics.attribution import Basis, Spread

@@ -13,9 +13,9 @@ from typing import Any
 
 from leased.collector.api.seen import LeaseSeen, LogSeen, NodeSeen
 from leased.collector.api.shown import instant, quantities
+from leased.collector.archive.manifest import LogEntry
 from leased.collector.fleet import LiveLease, NodeView, Told
 from leased.collector.governance.dimensions import BY_KIND, show
-from leased.collector.manifest import LogEntry
 from leased.terms.resource import ResourceKind
 
 

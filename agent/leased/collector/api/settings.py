@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import msgspec
 
+from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api.callers import LOOPBACK, Token
 from leased.collector.api.routes import Scope
-from leased.collector.engines import SECTION, StoreConfig, check_store
+from leased.collector.metering.engines import SECTION, StoreConfig, check_store
 from leased.collector.telemetry.store import KEEP_NS, ROWS_MAX
-from leased.collector.terms_file import load_terms
 from leased.collector.webhooks.guard import Network, parse_network
 from leased.economics.contracts import Terms
 from leased.terms import reading

@@ -32,11 +32,11 @@ from leased.collector.api.seen import (
     UsageSeen,
 )
 from leased.collector.api.shown import instant, page, quantities
+from leased.collector.archive.manifest import LogEntry
 from leased.collector.fleet import Fleet, NodeView
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
 from leased.collector.governance.fairness import filled, jain
 from leased.collector.governance.quotas import Limit
-from leased.collector.manifest import LogEntry
 from leased.terms.policy import Allocation, Policy, Strategy
 from leased.terms.resource import ResourceKind
 

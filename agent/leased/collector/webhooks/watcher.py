@@ -23,11 +23,11 @@ import trio
 
 from leased.chain.canonical import decode
 from leased.chain.record import Record
-from leased.collector.answers import IdleResource
-from leased.collector.archive import ArchiveReader
-from leased.collector.invoices import Invoices
-from leased.collector.manifest import LogEntry
-from leased.collector.manifests import is_there
+from leased.collector.accounts.answers import IdleResource
+from leased.collector.accounts.invoices import Invoices
+from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.manifest import LogEntry
+from leased.collector.archive.manifests import is_there
 from leased.collector.webhooks.facts import Fact, Kind
 from leased.collector.webhooks.keeping import Kept
 from leased.collector.webhooks.outbox import Outbox, Webhook

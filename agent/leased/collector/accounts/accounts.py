@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The accounts: usage, costs, bills and chargeback of a fleet, for whoever asks.
+
+Rule: numbers come from a `Source` of hourly cells, and every source gives the same cells for the
+same records: the Python reference (`reference`) and the SQL engines. What is asked of a tenant or
+month that no record mentions is a typed error, never an empty bill.
+
+Does not speak HTTP (`api`) and does not decide who may ask.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from enum import StrEnum
+from fractions import Fraction
+from typing import Any, Final, TypeVar
+
+from leased.collector.accounts import periods
+from leased.collector.accounts.answers import (
+    CenterCost,
+    Chargeback,
+    Costs,
+    Interval,
+    LineItem,
+    NamedCost,
+    Reach,
+    Summary,
+    TenantCost,
+    UsageReport,
+)
+from leased.collector.accounts.focus import focus_csv, focus_rows
+from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
+from leased.collector.accounts.invoices import Invoices
+from leased.collector.accounts.periods import Window
+from leased.collector.accounts.usage_rows import usage_rows
+from leased.collector.metering.sources import Source
+from leased.economics.amounts import rounded, split, units
+from leased.economics.attribution import Basis, Spread, attribute, spread_shared
+from leased.economics.bill_text import terms_of
+from leased.economics.billing import Bill, BillLine, Month, make_bill
+from leased.economics.contracts import Terms
+from leased.economics.hourly import HOUR_NS
+from leased.economics.meter import UsageKey
+from leased.economics.statement import fixed
+from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
+from leased.terms.identity import parse_tenant
+
+TOP: Final = 10
+OTHER: Final = "OTHER"
+ANSWERS_KEPT: Final = 256
+_Choice = TypeVar("_Choice", bound=StrEnum)
+_Answer = TypeVar("_Answer")
+
+
+class UnknownTenant(CallerError):
+    """No record of any node mentions this tenant."""
+
+    wire = "io.leased.Collector.UnknownTenant"
+    exit_status = EX_NOINPUT
+
+
+class NoData(CallerError):
+    """No node has records of this time (yet, or any more)."""
+
+    wire = "io.leased.Collector.NoData"
+    exit_status = EX_NOINPUT
+
+
+class Accounts:
+    """Everything that is asked about money."""
+
+    def __init__(
+        self,
+        source: Source,
+        terms: Terms,
+        invoices: Invoices | None = None,
+    ) -> None:
+        """`invoices` are the bills that were issued; None: nothing ever was."""
+        self.source = source
+        self.terms = terms
+        self._retired = frozenset(terms.retired_nodes)
+        self._invoices = invoices
+        self._answered: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def once(self, key: Hashable, answer: Callable[[Accounts], _Answer]) -> _Answer:
+        """What `answer` says, by whatever names it: the same cells give the same again."""
+        if key in self._answered:
+            self._answered.move_to_end(key)
+        else:
+            self._answered[key] = answer(self)
+            if len(self._answered) > ANSWERS_KEPT:
+                self._answered.popitem(last=False)
+        found: _Answer = self._answered[key]
+        return found
+
+    # ---- when ---------------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """The newest record of any node. Raises NoData."""
+        nodes = self.source.nodes()
+        if not nodes:
+            raise NoData("no node has been pulled yet: enrol one and wait for its first page")
+        return max(node.watermark_ns for node in nodes)
+
+    def watermark_ns(self) -> int:
+        """The oldest last record of all nodes that are not retired: what ends before is settled."""
+        nodes = [node for node in self.source.nodes() if node.node_id not in self._retired]
+        return min((node.watermark_ns for node in nodes), default=0)
+
+    def reach(self, window: Window) -> Reach:
+        """How far the records reach for an answer about `window`."""
+        behind = [
+            node.node_id
+            for node in self.source.nodes()
+            if node.watermark_ns < window.to_ns and node.node_id not in self._retired
+        ]
+        return Reach(
+            periods.instant(self.now_ns()),
+            periods.instant(self.watermark_ns()),
+            sorted(frozenset(behind)),
+            bool(behind),
+        )
+
+    def last(self, period: str) -> Window:
+        """The last "24h" or "30d". The running hour is not a part of it."""
+        return periods.last(period, self.now_ns())
+
+    def month(self, text: str, tenant: str | None = None) -> Month:
+        """A month in the tenant's time zone. Raises InvalidParameter, NoData."""
+        zone = dict(self.terms.time_zones).get(tenant or "", "UTC")
+        month = periods.month(text, zone)
+        if month.from_ns > self.now_ns() or month.to_ns <= self.source.first_ns():
+            raise NoData(f"month: no node has a record of {text}")
+        return month
+
+    def known(self, tenant: str) -> str:
+        """`tenant`, if any record mentions it. Raises InvalidParameter, UnknownTenant."""
+        name = parse_tenant(tenant)
+        if name not in self.source.tenants():
+            raise UnknownTenant(f"tenant: no record of any node mentions {name!r}")
+        return name
+
+    # ---- what ---------------------------------------------------------------------------------
+
+    def usage(self, tenant: str, window: Window, granularity: str = "hour") -> UsageReport:
+        """What `tenant` held, by "hour", "day" or the "total"."""
+        tenant = self.known(tenant)
+        buckets = {"hour": HOUR_NS, "day": periods.DAY_NS, "total": 0}
+        if granularity not in buckets:
+            raise InvalidParameter("granularity", "one of hour, day, total")
+        rows = usage_rows(
+            self.source.cells(window.pair, tenant),
+            self.source.peaks(window.pair, tenant),
+            self.terms,
+            window,
+            buckets[granularity],
+        )
+        tasks = sum(self.source.tasks(window.pair, tenant).values())
+        return UsageReport(
+            tenant,
+            _interval(window),
+            granularity,
+            self.terms.currency,
+            rows,
+            tasks,
+            sum((row.cost for row in rows), Decimal(0)),
+            self.reach(window),
+        )
+
+    def costs(self, window: Window, *, top: int = TOP, basis: str = Basis.RATE_CARD.value) -> Costs:
+        """What everybody cost; who is not among the first `top` is in OTHER, last."""
+        if not 1 <= top <= 1000:
+            raise InvalidParameter("top", "1 to 1000")
+        which = _choice(Basis, basis, "basis")
+        found = attribute(self.priced_sums(window), self.terms, which)
+        decimals = self.terms.decimals
+        ranked = sorted(found.by_tenant.items(), key=lambda item: (-item[1], item[0]))
+        named, rest = ranked[:top], ranked[top:]
+        if rest:
+            named.append((OTHER, sum((cost for _, cost in rest), Fraction(0))))
+        total = rounded(found.tenants_total, decimals)
+        tenants = [
+            TenantCost(name, _money(part, decimals), share)
+            for (name, _), part, share in _parts(named, total)
+        ]
+        pools = _named(found.pools, decimals)
+        if which is Basis.INFRASTRUCTURE:
+            total += sum(rounded(cost, decimals) for cost in found.pools.values())
+        return Costs(
+            f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
+            _money(total, decimals),
+            self.terms.currency,
+            tenants,
+            _named(found.by_type, decimals),
+            pools,
+            _money(rounded(found.pools["idle"], decimals), decimals),
+            which.value,
+            _interval(window),
+            self.reach(window),
+        )
+
+    def bill(self, tenant: str, month: str) -> Bill:
+        """The bill of a month: the one that was issued, or as it is by now."""
+        tenant = self.known(tenant)
+        period = self.month(month, tenant)
+        issued = self._invoices.issued(tenant, month) if self._invoices else None
+        return issued or self.draft(tenant, period)
+
+    def draft(self, tenant: str, period: Month) -> Bill:
+        """The bill as it is by the records at hand, with what they say of issued ones."""
+        return self._compute(tenant, period, self.terms, self.corrections(tenant, period.name))
+
+    def issue(self, month: str, tenants: Sequence[str] | None = None) -> list[Bill]:
+        """Issue the bills of a month, of every tenant or of these. Raises NotSettled."""
+        assert self._invoices is not None, "there is a place for bills"
+        made = []
+        for tenant in self.source.tenants() if tenants is None else tenants:
+            bill = self.bill(tenant, month)
+            self._invoices.issue(bill)
+            made.append(bill)
+        return made
+
+    def corrections(self, tenant: str, month: str) -> list[tuple[str, int]]:
+        """What bills issued before `month` would be now, at their own prices, and were not
+        corrected by yet."""
+        bills = self._invoices.of_tenant(tenant) if self._invoices else []
+        earlier = [bill for bill in bills if bill.period < month]
+        found = []
+        for bill in earlier:
+            period = Month(bill.period, int(bill.from_ns), int(bill.to_ns))
+            before = [(text, units(amount, bill.decimals)) for text, amount in bill.corrections]
+            again = self._compute(tenant, period, terms_of(bill.terms), before)
+            name = f"Correction of {bill.period}"
+            off = units(again.total, bill.decimals) - units(bill.total, bill.decimals)
+            off -= sum(
+                units(amount, one.decimals)
+                for one in earlier
+                for text, amount in one.corrections
+                if text == name
+            )
+            if off:
+                found.append((name, off))
+        return found
+
+    def _compute(
+        self, tenant: str, period: Month, terms: Terms, corrections: list[tuple[str, int]]
+    ) -> Bill:
+        window = (period.from_ns, period.to_ns)
+        return make_bill(
+            tenant,
+            period,
+            self._billed_cells(tenant, window, terms),
+            self.source.tasks(window, tenant),
+            terms,
+            self.source.contributing(window, tenant),
+            fleet_watermark_ns=self.watermark_ns(),
+            corrections=corrections,
+        )
+
+    def _billed_cells(
+        self, tenant: str, window: tuple[int, int], terms: Terms
+    ) -> dict[UsageKey, int]:
+        """What a bill is made of: hour by hour where a plan has overage, else in as few cells as
+        there are prices in force. Either way the same bill."""
+        contracts = terms.contracts_of(tenant, window)
+        if any(contract.plan is not None for contract, _, _ in contracts):
+            return self.source.cells(window, tenant)
+        borders = [card.since_ns for card in terms.cards]
+        borders.extend(start_ns for _, start_ns, _ in contracts)
+        cuts = sorted({window[0], *(at for at in borders if window[0] < at < window[1])})
+        found: dict[UsageKey, int] = {}
+        for start_ns, end_ns in zip(cuts, [*cuts[1:], window[1]], strict=True):
+            found.update(self.source.sums((start_ns, end_ns), tenant))
+        return found
+
+    def summary(self, tenant: str, month: str) -> Summary:
+        """The bill of a month as the API tells it."""
+        bill = self.bill(tenant, month)
+        window = Window(int(bill.from_ns), int(bill.to_ns))
+        return Summary(
+            bill.tenant,
+            bill.period,
+            [_line_item(line) for line in bill.line_items],
+            Decimal(bill.subtotal),
+            Decimal(bill.credits_total),
+            Decimal(bill.total),
+            bill.currency,
+            "final" if bill.final else "draft",
+            bill.invoice_id,
+            _interval(window),
+            list(bill.audit),
+            bill.digest().hex(),
+            self.reach(window),
+        )
+
+    def focus_rows(self, tenant: str, month: str, version: str) -> list[dict[str, str]]:
+        """The bill of a month as rows of FOCUS "1.2" or "1.4"."""
+        if version not in VERSIONS:
+            raise InvalidParameter("version", f"one of {', '.join(VERSIONS)}")
+        bill = self.bill(tenant, month)
+        cells = self.source.cells((int(bill.from_ns), int(bill.to_ns)), tenant)
+        rows = focus_rows(bill, cells, terms_of(bill.terms))
+        return list(rows if version == "1.2" else focus_1_4_rows(rows))
+
+    def focus(self, tenant: str, month: str, version: str = "1.2") -> str:
+        """The same, as CSV."""
+        return focus_csv(self.focus_rows(tenant, month, version), VERSIONS[version])
+
+    def chargeback(self, month: str, *, spread: str = Spread.NONE.value) -> Chargeback:
+        """What a month's infrastructure cost, by cost centre."""
+        how = _choice(Spread, spread, "spread")
+        period = self.month(month)
+        window = Window(period.from_ns, period.to_ns)
+        found = attribute(self.priced_sums(window), self.terms, Basis.INFRASTRUCTURE)
+        decimals = self.terms.infrastructure.decimals
+        centers = spread_shared(found.by_center, how)
+        total = rounded(found.total, decimals)
+        ranked = sorted(centers.items(), key=lambda item: (-item[1], item[0]))
+        return Chargeback(
+            period.name,
+            _money(total, decimals),
+            [
+                CenterCost(name, _money(part, decimals), share)
+                for (name, _), part, share in _parts(ranked, total)
+            ],
+            self.terms.infrastructure.currency,
+            how.value,
+            _interval(window),
+            self.reach(window),
+        )
+
+    def priced_sums(self, window: Window) -> Iterator[tuple[UsageKey, int]]:
+        """What was held in `window`, in as few cells as there are versions of the card."""
+        borders = [card.since_ns for card in self.terms.cards]
+        cuts = [window.from_ns, *(at for at in borders if window.from_ns < at < window.to_ns)]
+        for start_ns, end_ns in zip(cuts, [*cuts[1:], window.to_ns], strict=True):
+            yield from self.source.sums((start_ns, end_ns)).items()
+
+
+def _parts(
+    named: list[tuple[str, Fraction]], total: int
+) -> list[tuple[tuple[str, Fraction], int, Decimal]]:
+    """Each with its part of `total` and its share in hundredths, both adding up."""
+    weights = [max(Fraction(0), cost) for _, cost in named]
+    hundredths = split(100, weights) if any(weights) else [0] * len(named)
+    parts = split(total, weights)
+    shares = [Decimal(share).scaleb(-2) for share in hundredths]
+    return list(zip(named, parts, shares, strict=True))
+
+
+def _named(costs: Mapping[str, Fraction], decimals: int) -> list[NamedCost]:
+    """Costs by name, largest first; shares of what is positive."""
+    ranked = sorted(costs.items(), key=lambda item: (-item[1], item[0]))
+    weights = [max(Fraction(0), cost) for _, cost in ranked]
+    hundredths = split(100, weights) if any(weights) else [0] * len(ranked)
+    return [
+        NamedCost(name, _money(rounded(cost, decimals), decimals), Decimal(share).scaleb(-2))
+        for (name, cost), share in zip(ranked, hundredths, strict=True)
+    ]
+
+
+def _line_item(line: BillLine) -> LineItem:
+    return LineItem(
+        line.description,
+        Decimal(line.quantity),
+        Decimal(line.unit_price),
+        Decimal(line.total),
+        line.unit,
+        line.cost_exact,
+        line.kind,
+        line.tier,
+        line.priority,
+    )
+
+
+def _money(amount: int, decimals: int) -> Decimal:
+    return Decimal(fixed(amount, decimals))
+
+
+def _interval(window: Window) -> Interval:
+    return Interval(periods.instant(window.from_ns), periods.instant(window.to_ns))
+
+
+def _choice(kind: type[_Choice], value: str, parameter: str) -> _Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidParameter(parameter, f"one of {', '.join(sorted(kind))}") from None

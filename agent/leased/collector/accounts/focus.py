@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FOCUS 1.2 (FinOps Open Cost and Usage Specification): a bill as rows that other people's tools
+read.
+
+Rule: the rows' BilledCost adds up to the bill's total, to the last digit, and so does their
+EffectiveCost: what a line of the rate card costs is divided among its days and tags by the largest
+remainder, and what a plan's fee pays for is a row of its own, billed at nothing. Every column of
+the specification is there; what does not apply is empty. Custom columns begin with x_.
+
+Does not compute a bill (`accounts`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Final
+
+from leased.collector.accounts import periods
+from leased.economics.amounts import exact, split, units
+from leased.economics.billing import Bill, BillLine
+from leased.economics.contracts import Terms
+from leased.economics.hourly import HOUR_NS
+from leased.economics.meter import UsageKey
+from leased.economics.pools import UNIT, Pool
+from leased.economics.rates import PERMILLE
+from leased.economics.statement import SYNTHETIC, fixed
+from leased.terms.lease import AccountingTag
+from leased.terms.moment import NS_PER_S
+from leased.terms.resource import ResourceKind
+
+COLUMNS: Final = (
+    "AvailabilityZone",
+    "BilledCost",
+    "BillingAccountId",
+    "BillingAccountName",
+    "BillingAccountType",
+    "BillingCurrency",
+    "BillingPeriodEnd",
+    "BillingPeriodStart",
+    "CapacityReservationId",
+    "CapacityReservationStatus",
+    "ChargeCategory",
+    "ChargeClass",
+    "ChargeDescription",
+    "ChargeFrequency",
+    "ChargePeriodEnd",
+    "ChargePeriodStart",
+    "CommitmentDiscountCategory",
+    "CommitmentDiscountId",
+    "CommitmentDiscountName",
+    "CommitmentDiscountQuantity",
+    "CommitmentDiscountStatus",
+    "CommitmentDiscountType",
+    "CommitmentDiscountUnit",
+    "ConsumedQuantity",
+    "ConsumedUnit",
+    "ContractedCost",
+    "ContractedUnitPrice",
+    "EffectiveCost",
+    "InvoiceId",
+    "InvoiceIssuerName",
+    "ListCost",
+    "ListUnitPrice",
+    "PricingCategory",
+    "PricingCurrency",
+    "PricingCurrencyContractedUnitPrice",
+    "PricingCurrencyEffectiveCost",
+    "PricingCurrencyListUnitPrice",
+    "PricingQuantity",
+    "PricingUnit",
+    "ProviderName",
+    "PublisherName",
+    "RegionId",
+    "RegionName",
+    "ResourceId",
+    "ResourceName",
+    "ResourceType",
+    "ServiceCategory",
+    "ServiceName",
+    "ServiceSubcategory",
+    "SkuId",
+    "SkuMeter",
+    "SkuPriceDetails",
+    "SkuPriceId",
+    "SubAccountId",
+    "SubAccountName",
+    "SubAccountType",
+    "Tags",
+)
+"""Of the Cost and Usage dataset, in the order of the specification."""
+
+CUSTOM: Final = ("x_BillSha256",)
+ISSUER: Final = "leased"
+FEE_UNIT: Final = "month"
+AMOUNTS: Final = tuple(name for name in COLUMNS if name.endswith(("Cost", "Price", "Quantity")))
+_UNITS: Final = {"device": "Device", "core": "Core", "Gbit/s": "Gbps"}
+_SERVICE: Final = {
+    "gpu": ("Compute", "Other (Compute)", "GPU leases"),
+    "cpu": ("Compute", "Other (Compute)", "CPU leases"),
+    "mem": ("Compute", "Other (Compute)", "Memory leases"),
+    "block": ("Storage", "Other (Storage)", "Storage leases"),
+    "net": ("Networking", "Other (Networking)", "Network leases"),
+}
+_OTHER: Final = ("Other", "Other (Other)", "Leases")
+_Part = tuple[int, AccountingTag | None, int]
+
+
+def focus_rows(bill: Bill, cells: Mapping[UsageKey, int], terms: Terms) -> Iterator[dict[str, str]]:
+    """The rows of a bill. `cells` are those that it was made from, `terms` its own."""
+    for line in bill.line_items:
+        parts = _parts(bill, line, cells, terms)
+        if parts:
+            yield from map(_priced, _usage_rows(bill, line, parts))
+        else:
+            yield _priced(_whole_row(bill, line))
+            if line.unit == FEE_UNIT:
+                yield _priced(_covered_row(bill, line))
+    for reason, amount in bill.credits:
+        yield _priced(
+            _row(bill)
+            | {
+                "ChargeCategory": "Credit",
+                "ChargeDescription": reason,
+                "ChargeFrequency": "One-Time",
+                "BilledCost": amount,
+                "EffectiveCost": amount,
+                "ListCost": "0",
+                "ContractedCost": "0",
+            }
+        )
+
+
+def focus_csv(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> str:
+    """Rows as CSV with a heading."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _parts(bill: Bill, line: BillLine, cells: Mapping[UsageKey, int], terms: Terms) -> list[_Part]:
+    """What a line of the rate card is made of, by day and tag."""
+    if line.card is None or line.kind is None:
+        return []
+    first, last = int(bill.from_ns) // HOUR_NS, int(bill.to_ns) // HOUR_NS
+    sums: dict[tuple[int, AccountingTag | None], int] = {}
+    for key, amount in cells.items():
+        tier = None if key.tier is None else key.tier.name.lower()
+        priority = None if key.priority is None else key.priority.name.lower()
+        mine = key.pool is Pool.TENANT and key.tenant == bill.tenant
+        free = key.tag is not None and key.tag.flags & SYNTHETIC
+        if not mine or free or not first <= key.bucket < last:
+            continue
+        what = (key.kind.name.lower(), tier, priority, terms.card_number(key.bucket))
+        if what == (line.kind, line.tier, line.priority, line.card):
+            place = (key.bucket // 24, key.tag)
+            sums[place] = sums.get(place, 0) + amount
+    found = [(day, tag, amount) for (day, tag), amount in sums.items()]
+    total = sum(amount for _, _, amount in found)
+    if Fraction(total, UNIT[ResourceKind[line.kind.upper()]] * NS_PER_S) != _quantity(line):
+        return []  # a part of the month under another contract: the line stays whole
+    return sorted(found, key=lambda part: (part[0], _tags(part[1])))
+
+
+def _quantity(line: BillLine) -> Fraction:
+    """The exact quantity of a line of the rate card, from its exact cost."""
+    price = Fraction(line.unit_price) * Fraction(line.multiplier_pm, PERMILLE)
+    return Fraction(line.cost_exact) / price if price else Fraction(line.quantity)
+
+
+def _usage_rows(bill: Bill, line: BillLine, parts: list[_Part]) -> Iterator[dict[str, str]]:
+    shares = split(units(line.total, bill.decimals), [amount for _, _, amount in parts])
+    unit = UNIT[ResourceKind[(line.kind or "").upper()]] * NS_PER_S
+    listed = Fraction(line.unit_price)
+    price = listed * Fraction(line.multiplier_pm, PERMILLE)
+    for (day, tag, amount), share in zip(parts, shares, strict=True):
+        quantity = Fraction(amount, unit)
+        start_ns = max(day * periods.DAY_NS, int(bill.from_ns))
+        end_ns = min((day + 1) * periods.DAY_NS, int(bill.to_ns))
+        billed = fixed(share, bill.decimals)
+        yield (
+            _row(bill)
+            | _service(line)
+            | {
+                "ChargeCategory": "Usage",
+                "ChargeDescription": line.description,
+                "ChargeFrequency": "Usage-Based",
+                "ChargePeriodStart": periods.instant(start_ns),
+                "ChargePeriodEnd": periods.instant(end_ns),
+                "BilledCost": billed,
+                "EffectiveCost": billed,
+                "ListCost": exact(listed * quantity),
+                "ListUnitPrice": exact(listed),
+                "ContractedCost": exact(price * quantity),
+                "ContractedUnitPrice": exact(price),
+                "ConsumedQuantity": exact(quantity),
+                "ConsumedUnit": unit_name(line.unit),
+                "PricingQuantity": exact(quantity),
+                "PricingUnit": unit_name(line.unit),
+                "PricingCategory": "Dynamic" if line.priority == "scavenger" else "Standard",
+                "Tags": _tags(tag),
+            }
+        )
+
+
+def _whole_row(bill: Bill, line: BillLine) -> dict[str, str]:
+    """A line that is not divided: a plan's fee, overage, tasks, a minimum, a correction."""
+    row = _row(bill) | {
+        "ChargeDescription": line.description,
+        "BilledCost": line.total,
+        "EffectiveCost": line.total,
+    }
+    if not line.unit:
+        corrects = line.description.startswith("Correction of ")
+        return row | {
+            "ChargeCategory": "Adjustment",
+            "ChargeClass": "Correction" if corrects else "",
+            "ChargeFrequency": "One-Time",
+            "ListCost": line.total,
+            "ContractedCost": line.total,
+        }
+    fee = line.unit == FEE_UNIT
+    # Of the quantity as it is written, which may have been rounded: readers multiply.
+    cost = exact(Fraction(line.unit_price) * Fraction(line.quantity))
+    return (
+        row
+        | _service(line)
+        | {
+            "ChargeCategory": "Purchase" if fee else "Usage",
+            "ChargeFrequency": "Recurring" if fee else "Usage-Based",
+            "EffectiveCost": "0" if fee else line.total,
+            "ListCost": cost,
+            "ListUnitPrice": line.unit_price,
+            "ContractedCost": cost,
+            "ContractedUnitPrice": line.unit_price,
+            "PricingQuantity": line.quantity,
+            "PricingUnit": unit_name(line.unit),
+            "PricingCategory": "Committed" if fee else "Standard",
+            "ConsumedQuantity": "" if fee else line.quantity,
+            "ConsumedUnit": "" if fee else unit_name(line.unit),
+        }
+    )
+
+
+def _covered_row(bill: Bill, line: BillLine) -> dict[str, str]:
+    """What a plan's fee pays for, used or not: it costs what the fee was, and is billed at
+    nothing."""
+    return _whole_row(bill, line) | {
+        "ChargeCategory": "Usage",
+        "ChargeFrequency": "Usage-Based",
+        "ChargeDescription": f"{line.description}, used or not",
+        "BilledCost": fixed(0, bill.decimals),
+        "EffectiveCost": line.total,
+        "ListCost": "0",
+        "ListUnitPrice": "0",
+        "ContractedCost": "0",
+        "ContractedUnitPrice": "0",
+        "ConsumedQuantity": line.quantity,
+        "ConsumedUnit": unit_name(line.unit),
+    }
+
+
+def _priced(row: dict[str, str]) -> dict[str, str]:
+    """Prices are in the currency of the bill; and a number is never mistaken for a count: a reader
+    that guesses types from what it sees is to guess decimals."""
+    told = row | {
+        "PricingCurrency": row["BillingCurrency"],
+        "PricingCurrencyListUnitPrice": row["ListUnitPrice"],
+        "PricingCurrencyContractedUnitPrice": row["ContractedUnitPrice"],
+        "PricingCurrencyEffectiveCost": row["EffectiveCost"],
+    }
+    for name in AMOUNTS:
+        if told[name] and "." not in told[name]:
+            told[name] += ".0"
+    return told
+
+
+def unit_name(unit: str) -> str:
+    """A unit of a bill as FOCUS writes it: "core-second" is "Core-Seconds"."""
+    what, dash, time = unit.rpartition("-")
+    if not dash:
+        return f"{unit.capitalize()}s"
+    return f"{_UNITS.get(what, what)}-{time.capitalize()}s"
+
+
+def _row(bill: Bill) -> dict[str, str]:
+    """What every row of a bill has."""
+    start, end = periods.instant(int(bill.from_ns)), periods.instant(int(bill.to_ns))
+    category, sub, name = _OTHER
+    return dict.fromkeys((*COLUMNS, *CUSTOM), "") | {
+        "BillingAccountId": bill.tenant,
+        "BillingAccountName": bill.tenant,
+        "BillingAccountType": "Tenant",
+        "BillingCurrency": bill.currency,
+        "BillingPeriodStart": start,
+        "BillingPeriodEnd": end,
+        "ChargePeriodStart": start,
+        "ChargePeriodEnd": end,
+        "InvoiceId": bill.invoice_id,
+        "InvoiceIssuerName": ISSUER,
+        "ProviderName": ISSUER,
+        "PublisherName": ISSUER,
+        "ServiceCategory": category,
+        "ServiceSubcategory": sub,
+        "ServiceName": name,
+        "SubAccountId": bill.tenant,
+        "SubAccountName": bill.tenant,
+        "SubAccountType": "Tenant",
+        "x_BillSha256": bill.digest().hex(),
+    }
+
+
+def _service(line: BillLine) -> dict[str, str]:
+    category, sub, name = _SERVICE.get(line.kind or "", _OTHER)
+    sku = line.kind or line.unit
+    price = [sku, line.tier or "-", line.priority or "-", str(line.card or 0)]
+    return {
+        "ServiceCategory": category,
+        "ServiceSubcategory": sub,
+        "ServiceName": name,
+        "SkuId": sku,
+        "SkuMeter": f"{line.unit}s",
+        "SkuPriceId": "/".join(price),
+    }
+
+
+def _tags(tag: AccountingTag | None) -> str:
+    """A tag as a JSON object; what is empty is left out."""
+    if tag is None:
+        return "{}"
+    fields = {
+        "cost_center": tag.cost_center,
+        "project": tag.project,
+        "request_class": tag.request_class,
+        "budget_group": tag.budget_group,
+    }
+    return json.dumps({name: value for name, value in fields.items() if value}, sort_keys=True)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The terms from a file (billing.toml): rate cards with their beginnings, plans, contracts,
+credits.
+
+Rule: an unknown key, a float or a price in force before a full hour is refused, with file and key;
+nothing is guessed. What is left out has the built-in value.
+
+Does not price (`economics.billing`).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from leased.collector.accounts import periods
+from leased.ctl.console import parse_instant
+from leased.ctl.rate_file import parse_card
+from leased.economics.contracts import (
+    CardVersion,
+    Contract,
+    Credit,
+    Model,
+    Plan,
+    TaskTier,
+    Terms,
+    TierMode,
+    UsageRates,
+    check_terms,
+)
+from leased.economics.rates import DEFAULT_CARD, parse_rate
+from leased.terms.errors import ConfigError, InvalidParameter
+from leased.terms.identity import parse_id, parse_tenant
+
+TERMS_FILE: Final = "billing.toml"
+GIB: Final = 1 << 30
+_NOTHING: Final = "0"
+
+
+class _Plan(msgspec.Struct, forbid_unknown_fields=True):
+    """[plans.<name>]."""
+
+    cpu_cores: int
+    memory_gb: int
+    monthly_price: str
+    overage_per_cpu_hour: str = _NOTHING
+    overage_per_gb_hour: str = _NOTHING
+
+
+class _Tier(msgspec.Struct, forbid_unknown_fields=True):
+    """One of [[contracts]] tiers."""
+
+    tasks_from: int
+    rate_per_task: str
+
+
+class _Contract(msgspec.Struct, forbid_unknown_fields=True):
+    """[[contracts]]."""
+
+    tenant: str
+    model: Model
+    since: str = "1970-01-01"
+    until: str | None = None
+    plan: str | None = None
+    cpu_core_hour: str | None = None
+    memory_gb_hour: str | None = None
+    storage_gb_month: str | None = None
+    task_execution: str | None = None
+    tiers: list[_Tier] = []
+    tier_mode: TierMode = TierMode.GRADUATED
+    monthly_minimum: str = _NOTHING
+    rest: str = "rate_card"
+
+
+class _Credit(msgspec.Struct, forbid_unknown_fields=True):
+    """[[credits]]."""
+
+    tenant: str
+    month: str
+    amount: str
+    reason: str
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole file."""
+
+    rates: dict[str, Any] = {}
+    cards: list[dict[str, Any]] = []
+    infrastructure: dict[str, Any] = {}
+    plans: dict[str, _Plan] = {}
+    contracts: list[_Contract] = []
+    credits: list[_Credit] = []
+    time_zones: dict[str, str] = {}
+    allow_negative: bool = False
+    retired_nodes: list[str] = []
+
+
+def load_terms(path: Path) -> Terms:
+    """The terms in `path`; the built-in ones if there is no such file. Raises ConfigError."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Terms()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return parse_terms(document, str(path))
+
+
+def parse_terms(document: Mapping[str, Any], file: str) -> Terms:
+    """A parsed file as terms. Raises ConfigError naming file and key."""
+    try:
+        read = msgspec.convert(document, _File)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    first = parse_card(read.rates, file) if read.rates else DEFAULT_CARD
+    cards = [CardVersion(0, first)]
+    for number, table in enumerate(read.cards):
+        where = f"{file}: cards[{number}].since"
+        rest = {key: value for key, value in table.items() if key != "since"}
+        cards.append(CardVersion(_instant(table.get("since"), where), parse_card(rest, file)))
+    try:
+        return check_terms(
+            Terms(
+                cards=tuple(cards),
+                infrastructure=parse_card(read.infrastructure, file)
+                if read.infrastructure
+                else first,
+                plans=tuple(_plan(name, plan, file) for name, plan in read.plans.items()),
+                contracts=tuple(
+                    _contract(one, f"{file}: contracts[{number}]")
+                    for number, one in enumerate(read.contracts)
+                ),
+                credits=tuple(
+                    _credit(one, f"{file}: credits[{number}]")
+                    for number, one in enumerate(read.credits)
+                ),
+                time_zones=tuple(
+                    (_tenant(tenant, file), _zone(zone, f"{file}: time_zones.{tenant}"))
+                    for tenant, zone in sorted(read.time_zones.items())
+                ),
+                allow_negative=read.allow_negative,
+                retired_nodes=tuple(
+                    parse_id(node, f"{file}: retired_nodes").hex() for node in read.retired_nodes
+                ),
+            )
+        )
+    except InvalidParameter as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _plan(name: str, plan: _Plan, file: str) -> Plan:
+    where = f"{file}: plans.{name}"
+    return Plan(
+        name,
+        plan.cpu_cores * 1000,
+        plan.memory_gb * GIB,
+        parse_rate(plan.monthly_price, f"{where}.monthly_price"),
+        parse_rate(plan.overage_per_cpu_hour, f"{where}.overage_per_cpu_hour"),
+        parse_rate(plan.overage_per_gb_hour, f"{where}.overage_per_gb_hour"),
+    )
+
+
+def _contract(one: _Contract, where: str) -> Contract:
+    if one.rest not in ("rate_card", "included"):
+        raise ConfigError(f'{where}.rest: "rate_card" or "included"')
+
+    def price(name: str) -> int | None:
+        text = getattr(one, name)
+        return None if text is None else parse_rate(text, f"{where}.{name}")
+
+    tiers = tuple(
+        TaskTier(tier.tasks_from, parse_rate(tier.rate_per_task, f"{where}.tiers"))
+        for tier in one.tiers
+    )
+    return Contract(
+        tenant=_tenant(one.tenant, where),
+        since_ns=_instant(one.since, f"{where}.since"),
+        model=one.model,
+        until_ns=None if one.until is None else _instant(one.until, f"{where}.until"),
+        plan=one.plan,
+        rates=UsageRates(
+            price("cpu_core_hour"),
+            price("memory_gb_hour"),
+            price("storage_gb_month"),
+            price("task_execution"),
+        ),
+        tiers=tiers,
+        tier_mode=one.tier_mode,
+        monthly_minimum_nano=parse_rate(one.monthly_minimum, f"{where}.monthly_minimum"),
+        rest_by_card=one.rest == "rate_card",
+    )
+
+
+def _credit(one: _Credit, where: str) -> Credit:
+    periods.month(one.month)
+    nano = parse_rate(one.amount, f"{where}.amount")
+    return Credit(_tenant(one.tenant, where), one.month, nano, one.reason)
+
+
+def _tenant(text: str, where: str) -> str:
+    try:
+        return parse_tenant(text)
+    except InvalidParameter as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _zone(name: str, where: str) -> str:
+    try:
+        periods.time_zone(name)
+    except InvalidParameter as error:
+        raise ConfigError(f"{where}: {error.why}") from error
+    return name
+
+
+def _instant(text: object, where: str) -> int:
+    if not isinstance(text, str):
+        raise ConfigError(f'{where}: an instant in quotes, such as "2026-02-01"')
+    try:
+        return parse_instant(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backup and restore of a state directory, beside a collector that runs.
+
+Rule: what is copied is one state that was: bills, keys and evidence first, then the databases by
+SQLite's own snapshots, then exactly the segments that the snapshot of the manifest names. The list
+of files with their hashes is written last: without it there is no backup. What is derived is left
+out, and made again. A restore takes nothing in that does not have its hash, puts the manifest in
+place last, and gives the collector's own log another name: a log that goes back is not continued.
+
+Does not know what a bill or a record says.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from hashlib import file_digest
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from leased import __version__
+from leased.collector.accounts.invoices import INVOICES, Invoices
+from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.manifest import DATABASE, Manifest
+from leased.collector.archive.manifests import is_shared
+from leased.collector.archive.segments import SEGMENTS
+from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
+from leased.collector.governance.register import DATABASE as REGISTER
+from leased.collector.governance.register import Register
+from leased.collector.metering.store import DERIVED
+from leased.collector.telemetry.store import NAME as TELEMETRY
+from leased.collector.witness import LOG
+from leased.durable.files import DirectoryDisk, write_whole
+from leased.terms.errors import StateError
+
+FORMAT: Final = "leased-backup/1"
+LIST: Final = "backup.json"
+ATTEMPTS: Final = 16
+"""Segments are put together while they are copied: then the manifest is read anew."""
+
+_DATABASES: Final = (DATABASE, f"{GOVERNANCE}/{REGISTER}", TELEMETRY)
+_LEFT_OUT: Final = (DERIVED, SEGMENTS)
+_PASSING: Final = (".new", "-wal", "-shm", "-journal", ".lock", ".sock")
+Progress = Callable[[str], None]
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """One file of a backup."""
+
+    sha256: str
+    bytes: int
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """What a backup holds."""
+
+    format: str
+    version: str
+    made_ns: int
+    files: dict[str, Kept]
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """What was looked at after a restore."""
+
+    files: int
+    bytes: int
+    segments: int
+    changes: int
+    bills: int
+
+
+def back_up(
+    state: Path,
+    directory: Path,
+    *,
+    now_ns: int,
+    before: Path | None = None,
+    telemetry: bool = True,
+    progress: Progress = lambda text: None,
+) -> Listing:
+    """Copy a state into a new directory; segments that the backup `before` has, by links to it.
+    Raises StateError."""
+    if is_shared(state):
+        raise StateError(
+            f"{state}: its manifest is in PostgreSQL; run pg_dump there, then copy this directory"
+        )
+    if not (state / DATABASE).exists():
+        raise StateError(f"{state}: no collector's state directory")
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise StateError(f"{directory}: there is something in it; give a new directory")
+        known = read_listing(before) if before is not None else None
+        files: dict[str, Kept] = {}
+        for path in _plain_files(state):
+            progress(f"{path}")
+            _copy(state / path, directory / path)
+            files[path] = _kept(directory / path)
+        for path in _DATABASES[1:]:
+            if (state / path).exists() and (telemetry or path != TELEMETRY):
+                progress(path)
+                _snapshot(state / path, directory / path)
+                files[path] = _kept(directory / path)
+        files |= _segments(state, directory, before, known, progress)
+        files[DATABASE] = _kept(directory / DATABASE)
+        listing = Listing(FORMAT, __version__, now_ns, dict(sorted(files.items())))
+        _sync(directory)
+        _write(directory, LIST, msgspec.json.format(msgspec.json.encode(listing), indent=1))
+    except (OSError, sqlite3.Error) as error:
+        raise StateError(f"{directory}: {error}; it is no backup") from error
+    return listing
+
+
+def restore(directory: Path, state: Path, progress: Progress = lambda text: None) -> Checked:
+    """Put a backup in place of nothing, and look at all of it. Raises StateError."""
+    listing = read_listing(directory)
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(state.iterdir()):
+            raise StateError(f"{state}: there is something in it; a restore begins with nothing")
+        aside = f"{LOG}.of-{listing.made_ns // 10**9}"
+        # The manifest last: what has none is no state that a collector would start with.
+        for path in sorted(listing.files, key=lambda path: (path == DATABASE, path)):
+            progress(path)
+            own = path.split("/", 1)
+            place = f"{aside}/{own[1]}" if own[0] == LOG and len(own) > 1 else path
+            _take(directory, path, listing.files[path], state / place)
+        _sync(state)
+        return check(state, listing)
+    except (OSError, sqlite3.Error) as error:
+        raise StateError(f"{state}: {error}; empty it, and restore again") from error
+
+
+def check(state: Path, listing: Listing) -> Checked:
+    """Read what a state rests on: segments, the seals of changes, bills. Raises LeasedError."""
+    segments = changes = bills = 0
+    with closing(ArchiveReader(state)) as archive:
+        for _, damage in archive.check():
+            if damage is not None:
+                raise damage
+            segments += 1
+    if (state / GOVERNANCE / REGISTER).exists():
+        with closing(Register(state / GOVERNANCE)) as register:
+            changes = register.check()
+    for path in sorted((state / INVOICES).glob("tenant=*")):
+        bills += len(Invoices(state).of_tenant(path.name.removeprefix("tenant=")))
+    total = sum(one.bytes for one in listing.files.values())
+    return Checked(len(listing.files), total, segments, changes, bills)
+
+
+def read_listing(directory: Path) -> Listing:
+    """What a backup says it holds. Raises StateError."""
+    try:
+        found = msgspec.json.decode((directory / LIST).read_bytes(), type=Listing)
+    except FileNotFoundError:
+        raise StateError(f"{directory}: no {LIST}: no backup, or one that was not finished") from (
+            None
+        )
+    except (OSError, msgspec.DecodeError) as error:
+        raise StateError(f"{directory / LIST}: {error}") from error
+    if found.format != FORMAT:
+        raise StateError(f"{directory}: of format {found.format}; this release reads {FORMAT}")
+    for path in found.files:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise StateError(f"{directory / LIST}: {path} leads out of it")
+    return found
+
+
+# ---- inside --------------------------------------------------------------------------------------
+
+
+def _plain_files(state: Path) -> Iterator[str]:
+    """Everything but databases, segments, and what is derived or passing."""
+    for place, names, files in os.walk(state):
+        below = Path(place).relative_to(state)
+        if below == Path("."):
+            names[:] = [name for name in names if name not in _LEFT_OUT]
+        for name in sorted(files):
+            path = (below / name).as_posix()
+            if path not in _DATABASES and not name.endswith(_PASSING):
+                yield path
+
+
+def _segments(
+    state: Path,
+    directory: Path,
+    before: Path | None,
+    known: Listing | None,
+    progress: Progress,
+) -> dict[str, Kept]:
+    """The manifest, and the segments that it names."""
+    have: dict[str, Kept] = {}
+    for attempt in range(ATTEMPTS):
+        _snapshot(state / DATABASE, directory / DATABASE)
+        with closing(Manifest(directory, read_only=True)) as manifest:
+            named = {one.path: Kept(one.sha256, one.bytes) for one in manifest.segments()}
+        try:
+            for number, (path, kept) in enumerate(sorted(named.items()), 1):
+                if path not in have:
+                    progress(f"segment {number} of {len(named)}")
+                    same = known is not None and known.files.get(path) == kept
+                    if not (same and before and _link(before / path, directory / path)):
+                        _copy(state / path, directory / path)
+                    have[path] = kept
+        except FileNotFoundError:
+            if attempt + 1 == ATTEMPTS:
+                raise
+            continue
+        for path in [path for path in have if path not in named]:
+            (directory / path).unlink()
+            del have[path]
+        break
+    return have
+
+
+def _snapshot(source: Path, target: Path) -> None:
+    """A database as it is at one moment, whoever writes it meanwhile."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    uri = f"{source.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True)) as one, closing(sqlite3.connect(target)) as other:
+        one.backup(other)
+        other.execute("PRAGMA journal_mode = DELETE")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    target.chmod(0o600)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Whether the same file could be had under another name."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
+
+
+def _take(directory: Path, path: str, kept: Kept, target: Path) -> None:
+    """Copy one file of a backup. Raises StateError if it is not what it was."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        _copy(directory / path, target)
+    except FileNotFoundError:
+        raise StateError(f"{directory / path}: missing; take another backup") from None
+    if _kept(target) != kept:
+        target.unlink()
+        raise StateError(f"{directory / path}: not what was backed up; take another backup")
+
+
+def _kept(path: Path) -> Kept:
+    with path.open("rb") as file:
+        return Kept(file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+
+
+def _sync(directory: Path) -> None:
+    """Everything below is durable, and belongs to whom the directory belongs."""
+    owner = directory.stat()
+    is_root = os.geteuid() == 0
+    for place, _, files in os.walk(directory):
+        for path in (Path(place), *(Path(place) / name for name in files)):
+            if is_root:
+                os.chown(path, owner.st_uid, owner.st_gid)
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def _write(directory: Path, name: str, data: bytes) -> None:
+    disk = DirectoryDisk(directory)
+    try:
+        write_whole(disk, name, data)
+    finally:
+        disk.close()

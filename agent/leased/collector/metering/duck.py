@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DuckDB in process: the engine that needs nothing else.
+
+Rule: two threads and a bound on memory, spilled to the disk beyond it; nothing is downloaded, no
+extension is loaded, no file but those of the projection is read. The database is in memory: what is
+kept is Parquet.
+
+Does not know what is computed (`engine`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+
+from leased.collector.metering.engine import Overflow, Rows
+from leased.terms.errors import StateError
+
+THREADS: Final = 2
+MEMORY: Final = "1200MiB"
+
+
+class DuckEngine:
+    """`engine.Engine` by DuckDB."""
+
+    def __init__(
+        self, *, threads: int = THREADS, memory: str = MEMORY, spill: Path | None = None
+    ) -> None:
+        settings: dict[str, Any] = {
+            "threads": threads,
+            "memory_limit": memory,
+            "preserve_insertion_order": False,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        }
+        if spill is not None:
+            settings["temp_directory"] = str(spill)
+        self.connection = duckdb.connect(":memory:", config=settings)
+        self.connection.execute("CREATE MACRO idiv(a, b) AS a // b")
+
+    def query(self, sql: str, values: Sequence[object] = ()) -> Rows:
+        """See `engine.Engine`. On a cursor of its own, so that several threads may ask."""
+        with self.connection.cursor() as cursor:
+            rows: Rows = _run(cursor, sql, values, fetch=True)
+            return rows
+
+    def arrow(self, sql: str) -> Any:
+        """See `engine.Engine`."""
+        return _told(lambda: self.connection.sql(sql).to_arrow_table())
+
+    def load(self, name: str, columns: Sequence[str], rows: Rows) -> None:
+        """See `engine.Engine`."""
+        fields = ", ".join(f"{column} BIGINT" for column in columns)
+        self._run(f"CREATE OR REPLACE TABLE {name} ({fields})")
+        if rows:
+            lists = [list(column) for column in zip(*rows, strict=True)]
+            unnested = ", ".join(f"UNNEST(?::BIGINT[]) AS {column}" for column in columns)
+            self.connection.execute(f"INSERT INTO {name} SELECT {unnested}", lists)
+
+    def load_files(self, name: str, paths: Sequence[Path], empty: str) -> None:
+        """See `engine.Engine`: a view."""
+        self._run(f"DROP VIEW IF EXISTS {name}")
+        if not paths:
+            self._run(f"CREATE VIEW {name} AS {empty}")
+            return
+        listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+        read = f"read_parquet([{listed}], hive_partitioning = false)"
+        self._run(f"CREATE VIEW {name} AS SELECT * FROM {read}")
+
+    def load_table(self, name: str, table: Any) -> None:
+        """A table that arrow has in memory."""
+        self.connection.register("arriving", table)
+        self._run(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM arriving")
+        self.connection.unregister("arriving")
+
+    def add_to(self, name: str, table: Any) -> None:
+        """Put the rows of an arrow table into a table that is there, as its own types."""
+        self.connection.register("arriving", table)
+        self._run(f"INSERT INTO {name} BY NAME SELECT * FROM arriving")
+        self.connection.unregister("arriving")
+
+    def derive(self, name: str, sql: str) -> None:
+        """See `engine.Engine`."""
+        self._run(f"CREATE OR REPLACE TABLE {name} AS {sql}")
+
+    def close(self) -> None:
+        """See `engine.Engine`."""
+        self.connection.close()
+
+    def _run(self, sql: str) -> Any:
+        return _run(self.connection, sql, ())
+
+
+def _run(cursor: Any, sql: str, values: Sequence[object], *, fetch: bool = False) -> Any:
+    """Run a statement. Rows are fetched in here: an error may come with the last of them."""
+
+    def asked() -> Any:
+        answer = cursor.execute(sql, values)
+        return answer.fetchall() if fetch else answer
+
+    return _told(asked)
+
+
+def _told(ask: Callable[[], Any]) -> Any:
+    """What `ask` gives; DuckDB's errors as ours."""
+    try:
+        return ask()
+    except (duckdb.OutOfRangeException, duckdb.ConversionException) as error:
+        raise Overflow(str(error)) from error
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        raise StateError(f"the store: {error}") from error
+    except (duckdb.BinderException, duckdb.InvalidInputException) as error:
+        # Files that are whole and are not what this release writes.
+        raise StateError(f"the store: {error}; `leased-collector rebuild` makes it anew") from error

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which SQL engine brings the store up to date: section [store] of the configuration, and what
+makes one of it.
+
+Rule: DuckDB in process is the default and needs nothing; another engine is chosen by name, and what
+it needs is refused by its key before anything is begun. Whichever it is, the files have the same
+bytes, so it may be changed at any time. Answers are read by DuckDB always.
+
+Does not import an engine that is not chosen.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from leased.collector.config import CONFIG
+from leased.collector.metering.duck import DuckEngine
+from leased.collector.metering.engine import Engine
+from leased.terms.errors import ConfigError
+from leased.terms.moment import NS_PER_S
+from leased.terms.reading import Keys, choice, duration, fields, section, text
+
+ENGINES: Final = ("duckdb", "spark")
+
+
+class StoreConfig(msgspec.Struct, frozen=True):
+    """Section [store]."""
+
+    engine: str = "duckdb"
+    spark_url: str = ""
+    spark_token_file: str = ""
+    spark_files: str = "file://"
+    spark_timeout_ns: int = 900 * NS_PER_S
+
+
+def check_store(config: StoreConfig) -> StoreConfig:
+    """What must go together. Raises ConfigError."""
+    if config.engine == "spark" and not config.spark_url.startswith("sc://"):
+        raise ConfigError('store.spark_url: an address such as "sc://spark.example.org:15002"')
+    if "token=" in config.spark_url:
+        raise ConfigError("store.spark_url: no token in it: store.spark_token_file keeps it apart")
+    if config.spark_timeout_ns < 1 * NS_PER_S:
+        raise ConfigError("store.spark_timeout: at least 1s")
+    return config
+
+
+def load_store(path: Path | None) -> tuple[StoreConfig, Path]:
+    """Section [store] of a file, and the directory that its paths start from; without a file, that
+    of /etc if there is one. Raises ConfigError."""
+    path = path or CONFIG
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+        read = fields({"store": found.get("store", {})}, {"store": SECTION}, "")
+        return check_store(read["store"]), path.parent
+    except FileNotFoundError:
+        if path != CONFIG:
+            raise ConfigError(f"{path}: there is no such file") from None
+        return StoreConfig(), path.parent
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def maker(config: StoreConfig, directory: Path) -> Callable[[], Engine]:
+    """What makes the engine that was chosen. Raises ConfigError."""
+    if config.engine == "duckdb":
+        return DuckEngine
+    try:
+        from leased.collector.metering.spark import Cluster, SparkEngine
+    except ModuleNotFoundError as error:
+        why = f"{error.name} is not installed: pip install 'leased[spark]'"
+        raise ConfigError(f'store.engine = "spark": {why}') from error
+    cluster = Cluster(
+        config.spark_url,
+        _token(config.spark_token_file, directory),
+        config.spark_files,
+        config.spark_timeout_ns,
+    )
+    return partial(SparkEngine, cluster)
+
+
+def _token(name: str, directory: Path) -> str:
+    if not name:
+        return ""
+    path = directory / name
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"store.spark_token_file: others may read it: chmod 600 {path}")
+        return path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"store.spark_token_file: {path}: {error}") from error
+
+
+KEYS: Final[Keys] = {
+    "engine": ("engine", lambda value: choice(ENGINES, value)),
+    "spark_url": ("spark_url", text),
+    "spark_token_file": ("spark_token_file", text),
+    "spark_files": ("spark_files", text),
+    "spark_timeout": ("spark_timeout_ns", duration),
+}
+SECTION: Final = ("store", section(StoreConfig, KEYS, "store."))

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference source: a fleet's hourly cells by folding every chain in Python.
+
+Rule: what an SQL engine says must equal this, cell by cell. It holds all intervals in memory and
+folds them anew for each window: right before fast. For small fleets, tests and audits.
+
+Does not verify chains: what is in the archive was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from leased.collector.accounts.periods import DAY_NS
+from leased.collector.archive.archive import ArchiveReader
+from leased.collector.metering.projection import log_number
+from leased.collector.metering.sources import Held, Quiet, cut_quiet, summed
+from leased.economics.hourly import HOUR_NS, Hourly, NodeFold, NodeSpan, PeakKey
+from leased.economics.meter import UsageKey
+from leased.economics.peaks import labelled, steps
+from leased.economics.pools import Pool
+from leased.terms.moment import Moment
+
+
+class Chain:
+    """One folded chain, by the ids of its node and log."""
+
+    def __init__(self, node_id: str, log_id: str) -> None:
+        self.node_id = node_id
+        self.log_id = log_id
+        self.number = log_number(log_id)
+        self.fold = NodeFold()
+        self.head = ""
+
+    def read(self, records: Iterable[tuple[int, object, Moment]], head: str) -> Chain:
+        """Fold `records`; `head` is the hash of the last."""
+        for sequence, event, moment in records:
+            self.fold.observe(sequence, event, moment)
+        self.head = head
+        return self
+
+    def span(self) -> NodeSpan:
+        """What was folded."""
+        ledger = self.fold.ledger
+        return NodeSpan(
+            self.node_id,
+            self.log_id,
+            ledger.first_sequence,
+            ledger.last_sequence,
+            self.head,
+            self.fold.watermark_ns(),
+        )
+
+
+class ReferenceSource:
+    """`sources.Source` over folded chains."""
+
+    def __init__(self, chains: Iterable[Chain]) -> None:
+        self._chains = [chain for chain in chains if chain.fold.ledger.boot_id is not None]
+
+    def nodes(self) -> tuple[NodeSpan, ...]:
+        """See `sources.Source`."""
+        return tuple(chain.span() for chain in self._chains)
+
+    def first_ns(self) -> int:
+        """See `sources.Source`."""
+        eras = [chain.fold.ledger.timeline.eras[0].label_ns for chain in self._chains]
+        return min(eras, default=0)
+
+    def tenants(self) -> tuple[str, ...]:
+        """See `sources.Source`."""
+        found = {
+            interval.subject.tenant
+            for chain in self._chains
+            for interval in chain.fold.intervals()
+            if interval.subject is not None
+        }
+        return tuple(sorted(found))
+
+    def cells(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
+        """See `sources.Source`."""
+        return {
+            key: amount
+            for key, amount in self._hourly(window).usage.items()
+            if tenant is None or (key.pool is Pool.TENANT and key.tenant == tenant)
+        }
+
+    def sums(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
+        """See `sources.Source`."""
+        return summed(self.cells(window, tenant), window)
+
+    def peaks(self, window: tuple[int, int], tenant: str | None = None) -> dict[PeakKey, int]:
+        """See `sources.Source`."""
+        found = self._hourly(window).peaks()
+        return {key: held for key, held in found.items() if tenant in (None, key.tenant)}
+
+    def tasks(
+        self, window: tuple[int, int], tenant: str | None = None
+    ) -> dict[tuple[str, int], int]:
+        """See `sources.Source`."""
+        found = self._hourly(window).tasks
+        return {cell: count for cell, count in found.items() if tenant in (None, cell[0])}
+
+    def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:
+        """See `sources.Source`."""
+        days = (window[0] // DAY_NS * DAY_NS, -(-window[1] // DAY_NS) * DAY_NS)
+        found = []
+        for chain in self._chains:
+            hourly = Hourly(days)
+            hourly.add(chain.fold)
+            held = any(key.pool is Pool.TENANT and key.tenant == tenant for key in hourly.usage)
+            if held or any(whose == tenant for whose, _ in hourly.tasks):
+                found.append(chain.span())
+        return tuple(found)
+
+    def held(self) -> list[Held]:
+        """See `sources.Source`."""
+        found = []
+        for chain in self._chains:
+            ledger = chain.fold.ledger
+            for interval in ledger.open_intervals():
+                if interval.end_ns != ledger.watermark_ns:
+                    continue  # the deadline has passed: it is being cleaned
+                allotment, subject = interval.allotment, interval.subject
+                tenant = "" if subject is None else str(subject.tenant)
+                row = (interval.pool, tenant, allotment.kind, allotment.tier, allotment.capacity)
+                found.append(Held(chain.node_id, *row))
+        return found
+
+    def draining(self) -> frozenset[str]:
+        """See `sources.Source`."""
+        return frozenset(chain.node_id for chain in self._chains if chain.fold.cordoned)
+
+    def quiet(self, window: tuple[int, int]) -> list[Quiet]:
+        """See `sources.Source`."""
+        found = []
+        for chain in self._chains:
+            spans: dict[Pool, list[tuple[int, int, int]]] = {}
+            timeline = chain.fold.ledger.timeline
+            for interval in chain.fold.intervals():
+                for start_ns, end_ns, _ in labelled(interval, timeline):
+                    spans.setdefault(interval.pool, []).append((start_ns, end_ns, 1))
+            there = _covered(spans.get(Pool.PROVISIONED, []))
+            held = _covered(spans.get(Pool.TENANT, []))
+            for start_ns, end_ns in _without(there, held):
+                if end_ns - start_ns >= HOUR_NS:
+                    found.append(Quiet(chain.node_id, start_ns, end_ns))
+        return cut_quiet(found, window)
+
+    def _hourly(self, window: tuple[int, int]) -> Hourly:
+        hourly = Hourly(window)
+        for chain in self._chains:
+            hourly.add(chain.fold)
+        return hourly
+
+
+def read_archive(archive: ArchiveReader) -> ReferenceSource:
+    """Fold everything in an archive."""
+    return ReferenceSource(
+        Chain(entry.node, entry.log_id).read(archive.events(entry.log_id), entry.head.hash.hex())
+        for entry in archive.logs()
+    )
+
+
+def _covered(spans: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """Where at least one span is, as stretches that do not touch."""
+    found: list[tuple[int, int]] = []
+    for step in steps(spans):
+        if found and found[-1][1] == step.start_ns:
+            found[-1] = (found[-1][0], step.end_ns)
+        else:
+            found.append((step.start_ns, step.end_ns))
+    return found
+
+
+def _without(
+    stretches: list[tuple[int, int]], holes: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """`stretches` where no hole is."""
+    spans = [(start, end, 1) for start, end in stretches]
+    inner = [
+        (max(start, low), min(end, high), -1)
+        for start, end in stretches
+        for low, high in holes
+        if max(start, low) < min(end, high)
+    ]
+    return [(s.start_ns, s.end_ns) for s in steps([*spans, *inner]) if s.capacity > 0]

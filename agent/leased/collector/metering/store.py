@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store: everything derived from the raw segments, brought up to date, made again, and asked.
+
+Rule: raw segments are the truth; the projection and the rollups below `derived/` follow from them
+and nothing else, and made again they have the same bytes. One process at a time writes; who reads
+sees the last whole state. A run whose sums do not fit is dropped whole.
+
+Does not pull (`ingest`) and does not price (`accounts`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.manifest import LogEntry
+from leased.collector.metering import tables
+from leased.collector.metering.blocks import LogBlocks, Sidecar, full_blocks
+from leased.collector.metering.duck import DuckEngine
+from leased.collector.metering.engine import (
+    ACT_COLUMNS,
+    HOLD_COLUMNS,
+    RESULTS,
+    SMALL_TABLES,
+    Engine,
+    check_engine,
+    meter,
+    nothing,
+)
+from leased.collector.metering.projection import LogShape, shape
+from leased.collector.metering.rollup import LAYOUT, ORDER, Listing, Rollups, Stretch, stretches
+from leased.collector.metering.sources import Held, Quiet
+from leased.durable.files import DirectoryDisk
+from leased.economics.hourly import HOUR_NS, NodeSpan
+from leased.economics.pools import Pool
+from leased.terms.errors import StateError
+from leased.terms.resource import ResourceKind
+
+DERIVED: Final = "derived"
+DAY_HOURS: Final = 24
+DAY_NS: Final = DAY_HOURS * HOUR_NS
+_SOURCE: Final = {"peaks": "all_peaks"}
+_DAY_OF: Final = dict.fromkeys(ORDER, "idiv(hour, 24)") | {"contributors": "day"}
+EMPTY_ACTS: Final = nothing(ACT_COLUMNS)
+EMPTY_HOLDS: Final = nothing(HOLD_COLUMNS)
+
+
+class Refreshed(msgspec.Struct, frozen=True):
+    """What a refresh did. `closed` days; `revised`: closed stretches that later records changed, by
+    their first day."""
+
+    logs: int
+    records: int
+    closed: int
+    revised: tuple[int, ...]
+
+
+class Store:
+    """The derived state below one state directory."""
+
+    def __init__(self, directory: Path, *, make_engine: Callable[[], Engine] = DuckEngine) -> None:
+        self.state = directory
+        self.directory = directory / DERIVED
+        self.rollups = Rollups(self.directory)
+        self._make_engine = make_engine
+        self._checked = False
+
+    def refresh(
+        self,
+        archive: ArchiveReader,
+        *,
+        retired: frozenset[str] = frozenset(),
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> Refreshed:
+        """Bring everything up to date. Raises StateError (also where another process is at it)."""
+        with self._locked():
+            return self._refresh(archive, retired, progress)
+
+    def rebuild(
+        self,
+        archive: ArchiveReader,
+        *,
+        retired: frozenset[str] = frozenset(),
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> tuple[Refreshed, list[str]]:
+        """Make all of it again from the raw segments; also the names of files that are not what
+        they were. The old state counts until the new is whole."""
+        with self._locked():
+            fresh = self.directory / "again"
+            shutil.rmtree(fresh, ignore_errors=True)
+            again = Store(fresh, make_engine=self._make_engine)
+            again.directory = fresh
+            again.rollups = Rollups(fresh)
+            again.directory.mkdir(mode=0o700)
+            done = again._refresh(archive, retired, progress)
+            before, after = _names(self.directory), _names(fresh)
+            changed = sorted(
+                name for name in before.keys() & after.keys() if before[name] != after[name]
+            )
+            changed += sorted(name for name in before if name not in after and "rollup/" in name)
+            for part in ("parquet", "rollup"):
+                shutil.rmtree(self.directory / part, ignore_errors=True)
+                if (fresh / part).exists():
+                    (fresh / part).rename(self.directory / part)
+            shutil.rmtree(fresh)
+            return done, changed
+
+    def _refresh(
+        self, archive: ArchiveReader, retired: frozenset[str], progress: Callable[[str], None]
+    ) -> Refreshed:
+        before = self.rollups.listing()
+        entries = [entry for entry in archive.logs() if entry.head.size]
+        if not self._checked:
+            # Once per process: what a power cut took, or somebody changed, is made again.
+            bad = frozenset(self.rollups.check(before))
+            self.rollups.drop(bad)
+            before = _without(before, bad)
+            self._checked = True
+        if _is_up_to_date(before, entries, retired):
+            return _told(before, ())
+        spans: list[NodeSpan] = []
+        shapes: dict[int, LogShape] = {}
+        acts: list[Path] = []
+        holds: list[Path] = []
+        nodes: dict[int, str] = {}
+        for entry in entries:
+            progress(f"projecting {entry.name}")
+            blocks, sidecars = self._project(archive, entry)
+            if blocks.number in shapes:
+                raise StateError(f"{entry.log_id}: two logs begin with the same eight bytes")
+            found = shape((one for s in sidecars for one in s.rare), sidecars[-1].carry)
+            head = next(archive.records(entry.log_id, found.last_seq)).hash.hex()
+            spans.append(
+                NodeSpan(
+                    entry.node,
+                    entry.log_id,
+                    found.first_seq,
+                    found.last_seq,
+                    head,
+                    found.watermark_ns,
+                )
+            )
+            shapes[blocks.number] = found
+            nodes[blocks.number] = entry.node
+            of_acts, of_holds = blocks.paths(len(sidecars))
+            acts.extend(of_acts)
+            holds.extend(of_holds)
+        progress("metering")
+        engine = self._make_engine()
+        try:
+            check_engine(engine)
+            engine.load_files("acts", acts, EMPTY_ACTS)
+            engine.load_files("holds", holds, EMPTY_HOLDS)
+            for name, rows in tables.small_tables(shapes).items():
+                engine.load(name, SMALL_TABLES[name], rows)
+            meter(engine)
+            with _gathered(engine) as found:
+                listing, revised = self._roll_up(found, before, spans, shapes, nodes, retired)
+        finally:
+            engine.close()
+        self.rollups.replace(listing)
+        return _told(listing, revised)
+
+    def _project(self, archive: ArchiveReader, entry: LogEntry) -> tuple[LogBlocks, list[Sidecar]]:
+        """Project what is new of a log, from the beginning of its last block on."""
+        blocks = LogBlocks(self.directory, entry.log_id)
+        sidecars = blocks.sidecars()
+        if sidecars and sidecars[-1].carry.next_seq == entry.head.size:
+            return blocks, sidecars
+        if sidecars and sidecars[-1].carry.next_seq > entry.head.size:
+            sidecars = []  # an older archive was put back
+        done = full_blocks(sidecars)
+        carry = sidecars[done - 1].carry if done else None
+        from_seq = carry.next_seq if carry else 0
+        boot_id = carry.boot_id if carry else bytes(16)
+        blocks.extend(archive.events(entry.log_id, from_seq, boot_id=boot_id), sidecars)
+        return blocks, blocks.sidecars()
+
+    def _roll_up(
+        self,
+        engine: DuckEngine,
+        before: Listing,
+        spans: Sequence[NodeSpan],
+        shapes: dict[int, LogShape],
+        nodes: dict[int, str],
+        retired: frozenset[str],
+    ) -> tuple[Listing, tuple[int, ...]]:
+        """Write what has closed, or is not what it was, and what is open."""
+        watermark_ns = min(
+            (span.watermark_ns for span in spans if span.node_id not in retired), default=0
+        )
+        first = min(one.first_ns for one in shapes.values())
+        end_day = watermark_ns // DAY_NS
+        known = {(one.first_day, one.end_day): one for one in before.closed}
+        engine.derive("all_peaks", "SELECT * FROM peaks UNION ALL SELECT * FROM fleet_peaks")
+        closed: list[Stretch] = []
+        revised: list[int] = []
+        digests = _digests(engine)
+        sliced = Sliced(engine)
+        for days in stretches(first // DAY_NS, end_day):
+            parts = [digests.get(number, "") for number in range(*days)]
+            digest = sha256("\n".join(parts).encode()).hexdigest()
+            old = known.get(days)
+            if old is not None and old.digest == digest:
+                closed.append(old)
+                continue
+            files = self.rollups.write(sliced.days(*days))
+            earlier = () if old is None else (*old.earlier, old.files)
+            revised.extend([days[0]] if old is not None else [])
+            closed.append(Stretch(*days, digest, files, earlier))
+        opened = self.rollups.write(sliced.days(max(end_day, first // DAY_NS), 1 << 40))
+        listing = Listing(
+            LAYOUT,
+            nodes=tuple(spans),
+            first_ns=first,
+            closed=tuple(closed),
+            open=opened,
+            held=tuple(_held(engine, shapes, nodes)),
+            quiet=tuple(
+                Quiet(nodes[log], start_ns, end_ns)
+                for log, start_ns, end_ns in engine.query(
+                    "SELECT log, s, e FROM quiet ORDER BY ALL"
+                )
+            ),
+            retired=tuple(sorted(retired)),
+            draining=tuple(sorted(nodes[log] for log, one in shapes.items() if one.cordoned)),
+        )
+        return listing, tuple(revised)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            disk = DirectoryDisk(self.directory)
+        except OSError as error:
+            raise StateError(f"{self.directory}: {error}") from error
+        try:
+            if not disk.lock():
+                raise StateError(f"{self.directory}: another process is bringing it up to date")
+            yield
+        finally:
+            disk.close()
+
+
+@contextmanager
+def _gathered(engine: Engine) -> Iterator[DuckEngine]:
+    """The results in this process: files are written by one hand, so that they have the same bytes
+    whoever computed their rows."""
+    if isinstance(engine, DuckEngine):
+        yield engine
+        return
+    here = DuckEngine()
+    try:
+        for name, empty in (("acts", EMPTY_ACTS), ("holds", EMPTY_HOLDS)):
+            here.load_files(name, [], empty)
+        for name, columns in SMALL_TABLES.items():
+            here.load(name, columns, [])
+        meter(here)  # of nothing: for the types of its columns
+        for name, columns in RESULTS.items():
+            here.add_to(name, engine.arrow(f"SELECT {', '.join(columns)} FROM {name}"))
+        yield here
+    finally:
+        here.close()
+
+
+def _is_up_to_date(listing: Listing, entries: list[LogEntry], retired: frozenset[str]) -> bool:
+    """Whether no record is newer than what was rolled up."""
+    there = {(span.log_id, span.last_sequence + 1, span.head) for span in listing.nodes}
+    now = {(entry.log_id, entry.head.size, entry.head.hash.hex()) for entry in entries}
+    return there == now and listing.retired == tuple(sorted(retired))
+
+
+def _without(listing: Listing, bad: frozenset[str]) -> Listing:
+    """What counts of a listing without these files; as if no node had been read, if any is."""
+    if not bad:
+        return listing
+    closed = tuple(one for one in listing.closed if bad.isdisjoint(one.files.values()))
+    return msgspec.structs.replace(listing, closed=closed, nodes=(), open={})
+
+
+def _told(listing: Listing, revised: tuple[int, ...]) -> Refreshed:
+    records = sum(span.last_sequence - span.first_sequence + 1 for span in listing.nodes)
+    days = sum(one.end_day - one.first_day for one in listing.closed)
+    return Refreshed(len(listing.nodes), records, days, revised)
+
+
+def _digests(engine: DuckEngine) -> dict[int, str]:
+    """Of each day, what tells whether any row of it changed."""
+    found: dict[int, list[str]] = {}
+    for kind in ORDER:
+        source = _SOURCE.get(kind, kind)
+        rows = engine.query(
+            f"SELECT {_DAY_OF[kind]} AS d, COUNT(*),"
+            f" CAST(SUM(CAST(hash(({ORDER[kind]})) AS DECIMAL(38,0))) AS VARCHAR)"
+            f" FROM {source} GROUP BY d ORDER BY d"
+        )
+        for number, count, total in rows:
+            found.setdefault(int(str(number)), []).append(f"{kind}:{count}:{total}")
+    return {number: " ".join(parts) for number, parts in found.items()}
+
+
+class Sliced:
+    """The results of a run, sorted, cut by the day: asked of the engine once and not once a day."""
+
+    def __init__(self, engine: DuckEngine) -> None:
+        self._tables: dict[str, Any] = {}
+        self._starts: dict[str, tuple[list[int], list[int]]] = {}
+        for kind, order in ORDER.items():
+            source = _SOURCE.get(kind, kind)
+            self._tables[kind] = engine.arrow(f"SELECT {order} FROM {source} ORDER BY {order}")
+            days: list[int] = []
+            rows: list[int] = []
+            row = 0
+            for number, count in engine.query(
+                f"SELECT {_DAY_OF[kind]} AS d, COUNT(*) FROM {source} GROUP BY d ORDER BY d"
+            ):
+                days.append(int(str(number)))
+                rows.append(row)
+                row += int(str(count))
+            self._starts[kind] = (days, [*rows, row])
+
+    def days(self, first: int, end: int) -> dict[str, Any]:
+        """The rows of days [first, end)."""
+        found = {}
+        for kind, table in self._tables.items():
+            days, rows = self._starts[kind]
+            start = rows[bisect_left(days, first)]
+            found[kind] = table.slice(start, rows[bisect_left(days, end)] - start)
+        return found
+
+
+def _held(engine: DuckEngine, shapes: dict[int, LogShape], nodes: dict[int, str]) -> Iterator[Held]:
+    """What is held by leases, and what there is otherwise."""
+    names = ", ".join(RESULTS["held"])
+    for log, pool, tenant, kind, tier, capacity in engine.query(
+        f"SELECT {names} FROM held ORDER BY ALL"
+    ):
+        what = (Pool(pool), tenant, ResourceKind(kind), tables.tier_of(tier), capacity)
+        yield Held(nodes[log], *what)
+    for log, one in sorted(shapes.items()):
+        for pool, kind, tier, capacity in one.there:
+            if pool in (Pool.PROVISIONED, Pool.FENCED):
+                what = (Pool(pool), "", ResourceKind(kind), tables.tier_of(tier), capacity)
+                yield Held(nodes[log], *what)
+
+
+def _names(directory: Path) -> dict[str, bytes]:
+    """Every derived file by its name, with the digest of its bytes."""
+    return {
+        str(path.relative_to(directory)): sha256(path.read_bytes()).digest()
+        for part in ("parquet", "rollup")
+        for path in sorted((directory / part).rglob("*"))
+        if path.is_file()
+    }

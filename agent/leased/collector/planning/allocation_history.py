@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The history of allocations: how much of what there was was held, and how evenly.
+
+Rule: from hourly cells, capacity x time and not instants; as few points as can be drawn, each the
+sum of whole hours. What was held is not what was used: that is telemetry's word, over what it saw
+of what was held, and null where it saw nothing.
+
+Does not know the present (`fleet`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from decimal import ROUND_DOWN, Decimal
+from typing import Final
+
+import msgspec
+
+from leased.collector.accounts import periods
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.answers import Interval, Reach
+from leased.collector.governance.fairness import jain
+from leased.economics.hourly import HOUR_NS
+from leased.economics.pools import Pool
+from leased.terms.moment import NS_PER_S
+from leased.terms.resource import UNIT, ResourceKind
+
+POINTS_MAX: Final = 500
+_THOUSANDTH: Final = Decimal("0.001")
+
+
+class AllocationPoint(msgspec.Struct, frozen=True):
+    """Means over the time from `ts` on, in units of the kind. `allocation_ratio` is allocated of
+    capacity; `efficiency` what was used of what was allocated, null where nobody measured it;
+    `fairness_index` is over the tenants that held something."""
+
+    ts: str
+    allocated: Decimal
+    capacity: Decimal
+    allocation_ratio: Decimal | None
+    efficiency: Decimal | None
+    fairness_index: Decimal
+
+
+class AllocationHistory(msgspec.Struct, frozen=True):
+    """`resolution` is the length of a point."""
+
+    period: str
+    resolution: str
+    kind: str
+    points: list[AllocationPoint]
+    interval: Interval
+    reach: Reach
+
+
+Shares = Callable[[str, int, int, int], Mapping[int, tuple[int, int]]]
+"""Of a kind, from and to an instant in Unix seconds, by steps of so many: (used, held while that
+was seen), as telemetry has it."""
+
+
+def allocations(
+    accounts: Accounts, period: str, kind: ResourceKind, shares: Shares | None = None
+) -> AllocationHistory:
+    """The last `period`. Raises InvalidParameter, NoData."""
+    window = accounts.last(period)
+    hours = -(-len(window.hours) // POINTS_MAX) or 1
+    held: dict[int, dict[str, int]] = {}
+    there: dict[int, int] = {}
+    for key, amount in accounts.source.cells(window.pair).items():
+        if key.kind is not kind:
+            continue
+        point = (key.bucket - window.hours.start) // hours
+        if key.pool is Pool.PROVISIONED:
+            there[point] = there.get(point, 0) + amount
+        elif key.pool is Pool.TENANT:
+            tenants = held.setdefault(point, {})
+            tenants[key.tenant] = tenants.get(key.tenant, 0) + amount
+    count = -(-len(window.hours) // hours)
+    used: Mapping[int, tuple[int, int]] = {}
+    if shares is not None:
+        begin_s, end_s = window.from_ns // NS_PER_S, window.to_ns // NS_PER_S
+        used = shares(kind.name.lower(), begin_s, end_s, hours * 3600)
+    points = [
+        _point(
+            window.from_ns + point * hours * HOUR_NS,
+            min(hours, len(window.hours) - point * hours),
+            held.get(point, {}),
+            there.get(point, 0),
+            UNIT[kind],
+            used.get(point, (0, 0)),
+        )
+        for point in range(count)
+    ]
+    return AllocationHistory(
+        period,
+        f"{hours}h",
+        kind.name.lower(),
+        points,
+        Interval(periods.instant(window.from_ns), periods.instant(window.to_ns)),
+        accounts.reach(window),
+    )
+
+
+def _point(
+    from_ns: int,
+    hours: int,
+    tenants: dict[str, int],
+    capacity_ns: int,
+    unit: int,
+    used: tuple[int, int],
+) -> AllocationPoint:
+    whole = unit * hours * HOUR_NS
+    held_ns = sum(tenants.values())
+    ratio = None
+    if capacity_ns:
+        ratio = (Decimal(held_ns) / Decimal(capacity_ns)).quantize(_THOUSANDTH, ROUND_DOWN)
+    return AllocationPoint(
+        periods.instant(from_ns),
+        (Decimal(held_ns) / whole).quantize(_THOUSANDTH, ROUND_DOWN),
+        (Decimal(capacity_ns) / whole).quantize(_THOUSANDTH, ROUND_DOWN),
+        ratio,
+        Decimal(min(1000, used[0] * 1000 // used[1])).scaleb(-3) if used[1] else None,
+        jain(list(tenants.values())),
+    )

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Capacity: what there is and who has it now, what stood idle, what is worth reserving.
+
+Rule: shares are cut, never rounded up: utilization is not overstated. Idle stretches shorter than
+an hour are not listed. Money is exact until it is told.
+
+Does not scale anything: it recommends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Final
+
+import msgspec
+
+from leased.collector.accounts import periods
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.answers import (
+    Amount,
+    Capacity,
+    CurrentCapacity,
+    Headroom,
+    Idle,
+    IdleResource,
+    ReservationAdvice,
+    Reservations,
+    Utilization,
+    Workers,
+)
+from leased.collector.accounts.periods import Window
+from leased.collector.metering.sources import Held, Quiet
+from leased.economics.amounts import exact, rounded
+from leased.economics.hourly import HOUR_NS
+from leased.economics.meter import UsageKey
+from leased.economics.pools import UNIT, Pool
+from leased.economics.rates import RateCard
+from leased.economics.statement import fixed
+from leased.terms.lease import Priority
+from leased.terms.resource import ResourceKind, TierKind
+
+WEEK: Final = "7d"
+ALL_OF_A_YEAR_H: Final = 8_760
+
+
+class Soft(msgspec.Struct, frozen=True):
+    """How far, and how long, a tenant may be beyond its limit."""
+
+    overage_percent: int = 20
+    overage_minutes: int = 15
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """What reserving costs: `price_pm` of the list price, of which `upfront_pm` is paid at once."""
+
+    price_pm: int = 650
+    upfront_pm: int = 500
+    term: str = "1yr"
+    term_months: int = 12
+
+
+def capacity(accounts: Accounts, soft: Soft | None = None) -> Capacity:
+    """What there is and who has it, at the last record of each node."""
+    held = accounts.source.held()
+    soft = soft or Soft()
+    amounts = {kind.name.lower(): _amount(held, kind) for kind in ResourceKind}
+    cpu, memory = _share(held, ResourceKind.CPU), _share(held, ResourceKind.MEM)
+    known = [share for share in (cpu, memory) if share is not None]
+    overall = sum(known, Fraction(0)) / Fraction(len(known)) if known else None
+    now_ns = accounts.now_ns()
+    return Capacity(
+        CurrentCapacity(amounts["cpu"], amounts["mem"], _workers(accounts, held), amounts),
+        Utilization(_cut(cpu), _cut(memory), _cut(overall)),
+        Headroom(soft.overage_percent, soft.overage_minutes),
+        accounts.reach(Window(now_ns, now_ns)),
+    )
+
+
+def _amount(held: Iterable[Held], kind: ResourceKind) -> Amount:
+    total, used = _sums(held, kind)
+    unit = UNIT[kind]
+    return Amount(_units(total, unit), _units(used, unit), _units(max(0, total - used), unit))
+
+
+def _sums(held: Iterable[Held], kind: ResourceKind) -> tuple[int, int]:
+    """(there is, is not free)."""
+    total = used = 0
+    for one in held:
+        if one.kind is kind and one.pool is Pool.PROVISIONED:
+            total += one.capacity
+        elif one.kind is kind:
+            used += one.capacity
+    return total, used
+
+
+def _share(held: Iterable[Held], kind: ResourceKind) -> Fraction | None:
+    total, used = _sums(held, kind)
+    return Fraction(used, total) if total else None
+
+
+def _cut(share: Fraction | None) -> Decimal | None:
+    return None if share is None else Decimal(int(share * 100)).scaleb(-2)
+
+
+def _units(amount: int, unit: int) -> Decimal:
+    return Decimal(exact(Fraction(amount, unit)))
+
+
+def _workers(accounts: Accounts, held: Iterable[Held]) -> Workers:
+    nodes = sorted(frozenset(node.node_id for node in accounts.source.nodes()))
+    busy = frozenset(one.node_id for one in held if one.pool is Pool.TENANT)
+    draining = accounts.source.draining()
+    idle = sum(node not in busy and node not in draining for node in nodes)
+    going = sum(node in draining for node in nodes)
+    return Workers(len(nodes), len(nodes) - idle - going, going, idle)
+
+
+def idle(accounts: Accounts) -> Idle:
+    """The nodes on which nobody has anything now, and what all that stood idle cost in 7 days."""
+    now_ns = accounts.now_ns()
+    window = Window(max(0, now_ns - periods.duration(WEEK)), now_ns)
+    prices = _node_prices(accounts)
+    waste = Fraction(0)
+    listed: list[IdleResource] = []
+    ends = {node.node_id: node.watermark_ns for node in accounts.source.nodes()}
+    decimals = accounts.terms.infrastructure.decimals
+    for stretch in accounts.source.quiet(window.pair):
+        length_ns = stretch.to_ns - stretch.from_ns
+        if length_ns < HOUR_NS:
+            continue
+        cost = prices.get(stretch.node_id, Fraction(0)) * Fraction(length_ns, HOUR_NS)
+        waste += cost
+        if stretch.to_ns >= min(window.to_ns, ends.get(stretch.node_id, 0)):
+            listed.append(_idle_row(stretch, cost, decimals))
+    return Idle(
+        listed,
+        Decimal(fixed(rounded(waste, decimals), decimals)),
+        accounts.terms.infrastructure.currency,
+        accounts.reach(Window(window.from_ns, min(ends.values(), default=now_ns))),
+    )
+
+
+def _idle_row(stretch: Quiet, cost: Fraction, decimals: int) -> IdleResource:
+    return IdleResource(
+        stretch.node_id,
+        periods.instant(stretch.from_ns),
+        (stretch.to_ns - stretch.from_ns) // HOUR_NS,
+        Decimal(fixed(rounded(cost, decimals), decimals)),
+        "Scale down or terminate",
+    )
+
+
+def _node_prices(accounts: Accounts) -> dict[str, Fraction]:
+    """What an hour of each node costs, by what it has now."""
+    prices: dict[str, Fraction] = {}
+    for one in accounts.source.held():
+        if one.pool is Pool.PROVISIONED:
+            hour = _list_price(accounts.terms.infrastructure, one.kind, one.tier)
+            cost = hour * Fraction(one.capacity, UNIT[one.kind])
+            prices[one.node_id] = prices.get(one.node_id, Fraction(0)) + cost
+    return prices
+
+
+def node_price(accounts: Accounts) -> Fraction:
+    """What an hour of a node costs, on average."""
+    prices = _node_prices(accounts)
+    return sum(prices.values(), Fraction(0)) / max(1, len(prices))
+
+
+def infrastructure_cost(
+    accounts: Accounts, kind: ResourceKind, tier: TierKind | None, amount: int
+) -> Fraction:
+    """What having so much capacity x ns cost, whoever held it."""
+    hour = _list_price(accounts.terms.infrastructure, kind, tier)
+    return hour * Fraction(amount, UNIT[kind] * HOUR_NS)
+
+
+def _list_price(card: RateCard, kind: ResourceKind, tier: TierKind | None) -> Fraction:
+    """Of one unit for an hour, whatever the priority."""
+    cost = card.cost(UNIT[kind] * HOUR_NS, kind, tier, Priority.STANDARD)
+    plain = Fraction(cost.numerator, cost.denominator)
+    return plain * 1000 / Fraction(card.multiplier_pm(Priority.STANDARD) or 1000)
+
+
+def reservations(
+    accounts: Accounts, period: str = "90d", offer: Offer | None = None
+) -> Reservations:
+    """How many units of each kind and tier to reserve, by the hours of `period`."""
+    offer = offer or Offer()
+    window = accounts.last(period)
+    window = Window(
+        max(window.from_ns, accounts.source.first_ns() // HOUR_NS * HOUR_NS), window.to_ns
+    )
+    used = _units_by_hour(accounts.source.cells(window.pair))
+    advice = []
+    for (kind, tier), by_hour in sorted(
+        used.items(), key=lambda item: (item[0][0], str(item[0][1]))
+    ):
+        series = [by_hour.get(hour, 0) for hour in window.hours]
+        quantity = worth_reserving(series, offer.price_pm)
+        if quantity:
+            price = _list_price(accounts.terms.cards[-1].card, kind, tier)
+            advice.append(_advise(kind, tier, quantity, series, price, offer))
+    return Reservations(period, advice, accounts.terms.currency, accounts.reach(window))
+
+
+def worth_reserving(series: list[int], price_pm: int) -> int:
+    """The most units k such that at least k were in use in a share of the hours that is not below
+    `price_pm` per mille: each of them then costs less reserved than by the hour."""
+    ranked = sorted(series, reverse=True)
+    if not ranked:
+        return 0
+    needed = max(1, -(-len(ranked) * price_pm // 1000))
+    return ranked[needed - 1] if needed <= len(ranked) else 0
+
+
+def _advise(
+    kind: ResourceKind,
+    tier: TierKind | None,
+    quantity: int,
+    series: list[int],
+    price: Fraction,
+    offer: Offer,
+) -> ReservationAdvice:
+    hours = Fraction(len(series))
+    listed = price * sum(min(used, quantity) for used in series) / hours
+    reserved = price * quantity * Fraction(offer.price_pm, 1000)
+    saved = listed - reserved
+    name = kind.name.lower() + ("" if tier is None else f"/{tier.name.lower()}")
+    month = Fraction(ALL_OF_A_YEAR_H, 12)
+    upfront = reserved * month * offer.term_months * Fraction(offer.upfront_pm, 1000)
+    recurring = reserved * month * Fraction(1000 - offer.upfront_pm, 1000)
+    gained = listed * month - recurring
+    return ReservationAdvice(
+        name,
+        quantity,
+        offer.term,
+        _decimal(saved * 100 / listed, 1) if listed else Decimal(0),
+        _decimal(saved * ALL_OF_A_YEAR_H, 2),
+        _decimal(upfront / gained, 1) if gained > 0 else None,
+    )
+
+
+def _decimal(amount: Fraction, decimals: int) -> Decimal:
+    return Decimal(fixed(rounded(amount, decimals), decimals))
+
+
+def _units_by_hour(
+    cells: Mapping[UsageKey, int],
+) -> dict[tuple[ResourceKind, TierKind | None], dict[int, int]]:
+    """Whole units that tenants held on average, by kind and tier and hour."""
+    sums: dict[tuple[ResourceKind, TierKind | None], dict[int, int]] = {}
+    for key, amount in cells.items():
+        if key.pool is Pool.TENANT:
+            hours = sums.setdefault((key.kind, key.tier), {})
+            hours[key.bucket] = hours.get(key.bucket, 0) + amount
+    return {
+        name: {hour: amount // (UNIT[name[0]] * HOUR_NS) for hour, amount in hours.items()}
+        for name, hours in sums.items()
+    }

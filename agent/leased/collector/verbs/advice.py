@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs that advise: placement, sensitivity.
+
+Rule: they read and change nothing.
+
+Does not compute (`advice`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from decimal import Decimal
+
+import msgspec
+
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.planning import advice
+from leased.collector.verbs.store import add_terms, opened
+from leased.ctl.answer_text import show_answer
+from leased.ctl.console import Console
+from leased.ctl.usage_text import Verbs, verb
+from leased.economics.placement import Strategy
+from leased.economics.pools import UNIT
+from leased.terms.errors import InvalidParameter
+from leased.terms.resource import ResourceKind
+
+KINDS = ("gpu", "cpu", "mem", "block")
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    one = verb(
+        verbs,
+        "placement",
+        "where a request would go best",
+        "leased-collector placement --gpu 2 --cpu 8 --mem 64 --strategy binpack",
+    )
+    for kind in KINDS:
+        name = "GiB" if kind in ("mem", "block") else "units"
+        one.add_argument(f"--{kind}", type=int, default=0, metavar="N", help=f"{name} of {kind}")
+    one.add_argument("--strategy", choices=[s.value for s in Strategy], default="spread")
+    _finish(one, placement)
+    one = verb(
+        verbs,
+        "sensitivity",
+        "which resource each workload lives by",
+        "leased-collector sensitivity --last 30d",
+    )
+    one.add_argument("--last", default="30d", metavar="PERIOD")
+    _finish(one, sensitivity)
+
+
+def _finish(parser: argparse.ArgumentParser, act: object) -> None:
+    parser.add_argument("--csv", action="store_true", help="print the rows as CSV")
+    add_terms(parser)
+    parser.set_defaults(act=act)
+
+
+def placement(options: argparse.Namespace, console: Console) -> int:
+    """Score nodes."""
+    asked = {}
+    for kind in KINDS:
+        amount = getattr(options, kind)
+        if amount < 0:
+            raise InvalidParameter(kind, "not negative")
+        if amount:
+            asked[kind] = amount * UNIT[ResourceKind[kind.upper()]]
+    if not asked:
+        raise InvalidParameter("gpu", "ask for something")
+    with opened(options, console) as (source, terms):
+        answer = advice.placement(Accounts(source, terms), asked, Strategy(options.strategy))
+    return _show(answer, options, console)
+
+
+def sensitivity(options: argparse.Namespace, console: Console) -> int:
+    """Tell what workloads live by."""
+    with opened(options, console) as (source, terms):
+        accounts = Accounts(source, terms)
+        answer = advice.sensitivities(accounts, accounts.last(options.last))
+    return _show(answer, options, console)
+
+
+def _show(answer: msgspec.Struct, options: argparse.Namespace, console: Console) -> int:
+    show_answer(msgspec.to_builtins(answer, builtin_types=(Decimal,)), options, console)
+    return 0

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs on money, over the whole fleet: usage, costs, bill, chargeback, capacity, forecast, idle,
+reservations.
+
+Rule: they read, beside a running collector or without one. With --json they print what the HTTP API
+sends, with --csv one row a line.
+
+Does not compute (`accounts`, `capacity`, `forecast`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+
+from leased.collector.accounts import periods
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.focus_1_4 import VERSIONS
+from leased.collector.accounts.focus_table import parquet_of
+from leased.collector.accounts.invoices import Invoices
+from leased.collector.accounts.periods import Window
+from leased.collector.planning import capacity as looks
+from leased.collector.planning import forecast as futures
+from leased.collector.verbs.store import add_terms, opened
+from leased.ctl.answer_text import show_answer
+from leased.ctl.console import Console
+from leased.ctl.usage_text import Verbs, verb
+from leased.economics.attribution import Basis, Spread
+
+
+class IssuedBill(msgspec.Struct, frozen=True):
+    """One bill that is final now."""
+
+    tenant: str
+    invoice_id: str
+    total: Decimal
+    sha256: str
+
+
+class Issued(msgspec.Struct, frozen=True):
+    """The bills of a month."""
+
+    month: str
+    currency: str
+    bills: list[IssuedBill]
+
+
+Answer = Callable[[Accounts, argparse.Namespace], msgspec.Struct]
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    one = _add(verbs, "usage", "what a tenant held, hour by hour", "usage acme --last 7d", _usage)
+    one.add_argument("tenant", help="whose")
+    _add_window(one)
+    one.add_argument("--by", choices=("hour", "day", "total"), default="day", help="default: day")
+    one = _add(verbs, "costs", "what every tenant cost", "costs --last 30d --top 5", _costs)
+    _add_window(one)
+    one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
+    one.add_argument("--basis", choices=[b.value for b in Basis], default=Basis.RATE_CARD.value)
+    _register_bills(verbs)
+    one = _add(
+        verbs,
+        "chargeback",
+        "what a month's infrastructure cost, by cost centre",
+        "chargeback 2026-01 --spread proportional",
+        lambda accounts, options: accounts.chargeback(options.month, spread=options.spread),
+    )
+    one.add_argument("month", help='such as "2026-01"')
+    one.add_argument("--spread", choices=[s.value for s in Spread], default=Spread.NONE.value)
+    _add(
+        verbs,
+        "capacity",
+        "what there is and who has it",
+        "capacity --json",
+        lambda accounts, _: looks.capacity(accounts),
+    )
+    one = _add(
+        verbs,
+        "forecast",
+        "how much will be held",
+        "forecast --horizon 90d --kind gpu",
+        lambda accounts, options: futures.forecast(accounts, options.horizon, options.kind),
+    )
+    one.add_argument("--horizon", default="90d")
+    one.add_argument("--kind", default="cpu", help="cpu, gpu, mem, block or net")
+    _add(
+        verbs,
+        "idle",
+        "nodes that nobody uses, and what they cost",
+        "idle",
+        lambda accounts, _: looks.idle(accounts),
+    )
+    one = _add(
+        verbs,
+        "reservations",
+        "what is worth reserving",
+        "reservations --last 90d",
+        lambda accounts, options: looks.reservations(accounts, options.last),
+    )
+    one.add_argument("--last", default="90d", metavar="PERIOD")
+
+
+def _register_bills(verbs: Verbs) -> None:
+    one = _add(verbs, "bill", "the bill of a tenant", "bill acme 2026-01 --out acme.json", _bill)
+    one.add_argument("tenant", help="whose")
+    one.add_argument("month", help='such as "2026-01"')
+    one.add_argument("--out", type=Path, metavar="FILE", help="write the canonical bytes there")
+    one = verb(
+        verbs,
+        "export",
+        "the bill of a tenant as FOCUS (CSV or Parquet), for other people's tools",
+        "leased-collector export acme 2026-01 > acme.csv",
+        json=False,
+    )
+    one.add_argument("tenant", help="whose")
+    one.add_argument("month", help='such as "2026-01"')
+    one.add_argument("--focus", choices=tuple(VERSIONS), default="1.2", help="default: 1.2")
+    one.add_argument("--parquet", type=Path, metavar="FILE", help="write Parquet there, not CSV")
+    add_terms(one)
+    one.set_defaults(act=_export)
+    one = _add(
+        verbs,
+        "issue",
+        "make the bills of a month final; what comes later is a correction in the next",
+        "issue 2026-01",
+        _issue,
+    )
+    one.add_argument("month", help='such as "2026-01"')
+    one.add_argument("--tenant", action="append", help="only this one; may be repeated")
+
+
+def _add(
+    verbs: Verbs, name: str, summary: str, example: str, answer: Answer
+) -> argparse.ArgumentParser:
+    one = verb(verbs, name, summary, f"leased-collector {example}")
+    one.add_argument("--csv", action="store_true", help="print the rows as CSV")
+    add_terms(one)
+    one.set_defaults(act=_show, answer=answer)
+    return one
+
+
+def _add_window(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--last", default="30d", metavar="PERIOD", help="default: 30d")
+    parser.add_argument("--start", metavar="DATE", help="instead of --last")
+    parser.add_argument("--end", metavar="DATE", help="its whole day")
+
+
+def _window(accounts: Accounts, options: argparse.Namespace) -> Window:
+    if options.start is None and options.end is None:
+        return accounts.last(options.last)
+    return periods.window(options.start or "", options.end or "")
+
+
+def _usage(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
+    return accounts.usage(options.tenant, _window(accounts, options), options.by)
+
+
+def _costs(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
+    return accounts.costs(_window(accounts, options), top=options.top, basis=options.basis)
+
+
+def _bill(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
+    if options.out is not None:
+        options.out.write_bytes(accounts.bill(options.tenant, options.month).canonical())
+    return accounts.summary(options.tenant, options.month)
+
+
+def _issue(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
+    bills = accounts.issue(options.month, options.tenant)
+    rows = [IssuedBill(b.tenant, b.invoice_id, Decimal(b.total), b.digest().hex()) for b in bills]
+    return Issued(options.month, accounts.terms.currency, rows)
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    """Print FOCUS."""
+    with opened(options, console) as (source, terms):
+        accounts = Accounts(source, terms, Invoices(options.state))
+        if not (terms.currency.isupper() and len(terms.currency) == 3):
+            console.note(f"{terms.currency} is no currency of ISO 4217: validators will say so")
+        if options.parquet is None:
+            text = accounts.focus(options.tenant, options.month, options.focus)
+            console.say(text.rstrip("\n"))
+        else:
+            rows = accounts.focus_rows(options.tenant, options.month, options.focus)
+            options.parquet.write_bytes(parquet_of(rows, VERSIONS[options.focus]))
+    return 0
+
+
+def _show(options: argparse.Namespace, console: Console) -> int:
+    """Ask and print."""
+    with opened(options, console) as (source, terms):
+        accounts = Accounts(source, terms, Invoices(options.state))
+        answer = options.answer(accounts, options)
+    show_answer(msgspec.to_builtins(answer, builtin_types=(Decimal,)), options, console)
+    return 0

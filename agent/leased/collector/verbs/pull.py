@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs of the puller: pull, nodes, enrol, verdict, resolve.
+
+Rule: what is told while it runs is one line a thing, on standard error, or JSON lines with --json.
+`enrol` and `resolve` may be run beside a running `pull`, which takes them up within seconds.
+
+Does not pull (`pulling`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+from leased.chain.note import NoteKey, write_note
+from leased.chain.signing import parse_pem
+from leased.collector import config as configuration
+from leased.collector.archive.manifest import LogEntry, ManifestTables
+from leased.collector.archive.manifests import open_manifest, own_directory, share
+from leased.collector.case import EVIDENCE, resolution_text
+from leased.collector.enrolment import FILE_BYTES_MAX, read_enrolment
+from leased.collector.enrolment import enrol as enrol_log
+from leased.collector.pulling import Reached
+from leased.collector.pulling import pull as pull_nodes
+from leased.collector.reconcile import Verdict
+from leased.collector.witness import load_cosigner, os_entropy
+from leased.ctl import render
+from leased.ctl.console import Console
+from leased.ctl.usage_text import Verbs, verb
+from leased.terms.errors import EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, CallerError, ConfigError
+
+_EXAMPLE: Final = "leasectl audit enrolment | ssh collector leased-collector enrol"
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    one = verb(
+        verbs,
+        "pull",
+        "pull, verify, keep and cosign every node's log",
+        "leased-collector pull --once",
+    )
+    _add_config(one)
+    one.add_argument("--once", action="store_true", help="to the end of each log, then stop")
+    one.add_argument("--node", action="append", default=[], metavar="NAME", help="only this node")
+    one.set_defaults(act=pull)
+    one = verb(verbs, "nodes", "who is followed, and where", "leased-collector nodes")
+    one.set_defaults(act=nodes)
+    one = verb(
+        verbs,
+        "enrol",
+        "follow a node's log, by what `leasectl audit enrolment` prints there",
+        f"{_EXAMPLE} alpha https://alpha:7443 -",
+        json=False,
+    )
+    one.add_argument("name", help="what the node is called here")
+    one.add_argument("url", help="where it listens: https://host:port")
+    one.add_argument("file", help='the enrolment ("-": standard input)')
+    one.add_argument(
+        "--replace", action="store_true", help="the node has begun a new log: follow that from now"
+    )
+    one.set_defaults(act=enrol)
+    one = verb(
+        verbs,
+        "share",
+        "let several collectors follow the fleet: the manifest moves to PostgreSQL",
+        "leased-collector share 'host=/run/postgresql dbname=leased'",
+        json=False,
+    )
+    one.add_argument("database", help="a libpq connection string, without a password")
+    one.add_argument(
+        "--name", default="", help="of the collector that had it alone, as nodes know it"
+    )
+    one.set_defaults(act=share_fleet)
+    one = verb(verbs, "forget", "follow a node no longer", "leased-collector forget alpha")
+    one.add_argument("name", help="the node; what was pulled of it stays")
+    one.set_defaults(act=forget)
+    one = verb(
+        verbs, "verdict", "what is wrong with a log, and the evidence", "leased-collector verdict"
+    )
+    one.add_argument("name", nargs="?", help="of this node (default: of all that have one)")
+    one.set_defaults(act=verdict)
+    one = verb(
+        verbs,
+        "resolve",
+        "lift a verdict by an operator's signed word",
+        'leased-collector resolve alpha --operator mia --key mia.pem --reason "disk replaced"',
+        json=False,
+    )
+    one.add_argument("name", help="the node")
+    one.add_argument("--operator", required=True, metavar="NAME", help="the name of the key")
+    one.add_argument(
+        "--key", required=True, type=Path, metavar="FILE", help="an Ed25519 key, PKCS#8 PEM"
+    )
+    one.add_argument("--reason", required=True, metavar="TEXT", help="one line that says why")
+    one.set_defaults(act=resolve)
+    one = verb(
+        verbs,
+        "cosigner",
+        "this collector's cosigning key, for the nodes' configuration",
+        "leased-collector cosigner",
+    )
+    _add_config(one)
+    one.set_defaults(act=cosigner)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=configuration.CONFIG,
+        metavar="FILE",
+        help=f"the configuration (default: {configuration.CONFIG})",
+    )
+
+
+def pull(options: argparse.Namespace, console: Console) -> int:
+    """Pull; 65 if a log has a verdict that wants an operator, 69 if a node was not reached."""
+
+    def tell(name: str, text: str) -> None:
+        if options.json:
+            console.line({"node": name, "told": text})
+        else:
+            console.note(f"{name}: {text}")
+            console.err.flush()
+
+    config = configuration.load(options.config)
+    try:
+        reached = trio.run(
+            lambda: pull_nodes(
+                options.state, config, once=options.once, only=options.node, tell=tell
+            )
+        )
+    except BaseExceptionGroup as group:
+        raise _single(group) from None
+    if options.json:
+        console.document({"nodes": [msgspec.to_builtins(one) for one in reached]})
+    else:
+        for line in render.table(
+            ("NODE", "LOG", "VERDICT", "RECORDS", "COSIGNED", ""), _rows(reached)
+        ):
+            console.say(line)
+    if any(Verdict(one.verdict).sticky for one in reached):
+        return EX_DATAERR
+    return EX_UNAVAILABLE if any(one.unreachable for one in reached) else 0
+
+
+def _rows(reached: list[Reached]) -> list[tuple[str, ...]]:
+    return [
+        (
+            one.name,
+            render.short(one.log_id),
+            one.verdict,
+            str(one.size),
+            str(one.cosigned_size),
+            one.unreachable,
+        )
+        for one in reached
+    ]
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error of a nest of groups, or the group."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
+    return found
+
+
+def nodes(options: argparse.Namespace, console: Console) -> int:
+    """List what is followed."""
+    manifest = open_manifest(options.state, read_only=True)
+    try:
+        found = [(name, url, manifest.log(log_id)) for name, url, log_id in manifest.nodes()]
+    finally:
+        manifest.close()
+    known = [(name, url, entry) for name, url, entry in found if entry is not None]
+    if options.json:
+        console.document(
+            {
+                "nodes": [
+                    {"name": name, "url": url, "log_id": entry.log_id, "node_id": entry.node}
+                    for name, url, entry in known
+                ]
+            }
+        )
+        return 0
+    rows = [(name, url, render.short(entry.log_id), entry.verdict) for name, url, entry in known]
+    for line in render.table(("NODE", "ADDRESS", "LOG", "VERDICT"), rows):
+        console.say(line)
+    return 0
+
+
+def enrol(options: argparse.Namespace, console: Console) -> int:
+    """Follow a log."""
+    if options.file == "-":
+        raw, source = sys.stdin.buffer.read(FILE_BYTES_MAX + 1), "standard input"
+    else:
+        try:
+            raw, source = Path(options.file).read_bytes(), options.file
+        except OSError as error:
+            raise ConfigError(f"{options.file}: {error.strerror}") from error
+    pinned = read_enrolment(raw, source)
+    options.state.mkdir(mode=0o700, exist_ok=True)
+    manifest = open_manifest(options.state)
+    try:
+        told = enrol_log(manifest, options.name, options.url, pinned, replace=options.replace)
+    finally:
+        manifest.close()
+    console.say(told or f"{options.name}: followed already")
+    return 0
+
+
+def share_fleet(options: argparse.Namespace, console: Console) -> int:
+    """Move the manifest; the collector must not run meanwhile."""
+    logs = share(options.state, options.database, options.name)
+    console.say(f"{logs} logs: every collector that opens {options.state} now follows its share")
+    return 0
+
+
+def forget(options: argparse.Namespace, console: Console) -> int:
+    """Follow a node no longer."""
+    manifest = open_manifest(options.state)
+    try:
+        done = manifest.leave(options.name)
+    finally:
+        manifest.close()
+    if options.json:
+        console.document({"forgotten": done})
+    else:
+        console.say(f"{options.name}: {'forgotten' if done else 'was not followed'}")
+    return 0 if done else EX_NOINPUT
+
+
+def verdict(options: argparse.Namespace, console: Console) -> int:
+    """Show sticky verdicts with their bundles; 65 if there are any."""
+    manifest = open_manifest(options.state, read_only=True)
+    try:
+        logs = manifest.logs()
+    finally:
+        manifest.close()
+    if options.name is not None and options.name not in [entry.name for entry in logs]:
+        console.note(f"{options.name}: no such node; see `leased-collector nodes`")
+        return EX_NOINPUT
+    chosen = [
+        entry
+        for entry in logs
+        if options.name in (None, entry.name) and Verdict(entry.verdict).sticky
+    ]
+    bundles = {entry.log_id: _bundles(options.state, entry) for entry in chosen}
+    if options.json:
+        console.document(
+            {
+                "verdicts": [
+                    {
+                        "node": entry.name,
+                        "log_id": entry.log_id,
+                        "verdict": entry.verdict,
+                        "why": entry.why,
+                        "since_ns": entry.since_ns,
+                        "evidence": bundles[entry.log_id],
+                    }
+                    for entry in chosen
+                ]
+            }
+        )
+    for entry in chosen if not options.json else ():
+        console.say(f"{entry.name}: {entry.verdict}: {entry.why}")
+        for path in bundles[entry.log_id]:
+            console.say(f"  leasectl evidence verify {path}")
+    return EX_DATAERR if chosen else 0
+
+
+def _bundles(state: Path, entry: LogEntry) -> list[str]:
+    """The bundles of a log, newest first."""
+    found = (state / EVIDENCE).glob(f"{entry.log_id[:8]}-{entry.verdict}-*.json")
+    return sorted(map(str, found), reverse=True)
+
+
+def resolve(options: argparse.Namespace, console: Console) -> int:
+    """Leave an operator's signed word; a running pull, or the next, judges it."""
+    try:
+        signer = parse_pem(options.key.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{options.key}: {error}") from error
+    manifest = open_manifest(options.state)
+    try:
+        entry = _followed(manifest, options.name)
+        if not Verdict(entry.verdict).sticky:
+            raise CallerError(f"{options.name} is {entry.verdict}: there is nothing to resolve")
+        text = resolution_text(entry, options.reason)
+        key = NoteKey(options.operator, signer.public_key)
+        manifest.add_resolution(entry.log_id, write_note(text, [(key, signer.sign(text.encode()))]))
+    finally:
+        manifest.close()
+    console.say(f"{options.name}: left for the puller, signed by {key.text()}")
+    return 0
+
+
+def _followed(manifest: ManifestTables, name: str) -> LogEntry:
+    """The log that is followed at a node. Raises CallerError."""
+    for known, _, log_id in manifest.nodes():
+        entry = manifest.log(log_id) if known == name else None
+        if entry is not None:
+            return entry
+    raise CallerError(f"{name}: no such node; see `leased-collector nodes`")
+
+
+def cosigner(options: argparse.Namespace, console: Console) -> int:
+    """Print the cosigning key, made if there is none."""
+    config = configuration.load(options.config)
+    if not config.name:
+        raise ConfigError(f'{options.config}: give pull.name, such as "west.example/collector"')
+    directory = own_directory(options.state, config.name)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = load_cosigner(directory, config.name, os_entropy).key
+    if options.json:
+        console.document({"name": key.name, "key": key.text()})
+    else:
+        console.say(key.text())
+    return 0

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the collector holds, for people: status, check.
+
+Rule: they read, beside a running collector or without one, and change nothing.
+
+Does not pull.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.manifest import LogEntry
+from leased.ctl import render
+from leased.ctl.console import Console, relative
+from leased.ctl.usage_text import Verbs, verb
+from leased.terms.errors import EX_DATAERR
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    one = verb(verbs, "status", "how far each log has come", "leased-collector status --json")
+    one.set_defaults(act=status)
+    one = verb(
+        verbs,
+        "check",
+        "read every stored segment and compare it with the manifest",
+        "leased-collector --state /backup/collector check",
+    )
+    one.set_defaults(act=check)
+
+
+def status(options: argparse.Namespace, console: Console) -> int:
+    """Show every log; 65 if a verdict wants an operator."""
+    reader = ArchiveReader(options.state)
+    try:
+        logs = reader.logs()
+    finally:
+        reader.close()
+    if options.json:
+        console.document({"logs": [document(entry) for entry in logs]})
+    else:
+        rows = [_row(entry, console) for entry in logs]
+        for line in render.table(("NODE", "LOG", "VERDICT", "RECORDS", "COSIGNED", "SEEN"), rows):
+            console.say(line)
+    return 0 if all(entry.verdict in ("OK", "BEHIND", "STALE") for entry in logs) else EX_DATAERR
+
+
+def document(entry: LogEntry) -> dict[str, object]:
+    """One log as JSON has it. What the verifier carries may hold a key and stays inside."""
+    return {
+        "node": entry.name,
+        "node_id": entry.node,
+        "log_id": entry.log_id,
+        "origin": entry.origin,
+        "next_sequence": entry.head.size,
+        "head": entry.head.hash.hex(),
+        "signed_size": entry.signed_size,
+        "cosigned_size": entry.cosigned_size,
+        "verdict": entry.verdict,
+        "why": entry.why,
+        "since_ns": entry.since_ns,
+        "contact_ns": entry.contact_ns,
+    }
+
+
+def _row(entry: LogEntry, console: Console) -> tuple[str, ...]:
+    seen = relative(entry.contact_ns - console.wall_ns()) if entry.contact_ns else "never"
+    size, cosigned = str(entry.head.size), str(entry.cosigned_size)
+    return (entry.name, render.short(entry.log_id), entry.verdict, size, cosigned, seen)
+
+
+def check(options: argparse.Namespace, console: Console) -> int:
+    """Read everything; 65 if something is damaged."""
+    reader = ArchiveReader(options.state)
+    count = octets = 0
+    damaged: list[dict[str, object]] = []
+    try:
+        for segment, error in reader.check():
+            count, octets = count + 1, octets + segment.bytes
+            if error is not None:
+                damaged.append({**msgspec.to_builtins(segment), "why": str(error)})
+                if not options.json:
+                    console.note(str(error))
+    finally:
+        reader.close()
+    if options.json:
+        console.document({"segments": count, "bytes": octets, "damaged": damaged})
+    else:
+        console.say(f"{count} segments, {octets} bytes, {len(damaged)} damaged")
+    return EX_DATAERR if damaged else 0

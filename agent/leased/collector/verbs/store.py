@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs on what is derived from the raw segments: refresh, rebuild; and demo, which makes a fleet.
+
+Rule: what they write can be made again from the raw segments by `rebuild`, with the same bytes.
+
+Does not pull.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from leased.collector.accounts.periods import day, label_of_day
+from leased.collector.accounts.terms_file import load_terms
+from leased.collector.archive.archive import Archive, ArchiveReader
+from leased.collector.config import CONFIG
+from leased.collector.demo import DAY_NS, Wish, make_fleet
+from leased.collector.metering.engines import load_store, maker
+from leased.collector.metering.reference import read_archive
+from leased.collector.metering.sources import Source
+from leased.collector.metering.store import Refreshed, Store
+from leased.collector.metering.store_source import StoreSource
+from leased.ctl.console import Console
+from leased.ctl.usage_text import Verbs, verb
+from leased.economics.contracts import Terms
+from leased.terms.errors import EX_DATAERR, InvalidParameter, StateError
+
+TERMS: Final = Path("/etc/leased/billing.toml")
+NODES_MAX: Final = 1_000
+DAYS_MAX: Final = 400
+
+
+def register(verbs: Verbs) -> None:
+    """Add the verbs of this module."""
+    one = verb(
+        verbs, "refresh", "bring usage and peaks up to the last record", "leased-collector refresh"
+    )
+    add_terms(one)
+    one.set_defaults(act=refresh)
+    one = verb(
+        verbs,
+        "rebuild",
+        "make everything derived again from the raw segments, and compare",
+        "leased-collector --state /backup/collector rebuild",
+    )
+    add_terms(one)
+    one.add_argument(
+        "--reference",
+        action="store_true",
+        help="also fold every chain without SQL and compare every hour",
+    )
+    one.set_defaults(act=rebuild)
+    one = verb(
+        verbs,
+        "demo",
+        "make a fleet of hosts that never were, to look around in",
+        "leased-collector --state /tmp/demo demo --nodes 20",
+    )
+    one.add_argument("--nodes", type=int, default=10, metavar="N", help="default: 10")
+    one.add_argument("--days", type=int, default=90, metavar="N", help="default: 90")
+    one.add_argument("--seed", type=int, default=1, metavar="N", help="default: 1")
+    one.add_argument("--until", metavar="DATE", help="where it ends (default: today, 00:00 UTC)")
+    one.add_argument(
+        "--leases", type=int, default=24, metavar="N", help="per node and day (default: 24)"
+    )
+    one.set_defaults(act=demo)
+
+
+def add_terms(parser: argparse.ArgumentParser) -> None:
+    """Where prices, and the list of nodes that nobody waits for, come from."""
+    parser.add_argument(
+        "--terms", type=Path, default=TERMS, metavar="FILE", help=f"prices (default: {TERMS})"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"the engine, in [store] (default: {CONFIG})"
+    )
+
+
+@contextmanager
+def opened(options: argparse.Namespace, console: Console) -> Iterator[tuple[StoreSource, Terms]]:
+    """The store, brought up to date unless another process is at it, and the terms."""
+    terms = load_terms(options.terms)
+    archive = ArchiveReader(options.state)
+    try:
+        store = _store(options)
+        try:
+            retired = frozenset(terms.retired_nodes)
+            store.refresh(archive, retired=retired, progress=console.progress)
+        except StateError as error:
+            if not store.rollups.listing().nodes:
+                raise
+            console.note(f"{error}; answering from what is there")
+        source = StoreSource(store.rollups)
+    finally:
+        archive.close()
+        console.end_progress()
+    try:
+        yield source, terms
+    finally:
+        source.close()
+
+
+def _store(options: argparse.Namespace) -> Store:
+    """The store, by the engine that is configured. Raises ConfigError."""
+    return Store(options.state, make_engine=maker(*load_store(options.config)))
+
+
+def refresh(options: argparse.Namespace, console: Console) -> int:
+    """Bring everything up to date."""
+    terms = load_terms(options.terms)
+    archive = ArchiveReader(options.state)
+    try:
+        done = _store(options).refresh(
+            archive, retired=frozenset(terms.retired_nodes), progress=console.progress
+        )
+    finally:
+        archive.close()
+        console.end_progress()
+    _tell(options, console, done, [])
+    return 0
+
+
+def rebuild(options: argparse.Namespace, console: Console) -> int:
+    """Make everything again; 65 if something was not what the raw segments say."""
+    terms = load_terms(options.terms)
+    archive = ArchiveReader(options.state)
+    try:
+        store = _store(options)
+        done, changed = store.rebuild(
+            archive, retired=frozenset(terms.retired_nodes), progress=console.progress
+        )
+        if options.reference:
+            console.progress("folding every chain")
+            changed += compare(StoreSource(store.rollups), read_archive(archive))
+    finally:
+        archive.close()
+        console.end_progress()
+    _tell(options, console, done, changed)
+    return EX_DATAERR if changed else 0
+
+
+def demo(options: argparse.Namespace, console: Console) -> int:
+    """Make a fleet."""
+    wish = _wish(options, console)
+    console.note(
+        f"--seed {wish.seed} --until {day(wish.until_ns)}: the same two make the same chains"
+    )
+    archive = Archive(options.state)
+    try:
+        records = make_fleet(archive, wish, console.progress)
+        done = Store(options.state).refresh(archive, progress=console.progress)
+    finally:
+        archive.close()
+        console.end_progress()
+    if options.json:
+        console.document({"nodes": wish.nodes, "records": records, "closed_days": done.closed})
+    else:
+        console.say(f"{wish.nodes} nodes, {records} records, {done.closed} days")
+        console.say(f"look around: leased-collector --state {options.state} costs")
+    return 0
+
+
+def compare(one: Source, other: Source) -> list[str]:
+    """What two sources do not say alike."""
+    window = (0, 1 << 62)
+    asked: dict[str, Callable[[Source], Any]] = {
+        "usage": lambda source: source.cells(window),
+        "peaks": lambda source: source.peaks(window),
+        "tasks": lambda source: source.tasks(window),
+        "idle stretches": lambda source: source.quiet(window),
+        "heads": lambda source: source.nodes(),
+        "what is held now": lambda source: Counter(source.held()),
+    }
+    return [f"{what}, by the reference" for what, ask in asked.items() if ask(one) != ask(other)]
+
+
+def _wish(options: argparse.Namespace, console: Console) -> Wish:
+    for name, value, most in (
+        ("nodes", options.nodes, NODES_MAX),
+        ("days", options.days, DAYS_MAX),
+        ("leases", options.leases, 10_000),
+    ):
+        if not 1 <= value <= most:
+            raise InvalidParameter(name, f"1 to {most}")
+    until_ns = console.wall_ns() // DAY_NS * DAY_NS
+    if options.until is not None:
+        until_ns = label_of_day(options.until, "until")
+    return Wish(options.nodes, options.days, options.seed, until_ns, options.leases)
+
+
+def _tell(
+    options: argparse.Namespace, console: Console, done: Refreshed, changed: list[str]
+) -> None:
+    document: dict[str, Any] = {
+        "logs": done.logs,
+        "records": done.records,
+        "closed_days": done.closed,
+        "revised": list(done.revised),
+        "changed_files": changed,
+    }
+    if options.json:
+        console.document(document)
+        return
+    console.say(f"{done.records} records of {done.logs} logs, {done.closed} days closed")
+    if done.revised:
+        console.say(f"{len(done.revised)} closed stretches were revised by records that came later")
+    for name in changed:
+        console.say(f"was not what the raw segments say: {name}")

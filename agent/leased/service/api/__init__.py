@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The local API: sockets, peers, conversations, and what each method does."""

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A connection: one accepted socket with its conversation, and everything that ends with it.
+
+Rule: it belongs to the peer that the kernel named when it was accepted; its descriptors are closed
+with it, whoever they were meant for. What cannot be sent at once waits, at most one message per
+call that may be unanswered, and the connection notes since when.
+
+Does not wait for anything and does not know what a call means: `Keeper` reads and writes it when
+the socket is ready.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import trio
+
+from leased.ports import Clock
+from leased.service.api import peers
+from leased.service.api.outbox import Outbox
+from leased.service.holders import Holders
+from leased.service.sequencer import Deliver
+from leased.terms.command import Caller
+from leased.terms.identity import CommandId
+from leased.wire.conversation import Call, Conversation
+
+READ_BYTES = 64 * 1024
+FDS_MAX = 16
+_ANCILLARY_BYTES = socket.CMSG_SPACE(FDS_MAX * 4)
+# As numbers: each `|` of two of the module's flags makes an object of an enumeration.
+SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_READ_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_TRUNCATED = int(socket.MSG_CTRUNC)
+_READ = memoryview(bytearray(READ_BYTES))
+_INTO = (_READ,)
+"""Every read goes here and is copied out: one task reads, and memory that is warm costs nothing."""
+
+
+class Keeper(Protocol):
+    """Whoever accepted the connection."""
+
+    holders: Holders
+    clock: Clock
+    outbox: Outbox
+
+    def watch(self, connection: Connection, *, writable: bool) -> None:
+        """Ask for (or no longer for) the moment at which the socket takes bytes again."""
+        ...
+
+    def close(self, connection: Connection) -> None:
+        """End it. Idempotent."""
+        ...
+
+
+class Connection:
+    """One accepted socket with its conversation. `scope` cancels the tasks that serve its long
+    calls."""
+
+    __slots__ = (
+        "_keeper",
+        "_owned_fds",
+        "_received_fds",
+        "_scopes",
+        "_unsent",
+        "caller",
+        "closed",
+        "conversation",
+        "drained",
+        "enrolled",
+        "pidfd",
+        "sock",
+        "stalled_ns",
+        "waiting",
+    )
+
+    def __init__(
+        self, keeper: Keeper, sock: socket.socket, caller: Caller, conversation: Conversation
+    ) -> None:
+        self._keeper = keeper
+        self.sock = sock
+        self.caller = caller
+        self.conversation = conversation
+        self.pidfd: int | None = peers.peer_pidfd(sock)
+        self._scopes: set[trio.CancelScope] = set()
+        self.enrolled = False
+        self.waiting: dict[Call, tuple[CommandId, Deliver]] = {}
+        self.closed = False
+        self.drained = trio.Event()
+        self.drained.set()
+        self.stalled_ns: int | None = None
+        self._received_fds: deque[int] = deque()
+        self._owned_fds: set[int] = set()
+        self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
+
+    def prove(self, sent: int | None) -> None:
+        """Make sure that the peer's process is proven by a pidfd; `sent` is the one it sent. Raises
+        PermissionDenied."""
+        if self.pidfd is None and sent is not None:
+            peers.check_sent_pidfd(sent, self.caller)
+            self.pidfd = os.dup(sent)
+        if self.pidfd is not None and not self.enrolled:
+            self._keeper.holders.enrol(self.caller.pid, self.pidfd)
+            self.enrolled = True
+
+    @property
+    def proven_pid(self) -> int:
+        """The caller's pid if a pidfd proves it, else 0."""
+        return self.caller.pid if self.pidfd is not None else 0
+
+    @contextlib.contextmanager
+    def attended(self) -> Iterator[None]:
+        """A task's work for this connection: cancelled when the connection ends."""
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.discard(scope)
+
+    def answer(
+        self, call: Call, wire: bytes, fds: Sequence[int] = (), *, continues: bool = False
+    ) -> None:
+        """Give an answer; what may be sent is sent. After the end of the connection: nothing. Takes
+        over `fds`."""
+        if self.closed:
+            close_all(fds)
+            return
+        self._owned_fds.update(fds)
+        self.conversation.answer(call, wire, fds, continues=continues)
+        if not self._keeper.outbox.note(self):
+            self.flush()
+
+    def hang_up(self) -> None:
+        """End the connection from our side."""
+        self._keeper.close(self)
+
+    def flush(self) -> None:
+        """Send what the conversation has ready, as far as the socket takes it."""
+        for wire, fds in self.conversation.take():
+            if self._unsent:
+                self._unsent.append((wire, fds))
+            else:
+                self._send(wire, fds)
+            if self.closed:
+                return
+        if self.conversation.finished and not self._unsent:
+            self._keeper.close(self)
+
+    def flush_unsent(self) -> None:
+        """The socket takes bytes again."""
+        while self._unsent and not self.closed:
+            wire, fds = self._unsent.popleft()
+            before = len(self._unsent)
+            self._send(wire, fds, first=True)
+            if len(self._unsent) > before:
+                return
+        if not self.closed:
+            self.drained.set()
+            self.stalled_ns = None
+            self._keeper.watch(self, writable=False)
+            self.flush()
+
+    def _send(self, wire: bytes, fds: Sequence[int], *, first: bool = False) -> None:
+        try:
+            if fds:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                sent = self.sock.sendmsg([wire], rights, SEND_FLAGS)
+            else:
+                sent = self.sock.send(wire, SEND_FLAGS)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._keeper.close(self)
+            return
+        if fds and sent:
+            close_all(fds)
+            self._owned_fds.difference_update(fds)
+        if sent < len(wire):
+            # Descriptors went with the first byte, if any byte went.
+            rest = (wire[sent:], fds if sent == 0 else ())
+            if first:
+                self._unsent.appendleft(rest)
+            else:
+                self._unsent.append(rest)
+            if self.stalled_ns is None:
+                self.drained = trio.Event()
+                self.stalled_ns = self._keeper.clock.now().boot_ns
+                self._keeper.watch(self, writable=True)
+
+    def read(self) -> list[tuple[Call, list[int]]]:
+        """Read once; the calls that are complete, each with its descriptors. An end closes the
+        connection."""
+        try:
+            length, ancillary, flags, _ = self.sock.recvmsg_into(
+                _INTO, _ANCILLARY_BYTES, _READ_FLAGS
+            )
+        except BlockingIOError:
+            return []
+        except OSError:
+            self._keeper.close(self)
+            return []
+        count = 0
+        if ancillary:
+            received = array.array("i")
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    received.frombytes(content[: len(content) - len(content) % received.itemsize])
+            count = len(received)
+            self._received_fds.extend(received)
+        if not length or flags & _TRUNCATED:
+            self._keeper.close(self)
+            return []
+        calls = self.conversation.receive(bytes(_READ[:length]), count)
+        taken: list[tuple[Call, list[int]]] = []
+        for call in calls:
+            self._drop_received(call.fd_skip)
+            taken.append((call, [self._received_fds.popleft() for _ in range(call.fd_count)]))
+        self._drop_received(self.conversation.take_refused_fds())
+        if self.conversation.fault is not None or not calls:
+            self.flush()
+        return taken
+
+    def _drop_received(self, count: int) -> None:
+        for _ in range(count):
+            os.close(self._received_fds.popleft())
+
+    def release(self) -> None:
+        """Close everything this connection owns. Called once, by the listener."""
+        self.closed = True
+        for scope in tuple(self._scopes):
+            scope.cancel()
+        self.drained.set()
+        self.sock.close()
+        close_all(self._received_fds)
+        close_all(self._owned_fds)
+        self._received_fds.clear()
+        self._owned_fds.clear()
+        if self.pidfd is not None:
+            if self.enrolled:
+                self._keeper.holders.dismiss(self.caller.pid)
+            os.close(self.pidfd)
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The listener: every local conversation, in one task.
+
+Rule: one nested epoll serves all sockets (decisions/0007): what is ready is read, turned into calls
+and left on the sequencer's channel; answers are written by whoever has them with a non-blocking
+send. A peer that does not read its answers is cut off after `write_timeout_ns`. What is little is
+answered within the turn that read it (decisions/0011).
+
+Does not know what a method means (`dispatch`) and does not parse (`wire.conversation`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from leased.ports import Clock
+from leased.service.api import peers
+from leased.service.api.connection import SEND_FLAGS, Connection, close_all
+from leased.service.api.outbox import Outbox
+from leased.service.config import Sockets
+from leased.service.holders import Holders
+from leased.terms.command import Caller
+from leased.terms.errors import LeasedError, PermissionDenied
+from leased.terms.moment import NS_PER_S
+from leased.wire.calls import encode_error
+from leased.wire.conversation import Call, Conversation
+from leased.wire.description import Service
+
+LINGER_NS = 50_000
+"""A client that renews again at once does so within this; a turn of the event loop costs more."""
+
+LINGER_NS_MAX = 2_000_000
+"""For so long one client after the other may be served before the other tasks have their turn."""
+
+SWEEP_NS = 1 * NS_PER_S
+
+
+class Dispatch(Protocol):
+    """What the listener hands calls to."""
+
+    def begin(self, connection: Connection, call: Call, fds: list[int]) -> None:
+        """Carry out a call; answer it through `connection.answer`, now or later. Takes over
+        `fds`."""
+        ...
+
+    def abandon(self, connection: Connection) -> None:
+        """The connection is gone: nobody waits for its answers any more."""
+        ...
+
+
+class Listener:
+    """Accepts on `doors` (socket, service, operator) and serves until cancelled."""
+
+    def __init__(
+        self,
+        *,
+        doors: Sequence[tuple[socket.socket, Service, bool]],
+        dispatch: Dispatch,
+        holders: Holders,
+        clock: Clock,
+        limits: Sockets,
+        tenant_of: peers.TenantOf,
+        outbox: Outbox | None = None,
+        begin_turn: Callable[[], None] = lambda: None,
+        end_turn: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`begin_turn` and `end_turn` bracket the reading of whatever is ready; the latter says
+        whether all of it has been answered."""
+        self.holders = holders
+        self.outbox = outbox or Outbox()
+        self._begin_turn, self._end_turn = begin_turn, end_turn
+        self.clock = clock
+        self._dispatch = dispatch
+        self._limits = limits
+        self.tenant_of = tenant_of
+        self._epoll = select.epoll()
+        self._doors = {
+            sock.fileno(): (sock, service, operator) for sock, service, operator in doors
+        }
+        self._connections: dict[int, Connection] = {}
+        # By door as well: what root runs as a tenant must not shut root out as the operator.
+        self._per_uid: dict[tuple[int, bool], int] = {}
+        for fd, (sock, _, _) in self._doors.items():
+            sock.setblocking(False)
+            self._epoll.register(fd, select.EPOLLIN)
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
+
+    async def run(self) -> None:
+        """Serve until cancelled; closes every connection on the way out."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._sweep)
+                while True:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    self._serve_ready()
+        finally:
+            for connection in tuple(self._connections.values()):
+                self.close(connection)
+            self._epoll.close()
+
+    def _serve_ready(self) -> None:
+        """Serve what is ready, and who comes back at once after an answer on the spot."""
+        until_ns = time.monotonic_ns() + LINGER_NS_MAX
+        ready = self._epoll.poll(0)
+        while ready:
+            self._begin_turn()
+            for fd, mask in ready:
+                self._serve(fd, mask)
+            ready = self._linger(until_ns) if self._end_turn() else []
+
+    def _linger(self, until_ns: int) -> list[tuple[int, int]]:
+        """Who is ready within LINGER_NS."""
+        now_ns = time.monotonic_ns()
+        until_ns = min(until_ns, now_ns + LINGER_NS)
+        while now_ns < until_ns:
+            ready = self._epoll.poll(0)
+            if ready:
+                return ready
+            now_ns = time.monotonic_ns()
+        return []
+
+    def _serve(self, fd: int, mask: int) -> None:
+        connection = self._connections.get(fd)
+        if connection is None:
+            if fd in self._doors:
+                self._accept(*self._doors[fd])
+            return
+        if mask & select.EPOLLOUT:
+            connection.flush_unsent()
+        if mask & ~select.EPOLLOUT and not connection.closed:
+            for call, fds in connection.read():
+                if connection.closed:  # the answer to an earlier call found nobody there
+                    close_all(fds)
+                else:
+                    self._dispatch.begin(connection, call, fds)
+
+    def _accept(self, door: socket.socket, service: Service, operator: bool) -> None:
+        try:
+            sock, _ = door.accept()
+        except OSError:
+            # The peer has already gone, or we are out of descriptors: the door stays ready and we
+            # come again.
+            return
+        sock.setblocking(False)
+        try:
+            caller = peers.identify(sock, tenant_of=self.tenant_of, operator=operator)
+            self._admit(caller)
+            connection = Connection(self, sock, caller, self._converse(service))
+        except LeasedError as refused:
+            with contextlib.suppress(OSError):
+                sock.send(encode_error(refused), SEND_FLAGS)
+            sock.close()
+            return
+        except OSError:
+            # Who it is cannot be asked: the peer has gone, or we are out of descriptors.
+            sock.close()
+            return
+        self._connections[sock.fileno()] = connection
+        whose = (caller.uid, caller.operator)
+        self._per_uid[whose] = self._per_uid.get(whose, 0) + 1
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _converse(self, service: Service) -> Conversation:
+        return Conversation(
+            service,
+            message_bytes_max=self._limits.message_bytes_max,
+            pipeline_max=self._limits.calls_queued_max,
+        )
+
+    def _admit(self, caller: Caller) -> None:
+        # Operators are few and come when things are bad: tenants cannot shut them out.
+        if not caller.operator and len(self._connections) >= self._limits.connections_max:
+            raise PermissionDenied(
+                f"{len(self._connections)} connections are open, the limit of this host"
+            )
+        held = self._per_uid.get((caller.uid, caller.operator), 0)
+        if held >= self._limits.connections_per_uid_max:
+            raise PermissionDenied(f"uid {caller.uid} has {held} connections open, its limit")
+
+    def watch(self, connection: Connection, *, writable: bool) -> None:
+        """Ask for (or no longer for) the moment at which the socket takes bytes again."""
+        mask = select.EPOLLIN | (select.EPOLLOUT if writable else 0)
+        self._epoll.modify(connection.sock.fileno(), mask)
+
+    def close(self, connection: Connection) -> None:
+        """End a connection. Idempotent."""
+        if connection.closed:
+            return
+        fd = connection.sock.fileno()
+        self._epoll.unregister(fd)
+        del self._connections[fd]
+        whose = (connection.caller.uid, connection.caller.operator)
+        held = self._per_uid[whose] - 1
+        if held:
+            self._per_uid[whose] = held
+        else:
+            del self._per_uid[whose]
+        connection.release()
+        self._dispatch.abandon(connection)
+
+    async def _sweep(self) -> None:
+        """Cut off peers that do not read what they asked for."""
+        while True:
+            now = self.clock.now().boot_ns
+            await self.clock.sleep_until(now + SWEEP_NS)
+            overdue = self.clock.now().boot_ns - self._limits.write_timeout_ns
+            for connection in tuple(self._connections.values()):
+                if connection.stalled_ns is not None and connection.stalled_ns < overdue:
+                    self.close(connection)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet's side of the agent, put together: the log that collectors pull, what they acknowledge,
+and the door they come through.
+
+Rule: a node serves its tenants whether its fleet can reach it or not: a certificate that cannot be
+used keeps the door shut, is said aloud, and is looked at again at every reload. What is configured
+anew counts for the connections that come; those that are there go on.
+
+Does not serve by itself (`node_listener`) and answers nothing (`audit_routes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from leased.chain.proof import Proof
+from leased.chain.tree import Frontier
+from leased.durable.log import OpenedLog
+from leased.ports import Clock
+from leased.service.fleet.config import Listening
+from leased.service.fleet.countersigning import Countersigning
+from leased.service.fleet.listener import NodeListener, open_sockets
+from leased.service.fleet.pulling import PulledLog
+from leased.service.fleet.routes import AuditRoutes, refuse
+from leased.service.fleet.tls import load
+from leased.service.sequencer import Sequencer, Told
+from leased.service.telling import exposition
+from leased.service.telling.narration import CRITICAL
+from leased.terms.errors import CallerError, ConfigError, StateError
+
+if TYPE_CHECKING:
+    from leased.service.agent import Agent
+
+
+class Fleet:
+    """What of the agent its fleet gets to see."""
+
+    def __init__(
+        self,
+        listening: Listening,
+        *,
+        opened: OpenedLog,
+        sequencer: Sequencer,
+        latest: Callable[[], Frontier],
+        node_id: bytes,
+        clock: Clock,
+        say: Callable[..., None],
+        metrics: Callable[[], str],
+    ) -> None:
+        self._listening = listening
+        self._clock, self._node_id, self._say = clock, node_id, say
+        self.log = PulledLog(opened, latest=latest, gather_ns=listening.gather_ns)
+        self.countersigning = Countersigning(
+            self.log,
+            collectors=lambda: self._listening.collectors,
+            policy=lambda: self._listening.policy,
+            apart_ns=lambda: self._listening.ack_apart_ns,
+            ask=sequencer.ask_own,
+            clock=clock,
+        )
+        self.routes = AuditRoutes(
+            self.log,
+            self.countersigning,
+            node_id=node_id,
+            clock=clock,
+            metrics=metrics,
+            state=self.log_state,
+        )
+        self.listener: NodeListener | None = None
+        self._handed: Mapping[str, Sequence[int]] = {}
+        self._usable = trio.Event()
+
+    @staticmethod
+    def log_state() -> tuple[str, str]:
+        """How the log is, and why. A log that fails ends the agent, so one that serves is
+        healthy."""
+        return "healthy", ""
+
+    async def prove(self, sequence: int, size: int | None) -> Proof:
+        """Prove a record to whoever is here. Raises CallerError, StateError, ChainError."""
+        slot = self.log.anchored
+        size = slot.next_seq if size is None else size
+        if not 0 <= sequence < size <= slot.next_seq:
+            raise CallerError(
+                f"sequence {sequence} in {size} records: the log has {slot.next_seq} records"
+            )
+        try:
+            return await self.log.prove(sequence, size, slot)
+        except OSError as error:
+            raise StateError(f"the log cannot be read: {error}") from error
+
+    # -- the door ----------------------------------------------------------------------------------
+
+    def open(self, handed: Mapping[str, Sequence[int]]) -> None:
+        """Open the door if one is configured; say aloud why it stays shut."""
+        self._handed = handed
+        self.countersigning.restore()
+        if not self._listening.on:
+            return
+        try:
+            self._let_in()
+        except (ConfigError, StateError) as error:
+            why = f"collectors cannot connect: {error}; put it right and reload"
+            self._say(why, priority=CRITICAL)
+
+    def _let_in(self) -> None:
+        """Use what is configured now. Raises ConfigError, StateError."""
+        listening = self._listening
+        credentials = load(listening, node_id=self._node_id, wall_ns=self._clock.now().wall_ns)
+        if self.listener is not None:
+            self.listener.credentials, self.listener.limits = credentials, listening
+            return
+        self.listener = NodeListener(
+            sockets=open_sockets(listening, self._handed),
+            credentials=credentials,
+            limits=listening,
+            attend=self.routes.attend,
+            refuse=refuse,
+            clock=self._clock,
+        )
+        ports = ", ".join(map(str, self.listener.ports))
+        self._say(f"collectors of the fleet {credentials.fleet} may connect to port {ports}")
+        self._usable.set()
+
+    def check(self, listening: Listening) -> None:
+        """Whether a new configuration could be used. Raises ConfigError."""
+        if listening.on:
+            load(listening, node_id=self._node_id, wall_ns=self._clock.now().wall_ns)
+
+    def reload(self, listening: Listening) -> None:
+        """Use a new configuration, that was checked. A door is neither moved nor closed."""
+        if not listening.on and self.listener is not None:
+            self._say("the listener stays as it was until the next start")
+            return
+        self._listening = listening
+        if listening.on:
+            self._let_in()
+
+    async def run(self) -> None:
+        """Serve until cancelled, once there is a door."""
+        await self._usable.wait()
+        assert self.listener is not None
+        await self.listener.run()
+
+    # -- what the sequencer tells ------------------------------------------------------------------
+
+    def tell(self, told: Told) -> None:
+        """A batch counts."""
+        self.countersigning.tell(told.events, told.sequences)
+
+    def end_epoch(self) -> None:
+        """A seal counts."""
+        self.countersigning.end_epoch()
+
+    def wake(self) -> None:
+        """More is anchored."""
+        self.log.wake()
+
+
+def make_fleet(agent: Agent) -> Fleet:
+    """Hand it what it needs of the agent."""
+    return Fleet(
+        agent.config.listener,
+        opened=agent.opened,
+        sequencer=agent.sequencer,
+        latest=lambda: agent.vitals.tree,
+        node_id=agent.node,
+        clock=agent.clock,
+        say=agent.journald.say,
+        metrics=partial(_metrics, agent),
+    )
+
+
+def _metrics(agent: Agent) -> str:
+    """What the agent says of itself, then every sample that is fresh."""
+    return exposition.write(exposition.of_agent(agent)) + agent.telemetry.expose().decode()
