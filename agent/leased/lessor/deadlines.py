@@ -98,12 +98,12 @@ class Endings(Generic[K]):
     def __init__(self, deadlines: Deadlines[K]) -> None:
         self._current = deadlines.current
         self._heap: list[tuple[int, K]] = []
-        self._fresh: list[tuple[int, K]] = []
+        self._fresh: dict[K, int] = {}
         self._compact_at = _COMPACT_MIN
 
     def add(self, key: K, at_ns: int) -> None:
         """Count `key` in, or tell that its instant moved earlier. Later moves need not be told."""
-        self._fresh.append((at_ns, key))
+        self._fresh[key] = at_ns
         if len(self._fresh) > self._compact_at:
             self._compact()
 
@@ -134,8 +134,8 @@ class Endings(Generic[K]):
         out.
         """
         heap, current = self._heap, self._current
-        for entry in self._fresh:
-            heapq.heappush(heap, entry)
+        for key, at_ns in self._fresh.items():
+            heapq.heappush(heap, (at_ns, key))
         self._fresh.clear()
         seen: dict[K, None] = {}
         reached = False
@@ -155,10 +155,10 @@ class Endings(Generic[K]):
         return reached
 
     def _compact(self) -> None:
+        """Drop keys that are gone; what is fresh is put in order when somebody asks."""
         current = self._current
-        keys = {key: current[key] for _, key in self._heap if key in current}
-        keys.update([(key, current[key]) for _, key in self._fresh if key in current])
-        self._heap = [(at_ns, key) for key, at_ns in keys.items()]
+        keys = dict.fromkeys([key for _, key in self._heap if key in current])
+        self._heap = [(current[key], key) for key in keys]
         heapq.heapify(self._heap)
-        self._fresh.clear()
-        self._compact_at = max(_COMPACT_MIN, len(self._heap))
+        self._fresh = {key: at_ns for key, at_ns in self._fresh.items() if key in current}
+        self._compact_at = max(_COMPACT_MIN, 2 * len(self._fresh), len(self._heap))

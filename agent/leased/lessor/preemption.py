@@ -35,6 +35,10 @@ def take(left: Left, allotments: Sequence[Allotment], sign: int) -> None:
         left[resource_id] = left.get(resource_id, 0) + sign * one.capacity
 
 
+Some = Sequence[tuple[Lease, int]]
+"""Leases in order, and what each has of one pool."""
+
+
 class Candidates:
     """Who could make way for a request of `level` on `pools`, in the order they would. `young`:
     somebody else could, but has not run long enough (known of those that were met).
@@ -56,19 +60,21 @@ class Candidates:
         self.young = False
         self._table, self._level, self._pools = table, level, pools
 
-    def of_one(self, resource_id: str) -> Iterator[tuple[Lease, int]]:
-        """Those who have something of one pool, and how much."""
+    def of_one(self, resource_id: str) -> Iterator[Some]:
+        """Those who have something of one pool, and how much; some at a time."""
         yielders, leases = self._table.yielders, self._table.leases
         scavenger_ns, standard_ns = self._safe_scavenger_ns, self._safe_standard_ns
         earliest_ns, scavenger = min(scavenger_ns, standard_ns), Priority.SCAVENGER
-        for one in yielders.of_one(self._level, resource_id, leases):
-            granted_ns = one[0].granted_ns
-            if granted_ns > earliest_ns and granted_ns > (
-                scavenger_ns if one[0].subject.priority is scavenger else standard_ns
-            ):
-                self.young = True
-            else:
-                yield one
+        for some in yielders.of_one(self._level, resource_id, leases):
+            ready = [
+                one
+                for one in some
+                if one[0].granted_ns <= earliest_ns
+                or one[0].granted_ns
+                <= (scavenger_ns if one[0].subject.priority is scavenger else standard_ns)
+            ]
+            self.young = self.young or len(ready) < len(some)
+            yield ready
 
     def __iter__(self) -> Iterator[Lease]:
         safe_ns = (self._safe_scavenger_ns, self._safe_standard_ns)
@@ -117,17 +123,17 @@ def choose_victims(ordered: Iterable[Lease], room: Room, left: Left) -> tuple[Le
     return tuple(_spared(taken[:high], room, gone))
 
 
-def choose_in_one(
-    called: Iterable[tuple[Lease, int]],
-    below: Iterable[tuple[Lease, int]],
-    need: int,
-    room: int,
-) -> list[Lease] | None:
+def choose_in_one(rows: Iterable[Some], need: int, room: int) -> list[Lease] | None:
     """As `choose_victims`, for `need` of one pool that has `room` when all has left that leaves
-    anyway: there the sums are enough, lease by lease. Whoever is called back goes first.
+    anyway: there the sums are enough, lease by lease.
     """
     taken: list[tuple[Lease, int]] = []
-    for some in (called, below):
+    for some in rows:
+        more = sum([capacity for _, capacity in some])
+        if room + more < need:  # all of them, and others
+            taken += some
+            room += more
+            continue
         for one in some:
             taken.append(one)
             room += one[1]

@@ -12,6 +12,7 @@ Does not tell anybody (`yielding`) and does not order leases of lower levels (`p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import msgspec
 
@@ -19,7 +20,14 @@ from leased.lessor.admission import Admission
 from leased.lessor.bars import Places, places_of
 from leased.lessor.extension import notice_ceiling
 from leased.lessor.placement import place, spans
-from leased.lessor.preemption import Candidates, Left, choose_in_one, choose_victims, take
+from leased.lessor.preemption import (
+    Candidates,
+    Left,
+    Some,
+    choose_in_one,
+    choose_victims,
+    take,
+)
 from leased.lessor.queue import WaitQueue, level_of
 from leased.lessor.quota import wanted_by
 from leased.lessor.shares import Division, Share
@@ -238,8 +246,9 @@ def _choose_by_pool(
             return ()
         called = _shares_of([victim.lease for victim in why.values()], name)
         below = candidates.of_one(name) if candidates is not None else ()
-        others = below if not why else (one for one in below if one[0].lease_id not in why)
-        chosen = choose_in_one(called, others, ask.capacity, room)
+        if why:
+            below = ([one for one in some if one[0].lease_id not in why] for some in below)
+        chosen = choose_in_one(chain((called,), below), ask.capacity, room)
         if chosen:
             last, places = chosen[-1], list(why)
             called_last = last.lease_id in why
@@ -250,8 +259,9 @@ def _choose_by_pool(
     return None if best is None else best[2]
 
 
-def _shares_of(leases: Sequence[Lease], resource_id: str) -> Iterator[tuple[Lease, int]]:
+def _shares_of(leases: Sequence[Lease], resource_id: str) -> Some:
     """Those that have something of a resource, and how much."""
+    found: list[tuple[Lease, int]] = []
     for lease in leases:
         capacity = sum(
             one.capacity
@@ -259,7 +269,8 @@ def _shares_of(leases: Sequence[Lease], resource_id: str) -> Iterator[tuple[Leas
             if capacity_id(one.resource_id) == resource_id
         )
         if capacity:
-            yield lease, capacity
+            found.append((lease, capacity))
+    return found
 
 
 def _could_do(table: LeaseTable, acquire: Acquire, level: Level, leaving: Left) -> bool:

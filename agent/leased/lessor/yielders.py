@@ -12,7 +12,9 @@ Does not judge who may be told (`preemption`): young leases are here too, guaran
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Final
 
 from leased.terms.identity import LeaseId
@@ -25,6 +27,7 @@ _FINE_BITS: Final = 24
 _LEVEL_BITS: Final = 48
 _COMPACT_MIN: Final = 64
 _TAKEN_MAX: Final = 32
+_MANY: Final = 256
 
 Slot = int
 """A level and a stretch of time: slots are in the order in which their leases would leave."""
@@ -71,30 +74,32 @@ class Row:
         if not members:
             del self.slots[slot]
 
-    def in_order(self, end: Slot) -> Iterator[Slot]:
-        """Every slot before `end` that has a lease."""
-        for slot in self._sorted():
-            if slot >= end:
-                return
-            if slot in self.slots:
-                yield slot
-
-    def _sorted(self) -> Iterator[Slot]:
-        """The slots in order, each once. A few are taken from the heap; whoever looks further has
-        it sorted, which it then stays but for what is added (and a sorted list is a heap).
+    def in_order(self, end: Slot) -> Iterator[list[Slot]]:
+        """Every slot before `end` that has a lease: the first few one by one, taken from the heap;
+        for whoever looks further all are sorted, and told many at a time.
         """
         heap, last = self._heap.copy(), -1
         for _ in range(min(len(heap), _TAKEN_MAX)):
             slot = heapq.heappop(heap)
-            if slot != last:
-                last = slot
-                yield slot
+            if slot >= end:
+                return
+            if slot != last and slot in self.slots:
+                yield [slot]
+            last = slot
         if heap:
-            self._heap.sort()
-            for slot in self._heap.copy():
-                if slot > last:
-                    last = slot
-                    yield slot
+            ordered = self._sorted()
+            stop = bisect_left(ordered, end)
+            for begin in range(bisect_right(ordered, last), stop, _MANY):
+                yield ordered[begin : min(begin + _MANY, stop)]
+
+    def _sorted(self) -> list[Slot]:
+        """All slots that have a lease, in order: a sorted list is a heap, too, and stays nearly
+        sorted while little is added.
+        """
+        self._heap.sort()
+        if len(self._heap) > len(self.slots):
+            self._heap = [slot for slot in dict.fromkeys(self._heap) if slot in self.slots]
+        return self._heap
 
 
 class Yielders:
@@ -161,7 +166,9 @@ class Yielders:
         end = _slot(level, 0)
         rows = [row for row in map(self._rows.get, pools) if row is not None]
         several = len(rows) > 1
-        slots: Iterable[Slot] = heapq.merge(*(row.in_order(end) for row in rows))
+        slots: Iterable[Slot] = heapq.merge(
+            *(chain.from_iterable(row.in_order(end)) for row in rows)
+        )
         last = -1
         for slot in slots:
             if slot == last:
@@ -181,21 +188,23 @@ class Yielders:
 
     def of_one(
         self, level: Level, resource_id: str, leases: Mapping[LeaseId, Lease]
-    ) -> Iterator[tuple[Lease, int]]:
-        """Those below `level` that have something of one pool, in order, and how much."""
+    ) -> Iterator[list[tuple[Lease, int]]]:
+        """Those below `level` that have something of one pool, in order, and how much: some at a
+        time.
+        """
         row = self._rows.get(resource_id)
         if row is None:
             return
         slots = row.slots
-        for slot in row.in_order(_slot(level, 0)):
-            members = slots[slot]
-            if len(members) == 1:
-                [(lease_id, capacity)] = members.items()
-                yield leases[lease_id], capacity
-            else:
-                here = [(leases[lease_id], capacity) for lease_id, capacity in members.items()]
-                here.sort(key=lambda one: order_of(one[0]))
-                yield from here
+        for some in row.in_order(_slot(level, 0)):
+            here: list[tuple[Lease, int]] = []
+            for slot in some:
+                members: Iterable[tuple[LeaseId, int]] = slots[slot].items()
+                if len(slots[slot]) > 1:
+                    members = sorted(members, key=lambda one: order_of(leases[one[0]]))
+                for lease_id, capacity in members:
+                    here.append((leases[lease_id], capacity))
+            yield here
 
     def capacity_below(self, level: Level, resource_id: str) -> int:
         """What those below `level` have of one pool together."""
