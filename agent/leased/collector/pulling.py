@@ -4,7 +4,7 @@
 Rule: every task ends with the run. Nodes are reached in a bounded number of connections; the storer
 outlives the pullers, so that what was handed to it is stored.
 
-Does not parse arguments (`pull_verbs`).
+Does not parse arguments (`verbs.pull`).
 """
 
 from __future__ import annotations

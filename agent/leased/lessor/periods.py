@@ -4,7 +4,7 @@
 Rule: that a period begins is sealed once, also over restarts: it is told apart by when it began on
 the wall's clock, which is handed in. What leases may still use up then counts for the new one.
 
-Does not know when midnight is (`service.calendar`).
+Does not know when midnight is (`service.policy.calendar`).
 """
 
 from __future__ import annotations

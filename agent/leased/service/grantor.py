@@ -57,7 +57,7 @@ Ready = tuple[Arming, Prepared]
 
 
 class Board(Protocol):
-    """A reaper whose deadlines can be moved without asking it. `service.reaper_link` is one."""
+    """A reaper whose deadlines can be moved without asking it. `service.reaper.link` is one."""
 
     def renew_at_once(self, moves: Moves) -> list[bool] | None:
         """As `Reaper.renew_many`; None: it is to be asked by that."""

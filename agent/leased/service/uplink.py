@@ -4,7 +4,7 @@
 Rule: off unless a URL is given, and then nothing is left to trust: the key by which policies are
 checked has to be there too. A token or certificate only says who asks.
 
-Does not connect (`policy_exchange`).
+Does not connect (`policy.exchange`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Rule: a bound is a promise: what overruns it is fenced, and says so. It counts f
 leases that fall together wait for one another, and each bound counts from its turn. In an inventory
 the bounds stand among the attributes, which is where a resource says more of itself.
 
-Does not keep the time: `hardware.fittings`, `hardware.crew` and `service.reaper_link` do.
+Does not keep the time: `hardware.fittings`, `hardware.crew` and `service.reaper.link` do.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Rule: a policy is refused whole, at the first thing that is wrong with it, and w
 stays in force. A refusal names the key, its value and the reason.
 
 Does not know the host: what does not fit its hardware is `lessor.fitting`'s to say, and whether a
-cron line or a time zone exists is `service.calendar`'s.
+cron line or a time zone exists is `service.policy.calendar`'s.
 """
 
 from __future__ import annotations

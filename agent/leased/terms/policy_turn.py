@@ -6,7 +6,7 @@ says without them, limit by limit. Of several open schedules the largest limit c
 changes the last one in the document; so the order in which windows open makes no difference. What
 is for other hosts is left out.
 
-Does not know which windows are open (`service.calendar` does, and hands their names in).
+Does not know which windows are open (`service.policy.calendar` does, and hands their names in).
 """
 
 from __future__ import annotations

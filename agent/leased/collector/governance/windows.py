@@ -4,7 +4,8 @@
 Rule: a window opens at an instant that the cron line names on the clock of its time zone, and is
 open for its duration as it elapses: ten hours stay ten hours when the clocks change. An instant
 that a clock change leaves out comes when the clock goes on, one that comes twice counts once. Nodes
-open the same windows by themselves (`service.windows`); a property test holds the two together.
+open the same windows by themselves (`service.policy.windows`); a property test holds the two
+together.
 
 Does not read a clock.
 """

@@ -6,7 +6,7 @@ Rule: a node serves its tenants whether its fleet can reach it or not: a certifi
 used keeps the door shut, is said aloud, and is looked at again at every reload. What is configured
 anew counts for the connections that come; those that are there go on.
 
-Does not serve by itself (`node_listener`) and answers nothing (`audit_routes`).
+Does not serve by itself (`listener`) and answers nothing (`routes`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ wrong ends that one. Over the limit, whoever has been longest without showing a 
 room, so that nobody without one can keep a collector out; where all have shown one, the newcomer is
 closed before the handshake, which is what costs.
 
-Does not know what is asked (`audit_routes`).
+Does not know what is asked (`routes`).
 """
 
 from __future__ import annotations

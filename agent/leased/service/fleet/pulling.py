@@ -5,7 +5,7 @@ Rule: the anchor decides what there is. Reading is done in a thread, one page at
 once would only take the interpreter from the sequencer more often. Whoever waits for more is woken
 once for many batches.
 
-Does not know of requests (`audit_routes`) and does not keep what readers have had.
+Does not know of requests (`routes`) and does not keep what readers have had.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ it is used: a key that others may read, a certificate of another role, of anothe
 end is refused and named, and what was in force before stays in force. Connections that are there go
 on as they began. There are no session tickets: every connection shows its certificate.
 
-Does not listen (`node_listener`) and makes no certificates (`leasectl pki`).
+Does not listen (`listener`) and makes no certificates (`leasectl pki`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ nothing grows: heads, bodies and the rate of requests have limits. What is not H
 that says so and the end of the connection. Pipelined requests wait in the kernel's buffer until
 their turn.
 
-Does not know what a request means (`audit_routes`) nor who asks (`node_listener`).
+Does not know what a request means (`routes`) nor who asks (`listener`).
 """
 
 from __future__ import annotations

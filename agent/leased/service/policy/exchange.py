@@ -4,7 +4,7 @@
 Rule: a connection per question, with a deadline above the time that the collector may wait; what
 comes back is bounded, and is text until somebody has checked its signature.
 
-Does not check it (`chain.policy_note`) and does not try again (`policy_uplink`).
+Does not check it (`chain.policy_note`) and does not try again (`uplink`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ ended, and through the sequencer like any other (so it is sealed, and an older o
 the collector gone the last one holds until its end, then the configured one. What is refused is
 said once, not at every try.
 
-Does not speak HTTP (`policy_exchange`) and does not keep policies (`policies` does).
+Does not speak HTTP (`exchange`) and does not keep policies (`policies` does).
 """
 
 from __future__ import annotations

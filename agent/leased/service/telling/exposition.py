@@ -5,7 +5,7 @@ Rule: whatever only rises ends in `_total`; every name carries its unit; labels 
 or of what an operator configured: no lease, tenant or address is a label. Nothing is computed here
 but sums.
 
-Does not serve (`audit_routes`) and keeps no history: that is Prometheus's trade.
+Does not serve (`fleet.routes`) and keeps no history: that is Prometheus's trade.
 """
 
 from __future__ import annotations
