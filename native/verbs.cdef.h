@@ -134,7 +134,11 @@ void leased_committer_free(struct leased_committer *committer);
 #define LEASED_PREFIX_BYTES ...
 #define LEASED_KINDS        ...
 
+struct leased_shape;
+
 struct leased_stride {
+	const struct leased_shape *shapes;
+	const uint32_t *roots;
 	uint64_t offset;
 	uint64_t sequence;
 	uint64_t batch;
@@ -163,12 +167,28 @@ struct leased_shape {
 };
 
 size_t leased_chain_stride(struct leased_stride *at, const uint8_t *data, size_t size, size_t most,
-	uint64_t *offsets, uint16_t *kinds, uint8_t *hashes);
+	uint64_t *offsets, uint16_t *kinds, uint8_t *hashes, uint8_t *bodies);
 int leased_chain_links(const uint8_t *data, size_t size, size_t most, size_t limit, bool whole,
 	uint8_t *hashes, size_t *records, size_t *bytes);
 int leased_chain_last(const uint8_t *data, size_t size, size_t *at);
 unsigned leased_tree_extend(uint64_t size, uint8_t *peaks, const uint8_t *leaves, size_t count);
 size_t leased_chain_bodies(const struct leased_shape *shapes, const uint32_t *roots,
+	const uint8_t *data, size_t size, const uint64_t *offsets, const uint16_t *kinds,
+	size_t count);
+
+#define LEASED_LEASE_KIND_FIRST ...
+#define LEASED_LEASE_KINDS      ...
+
+struct leased_leases;
+
+struct leased_leases *leased_leases_new(void);
+void leased_leases_free(struct leased_leases *leases);
+int leased_leases_put(
+	struct leased_leases *leases, const uint8_t *ids, const uint8_t *stages, size_t count);
+unsigned leased_leases_stage(const struct leased_leases *leases, const uint8_t *id);
+size_t leased_leases_count(const struct leased_leases *leases);
+void leased_leases_list(const struct leased_leases *leases, uint8_t *ids, uint8_t *stages);
+size_t leased_leases_follow(struct leased_leases *leases, const uint8_t *moves, unsigned closed,
 	const uint8_t *data, size_t size, const uint64_t *offsets, const uint16_t *kinds,
 	size_t count);
 

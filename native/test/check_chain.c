@@ -8,6 +8,7 @@
 #include "verbs/digests.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -68,15 +69,22 @@ static size_t taken(const uint8_t *from, size_t size)
 	static uint64_t offsets[RECORDS];
 	static uint16_t kinds[RECORDS];
 	static uint8_t hashes[RECORDS * LEASED_HASH_BYTES];
+	static uint8_t bodies[RECORDS];
+	/* One byte of anything is a body; most of these are longer. */
+	static const struct leased_shape shapes[2] = { [1] = { .what = LEASED_SHAPE_INTEGER } };
+	static const uint32_t roots[LEASED_KINDS] = { [16] = 1, [17] = 1 };
 	uint8_t *copy = malloc(size ? size : 1);
-	struct leased_stride at = { .batch = 1, .limit_ns = UINT64_MAX };
+	struct leased_stride at = {
+		.shapes = shapes, .roots = roots, .batch = 1, .limit_ns = UINT64_MAX
+	};
 	size_t records, bytes, last;
 	if (copy == NULL)
 		abort();
 	memcpy(copy, from, size);
 	memcpy(at.prefix, PREFIX, sizeof PREFIX);
 	memset(at.plain, 1, sizeof at.plain);
-	const size_t count = leased_chain_stride(&at, copy, size, RECORDS, offsets, kinds, hashes);
+	const size_t count =
+		leased_chain_stride(&at, copy, size, RECORDS, offsets, kinds, hashes, bodies);
 	/* What these say is compared with the rules elsewhere; here, that they read no further. */
 	leased_chain_links(copy, size, RECORDS, 1000, true, hashes, &records, &bytes);
 	leased_chain_links(copy, size, RECORDS, 0, false, hashes, &records, &bytes);
@@ -175,10 +183,118 @@ static void check_crc(void)
 	check("the CRC is zlib's", same);
 }
 
+/* Messages of all lengths, at the end of what may be read, alone and together. */
+static void check_sha256(void)
+{
+	enum { TOGETHER = 5, LENGTHS = 300 };
+	int same = 1;
+	if (!leased_sha256_has_two())
+		fputs("    not proven here: this processor has no SHA instructions\n", stdout);
+	for (size_t length = 0; length < LENGTHS; length++) {
+		for (size_t head = 0; head <= 64; head += length % 7 + 1) {
+			const size_t count = 1 + noise() % TOGETHER;
+			struct leased_message ours[TOGETHER], theirs[TOGETHER];
+			uint8_t *copies[TOGETHER], *heads = malloc(head ? head : 1);
+			static uint8_t one[TOGETHER][LEASED_HASH_BYTES];
+			static uint8_t other[TOGETHER][LEASED_HASH_BYTES];
+			if (heads == NULL)
+				abort();
+			for (size_t i = 0; i < head; i++)
+				heads[i] = (uint8_t)noise();
+			for (size_t m = 0; m < count; m++) {
+				const size_t bytes = m ? noise() % LENGTHS : length;
+				copies[m] = malloc(bytes ? bytes : 1);
+				if (copies[m] == NULL)
+					abort();
+				for (size_t i = 0; i < bytes; i++)
+					copies[m][i] = (uint8_t)noise();
+				ours[m] = (struct leased_message){ copies[m], bytes, one[m] };
+				theirs[m] = (struct leased_message){ copies[m], bytes, other[m] };
+			}
+			leased_sha256_by_library(heads, head, theirs, count);
+			if (leased_sha256_has_two()) {
+				leased_sha256_by_two(heads, head, ours, count);
+				same = same && memcmp(one, other, count * sizeof *one) == 0;
+			}
+			leased_sha256_each(heads, head, ours, count);
+			same = same && memcmp(one, other, count * sizeof *one) == 0;
+			for (size_t m = 0; m < count; m++)
+				free(copies[m]);
+			free(heads);
+		}
+	}
+	check("two messages at a time have libcrypto's digests", same);
+}
+
+/* A table of leases beside an array that is searched from its beginning. */
+static void check_leases(void)
+{
+	enum { IDS = 400 };
+	static uint8_t ids[IDS][16], stages[IDS], listed[IDS][16], listed_stages[IDS];
+	struct leased_leases *leases = leased_leases_new();
+	int same = leases != NULL;
+	size_t held = 0;
+	for (unsigned i = 0; i < IDS; i++) {
+		put(ids[i], i % 3 ? i : noise(), 8); /* many side by side, and many not */
+		put(ids[i] + 8, i % 2 ? 0x9e3779b97f4a7c15u : i, 8);
+	}
+	for (unsigned round = 0; round < 100000 && same; round++) {
+		const unsigned i = noise() % IDS;
+		const uint8_t stage = noise() % 3 ? (uint8_t)(noise() % 10) : 0;
+		same = leased_leases_put(leases, ids[i], &stage, 1) == 0;
+		held = held + (stage != 0) - (stages[i] != 0);
+		stages[i] = stage;
+		const unsigned other = noise() % IDS;
+		same = same && leased_leases_stage(leases, ids[other]) == stages[other] &&
+		       leased_leases_count(leases) == held;
+	}
+	if (same)
+		leased_leases_list(leases, listed[0], listed_stages);
+	for (size_t at = 0; at < held && same; at++) {
+		unsigned i = 0;
+		while (i < IDS && memcmp(ids[i], listed[at], 16) != 0)
+			i++;
+		same = i < IDS && stages[i] == listed_stages[at];
+	}
+	leased_leases_free(leases);
+	check("leases are where they were put", same);
+}
+
+/* Records of a whole chain as those of leases: read to the end of what may be read. */
+static void check_following(void)
+{
+	static uint8_t moves[256 * LEASED_LEASE_KINDS];
+	const uint64_t offsets[3] = { 0, begins[1], begins[RECORDS - 1] };
+	const uint16_t kinds[3] = { 16, 300, 17 };
+	struct leased_leases *leases = leased_leases_new();
+	int right = 1;
+	moves[0] = 4;
+	moves[1] = 9;
+	for (size_t size = begins[RECORDS - 1]; size <= begins[RECORDS]; size++) {
+		uint8_t *copy = malloc(size);
+		if (copy == NULL || leases == NULL)
+			abort();
+		memcpy(copy, data, size);
+		const uint8_t none = 0;
+		leased_leases_put(leases, copy + 101, &none, 1);
+		const size_t count =
+			leased_leases_follow(leases, moves, 9, copy, size, offsets, kinds, 3);
+		right = right && count == (size - begins[RECORDS - 1] >= 117 ? 3u : 2u) &&
+			leased_leases_stage(leases, copy + 101) == 4 &&
+			leased_leases_count(leases) == 1;
+		free(copy);
+	}
+	leased_leases_free(leases);
+	check("leases are followed as far as the moves go and the bytes are there", right);
+}
+
 void check_chain(void)
 {
 	make_chain();
 	check_records();
 	check_bodies();
 	check_crc();
+	check_sha256();
+	check_leases();
+	check_following();
 }

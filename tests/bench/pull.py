@@ -108,6 +108,7 @@ class Puller:
             origin=self._log["origin"],
             public_key=self._key.public_key,
             epoch_ns=self._log["epoch_ns"],
+            bodies=check,
         )
         first, self.size = 0, 0
         began = time.perf_counter()

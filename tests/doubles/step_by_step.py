@@ -9,6 +9,7 @@ from typing import Any
 
 from leased.chain.bodies import check_bodies, check_body
 from leased.chain.findings import Walk
+from leased.chain.grammar import Grammar
 from leased.chain.verifier import Verifier
 from leased.terms.errors import ChainError
 
@@ -18,6 +19,12 @@ class StepByStep(Verifier):
 
     def _stride(self, strider: object, offset: int, walk: Walk) -> int:
         return offset
+
+
+def follow_each(grammar: Grammar, walk: Walk) -> None:
+    """`Grammar.follow`, one record after the other."""
+    for index in range(len(walk.offsets)):
+        grammar.follow_one(walk, index)
 
 
 def check_each_body(walk: Walk) -> None:
@@ -30,6 +37,8 @@ def both_say(data: bytes, start: int, stop: int, *arguments: Any, **options: Any
     """What both verifiers find of `data[start:stop]`: asserts that it is the same, to the word, and
     returns it. The arguments are those of `Verifier`."""
     quick = _said(Verifier(*arguments, **options), check_bodies, data, start, stop)
+    at_once = Verifier(*arguments, **options, bodies=True)
+    assert quick == _said(at_once, check_bodies, data, start, stop)
     slow = _said(StepByStep(*arguments, **options), check_each_body, data, start, stop)
     assert quick == slow
     return quick

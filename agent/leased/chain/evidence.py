@@ -230,6 +230,7 @@ def _replay(bundle: Bundle, node: NoteKey, signed: Checkpoint | None) -> str:
         origin=bundle.origin,
         public_key=node.public_key,
         epoch_ns=bundle.epoch_ns,
+        bodies=True,
     )
     try:
         end, trailer = split_page(page, log_id)

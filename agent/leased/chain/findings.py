@@ -21,7 +21,9 @@ from leased.chain.tree import Frontier
 class Walk(msgspec.Struct):
     """What one call of `Verifier.feed` went over: offset and kind of every record, in order, and
     their hashes, one behind the other. `judged` are those (by index, in order) that are not plain:
-    the verifier looked at each of them by itself."""
+    the verifier looked at each of them by itself. `bodies`, where the verifier was asked to look at
+    them on its way: for each record whether its body was seen to be the one legal encoding; what
+    was not must be decoded (`bodies.check_bodies`)."""
 
     data: bytes
     offsets: array[int]
@@ -29,6 +31,7 @@ class Walk(msgspec.Struct):
     digests: bytearray
     first_seq: int
     judged: list[int] = []
+    bodies: bytearray | None = None
 
     def hash(self, index: int) -> bytes:
         """The hash of the `index`-th record."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
+from leased.chain import native
 from leased.chain.canonical import LEASE_ID_OFFSET
 from leased.chain.findings import Walk
 from leased.chain.record import HEADER_BYTES
@@ -75,34 +76,58 @@ _MIDWAY: Final[dict[int, int]] = {
 
 _NAMES: Final = {kind: event.__name__ for event, kind in KIND.items()}
 _LEASE_FROM: Final = HEADER_BYTES + LEASE_ID_OFFSET
-_LEASE_TO: Final = _LEASE_FROM + 16
+_LEASE_TO: Final = _LEASE_FROM + native.ID_BYTES
 _CLOSED: Final = int(_S.CLOSED)
-_FIRST, _LAST = e.LEASE_KINDS.start, e.LEASE_KINDS.stop - 1
+assert native.LEASE_KINDS == e.LEASE_KINDS
+
+
+def _moves() -> bytes:
+    """`_TABLE` as C has it. A kind of a later release is not in it: C stops there."""
+    first, moves = e.LEASE_KINDS.start, bytearray(native.STAGES * len(e.LEASE_KINDS))
+    for at, to in _TABLE.items():
+        stage, kind = divmod(at, _BEYOND)
+        moves[stage * len(e.LEASE_KINDS) + kind - first] = to
+    return bytes(moves)
+
+
+_MOVES: Final = _moves()
 
 
 class Grammar:
     """Follows the leases of one log. `stages` are those that are not closed, by id."""
 
     def __init__(self, stages: dict[bytes, int] | None = None, *, from_genesis: bool = True):
-        self.stages = {} if stages is None else stages
+        self._leases = native.Leases(stages or {}, _MOVES, _CLOSED)
         self._from_genesis = from_genesis
+
+    @property
+    def stages(self) -> dict[bytes, int]:
+        """The leases that are not closed."""
+        return self._leases.stages()
 
     def follow(self, walk: Walk, *, file: str = "") -> None:
         """Take in verified records. Raises ChainError (BAD_ORDER) at the first that cannot
         follow."""
-        data, stages, table = walk.data, self.stages, _TABLE
-        for index, (kind, offset) in enumerate(zip(walk.kinds, walk.offsets, strict=True)):
-            if not _FIRST <= kind <= _LAST:
-                continue
-            lease = data[offset + _LEASE_FROM : offset + _LEASE_TO]
-            stage = stages.get(lease, 0)
-            to = table.get(stage * _BEYOND + kind)
-            if to is None:
-                to = self._otherwise(stage, kind, lease, walk.first_seq + index, offset, file)
-            if to == _CLOSED:
-                stages.pop(lease, None)
-            elif to != stage:
-                stages[lease] = to
+        index, count = 0, len(walk.offsets)
+        while index < count:
+            index += self._leases.follow(walk.data, walk.offsets, walk.kinds, index)
+            if index < count:
+                self.follow_one(walk, index, file=file)
+                index += 1
+
+    def follow_one(self, walk: Walk, index: int, *, file: str = "") -> None:
+        """Take in the `index`-th record by itself. Raises ChainError (BAD_ORDER)."""
+        kind, offset = walk.kinds[index], walk.offsets[index]
+        if kind not in e.LEASE_KINDS:
+            return
+        lease = walk.data[offset + _LEASE_FROM : offset + _LEASE_TO]
+        key = lease.ljust(native.ID_BYTES, b"\0")  # a body of a later release may be shorter
+        stage = self._leases.stage(key)
+        to = _TABLE.get(stage * _BEYOND + kind)
+        if to is None:
+            to = self._otherwise(stage, kind, lease, walk.first_seq + index, offset, file)
+        if to != stage:
+            self._leases.put(key, 0 if to == _CLOSED else to)
 
     def _otherwise(
         self, stage: int, kind: int, lease: bytes, sequence: int, offset: int, file: str

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door to the C verbs of the chain: strides over plain records, their bodies, links, the tree.
+"""The door to the C verbs of the chain: strides over plain records, their bodies, links, leases,
+the tree.
 
 Rule: C only ever says how far all is plain; the first record of which it cannot say that is judged
 in Python by whoever asked (`verifier`, `canonical`). These verbs read bytes that they are handed
-and compute: no file, no clock, no state. The interpreter's lock is let go of meanwhile.
+and compute: no file, no clock, and no state but that of the leases that are followed. The
+interpreter's lock is let go of meanwhile.
 
 Does not decide anything.
 """
@@ -11,13 +13,18 @@ Does not decide anything.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from leased._native import ffi, lib
 
 HASH_BYTES: Final = lib.LEASED_HASH_BYTES
 KINDS: Final = lib.LEASED_KINDS
+LEASE_KINDS: Final = range(
+    lib.LEASED_LEASE_KIND_FIRST, lib.LEASED_LEASE_KIND_FIRST + lib.LEASED_LEASE_KINDS
+)
+ID_BYTES: Final = 16
+STAGES: Final = 256
 INTEGER: Final = lib.LEASED_SHAPE_INTEGER
 ENUM: Final = lib.LEASED_SHAPE_ENUM
 BOOL: Final = lib.LEASED_SHAPE_BOOL
@@ -49,12 +56,14 @@ class Stand(NamedTuple):
 
 
 class Stride(NamedTuple):
-    """What one stride went over, as raw arrays of 8, 2 and 32 bytes a record, and where it ended.
-    `more`: it ended because there is no room for more, and not at a record that is not plain."""
+    """What one stride went over, as raw arrays of 8, 2, 32 and 1 bytes a record, and where it
+    ended. `bodies` is 1 where a body was seen to be the one legal encoding of its kind. `more`: it
+    ended because there is no room for more, and not at a record that is not plain."""
 
     offsets: bytes
     kinds: bytes
     hashes: bytes
+    bodies: bytes
     stand: Stand
     more: bool
 
@@ -62,26 +71,39 @@ class Stride(NamedTuple):
 class Strider:
     """Goes over plain records of `data[:stop]`."""
 
-    def __init__(self, data: bytes, start: int, stop: int, prefix: bytes, plain: bytes) -> None:
-        """`plain[kind]` is not 0 where a record of the kind needs no thought."""
+    def __init__(
+        self,
+        data: bytes,
+        start: int,
+        stop: int,
+        prefix: bytes,
+        plain: bytes,
+        shapes: Shapes | None = None,
+    ) -> None:
+        """`plain[kind]` is not 0 where a record of the kind needs no thought; `shapes` are for
+        bodies to be looked at."""
         self._data, self._stop = ffi.from_buffer(data), stop
         assert stop <= len(data)
         self._at = ffi.new("struct leased_stride *")
         self._at.prefix, self._at.plain = prefix, plain
+        self._shapes = shapes  # C has pointers into it
+        if shapes is not None:
+            self._at.shapes, self._at.roots = shapes.raw
         self._room = min(STRIDE_RECORDS, (stop - start) // _FRAME_BYTES_MIN + 1)
         self._offsets = ffi.new("uint64_t[]", self._room)
         self._kinds = ffi.new("uint16_t[]", self._room)
         self._hashes = ffi.new("uint8_t[]", self._room * HASH_BYTES)
+        self._bodies = ffi.new("uint8_t[]", self._room)
 
     def go(self, stand: Stand) -> Stride:
         """From where a walk stands to the first record that is not plain, or as far as there is
         room."""
         at, limit_ns = self._at, min(max(0, stand.limit_ns), _U64_MAX)
         if stand.sequence > _U64_MAX or not 0 <= stand.batch <= _U64_MAX:
-            return Stride(b"", b"", b"", stand, False)  # no record says so: none is plain
+            return Stride(b"", b"", b"", b"", stand, False)  # no record says so: none is plain
         at.offset, at.sequence, at.head, at.batch, at.open, at.boot_ns, _ = stand
         at.limit_ns = limit_ns
-        arrays = (self._offsets, self._kinds, self._hashes)
+        arrays = (self._offsets, self._kinds, self._hashes, self._bodies)
         count = lib.leased_chain_stride(at, self._data, self._stop, self._room, *arrays)
         head = bytes(at.head)
         reached = (at.offset, at.sequence, head, at.batch, bool(at.open), at.boot_ns)
@@ -89,6 +111,7 @@ class Strider:
             ffi.buffer(self._offsets, 8 * count)[:],
             ffi.buffer(self._kinds, 2 * count)[:],
             ffi.buffer(self._hashes, HASH_BYTES * count)[:],
+            ffi.buffer(self._bodies, count)[:],
             Stand(*reached, stand.limit_ns),
             count == self._room,
         )
@@ -162,6 +185,11 @@ class Shapes:
         for kind, root in roots.items():
             self._roots[kind] = root
 
+    @property
+    def raw(self) -> tuple[object, object]:
+        """The arrays, as C has them. They live as long as this does."""
+        return self._shapes, self._roots
+
     def plain_bodies(
         self, data: bytes, offsets: Sequence[int], kinds: Sequence[int], start: int
     ) -> int:
@@ -180,3 +208,59 @@ class Shapes:
                 count,
             )
         )
+
+
+class Leases:
+    """How far each lease is, by its id, followed in C."""
+
+    def __init__(self, stages: Mapping[bytes, int], moves: bytes, closed: int) -> None:
+        """`moves[stage * len(LEASE_KINDS) + kind - LEASE_KINDS.start]` is where a record of the
+        kind leads, 0 where C must not say; `closed` is the stage that is not kept."""
+        assert len(moves) == STAGES * len(LEASE_KINDS)
+        made = lib.leased_leases_new()
+        if made == ffi.NULL:
+            raise MemoryError
+        self._leases = ffi.gc(made, lib.leased_leases_free)
+        self._moves, self._closed = moves, closed
+        self._put(b"".join(stages), bytes(stages.values()))
+
+    def follow(self, data: bytes, offsets: Sequence[int], kinds: Sequence[int], start: int) -> int:
+        """Follow the records of frames that were walked, from the `start`-th on; how many of them
+        the moves say all about. Both sequences are arrays (Q and H)."""
+        count = len(offsets) - start
+        assert count <= len(kinds) - start
+        return int(
+            lib.leased_leases_follow(
+                self._leases,
+                self._moves,
+                self._closed,
+                ffi.from_buffer(data),
+                len(data),
+                ffi.from_buffer("uint64_t[]", offsets) + start,
+                ffi.from_buffer("uint16_t[]", kinds) + start,
+                count,
+            )
+        )
+
+    def stage(self, lease_id: bytes) -> int:
+        """Of one lease; 0 if it is not there."""
+        assert len(lease_id) == ID_BYTES
+        return int(lib.leased_leases_stage(self._leases, lease_id))
+
+    def put(self, lease_id: bytes, stage: int) -> None:
+        """Set it; 0 forgets the lease."""
+        self._put(lease_id, bytes([stage]))
+
+    def stages(self) -> dict[bytes, int]:
+        """All of them, sorted."""
+        count = lib.leased_leases_count(self._leases)
+        ids, stages = ffi.new("uint8_t[]", count * ID_BYTES), ffi.new("uint8_t[]", count)
+        lib.leased_leases_list(self._leases, ids, stages)
+        raw = ffi.buffer(ids)[:]
+        each = (raw[at : at + ID_BYTES] for at in range(0, len(raw), ID_BYTES))
+        return dict(sorted(zip(each, ffi.buffer(stages)[:], strict=True)))
+
+    def _put(self, ids: bytes, stages: bytes) -> None:
+        assert len(ids) == len(stages) * ID_BYTES
+        if lib.leased_leases_put(self._leases, ids, stages, len(stages)):
+            raise MemoryError

@@ -19,7 +19,7 @@ from zlib import crc32
 
 from leased.chain import native
 from leased.chain.bodies import check_bodies
-from leased.chain.canonical import SCHEMA, Unknown, decode
+from leased.chain.canonical import SCHEMA, SHAPES, Unknown, decode
 from leased.chain.epochs import Continuity, EpochKey
 from leased.chain.findings import Carried, Verified, Walk
 from leased.chain.head import GENESIS, Head
@@ -78,16 +78,19 @@ class Verifier:
         public_key: bytes | None = None,
         epoch_ns: int = 0,
         seal_key: EpochKey | None = None,
+        bodies: bool = False,
         file: str = "",
     ) -> None:
         """`epoch_ns` is that of the log's identity: not 0 where every epoch must be sealed;
-        `seal_key` what this verifier was enrolled with."""
+        `seal_key` what this verifier was enrolled with. `bodies`: `check_bodies` will be asked of
+        every walk, so bodies are looked at while they are at hand."""
         self._log_id = log_id
         self._prefix = hash_prefix(log_id)
         self._head = head
         self._frontier = frontier
         self._batch = batch
         self._open = False
+        self._shapes = SHAPES if bodies else None
         self._origin = origin
         self._key = public_key
         self._boot_ns = 0
@@ -117,6 +120,8 @@ class Verifier:
             why = f"the file ends at {base + len(data)}, before the anchored end {base + stop}"
             raise ChainError(CORRUPT_SEGMENT, why, offset=base + len(data), file=self.file)
         walk = Walk(data, array("Q"), array("H"), bytearray(), self._head.size)
+        if self._shapes is not None:
+            walk.bodies = bytearray()
         self._walk(data, start, stop, base, walk)
         self._count += len(walk.offsets)
         if walk.kinds:
@@ -172,7 +177,7 @@ class Verifier:
 
     def _walk(self, data: bytes, offset: int, stop: int, base: int, walk: Walk) -> None:
         """Every link, hash and CRC: in strides, and where one ends, a step."""
-        strider = native.Strider(data, offset, stop, self._prefix, _PLAIN)
+        strider = native.Strider(data, offset, stop, self._prefix, _PLAIN, self._shapes)
         while offset < stop:
             offset = self._stride(strider, offset, walk)
             if offset < stop:
@@ -184,10 +189,12 @@ class Verifier:
         stand = native.Stand(offset, *place, self._limit_ns())
         more = True
         while more:
-            offsets, kinds, hashes, stand, more = strider.go(stand)
+            offsets, kinds, hashes, bodies, stand, more = strider.go(stand)
             walk.offsets.frombytes(offsets)
             walk.kinds.frombytes(kinds)
             walk.digests += hashes
+            if walk.bodies is not None:
+                walk.bodies += bodies
         offset, size, head, self._batch, self._open, self._boot_ns, _ = stand
         self._head = Head(size, head)
         return offset
@@ -233,6 +240,8 @@ class Verifier:
         walk.offsets.append(offset)
         walk.kinds.append(kind)
         walk.digests += digest
+        if walk.bodies is not None:
+            walk.bodies.append(0)
         self._head = Head(expected + 1, digest)
         self._batch, self._open, self._boot_ns = batch, not flags & FLAG_LAST, boot_ns
         return end
@@ -332,15 +341,7 @@ class Verifier:
         """Compare a sealed checkpoint with the tree before it, and check its signature if a key
         is known."""
         sequence, offset = walk.first_seq + index, base + walk.offsets[index]
-        record = walk.record(index)
-        event = decode(
-            _CHECKPOINT,
-            record.schema,
-            record.body,
-            sequence=sequence,
-            offset=offset,
-            file=self.file,
-        )
+        event = self._decoded(walk.data, walk.offsets[index], sequence, offset)
         if isinstance(event, Unknown):
             return
         assert isinstance(event, CheckpointSigned)
@@ -371,10 +372,7 @@ class Verifier:
         if self._key is None:
             return
         sequence, offset = walk.first_seq + index, base + walk.offsets[index]
-        record = walk.record(index)
-        event = decode(
-            _ROTATION, record.schema, record.body, sequence=sequence, offset=offset, file=self.file
-        )
+        event = self._decoded(walk.data, walk.offsets[index], sequence, offset)
         if isinstance(event, Unknown):
             return
         assert isinstance(event, KeyRotated)

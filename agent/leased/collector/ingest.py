@@ -116,6 +116,7 @@ def verifier_at(state: State) -> Verifier:
         public_key=pinned.public_key,
         epoch_ns=pinned.epoch_ns,
         seal_key=key,
+        bodies=True,
     )
     if state.verifier is not None:
         verifier.resume(state.verifier)

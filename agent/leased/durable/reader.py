@@ -191,6 +191,7 @@ def _verify(
         public_key=identity.public_key if signatures else None,
         epoch_ns=identity.epoch_ns,
         seal_key=enrolled.seal_key,
+        bodies=bodies,
     )
     verifier, grammar = verify_from(), Grammar()
     head, frontier, index = GENESIS, EMPTY, -1
@@ -207,9 +208,8 @@ def _verify(
             raise ChainError(CORRUPT_SEGMENT, why, file=name, offset=0, sequence=head.size)
         last = header.segment_no == slot.segment_no
         verifier.file = name
-        walk = verifier.feed(
-            data, start=HEADER_BYTES, stop=slot.end_offset if last else frames_end(data)
-        )
+        stop = slot.end_offset if last else frames_end(data)
+        walk = verifier.feed(data, start=HEADER_BYTES, stop=stop)
         _judge(walk, name, bodies=bodies, grammar=grammar if leases else None, acks=acks)
         verified = verifier.verified()
         head, frontier = verified.head, verified.frontier

@@ -4,9 +4,12 @@ names what cannot follow."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from leased.chain.findings import Walk
 from leased.chain.grammar import FOLLOWS, Grammar, Stage
@@ -15,6 +18,7 @@ from leased.terms import event as e
 from leased.terms.errors import ChainError
 from leased.terms.event import KIND, Event, LeaseEvent
 from leased.terms.lease import LeaseState
+from tests.doubles.step_by_step import follow_each
 from tests.sim.swarm import run_seed
 
 LEASE = b"\x1e" * 16
@@ -25,7 +29,7 @@ def walk(events: Sequence[tuple[type[Event] | int, bytes]], first_seq: int = 0) 
     frames = [bytes(101) + lease + bytes(11) for _, lease in events]
     kinds = [kind if isinstance(kind, int) else KIND[kind] for kind, _ in events]
     offsets = [128 * index for index in range(len(frames))]
-    return Walk(b"".join(frames), offsets, kinds, [], first_seq)
+    return Walk(b"".join(frames), array("Q", offsets), array("H", kinds), bytearray(), first_seq)
 
 
 def of_one(*kinds: type[Event]) -> Walk:
@@ -113,3 +117,49 @@ def test_what_simulated_hosts_sealed_is_grammatical(seed: int) -> None:
     ]
     assert len(events) > 100
     Grammar().follow(walk(events))
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([*e.LEASE_KINDS, *e.LEASE_KINDS, 15, 32, 69, 999]),
+            st.integers(0, 2).map(lambda one: bytes([one]) * 16),
+        ),
+        max_size=40,
+    ),
+    st.dictionaries(st.integers(0, 2).map(lambda one: bytes([one]) * 16), st.integers(0, 9)),
+    st.booleans(),
+    st.integers(0, 27),
+)
+def test_many_at_once_are_followed_as_one_by_one(
+    records: list[tuple[int, bytes]], before: dict[bytes, int], from_genesis: bool, cut: int
+) -> None:
+    """Whatever comes in whatever order, up to a last record that is cut short."""
+    made = walk(records, first_seq=7)
+    made.data = made.data[: len(made.data) - cut]
+    said = []
+    for follow in (Grammar.follow, follow_each):
+        grammar = Grammar(dict(before), from_genesis=from_genesis)
+        try:
+            follow(grammar, made)
+        except ChainError as error:
+            said.append((error.verdict, error.sequence, error.offset, error.why))
+        else:
+            said.append(grammar.stages)
+    assert said[0] == said[1]
+
+
+def test_tens_of_thousands_of_leases_come_and_go() -> None:
+    """Of ids that stand side by side, which is how somebody would look for a slow place."""
+    ids = [number.to_bytes(16, "little") for number in range(30_000)]
+    grammar = Grammar()
+    grammar.follow(walk([(e.Allocated, one) for one in ids]))
+    grammar.follow(walk([(e.Released, one) for one in ids[::2]]))
+    assert grammar.stages == {
+        one: Stage.GRANTED if at % 2 else Stage.ENDED for at, one in enumerate(ids)
+    }
+    ends = (e.TeardownBegun, e.AccessCut, e.Scrubbed, e.Reclaimed)
+    grammar.follow(walk([(event, one) for one in ids[::2] for event in ends]))
+    assert grammar.stages == dict.fromkeys(ids[1::2], Stage.GRANTED)
+    assert Grammar(grammar.stages).stages == grammar.stages

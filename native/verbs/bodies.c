@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Bodies of records: MessagePack in the strict profile of chain/canonical.py, by shapes handed in.
+ *
+ * Rule: as in chain.c: only what is plainly the one legal encoding is said to be; the rest is the
+ * decoder's word. No byte outside the body is read, whatever it says.
+ */
+#include "chain.h"
+#include "frame.h"
+
+#include <stdbool.h>
+
+/* One, two, four or eight bytes, the highest first. */
+static inline uint64_t be(const uint8_t *from, unsigned bytes)
+{
+	uint16_t two;
+	uint32_t four;
+	uint64_t eight;
+	switch (bytes) {
+	case 1:
+		return *from;
+	case 2:
+		memcpy(&two, from, sizeof two);
+		return be16toh(two);
+	case 4:
+		memcpy(&four, from, sizeof four);
+		return be32toh(four);
+	default:
+		memcpy(&eight, from, sizeof eight);
+		return be64toh(eight);
+	}
+}
+
+/* Past an integer in its shortest form; NULL for anything else. `small`: its value if below 64. */
+static inline const uint8_t *past_integer(const uint8_t *p, const uint8_t *end, unsigned *small)
+{
+	*small = 64;
+	const unsigned head = *p++;
+	if (head < 0x80) {
+		*small = head < 64 ? head : 64;
+		return p;
+	}
+	if (head >= 0xe0)
+		return p;
+	if (head < 0xcc || head > 0xd3)
+		return NULL;
+	const bool negative = head >= 0xd0;
+	const unsigned power = head & 3, bytes = 1u << power;
+	if ((size_t)(end - p) < bytes)
+		return NULL;
+	const uint64_t raw = be(p, bytes);
+	if (!negative) {
+		/* Half the bytes, or for one byte seven bits, must not do. */
+		const uint64_t less = power ? (uint64_t)1 << (8 * bytes / 2) : 0x80;
+		return raw >= less ? p + bytes : NULL;
+	}
+	const uint64_t sign = (uint64_t)1 << (8 * bytes - 1);
+	if (!(raw & sign))
+		return NULL;
+	/* The magnitude less one of a negative number, without its sign bit's help. */
+	const uint64_t below = ~raw & (sign - 1);
+	const uint64_t least = power ? (uint64_t)1 << (8 * bytes / 2 - 1) : 32;
+	return below >= least ? p + bytes : NULL;
+}
+
+static inline bool is_ascii(const uint8_t *p, size_t bytes)
+{
+	uint64_t high = 0, word;
+	for (; bytes >= sizeof word; p += sizeof word, bytes -= sizeof word) {
+		memcpy(&word, p, sizeof word);
+		high |= word;
+	}
+	for (; bytes > 0; p++, bytes--)
+		high |= *p;
+	return (high & 0x8080808080808080u) == 0;
+}
+
+/* Past so many bytes with a head of one, two or four bytes of length, the shortest that fits. */
+static inline const uint8_t *past_string(
+	const uint8_t *p, const uint8_t *end, const struct leased_shape *shape)
+{
+	const bool text = shape->what == LEASED_SHAPE_TEXT;
+	const unsigned head = *p++, first = text ? 0xd9 : 0xc4;
+	size_t length = 0;
+	if (text && (head & 0xe0) == 0xa0) {
+		length = head & 0x1f;
+	} else if (head >= first && head <= first + 2) {
+		const unsigned power = head - first, bytes = 1u << power;
+		const size_t least = power ? (size_t)1 << (8 * bytes / 2) : text ? 32 : 0;
+		if ((size_t)(end - p) < bytes)
+			return NULL;
+		length = (size_t)be(p, bytes);
+		p += bytes;
+		if (length < least)
+			return NULL;
+	} else {
+		return NULL;
+	}
+	if (length > (size_t)(end - p) || (shape->count && length != shape->count))
+		return NULL;
+	/* ASCII is UTF-8; whether more is, the verifier says. */
+	if (text && !is_ascii(p, length))
+		return NULL;
+	return p + length;
+}
+
+/* Past the head of an array; its length. */
+static inline const uint8_t *past_array_head(const uint8_t *p, const uint8_t *end, size_t *count)
+{
+	const unsigned head = *p++;
+	if ((head & 0xf0) == 0x90) {
+		*count = head & 0x0f;
+		return p;
+	}
+	if (head != 0xdc || end - p < 2)
+		return NULL;
+	*count = (size_t)be(p, 2);
+	return *count >= 16 ? p + 2 : NULL;
+}
+
+/* Past a value of the shape; NULL if it is not plainly one. Shapes are a tree: this ends. */
+static const uint8_t *past(const struct leased_shape *shapes, uint32_t which, const uint8_t *p,
+	const uint8_t *end)
+{
+	const struct leased_shape *shape = &shapes[which];
+	if (p == NULL || p >= end)
+		return NULL;
+	if (shape->nil && *p == 0xc0)
+		return p + 1;
+	unsigned small;
+	size_t count;
+	switch (shape->what) {
+	case LEASED_SHAPE_INTEGER:
+		return past_integer(p, end, &small);
+	case LEASED_SHAPE_ENUM:
+		p = past_integer(p, end, &small);
+		return small < 64 && shape->members >> small & 1 ? p : NULL;
+	case LEASED_SHAPE_BOOL:
+		return *p == 0xc2 || *p == 0xc3 ? p + 1 : NULL;
+	case LEASED_SHAPE_BYTES:
+	case LEASED_SHAPE_TEXT:
+		return past_string(p, end, shape);
+	case LEASED_SHAPE_FIELDS:
+		p = past_array_head(p, end, &count);
+		if (p == NULL || count != shape->count)
+			return NULL;
+		for (size_t i = 0; i < count; i++)
+			p = past(shapes, shape->first + (uint32_t)i, p, end);
+		return p;
+	case LEASED_SHAPE_LIST:
+		p = past_array_head(p, end, &count);
+		if (p == NULL)
+			return NULL;
+		for (size_t i = 0; i < count && p != NULL; i++)
+			p = past(shapes, shape->first, p, end);
+		return p;
+	default:
+		return NULL;
+	}
+}
+
+bool leased_body_is_plain(const struct leased_shape *shapes, const uint32_t *roots,
+	const uint8_t *frame, unsigned kind)
+{
+	if (kind >= LEASED_KINDS || roots[kind] == 0 || frame[AT_SCHEMA] != SCHEMA)
+		return false;
+	const uint8_t *body = frame + HEADER_BYTES, *end = body + le32(frame + AT_BODY_BYTES);
+	return past(shapes, roots[kind], body, end) == end;
+}
+
+/*
+ * How many of the records, from the first on, have the one legal encoding of a body of their kind.
+ * The frames were walked.
+ */
+size_t leased_chain_bodies(const struct leased_shape *shapes, const uint32_t *roots,
+	const uint8_t *data, size_t size, const uint64_t *offsets, const uint16_t *kinds,
+	size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		if (offsets[i] > size || size - offsets[i] < HEADER_BYTES)
+			return i;
+		const uint8_t *frame = data + offsets[i];
+		if (le32(frame + AT_BODY_BYTES) > size - offsets[i] - HEADER_BYTES ||
+			!leased_body_is_plain(shapes, roots, frame, kinds[i]))
+			return i;
+	}
+	return count;
+}
