@@ -110,7 +110,7 @@ struct leased_leases *leased_leases_new(void)
 	struct leased_leases *leases = calloc(1, sizeof *leases);
 	if (leases == NULL)
 		return NULL;
-	/* Early in a boot there may be no randomness yet; where we lie in memory is better than none. */
+	/* Early in a boot there may be none to draw: then where we lie in memory does. */
 	if (getrandom(&leases->seed, sizeof leases->seed, GRND_NONBLOCK) < 0)
 		leases->seed = (uint64_t)(uintptr_t)leases;
 	if (!grow(leases)) {

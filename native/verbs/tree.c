@@ -32,7 +32,7 @@ static unsigned extend(uint64_t size, uint8_t *peaks, const uint8_t *leaves, siz
 	uint8_t *nodes = room[0], *above = room[1];
 	unsigned held = (unsigned)__builtin_popcountll(size), fresh = 0;
 	memcpy(nodes, leaves, count * HASH_BYTES);
-	/* From the lowest level up, until nothing new is left: peaks further up stay as they are. */
+	/* From the lowest level up, until nothing new is left: peaks further up stay. */
 	for (uint64_t rest = size; count > 0; rest >>= 1) {
 		if (rest & 1) {
 			held--;
