@@ -69,6 +69,7 @@ TIERS = (
     Tier("crash", 900, "every crash point and every failing system call of the commit path"),
     Tier("fuzz", 240, "that no bytes break a parser", fast=False),
     Tier("powercut", 300, "power cuts, failing and full disks on ext4, xfs and btrfs", fast=False),
+    Tier("lossy", 300, "a page cache that forgets, fails and lies, under writer and agent"),
     Tier("adversary", 180, "what root can do to a sealed log, beside journald's and syslog-ng's"),
     Tier("faults", 600, "injected faults on the running daemon", fast=False),
     Tier("bench", 300, "that the benchmarks measure what they say"),

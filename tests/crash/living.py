@@ -20,6 +20,7 @@ import trio
 
 from leased.chain.sealer import SealedBatch
 from leased.chain.signing import Signer, rotation_message
+from leased.durable.files import Disk
 from leased.durable.log import OpenedLog, open_log
 from leased.terms import event as e
 from leased.terms.moment import Moment
@@ -36,9 +37,15 @@ class Life:
     """One run over a log."""
 
     def __init__(
-        self, directory: Path, run: int, tell: Callable[[str], object] = lambda _: None
+        self,
+        directory: Path,
+        run: int,
+        tell: Callable[[str], object] = lambda _: None,
+        *,
+        disk: Disk | None = None,
     ) -> None:
         self._tell = tell
+        self._disk = disk
         self.count = self.number = run * 1_000  # after all that any earlier run has sealed
         self.log = self._open(directory)
         self.sealer = self.log.sealer()
@@ -59,6 +66,7 @@ class Life:
             best_effort=True,
             segment_bytes=SEGMENT_BYTES,
             background=False,
+            disk=self._disk,
         )
 
     def seal(self, events: list[e.Event], moment: Moment) -> SealedBatch:

@@ -147,21 +147,26 @@ def judge(case: Case, audit: Path, done: subprocess.CompletedProcess[str]) -> Ou
     if how == "ended" and not re.search(r"(OSError|Error: )", done.stderr):
         return Outcome(how, f"it did not say why: {done.stderr[-1000:]!r}")
     heard = [line for line in done.stdout.splitlines(keepends=True) if line.endswith("\n")]
-    acked = parse_head(heard[-1].strip()) if heard else None
+    return Outcome(how, missed(audit, parse_head(heard[-1].strip()) if heard else None))
+
+
+def missed(audit: Path, acked: Head | None) -> str:
+    """What is wrong with a log after a fault, of which `acked` was acknowledged: it must hold, be
+    recovered, go on, and have all of it. "" if nothing is."""
     try:
         if (audit / LOG_ID).exists():
             _find(audit, acked)
         elif acked is not None:
-            return Outcome(how, "acknowledged, and there is no log")
+            return "acknowledged, and there is no log"
         again = Life(audit, 2)
         if acked is not None and again.log.head.size < acked.size:
-            return Outcome(how, f"recovered {again.log.head.size} of {acked.size} records")
+            return f"recovered {again.log.head.size} of {acked.size} records"
         again.commit(again.lives(1))
         again.log.close()
         _find(audit, acked)
     except (ChainError, StateError, AssertionError) as error:
-        return Outcome(how, f"{type(error).__name__}: {error}")
-    return Outcome(how)
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _find(audit: Path, acked: Head | None) -> None:

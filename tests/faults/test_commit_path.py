@@ -17,8 +17,9 @@ import subprocess
 import pytest
 
 from tests.doubles.host import not_proven
-from tests.doubles.host_agent import NS_PER_S, HostAgent, mem
-from tests.doubles.story import Story, judge, tell
+from tests.doubles.host_agent import HostAgent, mem
+from tests.doubles.ledger import Ledger
+from tests.doubles.story import judge, tell
 from tests.doubles.wire_peer import Remote
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -27,49 +28,6 @@ BOUND = int(os.environ.get("LEASED_FAULTS", "0")) or 1000
 EX_SOFTWARE = 70
 SIGKILLED = (-9, 128 + 9)
 ENDED = "the log failed"
-
-
-class Ledger:
-    """What the client was told."""
-
-    def __init__(self) -> None:
-        self.granted: dict[str, tuple[int, int]] = {}
-        self.renewed: dict[str, tuple[int, int]] = {}
-        self.released: set[str] = set()
-        self.broken_off = 0
-
-    def fill(self, agent: HostAgent) -> bool:
-        """A grant, two renewals and a release; False if the agent ended on the way."""
-        try:
-            with agent.connect() as peer:
-                asked = {"resources": [mem(4096)], "ttl_ns": 60 * NS_PER_S, "bind": "deadline"}
-                granted = peer.call("Lease.Acquire", **asked)
-                peer.drop_fds()
-                lease_id = granted["lease"]["lease_id"]
-                deadline_ns = granted["lease"]["runtime"]["deadline_boottime_ns"]
-                self.granted[lease_id] = (granted["sequence"], deadline_ns)
-                for _ in range(2):
-                    told = peer.call("Lease.Renew", lease_id=lease_id)
-                    self.renewed[lease_id] = (told["generation"], told["deadline_boottime_ns"])
-                peer.call("Lease.Release", lease_id=lease_id)
-                self.released.add(lease_id)
-                peer.call("Lease.Wait", lease_id=lease_id, until="closed")
-                return True
-        except (EOFError, ConnectionError, FileNotFoundError):
-            self.broken_off += 1
-            return False
-
-    def assert_kept(self, story: Story) -> None:
-        """All of it is in the chain."""
-        place = dict(story.events)
-        for lease_id, (sequence, deadline_ns) in self.granted.items():
-            life = story.lives[lease_id]
-            assert place[sequence] is life.allocated
-            assert life.allocated.deadline_ns == deadline_ns
-        for lease_id, promised in self.renewed.items():
-            assert (story.lives[lease_id].generation, story.lives[lease_id].deadline_ns) >= promised
-        for lease_id in self.released:
-            assert story.lives[lease_id].ended is not None
 
 
 def traced(call: str, fault: str, n: int) -> tuple[str, ...]:

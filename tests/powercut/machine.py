@@ -86,7 +86,7 @@ def mounted(device: str, point: Path, options: str) -> Iterator[Path]:
     try:
         yield point
     finally:
-        _again_and_again("umount", str(point))
+        again_and_again("umount", str(point))
 
 
 def made(layout: Layout, folder: Path) -> Path:
@@ -129,11 +129,11 @@ def recorded(layout: Layout, folder: Path, image: Path) -> Iterator[Recording]:
                 with mounted(device, point, layout.options):
                     yield Recording(fuse, point, fuse / "mark", fuse / "control", recording, device)
         finally:
-            _again_and_again("umount", str(fuse))
+            again_and_again("umount", str(fuse))
             process.wait(DEADLINE_S)
 
 
-def _again_and_again(*words: str) -> None:
+def again_and_again(*words: str) -> None:
     """A command that is refused for as long as the kernel is still busy with what was ended."""
     deadline = time.monotonic() + DEADLINE_S
     while True:

@@ -217,6 +217,17 @@ class DirectoryDisk:
             os.close(fd)
 
 
+def make_directory(directory: Path) -> None:
+    """Make it unless it is there. Its own name is durable when this returns, also where the power
+    went after an earlier start had made it: else a log could be gone with all that is in it."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def make_private(path: Path) -> None:
     """Make an SQLite database that is not there, readable by its owner only: SQLite would make it
     readable by others. One that is there is not touched: closing a descriptor of it would drop the

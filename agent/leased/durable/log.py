@@ -37,7 +37,7 @@ from leased.chain.signing import Signer
 from leased.chain.verdict import SEAL_KEY
 from leased.durable.anchor import ANCHOR
 from leased.durable.binding import Binding
-from leased.durable.files import DirectoryDisk, Disk
+from leased.durable.files import DirectoryDisk, Disk, make_directory
 from leased.durable.genesis import LOG_ID, create_log
 from leased.durable.journal import Committer, FileJournal
 from leased.durable.keyfile import KEY_FILE, NEXT_KEY_FILE, load_key, settle_key
@@ -80,7 +80,7 @@ def open_log(
     """
     try:
         if disk is None:
-            directory.mkdir(mode=0o700, exist_ok=True)
+            make_directory(directory)
             disk = DirectoryDisk(directory)
         try:
             opening = _Opening(
