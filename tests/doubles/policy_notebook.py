@@ -10,6 +10,7 @@ Does not place, does not order the queue, and knows one pool only.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 from leased.terms import event as events
@@ -135,6 +136,14 @@ class PolicyNotebook:
             over += max(0, has - self.limit(name)[0])
         return over <= idle
 
+    def most_borrowed(self, who: str) -> int:
+        """What somebody could have if nobody else had anything."""
+        paper, line = self.paper, self.limit(who)[0]
+        if not paper.borrow_pm or who not in paper.hard:
+            return line
+        idle = sum(self.limit(name)[0] for name in paper.hard if name != who)
+        return line + min(line * paper.borrow_pm // 1000, idle)
+
     def verdict(self, ask: Ask, now_ns: int) -> tuple[str, RefusalReason | None]:
         """What somebody is told who asks with nobody before them: grant, never, or wait; and why
         not.
@@ -151,11 +160,12 @@ class PolicyNotebook:
         limit, ceiling, mode = self.limit(who)
         more = self.used(who) + pages
         if more > ceiling and not (mode == "hard" and self.may_borrow(who, pages)):
-            return (wait if pages <= ceiling else "never"), RefusalReason.TENANT_CAPACITY
+            most = self.most_borrowed(who) if mode == "hard" else ceiling
+            return (wait if pages <= most else "never"), RefusalReason.TENANT_CAPACITY
         if group is not None and who in group[0] and self.used("@crew") + pages > group[1]:
             return (wait if pages <= group[1] else "never"), RefusalReason.TENANT_CAPACITY
         if mode == "soft" and more > limit and self.borne_until_ns(who, now_ns) is None:
-            return (wait if pages <= limit else "never"), RefusalReason.TENANT_CAPACITY
+            return wait, RefusalReason.TENANT_CAPACITY
         if paper.share_pm:
             most = POOL * paper.share_pm // 1000
             if more > most:
@@ -193,6 +203,36 @@ class PolicyNotebook:
                 if now_ns - ended_ns < borne_ns:
                     until_ns = min(until_ns, before_ns)
         return until_ns if until_ns is not None and until_ns > now_ns else None
+
+    def earliest_ns(self, ask: Ask, now_ns: int) -> int | None:
+        """When somebody could have it at the earliest, if all leases end on time, what is being
+        cleaned is clean at once, and nobody else waits: tried instant by instant.
+        """
+        later = copy.deepcopy(self)
+        for lease in later.leases.values():
+            if lease["state"] == "teardown":
+                lease["state"] = "closed"
+        ends = {now_ns, *(later.end_of(one) for one in later.leases.values() if later.lives(one))}
+        again = {at_ns for at_ns in ends if at_ns >= now_ns}
+        if ask.who in self.paper.soft:
+            borne_ns = self.paper.soft[ask.who][2] * NS_PER_S
+            past = {ended_ns for ended_ns, _ in self.past.values()}
+            again |= {at_ns + borne_ns for at_ns in again | past}
+        for at_ns in sorted(one for one in again if one >= now_ns):
+            for lease in later.leases.values():
+                if later.lives(lease) and later.end_of(lease) <= at_ns:
+                    lease["state"] = "closed"
+            for (holder, rule), known in tuple(later.overages.items()):
+                if holder == ask.who and later.used(holder) <= later.limit(holder)[0]:
+                    del later.overages[holder, rule]
+                    later.past[holder] = (at_ns, known.until_ns)
+            if later.verdict(ask, at_ns)[0] == "grant":
+                return at_ns
+        return None
+
+    def lives(self, lease: dict[str, Any]) -> bool:
+        """Whether a lease has not ended."""
+        return lease["state"] in HELD
 
     # ---- who would have to leave -----------------------------------------------------------------
 

@@ -13,6 +13,7 @@ Does not cover several pools (`property`) or lending between those who wait (`pr
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
@@ -73,6 +74,18 @@ pick = st.integers(0, 10**6)
 who = st.sampled_from(NAMES)
 levels = st.sampled_from(list(Level))
 seconds = st.sampled_from([1, 3, 5, 10, 15, 25])
+requests = st.tuples(
+    who,
+    st.integers(1, 5) | st.integers(1, 13),
+    levels,
+    st.sampled_from([10, 30, 90, 300]),
+    st.sampled_from([0, 20, 200]),
+    st.sampled_from([3, 30, 100]),
+)
+"""Who asks for how many pages, at which level, for how long, and how long they wait and take to
+leave, in seconds.
+"""
+crowds = st.lists(requests, min_size=3, max_size=8)
 
 
 def written(paper: Paper) -> Policy:
@@ -207,6 +220,8 @@ class PolicyMachine(RuleBasedStateMachine):
         elif isinstance(event, events.Activated):
             if book.leases[event.lease_id]["state"] == "granted":
                 book.leases[event.lease_id]["state"] = "active"
+        elif isinstance(event, events.Refused):
+            book.waiting.pop(event.command_id, None)
         elif isinstance(event, events.TeardownBegun):
             book.leases[event.lease_id]["state"] = "teardown"
         elif isinstance(event, events.Reclaimed):
@@ -324,15 +339,12 @@ class PolicyMachine(RuleBasedStateMachine):
 
     # ---- clients ---------------------------------------------------------------------------------
 
-    @rule(
-        name=who,
-        pages=st.integers(1, 5) | st.integers(1, 13),
-        level=levels,
-        ttl=st.sampled_from([10, 30, 90, 300]),
-        wait=st.sampled_from([0, 20, 200]),
-        grace=st.sampled_from([3, 30, 100]),
-    )
-    def acquire(self, name: str, pages: int, level: Level, ttl: int, wait: int, grace: int) -> None:
+    @rule(one=requests)
+    def acquire(self, one: tuple[str, int, Level, int, int, int]) -> None:
+        self.ask(*one)
+
+    def ask(self, name: str, pages: int, level: Level, ttl: int, wait: int, grace: int) -> None:
+        """Somebody asks, and is told what the notebook says."""
         book, now_ns = self.book, self.desk.now_ns
         acquire = self.desk.acquire(
             ask_mem(pages), caller=WHO[name], level=level, ttl=ttl, wait=wait, grace=grace
@@ -354,6 +366,7 @@ class PolicyMachine(RuleBasedStateMachine):
         elif verdict == "wait" and wait == 0:
             assert isinstance(reply, Refusal), reply
             assert reply.reason is reason or behind, "another reason"
+            assert reply.retry_at_ns == book.earliest_ns(ask, now_ns), "not when it could be"
         elif verdict == "wait":
             assert reply is None, reply
             made_way = [
@@ -367,6 +380,12 @@ class PolicyMachine(RuleBasedStateMachine):
             assert isinstance(reply, Refusal)
         if isinstance(reply, Granted):
             self.say(commands.Activate(self.desk.command_id(), reply.lease.lease_id, b"e" * 32))
+
+    @rule(asks=crowds)
+    def many_come(self, asks: list[tuple[str, int, Level, int, int, int]]) -> None:
+        """Several ask before time goes on."""
+        for one in asks:
+            self.ask(*one)
 
     def some(self, index: int, *states: str) -> dict[str, Any] | None:
         """One of the leases in `states`."""
@@ -528,11 +547,14 @@ class PolicyMachine(RuleBasedStateMachine):
                 assert (mine.capacities, mine.leases) == (theirs.capacities, theirs.leases)
 
 
+EXAMPLES = int(os.environ.get("LEASED_POLICY_EXAMPLES", "0"))
+"""So many stories, other ones each time; 0: the same few."""
+
 PolicyMachine.TestCase.settings = settings(
-    max_examples=200,
+    max_examples=EXAMPLES or 200,
     stateful_step_count=40,
     deadline=None,
-    derandomize=True,
+    derandomize=not EXAMPLES,
     suppress_health_check=list(HealthCheck),
 )
 TestPolicyAgainstItsNotebook = PolicyMachine.TestCase

@@ -4,7 +4,7 @@ earliest.
 
 Rule: the checks run in one order (can it be meant, may it be asked, node, tenant, capacity) and the
 first that fails is the reason. `Verdict.waitable` says whether time or other people's leases could
-change the answer. When it could is worked out only for a refusal that is given (`estimate`).
+change the answer. When it could is worked out only for a refusal that is given (`outlook`).
 
 Does not change the table and does not build events.
 """
@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from functools import partial
 
 import msgspec
 
 from leased.lessor.accounts import Charge, covers, weigh
 from leased.lessor.bars import Ahead
 from leased.lessor.budget import Prices, budget_overrun
-from leased.lessor.estimate import node_ns, room_ns, tenant_ns
 from leased.lessor.ledger import Key
 from leased.lessor.meaning import Meaning, Verdict, clip, name_of, no
 from leased.lessor.placement import NONE_BARRED, place
@@ -65,14 +63,16 @@ class Offer(msgspec.Struct, gc=False):
 
 
 class Admission:
-    """The judge: a table to look at and a policy to hold it against."""
+    """The judge: a table to look at and a policy to hold it against. `policies` counts those that
+    were in force.
+    """
 
     __slots__ = (
-        "_policies",
         "_table",
         "book",
         "calendar",
         "meaning",
+        "policies",
         "policy",
         "prices",
         "shares",
@@ -83,13 +83,13 @@ class Admission:
         self.prices = Prices()
         self.calendar = Calendar()
         self.shares: Shares | None = None
-        self._policies = 0
+        self.policies = 0
         self.set_policy(policy)
 
     def set_policy(self, policy: Policy) -> None:
         """Judge by `policy` from here on."""
         self.policy = policy
-        self._policies += 1
+        self.policies += 1
         self.book = TenantBook(policy)
         self.shares = Shares(policy, self.book, self._table.accounts, self.shares)
         self.meaning = Meaning(self._table, policy)
@@ -108,14 +108,14 @@ class Admission:
             accounts.group(holder[1:]) if holder.startswith("@") else accounts.get(TenantId(holder))
         )
         left = 0 if account is None else account.left
-        return (self._policies, self._table.pools.changes, left)
+        return (self.policies, self._table.pools.changes, left)
 
     # ---- yes or no -------------------------------------------------------------------------------
 
     def judge(self, acquire: Acquire, ahead: Ahead | None, now_ns: int) -> Offer | Verdict:
         """What the lease would be, or why not. `ahead`: what those before this one wait for."""
         limits = self.book.limits(acquire.caller.tenant)
-        verdict = self.meaning.meant(acquire) or self._may(acquire, limits)
+        verdict = self.meaning.meant(acquire) or self.may(acquire, limits)
         if verdict is not None:
             return verdict
         asks, table = acquire.asks, self._table
@@ -170,7 +170,7 @@ class Admission:
             return None
         return offer
 
-    def _may(self, acquire: Acquire, limits: Limits) -> Verdict | None:
+    def may(self, acquire: Acquire, limits: Limits) -> Verdict | None:
         """Whether the caller may ask like this at all."""
         level = level_of(acquire)
         if level > limits.level_max and not acquire.caller.operator:
@@ -209,12 +209,12 @@ class Admission:
         overrun = None if counted else count_overrun(limits, accounts)
         if overrun is None:
             excesses: list[Excess] = []
-            lends = partial(self.shares.lends, acquire.caller.tenant)
-            overrun = capacity_overrun(limits, accounts, charge, excesses, lends)
+            loan = self.shares.loan(acquire.caller.tenant)
+            overrun = capacity_overrun(limits, accounts, charge, excesses, loan)
             if overrun is None and (excesses or offer.excesses):
                 overrun = self._bear(excesses, charge, offer, now_ns)
         if overrun is None and limits.metered:
-            overrun = self.budget_overrun(limits, _uses(charge, acquire))
+            overrun = self.budget_overrun(limits, uses_of(charge, acquire))
         return None if overrun is None else over_quota(overrun)
 
     def budget_overrun(self, limits: Limits, more: Mapping[Key, int]) -> Overrun | None:
@@ -237,7 +237,7 @@ class Admission:
                 and self._table.overages.borne_until_ns(limits.holder, row, now_ns) is None
             ):
                 more = weigh(charge, row.kind, row.tier, row.node)
-                return over_row(limits, row, row.limit, excess.usage - more, more)
+                return over_row(limits, row, row.limit, excess.usage - more, more, row.ceiling)
         offer.burst_until_ns, offer.excesses = until_ns, excesses
         offer.borrowed = tuple(
             (ResourceKind(one.row.kind), one.usage - one.row.limit)
@@ -334,26 +334,9 @@ class Admission:
         verdict = no(reason, what, limit=limit, usage=limit, requested=requested, waitable=True)
         return msgspec.structs.replace(verdict, holder=holder)
 
-    def earliest_ns(self, acquire: Acquire, now_ns: int) -> int | None:
-        """When `acquire` could succeed at the earliest, given the deadlines of the leases that are
-        there now.
-        """
-        limits = self.book.limits(acquire.caller.tenant)
-        if self.meaning.meant(acquire) is not None or self._may(acquire, limits) is not None:
-            return None
-        instants = (
-            node_ns(self._table, self.policy.leases_max, now_ns),
-            tenant_ns(self._table, limits, acquire, now_ns),
-            self._budget_ns(limits, acquire, now_ns),
-            self.shares.earliest_ns(self._table, acquire.caller.tenant, wanted_by(acquire), now_ns),
-            room_ns(self._table, acquire.asks, now_ns),
-        )
-        known = [at_ns for at_ns in instants if at_ns is not None]
-        return max(known) if len(known) == len(instants) else None
-
     def cost_nano(self, acquire: Acquire) -> int:
         """What it would cost until its first deadline, in 10^-9 of the currency, rounded up."""
-        return self.prices.cost_nano(_uses(wanted_by(acquire), acquire))
+        return self.prices.cost_nano(uses_of(wanted_by(acquire), acquire))
 
     def share_of(self, acquire: Acquire, now_ns: int) -> int:
         """How much the tenant of a request used lately of what is divided fairly, over its weight:
@@ -362,19 +345,6 @@ class Admission:
         tenant = acquire.caller.tenant
         fair = self.shares.fair()
         return max((one.used_lately(tenant, now_ns) for one in fair), default=0) if fair else 0
-
-    def _budget_ns(self, limits: Limits, acquire: Acquire, now_ns: int) -> int | None:
-        """When there is a budget for it: now, or when the period of the one that lacks ends."""
-        if not limits.metered:
-            return now_ns
-        overrun = self.budget_overrun(limits, _uses(wanted_by(acquire), acquire))
-        if overrun is None:
-            return now_ns
-        if not overrun.fits:
-            return None
-        return next(
-            (one.ends_ns for one in self.calendar.periods if one.period is overrun.period), None
-        )
 
 
 def over_quota(overrun: Overrun) -> Verdict:
@@ -391,7 +361,7 @@ def over_quota(overrun: Overrun) -> Verdict:
     return Verdict(refusal, overrun.fits, overrun.holder, overrun.when_over)
 
 
-def _uses(charge: Charge, acquire: Acquire) -> dict[Key, int]:
+def uses_of(charge: Charge, acquire: Acquire) -> dict[Key, int]:
     """What a lease of `charge` could use up until its first deadline."""
     more: dict[Key, int] = {}
     for (kind, tier, _), capacity in charge:

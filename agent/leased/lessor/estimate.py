@@ -13,15 +13,16 @@ Does not say whether the check fails (`lessor.admission`) and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
-from leased.lessor.accounts import Account, Charge, weigh
+from leased.lessor.accounts import Account, weigh
 from leased.lessor.placement import place, spans
 from leased.lessor.pool import Pool
 from leased.lessor.quota import Limits, Row, account_of, wanted_by
 from leased.lessor.table import LeaseTable
 from leased.terms.command import Acquire
 from leased.terms.identity import LeaseId
+from leased.terms.policy import Mode
 from leased.terms.resource import Ask, capacity_id
 
 WALK_MAX = 256
@@ -39,41 +40,80 @@ def node_ns(table: LeaseTable, leases_max: int, now_ns: int) -> int | None:
     return instants[need - 1] if need <= len(instants) else None
 
 
-def tenant_ns(table: LeaseTable, limits: Limits, acquire: Acquire, now_ns: int) -> int | None:
-    """When the tenant is below its own limits again, and those that it shares."""
+LentAt = Callable[[int, int], int | None]
+"""When others lend so much of a kind to whoever asks; None: no end of a lease makes them."""
+
+
+def tenant_ns(
+    table: LeaseTable,
+    limits: Limits,
+    acquire: Acquire,
+    now_ns: int,
+    *,
+    from_ns: int,
+    lent_ns: LentAt,
+) -> int | None:
+    """When, from `from_ns` on, the tenant is below its own limits again, and those that it
+    shares.
+    """
     if limits.unlimited:
-        return now_ns
-    charge, latest = wanted_by(acquire), now_ns
+        return from_ns
+    charge, latest = wanted_by(acquire), from_ns
     for one in limits.chain():
         account = account_of(table.accounts, one)
-        for over, weigh_lease in _overs(one, account, charge):
-            at_ns = now_ns if over <= 0 else None
-            if at_ns is None and account is not None:
-                at_ns = account.endings.covering_ns(over, weigh_lease, WALK_MAX)
+        leases = 0 if account is None else account.leases
+        for most in (one.leases_max, one.concurrent_max):
+            if most is not None:
+                at_ns = less_ns(account, leases + 1 - most, lambda lease_id: 1, now_ns)
+                if at_ns is None:
+                    return None
+                latest = max(latest, at_ns)
+        for row in one.rows:
+            more = weigh(charge, row.kind, row.tier, row.node)
+            if not more:
+                continue
+            at_ns = _row_ns(table, one, row, more, now_ns, latest)
+            if one is limits and row.borrows and at_ns != latest:
+                at_ns = first_of(at_ns, lent_ns(row.kind, more))
             if at_ns is None:
                 return None
             latest = max(latest, at_ns)
     return latest
 
 
+def _row_ns(
+    table: LeaseTable, limits: Limits, row: Row, more: int, now_ns: int, from_ns: int
+) -> int | None:
+    """When, from `from_ns` on, one row has room for `more`: below what it never lets through and,
+    where it bears more than its limit for a while, when it does so again, or below the limit.
+    """
+    account, used = account_of(table.accounts, limits), 0
+    if account is not None:
+        used = account.used(row.kind, row.tier, row.node) - account.teardown[row.kind]
+    weigh_lease = _weigher(account, row)
+    within_ns = less_ns(account, used + more - row.ceiling, weigh_lease, now_ns)
+    if row.mode is not Mode.SOFT or used + more <= row.limit or within_ns is None:
+        return None if within_ns is None else max(within_ns, from_ns)
+    within_ns = max(within_ns, from_ns)
+    below_ns = less_ns(account, used - row.limit, weigh_lease, now_ns)
+    borne_ns = table.overages.bearable_ns(limits.holder, row, within_ns, below_ns, now_ns)
+    return first_of(borne_ns, less_ns(account, used + more - row.limit, weigh_lease, now_ns))
+
+
+def first_of(one_ns: int | None, other_ns: int | None) -> int | None:
+    """The earlier of two instants of which neither may ever come."""
+    known = [at_ns for at_ns in (one_ns, other_ns) if at_ns is not None]
+    return min(known, default=None)
+
+
 Weigh = Callable[[LeaseId], int]
 
 
-def _overs(limits: Limits, account: Account | None, charge: Charge) -> Iterator[tuple[int, Weigh]]:
-    """By how much each limit would be exceeded when what is being cleaned is clean, and how much of
-    that each lease is.
-    """
-    leases = 0 if account is None else account.leases
-    for most in (limits.leases_max, limits.concurrent_max):
-        if most is not None:
-            yield leases + 1 - most, lambda lease_id: 1
-    for row in limits.rows:
-        more = weigh(charge, row.kind, row.tier, row.node)
-        if more:
-            used = 0
-            if account is not None:
-                used = account.used(row.kind, row.tier, row.node) - account.teardown[row.kind]
-            yield used + more - row.ceiling, _weigher(account, row)
+def less_ns(account: Account | None, over: int, weigh_lease: Weigh, now_ns: int) -> int | None:
+    """When a holder has `over` less, if its leases end on time."""
+    if over <= 0:
+        return now_ns
+    return None if account is None else account.endings.covering_ns(over, weigh_lease, WALK_MAX)
 
 
 def _weigher(account: Account | None, row: Row) -> Weigh:
@@ -116,21 +156,33 @@ def _pool_ns(table: LeaseTable, pool: Pool, need: int, now_ns: int) -> int | Non
     )
 
 
+def ends_of(
+    table: LeaseTable, pools: Iterable[Pool], now_ns: int
+) -> tuple[list[tuple[int, str, LeaseId, int]], int | None]:
+    """(instant, resource, lease, capacity) of the leases that end first, and beyond when not all of
+    them are known.
+    """
+    ends: list[tuple[int, str, LeaseId, int]] = []
+    horizon_ns: int | None = None
+    for pool in pools:
+        first = pool.endings.first(WALK_MAX)
+        if len(first) == WALK_MAX:
+            horizon_ns = first_of(horizon_ns, first[-1][0])
+        for at_ns, lease_id in first:
+            capacity = held(table, lease_id, pool.resource_id)
+            ends.append((max(at_ns, now_ns), pool.resource_id, lease_id, capacity))
+    return ends, horizon_ns
+
+
 def _together_ns(table: LeaseTable, asks: tuple[Ask, ...], now_ns: int) -> int | None:
     """Several resources at once: imagine the leases gone in the order of their ends, and bisect for
     the first fit.
     """
     usable = (pool.counted for ask in asks for pool in table.pools.usable(ask))
     pools = {pool.resource_id: pool for pool in usable}
+    leases, horizon_ns = ends_of(table, pools.values(), now_ns)
     ends = [(now_ns, pool.resource_id, pool.teardown) for pool in pools.values()]
-    horizon_ns: int | None = None  # beyond it, not every end is known
-    for pool in pools.values():
-        first = pool.endings.first(WALK_MAX)
-        if len(first) == WALK_MAX:
-            horizon_ns = first[-1][0] if horizon_ns is None else min(horizon_ns, first[-1][0])
-        for at_ns, lease_id in first:
-            capacity = held(table, lease_id, pool.resource_id)
-            ends.append((max(at_ns, now_ns), pool.resource_id, capacity))
+    ends += [(at_ns, resource_id, capacity) for at_ns, resource_id, _, capacity in leases]
     instants = sorted(
         {at_ns: None for at_ns, _, _ in ends if horizon_ns is None or at_ns <= horizon_ns}
     )

@@ -93,6 +93,22 @@ class Overages:
             until_ns = min(until_ns, overage.until_ns)
         return until_ns if until_ns > now_ns else None
 
+    def bearable_ns(
+        self, holder: str, row: Row, at_ns: int, below_ns: int | None, now_ns: int
+    ) -> int | None:
+        """The first instant from `at_ns` on at which `holder` may go above the soft limit of `row`,
+        if it is below the limit from `below_ns` on; None: it may not.
+        """
+        overage = self._known.get((holder, row.name))
+        if overage is None:
+            return at_ns
+        ended_ns = below_ns if overage.ended_ns is None else overage.ended_ns
+        cut = overage.ended_ns is None and overage.cause is OverageCause.CUT
+        begins_ns = ended_ns if cut else now_ns
+        if begins_ns is not None and max(at_ns, begins_ns) < overage.until_ns:
+            return max(at_ns, begins_ns)
+        return None if ended_ns is None else max(at_ns, ended_ns + row.overage_ns)
+
     def open(self, holder: str, row: Row) -> bool:
         """Whether it is on record that `holder` is above the limit of `row`."""
         overage = self._known.get((holder, row.name))

@@ -20,6 +20,7 @@ from leased.lessor.backfill import Lender
 from leased.lessor.extension import latest_ns
 from leased.lessor.fitting import misfit
 from leased.lessor.meaning import Verdict
+from leased.lessor.outlook import earliest_ns
 from leased.lessor.queue import Waiting, WaitQueue, key_of, rank_of
 from leased.lessor.quota import TenantBook
 from leased.lessor.table import LeaseTable
@@ -173,7 +174,7 @@ class Questions:
         if refusal.retry_at_ns is not None or refusal.reason is RefusalReason.NOT_PREEMPTED:
             return refusal
         return msgspec.structs.replace(
-            refusal, retry_at_ns=self._admission.earliest_ns(acquire, now_ns)
+            refusal, retry_at_ns=earliest_ns(self._table, self._admission, acquire, now_ns)
         )
 
     def _may_see(self, waiting: Waiting, caller: Caller) -> bool:

@@ -12,8 +12,8 @@ table's to know (`overage`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 import msgspec
 
@@ -61,6 +61,11 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         """Whether it counts less than a whole kind."""
         return self.tier != ANY or self.node != ANY
 
+    @property
+    def borrows(self) -> bool:
+        """Whether it can be exceeded by what others lend."""
+        return self.mode is Mode.HARD and not self.narrow
+
 
 class Limits(msgspec.Struct, frozen=True, gc=False):
     """What one holder may have; a group has no level, rates or duration, and no group. `narrow`: a
@@ -91,8 +96,8 @@ class Limits(msgspec.Struct, frozen=True, gc=False):
 
 
 class Overrun(msgspec.Struct, frozen=True, gc=False):
-    """A limit that a request would go over, in the unit of `what`. `fits`: it would not, if its
-    holder had nothing.
+    """A limit that a request would go over, in the unit of `what`. `most` is what its holder could
+    ever have, where that is more than `limit`.
     """
 
     reason: RefusalReason
@@ -104,11 +109,12 @@ class Overrun(msgspec.Struct, frozen=True, gc=False):
     requested: int
     when_over: WhenOver
     period: Period | None = None
+    most: int = 0
 
     @property
     def fits(self) -> bool:
-        """Whether waiting could help."""
-        return self.requested <= self.limit
+        """Whether waiting could help: it would not go over, if its holder had nothing."""
+        return self.requested <= max(self.limit, self.most)
 
 
 class Excess(msgspec.Struct, frozen=True, gc=False):
@@ -119,8 +125,16 @@ class Excess(msgspec.Struct, frozen=True, gc=False):
     usage: int
 
 
-Lends = Callable[[int, int], bool]
-"""Whether others lend so much of a kind."""
+class Loan(Protocol):
+    """What others lend to one tenant."""
+
+    def covers(self, kind: int, more: int) -> bool:
+        """Whether so much of a kind, above the tenant's own quota, is lent now."""
+        ...
+
+    def most(self, kind: int) -> int:
+        """What of a kind the tenant could have if all that may be lent were idle."""
+        ...
 
 
 def account_of(accounts: Accounts, limits: Limits) -> Account | None:
@@ -171,7 +185,7 @@ def _too_many(limits: Limits, name: str, limit: int, usage: int) -> Overrun:
 
 
 def capacity_overrun(
-    limits: Limits, accounts: Accounts, charge: Charge, excesses: list[Excess], lends: Lends
+    limits: Limits, accounts: Accounts, charge: Charge, excesses: list[Excess], loan: Loan
 ) -> Overrun | None:
     """The first limit on capacity that `charge` more would go over; rows that let it through above
     their limit, or by what others lend, are put into `excesses`.
@@ -188,15 +202,16 @@ def capacity_overrun(
             usage = 0 if account is None else account.used(kind, tier, node)
             if usage + more <= row.limit:
                 continue
-            if usage + more > row.ceiling and not (
-                one is limits and row.mode is Mode.HARD and not row.narrow and lends(kind, more)
-            ):
-                return over_row(one, row, row.ceiling, usage, more)
+            if usage + more > row.ceiling:
+                borrows = one is limits and row.borrows
+                if not (borrows and loan.covers(kind, more)):
+                    most = loan.most(kind) if borrows else 0
+                    return over_row(one, row, row.ceiling, usage, more, most)
             excesses.append(Excess(one, row, usage + more))
     return None
 
 
-def over_row(limits: Limits, row: Row, limit: int, usage: int, more: int) -> Overrun:
+def over_row(limits: Limits, row: Row, limit: int, usage: int, more: int, most: int = 0) -> Overrun:
     """That a row does not let `more` through."""
     return Overrun(
         RefusalReason.TENANT_CAPACITY,
@@ -207,6 +222,7 @@ def over_row(limits: Limits, row: Row, limit: int, usage: int, more: int) -> Ove
         usage,
         more,
         row.when_over,
+        most=most,
     )
 
 

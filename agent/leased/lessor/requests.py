@@ -53,6 +53,7 @@ class Requests:
         "_pace",
         "_questions",
         "_queue",
+        "_ranked_by",
         "_ranked_ns",
         "_seen",
         "_table",
@@ -71,6 +72,7 @@ class Requests:
         self._lender = Lender(table, admission)
         self._pace = Pace()
         self._ranked_ns = 0
+        self._ranked_by = admission.policies
         self._throttled: dict[TenantId, int] = {}
         self._seen: tuple[int, int] | None = None
         self.admitting = True
@@ -133,6 +135,8 @@ class Requests:
         elif verdict.waitable and (
             acquire.wait_ns > 0 or verdict.when_over is WhenOver.QUEUE or requeued
         ):
+            if not self._queue:
+                share = self._admission.share_of(acquire, draft.now_ns)
             self._enqueue(draft, acquire, verdict, requeued=requeued, share=share)
         else:
             if verdict.when_over is WhenOver.THROTTLE:
@@ -236,10 +240,14 @@ class Requests:
         return judged is not None and judged == self._admission.since(waiting.verdict)
 
     def _rerank(self, now_ns: int) -> None:
-        """Order those who wait by what their tenants have used by now, once in a while."""
-        if self._admission.shares.fair() and now_ns - self._ranked_ns >= LOOK_AGAIN_NS:
-            self._ranked_ns = now_ns
-            self._queue.rerank(lambda acquire: self._admission.share_of(acquire, now_ns))
+        """Order those who wait by what their tenants have used by now, once in a while and by every
+        policy.
+        """
+        admission = self._admission
+        again = admission.shares.fair() and now_ns - self._ranked_ns >= LOOK_AGAIN_NS
+        if again or self._ranked_by != admission.policies:
+            self._ranked_ns, self._ranked_by = now_ns, admission.policies
+            self._queue.rerank(lambda acquire: admission.share_of(acquire, now_ns))
 
     def _look_again(self, now_ns: int) -> None:
         """Something that only time changes may let somebody have their lease."""

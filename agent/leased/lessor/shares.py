@@ -13,18 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from leased.lessor.accounts import ANY, Account, Accounts, Charge, weigh
-from leased.lessor.estimate import WALK_MAX
+from leased.lessor.accounts import ANY, Accounts, Charge, weigh
 from leased.lessor.fairness import entitlements, jain_index
 from leased.lessor.fitting import capacity_of
 from leased.lessor.meaning import Verdict, no
 from leased.lessor.pool import Pools
 from leased.lessor.quota import TenantBook
-from leased.lessor.table import LeaseTable
 from leased.lessor.window import Window, weights_of
 from leased.terms.identity import TenantId
 from leased.terms.policy import Allocation, Mode, Policy, Strategy
-from leased.terms.reply import Refusal, RefusalReason
+from leased.terms.reply import RefusalReason
 from leased.terms.resource import Inventory, ResourceKind
 
 NOT_HELD = 1 << 62
@@ -81,6 +79,18 @@ class Share:
         after = self.used.get(tenant, 0) + amount
         self._set(tenant, after)
         return after
+
+    def imagined(self) -> Share:
+        """A copy to try things on."""
+        other = Share(self.kind, self.tier, self.lines, self._lenders, self._line_of_others)
+        other.used, other.idle, other.over = dict(self.used), self.idle, self.over
+        return other
+
+    def idle_most(self, tenant: TenantId) -> int:
+        """What could be lent to a tenant, if nobody else had anything."""
+        return sum(
+            line for other, line in self.lines.items() if other != tenant and self._lends(other)
+        )
 
     def fill(self, accounts: Accounts) -> None:
         """Begin with what everybody has."""
@@ -202,6 +212,21 @@ class Division:
             [(min(used.get(tenant, 0), part), part) for tenant, part in entitled.items()]
         )
 
+    def common(self, pools: Pools) -> int:
+        """What of it is for everybody."""
+        pool = self.allocation.opportunistic
+        if pool is not None:
+            return pool
+        return max(0, self.capacity(pools) - sum(self.share.lines.values()))
+
+    def leaves_reserves(self, share: Share, tenant: TenantId, more: int, common: int) -> int | None:
+        """None if what everybody has above their reservation stays within what there is for that,
+        if `share` were its share; else how much that is.
+        """
+        idle, over = share.after(tenant, more)
+        limit = common + (idle if self.allocation.borrow_idle else 0)
+        return None if over <= share.over or over <= limit else limit
+
     def verdict(self, tenant: TenantId, more: int, pools: Pools) -> Verdict | None:
         """Whether a tenant may have `more` of it."""
         allocation, share = self.allocation, self.share
@@ -222,25 +247,60 @@ class Division:
                 waitable=more <= ceiling,
             )
             return Verdict(verdict.refusal, verdict.waitable, tenant)
-        pool = allocation.opportunistic
-        if pool is None:
-            pool = max(0, capacity - sum(share.lines.values()))
-        idle, over = share.after(tenant, more)
-        before = share.over
-        lent = idle if allocation.borrow_idle else 0
-        if over <= before or over <= pool + lent:
+        common = self.common(pools)
+        limit = self.leaves_reserves(share, tenant, more, common)
+        if limit is None:
             return None
-        most = pool + (sum(share.lines.values()) if allocation.borrow_idle else 0)
+        lines = share.lines
+        own = sum(lines.values()) if allocation.borrow_idle else lines.get(tenant, 0)
         verdict = no(
             RefusalReason.RESERVED,
             kind,
-            limit=pool + lent,
-            usage=before,
+            limit=limit,
+            usage=share.over,
             requested=more,
             rule=f"{self.name}.reservations",
-            waitable=more <= most + share.lines.get(tenant, 0),
+            waitable=more <= common + own,
         )
         return Verdict(verdict.refusal, verdict.waitable, f"%{self.name}")
+
+
+class Loan:
+    """What others lend to one tenant, of each kind that is lent."""
+
+    __slots__ = ("_limit_pm", "_shares", "_tenant")
+
+    def __init__(self, shares: Mapping[int, Share], limit_pm: int, tenant: TenantId) -> None:
+        self._shares, self._limit_pm, self._tenant = shares, limit_pm, tenant
+
+    def share(self, kind: int) -> Share | None:
+        """The share that the tenant has a line in, where there is one."""
+        share = self._shares.get(kind)
+        return None if share is None or self._tenant not in share.lines else share
+
+    def ceiling(self, share: Share) -> int:
+        """How much the tenant may have, however much is idle."""
+        line = share.lines[self._tenant]
+        return line + line * self._limit_pm // 1000
+
+    def most(self, kind: int) -> int:
+        """How much of a kind it could have, if nobody else had anything."""
+        share = self.share(kind)
+        if share is None:
+            return 0
+        return min(self.ceiling(share), share.lines[self._tenant] + share.idle_most(self._tenant))
+
+    def covers(self, kind: int, more: int) -> bool:
+        """Whether `more` of a kind, above the tenant's own quota, may be borrowed."""
+        share = self.share(kind)
+        return share is not None and self.covered_by(share, more)
+
+    def covered_by(self, share: Share, more: int) -> bool:
+        """The same, if the share were like that."""
+        if share.used.get(self._tenant, 0) + more > self.ceiling(share):
+            return False
+        idle, over = share.after(self._tenant, more)
+        return over <= idle
 
 
 class Shares:
@@ -278,16 +338,9 @@ class Shares:
                 share = self._lent[int(kind)] = Share(int(kind), ANY, lines, lenders, NOT_HELD)
                 share.fill(accounts)
 
-    def lends(self, tenant: TenantId, kind: int, more: int) -> bool:
-        """Whether `more` of a kind, above the tenant's own quota, may be borrowed."""
-        share = self._lent.get(kind)
-        line = None if share is None else share.lines.get(tenant)
-        if share is None or line is None:
-            return False
-        if share.used.get(tenant, 0) + more > line + line * self._limit_pm // 1000:
-            return False
-        idle, over = share.after(tenant, more)
-        return over <= idle
+    def loan(self, tenant: TenantId) -> Loan:
+        """What others lend to a tenant."""
+        return Loan(self._lent, self._limit_pm, tenant)
 
     def verdict(self, tenant: TenantId, charge: Charge, pools: Pools) -> Verdict | None:
         """The first division that does not let a tenant have `charge`."""
@@ -298,25 +351,6 @@ class Shares:
                 if verdict is not None:
                     return verdict
         return None
-
-    def earliest_ns(
-        self, table: LeaseTable, tenant: TenantId, charge: Charge, now_ns: int
-    ) -> int | None:
-        """When every division could let a tenant have `charge`, if its own leases end on time;
-        None: one of them never does.
-        """
-        latest, account = now_ns, table.accounts.get(tenant)
-        for division in self.divisions:
-            share = division.share
-            more = share.wanted(charge)
-            verdict = division.verdict(tenant, more, table.pools) if more else None
-            if verdict is None:
-                continue
-            if not verdict.waitable:
-                return None
-            if division.fair and account is not None:
-                latest = max(latest, _below_ns(account, share, verdict.refusal, now_ns))
-        return latest
 
     @property
     def lent_out(self) -> bool:
@@ -338,17 +372,3 @@ class Shares:
     def fair(self) -> list[Division]:
         """What is divided by weights."""
         return [division for division in self.divisions if division.fair]
-
-
-def _below_ns(account: Account, share: Share, short: Refusal, now_ns: int) -> int:
-    """When enough of what a tenant has of a share ends, so that what it was refused is no more than
-    it may have.
-    """
-    over = short.usage + short.requested - short.limit - account.teardown[share.kind]
-    if over <= 0:
-        return now_ns
-    charges = account.charges
-    at_ns = account.endings.covering_ns(
-        over, lambda lease_id: share.wanted(charges.get(lease_id, ())), WALK_MAX
-    )
-    return now_ns if at_ns is None else at_ns
