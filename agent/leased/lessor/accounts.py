@@ -96,11 +96,7 @@ class Account:
         """Capacity of a kind, of one tier or NUMA node of it where they are not ANY."""
         if tier == ANY and node == ANY:
             return self.capacities[kind]
-        used = 0
-        for cell, capacity in self.cells.items():
-            if covers(kind, tier, node, cell):
-                used += capacity
-        return used
+        return weigh(self.cells.items(), kind, tier, node)
 
 
 def covers(kind: int, tier: int, node: int, cell: Cell) -> bool:
@@ -108,11 +104,13 @@ def covers(kind: int, tier: int, node: int, cell: Cell) -> bool:
     return kind == cell[0] and (tier == ANY or tier == cell[1]) and (node == ANY or node == cell[2])
 
 
-def weigh(charge: Charge, kind: int, tier: int, node: int) -> int:
-    """How much of a lease (kind, tier, node) counts."""
+def weigh(charge: Iterable[tuple[Cell, int]], kind: int, tier: int, node: int) -> int:
+    """How much of a lease (kind, tier, node) counts: what `covers` says, spelled out for the path
+    that runs most.
+    """
     weight = 0
-    for cell, capacity in charge:
-        if covers(kind, tier, node, cell):
+    for (of_kind, of_tier, of_node), capacity in charge:
+        if of_kind == kind and tier in (ANY, of_tier) and node in (ANY, of_node):
             weight += capacity
     return weight
 

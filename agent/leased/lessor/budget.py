@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from leased.lessor.accounts import ANY
-from leased.lessor.ledger import Key, Ledger, used_ns
+from leased.lessor.ledger import Key, Ledger, Meter, used_ns
 from leased.lessor.quota import Limits, Overrun
 from leased.terms.identity import TenantId
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Budget, Price
 from leased.terms.reply import RefusalReason
-from leased.terms.resource import UNIT, ResourceKind
+from leased.terms.resource import UNIT
 
 _UNITS_LCM: Final = (1 << 30) * 5**9
 """A multiple of every kind's unit."""
@@ -29,26 +29,35 @@ _MONEY_SCALE: Final = _UNITS_LCM * NS_PER_S * 1000
 """What a cost has to be divided by to be 10^-9 of the currency."""
 
 
+class _Scaled(dict[Key, int]):
+    """Prices by key; that of a tier without one of its own is its kind's."""
+
+    def __missing__(self, key: Key) -> int:
+        kind, _, priority = key
+        price = self[key] = self.get((kind, ANY, priority), 0)
+        return price
+
+
 class Prices:
     """The prices in force, as integers over one denominator."""
 
-    __slots__ = ("_scaled",)
+    __slots__ = ("_scaled", "dearest")
 
     def __init__(self, prices: Iterable[Price] = ()) -> None:
-        self._scaled: dict[Key, int] = {
-            (int(price.kind), price.tier, price.priority): price.nano_pm
-            * (_UNITS_LCM // UNIT[price.kind])
-            for price in prices
-        }
+        self._scaled = _Scaled(
+            {
+                (int(price.kind), price.tier, price.priority): price.nano_pm
+                * (_UNITS_LCM // UNIT[price.kind])
+                for price in prices
+            }
+        )
+        self.dearest = max(self._scaled.values(), default=0) or 1
 
     def scaled_cost(self, rows: Mapping[Key, int]) -> int:
         """What `rows` cost, times `_MONEY_SCALE`."""
-        total = 0
-        for (kind, tier, priority), capacity_ns in rows.items():
-            price = self._scaled.get((kind, tier, priority))
-            if price is None:
-                price = self._scaled.get((kind, ANY, priority), 0)
-            total += capacity_ns * price
+        total, prices = 0, self._scaled
+        for key, capacity_ns in rows.items():
+            total += capacity_ns * prices[key]
         return total
 
     def cost_nano(self, rows: Mapping[Key, int]) -> int:
@@ -64,83 +73,80 @@ def budget_overrun(
     more: Mapping[Key, int],
 ) -> Overrun | None:
     """The first budget of which `more` would take more than is left."""
+    own = ledger.meter(limits.holder)
+    if own is not None and _is_spared(own, limits, prices, more):
+        return None
+    spare: int | None = None
     for one in limits.chain():
-        if not one.budgets:
-            continue
-        meters = [ledger.meter(tenant) for tenant in _tenants_of(one, members)]
+        meters = _meters_of(one, members, ledger) if one.budgets else ()
         for index, budget in enumerate(one.budgets):
-            rows = [meter.rows[budget.period] for meter in meters if meter is not None]
-            overrun = (
-                _cost(budget, one, index, rows, prices, more)
-                if budget.kind is None
-                else _capacity(budget, one, index, rows, more)
-            )
-            if overrun is not None:
-                return overrun
+            asked = used = _measured(budget, prices, more)
+            for meter in meters:
+                used += _measured(budget, prices, meter.rows[budget.period])
+            allowed = _allowed(budget)
+            if asked and used > allowed:
+                return _overrun(one, index, used - asked, asked)
+            left = (allowed - used + asked) // (1 if budget.kind is not None else prices.dearest)
+            spare = left if spare is None else min(spare, left)
+    if own is not None and spare is not None and not _shares_budgets(limits):
+        own.spare, own.spare_by = spare, (limits, prices)
     return None
 
 
-def _rule(limits: Limits, index: int) -> str:
-    return f"{limits.name}.budgets[{index}]"
+def _is_spared(meter: Meter, limits: Limits, prices: Prices, more: Mapping[Key, int]) -> bool:
+    """Whether there is certainly enough: less than was left of every budget when they were last
+    looked at, and has not been used since, at the dearest price. What holds nearly always is said
+    so without looking at each.
+    """
+    by_limits, by_prices = meter.spare_by
+    return by_limits is limits and by_prices is prices and sum(more.values()) <= meter.spare
 
 
-def _tenants_of(limits: Limits, members: Mapping[TenantId, str]) -> Sequence[TenantId]:
-    if not limits.holder.startswith("@"):
-        return (TenantId(limits.holder),)
-    name = limits.holder[1:]
-    return [tenant for tenant, group in members.items() if group == name]
+def _shares_budgets(limits: Limits) -> bool:
+    """Whether others use up what the tenant's budgets allow, too."""
+    return limits.group is not None and bool(limits.group.budgets)
 
 
-def _capacity(
-    budget: Budget,
-    limits: Limits,
-    index: int,
-    rows: Sequence[Mapping[Key, int]],
-    more: Mapping[Key, int],
-) -> Overrun | None:
-    assert budget.kind is not None and budget.capacity_ns is not None
-    kind, tier = int(budget.kind), ANY if budget.tier is None else int(budget.tier)
-    asked = used_ns(more, kind, tier)
-    used = 0
-    for one in rows:
-        used += used_ns(one, kind, tier)
-    if not asked or used + asked <= budget.capacity_ns:
-        return None
-    unit_ns = UNIT[budget.kind] * NS_PER_S
+def _meters_of(limits: Limits, members: Mapping[TenantId, str], ledger: Ledger) -> Sequence[Meter]:
+    """Whose use counts against `limits`."""
+    holder = limits.holder
+    if not holder.startswith("@"):
+        meter = ledger.meter(holder)
+        return () if meter is None else (meter,)
+    meters = (ledger.meter(tenant) for tenant, group in members.items() if group == holder[1:])
+    return [meter for meter in meters if meter is not None]
+
+
+def _measured(budget: Budget, prices: Prices, rows: Mapping[Key, int]) -> int:
+    """How much of what a budget is for `rows` are, in its smallest unit."""
+    if budget.kind is None:
+        return prices.scaled_cost(rows)
+    return used_ns(rows, budget.kind, ANY if budget.tier is None else budget.tier)
+
+
+def _allowed(budget: Budget) -> int:
+    """What it allows, in that unit."""
+    if budget.kind is None:
+        assert budget.cost_nano is not None
+        return budget.cost_nano * _MONEY_SCALE
+    assert budget.capacity_ns is not None
+    return budget.capacity_ns
+
+
+def _overrun(limits: Limits, index: int, used: int, asked: int) -> Overrun:
+    """That `asked` more would be more than the budget; in units that people know."""
+    budget = limits.budgets[index]
+    unit, what = _MONEY_SCALE, "cost_nano"
+    if budget.kind is not None:
+        unit, what = UNIT[budget.kind] * NS_PER_S, f"{budget.kind.name.lower()}_seconds"
     return Overrun(
         RefusalReason.BUDGET,
         limits.holder,
-        _rule(limits, index),
-        f"{ResourceKind(kind).name.lower()}_seconds",
-        budget.capacity_ns // unit_ns,
-        -(-used // unit_ns),
-        -(-asked // unit_ns),
-        limits.when_over,
-        budget.period,
-    )
-
-
-def _cost(
-    budget: Budget,
-    limits: Limits,
-    index: int,
-    rows: Sequence[Mapping[Key, int]],
-    prices: Prices,
-    more: Mapping[Key, int],
-) -> Overrun | None:
-    assert budget.cost_nano is not None
-    asked = prices.scaled_cost(more)
-    used = sum(map(prices.scaled_cost, rows))
-    if not asked or used + asked <= budget.cost_nano * _MONEY_SCALE:
-        return None
-    return Overrun(
-        RefusalReason.BUDGET,
-        limits.holder,
-        _rule(limits, index),
-        "cost_nano",
-        budget.cost_nano,
-        -(-used // _MONEY_SCALE),
-        -(-asked // _MONEY_SCALE),
+        f"{limits.name}.budgets[{index}]",
+        what,
+        _allowed(budget) // unit,
+        -(-used // unit),
+        -(-asked // unit),
         limits.when_over,
         budget.period,
     )

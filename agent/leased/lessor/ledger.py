@@ -13,12 +13,14 @@ Does not know what a budget allows (`budget`) and does not make bills (`economic
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from leased.lessor.accounts import ANY
 from leased.terms import event as events
 from leased.terms.identity import TenantId
-from leased.terms.lease import Lease, Subject
+from leased.terms.lease import Lease, Priority, Subject
 from leased.terms.policy import Period
+from leased.terms.resource import ResourceKind, TierKind
 
 WIDE_BYTES = 16
 
@@ -26,25 +28,39 @@ Key = tuple[int, int, int]
 """Kind, tier (or ANY) and priority: what has a price."""
 
 
+_KEYS: Final = tuple(
+    tuple(
+        {
+            tier: (int(kind), ANY if tier is None else int(tier), int(priority))
+            for tier in (None, *TierKind)
+        }
+        for kind in ResourceKind
+    )
+    for priority in Priority
+)
+"""Every key there is, once: by priority, kind and tier."""
+
+
 def keyed(subject: Subject) -> list[tuple[Key, int]]:
     """What a lease has, by what has a price."""
-    priority = int(subject.priority)
-    return [
-        ((int(one.kind), ANY if one.tier is None else int(one.tier), priority), one.capacity)
-        for one in subject.allotments
-    ]
+    keys = _KEYS[subject.priority]
+    return [(keys[one.kind][one.tier], one.capacity) for one in subject.allotments]
 
 
 class Meter:
-    """What one tenant has on the ledger, by period."""
+    """What one tenant has on the ledger, by period. `spare` is what it may certainly still use up,
+    in capacity x ns of whatever is dearest, as far as `spare_by` goes (`budget`).
+    """
 
-    __slots__ = ("rows",)
+    __slots__ = ("rows", "spare", "spare_by")
 
     def __init__(self) -> None:
         self.rows: dict[Period, dict[Key, int]] = {period: {} for period in Period}
+        self.spare = 0
+        self.spare_by: tuple[object, object] = (None, None)
 
     def add(self, period: Period, lease: Lease, ns: int) -> None:
-        """So much more time (or less) of a lease."""
+        """So much more time of a lease, in one period."""
         rows = self.rows[period]
         for key, capacity in keyed(lease.subject):
             rows[key] = rows.get(key, 0) + capacity * ns
@@ -62,9 +78,9 @@ class Ledger:
         self.began_ns: dict[Period, int] = dict.fromkeys(Period, 0)
         self.began_wall_ns: dict[Period, int] = dict.fromkeys(Period, 0)
 
-    def meter(self, tenant: TenantId) -> Meter | None:
+    def meter(self, tenant: str) -> Meter | None:
         """The meter of a tenant that has a budget."""
-        return self._meters.get(tenant)
+        return self._meters.get(tenant)  # type: ignore[call-overload]
 
     def tenants(self) -> Iterator[TenantId]:
         """Who has one."""
@@ -75,11 +91,15 @@ class Ledger:
         meter = self._meters.get(lease.subject.tenant)
         if meter is None:
             return
-        shares = keyed(lease.subject)
-        for period, began_ns in self.began_ns.items():
-            rows, ns = meter.rows[period], max(until_ns, began_ns) - max(from_ns, began_ns)
-            for key, capacity in shares:
-                rows[key] = rows.get(key, 0) + capacity * ns
+        for key, capacity in keyed(lease.subject):
+            whole = capacity * (until_ns - from_ns)
+            if whole > 0:  # what is given back is spare when the budgets are looked at again
+                meter.spare -= whole
+            for period, began_ns in self.began_ns.items():
+                rows, more = meter.rows[period], whole
+                if from_ns < began_ns or until_ns < began_ns:
+                    more = capacity * (max(until_ns, began_ns) - max(from_ns, began_ns))
+                rows[key] = rows.get(key, 0) + more
 
     def begin(self, event: events.PeriodBegan, ends: Iterable[tuple[Lease, int]]) -> None:
         """A period begins anew; `ends` are the live leases and when each ends."""

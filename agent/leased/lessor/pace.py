@@ -16,43 +16,44 @@ from leased.terms.policy import Rate
 KEPT_MAX = 4096
 
 
-class Pace:
-    """When each of many may go on, by key. The instant is kept times `count`, so nothing is ever
-    rounded.
+class _Kept:
+    """What is remembered of one: when the next is due, times `count`, so that nothing is ever
+    rounded; and how much earlier it may come.
     """
 
-    __slots__ = ("_next", "_rate")
+    __slots__ = ("due", "early_max", "rate")
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+        self.due = 0
+        # The n-th at once is due (n - 1) intervals from now; n of them fit into a second.
+        self.early_max = max(rate.per_ns, NS_PER_S * rate.count) - rate.per_ns
+
+
+class Pace:
+    """When each of many may go on, by key."""
+
+    __slots__ = ("_kept",)
 
     def __init__(self) -> None:
-        self._next: dict[str, int] = {}
-        self._rate: dict[str, Rate] = {}
+        self._kept: dict[str, _Kept] = {}
 
     def take(self, key: str, rate: Rate, now_ns: int) -> int | None:
         """Count one. None if it may be done now, else when it may; then nothing was counted."""
-        count = rate.count
-        now = now_ns * count
-        if self._rate.get(key) != rate:
-            self._rate[key] = rate
-            self._next.pop(key, None)
-            if len(self._rate) > KEPT_MAX:
+        kept = self._kept.get(key)
+        if kept is None or (kept.rate is not rate and kept.rate != rate):
+            if len(self._kept) > KEPT_MAX:
                 self._forget(now_ns)
-        due = self._next.get(key, now)
-        if due < now:
-            due = now
-        # The n-th at once is due (n - 1) intervals from now; n of them fit into a second.
-        burst = max(rate.per_ns, NS_PER_S * count)
-        early = due - now - (burst - rate.per_ns)
+            kept = self._kept[key] = _Kept(rate)
+        now = now_ns * rate.count
+        due = max(kept.due, now)
+        early = due - now - kept.early_max
         if early > 0:
-            return now_ns + -(-early // count)
-        self._next[key] = due + rate.per_ns
+            return now_ns + -(-early // rate.count)
+        kept.due = due + rate.per_ns
         return None
 
     def _forget(self, now_ns: int) -> None:
         """Drop whoever has caught up; if nobody has, everybody starts anew."""
-        late = {
-            key: rate
-            for key, rate in self._rate.items()
-            if self._next.get(key, 0) > now_ns * rate.count
-        }
-        self._rate = late if len(late) <= KEPT_MAX else {}
-        self._next = {key: due for key, due in self._next.items() if key in self._rate}
+        late = {key: one for key, one in self._kept.items() if one.due > now_ns * one.rate.count}
+        self._kept = late if len(late) <= KEPT_MAX else {}

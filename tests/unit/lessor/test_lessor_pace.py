@@ -43,7 +43,7 @@ def test_what_is_remembered_is_bounded() -> None:
     paced = Pace()
     for number in range(3 * KEPT_MAX):
         paced.take(f"tenant-{number}", TEN, number * NS_PER_S)
-    assert len(paced._next) <= KEPT_MAX + 1 and len(paced._rate) <= KEPT_MAX + 1
+    assert len(paced._kept) <= KEPT_MAX + 1
 
 
 @given(
