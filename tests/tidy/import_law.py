@@ -43,6 +43,7 @@ EXTRA: dict[str, tuple[frozenset[str], str]] = {
     "leased.collector.main": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.verbs.status": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.verbs.backup": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.verbs.retention": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.verbs.money": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.verbs.store": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.verbs.advice": (frozenset({"ctl"}), _SPEAKS),

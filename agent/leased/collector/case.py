@@ -167,7 +167,7 @@ class Case:
         """Our proof that the record before the head is in the tree the node signed for us."""
         if entry.signed_size != state.head.size:
             return None
-        hashes = [record.hash for record in self._archive.records(entry.log_id)]
+        hashes = list(self._archive.hashes(entry.log_id))
         sequence, size = state.head.size - 1, state.head.size
         path = inclusion_path(sequence, size, lambda start, stop: subtree_of(hashes[start:stop]))
         key = NoteKey(state.pinned.origin, state.public_key)

@@ -31,6 +31,7 @@ OTHER_SECTIONS: Final = (
     "store",
     "telemetry",
     "webhooks",
+    "retention",
 )
 """Read by other parts of the collector, each by its own table."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -121,10 +122,7 @@ class Heads:
             tree = Frontier(row[0], tuple(peaks))
         leaves: list[bytes] = []
         if tree.size < size:
-            for record in self._archive.records(log_id, tree.size):
-                if record.sequence >= size:
-                    break
-                leaves.append(record.hash)
+            leaves.extend(islice(self._archive.hashes(log_id, tree.size), size - tree.size))
         return (tree.extended(leaves) if leaves else tree).root()
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from typing import Final
 import leased
 from leased.collector.api import verbs as http
 from leased.collector.telemetry import verbs as telemetry
-from leased.collector.verbs import advice, backup, invites, money, store
+from leased.collector.verbs import advice, backup, invites, money, retention, store
 from leased.collector.verbs import pull as pull_verbs
 from leased.collector.verbs import status as records
 from leased.collector.webhooks import verbs as webhooks
@@ -34,12 +34,12 @@ EXIT_STATUSES: Final = (
     (65, "the evidence does not hold"),
     (66, "no such log"),
     (69, "a node could not be reached"),
-    (75, "somebody else was faster: try again"),
+    (75, "somebody else was faster, or something has to happen first: try again"),
     (78, "a configuration or a state directory was refused"),
 )
 _FAMILIES: Final = (
     *(pull_verbs, invites, records, store, money, advice, telemetry, http),
-    *(webhooks, backup),
+    *(webhooks, retention, backup),
 )
 
 

@@ -35,13 +35,14 @@ from leased.collector.puller import Fleet, Puller
 from leased.collector.reconcile import Verdict
 from leased.collector.transport import client_context, parse_url
 from leased.collector.witness import Witness, open_witness, os_entropy
-from leased.terms.errors import CallerError, ConfigError
+from leased.terms.errors import CallerError, ConfigError, LeasedError
 from leased.terms.identity import BootId
 from leased.terms.moment import NS_PER_S, Moment
 
 Tell = Callable[[str, str], None]
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 ENROLLED_S: Final = 10
+UPKEEP_S: Final = 3600
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
 _END: Final = b"-----END CERTIFICATE-----"
 
@@ -69,9 +70,16 @@ def clock(boot_id_path: Path = BOOT_ID) -> Callable[[], Moment]:
 
 
 async def pull(
-    directory: Path, config: PullConfig, *, once: bool, only: Sequence[str], tell: Tell
+    directory: Path,
+    config: PullConfig,
+    *,
+    once: bool,
+    only: Sequence[str],
+    tell: Tell,
+    upkeep: Callable[[Archive], str] | None = None,
 ) -> list[Reached]:
-    """Pull every node; `once` to the end of each log, else until cancelled. `only` names nodes.
+    """Pull every node; `once` to the end of each log, else until cancelled. `only` names nodes;
+    `upkeep` is asked every hour, in the thread that has the archive, and told what it did.
     Raises ConfigError, StateError, ChainError."""
     fleet_name, collector = whose(Path(config.certificate))
     context = client_context(config.ca, config.certificate, config.key)
@@ -91,6 +99,7 @@ async def pull(
                 once=once,
                 only=only,
                 tell=tell,
+                upkeep=upkeep,
             )
         finally:
             witness.close()
@@ -110,6 +119,7 @@ async def _run(
     once: bool,
     only: Sequence[str],
     tell: Tell,
+    upkeep: Callable[[Archive], str] | None,
 ) -> list[Reached]:
     storer = Storer(archive, lambda text: tell("archive", text))
     heads = Heads(archive)
@@ -131,6 +141,8 @@ async def _run(
     listening = read_listening(config.own_log, (config.certificate, config.key, config.ca))
     async with trio.open_nursery() as outer:
         outer.start_soon(storer.run)
+        if upkeep is not None and not once:
+            outer.start_soon(_keep_up, storer, archive, upkeep, tell)
         if listening.on and not once:
             door = OwnDoor(witness, storer, listening, HostClock(clock()), collector)
             tell("own log", f"other collectors may connect to port {door.ports[0]}")
@@ -160,6 +172,20 @@ async def _run(
         outer.cancel_scope.cancel()
     heads.close()
     return [_reached(one.puller) for one in followed.values()]
+
+
+async def _keep_up(
+    storer: Storer, archive: Archive, upkeep: Callable[[Archive], str], tell: Tell
+) -> None:
+    """What has time, now and then."""
+    while True:
+        try:
+            told = await storer.call(lambda: upkeep(archive))
+            if told:
+                tell("archive", told)
+        except LeasedError as error:
+            tell("archive", f"nothing was removed: {error}")
+        await trio.sleep(UPKEEP_S)
 
 
 class _Followed:

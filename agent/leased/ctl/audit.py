@@ -46,7 +46,11 @@ def register(verbs: Verbs) -> None:
     one.add_argument("--head", metavar="HEX", help="the head (hash) that the log must contain")
     add_bill(one)
     one.add_argument(
-        "--enrolment", type=Path, metavar="FILE", help="what `leasectl audit enrolment` printed"
+        "--enrolment",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="what `leasectl audit enrolment` printed; for --bill one of each node, or a DIR",
     )
     add_policy(one)
     one.set_defaults(act=verify)
@@ -109,7 +113,7 @@ def verify(options: argparse.Namespace, console: Console) -> int:
         return online(_verify_online)(options, console)
     console.progress(f"verifying {options.log}")
     try:
-        enrolled = UNKNOWN if options.enrolment is None else read_enrolled(options.enrolment)
+        enrolled = UNKNOWN if not options.enrolment else read_enrolled(options.enrolment[-1])
         policy = None if options.policy is None else read_policy(options.policy)
         opened = read_log(options.log, leases=True, countersigned=True, enrolled=enrolled)
     finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from leased.collector import retention_rule
 from leased.collector.api import settings
 from leased.collector.api.pace import Pace
 from leased.collector.metering import engines
@@ -21,7 +22,7 @@ def test_the_shipped_file_spells_out_every_default() -> None:
     text = SHIPPED.read_text()
     assert settings.parse(text) == settings.Settings() == settings.parse("")
     named = {name: getattr(settings, f"_{name.upper()}_KEYS") for name in OWN}
-    for keys in (*named.values(), engines.KEYS):
+    for keys in (*named.values(), engines.KEYS, retention_rule._KEYS):
         missing = [key for key in keys if f"\n{key} = " not in text]
         assert not missing
 

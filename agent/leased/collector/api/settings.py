@@ -315,5 +315,12 @@ _SECTIONS: Final[Mapping[str, tuple[str, reading.Read]]] = {
     "webhooks": ("webhooks", reading.section(Webhooks, _WEBHOOK_KEYS, "webhooks.")),
     "store": SECTION,
 }
-ELSEWHERE: Final[tuple[str, ...]] = ("pull", "own_log", "nodes", "billing", "collector")
+ELSEWHERE: Final[tuple[str, ...]] = (
+    "pull",
+    "own_log",
+    "nodes",
+    "billing",
+    "collector",
+    "retention",
+)
 """Sections of the same file that other parts of the collector read."""

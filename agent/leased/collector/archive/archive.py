@@ -16,6 +16,7 @@ Does not verify: what is handed in was (`ingest`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ import msgspec
 from leased.chain.canonical import Unknown, decode
 from leased.chain.head import Head
 from leased.chain.record import Record, hash_prefix, parse_frame
+from leased.collector.archive.floor import Kept
 from leased.collector.archive.manifest import CursorMoved, LogEntry
 from leased.collector.archive.manifests import is_shared, open_manifest, own_directory
 from leased.collector.archive.parts import part_of
@@ -76,6 +78,7 @@ class ArchiveReader:
         self.directory = directory
         self.manifest = open_manifest(directory, read_only=True)
         self.files = SegmentFiles(directory)
+        self.kept = Kept(directory)
 
     def logs(self) -> list[LogEntry]:
         """Every log, as it stands now."""
@@ -100,15 +103,38 @@ class ArchiveReader:
             yield data[offset:] if offset else data
             from_seq = segment.last_seq + 1
 
-    def records(self, log_id: str, from_seq: int = 0) -> Iterator[Record]:
-        """Every record from `from_seq` on."""
+    def framed(self, log_id: str, from_seq: int = 0) -> Iterator[tuple[Record, bytes]]:
+        """Every record from `from_seq` on, with its frame. Of what was removed by the rule of
+        retention only those are there that something later follows from (`floor`)."""
         prefix = hash_prefix(bytes.fromhex(log_id))
-        for chunk in self.frames(log_id, from_seq):
+        begin = self.kept.floor().records(log_id)
+        for chunk in self._chunks(log_id, from_seq, begin):
+            offset = 0
+            while offset < len(chunk):
+                record = parse_frame(chunk, offset, prefix)
+                start, offset = offset, offset + record.frame_bytes
+                if record.sequence >= from_seq:
+                    yield record, chunk[start:offset]
+
+    def records(self, log_id: str, from_seq: int = 0) -> Iterator[Record]:
+        """The same, without frames."""
+        prefix = hash_prefix(bytes.fromhex(log_id))
+        begin = self.kept.floor().records(log_id)
+        for chunk in self._chunks(log_id, from_seq, begin):
             offset = 0
             while offset < len(chunk):
                 record = parse_frame(chunk, offset, prefix)
                 offset += record.frame_bytes
-                yield record
+                if record.sequence >= from_seq:
+                    yield record
+
+    def hashes(self, log_id: str, from_seq: int = 0) -> Iterator[bytes]:
+        """The hash of every record from `from_seq` on, of removed ones too."""
+        begin = self.kept.floor().records(log_id)
+        if from_seq < begin:
+            yield from islice(self.kept.leaves(log_id), from_seq, None)
+        for record in self.records(log_id, max(from_seq, begin)):
+            yield record.hash
 
     def events(
         self, log_id: str, from_seq: int = 0, *, boot_id: bytes = bytes(16)
@@ -139,6 +165,11 @@ class ArchiveReader:
         """Close everything. Idempotent."""
         self.files.close()
         self.manifest.close()
+
+    def _chunks(self, log_id: str, from_seq: int, begin: int) -> Iterator[bytes]:
+        if from_seq < begin:
+            yield self.kept.frames(log_id)
+        yield from self.frames(log_id, max(from_seq, begin))
 
     def _read(self, log_id: str, from_seq: int) -> tuple[Segment, bytes]:
         """The segment that holds a record, read. It may be put together with others meanwhile."""
@@ -186,6 +217,7 @@ class Archive(ArchiveReader):
             self.directory = directory
             self.manifest = open_manifest(directory)
             self.files = SegmentFiles(directory, open_disk)
+            self.kept = Kept(directory)
             if not self.shared:
                 self._recover()
         except BaseException:
@@ -298,6 +330,7 @@ class Archive(ArchiveReader):
             self.files.check_size(segment)
         named = frozenset(segment.path for segment in segments)
         cursors = {(entry.node, entry.head.size) for entry in self.logs()}
+        floors = [(one.node, one.records) for one in self.kept.floor().logs.values()]
         ends = {(one.node, one.first_seq): one for one in segments}
         lasts = frozenset((one.node, one.last_seq) for one in segments)
         for path, node, first_seq, last_seq in self.files.found():
@@ -309,7 +342,8 @@ class Archive(ArchiveReader):
                 one.node == node and one.first_seq <= first_seq and last_seq <= one.last_seq
                 for one in segments
             )
-            if not (unnamed_page or put_together or part_of):
+            removed = any(node == whose and last_seq < records for whose, records in floors)
+            if not (unnamed_page or put_together or part_of or removed):
                 raise StateError(
                     f"{self.directory / path}: the manifest does not name this segment, and no "
                     "crash explains it: an older collector.sqlite was put back? Move the file away "

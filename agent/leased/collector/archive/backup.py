@@ -26,6 +26,7 @@ import msgspec
 from leased import __version__
 from leased.collector.accounts.invoices import INVOICES, Invoices
 from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.floor import Kept
 from leased.collector.archive.manifest import DATABASE, Manifest
 from leased.collector.archive.manifests import is_shared
 from leased.collector.archive.segments import SEGMENTS
@@ -49,7 +50,7 @@ _PASSING: Final = (".new", "-wal", "-shm", "-journal", ".lock", ".sock")
 Progress = Callable[[str], None]
 
 
-class Kept(msgspec.Struct, frozen=True):
+class Copied(msgspec.Struct, frozen=True):
     """One file of a backup."""
 
     sha256: str
@@ -62,7 +63,7 @@ class Listing(msgspec.Struct, frozen=True):
     format: str
     version: str
     made_ns: int
-    files: dict[str, Kept]
+    files: dict[str, Copied]
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -97,7 +98,7 @@ def back_up(
         if any(directory.iterdir()):
             raise StateError(f"{directory}: there is something in it; give a new directory")
         known = read_listing(before) if before is not None else None
-        files: dict[str, Kept] = {}
+        files: dict[str, Copied] = {}
         for path in _plain_files(state):
             progress(f"{path}")
             _copy(state / path, directory / path)
@@ -109,6 +110,8 @@ def back_up(
                 files[path] = _kept(directory / path)
         files |= _segments(state, directory, before, known, progress)
         files[DATABASE] = _kept(directory / DATABASE)
+        if Kept(state).floor() != Kept(directory).floor():
+            raise StateError(f"{state}: records were removed meanwhile: make the backup again")
         listing = Listing(FORMAT, __version__, now_ns, dict(sorted(files.items())))
         _sync(directory)
         _write(directory, LIST, msgspec.json.format(msgspec.json.encode(listing), indent=1))
@@ -145,6 +148,8 @@ def check(state: Path, listing: Listing) -> Checked:
             if damage is not None:
                 raise damage
             segments += 1
+        for error in archive.kept.check():
+            raise error
     if (state / GOVERNANCE / REGISTER).exists():
         with closing(Register(state / GOVERNANCE)) as register:
             changes = register.check()
@@ -193,13 +198,13 @@ def _segments(
     before: Path | None,
     known: Listing | None,
     progress: Progress,
-) -> dict[str, Kept]:
+) -> dict[str, Copied]:
     """The manifest, and the segments that it names."""
-    have: dict[str, Kept] = {}
+    have: dict[str, Copied] = {}
     for attempt in range(ATTEMPTS):
         _snapshot(state / DATABASE, directory / DATABASE)
         with closing(Manifest(directory, read_only=True)) as manifest:
-            named = {one.path: Kept(one.sha256, one.bytes) for one in manifest.segments()}
+            named = {one.path: Copied(one.sha256, one.bytes) for one in manifest.segments()}
         try:
             for number, (path, kept) in enumerate(sorted(named.items()), 1):
                 if path not in have:
@@ -246,7 +251,7 @@ def _link(source: Path, target: Path) -> bool:
     return True
 
 
-def _take(directory: Path, path: str, kept: Kept, target: Path) -> None:
+def _take(directory: Path, path: str, kept: Copied, target: Path) -> None:
     """Copy one file of a backup. Raises StateError if it is not what it was."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
@@ -258,9 +263,9 @@ def _take(directory: Path, path: str, kept: Kept, target: Path) -> None:
         raise StateError(f"{directory / path}: not what was backed up; take another backup")
 
 
-def _kept(path: Path) -> Kept:
+def _kept(path: Path) -> Copied:
     with path.open("rb") as file:
-        return Kept(file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+        return Copied(file_digest(file, "sha256").hexdigest(), path.stat().st_size)
 
 
 def _sync(directory: Path) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,21 +110,22 @@ class LogBlocks:
         done = full_blocks(sidecars)
         carry = sidecars[done - 1].carry if done else Carry()
         index = done
-        while True:
+        one = next(stream, None)
+        while one is not None:
             end = (index + 1) * BLOCK_RECORDS
             projector = Projector(self.number, carry)
-            count = 0
-            for sequence, event, moment in islice(stream, end - carry.next_seq):
-                projector.observe(sequence, event, moment)
-                count += 1
-            if not count:
-                return index
+            while one is not None and one[0] < end:
+                projector.observe(*one)
+                one = next(stream, None)
             block = projector.block()
+            if one is not None:
+                # Where records were removed, the last of a block need not be there.
+                full = msgspec.structs.replace(block.carry, next_seq=end)
+                block = msgspec.structs.replace(block, carry=full)
             self.write(index, block)
             carry = block.carry
             index += 1
-            if carry.next_seq < end:
-                return index
+        return index
 
     def _path(self, index: int, name: str) -> Path:
         return self.directory / f"{index:08d}.{name}"

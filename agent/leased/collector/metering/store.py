@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.floor import Floor
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.metering import tables
 from leased.collector.metering.blocks import LogBlocks, Sidecar, full_blocks
@@ -35,6 +36,7 @@ from leased.collector.metering.engine import (
     meter,
     nothing,
 )
+from leased.collector.metering.frozen import frozen_of, joined, put_back, settled
 from leased.collector.metering.projection import LogShape, shape
 from leased.collector.metering.rollup import LAYOUT, ORDER, Listing, Rollups, Stretch, stretches
 from leased.collector.metering.sources import Held, Quiet
@@ -81,7 +83,7 @@ class Store:
         progress: Callable[[str], None] = lambda text: None,
     ) -> Refreshed:
         """Bring everything up to date. Raises StateError (also where another process is at it)."""
-        with self._locked():
+        with self.locked():
             return self._refresh(archive, retired, progress)
 
     def rebuild(
@@ -93,7 +95,8 @@ class Store:
     ) -> tuple[Refreshed, list[str]]:
         """Make all of it again from the raw segments; also the names of files that are not what
         they were. The old state counts until the new is whole."""
-        with self._locked():
+        with self.locked():
+            self.settle(archive.kept.floor())
             fresh = self.directory / "again"
             shutil.rmtree(fresh, ignore_errors=True)
             again = Store(fresh, make_engine=self._make_engine)
@@ -116,6 +119,8 @@ class Store:
     def _refresh(
         self, archive: ArchiveReader, retired: frozenset[str], progress: Callable[[str], None]
     ) -> Refreshed:
+        floor = archive.kept.floor()
+        self.settle(floor)
         before = self.rollups.listing()
         entries = [entry for entry in archive.logs() if entry.head.size]
         if not self._checked:
@@ -126,6 +131,7 @@ class Store:
             self._checked = True
         if _is_up_to_date(before, entries, retired):
             return _told(before, ())
+        put_back(archive.kept, floor, self.rollups, frozen_of(floor))
         spans: list[NodeSpan] = []
         shapes: dict[int, LogShape] = {}
         acts: list[Path] = []
@@ -163,7 +169,9 @@ class Store:
                 engine.load(name, SMALL_TABLES[name], rows)
             meter(engine)
             with _gathered(engine) as found:
-                listing, revised = self._roll_up(found, before, spans, shapes, nodes, retired)
+                listing, revised = self._roll_up(
+                    found, before, spans, shapes, nodes, retired, floor
+                )
         finally:
             engine.close()
         self.rollups.replace(listing)
@@ -192,12 +200,15 @@ class Store:
         shapes: dict[int, LogShape],
         nodes: dict[int, str],
         retired: frozenset[str],
+        floor: Floor,
     ) -> tuple[Listing, tuple[int, ...]]:
         """Write what has closed, or is not what it was, and what is open."""
         watermark_ns = min(
             (span.watermark_ns for span in spans if span.node_id not in retired), default=0
         )
-        first = min(one.first_ns for one in shapes.values())
+        first = max(floor.begin_ns, min(one.first_ns for one in shapes.values()))
+        frozen = frozen_of(floor)
+        final = {(one.first_day, one.end_day): one for one in frozen.closed}
         end_day = watermark_ns // DAY_NS
         known = {(one.first_day, one.end_day): one for one in before.closed}
         engine.derive("all_peaks", "SELECT * FROM peaks UNION ALL SELECT * FROM fleet_peaks")
@@ -206,6 +217,9 @@ class Store:
         digests = _digests(engine)
         sliced = Sliced(engine)
         for days in stretches(first // DAY_NS, end_day):
+            if days in final:
+                closed.append(final[days])
+                continue
             parts = [digests.get(number, "") for number in range(*days)]
             digest = sha256("\n".join(parts).encode()).hexdigest()
             old = known.get(days)
@@ -224,19 +238,34 @@ class Store:
             closed=tuple(closed),
             open=opened,
             held=tuple(_held(engine, shapes, nodes)),
-            quiet=tuple(
-                Quiet(nodes[log], start_ns, end_ns)
-                for log, start_ns, end_ns in engine.query(
-                    "SELECT log, s, e FROM quiet ORDER BY ALL"
-                )
+            quiet=joined(
+                frozen,
+                (
+                    Quiet(nodes[log], start_ns, end_ns)
+                    for log, start_ns, end_ns in engine.query(
+                        "SELECT log, s, e FROM quiet ORDER BY ALL"
+                    )
+                ),
+                floor.floor_ns,
             ),
             retired=tuple(sorted(retired)),
             draining=tuple(sorted(nodes[log] for log, one in shapes.items() if one.cordoned)),
         )
         return listing, tuple(revised)
 
+    def settle(self, floor: Floor) -> None:
+        """Have the listing say what is over a floor, and no more: a crash may have come between."""
+        listing = self.rollups.listing()
+        if settled(listing, floor) != listing:
+            self.rollups.replace(settled(listing, floor))
+
+    def forget(self, log_id: str) -> None:
+        """Drop the projection of a log: the next refresh makes it again."""
+        shutil.rmtree(LogBlocks(self.directory, log_id).directory, ignore_errors=True)
+
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Nobody else writes meanwhile. Raises StateError where another process does."""
         try:
             self.directory.mkdir(mode=0o700, exist_ok=True)
             disk = DirectoryDisk(self.directory)

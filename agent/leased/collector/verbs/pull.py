@@ -28,6 +28,7 @@ from leased.collector.enrolment import enrol as enrol_log
 from leased.collector.pulling import Reached
 from leased.collector.pulling import pull as pull_nodes
 from leased.collector.reconcile import Verdict
+from leased.collector.retention import upkeep
 from leased.collector.witness import load_cosigner, os_entropy
 from leased.ctl import render
 from leased.ctl.console import Console
@@ -133,7 +134,13 @@ def pull(options: argparse.Namespace, console: Console) -> int:
     try:
         reached = trio.run(
             lambda: pull_nodes(
-                options.state, config, once=options.once, only=options.node, tell=tell
+                *(options.state, config),
+                once=options.once,
+                only=options.node,
+                tell=tell,
+                upkeep=lambda archive: upkeep(
+                    archive, options.config, console.wall_ns(), os_entropy().hex()
+                ),
             )
         )
     except BaseExceptionGroup as group:

@@ -13,6 +13,7 @@ import argparse
 import msgspec
 
 from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.floor import KEPT
 from leased.collector.archive.manifest import LogEntry
 from leased.ctl import render
 from leased.ctl.console import Console, relative
@@ -85,6 +86,10 @@ def check(options: argparse.Namespace, console: Console) -> int:
                 damaged.append({**msgspec.to_builtins(segment), "why": str(error)})
                 if not options.json:
                     console.note(str(error))
+        for wrong in reader.kept.check():
+            damaged.append({"path": KEPT, "why": str(wrong)})
+            if not options.json:
+                console.note(str(wrong))
     finally:
         reader.close()
     if options.json:

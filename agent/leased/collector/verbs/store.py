@@ -136,7 +136,9 @@ def rebuild(options: argparse.Namespace, console: Console) -> int:
         )
         if options.reference:
             console.progress("folding every chain")
-            changed += compare(StoreSource(store.rollups), read_archive(archive))
+            changed += compare(
+                *(StoreSource(store.rollups), read_archive(archive)), archive.kept.floor().floor_ns
+            )
     finally:
         archive.close()
         console.end_progress()
@@ -165,9 +167,9 @@ def demo(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def compare(one: Source, other: Source) -> list[str]:
-    """What two sources do not say alike."""
-    window = (0, 1 << 62)
+def compare(one: Source, other: Source, floor_ns: int = 0) -> list[str]:
+    """What two sources do not say alike, from an instant on."""
+    window = (floor_ns, 1 << 62)
     asked: dict[str, Callable[[Source], Any]] = {
         "usage": lambda source: source.cells(window),
         "peaks": lambda source: source.peaks(window),

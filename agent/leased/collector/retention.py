@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Retention: what may go after so many months, and its removal.
+
+Rule: nothing goes that somebody may still need. A month's records go when every node that is waited
+for has passed it and every bill of it, and of every month before, was issued; of one log when it
+has no verdict that an operator must see to, and what goes was cosigned (a node prunes what its
+collectors acknowledged, and may have nothing but that). Then the months are frozen
+(`metering.frozen`), what later records rest on is kept (`archive.floor`), the removal is sealed
+among the collector's changes, and only then segments go. A crash leaves the state before or a
+floor whose segments the next start removes. Rebuilt, what remains has the same bytes.
+
+Issued bills are never removed. Does not run by itself (`pulling`) and does not prune nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from leased.chain.canonical import decode
+from leased.collector.accounts import periods
+from leased.collector.accounts.invoices import Invoices
+from leased.collector.accounts.terms_file import load_terms
+from leased.collector.archive.archive import Archive, ArchiveReader
+from leased.collector.archive.floor import Floor, KeptFile, KeptLog
+from leased.collector.archive.manifest import LogEntry
+from leased.collector.archive.segments import Segment
+from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
+from leased.collector.governance.register import Register
+from leased.collector.metering.engines import load_store, maker
+from leased.collector.metering.frozen import Frozen
+from leased.collector.metering.rollup import Stretch
+from leased.collector.metering.sources import Quiet
+from leased.collector.metering.store import DAY_NS, Store
+from leased.collector.metering.store_source import StoreSource
+from leased.collector.retention_rule import FOREVER, Rule, load_rule
+from leased.economics.contracts import Terms
+from leased.economics.hourly import HOUR_NS
+from leased.terms import event as events
+from leased.terms.errors import StateError
+
+SOUND: Final = ("OK", "BEHIND", "STALE")
+MARGIN_NS: Final = DAY_NS + HOUR_NS
+"""Labels follow the boot clock and may be off from the clock on the wall by a drift; a stretch of
+quiet that begins an hour before the floor must be found again."""
+
+_KEPT_KINDS: Final = (
+    *(events.NodeStarted, events.NodeStopped, events.ClockStepped, events.InventoryChanged),
+    *(events.ResourceFenced, events.CordonChanged, events.HealthChanged, events.KeyRotated),
+    *(events.PolicyChanged, events.PolicyTurned, events.PeriodBegan),
+    *(events.OverageBegan, events.OverageEnded, events.Voided),
+)
+"""What is no lease's, and says something of what comes after."""
+
+_TURNS: Final = (
+    *(events.NodeStarted, events.ClockStepped, events.InventoryChanged),
+    *(events.ResourceFenced, events.CordonChanged),
+)
+"""Whose record before is kept too: it is the last moment of what ended there."""
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """What goes of a log: records up to `records`, in so many segments."""
+
+    log_id: str
+    node: str
+    name: str
+    records: int
+    segments: int
+    bytes: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What the rule says now. `waits` is why nothing may go yet; `held` why a log keeps all."""
+
+    floor: str
+    cuts: list[Cut]
+    held: dict[str, str]
+    waits: str = ""
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """As the removal is sealed: the digest of the floor, and what went of each log."""
+
+    floor_sha256: str
+    floor: str
+    records: Mapping[str, Any]
+
+
+# ---- what may go ---------------------------------------------------------------------------------
+
+
+def plan(state: Path, rule: Rule, terms: Terms, now_ns: int) -> Plan:
+    """What may go by the records at hand. Raises StateError."""
+    floor_ns = back(now_ns, rule.raw_months)
+    if floor_ns is None:
+        return Plan(FOREVER, [], {}, "raw_months keeps everything")
+    label = periods.day(floor_ns)
+    with closing(ArchiveReader(state)) as archive:
+        waits = _waits(state, terms, floor_ns)
+        if waits:
+            return Plan(label, [], {}, waits)
+        cuts, held = [], {}
+        for entry in archive.logs():
+            why = _held(entry)
+            if why:
+                held[entry.name] = why
+                continue
+            gone = _before(archive, entry, floor_ns)
+            if gone:
+                size = sum(one.bytes for one in gone)
+                upto = gone[-1].last_seq + 1
+                cut = Cut(entry.log_id, entry.node, entry.name, upto, len(gone), size)
+                cuts.append(cut)
+    return Plan(label, cuts, held)
+
+
+def back(now_ns: int, months: int | None) -> int | None:
+    """The beginning of the month that is so many before the running one; None: no such."""
+    if months is None:
+        return None
+    now = datetime.fromtimestamp(now_ns // 10**9, UTC)
+    number = now.year * 12 + now.month - 1 - months
+    year, month = divmod(number, 12)
+    return None if year < 1970 else periods.month(f"{year:04d}-{month + 1:02d}").from_ns
+
+
+def _waits(state: Path, terms: Terms, floor_ns: int) -> str:
+    """Why no month before the floor may go yet: "" if they may. Raises StateError."""
+    store = Store(state)
+    listing = store.rollups.listing()
+    if not listing.nodes:
+        return "usage was never brought up to date: `leased-collector refresh`"
+    retired = frozenset(terms.retired_nodes)
+    behind = [one for one in listing.nodes if one.node_id not in retired]
+    late = [one.node_id for one in behind if one.watermark_ns < floor_ns]
+    if late:
+        return f"node {min(late)} has no record since {periods.day(floor_ns)}"
+    invoices, zones = Invoices(state), dict(terms.time_zones)
+    with closing(StoreSource(store.rollups)) as source:
+        for month in _names(source.first_ns(), floor_ns):
+            for tenant in source.tenants():
+                period = periods.month(month, zones.get(tenant, "UTC"))
+                window = (period.from_ns, period.to_ns)
+                if invoices.issued(tenant, month) is None and (
+                    source.sums(window, tenant) or source.tasks(window, tenant)
+                ):
+                    return f"the bill of {tenant} for {month} is open: `leased-collector issue`"
+    return ""
+
+
+def _names(first_ns: int, end_ns: int) -> Iterator[str]:
+    at = datetime.fromtimestamp(first_ns // 10**9, UTC)
+    while (month := periods.month(f"{at.year:04d}-{at.month:02d}")).to_ns <= end_ns:
+        yield month.name
+        at = datetime.fromtimestamp(month.to_ns // 10**9, UTC)
+
+
+def _held(entry: LogEntry) -> str:
+    if entry.verdict not in SOUND:
+        return f"{entry.verdict} since {periods.instant(entry.since_ns)}: its records are evidence"
+    if not entry.cosigned_size:
+        return "nothing of it was cosigned yet"
+    return ""
+
+
+def _before(archive: ArchiveReader, entry: LogEntry, floor_ns: int) -> list[Segment]:
+    """The segments that end before the floor, from the first that is there on, never the last."""
+    gone: list[Segment] = []
+    for segment in archive.manifest.segments(entry.log_id)[:-1]:
+        if segment.last_seq >= entry.cosigned_size:
+            break
+        last = next(archive.records(entry.log_id, segment.last_seq))
+        if last.wall_ns >= floor_ns - DAY_NS:
+            break
+        gone.append(segment)
+    return gone
+
+
+# ---- removal -------------------------------------------------------------------------------------
+
+
+def carry_out(
+    archive: Archive,
+    rule: Rule,
+    terms: Terms,
+    *,
+    config: Path | None,
+    now_ns: int,
+    change_id: str,
+) -> Plan:
+    """Remove what may go. Whoever has the archive open does it. Raises StateError, also where usage
+    is being brought up to date."""
+    state = archive.directory
+    if archive.shared:
+        raise StateError(f"{state}: several collectors share it: records are kept")
+    finish(archive)
+    floor_ns = back(now_ns, rule.raw_months)
+    store = Store(state, make_engine=maker(*load_store(config)))
+    with store.locked():
+        found = plan(state, rule, terms, now_ns)
+        old = archive.kept.floor()
+        begin_ns = max(old.begin_ns, back(now_ns, rule.usage_months) or 0)
+        if found.waits or floor_ns is None:
+            return found
+        if floor_ns <= old.floor_ns and not found.cuts and begin_ns == old.begin_ns:
+            return found
+        made = _laid(archive, store, found, old, (max(floor_ns, old.floor_ns), begin_ns, now_ns))
+
+        def seal(digest: str, records: Mapping[str, Any]) -> None:
+            _seal(state, Removed(digest, found.floor, records), change_id, now_ns)
+
+        # Before the floor counts: a projection of records that are gone cannot be told from one.
+        for cut in found.cuts:
+            store.forget(cut.log_id)
+        archive.kept.replace(made, seal)
+        store.settle(made)
+    finish(archive)
+    return found
+
+
+def finish(archive: Archive) -> int:
+    """Remove the segments below the floor; how many."""
+    floor = archive.kept.floor()
+    gone = [
+        segment
+        for log_id, one in floor.logs.items()
+        for segment in archive.manifest.segments(log_id)
+        if segment.last_seq < one.records
+    ]
+    with archive.manifest.transaction():
+        archive.manifest.forget_segments(gone)
+    for segment in gone:
+        archive.files.remove(segment.path)
+    for node in sorted({segment.node for segment in gone}):
+        archive.files.sync(node)
+    return len(gone)
+
+
+def _laid(
+    archive: Archive, store: Store, found: Plan, old: Floor, at: tuple[int, int, int]
+) -> Floor:
+    """Everything that the new floor names, in place; the floor."""
+    floor_ns, begin_ns, now_ns = at
+    listing = store.rollups.listing()
+    closed = tuple(
+        one
+        for one in listing.closed
+        if one.end_day * DAY_NS <= floor_ns and one.end_day * DAY_NS > begin_ns
+    )
+    files: dict[str, KeptFile] = {}
+    for stretch in closed:
+        for name in _files_of(stretch):
+            if name in old.files:
+                files[name] = old.files[name]
+            else:
+                data = (store.rollups.directory / name).read_bytes()
+                files[name] = archive.kept.write(name, data)
+    quiet = [
+        Quiet(one.node_id, one.from_ns, min(one.to_ns, floor_ns))
+        for one in listing.quiet
+        if one.from_ns < floor_ns and one.to_ns > begin_ns
+    ]
+    logs = dict(old.logs)
+    for cut in found.cuts:
+        logs[cut.log_id] = _keep(archive, cut, floor_ns)
+    frozen = msgspec.to_builtins(Frozen(closed=closed, quiet=tuple(quiet)))
+    return Floor(
+        floor_ns=floor_ns,
+        begin_ns=begin_ns,
+        made_ns=now_ns,
+        logs=logs,
+        files=files,
+        frozen=frozen,
+    )
+
+
+def _files_of(stretch: Stretch) -> Iterator[str]:
+    yield from stretch.files.values()
+    for one in stretch.earlier:
+        yield from one.values()
+
+
+def _keep(archive: Archive, cut: Cut, floor_ns: int) -> KeptLog:
+    """Write what stands for the records that go."""
+    wanted = _leases(archive, cut, floor_ns)
+    frames: list[bytes] = []
+    tail: list[tuple[int, bytes]] = []
+    seen = -1
+    for record, frame in archive.framed(cut.log_id):
+        if record.sequence >= cut.records:
+            break
+        event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
+        mine = isinstance(event, events.LeaseEvent) and event.lease_id in wanted
+        if mine or isinstance(event, _KEPT_KINDS) or record.sequence == 0:
+            if isinstance(event, _TURNS):
+                frames.extend(one for at, one in tail if at > seen)
+            frames.append(frame)
+            seen = record.sequence
+        # A seal says the moment of the record before it: the last record, and that one if it is a
+        # seal.
+        tail = tail[:1] if isinstance(event, events.EpochSealed) else []
+        tail.append((record.sequence, frame))
+    frames.extend(one for at, one in tail if at > seen)
+    leaves = b"".join(islice(archive.hashes(cut.log_id), cut.records))
+    stem = f"{cut.log_id}-{cut.records:020d}"
+    return KeptLog(
+        cut.node,
+        cut.records,
+        leaves[-32:].hex(),
+        archive.kept.write(f"{stem}.frames", b"".join(frames)),
+        archive.kept.write(f"{stem}.leaves", leaves),
+    )
+
+
+def _leases(archive: Archive, cut: Cut, floor_ns: int) -> frozenset[bytes]:
+    """The leases among what goes that something later follows from: they had not ended, or were
+    still there about the time of the floor."""
+    ended: set[bytes] = set()
+    seen: set[bytes] = set()
+    late: set[bytes] = set()
+    for record in archive.records(cut.log_id):
+        if record.sequence >= cut.records:
+            break
+        event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
+        if not isinstance(event, events.LeaseEvent):
+            continue
+        seen.add(event.lease_id)
+        if isinstance(event, (events.Reclaimed, events.Unfenced)):
+            ended.add(event.lease_id)
+        if record.wall_ns >= floor_ns - DAY_NS - MARGIN_NS:
+            late.add(event.lease_id)
+    return frozenset((seen - ended) | late)
+
+
+def _seal(state: Path, removed: Removed, change_id: str, now_ns: int) -> None:
+    directory = state / GOVERNANCE
+    directory.mkdir(mode=0o700, exist_ok=True)
+    with closing(Register(directory)) as register, register.transaction():
+        register.record(
+            id=change_id,
+            wall_ns=now_ns,
+            actor="retention",
+            action="records.removed",
+            tenant="",
+            reason=f"[retention]: months that end by {removed.floor}",
+            left=removed,
+        )
+
+
+def upkeep(archive: Archive, config: Path | None, now_ns: int, change_id: str) -> str:
+    """Carry the rule out, if there is one; what to tell, or "". Raises LeasedError."""
+    rule, terms_path = load_rule(config)
+    if rule.raw_months is None:
+        return ""
+    terms = load_terms(terms_path)
+    found = carry_out(archive, rule, terms, config=config, now_ns=now_ns, change_id=change_id)
+    if not found.cuts:
+        return ""
+    octets = sum(one.bytes for one in found.cuts)
+    return f"{octets} bytes of {len(found.cuts)} logs went: what ended before {found.floor}"

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Retention: what goes is sealed, what remains tells the same, and nothing goes that is needed."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from leased.chain.tree import EMPTY
+from leased.collector import retention
+from leased.collector.accounts.accounts import Accounts, NoData
+from leased.collector.accounts.invoices import Invoices
+from leased.collector.archive.archive import Archive, ArchiveReader
+from leased.collector.archive.backup import back_up, restore
+from leased.collector.archive.floor import Kept
+from leased.collector.demo import Wish, make_fleet
+from leased.collector.governance.register import Register
+from leased.collector.main import main
+from leased.collector.metering.reference import read_archive
+from leased.collector.metering.store import Store
+from leased.collector.metering.store_source import StoreSource
+from leased.collector.retention import carry_out, plan
+from leased.collector.retention_rule import Rule
+from leased.collector.verbs.store import compare
+from leased.ctl.console import Console
+from leased.economics.contracts import Terms
+from leased.terms.errors import StateError
+from leased.terms.quantity import parse_instant
+from tests.collector.test_collector_store import derived
+from tests.doubles.host import not_proven
+
+UNTIL_NS = parse_instant("2026-01-05T00:00:00Z")
+NOW_NS = parse_instant("2026-01-10T12:00:00Z")
+FLOOR_NS = parse_instant("2025-12-01T00:00:00Z")
+WISH = Wish(nodes=2, days=100, seed=11, until_ns=UNTIL_NS, leases_per_day=8)
+MONTHS = ("2025-09", "2025-10", "2025-11", "2025-12")
+RULE = Rule(raw_months=1)
+CHANGE = "c0" * 16
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred days of three nodes, cosigned; the bills of all months but the last are issued."""
+    state = tmp_path_factory.mktemp("collector") / "state"
+    archive = Archive(state)
+    make_fleet(archive, WISH)
+    for entry in archive.logs():
+        archive.manifest.set(entry.log_id, entry.head, cosigned_size=entry.head.size)
+    Store(state).refresh(archive)
+    archive.close()
+    with closing(StoreSource(Store(state).rollups)) as source:
+        accounts = Accounts(source, Terms(), Invoices(state))
+        for month in MONTHS[:3]:
+            accounts.issue(month)
+    return state
+
+
+@pytest.fixture
+def state(fleet: Path, tmp_path: Path) -> Path:
+    shutil.copytree(fleet, tmp_path / "state")
+    return tmp_path / "state"
+
+
+def remove(state: Path, rule: Rule = RULE, now_ns: int = NOW_NS) -> retention.Plan:
+    archive = Archive(state)
+    try:
+        return carry_out(archive, rule, Terms(), config=None, now_ns=now_ns, change_id=CHANGE)
+    finally:
+        archive.close()
+
+
+def refresh(state: Path) -> None:
+    with closing(ArchiveReader(state)) as archive:
+        Store(state).refresh(archive)
+
+
+def told(state: Path) -> dict[str, Any]:
+    """Everything that is asked about money, of every month."""
+    with closing(StoreSource(Store(state).rollups)) as source:
+        accounts = Accounts(source, Terms(), Invoices(state))
+        window = (0, 1 << 62)
+        bills = {
+            (tenant, month): accounts.draft(tenant, accounts.month(month)).canonical()
+            for tenant in source.tenants()
+            for month in MONTHS
+        }
+        return {
+            "bills": bills,
+            "cells": source.cells(window),
+            "peaks": source.peaks(window),
+            "tasks": source.tasks(window),
+            "quiet": source.quiet(window),
+            "held": sorted(map(str, source.held())),
+            "first": source.first_ns(),
+        }
+
+
+def raw_bytes(state: Path) -> int:
+    return sum(path.stat().st_size for path in (state / "segments").rglob("*.seg"))
+
+
+def test_what_remains_tells_the_same(state: Path) -> None:
+    before, had = told(state), raw_bytes(state)
+    found = remove(state)
+    assert len(found.cuts) == 2 and not found.held and not found.waits
+    assert found.floor == "2025-12-01"
+    kept = sum(path.stat().st_size for path in (state / "kept").iterdir())
+    assert raw_bytes(state) == had - sum(cut.bytes for cut in found.cuts)
+    assert raw_bytes(state) < had * 2 // 3 and kept < had // 2
+    assert told(state) == before
+    refresh(state)
+    assert told(state) == before
+    assert main(["--state", str(state), "check"], Console(io.StringIO(), io.StringIO())) == 0
+
+
+def test_rebuilt_it_has_the_same_bytes(state: Path) -> None:
+    before = told(state)
+    remove(state)
+    for entry in logs(state):
+        Store(state).forget(entry)  # what the next refresh projects, too
+    with closing(ArchiveReader(state)) as archive:
+        store = Store(state)
+        _, changed = store.rebuild(archive)
+        assert changed == []
+        first = derived(state)
+        _, changed = store.rebuild(archive)
+        assert changed == [] and derived(state) == first
+        with closing(StoreSource(store.rollups)) as source:
+            assert compare(source, read_archive(archive), FLOOR_NS) == []
+    assert told(state) == before
+
+
+def logs(state: Path) -> list[str]:
+    with closing(ArchiveReader(state)) as archive:
+        return [entry.log_id for entry in archive.logs()]
+
+
+def test_the_tree_of_every_log_can_still_be_made(fleet: Path, state: Path) -> None:
+    remove(state)
+    with closing(ArchiveReader(fleet)) as whole, closing(ArchiveReader(state)) as rest:
+        for log_id in logs(state):
+            hashes = list(whole.hashes(log_id))
+            assert list(rest.hashes(log_id)) == hashes
+            assert EMPTY.extended(list(rest.hashes(log_id))).root() == EMPTY.extended(hashes).root()
+            there = {record.sequence: record.hash for record in rest.records(log_id)}
+            assert there.items() <= dict(enumerate(hashes)).items()
+            assert 0 in there and len(there) < len(hashes)
+            assert list(rest.hashes(log_id, 17)) == hashes[17:]
+
+
+def test_the_removal_is_sealed_before_anything_goes(state: Path) -> None:
+    remove(state)
+    with closing(Register(state / "governance")) as register:
+        assert register.check() == 1
+        [change] = register.changes(before=None, count=5)
+    assert change.change.action == "records.removed"
+    document = json.loads(change.change.document)
+    floor = Kept(state).floor()
+    assert document["records"] == {one: kept.records for one, kept in floor.logs.items()}
+    assert document["floor"] == "2025-12-01"
+
+
+def test_the_next_month_goes_further(state: Path) -> None:
+    remove(state)
+    with closing(StoreSource(Store(state).rollups)) as source:
+        Accounts(source, Terms(), Invoices(state)).issue(MONTHS[3])
+    before = told(state)
+    # The newest record is of the fifth of January: no node has passed the end of it.
+    later = parse_instant("2026-03-01T00:00:00Z")
+    assert "has no record since" in remove(state, now_ns=later).waits
+    floor = Kept(state).floor()
+    again = remove(state, now_ns=parse_instant("2026-02-10T00:00:00Z"))
+    assert again.floor == "2026-01-01" and again.cuts
+    assert Kept(state).floor().floor_ns > floor.floor_ns
+    with closing(ArchiveReader(state)) as archive:
+        assert Store(state).rebuild(archive)[1] == []
+    assert told(state) == before
+    assert remove(state, now_ns=parse_instant("2026-02-11T00:00:00Z")).cuts == []
+
+
+@pytest.mark.parametrize("need", ["bill", "node", "verdict", "cosigned", "running"])
+def test_nothing_goes_that_somebody_needs(state: Path, need: str) -> None:
+    archive = Archive(state)
+    entry = archive.logs()[0]
+    terms = Terms()
+    if need == "bill":
+        [tenant, *_] = sorted((state / "invoices").iterdir())
+        (tenant / "2025-10.json").unlink()
+    elif need == "verdict":
+        archive.judge(entry.log_id, entry.head, "FORK", "two records 7", NOW_NS)
+    elif need == "cosigned":
+        archive.manifest.set(entry.log_id, entry.head, cosigned_size=0)
+    had = raw_bytes(state)
+    found = plan(state, RULE, terms, NOW_NS if need != "node" else UNTIL_NS + 90 * 86_400 * 10**9)
+    archive.close()
+    if need == "bill":
+        assert "for 2025-10 is open" in found.waits
+    elif need == "node":
+        assert "has no record since" in found.waits
+    elif need in ("verdict", "cosigned"):
+        assert list(found.held) == [entry.name] and len(found.cuts) == 1
+        before = told(state)
+        remove(state)
+        assert told(state) == before
+        with closing(ArchiveReader(state)) as rest:
+            assert [record.sequence for record in rest.records(entry.log_id)] == list(
+                range(entry.head.size)
+            )
+            assert Store(state).rebuild(rest)[1] == []
+        return
+    else:
+        with Store(state).locked(), pytest.raises(StateError, match="bringing it up to date"):
+            remove(state)
+        assert raw_bytes(state) == had
+        return
+    assert found.cuts == [] and remove_nothing(state, found) and raw_bytes(state) == had
+
+
+def remove_nothing(state: Path, found: retention.Plan) -> bool:
+    """What the plan said is what is done."""
+    del found
+    return not (state / "kept").exists()
+
+
+CALLS = "renameat,renameat2,rename,unlinkat,unlink"
+"""What a removal is made of, where a kill can come between."""
+
+
+def traced(state: Path, config: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """The verb itself, as a process, NOW being what the fleet's end makes of it."""
+    return subprocess.run(
+        [
+            *("strace", "-f", "-qq", "-y", "-o", str(config.with_suffix(".trace"))),
+            *("-e", f"trace={CALLS}", *more, sys.executable, "-c", PROGRAM),
+            *("--state", str(state), "retention", "--config", str(config), "--apply"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+PROGRAM = f"""
+import sys
+from leased.collector.main import main
+from leased.ctl.console import Console
+sys.exit(main(sys.argv[1:], Console(wall_ns=lambda: {NOW_NS})))
+"""
+
+
+def test_killed_at_any_step_it_ends_the_same(state: Path, tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        not_proven("kills in the middle of a removal", "there is no strace")
+    config = tmp_path / "leased-collector.toml"
+    config.write_text("[retention]\nraw_months = 1\n")
+    before = told(state)
+    whole = tmp_path / "whole"
+    shutil.copytree(state, whole)
+    done = traced(whole, config)
+    assert done.returncode == 0, done.stderr
+    said = config.with_suffix(".trace").read_text().splitlines()
+    said = [line for line in said if "(" in line.split()[1]]  # signals are told too
+    assert len({line.split()[0] for line in said}) == 1, "one thread removes"
+    floor = next(number for number, line in enumerate(said, 1) if "floor.json" in line)
+    called = [line.split()[1].partition("(")[0] for line in said]
+    calls = len(said)
+    steps = {1, floor - 1, floor, floor + 1, calls}
+    for step in sorted(steps):
+        here = tmp_path / f"killed-{step}"
+        shutil.copytree(state, here)
+        call = called[step - 1]
+        nth = called[:step].count(call)
+        done = traced(here, config, "-e", f"inject={call}:signal=KILL:when={nth}")
+        assert done.returncode == -signal.SIGKILL, (step, done)
+        with closing(ArchiveReader(here)) as archive:
+            assert Store(here).rebuild(archive)[1] == [], step
+        assert told(here) == before, "what is told does not depend on when it died"
+        remove(here)
+        assert told(here) == before and raw_bytes(here) == raw_bytes(whole), step
+        shutil.rmtree(here)
+
+
+def test_a_backup_has_what_was_kept(state: Path, tmp_path: Path) -> None:
+    remove(state)
+    before = told(state)
+    back_up(state, tmp_path / "backup", now_ns=NOW_NS)
+    assert any(path.startswith("kept/") for path in listing(tmp_path / "backup"))
+    restored = tmp_path / "restored"
+    restore(tmp_path / "backup", restored)
+    refresh(restored)
+    assert told(restored) == before
+    [frames, *_] = (restored / "kept").glob("*.frames")
+    frames.write_bytes(frames.read_bytes()[:-1] + b"\0")
+    out = io.StringIO()
+    assert main(["--state", str(restored), "check"], Console(out, out)) == 65
+    assert "was altered" in out.getvalue()
+
+
+def listing(backup: Path) -> list[str]:
+    return list(json.loads((backup / "backup.json").read_bytes())["files"])
+
+
+def test_usage_goes_after_its_own_time(state: Path) -> None:
+    rule = Rule(raw_months=1, usage_months=2)
+    before = told(state)
+    remove(state, rule)
+    with closing(StoreSource(Store(state).rollups)) as source:
+        accounts = Accounts(source, Terms(), Invoices(state))
+        assert source.first_ns() == parse_instant("2025-11-01T00:00:00Z")
+        for month in MONTHS[:2]:
+            with pytest.raises(NoData):
+                accounts.bill("acme", month)
+        kept = {
+            key: amount
+            for key, amount in before["cells"].items()
+            if key.bucket >= source.first_ns() // (3600 * 10**9)
+        }
+        assert source.cells((0, 1 << 62)) == kept
+        # What was issued stays, whatever else has gone.
+        bill = Invoices(state).issued("acme", MONTHS[0])
+        assert bill is not None and Decimal(bill.total) > 0
+    with closing(ArchiveReader(state)) as archive:
+        assert Store(state).rebuild(archive)[1] == []
+
+
+def test_the_verb_shows_and_removes_only_when_it_is_told_to(state: Path, tmp_path: Path) -> None:
+    config = tmp_path / "leased-collector.toml"
+    config.write_text("[retention]\nraw_months = 1\n")
+    had = raw_bytes(state)
+
+    def run(*words: str) -> tuple[int, str]:
+        out = io.StringIO()
+        console = Console(out, out, wall_ns=lambda: NOW_NS)
+        return main(
+            ["--state", str(state), "retention", "--config", str(config), *words], console
+        ), out.getvalue()
+
+    status, text = run()
+    assert status == 0 and "may go" in text and raw_bytes(state) == had
+    status, text = run("--apply", "--json")
+    assert status == 0 and json.loads(text)["removed"] and raw_bytes(state) < had
+    config.write_text("[retention]\nraw_months = 0\n")
+    assert msgspec.structs.asdict(Rule()) == {"raw_months": None, "usage_months": None}
+    assert "raw_months" in run()[1]
+    config.write_text("[retention]\nraw_months = 5\nusage_months = 4\n")
+    assert "not fewer" in run()[1]
