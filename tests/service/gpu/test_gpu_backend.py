@@ -442,6 +442,16 @@ async def test_no_driver_no_gpu_and_what_is_on_the_bus_is_said(directory: Path) 
     assert found.notes == ("gpu at 0000:10:00.0: on the bus, driver not usable",)
 
 
+@pytest.mark.parametrize(("verb", "why"), [("worker_answer", "not known yet"), ("nvml", "no GPU")])
+async def test_a_driver_that_does_not_answer_is_not_called_a_host_without_gpus(
+    directory: Path, verb: str, why: str
+) -> None:
+    bench = Bench(directory)
+    silent = hung() if verb == "worker_answer" else DeviceError(verb, errno.ENXIO, "no driver")
+    bench.crew.answers["list"], bench.crew.answers["bus"] = silent, hung()
+    assert (await bench.backend.survey()).absences[0].why.startswith(why)
+
+
 async def test_a_survey_that_failed_is_not_an_empty_host_and_a_driver_that_left_is(
     directory: Path,
 ) -> None:

@@ -135,7 +135,9 @@ class GpuBackend:
             on_bus = await self._fleet.bus()
         except DeviceError:
             on_bus = ()
-        why = f"{len(on_bus)} GPU seen on the bus; {error}" if on_bus else f"no GPU: {error}"
+        silent = error.verb == "worker_answer" or error.errno == errno.ETIMEDOUT
+        none = "not known yet, the driver did not answer" if silent else "no GPU"
+        why = f"{len(on_bus)} GPU seen on the bus; {error}" if on_bus else f"{none}: {error}"
         notes = tuple(f"gpu at {address}: on the bus, driver not usable" for address in on_bus)
         return Surveyed((), (Absence(ResourceKind.GPU, why),), notes)
 
