@@ -10,7 +10,8 @@ Does not retry (`session`) and does not end the lease (`holding`).
 
 from __future__ import annotations
 
-from typing import Any
+import errno
+from typing import Any, Final
 
 import msgspec
 
@@ -61,11 +62,25 @@ class LeaseLost(LeasedError):
         self.why = why
 
 
+_HINTS: Final = {
+    errno.ENOENT: "does leased.service run here? `leasectl doctor` looks",
+    errno.ECONNREFUSED: "it has ended: `systemctl status leased.service` tells why",
+    errno.EACCES: "the operators' socket is root's",
+}
+"""What to do about a socket that cannot be reached."""
+
+
 class AgentUnavailable(LeasedError):
     """No agent answers on the socket. Leases go on without it until their deadline."""
 
     wire = "io.leased.Client.AgentUnavailable"
     exit_status = EX_UNAVAILABLE
+
+    @classmethod
+    def at(cls, path: str, error: OSError) -> AgentUnavailable:
+        """What the socket at `path` said, and what to do about it."""
+        hint = _HINTS.get(error.errno or 0, "`leasectl doctor` looks what is wrong")
+        return cls(f"no agent at {path}: {error.strerror}; {hint}")
 
 
 class CallTimeout(AgentUnavailable):

@@ -11,13 +11,12 @@ Does not hold a lease (`holding`). Time, chance and identity come in through the
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import trio
@@ -50,13 +49,6 @@ def boot_clock_ns() -> int:
     do not).
     """
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-_HINTS: Final = {
-    errno.ENOENT: "does leased.service run here? `leasectl doctor` looks",
-    errno.ECONNREFUSED: "it has ended: `systemctl status leased.service` tells why",
-    errno.EACCES: "the operators' socket is root's",
-}
-"""What to do about a socket that cannot be reached."""
 
 
 class Session:
@@ -289,9 +281,7 @@ class Session:
             await sock.connect(self._path)
             connected = True
         except OSError as error:
-            hint = _HINTS.get(error.errno or 0, "`leasectl doctor` looks what is wrong")
-            told = f"no agent at {self._path}: {error.strerror}; {hint}"
-            raise AgentUnavailable(told) from error
+            raise AgentUnavailable.at(self._path, error) from error
         finally:
             if not connected:
                 sock.close()
