@@ -259,6 +259,8 @@ def judge(victim: Victim, level: str, policy: Path | None = None) -> str:
         return f"ok, {damaged} damaged" if damaged else "ok"
     if "there is no log here" in done.stderr:
         return "no log"
+    if done.returncode == 66:
+        return str(json.loads(done.stdout)["verdict"])
     assert done.returncode == 65, done.stderr
     return done.stderr.removeprefix("leasectl: ").partition(":")[0].replace("_OR_ROLLBACK", "")
 

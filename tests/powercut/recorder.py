@@ -18,15 +18,14 @@ from __future__ import annotations
 
 import errno
 import stat
-import struct
 import sys
 from pathlib import Path
 
 import pyfuse3
 import trio
 
-ENTRY = struct.Struct("<cQI")
-WRITE, FLUSH, MARK = b"w", b"f", b"m"
+from tests.powercut.recording import ENTRY, FLUSH, MARK, WRITE, used_pieces
+
 FILES = (b"disk", b"mark", b"control")
 
 
@@ -85,18 +84,6 @@ class Recorder(pyfuse3.Operations):
 
     def _tell(self, kind: bytes, offset: int, data: bytes) -> None:
         self._recording.write(ENTRY.pack(kind, offset, len(data)) + data)
-
-
-def used_pieces(image: Path, piece: int = 4096) -> list[tuple[int, bytes]]:
-    """The pieces of a file that are not zero, by their offsets."""
-    found, zero = [], bytes(piece)
-    with image.open("rb") as file:
-        offset = 0
-        while data := file.read(piece):
-            if data != zero:
-                found.append((offset, data))
-            offset += len(data)
-    return found
 
 
 def main() -> None:

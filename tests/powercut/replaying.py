@@ -20,7 +20,7 @@ from leased.chain.head import Head, parse_head
 from leased.terms.errors import ChainError, InvariantError, StateError
 from tests.doubles.logs import open_in
 from tests.powercut.machine import Layout, attached, mounted
-from tests.powercut.recorder import ENTRY, FLUSH, MARK, WRITE, used_pieces
+from tests.powercut.recording import DURABLE, ENTRY, FLUSH, MARK, WRITE, used_pieces
 
 SECTOR = 512
 
@@ -99,6 +99,9 @@ def cuts(
         for entry in entries[at:place]:
             if entry.kind == WRITE:
                 pending.append(entry)
+            elif entry.kind == DURABLE:
+                pending = [write for write in pending if write.offset != entry.offset]
+                base.put(entry.offset, entry.data)
             elif entry.kind == FLUSH and not lying:
                 for write in pending:
                     base.put(write.offset, write.data)

@@ -24,7 +24,7 @@ from tests.powercut.machine import (
     must_have,
     recorded,
 )
-from tests.powercut.recorder import MARK
+from tests.powercut.recording import MARK
 from tests.powercut.replaying import read_recording
 
 SEED = 20260701

@@ -21,7 +21,7 @@ from random import Random
 import pytest
 
 from tests.powercut.machine import LAYOUTS, MIB, Layout, committing, made, must_have, recorded
-from tests.powercut.recorder import MARK
+from tests.powercut.recording import MARK
 from tests.powercut.replaying import Disk, Entry, Findings, cuts, judge, read_recording
 
 IMAGES = int(os.environ.get("LEASED_POWER_CUTS", "60"))

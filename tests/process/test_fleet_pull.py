@@ -309,6 +309,21 @@ def test_a_record_is_proven_without_the_others(site: Site) -> None:
         assert gone.status_code == 400
 
 
+def test_a_proof_shows_who_has_cosigned_its_tree(site: Site) -> None:
+    with site.client() as client:
+        puller = Puller(site, client)
+        puller.pull_all()
+        size = puller.head.size
+        assert puller.ack().status_code == 200
+        told = client.get(f"{site.path}/proof", params={"seq": 0, "size": size}).json()
+        proof = Proof(**{**told, "path": tuple(told["path"])})
+        assert len(check_proof(proof, [site.key(), WEST_KEY]).signatures) == 2
+        assert len(check_proof(proof, [WEST_KEY]).signatures) == 1
+        smaller = client.get(f"{site.path}/proof", params={"seq": 0, "size": 1}).json()
+        with pytest.raises(ChainError, match="no signature by a known key"):
+            check_proof(Proof(**{**smaller, "path": tuple(smaller["path"])}), [WEST_KEY])
+
+
 def test_prometheus_reads_what_is_counted(site: Site) -> None:
     scraper = site.pki.issue(Role.SCRAPER, "prometheus")
     with site.client(scraper) as client:

@@ -2,7 +2,8 @@
 """Auditors' verbs: verify, audit head, audit log, audit export (`proofs` has the rest).
 
 Rule: they read the sealed log itself, verify all of it first, and need no agent. What does not hold
-is named by verdict, file, sequence and offset, and ends with 65; nothing after it is shown.
+is named by verdict, file, sequence and offset, and ends with 65; nothing after it is shown. What
+holds and is not proven whole for want of a policy ends with 66.
 
 Does not repair (`open_log` at the agent's start does).
 """
@@ -26,7 +27,14 @@ from leased.ctl.console import Console
 from leased.ctl.enrolled import read_enrolled
 from leased.ctl.events import NAMES, event_document, event_line, event_name
 from leased.ctl.usage_text import Verbs, verb
-from leased.ctl.witnesses import Standing, add_policy, judge, read_policy
+from leased.ctl.witnesses import (
+    Standing,
+    Unproven,
+    add_policy,
+    configured_policy,
+    judge,
+    read_policy,
+)
 from leased.durable.reader import UNKNOWN, LogFacts, ReadLog, read_log
 from leased.terms.errors import EX_DATAERR, EX_IOERR, ChainError, InvalidParameter
 from leased.terms.event import Event, LeaseEvent
@@ -120,7 +128,11 @@ def verify(options: argparse.Namespace, console: Console) -> int:
         console.end_progress()
     try:
         found = None if options.head is None else _find_head(opened, options.head)
-        _tell_facts(options, console, opened.facts, judge(policy, opened.facts, found))
+        standing = judge(policy, opened.facts, found, configured_policy(options.log))
+        _tell_facts(options, console, opened.facts, standing)
+    except Unproven as error:
+        _tell_facts(options, console, opened.facts, None, error)
+        return error.exit_status
     finally:
         opened.close()
     if found is not None and not options.json:
@@ -139,11 +151,15 @@ def _find_head(opened: ReadLog, text: str) -> int:
 
 
 def _tell_facts(
-    options: argparse.Namespace, console: Console, facts: LogFacts, standing: Standing | None
+    options: argparse.Namespace,
+    console: Console,
+    facts: LogFacts,
+    standing: Standing | None,
+    unproven: Unproven | None = None,
 ) -> None:
     verified, shown = facts.verified, facts.shown
     document: dict[str, Any] = {
-        "verdict": "ok",
+        "verdict": "ok" if unproven is None else unproven.verdict,
         "log_id": facts.identity.log_id.hex(),
         "origin": facts.identity.origin,
         "records": verified.count,
@@ -163,11 +179,13 @@ def _tell_facts(
         "first_sequence": shown.begins,
         "countersigned": {f"{one.key_id:08x}": one.size for one in shown.newest},
         **({} if standing is None else standing.document()),
+        **({} if unproven is None else {"why": unproven.why}),
     }
     if options.json:
         console.document(document)
         return
-    console.say(f"ok: {verified.count} records in {len(facts.segments)} segments hold")
+    grade = "ok" if unproven is None else "what is here holds"
+    console.say(f"{grade}: {verified.count} records in {len(facts.segments)} segments hold")
     pairs = [
         ("log", f"{document['log_id']} ({facts.identity.origin})"),
         ("head", f"{verified.head.size}:{document['head']}"),
@@ -176,7 +194,10 @@ def _tell_facts(
     if verified.seals:
         proven = f"{verified.seals_proven} of them proven by the key of the enrolment"
         pairs.append(("sealed", f"{verified.seals} epochs, {proven}"))
-    if shown.begins:
+    if unproven is not None:
+        pairs.append(("not proven", unproven.why.replace(f"; {unproven.advice}", "")))
+        pairs.append(("to prove it", unproven.advice))
+    elif shown.begins:
         pairs.append(("pruned", f"records 0 to {shown.begins - 1}, which were acknowledged"))
     pairs += _vouched(facts, standing)
     if facts.unanchored_records or facts.torn_bytes:
@@ -195,6 +216,8 @@ def _vouched(facts: LogFacts, standing: Standing | None) -> list[tuple[str, str]
     if standing is not None:
         by = ", ".join(f"{name} {size}" for name, size in standing.witnesses.items()) or "nobody"
         told = f"the first {standing.quorum_size} records, by {standing.quorum} ({by})"
+        if standing.configured:
+            told += ", as this node's own configuration has it; --policy takes your word instead"
         return [("quorum", told)]
     newest = facts.shown.newest
     said = ", ".join(f"{one.size} by key {one.key_id:08x}" for one in newest)

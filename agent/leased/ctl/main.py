@@ -44,7 +44,11 @@ EXIT_STATUSES: Final = (
     (0, "done"),
     (64, "the command line cannot be meant"),
     (65, "the request cannot be meant, or the evidence does not hold"),
-    (66, "no such lease, tenant or webhook, or not yours"),
+    (
+        66,
+        "no such lease, tenant or webhook, or not yours; verify: all that is here holds, and"
+        " nobody was named who proves what was pruned (--policy, --head)",
+    ),
     (69, "no agent or no collector, or it grants nothing now"),
     (71, "the hardware or the kernel failed"),
     (75, "no capacity, a limit is reached, or the wait is over: try again"),

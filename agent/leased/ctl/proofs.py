@@ -24,6 +24,7 @@ from leased.ctl import receipts, render
 from leased.ctl.agent import find_lease, online
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
+from leased.ctl.witnesses import add_policy, check_quorum, read_policy
 from leased.durable.files import DirectoryDisk
 from leased.durable.reader import ReadLog, read_log
 from leased.durable.sealkey import load_seal_key
@@ -49,7 +50,12 @@ def register(below: Verbs, directory: Path) -> None:
     one.add_argument(
         "--receipt", metavar="FILE", help=f"the grant of this receipt: {receipts.WRITTEN_BY}"
     )
-    one.add_argument("--size", type=int, metavar="N", help="in the log as it was at N records")
+    one.add_argument(
+        "--size",
+        type=int,
+        metavar="N",
+        help="in the log as it was at N records; the proof has the cosignatures of just that tree",
+    )
     one.set_defaults(act=online(prove))
     one = verb(
         below,
@@ -62,10 +68,11 @@ def register(below: Verbs, directory: Path) -> None:
     one.add_argument(
         "--key",
         action="append",
-        required=True,
+        default=[],
         metavar="VKEY",
         help="a verifier key that you trust: the node's, or a collector's (may be repeated)",
     )
+    add_policy(one)
     one.add_argument("--record", metavar="HEX", help="the record hash that your grant came with")
     one.add_argument(
         "--receipt", metavar="FILE", help=f"the same as it came: {receipts.WRITTEN_BY}"
@@ -116,8 +123,14 @@ async def prove(options: argparse.Namespace, console: Console, session: Session)
 def check(options: argparse.Namespace, console: Console) -> int:
     """Judge a proof."""
     proof = _read_proof(options.file)
+    policy = None if options.policy is None else read_policy(options.policy)
     keys = [_key(text) for text in options.key]
+    if policy is not None:
+        keys += [*policy.logs, *policy.witnesses.values()]
+    if not keys:
+        raise InvalidParameter("key", "say whom you trust: --key VKEY, or --policy FILE")
     note = check_proof(proof, keys)
+    quorum = None if policy is None else check_quorum(policy, proof)
     if options.record is not None and options.record.lower() != proof.record_hash:
         raise ChainError(
             BAD_PROOF,
@@ -138,12 +151,16 @@ def check(options: argparse.Namespace, console: Console) -> int:
         "record_hash": proof.record_hash,
         "size": size,
         "signed_by": [line.name for line in note.signatures],
+        **({} if policy is None else {"quorum": policy.told(), "cosigned_by": quorum}),
     }
     if options.json:
         console.document(told)
     else:
         console.say(f"ok: record {proof.sequence} is among the first {size} of {proof.origin}")
-        for line in render.fields([("record", proof.record_hash), ("signed by", signers)]):
+        pairs = [("record", proof.record_hash), ("signed by", signers)]
+        if policy is not None and quorum is not None:
+            pairs.append(("quorum", f"{policy.told()}: {', '.join(quorum) or 'nobody'}"))
+        for line in render.fields(pairs):
             console.say(line)
     return 0
 

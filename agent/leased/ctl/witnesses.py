@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a log's collectors vouch for, by the reader's own word on who they are (`--policy`, C2SP
-tlog-policy).
+tlog-policy), or, on the node itself, by the collectors in its agent's configuration.
 
 Rule: a log that lacks its beginning is not called whole on the word of whoever has the node. It
-takes the policy's quorum over all that is gone, or a head that the reader remembers.
+takes the policy's quorum over all that is gone, or a head that the reader remembers. Without
+either, what holds is said, and that the rest is not proven, which is no finding against the log.
 
 Does not read a log (`durable.reader`) and does not parse a policy (`chain.quorum`).
 """
@@ -11,15 +12,40 @@ Does not read a log (`durable.reader`) and does not parse a policy (`chain.quoru
 from __future__ import annotations
 
 import argparse
+import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from leased.chain.quorum import POLICY_BYTES_MAX, WitnessPolicy, parse_policy, vouched
-from leased.chain.verdict import BELOW_QUORUM, GAP, NEW_LOG
+from leased.chain.note import COSIGNATURE_V1, parse_key
+from leased.chain.proof import Proof
+from leased.chain.quorum import (
+    POLICY_BYTES_MAX,
+    WitnessPolicy,
+    flat,
+    judge_note,
+    parse_policy,
+    vouched,
+)
+from leased.chain.verdict import BELOW_QUORUM, GAP, NEW_LOG, UNPROVEN
+from leased.ctl.findings import read_text
+from leased.ctl.service_checks import CONFIG_FILE, STATE_DIRECTORY
 from leased.durable.reader import LogFacts
-from leased.terms.errors import ChainError, InvalidParameter
+from leased.terms.errors import EX_NOINPUT, ChainError, InvalidParameter
+
+ROOT: Final = Path("/")
+
+
+class Unproven(ChainError):
+    """All that is here holds. That what is not here was acknowledged takes a word that was not
+    given; `advice` says which."""
+
+    exit_status = EX_NOINPUT
+
+    def __init__(self, why: str, advice: str, *, sequence: int) -> None:
+        super().__init__(UNPROVEN, f"{why}; {advice}", sequence=sequence)
+        self.advice = advice
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -28,6 +54,8 @@ class Standing(msgspec.Struct, frozen=True):
     quorum: str
     quorum_size: int
     witnesses: dict[str, int]
+    configured: bool = False
+    """The policy is the node's own configuration, and so no more trusted than the node."""
 
     def document(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -59,8 +87,39 @@ def read_policy(path: Path) -> WitnessPolicy:
         raise InvalidParameter("policy", f"{path}: {error.why}") from error
 
 
-def judge(policy: WitnessPolicy | None, facts: LogFacts, remembered: int | None) -> Standing | None:
-    """What the quorum vouches for; `remembered` is the record whose head the reader knew. Raises
+def configured_policy(log: Path, root: Path = ROOT) -> WitnessPolicy | None:
+    """Whom the agent of this host takes (`[listener]`), if `log` is the log that it writes. None:
+    it is another log, or no collector is configured, or that cannot be read."""
+    try:
+        table = tomllib.loads(read_text(root / CONFIG_FILE) or "")
+        state = str(table.get("paths", {}).get("state_dir", f"/{STATE_DIRECTORY}")).lstrip("/")
+        if (root / state / "audit").resolve() != log.resolve():
+            return None
+        listener = table.get("listener", {})
+        keys = {str(one["name"]): parse_key(one["key"]) for one in listener.get("collectors", ())}
+        if not keys or any(key.kind != COSIGNATURE_V1 for key in keys.values()):
+            return None
+        return flat(keys, int(listener.get("quorum", 0)))
+    except (tomllib.TOMLDecodeError, ChainError, AttributeError, KeyError, TypeError, ValueError):
+        return None  # `leasectl doctor` says what is wrong with it
+
+
+def check_quorum(policy: WitnessPolicy, proof: Proof) -> tuple[str, ...]:
+    """Who of the policy has cosigned the tree that a proof leads to. Raises ChainError
+    (BELOW_QUORUM, BAD_SIGNATURE, BAD_NOTE, NEW_LOG)."""
+    if policy.logs and all(one.name != proof.origin for one in policy.logs):
+        raise ChainError(NEW_LOG, f"the policy is of other logs than {proof.origin}")
+    return judge_note(policy, proof.checkpoint)[1]
+
+
+def judge(
+    policy: WitnessPolicy | None,
+    facts: LogFacts,
+    remembered: int | None,
+    configured: WitnessPolicy | None = None,
+) -> Standing | None:
+    """What the quorum vouches for; `remembered` is the record whose head the reader knew, and
+    `configured` counts for what is not here where the reader has named nobody. Raises Unproven,
     ChainError (BELOW_QUORUM, GAP, NEW_LOG, BAD_SIGNATURE)."""
     shown, standing = facts.shown, None
     if policy is not None:
@@ -69,14 +128,28 @@ def judge(policy: WitnessPolicy | None, facts: LogFacts, remembered: int | None)
         if facts.head.size and standing.quorum_size < wanted:
             why = f"the quorum ({standing.quorum}) vouches for {standing.quorum_size} records"
             raise ChainError(BELOW_QUORUM, f"{why}, and {_wanted(remembered)}")
-    proven = standing is not None and standing.quorum_size >= shown.begins
-    if shown.begins and not proven and remembered is None:
-        how = "say with --policy whose word counts, or with --head what you remember"
-        if standing is not None:
-            how = f"the quorum vouches for {standing.quorum_size} records"
-        why = f"records 0 to {shown.begins - 1} are not here, and that they were acknowledged is"
-        raise ChainError(GAP, f"{why} not proven: {how}", sequence=shown.begins)
+    if shown.begins and standing is None and remembered is None and configured is not None:
+        standing = msgspec.structs.replace(_stand(configured, facts), configured=True)
+    if not shown.begins or remembered is not None:
+        return standing
+    gone = f"records 0 to {shown.begins - 1} are not here"
+    if standing is None:
+        raise Unproven(
+            f"{gone}: pruned, by this log's own word, once {_acknowledged(facts)} had them",
+            "say whose word counts (--policy FILE), or what you remember (--head HEX)",
+            sequence=shown.begins,
+        )
+    if standing.quorum_size < shown.begins:
+        how = f"the quorum ({standing.quorum}) vouches for {standing.quorum_size} records"
+        why = f"{gone}, and that they were acknowledged is not proven: {how}"
+        raise ChainError(GAP, why, sequence=shown.begins)
     return standing
+
+
+def _acknowledged(facts: LogFacts) -> str:
+    """The keys whose countersignatures reach beyond what is gone."""
+    far = [one for one in facts.shown.newest if one.size >= facts.shown.begins]
+    return " and ".join(f"key {one.key_id:08x}" for one in far)
 
 
 def _wanted(remembered: int | None) -> str:

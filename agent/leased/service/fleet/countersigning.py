@@ -119,6 +119,7 @@ class Countersigning:
                 why = f"the root of {cosigned.size} records is another here"
                 return Denied(409, "fork", why, root)
             [line, *_] = note.signatures
+            self._log.keep_cosignature(cosigned.size, collector.key, line.signature)
             return await self._acknowledge(collector, cosigned.size, root, line.signature)
 
     async def _acknowledge(

@@ -10,9 +10,9 @@ Does not know of requests (`routes`) and does not keep what readers have had.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -23,6 +23,9 @@ from leased.durable.log import OpenedLog
 from leased.durable.pages import Inclusion, Page
 from leased.ports import AnchorSlot
 from leased.terms.moment import NS_PER_S
+
+COSIGNED_MAX: Final = 64
+"""Of so many trees the cosignatures are kept for proofs: some kilobytes."""
 
 
 class PulledLog:
@@ -45,6 +48,7 @@ class PulledLog:
         self._gather_ns = gather_ns
         self._grown = trio.Event()
         self._waiting = 0
+        self._cosigned: dict[int, dict[NoteKey, bytes]] = {}
         self.log_id = opened.log_id
         self.origin = opened.origin
         self.epoch_ns = opened.identity.epoch_ns
@@ -87,10 +91,17 @@ class PulledLog:
                 self._waiting -= 1
             await trio.sleep(self._gather_ns / NS_PER_S)
 
-    def note(self, tree: Frontier) -> str:
-        """The node's signed note of a tree."""
+    def note(self, tree: Frontier, cosigned: Iterable[tuple[NoteKey, bytes]] = ()) -> str:
+        """The node's signed note of a tree, with the lines of those who have cosigned it."""
         text = Checkpoint(self.origin, tree.size, tree.root()).text()
-        return write_note(text, [(self.key, self._opened.signer.sign(text.encode()))])
+        return write_note(text, [(self.key, self._opened.signer.sign(text.encode())), *cosigned])
+
+    def keep_cosignature(self, size: int, key: NoteKey, signature: bytes) -> None:
+        """A collector has cosigned the tree of `size`, which is this log's: a proof in that tree
+        shows so. Of the newest trees only: collectors cosign every few seconds."""
+        self._cosigned.setdefault(size, {})[key] = signature
+        while len(self._cosigned) > COSIGNED_MAX:
+            del self._cosigned[min(self._cosigned)]
 
     async def first_seq(self) -> int:
         """The first record that is still there. Raises StateError, OSError."""
@@ -111,8 +122,8 @@ class PulledLog:
         return tree
 
     async def prove(self, sequence: int, size: int, slot: AnchorSlot) -> Proof:
-        """The proof that record `sequence` is in the tree of `size`, and the node's note of that.
-        Raises ChainError, StateError, OSError."""
+        """The proof that record `sequence` is in the tree of `size`, and the note of that, by the
+        node and by who has cosigned just that tree. Raises ChainError, StateError, OSError."""
         found: Inclusion = await self._aside(self._reader.inclusion, sequence, size, slot)
         return Proof(
             FORMAT,
@@ -123,5 +134,5 @@ class PulledLog:
             size,
             found.record_hash.hex(),
             tuple(one.hex() for one in found.path),
-            self.note(found.tree),
+            self.note(found.tree, self._cosigned.get(size, {}).items()),
         )
