@@ -24,7 +24,15 @@ from leased.durable.files import Disk
 from leased.durable.log import OpenedLog, open_log
 from leased.terms import event as e
 from leased.terms.moment import Moment
-from tests.doubles.logs import BOOT, MACHINE, ORIGIN, CountedEntropy, lease_life, started
+from tests.doubles.logs import (
+    BOOT,
+    MACHINE,
+    ORIGIN,
+    CountedEntropy,
+    acknowledged,
+    lease_life,
+    started,
+)
 
 SEGMENT_BYTES = 16 * 1024
 STEP_NS = 25 * 10**9
@@ -101,7 +109,7 @@ class Life:
         if removal is not None:
             self.log.stage(removal)
             fields = (removal.min_seq, removal.head, len(removal.names), size)
-            self.commit([started(), e.Pruned(ID, *fields)])
+            self.commit([started(), acknowledged(self.log, size), e.Pruned(ID, *fields)])
             self.log.remove(removal)
 
     def rotate(self) -> None:

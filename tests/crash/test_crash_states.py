@@ -43,7 +43,14 @@ from tests.crash.search import (
     record_run,
 )
 from tests.doubles.disk import Fault, MemoryDisk
-from tests.doubles.logs import SMALL_SEGMENT, CountedEntropy, moment_at, open_on, renewal
+from tests.doubles.logs import (
+    SMALL_SEGMENT,
+    CountedEntropy,
+    acknowledged,
+    moment_at,
+    open_on,
+    renewal,
+)
 
 SAMPLES = int(os.environ.get("LEASED_CRASH_SAMPLES", "60"))
 MANY = 14
@@ -365,11 +372,12 @@ def test_a_removal_that_is_not_anchored_first_is_found(unlinked_first: bool) -> 
     names = [name for name in disk.names() if name.startswith("seg-")]
     begins = parse_header(disk.read(names[2])[:HEADER_BYTES], names[2]).head
     removal = Removal(begins.size, begins.hash, tuple(names[:2]))
+    pruned = Pruned(EventId(bytes(16)), begins.size, begins.hash, 2, begins.size)
+    events = [renewal(900), acknowledged(log, begins.size), pruned]
     log.stage(removal)
     if unlinked_first:
         remove(disk, removal.names)
-    pruned = Pruned(EventId(bytes(16)), begins.size, begins.hash, 2, begins.size)
-    batch = log.sealer().seal([(renewal(900), moment_at(900)), (pruned, moment_at(900))])
+    batch = log.sealer().seal([(event, moment_at(900)) for event in events])
     log.journal.commit_blocking(batch.frames, batch.count, batch.head, moment_at(900))
     disk.mark(batch.new_head)
     if not unlinked_first:

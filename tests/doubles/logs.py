@@ -191,6 +191,12 @@ def open_on(
     )
 
 
+def acknowledged(log: OpenedLog, size: int) -> e.HeadCountersigned:
+    """A collector has the first `size` records of this log: nothing may be pruned before."""
+    root = log.pages().tree(size, log.journal.anchored).root()
+    return e.HeadCountersigned(EventId(b"\xac" * 16), size, root, 0xC0, 1, bytes(64))
+
+
 def open_in(directory: Path, *, segment_bytes: int = SMALL_SEGMENT, **options: object) -> OpenedLog:
     """`open_log` on a real directory, best effort allowed, without the C thread's help being
     needed to open."""

@@ -51,13 +51,16 @@ class Countersignatures:
             if kind not in _WANTED:
                 continue
             record = walk.record(index)
-            event = decode(kind, record.schema, record.body, sequence=record.sequence)
-            if isinstance(event, Pruned):
-                self._pruned = event
-            elif isinstance(event, HeadCountersigned):
-                held = self._newest.get(event.key_id)
-                if held is None or event.size >= held.size:
-                    self._newest[event.key_id] = event
+            self.note(decode(kind, record.schema, record.body, sequence=record.sequence))
+
+    def note(self, event: object) -> None:
+        """One event, in order; of most kinds it says nothing."""
+        if isinstance(event, Pruned):
+            self._pruned = event
+        elif isinstance(event, HeadCountersigned):
+            held = self._newest.get(event.key_id)
+            if held is None or event.size >= held.size:
+                self._newest[event.key_id] = event
 
     def compare(
         self, disk: Disk, identity: LogIdentity, slot: AnchorSlot, begins: int, head: bytes

@@ -28,22 +28,25 @@ from leased.chain.epochs import (
 )
 from leased.chain.segment import (
     FLAG_SEALED_PROFILE,
+    HEADER_BYTES,
     SEGMENT_BYTES,
     LogIdentity,
     machine_hash,
+    parse_header,
     parse_log_id,
 )
 from leased.chain.signing import Signer
 from leased.chain.verdict import SEAL_KEY
 from leased.durable.anchor import ANCHOR
 from leased.durable.binding import Binding
+from leased.durable.countersigned import Countersignatures
 from leased.durable.files import DirectoryDisk, Disk, make_directory
 from leased.durable.genesis import LOG_ID, create_log
 from leased.durable.journal import Committer, FileJournal
 from leased.durable.keyfile import KEY_FILE, NEXT_KEY_FILE, load_key, settle_key
 from leased.durable.opened import OpenedLog, RecoveredTail, read_places
-from leased.durable.repair import examine, repair
-from leased.durable.retention import remove_pruned
+from leased.durable.repair import ADVICE, Examined, examine, repair
+from leased.durable.retention import live_segments, remove_pruned
 from leased.durable.scan import Scan
 from leased.durable.sealkey import SEAL_KEY_FILE, load_seal_key, replace_seal_key
 from leased.durable.spares import Spares
@@ -167,6 +170,7 @@ class _Opening:
         for name in disk.names():
             if name.endswith(".new"):
                 disk.unlink(name)
+        self._check_beginning(identity, found)
         remove_pruned(disk, found.slot.min_seq)
         spares = Spares(disk, identity.segment_bytes)
         spares.adopt()
@@ -206,6 +210,24 @@ class _Opening:
         if background:
             spares.start()
         return opened
+
+    def _check_beginning(self, identity: LogIdentity, found: Examined) -> None:
+        """What a log does not have any more was pruned by the rules, or it is not gone on with:
+        every verifier and every collector would refuse it. Changes nothing. Raises ChainError (GAP,
+        BAD_ROOT)."""
+        disk, slot = self._disk, found.slot
+        if not slot.min_seq:
+            return
+        first = live_segments(disk.names(), slot.min_seq)[0]
+        begins = parse_header(disk.read_part(first, 0, HEADER_BYTES), first).head
+        acks = Countersignatures()
+        for _, event, _ in read_places(disk, found.scan.places, identity.log_id):
+            acks.note(event)
+        try:
+            acks.compare(disk, identity, slot, begins.size, begins.hash)
+        except ChainError as error:
+            why, path = error.why + ADVICE, str(disk.directory / first)
+            raise ChainError(error.verdict, why, sequence=error.sequence, file=path) from error
 
     def _ratchet(self, identity: LogIdentity, scan: Scan) -> Ratchet | None:
         """The open epoch and its key, evolved if a crash came between a seal and that. Raises

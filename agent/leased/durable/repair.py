@@ -31,7 +31,7 @@ from leased.terms.errors import ChainError
 from leased.terms.moment import Moment
 
 QUARANTINE: Final = "quarantine"
-_ADVICE: Final = (
+ADVICE: Final = (
     "; nothing was changed. Keep a copy of the directory, then restore it from a backup or recover "
     "from the collector"
 )
@@ -67,7 +67,7 @@ def examine(disk: Disk, identity: LogIdentity) -> Examined:
         )
         raise ChainError(
             error.verdict,
-            error.why + _ADVICE,
+            error.why + ADVICE,
             sequence=error.sequence,
             offset=error.offset,
             file=file,

@@ -6,15 +6,26 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
+from leased.durable.anchor import encode_slot, slot_offset
+from leased.durable.log import OpenedLog
 from leased.durable.reader import read_log
 from leased.durable.retention import SEGMENTS_KEPT, Removal, needed_from
 from leased.durable.scan import segment_names
 from leased.terms import event as e
-from leased.terms.errors import StateError
+from leased.terms.errors import ChainError, StateError
 from tests.doubles.disk import MemoryDisk
-from tests.doubles.logs import CountedEntropy, allocation, lease_life, moment_at, open_on, started
+from tests.doubles.logs import (
+    CountedEntropy,
+    acknowledged,
+    allocation,
+    lease_life,
+    moment_at,
+    open_on,
+    started,
+)
 
 LATE = moment_at(10**6).wall_ns
 ID = e.EventId(bytes(16))
@@ -56,7 +67,8 @@ def prune(disk: MemoryDisk, *, unlink: bool = True) -> Removal:
     log.stage(removal)
     at = moment_at(1000)
     fields = (removal.min_seq, removal.head, len(removal.names), log.head.size)
-    batch = log.sealer().seal([(started(), at), (e.Pruned(ID, *fields), at)])
+    events = [started(), acknowledged(log, log.head.size), e.Pruned(ID, *fields)]
+    batch = log.sealer().seal([(event, at) for event in events])
     log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
     if batch.ends_epoch:
         log.forget_epoch()
@@ -171,3 +183,39 @@ def test_what_later_releases_say_is_kept() -> None:
     assert needed_from(history, 50) == 0
     assert needed_from(history[2:], 50) == 9
     assert needed_from([(0, started()), (9, started())], 50) == 50
+
+
+@pytest.mark.parametrize("missing", ["the record", "the acknowledgement", "both", "the root"])
+def test_a_log_whose_beginning_is_gone_without_proof_is_not_gone_on_with(missing: str) -> None:
+    """Whoever has the disk can let segments go and move the anchor. Every verifier and collector
+    refuses such a log; so does a start, and it changes nothing."""
+    disk = filled()
+    log, removal = ask(disk)
+    assert isinstance(log, OpenedLog) and removal is not None
+    size, at = log.head.size, moment_at(1000)
+    ack = acknowledged(log, size if missing != "the acknowledgement" else removal.min_seq - 1)
+    if missing == "the root":
+        ack = msgspec.structs.replace(ack, root=bytes(32))
+    events = {"ack": ack, "pruned": e.Pruned(ID, removal.min_seq, removal.head, 2, size)}
+    if missing in ("the record", "both"):
+        del events["pruned"]
+    if missing == "both":
+        del events["ack"]
+    batch = log.sealer().seal([(event, at) for event in (started(), *events.values())])
+    log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
+    if batch.ends_epoch:
+        log.forget_epoch()
+    slot = log.journal.anchored
+    log.close()
+    disk.closed = False
+    slot = msgspec.structs.replace(slot, min_seq=removal.min_seq, generation=slot.generation + 1)
+    handle = disk.open("anchor")
+    disk.write(handle, encode_slot(slot), slot_offset(slot))
+    disk.close_handle(handle)
+    for name in removal.names:
+        disk.unlink(name)
+    before = disk.contents()
+    with pytest.raises(ChainError) as refused:
+        open_on(disk, entropy=CountedEntropy(b"yet again"))
+    assert refused.value.verdict == ("BAD_ROOT" if missing == "the root" else "GAP")
+    assert "nothing was changed" in refused.value.why and disk.contents() == before

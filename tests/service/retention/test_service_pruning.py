@@ -95,7 +95,8 @@ class Days:
             if sizes and sizes[-1] > self._asked.get(one.name, 0):
                 self._asked[one.name] = sizes[-1]
                 key_id = int.from_bytes(one.key.key_id, "big")
-                fields = {"size": sizes[-1], "root": bytes(32), "key_id": key_id, "time_s": 1}
+                root = agent.opened.pages().tree(sizes[-1], agent.opened.journal.anchored).root()
+                fields = {"size": sizes[-1], "root": root, "key_id": key_id, "time_s": 1}
                 await agent.sequencer.ask_own(
                     NoteCountersigned(NO_COMMAND, **fields, signature=bytes(64))
                 )
