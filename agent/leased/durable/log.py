@@ -164,13 +164,12 @@ class _Opening:
             binding.judge(0, anchor)
         identity = self._identity(origin, segment_bytes, epoch_ns, best_effort=bool(filesystem.why))
         load_key(disk)
-        found = examine(disk, identity)
+        found = self._examine(identity)
         standing = binding.judge(found.slot.tpm_counter, anchor) if binding else None
         _find_signer(disk, _key_in_force(disk, identity, found.scan))
         for name in disk.names():
             if name.endswith(".new"):
                 disk.unlink(name)
-        self._check_beginning(identity, found)
         remove_pruned(disk, found.slot.min_seq)
         spares = Spares(disk, identity.segment_bytes)
         spares.adopt()
@@ -211,13 +210,13 @@ class _Opening:
             spares.start()
         return opened
 
-    def _check_beginning(self, identity: LogIdentity, found: Examined) -> None:
-        """What a log does not have any more was pruned by the rules, or it is not gone on with:
-        every verifier and every collector would refuse it. Changes nothing. Raises ChainError (GAP,
-        BAD_ROOT)."""
-        disk, slot = self._disk, found.slot
+    def _examine(self, identity: LogIdentity) -> Examined:
+        """All of it holds, and what is not here any more was pruned by the rules: every verifier
+        and every collector would refuse it otherwise. Changes nothing. Raises ChainError."""
+        disk, found = self._disk, examine(self._disk, identity)
+        slot = found.slot
         if not slot.min_seq:
-            return
+            return found
         first = live_segments(disk.names(), slot.min_seq)[0]
         begins = parse_header(disk.read_part(first, 0, HEADER_BYTES), first).head
         acks = Countersignatures()
@@ -228,6 +227,7 @@ class _Opening:
         except ChainError as error:
             why, path = error.why + ADVICE, str(disk.directory / first)
             raise ChainError(error.verdict, why, sequence=error.sequence, file=path) from error
+        return found
 
     def _ratchet(self, identity: LogIdentity, scan: Scan) -> Ratchet | None:
         """The open epoch and its key, evolved if a crash came between a seal and that. Raises
