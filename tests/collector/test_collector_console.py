@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +20,11 @@ from leased.collector.api.callers import hash_of
 from leased.collector.console import POLICY, pages
 from tests.collector.test_collector_api_fleet import LAST_MONTH, await_books
 from tests.doubles.browser import Browser
-from tests.doubles.collector_server import CollectorServer
+from tests.doubles.collector_server import REPOSITORY, CollectorServer
 from tests.doubles.fleet_archive import sample
 from tests.doubles.host import not_proven
 
-VIEWS = ("fleet", "nodes", "leases", "tenants", "bill", "chains", "waste")
+VIEWS = ("fleet", "nodes", "leases", "tenants", "bill", "chains", "waste", "hooks")
 FIRST_PAINT_MS_MAX = 1000
 
 
@@ -30,8 +32,11 @@ FIRST_PAINT_MS_MAX = 1000
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectorServer]:
     directory = tmp_path_factory.mktemp("console")
     sample(directory / "state", time.time_ns())
-    with CollectorServer(directory=directory) as running:
+    more = '[webhooks]\nprivate_networks = ["127.0.0.0/8"]\ntimeout = "1s"'
+    with CollectorServer(directory=directory, more=more) as running:
         await_books(running)
+        hook = {"url": "https://127.0.0.1:9/told", "events": ["quota.*"], "description": "ours"}
+        assert running.ask("POST", "/v1/webhooks", hook).status == 201
         body = {"cpu_cores": 100, "memory_gb": 128, "reason": "<b>first</b> quota"}
         running.ask("PATCH", "/v1/governance/quotas/tenant-acme", body)
         yield running
@@ -68,6 +73,7 @@ def test_every_view_shows_the_fleet_and_loads_nothing_from_elsewhere(
     server: CollectorServer, browser: Browser, tmp_path: Path
 ) -> None:
     browser.open(server.url + "/")
+    browser.wait("document.body?.innerText.includes('host-b')")  # the stream has told its first
     wanted = {
         "fleet": ("host-a", "host-b", "2 nodes", "Leases that end next"),
         "nodes": ("host-a", "active", "idle", "65 / 400"),
@@ -76,6 +82,7 @@ def test_every_view_shows_the_fleet_and_loads_nothing_from_elsewhere(
         "bill": ("INV-", "Computed from these records", "host-a"),
         "chains": ("host-b", "OK", "<b>first</b> quota", "leased/policy+"),
         "waste": ("idle", "host-b", "Cost by tenant"),
+        "hooks": ("https://127.0.0.1:9/told", "quota.*", "everybody", "ours"),
     }
     for view in VIEWS:
         text = show(browser, view)
@@ -89,6 +96,11 @@ def test_every_view_shows_the_fleet_and_loads_nothing_from_elsewhere(
     text = show(browser, "tenants/tenant-acme")
     assert "Sealed changes" in text and "<b>first</b> quota" in text
     browser.screenshot(artifacts(tmp_path) / "tenant.png")
+    [hook] = server.ask("GET", "/v1/webhooks").json["webhooks"]
+    text = show(browser, f"hooks/{hook['id']}")
+    assert "quota.changed" in text and "Nothing was given up." in text
+    assert f"leasectl collector webhook replay {hook['id']}" in text
+    browser.screenshot(artifacts(tmp_path) / "webhook.png")
     assert browser.evaluate("document.querySelectorAll('main b').length") == 0
     outside = [one for one in browser.requests if not one.startswith(server.url)]
     assert (browser.complaints, outside) == ([], [])
@@ -173,3 +185,35 @@ def test_files_are_served_with_the_policy_that_keeps_others_out(server: Collecto
             assert "http:" not in text.replace("http://www.w3.org/2000/svg", "")
             assert "https:" not in text and "innerHTML" not in text and "eval(" not in text
     assert "default-src 'none'" in POLICY and "unsafe" not in POLICY
+
+
+def test_a_demo_fleet_is_made_served_and_looked_at(browser: Browser, tmp_path: Path) -> None:
+    """`leased-collector --demo-fleet N`: chains by the real sealer over 90 days; begun again, it
+    serves what is there."""
+    config = tmp_path / "leased-collector.toml"
+    config.write_text('[http]\nlisten = ["127.0.0.1:0"]\n')
+    words = ["--state", str(tmp_path / "state"), "--demo-fleet", "2", "--config", str(config)]
+    for _ in range(2):
+        with subprocess.Popen(
+            [sys.executable, "-m", "leased.collector.main", *words],
+            env={"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                assert process.stderr is not None
+                said = iter(process.stderr)
+                url = next(line.split()[-1] for line in said if "serving http" in line)
+                next(line for line in said if "usage is up to date" in line)
+                browser.open(url.replace("127.0.0.1", "localhost") + "/")
+                browser.wait("document.body?.innerText.includes('demo-001')")
+                for view in ("leases", "chains", "waste"):
+                    show(browser, view)
+                browser.screenshot(artifacts(tmp_path) / "demo.png")
+                browser.open("about:blank")
+            finally:
+                process.terminate()
+            rest = list(said)
+        assert process.returncode == 0, rest
+    assert browser.complaints == []

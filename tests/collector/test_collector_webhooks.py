@@ -19,6 +19,8 @@ import pytest
 
 from leased.chain.certificate import Role
 from leased.collector.api.callers import hash_of
+from leased.collector.telemetry.rollup import Folding, Key, Point
+from leased.collector.telemetry.store import Store
 from tests.doubles.collector_server import REPOSITORY, CollectorServer
 from tests.doubles.fleet_archive import HOUR_NS, JANUARY_NS, NODE_A, sample
 from tests.doubles.fleet_pki import FleetPki
@@ -370,3 +372,29 @@ def test_a_register_without_webhooks_is_brought_forward(fleet: Fleet) -> None:
     with fleet.collector() as server:
         assert server.ask("GET", QUOTA).json["quotas"]["cpu_cores"] == 4
         assert server.ask("GET", HOOKS).json["webhooks"] == []
+
+
+def test_a_lease_that_does_nothing_is_heard_of_by_its_tenant(fleet: Fleet) -> None:
+    """Of telemetry as nodes send it, while the collector runs."""
+    with fleet.collector() as server, receiver(fleet.certificate) as heard:
+        _, secret = add(server, heard.url, "waste.*", tenants=["acme"])
+        now_s = time.time_ns() // 10**9
+        told = []
+        for at in range(now_s - 900, now_s - 600, 10):
+            for name, value in (("utilization", 0), ("capacity", 1000)):
+                what = (("leased.resource.kind", "gpu"),)
+                of = Key(NODE_A, "", "ab" * 16, "acme", f"leased.lease.{name}", what)
+                told.append(Point(of, at * 10**9, value))
+        folding = Folding()
+        folding.fold(told)
+        samples = Store(server.state)
+        samples.append(folding.take(now_s * 10**9))
+        samples.close()
+        event = judged(heard.next(), secret)
+        assert (
+            event["type"] == "io.leased.waste.found" and event["subject"] == "leases/" + "ab" * 16
+        )
+        found = event["data"]
+        assert (found["class"], found["tenant"], found["node"]) == ("idle", "acme", NODE_A)
+        assert (found["utilization"], found["unused_share"]) == (0, 1)
+        assert found["coverage"] > 0.9 and heard.hears_nothing()

@@ -28,6 +28,7 @@ from leased.ctl.outcome import carry_out
 from leased.ctl.usage_text import Parser
 
 STATE_DIRECTORY: Final = Path("/var/lib/leased-collector")
+DEMO_FLEET: Final = "--demo-fleet"
 EXIT_STATUSES: Final = (
     (0, "done, and everything holds"),
     (64, "the command line cannot be meant"),
@@ -61,6 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"the collector's state directory (default: {STATE_DIRECTORY})",
     )
+    parser.add_argument(
+        DEMO_FLEET, metavar="N", help="make a fleet of N hosts that never were, and serve it (demo)"
+    )
     verbs = parser.add_subparsers(
         dest="verb", metavar="VERB", required=True, parser_class=Parser, title="verbs"
     )
@@ -73,7 +77,22 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run one command; returns its exit status."""
     console = console or Console(program="leased-collector")
-    return carry_out(build_parser().parse_args(argv), console)
+    words = spelled(sys.argv[1:] if argv is None else argv)
+    return carry_out(build_parser().parse_args(words), console)
+
+
+def spelled(words: Sequence[str]) -> list[str]:
+    """`--demo-fleet N` in full: a verb is wanted, and that is which."""
+    given: list[str] = []
+    for word in words:
+        given += word.split("=", 1) if word.startswith(f"{DEMO_FLEET}=") else [word]
+    if DEMO_FLEET not in given[:-1]:
+        return list(words)
+    at = given.index(DEMO_FLEET)
+    rest = [*given[:at], *given[at + 2 :]]
+    split = rest.index("--state") + 2 if "--state" in rest else 0
+    demo = ["demo", "--nodes", given[at + 1], "--serve"]
+    return [*rest[:split], *demo, *rest[split:]]
 
 
 if __name__ == "__main__":

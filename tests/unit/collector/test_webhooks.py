@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sqlite3
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from leased.collector.webhooks.facts import Fact, Kind
 from leased.collector.webhooks.guard import parse_network, parse_target, refusal
 from leased.collector.webhooks.outbox import Outbox, Webhook
 from leased.collector.webhooks.post import retry_after_ns
+from leased.collector.webhooks.watcher import Look, Seen, Watcher
+from leased.economics.waste import Held, Judged, Waste
+from leased.terms.resource import ResourceKind
+from leased.terms.teardown import Utilization
 
 S = 1_000_000_000
 NOW_NS = 1_700_000_000 * S
@@ -244,4 +249,52 @@ def test_a_fact_is_told_only_if_its_change_is_durable(tmp_path: Path) -> None:
         kept.put(fact(1))
         register.connection.execute("no such thing")
     assert kept.count("pending", one.id) == 0
+    register.close()
+
+
+# ---- waste ---------------------------------------------------------------------------------------
+
+
+def judged(lease: str, waste: Waste, tenant: str = "acme") -> Judged:
+    seen = Utilization(mean_pm=40, max_pm=90, active_share_pm=50, sample_count=360, coverage_pm=990)
+    held = Held(lease, tenant, "a1" * 16, ResourceKind.GPU, 1000, seen)
+    return Judged(held, waste, None if waste is Waste.UNKNOWN else 960)
+
+
+def test_each_class_of_waste_of_a_lease_is_told_once(tmp_path: Path) -> None:
+    register = Register(tmp_path)
+    outbox = Outbox(register.connection, "urn:leased:fleet:test")
+    hook = Webhook("h", "https://example.org/", ("waste.found",), (secret(),), 0, "me")
+    outbox.put_webhook(hook)
+    watcher = Watcher(
+        *(None, tmp_path, Look(dict, list)),  # type: ignore[arg-type] # nothing of it is asked
+        thresholds_pm=(),
+        idle_ns=0,
+        keep_ns=NOW_NS,
+        keep_dead_ns=NOW_NS,
+        wall_ns=lambda: NOW_NS,
+        put=lambda: None,
+        say=lambda text: None,
+    )
+
+    def told(*found: Judged) -> list[dict[str, object]]:
+        ask = register.connection.execute
+        (before,) = ask("SELECT COUNT(*) FROM messages").fetchone()
+        watcher.note(outbox, Seen({}, [], list(found), []))
+        rows = ask("SELECT body FROM messages ORDER BY number LIMIT -1 OFFSET ?", (before,))
+        return [json.loads(body)["data"] for (body,) in rows.fetchall()]
+
+    idle, wide = judged("l1", Waste.IDLE), judged("l1", Waste.OVERPROVISIONED)
+    [first] = told(idle, judged("l2", Waste.HEALTHY), judged("l3", Waste.UNKNOWN))
+    assert (first["class"], first["lease_id"], first["tenant"]) == ("idle", "l1", "acme")
+    assert (first["utilization"], first["coverage"], first["samples"]) == (0.04, 0.99, 360)
+    assert told(idle) == []
+    assert [one["class"] for one in told(wide)] == ["overprovisioned"]
+    assert told(judged("l1", Waste.HEALTHY)) == told(idle) == told(wide) == []
+    classes = {
+        one["class"] for one in told(judged("l4", Waste.PREMIUM), judged("l5", Waste.FRAGMENTED))
+    }
+    assert classes == {"premium_waste", "fragmented"}
+    told()  # whoever is gone is forgotten
+    assert outbox.cursors("waste/") == {}
     register.close()

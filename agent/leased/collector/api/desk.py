@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import trio
@@ -56,8 +57,13 @@ from leased.collector.webhooks.mailing import Mailing
 from leased.collector.webhooks.watcher import Look
 from leased.economics.contracts import Terms
 from leased.economics.rates import RateCard
-from leased.terms.errors import ConfigError
+from leased.economics.waste import Judged
+from leased.terms.errors import ConfigError, StateError
+from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy
+
+WASTE_NS: Final = 3_600 * NS_PER_S
+"""Of which time leases are judged before a class of waste is told: an hour has enough samples."""
 
 
 class Desk:
@@ -207,7 +213,13 @@ class Desk:
                 return []
             return [] if found is None else found.idle_resources
 
-        return Look(shares, idle)
+        def waste() -> list[Judged]:
+            try:
+                return self._observed.judged(self._wall_ns(), WASTE_NS)
+            except StateError:  # no node has sent anything yet
+                return []
+
+        return Look(shares, idle, waste)
 
     def _newest_card(self) -> RateCard:
         """What is expensive now."""

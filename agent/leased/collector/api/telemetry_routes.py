@@ -83,19 +83,23 @@ class Observed:
         last_ns = parse_duration(call.query.last)
         if not 0 < last_ns <= LAST_NS_MAX:
             raise Problem(422, "From 1s to 90d.", parameter="last")
-        begin_s, end_s = views.windows(call.now_ns, last_ns)
-        store = Store(self._state, reading=True)
-        try:
-            found = views.leases(store, begin_s, end_s)
-        finally:
-            store.close()
-        judged = views.waste(found, self._card())
+        judged = self.judged(call.now_ns, last_ns)
         shown = [
             _shown(one)
             for one in judged
             if call.caller.sees(one.held.tenant) and call.query.waste in (None, one.waste)
         ]
         return Answer(WasteSeen(call.query.last, shown))
+
+    def judged(self, now_ns: int, last_ns: int) -> list[Judged]:
+        """Every lease that was seen within `last_ns`, and its class. Raises StateError."""
+        begin_s, end_s = views.windows(now_ns, last_ns)
+        store = Store(self._state, reading=True)
+        try:
+            found = views.leases(store, begin_s, end_s)
+        finally:
+            store.close()
+        return views.waste(found, self._card())
 
     def heat(self, call: Call) -> Answer:
         """Heat by node."""

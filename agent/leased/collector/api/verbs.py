@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import socket
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -90,7 +91,20 @@ def serve(options: argparse.Namespace, console: Console) -> int:
         trio.run(_serve, desk, console)
     finally:
         desk.close()
+    # All that has to last is closed. An answer that nobody waits for any more may still be computed
+    # in a thread (a cancelled request leaves it there): when it came back into an interpreter that
+    # is being taken apart, Python would end that thread in the middle of DuckDB's C++, which then
+    # aborts the process, and a stop in order would be told as a crash.
+    if _is_at_work():
+        console.out.flush()
+        console.err.flush()
+        os._exit(0)
     return 0
+
+
+def _is_at_work() -> bool:
+    """Whether a thread of trio's is there that may be at something."""
+    return any(one.daemon and one.is_alive() for one in threading.enumerate())
 
 
 async def _serve(desk: Any, console: Console) -> None:

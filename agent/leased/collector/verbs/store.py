@@ -17,7 +17,9 @@ from typing import Any, Final
 
 from leased.collector.accounts.periods import day, label_of_day
 from leased.collector.accounts.terms_file import load_terms
+from leased.collector.api.verbs import serve
 from leased.collector.archive.archive import Archive, ArchiveReader
+from leased.collector.archive.manifests import is_there
 from leased.collector.config import CONFIG
 from leased.collector.demo import DAY_NS, Wish, make_fleet
 from leased.collector.metering.engines import load_store, maker
@@ -68,7 +70,11 @@ def register(verbs: Verbs) -> None:
     one.add_argument(
         "--leases", type=int, default=24, metavar="N", help="per node and day (default: 24)"
     )
-    one.set_defaults(act=demo)
+    one.add_argument("--config", type=Path, metavar="FILE", help="of the server, with --serve")
+    one.add_argument(
+        "--serve", action="store_true", help="then serve it, console and all (none is made twice)"
+    )
+    one.set_defaults(act=demo, check=False)
 
 
 def add_terms(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +153,16 @@ def rebuild(options: argparse.Namespace, console: Console) -> int:
 
 
 def demo(options: argparse.Namespace, console: Console) -> int:
-    """Make a fleet."""
+    """Make a fleet, and serve it if that is asked for."""
+    if not (options.serve and is_there(options.state)):
+        _make(options, console)
+    if options.serve:
+        console.note("look around: the console is at /, the API below /v1")
+        return serve(options, console)
+    return 0
+
+
+def _make(options: argparse.Namespace, console: Console) -> None:
     wish = _wish(options, console)
     console.note(
         f"--seed {wish.seed} --until {day(wish.until_ns)}: the same two make the same chains"
@@ -164,7 +179,6 @@ def demo(options: argparse.Namespace, console: Console) -> int:
     else:
         console.say(f"{wish.nodes} nodes, {records} records, {done.closed} days")
         console.say(f"look around: leased-collector --state {options.state} costs")
-    return 0
 
 
 def compare(one: Source, other: Source, floor_ns: int = 0) -> list[str]:

@@ -32,6 +32,7 @@ from leased.collector.webhooks.facts import Fact, Kind
 from leased.collector.webhooks.keeping import Kept
 from leased.collector.webhooks.outbox import Outbox, Webhook
 from leased.economics.billing import Bill
+from leased.economics.waste import Judged, Waste
 from leased.terms import event as events
 from leased.terms.errors import LeasedError
 from leased.terms.event import Event, LeaseEvent
@@ -61,16 +62,26 @@ _QUIET: Final = ("OK", "BEHIND")
 """A log goes back and forth between these as it is pulled."""
 
 
-Seen = tuple[Mapping[str, Mapping[str, Fraction]], list[IdleResource], list[Path]]
-"""Used of each limit, by tenant; nodes that nobody uses; bills."""
+_WASTE: Final = (Waste.IDLE, Waste.OVERPROVISIONED, Waste.FRAGMENTED, Waste.PREMIUM)
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What was looked at, outside of the outbox's transaction: used of each limit, by tenant; nodes
+    that nobody uses; leases and their classes of waste; bills."""
+
+    shares: Mapping[str, Mapping[str, Fraction]]
+    idle: list[IdleResource]
+    waste: list[Judged]
+    bills: list[Path]
 
 
 class Look(msgspec.Struct, frozen=True):
     """What the server knows beside the archive. `shares`: used of each limit, by tenant;
-    `idle`: nodes that nobody uses."""
+    `idle`: nodes that nobody uses; `waste`: leases of the last hour and their classes."""
 
     shares: Callable[[], Mapping[str, Mapping[str, Fraction]]]
     idle: Callable[[], Iterable[IdleResource]]
+    waste: Callable[[], Iterable[Judged]] = tuple
 
 
 class Watcher:
@@ -188,17 +199,18 @@ class Watcher:
 
     def _see(self) -> Seen:
         found = sorted((self._state / "invoices").glob("tenant=*/????-??.json"))
-        return self._look.shares(), list(self._look.idle()), found
+        look = self._look
+        return Seen(look.shares(), list(look.idle()), list(look.waste()), found)
 
     def note(self, outbox: Outbox, seen: Seen) -> None:
         """Take in what was seen, and forget what is over since long."""
-        shares, idle, bills = seen
         now_ns = self._wall_ns()
         webhooks = [one for one in outbox.webhooks() if not one.disabled]
         for fact in (
-            *self._crossed(outbox, shares, now_ns),
-            *self._wasted(outbox, idle, now_ns),
-            *self._billed(outbox, bills),
+            *self._crossed(outbox, seen.shares, now_ns),
+            *self._wasted(outbox, seen.idle, now_ns),
+            *self._judged(outbox, seen.waste, now_ns),
+            *self._billed(outbox, seen.bills),
         ):
             outbox.put(fact, webhooks)
         outbox.sweep(now_ns - self._keep_ns, now_ns - self._keep_dead_ns)
@@ -244,6 +256,25 @@ class Watcher:
             data = {"class": "idle", **msgspec.to_builtins(one, builtin_types=(Decimal,))}
             key = f"{one.resource}/{one.idle_since}"
             yield Fact(Kind.WASTE_FOUND, key, f"nodes/{one.resource}", None, now_ns, data)
+        for name in known:
+            outbox.drop_cursor(name)
+
+    def _judged(self, outbox: Outbox, judged: Iterable[Judged], now_ns: int) -> Iterator[Fact]:
+        """Each class that a lease was found in, once: one that goes back and forth is not told
+        again."""
+        known = outbox.cursors("waste/")
+        for one in judged:
+            held = one.held
+            kind = held.kind.name.lower()
+            name = f"waste/{held.lease}/{kind}"
+            told = [part for part in known.pop(name, "").split(",") if part]
+            if one.waste not in _WASTE or one.waste in told:
+                continue
+            outbox.set_cursor(name, ",".join([*told, one.waste]))
+            key = f"{held.lease}/{kind}/{one.waste}"
+            whose = held.tenant or None
+            data = _waste_data(one)
+            yield Fact(Kind.WASTE_FOUND, key, f"leases/{held.lease}", whose, now_ns, data)
         for name in known:
             outbox.drop_cursor(name)
 
@@ -293,6 +324,28 @@ def _lease_fact(kind: Kind, event: LeaseEvent, record: Record, entry: LogEntry) 
     }
     key = f"{place}/{record.sequence}/{record.hash.hex()}"
     return Fact(kind, key, f"leases/{lease_id}", str(subject.tenant), record.wall_ns, data)
+
+
+def _waste_data(one: Judged) -> dict[str, Any]:
+    """Shares from 0 to 1, each beside how much it rests on."""
+    held, seen = one.held, one.held.utilization
+
+    def share(pm: int | None) -> Decimal | None:
+        return None if pm is None else Decimal(pm).scaleb(-3)
+
+    return {
+        "class": str(one.waste),
+        "tenant": held.tenant,
+        "lease_id": held.lease,
+        "node": held.node,
+        "kind": held.kind.name.lower(),
+        "capacity": held.capacity,
+        "utilization": share(seen.mean_pm),
+        "active_share": share(seen.active_share_pm),
+        "unused_share": share(one.unused_pm),
+        "samples": seen.sample_count,
+        "coverage": share(seen.coverage_pm),
+    }
 
 
 def _bill_fact(kind: Kind, bill: Bill, issued_ns: int, more: dict[str, Any]) -> Fact:

@@ -368,7 +368,32 @@ async function drawWaste(main) {
     panel("Capacity now", "", h("div", { class: "body heat" }, kinds.map(([kind, row]) => h("div", {}, h("div", { class: "dim" }, `${kind}: ${number.format(row.allocated)} of ${number.format(row.total)}`), bar(row.allocated / row.total, true)))))));
 }
 
-const VIEWS = { fleet: ["Fleet", drawFleet], nodes: ["Nodes", drawNodes], leases: ["Leases", drawLeases], tenants: ["Tenants", drawTenants], bill: ["Bill", drawBill], chains: ["Chains", drawChains], waste: ["Waste", drawWaste] };
+// Who is told what. Read here only: a secret is shown once where it is made, and what is sent again is asked for by name.
+async function drawHooks(main) {
+  let hooks;
+  try {
+    hooks = (await get("/v1/webhooks?limit=1000")).webhooks;
+  } catch (error) {
+    return main.append(panel("Webhooks", "", empty(error.status === 403 ? "Not for this token: it wants the scope webhook." : error.message)));
+  }
+  const one = hooks.find((hook) => hook.id === state.args[0]);
+  if (one) return drawHook(main, one);
+  const how = (w) => (w.enabled ? chip("on", "good") : chip(w.disabled_because ?? "off", "bad"));
+  const columns = [["Receiver", (w) => w.url, (w) => h("span", { class: "mono" }, w.url)], ["Hears", (w) => w.events.join(", ")], ["Of", (w) => w.tenants?.join(", ") ?? "everybody"], ["Waiting", (w) => w.pending, null, "num"], ["Given up", (w) => w.dead, (w) => (w.dead ? chip(w.dead, "bad") : "0"), "num"], ["State", (w) => w.disabled_because ?? "on", how], ["What for", (w) => w.description]];
+  main.append(panel(["Webhooks", `${hooks.length}`], "", table("hooks", columns, hooks, { go: (w) => go("hooks", w.id), sort: [4, -1], none: "Nobody is told anything. `leased-collector webhook add` has somebody told." })));
+}
+
+async function drawHook(main, hook) {
+  const path = `/v1/webhooks/${encodeURIComponent(hook.id)}/deliveries`;
+  const [dead, all] = await Promise.all([get(`${path}?state=dead&limit=200`), get(`${path}?limit=200`)]);
+  const facts = [["Id", h("span", { class: "mono" }, hook.id)], ["Receiver", h("span", { class: "mono" }, hook.url)], ["Hears", hook.events.join(", ")], ["Of", hook.tenants?.join(", ") ?? "everybody"], ["Since", hook.created_at], ["State", hook.enabled ? chip("on", "good") : chip(hook.disabled_because ?? "off", "bad")], ["Waiting", hook.pending], ["Given up", hook.dead], ["Again", h("code", { class: "mono" }, `leasectl collector webhook replay ${hook.id}`)]];
+  const columns = [["Happened", (d) => d.happened_at], ["What", (d) => d.kind], ["State", (d) => d.state, (d) => chip(d.state, { delivered: "good", dead: "bad" }[d.state] ?? "warn")], ["Attempts", (d) => d.attempts, null, "num"], ["Answer", (d) => d.status ?? "", (d) => d.status ?? "–", "num"], ["Why", (d) => d.why], ["Next", (d) => d.next_attempt_at ?? ""], ["Message", (d) => d.message, (d) => h("span", { class: "mono" }, short(d.message.slice(4)))]];
+  main.append(h("div", { class: "grid" }, panel(["Webhook", short(hook.id)], "", h("dl", { class: "body kv" }, facts.flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]))),
+    panel(["Given up", `${dead.deliveries.length}`], "", table("dead", columns, dead.deliveries, { sort: [0, -1], none: "Nothing was given up." })),
+    panel(["Deliveries", "the newest"], "", table("deliveries", columns, all.deliveries, { sort: [0, -1], none: "It was told nothing yet." }))));
+}
+
+const VIEWS = { fleet: ["Fleet", drawFleet], nodes: ["Nodes", drawNodes], leases: ["Leases", drawLeases], tenants: ["Tenants", drawTenants], bill: ["Bill", drawBill], chains: ["Chains", drawChains], waste: ["Waste", drawWaste], hooks: ["Webhooks", drawHooks] };
 
 // Drawn beside what is shown, and put in its place whole, so that nothing flickers; of two drawings the later one counts.
 let turn = 0;
@@ -401,7 +426,7 @@ function route() {
 
 // ---- keyboard -----------------------------------------------------------------------------------------------------
 
-const KEYS = [["1 – 7", "a view"], ["/", "filter"], ["j, k", "next row, row before"], ["Enter", "open the row"], ["Backspace", "back"], ["t", "light or dark"], ["?", "this help"], ["Esc", "leave the filter"]];
+const KEYS = [["1 – 8", "a view"], ["/", "filter"], ["j, k", "next row, row before"], ["Enter", "open the row"], ["Backspace", "back"], ["t", "light or dark"], ["?", "this help"], ["Esc", "leave the filter"]];
 
 function theme() {
   const dark = (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark")) === "dark";
@@ -423,7 +448,7 @@ document.addEventListener("keydown", (event) => {
   if (event.target === $("find")) { if (event.key === "Escape" || event.key === "Enter") { if (event.key === "Escape") { $("find").value = ""; state.find = ""; draw(); } $("find").blur(); } return; }
   if (["INPUT", "SELECT"].includes(event.target.tagName) || document.querySelector("dialog[open]")) return;
   const act = { "/": () => $("find").focus(), j: () => move(1), k: () => move(-1), Enter: () => event.target.tagName !== "BUTTON" && event.target.tagName !== "TH" && document.querySelector("main tr[aria-selected=true]")?.click(), Backspace: () => history.back(), t: theme, "?": () => $("help").showModal() }[event.key];
-  if (/^[1-7]$/.test(event.key)) go(Object.keys(VIEWS)[Number(event.key) - 1]);
+  if (/^[1-8]$/.test(event.key)) go(Object.keys(VIEWS)[Number(event.key) - 1]);
   else if (act) act();
   else return;
   if (event.key !== "Enter") event.preventDefault();
