@@ -7,7 +7,7 @@ canonical text. Whoever has the collector's verifier key text believes nothing e
 that it came from, not the TLS below. Text:
 
     io.leased/policy/v1
-    <fleet>
+    <fleet, or fleet/node id in hex: for that node alone>
     <generation>
     <issued, ns since the Unix epoch>
     <expires, ns since the Unix epoch>
@@ -38,8 +38,8 @@ DIGITS_MAX: Final = 19
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """What a note about a policy states. `changes` counts the collector's sealed changes,
-    `head` is the hash of the last."""
+    """What a note about a policy states. `fleet` may be one node of it (`for_node`); `changes`
+    counts the collector's sealed changes, `head` is the hash of the last."""
 
     fleet: str
     generation: int
@@ -99,11 +99,19 @@ def parse_grant(text: str) -> Grant:
     return grant
 
 
-def open_policy(note: str, document: str, key: NoteKey, fleet: str) -> tuple[Grant, Policy]:
-    """The policy in `document`, if the holder of `key` has granted it to `fleet`: with its
-    generation and its end. Raises ChainError, or ConfigError for what this release cannot mean."""
+def for_node(fleet: str, node: str) -> str:
+    """How a note says that it is for one node (its id in hex) of a fleet."""
+    return f"{fleet}/{node}"
+
+
+def open_policy(
+    note: str, document: str, key: NoteKey, fleet: str, node: str = ""
+) -> tuple[Grant, Policy]:
+    """The policy in `document`, if the holder of `key` has granted it to `fleet`, or to `node` of
+    it: with its generation and its end. Raises ChainError, or ConfigError for what this release
+    cannot mean."""
     grant = parse_grant(open_note(note, [key]).text)
-    if grant.fleet != fleet:
+    if grant.fleet not in (fleet, for_node(fleet, node)):
         raise ChainError(BAD_NOTE, f"for the fleet {grant.fleet[:80]}, and not for {fleet}")
     policy = decode(document.encode())
     if digest(policy) != grant.policy_hash:

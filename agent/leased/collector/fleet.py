@@ -52,6 +52,7 @@ _THROTTLES: Final = (
     RefusalReason.API_RATE,
     RefusalReason.THROTTLED,
 )
+_LIMITS: Final = (RefusalReason.TENANT_CAPACITY, RefusalReason.TENANT_LEASES)
 RECENT: Final = 256
 """The last events of a node that are kept to be shown."""
 
@@ -79,6 +80,15 @@ class LiveLease(msgspec.Struct):
     def is_held(self) -> bool:
         """Whether its holder has access."""
         return self.state in HELD
+
+
+class Want(msgspec.Struct, frozen=True):
+    """What a tenant asked for in vain, last, for one reason: in the raw unit of its limit."""
+
+    wall_ns: int
+    limit: int
+    usage: int
+    requested: int
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -111,6 +121,7 @@ class NodeView:
         self.counts: dict[str, int] = {}
         self.refused: dict[str, int] = {}
         self.throttled: dict[str, int] = {}
+        self.wants: dict[tuple[str, int], Want] = {}
         self.over: dict[tuple[str, str], int] = {}
         self.recent: list[Told] = []
         self.flow = Flow()
@@ -159,6 +170,10 @@ class NodeView:
             self.refused[event.tenant] = self.refused.get(event.tenant, 0) + 1
             if event.reason in _THROTTLES:
                 self.throttled[event.tenant] = moment.wall_ns
+            if event.reason in _LIMITS:
+                self.wants[event.tenant, event.reason] = Want(
+                    moment.wall_ns, event.limit, event.usage, event.requested
+                )
             self._tell(sequence, kind, moment, event.tenant, "")
 
     def _apply_lease(self, sequence: int, event: LeaseEvent, moment: Moment) -> None:

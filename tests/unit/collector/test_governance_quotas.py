@@ -16,7 +16,7 @@ from leased.chain.policy_note import Grant, offer, open_policy, parse_key, sign
 from leased.chain.signing import Signer
 from leased.collector.governance import windows
 from leased.collector.governance.dimensions import BY_KEY, DIMENSIONS, Form, parse, show
-from leased.collector.governance.issuer import openings_at
+from leased.collector.governance.divider import openings_at
 from leased.collector.governance.policies import compile_policy, shown_limits
 from leased.collector.governance.quotas import (
     Opening,

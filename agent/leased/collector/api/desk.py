@@ -99,6 +99,8 @@ class Desk:
                 fleet=fleet,
                 ground=lambda: self._ground,
                 valid_ns=self._settings.governance.policy_valid_ns,
+                share_valid_ns=self._settings.governance.share_valid_ns,
+                seen=lambda: self.books.fleet,
                 wall_ns=wall_ns,
             )
             self._observed = telemetry_routes.Observed(state, self._newest_card)
@@ -246,11 +248,18 @@ class Desk:
         """Serve until `stop`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.issuer.run)
+            nursery.start_soon(self._divide)
             nursery.start_soon(self.books.run)
             nursery.start_soon(self.telemetry.run)
             nursery.start_soon(self.hooks.run, self._seen())
             await self.server.run(stop)
             nursery.cancel_scope.cancel()
+
+    async def _divide(self) -> None:
+        """What nodes' records say may be a reason to divide the fleet's limits otherwise."""
+        while True:
+            await self.books.changed.wait()
+            self.issuer.look_at_records()
 
     def close(self) -> None:
         """Let go of everything. Idempotent."""

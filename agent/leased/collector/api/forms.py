@@ -18,6 +18,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from leased.collector.api.problems import Problem
 from leased.collector.governance.dimensions import BY_KEY, RAW_MAX, Form, parse
+from leased.collector.governance.quotas import Per
 from leased.terms.policy import Mode, WhenOver
 
 AMOUNT_MAX: Final = 1_000_000_000
@@ -75,7 +76,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class TermsForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the limits on capacity mean. `overage_*` go with soft, `burst_*` with burst."""
+    """What the limits on capacity mean. `overage_*` go with soft, `burst_*` with burst. `per`: of
+    all nodes together (amounts and numbers of leases), or of each."""
 
     mode: Mode = Mode.HARD
     overage_allowed: Share | None = None
@@ -84,6 +86,7 @@ class TermsForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     burst_duration: Duration | None = None
     reject_behavior: WhenOver | None = None
     lend: bool = True
+    per: Per = Per.FLEET
 
 
 class QuotaPatch(Limits, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -18,7 +18,9 @@ import msgspec
 from leased.collector.api import forms
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Answer, Call, Route, Scope
-from leased.collector.api.shown import instant
+from leased.collector.api.seen import ShareSeen, SharesSeen
+from leased.collector.api.shown import instant, quantities
+from leased.collector.governance.dimensions import BY_KEY, show
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.register import Issued
 
@@ -73,7 +75,10 @@ class Handing:
         if generation >= 0:
             self._issuer.note_acceptance(node, generation)
         wait_s = call.query.wait if generation >= 0 else 0
-        issued = await self._issuer.newer(generation, wait_s)
+        issued = await self._issuer.newer(node, generation, wait_s)
+        if issued is None:
+            detail = "How much of the fleet's limits this node gets is not known yet: ask again."
+            raise Problem(503, detail, headers={"Retry-After": "1"})
         return Answer(PolicyOffer(issued.note, issued.document), tag=f'"{issued.generation}"')
 
     def show(self, call: Call) -> Answer:
@@ -82,7 +87,7 @@ class Handing:
         issued: Issued = self._issuer.current
         nodes = [
             AcceptanceSeen(
-                one.node, one.generation, one.generation == issued.generation, instant(one.seen_ns)
+                one.node, one.generation, self._issuer.is_current(one), instant(one.seen_ns)
             )
             for one in sorted(self._issuer.accepted.values(), key=lambda one: one.node)
         ]
@@ -101,6 +106,32 @@ class Handing:
             )
         )
 
+    def divided(self, call: Call) -> Answer:
+        """How a tenant's limits of the whole fleet are divided."""
+        tenant = call.path.tenant
+        call.caller.require_tenant(tenant)
+        limits, rows = self._issuer.divided(tenant)
+        if not limits:
+            detail = f"No limit of {tenant} is the whole fleet's: PATCH one, or see its quota."
+            raise Problem(404, detail, parameter="tenant")
+        shown = [
+            ShareSeen(
+                resource=one.key,
+                node=one.node,
+                floor=show(BY_KEY[one.key], one.floor),
+                share=show(BY_KEY[one.key], one.share),
+                bound=show(BY_KEY[one.key], one.bound),
+                held=show(BY_KEY[one.key], one.held),
+                until=instant(one.until_ns),
+                present=one.present,
+            )
+            for one in rows
+        ]
+        seen = SharesSeen(
+            tenant=tenant, quotas=quantities(limits), shares=shown, as_of=instant(call.now_ns)
+        )
+        return Answer(seen)
+
 
 def routes(handing: Handing) -> list[Route]:
     """The rows of the table."""
@@ -111,6 +142,15 @@ def routes(handing: Handing) -> list[Route]:
             handing.show,
             "The policy that nodes are handed",
             PolicySeen,
+        ),
+        Route(
+            "GET",
+            "/v1/governance/shares/{tenant}",
+            handing.divided,
+            "How a tenant's limits of the whole fleet are divided",
+            SharesSeen,
+            takes_path=forms.TenantPath,
+            problems=(404,),
         ),
         Route(
             "GET",

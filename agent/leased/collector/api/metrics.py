@@ -107,7 +107,7 @@ class Metrics:
 
     def _own(self) -> Iterable[str]:
         issued = self._issuer.current
-        current = [one.generation == issued.generation for one in self._issuer.accepted.values()]
+        current = [self._issuer.is_current(one) for one in self._issuer.accepted.values()]
         yield from family(
             *("leased_policy_generation", "gauge"),
             "The generation of the policy that nodes are handed.",

@@ -33,7 +33,7 @@ from leased.collector.api.shown import (
     terms_seen,
 )
 from leased.collector.governance import windows
-from leased.collector.governance.issuer import openings_at
+from leased.collector.governance.divider import openings_at
 from leased.collector.governance.policies import compile_policy, default_limits
 from leased.collector.governance.quotas import (
     RESERVED,
@@ -123,6 +123,7 @@ class Quotas:
             policy=terms_seen(quota.terms),
             base=quantities(quota.limits),
             sources={key: one.source for key, one in limits.items()},
+            per={key: one.per for key, one in limits.items()},
             overrides=[
                 OverrideSeen.of(one)
                 for one in register.overrides(tenant)
@@ -363,6 +364,7 @@ def read_terms(form: forms.TermsForm) -> Terms:
         burst_ns=_duration(form.burst_duration),
         when_over=form.reject_behavior,
         lend=form.lend,
+        per=form.per,
     )
 
 

@@ -15,13 +15,15 @@ import msgspec
 from msgspec import Meta
 
 from leased.collector.api.shown import Quantities
+from leased.collector.governance.quotas import Per
 from leased.terms.policy import Strategy
 
 Quantity = Annotated[Any, Meta(extra_json_schema={"type": ["number", "string", "null"]})]
 
 
 class UsageOf(msgspec.Struct, frozen=True):
-    """One dimension. `used` is on the node on which most is used (`node`), `fleet_used` on all;
+    """One dimension. `used` is what counts against the limit: all that is had if it is the whole
+    fleet's (`per`), else what is on the node on which most is (`node`). `fleet_used` is on all;
     null: it is no amount that is had."""
 
     limit: Quantity
@@ -30,6 +32,7 @@ class UsageOf(msgspec.Struct, frozen=True):
     overage: Quantity = None
     fleet_used: Quantity = None
     node: str | None = None
+    per: Per | None = None
 
 
 class UsageSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +47,30 @@ class UsageSeen(msgspec.Struct, frozen=True, kw_only=True):
     dominant_resource: str | None
     borrowed: Quantities
     over_soft_since: str | None
+    as_of: str
+
+
+class ShareSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """One node's part of one limit: `share` until `until`, `floor` for good. `bound` is the most
+    that the node may still have, by all that it was handed and by what it holds: bounds never add
+    up to more than the limit. `present`: it asks for its policy."""
+
+    resource: str
+    node: str
+    floor: Quantity
+    share: Quantity
+    bound: Quantity
+    held: Quantity
+    until: str
+    present: bool
+
+
+class SharesSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's limits of the whole fleet, and how they are divided."""
+
+    tenant: str
+    quotas: Quantities
+    shares: list[ShareSeen]
     as_of: str
 
 

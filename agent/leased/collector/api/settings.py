@@ -67,6 +67,7 @@ class Governance(msgspec.Struct, frozen=True):
     fleet: str = "leased"
     policy_file: str = ""
     policy_valid_ns: int = 24 * 3_600 * NS_PER_S
+    share_valid_ns: int = 900 * NS_PER_S
     terms_file: str = ""
 
 
@@ -133,6 +134,12 @@ def parse(text: str) -> Settings:
             raise ConfigError(f"http.{name.replace('_bytes', '')}: must be above zero")
     if settings.governance.policy_valid_ns < 60 * NS_PER_S:
         raise ConfigError("governance.policy_valid: at least 60s, or nodes would lose it at once")
+    if (
+        not 60 * NS_PER_S
+        <= settings.governance.share_valid_ns
+        <= settings.governance.policy_valid_ns
+    ):
+        raise ConfigError("governance.share_valid: 60s at least, policy_valid at most")
     for name in ("keep_ns", "rows_max"):
         if getattr(settings.telemetry, name) < 1:
             raise ConfigError(f"telemetry.{name.replace('_ns', '')}: must be above zero")
@@ -283,6 +290,7 @@ _GOVERNANCE_KEYS: Final[reading.Keys] = {
     "policy_file": ("policy_file", reading.text),
     "terms_file": ("terms_file", reading.text),
     "policy_valid": ("policy_valid_ns", reading.duration),
+    "share_valid": ("share_valid_ns", reading.duration),
 }
 _TELEMETRY_KEYS: Final[reading.Keys] = {
     "keep": ("keep_ns", reading.duration),

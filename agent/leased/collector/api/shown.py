@@ -20,8 +20,8 @@ from msgspec import Meta
 from leased.collector.api.problems import Problem
 from leased.collector.governance import windows
 from leased.collector.governance.dimensions import BY_KEY, show
-from leased.collector.governance.issuer import openings_at
-from leased.collector.governance.quotas import Override, Schedule, Source, Terms
+from leased.collector.governance.divider import openings_at
+from leased.collector.governance.quotas import Override, Per, Schedule, Source, Terms
 from leased.collector.governance.register import Sealed
 from leased.terms.policy import Mode, WhenOver
 from leased.terms.quantity import print_duration, print_instant, print_share
@@ -68,6 +68,7 @@ class TermsSeen(msgspec.Struct, frozen=True):
     burst_duration: str | None = None
     reject_behavior: WhenOver | None = None
     lend: bool = True
+    per: Per = Per.FLEET
 
 
 def terms_seen(terms: Terms) -> TermsSeen:
@@ -80,6 +81,7 @@ def terms_seen(terms: Terms) -> TermsSeen:
         None if terms.burst_ns is None else print_duration(terms.burst_ns),
         terms.when_over,
         terms.lend,
+        terms.per,
     )
 
 
@@ -170,13 +172,15 @@ class QuotasSeen(msgspec.Struct, frozen=True):
 
 class QuotaSeen(msgspec.Struct, frozen=True, kw_only=True):
     """One tenant: the limits in force (`quotas`, and by whose word: `sources`), the base below
-    overrides and schedules. The last five are in the answer to a change only."""
+    overrides and schedules, and of what each is a limit: of all nodes together or of each (`per`).
+    The last five are in the answer to a change only."""
 
     tenant: str
     quotas: Quantities
     policy: TermsSeen
     base: Quantities
     sources: dict[str, Source]
+    per: dict[str, Per]
     overrides: list[OverrideSeen]
     scheduled: list[ScheduleSeen]
     revision: int

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fleet over HTTP: usage against quota, allocations, nodes, live leases, records.
 
-Rule: what is told follows from verified records alone. A quota holds on each node, so what is
-`used` of it is what the node has on which most of it is used; `fleet_used` is all of it. What is
-held counts until it is proven clean, as it does on the node.
+Rule: what is told follows from verified records alone. Of a limit of the whole fleet all that is
+had is `used`; of a limit of each node, what the node has on which most of it is. What is held
+counts until it is proven clean, as it does on the node.
 
 Does not decide what a quota is (`quotas`) and does not read the archive (`books`).
 """
@@ -36,7 +36,7 @@ from leased.collector.archive.manifest import LogEntry
 from leased.collector.fleet import Fleet, NodeView
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
 from leased.collector.governance.fairness import filled, jain
-from leased.collector.governance.quotas import Limit
+from leased.collector.governance.quotas import Limit, Per
 from leased.terms.policy import Allocation, Policy, Strategy
 from leased.terms.resource import ResourceKind
 
@@ -82,7 +82,7 @@ class Views:
                 continue
             rows[key] = _row(dimension, limit, used)
             if limit is not None and used:
-                shares[key] = _ratio(max(used.values()), limit.raw)
+                shares[key] = _ratio(_of(limit, used), limit.raw)
         primary = PRIMARY if PRIMARY in shares else next(iter(shares), None)
         most = max(shares, key=lambda key: shares[key], default=None)
         last_ns = max((view.throttled.get(tenant, 0) for view in fleet.nodes()), default=0)
@@ -106,30 +106,32 @@ class Views:
 
     def shares_of(self, tenant: str, now_ns: int) -> dict[str, Fraction]:
         """Used of each limit above zero, exactly."""
-        limits = self._limits(tenant, now_ns)
-        found: dict[str, Fraction] = {}
-        for view in self._fleet().nodes():
-            for key, used in _used(view, tenant, now_ns).items():
-                limit = limits.get(key)
-                if limit is not None and limit.raw:
-                    found[key] = max(found.get(key, Fraction(0)), Fraction(used, limit.raw))
-        return found
+        return self._shares({tenant: self._limits(tenant, now_ns)}, now_ns).get(tenant, {})
 
     def shares(self, now_ns: int) -> dict[str, dict[str, Fraction]]:
         """The same of everybody who has something, node by node and not tenant by tenant."""
-        found: dict[str, dict[str, Fraction]] = {}
         limits: dict[str, Mapping[str, Limit]] = {}
+        for _, lease in self._fleet().leases():
+            tenant = str(lease.subject.tenant)
+            if tenant not in limits:
+                limits[tenant] = self._limits(tenant, now_ns)
+        return self._shares(limits, now_ns)
+
+    def _shares(
+        self, limits: Mapping[str, Mapping[str, Limit]], now_ns: int
+    ) -> dict[str, dict[str, Fraction]]:
+        used: dict[tuple[str, str], dict[NodeView, int]] = {}
         for view in self._fleet().nodes():
-            for tenant in {str(one.subject.tenant) for one in list(view.leases.values())}:
-                if tenant not in limits:
-                    limits[tenant] = self._limits(tenant, now_ns)
-                if not limits[tenant]:
-                    continue
-                mine = found.setdefault(tenant, {})
-                for key, used in _used(view, tenant, now_ns).items():
-                    limit = limits[tenant].get(key)
-                    if limit is not None and limit.raw:
-                        mine[key] = max(mine.get(key, Fraction(0)), Fraction(used, limit.raw))
+            here = {str(one.subject.tenant) for one in list(view.leases.values())}
+            for tenant in limits if len(limits) == 1 else here & limits.keys():
+                if limits[tenant]:
+                    for key, amount in _used(view, tenant, now_ns).items():
+                        used.setdefault((tenant, key), {})[view] = amount
+        found: dict[str, dict[str, Fraction]] = {}
+        for (tenant, key), amounts in used.items():
+            limit = limits[tenant].get(key)
+            if limit is not None and limit.raw:
+                found.setdefault(tenant, {})[key] = Fraction(_of(limit, amounts), limit.raw)
         return found
 
     # -- allocations -------------------------------------------------------------------------------
@@ -252,20 +254,27 @@ def _used(view: NodeView, tenant: str, now_ns: int) -> dict[str, int]:
     return found
 
 
+def _of(limit: Limit, used: Mapping[NodeView, int]) -> int:
+    """What counts against a limit."""
+    return sum(used.values()) if limit.per is Per.FLEET else max(used.values())
+
+
 def _row(dimension: Dimension, limit: Limit | None, used: Mapping[NodeView, int]) -> UsageOf:
     most = max(used.values(), default=0)
     node = next((view.name for view, amount in used.items() if amount == most), None)
     is_counted = bool(used)
-    free = None if limit is None or not is_counted else max(0, limit.raw - most)
-    over = 0 if limit is None else max(0, most - limit.raw)
+    counts = most if limit is None or not used else _of(limit, used)
+    free = None if limit is None or not is_counted else max(0, limit.raw - counts)
+    over = 0 if limit is None else max(0, counts - limit.raw)
     everywhere = most if dimension.form is Form.DURATION else sum(used.values())
     return UsageOf(
         limit=None if limit is None else show(dimension, limit.raw),
-        used=show(dimension, most) if is_counted else None,
+        used=show(dimension, counts) if is_counted else None,
         available=None if free is None else show(dimension, free),
         overage=show(dimension, over) if over else None,
         fleet_used=show(dimension, everywhere) if is_counted else None,
         node=node if most else None,
+        per=None if limit is None else limit.per,
     )
 
 

@@ -72,6 +72,20 @@ DIMENSIONS: Final = (
     Dimension("log_retention_days", Form.COUNT, "days that the tenant's usage is kept"),
 )
 BY_KEY: Final = {dimension.key: dimension for dimension in DIMENSIONS}
+_QUANTUM: Final = {
+    ResourceKind.CPU: 100,
+    ResourceKind.MEM: 64 << 20,
+    ResourceKind.GPU: UNIT[ResourceKind.GPU],
+    ResourceKind.BLOCK: UNIT[ResourceKind.BLOCK],
+    ResourceKind.NET: 10**6,
+}
+DIVISIBLE: Final = {
+    one.key: 1 if one.kind is None else _QUANTUM[one.kind]
+    for one in DIMENSIONS
+    if one.kind is not None or one.key in ("max_concurrent_tasks", "max_leases")
+}
+"""What may be a limit of the whole fleet, and the least that a node is given of it. Rates, lengths
+of queues and ages are each node's: they cannot be handed from one to another."""
 BY_KIND: Final = {one.kind: one for one in DIMENSIONS if one.kind is not None}
 
 

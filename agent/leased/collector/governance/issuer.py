@@ -6,6 +6,9 @@ ended) or half the time of the last one is over; never twice the same, never a s
 a collector whose register was lost: generations are at least the seconds since 1970. Whoever waits
 for a policy is woken by the one that follows.
 
+Where limits of the whole fleet are divided, every node is handed a policy of its own, for it alone;
+what it is given is kept before it is handed out. Until a node's part is known it is handed nothing.
+
 Does not answer HTTP (`api`), and keeps what it issued in the register.
 """
 
@@ -20,15 +23,33 @@ import trio
 from leased.chain import policy_note
 from leased.chain.policy_note import Grant
 from leased.chain.signing import Signer
-from leased.collector.governance import windows
-from leased.collector.governance.policies import compile_policy
-from leased.collector.governance.quotas import Opening, Schedule
+from leased.collector.fleet import Fleet
+from leased.collector.governance.divider import (
+    Divider,
+    Handout,
+    Plan,
+    Portion,
+    plan_of,
+)
+from leased.collector.governance.policies import (
+    compile_policy,
+    most_for_good,
+    policy_of_node,
+    sayings,
+)
 from leased.collector.governance.register import Issued, Register
+from leased.collector.governance.shares import Given, Shares
 from leased.terms.policy import Policy, digest
 
 NS_PER_S: Final = 1_000_000_000
 LOOK_NS: Final = 30 * NS_PER_S
 """A step of the wall clock is noticed this much later at most."""
+
+PRESENT_NS: Final = 120 * NS_PER_S
+"""Who has not asked for so long is not there: it keeps what it was given, and is given nothing."""
+
+DIVIDE_S: Final = 5
+"""A node that has just come waits so long for its part of what is divided."""
 
 
 class Acceptance(msgspec.Struct, frozen=True):
@@ -39,24 +60,23 @@ class Acceptance(msgspec.Struct, frozen=True):
     seen_ns: int
 
 
-def openings_at(schedules: list[Schedule], now_ns: int) -> list[Opening]:
-    """The windows that are open."""
-    found = []
-    for schedule in schedules:
-        began = windows.last_opening_ns(schedule.cron, schedule.timezone, now_ns)
-        if began is not None and began + schedule.duration_ns > now_ns:
-            found.append(Opening(schedule, began + schedule.duration_ns))
-    return found
-
-
 def next_turn_ns(register: Register, now_ns: int) -> int | None:
     """When an override ends next: nodes let go of it themselves, and the next policy is without."""
     ends = (one.expires_ns for one in register.overrides())
     return min((end_ns for end_ns in ends if end_ns > now_ns), default=None)
 
 
+class Own(msgspec.Struct, frozen=True):
+    """What one node is handed where limits are divided: made of what, on which policy."""
+
+    handout: Handout
+    base: bytes
+    issued: Issued
+
+
 class Issuer:
-    """Signs policies. `compiled` raises ConfigError if what the register holds cannot be meant."""
+    """Signs policies. `compiled` raises ConfigError if what the register holds cannot be meant;
+    `seen` is the fleet as its verified records tell it."""
 
     def __init__(
         self,
@@ -67,6 +87,8 @@ class Issuer:
         fleet: str,
         ground: Callable[[], Policy],
         valid_ns: int,
+        share_valid_ns: int,
+        seen: Callable[[], Fleet],
         wall_ns: Callable[[], int],
     ) -> None:
         self._register = register
@@ -75,15 +97,23 @@ class Issuer:
         self.fleet = fleet
         self.ground = ground
         self._valid_ns = valid_ns
+        self._seen = seen
         self._wall_ns = wall_ns
         self._changed = trio.Event()
         self._wake = trio.Event()
         self.accepted: dict[str, Acceptance] = {}
-        issued = register.issued()
-        self.current = issued if issued is not None else self.issue()
+        self.shares = Shares(register.shares())
+        self.divider = Divider(self.shares, seen, share_valid_ns)
+        self._present: dict[str, int] = {}
+        self._own: dict[str, Own] = {}
+        self._generation = max((one.generation for one in self.shares), default=0)
+        self._plan = Plan({}, {}, None)
+        self._policy = Policy()
+        self._stale = False
+        self.current = self._issue(wall_ns())
 
     def compiled(self) -> Policy:
-        """The policy as it would be now."""
+        """The fleet's policy as it would be now."""
         now_ns = self._wall_ns()
         return compile_policy(
             self.ground(),
@@ -93,72 +123,178 @@ class Issuer:
             now_ns,
         )
 
-    def issue(self) -> Issued:
-        """Issue if there is a reason to; the policy that counts then."""
-        now_ns = self._wall_ns()
+    def turn(self) -> None:
+        """Issue what there is a reason to. Raises ConfigError."""
+        now_ns, before = self._wall_ns(), self.current
+        if now_ns >= self._due_ns(now_ns):
+            self.current = self._issue(now_ns)
+            self._stale = False
+        if self._divide(now_ns) or self.current is not before:
+            changed, self._changed = self._changed, trio.Event()
+            changed.set()
+
+    def _due_ns(self, now_ns: int) -> int:
+        """When the fleet's policy is another one, whether anybody says so or not."""
+        if self._stale:
+            return now_ns
+        ends = (self.current.issued_ns + self._valid_ns // 2, next_turn_ns(self._register, now_ns))
+        return min(end_ns for end_ns in ends if end_ns is not None)
+
+    def _issue(self, now_ns: int) -> Issued:
+        said = sayings(
+            self._register.quotas(),
+            self._register.overrides(),
+            self._register.schedules(),
+            now_ns,
+        )
         policy = policy_note.bare(self.compiled())
+        self._plan, self._policy = plan_of(said, now_ns), policy
         policy_hash = digest(policy)
         last = self._register.issued()
         fresh = last is not None and now_ns < last.issued_ns + self._valid_ns // 2
-        if last is not None and fresh and last.digest == policy_hash and self._is_ours(last):
-            return last
-        changes, head = self._register.head()
-        generation = max(last.generation + 1 if last is not None else 1, now_ns // NS_PER_S)
-        grant = Grant(
-            self.fleet,
-            generation,
-            now_ns,
-            now_ns + self._valid_ns,
-            changes,
-            head,
-            policy_hash,
-        )
-        note = policy_note.sign(grant, self._signer, self.key.name)
-        issued = Issued(
-            generation,
-            policy_hash,
-            note,
-            policy_note.offer(policy),
-            grant.issued_ns,
-            grant.expires_ns,
-        )
+        if last is not None:
+            self._generation = max(self._generation, last.generation)
+            if fresh and last.digest == policy_hash and self._is_ours(last):
+                return last
+        issued = self._signed(policy, policy_hash, self._next(now_ns), now_ns, self.fleet)
         with self._register.transaction():
             self._register.issue(issued)
-        self.current = issued
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
         return issued
+
+    def _next(self, now_ns: int) -> int:
+        self._generation = max(self._generation + 1, now_ns // NS_PER_S)
+        return self._generation
+
+    def _signed(
+        self, policy: Policy, policy_hash: bytes, generation: int, now_ns: int, whose: str
+    ) -> Issued:
+        changes, head = self._register.head()
+        expires_ns = now_ns + self._valid_ns
+        grant = Grant(whose, generation, now_ns, expires_ns, changes, head, policy_hash)
+        note = policy_note.sign(grant, self._signer, self.key.name)
+        document = policy_note.offer(policy)
+        return Issued(generation, policy_hash, note, document, now_ns, expires_ns)
 
     def _is_ours(self, issued: Issued) -> bool:
         """Whether the last one is by this key and for this fleet."""
         lines = issued.note.split("\n")
         return lines[1] == self.fleet and f" {self.key.name} " in issued.note
 
+    # -- where limits are divided ------------------------------------------------------------------
+
+    def _divide(self, now_ns: int) -> bool:
+        """Make each node's own policy, where it is another than it was; whether any is."""
+        if self._plan.until_ns is not None and now_ns >= self._plan.until_ns:
+            self._plan = plan_of(self._plan.said, now_ns)
+        in_force = {view.node: bytes.fromhex(view.policy_hash) for view in self._seen().nodes()}
+        gone = self.shares.settle(in_force, now_ns)
+        self._present = {
+            node: seen_ns
+            for node, seen_ns in self._present.items()
+            if seen_ns + PRESENT_NS > now_ns
+        }
+        own = {node: one for node, one in self._own.items() if node in self._present}
+        handouts: list[Handout] = []
+        if self._plan.limits:
+            handouts = self.divider.step(self._plan, now_ns, self._present)
+        base = self.current.digest
+        fresh = [
+            one
+            for one in handouts
+            if (known := own.get(one.node)) is None or (known.handout, known.base) != (one, base)
+        ]
+        given = []
+        if fresh:
+            generation = self._next(now_ns)
+            for one in fresh:
+                made, issued = self._make(one, generation, now_ns)
+                given.append(made)
+                own[one.node] = Own(one, base, issued)
+        if given or gone:
+            with self._register.transaction():
+                self._register.give(given, gone)
+        for made in given:
+            self.shares.add(made)
+        before, self._own = self._own, own if self._plan.limits else {}
+        return bool(fresh) or len(before) != len(self._own)
+
+    def _make(self, handout: Handout, generation: int, now_ns: int) -> tuple[Given, Issued]:
+        policy = policy_of_node(self._policy, self.ground(), self._plan.said, handout.parts)
+        whose = policy_note.for_node(self.fleet, handout.node)
+        issued = self._signed(policy, digest(policy), generation, now_ns, whose)
+        in_force = msgspec.structs.replace(policy, expires_wall_ns=issued.expires_ns)
+        given = Given(
+            node=handout.node,
+            generation=generation,
+            digest=digest(in_force),
+            ppb=handout.ppb,
+            until_ns=handout.until_ns,
+            expires_ns=issued.expires_ns,
+            floors={
+                tenant: most_for_good(self._plan.said[tenant], part)
+                for tenant, part in handout.parts.items()
+            },
+            shares={tenant: part.shares for tenant, part in handout.parts.items()},
+        )
+        return given, issued
+
+    # -- who asks ----------------------------------------------------------------------------------
+
     def look_again(self) -> None:
         """Something was changed."""
+        self._stale = True
         self._wake.set()
 
-    async def newer(self, generation: int, wait_s: float) -> Issued:
-        """The current policy; if that is of `generation`, wait so long for another."""
-        with trio.move_on_after(wait_s):
-            while self.current.generation == generation:
+    def look_at_records(self) -> None:
+        """The fleet has told something new."""
+        if self._plan.limits:
+            self._wake.set()
+
+    def of(self, node: str) -> Issued | None:
+        """What a node is handed now; None: it is not known how much of what is divided it gets."""
+        if not self._plan.limits:
+            return self.current
+        own = self._own.get(node)
+        return own.issued if own is not None else None
+
+    async def newer(self, node: str, generation: int, wait_s: float) -> Issued | None:
+        """What the node is handed; if that is of `generation`, wait so long for another."""
+        self.come(node)
+        with trio.move_on_after(max(wait_s, DIVIDE_S if self.of(node) is None else 0)):
+            while (issued := self.of(node)) is None or issued.generation == generation:
                 await self._changed.wait()
-        return self.current
+        self.come(node)
+        return self.of(node)
+
+    def come(self, node: str) -> None:
+        """A node asks: it is there."""
+        is_new = node not in self._present
+        self._present[node] = self._wall_ns()
+        if is_new and self._plan.limits:
+            self._wake.set()
 
     def note_acceptance(self, node: str, generation: int) -> None:
         """A node has said what it has in force."""
         self.accepted[node] = Acceptance(node, generation, self._wall_ns())
 
+    def is_current(self, acceptance: Acceptance) -> bool:
+        """Whether a node has what it is handed now."""
+        issued = self.of(acceptance.node)
+        return issued is not None and issued.generation == acceptance.generation
+
+    def divided(self, tenant: str) -> tuple[dict[str, int], list[Portion]]:
+        """A tenant's limits that are divided, and who has which part of them."""
+        limits = {key: raw for (one, key), raw in self._plan.limits.items() if one == tenant}
+        return limits, self.divider.portions(tenant, limits, self._wall_ns())
+
     async def run(self) -> None:
         """Issue when there is a reason, until cancelled."""
         while True:
             self._wake = trio.Event()
-            self.issue()
+            self.turn()
             now_ns = self._wall_ns()
-            due = [
-                now_ns + LOOK_NS,
-                self.current.issued_ns + self._valid_ns // 2,
-                next_turn_ns(self._register, now_ns) or now_ns + LOOK_NS,
-            ]
+            due = [now_ns + LOOK_NS, self._due_ns(now_ns)]
+            if self._plan.limits:
+                due += [self.divider.due_ns, self._plan.until_ns or now_ns + LOOK_NS]
             with trio.move_on_after(max(0.001, (min(due) - now_ns) / NS_PER_S)):
                 await self._wake.wait()

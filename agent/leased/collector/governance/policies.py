@@ -7,6 +7,10 @@ with their ends: a node opens and closes windows and lets go of overrides on tim
 anybody, so they hold while the collector is away. The same state gives the same policy, byte for
 byte, and what the time is makes no difference to it, ended overrides apart.
 
+A limit that is the whole fleet's (`quotas.Per`) is divided: each node gets a part of it for good,
+in the base, in schedules and overrides alike, and a share for a while above that, as the last of
+its `changes`. So a node that hears nothing any more falls back to its part for good by itself.
+
 Does not sign (`chain.policy_note`) and does not know the time.
 """
 
@@ -17,7 +21,8 @@ from typing import Any
 
 import msgspec
 
-from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Form
+from leased.collector.governance.dimensions import BY_KEY, BY_KIND, DIVISIBLE, Form
+from leased.collector.governance.division import floor_of
 from leased.collector.governance.quotas import Override, Quota, Schedule, Terms
 from leased.terms.identity import TenantId
 from leased.terms.policy import (
@@ -34,6 +39,8 @@ from leased.terms.policy_check import check
 from leased.terms.policy_turn import laid_over
 
 _HOUR_NS = 3_600_000_000_000
+SHARE = "this node's share of the fleet's quota, until it is handed another"
+"""The reason that a node's `changes` give for it."""
 
 
 def limits_of(limits: Mapping[str, int], terms: Terms, grace_ns: int | None = None) -> LimitSet:
@@ -51,14 +58,16 @@ def limits_of(limits: Mapping[str, int], terms: Terms, grace_ns: int | None = No
 
 def _capacity(kind: Any, raw: int, terms: Terms) -> CapacityLimit:
     burst = raw * (1000 + (terms.burst_pm or 0)) // 1000 if terms.mode is Mode.BURST else 0
+    # Nothing bursts to nothing: a part of a limit may be none of it.
+    mode = Mode.HARD if terms.mode is Mode.BURST and not raw else terms.mode
     return CapacityLimit(
         kind,
         raw,
-        mode=terms.mode,
-        overage_pm=terms.overage_pm if terms.mode is Mode.SOFT else None,
-        overage_ns=terms.overage_ns if terms.mode is Mode.SOFT else None,
+        mode=mode,
+        overage_pm=terms.overage_pm if mode is Mode.SOFT else None,
+        overage_ns=terms.overage_ns if mode is Mode.SOFT else None,
         burst_capacity=burst,
-        burst_ns=(terms.burst_ns or 0) if terms.mode is Mode.BURST else 0,
+        burst_ns=(terms.burst_ns or 0) if mode is Mode.BURST else 0,
         when_over=terms.when_over,
         lend=terms.lend,
     )
@@ -96,37 +105,96 @@ def compile_policy(
     schedules: Sequence[Schedule],
     now_ns: int,
 ) -> Policy:
-    """The policy of every node at `now_ns`. Raises ConfigError if it cannot be meant."""
-    named = {quota.tenant: quota for quota in quotas}
-    current = [one for one in overrides if one.expires_ns > now_ns]
-    said = {*named, *(one.tenant for one in current), *(one.tenant for one in schedules)}
+    """The policy of the fleet at `now_ns`: every node's, where nothing is divided. Raises
+    ConfigError if it cannot be meant."""
+    said = sayings(quotas, overrides, schedules, now_ns)
     tenants: dict[TenantId, TenantLimits] = dict(ground.tenants)
-    for tenant in sorted(said):
-        quota = named.get(tenant) or Quota(tenant)
-        tenants[TenantId(tenant)] = _tenant(
-            ground_of(ground, tenant),
-            quota,
-            [one for one in current if one.tenant == tenant],
-            [one for one in schedules if one.tenant == tenant],
-        )
+    for tenant, saying in said.items():
+        tenants[TenantId(tenant)] = _tenant(ground_of(ground, tenant), saying)
     return check(msgspec.structs.replace(ground, tenants=tuple(sorted(tenants.items()))))
 
 
-def _tenant(
-    ground: TenantLimits,
-    quota: Quota,
+def policy_of_node(
+    fleet: Policy, ground: Policy, said: Mapping[str, Saying], parts: Mapping[str, Part]
+) -> Policy:
+    """The policy `fleet` as one node gets it, with its parts of what is divided, tenant by
+    tenant."""
+    tenants: dict[TenantId, TenantLimits] = dict(fleet.tenants)
+    for tenant, part in parts.items():
+        tenants[TenantId(tenant)] = _tenant(ground_of(ground, tenant), said[tenant], part)
+    return msgspec.structs.replace(fleet, tenants=tuple(tenants.items()))
+
+
+def most_for_good(saying: Saying, part: Part) -> dict[str, int]:
+    """The most that a part is for good, of whatever counts: base, overrides or schedules."""
+    found: dict[str, int] = {}
+    for limits in (saying.quota, *saying.overrides, *saying.schedules):
+        for key, raw in part.of(limits.limits).items():
+            if key in DIVISIBLE:
+                found[key] = max(raw, found.get(key, 0))
+    return found
+
+
+class Saying(msgspec.Struct):
+    """All that the API has said about one tenant."""
+
+    quota: Quota
+    overrides: list[Override] = []
+    schedules: list[Schedule] = []
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One node's part of a tenant's limits: `ppb` of each for good, or what `floors` say if that
+    is less; `shares` until `until_ns`."""
+
+    ppb: int
+    floors: dict[str, int]
+    shares: dict[str, int]
+    until_ns: int
+
+    def of(self, limits: Mapping[str, int]) -> dict[str, int]:
+        """`limits`, with what is divided divided."""
+        return {
+            key: min(floor_of(raw, self.ppb, DIVISIBLE[key]), self.floors.get(key, raw))
+            if key in DIVISIBLE
+            else raw
+            for key, raw in limits.items()
+        }
+
+
+def sayings(
+    quotas: Sequence[Quota],
     overrides: Sequence[Override],
     schedules: Sequence[Schedule],
-) -> TenantLimits:
-    base = laid_over(ground, limits_of(quota.limits, quota.terms, quota.grace_ns))
+    now_ns: int,
+) -> dict[str, Saying]:
+    """What counts at `now_ns`, by tenant."""
+    named = {quota.tenant: quota for quota in quotas}
+    current = [one for one in overrides if one.expires_ns > now_ns]
+    tenants = {*named, *(one.tenant for one in current), *(one.tenant for one in schedules)}
+    found = {tenant: Saying(named.get(tenant) or Quota(tenant)) for tenant in sorted(tenants)}
+    for override in current:
+        found[override.tenant].overrides.append(override)
+    for schedule in sorted(schedules, key=lambda one: (one.created_ns, one.id)):
+        found[schedule.tenant].schedules.append(schedule)
+    return found
+
+
+def _tenant(ground: TenantLimits, saying: Saying, part: Part | None = None) -> TenantLimits:
+    quota = saying.quota
+
+    def of(limits: Mapping[str, int], grace_ns: int | None = None) -> LimitSet:
+        return limits_of(limits if part is None else part.of(limits), quota.terms, grace_ns)
+
+    base = laid_over(ground, of(quota.limits, quota.grace_ns))
     windows = [
         Window(one.id, one.cron, one.duration_ns, limits, one.timezone)
-        for one in sorted(schedules, key=lambda one: (one.created_ns, one.id))
-        if (limits := limits_of(one.limits, quota.terms)) != LimitSet()
+        for one in saying.schedules
+        if (limits := of(one.limits)) != LimitSet()
     ]
-    changes = [
-        Change(limits_of(one.limits, quota.terms), one.expires_ns, one.reason) for one in overrides
-    ]
+    changes = [Change(of(one.limits), one.expires_ns, one.reason) for one in saying.overrides]
+    if part is not None:
+        changes.append(Change(limits_of(part.shares, quota.terms), part.until_ns, SHARE))
     plain = {name: getattr(base, name) for name in LimitSet.__struct_fields__}
     return TenantLimits(
         **plain,

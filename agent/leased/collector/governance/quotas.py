@@ -16,15 +16,23 @@ from typing import Final
 
 import msgspec
 
+from leased.collector.governance.dimensions import DIVISIBLE
 from leased.terms.policy import Mode, WhenOver
 
 RESERVED: Final = "scheduled"
 """No tenant: the path of schedules has it."""
 
 
+class Per(enum.StrEnum):
+    """Of what limits are limits: of all nodes together, or of each."""
+
+    FLEET = "fleet"
+    NODE = "node"
+
+
 class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the limits on capacity mean: `mode`, and how far and how long above them; None: as the
-    fleet's policy says."""
+    fleet's policy says. `per` is for what can be divided (`dimensions.DIVISIBLE`)."""
 
     mode: Mode = Mode.HARD
     overage_pm: int | None = None
@@ -33,6 +41,7 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     burst_ns: int | None = None
     when_over: WhenOver | None = None
     lend: bool = True
+    per: Per = Per.FLEET
 
 
 class Quota(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -90,11 +99,12 @@ class Source(enum.StrEnum):
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """A limit in force, and until when if that is known."""
+    """A limit in force, until when if that is known, and of what."""
 
     raw: int
     source: Source
     until_ns: int | None = None
+    per: Per = Per.NODE
 
 
 def effective(
@@ -104,17 +114,22 @@ def effective(
     openings: Sequence[Opening],
     now_ns: int,
 ) -> dict[str, Limit]:
-    """The limits in force at `now_ns`."""
+    """The limits in force at `now_ns`. `defaults` are each node's."""
+    per = dict.fromkeys(DIVISIBLE, quota.terms.per)
+
+    def said(key: str, raw: int, source: Source, until_ns: int | None = None) -> Limit:
+        return Limit(raw, source, until_ns, per.get(key, Per.NODE))
+
     found = {key: Limit(raw, Source.DEFAULT) for key, raw in defaults.items()}
-    found |= {key: Limit(raw, Source.BASE) for key, raw in quota.limits.items()}
+    found |= {key: said(key, raw, Source.BASE) for key, raw in quota.limits.items()}
     opened: dict[str, Limit] = {}
     for opening in sorted(openings, key=lambda one: (one.schedule.created_ns, one.schedule.id)):
         for key, raw in opening.schedule.limits.items():
             if key not in opened or raw > opened[key].raw:
-                opened[key] = Limit(raw, Source.SCHEDULE, opening.ends_ns)
+                opened[key] = said(key, raw, Source.SCHEDULE, opening.ends_ns)
     found |= opened
     for override in overrides:
         if override.expires_ns > now_ns:
             for key, raw in override.limits.items():
-                found[key] = Limit(raw, Source.OVERRIDE, override.expires_ns)
+                found[key] = said(key, raw, Source.OVERRIDE, override.expires_ns)
     return found

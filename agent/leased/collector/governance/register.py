@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,12 +21,13 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from leased.collector.governance.quotas import Override, Quota, Schedule
+from leased.collector.governance.shares import Given
 from leased.collector.webhooks.outbox import SCHEMA as OUTBOX
 from leased.durable.files import make_private
 from leased.terms.errors import ChainError, StateError
 
 DATABASE: Final = "register.sqlite"
-VERSION: Final = 2
+VERSION: Final = 3
 BUSY_MS: Final = 5_000
 REPLIES_KEPT_NS: Final = 24 * 3_600 * 1_000_000_000
 _DOMAIN: Final = b"leased governance change v1\0"
@@ -46,8 +47,13 @@ CREATE INDEX replies_by_age ON replies (kept_ns);
 CREATE TABLE policies (generation INTEGER PRIMARY KEY, digest BLOB NOT NULL, note TEXT NOT NULL,
     document TEXT NOT NULL, issued_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL);
 """
-_STEPS: Final = {0: _SCHEMA + OUTBOX, 1: OUTBOX}
-"""What makes a database of this release of one of a version: 0 is none, 1 had no webhooks."""
+_SHARES: Final = """
+CREATE TABLE shares (node TEXT NOT NULL, generation INTEGER NOT NULL, document BLOB NOT NULL,
+    PRIMARY KEY (node, generation)) WITHOUT ROWID;
+"""
+_STEPS: Final = {0: _SCHEMA + OUTBOX + _SHARES, 1: OUTBOX + _SHARES, 2: _SHARES}
+"""What makes a database of this release of one of a version: 0 is none, 1 had no webhooks, 2 no
+limits of the whole fleet."""
 
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 T = TypeVar("T")
@@ -298,6 +304,24 @@ class Register:
             "DELETE FROM policies WHERE generation NOT IN"
             " (SELECT generation FROM policies ORDER BY generation DESC LIMIT ?)",
             (kept + 1,),
+        )
+
+    # -- shares ------------------------------------------------------------------------------------
+
+    def shares(self) -> list[Given]:
+        """What nodes were given of the fleet's limits and may still have, in the order in which it
+        was handed out."""
+        return self._documents(Given, "SELECT document FROM shares ORDER BY generation, node")
+
+    def give(self, given: Sequence[Given], gone: Iterable[tuple[str, int]]) -> None:
+        """Keep what is about to be handed out; forget what no node can have any more (by node and
+        generation)."""
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO shares VALUES (?, ?, ?)",
+            [(one.node, one.generation, _ENCODER.encode(one)) for one in given],
+        )
+        self.connection.executemany(
+            "DELETE FROM shares WHERE node = ? AND generation = ?", list(gone)
         )
 
     # -- inside ------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy uplink: keeps the node's policy that of its collector.
 
-Rule: a policy is put in force if the configured key has signed it for this fleet, if it has not
-ended, and through the sequencer like any other (so it is sealed, and an older one is refused). With
-the collector gone the last one holds until its end, then the configured one. What is refused is
-said once, not at every try.
+Rule: a policy is put in force if the configured key has signed it for this fleet or this node of
+it, if it has not ended, and through the sequencer like any other (so it is sealed, and an older one
+is refused). With the collector gone the last one holds until its end, then the configured one. What
+is refused is said once, not at every try.
 
 Does not speak HTTP (`exchange`) and does not keep policies (`policies` does).
 """
@@ -40,12 +40,13 @@ class Exchange(Protocol):
 
 class PolicyUplink:
     """The task. `put` puts a policy in force and returns what the lessor answered; `in_force` is
-    the generation and the hash of what is."""
+    the generation and the hash of what is. `node` is this node's id in hex."""
 
     def __init__(
         self,
         collector: Collector,
         *,
+        node: str,
         exchange: Exchange,
         clock: Clock,
         put: Callable[[Policy], Awaitable[object]],
@@ -54,6 +55,7 @@ class PolicyUplink:
     ) -> None:
         self._collector, self._exchange, self._clock = collector, exchange, clock
         self._put, self._in_force, self._say = put, in_force, say
+        self._node = node
         self._key = parse_key(collector.policy_key)
         self._generation: int | None = None
         self._said = ""
@@ -75,7 +77,9 @@ class PolicyUplink:
 
     async def _take(self, offer: Offer) -> None:
         """Put it in force. Raises ChainError, ConfigError."""
-        grant, policy = open_policy(offer.note, offer.policy, self._key, self._collector.fleet)
+        grant, policy = open_policy(
+            offer.note, offer.policy, self._key, self._collector.fleet, self._node
+        )
         if grant.expires_ns <= self._clock.now().wall_ns:
             raise ConfigError(f"generation {grant.generation} has ended; are the clocks right?")
         if self._in_force() == (grant.generation, digest(policy)):
@@ -112,6 +116,7 @@ def make_uplink(agent: Agent) -> PolicyUplink:
 
     return PolicyUplink(
         agent.config.collector,
+        node=agent.node.hex(),
         exchange=PolicyExchange(agent.config.collector, agent.node.hex()),
         clock=agent.clock,
         put=put,

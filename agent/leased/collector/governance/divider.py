@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The divider: what each node is to have of the fleet's limits now.
+
+Rule: from verified records (what is held, what was asked for in vain, which policy is in force) and
+from what was handed out alone. Parts are made anew when limits, nodes or the time make it so; in
+between only those limits are looked at of which somebody needs more than it has. A share ends no
+later than the limit that it is a part of.
+
+Does not keep or sign anything (`issuer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+import msgspec
+
+from leased.collector.fleet import Fleet, NodeView, Want
+from leased.collector.governance import windows
+from leased.collector.governance.dimensions import BY_KEY, BY_KIND, DIVISIBLE
+from leased.collector.governance.division import (
+    Site,
+    affordable,
+    divided,
+    floor_of,
+    fractions,
+    kept,
+)
+from leased.collector.governance.policies import Part, Saying
+from leased.collector.governance.quotas import Opening, Per, Schedule, effective
+from leased.collector.governance.shares import Shares
+from leased.terms.reply import RefusalReason
+
+WANT_NS: Final = 60 * 10**9
+"""Who asked in vain and has not asked again for so long has given up."""
+
+OVER_MAX: Final = 101
+"""A refusal names the limit with what a soft or burst one lets through: 10000 % more at most."""
+
+_CAPACITIES: Final = frozenset(one.key for one in BY_KIND.values())
+Limit = tuple[str, str]
+"""A tenant and a dimension."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What is divided, until when that is so, and everything that was said."""
+
+    said: dict[str, Saying]
+    limits: dict[Limit, int]
+    until_ns: int | None
+
+
+class Handout(msgspec.Struct, frozen=True):
+    """What one node is to have."""
+
+    node: str
+    ppb: int
+    until_ns: int
+    parts: dict[str, Part]
+
+
+class Portion(msgspec.Struct, frozen=True):
+    """One node's part of one limit, and the most that it may still have."""
+
+    key: str
+    node: str
+    floor: int
+    share: int
+    bound: int
+    held: int
+    until_ns: int
+    present: bool
+
+
+def openings_at(schedules: Collection[Schedule], now_ns: int) -> list[Opening]:
+    """The windows that are open."""
+    found = []
+    for schedule in schedules:
+        began = windows.last_opening_ns(schedule.cron, schedule.timezone, now_ns)
+        if began is not None and began + schedule.duration_ns > now_ns:
+            found.append(Opening(schedule, began + schedule.duration_ns))
+    return found
+
+
+def plan_of(said: Mapping[str, Saying], now_ns: int) -> Plan:
+    """What of what was said is divided at `now_ns`."""
+    limits: dict[Limit, int] = {}
+    turns: list[int] = []
+    for tenant, saying in said.items():
+        if saying.quota.terms.per is not Per.FLEET:
+            continue
+        openings = openings_at(saying.schedules, now_ns)
+        found = effective({}, saying.quota, saying.overrides, openings, now_ns)
+        limits |= {(tenant, key): one.raw for key, one in found.items() if one.per is Per.FLEET}
+        turns += [one.ends_ns for one in openings]
+        turns += [one.expires_ns for one in saying.overrides]
+        for one in saying.schedules:
+            opens = windows.next_opening_ns(one.cron, one.timezone, now_ns)
+            turns += [opens] if opens is not None else []
+    return Plan(dict(said), limits, min(turns, default=None))
+
+
+class Divider:
+    """`shares` is what was handed out, `valid_ns` how long a share is."""
+
+    def __init__(self, shares: Shares, fleet: Callable[[], Fleet], valid_ns: int) -> None:
+        self._shares, self._fleet, self._valid_ns = shares, fleet, valid_ns
+        self._plan = Plan({}, {}, None)
+        self._present: list[str] = []
+        self._ppb: dict[str, int] = {}
+        self._given: dict[Limit, dict[str, int]] = {}
+        self._short: set[Limit] = set()
+        self._wants: dict[tuple[str, str, int], tuple[Want, list[str]]] = {}
+        self._due_ns = 0
+        self._until_ns = 0
+
+    @property
+    def plan(self) -> Plan:
+        """What is divided."""
+        return self._plan
+
+    @property
+    def due_ns(self) -> int:
+        """When it must look again, whatever happens."""
+        return self._due_ns
+
+    def step(self, plan: Plan, now_ns: int, present: Collection[str]) -> list[Handout]:
+        """What each of the nodes that are there is to have; those that are as they were, too."""
+        nodes = sorted(present)
+        anew = now_ns >= self._due_ns or nodes != self._present or plan is not self._plan
+        self._plan, self._present = plan, nodes
+        held, wants = self._seen(now_ns)
+        if anew:
+            self._ppb = fractions(self._shares.ppb(), nodes)
+            ends = [now_ns + self._valid_ns, *([plan.until_ns] if plan.until_ns else [])]
+            self._until_ns = min(ends)
+            self._due_ns = now_ns + max(1, (self._until_ns - now_ns) // 2)
+            if plan.until_ns is not None and self._until_ns == plan.until_ns:
+                self._due_ns = self._until_ns
+            self._given = {limit: row for limit, row in self._given.items() if limit in plan.limits}
+        for limit, raw in plan.limits.items():
+            sites = None
+            if anew or self._is_short(limit, held, wants):
+                sites = self._sites(limit, raw, held.get(limit, {}), wants.get(limit, {}), now_ns)
+                self._divide(limit, raw, sites, anew=anew)
+        return [self._handout(node) for node in nodes]
+
+    def portions(self, tenant: str, limits: Mapping[str, int], now_ns: int) -> list[Portion]:
+        """Who has which part of these limits of a tenant."""
+        held, _ = self._seen(now_ns)
+        found = []
+        for key, raw in limits.items():
+            sites = self._sites((tenant, key), raw, held.get((tenant, key), {}), {}, now_ns)
+            for node, site in sorted(sites.items()):
+                last = self._shares.last(node)
+                found.append(
+                    Portion(
+                        key=key,
+                        node=node,
+                        floor=last.floors.get(tenant, {}).get(key, 0) if last else 0,
+                        share=last.shares.get(tenant, {}).get(key, 0) if last else 0,
+                        bound=site.bound,
+                        held=site.held,
+                        until_ns=last.until_ns if last else now_ns,
+                        present=node in self._present,
+                    )
+                )
+        return found
+
+    # -- what is seen ------------------------------------------------------------------------------
+
+    def _seen(self, now_ns: int) -> tuple[dict[Limit, dict[str, int]], dict[Limit, dict[str, int]]]:
+        """What is held and what was asked for in vain, of each limit, by node."""
+        held: dict[Limit, dict[str, int]] = {}
+        wants: dict[Limit, dict[str, int]] = {}
+        tenants = {tenant for tenant, _ in self._plan.limits}
+        for view in self._fleet().nodes():
+            for tenant, key, amount in _held(view, tenants):
+                if (tenant, key) in self._plan.limits:
+                    row = held.setdefault((tenant, key), {})
+                    row[view.node] = row.get(view.node, 0) + amount
+            for (tenant, reason), want in list(view.wants.items()):
+                if tenant in tenants and want.wall_ns + WANT_NS > now_ns:
+                    for key in self._wanted(view, tenant, reason, want):
+                        row = wants.setdefault((tenant, key), {})
+                        row[view.node] = max(want.usage + want.requested, row.get(view.node, 0))
+        return held, wants
+
+    def _wanted(self, view: NodeView, tenant: str, reason: int, want: Want) -> Collection[str]:
+        """Which limits a refusal may have been about: the record names the number, not the kind.
+        Worked out once, for what the node has is another number a moment later."""
+        known = self._wants.get((view.node, tenant, reason))
+        if known is not None and known[0] == want:
+            return known[1]
+        is_capacity = reason == RefusalReason.TENANT_CAPACITY
+        found = []
+        for key in DIVISIBLE:
+            if (tenant, key) in self._plan.limits and (key in _CAPACITIES) is is_capacity:
+                least, most = self._shares.between(view.node, tenant, key)
+                might_be = least <= want.limit <= most * OVER_MAX
+                if might_be and want.requested <= _room(view, key):
+                    found.append(key)
+        self._wants[view.node, tenant, reason] = want, found
+        return found
+
+    def _is_short(
+        self,
+        limit: Limit,
+        held: Mapping[Limit, Mapping[str, int]],
+        wants: Mapping[Limit, Mapping[str, int]],
+    ) -> bool:
+        given = self._given.get(limit, {})
+        needs = [*held.get(limit, {}).items(), *wants.get(limit, {}).items()]
+        more = any(amount > given.get(node, amount) for node, amount in needs)
+        return more or limit in self._short
+
+    def _sites(
+        self,
+        limit: Limit,
+        raw: int,
+        held: Mapping[str, int],
+        wants: Mapping[str, int],
+        now_ns: int,
+    ) -> dict[str, Site]:
+        """Every node that counts: who is there, who holds something, who may have something."""
+        tenant, key = limit
+        views = {view.node: view for view in self._fleet().nodes()}
+        found = {}
+        for node in {*self._present, *held, *self._shares.nodes()}:
+            view, has = views.get(node), held.get(node, 0)
+            bound = max(has, self._shares.bound(node, tenant, key, now_ns))
+            if view is not None and self._shares.is_beyond(
+                view.policy_generation, bytes.fromhex(view.policy_hash), node
+            ):
+                bound = max(bound, raw)
+            found[node] = Site(
+                held=has,
+                wanted=wants.get(node, 0),
+                room=2**63 if view is None else _room(view, key),
+                bound=bound,
+                given=self._given.get(limit, {}).get(node),
+            )
+        return found
+
+    # -- what is given -----------------------------------------------------------------------------
+
+    def _divide(self, limit: Limit, raw: int, sites: Mapping[str, Site], *, anew: bool) -> None:
+        key = limit[1]
+        here = {node: sites[node] for node in self._present}
+        elsewhere = sum(site.bound for node, site in sites.items() if node not in here)
+        floors = {node: floor_of(raw, self._ppb[node], DIVISIBLE[key]) for node in self._present}
+        found = None if anew else kept(raw - elsewhere, floors, here)
+        goals = found or divided(max(0, raw - elsewhere), DIVISIBLE[key], floors, here)
+        given = affordable(raw, goals, here, elsewhere)
+        self._given[limit] = given
+        self._short.discard(limit)
+        if given != goals:
+            self._short.add(limit)
+
+    def _handout(self, node: str) -> Handout:
+        parts: dict[str, Part] = {}
+        for (tenant, key), raw in self._plan.limits.items():
+            part = parts.setdefault(tenant, Part(self._ppb[node], {}, {}, self._until_ns))
+            share = self._given[tenant, key][node]
+            part.shares[key] = share
+            if share < floor_of(raw, self._ppb[node], DIVISIBLE[key]):
+                part.floors[key] = share
+        return Handout(node, self._ppb[node], self._until_ns, parts)
+
+
+def _held(view: NodeView, tenants: Collection[str]) -> list[tuple[str, str, int]]:
+    """(tenant, dimension, amount) of every lease of these, as the node counts them."""
+    found = []
+    for lease in list(view.leases.values()):
+        tenant = str(lease.subject.tenant)
+        if tenant not in tenants:
+            continue
+        found += [(tenant, BY_KIND[one.kind].key, one.capacity) for one in lease.subject.allotments]
+        found.append((tenant, "max_leases", 1))
+        if lease.is_held:
+            found.append((tenant, "max_concurrent_tasks", 1))
+    return found
+
+
+def _room(view: NodeView, key: str) -> int:
+    kind = BY_KEY[key].kind
+    return 2**63 if kind is None else view.totals().get(kind, 0)
