@@ -32,6 +32,10 @@ from leased.collector.governance.quotas import Opening, Per, Schedule, effective
 from leased.collector.governance.shares import Shares
 from leased.terms.reply import RefusalReason
 
+SEEN_NS: Final = 60 * 10**9
+"""What was granted while a smaller share was on its way is borne by the node for so long: meanwhile
+its records come in, and it is given back what it holds."""
+
 WANT_NS: Final = 60 * 10**9
 """Who asked in vain and has not asked again for so long has given up."""
 
@@ -98,7 +102,8 @@ def plan_of(said: Mapping[str, Saying], now_ns: int) -> Plan:
         for one in saying.schedules:
             opens = windows.next_opening_ns(one.cron, one.timezone, now_ns)
             turns += [opens] if opens is not None else []
-    return Plan(dict(said), limits, min(turns, default=None))
+    ends = (turn_ns for turn_ns in turns if turn_ns > now_ns)
+    return Plan(dict(said), limits, min(ends, default=None))
 
 
 class Divider:
@@ -112,6 +117,7 @@ class Divider:
         self._given: dict[Limit, dict[str, int]] = {}
         self._short: set[Limit] = set()
         self._wants: dict[tuple[str, str, int], tuple[Want, list[str]]] = {}
+        self._held: dict[Limit, dict[str, int]] = {}
         self._due_ns = 0
         self._until_ns = 0
 
@@ -131,6 +137,7 @@ class Divider:
         anew = now_ns >= self._due_ns or nodes != self._present or plan is not self._plan
         self._plan, self._present = plan, nodes
         held, wants = self._seen(now_ns)
+        self._held = held
         if anew:
             self._ppb = fractions(self._shares.ppb(), nodes)
             ends = [now_ns + self._valid_ns, *([plan.until_ns] if plan.until_ns else [])]
@@ -250,7 +257,7 @@ class Divider:
         here = {node: sites[node] for node in self._present}
         elsewhere = sum(site.bound for node, site in sites.items() if node not in here)
         floors = {node: floor_of(raw, self._ppb[node], DIVISIBLE[key]) for node in self._present}
-        found = None if anew else kept(raw - elsewhere, floors, here)
+        found = None if anew else kept(raw - elsewhere, DIVISIBLE[key], floors, here)
         goals = found or divided(max(0, raw - elsewhere), DIVISIBLE[key], floors, here)
         given = affordable(raw, goals, here, elsewhere)
         self._given[limit] = given
@@ -259,14 +266,33 @@ class Divider:
             self._short.add(limit)
 
     def _handout(self, node: str) -> Handout:
-        parts: dict[str, Part] = {}
+        shares: dict[str, dict[str, int]] = {}
+        floors: dict[str, dict[str, int]] = {}
+        cut: set[str] = set()
         for (tenant, key), raw in self._plan.limits.items():
-            part = parts.setdefault(tenant, Part(self._ppb[node], {}, {}, self._until_ns))
             share = self._given[tenant, key][node]
-            part.shares[key] = share
+            shares.setdefault(tenant, {})[key] = share
             if share < floor_of(raw, self._ppb[node], DIVISIBLE[key]):
-                part.floors[key] = share
+                floors.setdefault(tenant, {})[key] = share
+            if share < self._held.get((tenant, key), {}).get(node, 0):
+                cut.add(tenant)
+        parts = {
+            tenant: Part(
+                self._ppb[node],
+                floors.get(tenant, {}),
+                amounts,
+                self._until_ns,
+                self._grace_ns(tenant, is_cut=tenant in cut),
+            )
+            for tenant, amounts in shares.items()
+        }
         return Handout(node, self._ppb[node], self._until_ns, parts)
+
+    def _grace_ns(self, tenant: str, *, is_cut: bool) -> int | None:
+        """How long what lies above a share is borne: as long as its tenant was told where it is
+        known to be too much, and longer where it may only have been granted meanwhile."""
+        told_ns = self._plan.said[tenant].quota.grace_ns
+        return told_ns if is_cut else max(SEEN_NS, told_ns or 0)
 
 
 def _held(view: NodeView, tenants: Collection[str]) -> list[tuple[str, str, int]]:

@@ -63,16 +63,25 @@ def floor_of(limit: int, ppb: int, quantum: int) -> int:
     return limit * ppb // WHOLE_PPB // quantum * quantum
 
 
-def kept(limit: int, floors: Mapping[str, int], sites: Mapping[str, Site]) -> dict[str, int] | None:
-    """The parts as they are, with more only for who needs it; None: that cannot be had, or somebody
-    was given nothing yet."""
-    given = {}
+def kept(
+    limit: int, quantum: int, floors: Mapping[str, int], sites: Mapping[str, Site]
+) -> dict[str, int] | None:
+    """The parts as they are, with more only for who needs it: a quarter above that if there is so
+    much, or who takes one after the other would ask in vain each time. None: what is needed cannot
+    be had, or somebody was given nothing yet."""
+    given: dict[str, int] = {}
+    ample: dict[str, int] = {}
     for name, site in sites.items():
         if site.given is None:
             return None
-        given[name] = max(site.given, site.need, floors[name])
-    found = affordable(limit, given, sites)
-    return found if found == given and sum(found.values()) <= limit else None
+        given[name] = ample[name] = max(site.given, site.need, floors[name])
+        if site.need > site.given:
+            more = -(-(site.need // 4) // quantum) * quantum
+            ample[name] = max(given[name], min(site.room, site.need + more))
+    for goals in (ample, given):
+        if sum(goals.values()) <= limit and affordable(limit, goals, sites) == goals:
+            return goals
+    return None
 
 
 def divided(

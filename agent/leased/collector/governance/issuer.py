@@ -106,6 +106,7 @@ class Issuer:
         self.divider = Divider(self.shares, seen, share_valid_ns)
         self._present: dict[str, int] = {}
         self._own: dict[str, Own] = {}
+        self._fetched: set[str] = set()
         self._generation = max((one.generation for one in self.shares), default=0)
         self._plan = Plan({}, {}, None)
         self._policy = Policy()
@@ -184,39 +185,50 @@ class Issuer:
 
     def _divide(self, now_ns: int) -> bool:
         """Make each node's own policy, where it is another than it was; whether any is."""
+        before = self._own
         if self._plan.until_ns is not None and now_ns >= self._plan.until_ns:
             self._plan = plan_of(self._plan.said, now_ns)
-        in_force = {view.node: bytes.fromhex(view.policy_hash) for view in self._seen().nodes()}
-        gone = self.shares.settle(in_force, now_ns)
-        self._present = {
-            node: seen_ns
-            for node, seen_ns in self._present.items()
-            if seen_ns + PRESENT_NS > now_ns
-        }
+        gone = self._forget(now_ns)
         own = {node: one for node, one in self._own.items() if node in self._present}
         handouts: list[Handout] = []
         if self._plan.limits:
             handouts = self.divider.step(self._plan, now_ns, self._present)
-        base = self.current.digest
-        fresh = [
-            one
-            for one in handouts
-            if (known := own.get(one.node)) is None or (known.handout, known.base) != (one, base)
-        ]
+        fresh = [one for one in handouts if self._is_news(one, own.get(one.node))]
         given = []
-        if fresh:
-            generation = self._next(now_ns)
-            for one in fresh:
-                made, issued = self._make(one, generation, now_ns)
-                given.append(made)
-                own[one.node] = Own(one, base, issued)
+        generation = self._next(now_ns) if fresh else 0
+        for one in fresh:
+            made, issued = self._make(one, generation, now_ns)
+            given.append(made)
+            own[one.node] = Own(one, self.current.digest, issued)
+            self._fetched.discard(one.node)
         if given or gone:
             with self._register.transaction():
                 self._register.give(given, gone)
         for made in given:
             self.shares.add(made)
-        before, self._own = self._own, own if self._plan.limits else {}
-        return bool(fresh) or len(before) != len(self._own)
+        self._own = own if self._plan.limits else {}
+        return bool(fresh) or before.keys() != self._own.keys()
+
+    def _is_news(self, handout: Handout, known: Own | None) -> bool:
+        return known is None or (known.handout, known.base) != (handout, self.current.digest)
+
+    def _forget(self, now_ns: int) -> list[tuple[str, int]]:
+        """Who is not there any more, and what no node can have any more; returns the latter."""
+        self._present = {
+            node: seen_ns
+            for node, seen_ns in self._present.items()
+            if seen_ns + PRESENT_NS > now_ns
+        }
+        in_force = {view.node: bytes.fromhex(view.policy_hash) for view in self._seen().nodes()}
+        gone = self.shares.settle(in_force, now_ns)
+        if self._plan is not self.divider.plan:
+            # Limits are other ones: what was made of the old ones, and fetched by nobody, is void.
+            for node, one in list(self._own.items()):
+                if node not in self._fetched:
+                    self.shares.void(node, one.issued.generation)
+                    gone.append((node, one.issued.generation))
+                    del self._own[node]
+        return gone
 
     def _make(self, handout: Handout, generation: int, now_ns: int) -> tuple[Given, Issued]:
         policy = policy_of_node(self._policy, self.ground(), self._plan.said, handout.parts)
@@ -251,20 +263,30 @@ class Issuer:
             self._wake.set()
 
     def of(self, node: str) -> Issued | None:
-        """What a node is handed now; None: it is not known how much of what is divided it gets."""
+        """Hand a node what it gets now; None: its part of what is divided is not known yet."""
         if not self._plan.limits:
             return self.current
         own = self._own.get(node)
-        return own.issued if own is not None else None
+        if own is None:
+            return None
+        self._fetched.add(node)
+        return own.issued
 
     async def newer(self, node: str, generation: int, wait_s: float) -> Issued | None:
         """What the node is handed; if that is of `generation`, wait so long for another."""
         self.come(node)
-        with trio.move_on_after(max(wait_s, DIVIDE_S if self.of(node) is None else 0)):
-            while (issued := self.of(node)) is None or issued.generation == generation:
+        with trio.move_on_after(max(wait_s, 0 if self._has(node) else DIVIDE_S)):
+            while not self._has(node) or self._generation_of(node) == generation:
                 await self._changed.wait()
         self.come(node)
         return self.of(node)
+
+    def _has(self, node: str) -> bool:
+        return not self._plan.limits or node in self._own
+
+    def _generation_of(self, node: str) -> int:
+        own = self._own.get(node)
+        return (self.current if own is None else own.issued).generation
 
     def come(self, node: str) -> None:
         """A node asks: it is there."""
@@ -279,8 +301,7 @@ class Issuer:
 
     def is_current(self, acceptance: Acceptance) -> bool:
         """Whether a node has what it is handed now."""
-        issued = self.of(acceptance.node)
-        return issued is not None and issued.generation == acceptance.generation
+        return self._generation_of(acceptance.node) == acceptance.generation
 
     def divided(self, tenant: str) -> tuple[dict[str, int], list[Portion]]:
         """A tenant's limits that are divided, and who has which part of them."""

@@ -145,12 +145,13 @@ class Saying(msgspec.Struct):
 
 class Part(msgspec.Struct, frozen=True):
     """One node's part of a tenant's limits: `ppb` of each for good, or what `floors` say if that
-    is less; `shares` until `until_ns`."""
+    is less; `shares` until `until_ns`, and for how long more than that is borne."""
 
     ppb: int
     floors: dict[str, int]
     shares: dict[str, int]
     until_ns: int
+    grace_ns: int | None = None
 
     def of(self, limits: Mapping[str, int]) -> dict[str, int]:
         """`limits`, with what is divided divided."""
@@ -194,7 +195,8 @@ def _tenant(ground: TenantLimits, saying: Saying, part: Part | None = None) -> T
     ]
     changes = [Change(of(one.limits), one.expires_ns, one.reason) for one in saying.overrides]
     if part is not None:
-        changes.append(Change(limits_of(part.shares, quota.terms), part.until_ns, SHARE))
+        share = limits_of(part.shares, quota.terms, part.grace_ns)
+        changes.append(Change(share, part.until_ns, SHARE))
     plain = {name: getattr(base, name) for name in LimitSet.__struct_fields__}
     return TenantLimits(
         **plain,

@@ -71,6 +71,13 @@ class Shares:
         self._rows.setdefault(given.node, []).append(given)
         self._newest = max(self._newest, given.generation)
 
+    def void(self, node: str, generation: int) -> None:
+        """What was made is handed to nobody."""
+        left = [row for row in self._rows.get(node, ()) if row.generation != generation]
+        self._rows[node] = left
+        if not left:
+            del self._rows[node]
+
     def settle(self, in_force: dict[str, bytes], now_ns: int) -> list[tuple[str, int]]:
         """Forget what no node can have any more: what came before the policy that its verified
         records name (`in_force`, by node), and what has ended. Returns what was forgotten."""
