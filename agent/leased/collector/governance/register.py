@@ -48,7 +48,7 @@ CREATE TABLE policies (generation INTEGER PRIMARY KEY, digest BLOB NOT NULL, not
     document TEXT NOT NULL, issued_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL);
 """
 _SHARES: Final = """
-CREATE TABLE shares (node TEXT NOT NULL, generation INTEGER NOT NULL, document BLOB NOT NULL,
+CREATE TABLE IF NOT EXISTS shares (node TEXT NOT NULL, generation INTEGER NOT NULL, document BLOB NOT NULL,
     PRIMARY KEY (node, generation)) WITHOUT ROWID;
 """
 _STEPS: Final = {0: _SCHEMA + OUTBOX + _SHARES, 1: OUTBOX + _SHARES, 2: _SHARES}
