@@ -34,7 +34,7 @@ from leased.collector.fleet import Fleet, LiveLease, NodeView, Want
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.quotas import Override, Quota, Schedule, Terms
 from leased.collector.governance.register import Register
-from leased.service.windows import open_windows
+from leased.service.policy.windows import open_windows
 from leased.terms.identity import TenantId
 from leased.terms.policy import Policy, digest
 from leased.terms.policy_turn import turned
