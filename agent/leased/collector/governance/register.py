@@ -48,8 +48,8 @@ CREATE TABLE policies (generation INTEGER PRIMARY KEY, digest BLOB NOT NULL, not
     document TEXT NOT NULL, issued_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL);
 """
 _SHARES: Final = """
-CREATE TABLE IF NOT EXISTS shares (node TEXT NOT NULL, generation INTEGER NOT NULL, document BLOB NOT NULL,
-    PRIMARY KEY (node, generation)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shares (node TEXT NOT NULL, generation INTEGER NOT NULL,
+    document BLOB NOT NULL, PRIMARY KEY (node, generation)) WITHOUT ROWID;
 """
 _STEPS: Final = {0: _SCHEMA + OUTBOX + _SHARES, 1: OUTBOX + _SHARES, 2: _SHARES}
 """What makes a database of this release of one of a version: 0 is none, 1 had no webhooks, 2 no
