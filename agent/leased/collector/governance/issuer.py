@@ -219,7 +219,10 @@ class Issuer:
             for node, seen_ns in self._present.items()
             if seen_ns + PRESENT_NS > now_ns
         }
-        in_force = {view.node: bytes.fromhex(view.policy_hash) for view in self._seen().nodes()}
+        in_force = {
+            view.node: (view.policy_generation, bytes.fromhex(view.policy_hash))
+            for view in self._seen().nodes()
+        }
         gone = self.shares.settle(in_force, now_ns)
         if self._plan is not self.divider.plan:
             # Limits are other ones: what was made of the old ones, and fetched by nobody, is void.

@@ -78,13 +78,16 @@ class Shares:
         if not left:
             del self._rows[node]
 
-    def settle(self, in_force: dict[str, bytes], now_ns: int) -> list[tuple[str, int]]:
+    def settle(self, in_force: dict[str, tuple[int, bytes]], now_ns: int) -> list[tuple[str, int]]:
         """Forget what no node can have any more: what came before the policy that its verified
         records name (`in_force`, by node), and what has ended. Returns what was forgotten."""
         gone = []
         for node, rows in list(self._rows.items()):
-            named = [row.generation for row in rows if row.digest == in_force.get(node)]
-            first = max(named, default=0)
+            # By both: the same policy may be handed out twice, and what was between them counts.
+            told = in_force.get(node)
+            first = max(
+                (row.generation for row in rows if (row.generation, row.digest) == told), default=0
+            )
             left = [
                 row for row in rows if row.generation >= first and row.expires_ns + LATE_NS > now_ns
             ]
