@@ -73,7 +73,7 @@ def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]
 
 def empty(server: PostgresServer) -> None:
     manifest = PostgresManifest(server.database)
-    tables = "segments, nodes, resolutions, logs, collectors"
+    tables = "segments, nodes, resolutions, heads, logs, collectors"
     manifest.connection.execute(f"TRUNCATE {tables}")
     manifest.connection.execute("UPDATE parts SET holder = '', until = '-infinity'")
     manifest.close()

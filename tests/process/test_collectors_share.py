@@ -13,8 +13,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -26,9 +28,13 @@ from leased.collector.archive.manifest_postgres import PostgresManifest
 from leased.collector.archive.manifests import share
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
+from leased.collector.pulling import clock
+from leased.collector.witness import open_witness, os_entropy
 from leased.economics.contracts import Terms
 from leased.terms import event as e
 from leased.terms.moment import Moment
+from tests.collector.test_collector_ingest import live
+from tests.collector.test_collector_peers import follow, free_port
 from tests.collector.test_collector_pull import Collector
 from tests.doubles.economics_history import memory, subject
 from tests.doubles.fleet_pki import FleetPki
@@ -44,6 +50,8 @@ START_NS = 1_764_547_200 * 10**9
 """2025-12-01T00:00:00Z."""
 
 PATIENCE_S = 120.0
+FORKED = 8
+"""So many that each of two collectors has some."""
 
 
 class Acknowledged(NodeServer):
@@ -189,6 +197,63 @@ async def test_one_is_killed_and_the_database_crashes_and_the_bill_is_that_of_on
         await alone.pull()
     shared.manifest.close()
     check(fleet, alone, shared)
+
+
+class Forked:
+    """Nodes that show another history to a collector that is not of the fleet."""
+
+    def __init__(self, count: int) -> None:
+        self.shown, self.hidden = [], []
+        for number in range(1, count + 1):
+            on = PulledNode(number, origin=f"o/{number}")
+            on.start()
+            twin = on.clone()
+            live(on, 1)
+            live(twin, 2)
+            self.shown.append(Acknowledged(on))
+            self.hidden.append(Acknowledged(twin))
+
+
+async def test_a_fork_that_one_hears_of_is_found_by_who_has_the_log(
+    tmp_path: Path, server: PostgresServer
+) -> None:
+    """North, which one of the two follows, has cosigned other histories of nodes that either of
+    them has."""
+    pki, nodes = FleetPki(tmp_path / "pki"), Forked(FORKED)
+    both, north = Collector(tmp_path, pki, "both"), Collector(tmp_path, pki, "north")
+    port = free_port()
+    own = {"address": "127.0.0.1", "port": port, "quorum": 0}
+    own["collectors"] = [{"name": "both", "key": both.key.text()}]
+    north.config = msgspec.structs.replace(north.config, own_log=own)
+    open_witness(north.state, "north", now=clock(), entropy=os_entropy).close()
+    async with serving(pki, *nodes.shown, *nodes.hidden):
+        for number, (shown, hidden) in enumerate(zip(nodes.shown, nodes.hidden, strict=True)):
+            both.enrol(shown, f"node-{number}")
+            north.enrol(hidden, f"node-{number}")
+        follow(both, "north", f"https://127.0.0.1:{port}/collector/north", north)
+        shared = Shared(both, server.database, tmp_path, pki)
+
+        def verdicts() -> list[str]:
+            entries = shared.manifest.logs()
+            return [one.verdict for one in entries if one.name.startswith("node-")]
+
+        async with trio.open_nursery() as nursery:
+            with shared.collector("west"), shared.collector("east"):
+                both_there = {"west", "east"}
+                await until(
+                    shared,
+                    lambda: shared.holders() == both_there and verdicts() == ["OK"] * FORKED,
+                    nothing,
+                )
+                nursery.start_soon(partial(north.pull, once=False))
+                await until(shared, lambda: verdicts() == ["FORK"] * FORKED, nothing)
+            nursery.cancel_scope.cancel()
+    whose = shared.manifest._rows(
+        "SELECT l.name, split_part(p.holder, '/', 1) FROM logs l JOIN parts p ON p.part = l.part"
+    )
+    print(f"who had which log: {dict(whose)}")
+    assert "was given another tree" in shared.manifest.logs()[0].why
+    shared.manifest.close()
 
 
 def check(fleet: Sealing, alone: Collector, shared: Shared) -> None:

@@ -3,8 +3,9 @@
 here, and the trees that make comparing cheap.
 
 Rule: a head is kept before the page that told of it counts, so that none is lost by a crash; it is
-forgotten once it was found to be of the very tree that is held. A tree is built on the last one
-that was remembered below it: what was pulled since is read, and not the whole log.
+forgotten once it was found to be of the very tree that is held. Collectors that share a fleet keep
+heads in their manifest, for who hears of a head need not be who has the log. A tree is built on the
+last one that was remembered below it: what was pulled since is read, and not the whole log.
 
 Does not judge (`gossip`).
 """
@@ -16,7 +17,7 @@ import sqlite3
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from leased.chain.tree import EMPTY, Frontier
 from leased.collector.archive.archive import Archive
@@ -41,13 +42,13 @@ CREATE TABLE IF NOT EXISTS trees (
 _HASH_BYTES: Final = 32
 
 
-class Heads:
-    """The heads and trees of a state directory. For the thread that stores."""
+class Trees:
+    """Trees of logs, in the state directory of one collector. For the thread that stores."""
 
     def __init__(self, archive: Archive) -> None:
         """Raises StateError."""
         self._archive = archive
-        path: Path = archive.directory / DATABASE
+        path: Path = archive.own / DATABASE
         try:
             if not path.exists():
                 # Made by us first: SQLite would make it readable by others. Never later: closing a
@@ -59,44 +60,16 @@ class Heads:
             self._connection.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise StateError(f"{path}: {error}; give the collector's state directory") from error
-        rows = self._connection.execute("SELECT log_id, count(*) FROM heads GROUP BY log_id")
-        self._waiting: dict[str, int] = dict(rows.fetchall())
+        self._waiting: dict[str, int] = {}
 
     def waits(self, log_id: str) -> bool:
         """Whether there is anything to compare. Costs nothing."""
         return bool(self._waiting.get(log_id))
 
-    def add(self, heads: Sequence[PeerHead]) -> None:
-        """Keep heads of logs that are known here; durable on return."""
+    def known(self, heads: Sequence[PeerHead]) -> list[PeerHead]:
+        """Those of logs that are in the manifest."""
         known = {entry.log_id for entry in self._archive.manifest.logs()}
-        heads = [one for one in heads if one.log_id.hex() in known]
-        self._connection.execute("BEGIN IMMEDIATE")
-        for one in heads:
-            log_id = one.log_id.hex()
-            values = (log_id, one.peer, one.sequence, one.origin, one.size, one.root)
-            done = self._connection.execute(
-                "INSERT OR IGNORE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*values, one.time_s, one.signature),
-            )
-            self._waiting[log_id] = self._waiting.get(log_id, 0) + done.rowcount
-        self._connection.execute("COMMIT")
-
-    def of(self, log_id: str) -> list[PeerHead]:
-        """What is to be compared with a log, in the order in which it came."""
-        rows = self._connection.execute(
-            "SELECT peer, sequence, origin, size, root, time_s, signature FROM heads "
-            "WHERE log_id = ? ORDER BY rowid",
-            (log_id,),
-        ).fetchall()
-        raw = bytes.fromhex(log_id)
-        return [PeerHead(row[0], row[1], raw, *row[2:]) for row in rows]
-
-    def settle(self, log_id: str, size: int) -> None:
-        """Those of at most `size` records were of the tree that is held: forget them."""
-        done = self._connection.execute(
-            "DELETE FROM heads WHERE log_id = ? AND size <= ?", (log_id, size)
-        )
-        self._waiting[log_id] = max(0, self._waiting.get(log_id, 0) - done.rowcount)
+        return [one for one in heads if one.log_id.hex() in known]
 
     def remember(self, log_id: str, tree: Frontier) -> None:
         """A tree to build on."""
@@ -128,3 +101,103 @@ class Heads:
     def close(self) -> None:
         """Close the database. Idempotent."""
         self._connection.close()
+
+
+class Heads(Trees):
+    """The heads of a collector that has its fleet alone."""
+
+    def __init__(self, archive: Archive) -> None:
+        """Raises StateError."""
+        super().__init__(archive)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look what waits to be compared."""
+        rows = self._connection.execute("SELECT log_id, count(*) FROM heads GROUP BY log_id")
+        self._waiting = dict(rows.fetchall())
+
+    def add(self, heads: Sequence[PeerHead]) -> None:
+        """Keep heads of logs that are known here; durable on return."""
+        heads = self.known(heads)
+        self._connection.execute("BEGIN IMMEDIATE")
+        for one in heads:
+            log_id = one.log_id.hex()
+            values = (log_id, one.peer, one.sequence, one.origin, one.size, one.root)
+            done = self._connection.execute(
+                "INSERT OR IGNORE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, one.time_s, one.signature),
+            )
+            self._waiting[log_id] = self._waiting.get(log_id, 0) + done.rowcount
+        self._connection.execute("COMMIT")
+
+    def of(self, log_id: str) -> list[PeerHead]:
+        """What is to be compared with a log, in the order in which it came."""
+        rows = self._connection.execute(
+            "SELECT peer, sequence, origin, size, root, time_s, signature FROM heads "
+            "WHERE log_id = ? ORDER BY rowid",
+            (log_id,),
+        ).fetchall()
+        raw = bytes.fromhex(log_id)
+        return [PeerHead(row[0], row[1], raw, *row[2:]) for row in rows]
+
+    def settle(self, log_id: str, heads: Sequence[PeerHead]) -> None:
+        """These, and no other that came meanwhile, were of the tree that is held: forget them."""
+        for one in heads:
+            done = self._connection.execute(
+                "DELETE FROM heads WHERE log_id = ? AND peer = ? AND sequence = ?",
+                (log_id, one.peer, one.sequence),
+            )
+            self._waiting[log_id] = max(0, self._waiting.get(log_id, 0) - done.rowcount)
+
+
+class SharedHeads(Trees):
+    """The heads of collectors that share a fleet, in their manifest. What waits is looked up with
+    each beat of `sharing`."""
+
+    def __init__(self, archive: Archive) -> None:
+        """Raises StateError, ManifestGone."""
+        super().__init__(archive)
+        # What waited while the fleet was this collector's alone.
+        fields = "log_id, peer, sequence, origin, size, root, time_s, signature"
+        rows = self._connection.execute(f"SELECT {fields} FROM heads ORDER BY rowid").fetchall()
+        if rows:
+            self._manifest.add_heads(rows)
+            self._connection.execute("DELETE FROM heads")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look what waits to be compared. Raises ManifestGone."""
+        self._waiting = self._manifest.heads_waiting()
+
+    def add(self, heads: Sequence[PeerHead]) -> None:
+        """Keep heads of logs that are known here; durable on return. Raises ManifestGone."""
+        rows = [
+            (one.log_id.hex(), one.peer, one.sequence, one.origin, one.size)
+            + (one.root, one.time_s, one.signature)
+            for one in self.known(heads)
+        ]
+        if rows:
+            self._manifest.add_heads(rows)
+            self.refresh()
+
+    def of(self, log_id: str) -> list[PeerHead]:
+        """What is to be compared with a log, in the order in which it came. Raises ManifestGone."""
+        raw = bytes.fromhex(log_id)
+        rows = self._manifest.heads_of(log_id)
+        return [PeerHead(row[0], row[1], raw, *row[2:]) for row in rows]
+
+    def settle(self, log_id: str, heads: Sequence[PeerHead]) -> None:
+        """These, and no other that came meanwhile, were of the tree that is held: forget them.
+        Raises ManifestGone, PartLost."""
+        if heads:
+            self._manifest.settle_heads(log_id, [(one.peer, one.sequence) for one in heads])
+            self.refresh()
+
+    @property
+    def _manifest(self) -> Any:
+        return self._archive.manifest
+
+
+def open_heads(archive: Archive) -> Heads | SharedHeads:
+    """Those of a state directory. Raises StateError."""
+    return SharedHeads(archive) if archive.shared else Heads(archive)

@@ -27,7 +27,7 @@ from leased.collector.asking import SlowDown, acknowledge, ask_page
 from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.gossip import PeerHead, heads_in, hushed, judge_heads
-from leased.collector.heads import Heads
+from leased.collector.heads import Heads, SharedHeads
 from leased.collector.ingest import State, Taken, decode_state, encode_state, take_page
 from leased.collector.reconcile import (
     Finding,
@@ -62,7 +62,7 @@ class Fleet:
         *,
         fleet: str,
         nodes: int,
-        heads: Heads,
+        heads: Heads | SharedHeads,
         wall_ns: Callable[[], int],
         jitter: Callable[[], float],
         tell: Callable[[str, str], None],
@@ -268,7 +268,7 @@ class Puller:
         def judge() -> tuple[Finding, PeerHead] | None:
             found = judge_heads(known, size, lambda at: heads.root_at(log_id, at), ends_at=ends_at)
             if found is None:
-                heads.settle(log_id, size)
+                heads.settle(log_id, [one for one in known if one.size <= size])
             return found
 
         found = await self._fleet.storer.call(judge)

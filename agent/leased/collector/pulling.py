@@ -29,7 +29,7 @@ from leased.collector.archive.storing import Storer
 from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.enrolment import enrol, read_file
-from leased.collector.heads import Heads
+from leased.collector.heads import open_heads
 from leased.collector.own_door import HostClock, OwnDoor, read_listening
 from leased.collector.puller import Fleet, Puller
 from leased.collector.reconcile import Verdict
@@ -122,7 +122,7 @@ async def _run(
     upkeep: Callable[[Archive], str] | None,
 ) -> list[Reached]:
     storer = Storer(archive, lambda text: tell("archive", text))
-    heads = Heads(archive)
+    heads = open_heads(archive)
     case = Case(archive, storer, time.time_ns, config.timeout_ns / NS_PER_S)
     fleet = Fleet(
         config,
@@ -154,6 +154,7 @@ async def _run(
                         surplus = await storer.call(sharing.beat)
                         await _end(followed, sharing.parts)
                         await storer.call(lambda: sharing.give_back(surplus))  # noqa: B023
+                        await storer.call(heads.refresh)
                         for node in await storer.call(archive.manifest.nodes):
                             if node not in followed and (not only or node[0] in only):
                                 puller = await _puller(fleet, *node)

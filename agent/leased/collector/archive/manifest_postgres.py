@@ -85,6 +85,22 @@ CREATE TABLE parts (
 );
 """
 
+_HEADS: Final = """
+CREATE TABLE heads (
+    number    BIGINT GENERATED ALWAYS AS IDENTITY,
+    log_id    TEXT NOT NULL REFERENCES logs (log_id),
+    peer      TEXT NOT NULL,
+    sequence  BIGINT NOT NULL,
+    origin    TEXT NOT NULL,
+    size      BIGINT NOT NULL,
+    root      BYTEA NOT NULL,
+    time_s    BIGINT NOT NULL,
+    signature BYTEA NOT NULL,
+    PRIMARY KEY (log_id, peer, sequence)
+);
+"""
+"""What other collectors have cosigned (`collector.heads`). A manifest of before has it added."""
+
 
 class PartLost(CursorMoved):
     """The part of this log is another collector's by now. Nothing was stored."""
@@ -142,6 +158,41 @@ class PostgresManifest(ManifestTables):
             for log_id in {one.log_id for one in segments}:
                 self._fence(log_id)
             super().forget_segments(segments)
+
+    # ---- heads that others have cosigned ---------------------------------------------------------
+
+    def add_heads(self, rows: Sequence[Sequence[object]]) -> None:
+        """Keep heads: log, peer, sequence, origin, size, root, time, signature. Those that are
+        known already are left out."""
+        with self.transaction():
+            for row in rows:
+                self._ask(
+                    "INSERT INTO heads (log_id, peer, sequence, origin, size, root, time_s, "
+                    "signature) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    row,
+                )
+
+    def heads_waiting(self) -> dict[str, int]:
+        """How many there are of each log."""
+        return dict(self._rows("SELECT log_id, count(*) FROM heads GROUP BY log_id"))
+
+    def heads_of(self, log_id: str) -> list[Any]:
+        """Peer, sequence, origin, size, root, time and signature of each, as they came."""
+        return self._rows(
+            "SELECT peer, sequence, origin, size, root, time_s, signature FROM heads "
+            "WHERE log_id = ? ORDER BY number",
+            log_id,
+        )
+
+    def settle_heads(self, log_id: str, heads: Sequence[tuple[str, int]]) -> None:
+        """Forget these (peer, sequence). Raises PartLost: who has the log now compares them."""
+        with self.transaction():
+            self._fence(log_id)
+            for peer, sequence in heads:
+                self._ask(
+                    "DELETE FROM heads WHERE log_id = ? AND peer = ? AND sequence = ?",
+                    (log_id, peer, sequence),
+                )
 
     # ---- parts -----------------------------------------------------------------------------------
 
@@ -264,9 +315,17 @@ class PostgresManifest(ManifestTables):
                 self.connection.execute(_SCHEMA)
                 self._ask("INSERT INTO leased_manifest (version) VALUES (?)", (VERSION,))
                 self._ask("INSERT INTO parts (part) SELECT generate_series(0, ?)", (PARTS - 1,))
+            if not self._read_only:
+                self._prepare_heads()
             ((version,),) = self._rows("SELECT version FROM leased_manifest")
             if version != VERSION:
                 raise StateError(f"version {version} of the manifest; this release has {VERSION}")
+
+    def _prepare_heads(self) -> None:
+        if self._rows("SELECT to_regclass('heads') IS NULL")[0][0]:
+            self.connection.execute("SELECT pg_advisory_xact_lock(7226)")
+        if self._rows("SELECT to_regclass('heads') IS NULL")[0][0]:
+            self.connection.execute(_HEADS)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -19,8 +19,9 @@ from leased.terms.errors import InvalidParameter, StateError
 
 POINTER: Final = "manifest.postgres"
 COLLECTORS: Final = "collectors"
-OWN: Final = ("cosign.key", "log")
-"""What is one collector's, and not the fleet's."""
+OWN: Final = ("cosign.key", "log", "heads.sqlite")
+"""What is one collector's, and not the fleet's. Heads that wait in there go to the manifest at the
+next start."""
 
 
 def is_there(directory: Path) -> bool:
