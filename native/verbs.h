@@ -232,6 +232,110 @@ size_t leased_leases_follow(struct leased_leases *leases, const uint8_t *moves, 
 	const uint8_t *data, size_t size, const uint64_t *offsets, const uint16_t *kinds,
 	size_t count);
 
+/* ---- the projection (verbs/projection.c) ---- */
+
+#define LEASED_ACT_JUDGED    255u
+#define LEASED_ACT_TIMELESS  254u
+#define LEASED_ACT_DEADLINE  1u
+#define LEASED_ACT_TERMS     2u
+#define LEASED_ACT_REF       4u
+#define LEASED_TELLS         1u
+#define LEASED_TELLS_CHANGES 2u
+
+struct leased_plan {
+	const struct leased_shape *shapes;
+	const uint32_t *roots;
+	uint8_t act[LEASED_KINDS];      /* 0: only its time counts; TIMELESS: nothing does */
+	uint8_t deadline[LEASED_KINDS]; /* which field; 0: none */
+	uint8_t tells[LEASED_KINDS];    /* what is held: always, where it changed, never */
+	uint8_t effective;              /* fields of the event; of the subject; of an allotment */
+	uint8_t subject;
+	uint8_t tenant;
+	uint8_t tag;
+	uint8_t priority;
+	uint8_t allotments;
+	uint8_t kind;
+	uint8_t tier;
+	uint8_t capacity;
+};
+
+struct leased_projecting {
+	uint64_t offset;
+	uint64_t sequence;
+	int64_t watermark_ns;
+	int64_t sealed_ns;
+	int32_t boot;
+};
+
+struct leased_act {
+	int64_t sequence;
+	int64_t lease_hi;
+	int64_t lease_lo;
+	int64_t at_ns;
+	int64_t sealed_ns;
+	int64_t deadline_ns;
+	int64_t terms;
+	int64_t ref;
+	int32_t boot;
+	int8_t act;
+	uint8_t has;
+};
+
+struct leased_hold {
+	int64_t sequence;
+	int64_t capacity;
+	int16_t slot;
+	int8_t kind;
+	int8_t tier;
+	int8_t priority;
+};
+
+struct leased_acts {
+	size_t count;
+	int64_t *sequence;
+	int64_t *lease_hi;
+	int64_t *lease_lo;
+	int64_t *at_ns;
+	int64_t *sealed_ns;
+	int64_t *deadline_ns;
+	int64_t *terms;
+	int64_t *ref;
+	int32_t *boot;
+	int8_t *act;
+	uint8_t *has;
+	uint8_t missing; /* the bits that any row has not */
+};
+
+struct leased_holds {
+	size_t count;
+	int64_t *sequence;
+	int64_t *capacity;
+	int32_t *tenant; /* numbers of texts */
+	int32_t *tag;
+	int16_t *slot;
+	int8_t *kind;
+	int8_t *tier;
+	int8_t *priority;
+};
+
+struct leased_projector;
+
+struct leased_projector *leased_projector_new(void);
+void leased_projector_free(struct leased_projector *projector);
+int64_t leased_projector_take(struct leased_projector *projector, const struct leased_plan *plan,
+	struct leased_projecting *at, const uint8_t *data, size_t size, uint64_t end);
+int leased_projector_act(struct leased_projector *projector, const struct leased_act *row);
+int leased_projector_hold(struct leased_projector *projector, const struct leased_hold *row,
+	const uint8_t *tenant, size_t tenant_bytes, const uint8_t *tag, size_t tag_bytes);
+int64_t leased_projector_terms(
+	const struct leased_projector *projector, const uint8_t *lease_id);
+int leased_projector_turn(
+	struct leased_projector *projector, const uint8_t *lease_id, int64_t terms);
+const struct leased_acts *leased_projector_acts(const struct leased_projector *projector);
+const struct leased_holds *leased_projector_holds(const struct leased_projector *projector);
+size_t leased_projector_texts(const struct leased_projector *projector, int tags,
+	const uint8_t **bytes, const uint32_t **ends);
+
 /* ---- self test (verbs/selftest.c) ---- */
 
 int leased_selftest(void);

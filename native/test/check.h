@@ -6,5 +6,6 @@
 /* Print one line, and count what failed. */
 void check(const char *what, int good);
 void check_chain(void);
+void check_projection(void);
 
 #endif

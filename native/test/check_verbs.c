@@ -280,6 +280,7 @@ int main(int argc, char **argv)
 	check_process();
 	check_nodes();
 	check_chain();
+	check_projection();
 	check_committer(argv[1]);
 	if (argc > 2)
 		check_cgroup(argv[2]);

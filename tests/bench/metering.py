@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metering: events of a fleet to hourly usage, peaks and bills, by DuckDB and by PostgreSQL 15 with
-the same SQL file.
+"""Metering: raw segments of a fleet to hourly usage, peaks and bills, by the store's own parts and
+DuckDB; and the SQL of it by PostgreSQL 15, of the same rows.
 
-Rule: both begin with the same rows, already where they read them (Parquet; unlogged, analysed
-tables), and must come to the same sums, or there is no figure. The rows are made by SQL with the
-shapes of a real fleet: they are not sealed records, of which ten million take minutes to make;
-that real records give the same cells is tested elsewhere.
+Rule: ours begins with sealed records as they lie in the archive (`fleet`): read, compared with the
+manifest, projected, written as Parquet, metered, billed, tenant by tenant, in one process of its
+own, whose memory is told. Theirs begins where the rows are in unlogged, analysed tables, so what is
+compared is the SQL alone. Both must come to the same sums, or there is no figure.
 
-Run as a program it is the DuckDB side alone, so that its memory is its own.
+Told beside it, without a bar: `Store.refresh`, which does more (fleet peaks, what is quiet, what is
+held, rollups on disk with a digest for each day). Run as a program this is our side alone.
 """
 
 from __future__ import annotations
@@ -23,131 +24,152 @@ import time
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.archive.archive import ArchiveReader
 from leased.collector.metering import tables
 from leased.collector.metering.duck import DuckEngine
-from leased.collector.metering.engine import RESULTS, SMALL_TABLES, check_engine, meter, statements
+from leased.collector.metering.engine import (
+    ACT_COLUMNS,
+    HOLD_COLUMNS,
+    RESULTS,
+    SMALL_TABLES,
+    check_engine,
+    meter,
+    statements,
+)
+from leased.collector.metering.projecting import project_logs
+from leased.collector.metering.projection import log_number, shape
+from leased.collector.metering.rollup import Rollups
+from leased.collector.metering.store import Store
+from leased.collector.metering.store_source import StoreSource
 from leased.economics.billing import Month, make_bill
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS, NodeSpan
+from tests.bench.fleet import BEGIN_NS, LENGTH_NS, MONTH, fleet_archive
 from tests.bench.loadgen import Figures
 from tests.bench.table import Say
 
-LOGS, TENANTS, DAYS = 1_000, 200, 30
-END_NS = DAYS * 24 * HOUR_NS
-WANTED = ("usage", "peaks", "tasks")
+WANTED = ("usage", "peaks", "tasks", "contributors")
 LIBRARY = Path("/usr/lib/postgresql/15/bin")
-
-_MAKE = """
-CREATE TABLE leases AS SELECT i, i * 7919 % {logs} AS log,
-  (hash(i * 3) % {end_us})::BIGINT * 1000 AS start_ns,
-  (60 + hash(i * 5) % 14400)::BIGINT * 1000000000 AS length_ns,
-  floor(power(hash(i * 11) % 1000000 / 1000000.0, 3) * {tenants})::INT AS t,
-  [3, 0, 4, 0, 1][1 + (hash(i * 13) % 5)::INT] AS kind
-  FROM range({leases}) r(i);
-CREATE TABLE acts AS SELECT * FROM (
-  SELECT log::BIGINT AS log, i * 8 + 1 AS seq, 0 AS boot, (hash(i) >> 1)::BIGINT AS lease_hi,
-    i AS lease_lo, 1 AS act, start_ns AS at_ns, start_ns AS sealed_ns,
-    start_ns + 14400000000000 AS deadline_ns, i AS terms, NULL::BIGINT AS ref FROM leases
-  UNION ALL SELECT log, i * 8 + 2, 0, (hash(i) >> 1)::BIGINT, i, 2, start_ns + 30000000000,
-    start_ns + 30000000000, start_ns + 28800000000000, i, NULL FROM leases WHERE i % 3 < 2
-  UNION ALL SELECT log, i * 8 + 4, 0, (hash(i) >> 1)::BIGINT, i, 4, start_ns + length_ns,
-    start_ns + length_ns, NULL, NULL, NULL FROM leases WHERE start_ns + length_ns < {end_ns}
-  UNION ALL SELECT log, i * 8 + 5, 0, (hash(i) >> 1)::BIGINT, i, 5,
-    start_ns + length_ns + 900000000, start_ns + length_ns + 900000000, NULL, NULL, NULL
-    FROM leases WHERE start_ns + length_ns < {end_ns}) ORDER BY log, seq;
-CREATE TABLE holds AS SELECT log::BIGINT AS log, i * 8 + 1 AS seq, 0 AS slot,
-  'tenant-' || lpad(t::VARCHAR, 3, '0') AS tenant, kind,
-  CASE WHEN kind = 0 THEN 0 ELSE -1 END AS tier, (t + kind) % 3 AS priority,
-  CASE WHEN t % 4 > 0 THEN '["cc-' || (t % 7) || '","p","","",0]' ELSE '' END AS tag,
-  CASE WHEN kind IN (3, 4) THEN 1000 * (1 + i % 8) ELSE (1 + i % 64) * 1073741824 END::BIGINT
-    AS capacity FROM leases ORDER BY log, seq;
-"""
+SMALL = "small.json"
+LEASES, LEASES_SHORT = 3_000_000, 65_000
+_TABLES = {"acts": ACT_COLUMNS, "holds": HOLD_COLUMNS}
+_Rows = dict[str, list[tuple[int, ...]]]
 
 
 def measure_metering(directory: Path, *, short: bool, say: Say) -> Figures:
-    """Make the rows, run both, compare."""
-    leases = 65_000 if short else 2_600_000
-    say(f"metering: making the events of {leases:,} leases")
-    events = make_rows(directory, leases)
-    say(f"metering: {events:,} events by DuckDB")
-    words = [sys.executable, "-m", "tests.bench.metering", str(directory)]
-    told = subprocess.run(words, capture_output=True, text=True, check=True, timeout=600)
-    found: Figures = {"events": events, "leases": leases, "duckdb": json.loads(told.stdout)}
+    """Make the archive, run both, compare. The archive stays for the next time, beside
+    `directory`."""
+    leases = LEASES_SHORT if short else LEASES
+    archive = fleet_archive(directory.parent, leases, say)
+    say(f"metering: {leases:,} leases by DuckDB, from raw segments")
+    found: Figures = {"leases": leases, "duckdb": _by_itself("meter", archive, directory)}
+    found["events"] = found["duckdb"]["records"]
+    say("metering: the same as a refresh of the store")
+    found["refresh"] = _by_itself("refresh", archive, directory)
     if not LIBRARY.is_dir():
         say("metering: no PostgreSQL 15 here: not compared")
         return found
-    say("metering: the same by PostgreSQL 15")
-    found["postgresql"] = run_postgresql(directory)
+    say("metering: the same rows by PostgreSQL 15")
+    found["postgresql"] = run_postgresql(directory, json.loads((directory / SMALL).read_bytes()))
     ours, theirs = found["duckdb"]["sums"], found["postgresql"]["sums"]
     assert ours == theirs, f"the engines disagree: {ours} and {theirs}"
     return found
 
 
-def make_rows(directory: Path, leases: int) -> int:
-    """Parquet for one, CSV for the other; how many events."""
-    maker = duckdb.connect()
-    sizes = {"logs": LOGS, "tenants": TENANTS, "end_us": END_NS // 1000, "end_ns": END_NS}
-    maker.execute(_MAKE.format(leases=leases, **sizes))
-    for name in ("acts", "holds"):
-        maker.execute(f"COPY {name} TO '{directory}/{name}.parquet' (COMPRESSION zstd)")
-        maker.execute(f"COPY {name} TO '{directory}/{name}.csv'")
-    count = maker.execute("SELECT COUNT(*) FROM acts").fetchone()
-    maker.close()
-    return int(count[0]) if count else 0
+def _by_itself(what: str, archive: Path, directory: Path) -> Figures:
+    words = [sys.executable, "-m", "tests.bench.metering", what, str(archive), str(directory)]
+    told = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    figures: Figures = json.loads(told.stdout)
+    return figures
 
 
-def small_rows() -> dict[str, list[tuple[int, ...]]]:
-    """One boot and one era per node, and what each has."""
-    logs = range(LOGS)
-    return {
-        "boots": [(log, 0, 0, END_NS, 1) for log in logs],
-        "eras": [(log, 0, 0, END_NS, 0, 1) for log in logs],
-        "others": [(log, 4, kind, -1, 10**6, 0, END_NS) for log in logs for kind in (0, 3, 4)],
-        "hours": [(hour,) for hour in range(END_NS // HOUR_NS)],
-    }
-
-
-def run_duckdb(directory: Path) -> Figures:
-    """Parquet to bills, in this process."""
+def run_duckdb(archive: Path, directory: Path) -> Figures:
+    """Raw segments to bills, in this process."""
     engine = DuckEngine(spill=directory / "spill")
     check_engine(engine)
+    derived, reader = directory / "projected", ArchiveReader(archive)
+    derived.mkdir()
     began = time.perf_counter()
-    for name in ("acts", "holds"):
-        engine.load_files(name, [directory / f"{name}.parquet"], "")
-    for name, rows in small_rows().items():
+    spans, shapes, paths = [], {}, {"acts": [], "holds": []}
+    for entry, blocks, sidecars in project_logs(derived, reader, reader.logs()):
+        found = shape((one for each in sidecars for one in each.rare), sidecars[-1].carry)
+        shapes[blocks.number] = found
+        for name, files in zip(paths, blocks.paths(len(sidecars)), strict=True):
+            paths[name].extend(files)
+        ends = (found.first_seq, found.last_seq, entry.head.hash.hex(), found.watermark_ns)
+        spans.append(NodeSpan(entry.node, entry.log_id, *ends))
+    projected_s = time.perf_counter() - began
+    for name, files in paths.items():
+        engine.load_files(name, files, "")
+    small = tables.small_tables(shapes)
+    for name, rows in small.items():
         engine.load(name, SMALL_TABLES[name], rows)
+    metering = time.perf_counter()
     meter(engine, WANTED)
-    metered_s = time.perf_counter() - began
-    bills = make_bills(engine)
+    metered_s = time.perf_counter() - metering
+    bills = make_bills(engine, spans)
     whole_s = time.perf_counter() - began
     spent = resource.getrusage(resource.RUSAGE_SELF)
-    return {
+    told = {
+        "projected_s": projected_s,
         "metered_s": metered_s,
         "whole_s": whole_s,
         "cpu_s": spent.ru_utime + spent.ru_stime,
         "peak_mib": spent.ru_maxrss // 1024,
         "bills": bills,
+        "records": sum(one.last_sequence + 1 for one in spans),
+        "raw_bytes": sum(path.stat().st_size for path in archive.glob("segments/*/*.seg")),
         "sums": [str(row) for row in engine.query(_SUMS)],
     }
+    for name in paths:
+        columns = ", ".join(_TABLES[name])
+        engine.derive("rows", f"SELECT {columns} FROM {name}")
+        engine.query(f"COPY rows TO '{directory}/{name}.csv'")
+    (directory / SMALL).write_text(json.dumps(small))
+    return told
 
 
-def make_bills(engine: DuckEngine) -> int:
+def run_refresh(archive: Path, directory: Path) -> Figures:
+    """Raw segments to everything that is derived, and the bills as they are asked for."""
+    store, reader = _store(archive, directory / "refreshed"), ArchiveReader(archive)
+    began = time.perf_counter()
+    store.refresh(reader)
+    whole_s = time.perf_counter() - began
+    accounts = Accounts(StoreSource(store.rollups), Terms())
+    bills = [accounts.bill(tenant, MONTH) for tenant in accounts.source.tenants()]
+    assert all(bill.final for bill in bills)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    billed_s = time.perf_counter() - began - whole_s
+    return {"whole_s": whole_s, "billed_s": billed_s, "bills": len(bills), "peak_mib": peak_mib}
+
+
+def _store(archive: Path, derived: Path) -> Store:
+    """A store of that archive whose derived files are elsewhere."""
+    store = Store(archive)
+    store.directory, store.rollups = derived, Rollups(derived)
+    derived.mkdir()
+    return store
+
+
+def make_bills(engine: DuckEngine, spans: list[NodeSpan]) -> int:
     """The bill of every tenant for the month."""
-    node = NodeSpan("4e" * 16, "1d" * 16, 0, 1, "ab" * 32, END_NS)
-    month, terms, made = Month("1970-01", 0, END_NS), Terms(), 0
+    month, terms, made = Month(MONTH, BEGIN_NS, BEGIN_NS + LENGTH_NS), Terms(), 0
+    watermark_ns = min(one.watermark_ns for one in spans)
     # As the accounts ask where there is one price and no plan, of everybody at once.
     by_tenant: dict[str, list[Any]] = {}
     for row in engine.query(
-        "SELECT 0, pool, tenant, kind, tier, priority, tag, SUM(cap_ns) FROM usage"
-        " WHERE pool = 0 GROUP BY pool, tenant, kind, tier, priority, tag"
+        f"SELECT {BEGIN_NS // HOUR_NS}, pool, tenant, kind, tier, priority, tag, SUM(cap_ns)"
+        " FROM usage WHERE pool = 0 GROUP BY pool, tenant, kind, tier, priority, tag"
     ):
         by_tenant.setdefault(str(row[2]), []).append(row)
+    by_log = {log_number(one.log_id): one for one in spans}
+    nodes: dict[str, list[NodeSpan]] = {}
+    for log, tenant in engine.query("SELECT DISTINCT log, tenant FROM contributors ORDER BY log"):
+        nodes.setdefault(str(tenant), []).append(by_log[int(str(log))])
     for tenant, rows in sorted(by_tenant.items()):
-        bill = make_bill(
-            tenant, month, tables.cells(rows), {}, terms, [node], fleet_watermark_ns=END_NS
-        )
+        cells, audit = tables.cells(rows), nodes[tenant]
+        bill = make_bill(tenant, month, cells, {}, terms, audit, fleet_watermark_ns=watermark_ns)
         assert bill.final
         made += 1
     return made
@@ -159,7 +181,7 @@ _SUMS = (
 )
 
 
-def run_postgresql(directory: Path) -> Figures:
+def run_postgresql(directory: Path, small: _Rows) -> Figures:
     """A server of its own on a socket, the rows copied in, the same statements."""
     account = pwd.getpwnam("postgres") if os.getuid() == 0 else None
     as_who: dict[str, Any] = (
@@ -185,14 +207,14 @@ def run_postgresql(directory: Path) -> Figures:
     words += [word for one in settings for word in ("-c", one)]
     server = subprocess.Popen(words, cwd="/", stderr=subprocess.DEVNULL, **as_who)
     try:
-        return _ask_postgresql(directory, run, str(socket))
+        return _ask_postgresql(directory, small, run, str(socket))
     finally:
         server.terminate()
         server.wait(60)
         shutil.rmtree(data, ignore_errors=True)
 
 
-def _ask_postgresql(directory: Path, run: Any, socket: str) -> Figures:
+def _ask_postgresql(directory: Path, small: _Rows, run: Any, socket: str) -> Figures:
     psql = [str(LIBRARY / "psql"), "-h", socket, "-U", "bench", "-d", "postgres"]
     psql += ["-v", "ON_ERROR_STOP=1", "-qAt"]
     until = time.monotonic() + 60
@@ -202,7 +224,7 @@ def _ask_postgresql(directory: Path, run: Any, socket: str) -> Figures:
         assert time.monotonic() < until, "PostgreSQL did not start"
         time.sleep(0.1)
     script = directory / "load.sql"
-    script.write_text(_loading(directory))
+    script.write_text(_loading(directory, small))
     run(*psql, "-f", str(script), timeout=600)
     query = directory / "meter.sql"
     wanted = [name for name in statements() if name not in RESULTS or name in WANTED]
@@ -221,7 +243,7 @@ def _ask_postgresql(directory: Path, run: Any, socket: str) -> Figures:
     return {"metered_s": took, "sums": sums}
 
 
-def _loading(directory: Path) -> str:
+def _loading(directory: Path, small: _Rows) -> str:
     whole = "log bigint, seq bigint, "
     lines = [
         "CREATE FUNCTION idiv(a bigint, b bigint) RETURNS bigint IMMUTABLE PARALLEL SAFE"
@@ -233,9 +255,9 @@ def _loading(directory: Path) -> str:
     ]
     for name in ("acts", "holds"):
         lines.append(f"\\copy {name} FROM '{directory}/{name}.csv' WITH (FORMAT csv, HEADER)")
-    for name, rows in small_rows().items():
+    for name, rows in small.items():
         fields = ", ".join(f"{column} bigint" for column in SMALL_TABLES[name])
-        values = ",".join(str(row) if len(row) > 1 else f"({row[0]})" for row in rows)
+        values = ",".join(f"({', '.join(map(str, row))})" for row in rows)
         lines.append(
             f"CREATE UNLOGGED TABLE {name} ({fields}); INSERT INTO {name} VALUES {values};"
         )
@@ -244,4 +266,5 @@ def _loading(directory: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run_duckdb(Path(sys.argv[1]))))
+    run_one = {"meter": run_duckdb, "refresh": run_refresh}[sys.argv[1]]
+    print(json.dumps(run_one(Path(sys.argv[2]), Path(sys.argv[3]))))

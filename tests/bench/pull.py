@@ -3,8 +3,10 @@
 what a tenant feels of it meanwhile.
 
 Rule: the node is the real agent in a process of its own, with a history that the real sealer made.
-The puller checks all that a collector must before it persists: frames, links, hashes, the root of
-its own tree against the node's signed note. One page is fetched while the one before is verified.
+The puller checks all that a collector must before it persists: frames, links, hashes, every body,
+every lease, the root of its own tree against the node's signed note; told beside it is the same
+without bodies and leases, which is what a witness must do. One page is fetched while the one before
+is verified.
 
 Does not store what it pulls.
 """
@@ -23,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from leased.chain.certificate import Role
+from leased.chain.grammar import Grammar
 from leased.chain.head import GENESIS
 from leased.chain.note import open_note, parse_checkpoint, parse_key
 from leased.chain.page import split_page
@@ -100,7 +103,7 @@ class Puller:
         self.records = self.size = 0
 
     def pull(self, *, check: bool) -> float:
-        """Pull and verify all there is; records per second. `check`: decode every body, too."""
+        """Pull and verify all there is; records per second. `check`: bodies and leases, too."""
         verifier = Verifier(
             self._log_id,
             GENESIS,
@@ -110,7 +113,7 @@ class Puller:
             epoch_ns=self._log["epoch_ns"],
             bodies=check,
         )
-        first, self.size = 0, 0
+        first, self.size, grammar = 0, 0, Grammar()
         began = time.perf_counter()
         with ThreadPoolExecutor(1) as fetching:
             page = self._fetch(first)
@@ -123,6 +126,7 @@ class Puller:
                 walk = verifier.feed(page, stop=end)
                 if check:
                     check_bodies(walk)
+                    grammar.follow(walk)
                 tree = verifier.verified().frontier
                 signed = parse_checkpoint(open_note(trailer.note, [self._key]).text)
                 if (signed.size, signed.root) != (tree.size, tree.root()):

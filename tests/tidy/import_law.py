@@ -121,7 +121,8 @@ DOORS: dict[str, str] = {
     "starlette": r"leased\.collector\.api\.application",
     "hypercorn": r"leased\.collector\.api\.server",
     "cronsim": r"leased\.(collector\.governance|service\.policy)\.windows",
-    "leased._native": r"leased\.(hardware\.verbs|hardware\.block\.verbs|chain\.native|durable\..*)",
+    "leased._native": r"leased\.(hardware\.verbs|hardware\.block\.verbs|chain\.native|durable\..*"
+    r"|collector\.metering\.columns)",
 }
 """Foreign library -> the modules that may import it. What is not listed may be imported by nobody.
 """

@@ -103,6 +103,14 @@ class ArchiveReader:
             yield data[offset:] if offset else data
             from_seq = segment.last_seq + 1
 
+    def chunks(self, log_id: str, from_seq: int = 0) -> Iterator[bytes]:
+        """The frames of `framed`, in chunks."""
+        begin = self.kept.floor().records(log_id)
+        if from_seq < begin:
+            kept = self.kept.frames(log_id)
+            yield kept[_before(kept, from_seq) :]
+        yield from self.frames(log_id, max(from_seq, begin))
+
     def framed(self, log_id: str, from_seq: int = 0) -> Iterator[tuple[Record, bytes]]:
         """Every record from `from_seq` on, with its frame. Of what was removed by the rule of
         retention only those are there that something later follows from (`floor`)."""
@@ -351,6 +359,16 @@ class Archive(ArchiveReader):
                 )
             self.files.remove(path)
             self.files.sync(node)
+
+
+def _before(data: bytes, sequence: int) -> int:
+    """Where the first frame of that sequence or a later one begins."""
+    offset = 0
+    while offset < len(data):
+        if int.from_bytes(data[offset + 8 : offset + 16], "little") >= sequence:
+            break
+        offset += int.from_bytes(data[offset : offset + 4], "little")
+    return offset
 
 
 def _skip(data: bytes, count: int) -> int:

@@ -5,7 +5,9 @@
 Rule: everything here can be made again from the raw segments, and then has the same bytes: a block
 begins and ends at fixed sequences, whatever pages the records were pulled in, and rows are in the
 order of records. A block that is not full yet is written again as it grows. `.rare` is written last
-and says how far the other two go.
+and says how far the other two go. Nothing is synced: that would take longer than all the rest, and
+a power cut takes nothing that cannot be made again. It can only take it unseen, so whoever is first
+in a boot of the machine compares what is there with its digests (`LogBlocks.whole`).
 
 Does not project (`projection`).
 """
@@ -21,14 +23,14 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from leased.collector.metering.columns import Columns, FrameProjector
 from leased.collector.metering.engine import ACT_COLUMNS, HOLD_COLUMNS
-from leased.collector.metering.projection import Block, Carry, Projector, Rare, log_number
-from leased.durable.files import DirectoryDisk, write_whole
-from leased.terms.moment import Moment
+from leased.collector.metering.projection import Block, Carry, Rare, log_number
+from leased.durable.files import DirectoryDisk
 
 PARQUET: Final = "parquet"
 BLOCK_RECORDS: Final = 65_536
-VERSION: Final = 1
+VERSION: Final = 2
 """Of what a row means. Changed by hand; which columns there are is in LAYOUT anyway."""
 
 _ROW_GROUP: Final = 1 << 20
@@ -52,11 +54,14 @@ def fields_of(*structs: type[msgspec.Struct]) -> list[tuple[str, ...]]:
 
 
 class Sidecar(msgspec.Struct, frozen=True, array_like=True):
-    """What `.rare` holds: the rare records of the block, and what the next block needs to know."""
+    """What `.rare` holds: the rare records of the block, what the next block needs to know, and the
+    SHA-256 of the other two files."""
 
     layout: str
     rare: list[Rare]
     carry: Carry
+    acts: bytes = b""
+    holds: bytes = b""
 
 
 LAYOUT: Final = sha256(
@@ -91,41 +96,54 @@ class LogBlocks:
         acts = [self._path(index, "acts.parquet") for index in range(count)]
         return acts, [self._path(index, "holds.parquet") for index in range(count)]
 
-    def write(self, index: int, block: Block) -> None:
-        """Put a block in place, `.rare` last."""
+    def whole(self, sidecars: list[Sidecar]) -> list[Sidecar]:
+        """As many of the first blocks as are what their sidecars say."""
+        for index, one in enumerate(sidecars):
+            for name, digest in (("acts", one.acts), ("holds", one.holds)):
+                try:
+                    data = self._path(index, f"{name}.parquet").read_bytes()
+                except FileNotFoundError:
+                    return sidecars[:index]
+                if sha256(data).digest() != digest:
+                    return sidecars[:index]
+        return sidecars
+
+    def write(self, index: int, block: Block) -> Sidecar:
+        """Put a block in place, `.rare` last; what is in that."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         disk = DirectoryDisk(self.directory)
         try:
+            digests = []
             for name, table in (("acts", acts_table(block)), ("holds", holds_table(block))):
-                write_whole(disk, f"{index:08d}.{name}.parquet", parquet_bytes(table))
-            sidecar = msgspec.msgpack.encode(Sidecar(LAYOUT, block.rare, block.carry))
-            write_whole(disk, f"{index:08d}.rare", sidecar)
+                data = parquet_bytes(table)
+                put(disk, f"{index:08d}.{name}.parquet", data)
+                digests.append(sha256(data).digest())
+            sidecar = Sidecar(LAYOUT, block.rare, block.carry, *digests)
+            put(disk, f"{index:08d}.rare", msgspec.msgpack.encode(sidecar))
+            return sidecar
         finally:
             disk.close()
 
-    def extend(self, events: Iterable[tuple[int, object, Moment]], sidecars: list[Sidecar]) -> int:
-        """Project `events`, which begin where the last full block ends; how many blocks there are
-        then."""
-        stream = iter(events)
-        done = full_blocks(sidecars)
-        carry = sidecars[done - 1].carry if done else Carry()
-        index = done
-        one = next(stream, None)
-        while one is not None:
-            end = (index + 1) * BLOCK_RECORDS
-            projector = Projector(self.number, carry)
-            while one is not None and one[0] < end:
-                projector.observe(*one)
-                one = next(stream, None)
-            block = projector.block()
-            if one is not None:
-                # Where records were removed, the last of a block need not be there.
-                full = msgspec.structs.replace(block.carry, next_seq=end)
-                block = msgspec.structs.replace(block, carry=full)
-            self.write(index, block)
-            carry = block.carry
-            index += 1
-        return index
+    def extend(self, frames: Iterable[bytes], sidecars: list[Sidecar]) -> list[Sidecar]:
+        """Project chunks of whole frames, which begin where the last full block ends; the sidecars
+        of all blocks then. Raises ChainError."""
+        done = sidecars[: full_blocks(sidecars)]
+        carry = done[-1].carry if done else Carry()
+        log_id, projector = bytes.fromhex(self.log_id), None
+        for chunk in frames:
+            offset = 0
+            while offset < len(chunk):
+                if projector is None:
+                    projector = FrameProjector(self.number, carry, log_id)
+                end = (len(done) + 1) * BLOCK_RECORDS
+                offset = projector.take(chunk, offset, end)
+                if offset < len(chunk) or projector.next_seq == end:
+                    # Where records were removed, the last of a block need not be there.
+                    done.append(self.write(len(done), projector.block(end)))
+                    carry, projector = done[-1].carry, None
+        if projector is not None:
+            done.append(self.write(len(done), projector.block()))
+        return done
 
     def _path(self, index: int, name: str) -> Path:
         return self.directory / f"{index:08d}.{name}"
@@ -137,6 +155,21 @@ def full_blocks(sidecars: list[Sidecar]) -> int:
     while done < len(sidecars) and sidecars[done].carry.next_seq == (done + 1) * BLOCK_RECORDS:
         done += 1
     return done
+
+
+def put(disk: DirectoryDisk, name: str, data: bytes) -> None:
+    """Put a file in place at once. Not synced: a power cut may take its bytes, its digest then
+    tells, and it is made again; a sync each would take longer than all the rest."""
+    try:
+        handle = disk.create(name + ".new")
+    except FileExistsError:
+        disk.unlink(name + ".new")
+        handle = disk.create(name + ".new")
+    try:
+        disk.write(handle, data, 0)
+    finally:
+        disk.close_handle(handle)
+    disk.rename(name + ".new", name)
 
 
 def acts_table(block: Block) -> Any:
@@ -169,9 +202,34 @@ def parquet_bytes(table: Any) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _table(rows: list[Any], schema: Any) -> Any:
+def _table(rows: list[Any] | Columns, schema: Any) -> Any:
+    if isinstance(rows, Columns):
+        return _of_columns(rows, schema)
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
     arrays = [
         pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _of_columns(rows: Columns, schema: Any) -> Any:
+    """Columns as arrow has them, without a copy where it can be."""
+    arrays = []
+    for field in schema:
+        column = rows.columns.get(field.name)
+        if column is None:
+            arrays.append(pa.repeat(pa.scalar(rows.log, field.type), rows.count))
+        elif column.texts is not None:
+            numbers = _numbers(pa.int32(), rows.count, column.raw)
+            texts = pa.array(column.texts, field.type)
+            arrays.append(pa.DictionaryArray.from_arrays(numbers, texts).dictionary_decode())
+        else:
+            has = None
+            if column.has is not None:
+                has = _numbers(pa.int8(), rows.count, column.has).cast(pa.bool_()).buffers()[1]
+            arrays.append(_numbers(field.type, rows.count, column.raw, has))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _numbers(what: Any, count: int, raw: bytes, has: Any = None) -> Any:
+    return pa.Array.from_buffers(what, count, [has, pa.py_buffer(raw)])

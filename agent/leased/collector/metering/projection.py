@@ -7,14 +7,15 @@ log is projected block by block, and a block always has the same rows. What is r
 steps, inventories, operators' fences) is kept as it is and folded by `economics.intervals` itself:
 boots, eras, and what no lease is behind come from there.
 
-Does not read or write files (`blocks`).
+Does not read or write files (`blocks`). Frames in bulk are projected natively (`columns`), by what
+is written here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import blake2b
-from typing import Final
+from hashlib import sha256
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -56,7 +57,7 @@ ACT: Final[dict[type, int]] = {
     Voided: 8,
     Released: 9,
 }
-_RARE: Final = (NodeStarted, ClockStepped, InventoryChanged, ResourceFenced, CordonChanged)
+RARE: Final = (NodeStarted, ClockStepped, InventoryChanged, ResourceFenced, CordonChanged)
 NEVER_NS: Final = (1 << 63) - 1
 """Later than any deadline that can come; what SQL has for "no deadline"."""
 
@@ -97,10 +98,11 @@ class Carry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Block(msgspec.Struct, frozen=True):
-    """The rows of consecutive records of one log."""
+    """The rows of consecutive records of one log: lists of ActRow and HoldRow, or
+    `columns.Columns` of the same."""
 
-    acts: list[ActRow]
-    holds: list[HoldRow]
+    acts: Any
+    holds: Any
     rare: list[Rare]
     carry: Carry
 
@@ -110,15 +112,52 @@ def log_number(log_id: str) -> int:
     return int.from_bytes(bytes.fromhex(log_id)[:8], "big", signed=True)
 
 
+class Rows(Protocol):
+    """Where the rows of a block go."""
+
+    def act(self, row: ActRow) -> None:
+        """One more."""
+        ...
+
+    def hold(self, row: HoldRow) -> None:
+        """One more."""
+        ...
+
+    def turn(self, lease_id: bytes, terms: int) -> bool:
+        """A lease has these terms now; whether the block saw it with others, or not at all."""
+        ...
+
+
+class ListRows:
+    """`Rows` as lists."""
+
+    def __init__(self) -> None:
+        self.acts: list[ActRow] = []
+        self.holds: list[HoldRow] = []
+        self._terms: dict[bytes, int] = {}
+
+    def act(self, row: ActRow) -> None:
+        """See `Rows`."""
+        self.acts.append(row)
+
+    def hold(self, row: HoldRow) -> None:
+        """See `Rows`."""
+        self.holds.append(row)
+
+    def turn(self, lease_id: bytes, terms: int) -> bool:
+        """See `Rows`."""
+        before = self._terms.get(lease_id)
+        self._terms[lease_id] = terms
+        return before != terms
+
+
 class Projector:
     """Feed it records in order; take the block."""
 
-    def __init__(self, log: int, carry: Carry) -> None:
+    def __init__(self, log: int, carry: Carry, rows: Rows | None = None) -> None:
         self._log = log
-        self._acts: list[ActRow] = []
-        self._holds: list[HoldRow] = []
+        self._rows = ListRows() if rows is None else rows
         self._rare: list[Rare] = []
-        self._terms: dict[bytes, int] = {}
         self._next_seq = carry.next_seq
         self._boot, self._boot_id = carry.boot, carry.boot_id
         self._watermark_ns = carry.watermark_ns
@@ -128,7 +167,7 @@ class Projector:
         """Project one record."""
         kind = type(event)
         self._next_seq, self._sealed_ns = sequence + 1, moment.boot_ns
-        if self._boot < 0 or kind in _RARE:
+        if self._boot < 0 or kind in RARE:
             self._keep(sequence, event, moment)
         if moment.boot_id == self._boot_id and moment.boot_ns > self._watermark_ns:
             self._watermark_ns = moment.boot_ns
@@ -138,20 +177,24 @@ class Projector:
         if isinstance(event, Voided):
             at_ns = self._watermark_ns
             row = (self._log, sequence, self._boot, 0, 0, act, at_ns, at_ns)
-            self._acts.append((*row, None, None, event.sequence))
+            self._rows.act((*row, None, None, event.sequence))
         elif isinstance(event, LeaseEvent):
             self._act(sequence, event, act)
 
     def block(self) -> Block:
         """Everything so far."""
-        carry = Carry(
-            self._next_seq, self._boot, self._boot_id, self._watermark_ns, self._sealed_ns
-        )
-        return Block(self._acts, self._holds, self._rare, carry)
+        rows = self._rows
+        assert isinstance(rows, ListRows)
+        return Block(rows.acts, rows.holds, self._rare, self._carry())
+
+    def _carry(self) -> Carry:
+        """What the next block needs to know."""
+        place = (self._boot, self._boot_id, self._watermark_ns, self._sealed_ns)
+        return Carry(self._next_seq, *place)
 
     def _keep(self, sequence: int, event: object, moment: Moment) -> None:
         """Keep a rare record; a start in another boot begins it."""
-        known = isinstance(event, _RARE)
+        known = isinstance(event, RARE)
         kind, body = (KIND[type(event)], encode(event)) if known else (0, b"")
         fields = (moment.boot_id, moment.boot_ns, moment.wall_ns, self._watermark_ns)
         self._rare.append(Rare(sequence, kind, body, *fields))
@@ -170,14 +213,14 @@ class Projector:
         if isinstance(event, (Allocated, Renewed)):
             deadline_ns = min(event.deadline_ns, NEVER_NS)
             terms = _digest(event.subject)
-            if isinstance(event, Allocated) or self._terms.get(lease_id) != terms:
+            turned = self._rows.turn(lease_id, terms)
+            if isinstance(event, Allocated) or turned:
                 self._hold(sequence, event.subject, event.subject.allotments)
-            self._terms[lease_id] = terms
         elif isinstance(event, DrainNotified):
             deadline_ns = min(event.drain_deadline_ns, NEVER_NS)
         elif isinstance(event, Fenced):
             self._hold(sequence, event.subject, event.fenced)
-        self._acts.append(
+        self._rows.act(
             (
                 self._log,
                 sequence,
@@ -198,7 +241,7 @@ class Projector:
         for slot, held in enumerate(allotments):
             tier = -1 if held.tier is None else int(held.tier)
             what = (int(held.kind), tier, int(whose.priority), tag, held.capacity)
-            self._holds.append((self._log, sequence, slot, whose.tenant, *what))
+            self._rows.hold((self._log, sequence, slot, whose.tenant, *what))
 
 
 class LogShape(msgspec.Struct, frozen=True):
@@ -267,7 +310,7 @@ def tag_of(text: str) -> AccountingTag | None:
 
 def _digest(whose: Subject) -> int:
     """Stands for who holds what: two of one lease are compared, never more."""
-    return int.from_bytes(blake2b(_packed(whose), digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(sha256(_packed(whose)).digest()[:8], "big", signed=True)
 
 
 def _eras(

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
-from leased.collector.metering.blocks import fields_of, parquet_bytes
+from leased.collector.metering.blocks import fields_of, parquet_bytes, put
 from leased.collector.metering.sources import Held, Quiet
 from leased.durable.files import DirectoryDisk, write_whole
 from leased.economics.hourly import NodeSpan
@@ -112,7 +112,7 @@ class Rollups:
                 data = parquet_bytes(table)
                 names[kind] = f"{kind}-{sha256(data).hexdigest()}.parquet"
                 if names[kind] not in there:
-                    _put(disk, names[kind], data)
+                    put(disk, names[kind], data)
         finally:
             disk.close()
         return names
@@ -166,18 +166,3 @@ def stretches(first_day: int, end_day: int) -> Iterator[tuple[int, int]]:
         else:
             yield from ((one, one + 1) for one in range(day, end_day))
             return
-
-
-def _put(disk: DirectoryDisk, name: str, data: bytes) -> None:
-    """Put a file in place at once. Not synced: a power cut may take its bytes, its name then tells,
-    and it is made again; a sync each would take longer than all the rest."""
-    try:
-        handle = disk.create(name + ".new")
-    except FileExistsError:
-        disk.unlink(name + ".new")
-        handle = disk.create(name + ".new")
-    try:
-        disk.write(handle, data, 0)
-    finally:
-        disk.close_handle(handle)
-    disk.rename(name + ".new", name)

@@ -24,7 +24,7 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import Floor
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import LogBlocks, Sidecar, full_blocks
+from leased.collector.metering.blocks import LogBlocks
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
     ACT_COLUMNS,
@@ -37,6 +37,7 @@ from leased.collector.metering.engine import (
     nothing,
 )
 from leased.collector.metering.frozen import frozen_of, joined, put_back, settled
+from leased.collector.metering.projecting import project_logs
 from leased.collector.metering.projection import LogShape, shape
 from leased.collector.metering.rollup import LAYOUT, ORDER, Listing, Rollups, Stretch, stretches
 from leased.collector.metering.sources import Held, Quiet
@@ -137,13 +138,13 @@ class Store:
         acts: list[Path] = []
         holds: list[Path] = []
         nodes: dict[int, str] = {}
-        for entry in entries:
-            progress(f"projecting {entry.name}")
-            blocks, sidecars = self._project(archive, entry)
+        for entry, blocks, sidecars in project_logs(self.directory, archive, entries, progress):
             if blocks.number in shapes:
                 raise StateError(f"{entry.log_id}: two logs begin with the same eight bytes")
             found = shape((one for s in sidecars for one in s.rare), sidecars[-1].carry)
-            head = next(archive.records(entry.log_id, found.last_seq)).hash.hex()
+            head = entry.head.hash.hex()
+            if found.last_seq + 1 != entry.head.size:  # more came in meanwhile
+                head = next(archive.records(entry.log_id, found.last_seq)).hash.hex()
             spans.append(
                 NodeSpan(
                     entry.node,
@@ -176,21 +177,6 @@ class Store:
             engine.close()
         self.rollups.replace(listing)
         return _told(listing, revised)
-
-    def _project(self, archive: ArchiveReader, entry: LogEntry) -> tuple[LogBlocks, list[Sidecar]]:
-        """Project what is new of a log, from the beginning of its last block on."""
-        blocks = LogBlocks(self.directory, entry.log_id)
-        sidecars = blocks.sidecars()
-        if sidecars and sidecars[-1].carry.next_seq == entry.head.size:
-            return blocks, sidecars
-        if sidecars and sidecars[-1].carry.next_seq > entry.head.size:
-            sidecars = []  # an older archive was put back
-        done = full_blocks(sidecars)
-        carry = sidecars[done - 1].carry if done else None
-        from_seq = carry.next_seq if carry else 0
-        boot_id = carry.boot_id if carry else bytes(16)
-        blocks.extend(archive.events(entry.log_id, from_seq, boot_id=boot_id), sidecars)
-        return blocks, blocks.sidecars()
 
     def _roll_up(
         self,

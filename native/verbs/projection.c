@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The projection of records as rows (collector/projection.py), column by column.
+ *
+ * Rule: as in chain.c: only records of which all is plain are projected here: in their place, of a
+ * kind that the plan knows, with a body of its shape and numbers that fit. Before the first that is
+ * not, it stops; whoever asked projects that one and puts its rows in between. The frames are
+ * trusted as far as their hash goes: they were verified when they came, and their file's since.
+ *
+ * Does not know events: which kinds are what, and where a field stands, is the plan's.
+ */
+#include "chain.h"
+#include "digests.h"
+#include "frame.h"
+#include "map.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+enum { FIELDS_MAX = 16, ROOM_FIRST = 1024, TEXT_ROOM_FIRST = 4096, DIGEST_BYTES = 8 };
+
+/* Texts, each once: rows have their numbers. */
+struct texts {
+	struct map numbers; /* by a digest; one more than the number */
+	uint8_t *bytes;
+	uint32_t *ends;
+	size_t count, room, bytes_room;
+};
+
+struct leased_projector {
+	struct leased_acts acts;
+	struct leased_holds holds;
+	struct texts tenants, tags;
+	struct map terms; /* of a lease, as the block last saw them; 0 is never there */
+	size_t acts_room, holds_room;
+};
+
+/* ---- columns ---- */
+
+static bool wider(void *column, size_t room, size_t bytes)
+{
+	void *old, *new;
+	memcpy(&old, column, sizeof old);
+	new = realloc(old, room * bytes);
+	if (new == NULL)
+		return false;
+	memcpy(column, &new, sizeof new);
+	return true;
+}
+
+#define WIDER(rows, column, room) wider(&(rows)->column, room, sizeof *(rows)->column)
+
+static bool acts_have_room(struct leased_projector *p)
+{
+	struct leased_acts *acts = &p->acts;
+	if (acts->count < p->acts_room)
+		return true;
+	const size_t room = p->acts_room ? 2 * p->acts_room : ROOM_FIRST;
+	if (!WIDER(acts, sequence, room) || !WIDER(acts, boot, room) ||
+		!WIDER(acts, lease_hi, room) || !WIDER(acts, lease_lo, room) ||
+		!WIDER(acts, act, room) || !WIDER(acts, at_ns, room) ||
+		!WIDER(acts, sealed_ns, room) || !WIDER(acts, deadline_ns, room) ||
+		!WIDER(acts, terms, room) || !WIDER(acts, ref, room) || !WIDER(acts, has, room))
+		return false;
+	p->acts_room = room;
+	return true;
+}
+
+static bool holds_have_room(struct leased_projector *p)
+{
+	struct leased_holds *holds = &p->holds;
+	if (holds->count < p->holds_room)
+		return true;
+	const size_t room = p->holds_room ? 2 * p->holds_room : ROOM_FIRST;
+	if (!WIDER(holds, sequence, room) || !WIDER(holds, slot, room) ||
+		!WIDER(holds, tenant, room) || !WIDER(holds, kind, room) ||
+		!WIDER(holds, tier, room) || !WIDER(holds, priority, room) ||
+		!WIDER(holds, tag, room) || !WIDER(holds, capacity, room))
+		return false;
+	p->holds_room = room;
+	return true;
+}
+
+static bool add_act(struct leased_projector *p, const struct leased_act *row)
+{
+	if (!acts_have_room(p))
+		return false;
+	struct leased_acts *acts = &p->acts;
+	const size_t at = acts->count++;
+	acts->sequence[at] = row->sequence;
+	acts->boot[at] = row->boot;
+	acts->lease_hi[at] = row->lease_hi;
+	acts->lease_lo[at] = row->lease_lo;
+	acts->act[at] = row->act;
+	acts->at_ns[at] = row->at_ns;
+	acts->sealed_ns[at] = row->sealed_ns;
+	acts->deadline_ns[at] = row->deadline_ns;
+	acts->terms[at] = row->terms;
+	acts->ref[at] = row->ref;
+	acts->has[at] = row->has;
+	acts->missing |= (uint8_t)~row->has;
+	return true;
+}
+
+/* ---- texts ---- */
+
+/* The number of a text, -1 without memory. Nobody finds two of one digest. */
+static int32_t number_of(struct texts *texts, const uint8_t *text, size_t bytes)
+{
+	uint8_t digest[LEASED_HASH_BYTES];
+	uint64_t id[2];
+	const struct leased_message message = { text, bytes, digest };
+	if (bytes < sizeof id) {
+		/* Short ones stand for themselves, with their length. */
+		memset(id, 0, sizeof id);
+		memcpy(id, text, bytes);
+		((uint8_t *)id)[sizeof id - 1] = (uint8_t)(0x80 | bytes);
+	} else {
+		leased_sha256_each(text, 0, &message, 1);
+		memcpy(id, digest, sizeof id);
+		((uint8_t *)id)[sizeof id - 1] &= 0x7f;
+	}
+	struct map_cell *cell = map_find(&texts->numbers, id);
+	if (cell->value)
+		return (int32_t)(cell->value - 1);
+	const size_t begin = texts->count ? texts->ends[texts->count - 1] : 0;
+	if (begin + bytes > INT32_MAX)
+		return -1;
+	while (begin + bytes > texts->bytes_room) {
+		const size_t room = texts->bytes_room ? 2 * texts->bytes_room : TEXT_ROOM_FIRST;
+		if (!WIDER(texts, bytes, room))
+			return -1;
+		texts->bytes_room = room;
+	}
+	if (texts->count == texts->room) {
+		const size_t room = texts->room ? 2 * texts->room : ROOM_FIRST;
+		if (!WIDER(texts, ends, room))
+			return -1;
+		texts->room = room;
+	}
+	if (!map_put(&texts->numbers, cell, id, texts->count + 1))
+		return -1;
+	memcpy(texts->bytes + begin, text, bytes);
+	texts->ends[texts->count] = (uint32_t)(begin + bytes);
+	return (int32_t)texts->count++;
+}
+
+/* ---- bodies ---- */
+
+/* Where each field of a value of many begins; the value fits its shape, or false. */
+static bool take_apart(const struct leased_plan *plan, const struct leased_shape *shape,
+	const uint8_t *p, const uint8_t *end, const uint8_t *begins[FIELDS_MAX])
+{
+	if (p >= end || shape->what != LEASED_SHAPE_FIELDS || shape->count >= FIELDS_MAX ||
+		*p != (0x90 | shape->count))
+		return false;
+	p++;
+	for (uint32_t i = 0; i < shape->count; i++) {
+		begins[i] = p;
+		p = leased_shape_past(plan->shapes, shape->first + i, p, end);
+		if (p == NULL)
+			return false;
+	}
+	begins[shape->count] = p;
+	return true;
+}
+
+/* A number that is not negative and fits; it is known to be an integer. */
+static bool number_at(const uint8_t *p, int64_t *value)
+{
+	uint64_t raw = 0;
+	const unsigned head = *p++;
+	if (head < 0x80) {
+		*value = head;
+		return true;
+	}
+	if (head < 0xcc || head > 0xcf)
+		return false;
+	for (unsigned bytes = 1u << (head & 3); bytes > 0; bytes--)
+		raw = raw << 8 | *p++;
+	*value = (int64_t)raw;
+	return raw <= INT64_MAX;
+}
+
+/* A moment: one later than any that can come is the last of all. */
+static bool moment_at(const uint8_t *p, int64_t *value)
+{
+	if (number_at(p, value))
+		return true;
+	*value = INT64_MAX;
+	return *p == 0xcf;
+}
+
+/* What a subject holds from a record on: a row for each allotment. 1, 0 to judge, -ENOMEM. */
+static int hold(struct leased_projector *p, const struct leased_plan *plan, int64_t sequence,
+	const uint8_t *const subject[FIELDS_MAX], const struct leased_shape *allotments)
+{
+	const uint8_t *at = subject[plan->allotments], *end = subject[plan->allotments + 1];
+	const uint8_t *tenant = subject[plan->tenant], *tenant_end = subject[plan->tenant + 1];
+	const uint8_t *tag = subject[plan->tag], *tag_end = subject[plan->tag + 1];
+	int64_t priority, kind, tier;
+	size_t count = *at & 0x0f;
+	if ((*at & 0xf0) != 0x90 || allotments->what != LEASED_SHAPE_LIST ||
+		!number_at(subject[plan->priority], &priority))
+		return 0;
+	tenant += (*tenant & 0xe0) == 0xa0 ? 1 : 1 + (1 << (*tenant - 0xd9));
+	at++;
+	const size_t before = p->holds.count;
+	for (size_t slot = 0; slot < count; slot++) {
+		const uint8_t *fields[FIELDS_MAX];
+		const struct leased_shape *one = &plan->shapes[allotments->first];
+		struct leased_holds *holds = &p->holds;
+		int64_t capacity;
+		if (!take_apart(plan, one, at, end, fields) ||
+			!number_at(fields[plan->kind], &kind) ||
+			!number_at(fields[plan->capacity], &capacity)) {
+			p->holds.count = before;
+			return 0;
+		}
+		tier = -1;
+		if (*fields[plan->tier] != 0xc0)
+			number_at(fields[plan->tier], &tier);
+		if (!holds_have_room(p))
+			return -ENOMEM;
+		const int32_t whose = number_of(&p->tenants, tenant, (size_t)(tenant_end - tenant));
+		const int32_t tagged = number_of(&p->tags, tag, (size_t)(tag_end - tag));
+		if (whose < 0 || tagged < 0)
+			return -ENOMEM;
+		const size_t row = holds->count++;
+		holds->sequence[row] = sequence;
+		holds->slot[row] = (int16_t)slot;
+		holds->tenant[row] = whose;
+		holds->kind[row] = (int8_t)kind;
+		holds->tier[row] = (int8_t)tier;
+		holds->priority[row] = (int8_t)priority;
+		holds->tag[row] = tagged;
+		holds->capacity[row] = capacity;
+		at = fields[one->count];
+	}
+	return 1;
+}
+
+static int64_t big_endian(const uint8_t *from)
+{
+	uint64_t raw;
+	memcpy(&raw, from, sizeof raw);
+	return (int64_t)be64toh(raw);
+}
+
+/* Project one record that changes a lease. 1, 0 to judge, -ENOMEM. */
+static int act(struct leased_projector *p, const struct leased_plan *plan,
+	const struct leased_projecting *at, const uint8_t *frame, unsigned kind)
+{
+	const uint8_t *body = frame + HEADER_BYTES, *end = body + le32(frame + AT_BODY_BYTES);
+	const uint8_t *fields[FIELDS_MAX], *subject[FIELDS_MAX];
+	const uint32_t root = plan->roots[kind];
+	const struct leased_shape *shape = &plan->shapes[root];
+	struct leased_act row = { .sequence = (int64_t)at->sequence, .boot = at->boot,
+		.act = (int8_t)plan->act[kind], .sealed_ns = at->watermark_ns };
+	if (root == 0 || !take_apart(plan, shape, body, end, fields) ||
+		fields[shape->count] != end || !moment_at(fields[plan->effective], &row.at_ns))
+		return 0;
+	if (row.at_ns > row.sealed_ns)
+		row.at_ns = row.sealed_ns;
+	const uint8_t *lease_id = frame + AT_LEASE;
+	row.lease_hi = big_endian(lease_id);
+	row.lease_lo = big_endian(lease_id + 8);
+	if (plan->deadline[kind]) {
+		if (!moment_at(fields[plan->deadline[kind]], &row.deadline_ns))
+			return 0;
+		row.has |= LEASED_ACT_DEADLINE;
+	}
+	if (plan->tells[kind]) {
+		const struct leased_shape *whose = &plan->shapes[shape->first + plan->subject];
+		const uint8_t *from = fields[plan->subject], *to = fields[plan->subject + 1];
+		uint8_t digest[LEASED_HASH_BYTES];
+		const struct leased_message message = { from, (size_t)(to - from), digest };
+		uint64_t id[2], terms;
+		if (!take_apart(plan, whose, from, to, subject))
+			return 0;
+		leased_sha256_each(from, 0, &message, 1);
+		row.terms = big_endian(digest);
+		row.has |= LEASED_ACT_TERMS;
+		memcpy(id, lease_id, sizeof id);
+		memcpy(&terms, &row.terms, sizeof terms);
+		struct map_cell *cell = map_find(&p->terms, id);
+		if (terms == 0)
+			return 0;
+		if (plan->tells[kind] == LEASED_TELLS || cell->value != terms) {
+			const int held = hold(p, plan, row.sequence, subject,
+				&plan->shapes[whose->first + plan->allotments]);
+			if (held <= 0)
+				return held;
+			if (!map_put(&p->terms, cell, id, terms))
+				return -ENOMEM;
+		}
+	}
+	return add_act(p, &row) ? 1 : -ENOMEM;
+}
+
+/* ---- what is asked for ---- */
+
+struct leased_projector *leased_projector_new(void)
+{
+	struct leased_projector *p = calloc(1, sizeof *p);
+	if (p != NULL && (!map_begin(&p->terms) || !map_begin(&p->tenants.numbers) ||
+				 !map_begin(&p->tags.numbers))) {
+		leased_projector_free(p);
+		return NULL;
+	}
+	return p;
+}
+
+void leased_projector_free(struct leased_projector *p)
+{
+	if (p == NULL)
+		return;
+	struct leased_acts *a = &p->acts;
+	struct leased_holds *h = &p->holds;
+	void *all[] = { a->sequence, a->boot, a->lease_hi, a->lease_lo, a->act, a->at_ns,
+		a->sealed_ns, a->deadline_ns, a->terms, a->ref, a->has, h->sequence, h->slot,
+		h->tenant, h->kind, h->tier, h->priority, h->tag, h->capacity, p->tenants.bytes,
+		p->tenants.ends, p->tags.bytes, p->tags.ends };
+	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+		free(all[i]);
+	map_end(&p->terms);
+	map_end(&p->tenants.numbers);
+	map_end(&p->tags.numbers);
+	free(p);
+}
+
+/*
+ * Project plain records from `at->offset` of data[0, size) on, before `end`; `at` stands before the
+ * first that is not. Their sequences rise, with gaps where records were removed. How many, or
+ * -ENOMEM.
+ */
+int64_t leased_projector_take(struct leased_projector *p, const struct leased_plan *plan,
+	struct leased_projecting *at, const uint8_t *data, size_t size, uint64_t end)
+{
+	size_t count = 0;
+	for (; at->offset < size; count++) {
+		const uint8_t *frame = data + at->offset;
+		const size_t left = size - at->offset;
+		if (left < FRAME_BYTES_MIN)
+			break;
+		const size_t length = le32(frame), body_bytes = le32(frame + AT_BODY_BYTES);
+		const unsigned kind = le16(frame + AT_KIND);
+		const uint64_t sequence = le64(frame + AT_SEQUENCE);
+		const uint64_t boot_ns = le64(frame + AT_BOOT);
+		if (length > left || body_bytes > FRAME_BYTES_MAX ||
+			length != ((body_bytes + FRAME_BYTES_MIN + 7) & ~(size_t)7) ||
+			sequence < at->sequence || sequence >= end || kind >= LEASED_KINDS ||
+			frame[AT_SCHEMA] != SCHEMA || boot_ns > INT64_MAX ||
+			plan->act[kind] == LEASED_ACT_JUDGED)
+			break;
+		at->sequence = sequence;
+		if (plan->act[kind] != LEASED_ACT_TIMELESS) {
+			const int64_t before_ns = at->watermark_ns;
+			if ((int64_t)boot_ns > before_ns)
+				at->watermark_ns = (int64_t)boot_ns;
+			const int done = plan->act[kind] ? act(p, plan, at, frame, kind) : 1;
+			if (done < 0)
+				return done;
+			if (done == 0) {
+				at->watermark_ns = before_ns;
+				break;
+			}
+			at->sealed_ns = (int64_t)boot_ns;
+		}
+		at->sequence++;
+		at->offset += length;
+	}
+	return (int64_t)count;
+}
+
+/* Put a row in between. 0 or -ENOMEM. */
+int leased_projector_act(struct leased_projector *p, const struct leased_act *row)
+{
+	return add_act(p, row) ? 0 : -ENOMEM;
+}
+
+/* The same of what is held; `tag` as it is in a subject. */
+int leased_projector_hold(struct leased_projector *p, const struct leased_hold *row,
+	const uint8_t *tenant, size_t tenant_bytes, const uint8_t *tag, size_t tag_bytes)
+{
+	const int32_t whose = number_of(&p->tenants, tenant, tenant_bytes);
+	const int32_t tagged = number_of(&p->tags, tag, tag_bytes);
+	struct leased_holds *holds = &p->holds;
+	if (whose < 0 || tagged < 0 || !holds_have_room(p))
+		return -ENOMEM;
+	const size_t at = holds->count++;
+	holds->sequence[at] = row->sequence;
+	holds->slot[at] = row->slot;
+	holds->tenant[at] = whose;
+	holds->kind[at] = row->kind;
+	holds->tier[at] = row->tier;
+	holds->priority[at] = row->priority;
+	holds->tag[at] = tagged;
+	holds->capacity[at] = row->capacity;
+	return 0;
+}
+
+/* The terms of a lease as the block last saw them, 0 if it did not. */
+int64_t leased_projector_terms(const struct leased_projector *p, const uint8_t *lease_id)
+{
+	uint64_t id[2];
+	memcpy(id, lease_id, sizeof id);
+	return (int64_t)map_find(&p->terms, id)->value;
+}
+
+/* Set them. 0 or -ENOMEM. */
+int leased_projector_turn(struct leased_projector *p, const uint8_t *lease_id, int64_t terms)
+{
+	uint64_t id[2];
+	memcpy(id, lease_id, sizeof id);
+	return map_put(&p->terms, map_find(&p->terms, id), id, (uint64_t)terms) ? 0 : -ENOMEM;
+}
+
+/* The columns, as they are until the next row. */
+const struct leased_acts *leased_projector_acts(const struct leased_projector *p)
+{
+	return &p->acts;
+}
+
+const struct leased_holds *leased_projector_holds(const struct leased_projector *p)
+{
+	return &p->holds;
+}
+
+/* The texts that rows have the numbers of: where each ends in `bytes`. How many. */
+size_t leased_projector_texts(const struct leased_projector *p, int tags, const uint8_t **bytes,
+	const uint32_t **ends)
+{
+	const struct texts *texts = tags ? &p->tags : &p->tenants;
+	*bytes = texts->bytes;
+	*ends = texts->ends;
+	return texts->count;
+}

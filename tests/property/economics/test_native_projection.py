@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames projected in bulk give the rows that `Projector.observe` gives for each of their records:
+to the byte, wherever chunks and blocks begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leased.chain.canonical import decode
+from leased.chain.head import GENESIS
+from leased.chain.record import hash_prefix, parse_frame
+from leased.chain.sealer import Sealer
+from leased.chain.tree import EMPTY
+from leased.collector.demo import Node, Wish
+from leased.collector.metering import blocks
+from leased.collector.metering.columns import FrameProjector
+from leased.collector.metering.projection import Block, Carry, Projector
+from leased.terms import event as e
+from leased.terms.errors import ChainError
+from leased.terms.identity import BootId
+from leased.terms.lease import AccountingTag
+from leased.terms.moment import Moment
+from leased.terms.resource import Allotment, ResourceKind, TierKind
+from tests.doubles.logs import CountedEntropy, events_of_every_kind, lease_life, moment_at, renewal
+from tests.property.economics.test_economics_sql import Script
+
+LOG_ID = b"l" * 16
+NUMBER = -5
+
+
+def sealed(records: list[tuple[e.Event, Moment]]) -> list[bytes]:
+    """The frames, one batch each."""
+    sealer = Sealer(LOG_ID, GENESIS, EMPTY, 2, entropy=CountedEntropy())
+    return [sealer.seal([one]).frames for one in records]
+
+
+def events_of(frames: bytes) -> Iterator[tuple[int, object, Moment]]:
+    """As `Archive.events` tells them."""
+    prefix, offset, boot_id, boot_ns = hash_prefix(LOG_ID), 0, BootId(bytes(16)), 0
+    while offset < len(frames):
+        record = parse_frame(frames, offset, prefix)
+        offset += record.frame_bytes
+        event = decode(record.kind, record.schema, record.body)
+        if isinstance(event, e.NodeStarted):
+            boot_id = event.boot_id
+        if not isinstance(event, e.EpochSealed):
+            boot_ns = record.boot_ns
+        yield record.sequence, event, Moment(boot_id, boot_ns, record.wall_ns)
+
+
+def told(block: Block) -> tuple[object, ...]:
+    acts, holds = blocks.acts_table(block), blocks.holds_table(block)
+    rows = acts.to_pylist(), holds.to_pylist()
+    files = blocks.parquet_bytes(acts), blocks.parquet_bytes(holds)
+    return rows, block.rare, block.carry, files
+
+
+def compare(chunks: list[bytes], size: int) -> list[Block]:
+    """Blocks of `size` records, both ways."""
+    carry, stream, judged = Carry(), list(events_of(b"".join(chunks))), []
+    for begin in range(0, len(stream), size):
+        projector = Projector(NUMBER, carry)
+        for one in stream[begin : begin + size]:
+            projector.observe(*one)
+        judged.append(projector.block())
+        carry = judged[-1].carry
+    carry, native, projector = Carry(), [], None
+    for chunk in chunks:
+        offset = 0
+        while offset < len(chunk):
+            projector = projector or FrameProjector(NUMBER, carry, LOG_ID)
+            offset = projector.take(chunk, offset, carry.next_seq + size)
+            if projector.next_seq == carry.next_seq + size:
+                native.append(projector.block())
+                carry, projector = native[-1].carry, None
+    if projector is not None:
+        native.append(projector.block())
+    for ours, theirs in zip(native, judged, strict=True):
+        assert told(ours) == told(theirs)
+    return native
+
+
+def cut(frames: list[bytes], size: int) -> list[bytes]:
+    return [b"".join(frames[at : at + size]) for at in range(0, len(frames), size)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 1 << 32), st.integers(1, 60), st.integers(1, 50), st.integers(1, 20))
+def test_what_nodes_seal_is_projected_alike(seed: int, steps: int, size: int, chunk: int) -> None:
+    script = Script(seed)
+    for _ in range(steps):
+        script.step()
+    # Its wall clock may be set to before 1970, which no record can say.
+    records = [
+        (event, msgspec.structs.replace(now, wall_ns=now.wall_ns + 10**18))
+        for _, event, now in script.history.records
+    ]
+    compare(cut(sealed(records), chunk), size)
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_demonstration_host_is_projected_alike(number: int) -> None:
+    node = Node(Wish(5, days=40, until_ns=1_700_000_000 * 10**9), number)
+    records = list(node.history())
+    assert any(isinstance(event, e.Fenced) for event, _ in records)
+    frames = cut(sealed(records), 500)
+    found = compare(frames, 3_000)
+    assert len(found) > 1 and all(one.holds.count for one in found)
+    # Nearly all of it by C: what is judged by itself is a thirtieth at most.
+    judged = [one for one in records if type(one[0]) in (e.Fenced, e.NodeStarted, e.ClockStepped)]
+    assert len(judged) * 30 < len(records)
+
+
+def test_every_kind_is_projected_alike() -> None:
+    every = events_of_every_kind()
+    starts = [one for one in every if isinstance(one, e.NodeStarted)]
+    records = [*starts, *lease_life(1), *every, renewal(1), *starts, *every[::-1], renewal(9)]
+    frames = sealed([(one, moment_at(at)) for at, one in enumerate(records)])
+    for size in (1, 7, 1000):
+        compare(frames, size)
+    compare(sealed([(renewal(1), moment_at(3)), (starts[0], moment_at(4))]), 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_subject_is_projected_alike(draw: st.DataObject) -> None:
+    """Names of any length and letters, many allotments, numbers at their edges."""
+    numbers = st.sampled_from([0, 1, 127, 128, 255, 65_536, 2**32, 2**53, 2**63 - 1])
+    names = st.text(max_size=40) | st.sampled_from(["", "a" * 15, "a" * 16, "a" * 31, "a" * 300])
+    tags = st.none() | st.builds(AccountingTag, names, names, names, names, numbers)
+    allotments = st.builds(
+        Allotment,
+        names,
+        st.sampled_from(ResourceKind),
+        st.none() | st.sampled_from(TierKind),
+        numbers,
+    )
+    records = []
+    for at in range(draw.draw(st.integers(1, 6))):
+        event = renewal(draw.draw(st.integers(0, 3)))
+        whose = msgspec.structs.replace(
+            event.subject,
+            tenant=draw.draw(names),
+            tag=draw.draw(tags),
+            allotments=tuple(draw.draw(st.lists(allotments, max_size=20))),
+        )
+        moved = {name: draw.draw(numbers | st.just(2**64 - 1)) for name in ("effective_ns",)}
+        moved["deadline_ns"] = draw.draw(numbers | st.just(2**64 - 1))
+        records.append((msgspec.structs.replace(event, subject=whose, **moved), moment_at(at)))
+    compare(sealed(records), draw.draw(st.integers(1, 6)))
+
+
+def test_a_record_that_is_none_is_refused() -> None:
+    frames = b"".join(sealed([(renewal(at), moment_at(at)) for at in range(4)]))
+    length = len(frames) // 4
+    for damaged in (
+        frames[: 2 * length + 90],
+        frames[: 2 * length] + b"\0" * length,
+        frames[: 2 * length + 8] + b"\xff" + frames[2 * length + 9 :],
+    ):
+        with pytest.raises(ChainError):
+            FrameProjector(NUMBER, Carry(), LOG_ID).take(damaged, 0, 100)
