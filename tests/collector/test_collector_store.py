@@ -22,6 +22,7 @@ from leased.collector.main import main
 from leased.collector.metering import blocks as block_files
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import EXACT, OVERFLOWS, Overflow, Rows, check_engine
+from leased.collector.metering.projecting import MARK
 from leased.collector.metering.reference import read_archive
 from leased.collector.metering.rollup import stretches
 from leased.collector.metering.store import Store
@@ -207,6 +208,24 @@ def test_a_refresh_makes_again_what_a_power_cut_took(fleet: Path, tmp_path: Path
     for path in [*rollups.glob("usage-*"), *rollups.glob("peaks-*")][::2]:
         path.write_bytes(b"")
     next(rollups.glob("tasks-*")).unlink()
+    archive = ArchiveReader(state)
+    Store(state).refresh(archive)
+    assert derived(state) == before
+    archive.close()
+
+
+@pytest.mark.parametrize("victim", ["acts.parquet", "holds.parquet", "rare"])
+def test_what_a_power_cut_took_of_the_projection_is_made_again(
+    fleet: Path, tmp_path: Path, victim: str
+):
+    """Blocks are not synced at all. A file that came back empty, or as zeroes, is found in the
+    first refresh of another boot that has something to do."""
+    state = copy_of(fleet, tmp_path)
+    before = derived(state)
+    for index, path in enumerate(sorted((state / "derived/parquet").rglob(f"*.{victim}"))):
+        path.write_bytes(b"" if index % 2 else bytes(path.stat().st_size))
+    (state / "derived" / MARK).write_text("another boot")
+    (state / "derived/rollup/rollup.json").unlink()
     archive = ArchiveReader(state)
     Store(state).refresh(archive)
     assert derived(state) == before

@@ -5,6 +5,9 @@ to the byte, wherever chunks and blocks begin."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
@@ -153,6 +156,49 @@ def test_any_subject_is_projected_alike(draw: st.DataObject) -> None:
         moved["deadline_ns"] = draw.draw(numbers | st.just(2**64 - 1))
         records.append((msgspec.structs.replace(event, subject=whose, **moved), moment_at(at)))
     compare(sealed(records), draw.draw(st.integers(1, 6)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sets(st.integers(1, 59), max_size=50), st.integers(1, 30), st.integers(1, 20))
+def test_removed_records_leave_gaps_and_blocks_their_places(
+    gone: set[int], size: int, chunk: int
+) -> None:
+    """What is left after retention, in the very blocks that it had: as `observe` projects it."""
+    started = [one for one in events_of_every_kind() if isinstance(one, e.NodeStarted)]
+    records = [*started, *(renewal(at) for at in range(59))]
+    frames = sealed([(one, moment_at(at)) for at, one in enumerate(records)])
+    kept = [frame for at, frame in enumerate(frames) if at not in gone]
+    with small_blocks(size), TemporaryDirectory() as made:
+        log = blocks.LogBlocks(Path(made), "ab" * 16)
+        log.log_id = LOG_ID.hex()
+        sidecars = log.extend(cut(kept, chunk), [])
+        carry, judged = Carry(), []
+        stream = list(events_of(b"".join(kept)))
+        while stream:
+            end, projector = (len(judged) + 1) * size, Projector(log.number, carry)
+            while stream and stream[0][0] < end:
+                projector.observe(*stream.pop(0))
+            block = projector.block()
+            carry = msgspec.structs.replace(block.carry, next_seq=end) if stream else block.carry
+            judged.append(msgspec.structs.replace(block, carry=carry))
+        assert len(sidecars) == len(judged)
+        for index, (ours, theirs) in enumerate(zip(sidecars, judged, strict=True)):
+            rows, rare, carried, files = told(theirs)
+            assert (ours.rare, ours.carry) == (rare, carried)
+            written = [paths[index].read_bytes() for paths in log.paths(len(sidecars))]
+            assert written == list(files)
+        assert log.sidecars() == log.whole(log.sidecars()) == sidecars
+
+
+@contextmanager
+def small_blocks(size: int) -> Iterator[None]:
+    """Blocks of another size, for a while."""
+    before = blocks.BLOCK_RECORDS
+    blocks.BLOCK_RECORDS = size  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        blocks.BLOCK_RECORDS = before  # type: ignore[misc]
 
 
 def test_a_record_that_is_none_is_refused() -> None:
