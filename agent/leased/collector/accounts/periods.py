@@ -60,7 +60,9 @@ def duration(period: str, parameter: str = "period") -> int:
     match = _PERIOD.match(period)
     length = int(match[1]) * _UNITS[match[2]] if match else 0
     if not 0 < length <= PERIOD_NS_MAX:
-        raise InvalidParameter(parameter, 'a number of hours, days or weeks such as "24h", "30d"')
+        most = f"{PERIOD_NS_MAX // DAY_NS}d"
+        why = f'a number of hours, days or weeks such as "24h" or "30d", of at most {most}'
+        raise InvalidParameter(parameter, why)
     return length
 
 
@@ -154,6 +156,8 @@ def _instant(text: str, parameter: str) -> tuple[int, bool]:
         at_ns = label(parsed.astimezone(UTC))
     except (ValueError, OverflowError):
         raise InvalidParameter(parameter, why) from None
-    if at_ns < 0 or at_ns % HOUR_NS or parsed.microsecond:
+    if at_ns < 0:
+        raise InvalidParameter(parameter, "there are no records from before 1970")
+    if at_ns % HOUR_NS or parsed.microsecond:
         raise InvalidParameter(parameter, "usage is kept by the hour: give a full hour (UTC)")
     return at_ns, is_date

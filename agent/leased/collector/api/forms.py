@@ -24,6 +24,32 @@ from leased.terms.policy import Mode, WhenOver
 AMOUNT_MAX: Final = 1_000_000_000
 COUNT_MAX: Final = 2**53 - 1
 _DURATION: Final = r"^[0-9]{1,9}(ms|s|m|min|h|d)$"
+_RATE: Final = r"^[0-9]{1,9}/(s|min|h)$"
+_SHARE: Final = r"^[0-9]{1,5}(\.[0-9])?%$"
+_INSTANT: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}"
+_TENANT: Final = r"^[A-Za-z0-9_.-]{1,64}$"
+_LINE: Final = r"^[^\x00-\x1f\x7f]*$"
+_ID: Final = "^[0-9a-f]{32}$"
+_CURSOR: Final = "^[A-Za-z0-9_-]+={0,2}$"
+PERIOD: Final = "^[1-9][0-9]{0,4}[hdw]$"
+MONTH: Final = "^[0-9]{4}-(0[1-9]|1[0-2])$"
+DAY: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt][0-9:.]+([Zz]|[+-][0-9]{2}:[0-9]{2}))?$"
+HORIZON: Final = "^[1-9][0-9]{0,2}[dw]$"
+MEANT: Final = {
+    _DURATION: 'a whole number with its unit (ms, s, min, h, d), such as "90s" or "10h"',
+    _RATE: 'a whole number per s, min or h, such as "100/s"',
+    _SHARE: 'a share with its sign, such as "20%"',
+    _INSTANT: 'an instant with its offset from UTC, such as "2026-04-01T00:00:00Z"',
+    _TENANT: "1 to 64 of A-Z a-z 0-9 _ . -, as nodes call their tenants",
+    _LINE: "one line of text, without control characters",
+    _ID: "32 hex digits, as the lists show it",
+    _CURSOR: "next_cursor of the page before, as it was given",
+    PERIOD: 'a whole number of hours, days or weeks, such as "24h", "30d" or "4w"',
+    MONTH: 'a year and a month, such as "2026-01"',
+    DAY: 'a date such as "2026-01-31", or an instant such as "2026-01-31T12:00:00Z"',
+    HORIZON: 'a whole number of days or weeks, such as "90d"',
+}
+"""What a pattern asks for, in words. Whoever sends something else is told these."""
 _NUMBER: Final = {"type": ["number", "null"], "minimum": 0, "maximum": AMOUNT_MAX}
 
 Amount = Annotated[
@@ -34,24 +60,24 @@ _WHOLE: Final = {"type": ["integer", "null"], "minimum": 0, "maximum": COUNT_MAX
 Count = Annotated[Any, Meta(extra_json_schema=_WHOLE)]
 """Checked by `given`: 5.0 is an integer in a JSON schema."""
 Duration = Annotated[str, Meta(pattern=_DURATION)]
-Rate = Annotated[str, Meta(pattern=r"^[0-9]{1,9}/(s|min|h)$")]
-Share = Annotated[str, Meta(pattern=r"^[0-9]{1,5}(\.[0-9])?%$")]
+Rate = Annotated[str, Meta(pattern=_RATE)]
+Share = Annotated[str, Meta(pattern=_SHARE)]
 Instant = Annotated[
     str,
     Meta(
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}",
+        pattern=_INSTANT,
         max_length=40,
         extra_json_schema={"format": "date-time"},
     ),
 ]
-Reason = Annotated[str, Meta(min_length=1, max_length=500)]
-Tenant = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-Id = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+Reason = Annotated[str, Meta(min_length=1, max_length=500, pattern=_LINE)]
+Tenant = Annotated[str, Meta(pattern=_TENANT)]
+Id = Annotated[str, Meta(pattern=_ID)]
 Limit = Annotated[int, Meta(ge=1, le=1000, description="how many at most")]
 Cursor = Annotated[
     str,
     Meta(
-        pattern="^[A-Za-z0-9_-]+={0,2}$",
+        pattern=_CURSOR,
         max_length=256,
         description="next_cursor of the page before",
     ),
@@ -107,7 +133,7 @@ class ScheduleForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     duration: Duration
     quotas: Limits
     timezone: Annotated[str, Meta(min_length=1, max_length=64)] = "UTC"
-    reason: Annotated[str, Meta(max_length=500)] = ""
+    reason: Annotated[str, Meta(max_length=500, pattern=_LINE)] = ""
 
 
 class TenantPath(msgspec.Struct, frozen=True):
@@ -132,7 +158,7 @@ class OverridePath(msgspec.Struct, frozen=True):
 class NodePath(msgspec.Struct, frozen=True):
     """Which node."""
 
-    node: Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="a node's id")]
+    node: Annotated[str, Meta(pattern=_ID, description="a node's id")]
 
 
 class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from leased.collector.api import forms
+from leased.collector.api.meanings import read_duration, read_instant, read_terms
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Answer, Call
 from leased.collector.api.shown import (
@@ -41,18 +42,16 @@ from leased.collector.governance.quotas import (
     Override,
     Quota,
     Schedule,
-    Terms,
     effective,
 )
 from leased.collector.governance.register import Register, Sealed
 from leased.ports import Entropy
-from leased.terms.policy import Mode, Policy
-from leased.terms.quantity import parse_duration, parse_instant, parse_share
+from leased.terms.policy import Policy
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 SCHEDULES_PER_TENANT_MAX = 64
 OVERRIDES_PER_TENANT_MAX = 256
-INSTANT_NS_MAX = 2**63 - 1
+TOP = "/v1/governance/quotas"
 
 
 class Quotas:
@@ -110,7 +109,7 @@ class Quotas:
         tenant = call.path.tenant
         call.caller.require_tenant(tenant)
         if tenant not in self.tenants():
-            raise Problem(404, f"Nothing was ever said about {tenant}.", parameter="tenant")
+            raise unknown(tenant)
         seen = self._document(self._register, tenant, call.now_ns)
         return Answer(seen, tag=tag_of(seen))
 
@@ -147,11 +146,11 @@ class Quotas:
             raise Problem(422, "Name at least one limit, or a policy.")
         change_id = self._entropy().hex()
         was = self.limits(tenant, now_ns, self._writer)
-        grace_ns = parse_duration(form.grace_period) if form.grace_period is not None else 0
+        grace_ns = read_duration(form.grace_period, "grace_period") or 0
         quota = self._writer.quota(tenant) or Quota(tenant)
         expires_ns = None
         if form.expires_at is not None and found:
-            expires_ns = _instant(form.expires_at, "expires_at")
+            expires_ns = read_instant(form.expires_at, "expires_at")
         in_force = expires_ns is None or expires_ns > now_ns
         lowered = in_force and _lowers(was, found)
         quota = msgspec.structs.replace(
@@ -242,14 +241,17 @@ class Quotas:
         form = call.body
         call.caller.require_tenant(form.tenant)
         if form.tenant == RESERVED:
-            raise Problem(422, "No tenant is called that: it is a path.", parameter="tenant")
+            detail = (
+                "No tenant of a quota is called that: it is the path of schedules. Name another."
+            )
+            raise Problem(422, detail, parameter="tenant")
         try:
             windows.check(form.schedule, form.timezone)
         except ValueError as error:
             where, _, why = str(error).partition(": ")
             raise Problem(422, why + ".", parameter=where) from None
         limits = forms.fields(forms.given(form.quotas))
-        duration_ns = parse_duration(form.duration)
+        duration_ns = read_duration(form.duration, "duration") or 0
         if not limits or duration_ns <= 0:
             raise Problem(422, "Name at least one limit, and a duration above zero.")
         if len(self._writer.schedules(form.tenant)) >= SCHEDULES_PER_TENANT_MAX:
@@ -330,6 +332,14 @@ class Quotas:
         )
 
 
+def unknown(tenant: str) -> Problem:
+    """Nobody has heard of a tenant."""
+    detail = (
+        f"Nothing was ever said about {tenant}: PATCH its quota, or see {TOP} for who there is."
+    )
+    return Problem(404, detail, parameter="tenant")
+
+
 def tag_of(seen: QuotaSeen) -> str:
     """The entity tag of what is in force: the same before a change's answer as after it."""
     plain = msgspec.structs.replace(
@@ -344,49 +354,11 @@ def tag_of(seen: QuotaSeen) -> str:
     return f'"{hashlib.sha256(_ENCODER.encode(plain)).hexdigest()[:32]}"'
 
 
-def read_terms(form: forms.TermsForm) -> Terms:
-    """What a form says about the meaning of limits. Raises Problem."""
-    soft = form.overage_allowed is not None or form.overage_duration is not None
-    burst = form.burst_allowed is not None or form.burst_duration is not None
-    if soft and form.mode is not Mode.SOFT:
-        raise Problem(422, 'overage_* goes with mode "soft".', parameter="policy.mode")
-    if burst != (form.mode is Mode.BURST):
-        raise Problem(
-            422, 'burst_allowed and burst_duration go with mode "burst".', parameter="policy.mode"
-        )
-    if burst and (form.burst_allowed is None or form.burst_duration is None):
-        raise Problem(422, "A burst needs both how far and how long.", parameter="policy")
-    return Terms(
-        mode=form.mode,
-        overage_pm=None if form.overage_allowed is None else parse_share(form.overage_allowed),
-        overage_ns=_duration(form.overage_duration),
-        burst_pm=None if form.burst_allowed is None else parse_share(form.burst_allowed),
-        burst_ns=_duration(form.burst_duration),
-        when_over=form.reject_behavior,
-        lend=form.lend,
-        per=form.per,
-    )
-
-
 def _lowers(was: dict[str, Limit], found: dict[str, int | None]) -> bool:
     """Whether a change takes something away; a limit where there was none does."""
     return any(
         raw is not None and (key not in was or raw < was[key].raw) for key, raw in found.items()
     )
-
-
-def _duration(text: str | None) -> int | None:
-    return None if text is None else parse_duration(text)
-
-
-def _instant(text: str, parameter: str) -> int:
-    try:
-        found = parse_instant(text)
-    except ValueError as error:
-        raise Problem(422, f"{error}.", parameter=parameter) from None
-    if found > INSTANT_NS_MAX:
-        raise Problem(422, "That is after the year 2262.", parameter=parameter)
-    return found
 
 
 def _laid_over(limits: dict[str, int], found: dict[str, int | None]) -> dict[str, int]:

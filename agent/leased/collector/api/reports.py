@@ -24,7 +24,7 @@ from leased.collector.accounts.focus import focus_csv
 from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.api.csv_rows import csv_of
-from leased.collector.api.forms import Tenant
+from leased.collector.api.forms import DAY, HORIZON, PERIOD, Tenant
 from leased.collector.api.problems import Problem
 from leased.collector.api.requests import prefers
 from leased.collector.api.routes import Answer, Call, Route, Scope
@@ -44,14 +44,12 @@ from leased.terms.resource import ResourceKind
 CSV: Final = "text/csv"
 PARQUET: Final = "application/vnd.apache.parquet"
 MINUTE_NS: Final = 60 * 10**9
-Period = Annotated[
-    str, Meta(pattern="^[1-9][0-9]{0,4}[hdw]$", description='such as "24h", "30d" or "4w"')
-]
+Period = Annotated[str, Meta(pattern=PERIOD, description='such as "24h", "30d" or "4w"')]
 Month = Annotated[str, Meta(pattern="^[0-9]{4}-(0[1-9]|1[0-2])$", description='such as "2026-01"')]
 Day = Annotated[
     str,
     Meta(
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt][0-9:.]+([Zz]|[+-][0-9]{2}:[0-9]{2}))?$",
+        pattern=DAY,
         max_length=40,
         description="a date, or an instant on a full hour",
     ),
@@ -95,7 +93,7 @@ class ChargebackQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ForecastQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far, and of what."""
 
-    horizon: Annotated[str, Meta(pattern="^[1-9][0-9]{0,2}[dw]$")] = "90d"
+    horizon: Annotated[str, Meta(pattern=HORIZON)] = "90d"
     kind: Annotated[str, Meta(pattern="^(cpu|gpu|mem|block|net)$")] = "cpu"
 
 
@@ -284,7 +282,10 @@ class Reports:
         """Who asks for more than they use."""
         call.caller.require_all()
         period, percentile = call.query.period, call.query.percentile
-        begin_s, end_s = windows(call.now_ns, periods.duration(period))
+        try:
+            begin_s, end_s = windows(call.now_ns, periods.duration(period))
+        except InvalidParameter as error:
+            raise Problem(422, str(error), parameter=error.parameter) from None
         with self._samples() as samples:
             ask = partial(
                 rightsizing,

@@ -19,12 +19,17 @@ from urllib.parse import parse_qsl
 import msgspec
 import trio
 
+from leased.collector.api.forms import MEANT
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Route
 
 _KEY: Final = re.compile(r"[!-~]{1,128}")
 _MEDIA: Final = re.compile(r"application/(json|[a-z0-9.+-]+\+json|x-www-form-urlencoded)")
 _PATH: Final = re.compile(r"^(.*?)(?: - at `\$(.*?)`)?$", re.DOTALL)
+_PATTERN: Final = re.compile("matching regex '(.*)'$")
+_MEANT: Final = {repr(pattern)[1:-1]: what for pattern, what in MEANT.items()}
+"""As an error quotes a pattern."""
+_UNKNOWN: Final = re.compile("unknown field `(.*)`$")
 TAGS: Final = r'^(\*|(W/)?"[!#-~]{1,100}"( *, *(W/)?"[!#-~]{1,100}"){0,15})$'
 """Entity tags, as If-Match and If-None-Match have them."""
 
@@ -98,7 +103,7 @@ def read_path(route: Route, found: Mapping[str, str]) -> Any:
     try:
         return msgspec.convert(dict(found), route.takes_path)
     except msgspec.ValidationError as error:
-        why, where = _named(error)
+        why, where = _named(error, route.takes_path)
         raise Problem(404, why, parameter=where) from None
 
 
@@ -127,7 +132,7 @@ def read_query(route: Route, query: bytes) -> Any:
     try:
         query_read = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        why, where = _named(error)
+        why, where = _named(error, kind)
         raise Problem(400, why, parameter=where) from None
     # The lax reading of text takes "null" for nothing; whoever means nothing leaves it out.
     for field, name in zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True):
@@ -163,7 +168,7 @@ def decode_body(route: Route, raw: bytes) -> Any:
     try:
         return msgspec.json.Decoder(route.takes_body, float_hook=_decimal).decode(raw)
     except msgspec.ValidationError as error:
-        why, where = _named(error)
+        why, where = _named(error, route.takes_body)
         raise Problem(400, why, parameter=where) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise Problem(400, f"Not JSON: {error}") from None
@@ -173,11 +178,17 @@ def _decimal(text: str) -> Decimal:
     return Decimal(text)
 
 
-def _named(error: msgspec.ValidationError) -> tuple[str, str | None]:
-    """What is wrong, and with which parameter."""
+def _named(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> tuple[str, str | None]:
+    """What is wrong, what would be right, and with which parameter."""
     match = _PATH.match(str(error))
     assert match is not None
     where = (match[2] or "").removeprefix(".")
+    pattern, unknown = _PATTERN.search(match[1]), _UNKNOWN.search(match[1])
+    if pattern is not None and pattern[1] in _MEANT:
+        return f"It is {_MEANT[pattern[1]]}.", where or None
+    if unknown is not None and not where:
+        names = ", ".join(kind.__struct_encode_fields__)
+        return f"There is no {unknown[1]}; there are {names}.", None
     return match[1] + ".", where or None
 
 

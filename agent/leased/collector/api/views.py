@@ -17,7 +17,7 @@ from fractions import Fraction
 from itertools import islice
 from typing import Final
 
-from leased.collector.api.problems import Problem
+from leased.collector.api.quotas import unknown
 from leased.collector.api.routes import Answer, Call, Caller
 from leased.collector.api.rows import lease_row, newest_first, node_row
 from leased.collector.api.seen import (
@@ -66,7 +66,7 @@ class Views:
         tenant = call.path.tenant
         call.caller.require_tenant(tenant)
         if tenant not in self._tenants():
-            raise Problem(404, f"Nothing was ever said about {tenant}.", parameter="tenant")
+            raise unknown(tenant)
         return Answer(self.usage_of(tenant, call.now_ns))
 
     def usage_of(self, tenant: str, now_ns: int) -> UsageSeen:

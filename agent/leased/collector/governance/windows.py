@@ -41,7 +41,8 @@ def check(cron: str, timezone: str) -> None:
     try:
         next(CronSim(cron, datetime(2026, 1, 1, tzinfo=zone)))
     except (CronSimError, StopIteration) as error:
-        raise ValueError(f"schedule: {error or 'it never comes'}") from None
+        why = str(error).rstrip(".") or "it never comes"
+        raise ValueError(f'schedule: {why}; five fields, such as "0 8 * * 1-5"') from None
 
 
 def last_opening_ns(cron: str, timezone: str, now_ns: int) -> int | None:

@@ -124,6 +124,7 @@ def rightsizing(
         saved = rounded(Fraction(cost.numerator, cost.denominator) * at_once, decimals)
         if saved > 0:
             rows.append(_row(name, kind, one, int(wanted), used_ppm, percentile, saved, decimals))
+    rows = _by_component(rows)
     rows.sort(key=lambda row: (-row.estimated_savings_monthly, row.component))
     total = sum((row.estimated_savings_monthly for row in rows), Decimal(0))
     return RightSizing(rows, total, accounts.terms.currency, period, percentile, unknown)
@@ -177,6 +178,27 @@ def _row(
         one.leases,
         one.windows,
     )
+
+
+def _by_component(rows: Iterable[RightSize]) -> list[RightSize]:
+    """One row for each: what it asks for too much of, together."""
+    found: dict[str, RightSize] = {}
+    for row in rows:
+        known = found.get(row.component)
+        found[row.component] = (
+            row
+            if known is None
+            else RightSize(
+                row.component,
+                known.current | row.current,
+                known.recommended | row.recommended,
+                f"{known.rationale}. {row.rationale}",
+                known.estimated_savings_monthly + row.estimated_savings_monthly,
+                max(known.leases, row.leases),
+                known.windows + row.windows,
+            )
+        )
+    return list(found.values())
 
 
 def _amount(raw: int, unit: int) -> str:
