@@ -2,7 +2,8 @@
 """A process to kill: `python -m tests.crash.committing DIRECTORY SEED` commits for ever and prints
 each acknowledged head.
 
-Real directory, real C thread. Does not end by itself.
+Real directory, real C thread. Does not end by itself. `commit_to` is the same for a process that
+was forked (`test_kill`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 
@@ -42,6 +44,12 @@ async def commit_for_ever(directory: Path, random: Random) -> None:
         await log.journal.commit(batch.frames, batch.count, batch.head, now)
         print(batch.new_head.text(), flush=True)
         items = []
+
+
+def commit_to(directory: Path, seed: int, out: Connection) -> None:
+    """Commit for ever, and tell each acknowledged head to `out`."""
+    os.dup2(out.fileno(), 1)
+    trio.run(commit_for_ever, directory, Random(seed))
 
 
 if __name__ == "__main__":
