@@ -32,6 +32,7 @@ from tests.bench.metering import measure_metering
 from tests.bench.policy import measure_policy
 from tests.bench.policy_load import measure_policy_load
 from tests.bench.pull import measure_pull
+from tests.bench.quota import measure_quota, quota_lines
 from tests.bench.regions import measure_regions
 from tests.bench.restart import measure_idle, measure_restart
 from tests.bench.scrub import measure_scrub
@@ -40,10 +41,10 @@ from tests.bench.throughput import measure_throughput
 RESULTS = Path(__file__).with_name("results")
 PARTS = (
     *("throughput", "policy", "expiry", "scrub", "kinds", "regions", "gpu"),
-    *("chain", "restart", "pull", "collect", "idle", "metering", "api"),
+    *("chain", "restart", "pull", "collect", "idle", "metering", "api", "quota"),
 )
 WITHOUT_LOAD = frozenset(
-    ("kinds", "regions", "scrub", "chain", "pull", "collect", "metering", "api")
+    ("kinds", "regions", "scrub", "chain", "pull", "collect", "metering", "api", "quota")
 )
 """Parts that need no load generator."""
 
@@ -141,6 +142,9 @@ def _measure(
     if "metering" in parts:
         figures["metering"] = measure_metering(directory, short=short, say=say)
         lines += table.metering_lines(figures["metering"])
+    if "quota" in parts:
+        figures["quota"] = measure_quota(directory, rounds=3 if short else 20, say=say)
+        lines += quota_lines(figures["quota"])
     return figures, lines
 
 

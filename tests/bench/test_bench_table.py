@@ -15,6 +15,7 @@ from tests.bench import policy, table
 from tests.bench.chain import chain_lines
 from tests.bench.loadgen import Figures
 from tests.bench.peer import read_log_file
+from tests.bench.quota import quota_lines
 from tests.bench.throughput import CLIENTS
 
 
@@ -198,3 +199,9 @@ def test_metering_misses_its_bars_where_it_is_slow_large_or_no_better():
     assert [line.held for line in table.metering_lines(figures)] == [True, True, True]
     small = {**figures, "events": 1_000}
     assert [line.held for line in table.metering_lines(small)] == [None, None, None]
+
+
+def test_a_quota_is_as_late_as_the_latest():
+    found = {"rounds": 3, "taken_p50_s": 0.1, "given_p50_s": 0.1, "taken_max_s": 0.2}
+    assert [line.held for line in quota_lines(found | {"given_max_s": 2.0})] == [True]
+    assert [line.held for line in quota_lines(found | {"given_max_s": 2.1})] == [False]
