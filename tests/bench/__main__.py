@@ -125,6 +125,18 @@ def _measure(
         rows = [measure_restart(load, directory, records=size, say=say) for size in sizes]
         figures["restart"] = rows
         lines += table.restart_lines(rows)
+    if "idle" in parts:
+        figures["idle"] = measure_idle(directory, seconds=5 if short else 30)
+        lines += table.idle_lines(figures["idle"])
+    lines += _measure_fleet(directory, parts, figures, short=short, say=say)
+    return figures, lines
+
+
+def _measure_fleet(
+    directory: Path, parts: list[str], figures: Figures, *, short: bool, say: table.Say
+) -> list[table.Line]:
+    """What takes a collector."""
+    lines: list[table.Line] = []
     if "pull" in parts:
         size, times = (100_000, 2) if short else (1_000_000, 3)
         figures["pull"] = measure_pull(directory, records=size, rounds=times, say=say)
@@ -136,16 +148,13 @@ def _measure(
     if "api" in parts:
         figures["api"] = measure_api(directory, short=short, say=say)
         lines += table.api_lines(figures["api"])
-    if "idle" in parts:
-        figures["idle"] = measure_idle(directory, seconds=5 if short else 30)
-        lines += table.idle_lines(figures["idle"])
     if "metering" in parts:
         figures["metering"] = measure_metering(directory, short=short, say=say)
         lines += table.metering_lines(figures["metering"])
     if "quota" in parts:
         figures["quota"] = measure_quota(directory, rounds=3 if short else 20, say=say)
         lines += quota_lines(figures["quota"])
-    return figures, lines
+    return lines
 
 
 def _commit() -> str:
