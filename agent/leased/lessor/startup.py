@@ -83,10 +83,14 @@ def _goes_on(draft: Draft, lease: Lease, command: Start) -> bool:
             reason=RevocationReason.NODE_REBOOT,
         )
         draft.move(lease, Trigger.BOOT_LOST, facts)
+    elif lease.state is LeaseState.GRANTED:
+        # Never armed, so nobody has ever had it: whether its time is over by now changes nothing.
+        at_ns = min(draft.now_ns, end_ns(lease))
+        facts = Facts(at_ns, reason=RevocationReason.GRANT_FAILED)
+        draft.move(lease, Trigger.BOOT_LOST, facts)
     elif draft.now_ns >= end_ns(lease):
         draft.end_by_time(lease)
     else:
-        never_armed = lease.state is LeaseState.GRANTED
-        reason = RevocationReason.GRANT_FAILED if never_armed else RevocationReason.REAPER_LOST
-        draft.move(lease, Trigger.BOOT_LOST, Facts(draft.now_ns, reason=reason))
+        facts = Facts(draft.now_ns, reason=RevocationReason.REAPER_LOST)
+        draft.move(lease, Trigger.BOOT_LOST, facts)
     return False

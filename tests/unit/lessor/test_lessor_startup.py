@@ -99,6 +99,21 @@ def test_a_deadline_that_passed_in_between_counts() -> None:
     assert desk.at(held).ended is Ending.EXPIRED
 
 
+def test_a_grant_that_was_never_armed_is_not_taken_for_one_that_expired() -> None:
+    """Nothing was made for it, so nothing is missing of it: a restart that takes longer than the
+    lease would have lasted fences nothing."""
+    desk = Desk()
+    lease = desk.grant(ttl=10)
+    desk.sleep(15)
+    desk.restart()
+    after = desk.at(lease)
+    assert (after.ended, after.reason) == (Ending.REVOKED, RevocationReason.GRANT_FAILED)
+    tenancy = desk.table.tenancies[lease.lease_id]
+    assert tenancy.ended_ns == tenancy.begun_ns == lease.deadline_ns
+    desk.reclaim(lease)
+    assert desk.free() == 1000 * PAGE
+
+
 def test_a_draining_lease_is_told_again() -> None:
     desk = Desk()
     lease = desk.lease(ttl=600)
