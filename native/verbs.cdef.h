@@ -176,6 +176,19 @@ size_t leased_chain_bodies(const struct leased_shape *shapes, const uint32_t *ro
 	const uint8_t *data, size_t size, const uint64_t *offsets, const uint16_t *kinds,
 	size_t count);
 
+struct leased_sealing {
+	uint64_t sequence;
+	uint64_t batch;
+	uint64_t wall_ns;
+	uint64_t boot_ns;
+	uint8_t head[...];
+	uint8_t prefix[...];
+};
+
+size_t leased_chain_seal(struct leased_sealing *at, const uint8_t *bodies,
+	const uint32_t *body_bytes, const uint16_t *kinds, size_t count, bool ends,
+	uint8_t *frames, uint8_t *hashes);
+
 #define LEASED_LEASE_KIND_FIRST ...
 #define LEASED_LEASE_KINDS      ...
 

@@ -214,6 +214,21 @@ size_t leased_chain_bodies(const struct leased_shape *shapes, const uint32_t *ro
 	const uint8_t *data, size_t size, const uint64_t *offsets, const uint16_t *kinds,
 	size_t count);
 
+/* ---- sealing (verbs/seal.c) ---- */
+
+struct leased_sealing {
+	uint64_t sequence; /* of the next record */
+	uint64_t batch;
+	uint64_t wall_ns;
+	uint64_t boot_ns;
+	uint8_t head[LEASED_HASH_BYTES];
+	uint8_t prefix[LEASED_PREFIX_BYTES];
+};
+
+size_t leased_chain_seal(struct leased_sealing *at, const uint8_t *bodies,
+	const uint32_t *body_bytes, const uint16_t *kinds, size_t count, bool ends,
+	uint8_t *frames, uint8_t *hashes);
+
 /* ---- leases of a chain (verbs/leases.c): ids are of 16 bytes ---- */
 
 #define LEASED_LEASE_KIND_FIRST 16u

@@ -17,6 +17,7 @@ enum {
 	AT_SCHEMA = 26,
 	AT_FLAGS = 27,
 	AT_BODY_BYTES = 28,
+	AT_WALL = 32,
 	AT_BOOT = 40,
 	AT_PREV = 48,
 	HEADER_BYTES = 80,

@@ -13,6 +13,7 @@ Does not decide anything.
 from __future__ import annotations
 
 import errno
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -166,6 +167,48 @@ def extend_tree(size: int, peaks: Sequence[bytes], leaves: bytes | bytearray) ->
     held = lib.leased_tree_extend(size, room, ffi.from_buffer(leaves), count)
     raw = ffi.buffer(room, held * HASH_BYTES)[:]
     return tuple(raw[at : at + HASH_BYTES] for at in range(0, len(raw), HASH_BYTES))
+
+
+class Press:
+    """Seals the records of one batch after the other. One for each log: what it needs is made
+    once."""
+
+    def __init__(self, prefix: bytes) -> None:
+        """`prefix` is what is hashed before each record's own bytes."""
+        self._at = ffi.new("struct leased_sealing *")
+        self._at.prefix = prefix
+
+    def seal(
+        self,
+        link: tuple[int, int, bytes],
+        stamp: tuple[int, int],
+        bodies: Sequence[bytes],
+        kinds: Sequence[int],
+        *,
+        ends: bool,
+    ) -> tuple[bytes, list[bytes]]:
+        """Frames and hashes of records of one moment: `link` is the sequence and batch of the first
+        of them and the hash before it, `stamp` their wall and boot clock; `ends`: the last of them
+        ends the batch."""
+        at, count = self._at, len(bodies)
+        at.sequence, at.batch, at.head = link
+        at.wall_ns, at.boot_ns = stamp
+        sizes = array("I", map(len, bodies))
+        frames = ffi.new("uint8_t[]", sum(sizes) + count * (_FRAME_BYTES_MIN + 7))
+        hashes = ffi.new("uint8_t[]", count * HASH_BYTES)
+        written = lib.leased_chain_seal(
+            at,
+            b"".join(bodies),
+            ffi.from_buffer("uint32_t[]", sizes),
+            ffi.from_buffer("uint16_t[]", array("H", kinds)),
+            count,
+            ends,
+            frames,
+            hashes,
+        )
+        raw = ffi.buffer(hashes)[:]
+        digests = [raw[begin : begin + HASH_BYTES] for begin in range(0, len(raw), HASH_BYTES)]
+        return ffi.buffer(frames, written)[:], digests
 
 
 class Shapes:

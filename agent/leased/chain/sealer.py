@@ -19,7 +19,7 @@ from zlib import crc32
 
 import msgspec
 
-from leased.chain import segment
+from leased.chain import native, segment
 from leased.chain.canonical import SCHEMA, encode
 from leased.chain.epochs import Ratchet
 from leased.chain.head import Head
@@ -44,6 +44,9 @@ CHECKPOINT_NS: Final = 1 * NS_PER_S
 """At most one checkpoint per this much boot time, unless asked for: signing costs 40 us,
 verifying 130."""
 
+
+MANY: Final = 4
+"""Records of a batch from which on sealing them natively costs less than handing them over."""
 
 ENDS_KEPT: Final = 8
 _ROTATED: Final = KIND[KeyRotated]
@@ -91,6 +94,7 @@ class Sealer:
         self.log_id = log_id
         self.successor: Signer | None = None
         self._prefix = hash_prefix(log_id)
+        self._press = native.Press(self._prefix)
         self._geometry = segment.geometry(segment_bytes)
         self._entropy = entropy
         self._signer = signer
@@ -146,10 +150,10 @@ class Sealer:
             cuts = self._cuts([event for event, _ in items], sizes)
         for start, stop in cuts:
             closing = signing and stop == len(bodies)
-            added, made = self._seal_batch(bodies[start:stop], moment, closing=closing)
+            added, made, digests = self._seal_batch(bodies[start:stop], moment, closing=closing)
             sequences.extend(range(added, added + stop - start))
-            hashes.extend(digest for _, digest in made[: stop - start])
-            frames.extend(frame for frame, _ in made)
+            hashes.extend(digests)
+            frames.extend(made)
         joined, ours = b"".join(frames), len(opening)
         contiguous = range(first, first + len(items)) if len(cuts) == 1 else tuple(sequences)
         return SealedBatch(
@@ -176,24 +180,27 @@ class Sealer:
 
     def _seal_batch(
         self, bodies: Sequence[tuple[int, bytes, Moment]], moment: Moment, *, closing: bool
-    ) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """Seal one batch; return its first sequence and (frame, hash) per record, and move on."""
+    ) -> tuple[int, list[bytes], list[bytes]]:
+        """Seal one batch and move on; its first sequence, all its frames, and the hash of each of
+        `bodies`."""
         first = self._sequence
-        size = sum(frame_bytes(len(body)) for _, body, _ in bodies)
-        ends = self._end_offset + size + segment.CLOSING_BYTES_MAX > self._geometry.ends_after
-        made = []
-        last = len(bodies) - 1 if not (closing or ends) else -1
-        for index, (kind, body, at) in enumerate(bodies):
-            made.append(self._seal_record(kind, body, at, FLAG_LAST if index == last else 0))
-        self._frontier = self._frontier.extended([digest for _, digest in made])
+        sizes = [frame_bytes(len(body)) for _, body, _ in bodies]
+        ends = self._end_offset + sum(sizes) + segment.CLOSING_BYTES_MAX > self._geometry.ends_after
+        if max(sizes, default=0) > self._geometry.frame_bytes_max:
+            raise InvariantError(
+                f"a record has {max(sizes)} bytes; {self._geometry.frame_bytes_max} fit"
+            )
+        seal = self._seal_many if len(bodies) >= MANY else self._seal_each
+        frames, digests = seal(bodies, ends=not (closing or ends))
+        self._frontier = self._frontier.extended(digests)
         if self.successor is not None and any(kind == _ROTATED for kind, _, _ in bodies):
             self._signer, self.successor = self.successor, None
         if closing:
-            made.append(self._sign_checkpoint(moment, FLAG_LAST if not ends else 0))
+            frames.append(self._sign_checkpoint(moment, FLAG_LAST if not ends else 0))
         if ends:
             event = SegmentEnd(EventId(self._entropy()), self._segment_no)
-            made.append(self._seal_record(KIND[SegmentEnd], encode(event), moment, FLAG_LAST))
-            self._frontier = self._frontier.extended([made[-1][1]])
+            frames.append(self._seal_record(KIND[SegmentEnd], encode(event), moment, FLAG_LAST))
+            self._frontier = self._frontier.extended([self._hash])
             self._ends = {
                 self._sequence: self._frontier,
                 **dict(list(self._ends.items())[:ENDS_KEPT]),
@@ -204,11 +211,35 @@ class Sealer:
             self._end_offset = segment.HEADER_BYTES
         else:
             self._batch += 1
-            self._end_offset += sum(len(frame) for frame, _ in made)
-        return first, made
+            self._end_offset += sum(map(len, frames))
+        return first, frames, digests
 
-    def _seal_record(self, kind: int, body: bytes, at: Moment, flags: int) -> tuple[bytes, bytes]:
-        """Return frame and hash of one record, and make it the head."""
+    def _seal_many(
+        self, bodies: Sequence[tuple[int, bytes, Moment]], *, ends: bool
+    ) -> tuple[list[bytes], list[bytes]]:
+        """As `_seal_each`, natively, where all are of one moment: as nearly always."""
+        kinds, plain, moments = zip(*bodies, strict=True)
+        moment = moments[0]
+        if moments.count(moment) < len(moments):
+            return self._seal_each(bodies, ends=ends)
+        link, stamp = (self._sequence, self._batch, self._hash), (moment.wall_ns, moment.boot_ns)
+        frames, digests = self._press.seal(link, stamp, plain, kinds, ends=ends)
+        self._sequence += len(bodies)
+        self._hash = digests[-1]
+        return [frames], digests
+
+    def _seal_each(
+        self, bodies: Sequence[tuple[int, bytes, Moment]], *, ends: bool
+    ) -> tuple[list[bytes], list[bytes]]:
+        """Frames and hashes of records, one after the other; the last of them may end a batch."""
+        frames, digests = [], []
+        for left, (kind, body, at) in enumerate(bodies, 1 - len(bodies)):
+            frames.append(self._seal_record(kind, body, at, FLAG_LAST if ends and not left else 0))
+            digests.append(self._hash)
+        return frames, digests
+
+    def _seal_record(self, kind: int, body: bytes, at: Moment, flags: int) -> bytes:
+        """Return the frame of one record, and make it the head."""
         body_bytes = len(body)
         content = (
             SEALED.pack(
@@ -225,17 +256,13 @@ class Sealer:
             + body
         )
         digest = sha256(self._prefix + content).digest()
-        length = (body_bytes + FRAME_BYTES_MIN + 7) & -8
-        if length > self._geometry.frame_bytes_max:
-            raise InvariantError(
-                f"a record of kind {kind} has {length} bytes; {self._geometry.frame_bytes_max} fit"
-            )
+        length = frame_bytes(body_bytes)
         tail = content + PADDING[length - body_bytes - FRAME_BYTES_MIN] + digest
         self._sequence += 1
         self._hash = digest
-        return PREFIX.pack(length, crc32(tail, crc32(length.to_bytes(4, "little")))) + tail, digest
+        return PREFIX.pack(length, crc32(tail, crc32(length.to_bytes(4, "little")))) + tail
 
-    def _sign_checkpoint(self, moment: Moment, flags: int) -> tuple[bytes, bytes]:
+    def _sign_checkpoint(self, moment: Moment, flags: int) -> bytes:
         """Seal the node's signature over the tree of all records before this one."""
         assert self._signer is not None
         root = self._frontier.root()
@@ -243,10 +270,10 @@ class Sealer:
         event = CheckpointSigned(
             EventId(self._entropy()), self._sequence, root, self._signer.sign(text.encode())
         )
-        made = self._seal_record(KIND[CheckpointSigned], encode(event), moment, flags)
-        self._frontier = self._frontier.extended([made[1]])
+        frame = self._seal_record(KIND[CheckpointSigned], encode(event), moment, flags)
+        self._frontier = self._frontier.extended([self._hash])
         self._signed_ns = moment.boot_ns
-        return made
+        return frame
 
     def _checkpoint_due(self, moment: Moment) -> bool:
         """Whether the last checkpoint of this run is long enough ago."""
