@@ -22,11 +22,6 @@ from tests.doubles.desk import PAGE
 POOL = 24
 STAYING = ("granted", "active")
 HELD = ("granted", "active", "draining")
-SHARED_LIMITS = (
-    RefusalReason.TENANT_LEASES,
-    RefusalReason.TENANT_CAPACITY,
-    RefusalReason.SHARE,
-)
 CEILINGS_S = {Priority.SCAVENGER: 60, Priority.STANDARD: 300, Priority.GUARANTEED: 300}
 
 
@@ -148,35 +143,39 @@ class PolicyNotebook:
         """What somebody is told who asks with nobody before them: grant, never, or wait; and why
         not.
         """
+        return self.answer(ask, now_ns)[:2]
+
+    def answer(self, ask: Ask, now_ns: int) -> tuple[str, RefusalReason | None, str]:
+        """The same, and whose limit it is, if it is somebody's."""
         paper, who, pages = self.paper, ask.who, ask.pages
         wait = "wait"
         if len(self.mine(who)) >= paper.leases.get(who, paper.leases["eve"]):
-            return wait, RefusalReason.TENANT_LEASES
+            return wait, RefusalReason.TENANT_LEASES, who
         if len(self.mine(who, *HELD)) >= paper.concurrent.get(who, paper.concurrent["eve"]):
-            return wait, RefusalReason.TENANT_LEASES
+            return wait, RefusalReason.TENANT_LEASES, who
         group = paper.group
         if group is not None and who in group[0] and len(self.mine("@crew")) >= group[2]:
-            return wait, RefusalReason.TENANT_LEASES
+            return wait, RefusalReason.TENANT_LEASES, "@crew"
         limit, ceiling, mode = self.limit(who)
         more = self.used(who) + pages
         if more > ceiling and not (mode == "hard" and self.may_borrow(who, pages)):
             most = self.most_borrowed(who) if mode == "hard" else ceiling
-            return (wait if pages <= most else "never"), RefusalReason.TENANT_CAPACITY
+            return (wait if pages <= most else "never"), RefusalReason.TENANT_CAPACITY, who
         if group is not None and who in group[0] and self.used("@crew") + pages > group[1]:
-            return (wait if pages <= group[1] else "never"), RefusalReason.TENANT_CAPACITY
+            return (wait if pages <= group[1] else "never"), RefusalReason.TENANT_CAPACITY, "@crew"
         if mode == "soft" and more > limit and self.borne_until_ns(who, now_ns) is None:
-            return wait, RefusalReason.TENANT_CAPACITY
+            return wait, RefusalReason.TENANT_CAPACITY, who
         if paper.share_pm:
             most = POOL * paper.share_pm // 1000
             if more > most:
-                return (wait if pages <= most else "never"), RefusalReason.SHARE
+                return (wait if pages <= most else "never"), RefusalReason.SHARE, who
         if paper.reserved and not self.leaves_reserves(who, pages):
             own = dict(paper.reserved).get(who, 0)
             common = POOL - sum(dict(paper.reserved).values())
-            return (wait if pages <= common + own else "never"), RefusalReason.RESERVED
+            return (wait if pages <= common + own else "never"), RefusalReason.RESERVED, ""
         if pages > self.free():
-            return wait, RefusalReason.NO_CAPACITY
-        return "grant", None
+            return wait, RefusalReason.NO_CAPACITY, ""
+        return "grant", None, ""
 
     def leaves_reserves(self, who: str, pages: int) -> bool:
         """Whether what is not reserved suffices for what everybody has above their reservation."""
@@ -248,13 +247,10 @@ class PolicyNotebook:
         """
         if self.verdict(ask, now_ns)[1] not in (None, RefusalReason.NO_CAPACITY):
             return False
-        together = {ask.who}
+        mine = {ask.who}
         if self.paper.group is not None and ask.who in self.paper.group[0]:
-            together |= set(self.paper.group[0])
-        return not any(
-            other.who in together and self.verdict(other, now_ns)[1] in SHARED_LIMITS
-            for other in self.before(ask)
-        )
+            mine.add("@crew")
+        return not any(self.answer(other, now_ns)[2] in mine for other in self.before(ask))
 
     def victims(self, ask: Ask, now_ns: int) -> dict[bytes, RevocationReason] | None:
         """The leases that have to be told to leave for somebody who waits for room; None: it does

@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from leased.lessor.lessor import Lessor
 from leased.terms import command as commands
 from leased.terms import event as events
-from leased.terms.identity import TenantId
+from leased.terms.identity import CommandId, TenantId
 from leased.terms.lease import Level, OverageCause, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import (
@@ -374,7 +374,7 @@ class PolicyMachine(RuleBasedStateMachine):
                 for event, _ in self.desk.history[told:]
                 if isinstance(event, events.Preempted)
             ]
-            if not book.paper.share_pm and (made_way or not behind):
+            if not book.paper.share_pm and not behind:
                 assert set(made_way) == set(victims or {}), "not those who have to leave"
         elif wait == 0 and not isinstance(reply, Granted):
             assert isinstance(reply, Refusal)
@@ -462,6 +462,24 @@ class PolicyMachine(RuleBasedStateMachine):
             desk.now_ns = max(desk.now_ns, due_ns)
             self.say(commands.Tick(desk.command_id()))
         desk.now_ns = end_ns
+        if not self.book.paper.share_pm:
+            self.nobody_waits_for_nothing()
+
+    def nobody_waits_for_nothing(self) -> None:
+        """A second or more has passed: whoever can have it has it, and whoever has to leave for
+        somebody was told, unless that somebody's victims made way in vain a short while ago.
+        """
+        book, queue, now_ns = self.book, self.desk.lessor.queue, self.desk.now_ns
+        for command_id, ask in book.waiting.items():
+            if not book.waits_for_room(ask, now_ns):
+                continue
+            if not any(book.waits_for_room(other, now_ns) for other in book.before(ask)):
+                assert book.verdict(ask, now_ns)[0] == "wait", "it waits for nothing"
+            waiting = queue.find(CommandId(command_id))
+            assert waiting is not None
+            told = any(book.leases[one]["state"] != "closed" for one in waiting.victims)
+            if not told and now_ns >= waiting.spared_until_ns:
+                assert not book.victims(ask, now_ns), "somebody could make way, and was not told"
 
     # ---- policies --------------------------------------------------------------------------------
 

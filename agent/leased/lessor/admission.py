@@ -110,6 +110,28 @@ class Admission:
         left = 0 if account is None else account.left
         return (self.policies, self._table.pools.changes, left)
 
+    def is_within_its_own(self, acquire: Acquire) -> bool:
+        """Whether what a request asks for is its tenant's own as far as there are limits, so that
+        neither time nor what others have matters to that.
+        """
+        tenant = acquire.caller.tenant
+        limits = self.book.limits(tenant)
+        if limits.metered:
+            return False
+        charge = wanted_by(acquire)
+        for one in limits.chain():
+            account = account_of(self._table.accounts, one)
+            for row in one.rows:
+                more = weigh(charge, row.kind, row.tier, row.node)
+                used = 0 if account is None else account.used(row.kind, row.tier, row.node)
+                if more and used + more > row.limit and row.mode is not Mode.BURST:
+                    return False
+        for division in self.shares.divisions:
+            more = division.share.wanted(charge)
+            if more and not division.fair and not division.share.own(tenant, more):
+                return False
+        return True
+
     # ---- yes or no -------------------------------------------------------------------------------
 
     def judge(self, acquire: Acquire, ahead: Ahead | None, now_ns: int) -> Offer | Verdict:
@@ -332,7 +354,7 @@ class Admission:
             limit = sum(pool.capacity for pool in self._table.pools.usable(ask))
             what, requested = name_of(ask), ask.capacity
         verdict = no(reason, what, limit=limit, usage=limit, requested=requested, waitable=True)
-        return msgspec.structs.replace(verdict, holder=holder)
+        return msgspec.structs.replace(verdict, holder=holder, behind=True)
 
     def cost_nano(self, acquire: Acquire) -> int:
         """What it would cost until its first deadline, in 10^-9 of the currency, rounded up."""

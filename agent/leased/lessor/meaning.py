@@ -33,13 +33,14 @@ CORE_MILLI = 1000
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """No. `waitable`: it may become yes without the caller changing anything. `holder` is whose
     limit it is, where it is somebody's, and `when_over` what the policy says should become of the
-    request then.
+    request then. `behind`: it stands behind another that waits for the same.
     """
 
     refusal: Refusal
     waitable: bool
     holder: str = ""
     when_over: WhenOver = WhenOver.REJECT
+    behind: bool = False
 
 
 def clip(number: int) -> int:

@@ -51,7 +51,8 @@ class Waiting(msgspec.Struct):
     time. `lease_id` is that of the lease it is going to be, known once it preempts; `victims` are
     the leases that make way for it, and `spared_until_ns` is until when it preempts nobody. `claim`
     is what it will get of what is leaving, `share` how far its tenant was above its share when that
-    was last looked at, `judged` the mark of the verdict (`Admission.since`).
+    was last looked at, `judged` the mark of the verdict (`Admission.since`), `within` that its own
+    limits allow it as long as its holders get no more.
     """
 
     acquire: Acquire
@@ -67,6 +68,7 @@ class Waiting(msgspec.Struct):
     claim: tuple[Allotment, ...] = ()
     share: int = 0
     judged: tuple[int, int, int] | None = None
+    within: bool = False
 
     @property
     def reason(self) -> RefusalReason:
@@ -91,7 +93,9 @@ def rank_of(acquire: Acquire, *, requeued: bool, share: int, arrival: int = LAST
 
 class WaitQueue:
     """Waiting requests. `bars` has what they wait for, `claims` those who will get something of
-    what is leaving; `removals` counts those that left.
+    what is leaving; `removals` counts those that left. `stale`: something happened since that was
+    worked out, so that it may be wrong for some; `unsure` are the holders of limits that may be
+    reached by now.
     """
 
     __slots__ = (
@@ -106,6 +110,8 @@ class WaitQueue:
         "claims",
         "look_ns",
         "removals",
+        "stale",
+        "unsure",
     )
 
     def __init__(self) -> None:
@@ -120,6 +126,8 @@ class WaitQueue:
         self.claims: dict[Key, Waiting] = {}
         self.look_ns: int | None = None
         self.removals = 0
+        self.stale = False
+        self.unsure: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -166,6 +174,7 @@ class WaitQueue:
         self._entries[key] = waiting
         self._by_command[acquire.command_id] = key
         bisect.insort(self._order, (waiting.rank, key))
+        self.stale = self.stale or self._order[-1][1] != key
         self._ends.set(key, waiting.until_ns)
         self._tenants[acquire.caller.tenant] = self.count_of(acquire.caller.tenant) + 1
         self._want(acquire, 1)
@@ -188,6 +197,8 @@ class WaitQueue:
         if not self._entries:
             self.bars = Bars()
             self.look_ns = None
+            self.stale = False
+            self.unsure.clear()
 
     def _want(self, acquire: Acquire, sign: int) -> None:
         tenant = acquire.caller.tenant

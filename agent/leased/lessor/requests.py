@@ -35,6 +35,11 @@ _PUT_OUT = (RevocationReason.PRIORITY_PREEMPTION, RevocationReason.QUOTA_RECLAIM
 LENDS_MAX = 8
 """Requests behind others that are looked at for what could be lent to them, each time."""
 
+JUDGES_MAX = 16
+"""Requests behind others, the first ones, that are held against their limits anew each time. What
+was said to those after them may be old; it is looked at again before anybody makes way for them.
+"""
+
 THROTTLE_NS = NS_PER_S
 """How long a throttled tenant's next requests are refused without being looked at."""
 
@@ -49,6 +54,7 @@ class Requests:
 
     __slots__ = (
         "_admission",
+        "_judges",
         "_lender",
         "_pace",
         "_questions",
@@ -69,6 +75,7 @@ class Requests:
         self._queue = queue
         self._admission = admission
         self._questions = questions
+        self._judges = 0
         self._lender = Lender(table, admission)
         self._pace = Pace()
         self._ranked_ns = 0
@@ -131,7 +138,7 @@ class Requests:
         if ahead is not None and isinstance(verdict, Verdict):
             verdict = self._lender.lend(acquire, ahead, verdict, draft.now_ns)
         if isinstance(verdict, Offer):
-            grant(draft, self._admission, acquire, verdict)
+            self._grant(draft, acquire, verdict)
         elif verdict.waitable and (
             acquire.wait_ns > 0 or verdict.when_over is WhenOver.QUEUE or requeued
         ):
@@ -181,39 +188,36 @@ class Requests:
             return
         seen = (table.releases, queue.removals)
         due_ns = queue.next_ns()
-        if seen == self._seen and (due_ns is None or draft.now_ns < due_ns):
-            return
         timed = due_ns is not None and draft.now_ns >= due_ns
+        if timed or seen != self._seen:
+            self._look_through(draft, command_id, timed=timed)
+
+    def _look_through(
+        self, draft: Draft, command_id: CommandId | None, *, timed: bool = False
+    ) -> None:
+        """`serve`, whatever happened or did not. `timed`: what only time changes may be new."""
+        queue, table = self._queue, self._table
+        self._judges = JUDGES_MAX
         self._rerank(draft.now_ns)
         whole, passed_over, lends = Bars(), False, LENDS_MAX
         for waiting in queue:
             acquire = waiting.acquire
             if acquire.command_id == command_id:
                 passed_over = True
+            elif waiting.until_ns <= draft.now_ns:
+                self.end_wait(draft, waiting)
+                continue
             else:
-                if waiting.until_ns <= draft.now_ns:
-                    self.end_wait(draft, waiting)
+                stands = self._stands(waiting, whole, timed=timed)
+                if not stands and not self._judge(draft, waiting, whole):
                     continue
-                if waiting.places in whole.places:
-                    if lends and self._lend(draft, waiting, whole):
-                        lends -= 1
-                    continue
-                if not timed and self._stands(waiting):
-                    whole.add(acquire, waiting.verdict, table.pools, waiting.rank)
-                    continue
-                ahead = whole.ahead_of(waiting.rank)
-                verdict = self._admission.judge(acquire, ahead, draft.now_ns)
-                if isinstance(verdict, Offer):
-                    queue.remove(waiting)
-                    grant(draft, self._admission, acquire, verdict, lease_id=waiting.lease_id)
-                    continue
-                if not verdict.waitable:
-                    queue.remove(waiting)
-                    self._refuse(draft, acquire, verdict.refusal)
-                    continue
-                waiting.verdict = verdict
-                waiting.judged = self._admission.since(verdict)
+                if lends and waiting.places in whole.places:
+                    lends -= 1
+                    if self._lend(draft, waiting, whole):
+                        continue
             whole.add(acquire, waiting.verdict, table.pools, waiting.rank)
+        if not passed_over:
+            queue.unsure.clear()
         queue.bars = whole
         queue.look_ns = None
         if whole.holder_kinds:
@@ -222,31 +226,92 @@ class Requests:
             self._look_again(draft.now_ns)
         self._seen = None if passed_over else (table.releases, queue.removals)
 
+    def _judge(self, draft: Draft, waiting: Waiting, whole: Bars) -> bool:
+        """Judge a request anew, and grant or refuse it if that is what it comes to. Whether it
+        still waits.
+        """
+        acquire, admission = waiting.acquire, self._admission
+        verdict = admission.judge(acquire, whole.ahead_of(waiting.rank), draft.now_ns)
+        if isinstance(verdict, Offer):
+            self._queue.remove(waiting)
+            self._grant(draft, acquire, verdict, waiting.lease_id)
+            return False
+        if not verdict.waitable:
+            self._queue.remove(waiting)
+            self._refuse(draft, acquire, verdict.refusal)
+            return False
+        waiting.verdict = verdict
+        waiting.judged = admission.since(verdict)
+        waiting.within = admission.is_within_its_own(acquire)
+        return True
+
+    def _grant(
+        self, draft: Draft, acquire: Acquire, offer: Offer, lease_id: LeaseId | None = None
+    ) -> None:
+        """Grant, and note whose other requests may be beyond a limit by that."""
+        grant(draft, self._admission, acquire, offer, lease_id=lease_id)
+        if self._queue:
+            self._queue.stale = True
+            if self._queue.claims:  # it may have got what somebody behind it was to have
+                self._look_again(draft.now_ns)
+            for limits in self._admission.book.limits(acquire.caller.tenant).chain():
+                self._queue.unsure[limits.holder] = None
+
     def _lend(self, draft: Draft, waiting: Waiting, whole: Bars) -> bool:
         """Grant a request that waits behind others what they cannot need before it ends. Whether
-        that was looked into.
+        it was granted.
         """
         acquire, now_ns = waiting.acquire, draft.now_ns
         ahead = whole.ahead_of(waiting.rank)
         offer = self._lender.lend(acquire, ahead, waiting.verdict, now_ns)
-        if isinstance(offer, Offer):
-            self._queue.remove(waiting)
-            grant(draft, self._admission, acquire, offer, lease_id=waiting.lease_id)
+        if not isinstance(offer, Offer):
+            return False
+        self._queue.remove(waiting)
+        self._grant(draft, acquire, offer, waiting.lease_id)
         return True
 
-    def _stands(self, waiting: Waiting) -> bool:
-        """Whether nothing happened that could change what was said to a request."""
+    def _stands(self, waiting: Waiting, whole: Bars, *, timed: bool) -> bool:
+        """Whether nothing happened that could change what was said to a request. `whole` is what
+        those before it wait for, `timed`: what only time changes may be new.
+        """
+        verdict = waiting.verdict
+        no_room = verdict.refusal.reason is RefusalReason.NO_CAPACITY
+        if waiting.places in whole.places:
+            # Room is for the first that waits for the same: here, only limits matter.
+            if no_room and waiting.within and not self._is_unsure(waiting.acquire):
+                return True
+            self._judges -= 1
+            return self._judges < 0
+        if timed or no_room:
+            return False
+        if verdict.behind:
+            limits = self._admission.book.limits(waiting.acquire.caller.tenant)
+            behind = whole.ahead_of(waiting.rank).hold_back(waiting.acquire, limits)
+            return behind == (verdict.refusal.reason, verdict.holder)
         judged = waiting.judged
-        return judged is not None and judged == self._admission.since(waiting.verdict)
+        return judged is not None and judged == self._admission.since(verdict)
+
+    def _is_unsure(self, acquire: Acquire) -> bool:
+        """Whether a holder of its limits got more since that was last looked at."""
+        unsure = self._queue.unsure
+        if not unsure:
+            return False
+        limits = self._admission.book.limits(acquire.caller.tenant)
+        return any(one.holder in unsure for one in limits.chain())
 
     def _rerank(self, now_ns: int) -> None:
         """Order those who wait by what their tenants have used by now, once in a while and by every
         policy.
         """
         admission = self._admission
-        again = admission.shares.fair() and now_ns - self._ranked_ns >= LOOK_AGAIN_NS
-        if again or self._ranked_by != admission.policies:
-            self._ranked_ns, self._ranked_by = now_ns, admission.policies
+        again = bool(admission.shares.fair()) and now_ns - self._ranked_ns >= LOOK_AGAIN_NS
+        if self._ranked_by != admission.policies:
+            self._ranked_by, again = admission.policies, True
+            self._judges = len(self._queue)
+            for waiting in self._queue:
+                waiting.within = False
+        if again:
+            self._ranked_ns = now_ns
             self._queue.rerank(lambda acquire: admission.share_of(acquire, now_ns))
 
     def _look_again(self, now_ns: int) -> None:
@@ -311,8 +376,16 @@ class Requests:
         until_ns = draft.now_ns + wait_ns
         waiting = Waiting(acquire, draft.now_ns, until_ns, verdict, requeued=requeued, share=share)
         queue.append(waiting, self._table.pools)
-        measured = verdict.refusal.reason in MEASURED
-        if measured or make_room_for(draft, queue, self._admission, waiting):
+        if verdict.holder:
+            queue.unsure[verdict.holder] = None
+        if verdict.refusal.reason in MEASURED:
+            self._look_again(draft.now_ns)
+            return
+        attempt = make_room_for(draft, queue, self._admission, waiting)
+        if attempt.held_back:
+            self._look_through(draft, None)
+            draft.answers.sort(key=lambda answer: answer[0] != acquire.command_id)
+        elif attempt.again:
             self._look_again(draft.now_ns)
 
     def _refuse(self, draft: Draft, acquire: Acquire, refusal: Refusal) -> None:

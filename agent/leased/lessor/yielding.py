@@ -11,9 +11,12 @@ Does not choose whom (`victims`) and does not grant.
 
 from __future__ import annotations
 
+import msgspec
+
 from leased.lessor.admission import Admission
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import Trigger
+from leased.lessor.meaning import Verdict
 from leased.lessor.placement import place
 from leased.lessor.preemption import Left, take
 from leased.lessor.queue import Waiting, WaitQueue
@@ -27,6 +30,17 @@ TRIES_MAX = 8
 """Searches for victims in one go. Whoever is left has its turn when those have had theirs."""
 
 
+class Attempt(msgspec.Struct, frozen=True):
+    """What came of making room for one request. `again`: it may be otherwise soon, by time alone;
+    `told`: others were told to leave; `held_back`: they would have been.
+    """
+
+    searched: bool = False
+    again: bool = False
+    told: bool = False
+    held_back: bool = False
+
+
 def make_room(draft: Draft, queue: WaitQueue, admission: Admission) -> bool:
     """Tell as few as possible to leave for those who wait. Whether to look again before anything
     else happens.
@@ -34,6 +48,7 @@ def make_room(draft: Draft, queue: WaitQueue, admission: Admission) -> bool:
     table, look, tries = draft.table, False, 0
     around, leaving = Surroundings(table, queue, admission), leaving_of(table)
     queue.claims.clear()
+    queue.stale = False
     for waiting in queue:
         if waiting.reason is not RefusalReason.NO_CAPACITY:
             continue
@@ -42,44 +57,61 @@ def make_room(draft: Draft, queue: WaitQueue, admission: Admission) -> bool:
             look |= later
             continue
         if tries == TRIES_MAX:
+            queue.stale = True
             return True
-        searched, again = _make_room_for(draft, queue, around, waiting, leaving)
-        tries += searched
-        look |= again
+        attempt = _make_room_for(draft, queue, around, waiting, leaving)
+        tries += attempt.searched
+        look |= attempt.again
+        # More may leave than it needs: enough for somebody before it, perhaps.
+        queue.stale |= attempt.told and len(queue) > 1
     return look
 
 
-def make_room_for(draft: Draft, queue: WaitQueue, admission: Admission, waiting: Waiting) -> bool:
+def make_room_for(
+    draft: Draft, queue: WaitQueue, admission: Admission, waiting: Waiting
+) -> Attempt:
     """As `make_room`, for one that has just come, with what those ahead of it leave. What capacity
-    is divided fairly by is looked at with the others, within LOOK_AGAIN_NS.
+    is divided fairly by is looked at with the others, within LOOK_AGAIN_NS. Nobody is told to leave
+    as long as the queue is `stale`.
     """
     if waiting.reason is not RefusalReason.NO_CAPACITY:
-        return False
+        return Attempt()
     leaving = leaving_of(draft.table)
     for other in queue.claims.values():
         if other.rank < waiting.rank:
             take(leaving, other.claim, 1)
     around = Surroundings(draft.table, queue, admission, fair=False)
-    _, again = _make_room_for(draft, queue, around, waiting, leaving)
-    return again or bool(admission.shares.fair())
+    attempt = _make_room_for(draft, queue, around, waiting, leaving, tell=not queue.stale)
+    queue.stale |= attempt.told and len(queue) > 1
+    again = attempt.again or queue.stale or bool(admission.shares.fair())
+    return msgspec.structs.replace(attempt, again=again)
 
 
 def _make_room_for(
-    draft: Draft, queue: WaitQueue, around: Surroundings, waiting: Waiting, leaving: Left
-) -> tuple[bool, bool]:
-    """Whether there was a search, and whether to look again. `leaving` is what is leaving and
-    nobody before claims; what is claimed here is taken from it.
+    draft: Draft,
+    queue: WaitQueue,
+    around: Surroundings,
+    waiting: Waiting,
+    leaving: Left,
+    *,
+    tell: bool = True,
+) -> Attempt:
+    """`leaving` is what is leaving and nobody before claims; what is claimed here is taken from
+    it.
     """
     table, acquire = draft.table, waiting.acquire
     placed = place(acquire.asks, table.pools, taken=leaving)
-    searched = again = False
+    attempt = Attempt()
     if not isinstance(placed, tuple):
         if not _may(draft, waiting, around.admission.policy):
-            return False, True
+            return Attempt(again=True)
         search = find_victims(table, around, acquire, leaving, draft.now_ns)
-        searched, again = True, search.later
-        if not search.found:
-            return searched, again
+        told = bool(search.victims)
+        if not search.found or (told and not tell):
+            return Attempt(searched=True, again=search.later, held_back=told)
+        if told and not _still_lacks_room(draft, queue, around.admission, waiting):
+            return Attempt(searched=True, again=True)
+        attempt = Attempt(searched=True, again=search.later, told=told)
         if waiting.lease_id is None:
             waiting.lease_id = LeaseId(draft.ids())
         for victim in search.victims:
@@ -91,7 +123,19 @@ def _make_room_for(
         assert isinstance(placed, tuple), "the victims were chosen so that it fits"
     take(leaving, placed, 1)
     queue.claim(waiting, placed)
-    return searched, again
+    return attempt
+
+
+def _still_lacks_room(
+    draft: Draft, queue: WaitQueue, admission: Admission, waiting: Waiting
+) -> bool:
+    """Whether it is room that a request lacks, and nothing else by now."""
+    if waiting.within:
+        return True
+    verdict = admission.judge(waiting.acquire, queue.ahead_of(waiting.rank), draft.now_ns)
+    if isinstance(verdict, Verdict):
+        waiting.verdict = verdict
+    return waiting.reason is RefusalReason.NO_CAPACITY
 
 
 def leaving_of(table: LeaseTable) -> Left:
