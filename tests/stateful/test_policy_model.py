@@ -68,6 +68,44 @@ PAPERS = (
 )
 """As it is; lending; lowered; divided by weights, with a ceiling; with reservations."""
 
+sizes = st.integers(1, 14)
+limits = st.fixed_dictionaries({"ann": sizes, "bob": sizes})
+bearing = st.tuples(st.integers(1, 8), st.integers(1, 4), st.sampled_from([5, 20, 60])).map(
+    lambda drawn: (drawn[0], drawn[0] + drawn[1], drawn[2])
+)
+"""A limit, a ceiling above it, and for how long, in seconds."""
+
+plain = st.builds(
+    BASE._replace,
+    hard=limits,
+    soft=st.fixed_dictionaries({"cat": bearing}),
+    burst=st.fixed_dictionaries({"dan": bearing}),
+    other=sizes,
+    group=st.none() | st.tuples(st.just(("ann", "bob")), st.integers(4, 20), st.integers(1, 8)),
+    night=st.just(()) | sizes.map(lambda pages: (("ann", pages),)),
+    cut_grace_s=st.sampled_from([0, 5, 30]),
+    runtime_s=st.sampled_from([0, 10, 60]),
+    preempts=st.booleans() | st.just(True),
+)
+ungrouped = plain.map(lambda paper: paper._replace(group=None))
+lending = st.builds(
+    lambda paper, much, grace_s: paper._replace(borrow_pm=much, reclaim_grace_s=grace_s),
+    ungrouped,
+    st.sampled_from([100, 500, 1000]),
+    st.sampled_from([1, 10, 60]),
+)
+dividing = st.builds(
+    lambda paper, most: paper._replace(share_pm=most, night=()),
+    ungrouped,
+    st.sampled_from([100, 300, 500]),
+)
+reserving = st.builds(
+    lambda paper, ann, bob: paper._replace(reserved=(("ann", ann), ("bob", bob)), night=()),
+    ungrouped,
+    st.integers(1, 12),
+    st.integers(1, 12),
+)
+
 LEAVING_FOR_OTHERS = (RevocationReason.PRIORITY_PREEMPTION, RevocationReason.QUOTA_RECLAIM)
 WHO = {name: tenant(name, 1000 + n) for n, name in enumerate(NAMES)}
 pick = st.integers(0, 10**6)
@@ -484,7 +522,23 @@ class PolicyMachine(RuleBasedStateMachine):
     # ---- policies --------------------------------------------------------------------------------
 
     @rule(paper=st.sampled_from(PAPERS))
+    def the_usual(self, paper: Paper) -> None:
+        self.apply(paper)
+
+    @rule(paper=plain)
+    def other_limits(self, paper: Paper) -> None:
+        self.apply(paper)
+
+    @rule(paper=lending)
+    def idle_quota_is_lent(self, paper: Paper) -> None:
+        self.apply(paper)
+
+    @rule(paper=dividing | reserving)
+    def capacity_is_divided(self, paper: Paper) -> None:
+        self.apply(paper)
+
     def apply(self, paper: Paper) -> None:
+        """A policy takes force."""
         self.book.paper = paper
         order = commands.SetPolicy(
             self.desk.command_id(), OPERATOR, written(paper), b"p" * 32, b"r" * 32

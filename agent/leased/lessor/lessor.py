@@ -169,7 +169,7 @@ class Lessor:
         known = self.requests.known(command)
         if known is not None:
             return known
-        slow_down = self.requests.paced(command, moment.boot_ns)
+        slow_down = self.requests.throttle.refusal(command, moment.boot_ns)
         if slow_down is not None:
             return answered(command, slow_down)
         draft = Draft(self.table, self._ids, moment)

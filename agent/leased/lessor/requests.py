@@ -17,17 +17,15 @@ from leased.lessor.bars import MEASURED, Bars
 from leased.lessor.draft import Draft, Proposal
 from leased.lessor.granting import grant
 from leased.lessor.meaning import Verdict
-from leased.lessor.pace import Pace
 from leased.lessor.questions import Questions
 from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, key_of, rank_of
-from leased.lessor.quota import Limits
 from leased.lessor.table import LeaseTable
+from leased.lessor.throttle import Throttle
 from leased.lessor.yielding import make_room, make_room_for
 from leased.terms import event as events
 from leased.terms.command import Acquire, CancelWait, Command
-from leased.terms.identity import CommandId, LeaseId, TenantId
+from leased.terms.identity import CommandId, LeaseId
 from leased.terms.lease import RevocationReason
-from leased.terms.moment import NS_PER_S
 from leased.terms.policy import WhenOver
 from leased.terms.reply import Done, Granted, Refusal, RefusalReason
 
@@ -35,13 +33,10 @@ _PUT_OUT = (RevocationReason.PRIORITY_PREEMPTION, RevocationReason.QUOTA_RECLAIM
 LENDS_MAX = 8
 """Requests behind others that are looked at for what could be lent to them, each time."""
 
-JUDGES_MAX = 16
+JUDGES_MAX = 8
 """Requests behind others, the first ones, that are held against their limits anew each time. What
 was said to those after them may be old; it is looked at again before anybody makes way for them.
 """
-
-THROTTLE_NS = NS_PER_S
-"""How long a throttled tenant's next requests are refused without being looked at."""
 
 
 def answered(command: Command, reply: object) -> Proposal:
@@ -56,16 +51,15 @@ class Requests:
         "_admission",
         "_judges",
         "_lender",
-        "_pace",
         "_questions",
         "_queue",
         "_ranked_by",
         "_ranked_ns",
         "_seen",
         "_table",
-        "_throttled",
         "admitting",
         "stopping",
+        "throttle",
     )
 
     def __init__(
@@ -77,10 +71,9 @@ class Requests:
         self._questions = questions
         self._judges = 0
         self._lender = Lender(table, admission)
-        self._pace = Pace()
+        self.throttle = Throttle(admission)
         self._ranked_ns = 0
         self._ranked_by = admission.policies
-        self._throttled: dict[TenantId, int] = {}
         self._seen: tuple[int, int] | None = None
         self.admitting = True
         self.stopping = False
@@ -103,25 +96,6 @@ class Requests:
             return answered(
                 acquire, Refusal(RefusalReason.AUDIT_UNAVAILABLE, "journal", requested=1)
             )
-        return None
-
-    def paced(self, acquire: Acquire, now_ns: int) -> Refusal | None:
-        """The refusal of a tenant that asks faster than it may."""
-        tenant = acquire.caller.tenant
-        limits = self._admission.book.limits(tenant)
-        until_ns = self._throttled.get(tenant) if self._throttled else None
-        if until_ns is not None:
-            if now_ns < until_ns:
-                return Refusal(RefusalReason.THROTTLED, "requests", 0, 0, 1, until_ns, limits.name)
-            del self._throttled[tenant]
-        for one in limits.chain():
-            rate = one.submit_rate
-            if rate is not None:
-                retry_ns = self._pace.take(one.holder, rate, now_ns)
-                if retry_ns is not None:
-                    rule = f"{one.name}.submit_rate"
-                    reason = RefusalReason.SUBMIT_RATE
-                    return Refusal(reason, "requests", rate.count, rate.count, 1, retry_ns, rule)
         return None
 
     def decide(self, draft: Draft, acquire: Acquire) -> None:
@@ -147,16 +121,8 @@ class Requests:
             self._enqueue(draft, acquire, verdict, requeued=requeued, share=share)
         else:
             if verdict.when_over is WhenOver.THROTTLE:
-                limits = self._admission.book.limits(acquire.caller.tenant)
-                self._throttle(limits, draft.now_ns)
+                self.throttle.slow(acquire.caller.tenant, draft.now_ns)
             self._refuse(draft, acquire, verdict.refusal)
-
-    def _throttle(self, limits: Limits, now_ns: int) -> None:
-        if len(self._throttled) >= 4096:
-            self._throttled = {
-                tenant: until for tenant, until in self._throttled.items() if until > now_ns
-            }
-        self._throttled[TenantId(limits.holder)] = now_ns + THROTTLE_NS
 
     def _requeued(self, acquire: Acquire) -> bool | Refusal:
         """Whether the request goes to the head of its level: its tenant lost that lease to another,
