@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from leased.lessor.queue import LOOK_AGAIN_NS
 from leased.terms import command as commands
 from leased.terms import event as events
 from leased.terms.command import Caller
@@ -517,6 +518,10 @@ class LessorMachine(RuleBasedStateMachine):
             if lease["state"] in LIVE
         ]
         ends += [request["until_ns"] for request in self.model.waiting]
+        look_ns = self.desk.lessor.queue.look_ns
+        if look_ns is not None:  # the queue is looked through once more, and soon
+            assert self.model.waiting and look_ns <= self.desk.now_ns + LOOK_AGAIN_NS
+            ends.append(look_ns)
         assert self.desk.lessor.next_deadline_ns() == min(ends, default=None)
 
 
