@@ -1,66 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
 """A quota's way: from a PATCH at the collector's API to the first answer of a node that follows it.
 
-Rule: the collector and the agent are the real programs; the agent asks its collector as it does in
-production, and the same tenant asks the agent again and again. The clock runs from before the PATCH
-is sent to after the first request that comes out otherwise: a refusal where the quota was taken
-away, a grant where it was given back.
+Rule: the installed collector and the real agent, over mutual TLS on loopback, with the long-poll
+that every node has open. In force is what a request is answered by: the time is from before the
+PATCH is sent to the first request on the node that comes out as the new quota says.
 
-Does not choose a fleet: one node, over loopback without TLS.
+Does not measure how shares move between nodes (`tests/process/test_fleet_quota.py` shows that).
 """
 
 from __future__ import annotations
 
+import re
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from leased.collector.api.callers import hash_of
+from leased.chain.certificate import Role
+from leased.hardware.identity import node_id, read_machine_id
 from tests.bench.loadgen import Figures
+from tests.bench.running_agent import RunningAgent
 from tests.bench.table import Line, Say
-from tests.doubles.collector_server import REPOSITORY, CollectorServer
-from tests.doubles.host_agent import HostAgent
-from tests.doubles.wire_peer import Remote
+from tests.doubles.collector_server import CollectorServer, over_tls
+from tests.doubles.fleet_pki import FleetPki
 
-TENANT = "uid-0"
-SECRET = "bench-secret"
 PATIENCE_S = 60.0
 BAR_S = 2.0
-TOKENS = f'[[tokens]]\nname = "nodes"\nsha256 = "{hash_of(SECRET)}"\nscopes = ["node"]\n'
-ACCESS = 'loopback = "write"\ntokens_file = "tokens.toml"'
+ASK = {
+    "resources": [{"kind": "mem", "capacity": 4096}],
+    "ttl_ns": 1_000_000_000,
+    "bind": "cgroup",
+}
+UPLINK = """
+[collector]
+url = "https://localhost:{port}"
+fleet = "{fleet}"
+policy_key = "{key}"
+ca = "{ca}"
+certificate = "{certificate}"
+certificate_key = "{certificate_key}"
+"""
 
 
 def measure_quota(directory: Path, *, rounds: int, say: Say) -> Figures:
-    """Seconds until a quota that was changed is in force, each way."""
-    files = directory / "quota"
-    files.mkdir()
-    (files / "tokens.toml").write_text(TOKENS)
-    (files / "token").write_text(SECRET + "\n")
-    taken: list[float] = []
-    given: list[float] = []
-    with CollectorServer(access=ACCESS, directory=files) as collector:
-        more = (
-            f'[collector]\nurl = "http://127.0.0.1:{collector.port}"\n'
-            f'policy_key = "{_policy_key(collector)}"\ntoken_file = "{files / "token"}"\n'
-            'retry = "1s"\n'
-        )
-        with HostAgent(more=more) as agent:
-            agent.start()
-            _change(collector, agent, 0)  # until the node follows at all
-            _change(collector, agent, None)
+    """Seconds from a PATCH to its being in force, lowered and raised in turns."""
+    pki = FleetPki(directory / "governance-pki")
+    with over_tls(directory / "governance", pki, "") as collector:
+        agent = _node(directory, collector, pki)
+        agent.start()
+        try:
+            _change(collector, 1)
+            _await(agent, allowed=True)
+            took: dict[str, list[float]] = {"taken": [], "given": []}
             for _ in range(rounds):
-                taken.append(_change(collector, agent, 0))
-                given.append(_change(collector, agent, None))
-    say(f"{rounds} quotas taken away and given back, at most in {max(taken + given):.2f} s")
-    return {
-        "rounds": rounds,
-        "taken_p50_s": statistics.median(taken),
-        "taken_max_s": max(taken),
-        "given_p50_s": statistics.median(given),
-        "given_max_s": max(given),
-    }
+                for what, gigabytes in (("taken", 0), ("given", 1)):
+                    began = time.perf_counter()
+                    _change(collector, gigabytes)
+                    _await(agent, allowed=bool(gigabytes))
+                    took[what].append(time.perf_counter() - began)
+        finally:
+            agent.close()
+    found: Figures = {"rounds": rounds}
+    for what, times in took.items():
+        found[f"{what}_p50_s"] = statistics.median(times)
+        found[f"{what}_max_s"] = max(times)
+    say(f"a quota taken away in {found['taken_p50_s'] * 1000:.0f} ms (p50)")
+    return found
 
 
 def quota_lines(found: Figures) -> list[Line]:
@@ -74,33 +78,42 @@ def quota_lines(found: Figures) -> list[Line]:
     return [Line(what, f"max {worst:.2f} s", f"<= {BAR_S:.0f} s", worst <= BAR_S, raw)]
 
 
-def _policy_key(collector: CollectorServer) -> str:
-    program = (sys.executable, "-m", "leased.collector.main", "--state", str(collector.state))
-    words = (*program, "key", "--config", str(collector.config))
-    environment = {"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+def _node(directory: Path, collector: CollectorServer, pki: FleetPki) -> RunningAgent:
+    where = r"https://127\.0\.0\.1:(\d+)"
+    said = re.search(where, "\n".join(collector.said))
+    port = (said or collector.wait_for(where))[1]
+    certificate = pki.issue(Role.NODE, node_id(read_machine_id()).hex())
+    uplink = UPLINK.format(
+        port=port,
+        fleet=pki.fleet,
+        key=collector.ask("GET", "/v1/governance/policy").json["key"],
+        ca=pki.ca,
+        certificate=certificate,
+        certificate_key=certificate.with_suffix(".key"),
+    )
+    return RunningAgent(directory / "governed", more=uplink)
 
 
-def _change(collector: CollectorServer, agent: HostAgent, leases: int | None) -> float:
-    """Set how many leases the tenant may have; until the node does as it says."""
-    reason = None if leases is None else "tenant_leases"
-    body = {"reason": "measured", "max_leases": leases}
-    began = time.monotonic()
-    answer = collector.ask("PATCH", f"/v1/governance/quotas/{TENANT}", body)
+def _change(collector: CollectorServer, gigabytes: int) -> None:
+    body = {"memory_gb": gigabytes, "reason": "a benchmark"}
+    answer = collector.ask("PATCH", "/v1/governance/quotas/uid-0", body)
     if answer.status != 200:
-        raise SystemExit(f"bench: {answer}")
-    while _outcome(agent) != reason:
-        if time.monotonic() - began > PATIENCE_S:
-            raise SystemExit(f"bench: not in force after {PATIENCE_S:.0f} s: {agent.log()[-2000:]}")
-    return time.monotonic() - began
+        raise SystemExit(f"bench: the quota was not changed: {answer}")
 
 
-def _outcome(agent: HostAgent) -> object:
-    """Why a page is refused; None if it is granted, and then it is given back."""
+def _await(agent: RunningAgent, *, allowed: bool) -> None:
+    """Ask until it comes out so."""
+    until = time.monotonic() + PATIENCE_S
+    while _is_granted(agent) is not allowed:
+        if time.monotonic() > until:
+            raise SystemExit(f"bench: the quota is not in force: {agent.said()[-2000:]}")
+
+
+def _is_granted(agent: RunningAgent) -> bool:
     try:
-        lease = agent.acquire()
-    except Remote as refused:
-        return refused.parameters.get("reason")
-    agent.call("Lease.Release", lease_id=lease["lease_id"])
-    return None
+        agent.call("io.leased.Lease.Acquire", ASK)
+    except SystemExit as refused:
+        if "tenant_capacity" not in str(refused):
+            raise
+        return False
+    return True

@@ -6,16 +6,18 @@ changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from leased.chain.policy_note import open_policy, parse_key
+from leased.collector.api.callers import hash_of
 from leased.collector.governance.keeping import DIRECTORY
 from leased.collector.governance.register import Register
 from leased.terms.errors import ChainError
-from leased.terms.policy import CapacityLimit, Mode
+from leased.terms.policy import CapacityLimit, Mode, Strategy
 from leased.terms.resource import ResourceKind
 from tests.doubles.collector_server import CollectorServer
 
@@ -217,6 +219,96 @@ def test_a_schedule_that_cannot_be_meant_is_refused(
     body = {"tenant": "acme", "schedule": "0 8 * * *", "duration": "1h", "quotas": {"gpus": 1}}
     answer = server.ask("POST", f"{QUOTAS}/scheduled", {**body, **fields})
     assert (answer.status, answer.json.get("parameter")) == (422, parameter), answer.json
+
+
+NODES = f"""
+[[tokens]]
+name = "nodes"
+sha256 = "{hash_of("node-secret")}"
+scopes = ["node"]
+"""
+
+
+def with_nodes(directory: Path, governance: str = "") -> CollectorServer:
+    """A collector on which whoever has the nodes' token is any node."""
+    (directory / "tokens.toml").write_text(NODES)
+    access = 'loopback = "write"\ntokens_file = "tokens.toml"'
+    return CollectorServer(access=access, governance=governance, directory=directory)
+
+
+def offered(server: CollectorServer, node: str) -> tuple[str, str]:
+    """The note and the policy that a node is handed."""
+    headers = {"Authorization": "Bearer node-secret"}
+    answer = server.ask("GET", f"/v1/nodes/{node}/policy", headers=headers)
+    assert answer.status == 200, answer
+    return answer.json["note"], answer.json["policy"]
+
+
+ALLOCATION = """
+[tenants.ann]
+[tenants.bob]
+[allocation.cpu]
+strategy = "fair_share"
+min_share = "5%"
+max_share = "50%"
+weights = { ann = 2, bob = 1 }
+[allocation.gpu]
+strategy = "reservation"
+reservations = { ann = 2 }
+opportunistic = 4
+borrow_idle = true
+"""
+
+
+def test_how_capacity_is_divided_reaches_nodes(tmp_path: Path) -> None:
+    """The strategies of the operator's document are in the policy that a node gets, also where a
+    limit of the fleet makes it a policy of its own."""
+    (tmp_path / "policy.toml").write_text(ALLOCATION)
+    with with_nodes(tmp_path, 'policy_file = "policy.toml"') as server:
+        told = server.ask("GET", "/v1/governance/policy").json
+        key, node = parse_key(told["key"]), "a" * 32
+
+        def allocations() -> Any:
+            _, policy = open_policy(*offered(server, node), key, told["fleet"], node)
+            return {one.kind: one for one in policy.allocations}
+
+        for _ in range(2):
+            found = allocations()
+            assert found[ResourceKind.CPU].strategy is Strategy.FAIR_SHARE
+            assert dict(found[ResourceKind.CPU].weights_pm) == {"ann": 2000, "bob": 1000}
+            assert found[ResourceKind.GPU].reservations == (("ann", 2000),)
+            assert found[ResourceKind.GPU].opportunistic == 4000
+            patch(server, "ann", gpus=3)
+        seen = server.ask("GET", "/v1/governance/allocations").json
+        assert seen["strategies"] == {"cpu_cores": "fair_share", "gpus": "reservation"}
+
+
+def test_a_policy_of_one_node_is_believed_by_no_other(tmp_path: Path) -> None:
+    with with_nodes(tmp_path) as server:
+        patch(server, "acme", gpus=4)
+        told = server.ask("GET", "/v1/governance/policy").json
+        key, mine = parse_key(told["key"]), "a" * 32
+        for _ in range(200):
+            offer = offered(server, mine)
+            grant, policy = open_policy(*offer, key, told["fleet"], mine)
+            if grant.fleet != told["fleet"]:
+                break
+        row = dict(policy.tenants)["acme"]
+        # Half of it for good, all of it as long as there is no other node.
+        assert row.capacities == (CapacityLimit(ResourceKind.GPU, 2000),)
+        assert row.changes[-1].limits.capacities == (CapacityLimit(ResourceKind.GPU, 4000),)
+        assert grant.fleet == f"{told['fleet']}/{mine}"
+        for other in ("b" * 32, ""):
+            with pytest.raises(ChainError):
+                open_policy(*offer, key, told["fleet"], other)
+        shares = server.ask("GET", "/v1/governance/shares/acme").json
+        [row] = shares["shares"]
+        assert (row["node"], row["floor"], row["share"], row["bound"]) == (mine, 2, 4, 4)
+        # Each node's, if that is what is said: then nothing is divided.
+        patch(server, "acme", policy={"per": "node"})
+        answers = (server.ask("GET", "/v1/governance/shares/acme").status for _ in range(200))
+        assert 404 in answers
+        assert server.ask("GET", f"{QUOTAS}/acme").json["per"] == {"gpus": "node"}
 
 
 def test_pages_have_everybody_once(server: CollectorServer) -> None:

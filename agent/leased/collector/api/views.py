@@ -159,8 +159,10 @@ class Views:
             for tenant, amount in entitled.items():
                 shown.setdefault(tenant, {})[BY_KIND[kind].key] = amount
         strategies = {BY_KIND[kind].key: plan.strategy for kind, plan in plans.items()}
+        named = {str(t): pm for plan in plans.values() for t, pm in plan.weights_pm}
+        weights = {tenant: named.get(tenant, 1000) for tenant in active}
         rows = [
-            _share(tenant, amounts, totals, shown.get(tenant, {}), plans, len(active))
+            _share(tenant, amounts, totals, shown.get(tenant, {}), weights)
             for tenant, amounts in sorted(active.items())
         ]
         return AllocationsSeen(
@@ -316,8 +318,7 @@ def _share(
     amounts: Mapping[ResourceKind, int],
     totals: Mapping[ResourceKind, int],
     entitled: Mapping[str, int],
-    plans: Mapping[ResourceKind, Allocation],
-    active: int,
+    weights: Mapping[str, int],
 ) -> TenantShare:
     shares = {
         BY_KIND[kind].key: _ratio(amount, totals.get(kind, 0))
@@ -325,11 +326,10 @@ def _share(
         if totals.get(kind)
     }
     dominant = max(shares, key=lambda key: shares[key], default=None)
-    weights = {str(t): pm for plan in plans.values() for t, pm in plan.weights_pm}
     return TenantShare(
         tenant=tenant,
-        weight=Decimal(weights.get(tenant, 1000)).scaleb(-3).normalize() + 0,
-        share=(Decimal(1) / active).quantize(HUNDREDTH, ROUND_DOWN),
+        weight=Decimal(weights[tenant]).scaleb(-3).normalize() + 0,
+        share=_ratio(weights[tenant], sum(weights.values())),
         entitled=quantities(entitled),
         allocated=quantities({BY_KIND[kind].key: amount for kind, amount in amounts.items()}),
         dominant_share=shares[dominant] if dominant is not None else Decimal(0),

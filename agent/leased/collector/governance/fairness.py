@@ -9,8 +9,10 @@ Does not know what anybody has.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
-from decimal import ROUND_DOWN, Decimal
+from decimal import Decimal
+from fractions import Fraction
 from typing import Final
 
 WHOLE_PM: Final = 1000
@@ -26,41 +28,48 @@ def filled(
 ) -> dict[str, int]:
     """What each is entitled to of `total`: by weight, at least `min_pm` of it where it wants that
     much, at most `max_pm`. Minimums that do not fit together are made smaller."""
-    names = sorted(weights)
-    if not names or total <= 0:
-        return dict.fromkeys(names, 0)
-    floor = total * min(min_pm, WHOLE_PM // len(names)) // WHOLE_PM
-    ceiling = total * max_pm // WHOLE_PM
-    bounds = {
-        name: (min(floor, demand.get(name, 0)), min(ceiling, demand.get(name, 0))) for name in names
-    }
-    given: dict[str, int] = {}
-    left, open_names = total, list(names)
-    while open_names:
-        shares = _divided(left, {name: max(1, weights[name]) for name in open_names})
-        # Who wants less than its share frees the rest; only then is anybody raised to a floor.
-        settled = {name: bounds[name][1] for name in open_names if shares[name] >= bounds[name][1]}
-        if not settled:
-            settled = {
-                name: bounds[name][0] for name in open_names if shares[name] < bounds[name][0]
-            }
-        if not settled:
-            return {**given, **shares}
-        given |= settled
-        left = max(0, left - sum(settled.values()))
-        open_names = [name for name in open_names if name not in settled]
-    return given
-
-
-def _divided(total: int, weights: Mapping[str, int]) -> dict[str, int]:
-    """`total` by weight, whole: the largest remainders get what is over, by name if equal."""
-    whole = sum(weights.values())
-    found = {name: total * weight // whole for name, weight in weights.items()}
-    over = total - sum(found.values())
-    ranked = sorted(weights, key=lambda name: (-(total * weights[name] % whole), name))
+    exact = water(total, weights, demand, min_pm=min_pm, max_pm=max_pm)
+    found = {name: int(share) for name, share in exact.items()}
+    over = int(sum(exact.values())) - sum(found.values())
+    ranked = sorted(exact, key=lambda name: (int(exact[name]) - exact[name], name))
     for name in ranked[:over]:
         found[name] += 1
     return found
+
+
+def water(
+    total: int,
+    weights: Mapping[str, int],
+    demand: Mapping[str, int],
+    *,
+    min_pm: int,
+    max_pm: int,
+) -> dict[str, Fraction]:
+    """The same before it is made whole: everybody has its weight times one level, or its bound
+    where that is below or above it, and all of `total` is had by somebody who wants it."""
+    names = sorted(weights)
+    if not names or total <= 0:
+        return dict.fromkeys(names, Fraction(0))
+    weight = {name: max(1, weights[name]) for name in names}
+    floor = min(Fraction(total * min_pm, WHOLE_PM), Fraction(total, len(names)))
+    ceiling = Fraction(total * max_pm, WHOLE_PM)
+    most = {name: min(ceiling, Fraction(demand.get(name, 0))) for name in names}
+    least = {name: min(floor, most[name]) for name in names}
+    if sum(most.values()) <= total:
+        return most
+
+    def at(level: Fraction) -> dict[str, Fraction]:
+        return {name: max(least[name], min(most[name], weight[name] * level)) for name in names}
+
+    # Between two levels at which somebody comes to a bound, what is had grows in a straight line.
+    turns = sorted({bound[name] / weight[name] for name in names for bound in (least, most)})
+    above = bisect.bisect_left(turns, total, key=lambda level: sum(at(level).values()))
+    high = turns[above]
+    low = turns[above - 1] if above else Fraction(0)
+    before, after = sum(at(low).values()), sum(at(high).values())
+    if after == before:
+        return at(high)
+    return at(low + (high - low) * (total - before) / (after - before))
 
 
 def jain(values: Sequence[int]) -> Decimal:
@@ -68,6 +77,4 @@ def jain(values: Sequence[int]) -> Decimal:
     squares = sum(value * value for value in values)
     if not squares:
         return Decimal(1)
-    total = sum(values)
-    index = Decimal(total * total) / Decimal(len(values) * squares)
-    return index.quantize(Decimal("0.0001"), ROUND_DOWN)
+    return Decimal(sum(values) ** 2 * 10_000 // (len(values) * squares)).scaleb(-4)
