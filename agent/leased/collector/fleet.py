@@ -22,10 +22,11 @@ import msgspec
 from leased.chain.canonical import Unknown
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.manifest import LogEntry
+from leased.collector.planning.compliance import Compliance
 from leased.collector.planning.flow import Flow
 from leased.terms import event as events
 from leased.terms.event import Event, LeaseEvent
-from leased.terms.lease import Subject
+from leased.terms.lease import OverageCause, Subject
 from leased.terms.moment import Moment
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import Allotment, Inventory, Resource, ResourceKind, capacity_id
@@ -125,6 +126,7 @@ class NodeView:
         self.over: dict[tuple[str, str], int] = {}
         self.recent: list[Told] = []
         self.flow = Flow()
+        self.compliance = Compliance()
         self.ended: dict[str, Subject] = {}
 
     @property
@@ -162,12 +164,15 @@ class NodeView:
             self.policy_generation = event.policy_generation
             self.policy_hash = event.policy_hash.hex()
         elif isinstance(event, events.OverageBegan):
+            if event.cause == OverageCause.SOFT and not self._is_over(event.holder):
+                self.compliance.exceed(event.holder, moment.wall_ns)
             self.over[event.holder, event.rule] = moment.wall_ns
         elif isinstance(event, events.OverageEnded):
             self.over.pop((event.holder, event.rule), None)
         elif isinstance(event, events.Refused):
             self.tenants[event.tenant] = None
             self.refused[event.tenant] = self.refused.get(event.tenant, 0) + 1
+            self.compliance.refuse(event.tenant, moment.wall_ns, event.reason)
             if event.reason in _THROTTLES:
                 self.throttled[event.tenant] = moment.wall_ns
             if event.reason in _LIMITS:
@@ -191,6 +196,7 @@ class NodeView:
                 last=sequence,
             )
             self.flow.begin(moment.wall_ns, len(self.leases))
+            self.compliance.admit(tenant, moment.wall_ns, over=self._is_over(tenant))
         self._tell(sequence, type(event).__name__, moment, tenant, lease_id)
         lease = self.leases.get(lease_id)
         if lease is None:
@@ -209,10 +215,16 @@ class NodeView:
             lease.deadline_ns = max(lease.deadline_ns, event.drain_deadline_ns)
         elif isinstance(event, events.Admitted):
             lease.borrowed = event.borrowed
+            at_grant = sequence == lease.sequence + 1 and not self._is_over(tenant)
+            if at_grant and (event.burst_until_ns or event.borrowed):
+                self.compliance.exceed(tenant, moment.wall_ns)
         elif isinstance(event, events.Fenced):
             lease.fenced = event.fenced
         elif isinstance(event, events.Reclaimed | events.Unfenced):
             del self.leases[lease_id]
+
+    def _is_over(self, holder: str) -> bool:
+        return any(one == holder for one, _ in self.over)
 
     def _tell(self, sequence: int, kind: str, moment: Moment, tenant: str, lease_id: str) -> None:
         if kind != "Renewed":

@@ -99,6 +99,12 @@ class Metrics:
             ratios,
         )
         yield from family(
+            *("grey_quota_compliance_ratio", "gauge"),
+            "Requests of the last day that were within quota, of all.",
+            (),
+            {(): Fraction(self._views.compliance_at(now_ns).quota_compliance)},
+        )
+        yield from family(
             *("grey_tenant_fairness_index", "gauge"),
             "Jain's index over what tenants have of what they are entitled to.",
             (),

@@ -97,6 +97,30 @@ class AllocationsSeen(msgspec.Struct, frozen=True, kw_only=True):
     as_of: str
 
 
+class TenantCompliance(msgspec.Struct, frozen=True, kw_only=True):
+    """One tenant's requests: all, granted above its quota, refused because of it."""
+
+    tenant: str
+    quota_compliance: Decimal
+    requests: int
+    over: int
+    refused: int
+
+
+class ComplianceSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests within quota, of all; 1 if nobody asked. `over` were granted above a quota (soft, in
+    a burst, borrowed), `refused` because of one."""
+
+    period: str
+    since: str
+    quota_compliance: Decimal
+    requests: int
+    over: int
+    refused: int
+    by_tenant: list[TenantCompliance]
+    as_of: str
+
+
 class LogSeen(msgspec.Struct, frozen=True, kw_only=True):
     """How far a log was verified, and what was found."""
 

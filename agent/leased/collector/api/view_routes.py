@@ -12,6 +12,7 @@ from leased.collector.api import forms
 from leased.collector.api.routes import Route
 from leased.collector.api.seen import (
     AllocationsSeen,
+    ComplianceSeen,
     EventsSeen,
     LeasesSeen,
     NodesSeen,
@@ -44,6 +45,13 @@ def routes(views: Views) -> list[Route]:
             views.allocations,
             "How what there is is divided",
             AllocationsSeen,
+        ),
+        Route(
+            "GET",
+            "/v1/governance/compliance",
+            views.compliance,
+            "Requests within quota, in the last day",
+            ComplianceSeen,
         ),
         Route("GET", "/v1/nodes", views.nodes, "Nodes and their logs", NodesSeen, about="nodes"),
         Route(

@@ -22,11 +22,13 @@ from leased.collector.api.routes import Answer, Call, Caller
 from leased.collector.api.rows import lease_row, newest_first, node_row
 from leased.collector.api.seen import (
     AllocationsSeen,
+    ComplianceSeen,
     EventSeen,
     EventsSeen,
     LeaseSeen,
     LeasesSeen,
     NodesSeen,
+    TenantCompliance,
     TenantShare,
     UsageOf,
     UsageSeen,
@@ -37,6 +39,7 @@ from leased.collector.fleet import Fleet, NodeView
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
 from leased.collector.governance.fairness import filled, jain
 from leased.collector.governance.quotas import Limit, Per
+from leased.collector.planning.compliance import HOUR_NS, HOURS, Tally, together
 from leased.terms.policy import Allocation, Policy, Strategy
 from leased.terms.resource import ResourceKind
 
@@ -140,6 +143,38 @@ class Views:
         """How what there is is divided."""
         call.caller.require_all()
         return Answer(self.allocations_at(call.now_ns))
+
+    def compliance(self, call: Call) -> Answer:
+        """How much of what was asked for was within quota, in the last day."""
+        call.caller.require_all()
+        return Answer(self.compliance_at(call.now_ns))
+
+    def compliance_at(self, now_ns: int) -> ComplianceSeen:
+        """The same, for whoever else wants to know."""
+        from_ns = now_ns // HOUR_NS * HOUR_NS - (HOURS - 1) * HOUR_NS
+        tallies = together(view.compliance.since(from_ns) for view in self._fleet().nodes())
+        whole = Tally()
+        for tally in tallies.values():
+            whole.add(tally)
+        return ComplianceSeen(
+            period=f"{HOURS}h",
+            since=instant(from_ns),
+            quota_compliance=_cut(whole.share),
+            requests=whole.requests,
+            over=whole.over,
+            refused=whole.refused,
+            by_tenant=[
+                TenantCompliance(
+                    tenant=tenant,
+                    quota_compliance=_cut(one.share),
+                    requests=one.requests,
+                    over=one.over,
+                    refused=one.refused,
+                )
+                for tenant, one in sorted(tallies.items())
+            ],
+            as_of=instant(now_ns),
+        )
 
     def fairness(self) -> Decimal:
         """Jain's index as things are."""
@@ -285,6 +320,11 @@ def _ratio(part: int, whole: int) -> Decimal:
     if not whole:
         return Decimal(1 if part else 0)
     return (Decimal(part) / Decimal(whole)).quantize(HUNDREDTH, ROUND_DOWN)
+
+
+def _cut(share: Fraction) -> Decimal:
+    """Cut to four digits: 0.9999 is not all."""
+    return Decimal(share.numerator * 10_000 // share.denominator).scaleb(-4)
 
 
 def _borrowed(fleet: Fleet, tenant: str) -> dict[str, int]:

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quota compliance from records: what counts as a request, as above a quota, as refused by it."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from leased.collector.fleet import NodeView
+from leased.collector.planning.compliance import HOUR_NS, together
+from leased.terms import event as events
+from leased.terms.identity import CommandId, EventId, TenantId
+from leased.terms.lease import OverageCause
+from leased.terms.reply import RefusalReason
+from leased.terms.resource import ResourceKind
+from tests.doubles.economics_history import History, subject
+from tests.doubles.fleet_archive import cores
+
+
+def refusal(tenant: str, reason: RefusalReason) -> events.Refused:
+    head = (EventId(bytes(16)), TenantId(tenant), 0, CommandId(bytes(16)))
+    return events.Refused(*head, int(reason), 1, 1, 1)
+
+
+def seen(history: History) -> NodeView:
+    view = NodeView("log")
+    for sequence, event, moment in history.records:
+        view.apply(sequence, event, moment)
+    return view
+
+
+def test_every_request_counts_once() -> None:
+    history = History(wall_offset_ns=100 * HOUR_NS)
+    whose, hour = subject(cores(1)), HOUR_NS
+    history.allocate(1, whose, hour)
+    history.seal(refusal("acme", RefusalReason.TENANT_CAPACITY))
+    history.seal(refusal("acme", RefusalReason.NO_CAPACITY))
+    # The one that goes above a soft limit, and the one after it, are above it; then no more.
+    history.allocate(2, whose, hour)
+    cause = int(OverageCause.SOFT)
+    history.seal(events.OverageBegan(history.event_id(), "acme", "gpu", cause, 1, 2, hour))
+    history.allocate(3, whose, hour)
+    history.seal(events.OverageEnded(history.event_id(), "acme", "gpu", 1))
+    history.allocate(4, whose, hour)
+    # A limit that was lowered makes nothing that was granted before a breach.
+    cut = int(OverageCause.CUT)
+    history.seal(events.OverageBegan(history.event_id(), "beta", "gpu", cut, 1, 2, hour))
+    # Borrowed is above one's own.
+    history.allocate(5, whose, hour)
+    head = history._lease(5, 0)
+    history.seal(events.Admitted(*head, 5, 0, 0, ((ResourceKind.CPU, 1000),)))
+    history.seal(events.Admitted(*head, 5, 0, 0, ((ResourceKind.CPU, 1000),)))
+    tally = seen(history).compliance.since(0)["acme"]
+    assert (tally.requests, tally.over, tally.refused) == (7, 3, 1)
+    assert tally.share == Fraction(3, 7)
+
+
+def test_what_is_older_than_a_day_is_forgotten_and_nodes_add_up() -> None:
+    history = History(wall_offset_ns=100 * HOUR_NS)
+    for number in range(60):
+        history.boot_ns = number * HOUR_NS
+        history.allocate(number, subject(cores(1)), history.boot_ns + HOUR_NS)
+    compliance = seen(history).compliance
+    assert len(compliance._hours) <= 25
+    last_day = compliance.since((159 - 23) * HOUR_NS)
+    assert last_day["acme"].requests == 24
+    assert together([last_day, last_day])["acme"].requests == 48
+    assert together([]) == {}
