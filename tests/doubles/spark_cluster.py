@@ -125,6 +125,14 @@ class SparkCluster:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def pause(self, name: str) -> None:
+        """Stop a process in the middle: its connections stay, and nothing is answered."""
+        os.killpg(self.processes[name].pid, signal.SIGSTOP)
+
+    def go_on(self, name: str) -> None:
+        """Let it go on."""
+        os.killpg(self.processes[name].pid, signal.SIGCONT)
+
     def active_tasks(self) -> int:
         """How many tasks the stages that run now have ended already; 0: none runs."""
         base = f"http://127.0.0.1:{self.ui_port}/api/v1/applications"

@@ -15,7 +15,7 @@ lease or was refused one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -109,6 +109,10 @@ class NodeView:
         self.log_id = log_id
         self.node = self.name = self.version = ""
         self.next_seq = 0
+        self.applied = 0
+        """As `next_seq`, once the record is taken in: what was made of the view before is old."""
+        self.shown: tuple[object, Any] = (None, None)
+        """What `api.rows` made of it last, and of which state."""
         self.moment: Moment | None = None
         self.boot_id = bytes(16)
         self.running = False
@@ -180,6 +184,7 @@ class NodeView:
                     moment.wall_ns, event.limit, event.usage, event.requested
                 )
             self._tell(sequence, kind, moment, event.tenant, "")
+        self.applied = sequence + 1
 
     def _apply_lease(self, sequence: int, event: LeaseEvent, moment: Moment) -> None:
         lease_id, tenant = event.lease_id.hex(), str(event.subject.tenant)

@@ -8,6 +8,7 @@ import threading
 from itertools import count
 from pathlib import Path
 
+from leased.collector.api.rows import node_row
 from leased.collector.api.views import Views
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.fleet import Fleet, NodeView
@@ -64,3 +65,34 @@ def test_whoever_looks_while_the_fleet_grows_is_answered(tmp_path: Path) -> None
         thread.join()
         sys.setswitchinterval(before)
     assert not wrong and fleet.held_by()["beta"] == fleet.held("beta")
+
+
+def test_what_is_kept_of_a_node_is_what_it_is_after_every_record(tmp_path: Path) -> None:
+    """Also where somebody looked while a record was taken in: what was made of its middle is not
+    kept beyond it."""
+    now_ns = 1_700_000_000 * 10**9
+    sample(tmp_path, now_ns, now_ns - 50 * HOUR_NS)
+    reader = ArchiveReader(tmp_path)
+    [entry, _] = reader.logs()
+    view = NodeView(entry.log_id)
+    view.node, view.name = entry.node, entry.name
+
+    class Looked(dict[str, int]):
+        """Of records by kind, which a record adds to first: whoever looks now, looks in between."""
+
+        def __setitem__(self, key: str, value: int) -> None:
+            super().__setitem__(key, value)
+            node_row([entry], view, now_ns)
+
+    view.counts = Looked()
+    seen = set()
+    for sequence, event, moment in reader.events(entry.log_id):
+        view.apply(sequence, event, moment)
+        kept = node_row([entry], view, now_ns)
+        view.shown = (None, None)
+        assert kept == node_row([entry], view, now_ns)
+        seen.add((kept.state, kept.leases, kept.ending))
+    assert len(seen) > 3
+    view.name = "renamed"
+    assert node_row([entry], view, now_ns).name == "renamed"
+    reader.close()

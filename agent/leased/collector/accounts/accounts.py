@@ -95,6 +95,10 @@ class Accounts:
         found: _Answer = self._answered[key]
         return found
 
+    def issued_mark(self, tenant: str) -> Hashable:
+        """Is another as soon as a bill of `tenant` is issued."""
+        return self._invoices.mark(tenant) if self._invoices else None
+
     # ---- when ---------------------------------------------------------------------------------
 
     def now_ns(self) -> int:

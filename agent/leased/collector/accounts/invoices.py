@@ -11,6 +11,7 @@ Does not send bills to anybody.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -50,6 +51,11 @@ class Invoices:
             return []
         names = sorted(path.name for path in directory.iterdir() if _MONTH.match(path.name))
         return [self._read(directory / name) for name in names]
+
+    def mark(self, tenant: str) -> tuple[str, ...]:
+        """Which months of a tenant are issued: what is, is never changed."""
+        directory = self._path(tenant, "").parent
+        return tuple(sorted(os.listdir(directory))) if directory.is_dir() else ()
 
     def issue(self, bill: Bill) -> None:
         """Keep a bill, durably. The same again changes nothing. Raises NotSettled, StateError."""

@@ -180,7 +180,13 @@ class Reports:
         """A tenant's bill."""
         call.caller.require_tenant(call.query.tenant)
         ask = call.query
-        return Answer(self.asked(lambda accounts: accounts.summary(ask.tenant, ask.month)))
+
+        def answer(accounts: Accounts) -> answers.Summary:
+            # What was issued changes what a bill is, and is no part of the books.
+            key = ("summary", ask, accounts.issued_mark(ask.tenant))
+            return accounts.once(key, lambda one: one.summary(ask.tenant, ask.month))
+
+        return Answer(self.asked(answer))
 
     def bill(self, call: Call) -> Answer:
         """The same as the bytes that an auditor computes again."""
@@ -268,7 +274,10 @@ class Reports:
         period, kind = call.query.period, ResourceKind[call.query.kind.upper()]
         with self._samples() as samples:
             shares = samples.shares_by if samples is not None else None
-            return Answer(self.asked(lambda accounts: allocations(accounts, period, kind, shares)))
+            key = ("history", period, kind, samples.last_s() if samples is not None else 0)
+            return Answer(
+                self.asked(lambda accounts: allocations(accounts, period, kind, shares), key)
+            )
 
     def latency(self, call: Call) -> Answer:
         """What it costs to be quicker."""

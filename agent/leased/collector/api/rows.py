@@ -9,13 +9,17 @@ Does not choose which (`views`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from leased.collector.api.seen import LeaseSeen, LogSeen, NodeSeen
 from leased.collector.api.shown import instant, quantities
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.fleet import LiveLease, NodeView, Told
 from leased.collector.governance.dimensions import BY_KIND, show
+from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
 
 
@@ -26,9 +30,13 @@ def newest_first(at: int, view: NodeView) -> Iterator[tuple[int, int, int, Told]
 
 
 def node_row(entries: Iterable[LogEntry], view: NodeView, now_ns: int) -> NodeSeen:
-    held = view.held()
-    leases = list(view.leases.values())
-    live = [one for one in leases if one.is_held]
+    """A node, with its logs. What only records change is made once for each state of the view."""
+    # Read first: a record that is taken in meanwhile makes what was made of its middle old.
+    state = (view.applied, view.node, view.name)
+    known, seen = view.shown
+    if known != state or not isinstance(seen, NodeSeen):
+        seen = _node_row(view)
+        view.shown = (state, seen)
     logs = [
         LogSeen(
             log_id=entry.log_id,
@@ -38,11 +46,24 @@ def node_row(entries: Iterable[LogEntry], view: NodeView, now_ns: int) -> NodeSe
             cosigned=entry.cosigned_size,
             verdict=entry.verdict,
             why=entry.why,
-            seen_at=instant(entry.contact_ns) if entry.contact_ns else None,
+            seen_at=_at(entry.contact_ns // NS_PER_S) if entry.contact_ns else None,
             age_seconds=(now_ns - entry.contact_ns) // 10**9 if entry.contact_ns else None,
         )
         for entry in entries
     ]
+    return msgspec.structs.replace(seen, logs=logs)
+
+
+@lru_cache(maxsize=4_096)
+def _at(wall_s: int) -> str:
+    """Many nodes are heard of in one second."""
+    return instant(wall_s * NS_PER_S)
+
+
+def _node_row(view: NodeView) -> NodeSeen:
+    held = view.held()
+    leases = list(view.leases.values())
+    live = [one for one in leases if one.is_held]
     return NodeSeen(
         node=view.node,
         name=view.name,
@@ -58,7 +79,7 @@ def node_row(entries: Iterable[LogEntry], view: NodeView, now_ns: int) -> NodeSe
         resources=len(view.resources),
         unhealthy=sorted(one.resource_id for one in view.resources if str(one.health) != "ok"),
         refused=sum(list(view.refused.values())),
-        logs=logs,
+        logs=[],
     )
 
 
