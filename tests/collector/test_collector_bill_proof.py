@@ -206,3 +206,13 @@ def test_archives_and_enrolments_that_are_none(copied: Path, tmp_path: Path) -> 
         nonsense.write_text(text)
         assert verify(copied, "--enrolment", str(nonsense))[0] == 65
     assert verify(copied, "--enrolment", str(tmp_path / "none.json"))[0] == 65
+
+
+def test_segments_of_another_log_of_the_node_are_told_apart(copied: Path) -> None:
+    """A node whose log was begun anew has files of both, which begin at the same records."""
+    [one, other] = sorted((copied / "state" / "segments").iterdir())
+    for path in other.iterdir():
+        shutil.copy(path, one / path.name)
+    for words in ((), by_all(copied)):
+        status, out, err = verify(copied, *words)
+        assert status == 0 and "byte for byte" in out, err

@@ -170,3 +170,5 @@ def _tell_missing(
     console.say(f"NOT_PROVEN {bill.tenant} {bill.period}: {bill.total} {bill.currency}")
     for one in missing:
         console.say(f"  {one.text()}, log {one.log_id}")
+    if not bill.final and all(one.why == "unsigned" for one in missing):
+        console.note("a draft reaches beyond its nodes' last checkpoints: pull, and ask once more")
