@@ -8,7 +8,7 @@ Does not choose which (`views`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,13 @@ from leased.collector.fleet import LiveLease, NodeView, Told
 from leased.collector.governance.dimensions import BY_KIND, show
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
+
+
+def newest_of(views: Sequence[NodeView]) -> Iterator[tuple[int, int, int]]:
+    """When each node's last event was, its sequence, and which node, where there is one."""
+    for at, view in enumerate(views):
+        for one in view.recent[-1:]:
+            yield one.wall_ns, one.sequence, at
 
 
 def newest_first(at: int, view: NodeView) -> Iterator[tuple[int, int, int, Told]]:

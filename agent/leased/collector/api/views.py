@@ -19,7 +19,7 @@ from typing import Final
 
 from leased.collector.api.quotas import unknown
 from leased.collector.api.routes import Answer, Call, Caller
-from leased.collector.api.rows import lease_row, newest_first, node_row
+from leased.collector.api.rows import lease_row, newest_first, newest_of, node_row
 from leased.collector.api.seen import (
     AllocationsSeen,
     ComplianceSeen,
@@ -246,8 +246,11 @@ class Views:
         """The last records about leases, the newest first."""
         call.caller.require_all()
         views, limit = self._fleet().nodes(), call.query.limit
+        # Of a thousand nodes only those count whose newest is among the newest: what is older than
+        # `limit` nodes' last events is not shown.
+        last = heapq.nlargest(limit, newest_of(views))
         newest = heapq.merge(
-            *(newest_first(at, view) for at, view in enumerate(views)),
+            *(newest_first(at, views[at]) for _, _, at in last),
             key=lambda found: found[:3],
             reverse=True,
         )
