@@ -95,6 +95,7 @@ def cut_quiet(stretches: Iterable[Quiet], window: tuple[int, int]) -> list[Quiet
     cut = (
         Quiet(one.node_id, max(one.from_ns, window[0]), min(one.to_ns, window[1]))
         for one in stretches
+        if one.from_ns < window[1] and one.to_ns > window[0]
     )
     found = [one for one in cut if one.from_ns < one.to_ns]
     return sorted(found, key=lambda one: (one.from_ns - one.to_ns, one.node_id, one.from_ns))

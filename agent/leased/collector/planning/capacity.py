@@ -154,12 +154,18 @@ def _idle_row(stretch: Quiet, cost: Fraction, decimals: int) -> IdleResource:
 
 def _node_prices(accounts: Accounts) -> dict[str, Fraction]:
     """What an hour of each node costs, by what it has now."""
-    prices: dict[str, Fraction] = {}
+    # Whole numbers first: a node has a hundred cores, and one price of a core.
+    amounts: dict[tuple[str, ResourceKind, TierKind | None], int] = {}
     for one in accounts.source.held():
         if one.pool is Pool.PROVISIONED:
-            hour = _list_price(accounts.terms.infrastructure, one.kind, one.tier)
-            cost = hour * Fraction(one.capacity, UNIT[one.kind])
-            prices[one.node_id] = prices.get(one.node_id, Fraction(0)) + cost
+            what = (one.node_id, one.kind, one.tier)
+            amounts[what] = amounts.get(what, 0) + one.capacity
+    card = accounts.terms.infrastructure
+    hours = {what[1:]: _list_price(card, *what[1:]) for what in amounts}
+    prices: dict[str, Fraction] = {}
+    for (node, kind, tier), capacity in amounts.items():
+        cost = hours[kind, tier] * Fraction(capacity, UNIT[kind])
+        prices[node] = prices.get(node, Fraction(0)) + cost
     return prices
 
 
