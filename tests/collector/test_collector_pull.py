@@ -5,6 +5,8 @@ when it is stored, and every way to lie ends in its verdict with evidence."""
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 
 import msgspec
@@ -332,3 +334,13 @@ def test_a_unit_that_hides_the_boots_id_is_a_boot_of_its_own(tmp_path: Path) -> 
     hidden, again = clock(tmp_path / "boot_id"), clock(tmp_path / "boot_id")
     assert hidden().boot_id == hidden().boot_id != again().boot_id
     assert clock()().boot_id == clock()().boot_id
+
+
+async def test_a_clock_that_is_off_is_told(west: Collector, pki: FleetPki) -> None:
+    server = NodeServer(node())
+    server.node.clock = lambda: time.time_ns() + 3600 * SECOND
+    async with serving(pki, server):
+        west.enrol(server)
+        assert (await west.pull())["alpha"].verdict == "OK", "an alarm, and nothing against the log"
+    [told] = [text for text in west.told if "clock" in text]
+    assert re.search(r"alpha: its clock is 3[56]\d\d s ahead of this host's", told), told

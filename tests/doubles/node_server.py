@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import parse_qsl, urlsplit
@@ -34,6 +35,7 @@ class NodeServer:
 
     def __init__(self, node: PulledNode) -> None:
         self.node = node
+        node.clock = time.time_ns
         self.cosigner: NoteKey | None = None
         self.acked: list[int] = []
         self.requests: list[str] = []

@@ -9,7 +9,7 @@ needs. Everything is deterministic.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -42,6 +42,8 @@ class PulledNode:
         self.first_key = self.signer.public_key
         self.seal_key = EpochKey(0, wide * 2)
         self.epoch_ns = epoch_ns
+        self.clock: Callable[[], int] = lambda: 1
+        """What the node says that the time is."""
         self.entropy = CountedEntropy(b"node%d" % number)
         self.ratchet = Ratchet(self.log_id, None, self.seal_key, epoch_ns) if epoch_ns else None
         self.sealer = self._sealer(GENESIS, EMPTY, 2)
@@ -117,7 +119,7 @@ class PulledNode:
         return taken + self.trailer(end)
 
     def trailer(self, size: int, **changes) -> bytes:
-        wall = 1 if size == self.size else 0
+        wall = self.clock() if size == self.size else 0
         head = self.hashes[size - 1] if size else bytes(32)
         fields = {"next_seq": size, "head": head, "note": self.note(size), "wall_ns": wall}
         return write_trailer(Trailer(**{**fields, **changes}), self.log_id)
@@ -128,9 +130,9 @@ class PulledNode:
 
         message = rotation_message(self.log_id, self.signer.public_key, signer.public_key)
         signed = (self.signer.sign(message), signer.sign(message))
+        self.sealer.successor = signer  # a checkpoint in the same batch is signed by it already
         self.seal([e.KeyRotated(e.EventId(self.entropy()), signer.public_key, *signed)])
         self.signer = signer
-        self.sealer._signer = signer
 
     def clone(self) -> PulledNode:
         """A copy of the whole host at this moment: key, log, everything."""

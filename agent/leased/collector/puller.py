@@ -48,6 +48,9 @@ INLINE_BYTES_MAX: Final = 16 * 1024
 TURN_PAGES_MAX: Final = 64
 """A node that takes turns gives its place up after so many pages: 256 MiB."""
 
+SKEW_NS_MAX: Final = 60 * NS_PER_S
+"""Of a wall clock that NTP keeps, with a page that was long on its way."""
+
 
 class Fleet:
     """What all pullers of a run share."""
@@ -104,7 +107,7 @@ class Puller:
         self._failures = 0
         self._slow_s = 0
         self._cosigned_ns = 0
-        self._adrift = False
+        self._adrift = self._skewed = False
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
@@ -249,6 +252,19 @@ class Puller:
         if self.unreachable or self.verdict is Verdict.STALE:
             fleet.tell(self.name, f"reached again, at {page.after.size} records")
         self.verdict, self.unreachable, self._failures, self._slow_s = verdict, "", 0, 0
+        if taken.fresh:
+            self._note_clock(taken.trailer.wall_ns - now_ns)
+
+    def _note_clock(self, ahead_ns: int) -> None:
+        """Tell when a node's wall clock begins to differ from ours, and when it does no more."""
+        skewed = abs(ahead_ns) > SKEW_NS_MAX
+        if skewed and not self._skewed:
+            way = "ahead" if ahead_ns > 0 else "behind"
+            off = f"its clock is {abs(ahead_ns) // NS_PER_S} s {way} of this host's"
+            self._fleet.tell(self.name, f"{off}: what it seals is dated so")
+        elif self._skewed and not skewed:
+            self._fleet.tell(self.name, "its clock agrees with this host's again")
+        self._skewed = skewed
 
     async def _heads(self) -> list[PeerHead]:
         """What other collectors have cosigned of this log and is not compared yet."""
