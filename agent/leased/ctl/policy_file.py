@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policy files: TOML, or JSON where the name ends in .json, read as the agent reads them.
 
-Rule: what is wrong is named by file, key, value and reason before anything is sent.
+Rule: what is wrong is named by file, key, value and reason (and line, where the file cannot even be
+read) before anything is sent. A key that is given twice is refused, also in JSON.
 
 Does not judge what only the agent knows (its hardware, its time zones, its leases).
 """
@@ -17,15 +18,20 @@ from typing import Any
 from leased.terms.errors import ConfigError
 from leased.terms.policy import Policy
 from leased.terms.policy_text import read_policy
+from leased.terms.reading import misread, only_once
 
 
 def load_policy(file: Path) -> Policy:
     """The policy in `file`. Raises ConfigError."""
     try:
         text = file.read_text(encoding="utf-8")
-        document = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+        document = _json(text) if file.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: {misread(text, str(error))}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
     except (ValueError, RecursionError) as error:  # both decoders' errors, and text that is none
         raise ConfigError(f"{file}: {error}") from error
     if not isinstance(document, dict):
@@ -34,6 +40,10 @@ def load_policy(file: Path) -> Policy:
         return read_policy({key: _spelled(value) for key, value in document.items()}, "")
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
+
+
+def _json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=only_once)
 
 
 def _spelled(value: Any) -> Any:

@@ -40,6 +40,7 @@ from leased.terms.reading import fields as _fields
 from leased.terms.reading import flag as _flag
 from leased.terms.reading import integer as _integer
 from leased.terms.reading import member as _member
+from leased.terms.reading import misread as _misread
 from leased.terms.reading import rows as _rows
 from leased.terms.reading import section as _section
 from leased.terms.reading import shown as _shown
@@ -97,7 +98,7 @@ def _decode(text: str) -> dict[str, Any]:
     try:
         return {key: _spelled(value) for key, value in tomllib.loads(text).items()}
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(_misread(text, str(error))) from error
 
 
 def _spelled(value: Any) -> Any:

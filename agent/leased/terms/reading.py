@@ -11,6 +11,7 @@ Does not read files and does not judge what values mean together.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ Keys = Mapping[str, tuple[str, Read]]
 """Key of the document -> (field, how to read it)."""
 
 SHOWN_CHARS_MAX = 60
+_LINE = re.compile(r"\(at line (\d+), column \d+\)")
+_NAMED = re.compile(r"key '([^']+)'")
+_TWICE = ("Cannot overwrite", "Cannot declare", "Duplicate inline table key")
 
 
 def integer(value: Any) -> int:
@@ -130,6 +134,32 @@ def unknown(where: str, key: str, known: tuple[str, ...]) -> ConfigError:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f'; did you mean "{close[0]}"?' if close else "; known are " + ", ".join(sorted(known))
     return ConfigError(f"{where}: unknown key{hint}")
+
+
+def misread(text: str, complaint: str) -> str:
+    """What a TOML decoder complained of, with the line and the key that stand where it says."""
+    found = _LINE.search(complaint)
+    rows = text.splitlines()
+    if found is None or int(found[1]) > len(rows):
+        return complaint
+    number = int(found[1])
+    row = rows[number - 1].strip()
+    key = row.partition("=")[0].strip() if not row.startswith("[") else row
+    named = _NAMED.search(complaint)
+    if named is not None:
+        key = named[1]
+    why = "given twice" if complaint.startswith(_TWICE) else complaint[: found.start()].strip()
+    return f"line {number}, {shown(key)}: {why}"
+
+
+def only_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The table of a JSON object's pairs. Raises ConfigError if a key is given twice."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigError(f"{shown(twice)}: given twice")
+    return table
 
 
 def shown(value: Any) -> str:
