@@ -13,6 +13,7 @@ requests (`lessor`).
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 from typing import Any, Final
 
@@ -299,13 +300,19 @@ def canonical(policy: Policy) -> bytes:
     return _ENCODER.encode(_spelled(msgspec.structs.replace(policy, generation=0)))
 
 
+@functools.cache
+def _defaults(kind: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
+    """The fields of a kind of value, and what each is if nobody says."""
+    return tuple((field.name, field.default) for field in msgspec.structs.fields(kind))
+
+
 def _spelled(value: Any) -> Any:
     """A value with every field that is not at its default."""
     if isinstance(value, msgspec.Struct):
         return {
-            field.name: _spelled(found)
-            for field in msgspec.structs.fields(value)
-            if (found := getattr(value, field.name)) != field.default
+            name: _spelled(found)
+            for name, default in _defaults(type(value))
+            if (found := getattr(value, name)) != default
         }
     return [_spelled(one) for one in value] if isinstance(value, tuple) else value
 
