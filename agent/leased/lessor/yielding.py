@@ -19,7 +19,7 @@ from leased.lessor.lifecycle import Trigger
 from leased.lessor.meaning import Verdict
 from leased.lessor.placement import place
 from leased.lessor.preemption import Left, take
-from leased.lessor.queue import Waiting, WaitQueue
+from leased.lessor.queue import Waiting, WaitQueue, key_of
 from leased.lessor.table import LeaseTable
 from leased.lessor.victims import Surroundings, Victim, find_victims
 from leased.terms.identity import LeaseId
@@ -49,12 +49,14 @@ def make_room(draft: Draft, queue: WaitQueue, admission: Admission) -> bool:
     around, leaving = Surroundings(table, queue, admission), leaving_of(table)
     queue.claims.clear()
     queue.stale = False
+    without: list[Waiting] = []
     for waiting in queue:
         if waiting.reason is not RefusalReason.NO_CAPACITY:
             continue
         later = around.in_vain(waiting.acquire)
         if later is not None and not around.owed:
             look |= later
+            without.append(waiting)
             continue
         if tries == TRIES_MAX:
             queue.stale = True
@@ -62,9 +64,31 @@ def make_room(draft: Draft, queue: WaitQueue, admission: Admission) -> bool:
         attempt = _make_room_for(draft, queue, around, waiting, leaving)
         tries += attempt.searched
         look |= attempt.again
-        # More may leave than it needs: enough for somebody before it, perhaps.
-        queue.stale |= attempt.told and len(queue) > 1
+        if not _claims(queue, waiting):
+            without.append(waiting)
+        if attempt.told:
+            _give_what_is_left(table, queue, without, leaving)
+            queue.stale |= len(queue) > 1
     return look
+
+
+def _claims(queue: WaitQueue, waiting: Waiting) -> bool:
+    """Whether a request will get something of what is leaving."""
+    return queue.claims.get(key_of(waiting.acquire)) is waiting
+
+
+def _give_what_is_left(
+    table: LeaseTable, queue: WaitQueue, without: list[Waiting], leaving: Left
+) -> None:
+    """More may leave than one request needs: enough for somebody before it, perhaps. The first ones
+    are looked at.
+    """
+    for waiting in without[:TRIES_MAX]:
+        placed = place(waiting.acquire.asks, table.pools, taken=leaving)
+        if isinstance(placed, tuple):
+            take(leaving, placed, 1)
+            queue.claim(waiting, placed)
+            without.remove(waiting)
 
 
 def make_room_for(
