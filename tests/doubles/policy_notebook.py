@@ -11,6 +11,7 @@ Does not place, does not order the queue, and knows one pool only.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from leased.terms import event as events
@@ -323,9 +324,11 @@ class PolicyNotebook:
         rows.sort(key=lambda o: (o["level"], o["deadline_ns"], -o["granted_ns"], o["id"]))
         return {one["id"]: RevocationReason.PRIORITY_PREEMPTION for one in rows}
 
-    def too_many(self, who: str, limit: int) -> list[dict[str, Any]]:
-        """Which leases make somebody exceed a limit: the lowest level and the newest first."""
-        rows = self.mine(who, *HELD)
+    def too_many(self, who: str, limit: int, among: Collection[bytes]) -> list[dict[str, Any]]:
+        """Which leases of some make somebody exceed a limit: the lowest level and the newest
+        first.
+        """
+        rows = [one for one in self.mine(who, *HELD) if one["id"] in among]
         over = sum(one["pages"] for one in rows) - limit
         rows.sort(key=lambda one: (one["level"], -one["granted_ns"], one["id"]))
         chosen = []

@@ -216,7 +216,7 @@ class PolicyMachine(RuleBasedStateMachine):
                 continue
             if ticked is not None and ticked <= now_ns:
                 continue  # the tick that says so has not come yet
-            for lease in book.too_many(holder, limit) if overage.until_ns == now_ns else ():
+            for lease in book.too_many(holder, limit, before) if overage.until_ns == now_ns else ():
                 assert lease["state"] == "draining", "it is above the limit, and was not told"
                 if overage.cause == OverageCause.SOFT:
                     assert book.end_of(lease) <= before[lease["id"]]
