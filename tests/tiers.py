@@ -71,7 +71,7 @@ TIERS = (
     Tier("powercut", 300, "power cuts, failing and full disks on ext4, xfs and btrfs", fast=False),
     Tier("lossy", 300, "a page cache that forgets, fails and lies, under writer and agent"),
     Tier("adversary", 180, "what root can do to a sealed log, beside journald's and syslog-ng's"),
-    Tier("faults", 600, "injected faults on the running daemon", fast=False),
+    Tier("faults", 1200, "injected faults on the running daemon", fast=False),
     Tier("bench", 300, "that the benchmarks measure what they say"),
     Tier("packaging", 300, "the wheel, the units, the configuration, the installer"),
     Tier("vm", 2400, "a whole host: systemd, cgroup v2, NUMA, reboot, power cut", fast=False),

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.bench import table
 from tests.bench.api import measure_api
-from tests.bench.chain import chain_lines, measure_chain
+from tests.bench.chain import measure_chain
 from tests.bench.collect import measure_collect
 from tests.bench.expiry import MANY, measure_expiry, most_leases
 from tests.bench.gpus import measure_gpus
@@ -31,8 +31,9 @@ from tests.bench.loadgen import Figures, compile_load
 from tests.bench.metering import measure_metering
 from tests.bench.policy import measure_policy
 from tests.bench.policy_load import measure_policy_load
+from tests.bench.published import lines_of
 from tests.bench.pull import measure_pull
-from tests.bench.quota import measure_quota, quota_lines
+from tests.bench.quota import measure_quota
 from tests.bench.regions import measure_regions
 from tests.bench.restart import measure_idle, measure_restart
 from tests.bench.scrub import measure_scrub
@@ -64,7 +65,8 @@ def main() -> int:
         print(f"[{time.monotonic() - began:6.1f} s] {text}", flush=True)
 
     with tempfile.TemporaryDirectory(dir=options.directory, prefix="leased-bench-") as made:
-        figures, lines = _measure(Path(made), parts, short=options.short, say=say)
+        figures = _measure(Path(made), parts, short=options.short, say=say)
+    lines = lines_of(figures)
     print(table.render(lines))
     RESULTS.mkdir(exist_ok=True)
     kept = RESULTS / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
@@ -73,88 +75,67 @@ def main() -> int:
     return 1 if options.strict and any(line.held is False for line in lines) else 0
 
 
-def _measure(
-    directory: Path, parts: list[str], *, short: bool, say: table.Say
-) -> tuple[Figures, list[table.Line]]:
+def _measure(directory: Path, parts: list[str], *, short: bool, say: table.Say) -> Figures:
     load = compile_load(directory) if set(parts) - WITHOUT_LOAD else Path()
     figures: Figures = {"machine": _machine(), "short": short}
-    lines: list[table.Line] = []
     if "throughput" in parts:
         rounds, seconds = (2, 2.0) if short else (5, 4.0)
         rows = measure_throughput(load, directory, rounds=rounds, seconds=seconds, say=say)
         figures["throughput"] = rows
-        lines += table.throughput_lines(rows)
     if "policy" in parts:
         rows = measure_policy(rounds=100 if short else 1_000, say=say)
         figures["policy"] = rows
-        lines += table.policy_lines(rows)
         times, seconds = (4, 1.5) if short else (10, 4.0)
         rows = measure_policy_load(load, directory, rounds=times, seconds=seconds, say=say)
         figures["policy_load"] = rows
-        lines += table.policy_load_lines(rows)
     if "expiry" in parts:
         times, many = (5, 1_000) if short else (40, most_leases(MANY))
         if not short and many < MANY:
             say(f"this machine lets a process open too few files: {many:,} leases, not {MANY:,}")
         rows = measure_expiry(load, directory, rounds=times, many=many, say=say)
         figures["expiry"] = rows
-        lines += table.expiry_lines(rows)
     if "scrub" in parts:
         figures["scrub"] = measure_scrub(rounds=5 if short else 15, say=say)
-        lines += table.scrub_lines(figures["scrub"])
     if "kinds" in parts:
         rows = measure_kinds(directory, rounds=3 if short else 20, say=say)
         figures["kinds"] = rows
-        lines += table.kind_lines(rows)
     if "regions" in parts:
         figures["regions"] = measure_regions(rounds=5 if short else 50, say=say)
-        lines += table.region_lines(figures["regions"])
     if "gpu" in parts:
         measured = measure_gpus(rounds=3 if short else 20, say=say)
         if measured is not None:
             figures["gpu"] = measured
-            lines += table.gpu_lines(measured)
     if "chain" in parts:
         size, times, seconds = (100_000, 3, 1.0) if short else (1_000_000, 5, 4.0)
         figures["chain"] = measure_chain(
             directory, records=size, rounds=times, seconds=seconds, say=say
         )
-        lines += chain_lines(figures["chain"])
     if "restart" in parts:
         sizes = (100_000,) if short else (100_000, 1_000_000)
         rows = [measure_restart(load, directory, records=size, say=say) for size in sizes]
         figures["restart"] = rows
-        lines += table.restart_lines(rows)
     if "idle" in parts:
         figures["idle"] = measure_idle(directory, seconds=5 if short else 30)
-        lines += table.idle_lines(figures["idle"])
-    lines += _measure_fleet(directory, parts, figures, short=short, say=say)
-    return figures, lines
+    figures.update(_measure_fleet(directory, parts, short=short, say=say))
+    return figures
 
 
-def _measure_fleet(
-    directory: Path, parts: list[str], figures: Figures, *, short: bool, say: table.Say
-) -> list[table.Line]:
+def _measure_fleet(directory: Path, parts: list[str], *, short: bool, say: table.Say) -> Figures:
     """What takes a collector."""
-    lines: list[table.Line] = []
+    figures: Figures = {}
     if "pull" in parts:
         size, times = (100_000, 2) if short else (1_000_000, 3)
         figures["pull"] = measure_pull(directory, records=size, rounds=times, say=say)
-        lines += table.pull_lines(figures["pull"])
     if "collect" in parts:
         size, times = (100_000, 2) if short else (1_000_000, 3)
         figures["collect"] = measure_collect(directory, records=size, rounds=times, say=say)
-        lines += table.collect_lines(figures["collect"])
     if "api" in parts:
         figures["api"] = measure_api(directory, short=short, say=say)
-        lines += table.api_lines(figures["api"])
     if "metering" in parts:
         figures["metering"] = measure_metering(directory, short=short, say=say)
-        lines += table.metering_lines(figures["metering"])
     if "quota" in parts:
         figures["quota"] = measure_quota(directory, rounds=3 if short else 20, say=say)
-        lines += quota_lines(figures["quota"])
-    return lines
+    return figures
 
 
 def _commit() -> str:

@@ -7,11 +7,12 @@ Does not measure: the figures are made up.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.bench import policy, table
+from tests.bench import policy, published, table
 from tests.bench.chain import chain_lines
 from tests.bench.loadgen import Figures
 from tests.bench.peer import read_log_file
@@ -205,3 +206,24 @@ def test_a_quota_is_as_late_as_the_latest():
     found = {"rounds": 3, "taken_p50_s": 0.1, "given_p50_s": 0.1, "taken_max_s": 0.2}
     assert [line.held for line in quota_lines(found | {"given_max_s": 2.0})] == [True]
     assert [line.held for line in quota_lines(found | {"given_max_s": 2.1})] == [False]
+
+
+def _found(records: int, rate: float) -> Figures:
+    row = {"records": records, "live_leases": 9, "ready_s": rate, "deadlines_kept": 9}
+    return {"machine": {"kernel": "6.1.0-50", "commit": "abc"}, "short": False, "restart": [row]}
+
+
+def test_a_part_that_is_measured_again_replaces_itself_alone() -> None:
+    idle = {"agent": {"rss_bytes": 50_000_000, "cpu_share": 0.001}}
+    kept = published.publish({}, _found(1_000_000, 9.0) | {"idle": idle}, "2026-01-01")
+    later = published.publish(kept, _found(1_000_000, 2.0) | {"kinds": []}, "2026-02-01")
+    assert "9.00 s | <= 5 s **missed** |" in published.markdown(kept)
+    text = published.markdown(later)
+    assert "2.00 s | <= 5 s |" in text and "`--only restart`, 2026-02-01, Linux 6.1, abc" in text
+    assert "50.0 MB" in text and "`--only idle`, 2026-01-01" in text and "each kind" not in text
+
+
+def test_the_readme_shows_the_published_figures() -> None:
+    kept = json.loads(published.KEPT.read_text())
+    readme = published.README.read_text()
+    assert published.written(readme, kept) == readme, "run python -m tests.bench.published"
