@@ -83,7 +83,7 @@ def _measure(directory: Path, parts: list[str], *, short: bool, say: table.Say) 
         rows = measure_throughput(load, directory, rounds=rounds, seconds=seconds, say=say)
         figures["throughput"] = rows
     if "policy" in parts:
-        rows = measure_policy(rounds=100 if short else 1_000, say=say)
+        rows = measure_policy(rounds=300 if short else 1_000, say=say)
         figures["policy"] = rows
         times, seconds = (4, 1.5) if short else (10, 4.0)
         rows = measure_policy_load(load, directory, rounds=times, seconds=seconds, say=say)

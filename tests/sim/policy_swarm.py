@@ -26,7 +26,7 @@ from leased.terms.bounds import Bounds, publish
 from leased.terms.command import Caller, Command
 from leased.terms.event import Event
 from leased.terms.identity import BootId, CommandId, LeaseId, NodeId, TenantId
-from leased.terms.lease import LEVEL_OF, LeaseState, Level
+from leased.terms.lease import LEVEL_OF, LeaseState, Level, RevocationReason
 from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.policy import Policy
 from leased.terms.policy_text import read_policy
@@ -73,9 +73,11 @@ def swarm_policy(tenants: int) -> Policy:
 class Swarm:
     """The node and everybody on it. `findings` is what may not be and was."""
 
-    def __init__(self, seed: int, tenants: int) -> None:
+    def __init__(
+        self, seed: int, tenants: int, *, pages: int = PAGES, tempers: tuple[str, ...] = TEMPERS
+    ) -> None:
         self.rng = random.Random(seed)
-        self.tempers = [self.rng.choice(TEMPERS) for _ in range(tenants)]
+        self.tempers = [self.rng.choice(tempers) for _ in range(tenants)]
         self.policy = swarm_policy(tenants)
         self.now_ns = 1_000 * NS_PER_S
         self.count = 0
@@ -90,7 +92,9 @@ class Swarm:
         self.made_way = 0
         self.findings: list[str] = []
         self.said: Counter[str] = Counter()
-        memory = Resource("mem:node0:4096", ResourceKind.MEM, TierKind.DRAM, PAGES * PAGE, PAGE, 0)
+        self.used_ns: Counter[int] = Counter()
+        size = pages * PAGE
+        memory = Resource("mem:node0:4096", ResourceKind.MEM, TierKind.DRAM, size, PAGE, 0)
         gpus = (
             Resource(f"gpu:{n}", ResourceKind.GPU, None, 1000, 1000, n // 8) for n in range(GPUS)
         )
@@ -160,11 +164,15 @@ class Swarm:
             levels = [
                 one.level for one in self.lessor.queue if one.lease_id == event.preemptor_lease_id
             ]
+            lease = self.lessor.table.find(event.lease_id)
+            if lease is not None and lease.reason is RevocationReason.QUOTA_RECLAIM:
+                return  # above its fair part, which is no matter of levels
             if not levels or self.levels[event.lease_id] >= levels[0]:
                 self.findings.append("a lease made way for a level that is not higher")
         elif isinstance(event, events.Reclaimed | events.Fenced):
-            n, pages = self.charge.pop(event.lease_id)
-            self.held[n] -= pages
+            n, held = self.charge.pop(event.lease_id)
+            self.held[n] -= held
+            self.used_ns[n] += held // PAGE * (self.now_ns - self.granted_ns[event.lease_id])
         elif isinstance(event, events.Released | events.Expired | events.Revoked):
             self.live.pop(event.lease_id, None)
 
@@ -290,6 +298,23 @@ def _clinging(swarm: Swarm, n: int) -> None:
     swarm.renew(n, 2)
 
 
+def _steady(swarm: Swarm, n: int) -> None:
+    for _ in range(3):
+        swarm.ask(n, Level.NORMAL, pages=OWN_PAGES // 3, wait_s=300)
+    swarm.renew(n, 1)
+
+
+def _steady_storm(swarm: Swarm, n: int) -> None:
+    _steady(swarm, n)
+    swarm.renew(n, 20)
+
+
+def _steady_flapping(swarm: Swarm, n: int) -> None:
+    for level in swarm.rng.sample(list(Level), 3):
+        swarm.ask(n, level, pages=OWN_PAGES // 3, wait_s=300)
+    swarm.renew(n, 1)
+
+
 ACTS: dict[str, Callable[[Swarm, int], None]] = {
     "honest": _honest,
     "storm": _storm,
@@ -297,7 +322,12 @@ ACTS: dict[str, Callable[[Swarm, int], None]] = {
     "flapping": _flapping,
     "fickle": _fickle,
     "clinging": _clinging,
+    "steady": _steady,
+    "steady-storm": _steady_storm,
+    "steady-flapping": _steady_flapping,
 }
+CONTEST = ("steady", "steady", "steady-storm", "split", "steady-flapping")
+"""Everybody wants all that it may have of memory that is a third of that; some by a trick."""
 
 
 def run(seed: int, tenants: int, steps: int) -> Swarm:
@@ -311,6 +341,20 @@ def run(seed: int, tenants: int, steps: int) -> Swarm:
             break
     swarm.finish()
     return swarm
+
+
+def contest(seed: int, tenants: int, steps: int) -> dict[str, float]:
+    """What a tenant of each temper had of scarce memory, in shares of what a steady one had."""
+    swarm = Swarm(seed, tenants, pages=tenants * OWN_PAGES // 3, tempers=CONTEST)
+    for _ in range(steps):
+        swarm.step()
+    assert swarm.finish() == []
+    had: dict[str, list[int]] = {}
+    for n, temper in enumerate(swarm.tempers):
+        if n % 16:  # the others may take levels that win: their right, not a trick
+            had.setdefault(temper, []).append(swarm.used_ns[n])
+    means = {temper: sum(all_of) / len(all_of) for temper, all_of in had.items()}
+    return {temper: mean / means["steady"] for temper, mean in means.items()}
 
 
 def main() -> int:
