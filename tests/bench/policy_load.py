@@ -18,7 +18,7 @@ from tests.bench.loadgen import Figures, run_load
 from tests.bench.running_agent import RunningAgent
 
 CLIENTS = 64
-GRANTS = 2_500
+GRANTS = 5_000
 FULL = """
 [policy.tenant_default]
 leases_max = 16384
