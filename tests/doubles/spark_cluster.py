@@ -101,6 +101,9 @@ class SparkCluster:
             "spark.network.timeout": "60s",
             "spark.shuffle.io.maxRetries": 1,
             "spark.shuffle.io.retryWait": "1s",
+            # A query that its client gave up is ended soon, and not after five minutes.
+            "spark.connect.execute.manager.detachedTimeout": "10s",
+            "spark.connect.execute.manager.maintenanceInterval": "5s",
             "spark.sql.warehouse.dir": self.directory / "warehouse",
         }
         words = ["--master", self.master]
