@@ -102,7 +102,7 @@ class SparkCluster:
             "spark.shuffle.io.maxRetries": 1,
             "spark.shuffle.io.retryWait": "1s",
             # A query that its client gave up is ended soon, and not after five minutes.
-            "spark.connect.execute.manager.detachedTimeout": "10s",
+            "spark.connect.execute.manager.detachedTimeout": "20s",
             "spark.connect.execute.manager.maintenanceInterval": "5s",
             "spark.sql.warehouse.dir": self.directory / "warehouse",
         }
