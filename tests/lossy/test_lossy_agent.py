@@ -93,7 +93,7 @@ def test_what_a_client_was_told_outlives_every_fault(disk: Mounted, agent: HostA
     ledger.assert_kept(judge(agent))
     print(f"seed {SEED}: {dict(ends)}, {len(ledger.granted)} grants, {counts}")
     assert sum(ends.values()) == STARTS and "Traceback" not in agent.log()
-    assert sum(count for end, count in ends.items() if end.endswith("ended")) >= STARTS // 6
+    assert sum(count for end, count in ends.items() if end.endswith("ended")) >= STARTS // 3
 
 
 def test_a_full_disk_stops_nobody_who_has_a_lease(disk: Mounted, agent: HostAgent) -> None:
