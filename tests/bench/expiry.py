@@ -13,7 +13,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from leased.durable.reader import read_log
@@ -117,8 +117,9 @@ def _sleep_past_deadlines() -> None:
         time.sleep(0.05)
 
 
-def lags(directory: Path) -> Figures:
-    """What the records say: from the deadline to the cut and to the proof, and between the two."""
+def lags(directory: Path, leases: Collection[str] | None = None) -> Figures:
+    """What the records say: from the deadline to the cut and to the proof, and between the two; of
+    these leases only, if they are named."""
     deadline: dict[bytes, int] = {}
     cut_ns: dict[bytes, int] = {}
     cut: list[int] = []
@@ -127,6 +128,10 @@ def lags(directory: Path) -> Figures:
     cut_by_reaper = fenced = 0
     log = read_log(directory)
     for _, event, _ in log.events():
+        if not isinstance(event, events.LeaseEvent):
+            continue
+        if leases is not None and event.lease_id.hex() not in leases:
+            continue
         if isinstance(event, events.Expired):
             deadline[event.lease_id] = event.effective_ns
         elif isinstance(event, events.AccessCut) and event.lease_id in deadline:

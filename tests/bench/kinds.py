@@ -1,34 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """How late access to each kind of resource ends, and how late it is proven clean, on this machine.
 
-Rule: every kind that this machine offers is leased, held by a process that ignores SIGTERM, and
-ended by its deadline; the times are the chain's own (`expiry.lags`). Nothing is imitated here: a
-kind that the machine does not have is said not to have been measured. What the agent publishes for
-the kind is printed beside what was measured, and so is what the kernel alone takes to end such a
-holder (cgroup.kill until it has ended, nobody of ours involved): no cut can be sooner.
+Rule: every kind that this machine offers is leased, held by a process in the lease's leaf that
+ignores SIGTERM, and ended by its deadline; the times are the chain's own (`expiry.lags`). Nothing
+is imitated here: a kind that the machine does not have is said not to have been measured. What the
+agent publishes for the kind is printed beside what was measured, and so is what the kernel alone
+takes to end such a holder (cgroup.kill until it has ended, nobody of ours involved): no cut can be
+sooner.
 
-Does not lend what the operator of the machine has not named: a namespace is overwritten, so it is
-taken only if it is blank and unused (`offer = "unused"`).
+A lease is had for long, and its deadline is set when its holder is there: rounds wait for nothing
+but what is measured. Does not lend what the operator of the machine has not named: a namespace is
+overwritten, so it is taken only if it is blank and unused (`offer = "unused"`).
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leased.ctl import asks
 from leased.terms.moment import NS_PER_MS
 from tests.bench.expiry import lags
 from tests.bench.loadgen import Figures
-from tests.bench.running_agent import REPOSITORY, RunningAgent
+from tests.bench.running_agent import RunningAgent
 from tests.doubles.reaper_host import cgroup_root
+from tests.vm.guest.host import Connection, Failed
 
 HARDWARE = """
 [hardware.block]
@@ -40,9 +44,11 @@ raw_erase = ["zero"]
 offer = true
 persistent = true
 """
-TTL_S = 5
-HELD_S_MAX = 120
-HOLD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+HELD_NS = 120 * 1000 * NS_PER_MS
+LEFT_NS = 500 * NS_PER_MS
+"""What is left to the deadline when a holder is there: no lease is shorter."""
+
+CLOSED_S_MAX = 120
 
 
 @dataclass(frozen=True)
@@ -50,57 +56,60 @@ class Kind:
     """What is asked for, and which resource of the inventory answers for it."""
 
     name: str
-    ask: tuple[str, ...]
+    ask: dict[str, Any]
     prefix: str
     suffix: str = ""
 
 
 KINDS = (
-    Kind("memory, 4 KiB pages", ("--mem", "16MiB,page=4KiB"), "mem:node", ":4096"),
-    Kind("memory, 2 MiB pages", ("--mem", "16MiB,page=2MiB"), "mem:node", f":{2 << 20}"),
-    Kind("memory as a budget", ("--mem", "64MiB,budget"), "mem:budget"),
-    Kind("one core", ("--cpu", "1"), "cpu:"),
-    Kind("half a core", ("--cpu", "500m"), "cpu:"),
-    Kind("namespace, encrypted", ("--block", "32MiB"), "block:"),
-    Kind("namespace, raw, zeroed", ("--block", "32MiB,raw"), "block:raw-"),
-    Kind("device-dax", ("--mem", "16MiB,dax"), "mem:dax"),
-    Kind("memory over RDMA", ("--mem", "4MiB,rdma"), "mem:rdma"),
+    Kind("memory, 4 KiB pages", asks.memory("16MiB,page=4KiB"), "mem:node", ":4096"),
+    Kind("memory, 2 MiB pages", asks.memory("16MiB,page=2MiB"), "mem:node", f":{2 << 20}"),
+    Kind("memory as a budget", asks.memory("64MiB,budget"), "mem:budget"),
+    Kind("one core", asks.cores("1"), "cpu:"),
+    Kind("half a core", asks.cores("500m"), "cpu:"),
+    Kind("namespace, encrypted", asks.block("32MiB"), "block:"),
+    Kind("namespace, raw, zeroed", asks.block("32MiB,raw"), "block:raw"),
+    Kind("device-dax", asks.memory("16MiB,dax"), "mem:dax"),
+    Kind("memory over RDMA", asks.memory("4MiB,rdma"), "mem:rdma"),
 )
 
 
 def measure_kinds(directory: Path, *, rounds: int, say: Callable[[str], None]) -> list[Figures]:
-    """`rounds` leases of each kind, each kind with an agent of its own."""
-    found: list[Figures] = []
-    for number, kind in enumerate(KINDS):
-        agent = RunningAgent(directory / f"kind-{number}", more=HARDWARE)
-        agent.start()
-        try:
+    """`rounds` leases of each kind, one after the other, with one agent."""
+    measured: list[tuple[Kind, Figures, set[str]]] = []
+    agent = RunningAgent(directory / "kinds", more=HARDWARE)
+    agent.start()
+    try:
+        for kind in KINDS:
             bounds = _published(agent, kind)
             if bounds is None:
                 say(f"NOT MEASURED: {kind.name}: this machine offers none")
                 continue
-            alone_ns = []
+            alone_ns, leases = [], set()
             for _ in range(rounds):
-                _hold_past_the_deadline(agent, kind)
+                leases.add(_hold_past_the_deadline(agent, kind))
                 alone_ns.append(_end_by_kernel_alone())
-        finally:
-            agent.close()
-        figures = {
-            "kind": kind.name,
-            **bounds,
-            **lags(agent.state / "audit"),
-            "kernel_alone_p50_ns": statistics.median(alone_ns),
-        }
-        found.append(figures)
-        say(
-            f"{kind.name}: cut p50 {figures['cut_p50_ns'] / NS_PER_MS:.2f} ms, "
-            f"max {figures['cut_max_ns'] / NS_PER_MS:.2f} ms "
-            f"(the kernel alone {figures['kernel_alone_p50_ns'] / NS_PER_MS:.2f}); "
-            f"cut to proven p50 {figures['cut_to_proven_p50_ns'] / NS_PER_MS:.1f} ms, "
-            f"max {figures['cut_to_proven_max_ns'] / NS_PER_MS:.1f} ms "
-            f"({figures['ended']} leases, {figures['fenced']} fenced)"
-        )
-    return found
+            alone = {"kernel_alone_p50_ns": statistics.median(alone_ns)}
+            measured.append((kind, bounds | alone, leases))
+            say(f"{kind.name}: {rounds} leases have ended")
+    finally:
+        agent.close()
+    return [_figures(agent, *one, say) for one in measured]
+
+
+def _figures(
+    agent: RunningAgent, kind: Kind, known: Figures, leases: set[str], say: Callable[[str], None]
+) -> Figures:
+    figures = {"kind": kind.name, **known, **lags(agent.state / "audit", leases)}
+    say(
+        f"{kind.name}: cut p50 {figures['cut_p50_ns'] / NS_PER_MS:.2f} ms, "
+        f"max {figures['cut_max_ns'] / NS_PER_MS:.2f} ms "
+        f"(the kernel alone {figures['kernel_alone_p50_ns'] / NS_PER_MS:.2f}); "
+        f"cut to proven p50 {figures['cut_to_proven_p50_ns'] / NS_PER_MS:.1f} ms, "
+        f"max {figures['cut_to_proven_max_ns'] / NS_PER_MS:.1f} ms "
+        f"({figures['ended']} leases, {figures['fenced']} fenced)"
+    )
+    return figures
 
 
 def _published(agent: RunningAgent, kind: Kind) -> Figures | None:
@@ -119,27 +128,65 @@ def _room(resource: dict[str, Any]) -> int:
     return int(resource["capacity"] if use is None else use["free"])
 
 
-def _hold_past_the_deadline(agent: RunningAgent, kind: Kind) -> None:
-    words = ["run", *kind.ask, "--ttl", f"{TTL_S}s", "--no-renew", "--wait", "60s", "--"]
-    holder = subprocess.Popen(
-        [sys.executable, "-m", "leased.ctl.main", *words, sys.executable, "-c", HOLD],
-        env={
-            **os.environ,
-            "LEASE_SOCKET": str(agent.socket),
-            "PYTHONPATH": f"{REPOSITORY}/agent",
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+def _hold_past_the_deadline(agent: RunningAgent, kind: Kind) -> str:
+    """One lease, from its grant to its proof; its id."""
+    connection = Connection(str(agent.socket))
     try:
-        _, said = holder.communicate(timeout=HELD_S_MAX)
-    except subprocess.TimeoutExpired:
-        holder.kill()
-        raise SystemExit(f"bench: {kind.name}: the holder outlived its deadline") from None
-    if holder.returncode in (64, 69, 75, 77):
-        raise SystemExit(f"bench: {kind.name}: no lease: {said.decode().strip()}")
-    agent.wait_closed(HELD_S_MAX)
+        asked = {"resources": [kind.ask], "ttl_ns": HELD_NS, "bind": "cgroup"}
+        granted = connection.call("Lease.Acquire", prove=True, **asked)
+        lease_id = str(granted["lease"]["lease_id"])
+        connection.close_fds()
+        with _holder(str(agent.socket), lease_id) as pidfd:
+            _end_soon(connection, lease_id)
+            if not select.select([pidfd], [], [], CLOSED_S_MAX)[0]:
+                raise SystemExit(f"bench: {kind.name}: the holder outlived its deadline")
+        waiting = {"until": "closed", "timeout_ns": CLOSED_S_MAX * 1000 * NS_PER_MS}
+        connection.call("Lease.Wait", lease_id=lease_id, **waiting)
+    finally:
+        connection.close()
+    return lease_id
+
+
+def _end_soon(connection: Connection, lease_id: str) -> None:
+    """Have the deadline come; where the machine is so busy that it would have passed already, a
+    little later."""
+    ttl_ns = LEFT_NS
+    while True:
+        try:
+            connection.call("Lease.Renew", lease_id=lease_id, ttl_ns=ttl_ns)
+            return
+        except Failed as error:
+            if error.parameters.get("reason") != "deadline_passed" or ttl_ns > HELD_NS:
+                raise
+        ttl_ns *= 2
+
+
+@contextmanager
+def _holder(socket: str, lease_id: str) -> Iterator[int]:
+    """A process in the lease's leaf that has what is leased and ignores SIGTERM; its pidfd."""
+    heard, told = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            joined = Connection(socket)
+            joined.call("Lease.Join", prove=True, lease_id=lease_id)
+            os.write(told, b"x")
+            while True:
+                time.sleep(600)
+        finally:
+            os._exit(1)
+    os.close(told)
+    pidfd = os.pidfd_open(pid)
+    try:
+        if os.read(heard, 1) != b"x":
+            raise SystemExit("bench: the holder could not join its lease")
+        yield pidfd
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+        os.close(heard)
 
 
 def _end_by_kernel_alone() -> int:
@@ -148,20 +195,20 @@ def _end_by_kernel_alone() -> int:
     assert mount is not None, "the agent has found it"
     place = mount / f"leased-bench-{os.getpid()}"
     place.mkdir()
-    holder = subprocess.Popen([sys.executable, "-c", f"print(flush=True); {HOLD}"], stdout=-1)
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(600)
+    pidfd = os.pidfd_open(pid)
     try:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        (place / "cgroup.procs").write_text(str(holder.pid))
-        pidfd = os.pidfd_open(holder.pid)
-        try:
-            began_ns = time.monotonic_ns()
-            (place / "cgroup.kill").write_text("1")
-            select.select([pidfd], [], [])
-            return time.monotonic_ns() - began_ns
-        finally:
-            os.close(pidfd)
+        (place / "cgroup.procs").write_text(str(pid))
+        began_ns = time.monotonic_ns()
+        (place / "cgroup.kill").write_text("1")
+        select.select([pidfd], [], [])
+        return time.monotonic_ns() - began_ns
     finally:
-        holder.kill()
-        holder.communicate()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
         place.rmdir()

@@ -46,9 +46,11 @@ async def commit_for_ever(directory: Path, random: Random) -> None:
         items = []
 
 
-def commit_to(directory: Path, seed: int, out: Connection) -> None:
-    """Commit for ever, and tell each acknowledged head to `out`."""
+def commit_to(directory: Path, seed: int, out: Connection, wrong: Connection | None = None) -> None:
+    """Commit for ever, and tell each acknowledged head to `out`; what ends it goes to `wrong`."""
     os.dup2(out.fileno(), 1)
+    if wrong is not None:
+        os.dup2(wrong.fileno(), 2)
     trio.run(commit_for_ever, directory, Random(seed))
 
 

@@ -10,6 +10,7 @@ Does not judge (`replaying`).
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import struct
@@ -76,7 +77,11 @@ def flakey(device: str, size: int, how: str) -> str:
 
 def read_log_writes(path: Path) -> list[Entry]:
     """What a log device of dm-log-writes tells, in the order in which it was completed."""
-    raw, found = path.read_bytes(), []
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as raw:
+        return list(_entries(raw))
+
+
+def _entries(raw: mmap.mmap) -> Iterator[Entry]:
     magic, version, count, sector_bytes = _SUPER.unpack_from(raw)
     assert (magic, version) == (_MAGIC, _VERSION), "no log of dm-log-writes"
     at = sector_bytes
@@ -84,13 +89,12 @@ def read_log_writes(path: Path) -> list[Entry]:
         sector, sectors, flags, length = _ENTRY.unpack_from(raw, at)
         if flags & _MARK:
             text = raw[at + _ENTRY.size : at + _ENTRY.size + length]
-            found.append(Entry(MARK, 0, text.rstrip(b"\0") + b"\n"))
+            yield Entry(MARK, 0, text.rstrip(b"\0") + b"\n")
         at += sector_bytes
         if flags & _FLUSH:
-            found.append(Entry(FLUSH, 0, b""))
+            yield Entry(FLUSH, 0, b"")
         if sectors and not flags & (_MARK | _DISCARD):
             data = raw[at : at + sectors * sector_bytes]
             kind = DURABLE if flags & _FUA else WRITE
-            found.append(Entry(kind, sector * sector_bytes, data))
+            yield Entry(kind, sector * sector_bytes, data)
             at += len(data)
-    return found

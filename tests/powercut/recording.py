@@ -6,7 +6,10 @@ Does not record (`recorder`, which needs FUSE; `mapper`, which needs the device 
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 ENTRY = struct.Struct("<cQI")
@@ -16,13 +19,25 @@ DURABLE = b"d"
 has."""
 
 
-def used_pieces(image: Path, piece: int = 4096) -> list[tuple[int, bytes]]:
-    """The pieces of a file that are not zero, by their offsets."""
-    found, zero = [], bytes(piece)
-    with image.open("rb") as file:
-        offset = 0
-        while data := file.read(piece):
-            if data != zero:
-                found.append((offset, data))
-            offset += len(data)
-    return found
+def used_pieces(image: Path, piece: int = 256 << 10) -> Iterator[tuple[int, bytes]]:
+    """The pieces of a file that are not zero, by their offsets; its holes are not even read."""
+    zero = bytes(piece)
+    with image.open("rb", buffering=0) as file:
+        fd, offset = file.fileno(), 0
+        while (begin := _data_from(fd, offset)) is not None:
+            end = os.lseek(fd, begin, os.SEEK_HOLE)
+            for offset in range(begin, end, piece):
+                data = os.pread(fd, min(piece, end - offset), offset)
+                if data != zero[: len(data)]:
+                    yield offset, data
+            offset = end
+
+
+def _data_from(fd: int, offset: int) -> int | None:
+    """Where the next data begins; None where there is none."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return None

@@ -11,6 +11,7 @@ Does not record (`recorder`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -64,25 +65,44 @@ def read_recording(path: Path) -> list[Entry]:
 
 
 class Disk:
-    """A disk of sectors that are not zero."""
+    """What a disk has for certain: a file of its own, which begins as a copy of an image."""
 
-    def __init__(self, image: Path) -> None:
-        self.sectors: dict[int, bytes] = {}
-        for offset, data in used_pieces(image):
-            self.put(offset, data)
+    def __init__(self, image: Path, own: Path) -> None:
+        self._own = own
+        copy_used(image, own, image.stat().st_size)
 
     def put(self, offset: int, data: bytes) -> None:
-        """Whole sectors."""
-        for at in range(0, len(data), SECTOR):
-            self.sectors[(offset + at) // SECTOR] = data[at : at + SECTOR]
+        """What it has now."""
+        with self._own.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), data, offset)
 
     def write(self, path: Path, size: int, extra: dict[int, bytes]) -> None:
-        """An image file with these sectors, `extra` over them."""
-        with path.open("wb") as file:
-            file.truncate(size)
-            for sector, data in {**self.sectors, **extra}.items():
-                file.seek(sector * SECTOR)
-                file.write(data)
+        """An image file of what it has, with these sectors over it."""
+        copy_used(self._own, path, size)
+        with path.open("r+b", buffering=0) as file:
+            for sector, data in _runs(extra):
+                os.pwrite(file.fileno(), data, sector * SECTOR)
+
+
+def copy_used(image: Path, path: Path, size: int) -> None:
+    """A copy that is as sparse as it can be."""
+    with path.open("wb", buffering=0) as file:
+        file.truncate(size)
+        for offset, data in used_pieces(image):
+            os.pwrite(file.fileno(), data, offset)
+
+
+def _runs(sectors: dict[int, bytes]) -> Iterator[tuple[int, bytes]]:
+    """Sectors that follow each other, as one."""
+    first, held = 0, bytearray()
+    for sector in sorted(sectors):
+        if held and sector * SECTOR != first * SECTOR + len(held):
+            yield first, bytes(held)
+            held.clear()
+        first = first if held else sector
+        held += sectors[sector]
+    if held:
+        yield first, bytes(held)
 
 
 def cuts(

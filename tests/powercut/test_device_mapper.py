@@ -9,11 +9,13 @@ Runs in the machine of tests/vm. `LEASED_POWER_CUTS` is the number of images of 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import select
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 
@@ -21,6 +23,7 @@ import pytest
 
 from leased.chain.head import Head, parse_head
 from leased.durable.log import OpenedLog
+from tests.crash.committing import commit_to
 from tests.doubles.logs import open_in
 from tests.powercut.machine import (
     DEADLINE_S,
@@ -28,12 +31,11 @@ from tests.powercut.machine import (
     MIB,
     Layout,
     attached,
-    environment,
     made,
     mounted,
 )
 from tests.powercut.mapper import change, flakey, linear, mapped, must_map, read_log_writes
-from tests.powercut.replaying import Disk, Findings, cuts, judge
+from tests.powercut.replaying import Disk, Findings, copy_used, cuts, judge
 
 pytestmark = [pytest.mark.vm, pytest.mark.root]
 
@@ -49,16 +51,17 @@ NAME = f"leased-{os.getpid()}"
 class Writer:
     """The real writer, committing for ever, and the newest head that it is sure of."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: BaseProcess, said: Connection, wrong: Connection) -> None:
         self.process = process
         self.acked: Head | None = None
         self.acks = 0
+        self._said = said
+        self._wrong = wrong
         self._rest = b""
 
     def hear(self) -> bool:
         """Wait for acknowledgements, take all there are. False: it has ended."""
-        assert self.process.stdout is not None
-        fd = self.process.stdout.fileno()
+        fd = self._said.fileno()
         assert select.select([fd], [], [], DEADLINE_S)[0], "the writer says nothing"
         said = os.read(fd, 1 << 20)
         *lines, self._rest = (self._rest + said).split(b"\n")
@@ -74,32 +77,61 @@ class Writer:
 
     def why(self) -> str:
         """What it said when it ended."""
-        assert self.process.stderr is not None
-        return self.process.stderr.read().decode()
+        self.process.join(DEADLINE_S)
+        why = b""
+        while piece := os.read(self._wrong.fileno(), 1 << 16):
+            why += piece
+        return why.decode()
 
 
 @contextlib.contextmanager
 def writing(directory: Path) -> Iterator[Writer]:
-    """A writer, killed at the end."""
-    words = [sys.executable, "-m", "tests.crash.committing", str(directory), str(SEED)]
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-    ) as process:
+    """A writer, killed at the end. One that is forked is there at once: an emulated machine takes
+    seconds to begin a Python."""
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(["tests.crash.committing"])
+    (said, saying), (wrong, wailing) = forking.Pipe(duplex=False), forking.Pipe(duplex=False)
+    process = forking.Process(target=commit_to, args=(directory, SEED, saying, wailing))
+    process.start()
+    saying.close()
+    wailing.close()
+    with said, wrong:
         try:
-            yield Writer(process)
+            yield Writer(process, said, wrong)
         finally:
             process.kill()
+            process.join()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Images lie in memory."""
+    point = tmp_path_factory.mktemp("images")
+    words = ["mount", "-t", "tmpfs", "-o", "size=700m", "tmpfs", str(point)]
+    subprocess.run(words, check=True)
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", "--lazy", str(point)], check=True)
+
+
+@pytest.fixture(scope="module")
+def images(folder: Path) -> dict[str, Path]:
+    """File systems that were made already, by their names."""
+    return {}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """Images lie in memory."""
-    words = ["mount", "-t", "tmpfs", "-o", "size=700m", "tmpfs", str(tmp_path)]
-    subprocess.run(words, check=True)
-    try:
-        yield tmp_path
-    finally:
-        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+def image(folder: Path, images: dict[str, Path], layout: Layout) -> Iterator[Path]:
+    """A disk with a fresh file system, which a test may spoil."""
+    must_map(layout)
+    if layout.name not in images:
+        images[layout.name] = made(layout, folder)
+    fresh = folder / "disk.image"
+    copy_used(images[layout.name], fresh, layout.size)
+    yield fresh
+    for path in folder.glob("*.image"):
+        path.unlink()
 
 
 def held(log: OpenedLog, acked: Head) -> bool:
@@ -112,12 +144,13 @@ def held(log: OpenedLog, acked: Head) -> bool:
 
 
 @pytest.mark.parametrize("layout", KINDS, ids=lambda layout: layout.name)
-def test_what_the_disk_was_asked_holds_at_every_cut(folder: Path, layout: Layout) -> None:
-    must_map(layout)
-    image, log = made(layout, folder), folder / "log"
+def test_what_the_disk_was_asked_holds_at_every_cut(
+    folder: Path, image: Path, layout: Layout
+) -> None:
+    log = folder / "log.image"
     with log.open("wb") as file:
         file.truncate(LOG_BYTES)
-    base = Disk(image)
+    base = Disk(image, folder / "certain.image")
     with attached(image) as data, attached(log) as told:
         table = f"0 {layout.size // 512} log-writes {data} {told}"
         with (
@@ -142,11 +175,11 @@ def test_what_the_disk_was_asked_holds_at_every_cut(folder: Path, layout: Layout
 
 
 @pytest.mark.parametrize("layout", KINDS, ids=lambda layout: layout.name)
-def test_a_disk_that_drops_all_from_one_instant_on(folder: Path, layout: Layout) -> None:
+def test_a_disk_that_drops_all_from_one_instant_on(
+    folder: Path, image: Path, layout: Layout
+) -> None:
     """What was acknowledged before is there; what the disk lied about is not, or nothing was
     tried."""
-    must_map(layout)
-    image = made(layout, folder)
     with attached(image) as data, mapped(NAME, linear(data, layout.size)) as device:
         with (
             mounted(device, folder / "at", layout.options) as point,
@@ -171,9 +204,9 @@ def test_a_disk_that_drops_all_from_one_instant_on(folder: Path, layout: Layout)
 
 
 @pytest.mark.parametrize("layout", KINDS, ids=lambda layout: layout.name)
-def test_a_disk_that_fails_every_write_from_one_instant_on(folder: Path, layout: Layout) -> None:
-    must_map(layout)
-    image = made(layout, folder)
+def test_a_disk_that_fails_every_write_from_one_instant_on(
+    folder: Path, image: Path, layout: Layout
+) -> None:
     with attached(image) as data, mapped(NAME, linear(data, layout.size)) as device:
         with (
             mounted(device, folder / "at", layout.options) as point,
@@ -184,7 +217,7 @@ def test_a_disk_that_fails_every_write_from_one_instant_on(folder: Path, layout:
             while writer.hear():
                 continue
             why = writer.why()
-            assert writer.process.wait(DEADLINE_S) != 0
+            assert writer.process.exitcode not in (0, None)
             assert "Input/output error" in why or "Read-only file system" in why, why[-1000:]
             acked = writer.acked
         change(NAME, linear(data, layout.size))

@@ -69,7 +69,7 @@ def replay(
     layout: Layout, folder: Path, image: Path, entries: list[Entry], *, lying: bool = False
 ) -> Findings:
     """Judge images of the recording; a control ends with the first thing it has to report."""
-    findings, disk = Findings(), Disk(image)
+    findings, disk = Findings(), Disk(image, folder / "certain.image")
     found = cuts(entries, disk, Random(SEED), IMAGES, lying=lying)
     for place, acked, kept in found:
         cut = folder / "cut.image"

@@ -207,8 +207,8 @@ class Chain:
         return ran
 
     def day(self) -> None:
-        """A day's work and a clean reboot; a grant storm that ends with the power cut; the morning
-        after."""
+        """A day's work and a clean reboot; power cuts under file systems, and a grant storm that
+        ends with one; the morning after."""
         acked: list[dict[str, Any]] = []
 
         def cut(phase: Phase) -> None:

@@ -44,7 +44,12 @@ class RemotePeer:
             text=True,
             pass_fds=fds,
         )
-        self.end = self.ask("open", device=device, gid_index=1)
+        self._device = device
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Another queue pair and other memory, in place of those that it has."""
+        self.end = self.ask("open", device=self._device, gid_index=1)
 
     def ask(self, do: str, **how: Any) -> dict[str, Any]:
         """One command and its answer."""
