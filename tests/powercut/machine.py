@@ -3,7 +3,8 @@
 file system on it.
 
 Rule: what was mounted is unmounted and what was attached is detached when a `with` ends, also after
-a failure.
+a failure; and nothing is waited for without a deadline: a recorder that does not end is killed,
+which fails whatever still waits for its disk.
 
 Does not judge what is on it.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -128,9 +130,13 @@ def recorded(layout: Layout, folder: Path, image: Path) -> Iterator[Recording]:
                 point = folder / "recorded"
                 with mounted(device, point, layout.options):
                     yield Recording(fuse, point, fuse / "mark", fuse / "control", recording, device)
-        finally:
             again_and_again("umount", str(fuse))
             process.wait(DEADLINE_S)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait(DEADLINE_S)
+                run("umount", "--lazy", str(fuse))
 
 
 def again_and_again(*words: str) -> None:
@@ -172,5 +178,18 @@ def committing(directory: Path, marks: Path, seed: int, **more: str) -> subproce
     ]
     with marks.open("wb") as out:
         return subprocess.Popen(
-            command, stdout=out, stderr=subprocess.PIPE, env=environment(**more), text=True
+            command,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env=environment(**more),
+            text=True,
+            start_new_session=True,
         )
+
+
+def end(writer: subprocess.Popen[str]) -> str:
+    """Kill the writer, and whoever it runs under: a tracer that is killed alone lets go of it. What
+    it said."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(writer.pid, signal.SIGKILL)
+    return writer.communicate(timeout=DEADLINE_S)[1]

@@ -19,6 +19,20 @@ DURABLE = b"d"
 has."""
 
 
+def marks(path: Path) -> list[str]:
+    """The whole lines that were marked so far. What was written between is not read, so that this
+    may be asked again and again."""
+    found = b""
+    with path.open("rb") as file:
+        while len(head := file.read(ENTRY.size)) == ENTRY.size:
+            kind, _, length = ENTRY.unpack(head)
+            if kind == MARK:
+                found += file.read(length)
+            else:
+                file.seek(length, os.SEEK_CUR)
+    return found.decode().split("\n")[:-1]
+
+
 def used_pieces(image: Path, piece: int = 256 << 10) -> Iterator[tuple[int, bytes]]:
     """The pieces of a file that are not zero, by their offsets; its holes are not even read."""
     zero = bytes(piece)

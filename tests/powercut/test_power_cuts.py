@@ -20,8 +20,8 @@ from random import Random
 
 import pytest
 
-from tests.powercut.machine import LAYOUTS, MIB, Layout, committing, made, must_have, recorded
-from tests.powercut.recording import MARK
+from tests.powercut.machine import LAYOUTS, MIB, Layout, committing, end, made, must_have, recorded
+from tests.powercut.recording import marks
 from tests.powercut.replaying import Disk, Entry, Findings, cuts, judge, read_recording
 
 IMAGES = int(os.environ.get("LEASED_POWER_CUTS", "60"))
@@ -55,13 +55,11 @@ def record(layout: Layout, folder: Path, image: Path, **more: str) -> list[Entry
         writer = committing(recording.point / "audit", recording.marks, SEED, **more)
         deadline = time.monotonic() + DEADLINE_S
         try:
-            while sum(entry.kind == MARK for entry in read_recording(recording.file)) < ACKS:
+            while len(marks(recording.file)) < ACKS:
                 if writer.poll() is not None or time.monotonic() > deadline:
-                    writer.kill()
-                    pytest.fail(f"the writer ended: {writer.communicate()[1]}")
+                    pytest.fail(f"the writer did not get on: {end(writer)}")
         finally:
-            writer.kill()
-            writer.communicate()
+            end(writer)
         return read_recording(recording.file)
 
 
