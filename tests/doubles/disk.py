@@ -81,9 +81,6 @@ class MemoryDisk:
     def read_part(self, name: str, offset: int, length: int) -> bytes:
         return bytes(self._file(name)[offset : offset + length])
 
-    def map(self, name: str) -> bytes:
-        return bytes(self._file(name))
-
     # ---- changing ----
 
     def open(self, name: str) -> int:

@@ -22,6 +22,7 @@ import trio
 
 from leased.chain.head import Head, parse_head
 from leased.durable.files import DirectoryDisk
+from leased.durable.reader import read_log
 from leased.terms.errors import ChainError, InvariantError, StateError
 from tests.crash.living import Life
 from tests.crash.sweep import missed
@@ -40,6 +41,7 @@ FAULTS = (
     ("create", "ENOSPC"),
     ("rename", "EIO"),
     ("unlink", "EIO"),
+    ("read", "EIO"),
 )
 REFUSALS = (OSError, ChainError, StateError, InvariantError)
 
@@ -159,8 +161,38 @@ def test_no_call_that_fails_costs_an_acknowledged_record(
     assert not wrong, "\n".join(wrong)
     if fault == "short":
         assert not ends["ended"], "a short write is gone on from"
-    elif call in ("any", "fsync", "write"):
+    elif call in ("any", "fsync", "write", "read"):
         assert ends["ended"] >= ROUNDS // 2, ends
+
+
+def test_a_reader_is_told_of_what_cannot_be_read(disk: Mounted) -> None:
+    """From each read on the disk is gone: that is said, and nobody dies of it, as of a mapping."""
+    one = Round(disk, "reader")
+    fill(one)
+    before = disk.order("count")["read"]
+    read_all(one)
+    reads = disk.order("count")["read"] - before
+    for when in range(1, reads + 1):
+        disk.order("fail", "read", when, "power")
+        with pytest.raises(StateError, match="Input/output error"):
+            read_all(one)
+        disk.order("well")
+    read_all(one)
+    assert reads > 5, "the kernel kept it all"
+
+
+def read_all(one: Round) -> None:
+    """As `leasectl verify` and `leasectl audit` do, from the disk."""
+    for path in one.audit.iterdir():
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+    opened = read_log(one.audit, leases=True, countersigned=True)
+    try:
+        records = sum(1 for _ in opened.records())
+        assert records == opened.head.size - opened.facts.slot.min_seq
+    finally:
+        opened.close()
 
 
 def test_a_disk_that_lies_about_fsync_is_reported(disk: Mounted) -> None:

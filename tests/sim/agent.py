@@ -21,8 +21,8 @@ from leased.chain.recovery import choose_slot
 from leased.chain.segment import parse_log_id
 from leased.chain.verifier import Verifier
 from leased.durable.anchor import read_slots
+from leased.durable.frames import read_frames
 from leased.durable.genesis import LOG_ID
-from leased.durable.journal import read_frames
 from leased.durable.log import open_log
 from leased.lessor.invariants import check as check_invariants
 from leased.lessor.lessor import Lessor

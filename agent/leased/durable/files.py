@@ -3,7 +3,7 @@
 
 Rule: everything durable goes through these verbs, so that the same writer runs on a real directory
 and on the recording disk of the crash search. Nothing is retried: an fsync that failed has told all
-it will ever tell.
+it will ever tell. No file is mapped: what cannot be read is an error, and not a signal.
 
 Does not know what the bytes mean.
 """
@@ -35,7 +35,6 @@ class Disk(Protocol):
     def mode(self, name: str) -> int: ...
     def read(self, name: str, *, direct: bool = False) -> bytes: ...
     def read_part(self, name: str, offset: int, length: int) -> bytes: ...
-    def map(self, name: str) -> mmap.mmap | bytes: ...
     def open(self, name: str) -> int: ...
     def create(self, name: str) -> int: ...
     def reserve(self, handle: int, length: int) -> None: ...
@@ -98,19 +97,10 @@ class DirectoryDisk:
             os.close(fd)
 
     def read_part(self, name: str, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset` on, fewer at the end of the file. The interpreter is free
-        while the disk works, as it is not with a mapping."""
+        """`length` bytes from `offset` on, fewer at the end of the file."""
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
         try:
             return _read_all(fd, length, offset)
-        finally:
-            os.close(fd)
-
-    def map(self, name: str) -> mmap.mmap | bytes:
-        """The file as it is, to look into here and there."""
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
-        try:
-            return mmap.mmap(fd, 0, prot=mmap.PROT_READ) if os.fstat(fd).st_size else b""
         finally:
             os.close(fd)
 
@@ -253,6 +243,23 @@ def write_whole(disk: Disk, name: str, data: bytes) -> None:
         disk.close_handle(handle)
     disk.rename(name + ".new", name)
     disk.sync_names()
+
+
+def explain(error: OSError, path: Path) -> str:
+    """Say what an error of the state directory means and what to do about it."""
+    what = f"{path}: {error}"
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"{what}; free some space (a new log needs two segments) and start again"
+        case errno.EROFS:
+            return f"{what}; mounted read-only: check the disk and the kernel log, then remount it"
+        case errno.EACCES | errno.EPERM:
+            return f"{what}; the agent must own the directory and be allowed to write in it"
+        case errno.ENOENT:
+            return f"{what}; make the parent directory (StateDirectory= of the unit does)"
+        case errno.EIO:
+            return f"{what}; the disk failed: read the kernel log, and copy the directory first"
+    return what
 
 
 def _read_all(fd: int, length: int, offset: int = 0) -> bytes:

@@ -16,17 +16,14 @@ from typing import Final, Protocol
 import trio
 
 from leased.chain.head import Head
-from leased.chain.segment import HEADER_BYTES
 from leased.durable.anchor import encode_slot, slot_offset
 from leased.durable.files import Disk
-from leased.durable.retention import live_segments
+from leased.durable.frames import read_frames
 from leased.durable.spares import Spares
 from leased.durable.writer import Writer
 from leased.ports import AnchorSlot
-from leased.terms.errors import StateError
 from leased.terms.moment import Moment
 
-CHUNK_BYTES: Final = 256 * 1024
 TERMINAL_BYTES: Final = 2 * 1024
 RESERVE_BYTES: Final = 64 * 1024
 
@@ -155,28 +152,3 @@ class FileJournal:
         self._committer.close()
         self._writer.close()
         self._disk.close()
-
-
-def read_frames(disk: Disk, first_seq: int, slot: AnchorSlot) -> Iterator[bytes]:
-    """Frames [first_seq, slot.next_seq) in chunks of whole frames, as they lie on disk."""
-    names = live_segments(disk.names(), slot.min_seq)
-    starts = [int(name[4:20], 16) for name in names]
-    if first_seq < starts[0]:
-        raise StateError(
-            f"{disk.directory}: record {first_seq} was pruned, as all before {starts[0]}"
-        )
-    for name, start, following in zip(names, starts, [*starts[1:], slot.next_seq], strict=True):
-        stop = min(following, slot.next_seq)
-        if stop <= first_seq:
-            continue
-        data, offset, sequence = disk.map(name), HEADER_BYTES, start
-        while sequence < first_seq:
-            offset += int.from_bytes(data[offset : offset + 4], "little")
-            sequence += 1
-        begin = offset
-        while sequence < stop:
-            offset += int.from_bytes(data[offset : offset + 4], "little")
-            sequence += 1
-            if offset - begin >= CHUNK_BYTES or sequence == stop:
-                yield data[begin:offset]
-                begin = offset

@@ -12,7 +12,6 @@ it is handed here.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from leased.chain.verdict import SEAL_KEY
 from leased.durable.anchor import ANCHOR
 from leased.durable.binding import Binding
 from leased.durable.countersigned import Countersignatures
-from leased.durable.files import DirectoryDisk, Disk, make_directory
+from leased.durable.files import DirectoryDisk, Disk, explain, make_directory
 from leased.durable.genesis import LOG_ID, create_log
 from leased.durable.journal import Committer, FileJournal
 from leased.durable.keyfile import KEY_FILE, NEXT_KEY_FILE, load_key, settle_key
@@ -55,7 +54,7 @@ from leased.terms.errors import ChainError, LogBusy, StateError
 from leased.terms.event import EpochSealed, KeyRotated, NodeStarted
 from leased.terms.moment import Moment
 
-__all__ = ["OpenedLog", "RecoveredTail", "explain", "open_log"]
+__all__ = ["OpenedLog", "RecoveredTail", "open_log"]
 
 
 def open_log(
@@ -102,23 +101,6 @@ def open_log(
             raise
     except OSError as error:
         raise StateError(explain(error, directory)) from error
-
-
-def explain(error: OSError, directory: Path) -> str:
-    """Say what an error of the state directory means and what to do about it."""
-    what = f"{directory}: {error}"
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return f"{what}; free some space (a new log needs two segments) and start again"
-        case errno.EROFS:
-            return f"{what}; mounted read-only: check the disk and the kernel log, then remount it"
-        case errno.EACCES | errno.EPERM:
-            return f"{what}; the agent must own the directory and be allowed to write in it"
-        case errno.ENOENT:
-            return f"{what}; make the parent directory (StateDirectory= of the unit does)"
-        case errno.EIO:
-            return f"{what}; the disk failed: read the kernel log, and copy the directory first"
-    return what
 
 
 class _Opening:

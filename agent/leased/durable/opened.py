@@ -8,7 +8,6 @@ Does not open (`log`) and does not write (`journal`).
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -25,6 +24,7 @@ from leased.chain.tree import Frontier
 from leased.durable.binding import Binding
 from leased.durable.files import Disk, write_whole
 from leased.durable.filesystem import BEST_EFFORT, STRICT, Filesystem
+from leased.durable.frames import Frames
 from leased.durable.journal import FileJournal
 from leased.durable.keyfile import adopt_key, stage_key
 from leased.durable.pages import PageReader
@@ -232,13 +232,11 @@ def read_places(
 ) -> Iterator[tuple[int, Event, Record]]:
     """Yield the events at `places`; records of kinds this release does not know are left out
     (they were counted)."""
-    prefix, mapped = hash_prefix(log_id), ""
-    data: mmap.mmap | bytes = b""
+    prefix, frames = hash_prefix(log_id), Frames(disk, "")
     for sequence, name, offset in places:
-        if name != mapped:
-            mapped, data = name, disk.map(name)
-        length = int.from_bytes(data[offset : offset + 4], "little")
-        record = parse_frame(data[offset : offset + length], 0, prefix, file=name, base=offset)
+        if name != frames.name:
+            frames = Frames(disk, name)
+        record = parse_frame(frames.at(offset), 0, prefix, file=name, base=offset)
         event = decode(
             record.kind, record.schema, record.body, sequence=sequence, offset=offset, file=name
         )

@@ -38,8 +38,8 @@ from leased.chain.verifier import Verifier, check_bodies
 from leased.durable.anchor import ANCHOR, read_slots
 from leased.durable.countersigned import Countersignatures, Shown
 from leased.durable.files import DirectoryDisk, Disk
+from leased.durable.frames import read_frames
 from leased.durable.genesis import LOG_ID
-from leased.durable.journal import read_frames
 from leased.durable.retention import live_segments
 from leased.durable.scan import frames_end, segment_names
 from leased.ports import AnchorSlot

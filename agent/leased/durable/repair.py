@@ -108,7 +108,7 @@ def read_anchored(disk: Disk, identity: LogIdentity, slot: AnchorSlot) -> tuple[
 
 def _segment_no(disk: Disk, name: str) -> int:
     """The number in a segment's header. Raises ChainError."""
-    return parse_header(disk.map(name)[:HEADER_BYTES], name).segment_no
+    return parse_header(disk.read_part(name, 0, HEADER_BYTES), name).segment_no
 
 
 def _overwrite(disk: Disk, name: str, data: bytes, offset: int) -> None:

@@ -20,9 +20,11 @@ import msgspec
 
 from leased.chain.record import HEADER
 from leased.chain.segment import HEADER_BYTES, parse_header
+from leased.chain.verdict import CORRUPT_SEGMENT
 from leased.durable.files import Disk
 from leased.durable.scan import segment_names
 from leased.terms import event as e
+from leased.terms.errors import ChainError
 from leased.terms.event import Event, LeaseEvent
 
 SEGMENTS_KEPT: Final = 2
@@ -123,12 +125,14 @@ def plan_removal(
 ) -> Removal | None:
     """What may go now: whole segments, from the oldest on, `most` of them. None: nothing.
     `acked_size` is the smallest that any collector that has to has acknowledged, `keep_from` what a
-    replay needs."""
+    replay needs. Raises OSError, ChainError."""
     names = live_segments(disk.names(), min_seq)
     going = 0
     for following in names[1 : 1 - SEGMENTS_KEPT][:most]:
-        head = disk.map(following)[: HEADER_BYTES + HEADER.size]
+        head = disk.read_part(following, 0, HEADER_BYTES + HEADER.size)
         begins = parse_header(head[:HEADER_BYTES], following).head.size
+        if len(head) < HEADER_BYTES + HEADER.size:
+            raise ChainError(CORRUPT_SEGMENT, "the file ends in its first record", file=following)
         # Its last record is no younger than the first of the next.
         wall_ns = HEADER.unpack_from(head, HEADER_BYTES)[8]
         old = pressed or 0 < wall_ns < older_than_wall_ns
@@ -137,7 +141,7 @@ def plan_removal(
         going += 1
     if not going:
         return None
-    header = parse_header(disk.map(names[going])[:HEADER_BYTES], names[going])
+    header = parse_header(disk.read_part(names[going], 0, HEADER_BYTES), names[going])
     return Removal(header.head.size, header.head.hash, tuple(names[:going]))
 
 

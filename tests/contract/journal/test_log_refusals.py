@@ -7,12 +7,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from leased.chain.head import Head
 from leased.durable.anchor import encode_slot, read_slots
+from leased.durable.files import DirectoryDisk
 from leased.durable.filesystem import Filesystem, mounted_type
 from leased.durable.log import open_log
 from leased.durable.reader import read_log
@@ -20,6 +22,7 @@ from leased.terms import event as e
 from leased.terms.errors import ChainError, StateError
 from tests.doubles.disk import MemoryDisk
 from tests.doubles.logs import (
+    BOOT,
     ORIGIN,
     CountedEntropy,
     events_of_every_kind,
@@ -62,6 +65,53 @@ def test_a_log_is_made_and_opened_again(tmp_path: Path) -> None:
     assert again.head == head and again.log_id == log.log_id and again.recovered is None
     assert len(list(again.history())) == 11
     again.close()
+
+
+class Unreadable(DirectoryDisk):
+    """A disk of which a sector goes bad once `broken` is set."""
+
+    broken = False
+
+    def read_part(self, name: str, offset: int, length: int) -> bytes:
+        """Nothing of a segment."""
+        if self.broken and name.startswith("seg-"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read_part(name, offset, length)
+
+
+@pytest.mark.parametrize("length", [0, 4096, 4097, 5000])
+def test_a_log_cut_short_while_it_is_read_is_an_error(tmp_path: Path, length: int) -> None:
+    """Under a mapping it would be the end of the process."""
+    directory = tmp_path / "audit"
+    log = open_in(directory)
+    write_batches(log, [20])
+    log.close()
+    log, reader = open_in(directory), read_log(directory)
+    os.truncate(directory / SEGMENT, length)
+    for read in (log.history, reader.records, reader.events, partial(log.last_moment, BOOT)):
+        with pytest.raises(ChainError, match=f"CORRUPT_SEGMENT: the file ends.*{SEGMENT}"):
+            list(read())
+    with pytest.raises(ChainError, match="CORRUPT"):
+        log.pages().page(0, log.journal.anchored, 1 << 20)
+    log.close()
+    with pytest.raises(ChainError, match=SEGMENT):
+        read_log(directory)
+    with pytest.raises(ChainError, match=SEGMENT):
+        open_in(directory)
+
+
+def test_a_sector_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    disk = Unreadable(tmp_path)
+    log = open_in(tmp_path, disk=disk)
+    write_batches(log, [20])
+    log.close()
+    disk = Unreadable(tmp_path)
+    log = open_in(tmp_path, disk=disk)
+    disk.broken = True
+    for read in (log.history, partial(log.journal.frames, 0), partial(log.last_moment, BOOT)):
+        with pytest.raises(StateError, match=f"{SEGMENT}: .*Input/output.*read the kernel log"):
+            list(read())
+    log.close()
 
 
 def test_a_second_daemon_is_refused(tmp_path: Path) -> None:
