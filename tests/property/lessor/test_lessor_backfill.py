@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is lent to those behind never delays the head, and is called back when others leave early."""
+"""What is lent to those behind never delays the head, and is called back if others leave early."""
 
 from __future__ import annotations
 
