@@ -14,8 +14,10 @@ Does not preempt (`yielding`): it orders and chooses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 from leased.lessor.table import LeaseTable
+from leased.lessor.yielders import Some
 from leased.terms.lease import Lease, Level, Priority
 from leased.terms.policy import Preemption
 from leased.terms.resource import Allotment, capacity_id
@@ -33,10 +35,6 @@ def take(left: Left, allotments: Sequence[Allotment], sign: int) -> None:
     for one in allotments:
         resource_id = capacity_id(one.resource_id)
         left[resource_id] = left.get(resource_id, 0) + sign * one.capacity
-
-
-Some = Sequence[tuple[Lease, int]]
-"""Leases in order, and what each has of one pool."""
 
 
 class Candidates:
@@ -66,15 +64,18 @@ class Candidates:
         scavenger_ns, standard_ns = self._safe_scavenger_ns, self._safe_standard_ns
         earliest_ns, scavenger = min(scavenger_ns, standard_ns), Priority.SCAVENGER
         for some in yielders.of_one(self._level, resource_id, leases):
+            if some.newest_ns <= earliest_ns:
+                yield some
+                continue
+            each = some.each()
             ready = [
                 one
-                for one in some
-                if one[0].granted_ns <= earliest_ns
-                or one[0].granted_ns
+                for one in each
+                if one[0].granted_ns
                 <= (scavenger_ns if one[0].subject.priority is scavenger else standard_ns)
             ]
-            self.young = self.young or len(ready) < len(some)
-            yield ready
+            self.young = self.young or len(ready) < len(each)
+            yield Some(ready)
 
     def __iter__(self) -> Iterator[Lease]:
         safe_ns = (self._safe_scavenger_ns, self._safe_standard_ns)
@@ -127,33 +128,36 @@ def choose_in_one(rows: Iterable[Some], need: int, room: int) -> list[Lease] | N
     """As `choose_victims`, for `need` of one pool that has `room` when all has left that leaves
     anyway: there the sums are enough, lease by lease.
     """
-    taken: list[tuple[Lease, int]] = []
+    taken: list[Some] = []
     for some in rows:
-        more = sum([capacity for _, capacity in some])
-        if room + more < need:  # all of them, and others
-            taken += some
-            room += more
+        if room + some.capacity < need:  # all of them, and others
+            taken.append(some)
+            room += some.capacity
             continue
-        for one in some:
-            taken.append(one)
+        last = []
+        for one in some.each():
+            last.append(one)
             room += one[1]
             if room >= need:
-                return _let_off(taken, room - need)
+                return _let_off([*taken, Some(last)], room - need)
     return None
 
 
-def _let_off(taken: list[tuple[Lease, int]], spare: int) -> list[Lease]:
+def _let_off(taken: list[Some], spare: int) -> list[Lease]:
     """Without those that are not needed, the last ones first."""
-    if not spare:
-        return [lease for lease, _ in taken]
-    kept = []
-    for lease, capacity in reversed(taken):
-        if capacity > spare:
-            kept.append(lease)
-        else:
-            spare -= capacity
-    kept.reverse()
-    return kept
+    kept: list[list[Lease]] = []
+    for some in reversed(taken):
+        if some.least > spare:
+            kept.append(some.leases())
+            continue
+        needed = []
+        for lease, capacity in reversed(some.each()):
+            if capacity > spare:
+                needed.append(lease)
+            else:
+                spare -= capacity
+        kept.append(needed[::-1])
+    return list(chain.from_iterable(reversed(kept)))
 
 
 def _spared(chosen: list[Lease], room: Room, gone: Left) -> list[Lease]:

@@ -23,7 +23,6 @@ from leased.lessor.placement import place, spans
 from leased.lessor.preemption import (
     Candidates,
     Left,
-    Some,
     choose_in_one,
     choose_victims,
     take,
@@ -33,6 +32,7 @@ from leased.lessor.quota import wanted_by
 from leased.lessor.shares import Division, Share
 from leased.lessor.table import LeaseTable
 from leased.lessor.wholes import wholes_of
+from leased.lessor.yielders import Some
 from leased.terms.command import Acquire
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import Lease, LeaseState, Level, Priority, RevocationReason
@@ -208,24 +208,28 @@ def find_victims(
         if not called:
             around.note_vain(acquire, later=later)
         return Search(later=later)
-    victims = tuple(_preempted(chosen, why, policy))
+    victims = _preempted(chosen, why, policy)
     return Search(victims, found=True)
 
 
 def _preempted(
     chosen: Sequence[Lease], why: Mapping[LeaseId, Victim], policy: Policy
-) -> Iterator[Victim]:
+) -> tuple[Victim, ...]:
     """The victims: those that are called back as they were found, the others with their grace."""
     reason = RevocationReason.PRIORITY_PREEMPTION
     usual_ns = min(notice_ceiling(policy, one)[0] for one in Priority)
-    for lease in chosen:
-        known = why.get(lease.lease_id) if why else None
-        if known is not None:
-            yield known
-        elif lease.grace_ns <= usual_ns:
-            yield Victim(lease, reason, lease.grace_ns)
-        else:
-            yield Victim(lease, reason, _grace_ns(lease, policy))
+    return tuple(
+        [
+            why[lease.lease_id]
+            if why and lease.lease_id in why
+            else Victim(
+                lease,
+                reason,
+                lease.grace_ns if lease.grace_ns <= usual_ns else _grace_ns(lease, policy),
+            )
+            for lease in chosen
+        ]
+    )
 
 
 def _choose_by_pool(
@@ -244,10 +248,12 @@ def _choose_by_pool(
         room = pool.free - leaving.get(name, 0)
         if room >= ask.capacity:
             return ()
-        called = _shares_of([victim.lease for victim in why.values()], name)
+        called = Some(_shares_of([victim.lease for victim in why.values()], name))
         below = candidates.of_one(name) if candidates is not None else ()
         if why:
-            below = ([one for one in some if one[0].lease_id not in why] for some in below)
+            below = (
+                Some([one for one in some.each() if one[0].lease_id not in why]) for some in below
+            )
         chosen = choose_in_one(chain((called,), below), ask.capacity, room)
         if chosen:
             last, places = chosen[-1], list(why)
@@ -259,7 +265,7 @@ def _choose_by_pool(
     return None if best is None else best[2]
 
 
-def _shares_of(leases: Sequence[Lease], resource_id: str) -> Some:
+def _shares_of(leases: Sequence[Lease], resource_id: str) -> list[tuple[Lease, int]]:
     """Those that have something of a resource, and how much."""
     found: list[tuple[Lease, int]] = []
     for lease in leases:

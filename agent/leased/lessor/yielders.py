@@ -24,10 +24,15 @@ from leased.terms.resource import capacity_id
 _FINE_BITS: Final = 24
 """Deadlines within 17 ms of each other share a slot, and are sorted when they are looked at."""
 
+_WIDE_BITS: Final = 8
+"""So many slots, one after the other, are a stretch: 4.3 s. A stretch that leaves as a whole is
+taken by its sum."""
+
 _LEVEL_BITS: Final = 48
 _COMPACT_MIN: Final = 64
 _TAKEN_MAX: Final = 32
 _MANY: Final = 256
+_NONE: Final = 1 << 62
 
 Slot = int
 """A level and a stretch of time: slots are in the order in which their leases would leave."""
@@ -42,21 +47,97 @@ def _slot(level: Level, deadline_ns: int) -> Slot:
     return (int(level) << _LEVEL_BITS) + (deadline_ns >> _FINE_BITS)
 
 
-class Row:
-    """The yielders of one pool: leases by slot, the slots as a heap (it may name slots that are
-    empty by now), and the capacity of each level.
+class Some:
+    """Leases in order with what each has of one pool. `capacity` is what they have together,
+    `least` no more than what any of them has, and none was granted after `newest_ns`.
     """
 
-    __slots__ = ("_compact_at", "_heap", "capacities", "slots")
+    __slots__ = ("_each", "capacity", "least", "newest_ns")
+
+    def __init__(self, each: list[tuple[Lease, int]]) -> None:
+        self._each = each
+        self.capacity = sum([capacity for _, capacity in each])
+        self.least = min([capacity for _, capacity in each], default=_NONE)
+        self.newest_ns = max([lease.granted_ns for lease, _ in each], default=0)
+
+    def each(self) -> list[tuple[Lease, int]]:
+        """One by one."""
+        return self._each
+
+    def leases(self) -> list[Lease]:
+        """Who they are, in any order."""
+        return [lease for lease, _ in self._each]
+
+
+class Stretch(Some):
+    """The yielders of one stretch of time, looked up when somebody asks who they are."""
+
+    __slots__ = ("_ids", "_leases", "_slots")
+
+    def __init__(
+        self, slots: list[dict[LeaseId, int]], known: Sums, leases: Mapping[LeaseId, Lease]
+    ) -> None:
+        self._slots, self._ids, self._leases = slots, known.ids, leases
+        self.capacity, self.least, self.newest_ns = known.capacity, known.least, known.newest_ns
+
+    def each(self) -> list[tuple[Lease, int]]:
+        """One by one."""
+        return list(chain.from_iterable(_pairs(slot, self._leases) for slot in self._slots))
+
+    def leases(self) -> list[Lease]:
+        """Who they are, in any order."""
+        return list(map(self._leases.__getitem__, self._ids))
+
+
+def _pairs(
+    members: Mapping[LeaseId, int], leases: Mapping[LeaseId, Lease]
+) -> list[tuple[Lease, int]]:
+    """The leases of one slot in order, and what each has."""
+    pairs = [(leases[lease_id], capacity) for lease_id, capacity in members.items()]
+    if len(pairs) > 1:
+        pairs.sort(key=lambda one: order_of(one[0]))
+    return pairs
+
+
+class Sums:
+    """Who is in a stretch, and what they have together; the least that one of them has had, and
+    when the last of them was granted, as long as anybody is there.
+    """
+
+    __slots__ = ("capacity", "ids", "least", "newest_ns")
+
+    def __init__(self) -> None:
+        self.ids: dict[LeaseId, None] = {}
+        self.capacity = self.newest_ns = 0
+        self.least = _NONE
+
+
+class Row:
+    """The yielders of one pool: leases by slot, the slots as a heap (it may name slots that are
+    empty by now), the sums of each stretch and the capacity of each level.
+    """
+
+    __slots__ = ("_compact_at", "_heap", "_sums", "capacities", "slots")
 
     def __init__(self) -> None:
         self.slots: dict[Slot, dict[LeaseId, int]] = {}
         self.capacities: dict[Level, int] = {}
+        self._sums: dict[int, Sums] = {}
         self._heap: list[Slot] = []
         self._compact_at = _COMPACT_MIN
 
-    def add(self, lease_id: LeaseId, slot: Slot, capacity: int) -> None:
+    def add(self, lease_id: LeaseId, slot: Slot, capacity: int, granted_ns: int) -> None:
         """A lease that has so much has come into a slot."""
+        wide = slot >> _WIDE_BITS
+        sums = self._sums.get(wide)
+        if sums is None:
+            sums = self._sums[wide] = Sums()
+        sums.capacity += capacity
+        sums.ids[lease_id] = None
+        if capacity < sums.least:
+            sums.least = capacity
+        if granted_ns > sums.newest_ns:
+            sums.newest_ns = granted_ns
         members = self.slots.get(slot)
         if members is not None:
             members[lease_id] = capacity
@@ -70,27 +151,60 @@ class Row:
     def discard(self, lease_id: LeaseId, slot: Slot) -> None:
         """It has left the slot."""
         members = self.slots[slot]
-        del members[lease_id]
+        wide = slot >> _WIDE_BITS
+        sums = self._sums[wide]
+        sums.capacity -= members.pop(lease_id)
+        del sums.ids[lease_id]
+        if not sums.ids:
+            del self._sums[wide]
         if not members:
             del self.slots[slot]
 
     def in_order(self, end: Slot) -> Iterator[list[Slot]]:
-        """Every slot before `end` that has a lease: the first few one by one, taken from the heap;
-        for whoever looks further all are sorted, and told many at a time.
+        """Every slot before `end` that has a lease: the first few one by one, for whoever looks
+        further many at a time.
         """
+        last = -1
+        for slot in self._first(end):
+            yield [slot]
+            last = slot
+        rest = self._after(last, end)
+        for begin in range(0, len(rest), _MANY):
+            yield rest[begin : begin + _MANY]
+
+    def stretches(self, end: Slot, leases: Mapping[LeaseId, Lease]) -> Iterator[Some]:
+        """Who is in those slots: slot by slot first, then a stretch at a time."""
+        slots, last = self.slots, -1
+        for slot in self._first(end):
+            yield Some(_pairs(slots[slot], leases))
+            last = slot
+        rest, at = self._after(last, end), 0
+        while at < len(rest):
+            wide = rest[at] >> _WIDE_BITS
+            upto = bisect_left(rest, (wide + 1) << _WIDE_BITS, at)
+            members = list(map(slots.__getitem__, rest[at:upto]))
+            if wide == last >> _WIDE_BITS:  # those before them were told one by one
+                for one in members:
+                    yield Some(_pairs(one, leases))
+            else:
+                yield Stretch(members, self._sums[wide], leases)
+            at = upto
+
+    def _first(self, end: Slot) -> Iterator[Slot]:
+        """The first few slots before `end` that have a lease, taken from the heap."""
         heap, last = self._heap.copy(), -1
         for _ in range(min(len(heap), _TAKEN_MAX)):
             slot = heapq.heappop(heap)
             if slot >= end:
                 return
             if slot != last and slot in self.slots:
-                yield [slot]
+                yield slot
             last = slot
-        if heap:
-            ordered = self._sorted()
-            stop = bisect_left(ordered, end)
-            for begin in range(bisect_right(ordered, last), stop, _MANY):
-                yield ordered[begin : min(begin + _MANY, stop)]
+
+    def _after(self, last: Slot, end: Slot) -> list[Slot]:
+        """Those after `last`."""
+        ordered = self._sorted()
+        return ordered[bisect_right(ordered, last) : bisect_left(ordered, end)]
 
     def _sorted(self) -> list[Slot]:
         """All slots that have a lease, in order: a sorted list is a heap, too, and stays nearly
@@ -100,6 +214,10 @@ class Row:
         if len(self._heap) > len(self.slots):
             self._heap = [slot for slot in dict.fromkeys(self._heap) if slot in self.slots]
         return self._heap
+
+
+Place = tuple[Level, Slot, int, tuple[tuple[Row, int], ...]]
+"""Where a lease is: level, slot, when it was granted, and what it has of each row."""
 
 
 class Yielders:
@@ -112,7 +230,7 @@ class Yielders:
     def __init__(self) -> None:
         self.lent: dict[LeaseId, None] = {}
         self._rows: dict[str, Row] = {}
-        self._places: dict[LeaseId, tuple[Level, Slot, tuple[tuple[Row, int], ...]]] = {}
+        self._places: dict[LeaseId, Place] = {}
 
     def enter(self, lease: Lease, level: Level) -> None:
         """A lease begins at `level`."""
@@ -129,24 +247,24 @@ class Yielders:
             row = self._rows.get(resource_id)
             if row is None:
                 row = self._rows[resource_id] = Row()
-            row.add(lease_id, slot, capacity)
+            row.add(lease_id, slot, capacity, lease.granted_ns)
             row.capacities[level] = row.capacities.get(level, 0) + capacity
             rows.append((row, capacity))
-        self._places[lease_id] = (level, slot, tuple(rows))
+        self._places[lease_id] = (level, slot, lease.granted_ns, tuple(rows))
 
     def move(self, lease_id: LeaseId, deadline_ns: int) -> None:
         """A lease was renewed."""
         place = self._places.get(lease_id)
         if place is None:
             return
-        level, before, rows = place
+        level, before, granted_ns, rows = place
         slot = _slot(level, deadline_ns)
         if slot == before:
             return
         for row, capacity in rows:
             row.discard(lease_id, before)
-            row.add(lease_id, slot, capacity)
-        self._places[lease_id] = (level, slot, rows)
+            row.add(lease_id, slot, capacity, granted_ns)
+        self._places[lease_id] = (level, slot, granted_ns, rows)
 
     def leave(self, lease_id: LeaseId) -> None:
         """A lease was told to leave, or has ended."""
@@ -154,7 +272,7 @@ class Yielders:
         place = self._places.pop(lease_id, None)
         if place is None:
             return
-        level, slot, rows = place
+        level, slot, _, rows = place
         for row, capacity in rows:
             row.discard(lease_id, slot)
             row.capacities[level] -= capacity
@@ -188,23 +306,12 @@ class Yielders:
 
     def of_one(
         self, level: Level, resource_id: str, leases: Mapping[LeaseId, Lease]
-    ) -> Iterator[list[tuple[Lease, int]]]:
+    ) -> Iterator[Some]:
         """Those below `level` that have something of one pool, in order, and how much: some at a
         time.
         """
         row = self._rows.get(resource_id)
-        if row is None:
-            return
-        slots = row.slots
-        for some in row.in_order(_slot(level, 0)):
-            here: list[tuple[Lease, int]] = []
-            for slot in some:
-                members: Iterable[tuple[LeaseId, int]] = slots[slot].items()
-                if len(slots[slot]) > 1:
-                    members = sorted(members, key=lambda one: order_of(leases[one[0]]))
-                for lease_id, capacity in members:
-                    here.append((leases[lease_id], capacity))
-            yield here
+        return iter(()) if row is None else row.stretches(_slot(level, 0), leases)
 
     def capacity_below(self, level: Level, resource_id: str) -> int:
         """What those below `level` have of one pool together."""
