@@ -151,7 +151,9 @@ class PolicyMachine(RuleBasedStateMachine):
         for other in book.waiting.values():
             ahead = (-other.level, other.arrival) < (-ask.level, ask.arrival)
             if book.paper.share_pm:
-                ahead = other.level > ask.level
+                # The window is a day: a page more or less is more than a story can have used.
+                less = book.used(other.who) < book.used(ask.who)
+                ahead = other.level > ask.level or (other.level == ask.level and less)
             if other.who in book.paper.soft:
                 continue  # that time lets it have more is noticed within a second
             assert not (ahead and book.waits_for_room(other, now_ns)), (

@@ -10,7 +10,6 @@ Does not judge what only the agent knows (its hardware, its time zones, its leas
 from __future__ import annotations
 
 import datetime
-import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from typing import Any
 from leased.terms.errors import ConfigError
 from leased.terms.policy import Policy
 from leased.terms.policy_text import read_policy
-from leased.terms.reading import misread, only_once
+from leased.terms.reading import misread, read_json
 
 
 def load_policy(file: Path) -> Policy:
     """The policy in `file`. Raises ConfigError."""
     try:
         text = file.read_text(encoding="utf-8")
-        document = _json(text) if file.suffix == ".json" else tomllib.loads(text)
+        document = read_json(text, "") if file.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
@@ -40,10 +39,6 @@ def load_policy(file: Path) -> Policy:
         return read_policy({key: _spelled(value) for key, value in document.items()}, "")
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
-
-
-def _json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=only_once)
 
 
 def _spelled(value: Any) -> Any:

@@ -361,12 +361,17 @@ class Admission:
         return self.prices.cost_nano(uses_of(wanted_by(acquire), acquire))
 
     def share_of(self, acquire: Acquire, now_ns: int) -> int:
-        """How much the tenant of a request used lately of what is divided fairly, over its weight:
-        whoever used less comes first.
+        """How much the tenant of a request used lately, and has, of what it asks for and is divided
+        fairly, over its weight: whoever used less comes first.
         """
-        tenant = acquire.caller.tenant
         fair = self.shares.fair()
-        return max((one.used_lately(tenant, now_ns) for one in fair), default=0) if fair else 0
+        if not fair:
+            return 0
+        tenant, charge, pools = acquire.caller.tenant, wanted_by(acquire), self._table.pools
+        return max(
+            [one.burden(tenant, pools, now_ns) for one in fair if one.share.wanted(charge)],
+            default=0,
+        )
 
 
 def over_quota(overrun: Overrun) -> Verdict:

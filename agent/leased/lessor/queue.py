@@ -3,6 +3,8 @@
 
 Rule: the higher level first; within a level whoever was preempted and asks again, then whoever is
 furthest below its fair share (where capacity is divided like that), then first come first served.
+What a tenant gets or gives back moves its requests at once, what it uses by and by does so when all
+are put in order anew.
 The queue is not sealed: a restart empties it and clients ask again.
 
 Does not decide who gets what (`lessor.admission`) and does not watch the time by itself.
@@ -103,6 +105,7 @@ class WaitQueue:
         "_by_command",
         "_ends",
         "_entries",
+        "_moves",
         "_order",
         "_tenants",
         "_wanted",
@@ -119,9 +122,9 @@ class WaitQueue:
         self._by_command: dict[CommandId, Key] = {}
         self._order: list[tuple[Rank, Key]] = []
         self._ends: Deadlines[Key] = Deadlines()
-        self._tenants: dict[TenantId, int] = {}
+        self._tenants: dict[TenantId, dict[Key, Waiting]] = {}
         self._wanted: dict[Cell, dict[TenantId, int]] = {}
-        self._arrivals = 0
+        self._arrivals = self._moves = 0
         self.bars = Bars()
         self.claims: dict[Key, Waiting] = {}
         self.look_ns: int | None = None
@@ -134,6 +137,33 @@ class WaitQueue:
 
     def __iter__(self) -> Iterator[Waiting]:
         return iter([self._entries[key] for _, key in self._order])
+
+    def in_turn(self) -> Iterator[Waiting]:
+        """Everybody once, always the first by the order that there is by then: whoever is served
+        may move others of its tenant.
+        """
+        seen: dict[Key, None] = {}
+        order, at, moves = self._order.copy(), 0, self._moves
+        while at < len(order):
+            place, at = order[at], at + 1
+            waiting = self._entries.get(place[1])
+            if waiting is None or place[1] in seen:
+                continue
+            seen[place[1]] = None
+            yield waiting
+            if self._moves != moves:
+                order, moves = self._order.copy(), self._moves
+                at = bisect.bisect_right(order, place)
+
+    def move(self, tenant: TenantId, share: Callable[[Acquire], int]) -> None:
+        """A tenant has more or less than it had: put its requests where they belong by now."""
+        for key, waiting in self._tenants.get(tenant, {}).items():
+            now = share(waiting.acquire)
+            if now != waiting.share:
+                del self._order[bisect.bisect_left(self._order, (waiting.rank, key))]
+                waiting.share = now
+                bisect.insort(self._order, (waiting.rank, key))
+                self._moves += 1
 
     def rerank(self, share: Callable[[Acquire], int]) -> None:
         """Order anew, by how far the tenant of each is above its fair share by now."""
@@ -161,7 +191,7 @@ class WaitQueue:
 
     def count_of(self, tenant: TenantId) -> int:
         """How many requests of a tenant wait."""
-        return self._tenants.get(tenant, 0)
+        return len(self._tenants.get(tenant, ()))
 
     def append(self, waiting: Waiting, pools: Pools) -> None:
         """Put a request at its place, and bar what it waits for to those behind."""
@@ -176,7 +206,7 @@ class WaitQueue:
         bisect.insort(self._order, (waiting.rank, key))
         self.stale = self.stale or self._order[-1][1] != key
         self._ends.set(key, waiting.until_ns)
-        self._tenants[acquire.caller.tenant] = self.count_of(acquire.caller.tenant) + 1
+        self._tenants.setdefault(acquire.caller.tenant, {})[key] = waiting
         self._want(acquire, 1)
         self.bars.add(acquire, waiting.verdict, pools, waiting.rank)
 
@@ -188,7 +218,7 @@ class WaitQueue:
         del self._order[bisect.bisect_left(self._order, (waiting.rank, key))]
         self._ends.discard(key)
         tenant = acquire.caller.tenant
-        self._tenants[tenant] -= 1
+        del self._tenants[tenant][key]
         if not self._tenants[tenant]:
             del self._tenants[tenant]
         self._want(acquire, -1)

@@ -106,6 +106,7 @@ class Requests:
             return
         share, ahead = 0, None
         if self._queue:
+            self._move(draft.now_ns)
             share = self._admission.share_of(acquire, draft.now_ns)
             ahead = self._queue.ahead_of(rank_of(acquire, requeued=requeued, share=share))
         verdict = self._admission.judge(acquire, ahead, draft.now_ns)
@@ -166,7 +167,7 @@ class Requests:
         self._judges = JUDGES_MAX
         self._rerank(draft.now_ns)
         whole, passed_over, lends = Bars(), False, LENDS_MAX
-        for waiting in queue:
+        for waiting in queue.in_turn():
             acquire = waiting.acquire
             if acquire.command_id == command_id:
                 passed_over = True
@@ -217,6 +218,7 @@ class Requests:
         """Grant, and note whose other requests may be beyond a limit by that."""
         grant(draft, self._admission, acquire, offer, lease_id=lease_id)
         if self._queue:
+            self._move(draft.now_ns)
             self._queue.stale = True
             if self._queue.claims:  # it may have got what somebody behind it was to have
                 self._look_again(draft.now_ns)
@@ -278,7 +280,16 @@ class Requests:
                 waiting.within = False
         if again:
             self._ranked_ns = now_ns
+            admission.shares.changed()
             self._queue.rerank(lambda acquire: admission.share_of(acquire, now_ns))
+        else:
+            self._move(now_ns)
+
+    def _move(self, now_ns: int) -> None:
+        """Those who have more or less than they had are first no longer, or by now."""
+        admission = self._admission
+        for tenant in admission.shares.changed():
+            self._queue.move(tenant, lambda acquire: admission.share_of(acquire, now_ns))
 
     def _look_again(self, now_ns: int) -> None:
         """Something that only time changes may let somebody have their lease."""

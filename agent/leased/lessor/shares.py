@@ -132,14 +132,18 @@ class Share:
 
 
 class Division:
-    """One kind divided by FAIR_SHARE (then it is `fair`: by weights) or RESERVATION."""
+    """One kind divided by FAIR_SHARE (then it is `fair`: by weights) or RESERVATION. `changed` are
+    those who have had more or less of what is divided fairly since somebody looked.
+    """
 
     __slots__ = (
         "_capacity",
         "_decay",
+        "_span",
         "_step_ns",
         "_windows",
         "allocation",
+        "changed",
         "fair",
         "share",
         "weights",
@@ -152,6 +156,8 @@ class Division:
         self.share = Share(int(allocation.kind), tier, dict(allocation.reservations))
         self.weights = dict(allocation.weights_pm)
         self._step_ns, self._decay = weights_of(allocation.window_ns, allocation.half_life_ns)
+        self._span = self._step_ns * sum(self._decay)
+        self.changed: dict[TenantId, None] = {}
         same = before is not None and before._step_ns == self._step_ns
         self._windows: dict[TenantId, Window] = before._windows if before and same else {}
         self._capacity: tuple[Inventory, int] = (Inventory(()), 0)
@@ -168,6 +174,7 @@ class Division:
             return
         held = self.share.change(tenant, sign * amount)
         if self.fair:
+            self.changed[tenant] = None
             window = self._windows.get(tenant)
             if window is None:
                 window = self._windows[tenant] = Window(0, now_ns)
@@ -181,13 +188,18 @@ class Division:
             self._capacity = (pools.inventory, known)
         return known
 
-    def used_lately(self, tenant: TenantId, now_ns: int) -> int:
-        """What a tenant used within the window, over its weight."""
-        window = self._windows.get(tenant)
-        if window is None:
+    def burden(self, tenant: TenantId, pools: Pools, now_ns: int) -> int:
+        """What a tenant used within the window and will have used in another one like it if it
+        keeps what it has, over its weight and over what there is: so that two divisions compare,
+        and each grant counts at once.
+        """
+        window, capacity = self._windows.get(tenant), self.capacity(pools)
+        if not capacity:
             return 0
-        used = window.used(now_ns, self._step_ns, self._decay)
-        return used * WEIGHT_PM // self.weights.get(tenant, WEIGHT_PM)
+        used = self.share.used.get(tenant, 0) * self._span
+        if window is not None:
+            used += window.used(now_ns, self._step_ns, self._decay)
+        return used * WEIGHT_PM // (self.weights.get(tenant, WEIGHT_PM) * capacity)
 
     def entitled(self, pools: Pools, waiting: Mapping[TenantId, int]) -> dict[TenantId, int]:
         """What everybody who has or wants something is entitled to. `waiting` is what those who
@@ -372,3 +384,12 @@ class Shares:
     def fair(self) -> list[Division]:
         """What is divided by weights."""
         return [division for division in self.divisions if division.fair]
+
+    def changed(self) -> dict[TenantId, None]:
+        """Who has more or less of what is divided by weights than when this was last asked."""
+        found: dict[TenantId, None] = {}
+        for division in self.divisions:
+            if division.changed:
+                found |= division.changed
+                division.changed.clear()
+        return found

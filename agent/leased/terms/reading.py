@@ -11,8 +11,9 @@ Does not read files and does not judge what values mean together.
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from leased.terms.errors import ConfigError, InvalidParameter
@@ -152,14 +153,37 @@ def misread(text: str, complaint: str) -> str:
     return f"line {number}, {shown(key)}: {why}"
 
 
-def only_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The table of a JSON object's pairs. Raises ConfigError if a key is given twice."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigError(f"{shown(twice)}: given twice")
+class _Twice:
+    """What stands in a table for a key that a JSON text gives twice."""
+
+
+def read_json(text: str, at: str) -> Any:
+    """What a JSON text says. Raises ConfigError if it gives a key twice, ValueError or
+    RecursionError if it is none.
+    """
+    found = json.loads(text, object_pairs_hook=_table_of)
+    for key in _twice(found, ""):
+        raise ConfigError(f"{at}{key}: given twice")
+    return found
+
+
+def _table_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        table[key] = _Twice() if key in table else value
     return table
+
+
+def _twice(found: Any, at: str) -> Iterator[str]:
+    """Every key that is given twice, with the tables that it stands in."""
+    if isinstance(found, _Twice):
+        yield at
+    elif isinstance(found, list):
+        for number, one in enumerate(found, 1):
+            yield from _twice(one, f"{at}[{number}]")
+    elif isinstance(found, dict):
+        for key, value in found.items():
+            yield from _twice(value, f"{at}.{key}" if at else key)
 
 
 def shown(value: Any) -> str:

@@ -495,3 +495,12 @@ async def test_a_policy_is_put_in_force_over_the_admin_socket(
         assert (name, error["rule"]) == ("Refused", "leases_max")
         name, why = await operator.refused("Admin.SetPolicy", document='{"leases_max": 0}')
         assert name == "ConfigError" and "policy.leases_max = 0" in why["why"]
+        # What is given twice would hold by its last word: it is refused, as it is in a file.
+        twice = '{"leases_max": 7, "tenants": {"acme": {"gpu": 1, "mem": "1GiB", "gpu": 8}}}'
+        name, why = await operator.refused("Admin.SetPolicy", document=twice)
+        assert (name, why["why"]) == ("ConfigError", "policy.tenants.acme.gpu: given twice")
+        name, why = await operator.refused("Admin.CheckPolicy", document=twice)
+        assert (name, why["why"]) == ("ConfigError", "policy.tenants.acme.gpu: given twice")
+        name, error = await me.refused("Lease.Acquire", resources=more)
+        assert (name, error["limit"]) == ("Refused", 1), "nothing of it is in force"
+        assert [path.stem for path in (tmp_path / "policies").iterdir()] == [told["policy_hash"]]

@@ -8,13 +8,14 @@ import pytest
 from leased.terms import command as commands
 from leased.terms import event as events
 from leased.terms.moment import NS_PER_S
-from leased.terms.policy import CapacityLimit, Policy, TenantLimits
+from leased.terms.policy import Allocation, CapacityLimit, Policy, Strategy, TenantLimits
 from leased.terms.reply import Granted, Refusal, RefusalReason
 from leased.terms.resource import Ask, ResourceKind, TierKind
 from leased.terms.teardown import ProofReport
-from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, cores, mem
+from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, cores, mem, tenant
 
 CPU = Ask(ResourceKind.CPU, 1000)
+CARL, DORA = tenant("carl", 1004), tenant("dora", 1005)
 
 
 def granted(desk: Desk, acquire: commands.Acquire) -> bool:
@@ -278,3 +279,24 @@ def test_a_restart_forgets_who_waited() -> None:
     desk.propose(desk.acquire(wait=60))
     desk.restart(known=[lease.lease_id])
     assert len(desk.lessor.queue) == 0
+
+
+def test_what_one_used_of_another_kind_counts_against_nobody() -> None:
+    fair = [
+        Allocation(kind, strategy=Strategy.FAIR_SHARE, min_share_pm=0, max_share_pm=1000)
+        for kind in (ResourceKind.MEM, ResourceKind.CPU)
+    ]
+    desk = Desk(mem(0, 10), *cores(2), policy=Policy(allocations=tuple(fair)))
+    memory = desk.lease(ask_mem(9), caller=BETA, ttl=600)
+    desk.lease(ask_mem(1), caller=CARL, ttl=600)
+    desk.lease(Ask(ResourceKind.CPU, 2000), ttl=600)
+    desk.sleep(60)
+    less, none = desk.acquire(ask_mem(9), caller=CARL, wait=60), desk.acquire(ask_mem(9), wait=60)
+    both = desk.acquire(ask_mem(9), CPU, caller=DORA, wait=60)
+    for acquire in (less, none, both):
+        desk.propose(acquire)
+    order = [waiting.acquire for waiting in desk.lessor.queue]
+    assert order == [none, both, less], "who has no memory first, whatever it has of cores"
+    desk.release(memory, BETA)
+    desk.reclaim(memory)
+    assert granted(desk, none)

@@ -37,4 +37,4 @@ def test_a_key_that_is_given_twice_is_refused_in_json_too(tmp_path: Path) -> Non
     file.write_text('{"tenants": {"acme": {"gpu": 1, "gpu": 2}}}')
     with pytest.raises(ConfigError) as refused:
         load_policy(file)
-    assert str(refused.value) == f"{file}: 'gpu': given twice"
+    assert str(refused.value) == f"{file}: tenants.acme.gpu: given twice"
