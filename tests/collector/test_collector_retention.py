@@ -106,6 +106,11 @@ def told(state: Path) -> dict[str, Any]:
         }
 
 
+def issue(state: Path, month: str) -> None:
+    with closing(StoreSource(Store(state).rollups)) as source:
+        Accounts(source, Terms(), Invoices(state)).issue(month)
+
+
 def raw_bytes(state: Path) -> int:
     return sum(path.stat().st_size for path in (state / "segments").rglob("*.seg"))
 
@@ -173,8 +178,7 @@ def test_the_removal_is_sealed_before_anything_goes(state: Path) -> None:
 
 def test_the_next_month_goes_further(state: Path) -> None:
     remove(state)
-    with closing(StoreSource(Store(state).rollups)) as source:
-        Accounts(source, Terms(), Invoices(state)).issue(MONTHS[3])
+    issue(state, MONTHS[3])
     before = told(state)
     # The newest record is of the fifth of January: no node has passed the end of it.
     later = parse_instant("2026-03-01T00:00:00Z")

@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -40,6 +40,9 @@ from leased.terms.identity import BootId
 from leased.terms.moment import NS_PER_S, Moment
 
 Tell = Callable[[str, str], None]
+Upkeep = Callable[[Archive, Callable[[Callable[[], Any]], Any]], str]
+"""What is to be done every hour with an archive, and how to have the thread that has it do a short
+piece of work; returns what to tell, or "". Raises LeasedError."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 ENROLLED_S: Final = 10
 UPKEEP_S: Final = 3600
@@ -76,10 +79,10 @@ async def pull(
     once: bool,
     only: Sequence[str],
     tell: Tell,
-    upkeep: Callable[[Archive], str] | None = None,
+    upkeep: Upkeep | None = None,
 ) -> list[Reached]:
     """Pull every node; `once` to the end of each log, else until cancelled. `only` names nodes;
-    `upkeep` is asked every hour, in the thread that has the archive, and told what it did.
+    `upkeep` is asked every hour, in a thread of its own, and told what it did.
     Raises ConfigError, StateError, ChainError."""
     fleet_name, collector = whose(Path(config.certificate))
     context = client_context(config.ca, config.certificate, config.key)
@@ -119,7 +122,7 @@ async def _run(
     once: bool,
     only: Sequence[str],
     tell: Tell,
-    upkeep: Callable[[Archive], str] | None,
+    upkeep: Upkeep | None,
 ) -> list[Reached]:
     storer = Storer(archive, lambda text: tell("archive", text))
     heads = open_heads(archive)
@@ -142,7 +145,7 @@ async def _run(
     async with trio.open_nursery() as outer:
         outer.start_soon(storer.run)
         if upkeep is not None and not once:
-            outer.start_soon(_keep_up, storer, archive, upkeep, tell)
+            outer.start_soon(_keep_up, storer, archive, sharing, upkeep, tell)
         if listening.on and not once:
             door = OwnDoor(witness, storer, listening, HostClock(clock()), collector)
             tell("own log", f"other collectors may connect to port {door.ports[0]}")
@@ -176,17 +179,25 @@ async def _run(
 
 
 async def _keep_up(
-    storer: Storer, archive: Archive, upkeep: Callable[[Archive], str], tell: Tell
+    storer: Storer, archive: Archive, sharing: Sharing, upkeep: Upkeep, tell: Tell
 ) -> None:
-    """What has time, now and then."""
+    """What has time, now and then, and as soon as parts were taken over: their collector may have
+    died at it."""
+
+    def do(work: Callable[[], Any]) -> Any:
+        return trio.from_thread.run(storer.call, work)
+
     while True:
+        parts = sharing.parts
         try:
-            told = await storer.call(lambda: upkeep(archive))
+            told = await trio.to_thread.run_sync(lambda: upkeep(archive, do))
             if told:
                 tell("archive", told)
         except LeasedError as error:
             tell("archive", f"nothing was removed: {error}")
-        await trio.sleep(UPKEEP_S)
+        with trio.move_on_after(UPKEEP_S):
+            while sharing.parts <= parts:
+                await trio.sleep(BEAT_S)
 
 
 class _Followed:

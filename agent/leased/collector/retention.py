@@ -9,17 +9,22 @@ collectors acknowledged, and may have nothing but that). Then the months are fro
 among the collector's changes, and only then segments go. A crash leaves the state before or a
 floor whose segments the next start removes. Rebuilt, what remains has the same bytes.
 
+Where several collectors share a fleet, the one that has `RETENTION_PART` lays the floor, and holds
+that part while it does; each removes the segments of its own logs. Who takes over goes on from what
+counts: the floor of before, or the new one. What takes long only reads, and is done beside the
+thread that has the archive, which would be thought dead meanwhile (`Do`).
+
 Issued bills are never removed. Does not run by itself (`pulling`) and does not prune nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -29,7 +34,8 @@ from leased.collector.accounts.invoices import Invoices
 from leased.collector.accounts.terms_file import load_terms
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.floor import Floor, KeptFile, KeptLog
-from leased.collector.archive.manifest import LogEntry
+from leased.collector.archive.manifest import CursorMoved, LogEntry
+from leased.collector.archive.parts import RETENTION_PART
 from leased.collector.archive.segments import Segment
 from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
 from leased.collector.governance.register import Register
@@ -44,6 +50,10 @@ from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.terms import event as events
 from leased.terms.errors import StateError
+
+T = TypeVar("T")
+Do = Callable[[Callable[[], Any]], Any]
+"""Has a short piece of work done by whoever has the archive, and waits for it."""
 
 SOUND: Final = ("OK", "BEHIND", "STALE")
 MARGIN_NS: Final = DAY_NS + HOUR_NS
@@ -63,6 +73,11 @@ _TURNS: Final = (
     *(events.ResourceFenced, events.CordonChanged),
 )
 """Whose record before is kept too: it is the last moment of what ended there."""
+
+
+def at_once(work: Callable[[], T]) -> T:
+    """The `Do` of whoever has the archive itself."""
+    return work()
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -171,9 +186,11 @@ def _held(entry: LogEntry) -> str:
 
 
 def _before(archive: ArchiveReader, entry: LogEntry, floor_ns: int) -> list[Segment]:
-    """The segments that end before the floor, from the first that is there on, never the last."""
+    """The segments that end before the floor, from the first that counts on, never the last. Those
+    below the last floor are on their way already: who has the log removes them."""
     gone: list[Segment] = []
-    for segment in archive.manifest.segments(entry.log_id)[:-1]:
+    begin = archive.kept.floor().records(entry.log_id)
+    for segment in archive.manifest.segments(entry.log_id, begin)[:-1]:
         if segment.last_seq >= entry.cosigned_size:
             break
         last = next(archive.records(entry.log_id, segment.last_seq))
@@ -194,13 +211,15 @@ def carry_out(
     config: Path | None,
     now_ns: int,
     change_id: str,
+    do: Do = at_once,
 ) -> Plan:
-    """Remove what may go. Whoever has the archive open does it. Raises StateError, also where usage
-    is being brought up to date."""
+    """Remove what may go. Whoever has the archive open does it; `do` is how it is asked from
+    another thread. Raises StateError, also where usage is being brought up to date, and PartLost
+    where another has taken over meanwhile: nothing counts then."""
     state = archive.directory
-    if archive.shared:
-        raise StateError(f"{state}: several collectors share it: records are kept")
-    finish(archive)
+    do(lambda: finish(archive))
+    if not do(lambda: _is_its_turn(archive)):
+        return Plan(FOREVER, [], {}, "another collector of the fleet says what goes")
     floor_ns = back(now_ns, rule.raw_months)
     store = Store(state, make_engine=maker(*load_store(config)))
     with store.locked():
@@ -211,7 +230,9 @@ def carry_out(
             return found
         if floor_ns <= old.floor_ns and not found.cuts and begin_ns == old.begin_ns:
             return found
-        made = _laid(archive, store, found, old, (max(floor_ns, old.floor_ns), begin_ns, now_ns))
+        at = (max(floor_ns, old.floor_ns), begin_ns, now_ns)
+        with closing(ArchiveReader(state)) as reader:
+            made = _laid(reader, store, found, old, at)
 
         def seal(digest: str, records: Mapping[str, Any]) -> None:
             _seal(state, Removed(digest, found.floor, records), change_id, now_ns)
@@ -219,32 +240,54 @@ def carry_out(
         # Before the floor counts: a projection of records that are gone cannot be told from one.
         for cut in found.cuts:
             store.forget(cut.log_id)
-        archive.kept.replace(made, seal)
+        do(lambda: _count_from_now_on(archive, made, seal))
         store.settle(made)
-    finish(archive)
+    do(lambda: finish(archive))
     return found
 
 
-def finish(archive: Archive) -> int:
-    """Remove the segments below the floor; how many."""
-    floor = archive.kept.floor()
-    gone = [
-        segment
-        for log_id, one in floor.logs.items()
-        for segment in archive.manifest.segments(log_id)
-        if segment.last_seq < one.records
-    ]
+def _is_its_turn(archive: Archive) -> bool:
+    """Whether it is for this collector to say what goes."""
+    try:
+        with archive.manifest.transaction():
+            archive.manifest.hold(RETENTION_PART)
+    except CursorMoved:
+        return False
+    return True
+
+
+def _count_from_now_on(
+    archive: Archive, made: Floor, seal: Callable[[str, Mapping[str, Any]], None]
+) -> None:
+    """Make a floor the one that counts. Raises PartLost."""
     with archive.manifest.transaction():
-        archive.manifest.forget_segments(gone)
-    for segment in gone:
-        archive.files.remove(segment.path)
-    for node in sorted({segment.node for segment in gone}):
-        archive.files.sync(node)
-    return len(gone)
+        archive.manifest.hold(RETENTION_PART)
+        archive.kept.replace(made, seal)
+
+
+def finish(archive: Archive) -> int:
+    """Remove the segments below the floor, of logs that are this collector's; how many."""
+    count = 0
+    for log_id, one in archive.kept.floor().logs.items():
+        found = archive.manifest.segments(log_id)
+        gone = [segment for segment in found if segment.last_seq < one.records]
+        if not gone:
+            continue
+        try:
+            with archive.manifest.transaction():
+                archive.manifest.forget_segments(gone)
+        except CursorMoved:
+            continue  # who has the log removes them
+        for segment in gone:
+            with suppress(FileNotFoundError):  # by whoever took the log over
+                archive.files.remove(segment.path)
+        archive.files.sync(gone[0].node)
+        count += len(gone)
+    return count
 
 
 def _laid(
-    archive: Archive, store: Store, found: Plan, old: Floor, at: tuple[int, int, int]
+    archive: ArchiveReader, store: Store, found: Plan, old: Floor, at: tuple[int, int, int]
 ) -> Floor:
     """Everything that the new floor names, in place; the floor."""
     floor_ns, begin_ns, now_ns = at
@@ -287,7 +330,7 @@ def _files_of(stretch: Stretch) -> Iterator[str]:
         yield from one.values()
 
 
-def _keep(archive: Archive, cut: Cut, floor_ns: int) -> KeptLog:
+def _keep(archive: ArchiveReader, cut: Cut, floor_ns: int) -> KeptLog:
     """Write what stands for the records that go."""
     wanted = _leases(archive, cut, floor_ns)
     frames: list[bytes] = []
@@ -319,7 +362,7 @@ def _keep(archive: Archive, cut: Cut, floor_ns: int) -> KeptLog:
     )
 
 
-def _leases(archive: Archive, cut: Cut, floor_ns: int) -> frozenset[bytes]:
+def _leases(archive: ArchiveReader, cut: Cut, floor_ns: int) -> frozenset[bytes]:
     """The leases among what goes that something later follows from: they had not ended, or were
     still there about the time of the floor."""
     ended: set[bytes] = set()
@@ -354,13 +397,15 @@ def _seal(state: Path, removed: Removed, change_id: str, now_ns: int) -> None:
         )
 
 
-def upkeep(archive: Archive, config: Path | None, now_ns: int, change_id: str) -> str:
+def upkeep(
+    archive: Archive, config: Path | None, now_ns: int, change_id: str, do: Do = at_once
+) -> str:
     """Carry the rule out, if there is one; what to tell, or "". Raises LeasedError."""
     rule, terms_path = load_rule(config)
     if rule.raw_months is None:
         return ""
-    terms = load_terms(terms_path)
-    found = carry_out(archive, rule, terms, config=config, now_ns=now_ns, change_id=change_id)
+    at = {"config": config, "now_ns": now_ns, "change_id": change_id}
+    found = carry_out(archive, rule, load_terms(terms_path), do=do, **at)
     if not found.cuts:
         return ""
     octets = sum(one.bytes for one in found.cuts)

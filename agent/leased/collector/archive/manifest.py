@@ -213,6 +213,10 @@ class ManifestTables(ABC):
             where = (one.log_id, one.first_seq)
             self._ask("DELETE FROM segments WHERE log_id = ? AND first_seq = ?", where)
 
+    def hold(self, part: int) -> None:
+        """Within a transaction: see that nobody takes a part over before it ends. Raises PartLost.
+        Who is alone has all of them."""
+
     def segments(self, log_id: str | None = None, from_seq: int = 0) -> list[Segment]:
         """Segments that hold record `from_seq` or a later one, in order; of one log or of all."""
         which = "" if log_id is None else "AND log_id = ?"

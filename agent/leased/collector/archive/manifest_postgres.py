@@ -159,6 +159,11 @@ class PostgresManifest(ManifestTables):
                 self._fence(log_id)
             super().forget_segments(segments)
 
+    def hold(self, part: int) -> None:
+        """See `ManifestTables`. Raises PartLost."""
+        rows = self._rows("SELECT part, epoch, holder FROM parts WHERE part = ? FOR SHARE", part)
+        self._compare(rows, f"part {part}")
+
     # ---- heads that others have cosigned ---------------------------------------------------------
 
     def add_heads(self, rows: Sequence[Sequence[object]]) -> None:
@@ -272,11 +277,15 @@ class PostgresManifest(ManifestTables):
             "WHERE l.log_id = ? FOR SHARE OF p",
             log_id,
         )
+        self._compare(rows, f"log {log_id}")
+
+    def _compare(self, rows: Sequence[tuple[Any, ...]], what: str) -> None:
+        """See that the one part of `rows` is held as it was taken. Raises PartLost."""
         for part, epoch, holder in rows:
             if holder == self._held and self._epochs.get(part) == epoch:
                 return
-            raise PartLost(f"log {log_id}: part {part} is {holder or 'nobody'}'s, not this one's")
-        raise CursorMoved(f"log {log_id} is not known")
+            raise PartLost(f"{what}: part {part} is {holder or 'nobody'}'s, not this one's")
+        raise CursorMoved(f"{what} is not known")
 
     def _ask(self, text: str, values: Sequence[object] = ()) -> Any:
         with self._lock, self._told():

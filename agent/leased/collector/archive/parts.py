@@ -17,6 +17,9 @@ from typing import Final
 PARTS: Final = 64
 """More than there will be collectors, few enough to be looked at one by one. On disk for ever."""
 
+RETENTION_PART: Final = 0
+"""Whoever has it says what goes by the rule of retention; somebody always does."""
+
 
 def part_of(node: str) -> int:
     """The part of a node, by its id in hex."""

@@ -138,8 +138,8 @@ def pull(options: argparse.Namespace, console: Console) -> int:
                 once=options.once,
                 only=options.node,
                 tell=tell,
-                upkeep=lambda archive: upkeep(
-                    archive, options.config, console.wall_ns(), os_entropy().hex()
+                upkeep=lambda archive, do: upkeep(
+                    archive, options.config, console.wall_ns(), os_entropy().hex(), do
                 ),
             )
         )
