@@ -22,20 +22,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from leased.chain.canonical import decode
 from leased.collector.accounts import periods
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.accounts.terms_file import load_terms
 from leased.collector.archive.archive import Archive, ArchiveReader
-from leased.collector.archive.floor import Floor, KeptFile, KeptLog
+from leased.collector.archive.floor import Floor, KeptFile
 from leased.collector.archive.manifest import CursorMoved, LogEntry
 from leased.collector.archive.parts import RETENTION_PART
+from leased.collector.archive.prefix import stand_in
 from leased.collector.archive.segments import Segment
 from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
 from leased.collector.governance.register import Register
@@ -47,32 +46,12 @@ from leased.collector.metering.store import DAY_NS, Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention_rule import FOREVER, Rule, load_rule
 from leased.economics.contracts import Terms
-from leased.economics.hourly import HOUR_NS
-from leased.terms import event as events
-from leased.terms.errors import StateError
 
 T = TypeVar("T")
 Do = Callable[[Callable[[], Any]], Any]
 """Has a short piece of work done by whoever has the archive, and waits for it."""
 
 SOUND: Final = ("OK", "BEHIND", "STALE")
-MARGIN_NS: Final = DAY_NS + HOUR_NS
-"""Labels follow the boot clock and may be off from the clock on the wall by a drift; a stretch of
-quiet that begins an hour before the floor must be found again."""
-
-_KEPT_KINDS: Final = (
-    *(events.NodeStarted, events.NodeStopped, events.ClockStepped, events.InventoryChanged),
-    *(events.ResourceFenced, events.CordonChanged, events.HealthChanged, events.KeyRotated),
-    *(events.PolicyChanged, events.PolicyTurned, events.PeriodBegan),
-    *(events.OverageBegan, events.OverageEnded, events.Voided),
-)
-"""What is no lease's, and says something of what comes after."""
-
-_TURNS: Final = (
-    *(events.NodeStarted, events.ClockStepped, events.InventoryChanged),
-    *(events.ResourceFenced, events.CordonChanged),
-)
-"""Whose record before is kept too: it is the last moment of what ended there."""
 
 
 def at_once(work: Callable[[], T]) -> T:
@@ -312,7 +291,7 @@ def _laid(
     ]
     logs = dict(old.logs)
     for cut in found.cuts:
-        logs[cut.log_id] = _keep(archive, cut, floor_ns)
+        logs[cut.log_id] = stand_in(archive, cut.log_id, cut.records, cut.node, floor_ns)
     frozen = msgspec.to_builtins(Frozen(closed=closed, quiet=tuple(quiet)))
     return Floor(
         floor_ns=floor_ns,
@@ -328,58 +307,6 @@ def _files_of(stretch: Stretch) -> Iterator[str]:
     yield from stretch.files.values()
     for one in stretch.earlier:
         yield from one.values()
-
-
-def _keep(archive: ArchiveReader, cut: Cut, floor_ns: int) -> KeptLog:
-    """Write what stands for the records that go."""
-    wanted = _leases(archive, cut, floor_ns)
-    frames: list[bytes] = []
-    tail: list[tuple[int, bytes]] = []
-    seen = -1
-    for record, frame in archive.framed(cut.log_id):
-        if record.sequence >= cut.records:
-            break
-        event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
-        mine = isinstance(event, events.LeaseEvent) and event.lease_id in wanted
-        if mine or isinstance(event, _KEPT_KINDS) or record.sequence == 0:
-            if isinstance(event, _TURNS):
-                frames.extend(one for at, one in tail if at > seen)
-            frames.append(frame)
-            seen = record.sequence
-        # A seal says the moment of the record before it: the last record, and that one if it is a
-        # seal.
-        tail = tail[:1] if isinstance(event, events.EpochSealed) else []
-        tail.append((record.sequence, frame))
-    frames.extend(one for at, one in tail if at > seen)
-    leaves = b"".join(islice(archive.hashes(cut.log_id), cut.records))
-    stem = f"{cut.log_id}-{cut.records:020d}"
-    return KeptLog(
-        cut.node,
-        cut.records,
-        leaves[-32:].hex(),
-        archive.kept.write(f"{stem}.frames", b"".join(frames)),
-        archive.kept.write(f"{stem}.leaves", leaves),
-    )
-
-
-def _leases(archive: ArchiveReader, cut: Cut, floor_ns: int) -> frozenset[bytes]:
-    """The leases among what goes that something later follows from: they had not ended, or were
-    still there about the time of the floor."""
-    ended: set[bytes] = set()
-    seen: set[bytes] = set()
-    late: set[bytes] = set()
-    for record in archive.records(cut.log_id):
-        if record.sequence >= cut.records:
-            break
-        event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
-        if not isinstance(event, events.LeaseEvent):
-            continue
-        seen.add(event.lease_id)
-        if isinstance(event, (events.Reclaimed, events.Unfenced)):
-            ended.add(event.lease_id)
-        if record.wall_ns >= floor_ns - DAY_NS - MARGIN_NS:
-            late.add(event.lease_id)
-    return frozenset((seen - ended) | late)
 
 
 def _seal(state: Path, removed: Removed, change_id: str, now_ns: int) -> None:

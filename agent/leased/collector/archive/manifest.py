@@ -128,6 +128,11 @@ class ManifestTables(ABC):
         """All of what is done inside, or nothing. Raises StateError."""
 
     @abstractmethod
+    def hold(self, part: int) -> None:
+        """Within a transaction: see that nobody takes a part over before it ends. Raises
+        PartLost."""
+
+    @abstractmethod
     def _ask(self, text: str, values: Sequence[object] = ()) -> Any:
         """Carry out one statement; its rows can be fetched."""
 
@@ -213,10 +218,6 @@ class ManifestTables(ABC):
             where = (one.log_id, one.first_seq)
             self._ask("DELETE FROM segments WHERE log_id = ? AND first_seq = ?", where)
 
-    def hold(self, part: int) -> None:
-        """Within a transaction: see that nobody takes a part over before it ends. Raises PartLost.
-        Who is alone has all of them."""
-
     def segments(self, log_id: str | None = None, from_seq: int = 0) -> list[Segment]:
         """Segments that hold record `from_seq` or a later one, in order; of one log or of all."""
         which = "" if log_id is None else "AND log_id = ?"
@@ -281,6 +282,9 @@ class Manifest(ManifestTables):
             if isinstance(error, sqlite3.Error):
                 raise StateError(f"{DATABASE}: {error}; nothing of it was stored") from error
             raise
+
+    def hold(self, part: int) -> None:
+        """Who is alone has all of them."""
 
     def close(self) -> None:
         """Close the database. Idempotent."""
