@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retention where two collectors share a fleet, on a real PostgreSQL: one says what goes and each
-removes of its own; who is taken over in the middle, or killed, changes nothing that is told."""
+removes of its own; who is taken over in the middle changes nothing that is told. (As processes that
+are killed: `process`.)"""
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 
 import pytest
-import trio
 
-from leased.chain.certificate import Role
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.floor import Kept
 from leased.collector.archive.manifest_postgres import PartLost, PostgresManifest
@@ -34,21 +28,16 @@ from tests.collector.test_collector_retention import (
     FLOOR_NS,
     MONTHS,
     NOW_NS,
-    PROGRAM,
     RULE,
     fleet,  # noqa: F401
     issue,
     raw_bytes,
-    remove,
     state,  # noqa: F401
     told,
 )
-from tests.doubles.fleet_pki import FleetPki
-from tests.doubles.host import not_proven
 from tests.doubles.postgres_server import PostgresServer
 
 NAMES = ("west", "east")
-PATIENCE_S = 90
 LATER_NS = parse_instant("2026-02-10T00:00:00Z")
 
 
@@ -181,81 +170,4 @@ def test_who_is_taken_over_before_it_counts_changes_nothing(
     assert told(shared) == before
     found = second.carry_out()
     assert raw_bytes(shared) == had - sum(cut.bytes for cut in found.cuts)
-    assert told(shared) == before and rebuilt(shared) == []
-
-
-class Pulling:
-    """`leased-collector pull` of a name, as a process, at NOW."""
-
-    def __init__(self, directory: Path, state: Path) -> None:  # noqa: F811
-        self.directory, self.state, self.pki = directory, state, FleetPki(directory / "pki")
-
-    @contextmanager
-    def running(self, name: str, *under: str) -> Iterator[subprocess.Popen[bytes]]:
-        """The process, behind the words of `under`, until the block ends."""
-        certificate = self.pki.issue(Role.COLLECTOR, name)
-        config = self.directory / f"{name}.toml"
-        config.write_text(
-            f'[pull]\nname = "{name}"\nca = "{self.pki.ca}"\ncertificate = "{certificate}"\n'
-            f'key = "{certificate.with_suffix(".key")}"\n[retention]\nraw_months = 1\n'
-        )
-        words = ["--state", str(self.state), "pull", "--config", str(config)]
-        with (self.directory / "said").open("ab") as said:
-            process = subprocess.Popen(
-                [*under, sys.executable, "-c", PROGRAM, *words],
-                stdout=said,
-                stderr=said,
-                start_new_session=True,
-            )
-        try:
-            yield process
-        finally:
-            # With whoever traces it.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    async def until(self, process: subprocess.Popen[bytes], holds: Callable[[], bool]) -> None:
-        """Until that holds, or the process has ended."""
-        with trio.move_on_after(PATIENCE_S):
-            while process.poll() is None and not holds():
-                await trio.sleep(0.1)
-            return
-        raise AssertionError(f"it does not come to that: {self.said()}")
-
-    def said(self) -> str:
-        """What they told."""
-        return (self.directory / "said").read_text("utf-8", "replace")[-3000:]
-
-
-@pytest.mark.parametrize("step", ["before it counts", "when it counts", "while files go"])
-async def test_who_is_killed_in_the_middle_is_taken_over(
-    shared: Path, server: PostgresServer, tmp_path: Path, step: str
-) -> None:
-    if shutil.which("strace") is None:
-        not_proven("kills in the middle of a removal", "there is no strace")
-    whole = tmp_path / "whole"
-    shutil.copytree(shared, whole)
-    (whole / "manifest.postgres").unlink()  # the manifest of before is still there
-    *_, node = (cut.node for cut in remove(whole).cuts)
-    before = told(shared)
-    (shared / "kept").mkdir(mode=0o700)
-    (shared / "kept" / "left.frames").write_bytes(b"by a removal that was cut short")
-    where, call = {
-        "before it counts": ("kept", "renameat"),
-        "when it counts": ("kept", "unlinkat"),
-        "while files go": (f"segments/node={node}", "unlinkat"),  # those of the other are gone
-    }[step]
-    collectors = Pulling(tmp_path, shared)
-    kill = f"inject={call}:signal=KILL:when=1"
-    narrow = ("-P", str(shared / where), "-e", f"trace={call}", "-e", kill)
-    with collectors.running("west", "strace", "-f", "-qqq", "-o", "/dev/null", *narrow) as west:
-        await collectors.until(west, lambda: west.poll() is not None)
-    assert west.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), collectors.said()
-    assert bool(Kept(shared).floor().logs) == (step != "before it counts")
-    assert told(shared) == before, "what is told does not depend on when it died"
-    expire(server, "west")
-    with collectors.running("east") as east:
-        await collectors.until(east, lambda: raw_bytes(shared) == raw_bytes(whole))
-        assert east.poll() is None, collectors.said()
     assert told(shared) == before and rebuilt(shared) == []
