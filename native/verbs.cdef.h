@@ -289,6 +289,25 @@ struct leased_holds {
 	int8_t *priority;
 };
 
+struct leased_lives {
+	size_t count;
+	int64_t *sequence;
+	int64_t *granted_ns;
+	int64_t *torn_ns;
+	int64_t *ended_ns;
+	int64_t *released_ns;
+	int64_t *capacity;
+	int32_t *boot;
+	int32_t *tenant;
+	int32_t *tag;
+	int16_t *slot;
+	int8_t *kind;
+	int8_t *tier;
+	int8_t *priority;
+	uint8_t *released;
+	bool missing;
+};
+
 struct leased_projector;
 
 struct leased_projector *leased_projector_new(void);
@@ -304,6 +323,8 @@ int leased_projector_turn(
 	struct leased_projector *projector, const uint8_t *lease_id, int64_t terms);
 const struct leased_acts *leased_projector_acts(const struct leased_projector *projector);
 const struct leased_holds *leased_projector_holds(const struct leased_projector *projector);
+const struct leased_lives *leased_projector_lives(const struct leased_projector *projector);
+int leased_projector_settle(struct leased_projector *projector);
 size_t leased_projector_texts(const struct leased_projector *projector, int tags,
 	const uint8_t **bytes, const uint32_t **ends);
 

@@ -257,6 +257,16 @@ size_t leased_leases_follow(struct leased_leases *leases, const uint8_t *moves, 
 #define LEASED_TELLS         1u
 #define LEASED_TELLS_CHANGES 2u
 
+/* What rows of acts say, as sql/metering.sql has it. */
+#define LEASED_GRANTED   1
+#define LEASED_RENEWED   2
+#define LEASED_TORN      4
+#define LEASED_RECLAIMED 5
+#define LEASED_FENCED    6
+#define LEASED_UNFENCED  7
+#define LEASED_VOIDED    8
+#define LEASED_RELEASED  9
+
 struct leased_plan {
 	const struct leased_shape *shapes;
 	const uint32_t *roots;
@@ -333,6 +343,26 @@ struct leased_holds {
 	int8_t *priority;
 };
 
+/* Of leases that begin and end within the block, for each allotment. */
+struct leased_lives {
+	size_t count;
+	int64_t *sequence;
+	int64_t *granted_ns;
+	int64_t *torn_ns;
+	int64_t *ended_ns;
+	int64_t *released_ns;
+	int64_t *capacity;
+	int32_t *boot;
+	int32_t *tenant; /* numbers of texts */
+	int32_t *tag;
+	int16_t *slot;
+	int8_t *kind;
+	int8_t *tier;
+	int8_t *priority;
+	uint8_t *released; /* whether there is a released_ns; `missing`: not in every row */
+	bool missing;
+};
+
 struct leased_projector;
 
 struct leased_projector *leased_projector_new(void);
@@ -348,6 +378,8 @@ int leased_projector_turn(
 	struct leased_projector *projector, const uint8_t *lease_id, int64_t terms);
 const struct leased_acts *leased_projector_acts(const struct leased_projector *projector);
 const struct leased_holds *leased_projector_holds(const struct leased_projector *projector);
+const struct leased_lives *leased_projector_lives(const struct leased_projector *projector);
+int leased_projector_settle(struct leased_projector *projector);
 size_t leased_projector_texts(const struct leased_projector *projector, int tags,
 	const uint8_t **bytes, const uint32_t **ends);
 

@@ -111,6 +111,24 @@ void check_projection(void)
 			holds->capacity[0] == 1000 && holds->tier[0] == -1 && holds->tier[1] == 1 &&
 			leased_projector_texts(projector, 0, &bytes, &ends) == 1 && ends[0] == 4 &&
 			memcmp(bytes, "acme", 4) == 0);
+	struct leased_projector *whole_life = leased_projector_new();
+	if (whole_life == NULL)
+		abort();
+	count = taken(whole_life, &plan, frame, make_frame(frame, 16, body));
+	count += taken(whole_life, &plan, frame, make_frame(frame, 18, body));
+	struct leased_act end = { .act = LEASED_RECLAIMED, .boot = 1, .at_ns = 250 };
+	memcpy(&end.lease_hi, leased_projector_acts(whole_life)->lease_hi, sizeof end.lease_hi);
+	memcpy(&end.lease_lo, leased_projector_acts(whole_life)->lease_lo, sizeof end.lease_lo);
+	const int settled = leased_projector_act(whole_life, &end) == 0 &&
+			    leased_projector_settle(whole_life) == 0;
+	const struct leased_lives *lives = leased_projector_lives(whole_life);
+	check("a lease that ends in its block is a life, and no act or hold is left of it",
+		count == 2 && settled && lives->count == 2 && lives->granted_ns[1] == 200 &&
+			lives->torn_ns[1] == 250 && lives->ended_ns[1] == 250 && lives->missing &&
+			lives->capacity[0] == 1000 && lives->slot[1] == 1 &&
+			leased_projector_acts(whole_life)->count == 0 &&
+			leased_projector_holds(whole_life)->count == 0);
+	leased_projector_free(whole_life);
 	const size_t length = make_frame(frame, 16, body);
 	int cut = 1;
 	for (size_t size = 0; size < length; size++)
@@ -125,7 +143,7 @@ void check_projection(void)
 		}
 		taken(projector, &plan, frame, size);
 	}
-	int whole = 1;
+	int whole = leased_projector_settle(projector) == 0;
 	const size_t texts = leased_projector_texts(projector, 1, &bytes, &ends);
 	for (size_t row = 0; row < holds->count; row++)
 		whole = whole && (size_t)holds->tag[row] < texts;

@@ -12,50 +12,20 @@
 #include "chain.h"
 #include "digests.h"
 #include "frame.h"
-#include "map.h"
+#include "projection.h"
 
 #include <errno.h>
-#include <stdlib.h>
 
-enum { FIELDS_MAX = 16, ROOM_FIRST = 1024, TEXT_ROOM_FIRST = 4096, DIGEST_BYTES = 8 };
-
-/* Texts, each once: rows have their numbers. */
-struct texts {
-	struct map numbers; /* by a digest; one more than the number */
-	uint8_t *bytes;
-	uint32_t *ends;
-	size_t count, room, bytes_room;
-};
-
-struct leased_projector {
-	struct leased_acts acts;
-	struct leased_holds holds;
-	struct texts tenants, tags;
-	struct map terms; /* of a lease, as the block last saw them; 0 is never there */
-	size_t acts_room, holds_room;
-};
+enum { FIELDS_MAX = 16, TEXT_ROOM_FIRST = 4096, DIGEST_BYTES = 8 };
 
 /* ---- columns ---- */
-
-static bool wider(void *column, size_t room, size_t bytes)
-{
-	void *old, *new;
-	memcpy(&old, column, sizeof old);
-	new = realloc(old, room * bytes);
-	if (new == NULL)
-		return false;
-	memcpy(column, &new, sizeof new);
-	return true;
-}
-
-#define WIDER(rows, column, room) wider(&(rows)->column, room, sizeof *(rows)->column)
 
 static bool acts_have_room(struct leased_projector *p)
 {
 	struct leased_acts *acts = &p->acts;
 	if (acts->count < p->acts_room)
 		return true;
-	const size_t room = p->acts_room ? 2 * p->acts_room : ROOM_FIRST;
+	const size_t room = p->acts_room ? 2 * p->acts_room : ROWS_FIRST;
 	if (!WIDER(acts, sequence, room) || !WIDER(acts, boot, room) ||
 		!WIDER(acts, lease_hi, room) || !WIDER(acts, lease_lo, room) ||
 		!WIDER(acts, act, room) || !WIDER(acts, at_ns, room) ||
@@ -71,7 +41,7 @@ static bool holds_have_room(struct leased_projector *p)
 	struct leased_holds *holds = &p->holds;
 	if (holds->count < p->holds_room)
 		return true;
-	const size_t room = p->holds_room ? 2 * p->holds_room : ROOM_FIRST;
+	const size_t room = p->holds_room ? 2 * p->holds_room : ROWS_FIRST;
 	if (!WIDER(holds, sequence, room) || !WIDER(holds, slot, room) ||
 		!WIDER(holds, tenant, room) || !WIDER(holds, kind, room) ||
 		!WIDER(holds, tier, room) || !WIDER(holds, priority, room) ||
@@ -133,7 +103,7 @@ static int32_t number_of(struct texts *texts, const uint8_t *text, size_t bytes)
 		texts->bytes_room = room;
 	}
 	if (texts->count == texts->room) {
-		const size_t room = texts->room ? 2 * texts->room : ROOM_FIRST;
+		const size_t room = texts->room ? 2 * texts->room : ROWS_FIRST;
 		if (!WIDER(texts, ends, room))
 			return -1;
 		texts->room = room;
@@ -317,10 +287,13 @@ void leased_projector_free(struct leased_projector *p)
 		return;
 	struct leased_acts *a = &p->acts;
 	struct leased_holds *h = &p->holds;
+	struct leased_lives *l = &p->lives;
 	void *all[] = { a->sequence, a->boot, a->lease_hi, a->lease_lo, a->act, a->at_ns,
 		a->sealed_ns, a->deadline_ns, a->terms, a->ref, a->has, h->sequence, h->slot,
-		h->tenant, h->kind, h->tier, h->priority, h->tag, h->capacity, p->tenants.bytes,
-		p->tenants.ends, p->tags.bytes, p->tags.ends };
+		h->tenant, h->kind, h->tier, h->priority, h->tag, h->capacity, l->sequence,
+		l->granted_ns, l->torn_ns, l->ended_ns, l->released_ns, l->capacity, l->boot,
+		l->tenant, l->tag, l->slot, l->kind, l->tier, l->priority, l->released,
+		p->tenants.bytes, p->tenants.ends, p->tags.bytes, p->tags.ends };
 	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
 		free(all[i]);
 	map_end(&p->terms);
@@ -425,6 +398,11 @@ const struct leased_acts *leased_projector_acts(const struct leased_projector *p
 const struct leased_holds *leased_projector_holds(const struct leased_projector *p)
 {
 	return &p->holds;
+}
+
+const struct leased_lives *leased_projector_lives(const struct leased_projector *p)
+{
+	return &p->lives;
 }
 
 /* The texts that rows have the numbers of: where each ends in `bytes`. How many. */

@@ -29,8 +29,7 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.metering import tables
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
-    ACT_COLUMNS,
-    HOLD_COLUMNS,
+    PROJECTION,
     RESULTS,
     SMALL_TABLES,
     check_engine,
@@ -53,7 +52,6 @@ WANTED = ("usage", "peaks", "tasks", "contributors")
 LIBRARY = Path("/usr/lib/postgresql/15/bin")
 SMALL = "small.json"
 LEASES, LEASES_SHORT = 3_000_000, 65_000
-_TABLES = {"acts": ACT_COLUMNS, "holds": HOLD_COLUMNS}
 _Rows = dict[str, list[tuple[int, ...]]]
 
 
@@ -91,11 +89,11 @@ def run_duckdb(archive: Path, directory: Path) -> Figures:
     derived, reader = directory / "projected", ArchiveReader(archive)
     derived.mkdir()
     began = time.perf_counter()
-    spans, shapes, paths = [], {}, {"acts": [], "holds": []}
+    spans, shapes, paths = [], {}, {table: [] for table in PROJECTION}
     for entry, blocks, sidecars in project_logs(derived, reader, reader.logs()):
         found = shape((one for each in sidecars for one in each.rare), sidecars[-1].carry)
         shapes[blocks.number] = found
-        for name, files in zip(paths, blocks.paths(len(sidecars)), strict=True):
+        for name, files in blocks.paths(len(sidecars)).items():
             paths[name].extend(files)
         ends = (found.first_seq, found.last_seq, entry.head.hash.hex(), found.watermark_ns)
         spans.append(NodeSpan(entry.node, entry.log_id, *ends))
@@ -123,7 +121,7 @@ def run_duckdb(archive: Path, directory: Path) -> Figures:
         "sums": [str(row) for row in engine.query(_SUMS)],
     }
     for name in paths:
-        columns = ", ".join(_TABLES[name])
+        columns = ", ".join(PROJECTION[name])
         engine.derive("rows", f"SELECT {columns} FROM {name}")
         engine.query(f"COPY rows TO '{directory}/{name}.csv'")
     (directory / SMALL).write_text(json.dumps(small))
@@ -245,15 +243,17 @@ def _ask_postgresql(directory: Path, small: _Rows, run: Any, socket: str) -> Fig
 
 def _loading(directory: Path, small: _Rows) -> str:
     whole = "log bigint, seq bigint, "
+    held = "tenant text, kind int, tier int, priority int, tag text, capacity bigint"
     lines = [
         "CREATE FUNCTION idiv(a bigint, b bigint) RETURNS bigint IMMUTABLE PARALLEL SAFE"
         " LANGUAGE sql AS $$ SELECT a / b $$;",
         f"CREATE UNLOGGED TABLE acts ({whole} boot int, lease_hi bigint, lease_lo bigint, act int,"
         " at_ns bigint, sealed_ns bigint, deadline_ns bigint, terms bigint, ref bigint);",
-        f"CREATE UNLOGGED TABLE holds ({whole} slot int, tenant text, kind int, tier int,"
-        " priority int, tag text, capacity bigint);",
+        f"CREATE UNLOGGED TABLE holds ({whole} slot int, {held});",
+        f"CREATE UNLOGGED TABLE lives ({whole} slot int, boot int, granted_ns bigint,"
+        f" torn_ns bigint, ended_ns bigint, released_ns bigint, {held});",
     ]
-    for name in ("acts", "holds"):
+    for name in PROJECTION:
         lines.append(f"\\copy {name} FROM '{directory}/{name}.csv' WITH (FORMAT csv, HEADER)")
     for name, rows in small.items():
         fields = ", ".join(f"{column} bigint" for column in SMALL_TABLES[name])

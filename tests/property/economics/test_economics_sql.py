@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from leased.collector.metering import blocks, tables
 from leased.collector.metering.duck import DuckEngine
-from leased.collector.metering.engine import RESULTS, SMALL_TABLES, check_engine, meter
+from leased.collector.metering.engine import PROJECTION, RESULTS, SMALL_TABLES, check_engine, meter
 from leased.collector.metering.projection import Carry, Projector, shape
 from leased.collector.metering.reference import Chain, ReferenceSource
 from leased.economics.hourly import HOUR_NS
@@ -176,8 +176,9 @@ def test_sql_and_reference_agree(seed: int, steps: int, nodes: int):
         shapes[number] = found
     source = ReferenceSource(chains)
     duck = engine()
-    duck.load_table("acts", blocks.joined([blocks.acts_table(one) for one in made]))
-    duck.load_table("holds", blocks.joined([blocks.holds_table(one) for one in made]))
+    projected = [blocks.arrow_tables(one) for one in made]
+    for table in PROJECTION:
+        duck.load_table(table, blocks.joined([one[table] for one in projected]))
     for name, rows in tables.small_tables(shapes).items():
         duck.load(name, SMALL_TABLES[name], rows)
     meter(duck)

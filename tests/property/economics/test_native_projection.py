@@ -21,8 +21,9 @@ from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
 from leased.collector.demo import Node, Wish
 from leased.collector.metering import blocks
-from leased.collector.metering.columns import FrameProjector
-from leased.collector.metering.projection import Block, Carry, Projector
+from leased.collector.metering.columns import ColumnRows, FrameProjector
+from leased.collector.metering.lives import settle
+from leased.collector.metering.projection import Block, Carry, ListRows, Projector
 from leased.terms import event as e
 from leased.terms.errors import ChainError
 from leased.terms.identity import BootId
@@ -57,9 +58,9 @@ def events_of(frames: bytes) -> Iterator[tuple[int, object, Moment]]:
 
 
 def told(block: Block) -> tuple[object, ...]:
-    acts, holds = blocks.acts_table(block), blocks.holds_table(block)
-    rows = acts.to_pylist(), holds.to_pylist()
-    files = blocks.parquet_bytes(acts), blocks.parquet_bytes(holds)
+    tables = blocks.arrow_tables(block).values()
+    rows = [table.to_pylist() for table in tables]
+    files = [blocks.parquet_bytes(table) for table in tables]
     return rows, block.rare, block.carry, files
 
 
@@ -113,10 +114,66 @@ def test_a_demonstration_host_is_projected_alike(number: int) -> None:
     assert any(isinstance(event, e.Fenced) for event, _ in records)
     frames = cut(sealed(records), 500)
     found = compare(frames, 3_000)
-    assert len(found) > 1 and all(one.holds.count for one in found)
+    assert len(found) > 1 and all(one.lives.count for one in found)
     # Nearly all of it by C: what is judged by itself is a thirtieth at most.
     judged = [one for one in records if type(one[0]) in (e.Fenced, e.NodeStarted, e.ClockStepped)]
     assert len(judged) * 30 < len(records)
+
+
+LETTERS = {"G": 1, "R": 2, "r": 2, "N": 3, "T": 4, "E": 5, "F": 6, "U": 7, "V": 8, "L": 9}
+"""What becomes of one lease. r: renewed with other terms. V: its first grant is voided. B: the node
+starts again."""
+
+
+@pytest.mark.parametrize(
+    ("told", "lives", "left"),
+    [
+        ("GTE", 1, ""),
+        ("GE", 1, ""),
+        ("GNRTLE", 1, ""),
+        ("GU", 1, ""),
+        ("GT", 0, "GT"),
+        ("RTE", 0, "RTE"),
+        ("GrTE", 0, "GrTE"),
+        ("GTTE", 0, "GTTE"),
+        ("GFU", 0, "GFU"),
+        ("GVTE", 0, "GVTE"),
+        ("GTEV", 1, "V"),
+        ("GTBE", 0, "GTE"),
+        ("GTERL", 1, "RL"),
+        ("GTEGE", 2, ""),
+        ("GTEGT", 1, "GT"),
+        ("GGE", 0, "GGE"),
+    ],
+)
+def test_what_is_put_together_as_lives(told: str, lives: int, left: str) -> None:
+    for rows in (ListRows(), ColumnRows()):
+        boot, letters = 0, {}
+        for at, letter in enumerate(told):
+            boot += letter == "B"
+            what = LETTERS.get(letter)
+            if what is None:
+                continue
+            letters[at + 7] = letter
+            when = (100 * at, 100 * at + 1)
+            lease = (0, 0) if letter == "V" else (1, -2)
+            terms = None if what > 2 else 4 if letter == "r" else 3
+            ref = 7 if letter == "V" else None
+            rows.act((NUMBER, at + 7, boot, *lease, what, *when, None, terms, ref))
+            if letter in "GrF":
+                rows.hold((NUMBER, at + 7, 0, "acme", 1, -1, 0, "", 64))
+                rows.hold((NUMBER, at + 7, 1, "acme", 3, 1, 0, "", 65))
+        native = isinstance(rows, ColumnRows)
+        found = rows.settle(NUMBER) if native else settle(rows.acts, rows.holds)
+        block = Block(*found, [], Carry())
+        acts, holds, made = (t.to_pylist() for t in blocks.arrow_tables(block).values())
+        assert "".join(letters[row["seq"]] for row in acts) == left
+        assert len(holds) == 2 * sum(letter in "GrF" for letter in left)
+        assert [row["capacity"] for row in made] == [64, 65] * lives
+        for row in made:
+            assert letters[row["seq"]] == "G"
+            assert row["granted_ns"] <= row["torn_ns"] <= row["ended_ns"]
+            assert (row["released_ns"] is not None) == (told == "GNRTLE")
 
 
 def test_every_kind_is_projected_alike() -> None:
@@ -185,8 +242,8 @@ def test_removed_records_leave_gaps_and_blocks_their_places(
         for index, (ours, theirs) in enumerate(zip(sidecars, judged, strict=True)):
             rows, rare, carried, files = told(theirs)
             assert (ours.rare, ours.carry) == (rare, carried)
-            written = [paths[index].read_bytes() for paths in log.paths(len(sidecars))]
-            assert written == list(files)
+            written = [paths[index].read_bytes() for paths in log.paths(len(sidecars)).values()]
+            assert written == files
         assert log.sidecars() == log.whole(log.sidecars()) == sidecars
 
 

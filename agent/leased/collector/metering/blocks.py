@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The projection as files: `parquet/chain=<log id>/<block>.acts.parquet`, `.holds.parquet` and
-`.rare`, each block the rows of 65,536 records.
+"""The projection as files: `parquet/chain=<log id>/<block>.acts.parquet`, `.holds.parquet`,
+`.lives.parquet` and `.rare`, each block the rows of 65,536 records.
 
 Rule: everything here can be made again from the raw segments, and then has the same bytes: a block
 begins and ends at fixed sequences, whatever pages the records were pulled in, and rows are in the
 order of records. A block that is not full yet is written again as it grows. `.rare` is written last
-and says how far the other two go. Nothing is synced: that would take longer than all the rest, and
+and says how far the others go. Nothing is synced: that would take longer than all the rest, and
 a power cut takes nothing that cannot be made again. It can only take it unseen, so whoever is first
 in a boot of the machine compares what is there with its digests (`LogBlocks.whole`).
 
@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leased.collector.metering.columns import Columns, FrameProjector
-from leased.collector.metering.engine import ACT_COLUMNS, HOLD_COLUMNS
+from leased.collector.metering.engine import PROJECTION
 from leased.collector.metering.projection import Block, Carry, Rare, log_number
 from leased.durable.files import DirectoryDisk
 
 PARQUET: Final = "parquet"
 BLOCK_RECORDS: Final = 65_536
-VERSION: Final = 2
+VERSION: Final = 3
 """Of what a row means. Changed by hand; which columns there are is in LAYOUT anyway."""
 
 _ROW_GROUP: Final = 1 << 20
@@ -44,8 +44,10 @@ _SMALL: Final = {
     "tenant": pa.string(),
     "tag": pa.string(),
 }
-ACTS: Final = pa.schema([(name, _SMALL.get(name, pa.int64())) for name in ACT_COLUMNS])
-HOLDS: Final = pa.schema([(name, _SMALL.get(name, pa.int64())) for name in HOLD_COLUMNS])
+SCHEMAS: Final = {
+    table: pa.schema([(name, _SMALL.get(name, pa.int64())) for name in columns])
+    for table, columns in PROJECTION.items()
+}
 
 
 def fields_of(*structs: type[msgspec.Struct]) -> list[tuple[str, ...]]:
@@ -55,17 +57,16 @@ def fields_of(*structs: type[msgspec.Struct]) -> list[tuple[str, ...]]:
 
 class Sidecar(msgspec.Struct, frozen=True, array_like=True):
     """What `.rare` holds: the rare records of the block, what the next block needs to know, and the
-    SHA-256 of the other two files."""
+    SHA-256 of the other files."""
 
     layout: str
     rare: list[Rare]
     carry: Carry
-    acts: bytes = b""
-    holds: bytes = b""
+    digests: tuple[bytes, ...] = ()
 
 
 LAYOUT: Final = sha256(
-    repr((VERSION, BLOCK_RECORDS, str(ACTS), str(HOLDS), fields_of(Sidecar, Rare, Carry))).encode()
+    repr((VERSION, BLOCK_RECORDS, str(SCHEMAS), fields_of(Sidecar, Rare, Carry))).encode()
 ).hexdigest()[:16]
 """What files look like. Those of another release are made again."""
 
@@ -91,17 +92,19 @@ class LogBlocks:
                 return found
             found.append(one)
 
-    def paths(self, count: int) -> tuple[list[Path], list[Path]]:
-        """The files of acts and of holds of the first `count` blocks."""
-        acts = [self._path(index, "acts.parquet") for index in range(count)]
-        return acts, [self._path(index, "holds.parquet") for index in range(count)]
+    def paths(self, count: int) -> dict[str, list[Path]]:
+        """The files of the first `count` blocks, by the table."""
+        return {
+            table: [self._path(index, f"{table}.parquet") for index in range(count)]
+            for table in SCHEMAS
+        }
 
     def whole(self, sidecars: list[Sidecar]) -> list[Sidecar]:
         """As many of the first blocks as are what their sidecars say."""
         for index, one in enumerate(sidecars):
-            for name, digest in (("acts", one.acts), ("holds", one.holds)):
+            for table, digest in zip(SCHEMAS, one.digests, strict=True):
                 try:
-                    data = self._path(index, f"{name}.parquet").read_bytes()
+                    data = self._path(index, f"{table}.parquet").read_bytes()
                 except FileNotFoundError:
                     return sidecars[:index]
                 if sha256(data).digest() != digest:
@@ -114,11 +117,11 @@ class LogBlocks:
         disk = DirectoryDisk(self.directory)
         try:
             digests = []
-            for name, table in (("acts", acts_table(block)), ("holds", holds_table(block))):
+            for name, table in arrow_tables(block).items():
                 data = parquet_bytes(table)
                 put(disk, f"{index:08d}.{name}.parquet", data)
                 digests.append(sha256(data).digest())
-            sidecar = Sidecar(LAYOUT, block.rare, block.carry, *digests)
+            sidecar = Sidecar(LAYOUT, block.rare, block.carry, tuple(digests))
             put(disk, f"{index:08d}.rare", msgspec.msgpack.encode(sidecar))
             return sidecar
         finally:
@@ -172,14 +175,13 @@ def put(disk: DirectoryDisk, name: str, data: bytes) -> None:
     disk.rename(name + ".new", name)
 
 
-def acts_table(block: Block) -> Any:
-    """The acts of a block as an arrow table."""
-    return _table(block.acts, ACTS)
-
-
-def holds_table(block: Block) -> Any:
-    """The holds of a block as an arrow table."""
-    return _table(block.holds, HOLDS)
+def arrow_tables(block: Block) -> dict[str, Any]:
+    """The tables of a block, as arrow has them."""
+    rows = (block.acts, block.holds, block.lives)
+    return {
+        name: _table(each, schema)
+        for (name, schema), each in zip(SCHEMAS.items(), rows, strict=True)
+    }
 
 
 def joined(tables: list[Any]) -> Any:

@@ -10,20 +10,19 @@ Does not know files or arrow (`blocks`).
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from leased._native import ffi, lib
 from leased.chain.canonical import SHAPES, decode
 from leased.chain.record import Record, hash_prefix, parse_frame
+from leased.collector.metering.lives import ActRow, HoldRow
 from leased.collector.metering.projection import (
     ACT,
     RARE,
-    ActRow,
     Block,
     Carry,
-    HoldRow,
     Projector,
     tag_of,
     tag_text,
@@ -73,7 +72,7 @@ class Column(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """So many rows of one log, by the names of `engine.ACT_COLUMNS` or `engine.HOLD_COLUMNS`."""
+    """So many rows of one log, by the names of a table of `engine.PROJECTION`."""
 
     count: int
     log: int
@@ -115,8 +114,14 @@ class ColumnRows:
         _check(lib.leased_projector_turn(self.raw, lease_id, terms))
         return bool(before != terms)
 
-    def acts(self, log: int) -> Columns:
-        """What there is of acts."""
+    def settle(self, log: int) -> tuple[Columns, Columns, Columns]:
+        """What there is of acts, holds and lives. Nothing is added after."""
+        _check(lib.leased_projector_settle(self.raw))
+        tenants = tuple(raw.decode() for raw in self._texts(tags=False))
+        tags = tuple(tag_text(_unpacked_tag(raw)) for raw in self._texts(tags=True))
+        return self._acts(log), self._holds(log, tenants, tags), self._lives(log, tenants, tags)
+
+    def _acts(self, log: int) -> Columns:
         acts = lib.leased_projector_acts(self.raw)
         count = acts.count
         has = _bytes(acts.has, count, 1)
@@ -141,23 +146,22 @@ class ColumnRows:
         }
         return Columns(count, log, columns)
 
-    def holds(self, log: int) -> Columns:
-        """What there is of holds."""
+    def _holds(self, log: int, tenants: tuple[str, ...], tags: tuple[str, ...]) -> Columns:
         holds = lib.leased_projector_holds(self.raw)
-        count = holds.count
-        tenants = tuple(raw.decode() for raw in self._texts(tags=False))
-        tags = tuple(tag_text(_unpacked_tag(raw)) for raw in self._texts(tags=True))
+        return Columns(holds.count, log, _held(holds, tenants, tags))
+
+    def _lives(self, log: int, tenants: tuple[str, ...], tags: tuple[str, ...]) -> Columns:
+        lives = lib.leased_projector_lives(self.raw)
+        count = lives.count
+        released = _bytes(lives.released, count, 1) if lives.missing else None
         columns = {
-            "seq": Column(_bytes(holds.sequence, count, 8)),
-            "slot": Column(_bytes(holds.slot, count, 2)),
-            "tenant": Column(_bytes(holds.tenant, count, 4), texts=tenants),
-            "kind": Column(_bytes(holds.kind, count, 1)),
-            "tier": Column(_bytes(holds.tier, count, 1)),
-            "priority": Column(_bytes(holds.priority, count, 1)),
-            "tag": Column(_bytes(holds.tag, count, 4), texts=tags),
-            "capacity": Column(_bytes(holds.capacity, count, 8)),
+            "boot": Column(_bytes(lives.boot, count, 4)),
+            "granted_ns": Column(_bytes(lives.granted_ns, count, 8)),
+            "torn_ns": Column(_bytes(lives.torn_ns, count, 8)),
+            "ended_ns": Column(_bytes(lives.ended_ns, count, 8)),
+            "released_ns": Column(_bytes(lives.released_ns, count, 8), released),
         }
-        return Columns(count, log, columns)
+        return Columns(count, log, columns | _held(lives, tenants, tags))
 
     def _texts(self, *, tags: bool) -> list[bytes]:
         data, ends = ffi.new("const uint8_t **"), ffi.new("const uint32_t **")
@@ -206,10 +210,9 @@ class FrameProjector(Projector):
 
     def block(self, full_seq: int | None = None) -> Block:
         """See `Projector`. `full_seq`: no record before that one comes any more."""
-        acts, holds = self._columns.acts(self._log), self._columns.holds(self._log)
         if full_seq is not None:
             self._next_seq = full_seq
-        return Block(acts, holds, self._rare, self._carry())
+        return Block(*self._columns.settle(self._log), self._rare, self._carry())
 
     def _judge(self, record: Record) -> None:
         """Project a record by itself."""
@@ -222,6 +225,21 @@ class FrameProjector(Projector):
         if isinstance(event, NodeStarted):
             boot_id = event.boot_id
         self.observe(record.sequence, event, Moment(BootId(boot_id), boot_ns, record.wall_ns))
+
+
+def _held(rows: Any, tenants: tuple[str, ...], tags: tuple[str, ...]) -> dict[str, Column]:
+    """What holds and lives both say."""
+    count = rows.count
+    return {
+        "seq": Column(_bytes(rows.sequence, count, 8)),
+        "slot": Column(_bytes(rows.slot, count, 2)),
+        "tenant": Column(_bytes(rows.tenant, count, 4), texts=tenants),
+        "kind": Column(_bytes(rows.kind, count, 1)),
+        "tier": Column(_bytes(rows.tier, count, 1)),
+        "priority": Column(_bytes(rows.priority, count, 1)),
+        "tag": Column(_bytes(rows.tag, count, 4), texts=tags),
+        "capacity": Column(_bytes(rows.capacity, count, 8)),
+    }
 
 
 def _check(rc: int) -> None:

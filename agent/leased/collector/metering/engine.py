@@ -18,30 +18,19 @@ from typing import Any, Final, Protocol
 
 from leased.terms.errors import InvariantError, StateError
 
-ACT_COLUMNS: Final = (
-    "log",
-    "seq",
-    "boot",
-    "lease_hi",
-    "lease_lo",
-    "act",
-    "at_ns",
-    "sealed_ns",
-    "deadline_ns",
-    "terms",
-    "ref",
-)
-HOLD_COLUMNS: Final = (
-    "log",
-    "seq",
-    "slot",
-    "tenant",
-    "kind",
-    "tier",
-    "priority",
-    "tag",
-    "capacity",
-)
+PROJECTION: Final[dict[str, tuple[str, ...]]] = {
+    "acts": (
+        *("log", "seq", "boot", "lease_hi", "lease_lo", "act", "at_ns", "sealed_ns"),
+        *("deadline_ns", "terms", "ref"),
+    ),
+    "holds": (*("log", "seq", "slot", "tenant", "kind", "tier", "priority", "tag", "capacity"),),
+    "lives": (
+        *("log", "seq", "slot", "boot", "granted_ns", "torn_ns", "ended_ns", "released_ns"),
+        *("tenant", "kind", "tier", "priority", "tag", "capacity"),
+    ),
+}
+"""The tables of the projection, in the order of a block's files."""
+
 SMALL_TABLES: Final[dict[str, tuple[str, ...]]] = {
     "boots": ("log", "boot", "start_ns", "end_ns", "last"),
     "eras": ("log", "boot", "start_ns", "end_ns", "label_ns", "final"),
@@ -126,8 +115,9 @@ class Engine(Protocol):
         ...
 
 
-def nothing(columns: Sequence[str]) -> str:
-    """A statement without rows, with these columns of the projection."""
+def nothing(table: str) -> str:
+    """A statement without rows, with the columns of a table of the projection."""
+    columns = PROJECTION[table]
     typed = (f"CAST(NULL AS {_TYPES.get(name, 'BIGINT')}) AS {name}" for name in columns)
     return f"SELECT {', '.join(typed)} WHERE 1 = 0"
 

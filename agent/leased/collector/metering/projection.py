@@ -3,7 +3,8 @@
 column is).
 
 Rule: a row follows from its record, and from no more of what was before than `Carry` holds; so a
-log is projected block by block, and a block always has the same rows. What is rare (starts, clock
+log is projected block by block, and a block always has the same rows; what a block has of a lease
+from its grant to its end is put together (`lives`). What is rare (starts, clock
 steps, inventories, operators' fences) is kept as it is and folded by `economics.intervals` itself:
 boots, eras, and what no lease is behind come from there.
 
@@ -20,6 +21,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from leased.chain.canonical import decode, encode
+from leased.collector.metering.lives import ActRow, HoldRow, settle
 from leased.economics.intervals import Ledger
 from leased.economics.peaks import labelled
 from leased.economics.pools import Interval, Pool
@@ -61,12 +63,6 @@ RARE: Final = (NodeStarted, ClockStepped, InventoryChanged, ResourceFenced, Cord
 NEVER_NS: Final = (1 << 63) - 1
 """Later than any deadline that can come; what SQL has for "no deadline"."""
 
-ActRow = tuple[int, int, int, int, int, int, int, int, int | None, int | None, int | None]
-"""log, seq, boot, lease_hi, lease_lo, act, at_ns, sealed_ns, deadline_ns, terms, ref."""
-
-HoldRow = tuple[int, int, int, str, int, int, int, str, int]
-"""log, seq, slot, tenant, kind, tier, priority, tag, capacity."""
-
 _packed = msgspec.msgpack.Encoder().encode
 _json = msgspec.json.Encoder().encode
 
@@ -98,11 +94,12 @@ class Carry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Block(msgspec.Struct, frozen=True):
-    """The rows of consecutive records of one log: lists of ActRow and HoldRow, or
-    `columns.Columns` of the same."""
+    """The rows of consecutive records of one log, lives put together: lists of ActRow, HoldRow and
+    LifeRow, or `columns.Columns` of the same."""
 
     acts: Any
     holds: Any
+    lives: Any
     rare: list[Rare]
     carry: Carry
 
@@ -185,7 +182,7 @@ class Projector:
         """Everything so far."""
         rows = self._rows
         assert isinstance(rows, ListRows)
-        return Block(rows.acts, rows.holds, self._rare, self._carry())
+        return Block(*settle(rows.acts, rows.holds), self._rare, self._carry())
 
     def _carry(self) -> Carry:
         """What the next block needs to know."""

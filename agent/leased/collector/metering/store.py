@@ -27,8 +27,7 @@ from leased.collector.metering import tables
 from leased.collector.metering.blocks import LogBlocks
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
-    ACT_COLUMNS,
-    HOLD_COLUMNS,
+    PROJECTION,
     RESULTS,
     SMALL_TABLES,
     Engine,
@@ -52,8 +51,6 @@ DAY_HOURS: Final = 24
 DAY_NS: Final = DAY_HOURS * HOUR_NS
 _SOURCE: Final = {"peaks": "all_peaks"}
 _DAY_OF: Final = dict.fromkeys(ORDER, "idiv(hour, 24)") | {"contributors": "day"}
-EMPTY_ACTS: Final = nothing(ACT_COLUMNS)
-EMPTY_HOLDS: Final = nothing(HOLD_COLUMNS)
 
 
 class Refreshed(msgspec.Struct, frozen=True):
@@ -135,8 +132,7 @@ class Store:
         put_back(archive.kept, floor, self.rollups, frozen_of(floor))
         spans: list[NodeSpan] = []
         shapes: dict[int, LogShape] = {}
-        acts: list[Path] = []
-        holds: list[Path] = []
+        files: dict[str, list[Path]] = {table: [] for table in PROJECTION}
         nodes: dict[int, str] = {}
         for entry, blocks, sidecars in project_logs(self.directory, archive, entries, progress):
             if blocks.number in shapes:
@@ -157,15 +153,14 @@ class Store:
             )
             shapes[blocks.number] = found
             nodes[blocks.number] = entry.node
-            of_acts, of_holds = blocks.paths(len(sidecars))
-            acts.extend(of_acts)
-            holds.extend(of_holds)
+            for table, paths in blocks.paths(len(sidecars)).items():
+                files[table].extend(paths)
         progress("metering")
         engine = self._make_engine()
         try:
             check_engine(engine)
-            engine.load_files("acts", acts, EMPTY_ACTS)
-            engine.load_files("holds", holds, EMPTY_HOLDS)
+            for table, paths in files.items():
+                engine.load_files(table, paths, nothing(table))
             for name, rows in tables.small_tables(shapes).items():
                 engine.load(name, SMALL_TABLES[name], rows)
             meter(engine)
@@ -274,8 +269,8 @@ def _gathered(engine: Engine) -> Iterator[DuckEngine]:
         return
     here = DuckEngine()
     try:
-        for name, empty in (("acts", EMPTY_ACTS), ("holds", EMPTY_HOLDS)):
-            here.load_files(name, [], empty)
+        for table in PROJECTION:
+            here.load_files(table, [], nothing(table))
         for name, columns in SMALL_TABLES.items():
             here.load(name, columns, [])
         meter(here)  # of nothing: for the types of its columns

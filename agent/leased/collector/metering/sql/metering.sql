@@ -11,6 +11,9 @@
 --        5 Reclaimed, 6 Fenced, 7 Unfenced, 8 Voided (ref: the sequence of the grant), 9 Released. at_ns is when it took
 --        effect on the boot clock, not later than sealed_ns, when it was sealed. terms stands for what is held by whom.
 -- holds  what is held from record seq on, one row per allotment.
+-- lives  leases that are plain and began and ended within a block, one row per allotment: granted at record seq, torn down
+--        and ended on the clock of that boot, in this order; released_ns where they ended in Released. Of these there are
+--        no acts and no holds.
 -- boots  (log, boot): its first and its last moment on its own clock. last = 1: the newest of its log.
 -- eras   boot time [start_ns, end_ns) is labelled from label_ns on. final = 1: the last of its boot.
 -- hours  every hour from the first label to the last.
@@ -18,7 +21,7 @@
 -- Pools: 0 tenant, 1 teardown, 2 fenced, 4 provisioned.
 
 -- name: facts
--- Of each lease: what happened to it, and whether it is plain: granted, torn down, reclaimed, all in one boot.
+-- Of each other lease: what happened to it, and whether it is plain: granted, torn down, reclaimed, all in one boot.
 SELECT log, lease_hi, lease_lo,
        MIN(CASE WHEN act = 1 THEN seq END) AS granted_seq,
        MIN(CASE WHEN act = 1 THEN boot END) AS granted_boot,
@@ -157,12 +160,17 @@ SELECT tenant, kind, tier, priority, tag,
 FROM (
     SELECT tenant, kind, tier, priority, tag FROM holds
     UNION
+    SELECT tenant, kind, tier, priority, tag FROM lives
+    UNION
     SELECT '', kind, tier, -1, '' FROM others
 ) o
 
+-- name: payers
+SELECT DISTINCT payer, tenant, kind, tier FROM owners
+
 -- name: spans
--- The same in label time, with what was held and by whom.
-SELECT p.log, p.pool, o.owner, o.payer, o.tenant, o.kind, o.tier, h.capacity,
+-- The same in label time, with what was held and by whom; and what lives held, until they were torn down and from then on.
+SELECT p.log, p.pool, o.owner, o.payer, h.capacity,
        e.label_ns + (GREATEST(p.start_ns, e.start_ns) - e.start_ns) AS s,
        e.label_ns + (LEAST(p.end_ns, e.end_ns) - e.start_ns) AS e
 FROM pieces p
@@ -172,7 +180,21 @@ JOIN owners o ON o.tenant = h.tenant AND o.kind = h.kind AND o.tier = h.tier AND
 JOIN eras e ON e.log = p.log AND e.boot = p.boot
 WHERE p.end_ns > p.start_ns AND p.start_ns < e.end_ns AND p.end_ns > e.start_ns
 UNION ALL
-SELECT x.log, x.pool, o.owner, o.payer, o.tenant, o.kind, o.tier, x.capacity, x.s, x.e
+SELECT l.log, l.pool, o.owner, o.payer, l.capacity,
+       e.label_ns + (GREATEST(l.start_ns, e.start_ns) - e.start_ns),
+       e.label_ns + (LEAST(l.end_ns, e.end_ns) - e.start_ns)
+FROM (
+    SELECT log, boot, 0 AS pool, tenant, kind, tier, priority, tag, capacity, granted_ns AS start_ns, torn_ns AS end_ns
+    FROM lives
+    UNION ALL
+    SELECT log, boot, 1, tenant, kind, tier, priority, tag, capacity, torn_ns, ended_ns FROM lives
+) l
+JOIN owners o ON o.tenant = l.tenant AND o.kind = l.kind AND o.tier = l.tier AND o.priority = l.priority
+     AND o.tag = l.tag
+JOIN eras e ON e.log = l.log AND e.boot = l.boot
+WHERE l.end_ns > l.start_ns AND l.start_ns < e.end_ns AND l.end_ns > e.start_ns
+UNION ALL
+SELECT x.log, x.pool, o.owner, o.payer, x.capacity, x.s, x.e
 FROM others x
 JOIN owners o ON o.tenant = '' AND o.kind = x.kind AND o.tier = x.tier AND o.priority = -1 AND o.tag = ''
 
@@ -240,17 +262,19 @@ SELECT o.tenant, o.kind, o.tier, c.hour, c.held FROM (
     SELECT payer, idiv(t, 3600000000000) AS hour, CAST(MAX(held) AS DECIMAL(38,0)) AS held
     FROM r WHERE held > 0
     GROUP BY payer, idiv(t, 3600000000000)
-) c JOIN (SELECT DISTINCT payer, tenant, kind, tier FROM owners) o ON o.payer = c.payer
+) c JOIN payers o ON o.payer = c.payer
 
 -- name: fleet_peaks
 -- The same of all tenants together.
-WITH d AS (
-    SELECT kind, tier, s AS t, CAST(capacity AS DECIMAL(38,0)) AS dl FROM spans WHERE pool = 0
+WITH held AS (
+    SELECT o.kind, o.tier, c.capacity, c.s, c.e FROM spans c JOIN payers o ON o.payer = c.payer WHERE c.pool = 0
+), d AS (
+    SELECT kind, tier, s AS t, CAST(capacity AS DECIMAL(38,0)) AS dl FROM held
     UNION ALL
-    SELECT kind, tier, e, -CAST(capacity AS DECIMAL(38,0)) FROM spans WHERE pool = 0
+    SELECT kind, tier, e, -CAST(capacity AS DECIMAL(38,0)) FROM held
     UNION ALL
     SELECT g.kind, g.tier, h.hour * 3600000000000, CAST(0 AS DECIMAL(38,0))
-    FROM (SELECT DISTINCT kind, tier FROM spans WHERE pool = 0) g CROSS JOIN hours h
+    FROM (SELECT DISTINCT kind, tier FROM held) g CROSS JOIN hours h
 ), r AS (
     SELECT kind, tier, t,
            SUM(dl) OVER (PARTITION BY kind, tier ORDER BY t
@@ -275,23 +299,29 @@ JOIN acts a ON a.log = one.log AND a.seq = one.seq AND a.act = 9
 JOIN holds h ON h.log = one.log AND h.seq = one.granted_seq AND h.slot = 0
 JOIN eras e ON e.log = a.log AND e.boot = a.boot AND a.sealed_ns >= e.start_ns
      AND (a.sealed_ns < e.end_ns OR e.final = 1)
+UNION ALL
+SELECT l.log, l.tenant, idiv(e.label_ns + (l.released_ns - e.start_ns), 3600000000000)
+FROM lives l
+JOIN eras e ON e.log = l.log AND e.boot = l.boot AND l.released_ns >= e.start_ns
+     AND (l.released_ns < e.end_ns OR e.final = 1)
+WHERE l.slot = 0
 
 -- name: tasks
 SELECT tenant, hour, COUNT(*) AS done FROM released GROUP BY tenant, hour
 
 -- name: contributors
 -- On which chains a tenant held or released something, by the day (UTC).
-SELECT DISTINCT log, tenant, day FROM (
-    SELECT log, tenant, idiv(s, 86400000000000) AS day FROM spans WHERE pool = 0 AND capacity > 0
-    UNION ALL
-    SELECT log, tenant, idiv(e - 1, 86400000000000) FROM spans WHERE pool = 0 AND capacity > 0
-    UNION ALL
-    SELECT log, tenant, idiv(h.hour, 24)
+SELECT DISTINCT c.log, o.tenant, c.day FROM (
+    SELECT log, payer, idiv(s, 86400000000000) AS day FROM spans WHERE pool = 0 AND capacity > 0
+    UNION
+    SELECT log, payer, idiv(e - 1, 86400000000000) FROM spans WHERE pool = 0 AND capacity > 0
+    UNION
+    SELECT log, payer, idiv(h.hour, 24)
     FROM spans JOIN hours h ON h.hour * 3600000000000 > s AND h.hour * 3600000000000 < e
     WHERE pool = 0 AND capacity > 0 AND idiv(e - 1, 86400000000000) > idiv(s, 86400000000000) + 1
-    UNION ALL
-    SELECT log, tenant, idiv(hour, 24) FROM released
-) c
+) c JOIN payers o ON o.payer = c.payer
+UNION
+SELECT log, tenant, idiv(hour, 24) FROM released
 
 -- name: held
 -- What is held now.
