@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leased._native import lib
 from leased.chain.canonical import decode
 from leased.chain.head import GENESIS
 from leased.chain.record import hash_prefix, parse_frame
@@ -23,7 +24,7 @@ from leased.collector.demo import Node, Wish
 from leased.collector.metering import blocks
 from leased.collector.metering.columns import ColumnRows, FrameProjector
 from leased.collector.metering.lives import settle
-from leased.collector.metering.projection import Block, Carry, ListRows, Projector
+from leased.collector.metering.projection import ACT, Block, Carry, ListRows, Projector
 from leased.terms import event as e
 from leased.terms.errors import ChainError
 from leased.terms.identity import BootId
@@ -118,6 +119,20 @@ def test_a_demonstration_host_is_projected_alike(number: int) -> None:
     # Nearly all of it by C: what is judged by itself is a thirtieth at most.
     judged = [one for one in records if type(one[0]) in (e.Fenced, e.NodeStarted, e.ClockStepped)]
     assert len(judged) * 30 < len(records)
+
+
+def test_acts_have_the_same_numbers_in_c() -> None:
+    named = {
+        e.Allocated: lib.LEASED_GRANTED,
+        e.Renewed: lib.LEASED_RENEWED,
+        e.TeardownBegun: lib.LEASED_TORN,
+        e.Reclaimed: lib.LEASED_RECLAIMED,
+        e.Fenced: lib.LEASED_FENCED,
+        e.Unfenced: lib.LEASED_UNFENCED,
+        e.Voided: lib.LEASED_VOIDED,
+        e.Released: lib.LEASED_RELEASED,
+    }
+    assert {kind: ACT[kind] for kind in named} == named
 
 
 LETTERS = {"G": 1, "R": 2, "r": 2, "N": 3, "T": 4, "E": 5, "F": 6, "U": 7, "V": 8, "L": 9}

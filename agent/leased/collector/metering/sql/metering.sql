@@ -155,8 +155,8 @@ FROM stretches WHERE end_ns > deadline_ns
 -- Who can be charged with what, by a number: sorting and grouping compare numbers, and names come back at the end. payer is
 -- the same without priority and tag.
 SELECT tenant, kind, tier, priority, tag,
-       ROW_NUMBER() OVER (ORDER BY tenant, kind, tier, priority, tag) AS owner,
-       DENSE_RANK() OVER (ORDER BY tenant, kind, tier) AS payer
+       CAST(ROW_NUMBER() OVER (ORDER BY tenant, kind, tier, priority, tag) AS INT) AS owner,
+       CAST(DENSE_RANK() OVER (ORDER BY tenant, kind, tier) AS INT) AS payer
 FROM (
     SELECT tenant, kind, tier, priority, tag FROM holds
     UNION
@@ -180,88 +180,92 @@ JOIN owners o ON o.tenant = h.tenant AND o.kind = h.kind AND o.tier = h.tier AND
 JOIN eras e ON e.log = p.log AND e.boot = p.boot
 WHERE p.end_ns > p.start_ns AND p.start_ns < e.end_ns AND p.end_ns > e.start_ns
 UNION ALL
-SELECT l.log, l.pool, o.owner, o.payer, l.capacity,
-       e.label_ns + (GREATEST(l.start_ns, e.start_ns) - e.start_ns),
-       e.label_ns + (LEAST(l.end_ns, e.end_ns) - e.start_ns)
-FROM (
-    SELECT log, boot, 0 AS pool, tenant, kind, tier, priority, tag, capacity, granted_ns AS start_ns, torn_ns AS end_ns
-    FROM lives
-    UNION ALL
-    SELECT log, boot, 1, tenant, kind, tier, priority, tag, capacity, torn_ns, ended_ns FROM lives
-) l
+SELECT l.log, k.pool, o.owner, o.payer, l.capacity,
+       e.label_ns + (GREATEST(CASE WHEN k.pool = 0 THEN l.granted_ns ELSE l.torn_ns END, e.start_ns) - e.start_ns),
+       e.label_ns + (LEAST(CASE WHEN k.pool = 0 THEN l.torn_ns ELSE l.ended_ns END, e.end_ns) - e.start_ns)
+FROM lives l
 JOIN owners o ON o.tenant = l.tenant AND o.kind = l.kind AND o.tier = l.tier AND o.priority = l.priority
      AND o.tag = l.tag
 JOIN eras e ON e.log = l.log AND e.boot = l.boot
-WHERE l.end_ns > l.start_ns AND l.start_ns < e.end_ns AND l.end_ns > e.start_ns
+CROSS JOIN (SELECT 0 AS pool UNION ALL SELECT 1) k
+WHERE CASE WHEN k.pool = 0
+           THEN l.torn_ns > l.granted_ns AND l.granted_ns < e.end_ns AND l.torn_ns > e.start_ns
+           ELSE l.ended_ns > l.torn_ns AND l.torn_ns < e.end_ns AND l.ended_ns > e.start_ns END
 UNION ALL
 SELECT x.log, x.pool, o.owner, o.payer, x.capacity, x.s, x.e
 FROM others x
 JOIN owners o ON o.tenant = '' AND o.kind = x.kind AND o.tier = x.tier AND o.priority = -1 AND o.tag = ''
 
--- name: edges
--- The hours in which spans begin and end.
-SELECT pool, owner, capacity, idiv(s, 3600000000000) AS hour,
-       LEAST(e, (idiv(s, 3600000000000) + 1) * 3600000000000) - s AS ns
-FROM spans WHERE capacity > 0
-UNION ALL
-SELECT pool, owner, capacity, idiv(e - 1, 3600000000000),
-       e - idiv(e - 1, 3600000000000) * 3600000000000
-FROM spans WHERE capacity > 0 AND idiv(e - 1, 3600000000000) > idiv(s, 3600000000000)
-
--- name: wholes
--- The whole hours between, as what is added and taken away at each: a span of a month is two rows, not 720.
-SELECT pool, owner, hour, CAST(SUM(dl) AS DECIMAL(38,0)) AS dl FROM (
-    SELECT pool, owner, idiv(s, 3600000000000) + 1 AS hour,
-           CAST(capacity AS DECIMAL(38,0)) AS dl
-    FROM spans WHERE capacity > 0 AND idiv(e - 1, 3600000000000) > idiv(s, 3600000000000) + 1
+-- name: changes
+-- By the hour: by how much what is held changes, and what that is until the end of the hour. What begins is added, what
+-- ends is taken away again: a span of a month is two rows, not 720.
+SELECT pool, owner, hour, CAST(SUM(dl) AS DECIMAL(38,0)) AS dl,
+       CAST(SUM(CAST(dl AS DECIMAL(38,0)) * CAST(left_ns AS DECIMAL(38,0))) AS DECIMAL(38,0)) AS cap_ns
+FROM (
+    SELECT pool, owner, idiv(s, 3600000000000) AS hour, capacity AS dl,
+           (idiv(s, 3600000000000) + 1) * 3600000000000 - s AS left_ns
+    FROM spans WHERE capacity > 0
     UNION ALL
-    SELECT pool, owner, idiv(e - 1, 3600000000000), -CAST(capacity AS DECIMAL(38,0))
-    FROM spans WHERE capacity > 0 AND idiv(e - 1, 3600000000000) > idiv(s, 3600000000000) + 1
+    SELECT pool, owner, idiv(e, 3600000000000), -capacity, (idiv(e, 3600000000000) + 1) * 3600000000000 - e
+    FROM spans WHERE capacity > 0
 ) d
 GROUP BY pool, owner, hour
 
+-- name: carried
+-- The same with what is held from there on, up to the next hour in which it changes.
+SELECT changes.*,
+       CAST(SUM(dl) OVER (PARTITION BY pool, owner ORDER BY hour
+                          ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS DECIMAL(38,0)) AS held,
+       LEAD(hour) OVER (PARTITION BY pool, owner ORDER BY hour) AS next_hour
+FROM changes
+
 -- name: usage
 SELECT c.hour, c.pool, o.tenant, o.kind, o.tier, o.priority, o.tag, c.cap_ns FROM (
-    SELECT hour, pool, owner, CAST(SUM(cap_ns) AS DECIMAL(38,0)) AS cap_ns FROM (
-        SELECT hour, pool, owner,
-               SUM(CAST(capacity AS DECIMAL(38,0)) * CAST(ns AS DECIMAL(38,0))) AS cap_ns
-        FROM edges
-        GROUP BY hour, pool, owner
-        UNION ALL
-        SELECT h.hour, w.pool, w.owner, w.held * CAST(3600000000000 AS DECIMAL(38,0))
-        FROM (
-            SELECT wholes.*,
-                   CAST(SUM(dl) OVER (PARTITION BY pool, owner ORDER BY hour
-                        ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS DECIMAL(38,0)) AS held,
-                   LEAD(hour) OVER (PARTITION BY pool, owner ORDER BY hour) AS next_hour
-            FROM wholes
-        ) w
-        JOIN hours h ON h.hour >= w.hour AND h.hour < w.next_hour
-        WHERE w.held > 0
-    ) u
-    GROUP BY hour, pool, owner
+    SELECT hour, pool, owner,
+           CAST((held - dl) * CAST(3600000000000 AS DECIMAL(38,0)) + cap_ns AS DECIMAL(38,0)) AS cap_ns
+    FROM carried
+    UNION ALL
+    SELECT h.hour, w.pool, w.owner, CAST(w.held * CAST(3600000000000 AS DECIMAL(38,0)) AS DECIMAL(38,0))
+    FROM carried w JOIN hours h ON h.hour > w.hour AND h.hour < w.next_hour
+    WHERE w.held > 0 AND w.next_hour > w.hour + 1
 ) c JOIN owners o ON o.owner = c.owner
+WHERE c.cap_ns > 0
 
 -- name: peaks
--- The sweep: RANGE takes all of one nanosecond together, so what starts as another ends does not double the peak; every
--- hour carries in what is held.
-WITH d AS (
-    SELECT payer, s AS t, CAST(capacity AS DECIMAL(38,0)) AS dl FROM spans WHERE pool = 0
+-- The sweep, an hour at a time: RANGE takes all of one nanosecond together, so what starts as another ends does not double
+-- the peak; every hour carries in what is held. Where something ends there is no peak: it was more before.
+WITH w AS (
+    SELECT payer, hour, dl,
+           CAST(SUM(dl) OVER (PARTITION BY payer ORDER BY hour
+                              ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS DECIMAL(38,0)) AS held,
+           LEAD(hour) OVER (PARTITION BY payer ORDER BY hour) AS next_hour
+    FROM (
+        SELECT o.payer, c.hour, CAST(SUM(c.dl) AS DECIMAL(38,0)) AS dl
+        FROM changes c JOIN owners o ON o.owner = c.owner
+        WHERE c.pool = 0
+        GROUP BY o.payer, c.hour
+    ) c
+), d AS (
+    SELECT payer, idiv(s, 3600000000000) AS hour, s AS t, CAST(capacity AS DECIMAL(38,0)) AS dl
+    FROM spans WHERE pool = 0
     UNION ALL
-    SELECT payer, e, -CAST(capacity AS DECIMAL(38,0)) FROM spans WHERE pool = 0
+    SELECT payer, idiv(e, 3600000000000), e, -CAST(capacity AS DECIMAL(38,0)) FROM spans WHERE pool = 0
     UNION ALL
-    SELECT g.payer, h.hour * 3600000000000, CAST(0 AS DECIMAL(38,0))
-    FROM (SELECT DISTINCT payer FROM spans WHERE pool = 0) g CROSS JOIN hours h
+    SELECT payer, hour, hour * 3600000000000, CAST(held - dl AS DECIMAL(38,0)) FROM w
 ), r AS (
-    SELECT payer, t,
-           SUM(dl) OVER (PARTITION BY payer ORDER BY t
+    SELECT payer, hour, dl,
+           SUM(dl) OVER (PARTITION BY payer, hour ORDER BY t
                          RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS held
     FROM d
 )
 SELECT o.tenant, o.kind, o.tier, c.hour, c.held FROM (
-    SELECT payer, idiv(t, 3600000000000) AS hour, CAST(MAX(held) AS DECIMAL(38,0)) AS held
-    FROM r WHERE held > 0
-    GROUP BY payer, idiv(t, 3600000000000)
+    SELECT payer, hour, CAST(MAX(held) AS DECIMAL(38,0)) AS held
+    FROM r WHERE dl >= 0 AND held > 0
+    GROUP BY payer, hour
+    UNION ALL
+    SELECT w.payer, h.hour, w.held
+    FROM w JOIN hours h ON h.hour > w.hour AND h.hour < w.next_hour
+    WHERE w.held > 0 AND w.next_hour > w.hour + 1
 ) c JOIN payers o ON o.payer = c.payer
 
 -- name: fleet_peaks
@@ -304,24 +308,27 @@ SELECT l.log, l.tenant, idiv(e.label_ns + (l.released_ns - e.start_ns), 36000000
 FROM lives l
 JOIN eras e ON e.log = l.log AND e.boot = l.boot AND l.released_ns >= e.start_ns
      AND (l.released_ns < e.end_ns OR e.final = 1)
-WHERE l.slot = 0
+WHERE l.slot = 0 AND l.released_ns IS NOT NULL
 
 -- name: tasks
 SELECT tenant, hour, COUNT(*) AS done FROM released GROUP BY tenant, hour
 
 -- name: contributors
 -- On which chains a tenant held or released something, by the day (UTC).
-SELECT DISTINCT c.log, o.tenant, c.day FROM (
-    SELECT log, payer, idiv(s, 86400000000000) AS day FROM spans WHERE pool = 0 AND capacity > 0
-    UNION
-    SELECT log, payer, idiv(e - 1, 86400000000000) FROM spans WHERE pool = 0 AND capacity > 0
-    UNION
-    SELECT log, payer, idiv(h.hour, 24)
-    FROM spans JOIN hours h ON h.hour * 3600000000000 > s AND h.hour * 3600000000000 < e
-    WHERE pool = 0 AND capacity > 0 AND idiv(e - 1, 86400000000000) > idiv(s, 86400000000000) + 1
-) c JOIN payers o ON o.payer = c.payer
-UNION
-SELECT log, tenant, idiv(hour, 24) FROM released
+SELECT DISTINCT log, tenant, day FROM (
+    SELECT c.log, o.tenant, c.day FROM (
+        SELECT log, payer, idiv(s, 86400000000000) AS day FROM spans WHERE pool = 0 AND capacity > 0
+        UNION ALL
+        SELECT log, payer, idiv(e - 1, 86400000000000)
+        FROM spans WHERE pool = 0 AND capacity > 0 AND idiv(e - 1, 86400000000000) > idiv(s, 86400000000000)
+        UNION ALL
+        SELECT log, payer, idiv(h.hour, 24)
+        FROM spans JOIN hours h ON h.hour * 3600000000000 > s AND h.hour * 3600000000000 < e
+        WHERE pool = 0 AND capacity > 0 AND idiv(e - 1, 86400000000000) > idiv(s, 86400000000000) + 1
+    ) c JOIN payers o ON o.payer = c.payer
+    UNION ALL
+    SELECT log, tenant, idiv(hour, 24) FROM released
+) d
 
 -- name: held
 -- What is held now.
