@@ -259,7 +259,9 @@ class PolicyNotebook:
         """
         room = self.free() + self.leaving()
         for other in self.before(ask):
-            if self.waits_for_room(other, now_ns) and other.pages <= room:
+            if self.waits_for_room(other, now_ns):
+                if other.pages > room:
+                    return {}  # whatever else becomes free is for that one
                 room -= other.pages
         if room >= ask.pages:
             return {}

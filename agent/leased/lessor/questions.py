@@ -21,7 +21,7 @@ from leased.lessor.extension import latest_ns
 from leased.lessor.fitting import misfit
 from leased.lessor.meaning import Verdict
 from leased.lessor.outlook import earliest_ns
-from leased.lessor.queue import Waiting, WaitQueue, key_of, rank_of
+from leased.lessor.queue import Rank, Waiting, WaitQueue, key_of, rank_of
 from leased.lessor.quota import TenantBook
 from leased.lessor.table import LeaseTable
 from leased.lessor.victims import Surroundings, find_victims
@@ -115,7 +115,8 @@ class Questions:
         position = None
         if verdict.waitable and acquire.wait_ns > 0:
             position = 1 + sum(waiting.rank < rank for waiting in self._queue)
-        return Planned(refusal, (), position, self._removals(acquire, refusal, now_ns), cost_nano)
+        removals = self._removals(acquire, rank, refusal, now_ns)
+        return Planned(refusal, (), position, removals, cost_nano)
 
     def why(self, caller: Caller, lease_id: LeaseId, now_ns: int) -> Reply:
         """A lease with the reason of its end on it, or what a waiting request waits for."""
@@ -180,12 +181,15 @@ class Questions:
     def _may_see(self, waiting: Waiting, caller: Caller) -> bool:
         return caller.operator or waiting.acquire.caller.tenant == caller.tenant
 
-    def _removals(self, acquire: Acquire, refusal: Refusal, now_ns: int) -> tuple[Removal, ...]:
+    def _removals(
+        self, acquire: Acquire, rank: Rank, refusal: Refusal, now_ns: int
+    ) -> tuple[Removal, ...]:
         """Who would have to leave for it."""
         if refusal.reason is not RefusalReason.NO_CAPACITY:
             return ()
         around = Surroundings(self._table, self._queue, self._admission)
-        search = find_victims(self._table, around, acquire, leaving_of(self._table), now_ns)
+        leaving, barred = leaving_of(self._table), self._queue.short_before(rank)
+        search = find_victims(self._table, around, acquire, leaving, now_ns, barred=barred)
         removals = []
         for victim in search.victims:
             lease, shown = victim.lease, visible(victim.lease, acquire.caller)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -36,6 +37,8 @@ LOOK_AGAIN_NS = NS_PER_S
 Key = tuple[int, CommandId]
 LAST = 1 << 62
 """The arrival of whoever has not arrived yet."""
+
+LAST_OF_ALL: Rank = (1, True, 0, LAST)
 
 
 def key_of(acquire: Acquire) -> Key:
@@ -95,7 +98,8 @@ def rank_of(acquire: Acquire, *, requeued: bool, share: int, arrival: int = LAST
 
 class WaitQueue:
     """Waiting requests. `bars` has what they wait for, `claims` those who will get something of
-    what is leaving; `removals` counts those that left. `stale`: something happened since that was
+    what is leaving, `short` the pools that somebody waits for who will not, with the place of the
+    first; `removals` counts those that left. `stale`: something happened since that was
     worked out, so that it may be wrong for some; `unsure` are the holders of limits that may be
     reached by now.
     """
@@ -113,6 +117,7 @@ class WaitQueue:
         "claims",
         "look_ns",
         "removals",
+        "short",
         "stale",
         "unsure",
     )
@@ -127,6 +132,7 @@ class WaitQueue:
         self._arrivals = self._moves = 0
         self.bars = Bars()
         self.claims: dict[Key, Waiting] = {}
+        self.short: dict[str, Rank] = {}
         self.look_ns: int | None = None
         self.removals = 0
         self.stale = False
@@ -175,6 +181,21 @@ class WaitQueue:
         """A request will get `claim` of what is leaving."""
         waiting.claim = claim
         self.claims[key_of(waiting.acquire)] = waiting
+
+    def fall_short(self, waiting: Waiting, pools: Pools) -> None:
+        """A request gets nothing of what is leaving: whatever else becomes free where it waits is
+        for it before those behind.
+        """
+        rank = waiting.rank
+        for ask in waiting.acquire.asks:
+            for pool in pools.usable(ask):
+                name = pool.counted.resource_id
+                if rank < self.short.get(name, LAST_OF_ALL):
+                    self.short[name] = rank
+
+    def short_before(self, rank: Rank) -> AbstractSet[str]:
+        """The pools of which a request of `rank` would get nothing, whoever left them."""
+        return {name: None for name, first in self.short.items() if first < rank}.keys()
 
     def get(self, key: Key) -> Waiting | None:
         """The waiting request of that key, if it waits."""

@@ -12,6 +12,7 @@ Does not tell anybody (`yielding`) and does not order leases of lower levels (`p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import chain
 
 import msgspec
@@ -19,7 +20,7 @@ import msgspec
 from leased.lessor.admission import Admission
 from leased.lessor.bars import Places, places_of
 from leased.lessor.extension import notice_ceiling
-from leased.lessor.placement import place, spans
+from leased.lessor.placement import NONE_BARRED, place, spans
 from leased.lessor.preemption import (
     Candidates,
     Left,
@@ -163,20 +164,31 @@ def _likes(acquire: Acquire) -> Likes:
 
 
 def find_victims(
-    table: LeaseTable, around: Surroundings, acquire: Acquire, leaving: Left, now_ns: int
+    table: LeaseTable,
+    around: Surroundings,
+    acquire: Acquire,
+    leaving: Left,
+    now_ns: int,
+    *,
+    barred: AbstractSet[str] = NONE_BARRED,
 ) -> Search:
-    """Who would have to leave for `acquire`, besides what is leaving."""
+    """Who would have to leave for `acquire`, besides what is leaving. `barred` is for others."""
     policy = around.admission.policy
     pools = dict.fromkeys(
-        pool.counted.resource_id for ask in acquire.asks for pool in table.pools.usable(ask)
+        pool.counted.resource_id
+        for ask in acquire.asks
+        for pool in table.pools.usable(ask)
+        if pool.counted.resource_id not in barred
     )
+    if not pools:
+        return Search()
     level = level_of(acquire)
     called = tuple(around.called_back(acquire, pools))
     if not called:
         later = around.in_vain(acquire)
         if later is not None:
             return Search(later=later)
-        if not policy.preemption.enabled or not _could_do(table, acquire, level, leaving):
+        if not policy.preemption.enabled or not _could_do(table, acquire, pools, level, leaving):
             around.note_vain(acquire, later=False)
             return Search()
     why = {victim.lease.lease_id: victim for victim in called}
@@ -191,7 +203,7 @@ def find_victims(
                 yield lease
 
     def room(gone: Left) -> Left | None:
-        placed = place(acquire.asks, table.pools, taken=gone)
+        placed = place(acquire.asks, table.pools, taken=gone, barred=barred)
         if not isinstance(placed, tuple):
             return None
         left = dict(gone)
@@ -200,7 +212,7 @@ def find_victims(
         return {one: by_id[one].free - left.get(one, 0) for one in pools}
 
     if len(acquire.asks) == 1 and not spans(acquire.asks[0]):
-        chosen = _choose_by_pool(table, acquire.asks[0], leaving, why, candidates)
+        chosen = _choose_by_pool(table, acquire.asks[0], pools, leaving, why, candidates)
     else:
         chosen = choose_victims(ordered(), room, leaving)
     if chosen is None:
@@ -235,6 +247,7 @@ def _preempted(
 def _choose_by_pool(
     table: LeaseTable,
     ask: Ask,
+    pools: Mapping[str, None],
     leaving: Left,
     why: Mapping[LeaseId, Victim],
     candidates: Candidates | None,
@@ -242,9 +255,9 @@ def _choose_by_pool(
     """Whom an ask that takes of one pool has leave: of the pool where it is enough first."""
     best: tuple[tuple[int, ...], int, Sequence[Lease]] | None = None
     for pool in table.pools.usable(ask):
-        if ask.capacity % pool.granule:
-            continue
         name = pool.counted.resource_id
+        if ask.capacity % pool.granule or name not in pools:
+            continue
         room = pool.free - leaving.get(name, 0)
         if room >= ask.capacity:
             return ()
@@ -279,13 +292,23 @@ def _shares_of(leases: Sequence[Lease], resource_id: str) -> list[tuple[Lease, i
     return found
 
 
-def _could_do(table: LeaseTable, acquire: Acquire, level: Level, leaving: Left) -> bool:
+def _could_do(
+    table: LeaseTable,
+    acquire: Acquire,
+    pools: Mapping[str, None],
+    level: Level,
+    leaving: Left,
+) -> bool:
     """Whether there would be enough for every ask by itself if everybody below `level` left: if
     not, there is no need to look at them one by one.
     """
     below = table.yielders.capacity_below
     for ask in acquire.asks:
-        counted = {one.counted.resource_id: one.counted for one in table.pools.usable(ask)}
+        counted = {
+            one.counted.resource_id: one.counted
+            for one in table.pools.usable(ask)
+            if one.counted.resource_id in pools
+        }
         rooms = [
             (pool.free - leaving.get(name, 0) + below(level, name), pool.capacity)
             for name, pool in counted.items()

@@ -3,8 +3,10 @@
 
 Rule: only for whoever waits, in the order of the queue, and only if what is leaving already
 (notices given, teardowns under way) is not enough; so one request's victims are never taken for
-another's, and no more leave than are needed. A victim is told why and for whom, has its grace, and
-keeps its deadline if that comes first: then denying it a renewal is all that happens.
+another's, and no more leave than are needed. Nobody leaves for a request that stands behind one
+which waits for the same and cannot be helped: that one would have it. A victim is told why and for
+whom, has its grace, and keeps its deadline if that comes first: then denying it a renewal is all
+that happens.
 
 Does not choose whom (`victims`) and does not grant.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import msgspec
 
 from leased.lessor.admission import Admission
+from leased.lessor.bars import Places
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import Trigger
 from leased.lessor.meaning import Verdict
@@ -48,14 +51,14 @@ def make_room(draft: Draft, queue: WaitQueue, admission: Admission) -> bool:
     table, look, tries = draft.table, False, 0
     around, leaving = Surroundings(table, queue, admission), leaving_of(table)
     queue.claims.clear()
+    queue.short.clear()
     queue.stale = False
     without: list[Waiting] = []
+    short: dict[Places, None] = {}
     for waiting in queue:
         if waiting.reason is not RefusalReason.NO_CAPACITY:
             continue
-        later = around.in_vain(waiting.acquire)
-        if later is not None and not around.owed:
-            look |= later
+        if waiting.places in short:
             without.append(waiting)
             continue
         if tries == TRIES_MAX:
@@ -66,6 +69,8 @@ def make_room(draft: Draft, queue: WaitQueue, admission: Admission) -> bool:
         look |= attempt.again
         if not _claims(queue, waiting):
             without.append(waiting)
+            short[waiting.places] = None
+            queue.fall_short(waiting, table.pools)
         if attempt.told:
             _give_what_is_left(table, queue, without, leaving)
             queue.stale |= len(queue) > 1
@@ -106,6 +111,8 @@ def make_room_for(
             take(leaving, other.claim, 1)
     around = Surroundings(draft.table, queue, admission, fair=False)
     attempt = _make_room_for(draft, queue, around, waiting, leaving, tell=not queue.stale)
+    if not _claims(queue, waiting):
+        queue.fall_short(waiting, draft.table.pools)
     queue.stale |= attempt.told and len(queue) > 1
     again = attempt.again or queue.stale or bool(admission.shares.fair())
     return msgspec.structs.replace(attempt, again=again)
@@ -124,12 +131,13 @@ def _make_room_for(
     it.
     """
     table, acquire = draft.table, waiting.acquire
-    placed = place(acquire.asks, table.pools, taken=leaving)
+    barred = queue.short_before(waiting.rank)
+    placed = place(acquire.asks, table.pools, taken=leaving, barred=barred)
     attempt = Attempt()
     if not isinstance(placed, tuple):
         if not _may(draft, waiting, around.admission.policy):
             return Attempt(again=True)
-        search = find_victims(table, around, acquire, leaving, draft.now_ns)
+        search = find_victims(table, around, acquire, leaving, draft.now_ns, barred=barred)
         told = bool(search.victims)
         if not search.found or (told and not tell):
             return Attempt(searched=True, again=search.later, held_back=told)
@@ -143,7 +151,7 @@ def _make_room_for(
             take(leaving, victim.lease.subject.allotments, -1)
         around.forget_vain()
         waiting.victims = tuple(victim.lease.lease_id for victim in search.victims)
-        placed = place(acquire.asks, table.pools, taken=leaving)
+        placed = place(acquire.asks, table.pools, taken=leaving, barred=barred)
         assert isinstance(placed, tuple), "the victims were chosen so that it fits"
     take(leaving, placed, 1)
     queue.claim(waiting, placed)
