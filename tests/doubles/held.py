@@ -73,6 +73,7 @@ class HeldJournal:
         self.commits: list[int] = []
         self.at_once = 0
         self.read_error: OSError | None = None
+        self.short = False
 
     async def commit(self, frames: bytes, count: int, head: bytes, moment: Moment) -> None:
         await self.gate.passed()
@@ -95,7 +96,8 @@ class HeldJournal:
         return self._journal.frames(first_seq)
 
     def reserve_ok(self, live_leases: int) -> bool:
-        return self._journal.reserve_ok(live_leases)
+        """`short`: what is left is for the ends of leases."""
+        return not self.short and self._journal.reserve_ok(live_leases)
 
     def close(self) -> None:
         self._journal.close()

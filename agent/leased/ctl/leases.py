@@ -150,7 +150,7 @@ async def why(options: argparse.Namespace, console: Console, session: Session) -
     if told.lease is not None:
         console.say(_why_ended(told.lease, console) + _why_more(told, console))
     if told.refusal is not None:
-        place = f"place {told.position} in the queue: " if told.position is not None else ""
+        place = "refused: " if told.position is None else f"place {told.position} in the queue: "
         console.say(place + refusal_text(told.refusal, console))
     elif told.position is not None:
         console.say(f"place {told.position} in the queue")

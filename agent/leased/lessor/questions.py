@@ -9,6 +9,7 @@ Does not decide (`lessor.admission`) and emits nothing.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -52,15 +53,27 @@ def visible(lease: Lease | None, caller: Caller) -> bool:
     return lease is not None and (lease.subject.tenant == caller.tenant or caller.operator)
 
 
+REFUSED_KEPT: Final = 1024
+"""Refused requests that can be asked about, the last ones."""
+
+
 class Questions:
     """Answers, from what is true between two commands."""
 
-    __slots__ = ("_admission", "_queue", "_table")
+    __slots__ = ("_admission", "_queue", "_refused", "_table")
 
     def __init__(self, table: LeaseTable, queue: WaitQueue, admission: Admission) -> None:
         self._table = table
         self._queue = queue
         self._admission = admission
+        self._refused: OrderedDict[CommandId, tuple[TenantId, Refusal]] = OrderedDict()
+
+    def remember(self, acquire: Acquire, refusal: Refusal) -> None:
+        """A request was refused: its tenant may ask why for a while, but not after a restart."""
+        self._refused[acquire.command_id] = (acquire.caller.tenant, refusal)
+        self._refused.move_to_end(acquire.command_id)
+        if len(self._refused) > REFUSED_KEPT:
+            self._refused.popitem(last=False)
 
     def describe(self, caller: Caller, lease_id: LeaseId) -> Reply:
         """One lease."""
@@ -119,7 +132,9 @@ class Questions:
         return Planned(refusal, (), position, removals, cost_nano)
 
     def why(self, caller: Caller, lease_id: LeaseId, now_ns: int) -> Reply:
-        """A lease with the reason of its end on it, or what a waiting request waits for."""
+        """A lease with the reason of its end on it, what a waiting request waits for, or what one
+        was refused for.
+        """
         lease = self._table.find(lease_id)
         if lease is not None and visible(lease, caller):
             step, errno = self._table.faults.get(lease_id, (None, 0))
@@ -138,6 +153,9 @@ class Questions:
             )
         waiting = self._queue.find(CommandId(lease_id))
         if waiting is None or not self._may_see(waiting, caller):
+            tenant, refused = self._refused.get(CommandId(lease_id), (None, None))
+            if refused is not None and (caller.operator or tenant == caller.tenant):
+                return Explained(refusal=refused)
             return Missing(lease_id)
         acquire = waiting.acquire
         verdict = self._admission.judge(acquire, None, now_ns)

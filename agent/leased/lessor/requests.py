@@ -380,4 +380,6 @@ class Requests:
                     refusal.requested,
                 )
             )
-        draft.answer(acquire.command_id, self._questions.dated(acquire, refusal, draft.now_ns))
+        dated = self._questions.dated(acquire, refusal, draft.now_ns)
+        self._questions.remember(acquire, dated)
+        draft.answer(acquire.command_id, dated)
