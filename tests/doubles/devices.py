@@ -32,6 +32,11 @@ SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _NOTHING_HELD = (RevocationReason.GRANT_FAILED, RevocationReason.NODE_REBOOT)
 
 
+def _holds_nothing(lease: Lease) -> bool:
+    """As the real ones: nothing was made, or it ended with its boot."""
+    return not lease.activated or lease.reason in _NOTHING_HELD
+
+
 class Fault(NamedTuple):
     """What goes wrong with one call for one lease."""
 
@@ -227,7 +232,7 @@ class FakeDevices:
         if fault is not None and not fault.applied:
             return fault.error
         memory = [a for a in lease.subject.allotments if a.kind is ResourceKind.MEM]
-        if len(fds) != len(memory) and (fds or lease.reason not in _NOTHING_HELD):
+        if len(fds) != len(memory) and (fds or not _holds_nothing(lease)):
             return DeviceError("scrub", errno.EBADF, "descriptors lost")
         scrubbed_bytes = sum(os.fstat(fd).st_size for fd in fds)
         for fd in fds:

@@ -157,6 +157,7 @@ class LeaseTable:
             generation=1,
             pid=acquire.bind_pid,
             grace_ns=acquire.grace_ns or 0,
+            activated=True,
         )
         self.leases[lease_id] = lease
         self.granted[acquire.command_id] = lease_id

@@ -33,7 +33,12 @@ def core(number: int, milli: int = 1000) -> Allotment:
     return Allotment(f"cpu:{number}", ResourceKind.CPU, None, milli)
 
 
-def lease(*allotments: Allotment, pid: int = 1, reason: RevocationReason | None = None) -> Lease:
+def lease(
+    *allotments: Allotment,
+    pid: int = 1,
+    reason: RevocationReason | None = None,
+    activated: bool = True,
+) -> Lease:
     """A lease of `allotments`; `pid` 0 gives it a leaf."""
     lease_id = LeaseId(os.urandom(16))
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -63,4 +68,5 @@ def lease(*allotments: Allotment, pid: int = 1, reason: RevocationReason | None 
         pid=pid,
         grace_ns=0,
         reason=reason,
+        activated=activated,
     )

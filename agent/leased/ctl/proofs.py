@@ -54,7 +54,8 @@ def register(below: Verbs, directory: Path) -> None:
         "--size",
         type=int,
         metavar="N",
-        help="in the log as it was at N records; the proof has the cosignatures of just that tree",
+        help="in the log as it was at N records, with the cosignatures of just that tree (default:"
+        " the newest that the quorum has cosigned, else all there is)",
     )
     one.set_defaults(act=online(prove))
     one = verb(

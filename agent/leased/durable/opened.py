@@ -8,6 +8,7 @@ Does not open (`log`) and does not write (`journal`).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -38,6 +39,8 @@ from leased.terms.identity import BootId
 from leased.terms.moment import Moment
 
 CHECKPOINT: Final = "checkpoint"
+COUNTERSIGNED_MAX: Final = 256
+"""So many of the newest countersignatures are remembered: of a few collectors, 64 trees each."""
 
 
 class RecoveredTail(msgspec.Struct, frozen=True):
@@ -93,6 +96,8 @@ class OpenedLog:
         self.acknowledged: dict[int, int] = {}
         """The largest tree that each key has countersigned, as far as `history` was read, and what
         was noted since."""
+        self.countersigned: deque[HeadCountersigned] = deque(maxlen=COUNTERSIGNED_MAX)
+        """The newest of these records, for proofs."""
         self._needs = Needs()
         self._noted_to = 0
 
@@ -150,6 +155,7 @@ class OpenedLog:
             if isinstance(event, HeadCountersigned):
                 held = self.acknowledged.get(event.key_id, 0)
                 self.acknowledged[event.key_id] = max(held, event.size)
+                self.countersigned.append(event)
         self._noted_to = sequences[-1] + 1
 
     def needed_from(self, *, periods: bool = True) -> int:

@@ -368,8 +368,11 @@ class Devices:
                     ledger.write_off(key)
 
     def _holds_nothing(self, lease: Lease) -> bool:
-        """Memory ends with its boot, however far the lease's teardown had come."""
-        return lease.reason in _NOTHING_HELD or lease.boot_id != self._boot_id
+        """Memory ends with its boot, however far the lease's teardown had come; and there is none
+        where the agent ended while it was still being made, also if the lease's time was over by
+        then."""
+        gone = lease.boot_id != self._boot_id or not lease.activated
+        return gone or lease.reason in _NOTHING_HELD
 
     def _is_apart(self, lease: Lease) -> bool:
         """Nobody but the keepers ever had the lease's own open files: they were handed out opened

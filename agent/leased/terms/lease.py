@@ -149,7 +149,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     does), or when a notice is put off beyond it. `told_ns` is when the first notice was given.
     `pid` is the holder that the lease is bound to (or BOUND_TO_CGROUP, BOUND_TO_NOTHING). `ended`
     and `reason` stay None until the lease leaves ACTIVE. `fenced` lists what could not be proven
-    clean.
+    clean. `activated`: it is on record that the reaper held it and its hardware was made.
     """
 
     lease_id: LeaseId
@@ -171,3 +171,4 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     cut_ns: int | None = None
     fenced: tuple[Allotment, ...] = ()
     granted_sequence: int = -1
+    activated: bool = False

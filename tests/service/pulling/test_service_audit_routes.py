@@ -22,7 +22,8 @@ from leased.chain.note import (
     write_note,
 )
 from leased.chain.page import split_page
-from leased.chain.quorum import flat
+from leased.chain.proof import check_proof
+from leased.chain.quorum import WitnessPolicy, flat, judge_note
 from leased.chain.sealer import Sealer
 from leased.chain.signing import Signer
 from leased.durable.log import OpenedLog
@@ -233,6 +234,37 @@ async def test_a_restart_forgets_no_acknowledgement(
         assert again.opened.journal.anchored.acked_size == size
         newest = again.log.anchored.next_seq
         assert told(await again.ack(newest))["sequence"] == newest
+    finally:
+        again.opened.close()
+
+
+async def test_a_restart_forgets_no_cosignature(
+    mock_clock: trio.testing.MockClock, node: Node, tmp_path: Path
+) -> None:
+    """Those on record: who cosigned a tree is shown in proofs again."""
+    policy = flat(KEYS, 0)
+    node.live(2)
+    size = node.log.anchored.next_seq
+    assert node.log.vouched_size(policy, 0) is None
+    await node.ack(size)
+    assert node.log.vouched_size(policy, 0) is None, "one of two is no quorum"
+    assert node.log.vouched_size(flat(KEYS, 1), 0) == size
+    await node.ack(size, EAST, EAST_KEY, "east")
+    mock_clock.jump(1)
+    node.live(1)
+    assert (await node.ack(node.log.anchored.next_seq)).status == 200
+    node.opened.close()
+    again = Node(tmp_path / "audit")
+    try:
+        assert list(again.opened.history()), "as a replay reads it"
+        again.acks.restore()
+        assert again.log.vouched_size(policy, size - 1) == size, "the newest that both cosigned"
+        assert again.log.vouched_size(policy, size) is None, "a record that is not in it"
+        assert again.log.vouched_size(WitnessPolicy(), 0) is None, "nobody has to"
+        proof = await again.log.prove(1, size, again.log.anchored)
+        _, names = judge_note(policy, proof.checkpoint)
+        assert sorted(names) == ["east", "west"]
+        check_proof(proof, [WEST_KEY])
     finally:
         again.opened.close()
 

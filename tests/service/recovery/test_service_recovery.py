@@ -79,6 +79,25 @@ async def test_a_grant_that_was_never_armed_is_torn_down(
         assert not box.replies
 
 
+async def test_a_grant_whose_time_was_over_before_it_was_made_is_torn_down(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It was ended by time while its memory was being made, and then the agent was killed: what
+    was never made is not missed."""
+    async with Host().standing() as host:
+        async with host.agent() as agent:
+            host.devices.gates["prepare"].shut()
+            agent.submit(host.acquire(3, ttl_s=5))
+            await host.devices.gates["prepare"].reached.wait()
+            [lease] = agent.lessor.table.leases.values()
+            await agent.until(lease.lease_id, LeaseState.REVOKING)
+        host.devices.gates["prepare"].open()
+        async with host.agent() as agent:
+            ended = await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+            assert ended.ended is Ending.EXPIRED
+            assert agent.free == PAGES * 4096
+
+
 async def test_a_lease_that_the_reaper_lost_is_fenced_for_its_descriptors_are_gone(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -73,17 +73,19 @@ class Crew:
         return [getattr(one, "identity", "") for asked, one in self.asked if asked == verb]
 
 
-async def end(backend: BlockBackend, lease: Lease) -> None:
-    """The teardown of a grant that failed."""
-    ended = msgspec.structs.replace(lease, reason=RevocationReason.GRANT_FAILED)
+async def end(backend: BlockBackend, lease: Lease, *, late: bool = False) -> None:
+    """The teardown of a grant that failed, or (`late`) whose time was over before it was made."""
+    reason = None if late else RevocationReason.GRANT_FAILED
+    ended = msgspec.structs.replace(lease, reason=reason, activated=False)
     await backend.scrub(ended, [ONE, OTHER])
     await backend.prove(ended, [ONE, OTHER])
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
     ("verb", "erased"), [(calls.NOT_BEGUN, False), ("worker_answer", False), ("dm_crypt", True)]
 )
-async def test_only_what_was_begun_is_erased(verb: str, erased: bool) -> None:
+async def test_only_what_was_begun_is_erased(verb: str, erased: bool, late: bool) -> None:
     crew = Crew()
     crew.failing[SECOND] = DeviceError(verb, errno.EBUSY)
     backend = BlockBackend(crew, HardwareConfig())  # type: ignore[arg-type]
@@ -91,7 +93,7 @@ async def test_only_what_was_begun_is_erased(verb: str, erased: bool) -> None:
     with pytest.raises(DeviceError):
         await backend.prepare(lease, [ONE, OTHER], "", ())
     crew.asked.clear()
-    await end(backend, lease)
+    await end(backend, lease, late=late)
     assert crew.sent("clean") == [FIRST, *([SECOND] if erased else [])]
     assert len(crew.sent("undo")) == (0 if erased else 1), "its mapping is looked for all the same"
     untouched = [one.untouched for asked, one in crew.asked if asked == "prove"]

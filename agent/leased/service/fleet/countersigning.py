@@ -75,11 +75,19 @@ class Countersigning:
         self.by_name: dict[str, Acknowledged] = {}
 
     def restore(self) -> None:
-        """Know again what the log says was acknowledged before this start."""
+        """Know again what the log says was acknowledged before this start, and by which
+        cosignatures: proofs show them."""
+        keys = {}
         for collector in self._collectors():
-            size = self._log.acknowledged.get(int.from_bytes(collector.key.key_id, "big"))
+            key_id = int.from_bytes(collector.key.key_id, "big")
+            keys[key_id] = collector.key
+            size = self._log.acknowledged.get(key_id)
             if size is not None and collector.name not in self.by_name:
                 self.by_name[collector.name] = Acknowledged(size, None)
+        for event in self._log.countersigned:
+            if event.key_id in keys:
+                signature = event.time_s.to_bytes(TIME_BYTES, "big") + event.signature
+                self._log.keep_cosignature(event.size, keys[event.key_id], signature)
         self._tell_anchor()
 
     def tell(self, events: Sequence[Event], sequences: Sequence[int]) -> None:

@@ -81,9 +81,12 @@ class Fleet:
         return "healthy", ""
 
     async def prove(self, sequence: int, size: int | None) -> Proof:
-        """Prove a record to whoever is here. Raises CallerError, StateError, ChainError."""
+        """Prove a record to whoever is here; without a size in the newest tree that the quorum has
+        cosigned with the record in it, if there is one. Raises CallerError, StateError,
+        ChainError."""
         slot = self.log.anchored
-        size = slot.next_seq if size is None else size
+        if size is None:
+            size = self.log.vouched_size(self._listening.policy, sequence) or slot.next_seq
         if not 0 <= sequence < size <= slot.next_seq:
             raise CallerError(
                 f"sequence {sequence} in {size} records: the log has {slot.next_seq} records"

@@ -18,10 +18,12 @@ import trio
 
 from leased.chain.note import Checkpoint, NoteKey, write_note
 from leased.chain.proof import FORMAT, Proof
+from leased.chain.quorum import NONE, WitnessPolicy
 from leased.chain.tree import Frontier
 from leased.durable.log import OpenedLog
 from leased.durable.pages import Inclusion, Page
 from leased.ports import AnchorSlot
+from leased.terms.event import HeadCountersigned
 from leased.terms.moment import NS_PER_S
 
 COSIGNED_MAX: Final = 64
@@ -68,6 +70,11 @@ class PulledLog:
         """What collectors had acknowledged before this start, by the id of their key."""
         return self._opened.acknowledged
 
+    @property
+    def countersigned(self) -> Iterable[HeadCountersigned]:
+        """The newest countersignatures on record."""
+        return self._opened.countersigned
+
     def acknowledge(self, size: int) -> None:
         """So many records are acknowledged by every collector that has to."""
         self._opened.acknowledge(size)
@@ -102,6 +109,18 @@ class PulledLog:
         self._cosigned.setdefault(size, {})[key] = signature
         while len(self._cosigned) > COSIGNED_MAX:
             del self._cosigned[min(self._cosigned)]
+
+    def vouched_size(self, policy: WitnessPolicy, sequence: int) -> int | None:
+        """The newest tree that the quorum is known to have cosigned, record `sequence` in it; None:
+        there is none."""
+        if policy.quorum == NONE:
+            return None
+        for size in sorted(self._cosigned, reverse=True):
+            witnesses = (policy.named(key.key_id) for key in self._cosigned[size])
+            sizes = {witness[0]: size for witness in witnesses if witness is not None}
+            if size > sequence and policy.reached(sizes, 0) == size:
+                return size
+        return None
 
     async def first_seq(self) -> int:
         """The first record that is still there. Raises StateError, OSError."""
