@@ -191,8 +191,7 @@ class LeaseTable:
 
     def _activated(self, event: events.Activated, moment: Moment) -> None:
         lease = self._one_of(event, LIVE)
-        granted = lease.state is LeaseState.GRANTED
-        state = LeaseState.ACTIVE if granted else lease.state
+        state = LeaseState.ACTIVE if lease.state is LeaseState.GRANTED else lease.state
         self.leases[event.lease_id] = _replace(lease, state=state, activated=True)
 
     def _renewed(self, event: events.Renewed, moment: Moment) -> None:

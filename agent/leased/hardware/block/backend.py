@@ -265,11 +265,10 @@ class BlockBackend:
         return Wiped(total, clean, steps)
 
     def _is_untouched(self, lease: Lease, allotment: Allotment) -> bool:
-        """Whether a grant failed, or its time was over before it was made, and nothing is known to
-        have been written to the namespace: what is on it is not ours to erase, and no tenant's."""
-        marked = self._marked.get(identity_in(allotment.resource_id))
-        failed = lease.reason is RevocationReason.GRANT_FAILED or not lease.activated
-        return failed and marked != lease.lease_id
+        """Whether a grant failed, or was too late, and nothing is known to have been written to
+        the namespace: what is on it is not ours to erase, and no tenant's."""
+        made = lease.activated and lease.reason is not RevocationReason.GRANT_FAILED
+        return not made and self._marked.get(identity_in(allotment.resource_id)) != lease.lease_id
 
     async def _clean(self, lease: Lease, allotment: Allotment) -> calls.Cleaned:
         number, identity = number_of(lease, allotment), identity_in(allotment.resource_id)
