@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,14 @@ from leased.ctl.refusals import refusal_status, refusal_text
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import InvalidParameter
 from leased.wire import objects, parameters, replies
+
+TAKEN_FOR_GRANTED: Final = {
+    "deadlines": "every lease in the way ends at its deadline (a renewal makes it later, a release "
+    "earlier)",
+    "queue": "those ahead in the queue do not want the same",
+    "grace": "whoever has to leave takes all of its grace, and its teardown all that is published",
+}
+"""What a plan assumes, in words."""
 
 
 def register(verbs: Verbs) -> None:
@@ -217,6 +226,12 @@ async def plan(options: argparse.Namespace, console: Console, session: Session) 
             console.say(
                 f"{whose} ({one.level}, {what}) would have to leave: {one.reason}, by {until}"
             )
+        if planned.within_boottime_ns is not None:
+            until = console.time_of_boot(planned.within_boottime_ns)
+            console.say(f"with --wait it would have what they leave by {until}")
+        granted_for = [TAKEN_FOR_GRANTED[one] for one in planned.assumes or ()]
+        if granted_for:
+            console.say(f"if {'; if '.join(granted_for)}")
     if planned.cost_nano and not options.json:
         whole, rest = divmod(planned.cost_nano, 10**9)
         cost = f"{whole}.{rest:09}".rstrip("0").removesuffix(".")

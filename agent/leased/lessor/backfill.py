@@ -59,7 +59,7 @@ def lent_until_ns(table: LeaseTable, ahead: Ahead, acquire: Acquire, now_ns: int
     """Until when a lease for `acquire` may last at the most without delaying anybody `ahead` of it;
     None: it may not be lent anything.
     """
-    teardown_ns = _teardown_ns(table, acquire)
+    teardown_ns = teardown_most_ns(table, acquire)
     if teardown_ns is None:
         return None
     heads = ahead.heads()
@@ -118,8 +118,10 @@ def _spanning_ns(table: LeaseTable, ask: Ask, now_ns: int) -> int | None:
     return at_ns if missing <= 0 else None
 
 
-def _teardown_ns(table: LeaseTable, acquire: Acquire) -> int | None:
-    """From the end of a lease to its proof, at the worst of what it could be given."""
+def teardown_most_ns(table: LeaseTable, acquire: Acquire) -> int | None:
+    """From the end of a lease to its proof, at the worst of what it could be given; None: that is
+    not known.
+    """
     longest = 0
     for ask in acquire.asks:
         for pool in table.pools.usable(ask):

@@ -17,7 +17,7 @@ import msgspec
 
 from leased.lessor.admission import Admission
 from leased.lessor.allowances import Books, parts_of
-from leased.lessor.backfill import Lender
+from leased.lessor.backfill import Lender, teardown_most_ns
 from leased.lessor.extension import latest_ns
 from leased.lessor.fitting import misfit
 from leased.lessor.meaning import Verdict
@@ -34,6 +34,7 @@ from leased.terms.lease import Lease
 from leased.terms.policy import Policy
 from leased.terms.reply import (
     Allowed,
+    Assumption,
     Changed,
     Explained,
     Forbidden,
@@ -129,7 +130,21 @@ class Questions:
         if verdict.waitable and acquire.wait_ns > 0:
             position = 1 + sum(waiting.rank < rank for waiting in self._queue)
         removals = self._removals(acquire, rank, refusal, now_ns)
-        return Planned(refusal, (), position, removals, cost_nano)
+        within_ns, assumes = self._within(acquire, removals), []
+        if refusal.retry_at_ns is not None and refusal.retry_at_ns > now_ns:
+            assumes.append(Assumption.DEADLINES)
+        if position is not None and position > 1:
+            assumes.append(Assumption.QUEUE)
+        if within_ns is not None:
+            assumes.append(Assumption.GRACE)
+        return Planned(refusal, (), position, removals, cost_nano, within_ns, tuple(assumes))
+
+    def _within(self, acquire: Acquire, removals: tuple[Removal, ...]) -> int | None:
+        """When all that would have to leave is gone and clean at the latest."""
+        teardown_ns = teardown_most_ns(self._table, acquire)
+        if not removals or teardown_ns is None:
+            return None
+        return max(one.until_ns for one in removals) + teardown_ns
 
     def why(self, caller: Caller, lease_id: LeaseId, now_ns: int) -> Reply:
         """A lease with the reason of its end on it, what a waiting request waits for, or what one

@@ -132,11 +132,23 @@ class Removal(msgspec.Struct, frozen=True, gc=False):
     allotments: tuple[Allotment, ...]
 
 
+class Assumption(enum.StrEnum):
+    """What a plan takes for granted where it says when. Closed."""
+
+    DEADLINES = "deadlines"
+    QUEUE = "queue"
+    GRACE = "grace"
+
+
 class Planned(msgspec.Struct, frozen=True, tag="planned", gc=False):
     """What an Acquire would get now: a refusal, or None and the resources it would take.
 
-    `victims` are the leases that would have to make room if it waited; `cost_nano` is what it would
-    cost until its first deadline, in 10^-9 of the rate card's currency.
+    `victims` are the leases that would have to make room if it waited, and `within_ns` when they
+    would be gone at the latest; `cost_nano` is what it would cost until its first deadline, in
+    10^-9 of the rate card's currency. `assumes` is what its instants take for granted: that leases
+    in the way end at their deadlines, neither renewed nor released; that those ahead in the queue
+    do not want the same; that whoever is told to leave takes all of its grace, and its teardown
+    all that is published.
     """
 
     refusal: Refusal | None
@@ -144,6 +156,8 @@ class Planned(msgspec.Struct, frozen=True, tag="planned", gc=False):
     position: int | None = None
     victims: tuple[Removal, ...] = ()
     cost_nano: int = 0
+    within_ns: int | None = None
+    assumes: tuple[Assumption, ...] = ()
 
 
 class Allowance(msgspec.Struct, frozen=True, gc=False):

@@ -175,6 +175,8 @@ def _encode_planned(call: Call, planned: answers.Planned, moment: Moment, sequen
             position=planned.position,
             removals=[portrayal.portray_removal(one) for one in planned.victims],
             cost_nano=planned.cost_nano,
+            within_boottime_ns=planned.within_ns,
+            assumes=[one.value for one in planned.assumes] or None,
         )
     )
 

@@ -117,6 +117,8 @@ class PlanReply(Tolerant, frozen=True):
     cost_nano: int
     refusal: Refusal | None = None
     position: int | None = None
+    within_boottime_ns: int | None = None
+    assumes: list[str] | None = None
 
 
 class WhyReply(Tolerant, frozen=True):

@@ -143,6 +143,8 @@ def test_plan_names_the_refusal_and_its_place(tmp_path: Path) -> None:
             "parameters"
         ],
         "position": 3,
+        "within_boottime_ns": 160 * SECOND,
+        "assumes": ["deadlines", "queue", "grace"],
     }
     with CannedAgent(tmp_path, {"io.leased.Lease.Plan": planned}) as agent:
         status, out, _ = leasectl(agent, "plan --cpu 1")
@@ -151,6 +153,9 @@ def test_plan_names_the_refusal_and_its_place(tmp_path: Path) -> None:
     assert status == 75
     assert "no_capacity: cpu: asked 1, 2 of 2 in use" in out
     assert "place 3 in the queue" in out
+    assert "would have what they leave by " in out
+    assert "if every lease in the way ends at its deadline (a renewal makes it later" in out
+    assert "if those ahead in the queue do not want the same; if whoever has to leave" in out
 
 
 def test_why_a_lease_ended(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from leased.terms import command as commands
+from leased.terms.bounds import Bounds, publish
 from leased.terms.lease import LeaseState, Priority, RevocationReason
+from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy, TenantLimits
 from leased.terms.reply import (
+    Assumption,
     Changed,
     Done,
     Explained,
@@ -129,6 +132,27 @@ def test_a_plan_shows_operators_who_would_have_to_go() -> None:
     assert victims(5, OPERATOR, Priority.SCAVENGER) == ()
     assert victims(5, BETA, Priority.GUARANTEED) == (None,), "how many, but not whose"
     assert victims(5, ACME, Priority.GUARANTEED) == (scavenger.lease_id,), "its own"
+
+
+def test_a_plan_says_by_when_and_what_that_takes_for_granted() -> None:
+    bounds = Bounds(NS_PER_S, NS_PER_S, NS_PER_S, NS_PER_S)
+    desk = Desk(publish(mem(0, 10), bounds), policy=ANY_LEVEL)
+
+    def planned(pages: int, **how: object) -> Planned:
+        reply = desk.say(commands.Plan(desk.command_id(), desk.acquire(ask_mem(pages), **how)))
+        assert isinstance(reply, Planned)
+        return reply
+
+    assert planned(5).assumes == (), "nothing is estimated where it would be granted"
+    lesser = desk.lease(ask_mem(10), ttl=500, priority=Priority.SCAVENGER, grace=30)
+    alone = planned(5, wait=60)
+    assert alone.assumes == (Assumption.DEADLINES, Assumption.GRACE)
+    assert alone.within_ns == desk.now_ns + 30 * NS_PER_S + bounds.total_ns
+    assert alone.refusal is not None and alone.refusal.retry_at_ns == lesser.deadline_ns
+    desk.propose(desk.acquire(ask_mem(10), caller=BETA, wait=600, priority=Priority.SCAVENGER))
+    behind = planned(5, wait=60, priority=Priority.SCAVENGER)
+    assert (behind.position, behind.within_ns) == (2, None), "nobody would leave for it"
+    assert behind.assumes == (Assumption.DEADLINES, Assumption.QUEUE)
 
 
 def test_a_plan_of_a_request_that_was_made_shows_its_lease() -> None:
