@@ -196,6 +196,23 @@ def test_who_asks_for_more_than_they_use_and_what_it_costs_to_be_quicker(tmp_pat
         check_latency_cost(server)
 
 
+def test_advice_tells_where_a_request_would_go_best(server: CollectorServer) -> None:
+    path = f"{GOVERNANCE}/optimize/placement"
+    told = server.ask("GET", f"{path}?gpu=2&cpu=4&strategy=binpack").json
+    scores = [one["score_pm"] for one in told["nodes"]]
+    assert len(scores) == 2 and scores == sorted(scores, reverse=True)
+    assert (told["strategy"], told["lives_by"]) == ("binpack", ["cpu", "gpu"])
+    far = told["nodes"][-1]["node_id"]
+    near = server.ask("GET", f"{path}?gpu=2&cpu=4&near={far}").json["nodes"]
+    assert {one["node_id"]: one["locality_pm"] for one in near}[far] == 1000
+    assert server.ask("GET", f"{path}?gpu=9").json["nodes"] == [], "no node has nine"
+    for query, status in (("", 422), ("?gpu=1&project=x", 422), ("?gpu=-1", 400), ("?tpu=1", 400)):
+        assert server.ask("GET", f"{path}{query}").status == status, query
+    rows = server.ask("GET", f"{GOVERNANCE}/optimize/sensitivity?period=60d").json["rows"]
+    levels = {(row["tenant"], row["kind"]): row["level"] for row in rows}
+    assert levels["tenant-acme", "net"] == "unused" and "critical" in levels.values()
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [

@@ -28,7 +28,7 @@ OF_A_TENANT = (
 )
 OF_A_PERIOD = (
     *(f"{G}/costs", f"{G}/allocations/history", f"{G}/economics/latency-cost"),
-    *(f"{G}/optimize/rightsizing", f"{G}/optimize/reservations"),
+    *(f"{G}/optimize/rightsizing", f"{G}/optimize/reservations", f"{G}/optimize/sensitivity"),
 )
 HUGE = (2**63, 2**200, 1e300, 10**400)
 WINDOW = {"tenant": "acme", "schedule": "0 8 * * *", "duration": "1h", "quotas": {"gpus": 1}}

@@ -241,7 +241,9 @@ def test_what_was_given_up_is_sent_again(fleet: Fleet) -> None:
 def test_a_tenants_token_hears_of_its_tenant_only(fleet: Fleet) -> None:
     (fleet.directory / "tokens.toml").write_text(
         f'[[tokens]]\nname = "acme"\nsha256 = "{hash_of("s")}"\n'
-        'scopes = ["webhook"]\ntenants = ["acme"]\n'
+        'scopes = ["read", "webhook"]\ntenants = ["acme"]\n'
+        f'[[tokens]]\nname = "reader"\nsha256 = "{hash_of("r")}"\nscopes = ["read"]\n'
+        f'[[tokens]]\nname = "writer"\nsha256 = "{hash_of("w")}"\nscopes = ["webhook"]\n'
     )
     access = 'loopback = "write"\ntokens_file = "tokens.toml"'
     with fleet.collector(access=access) as server, receiver(fleet.certificate) as heard:
@@ -255,6 +257,12 @@ def test_a_tenants_token_hears_of_its_tenant_only(fleet: Fleet) -> None:
         assert ask("POST", HOOKS, {**body, "tenants": ["beta"]}).status == 404
         made = ask("POST", HOOKS, {**body, "tenants": ["acme"]}).json
         hidden, _ = add(server, heard.url)
+        for name, reads, writes in (("r", 200, 403), ("w", 403, 202)):
+            scoped = {"Authorization": f"Bearer {name}"}
+            assert server.ask("GET", f"{HOOKS}/{hidden}", headers=scoped).status == reads
+            again = {"since": "2999-01-01T00:00:00Z"}
+            told = server.ask("POST", f"{HOOKS}/{hidden}/replay", again, headers=scoped)
+            assert told.status == writes
         assert [one["id"] for one in ask("GET", HOOKS).json["webhooks"]] == [made["id"]]
         assert ask("GET", f"{HOOKS}/{hidden}").status == 404
         assert server.ask("DELETE", f"{HOOKS}/{hidden}").status == 204

@@ -3,8 +3,10 @@
 heat.
 
 Rule: every term is in per mille, higher is better; a node on which the request does not fit has no
-score. Spread wants the emptiest node, bin packing the fullest that still has room. Heat takes a
-part of the score away; where nothing is measured it takes nothing. Ties go to the smaller node id.
+score. Spread wants the emptiest node, bin packing the fullest that still has room. Heat takes up to
+half of the score away (`heat.WEIGHT_PM`); where nothing is measured it takes nothing. What a
+workload does not live by has to fit, and says nothing else of a node: a workload that lives by GPUs
+goes where there are GPUs, whatever the network. Ties go to the smaller node id.
 
 Does not place anything: a node's own admission decides.
 """
@@ -12,10 +14,13 @@ Does not place anything: a node's own admission decides.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import msgspec
+
+from leased.economics.heat import steered
+from leased.economics.sensitivity import Sensitivity
 
 PERMILLE: Final = 1000
 
@@ -66,10 +71,21 @@ class Score(msgspec.Struct, frozen=True):
     heat_pm: int
 
 
+def binding(asked: Mapping[str, int], levels: Mapping[str, Sensitivity]) -> tuple[str, ...]:
+    """What of a request its workload lives by most; all of it where nothing is known of that."""
+    order = list(Sensitivity)
+    ranks = {kind: order.index(levels.get(kind, Sensitivity.UNUSED)) for kind in sorted(asked)}
+    return tuple(kind for kind, at in ranks.items() if at == min(ranks.values()))
+
+
 def score(
-    site: Site, asked: Mapping[str, int], strategy: Strategy, heat_share_pm: int = PERMILLE
+    site: Site,
+    asked: Mapping[str, int],
+    strategy: Strategy,
+    lives_by: Collection[str] = (),
 ) -> Score | None:
-    """The score of a node for a request; None if it does not fit."""
+    """The score of a node for a request; None if it does not fit. `lives_by`: kinds that alone say
+    how good a node is (none named: all)."""
     left: list[int] = []
     before: list[int] = []
     after: list[int] = []
@@ -79,6 +95,8 @@ def score(
             continue
         if used + amount > total:
             return None
+        if lives_by and kind not in lives_by:
+            continue
         left.append((total - used - amount) * PERMILLE // total)
         before.append(used * PERMILLE // total)
         after.append((used + amount) * PERMILLE // total)
@@ -95,13 +113,17 @@ def score(
         + weights.locality * site.near_pm
         + weights.fragmentation * fragmentation
     )
-    cool = PERMILLE * PERMILLE - heat_share_pm * site.heat_pm
-    total_pm = whole * cool // (100 * PERMILLE * PERMILLE)
+    total_pm = steered(whole, site.heat_pm) // 100
     parts = (fit, pressure, site.near_pm, fragmentation, site.heat_pm)
     return Score(site.node_id, total_pm, *parts)
 
 
-def rank(sites: Iterable[Site], asked: Mapping[str, int], strategy: Strategy) -> list[Score]:
+def rank(
+    sites: Iterable[Site],
+    asked: Mapping[str, int],
+    strategy: Strategy,
+    lives_by: Collection[str] = (),
+) -> list[Score]:
     """The nodes on which it fits, best first."""
-    found = [one for site in sites if (one := score(site, asked, strategy)) is not None]
+    found = [one for site in sites if (one := score(site, asked, strategy, lives_by)) is not None]
     return sorted(found, key=lambda one: (-one.score_pm, one.node_id))

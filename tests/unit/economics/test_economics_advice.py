@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leased.economics.placement import WEIGHTS, Site, Strategy, rank, score
+from leased.economics.placement import WEIGHTS, Site, Strategy, binding, rank, score
 from leased.economics.sensitivity import Sensitivity, sensitivity
 
 
@@ -44,6 +44,31 @@ def test_spread_picks_the_emptiest_and_bin_packing_the_fullest_that_has_room():
     assert rank(sites, ask, Strategy.BINPACK)[0].node_id == "nearly"
     assert score(sites[0], {}, Strategy.SPREAD) is None
     assert rank(sites, {"net": 1}, Strategy.SPREAD) == []
+
+
+def test_a_hot_node_loses_to_a_fuller_one_and_a_near_one_wins():
+    cool = Site("cool", {"gpu": 8000}, {"gpu": 2000})
+    hot = Site("hot", {"gpu": 8000}, {}, heat_pm=1000)
+    assert [one.node_id for one in rank([cool, hot], {"gpu": 1000}, Strategy.SPREAD)] == [
+        *("cool", "hot")
+    ]
+    near = Site("near", {"gpu": 8000}, {"gpu": 4000}, near_pm=1000)
+    far = Site("far", {"gpu": 8000}, {"gpu": 3500})
+    assert rank([far, near], {"gpu": 1000}, Strategy.SPREAD)[0].node_id == "near"
+
+
+def test_what_a_workload_lives_by_says_which_node_is_good():
+    """Critical on GPUs and indifferent to cores: it goes where GPUs are abundant."""
+    levels = {"gpu": Sensitivity.CRITICAL, "cpu": Sensitivity.INDIFFERENT}
+    ask = {"gpu": 1000, "cpu": 4000}
+    assert binding(ask, levels) == ("gpu",) and binding(ask, {}) == ("cpu", "gpu")
+    gpus = Site("gpus", {"gpu": 8000, "cpu": 64_000}, {"gpu": 1000, "cpu": 60_000})
+    cores = Site("cores", {"gpu": 8000, "cpu": 64_000}, {"gpu": 6000, "cpu": 0})
+    sites = [gpus, cores]
+    assert rank(sites, ask, Strategy.SPREAD)[0].node_id == "cores"
+    assert rank(sites, ask, Strategy.SPREAD, binding(ask, levels))[0].node_id == "gpus"
+    full = msgspec.structs.replace(gpus, used={"gpu": 1000, "cpu": 64_000})
+    assert score(full, ask, Strategy.SPREAD, ("gpu",)) is None, "all of it has to fit"
 
 
 sites = st.builds(

@@ -25,6 +25,7 @@ from leased import __version__
 from leased.collector.accounts.accounts import NoData
 from leased.collector.accounts.answers import IdleResource
 from leased.collector.api import (
+    advice_routes,
     console_routes,
     enrolling,
     handing,
@@ -154,11 +155,8 @@ class Desk:
         table = [
             *quota_routes.routes(self._quotas),
             *view_routes.routes(self.views),
-            *reports.routes(
-                reports.Reports(
-                    self.books.ask, lambda: self._ground, lambda: self.books.fleet, self._state
-                )
-            ),
+            *reports.routes(self._reports()),
+            *advice_routes.routes(self._reports()),
             *telemetry_routes.routes(self._observed),
             *handing.routes(handing.Handing(self.issuer)),
             *enrolling.routes(

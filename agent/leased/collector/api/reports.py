@@ -272,7 +272,7 @@ class Reports:
         """How much of what there was was held."""
         call.caller.require_all()
         period, kind = call.query.period, ResourceKind[call.query.kind.upper()]
-        with self._samples() as samples:
+        with self.samples() as samples:
             shares = samples.shares_by if samples is not None else None
             key = ("history", period, kind, samples.last_s() if samples is not None else 0)
             return Answer(
@@ -295,7 +295,7 @@ class Reports:
             begin_s, end_s = windows(call.now_ns, periods.duration(period))
         except InvalidParameter as error:
             raise Problem(422, str(error), parameter=error.parameter) from None
-        with self._samples() as samples:
+        with self.samples() as samples:
             ask = partial(
                 rightsizing,
                 fleet=self._fleet(),
@@ -308,7 +308,7 @@ class Reports:
             return Answer(self.asked(ask))
 
     @contextmanager
-    def _samples(self) -> Iterator[Store | None]:
+    def samples(self) -> Iterator[Store | None]:
         """What telemetry there is."""
         try:
             store = Store(self._state, reading=True)

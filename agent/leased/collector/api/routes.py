@@ -25,7 +25,7 @@ class Scope(enum.StrEnum):
     """What a caller may be allowed."""
 
     READ = "read"
-    """Quotas, usage, allocations, capacity, the fleet."""
+    """Quotas, usage, allocations, capacity, the fleet, who is told what."""
 
     COST = "cost"
     """Costs and bills."""

@@ -291,8 +291,8 @@ def _may_see(caller: Caller, webhook: Webhook) -> bool:
 def routes(webhooks: Webhooks) -> list[Route]:
     """The rows of the table."""
     one = f"{TOP}/{{id}}"
-    reads = {"scope": Scope.WEBHOOK, "about": "webhooks"}
-    writes = {**reads, "writes": True}
+    reads = {"about": "webhooks"}
+    writes = {**reads, "scope": Scope.WEBHOOK, "writes": True}
     whose = {"takes_path": forms.IdPath, "problems": (404,)}
     return [
         Route(

@@ -33,6 +33,11 @@ _USED: Final = "leased.lease.utilization"
 _HELD: Final = "leased.lease.capacity"
 _HOT_REASONS: Final = ("hardware_slowdown", "software_thermal", "hardware_thermal", "power_brake")
 _KINDS: Final = {kind.name.lower(): kind for kind in ResourceKind}
+_WAITED_FOR: Final = {
+    "cpu": ResourceKind.CPU,
+    "memory": ResourceKind.MEM,
+    "io": ResourceKind.BLOCK,
+}
 CapacityOf = Callable[[str, ResourceKind], int | None]
 """What a node has of a kind; None: not known."""
 
@@ -144,6 +149,23 @@ def heat(store: Store, now_s: int, *, node: str = "") -> dict[str, Heat]:
         if name:
             told[name] = max(told.get(name, value), value)
     return {where: heat_of(Signals(**told)) for where, told in signals.items()}
+
+
+def waits(store: Store, begin_s: int, end_s: int) -> dict[tuple[str, ResourceKind], int]:
+    """Which share of their time somebody in a tenant's leases waited for what they have of a kind,
+    by tenant. Nobody sees who waits for a GPU."""
+    found: dict[tuple[str, ResourceKind], tuple[int, int]] = {}
+    for key, rollup in store.read(("leased.pressure.time",), begin_s, end_s):
+        told = dict(key.attributes)
+        kind = _WAITED_FOR.get(told.get(series.PRESSURE[0], ""))
+        if key.lease and kind is not None and told.get(series.PRESSURE[1]) == "some":
+            waited_ns, covered_ns = found.get((key.tenant, kind), (0, 0))
+            found[key.tenant, kind] = waited_ns + rollup.total, covered_ns + rollup.covered_ns
+    return {
+        whose: min(1000, waited_ns * 1000 // covered_ns)
+        for whose, (waited_ns, covered_ns) in found.items()
+        if covered_ns
+    }
 
 
 def _signal(key: Key, rollup: Rollup) -> tuple[str, int]:

@@ -9,19 +9,23 @@ Does not compute (`advice`).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
+from pathlib import Path
 
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.planning import advice
+from leased.collector.telemetry.store import Store
 from leased.collector.verbs.store import add_terms, opened
 from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.economics.placement import Strategy
 from leased.economics.pools import UNIT
-from leased.terms.errors import InvalidParameter
+from leased.terms.errors import InvalidParameter, StateError
 from leased.terms.resource import ResourceKind
 
 KINDS = ("gpu", "cpu", "mem", "block")
@@ -39,6 +43,15 @@ def register(verbs: Verbs) -> None:
         name = "GiB" if kind in ("mem", "block") else "units"
         one.add_argument(f"--{kind}", type=int, default=0, metavar="N", help=f"{name} of {kind}")
     one.add_argument("--strategy", choices=[s.value for s in Strategy], default="spread")
+    one.add_argument(
+        "--near", action="append", default=[], metavar="NODE", help="where its data is (its id)"
+    )
+    one.add_argument(
+        "--tenant", default="", help="whose; near is then where it has most, unless --near says it"
+    )
+    one.add_argument(
+        "--project", help="the workload of --tenant: what it lives by says which node is good"
+    )
     _finish(one, placement)
     one = verb(
         verbs,
@@ -68,7 +81,15 @@ def placement(options: argparse.Namespace, console: Console) -> int:
     if not asked:
         raise InvalidParameter("gpu", "ask for something")
     with opened(options, console) as (source, terms):
-        answer = advice.placement(Accounts(source, terms), asked, Strategy(options.strategy))
+        request = advice.Request(
+            asked,
+            Strategy(options.strategy),
+            tuple(options.near),
+            options.tenant,
+            options.project,
+        )
+        with _samples(options.state) as samples:
+            answer = advice.placement(Accounts(source, terms), request, samples)
     return _show(answer, options, console)
 
 
@@ -76,8 +97,23 @@ def sensitivity(options: argparse.Namespace, console: Console) -> int:
     """Tell what workloads live by."""
     with opened(options, console) as (source, terms):
         accounts = Accounts(source, terms)
-        answer = advice.sensitivities(accounts, accounts.last(options.last))
+        with _samples(options.state) as samples:
+            answer = advice.sensitivities(accounts, accounts.last(options.last), samples)
     return _show(answer, options, console)
+
+
+@contextmanager
+def _samples(state: Path) -> Iterator[Store | None]:
+    """What telemetry there is."""
+    try:
+        store = Store(state, reading=True)
+    except StateError:
+        yield None
+        return
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 def _show(answer: msgspec.Struct, options: argparse.Namespace, console: Console) -> int:
