@@ -70,6 +70,8 @@ def _divided(amount: int, weights: Mapping[TenantId, int]) -> dict[TenantId, int
     parts = {tenant: divmod(amount * weight, total) for tenant, weight in weights.items()}
     shares = {tenant: whole for tenant, (whole, _) in parts.items()}
     left = amount - sum(shares.values())
+    if not left:
+        return shares
     for tenant in sorted(parts, key=lambda one: (-parts[one][1], one))[:left]:
         shares[tenant] += 1
     return shares

@@ -248,6 +248,7 @@ class WaitQueue:
         if not self._entries:
             self.bars = Bars()
             self.look_ns = None
+            self.short.clear()
             self.stale = False
             self.unsure.clear()
 
