@@ -208,6 +208,23 @@ class FleetQuota(RuleBasedStateMachine):
         self.issuer.turn()
         self._take(node)
 
+    @rule(quota=st.integers(0, 20), at=st.integers(0, 6), tells=st.booleans())
+    def hear_between(self, quota: int, at: int, tells: bool) -> None:
+        """A limit is changed; while the nodes' policies are made one of them is handed what it may
+        have still, or nothing, and tells."""
+        node = self.nodes[at % len(self.nodes)]
+        if node.parted:
+            return
+        self._say(quota)
+        self.issuer.look_again()
+        self.issuer.come(node.id)
+        for _ in self.issuer.turning():
+            if self.issuer.of(node.id) is not None:
+                self._take(node)
+            if tells:
+                node.tell()
+        self._take(node)
+
     def _take(self, node: Node) -> None:
         issued = self.issuer.of(node.id)
         assert issued is not None

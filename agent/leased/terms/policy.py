@@ -330,4 +330,9 @@ def decode(text: bytes) -> Policy:
 
 def digest(policy: Policy) -> bytes:
     """The 32 bytes that the chain names a policy by."""
-    return hashlib.sha256(_DOMAIN + canonical(policy)).digest()
+    return digest_of(canonical(policy))
+
+
+def digest_of(text: bytes) -> bytes:
+    """The same of its canonical text."""
+    return hashlib.sha256(_DOMAIN + text).digest()

@@ -146,19 +146,22 @@ class Divider:
             if plan.until_ns is not None and self._until_ns == plan.until_ns:
                 self._due_ns = self._until_ns
             self._given = {limit: row for limit, row in self._given.items() if limit in plan.limits}
+        nodes_seen = self._views()
         for limit, raw in plan.limits.items():
-            sites = None
             if anew or self._is_short(limit, held, wants):
-                sites = self._sites(limit, raw, held.get(limit, {}), wants.get(limit, {}), now_ns)
+                needs = (held.get(limit, {}), wants.get(limit, {}))
+                sites = self._sites(limit, raw, *needs, now_ns, nodes_seen)
                 self._divide(limit, raw, sites, anew=anew)
         return [self._handout(node) for node in nodes]
 
     def portions(self, tenant: str, limits: Mapping[str, int], now_ns: int) -> list[Portion]:
         """Who has which part of these limits of a tenant."""
         held, _ = self._seen(now_ns)
+        nodes_seen = self._views()
         found = []
         for key, raw in limits.items():
-            sites = self._sites((tenant, key), raw, held.get((tenant, key), {}), {}, now_ns)
+            limit = (tenant, key)
+            sites = self._sites(limit, raw, held.get(limit, {}), {}, now_ns, nodes_seen)
             for node, site in sorted(sites.items()):
                 last = self._shares.last(node)
                 found.append(
@@ -222,6 +225,17 @@ class Divider:
         more = any(amount > given.get(node, amount) for node, amount in needs)
         return more or limit in self._short
 
+    def _views(self) -> tuple[dict[str, NodeView], frozenset[str]]:
+        """Every node, and those that may have all of anything: with a policy in force that nobody
+        here remembers."""
+        views = {view.node: view for view in self._fleet().nodes()}
+        is_beyond = self._shares.is_beyond
+        return views, frozenset(
+            node
+            for node, view in views.items()
+            if is_beyond(view.policy_generation, bytes.fromhex(view.policy_hash), node)
+        )
+
     def _sites(
         self,
         limit: Limit,
@@ -229,17 +243,16 @@ class Divider:
         held: Mapping[str, int],
         wants: Mapping[str, int],
         now_ns: int,
+        nodes_seen: tuple[Mapping[str, NodeView], Collection[str]],
     ) -> dict[str, Site]:
         """Every node that counts: who is there, who holds something, who may have something."""
         tenant, key = limit
-        views = {view.node: view for view in self._fleet().nodes()}
+        views, beyond = nodes_seen
         found = {}
         for node in {*self._present, *held, *self._shares.nodes()}:
             view, has = views.get(node), held.get(node, 0)
             bound = max(has, self._shares.bound(node, tenant, key, now_ns))
-            if view is not None and self._shares.is_beyond(
-                view.policy_generation, bytes.fromhex(view.policy_hash), node
-            ):
+            if node in beyond:
                 bound = max(bound, raw)
             found[node] = Site(
                 held=has,

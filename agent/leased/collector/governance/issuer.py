@@ -14,7 +14,7 @@ Does not answer HTTP (`api`), and keeps what it issued in the register.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
 import msgspec
@@ -39,7 +39,7 @@ from leased.collector.governance.policies import (
 )
 from leased.collector.governance.register import Issued, Register
 from leased.collector.governance.shares import Given, Shares
-from leased.terms.policy import Policy, digest
+from leased.terms.policy import Policy, digest, digest_of
 
 NS_PER_S: Final = 1_000_000_000
 LOOK_NS: Final = 30 * NS_PER_S
@@ -126,11 +126,18 @@ class Issuer:
 
     def turn(self) -> None:
         """Issue what there is a reason to. Raises ConfigError."""
+        for _ in self.turning():
+            pass
+
+    def turning(self) -> Iterator[None]:
+        """The same in steps, a node's policy each: a fleet of a thousand takes seconds, and others
+        are served in between."""
         now_ns, before = self._wall_ns(), self.current
         if now_ns >= self._due_ns(now_ns):
             self.current = self._issue(now_ns)
             self._stale = False
-        if self._divide(now_ns) or self.current is not before:
+        is_other = yield from self._divide(now_ns)
+        if is_other or self.current is not before:
             changed, self._changed = self._changed, trio.Event()
             changed.set()
 
@@ -157,7 +164,7 @@ class Issuer:
             self._generation = max(self._generation, last.generation)
             if fresh and last.digest == policy_hash and self._is_ours(last):
                 return last
-        issued = self._signed(policy, policy_hash, self._next(now_ns), now_ns, self.fleet)
+        issued = self._signed(policy, self._next(now_ns), now_ns, self.fleet)
         with self._register.transaction():
             self._register.issue(issued)
         return issued
@@ -166,14 +173,13 @@ class Issuer:
         self._generation = max(self._generation + 1, now_ns // NS_PER_S)
         return self._generation
 
-    def _signed(
-        self, policy: Policy, policy_hash: bytes, generation: int, now_ns: int, whose: str
-    ) -> Issued:
+    def _signed(self, policy: Policy, generation: int, now_ns: int, whose: str) -> Issued:
         changes, head = self._register.head()
         expires_ns = now_ns + self._valid_ns
+        document = policy_note.offer(policy)
+        policy_hash = digest_of(document.encode())
         grant = Grant(whose, generation, now_ns, expires_ns, changes, head, policy_hash)
         note = policy_note.sign(grant, self._signer, self.key.name)
-        document = policy_note.offer(policy)
         return Issued(generation, policy_hash, note, document, now_ns, expires_ns)
 
     def _is_ours(self, issued: Issued) -> bool:
@@ -183,8 +189,9 @@ class Issuer:
 
     # -- where limits are divided ------------------------------------------------------------------
 
-    def _divide(self, now_ns: int) -> bool:
-        """Make each node's own policy, where it is another than it was; whether any is."""
+    def _divide(self, now_ns: int) -> Generator[None, None, bool]:
+        """Make each node's own policy, where it is another than it was; whether any is. Until all
+        are made, nodes are handed what they were."""
         before = self._own
         if self._plan.until_ns is not None and now_ns >= self._plan.until_ns:
             self._plan = plan_of(self._plan.said, now_ns)
@@ -200,12 +207,13 @@ class Issuer:
             made, issued = self._make(one, generation, now_ns)
             given.append(made)
             own[one.node] = Own(one, self.current.digest, issued)
-            self._fetched.discard(one.node)
+            yield
         if given or gone:
             with self._register.transaction():
                 self._register.give(given, gone)
         for made in given:
             self.shares.add(made)
+        self._fetched.difference_update(one.node for one in fresh)
         self._own = own if self._plan.limits else {}
         return bool(fresh) or before.keys() != self._own.keys()
 
@@ -236,7 +244,7 @@ class Issuer:
     def _make(self, handout: Handout, generation: int, now_ns: int) -> tuple[Given, Issued]:
         policy = policy_of_node(self._policy, self.ground(), self._plan.said, handout.parts)
         whose = policy_note.for_node(self.fleet, handout.node)
-        issued = self._signed(policy, digest(policy), generation, now_ns, whose)
+        issued = self._signed(policy, generation, now_ns, whose)
         in_force = msgspec.structs.replace(policy, expires_wall_ns=issued.expires_ns)
         given = Given(
             node=handout.node,
@@ -315,7 +323,8 @@ class Issuer:
         """Issue when there is a reason, until cancelled."""
         while True:
             self._wake = trio.Event()
-            self.turn()
+            for _ in self.turning():
+                await trio.lowlevel.checkpoint()
             now_ns = self._wall_ns()
             due = [now_ns + LOOK_NS, self._due_ns(now_ns)]
             if self._plan.limits:
