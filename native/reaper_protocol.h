@@ -157,7 +157,7 @@ struct leased_reaper_step_report {
 
 struct leased_reaper_report {
 	uint8_t id[LEASED_REAPER_ID_BYTES];
-	uint64_t cut_ns; /* when the last process and object was gone; when we gave up, if not */
+	uint64_t cut_ns; /* from when on nobody had access; when we gave up, if that is not so */
 	uint32_t flags;
 	uint32_t steps;
 	struct leased_reaper_step_report step[LEASED_REAPER_STEPS_MAX];

@@ -117,7 +117,7 @@ int leased_dm_below(int control, const char *uuid, uint64_t *devices, uint32_t r
 int leased_dm_remove(int control, const char *uuid, uint32_t timeout_ms, int later);
 int leased_dm_list(int control, const char *prefix, void *room, size_t room_bytes, char *into,
 	size_t into_bytes);
-int leased_dm_cut(int control, const char *uuid, int *key);
+int leased_dm_cut(int control, const char *uuid, int *key, uint64_t *ended_ns);
 
 /* ---- NVMe and block devices (verbs/nvme.c): -errno, 0, or above 0 the drive's status ---- */
 

@@ -215,6 +215,18 @@ static void conclude(struct slot *slot, bool clean, uint64_t now)
 	}
 }
 
+/* From when on nobody had access: everybody was gone, and no object let anybody through. */
+static uint64_t access_ended(struct slot *slot, uint64_t now)
+{
+	const struct leased_reaper_step_report *kill =
+		cut_step(&slot->report, LEASED_REAPER_STEP_KILL);
+	const struct leased_reaper_step_report *revoke =
+		cut_step(&slot->report, LEASED_REAPER_STEP_OBJECT_REVOKE);
+	if (kill == NULL || revoke == NULL)
+		return now;
+	return kill->ended_ns > revoke->ended_ns ? kill->ended_ns : revoke->ended_ns;
+}
+
 /* The cut is over, well (`clean`) or not. Also called when somebody who had survived the kill
  * deadline is gone at last. */
 static void end(struct reaper *r, uint32_t at, bool clean, uint64_t now)
@@ -222,7 +234,7 @@ static void end(struct reaper *r, uint32_t at, bool clean, uint64_t now)
 	struct slot *slot = &r->slots[at];
 	const bool again = slot->given_up;
 	conclude(slot, clean, now);
-	slot->report.cut_ns = now;
+	slot->report.cut_ns = clean ? access_ended(slot, now) : now;
 	slot->report.flags |= clean ? LEASED_REAPER_CLEAN : 0;
 	slot->given_up = !clean;
 	if (clean)

@@ -30,7 +30,7 @@ static struct cutter_result revoke_mapping(const struct cutter_job *job)
 	int key = 0;
 	(void)snprintf(
 		uuid, sizeof uuid, "LEASED-%s-%u", hex_of(job->id), (unsigned)job->object.number);
-	result.error = -leased_dm_cut(CONTROL, uuid, &key);
+	result.error = -leased_dm_cut(CONTROL, uuid, &key, &result.ended_ns);
 	result.keys = key ? 1 : 0;
 	return result;
 }

@@ -209,13 +209,16 @@ static void note(struct reaper *r, uint32_t at, uint32_t object, const struct cu
 	slot->objects_at_work &= ~(1u << object);
 	if (step == NULL)
 		return;
-	step->ended_ns = boot_now();
 	if (result->error != 0) {
+		step->ended_ns = boot_now();
 		say(LOG_ERR, "event=object_kept lease=%s object=%u errno=%d",
 			hex_of(slot->identity.id), object, result->error);
 		step->error = result->error;
 		return;
 	}
+	/* The driver may have cleared up for long after that. */
+	if (result->ended_ns > step->ended_ns)
+		step->ended_ns = result->ended_ns;
 	slot->objects_left &= ~(1u << object);
 	slot->keys_wiped += result->keys;
 	step->measured++;

@@ -179,6 +179,7 @@ struct cutter_job {
 struct cutter_result {
 	int32_t error; /* 0 or an errno */
 	uint32_t keys; /* wiped */
+	uint64_t ended_ns; /* from when on it gave access to nobody */
 };
 
 struct reaper {

@@ -207,11 +207,16 @@ int leased_dm_below(int control, const char *uuid, uint64_t *devices, uint32_t r
 	return (int)below->count;
 }
 
-static uint64_t now_ms(void)
+static uint64_t now_ns(void)
 {
 	struct timespec now;
 	clock_gettime(CLOCK_BOOTTIME, &now);
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t now_ms(void)
+{
+	return now_ns() / 1000000;
 }
 
 /*
@@ -301,12 +306,14 @@ int leased_dm_list(int control, const char *prefix, void *room, size_t room_byte
 /*
  * From the return on nobody reads or writes through the mapping any more: EIO, whoever holds it and
  * whatever waits for it. A key that it had is forgotten. May be asked again after whatever befell
- * an earlier cut. 0 also when there is no such mapping; *key: whether a key was wiped.
+ * an earlier cut. 0 also when there is no such mapping. *key: whether a key was wiped; *ended_ns:
+ * from when on (boottime) nothing was read or written: what is held back gets EIO at the end.
  */
-int leased_dm_cut(int control, const char *uuid, int *key)
+int leased_dm_cut(int control, const char *uuid, int *key, uint64_t *ended_ns)
 {
 	struct leased_dm_mapping now, next;
 	*key = 0;
+	*ended_ns = now_ns();
 	int rc = leased_dm_describe(control, uuid, 0, &now);
 	if (rc == -ENXIO)
 		return 0;
@@ -328,7 +335,9 @@ int leased_dm_cut(int control, const char *uuid, int *key)
 		rc = leased_dm_message(control, uuid, "key wipe");
 		*key = rc == 0;
 	}
-	/* Whether or not the key could be wiped: it goes with the table as well. */
+	*ended_ns = now_ns();
+	/* Whether or not the key could be wiped: it goes with the table as well. The kernel clears the
+	 * old table up before it returns, which takes it the longest of all. */
 	int resumed = leased_dm_resume(control, uuid);
 	return rc < 0 ? rc : resumed;
 }

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-READY_S_MAX = 120
+READY_S_MAX = 300
 STOP_S_MAX = 20
 
 CONFIG = """

@@ -227,3 +227,17 @@ def test_the_readme_shows_the_published_figures() -> None:
     kept = json.loads(published.KEPT.read_text())
     readme = published.README.read_text()
     assert published.written(readme, kept) == readme, "run python -m tests.bench.published"
+
+
+def test_what_was_measured_over_a_mock_keeps_no_bar_of_a_gpu() -> None:
+    row: Figures = {"model": "H100", "evidence": "emulated", "ended": 3, "fenced": 0}
+    shares = ("p50", "p99", "max")
+    row |= {f"{name}_{share}_ns": 10**6 for name in ("cut", "cut_to_proven") for share in shares}
+    lines = table.gpu_lines(row)
+    bars = [line for line in lines if line.bar]
+    assert [line.bar for line in bars] == ["<= 5 s", "<= 1 s"]
+    assert all(line.value == "not run" and line.held is None for line in bars)
+    row |= {"evidence": "measured", "released_to_proven_s": {"no scrub": 1.5}}
+    kept = {line.what: line.held for line in table.gpu_lines(row)}
+    assert kept["release to proof, no scrub"] is False
+    assert kept["release to proof, a full scrub of 141 GB"] is None

@@ -175,7 +175,7 @@ async def test_at_the_deadline_either_the_renewal_or_the_cut_wins_and_both_know(
                 until_ns = lease.deadline_ns - draw.randrange(-30_000, 60_000)
                 while boot_ns() < until_ns:
                     pass
-                later = _renewed(lease, ms=40)
+                later = _renewed(lease, ms=60_000)
                 [in_time] = _move(link, later) or [None]
                 await BootClock().sleep_until(lease.deadline_ns + 5 * NS_PER_MS)
                 [entry] = await link.roster()

@@ -11,6 +11,7 @@ Does not know what the calls mean.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -45,6 +46,7 @@ STARTING_NS = 20_000_000_000
 booting. Whoever grants or tears down talks to workers that have long been there."""
 
 T = TypeVar("T")
+DEFERRED_NICE = 5
 STUCK_NS = 5_000_000_000
 """A killed process that is still there after this hangs in the kernel."""
 
@@ -56,8 +58,9 @@ _SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
 class Link:
     """One worker, started when first needed and replaced when lost."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, nice: int = 0) -> None:
         self.name = name
+        self._nice = nice
         self._turn = trio.StrictFIFOLock()
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -152,6 +155,10 @@ class Link:
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             )
+        if self._nice:
+            nice = os.getpriority(os.PRIO_PROCESS, 0) + self._nice
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
         self._started[self._process.pid] = start_time(self._process.pid) or 0
         self._sock, self._buffer = ours, self._buffer or bytearray(MESSAGE_BYTES_MAX)
         return ours
@@ -198,11 +205,17 @@ class Crew:
         self._config = config
         self._links: dict[str, Link] = {}
         self._leaving: list[Link] = []
+        self._deferred: set[str] = set()
         self._exempt: dict[int, int] = {os.getpid(): start_time(os.getpid()) or 0}
 
     def exempt(self, pid: int) -> None:
         """This process holds leases' descriptors by right."""
         self._exempt[pid] = start_time(pid) or 0
+
+    def defer(self, name: str) -> None:
+        """What the worker `name` does is nobody's hurry: a look at the host does not take the
+        processor from a teardown."""
+        self._deferred.add(name)
 
     async def ask(
         self,
@@ -214,7 +227,8 @@ class Crew:
     ) -> tuple[tuple[Answer, ...], list[int]]:
         """One batch to one worker; answers in order, and the descriptors they own. `extra_ns`:
         how much longer than a call's usual budget it may take."""
-        link = self._links.setdefault(name, Link(name))
+        nice = DEFERRED_NICE if name in self._deferred else 0
+        link = self._links.setdefault(name, Link(name, nice))
         config = self._config
         exempt: tuple[tuple[int, int], ...] = ()
         if calls and isinstance(calls[0], Scrub):

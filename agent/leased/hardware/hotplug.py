@@ -4,6 +4,10 @@
 Rule: a notice is a reason to look again, never the truth itself: the inventory is read anew. When
 the kernel's buffer overflowed, one notice says that notices were lost.
 
+Rule: a mapping is no hardware: leases make and end theirs all the time, and a look costs more than
+a teardown. Who else has one over a namespace is seen when it is asked for, and by the next look.
+Whoever had a disk open for writing is followed by a notice of udev's own, too: that is told apart.
+
 Does not look: `devices.Devices.inventory` does.
 """
 
@@ -22,16 +26,19 @@ SUBSYSTEMS = (
     *("block", "cpu", "cxl", "dax", "drm", "infiniband"),
     *("memory", "module", "node", "nvme", "pci"),
 )
+_MAPPINGS = "/devices/virtual/block/dm-"
 _BUFFER_BYTES = 4 << 20
 """A hotplugged DIMM sends one notice per 128 MiB; 4 MiB hold thousands."""
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """`action` as the kernel names it (add, remove, change, ...), or LOST."""
+    """`action` as the kernel names it (add, remove, change, ...), or LOST. `touched`: somebody
+    closed a disk that they could have written to, and most likely it is what it was."""
 
     action: str
     subsystem: str
     path: str
+    touched: bool = False
 
 
 async def watch(subsystems: Sequence[str] = SUBSYSTEMS) -> AsyncIterator[Notice]:
@@ -53,5 +60,9 @@ async def watch(subsystems: Sequence[str] = SUBSYSTEMS) -> AsyncIterator[Notice]
                 raise
             yield Notice(LOST, "", "")
             continue
-        if device is not None:
-            yield Notice(device.action or "", device.subsystem or "", device.device_path)
+        if device is not None and not device.device_path.startswith(_MAPPINGS):
+            action, subsystem = device.action or "", device.subsystem or ""
+            # The kernel's own have no such mark, and who triggers one by hand gives it a number.
+            asked = device.properties.get("SYNTH_UUID") == "0"
+            touched = asked and (action, subsystem) == ("change", "block")
+            yield Notice(action, subsystem, device.device_path, touched)

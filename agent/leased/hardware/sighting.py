@@ -29,6 +29,7 @@ class HostSight:
         self._config = config
         self._last: Surveyed | None = None
         self._failures = 0
+        crew.defer(WORKER)
 
     async def look(self, facts: CgroupFacts) -> Surveyed:
         """One part of the inventory. Raises DeviceError while it has never been seen."""

@@ -12,6 +12,7 @@ Does not watch holders (`holders`) and does not decide what a change means for a
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 import trio
 
@@ -30,6 +31,17 @@ AGAIN_NS = 5 * NS_PER_S
 
 SETTLE_NS = NS_PER_S
 """A hotplugged device sends a burst of notices; one look after the burst is enough."""
+
+TOUCHED_NS = 10 * NS_PER_S
+"""So much later, where somebody may have written to a disk: each teardown of a namespace does, and
+a look is several workers' start."""
+
+
+class Notice(Protocol):
+    """What is heard of: something changed, or was `touched` only."""
+
+    @property
+    def touched(self) -> bool: ...
 
 
 async def first_look(
@@ -55,7 +67,7 @@ class Watcher:
         submit: Submit,
         inventory: Inventory,
         seen: bool = True,
-        notices: Callable[[], AsyncIterator[object]],
+        notices: Callable[[], AsyncIterator[Notice]],
         clock_steps: Callable[[], AsyncIterator[int]],
         say: Callable[[str], None],
     ) -> None:
@@ -69,6 +81,7 @@ class Watcher:
         self._clock_steps = clock_steps
         self._say = say
         self._noticed = trio.Event()
+        self._heard = trio.Event()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -77,14 +90,18 @@ class Watcher:
             nursery.start_soon(self._hear_clock_steps)
             while True:
                 with trio.move_on_after((RESCAN_NS if self._seen else AGAIN_NS) / NS_PER_S):
-                    await self._noticed.wait()
+                    await self._heard.wait()
+                    with trio.move_on_after(TOUCHED_NS / NS_PER_S):
+                        await self._noticed.wait()
                     await self._clock.sleep_until(self._clock.now().boot_ns + SETTLE_NS)
-                self._noticed = trio.Event()
+                self._noticed, self._heard = trio.Event(), trio.Event()
                 await self.look()
 
-    def notice(self) -> None:
+    def notice(self, *, touched: bool = False) -> None:
         """Somebody heard of a change: look soon."""
-        self._noticed.set()
+        self._heard.set()
+        if not touched:
+            self._noticed.set()
 
     async def look(self) -> None:
         """Read the inventory once and report it if it differs from what was sealed last."""
@@ -108,8 +125,8 @@ class Watcher:
 
     async def _hear_notices(self) -> None:
         try:
-            async for _ in self._notices():
-                self.notice()
+            async for one in self._notices():
+                self.notice(touched=one.touched)
         except OSError as error:
             self._say(f"no notices of hotplug ({error.strerror}); looking every minute instead")
 

@@ -16,7 +16,9 @@ import pytest
 import trio
 import trio.testing
 
+from leased.hardware.block.calls import Nothing
 from leased.hardware.config import HardwareConfig
+from leased.hardware.crew import DEFERRED_NICE, Crew
 from leased.hardware.devices import Devices
 from leased.ports import Prepared
 from leased.terms.bounds import published
@@ -66,6 +68,19 @@ async def test_a_worker_that_hangs_is_abandoned_and_replaced(devices: Devices) -
     assert isinstance(again, Prepared)
     os.close(first.fds[0])
     os.close(again.fds[0])
+
+
+async def test_a_worker_that_is_nobodys_hurry_goes_after_the_others() -> None:
+    crew = Crew(HardwareConfig())
+    crew.defer("look")
+    try:
+        for name in ("look", "reclaim"):
+            await crew.task(name, "block", "stand ready", Nothing(), Nothing)
+        mine = os.getpriority(os.PRIO_PROCESS, 0)
+        nice = sorted(os.getpriority(os.PRIO_PROCESS, pid) for pid in workers())
+        assert nice == [mine, min(19, mine + DEFERRED_NICE)]
+    finally:
+        crew.close()
 
 
 async def test_a_worker_that_is_killed_fails_its_calls_only(devices: Devices) -> None:
@@ -160,8 +175,10 @@ async def test_workers_end_when_closed() -> None:
         [made] = await devices.prepare_many([lease()])
         assert isinstance(made, Prepared)
         os.close(made.fds[0])
-        # The surveyors ended with the survey: no driver stays open.
-        assert len(workers()) == 1
+        # The surveyors end with the survey: no driver stays open.
+        with trio.fail_after(30):
+            while len(workers()) != 1:
+                await trio.lowlevel.checkpoint()
     assert workers() == []
 
 

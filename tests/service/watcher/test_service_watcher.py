@@ -12,7 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from leased.service.watcher import AGAIN_NS, RESCAN_NS, SETTLE_NS, Watcher, first_look
+from leased.hardware.hotplug import Notice
+from leased.service.watcher import AGAIN_NS, RESCAN_NS, SETTLE_NS, TOUCHED_NS, Watcher, first_look
 from leased.terms.command import Command, Observe, ObserveClockStep, ObserveHealth
 from leased.terms.errors import DeviceError
 from leased.terms.moment import NS_PER_S
@@ -42,7 +43,7 @@ class Outside:
         self.devices = Unreliable()
         self.commands: list[Command] = []
         self.said: list[str] = []
-        self._notice, self._notices = trio.open_memory_channel[object](100)
+        self._notice, self._notices = trio.open_memory_channel[Notice](100)
         self._step, self._steps = trio.open_memory_channel[int](100)
         self.deaf: OSError | None = None
 
@@ -51,15 +52,15 @@ class Outside:
         """How often the hardware was surveyed."""
         return len(self.devices.calls)
 
-    def notice(self) -> None:
-        """The kernel says that something changed."""
-        self._notice.send_nowait(None)
+    def notice(self, *, touched: bool = False) -> None:
+        """The kernel says that something changed, or udev that somebody may have written to it."""
+        self._notice.send_nowait(Notice("change", "block", "/devices/drive", touched))
 
     def step(self, delta_ns: int) -> None:
         """The wall clock was set."""
         self._step.send_nowait(delta_ns)
 
-    async def hear(self) -> AsyncIterator[object]:
+    async def hear(self) -> AsyncIterator[Notice]:
         """Notices of hotplug."""
         if self.deaf is not None:
             raise self.deaf
@@ -104,6 +105,24 @@ async def test_a_burst_of_notices_is_one_look_after_it(
         assert outside.looks == 0
         await trio.sleep(SETTLE_S)
         assert outside.looks == 1 and not outside.commands, "the same as before is no news"
+
+
+async def test_a_disk_that_was_touched_is_looked_at_by_and_by(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Every teardown touches one: a look after each would cost more than the teardown."""
+    outside, touched_s = Outside(), TOUCHED_NS / NS_PER_S
+    async with outside.watched():
+        for _ in range(3):
+            outside.notice(touched=True)
+            await trio.sleep(touched_s / 3.5)
+        assert outside.looks == 0
+        await trio.sleep(touched_s)
+        assert outside.looks == 1, "at the latest so long after the first"
+        outside.notice(touched=True)
+        outside.notice()
+        await trio.sleep(SETTLE_S * 1.5)
+        assert outside.looks == 2, "what is news does not wait for it"
 
 
 async def test_only_a_difference_becomes_a_command(

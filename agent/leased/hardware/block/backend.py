@@ -81,6 +81,7 @@ class BlockBackend:
         self._own: set[LeaseId] = set()
         self._swept = True
         self._warmed: set[str] = set()
+        crew.defer(SURVEYOR)
 
     def serves(self, allotment: Allotment) -> bool:
         """Every namespace."""

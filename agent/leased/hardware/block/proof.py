@@ -13,6 +13,7 @@ Does not write.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 
 from leased.hardware.block import canaries, verbs
@@ -22,10 +23,12 @@ from leased.hardware.block.erasing import inner_places
 from leased.hardware.block.mapping import control, now_ns
 from leased.hardware.block.names import PREFIX
 from leased.hardware.block.namespaces import Namespace
-from leased.hardware.block.opening import exclusively, resolve
+from leased.hardware.block.opening import opened, resolve
 from leased.hardware.block.users import find_uses
 from leased.terms.errors import DeviceError
 from leased.terms.teardown import StepReport, TeardownStep
+
+_ALONE = os.O_RDONLY | os.O_EXCL | os.O_DIRECT
 
 
 def prove(call: Prove) -> Proven:
@@ -76,7 +79,8 @@ def _ask_users(namespace: Namespace) -> int:
 
 def _ask_drive(call: Prove, namespace: Namespace) -> int:
     """What is read past every cache, by somebody who has it alone. How many canaries are gone."""
-    with exclusively(namespace, settle_ns=call.settle_ns) as fd:
+    # Not to write: udev would look into it again, and the host would be surveyed anew.
+    with opened(namespace, _ALONE, settle_ns=call.settle_ns) as fd:
         verbs.flush_device(fd)
         measured = verbs.measure_device(fd)
         if measured.size_bytes != call.size_bytes:

@@ -159,8 +159,8 @@ def list_mappings(control: int, prefix: str) -> tuple[str, ...]:
 def cut_mapping(control: int, uuid: str) -> bool:
     """From the return on nobody reads or writes through it: EIO. Whether a key was wiped. Nothing
     to do where there is none."""
-    key = ffi.new("int *")
-    _checked("dm_cut", lib.leased_dm_cut(control, uuid.encode(), key))
+    key, ended_ns = ffi.new("int *"), ffi.new("uint64_t *")
+    _checked("dm_cut", lib.leased_dm_cut(control, uuid.encode(), key, ended_ns))
     return bool(key[0])
 
 

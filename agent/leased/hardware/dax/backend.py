@@ -63,6 +63,7 @@ class DaxBackend:
         self._clean: set[str] = set()
         self._outcomes: dict[tuple[LeaseId, str], tuple[StepReport, ...]] = {}
         self._turns: dict[str, trio.Lock] = {}
+        crew.defer(_LIST)
 
     def serves(self, allotment: Allotment) -> bool:
         """Every device-dax range."""
