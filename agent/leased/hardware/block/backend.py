@@ -319,9 +319,8 @@ class BlockBackend:
                 settle_ns=self._config.settle_budget_ns,
             )
             worker = self._worker(identity, PROOF)
-            settle_ns = self._config.settle_budget_ns
             proven = await self._crew.task_again(
-                worker, "block", "prove", asked, calls.Proven, extra_ns=settle_ns
+                worker, "block", "prove", asked, calls.Proven, extra_ns=asked.settle_ns
             )
             steps += proven.steps
             if proven.clean:
