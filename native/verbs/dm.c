@@ -336,8 +336,8 @@ int leased_dm_cut(int control, const char *uuid, int *key, uint64_t *ended_ns)
 		*key = rc == 0;
 	}
 	*ended_ns = now_ns();
-	/* Whether or not the key could be wiped: it goes with the table as well. The kernel clears the
-	 * old table up before it returns, which takes it the longest of all. */
+	/* Whether or not the key could be wiped: it goes with the table as well. The kernel clears
+	 * the old table up before it returns, which takes it the longest of all. */
 	int resumed = leased_dm_resume(control, uuid);
 	return rc < 0 ? rc : resumed;
 }
