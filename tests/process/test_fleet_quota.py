@@ -197,3 +197,27 @@ def test_a_quota_of_the_fleet_on_two_agents(fleet: Fleet) -> None:
             await_held(fleet, node, 18, 64)
         for node in fleet.nodes:
             judge(node)
+
+
+def test_who_waits_in_a_queue_draws_what_another_node_leaves(fleet: Fleet) -> None:
+    """Nothing is ever refused: that alone would have drawn it."""
+    with HostAgent() as first, HostAgent() as second:
+        fleet.patch(memory_gb=0.5)  # 32 pieces
+        fleet.add(first, "alpha", "a" * 31 + "1")
+        fleet.add(second, "beta", "a" * 31 + "2")
+        fleet.pull()
+        here = node_id(bytes.fromhex("a" * 31 + "1")).hex()
+        until = time.monotonic() + PATIENCE_S
+        bounds: dict[str, float] = {}
+        # The first was alone, and may have had all of it.
+        while len(bounds) < 2 or not 0 < bounds[here] <= 0.25:
+            bounds = {row["node"]: row["bound"] for row in fleet.shares()}
+            assert time.monotonic() < until, fleet.shares()
+        for _ in range(24):  # three quarters of the quota, one after the other
+            first.acquire(PIECE, ttl_ms=600_000, wait_ns=int(PATIENCE_S * 1e9))
+            assert sum(map(held, fleet.nodes)) <= 32
+        assert held(first) == 24 and held(second) == 0
+        log = first.leasectl("audit", "log", "--log", str(first.audit), "--kind", "Refused")
+        assert not log.stdout.strip(), log.stdout
+        for node in fleet.nodes:
+            judge(node)

@@ -240,15 +240,19 @@ class FleetQuota(RuleBasedStateMachine):
             node.tell()
             self.issuer.turn()
 
-    @rule(at=st.integers(0, 6), count=st.integers(1, 12))
-    def ask(self, at: int, count: int) -> None:
-        """Somebody wants so many; refused, the record says so."""
+    @rule(at=st.integers(0, 6), count=st.integers(1, 12), queued=st.booleans())
+    def ask(self, at: int, count: int, queued: bool) -> None:
+        """Somebody wants so many; refused, the record says so, and who waits in the node's queue is
+        told with its next question."""
         node = self.nodes[at % len(self.nodes)]
         limit = node.limit(self.now_ns)
         if limit is None:
             return
         if (node.held + count) * GPU <= limit:
             node.held += count
+        elif queued:
+            if not node.parted:
+                self.issuer.note_waiting(node.id, {(TENANT, "gpus"): count * GPU})
         else:
             node.view.wants[TENANT, int(RefusalReason.TENANT_CAPACITY)] = Want(
                 self.now_ns, limit, node.held * GPU, count * GPU
@@ -259,13 +263,14 @@ class FleetQuota(RuleBasedStateMachine):
         node = self.nodes[at % len(self.nodes)]
         node.held = max(0, node.held - count)
 
-    @rule(at=st.integers(0, 6))
-    def settle(self, at: int) -> None:
+    @rule(at=st.integers(0, 6), queued=st.booleans())
+    def settle(self, at: int, queued: bool) -> None:
         """Everybody hears and tells, twice, with nobody holding anything: one node asks for all
-        there is, and has it."""
+        there is, or has somebody wait for it, and has it."""
         for node in self.nodes:
             node.parted, node.held = False, 0
             node.view.wants.clear()
+            self.issuer.note_waiting(node.id, {})
         wanted = self.nodes[at % len(self.nodes)]
         self._hear_all()
         limit = self._quota_now()
@@ -274,7 +279,9 @@ class FleetQuota(RuleBasedStateMachine):
             return
         has = wanted.limit(self.now_ns)
         assert has is not None
-        if has < most:
+        if has < most and queued:
+            self.issuer.note_waiting(wanted.id, {(TENANT, "gpus"): most})
+        elif has < most:
             wanted.view.wants[TENANT, int(RefusalReason.TENANT_CAPACITY)] = Want(
                 self.now_ns, has, 0, most
             )

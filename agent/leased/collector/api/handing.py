@@ -4,6 +4,7 @@
 Rule: a node is handed the current policy at once if it names another generation (If-None-Match),
 else when there is another, or after the time it is ready to wait. The generation that it names is
 what it has in force; so the answer to "does every node know?" needs nothing but these requests.
+With them it says who waits there for more of a limit (Leased-Waiting).
 
 Does not sign (`issuer`).
 """
@@ -11,20 +12,31 @@ Does not sign (`issuer`).
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from leased.collector.api import forms
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Answer, Call, Route, Scope
 from leased.collector.api.seen import ShareSeen, SharesSeen
 from leased.collector.api.shown import instant, quantities
-from leased.collector.governance.dimensions import BY_KEY, show
+from leased.collector.governance.dimensions import BY_KEY, BY_KIND, show
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.register import Issued
 
 _TAG: Final = re.compile(r'"([0-9]{1,18})"')
+WAITING: Final = "leased-waiting"
+_Text = Annotated[str, Meta(min_length=1, max_length=256)]
+_Rows = Annotated[
+    list[tuple[_Text, _Text, Annotated[int, Meta(ge=1, le=2**62)]]], Meta(max_length=64)
+]
+_ROWS: Final = msgspec.json.Decoder(_Rows)
+_KEYS: Final = {
+    **{kind.name.lower(): (one.key,) for kind, one in BY_KIND.items()},
+    "leases": ("max_leases", "max_concurrent_tasks"),
+}
 
 
 class PolicyOffer(msgspec.Struct, frozen=True):
@@ -70,6 +82,7 @@ class Handing:
         node = call.path.node
         if call.caller.node is not None and call.caller.node != node:
             raise Problem(404, "A node asks for its own policy.", parameter="node")
+        self._issuer.note_waiting(node, _waiting(call.headers.get(WAITING, "")))
         named = _TAG.search(call.headers.get("if-none-match", ""))
         generation = int(named[1]) if named is not None else -1
         if generation >= 0:
@@ -131,6 +144,19 @@ class Handing:
             tenant=tenant, quotas=quantities(limits), shares=shown, as_of=instant(call.now_ns)
         )
         return Answer(seen)
+
+
+def _waiting(text: str) -> dict[tuple[str, str], int]:
+    """What waits for which limit of whom. Raises Problem."""
+    found: dict[tuple[str, str], int] = {}
+    try:
+        rows = _ROWS.decode(text) if text else []
+    except msgspec.MsgspecError as error:
+        raise Problem(400, f"{error}.", parameter=WAITING) from None
+    for tenant, what, amount in rows:
+        for key in _KEYS.get(what, ()):
+            found[tenant, key] = found.get((tenant, key), 0) + amount
+    return found
 
 
 def routes(handing: Handing) -> list[Route]:

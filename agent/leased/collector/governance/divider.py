@@ -2,9 +2,10 @@
 """The divider: what each node is to have of the fleet's limits now.
 
 Rule: from verified records (what is held, what was asked for in vain, which policy is in force) and
-from what was handed out alone. Parts are made anew when limits, nodes or the time make it so; in
-between only those limits are looked at of which somebody needs more than it has. A share ends no
-later than the limit that it is a part of.
+from what was handed out alone; what waits on a node, by its own word, is a wish like what was asked
+for in vain: it draws what is free and takes nothing that is held. Parts are made anew when limits,
+nodes or the time make it so; in between only those limits are looked at of which somebody needs
+more than it has. A share ends no later than the limit that it is a part of.
 
 Does not keep or sign anything (`issuer`).
 """
@@ -109,8 +110,16 @@ def plan_of(said: Mapping[str, Saying], now_ns: int) -> Plan:
 class Divider:
     """`shares` is what was handed out, `valid_ns` how long a share is."""
 
-    def __init__(self, shares: Shares, fleet: Callable[[], Fleet], valid_ns: int) -> None:
+    def __init__(
+        self,
+        shares: Shares,
+        fleet: Callable[[], Fleet],
+        valid_ns: int,
+        waiting: Callable[[], Mapping[str, Mapping[Limit, int]]] = dict,
+    ) -> None:
+        """`waiting` is what waits for more of each limit, by node."""
         self._shares, self._fleet, self._valid_ns = shares, fleet, valid_ns
+        self._waiting = waiting
         self._plan = Plan({}, {}, None)
         self._present: list[str] = []
         self._ppb: dict[str, int] = {}
@@ -195,6 +204,12 @@ class Divider:
                     for key in self._wanted(view, tenant, reason, want):
                         row = wants.setdefault((tenant, key), {})
                         row[view.node] = max(want.usage + want.requested, row.get(view.node, 0))
+        for node, rows in self._waiting().items():
+            for limit, amount in rows.items():
+                if limit in self._plan.limits:
+                    row = wants.setdefault(limit, {})
+                    has = held.get(limit, {}).get(node, 0)
+                    row[node] = max(has + amount, row.get(node, 0))
         return held, wants
 
     def _wanted(self, view: NodeView, tenant: str, reason: int, want: Want) -> Collection[str]:

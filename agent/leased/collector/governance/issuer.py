@@ -14,7 +14,7 @@ Does not answer HTTP (`api`), and keeps what it issued in the register.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -27,6 +27,7 @@ from leased.collector.fleet import Fleet
 from leased.collector.governance.divider import (
     Divider,
     Handout,
+    Limit,
     Plan,
     Portion,
     plan_of,
@@ -103,8 +104,9 @@ class Issuer:
         self._wake = trio.Event()
         self.accepted: dict[str, Acceptance] = {}
         self.shares = Shares(register.shares())
-        self.divider = Divider(self.shares, seen, share_valid_ns)
         self._present: dict[str, int] = {}
+        self._waiting: dict[str, Mapping[Limit, int]] = {}
+        self.divider = Divider(self.shares, seen, share_valid_ns, lambda: self._waiting)
         self._own: dict[str, Own] = {}
         self._fetched: set[str] = set()
         self._generation = max((one.generation for one in self.shares), default=0)
@@ -227,6 +229,7 @@ class Issuer:
             for node, seen_ns in self._present.items()
             if seen_ns + PRESENT_NS > now_ns
         }
+        self._waiting = {node: row for node, row in self._waiting.items() if node in self._present}
         in_force = {
             view.node: (view.policy_generation, bytes.fromhex(view.policy_hash))
             for view in self._seen().nodes()
@@ -309,6 +312,12 @@ class Issuer:
     def note_acceptance(self, node: str, generation: int) -> None:
         """A node has said what it has in force."""
         self.accepted[node] = Acceptance(node, generation, self._wall_ns())
+
+    def note_waiting(self, node: str, row: Mapping[Limit, int]) -> None:
+        """A node has said what waits there for more of which limits."""
+        if row != self._waiting.get(node, {}):
+            self._waiting[node] = row
+            self.look_at_records()
 
     def is_current(self, acceptance: Acceptance) -> bool:
         """Whether a node has what it is handed now."""

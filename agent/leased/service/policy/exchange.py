@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import h11
 import trio
 
+from leased.service.policy.waiting import HEADER
 from leased.service.uplink import Collector
 from leased.terms.moment import NS_PER_S
 
@@ -55,14 +56,15 @@ class PolicyExchange:
         self._target = f"/v1/nodes/{node}/policy?wait={collector.wait_ns // NS_PER_S}"
         self._authority = f"[{self._host}]" if ":" in self._host else self._host
 
-    async def ask(self, generation: int | None) -> Offer | None:
-        """Another policy than that of `generation`; None: there is none. Raises ExchangeFailed."""
+    async def ask(self, generation: int | None, waiting: str) -> Offer | None:
+        """Another policy than that of `generation`; None: there is none. `waiting` is who waits
+        here for more. Raises ExchangeFailed."""
         limit_s = CONNECT_S + ANSWER_S + self._collector.wait_ns / NS_PER_S
         try:
             with trio.fail_after(limit_s):
                 stream = await self._connect()
                 async with stream:
-                    status, body = await self._exchange(stream, generation)
+                    status, body = await self._exchange(stream, generation, waiting)
         except trio.TooSlowError:
             raise ExchangeFailed(f"no answer in {limit_s:.0f} s") from None
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -85,7 +87,7 @@ class PolicyExchange:
             context.load_cert_chain(collector.certificate, collector.certificate_key)
         return trio.SSLStream(stream, context, server_hostname=self._host, https_compatible=True)
 
-    def _request(self, generation: int | None) -> h11.Request:
+    def _request(self, generation: int | None, waiting: str) -> h11.Request:
         headers = [
             ("Host", f"{self._authority}:{self._port}"),
             ("Accept", "application/json"),
@@ -93,14 +95,18 @@ class PolicyExchange:
         ]
         if generation is not None:
             headers.append(("If-None-Match", f'"{generation}"'))
+        if waiting:
+            headers.append((HEADER, waiting))
         if self._collector.token_file:
             token = Path(self._collector.token_file).read_text(encoding="ascii").strip()
             headers.append(("Authorization", f"Bearer {token}"))
         return h11.Request(method="GET", target=self._target, headers=headers)
 
-    async def _exchange(self, stream: trio.abc.Stream, generation: int | None) -> tuple[int, bytes]:
+    async def _exchange(
+        self, stream: trio.abc.Stream, generation: int | None, waiting: str
+    ) -> tuple[int, bytes]:
         connection = h11.Connection(h11.CLIENT)
-        request = await trio.to_thread.run_sync(self._request, generation)
+        request = await trio.to_thread.run_sync(self._request, generation, waiting)
         for event in (request, h11.EndOfMessage()):
             await stream.send_all(connection.send(event) or b"")
         status, chunks, size = 0, [], 0

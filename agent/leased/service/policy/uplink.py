@@ -3,8 +3,9 @@
 
 Rule: a policy is put in force if the configured key has signed it for this fleet or this node of
 it, if it has not ended, and through the sequencer like any other (so it is sealed, and an older one
-is refused). With the collector gone the last one holds until its end, then the configured one. What
-is refused is said once, not at every try.
+is refused). Who waits here for more of a limit is told with each question, and by another one as
+soon as it changes. With the collector gone the last one holds until its end, then the configured
+one. What is refused is said once, not at every try.
 
 Does not speak HTTP (`exchange`) and does not keep policies (`policies` does).
 """
@@ -14,10 +15,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
+import trio
+
 from leased.chain.policy_note import open_policy, parse_key
 from leased.ports import Clock
 from leased.service.evidence import NO_COMMAND
 from leased.service.policy.exchange import ExchangeFailed, Offer, PolicyExchange
+from leased.service.policy.waiting import waiting_text
 from leased.service.uplink import Collector
 from leased.terms.command import SetPolicy
 from leased.terms.errors import ChainError, ConfigError, StateError
@@ -31,16 +35,20 @@ if TYPE_CHECKING:
 PAUSE_NS: Final = NS_PER_S
 """After a failure, doubled at each one that follows."""
 
+LOOK_NS: Final = NS_PER_S
+"""How often is looked whether others wait than was told."""
+
 
 class Exchange(Protocol):
     """Asks the collector."""
 
-    async def ask(self, generation: int | None) -> Offer | None: ...
+    async def ask(self, generation: int | None, waiting: str) -> Offer | None: ...
 
 
 class PolicyUplink:
     """The task. `put` puts a policy in force and returns what the lessor answered; `in_force` is
-    the generation and the hash of what is. `node` is this node's id in hex."""
+    the generation and the hash of what is, `waiting` who waits for more. `node` is this node's id
+    in hex."""
 
     def __init__(
         self,
@@ -51,10 +59,13 @@ class PolicyUplink:
         clock: Clock,
         put: Callable[[Policy], Awaitable[object]],
         in_force: Callable[[], tuple[int, bytes]],
+        waiting: Callable[[], str],
         say: Callable[[str], None],
     ) -> None:
         self._collector, self._exchange, self._clock = collector, exchange, clock
         self._put, self._in_force, self._say = put, in_force, say
+        self._waiting, self._told = waiting, ""
+        self._question = trio.CancelScope()
         self._node = node
         self._key = parse_key(collector.policy_key)
         self._generation: int | None = None
@@ -62,10 +73,25 @@ class PolicyUplink:
 
     async def run(self) -> None:
         """Ask until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            await self._follow()
+
+    async def _watch(self) -> None:
+        """End a question that tells of others than wait now: the next one tells."""
+        while True:
+            await self._clock.sleep_until(self._clock.now().boot_ns + LOOK_NS)
+            if self._waiting() != self._told:
+                self._question.cancel()
+
+    async def _follow(self) -> None:
         pause_ns = PAUSE_NS
         while True:
+            offer: Offer | None = None
             try:
-                offer = await self._exchange.ask(self._generation)
+                self._told = self._waiting()
+                with trio.CancelScope() as self._question:
+                    offer = await self._exchange.ask(self._generation, self._told)
                 if offer is not None:
                     await self._take(offer)
                 self._tell_once("")
@@ -121,5 +147,6 @@ def make_uplink(agent: Agent) -> PolicyUplink:
         clock=agent.clock,
         put=put,
         in_force=lambda: (table.policy_generation, table.policy_hash),
+        waiting=lambda: waiting_text(agent.sequencer.lessor.queue),
         say=agent.say,
     )
