@@ -37,17 +37,20 @@ from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 
 _CREATED = struct.Struct("<QQQQ")
+_NOT_FITTED = Fitted()
 
 
 class _Case:
     """One lease on its way: what was made of it, or what befell it."""
+
+    __slots__ = ("error", "fitted", "leaf", "lease", "made", "opened")
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
         self.made: dict[int, tuple[Created, int]] = {}
         self.opened: list[int] = []
         self.leaf = ""
-        self.fitted = Fitted()
+        self.fitted = _NOT_FITTED
         self.error: DeviceError | None = None
 
 

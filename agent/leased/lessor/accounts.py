@@ -126,10 +126,19 @@ class Watcher(Protocol):
 class Accounts:
     """Every account by holder. `watchers` are told of every change of a tenant's."""
 
-    __slots__ = ("_deadlines", "_group_of", "_groups", "_holders", "_tenants", "watchers")
+    __slots__ = (
+        "_charge",
+        "_deadlines",
+        "_group_of",
+        "_groups",
+        "_holders",
+        "_tenants",
+        "watchers",
+    )
 
     def __init__(self, deadlines: Deadlines[LeaseId]) -> None:
         self._deadlines = deadlines
+        self._charge: Charge = ()
         self._tenants: dict[TenantId, Account] = {}
         self._groups: dict[str, Account] = {}
         self._holders: dict[str, Account] = {}
@@ -163,6 +172,10 @@ class Accounts:
         self, lease_id: LeaseId, tenant: TenantId, charge: Charge, ends_ns: int, now_ns: int
     ) -> None:
         """A lease begins."""
+        if charge == self._charge:  # most leases are like the one before: kept once
+            charge = self._charge
+        else:
+            self._charge = charge
         for account in self._of(tenant):
             account.add(lease_id, charge, ends_ns)
         for watcher in self.watchers:

@@ -184,7 +184,7 @@ class LeaseTable:
         lease = self._one_of(event, LIVE)
         self.terms[event.lease_id] = event
         if event.level != LEVEL_OF[lease.subject.priority]:
-            self.yielders.leave(event.lease_id)
+            self.yielders.leave(lease)
             self.yielders.enter(lease, Level(event.level))
         if event.backfill_until_ns:
             self.yielders.lent[event.lease_id] = None
@@ -203,7 +203,7 @@ class LeaseTable:
             lease, deadline_ns=deadline_ns, ttl_ns=event.ttl_ns, generation=event.generation
         )
         self.deadlines.set(event.lease_id, deadline_ns)
-        self.yielders.move(event.lease_id, deadline_ns)
+        self.yielders.move(lease, deadline_ns)
         self.ledger.change(lease, lease.deadline_ns, deadline_ns)
         if deadline_ns < lease.deadline_ns:
             self._ends_earlier(lease, deadline_ns)
@@ -225,7 +225,7 @@ class LeaseTable:
         )
         before_ns, at_ns = end_ns(before), end_ns(lease)
         self._drains(lease, before.state is not LeaseState.DRAINING)
-        self.yielders.leave(event.lease_id)
+        self.yielders.leave(lease)
         self.deadlines.set(event.lease_id, at_ns)
         self.ledger.change(lease, before_ns, at_ns)
         if at_ns < before_ns:
@@ -257,7 +257,7 @@ class LeaseTable:
         self.tenancies[event.lease_id] = Tenancy(event.effective_ns)
         if lease.state is LeaseState.DRAINING:
             self._drains(lease, -1)
-        self.yielders.leave(event.lease_id)
+        self.yielders.leave(lease)
         self.ledger.change(lease, end_ns(lease), event.effective_ns)
 
     def _teardown_begun(self, event: events.TeardownBegun, moment: Moment) -> None:

@@ -88,7 +88,7 @@ def _forgotten_closed(table: LeaseTable) -> None:
 
 
 def _yields_to_nobody(table: LeaseTable) -> None:
-    table.yielders.leave(next(iter(table.leases)))
+    table.yielders.leave(next(iter(table.leases.values())))
 
 
 def _yields_twice(table: LeaseTable) -> None:

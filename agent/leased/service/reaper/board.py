@@ -15,35 +15,25 @@ import mmap
 import os
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from leased.hardware import verbs
 from leased.ports import Revocable
 from leased.service.reaper import protocol
 from leased.terms.identity import LeaseId
 
 
-class Hold:
+class Hold(msgspec.Struct, gc=False):
     """What the agent holds of an armed lease: enough to arm it again. `slot` is its place on the
     board, as long as the connection stands that told it."""
 
-    __slots__ = ("cgroup", "deadline_ns", "fds", "generation", "objects", "pidfd", "slot")
-
-    def __init__(
-        self,
-        generation: int,
-        deadline_ns: int,
-        cgroup: str,
-        fds: tuple[int, ...],
-        pidfd: int | None,
-        objects: tuple[Revocable, ...] = (),
-        slot: int | None = None,
-    ) -> None:
-        self.generation = generation
-        self.deadline_ns = deadline_ns
-        self.cgroup = cgroup
-        self.fds = fds
-        self.pidfd = pidfd
-        self.objects = objects
-        self.slot = slot
+    generation: int
+    deadline_ns: int
+    cgroup: str
+    fds: tuple[int, ...]
+    pidfd: int | None
+    objects: tuple[Revocable, ...] = ()
+    slot: int | None = None
 
     @property
     def passed(self) -> tuple[int, ...]:
