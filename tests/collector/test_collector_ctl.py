@@ -265,7 +265,9 @@ def test_a_token_says_who_asks_and_is_nobody_elses(tmp_path: Path) -> None:
         assert "others may read it" in ask(running.url, "status", link=link, status=65).stderr
         secret.chmod(0o600)
         assert ask(running.url, "status", link=link).stdout
-        assert "scope webhook" in ask(running.url, "webhook", "list", link=link, status=77).stderr
+        assert ask(running.url, "webhook", "list", link=link).stdout
+        told = ask(running.url, "webhook", "test", "1", link=link, status=77)
+        assert "scope webhook" in told.stderr
         secret.write_text("leased_" + "x" * 43)
         assert "not known" in ask(running.url, "status", link=link, status=77).stderr
 
