@@ -42,6 +42,12 @@ DOWN_SECONDS_MAX = 600
 STORM_GRANTS = 120
 """Acknowledged grants before the plug is pulled: under emulation a few seconds of full load."""
 
+LONG_FORMS = (
+    *("LEASED_CYCLES", "LEASED_CYCLES_SEED", "LEASED_POWER_CUTS"),
+    *("LEASED_CRASH_SEED", "LEASED_TURNS"),
+)
+"""What of the environment says how much is tried, inside too."""
+
 CHAINS = {"day": ("first", "second", "third"), "hardware": ("hardware", "rebooted")}
 
 
@@ -190,7 +196,9 @@ class Chain:
         self.folder = folder
         self.tally = tally
         self.image = Image(options.image, "raw", options.kernel, options.initrd)
-        self.env = {"LEASED_MATCH": options.match} if options.match else {}
+        self.env = {name: os.environ[name] for name in LONG_FORMS if name in os.environ}
+        if options.match:
+            self.env["LEASED_MATCH"] = options.match
 
     def phase(self, name: str, end: Callable[[Phase], None], env: dict[str, str]) -> bool:
         """One boot from start to end; True if its suite ran to its end."""
