@@ -15,6 +15,8 @@ import mmap
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -349,24 +351,47 @@ def test_a_holder_that_does_not_let_go(name: str, tricked: dict[str, Outcome]) -
 # ---- what is not to be had -----------------------------------------------------------------------
 
 
+LIVES_ON = """
+import ctypes, os, signal, subprocess
+subprocess.run(["mount", {device!r}, "/mnt"], check=True)
+os.chdir("/mnt")
+os.mkdir("before")
+assert ctypes.CDLL(None).syscall({pivot_root}, b".", b"before") == 0
+print("there", flush=True)
+signal.pause()
+"""
+"""A program that has the namespace for its root disk, and nothing of the host but below it."""
+
+PIVOT_ROOT = 155
+
+
 def test_what_the_host_uses_is_refused_and_named() -> None:
-    array, mounted = drives.device(A1), drives.device(A2)
-    host.run("mkfs.ext4", "-q", mounted)
+    array, mounted, root = (drives.device(one) for one in (A1, A2, B1))
+    for device in (mounted, root):
+        host.run("mkfs.ext4", "-q", device)
+    script = LIVES_ON.format(device=root, pivot_root=PIVOT_ROOT)
+    words = ["unshare", "--mount", sys.executable, "-c", script]
+    living = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert living.stdout is not None and living.stdout.readline() == "there\n"
     host.run("mount", mounted, "/mnt")
     words = ["mdadm", "--create", "/dev/md7", "--run", "--level=1", "--raid-devices=2", array]
     host.run(*words, "missing")
     try:
         # A mount is told by no notice: the look of each minute finds it.
         eventually("the mount is named", lambda: "mounted at /mnt" in drives.note_of(A2))
+        eventually("the root disk is named", lambda: "mounted at / (ext4)" in drives.note_of(B1))
         eventually("the array is named", lambda: "in the array md7" in drives.note_of(A1))
-        for identity in (A1, A2):
+        for identity in (A1, A2, B1):
             with pytest.raises(Failed) as refused:
                 Connection().acquire(*ask(identity))
             assert refused.value.parameters["reason"] == "no_such_resource"
     finally:
         host.run("umount", "/mnt")
         host.run("mdadm", "--stop", "/dev/md7")
-        for device in (array, mounted):
+        living.kill()
+        living.wait()
+        eventually("the root disk is let go", lambda: drives.is_had_alone(root))
+        for device in (array, mounted, root):
             host.run("wipefs", "-q", "-a", device)
 
 
