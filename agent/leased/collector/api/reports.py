@@ -9,8 +9,8 @@ Does not compute (`accounts`, `capacity`, `forecast`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -33,11 +33,11 @@ from leased.collector.planning import capacity, forecast
 from leased.collector.planning.allocation_history import AllocationHistory, allocations
 from leased.collector.planning.latency_cost import LatencyCost, latency_cost
 from leased.collector.planning.rightsizing import RightSizing, rightsizing
-from leased.collector.telemetry.store import Store
+from leased.collector.telemetry.store import Store, recorded
 from leased.collector.telemetry.views import windows
 from leased.economics.attribution import Basis, Spread
 from leased.economics.billing import Bill
-from leased.terms.errors import InvalidParameter, StateError
+from leased.terms.errors import InvalidParameter
 from leased.terms.policy import Policy
 from leased.terms.resource import ResourceKind
 
@@ -307,18 +307,9 @@ class Reports:
             )
             return Answer(self.asked(ask))
 
-    @contextmanager
-    def samples(self) -> Iterator[Store | None]:
+    def samples(self) -> AbstractContextManager[Store | None]:
         """What telemetry there is."""
-        try:
-            store = Store(self._state, reading=True)
-        except StateError:
-            yield None
-            return
-        try:
-            yield store
-        finally:
-            store.close()
+        return recorded(self._state)
 
     def idle(self, call: Call) -> Answer:
         """What nobody uses."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -239,3 +240,17 @@ class Store:
 
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:
     return msgspec.json.decode(text, type=tuple[tuple[str, str], ...])
+
+
+@contextmanager
+def recorded(state: Path) -> Iterator[Store | None]:
+    """What telemetry there is in a state directory, to read; None where there is none."""
+    try:
+        store = Store(state, reading=True)
+    except StateError:
+        yield None
+        return
+    try:
+        yield store
+    finally:
+        store.close()

@@ -9,23 +9,20 @@ Does not compute (`advice`).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from decimal import Decimal
-from pathlib import Path
 
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.planning import advice
-from leased.collector.telemetry.store import Store
+from leased.collector.telemetry.store import recorded
 from leased.collector.verbs.store import add_terms, opened
 from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.economics.placement import Strategy
 from leased.economics.pools import UNIT
-from leased.terms.errors import InvalidParameter, StateError
+from leased.terms.errors import InvalidParameter
 from leased.terms.resource import ResourceKind
 
 KINDS = ("gpu", "cpu", "mem", "block")
@@ -88,7 +85,7 @@ def placement(options: argparse.Namespace, console: Console) -> int:
             options.tenant,
             options.project,
         )
-        with _samples(options.state) as samples:
+        with recorded(options.state) as samples:
             answer = advice.placement(Accounts(source, terms), request, samples)
     return _show(answer, options, console)
 
@@ -97,23 +94,9 @@ def sensitivity(options: argparse.Namespace, console: Console) -> int:
     """Tell what workloads live by."""
     with opened(options, console) as (source, terms):
         accounts = Accounts(source, terms)
-        with _samples(options.state) as samples:
+        with recorded(options.state) as samples:
             answer = advice.sensitivities(accounts, accounts.last(options.last), samples)
     return _show(answer, options, console)
-
-
-@contextmanager
-def _samples(state: Path) -> Iterator[Store | None]:
-    """What telemetry there is."""
-    try:
-        store = Store(state, reading=True)
-    except StateError:
-        yield None
-        return
-    try:
-        yield store
-    finally:
-        store.close()
 
 
 def _show(answer: msgspec.Struct, options: argparse.Namespace, console: Console) -> int:
