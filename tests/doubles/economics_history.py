@@ -83,7 +83,7 @@ class History:
         self.boot_number = 1
         self.boot_ns = 0
         self.wall_offset_ns = wall_offset_ns
-        self._subjects: dict[int, Subject] = {}
+        self.subjects: dict[int, Subject] = {}
 
     def seal(self, event: Event) -> int:
         """Append `event` now and return its sequence."""
@@ -120,7 +120,7 @@ class History:
 
     def allocate(self, number: int, whose: Subject, deadline_ns: int) -> int:
         """Allocated, effective now."""
-        self._subjects[number] = whose
+        self.subjects[number] = whose
         return self.seal(
             Allocated(
                 *self._lease(number, self.boot_ns),
@@ -135,7 +135,7 @@ class History:
     def renew(self, number: int, deadline_ns: int, whose: Subject | None = None) -> int:
         """Renewed to `deadline_ns`, perhaps on other terms."""
         if whose is not None:
-            self._subjects[number] = whose
+            self.subjects[number] = whose
         head = self._lease(number, self.boot_ns)
         return self.seal(Renewed(*head, deadline_ns - self.boot_ns, deadline_ns))
 
@@ -189,4 +189,4 @@ class History:
         return self.seal(Voided(self.event_id(), sequence))
 
     def _lease(self, number: int, at_ns: int) -> tuple[EventId, LeaseId, Subject, int, int]:
-        return self.event_id(), lease_id(number), self._subjects[number], 1, at_ns
+        return self.event_id(), lease_id(number), self.subjects[number], 1, at_ns

@@ -5,7 +5,8 @@ Rule: judged by the kinds alone, without the lessor: a lease begins once, its en
 teardown, and the steps of the teardown come in order. Whoever begins in the middle of a log takes a
 lease that began before as it is found.
 
-Does not decode bodies and keeps of a lease only how far it is.
+Does not decode bodies and keeps of a lease only how far it is; of a closed one nothing, so the same
+id may begin again, and whoever meters counts both (`economics.intervals`, sql/metering.sql).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SQL of metering equals the Python reference, cell by cell, on all that a node can have sealed
 and some of what none would: restarts, reboots, clock steps, fences, renewals on other terms, voided
-grants, early ends, records of leases that are over."""
+grants, early ends, records of leases that are over or that never began, and ids that are granted
+again after their end, which no node does and a verified chain can hold."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Script:
         self.history.boot_ns = self.random.randrange(1, 5) * MINUTE_NS
         self.live: list[int] = []
         self.over: list[int] = []
-        self.granted: dict[int, int] = {}
+        self.granted: dict[int, list[int]] = {}
+        self.open: set[int] = set()
         self.count = 0
         if self.random.random() < 0.9:
             self.history.start()
@@ -71,9 +73,14 @@ class Script:
             self.over.append(number)
         if what == "allocate" or not number:
             self.count += 1
-            whose = self.subject()
-            self.granted[self.count] = h.allocate(self.count, whose, self.deadline())
-            self.live.append(self.count)
+            self.grant(self.count)
+        elif what == "again":
+            ended = sorted(self.granted.keys() - self.open)
+            if ended:
+                self.grant(pick(ended))
+        elif what == "early":
+            h.subjects[self.count + 1] = self.subject()
+            pick((h.end, h.release, h.reclaim, h.unfence, h.fence))(self.count + 1)
         elif what == "renew":
             # A renewal that comes too late counts for nothing, but it cannot change what follows.
             other = None if number in self.over else self.subject()
@@ -93,13 +100,23 @@ class Script:
             h.unfence(number)
             self.bury(number)
         elif what == "void":
-            h.void(self.granted[number])
+            h.void(pick(self.granted[number]))
         else:
             self.of_the_node(what)
+
+    def grant(self, number: int) -> None:
+        """Granted; its id may have been another lease's that is over."""
+        granted = self.history.allocate(number, self.subject(), self.deadline())
+        self.granted.setdefault(number, []).append(granted)
+        self.open.add(number)
+        self.over = [one for one in self.over if one != number]
+        if number not in self.live:
+            self.live.append(number)
 
     def bury(self, number: int) -> None:
         """Over; sometimes its records go on all the same."""
         self.over.append(number)
+        self.open.discard(number)
         if self.random.random() < 0.8:
             self.live.remove(number)
 
@@ -131,7 +148,7 @@ OPERATIONS = (
     *("end",) * 4,
     *("reclaim",) * 4,
     *("release",) * 3,
-    *("drain", "fence", "unfence", "void", "inventory", "inventory"),
+    *("drain", "fence", "unfence", "void", "inventory", "inventory", "again", "early"),
     *("operator_fence", "clock", "restart", "reboot", "touch"),
 )
 _ENGINE: list[DuckEngine] = []

@@ -63,6 +63,14 @@ def test_what_cannot_follow_is_named(kinds: tuple[type[Event], ...]) -> None:
     assert found.value.verdict == "BAD_ORDER" and found.value.sequence == len(kinds) - 1
 
 
+def test_the_id_of_a_closed_lease_may_be_granted_again() -> None:
+    """Nobody can keep every id that there ever was; metering counts both (`test_economics_sql`)."""
+    grammar = Grammar()
+    life = (e.Allocated, e.Activated, e.Released, e.TeardownBegun, e.AccessCut)
+    grammar.follow(of_one(*life, e.Scrubbed, e.Reclaimed, *life, e.Fenced, e.Unfenced, *life))
+    assert grammar.stages == {LEASE: Stage.SCRUBBING}
+
+
 def test_whoever_begins_midway_takes_leases_as_they_are() -> None:
     grammar = Grammar(from_genesis=False)
     grammar.follow(of_one(e.Renewed, e.Expired, e.TeardownBegun))

@@ -30,7 +30,7 @@ from leased.terms.errors import StateError
 
 ROLLUP: Final = "rollup"
 LIST: Final = "rollup.json"
-VERSION: Final = 1
+VERSION: Final = 2
 """Of what a row means. Changed by hand; which columns there are is in LAYOUT anyway."""
 
 _EPOCH: Final = Date(1970, 1, 1)

@@ -20,9 +20,17 @@
 -- others what no lease is behind, labelled already: what there was (pool 4) and operators' fences (pool 2).
 -- Pools: 0 tenant, 1 teardown, 2 fenced, 4 provisioned.
 
+-- name: again
+-- The leases that were granted more than once, each after its end, or of which something was said before. No node does it,
+-- but nobody can know all the ids that there ever were: a chain with it verifies.
+SELECT log, lease_hi, lease_lo FROM acts
+GROUP BY log, lease_hi, lease_lo
+HAVING SUM(CASE WHEN act = 1 THEN 1 ELSE 0 END) > 1 OR MIN(seq) < MIN(CASE WHEN act = 1 THEN seq END)
+
 -- name: facts
--- Of each other lease: what happened to it, and whether it is plain: granted, torn down, reclaimed, all in one boot.
-SELECT log, lease_hi, lease_lo,
+-- Of each other grant of a lease: what happened to it, and whether it is plain: granted, torn down, reclaimed, all in one
+-- boot. (log, granted_seq) stands for it.
+SELECT log, lease_hi, lease_lo, MAX(seq) AS last_seq,
        MIN(CASE WHEN act = 1 THEN seq END) AS granted_seq,
        MIN(CASE WHEN act = 1 THEN boot END) AS granted_boot,
        MIN(CASE WHEN act = 1 THEN at_ns END) AS granted_ns,
@@ -40,39 +48,47 @@ SELECT log, lease_hi, lease_lo,
              AND MIN(CASE WHEN act = 1 THEN seq END) = MIN(seq)
              AND MIN(CASE WHEN act IN (5, 7) THEN seq END) >= MAX(CASE WHEN act IN (2, 4) THEN seq ELSE 0 END)
             THEN 1 ELSE 0 END AS plain
-FROM acts
-GROUP BY log, lease_hi, lease_lo
+FROM (
+    SELECT a.log, a.lease_hi, a.lease_lo, a.seq, a.boot, a.act, a.at_ns, a.terms, 0 AS turn
+    FROM acts a LEFT JOIN again g ON g.log = a.log AND g.lease_hi = a.lease_hi AND g.lease_lo = a.lease_lo
+    WHERE g.log IS NULL
+    UNION ALL
+    SELECT a.log, a.lease_hi, a.lease_lo, a.seq, a.boot, a.act, a.at_ns, a.terms,
+           SUM(CASE WHEN a.act = 1 THEN 1 ELSE 0 END)
+               OVER (PARTITION BY a.log, a.lease_hi, a.lease_lo ORDER BY a.seq
+                     ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+    FROM acts a JOIN again g ON g.log = a.log AND g.lease_hi = a.lease_hi AND g.lease_lo = a.lease_lo
+) t
+GROUP BY log, lease_hi, lease_lo, turn
 
 -- name: voids
--- The leases whose grant was voided, by the first record that says so.
-SELECT g.log, g.lease_hi, g.lease_lo, MIN(v.seq) AS void_seq
+-- The grants that were voided, by the first record that says so.
+SELECT g.log, g.seq AS granted_seq, MIN(v.seq) AS void_seq
 FROM acts v JOIN acts g ON g.log = v.log AND g.seq = v.ref AND g.boot = v.boot AND g.act = 1
 WHERE v.act = 8
-GROUP BY g.log, g.lease_hi, g.lease_lo
+GROUP BY g.log, g.seq
 
 -- name: knotty
--- The records of every other lease, with what decides whether they count.
-SELECT a.log, a.lease_hi, a.lease_lo, a.seq, a.boot, a.act, a.at_ns, a.deadline_ns, a.terms,
+-- The records of every other grant, with what decides whether they count.
+SELECT a.log, a.seq, a.boot, a.act, a.at_ns, a.deadline_ns, a.terms,
        f.granted_seq, f.granted_boot, f.torn_seq, f.fenced_seq, f.ended_seq, v.void_seq,
        LAG(CASE WHEN a.act IN (1, 2) THEN a.terms END)
-           OVER (PARTITION BY a.log, a.lease_hi, a.lease_lo, CASE WHEN a.act IN (1, 2) THEN 1 ELSE 0 END
+           OVER (PARTITION BY a.log, f.granted_seq, CASE WHEN a.act IN (1, 2) THEN 1 ELSE 0 END
                  ORDER BY a.seq) AS before_terms
 FROM acts a
 JOIN facts f ON f.log = a.log AND f.lease_hi = a.lease_hi AND f.lease_lo = a.lease_lo
-LEFT JOIN voids v ON v.log = a.log AND v.lease_hi = a.lease_hi AND v.lease_lo = a.lease_lo
-WHERE (f.plain = 0 OR v.void_seq IS NOT NULL)
-  AND f.granted_seq IS NOT NULL
-  AND a.seq >= f.granted_seq
-  AND a.seq <= COALESCE(f.ended_seq, a.seq)
+     AND a.seq >= f.granted_seq AND a.seq <= COALESCE(f.ended_seq, f.last_seq)
+LEFT JOIN voids v ON v.log = f.log AND v.granted_seq = f.granted_seq
+WHERE f.plain = 0 OR v.void_seq IS NOT NULL
 
 -- name: tenancies
 -- Until which record a tenant pays, and the deadline that was in force then: of the last grant, renewal or notice that
 -- counted.
-SELECT k.log, k.lease_hi, k.lease_lo, k.until_seq, MIN(CASE WHEN k.seq = k.set_seq THEN k.deadline_ns END) AS deadline_ns
+SELECT k.log, k.granted_seq, k.until_seq, MIN(CASE WHEN k.seq = k.set_seq THEN k.deadline_ns END) AS deadline_ns
 FROM (
     SELECT t.*,
            MAX(CASE WHEN t.act = 1 OR (t.act IN (2, 3) AND t.seq < t.until_seq AND t.boot = t.granted_boot) THEN t.seq END)
-               OVER (PARTITION BY t.log, t.lease_hi, t.lease_lo) AS set_seq
+               OVER (PARTITION BY t.log, t.granted_seq) AS set_seq
     FROM (
         SELECT knotty.*,
                LEAST(COALESCE(torn_seq, 9223372036854775807), COALESCE(fenced_seq, 9223372036854775807),
@@ -80,22 +96,22 @@ FROM (
         FROM knotty
     ) t
 ) k
-GROUP BY k.log, k.lease_hi, k.lease_lo, k.until_seq
+GROUP BY k.log, k.granted_seq, k.until_seq
 
 -- name: marks
 -- The records at which what is held, or who pays, changes. A renewal only where it changed the terms.
-SELECT k.log, k.lease_hi, k.lease_lo, k.seq, k.boot, k.act, k.granted_boot, k.void_seq, t.until_seq, t.deadline_ns,
+SELECT k.log, k.granted_seq, k.seq, k.boot, k.act, k.granted_boot, k.void_seq, t.until_seq, t.deadline_ns,
        GREATEST(b.start_ns,
-                MAX(k.at_ns) OVER (PARTITION BY k.log, k.lease_hi, k.lease_lo, k.boot ORDER BY k.seq
+                MAX(k.at_ns) OVER (PARTITION BY k.log, k.granted_seq, k.boot ORDER BY k.seq
                                    ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)) AS start_ns,
        MAX(CASE WHEN k.act IN (1, 2, 6) THEN k.seq END)
-           OVER (PARTITION BY k.log, k.lease_hi, k.lease_lo ORDER BY k.seq
+           OVER (PARTITION BY k.log, k.granted_seq ORDER BY k.seq
                  ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS hold_seq,
        MAX(CASE WHEN k.act = 6 THEN 1 ELSE 0 END)
-           OVER (PARTITION BY k.log, k.lease_hi, k.lease_lo ORDER BY k.seq
+           OVER (PARTITION BY k.log, k.granted_seq ORDER BY k.seq
                  ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS is_fenced
 FROM knotty k
-JOIN tenancies t ON t.log = k.log AND t.lease_hi = k.lease_hi AND t.lease_lo = k.lease_lo
+JOIN tenancies t ON t.log = k.log AND t.granted_seq = k.granted_seq
 JOIN boots b ON b.log = k.log AND b.boot = k.boot
 WHERE k.act IN (1, 5, 6, 7)
    OR (k.act = 4 AND k.seq = t.until_seq AND k.boot = k.granted_boot)
@@ -119,9 +135,9 @@ FROM (
                 ELSE 1 END AS pool
     FROM (
         SELECT marks.*,
-               LEAD(seq) OVER (PARTITION BY log, lease_hi, lease_lo ORDER BY seq) AS next_seq,
-               LEAD(boot) OVER (PARTITION BY log, lease_hi, lease_lo ORDER BY seq) AS next_boot,
-               LEAD(start_ns) OVER (PARTITION BY log, lease_hi, lease_lo ORDER BY seq) AS next_ns
+               LEAD(seq) OVER (PARTITION BY log, granted_seq ORDER BY seq) AS next_seq,
+               LEAD(boot) OVER (PARTITION BY log, granted_seq ORDER BY seq) AS next_boot,
+               LEAD(start_ns) OVER (PARTITION BY log, granted_seq ORDER BY seq) AS next_ns
         FROM marks
     ) w
     WHERE w.act NOT IN (5, 7)
@@ -134,14 +150,14 @@ SELECT f.log, f.granted_boot AS boot, f.granted_seq AS hold_seq, 0 AS pool,
        GREATEST(f.granted_ns, b.start_ns) AS start_ns,
        GREATEST(COALESCE(f.torn_ns, f.ended_ns), f.granted_ns, b.start_ns) AS end_ns, 0 AS is_open
 FROM facts f JOIN boots b ON b.log = f.log AND b.boot = f.granted_boot
-LEFT JOIN voids v ON v.log = f.log AND v.lease_hi = f.lease_hi AND v.lease_lo = f.lease_lo
+LEFT JOIN voids v ON v.log = f.log AND v.granted_seq = f.granted_seq
 WHERE f.plain = 1 AND v.void_seq IS NULL
 UNION ALL
 SELECT f.log, f.granted_boot, f.granted_seq, 1,
        GREATEST(f.torn_ns, f.granted_ns, b.start_ns),
        GREATEST(f.ended_ns, f.torn_ns, f.granted_ns, b.start_ns), 0
 FROM facts f JOIN boots b ON b.log = f.log AND b.boot = f.granted_boot
-LEFT JOIN voids v ON v.log = f.log AND v.lease_hi = f.lease_hi AND v.lease_lo = f.lease_lo
+LEFT JOIN voids v ON v.log = f.log AND v.granted_seq = f.granted_seq
 WHERE f.plain = 1 AND f.torn_seq IS NOT NULL AND v.void_seq IS NULL
 UNION ALL
 SELECT log, boot, hold_seq, payer, start_ns, LEAST(end_ns, GREATEST(start_ns, deadline_ns)),
@@ -293,11 +309,12 @@ GROUP BY kind, tier, idiv(t, 3600000000000)
 -- The leases that ended in Released, each in the hour in which it was released.
 SELECT one.log, h.tenant, idiv(e.label_ns + (a.sealed_ns - e.start_ns), 3600000000000) AS hour
 FROM (
-    SELECT a.log, a.lease_hi, a.lease_lo, MIN(a.seq) AS seq, MIN(f.granted_seq) AS granted_seq
+    SELECT f.log, f.granted_seq, MIN(a.seq) AS seq
     FROM acts a
     JOIN facts f ON f.log = a.log AND f.lease_hi = a.lease_hi AND f.lease_lo = a.lease_lo
-    WHERE a.act = 9 AND a.seq > f.granted_seq AND a.seq <= COALESCE(f.ended_seq, a.seq)
-    GROUP BY a.log, a.lease_hi, a.lease_lo
+         AND a.seq > f.granted_seq AND a.seq <= COALESCE(f.ended_seq, f.last_seq)
+    WHERE a.act = 9
+    GROUP BY f.log, f.granted_seq
 ) one
 JOIN acts a ON a.log = one.log AND a.seq = one.seq AND a.act = 9
 JOIN holds h ON h.log = one.log AND h.seq = one.granted_seq AND h.slot = 0
