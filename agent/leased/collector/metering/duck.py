@@ -21,6 +21,8 @@ from leased.terms.errors import StateError
 
 THREADS: Final = 2
 MEMORY: Final = "1200MiB"
+SMALL_BYTES: Final = 16 << 20
+"""Of Parquet, that are held as rows: a hundred megabytes of them or so."""
 
 
 class DuckEngine:
@@ -60,15 +62,21 @@ class DuckEngine:
             unnested = ", ".join(f"UNNEST(?::BIGINT[]) AS {column}" for column in columns)
             self.connection.execute(f"INSERT INTO {name} SELECT {unnested}", lists)
 
-    def load_files(self, name: str, paths: Sequence[Path], empty: str) -> None:
-        """See `engine.Engine`: a view."""
-        self._run(f"DROP VIEW IF EXISTS {name}")
+    def load_files(
+        self, name: str, paths: Sequence[Path], empty: str, *, once: bool = False
+    ) -> None:
+        """See `engine.Engine`: a view where they are read `once`, or are large; a table of what is
+        small, since opening a thousand files takes longer than reading them."""
+        ask = "SELECT table_type = 'VIEW' FROM information_schema.tables WHERE table_name = ?"
+        for (is_view,) in self.query(ask, [name]):
+            self._run(f"DROP {'VIEW' if is_view else 'TABLE'} {name}")
         if not paths:
             self._run(f"CREATE VIEW {name} AS {empty}")
             return
         listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
         read = f"read_parquet([{listed}], hive_partitioning = false)"
-        self._run(f"CREATE VIEW {name} AS SELECT * FROM {read}")
+        small = not once and _bytes_of(paths) <= SMALL_BYTES
+        self._run(f"CREATE {'TABLE' if small else 'VIEW'} {name} AS SELECT * FROM {read}")
 
     def load_table(self, name: str, table: Any) -> None:
         """A table that arrow has in memory."""
@@ -92,6 +100,11 @@ class DuckEngine:
 
     def _run(self, sql: str) -> Any:
         return _run(self.connection, sql, ())
+
+
+def _bytes_of(paths: Sequence[Path]) -> int:
+    """Of all of them. One that is not there is for DuckDB to name."""
+    return sum(path.stat().st_size for path in paths if path.exists())
 
 
 def _run(cursor: Any, sql: str, values: Sequence[object], *, fetch: bool = False) -> Any:
