@@ -101,7 +101,9 @@ def full_policy(tenants: int) -> Policy:
 
 
 class Floor:
-    """A node under load: `lessor` with its leases and its queue, and a clock moved by hand."""
+    """A node under load: `lessor` with its leases and its queue, and a clock moved by hand. Every
+    request wants so many `milli` of a core with each page, too.
+    """
 
     def __init__(
         self,
@@ -111,8 +113,9 @@ class Floor:
         tenants: int = TENANTS,
         waiting: int = WAITING,
         over: int = 0,
+        milli: int = 0,
     ) -> None:
-        self._count = 0
+        self._count, self._milli = 0, milli
         self.now_ns = 100_000 * NS_PER_S
         self.leases, self.tenants = leases, tenants
         self.lessor = Lessor(self.next_id, policy)
@@ -171,11 +174,14 @@ class Floor:
         ttl_ns: int = 600 * NS_PER_S,
         wait_s: int = 0,
     ) -> commands.Acquire:
-        """A request of one tenant for memory."""
+        """A request of one tenant for memory, and for shares of cores."""
+        asks = (Ask(ResourceKind.MEM, pages * PAGE, TierKind.DRAM),)
+        if self._milli:
+            asks = (*asks, Ask(ResourceKind.CPU, pages * self._milli))
         return commands.Acquire(
             self.command_id(),
             self.caller(n),
-            (Ask(ResourceKind.MEM, pages * PAGE, TierKind.DRAM),),
+            asks,
             ttl_ns,
             priority if level is None else level.priority,
             wait_s * NS_PER_S,
@@ -296,21 +302,35 @@ CASES: tuple[tuple[str, float | None, Callable[[Floor, int, list[int]], None]], 
 )
 """What is timed, and the most ms that it may take in the 99th percentile."""
 
+SEVERAL: tuple[tuple[str, float | None, Callable[[Floor, int, list[int]], None]], ...] = (
+    ("victims for memory and cores, up to 1,000", 5, _searches),
+    ("victims for memory and cores, half of the node", 5, _large_searches),
+)
+"""The same of a node whose leases have shares of its 64 cores, too."""
+
+MILLI = 6
+
 
 def measure_policy(
-    *, rounds: int, say: Callable[[str], None], floor: Floor | None = None
+    *,
+    rounds: int,
+    say: Callable[[str], None],
+    floor: Floor | None = None,
+    both: Floor | None = None,
 ) -> list[Figures]:
     """The median and the 99th percentile of each kind of decision, in ns."""
     floor = Floor(full_policy(TENANTS)) if floor is None else floor
+    both = Floor(full_policy(TENANTS), milli=MILLI) if both is None else both
     rows: list[Figures] = []
-    for name, bar_ms, decide in CASES:
+    cases = [(floor, *case) for case in CASES] + [(both, *case) for case in SEVERAL]
+    for under, name, bar_ms, decide in cases:
         took: list[int] = []
         gc.collect()
         gc.disable()
         try:
             for n in range(rounds):
-                floor.now_ns += 1_000_000
-                decide(floor, n, took)
+                under.now_ns += 1_000_000
+                decide(under, n, took)
         finally:
             gc.enable()
         rows.append({"what": name, "bar_ms": bar_ms, **_shares(took)})

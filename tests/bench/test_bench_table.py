@@ -173,8 +173,10 @@ def test_a_peer_is_refused_in_time_or_had_its_last_answer_in_time() -> None:
 def test_every_decision_is_timed_under_the_load_that_it_says() -> None:
     floor = policy.Floor(policy.full_policy(30), leases=300, tenants=30, waiting=30)
     assert len(floor.lessor.table.leases) == 300 and len(floor.lessor.queue) == 30
-    rows = policy.measure_policy(rounds=4, say=lambda text: None, floor=floor)
-    assert [row["what"] for row in rows] == [what for what, _, _ in policy.CASES]
+    both = policy.Floor(policy.full_policy(30), leases=300, tenants=30, waiting=30, milli=200)
+    rows = policy.measure_policy(rounds=4, say=lambda text: None, floor=floor, both=both)
+    cases = (*policy.CASES, *policy.SEVERAL)
+    assert [row["what"] for row in rows] == [what for what, _, _ in cases]
     assert all(0 < row["p50_ns"] <= row["p99_ns"] <= row["max_ns"] for row in rows)
     lines = table.policy_lines([{**rows[0], "p99_ns": 999_999}, {**rows[0], "p99_ns": 1_000_001}])
     assert [line.held for line in lines] == [True, False]

@@ -33,47 +33,45 @@ def entitlements(
     max_pm: int,
 ) -> dict[TenantId, int]:
     """How much of `capacity` each of `demands` is entitled to; `weights` has all of them."""
-    active = sorted(tenant for tenant, demand in demands.items() if demand > 0)
+    active = [tenant for tenant, demand in demands.items() if demand > 0]
     if not active:
         return {}
     ceiling = capacity * max_pm // WHOLE_PM
-    most = {tenant: min(demands[tenant], ceiling) for tenant in active}
     floor = min(capacity * min_pm // WHOLE_PM, capacity // len(active))
-    least = {tenant: min(floor, most[tenant]) for tenant in active}
+    most = {tenant: min(demands[tenant], ceiling) for tenant in active}
     frozen: dict[TenantId, int] = {}
-    while len(frozen) < len(active):
-        rest = [tenant for tenant in active if tenant not in frozen]
-        left = capacity - sum(frozen.values())
-        total = sum(weights[tenant] for tenant in rest)
-        below = {t: least[t] for t in rest if left * weights[t] < least[t] * total}
-        above = {t: most[t] for t in rest if left * weights[t] > most[t] * total}
+    left, rest = capacity, {tenant: weights[tenant] for tenant in active}
+    while rest:
+        total = sum(rest.values())
+        above = [(t, most[t]) for t, weight in rest.items() if left * weight > most[t] * total]
+        below = []
+        if floor:
+            least = ((t, weight, min(floor, most[t])) for t, weight in rest.items())
+            below = [(t, few) for t, weight, few in least if left * weight < few * total]
         # What lifting some to their floor costs, less what holding others at their ceiling saves:
         # only those on the heavier side are certain to end there.
-        cost = sum(least[t] * total - left * weights[t] for t in below)
-        cost -= sum(left * weights[t] - most[t] * total for t in above)
-        if cost > 0:
-            frozen.update(below)
-        elif cost < 0:
-            frozen.update(above)
-        else:
-            others = {t: weights[t] for t in rest if t not in below and t not in above}
-            frozen.update(below)
-            frozen.update(above)
-            if others:
-                frozen.update(_divided(capacity - sum(frozen.values()), others))
+        cost = sum([few * total - left * rest[t] for t, few in below])
+        cost -= sum([left * rest[t] - many * total for t, many in above])
+        certain = [*below, *above] if cost == 0 else below if cost > 0 else above
+        frozen.update(certain)
+        for tenant, part in certain:
+            left -= part
+            del rest[tenant]
+        if cost == 0:
+            frozen.update(_divided(left, rest))
+            break
     return frozen
 
 
 def _divided(amount: int, weights: Mapping[TenantId, int]) -> dict[TenantId, int]:
     """`amount` by `weights`, to the last unit."""
     total = sum(weights.values())
-    parts = {tenant: divmod(amount * weight, total) for tenant, weight in weights.items()}
-    shares = {tenant: whole for tenant, (whole, _) in parts.items()}
+    shares = {tenant: amount * weight // total for tenant, weight in weights.items()}
     left = amount - sum(shares.values())
-    if not left:
-        return shares
-    for tenant in sorted(parts, key=lambda one: (-parts[one][1], one))[:left]:
-        shares[tenant] += 1
+    if left:
+        rest = [(-(amount * weight % total), tenant) for tenant, weight in weights.items()]
+        for _, tenant in sorted(rest)[:left]:
+            shares[tenant] += 1
     return shares
 
 

@@ -42,7 +42,7 @@ class Candidates:
     somebody else could, but has not run long enough (known of those that were met).
     """
 
-    __slots__ = ("_level", "_pools", "_safe_scavenger_ns", "_safe_standard_ns", "_table", "young")
+    __slots__ = ("_pools", "_safe_scavenger_ns", "_safe_standard_ns", "_table", "level", "young")
 
     def __init__(
         self,
@@ -56,14 +56,14 @@ class Candidates:
         self._safe_scavenger_ns = now_ns - terms.runtime_ns_min_scavenger
         self._safe_standard_ns = now_ns - terms.runtime_ns_min_standard
         self.young = False
-        self._table, self._level, self._pools = table, level, pools
+        self._table, self.level, self._pools = table, level, pools
 
     def of_one(self, resource_id: str) -> Iterator[Some]:
         """Those who have something of one pool, and how much; some at a time."""
         yielders, leases = self._table.yielders, self._table.leases
         scavenger_ns, standard_ns = self._safe_scavenger_ns, self._safe_standard_ns
-        earliest_ns, scavenger = min(scavenger_ns, standard_ns), Priority.SCAVENGER
-        for some in yielders.of_one(self._level, resource_id, leases):
+        earliest_ns, scavenger = self.old_ns, Priority.SCAVENGER
+        for some in yielders.of_one(self.level, resource_id, leases):
             if some.newest_ns <= earliest_ns:
                 yield some
                 continue
@@ -77,13 +77,23 @@ class Candidates:
             self.young = self.young or len(ready) < len(each)
             yield Some(ready)
 
+    @property
+    def old_ns(self) -> int:
+        """Whatever was granted by then has run long enough."""
+        return min(self._safe_scavenger_ns, self._safe_standard_ns)
+
+    def may_go(self, lease: Lease) -> bool:
+        """Whether one that stands lower has run long enough."""
+        scavenger = lease.subject.priority is Priority.SCAVENGER
+        safe_ns = self._safe_scavenger_ns if scavenger else self._safe_standard_ns
+        if lease.granted_ns <= safe_ns:
+            return True
+        self.young = True
+        return False
+
     def __iter__(self) -> Iterator[Lease]:
-        safe_ns = (self._safe_scavenger_ns, self._safe_standard_ns)
-        for lease in self._table.yielders.below(self._level, self._pools, self._table.leases):
-            if lease.granted_ns > safe_ns[lease.subject.priority is not Priority.SCAVENGER]:
-                self.young = True
-            else:
-                yield lease
+        below = self._table.yielders.below(self.level, self._pools, self._table.leases)
+        return filter(self.may_go, below)
 
 
 Room = Callable[[Left], "Left | None"]
@@ -97,19 +107,35 @@ def choose_victims(ordered: Iterable[Lease], room: Room, left: Left) -> tuple[Le
     """
     if room(left) is not None:
         return ()
+    found = shortest(ordered, room, left)
+    if found is None:
+        return None
+    chosen, gone, spare = found
+    fewer = dict(gone)
+    return tuple(confirmed(needed_of(chosen, spare, fewer), fewer, lambda: chosen, gone, room))
+
+
+def shortest(
+    ordered: Iterable[Lease], room: Room, left: Left
+) -> tuple[Sequence[Lease], Left, Left] | None:
+    """The first of `ordered` that together make room, what is left when they have gone, and what
+    is free then beside the request.
+    """
     taken: list[Lease] = []
     few, enough = dict(left), 1  # `few`: what is left when the first half of them goes
-    gone = dict(left)
+    gone, spare = dict(left), None
     for lease in ordered:
         taken.append(lease)
         take(gone, lease.subject.allotments, -1)
         if len(taken) == enough:
-            if room(gone) is not None:
+            spare = room(gone)
+            if spare is not None:
                 break
             few = dict(gone)
             enough *= 2
     else:
-        if room(gone) is None:
+        spare = room(gone)
+        if spare is None:
             return None
     low, high = enough // 2, len(taken)  # too few, enough
     while high - low > 1:
@@ -117,11 +143,69 @@ def choose_victims(ordered: Iterable[Lease], room: Room, left: Left) -> tuple[Le
         half = dict(few)
         for lease in taken[low:middle]:
             take(half, lease.subject.allotments, -1)
-        if room(half) is None:
+        free = room(half)
+        if free is None:
             low, few = middle, half
         else:
-            high, gone = middle, half
-    return tuple(_spared(taken[:high], room, gone))
+            high, gone, spare = middle, half, free
+    return taken[:high], gone, spare
+
+
+def needed_of(chosen: Sequence[Lease], spare: Left, fewer: Left) -> list[Lease]:
+    """Those that are needed, the last ones let off first. `spare` is what there is more than that
+    of each pool that matters, `fewer` what is left when all go; both are kept up.
+    """
+    kept = []
+    for lease in reversed(chosen):
+        allotments = lease.subject.allotments
+        if _is_spare(allotments, spare):
+            take(fewer, allotments, 1)
+        else:
+            kept.append(lease)
+    kept.reverse()
+    return kept
+
+
+def _is_spare(allotments: Sequence[Allotment], spare: Left) -> bool:
+    """Whether there is as much to spare; then it is spared."""
+    for one in allotments:
+        resource_id = capacity_id(one.resource_id)
+        if spare.get(resource_id, one.capacity) < one.capacity:
+            return False
+    after: Left = {}
+    for one in allotments:
+        resource_id = capacity_id(one.resource_id)
+        if resource_id in spare:
+            after[resource_id] = after.get(resource_id, spare[resource_id]) - one.capacity
+    if min(after.values(), default=0) < 0:  # two shares of one pool
+        return False
+    spare.update(after)
+    return True
+
+
+def confirmed(
+    kept: Sequence[Lease],
+    fewer: Left,
+    chosen: Callable[[], Sequence[Lease]],
+    gone: Left,
+    room: Room,
+) -> Sequence[Lease]:
+    """`kept` of `chosen`, if that makes room indeed, else all of them; of few, without any that
+    need not go.
+    """
+    # Placement takes what looks best, one ask after the other: with less to choose from it may go
+    # elsewhere, and there it may not fit.
+    if fewer != gone and room(fewer) is None:
+        kept, fewer = chosen(), dict(gone)
+    if len(kept) > EXACT_MAX:
+        return kept
+    for lease in reversed(kept[:]):
+        without = dict(fewer)
+        take(without, lease.subject.allotments, 1)
+        if room(without) is not None:
+            kept = [other for other in kept if other is not lease]
+            fewer = without
+    return kept
 
 
 def choose_in_one(rows: Iterable[Some], need: int, room: int) -> list[Lease] | None:
@@ -158,33 +242,3 @@ def _let_off(taken: list[Some], spare: int) -> list[Lease]:
                 spare -= capacity
         kept.append(needed[::-1])
     return list(chain.from_iterable(reversed(kept)))
-
-
-def _spared(chosen: list[Lease], room: Room, gone: Left) -> list[Lease]:
-    """Without those that are not needed. `gone` is what is left when all of `chosen` go."""
-    left = room(gone)
-    assert left is not None
-    kept, fewer = [], dict(gone)
-    for lease in reversed(chosen):
-        allotments = lease.subject.allotments
-        for one in allotments:
-            if left.get(capacity_id(one.resource_id), 0) < one.capacity:
-                kept.append(lease)
-                break
-        else:
-            take(left, allotments, -1)
-            take(fewer, allotments, 1)
-    kept.reverse()
-    # Placement takes what looks best, one ask after the other: with less to choose from it may go
-    # elsewhere, and there it may not fit.
-    if room(fewer) is None:
-        kept, fewer = chosen, dict(gone)
-    if len(kept) > EXACT_MAX:
-        return kept
-    for lease in reversed(kept[:]):
-        without = dict(fewer)
-        take(without, lease.subject.allotments, 1)
-        if room(without) is not None:
-            kept = [other for other in kept if other is not lease]
-            fewer = without
-    return kept

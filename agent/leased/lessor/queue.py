@@ -269,6 +269,9 @@ class WaitQueue:
         found: dict[TenantId, int] = {}
         for cell, wanted in self._wanted.items():
             if covers(kind, tier, ANY, cell):
+                if not found:
+                    found = dict(wanted)
+                    continue
                 for tenant, capacity in wanted.items():
                     found[tenant] = found.get(tenant, 0) + capacity
         return found

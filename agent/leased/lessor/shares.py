@@ -208,9 +208,13 @@ class Division:
         demands = dict(self.share.used)
         for tenant, more in waiting.items():
             demands[tenant] = demands.get(tenant, 0) + more
+        weights = dict.fromkeys(demands, WEIGHT_PM)
+        weights.update(
+            (tenant, weight) for tenant, weight in self.weights.items() if tenant in demands
+        )
         return entitlements(
             self.capacity(pools),
-            {tenant: self.weights.get(tenant, WEIGHT_PM) for tenant in demands},
+            weights,
             demands,
             min_pm=self.allocation.min_share_pm,
             max_pm=self.allocation.max_share_pm,

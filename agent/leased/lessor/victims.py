@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
+from operator import gt
 
 import msgspec
 
@@ -30,13 +31,13 @@ from leased.lessor.preemption import (
 )
 from leased.lessor.queue import WaitQueue, level_of
 from leased.lessor.quota import wanted_by
+from leased.lessor.several import Enough, Stretches, choose_in_several
 from leased.lessor.shares import Division, Share
 from leased.lessor.table import LeaseTable
-from leased.lessor.wholes import wholes_of
 from leased.lessor.yielders import Some
 from leased.terms.command import Acquire
 from leased.terms.identity import LeaseId, TenantId
-from leased.terms.lease import Lease, LeaseState, Level, Priority, RevocationReason
+from leased.terms.lease import Lease, LeaseState, Level, RevocationReason
 from leased.terms.policy import Policy
 from leased.terms.resource import Ask, capacity_id
 
@@ -51,10 +52,33 @@ class Victim(msgspec.Struct, frozen=True, gc=False):
     grace_ns: int | None
 
 
+class Victims:
+    """Those who would have to leave, each with why and how long when it is asked for. `why` has
+    those that are called back.
+    """
+
+    __slots__ = ("_leases", "_policy", "_why")
+
+    def __init__(
+        self, leases: Sequence[Lease], why: Mapping[LeaseId, Victim], policy: Policy
+    ) -> None:
+        self._leases, self._why, self._policy = leases, why, policy
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def __iter__(self) -> Iterator[Victim]:
+        why, policy = self._why, self._policy
+        for lease in self._leases:
+            yield why.get(lease.lease_id) or Victim(
+                lease, RevocationReason.PRIORITY_PREEMPTION, _grace_ns(lease, policy)
+            )
+
+
 class Search(msgspec.Struct):
     """What looking for victims found. `later`: only time is missing."""
 
-    victims: tuple[Victim, ...] = ()
+    victims: Victims | tuple[Victim, ...] = ()
     found: bool = False
     later: bool = False
 
@@ -90,8 +114,8 @@ class Surroundings:
         return self._owed
 
     def _uneven(self, division: Division) -> bool:
-        parts = self.parts(division)
-        return any(used > parts.get(tenant, 0) for tenant, used in division.share.used.items())
+        parts, used = self.parts(division), division.share.used
+        return any(map(gt, used.values(), map(parts.__getitem__, used)))
 
     def parts(self, division: Division) -> dict[TenantId, int]:
         """Everybody's part of a division."""
@@ -182,13 +206,16 @@ def find_victims(
     )
     if not pools:
         return Search()
-    level = level_of(acquire)
+    level, enough = level_of(acquire), Enough(acquire.asks, table.pools, pools)
+    frees = {one: table.pools.by_id[one].free for one in pools}
     called = tuple(around.called_back(acquire, pools))
     if not called:
         later = around.in_vain(acquire)
         if later is not None:
             return Search(later=later)
-        if not policy.preemption.enabled or not _could_do(table, acquire, pools, level, leaving):
+        below = table.yielders.capacity_below
+        most = {one: free - leaving.get(one, 0) + below(level, one) for one, free in frees.items()}
+        if not policy.preemption.enabled or not enough.holds(most):
             around.note_vain(acquire, later=False)
             return Search()
     why = {victim.lease.lease_id: victim for victim in called}
@@ -196,52 +223,36 @@ def find_victims(
     if policy.preemption.enabled:
         candidates = Candidates(table, policy.preemption, level=level, pools=pools, now_ns=now_ns)
 
-    def ordered() -> Iterator[Lease]:
-        yield from (victim.lease for victim in called)
-        for lease in candidates or ():
-            if lease.lease_id not in why:
-                yield lease
-
     def room(gone: Left) -> Left | None:
-        placed = place(acquire.asks, table.pools, taken=gone, barred=barred)
+        free = {one: free - gone.get(one, 0) for one, free in frees.items()}
+        placed = (
+            place(acquire.asks, table.pools, taken=gone, barred=barred)
+            if enough.holds(free)
+            else None
+        )
         if not isinstance(placed, tuple):
             return None
-        left = dict(gone)
-        take(left, placed, 1)
-        by_id = table.pools.by_id
-        return {one: by_id[one].free - left.get(one, 0) for one in pools}
+        take(free, placed, -1)
+        return free
 
     if len(acquire.asks) == 1 and not spans(acquire.asks[0]):
         chosen = _choose_by_pool(table, acquire.asks[0], pools, leaving, why, candidates)
+    elif candidates is None:
+        chosen = choose_victims([victim.lease for victim in called], room, leaving)
     else:
-        chosen = choose_victims(ordered(), room, leaving)
+        some = candidates
+        chosen = choose_in_several(
+            [victim.lease for victim in called],
+            lambda: Stretches(table, some, pools, why),
+            room,
+            leaving,
+        )
     if chosen is None:
         later = candidates is not None and candidates.young
         if not called:
             around.note_vain(acquire, later=later)
         return Search(later=later)
-    victims = _preempted(chosen, why, policy)
-    return Search(victims, found=True)
-
-
-def _preempted(
-    chosen: Sequence[Lease], why: Mapping[LeaseId, Victim], policy: Policy
-) -> tuple[Victim, ...]:
-    """The victims: those that are called back as they were found, the others with their grace."""
-    reason = RevocationReason.PRIORITY_PREEMPTION
-    usual_ns = min(notice_ceiling(policy, one)[0] for one in Priority)
-    return tuple(
-        [
-            why[lease.lease_id]
-            if why and lease.lease_id in why
-            else Victim(
-                lease,
-                reason,
-                lease.grace_ns if lease.grace_ns <= usual_ns else _grace_ns(lease, policy),
-            )
-            for lease in chosen
-        ]
-    )
+    return Search(Victims(chosen, why, policy), found=True)
 
 
 def _choose_by_pool(
@@ -290,39 +301,6 @@ def _shares_of(leases: Sequence[Lease], resource_id: str) -> list[tuple[Lease, i
         if capacity:
             found.append((lease, capacity))
     return found
-
-
-def _could_do(
-    table: LeaseTable,
-    acquire: Acquire,
-    pools: Mapping[str, None],
-    level: Level,
-    leaving: Left,
-) -> bool:
-    """Whether there would be enough for every ask by itself if everybody below `level` left: if
-    not, there is no need to look at them one by one.
-    """
-    below = table.yielders.capacity_below
-    for ask in acquire.asks:
-        counted = {
-            one.counted.resource_id: one.counted
-            for one in table.pools.usable(ask)
-            if one.counted.resource_id in pools
-        }
-        rooms = [
-            (pool.free - leaving.get(name, 0) + below(level, name), pool.capacity)
-            for name, pool in counted.items()
-        ]
-        wanted = wholes_of(ask)
-        if wanted is not None:
-            if sum(room >= size >= wanted.least for room, size in rooms) < wanted.count:
-                return False
-        elif spans(ask):
-            if sum(room for room, _ in rooms) < ask.capacity:
-                return False
-        elif max(rooms, default=(0, 0))[0] < ask.capacity:
-            return False
-    return True
 
 
 def _grace_ns(lease: Lease, policy: Policy) -> int:

@@ -36,7 +36,10 @@ _MANY: Final = 256
 _NONE: Final = 1 << 62
 
 Slot = int
-"""A level and a stretch of time: slots are in the order in which their leases would leave."""
+"""A level and an instant: slots are in the order in which their leases would leave."""
+
+Wide = int
+"""A level and a stretch of time."""
 
 
 def order_of(lease: Lease) -> tuple[int, int, bytes]:
@@ -46,6 +49,11 @@ def order_of(lease: Lease) -> tuple[int, int, bytes]:
 
 def _slot(level: Level, deadline_ns: int) -> Slot:
     return (int(level) << _LEVEL_BITS) + (deadline_ns >> _FINE_BITS)
+
+
+def first_of(level: Level) -> Wide:
+    """The first stretch of a level."""
+    return _slot(level, 0) >> _WIDE_BITS
 
 
 class Some:
@@ -76,10 +84,14 @@ class Stretch(Some):
     __slots__ = ("_ids", "_leases", "_slots")
 
     def __init__(
-        self, slots: list[dict[LeaseId, int]], known: Sums, leases: Mapping[LeaseId, Lease]
+        self,
+        slots: list[dict[LeaseId, int]],
+        known: Sums,
+        capacity: int,
+        leases: Mapping[LeaseId, Lease],
     ) -> None:
         self._slots, self._ids, self._leases = slots, known.ids, leases
-        self.capacity, self.least, self.newest_ns = known.capacity, known.least, known.newest_ns
+        self.capacity, self.least, self.newest_ns = capacity, known.least, known.newest_ns
 
     def each(self) -> list[tuple[Lease, int]]:
         """One by one."""
@@ -101,39 +113,42 @@ def _pairs(
 
 
 class Sums:
-    """Who is in a stretch, and what they have together; the least that one of them has had, and
-    when the last of them was granted, as long as anybody is there.
+    """Who is in a stretch; the least that one of them has had, and when the last of them was
+    granted, as long as anybody is there.
     """
 
-    __slots__ = ("capacity", "ids", "least", "newest_ns")
+    __slots__ = ("ids", "least", "newest_ns")
 
     def __init__(self) -> None:
         self.ids: dict[LeaseId, None] = {}
-        self.capacity = self.newest_ns = 0
+        self.newest_ns = 0
         self.least = _NONE
 
 
 class Row:
     """The yielders of one pool: leases by slot, the slots as a heap (it may name slots that are
-    empty by now), the sums of each stretch and the capacity of each level.
+    empty by now), who is in each stretch and what they have together, and the capacity of each
+    level.
     """
 
-    __slots__ = ("_compact_at", "_heap", "_sums", "capacities", "slots")
+    __slots__ = ("_compact_at", "_heap", "amounts", "capacities", "slots", "sums")
 
     def __init__(self) -> None:
         self.slots: dict[Slot, dict[LeaseId, int]] = {}
         self.capacities: dict[int, int] = {}
-        self._sums: dict[int, Sums] = {}
+        self.sums: dict[Wide, Sums] = {}
+        self.amounts: dict[Wide, int] = {}
         self._heap: list[Slot] = []
         self._compact_at = _COMPACT_MIN
 
     def add(self, lease_id: LeaseId, slot: Slot, capacity: int, granted_ns: int) -> None:
         """A lease has so much (more) in a slot."""
         wide = slot >> _WIDE_BITS
-        sums = self._sums.get(wide)
+        sums = self.sums.get(wide)
         if sums is None:
-            sums = self._sums[wide] = Sums()
-        sums.capacity += capacity
+            sums = self.sums[wide] = Sums()
+            self.amounts[wide] = 0
+        self.amounts[wide] += capacity
         sums.ids[lease_id] = None
         if capacity < sums.least:
             sums.least = capacity
@@ -155,11 +170,11 @@ class Row:
         if members is None or lease_id not in members:
             return
         wide = slot >> _WIDE_BITS
-        sums = self._sums[wide]
-        sums.capacity -= members.pop(lease_id)
+        sums = self.sums[wide]
+        self.amounts[wide] -= members.pop(lease_id)
         del sums.ids[lease_id]
         if not sums.ids:
-            del self._sums[wide]
+            del self.sums[wide], self.amounts[wide]
         if not members:
             del self.slots[slot]
 
@@ -190,7 +205,7 @@ class Row:
                 for one in members:
                     yield Some(_pairs(one, leases))
             else:
-                yield Stretch(members, self._sums[wide], leases)
+                yield Stretch(members, self.sums[wide], self.amounts[wide], leases)
             at = upto
 
     def _first(self, end: Slot) -> Iterator[Slot]:
@@ -221,13 +236,14 @@ class Row:
 
 class Yielders:
     """The rows of all pools, by the id of the resource that counts. `lent` are those that have what
-    others wait for (`backfill`).
+    others wait for (`backfill`), `counts` says how many are in each stretch.
     """
 
-    __slots__ = ("_rows", "_slots", "lent")
+    __slots__ = ("_rows", "_slots", "counts", "lent")
 
     def __init__(self) -> None:
         self.lent: dict[LeaseId, None] = {}
+        self.counts: dict[Wide, int] = {}
         self._rows: dict[str, Row] = {}
         self._slots: dict[LeaseId, Slot] = {}
 
@@ -237,6 +253,7 @@ class Yielders:
         if subject.priority is Priority.GUARANTEED:
             return
         slot = self._slots[lease.lease_id] = _slot(level, lease.deadline_ns)
+        self._count(slot >> _WIDE_BITS, 1)
         for allotment in subject.allotments:
             resource_id = capacity_id(allotment.resource_id)
             row = self._rows.get(resource_id)
@@ -255,6 +272,9 @@ class Yielders:
         if slot == before:
             return
         self._slots[lease_id] = slot
+        if slot >> _WIDE_BITS != before >> _WIDE_BITS:
+            self._count(before >> _WIDE_BITS, -1)
+            self._count(slot >> _WIDE_BITS, 1)
         # Left everywhere before it comes anywhere: two allotments may be of one row.
         rows = [
             (self._rows[capacity_id(allotment.resource_id)], allotment.capacity)
@@ -272,10 +292,18 @@ class Yielders:
         slot = self._slots.pop(lease_id, None)
         if slot is None:
             return
+        self._count(slot >> _WIDE_BITS, -1)
         for allotment in lease.subject.allotments:
             row = self._rows[capacity_id(allotment.resource_id)]
             row.discard(lease_id, slot)
             row.capacities[slot >> _LEVEL_BITS] -= allotment.capacity
+
+    def _count(self, wide: Wide, more: int) -> None:
+        count = self.counts.get(wide, 0) + more
+        if count:
+            self.counts[wide] = count
+        else:
+            del self.counts[wide]
 
     def below(
         self, level: Level, pools: Iterable[str], leases: Mapping[LeaseId, Lease]
@@ -312,6 +340,20 @@ class Yielders:
         """
         row = self._rows.get(resource_id)
         return iter(()) if row is None else row.stretches(_slot(level, 0), leases)
+
+    def rows(self, pools: Iterable[str]) -> dict[str, Row]:
+        """The rows of those pools that anybody has something of."""
+        return {name: self._rows[name] for name in pools if name in self._rows}
+
+    def newest(self) -> Iterator[tuple[LeaseId, Wide]]:
+        """Everybody and their stretches, the last one granted first."""
+        for lease_id, slot in reversed(self._slots.items()):
+            yield lease_id, slot >> _WIDE_BITS
+
+    def wide_of(self, lease_id: LeaseId) -> Wide | None:
+        """The stretch that a lease is in."""
+        slot = self._slots.get(lease_id)
+        return None if slot is None else slot >> _WIDE_BITS
 
     def capacity_below(self, level: Level, resource_id: str) -> int:
         """What those below `level` have of one pool together."""

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leased.lessor.placement import place, spans
-from leased.lessor.preemption import Candidates, Left, choose_victims
+from leased.lessor.preemption import EXACT_MAX, Candidates, Left, choose_victims, take
+from leased.lessor.several import Enough, Stretches, choose_in_several
 from leased.lessor.wholes import wholes_of
+from leased.lessor.yielders import order_of
 from leased.terms import command as commands
 from leased.terms import event as events
 from leased.terms.lease import LEVEL_OF, Lease, Level, Priority
@@ -231,3 +233,88 @@ def test_several_resources_at_once_get_the_victims_they_need_and_no_more(
         for victim in victims:
             assert desk.table.level(desk.table.leases[victim]) < Level.CRITICAL
             assert not fits([other for other in victims if other != victim]), "one need not go"
+
+
+few_asks = st.lists(
+    st.builds(lambda pages: Ask(ResourceKind.MEM, pages * PAGE), st.integers(1, 4))
+    | st.builds(lambda milli: Ask(ResourceKind.CPU, milli), st.integers(50, 700))
+    | st.just(Ask(ResourceKind.CPU, 1000, exclusive=True))
+    | st.just(Ask(ResourceKind.GPU, 1, count=1)),
+    min_size=1,
+    max_size=3,
+)
+crowds = st.lists(
+    st.tuples(
+        few_asks,
+        st.sampled_from([Level.BACKGROUND, Level.LOW, Level.NORMAL, Level.HIGH]),
+        st.integers(120, 150),
+            st.integers(0, 9),
+    ),
+    min_size=8,
+    max_size=40,
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    drawn=crowds,
+    wanted=st.lists(any_ask, min_size=1, max_size=4),
+    recalled=st.integers(0, 3),
+    wait=st.sampled_from([1, 30, 59, 61]),
+)
+def test_counting_stretches_finds_whom_looking_one_by_one_finds(
+    drawn: list[tuple[list[Ask], Level, int, int]],
+    wanted: list[Ask],
+    recalled: int,
+    wait: int,
+) -> None:
+    desk = desk_of([])
+    desk.say(commands.SetPolicy(desk.command_id(), OPERATOR, ANY_LEVEL, b"p" * 32, b"r" * 32))
+    for some, level, ttl, pause in drawn:
+        desk.ask(*some, level=level, ttl=ttl)
+        desk.sleep(pause / 10)
+    desk.sleep(wait)
+    table = desk.table
+    pools = dict.fromkeys(pool.resource_id for ask in wanted for pool in table.pools.usable(ask))
+    called = list(table.leases.values())[:recalled]
+    others = {lease.lease_id: lease for lease in called}
+    enough = Enough(wanted, table.pools, pools)
+
+    def candidates() -> Candidates:
+        return Candidates(
+            table, Preemption(), level=Level.CRITICAL, pools=pools, now_ns=desk.now_ns
+        )
+
+    def room(gone: Left) -> Left | None:
+        placed = place(wanted, table.pools, taken=gone)
+        free = {name: table.pools.by_id[name].free - gone.get(name, 0) for name in pools}
+        if not isinstance(placed, tuple):
+            return None
+        assert enough.holds(free), "what can be placed is never said to be too much"
+        take(free, placed, -1)
+        return free
+
+    def below() -> list[Lease]:
+        return [lease for lease in candidates() if lease.lease_id not in others]
+
+    ordered = [*called, *below()]
+    expected = choose_victims(ordered, room, {})
+    some = candidates()
+    found = choose_in_several(called, lambda: Stretches(table, some, pools, others), room, {})
+    gone: Left = {}
+    fits = [room(gone) is not None]
+    for lease in ordered:
+        take(gone, lease.subject.allotments, -1)
+        fits.append(room(gone) is not None)
+    if fits == sorted(fits):  # more room was never worse than less
+        assert (found is None) == (expected is None)
+        assert sorted(map(order_of, found or ())) == sorted(map(order_of, expected or ()))
+    if found is not None:
+        gone = {}
+        for lease in found:
+            take(gone, lease.subject.allotments, -1)
+        assert room(gone) is not None and len(found) <= EXACT_MAX
+        for lease in found:
+            without = dict(gone)
+            take(without, lease.subject.allotments, 1)
+            assert room(without) is None, "one need not go"

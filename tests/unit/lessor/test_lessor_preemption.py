@@ -7,13 +7,14 @@ import pytest
 
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import Trigger
-from leased.lessor.preemption import Candidates, Left, Room, choose_victims
+from leased.lessor.preemption import Candidates, Left, Room, choose_victims, needed_of
 from leased.terms import command as commands
 from leased.terms import event as events
 from leased.terms.lease import LEVEL_OF, Lease, Level, Priority, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Preemption
-from tests.doubles.desk import ANY_LEVEL, OPERATOR, PAGE, Desk, ask_mem, mem
+from leased.terms.resource import Ask, ResourceKind
+from tests.doubles.desk import ANY_LEVEL, OPERATOR, PAGE, Desk, ask_mem, cores, mem
 
 
 def room_for(pages: int) -> Room:
@@ -92,6 +93,22 @@ def test_no_more_victims_than_needed() -> None:
     assert chosen(10) == (leases[2],)
     assert chosen(17) is None
     assert chosen(0) == ()
+
+
+def test_what_else_a_victim_has_does_not_keep_it_among_the_victims() -> None:
+    desk = Desk(mem(0, 100), *cores(2), policy=ANY_LEVEL)
+    cpu, memory = Ask(ResourceKind.CPU, 10), "mem:node0:4096"
+    leases = [desk.lease(ask_mem(2), cpu) for _ in range(3)]
+    spare = {memory: 4 * PAGE}
+    assert needed_of(leases, spare, {}) == leases[:1]
+    assert spare == {memory: 0}
+
+
+def test_two_shares_of_one_pool_are_spared_together_or_not_at_all() -> None:
+    desk = Desk(mem(0, 100), policy=ANY_LEVEL)
+    lease = desk.lease(ask_mem(2), ask_mem(3))
+    for pages, needed in ((4, True), (5, False)):
+        assert bool(needed_of([lease], {"mem:node0:4096": pages * PAGE}, {})) is needed
 
 
 def test_a_preemption_names_victim_and_preemptor_and_gives_notice() -> None:
