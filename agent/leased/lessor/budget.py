@@ -74,7 +74,7 @@ def budget_overrun(
 ) -> Overrun | None:
     """The first budget of which `more` would take more than is left."""
     own = ledger.meter(limits.holder)
-    if own is not None and _is_spared(own, limits, prices, more):
+    if is_spared(own, limits, prices, sum(more.values())):
         return None
     spare: int | None = None
     for one in limits.chain():
@@ -93,13 +93,15 @@ def budget_overrun(
     return None
 
 
-def _is_spared(meter: Meter, limits: Limits, prices: Prices, more: Mapping[Key, int]) -> bool:
+def is_spared(own: Meter | None, limits: Limits, prices: Prices, more: int) -> bool:
     """Whether there is certainly enough: less than was left of every budget when they were last
     looked at, and has not been used since, at the dearest price. What holds nearly always is said
     so without looking at each.
     """
-    by_limits, by_prices = meter.spare_by
-    return by_limits is limits and by_prices is prices and sum(more.values()) <= meter.spare
+    if own is None:
+        return False
+    by_limits, by_prices = own.spare_by
+    return by_limits is limits and by_prices is prices and more <= own.spare
 
 
 def _shares_budgets(limits: Limits) -> bool:

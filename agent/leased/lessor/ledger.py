@@ -52,12 +52,34 @@ class Meter:
     in capacity x ns of whatever is dearest, as far as `spare_by` goes (`budget`).
     """
 
-    __slots__ = ("rows", "spare", "spare_by")
+    __slots__ = ("_rows", "_to_all", "spare", "spare_by")
 
     def __init__(self) -> None:
-        self.rows: dict[Period, dict[Key, int]] = {period: {} for period in Period}
+        self._rows: dict[Period, dict[Key, int]] = {period: {} for period in Period}
+        self._to_all: dict[Key, int] = {}
         self.spare = 0
         self.spare_by: tuple[object, object] = (None, None)
+
+    @property
+    def rows(self) -> dict[Period, dict[Key, int]]:
+        """Capacity x ns by period."""
+        if self._to_all:
+            for rows in self._rows.values():
+                for key, more in self._to_all.items():
+                    rows[key] = rows.get(key, 0) + more
+            self._to_all = {}
+        return self._rows
+
+    def add_to_all(self, subject: Subject, ns: int) -> None:
+        """So much more time of a lease, in every period: noted once, and put where it belongs when
+        somebody looks.
+        """
+        to_all, keys = self._to_all, _KEYS[subject.priority]
+        for one in subject.allotments:
+            key, more = keys[one.kind][one.tier], one.capacity * ns
+            to_all[key] = to_all.get(key, 0) + more
+            if more > 0:  # what is given back is spare when the budgets are looked at again
+                self.spare -= more
 
     def add(self, period: Period, lease: Lease, ns: int) -> None:
         """So much more time of a lease, in one period."""
@@ -71,10 +93,11 @@ class Ledger:
     on the wall's.
     """
 
-    __slots__ = ("_meters", "began_ns", "began_wall_ns")
+    __slots__ = ("_last_ns", "_meters", "began_ns", "began_wall_ns")
 
     def __init__(self) -> None:
         self._meters: dict[TenantId, Meter] = {}
+        self._last_ns = 0
         self.began_ns: dict[Period, int] = dict.fromkeys(Period, 0)
         self.began_wall_ns: dict[Period, int] = dict.fromkeys(Period, 0)
 
@@ -88,23 +111,26 @@ class Ledger:
 
     def change(self, lease: Lease, from_ns: int, until_ns: int) -> None:
         """A lease that would have ended at `from_ns` now ends at `until_ns`."""
-        meter = self._meters.get(lease.subject.tenant)
+        meters = self._meters
+        meter = meters.get(lease.subject.tenant) if meters else None
         if meter is None:
             return
+        last_ns = self._last_ns
+        if from_ns >= last_ns and until_ns >= last_ns:
+            meter.add_to_all(lease.subject, until_ns - from_ns)
+            return
         for key, capacity in keyed(lease.subject):
-            whole = capacity * (until_ns - from_ns)
-            if whole > 0:  # what is given back is spare when the budgets are looked at again
-                meter.spare -= whole
+            meter.spare -= max(0, capacity * (until_ns - from_ns))
             for period, began_ns in self.began_ns.items():
-                rows, more = meter.rows[period], whole
-                if from_ns < began_ns or until_ns < began_ns:
-                    more = capacity * (max(until_ns, began_ns) - max(from_ns, began_ns))
+                rows = meter.rows[period]
+                more = capacity * (max(until_ns, began_ns) - max(from_ns, began_ns))
                 rows[key] = rows.get(key, 0) + more
 
     def begin(self, event: events.PeriodBegan, ends: Iterable[tuple[Lease, int]]) -> None:
         """A period begins anew; `ends` are the live leases and when each ends."""
         period, at_ns = Period(event.period), event.effective_ns
         self.began_ns[period], self.began_wall_ns[period] = at_ns, event.began_wall_ns
+        self._last_ns = max(self.began_ns.values())
         for meter in self._meters.values():
             meter.rows[period] = {}
         for lease, ends_ns in ends:
@@ -123,7 +149,7 @@ class Ledger:
 
     def reboot(self) -> None:
         """Another boot's clock: its leases begin after every period did."""
-        self.began_ns = dict.fromkeys(Period, 0)
+        self.began_ns, self._last_ns = dict.fromkeys(Period, 0), 0
 
 
 def rows_of(meter: Meter) -> tuple[tuple[str, int, int, int, bytes], ...]:

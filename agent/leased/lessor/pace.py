@@ -45,8 +45,10 @@ class Pace:
             if len(self._kept) > KEPT_MAX:
                 self._forget(now_ns)
             kept = self._kept[key] = _Kept(rate)
-        now = now_ns * rate.count
-        due = max(kept.due, now)
+        now, due = now_ns * rate.count, kept.due
+        if due <= now:
+            kept.due = now + rate.per_ns
+            return None
         early = due - now - kept.early_max
         if early > 0:
             return now_ns + -(-early // rate.count)

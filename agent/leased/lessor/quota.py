@@ -291,7 +291,7 @@ class TenantBook:
 
     __slots__ = (
         "_default",
-        "_others",
+        "_known",
         "_policy",
         "_tenants",
         "group_of",
@@ -311,7 +311,6 @@ class TenantBook:
         self._default = policy.tenant_default
         self.group_of: dict[TenantId, str] = {}
         self._tenants: dict[TenantId, Limits] = {}
-        self._others: dict[TenantId, Limits] = {}
         for tenant, own in policy.tenants:
             plain = LimitSet(
                 **{name: getattr(self._default, name) for name in LimitSet.__struct_fields__}
@@ -322,17 +321,18 @@ class TenantBook:
             group = None if own.group is None else self.groups[own.group]
             name = f"tenants.{tenant}"
             self._tenants[tenant] = _compile(tenant, name, laid_over(plain, own), policy, group)
+        self._known = dict(self._tenants)
         paced = (self._default, *self.groups.values(), *self._tenants.values())
         self.paces_calls = any(limits.api_rate is not None for limits in paced)
 
     def limits(self, tenant: TenantId) -> Limits:
         """The tenant's own limits, with what it does not say from its group and the default."""
-        found = self._tenants.get(tenant) or self._others.get(tenant)
+        found = self._known.get(tenant)
         if found is None:
-            if len(self._others) >= self.OTHERS_MAX:
-                self._others.clear()
+            if len(self._known) >= len(self._tenants) + self.OTHERS_MAX:
+                self._known = dict(self._tenants)
             found = _compile(tenant, "tenant_default", self._default, self._policy, None)
-            self._others[tenant] = found
+            self._known[tenant] = found
         return found
 
     def bearable(self, limits: Limits, row: Row) -> int:

@@ -10,13 +10,17 @@ Does not move anything (`lessor`), and leaves the ends of notices to the lifecyc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from leased.lessor.admission import Admission, over_quota
+from leased.lessor.budget import is_spared
 from leased.lessor.ledger import Key, keyed
 from leased.lessor.quota import Limits, account_of
 from leased.lessor.table import LeaseTable, end_ns
 from leased.terms.lease import Lease
 from leased.terms.policy import Mode
 from leased.terms.reply import Refusal, RefusalReason
+from leased.terms.resource import Allotment
 
 Bound = tuple[int, RefusalReason, str]
 """An instant beyond which no renewal goes, why, and by which key of the policy."""
@@ -53,6 +57,10 @@ def renewed_until_ns(
             return Refusal(reason, "ns", deadline_ns, lease.deadline_ns, ttl_ns, rule=rule)
     added_ns = deadline_ns - lease.deadline_ns
     if limits.metered and added_ns > 0:
+        meter = table.ledger.meter(limits.holder)
+        more = added_ns * _size(lease.subject.allotments)
+        if is_spared(meter, limits, admission.prices, more):
+            return deadline_ns
         overrun = admission.budget_overrun(limits, _more(lease, added_ns))
         if overrun is not None:
             return over_quota(overrun).refusal
@@ -73,6 +81,13 @@ def beyond_bounds(
         if overrun is not None:
             return over_quota(overrun).refusal
     return None
+
+
+def _size(allotments: Sequence[Allotment]) -> int:
+    """What a lease has, all kinds added up."""
+    if len(allotments) == 1:
+        return allotments[0].capacity
+    return sum([one.capacity for one in allotments])
 
 
 def _more(lease: Lease, ns: int) -> dict[Key, int]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from leased.lessor.pace import Pace
-from leased.lessor.quota import TenantBook
+from leased.lessor.quota import Limits, TenantBook
 from leased.terms.command import Caller
 from leased.terms.reply import Refusal, RefusalReason
 from leased.wire import parameters
@@ -36,13 +36,14 @@ class CallPace:
         book = self._book()
         if not book.paces_calls or caller.operator or asked in GIVING_BACK:
             return None
-        for one in book.limits(caller.tenant).chain():
+        one: Limits | None = book.limits(caller.tenant)
+        while one is not None:  # its own, then those that it shares
             rate = one.api_rate
-            if rate is None:
-                continue
-            retry_ns = self._pace.take(one.holder, rate, now_ns)
-            if retry_ns is not None:
-                rule = f"{one.name}.api_rate"
-                reason = RefusalReason.API_RATE
-                return Refusal(reason, "calls", rate.count, rate.count, 1, retry_ns, rule)
+            if rate is not None:
+                retry_ns = self._pace.take(one.holder, rate, now_ns)
+                if retry_ns is not None:
+                    rule = f"{one.name}.api_rate"
+                    reason = RefusalReason.API_RATE
+                    return Refusal(reason, "calls", rate.count, rate.count, 1, retry_ns, rule)
+            one = one.group
         return None
