@@ -320,7 +320,7 @@ def tour(stage: Stage) -> None:
 
     heading("The chain that all of this was computed from")
     show(stage, "verify", "--log", str(stage.audit))
-    fleet.tour(stage, f"uid-{uid}")
+    fleet.tour(stage, f"uid-{uid}", user)
 
 
 def tell_how_to_use(stage: Stage) -> None:
