@@ -9,8 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from leased.chain.head import GENESIS
@@ -18,15 +21,34 @@ from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
 from leased.collector.archive.archive import Archive, ArchiveReader, LogEntry, Page
 from leased.collector.archive.backup import back_up, read_listing, restore
-from leased.collector.archive.manifests import POINTER
+from leased.collector.archive.manifest_postgres import PostgresManifest
+from leased.collector.archive.manifests import COLLECTORS, POINTER, share
+from leased.collector.archive.parts import PARTS
+from leased.collector.gossip import PeerHead
+from leased.collector.heads import DATABASE as HEADS
+from leased.collector.heads import Heads
 from leased.terms.errors import StateError
 from tests.doubles.collector_server import REPOSITORY, CollectorServer
 from tests.doubles.economics_history import History
 from tests.doubles.fleet_archive import HOUR_NS, JANUARY_NS, cores, sample
 from tests.doubles.logs import CountedEntropy
+from tests.doubles.postgres_server import PostgresServer
 
 QUOTA = "/v1/governance/quotas/tenant-acme"
 ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer() as running:
+        yield running
+
+
+def database(server: PostgresServer, name: str) -> str:
+    """A new one, by a libpq connection string."""
+    with psycopg.connect(server.database, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.database.replace("dbname=postgres", f"dbname={name}")
 
 
 def collector(state: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -94,9 +116,61 @@ def test_a_restored_collector_has_the_same_bills_quotas_and_receivers(tmp_path: 
         assert seen == changes[1:]
 
 
-def test_a_backup_beside_a_writer_is_one_state(tmp_path: Path) -> None:
+def test_a_state_that_collectors_share_is_whole_without_its_database(
+    tmp_path: Path, server: PostgresServer
+) -> None:
+    """Restored, it is one collector's, with the same bills; and again that of several."""
+    state, kept, again = tmp_path / "state", tmp_path / "backup", tmp_path / "again"
+    sample(state, time.time_ns(), JANUARY_NS)
+    bill = ("bill", "tenant-acme", "2024-01", "--out")
+    assert collector(state, "issue", "2024-01").returncode == 0
+    assert collector(state, *bill, str(tmp_path / "before.json")).returncode == 0
+    (state / "cosign.key").write_bytes(b"a key")
+    (state / "log").mkdir()
+    (state / "log" / "log.id").write_bytes(b"a log")
+    first = database(server, "first")
+    share(state, first, "west")
+    with closing(PostgresManifest(first)) as manifest:
+        [log_id, *_] = [entry.log_id for entry in manifest.logs()]
+        manifest.add_heads([(log_id, "east", 7, "o/east", 3, b"\x01" * 32, 5, b"signed")])
+        manifest.add_resolution(log_id, "somebody's word")
+        logs, nodes = manifest.logs(), manifest.nodes()
+    made = collector(state, "backup", str(kept))
+    assert made.returncode == 0, made.stderr
+    with closing(PostgresManifest(first)) as manifest, manifest.transaction():
+        manifest._ask("DROP TABLE segments, resolutions, heads, nodes, logs")
+    assert not (kept / POINTER).exists()
+    done = collector(again, "restore", str(kept))
+    assert done.returncode == 0 and "share" in done.stderr, done.stderr
+    assert collector(again, "check").returncode == 0
+    assert collector(again, *bill, str(tmp_path / "after.json")).returncode == 0
+    assert (tmp_path / "before.json").read_bytes() == (tmp_path / "after.json").read_bytes()
+    with closing(Archive(again)) as archive:
+        with closing(Heads(archive)) as heads:
+            [head] = heads.of(log_id)
+        assert (head.peer, head.sequence, head.signature) == ("east", 7, b"signed")
+        assert [note for _, note in archive.manifest.resolutions(log_id)] == ["somebody's word"]
+        assert (archive.manifest.logs(), archive.manifest.nodes()) == (logs, nodes)
+    share(again, database(server, "second"), "west")
+    own = again / COLLECTORS / "west"
+    assert (own / "cosign.key").read_bytes() == b"a key" and (own / HEADS).exists()
+    [aside] = own.glob("log.of-*")
+    assert (aside / "log.id").read_bytes() == b"a log" and not (own / "log").exists()
+    assert collector(again, *bill, str(tmp_path / "shared.json")).returncode == 0
+    assert (tmp_path / "before.json").read_bytes() == (tmp_path / "shared.json").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["alone", "shared"])
+def test_a_backup_beside_a_writer_is_one_state(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
     """Records come, and segments are put together, between any two files that are copied."""
     archive = Archive(tmp_path / "state")
+    if kind == "shared":
+        archive.close()
+        share(tmp_path / "state", database(request.getfixturevalue("server"), "writer"))
+        archive = Archive(tmp_path / "state", name="west")
+        archive.manifest.take("west", range(PARTS), 3600.0)
     growing = Growing(archive)
     for _ in range(40):
         growing.grow()
@@ -119,6 +193,18 @@ def test_a_backup_beside_a_writer_is_one_state(tmp_path: Path) -> None:
     reader.close()
     # It goes on: what a crash may leave there is nothing that the manifest does not name.
     Archive(tmp_path / "again").close()
+
+
+def test_every_database_is_taken_as_it_is_at_one_moment(tmp_path: Path) -> None:
+    """What was committed lies beside the file, in the log of a database that somebody has open."""
+    sample(tmp_path / "state", time.time_ns())
+    with closing(Archive(tmp_path / "state")) as archive, closing(Heads(archive)) as heads:
+        [log_id, *_] = [entry.log_id for entry in archive.logs()]
+        heads.add([PeerHead("east", 7, bytes.fromhex(log_id), "o", 3, bytes(32), 5, b"signed")])
+        back_up(tmp_path / "state", tmp_path / "kept", now_ns=1)
+    restore(tmp_path / "kept", tmp_path / "again")
+    with closing(Archive(tmp_path / "again")) as archive, closing(Heads(archive)) as heads:
+        assert [one.sequence for one in heads.of(log_id)] == [7]
 
 
 def test_what_is_there_already_is_linked(tmp_path: Path) -> None:
@@ -176,7 +262,7 @@ def test_a_restore_goes_into_nothing(tmp_path: Path) -> None:
         restore(tmp_path / "kept", tmp_path / "state")
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / POINTER).write_text("host=db.example.org\n")
-    with pytest.raises(StateError, match="pg_dump"):
+    with pytest.raises(StateError, match="database"):
         back_up(tmp_path / "shared", tmp_path / "other", now_ns=1)
     with pytest.raises(StateError, match="no collector's state"):
         back_up(tmp_path / "none", tmp_path / "other", now_ns=1)

@@ -30,6 +30,8 @@ from leased.collector.archive.manifests import (
 from leased.collector.archive.parts import PARTS, part_of, share_of
 from leased.collector.archive.segments import Segment
 from leased.collector.archive.sharing import Sharing
+from leased.durable.files import DirectoryDisk
+from leased.durable.filesystem import Filesystem
 from leased.terms.errors import InvalidParameter, StateError
 from tests.doubles.postgres_server import PostgresServer
 
@@ -237,6 +239,34 @@ def test_a_directory_is_shared_once_and_as_it_was(server: PostgresServer, tmp_pa
         share(tmp_path, server.database)
     with pytest.raises(StateError, match="several collectors"):
         Archive(tmp_path)
+
+
+class Elsewhere(DirectoryDisk):
+    """On a file system that other hosts may have."""
+
+    kind = "nfs4"
+
+    def filesystem(self) -> Filesystem:
+        return Filesystem(self.kind, "not tested")
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "9p", "virtiofs", "fuse", "fuse.sshfs"])
+def test_what_other_hosts_may_have_is_not_shared(
+    server: PostgresServer, tmp_path: Path, kind: str
+) -> None:
+    empty(server)
+    Manifest(tmp_path).close()
+    Elsewhere.kind = kind
+    with pytest.raises(StateError, match=f"on {kind}, .* a disk of this host"):
+        share(tmp_path, server.database, open_disk=Elsewhere)
+    assert not is_shared(tmp_path)
+    share(tmp_path, server.database)
+    for read_only in (False, True):
+        with pytest.raises(StateError, match="other hosts"):
+            open_manifest(tmp_path, read_only=read_only, open_disk=Elsewhere)
+    with pytest.raises(StateError, match="other hosts"):
+        Archive(tmp_path, name="west", open_disk=Elsewhere)
+    Archive(tmp_path, name="west").close()
 
 
 def test_what_the_one_before_left_half_done_is_cleared_at_the_takeover(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -101,6 +102,16 @@ class Trees:
     def close(self) -> None:
         """Close the database. Idempotent."""
         self._connection.close()
+
+
+def write_heads(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    """Make a database in which these wait (log, peer, sequence, origin, size, root, time,
+    signature). Raises sqlite3.Error, OSError."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(_SCHEMA)
+        connection.executemany("INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        connection.commit()
 
 
 class Heads(Trees):

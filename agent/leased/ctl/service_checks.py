@@ -20,13 +20,13 @@ from leased.client import Session
 from leased.ctl.asks import parse_duration
 from leased.ctl.console import length
 from leased.ctl.findings import Finding, Grade, read_text
+from leased.durable.filesystem import NETWORK
 from leased.terms.errors import InvalidParameter, LeasedError
 
 STATE_DIRECTORY: Final = "var/lib/leased"
 RUNTIME_DIRECTORY: Final = "run/leased"
 CONFIG_FILE: Final = "etc/leased/leased.toml"
 VOLATILE: Final = frozenset(("tmpfs", "ramfs"))
-SHARED: Final = frozenset(("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre"))
 ANSWER_S: Final = 2.0
 UNITS: Final = ("leased.service", "leased-reaper.service")
 HARDENING: Final = {
@@ -52,7 +52,7 @@ def state_directory(root: Path) -> Iterator[Finding]:
         yield Finding(
             Grade.FAIL, "state", f"{name} on {kind}", "the log would not survive a reboot: move it"
         )
-    elif kind in SHARED:
+    elif kind in NETWORK:
         yield Finding(
             Grade.FAIL, "state", f"{name} on {kind}", "a log belongs to one host: use a local disk"
         )

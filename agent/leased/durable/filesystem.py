@@ -26,6 +26,13 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_NOCOW_FL = 0x00800000
 _ALLOWED = frozenset({"ext4", "xfs"})
+NETWORK: Final = frozenset(
+    (
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "glusterfs", "lustre"),
+        *("afs", "beegfs", "gfs2", "gpfs", "ocfs2", "orangefs"),
+    )
+)
+"""What several hosts may have mounted. What is mapped from it is not one memory of theirs."""
 
 
 class Filesystem(msgspec.Struct, frozen=True):
@@ -50,6 +57,12 @@ def examine(directory: Path, directory_fd: int) -> Filesystem:
     return Filesystem(
         name, f"{name} is not on the list of tested file systems (ext4, xfs, btrfs with chattr +C)"
     )
+
+
+def may_span_hosts(name: str) -> bool:
+    """Whether another host may have the same file system mounted: what a program of FUSE serves
+    is taken for it, too, as nobody can say."""
+    return name in NETWORK or name == "fuse" or name.startswith("fuse.")
 
 
 def mounted_type(mountinfo: str, path: Path) -> str:

@@ -223,7 +223,7 @@ class Archive(ArchiveReader):
             finally:
                 top.close()
             self.directory = directory
-            self.manifest = open_manifest(directory)
+            self.manifest = open_manifest(directory, open_disk=open_disk)
             self.files = SegmentFiles(directory, open_disk)
             self.kept = Kept(directory)
             if not self.shared:

@@ -2,12 +2,14 @@
 """Backup and restore of a state directory, beside a collector that runs.
 
 Rule: what is copied is one state that was: bills, keys and evidence first, then the databases by
-SQLite's own snapshots, then exactly the segments that the snapshot of the manifest names. The list
-of files with their hashes is written last: without it there is no backup. What is derived is left
-out, and made again. A restore takes nothing in that does not have its hash, puts the manifest in
-place last, and gives the collector's own log another name: a log that goes back is not continued.
+SQLite's own snapshots, then exactly the segments that the snapshot of the manifest names. One that
+several collectors share has its manifest in PostgreSQL: what that says at one moment is written as
+the manifest of one, so a backup needs no other program, and no database to be read. The list of
+files with their hashes is written last: without it there is no backup. What is derived is left out,
+and made again. A restore takes nothing in that does not have its hash, puts the manifest in place
+last, and gives a collector's own log another name: a log that goes back is not continued.
 
-Does not know what a bill or a record says.
+Does not know what a bill or a record says, and writes to no PostgreSQL (`manifests.share`).
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ from leased.collector.accounts.invoices import INVOICES, Invoices
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import Kept
 from leased.collector.archive.manifest import DATABASE, Manifest
-from leased.collector.archive.manifests import is_shared
+from leased.collector.archive.manifests import COLLECTORS, POINTER, export, is_shared, is_there
 from leased.collector.archive.segments import SEGMENTS
 from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
 from leased.collector.governance.register import DATABASE as REGISTER
 from leased.collector.governance.register import Register
+from leased.collector.heads import DATABASE as HEADS
+from leased.collector.heads import write_heads
 from leased.collector.metering.store import DERIVED
 from leased.collector.telemetry.store import NAME as TELEMETRY
 from leased.collector.witness import LOG
@@ -44,8 +48,8 @@ LIST: Final = "backup.json"
 ATTEMPTS: Final = 16
 """Segments are put together while they are copied: then the manifest is read anew."""
 
-_DATABASES: Final = (DATABASE, f"{GOVERNANCE}/{REGISTER}", TELEMETRY)
 _LEFT_OUT: Final = (DERIVED, SEGMENTS)
+_SQLITE: Final = ".sqlite"
 _PASSING: Final = (".new", "-wal", "-shm", "-journal", ".lock", ".sock")
 Progress = Callable[[str], None]
 
@@ -87,11 +91,7 @@ def back_up(
 ) -> Listing:
     """Copy a state into a new directory; segments that the backup `before` has, by links to it.
     Raises StateError."""
-    if is_shared(state):
-        raise StateError(
-            f"{state}: its manifest is in PostgreSQL; run pg_dump there, then copy this directory"
-        )
-    if not (state / DATABASE).exists():
+    if not is_there(state):
         raise StateError(f"{state}: no collector's state directory")
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,17 +99,18 @@ def back_up(
             raise StateError(f"{directory}: there is something in it; give a new directory")
         known = read_listing(before) if before is not None else None
         files: dict[str, Copied] = {}
-        for path in _plain_files(state):
-            progress(f"{path}")
-            _copy(state / path, directory / path)
+        # Databases after plain files: a bill rests on what was said before it.
+        for path in sorted(_files(state), key=lambda path: (path.endswith(_SQLITE), path)):
+            if path == TELEMETRY and not telemetry:
+                continue
+            progress(path)
+            take = _snapshot if path.endswith(_SQLITE) else _copy
+            take(state / path, directory / path)
             files[path] = _kept(directory / path)
-        for path in _DATABASES[1:]:
-            if (state / path).exists() and (telemetry or path != TELEMETRY):
-                progress(path)
-                _snapshot(state / path, directory / path)
-                files[path] = _kept(directory / path)
         files |= _segments(state, directory, before, known, progress)
-        files[DATABASE] = _kept(directory / DATABASE)
+        for path in (DATABASE, HEADS):
+            if (directory / path).exists():
+                files[path] = _kept(directory / path)
         if Kept(state).floor() != Kept(directory).floor():
             raise StateError(f"{state}: records were removed meanwhile: make the backup again")
         listing = Listing(FORMAT, __version__, now_ns, dict(sorted(files.items())))
@@ -131,9 +132,11 @@ def restore(directory: Path, state: Path, progress: Progress = lambda text: None
         # The manifest last: what has none is no state that a collector would start with.
         for path in sorted(listing.files, key=lambda path: (path == DATABASE, path)):
             progress(path)
-            own = path.split("/", 1)
-            place = f"{aside}/{own[1]}" if own[0] == LOG and len(own) > 1 else path
-            _take(directory, path, listing.files[path], state / place)
+            own = path.split("/")
+            at = 2 if own[0] == COLLECTORS else 0
+            if own[at : at + 1] == [LOG] and len(own) > at + 1:
+                own[at] = aside
+            _take(directory, path, listing.files[path], state / "/".join(own))
         _sync(state)
         return check(state, listing)
     except (OSError, sqlite3.Error) as error:
@@ -180,15 +183,15 @@ def read_listing(directory: Path) -> Listing:
 # ---- inside --------------------------------------------------------------------------------------
 
 
-def _plain_files(state: Path) -> Iterator[str]:
-    """Everything but databases, segments, and what is derived or passing."""
+def _files(state: Path) -> Iterator[str]:
+    """Everything but the manifest, segments, and what is derived or passing."""
     for place, names, files in os.walk(state):
         below = Path(place).relative_to(state)
         if below == Path("."):
             names[:] = [name for name in names if name not in _LEFT_OUT]
         for name in sorted(files):
             path = (below / name).as_posix()
-            if path not in _DATABASES and not name.endswith(_PASSING):
+            if path not in (DATABASE, POINTER) and not name.endswith(_PASSING):
                 yield path
 
 
@@ -202,7 +205,11 @@ def _segments(
     """The manifest, and the segments that it names."""
     have: dict[str, Copied] = {}
     for attempt in range(ATTEMPTS):
-        _snapshot(state / DATABASE, directory / DATABASE)
+        if is_shared(state):
+            (directory / HEADS).unlink(missing_ok=True)
+            write_heads(directory / HEADS, export(state, directory))
+        else:
+            _snapshot(state / DATABASE, directory / DATABASE)
         with closing(Manifest(directory, read_only=True)) as manifest:
             named = {one.path: Copied(one.sha256, one.bytes) for one in manifest.segments()}
         try:

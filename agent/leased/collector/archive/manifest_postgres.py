@@ -139,6 +139,13 @@ class PostgresManifest(ManifestTables):
             finally:
                 self._depth -= 1
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """All that is read inside is of one moment. Raises ManifestGone."""
+        with self.transaction():
+            self.connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            yield
+
     def add_log(self, entry: LogEntry) -> None:
         """See `ManifestTables`."""
         with self.transaction():
@@ -176,6 +183,15 @@ class PostgresManifest(ManifestTables):
                     "signature) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                     row,
                 )
+
+    def heads(self) -> list[Any]:
+        """All of them, as `add_heads` takes them."""
+        if self._rows("SELECT to_regclass('heads') IS NULL")[0][0]:
+            return []
+        return self._rows(
+            "SELECT log_id, peer, sequence, origin, size, root, time_s, signature FROM heads "
+            "ORDER BY number"
+        )
 
     def heads_waiting(self) -> dict[str, int]:
         """How many there are of each log."""

@@ -11,10 +11,12 @@ Does not read or write either (`manifest`, `manifest_postgres`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from leased.collector.archive.manifest import DATABASE, Manifest, ManifestTables
+from leased.collector.archive.segments import OpenDisk
 from leased.durable.files import DirectoryDisk, write_whole
+from leased.durable.filesystem import may_span_hosts
 from leased.terms.errors import InvalidParameter, StateError
 
 POINTER: Final = "manifest.postgres"
@@ -39,15 +41,34 @@ def own_directory(directory: Path, name: str) -> Path:
     return directory / COLLECTORS / name if is_shared(directory) else directory
 
 
-def open_manifest(directory: Path, *, read_only: bool = False) -> ManifestTables:
-    """The manifest of a state directory. Raises StateError."""
+def open_manifest(
+    directory: Path, *, read_only: bool = False, open_disk: OpenDisk = DirectoryDisk
+) -> ManifestTables:
+    """The manifest of a state directory. Raises StateError; also where several collectors share a
+    directory that is not of one host alone."""
     try:
         database = (directory / POINTER).read_text("utf-8").strip()
     except FileNotFoundError:
         return Manifest(directory, read_only=read_only)
     except OSError as error:
         raise StateError(f"{directory / POINTER}: {error}") from error
+    _see_one_host(directory, open_disk)
     return open_shared(database, read_only=read_only)
+
+
+def _see_one_host(directory: Path, open_disk: OpenDisk) -> None:
+    """Raises StateError where others than this host's processes may have the directory."""
+    disk = open_disk(directory)
+    try:
+        name = disk.filesystem().name
+    finally:
+        disk.close()
+    if may_span_hosts(name):
+        raise StateError(
+            f"{directory}: on {name}, which other hosts may have, too. Collectors that share a "
+            "directory run on one host, each its own process: the register and the telemetry are "
+            "SQLite, whose write-ahead log needs one memory. Move it to a disk of this host"
+        )
 
 
 def open_shared(database: str, *, read_only: bool = False) -> ManifestTables:
@@ -59,7 +80,9 @@ def open_shared(database: str, *, read_only: bool = False) -> ManifestTables:
     return PostgresManifest(database, read_only=read_only)
 
 
-def share(directory: Path, database: str, name: str = "") -> int:
+def share(
+    directory: Path, database: str, name: str = "", *, open_disk: OpenDisk = DirectoryDisk
+) -> int:
     """Move a state directory's manifest to PostgreSQL; how many logs it has. The key and the log of
     the collector that had it alone go on as those of `name`. Nobody else may have it open. May be
     asked again after it was cut short. Raises InvalidParameter, StateError."""
@@ -69,8 +92,9 @@ def share(directory: Path, database: str, name: str = "") -> int:
         )
     if is_shared(directory):
         raise StateError(f"{directory}: is shared already ({POINTER})")
-    if (directory / OWN[0]).exists() and not name:
+    if any((directory / one).exists() for one in OWN) and not name:
         raise InvalidParameter("name", "whose key and log are there, as nodes know it (pull.name)")
+    _see_one_host(directory, open_disk)
     disk = DirectoryDisk(directory)
     if not disk.lock():
         disk.close()
@@ -93,6 +117,26 @@ def share(directory: Path, database: str, name: str = "") -> int:
         old.close()
         new.close()
         disk.close()
+
+
+def export(shared: Path, directory: Path) -> list[Any]:
+    """Write a manifest that is in PostgreSQL, as it is at one moment, into a directory, where it is
+    one collector's; the heads that wait there to be compared. Who has which part is left out: that
+    lasts for seconds. Raises StateError."""
+    old: Any = open_manifest(shared, read_only=True)
+    try:
+        (directory / DATABASE).unlink(missing_ok=True)
+        new = Manifest(directory)
+        try:
+            with old.still(), new.transaction():
+                _copy(old, new)
+                heads: list[Any] = old.heads()
+            new.connection.execute("PRAGMA journal_mode = DELETE")
+            return heads
+        finally:
+            new.close()
+    finally:
+        old.close()
 
 
 def _copy(old: ManifestTables, new: ManifestTables) -> None:

@@ -17,6 +17,7 @@ import msgspec
 from leased.collector.accounts.terms_file import load_terms
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.backup import back_up, restore
+from leased.collector.archive.manifests import COLLECTORS
 from leased.collector.metering.store import Store
 from leased.collector.verbs.store import add_terms
 from leased.ctl.console import Console
@@ -90,4 +91,6 @@ def _restore(options: argparse.Namespace, console: Console) -> int:
         f"{checked.changes} sealed changes and {checked.bills} issued bills hold"
     )
     console.note("nodes go on from where it was; the collector begins a new log of its own")
+    if (options.state / COLLECTORS).exists():
+        console.note("several shared it: for several, `leased-collector share` with a new database")
     return 0
