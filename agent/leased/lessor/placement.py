@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from operator import itemgetter
 
 from leased.lessor.pool import Pool, Pools
 from leased.lessor.wholes import Near, choose, wholes_of
@@ -26,6 +27,7 @@ from leased.terms.resource import Allotment, Ask, ResourceKind
 
 NONE_BARRED: AbstractSet[str] = frozenset()
 Shares = list[tuple[Pool, int]]
+_TIGHTNESS = itemgetter(0, 1)
 
 
 def spans(ask: Ask) -> bool:
@@ -127,21 +129,32 @@ def _on_one_node(
     """
     by_node: dict[int, list[Pool]] = {}
     for pool in pools:
-        by_node.setdefault(pool.resource.node, []).append(pool)
+        some = by_node.get(pool.cell[2])
+        if some is None:
+            by_node[pool.cell[2]] = [pool]
+        else:
+            some.append(pool)
     if len(by_node) == 1:
         return fill(pools)
-    best: tuple[int, bool, int, int, int] | None = None
-    best_shares: Shares | None = None
+    best: tuple[int, bool, int] | None = None
+    best_node, best_shares = 0, None
     for node in sorted(by_node):
         shares = fill(by_node[node])
         if shares is None:
             continue
-        left_over = sum(pool.free - capacity for pool, capacity in shares)
-        far = bool(near) and node not in near
-        rank = (len(shares), far, left_over, sum(pool.free for pool in by_node[node]), node)
-        if best is None or rank < best:
-            best, best_shares = rank, shares
+        left_over = sum([pool.free - capacity for pool, capacity in shares])
+        rank = (len(shares), bool(near) and node not in near, left_over)
+        if (
+            best is None
+            or rank < best
+            or (rank == best and _sum_free(by_node[node]) < _sum_free(by_node[best_node]))
+        ):
+            best, best_node, best_shares = rank, node, shares
     return best_shares if best_shares is not None else fill(pools)
+
+
+def _sum_free(pools: Sequence[Pool]) -> int:
+    return sum([pool.free for pool in pools])
 
 
 def _whole(need: int, pools: Sequence[Pool], taken: dict[str, int]) -> Shares | None:
@@ -158,15 +171,19 @@ def _whole(need: int, pools: Sequence[Pool], taken: dict[str, int]) -> Shares | 
 
 def _packed(need: int, pools: Sequence[Pool], taken: dict[str, int]) -> Shares | None:
     """As few resources as possible: the emptiest ones, and for the rest the tightest that fits."""
-    frees = [(_free(pool, taken), pool) for pool in pools]
-    frees = sorted(
-        (item for item in frees if item[0] > 0), key=lambda item: (-item[0], item[1].index)
-    )
+    if taken:
+        frees = [(_free(pool, taken), pool.index, pool) for pool in pools]
+    else:
+        frees = [(pool.free, pool.index, pool) for pool in pools]
+    fitting = [one for one in frees if one[0] >= need]
+    if fitting:
+        return [(min(fitting, key=_TIGHTNESS)[2], need)]
+    frees = sorted([one for one in frees if one[0] > 0], key=lambda one: (-one[0], one[1]))
     shares: Shares = []
-    for position, (free, pool) in enumerate(frees):
+    for position, (free, _, pool) in enumerate(frees):
         if free >= need:
-            last = min(frees[position:], key=lambda item: (item[0] < need, item[0], item[1].index))
-            return [*shares, (last[1], need)]
+            fitting = [one for one in frees[position:] if one[0] >= need]
+            return [*shares, (min(fitting, key=_TIGHTNESS)[2], need)]
         shares.append((pool, free))
         need -= free
     return None
