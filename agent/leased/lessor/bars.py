@@ -52,18 +52,12 @@ class Bars:
         self.holders: dict[str, Rank] = {}
         self.holder_kinds: dict[tuple[str, int], Rank] = {}
 
-    def add(self, acquire: Acquire, verdict: Verdict, pools: Pools, rank: Rank) -> None:
+    def add(
+        self, acquire: Acquire, places: Places, verdict: Verdict, pools: Pools, rank: Rank
+    ) -> None:
         """Bar what `acquire`, which waits because of `verdict`, needs."""
         reason = verdict.refusal.reason
-        if reason is RefusalReason.NODE_LEASES:
-            _first(self.node, "", rank)
-        elif reason in _COUNTED:
-            _first(self.holders, verdict.holder, rank)
-        elif reason in MEASURED:
-            for ask in acquire.asks:
-                _first(self.holder_kinds, (verdict.holder, int(ask.kind)), rank)
-        elif reason is RefusalReason.NO_CAPACITY:
-            places = places_of(acquire)
+        if reason is RefusalReason.NO_CAPACITY:
             known = self.places.get(places)
             if known is not None and known < rank:
                 return  # whoever it was has barred the same pools
@@ -71,6 +65,13 @@ class Bars:
             for ask in acquire.asks:
                 for pool in pools.usable(ask):
                     _first(self.pools, pool.counted.resource_id, rank)
+        elif reason is RefusalReason.NODE_LEASES:
+            _first(self.node, "", rank)
+        elif reason in _COUNTED:
+            _first(self.holders, verdict.holder, rank)
+        elif reason in MEASURED:
+            for ask in acquire.asks:
+                _first(self.holder_kinds, (verdict.holder, int(ask.kind)), rank)
 
     def ahead_of(self, rank: Rank) -> Ahead:
         """What is barred for a request of `rank`."""

@@ -56,8 +56,8 @@ class Waiting(msgspec.Struct):
     time. `lease_id` is that of the lease it is going to be, known once it preempts; `victims` are
     the leases that make way for it, and `spared_until_ns` is until when it preempts nobody. `claim`
     is what it will get of what is leaving, `share` how far its tenant was above its share when that
-    was last looked at, `judged` the mark of the verdict (`Admission.since`), `within` that its own
-    limits allow it as long as its holders get no more.
+    was last looked at, `rank` its place among the others by that, `judged` the mark of the verdict
+    (`Admission.since`), `within` that its own limits allow it as long as its holders get no more.
     """
 
     acquire: Acquire
@@ -74,6 +74,14 @@ class Waiting(msgspec.Struct):
     share: int = 0
     judged: tuple[int, int, int] | None = None
     within: bool = False
+    rank: Rank = LAST_OF_ALL
+
+    def stand(self, share: int) -> None:
+        """Take the place that follows from `share`."""
+        self.share = share
+        self.rank = rank_of(
+            self.acquire, requeued=self.requeued, share=share, arrival=self.arrival
+        )
 
     @property
     def reason(self) -> RefusalReason:
@@ -84,11 +92,6 @@ class Waiting(msgspec.Struct):
     def level(self) -> Level:
         """Its level."""
         return level_of(self.acquire)
-
-    @property
-    def rank(self) -> Rank:
-        """Its place among the others."""
-        return rank_of(self.acquire, requeued=self.requeued, share=self.share, arrival=self.arrival)
 
 
 def rank_of(acquire: Acquire, *, requeued: bool, share: int, arrival: int = LAST) -> Rank:
@@ -167,14 +170,14 @@ class WaitQueue:
             now = share(waiting.acquire)
             if now != waiting.share:
                 del self._order[bisect.bisect_left(self._order, (waiting.rank, key))]
-                waiting.share = now
+                waiting.stand(now)
                 bisect.insort(self._order, (waiting.rank, key))
                 self._moves += 1
 
     def rerank(self, share: Callable[[Acquire], int]) -> None:
         """Order anew, by how far the tenant of each is above its fair share by now."""
         for waiting in self._entries.values():
-            waiting.share = share(waiting.acquire)
+            waiting.stand(share(waiting.acquire))
         self._order = sorted((waiting.rank, key) for key, waiting in self._entries.items())
 
     def claim(self, waiting: Waiting, claim: tuple[Allotment, ...]) -> None:
@@ -221,6 +224,7 @@ class WaitQueue:
         assert key not in self._entries and acquire.command_id not in self._by_command
         self._arrivals += 1
         waiting.arrival = self._arrivals
+        waiting.stand(waiting.share)
         waiting.places = places_of(acquire)
         self._entries[key] = waiting
         self._by_command[acquire.command_id] = key
@@ -229,7 +233,7 @@ class WaitQueue:
         self._ends.set(key, waiting.until_ns)
         self._tenants.setdefault(acquire.caller.tenant, {})[key] = waiting
         self._want(acquire, 1)
-        self.bars.add(acquire, waiting.verdict, pools, waiting.rank)
+        self.bars.add(acquire, waiting.places, waiting.verdict, pools, waiting.rank)
 
     def remove(self, waiting: Waiting) -> None:
         """Take a request out, wherever it stands."""

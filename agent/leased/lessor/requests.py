@@ -182,7 +182,7 @@ class Requests:
                     lends -= 1
                     if self._lend(draft, waiting, whole):
                         continue
-            whole.add(acquire, waiting.verdict, table.pools, waiting.rank)
+            whole.add(acquire, waiting.places, waiting.verdict, table.pools, waiting.rank)
         if not passed_over:
             queue.unsure.clear()
         queue.bars = whole
