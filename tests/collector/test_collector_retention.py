@@ -25,6 +25,7 @@ from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.backup import back_up, restore
 from leased.collector.archive.floor import Kept
 from leased.collector.demo import Wish, make_fleet
+from leased.collector.governance.quotas import Override, Quota, Schedule
 from leased.collector.governance.register import Register
 from leased.collector.main import main
 from leased.collector.metering.reference import read_archive
@@ -193,7 +194,9 @@ def test_the_next_month_goes_further(state: Path) -> None:
     assert remove(state, now_ns=parse_instant("2026-02-11T00:00:00Z")).cuts == []
 
 
-@pytest.mark.parametrize("need", ["bill", "node", "verdict", "cosigned", "running"])
+@pytest.mark.parametrize(
+    "need", ["bill", "node", "quota", "override", "schedule", "verdict", "cosigned", "running"]
+)
 def test_nothing_goes_that_somebody_needs(state: Path, need: str) -> None:
     archive = Archive(state)
     entry = archive.logs()[0]
@@ -205,6 +208,9 @@ def test_nothing_goes_that_somebody_needs(state: Path, need: str) -> None:
         archive.judge(entry.log_id, entry.head, "FORK", "two records 7", NOW_NS)
     elif need == "cosigned":
         archive.manifest.set(entry.log_id, entry.head, cosigned_size=0)
+    elif need in DAYS_KEPT:
+        assert plan(state, RULE, terms, NOW_NS).cuts
+        ask_for_days(state, need, 41)
     had = raw_bytes(state)
     found = plan(state, RULE, terms, NOW_NS if need != "node" else UNTIL_NS + 90 * 86_400 * 10**9)
     archive.close()
@@ -212,6 +218,8 @@ def test_nothing_goes_that_somebody_needs(state: Path, need: str) -> None:
         assert "for 2025-10 is open" in found.waits
     elif need == "node":
         assert "has no record since" in found.waits
+    elif need in DAYS_KEPT:
+        assert found.waits == "acme's quota log_retention_days keeps the last 41 days"
     elif need in ("verdict", "cosigned"):
         assert list(found.held) == [entry.name] and len(found.cuts) == 1
         before = told(state)
@@ -229,6 +237,22 @@ def test_nothing_goes_that_somebody_needs(state: Path, need: str) -> None:
         assert raw_bytes(state) == had
         return
     assert found.cuts == [] and remove_nothing(state, found) and raw_bytes(state) == had
+
+
+DAYS_KEPT = ("quota", "override", "schedule")
+
+
+def ask_for_days(state: Path, how: str, days: int) -> None:
+    """A tenant's quota keeps records: the tenth of January is 40.5 days after the floor."""
+    (state / "governance").mkdir(mode=0o700, exist_ok=True)
+    limits, least = {"log_retention_days": days}, {"log_retention_days": 40}
+    over = NOW_NS + 1 if how == "override" else NOW_NS
+    with closing(Register(state / "governance")) as register:
+        register.put_quota(Quota("acme", limits if how == "quota" else least))
+        register.add_override(Override("a" * 32, "acme", limits, "x", 1, over, "me"))
+        if how == "schedule":
+            cron = ("0 8 * * *", "UTC", 3600 * 10**9)
+            register.add_schedule(Schedule("b" * 32, "acme", *cron, limits, 1, "me"))
 
 
 def remove_nothing(state: Path, found: retention.Plan) -> bool:

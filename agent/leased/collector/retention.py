@@ -2,7 +2,8 @@
 """Retention: what may go after so many months, and its removal.
 
 Rule: nothing goes that somebody may still need. A month's records go when every node that is waited
-for has passed it and every bill of it, and of every month before, was issued; of one log when it
+for has passed it, every bill of it, and of every month before, was issued, and it is older than any
+tenant's quota `log_retention_days` (records of all tenants are one chain); of one log when it
 has no verdict that an operator must see to, and what goes was cosigned (a node prunes what its
 collectors acknowledged, and may have nothing but that). Then the months are frozen
 (`metering.frozen`), what later records rest on is kept (`archive.floor`), the removal is sealed
@@ -37,6 +38,7 @@ from leased.collector.archive.parts import RETENTION_PART
 from leased.collector.archive.prefix import stand_in
 from leased.collector.archive.segments import Segment
 from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
+from leased.collector.governance.register import DATABASE as REGISTER
 from leased.collector.governance.register import Register
 from leased.collector.metering.engines import load_store, maker
 from leased.collector.metering.frozen import Frozen
@@ -51,6 +53,7 @@ T = TypeVar("T")
 Do = Callable[[Callable[[], Any]], Any]
 """Has a short piece of work done by whoever has the archive, and waits for it."""
 
+RETENTION_DAYS: Final = "log_retention_days"
 SOUND: Final = ("OK", "BEHIND", "STALE")
 
 
@@ -97,7 +100,7 @@ def plan(state: Path, rule: Rule, terms: Terms, now_ns: int) -> Plan:
         return Plan(FOREVER, [], {}, "raw_months keeps everything")
     label = periods.day(floor_ns)
     with closing(ArchiveReader(state)) as archive:
-        waits = _waits(state, terms, floor_ns)
+        waits = _waits(state, terms, floor_ns) or _asked_for(state, floor_ns, now_ns)
         if waits:
             return Plan(label, [], {}, waits)
         cuts, held = [], {}
@@ -146,6 +149,21 @@ def _waits(state: Path, terms: Terms, floor_ns: int) -> str:
                     source.sums(window, tenant) or source.tasks(window, tenant)
                 ):
                     return f"the bill of {tenant} for {month} is open: `leased-collector issue`"
+    return ""
+
+
+def _asked_for(state: Path, floor_ns: int, now_ns: int) -> str:
+    """Whose quota keeps records of before the floor, now or within a schedule; "": nobody's."""
+    directory = state / GOVERNANCE
+    if not (directory / REGISTER).exists():
+        return ""
+    with closing(Register(directory)) as register:
+        overrides = [one for one in register.overrides() if one.expires_ns > now_ns]
+        said = [*register.quotas(), *register.schedules(), *overrides]
+    for one in said:
+        days = one.limits.get(RETENTION_DAYS, 0)
+        if floor_ns > now_ns - days * DAY_NS:
+            return f"{one.tenant}'s quota {RETENTION_DAYS} keeps the last {days} days"
     return ""
 
 

@@ -69,7 +69,7 @@ DIMENSIONS: Final = (
     ),
     Dimension("submit_rate", Form.RATE, "requests for leases", field="submit_rate"),
     Dimension("api_rate", Form.RATE, "calls of any kind", field="api_rate"),
-    Dimension("log_retention_days", Form.COUNT, "days that the tenant's usage is kept"),
+    Dimension("log_retention_days", Form.COUNT, "days for which records are kept at least"),
 )
 BY_KEY: Final = {dimension.key: dimension for dimension in DIMENSIONS}
 _QUANTUM: Final = {
