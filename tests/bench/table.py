@@ -328,11 +328,15 @@ def gpu_lines(row: Figures) -> list[Line]:
     real one: over another driver they are neither kept nor missed."""
     where = f"a {row['model']}, {row['evidence']}"
     raw = f"p50 {{:.2f}}, max {{:.2f}} ms of {row['ended']}, {row['fenced']} fenced"
+    killed_ms = row.get("killed_ms")
     lines: list[Line] = []
     for name, what in (("cut", "deadline to cut"), ("cut_to_proven", "cut to proof, scrubbed")):
         middle, last, worst = (row[f"{name}_{share}_ns"] / 1e6 for share in ("p50", "p99", "max"))
-        told = raw.format(middle, worst)
-        lines.append(Line(f"{what}, {where}", f"p99 {last:.1f} ms", "", None, told))
+        told, bar, held = raw.format(middle, worst), "", None
+        if name == "cut" and killed_ms is not None:
+            told += f"; the driver takes {killed_ms} ms to end such a process"
+            bar, held = "<= 2 x the driver's", last <= 2 * killed_ms
+        lines.append(Line(f"{what}, {where}", f"p99 {last:.1f} ms", bar, held, told))
     real = row["evidence"] != "emulated"
     for with_what, bar_s in GPU_BARS.items():
         took_s = row.get("released_to_proven_s", {}).get(with_what) if real else None

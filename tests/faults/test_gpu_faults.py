@@ -117,8 +117,6 @@ SCRUB_CALLS = [
     "cuMemsetD32_v2",
     "cuCtxSynchronize",
     "cuMemcpyDtoH_v2",
-    "cuMemFree_v2",
-    "cuCtxDestroy_v2",
 ]
 WITNESS_CALLS = ["nvmlDeviceGetFieldValues", "nvmlDeviceGetRemappedRows"]
 HANGS = [

@@ -11,12 +11,14 @@ in memory is `SECRET`.
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import os
 import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +147,20 @@ def node_only(path: str) -> tuple[str, Answer]:
     return str(descriptor), lambda: str(os.fstat(descriptor).st_rdev)
 
 
+def reopens(_: str) -> tuple[str, Answer]:
+    """A context, and a thread that opens the GPU's node as fast as it can."""
+    words, answer = small("")
+    node = os.readlink(f"/proc/self/fd/{next(iter(gpu_descriptors()))}")
+
+    def forever() -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                os.close(os.open(node, os.O_RDWR | os.O_CLOEXEC))
+
+    threading.Thread(target=forever, daemon=True).start()
+    return words, answer
+
+
 def ring_file(path: str) -> tuple[str, Answer]:
     """A node that only an io_uring has."""
     descriptor = os.open(path, os.O_RDWR | os.O_NOCTTY)
@@ -165,10 +181,11 @@ def monitor(_: str) -> tuple[str, Answer]:
     """Not a tenant, a bystander: it reads NVML all the time, until somebody kills it."""
     import pynvml
 
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     child = os.fork()
     if child == 0:
+        # Its own: the library does not outlive a fork.
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
         while True:
             pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
             pynvml.nvmlDeviceGetMemoryInfo(handle)
@@ -208,6 +225,7 @@ TRICKS: dict[str, Trick] = {
         nodes_sent,
         node_only,
         ring_file,
+        reopens,
         monitor,
     )
 }

@@ -16,19 +16,18 @@ import errno
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import trio
 
-from leased.hardware.calls import Answer, Batch, Call, Failed, Result, Scrub
+from leased.hardware.calls import Answer, Batch, Call, Failed, Result, Scrub, Task
 from leased.hardware.config import EscapeePolicy, HardwareConfig
 from leased.hardware.occupants import start_time
 from leased.hardware.scrubbing import PASS_BUDGET_NS, PASSES_MAX
+from leased.hardware.spares import Spares
 from leased.hardware.worker import (
     MESSAGE_BYTES_MAX,
     receive_answers,
@@ -51,15 +50,13 @@ STUCK_NS = 5_000_000_000
 """A killed process that is still there after this hangs in the kernel."""
 
 _NS_PER_S = 1_000_000_000
-_SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
-"""A worker runs the very code that its agent runs, wherever that was found."""
-
 
 class Link:
     """One worker, started when first needed and replaced when lost."""
 
-    def __init__(self, name: str, nice: int = 0) -> None:
+    def __init__(self, name: str, spares: Spares, nice: int = 0) -> None:
         self.name = name
+        self._spares = spares
         self._nice = nice
         self._turn = trio.StrictFIFOLock()
         self._sock: socket.socket | None = None
@@ -122,7 +119,9 @@ class Link:
         self, batch: Batch, fds: Sequence[int]
     ) -> tuple[tuple[Answer, ...], list[int]]:
         fresh = self._sock is None
-        sock = self._sock or self._start()
+        first = batch.calls[0] if batch.calls else None
+        backend = first.backend if isinstance(first, Task) else ""
+        sock = self._sock or self._start(backend)
         while True:
             try:
                 send(sock, batch, fds)
@@ -132,7 +131,7 @@ class Link:
                     raise
                 # Somebody ended it while it was idle: it has seen nothing of this batch.
                 self.abandon()
-                fresh, sock = True, self._start()
+                fresh, sock = True, self._start(backend)
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(sock)
         await trio.lowlevel.wait_readable(sock)
@@ -140,21 +139,8 @@ class Link:
         assert answers.number == batch.number
         return answers.answers, received
 
-    def _start(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_BYTES_MAX)
-        paths = [_SOURCE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
-        with theirs:
-            # From this thread, never a thread of trio's: the worker dies with the thread that
-            # forked it (PR_SET_PDEATHSIG), and trio's threads end when they are idle.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "leased.hardware.worker", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            )
+    def _start(self, backend: str) -> socket.socket:
+        ours, self._process = self._spares.take(backend)
         if self._nice:
             nice = os.getpriority(os.PRIO_PROCESS, 0) + self._nice
             with contextlib.suppress(OSError):
@@ -204,9 +190,20 @@ class Crew:
     def __init__(self, config: HardwareConfig) -> None:
         self._config = config
         self._links: dict[str, Link] = {}
+        self._spares = Spares()
         self._leaving: list[Link] = []
         self._deferred: set[str] = set()
         self._exempt: dict[int, int] = {os.getpid(): start_time(os.getpid()) or 0}
+
+    def keep_spares(self, backend: str, count: int) -> None:
+        """Have so many workers wait for the first task of a backend, so that it does not wait for
+        them. Raises OSError."""
+        self._spares.keep(backend, count)
+
+    @property
+    def spare_pids(self) -> tuple[int, ...]:
+        """Those that wait."""
+        return self._spares.pids
 
     def exempt(self, pid: int) -> None:
         """This process holds leases' descriptors by right."""
@@ -228,7 +225,7 @@ class Crew:
         """One batch to one worker; answers in order, and the descriptors they own. `extra_ns`:
         how much longer than a call's usual budget it may take."""
         nice = DEFERRED_NICE if name in self._deferred else 0
-        link = self._links.setdefault(name, Link(name, nice))
+        link = self._links.setdefault(name, Link(name, self._spares, nice))
         config = self._config
         exempt: tuple[tuple[int, int], ...] = ()
         if calls and isinstance(calls[0], Scrub):
@@ -328,6 +325,7 @@ class Crew:
 
     def close(self) -> None:
         """End every worker. Idempotent."""
+        self._spares.close()
         for name in tuple(self._links):
             self.dismiss(name)
         for link in self._leaving:

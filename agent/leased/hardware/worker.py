@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker: the process in which drivers and the kernel may take their time.
 
-`python -m leased.hardware.worker FD` serves one SOCK_SEQPACKET socket: a batch of calls in, the
-answers to it out, descriptors beside both. It dies with the agent.
+`python -m leased.hardware.worker FD [BACKEND]` serves one SOCK_SEQPACKET socket: a batch of calls
+in, the answers to it out, descriptors beside both. It dies with the agent. A backend that is named
+is loaded before anything is asked.
 
 Rule: one batch at a time, in order; a call that fails is answered and spoils no other; nothing is
 remembered between batches except which pools' files it read and the device filters that are
@@ -22,9 +23,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -78,6 +79,9 @@ BACKENDS = {
 }
 """What a worker may load; each is loaded when first asked for, so that a worker for
 memory does not carry the vendors' libraries around."""
+
+Verbs = Mapping[str, tuple[Any, Callable[[Any, list[int]], Any]]]
+"""Of a backend: what each verb takes, and who carries it out."""
 
 _CONTROL_BYTES = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
 
@@ -217,12 +221,17 @@ def _other(call: Call, given: Iterator[int]) -> Answer:
 def _carry(call: Task, fds: list[int]) -> Result:
     """One verb of a backend. The verb may raise DeviceError or OSError; the descriptors stay
     ours."""
-    if call.backend not in BACKENDS:
-        raise DeviceError("worker", errno.ENOSYS, call.backend)
-    carrying = importlib.import_module(BACKENDS[call.backend])
-    takes, carry_out = carrying.VERBS[call.verb]
+    takes, carry_out = _load(call.backend)[call.verb]
     argument = msgspec.msgpack.decode(call.argument, type=takes)
     return Result(_ENCODER.encode(carry_out(argument, fds)))
+
+
+def _load(backend: str) -> Verbs:
+    """A backend's verbs. Raises DeviceError."""
+    if backend not in BACKENDS:
+        raise DeviceError("worker", errno.ENOSYS, backend)
+    verbs_of: Verbs = importlib.import_module(BACKENDS[backend]).VERBS
+    return verbs_of
 
 
 def _failed(error: OSError) -> Failed:
@@ -258,7 +267,7 @@ def serve(sock: socket.socket) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve the socket whose descriptor is the only argument."""
+    """Serve the socket whose descriptor is the first argument."""
     verbs.die_with_parent()
     # A terminal's Ctrl-C is the agent's to answer; SIGIO comes when somebody tries a held memfd.
     for number in (signal.SIGINT, signal.SIGIO, signal.SIGHUP):
@@ -267,6 +276,8 @@ def main(argv: Sequence[str]) -> int:
     Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
     Path("/proc/self/comm").write_text(COMM, "ascii")
     with socket.socket(fileno=int(argv[0])) as sock:
+        for backend in argv[1:]:
+            _load(backend)
         serve(sock)
     return 0
 

@@ -40,19 +40,21 @@ def nvidia_descriptors() -> list[str]:
 
 
 def attachment() -> dict[str, Any]:
-    """What is open after each step of NVML's life."""
+    """What is open after each step of NVML's life, asked not to attach and asked nothing."""
     n.nvmlInitWithFlags(3)
-    after_init = nvidia_descriptors()
-    count = n.nvmlDeviceGetCount()
-    after_count = nvidia_descriptors()
+    unattached, unattached_count = nvidia_descriptors(), n.nvmlDeviceGetCount()
+    n.nvmlShutdown()
+    n.nvmlInitWithFlags(1)
+    attached, count = nvidia_descriptors(), n.nvmlDeviceGetCount()
     handle = n.nvmlDeviceGetHandleByIndex(0)
-    after_handle = nvidia_descriptors()
     minor = n.nvmlDeviceGetMinorNumber(handle)
+    after_handle = nvidia_descriptors()
     n.nvmlShutdown()
     return {
+        "unattached": unattached,
+        "unattached_count": unattached_count,
+        "attached": attached,
         "count": count,
-        "init": after_init,
-        "counted": after_count,
         "handle": after_handle,
         "minor": minor,
         "shutdown": nvidia_descriptors(),

@@ -33,11 +33,12 @@ def until_gone(gpus: Gpus, pid: int) -> dict[str, Any]:
         select.select([], [], [], 0.05)
 
 
-def test_a_gpu_is_attached_by_its_first_handle_and_not_before(gpus: Gpus) -> None:
+def test_gpus_are_attached_at_the_start_or_are_not_known_at_all(gpus: Gpus) -> None:
     told = gpus.ask("attachment")
     node = f"nvidia{told['minor']}"
-    assert told["count"] >= 1
-    assert "nvidiactl" in told["init"] and node not in told["counted"]
+    assert "nvidiactl" in told["unattached"] and node not in told["unattached"]
+    assert told["unattached_count"] == 0
+    assert told["count"] >= 1 and node in told["attached"]
     assert node in told["handle"]
     assert told["shutdown"] == []
 

@@ -28,6 +28,8 @@ nvmlReturn_t nvml_enter_system(const char *call);
 nvmlReturn_t nvml_leave(nvmlReturn_t result);
 const struct nvmlDevice_st *nvml_handle(struct target target);
 nvmlReturn_t nvml_attach(uint32_t gpu);
+/* Whether the library knows of it: it is there, nobody drains it, and it was looked for. */
+bool nvml_visible(uint32_t gpu);
 bool nvml_is_root(void);
 
 #define ENTER(handle, flags)                                                                       \

@@ -14,18 +14,12 @@
 #include <string.h>
 #include <strings.h>
 
-static bool visible(uint32_t gpu)
-{
-	const struct gpu *const it = &machine_open()->gpu[gpu];
-	return it->present && !it->removed && !it->draining;
-}
-
 EXPORTED nvmlReturn_t nvmlDeviceGetCount_v2(unsigned *count)
 {
 	ENTER_SYSTEM();
 	*count = 0;
 	for (uint32_t gpu = 0; gpu < GPUS_MAX; gpu++)
-		*count += visible(gpu);
+		*count += nvml_visible(gpu);
 	return NVML_SUCCESS;
 }
 
@@ -46,7 +40,7 @@ EXPORTED nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t
 {
 	ENTER_SYSTEM();
 	for (uint32_t gpu = 0; gpu < GPUS_MAX; gpu++)
-		if (visible(gpu) && index-- == 0) {
+		if (nvml_visible(gpu) && index-- == 0) {
 			const int fault = fault_meet(__func__, gpu);
 			return fault >= 0 ? fault
 					  : give((struct target){ gpu, NONE, NONE }, device);
@@ -70,7 +64,7 @@ EXPORTED nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *address, nvml
 	}
 	for (uint32_t gpu = 0; gpu < GPUS_MAX; gpu++) {
 		const struct gpu *const it = &machine_open()->gpu[gpu];
-		if (visible(gpu) && it->pci_domain == domain && it->pci_bus == bus &&
+		if (nvml_visible(gpu) && it->pci_domain == domain && it->pci_bus == bus &&
 			it->pci_device == slot)
 			return give((struct target){ gpu, NONE, NONE }, device);
 	}
@@ -81,7 +75,7 @@ EXPORTED nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice
 {
 	ENTER_SYSTEM();
 	for (uint32_t gpu = 0; gpu < GPUS_MAX; gpu++)
-		if (visible(gpu) && strcmp(machine_open()->gpu[gpu].serial, serial) == 0)
+		if (nvml_visible(gpu) && strcmp(machine_open()->gpu[gpu].serial, serial) == 0)
 			return give((struct target){ gpu, NONE, NONE }, device);
 	return NVML_ERROR_NOT_FOUND;
 }
@@ -106,7 +100,7 @@ EXPORTED nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *
 	ENTER_SYSTEM();
 	for (uint32_t gpu = 0; gpu < GPUS_MAX; gpu++) {
 		struct target target = { gpu, NONE, NONE };
-		if (!visible(gpu))
+		if (!nvml_visible(gpu))
 			continue;
 		if (strcasecmp(machine_open()->gpu[gpu].uuid, uuid) == 0 ||
 			find_instance(uuid, &target)) {
@@ -179,7 +173,7 @@ EXPORTED nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned *index)
 	ENTER(device, 0);
 	*index = 0;
 	for (uint32_t gpu = 0; gpu < target.gpu; gpu++)
-		*index += visible(gpu);
+		*index += nvml_visible(gpu);
 	return NVML_SUCCESS;
 }
 

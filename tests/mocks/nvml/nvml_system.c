@@ -2,10 +2,9 @@
 /*
  * NVML: the beginning and the end, handles, versions, errors.
  *
- * Rule: as the real library, it opens nvidiactl at the start and a GPU's node with its first handle
- * (attaches), and keeps both until the last shutdown: whoever monitors is seen to hold the GPU.
- *
- * Does not attach by counting.
+ * Rule: as the real library (seen with R580), it opens nvidiactl and every GPU's node at the start
+ * (attaches), and keeps them until the last shutdown: whoever monitors is seen to hold the GPUs.
+ * Asked not to attach it opens none of them, and knows of no GPU. It does not survive a fork.
  */
 #define _GNU_SOURCE
 #include "nvml.h"
@@ -20,6 +19,8 @@
 
 static pthread_mutex_t here = PTHREAD_MUTEX_INITIALIZER;
 static unsigned initialised;
+static pid_t initialised_by;
+static bool unattached;
 static int ctl = -1;
 static int attached[GPUS_MAX] = { -1, -1, -1, -1, -1, -1, -1, -1 };
 static struct nvmlDevice_st handles[HANDLES_MAX];
@@ -35,7 +36,7 @@ static nvmlReturn_t refusal(int error)
 	}
 }
 
-static nvmlReturn_t begin(const char *call)
+static nvmlReturn_t begin(const char *call, bool attaches)
 {
 	if (!machine_open())
 		return NVML_ERROR_DRIVER_NOT_LOADED;
@@ -48,21 +49,34 @@ static nvmlReturn_t begin(const char *call)
 		result = NVML_ERROR_DRIVER_NOT_LOADED;
 	else if (!initialised && (ctl = node_open("nvidiactl", O_RDWR)) < 0)
 		result = refusal(ctl);
-	if (result == NVML_SUCCESS)
-		initialised++;
+	const bool first = result == NVML_SUCCESS && !initialised++;
+	if (first) {
+		initialised_by = getpid();
+		unattached = !attaches;
+	}
 	pthread_mutex_unlock(&here);
+	/* One that cannot be attached says so when it is asked for. */
+	for (uint32_t gpu = 0; first && attaches && gpu < GPUS_MAX; gpu++)
+		if (nvml_visible(gpu))
+			nvml_attach(gpu);
 	return result;
+}
+
+bool nvml_visible(uint32_t gpu)
+{
+	const struct gpu *const it = &machine_open()->gpu[gpu];
+	return !unattached && it->present && !it->removed && !it->draining;
 }
 
 EXPORTED nvmlReturn_t nvmlInit_v2(void)
 {
-	return begin(__func__);
+	return begin(__func__, true);
 }
 
 EXPORTED nvmlReturn_t nvmlInitWithFlags(unsigned flags)
 {
 	WANT(!(flags & ~7u), NVML_ERROR_INVALID_ARGUMENT);
-	return begin(__func__);
+	return begin(__func__, !(flags & 2u));
 }
 
 EXPORTED nvmlReturn_t nvmlShutdown(void)
@@ -101,7 +115,7 @@ nvmlReturn_t nvml_attach(uint32_t gpu)
 
 nvmlReturn_t nvml_enter_system(const char *call)
 {
-	WANT(initialised, NVML_ERROR_UNINITIALIZED);
+	WANT(initialised && initialised_by == getpid(), NVML_ERROR_UNINITIALIZED);
 	const int fault = fault_meet(call, NONE);
 	WANT(fault < 0, fault);
 	return machine_open()->loaded ? NVML_SUCCESS : NVML_ERROR_DRIVER_NOT_LOADED;
@@ -128,7 +142,7 @@ static bool still_there(const struct nvmlDevice_st *handle)
 
 nvmlReturn_t nvml_enter(const char *call, const void *handle, unsigned flags, struct target *target)
 {
-	WANT(initialised, NVML_ERROR_UNINITIALIZED);
+	WANT(initialised && initialised_by == getpid(), NVML_ERROR_UNINITIALIZED);
 	const struct nvmlDevice_st *const device = handle;
 	WANT(device >= handles && device < handles + handle_count, NVML_ERROR_INVALID_ARGUMENT);
 	*target = device->target;

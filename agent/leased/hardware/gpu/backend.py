@@ -118,6 +118,8 @@ class GpuBackend:
             self._last = None
             return await self._nothing(error)
         self._last = describe(seen, self._config, self._reclaimer.dirty)
+        if self._last.resources:
+            self._desk.expect_work()
         return self._last
 
     async def _look(self) -> Seen:

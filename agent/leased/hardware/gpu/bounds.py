@@ -44,4 +44,4 @@ def overwrite_extra_ns(config: HardwareConfig, memory_bytes: int) -> int:
 def witness_extra_ns(config: HardwareConfig) -> int:
     """The same for two looks."""
     gpu = config.gpu
-    return config.settle_budget_ns + gpu.settle_apart_ns + 2 * gpu.scan_budget_ns
+    return gpu.release_budget_ns + gpu.settle_apart_ns + 2 * gpu.scan_budget_ns

@@ -149,12 +149,14 @@ class Released(msgspec.Struct, frozen=True, array_like=True):
 
 class Scrub(msgspec.Struct, frozen=True, array_like=True):
     """Take the whole target and overwrite it. `writes` False: only take it, as proof that nobody
-    else has any of it. `expected_bytes` is what must be had at the least."""
+    else has any of it. `expected_bytes` is what must be had at the least. `lingers`: what was taken
+    is left to the end of the process, for a witness who waits until nobody is there."""
 
     target: Target
     expected_bytes: int
     writes: bool
     sets_mode: bool
+    lingers: bool = False
 
 
 class Scrubbed(msgspec.Struct, frozen=True, array_like=True):

@@ -47,7 +47,6 @@ CUresult cuCtxCreate_v2(CUcontext *context, unsigned int flags, CUdevice device)
 CUresult cuCtxDestroy_v2(CUcontext context);
 CUresult cuCtxSynchronize(void);
 CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes);
-CUresult cuMemFree_v2(CUdeviceptr address);
 CUresult cuMemsetD32_v2(CUdeviceptr address, unsigned int value, size_t count);
 CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes);
 CUresult cuModuleLoadData(CUmodule *module, const void *image);
@@ -125,6 +124,10 @@ END:
 the oldest architecture that compilers still take, and runs on every later one."""
 
 
+_FFI: Final = cffi.FFI()
+_FFI.cdef(_DECLARATIONS)  # reading it takes longer than most calls: a spare has done it
+
+
 class Cuda:
     """One device of one process. Everything it holds ends with the process, or with `close`."""
 
@@ -133,8 +136,7 @@ class Cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = uuid
         os.environ["CUDA_MPS_PIPE_DIRECTORY"] = "/proc/nobody"
         os.environ["CUDA_CACHE_DISABLE"] = "1"
-        self._ffi = cffi.FFI()
-        self._ffi.cdef(_DECLARATIONS)
+        self._ffi = _FFI
         try:
             self._lib: Any = self._ffi.dlopen("libcuda.so.1")
         except OSError as error:
@@ -145,21 +147,21 @@ class Cuda:
         self._device = device[0]
         self._check_identity(uuid)
         self._context: Any = None
-        self._counter = 0
         self._kernel: Any = None
 
     def open(self) -> None:
-        """Make the context, compile the kernel, take the counter's block. Raises DeviceError
-        (EBUSY where somebody else has a context)."""
+        """Make the context. Raises DeviceError (EBUSY where somebody else has one)."""
         context = self._ffi.new("CUcontext *")
         self._call("cuCtxCreate_v2", context, 0, self._device)
         self._context = context[0]
+
+    def _compile(self) -> Any:
         module = self._ffi.new("CUmodule *")
         image = self._ffi.new("char[]", RESIDUE_PTX.encode("ascii"))
         self._call("cuModuleLoadData", module, image)
         kernel = self._ffi.new("CUfunction *")
         self._call("cuModuleGetFunction", kernel, module[0], b"leased_residue")
-        self._kernel = kernel[0]
+        return kernel[0]
 
     def close(self) -> None:
         """End the context. Idempotent."""
@@ -188,11 +190,6 @@ class Cuda:
                 taken.append((address, size_bytes))
         return taken
 
-    def give_back(self, taken: list[tuple[int, int]]) -> None:
-        """Free what was taken."""
-        for address, _ in taken:
-            self._call("cuMemFree_v2", address)
-
     def fill(self, address: int, size_bytes: int, pattern: int) -> None:
         """Overwrite with a 32-bit pattern."""
         self._call("cuMemsetD32_v2", address, pattern, size_bytes // 4)
@@ -206,6 +203,8 @@ class Cuda:
     def differing_bytes(self, taken: list[tuple[int, int]], pattern: int, counter: int) -> int:
         """How many bytes (in units of 16) are not the pattern; `counter` is the address of 8 bytes
         to count in, from whatever they are."""
+        if self._kernel is None:
+            self._kernel = self._compile()
         before = int.from_bytes(self.read(counter, 8), "little")
         for address, size_bytes in taken:
             self._launch(address, size_bytes // UNIT_BYTES, pattern, counter)

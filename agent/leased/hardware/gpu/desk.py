@@ -31,6 +31,9 @@ T = TypeVar("T")
 GAUGER = "gpu gauge"
 """The worker that telemetry looks through; it keeps GPUs attached."""
 
+SPARES = 2
+"""A teardown asks three workers in a row, each sooner than the next one could be started."""
+
 _KILLED = (errno.EPIPE, errno.ECONNRESET)
 
 
@@ -78,6 +81,10 @@ class Desk:
             if not target.is_whole and other != resource_id and uuid == target.uuid
         )
         return Guests(self._crew.ours(), os.getpid(), self.config.guests, neighbours)
+
+    def expect_work(self) -> None:
+        """There are GPUs: have workers ready for them."""
+        self._crew.keep_spares("gpu", SPARES)
 
     def stop_gauging(self) -> None:
         """Have nothing of the driver open for telemetry."""

@@ -2,9 +2,9 @@
 """The door to NVML: single questions and orders, answered as plain values.
 
 Rule: NVML's codes become DeviceError with an errno that says the same and a detail that says it in
-NVML's words. The library is opened once per process, without attaching to any GPU; a GPU is
-attached when it is first asked for (by PCI address: no other way leaves the other GPUs alone), and
-until the process ends. Whoever is called may hang in the kernel for ever: only workers come here.
+NVML's words. The library is opened once per process, and has every GPU of the host attached until
+the process ends: asked not to attach (`NO_ATTACH`), R580 knows of no GPU at all. A GPU is named by
+its PCI address. Whoever is called may hang in the kernel for ever: only workers come here.
 
 Does not decide anything, does not retry.
 """
@@ -25,7 +25,9 @@ from leased.terms.errors import DeviceError
 Handle = Any
 T = TypeVar("T")
 
-_NO_GPUS_NO_ATTACH: Final = 3
+_NO_GPUS: Final = 1
+"""A host without any is no error of the library's."""
+
 _RECOVERY_ACTION: Final = 230
 _MIB: Final = 1 << 20
 _FABRIC_STATES: Final = ("", "not started", "in progress", "completed")
@@ -81,7 +83,7 @@ _opened: list[None] = []
 def open_library() -> None:
     """Load and initialise NVML, once. Raises DeviceError."""
     if not _opened:
-        call("init", pynvml.nvmlInitWithFlags, _NO_GPUS_NO_ATTACH)
+        call("init", pynvml.nvmlInitWithFlags, _NO_GPUS)
         _opened.append(None)
 
 

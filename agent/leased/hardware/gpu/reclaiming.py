@@ -91,7 +91,8 @@ class Reclaimer:
                     and target.place is None
                     and lease.subject.priority in self._desk.config.scrub_later
                 )
-                scrubbed = await self.scrub(target, released.sight.usage, writes=not later)
+                usage = released.sight.usage
+                scrubbed = await self.scrub(target, usage, writes=not later, lingers=True)
                 steps += scrubbed.steps
                 self._note_debt(resource_id, lease, later)
                 if target.place is not None:
@@ -104,12 +105,15 @@ class Reclaimer:
         overwritten = scrubbed.taken_bytes if scrubbed is not None else 0
         return Outcome(steps, began_ns, used_max_bytes, overwritten)
 
-    async def scrub(self, target: Target, usage: Usage, *, writes: bool) -> calls.Scrubbed:
-        """Take the whole device; overwrite it. It is closed afterwards. Raises DeviceError."""
+    async def scrub(
+        self, target: Target, usage: Usage, *, writes: bool, lingers: bool = False
+    ) -> calls.Scrubbed:
+        """Take the whole device; overwrite it. It is closed afterwards, and left but for what
+        `lingers`. Raises DeviceError."""
         config = self._desk.config
         expected = usage.total_bytes - usage.reserved_bytes - usage.used_bytes
         expected = max(0, expected - config.overhead_bytes)
-        call = calls.Scrub(target, expected, writes, self.closes(target))
+        call = calls.Scrub(target, expected, writes, self.closes(target), lingers)
         extra_ns = overwrite_extra_ns(self._desk.hardware, usage.total_bytes)
         done = await self._desk.ask(
             scrubber_of(target), "scrub", call, calls.Scrubbed, extra_ns=extra_ns
@@ -189,7 +193,7 @@ class Reclaimer:
             target=target,
             guests=self._desk.guests(resource_id, target),
             used_max_bytes=outcome.used_max_bytes,
-            budget_ns=self._desk.hardware.settle_budget_ns,
+            budget_ns=config.release_budget_ns,
             apart_ns=config.settle_apart_ns,
             scan_budget_ns=config.scan_budget_ns,
             asks_mode=asks_mode,

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases: the installed agent, asked over its socket, with tenants that outlast their leases. What
+became of each is read from the sealed chain, which both verifiers judge afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tests.hardware.bench import Bench
+from tests.hardware.case import Failed, Measured, NotRun, case, demand
+from tests.hostile.verdicts import Verdict, record
+
+if TYPE_CHECKING:
+    from tests.doubles.host_agent import HostAgent
+
+PROVEN_MS_MAX, UNSCRUBBED_MS_MAX = 5_000, 1_000
+
+
+@contextlib.contextmanager
+def _agent(bench: Bench, *, later: bool = False) -> Iterator[HostAgent]:
+    if os.geteuid() != 0:
+        raise NotRun("not root: an agent cannot enforce anything")
+    try:
+        from tests.doubles.reaper_host import usable
+        from tests.doubles.wire_peer import Remote
+        from tests.hardware.agents import NotHeld, agent_with
+    except ImportError as error:
+        raise NotRun(f"the agent is not built here: {error}") from error
+    if not usable():
+        raise NotRun("no cgroup v2 that could be written to")
+    bench.demand_idle()
+    try:
+        with bench.unwatched(), agent_with(bench.root, bench.environment, later=later) as agent:
+            yield agent
+    except (AssertionError, NotHeld, Remote) as broke:
+        raise Failed(f"{type(broke).__name__}: {broke}") from broke
+
+
+def _outlasted(agent: HostAgent, bench: Bench, trick: str) -> tuple[Measured, dict[str, Any]]:
+    """A lease whose holder plays a trick and stays past the deadline: its times, and the lease."""
+    from tests.hardware.agents import Tenant
+
+    with Tenant(agent, bench.environment, trick) as tenant:
+        return _times(agent, tenant.lease_id, tenant.outlast())
+
+
+def _times(
+    agent: HostAgent, lease_id: str, closed: dict[str, Any]
+) -> tuple[Measured, dict[str, Any]]:
+    from tests.bench.expiry import lags
+
+    told = lags(agent.audit, {lease_id})
+    measured: Measured = {"ended": closed["runtime"]["state"]}
+    if told["ended"]:
+        measured["cut_us"] = told["cut_max_ns"] // 1000
+        measured["cut_by"] = "reaper" if told["by_reaper"] else "agent"
+    if measured["ended"] == "reclaimed":
+        measured["proven_ms"] = told["cut_to_proven_max_ns"] // 1_000_000
+    return measured, closed
+
+
+def _demand_clean(measured: Measured, agent: HostAgent, lease_id: str) -> None:
+    if measured["ended"] != "reclaimed":
+        why = agent.leasectl("why", lease_id, check=None).stdout.strip()
+        raise Failed(f"not proven clean: {why}", measured)
+
+
+def _tell(bench: Bench, name: str, measured: Measured, reason: str = "") -> None:
+    if str(bench.root) != "/":
+        return  # a stand-in's verdict is not one of a GPU
+    took = {key: float(value) for key, value in measured.items() if isinstance(value, int)}
+    cut_ms = took["cut_us"] / 1000 if "cut_us" in took else None
+    times = {"cut_ms": cut_ms, "proven_ms": took.get("proven_ms")}
+    verdict = "fenced" if reason else "clean"
+    record(Verdict(name, "gpu", "gpu", verdict, reason, evidence="tests/hardware/run", **times))
+
+
+@case(
+    "At its deadline a lease is cut and proven within 5 s, all memory held and a kernel running",
+    seconds_most=90,
+    headline=("cut_us", "proven_ms"),
+)
+def agent_ends_hostile(bench: Bench) -> Measured:
+    """From `leasectl run` to the closing record, with everything overwritten and read back."""
+    with _agent(bench) as agent:
+        measured, closed = _outlasted(agent, bench, "busy")
+        _demand_clean(measured, agent, closed["lease_id"])
+    for name in ("endless_kernel", "all_memory"):
+        _tell(bench, name, measured)
+    if str(bench.root) == "/":
+        late = f"the proof took {measured['proven_ms']} ms"
+        demand(int(measured["proven_ms"]) <= PROVEN_MS_MAX, late, measured)
+    return measured
+
+
+@case(
+    "Where the overwriting is left to the next tenant's grant, the proof is there within 1 s",
+    seconds_most=90,
+    headline=("cut_us", "proven_ms"),
+)
+def agent_overwrites_later(bench: Bench) -> Measured:
+    """`scrub_later`: what is owed is known, and nobody else gets it before it is done."""
+    with _agent(bench, later=True) as agent:
+        measured, closed = _outlasted(agent, bench, "small")
+        _demand_clean(measured, agent, closed["lease_id"])
+    if str(bench.root) == "/":
+        late = f"the proof took {measured['proven_ms']} ms"
+        demand(int(measured["proven_ms"]) <= UNSCRUBBED_MS_MAX, late, measured)
+    return measured
+
+
+@case(
+    "A holder that re-opens the GPU as fast as it can across the cut loses it",
+    seconds_most=90,
+    headline=("cut_us", "proven_ms"),
+)
+def agent_reopened(bench: Bench) -> Measured:
+    """The filter first, then the kill: nothing is opened in between that stays."""
+    with _agent(bench) as agent:
+        measured, closed = _outlasted(agent, bench, "reopens")
+        _demand_clean(measured, agent, closed["lease_id"])
+    _tell(bench, "reopens", measured)
+    return measured
+
+
+@case(
+    "Memory imported outside is not granted again: the importer ends, or the GPU is fenced",
+    seconds_most=120,
+    headline=("importer", "ended"),
+)
+def agent_importer_outside(bench: Bench) -> Measured:
+    """CUDA IPC out of the lease."""
+    from tests.hostile.cuda_process import TrickFailed
+
+    with _agent(bench) as agent:
+        from tests.hardware.agents import Tenant
+
+        with Tenant(agent, bench.environment, "ipc_export") as tenant:
+            try:
+                with bench.hold("ipc_import", tenant.words[0]) as importer:
+                    measured, closed = _times(agent, tenant.lease_id, tenant.outlast())
+                    gone = importer.process.poll() is not None
+            except TrickFailed as refused:
+                raise NotRun(f"IPC is not possible here: {refused}") from refused
+        why = agent.leasectl("why", closed["lease_id"]).stdout.strip()
+        why = why.rpartition("the step that failed is ")[2]
+    measured["importer"] = "killed" if gone else "alive"
+    fenced = measured["ended"] != "reclaimed"
+    demand(gone or fenced, "he has the memory still, and the GPU counts as clean", measured)
+    _tell(bench, "ipc_export", measured, why if fenced else "")
+    return measured
+
+
+@case(
+    "A tenant computes on while its agent is killed and started again, and is ended in time",
+    seconds_most=90,
+    headline=("meanwhile", "cut_us", "proven_ms"),
+)
+def agent_killed(bench: Bench) -> Measured:
+    """kill -9: the reaper keeps the deadline, the next agent adopts the lease."""
+    with _agent(bench) as agent:
+        from tests.hardware.agents import TTL_S, Tenant, at_home
+
+        with Tenant(agent, bench.environment, "small", ttl_s=2 * TTL_S) as tenant:
+            agent.kill()
+            before = tenant.ask()
+            agent.start(environment=at_home(bench.environment))
+            after = tenant.ask()
+            measured, closed = _times(agent, tenant.lease_id, tenant.outlast())
+        measured["meanwhile"] = f"{before}, {after}"
+        _demand_clean(measured, agent, closed["lease_id"])
+    demand(before == after == "works", "it could not compute on", measured)
+    return measured
