@@ -326,7 +326,7 @@ GPU_BARS = {"a full scrub of 141 GB": 5, "no scrub": 1}
 def gpu_lines(row: Figures) -> list[Line]:
     """Deadline to cut and cut to proof of a GPU; whose driver it was is said. The bars are for a
     real one: over another driver they are neither kept nor missed."""
-    where = f"a {row['model']}, {row['evidence']}"
+    where = f"{row['model']}, {row['evidence']}"
     raw = f"p50 {{:.2f}}, max {{:.2f}} ms of {row['ended']}, {row['fenced']} fenced"
     killed_ms = row.get("killed_ms")
     lines: list[Line] = []
