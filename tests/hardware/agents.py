@@ -23,6 +23,9 @@ from tests.doubles.host_agent import REPOSITORY, HostAgent
 TTL_S = 10
 """Longer than a first context and the filling of all memory take."""
 
+MOCK_TTL_S = 6
+"""Where both take no time but that of the processes, on a host that may be busy."""
+
 PATIENCE_S = 60
 _HARDWARE = """
 [hardware.gpu]

@@ -39,11 +39,17 @@ def _agent(bench: Bench, *, later: bool = False) -> Iterator[HostAgent]:
         raise Failed(f"{type(broke).__name__}: {broke}") from broke
 
 
+def _ttl_s(bench: Bench) -> int:
+    from tests.hardware.agents import MOCK_TTL_S, TTL_S
+
+    return TTL_S if str(bench.root) == "/" else MOCK_TTL_S
+
+
 def _outlasted(agent: HostAgent, bench: Bench, trick: str) -> tuple[Measured, dict[str, Any]]:
     """A lease whose holder plays a trick and stays past the deadline: its times, and the lease."""
     from tests.hardware.agents import Tenant
 
-    with Tenant(agent, bench.environment, trick) as tenant:
+    with Tenant(agent, bench.environment, trick, _ttl_s(bench)) as tenant:
         return _times(agent, tenant.lease_id, tenant.outlast())
 
 
@@ -138,7 +144,7 @@ def agent_importer_outside(bench: Bench) -> Measured:
     with _agent(bench) as agent:
         from tests.hardware.agents import Tenant
 
-        with Tenant(agent, bench.environment, "ipc_export") as tenant:
+        with Tenant(agent, bench.environment, "ipc_export", _ttl_s(bench)) as tenant:
             try:
                 with bench.hold("ipc_import", tenant.words[0]) as importer:
                     measured, closed = _times(agent, tenant.lease_id, tenant.outlast())
@@ -162,9 +168,9 @@ def agent_importer_outside(bench: Bench) -> Measured:
 def agent_killed(bench: Bench) -> Measured:
     """kill -9: the reaper keeps the deadline, the next agent adopts the lease."""
     with _agent(bench) as agent:
-        from tests.hardware.agents import TTL_S, Tenant, at_home
+        from tests.hardware.agents import Tenant, at_home
 
-        with Tenant(agent, bench.environment, "small", ttl_s=2 * TTL_S) as tenant:
+        with Tenant(agent, bench.environment, "small", 2 * _ttl_s(bench)) as tenant:
             agent.kill()
             before = tenant.ask()
             agent.start(environment=at_home(bench.environment))
