@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.doubles.host_agent import HostAgent, obstructed
+from tests.doubles.wire_peer import Remote
 
 pytestmark = pytest.mark.root
 
@@ -164,6 +165,20 @@ def test_why_says_which_step_of_a_teardown_fenced(agent: HostAgent) -> None:
         assert told["step"] and told["lease"]["runtime"]["fenced"]
     agent.call("Admin.Unfence", admin=True, lease_id=lease_id)
     assert "it is reclaimed now" in agent.leasectl("why", lease_id).stdout
+
+
+def test_a_refused_request_is_explained_after_a_kill_by_its_record(agent: HostAgent) -> None:
+    request = "5e" * 16
+    with pytest.raises(Remote):
+        agent.acquire(1 << 50, command_id=request)
+    before = asked(agent, "why", request)["refusal"]
+    agent.kill()
+    agent.start()
+    after = asked(agent, "why", request)["refusal"]
+    for key in ("reason", "limit", "usage", "requested"):
+        assert after[key] == before[key], key
+    said = agent.leasectl("why", request).stdout
+    assert f"refused: {before['reason']}: asked {1 << 50}" in said, said
 
 
 def test_what_was_taken_is_asked_for_again_by_the_beginning_of_its_id(agent: HostAgent) -> None:

@@ -88,7 +88,7 @@ def refusal_text(refusal: objects.Refusal, console: Console) -> str:
     if numbers:
         parts.append(numbers)
     _, step = ADVICE.get(refusal.reason, (0, ""))
-    if refusal.reason == "capacity_granule":
+    if refusal.reason == "capacity_granule" and refusal.what:
         step = _GRANULE_STEP.format(quantity(refusal.what, refusal.limit))
     text = ": ".join(parts)
     if refusal.rule:
@@ -114,11 +114,9 @@ def quantity(what: str, number: int) -> str:
 
 def _numbers(refusal: objects.Refusal) -> str:
     what = refusal.what
-    if not what:
-        return ""
     if refusal.reason in _AT_AN_INSTANT:
         return ""
-    if refusal.reason == "capacity_granule":
+    if refusal.reason == "capacity_granule" and what:
         return f"{what}: asked {quantity(what, refusal.requested)}"
     named = "time" if what == "ns" else what
     parts: list[str] = []
@@ -131,7 +129,7 @@ def _numbers(refusal: objects.Refusal) -> str:
         parts.append(f"the limit is {quantity(what, refusal.limit)}")
     elif refusal.usage and refusal.reason == "device_failed":
         parts.append(f"errno {refusal.usage}")
-    return f"{named}: {', '.join(parts)}" if parts else named
+    return ": ".join(filter(None, (named, ", ".join(parts))))
 
 
 def tell(error: LeasedError, console: Console) -> int:

@@ -27,7 +27,7 @@ from leased.lessor.invariants import check
 from leased.lessor.lifecycle import CELLS, Answer, Trigger
 from leased.lessor.operations import OBSERVATIONS, ORDERS, end_lost, forbidden
 from leased.lessor.periods import begin_periods, meter_tenants
-from leased.lessor.questions import ANSWERS, Questions, visible
+from leased.lessor.questions import ANSWERS, RECALLED, Questions, visible
 from leased.lessor.queue import WaitQueue
 from leased.lessor.renewal import renewed_until_ns
 from leased.lessor.reports import REPORTS
@@ -109,6 +109,8 @@ class Lessor:
     def replay(self, event: Event, moment: Moment, sequence: int = -1) -> None:
         """Let an event sealed in the past have happened. `Start` is proposed after the last one."""
         self.table.apply(event, moment)
+        if type(event) in RECALLED:
+            self.questions.recall(event)
         if sequence >= 0 and type(event) is events.Allocated:
             self.number(event.lease_id, sequence)
 

@@ -29,6 +29,7 @@ from leased.lessor.victims import Surroundings, find_victims
 from leased.lessor.yielding import leaving_of
 from leased.terms import command as commands
 from leased.terms.command import Acquire, Caller, Command
+from leased.terms.event import Allocated, Event, Refused
 from leased.terms.identity import CommandId, LeaseId, TenantId
 from leased.terms.lease import Lease
 from leased.terms.policy import Policy
@@ -57,6 +58,21 @@ def visible(lease: Lease | None, caller: Caller) -> bool:
 REFUSED_KEPT: Final = 1024
 """Refused requests that can be asked about, the last ones."""
 
+RECALLED: Final = frozenset({Refused, Allocated})
+"""Events of the past that say what became of requests."""
+
+_REASONS: Final = frozenset(map(int, RefusalReason))
+_COUNTED_IN: Final = {
+    RefusalReason.TENANT_LEASES: "leases",
+    RefusalReason.NODE_LEASES: "leases",
+    RefusalReason.QUEUE_FULL: "waiting",
+    RefusalReason.TTL_TOO_SHORT: "ns",
+    RefusalReason.TTL_TOO_LONG: "ns",
+    RefusalReason.DURATION: "ns",
+    RefusalReason.LEVEL: "level",
+}
+"""What the numbers of a refusal are, where its reason says so."""
+
 
 class Questions:
     """Answers, from what is true between two commands."""
@@ -70,11 +86,32 @@ class Questions:
         self._refused: OrderedDict[CommandId, tuple[TenantId, Refusal]] = OrderedDict()
 
     def remember(self, acquire: Acquire, refusal: Refusal) -> None:
-        """A request was refused: its tenant may ask why for a while, but not after a restart."""
-        self._refused[acquire.command_id] = (acquire.caller.tenant, refusal)
-        self._refused.move_to_end(acquire.command_id)
+        """A request was refused: its tenant may ask why for a while."""
+        self._remember(acquire.command_id, acquire.caller.tenant, refusal)
+
+    def recall(self, refused: Event) -> None:
+        """A request was refused (or granted after all) before the agent started: what the record
+        has of it. That is neither a rule nor an instant, and a unit only where the reason implies
+        one.
+        """
+        if isinstance(refused, Allocated):
+            self.forget(refused.command_id)
+        if not isinstance(refused, Refused) or refused.reason not in _REASONS:
+            return  # a reason of a later release, which this one is back from
+        reason = RefusalReason(refused.reason)
+        numbers = (refused.limit, refused.usage, refused.requested)
+        refusal = Refusal(reason, _COUNTED_IN.get(reason, ""), *numbers)
+        self._remember(refused.command_id, refused.tenant, refusal)
+
+    def _remember(self, command_id: CommandId, tenant: TenantId, refusal: Refusal) -> None:
+        self._refused[command_id] = (tenant, refusal)
+        self._refused.move_to_end(command_id)
         if len(self._refused) > REFUSED_KEPT:
             self._refused.popitem(last=False)
+
+    def forget(self, command_id: CommandId) -> None:
+        """The same request was made again, and granted."""
+        self._refused.pop(command_id, None)
 
     def describe(self, caller: Caller, lease_id: LeaseId) -> Reply:
         """One lease."""

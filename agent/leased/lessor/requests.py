@@ -217,6 +217,7 @@ class Requests:
     ) -> None:
         """Grant, and note whose other requests may be beyond a limit by that."""
         grant(draft, self._admission, acquire, offer, lease_id=lease_id)
+        self._questions.forget(acquire.command_id)
         if self._queue:
             self._move(draft.now_ns)
             self._queue.stale = True

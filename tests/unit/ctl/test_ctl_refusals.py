@@ -55,6 +55,12 @@ def test_counted_things_are_not_given_units() -> None:
     assert "leases: asked 1, 8 of 8 in use" in refusal_text(refusal, CONSOLE)
 
 
+def test_numbers_of_a_record_that_does_not_say_of_what_are_given_without() -> None:
+    refusal = Refusal("no_capacity", "", 16384, 12288, 8192)
+    said = refusal_text(refusal, CONSOLE)
+    assert said.startswith("no_capacity: asked 8192, 12288 of 16384 in use; ")
+
+
 def test_a_reason_of_a_newer_agent_is_shown_as_it_is() -> None:
     refusal = Refusal("moon_phase", "", 0, 0, 0)
     assert refusal_text(refusal, CONSOLE) == "moon_phase"

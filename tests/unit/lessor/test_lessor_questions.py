@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from leased.lessor.questions import REFUSED_KEPT
 from leased.terms import command as commands
+from leased.terms import event as events
 from leased.terms.bounds import Bounds, publish
+from leased.terms.identity import LeaseId
 from leased.terms.lease import LeaseState, Priority, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy, TenantLimits
@@ -13,10 +18,12 @@ from leased.terms.reply import (
     Changed,
     Done,
     Explained,
+    Granted,
     Inventoried,
     Listed,
     Missing,
     Planned,
+    Refusal,
     RefusalReason,
 )
 from leased.terms.resource import ResourceKind
@@ -176,6 +183,56 @@ def test_a_waiting_request_says_what_it_waits_for_and_its_place() -> None:
     assert reply.refusal.retry_at_ns == lease.deadline_ns
     hidden = desk.say(commands.Why(desk.command_id(), BETA, second.command_id))
     assert hidden == Missing(second.command_id)
+
+
+def why(desk: Desk, acquire: commands.Acquire, caller: commands.Caller = ACME) -> object:
+    """The answer to Why of a request."""
+    return desk.say(commands.Why(desk.command_id(), caller, LeaseId(acquire.command_id)))
+
+
+def test_why_somebody_was_refused_is_known_after_a_restart_as_far_as_the_record_goes() -> None:
+    desk = Desk(mem(0, 3), policy=Policy(tenant_default=TenantLimits(leases_max=1)))
+    desk.lease()
+    acquire, later = desk.acquire(), desk.acquire()
+    desk.propose(acquire)
+    told = why(desk, acquire)
+    assert isinstance(told, Explained) and told.refusal is not None and told.refusal.rule
+    event, moment = desk.history[-1]
+    assert isinstance(event, events.Refused)
+    unknown = msgspec.structs.replace(event, command_id=later.command_id, reason=255)
+    desk.history.append((unknown, moment))
+    desk.restart()
+    known = Explained(refusal=Refusal(RefusalReason.TENANT_LEASES, "leases", 1, 1, 1))
+    assert why(desk, acquire) == why(desk, acquire, OPERATOR) == known
+    assert why(desk, acquire, BETA) == Missing(LeaseId(acquire.command_id))
+    assert why(desk, later) == Missing(LeaseId(later.command_id)), "a later release's reason"
+
+
+def test_a_refused_request_that_was_granted_later_is_not_called_refused() -> None:
+    desk = Desk(mem(0, 1))
+    lease = desk.lease()
+    acquire = desk.acquire()
+    desk.propose(acquire)
+    assert isinstance(why(desk, acquire), Explained)
+    desk.release(lease)
+    desk.reclaim(lease)
+    granted = desk.say(acquire)
+    assert isinstance(granted, Granted)
+    for _ in range(2):
+        assert why(desk, acquire) == Missing(LeaseId(acquire.command_id))
+        desk.restart(known=[granted.lease.lease_id])
+
+
+def test_no_more_than_the_last_refused_requests_are_remembered() -> None:
+    desk = Desk(mem(0, 1))
+    desk.lease()
+    first, *_, last = made = [desk.acquire() for _ in range(REFUSED_KEPT + 1)]
+    for acquire in made:
+        desk.propose(acquire)
+    for _ in range(2):
+        assert why(desk, first) == Missing(LeaseId(first.command_id))
+        assert isinstance(why(desk, last), Explained)
+        desk.restart()
 
 
 def test_a_heartbeat_comes_back() -> None:
