@@ -365,7 +365,8 @@ class PolicyMachine(RuleBasedStateMachine):
                 assert book.verdict(ask, now_ns)[0] == "wait", "it waits for nothing"
             waiting = queue.find(CommandId(command_id))
             assert waiting is not None
-            told = any(book.leases[one]["state"] != "closed" for one in waiting.victims)
+            over = ("closed", "fenced")
+            told = any(book.leases[one]["state"] not in over for one in waiting.victims)
             if not told and now_ns >= waiting.spared_until_ns:
                 assert not book.victims(ask, now_ns), "somebody could make way, and was not told"
 

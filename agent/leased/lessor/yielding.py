@@ -26,6 +26,7 @@ from leased.lessor.queue import Waiting, WaitQueue, key_of
 from leased.lessor.table import LeaseTable
 from leased.lessor.victims import Surroundings, Victim, find_victims
 from leased.terms.identity import LeaseId
+from leased.terms.lease import LeaseState
 from leased.terms.policy import Policy
 from leased.terms.reply import RefusalReason
 
@@ -184,8 +185,10 @@ def _may(draft: Draft, waiting: Waiting, policy: Policy) -> bool:
     leaves everybody alone for a while.
     """
     if waiting.victims:
-        if any(lease_id in draft.table.leases for lease_id in waiting.victims):
-            return False
+        leases = draft.table.leases
+        known = [leases[one] for one in waiting.victims if one in leases]
+        if any(one.state is not LeaseState.FENCED for one in known):
+            return False  # some are still on their way
         waiting.victims = ()
         waiting.spared_until_ns = draft.now_ns + policy.preemption.cooldown_ns
     return draft.now_ns >= max(
