@@ -27,6 +27,9 @@ WIDE_BYTES = 16
 Key = tuple[int, int, int]
 """Kind, tier (or ANY) and priority: what has a price."""
 
+Rows = tuple[tuple[str, int, int, int, bytes], ...]
+"""What `Metered` says: period, kind, tier, priority, capacity x ns."""
+
 
 _KEYS: Final = tuple(
     tuple(
@@ -49,14 +52,16 @@ def keyed(subject: Subject) -> list[tuple[Key, int]]:
 
 class Meter:
     """What one tenant has on the ledger, by period. `spare` is what it may certainly still use up,
-    in capacity x ns of whatever is dearest, as far as `spare_by` goes (`budget`).
+    in capacity x ns of whatever is dearest, as far as `spare_by` goes (`budget`). `said` is what
+    `rows_of` it was last.
     """
 
-    __slots__ = ("_rows", "_to_all", "spare", "spare_by")
+    __slots__ = ("_rows", "_to_all", "said", "spare", "spare_by")
 
     def __init__(self) -> None:
         self._rows: dict[Period, dict[Key, int]] = {period: {} for period in Period}
         self._to_all: dict[Key, int] = {}
+        self.said: Rows = ()
         self.spare = 0
         self.spare_by: tuple[object, object] = (None, None)
 
@@ -140,6 +145,10 @@ class Ledger:
 
     def set(self, event: events.Metered) -> None:
         """What a tenant has, all of it."""
+        known = self._meters.get(event.tenant)
+        if known is not None and known.said is event.rows:  # it is what it says of itself
+            known.said = ()
+            return
         if not event.rows:
             self._meters.pop(event.tenant, None)
             return
@@ -152,15 +161,16 @@ class Ledger:
         self.began_ns, self._last_ns = dict.fromkeys(Period, 0), 0
 
 
-def rows_of(meter: Meter) -> tuple[tuple[str, int, int, int, bytes], ...]:
+def rows_of(meter: Meter) -> Rows:
     """What `Metered` says of a meter. A tenant that has used nothing has one row of nothing."""
-    found = tuple(
+    found = [
         (period.value, *key, capacity_ns.to_bytes(WIDE_BYTES, "big"))
         for period, rows in meter.rows.items()
         for key, capacity_ns in rows.items()
         if capacity_ns
-    )
-    return found or ((Period.DAY.value, 0, ANY, 0, bytes(WIDE_BYTES)),)
+    ]
+    meter.said = tuple(found) or ((Period.DAY.value, 0, ANY, 0, bytes(WIDE_BYTES)),)
+    return meter.said
 
 
 def fresh(leases: Iterable[tuple[Lease, int]], now_ns: int) -> Meter:
