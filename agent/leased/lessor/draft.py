@@ -120,7 +120,8 @@ class Draft:
         """A lease is closed, and will not be replayed: what it used up is noted, if that counts."""
         meter = self.table.ledger.meter(tenant)
         if meter is not None:
-            self.emit(events.Metered(self.event_id(), tenant, rows_of(meter)))
+            meter.said = rows_of(meter)
+            self.emit(events.Metered(self.event_id(), tenant, meter.said))
 
     def end(self, lease: Lease, trigger: Trigger, facts: Facts) -> Cell:
         """As `move`, for a trigger that ends a live lease: one whose time is over has ended by

@@ -53,7 +53,7 @@ def keyed(subject: Subject) -> list[tuple[Key, int]]:
 class Meter:
     """What one tenant has on the ledger, by period. `spare` is what it may certainly still use up,
     in capacity x ns of whatever is dearest, as far as `spare_by` goes (`budget`). `said` is what
-    `rows_of` it was last.
+    an event that is about to be sealed says of it, and what it is.
     """
 
     __slots__ = ("_rows", "_to_all", "said", "spare", "spare_by")
@@ -146,7 +146,7 @@ class Ledger:
     def set(self, event: events.Metered) -> None:
         """What a tenant has, all of it."""
         known = self._meters.get(event.tenant)
-        if known is not None and known.said is event.rows:  # it is what it says of itself
+        if known is not None and known.said is event.rows:
             known.said = ()
             return
         if not event.rows:
@@ -169,8 +169,7 @@ def rows_of(meter: Meter) -> Rows:
         for key, capacity_ns in rows.items()
         if capacity_ns
     ]
-    meter.said = tuple(found) or ((Period.DAY.value, 0, ANY, 0, bytes(WIDE_BYTES)),)
-    return meter.said
+    return tuple(found) or ((Period.DAY.value, 0, ANY, 0, bytes(WIDE_BYTES)),)
 
 
 def fresh(leases: Iterable[tuple[Lease, int]], now_ns: int) -> Meter:
