@@ -25,7 +25,7 @@ from tests.mocks.nvml.control import Machine, Unavailable
 REPOSITORY = Path(__file__).resolve().parents[2]
 NO_GPU, CHANGED = 66, 70
 NOBODY = 65534
-SUITE_BUDGET_S = 170
+SUITE_BUDGET_S = 330
 
 
 @pytest.fixture
