@@ -250,7 +250,7 @@ def choose_ttl(stage: Stage) -> int:
     began = time.monotonic()
     read(stage, "ls", admin=True)
     took_s = time.monotonic() - began
-    ttl_s = max(TTL_S, math.ceil(RENEW_AFTER_S + 6 * took_s))
+    ttl_s = max(TTL_S, math.ceil(RENEW_AFTER_S + 12 * took_s))
     if ttl_s > TTL_S:
         print(f"    One command takes {took_s:.1f} s here, so the lease is of {ttl_s} s.")
     return ttl_s
