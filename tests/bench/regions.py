@@ -6,9 +6,11 @@ alone (one `ibv_dereg_mr` of another program's, none of our code involved), by a
 order, and by the kill of a lease's cgroup, which is the reaper's cut. What is told of each: when
 the last read came back that went through, and when the first came back that did not.
 
-Rule: all three on the same devices with the same peer, in turns. A request that finds its queue
-pair gone is answered by nobody, so after a kill the peer's own timer says when it gives up: what it
-is set to is told beside it.
+Rule: all of them on the same devices with the same peer, in turns. What ends with a process ends
+when the kernel has ended that, so beside the reaper's cut there is what the kernel alone takes for
+the same owner of the same objects: one word to cgroup.kill, nothing before it. A request that finds
+its queue pair gone is answered by nobody, so after a kill the peer's own timer says when it gives
+up: what it is set to is told beside it.
 
 Needs the machine of tests/vm: two soft-RoCE devices.
 """
@@ -16,6 +18,7 @@ Needs the machine of tests/vm: two soft-RoCE devices.
 from __future__ import annotations
 
 import os
+import select
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +31,7 @@ from leased.hardware.devices import Devices
 from leased.terms.moment import NS_PER_MS
 from tests.bench.loadgen import Figures
 from tests.doubles.rdma_host import SoftDevice, cabled
-from tests.doubles.rdma_leases import hands, holding, race, region
+from tests.doubles.rdma_leases import Held, hands, holding, now_ns, race, region
 from tests.vm.guest.remote_peer import GIVES_UP_MS, RemotePeer
 
 Taken = tuple[int, int, dict[str, Any]]
@@ -84,10 +87,37 @@ async def _withdrawn(
 async def _killed(
     device: SoftDevice, devices: Devices, _theirs: RemotePeer, peer: RemotePeer
 ) -> Taken:
+    return await _ended(device, devices, peer, Held.kill)
+
+
+async def _killed_by_the_kernel(
+    device: SoftDevice, devices: Devices, _theirs: RemotePeer, peer: RemotePeer
+) -> Taken:
+    return await _ended(device, devices, peer, _by_one_word)
+
+
+def _by_one_word(held: Held) -> tuple[int, int]:
+    """The kernel's own part of a cut; (began, everybody gone), boottime ns."""
+    pidfd = os.pidfd_open(held.owner_pid)
+    try:
+        began_ns = now_ns()
+        Path(held.prepared.cgroup, "cgroup.kill").write_text("1")
+        select.select([pidfd], [], [])
+        return began_ns, now_ns()
+    finally:
+        os.close(pidfd)
+
+
+async def _ended(
+    device: SoftDevice,
+    devices: Devices,
+    peer: RemotePeer,
+    how: Callable[[Held], tuple[int, int]],
+) -> Taken:
     async with holding(devices, region(device)) as held:
         await race(peer, await held.connect(peer))
         with real_time():
-            began_ns, ended_ns = held.kill()
+            began_ns, ended_ns = how(held)
         return began_ns, ended_ns, await trio.to_thread.run_sync(peer.answer)
 
 
@@ -104,6 +134,7 @@ def real_time() -> Iterator[None]:
 
 WAYS = {
     "the kernel alone (ibv_dereg_mr)": _by_the_kernel,
+    "the kernel alone (cgroup.kill)": _killed_by_the_kernel,
     "a lease that ends in order": _withdrawn,
     "a lease whose cgroup is killed": _killed,
 }

@@ -2,8 +2,10 @@
 """The agent under measurement: its own state and runtime directory, its own reaper, its real
 socket.
 
-Rule: it runs as it would in production but for its paths and limits on callers; what it is asked
-here goes over the socket. Only processes started here are ended, each by its id.
+Rule: it runs as it would in production but for its paths and limits on callers: what is in /run
+there is on a tmpfs here, because a cut writes down what it does, and on a disk would wait for the
+journal of the file system whenever somebody syncs. What it is asked goes over the socket. Only
+processes started here are ended, each by its id.
 
 Does not measure.
 """
@@ -12,15 +14,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+TMPFS = Path("/dev/shm")
 REPOSITORY = Path(__file__).resolve().parents[2]
 READY_S_MAX = 300
 STOP_S_MAX = 20
@@ -47,9 +52,10 @@ class RunningAgent:
 
     def __init__(self, directory: Path, *, ttl_min: str = "500ms", more: str = "") -> None:
         """`more` are further sections of its configuration, as text."""
-        self.state, self.runtime = directory / "state", directory / "run"
-        for path in (self.state, self.runtime):
-            path.mkdir(parents=True, exist_ok=True)
+        self.state = directory / "state"
+        self.state.mkdir(parents=True, exist_ok=True)
+        self.runtime = Path(tempfile.mkdtemp(dir=TMPFS, prefix="leased-bench-"))
+        self.runtime.chmod(0o755)
         self.config = directory / "leased.toml"
         self.config.write_text(
             CONFIG.format(state=self.state, runtime=self.runtime, ttl_min=ttl_min, more=more)
@@ -119,11 +125,12 @@ class RunningAgent:
             self._process = None
 
     def close(self) -> None:
-        """Stop the agent and then its reaper."""
+        """Stop the agent and then its reaper. Idempotent."""
         self.stop()
         if self._reaper_pid:
             os.kill(self._reaper_pid, signal.SIGKILL)
             self._reaper_pid = 0
+        shutil.rmtree(self.runtime, ignore_errors=True)
 
     def call(self, method: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
         """One Varlink call over a connection of its own. Raises SystemExit if it is refused."""

@@ -8,6 +8,7 @@ Does not measure: the figures are made up.
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.bench.chain import chain_lines
 from tests.bench.loadgen import Figures
 from tests.bench.peer import read_log_file
 from tests.bench.quota import quota_lines
+from tests.bench.running_agent import RunningAgent
 from tests.bench.throughput import CLIENTS
 
 
@@ -160,13 +162,18 @@ def test_a_scrub_is_held_against_what_the_memory_takes() -> None:
 
 
 def test_a_peer_is_refused_in_time_or_had_its_last_answer_in_time() -> None:
-    row = {"way": "the kernel alone", "rounds": 3, "gives_up_ms": 1074, "refused_p50_ns": 10**6}
-    row |= {"refused_max_ns": 6 * 10**6, "last_max_ns": 10**6}
+    row = {"rounds": 3, "gives_up_ms": 1074, "refused_p50_ns": 10**6, "taking_p50_ns": 10**6}
+    row |= {"refused_max_ns": 6 * 10**6, "last_p50_ns": 10**6, "last_max_ns": 10**6}
     slow = {"refused_max_ns": 11 * 10**6, "last_max_ns": 13 * 10**6}
-    rows = [row, {**row, "way": "in order"}, {**row, "way": "in order", **slow}]
+    alone = {**row, "way": "the kernel alone (ibv_dereg_mr)"}
+    rows = [alone, {**row, "way": "in order"}, {**row, "way": "in order", **slow}]
     rows += [{**row, "way": "killed", "refused_max_ns": 10**9}, {**row, "way": "killed", **slow}]
     held = [line.held for line in table.region_lines(rows)]
     assert held == [None, True, True, True, False], "12 ms: twice what the kernel alone takes"
+    ends = {**row, "way": "the kernel alone (cgroup.kill)", "last_max_ns": 10**9}
+    for takes_ns, holds in ((6_500_000, True), (6_499_999, False)):
+        lines = table.region_lines([*rows, {**ends, "taking_p50_ns": takes_ns}])
+        assert [line.held for line in lines] == [None, True, True, True, holds, None]
     assert not table.region_lines([])
 
 
@@ -223,6 +230,19 @@ def test_a_part_that_is_measured_again_replaces_itself_alone() -> None:
     text = published.markdown(later)
     assert "2.00 s | <= 5 s |" in text and "`--only restart`, 2026-02-01, Linux 6.1, abc" in text
     assert "50.0 MB" in text and "`--only idle`, 2026-01-01" in text and "each kind" not in text
+
+
+def test_what_the_reaper_writes_at_a_cut_waits_for_no_disk(tmp_path: Path) -> None:
+    agent = RunningAgent(tmp_path)
+    try:
+        kind = subprocess.run(
+            ["stat", "-f", "-c", "%T", agent.runtime], check=True, capture_output=True, text=True
+        )
+        assert kind.stdout.strip() == "tmpfs", "as /run is, where it is installed"
+        assert f'runtime_dir = "{agent.runtime}"' in agent.config.read_text()
+    finally:
+        agent.close()
+    assert not agent.runtime.exists()
 
 
 def test_the_readme_shows_the_published_figures() -> None:

@@ -17,7 +17,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -312,6 +312,26 @@ class Crew:
         if link is not None:
             link.abandon()
             self._leaving.append(link)
+
+    @contextlib.contextmanager
+    def lent(self, spare: str, name: str) -> Iterator[None]:
+        """For the `with`, whoever stands by as `spare` (or a new one) is the worker `name`. Who
+        comes back from work that may hang stands by again, if nobody else does."""
+        self._rename(spare, name)
+        try:
+            yield
+        except BaseException:
+            self.dismiss(name)
+            raise
+        if not self._rename(name, spare):
+            self.dismiss(name)
+
+    def _rename(self, name: str, other: str) -> bool:
+        if name not in self._links or other in self._links:
+            return False
+        self._links[other] = self._links.pop(name)
+        self._links[other].name = other
+        return True
 
     def is_stuck(self, name: str) -> bool:
         """Whether a worker of that name hangs in the kernel and does not even die."""

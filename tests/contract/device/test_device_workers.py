@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import shutil
@@ -79,6 +80,36 @@ async def test_a_worker_that_is_nobodys_hurry_goes_after_the_others() -> None:
         mine = os.getpriority(os.PRIO_PROCESS, 0)
         nice = sorted(os.getpriority(os.PRIO_PROCESS, pid) for pid in workers())
         assert nice == [mine, min(19, mine + DEFERRED_NICE)]
+    finally:
+        crew.close()
+
+
+async def test_who_stands_by_is_sent_to_one_drive_after_the_other_and_hangs_for_nobody() -> None:
+    crew = Crew(HardwareConfig())
+
+    async def ask(name: str) -> int:
+        before = {*workers()}
+        await crew.task(name, "block", "stand ready", Nothing(), Nothing)
+        [*new] = {*workers()} - before
+        return os.pidfd_open(new[0]) if new else -1
+
+    def ended(pidfd: int, seconds: float = 60) -> bool:
+        return bool(select.select([pidfd], [], [], seconds)[0])
+
+    try:
+        first = await ask("spare")
+        for drive in ("one", "other"):
+            with crew.lent("spare", drive):
+                assert await ask(drive) < 0, "no process began"
+        with crew.lent("spare", "one"), crew.lent("spare", "other"):
+            second = await ask("other")
+        assert ended(first) and await ask("spare") < 0, "one stands by, and no more"
+        with pytest.raises(DeviceError), crew.lent("spare", "one"):
+            raise DeviceError("worker_answer", errno.ETIMEDOUT, "it hangs")
+        third = await ask("spare")
+        assert ended(second) and not ended(third, 0), "who hung is sent nowhere any more"
+        for pidfd in (first, second, third):
+            os.close(pidfd)
     finally:
         crew.close()
 

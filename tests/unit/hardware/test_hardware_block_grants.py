@@ -6,13 +6,15 @@ of the agent has left: mappings of nobody's, namespaces that a fence keeps.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 import pytest
 
 from leased.hardware.block import calls
-from leased.hardware.block.backend import BlockBackend
+from leased.hardware.block.backend import SPARE, BlockBackend
 from leased.hardware.block.config import BlockConfig, Offer
 from leased.hardware.block.drives import Drive, Layout
 from leased.hardware.block.names import mapping_uuid
@@ -37,6 +39,8 @@ class Crew:
     def __init__(self) -> None:
         self.failing: dict[str, DeviceError] = {}
         self.asked: list[tuple[str, Any]] = []
+        self.workers: list[str] = []
+        self.lents: list[tuple[str, str]] = []
         self.mapped: tuple[str, ...] = ()
         self.seen = calls.Seen((), ())
 
@@ -45,6 +49,7 @@ class Crew:
     ) -> Any:
         assert backend == "block" and worker
         self.asked.append((verb, argument))
+        self.workers.append(worker)
         identity = getattr(argument, "identity", "")
         if verb in self.failing:
             raise self.failing.pop(verb)
@@ -67,6 +72,11 @@ class Crew:
 
     def defer(self, name: str) -> None:
         assert name == "block survey"
+
+    @contextmanager
+    def lent(self, spare: str, name: str) -> Iterator[None]:
+        self.lents.append((spare, name))
+        yield
 
     def dismiss(self, name: str) -> None:
         """A worker that is not needed any more."""
@@ -118,6 +128,20 @@ async def test_whatever_was_granted_is_erased_by_whoever_finds_it() -> None:
     await backend.prove(lease, [ONE])
     assert crew.sent("clean") == [FIRST]
     assert [one.untouched for asked, one in crew.asked if asked == "prove"] == [False]
+
+
+async def test_no_teardown_of_a_raw_lease_waits_for_a_process_to_start() -> None:
+    raw = Allotment(f"block:raw:{FIRST}", ResourceKind.BLOCK, None, 1 << 20)
+    for offers_raw in (True, False):
+        crew = Crew()
+        crew.seen = calls.Seen((seen(identity=FIRST),), ())
+        block = BlockConfig(namespaces=(FIRST,), raw=offers_raw)
+        backend = BlockBackend(crew, HardwareConfig(block=block))  # type: ignore[arg-type]
+        await backend.survey()
+        assert (SPARE in crew.workers) is offers_raw, "it stands by where something is erased"
+        for lease, allotment in ((make_lease(ONE), ONE), (make_lease(raw), raw)):
+            await backend.scrub(lease, [allotment])
+        assert crew.lents == [(SPARE, crew.workers[-1])], "the key alone is forgotten by anybody"
 
 
 # ---- what an earlier run has left ----------------------------------------------------------------

@@ -27,19 +27,27 @@ NATIVE = Path(__file__).resolve().parents[3] / "native"
 
 
 @pytest.mark.parametrize(
-    ("said", "identity"),
+    ("said", "identity", "last"),
     [
-        ({"nguid": "0025385b-71b0-0a1c-0001", "eui": "00 25"}, "0025385b71b00a1c0001"),
-        ({"nguid": "00000000-0000-0000-0000-000000000000", "eui": "00 25 38 5B"}, "0025385b"),
-        ({"eui": "00 00 00 00 00 00 00 00", "uuid": "5F6C1FD6-0CF2"}, "5f6c1fd60cf2"),
-        ({"wwid": "nvme.1b36-6c65-51454d55-00000002"}, "nvme.1b36-6c65-51454d55-00000002"),
-        ({"wwid": "a wwid, with/what:no id has"}, "a_wwid_with_what_no_id_has"),
-        ({}, ""),
+        ({"nguid": "0025385b-71b0-0a1c-0001", "eui": "00 25"}, "0025385b71b00a1c0001", "nguid"),
+        ({"nguid": "00000000-0000-0000-0000-0000", "eui": "00 25 38 5B"}, "0025385b", "eui"),
+        ({"eui": "00 00 00 00 00 00 00 00", "uuid": "5F6C1FD6-0CF2"}, "5f6c1fd60cf2", "uuid"),
+        ({"wwid": "nvme.1b36-6c65-51454d5"}, "nvme.1b36-6c65-51454d5", "wwid"),
+        ({"wwid": "a wwid, with/what:no id has"}, "a_wwid_with_what_no_id_has", "wwid"),
+        ({}, "", "wwid"),
     ],
 )
-def test_the_identity_is_the_first_that_says_anything(said: dict[str, str], identity: str) -> None:
-    whole = {"nguid": None, "eui": None, "uuid": None, "wwid": None, **said}
-    assert identity_of(**whole) == identity
+def test_the_identity_is_the_first_that_says_anything(
+    said: dict[str, str], identity: str, last: str
+) -> None:
+    asked: list[str] = []
+
+    def told(name: str) -> str | None:
+        asked.append(name)
+        return said.get(name)
+
+    assert identity_of(told) == identity
+    assert asked[-1] == last, "nothing is read in vain"
 
 
 def test_a_raw_namespace_is_another_way_to_the_same_bytes() -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -58,6 +58,7 @@ from leased.terms.teardown import StepReport
 ACCESS_NAME: Final = "LEASE_BLOCK_"
 SURVEYOR: Final = "block survey"
 PROOF: Final = "proof "
+SPARE: Final = "block spare"
 WORKERS_MAX: Final = 4
 SCAN_BUDGET_NS: Final = 2_000_000_000
 _EVIDENCE: Final = struct.Struct("<IIIQI")
@@ -136,9 +137,11 @@ class BlockBackend:
         return found
 
     async def _warm(self, offered: Iterable[str]) -> None:
-        """Have the workers of the proofs there: a teardown should not wait for a process to
-        start."""
+        """Have the workers of the proofs there, and one that erases: a teardown should not wait for
+        a process to start."""
+        erases = bool(offered) and (self._config.raw or self._config.crypt_erase)
         fresh = {self._worker(identity, PROOF) for identity in offered} - self._warmed
+        fresh |= {SPARE} - self._warmed if erases else set()
 
         async def one(worker: str) -> None:
             nothing = calls.Nothing()
@@ -291,13 +294,10 @@ class BlockBackend:
         worker = f"block erase {identity}" if ways else self._worker(identity)
         extra_ns = self._config.settle_budget_ns
         extra_ns += erase_extra_ns(self._hardware, allotment.capacity, raw=raw)
-        try:
+        with self._crew.lent(SPARE, worker) if ways else nullcontext():
             done = await self._crew.task_again(
                 worker, "block", "clean", asked, calls.Cleaned, extra_ns=extra_ns
             )
-        finally:
-            if ways:
-                self._crew.dismiss(worker)
         self._ways[lease.lease_id, identity] = done.way
         return done
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Iterable, Iterator
 
 LOOK_BYTES = 256 << 10
 _KNOWN = (
@@ -31,8 +32,9 @@ _KNOWN = (
 
 def describe_contents(fd: int, size_bytes: int) -> str:
     """What the device (open for direct reading) holds; "" if it is blank. Raises OSError."""
-    for offset in sorted({0, max(0, size_bytes - LOOK_BYTES)}):
-        found = name_contents(read_direct(fd, offset, min(LOOK_BYTES, size_bytes)))
+    offsets = sorted({0, max(0, size_bytes - LOOK_BYTES)})
+    for _, data in read_each(fd, offsets, min(LOOK_BYTES, size_bytes)):
+        found = name_contents(data)
         if found:
             return found
     return ""
@@ -40,7 +42,7 @@ def describe_contents(fd: int, size_bytes: int) -> str:
 
 def name_contents(data: bytes) -> str:
     """What some part of a device looks like; "" if there is nothing in it."""
-    if not data.strip(b"\0"):
+    if is_zero(data):
         return ""
     for name, offset, magic in _KNOWN:
         if data[offset : offset + len(magic)] == magic:
@@ -48,22 +50,40 @@ def name_contents(data: bytes) -> str:
     return "data of some kind"
 
 
+def is_zero(data: bytes) -> bool:
+    """Whether there is nothing else in it."""
+    return data == bytes(len(data))
+
+
 def read_direct(fd: int, offset: int, size_bytes: int) -> bytes:
     """Read past every cache. Raises OSError."""
+    [(_, data)] = read_each(fd, (offset,), size_bytes)
+    return data
+
+
+def read_each(fd: int, offsets: Iterable[int], size_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """So much at each place, past every cache: (offset, data). Raises OSError."""
     with mmap.mmap(-1, size_bytes) as page:
-        got = 0
-        while got < size_bytes:
-            count = os.preadv(fd, [memoryview(page)[got:]], offset + got)
-            if count == 0:
-                raise OSError(errno.EIO, "the device ends before its size")
-            got += count
-        return page[:]
+        for offset in offsets:
+            got = 0
+            while got < size_bytes:
+                count = os.preadv(fd, [memoryview(page)[got:]], offset + got)
+                if count == 0:
+                    raise OSError(errno.EIO, "the device ends before its size")
+                got += count
+            yield offset, page[:]
 
 
 def write_direct(fd: int, offset: int, data: bytes) -> None:
     """Write past every cache. Raises OSError."""
-    with mmap.mmap(-1, len(data)) as page:
-        page[:] = data
-        done = 0
-        while done < len(data):
-            done += os.pwritev(fd, [memoryview(page)[done:]], offset + done)
+    write_each(fd, ((offset, data),), len(data))
+
+
+def write_each(fd: int, writes: Iterable[tuple[int, bytes]], size_bytes: int) -> None:
+    """Each (offset, data of that size), past every cache. Raises OSError."""
+    with mmap.mmap(-1, size_bytes) as page:
+        for offset, data in writes:
+            page[:] = data
+            done = 0
+            while done < size_bytes:
+                done += os.pwritev(fd, [memoryview(page)[done:]], offset + done)

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 
 from leased.hardware.block import canaries, drives, verbs
 from leased.hardware.block.calls import Clean, Cleaned
-from leased.hardware.block.contents import LOOK_BYTES, write_direct
+from leased.hardware.block.contents import LOOK_BYTES, write_each
 from leased.hardware.block.drives import Drive, Erase, Sanitizing
 from leased.hardware.block.examining import examine_drive, examine_layout, other_namespaces
 from leased.hardware.block.mapping import control, end, now_ns
@@ -83,8 +83,9 @@ def _erase(call: Clean, namespace: Namespace) -> tuple[str, int]:
                 raise DeviceError("block_erase", errno.ENOTSUP, "no way to erase is configured")
             return "", _zero_marks(fd, call)
         way = _choose_now(call, namespace)
-        for offset in inner_places(call.seed, call.size_bytes, call.canaries):
-            write_direct(fd, offset, canaries.content(call.seed, offset))
+        offsets = inner_places(call.seed, call.size_bytes, call.canaries)
+        marks = ((offset, canaries.content(call.seed, offset)) for offset in offsets)
+        write_each(fd, marks, canaries.BLOCK_BYTES)
         verbs.flush_device(fd)
         _carry_out(way, fd, call, namespace)
         _zero_edges(fd, call.size_bytes)

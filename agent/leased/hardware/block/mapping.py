@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from leased.hardware.block import canaries, verbs
 from leased.hardware.block.calls import NOT_BEGUN, Mapped, Nothing, Readied, Ready, Undo
-from leased.hardware.block.contents import describe_contents, read_direct, write_direct
+from leased.hardware.block.contents import describe_contents, read_each, write_each
 from leased.hardware.block.names import PREFIX, lease_in
 from leased.hardware.block.namespaces import Namespace, Number
 from leased.hardware.block.opening import opened, resolve
@@ -125,12 +125,13 @@ def _check_encrypted(number: Number, namespace: Namespace, call: Ready) -> int:
     try:
         with opened(namespace, os.O_RDONLY | os.O_DIRECT) as below:
             offsets = canaries.places(call.seed, namespace.size_bytes, call.canaries)
-            for offset in offsets:
-                written = canaries.content(call.seed, offset)
-                write_direct(fd, offset, written)
-                if read_direct(fd, offset, len(written)) != written:
+            written = {offset: canaries.content(call.seed, offset) for offset in offsets}
+            write_each(fd, written.items(), canaries.BLOCK_BYTES)
+            for offset, read in read_each(fd, offsets, canaries.BLOCK_BYTES):
+                if read != written[offset]:
                     raise DeviceError("block_check", errno.EIO, "a block does not read back")
-                if read_direct(below, offset, len(written)) == written:
+            for offset, read in read_each(below, offsets, canaries.BLOCK_BYTES):
+                if read == written[offset]:
                     raise DeviceError("block_check", errno.EIO, "a block is not encrypted")
     finally:
         os.close(fd)

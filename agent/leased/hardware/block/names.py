@@ -12,6 +12,7 @@ Does not look at the host.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from leased.terms.identity import ID_BYTES, LeaseId
 from leased.terms.lease import Lease
@@ -23,12 +24,14 @@ _EMPTY = re.compile(r"[0\s-]*")
 _UNFIT = re.compile(r"[^0-9a-zA-Z.-]+")
 
 
-def identity_of(*, nguid: str | None, eui: str | None, uuid: str | None, wwid: str | None) -> str:
-    """The namespace's permanent identity from what sysfs says of it; "" if it has none."""
-    for text in (nguid, eui, uuid):
+def identity_of(told: Callable[[str], str | None]) -> str:
+    """The namespace's permanent identity from what sysfs says of it under each name, asked no
+    further than it must be; "" if it has none."""
+    for name in ("nguid", "eui", "uuid"):
+        text = told(name)
         if text is not None and not _EMPTY.fullmatch(text):
             return re.sub(r"[\s-]", "", text).lower()
-    return _UNFIT.sub("_", wwid or "")
+    return _UNFIT.sub("_", told("wwid") or "")
 
 
 def resource_id(identity: str, *, raw: bool = False) -> str:

@@ -73,13 +73,13 @@ class Namespace(msgspec.Struct, frozen=True, array_like=True):
 def list_namespaces(root: Path = Path("/")) -> tuple[Namespace, ...]:
     """Every namespace of the host, by name."""
     controllers = _controllers(root)
-    return tuple(_namespace(place, controllers) for place in _heads(root))
+    return tuple(_namespace(place, _identity(place), controllers) for place in _heads(root))
 
 
 def find_namespace(identity: str, root: Path = Path("/")) -> Namespace | None:
     """The one that calls itself so now; None if none does, or more than one."""
     found = [place for place in _heads(root) if _identity(place) == identity]
-    return _namespace(found[0], _controllers(root)) if len(found) == 1 else None
+    return _namespace(found[0], identity, _controllers(root)) if len(found) == 1 else None
 
 
 def is_still(namespace: Namespace, number: Number, root: Path = Path("/")) -> bool:
@@ -97,12 +97,7 @@ def _heads(root: Path) -> Iterator[Path]:
 
 
 def _identity(place: Path) -> str:
-    return identity_of(
-        nguid=read_text(place / "nguid"),
-        eui=read_text(place / "eui"),
-        uuid=read_text(place / "uuid"),
-        wwid=read_text(place / "wwid"),
-    )
+    return identity_of(lambda name: read_text(place / name))
 
 
 def list_controllers(nqn: str, root: Path = Path("/")) -> tuple[Controller, ...]:
@@ -129,13 +124,15 @@ def _controllers(root: Path) -> dict[str, list[Controller]]:
     return found
 
 
-def _namespace(place: Path, controllers: dict[str, list[Controller]]) -> Namespace:
+def _namespace(
+    place: Path, identity: str, controllers: dict[str, list[Controller]]
+) -> Namespace:
     def text(name: str) -> str:
         return (read_text(place / name) or "").strip()
 
     nqn = text("device/subsysnqn")
     return Namespace(
-        _identity(place),
+        identity,
         place.name,
         _number(place),
         read_int(place / "nsid") or 0,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from leased.hardware.block import canaries, verbs
 from leased.hardware.block.calls import Prove, Proven
-from leased.hardware.block.contents import LOOK_BYTES, describe_contents, read_direct
+from leased.hardware.block.contents import LOOK_BYTES, describe_contents, is_zero, read_each
 from leased.hardware.block.erasing import inner_places
 from leased.hardware.block.mapping import control, now_ns
 from leased.hardware.block.names import PREFIX
@@ -92,10 +92,11 @@ def _ask_drive(call: Prove, namespace: Namespace) -> int:
 
 def _look_at_canaries(fd: int, call: Prove, namespace: Namespace) -> int:
     offsets = inner_places(call.seed, call.size_bytes, call.canaries)
-    for offset in offsets:
-        found = read_direct(fd, offset, canaries.BLOCK_BYTES)
+    for offset, found in read_each(fd, offsets, canaries.BLOCK_BYTES):
+        if is_zero(found):
+            continue  # and so no canary
         if found == canaries.content(call.seed, offset):
             raise DeviceError("canary", errno.EIO, f"{namespace.identity}: alive at {offset}")
-        if call.zeroed and found.strip(b"\0"):
+        if call.zeroed:
             raise DeviceError("canary", errno.EIO, f"{namespace.identity}: not zero at {offset}")
     return len(offsets) + 2 * LOOK_BYTES // canaries.BLOCK_BYTES

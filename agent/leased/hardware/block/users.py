@@ -50,12 +50,13 @@ def find_uses(numbers: Collection[Number], root: Path = Path("/")) -> tuple[Use,
 
 def _mounts(sought: frozenset[Number], root: Path) -> Iterable[Use]:
     seen: set[str] = set()
+    folder = os.fspath(root / "proc")
     for pid in _pids(root):
-        place = root / "proc" / pid
-        namespace = _link(place / "ns/mnt")
+        # Of thousands of processes: no Path for each.
+        namespace = _link(f"{folder}/{pid}/ns/mnt")
         if namespace is not None and namespace in seen:
             continue
-        text = _text_of(place / "mountinfo")
+        text = _text_of(Path(folder, pid, "mountinfo"))
         if text is None:
             continue
         if namespace is not None:
@@ -139,8 +140,9 @@ def _behind_loop(root: Path, name: str) -> Number | None:
 
 def _pids(root: Path) -> list[str]:
     """Ours first: what is read of it need not be read of anybody else."""
+    own = str(os.getpid())
     names = [name for name in list_names(root / "proc") if name.isdecimal()]
-    return sorted(names, key=lambda name: (name != str(os.getpid()), int(name)))
+    return sorted(names, key=lambda name: name != own)
 
 
 def _text_of(path: Path) -> str | None:
@@ -155,7 +157,7 @@ def _text_of(path: Path) -> str | None:
         raise DeviceError("users", error.errno or errno.EIO, str(path)) from error
 
 
-def _link(path: Path) -> str | None:
+def _link(path: str) -> str | None:
     try:
         return os.readlink(path)
     except OSError:

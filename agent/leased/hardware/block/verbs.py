@@ -21,7 +21,9 @@ PAGE_BYTES: Final = lib.LEASED_NVME_PAGE_BYTES
 SECTOR_BYTES: Final = 512
 """What device-mapper and sysfs count in, whatever the LBA of the drive is."""
 
-_LIST_BYTES: Final = 1 << 20
+_LIST_FIRST_BYTES: Final = 1 << 14
+_LIST_BYTES_MAX: Final = 1 << 22
+"""The kernel clears, copies and copies back as much as it is offered, however few there are."""
 _BELOW_MAX: Final = 16
 
 Number = tuple[int, int]
@@ -144,9 +146,13 @@ def remove_mapping(control: int, uuid: str, *, timeout_ms: int, later: bool = Fa
 
 def list_mappings(control: int, prefix: str) -> tuple[str, ...]:
     """The uuids of all mappings of this host that begin so."""
-    room, into = ffi.new("char[]", _LIST_BYTES), ffi.new("char[]", _LIST_BYTES)
-    found = (room, _LIST_BYTES, into, _LIST_BYTES)
-    rc = lib.leased_dm_list(control, prefix.encode(), *found)
+    size = _LIST_FIRST_BYTES
+    while True:
+        room, into = ffi.new("char[]", size), ffi.new("char[]", size)
+        rc = lib.leased_dm_list(control, prefix.encode(), room, size, into, size)
+        if rc != -errno.E2BIG or size >= _LIST_BYTES_MAX:
+            break
+        size *= 16
     uuids: list[str] = []
     at = into + 0
     for _ in range(_checked("dm_list", rc)):
