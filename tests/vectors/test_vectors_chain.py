@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from leased.chain import canonical, note, segment
@@ -16,7 +17,9 @@ from leased.chain.tree import EMPTY, Frontier
 from leased.durable.anchor import encode_slot
 from leased.durable.reader import read_log
 from leased.ports import AnchorSlot
+from leased.terms.errors import ChainError
 from leased.terms.event import KIND
+from leased.terms.resource import ResourceKind
 from tests.doubles.disk import MemoryDisk
 from tests.doubles.logs import (
     BOOT,
@@ -58,6 +61,39 @@ def test_body(event) -> None:
     entry = BODIES[type(event).__name__]
     assert canonical.encode(event).hex() == entry["body"]
     assert canonical.decode(entry["kind"], entry["schema"], bytes.fromhex(entry["body"])) == event
+
+
+SECOND = json.loads((HERE / "bodies-second.json").read_text())
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_body_of_a_second_schema(name: str, tmp_path: Path) -> None:
+    """It is decoded, encoded and sealed as that, both verifiers take it, and a first goes on."""
+    entry = SECOND[name]
+    first = next(one for one in events_of_every_kind() if type(one).__name__ == name)
+    second = msgspec.structs.replace(first, resource_kind=ResourceKind.GPU)
+    body = bytes.fromhex(entry["body"])
+    assert canonical.encode(second) == body and canonical.schema_of(first) == 1
+    assert canonical.decode(entry["kind"], entry["schema"], body) == second
+    # Nothing else is a legal body of it: without the kind, with none, with one that there is not.
+    for bad in (b"\x98" + body[1:-1], body[:-1] + b"\xc0", body[:-1] + b"\x3f"):
+        with pytest.raises(ChainError):
+            canonical.decode(entry["kind"], entry["schema"], bad)
+    with pytest.raises(ChainError):
+        canonical.decode(entry["kind"], 1, body)
+    disk = MemoryDisk()
+    log = open_on(disk, entropy=CountedEntropy())
+    sealer = log.sealer()
+    for count, events in enumerate(([started()], [second, first], [second, first] * 4), 1):
+        batch = sealer.seal([(event, moment_at(count)) for event in events])
+        log.journal.commit_blocking(batch.frames, batch.count, batch.head, moment_at(count))
+    found = read_log(disk.directory, disk=MemoryDisk(disk.contents()))
+    assert found.facts.verified.unknown == 0 and found.head == batch.new_head
+    told = [event for _, event, _ in found.events() if type(event).__name__ == name]
+    assert told == [second, first] * 5
+    for file, data in disk.contents().items():
+        (tmp_path / file).write_bytes(data)
+    assert independent.verify(tmp_path) == (batch.new_head.size, batch.new_head.hash.hex())
 
 
 def test_frames() -> None:

@@ -89,6 +89,8 @@ BODIES = {
     81: ("b16", "b16", "s", "s", "u", "b32", "b32"),
     82: ("b16", "b16", "s", "s"),
 }
+SECOND = {11: (*BODIES[11], "u")}
+SCHEMAS = {1: BODIES, 2: SECOND}
 
 
 def take(data: bytes, at: int) -> tuple[object, int]:
@@ -366,9 +368,10 @@ class Chain:
             self.crc_damaged += 1
         self.kind = number(frame, 24, 2)
         value: list | None = None
-        if self.kind in BODIES and frame[26] == 1:
+        shape = SCHEMAS.get(frame[26], {}).get(self.kind)
+        if shape is not None:
             found, end = take(frame[80 : 80 + n], 0)
-            need(end == n and fits(found, BODIES[self.kind]), f"{where}: body")
+            need(end == n and fits(found, shape), f"{where}: body")
             value = found if isinstance(found, list) else []
         self.judge(value, number(frame, 40, 8), frame, where)
         self.head, self.batch, self.ended = frame[-32:], this, bool(flags & 1)

@@ -19,10 +19,13 @@ import msgspec
 from leased.chain.shapes import compile_shapes
 from leased.chain.verdict import BAD_BODY
 from leased.terms.errors import ChainError, InvariantError
-from leased.terms.event import KIND, LEASE_KINDS, Event, Fenced, LeaseEvent, Reclaimed
-from leased.terms.resource import Allotment
+from leased.terms.event import KIND, LEASE_KINDS, Event, Fenced, LeaseEvent, Reclaimed, Refused
+from leased.terms.identity import CommandId, TenantId
+from leased.terms.resource import Allotment, ResourceKind
 
 SCHEMA: Final = 1
+"""Of nearly every body. Where a kind has two, an event is of the first that can say it."""
+
 WIDE_BYTES: Final = 16
 
 LEASE_ID_OFFSET: Final = 21
@@ -67,37 +70,71 @@ class _FencedBody(LeaseEvent, frozen=True, array_like=True):
     evidence: bytes
 
 
+class _RefusedFirst(Event, frozen=True, array_like=True):
+    """`Refused` in schema 1, which says of no kind."""
+
+    tenant: TenantId
+    uid: int
+    command_id: CommandId
+    reason: int
+    limit: int
+    usage: int
+    requested: int
+
+
+class _RefusedSecond(_RefusedFirst, frozen=True, array_like=True):
+    """`Refused` in schema 2: of a kind."""
+
+    resource_kind: ResourceKind
+
+
 _STORED: Final[dict[type[Event], type[LeaseEvent]]] = {
     Reclaimed: _ReclaimedBody,
     Fenced: _FencedBody,
 }
+_FIRST: Final[dict[type[Event], type[Event]]] = {**_STORED, Refused: _RefusedFirst}
+_REFUSED: Final = KIND[Refused]
 _EVENT_OF: Final[dict[int, type[Event]]] = {kind: event for event, kind in KIND.items()}
-_DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Event]]] = {
-    kind: msgspec.msgpack.Decoder(_STORED.get(event, event)) for event, kind in KIND.items()
+_DECODERS: Final[dict[tuple[int, int], msgspec.msgpack.Decoder[Event]]] = {
+    **{
+        (kind, SCHEMA): msgspec.msgpack.Decoder(_FIRST.get(event, event))
+        for event, kind in KIND.items()
+    },
+    (_REFUSED, 2): msgspec.msgpack.Decoder(_RefusedSecond),
 }
 ID_BYTES: Final = 16
 SHAPES: Final = compile_shapes(
-    {kind: _STORED.get(event, event) for kind, event in _EVENT_OF.items()},
+    {kind: _FIRST.get(event, event) for kind, event in _EVENT_OF.items()},
     {
         **{(kind, "event_id"): ID_BYTES for kind in _EVENT_OF},
         **{(kind, "lease_id"): ID_BYTES for kind in LEASE_KINDS},
         **{(KIND[event], "held_capacity_ns"): WIDE_BYTES for event in _STORED},
     },
 )
-"""What `decode` would take, said natively. Where the two could differ there is no shape; that what
-fits one is taken is a property test's word."""
+"""What `decode` would take in schema 1, said natively. Where the two could differ there is no
+shape; that what fits one is taken is a property test's word."""
+
+
+def is_known(kind: int, schema: int) -> bool:
+    """Whether this release knows such bodies."""
+    return (kind, schema) in _DECODERS
+
+
+def schema_of(event: Event) -> int:
+    """The schema that `encode` uses for an event."""
+    return 2 if type(event) is Refused and event.resource_kind is not None else SCHEMA
 
 
 def encode(event: Event) -> bytes:
     """Return the body of `event`. Raises InvariantError for a value that has no encoding or does
     not read back."""
     kind = KIND[type(event)]
-    stored = _narrow(event) if type(event) in _STORED else event
+    stored = _narrow(event) if type(event) in _FIRST else event
     try:
         body = _ENCODER.encode(stored)
         # A wrong type inside a field (a float of ns, a bool for a count) must be found before it is
         # sealed for ever.
-        _DECODERS[kind].decode(body)
+        _DECODERS[kind, schema_of(event)].decode(body)
         if body[1:3] == _ID_HEAD and (kind not in LEASE_KINDS or body[19:21] == _ID_HEAD):
             return body
     except (OverflowError, TypeError, ValueError) as error:
@@ -110,8 +147,8 @@ def decode(
 ) -> Event | Unknown:
     """Return the event that `body` is the one legal encoding of, or Unknown. The rest locates a
     ChainError."""
-    decoder = _DECODERS.get(kind)
-    if decoder is None or schema != SCHEMA:
+    decoder = _DECODERS.get((kind, schema))
+    if decoder is None:
         return Unknown(kind, schema, body)
     try:
         stored = decoder.decode(body)
@@ -120,15 +157,20 @@ def decode(
         elif body[1:3] != _ID_HEAD or (kind in LEASE_KINDS and body[19:21] != _ID_HEAD):
             why = f"{_EVENT_OF[kind].__name__} has an id that is not 16 bytes"
         else:
-            return _widen(kind, stored) if _EVENT_OF[kind] in _STORED else stored
+            return _widen(kind, stored) if _EVENT_OF[kind] in _FIRST else stored
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         why = f"{_EVENT_OF[kind].__name__}: {error}"
     raise ChainError(BAD_BODY, why, sequence=sequence, offset=offset, file=file)
 
 
-def _narrow(event: Event) -> LeaseEvent:
-    """Return the stored form of an event with wide integers."""
+def _narrow(event: Event) -> Event:
+    """Return the stored form of an event with wide integers, or of more than one schema."""
     fields = msgspec.structs.asdict(event)
+    if type(event) is Refused:
+        if event.resource_kind is not None:
+            return _RefusedSecond(**fields)
+        del fields["resource_kind"]
+        return _RefusedFirst(**fields)
     fields["held_capacity_ns"] = tuple(
         n.to_bytes(WIDE_BYTES, "big") for n in fields["held_capacity_ns"]
     )
@@ -138,6 +180,8 @@ def _narrow(event: Event) -> LeaseEvent:
 def _widen(kind: int, stored: Event) -> Event:
     """Undo `_narrow`. Raises ValueError for an integer that is not 16 bytes."""
     fields = msgspec.structs.asdict(stored)
+    if kind == _REFUSED:
+        return Refused(**fields)
     if any(len(raw) != WIDE_BYTES for raw in fields["held_capacity_ns"]):
         raise ValueError("a capacity x ns integer is 16 bytes")
     fields["held_capacity_ns"] = tuple(

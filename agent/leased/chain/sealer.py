@@ -20,7 +20,7 @@ from zlib import crc32
 import msgspec
 
 from leased.chain import native, segment
-from leased.chain.canonical import SCHEMA, encode
+from leased.chain.canonical import SCHEMA, encode, schema_of
 from leased.chain.epochs import Ratchet
 from leased.chain.head import Head
 from leased.chain.note import Checkpoint
@@ -49,6 +49,9 @@ MANY: Final = 4
 """Records of a batch from which on sealing them natively costs less than handing them over."""
 
 ENDS_KEPT: Final = 8
+_Body = tuple[int, bytes, Moment, int]
+"""Kind, bytes, when, schema."""
+
 _ROTATED: Final = KIND[KeyRotated]
 
 
@@ -143,8 +146,8 @@ class Sealer:
         hashes: list[bytes] = []
         sequences: list[int] = []
         items = [*opening, *items] if opening else items
-        bodies = [(KIND[type(event)], encode(event), at) for event, at in items]
-        sizes = [len(body) for _, body, _ in bodies]
+        bodies = [(KIND[type(event)], encode(event), at, schema_of(event)) for event, at in items]
+        sizes = [len(body) for _, body, _, _ in bodies]
         cuts = [(0, len(bodies))]
         if sum(sizes) + len(sizes) * (FRAME_BYTES_MIN + 7) > self._geometry.batch_bytes:
             cuts = self._cuts([event for event, _ in items], sizes)
@@ -179,12 +182,12 @@ class Sealer:
         return [(self.ratchet.seal(self._entropy(), self._sequence, root, moment), moment)]
 
     def _seal_batch(
-        self, bodies: Sequence[tuple[int, bytes, Moment]], moment: Moment, *, closing: bool
+        self, bodies: Sequence[_Body], moment: Moment, *, closing: bool
     ) -> tuple[int, list[bytes], list[bytes]]:
         """Seal one batch and move on; its first sequence, all its frames, and the hash of each of
         `bodies`."""
         first = self._sequence
-        sizes = [frame_bytes(len(body)) for _, body, _ in bodies]
+        sizes = [frame_bytes(len(body)) for _, body, _, _ in bodies]
         ends = self._end_offset + sum(sizes) + segment.CLOSING_BYTES_MAX > self._geometry.ends_after
         if max(sizes, default=0) > self._geometry.frame_bytes_max:
             raise InvariantError(
@@ -193,7 +196,7 @@ class Sealer:
         seal = self._seal_many if len(bodies) >= MANY else self._seal_each
         frames, digests = seal(bodies, ends=not (closing or ends))
         self._frontier = self._frontier.extended(digests)
-        if self.successor is not None and any(kind == _ROTATED for kind, _, _ in bodies):
+        if self.successor is not None and any(kind == _ROTATED for kind, _, _, _ in bodies):
             self._signer, self.successor = self.successor, None
         if closing:
             frames.append(self._sign_checkpoint(moment, FLAG_LAST if not ends else 0))
@@ -215,12 +218,13 @@ class Sealer:
         return first, frames, digests
 
     def _seal_many(
-        self, bodies: Sequence[tuple[int, bytes, Moment]], *, ends: bool
+        self, bodies: Sequence[_Body], *, ends: bool
     ) -> tuple[list[bytes], list[bytes]]:
-        """As `_seal_each`, natively, where all are of one moment: as nearly always."""
-        kinds, plain, moments = zip(*bodies, strict=True)
+        """As `_seal_each`, natively, where all are of one moment and of the first schema: as nearly
+        always."""
+        kinds, plain, moments, schemas = zip(*bodies, strict=True)
         moment = moments[0]
-        if moments.count(moment) < len(moments):
+        if moments.count(moment) < len(moments) or schemas.count(SCHEMA) < len(schemas):
             return self._seal_each(bodies, ends=ends)
         link, stamp = (self._sequence, self._batch, self._hash), (moment.wall_ns, moment.boot_ns)
         frames, digests = self._press.seal(link, stamp, plain, kinds, ends=ends)
@@ -229,16 +233,19 @@ class Sealer:
         return [frames], digests
 
     def _seal_each(
-        self, bodies: Sequence[tuple[int, bytes, Moment]], *, ends: bool
+        self, bodies: Sequence[_Body], *, ends: bool
     ) -> tuple[list[bytes], list[bytes]]:
         """Frames and hashes of records, one after the other; the last of them may end a batch."""
         frames, digests = [], []
-        for left, (kind, body, at) in enumerate(bodies, 1 - len(bodies)):
-            frames.append(self._seal_record(kind, body, at, FLAG_LAST if ends and not left else 0))
+        for left, (kind, body, at, schema) in enumerate(bodies, 1 - len(bodies)):
+            flags = FLAG_LAST if ends and not left else 0
+            frames.append(self._seal_record(kind, body, at, flags, schema))
             digests.append(self._hash)
         return frames, digests
 
-    def _seal_record(self, kind: int, body: bytes, at: Moment, flags: int) -> bytes:
+    def _seal_record(
+        self, kind: int, body: bytes, at: Moment, flags: int, schema: int = SCHEMA
+    ) -> bytes:
         """Return the frame of one record, and make it the head."""
         body_bytes = len(body)
         content = (
@@ -246,7 +253,7 @@ class Sealer:
                 self._sequence,
                 self._batch,
                 kind,
-                SCHEMA,
+                schema,
                 flags,
                 body_bytes,
                 at.wall_ns,

@@ -19,7 +19,7 @@ from zlib import crc32
 
 from leased.chain import native
 from leased.chain.bodies import check_bodies
-from leased.chain.canonical import SCHEMA, SHAPES, Unknown, decode
+from leased.chain.canonical import SHAPES, Unknown, decode, is_known
 from leased.chain.epochs import Continuity, EpochKey
 from leased.chain.findings import Carried, Verified, Walk
 from leased.chain.head import GENESIS, Head
@@ -228,7 +228,7 @@ class Verifier:
             raise self._refusal(data, offset, stop, base, expected, head)
         if crc32(data[body_end:end], crc32(content, crc32(data[offset : offset + 4]))) != crc:
             self._note_damage(sequence)
-        if kind not in _KNOWN or schema != SCHEMA:
+        if not is_known(kind, schema):
             self._unknown += 1
         if boot_ns < boot or boot_ns >= self._limit_ns() or kind in (_SEALED, _STARTED):
             where = (sequence, base + offset)

@@ -84,7 +84,8 @@ class LiveLease(msgspec.Struct):
 
 
 class Want(msgspec.Struct, frozen=True):
-    """What a tenant asked for in vain, last, for one reason: in the raw unit of its limit."""
+    """What a tenant asked for in vain, last, for one reason and of one kind (None: of none, or its
+    node is of a release that does not say): in the raw unit of its limit."""
 
     wall_ns: int
     limit: int
@@ -126,7 +127,7 @@ class NodeView:
         self.counts: dict[str, int] = {}
         self.refused: dict[str, int] = {}
         self.throttled: dict[str, int] = {}
-        self.wants: dict[tuple[str, int], Want] = {}
+        self.wants: dict[tuple[str, int, ResourceKind | None], Want] = {}
         self.over: dict[tuple[str, str], int] = {}
         self.recent: list[Told] = []
         self.flow = Flow()
@@ -180,7 +181,7 @@ class NodeView:
             if event.reason in _THROTTLES:
                 self.throttled[event.tenant] = moment.wall_ns
             if event.reason in _LIMITS:
-                self.wants[event.tenant, event.reason] = Want(
+                self.wants[event.tenant, event.reason, event.resource_kind] = Want(
                     moment.wall_ns, event.limit, event.usage, event.requested
                 )
             self._tell(sequence, kind, moment, event.tenant, "")

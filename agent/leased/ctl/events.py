@@ -105,7 +105,8 @@ def detail(event: Event | Unknown) -> str:
             held = ", ".join(a.resource_id for a in event.fenced)
             return f"{TeardownStep(event.step).name.lower()} errno {event.errno}: {held}"
         case events.Refused():
-            return f"{RefusalReason(event.reason).name.lower()}: asked {event.requested}"
+            kind = "" if event.resource_kind is None else f" {event.resource_kind.name.lower()}"
+            return f"{RefusalReason(event.reason).name.lower()}: asked {event.requested}{kind}"
         case events.NodeStarted():
             return f"{event.version}, epoch {event.epoch}, boot {event.boot_id.hex()[:8]}"
         case events.HealthChanged():

@@ -28,6 +28,7 @@ CAPACITY_MAX = 2**63 - 1
 """Nothing is larger than this; it also bounds what a refusal writes to the chain."""
 
 CORE_MILLI = 1000
+_KINDS = {kind.name.lower(): kind for kind in ResourceKind}
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
@@ -60,6 +61,11 @@ def no(
     return Verdict(
         Refusal(reason, what, clip(limit), clip(usage), clip(requested), rule=rule), waitable
     )
+
+
+def kind_named(what: str) -> ResourceKind | None:
+    """The kind that a refusal's numbers are of, if it names one (`name_of`, or a limit's kind)."""
+    return _KINDS.get(what.partition(":")[0])
 
 
 def name_of(ask: Ask) -> str:

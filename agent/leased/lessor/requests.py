@@ -16,7 +16,7 @@ from leased.lessor.backfill import Lender
 from leased.lessor.bars import MEASURED, Bars
 from leased.lessor.draft import Draft, Proposal
 from leased.lessor.granting import grant
-from leased.lessor.meaning import Verdict
+from leased.lessor.meaning import Verdict, kind_named
 from leased.lessor.questions import Questions
 from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, key_of, rank_of
 from leased.lessor.table import LeaseTable
@@ -379,6 +379,7 @@ class Requests:
                     refusal.limit,
                     refusal.usage,
                     refusal.requested,
+                    kind_named(refusal.what),
                 )
             )
         dated = self._questions.dated(acquire, refusal, draft.now_ns)

@@ -169,7 +169,9 @@ class Unfenced(LeaseEvent, frozen=True, array_like=True):
 
 
 class Refused(Event, frozen=True, array_like=True):
-    """An admission that was denied and matters to audit. `reason` is `reply.RefusalReason`."""
+    """An admission that was denied and matters to audit. `reason` is `reply.RefusalReason`;
+    `resource_kind` is what the numbers are of, if of a kind (schema 2: earlier releases did not
+    say)."""
 
     tenant: TenantId
     uid: int
@@ -178,6 +180,7 @@ class Refused(Event, frozen=True, array_like=True):
     limit: int
     usage: int
     requested: int
+    resource_kind: ResourceKind | None = None
 
 
 class PolicyChanged(Event, frozen=True, array_like=True):

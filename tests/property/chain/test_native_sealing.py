@@ -6,6 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leased.chain.canonical import SCHEMA
 from leased.chain.head import GENESIS
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
@@ -13,7 +14,10 @@ from leased.terms.moment import Moment
 from tests.doubles.logs import BOOT, CountedEntropy
 
 moments = st.builds(Moment, st.just(BOOT), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
-bodies = st.lists(st.tuples(st.integers(0, 2**16 - 1), st.binary(max_size=300)), min_size=1)
+schemas = st.sampled_from((SCHEMA, SCHEMA, SCHEMA, SCHEMA, 2))
+bodies = st.lists(
+    st.tuples(st.integers(0, 2**16 - 1), st.binary(max_size=300), schemas), min_size=1
+)
 
 
 def _sealer() -> Sealer:
@@ -24,7 +28,7 @@ def _sealer() -> Sealer:
 def test_both_ways_write_the_same_bytes(batches) -> None:
     native, plain = _sealer(), _sealer()
     for batch, moment, ends in batches:
-        records = [(kind, body, moment) for kind, body in batch]
+        records = [(kind, body, moment, schema) for kind, body, schema in batch]
         quick, quick_hashes = native._seal_many(records, ends=ends)
         slow, slow_hashes = plain._seal_each(records, ends=ends)
         assert b"".join(quick) == b"".join(slow)
@@ -34,6 +38,6 @@ def test_both_ways_write_the_same_bytes(batches) -> None:
 
 @given(moments, moments)
 def test_records_of_several_moments_keep_their_own(one, other) -> None:
-    records = [(1, b"a", one), (2, b"b", other), (3, b"c", one)]
+    records = [(1, b"a", one, 1), (2, b"b", other, 1), (3, b"c", one, 1)]
     made = [seal(records, ends=True) for seal in (_sealer()._seal_many, _sealer()._seal_each)]
     assert b"".join(made[0][0]) == b"".join(made[1][0])

@@ -27,7 +27,7 @@ from leased.terms.event import Refused
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy_text import read_policy
 from leased.terms.reply import RefusalReason
-from leased.terms.resource import Health, Inventory
+from leased.terms.resource import Health, Inventory, ResourceKind
 from tests.doubles.calling import House, Visitor, memory, open_house
 from tests.doubles.devices import Fault, small_inventory
 from tests.doubles.serving import Host
@@ -36,6 +36,7 @@ ACME, BETA = 1000, 2000
 POOL = "mem:node0:4096"
 PAGES = 100
 ID, OTHER = "ab" * 16, "cd" * 16
+KINDS = frozenset(kind.name.lower() for kind in ResourceKind)
 
 Why = dict[str, Any]
 Provoke = Callable[[House, Visitor], Awaitable[tuple[str, dict[str, Any]]]]
@@ -368,6 +369,9 @@ async def test_a_refusal_is_typed_dated_sealed_and_explained(
             assert one.command_id.hex() == named["command_id"] and one.tenant == "acme"
             numbers = [why[key] for key in ("limit", "usage", "requested")]
             assert [one.limit, one.usage, one.requested] == numbers
+            kind = "" if one.resource_kind is None else one.resource_kind.name.lower()
+            what = why["what"].partition(":")[0]
+            assert kind == (what if what in KINDS else "")
         await explained(house, row, named, why)
 
 

@@ -32,6 +32,7 @@ from leased.collector.governance.policies import Part, Saying
 from leased.collector.governance.quotas import Opening, Per, Schedule, effective
 from leased.collector.governance.shares import Shares
 from leased.terms.reply import RefusalReason
+from leased.terms.resource import ResourceKind
 
 SEEN_NS: Final = 60 * 10**9
 """What was granted while a smaller share was on its way is borne by the node for so long: meanwhile
@@ -46,6 +47,9 @@ OVER_MAX: Final = 101
 _CAPACITIES: Final = frozenset(one.key for one in BY_KIND.values())
 Limit = tuple[str, str]
 """A tenant and a dimension."""
+
+_Why = tuple[int, ResourceKind | None]
+"""The reason of a refusal, and of what kind it was, where its record says so."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -125,7 +129,7 @@ class Divider:
         self._ppb: dict[str, int] = {}
         self._given: dict[Limit, dict[str, int]] = {}
         self._short: set[Limit] = set()
-        self._wants: dict[tuple[str, str, int], tuple[Want, list[str]]] = {}
+        self._wants: dict[tuple[str, str, _Why], tuple[Want, list[str]]] = {}
         self._held: dict[Limit, dict[str, int]] = {}
         self._due_ns = 0
         self._until_ns = 0
@@ -199,9 +203,9 @@ class Divider:
                 if (tenant, key) in self._plan.limits:
                     row = held.setdefault((tenant, key), {})
                     row[view.node] = row.get(view.node, 0) + amount
-            for (tenant, reason), want in list(view.wants.items()):
+            for (tenant, reason, kind), want in list(view.wants.items()):
                 if tenant in tenants and want.wall_ns + WANT_NS > now_ns:
-                    for key in self._wanted(view, tenant, reason, want):
+                    for key in self._wanted(view, tenant, (reason, kind), want):
                         row = wants.setdefault((tenant, key), {})
                         row[view.node] = max(want.usage + want.requested, row.get(view.node, 0))
         for node, rows in self._waiting().items():
@@ -212,21 +216,25 @@ class Divider:
                     row[node] = max(has + amount, row.get(node, 0))
         return held, wants
 
-    def _wanted(self, view: NodeView, tenant: str, reason: int, want: Want) -> Collection[str]:
-        """Which limits a refusal may have been about: the record names the number, not the kind.
-        Worked out once, for what the node has is another number a moment later."""
-        known = self._wants.get((view.node, tenant, reason))
+    def _wanted(
+        self, view: NodeView, tenant: str, why: _Why, want: Want
+    ) -> Collection[str]:
+        """Which limits a refusal may have been about: of its kind, where its record says of which,
+        and with its number. Worked out once, for what the node has is another number a moment
+        later."""
+        reason, kind = why
+        known = self._wants.get((view.node, tenant, why))
         if known is not None and known[0] == want:
             return known[1]
         is_capacity = reason == RefusalReason.TENANT_CAPACITY
         found = []
-        for key in DIVISIBLE:
+        for key in DIVISIBLE if kind is None else (BY_KIND[kind].key,):
             if (tenant, key) in self._plan.limits and (key in _CAPACITIES) is is_capacity:
                 least, most = self._shares.between(view.node, tenant, key)
                 might_be = least <= want.limit <= most * OVER_MAX
                 if might_be and want.requested <= _room(view, key):
                     found.append(key)
-        self._wants[view.node, tenant, reason] = want, found
+        self._wants[view.node, tenant, why] = want, found
         return found
 
     def _is_short(
