@@ -63,6 +63,15 @@ def entitlements(
     return frozen
 
 
+def least_part(capacity: int, count: int, *, equal: bool, min_pm: int, max_pm: int) -> int:
+    """What each of `count` who want as much is certainly entitled to, whatever the others want.
+    `equal`: so are their weights.
+    """
+    each = capacity // count
+    least = each if equal else min(each, capacity * min_pm // WHOLE_PM)
+    return min(least, capacity * max_pm // WHOLE_PM)
+
+
 def _divided(amount: int, weights: Mapping[TenantId, int]) -> dict[TenantId, int]:
     """`amount` by `weights`, to the last unit."""
     total = sum(weights.values())

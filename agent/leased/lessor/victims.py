@@ -21,6 +21,7 @@ import msgspec
 from leased.lessor.admission import Admission
 from leased.lessor.bars import Places, places_of
 from leased.lessor.extension import notice_ceiling
+from leased.lessor.fairness import least_part
 from leased.lessor.placement import NONE_BARRED, place, spans
 from leased.lessor.preemption import (
     Candidates,
@@ -114,7 +115,20 @@ class Surroundings:
         return self._owed
 
     def _uneven(self, division: Division) -> bool:
-        parts, used = self.parts(division), division.share.used
+        used, terms, pools = division.share.used, division.allocation, self._table.pools
+        if not used:
+            return False
+        wanted = self._queue.wanted(division.share.kind, division.share.tier)
+        least = least_part(
+            division.capacity(pools),
+            len(used.keys() | wanted.keys()),
+            equal=not division.weights,
+            min_pm=terms.min_share_pm,
+            max_pm=terms.max_share_pm,
+        )
+        if max(used.values()) <= least:
+            return False
+        parts = self.parts(division)
         return any(map(gt, used.values(), map(parts.__getitem__, used)))
 
     def parts(self, division: Division) -> dict[TenantId, int]:

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leased.lessor.fairness import INDEX_ONE, decay_weights, entitlements, jain_index
+from leased.lessor.fairness import (
+    INDEX_ONE,
+    decay_weights,
+    entitlements,
+    jain_index,
+    least_part,
+)
 from leased.lessor.window import STEPS, Window, weights_of
 
 tenants = st.integers(1, 12).map(lambda n: [f"t{i:02}" for i in range(n)])
@@ -97,6 +103,20 @@ def test_water_filling_is_exact(
         assert share <= min(demands[name], capacity * high // 1000)
     if sum(exact.values()) == capacity and shares:
         assert sum(shares.values()) == capacity, "nothing is left over that somebody wants"
+
+
+@given(problems(), st.booleans())
+def test_nobody_is_entitled_to_less_than_what_is_said_of_everybody(
+    problem: tuple[int, dict[str, int], dict[str, int], int, int], equal: bool
+) -> None:
+    capacity, weights, demands, low, high = problem
+    if equal:
+        weights = dict.fromkeys(weights, 7)
+    shares = entitlements(capacity, weights, demands, min_pm=low, max_pm=high)
+    count = max(1, len(shares))
+    least = least_part(capacity, count, equal=equal, min_pm=low, max_pm=high)
+    for name, share in shares.items():
+        assert share >= min(demands[name], least)
 
 
 def test_the_order_of_names_does_not_matter_and_ties_go_to_the_first() -> None:
