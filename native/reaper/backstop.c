@@ -90,6 +90,14 @@ static _Noreturn void child(const struct slot *slot, struct backstop_result *res
 	_exit(0);
 }
 
+/* A child and its pidfd, or neither: one that nobody watches would work beside the next. Returns
+ * the pid, 0 in the child, or -errno. */
+static pid_t begin(int *pidfd)
+{
+	long pid = syscall(SYS_clone, (unsigned long)CLONE_PIDFD | SIGCHLD, NULL, pidfd, NULL, 0);
+	return pid < 0 ? -errno : (pid_t)pid;
+}
+
 static void later(struct reaper *r, uint32_t at)
 {
 	r->slots[at].backstop_ns = boot_now() + RETRY_NS;
@@ -100,6 +108,12 @@ void backstop_run(struct reaper *r, uint32_t at)
 {
 	struct slot *slot = &r->slots[at];
 	uint32_t number = 0;
+	int pidfd = -1;
+	if (slot->child != NONE) {
+		slot->backstop_ns = NEVER; /* it is being done */
+		cut_schedule(r, at);
+		return;
+	}
 	while (number < BACKSTOPS_MAX && r->backstops[number].pidfd >= 0)
 		number++;
 	if (number == BACKSTOPS_MAX) {
@@ -107,13 +121,12 @@ void backstop_run(struct reaper *r, uint32_t at)
 		return;
 	}
 	memset(&r->results[number], 0, sizeof r->results[number]);
-	pid_t pid = fork();
+	pid_t pid = begin(&pidfd);
 	if (pid == 0)
 		child(slot, &r->results[number]);
-	int pidfd = pid < 0 ? -errno : leased_pidfd_open(pid);
-	if (pidfd < 0) {
+	if (pid < 0) {
 		say(LOG_ERR, "event=backstop_failed lease=%s errno=%d", hex_of(slot->identity.id),
-			-pidfd);
+			-(int)pid);
 		later(r, at);
 		return;
 	}
@@ -123,6 +136,25 @@ void backstop_run(struct reaper *r, uint32_t at)
 	cut_schedule(r, at);
 	say(LOG_WARNING, "event=backstop lease=%s pid=%d", hex_of(slot->identity.id), (int)pid);
 	(void)watch_add(r, pidfd, EPOLLIN, WATCH_BACKSTOP, number);
+}
+
+bool holds_memory(const struct slot *slot)
+{
+	for (size_t i = 0; i < LEASED_REAPER_MEMFDS_MAX; i++) {
+		if (slot->memfd[i] >= 0)
+			return true;
+	}
+	return false;
+}
+
+/* Whether some of it was lost with an earlier reaper. */
+bool misses_memory(const struct slot *slot)
+{
+	for (uint32_t i = 0; i < slot->identity.memfds; i++) {
+		if (slot->memfd[i] < 0)
+			return true;
+	}
+	return false;
 }
 
 static void record(struct reaper *r, uint32_t at, const struct backstop_result *result, int failed)
@@ -175,7 +207,11 @@ void backstop_ended(struct reaper *r, uint32_t number)
 		return;
 	uint32_t at = one->slot;
 	r->slots[at].child = NONE;
-	record(r, at, &r->results[number], believed ? 0 : ECHILD);
+	/* What was lost with an earlier reaper was not overwritten, and nobody may think so. */
+	record(r, at, &r->results[number],
+		!believed                          ? ECHILD
+		: misses_memory(&r->slots[at]) ? ENOENT
+					       : 0);
 	say(believed ? LOG_NOTICE : LOG_ERR,
 		"event=backstop_ended lease=%s ok=%d overwritten=%llu residue=%llu "
 		"blocks_left=%llu",

@@ -90,6 +90,26 @@ void board_read(struct reaper *r, uint32_t at, uint64_t now_ns)
 	state_write_moving(r, at);
 }
 
+/*
+ * Show the change of a lease that was armed as `before`. False: a renewal has come in since that
+ * was looked at. It was in time and its caller knows that, so it stands and the change does not.
+ */
+bool board_move(struct reaper *r, uint32_t at, const struct slot_moving *before, uint64_t now_ns)
+{
+	struct slot *slot = &r->slots[at];
+	struct leased_reaper_dial *dial = &r->board->dial[at];
+	uint64_t known = before->deadline_ns;
+	if (__atomic_compare_exchange_n(&dial->deadline_ns, &known, slot->moving.deadline_ns, false,
+		    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+		__atomic_store_n(&dial->generation, slot->moving.generation, __ATOMIC_RELEASE);
+		return true;
+	}
+	slot->moving.generation = before->generation;
+	slot->moving.deadline_ns = before->deadline_ns;
+	board_read(r, at, now_ns);
+	return false;
+}
+
 /* From a true answer on, renewals of the lease are late. False: it was renewed just now. */
 bool board_close(struct reaper *r, uint32_t at)
 {

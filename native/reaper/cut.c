@@ -114,6 +114,44 @@ static void strike_objects(struct reaper *r, uint32_t at)
 	objects_revoke(r, at);
 }
 
+/* Kill, and watch who is killed. 0 or an errno. May be repeated. */
+static int strike_processes(struct reaper *r, uint32_t at)
+{
+	struct slot *slot = &r->slots[at];
+	const bool in_leaf = !slot->cgroup_gone && !slot->events_open;
+	const int leaf_error = in_leaf ? -leased_cgroup_kill_begin(slot->cgroup_fd) : 0;
+	int holder_error = 0;
+	if (in_leaf && leaf_error == 0)
+		(void)leased_cgroup_hasten(slot->cgroup_fd);
+	if (!slot->holder_gone)
+		holder_error = -leased_pidfd_kill_begin(slot->pidfd);
+	if (in_leaf && leaf_error == 0)
+		watch_cgroup(r, at);
+	if (!slot->holder_gone)
+		(void)watch_add(r, slot->pidfd, EPOLLIN, WATCH_HOLDER, at);
+	return leaf_error ? leaf_error : holder_error;
+}
+
+/* Kill again where that failed, or where an earlier reaper's death had left somebody out of reach.
+ * What has been reported of the first time stays. */
+static void strike_again(struct reaper *r, uint32_t at)
+{
+	struct slot *slot = &r->slots[at];
+	struct leased_reaper_step_report *kill = cut_step(&slot->report, LEASED_REAPER_STEP_KILL);
+	const bool cgroup = slot->cgroup_lost;
+	if (slot->killed || kill == NULL || (kill->error == 0 && !cgroup && !slot->holder_lost))
+		return;
+	if (cgroup || slot->holder_lost)
+		reopen(r, at);
+	slot->cgroup_gone = slot->cgroup_gone || (slot->cgroup_fd < 0 && !slot->cgroup_lost);
+	slot->holder_gone = slot->holder_gone || (slot->pidfd < 0 && !slot->holder_lost);
+	if (cgroup && slot->cgroup_fd >= 0 && r->deny_fd >= 0)
+		(void)leased_filter_attach(slot->cgroup_fd, r->deny_fd);
+	int error = strike_processes(r, at);
+	if (!slot->given_up)
+		kill->error = error;
+}
+
 /* Begin to cut, as the slot's moving flags say. Harmless to repeat after a restart. */
 void cut_begin(struct reaper *r, uint32_t at)
 {
@@ -127,8 +165,10 @@ void cut_begin(struct reaper *r, uint32_t at)
 	memset(&slot->report, 0, sizeof slot->report);
 	memcpy(slot->report.id, slot->identity.id, sizeof slot->report.id);
 	slot->report.flags = by_reaper ? LEASED_REAPER_BY_REAPER : 0;
-	slot->cgroup_gone = slot->cgroup_fd < 0;
-	slot->holder_gone = slot->pidfd < 0 || spare_holder;
+	if (slot->cgroup_lost || slot->holder_lost)
+		reopen(r, at);
+	slot->cgroup_gone = slot->cgroup_fd < 0 && !slot->cgroup_lost;
+	slot->holder_gone = (slot->pidfd < 0 && !slot->holder_lost) || spare_holder;
 	slot->killed = false;
 	if (!slot->cgroup_gone)
 		strike_cgroup(r, at);
@@ -136,18 +176,7 @@ void cut_begin(struct reaper *r, uint32_t at)
 	struct leased_reaper_step_report *kill =
 		add_step(&slot->report, LEASED_REAPER_STEP_KILL, boot_now());
 	kill->measured = (uint64_t)!slot->cgroup_gone + (uint64_t)!slot->holder_gone;
-	if (!slot->cgroup_gone)
-		kill->error = -leased_cgroup_kill_begin(slot->cgroup_fd);
-	if (!slot->cgroup_gone && kill->error == 0)
-		(void)leased_cgroup_hasten(slot->cgroup_fd);
-	if (!slot->holder_gone) {
-		int rc = leased_pidfd_kill_begin(slot->pidfd);
-		kill->error = kill->error ? kill->error : -rc;
-	}
-	if (!slot->cgroup_gone)
-		watch_cgroup(r, at);
-	if (!slot->holder_gone)
-		(void)watch_add(r, slot->pidfd, EPOLLIN, WATCH_HOLDER, at);
+	kill->error = strike_processes(r, at);
 	slot->interval_ns = FIRST_LOOK_NS;
 	slot->check_ns = slot->began_ns + FIRST_LOOK_NS;
 	cut_schedule(r, at);
@@ -169,15 +198,6 @@ static void stop_watching(struct reaper *r, struct slot *slot)
 	}
 	slot->cgroup_fd = slot->pidfd = -1;
 	r->fds_used += table_fds(slot);
-}
-
-static bool holds_memory(const struct slot *slot)
-{
-	for (size_t i = 0; i < LEASED_REAPER_MEMFDS_MAX; i++) {
-		if (slot->memfd[i] >= 0)
-			return true;
-	}
-	return false;
 }
 
 static void tell(const struct slot *slot, bool clean)
@@ -295,6 +315,7 @@ void cut_check(struct reaper *r, uint32_t at)
 	if (slot->killed && slot->objects_gone) {
 		end(r, at, true, now);
 	} else if (slot->given_up) {
+		strike_again(r, at);
 		tracers_end(slot);
 		objects_revoke(r, at);
 		slot->check_ns = now + LATE_LOOK_NS;
@@ -304,6 +325,7 @@ void cut_check(struct reaper *r, uint32_t at)
 	} else if (now >= slot->check_ns) {
 		if (now >= slot->began_ns + TRACER_NS)
 			tracers_end(slot);
+		strike_again(r, at);
 		objects_revoke(r, at);
 		slot->interval_ns = sooner(2 * slot->interval_ns, LAST_LOOK_NS);
 		slot->check_ns =

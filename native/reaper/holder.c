@@ -128,11 +128,13 @@ int holder_reopen(int32_t pid, uint64_t start)
 	int pidfd = leased_pidfd_open(pid);
 	if (pidfd < 0)
 		return pidfd;
-	if (start_time(pid, &found) != 0 || found != start || exited(pidfd)) {
-		close(pidfd);
-		return -ESRCH;
-	}
-	return pidfd;
+	int rc = start_time(pid, &found);
+	if (rc == 0 || exited(pidfd))
+		rc = found != start || exited(pidfd) ? -ESRCH : 0;
+	if (rc == 0)
+		return pidfd;
+	close(pidfd);
+	return rc == -ENOENT ? -ESRCH : rc;
 }
 
 /* Open a leaf directory of cgroup2. -EPERM: the path leads somewhere else, or to the root of the

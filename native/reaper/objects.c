@@ -51,6 +51,11 @@ static int hire(struct reaper *r)
 	const uint32_t number = vacancy(r);
 	if (number == NONE)
 		return -EAGAIN;
+	/* Each time until it is there: what was out of reach when we began need not stay so. */
+	if (r->dm_fd < 0)
+		r->dm_fd = leased_dm_open();
+	if (r->dm_fd < 0)
+		return r->dm_fd;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
 		return -errno;
 	pid_t pid = fork();
@@ -97,13 +102,6 @@ int objects_check(struct reaper *r, const struct leased_reaper_object *objects, 
 	}
 	if (count == 0)
 		return 0;
-	if (r->dm_fd < 0)
-		r->dm_fd = leased_dm_open();
-	if (r->dm_fd < 0) {
-		int rc = r->dm_fd;
-		r->dm_fd = -1;
-		return rc;
-	}
 	while (count_idle(r) < CUTTERS_FIRST) {
 		int rc = hire(r);
 		if (rc < 0)

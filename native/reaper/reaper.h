@@ -35,6 +35,7 @@ enum {
 	PACKETS_PER_TURN = 8,
 	FDS_SPARE = 416, /* that arming never takes: for one packet, for cutting, clients and
 			    children */
+	FDS_OWN = 5, /* that come after the table: filter, notification, listening; to kill with */
 };
 
 struct options {
@@ -132,6 +133,8 @@ struct slot {
 	bool wants_report;
 	bool cgroup_gone;
 	bool holder_gone;
+	bool cgroup_lost; /* it may be there, and could not be opened after a restart */
+	bool holder_lost;
 	bool objects_gone;
 	bool killed; /* cgroup and holder are both gone, and the report says when */
 	bool given_up; /* the kill deadline has passed with somebody or something left */
@@ -213,6 +216,7 @@ struct reaper {
 	uint32_t heap_length;
 	uint32_t fds_used;
 	uint32_t fds_max;
+	uint32_t fds_cutting; /* that slots may hold during a cut, FDS_SPARE in part included */
 	/* clients */
 	struct client clients[CLIENTS_MAX];
 	uint32_t client_serial;
@@ -266,6 +270,7 @@ int board_open(struct reaper *r);
 void board_hang(struct reaper *r, uint32_t at);
 void board_clear(struct reaper *r, uint32_t at);
 void board_read(struct reaper *r, uint32_t at, uint64_t now_ns);
+bool board_move(struct reaper *r, uint32_t at, const struct slot_moving *before, uint64_t now_ns);
 bool board_close(struct reaper *r, uint32_t at);
 void board_mark(struct reaper *r, uint32_t at);
 bool board_resume(struct reaper *r, uint32_t at, uint64_t now_ns);
@@ -319,6 +324,8 @@ void objects_forget(struct reaper *r, uint32_t at);
 _Noreturn void cutter_run(int jobs, int dm_fd);
 
 /* backstop.c */
+bool holds_memory(const struct slot *slot);
+bool misses_memory(const struct slot *slot);
 void backstop_run(struct reaper *r, uint32_t at);
 void backstop_ended(struct reaper *r, uint32_t child);
 void backstop_forget(struct reaper *r, uint32_t at);
@@ -348,5 +355,6 @@ void notify_unstore(struct reaper *r, const uint8_t *id, uint32_t number);
 
 /* resume.c */
 int resume(struct reaper *r, int *listen_fd);
+void reopen(struct reaper *r, uint32_t at);
 
 #endif

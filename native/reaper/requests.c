@@ -185,6 +185,7 @@ static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_ar
 {
 	struct slot *slot = &r->slots[at];
 	const bool fresh = slot->moving.phase == LEASED_REAPER_FREE;
+	const struct slot_moving before = slot->moving;
 	r->fds_used -= table_fds(slot);
 	take_memfds(r, slot, brought);
 	take_objects(slot, entry);
@@ -211,7 +212,10 @@ static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_ar
 		state_write_identity(r, at);
 	for (int copies = fresh ? 2 : 1; copies > 0; copies--)
 		state_write_moving(r, at);
-	board_hang(r, at);
+	if (fresh)
+		board_hang(r, at);
+	else
+		(void)board_move(r, at, &before, boot_now());
 	cut_schedule(r, at);
 	return (int)at;
 }
@@ -294,11 +298,14 @@ static int renew_one(struct reaper *r, const struct leased_reaper_renew *entry, 
 		return -ESTALE;
 	if (entry->deadline_ns > now_ns + r->options.horizon_ns)
 		return -ERANGE;
+	const struct slot_moving before = slot->moving;
 	slot->moving.generation = entry->generation;
 	slot->moving.deadline_ns = entry->deadline_ns;
 	state_write_moving(r, at);
-	board_hang(r, at);
+	const bool moved = board_move(r, at, &before, now_ns);
 	cut_schedule(r, at);
+	if (!moved)
+		return -ESTALE;
 	/* A deadline that has passed on its way here is still the deadline: the lease ends, and
 	 * this renewal lost. */
 	return entry->deadline_ns <= now_ns ? -ETIME : 0;

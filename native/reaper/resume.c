@@ -3,10 +3,12 @@
  * Going on where an earlier reaper was killed: leases from the state file, memfds from systemd's
  * store, cgroups and processes by an identity that cannot be mistaken.
  *
- * Rule: what is not found is not guessed. A cgroup or process that is gone has nobody to cut. A
- * memfd that is missing must come back with an ARM from the agent within the re-arm time, or the
- * lease is cut then (if its deadline does not come first). A slot that cannot be read is cut if its
- * identity can, and said out loud if it cannot.
+ * Rule: what is not found is not guessed. A cgroup or process that is gone has nobody to cut; one
+ * that could not be opened for another reason is tried again at the cut, which is not clean before
+ * that. A cut that did not end well is begun again. A memfd that is missing must come back with an
+ * ARM from the agent within the re-arm time, or the lease is cut then (if its deadline does not
+ * come first). A slot that cannot be read is cut if its identity can, and said out loud if it
+ * cannot.
  */
 #define _GNU_SOURCE
 #include "reaper.h"
@@ -21,19 +23,54 @@
 
 enum { FIRST_INHERITED_FD = 3 };
 
-static void reopen(struct reaper *r, uint32_t at)
+static bool gone(int rc)
+{
+	return rc == -ENOENT || rc == -ESRCH || rc == -ENODEV;
+}
+
+/* How many descriptors slots may hold: a cut may have of those that arming never takes, but not
+ * those that it kills with. */
+static uint32_t room(const struct reaper *r, const struct slot *slot)
+{
+	return slot->moving.phase == LEASED_REAPER_ARMED ? r->fds_max : r->fds_cutting;
+}
+
+/* Open what a slot found in the state file has lost: at our start, and as long as it is out of
+ * reach. */
+void reopen(struct reaper *r, uint32_t at)
 {
 	struct slot *slot = &r->slots[at];
-	if (slot->moving.phase == LEASED_REAPER_ENDED)
-		return;
-	if (slot->identity.cgroup[0] != '\0') {
-		int fd = cgroup_reopen(slot->identity.cgroup, slot->identity.cgroup_inode);
+	const bool lost = slot->cgroup_lost || slot->holder_lost;
+	const bool full = r->fds_used + 2 > room(r, slot);
+	slot->cgroup_lost = slot->holder_lost = false;
+	r->fds_used -= table_fds(slot);
+	if (slot->identity.cgroup[0] != '\0' && slot->cgroup_fd < 0) {
+		int fd = full ? -EMFILE
+			      : cgroup_reopen(
+					slot->identity.cgroup, slot->identity.cgroup_inode);
 		slot->cgroup_fd = fd >= 0 ? fd : -1;
+		slot->cgroup_lost = fd < 0 && !gone(fd);
 	}
-	if (slot->identity.holder_pid != 0) {
-		int fd = holder_reopen(slot->identity.holder_pid, slot->identity.holder_start);
+	if (slot->identity.holder_pid != 0 && slot->pidfd < 0) {
+		int fd = full ? -EMFILE
+			      : holder_reopen(
+					slot->identity.holder_pid, slot->identity.holder_start);
 		slot->pidfd = fd >= 0 ? fd : -1;
+		slot->holder_lost = fd < 0 && !gone(fd);
 	}
+	r->fds_used += table_fds(slot);
+	if (!lost && (slot->cgroup_lost || slot->holder_lost))
+		say(LOG_CRIT, "event=out_of_reach lease=%s cgroup=%d holder=%d",
+			hex_of(slot->identity.id), slot->cgroup_lost, slot->holder_lost);
+}
+
+/* Whether the cut that an earlier reaper has reported is over: everybody gone, every object
+ * revoked. */
+static bool ended_well(struct reaper *r, uint32_t at)
+{
+	struct slot *slot = &r->slots[at];
+	return state_read_report(r, at, &slot->report) &&
+	       (slot->report.flags & LEASED_REAPER_CLEAN) != 0;
 }
 
 static void load(struct reaper *r)
@@ -57,9 +94,7 @@ static void load(struct reaper *r)
 			table_put_at(r, at);
 			if (moving.phase == LEASED_REAPER_ARMED && !board_resume(r, at, now))
 				slot->moving.phase = LEASED_REAPER_CUTTING;
-			reopen(r, at);
-			if (moving.phase == LEASED_REAPER_ENDED &&
-				!state_read_report(r, at, &slot->report))
+			if (moving.phase == LEASED_REAPER_ENDED && !ended_well(r, at))
 				slot->moving.phase = LEASED_REAPER_CUTTING;
 		} else if (!corrupt) {
 			/* A free slot's sequences go on, or its old copy would outrank the next
@@ -107,6 +142,7 @@ static bool adopt(struct reaper *r, const char *name, size_t length, int fd)
 		memfd_check(fd, &inode) != 0 || inode != slot->identity.memfd_inode[number])
 		return false;
 	slot->memfd[number] = fd;
+	r->fds_used++;
 	return true;
 }
 
@@ -145,13 +181,19 @@ static void inherit(struct reaper *r, int *listen_fd)
 	}
 }
 
-static bool misses_memory(const struct slot *slot)
+/* Go on after a cut that is over: what memory we have is still to be taken, unless that is done;
+ * and who was told to be forgotten is, if nothing is left to do. */
+static void go_on(struct reaper *r, uint32_t at, uint64_t now)
 {
-	for (uint32_t i = 0; i < slot->identity.memfds; i++) {
-		if (slot->memfd[i] < 0)
-			return true;
+	struct slot *slot = &r->slots[at];
+	slot->backstopped = (slot->report.flags & LEASED_REAPER_BACKSTOP) != 0;
+	if (holds_memory(slot) && !slot->backstopped)
+		slot->backstop_ns = now + r->options.backstop_ns;
+	else if ((slot->moving.flags & MOVING_FORGET) != 0) {
+		lease_forget(r, at);
+		return;
 	}
-	return false;
+	cut_schedule(r, at);
 }
 
 /* Rebuild the table. *listen_fd becomes the listening socket, if systemd holds one for us. */
@@ -169,18 +211,16 @@ int resume(struct reaper *r, int *listen_fd)
 		if (rc != 0)
 			say(LOG_CRIT, "event=objects_out_of_reach lease=%s errno=%d",
 				hex_of(slot->identity.id), -rc);
-		r->fds_used += table_fds(slot);
+		if (slot->moving.phase != LEASED_REAPER_ENDED)
+			reopen(r, at);
 		if (misses_memory(slot))
 			slot->missing_ns = now + r->options.rearm_ns;
-		if (slot->moving.phase == LEASED_REAPER_CUTTING) {
+		if (slot->moving.phase == LEASED_REAPER_CUTTING)
 			cut_begin(r, at);
-			continue;
-		}
-		if (slot->moving.phase == LEASED_REAPER_ENDED &&
-			!(slot->report.flags & LEASED_REAPER_BACKSTOP) &&
-			slot->identity.memfds > 0 && !misses_memory(slot))
-			slot->backstop_ns = now + r->options.backstop_ns;
-		cut_schedule(r, at);
+		else if (slot->moving.phase == LEASED_REAPER_ENDED)
+			go_on(r, at, now);
+		else
+			cut_schedule(r, at);
 	}
 	if (r->slots_used > 0)
 		say(LOG_NOTICE, "event=resumed leases=%u corrupt=%u", r->slots_used,

@@ -9,6 +9,7 @@
 #include "reaper.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -61,6 +62,13 @@ int table_make(struct reaper *r)
 	(void)setrlimit(RLIMIT_NOFILE, &files);
 	uint64_t most = files.rlim_max > UINT32_MAX / 2 ? UINT32_MAX / 2 : files.rlim_max;
 	r->fds_max = most > FDS_SPARE ? (uint32_t)most - FDS_SPARE : 0;
+	int lowest = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0); /* as many are open below it */
+	const uint64_t own = FDS_OWN + (lowest < 0 ? most : (uint64_t)lowest);
+	if (lowest >= 0)
+		close(lowest);
+	r->fds_cutting = r->fds_max + FDS_SPARE / 2u;
+	if (most - (most < own ? most : own) < r->fds_cutting)
+		r->fds_cutting = (uint32_t)(most - (most < own ? most : own));
 	return 0;
 }
 

@@ -84,7 +84,9 @@ def test_what_a_client_was_told_outlives_every_fault(disk: Mounted, agent: HostA
         else:
             status = agent.wait()
             assert status in (EX_SOFTWARE, EX_CONFIG), (status, agent.log()[said:])
-            assert re.search(r"rror|\[Errno \d+\]", agent.log()[said:]), "it did not say why"
+            assert re.search(r"(?m)^<2>leased: .*(rror|\[Errno \d+\])", agent.log()[said:]), (
+                "it did not say why, at CRIT"
+            )
         ends[f"{fault}: {'went on' if whole else 'ended'}"] += 1
         disk.order("boot", seed)
         ledger.assert_kept(tell(agent))

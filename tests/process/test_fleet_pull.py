@@ -513,6 +513,9 @@ def test_certificates_are_read_again_without_ending_connections() -> None:
             with site.connect() as tls:
                 old = tls.getpeercert(binary_form=True)
             pki.issue(Role.NODE, name)  # the same files, anew
+            trusted = pki.ca.read_bytes()
+            agent.leasectl("pki", "renew", str(pki.ca))
+            assert pki.ca.read_bytes() != trusted, "and the CA itself"
             agent.leasectl("admin", "reload")
             with site.connect() as tls:
                 assert tls.getpeercert(binary_form=True) != old

@@ -5,6 +5,7 @@ outlive the reaper, and what cannot be a deadline is not believed.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
@@ -17,9 +18,12 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 import trio
+import trio.testing
 
+from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.service.reaper import protocol
+from leased.service.reaper.exchange import ARMS_PER_PACKET
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport
@@ -53,14 +57,15 @@ def _move(link: SingleLink, lease: Lease) -> list[bool] | None:
 async def test_a_renewal_on_the_board_is_what_the_reaper_cuts_by() -> None:
     with ReaperHost() as host:
         async with _linked(host) as link:
-            lease = lease_of(ttl_ms=150)
+            lease = lease_of(ttl_ms=1_500)
             leaf = host.leaf(lease)
             inside = host.sleeper(leaf)
             await link.arm(lease, leaf, (), None)
+            armed_until_ns = lease.deadline_ns
             for _ in range(5):
-                lease = _renewed(lease, ms=60)
+                lease = _renewed(lease, ms=400)
                 assert _move(link, lease) == [True]
-            await BootClock().sleep_until(lease.deadline_ns - 20 * NS_PER_MS)
+            await BootClock().sleep_until(armed_until_ns + 50 * NS_PER_MS)
             assert inside.poll() is None, "the deadline it was armed with has passed"
             [entry] = await link.roster()
             assert (entry.generation, entry.deadline_ns) == (lease.generation, lease.deadline_ns)
@@ -97,7 +102,7 @@ async def test_an_earlier_deadline_goes_to_the_reaper_itself() -> None:
             leaf = host.leaf(lease)
             inside = host.sleeper(leaf)
             await link.arm(lease, leaf, (), None)
-            sooner = _renewed(lease, ms=100 - LATER_MS)
+            sooner = _renewed(lease, ms=1_500 - LATER_MS)
             assert _move(link, sooner) is None
             assert await link.renew(lease.lease_id, sooner.generation, sooner.deadline_ns)
             assert inside.wait(5) == -signal.SIGKILL
@@ -125,7 +130,7 @@ async def test_a_renewal_that_the_reaper_never_saw_outlives_it() -> None:
 async def test_what_cannot_be_a_deadline_is_not_believed(nonsense: str) -> None:
     with ReaperHost("--horizon-s=3600") as host:
         async with _linked(host) as link:
-            lease = lease_of(ttl_ms=300)
+            lease = lease_of(ttl_ms=1_500)
             leaf = host.leaf(lease)
             inside = host.sleeper(leaf)
             await link.arm(lease, leaf, (), None)
@@ -163,27 +168,111 @@ async def test_a_place_that_another_lease_has_now_is_not_touched() -> None:
 
 
 async def test_at_the_deadline_either_the_renewal_or_the_cut_wins_and_both_know() -> None:
-    # The two race for the same word on two cores; the seed is in the failure's name.
+    # The two race for the same word on two cores; the seed is in the failure's name. A busy host
+    # lets nobody near the deadline in time: then the leases get longer, and there are more rounds.
     seed = random.SystemRandom().randrange(1 << 32)
     draw = random.Random(seed)
+    ttl_ms = 4
     won = lost = 0
-    with ReaperHost() as host:
+    with ReaperHost() as host, trio.fail_after(120):
         async with _linked(host) as link:
-            for _ in range(150):
-                lease = lease_of(ttl_ms=4)
+            while won + lost < 150 or not (won and lost):
+                lease = lease_of(ttl_ms=ttl_ms)
                 await link.arm(lease, "", (), None)
+                if boot_ns() >= lease.deadline_ns:
+                    ttl_ms = min(2 * ttl_ms, 1_000)
                 until_ns = lease.deadline_ns - draw.randrange(-30_000, 60_000)
                 while boot_ns() < until_ns:
                     pass
                 later = _renewed(lease, ms=60_000)
                 [in_time] = _move(link, later) or [None]
-                await BootClock().sleep_until(lease.deadline_ns + 5 * NS_PER_MS)
+                await BootClock().sleep_until(lease.deadline_ns)
+                # What is due is done between two answers: at the second it has looked.
+                await link.roster()
                 [entry] = await link.roster()
                 assert (entry.cut is None) == in_time, f"seed {seed}"
                 won, lost = won + bool(in_time), lost + (not in_time)
                 await link.revoke_many([lease.lease_id])
                 await link.disarm(lease.lease_id)
-    assert won and lost, f"seed {seed}: {won} won, {lost} lost: no race was run"
+
+
+async def test_a_renewal_on_the_board_outlives_whatever_else_is_asked_of_the_lease() -> None:
+    """The reaper is at a packet about the lease when the renewal comes: neither takes the other
+    back."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    draw = random.Random(seed)
+    with ReaperHost() as host, _board(host) as mapped, trio.fail_after(120):
+        board, sock, lease = verbs.map_board(mapped), host.connect(), lease_of(ttl_ms=LATER_MS)
+        [slot] = _armed(sock, lease, 1)
+        at = HEADER_BYTES + slot * DIAL_BYTES
+        rounds = met = 0
+        while rounds < 300 or not met:
+            until_ns = boot_ns() + draw.randrange(400_000)
+            _ask_to_arm(sock, lease, ARMS_PER_PACKET)
+            while boot_ns() < until_ns:
+                pass
+            later = _renewed(lease, ms=1)
+            moved = verbs.renew_on_board(
+                board,
+                slot,
+                known_ns=lease.deadline_ns,
+                deadline_ns=later.deadline_ns,
+                generation=later.generation,
+            )
+            statuses = set(_answers(sock, ARMS_PER_PACKET))
+            assert moved == 0 and statuses <= {slot, -errno.ESTALE}, f"seed {seed}"
+            [dial] = struct.unpack_from("<Q", mapped, at)
+            assert dial == later.deadline_ns, f"seed {seed}: round {rounds}: it was taken back"
+            lease, rounds, met = later, rounds + 1, met + (len(statuses) == 2)
+        del board
+
+
+async def test_what_is_added_to_a_lease_does_not_forget_its_renewal() -> None:
+    with ReaperHost() as host:
+        async with _linked(host) as link:
+            lease = lease_of(ttl_ms=LATER_MS)
+            leaf, later = host.leaf(lease), _renewed(lease, ms=1_000)
+            await link.arm(lease, "", (), None)
+            pid, beside = _reaper_pid(host), host.connect()
+            os.kill(pid, signal.SIGSTOP)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(link.arm, lease, leaf, (), None)
+                await trio.testing.wait_all_tasks_blocked()
+                os.kill(pid, signal.SIGCONT)
+                # The lease has been armed when somebody is told so; the link has not heard it yet.
+                while not _listed(beside)[0].cgroup:
+                    pass
+                assert _move(link, later) == [True]
+            assert _move(link, _renewed(later, ms=1_000)) == [True], "known where it was left"
+
+
+def _ask_to_arm(sock: socket.socket, lease: Lease, times: int) -> None:
+    entry = protocol.encode_arm(
+        lease_id=lease.lease_id,
+        generation=lease.generation,
+        deadline_ns=lease.deadline_ns,
+        cgroup="",
+        has_pidfd=False,
+        memfds=0,
+        objects=(),
+    )
+    sock.send(protocol.encode(protocol.ARM, 1, times, times * entry))
+
+
+def _answers(sock: socket.socket, count: int) -> list[int]:
+    packet = protocol.decode(memoryview(sock.recv(protocol.PACKET_BYTES_MAX)))
+    return list(protocol.decode_statuses(packet, count))
+
+
+def _armed(sock: socket.socket, lease: Lease, times: int) -> list[int]:
+    _ask_to_arm(sock, lease, times)
+    return _answers(sock, times)
+
+
+def _listed(sock: socket.socket) -> list[protocol.Listed]:
+    sock.send(protocol.encode(protocol.LIST, 1, 1, protocol.LIST_ENTRY.pack(0, 0)))
+    packet = protocol.decode(memoryview(sock.recv(protocol.PACKET_BYTES_MAX)))
+    return protocol.decode_listed(packet)
 
 
 def _reaper_pid(host: ReaperHost) -> int:

@@ -46,9 +46,15 @@ def certificates(root: Path, *, wall_ns: Callable[[], int] = time.time_ns) -> It
 def _judge(root: Path, path: str, now_ns: int) -> Finding:
     """One certificate."""
     place = root / path.lstrip("/")
+    advice = f"renew it: `leasectl pki renew {path}`, then `leasectl admin reload`"
     try:
-        if path and place.read_bytes() and _is_ca(place):
-            who, until_ns = minting.ca_of(place.read_bytes())
+        pem = place.read_bytes() if path else b""
+        if minting.is_ca(pem):
+            who, until_ns = minting.ca_of(pem)
+            advice = (
+                "renew it where its key is (`leasectl pki renew`), bring ca.pem to every node and"
+                " collector, then `leasectl admin reload`"
+            )
         else:
             who, until_ns = expiry(place)
     except (CallerError, OSError) as error:
@@ -56,17 +62,8 @@ def _judge(root: Path, path: str, now_ns: int) -> Finding:
     left_ns = until_ns - now_ns
     if left_ns <= 0:
         text = f"{who}: past its end since {length(-left_ns)}: collectors cannot connect"
-        return Finding(Grade.WARN, "listener", text, "renew it: `leasectl pki renew`, then reload")
+        return Finding(Grade.WARN, "listener", text, advice)
     text = f"{who}: {length(max(left_ns, NS_PER_S))} left"
     if left_ns < SOON_NS:
-        advice = "renew it: `leasectl pki renew`, then `leasectl admin reload`"
         return Finding(Grade.WARN, "listener", text, advice)
     return Finding(Grade.OK, "listener", text)
-
-
-def _is_ca(path: Path) -> bool:
-    try:
-        minting.ca_of(path.read_bytes())
-    except CallerError:
-        return False
-    return True

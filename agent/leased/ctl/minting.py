@@ -65,6 +65,10 @@ class Authority:
         self.fleet = _fleet_of(certificate)
         self.not_after = certificate.not_valid_after_utc
 
+    def again(self, *, now: datetime, days: int) -> Minted:
+        """The same CA with a new end: the same key, so what it has signed holds under either."""
+        return _found(self.fleet, self._key, now, days)
+
     def issue(
         self, identity: Identity, hosts: Sequence[str], *, now: datetime, days: int
     ) -> Minted:
@@ -128,7 +132,10 @@ def found(fleet: str, *, now: datetime, days: int) -> Minted:
     """A new CA for `fleet`. Raises InvalidParameter."""
     if not FLEET.fullmatch(fleet):
         raise InvalidParameter("fleet", f'"{fleet}": a name such as gpu.example.org')
-    key = ec.generate_private_key(ec.SECP256R1())
+    return _found(fleet, ec.generate_private_key(ec.SECP256R1()), now, days)
+
+
+def _found(fleet: str, key: ec.EllipticCurvePrivateKey, now: datetime, days: int) -> Minted:
     builder = (
         _begin(f"{fleet} leased CA", key.public_key(), now, now + timedelta(days=days))
         .issuer_name(_name(f"{fleet} leased CA"))
@@ -180,6 +187,15 @@ def ca_of(certificate: bytes) -> tuple[str, int]:
     parsed = x509.load_pem_x509_certificate(certificate)
     not_after_s = int(parsed.not_valid_after_utc.timestamp())
     return f"the CA of {_fleet_of(parsed)}", not_after_s * 1_000_000_000
+
+
+def is_ca(certificate: bytes) -> bool:
+    """Whether it is a fleet's CA, and not one of those that a CA has signed."""
+    try:
+        ca_of(certificate)
+    except CallerError:
+        return False
+    return True
 
 
 def fingerprint(certificate: bytes) -> str:

@@ -2,8 +2,8 @@
 """The verb pki: a fleet's CA, and the certificates of its nodes, collectors and scrapers.
 
 Rule: keys are written readable by their owner only and never printed; nothing that is there is
-overwritten, but by `renew`, which puts certificate and key in place whole. Everything works without
-a network and without an agent.
+overwritten, but by `renew`, which puts certificate and key in place whole. A CA that is renewed
+keeps its key. Everything works without a network and without an agent.
 
 Does not hand certificates out: copying them is the operator's part.
 """
@@ -73,15 +73,16 @@ def register(verbs: Verbs) -> None:
     one = verb(
         below,
         "renew",
-        "replace a certificate and its key",
+        "replace a certificate and its key; of the CA, its end",
         "leasectl pki renew /etc/leased/pki/node-0123456789abcdef0123456789abcdef.pem",
     )
     one.add_argument("file", type=Path, help="the certificate; its key lies beside it")
-    _add_place(one, END_DAYS)
+    _add_place(one, None)
     one.set_defaults(act=renew)
 
 
-def _add_place(parser: argparse.ArgumentParser, days: int) -> None:
+def _add_place(parser: argparse.ArgumentParser, days: int | None) -> None:
+    usual = str(days) if days else f"{END_DAYS}, a CA {CA_DAYS}"
     parser.add_argument(
         "--dir",
         type=Path,
@@ -89,7 +90,7 @@ def _add_place(parser: argparse.ArgumentParser, days: int) -> None:
         help=f"where the CA is (default: {PKI_DIRECTORY})",
     )
     parser.add_argument(
-        "--days", type=int, default=days, help=f"how long it is good for (default: {days})"
+        "--days", type=int, default=days, help=f"how long it is good for (default: {usual})"
     )
 
 
@@ -153,13 +154,18 @@ def show(options: argparse.Namespace, console: Console) -> int:
 
 
 def renew(options: argparse.Namespace, console: Console) -> int:
-    """Make the same certificate again, with a new key and a new end."""
+    """Make the same certificate again, with a new end and, but for the CA's, a new key."""
     pem = _read(options.file)
-    identity = read_certificate(minting.der_of(pem)).identity
-    authority = _authority(options.dir)
-    minted = authority.issue(
-        identity, minting.hosts_of(pem), now=_now(console), days=_days(options)
-    )
+    is_ca = minting.is_ca(pem)
+    options.days = options.days or (CA_DAYS if is_ca else END_DAYS)
+    if is_ca:
+        authority = minting.open_authority(pem, _read(options.file.with_suffix(".key")))
+        minted = authority.again(now=_now(console), days=_days(options))
+    else:
+        identity = read_certificate(minting.der_of(pem)).identity
+        minted = _authority(options.dir).issue(
+            identity, minting.hosts_of(pem), now=_now(console), days=_days(options)
+        )
     put_files(options.file.parent, options.file.stem, minted, again=True)
     return _tell(options, console, options.file.stem, options.file.parent)
 

@@ -63,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
             restrict_keyboard_interrupt_to_checkpoints=True,
         )
     except LeasedError as error:
-        print(f"<3>leased: {error}", file=sys.stderr)
+        # A log that cannot be used is of the highest class, also where it is found at the start.
+        level = 2 if isinstance(error, StateError | ChainError) else 3
+        print(f"<{level}>leased: {error}", file=sys.stderr)
         return error.exit_status
     except BaseExceptionGroup as group:
         return _explain(group)

@@ -9,6 +9,7 @@ import shutil
 import ssl
 import stat
 import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -104,6 +105,27 @@ def test_a_certificate_never_outlives_its_ca(tmp_path: Path) -> None:
     end_s = read_certificate(der_of((place / "collector-west.pem").read_bytes())).not_after_s
     who, ca_end_ns = ca_of((place / "ca.pem").read_bytes())
     assert (who, ca_end_ns) == ("the CA of gpu.example.org", end_s * 10**9)
+
+
+def test_a_ca_that_is_renewed_keeps_its_key_and_with_it_the_fleet(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        not_proven("that openssl takes a renewed CA", "openssl is not installed")
+    place, old = tmp_path / "pki", tmp_path / "old.pem"
+    now_ns = time.time_ns()
+    pki(place, "init", "gpu.example.org", "--days", "30", wall_ns=now_ns)
+    pki(place, "collector", "west", wall_ns=now_ns)
+    ca, key = place / "ca.pem", (place / "ca.key").read_bytes()
+    shutil.copy(ca, old)
+    assert "the CA of gpu.example.org" in pki(place, "renew", str(ca), wall_ns=now_ns)
+    pki(place, "collector", "east", "--days", "20", wall_ns=now_ns)
+    assert (place / "ca.key").read_bytes() == key and ca.read_bytes() != old.read_bytes()
+    assert ca_of(ca.read_bytes())[1] == (now_ns // 10**9 + 3650 * 86_400) * 10**9
+    for trusted in (old, ca):
+        for end in ("collector-west.pem", "collector-east.pem"):
+            command = [openssl, "verify", "-x509_strict", "-CAfile", trusted, place / end]
+            done = subprocess.run(command, capture_output=True)
+            assert done.returncode == 0, done.stderr
 
 
 def test_certificates_are_shown_for_what_they_are(folder: Path) -> None:
@@ -251,6 +273,7 @@ def test_the_doctor_says_when_certificates_end(tmp_path: Path) -> None:
 
     assert grades(1) == [Grade.OK, Grade.OK]
     assert grades(180) == [Grade.WARN, Grade.OK]
+    assert grades(3_640) == [Grade.WARN, Grade.WARN]
     assert grades(201) == [Grade.WARN, Grade.OK]
     node.with_suffix(".key").chmod(0o644)
     assert grades(1) == [Grade.WARN, Grade.OK, Grade.OK]

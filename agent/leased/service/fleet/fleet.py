@@ -27,6 +27,7 @@ from leased.service.fleet.listener import NodeListener, open_sockets
 from leased.service.fleet.pulling import PulledLog
 from leased.service.fleet.routes import AuditRoutes, refuse
 from leased.service.fleet.tls import load
+from leased.service.log.room import state_of
 from leased.service.sequencer import Sequencer, Told
 from leased.service.telling import exposition
 from leased.service.telling.narration import CRITICAL
@@ -50,7 +51,10 @@ class Fleet:
         clock: Clock,
         say: Callable[..., None],
         metrics: Callable[[], str],
+        log_state: Callable[[], tuple[str, str]],
     ) -> None:
+        """`log_state` is how the log is, and why (`service.log.room`)."""
+        self.log_state = log_state
         self._listening = listening
         self._clock, self._node_id, self._say = clock, node_id, say
         self.log = PulledLog(opened, latest=latest, gather_ns=listening.gather_ns)
@@ -68,17 +72,11 @@ class Fleet:
             node_id=node_id,
             clock=clock,
             metrics=metrics,
-            state=self.log_state,
+            state=log_state,
         )
         self.listener: NodeListener | None = None
         self._handed: Mapping[str, Sequence[int]] = {}
         self._usable = trio.Event()
-
-    @staticmethod
-    def log_state() -> tuple[str, str]:
-        """How the log is, and why. A log that fails ends the agent, so one that serves is
-        healthy."""
-        return "healthy", ""
 
     async def prove(self, sequence: int, size: int | None) -> Proof:
         """Prove a record to whoever is here; without a size in the newest tree that the quorum has
@@ -175,6 +173,7 @@ def make_fleet(agent: Agent) -> Fleet:
         clock=agent.clock,
         say=agent.journald.say,
         metrics=partial(_metrics, agent),
+        log_state=lambda: state_of(agent.opened, agent.sequencer.lessor.table.live),
     )
 
 

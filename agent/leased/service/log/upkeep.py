@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the log itself needs while the agent runs, put together: its epochs, its counter, and that
-what is old goes.
+"""What the log itself needs while the agent runs, put together: its epochs, its counter, its
+room, and that what is old goes.
 
 Rule: none of it is on the path of a request, and what of it cannot be done ends the agent: the next
 start does it before it serves.
@@ -22,6 +22,7 @@ from leased.service.config import Log
 from leased.service.log.counting import make_counting
 from leased.service.log.epochs import make_epochs
 from leased.service.log.pruning import Identity, Pruning
+from leased.service.log.room import Room
 from leased.terms.command import Command
 from leased.terms.errors import StateError
 
@@ -42,17 +43,18 @@ class Upkeep:
         sign: Callable[[], str],
         say: Callable[[str], None],
         pruning: Pruning,
+        room: Room,
     ) -> None:
         """`sign` signs the tree that is anchored now."""
         self._opened, self._clock, self._say = opened, clock, say
         self._epochs = make_epochs(opened, clock, submit, sign=sign, say=say)
-        self._pruning = pruning
+        self._pruning, self._room = pruning, room
         self._counting = make_counting(opened, clock, settings.counter.period_ns, say)
 
     async def run(self) -> None:
         """Until cancelled. Raises OSError or StateError for what cannot wait for the next start."""
         async with trio.open_nursery() as nursery:
-            for chore in (self._epochs, self._counting, self._pruning):
+            for chore in (self._epochs, self._counting, self._pruning, self._room):
                 if chore is not None:
                     nursery.start_soon(chore.run)
 
@@ -79,6 +81,7 @@ def make_upkeep(agent: Agent) -> Upkeep:
         submit=agent.sequencer.submit_own,
         sign=lambda: agent.vitals.head().checkpoint,
         say=agent.say,
+        room=Room(lambda: agent.fleet.log_state(), clock=agent.clock, say=agent.journald.say),
         pruning=Pruning(
             agent.opened,
             Identity(agent.node, __version__),

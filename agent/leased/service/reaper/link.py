@@ -335,9 +335,12 @@ class ReaperLink:
             fds.clear()
 
     def _hold(self, lease_id: LeaseId, held: Hold) -> None:
-        """Remember a lease as armed; arming again adds to what was held."""
+        """Remember a lease as armed; arming again adds to what was held, and takes no renewal back
+        that was on the board before the answer came."""
         before = self._held.get(lease_id)
         if before is not None:
+            if before.generation > held.generation:
+                held.generation, held.deadline_ns = before.generation, before.deadline_ns
             held.cgroup = held.cgroup or before.cgroup
             held.fds = tuple(dict.fromkeys((*before.fds, *held.fds)))
             held.pidfd = held.pidfd if held.pidfd is not None else before.pidfd

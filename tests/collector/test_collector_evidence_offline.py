@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every sticky verdict leaves a bundle that `leasectl evidence verify` judges elsewhere, with
+public keys and nothing else; and not one word of it can be changed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from leased.chain.epochs import EpochKey
+from leased.collector.reconcile import Problem, Verdict
+from leased.ctl.console import Console
+from leased.ctl.main import main
+from leased.terms.event import NodeStopped
+from leased.terms.identity import EventId
+from leased.terms.moment import Moment
+from tests.collector.test_collector_ingest import (
+    flip,
+    live,
+    node,
+    other_root,
+    unsigned,
+)
+from tests.collector.test_collector_pull import Collector
+from tests.doubles.fleet_pki import FleetPki
+from tests.doubles.logs import BOOT
+from tests.doubles.node_server import NodeServer, serving
+from tests.doubles.nodes import EPOCH_NS, PulledNode
+
+Spoil = Callable[[NodeServer, PulledNode], None]
+
+
+def _page(make: Callable[[PulledNode], bytes]) -> Spoil:
+    """Every page is what `make` makes of the node."""
+
+    def spoil(server: NodeServer, _twin: PulledNode) -> None:
+        server.sabotage = lambda target, reply: (
+            (200, "application/vnd.leased.records", make(server.node))
+            if "/records" in target
+            else reply
+        )
+
+    return spoil
+
+
+def _pruned(server: NodeServer, _twin: PulledNode) -> None:
+    told = Problem(410, "pruned", min_seq=server.node.size + 5, checkpoint=server.node.note())
+    reply = server._problem(told)
+    server.sabotage = lambda target, other: reply if "/records" in target else other
+
+
+def _cut(server: NodeServer, _twin: PulledNode) -> None:
+    server.node.cut(server.node.size - 3)
+
+
+def _forked(server: NodeServer, twin: PulledNode) -> None:
+    for number in range(51, 55):
+        live(twin, number)
+    server.node = twin
+
+
+def _another(server: NodeServer, _twin: PulledNode) -> None:
+    server.node = PulledNode(9)
+    server.node.start()
+
+
+STORIES: dict[Verdict, tuple[bool, Spoil, str]] = {
+    Verdict.ROLLBACK: (True, _cut, "signed a tree of"),
+    Verdict.FORK: (True, _forked, "two different records in two signed trees"),
+    Verdict.GAP: (True, _pruned, "signed a tree of"),
+    Verdict.NEW_LOG: (True, _another, "signed a tree of"),
+    Verdict.BAD_RECORD: (False, _page(lambda on: flip(on.page(0), 200)), "CORRUPT_RECORD"),
+    Verdict.BAD_SIG: (False, _page(unsigned), "does not hold: BAD_SIGNATURE"),
+    Verdict.BAD_ROOT: (False, _page(other_root), "signed another tree than that of the"),
+    Verdict.BAD_SEAL: (False, lambda server, twin: None, "but for its seals"),
+}
+"""By verdict: whether something was pulled before, what the node does then, and what anybody sees
+in the bundle."""
+
+
+def judged(*words: str) -> tuple[int, str]:
+    out, err = io.StringIO(), io.StringIO()
+    status = main(["evidence", "verify", *words], Console(out, err, terminal=False))
+    return status, out.getvalue() + err.getvalue()
+
+
+def test_there_is_a_story_of_every_sticky_verdict() -> None:
+    assert STORIES.keys() == {one for one in Verdict if one.sticky}
+
+
+@pytest.mark.parametrize("verdict", STORIES)
+async def test_a_bundle_is_judged_offline_and_cannot_be_changed(
+    tmp_path: Path, verdict: Verdict
+) -> None:
+    before, spoil, seen = STORIES[verdict]
+    pki = FleetPki(tmp_path / "pki")
+    west = Collector(tmp_path, pki)
+    on = PulledNode(epoch_ns=EPOCH_NS) if verdict is Verdict.BAD_SEAL else node()
+    if verdict is Verdict.BAD_SEAL:
+        on.ratchet._key = EpochKey(0, b"\x99" * 32)
+        on.start()
+        on.seal([NodeStopped(EventId(bytes(16)), 1)], Moment(BOOT, 10**9 + EPOCH_NS, 10**18))
+    server = NodeServer(on)
+    server.seal_acks = False
+    async with serving(pki, server):
+        west.enrol(server)
+        twin = server.node.clone()
+        if before:
+            live(server.node, 50)
+            assert (await west.pull())["alpha"].verdict == Verdict.OK
+        spoil(server, twin)
+        assert (await west.pull())["alpha"].verdict == verdict
+    bundle = west.bundle()
+    [path] = (west.state / "evidence").glob("*.json")
+    case = tmp_path / "elsewhere" / "case.json"
+    case.parent.mkdir()
+    shutil.copy(path, case)
+    for gone in (west.state, pki.directory):
+        shutil.rmtree(gone)
+    keys = ("--key", bundle.vkey, "--collector", west.key.text())
+    status, text = judged(*keys, str(case))
+    assert status == 0 and text.startswith(f"alpha: {verdict}, found "), text
+    assert seen in text and "signed by west" in text, text
+    _, document = judged(*keys, "--json", str(case))
+    assert json.loads(document)["key_given"] is True
+
+    fields = json.loads(case.read_bytes())
+    for name, value in fields.items():
+        if name != "signature" and isinstance(value, (str, int)):
+            changed = value + 1 if isinstance(value, int) else f"{value}0" if value else "00"
+            case.write_bytes(msgspec.json.encode({**fields, name: changed}))
+            assert judged(*keys, str(case))[0] == 65, f"{name} was changed, and nobody minded"
