@@ -148,13 +148,14 @@ def lags(directory: Path, leases: Collection[str] | None = None) -> Figures:
         "ended": len(cut),
         "by_reaper": cut_by_reaper,
         "fenced": fenced,
-        **_percentiles("cut", cut),
-        **_percentiles("proven", proven),
-        **_percentiles("cut_to_proven", between),
+        **percentiles("cut", cut),
+        **percentiles("proven", proven),
+        **percentiles("cut_to_proven", between),
     }
 
 
-def _percentiles(name: str, found: list[int]) -> Figures:
+def percentiles(name: str, found: list[int]) -> Figures:
+    """The middle, the 99th of a hundred and the worst; an age where nothing was found."""
     ordered = sorted(found) or [10**9 * NS_PER_MS]
     return {
         f"{name}_p50_ns": ordered[len(ordered) // 2],

@@ -6,7 +6,9 @@ ignores SIGTERM, and ended by its deadline; the times are the chain's own (`expi
 is imitated here: a kind that the machine does not have is said not to have been measured. What the
 agent publishes for the kind is printed beside what was measured, and so is what the kernel alone
 takes to end such a holder (cgroup.kill until it has ended, nobody of ours involved): no cut can be
-sooner.
+sooner. A namespace's cut is a call of device-mapper's driver, which waits for the processors of the
+whole machine (two grace periods of SRCU): at the very deadline of each lease somebody beside it has
+the driver suspend a mapping that is nobody's, on nothing, and no cut can be sooner than that.
 
 A lease is had for long, and its deadline is set when its holder is there: rounds wait for nothing
 but what is measured. Does not lend what the operator of the machine has not named: a namespace is
@@ -19,16 +21,18 @@ import os
 import select
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leased.ctl import asks
-from leased.terms.moment import NS_PER_MS
-from tests.bench.expiry import lags
+from leased.hardware.block import verbs as block
+from leased.terms.moment import NS_PER_MS, NS_PER_S
+from tests.bench.expiry import lags, percentiles
 from tests.bench.loadgen import Figures
 from tests.bench.running_agent import RunningAgent
 from tests.doubles.reaper_host import cgroup_root
@@ -95,10 +99,13 @@ def measure_kinds(directory: Path, *, rounds: int, say: Callable[[str], None]) -
                 say(f"NOT MEASURED: {kind.name}: this machine offers none")
                 continue
             alone_ns, leases = [], set()
-            for _ in range(rounds):
-                leases.add(_hold_past_the_deadline(agent, kind))
-                alone_ns.append(_end_by_kernel_alone())
+            with _twin(kind) as twin:
+                for _ in range(rounds):
+                    leases.add(_hold_past_the_deadline(agent, kind, twin))
+                    alone_ns.append(_end_by_kernel_alone())
             alone = {"kernel_alone_p50_ns": statistics.median(alone_ns)}
+            if twin is not None:
+                alone |= percentiles("driver_alone", twin.took_ns)
             measured.append((kind, bounds | alone, leases))
             say(f"{kind.name}: {rounds} leases have ended")
     finally:
@@ -137,7 +144,59 @@ def _room(resource: dict[str, Any]) -> int:
     return int(resource["capacity"] if use is None else use["free"])
 
 
-def _hold_past_the_deadline(agent: RunningAgent, kind: Kind) -> str:
+class Twin:
+    """A mapping that has no device below it and no lease, which the driver is asked to suspend at
+    the deadlines of leases."""
+
+    UUID = "LEASED-BENCH"
+    """Nobody's, and yet udev keeps away from it (systemd/udev)."""
+
+    def __init__(self) -> None:
+        self.took_ns: list[int] = []
+        self._control = block.open_control()
+        block.create_mapping(self._control, name="leased-bench", uuid=self.UUID)
+        block.load_table(self._control, self.UUID, sectors=2048, target="zero", parameters="")
+        block.resume_mapping(self._control, self.UUID)
+
+    @contextmanager
+    def beside(self, deadline_ns: int) -> Iterator[None]:
+        """Suspend it at the deadline, whatever is done in the `with`."""
+        thread = threading.Thread(target=self._suspend, args=(deadline_ns,))
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
+    def _suspend(self, deadline_ns: int) -> None:
+        # As the reaper's cutters do.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -20)
+        while (left_ns := deadline_ns - _boot_ns()) > 0:
+            time.sleep(left_ns / NS_PER_S)
+        began_ns = _boot_ns()
+        block.suspend_mapping(self._control, self.UUID)
+        self.took_ns.append(_boot_ns() - began_ns)
+        block.resume_mapping(self._control, self.UUID)
+
+    def close(self) -> None:
+        """Take it away."""
+        block.remove_mapping(self._control, self.UUID, timeout_ms=5_000)
+        os.close(self._control)
+
+
+@contextmanager
+def _twin(kind: Kind) -> Iterator[Twin | None]:
+    if not kind.prefix.startswith("block:"):
+        yield None
+        return
+    twin = Twin()
+    try:
+        yield twin
+    finally:
+        twin.close()
+
+
+def _hold_past_the_deadline(agent: RunningAgent, kind: Kind, twin: Twin | None) -> str:
     """One lease, from its grant to its proof; its id."""
     connection = Connection(str(agent.socket))
     try:
@@ -146,9 +205,10 @@ def _hold_past_the_deadline(agent: RunningAgent, kind: Kind) -> str:
         lease_id = str(granted["lease"]["lease_id"])
         connection.close_fds()
         with _holder(str(agent.socket), lease_id) as pidfd:
-            _end_soon(connection, lease_id)
-            if not select.select([pidfd], [], [], CLOSED_S_MAX)[0]:
-                raise SystemExit(f"bench: {kind.name}: the holder outlived its deadline")
+            deadline_ns = _end_soon(connection, lease_id)
+            with twin.beside(deadline_ns) if twin else nullcontext():
+                if not select.select([pidfd], [], [], CLOSED_S_MAX)[0]:
+                    raise SystemExit(f"bench: {kind.name}: the holder outlived its deadline")
         waiting = {"until": "closed", "timeout_ns": CLOSED_S_MAX * 1000 * NS_PER_MS}
         connection.call("Lease.Wait", lease_id=lease_id, **waiting)
     finally:
@@ -156,19 +216,20 @@ def _hold_past_the_deadline(agent: RunningAgent, kind: Kind) -> str:
     return lease_id
 
 
-def _end_soon(connection: Connection, lease_id: str) -> None:
-    """Have the deadline come; a busy machine may be told of it when it has come already."""
+def _end_soon(connection: Connection, lease_id: str) -> int:
+    """Have the deadline come, and tell it (boottime ns); a busy machine may be told of it when it
+    has come already."""
     ttl_ns = LEFT_NS
     while True:
         try:
-            connection.call("Lease.Renew", lease_id=lease_id, ttl_ns=ttl_ns)
-            return
+            renewed = connection.call("Lease.Renew", lease_id=lease_id, ttl_ns=ttl_ns)
+            return int(renewed["deadline_boottime_ns"])
         except Failed as error:
             if error.parameters.get("reason") != "deadline_passed":
                 raise
         told = connection.call("Lease.Describe", lease_id=lease_id)
         if told["lease"]["runtime"]["state"] != "active":
-            return
+            return _boot_ns()
         ttl_ns *= 2
 
 
@@ -223,3 +284,7 @@ def _end_by_kernel_alone() -> int:
         os.waitpid(pid, 0)
         os.close(pidfd)
         place.rmdir()
+
+
+def _boot_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
