@@ -5,6 +5,7 @@ that scrapes a real collector and evaluates every expression that is shipped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -123,6 +124,99 @@ def test_the_dashboard_is_one(server: CollectorServer) -> None:
             assert known, (title, name)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def prometheus_words(directory: Path, port: int) -> list[str]:
+    return [
+        f"--config.file={directory / 'prometheus.yml'}",
+        f"--storage.tsdb.path={directory / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=error",
+    ]
+
+
+@contextlib.contextmanager
+def program(words: list[str], home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that runs for a block."""
+    running = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=home,
+        env={"PATH": os.environ["PATH"], "HOME": str(home)},
+    )
+    try:
+        yield running
+    finally:
+        running.send_signal(signal.SIGTERM)
+        running.wait(PATIENCE_S)
+
+
+ROUTES = """
+route:
+  receiver: nobody
+  routes:
+    - matchers: ['severity="info"']
+      receiver: finance
+receivers:
+  - name: nobody
+  - name: finance
+"""
+ALERTING = """
+alerting:
+  alertmanagers:
+    - static_configs:
+        - targets: ["127.0.0.1:{port}"]
+"""
+
+
+def test_an_alert_reaches_alertmanager_with_what_routes_go_by(
+    server: CollectorServer, tmp_path: Path
+) -> None:
+    if None in map(shutil.which, ("prometheus", "prometheus-alertmanager", "amtool")):
+        not_proven("that alerts reach an Alertmanager", "prometheus-alertmanager is not installed")
+    mine, theirs = free_port(), free_port()
+    (tmp_path / "alertmanager.yml").write_text(ROUTES)
+    checked = subprocess.run(
+        ["amtool", "check-config", str(tmp_path / "alertmanager.yml")], capture_output=True
+    )
+    assert checked.returncode == 0, checked.stderr
+    rules = (CONFIGS / "prometheus" / "alerts.yml").read_text()
+    (tmp_path / "alerts.yml").write_text(re.sub(r"for: \w+", "for: 0s", rules))
+    text = (CONFIGS / "prometheus" / "prometheus.yml").read_text()
+    text = text.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}").replace("15s", "1s")
+    text = text.replace("scrape_interval: 1s", "scrape_interval: 1s\n  evaluation_interval: 1s")
+    (tmp_path / "prometheus.yml").write_text(text + ALERTING.format(port=theirs))
+    words = [
+        "prometheus-alertmanager",
+        f"--config.file={tmp_path / 'alertmanager.yml'}",
+        f"--storage.path={tmp_path / 'silences'}",
+        f"--web.listen-address=127.0.0.1:{theirs}",
+        "--cluster.listen-address=",
+    ]
+    ask = ["amtool", f"--alertmanager.url=http://127.0.0.1:{theirs}", "alert", "query"]
+    with (
+        program(words, tmp_path) as alertmanager,
+        program(["prometheus", *prometheus_words(tmp_path, mine)], tmp_path) as prometheus,
+    ):
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            query = [*ask, "--output=json", "--receiver=finance", "alertname=GreyWasteHigh"]
+            done = subprocess.run(query, capture_output=True, text=True)
+            found = json.loads(done.stdout) if done.returncode == 0 else []
+            if found:
+                break
+            alive = prometheus.poll() is None and alertmanager.poll() is None
+            assert alive and time.monotonic() < until, done.stderr
+    [alert] = found
+    assert alert["labels"]["severity"] == "info"
+    assert alert["annotations"]["summary"] == "Cluster waste exceeds 20%"
+
+
 def test_a_real_prometheus_evaluates_every_expression(
     server: CollectorServer, tmp_path: Path
 ) -> None:
@@ -132,21 +226,7 @@ def test_a_real_prometheus_evaluates_every_expression(
         text = (CONFIGS / "prometheus" / name).read_text()
         text = text.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}").replace("15s", "1s")
         (tmp_path / name).write_text(text)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    prometheus = subprocess.Popen(
-        [
-            "prometheus",
-            f"--config.file={tmp_path / 'prometheus.yml'}",
-            f"--storage.tsdb.path={tmp_path / 'data'}",
-            f"--web.listen-address=127.0.0.1:{port}",
-            "--log.level=error",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
-    )
+    port = free_port()
 
     def ask(expr: str) -> list[Any]:
         query = urllib.parse.urlencode({"query": expr})
@@ -155,7 +235,7 @@ def test_a_real_prometheus_evaluates_every_expression(
         assert told["status"] == "success"
         return told["data"]["result"]
 
-    try:
+    with program(["prometheus", *prometheus_words(tmp_path, port)], tmp_path) as prometheus:
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -174,6 +254,3 @@ def test_a_real_prometheus_evaluates_every_expression(
         panels = dict(expressions())
         by_kind = {row["metric"]["component"] for row in ask(panels["Compute Cost Breakdown"])}
         assert by_kind == {"cpu", "gpu", "mem"}
-    finally:
-        prometheus.send_signal(signal.SIGTERM)
-        prometheus.wait(PATIENCE_S)
