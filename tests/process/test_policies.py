@@ -178,7 +178,7 @@ def test_a_refused_request_is_explained_after_a_kill_by_its_record(agent: HostAg
     for key in ("reason", "limit", "usage", "requested"):
         assert after[key] == before[key], key
     said = agent.leasectl("why", request).stdout
-    assert f"refused: {before['reason']}: asked {1 << 50}" in said, said
+    assert f"refused: {before['reason']}: mem: asked " in said, said
 
 
 def test_what_was_taken_is_asked_for_again_by_the_beginning_of_its_id(agent: HostAgent) -> None:

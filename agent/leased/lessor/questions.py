@@ -92,15 +92,16 @@ class Questions:
     def recall(self, refused: Event) -> None:
         """A request was refused (or granted after all) before the agent started: what the record
         has of it. That is neither a rule nor an instant, and a unit only where the reason implies
-        one.
+        one, or a kind is on record.
         """
         if isinstance(refused, Allocated):
             self.forget(refused.command_id)
         if not isinstance(refused, Refused) or refused.reason not in _REASONS:
             return  # a reason of a later release, which this one is back from
         reason = RefusalReason(refused.reason)
-        numbers = (refused.limit, refused.usage, refused.requested)
-        refusal = Refusal(reason, _COUNTED_IN.get(reason, ""), *numbers)
+        kind, numbers = refused.resource_kind, (refused.limit, refused.usage, refused.requested)
+        what = _COUNTED_IN.get(reason, "") if kind is None else kind.name.lower()
+        refusal = Refusal(reason, what, *numbers)
         self._remember(refused.command_id, refused.tenant, refusal)
 
     def _remember(self, command_id: CommandId, tenant: TenantId, refusal: Refusal) -> None:
