@@ -7,6 +7,7 @@ Does not judge: what is left is the test's to look at.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import time
@@ -15,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
+from leased._native import ffi, lib
 from leased.hardware import verbs
 from leased.hardware.devices import Devices
 from leased.hardware.rdma import owner
@@ -73,6 +75,8 @@ class Held:
 
     def __init__(self, devices: Devices, of: Lease, prepared: Prepared) -> None:
         self.devices, self.lease, self.prepared = devices, of, prepared
+        self._deny = lib.leased_filter_load(ffi.NULL, 0)
+        assert self._deny >= 0, os.strerror(-self._deny)
 
     @property
     def guid(self) -> str:
@@ -112,14 +116,16 @@ class Held:
             os.close(pidfd)
 
     def kill(self) -> tuple[int, int]:
-        """What the reaper does at the deadline; (began, everybody gone), boottime ns."""
+        """What the reaper does at the deadline, with the filter that it has loaded long before;
+        (began, everybody gone), boottime ns."""
         began_ns = now_ns()
         try:
             leaf = os.open(self.prepared.cgroup, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             return began_ns, began_ns  # reclaimed
         try:
-            verbs.deny_devices(leaf)
+            # Of a leaf that was cut before it is there already.
+            assert lib.leased_filter_attach(leaf, self._deny) in (0, -errno.EINVAL)
             verbs.freeze_cgroup(leaf)
             verbs.kill_cgroup(leaf, timeout_ms=5000)
         finally:
@@ -148,7 +154,7 @@ class Held:
 
     def close(self) -> None:
         """Let go of the memory."""
-        for fd in self.prepared.fds:
+        for fd in (*self.prepared.fds, self._deny):
             os.close(fd)
 
 
