@@ -48,6 +48,7 @@ from tests.doubles.fleet_archive import gpus
 S = 1_000_000_000
 GPU = 1000
 TENANT = "acme"
+REFUSED = int(RefusalReason.TENANT_CAPACITY)
 VALID_NS = 900 * S
 BEGIN_NS = parse_instant("2026-03-28T20:00:00Z")
 """The night in which clocks go forward in Berlin."""
@@ -254,7 +255,7 @@ class FleetQuota(RuleBasedStateMachine):
             if not node.parted:
                 self.issuer.note_waiting(node.id, {(TENANT, "gpus"): count * GPU})
         else:
-            node.view.wants[TENANT, int(RefusalReason.TENANT_CAPACITY)] = Want(
+            node.view.wants[TENANT, REFUSED, ResourceKind.GPU] = Want(
                 self.now_ns, limit, node.held * GPU, count * GPU
             )
 
@@ -282,7 +283,7 @@ class FleetQuota(RuleBasedStateMachine):
         if has < most and queued:
             self.issuer.note_waiting(wanted.id, {(TENANT, "gpus"): most})
         elif has < most:
-            wanted.view.wants[TENANT, int(RefusalReason.TENANT_CAPACITY)] = Want(
+            wanted.view.wants[TENANT, REFUSED, ResourceKind.GPU] = Want(
                 self.now_ns, has, 0, most
             )
         self._hear_all()
