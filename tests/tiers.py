@@ -52,7 +52,7 @@ TIERS = (
     Tier("scenarios", 60, "what peers got wrong in quotas, queues and preemption, case by case"),
     Tier("contract", 480, "each port's promises, on the fake and on the real thing"),
     Tier("service", 180, "the agent's tasks over fakes"),
-    Tier("collector", 300, "the fleet's side: archive, ingest, witness, over real TLS"),
+    Tier("collector", 600, "the fleet's side: archive, ingest, witness, over real TLS"),
     Tier("sim", 600, "whole agents in simulated time, with crashes"),
     Tier("native", 300, "the C verbs, and the reaper's own tests under sanitizers"),
     Tier("reaper", 300, "the reaper as a process"),

@@ -88,6 +88,12 @@ def test_what_is_in_the_way_is_named(config: Config) -> None:
         open_doors(config, {}, "0")
 
 
+def test_a_directory_too_deep_for_a_socket_is_said(tmp_path: Path) -> None:
+    deep = Config(paths=Paths(state_dir=tmp_path / "state", runtime_dir=tmp_path / ("d" * 100)))
+    with pytest.raises(StateError, match="too long: .*runtime_dir must be shorter"):
+        open_doors(deep, {}, "0")
+
+
 def test_doors_that_were_handed_over_are_used(config: Config, tmp_path: Path) -> None:
     handed: dict[str, list[int]] = {}
     for name in (USER_SOCKET, ADMIN_SOCKET):

@@ -60,8 +60,14 @@ def _bind(path: Path, mode: int) -> socket.socket:
         private.rename(path)
     except OSError as error:
         sock.close()
-        raise StateError(f"{path}: {error.strerror}; is the runtime directory writable?") from error
+        raise StateError(f"{path}: {_why(error)}") from error
     return sock
+
+
+def _why(error: OSError) -> str:
+    if error.strerror is None:  # what Python says by itself, before it asks the kernel
+        return f"{error}: [paths] runtime_dir must be shorter"
+    return f"{error.strerror}; is the runtime directory writable?"
 
 
 def _check_vacant(path: Path) -> None:
