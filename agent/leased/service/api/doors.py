@@ -78,7 +78,7 @@ def _check_vacant(path: Path) -> None:
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
                 return
-            raise StateError(f"{path}: {error.strerror}") from error
+            raise StateError(f"{path}: {_why(error)}") from error
     raise StateError(
         f"{path}: another agent answers here; stop it, or give this one its own runtime_dir"
     )
