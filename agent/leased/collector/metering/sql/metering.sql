@@ -21,11 +21,17 @@
 -- Pools: 0 tenant, 1 teardown, 2 fenced, 4 provisioned.
 
 -- name: again
--- The leases that were granted more than once, each after its end, or of which something was said before. No node does it,
--- but nobody can know all the ids that there ever were: a chain with it verifies.
-SELECT log, lease_hi, lease_lo FROM acts
-GROUP BY log, lease_hi, lease_lo
-HAVING SUM(CASE WHEN act = 1 THEN 1 ELSE 0 END) > 1 OR MIN(seq) < MIN(CASE WHEN act = 1 THEN seq END)
+-- Of the leases that were granted more than once, each after its end, each grant: from which record to before which. No node
+-- does it, but nobody can know all the ids that there ever were: a chain with it verifies. Few rows, taken by value.
+SELECT a.log, a.lease_hi, a.lease_lo, a.seq AS from_seq,
+       LEAD(a.seq, 1, 9223372036854775807) OVER (PARTITION BY a.log, a.lease_hi, a.lease_lo ORDER BY a.seq) AS to_seq
+FROM acts a
+JOIN (
+    SELECT log, lease_hi, lease_lo FROM acts
+    GROUP BY log, lease_hi, lease_lo
+    HAVING SUM(CASE WHEN act = 1 THEN 1 ELSE 0 END) > 1 OR MIN(seq) < MIN(CASE WHEN act = 1 THEN seq END)
+) g ON g.log = a.log AND g.lease_hi = a.lease_hi AND g.lease_lo = a.lease_lo
+WHERE a.act = 1
 
 -- name: facts
 -- Of each other grant of a lease: what happened to it, and whether it is plain: granted, torn down, reclaimed, all in one
@@ -49,15 +55,10 @@ SELECT log, lease_hi, lease_lo, MAX(seq) AS last_seq,
              AND MIN(CASE WHEN act IN (5, 7) THEN seq END) >= MAX(CASE WHEN act IN (2, 4) THEN seq ELSE 0 END)
             THEN 1 ELSE 0 END AS plain
 FROM (
-    SELECT a.log, a.lease_hi, a.lease_lo, a.seq, a.boot, a.act, a.at_ns, a.terms, 0 AS turn
-    FROM acts a LEFT JOIN again g ON g.log = a.log AND g.lease_hi = a.lease_hi AND g.lease_lo = a.lease_lo
-    WHERE g.log IS NULL
-    UNION ALL
-    SELECT a.log, a.lease_hi, a.lease_lo, a.seq, a.boot, a.act, a.at_ns, a.terms,
-           SUM(CASE WHEN a.act = 1 THEN 1 ELSE 0 END)
-               OVER (PARTITION BY a.log, a.lease_hi, a.lease_lo ORDER BY a.seq
-                     ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
-    FROM acts a JOIN again g ON g.log = a.log AND g.lease_hi = a.lease_hi AND g.lease_lo = a.lease_lo
+    SELECT a.log, a.lease_hi, a.lease_lo, a.seq, a.boot, a.act, a.at_ns, a.terms, COALESCE(g.from_seq, 0) AS turn
+    FROM acts a
+    LEFT JOIN again g ON g.log = a.log AND g.lease_hi = a.lease_hi AND g.lease_lo = a.lease_lo
+         AND a.seq >= g.from_seq AND a.seq < g.to_seq
 ) t
 GROUP BY log, lease_hi, lease_lo, turn
 
