@@ -23,7 +23,9 @@ ERRORS = ("ERROR", "WARNING", "mismatch", "not match", "Unable", "duplicate", "m
 
 def environment() -> dict[str, str]:
     """What the programs run with."""
-    libraries = [UNPACKED / "usr/lib/syslog-ng", *(UNPACKED / "usr/lib").glob("*-linux-gnu")]
+    libraries = [UNPACKED / "usr/lib/syslog-ng"]
+    for place in ("usr/lib", "lib"):
+        libraries += (UNPACKED / place).glob("*-linux-gnu")
     path = f"{UNPACKED}/usr/bin:{os.environ.get('PATH', '')}"
     return {"PATH": path, "LD_LIBRARY_PATH": ":".join(map(str, libraries)), "LC_ALL": "C.UTF-8"}
 
