@@ -116,26 +116,30 @@ def choose_victims(ordered: Iterable[Lease], room: Room, left: Left) -> tuple[Le
 
 
 def shortest(
-    ordered: Iterable[Lease], room: Room, left: Left
+    ordered: Iterable[Lease], room: Room, left: Left, fits: Callable[[Left], bool] | None = None
 ) -> tuple[Sequence[Lease], Left, Left] | None:
     """The first of `ordered` that together make room, what is left when they have gone, and what
-    is free then beside the request.
+    is free then beside the request. `fits`, if handed in, says without placing it whether there is
+    `room`.
     """
+    if fits is None:
+
+        def fits(gone: Left) -> bool:
+            return room(gone) is not None
+
     taken: list[Lease] = []
     few, enough = dict(left), 1  # `few`: what is left when the first half of them goes
-    gone, spare = dict(left), None
+    gone = dict(left)
     for lease in ordered:
         taken.append(lease)
         take(gone, lease.subject.allotments, -1)
         if len(taken) == enough:
-            spare = room(gone)
-            if spare is not None:
+            if fits(gone):
                 break
             few = dict(gone)
             enough *= 2
     else:
-        spare = room(gone)
-        if spare is None:
+        if not fits(gone):
             return None
     low, high = enough // 2, len(taken)  # too few, enough
     while high - low > 1:
@@ -143,11 +147,12 @@ def shortest(
         half = dict(few)
         for lease in taken[low:middle]:
             take(half, lease.subject.allotments, -1)
-        free = room(half)
-        if free is None:
-            low, few = middle, half
+        if fits(half):
+            high, gone = middle, half
         else:
-            high, gone, spare = middle, half, free
+            low, few = middle, half
+    spare = room(gone)
+    assert spare is not None, "it fits"
     return taken[:high], gone, spare
 
 

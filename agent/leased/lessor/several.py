@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate, chain, repeat
 from typing import Final
 
 from leased.lessor.placement import spans
@@ -32,7 +32,7 @@ from leased.lessor.preemption import (
 )
 from leased.lessor.table import LeaseTable
 from leased.lessor.wholes import wholes_of
-from leased.lessor.yielders import Wide, first_of, order_of
+from leased.lessor.yielders import Named, Wide, first_of, order_of
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 from leased.terms.resource import Ask, capacity_id
@@ -40,15 +40,19 @@ from leased.terms.resource import Ask, capacity_id
 TIGHT_MAX: Final = 4
 """Pools, those with the least to spare, by which a stretch may be known to be needed whole."""
 
+_DENSE: Final = 8
+"""A pool that every eighth stretch has something of is counted at each of them."""
+
 
 class Enough:
     """Whether there could be enough for every ask by itself, of the pools named. Where there is
-    not, there is no need to place them.
+    not, there is no need to place them; if it is `exact`, nor where there is.
     """
 
-    __slots__ = ("_needs",)
+    __slots__ = ("_needs", "exact")
 
     def __init__(self, asks: Sequence[Ask], pools: Pools, names: Mapping[str, None]) -> None:
+        self.exact = _is_exact(asks, pools)
         self._needs = [
             (
                 ask,
@@ -80,10 +84,26 @@ class Enough:
         return True
 
 
+def _is_exact(asks: Sequence[Ask], pools: Pools) -> bool:
+    """Whether the asks can be placed if there is enough for each by itself: none takes anything
+    whole, or of a pool that another may take of, or what a pool does not give in such amounts.
+    """
+    seen: dict[str, None] = {}
+    for ask in asks:
+        usable = pools.usable(ask)
+        names = dict.fromkeys(pool.counted.resource_id for pool in usable)
+        if ask.exclusive or wholes_of(ask) is not None or not seen.keys().isdisjoint(names):
+            return False
+        if len(names) < len(usable) or any(ask.capacity % pool.granule for pool in usable):
+            return False
+        seen |= names
+    return True
+
+
 class Stretches:
     """Who may be told to leave some pools, by stretches of time. `others` are not among them."""
 
-    __slots__ = ("_counts", "_leases", "_not_told", "_rows", "_upto", "_wides")
+    __slots__ = ("_counts", "_dense", "_leases", "_not_told", "_rows", "_sparse", "_wides")
 
     def __init__(
         self,
@@ -102,14 +122,20 @@ class Stretches:
             for one in table.leases[lease_id].subject.allotments:
                 stays = less.setdefault(capacity_id(one.resource_id), {})
                 stays[wide] = stays.get(wide, 0) + one.capacity
-        self._upto: dict[str, tuple[list[Wide], list[int]]] = {}
+        self._wides = wides = sorted([wide for wide in self._counts if wide < end])
+        self._dense: dict[str, list[int]] = {}  # what has gone after so many stretches
+        self._sparse: dict[str, tuple[list[Wide], list[int]]] = {}  # or after those it has
         for name, row in self._rows.items():
-            stays = less.get(name, {})
-            amounts = {**row.amounts, **{at: row.amounts[at] - stays[at] for at in stays}}
-            wides = sorted(amounts)
-            upto = list(accumulate(map(amounts.__getitem__, wides)))
-            self._upto[name] = (wides, upto)
-        self._wides = sorted([wide for wide in self._counts if wide < end])
+            stays, amounts = less.get(name, {}), row.amounts
+            if stays:
+                amounts = {**amounts, **{at: amounts[at] - stays[at] for at in stays}}
+            if _DENSE * len(amounts) >= len(wides):
+                at_each = map(amounts.get, wides, repeat(0))
+                self._dense[name] = list(accumulate(at_each, initial=0))
+            else:
+                some = sorted(amounts)
+                at_each = map(amounts.__getitem__, some)
+                self._sparse[name] = (some, list(accumulate(at_each, initial=0)))
 
     def __len__(self) -> int:
         return len(self._wides)
@@ -121,11 +147,11 @@ class Stretches:
     def left_after(self, count: int, left: Left) -> Left:
         """What is left, beside `left`, when the first `count` stretches have gone."""
         gone = dict(left)
+        for name, upto in self._dense.items():
+            gone[name] = gone.get(name, 0) - upto[count]
         last = self._wides[count - 1] if count else -1
-        for name, (wides, upto) in self._upto.items():
-            at = bisect_right(wides, last)
-            if at:
-                gone[name] = gone.get(name, 0) - upto[at - 1]
+        for name, (some, upto) in self._sparse.items():
+            gone[name] = gone.get(name, 0) - upto[bisect_right(some, last)]
         return gone
 
     def leases(self, at: int) -> list[Lease]:
@@ -136,9 +162,9 @@ class Stretches:
             sums = row.sums.get(wide)
             if sums is not None:
                 ids |= sums.ids
-        return sorted(self._among(wide, ids), key=order_of)
+        return sorted(self.named(self._told(wide, ids)), key=order_of)
 
-    def needed(self, at: int, spare: Left, fewer: Left, tight: Sequence[str]) -> Sequence[Lease]:
+    def needed(self, at: int, spare: Left, fewer: Left, tight: Sequence[str]) -> list[LeaseId]:
         """As `needed_of`, for a stretch, and in any order. All of it is needed if everybody in it
         has more of one pool than there is to spare.
         """
@@ -148,15 +174,17 @@ class Stretches:
             if sums is None or sums.least <= spare[name]:
                 continue
             if len(sums.ids) == self._counts[wide]:
-                return self._among(wide, sums.ids)
-        return needed_of(self.leases(at), spare, fewer)
+                return self._told(wide, sums.ids)
+        return [lease.lease_id for lease in needed_of(self.leases(at), spare, fewer)]
 
-    def _among(self, wide: Wide, ids: Iterable[LeaseId]) -> list[Lease]:
+    def named(self, ids: list[LeaseId]) -> Named:
+        """The leases of those ids."""
+        return Named(ids, self._leases)
+
+    def _told(self, wide: Wide, ids: Iterable[LeaseId]) -> list[LeaseId]:
         """Those of `ids` that may be told."""
         not_told = self._not_told.get(wide)
-        if not_told:
-            ids = [one for one in ids if one not in not_told]
-        return list(map(self._leases.__getitem__, ids))
+        return [one for one in ids if one not in not_told] if not_told else list(ids)
 
 
 def _not_told(
@@ -178,47 +206,54 @@ def _not_told(
 
 
 def choose_in_several(
-    called: Sequence[Lease], stretches: Callable[[], Stretches], room: Room, left: Left
+    called: Sequence[Lease],
+    stretches: Callable[[], Stretches],
+    room: Room,
+    left: Left,
+    fits: Callable[[Left], bool],
 ) -> Sequence[Lease] | None:
-    """As `choose_victims` of those that are called back and then those of `stretches`."""
-    if room(left) is not None:
+    """As `choose_victims` of those that are called back and then those of `stretches`. `fits` says
+    whether there is `room`.
+    """
+    if fits(left):
         return ()
     beside = dict(left)
     for lease in called:
         take(beside, lease.subject.allotments, -1)
-    if called and room(beside) is not None:
+    if called and fits(beside):
         return choose_victims(called, room, left)
     among = stretches()
-    count = _first_enough(among, room, beside)
+    count = _first_enough(among, fits, beside)
     if count is None:
         return None
-    part = shortest(among.leases(count - 1), room, among.left_after(count - 1, beside))
+    part = shortest(among.leases(count - 1), room, among.left_after(count - 1, beside), fits)
     assert part is not None, "all of the stretch make room"
     last, gone, spare = part
     fewer = dict(gone)
     tight = sorted(filter(among.has, spare), key=spare.__getitem__)[:TIGHT_MAX]
-    kept = [needed_of(last, spare, fewer)]
+    kept = [[lease.lease_id for lease in needed_of(last, spare, fewer)]]
     kept += [among.needed(at, spare, fewer, tight) for at in reversed(range(count - 1))]
-    kept.append(needed_of(called, spare, fewer))
+    kept.append([lease.lease_id for lease in needed_of(called, spare, fewer)])
 
     def everybody() -> Sequence[Lease]:
         return [*called, *chain.from_iterable(map(among.leases, range(count - 1))), *last]
 
-    return confirmed(list(chain.from_iterable(reversed(kept))), fewer, everybody, gone, room)
+    needed = among.named(list(chain.from_iterable(reversed(kept))))
+    return confirmed(needed, fewer, everybody, gone, room)
 
 
-def _first_enough(among: Stretches, room: Room, left: Left) -> int | None:
+def _first_enough(among: Stretches, fits: Callable[[Left], bool], left: Left) -> int | None:
     """How many stretches, front first, make room; None: all of them do not."""
     low, high = 0, 1  # too few, perhaps enough
-    while room(among.left_after(min(high, len(among)), left)) is None:
+    while not fits(among.left_after(min(high, len(among)), left)):
         if high >= len(among):
             return None
         low, high = high, 4 * high
     high = min(high, len(among))
     while high - low > 1:
         middle = (low + high) // 2
-        if room(among.left_after(middle, left)) is None:
-            low = middle
-        else:
+        if fits(among.left_after(middle, left)):
             high = middle
+        else:
+            low = middle
     return high

@@ -11,7 +11,7 @@ Does not tell anybody (`yielding`) and does not order leases of lower levels (`p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
 from operator import gt
@@ -26,6 +26,7 @@ from leased.lessor.placement import NONE_BARRED, place, spans
 from leased.lessor.preemption import (
     Candidates,
     Left,
+    Room,
     choose_in_one,
     choose_victims,
     take,
@@ -92,7 +93,7 @@ class Surroundings:
     same at the same level or a lower one.
     """
 
-    __slots__ = ("_fair", "_owed", "_parts", "_queue", "_table", "_vain", "admission")
+    __slots__ = ("_fair", "_owed", "_parts", "_queue", "_table", "_unevens", "_vain", "admission")
 
     def __init__(
         self, table: LeaseTable, queue: WaitQueue, admission: Admission, *, fair: bool = True
@@ -101,6 +102,7 @@ class Surroundings:
         self._fair = admission.shares.fair() if fair else []
         self._parts: dict[str, dict[TenantId, int]] = {}
         self._owed: bool | None = None
+        self._unevens: dict[str, bool] = {}
         self._vain: dict[Likes, list[tuple[Level, int, bool]]] = {}
 
     @property
@@ -110,9 +112,16 @@ class Surroundings:
             self._owed = (
                 bool(self._table.yielders.lent)
                 or self.admission.shares.lent_out
-                or any(map(self._uneven, self._fair))
+                or any(map(self._is_uneven, self._fair))
             )
         return self._owed
+
+    def _is_uneven(self, division: Division) -> bool:
+        """Whether somebody has more than its part of a division."""
+        uneven = self._unevens.get(division.name)
+        if uneven is None:
+            uneven = self._unevens[division.name] = self._uneven(division)
+        return uneven
 
     def _uneven(self, division: Division) -> bool:
         used, terms, pools = division.share.used, division.allocation, self._table.pools
@@ -154,7 +163,7 @@ class Surroundings:
             yield from _above(table, share, lines, pools, grace_ns)
         for division in self._fair:
             more = division.share.wanted(charge)
-            if more:
+            if more and self._is_uneven(division):
                 parts = self.parts(division)
                 if division.share.used.get(tenant, 0) + more <= parts.get(tenant, 0):
                     yield from _above(table, division.share, parts, pools, None)
@@ -260,6 +269,7 @@ def find_victims(
             lambda: Stretches(table, some, pools, why),
             room,
             leaving,
+            _fits(enough, frees, room),
         )
     if chosen is None:
         later = candidates is not None and candidates.young
@@ -267,6 +277,13 @@ def find_victims(
             around.note_vain(acquire, later=later)
         return Search(later=later)
     return Search(Victims(chosen, why, policy), found=True)
+
+
+def _fits(enough: Enough, frees: Left, room: Room) -> Callable[[Left], bool]:
+    """Whether there is `room`, by sums where those are exact."""
+    if not enough.exact:
+        return lambda gone: room(gone) is not None
+    return lambda gone: enough.holds({one: free - gone.get(one, 0) for one, free in frees.items()})
 
 
 def _choose_by_pool(
