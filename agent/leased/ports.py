@@ -39,6 +39,10 @@ class Clock(Protocol):
         """Both clocks and the boot id, read together."""
         ...
 
+    def boot_ns(self) -> int:
+        """CLOCK_BOOTTIME alone, for whoever asks with every call."""
+        ...
+
     async def sleep_until(self, boot_ns: int) -> None:
         """Return at or after `boot_ns` on CLOCK_BOOTTIME; suspend counts. Cancellable."""
         ...

@@ -33,6 +33,10 @@ class FakeClock:
         self._latest_ns = max(self._latest_ns, boot_ns)
         return Moment(self.boot_id, self._latest_ns, self._latest_ns + self._wall_offset_ns)
 
+    def boot_ns(self) -> int:
+        """The boot clock alone."""
+        return self.now().boot_ns
+
     async def sleep_until(self, boot_ns: int) -> None:
         """Return at or after `boot_ns`."""
         await trio.lowlevel.checkpoint()

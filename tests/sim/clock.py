@@ -35,6 +35,9 @@ class SimClock:
         wall_ns = EPOCH_NS + true_ns + self._wall_skew_ns
         return Moment(self.boot_id, true_ns - self._booted_true_ns, wall_ns)
 
+    def boot_ns(self) -> int:
+        return self.now().boot_ns
+
     async def sleep_until(self, boot_ns: int) -> None:
         boot_id = self.boot_id
         while self.boot_id == boot_id and self.now().boot_ns < boot_ns:

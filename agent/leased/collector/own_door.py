@@ -54,6 +54,10 @@ class HostClock:
     def __init__(self, now: Callable[[], Moment]) -> None:
         self.now = now
 
+    def boot_ns(self) -> int:
+        """CLOCK_BOOTTIME alone."""
+        return self.now().boot_ns
+
     async def sleep_until(self, boot_ns: int) -> None:
         """Return at or after `boot_ns`."""
         while (left_ns := boot_ns - self.now().boot_ns) > 0:

@@ -30,6 +30,11 @@ async def test_boot_time_never_goes_back(clock: Subject) -> None:
     assert len(clock.boot_id) == 16
 
 
+async def test_the_boot_clock_alone_is_that_of_a_moment(clock: Subject) -> None:
+    read = [clock.now().boot_ns, clock.boot_ns(), clock.now().boot_ns]
+    assert read == sorted(read)
+
+
 async def test_a_wait_ends_at_or_after_its_moment(clock: Subject) -> None:
     due_ns = clock.now().boot_ns + 5 * NS_PER_MS
     await clock.sleep_until(due_ns)

@@ -25,22 +25,21 @@ GIVING_BACK: Final = frozenset({parameters.Release, parameters.Done})
 
 
 class CallPace:
-    """Counts the calls of every tenant. `book` has the limits in force."""
+    """Counts the calls of every tenant. `boot_ns` reads the clock: only for a call that counts."""
 
-    def __init__(self, book: Callable[[], TenantBook]) -> None:
-        self._book = book
+    def __init__(self, boot_ns: Callable[[], int]) -> None:
+        self._boot_ns = boot_ns
         self._pace = Pace()
 
-    def refusal(self, caller: Caller, asked: type, now_ns: int) -> Refusal | None:
-        """Why `caller` has to wait with this call; None: it was counted."""
-        book = self._book()
-        if not book.paces_calls or caller.operator or asked in GIVING_BACK:
+    def refusal(self, book: TenantBook, caller: Caller, asked: type) -> Refusal | None:
+        """Why `caller` has to wait with this call by the limits of `book`; None: it was counted."""
+        if caller.operator or asked in GIVING_BACK:
             return None
         one: Limits | None = book.limits(caller.tenant)
         while one is not None:  # its own, then those that it shares
             rate = one.api_rate
             if rate is not None:
-                retry_ns = self._pace.take(one.holder, rate, now_ns)
+                retry_ns = self._pace.take(one.holder, rate, self._boot_ns())
                 if retry_ns is not None:
                     rule = f"{one.name}.api_rate"
                     reason = RefusalReason.API_RATE

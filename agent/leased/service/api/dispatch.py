@@ -75,7 +75,7 @@ class Dispatcher:
         self._ttl_ns_default = ttl_ns_default
         self._nursery: trio.Nursery | None = None
         self._moment = clock.now()
-        self._pace = CallPace(lambda: sequencer.lessor.admission.book)
+        self._pace = CallPace(clock.boot_ns)
         self._tasks: dict[type, Task] = {
             parameters.Watch: streams.watch_leases,
             parameters.Wait: streams.wait,
@@ -147,13 +147,14 @@ class Dispatcher:
 
     def _is_paced(self, connection: Connection, call: Call) -> bool:
         """Whether the caller calls too often; it has been told."""
-        if not self._sequencer.lessor.admission.book.paces_calls:
+        book = self._sequencer.lessor.admission.book
+        if not book.paces_calls:
             return False
-        now = self._clock.now()
-        refusal = self._pace.refusal(connection.caller, type(call.parameters), now.boot_ns)
-        if refusal is not None:
-            connection.answer(call, encode_reply(call, refusal, now))
-        return refusal is not None
+        refusal = self._pace.refusal(book, connection.caller, type(call.parameters))
+        if refusal is None:
+            return False
+        connection.answer(call, encode_reply(call, refusal, self._clock.now()))
+        return True
 
     def abandon(self, connection: Connection) -> None:
         """The connection is gone: give up its places in the queue."""
