@@ -412,6 +412,7 @@ class Agent:
         return Questions(
             chain=self.chain_reader,
             streams=streams,
+            lessor=self.lessor,
             holders=NoOccupants(),
             resource_ids=lambda: tuple(self.lessor.table.pools.by_id),
             clock=self.host.clock,

@@ -181,6 +181,29 @@ def test_a_refused_request_is_explained_after_a_kill_by_its_record(agent: HostAg
     assert f"refused: {before['reason']}: mem: asked " in said, said
 
 
+def test_a_request_that_was_granted_after_all_is_not_called_refused(agent: HostAgent) -> None:
+    """Whose lease is closed by the time of a restart, which is told of no closed lease."""
+    granted, refused = "6f" * 16, "70" * 16
+    document = json.dumps({"tenants": {"uid-0": {"leases_max": 1}}})
+    agent.call("Admin.SetPolicy", admin=True, document=document)
+    other = agent.acquire()["lease_id"]
+    for request in (granted, refused):
+        with pytest.raises(Remote):
+            agent.acquire(command_id=request)
+    agent.call("Lease.Release", lease_id=other)
+    agent.wait_for(other)
+    after_all = agent.acquire(command_id=granted)["lease_id"]
+    agent.call("Lease.Release", lease_id=after_all)
+    agent.wait_for(after_all)
+    agent.kill()
+    agent.start()
+    for _ in range(2):  # asked of the log, and remembered
+        with pytest.raises(Remote, match="NoSuchLease"):
+            agent.call("Lease.Why", lease_id=granted)
+        why: Any = agent.call("Lease.Why", lease_id=refused)
+        assert why["refusal"]["reason"] == "tenant_leases"
+
+
 def test_what_was_taken_is_asked_for_again_by_the_beginning_of_its_id(agent: HostAgent) -> None:
     lease_id = agent.acquire(4096)["lease_id"]
     said = agent.leasectl("alloc", *SMALL, "--for", "5s", "--requeue", lease_id[:8], check=65)

@@ -83,10 +83,11 @@ class Books:
                 until_ns = known.until_ns
             elif row.mode is Mode.SOFT and usage <= row.ceiling:
                 until_ns = self._now_ns + row.overage_ns
-            elif usage > row.ceiling or row.mode is Mode.HARD:
+            elif usage > self._book.bearable(limits, row):  # what is lent, or a burst, is not
                 until_ns = self._now_ns + limits.cut_ns
-            table = self._table
-            leaving = len(too_many(account, row, row.limit, table.leases, table.level))
+            if until_ns is not None:
+                table = self._table
+                leaving = len(too_many(account, row, row.limit, table.leases, table.level))
         return Allowance(
             limits.holder,
             f"{limits.name}.{row.name}",

@@ -110,7 +110,7 @@ class Lessor:
         """Let an event sealed in the past have happened. `Start` is proposed after the last one."""
         self.table.apply(event, moment)
         if type(event) in RECALLED:
-            self.questions.recall(event)
+            self.questions.recall(event, sequence)
         if sequence >= 0 and type(event) is events.Allocated:
             self.number(event.lease_id, sequence)
 

@@ -83,16 +83,16 @@ class Questions:
         self._table = table
         self._queue = queue
         self._admission = admission
-        self._refused: OrderedDict[CommandId, tuple[TenantId, Refusal]] = OrderedDict()
+        self._refused: OrderedDict[CommandId, tuple[TenantId, Refusal, int | None]] = OrderedDict()
 
     def remember(self, acquire: Acquire, refusal: Refusal) -> None:
         """A request was refused: its tenant may ask why for a while."""
         self._remember(acquire.command_id, acquire.caller.tenant, refusal)
 
-    def recall(self, refused: Event) -> None:
-        """A request was refused (or granted after all) before the agent started: what the record
-        has of it. That is neither a rule nor an instant, and a unit only where the reason implies
-        one, or a kind is on record.
+    def recall(self, refused: Event, sequence: int) -> None:
+        """A request was refused (or granted after all) before the agent started: what record
+        `sequence` has of it. That is neither a rule nor an instant, and a unit only where the
+        reason implies one, or a kind is on record.
         """
         if isinstance(refused, Allocated):
             self.forget(refused.command_id)
@@ -102,10 +102,29 @@ class Questions:
         kind, numbers = refused.resource_kind, (refused.limit, refused.usage, refused.requested)
         what = _COUNTED_IN.get(reason, "") if kind is None else kind.name.lower()
         refusal = Refusal(reason, what, *numbers)
-        self._remember(refused.command_id, refused.tenant, refusal)
+        self._remember(refused.command_id, refused.tenant, refusal, sequence)
 
-    def _remember(self, command_id: CommandId, tenant: TenantId, refusal: Refusal) -> None:
-        self._refused[command_id] = (tenant, refusal)
+    def recalled(self, command_id: CommandId) -> int | None:
+        """The record by which alone a request is known to have been refused: if it was granted
+        later and its lease is closed, the log knows, and nobody was told at the start.
+        """
+        _, _, sequence = self._refused.get(command_id, (None, None, None))
+        return sequence
+
+    def confirm(self, command_id: CommandId) -> None:
+        """The log has no grant of it: what was recalled is true."""
+        if command_id in self._refused:
+            tenant, refusal, _ = self._refused[command_id]
+            self._refused[command_id] = (tenant, refusal, None)
+
+    def _remember(
+        self,
+        command_id: CommandId,
+        tenant: TenantId,
+        refusal: Refusal,
+        sequence: int | None = None,
+    ) -> None:
+        self._refused[command_id] = (tenant, refusal, sequence)
         self._refused.move_to_end(command_id)
         if len(self._refused) > REFUSED_KEPT:
             self._refused.popitem(last=False)
@@ -206,7 +225,7 @@ class Questions:
             )
         waiting = self._queue.find(CommandId(lease_id))
         if waiting is None or not self._may_see(waiting, caller):
-            tenant, refused = self._refused.get(CommandId(lease_id), (None, None))
+            tenant, refused, _ = self._refused.get(CommandId(lease_id), (None, None, None))
             if refused is not None and (caller.operator or tenant == caller.tenant):
                 return Explained(refusal=refused)
             return Missing(lease_id)

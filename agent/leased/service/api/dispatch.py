@@ -82,6 +82,7 @@ class Dispatcher:
             parameters.DeviceWatch: streams.watch_resources,
             parameters.AuditWatch: streams.watch_chain,
             parameters.TelemetryWatch: streams.watch_samples,
+            parameters.Why: questions.explain,
             parameters.Holders: questions.find_holders,
             parameters.AuditRead: questions.read_chain,
             parameters.AuditVerify: questions.verify_chain,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions: calls that are answered once, from elsewhere than the table: the disk, the drivers'
-workers, the agent itself.
+"""Questions: calls that are answered once, from elsewhere than the table (alone): the disk, the
+drivers' workers, the agent itself.
 
 Rule: they change nothing (Reload and RotateKey aside, which hand theirs to the sequencer),
 and what tells of other tenants is for operators only.
@@ -18,18 +18,23 @@ import trio
 
 from leased.chain.note import NoteKey
 from leased.chain.proof import Proof
+from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Holder
 from leased.ports import Holders as HolderScan
 from leased.service.api.connection import Connection
 from leased.service.api.streams import Streams
 from leased.service.log.reader import ChainReader
+from leased.terms.command import Why
 from leased.terms.errors import CallerError, PermissionDenied, StateError
+from leased.terms.identity import CommandId
+from leased.terms.reply import Explained, Missing
 from leased.wire import objects, parameters, replies
+from leased.wire.calls import encode_reply
 from leased.wire.conversation import Call
 
 
 class Questions:
-    """The tasks behind Head, Read, Prove, Verify, Holders, Telemetry.Read, Status, RotateKey
+    """The tasks behind Why, Head, Read, Prove, Verify, Holders, Telemetry.Read, Status, RotateKey
     and Reload."""
 
     def __init__(
@@ -37,6 +42,7 @@ class Questions:
         *,
         chain: ChainReader,
         streams: Streams,
+        lessor: Lessor,
         holders: HolderScan,
         resource_ids: Callable[[], Sequence[str]],
         clock: Clock,
@@ -48,6 +54,7 @@ class Questions:
     ) -> None:
         self._chain = chain
         self._streams = streams
+        self._lessor = lessor
         self._holders = holders
         self._resource_ids = resource_ids
         self._clock = clock
@@ -56,6 +63,22 @@ class Questions:
         self._status = status
         self._reload_config = reload_config
         self._rotate_key = rotate_key
+
+    async def explain(self, connection: Connection, call: Call) -> None:
+        """io.leased.Lease.Why: of a request that only the log knows to have been refused, the log
+        is asked, once, whether it was granted later."""
+        command = self._streams.command_of(connection, call)
+        assert isinstance(command, Why)
+        reply = await self._streams.ask(command)
+        request, known = CommandId(command.lease_id), self._lessor.questions
+        if isinstance(reply, Explained) and reply.refusal is not None and reply.position is None:
+            since = known.recalled(request)
+            if since is not None and await self._chain.grants(request, since):
+                known.forget(request)
+                reply = Missing(command.lease_id)
+            elif since is not None:
+                known.confirm(request)
+        connection.answer(call, encode_reply(call, reply, self._clock.now()))
 
     async def tell_head(self, connection: Connection, call: Call) -> None:
         """io.leased.Audit.Head: a hash tells nothing of anyone, so everybody may ask."""

@@ -99,6 +99,7 @@ def _make_questions(agent: Agent, streams: Streams, occupancy: Occupancy) -> Que
     return Questions(
         chain=agent.chain,
         streams=streams,
+        lessor=agent.sequencer.lessor,
         holders=occupancy,
         resource_ids=lambda: tuple(table.pools.by_id),
         clock=agent.clock,

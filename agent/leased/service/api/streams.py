@@ -68,6 +68,10 @@ class Streams:
         self._clock = clock
         self._entropy = entropy
 
+    def command_of(self, connection: Connection, call: Call) -> Command | None:
+        """The command that a call means, or that its answer comes from."""
+        return to_command(call, connection.caller, self._entropy)
+
     async def ask(self, command: Command) -> Reply:
         """Put a command through the sequencer and wait for its answer."""
         return (await self._ask_when(command))[0]

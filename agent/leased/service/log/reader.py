@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chain reader: anchored records for whoever may see them, and the judge on request.
 
-Rule: only what is anchored is read. Reading is done in a thread, bounded in bytes per page;
-verifying a long chain in this process would starve the sequencer of the interpreter, so it is a
-process of its own: `leasectl verify`, the same judge that an auditor runs.
+Rule: only what is anchored is read. Reading is done in a thread, bounded in bytes per page, and one
+search at a time; verifying a long chain in this process would starve the sequencer of the
+interpreter, so it is a process of its own: `leasectl verify`, the same judge that an auditor runs.
 
 Does not cache and does not verify by itself.
 """
@@ -17,8 +17,12 @@ from pathlib import Path
 import msgspec
 import trio
 
+from leased.chain.canonical import decode
+from leased.chain.record import HEADER, HEADER_BYTES
 from leased.ports import Journal
 from leased.terms.errors import CallerError
+from leased.terms.event import Allocated
+from leased.terms.identity import CommandId
 from leased.terms.moment import NS_PER_S
 
 PAGE_BYTES_MAX = 512 << 10
@@ -43,6 +47,7 @@ class ChainReader:
         self._journal = journal
         self._directory = directory
         self.next_seq = next_seq
+        self._searches = trio.CapacityLimiter(1)
 
     async def read(self, first: int, *, records_max: int | None, bytes_max: int | None) -> Page:
         """One page from `first`. Raises CallerError beyond the end."""
@@ -54,6 +59,24 @@ class ChainReader:
         return await trio.to_thread.run_sync(
             self._collect, first, most, min(bytes_max or PAGE_BYTES_MAX, PAGE_BYTES_MAX)
         )
+
+    async def grants(self, command_id: CommandId, since: int) -> bool:
+        """Whether a record from `since` on grants the request of that id. Raises StateError."""
+        search = self._find_grant
+        return await trio.to_thread.run_sync(search, command_id, since, limiter=self._searches)
+
+    def _find_grant(self, command_id: CommandId, since: int) -> bool:
+        for chunk in self._journal.frames(since):
+            at = 0 if command_id in chunk else len(chunk)
+            while at < len(chunk):
+                length, _, _, _, kind, schema, _, body_bytes, *_ = HEADER.unpack_from(chunk, at)
+                body = chunk[at + HEADER_BYTES : at + HEADER_BYTES + body_bytes]
+                if command_id in body:
+                    event = decode(kind, schema, body)
+                    if isinstance(event, Allocated) and event.command_id == command_id:
+                        return True
+                at += length
+        return False
 
     def _collect(self, first: int, records: int, size: int) -> Page:
         taken = bytearray()
