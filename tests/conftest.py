@@ -16,16 +16,22 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.doubles.killed import Killed
 
 TOP = Path(__file__).resolve().parents[1]
 LOGS_MAX = 8
 """Of one test: a crash search leaves hundreds that differ by a sector."""
 
 
-def pytest_configure() -> None:
-    """Build what is out of date, if there is a compiler."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Build what is out of date, if there is a compiler; once, not in every worker of a tier."""
+    if hasattr(config, "workerinput"):
+        return
     built = [path.stat().st_mtime for path in (TOP / "agent/leased").glob("_native*.so")]
     sources = [TOP / "native/verbs.cdef.h", *(TOP / "native/verbs").glob("*.[ch]")]
     stale = built and max(path.stat().st_mtime for path in sources) > min(built)
@@ -46,6 +52,14 @@ def _judged_twice(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     for path in sorted(place.rglob("log.id"))[:LOGS_MAX]:
         judge(path.parent)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """What kills a program on its way into a system call, built."""
+    from tests.doubles.killed import Killed
+
+    return Killed(tmp_path_factory.mktemp("killed"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiers of tests, run one after the other in the order of trust, counted and added up.
 
+A tier's tests are dealt to one worker for each processor (pytest-xdist), unless the tier is
+`quiet`: what it judges by the clock, or counts on the host, must not be its neighbour's doing.
+
 Rule: a tier that should run and collected nothing, did not start, or ran over its time is a failure
 of its own. Every skip is printed with the reason the test gave: what was not proven must be seen.
 What failed is named once more right before the last line, which is the count: of a long log people
@@ -27,6 +30,7 @@ TESTS = Path(__file__).resolve().parent
 TOP = TESTS.parent
 BEAT_S = 15.0
 SHOWN_LINES = 120
+WORKERS_MAX = 4
 _RESULT = re.compile(
     r"^.*(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL)|^  (?:ok  |FAIL|skip) ", re.MULTILINE
 )
@@ -35,17 +39,18 @@ _COUNT = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", re.MULTILINE
 
 
 class Tier(NamedTuple):
-    """A directory of tests, how long it may take, and what it proves."""
+    """A directory of tests, how long it may take, what it proves, and whether it needs quiet."""
 
     name: str
     seconds_max: int
     proves: str
     fast: bool = True
+    quiet: bool = False
 
 
 TIERS = (
     Tier("tidy", 120, "the house: import law, purity, shape, lint"),
-    Tier("vectors", 60, "bytes on disk and wire, against fixed examples"),
+    Tier("vectors", 60, "bytes on disk and wire, against fixed examples", quiet=True),
     Tier("unit", 180, "the pure rooms, one rule at a time"),
     Tier("property", 300, "laws that hold for all inputs"),
     Tier("stateful", 180, "the lessor against a naive model"),
@@ -54,25 +59,26 @@ TIERS = (
     Tier("service", 180, "the agent's tasks over fakes"),
     Tier("collector", 600, "the fleet's side: archive, ingest, witness, over real TLS"),
     Tier("sim", 600, "whole agents in simulated time, with crashes"),
-    Tier("native", 300, "the C verbs, and the reaper's own tests under sanitizers"),
-    Tier("reaper", 300, "the reaper as a process"),
-    Tier("hardware", 360, "what this host really has; the GPU suite, on the mock"),
-    Tier("hostile", 300, "holders that will not let go"),
-    Tier("interop", 180, "other people's Varlink clients and OTLP receivers"),
+    Tier("native", 300, "the C verbs, and the reaper's own tests under sanitizers", quiet=True),
+    Tier("reaper", 300, "the reaper as a process", quiet=True),
+    Tier("hardware", 360, "what this host really has; the GPU suite, on the mock", quiet=True),
+    Tier("hostile", 300, "holders that will not let go", quiet=True),
+    Tier("interop", 180, "other people's Varlink clients and OTLP receivers", quiet=True),
     Tier("process", 1500, "the installed programs: kill -9, restart, sockets", fast=False),
     Tier(
         "spark",
         900,
         "a Spark cluster that loses a worker makes DuckDB's bytes",
         fast=False,
+        quiet=True,
     ),
     Tier("crash", 900, "every crash point and every failing system call of the commit path"),
-    Tier("fuzz", 240, "that no bytes break a parser", fast=False),
+    Tier("fuzz", 240, "that no bytes break a parser", fast=False, quiet=True),
     Tier("powercut", 300, "power cuts, failing and full disks on ext4, xfs and btrfs", fast=False),
     Tier("lossy", 300, "a page cache that forgets, fails and lies, under writer and agent"),
     Tier("adversary", 180, "what root can do to a sealed log, beside journald's and syslog-ng's"),
     Tier("faults", 1200, "injected faults on the running daemon", fast=False),
-    Tier("bench", 300, "that the benchmarks measure what they say"),
+    Tier("bench", 300, "that the benchmarks measure what they say", quiet=True),
     Tier("packaging", 300, "the wheel, the units, the configuration, the installer"),
     Tier("vm", 2400, "a whole host: systemd, cgroup v2, NUMA, reboot, power cut", fast=False),
 )
@@ -125,6 +131,8 @@ def command(tier: Tier, options: argparse.Namespace, report: Path) -> list[str]:
         return [str(TESTS / "vm" / "run")]
     words = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
     words += [f"--junitxml={report}", "-o", "junit_family=xunit1", str(TESTS / tier.name)]
+    if not tier.quiet:
+        words += ["--numprocesses", str(min(WORKERS_MAX, os.cpu_count() or 1)), "--dist=worksteal"]
     # What needs the machine skips itself here and says so, unless the machine comes last anyway.
     return [*words, "-m", "not slow" if options.fast else "not vm"]
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every system call of the commit path fails once, in the real daemon, under strace.
+"""Every system call of the commit path fails once, in the real daemon.
 
-The n-th call fails with EIO, fails with ENOSPC, or kills the process; n rises until nothing is hit
-any more. What the client was told before is its ledger: all of it is in the chain afterwards. One
-state directory goes through all of it, so every start is a recovery from the fault before.
+The n-th call fails with EIO or with ENOSPC (strace), or is the last (`tests/doubles/killed.c`); n
+rises until nothing is hit any more. What the client was told before is its ledger: all of it is in
+the chain afterwards. One state directory goes through all of it, so every start is a recovery from
+the fault before.
 
 `LEASED_FAULTS` bounds n (0: no bound).
 """
@@ -18,6 +19,7 @@ import pytest
 
 from tests.doubles.host import not_proven
 from tests.doubles.host_agent import HostAgent, mem
+from tests.doubles.killed import SIGKILLED, Killed
 from tests.doubles.ledger import Ledger
 from tests.doubles.story import judge, tell
 from tests.doubles.wire_peer import Remote
@@ -26,16 +28,14 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 BOUND = int(os.environ.get("LEASED_FAULTS", "0")) or 1000
 EX_SOFTWARE = 70
-SIGKILLED = (-9, 128 + 9)
 ENDED = "the log failed"
+KILL = "killed"
 
 
 def traced(call: str, fault: str, n: int) -> tuple[str, ...]:
     """What goes before the command. `when` counts each thread's own calls: the disk thread's."""
-    # With the filter strace stops at no other call, but then it sends signals at the first only.
-    quick = () if "signal" in fault else ("--seccomp-bpf",)
     return (
-        *("strace", "-f", *quick, "-qq", "-o", "/dev/null"),
+        *("strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null"),
         *("-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={n}"),
     )
 
@@ -56,21 +56,23 @@ def can_trace() -> None:
     [
         (call, fault)
         for call in ("pwrite64", "fdatasync")
-        for fault in ("error=EIO", "error=ENOSPC", "signal=KILL")
+        for fault in ("error=EIO", "error=ENOSPC", KILL)
     ],
 )
 @pytest.mark.usefixtures("can_trace")
-def test_every_call_fails_once(call: str, fault: str) -> None:
+def test_every_call_fails_once(call: str, fault: str, killed: Killed) -> None:
     ledger, statuses = Ledger(), []
     with HostAgent() as agent:
         agent.start_reaper()  # of its own, or strace would follow it
         agent.start()  # makes the log, and the spare that is wanted
         agent.stop()
         for n in range(1, BOUND):
-            agent.launch(traced(call, fault, n))
-            whole = agent.ready() and ledger.fill(agent)
-            if whole:
-                agent.stop_traced()
+            if fault == KILL:
+                agent.launch(environment=killed.at(call, n))
+            else:
+                agent.launch(traced(call, fault, n))
+            if agent.ready() and ledger.fill(agent):
+                agent.stop() if fault == KILL else agent.stop_traced()
                 break
             statuses.append(agent.wait_traced())
             ledger.assert_kept(tell(agent))
@@ -84,7 +86,7 @@ def test_every_call_fails_once(call: str, fault: str) -> None:
         said = agent.log()
     print(f"{call} {fault}: {len(statuses)} faults, statuses {sorted(set(statuses))}")
     assert len(statuses) >= 8, "the commit path was not hit"
-    if fault == "signal=KILL":
+    if fault == KILL:
         assert set(statuses) <= set(SIGKILLED)
     else:
         # Ended, and said why; never carried on.

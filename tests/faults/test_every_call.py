@@ -3,7 +3,8 @@
 at its first start, which makes the log, and at a later one, which cleans up after a crash and ends
 epochs (T3 of the plan, on the daemon; each write and barrier of a commit: `test_commit_path`).
 
-Calls are counted on the paths of the log alone, by strace. `LEASED_FAULTS_EACH` is how many of each
+Calls are counted, and fail, on the paths of the log alone, by strace; the last ones are the shim's
+(`tests/doubles/killed.c`). `LEASED_FAULTS_EACH` is how many of each
 are drawn (the long form is 20), `LEASED_CRASH_SEED` draws others.
 """
 
@@ -19,16 +20,17 @@ from random import Random
 import pytest
 
 from tests.doubles.host_agent import HostAgent
+from tests.doubles.killed import SIGKILLED, Killed
 from tests.doubles.ledger import Ledger
 from tests.doubles.story import judge, tell
-from tests.faults.test_commit_path import EX_SOFTWARE, SIGKILLED, can_trace  # noqa: F401
+from tests.faults.test_commit_path import EX_SOFTWARE, can_trace  # noqa: F401
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 EACH = int(os.environ.get("LEASED_FAULTS_EACH", "1"))
 SEED = int(os.environ.get("LEASED_CRASH_SEED", "20260701"))
 EX_CONFIG = 78
-FAILS, ENDS = "error=EIO", "signal=KILL"
+FAILS, ENDS = "error=EIO", "killed"
 CALLS = {
     "openat": (FAILS, "error=ENOSPC", ENDS),
     "pwrite64": (FAILS, ENDS),
@@ -78,7 +80,8 @@ def under(agent: HostAgent, calls: str, *more: str, out: str = "/dev/null") -> t
     """What goes before the command: only calls on the log's paths count."""
     paths = (agent.state, agent.audit, *(agent.audit / name for name in FILES))
     narrow = [word for path in paths for word in ("-P", str(path))]
-    return ("strace", "-f", "-qqq", "-o", out, *narrow, "-e", f"trace={calls}", *more)
+    strace = ("strace", "-f", "--seccomp-bpf", "-qqq", "-o", out)
+    return (*strace, *narrow, "-e", f"trace={calls}", *more)
 
 
 def counted(scene: str) -> Counter[str]:
@@ -96,12 +99,17 @@ def counted(scene: str) -> Counter[str]:
     return found
 
 
-def fail_once(agent: HostAgent, ledger: Ledger, call: str, fault: str, when: int) -> str:
+def fail_once(
+    agent: HostAgent, ledger: Ledger, killed: Killed, call: str, fault: str, when: int
+) -> str:
     """One start with one fault; how it ended."""
     said = len(agent.log())
-    agent.launch(under(agent, call, "-e", f"inject={call}:{fault}:when={when}"))
+    if fault == ENDS:
+        agent.launch(environment=killed.at(call, when, agent.state))
+    else:
+        agent.launch(under(agent, call, "-e", f"inject={call}:{fault}:when={when}"))
     if agent.ready() and ledger.fill(agent):
-        agent.stop_traced()
+        agent.stop() if fault == ENDS else agent.stop_traced()
         return "went on"
     status = agent.wait_traced()
     if status in SIGKILLED:
@@ -131,13 +139,13 @@ def report(scene: str, ends: Counter[str], own: str) -> None:
 
 
 @pytest.mark.usefixtures("can_trace")
-def test_no_call_that_fails_costs_a_log_that_is_being_made() -> None:
+def test_no_call_that_fails_costs_a_log_that_is_being_made(killed: Killed) -> None:
     counts, ends = counted(FIRST), Counter[str]()
     assert not {call for call in NEVER if counts[call]}, counts
     for call, fault, when in drawn(FIRST, counts):
         with host(FIRST) as agent:
             ledger = Ledger()
-            how = fail_once(agent, ledger, call, fault, when)
+            how = fail_once(agent, ledger, killed, call, fault, when)
             agent.start()
             assert ledger.fill(agent)
             agent.stop()
@@ -148,7 +156,7 @@ def test_no_call_that_fails_costs_a_log_that_is_being_made() -> None:
 
 
 @pytest.mark.usefixtures("can_trace")
-def test_no_call_that_fails_costs_what_was_told() -> None:
+def test_no_call_that_fails_costs_what_was_told(killed: Killed) -> None:
     """One state directory goes through all of it: every start is a recovery from the one before."""
     counts, ends = counted(LATER), Counter[str]()
     assert not {call for call in NEVER if counts[call]}, counts
@@ -156,7 +164,7 @@ def test_no_call_that_fails_costs_what_was_told() -> None:
         ledger = Ledger()
         for call, fault, when in drawn(LATER, counts):
             leave_behind(agent)
-            how = fail_once(agent, ledger, call, fault, when)
+            how = fail_once(agent, ledger, killed, call, fault, when)
             ledger.assert_kept(tell(agent))
             ends[f"{call} {fault}: {how}"] += 1
         agent.start()

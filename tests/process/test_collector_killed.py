@@ -4,8 +4,9 @@ real TLS, while it meters, and while it makes bills final. It is started again, 
 often as it takes; in the end raw segments, cells and bills have the bytes of a collector's that
 nothing ever happened to.
 
-Calls are counted by strace in an undisturbed run. `LEASED_COLLECTOR_KILLS` is how many of each kind
-are drawn (the long form is 20, or "all"), `LEASED_CRASH_SEED` draws others.
+Calls are counted by strace in an undisturbed run; `tests/doubles/killed.c` is what kills.
+`LEASED_COLLECTOR_KILLS` is how many of each kind are drawn (the long form is 20, or "all"),
+`LEASED_CRASH_SEED` draws others.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -31,6 +31,7 @@ from leased.terms.event import HeadCosigned
 from tests.collector.test_collector_pull import Collector
 from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.host import not_proven
+from tests.doubles.killed import SIGKILLED, Killed
 from tests.doubles.node_server import serving
 from tests.process.test_collectors_share import REPOSITORY, Sealing
 
@@ -58,10 +59,12 @@ PATIENCE_S = 120
 
 @pytest.fixture(scope="module")
 def can_trace() -> None:
-    """That strace can kill what it starts."""
+    """That strace can count what is to be its last."""
     if shutil.which("strace") is None:
         not_proven("kills of a running collector", "there is no strace")
-    done = subprocess.run(["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "true"])
+    done = subprocess.run(
+        ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "true"]
+    )
     if done.returncode:
         not_proven("kills of a running collector", "strace cannot trace here")
 
@@ -69,7 +72,8 @@ def can_trace() -> None:
 class Program:
     """The installed program on one state directory after the other."""
 
-    def __init__(self, directory: Path, pki: FleetPki, one: Collector) -> None:
+    def __init__(self, directory: Path, pki: FleetPki, one: Collector, shim: Killed) -> None:
+        self._shim = shim
         self.config = directory / "leased-collector.toml"
         self.config.write_text(
             f'[pull]\nname = "{one.state.name}"\nca = "{pki.ca}"\ntimeout = "60s"\n'
@@ -79,20 +83,15 @@ class Program:
         self.trace = directory / "trace"
 
     async def run(
-        self, state: Path, words: Sequence[str], inject: Sequence[str] = ()
+        self, state: Path, words: Sequence[str], before: Sequence[str], **told: str
     ) -> subprocess.CompletedProcess[bytes]:
-        """Once, under strace."""
-        calls = inject[0] if inject else ",".join(CALLS)
-        narrow = ("-e", f"inject={inject[0]}:signal=KILL:when={inject[1]}") if inject else ()
+        """Once, behind another program or in another environment."""
         program = ("-B", "-m", "leased.collector.main", "--state", str(state))
         with trio.fail_after(PATIENCE_S):
             return await trio.run_process(
-                [
-                    *("strace", "-f", "-qq", "-o", str(self.trace), "-e", f"trace={calls}"),
-                    *(*narrow, sys.executable, *program, *words, "--config", str(self.config)),
-                ],
+                [*before, sys.executable, *program, *words, "--config", str(self.config)],
                 cwd=REPOSITORY,
-                env={"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin"},
+                env={"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin", **told},
                 check=False,
                 capture_stdout=True,
                 capture_stderr=True,
@@ -100,7 +99,8 @@ class Program:
 
     async def whole(self, state: Path, words: Sequence[str]) -> Counter[str]:
         """Run it undisturbed; how many there are of each call, in the thread that has most."""
-        done = await self.run(state, words)
+        strace = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(self.trace))
+        done = await self.run(state, words, (*strace, "-e", f"trace={','.join(CALLS)}"))
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         lines = re.findall(r"^(\d+)\s+(\w+)\(", self.trace.read_text("utf-8", "replace"), re.M)
         found: Counter[str] = Counter()
@@ -110,8 +110,8 @@ class Program:
 
     async def killed(self, state: Path, words: Sequence[str], call: str, when: int) -> bool:
         """Run it until that call, or to its end; whether it was killed."""
-        done = await self.run(state, words, (call, str(when)))
-        if done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        done = await self.run(state, words, (), **self._shim.at(call, when))
+        if done.returncode in SIGKILLED:
             return True
         assert done.returncode == 0, (words, call, when, done.stdout, done.stderr)
         return False
@@ -207,13 +207,16 @@ def same_bills(whole: Path, here: Path) -> None:
 
 
 @pytest.mark.usefixtures("can_trace")
-async def test_killed_at_any_call_the_records_cells_and_bills_are_the_same(tmp_path: Path) -> None:
+async def test_killed_at_any_call_the_records_cells_and_bills_are_the_same(
+    tmp_path: Path,
+    killed: Killed,
+) -> None:
     pki, fleet = FleetPki(tmp_path / "pki"), Sealing(NODES)
     fleet.seal(LIVES)
     fleet.let_pass(MONTH_MINUTES)
     fleet.seal(1)
     one = Collector(tmp_path, pki, "west")
-    program = Program(tmp_path, pki, one)
+    program = Program(tmp_path, pki, one, killed)
     async with serving(pki, *fleet.servers):
         for number, node_server in enumerate(fleet.servers):
             one.enrol(node_server, f"node-{number}")
