@@ -223,7 +223,8 @@ class PolicyNotebook:
                 if later.lives(lease) and later.end_of(lease) <= at_ns:
                     lease["state"] = "closed"
             for (holder, rule), known in tuple(later.overages.items()):
-                if holder == ask.who and later.used(holder) <= later.limit(holder)[0]:
+                mine = (holder, rule) == (ask.who, "mem")
+                if mine and later.used(holder) <= later.limit(holder)[0]:
                     del later.overages[holder, rule]
                     later.past[holder] = (at_ns, known.until_ns)
             if later.verdict(ask, at_ns)[0] == "grant":
@@ -326,17 +327,27 @@ class PolicyNotebook:
         rows.sort(key=lambda o: (o["level"], o["deadline_ns"], -o["granted_ns"], o["id"]))
         return {one["id"]: RevocationReason.PRIORITY_PREEMPTION for one in rows}
 
-    def too_many(self, who: str, limit: int, among: Collection[bytes]) -> list[dict[str, Any]]:
-        """Which leases of some make somebody exceed a limit: the lowest level and the newest
-        first.
+    def count_limit(self, who: str, rule: str) -> int | None:
+        """How many leases somebody (or a group) may have, or use, by the paper."""
+        if who.startswith("@"):
+            group = self.paper.group
+            return None if group is None or rule != "leases_max" else group[2]
+        counts = self.paper.leases if rule == "leases_max" else self.paper.concurrent
+        return counts.get(who, counts["eve"])
+
+    def too_many(
+        self, who: str, limit: int, among: Collection[bytes], *, each: bool = False
+    ) -> list[dict[str, Any]]:
+        """Which leases of some make somebody exceed a limit (on their number, with `each`): the
+        lowest level and the newest first.
         """
         rows = [one for one in self.mine(who, *HELD) if one["id"] in among]
-        over = sum(one["pages"] for one in rows) - limit
+        over = sum(1 if each else one["pages"] for one in rows) - limit
         rows.sort(key=lambda one: (one["level"], -one["granted_ns"], one["id"]))
         chosen = []
         for one in rows:
             if over > 0:
-                over -= one["pages"]
+                over -= 1 if each else one["pages"]
                 chosen.append(one)
         return chosen
 

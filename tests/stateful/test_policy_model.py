@@ -117,9 +117,10 @@ class PolicyMachine(RuleBasedStateMachine):
             self.judge_overage(event)
         elif isinstance(event, events.OverageEnded):
             known = book.overages.pop((event.holder, event.rule))
-            limit = self.limit_of(event.holder)
-            assert limit is None or self.held(event.holder) <= limit
-            if known.cause == OverageCause.SOFT or event.holder in book.paper.soft:
+            limit = self.limit_of(event.holder, event.rule)
+            assert limit is None or self.held(event.holder, event.rule) <= limit
+            soft = known.cause == OverageCause.SOFT or event.holder in book.paper.soft
+            if soft and event.rule == "mem":
                 book.past[event.holder] = (now_ns, known.until_ns)
 
     def judge_notice(self, event: events.DrainNotified) -> None:
@@ -136,10 +137,16 @@ class PolicyMachine(RuleBasedStateMachine):
         lease["deadline_ns"] = max(lease["deadline_ns"], until_ns)
         lease["state"] = "draining"
 
-    def held(self, holder: str) -> int:
-        return self.book.used(holder) if not holder.startswith("@") or self.book.paper.group else 0
+    def held(self, holder: str, rule: str = "mem") -> int:
+        if holder.startswith("@") and not self.book.paper.group:
+            return 0
+        if rule != "mem":
+            return len(self.book.mine(holder, *(HELD if rule == "concurrent_max" else ())))
+        return self.book.used(holder)
 
-    def limit_of(self, holder: str) -> int | None:
+    def limit_of(self, holder: str, rule: str = "mem") -> int | None:
+        if rule != "mem":
+            return self.book.count_limit(holder, rule)
         if holder.startswith("@"):
             return None if self.book.paper.group is None else self.book.paper.group[1]
         return self.book.limit(holder)[0]
@@ -198,9 +205,9 @@ class PolicyMachine(RuleBasedStateMachine):
 
     def judge_overage(self, event: events.OverageBegan) -> None:
         book, now_ns = self.book, self.desk.now_ns
-        limit = self.limit_of(event.holder)
-        assert limit is not None and event.limit == limit * PAGE
-        assert event.usage == self.held(event.holder) * PAGE > event.limit
+        limit, unit = self.limit_of(event.holder, event.rule), PAGE if event.rule == "mem" else 1
+        assert limit is not None and event.limit == limit * unit
+        assert event.usage == self.held(event.holder, event.rule) * unit > event.limit
         if event.cause == OverageCause.CUT:
             grace_s = 0 if event.holder.startswith("@") else book.paper.cut_grace_s
             assert event.until_ns == now_ns + grace_s * NS_PER_S
@@ -212,13 +219,15 @@ class PolicyMachine(RuleBasedStateMachine):
         """What was above a limit for as long as that is borne has been told to leave."""
         book, now_ns = self.book, self.desk.now_ns
         ticked = self.desk.table.overages.ends.next_ns()
-        for (holder, _), overage in book.overages.items():
-            limit = self.limit_of(holder)
+        for (holder, name), overage in book.overages.items():
+            limit = self.limit_of(holder, name)
             if overage.until_ns > now_ns or limit is None:
                 continue
             if ticked is not None and ticked <= now_ns:
                 continue  # the tick that says so has not come yet
-            for lease in book.too_many(holder, limit, before) if overage.until_ns == now_ns else ():
+            if overage.until_ns < now_ns:
+                continue
+            for lease in book.too_many(holder, limit, before, each=name != "mem"):
                 assert lease["state"] == "draining", "it is above the limit, and was not told"
                 if overage.cause == OverageCause.SOFT:
                     assert book.end_of(lease) <= before[lease["id"]]
@@ -450,6 +459,11 @@ class PolicyMachine(RuleBasedStateMachine):
             assert book.used(name) <= ceiling or (name, "mem") in book.overages, name
         if book.paper.group is not None:
             assert book.used("@crew") <= book.paper.group[1] or ("@crew", "mem") in book.overages
+        for name in (*NAMES, "@crew"):
+            for what in ("leases_max", "concurrent_max"):
+                most = self.limit_of(name, what)
+                if most is not None and self.held(name, what) > most:
+                    assert (name, what) in book.overages
 
     def teardown(self) -> None:
         """The same table comes of the log."""

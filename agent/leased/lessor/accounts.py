@@ -20,6 +20,8 @@ from leased.terms.resource import ResourceKind
 
 KIND_COUNT = len(ResourceKind)
 ANY = -1
+OCCUPIED, LIVE = -1, -2
+"""In place of a kind: leases, also those that are being cleaned; leases that are used."""
 
 Cell = tuple[int, int, int]
 """Kind, tier and NUMA node of a share; a tier or node that is not known is ANY."""
@@ -97,6 +99,12 @@ class Account:
         if tier == ANY and node == ANY:
             return self.capacities[kind]
         return weigh(self.cells.items(), kind, tier, node)
+
+    def has(self, kind: int, tier: int, node: int) -> int:
+        """As `used`, of leases, too."""
+        if kind < 0:
+            return self.occupied if kind == OCCUPIED else self.leases
+        return self.used(kind, tier, node)
 
 
 def covers(kind: int, tier: int, node: int, cell: Cell) -> bool:

@@ -54,16 +54,11 @@ class Books:
 
     def _limits(self, limits: Limits) -> Iterator[Allowance]:
         account = account_of(self._table.accounts, limits)
-        live, occupied = (0, 0) if account is None else (account.leases, account.occupied)
-        counted = (
-            ("leases_max", limits.leases_max, occupied),
-            ("concurrent_max", limits.concurrent_max, live),
-            ("waiting_max", limits.waiting_max, self._queue.count_of(TenantId(limits.holder))),
-        )
-        for name, limit, usage in counted:
-            if limit is not None:
-                what = "waiting" if name == "waiting_max" else "leases"
-                yield self._one(limits, name, what, limit, usage)
+        for row in limits.counts:
+            yield self._row(limits, row, account)
+        if limits.waiting_max is not None:
+            waiting = self._queue.count_of(TenantId(limits.holder))
+            yield self._one(limits, "waiting_max", "waiting", limits.waiting_max, waiting)
         for row in limits.rows:
             yield self._row(limits, row, account)
         for index, budget in enumerate(limits.budgets):
@@ -74,7 +69,7 @@ class Books:
         return Allowance(limits.holder, f"{limits.name}.{name}", what, limit, limit, usage)
 
     def _row(self, limits: Limits, row: Row, account: Account | None) -> Allowance:
-        usage = 0 if account is None else account.used(row.kind, row.tier, row.node)
+        usage = 0 if account is None else account.has(row.kind, row.tier, row.node)
         until_ns: int | None = None
         leaving = 0
         if account is not None and usage > row.limit:
@@ -91,12 +86,12 @@ class Books:
         return Allowance(
             limits.holder,
             f"{limits.name}.{row.name}",
-            ResourceKind(row.kind).name.lower(),
+            ResourceKind(row.kind).name.lower() if row.kind >= 0 else "leases",
             row.limit,
             row.ceiling,
             usage,
             row.mode.value,
-            capacity_of(self._table.pools, row.kind, row.tier),
+            capacity_of(self._table.pools, row.kind, row.tier) if row.kind >= 0 else 0,
             until_ns,
             leaving,
         )

@@ -39,8 +39,8 @@ def mark_cuts(draft: Draft, book: TenantBook) -> None:
     """A policy took force: mark whoever has more than it allows, and note who no longer does."""
     overages = draft.table.overages
     for limits, account in _holders(draft, book):
-        for row in limits.rows:
-            usage = account.used(row.kind, row.tier, row.node)
+        for row in limits.all_rows():
+            usage = account.has(*_scope(row))
             if usage > book.bearable(limits, row):
                 known = overages.get((limits.holder, row.name))
                 if known is None or known.ended_ns is not None or known.limit != row.limit:
@@ -77,7 +77,7 @@ def end_overages(draft: Draft, book: TenantBook) -> None:
     for key, overage in draft.table.overages.items():
         if overage.ended_ns is None:
             found = _row_of(draft, book, key)
-            usage = 0 if found is None else found[1].used(*_scope(found[2]))
+            usage = 0 if found is None else found[1].has(*_scope(found[2]))
             if found is None or usage <= found[2].limit:
                 draft.emit(events.OverageEnded(draft.event_id(), *key, usage))
 
@@ -109,5 +109,5 @@ def _row_of(draft: Draft, book: TenantBook, key: Key) -> tuple[Limits, Account, 
         limits, account = book.limits(tenant), draft.table.accounts.get(tenant)
     if limits is None or account is None:
         return None
-    row = next((row for row in limits.rows if row.name == name), None)
+    row = next((row for row in limits.all_rows() if row.name == name), None)
     return None if row is None else (limits, account, row)

@@ -121,11 +121,11 @@ def too_many(
     """Which leases of an account make it exceed `limit`, as few as will do in their order: the
     lowest level first, then the newest. What is being cleaned leaves anyway.
     """
-    over = -limit
+    over, each = -limit, row.kind < 0  # a number of leases
     candidates: list[tuple[int, int, LeaseId, int]] = []
     for lease_id, charge in account.charges.items():
         lease = leases.get(lease_id)
-        capacity = weigh(charge, row.kind, row.tier, row.node)
+        capacity = 1 if each else weigh(charge, row.kind, row.tier, row.node)
         if lease is None or lease.ended is not None or not capacity:
             continue
         over += capacity

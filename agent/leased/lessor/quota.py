@@ -17,7 +17,16 @@ from typing import Final, Protocol
 
 import msgspec
 
-from leased.lessor.accounts import ANY, Account, Accounts, Charge, group_key, weigh
+from leased.lessor.accounts import (
+    ANY,
+    LIVE,
+    OCCUPIED,
+    Account,
+    Accounts,
+    Charge,
+    group_key,
+    weigh,
+)
 from leased.terms.command import Acquire
 from leased.terms.identity import TenantId
 from leased.terms.lease import Level
@@ -40,8 +49,8 @@ CONCURRENT: Final = "concurrent_max"
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
-    """One limit on capacity. `ceiling` is what it never lets through; it is above `limit` where
-    the mode allows that for a while.
+    """One limit on capacity, or on a number of leases. `ceiling` is what it never lets through; it
+    is above `limit` where the mode allows that for a while.
     """
 
     name: str
@@ -82,6 +91,7 @@ class Limits(msgspec.Struct, frozen=True, gc=False):
     submit_rate: Rate | None
     api_rate: Rate | None
     rows: tuple[Row, ...]
+    counts: tuple[Row, ...]
     budgets: tuple[Budget, ...]
     cut_ns: int
     when_over: WhenOver
@@ -89,6 +99,10 @@ class Limits(msgspec.Struct, frozen=True, gc=False):
     unlimited: bool
     narrow: bool
     metered: bool
+
+    def all_rows(self) -> tuple[Row, ...]:
+        """Whatever can be lowered below what its holder has."""
+        return (*self.counts, *self.rows)
 
     def chain(self) -> tuple[Limits, ...]:
         """These, then those that are shared."""
@@ -255,6 +269,16 @@ def _row(limit: CapacityLimit, policy: Policy, when_over: WhenOver) -> Row:
     )
 
 
+def _counts(limits: LimitSet, when_over: WhenOver) -> tuple[Row, ...]:
+    """The limits on numbers of leases."""
+    most = ((LEASES, OCCUPIED, limits.leases_max), (CONCURRENT, LIVE, limits.concurrent_max))
+    return tuple(
+        Row(name, kind, ANY, ANY, limit, limit, Mode.HARD, 0, 0, when_over, False)
+        for name, kind, limit in most
+        if limit is not None
+    )
+
+
 def _compile(
     holder: str, name: str, limits: LimitSet, policy: Policy, group: Limits | None
 ) -> Limits:
@@ -271,6 +295,7 @@ def _compile(
         limits.submit_rate,
         limits.api_rate,
         rows,
+        _counts(limits, policy.when_over),
         limits.budgets,
         limits.grace_ns_cut or 0,
         policy.when_over,
@@ -337,7 +362,7 @@ class TenantBook:
 
     def bearable(self, limits: Limits, row: Row) -> int:
         """How much of what a row counts its holder can have got by this policy."""
-        if row.mode is not Mode.HARD:
+        if row.mode is not Mode.HARD or row.kind < 0:
             return row.ceiling
         borrows = limits.holder in self._tenants and not row.narrow
         return row.limit + (row.limit * self.lent_pm // 1000 if borrows else 0)
