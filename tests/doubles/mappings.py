@@ -48,6 +48,7 @@ class Bench:
 
     def __init__(self) -> None:
         self._exits = contextlib.ExitStack()
+        self._slow: list[str] = []
 
     def __enter__(self) -> Bench:
         self.control = verbs.open_control()
@@ -57,6 +58,9 @@ class Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Whoever waits for them is removed after that.
+        for uuid in self._slow:
+            self._let_go(uuid)
         self._exits.close()
 
     def loop(self) -> str:
@@ -92,12 +96,25 @@ class Bench:
         return self.node(uuid)
 
     def delay(self, lease_id: LeaseId, number: int, delay_ms: int, over: str) -> str:
-        """A mapping that lets every request wait: a drive that is stuck, for a while."""
+        """A mapping that lets every request wait: a drive that is stuck, for a while or until
+        `hasten`."""
         uuid = self._create(lease_id, number)
         parameters = f"{over} 0 {delay_ms}"
         verbs.load_table(self.control, uuid, sectors=SECTORS, target="delay", parameters=parameters)
         verbs.resume_mapping(self.control, uuid)
+        self._slow.append(uuid)
         return self.node(uuid)
+
+    def hasten(self, lease_id: LeaseId, number: int) -> None:
+        """Have a mapping of `delay` let go of all that waits."""
+        uuid = uuid_of(lease_id, number)
+        self._slow.remove(uuid)
+        self._let_go(uuid)
+
+    def _let_go(self, uuid: str) -> None:
+        """A delay that is suspended does not delay."""
+        verbs.suspend_mapping(self.control, uuid)
+        verbs.resume_mapping(self.control, uuid)
 
     def node(self, uuid: str) -> str:
         """The device node of a mapping."""

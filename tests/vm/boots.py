@@ -13,9 +13,11 @@ Does not build the image (`tests/vm/run`) and does not judge the agent (`tests/v
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -79,14 +81,17 @@ class Tally:
 class Phase:
     """One boot, and what its suite tells."""
 
-    def __init__(self, name: str, folder: Path, tally: Tally) -> None:
+    def __init__(self, name: str, folder: Path, tally: Tally, *, wanted: bool) -> None:
         self.name = name
+        self.wanted = wanted
+        """Whether somebody wants its journal anyway."""
         self.folder = folder
         self.tally = tally
         self.instance = Instance(folder / name)
         self.told = (folder / f"{name}.results").open("wb")
         self.counted = 0
         self.ended = False
+        self.failed = False
         self.acked: list[dict[str, Any]] = []
         self.began = time.monotonic()
         self._rest = b""
@@ -116,6 +121,7 @@ class Phase:
             line = heard(raw)
             if line["event"] == "test":
                 self.counted += 1
+                self.failed = self.failed or line["outcome"] == "failed"
                 name = f"{self.name}: {line['name']}"
                 self.tally.count(line["outcome"], name, seconds=line["seconds"], why=line["why"])
             elif line["event"] == "note":
@@ -139,11 +145,13 @@ class Phase:
             self.interrogate()
             said = (self.folder / f"{self.name}.said").read_text("utf-8", "replace")[-2000:]
             self.fail(f"status {status}, {self.counted} tests\n{said}\n{self.console_end()}")
-        self.journal()
+        if self.wanted or self.failed:
+            self.journal()
         return self.ended and self.counted > 0
 
     def fail(self, why: str) -> None:
         """The phase itself failed."""
+        self.failed = True
         self.tally.count("failed", f"phase {self.name}: did not run to its end", why=why)
 
     def journal(self) -> None:
@@ -202,7 +210,8 @@ class Chain:
 
     def phase(self, name: str, end: Callable[[Phase], None], env: dict[str, str]) -> bool:
         """One boot from start to end; True if its suite ran to its end."""
-        phase = Phase(name, self.folder, self.tally)
+        wanted = bool(self.options.results or self.options.keep)
+        phase = Phase(name, self.folder, self.tally, wanted=wanted)
         try:
             ran = phase.boot(self.image) and phase.suite(self.env | env)
             if ran:
@@ -269,6 +278,13 @@ def storm(phase: Phase) -> list[dict[str, Any]]:
     return phase.acked
 
 
+def compiled() -> None:
+    """Compile what the guests' own processes import of the tree: they are many, and an emulated
+    processor would do it for each anew, as it may not write there."""
+    tests = re.compile(r"/test_[^/]*$")
+    compileall.compile_dir(TOP / "tests", quiet=2, rx=tests)
+
+
 def run_chains(options: argparse.Namespace, folder: Path) -> Tally:
     """All that were asked for, each in a thread: a machine under emulation keeps one core busy.
     One that breaks is a failure, and the other goes on."""
@@ -323,6 +339,7 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="leased-vm-"))
+    compiled()
     try:
         tally = run_chains(options, folder)
     finally:

@@ -24,6 +24,18 @@ A3 = "5f6c1fd60cf24a59bd3451bd59a1a003"
 B2 = "nvme.1b36-6c65617365642d62-51454d55204e564d65204374726c-00000002"
 FREE = (A1, A2, B1, B2)
 
+USUAL = {
+    "offer": '"listed"',
+    "namespaces": json.dumps([*FREE, A3]),
+    "raw": "true",
+    "crypt_erase": "[]",
+    "raw_erase": '["crypto", "format", "zero"]',
+}
+"""How the agent is configured while namespaces are tested, and when the machine goes down."""
+
+UNUSUAL = {**USUAL, "crypt_erase": '["crypto", "zero"]', "raw_erase": '["sanitize-block"]'}
+"""Two ways of which QEMU's drives know one."""
+
 CONFIG = Path("/etc/leased/leased.toml")
 BLOCK_BYTES = 4096
 EDGE_BYTES = 256 << 10
@@ -31,6 +43,13 @@ EDGE_BYTES = 256 << 10
 
 def configure(section: str = "hardware.block", /, **settings: str) -> None:
     """Have a section say so, as TOML has it, and start the agent anew if that is news."""
+    if write(section, **settings):
+        host.run("systemctl", "restart", "leased.service")
+        host.serving()
+
+
+def write(section: str = "hardware.block", /, **settings: str) -> bool:
+    """Have a section of the configuration say so; whether that is news."""
     text = CONFIG.read_text()
     begins = rf"^({re.escape(f'[{section}]')}\n)"
     head, table, rest = re.split(begins, text, maxsplit=1, flags=re.M)
@@ -38,10 +57,8 @@ def configure(section: str = "hardware.block", /, **settings: str) -> None:
     for key, value in settings.items():
         own, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", own, flags=re.M)
         assert count == 1, key
-    if head + table + own + after != text:
-        CONFIG.write_text(head + table + own + after)
-        host.run("systemctl", "restart", "leased.service")
-        host.serving()
+    CONFIG.write_text(head + table + own + after)
+    return head + table + own + after != text
 
 
 def sysfs(identity: str) -> Path | None:
@@ -90,9 +107,14 @@ def read_past_caches(path: str, offset: int, size_bytes: int) -> bytes:
         os.close(fd)
 
 
+def size(path: str) -> int:
+    """The bytes of a device."""
+    return int(host.run("blockdev", "--getsize64", path))
+
+
 def search(path: str, wanted: bytes, step_bytes: int = 4 << 20) -> int:
     """How often the bytes (whole blocks) are on the device."""
-    size_bytes = int(host.run("blockdev", "--getsize64", path))
+    size_bytes = size(path)
     return sum(
         read_past_caches(path, at, min(step_bytes, size_bytes - at)).count(wanted)
         for at in range(0, size_bytes, step_bytes)

@@ -41,8 +41,7 @@ MARKER = hashlib.shake_256(b"the plaintext of a tenant").digest(drives.BLOCK_BYT
 @pytest.fixture(scope="module", autouse=True)
 def _offered() -> None:
     """Left so: the reboot after this phase finds it."""
-    named = json.dumps([*FREE, A3])
-    drives.configure(offer='"listed"', namespaces=named, raw="true")
+    drives.configure(**drives.USUAL)
     drives.settled()
 
 
@@ -118,6 +117,7 @@ def say(what: str, **figures: float) -> None:
 
 
 def test_every_namespace_is_offered_with_its_bounds() -> None:
+    host.offered(*(f"block:raw:{identity}" for identity in FREE))
     found = drives.offered()
     for identity in FREE:
         crypt, raw = found[f"block:{identity}"], found[f"block:raw:{identity}"]
@@ -179,7 +179,7 @@ def test_a_raw_lease_is_erased_by_the_drive_and_its_neighbour_is_not() -> None:
     assert drives.search(raw, MARKER) == 1, "as it is"
     ended = tenant.end()
     assert ended["state"] == "reclaimed"
-    assert f"scrubbed: {64 << 20} bytes" in said(tenant.lease_id, "Scrubbed")
+    assert f"scrubbed: {drives.size(raw)} bytes" in said(tenant.lease_id, "Scrubbed")
     assert drives.search(raw, MARKER) == 0
     assert drives.read_past_caches(neighbour.paths[0], 0, 4096) == MARKER
     assert neighbour.end()["state"] == "reclaimed"
@@ -504,24 +504,3 @@ def test_grants_that_fail_and_grants_that_end_leave_nothing() -> None:
         os.close(fd)
         connection.close()
     assert host.run("leasectl", "verify").startswith("ok: ")
-
-
-# ---- erasing as the operator says (last: the agent is started anew for it) -----------------------
-
-
-def test_a_way_to_erase_that_the_drive_does_not_know_is_refused_and_another_is_taken() -> None:
-    drives.configure(crypt_erase='["crypto", "zero"]', raw_erase='["sanitize-block"]')
-    try:
-        found = drives.offered()
-        assert f"block:raw:{A2}" not in found
-        assert "not raw: its drive cannot do sanitize-block to it alone" in drives.note_of(A2)
-        assert found[f"block:{A2}"]["attributes"]["erase"] == "key+zero"
-        tenant = Tenant(*ask(A2), act=f"os.pwrite(fds[0], {MARKER!r}, 32 << 20)").ready()
-        assert tenant.end()["state"] == "reclaimed"
-        assert f"scrubbed: {96 << 20} bytes" in said(tenant.lease_id, "Scrubbed")
-        step = 4 << 20
-        raw = drives.device(A2)
-        zeroes = [drives.read_past_caches(raw, at, step) for at in range(0, 96 << 20, step)]
-        assert not any(map(any, zeroes)), "all of it is zero"
-    finally:
-        drives.configure(crypt_erase="[]", raw_erase='["crypto", "format", "zero"]')

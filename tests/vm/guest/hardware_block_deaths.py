@@ -7,7 +7,6 @@ all the same.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 import drives
 import host
 import pytest
-from drives import A1, A2, B1, FREE, Tenant, ask
+from drives import A1, A2, B1, Tenant, ask
 from victims import agent, comes_to, cutters, killed_at, reaper, replaced, stopped, workers
 
 from tests.hostile.verdicts import Verdict, record
@@ -25,9 +24,11 @@ WRITE = f"os.pwrite(fds[0], {MARKER!r}, 1 << 20); os.fsync(fds[0])"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _offered() -> None:
-    drives.configure(offer='"listed"', namespaces=json.dumps([*FREE, drives.A3]), raw="true")
+def _offered() -> Iterator[None]:
+    drives.configure(**drives.USUAL)
     drives.settled()
+    yield
+    assert host.run("leasectl", "verify").startswith("ok: ")
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,6 @@ def _nothing_left(_offered: None) -> Iterator[None]:
         host.call("Admin.Revoke", host.ADMIN, lease_id=lease["lease_id"])
     drives.settled()
     assert not drives.mappings()
-    assert host.run("leasectl", "verify").startswith("ok: ")
 
 
 def clean(tenant: Tenant, identity: str, case: str) -> None:

@@ -34,7 +34,13 @@ from typing import Any
 PORTS = Path("/dev/virtio-ports")
 TREE_NAMED = Path("/sys/firmware/qemu_fw_cfg/by_name/opt/leased/tree/raw")
 CHUNK = 1 << 15
+LOOKS_MS = 250
+"""How often a command is looked at that may have ended while its output is held open."""
 GRACE_S = 5.0
+LOOKS_S = (0.02, 0.64)
+"""How soon a port without a host is looked at again: soon at first, later twice as late each time.
+Looking costs an emulated processor something, and most ports never have a host."""
+
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -54,6 +60,7 @@ class Port:
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._look_s = LOOKS_S[0]
         self._read = b""
         self._lines: deque[dict[str, Any]] = deque()
 
@@ -82,6 +89,7 @@ class Port:
                 with contextlib.suppress(BlockingIOError):
                     data = os.read(self.fd, CHUNK)
             if data:
+                self._look_s = LOOKS_S[0]
                 *whole, self._read = (self._read + data).split(b"\n")
                 for line in whole:
                     with contextlib.suppress(ValueError):
@@ -90,8 +98,9 @@ class Port:
                 self._read = b""
                 if not wait:
                     raise Gone
-                # The kernel has no event for "somebody came": look again soon.
-                time.sleep(0.02)
+                # The kernel has no event for "somebody came": look again.
+                time.sleep(self._look_s)
+                self._look_s = min(2 * self._look_s, LOOKS_S[1])
 
     def tell(self, **said: Any) -> None:
         """One line. Raises Gone."""
@@ -165,7 +174,7 @@ def carry(port: Port, mark: str, process: subprocess.Popen[bytes], out: int, err
         ready.register(fd, select.POLLIN)
     ended = False
     while names:
-        events = ready.poll(0 if ended else 100)
+        events = ready.poll(0 if ended else LOOKS_MS)
         if ended and not any(fd in names for fd, _ in events):
             return
         ended = ended or process.poll() is not None

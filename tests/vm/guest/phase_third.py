@@ -15,6 +15,7 @@ import host
 from host import ADMIN, call, prop
 
 SOURCE = Path("/usr/src/leased")
+CONFIGURATION = Path("/etc/leased/leased.toml")
 
 ACKED = json.loads(os.environ["LEASED_ACKED"])
 
@@ -65,7 +66,7 @@ def install(*words: str) -> str:
     return host.run(str(SOURCE / "packaging" / "install"), "--no-apt", *words, seconds=1200)
 
 
-def test_the_program_is_replaced_under_a_running_lease() -> None:
+def test_the_program_is_replaced_under_a_running_lease_and_the_configuration_is_kept() -> None:
     script = (
         f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import host, time;"
         "c = host.Connection(); g = c.acquire(host.memory(4096, node=1), ttl_s=3000);"
@@ -77,8 +78,10 @@ def test_the_program_is_replaced_under_a_running_lease() -> None:
     lease_id = holder.stdout.readline().strip()
     before = host.describe(lease_id)
     pids = [host.main_pid(unit) for unit in ("leased.service", "leased-reaper.service")]
+    CONFIGURATION.write_text(CONFIGURATION.read_text() + "# ours\n")
+    text = CONFIGURATION.read_text()
     (wheel,) = Path("/wheels").glob("leased-*.whl")
-    install("--wheel", str(wheel), "--find-links", "/wheels")
+    said = install("--wheel", str(wheel), "--find-links", "/wheels")
     host.serving()
     after = [host.main_pid(unit) for unit in ("leased.service", "leased-reaper.service")]
     assert not set(pids) & set(after), "both are new processes"
@@ -88,17 +91,9 @@ def test_the_program_is_replaced_under_a_running_lease() -> None:
     call("Admin.Revoke", ADMIN, lease_id=lease_id)
     assert host.closed(lease_id)["state"] == "reclaimed"
     holder.wait()
-
-
-def test_the_operators_configuration_is_kept() -> None:
-    path = Path("/etc/leased/leased.toml")
-    path.write_text(path.read_text() + "# ours\n")
-    text = path.read_text()
-    (wheel,) = Path("/wheels").glob("leased-*.whl")
-    said = install("--no-start", "--wheel", str(wheel), "--find-links", "/wheels")
-    assert path.read_text() == text
+    assert CONFIGURATION.read_text() == text
     assert "leased.toml.new" in said
-    assert Path("/etc/leased/leased.toml.new").exists()
+    assert CONFIGURATION.with_name("leased.toml.new").exists()
 
 
 def test_it_can_be_taken_off_again_and_the_chain_stays() -> None:
