@@ -101,9 +101,11 @@ class SparkCluster:
             "spark.network.timeout": "60s",
             "spark.shuffle.io.maxRetries": 1,
             "spark.shuffle.io.retryWait": "1s",
-            # A query that its client gave up is ended soon, and not after five minutes.
-            "spark.connect.execute.manager.detachedTimeout": "20s",
-            "spark.connect.execute.manager.maintenanceInterval": "5s",
+            # A query that its client gave up is ended soon, and not after seven minutes: the server
+            # sees that nobody listens when it would begin the next stream of answers.
+            "spark.connect.execute.reattachable.senderMaxStreamDuration": "5s",
+            "spark.connect.execute.manager.detachedTimeout": "10s",
+            "spark.connect.execute.manager.maintenanceInterval": "1s",
             "spark.sql.warehouse.dir": self.directory / "warehouse",
         }
         words = ["--master", self.master]
@@ -136,12 +138,25 @@ class SparkCluster:
         """Let it go on."""
         os.killpg(self.processes[name].pid, signal.SIGCONT)
 
-    def active_tasks(self) -> int:
-        """How many tasks the stages that run now have ended already; 0: none runs."""
+    def works(self, *, within_s: float) -> bool:
+        """Whether a task runs now, or does so within that time."""
+        return self._comes_to(True, within_s)
+
+    def rests(self, *, within_s: float) -> bool:
+        """Whether no task runs now, or none does within that time."""
+        return self._comes_to(False, within_s)
+
+    def _comes_to(self, work: bool, within_s: float) -> bool:
         base = f"http://127.0.0.1:{self.ui_port}/api/v1/applications"
         (application,) = _json(base)
-        stages = _json(f"{base}/{application['id']}/stages?status=active")
-        return sum(one["numActiveTasks"] for one in stages)
+        until = time.monotonic() + within_s
+        while True:
+            stages = _json(f"{base}/{application['id']}/stages?status=active")
+            if any(one["numActiveTasks"] for one in stages) is work:
+                return True
+            if time.monotonic() > until:
+                return False
+            select.select([], [], [], 0.02)  # the processors are the query's
 
     def executors(self) -> int:
         """How many executors there are now."""

@@ -144,18 +144,11 @@ def check_engine(engine: Engine) -> int:
     return len(OVERFLOWS) + len(EXACT)
 
 
-BY_VALUE: Final = {"again": ("log", "lease_hi", "lease_lo", "from_seq", "to_seq")}
-"""Statements of few rows, with their columns. Loaded they are no part of the plans of what follows:
-a cluster that reads each statement as all those before it could not even plan the last ones."""
-
-
 def meter(engine: Engine, wanted: Iterable[str] = tuple(RESULTS)) -> None:
     """Run the statements, up to the last that is wanted. The tables of the projection are there."""
     names = list(statements().items())
     last = max(index for index, (name, _) in enumerate(names) if name in frozenset(wanted))
     skipped = frozenset(RESULTS) - frozenset(wanted)
     for name, sql in names[: last + 1]:
-        if name in BY_VALUE:
-            engine.load(name, BY_VALUE[name], engine.query(sql))
-        elif name not in skipped:
+        if name not in skipped:
             engine.derive(name, sql)

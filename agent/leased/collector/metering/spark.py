@@ -6,10 +6,12 @@ result come back, nothing else does. Arithmetic is ANSI, so it raises. Every cal
 server that is gone, refuses, hangs, or loses a query is `EngineGone`, and nothing of the run is
 used.
 
-Two things that Spark would do otherwise are prevented. What a run derives is kept by the executors
-and made again when one dies, but Spark recognises a kept result by the names of the files below
-it: without the run's own mark, a run that was cut short would lend its old rows to the next. And
-the client would try for ten minutes to reach a server that is not there.
+Three things that Spark would do otherwise are prevented. A view is read as all the statements below
+it, each time that it is named, so that planning the last ones took a hundred times as long as
+running them: what a run derives is kept by two executors each, rows without a past. One may die;
+with both the run is lost, and begun again. Spark recognises a kept result by the names of the files
+below it: without the run's own mark, rows that somebody keeps of files that have grown since would
+be taken for new ones. And the client would try for ten minutes to reach a server that is not there.
 
 Does not know what is computed (`engine`), and brings no Java: the thin client is an extra
 (`leased[spark]`).
@@ -30,6 +32,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql.connect.client import DefaultChannelBuilder
 from pyspark.sql.connect.client.retries import DefaultPolicy
 from pyspark.sql.connect.session import SparkSession
+from pyspark.storagelevel import StorageLevel
 
 from leased.collector.metering.engine import EngineGone, Overflow, Rows
 from leased.terms.moment import NS_PER_S
@@ -41,6 +44,9 @@ SETTINGS: Final = {
     "spark.sql.session.timeZone": "UTC",
 }
 """What makes bills right, whatever the cluster's own settings are."""
+
+KEPT: Final = StorageLevel.MEMORY_AND_DISK_2
+"""How what is derived is kept: serialised, in memory or else on disk, by two executors each."""
 
 _OVERFLOWS: Final = (
     "ARITHMETIC_OVERFLOW",
@@ -76,7 +82,7 @@ class SparkEngine:
         """Raises EngineGone if it cannot be reached."""
         self._cluster = cluster
         self._mark = uuid.uuid4().hex
-        self._kept: list[str] = []
+        self._kept: list[Any] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spark")
         self._session: Any = None
         try:
@@ -116,8 +122,13 @@ class SparkEngine:
 
     def derive(self, name: str, sql: str) -> None:
         """See `engine.Engine`."""
-        self._kept.append(name)
-        self._run(f"CACHE TABLE {name} AS {sql}")
+
+        def keep() -> None:
+            kept = self._session.sql(sql).localCheckpoint(True, KEPT)
+            self._kept.append(kept)  # the executors drop what no client holds
+            kept.createOrReplaceTempView(name)
+
+        self._ask(keep)
 
     def close(self) -> None:
         """Let the executors drop what was kept. Idempotent; a server that is gone has, itself."""
@@ -130,10 +141,8 @@ class SparkEngine:
             self._thread.shutdown(wait=False)
 
     def _forget(self, session: Any) -> None:
-        kept, self._kept = self._kept, []
         try:
-            for name in reversed(kept):
-                self._within(CONNECT_S, lambda name=name: session.catalog.uncacheTable(name))
+            self._within(CONNECT_S, self._kept.clear)
             self._within(CONNECT_S, session.stop)
         except (EngineGone, Overflow):
             session.client.close()
@@ -142,7 +151,8 @@ class SparkEngine:
         builder = DefaultChannelBuilder(self._cluster.url)
         if self._cluster.token:
             builder.set(builder.PARAM_TOKEN, self._cluster.token)
-        session = SparkSession(connection=builder)
+        # By its builder it is this thread's session, which a kept result is made of.
+        session = SparkSession.builder.channelBuilder(builder).create()
         session.client.set_retry_policies([DefaultPolicy(max_retries=4, max_backoff=2000)])
         try:
             _ = session.version

@@ -22,7 +22,7 @@
 
 -- name: again
 -- Of the leases that were granted more than once, each after its end, each grant: from which record to before which. No node
--- does it, but nobody can know all the ids that there ever were: a chain with it verifies. Few rows, taken by value.
+-- does it, but nobody can know all the ids that there ever were: a chain with it verifies.
 SELECT a.log, a.lease_hi, a.lease_lo, a.seq AS from_seq,
        LEAD(a.seq, 1, 9223372036854775807) OVER (PARTITION BY a.log, a.lease_hi, a.lease_lo ORDER BY a.seq) AS to_seq
 FROM acts a
