@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiers of tests, run one after the other in the order of trust, counted and added up.
 
-A tier's tests are dealt to one worker for each processor (pytest-xdist), unless the tier is
-`quiet`: what it judges by the clock, or counts on the host, must not be its neighbour's doing.
+A tier's tests are dealt to one worker for each processor (pytest-xdist), unless the tier, or the
+test by its mark, is `quiet`: what it judges by the clock, or counts on the host, must not be its
+neighbour's doing.
 
 Rule: a tier that should run and collected nothing, did not start, or ran over its time is a failure
 of its own. Every skip is printed with the reason the test gave: what was not proven must be seen.
@@ -22,13 +23,14 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).resolve().parent
 TOP = TESTS.parent
-BEAT_S = 15.0
+BEAT_S = 30.0
 SHOWN_LINES = 120
 WORKERS_MAX = 4
 _RESULT = re.compile(
@@ -107,37 +109,49 @@ def run_tier(
 ) -> None:
     """Run one tier and add its counts; say how it went."""
     print(f"[{number}] {tier.name}: {tier.proves} ", end="", flush=True)
-    log, report = folder / f"{tier.name}.log", folder / f"{tier.name}.xml"
-    began = time.monotonic()
-    status = watch(command(tier, options, report), log, tier.seconds_max)
-    took = time.monotonic() - began
-    text = log.read_text("utf-8", "replace")
-    before = counts.failed
-    if tier.name == "vm":
-        add_counted(tier, text, counts)
-    else:
-        add_report(tier, report, counts)
-    if status not in (0, 1):
-        counts.lost.append(f"{tier.name}: {explain(status, tier)}")
-    print(f"{took:.0f} s", flush=True)
-    if counts.failed > before or status != 0:
-        shown = told_failures(text) if tier.name == "vm" else failures(text)
-        print("".join(f"    {line}\n" for line in shown), end="", flush=True)
+    began, told = time.monotonic(), list[str]()
+    for name, words in parts(tier, options, folder):
+        log = folder / f"{name}.log"
+        before = counts.failed
+        status = watch(words, log, tier.seconds_max - (time.monotonic() - began))
+        text = log.read_text("utf-8", "replace")
+        if tier.name == "vm":
+            add_counted(tier, text, counts)
+        else:
+            add_report(tier, folder / f"{name}.xml", counts)
+        if status not in (0, 1):
+            counts.lost.append(f"{name}: {explain(status, tier)}")
+        if counts.failed > before or status != 0:
+            told += told_failures(text) if tier.name == "vm" else failures(text)
+    print(f"{time.monotonic() - began:.0f} s", flush=True)
+    print("".join(f"    {line}\n" for line in told), end="", flush=True)
 
 
-def command(tier: Tier, options: argparse.Namespace, report: Path) -> list[str]:
-    """What runs a tier."""
-    if tier.name == "vm":
-        return [str(TESTS / "vm" / "run")]
-    words = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
-    words += [f"--junitxml={report}", "-o", "junit_family=xunit1", str(TESTS / tier.name)]
-    if not tier.quiet:
-        words += ["--numprocesses", str(min(WORKERS_MAX, os.cpu_count() or 1)), "--dist=worksteal"]
+def parts(
+    tier: Tier, options: argparse.Namespace, folder: Path
+) -> Iterator[tuple[str, list[str]]]:
+    """The runs of a tier, one after the other: a name, which its report has too, and a command."""
     # What needs the machine skips itself here and says so, unless the machine comes last anyway.
-    return [*words, "-m", "not slow" if options.fast else "not vm"]
+    marks = "not slow" if options.fast else "not vm"
+    workers = ["--numprocesses", str(min(WORKERS_MAX, os.cpu_count() or 1)), "--dist=worksteal"]
+    modules = (TESTS / tier.name).rglob("test_*.py")
+
+    def pytest(name: str, *more: str) -> tuple[str, list[str]]:
+        words = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
+        words += [f"--junitxml={folder / name}.xml", "-o", "junit_family=xunit1"]
+        return name, [*words, str(TESTS / tier.name), *more]
+
+    if tier.name == "vm":
+        yield tier.name, [str(TESTS / "vm" / "run")]
+    elif tier.quiet:
+        yield pytest(tier.name, "-m", marks)
+    else:
+        yield pytest(tier.name, "-m", f"{marks} and not quiet", *workers)
+        if any("mark.quiet" in module.read_text("utf-8") for module in modules):
+            yield pytest(f"{tier.name}-quiet", "-m", f"{marks} and quiet")
 
 
-def watch(words: list[str], log: Path, seconds_max: int) -> int:
+def watch(words: list[str], log: Path, seconds_max: float) -> int:
     """Run a command to its end, its output to `log`; a sign of life now and then. 124: too long."""
     with log.open("wb") as out:
         process = subprocess.Popen(

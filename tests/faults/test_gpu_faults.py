@@ -34,6 +34,8 @@ from tests.doubles.gpu_host import (
 from tests.doubles.host_agent import boot_ns
 from tests.mocks.nvml.control import Machine
 
+pytestmark = pytest.mark.quiet
+
 GIB = 1 << 30
 MS = 1_000_000
 STALL_S_MAX = 0.5

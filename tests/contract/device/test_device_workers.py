@@ -32,6 +32,8 @@ from tests.doubles.host import real_devices
 from tests.doubles.leases import lease, memory
 from tests.doubles.tenant import tenant
 
+pytestmark = pytest.mark.quiet
+
 PATIENT_NS = 600 * NS_PER_S
 """A call's budget, and a look for memory to settle, where nobody hangs: a busy host is no hung
 driver, and what is late here proves nothing."""

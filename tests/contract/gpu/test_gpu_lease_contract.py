@@ -31,6 +31,8 @@ from tests.doubles.gpu_host import (
 )
 from tests.mocks.nvml.control import Machine
 
+pytestmark = pytest.mark.quiet
+
 GIB = 1 << 30
 CLOSED, OPEN = "2", "0"
 

@@ -29,6 +29,8 @@ from tests.doubles.gpu_host import (
 from tests.doubles.leases import lease
 from tests.mocks.nvml.control import Machine
 
+pytestmark = pytest.mark.quiet
+
 GIB = 1 << 30
 ONE_SLICE, TWO_SLICES = 0, 1
 
