@@ -30,8 +30,8 @@ MEMORY = Filesystem("memory", "")
 
 
 class MemoryDisk:
-    """`durable.files.Disk` in memory. Files are bytearrays by inode number; a handle is the
-    inode number."""
+    """`durable.files.Disk` in memory. Files are by inode number, and a handle is that number; one
+    that was handed in stays the very bytes it was until it is written to."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class MemoryDisk:
         lying: frozenset[str] = frozenset(),
     ) -> None:
         self.directory = Path("/memory")
-        self.inodes: dict[int, bytearray] = {}
+        self.inodes: dict[int, bytes | bytearray] = {}
         self.table: dict[str, int] = {}
         self.ops: list[Op] = []
         self.capacity = capacity
@@ -53,7 +53,7 @@ class MemoryDisk:
         self._filesystem = filesystem
         self._lying = lying
         for name, data in (files or {}).items():
-            self.table[name] = self._new_inode(data)
+            self.table[name] = self._new_inode(bytes(data))
         self.initial = {name: bytes(self.inodes[inode]) for name, inode in self.table.items()}
         self.initial_inodes = dict(self.table)
 
@@ -92,7 +92,7 @@ class MemoryDisk:
             raise FileExistsError(errno.EEXIST, "exists", name)
 
         def apply() -> None:
-            inode = self._new_inode(b"")
+            inode = self._new_inode(bytearray())
             self.table[name] = inode
             self.ops.append(("create", name, inode))
 
@@ -103,15 +103,14 @@ class MemoryDisk:
         self.write(handle, bytes(length), 0)
 
     def write(self, handle: int, data: bytes, offset: int) -> None:
-        file = self.inodes[handle]
-        grown = max(len(file), offset + len(data)) - len(file)
-        used = sum(len(inode) for inode in self.inodes.values())
-        if self.capacity is not None and grown and used + grown > self.capacity:
-            raise OSError(errno.ENOSPC, "no space left", self._name(handle))
+        if self.capacity is not None:
+            grown = offset + len(data) - len(self.inodes[handle])
+            used = sum(len(inode) for inode in self.inodes.values())
+            if grown > 0 and used + grown > self.capacity:
+                raise OSError(errno.ENOSPC, "no space left", self._name(handle))
 
         def apply() -> None:
-            file.extend(bytes(grown))
-            file[offset : offset + len(data)] = data
+            _put(self._changeable(handle), offset, data)
             self.ops.append(("write", handle, offset, bytes(data)))
 
         self._do("write", self._name(handle), apply)
@@ -182,7 +181,13 @@ class MemoryDisk:
         if verdict is not None:
             raise verdict[1]
 
-    def _file(self, name: str) -> bytearray:
+    def _changeable(self, inode: int) -> bytearray:
+        file = self.inodes[inode]
+        if isinstance(file, bytes):
+            file = self.inodes[inode] = bytearray(file)
+        return file
+
+    def _file(self, name: str) -> bytes | bytearray:
         if name not in self.table:
             raise FileNotFoundError(errno.ENOENT, "no such file", name)
         return self.inodes[self.table[name]]
@@ -190,11 +195,11 @@ class MemoryDisk:
     def _name(self, handle: int) -> str:
         return next((name for name, inode in self.table.items() if inode == handle), "?")
 
-    def _new_inode(self, data: bytes) -> int:
+    def _new_inode(self, data: bytes | bytearray) -> int:
         inode = len(self.inodes) + 1000
         while inode in self.inodes:
             inode += 1
-        self.inodes[inode] = bytearray(data)
+        self.inodes[inode] = data
         return inode
 
 
@@ -203,9 +208,7 @@ class CrashPoint:
 
     def __init__(self, disk: MemoryDisk, count: int) -> None:
         self._names: dict[str, int] = dict(disk.initial_inodes)
-        self._durable = {
-            inode: bytearray(disk.initial[name]) for name, inode in disk.initial_inodes.items()
-        }
+        self._durable = {inode: disk.initial[name] for name, inode in disk.initial_inodes.items()}
         self._pending_writes: list[tuple[int, int, bytes]] = []
         self._pending_names: list[Op] = []
         self.marks: list[object] = []
@@ -228,14 +231,16 @@ class CrashPoint:
     def _take(self, op: Op) -> None:
         match op:
             case ("create", _, inode):
-                self._durable[inode] = bytearray()
+                self._durable[inode] = b""
                 self._pending_names.append(op)
             case ("write", inode, offset, data):
                 self._pending_writes.append((inode, offset, data))
             case ("sync", inode):
+                file = bytearray(self._durable[inode])
                 for at, offset, data in self._pending_writes:
                     if at == inode:
-                        _put(self._durable[inode], offset, data)
+                        _put(file, offset, data)
+                self._durable[inode] = bytes(file)
                 self._pending_writes = [
                     write for write in self._pending_writes if write[0] != inode
                 ]
@@ -274,13 +279,23 @@ class CrashPoint:
     def _state(
         self, names: dict[str, int], pieces: Sequence[tuple[int, int, bytes]]
     ) -> dict[str, bytes]:
-        content = {inode: self._durable[inode] for inode in names.values()}
+        # What nothing was chosen for stays the very bytes it is in every other state.
+        changed: dict[int, bytearray] = {}
+        named = frozenset(names.values())
         for inode, offset, data in pieces:
-            if inode in content:
-                if content[inode] is self._durable[inode]:
-                    content[inode] = bytearray(content[inode])
-                _put(content[inode], offset, data)
-        return {name: bytes(content[inode]) for name, inode in names.items()}
+            file = changed.get(inode)
+            if file is None:
+                if inode not in named:
+                    continue
+                file = changed[inode] = bytearray(self._durable[inode])
+            end = offset + len(data)
+            if end > len(file):
+                file.extend(bytes(end - len(file)))
+            file[offset:end] = data
+        return {
+            name: bytes(changed[inode]) if inode in changed else self._durable[inode]
+            for name, inode in names.items()
+        }
 
 
 def _renamed(names: dict[str, int], ops: Sequence[Op]) -> dict[str, int]:
@@ -298,8 +313,10 @@ def _renamed(names: dict[str, int], ops: Sequence[Op]) -> dict[str, int]:
 
 
 def _put(file: bytearray, offset: int, data: bytes) -> None:
-    file.extend(bytes(max(0, offset + len(data) - len(file))))
-    file[offset : offset + len(data)] = data
+    end = offset + len(data)
+    if end > len(file):
+        file.extend(bytes(end - len(file)))
+    file[offset:end] = data
 
 
 def _subsets(count: int, random: Random, samples: int) -> Iterator[Sequence[int]]:

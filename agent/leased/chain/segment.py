@@ -30,7 +30,7 @@ SEGMENT_BYTES: Final = 16 * 1024 * 1024
 SEGMENT_BYTES_MIN: Final = 16 * 1024
 SEGMENT_BYTES_MAX: Final = 1024 * 1024 * 1024
 ORIGIN_BYTES_MAX: Final = 255
-_ZEROS: Final = bytes(64 * 1024)
+_ZEROS: Final = (bytes(64 * 1024), bytes(512))
 PEAKS_MAX: Final = 63
 CLOSING_BYTES_MAX: Final = 512
 """Room for the CheckpointSigned and SegmentEnd records that may follow a batch's last event."""
@@ -106,9 +106,10 @@ def written_end(data: bytes, begin: int) -> int:
     """Where the bytes from `begin` on that are not zero end. By blocks: most of a segment may never
     have been written."""
     end = len(data)
-    while end - begin >= len(_ZEROS) and data.endswith(_ZEROS, begin, end):
-        end -= len(_ZEROS)
-    last = max(begin, end - len(_ZEROS))
+    for zeros in _ZEROS:
+        while end - begin >= len(zeros) and data.endswith(zeros, begin, end):
+            end -= len(zeros)
+    last = max(begin, end - len(_ZEROS[-1]))
     return last + len(data[last:end].rstrip(b"\0"))
 
 
@@ -207,7 +208,7 @@ def parse_header(raw: bytes, file: str) -> SegmentHeader:
     end = _PEAKS_OFFSET + 32 * count
     if count > PEAKS_MAX or size != first_seq or count != first_seq.bit_count():
         raise refuse("the frontier does not fit the first sequence")
-    if raw[_HEADER.size : _PEAKS_OFFSET].strip(b"\0") or raw[end:-32].strip(b"\0"):
+    if any(raw[_HEADER.size : _PEAKS_OFFSET]) or raw[end:-32] != bytes(HEADER_BYTES - 32 - end):
         raise refuse("a reserved byte is not zero")
     peaks = tuple(raw[at : at + 32] for at in range(_PEAKS_OFFSET, end, 32))
     return SegmentHeader(log_id, segment_no, Head(first_seq, prev), Frontier(size, peaks))

@@ -27,6 +27,8 @@ COPY_OFFSETS: Final = (0, 2048)
 _SLOT = struct.Struct("<8sQ16sQQQ32sQQQQ16s")
 _MAGIC = b"LANCHOR1"
 
+_REST = bytes(COPY_BYTES - 32 - _SLOT.size)
+
 assert _SLOT.size == 136
 
 
@@ -96,7 +98,7 @@ def decode_copy(raw: bytes, index: int) -> AnchorSlot | None:
     if (
         len(raw) != COPY_BYTES
         or sha256(raw[:-32]).digest() != raw[-32:]
-        or raw[_SLOT.size : -32].strip(b"\0")
+        or raw[_SLOT.size : -32] != _REST
     ):
         return None
     (

@@ -80,8 +80,9 @@ def _segment_frames(
         piece = _read(disk, name, offset)
         begin = end = 0
         while sequence < stop:
-            length = _frame_length(piece, end)
-            if not length or end + length > len(piece):
+            length = int.from_bytes(piece[end : end + _LENGTH_BYTES], "little")
+            # One that is cut short ends behind the piece, too: no frame has less than a length.
+            if not FRAME_BYTES_MIN <= length <= FRAME_BYTES_MAX or end + length > len(piece):
                 break
             end += length
             sequence += 1

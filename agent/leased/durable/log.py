@@ -145,10 +145,10 @@ class _Opening:
         if binding is not None and LOG_ID not in disk.names():
             binding.judge(0, anchor)
         identity = self._identity(origin, segment_bytes, epoch_ns, best_effort=bool(filesystem.why))
-        load_key(disk)
+        own = load_key(disk)
         found = self._examine(identity)
         standing = binding.judge(found.slot.tpm_counter, anchor) if binding else None
-        _find_signer(disk, _key_in_force(disk, identity, found.scan))
+        signer = _find_signer(disk, own, _key_in_force(disk, identity, found.scan))
         for name in disk.names():
             if name.endswith(".new"):
                 disk.unlink(name)
@@ -159,10 +159,7 @@ class _Opening:
         if found.tail.kept_records:
             # What was rolled forward is read again: the next opening would do no less.
             found = examine(disk, identity)
-        # A rotation may have been among what was rolled forward.
-        key = _key_in_force(disk, identity, found.scan)
-        settle_key(disk, key)
-        signer = _find_signer(disk, key)
+        signer = _settled(disk, signer, _key_in_force(disk, identity, found.scan))
         ratchet = self._ratchet(identity, found.scan)
         if not background:
             spares.try_fill()
@@ -279,13 +276,21 @@ def _key_in_force(disk: Disk, identity: LogIdentity, scan: Scan) -> bytes:
     return key
 
 
-def _find_signer(disk: Disk, key: bytes) -> Signer:
+def _settled(disk: Disk, signer: Signer, key: bytes) -> Signer:
+    """The signer of `key`, which has its place on disk when this returns: a rotation may have been
+    among what was rolled forward. Raises StateError, OSError."""
+    settle_key(disk, key)
+    return signer if signer.public_key == key else _find_signer(disk, load_key(disk), key)
+
+
+def _find_signer(disk: Disk, own: Signer, key: bytes) -> Signer:
     """The key on disk, or the one staged beside it, must be the log's. Raises StateError."""
-    for name in (KEY_FILE, NEXT_KEY_FILE):
-        if name == KEY_FILE or name in disk.names():
-            signer = load_key(disk, name)
-            if signer.public_key == key:
-                return signer
+    if own.public_key == key:
+        return own
+    if NEXT_KEY_FILE in disk.names():
+        staged = load_key(disk, NEXT_KEY_FILE)
+        if staged.public_key == key:
+            return staged
     path = disk.directory / KEY_FILE
     raise StateError(
         f"{path}: this is not the key of this log ({key.hex()}); restore the right one from a"

@@ -167,17 +167,17 @@ def _join(scans: Sequence[SegmentScan]) -> Scan:
     epochs: list[tuple[int, str, int]] = []
     open_leases: dict[bytes, list[tuple[int, str, int]]] = {}
     for scan in scans:
-        places.extend((sequence, scan.name, offset) for sequence, offset in scan.others)
-        rotations.extend((sequence, scan.name, offset) for sequence, offset in scan.rotations)
+        name = scan.name
+        places.extend([(sequence, name, offset) for sequence, offset in scan.others])
+        rotations.extend([(sequence, name, offset) for sequence, offset in scan.rotations])
         if scan.sealed:
             epochs.clear()
-        epochs.extend((sequence, scan.name, offset) for sequence, offset in scan.epochs)
+        epochs.extend([(sequence, name, offset) for sequence, offset in scan.epochs])
         for lease in scan.closed:
             open_leases.pop(lease, None)
         for lease, found in scan.open:
-            open_leases.setdefault(lease, []).extend(
-                (sequence, scan.name, offset) for sequence, offset in found
-            )
+            begun = open_leases.setdefault(lease, [])
+            begun.extend([(sequence, name, offset) for sequence, offset in found])
     for still_open in open_leases.values():
         places.extend(still_open)
     places.sort()

@@ -73,7 +73,7 @@ def _encode(log_id: bytes, key: EpochKey) -> bytes:
 def _decode(raw: bytes, log_id: bytes) -> EpochKey | None:
     """The key of a slot, None if it is none of this log."""
     end = _SLOT.size + 32
-    if len(raw) != SLOT_BYTES or raw[end:].strip(b"\0"):
+    if len(raw) != SLOT_BYTES or raw[end:] != bytes(SLOT_BYTES - end):
         return None
     magic, of_log, epoch, key = _SLOT.unpack_from(raw)
     sound = sha256(raw[: _SLOT.size]).digest() == raw[_SLOT.size : end]

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import trio
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper
@@ -43,6 +44,7 @@ class Connection(TCPServer):
     """One connection, with what its certificate says."""
 
     identify: Identify
+    _left = False
 
     async def run(self) -> None:
         """Serve it."""
@@ -57,6 +59,18 @@ class Connection(TCPServer):
             if given:
                 self.state = {**self.state, "certificate": self.identify(given)}
         await super().run()
+
+    async def protocol_send(self, event: Event) -> None:
+        """Pass on what the protocol says, but not that a client which left is idle."""
+        if not (self._left and isinstance(event, Updated)):
+            await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        """Read until the client leaves. It is not waited for as one that is idle: until that time
+        was over it would count as a connection."""
+        await super()._read_data()
+        self._left = True
+        await self.idle_task.stop()
 
 
 class Server:

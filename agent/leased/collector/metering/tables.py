@@ -21,6 +21,9 @@ from leased.terms.resource import ResourceKind, TierKind
 
 _NO_PRIORITY = -1
 _tag = lru_cache(maxsize=65_536)(tag_of)
+_pool = lru_cache(maxsize=None)(Pool)
+_kind = lru_cache(maxsize=None)(ResourceKind)
+_priority = lru_cache(maxsize=None)(Priority)
 
 
 def small_tables(shapes: Mapping[int, LogShape]) -> dict[str, list[tuple[int, ...]]]:
@@ -43,11 +46,11 @@ def cells(rows: Rows) -> dict[UsageKey, int]:
     """Rows of `usage` as cells."""
     return {
         UsageKey(
-            Pool(row[1]),
+            _pool(row[1]),
             row[2],
-            ResourceKind(row[3]),
+            _kind(row[3]),
             tier_of(row[4]),
-            None if row[5] == _NO_PRIORITY else Priority(row[5]),
+            None if row[5] == _NO_PRIORITY else _priority(row[5]),
             _tag(row[6]),
             row[0],
         ): int(row[7])
@@ -58,7 +61,7 @@ def cells(rows: Rows) -> dict[UsageKey, int]:
 def peak_cells(rows: Rows) -> dict[PeakKey, int]:
     """Rows of `peaks` and `fleet_peaks`."""
     return {
-        PeakKey(row[0], ResourceKind(row[1]), tier_of(row[2]), row[3]): int(row[4])
+        PeakKey(row[0], _kind(row[1]), tier_of(row[2]), row[3]): int(row[4])
         for row in _ints(rows)
     }
 
