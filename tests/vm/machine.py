@@ -38,7 +38,7 @@ WITHOUT = ",".join(
     )
 )
 """What is fast on a processor and slow on an emulated one: strings that are moved byte by byte (a
-page is cleared so: measured, a third of a boot), checks that end a translated block or empty the
+page is cleared so), checks that end a translated block or empty the
 TLB at each system call, and registers that are saved at each switch."""
 
 HUGE_PAGES = 24
