@@ -17,6 +17,7 @@ import trio
 from leased.hardware.devices import Devices
 from leased.hardware.gpu.backend import GpuBackend
 from leased.terms.errors import DeviceError
+from leased.terms.lease import Priority
 from leased.terms.resource import Health, ResourceKind
 from leased.terms.teardown import ProofReport, TeardownStep
 from tests.doubles.gpu_host import (
@@ -173,6 +174,26 @@ async def test_one_gpu_that_hangs_spoils_no_other(machine: Machine, hasty: Devic
     machine.clear()
     await hasty.inventory()
     assert await health_of(hasty, machine, 1) is Health.OK
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["cuCtxDestroy_v2", "cuInit"])
+async def test_a_debt_whose_payment_hangs_is_no_grant(machine: Machine, call: str) -> None:
+    """What was there before the agent's start is overwritten before the first grant. Nobody waits
+    for that worker's end, so it destroys its context, as no other scrub does."""
+    with gpu_devices(machine, **QUICK, gpu_scrub_later=(Priority.STANDARD,)) as devices:
+        await start(devices)
+        machine.fault(call, "hang")
+        async with never_stalled():
+            [made] = await devices.prepare_many([gpu_lease(machine, 0)])
+            assert isinstance(made, DeviceError) and made.errno == errno.ETIMEDOUT, made
+            assert await health_of(devices, machine, 0) is Health.SICK
+        machine.clear()
+        assert await health_of(devices, machine, 0) is Health.OK
+        one = gpu_lease(machine, 0)
+        cut(await grant(devices, one))
+        _, proof = await reclaim(devices, one)
+        assert proof.unproven == ()
 
 
 # ---- answers that prove nothing ------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import drives
@@ -34,6 +35,27 @@ def counted() -> dict[str, int]:
         "RDMA objects": _rdma_objects(),
         **pages,
     }
+
+
+def steady(apart_s: int = 5) -> dict[str, int]:
+    """The counts once nothing comes or goes: workers that looked something up, or erased it, end by
+    themselves, or are replaced."""
+    last, deadline = counted(), time.monotonic() + host.HANGS_S
+    while True:
+        time.sleep(apart_s)
+        now = counted()
+        if now == last:
+            return now
+        assert time.monotonic() < deadline, f"never the same twice: {last}, {now}"
+        last = now
+
+
+def differs(before: dict[str, int]) -> bool:
+    """Whether anything is more or less than it was; what that is, is in the test's output."""
+    different = {n: (before[n], now) for n, now in counted().items() if now != before[n]}
+    if different:
+        print("before and now:", different)
+    return bool(different)
 
 
 def _rdma_objects() -> int:

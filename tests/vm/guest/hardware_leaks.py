@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +21,10 @@ from random import Random
 from typing import Any
 
 import drives
+import footprint
 import host
 import pytest
 from drives import A1, A2, A3, B1, B2
-from footprint import counted
 from host import ADMIN, LIVES_S, MIB, Connection, Failed, call, eventually, memory
 
 CYCLES = int(os.environ.get("LEASED_CYCLES", "0"))
@@ -198,25 +197,6 @@ def all_ended() -> bool:
     return not call("Lease.List", ADMIN)["leases"]
 
 
-def _steady() -> dict[str, int]:
-    """The counts once nothing comes or goes: workers that looked something up end by themselves."""
-    last = counted()
-    while True:
-        time.sleep(STEADY_S)
-        now = counted()
-        if now == last:
-            return now
-        last = now
-
-
-def _differs(before: dict[str, int]) -> bool:
-    """Whether anything is more or less than it was; what that is, is in the test's output."""
-    different = {n: (before[n], now) for n, now in counted().items() if now != before[n]}
-    if different:
-        print("before and now:", different)
-    return bool(different)
-
-
 @pytest.mark.skipif(not CYCLES, reason="not proven: no kind leaks (LEASED_CYCLES is not set)")
 def test_nothing_is_left_of_leases_that_were_had_or_were_not() -> None:
     print(f"LEASED_CYCLES_SEED={SEED} LEASED_CYCLES={CYCLES}")
@@ -228,12 +208,12 @@ def test_nothing_is_left_of_leases_that_were_had_or_were_not() -> None:
             with pytest.raises(Failed, match=r"Lease\.Refused"):
                 halfway(ask(chance))
             eventually(f"{kind}: it has ended", all_ended)
-        before = _steady()
+        before = footprint.steady(STEADY_S)
         cycles = Cycles(chance, CYCLES)
         cycles.run()
         assert not cycles.wrong, cycles.wrong
         eventually("all have ended", all_ended)
-        eventually("as many of each as before", lambda: not _differs(before))
+        eventually("as many of each as before", lambda: not footprint.differs(before))
     finally:
         os.close(fd)
     told = {" ".join(key): count for key, count in sorted(cycles.came_to.items())}

@@ -133,7 +133,11 @@ class Reclaimer:
             usage = Usage(target.instance.memory_bytes, 0, 0)
         elif facts is not None:
             usage = facts.memory
-        done = await self.scrub(target, usage, writes=True)
+        try:
+            done = await self.scrub(target, usage, writes=True)
+        except DeviceError as error:
+            self._note_hang(target, error)
+            raise
         failed = next((step.errno for step in done.steps if step.errno), 0)
         if failed:
             self._fleet.suspect(target.uuid, "what an earlier tenant left could not be overwritten")
