@@ -106,8 +106,8 @@ def test_what_cannot_be_meant_is_left_out_and_named(change: Any, why: str) -> No
     ("body", "encoding"),
     [
         (b"not gzip", "gzip"),
-        (gzip.compress(b"x" * 100)[:-9], "gzip"),
-        (gzip.compress(b"\0" * (BODY_BYTES_MAX + 1)), "gzip"),
+        (gzip.compress(b"x" * 100, mtime=0)[:-9], "gzip"),
+        (gzip.compress(b"\0" * (BODY_BYTES_MAX + 1), mtime=0), "gzip"),
         (b"", "br"),
     ],
 )
