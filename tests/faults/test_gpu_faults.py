@@ -144,8 +144,8 @@ async def test_a_call_that_hangs_fences_the_gpu_and_stalls_nobody(
     assert proof.unproven == one.subject.allotments
     assert (step, errno.ETIMEDOUT) in failures(proof)
     machine.clear()
-    # It answers again: a probe finds it well, without anybody's word. In this haste a probe's own
-    # Python may start too late, and then the next look probes again.
+    # It answers again: a probe finds it well, without anybody's word. What fails is tried again at
+    # the next look, and the driver may not have let go yet of what the killed worker had.
     looks = [await health_of(hasty, machine, 0) for _ in range(3)]
     assert looks[-1] is Health.OK, looks
 

@@ -24,13 +24,14 @@ from leased.hardware.gpu.calls import (
 )
 from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.desk import SPARES
-from leased.hardware.gpu.facts import Condition, Gpu
+from leased.hardware.gpu.facts import Condition, Gpu, Usage
 from leased.terms.errors import DeviceError
 from leased.terms.identity import TenantId
 from leased.terms.lease import Lease, Priority, RevocationReason
 from leased.terms.resource import Allotment, Evidence, Health, ResourceKind
 from leased.terms.teardown import TeardownStep
 from tests.doubles.gpu import (
+    GIB,
     IDLE,
     GpuCrew,
     gpu,
@@ -283,6 +284,49 @@ async def test_a_hang_stops_grants_until_a_probe_passes(directory: Path) -> None
     assert seen.health is Health.OK
     [probe] = bench.of("scrub")
     assert not probe.writes, "a probe takes everything and overwrites nothing"
+
+
+async def test_a_probe_wants_what_a_killed_worker_still_had(directory: Path) -> None:
+    """The last look saw nearly all of it in use: a probe that expected only the rest would find any
+    GPU well."""
+    held = Usage(IDLE.total_bytes, IDLE.reserved_bytes, 70 * GIB)
+    bench = Bench(directory, gpu(0, memory=held))
+    await bench.start()
+    one = gpu_lease(A)
+    await bench.prepare(one)
+    well, bench.crew.answers["scrub"] = bench.crew.answers["scrub"], hung()
+    assert (await bench.end(one)).unproven
+    bench.crew.answers["scrub"] = well
+    bench.crew.asked.clear()
+    await bench.backend.survey()
+    [probe] = bench.of("scrub")
+    assert probe.expected_bytes > 70 * GIB
+
+
+async def test_a_debt_is_paid_for_all_that_the_last_look_saw_in_use(directory: Path) -> None:
+    held = Usage(IDLE.total_bytes, IDLE.reserved_bytes, 70 * GIB)
+    bench = Bench(directory, gpu(0, memory=held), scrub_later=(Priority.SCAVENGER,))
+    await bench.start()
+    await bench.prepare(gpu_lease(A))
+    [paid] = bench.of("scrub")
+    assert paid.writes and paid.expected_bytes > 70 * GIB
+
+
+async def test_of_two_that_are_probed_the_one_that_is_well_is_offered_at_once(
+    directory: Path,
+) -> None:
+    bench = Bench(directory, A, B)
+    await bench.start()
+    leases = [gpu_lease(one) for one in (A, B)]
+    for one in leases:
+        await bench.prepare(one)
+    well, bench.crew.answers["scrub"] = bench.crew.answers["scrub"], hung()
+    for one in leases:
+        assert (await bench.end(one)).unproven
+    hangs = hung()
+    bench.crew.answers["scrub"] = lambda name, call: hangs if call.target.uuid == B.uuid else well
+    found = (await bench.backend.survey()).resources
+    assert [one.health for one in found] == [Health.OK, Health.SICK]
 
 
 async def test_the_same_teardown_again_is_harmless(directory: Path) -> None:

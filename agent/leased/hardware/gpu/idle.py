@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from leased.hardware.gpu.desk import Desk
-from leased.hardware.gpu.facts import ComputeMode, Target, Usage
+from leased.hardware.gpu.facts import ComputeMode, Usage
 from leased.hardware.gpu.fleet import Fleet
 from leased.hardware.gpu.health import Finding
 from leased.hardware.gpu.reclaiming import Reclaimer
@@ -66,10 +66,14 @@ class Idle:
                 trusted = True
             elif not self._desk.is_occupied(resource_id):
                 async with self._desk.turn(resource_id):
-                    trusted = await self._probe(self._fleet.target(resource_id), facts.memory)
+                    trusted |= await self._probe(resource_id, facts.memory)
         return trusted
 
-    async def _probe(self, target: Target, usage: Usage) -> bool:
+    async def _probe(self, resource_id: str, seen: Usage) -> bool:
+        """Whether all of it can be had. Directly after a worker was killed in a driver's call that
+        may still be too soon: what the worker had is let go of in the driver's own time."""
+        target = self._fleet.target(resource_id)
+        usage = self._reclaimer.without_holders(resource_id, target, seen)
         try:
             done = await self._reclaimer.scrub(target, usage, writes=False)
         except DeviceError as error:

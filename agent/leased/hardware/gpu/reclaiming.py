@@ -132,7 +132,7 @@ class Reclaimer:
         if target.instance is not None:
             usage = Usage(target.instance.memory_bytes, 0, 0)
         elif facts is not None:
-            usage = facts.memory
+            usage = self.without_holders(resource_id, target, facts.memory)
         try:
             done = await self.scrub(target, usage, writes=True)
         except DeviceError as error:
@@ -143,6 +143,12 @@ class Reclaimer:
             self._fleet.suspect(target.uuid, "what an earlier tenant left could not be overwritten")
             raise DeviceError("gpu_scrub", failed, f"{target.visible} is not clean")
         del self._owed[resource_id]
+
+    def without_holders(self, resource_id: str, target: Target, seen: Usage) -> Usage:
+        """The usage of a device that nobody has, from one that was `seen` when somebody may have
+        had it: what he had is to be taken, too."""
+        used_bytes = min(seen.used_bytes, self._used_max(resource_id, target))
+        return msgspec.structs.replace(seen, used_bytes=used_bytes)
 
     def closes(self, target: Target) -> bool:
         """Whether the device can be closed while nobody has it: a MIG device cannot."""
