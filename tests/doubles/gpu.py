@@ -112,16 +112,11 @@ class GpuCrew:
         self.asked: list[tuple[str, str, Any]] = []
         self.stuck: set[str] = set()
         self.running: set[str] = set()
-        self.spares: dict[str, int] = {}
         self._busy: set[str] = set()
 
     def verbs(self) -> list[str]:
         """What was asked, in order."""
         return [verb for _, verb, _ in self.asked]
-
-    def keep_spares(self, backend: str, count: int) -> None:
-        """So many are to wait from here on."""
-        self.spares[backend] = count
 
     async def task(
         self,

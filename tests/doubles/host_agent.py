@@ -36,6 +36,7 @@ from tests.doubles import second_opinion
 from tests.doubles.host import not_proven
 from tests.doubles.reaper_host import _remove, cgroup_root, usable
 from tests.doubles.wire_peer import Peer, Remote
+from tests.doubles.workers import workers_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NS_PER_MS = 1_000_000
@@ -284,13 +285,7 @@ class HostAgent:
 
     def workers(self) -> list[int]:
         """The agent's device workers."""
-        try:
-            text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text("ascii")
-        except FileNotFoundError:
-            return []
-        return [
-            int(word) for word in text.split() if b"leased.hardware.worker" in _cmdline(int(word))
-        ]
+        return workers_of(self.pid)
 
     @contextlib.contextmanager
     def stopped(self, *pids: int) -> Iterator[None]:

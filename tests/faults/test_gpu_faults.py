@@ -9,7 +9,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import trio
@@ -33,6 +32,7 @@ from tests.doubles.gpu_host import (
     step_of,
 )
 from tests.doubles.host_agent import boot_ns
+from tests.doubles.workers import workers_of
 from tests.mocks.nvml.control import Machine
 
 pytestmark = pytest.mark.quiet
@@ -413,7 +413,7 @@ async def test_a_worker_killed_in_the_middle_is_replaced_once(
 
     async def kill_one() -> None:
         while True:
-            for pid in _workers():
+            for pid in workers_of(os.getpid()):
                 if _is_on(pid, machine):
                     os.kill(pid, signal.SIGKILL)
                     machine.clear()
@@ -443,18 +443,6 @@ async def test_a_worker_killed_in_the_middle_is_replaced_once(
     else:
         [proof] = await devices.prove_many([(one, ())])
     assert isinstance(proof, ProofReport) and proof.unproven == (), proof
-
-
-def _workers() -> list[int]:
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text("ascii")
-    found = []
-    for word in children.split():
-        try:
-            if Path(f"/proc/{word}/comm").read_text("ascii").strip() == "leased-worker":
-                found.append(int(word))
-        except OSError:
-            continue
-    return found
 
 
 def _is_on(pid: int, machine: Machine) -> bool:

@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -130,7 +129,7 @@ class Storm:
     def _without_a_worker(self) -> None:
         """An idle worker dies, perhaps the one that would prepare it, or clean it."""
         self._all_ended()
-        workers = _workers(self.agent.pid)
+        workers = self.agent.workers()
         if workers:
             with contextlib.suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(self.chance.choice(workers))
@@ -138,16 +137,6 @@ class Storm:
                 exited(pidfd)
                 os.close(pidfd)
         self._released()
-
-
-def _workers(pid: int) -> list[int]:
-    found: list[int] = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            with contextlib.suppress(OSError):
-                if b"leased.hardware.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.append(child)
-    return found
 
 
 def fences(agent: HostAgent) -> dict[str, int]:

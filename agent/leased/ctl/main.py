@@ -12,33 +12,35 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import metadata
-from typing import Final
+from importlib import import_module
+from typing import Any, Final
 
-import leased
+from leased import __version__
 from leased.client.session import TIMEOUT_S
-from leased.ctl import (
-    admin,
-    adopt,
-    audit,
-    collector,
-    completion,
-    devices,
-    doctor,
-    drain,
-    evidence,
-    leases,
-    pki,
-    policy,
-    raw,
-    run,
-    top,
-    usage,
-    watch,
-)
 from leased.ctl.console import Console
 from leased.ctl.outcome import carry_out
 from leased.ctl.usage_text import Parser
+
+FAMILIES: Final = {
+    "leased.ctl.run": ("run", "alloc", "shell", "exec"),
+    "leased.ctl.leases": ("ls", "show", "wait", "why", "plan", "renew", "release", "extend", "done"),
+    "leased.ctl.devices": ("devices", "holders"),
+    "leased.ctl.top": ("top", "health"),
+    "leased.ctl.watch": ("watch",),
+    "leased.ctl.usage": ("usage", "statement", "rates"),
+    "leased.ctl.policy": ("policy", "quota"),
+    "leased.ctl.audit": ("verify", "audit"),
+    "leased.ctl.evidence": ("evidence",),
+    "leased.ctl.adopt": ("adopt",),
+    "leased.ctl.drain": ("drain", "resume"),
+    "leased.ctl.admin": ("admin",),
+    "leased.ctl.doctor": ("doctor",),
+    "leased.ctl.pki": ("pki",),
+    "leased.ctl.collector": ("collector",),
+    "leased.ctl.raw": ("call", "introspect"),
+    "leased.ctl.completion": ("completion",),
+}
+"""The verbs of each family's module, in the order of the help."""
 
 EXIT_STATUSES: Final = (
     (0, "done"),
@@ -62,22 +64,20 @@ EXIT_STATUSES: Final = (
 )
 
 
-def version() -> str:
-    """This program's version."""
-    try:
-        return metadata.version("leased")
-    except metadata.PackageNotFoundError:
-        return str(getattr(leased, "__version__", "unknown"))
+class _Unclear(Exception):
+    """What the whole tree has to say."""
 
 
-_FAMILIES = (
-    *(run, leases, devices, top, watch, usage, policy, audit, evidence),
-    *(adopt, drain, admin, doctor, pki, collector, raw, completion),
-)
+class _Glance(argparse.ArgumentParser):
+    """Finds the verb, and leaves it to the whole tree to say what is wrong."""
+
+    def error(self, message: str) -> Any:
+        raise _Unclear(message)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole tree, in the order of the help."""
+def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The whole tree; or of the command line `words` no more than it needs: reading all verbs'
+    modules takes longer than most verbs do."""
     parser = Parser(
         prog="leasectl",
         description="Leases on this host's hardware: get them, use them, see them, check them.",
@@ -85,7 +85,32 @@ def build_parser() -> argparse.ArgumentParser:
         + "\n".join(f"  {status:>3}  {meaning}" for status, meaning in EXIT_STATUSES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"leasectl {version()}")
+    _add_options(parser)
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="VERB", required=True, parser_class=Parser, title="verbs"
+    )
+    for family in _families(words):
+        import_module(family).register(verbs)
+    return parser
+
+
+def _families(words: Sequence[str]) -> Sequence[str]:
+    """The one that has the verb, else all."""
+    glance = _Glance(add_help=False)
+    _add_options(glance)
+    glance.add_argument("verb")
+    glance.add_argument("rest", nargs=argparse.REMAINDER)
+    try:
+        found, unknown = glance.parse_known_args(words)
+    except _Unclear:
+        return tuple(FAMILIES)
+    # What is unknown stands before the verb: help, or a mistake.
+    asked = "" if unknown else found.verb
+    return [family for family, verbs in FAMILIES.items() if asked in verbs] or tuple(FAMILIES)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action="version", version=f"leasectl {__version__}")
     parser.add_argument("--socket", metavar="PATH", help="the agent's socket ($LEASE_SOCKET)")
     parser.add_argument(
         "--admin", action="store_true", help="ask as an operator, through the admin socket"
@@ -97,18 +122,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help=f"how long one call may take (default: {TIMEOUT_S:g})",
     )
-    verbs = parser.add_subparsers(
-        dest="verb", metavar="VERB", required=True, parser_class=Parser, title="verbs"
-    )
-    for family in _FAMILIES:
-        family.register(verbs)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Run one command; returns its exit status."""
     console = console or Console()
-    return carry_out(build_parser().parse_args(argv), console)
+    words = sys.argv[1:] if argv is None else argv
+    return carry_out(build_parser(words).parse_args(words), console)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ import contextlib
 import errno
 import os
 import socket
-import subprocess
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -27,7 +25,7 @@ from leased.hardware.calls import Answer, Batch, Call, Failed, Result, Scrub, Ta
 from leased.hardware.config import EscapeePolicy, HardwareConfig
 from leased.hardware.occupants import start_time
 from leased.hardware.scrubbing import PASS_BUDGET_NS, PASSES_MAX
-from leased.hardware.spares import Spares
+from leased.hardware.starting import Child, Starter
 from leased.hardware.worker import (
     MESSAGE_BYTES_MAX,
     receive_answers,
@@ -40,43 +38,34 @@ from leased.terms.errors import DeviceError
 CALLS_MAX = 64
 """Calls of one batch: below the 253 descriptors of a message, and a few ms of small work."""
 
-STARTING_NS = 20_000_000_000
-"""What the first words with a worker may take besides: Python's start on a host that is itself
-booting. Whoever grants or tears down talks to workers that have long been there."""
-
 T = TypeVar("T")
 DEFERRED_NICE = 5
-STUCK_NS = 5_000_000_000
-"""A killed process that is still there after this hangs in the kernel."""
 
 _NS_PER_S = 1_000_000_000
+
 
 class Link:
     """One worker, started when first needed and replaced when lost."""
 
-    def __init__(self, name: str, spares: Spares, nice: int = 0) -> None:
+    def __init__(self, name: str, starter: Starter, nice: int = 0) -> None:
         self.name = name
-        self._spares = spares
+        self._starter = starter
         self._nice = nice
         self._turn = trio.StrictFIFOLock()
         self._sock: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started: dict[int, int] = {}
-        self._killed_ns: dict[int, int] = {}
-        self._abandoned: list[subprocess.Popen[bytes]] = []
+        self._child: Child | None = None
+        self._abandoned: list[Child] = []
         self._buffer = bytearray()
         self._number = 0
-        self.lost = 0
 
     @property
     def pids(self) -> tuple[tuple[int, int], ...]:
         """(pid, start time) of the worker and of those abandoned that have not ended."""
-        self._abandoned = [process for process in self._abandoned if process.poll() is None]
-        alive = [process.pid for process in (self._process, *self._abandoned) if process]
-        for known in (self._started, self._killed_ns):
-            for pid in [pid for pid in known if pid not in alive]:
-                del known[pid]
-        return tuple((pid, self._started[pid]) for pid in alive)
+        for child in [child for child in self._abandoned if child.ended]:
+            self._abandoned.remove(child)
+            child.close()
+        alive = (self._child, *self._abandoned)
+        return tuple((child.pid, child.started) for child in alive if child is not None)
 
     async def ask(
         self, batch: Batch, fds: Sequence[int], *, budget_ns: int
@@ -121,7 +110,7 @@ class Link:
         fresh = self._sock is None
         first = batch.calls[0] if batch.calls else None
         backend = first.backend if isinstance(first, Task) else ""
-        sock = self._sock or self._start(backend)
+        sock = self._sock or await self._start(backend)
         while True:
             try:
                 send(sock, batch, fds)
@@ -131,7 +120,7 @@ class Link:
                     raise
                 # Somebody ended it while it was idle: it has seen nothing of this batch.
                 self.abandon()
-                fresh, sock = True, self._start(backend)
+                fresh, sock = True, await self._start(backend)
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(sock)
         await trio.lowlevel.wait_readable(sock)
@@ -139,15 +128,14 @@ class Link:
         assert answers.number == batch.number
         return answers.answers, received
 
-    def _start(self, backend: str) -> socket.socket:
-        ours, self._process = self._spares.take(backend)
+    async def _start(self, backend: str) -> socket.socket:
+        self._sock, self._child = await self._starter.start(backend)
         if self._nice:
             nice = os.getpriority(os.PRIO_PROCESS, 0) + self._nice
             with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
-        self._started[self._process.pid] = start_time(self._process.pid) or 0
-        self._sock, self._buffer = ours, self._buffer or bytearray(MESSAGE_BYTES_MAX)
-        return ours
+                os.setpriority(os.PRIO_PROCESS, self._child.pid, nice)
+        self._buffer = self._buffer or bytearray(MESSAGE_BYTES_MAX)
+        return self._sock
 
     def abandon(self) -> None:
         """Kill the worker and wait for nothing."""
@@ -156,31 +144,23 @@ class Link:
                 trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
             self._sock = None
-        if self._process is not None:
-            self._process.kill()
-            self._killed_ns[self._process.pid] = time.monotonic_ns()
-            self._abandoned.append(self._process)
-            self._process = None
-            self.lost += 1
+        if self._child is not None:
+            self._child.kill()
+            self._abandoned.append(self._child)
+            self._child = None
 
     @property
     def stuck(self) -> bool:
         """Whether a worker that was killed a while ago has not ended: the next one would hang,
         too."""
-        now_ns = time.monotonic_ns()
-        return any(now_ns - self._killed_ns.get(pid, now_ns) > STUCK_NS for pid, _ in self.pids)
+        return any(child.is_stuck() for child in self._abandoned)
 
     def close(self) -> None:
         """End the worker; one that hangs is left to the kernel. Idempotent."""
         self.abandon()
-        for process in self._abandoned:
-            try:
-                process.wait(timeout=1)
-            except subprocess.TimeoutExpired:
-                continue
-        # What is left is in D state; Popen would warn about it in its finaliser.
-        for process in self._abandoned:
-            process.returncode = process.returncode if process.returncode is not None else 0
+        for child in self._abandoned:
+            child.wait(1.0)
+            child.close()
         self._abandoned = []
 
 
@@ -190,20 +170,10 @@ class Crew:
     def __init__(self, config: HardwareConfig) -> None:
         self._config = config
         self._links: dict[str, Link] = {}
-        self._spares = Spares()
+        self._starter = Starter()
         self._leaving: list[Link] = []
         self._deferred: set[str] = set()
         self._exempt: dict[int, int] = {os.getpid(): start_time(os.getpid()) or 0}
-
-    def keep_spares(self, backend: str, count: int) -> None:
-        """Have so many workers wait for the first task of a backend, so that it does not wait for
-        them. Raises OSError."""
-        self._spares.keep(backend, count)
-
-    @property
-    def spare_pids(self) -> tuple[int, ...]:
-        """Those that wait."""
-        return self._spares.pids
 
     def exempt(self, pid: int) -> None:
         """This process holds leases' descriptors by right."""
@@ -225,7 +195,7 @@ class Crew:
         """One batch to one worker; answers in order, and the descriptors they own. `extra_ns`:
         how much longer than a call's usual budget it may take."""
         nice = DEFERRED_NICE if name in self._deferred else 0
-        link = self._links.setdefault(name, Link(name, self._spares, nice))
+        link = self._links.setdefault(name, Link(name, self._starter, nice))
         config = self._config
         exempt: tuple[tuple[int, int], ...] = ()
         if calls and isinstance(calls[0], Scrub):
@@ -313,26 +283,6 @@ class Crew:
             link.abandon()
             self._leaving.append(link)
 
-    @contextlib.contextmanager
-    def lent(self, spare: str, name: str) -> Iterator[None]:
-        """For the `with`, whoever stands by as `spare` (or a new one) is the worker `name`. Who
-        comes back from work that may hang stands by again, if nobody else does."""
-        self._rename(spare, name)
-        try:
-            yield
-        except BaseException:
-            self.dismiss(name)
-            raise
-        if not self._rename(name, spare):
-            self.dismiss(name)
-
-    def _rename(self, name: str, other: str) -> bool:
-        if name not in self._links or other in self._links:
-            return False
-        self._links[other] = self._links.pop(name)
-        self._links[other].name = other
-        return True
-
     def is_stuck(self, name: str) -> bool:
         """Whether a worker of that name hangs in the kernel and does not even die."""
         links = (*self._links.values(), *self._leaving)
@@ -345,12 +295,12 @@ class Crew:
 
     def close(self) -> None:
         """End every worker. Idempotent."""
-        self._spares.close()
         for name in tuple(self._links):
             self.dismiss(name)
         for link in self._leaving:
             link.close()
         self._leaving = []
+        self._starter.close()
 
 
 def _was_killed(error: DeviceError) -> bool:

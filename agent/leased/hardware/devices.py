@@ -39,7 +39,7 @@ from leased.hardware.calls import (
 from leased.hardware.census import Census
 from leased.hardware.clock import BootClock
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import STARTING_NS, Crew, close_all, failure, spread
+from leased.hardware.crew import Crew, close_all, failure, spread
 from leased.hardware.fittings import Fittings
 from leased.hardware.handing import Openings, open_memory
 from leased.hardware.observing import Observer
@@ -49,6 +49,7 @@ from leased.hardware.preparing import Preparer, leaf_path
 from leased.hardware.proving import Prover
 from leased.hardware.rdma.backend import RdmaBackend
 from leased.hardware.sighting import HostSight
+from leased.hardware.starting import STARTING_NS
 from leased.ports import Access, Holder, Prepared
 from leased.terms.bounds import Bounds, publish
 from leased.terms.errors import DeviceError

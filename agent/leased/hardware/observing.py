@@ -20,11 +20,12 @@ import msgspec
 
 from leased.hardware.backend import Backend
 from leased.hardware.block.names import identity_in
-from leased.hardware.crew import STARTING_NS, Crew
+from leased.hardware.crew import Crew
 from leased.hardware.gpu.backend import GpuBackend
 from leased.hardware.gpu.calls import Gauge
 from leased.hardware.gpu.desk import GAUGER
 from leased.hardware.readings.carrying import Drives, Host, Leaves, Ports
+from leased.hardware.starting import STARTING_NS
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Resource, ResourceKind
 from leased.terms.sample import Readings

@@ -14,7 +14,8 @@ from typing import Final
 
 from leased.hardware.calls import CgroupFacts, Survey, Surveyed
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import STARTING_NS, Crew
+from leased.hardware.crew import Crew
+from leased.hardware.starting import STARTING_NS
 from leased.terms.errors import DeviceError
 
 WORKER: Final = "survey"

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker: the process in which drivers and the kernel may take their time.
 
-`python -m leased.hardware.worker FD [BACKEND]` serves one SOCK_SEQPACKET socket: a batch of calls
-in, the answers to it out, descriptors beside both. It dies with the agent. A backend that is named
-is loaded before anything is asked.
+It is forked (`forkserver`) and serves one SOCK_SEQPACKET socket: a batch of calls in, the answers
+to it out, descriptors beside both. It dies with the agent.
 
 Rule: one batch at a time, in order; a call that fails is answered and spoils no other; nothing is
 remembered between batches except which pools' files it read and the device filters that are
@@ -21,7 +20,6 @@ import importlib
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +61,7 @@ FDS_MAX = 240
 MESSAGE_BYTES_MAX = 1 << 20
 _OOM_SCORE = b"1000"
 COMM = "leased-worker"
-"""What ps shows, and by what one worker knows another that the same agent started."""
+"""What ps shows, and by what one worker knows another of the same parent."""
 
 _ENCODER = msgspec.msgpack.Encoder()
 _BATCHES = msgspec.msgpack.Decoder(Batch)
@@ -221,13 +219,13 @@ def _other(call: Call, given: Iterator[int]) -> Answer:
 def _carry(call: Task, fds: list[int]) -> Result:
     """One verb of a backend. The verb may raise DeviceError or OSError; the descriptors stay
     ours."""
-    takes, carry_out = _load(call.backend)[call.verb]
+    takes, carry_out = load(call.backend)[call.verb]
     argument = msgspec.msgpack.decode(call.argument, type=takes)
     return Result(_ENCODER.encode(carry_out(argument, fds)))
 
 
-def _load(backend: str) -> Verbs:
-    """A backend's verbs. Raises DeviceError."""
+def load(backend: str) -> Verbs:
+    """A backend's verbs; its modules are read the first time. Raises DeviceError."""
     if backend not in BACKENDS:
         raise DeviceError("worker", errno.ENOSYS, backend)
     verbs_of: Verbs = importlib.import_module(BACKENDS[backend]).VERBS
@@ -266,21 +264,22 @@ def serve(sock: socket.socket) -> None:
                 os.close(fd)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Serve the socket whose descriptor is the first argument."""
-    verbs.die_with_parent()
-    # A terminal's Ctrl-C is the agent's to answer; SIGIO comes when somebody tries a held memfd.
+def ignore_signals() -> None:
+    """A terminal's Ctrl-C is the agent's to answer; SIGIO comes when somebody tries a held
+    memfd."""
     for number in (signal.SIGINT, signal.SIGIO, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+def call_oneself(name: str) -> None:
+    """What ps shows."""
+    Path("/proc/self/comm").write_text(name, "ascii")
+
+
+def work(sock: socket.socket) -> None:
+    """Be a worker, in a process that was forked for it, until the other end closes."""
+    verbs.die_with_parent()
     # Of all processes it is the cheapest to lose: it is replaced, and what it touched comes back.
     Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
-    Path("/proc/self/comm").write_text(COMM, "ascii")
-    with socket.socket(fileno=int(argv[0])) as sock:
-        for backend in argv[1:]:
-            _load(backend)
-        serve(sock)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    call_oneself(COMM)
+    serve(sock)

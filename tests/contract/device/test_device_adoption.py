@@ -22,6 +22,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease, RevocationReason
 from tests.doubles.host import real_devices
 from tests.doubles.leases import lease, memory
+from tests.doubles.workers import workers_of
 
 _TREE = """
 import os, sys
@@ -151,7 +152,7 @@ async def test_one_that_must_be_left_alone_refuses_the_whole_tree(devices: Devic
 async def test_who_is_left_alone(devices: Devices, who: str) -> None:
     await devices.warm()
     pids = {"init": 1, "agent": os.getpid(), "kernel": 2}
-    pid = pids.get(who) or _worker()
+    pid = pids.get(who) or workers_of(os.getpid())[0]
     if who == "kernel" and "kthreadd" not in Path("/proc/2/comm").read_text():
         pytest.skip("not proven: kernel threads (they are not seen from here)")
     pidfd = os.pidfd_open(pid)
@@ -169,12 +170,3 @@ async def test_whoever_has_exited_is_nobody(devices: Devices) -> None:
         await devices.adoptions.inspect(process.pid, pidfd)
     assert caught.value.errno == errno.ESRCH
     os.close(pidfd)
-
-
-def _worker() -> int:
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            parent = int((entry.parent / "stat").read_text().rpartition(")")[2].split()[1])
-            if b"leased.hardware.worker" in entry.read_bytes() and parent == os.getpid():
-                return int(entry.parent.name)
-    raise AssertionError("no worker was started")

@@ -17,7 +17,6 @@ import pytest
 import trio
 import trio.testing
 
-from leased.hardware.block.calls import Nothing
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import DEFERRED_NICE, Crew
 from leased.hardware.devices import Devices
@@ -31,6 +30,7 @@ from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
 from tests.doubles.host import real_devices
 from tests.doubles.leases import lease, memory
 from tests.doubles.tenant import tenant
+from tests.doubles.workers import workers_of
 
 pytestmark = pytest.mark.quiet
 
@@ -46,17 +46,8 @@ def devices() -> Iterator[Devices]:
 
 
 def workers() -> list[int]:
-    """Pids of our children that are workers."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(entry.read_text().rpartition(")")[2].split()[1])
-            command = (entry.parent / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if parent == os.getpid() and b"leased.hardware.worker" in command:
-            found.append(int(entry.parent.name))
-    return found
+    """Pids of the workers of ours."""
+    return workers_of(os.getpid())
 
 
 async def test_a_worker_that_hangs_is_abandoned_and_replaced(
@@ -97,40 +88,10 @@ async def test_a_worker_that_is_nobodys_hurry_goes_after_the_others() -> None:
     crew.defer("look")
     try:
         for name in ("look", "reclaim"):
-            await crew.task(name, "block", "stand ready", Nothing(), Nothing)
+            await crew.ask(name, ())
         mine = os.getpriority(os.PRIO_PROCESS, 0)
         nice = sorted(os.getpriority(os.PRIO_PROCESS, pid) for pid in workers())
         assert nice == [mine, min(19, mine + DEFERRED_NICE)]
-    finally:
-        crew.close()
-
-
-async def test_who_stands_by_is_sent_to_one_drive_after_the_other_and_hangs_for_nobody() -> None:
-    crew = Crew(HardwareConfig())
-
-    async def ask(name: str) -> int:
-        before = {*workers()}
-        await crew.task(name, "block", "stand ready", Nothing(), Nothing)
-        [*new] = {*workers()} - before
-        return os.pidfd_open(new[0]) if new else -1
-
-    def ended(pidfd: int, seconds: float = 60) -> bool:
-        return bool(select.select([pidfd], [], [], seconds)[0])
-
-    try:
-        first = await ask("spare")
-        for drive in ("one", "other"):
-            with crew.lent("spare", drive):
-                assert await ask(drive) < 0, "no process began"
-        with crew.lent("spare", "one"), crew.lent("spare", "other"):
-            second = await ask("other")
-        assert ended(first) and await ask("spare") < 0, "one stands by, and no more"
-        with pytest.raises(DeviceError), crew.lent("spare", "one"):
-            raise DeviceError("worker_answer", errno.ETIMEDOUT, "it hangs")
-        third = await ask("spare")
-        assert ended(second) and not ended(third, 0), "who hung is sent nowhere any more"
-        for pidfd in (first, second, third):
-            os.close(pidfd)
     finally:
         crew.close()
 

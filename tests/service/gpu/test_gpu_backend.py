@@ -23,7 +23,6 @@ from leased.hardware.gpu.calls import (
     Readied,
 )
 from leased.hardware.gpu.config import GpuConfig
-from leased.hardware.gpu.desk import SPARES
 from leased.hardware.gpu.facts import Condition, Gpu, Usage
 from leased.terms.errors import DeviceError
 from leased.terms.identity import TenantId
@@ -508,15 +507,6 @@ async def test_a_survey_that_failed_is_not_an_empty_host_and_a_driver_that_left_
     bench.crew.answers["list"] = DeviceError("nvml_init", errno.ENXIO, "Driver Not Loaded")
     bench.crew.answers["bus"] = killed()
     assert (await bench.backend.survey()).resources == ()
-
-
-async def test_workers_wait_where_there_are_gpus_and_nowhere_else(directory: Path) -> None:
-    bare = Bench(directory)
-    await bare.backend.survey()
-    assert bare.crew.spares == {}
-    bench = Bench(directory, A)
-    await bench.backend.survey()
-    assert bench.crew.spares == {"gpu": SPARES}
 
 
 async def test_what_is_not_offered_is_not_looked_at(directory: Path) -> None:

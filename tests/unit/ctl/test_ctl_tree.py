@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from leased.ctl.completion import script
-from leased.ctl.main import EXIT_STATUSES, build_parser
+from leased.ctl.main import EXIT_STATUSES, FAMILIES, build_parser
 from leased.terms import errors
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,6 +31,28 @@ def walk(
 
 
 VERBS = dict(walk(build_parser()))
+
+
+def names(parser: argparse.ArgumentParser) -> list[str]:
+    """The verbs themselves."""
+    return [path[0] for path, _ in walk(parser) if len(path) == 1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_a_command_line_no_more_is_read_than_its_verbs_family(family: str) -> None:
+    for verb in FAMILIES[family]:
+        for words in ([verb], ["--admin", "--socket", "ls", verb, "--help", "run"]):
+            parser = build_parser(words)
+            assert names(parser) == [*FAMILIES[family]]
+            assert parser.format_usage() == build_parser().format_usage()
+
+
+@pytest.mark.parametrize(
+    "words", ["", "-h", "-h ls", "--hlep ls", "nothing", "--timeout x ls", "--socket ls"]
+)
+def test_what_names_no_verb_is_answered_by_the_whole_tree(words: str) -> None:
+    every = [verb for verbs in FAMILIES.values() for verb in verbs]
+    assert names(build_parser(words.split())) == every == names(build_parser())
 
 
 @pytest.mark.parametrize("path", sorted(VERBS))

@@ -17,7 +17,7 @@ from leased.hardware.gpu.nodes import (
     parse_capabilities,
     parse_majors,
 )
-from leased.hardware.gpu.sights import WORKER_COMM, is_guest
+from leased.hardware.gpu.sights import WORKER_COMM, is_guest, is_worker
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_CHAR
 from leased.hardware.worker import COMM
 from leased.terms.errors import DeviceError
@@ -124,15 +124,19 @@ def test_display_nodes_of_the_same_gpu_are_looked_for_too(tmp_path: Path) -> Non
     assert not any(rule.major == 226 for rule in by_number(target, root).rules())
 
 
+def test_workers_know_each_other_by_their_parent() -> None:
+    assert is_worker(opener(parent=42, name=WORKER_COMM), 42)
+    assert not is_worker(opener(parent=43, name=WORKER_COMM), 42)
+    assert not is_worker(opener(parent=42), 42)
+    assert WORKER_COMM == COMM
+
+
 def test_guests_are_roots_monitoring_and_neighbours_on_the_same_gpu(tmp_path: Path) -> None:
     nodes = by_number(target_of(gpu(0), instance(0)), host(tmp_path, {}))
-    guests = Guests((), 42, ("nv-hostengine",), ("/leased/aa",))
+    guests = Guests((), ("nv-hostengine",), ("/leased/aa",))
     assert is_guest(opener(uid=0, name="nv-hostengine"), nodes, guests)
     assert not is_guest(opener(uid=1000, name="nv-hostengine"), nodes, guests)
-    assert is_guest(opener(parent=42, name=WORKER_COMM), nodes, guests)
-    assert not is_guest(opener(parent=43, name=WORKER_COMM), nodes, guests)
-    assert not is_guest(opener(parent=42), nodes, guests)
-    assert WORKER_COMM == COMM
+    assert not is_guest(opener(uid=0, name=WORKER_COMM), nodes, guests)
     assert is_guest(opener(cgroup="/leased/aa"), nodes, guests)
     assert is_guest(opener(cgroup="/leased/aa/own"), nodes, guests)
     assert not is_guest(opener(cgroup="/leased/aab"), nodes, guests)

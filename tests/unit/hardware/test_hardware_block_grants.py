@@ -6,15 +6,14 @@ of the agent has left: mappings of nobody's, namespaces that a fence keeps.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 import pytest
 
 from leased.hardware.block import calls
-from leased.hardware.block.backend import SPARE, BlockBackend
+from leased.hardware.block.backend import BlockBackend
 from leased.hardware.block.config import BlockConfig, Offer
 from leased.hardware.block.drives import Drive, Layout
 from leased.hardware.block.names import mapping_uuid
@@ -40,7 +39,7 @@ class Crew:
         self.failing: dict[str, DeviceError] = {}
         self.asked: list[tuple[str, Any]] = []
         self.workers: list[str] = []
-        self.lents: list[tuple[str, str]] = []
+        self.dismissed: list[str] = []
         self.mapped: tuple[str, ...] = ()
         self.seen = calls.Seen((), ())
 
@@ -73,13 +72,9 @@ class Crew:
     def defer(self, name: str) -> None:
         assert name == "block survey"
 
-    @contextmanager
-    def lent(self, spare: str, name: str) -> Iterator[None]:
-        self.lents.append((spare, name))
-        yield
-
     def dismiss(self, name: str) -> None:
         """A worker that is not needed any more."""
+        self.dismissed.append(name)
 
     def sent(self, verb: str) -> list[str]:
         """The identities (of mappings: names) that a verb was asked for."""
@@ -130,18 +125,21 @@ async def test_whatever_was_granted_is_erased_by_whoever_finds_it() -> None:
     assert [one.untouched for asked, one in crew.asked if asked == "prove"] == [False]
 
 
-async def test_no_teardown_of_a_raw_lease_waits_for_a_process_to_start() -> None:
+async def test_who_erases_a_namespace_does_nothing_else_and_ends_with_it() -> None:
     raw = Allotment(f"block:raw:{FIRST}", ResourceKind.BLOCK, None, 1 << 20)
-    for offers_raw in (True, False):
-        crew = Crew()
-        crew.seen = calls.Seen((seen(identity=FIRST),), ())
-        block = BlockConfig(namespaces=(FIRST,), raw=offers_raw)
-        backend = BlockBackend(crew, HardwareConfig(block=block))  # type: ignore[arg-type]
-        await backend.survey()
-        assert (SPARE in crew.workers) is offers_raw, "it stands by where something is erased"
-        for lease, allotment in ((make_lease(ONE), ONE), (make_lease(raw), raw)):
-            await backend.scrub(lease, [allotment])
-        assert crew.lents == [(SPARE, crew.workers[-1])], "the key alone is forgotten by anybody"
+    crew = Crew()
+    crew.seen = calls.Seen((seen(identity=FIRST),), ())
+    block = BlockConfig(namespaces=(FIRST,), raw=True)
+    backend = BlockBackend(crew, HardwareConfig(block=block))  # type: ignore[arg-type]
+    await backend.survey()
+    crew.dismissed.clear()
+    await backend.scrub(make_lease(ONE), [ONE])
+    assert crew.dismissed == [], "the key alone is forgotten by anybody"
+    crew.failing["clean"] = DeviceError("worker_answer", errno.ETIMEDOUT)
+    for raises in (pytest.raises(DeviceError), nullcontext()):
+        with raises:
+            await backend.scrub(make_lease(raw), [raw])
+        assert crew.dismissed.pop() == crew.workers[-1] == f"block erase {FIRST}"
 
 
 # ---- what an earlier run has left ----------------------------------------------------------------

@@ -10,8 +10,8 @@ import pytest
 
 from leased.hardware.calls import CgroupFacts, Surveyed
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import STARTING_NS
 from leased.hardware.sighting import HostSight
+from leased.hardware.starting import STARTING_NS
 from leased.terms.errors import DeviceError
 
 FACTS = CgroupFacts("", (), ())

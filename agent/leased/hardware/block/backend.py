@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -46,7 +46,8 @@ from leased.hardware.block.namespaces import Namespace
 from leased.hardware.block.survey import candidates, survey
 from leased.hardware.calls import Surveyed
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import STARTING_NS, Crew
+from leased.hardware.crew import Crew
+from leased.hardware.starting import STARTING_NS
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_BLOCK, DeviceRule
 from leased.ports import Access, Holder, ObjectKind, Revocable
 from leased.terms.errors import DeviceError
@@ -58,7 +59,6 @@ from leased.terms.teardown import StepReport
 ACCESS_NAME: Final = "LEASE_BLOCK_"
 SURVEYOR: Final = "block survey"
 PROOF: Final = "proof "
-SPARE: Final = "block spare"
 WORKERS_MAX: Final = 4
 SCAN_BUDGET_NS: Final = 2_000_000_000
 _EVIDENCE: Final = struct.Struct("<IIIQI")
@@ -81,7 +81,6 @@ class BlockBackend:
         self._marked: dict[str, LeaseId] = {}
         self._own: set[LeaseId] = set()
         self._swept = True
-        self._warmed: set[str] = set()
         crew.defer(SURVEYOR)
 
     def serves(self, allotment: Allotment) -> bool:
@@ -100,7 +99,6 @@ class BlockBackend:
             self._drives = {one.identity: one.nqn for one in seen.namespaces}
             leased = {use.number for use in seen.uses if use.uuid}
             examined = await self._examine(offered, leased)
-            await self._warm(offered)
         except DeviceError as error:
             # A survey that failed is not an empty host.
             return self._last or _absent(f"no namespace: {error}")
@@ -135,23 +133,6 @@ class BlockBackend:
             for namespace in offered.values():
                 nursery.start_soon(one, namespace)
         return found
-
-    async def _warm(self, offered: Iterable[str]) -> None:
-        """Have the workers of the proofs there, and one that erases: a teardown should not wait for
-        a process to start."""
-        erases = bool(offered) and (self._config.raw or self._config.crypt_erase)
-        fresh = {self._worker(identity, PROOF) for identity in offered} - self._warmed
-        fresh |= {SPARE} - self._warmed if erases else set()
-
-        async def one(worker: str) -> None:
-            nothing = calls.Nothing()
-            with suppress(DeviceError):  # then the proof starts its own
-                await self._ask(worker, "stand ready", nothing, calls.Nothing, extra_ns=STARTING_NS)
-                self._warmed.add(worker)
-
-        async with trio.open_nursery() as nursery:
-            for worker in sorted(fresh):
-                nursery.start_soon(one, worker)
 
     async def _examined(self, namespace: Namespace, *, ours: bool) -> Examined | str:
         key = (namespace.identity, namespace.diskseq, namespace.firmware)
@@ -294,10 +275,13 @@ class BlockBackend:
         worker = f"block erase {identity}" if ways else self._worker(identity)
         extra_ns = self._config.settle_budget_ns
         extra_ns += erase_extra_ns(self._hardware, allotment.capacity, raw=raw)
-        with self._crew.lent(SPARE, worker) if ways else nullcontext():
+        try:
             done = await self._crew.task_again(
                 worker, "block", "clean", asked, calls.Cleaned, extra_ns=extra_ns
             )
+        finally:
+            if ways:
+                self._crew.dismiss(worker)
         self._ways[lease.lease_id, identity] = done.way
         return done
 

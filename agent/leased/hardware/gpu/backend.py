@@ -118,8 +118,6 @@ class GpuBackend:
             self._last = None
             return await self._nothing(error)
         self._last = describe(seen, self._config, self._reclaimer.dirty)
-        if self._last.resources:
-            self._desk.expect_work()
         return self._last
 
     async def _look(self) -> Seen:
@@ -306,7 +304,7 @@ class GpuBackend:
         target = self._fleet.target(allotment.resource_id)
         guests = self._desk.guests(allotment.resource_id, target)
         budget_ns = self._config.scan_budget_ns
-        call = calls.Who(self._config.root, target, guests.exempt, guests.agent, budget_ns)
+        call = calls.Who(self._config.root, target, guests.exempt, budget_ns)
         worker = f"gpu who {target.visible}"
         present = await self._desk.ask(worker, "who", call, calls.Present, extra_ns=budget_ns)
         found = [Holder(one.pid, one.uid, one.name, one.via) for one in present.openers]

@@ -71,12 +71,10 @@ class Gauge(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Guests(msgspec.Struct, frozen=True, array_like=True):
-    """Who may have a GPU's nodes open although no lease of it is theirs: our own processes, the
-    agent's workers (one may have been started since this was said), root's processes of these
-    names, and whoever is in one of these leaves (other MIG devices' leases)."""
+    """Who may have a GPU's nodes open although no lease of it is theirs: our own processes, root's
+    processes of these names, and whoever is in one of these leaves (other MIG devices' leases)."""
 
     exempt: Exempt
-    agent: int
     names: tuple[str, ...]
     leaves: tuple[str, ...] = ()
 
@@ -243,7 +241,6 @@ class Who(msgspec.Struct, frozen=True, array_like=True):
     root: str
     target: Target
     exempt: Exempt
-    agent: int
     scan_budget_ns: int
 
 

@@ -12,7 +12,6 @@ Does not know what the verbs are for.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -30,9 +29,6 @@ from leased.terms.lease import Lease
 T = TypeVar("T")
 GAUGER = "gpu gauge"
 """The worker that telemetry looks through; it keeps GPUs attached."""
-
-SPARES = 2
-"""A teardown asks three workers in a row, each sooner than the next one could be started."""
 
 _KILLED = (errno.EPIPE, errno.ECONNRESET)
 
@@ -80,11 +76,7 @@ class Desk:
             for other, (uuid, leaf) in self._leaves.items()
             if not target.is_whole and other != resource_id and uuid == target.uuid
         )
-        return Guests(self._crew.ours(), os.getpid(), self.config.guests, neighbours)
-
-    def expect_work(self) -> None:
-        """There are GPUs: have workers ready for them."""
-        self._crew.keep_spares("gpu", SPARES)
+        return Guests(self._crew.ours(), self.config.guests, neighbours)
 
     def stop_gauging(self) -> None:
         """Have nothing of the driver open for telemetry."""

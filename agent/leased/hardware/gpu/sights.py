@@ -56,22 +56,26 @@ def scan(nodes: Nodes, target: Target, guests: Guests, scan_budget_ns: int) -> t
     found = openers.scan(
         nodes.sought(target), exempt=dict(guests.exempt), deadline_ns=now_ns() + scan_budget_ns
     )
-    return tuple(one for one in found if not is_guest(one, nodes, guests))
+    parent = os.getppid()
+    return tuple(
+        one for one in found if not is_worker(one, parent) and not is_guest(one, nodes, guests)
+    )
 
 
 def is_guest(one: Opener, nodes: Nodes, guests: Guests) -> bool:
-    """Whether the process may have the node: our own, root's monitoring by name, and of the GPU's
-    own node whoever leases another MIG device of it."""
-    if is_ours(one, guests.agent) or (one.uid == 0 and one.name in guests.names):
+    """Whether the process may have the node: root's monitoring by name, and of the GPU's own node
+    whoever leases another MIG device of it."""
+    if one.uid == 0 and one.name in guests.names:
         return True
     if one.node in nodes.capabilities:
         return False
     return any(one.cgroup == leaf or one.cgroup.startswith(f"{leaf}/") for leaf in guests.leaves)
 
 
-def is_ours(one: Opener, agent: int) -> bool:
-    """Whether it is a worker of this agent: it may have been started a moment ago."""
-    return one.parent == agent and one.name == WORKER_COMM
+def is_worker(one: Opener, parent: int) -> bool:
+    """Whether it is a worker, as we are: one may have been started since the agent said who is
+    exempt. `parent` is ours."""
+    return one.parent == parent and one.name == WORKER_COMM
 
 
 def who(call: Who, fds: list[int]) -> Present:
@@ -80,7 +84,8 @@ def who(call: Who, fds: list[int]) -> Present:
     sought = find_nodes(call.target, Path(call.root)).sought(call.target)
     deadline_ns = now_ns() + call.scan_budget_ns
     everybody = openers.scan(sought, exempt=dict(call.exempt), deadline_ns=deadline_ns)
-    found = tuple(one for one in everybody if not is_ours(one, call.agent))
+    parent = os.getppid()
+    found = tuple(one for one in everybody if not is_worker(one, parent))
     listed = nvml.processes_of(handle_of(call.target))
     return Present(found, tuple(sorted({pid for pids in listed for pid in pids})))
 

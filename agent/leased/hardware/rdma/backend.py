@@ -29,7 +29,7 @@ import trio
 from leased.hardware.backend import Readied, Verdict, Wiped
 from leased.hardware.calls import CgroupFacts, Found, Founded, Surveyed
 from leased.hardware.config import HardwareConfig
-from leased.hardware.crew import STARTING_NS, Crew
+from leased.hardware.crew import Crew
 from leased.hardware.pieces import memory_pieces
 from leased.hardware.rdma import calls
 from leased.hardware.rdma.bounds import letting_go_ns
@@ -37,6 +37,7 @@ from leased.hardware.rdma.config import Windows
 from leased.hardware.rdma.devices import CLASS, spelled
 from leased.hardware.rdma.ledger import Key, Ledger
 from leased.hardware.rdma.survey import survey
+from leased.hardware.starting import STARTING_NS
 from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
