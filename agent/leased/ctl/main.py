@@ -23,7 +23,10 @@ from leased.ctl.usage_text import Parser
 
 FAMILIES: Final = {
     "leased.ctl.run": ("run", "alloc", "shell", "exec"),
-    "leased.ctl.leases": ("ls", "show", "wait", "why", "plan", "renew", "release", "extend", "done"),
+    "leased.ctl.leases": (
+        *("ls", "show", "wait", "why", "plan"),
+        *("renew", "release", "extend", "done"),
+    ),
     "leased.ctl.devices": ("devices", "holders"),
     "leased.ctl.top": ("top", "health"),
     "leased.ctl.watch": ("watch",),
