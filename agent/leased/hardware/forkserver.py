@@ -77,17 +77,21 @@ def _fork(backend: str, ours: socket.socket, theirs: socket.socket) -> tuple[int
             worker.load(backend)
     # What is here by now is shared with every worker, as long as no collector goes through it.
     gc.freeze()
+    server = os.getpid()
     with _unburied():
         pid = os.fork()
         if pid == 0:
-            _work(ours, theirs)
+            _work(server, ours, theirs)
         return pid, os.pidfd_open(pid)
 
 
-def _work(ours: socket.socket, theirs: socket.socket) -> NoReturn:
+def _work(server: int, ours: socket.socket, theirs: socket.socket) -> NoReturn:
     """A worker's whole life."""
     status = 1
     try:
+        verbs.die_with_parent()
+        if os.getppid() != server:  # it ended before we had said so
+            os._exit(status)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD,))
         ours.close()

@@ -278,7 +278,6 @@ def call_oneself(name: str) -> None:
 
 def work(sock: socket.socket) -> None:
     """Be a worker, in a process that was forked for it, until the other end closes."""
-    verbs.die_with_parent()
     # Of all processes it is the cheapest to lose: it is replaced, and what it touched comes back.
     Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
     call_oneself(COMM)

@@ -83,6 +83,8 @@ def test_the_program_is_replaced_under_a_running_lease_and_the_configuration_is_
     (wheel,) = Path("/wheels").glob("leased-*.whl")
     said = install("--wheel", str(wheel), "--find-links", "/wheels")
     host.serving()
+    journal = host.run("journalctl", "-b", "--no-pager", "-u", "leased.service")
+    assert "Traceback" not in journal, "a worker of half a program"
     after = [host.main_pid(unit) for unit in ("leased.service", "leased-reaper.service")]
     assert not set(pids) & set(after), "both are new processes"
     now = host.describe(lease_id)
