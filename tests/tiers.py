@@ -82,7 +82,7 @@ TIERS = (
     Tier("faults", 1200, "injected faults on the running daemon", fast=False),
     Tier("bench", 300, "that the benchmarks measure what they say", quiet=True),
     Tier("packaging", 300, "the wheel, the units, the configuration, the installer"),
-    Tier("vm", 2400, "a whole host: systemd, cgroup v2, NUMA, reboot, power cut", fast=False),
+    Tier("vm", 3000, "a whole host: systemd, cgroup v2, NUMA, reboot, power cut", fast=False),
 )
 
 

@@ -63,8 +63,19 @@ __attribute__((constructor)) static void begin(void)
 class Timed:
     """An agent whose wall clock can be set: forward only, as a log wants it."""
 
-    def __init__(self, agent: HostAgent, shift: Path) -> None:
+    def __init__(self, agent: HostAgent, shim: Path, shift: Path) -> None:
         self.agent, self._shift = agent, shift
+        self._shimmed = {"LD_PRELOAD": str(shim), "WALL_SHIFT": str(shift)}
+
+    def start(self) -> None:
+        """Have it run."""
+        self.agent.start(environment=self._shimmed)
+
+    def away_until(self, instant: str) -> None:
+        """It is killed, and is back when it is that late."""
+        self.agent.kill()
+        self.set_clock(instant)
+        self.start()
 
     def now(self) -> datetime:
         """Its wall clock."""
@@ -128,10 +139,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Timed]:
     command = ["cc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", shim, source, "-ldl"]
     subprocess.run(command, check=True)
     shift.write_bytes(struct.pack("q", 0))
-    timed = Timed(HostAgent(hardware=f"normal_share_pm = {FEW_PM}"), shift)
+    timed = Timed(HostAgent(hardware=f"normal_share_pm = {FEW_PM}"), shim, shift)
     timed.set_clock("2027-03-28 00:00:00")
     with timed.agent as agent:
-        agent.start(environment={"LD_PRELOAD": str(shim), "WALL_SHIFT": str(shift)})
+        timed.start()
         yield timed
         judge(agent)
 
@@ -265,3 +276,25 @@ def test_a_policy_that_ends_leaves_the_configured_one(timed: Timed) -> None:
     assert at >= datetime(2027, 11, 2, 12, tzinfo=UTC)
     after: Any = timed.agent.call("Admin.GetPolicy", admin=True)
     assert after["policy_hash"] == before["policy_hash"] and after["configured"]
+
+
+def test_what_was_due_while_the_agent_was_away_holds_when_it_is_back(timed: Timed) -> None:
+    """The window begins at an instant that its zone leaves out, ends, and its policy after it."""
+
+    def configured() -> bool:
+        return bool(timed.agent.call("Admin.GetPolicy", admin=True)["configured"])
+
+    timed.set_clock("2028-03-25 12:00:00")
+    night = {"cron": "30 2 * * *", "timezone": "Europe/Berlin", "duration": "1h", "leases_max": 9}
+    mine = {"leases_max": 0, "schedules": {"night": night}}
+    timed.put(expires_at="2028-03-26T03:00:00Z", tenants={ME: mine})
+    assert timed.take()["rule"] == f"tenants.{ME}.leases_max"
+    timed.away_until("2028-03-26 00:59:00")  # 01:59 there: what follows is 03:00
+    assert timed.take()["rule"] == f"tenants.{ME}.leases_max", "what was handed in is kept"
+    timed.away_until("2028-03-26 01:30:00")
+    assert "lease_id" in timed.take(), "it began half an hour ago"
+    timed.away_until("2028-03-26 02:00:01")
+    assert timed.take()["rule"] == f"tenants.{ME}.leases_max", "it is over"
+    assert not configured()
+    timed.away_until("2028-03-26 03:00:01")
+    assert "lease_id" in timed.take() and configured(), "the policy, too"

@@ -105,22 +105,22 @@ def _bound(table: LeaseTable, limits: Limits, lease: Lease, *, crowded: bool) ->
         bounds.append((ends_ns, RefusalReason.DURATION, f"{limits.name}.duration_max"))
     terms = table.terms.get(lease.lease_id)
     if terms is not None:
-        if terms.burst_until_ns and _bursts(table, limits):
-            bounds.append((terms.burst_until_ns, RefusalReason.BURST_ENDED, limits.name))
+        burst = _burst_rule(table, limits) if terms.burst_until_ns else ""
+        if burst:
+            bounds.append((terms.burst_until_ns, RefusalReason.BURST_ENDED, burst))
         if terms.backfill_until_ns and crowded:
             bounds.append((terms.backfill_until_ns, RefusalReason.BACKFILL_ENDED, ""))
     return min(bounds, default=None)
 
 
-def _bursts(table: LeaseTable, limits: Limits) -> bool:
-    """Whether the tenant is above a limit that may be exceeded in bursts: if not, what began as a
+def _burst_rule(table: LeaseTable, limits: Limits) -> str:
+    """The limit that may be exceeded in bursts and is; where there is none (""), what began as a
     burst is a lease like any other.
     """
     for one in limits.chain():
         account = account_of(table.accounts, one)
-        if account is not None and any(
-            row.mode is Mode.BURST and account.used(row.kind, row.tier, row.node) > row.limit
-            for row in one.rows
-        ):
-            return True
-    return False
+        for row in one.rows if account is not None else ():
+            used = account.used(row.kind, row.tier, row.node)
+            if row.mode is Mode.BURST and used > row.limit:
+                return f"{one.name}.{row.name}"
+    return ""

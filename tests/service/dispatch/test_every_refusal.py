@@ -304,7 +304,7 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "burst_ended": Row(
         burst_ended,
-        rule="tenants.acme",
+        rule="tenants.acme.mem",
         policy=mine(mem={"limit": "4KiB", "mode": "burst", "burst": "8KiB", "burst_ttl": "1m"}),
     ),
     "share": Row(

@@ -106,9 +106,9 @@ def test_the_device_is_offered_with_its_bounds(resource_id: str) -> None:
     beside = offered()["mem:node0:4096"]["bounds"]
     assert mine["bounds"]["scrub_ns"] > beside["scrub_ns"]
     assert mine["bounds"]["prove_ns"] > beside["prove_ns"]
-    said = host.run("leasectl", "devices", "--json")
+    said = host.leasectl("devices", "--json")
     assert resource_id in said
-    host.run("leasectl", "doctor")
+    host.leasectl("doctor")
 
 
 # ---- a lease's life ------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_an_operators_word_ends_it(
     lease_id = lease_region(connection, resource_id)
     key = connect(connection, lease_id, peer)
     assert peer.read(key) == 0
-    holders = host.run("leasectl", "--admin", "holders", resource_id)
+    holders = host.leasectl("--admin", "holders", resource_id)
     print(holders)
     assert "leased-rdma" in holders and lease_id[:8] in holders
     call("Admin.Revoke", ADMIN, lease_id=lease_id)
@@ -228,4 +228,4 @@ def test_peers_notice_nothing_of_a_killed_agent_and_deadlines_hold(
 
 
 def test_the_chain_holds() -> None:
-    host.run("leasectl", "verify")
+    host.leasectl("verify")

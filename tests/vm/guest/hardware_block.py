@@ -162,8 +162,7 @@ def test_an_encrypted_lease_from_the_grant_to_the_proof() -> None:
 
 def test_whoever_has_a_namespace_is_named_and_nobody_of_ours_is() -> None:
     tenant = Tenant(*ask(B1), user="root").ready()
-    words = ("leasectl", "--admin", "holders", f"block:{B1}", "--json")
-    found = json.loads(host.run(*words))["holders"]
+    found = json.loads(host.leasectl("--admin", "holders", f"block:{B1}", "--json"))["holders"]
     ours = {host.main_pid(unit) for unit in ("leased.service", "leased-reaper.service")}
     assert tenant.end()["state"] == "reclaimed"
     [its] = [one for one in found if (one["pid"], one["via"]) == (tenant.process.pid, "fd")]
@@ -503,4 +502,4 @@ def test_grants_that_fail_and_grants_that_end_leave_nothing() -> None:
         os.pwrite(fd, bytes(drives.BLOCK_BYTES), 0)
         os.close(fd)
         connection.close()
-    assert host.run("leasectl", "verify").startswith("ok: ")
+    assert host.leasectl("verify").startswith("ok: ")

@@ -28,7 +28,7 @@ def _offered() -> Iterator[None]:
     drives.configure(**drives.USUAL)
     drives.settled()
     yield
-    assert host.run("leasectl", "verify").startswith("ok: ")
+    assert host.leasectl("verify").startswith("ok: ")
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def _nothing_left(_offered: None) -> Iterator[None]:
 def clean(tenant: Tenant, identity: str, case: str) -> None:
     """It ended well, nobody has it, and nothing of what was written can be read."""
     ended = tenant.ended()
-    assert ended["state"] == "reclaimed", host.run("leasectl", "--admin", "why", tenant.lease_id)
+    assert ended["state"] == "reclaimed", host.leasectl("--admin", "why", tenant.lease_id)
     raw = drives.device(identity)
     assert drives.is_had_alone(raw)
     assert drives.search(raw, MARKER) == 0

@@ -121,7 +121,7 @@ def the_log_tells_of_them() -> Iterator[None]:
     """When all have been played: the log holds, and says what became of each, and when."""
     host.offered(RESOURCE)
     yield
-    assert host.run("leasectl", "verify").startswith("ok: ")
+    assert host.leasectl("verify").startswith("ok: ")
     told: dict[str, dict[str, dict[str, Any]]] = {}
     for entry in host.records():
         told.setdefault(entry.get("lease_id", ""), {})[entry["kind"]] = entry
@@ -176,7 +176,7 @@ def clean(one: Holder, case: str, *kinds: str, timed: bool = True) -> None:
     """The lease has ended well and in time, and its capacity is somebody else's now. Not `timed`:
     the times would be those of what the test itself held up."""
     ended = host.closed(one.lease_id)
-    assert ended["state"] == "reclaimed", host.run("leasectl", "--admin", "why", one.lease_id)
+    assert ended["state"] == "reclaimed", host.leasectl("--admin", "why", one.lease_id)
     if ended["ended"] == "expired":
         assert host.came_at(ended["deadline_boottime_ns"], ended["cut_boottime_ns"])
     assert not host.leaf(one.lease_id).exists()

@@ -145,7 +145,7 @@ def closed(lease_id: str, seconds: float = HANGS_S) -> dict[str, Any]:
 
 def records(*choice: str) -> list[dict[str, Any]]:
     """The chain, verified and read by leasectl."""
-    lines = run("leasectl", "audit", "log", "--json", *choice).splitlines()
+    lines = leasectl("audit", "log", "--json", *choice).splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -166,6 +166,11 @@ def run(*command: str, check: bool = True, user: str | None = None, seconds: flo
     if check and done.returncode:
         raise AssertionError(f"{words}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
+
+
+def leasectl(*words: str, user: str | None = None) -> str:
+    """What leasectl says. A call may take as long as the machine is slow."""
+    return run("leasectl", "--timeout", f"{HANGS_S:g}", *words, user=user)
 
 
 def prop(unit: str, name: str) -> str:

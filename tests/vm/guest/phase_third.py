@@ -25,7 +25,7 @@ def test_the_agent_serves_after_the_power_cut() -> None:
 
 
 def test_the_chain_verifies() -> None:
-    verdict = json.loads(host.run("leasectl", "verify", "--json"))
+    verdict = json.loads(host.leasectl("verify", "--json"))
     assert verdict["verdict"] == "ok"
 
 
@@ -35,7 +35,7 @@ def test_every_acknowledged_grant_is_in_the_chain() -> None:
     for promise in ACKED:
         assert promise["lease_id"] in json.dumps(chain[promise["sequence"]]), promise
     for promise in (ACKED[0], ACKED[-1]):
-        said = host.run("leasectl", "verify", "--head", promise["hash"])
+        said = host.leasectl("verify", "--head", promise["hash"])
         assert f"record {promise['sequence']} has the head" in said
 
 
