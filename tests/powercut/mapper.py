@@ -30,6 +30,8 @@ _MAGIC, _VERSION = 0x6A736677736872, 1
 _SUPER = struct.Struct("<QQQI")
 _ENTRY = struct.Struct("<QQQQ")
 _FLUSH, _FUA, _DISCARD, _MARK = 1, 2, 4, 8
+_END = b"dm-log-writes-end"
+"""The kernel's own mark, when the mapping goes."""
 
 
 def must_map(*layouts: Layout) -> None:
@@ -88,8 +90,9 @@ def _entries(raw: mmap.mmap) -> Iterator[Entry]:
     for _ in range(count):
         sector, sectors, flags, length = _ENTRY.unpack_from(raw, at)
         if flags & _MARK:
-            text = raw[at + _ENTRY.size : at + _ENTRY.size + length]
-            yield Entry(MARK, 0, text.rstrip(b"\0") + b"\n")
+            text = raw[at + _ENTRY.size : at + _ENTRY.size + length].rstrip(b"\0")
+            if text != _END:
+                yield Entry(MARK, 0, text + b"\n")
         at += sector_bytes
         if flags & _FLUSH:
             yield Entry(FLUSH, 0, b"")

@@ -66,8 +66,8 @@ def reaper() -> int:
 
 
 def workers() -> list[int]:
-    """The agent's device workers."""
-    return children(agent())
+    """The agent's device workers, which its fork server has forked."""
+    return [worker for server in children(agent()) for worker in children(server)]
 
 
 def cutters() -> list[int]:
