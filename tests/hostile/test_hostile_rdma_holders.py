@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import select
 import signal
 from collections.abc import Iterator
 
@@ -145,8 +146,10 @@ async def test_an_owner_that_is_killed_takes_access_with_it(
 def kill_worker(devices: Devices) -> None:
     """The one that the RDMA backend speaks to; it is dead when this returns."""
     for pid, _ in devices._crew._links["rdma"].pids:
+        pidfd = os.pidfd_open(pid)
         os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        select.select([pidfd], [], [])
+        os.close(pidfd)
 
 
 @pytest.mark.parametrize("step", ["withdraw", "scrub", "prove"])

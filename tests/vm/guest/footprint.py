@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 from pathlib import Path
 
 import drives
 import host
+import victims
 
 OBJECTS = ("qp", "mr", "pd", "ctx", "cq")
 
@@ -23,7 +23,6 @@ def counted() -> dict[str, int]:
     pids = [host.main_pid(unit) for unit in ("leased.service", "leased-reaper.service")]
     fds = [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
     leaves = [place for place in host.CGROUP.iterdir() if place.is_dir()]
-    children = subprocess.run(["pgrep", "-P", str(pids[0])], capture_output=True).stdout.split()
     pages = {f"free huge pages, node {node}": host.huge_pages_free(node) for node in range(3)}
     return {
         "agent's descriptors": fds[0],
@@ -31,7 +30,7 @@ def counted() -> dict[str, int]:
         "leaves": len(leaves),
         "mappings": len(drives.mappings()),
         "keys": Path("/proc/keys").read_text().count("leased"),
-        "workers": len(children),
+        "workers": len(victims.workers()),
         "RDMA objects": _rdma_objects(),
         **pages,
     }
