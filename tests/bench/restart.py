@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.bench.history import extend_history
 from tests.bench.loadgen import Figures, arguments
-from tests.bench.running_agent import RunningAgent, cpu_seconds, resident_bytes
+from tests.bench.running_agent import RunningAgent, cpu_seconds, resident_bytes, shared_bytes
 
 LIVE_LEASES = 1_000
 
@@ -59,7 +59,8 @@ def measure_idle(directory: Path, *, seconds: float) -> Figures:
         found: Figures = {}
         for name, pid in processes.items():
             share = (cpu_seconds(pid) - before[name]) / seconds
-            found[name] = {"rss_bytes": resident_bytes(pid), "cpu_share": share}
+            sizes = {"rss_bytes": resident_bytes(pid), "pss_bytes": shared_bytes(pid)}
+            found[name] = {**sizes, "cpu_share": share}
     finally:
         agent.close()
     return found

@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.doubles.workers import servers_of, workers_of
+
 TMPFS = Path("/dev/shm")
 REPOSITORY = Path(__file__).resolve().parents[2]
 READY_S_MAX = 300
@@ -161,11 +163,10 @@ class RunningAgent:
         raise SystemExit("bench: leases are still being torn down")
 
     def processes(self) -> dict[str, int]:
-        """Process ids by what they are: the agent, its workers, its reaper."""
-        found = {"agent": self.pid, "reaper": self._reaper_pid}
-        for number, pid in enumerate(_children(self.pid)):
-            found[f"worker {number}"] = pid
-        return found
+        """Process ids by what they are: the agent, its reaper, its workers and who forks them."""
+        [server] = servers_of(self.pid)
+        found = {"agent": self.pid, "reaper": self._reaper_pid, "fork server": server}
+        return found | {f"worker {at}": pid for at, pid in enumerate(workers_of(self.pid))}
 
     def _find_reaper(self) -> int:
         """Whoever listens on the reaper's socket, as the kernel tells it."""
@@ -176,15 +177,18 @@ class RunningAgent:
         return int(pid)
 
 
-def _children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
-
-
 def resident_bytes(pid: int) -> int:
     """VmRSS of a process."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def shared_bytes(pid: int) -> int:
+    """Pss of a process: of what several have in common, its share."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     return 0
 

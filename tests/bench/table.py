@@ -406,7 +406,7 @@ def idle_lines(found: Figures) -> list[Line]:
     agent = found["agent"]
     size, share = agent["rss_bytes"] / 1e6, 100 * agent["cpu_share"]
     others = ", ".join(
-        f"{name} {one['rss_bytes'] / 1e6:.1f} MB {100 * one['cpu_share']:.2f} %"
+        f"{name} {one['pss_bytes'] / 1e6:.1f} MB (PSS) {100 * one['cpu_share']:.2f} %"
         for name, one in found.items()
         if name != "agent"
     )
