@@ -171,12 +171,13 @@ void leased_committer_free(struct leased_committer *committer);
 #define LEASED_HASH_BYTES   32u
 #define LEASED_PREFIX_BYTES 27u
 #define LEASED_KINDS        256u
+#define LEASED_SCHEMAS      2u /* of a kind, that bodies and strides know */
 
 struct leased_shape;
 
 struct leased_stride {
 	const struct leased_shape *shapes; /* NULL: bodies are not looked at */
-	const uint32_t *roots;             /* the shape of a body by its kind; 0: none */
+	const uint32_t *roots; /* [LEASED_SCHEMAS][LEASED_KINDS] shape of a body; 0: none */
 	uint64_t offset; /* of the next record, of sequence `sequence` */
 	uint64_t sequence;
 	uint64_t batch;
@@ -185,7 +186,7 @@ struct leased_stride {
 	uint8_t open;      /* the batch goes on */
 	uint8_t head[LEASED_HASH_BYTES];
 	uint8_t prefix[LEASED_PREFIX_BYTES];
-	uint8_t plain[LEASED_KINDS];
+	uint8_t plain[LEASED_KINDS]; /* bit n - 1: in schema n the kind needs no thought */
 };
 
 #define LEASED_SHAPE_INTEGER 1u

@@ -72,7 +72,7 @@ static size_t taken(const uint8_t *from, size_t size)
 	static uint8_t bodies[RECORDS];
 	/* One byte of anything is a body; most of these are longer. */
 	static const struct leased_shape shapes[2] = { [1] = { .what = LEASED_SHAPE_INTEGER } };
-	static const uint32_t roots[LEASED_KINDS] = { [16] = 1, [17] = 1 };
+	static const uint32_t roots[LEASED_SCHEMAS * LEASED_KINDS] = { [16] = 1, [17] = 1 };
 	uint8_t *copy = malloc(size ? size : 1);
 	struct leased_stride at = {
 		.shapes = shapes, .roots = roots, .batch = 1, .limit_ns = UINT64_MAX
@@ -170,7 +170,7 @@ static void check_bodies(void)
 		[8] = { .what = LEASED_SHAPE_LIST, .first = 2 },
 		[9] = { .what = LEASED_SHAPE_BYTES, .nil = 1 },
 	};
-	const uint32_t roots[LEASED_KINDS] = { [16] = 1 };
+	const uint32_t roots[LEASED_SCHEMAS * LEASED_KINDS] = { [16] = 1 };
 	const uint8_t good[] = "\x97\xcd\x01\x00\x02\xc3\xc4\x10"
 			       "0123456789abcdef\xa3yes\x91\xc0\x93\x01\x02\xff";
 	const uint64_t offset = 0;

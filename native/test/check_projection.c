@@ -81,7 +81,7 @@ static int64_t taken(struct leased_projector *projector, const struct leased_pla
 
 void check_projection(void)
 {
-	const uint32_t roots[LEASED_KINDS] = { [16] = 1, [18] = 1 };
+	const uint32_t roots[LEASED_SCHEMAS * LEASED_KINDS] = { [16] = 1, [18] = 1 };
 	const size_t body = sizeof good - 1;
 	struct leased_plan plan = { .shapes = shapes, .roots = roots, .effective = 3, .subject = 2,
 		.tenant = 0, .tag = 1, .priority = 2, .allotments = 3, .kind = 1, .tier = 2,

@@ -168,10 +168,14 @@ const uint8_t *leased_shape_past(const struct leased_shape *shapes, uint32_t whi
 bool leased_body_is_plain(const struct leased_shape *shapes, const uint32_t *roots,
 	const uint8_t *frame, unsigned kind)
 {
-	if (kind >= LEASED_KINDS || roots[kind] == 0 || frame[AT_SCHEMA] != SCHEMA)
+	const unsigned schema = frame[AT_SCHEMA];
+	if (kind >= LEASED_KINDS || schema < 1 || schema > LEASED_SCHEMAS)
+		return false;
+	const uint32_t root = roots[(schema - 1) * LEASED_KINDS + kind];
+	if (root == 0)
 		return false;
 	const uint8_t *body = frame + HEADER_BYTES, *end = body + le32(frame + AT_BODY_BYTES);
-	return past(shapes, roots[kind], body, end) == end;
+	return past(shapes, root, body, end) == end;
 }
 
 /*

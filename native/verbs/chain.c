@@ -44,8 +44,9 @@ static size_t pass(struct place *at, const struct leased_stride *stride)
 	if (le64(frame + AT_SEQUENCE) != at->sequence ||
 		memcmp(frame + AT_PREV, at->head, HASH_BYTES) != 0 || flags > FLAGS_KNOWN ||
 		(at->open ? batch != at->batch : batch <= at->batch) || boot_ns < at->boot_ns ||
-		boot_ns >= stride->limit_ns || kind >= LEASED_KINDS || !stride->plain[kind] ||
-		frame[AT_SCHEMA] != SCHEMA)
+		boot_ns >= stride->limit_ns || kind >= LEASED_KINDS || frame[AT_SCHEMA] < 1 ||
+		frame[AT_SCHEMA] > LEASED_SCHEMAS ||
+		!(stride->plain[kind] >> (frame[AT_SCHEMA] - 1) & 1))
 		return 0;
 	const uint8_t *padding = frame + HEADER_BYTES + body_bytes;
 	const uint8_t *hash = frame + length - HASH_BYTES;

@@ -323,8 +323,9 @@ int64_t leased_projector_take(struct leased_projector *p, const struct leased_pl
 		if (length > left || body_bytes > FRAME_BYTES_MAX ||
 			length != ((body_bytes + FRAME_BYTES_MIN + 7) & ~(size_t)7) ||
 			sequence < at->sequence || sequence >= end || kind >= LEASED_KINDS ||
-			frame[AT_SCHEMA] != SCHEMA || boot_ns > INT64_MAX ||
-			plan->act[kind] == LEASED_ACT_JUDGED)
+			boot_ns > INT64_MAX || plan->act[kind] == LEASED_ACT_JUDGED ||
+			/* Of what changes no lease only the time counts, whatever it says. */
+			(frame[AT_SCHEMA] != SCHEMA && plan->act[kind] != 0))
 			break;
 		at->sequence = sequence;
 		if (plan->act[kind] != LEASED_ACT_TIMELESS) {

@@ -66,6 +66,12 @@ def subject(workload: str | None = "train") -> Subject:
     )
 
 
+REFUSED_OF_A_KIND = e.Refused(
+    EventId(BOOT), TenantId("a"), 7, CommandId(BOOT), 5, 128, 127, 9, ResourceKind.GPU
+)
+"""Of the second schema of its kind."""
+
+
 def events_of_every_kind() -> list[e.Event]:
     """One event of each kind in `event.KIND`, in the order of their numbers, with values at the
     edges."""

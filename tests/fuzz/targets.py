@@ -31,7 +31,7 @@ from tests.doubles.step_by_step import both_say
 
 LOG_ID = bytes(range(16))
 PREFIX = record.hash_prefix(LOG_ID)
-KINDS = sorted(KIND.values())
+KNOWN = sorted(canonical.KNOWN)
 SIGNER = Signer(bytes(32))
 KEY = note.NoteKey("lease-log.test/node", SIGNER.public_key)
 
@@ -44,14 +44,14 @@ def frame(data: bytes) -> None:
 
 
 def body(data: bytes) -> None:
-    """The body of any kind. What C takes for plain is taken."""
+    """The body of any kind and schema. What C takes for plain is taken."""
     if data:
-        kind = KINDS[data[0] % len(KINDS)]
-        head = record.HEADER.pack(0, 0, 0, 0, kind, canonical.SCHEMA, 0, len(data) - 1, 0, 0, b"")
+        kind, schema = KNOWN[data[0] % len(KNOWN)]
+        head = record.HEADER.pack(0, 0, 0, 0, kind, schema, 0, len(data) - 1, 0, 0, b"")
         place = (array("Q", [0]), array("H", [kind]))
         plain = canonical.SHAPES.plain_bodies(head + data[1:], *place, 0)
         try:
-            event = canonical.decode(kind, canonical.SCHEMA, data[1:])
+            event = canonical.decode(kind, schema, data[1:])
         except ChainError:
             assert not plain
             raise
@@ -140,7 +140,7 @@ def seeds(target: str) -> Iterator[bytes]:
             yield frames[: int.from_bytes(frames[:4], "little")]
         case "body":
             for event in events_of_every_kind():
-                number = KINDS.index(KIND[type(event)])
+                number = KNOWN.index((KIND[type(event)], canonical.schema_of(event)))
                 yield bytes([number]) + canonical.encode(event)
         case "slot":
             yield files["anchor"][:512]

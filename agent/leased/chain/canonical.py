@@ -95,29 +95,27 @@ _STORED: Final[dict[type[Event], type[LeaseEvent]]] = {
 _FIRST: Final[dict[type[Event], type[Event]]] = {**_STORED, Refused: _RefusedFirst}
 _REFUSED: Final = KIND[Refused]
 _EVENT_OF: Final[dict[int, type[Event]]] = {kind: event for event, kind in KIND.items()}
+_BODY_OF: Final[dict[tuple[int, int], type[Event]]] = {
+    **{(kind, SCHEMA): _FIRST.get(event, event) for event, kind in KIND.items()},
+    (_REFUSED, 2): _RefusedSecond,
+}
 _DECODERS: Final[dict[tuple[int, int], msgspec.msgpack.Decoder[Event]]] = {
-    **{
-        (kind, SCHEMA): msgspec.msgpack.Decoder(_FIRST.get(event, event))
-        for event, kind in KIND.items()
-    },
-    (_REFUSED, 2): msgspec.msgpack.Decoder(_RefusedSecond),
+    of: msgspec.msgpack.Decoder(body) for of, body in _BODY_OF.items()
 }
 ID_BYTES: Final = 16
 SHAPES: Final = compile_shapes(
-    {kind: _FIRST.get(event, event) for kind, event in _EVENT_OF.items()},
+    _BODY_OF,
     {
         **{(kind, "event_id"): ID_BYTES for kind in _EVENT_OF},
         **{(kind, "lease_id"): ID_BYTES for kind in LEASE_KINDS},
         **{(KIND[event], "held_capacity_ns"): WIDE_BYTES for event in _STORED},
     },
 )
-"""What `decode` would take in schema 1, said natively. Where the two could differ there is no
-shape; that what fits one is taken is a property test's word."""
+"""What `decode` would take, said natively. Where the two could differ there is no shape; that what
+fits one is taken is a property test's word."""
 
-
-def is_known(kind: int, schema: int) -> bool:
-    """Whether this release knows such bodies."""
-    return (kind, schema) in _DECODERS
+KNOWN: Final = frozenset(_BODY_OF)
+"""The bodies that this release knows, by (kind, schema)."""
 
 
 def schema_of(event: Event) -> int:

@@ -21,6 +21,7 @@ from leased._native import ffi, lib
 
 HASH_BYTES: Final = lib.LEASED_HASH_BYTES
 KINDS: Final = lib.LEASED_KINDS
+SCHEMAS: Final = lib.LEASED_SCHEMAS
 LEASE_KINDS: Final = range(
     lib.LEASED_LEASE_KIND_FIRST, lib.LEASED_LEASE_KIND_FIRST + lib.LEASED_LEASE_KINDS
 )
@@ -81,8 +82,8 @@ class Strider:
         plain: bytes,
         shapes: Shapes | None = None,
     ) -> None:
-        """`plain[kind]` is not 0 where a record of the kind needs no thought; `shapes` are for
-        bodies to be looked at."""
+        """Bit n - 1 of `plain[kind]` is set where a record of the kind in schema n needs no
+        thought; `shapes` are for bodies to be looked at."""
         self._data, self._stop = ffi.from_buffer(data), stop
         assert stop <= len(data)
         self._at = ffi.new("struct leased_stride *")
@@ -213,10 +214,12 @@ class Press:
 
 class Shapes:
     """How bodies are built, for `plain_bodies`: (what, nil, count, first, members) of each shape,
-    and which is that of a kind."""
+    and which is that of a kind in a schema."""
 
     def __init__(
-        self, shapes: Sequence[tuple[int, bool, int, int, int]], roots: dict[int, int]
+        self,
+        shapes: Sequence[tuple[int, bool, int, int, int]],
+        roots: Mapping[tuple[int, int], int],
     ) -> None:
         """Shape 0 is that of nothing."""
         self._shapes = ffi.new("struct leased_shape[]", len(shapes))
@@ -224,9 +227,10 @@ class Shapes:
             shape = self._shapes[at]
             shape.what, shape.nil, shape.count = what, nil, count
             shape.first, shape.members = first, members
-        self._roots = ffi.new("uint32_t[]", KINDS)
-        for kind, root in roots.items():
-            self._roots[kind] = root
+        self._roots = ffi.new("uint32_t[]", SCHEMAS * KINDS)
+        for (kind, schema), root in roots.items():
+            assert 1 <= schema <= SCHEMAS
+            self._roots[(schema - 1) * KINDS + kind] = root
 
     @property
     def raw(self) -> tuple[object, object]:

@@ -29,18 +29,18 @@ class _Unsayable(Exception):
 
 
 def compile_shapes(
-    classes: Mapping[int, type[msgspec.Struct]], exact: Mapping[tuple[int, str], int]
+    classes: Mapping[tuple[int, int], type[msgspec.Struct]], exact: Mapping[tuple[int, str], int]
 ) -> native.Shapes:
-    """The shapes of the events by kind; `exact` says how many bytes a field, or each of its list,
-    must have."""
+    """The shapes of the events by kind and schema; `exact` says how many bytes a field of a kind,
+    or each of its list, must have."""
     nodes: list[_Node] = [_NOTHING]
-    roots: dict[int, int] = {}
-    for kind, cls in classes.items():
+    roots: dict[tuple[int, int], int] = {}
+    for (kind, schema), cls in classes.items():
         kept, sizes = len(nodes), {name: size for (of, name), size in exact.items() if of == kind}
         nodes.append(_NOTHING)
         try:
             nodes[kept] = _struct(inspect.type_info(cls), nodes, sizes)
-            roots[kind] = kept
+            roots[kind, schema] = kept
         except _Unsayable:
             del nodes[kept:]
     return native.Shapes(nodes, roots)

@@ -19,7 +19,7 @@ from zlib import crc32
 
 from leased.chain import native
 from leased.chain.bodies import check_bodies
-from leased.chain.canonical import SHAPES, Unknown, decode, is_known
+from leased.chain.canonical import KNOWN, SHAPES, Unknown, decode
 from leased.chain.epochs import Continuity, EpochKey
 from leased.chain.findings import Carried, Verified, Walk
 from leased.chain.head import GENESIS, Head
@@ -55,9 +55,11 @@ _STARTED = KIND[NodeStarted]
 _SEALED = KIND[EpochSealed]
 _RARE = frozenset((_CHECKPOINT, _ROTATION, _SEALED))
 _NEVER_NS: Final = 1 << 64
-_KNOWN = frozenset(KIND.values())
 _JUDGED = _RARE | {_STARTED}
-_PLAIN: Final = bytes(kind in _KNOWN and kind not in _JUDGED for kind in range(native.KINDS))
+_PLAIN: Final = bytes(
+    sum(1 << (schema - 1) for known, schema in KNOWN if known == kind and kind not in _JUDGED)
+    for kind in range(native.KINDS)
+)
 
 CRC_DAMAGED_MAX: Final = 64
 """How many sequences of CRC damage are named; the count is exact."""
@@ -228,7 +230,7 @@ class Verifier:
             raise self._refusal(data, offset, stop, base, expected, head)
         if crc32(data[body_end:end], crc32(content, crc32(data[offset : offset + 4]))) != crc:
             self._note_damage(sequence)
-        if not is_known(kind, schema):
+        if (kind, schema) not in KNOWN:
             self._unknown += 1
         if boot_ns < boot or boot_ns >= self._limit_ns() or kind in (_SEALED, _STARTED):
             where = (sequence, base + offset)

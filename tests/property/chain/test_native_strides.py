@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leased.chain import native
-from leased.chain.canonical import SCHEMA, SHAPES, decode, encode
+from leased.chain.canonical import KNOWN, SCHEMA, SHAPES, Unknown, decode, encode, schema_of
 from leased.chain.head import GENESIS, Head
 from leased.chain.page import measure, split_page
 from leased.chain.record import FLAG_LAST, FRAME_BYTES_MIN, HEADER, hash_prefix
@@ -28,6 +28,7 @@ from leased.terms.identity import EventId
 from leased.terms.moment import Moment
 from tests.doubles.logs import (
     BOOT,
+    REFUSED_OF_A_KIND,
     CountedEntropy,
     events_of_every_kind,
     moment_at,
@@ -43,8 +44,9 @@ LOG = b"l" * 16
 HEAVY = {e.InventoryChanged, e.KeyRotated, e.CheckpointSigned, e.EpochSealed, e.NodeStarted}
 """Not sealed here: rare, and looked at one by one anyway."""
 
-EVENTS = [one for one in events_of_every_kind() if type(one) not in HEAVY]
-BODIES = [(e.KIND[type(one)], encode(one)) for one in events_of_every_kind()]
+EVERY = (*events_of_every_kind(), REFUSED_OF_A_KIND)
+EVENTS = [one for one in EVERY if type(one) not in HEAVY]
+BODIES = [(e.KIND[type(one)], schema_of(one), encode(one)) for one in EVERY]
 
 
 @cache
@@ -76,17 +78,25 @@ def test_a_whole_chain_is_said_alike() -> None:
 def test_nearly_all_of_it_is_plain() -> None:
     """Or the strides would be worth nothing, unnoticed."""
     data = chain()
-    strider = native.Strider(data, 0, len(data), hash_prefix(LOG), b"\1" * native.KINDS)
+    strider = native.Strider(data, 0, len(data), hash_prefix(LOG), b"\3" * native.KINDS)
     stride = strider.go(native.Stand(0, 0, GENESIS.hash, 1, False, 0, 2**64))
     assert stride.stand.offset == len(data) and not stride.more
-    plain = [
-        kind
-        for kind, body in BODIES
-        if SHAPES.plain_bodies(framed(kind, body), array("Q", [0]), array("H", [kind]), 0)
-    ]
+    seen = {(kind, schema) for kind, schema, body in BODIES if plain(kind, body, schema)}
     # An inventory has no shape, and the example of an operator's note is not all ASCII.
-    rest = {e.KIND[e.InventoryChanged], e.KIND[e.VerdictResolved]}
-    assert set(e.KIND.values()) - set(plain) <= rest
+    rest = {(e.KIND[one], SCHEMA) for one in (e.InventoryChanged, e.VerdictResolved)}
+    assert KNOWN - seen <= rest
+
+
+def test_a_stride_goes_over_the_schemas_of_a_kind_that_need_no_thought() -> None:
+    kind, schema, body = BODIES[-1]
+    assert schema == 2
+    for known, taken in ((2, 1), (3, 1), (1, 0), (0, 0)):
+        for said, counts in ((schema, taken), (3, 0), (0, 0), (255, 0)):
+            data = framed(kind, body, schema=said)
+            plain_of = bytes(known if one == kind else 0 for one in range(native.KINDS))
+            strider = native.Strider(data, 0, len(data), hash_prefix(LOG), plain_of, SHAPES)
+            stride = strider.go(native.Stand(0, 0, GENESIS.hash, 1, False, 0, 2**64))
+            assert (len(stride.bodies), sum(stride.bodies)) == (counts, counts)
 
 
 @pytest.mark.parametrize("part", range(8))
@@ -207,19 +217,19 @@ def framed(
 
 
 EDGES = (0, 1, 0x1F, 0x20, 0x3F, 0x40, 0x7F, 0x80, 0x90, 0xA0, *range(0xC0, 0xE1), 0xFF)
-_HERE, _KINDS = array("Q", [0]), {kind: array("H", [kind]) for kind, _ in BODIES}
+_HERE, _KINDS = array("Q", [0]), {kind: array("H", [kind]) for kind in e.KIND.values()}
 
 
-def plain(kind: int, body: bytes) -> bool:
+def plain(kind: int, body: bytes, schema: int = SCHEMA) -> bool:
     """What C says of a body; it looks at nothing of the frame but schema and length."""
-    head = HEADER.pack(0, 0, 0, 0, kind, SCHEMA, 0, len(body), 0, 0, b"")
+    head = HEADER.pack(0, 0, 0, 0, kind, schema, 0, len(body), 0, 0, b"")
     return bool(SHAPES.plain_bodies(head + body, _HERE, _KINDS[kind], 0))
 
 
 @settings(STRIDES, max_examples=4 * STRIDES.max_examples)
 @given(st.data())
 def test_a_plain_body_is_one_that_decodes(draw: st.DataObject) -> None:
-    kind, body = draw.draw(st.sampled_from(BODIES))
+    kind, schema, body = draw.draw(st.sampled_from(BODIES))
     changed = bytearray(body)
     for _ in range(draw.draw(st.integers(1, 3))):
         at = draw.draw(st.integers(0, len(changed) - 1))
@@ -228,19 +238,20 @@ def test_a_plain_body_is_one_that_decodes(draw: st.DataObject) -> None:
         changed[at : at + draw.draw(st.integers(0, 9))] = new
         if not changed:
             return
-    if plain(kind, bytes(changed)):
-        decode(kind, SCHEMA, bytes(changed))
+    for said in (schema, draw.draw(st.integers(0, 255))):
+        if plain(kind, bytes(changed), said):
+            assert not isinstance(decode(kind, said, bytes(changed)), Unknown)
 
 
 def test_every_flip_and_cut_of_every_body() -> None:
-    for kind, body in BODIES:
+    for kind, schema, body in BODIES:
         for at in range(len(body)):
-            assert not plain(kind, body[:at])
+            assert not plain(kind, body[:at], schema)
             for value in {*EDGES, body[at] ^ 1, (body[at] + 1) % 256, (body[at] - 1) % 256}:
                 changed = body[:at] + bytes([value]) + body[at + 1 :]
-                if plain(kind, changed):
-                    decode(kind, SCHEMA, changed)
-        assert not plain(kind, body + b"\0")
+                if plain(kind, changed, schema):
+                    decode(kind, schema, changed)
+        assert not plain(kind, body + b"\0", schema)
 
 
 @STRIDES
@@ -290,14 +301,14 @@ def test_longer_heads_than_are_needed_are_not_plain() -> None:
 
 
 def test_ids_and_wide_integers_have_sixteen_bytes() -> None:
-    for kind, body in BODIES:
+    for kind, schema, body in BODIES:
         at = body.find(b"\xc4\x10")
         while at >= 0:
             value = body[at + 2 : at + 18]
             for other in (b"\xc4\x0f" + value[1:], b"\xc4\x11\0" + value):
                 changed = body[:at] + other + body[at + 18 :]
-                if plain(kind, changed):
-                    decode(kind, SCHEMA, changed)
+                if plain(kind, changed, schema):
+                    decode(kind, schema, changed)
             at = body.find(b"\xc4\x10", at + 1)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from leased._native import lib
 from leased.chain.canonical import decode
 from leased.chain.head import GENESIS
-from leased.chain.record import hash_prefix, parse_frame
+from leased.chain.record import Record, hash_prefix, parse_frame
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
 from leased.collector.demo import Node, Wish
@@ -31,7 +31,15 @@ from leased.terms.identity import BootId
 from leased.terms.lease import AccountingTag
 from leased.terms.moment import Moment
 from leased.terms.resource import Allotment, ResourceKind, TierKind
-from tests.doubles.logs import CountedEntropy, events_of_every_kind, lease_life, moment_at, renewal
+from tests.doubles.logs import (
+    REFUSED_OF_A_KIND,
+    CountedEntropy,
+    events_of_every_kind,
+    lease_life,
+    moment_at,
+    renewal,
+    started,
+)
 from tests.property.economics.test_economics_sql import Script
 
 LOG_ID = b"l" * 16
@@ -121,6 +129,23 @@ def test_a_demonstration_host_is_projected_alike(number: int) -> None:
     assert len(judged) * 30 < len(records)
 
 
+def test_refusals_are_no_reason_to_go_record_by_record() -> None:
+    """They are as many as somebody asks for."""
+    events = [started(), *[REFUSED_OF_A_KIND] * 50]
+    frames = b"".join(sealed([(one, moment_at(at)) for at, one in enumerate(events)]))
+    compare([frames], 100)
+    judged = []
+
+    class Watched(FrameProjector):
+        def _judge(self, record: Record) -> None:
+            judged.append(record.kind)
+            super()._judge(record)
+
+    projector = Watched(NUMBER, Carry(), LOG_ID)
+    assert projector.take(frames, 0, 100) == len(frames)
+    assert judged == [e.KIND[e.NodeStarted]]
+
+
 def test_acts_have_the_same_numbers_in_c() -> None:
     named = {
         e.Allocated: lib.LEASED_GRANTED,
@@ -195,6 +220,7 @@ def test_every_kind_is_projected_alike() -> None:
     every = events_of_every_kind()
     starts = [one for one in every if isinstance(one, e.NodeStarted)]
     records = [*starts, *lease_life(1), *every, renewal(1), *starts, *every[::-1], renewal(9)]
+    records += [REFUSED_OF_A_KIND, renewal(1), REFUSED_OF_A_KIND]
     frames = sealed([(one, moment_at(at)) for at, one in enumerate(records)])
     for size in (1, 7, 1000):
         compare(frames, size)
