@@ -63,16 +63,42 @@ static inline const uint8_t *past_integer(const uint8_t *p, const uint8_t *end, 
 	return below >= least ? p + bytes : NULL;
 }
 
-static inline bool is_ascii(const uint8_t *p, size_t bytes)
+/* Past one character of UTF-8 that is not ASCII (RFC 3629); NULL if it is none: cut short, longer
+ * than need be, a surrogate, or beyond U+10FFFF. */
+static const uint8_t *past_character(const uint8_t *p, const uint8_t *end)
 {
-	uint64_t high = 0, word;
-	for (; bytes >= sizeof word; p += sizeof word, bytes -= sizeof word) {
-		memcpy(&word, p, sizeof word);
-		high |= word;
+	const unsigned head = *p++;
+	const unsigned more = head >= 0xf0 ? 3 : head >= 0xe0 ? 2 : 1;
+	if (head < 0xc2 || head > 0xf4 || (size_t)(end - p) < more)
+		return NULL;
+	const unsigned least = head == 0xe0 ? 0xa0 : head == 0xf0 ? 0x90 : 0x80;
+	const unsigned most = head == 0xed ? 0x9f : head == 0xf4 ? 0x8f : 0xbf;
+	if (*p < least || *p > most)
+		return NULL;
+	for (unsigned i = 1; i < more; i++) {
+		if ((p[i] & 0xc0) != 0x80)
+			return NULL;
 	}
-	for (; bytes > 0; p++, bytes--)
-		high |= *p;
-	return (high & 0x8080808080808080u) == 0;
+	return p + more;
+}
+
+static inline bool is_utf8(const uint8_t *p, size_t bytes)
+{
+	const uint8_t *const end = p + bytes;
+	uint64_t word;
+	while (p < end) {
+		if ((size_t)(end - p) >= sizeof word) {
+			memcpy(&word, p, sizeof word);
+			if ((word & 0x8080808080808080u) == 0) {
+				p += sizeof word;
+				continue;
+			}
+		}
+		p = *p < 0x80 ? p + 1 : past_character(p, end);
+		if (p == NULL)
+			return false;
+	}
+	return true;
 }
 
 /* Past so many bytes with a head of one, two or four bytes of length, the shortest that fits. */
@@ -98,8 +124,7 @@ static inline const uint8_t *past_string(
 	}
 	if (length > (size_t)(end - p) || (shape->count && length != shape->count))
 		return NULL;
-	/* ASCII is UTF-8; whether more is, the verifier says. */
-	if (text && !is_ascii(p, length))
+	if (text && !is_utf8(p, length))
 		return NULL;
 	return p + length;
 }
