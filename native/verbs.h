@@ -227,8 +227,8 @@ struct leased_sealing {
 };
 
 size_t leased_chain_seal(struct leased_sealing *at, const uint8_t *bodies,
-	const uint32_t *body_bytes, const uint16_t *kinds, size_t count, bool ends,
-	uint8_t *frames, uint8_t *hashes);
+	const uint32_t *body_bytes, const uint16_t *kinds, const uint8_t *schemas, size_t count,
+	bool ends, uint8_t *frames, uint8_t *hashes);
 
 /* ---- leases of a chain (verbs/leases.c): ids are of 16 bytes ---- */
 

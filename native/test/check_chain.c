@@ -133,6 +133,7 @@ static void check_sealing(void)
 		uint8_t *frames = malloc(size), bodies[3 * 200], hashes[3 * LEASED_HASH_BYTES];
 		uint32_t body_bytes[3];
 		uint16_t kinds[3];
+		uint8_t schemas[3];
 		size_t used = 0;
 		if (frames == NULL)
 			abort();
@@ -140,6 +141,7 @@ static void check_sealing(void)
 			uint8_t *frame = data + begins[first + i];
 			memcpy(&body_bytes[i], frame + 28, 4);
 			memcpy(&kinds[i], frame + 24, 2);
+			schemas[i] = frame[26];
 			memcpy(bodies + used, frame + 80, body_bytes[i]);
 			used += body_bytes[i];
 			/* One clock for all of a batch. */
@@ -147,7 +149,7 @@ static void check_sealing(void)
 		}
 		at.boot_ns = 100 + first;
 		const size_t written = leased_chain_seal(
-			&at, bodies, body_bytes, kinds, 3, true, frames, hashes);
+			&at, bodies, body_bytes, kinds, schemas, 3, true, frames, hashes);
 		same = same && written == size && memcmp(frames + size - 32, at.head, 32) == 0;
 		memcpy(data + begins[first], frames, size);
 		at.batch++;

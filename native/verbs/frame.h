@@ -26,7 +26,7 @@ enum {
 	FRAME_BYTES_MAX = 65536,
 	FLAG_LAST = 1,
 	FLAGS_KNOWN = 3,
-	SCHEMA = 1, /* of nearly every body, and of all that is sealed and projected here */
+	SCHEMA = 1, /* of nearly every body, and of all of which leases are made */
 	AT_LEASE = HEADER_BYTES + 21, /* of an event of a lease */
 };
 

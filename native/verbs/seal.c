@@ -23,7 +23,7 @@ static void put64(uint8_t *to, uint64_t value)
 	memcpy(to, &value, sizeof value);
 }
 
-/* One frame at `frame`; its bytes. */
+/* One frame at `frame`, where its schema stands already; its bytes. */
 static size_t seal_one(struct leased_sealing *at, const uint8_t *body, uint32_t body_bytes,
 	uint16_t kind, uint8_t flags, uint8_t *frame)
 {
@@ -34,7 +34,6 @@ static size_t seal_one(struct leased_sealing *at, const uint8_t *body, uint32_t 
 	put64(frame + AT_BATCH, at->batch);
 	kind = htole16(kind);
 	memcpy(frame + AT_KIND, &kind, sizeof kind);
-	frame[AT_SCHEMA] = SCHEMA;
 	frame[AT_FLAGS] = flags;
 	put32(frame + AT_BODY_BYTES, body_bytes);
 	put64(frame + AT_WALL, at->wall_ns);
@@ -57,13 +56,15 @@ static size_t seal_one(struct leased_sealing *at, const uint8_t *body, uint32_t 
  * of them ends its batch.
  */
 size_t leased_chain_seal(struct leased_sealing *at, const uint8_t *bodies,
-	const uint32_t *body_bytes, const uint16_t *kinds, size_t count, bool ends,
-	uint8_t *frames, uint8_t *hashes)
+	const uint32_t *body_bytes, const uint16_t *kinds, const uint8_t *schemas, size_t count,
+	bool ends, uint8_t *frames, uint8_t *hashes)
 {
 	size_t written = 0;
 	for (size_t i = 0; i < count; i++) {
 		const uint8_t flags = ends && i + 1 == count ? FLAG_LAST : 0;
-		written += seal_one(at, bodies, body_bytes[i], kinds[i], flags, frames + written);
+		uint8_t *frame = frames + written;
+		frame[AT_SCHEMA] = schemas[i];
+		written += seal_one(at, bodies, body_bytes[i], kinds[i], flags, frame);
 		memcpy(hashes + i * HASH_BYTES, at->head, HASH_BYTES);
 		bodies += body_bytes[i];
 	}

@@ -185,6 +185,7 @@ class Press:
         stamp: tuple[int, int],
         bodies: Sequence[bytes],
         kinds: Sequence[int],
+        schemas: Sequence[int],
         *,
         ends: bool,
     ) -> tuple[bytes, list[bytes]]:
@@ -202,6 +203,7 @@ class Press:
             b"".join(bodies),
             ffi.from_buffer("uint32_t[]", sizes),
             ffi.from_buffer("uint16_t[]", array("H", kinds)),
+            bytes(schemas),
             count,
             ends,
             frames,

@@ -220,14 +220,13 @@ class Sealer:
     def _seal_many(
         self, bodies: Sequence[_Body], *, ends: bool
     ) -> tuple[list[bytes], list[bytes]]:
-        """As `_seal_each`, natively, where all are of one moment and of the first schema: as nearly
-        always."""
+        """As `_seal_each`, natively, where all are of one moment, as nearly always."""
         kinds, plain, moments, schemas = zip(*bodies, strict=True)
         moment = moments[0]
-        if moments.count(moment) < len(moments) or schemas.count(SCHEMA) < len(schemas):
+        if moments.count(moment) < len(moments):
             return self._seal_each(bodies, ends=ends)
         link, stamp = (self._sequence, self._batch, self._hash), (moment.wall_ns, moment.boot_ns)
-        frames, digests = self._press.seal(link, stamp, plain, kinds, ends=ends)
+        frames, digests = self._press.seal(link, stamp, plain, kinds, schemas, ends=ends)
         self._sequence += len(bodies)
         self._hash = digests[-1]
         return [frames], digests
