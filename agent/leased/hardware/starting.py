@@ -87,6 +87,7 @@ class Starter:
         self._turn = trio.StrictFIFOLock()
         self._sock: socket.socket | None = None
         self._server: subprocess.Popen[bytes] | None = None
+        self._dropped: list[subprocess.Popen[bytes]] = []
         self._number = 0
         self._unanswered_ns: int | None = None
 
@@ -117,12 +118,12 @@ class Starter:
                 for pidfd in pidfds:
                     os.close(pidfd)
         except EOFError:
-            self.close()
+            self._drop()
             raise
         except trio.Cancelled:
             asked_ns = self._unanswered_ns
             if asked_ns is not None and self._monotonic_ns() - asked_ns > STARTING_NS:
-                self.close()
+                self._drop()
             raise
         if failed:
             raise OSError(failed, os.strerror(failed))
@@ -133,7 +134,7 @@ class Starter:
         if self._sock is not None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 return await self._sent(self._sock, order, theirs)
-            self.close()
+            self._drop()
         return await self._sent(self._begin(), order, theirs)
 
     async def _sent(
@@ -165,18 +166,30 @@ class Starter:
         self._sock = ours
         return ours
 
-    def close(self) -> None:
-        """End the server, and every worker with it. Idempotent."""
+    def _drop(self) -> None:
+        """Kill the server, and every worker with it, and wait for nothing."""
         self._unanswered_ns = None
         if self._sock is not None:
             if trio.lowlevel.in_trio_run():
                 trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
             self._sock = None
+        self._dropped = [server for server in self._dropped if server.poll() is None]
         if self._server is not None:
             self._server.kill()
-            self._server.wait()
+            self._dropped.append(self._server)
             self._server = None
+
+    def close(self) -> None:
+        """End the server, and every worker with it; one that hangs is left to the kernel.
+        Idempotent."""
+        self._drop()
+        for server in self._dropped:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(timeout=1)
+            # What is left is in D state; Popen would warn about it in its finaliser.
+            server.returncode = 0 if server.returncode is None else server.returncode
+        self._dropped = []
 
 
 def _pair(bytes_max: int = 0) -> tuple[socket.socket, socket.socket]:
