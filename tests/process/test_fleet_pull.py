@@ -452,12 +452,12 @@ def test_the_slow_and_the_many_cannot_keep_a_collector_out() -> None:
         for sock in idle:  # nobody shook hands: closed after a second at the latest
             sock.settimeout(PATIENCE_S)
             assert _ended(sock)
-        proven = [site.connect() for _ in range(3)]
+        slow, *proven = [site.connect() for _ in range(3)]
         with pytest.raises((httpx.TransportError, ssl.SSLError)), site.client() as client:
             client.get("/audit/v1/logs")
         for tls in proven:
             tls.close()
-        with site.connect() as slow:
+        with slow:  # which is in: that others have left is seen a moment later
             slow.sendall(b"GET /audit/v1/logs HTTP/1.1\r\nHo")
             answer = _read_all(slow)
             assert answer.startswith(b"HTTP/1.1 408"), answer

@@ -42,18 +42,25 @@ worker's pidfd comes with it."""
 
 
 def serve(sock: socket.socket) -> None:
-    """Fork workers until the other end closes."""
-    while True:
-        raw, fds, _, _ = socket.recv_fds(sock, MESSAGE_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC)
-        if not raw:
-            return
-        (number,), backend = ORDER.unpack_from(raw), raw[ORDER.size :].decode("ascii")
-        birth, pidfds = _born(backend, sock, fds)
-        try:
-            socket.send_fds(sock, [BIRTH.pack(number, *birth)], pidfds)
-        finally:
-            for pidfd in pidfds:
-                os.close(pidfd)
+    """Fork workers until the other end closes, also with answers that it has not read."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while _serve_one(sock):
+            pass
+
+
+def _serve_one(sock: socket.socket) -> bool:
+    """One order; whether there was one. Raises OSError."""
+    raw, fds, _, _ = socket.recv_fds(sock, MESSAGE_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+    if not raw:
+        return False
+    (number,), backend = ORDER.unpack_from(raw), raw[ORDER.size :].decode("ascii")
+    birth, pidfds = _born(backend, sock, fds)
+    try:
+        socket.send_fds(sock, [BIRTH.pack(number, *birth)], pidfds)
+    finally:
+        for pidfd in pidfds:
+            os.close(pidfd)
+    return True
 
 
 def _born(

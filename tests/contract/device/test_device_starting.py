@@ -19,6 +19,7 @@ from leased.hardware.block.calls import Nothing
 from leased.hardware.calls import Batch
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.forkserver import ORDER
 from leased.hardware.starting import STARTING_NS, Starter
 from leased.hardware.worker import receive_answers, send
 from leased.terms.errors import DeviceError
@@ -198,3 +199,27 @@ async def test_a_crew_starts_one_server_and_ends_it() -> None:
     finally:
         crew.close()
     assert servers_of(os.getpid()) == workers_of(os.getpid()) == []
+
+
+async def test_an_agent_that_ends_with_unread_answers_is_no_fault(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    starter = Starter()
+    sock, child = await starter.start()
+    [server] = servers_of(os.getpid())
+    pidfd = os.pidfd_open(server)
+    link = starter._sock
+    assert link is not None
+    [mine, its] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    os.kill(server, signal.SIGSTOP)
+    for number in (7, 8):
+        socket.send_fds(link, [ORDER.pack(number)], [its.fileno()])
+    os.kill(server, signal.SIGCONT)
+    with trio.fail_after(ENDS_S):
+        await trio.lowlevel.wait_readable(link)
+    link.close()
+    await ended(pidfd)
+    assert child.wait(ENDS_S) and capfd.readouterr().err == ""
+    for each in (sock, mine, its, child):
+        each.close()
+    starter.close()
