@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from random import Random
 
 import pytest
 
-from tests.doubles.host_agent import HostAgent
+from tests.doubles.host_agent import PATIENCE_S, HostAgent
 from tests.doubles.killed import SIGKILLED, Killed
 from tests.doubles.ledger import Ledger
 from tests.doubles.story import judge, tell
@@ -76,6 +77,25 @@ def leave_behind(agent: HostAgent) -> None:
     (agent.audit / "checkpoint.new").write_bytes(b"half a no")
 
 
+def note(agent: HostAgent) -> int:
+    """When the node's signed note was written; 0: there is none."""
+    try:
+        return (agent.audit / "checkpoint").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def works(agent: HostAgent, ledger: Ledger, before: int) -> bool:
+    """Have it serve until it has put another note in the place of `before`, the one thing that it
+    renames and nobody asks for; False: it ended."""
+    until = time.monotonic() + PATIENCE_S
+    while agent.ready() and ledger.fill(agent):
+        if note(agent) != before:
+            return True
+        assert time.monotonic() < until, "it puts no note beside the log"
+    return False
+
+
 def under(agent: HostAgent, calls: str, *more: str, out: str = "/dev/null") -> tuple[str, ...]:
     """What goes before the command: only calls on the log's paths count."""
     paths = (agent.state, agent.audit, *(agent.audit / name for name in FILES))
@@ -89,8 +109,9 @@ def counted(scene: str) -> Counter[str]:
     with host(scene) as agent:
         out = agent.directory / "trace"
         leave_behind(agent) if scene == LATER else None
+        before = note(agent)
         agent.launch(under(agent, ",".join((*CALLS, *NEVER)), out=str(out)))
-        assert agent.ready() and Ledger().fill(agent)
+        assert works(agent, Ledger(), before)
         agent.stop_traced()
         lines = re.findall(r"^(\d+)\s+(\w+)\(", out.read_text("utf-8", "replace"), re.M)
     found: Counter[str] = Counter()
@@ -103,12 +124,12 @@ def fail_once(
     agent: HostAgent, ledger: Ledger, killed: Killed, call: str, fault: str, when: int
 ) -> str:
     """One start with one fault; how it ended."""
-    said = len(agent.log())
+    said, before = len(agent.log()), note(agent)
     if fault == ENDS:
         agent.launch(environment=killed.at(call, when, agent.state))
     else:
         agent.launch(under(agent, call, "-e", f"inject={call}:{fault}:when={when}"))
-    if agent.ready() and ledger.fill(agent):
+    if works(agent, ledger, before):
         agent.stop() if fault == ENDS else agent.stop_traced()
         return "went on"
     status = agent.wait_traced()
