@@ -54,6 +54,7 @@ class Link:
         self._turn = trio.StrictFIFOLock()
         self._sock: socket.socket | None = None
         self._child: Child | None = None
+        self._dismissed = False
         self._abandoned: list[Child] = []
         self._buffer = bytearray()
         self._number = 0
@@ -129,13 +130,24 @@ class Link:
         return answers.answers, received
 
     async def _start(self, backend: str) -> socket.socket:
-        self._sock, self._child = await self._starter.start(backend)
+        sock, child = await self._starter.start(backend)
+        if self._dismissed:  # nobody would end it
+            sock.close()
+            child.kill()
+            child.close()
+            raise EOFError
+        self._sock, self._child = sock, child
         if self._nice:
             nice = os.getpriority(os.PRIO_PROCESS, 0) + self._nice
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, self._child.pid, nice)
         self._buffer = self._buffer or bytearray(MESSAGE_BYTES_MAX)
         return self._sock
+
+    def dismiss(self) -> None:
+        """Kill the worker, also one that is being started, and have no other."""
+        self._dismissed = True
+        self.abandon()
 
     def abandon(self) -> None:
         """Kill the worker and wait for nothing."""
@@ -280,7 +292,7 @@ class Crew:
         self._leaving = [link for link in self._leaving if link.pids]
         link = self._links.pop(name, None)
         if link is not None:
-            link.abandon()
+            link.dismiss()
             self._leaving.append(link)
 
     def is_stuck(self, name: str) -> bool:

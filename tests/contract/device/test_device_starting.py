@@ -223,3 +223,28 @@ async def test_an_agent_that_ends_with_unread_answers_is_no_fault(
     for each in (sock, mine, its, child):
         each.close()
     starter.close()
+
+
+async def test_who_is_dismissed_while_it_is_started_does_not_come() -> None:
+    """A driver is let go of: nobody is to open it a moment later."""
+    crew = Crew(HardwareConfig(call_budget_ns=ENDS_S * NS_PER_S))
+    try:
+        await crew.ask("other", ())
+        [other] = workers_of(os.getpid())
+        [server] = servers_of(os.getpid())
+        os.kill(server, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(DeviceError, match="ended"):
+                    await crew.ask("gauge", ())
+
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            crew.dismiss("gauge")
+            os.kill(server, signal.SIGCONT)
+        with trio.fail_after(ENDS_S):
+            while workers_of(os.getpid()) != [other]:
+                await trio.lowlevel.checkpoint()
+    finally:
+        crew.close()
