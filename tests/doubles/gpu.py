@@ -20,6 +20,7 @@ from leased.hardware.gpu.calls import Listed, Released, Scrubbed, Sight, Witness
 from leased.hardware.gpu.facts import Condition, Gpu, Instance, Usage
 from leased.hardware.openers import Opener
 from leased.terms.errors import DeviceError
+from leased.terms.moment import NS_PER_S
 from leased.terms.teardown import StepReport, TeardownStep
 
 GIB = 1 << 30
@@ -87,8 +88,9 @@ def scrubbed(**changes: Any) -> Scrubbed:
 
 
 def witnessed(**changes: Any) -> Witnessed:
-    """Clean, well and closed."""
-    return msgspec.structs.replace(Witnessed((sight(), sight()), WELL, 2, 1, 2), **changes)
+    """Clean, well and closed, a second after the release."""
+    late = sight(seen_ns=NS_PER_S)
+    return msgspec.structs.replace(Witnessed(late, WELL, 2, 1, 2), **changes)
 
 
 def hung(verb: str = "worker_answer") -> DeviceError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.hardware.bench import Bench
@@ -83,6 +84,15 @@ def _demand_clean(measured: Measured, agent: HostAgent, lease_id: str) -> None:
         raise Failed(f"not proven clean: {why}", measured)
 
 
+def _is_alive(pid: str) -> bool:
+    """Not so a zombie that init has yet to reap."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(") ")[2][0] not in "ZX"
+
+
 def _tell(bench: Bench, name: str, measured: Measured, reason: str = "") -> None:
     if str(bench.root) != "/":
         return  # a stand-in's verdict is not one of a GPU
@@ -125,6 +135,36 @@ def agent_reopened(bench: Bench) -> Measured:
     """The filter first, then the kill: nothing is opened in between that stays."""
     measured = _proven(bench, "reopens")
     _tell(bench, "reopens", measured)
+    return measured
+
+
+@case(
+    "An MPS server that a tenant starts ends with the lease, its clients too",
+    seconds_most=90,
+    headline=("cut_us", "proven_ms"),
+)
+def agent_ends_mps(bench: Bench) -> Measured:
+    """The tenant computes in the server's context, with the pipe directory of its lease."""
+    if str(bench.root) != "/":
+        raise NotRun("the stand-in has no MPS")
+    with _agent(bench) as agent:
+        from tests.hardware.agents import NotHeld, Tenant
+
+        try:
+            tenant = Tenant(agent, bench.environment, "mps", _ttl_s(bench))
+        except NotHeld as refused:
+            raise NotRun(f"MPS is not possible here: {refused}") from refused
+        with tenant:
+            demand(bool(tenant.words), "it computes, and no MPS server serves it", {})
+            answer = tenant.ask()
+            measured, closed = _times(agent, tenant.lease_id, tenant.outlast())
+            _demand_clean(measured, agent, closed["lease_id"])
+    measured["meanwhile"] = answer
+    measured["servers"] = len(tenant.words)
+    alive = [pid for pid in tenant.words if _is_alive(pid)]
+    demand(answer == "works", "it could not compute", measured)
+    demand(not alive, f"servers that outlived the lease: {alive}", measured)
+    _tell(bench, "mps_server", measured)
     return measured
 
 

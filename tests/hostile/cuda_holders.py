@@ -13,11 +13,15 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import errno
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +165,32 @@ def reopens(_: str) -> tuple[str, Answer]:
     return words, answer
 
 
+def mps(_: str) -> tuple[str, Answer]:
+    """A context within an MPS server of its own: the words are the servers' pids."""
+    os.environ["CUDA_MPS_LOG_DIRECTORY"] = os.environ["CUDA_MPS_PIPE_DIRECTORY"]
+    _mps_control("-d")
+    _words, work = small("")
+    return _mps_control(words="get_server_list"), work
+
+
+def _mps_control(*options: str, words: str = "") -> str:
+    """What MPS's control program answers. Raises OSError where there is none, or it fails."""
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/local/nvidia/bin"
+    program = shutil.which("nvidia-cuda-mps-control", path=path)
+    if program is None:
+        raise FileNotFoundError(errno.ENOENT, "no nvidia-cuda-mps-control here")
+    with tempfile.TemporaryFile("w+") as told:
+        # The daemon keeps what it is given: a pipe would not end.
+        done = subprocess.run(
+            [program, *options], input=words, stdout=told, stderr=told, text=True, timeout=20
+        )
+        told.seek(0)
+        answer = told.read().strip()
+    if done.returncode:
+        raise OSError(errno.EIO, f"nvidia-cuda-mps-control: {answer}")
+    return answer
+
+
 def ring_file(path: str) -> tuple[str, Answer]:
     """A node that only an io_uring has."""
     descriptor = os.open(path, os.O_RDWR | os.O_NOCTTY)
@@ -224,6 +254,7 @@ TRICKS: dict[str, Trick] = {
         forked,
         nodes_sent,
         node_only,
+        mps,
         ring_file,
         reopens,
         monitor,

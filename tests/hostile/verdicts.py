@@ -65,6 +65,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "worker_killed": ("the device worker is killed at each step", ("mem", "block", "rdma")),
     "endless_kernel": ("a kernel on the GPU that never ends", ("gpu",)),
     "all_memory": ("takes all of a GPU's memory", ("gpu",)),
+    "mps_server": ("computes in the context of an MPS server that it started", ("gpu",)),
     "ipc_export": ("exported its memory to a process outside", ("gpu",)),
 }
 """Every trick: what the holder does, and against which kinds it means something."""

@@ -221,6 +221,7 @@ DIRTY = [
     ("scrub", hung(), TeardownStep.SCRUB, errno.ETIMEDOUT),
     ("scrub", killed(), TeardownStep.SCRUB, errno.EPIPE),
     ("witness", witnessed(mode=0), TeardownStep.GUARD, errno.EACCES),
+    ("witness", witnessed(sight=sight(seen_ns=1)), TeardownStep.WITNESS, errno.ENODATA),
     ("witness", witnessed(condition=Condition(2)), TeardownStep.HEALTH, errno.ENOTRECOVERABLE),
     ("witness", hung(), TeardownStep.WITNESS, errno.ETIMEDOUT),
     ("witness", killed(), TeardownStep.WITNESS, errno.EPIPE),

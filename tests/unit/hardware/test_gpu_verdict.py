@@ -21,6 +21,7 @@ USED_MAX = IDLE.used_bytes + (16 << 20)
 def witness(seen: Witnessed | None = None, **changes: Any) -> tuple[StepReport, ...]:
     told = {
         "used_max_bytes": USED_MAX,
+        "not_before_ns": 0,
         "xids": (),
         "heard_all": True,
         "lacking": (),
@@ -63,9 +64,7 @@ def test_what_a_look_finds_has_a_name(
 ) -> None:
     expected = [(step, number, measured)]
     assert failed(judge_release(released(sight=sight(**seen)), USED_MAX)) == expected
-    # Either look of the two is enough.
-    for looks in ((sight(**seen), sight()), (sight(), sight(**seen))):
-        assert failed(witness(witnessed(sights=looks))) == expected
+    assert failed(witness(witnessed(sight=sight(**seen)))) == expected
 
 
 def test_used_memory_up_to_the_slack_is_the_drivers() -> None:
@@ -78,10 +77,10 @@ def test_how_many_were_ended_is_told_where_nobody_is_left() -> None:
     assert (scan.errno, scan.measured) == (0, 3)
 
 
-def test_one_look_is_not_enough() -> None:
-    assert failed(witness(witnessed(sights=(sight(),)))) == [
-        (TeardownStep.WITNESS, errno.ENODATA, 1)
-    ]
+def test_a_look_too_soon_after_the_release_is_not_enough() -> None:
+    seen = witnessed(sight=sight(seen_ns=500))
+    assert is_clean(witness(seen, not_before_ns=500))
+    assert failed(witness(seen, not_before_ns=507)) == [(TeardownStep.WITNESS, errno.ENODATA, 7)]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from leased.terms.bounds import Bounds
 from leased.terms.moment import NS_PER_S
 
 STARTING_NS = NS_PER_S
-"""A worker is a Python that loads the vendor's library: a tenth of this on an idle host."""
+"""A worker is forked and loads the vendor's library: a twentieth of this on an idle host."""
 
 
 def gpu_bounds(config: HardwareConfig, cut_ns: int, memory_bytes: int) -> Bounds:
@@ -42,6 +42,6 @@ def overwrite_extra_ns(config: HardwareConfig, memory_bytes: int) -> int:
 
 
 def witness_extra_ns(config: HardwareConfig) -> int:
-    """The same for two looks."""
+    """The same for the looks of the witness: the last of its budget, and one that is in time."""
     gpu = config.gpu
     return gpu.release_budget_ns + gpu.settle_apart_ns + 2 * gpu.scan_budget_ns

@@ -167,23 +167,23 @@ class Scrubbed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Witness(msgspec.Struct, frozen=True, array_like=True):
-    """Look twice at a target that should be clean, the first time when it is or when the budget is
-    over. `asks_mode`: also who may make a context on it."""
+    """Look at a target that should be clean: when it is, or the budget is over, and not before
+    `not_before_ns`. `asks_mode`: also who may make a context on it."""
 
     root: str
     target: Target
     guests: Guests
     used_max_bytes: int
     budget_ns: int
-    apart_ns: int
+    not_before_ns: int
     scan_budget_ns: int
     asks_mode: bool
 
 
 class Witnessed(msgspec.Struct, frozen=True, array_like=True):
-    """Two looks, the GPU's condition, and who may make a context on it."""
+    """The last look, the GPU's condition, and who may make a context on it."""
 
-    sights: tuple[Sight, ...]
+    sight: Sight
     condition: Condition
     mode: int | None
     began_ns: int

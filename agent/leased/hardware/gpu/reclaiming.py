@@ -3,7 +3,7 @@
 
     release   the driver lets go of what the killed processes had; escapees are ended
     scrub     the whole device taken exclusively, overwritten, read back; closed
-    witness   two looks by a worker that had no part in it, health, XIDs since the release began
+    witness   a second look, by a worker with no part in it; health, XIDs since the release began
 
 Rule: a step that fails ends the device's teardown and says why; the device is closed all the same.
 Every answer is a step report, also that of a driver that did not answer. How much memory was in use
@@ -39,6 +39,9 @@ class Outcome(msgspec.Struct, frozen=True):
     steps: tuple[StepReport, ...]
     began_ns: int
     used_max_bytes: int
+    quiet_ns: int = 0
+    """When the driver had let go of everything."""
+
     scrubbed_bytes: int = 0
 
     @property
@@ -81,9 +84,11 @@ class Reclaimer:
         at = TeardownStep.RELEASE
         steps: tuple[StepReport, ...] = ()
         scrubbed = None
+        quiet_ns = 0
         try:
             released = await self._release(lease, resource_id, target, used_max_bytes)
             steps = verdict.judge_release(released, used_max_bytes)
+            quiet_ns = released.sight.seen_ns
             at = TeardownStep.SCRUB
             if verdict.is_clean(steps):
                 later = (
@@ -103,7 +108,7 @@ class Reclaimer:
         if scrubbed is None:
             await self.close(target)
         overwritten = scrubbed.taken_bytes if scrubbed is not None else 0
-        return Outcome(steps, began_ns, used_max_bytes, overwritten)
+        return Outcome(steps, began_ns, used_max_bytes, quiet_ns, overwritten)
 
     async def scrub(
         self, target: Target, usage: Usage, *, writes: bool, lingers: bool = False
@@ -198,13 +203,14 @@ class Reclaimer:
         if target.place is not None:
             return await self._witness_place(target, outcome)
         asks_mode = self.closes(target)
+        not_before_ns = outcome.quiet_ns + config.settle_apart_ns
         call = calls.Witness(
             root=config.root,
             target=target,
             guests=self._desk.guests(resource_id, target),
             used_max_bytes=outcome.used_max_bytes,
             budget_ns=config.release_budget_ns,
-            apart_ns=config.settle_apart_ns,
+            not_before_ns=not_before_ns,
             scan_budget_ns=config.scan_budget_ns,
             asks_mode=asks_mode,
         )
@@ -220,6 +226,7 @@ class Reclaimer:
         return verdict.judge_witness(
             seen,
             used_max_bytes=outcome.used_max_bytes,
+            not_before_ns=not_before_ns,
             xids=xids,
             heard_all=heard_all,
             lacking=lacking,

@@ -9,6 +9,7 @@ after a kill (teardown.md 0.8).
     ESCAPEE_SCAN  EBUSY   somebody outside the lease has a node of it open (measured: how many)
     WITNESS       EBUSY   the driver lists processes with a context (how many)
                   ESRCH   the driver lists processes that do not exist (how many)
+                  ENODATA the look was too soon after the one of the release (ns)
     RELEASE       EBUSY   more memory in use than before the lease (bytes)
     COUNTERS      ENOMEM  less memory could be taken than there is (bytes taken)
     READ_BACK     EIO     bytes that could not be overwritten (how many)
@@ -24,7 +25,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
 
 from leased.hardware.gpu.calls import Released, Sight, Witnessed
 from leased.hardware.gpu.facts import Condition, Question
@@ -32,7 +32,6 @@ from leased.hardware.gpu.xids import Meaning, meaning_of
 from leased.terms.teardown import StepReport, TeardownStep
 
 Step = Callable[[TeardownStep, int, int], StepReport]
-SIGHTS_NEEDED: Final = 2
 
 
 def judge_release(released: Released, used_max_bytes: int) -> tuple[StepReport, ...]:
@@ -48,13 +47,15 @@ def judge_witness(
     witnessed: Witnessed,
     *,
     used_max_bytes: int,
+    not_before_ns: int,
     xids: Sequence[int],
     heard_all: bool,
     lacking: Collection[str],
     closed_mode: int | None,
 ) -> tuple[StepReport, ...]:
-    """Whether the device is clean and fit, by two looks that had no part in the scrub.
+    """Whether the device is clean and fit, by a look that had no part in the scrub.
 
+    The release was the first look; this one counts from `not_before_ns` on.
     `xids` fell into the teardown; `heard_all` says whether all of them would have been heard.
     `closed_mode` is the compute mode that a free device has, None where there is none to set.
     """
@@ -62,19 +63,16 @@ def judge_witness(
     def step(name: TeardownStep, failed: int, measured: int) -> StepReport:
         return StepReport(name, failed, witnessed.began_ns, witnessed.ended_ns, measured)
 
-    steps: dict[StepReport, None] = {}
-    for sight in witnessed.sights:
-        for one in _judge_sight(sight, used_max_bytes, step, 0):
-            # The second look says the same again, or more.
-            steps[one] = None
-    if len(witnessed.sights) < SIGHTS_NEEDED:
-        steps[step(TeardownStep.WITNESS, errno.ENODATA, len(witnessed.sights))] = None
+    steps = list(_judge_sight(witnessed.sight, used_max_bytes, step, 0))
+    early_ns = not_before_ns - witnessed.sight.seen_ns
+    if early_ns > 0:
+        steps.append(step(TeardownStep.WITNESS, errno.ENODATA, early_ns))
     failed, measured = judge_health(witnessed.condition, xids, heard_all, lacking)
-    steps[step(TeardownStep.HEALTH, failed, measured)] = None
+    steps.append(step(TeardownStep.HEALTH, failed, measured))
     if closed_mode is not None and Question.COMPUTE_MODE not in lacking:
         mode = -1 if witnessed.mode is None else witnessed.mode
         guarded = 0 if mode == closed_mode else errno.EACCES
-        steps[step(TeardownStep.GUARD, guarded, mode)] = None
+        steps.append(step(TeardownStep.GUARD, guarded, mode))
     return tuple(steps)
 
 
