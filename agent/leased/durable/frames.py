@@ -18,7 +18,7 @@ from leased.chain.verdict import CORRUPT_SEGMENT
 from leased.durable.files import Disk, explain
 from leased.durable.retention import live_segments
 from leased.ports import AnchorSlot
-from leased.terms.errors import ChainError, StateError
+from leased.terms.errors import ChainError, RecordsPruned, StateError
 
 PIECE_BYTES: Final = 256 * 1024
 """What is read at once: more than any frame has."""
@@ -57,12 +57,12 @@ class Frames:
 
 def read_frames(disk: Disk, first_seq: int, slot: AnchorSlot) -> Iterator[bytes]:
     """Frames [first_seq, slot.next_seq) in chunks of whole frames, as they lie on disk. Raises
-    StateError where the disk cannot read them or they were pruned meanwhile, ChainError where they
-    are not there."""
+    StateError where the disk cannot read them, RecordsPruned where they were pruned meanwhile,
+    ChainError where they are not there."""
     names = live_segments(disk.names(), slot.min_seq)
     starts = [int(name[4:20], 16) for name in names]
     if first_seq < starts[0]:
-        raise StateError(
+        raise RecordsPruned(
             f"{disk.directory}: record {first_seq} was pruned, as all before {starts[0]}"
         )
     for name, start, following in zip(names, starts, [*starts[1:], slot.next_seq], strict=True):

@@ -127,6 +127,10 @@ class StateError(LeasedError):
     exit_status = EX_CONFIG
 
 
+class RecordsPruned(StateError):
+    """What was asked for is not in the log any more, and that is as it should be."""
+
+
 class LogBusy(StateError):
     """Another agent has the log open."""
 

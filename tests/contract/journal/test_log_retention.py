@@ -14,6 +14,7 @@ from leased.durable.log import OpenedLog
 from leased.durable.reader import read_log
 from leased.durable.retention import SEGMENTS_KEPT, Removal, needed_from
 from leased.durable.scan import segment_names
+from leased.service.log.reader import ChainReader
 from leased.terms import event as e
 from leased.terms.errors import ChainError, StateError
 from tests.doubles.disk import MemoryDisk
@@ -219,3 +220,15 @@ def test_a_log_whose_beginning_is_gone_without_proof_is_not_gone_on_with(missing
         open_on(disk, entropy=CountedEntropy(b"yet again"))
     assert refused.value.verdict == ("BAD_ROOT" if missing == "the root" else "GAP")
     assert "nothing was changed" in refused.value.why and disk.contents() == before
+
+
+async def test_whether_a_request_was_granted_is_not_known_of_what_was_pruned() -> None:
+    disk = filled()
+    early, late = allocation(3).command_id, allocation(119).command_id
+    removal = prune(disk)
+    log = open_on(disk, entropy=CountedEntropy(b"again"))
+    chain = ChainReader(journal=log.journal, directory=log.directory, next_seq=log.head.size)
+    assert removal.min_seq > 0
+    assert await chain.grants(early, since=1) is None
+    assert await chain.grants(late, since=removal.min_seq) is True
+    assert await chain.grants(early, since=removal.min_seq) is False

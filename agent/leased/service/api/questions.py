@@ -66,18 +66,19 @@ class Questions:
 
     async def explain(self, connection: Connection, call: Call) -> None:
         """io.leased.Lease.Why: of a request that only the log knows to have been refused, the log
-        is asked, once, whether it was granted later."""
+        is asked, once, whether it was granted later; what it has forgotten nobody knows."""
         command = self._streams.command_of(connection, call)
         assert isinstance(command, Why)
         reply = await self._streams.ask(command)
         request, known = CommandId(command.lease_id), self._lessor.questions
         if isinstance(reply, Explained) and reply.refusal is not None and reply.position is None:
             since = known.recalled(request)
-            if since is not None and await self._chain.grants(request, since):
-                known.forget(request)
-                reply = Missing(command.lease_id)
-            elif since is not None:
-                known.confirm(request)
+            if since is not None:
+                if await self._chain.grants(request, since) is False:
+                    known.confirm(request)
+                else:
+                    known.forget(request)
+                    reply = Missing(command.lease_id)
         connection.answer(call, encode_reply(call, reply, self._clock.now()))
 
     async def tell_head(self, connection: Connection, call: Call) -> None:

@@ -20,7 +20,7 @@ import trio
 from leased.chain.canonical import decode
 from leased.chain.record import HEADER, HEADER_BYTES
 from leased.ports import Journal
-from leased.terms.errors import CallerError
+from leased.terms.errors import CallerError, RecordsPruned
 from leased.terms.event import Allocated
 from leased.terms.identity import CommandId
 from leased.terms.moment import NS_PER_S
@@ -60,10 +60,14 @@ class ChainReader:
             self._collect, first, most, min(bytes_max or PAGE_BYTES_MAX, PAGE_BYTES_MAX)
         )
 
-    async def grants(self, command_id: CommandId, since: int) -> bool:
-        """Whether a record from `since` on grants the request of that id. Raises StateError."""
+    async def grants(self, command_id: CommandId, since: int) -> bool | None:
+        """Whether a record from `since` on grants the request of that id; None: the log does not
+        know any more, that record was pruned. Raises StateError."""
         search = self._find_grant
-        return await trio.to_thread.run_sync(search, command_id, since, limiter=self._searches)
+        try:
+            return await trio.to_thread.run_sync(search, command_id, since, limiter=self._searches)
+        except RecordsPruned:
+            return None
 
     def _find_grant(self, command_id: CommandId, since: int) -> bool:
         for chunk in self._journal.frames(since):
