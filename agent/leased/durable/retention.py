@@ -26,20 +26,25 @@ from leased.durable.scan import segment_names
 from leased.terms import event as e
 from leased.terms.errors import ChainError
 from leased.terms.event import Event, LeaseEvent
+from leased.terms.identity import LeaseId
 
 SEGMENTS_KEPT: Final = 2
 SEGMENTS_AT_ONCE: Final = 64
 """A gigabyte: some tens of milliseconds of unlinking."""
 
-_NEVER_NEEDED: Final = (
-    *(e.NodeStopped, e.Refused, e.StrayEnded, e.ClockStepped, e.Recovered, e.Voided),
-    *(e.PolicyTurned, e.HeadCountersigned, e.Pruned),
+_NEVER_NEEDED: Final = frozenset(
+    (e.NodeStopped, e.Refused, e.StrayEnded, e.ClockStepped, e.Recovered, e.Voided)
+    + (e.PolicyTurned, e.HeadCountersigned, e.Pruned, e.Metered)
 )
-"""Said once, and nothing that is decided later rests on it."""
+"""Said once, and nothing that is decided later rests on it; what is metered belongs to its period,
+whose beginning is held."""
 
-_LATEST: Final = (e.NodeStarted, e.InventoryChanged, e.PolicyChanged, e.HealthChanged)
+_LATEST: Final = frozenset((e.NodeStarted, e.InventoryChanged, e.PolicyChanged, e.HealthChanged))
 """What later ones replace: each start says them anew. The last before the oldest record that is
 needed is needed to read that one."""
+
+_LAST: Final = frozenset((e.Reclaimed, e.Unfenced))
+"""After which nothing rests on the lease."""
 
 
 class Removal(msgspec.Struct, frozen=True):
@@ -55,28 +60,31 @@ class Needs:
     (the events of no lease, and those of leases), in order."""
 
     def __init__(self) -> None:
+        self._leases: dict[LeaseId, int] = {}
         self._lasting: dict[object, int] = {}
         self._replaced: list[tuple[int, type[Event]]] = []
 
     def note(self, sequence: int, event: Event) -> None:
         """`event` is record `sequence`."""
         kind = type(event)
-        if kind in _NEVER_NEEDED or kind is e.Metered:
-            return  # what is metered belongs to its period, whose beginning is held
+        if kind in _NEVER_NEEDED:
+            return
+        if isinstance(event, LeaseEvent):
+            if kind in _LAST:
+                self._leases.pop(event.lease_id, None)
+            else:
+                self._leases.setdefault(event.lease_id, sequence)
+            return
         lasting = self._lasting
         if kind in _LATEST:
             self._replaced.append((sequence, kind))
         elif isinstance(event, e.CordonChanged):
             _hold(lasting, ("cordon", event.resource_id), sequence, held=event.cordoned)
-        elif isinstance(event, e.OverageBegan | e.OverageEnded):
+        elif isinstance(event, (e.OverageBegan, e.OverageEnded)):
             key = ("overage", event.holder, event.rule)
-            _hold(lasting, key, sequence, held=isinstance(event, e.OverageBegan))
+            _hold(lasting, key, sequence, held=kind is e.OverageBegan)
         elif isinstance(event, e.PeriodBegan):
             lasting[("period", event.period)] = sequence
-        elif isinstance(event, e.Reclaimed | e.Unfenced):
-            lasting.pop(("lease", event.lease_id), None)
-        elif isinstance(event, LeaseEvent):
-            lasting.setdefault(("lease", event.lease_id), sequence)
         else:
             # Fences by resource add up, keys follow each other, and what a later release says may
             # be needed: all of these are.
@@ -86,6 +94,7 @@ class Needs:
         """The oldest record that is needed; `end` if none before that is. At `end` all is said anew
         that only the latest of its kind says, and without `periods` also what budgets rest on."""
         lasting = [at for key, at in self._lasting.items() if periods or not _is_period(key)]
+        lasting += self._leases.values()
         oldest = min(lasting, default=end)
         latest = {kind: at for at, kind in self._replaced if at <= oldest}
         # Nothing is ever needed again that is before what is needed now.
