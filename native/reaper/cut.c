@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The cut: deny filter, freeze, objects, kill; then watch until everybody is gone, without waiting
+ * The cut: deny filter, objects, kill, freeze; then watch until everybody is gone, without waiting
  * for anyone.
  *
  * Rule: the blows fall at once, in that order, and the look at the result comes later: by POLLPRI
- * on cgroup.events, by the pidfd, by the cutters' answers, and by looks at growing intervals (the
- * kernel holds a second cgroup.events notification back for 10 ms, and the freeze is the first). A
- * cut that has not ended by the kill deadline is reported unclean and still watched. A report never
- * changes its mind about the past: what failed stays in its steps.
+ * on cgroup.events, by the pidfd, by the cutters' answers, and by looks at growing intervals. The
+ * freeze is for whoever is moved into the leaf afterwards, and comes after the kill: the kernel
+ * holds a second notification of cgroup.events back for 10 ms, and the first has to be that nobody
+ * is left. A cut that has not ended by the kill deadline is reported unclean and still watched. A
+ * report never changes its mind about the past: what failed stays in its steps.
  *
  * A process that was killed stays for as long as a tracer outside holds it at its exit
  * (PTRACE_O_TRACEEXIT; a second SIGKILL changes nothing, seen in Linux 6.1 and 6.18), and its
@@ -27,6 +28,7 @@
 
 static const uint64_t FIRST_LOOK_NS = 200 * NS_PER_US;
 static const uint64_t LAST_LOOK_NS = 64 * NS_PER_MS;
+static const uint64_t HASTEN_NS = NS_PER_MS; /* who is killed is gone by then, or waits for a core */
 static const uint64_t LATE_LOOK_NS = NS_PER_S;
 static const uint64_t TRACER_NS = 500 * NS_PER_MS; /* an honest tracer lets go in no time */
 
@@ -88,7 +90,7 @@ static void watch_cgroup(struct reaper *r, uint32_t at)
 	(void)watch_add(r, events, EPOLLPRI, WATCH_CGROUP, at);
 }
 
-static void strike_cgroup(struct reaper *r, uint32_t at)
+static void deny_devices(struct reaper *r, uint32_t at)
 {
 	struct slot *slot = &r->slots[at];
 	struct leased_reaper_step_report *step =
@@ -96,9 +98,30 @@ static void strike_cgroup(struct reaper *r, uint32_t at)
 	step->error =
 		-(r->deny_fd < 0 ? r->deny_fd : leased_filter_attach(slot->cgroup_fd, r->deny_fd));
 	step->ended_ns = boot_now();
-	step = add_step(&slot->report, LEASED_REAPER_STEP_FREEZE, step->ended_ns);
-	step->error = -leased_cgroup_freeze(slot->cgroup_fd);
+}
+
+/* Whoever is moved there from now on does not run, nor whom the kill has missed. */
+static void freeze(struct slot *slot)
+{
+	const uint64_t began_ns = boot_now();
+	const int error = -leased_cgroup_freeze(slot->cgroup_fd);
+	if (cut_step(&slot->report, LEASED_REAPER_STEP_FREEZE) != NULL)
+		return;
+	struct leased_reaper_step_report *step =
+		add_step(&slot->report, LEASED_REAPER_STEP_FREEZE, began_ns);
+	step->error = error;
 	step->ended_ns = boot_now();
+}
+
+/* Whom the kill has not ended by now is in the kernel, or waits for a core: let him have one. */
+static void hasten(struct slot *slot)
+{
+	int fd = cgroup_reopen(slot->identity.cgroup, slot->identity.cgroup_inode);
+	slot->hastened = true;
+	if (fd < 0)
+		return;
+	(void)leased_cgroup_hasten(fd);
+	close(fd);
 }
 
 static void strike_objects(struct reaper *r, uint32_t at)
@@ -121,10 +144,10 @@ static int strike_processes(struct reaper *r, uint32_t at)
 	const bool in_leaf = !slot->cgroup_gone && !slot->events_open;
 	const int leaf_error = in_leaf ? -leased_cgroup_kill_begin(slot->cgroup_fd) : 0;
 	int holder_error = 0;
-	if (in_leaf && leaf_error == 0)
-		(void)leased_cgroup_hasten(slot->cgroup_fd);
 	if (!slot->holder_gone)
 		holder_error = -leased_pidfd_kill_begin(slot->pidfd);
+	if (in_leaf)
+		freeze(slot);
 	if (in_leaf && leaf_error == 0)
 		watch_cgroup(r, at);
 	if (!slot->holder_gone)
@@ -169,9 +192,9 @@ void cut_begin(struct reaper *r, uint32_t at)
 		reopen(r, at);
 	slot->cgroup_gone = slot->cgroup_fd < 0 && !slot->cgroup_lost;
 	slot->holder_gone = (slot->pidfd < 0 && !slot->holder_lost) || spare_holder;
-	slot->killed = false;
+	slot->killed = slot->hastened = false;
 	if (!slot->cgroup_gone)
-		strike_cgroup(r, at);
+		deny_devices(r, at);
 	strike_objects(r, at);
 	struct leased_reaper_step_report *kill =
 		add_step(&slot->report, LEASED_REAPER_STEP_KILL, boot_now());
@@ -327,6 +350,8 @@ void cut_check(struct reaper *r, uint32_t at)
 			tracers_end(slot);
 		strike_again(r, at);
 		objects_revoke(r, at);
+		if (now >= slot->began_ns + HASTEN_NS && !slot->hastened && !slot->cgroup_gone)
+			hasten(slot);
 		slot->interval_ns = sooner(2 * slot->interval_ns, LAST_LOOK_NS);
 		slot->check_ns =
 			sooner(now + slot->interval_ns, slot->began_ns + r->options.kill_ns);

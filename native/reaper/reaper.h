@@ -140,6 +140,7 @@ struct slot {
 	bool given_up; /* the kill deadline has passed with somebody or something left */
 	bool backstopped;
 	bool events_open;
+	bool hastened;
 };
 
 struct client {

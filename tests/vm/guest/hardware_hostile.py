@@ -401,7 +401,7 @@ def test_the_agent_dies_with_a_teardown_at_each_step() -> None:
 
 @pytest.mark.parametrize(
     ("step", "call_name", "nth"),
-    [("deny", "bpf", 1), ("freeze", "write", 1), ("kill", "write", 2), ("look", "pread64", 1)],
+    [("deny", "bpf", 1), ("kill", "write", 1), ("freeze", "write", 2), ("look", "pread64", 1)],
 )
 def test_the_reaper_dies_at_each_step_of_the_cut(step: str, call_name: str, nth: int) -> None:
     with holding("mapped") as one:
