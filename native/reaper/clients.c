@@ -222,15 +222,18 @@ void clients_read(struct reaper *r, uint32_t at)
 
 /* ---- reports ---- */
 
-/* Queue the slot's report for the client that asked last; if it is gone, nobody is told. */
+/* Queue the slot's report for the client that asked last, or if none did for the one that armed it;
+ * if it is gone, nobody is told. */
 void outbox_put(struct reaper *r, uint32_t at)
 {
 	struct slot *slot = &r->slots[at];
+	const bool asked = slot->claimant != NONE;
+	const uint32_t who = asked ? slot->claimant : slot->armer;
 	slot->wants_report = false;
-	if (slot->in_outbox || slot->claimant == NONE)
+	if (slot->in_outbox || who == NONE)
 		return;
-	struct client *client = &r->clients[slot->claimant];
-	if (client->fd < 0 || client->serial != slot->claim_serial)
+	struct client *client = &r->clients[who];
+	if (client->fd < 0 || client->serial != (asked ? slot->claim_serial : slot->arm_serial))
 		return;
 	slot->in_outbox = true;
 	slot->outbox_next = NONE;

@@ -26,9 +26,8 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-static const uint64_t FIRST_LOOK_NS = 200 * NS_PER_US;
+static const uint64_t FIRST_LOOK_NS = 2 * NS_PER_MS; /* by then whoever dies at once is gone */
 static const uint64_t LAST_LOOK_NS = 64 * NS_PER_MS;
-static const uint64_t HASTEN_NS = NS_PER_MS; /* who is killed is gone by then, or waits for a core */
 static const uint64_t LATE_LOOK_NS = NS_PER_S;
 static const uint64_t TRACER_NS = 500 * NS_PER_MS; /* an honest tracer lets go in no time */
 
@@ -201,7 +200,7 @@ void cut_begin(struct reaper *r, uint32_t at)
 	kill->measured = (uint64_t)!slot->cgroup_gone + (uint64_t)!slot->holder_gone;
 	kill->error = strike_processes(r, at);
 	slot->interval_ns = FIRST_LOOK_NS;
-	slot->check_ns = slot->began_ns + FIRST_LOOK_NS;
+	slot->check_ns = boot_now() + FIRST_LOOK_NS;
 	cut_schedule(r, at);
 	cut_check(r, at);
 }
@@ -297,7 +296,9 @@ static void end(struct reaper *r, uint32_t at, bool clean, uint64_t now)
 		slot->claimant = NONE;
 		slot->backstop_ns = now;
 	}
-	if (slot->wants_report)
+	/* At a deadline nobody has asked: the agent waits for being told. */
+	const bool by_reaper = (slot->report.flags & LEASED_REAPER_BY_REAPER) != 0;
+	if (slot->wants_report || (by_reaper && slot->claimant == NONE && !again))
 		outbox_put(r, at);
 	cut_schedule(r, at);
 }
@@ -350,7 +351,7 @@ void cut_check(struct reaper *r, uint32_t at)
 			tracers_end(slot);
 		strike_again(r, at);
 		objects_revoke(r, at);
-		if (now >= slot->began_ns + HASTEN_NS && !slot->hastened && !slot->cgroup_gone)
+		if (!slot->hastened && !slot->cgroup_gone)
 			hasten(slot);
 		slot->interval_ns = sooner(2 * slot->interval_ns, LAST_LOOK_NS);
 		slot->check_ns =

@@ -120,6 +120,8 @@ struct slot {
 	uint32_t next_free;
 	uint32_t claimant; /* client that sent the last REVOKE */
 	uint32_t claim_serial;
+	uint32_t armer; /* client that sent the last ARM */
+	uint32_t arm_serial;
 	uint32_t outbox_next;
 	uint32_t outbox_previous;
 	uint32_t child;

@@ -255,6 +255,10 @@ static int arm_one(
 		rc = check_brought(request, entry, &brought);
 	if (rc == 0)
 		rc = arm_checked(r, entry, &brought, pidfd, now_ns);
+	if (rc >= 0) {
+		r->slots[rc].armer = request->client;
+		r->slots[rc].arm_serial = r->clients[request->client].serial;
+	}
 	if (brought.cgroup_fd >= 0)
 		close(brought.cgroup_fd);
 	return rc;

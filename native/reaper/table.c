@@ -31,7 +31,7 @@ static void blank(struct slot *slot)
 	for (size_t i = 0; i < LEASED_REAPER_MEMFDS_MAX; i++)
 		slot->memfd[i] = -1;
 	slot->due_ns = slot->missing_ns = slot->backstop_ns = NEVER;
-	slot->heap_at = slot->claimant = slot->child = NONE;
+	slot->heap_at = slot->claimant = slot->armer = slot->child = NONE;
 	slot->outbox_next = slot->outbox_previous = slot->next_free = NONE;
 	slot->objects_next = NONE;
 }

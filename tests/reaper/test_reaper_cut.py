@@ -89,6 +89,35 @@ async def test_everybody_in_the_leaf_and_the_bound_holder_die_at_the_deadline() 
             nursery.cancel_scope.cancel()
 
 
+async def test_the_agent_is_told_of_a_cut_that_it_did_not_ask_for() -> None:
+    told: list[int] = []
+    heard = trio.Event()
+
+    def hear() -> None:
+        told.append(BootClock().now().boot_ns)
+        heard.set()
+
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = SingleLink(host.socket_path, cut=hear)
+            await nursery.start(link.run)
+            asked, due = lease_of(ttl_ms=LATER_MS), lease_of(ttl_ms=SOON_MS)
+            leaf = host.leaf(due)
+            host.sleeper(leaf)
+            await link.arm(asked, host.leaf(asked), (), None)
+            await link.arm(due, leaf, (), None)
+            await link.revoke(asked.lease_id)
+            assert told == []
+            with trio.fail_after(5):
+                await heard.wait()
+            assert due.deadline_ns <= told[0]
+            # Whoever asks is told all the same, and it is not news.
+            report = await link.revoke(due.lease_id)
+            assert report.clean and report.by_reaper and report.cut_ns <= told[0]
+            assert len(told) == 1
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_tracer_outside_keeps_nobody_at_its_exit() -> None:
     with ReaperHost() as host:
         async with trio.open_nursery() as nursery:

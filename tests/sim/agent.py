@@ -31,7 +31,7 @@ from leased.service.custody import Custodian
 from leased.service.grantor import Grantor
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
-from leased.service.ticker import Ticker
+from leased.service.ticker import LATE_NS, Ticker
 from leased.terms.command import Command, HolderGone
 from leased.terms.effect import Effect, Notify
 from leased.terms.event import EpochSealed
@@ -147,7 +147,9 @@ class Agent:
             sampler=Unsampled(),
             submit=submit,
         )
-        self._ticker = Ticker(lessor=self.lessor, clock=site.clock, submit=submit)
+        self._ticker = Ticker(
+            lessor=self.lessor, clock=site.clock, submit=submit, late_ns=LATE_NS
+        )
 
     async def boot(self) -> None:
         """As `service.agent.build`: replay, agree with the reaper, seal that the node serves."""

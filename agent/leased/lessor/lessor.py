@@ -126,15 +126,15 @@ class Lessor:
         if lease is not None:
             self.table.leases[lease_id] = msgspec.structs.replace(lease, granted_sequence=sequence)
 
-    def next_deadline_ns(self) -> int | None:
-        """When the next Tick is due: when the first lease, drain, wait or overage ends."""
-        table = self.table
-        first = table.deadlines.next_ns()
-        if self.queue or table.overages:
-            others = (self.queue.next_ns(), table.overages.ends.next_ns())
-            ends = [at_ns for at_ns in (first, *others) if at_ns is not None]
-            return min(ends, default=None)
-        return first
+    def next_deadline_ns(self, late_ns: int = 0) -> int | None:
+        """When the next Tick is due: when the first wait or overage ends, or `late_ns` after the
+        first lease or drain does."""
+        first = self.table.deadlines.next_ns()
+        ends = [] if first is None else [first + late_ns]
+        if self.queue or self.table.overages:
+            others = (self.queue.next_ns(), self.table.overages.ends.next_ns())
+            ends += [at_ns for at_ns in others if at_ns is not None]
+        return min(ends, default=None)
 
     @property
     def policy(self) -> Policy:

@@ -51,7 +51,7 @@ from leased.service.telemetry.outlets import Outlets
 from leased.service.telemetry.sampling import Telemetry
 from leased.service.telling.feed import Feed
 from leased.service.telling.vitals import Vitals
-from leased.service.ticker import Ticker
+from leased.service.ticker import LATE_NS, Ticker
 from leased.service.watcher import Watcher, first_look
 from leased.terms.command import Caller, Heartbeat, Revoke, Stop
 from leased.terms.effect import Effect
@@ -118,6 +118,7 @@ class Agent:
             config.paths.reaper_socket,
             restart=None if lifeline.connected else partial(spawn_configured, config),
             lost=self._lose_lease,
+            cut=lambda: self.ticker.note_cut(),
             cut_s=config.timing.cut_ns / NS_PER_S + ANSWER_S,
         )
         self.sequencer = Sequencer(
@@ -141,7 +142,7 @@ class Agent:
         self.feed = Feed(lessor.table.find)
         self.holders = Holders(submit, self._lose_owner)
         self.notifier = Notifier(config.paths.leases_dir)
-        self.ticker = Ticker(lessor=lessor, clock=clock, submit=submit)
+        self.ticker = Ticker(lessor=lessor, clock=clock, submit=submit, late_ns=LATE_NS)
         self.telemetry = self._make_telemetry()
         self.outlets = self._make_outlets()
         self.grantor, self.reclaimer = self._make_hands()

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 
 from leased.lessor.lessor import EXPIRIES_MAX
-from leased.service.ticker import BACKSTOP_NS
-from leased.terms.command import Renew
+from leased.service.sequencer import Deliver
+from leased.service.ticker import BACKSTOP_NS, LATE_NS, Ticker
+from leased.terms.command import Renew, Tick
 from leased.terms.event import Expired
 from leased.terms.lease import Ending, LeaseState
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.policy import Policy
+from leased.terms.reply import Done
 from tests.doubles.desk import ACME
 from tests.doubles.serving import Host
+from tests.sim.clock import SimClock
 
 
 async def ended_at(host: Host, lease_id: bytes) -> int:
@@ -92,3 +96,42 @@ async def test_more_than_fit_in_one_tick_all_end(autojump_clock: trio.testing.Mo
         assert ended == count
         await trio.sleep(5)
         assert agent.free == 1024 * 4096 and not host.reaper.slots
+
+
+class Due:
+    """A lessor of which only one lease's deadline is known."""
+
+    def __init__(self, deadline_ns: int) -> None:
+        self.deadline_ns: int | None = deadline_ns
+
+    def next_deadline_ns(self, late_ns: int = 0) -> int | None:
+        return None if self.deadline_ns is None else self.deadline_ns + late_ns
+
+
+@pytest.mark.parametrize(
+    ("cut_after_ns", "ticked_after_ns"),
+    [(NS_PER_MS, NS_PER_MS), (None, LATE_NS), (-NS_PER_S, LATE_NS)],
+    ids=["told", "not told", "told of another"],
+)
+async def test_at_a_deadline_the_reaper_goes_first(
+    autojump_clock: trio.testing.MockClock, cut_after_ns: int | None, ticked_after_ns: int
+) -> None:
+    clock = SimClock()
+    deadline_ns = clock.now().boot_ns + 2 * NS_PER_S
+    due, ticked = Due(deadline_ns), trio.Event()
+
+    def submit(_tick: Tick, deliver: Deliver) -> None:
+        due.deadline_ns = None
+        deliver(Done())
+        ticked.set()
+
+    ticker = Ticker(lessor=due, clock=clock, submit=submit, late_ns=LATE_NS)  # type: ignore
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ticker.run)
+        if cut_after_ns is not None:
+            await clock.sleep_until(deadline_ns + cut_after_ns)
+            ticker.note_cut()
+        await ticked.wait()
+        late_ns = clock.now().boot_ns - deadline_ns
+        assert ticked_after_ns <= late_ns < ticked_after_ns + NS_PER_MS
+        nursery.cancel_scope.cancel()

@@ -64,13 +64,15 @@ class ReaperLink:
         *,
         restart: Callable[[], Awaitable[object]] | None = None,
         lost: Callable[[LeaseId, int], None] | None = None,
+        cut: Callable[[], None] = lambda: None,
         answer_s: float = ANSWER_S,
         cut_s: float = CUT_S,
     ) -> None:
         """`restart` starts a reaper when nobody listens; `lost` is told (lease, errno) of a lease
         that could not be armed again after a reconnection and is therefore not enforced any
-        more."""
+        more; `cut` is called when the reaper has cut what nobody asked it to cut yet."""
         self._lost = lost
+        self._cut = cut
         self._answer_s = answer_s
         self._cut_s = cut_s
         self._exchange = Exchange(socket_path, self, restart=restart, answer_s=answer_s)
@@ -278,10 +280,15 @@ class ReaperLink:
             held.slot = None
 
     def reported(self, reports: Sequence[CutReport]) -> None:
-        """Cuts have ended."""
+        """Cuts have ended. Those that nobody asked for are told again when somebody does."""
+        unasked = False
         for report in reports:
-            for chunk in self._reports.pop(report.lease_id, ()):
+            waiters = self._reports.pop(report.lease_id, ())
+            unasked = unasked or not waiters
+            for chunk in waiters:
                 chunk.ticket.answer(chunk.at, [report])
+        if unasked:
+            self._cut()
 
     def revoked(self, chunk: Chunk, status: int, boot_ns: int) -> None:
         """0: the report follows. A lease that neither we nor the reaper ever held has nothing to
