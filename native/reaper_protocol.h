@@ -20,7 +20,8 @@
  *                              cursor, 0 at the end
  *   BOARD   no entry           no entry, and a descriptor of the board (below)
  *
- * CUT packets (serial 0) come by themselves, to the connection that sent the REVOKE last. A REVOKE
+ * CUT packets (serial 0) come by themselves, to the connection that sent the REVOKE last, and of a cut
+ * at the deadline that nobody asked for to the one that sent the ARM last. A REVOKE
  * also claims the lease: while its connection is heard of, the backstop leaves the memory to the
  * agent. What cannot be understood is answered by ERROR, or the connection is closed.
  *
