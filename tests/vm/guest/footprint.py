@@ -6,6 +6,7 @@ Rule: the kernel's own lists, not the agent's word.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -49,12 +50,16 @@ def steady(apart_s: int = 5) -> dict[str, int]:
         last = now
 
 
-def differs(before: dict[str, int]) -> bool:
-    """Whether anything is more or less than it was; what that is, is in the test's output."""
-    different = {n: (before[n], now) for n, now in counted().items() if now != before[n]}
-    if different:
-        print("before and now:", different)
-    return bool(different)
+def differing(before: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """What is more or less than it was: before and now."""
+    return {n: (before[n], now) for n, now in counted().items() if now != before[n]}
+
+
+def is_again(before: dict[str, int]) -> None:
+    """Wait until all is as it was."""
+    with contextlib.suppress(AssertionError):
+        host.eventually("as many of each as before", lambda: not differing(before))
+    assert differing(before) == {}
 
 
 def _rdma_objects() -> int:

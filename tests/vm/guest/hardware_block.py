@@ -496,7 +496,7 @@ def test_grants_that_fail_and_grants_that_end_leave_nothing() -> None:
             failing(*((A1, B2) if turn % 5 == 0 else (B2,)))
             if turn % 15 == 0:
                 whole()
-        eventually("as many of each as before", lambda: not footprint.differs(before))
+        footprint.is_again(before)
         assert drives.read_past_caches(drives.device(B2), 0, drives.BLOCK_BYTES) == MARKER
     finally:
         os.pwrite(fd, bytes(drives.BLOCK_BYTES), 0)

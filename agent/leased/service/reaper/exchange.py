@@ -30,7 +30,9 @@ from leased.terms.errors import DeviceError, ProtocolError
 from leased.terms.teardown import CutReport
 
 HEARTBEAT_S: Final = 0.5
-LOOK_S: Final = 0.1
+LOOKS: Final = 10
+"""So often, while an answer may take, is looked for those that took too long."""
+
 RECONNECT_S: Final = 0.05
 ARMS_PER_PACKET: Final = 128
 _CONTROL: Final = socket.CMSG_SPACE(4 * (protocol.FDS_MAX + 3))
@@ -304,7 +306,7 @@ class Exchange:
 
     async def _expire(self) -> None:
         while True:
-            await trio.sleep(LOOK_S)
+            await trio.sleep(self._answer_s / LOOKS)
             now = trio.current_time()
             if self._socket is not None and any(due <= now for _, due in self._sent.values()):
                 # Unresponsive: whatever it still does, this connection is over.
