@@ -12,6 +12,7 @@ from __future__ import annotations
 import array
 import contextlib
 import json
+import math
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+import trio.testing
 
 from leased.service.config import Sockets
 from leased.wire.description import TENANT_INTERFACES
@@ -151,6 +153,25 @@ class House:
             visitor.close()
 
 
+class WaitForThreads(trio.abc.Instrument):
+    """A clock that jumps when every task waits does not while a task waits for a thread, which a
+    slow disk holds for as long as it likes.
+    """
+
+    def __init__(self, clock: trio.abc.Clock) -> None:
+        self._clock = clock if isinstance(clock, trio.testing.MockClock) else None
+        self._threshold_s = self._clock.autojump_threshold if self._clock is not None else 0.0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Look whether the step has sent a thread, or was what one had been waited for."""
+        if self._clock is None:
+            return
+        out = trio.to_thread.current_default_thread_limiter().borrowed_tokens
+        threshold_s = math.inf if out else self._threshold_s
+        if self._clock.autojump_threshold != threshold_s:
+            self._clock.autojump_threshold = threshold_s
+
+
 @contextlib.asynccontextmanager
 async def open_house(
     directory: Path, *, limits: Sockets | None = None, host: Host | None = None, **settings: int
@@ -168,6 +189,8 @@ async def open_house(
         plain.listen(64)
         service = described() if operator else described(TENANT_INTERFACES)
         doors.append((plain, service, operator))
+    waiting = WaitForThreads(trio.lowlevel.current_clock())
+    trio.lowlevel.add_instrument(waiting)
     try:
         async with (
             (host or Host()).standing() as standing,
@@ -183,5 +206,6 @@ async def open_house(
                 house.leave()
                 nursery.cancel_scope.cancel()
     finally:
+        trio.lowlevel.remove_instrument(waiting)
         for plain, _, _ in doors:
             plain.close()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -29,21 +28,11 @@ from leased.ctl.agent import find_lease, name_requeued, online, socket_path
 from leased.ctl.asks import add_rank, add_request, request
 from leased.ctl.child import Child, Orders
 from leased.ctl.console import NS_PER_S, Console, length
+from leased.ctl.forwarding import Forwarding
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_LEASE_LOST, InvalidParameter, LeasedError, NoSuchLease
 from leased.wire import parameters, replies
 
-FORWARDED: Final = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGWINCH,
-)
-SI_KERNEL: Final = 0x80
-"""si_code of what the terminal sends: the whole foreground group gets it, the command too."""
 NOTICE_SIGNALS: Final = {
     "TERM": signal.SIGTERM,
     "INT": signal.SIGINT,
@@ -339,50 +328,27 @@ async def _pass_notice(
         pass  # it has left already
 
 
-class Forwarding:
-    """From `begin` to `end`, signals sent to us go to the command, unless the terminal sent them to
-    both of us.
-
-    They stay blocked after the end: what is left to do then is to give the lease back.
-    """
-
-    def __init__(self, child: Child) -> None:
-        self._child: Child | None = child
-
-    def begin(self) -> None:
-        """Block them here, and wait for them in a thread of its own: only sigwaitinfo tells who
-        sent one.
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
-        threading.Thread(target=self._forward, daemon=True).start()
-
-    def end(self) -> None:
-        """Forward no more."""
-        self._child = None
-
-    def _forward(self) -> None:
-        while True:
-            told = signal.sigwaitinfo(FORWARDED)
-            child = self._child
-            if child is not None and told.si_code != SI_KERNEL:
-                try:
-                    signal.pidfd_send_signal(child.pidfd, told.si_signo)
-                except OSError:
-                    continue  # it is gone, and so is the need to tell it
-
-
 async def _was_lost(session: Session, held: Holding, console: Console) -> bool:
-    """Whether the command was killed because its lease had ended; says so."""
+    """Whether the command was killed because its lease had ended; says so.
+
+    The reaper kills at the deadline and the agent records that after it (decision 0069), so we may
+    know of the end before the agent does.
+    """
+    name, overdue = render.short(held.lease_id), console.boot_ns() >= held.deadline_ns
     try:
         lease = await session.describe(held.lease_id)
+        if lease.runtime.ended is None and overdue:
+            lease = await session.wait(lease.lease_id, until="ended", timeout_s=session.timeout_s)
     except NoSuchLease:
-        console.note(f"lease {render.short(held.lease_id)} is lost")
+        console.note(f"lease {name} is lost")
         return True
     except (AgentUnavailable, Refused):
-        return held.lost.is_set()
+        if overdue:
+            console.note(f"lease {name} is lost: its deadline has passed")
+        return overdue or held.lost.is_set()
     if lease.runtime.ended is None or lease.runtime.ended == "released":
         return False
-    console.note(f"lease {render.short(held.lease_id)} is lost: {render.ending(lease)}")
+    console.note(f"lease {name} is lost: {render.ending(lease)}")
     return True
 
 

@@ -6,6 +6,7 @@ who repeats himself, hangs up or lies gets.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -504,3 +505,15 @@ async def test_a_policy_is_put_in_force_over_the_admin_socket(
         name, error = await me.refused("Lease.Acquire", resources=more)
         assert (name, error["limit"]) == ("Refused", 1), "nothing of it is in force"
         assert [path.stem for path in (tmp_path / "policies").iterdir()] == [told["policy_hash"]]
+
+
+async def test_time_that_jumps_waits_for_a_thread(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A policy is written in a thread: however slow the disk is, no lease of the test ends."""
+    async with open_house(tmp_path):
+        before = trio.current_time()
+        await trio.to_thread.run_sync(hashlib.pbkdf2_hmac, "sha256", b"", b"", 100_000)
+        assert trio.current_time() == before
+        await trio.sleep(60)
+        assert trio.current_time() == before + 60

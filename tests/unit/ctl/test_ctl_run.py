@@ -143,8 +143,34 @@ def test_a_command_killed_with_its_lease_is_79(tmp_path: Path, memfd: int) -> No
     assert status == 79 and "is lost: expired" in err
 
 
+def test_a_command_killed_before_the_agent_knows_of_the_end_is_79(
+    tmp_path: Path, memfd: int
+) -> None:
+    """The reaper kills at the deadline, and the agent ends the lease after that."""
+    over = lease(deadline_boottime_ns=1)
+    scripted = script(
+        **{
+            "io.leased.Lease.Acquire": {"lease": over, "fds": [], "access": [], "attached": False},
+            "io.leased.Lease.Describe": {"lease": over, "access": []},
+            "io.leased.Lease.Wait": {"lease": lease(state="revoking", ended="expired")},
+        }
+    )
+    with CannedAgent(tmp_path, scripted, [memfd]) as agent:
+        command = ("sh", "-c", "kill -KILL $$")
+        words = ("run", "--mem", "1MiB", "--no-renew", "--", *command)
+        status, _, err = finish(start(agent, *words))
+        assert agent.asked("io.leased.Lease.Wait")["until"] == "ended"
+    assert status == 79 and "is lost: expired" in err
+
+
 def test_a_command_killed_by_somebody_else_is_137(tmp_path: Path, memfd: int) -> None:
-    scripted = script(**{"io.leased.Lease.Describe": {"lease": lease(), "access": []}})
+    held = lease(deadline_boottime_ns=10**18)
+    scripted = script(
+        **{
+            "io.leased.Lease.Acquire": {"lease": held, "fds": [], "access": [], "attached": False},
+            "io.leased.Lease.Describe": {"lease": held, "access": []},
+        }
+    )
     with CannedAgent(tmp_path, scripted, [memfd]) as agent:
         command = ("sh", "-c", "kill -KILL $$")
         status, _, _ = finish(start(agent, "run", "--mem", "1MiB", "--", *command))

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals that are sent to `leasectl run` and meant for the command it runs.
+
+Rule: what the terminal sends reaches the whole foreground group, the command too, and is not sent
+again. Does not decide what becomes of either of them.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Final
+
+from leased.ctl.child import Child
+
+FORWARDED: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+SI_KERNEL: Final = 0x80
+"""si_code of what the terminal sends: the whole foreground group gets it, the command too."""
+
+
+class Forwarding:
+    """From `begin` to `end`, signals sent to us go to the command, unless the terminal sent them to
+    both of us.
+
+    They stay blocked after the end: what is left to do then is to give the lease back.
+    """
+
+    def __init__(self, child: Child) -> None:
+        self._child: Child | None = child
+
+    def begin(self) -> None:
+        """Block them here, and wait for them in a thread of its own: only sigwaitinfo tells who
+        sent one.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+        threading.Thread(target=self._forward, daemon=True).start()
+
+    def end(self) -> None:
+        """Forward no more."""
+        self._child = None
+
+    def _forward(self) -> None:
+        while True:
+            told = signal.sigwaitinfo(FORWARDED)
+            child = self._child
+            if child is not None and told.si_code != SI_KERNEL:
+                try:
+                    signal.pidfd_send_signal(child.pidfd, told.si_signo)
+                except OSError:
+                    continue  # it is gone, and so is the need to tell it
