@@ -316,6 +316,23 @@ static bool has_exited(const struct slot *slot)
 	return poll(&wait, 1, 0) == 1;
 }
 
+/* See who is gone. Of him nothing more is heard: a pidfd stays readable, and so does cgroup.events
+ * until it is read. We would turn without a pause, before everybody on this processor, until the
+ * cut has ended, and what the cutters wait for is the kernel's own threads. */
+static void look(struct reaper *r, struct slot *slot)
+{
+	if (!slot->cgroup_gone && cgroup_is_empty(slot)) {
+		slot->cgroup_gone = true;
+		if (slot->cgroup_fd >= 0)
+			(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, slot->cgroup_fd, NULL);
+	}
+	if (!slot->holder_gone && has_exited(slot)) {
+		slot->holder_gone = true;
+		if (slot->pidfd >= 0)
+			(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, slot->pidfd, NULL);
+	}
+}
+
 static void note_killed(struct slot *slot, uint64_t now)
 {
 	struct leased_reaper_step_report *kill = cut_step(&slot->report, LEASED_REAPER_STEP_KILL);
@@ -332,8 +349,7 @@ void cut_check(struct reaper *r, uint32_t at)
 	struct slot *slot = &r->slots[at];
 	if (slot->moving.phase != LEASED_REAPER_CUTTING && !slot->given_up)
 		return;
-	slot->cgroup_gone = slot->cgroup_gone || cgroup_is_empty(slot);
-	slot->holder_gone = slot->holder_gone || has_exited(slot);
+	look(r, slot);
 	uint64_t now = boot_now();
 	note_killed(slot, now);
 	if (slot->killed && slot->objects_gone) {

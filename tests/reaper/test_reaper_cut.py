@@ -55,6 +55,11 @@ def tracer_of(*pids: int) -> subprocess.Popen[bytes]:
     return process
 
 
+def ran_ns(pid: int) -> int:
+    """How long a process has had a processor (/proc/PID/schedstat)."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+
+
 async def _cut_at_deadline(link: SingleLink, lease_id: bytes, deadline_ns: int) -> CutReport:
     await BootClock().sleep_until(deadline_ns)
     [report] = await link.revoke_many([lease_id])
@@ -143,6 +148,34 @@ async def test_a_tracer_outside_keeps_nobody_at_its_exit() -> None:
                 for process in (first, second, other):
                     process.kill()
                     process.wait(5)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("stays", ["leaf", "holder"])
+async def test_who_is_gone_takes_no_processor_while_others_stay(stays: str) -> None:
+    """A pidfd stays readable, cgroup.events tells of every change until it is read: a reaper that
+    goes on listening turns before everybody else, the kernel's own threads too.
+    """
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = SingleLink(host.socket_path)
+            await nursery.start(link.run)
+            lease = lease_of(ttl_ms=LATER_MS)
+            leaf = host.leaf(lease)
+            inside, holder = host.sleeper(leaf), host.sleeper()
+            tracer = tracer_of(inside.pid if stays == "leaf" else holder.pid)
+            try:
+                await link.arm(lease, leaf, (), host.pidfd(holder))
+                before_ns = ran_ns(host.process.pid)
+                report = await link.revoke(lease.lease_id)
+                turning_ns = ran_ns(host.process.pid) - before_ns
+                assert report.clean, report
+                [kill] = [step for step in report.steps if step.step is TeardownStep.KILL]
+                assert turning_ns < (kill.ended_ns - kill.began_ns) // 4, "half a second and more"
+                assert kill.ended_ns - kill.began_ns > 400 * NS_PER_MS, "the tracer let go"
+            finally:
+                tracer.kill()
+                tracer.wait(5)
             nursery.cancel_scope.cancel()
 
 
