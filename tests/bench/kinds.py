@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -103,7 +102,7 @@ def measure_kinds(directory: Path, *, rounds: int, say: Callable[[str], None]) -
                 for _ in range(rounds):
                     leases.add(_hold_past_the_deadline(agent, kind, twin))
                     alone_ns.append(_end_by_kernel_alone())
-            alone = {"kernel_alone_p50_ns": statistics.median(alone_ns)}
+            alone = percentiles("kernel_alone", alone_ns)
             if twin is not None:
                 alone |= percentiles("driver_alone", twin.took_ns)
             measured.append((kind, bounds | alone, leases))

@@ -145,7 +145,7 @@ def test_each_kind_has_its_bar_and_a_fence_misses_it(
     kind: str, cut_ms: int, whole_ms: int, fenced: int, cut_held: bool, whole_held: bool | None
 ) -> None:
     row = {"kind": kind, "ended": 3, "fenced": fenced, "cut_bound_ns": 1, "whole_bound_ns": 1}
-    row["kernel_alone_p50_ns"] = 10**6
+    row |= {"kernel_alone_p50_ns": 10**6, "kernel_alone_p99_ns": 2 * 10**6}
     for share in ("p50", "p99", "max"):
         row |= {f"cut_{share}_ns": cut_ms * 10**6, f"proven_{share}_ns": whole_ms * 10**6}
         row |= {f"cut_to_proven_{share}_ns": 10**6}
@@ -173,9 +173,9 @@ def test_a_peer_is_refused_in_time_or_had_its_last_answer_in_time() -> None:
     rows += [{**row, "way": "killed", "refused_max_ns": 10**9}, {**row, "way": "killed", **slow}]
     held = [line.held for line in table.region_lines(rows)]
     assert held == [None, True, True, True, False], "12 ms: twice what the kernel alone takes"
-    ends = {**row, "way": "the kernel alone (cgroup.kill)", "last_max_ns": 10**9}
-    for takes_ns, holds in ((6_500_000, True), (6_499_999, False)):
-        lines = table.region_lines([*rows, {**ends, "taking_p50_ns": takes_ns}])
+    ends = {**row, "way": "the kernel alone (cgroup.kill)", "taking_p50_ns": 10**9}
+    for last_ns, holds in ((6_500_000, True), (6_499_999, False)):
+        lines = table.region_lines([*rows, {**ends, "last_max_ns": last_ns}])
         assert [line.held for line in lines] == [None, True, True, True, holds, None]
     assert not table.region_lines([])
 

@@ -6,6 +6,7 @@ of the agent has left: mappings of nobody's, namespaces that a fence keeps.
 from __future__ import annotations
 
 import errno
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -42,6 +43,8 @@ class Crew:
         self.dismissed: list[str] = []
         self.mapped: tuple[str, ...] = ()
         self.seen = calls.Seen((), ())
+        self.exclusive = False
+        self.after_looking: Callable[[], Awaitable[object]] | None = None
 
     async def task(
         self, worker: str, backend: str, verb: str, argument: Any, returns: type, **_: Any
@@ -54,6 +57,13 @@ class Crew:
             raise self.failing.pop(verb)
         if verb == "ready" and identity in self.failing:
             raise self.failing[identity]
+        if verb == "look" and self.after_looking is not None:
+            await self.after_looking()
+        if verb == "ready":
+            self.exclusive = True
+        examined = FILLED if getattr(argument, "contents", False) else BLANK
+        if self.exclusive:
+            examined = msgspec.structs.replace(BLANK, busy=True)
         answers: dict[type, msgspec.Struct] = {
             calls.Readied: calls.Readied((253, 0), 1, 1, 64),
             calls.Cleaned: calls.Cleaned(True, 4096, "", ()),
@@ -61,7 +71,7 @@ class Crew:
             calls.Nothing: calls.Nothing(),
             calls.Mapped: calls.Mapped(self.mapped),
             calls.Seen: self.seen,
-            calls.Examined: FILLED if getattr(argument, "contents", False) else BLANK,
+            calls.Examined: examined,
         }
         return answers[returns]
 
@@ -70,7 +80,11 @@ class Crew:
         return await self.task(*asked, **more)
 
     def defer(self, name: str) -> None:
-        assert name == "block survey"
+        assert name == "block survey" or name.startswith("block examining ")
+
+    def is_stuck(self, name: str) -> bool:
+        """Nobody is."""
+        return False
 
     def dismiss(self, name: str) -> None:
         """A worker that is not needed any more."""
@@ -171,3 +185,25 @@ async def test_what_a_fenced_lease_left_keeps_its_namespace_in_the_inventory() -
         backend.recall(recalled)
         found = await backend.survey()
         assert {one.resource_id for one in found.resources} == offered, found.notes
+
+
+async def test_what_is_leased_while_a_survey_looks_at_it_stays_in_the_inventory() -> None:
+    """The survey began when it was free, and asks who has it when the lease's own mapping does: a
+    resource that vanished under its lease would have it revoked.
+    """
+    crew = Crew()
+    crew.seen = calls.Seen((seen(identity=FIRST),), ())
+    backend = BlockBackend(crew, UNUSED)  # type: ignore[arg-type]
+    crew.after_looking = lambda: backend.prepare(make_lease(ONE), [ONE], "", ())
+    found = await backend.survey()
+    assert {one.resource_id for one in found.resources} == {ONE.resource_id}, found.notes
+
+
+async def test_somebody_else_who_has_it_keeps_it_out_for_only_as_long() -> None:
+    crew = Crew()
+    crew.seen = calls.Seen((seen(identity=FIRST),), ())
+    block = BlockConfig(namespaces=(FIRST,))
+    backend = BlockBackend(crew, HardwareConfig(block=block))  # type: ignore[arg-type]
+    for crew.exclusive in (True, False):
+        found = await backend.survey()
+        assert bool(found.resources) is not crew.exclusive, found.notes

@@ -16,6 +16,7 @@ Does not read sysfs, open a device or ask a drive: its workers do (`carrying`).
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterable, Sequence
@@ -58,6 +59,8 @@ from leased.terms.teardown import StepReport
 
 ACCESS_NAME: Final = "LEASE_BLOCK_"
 SURVEYOR: Final = "block survey"
+EXAMINING: Final = "examining "
+CLEANING: Final = "cleaning "
 PROOF: Final = "proof "
 WORKERS_MAX: Final = 4
 SCAN_BUDGET_NS: Final = 2_000_000_000
@@ -79,9 +82,11 @@ class BlockBackend:
         self._drives: dict[str, str] = {}
         self._ways: dict[tuple[LeaseId, str], str] = {}
         self._marked: dict[str, LeaseId] = {}
+        self._turns: dict[str, trio.Lock] = {}
         self._own: set[LeaseId] = set()
         self._swept = True
-        crew.defer(SURVEYOR)
+        for name in (SURVEYOR, *(f"block {EXAMINING}{n}" for n in range(WORKERS_MAX))):
+            crew.defer(name)
 
     def serves(self, allotment: Allotment) -> bool:
         """Every namespace."""
@@ -143,17 +148,22 @@ class BlockBackend:
         if known is not None and not contents:
             return known
         asked = calls.Examine(namespace.identity, contents)
+        worker = self._worker(namespace.identity, EXAMINING)
         try:
-            worker = self._worker(namespace.identity)
-            fresh = await self._ask(worker, "examine", asked, Examined, extra_ns=STARTING_NS)
+            if self._crew.is_stuck(worker):
+                raise DeviceError("worker_answer", errno.EBUSY, "its worker hangs")
+            async with self._turn(namespace.identity):
+                fresh = await self._ask(worker, "examine", asked, Examined, extra_ns=STARTING_NS)
         except DeviceError as error:
             if known is None:
                 return f"its drive does not answer: {error}"
             # Whoever has it keeps it: what a drive that hangs does is seen at the teardown.
             return msgspec.structs.replace(known, sick=f"does not answer: {error}")
-        if ours:
+        # It may have been leased since we looked, and then it is our own mapping that has it.
+        if ours or namespace.identity in self._marked:
             fresh = msgspec.structs.replace(fresh, busy=False)
-        self._known[key] = fresh
+        if not fresh.busy:
+            self._known[key] = fresh
         return fresh
 
     # -- the grant ---------------------------------------------------------------------------------
@@ -194,13 +204,14 @@ class BlockBackend:
             canaries=self._config.canaries,
             blank=self._config.offer is Offer.UNUSED,
         )
-        try:
-            made = await self._ask(self._worker(identity), "ready", asked, calls.Readied)
-        except DeviceError as error:
-            if error.verb not in (calls.NOT_BEGUN, "worker_answer"):
-                self._marked[identity] = lease.lease_id
-            raise
-        self._marked[identity] = lease.lease_id
+        async with self._turn(identity):
+            try:
+                made = await self._ask(self._worker(identity), "ready", asked, calls.Readied)
+            except DeviceError as error:
+                if error.verb not in (calls.NOT_BEGUN, "worker_answer"):
+                    self._marked[identity] = lease.lease_id
+                raise
+            self._marked[identity] = lease.lease_id
         return made
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
@@ -272,7 +283,8 @@ class BlockBackend:
             settle_ns=self._config.settle_budget_ns,
             erase_ns=self._config.erase_budget_ns,
         )
-        worker = f"block erase {identity}" if ways else self._worker(identity)
+        # Not behind a survey that asks the drive about its other namespaces.
+        worker = f"block erase {identity}" if ways else self._worker(identity, CLEANING)
         extra_ns = self._config.settle_budget_ns
         extra_ns += erase_extra_ns(self._hardware, allotment.capacity, raw=raw)
         try:
@@ -356,6 +368,10 @@ class BlockBackend:
             self._swept = True
 
     # -- workers -----------------------------------------------------------------------------------
+
+    def _turn(self, identity: str) -> trio.Lock:
+        """Whoever has a namespace exclusively, if only to look at it, is in the others' way."""
+        return self._turns.setdefault(identity, trio.Lock())
 
     def _worker(self, identity: str, what: str = "") -> str:
         """The worker of the namespace's drive."""
