@@ -267,6 +267,8 @@ class Agent:
             notices=hotplug.watch,
             clock_steps=self.clock.steps,
             say=self.journald.say,
+            contents=self.config.hardware.block.by_contents,
+            quiet=self.reclaimer.quiet,
         )
         await nursery.start(self.sequencer.run)
         for task in (

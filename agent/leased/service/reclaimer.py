@@ -92,6 +92,13 @@ class Reclaimer:
         self._closed: Gathering[LeaseId] = Gathering()
         self._stragglers: Gathering[tuple[Lease, CutReport]] = Gathering()
         self._late: Gathering[tuple[Lease, int]] = Gathering()
+        self._under_way = 0
+        self._ended = trio.lowlevel.ParkingLot()
+
+    async def quiet(self) -> None:
+        """Return when nothing is torn down."""
+        while self._under_way:
+            await self._ended.park()
 
     def start(self, effect: Effect) -> None:
         """Take an effect of a committed batch."""
@@ -111,18 +118,18 @@ class Reclaimer:
             slots = trio.Semaphore(SLOW_AT_ONCE_MAX)
             while True:
                 gathered = await self._teardowns.take(BATCH_MAX)
+                # Not awaited: a lease whose holder will not die must not delay those that end after
+                # it.
                 quick: list[Lease] = []
                 for lease in gathered:
                     if _memory_bytes(lease) > QUICK_BYTES_MAX:
-                        nursery.start_soon(self._reclaim_slowly, lease, slots)
+                        nursery.start_soon(self._attend, [lease], slots)
                     elif self._goes_alone(lease):
-                        nursery.start_soon(self._reclaim, [lease])
+                        nursery.start_soon(self._attend, [lease])
                     else:
                         quick.append(lease)
                 if quick:
-                    # Not awaited: a lease whose holder will not die must not delay those that end
-                    # after it.
-                    nursery.start_soon(self._reclaim, quick)
+                    nursery.start_soon(self._attend, quick)
 
     def _goes_alone(self, lease: Lease) -> bool:
         """What would keep others waiting: a grant that is not finished, an end in order, a drive
@@ -130,10 +137,19 @@ class Reclaimer:
         drives = any(a.kind is ResourceKind.BLOCK for a in lease.subject.allotments)
         return drives or self._grantor.preparing(lease.lease_id) or self._withdraws(lease)
 
-    async def _reclaim_slowly(self, lease: Lease, slots: trio.Semaphore) -> None:
-        cut = await self._cut([lease])
-        async with slots:
-            await self._clean(cut)
+    async def _attend(self, leases: Sequence[Lease], slots: trio.Semaphore | None = None) -> None:
+        """Tear down, much memory (with `slots`) a few at once."""
+        self._under_way += 1
+        try:
+            if slots is None:
+                await self._reclaim(leases)
+            else:
+                cut = await self._cut(leases)
+                async with slots:
+                    await self._clean(cut)
+        finally:
+            self._under_way -= 1
+            self._ended.unpark_all()
 
     async def _reclaim(self, leases: Sequence[Lease]) -> None:
         cut: list[tuple[Lease, CutReport]] | None = None

@@ -11,7 +11,7 @@ Does not watch holders (`holders`) and does not decide what a change means for a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 import trio
@@ -35,6 +35,9 @@ SETTLE_NS = NS_PER_S
 TOUCHED_NS = 10 * NS_PER_S
 """So much later, where somebody may have written to a disk: each teardown of a namespace does, and
 a look is several workers' start."""
+
+PATIENCE_NS = 10 * NS_PER_S
+"""So long a look that nothing has changed for lets teardowns have the processors."""
 
 
 class Notice(Protocol):
@@ -70,8 +73,11 @@ class Watcher:
         notices: Callable[[], AsyncIterator[Notice]],
         clock_steps: Callable[[], AsyncIterator[int]],
         say: Callable[[str], None],
+        contents: bool = True,
+        quiet: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint,
     ) -> None:
-        """`inventory` is what was sealed last; `seen`: and that is what was seen."""
+        """`inventory` is what was sealed last; `seen`: and that is what was seen. `contents`: what
+        is on a disk decides whether it is offered. `quiet` returns when nothing is torn down."""
         self._devices = devices
         self._seen = seen
         self._clock = clock
@@ -80,6 +86,8 @@ class Watcher:
         self._notices = notices
         self._clock_steps = clock_steps
         self._say = say
+        self._contents = contents
+        self._quiet = quiet
         self._noticed = trio.Event()
         self._heard = trio.Event()
 
@@ -94,6 +102,9 @@ class Watcher:
                     with trio.move_on_after(TOUCHED_NS / NS_PER_S):
                         await self._noticed.wait()
                     await self._clock.sleep_until(self._clock.now().boot_ns + SETTLE_NS)
+                if not self._noticed.is_set():
+                    with trio.move_on_after(PATIENCE_NS / NS_PER_S):
+                        await self._quiet()
                 self._noticed, self._heard = trio.Event(), trio.Event()
                 await self.look()
 
@@ -126,7 +137,8 @@ class Watcher:
     async def _hear_notices(self) -> None:
         try:
             async for one in self._notices():
-                self.notice(touched=one.touched)
+                if self._contents or not one.touched:
+                    self.notice(touched=one.touched)
         except OSError as error:
             self._say(f"no notices of hotplug ({error.strerror}); looking every minute instead")
 

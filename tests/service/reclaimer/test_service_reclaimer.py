@@ -75,6 +75,22 @@ async def test_capacity_is_not_there_before_the_proof(
         assert isinstance(await agent.ask(host.acquire(PAGES)), Granted)
 
 
+async def test_quiet_is_when_nothing_is_torn_down(autojump_clock: trio.testing.MockClock) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(3)
+        await agent.reclaimer.quiet()
+        gate = host.devices.gates["prove"]
+        gate.shut()
+        await release(agent, lease)
+        await gate.reached.wait()
+        with trio.move_on_after(5) as waited:
+            await agent.reclaimer.quiet()
+        assert waited.cancelled_caught
+        gate.open()
+        await agent.reclaimer.quiet()
+        await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+
+
 async def test_only_a_release_spares_the_holder(autojump_clock: trio.testing.MockClock) -> None:
     async with Host().standing() as host, host.agent() as agent:
         host.reaper.gates["disarm"].shut()

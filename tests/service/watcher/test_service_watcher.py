@@ -13,7 +13,15 @@ import trio
 import trio.testing
 
 from leased.hardware.hotplug import Notice
-from leased.service.watcher import AGAIN_NS, RESCAN_NS, SETTLE_NS, TOUCHED_NS, Watcher, first_look
+from leased.service.watcher import (
+    AGAIN_NS,
+    PATIENCE_NS,
+    RESCAN_NS,
+    SETTLE_NS,
+    TOUCHED_NS,
+    Watcher,
+    first_look,
+)
 from leased.terms.command import Command, Observe, ObserveClockStep, ObserveHealth
 from leased.terms.errors import DeviceError
 from leased.terms.moment import NS_PER_S
@@ -46,6 +54,8 @@ class Outside:
         self._notice, self._notices = trio.open_memory_channel[Notice](100)
         self._step, self._steps = trio.open_memory_channel[int](100)
         self.deaf: OSError | None = None
+        self.torn_down = trio.Event()
+        self.torn_down.set()
 
     @property
     def looks(self) -> int:
@@ -74,7 +84,7 @@ class Outside:
 
     @contextlib.asynccontextmanager
     async def watched(
-        self, sealed: Inventory | None = None, *, seen: bool = True
+        self, sealed: Inventory | None = None, *, seen: bool = True, contents: bool = True
     ) -> AsyncIterator[Watcher]:
         """A watcher that runs."""
         watcher = Watcher(
@@ -86,6 +96,8 @@ class Outside:
             notices=self.hear,
             clock_steps=self.steps,
             say=self.said.append,
+            contents=contents,
+            quiet=lambda: self.torn_down.wait(),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watcher.run)
@@ -123,6 +135,39 @@ async def test_a_disk_that_was_touched_is_looked_at_by_and_by(
         outside.notice()
         await trio.sleep(SETTLE_S * 1.5)
         assert outside.looks == 2, "what is news does not wait for it"
+
+
+async def test_nobody_looks_at_a_touched_disk_whose_contents_do_not_matter(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    outside = Outside()
+    async with outside.watched(contents=False):
+        outside.notice(touched=True)
+        await trio.sleep(RESCAN_S - 1)
+        assert outside.looks == 0
+        outside.notice()
+        await trio.sleep(SETTLE_S * 1.5)
+        assert outside.looks == 1
+
+
+async def test_a_look_for_nothing_in_particular_lets_a_teardown_go_first(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """For a while; what the kernel tells of is looked at all the same."""
+    outside, patience_s = Outside(), PATIENCE_NS / NS_PER_S
+    outside.torn_down = trio.Event()
+    async with outside.watched():
+        await trio.sleep(RESCAN_S + patience_s / 2)
+        assert outside.looks == 0
+        outside.torn_down.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert outside.looks == 1
+        outside.torn_down = trio.Event()
+        await trio.sleep(RESCAN_S + patience_s + 1)
+        assert outside.looks == 2, "not for ever"
+        outside.notice()
+        await trio.sleep(SETTLE_S * 1.5)
+        assert outside.looks == 3, "a device may be gone"
 
 
 async def test_only_a_difference_becomes_a_command(

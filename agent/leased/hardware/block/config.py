@@ -58,3 +58,8 @@ class BlockConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     settle_budget_ns: int = 2_000_000_000
     """udev looks into every device that changes: this long it is waited for."""
+
+    @property
+    def by_contents(self) -> bool:
+        """Whether what is on a disk decides whether it is offered."""
+        return self.offer is Offer.UNUSED
