@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observing: the looks that telemetry takes at the host, its leases and its devices, by workers.
 
-Rule: each source has a worker of its own, apart from those that grant and reclaim, so that nothing
-waits for telemetry; a look that does not come back in time costs its source that look. GPUs are
+Rule: each source has a worker of its own, apart from those that grant and reclaim and behind them
+where the processor is wanted, so that nothing waits for telemetry; a look that does not come back in time costs its source that look. GPUs are
 asked one after the other: one that hangs is known by that, and is not asked again before the
 worker that hangs on it has gone, and then later each time. Where the driver's errors are not to be
 listened to (`listen = false`), the GPUs are let go of after each round.
@@ -52,6 +52,8 @@ class Observer:
         resources: Callable[[], Iterable[Resource]],
     ) -> None:
         self._crew = crew
+        for worker in (WORKER, DRIVES, PORTS):
+            crew.defer(worker)
         self._gpus = next(one for one in backends if isinstance(one, GpuBackend))
         self._resources = resources
         self._aside: dict[str, tuple[int, int]] = {}
