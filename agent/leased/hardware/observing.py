@@ -2,10 +2,11 @@
 """Observing: the looks that telemetry takes at the host, its leases and its devices, by workers.
 
 Rule: each source has a worker of its own, apart from those that grant and reclaim and behind them
-where the processor is wanted, so that nothing waits for telemetry; a look that does not come back in time costs its source that look. GPUs are
-asked one after the other: one that hangs is known by that, and is not asked again before the
-worker that hangs on it has gone, and then later each time. Where the driver's errors are not to be
-listened to (`listen = false`), the GPUs are let go of after each round.
+where the processor is wanted, so that nothing waits for telemetry; a look that does not come back
+in time costs its source that look. GPUs are asked one after the other: one that hangs is known by
+that, and is not asked again before the worker that hangs on it has gone, and then later each time.
+Where the driver's errors are not to be listened to (`listen = false`), the GPUs are let go of after
+each round.
 
 Does not keep anything and does not know what the values are for (`service.telemetry`).
 """
