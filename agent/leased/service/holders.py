@@ -136,7 +136,8 @@ class Holders:
             for fd, _ in self._epoll.poll(0):
                 if fd in self._leaves or fd in self._rooms:
                     self._look_at(fd)
-                elif fd in by_pidfd:
+                elif self._pidfds.get(by_pidfd.get(fd, 0)) == fd:
+                    # Still watched: the room that was looked at just now may have ended its lease.
                     self._lose_process(by_pidfd[fd])
 
     def _look_at(self, fd: int) -> None:

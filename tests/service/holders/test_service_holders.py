@@ -278,3 +278,31 @@ async def test_an_owner_that_had_ended_before_anybody_watched_loses_its_lease() 
             finally:
                 remove(str(path))
                 path.mkdir()
+
+
+async def test_an_owner_and_a_holder_that_end_together_end_the_lease_and_not_the_agent() -> None:
+    """A cut kills both, and closes the holder's connection: one look finds both gone."""
+    async with watching() as (holders, inbox):
+        with leaf("both") as path, child() as owner, child() as holder:
+            room = Path(make_room(str(path), "rdma-0000000000000001"))
+            try:
+                (room / "cgroup.procs").write_text(str(owner.pid))
+                enrol(holders, holder)
+                holders.bind(A, holder.pid)
+                holders.dismiss(holder.pid)
+                holders.watch_owners(A, str(path))
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                with open(room / "cgroup.events", "rb", buffering=0) as events:
+                    with select.epoll() as told:
+                        told.register(events, select.EPOLLPRI)
+                        told.poll(WITHIN_S)
+                        events.read()
+                        owner.communicate()
+                        assert told.poll(WITHIN_S), "the room has told holders first"
+                holder.communicate()
+                assert await inbox.lost_one() == A
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert inbox.lost == [A] and not inbox.gone, "its end was told of already"
+            finally:
+                remove(str(path))
+                path.mkdir()
