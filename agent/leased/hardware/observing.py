@@ -82,6 +82,8 @@ class Observer:
             # A worker that has yet to start is not a driver that hangs.
             await self._stand_ready()
         for gauge in gauges:
+            if not self._gpus.gauges():
+                break  # the driver is let go of meanwhile
             if self._sits_out(gauge.uuid):
                 failed.append((gauge.subject, "it hung; it is asked again later"))
                 continue

@@ -177,3 +177,39 @@ async def test_mig_devices_are_targets_and_their_gpu_is_none() -> None:
     with pytest.raises(DeviceError) as raised:
         fleet.target(f"gpu:{one.uuid}")
     assert raised.value.errno == errno.ENODEV
+
+
+async def test_a_place_that_is_filled_while_a_look_goes_on_is_not_taken_for_empty() -> None:
+    """A teardown that believed so would scrub nothing and fence the place for what it left."""
+    driver = Driver(gpu(0, mig_enabled=True, mig_pending=True, slices=7))
+    crew = driver.crew()
+    fleet = Fleet(crew, GpuConfig(mig_layout=("1g.10gb@0",)))  # type: ignore[arg-type]
+    await fleet.look()
+    [place] = fleet.resource_ids
+    examine = crew.answers["examine"]
+
+    def meanwhile(name: str, argument: Any) -> Any:
+        seen = examine(name, argument)
+        fleet.place(place, instance(0, start=0))
+        return seen
+
+    crew.answers["examine"] = meanwhile
+    await fleet.look()
+    assert fleet.target(place).instance == instance(0, start=0) and fleet.made_places == (place,)
+    crew.answers["examine"] = examine
+    await fleet.look()
+    assert fleet.target(place).instance is None, "the next look is believed"
+
+
+async def test_a_worker_that_cannot_be_started_makes_no_gpu_a_stranger() -> None:
+    driver = Driver(A, B)
+    fleet, _ = fleet_of(driver)
+    await fleet.look()
+    driver.list_answer = DeviceError("worker_answer", errno.EAGAIN, "worker gpu survey ended")
+    with pytest.raises(DeviceError):
+        await fleet.look()
+    driver.list_answer = None
+    driver.hangs.add(B.uuid)
+    seen = await fleet.look()
+    assert seen.gpus == (A, B) and seen.findings[B.uuid].health is Health.SICK
+    assert not seen.strangers, "a tenant's lease would be ended: its GPU is not there"

@@ -292,13 +292,13 @@ async def test_an_owner_and_a_holder_that_end_together_end_the_lease_and_not_the
                 holders.dismiss(holder.pid)
                 holders.watch_owners(A, str(path))
                 await trio.testing.wait_all_tasks_blocked(0.01)
-                with open(room / "cgroup.events", "rb", buffering=0) as events:
-                    with select.epoll() as told:
-                        told.register(events, select.EPOLLPRI)
-                        told.poll(WITHIN_S)
-                        events.read()
-                        owner.communicate()
-                        assert told.poll(WITHIN_S), "the room has told holders first"
+                path_of_events = room / "cgroup.events"
+                with open(path_of_events, "rb", buffering=0) as events, select.epoll() as told:
+                    told.register(events, select.EPOLLPRI)
+                    told.poll(WITHIN_S)
+                    events.read()
+                    owner.communicate()
+                    assert told.poll(WITHIN_S), "the room has told holders first"
                 holder.communicate()
                 assert await inbox.lost_one() == A
                 await trio.testing.wait_all_tasks_blocked(0.01)

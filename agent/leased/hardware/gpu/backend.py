@@ -111,24 +111,26 @@ class GpuBackend:
         try:
             seen = await self._look()
         except DeviceError as error:
-            self._ear.hear(())
             if self._last is not None and error.verb == "worker_answer":
-                # A survey that failed is not an empty host.
+                # A survey that failed is not an empty host, and no reason to hear of nothing.
                 return self._last
+            self._ear.hear(())
             self._last = None
             return await self._nothing(error)
         self._last = describe(seen, self._config, self._reclaimer.dirty)
         return self._last
 
     async def _look(self) -> Seen:
+        had = self._idle.occupied()
         seen = await self._fleet.look()
         self._ear.hear(self._fleet.listed if self._config.listen else ())
         if not self._adopted:
             return seen
         await self._idle.close()
         if await self._idle.probe_suspects():
+            had |= self._idle.occupied()
             seen = await self._fleet.look()
-        return self._idle.mark_squatters(seen)
+        return self._idle.mark_squatters(seen, had)
 
     async def _nothing(self, error: DeviceError) -> Surveyed:
         try:

@@ -9,8 +9,9 @@ Does not judge what it finds.
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,7 +79,7 @@ def _describe(one: Listed, driver: str, root: Path) -> Gpu:
 
 
 def _instances(handle: nvml.Handle) -> tuple[Instance, ...]:
-    found = [nvml.instance_of(one) for one in nvml.mig_handles(handle)]
+    found = still_there(nvml.mig_handles(handle), nvml.instance_of)
     sharing = Counter(one.gpu_instance for one in found)
     starts = layout.starts_of(handle)
     return tuple(
@@ -89,3 +90,18 @@ def _instances(handle: nvml.Handle) -> tuple[Instance, ...]:
         )
         for one in found
     )
+
+
+def still_there(
+    listed: Iterable[nvml.Handle], describe_one: Callable[[nvml.Handle], Instance]
+) -> list[Instance]:
+    """Those of the listed MIG devices that are there. One that was destroyed meanwhile says nothing
+    of its GPU. Raises DeviceError."""
+    found: list[Instance] = []
+    for one in listed:
+        try:
+            found.append(describe_one(one))
+        except DeviceError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL):
+                raise
+    return found

@@ -44,6 +44,7 @@ class Fleet:
         self._targets: dict[str, Target] = {}
         self._hung: dict[str, None] = {}
         self._suspects: dict[str, str] = {}
+        self._placed: set[str] = set()
         self.seen = Seen()
 
     @property
@@ -55,6 +56,7 @@ class Fleet:
         """An instance was made at a resource's place, or is there no more; the target now."""
         changed = msgspec.structs.replace(self.target(resource_id), instance=instance)
         self._targets[resource_id] = changed
+        self._placed.add(resource_id)
         return changed
 
     @property
@@ -131,6 +133,7 @@ class Fleet:
     async def look(self) -> Seen:
         """Everything asked anew. Raises DeviceError where the driver itself says that there is
         nothing, or nobody ever answered."""
+        self._placed.clear()
         listing = await self._list()
         calm = [one for one in listing.gpus if not one.errno and one.pci not in self._hung]
         alone = [one for one in listing.gpus if not one.errno and one.pci in self._hung]
@@ -142,7 +145,10 @@ class Fleet:
             self._crew.dismiss(WORKER)
         answers += await self._examine_each(listing, alone)
         self.seen = self._put_together(listing, answers)
-        self._targets.update(targets(self.seen.gpus, self._config.mig_layout))
+        found = targets(self.seen.gpus, self._config.mig_layout)
+        # What was made or destroyed since this look began it may have seen as it was before.
+        kept = {one: self._targets[one] for one in self._placed}
+        self._targets.update(found | kept)
         return self.seen
 
     async def bus(self) -> tuple[str, ...]:
@@ -164,8 +170,9 @@ class Fleet:
         except DeviceError as error:
             self._crew.dismiss(WORKER)
             if self._listing is None or error.errno not in _NOBODY_ANSWERS:
-                self._listing = None
-                self.seen = Seen()
+                if error.verb != "worker_answer":  # the driver's own word, and no fork that failed
+                    self._listing = None
+                    self.seen = Seen()
                 raise
             # It hangs on one of them: each is asked by itself, at the address it had.
             self._hung.update(dict.fromkeys(one.pci for one in self._listing.gpus))

@@ -38,11 +38,14 @@ class Idle:
 
         async def close(resource_id: str) -> None:
             async with self._desk.turn(resource_id):
-                await self._reclaimer.close(self._fleet.target(resource_id))
+                if not self._desk.leaf_of(resource_id):  # nobody was faster
+                    await self._reclaimer.close(self._fleet.target(resource_id))
 
         async def unmake(resource_id: str) -> None:
             async with self._desk.turn(resource_id):
-                await self._reclaimer.places.unmake(resource_id, self._fleet.target(resource_id))
+                target = self._fleet.target(resource_id)
+                if not self._desk.leaf_of(resource_id) and target.instance is not None:
+                    await self._reclaimer.places.unmake(resource_id, target)
 
         async with trio.open_nursery() as nursery:
             for gpu in self._fleet.seen.gpus:
@@ -83,11 +86,17 @@ class Idle:
             self._fleet.trust(target.uuid)
         return is_clean(done.steps)
 
-    def mark_squatters(self, seen: Seen) -> Seen:
-        """A GPU that somebody uses without a lease is not granted while he does."""
+    def occupied(self) -> frozenset[str]:
+        """What a lease has now, or is being ended on."""
+        return frozenset(filter(self._desk.is_occupied, self._fleet.resource_ids))
+
+    def mark_squatters(self, seen: Seen, had: frozenset[str]) -> Seen:
+        """A GPU that somebody uses without a lease is not granted while he does. `had` is what was
+        occupied when the look began: who was seen there was the lease's, though it is over now."""
         findings = dict(seen.findings)
         for gpu in seen.gpus:
+            resource_id = f"{PREFIX}{gpu.uuid}"
             used = gpu.processes and not gpu.mig_enabled and gpu.uuid not in findings
-            if used and not self._desk.is_occupied(f"{PREFIX}{gpu.uuid}"):
+            if used and not self._desk.is_occupied(resource_id) and resource_id not in had:
                 findings[gpu.uuid] = Finding(Health.BUSY, "in use by processes without a lease")
         return msgspec.structs.replace(seen, findings=findings)

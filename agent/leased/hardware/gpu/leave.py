@@ -37,11 +37,13 @@ class Leave:
         self._ear.stop()
         self._desk.stop_gauging()
         async with self.looking:
+            self._ear.stop()  # a look that had begun has told it whom to listen to
             found = await self.anybody()
             for _ in range(LOOKS_MAX):
                 ours = [pid for pid, _ in self._desk.ours()]
                 if not any(one.pid in ours for one in found):
                     break
+                self._desk.stop_gauging()  # a round that had begun may have asked again
                 await trio.sleep(AGAIN_S)  # a worker that was ended is not gone yet
                 found = await self.anybody()
             return found

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to GPUs while somebody looks at them: a grant, a let-go, the end of a MIG device."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from leased.hardware.config import HardwareConfig
+from leased.hardware.gpu.backend import GpuBackend
+from leased.hardware.gpu.calls import Examined, Gauge, Guarded, Listing, Present
+from leased.hardware.gpu.config import GpuConfig
+from leased.hardware.gpu.describing import still_there
+from leased.hardware.gpu.desk import Desk
+from leased.hardware.gpu.ear import Ear
+from leased.hardware.gpu.facts import Instance
+from leased.hardware.gpu.fleet import Fleet
+from leased.hardware.gpu.idle import Idle
+from leased.hardware.gpu.leave import Leave
+from leased.hardware.gpu.reclaiming import Reclaimer
+from leased.hardware.observing import Observer
+from leased.terms.errors import DeviceError
+from leased.terms.resource import Health
+from leased.terms.sample import Readings
+from tests.doubles.gpu import GpuCrew, gpu, instance, listed
+from tests.doubles.leases import lease
+
+PLACE = "1g.10gb@0"
+
+
+class Faster(Desk):
+    """Somebody else has had the turn, and the device is his."""
+
+    @asynccontextmanager
+    async def turn(self, resource_id: str) -> AsyncIterator[None]:
+        async with super().turn(resource_id):
+            self.occupy(resource_id, None, lease())
+            yield
+
+
+@pytest.mark.parametrize("placed", [False, True])
+async def test_what_is_leased_before_its_turn_is_neither_closed_nor_destroyed(placed: bool) -> None:
+    """Whoever looks has seen it free, and open; since then a grant has opened it."""
+    plain = gpu(0, compute_mode=0)
+    parts = (instance(0, start=0),)
+    divided = gpu(0, mig_enabled=True, mig_pending=True, slices=7, instances=parts)
+    one = divided if placed else plain
+    crew = GpuCrew(
+        list=Listing("570.86.15", True, (listed(one),)),
+        examine=Examined((one,), ()),
+        guard=Guarded(0, 2),
+    )
+    hardware = HardwareConfig(gpu=GpuConfig(mig_layout=(PLACE,) if placed else ()))
+    desk = Faster(crew, hardware)  # type: ignore[arg-type]
+    fleet = Fleet(crew, hardware.gpu)  # type: ignore[arg-type]
+    idle = Idle(desk, fleet, Reclaimer(desk, fleet, Ear(crew)))  # type: ignore[arg-type]
+    await fleet.look()
+    await idle.close()
+    assert crew.verbs() == ["list", "examine"]
+
+
+async def test_a_look_that_had_begun_does_not_listen_to_a_driver_that_is_let_go() -> None:
+    crew = GpuCrew(anybody=Present((), ()))
+    ear = Ear(crew)  # type: ignore[arg-type]
+    leave = Leave(Desk(crew, HardwareConfig()), ear)  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+        async with leave.looking:
+            nursery.start_soon(leave.begin)
+            await trio.testing.wait_all_tasks_blocked()
+            ear.hear([listed(gpu(0))])
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(ear.run, lambda pci, xid: None)
+        await trio.testing.wait_all_tasks_blocked()
+        assert crew.verbs() == ["anybody"], "our own listener would keep the driver"
+        nursery.cancel_scope.cancel()
+
+
+class Backend(GpuBackend):
+    """One with a GPU that telemetry may look at, until the driver is let go of."""
+
+    listens = True  # type: ignore[assignment]
+
+    def __init__(self, crew: GpuCrew) -> None:
+        super().__init__(crew, HardwareConfig())  # type: ignore[arg-type]
+        self.taken = False
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        one = Gauge("gpu:1", "0000:10:00.0", "GPU-1", False, ())
+        return () if self.taken else (one, one)
+
+
+class Gauging(GpuCrew):
+    """Telemetry's workers."""
+
+    def defer(self, name: str) -> None:
+        """Nobody's hurry."""
+
+    async def task(self, name: str, backend: str, *rest: Any, **more: Any) -> Any:
+        return await super().task(name, "gpu", *rest, **more)
+
+
+async def test_a_round_of_telemetry_ends_when_the_driver_is_let_go() -> None:
+    """Or a worker of ours would have it open again, for as long as it is let go."""
+    backend = Backend(GpuCrew())
+
+    def gauge(name: str, argument: Any) -> Readings:
+        backend.taken = True
+        return Readings(1, ())
+
+    crew = Gauging(ports=Readings(1, ()), gauge=gauge)
+    await Observer(crew, [backend], tuple).gpus()  # type: ignore[arg-type]
+    assert crew.verbs() == ["ports", "gauge"]
+
+
+async def test_who_was_seen_while_his_lease_ended_is_nobody_without_a_lease() -> None:
+    used = gpu(0, processes=1)
+    resource_id = f"gpu:{used.uuid}"
+    crew = GpuCrew(list=Listing("570.86.15", True, (listed(used),)))
+    backend = GpuBackend(crew, HardwareConfig())  # type: ignore[arg-type]
+
+    def examine(name: str, argument: Any) -> Examined:
+        backend._desk.vacate(resource_id)
+        return Examined((used,), ())
+
+    crew.answers["examine"] = examine
+    await backend.survey()
+    await backend.adopt(())
+    backend._desk.occupy(resource_id, None, lease())
+    [seen] = (await backend.survey()).resources
+    assert seen.health is Health.OK
+    [seen] = (await backend.survey()).resources
+    assert seen.health is Health.BUSY, "the next look has seen somebody else"
+
+
+def those_left(number: int) -> tuple[str, ...]:
+    """The UUIDs of two MIG devices, the first of which answers with `number`."""
+
+    def told(handle: int) -> Instance:
+        if handle == 0:
+            raise DeviceError("nvml_mig_device", number, "Not Found")
+        return instance(handle)
+
+    return tuple(one.uuid for one in still_there((0, 1), told))
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EINVAL])
+def test_a_mig_device_that_ends_while_it_is_described_takes_no_other_along(number: int) -> None:
+    """ENOENT of a whole GPU is a GPU that is gone, and ends the leases of all its MIG devices."""
+    assert those_left(number) == (instance(1).uuid,)
+
+
+def test_a_lost_gpu_is_not_taken_for_a_mig_device_that_has_ended() -> None:
+    with pytest.raises(DeviceError):
+        those_left(errno.ENODEV)
