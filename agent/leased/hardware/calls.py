@@ -12,7 +12,7 @@ from __future__ import annotations
 import msgspec
 
 from leased.hardware.config import HardwareConfig
-from leased.terms.resource import Absence, Resource
+from leased.terms.resource import Absence, Resource, ResourceKind
 from leased.terms.teardown import StepReport
 
 
@@ -198,11 +198,12 @@ class Founded(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
 
 
 class Surveyed(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
-    """Part of an inventory."""
+    """Part of an inventory. Of the kinds that `failed` nobody knows what there is."""
 
     resources: tuple[Resource, ...]
     absences: tuple[Absence, ...]
     notes: tuple[str, ...]
+    failed: tuple[ResourceKind, ...] = ()
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):

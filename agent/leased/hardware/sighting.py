@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from leased.hardware.calls import CgroupFacts, Survey, Surveyed
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
@@ -45,5 +47,14 @@ class HostSight:
         finally:
             self._crew.dismiss(WORKER)  # so that no driver stays open
         assert isinstance(seen, Surveyed)
+        if seen.failed and self._last is not None:
+            seen = _completed(seen, self._last)
         self._failures, self._last = 0, seen
         return seen
+
+
+def _completed(seen: Surveyed, last: Surveyed) -> Surveyed:
+    """With what was seen last of the kinds that could not be seen now: a file that could not be
+    read is no memory that has gone, and ends nobody's lease."""
+    stand = tuple(one for one in last.resources if one.kind in seen.failed)
+    return msgspec.structs.replace(seen, resources=(*seen.resources, *stand), failed=())

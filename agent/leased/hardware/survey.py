@@ -23,6 +23,7 @@ def survey(call: Survey, root: Path = Path("/")) -> Surveyed:
     """What the kernel's own files tell; what a vendor's driver knows, its backend asks."""
     resources: list[Resource] = []
     missing: list[Absence] = [_NET]
+    failed: list[ResourceKind] = []
     notes = tuple(f"cgroup: {trouble}" for trouble in call.cgroup.troubles)
     try:
         memory = survey_memory(call.config, call.cgroup, root)
@@ -30,11 +31,13 @@ def survey(call: Survey, root: Path = Path("/")) -> Surveyed:
         missing.extend(memory.absences)
         notes += memory.notes
     except DeviceError as error:
+        failed.append(ResourceKind.MEM)
         missing.append(Absence(ResourceKind.MEM, str(error)))
     try:
         cores, absences = survey_cpu(call.config, call.cgroup, root)
         resources.extend(cores)
         missing.extend(absences)
     except DeviceError as error:
+        failed.append(ResourceKind.CPU)
         missing.append(Absence(ResourceKind.CPU, str(error)))
-    return Surveyed(tuple(resources), tuple(missing), notes)
+    return Surveyed(tuple(resources), tuple(missing), notes, tuple(failed))

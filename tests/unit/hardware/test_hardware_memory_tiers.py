@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from leased.hardware.calls import CgroupFacts, Counted, Pool
+from leased.hardware.calls import CgroupFacts, Counted, Pool, Survey
 from leased.hardware.config import HardwareConfig
 from leased.hardware.memory import read_pool, survey_memory
 from leased.hardware.nodes import Origin, Speed, read_nodes, read_origins
+from leased.hardware.survey import survey
 from leased.hardware.tiers import classify, classify_bare
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Resource, ResourceKind, TierKind, capacity_id
@@ -252,3 +253,14 @@ def test_where_v2_has_no_controllers_budgets_are_absent_with_the_reason(
     assert not any("budget" in one.resource_id for one in surveyed.resources)
     [absence] = surveyed.absences
     assert absence.kind is ResourceKind.MEM and why in absence.why
+
+
+def test_a_node_that_goes_while_it_is_read_is_no_word_about_memory(tmp_path: Path) -> None:
+    """Whoever keeps what was seen last is told so (`sighting`)."""
+    two_nodes(tmp_path)
+    seen = survey(Survey(HardwareConfig(), NO_CGROUP), tmp_path)
+    assert seen.failed == () and {one.node for one in seen.resources} == {0, 1}
+    (tmp_path / NODES / "node1/meminfo").unlink()
+    seen = survey(Survey(HardwareConfig(), NO_CGROUP), tmp_path)
+    assert seen.failed == (ResourceKind.MEM,) and seen.resources == ()
+    assert any("no MemTotal" in one.why for one in seen.absences)

@@ -13,6 +13,7 @@ from leased.hardware.config import HardwareConfig
 from leased.hardware.sighting import HostSight
 from leased.hardware.starting import STARTING_NS
 from leased.terms.errors import DeviceError
+from leased.terms.resource import Absence, Resource, ResourceKind, TierKind
 
 FACTS = CgroupFacts("", (), ())
 SEEN = Surveyed((), (), ("there it is",))
@@ -25,13 +26,14 @@ class Crew:
         self.needs_ns = 0
         self.given: list[int] = []
         self.dismissed = 0
+        self.seen = SEEN
 
     async def one(self, name: str, call: Any, *, extra_ns: int) -> Surveyed:
         assert name == "survey" and call.cgroup == FACTS
         self.given.append(extra_ns // STARTING_NS)
         if extra_ns < self.needs_ns:
             raise DeviceError("worker_answer", errno.ETIMEDOUT)
-        return SEEN
+        return self.seen
 
     def defer(self, name: str) -> None:
         assert name == "survey"
@@ -54,3 +56,21 @@ async def test_what_was_seen_last_stands_and_each_failure_doubles_the_patience()
     crew.needs_ns = 0
     assert await sight.look(FACTS) == await sight.look(FACTS)
     assert crew.given[-2:] == [8, 1] and crew.dismissed == len(crew.given)
+
+
+async def test_a_kind_that_could_not_be_read_is_as_it_was_and_the_others_are_as_seen() -> None:
+    """A node that goes between two files of it fails all of memory; nobody's lease on another node
+    may end by that."""
+    crew = Crew()
+    sight = HostSight(crew, HardwareConfig())  # type: ignore[arg-type]
+    memory = Resource("mem:node0:4096", ResourceKind.MEM, TierKind.DRAM, 1 << 30, 4096)
+    core, another = (Resource(f"cpu:{n}", ResourceKind.CPU, None, 1000, 1) for n in (1, 2))
+    crew.seen = Surveyed((memory, core), (), ())
+    await sight.look(FACTS)
+    why = Absence(ResourceKind.MEM, "sysfs_read: no MemTotal")
+    crew.seen = Surveyed((another,), (why,), (), (ResourceKind.MEM,))
+    for _ in range(2):
+        seen = await sight.look(FACTS)
+        assert seen.resources == (another, memory) and seen.absences == (why,)
+    crew.seen = Surveyed((another,), (), ())
+    assert (await sight.look(FACTS)).resources == (another,), "it was seen that there is none"

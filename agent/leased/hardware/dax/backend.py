@@ -63,6 +63,8 @@ class DaxBackend:
         self._clean: set[str] = set()
         self._outcomes: dict[tuple[LeaseId, str], tuple[StepReport, ...]] = {}
         self._turns: dict[str, trio.Lock] = {}
+        self._there: frozenset[str] = frozenset()
+        self._looks: list[set[str]] = []
         crew.defer(_LIST)
 
     def serves(self, allotment: Allotment) -> bool:
@@ -91,13 +93,20 @@ class DaxBackend:
 
     async def _look(self) -> calls.Seen:
         """List the ranges, and remember what each is called now."""
+        handled = {identity for identity, turn in self._turns.items() if turn.locked()}
+        self._looks.append(handled)
         try:
             seen = await self._ask(_LIST, "look", calls.Look(ROOT), calls.Seen)
         finally:
+            self._looks = [one for one in self._looks if one is not handled]
             self._crew.dismiss(_LIST)
+        # A region that is taken away and given back has no range meanwhile: it is as it was.
+        kept = tuple(self._ranges[one] for one in sorted(handled & self._there))
+        by_identity = {one.identity: one for one in (*seen.ranges, *kept)}
+        self._there = frozenset(by_identity)
         # What is not there just now is remembered: it may have to be given back.
-        self._ranges.update({one.identity: one for one in seen.ranges})
-        return seen
+        self._ranges.update(by_identity)
+        return msgspec.structs.replace(seen, ranges=tuple(by_identity.values()))
 
     def _is_stuck(self, identity: str) -> bool:
         return any(self._crew.is_stuck(f"dax {verb} {identity}") for verb in ("use", "witness"))
@@ -290,6 +299,8 @@ class DaxBackend:
         return calls.Search(self._crew.ours(), self._config.scan_budget_ns)
 
     def _turn(self, identity: str) -> trio.Lock:
+        for handled in self._looks:
+            handled.add(identity)
         return self._turns.setdefault(identity, trio.Lock())
 
     def _note_name(self, identity: str, name: str) -> None:

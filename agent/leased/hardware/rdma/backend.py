@@ -36,7 +36,7 @@ from leased.hardware.rdma.bounds import letting_go_ns
 from leased.hardware.rdma.config import Windows
 from leased.hardware.rdma.devices import CLASS, spelled
 from leased.hardware.rdma.ledger import Key, Ledger
-from leased.hardware.rdma.survey import survey
+from leased.hardware.rdma.survey import able_of, survey
 from leased.hardware.starting import STARTING_NS
 from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
@@ -73,6 +73,7 @@ class RdmaBackend:
         self._config = config
         self._ledgers: dict[str, Ledger] = {}
         self._last: Surveyed | None = None
+        self._able: dict[str, calls.Ability] = {}
         self._facts: CgroupFacts | None = None
 
     def serves(self, allotment: Allotment) -> bool:
@@ -100,7 +101,8 @@ class RdmaBackend:
         finally:
             self._crew.dismiss("rdma survey")
         limits = () if "rdma" in facts.controllers else (UNCOUNTED_LIMIT,)
-        resources, notes = survey(seen, self._config.rdma, limits)
+        resources, notes = survey(seen, self._config.rdma, limits, self._able)
+        self._able |= able_of(seen)
         absences: tuple[Absence, ...] = ()
         if not resources:
             why = "; ".join(notes) or "no RDMA device"

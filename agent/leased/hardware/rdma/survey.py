@@ -11,7 +11,10 @@ Pure. Does not read anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
 
 from leased.hardware.rdma.calls import Ability, Seen
 from leased.hardware.rdma.config import RdmaConfig, Windows
@@ -51,16 +54,29 @@ def why_not(device: RdmaDevice, ability: Ability, config: RdmaConfig, unclear: b
     return ""
 
 
+def able_of(seen: Seen) -> dict[str, Ability]:
+    """What the library says of each device that it says anything of, by GUID."""
+    told = zip(seen.devices, seen.abilities, strict=True)
+    return {device.guid: one for device, one in told if not one.trouble}
+
+
 def survey(
-    seen: Seen, config: RdmaConfig, limits: Sequence[str]
+    seen: Seen,
+    config: RdmaConfig,
+    limits: Sequence[str],
+    able: Mapping[str, Ability] = MappingProxyType({}),
 ) -> tuple[tuple[Resource, ...], tuple[str, ...]]:
     """The resources, and a note for each device that is not offered. `limits`: what this host
-    cannot enforce."""
+    cannot enforce; `able`: what devices were offered for before, by GUID: one of them that the
+    library says nothing of just now is sick, and no lease on it ends by that."""
     unclear = ambiguous(list(seen.devices))
     offered: list[tuple[RdmaDevice, Ability]] = []
     notes: list[str] = []
     for device, ability in zip(seen.devices, seen.abilities, strict=True):
         why = why_not(device, ability, config, device.guid in unclear)
+        if why and why == ability.trouble and device.guid in able:
+            known = msgspec.structs.replace(able[device.guid], trouble=why)
+            offered.append((device, known))
         if why:
             notes.append(f"rdma {device.name} ({_with_colons(device.guid)}): {why}")
         else:
@@ -103,7 +119,7 @@ def _resource(
         granule=base.granule,
         node=base.node,
         evidence=Evidence.EMULATED if device.software else Evidence.NOT_RUN,
-        health=Health.OK if port.state == ACTIVE else Health.SICK,
+        health=Health.OK if port.state == ACTIVE and not ability.trouble else Health.SICK,
         limits=(*base.limits, *more),
         attributes=(
             ("device", device.name),

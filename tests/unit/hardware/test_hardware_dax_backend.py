@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device-dax backend over a crew that answers as told: what a look sees of a range whose region
+is being taken away and given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from leased.hardware.config import HardwareConfig
+from leased.hardware.dax import calls
+from leased.hardware.dax.backend import DaxBackend
+from leased.hardware.dax.config import DaxConfig
+from leased.hardware.dax.ranges import DEVICE_MODE, Range
+from leased.terms.resource import Allotment, ResourceKind, TierKind
+from tests.doubles.leases import lease
+
+GIB = 1 << 30
+ONE = Range("dax0.0", "one", GIB, 4096, 0, DEVICE_MODE, "/r0", "/d", True, "CXL")
+OTHER = msgspec.structs.replace(ONE, name="dax1.0", identity="other", region="/r1")
+SHARE = Allotment(ONE.resource_id, ResourceKind.MEM, TierKind.CXL, GIB)
+
+
+class Crew:
+    """Regions that are gone for as long as somebody recreates them."""
+
+    def __init__(self) -> None:
+        self.ranges = {"one": ONE, "other": OTHER}
+        self.recreating = trio.Event()
+        self.go_on = trio.Event()
+        self.while_looking: Callable[[], Awaitable[object]] | None = None
+
+    async def task(
+        self, worker: str, backend: str, verb: str, argument: Any, returns: type, **_: Any
+    ) -> Any:
+        assert backend == "dax" and worker
+        if verb == "look":
+            if self.while_looking is not None:
+                await self.while_looking()
+            return calls.Seen(tuple(self.ranges.values()), (), ())
+        assert verb == "ready" and not argument.clean
+        del self.ranges[argument.identity]
+        self.recreating.set()
+        await self.go_on.wait()
+        self.ranges["one"] = msgspec.structs.replace(ONE, name="dax9.0")
+        return calls.Readied("dax9.0", 250, 0, GIB)
+
+    def defer(self, name: str) -> None:
+        assert name == "dax list"
+
+    def dismiss(self, name: str) -> None:
+        """It was asked."""
+
+    def is_stuck(self, name: str) -> bool:
+        """Nobody is."""
+        return False
+
+    def ours(self) -> tuple[tuple[int, int], ...]:
+        """The agent itself."""
+        return ((1, 1),)
+
+
+async def seen_by(backend: DaxBackend) -> list[str]:
+    return sorted(one.resource_id for one in (await backend.survey()).resources)
+
+
+@pytest.mark.parametrize("looks_first", [False, True])
+async def test_a_range_that_is_made_ready_while_a_survey_looks_is_still_there(
+    looks_first: bool,
+) -> None:
+    """Or its lease, just granted, would be revoked: its device is not there."""
+    crew = Crew()
+    backend = DaxBackend(crew, HardwareConfig(dax=DaxConfig(offer=True)))  # type: ignore[arg-type]
+    both = [ONE.resource_id, OTHER.resource_id]
+    assert await seen_by(backend) == both
+    async with trio.open_nursery() as nursery:
+
+        async def grant() -> None:
+            nursery.start_soon(backend.prepare, lease(SHARE), (SHARE,), "/leaf", ())
+            await crew.recreating.wait()
+
+        if looks_first:
+            crew.while_looking = grant
+        else:
+            await grant()
+        assert await seen_by(backend) == both
+        crew.while_looking = None
+        crew.go_on.set()
+    assert await seen_by(backend) == both
+    del crew.ranges["one"]
+    assert await seen_by(backend) == [OTHER.resource_id], "nobody handles it: it is gone"
