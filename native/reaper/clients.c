@@ -19,6 +19,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+static const uint64_t DEAF_NS = 100 * NS_PER_MS;
+
 enum { SEND_BUFFER_BYTES = 1 << 20, SCM_FDS_MAX = 253 };
 
 union fd_room {
@@ -59,6 +61,7 @@ int clients_listen(struct reaper *r, int inherited_fd)
 		if (rc != 0)
 			return rc;
 	}
+	r->listen_due_ns = NEVER;
 	(void)fcntl(r->listen_fd, F_SETFL, O_NONBLOCK);
 	return watch_add(r, r->listen_fd, EPOLLIN, WATCH_LISTEN, 0);
 }
@@ -75,12 +78,37 @@ static bool may_connect(const struct reaper *r, int fd)
 	return false;
 }
 
+/* Whoever cannot be let in stays at the door, which stays ready: we would turn without a pause,
+ * before everybody on this processor, until there is room. */
+static void be_deaf(struct reaper *r)
+{
+	static uint64_t say_again_ns;
+	const uint64_t now = boot_now();
+	if (now >= say_again_ns) {
+		say(LOG_ERR, "event=no_room_for_clients errno=%d", errno);
+		say_again_ns = now + 10 * NS_PER_S;
+	}
+	(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, r->listen_fd, NULL);
+	r->listen_due_ns = now + DEAF_NS;
+}
+
+void clients_listen_again(struct reaper *r)
+{
+	if (r->listen_due_ns == NEVER || r->listen_due_ns > boot_now())
+		return;
+	const bool heard = watch_add(r, r->listen_fd, EPOLLIN, WATCH_LISTEN, 0) == 0;
+	r->listen_due_ns = heard ? NEVER : boot_now() + DEAF_NS;
+}
+
 void clients_accept(struct reaper *r)
 {
 	const int room = SEND_BUFFER_BYTES;
 	int fd = accept4(r->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	if (fd < 0)
+	if (fd < 0) {
+		if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
+			be_deaf(r);
 		return;
+	}
 	uint32_t at = 0;
 	while (at < CLIENTS_MAX && r->clients[at].fd >= 0)
 		at++;
@@ -103,6 +131,8 @@ void clients_close(struct reaper *r, uint32_t at)
 	struct client *client = &r->clients[at];
 	while (client->outbox_first != NONE)
 		outbox_drop(r, client->outbox_first);
+	/* A child that has just been forked may still have it. */
+	(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, client->fd, NULL);
 	close(client->fd);
 	client->fd = -1;
 }

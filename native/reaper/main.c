@@ -237,6 +237,8 @@ static void set_timer(struct reaper *r)
 	uint64_t first = heap_first_ns(r);
 	if (r->watchdog_due_ns < first)
 		first = r->watchdog_due_ns;
+	if (r->listen_due_ns < first)
+		first = r->listen_due_ns;
 	if (first == 0)
 		first = 1; /* 0 would switch the timer off */
 	/* A timer that is set too early fires once for nothing, which is cheaper than moving it at
@@ -293,6 +295,7 @@ static void loop(struct reaper *r)
 		cut_run_due(r);
 		for (uint32_t i = 0; i < CLIENTS_MAX; i++)
 			outbox_flush(r, i);
+		clients_listen_again(r);
 		feed_watchdog(r);
 	}
 }

@@ -194,6 +194,7 @@ struct reaper {
 	int timer_fd;
 	int signal_fd;
 	int listen_fd;
+	uint64_t listen_due_ns; /* nobody is let in before: there is no room; NEVER: there is */
 	int deny_fd; /* the deny-all program, or -errno */
 	uint64_t timer_set_ns;
 	uint64_t started_ns;
@@ -341,6 +342,7 @@ uint32_t lease_forget(struct reaper *r, uint32_t at);
 /* clients.c */
 int clients_listen(struct reaper *r, int inherited_fd);
 void clients_accept(struct reaper *r);
+void clients_listen_again(struct reaper *r);
 void clients_read(struct reaper *r, uint32_t at);
 void clients_close(struct reaper *r, uint32_t at);
 bool clients_send(struct reaper *r, uint32_t at, const void *packet, size_t bytes, const int *fds,

@@ -193,6 +193,10 @@ class ReaperHost:
         self._exits.callback(os.close, fd)
         return fd
 
+    def ran_ns(self) -> int:
+        """How long it has had a processor."""
+        return int(Path(f"/proc/{self.process.pid}/schedstat").read_text("ascii").split()[0])
+
     def connect(self) -> socket.socket:
         """A raw connection, closed at the end."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

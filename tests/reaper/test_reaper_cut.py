@@ -55,11 +55,6 @@ def tracer_of(*pids: int) -> subprocess.Popen[bytes]:
     return process
 
 
-def ran_ns(pid: int) -> int:
-    """How long a process has had a processor (/proc/PID/schedstat)."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
-
-
 async def _cut_at_deadline(link: SingleLink, lease_id: bytes, deadline_ns: int) -> CutReport:
     await BootClock().sleep_until(deadline_ns)
     [report] = await link.revoke_many([lease_id])
@@ -166,9 +161,9 @@ async def test_who_is_gone_takes_no_processor_while_others_stay(stays: str) -> N
             tracer = tracer_of(inside.pid if stays == "leaf" else holder.pid)
             try:
                 await link.arm(lease, leaf, (), host.pidfd(holder))
-                before_ns = ran_ns(host.process.pid)
+                before_ns = host.ran_ns()
                 report = await link.revoke(lease.lease_id)
-                turning_ns = ran_ns(host.process.pid) - before_ns
+                turning_ns = host.ran_ns() - before_ns
                 assert report.clean, report
                 [kill] = [step for step in report.steps if step.step is TeardownStep.KILL]
                 assert turning_ns < (kill.ended_ns - kill.began_ns) // 4, "half a second and more"

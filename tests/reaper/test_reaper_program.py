@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ import trio
 
 from leased.hardware.clock import BootClock
 from leased.ports import Arming
+from leased.service.reaper import protocol
 from leased.service.reaper.process import find_reaper
 from leased.terms.errors import EX_USAGE
 from leased.terms.moment import NS_PER_MS, NS_PER_S
@@ -144,3 +146,28 @@ async def test_one_lease_is_cut_within_five_milliseconds() -> None:
     print("cut lag us: p50", lags_ns[50] // 1000, "p99", lags_ns[98] // 1000)
     assert first_ns[98] <= 5 * NS_PER_MS
     assert lags_ns[50] <= 5 * NS_PER_MS
+
+
+@needs_root
+async def test_whoever_cannot_be_let_in_takes_no_processor_and_is_let_in_later() -> None:
+    """The door stays ready for as long as somebody waits there and no descriptor is free."""
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = SingleLink(host.socket_path)
+            await nursery.start(link.run)
+            lease, pid = lease_of(ttl_ms=600), host.process.pid
+            await link.arm(lease, "", (), None)
+            before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+            waiting = host.connect()
+            ran_ns = host.ran_ns()
+            await BootClock().sleep_until(lease.deadline_ns)
+            report = await link.revoke(lease.lease_id)
+            assert report.clean and host.ran_ns() - ran_ns < 100 * NS_PER_MS
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+            ping = (protocol.MAGIC, protocol.VERSION, protocol.PING, 5, 0, 0, 0, 0)
+            waiting.send(protocol.HEADER.pack(*ping))
+            answer = protocol.decode(memoryview(await trio.to_thread.run_sync(waiting.recv, 65536)))
+            assert answer is not None and answer.serial == 5
+            assert host.log().count("event=no_room_for_clients") == 1
+            nursery.cancel_scope.cancel()

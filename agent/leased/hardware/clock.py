@@ -26,6 +26,8 @@ from leased.terms.moment import NS_PER_MS, NS_PER_S, Moment
 STEP_NS_MIN = 10 * NS_PER_MS
 """NTP slews small errors; what moves the wall clock by more than this at once is a step."""
 
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_AGAIN_NS = 100 * NS_PER_MS
 _TFD_NONBLOCK = os.O_NONBLOCK
 _TFD_CLOEXEC = os.O_CLOEXEC
 _TFD_TIMER_ABSTIME = 1
@@ -61,14 +63,20 @@ class BootClock:
     async def sleep_until(self, boot_ns: int) -> None:
         """Return at or after `boot_ns`; suspend counts. Cancellable."""
         await trio.lowlevel.checkpoint()
-        if time.clock_gettime_ns(time.CLOCK_BOOTTIME) >= boot_ns:
-            return
-        fd = _open_timer(time.CLOCK_BOOTTIME)
-        try:
-            _arm(fd, boot_ns, _TFD_TIMER_ABSTIME)
-            await trio.lowlevel.wait_readable(fd)
-        finally:
-            os.close(fd)
+        while (left_ns := boot_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) > 0:
+            try:
+                fd = _open_timer(time.CLOCK_BOOTTIME)
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                # Whoever waits must not end for want of a descriptor: a little at a time.
+                await trio.sleep(min(left_ns, _AGAIN_NS) / NS_PER_S)
+                continue
+            try:
+                _arm(fd, boot_ns, _TFD_TIMER_ABSTIME)
+                await trio.lowlevel.wait_readable(fd)
+            finally:
+                os.close(fd)
 
     async def steps(self, step_ns_min: int = STEP_NS_MIN) -> AsyncIterator[int]:
         """Every step of the wall clock from here on, as the ns that it jumped by."""

@@ -17,10 +17,11 @@ import pytest
 import trio
 import trio.testing
 
+from leased.hardware.clock import BootClock
 from leased.service.config import Sockets
 from leased.terms.command import Caller
 from leased.terms.identity import TenantId
-from leased.terms.moment import NS_PER_S
+from leased.terms.moment import NS_PER_MS, NS_PER_S
 from tests.doubles.calling import House, Visitor, memory, message, open_house
 from tests.doubles.serving import descriptors
 
@@ -276,3 +277,37 @@ async def test_an_agent_out_of_descriptors_refuses_and_lives(
                 await trio.lowlevel.checkpoint()
         await trio.sleep(1)
         assert await house.visit().call("Lease.List")
+
+
+class Turns(trio.abc.Instrument):
+    """How often the listener has had its turn."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """One task's turn."""
+        self.count += task.name.endswith("Listener.run")
+
+
+async def test_somebody_at_the_door_for_whom_there_is_no_descriptor_takes_no_processor(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        inside, waiting, turns = house.visit(), house.visit(), Turns()
+        with descriptors_left(0):
+            trio.lowlevel.add_instrument(turns)
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+            trio.lowlevel.remove_instrument(turns)
+        assert 0 < turns.count < 10
+        assert await waiting.call("Lease.List") and await inside.call("Lease.List")
+
+
+async def test_who_waits_for_a_moment_needs_no_descriptor_for_it() -> None:
+    """Somebody always waits: it would be the agent that ends."""
+    clock = BootClock()
+    with descriptors_left(0):
+        due_ns = clock.boot_ns() + 150 * NS_PER_MS
+        await clock.sleep_until(due_ns)
+        assert due_ns <= clock.boot_ns()

@@ -12,6 +12,7 @@ Does not know what a method means (`dispatch`) and does not parse (`wire.convers
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import time
@@ -40,6 +41,9 @@ LINGER_NS_MAX = 2_000_000
 """For so long one client after the other may be served before the other tasks have their turn."""
 
 SWEEP_NS = 1 * NS_PER_S
+
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+"""Why nobody can be let in, whoever waits."""
 
 
 class Dispatch(Protocol):
@@ -84,6 +88,7 @@ class Listener:
         self._doors = {
             sock.fileno(): (sock, service, operator) for sock, service, operator in doors
         }
+        self._shut: list[socket.socket] = []
         self._connections: dict[int, Connection] = {}
         # By door as well: what root runs as a tenant must not shut root out as the operator.
         self._per_uid: dict[tuple[int, bool], int] = {}
@@ -148,10 +153,13 @@ class Listener:
     def _accept(self, door: socket.socket, service: Service, operator: bool) -> None:
         try:
             sock, _ = door.accept()
-        except OSError:
-            # The peer has already gone, or we are out of descriptors: the door stays ready and we
-            # come again.
-            return
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                # The door stays ready for as long as somebody waits there: not to turn without a
+                # pause, we come again when a connection has ended, or at the next sweep.
+                self._epoll.unregister(door)
+                self._shut.append(door)
+            return  # else the peer has already gone
         sock.setblocking(False)
         try:
             caller = peers.identify(sock, tenant_of=self.tenant_of, operator=operator)
@@ -207,13 +215,19 @@ class Listener:
         else:
             del self._per_uid[whose]
         connection.release()
+        self._open_doors()
         self._dispatch.abandon(connection)
+
+    def _open_doors(self) -> None:
+        while self._shut:
+            self._epoll.register(self._shut.pop(), select.EPOLLIN)
 
     async def _sweep(self) -> None:
         """Cut off peers that do not read what they asked for."""
         while True:
             now = self.clock.now().boot_ns
             await self.clock.sleep_until(now + SWEEP_NS)
+            self._open_doors()
             overdue = self.clock.now().boot_ns - self._limits.write_timeout_ns
             for connection in tuple(self._connections.values()):
                 if connection.stalled_ns is not None and connection.stalled_ns < overdue:
