@@ -27,6 +27,7 @@ from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import CutReport
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable
+from tests.doubles.scarcity import descriptors_left
 from tests.doubles.single_link import SingleLink
 
 needs_root = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
@@ -320,3 +321,15 @@ async def test_a_reaper_that_cannot_start_says_why(tmp_path: Path) -> None:
         await spawn_reaper(tmp_path / "absent", tmp_path)
     with pytest.raises(DeviceError, match="exit status 64"):
         await spawn_reaper(find_reaper(), tmp_path, options=("--nonsense",))
+
+
+@needs_root
+async def test_a_link_without_a_descriptor_for_its_connection_tries_again() -> None:
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = SingleLink(host.socket_path)
+            with descriptors_left(0):
+                nursery.start_soon(link.run)
+                await trio.testing.wait_all_tasks_blocked()
+            await link.ping()
+            nursery.cancel_scope.cancel()

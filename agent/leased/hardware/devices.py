@@ -142,7 +142,11 @@ class Devices:
 
     async def prepare_many(self, leases: Sequence[Lease]) -> list[Prepared | DeviceError]:
         """Make each lease's allotments ready. All or nothing per lease."""
-        return await self._preparer.prepare(leases, await self.facts())
+        try:
+            facts = await self.facts()
+        except DeviceError as error:
+            return [error] * len(leases)
+        return await self._preparer.prepare(leases, facts)
 
     async def scrub_many(
         self, leases: Sequence[tuple[Lease, Sequence[int]]]
@@ -172,7 +176,11 @@ class Devices:
         self, leases: Sequence[tuple[Lease, Sequence[int]]]
     ) -> list[ProofReport | DeviceError]:
         """Ask the kernel's counters whether everything came back; name what did not."""
-        reports = await self._prover.prove(leases, (await self.facts()).path)
+        try:
+            facts = await self.facts()
+        except DeviceError as error:
+            return [error] * len(leases)
+        reports = await self._prover.prove(leases, facts.path)
         for lease, _ in leases:
             self._apart.discard(lease.lease_id)
         return reports

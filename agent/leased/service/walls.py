@@ -110,6 +110,8 @@ class Walls:
             [failed] = await self._reaper.arm_many([Arming(lease, cgroup)])
             if failed is not None:
                 raise failed
+            if lease.lease_id not in self._custodian:  # and disarmed after it was armed
+                raise CallerError("the lease has ended meanwhile: nobody can join it any more")
             self._custodian.set_cgroup(lease.lease_id, cgroup)
         return cgroup
 

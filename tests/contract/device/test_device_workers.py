@@ -29,6 +29,7 @@ from leased.terms.resource import ResourceKind
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
 from tests.doubles.host import real_devices
 from tests.doubles.leases import lease, memory
+from tests.doubles.scarcity import descriptors_left
 from tests.doubles.tenant import tenant
 from tests.doubles.workers import workers_of
 
@@ -253,3 +254,16 @@ async def test_every_resource_says_how_long_its_teardown_may_take() -> None:
             if resource.kind is ResourceKind.MEM:
                 rate = HardwareConfig().touch_bytes_per_s
                 assert bounds.overwrite_ns >= resource.capacity * NS_PER_S // rate
+
+
+async def test_before_the_host_was_ever_seen_a_grant_fails_and_not_whoever_carries_grants_out(
+    devices: Devices,
+) -> None:
+    """An agent that starts on a host too busy to be looked at serves what it knew."""
+    one = lease()
+    with descriptors_left(0):
+        [refused] = await devices.prepare_many([one])
+        [unproven] = await devices.prove_many([(one, ())])
+    assert isinstance(refused, DeviceError) and isinstance(unproven, DeviceError)
+    [made] = await devices.prepare_many([lease()])
+    assert isinstance(made, Prepared)

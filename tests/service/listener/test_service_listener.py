@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +21,7 @@ from leased.terms.command import Caller
 from leased.terms.identity import TenantId
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from tests.doubles.calling import House, Visitor, memory, message, open_house
+from tests.doubles.scarcity import descriptors_left
 from tests.doubles.serving import descriptors
 
 ROOT = Caller(0, 0, 4242, TenantId("root"))
@@ -243,26 +242,6 @@ async def test_who_is_gone_before_being_let_in_gets_no_lease(
         assert not live, "bound to a process that does not exist"
         assert house.agent.listener is not None and house.agent.listener.connections == 0
         await house.visit().call("Lease.List")
-
-
-@contextlib.contextmanager
-def descriptors_left(count: int) -> Iterator[None]:
-    """So many descriptors may be opened, and no more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    top = max(int(name) for name in os.listdir("/proc/self/fd")) + 16
-    resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
-    taken = []
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.open("/dev/null", os.O_RDONLY))
-        for _ in range(count):
-            os.close(taken.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in taken:
-            os.close(fd)
 
 
 @pytest.mark.parametrize("left", [0, 1, 2, 3])

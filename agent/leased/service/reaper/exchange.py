@@ -117,7 +117,11 @@ class Exchange:
 
     async def _connect(self) -> socket.socket:
         while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            except OSError:  # out of descriptors: whoever asks is told so in his own time
+                await trio.sleep(RECONNECT_S)
+                continue
             try:
                 sock.setblocking(False)
                 sock.connect(self._path)
