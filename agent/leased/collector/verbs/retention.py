@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from leased.collector.accounts.terms_file import load_terms
+from leased.collector.accounts.terms_file import load_terms_for
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.config import CONFIG
 from leased.collector.retention import Plan, carry_out, plan
@@ -43,8 +43,8 @@ def register(verbs: Verbs) -> None:
 
 def retention(options: argparse.Namespace, console: Console) -> int:
     """Show, or remove; 75 if something has to happen first."""
-    rule, terms_file = load_rule(options.config)
-    terms, now_ns = load_terms(terms_file), console.wall_ns()
+    rule = load_rule(options.config)
+    terms, now_ns = load_terms_for(options.config), console.wall_ns()
     if options.apply:
         archive = Archive(options.state)
         try:
