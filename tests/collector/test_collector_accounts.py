@@ -493,9 +493,12 @@ def test_priorities_pay_their_multiplier():
     source = WrittenSource()
     for priority in Priority:
         source.hold("t", GPU, 1_000, range(1), priority=priority)
-    bill = Accounts(source, Terms((CardVersion(0, card),))).bill("t", "2024-01")
-    assert {line.priority: line.total for line in bill.line_items} == {
+    accounts = Accounts(source, Terms((CardVersion(0, card),)))
+    assert {line.priority: line.total for line in accounts.bill("t", "2024-01").line_items} == {
         "guaranteed": "54.000000",
         "standard": "36.000000",
         "scavenger": "10.800000",
     }
+    for line in accounts.summary("t", "2024-01").line_items:
+        # Whoever reads a line can compute it.
+        assert line.quantity * line.unit_price * line.multiplier == line.total

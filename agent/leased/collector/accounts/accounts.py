@@ -370,6 +370,7 @@ def _line_item(line: BillLine) -> LineItem:
         line.description,
         Decimal(line.quantity),
         Decimal(line.unit_price),
+        Decimal(line.multiplier_pm) / 1000,
         Decimal(line.total),
         line.unit,
         line.cost_exact,

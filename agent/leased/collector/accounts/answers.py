@@ -101,11 +101,13 @@ class Costs(msgspec.Struct, frozen=True):
 
 
 class LineItem(msgspec.Struct, frozen=True):
-    """One line of a bill."""
+    """One line of a bill: quantity x unit_price x multiplier (what its priority pays) is
+    its cost."""
 
     description: str
     quantity: Decimal
     unit_price: Decimal
+    multiplier: Decimal
     total: Decimal
     unit: str
     cost_exact: str
