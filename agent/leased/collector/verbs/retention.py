@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -24,6 +25,8 @@ from leased.ctl import render
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_TEMPFAIL
+
+_TITLES: Final = ("NODE", "LOG", "UP TO RECORD", "SEGMENTS", "BYTES")
 
 
 def register(verbs: Verbs) -> None:
@@ -69,12 +72,15 @@ def _tell(options: argparse.Namespace, console: Console, found: Plan) -> None:
     if found.waits:
         console.say(f"nothing {done}: {found.waits}")
         return
-    console.say(f"what ended before {found.floor} {done}:")
+    if found.cuts:
+        console.say(f"what ended before {found.floor} {done}:")
+    else:
+        console.say(f"nothing {done}, of what ended before {found.floor}:")
     rows = [
         (cut.name, render.short(cut.log_id), str(cut.records), str(cut.segments), str(cut.bytes))
         for cut in found.cuts
     ]
-    for line in render.table(("NODE", "LOG", "UP TO RECORD", "SEGMENTS", "BYTES"), rows):
+    for line in render.table(_TITLES, rows) if rows else ():
         console.say(line)
     for name, why in sorted(found.held.items()):
         console.say(f"{name} keeps all: {why}")
