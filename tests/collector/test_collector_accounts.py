@@ -431,6 +431,15 @@ def test_a_unit_is_worth_reserving_if_it_is_used_for_more_hours_than_it_costs():
     assert advice.estimated_savings_annual == Decimal("1103760.00")
 
 
+def test_usage_costs_the_same_by_the_hour_the_day_and_in_all():
+    source = WrittenSource()
+    source.hold("t", CPU, 1, range(JANUARY_HOURS))  # 0.0072 dollars an hour
+    accounts = Accounts(source, dollars())
+    window = periods.window("2024-01-01", "2024-01-31")
+    told = {by: accounts.usage("t", window, by).total_cost for by in ("hour", "day", "total")}
+    assert set(told.values()) == {accounts.costs(window).total_cost} == {Decimal("5.36")}
+
+
 def test_the_reference_reads_sealed_history():
     history = History(wall_offset_ns=JANUARY_NS)
     history.start()

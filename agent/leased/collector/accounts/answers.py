@@ -56,7 +56,8 @@ class UsageRow(msgspec.Struct, frozen=True):
 
 
 class UsageReport(msgspec.Struct, frozen=True):
-    """What a tenant held."""
+    """What a tenant held. `total_cost` is rounded once, whatever the granularity: rounded rows may
+    differ from it by their rounding."""
 
     tenant: str
     interval: Interval
