@@ -431,6 +431,15 @@ def test_a_unit_is_worth_reserving_if_it_is_used_for_more_hours_than_it_costs():
     assert advice.estimated_savings_annual == Decimal("1103760.00")
 
 
+def test_usage_costs_the_same_by_the_hour_the_day_and_in_all():
+    source = WrittenSource()
+    source.hold("t", CPU, 1, range(JANUARY_HOURS))  # 0.0072 dollars an hour
+    accounts = Accounts(source, dollars())
+    window = periods.window("2024-01-01", "2024-01-31")
+    told = {by: accounts.usage("t", window, by).total_cost for by in ("hour", "day", "total")}
+    assert set(told.values()) == {accounts.costs(window).total_cost} == {Decimal("5.36")}
+
+
 def test_the_reference_reads_sealed_history():
     history = History(wall_offset_ns=JANUARY_NS)
     history.start()
@@ -493,9 +502,12 @@ def test_priorities_pay_their_multiplier():
     source = WrittenSource()
     for priority in Priority:
         source.hold("t", GPU, 1_000, range(1), priority=priority)
-    bill = Accounts(source, Terms((CardVersion(0, card),))).bill("t", "2024-01")
-    assert {line.priority: line.total for line in bill.line_items} == {
+    accounts = Accounts(source, Terms((CardVersion(0, card),)))
+    assert {line.priority: line.total for line in accounts.bill("t", "2024-01").line_items} == {
         "guaranteed": "54.000000",
         "standard": "36.000000",
         "scavenger": "10.800000",
     }
+    for line in accounts.summary("t", "2024-01").line_items:
+        # Whoever reads a line can compute it.
+        assert line.quantity * line.unit_price * line.multiplier == line.total

@@ -120,7 +120,7 @@ def test_null_takes_a_limit_away(server: CollectorServer) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "parameter"),
     [
-        ({"cpu_cores": 1}, 400, None),
+        ({"cpu_cores": 1}, 400, "reason"),
         ({"reason": ""}, 400, "reason"),
         ({"reason": "x"}, 422, None),
         ({"reason": "x", "cpu_cores": -1}, 400, "cpu_cores"),

@@ -30,6 +30,7 @@ OF_A_PERIOD = (
     *(f"{G}/costs", f"{G}/allocations/history", f"{G}/economics/latency-cost"),
     *(f"{G}/optimize/rightsizing", f"{G}/optimize/reservations", f"{G}/optimize/sensitivity"),
 )
+USAGE = f"{B}/usage?tenant=tenant-acme&start=2024-01-01&end=2024-01-02"
 HUGE = (2**63, 2**200, 1e300, 10**400)
 WINDOW = {"tenant": "acme", "schedule": "0 8 * * *", "duration": "1h", "quotas": {"gpus": 1}}
 
@@ -146,6 +147,27 @@ def test_days(
     server: CollectorServer, report: str, start: str, end: str, status: int, says: str
 ) -> None:
     refused(server, "GET", f"{report}start={start}&end={end}", status=status, says=says)
+
+
+@pytest.mark.parametrize(
+    ("path", "says", "parameter"),
+    [
+        (f"{B}/summary?tenant=tenant-acme", "needed", "month"),
+        (f"{B}/summary?month=2024-01", "needed", "tenant"),
+        (f"{G}/costs?basis=x", "one of rate_card, infrastructure", "basis"),
+        (f"{G}/allocations/history?kind=fpga", "one of cpu, gpu, mem, block, net", "kind"),
+        (f"{USAGE}&format=xml", "one of json, csv, focus-1.2, focus-1.4", "format"),
+        (f"{USAGE}&granularity=lease", "one of hour, day, total", "granularity"),
+    ],
+)
+def test_what_is_missing_and_what_there_is_to_choose_from(
+    server: CollectorServer, path: str, says: str, parameter: str
+) -> None:
+    refused(server, "GET", path, status=400, says=says, parameter=parameter)
+
+
+def test_a_body_that_is_not_there(server: CollectorServer) -> None:
+    refused(server, "PATCH", f"{G}/quotas/acme", status=400, says="Send a JSON object")
 
 
 @pytest.mark.parametrize("horizon", ["0d", "-1d", "9999d", "90", "tomorrow"])

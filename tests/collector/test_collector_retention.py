@@ -378,6 +378,8 @@ def test_the_verb_shows_and_removes_only_when_it_is_told_to(state: Path, tmp_pat
     assert status == 0 and "may go" in text and raw_bytes(state) == had
     status, text = run("--apply", "--json")
     assert status == 0 and json.loads(text)["removed"] and raw_bytes(state) < had
+    status, text = run()
+    assert status == 0 and "nothing may go" in text and "UP TO RECORD" not in text
     config.write_text("[retention]\nraw_months = 0\n")
     assert msgspec.structs.asdict(Rule()) == {"raw_months": None, "usage_months": None}
     assert "raw_months" in run()[1]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from leased.collector.accounts.terms_file import load_terms
+from leased.collector.accounts.terms_file import load_terms, load_terms_for
 from leased.economics.contracts import Model, Terms
 from leased.terms.errors import ConfigError
+from leased.terms.resource import ResourceKind
 
 SHIPPED = Path("configs/billing.toml")
 
@@ -20,8 +21,41 @@ def test_what_ships_is_what_is_built_in():
     assert load_terms(SHIPPED) == Terms()
 
 
-def test_without_a_file_the_built_in_terms_hold(tmp_path: Path):
-    assert load_terms(tmp_path / "billing.toml") == Terms()
+def test_prices_are_those_that_the_configuration_names(tmp_path: Path):
+    config = tmp_path / "leased-collector.toml"
+    config.write_text("")
+    assert load_terms_for(config) == Terms()  # without a file the built-in ones
+    (tmp_path / "billing.toml").write_text('[rates]\ngpu = "0.02"')
+    assert load_terms_for(config).cards[0].card.rates[0].nano == 20_000_000
+    (tmp_path / "other.toml").write_text('[rates]\ngpu = "0.03"')
+    config.write_text('[governance]\nterms_file = "other.toml"')
+    assert load_terms_for(config).cards[0].card.rates[0].nano == 30_000_000
+
+
+def test_who_names_a_file_that_is_not_there_gets_no_list_prices(tmp_path: Path):
+    config = tmp_path / "leased-collector.toml"
+    for named in (lambda: load_terms(tmp_path / "a.toml"), lambda: load_terms_for(config)):
+        with pytest.raises(ConfigError, match="toml: "):
+            named()
+    config.write_text('[governance]\nterms_file = "a.toml"')
+    with pytest.raises(ConfigError, match=re.escape("a.toml: ")):
+        load_terms_for(config)
+
+
+def test_a_later_version_of_the_card_keeps_what_it_does_not_name(tmp_path: Path):
+    (tmp_path / "billing.toml").write_text(
+        '[rates]\ncurrency = "USD"\ndecimals = 2\ncpu = "0.5"\n'
+        "[rates.multipliers_pm]\nguaranteed = 1500\n"
+        '[[cards]]\nsince = "2026-02-01"\ngpu = "3"\n[infrastructure]\nmem = "7"'
+    )
+    terms = load_terms(tmp_path / "billing.toml")
+    first, later = (version.card for version in terms.cards)
+    assert (later.currency, later.decimals) == ("USD", 2)
+    assert later.multipliers_pm == first.multipliers_pm != ()
+    nano = {kind: [r.nano for r in later.rates if r.kind is kind] for kind in ResourceKind}
+    assert nano[ResourceKind.CPU] == [500_000_000] and nano[ResourceKind.GPU] == [3_000_000_000]
+    costs = {rate.kind: rate.nano for rate in terms.infrastructure.rates}
+    assert terms.infrastructure.currency == "USD" and costs[ResourceKind.CPU] == 500_000_000
 
 
 def test_every_example_of_the_shipped_file_can_be_meant(tmp_path: Path):
@@ -53,7 +87,9 @@ def test_every_example_of_the_shipped_file_can_be_meant(tmp_path: Path):
         ("[rates]\ngpu = 0.01", "rates.gpu"),
         ("colour = 1", "colour"),
         ('[[cards]]\ngpu = "1"', "cards[0].since"),
-        ('[[cards]]\nsince = "2026-01-01T00:30:00Z"', "cards[1].since"),
+        ('[[cards]]\nsince = "2026-01-01T00:30:00Z"', "billing.toml: cards[0].since"),
+        ('[[cards]]\nsince = "2026-01-01"\ncurrency = "EUR"', "billing.toml: cards[0]: one curr"),
+        ('[[cards]]\nsince = "2026-01-01"\ndecimals = 99', "billing.toml: cards[0].decimals"),
         ('[plans.s]\ncpu_cores = 1\nmemory_gb = 1\nmonthly_price = "1e9"', "plans.s.monthly_price"),
         ('[plans.s]\ncpu_cores = -1\nmemory_gb = 1\nmonthly_price = "1"', "plans.s"),
         ('[[contracts]]\ntenant = "t"\nmodel = "barter"', "model"),

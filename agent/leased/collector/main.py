@@ -35,6 +35,7 @@ EXIT_STATUSES: Final = (
     (65, "the evidence does not hold"),
     (66, "no such log"),
     (69, "a node could not be reached"),
+    (74, "a file, or the output, could not be written"),
     (75, "somebody else was faster, or something has to happen first: try again"),
     (78, "a configuration or a state directory was refused"),
 )

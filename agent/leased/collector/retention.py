@@ -30,7 +30,7 @@ import msgspec
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.invoices import Invoices
-from leased.collector.accounts.terms_file import load_terms
+from leased.collector.accounts.terms_file import load_terms_for
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.floor import Floor, KeptFile
 from leased.collector.archive.manifest import CursorMoved, LogEntry
@@ -346,11 +346,11 @@ def upkeep(
     archive: Archive, config: Path | None, now_ns: int, change_id: str, do: Do = at_once
 ) -> str:
     """Carry the rule out, if there is one; what to tell, or "". Raises LeasedError."""
-    rule, terms_path = load_rule(config)
+    rule = load_rule(config)
     if rule.raw_months is None:
         return ""
     at = {"config": config, "now_ns": now_ns, "change_id": change_id}
-    found = carry_out(archive, rule, load_terms(terms_path), do=do, **at)
+    found = carry_out(archive, rule, load_terms_for(config), do=do, **at)
     if not found.cuts:
         return ""
     octets = sum(one.bytes for one in found.cuts)

@@ -28,8 +28,8 @@ class Rule(msgspec.Struct, frozen=True):
     usage_months: int | None = None
 
 
-def load_rule(path: Path | None) -> tuple[Rule, Path]:
-    """Section [retention], and where billing terms are. Raises ConfigError."""
+def load_rule(path: Path | None) -> Rule:
+    """Section [retention]. Raises ConfigError."""
     path = path or CONFIG
     try:
         found = tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
@@ -39,8 +39,7 @@ def load_rule(path: Path | None) -> tuple[Rule, Path]:
             raise ConfigError("retention.usage_months: not fewer than raw_months")
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    name = found.get("governance", {}).get("terms_file", "")
-    return rule, path.parent / name if name else Path("/nonexistent")
+    return rule
 
 
 def _months(value: object) -> int | None:

@@ -56,6 +56,7 @@ EXIT_STATUSES: Final = (
     ),
     (69, "no agent or no collector, or it grants nothing now"),
     (71, "the hardware or the kernel failed"),
+    (74, "a file, or the output, could not be written"),
     (75, "no capacity, a limit is reached, or the wait is over: try again"),
     (76, "not the protocol"),
     (77, "not allowed"),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carries out the verb that was parsed, and turns what comes of it into an exit status.
 
-Rule: an error of ours is told as it is; an interrupt, or a reader that has had enough, is none.
+Rule: an error of ours is told as it is, and so is a file that cannot be written; an interrupt, or a
+reader that has had enough, is none.
 
 Does not parse (`main` of each program) and declares no verb.
 """
@@ -15,7 +16,7 @@ from typing import Final
 
 from leased.ctl.console import Console
 from leased.ctl.refusals import tell
-from leased.terms.errors import LeasedError
+from leased.terms.errors import EX_IOERR, LeasedError
 
 INTERRUPTED: Final = 130
 
@@ -38,6 +39,20 @@ def carry_out(options: argparse.Namespace, console: Console) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read us has read enough. The interpreter must not flush into the pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         return 0
+    except OSError as error:
+        console.end_progress()
+        named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        console.note(f"{named}{error.strerror or error}")
+        try:
+            console.out.flush()
+        except OSError:
+            _write_no_more()
+        return EX_IOERR
     return status
+
+
+def _write_no_more() -> None:
+    """The interpreter flushes what is still in the buffer, which cannot be written either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -46,18 +46,19 @@ def load_card(file: Path) -> RateCard:
     return parse_card(document.get("rates", {}), str(file))
 
 
-def parse_card(table: Mapping[str, Any], file: str) -> RateCard:
-    """A [rates] table as a card; absent kinds keep the built-in rate. Raises ConfigError."""
-    priced = {(rate.kind, rate.tier, rate.priority): rate for rate in DEFAULT_CARD.rates}
-    multipliers: list[tuple[Priority, int]] = []
-    currency, decimals = DEFAULT_CARD.currency, DEFAULT_CARD.decimals
+def parse_card(
+    table: Mapping[str, Any], file: str, *, at: str = "rates", base: RateCard = DEFAULT_CARD
+) -> RateCard:
+    """The table `at` as a card; what it does not name is as in `base`. Raises ConfigError."""
+    priced = {(rate.kind, rate.tier, rate.priority): rate for rate in base.rates}
+    multipliers = dict(base.multipliers_pm)
+    currency, decimals = base.currency, base.decimals
     for key, value in table.items():
-        where = f"{file}: rates.{key}"
+        where = f"{file}: {at}.{key}"
         if key == "multipliers_pm":
             for name, multiplier in _strict(value, dict, where).items():
-                multipliers.append(
-                    (_member(Priority, name, where), _strict(multiplier, int, f"{where}.{name}"))
-                )
+                priority = _member(Priority, name, where)
+                multipliers[priority] = _strict(multiplier, int, f"{where}.{name}")
         elif key == "currency":
             currency = _strict(value, str, where)
         elif key == "decimals":
@@ -68,8 +69,11 @@ def parse_card(table: Mapping[str, Any], file: str) -> RateCard:
             tier = _member(TierKind, tier_name, where) if tier_name else None
             nano = rates.parse_rate(_strict(value, str, where), where)
             priced[kind, tier, None] = Rate(kind, nano, tier)
-    card = RateCard(tuple(priced.values()), currency, decimals, tuple(multipliers))
-    return rates.check(card)
+    card = RateCard(tuple(priced.values()), currency, decimals, tuple(multipliers.items()))
+    try:
+        return rates.check(card)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {str(error).replace('rates', at, 1)}") from error
 
 
 def _strict(value: Any, kind: type, where: str) -> Any:

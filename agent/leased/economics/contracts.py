@@ -175,11 +175,13 @@ def check_terms(terms: Terms) -> Terms:
     first = terms.cards[0].card
     for index, version in enumerate(terms.cards):
         check(version.card)
-        _full_hour(version.since_ns, f"cards[{index}].since")
+        # As in the file, where the first is [rates] and [[cards]] are those after it.
+        key = f"cards[{index - 1}]" if index else "rates"
+        _full_hour(version.since_ns, f"{key}.since")
         if index and version.since_ns <= terms.cards[index - 1].since_ns:
-            raise ConfigError(f"cards[{index}].since: versions are listed oldest first, each later")
+            raise ConfigError(f"{key}.since: versions are listed oldest first, each later")
         if (version.card.currency, version.card.decimals) != (first.currency, first.decimals):
-            raise ConfigError(f"cards[{index}]: one currency and one number of decimals for all")
+            raise ConfigError(f"{key}: one currency and one number of decimals for all")
     check(terms.infrastructure)
     plans = [plan.name for plan in terms.plans]
     if len(plans) != len(frozenset(plans)):

@@ -154,7 +154,7 @@ class Accounts:
         buckets = {"hour": HOUR_NS, "day": periods.DAY_NS, "total": 0}
         if granularity not in buckets:
             raise InvalidParameter("granularity", "one of hour, day, total")
-        rows = usage_rows(
+        rows, cost = usage_rows(
             self.source.cells(window.pair, tenant),
             self.source.peaks(window.pair, tenant),
             self.terms,
@@ -169,7 +169,7 @@ class Accounts:
             self.terms.currency,
             rows,
             tasks,
-            sum((row.cost for row in rows), Decimal(0)),
+            _money(rounded(cost, self.terms.decimals), self.terms.decimals),
             self.reach(window),
         )
 
@@ -370,6 +370,7 @@ def _line_item(line: BillLine) -> LineItem:
         line.description,
         Decimal(line.quantity),
         Decimal(line.unit_price),
+        Decimal(line.multiplier_pm) / 1000,
         Decimal(line.total),
         line.unit,
         line.cost_exact,

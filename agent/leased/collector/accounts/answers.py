@@ -56,7 +56,8 @@ class UsageRow(msgspec.Struct, frozen=True):
 
 
 class UsageReport(msgspec.Struct, frozen=True):
-    """What a tenant held."""
+    """What a tenant held. `total_cost` is rounded once, whatever the granularity: rounded rows may
+    differ from it by their rounding."""
 
     tenant: str
     interval: Interval
@@ -101,11 +102,13 @@ class Costs(msgspec.Struct, frozen=True):
 
 
 class LineItem(msgspec.Struct, frozen=True):
-    """One line of a bill."""
+    """One line of a bill: quantity x unit_price x multiplier (what its priority pays) is
+    its cost."""
 
     description: str
     quantity: Decimal
     unit_price: Decimal
+    multiplier: Decimal
     total: Decimal
     unit: str
     cost_exact: str

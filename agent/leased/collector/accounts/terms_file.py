@@ -3,7 +3,9 @@
 credits.
 
 Rule: an unknown key, a float or a price in force before a full hour is refused, with file and key;
-nothing is guessed. What is left out has the built-in value.
+nothing is guessed. What is left out has the built-in value; in a later version of the card, that of
+the version before it. The server and the verbs find the file by the same rule (`terms_path`), so
+that there is one bill.
 
 Does not price (`economics.billing`).
 """
@@ -18,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from leased.collector.accounts import periods
+from leased.collector.config import CONFIG
 from leased.ctl.console import parse_instant
 from leased.ctl.rate_file import parse_card
 from leased.economics.contracts import (
@@ -32,7 +35,7 @@ from leased.economics.contracts import (
     UsageRates,
     check_terms,
 )
-from leased.economics.rates import DEFAULT_CARD, parse_rate
+from leased.economics.rates import parse_rate
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.identity import parse_id, parse_tenant
 
@@ -99,13 +102,39 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     retired_nodes: list[str] = []
 
 
+def terms_path(directory: Path, named: str) -> Path | None:
+    """The file that a configuration in `directory` names; else the one beside it, if any."""
+    path = directory / (named or TERMS_FILE)
+    return path if named or path.exists() else None
+
+
+def load_terms_for(config: Path | None) -> Terms:
+    """The terms of the collector that `config` configures (default: that of /etc). Raises
+    ConfigError."""
+    config = config or CONFIG
+    try:
+        governance = tomllib.loads(config.read_text("utf-8")).get("governance", {})
+        named = governance.get("terms_file", "") if isinstance(governance, dict) else None
+        if not isinstance(named, str):
+            raise ConfigError("governance.terms_file: must be a name in quotes")
+    except FileNotFoundError:
+        if config != CONFIG:
+            raise ConfigError(f"{config}: there is no such file") from None
+        named = ""
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
+        raise ConfigError(f"{config}: {error}") from error
+    path = terms_path(config.parent, named)
+    return Terms() if path is None else load_terms(path)
+
+
 def load_terms(path: Path) -> Terms:
-    """The terms in `path`; the built-in ones if there is no such file. Raises ConfigError."""
+    """The terms in `path`. Raises ConfigError, also where there is no such file: who names one does
+    not want the list prices."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return Terms()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return parse_terms(document, str(path))
 
@@ -116,19 +145,19 @@ def parse_terms(document: Mapping[str, Any], file: str) -> Terms:
         read = msgspec.convert(document, _File)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{file}: {error}") from error
-    first = parse_card(read.rates, file) if read.rates else DEFAULT_CARD
+    first = parse_card(read.rates, file)
     cards = [CardVersion(0, first)]
     for number, table in enumerate(read.cards):
-        where = f"{file}: cards[{number}].since"
+        at = f"cards[{number}]"
+        since_ns = _instant(table.get("since"), f"{file}: {at}.since")
         rest = {key: value for key, value in table.items() if key != "since"}
-        cards.append(CardVersion(_instant(table.get("since"), where), parse_card(rest, file)))
+        cards.append(CardVersion(since_ns, parse_card(rest, file, at=at, base=cards[-1].card)))
+    infrastructure = parse_card(read.infrastructure, file, at="infrastructure", base=first)
     try:
-        return check_terms(
+        return _checked(
             Terms(
                 cards=tuple(cards),
-                infrastructure=parse_card(read.infrastructure, file)
-                if read.infrastructure
-                else first,
+                infrastructure=infrastructure,
                 plans=tuple(_plan(name, plan, file) for name, plan in read.plans.items()),
                 contracts=tuple(
                     _contract(one, f"{file}: contracts[{number}]")
@@ -146,9 +175,17 @@ def parse_terms(document: Mapping[str, Any], file: str) -> Terms:
                 retired_nodes=tuple(
                     parse_id(node, f"{file}: retired_nodes").hex() for node in read.retired_nodes
                 ),
-            )
+            ),
+            file,
         )
     except InvalidParameter as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _checked(terms: Terms, file: str) -> Terms:
+    try:
+        return check_terms(terms)
+    except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
 
 

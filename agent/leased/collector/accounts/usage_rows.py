@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Usage as rows: hourly cells put together by hour, by day or in all, with peak and price.
 
-Rule: a cell is priced by the card of its hour, exactly; a row is rounded once. Synthetic probes are
-told and cost nothing.
+Rule: a cell is priced by the card of its hour, exactly; a row is rounded once, and so is the total,
+of what is exact: it is the same by the hour and by the day. Synthetic probes are told and cost
+nothing.
 
 Does not choose what is asked about (`accounts`).
 """
@@ -37,8 +38,8 @@ def usage_rows(
     terms: Terms,
     window: Window,
     bucket_ns: int,
-) -> list[UsageRow]:
-    """Cells put together by bucket, each cell priced by the card of its hour."""
+) -> tuple[list[UsageRow], Fraction]:
+    """Cells put together by bucket, each cell priced by the card of its hour; and what all cost."""
     amounts: dict[_RowKey, int] = {}
     costs: dict[_RowKey, Fraction] = {}
     highest: dict[tuple[int, ResourceKind, TierKind | None], int] = {}
@@ -56,10 +57,11 @@ def usage_rows(
         priced = Fraction(0) if free else Fraction(cost.numerator, cost.denominator)
         amounts[row] = amounts.get(row, 0) + amount
         costs[row] = costs.get(row, Fraction(0)) + priced
-    return [
+    rows = [
         _usage_row(row, amounts[row], costs[row], highest, window, bucket_ns, terms.decimals)
         for row in sorted(amounts, key=_row_order)
     ]
+    return rows, sum(costs.values(), Fraction(0))
 
 
 def _bucket(hour: int, window: Window, bucket_ns: int) -> int:

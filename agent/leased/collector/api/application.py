@@ -144,7 +144,8 @@ class Application:
         if route.scope is not None and route.scope not in caller.scopes:
             what = f"This needs the scope {route.scope}."
             if not caller.authenticated:
-                what += " Without a token this host may only read; send a bearer token."
+                what += " Without a token this host may only read (access.loopback);"
+                what += " send a bearer token."
             raise Problem(403, what)
         return caller
 

@@ -24,6 +24,7 @@ import trio
 from leased import __version__
 from leased.collector.accounts.accounts import NoData
 from leased.collector.accounts.answers import IdleResource
+from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api import (
     advice_routes,
     console_routes,
@@ -86,6 +87,9 @@ class Desk:
         self._ground: Policy = settings.load_ground(self._settings, directory)
         tokens = settings.load_tokens(self._settings, directory)
         self._gate = Gate(tokens, self._settings.access.loopback)
+        self._priced_by: Path | None = None
+        self._say, self._said = say, ""
+        self._prices = self._read_terms()
         self.books = Books(
             state, self._terms, say, make_engine=engines.maker(self._settings.store, directory)
         )
@@ -226,7 +230,22 @@ class Desk:
         return self._terms().cards[-1].card
 
     def _terms(self) -> Terms:
-        return settings.load_terms_of(self._settings, self._directory)
+        """The prices as their file has them now; while it cannot be meant, as it had them."""
+        said = ""
+        try:
+            self._prices = self._read_terms()
+        except ConfigError as error:
+            said = f"refused, the prices of before stay in force: {error}"
+        if said and said != self._said:
+            self._say(said)
+        self._said = said
+        return self._prices
+
+    def _read_terms(self) -> Terms:
+        # That a file which was there is gone is no reason to charge list prices: somebody may be
+        # writing it anew.
+        self._priced_by = self._priced_by or settings.terms_of(self._settings, self._directory)
+        return Terms() if self._priced_by is None else load_terms(self._priced_by)
 
     def reload(self) -> None:
         """Read tokens and the operator's document again. Raises ConfigError, changing nothing."""

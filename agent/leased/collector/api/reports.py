@@ -80,7 +80,7 @@ class UsageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: Day
     end: Day
     granularity: Annotated[str, Meta(pattern="^(hour|day|total)$")] = "hour"
-    format: Annotated[str, Meta(pattern=r"^(json|csv|focus-1\.[24])$")] | None = None
+    format: Annotated[str, Meta(pattern=r"^(json|csv|focus-1\.2|focus-1\.4)$")] | None = None
 
 
 class ChargebackQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,10 +10,11 @@ Does not know routes (`application`).
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -30,6 +31,8 @@ _PATTERN: Final = re.compile("matching regex '(.*)'$")
 _MEANT: Final = {repr(pattern)[1:-1]: what for pattern, what in MEANT.items()}
 """As an error quotes a pattern."""
 _UNKNOWN: Final = re.compile("unknown field `(.*)`$")
+_MISSING: Final = re.compile("missing required field `(.*)`$")
+_WORDS: Final = re.compile(r"\^\(([a-z0-9.\\|-]+)\)\$")
 TAGS: Final = r'^(\*|(W/)?"[!#-~]{1,100}"( *, *(W/)?"[!#-~]{1,100}"){0,15})$'
 """Entity tags, as If-Match and If-None-Match have them."""
 
@@ -165,6 +168,8 @@ def decode_body(route: Route, raw: bytes) -> Any:
     """The body as the route's struct. Raises Problem 400."""
     if route.takes_body is None:
         return None
+    if not raw.strip():
+        raise Problem(400, "There is no body. Send a JSON object; {} says nothing.")
     try:
         return msgspec.json.Decoder(route.takes_body, float_hook=_decimal).decode(raw)
     except msgspec.ValidationError as error:
@@ -189,7 +194,24 @@ def _named(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> tuple[
     if unknown is not None and not where:
         names = ", ".join(kind.__struct_encode_fields__)
         return f"There is no {unknown[1]}; there are {names}.", None
+    missing = _MISSING.search(match[1])
+    if missing is not None:
+        return "It is needed.", f"{where}.{missing[1]}".removeprefix(".")
+    words = _WORDS.fullmatch(pattern[1]) if pattern is not None else None
+    choices = words[1].replace("\\", "").split("|") if words is not None else _members(kind, where)
+    if choices and (words is not None or match[1].startswith("Invalid enum")):
+        return f"It is one of {', '.join(choices)}.", where
     return match[1] + ".", where or None
+
+
+def _members(kind: type[msgspec.Struct], name: str) -> list[str]:
+    """The values of a field that is an enumeration."""
+    for field in msgspec.structs.fields(kind):
+        if field.encode_name == name:
+            for one in (field.type, *get_args(field.type)):
+                if isinstance(one, type) and issubclass(one, enum.Enum):
+                    return [str(member.value) for member in one]
+    return []
 
 
 async def send_whole(send: Any, status: int, headers: Mapping[str, str], body: bytes) -> None:

@@ -17,13 +17,12 @@ from typing import Any, Final
 
 import msgspec
 
-from leased.collector.accounts.terms_file import load_terms
+from leased.collector.accounts.terms_file import terms_path
 from leased.collector.api.callers import LOOPBACK, Token
 from leased.collector.api.routes import Scope
 from leased.collector.metering.engines import SECTION, StoreConfig, check_store
 from leased.collector.telemetry.store import KEEP_NS, ROWS_MAX
 from leased.collector.webhooks.guard import Network, parse_network
-from leased.economics.contracts import Terms
 from leased.terms import reading
 from leased.terms.errors import ConfigError
 from leased.terms.identity import parse_tenant
@@ -164,10 +163,9 @@ def load_ground(settings: Settings, directory: Path) -> Policy:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def load_terms_of(settings: Settings, directory: Path) -> Terms:
-    """The prices. Raises ConfigError."""
-    path = directory / settings.governance.terms_file
-    return load_terms(path) if settings.governance.terms_file else Terms()
+def terms_of(settings: Settings, directory: Path) -> Path | None:
+    """The file of prices; None: the built-in ones."""
+    return terms_path(directory, settings.governance.terms_file)
 
 
 def load_tokens(settings: Settings, directory: Path) -> tuple[Token, ...]:

@@ -22,6 +22,7 @@ from typing import Any, Final
 import trio
 
 from leased.chain.policy_note import NoteKey
+from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api import settings
 from leased.collector.api.callers import hash_of
 from leased.collector.api.routes import Scope
@@ -84,6 +85,9 @@ def serve(options: argparse.Namespace, console: Console) -> int:
     if options.check:
         settings.load_ground(read(), directory)
         settings.load_tokens(read(), directory)
+        prices = settings.terms_of(read(), directory)
+        if prices is not None:
+            load_terms(prices)
         console.say("the configuration can be meant")
         return 0
     desk = Desk(read, options.state, directory, say=console.note)

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from leased.collector.accounts.terms_file import load_terms
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.backup import back_up, restore
 from leased.collector.archive.manifests import COLLECTORS
 from leased.collector.metering.store import Store
-from leased.collector.verbs.store import add_terms
+from leased.collector.verbs.store import add_terms, terms_by
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 
@@ -71,7 +70,7 @@ def _back_up(options: argparse.Namespace, console: Console) -> int:
 
 
 def _restore(options: argparse.Namespace, console: Console) -> int:
-    terms = load_terms(options.terms)
+    terms = terms_by(options)
     try:
         checked = restore(options.directory, options.state, console.progress)
         archive = ArchiveReader(options.state)

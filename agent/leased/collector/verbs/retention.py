@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from leased.collector.accounts.terms_file import load_terms
+from leased.collector.accounts.terms_file import load_terms_for
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.config import CONFIG
 from leased.collector.retention import Plan, carry_out, plan
@@ -24,6 +25,8 @@ from leased.ctl import render
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_TEMPFAIL
+
+_TITLES: Final = ("NODE", "LOG", "UP TO RECORD", "SEGMENTS", "BYTES")
 
 
 def register(verbs: Verbs) -> None:
@@ -43,8 +46,8 @@ def register(verbs: Verbs) -> None:
 
 def retention(options: argparse.Namespace, console: Console) -> int:
     """Show, or remove; 75 if something has to happen first."""
-    rule, terms_file = load_rule(options.config)
-    terms, now_ns = load_terms(terms_file), console.wall_ns()
+    rule = load_rule(options.config)
+    terms, now_ns = load_terms_for(options.config), console.wall_ns()
     if options.apply:
         archive = Archive(options.state)
         try:
@@ -69,12 +72,15 @@ def _tell(options: argparse.Namespace, console: Console, found: Plan) -> None:
     if found.waits:
         console.say(f"nothing {done}: {found.waits}")
         return
-    console.say(f"what ended before {found.floor} {done}:")
+    if found.cuts:
+        console.say(f"what ended before {found.floor} {done}:")
+    else:
+        console.say(f"nothing {done}, of what ended before {found.floor}:")
     rows = [
         (cut.name, render.short(cut.log_id), str(cut.records), str(cut.segments), str(cut.bytes))
         for cut in found.cuts
     ]
-    for line in render.table(("NODE", "LOG", "UP TO RECORD", "SEGMENTS", "BYTES"), rows):
+    for line in render.table(_TITLES, rows) if rows else ():
         console.say(line)
     for name, why in sorted(found.held.items()):
         console.say(f"{name} keeps all: {why}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from leased.collector.accounts.periods import day, label_of_day
-from leased.collector.accounts.terms_file import load_terms
+from leased.collector.accounts.terms_file import TERMS_FILE, load_terms, load_terms_for
 from leased.collector.api.verbs import serve
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.manifests import is_there
@@ -32,7 +32,6 @@ from leased.ctl.usage_text import Verbs, verb
 from leased.economics.contracts import Terms
 from leased.terms.errors import EX_DATAERR, InvalidParameter, StateError
 
-TERMS: Final = Path("/etc/leased/billing.toml")
 NODES_MAX: Final = 1_000
 DAYS_MAX: Final = 400
 
@@ -80,17 +79,25 @@ def register(verbs: Verbs) -> None:
 def add_terms(parser: argparse.ArgumentParser) -> None:
     """Where prices, and the list of nodes that nobody waits for, come from."""
     parser.add_argument(
-        "--terms", type=Path, default=TERMS, metavar="FILE", help=f"prices (default: {TERMS})"
+        "--terms",
+        type=Path,
+        metavar="FILE",
+        help=f"prices (default: what --config names, else {TERMS_FILE} beside it)",
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help=f"the engine, in [store] (default: {CONFIG})"
+        "--config", type=Path, metavar="FILE", help=f"prices and engine (default: {CONFIG})"
     )
+
+
+def terms_by(options: argparse.Namespace) -> Terms:
+    """The prices that the options name. Raises ConfigError."""
+    return load_terms_for(options.config) if options.terms is None else load_terms(options.terms)
 
 
 @contextmanager
 def opened(options: argparse.Namespace, console: Console) -> Iterator[tuple[StoreSource, Terms]]:
     """The store, brought up to date unless another process is at it, and the terms."""
-    terms = load_terms(options.terms)
+    terms = terms_by(options)
     archive = ArchiveReader(options.state)
     try:
         store = _store(options)
@@ -118,7 +125,7 @@ def _store(options: argparse.Namespace) -> Store:
 
 def refresh(options: argparse.Namespace, console: Console) -> int:
     """Bring everything up to date."""
-    terms = load_terms(options.terms)
+    terms = terms_by(options)
     archive = ArchiveReader(options.state)
     try:
         done = _store(options).refresh(
@@ -133,7 +140,7 @@ def refresh(options: argparse.Namespace, console: Console) -> int:
 
 def rebuild(options: argparse.Namespace, console: Console) -> int:
     """Make everything again; 65 if something was not what the raw segments say."""
-    terms = load_terms(options.terms)
+    terms = terms_by(options)
     archive = ArchiveReader(options.state)
     try:
         store = _store(options)

@@ -323,7 +323,7 @@ async function drawBill(main) {
   } catch (error) {
     return main.append(panel(["Bill", "", pick], "", empty(error.message)));
   }
-  const line = (item) => h("tr", {}, h("td", {}, item.description), h("td", { class: "num" }, number.format(item.quantity)), h("td", { class: "dim" }, item.unit), h("td", { class: "num" }, String(item.unit_price)), h("td", { class: "num" }, money.format(item.total)));
+  const line = (item) => h("tr", {}, h("td", {}, item.description), h("td", { class: "num" }, number.format(item.quantity)), h("td", { class: "dim" }, item.unit), h("td", { class: "num" }, item.multiplier === 1 ? String(item.unit_price) : `${item.unit_price} × ${item.multiplier}`), h("td", { class: "num" }, money.format(item.total)));
   const foot = (text, value, kind) => h("tr", { class: kind }, h("td", { colspan: 4 }, text), h("td", { class: "num" }, money.format(value)));
   const audit = [["Node", (a) => state.nodes.find((node) => node.node === a.node_id)?.name ?? short(a.node_id)], ["Log", (a) => a.log_id, (a) => h("span", { class: "mono" }, short(a.log_id))], ["Records", (a) => a.first_sequence, (a) => `${whole.format(a.first_sequence)} – ${whole.format(a.last_sequence)}`, "num"], ["Head", (a) => a.head, (a) => h("span", { class: "hash" }, a.head)]];
   const holder = h("div", { class: "body" });

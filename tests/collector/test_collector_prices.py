@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One file of prices for the API, the verbs and /metrics; one that cannot be meant is told at the
+start, and while the server runs changes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+from leased.collector.main import main
+from leased.ctl.console import Console
+from tests.doubles.collector_server import CollectorServer
+from tests.doubles.fleet_archive import begin_of, sample
+
+
+def run(*words: str) -> tuple[int, str]:
+    """`leased-collector` with these words: how it ended, and what it said."""
+    out = io.StringIO()
+    return main(words, Console(out, out)), out.getvalue()
+
+
+def test_the_api_and_the_verbs_have_one_file_of_prices(tmp_path: Path):
+    now_ns = time.time_ns()
+    sample(tmp_path / "state", now_ns, begin_of(now_ns))
+    prices = tmp_path / "billing.toml"
+    prices.write_text('[rates]\ncurrency = "EUR"')
+    with CollectorServer(directory=tmp_path) as server:
+        server.wait_for("usage is up to date")
+        assert server.ask("GET", "/v1/governance/costs?period=30d").json["currency"] == "EUR"
+        ours = ("--state", str(server.state), "costs", "--json", "--config", str(server.config))
+        status, text = run(*ours)
+        assert status == 0 and json.loads(text)["currency"] == "EUR"
+        prices.write_text('[rates]\ncurrency = "US')
+        scraped = server.ask("GET", "/metrics")
+        assert scraped.status == 200 and b"grey_cost_hourly_dollars{" in scraped.body
+        server.wait_for(r"refused, the prices of before stay in force: .*billing\.toml")
+        prices.unlink()
+        assert server.ask("GET", "/metrics").body.count(b"grey_cost_hourly_dollars{") > 0
+        server.wait_for(r"prices of before stay in force: .*billing\.toml: No such file")
+
+
+def test_prices_that_cannot_be_meant_are_refused_before_anything_is_served(tmp_path: Path):
+    config = tmp_path / "leased-collector.toml"
+    config.write_text('[http]\nlisten = ["127.0.0.1:0"]\n[governance]\nterms_file = "prices.toml"')
+    serve = ["--state", str(tmp_path / "state"), "serve", "--config", str(config)]
+    for text in (None, "[rates]\ngpu = 1.5", '[[cards]]\nsince = "2026-01-01"\ncurrency = "EUR"'):
+        if text is not None:
+            (tmp_path / "prices.toml").write_text(text)
+        for more in ([], ["--check"]):
+            status, said = run(*serve, *more)
+            assert status == 78 and "prices.toml: " in said

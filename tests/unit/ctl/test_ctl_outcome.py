@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be written is told in a line and a status, not as a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+from leased.ctl.console import Console
+from leased.ctl.outcome import carry_out
+from leased.terms.errors import EX_IOERR
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    def act(options: argparse.Namespace, console: Console) -> int:
+        return (tmp_path / "none" / "bill.json").write_bytes(b"")
+
+    console = Console(io.StringIO(), io.StringIO())
+    assert carry_out(argparse.Namespace(act=act), console) == EX_IOERR
+    [line] = console.err.getvalue().splitlines()
+    assert line.endswith("/none/bill.json: No such file or directory")
+
+
+def test_an_output_that_is_full() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "leased.ctl.main", "completion", "bash"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == EX_IOERR
+    assert done.stderr.splitlines() == ["leasectl: No space left on device"]
