@@ -159,8 +159,9 @@ async def why(options: argparse.Namespace, console: Console, session: Session) -
     if told.lease is not None:
         console.say(_why_ended(told.lease, console) + _why_more(told, console))
     if told.refusal is not None:
-        place = "refused: " if told.position is None else f"place {told.position} in the queue: "
-        console.say(place + refusal_text(told.refusal, console))
+        waits = told.position is not None
+        place = f"place {told.position} in the queue: " if waits else "refused: "
+        console.say(place + refusal_text(told.refusal, console, waits=waits))
     elif told.position is not None:
         console.say(f"place {told.position} in the queue")
     return 0
@@ -192,7 +193,10 @@ def _why_ended(lease: objects.Lease, console: Console) -> str:
         return f"{name} has to go ({runtime.reason or 'unknown'}): {render.when(lease, console)}"
     if runtime.ended is None:
         return f"{name} is {runtime.state}; it ends {render.when(lease, console)} if not renewed"
-    text = f"{name} {render.ending(lease)}; it is {runtime.state} now"
+    text = f"{name} {render.ending(lease)}"
+    if runtime.ended == "released" and runtime.reason is not None:
+        text += f", when it had to go ({runtime.reason})"
+    text += f"; it is {runtime.state} now"
     if runtime.cut_boottime_ns is not None:
         late_ns = runtime.cut_boottime_ns - runtime.deadline_boottime_ns
         cut = relative(runtime.cut_boottime_ns - console.boot_ns())
