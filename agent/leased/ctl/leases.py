@@ -225,13 +225,13 @@ async def plan(options: argparse.Namespace, console: Console, session: Session) 
             console.say(f"with --wait it would take place {planned.position} in the queue")
         for one in planned.removals:
             whose = render.short(one.lease_id) if one.lease_id else "a lease of another tenant"
-            until = console.time_of_boot(one.until_boottime_ns)
+            until = console.until(one.until_boottime_ns)
             what = render.held(one.allotments)
             console.say(
                 f"{whose} ({one.level}, {what}) would have to leave: {one.reason}, by {until}"
             )
         if planned.within_boottime_ns is not None:
-            until = console.time_of_boot(planned.within_boottime_ns)
+            until = console.until(planned.within_boottime_ns)
             console.say(f"with --wait it would have what they leave by {until}")
         granted_for = [TAKEN_FOR_GRANTED[one] for one in planned.assumes or ()]
         if granted_for:

@@ -31,6 +31,14 @@ from leased.wire.policy_document import encode_policy
 
 NANO: Final = 10**9
 INDEX_ONE: Final = 1_000_000
+SECONDS_OF: Final = {
+    "gpu_seconds": "GPU s",
+    "cpu_seconds": "core s",
+    "mem_seconds": "GiB s",
+    "block_seconds": "GiB s",
+    "net_seconds": "Gbit/s s",
+}
+"""What capacity-seconds of budgets are counted in."""
 DIVIDED: Final = ("fair_share", "reservation")
 """Modes of rules that are everybody's, and say of whom they speak."""
 
@@ -215,7 +223,7 @@ def share(part: int, whole: int) -> str:
 def _excess(one: objects.Allowance, console: Console) -> str:
     text = f"{one.rule}: {_number(one, one.usage)} of {_number(one, one.limit)}"
     if one.until_boottime_ns is not None:
-        text += f"; borne until {console.time_of_boot(one.until_boottime_ns)}"
+        text += f"; borne until {console.until(one.until_boottime_ns)}"
     if one.leaving:
         text += f", then {one.leaving} lease{'' if one.leaving == 1 else 's'} told to leave"
     return text
@@ -245,13 +253,15 @@ def _quota_row(one: objects.Allowance, console: Console) -> tuple[str, ...]:
         allowed += f" (to {_number(one, one.ceiling)})"
     note = ""
     if one.usage > one.limit and one.until_boottime_ns is not None:
-        note = f"above it, borne until {console.time_of_boot(one.until_boottime_ns)}"
+        note = f"above it, borne until {console.until(one.until_boottime_ns)}"
     host = share(one.limit, one.capacity) if one.capacity else ""
     rule = f"{one.rule} of {one.holder}" if one.mode in DIVIDED else one.rule
     return (rule, _number(one, one.usage), allowed, one.mode, host, note)
 
 
 def _number(one: objects.Allowance, number: int) -> str:
+    if one.what in SECONDS_OF:
+        return f"{number} {SECONDS_OF[one.what]}"
     if one.what == "cost_nano":
         return f"{number // NANO}.{number % NANO:09}".rstrip("0").removesuffix(".")
     return quantity(one.what, number)

@@ -24,6 +24,7 @@ from leased.terms.errors import (
     EX_UNAVAILABLE,
     LeasedError,
 )
+from leased.terms.lease import Level
 from leased.wire import objects
 
 ADVICE: Final[dict[str, tuple[int, str]]] = {
@@ -79,6 +80,9 @@ _AT_AN_INSTANT: Final = ("deadline_passed", "draining", "not_renewable", "not_no
 _BOUNDS: Final = ("duration", "burst_ended", "backfill_ended")
 """Reasons of a renewal whose limit and usage are such instants, too; of a request they are not."""
 
+QUEUE: Final = "queue"
+"""The rule where others who wait come first."""
+
 _GRANULE_STEP: Final = "it is granted in multiples of {}"
 
 
@@ -96,6 +100,8 @@ def _advice(refusal: objects.Refusal) -> tuple[int, str]:
     alone = refusal.requested > refusal.limit and refusal.retry_at_boottime_ns is None
     if refusal.reason == "duration" and not _renewed_no_more(refusal):
         return EX_DATAERR, "ask for a shorter time"
+    if refusal.rule == QUEUE and refusal.reason != "wait_expired":
+        return EX_TEMPFAIL, "stand behind them with --wait"
     if refusal.reason == "tenant_capacity" and refusal.limit and alone:
         return EX_TEMPFAIL, "ask for less, or have the policy allow you more"
     return ADVICE.get(refusal.reason, (EX_TEMPFAIL, ""))
@@ -113,12 +119,15 @@ def refusal_text(refusal: objects.Refusal, console: Console, *, waits: bool = Fa
     if refusal.reason == "capacity_granule" and refusal.what:
         step = _GRANULE_STEP.format(quantity(refusal.what, refusal.limit))
     text = ": ".join(parts)
-    if refusal.rule:
+    if refusal.rule and refusal.rule != QUEUE:
         text += f" ({refusal.rule})"
-    if refusal.retry_at_boottime_ns is not None:
+    if refusal.rule == QUEUE:
+        step = "others who wait for it come first" + (f": {step}" if step else "")
+    elif refusal.retry_at_boottime_ns is not None:
         text += f"; could succeed {console.time_of_boot(refusal.retry_at_boottime_ns)}"
         left_ns = refusal.retry_at_boottime_ns - console.boot_ns()
-        if left_ns > 0 and refusal_status(refusal) == EX_TEMPFAIL:
+        queues = refusal.reason != "queue_full"
+        if left_ns > 0 and queues and refusal_status(refusal) == EX_TEMPFAIL:
             seconds = -(-left_ns // DURATIONS["s"])
             step = f"try --wait {seconds + 5}s" + (f"; or {step}" if step else "")
     return text + (f"; {step}" if step and not waits else "")
@@ -128,6 +137,8 @@ def quantity(what: str, number: int) -> str:
     """A number in the unit of `what`: a kind, a resource, "ns", or something that is counted."""
     if what == "ns":
         return length(number)
+    if what == "level" and number in set(Level):
+        return Level(number).name.lower()
     kind = what.split(":")[0]
     if kind in ("mem", "block", "cpu", "gpu", "net"):
         return amount(kind, number)
@@ -144,7 +155,9 @@ def _numbers(refusal: objects.Refusal) -> str:
     parts: list[str] = []
     if refusal.requested:
         parts.append(f"asked {quantity(what, refusal.requested)}")
-    if refusal.limit and refusal.usage:
+    if refusal.rule == QUEUE:
+        pass  # all of it counts as spoken for
+    elif refusal.limit and refusal.usage:
         used, limit = quantity(what, refusal.usage), quantity(what, refusal.limit)
         parts.append(f"{used} of {limit} in use")
     elif refusal.limit:

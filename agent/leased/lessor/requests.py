@@ -16,7 +16,7 @@ from leased.lessor.backfill import Lender
 from leased.lessor.bars import MEASURED, Bars
 from leased.lessor.draft import Draft, Proposal
 from leased.lessor.granting import grant
-from leased.lessor.meaning import Verdict, kind_named
+from leased.lessor.meaning import QUEUE, Verdict, kind_named
 from leased.lessor.questions import Questions
 from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, key_of, rank_of
 from leased.lessor.table import LeaseTable
@@ -321,7 +321,7 @@ class Requests:
                 rule=short.rule,
             )
         else:
-            refusal = Refusal(RefusalReason.WAIT_EXPIRED, "waiting", requested=1)
+            refusal = Refusal(RefusalReason.WAIT_EXPIRED, "waiting", requested=1, rule=QUEUE)
         self._refuse(draft, acquire, refusal)
 
     def cancel(self, draft: Draft, command: CancelWait) -> None:
