@@ -83,13 +83,18 @@ def test_a_policy_is_checked_applied_kept_over_a_kill_and_put_back(agent: HostAg
         ("not toml at all [", "policy.toml: "),
         (
             '[tenants.a.schedules.w]\ncron = "61 * * * *"\nduration = "1h"\ngpu = 1',
-            "tenants.a.schedules.w.cron = 61",
+            "policy.toml: tenants.a.schedules.w.cron = 61",
         ),
-        ('timezone = "Mars/Olympus"', "timezone = Mars/Olympus"),
+        ('timezone = "Mars/Olympus"', "policy.toml: timezone = Mars/Olympus"),
+        (
+            'expires_at = "2020-01-01T00:00:00Z"',
+            "policy.toml: expires_at = 2020-01-01T00:00:00Z: it has expired already",
+        ),
+        ("generation = 1", ": generation = 1: 1 is in force, and it has to be larger"),
         (
             '[tenants.a]\n[allocation.mem]\nstrategy = "reservation"\n'
             'reservations = { a = "900TiB" }',
-            "over-committed",
+            ": allocation.mem.reservations = 900TiB: over-committed",
         ),
     ],
 )
@@ -119,6 +124,17 @@ def test_what_a_tenant_may_have_and_has_is_shown(agent: HostAgent) -> None:
     assert "tenants.uid-0.leases_max" in planned.stdout
     assert lease[:8] in agent.leasectl("why", lease).stdout
     agent.leasectl("quota", "show", "somebody-else", check=77)
+
+
+def test_what_is_divided_is_shown_by_whose_it_is_and_to_how_much_he_may_have(
+    agent: HostAgent,
+) -> None:
+    fair = '[tenants.uid-0]\n[allocation.mem]\nstrategy = "fair_share"\nmax_share = "40%"'
+    agent.leasectl("policy", "apply", policy(agent, fair))
+    agent.acquire(8192)
+    assert "allocation.mem of uid-0 " in agent.leasectl("quota", "show").stdout
+    [row] = asked(agent, "quota", "show")["allowances"]
+    assert row["usage"] == 8192 and row["ceiling"] == row["capacity"] * 400 // 1000
 
 
 def test_a_file_is_checked_without_an_agent(tmp_path: Path, shared_agent: HostAgent) -> None:

@@ -90,6 +90,11 @@ class Console:
         left_ns = boot_ns - self.boot_ns()
         return f"{relative(left_ns)} ({self.time_of_day(self.wall_ns() + left_ns)})"
 
+    def until(self, boot_ns: int) -> str:
+        """The same after "by" or "until": "12:00:42 (in 42 s)"."""
+        left_ns = boot_ns - self.boot_ns()
+        return f"{self.time_of_day(self.wall_ns() + left_ns)} ({relative(left_ns)})"
+
     def time_of_day(self, wall_ns: int) -> str:
         """A wall instant: the time alone if it is today, else with its date. To the second."""
         moment = self._local(wall_ns)

@@ -159,8 +159,9 @@ async def why(options: argparse.Namespace, console: Console, session: Session) -
     if told.lease is not None:
         console.say(_why_ended(told.lease, console) + _why_more(told, console))
     if told.refusal is not None:
-        place = "refused: " if told.position is None else f"place {told.position} in the queue: "
-        console.say(place + refusal_text(told.refusal, console))
+        waits = told.position is not None
+        place = f"place {told.position} in the queue: " if waits else "refused: "
+        console.say(place + refusal_text(told.refusal, console, waits=waits))
     elif told.position is not None:
         console.say(f"place {told.position} in the queue")
     return 0
@@ -192,7 +193,10 @@ def _why_ended(lease: objects.Lease, console: Console) -> str:
         return f"{name} has to go ({runtime.reason or 'unknown'}): {render.when(lease, console)}"
     if runtime.ended is None:
         return f"{name} is {runtime.state}; it ends {render.when(lease, console)} if not renewed"
-    text = f"{name} {render.ending(lease)}; it is {runtime.state} now"
+    text = f"{name} {render.ending(lease)}"
+    if runtime.ended == "released" and runtime.reason is not None:
+        text += f", when it had to go ({runtime.reason})"
+    text += f"; it is {runtime.state} now"
     if runtime.cut_boottime_ns is not None:
         late_ns = runtime.cut_boottime_ns - runtime.deadline_boottime_ns
         cut = relative(runtime.cut_boottime_ns - console.boot_ns())
@@ -221,13 +225,13 @@ async def plan(options: argparse.Namespace, console: Console, session: Session) 
             console.say(f"with --wait it would take place {planned.position} in the queue")
         for one in planned.removals:
             whose = render.short(one.lease_id) if one.lease_id else "a lease of another tenant"
-            until = console.time_of_boot(one.until_boottime_ns)
+            until = console.until(one.until_boottime_ns)
             what = render.held(one.allotments)
             console.say(
                 f"{whose} ({one.level}, {what}) would have to leave: {one.reason}, by {until}"
             )
         if planned.within_boottime_ns is not None:
-            until = console.time_of_boot(planned.within_boottime_ns)
+            until = console.until(planned.within_boottime_ns)
             console.say(f"with --wait it would have what they leave by {until}")
         granted_for = [TAKEN_FOR_GRANTED[one] for one in planned.assumes or ()]
         if granted_for:

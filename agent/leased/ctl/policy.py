@@ -31,6 +31,16 @@ from leased.wire.policy_document import encode_policy
 
 NANO: Final = 10**9
 INDEX_ONE: Final = 1_000_000
+SECONDS_OF: Final = {
+    "gpu_seconds": "GPU s",
+    "cpu_seconds": "core s",
+    "mem_seconds": "GiB s",
+    "block_seconds": "GiB s",
+    "net_seconds": "Gbit/s s",
+}
+"""What capacity-seconds of budgets are counted in."""
+DIVIDED: Final = ("fair_share", "reservation")
+"""Modes of rules that are everybody's, and say of whom they speak."""
 
 
 def register(verbs: Verbs) -> None:
@@ -134,14 +144,19 @@ async def _ask_check(file: Path, session: Session) -> replies.CheckPolicyReply:
     try:
         return await session.ask(parameters.CheckPolicy(document), replies.CheckPolicyReply)
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
+        raise ConfigError(f"{file}: {_as_written(str(error))}") from error
+
+
+def _as_written(why: str) -> str:
+    """What the agent said of a key, as a file of its own has it: not below [policy]."""
+    return why.removeprefix("policy.")
 
 
 async def apply(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Put a file in force."""
     told = await _ask_check(options.file, session)
     if told.why is not None:
-        raise ConfigError(f"{options.file}: {told.why}")
+        raise ConfigError(f"{options.file}: {_as_written(told.why)}")
     document = encode_policy(load_policy(options.file))
     asked = parameters.SetPolicy(command_id=session.command_id(), document=document)
     done = await session.ask(asked, replies.SetPolicyReply)
@@ -174,7 +189,7 @@ def check_text(file: Path, told: replies.CheckPolicyReply, console: Console) -> 
     """What a check found, line by line; the first is the verdict."""
     lines = [f"{file} can be in force here: policy {told.policy_hash}"]
     if told.why is not None:
-        lines = [f"{file} cannot be in force here: {told.why}"]
+        lines = [f"{file} cannot be in force here: {_as_written(told.why)}"]
     if not told.changes:
         lines.append("it says what is in force already")
     for change in told.changes:
@@ -208,7 +223,7 @@ def share(part: int, whole: int) -> str:
 def _excess(one: objects.Allowance, console: Console) -> str:
     text = f"{one.rule}: {_number(one, one.usage)} of {_number(one, one.limit)}"
     if one.until_boottime_ns is not None:
-        text += f"; borne until {console.time_of_boot(one.until_boottime_ns)}"
+        text += f"; borne until {console.until(one.until_boottime_ns)}"
     if one.leaving:
         text += f", then {one.leaving} lease{'' if one.leaving == 1 else 's'} told to leave"
     return text
@@ -234,16 +249,19 @@ async def quota(options: argparse.Namespace, console: Console, session: Session)
 
 def _quota_row(one: objects.Allowance, console: Console) -> tuple[str, ...]:
     allowed = _number(one, one.limit)
-    if one.ceiling > one.limit and one.mode in ("soft", "burst"):
+    if one.ceiling > one.limit and one.mode in ("soft", "burst", "fair_share"):
         allowed += f" (to {_number(one, one.ceiling)})"
     note = ""
     if one.usage > one.limit and one.until_boottime_ns is not None:
-        note = f"above it, borne until {console.time_of_boot(one.until_boottime_ns)}"
+        note = f"above it, borne until {console.until(one.until_boottime_ns)}"
     host = share(one.limit, one.capacity) if one.capacity else ""
-    return (one.rule, _number(one, one.usage), allowed, one.mode, host, note)
+    rule = f"{one.rule} of {one.holder}" if one.mode in DIVIDED else one.rule
+    return (rule, _number(one, one.usage), allowed, one.mode, host, note)
 
 
 def _number(one: objects.Allowance, number: int) -> str:
+    if one.what in SECONDS_OF:
+        return f"{number} {SECONDS_OF[one.what]}"
     if one.what == "cost_nano":
         return f"{number // NANO}.{number % NANO:09}".rstrip("0").removesuffix(".")
     return quantity(one.what, number)

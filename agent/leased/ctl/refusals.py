@@ -24,6 +24,7 @@ from leased.terms.errors import (
     EX_UNAVAILABLE,
     LeasedError,
 )
+from leased.terms.lease import Level
 from leased.wire import objects
 
 ADVICE: Final[dict[str, tuple[int, str]]] = {
@@ -58,13 +59,16 @@ ADVICE: Final[dict[str, tuple[int, str]]] = {
     ),
     "submit_rate": (EX_TEMPFAIL, "ask less often"),
     "api_rate": (EX_TEMPFAIL, "call less often"),
-    "throttled": (EX_TEMPFAIL, "you are above a limit: wait a second, and release something"),
+    "throttled": (EX_TEMPFAIL, "wait a second, and release something: you are above a limit"),
     "burst_ended": (EX_LEASE_LOST, "the burst is over: the lease runs to its deadline"),
     "share": (EX_TEMPFAIL, "nobody may have more of it at once: release some of yours"),
     "reserved": (EX_TEMPFAIL, "what is left is reserved for others: wait, or ask for less"),
     "backfill_ended": (EX_LEASE_LOST, "others wait for it: the lease runs to its deadline"),
     "stale_policy": (EX_DATAERR, "a document of a later generation is in force"),
-    "not_preempted": (EX_DATAERR, "that lease was not taken from you, or was asked for again"),
+    "not_preempted": (
+        EX_DATAERR,
+        "that lease was not taken from you, or was of a lower priority, or you asked for it again",
+    ),
     "not_notified": (EX_DATAERR, "it was not told to leave: `leasectl renew` moves its deadline"),
     "notice_limit": (EX_TEMPFAIL, "nobody gets more: save what fits, or ask for less"),
     "notice_final": (EX_LEASE_LOST, "this notice is not put off: save what you can"),
@@ -73,39 +77,68 @@ ADVICE: Final[dict[str, tuple[int, str]]] = {
 _AT_AN_INSTANT: Final = ("deadline_passed", "draining", "not_renewable", "not_notified")
 """Reasons whose numbers are instants of the boot clock, which say nothing to people."""
 
+_BOUNDS: Final = ("duration", "burst_ended", "backfill_ended")
+"""Reasons of a renewal whose limit and usage are such instants, too; of a request they are not."""
+
+QUEUE: Final = "queue"
+"""The rule where others who wait come first."""
+
 _GRANULE_STEP: Final = "it is granted in multiples of {}"
 
 
 def refusal_status(refusal: objects.Refusal) -> int:
     """The exit status that a refusal ends with."""
-    return ADVICE.get(refusal.reason, (EX_TEMPFAIL, ""))[0]
+    return _advice(refusal)[0]
 
 
-def refusal_text(refusal: objects.Refusal, console: Console) -> str:
-    """One line: token, numbers, next step, and when the same request could succeed."""
+def _renewed_no_more(refusal: objects.Refusal) -> bool:
+    return refusal.reason in _BOUNDS and refusal.usage > 0
+
+
+def _advice(refusal: objects.Refusal) -> tuple[int, str]:
+    """The exit status and the next step: one of a kind but for what never fits, whoever leaves."""
+    alone = refusal.requested > refusal.limit and refusal.retry_at_boottime_ns is None
+    if refusal.reason == "duration" and not _renewed_no_more(refusal):
+        return EX_DATAERR, "ask for a shorter time"
+    if refusal.rule == QUEUE and refusal.reason != "wait_expired":
+        return EX_TEMPFAIL, "stand behind them with --wait"
+    if refusal.reason == "tenant_capacity" and refusal.limit and alone:
+        return EX_TEMPFAIL, "ask for less, or have the policy allow you more"
+    return ADVICE.get(refusal.reason, (EX_TEMPFAIL, ""))
+
+
+def refusal_text(refusal: objects.Refusal, console: Console, *, waits: bool = False) -> str:
+    """One line: token, numbers, when the same request could succeed, and the next step, of which
+    there is none for who `waits`.
+    """
     parts = [refusal.reason]
     numbers = _numbers(refusal)
     if numbers:
         parts.append(numbers)
-    _, step = ADVICE.get(refusal.reason, (0, ""))
+    _, step = _advice(refusal)
     if refusal.reason == "capacity_granule" and refusal.what:
         step = _GRANULE_STEP.format(quantity(refusal.what, refusal.limit))
     text = ": ".join(parts)
-    if refusal.rule:
+    if refusal.rule and refusal.rule != QUEUE:
         text += f" ({refusal.rule})"
-    if refusal.retry_at_boottime_ns is not None:
+    if refusal.rule == QUEUE:
+        step = "others who wait for it come first" + (f": {step}" if step else "")
+    elif refusal.retry_at_boottime_ns is not None:
         text += f"; could succeed {console.time_of_boot(refusal.retry_at_boottime_ns)}"
         left_ns = refusal.retry_at_boottime_ns - console.boot_ns()
-        if left_ns > 0 and refusal_status(refusal) == EX_TEMPFAIL:
+        queues = refusal.reason != "queue_full"
+        if left_ns > 0 and queues and refusal_status(refusal) == EX_TEMPFAIL:
             seconds = -(-left_ns // DURATIONS["s"])
             step = f"try --wait {seconds + 5}s" + (f"; or {step}" if step else "")
-    return text + (f"; {step}" if step else "")
+    return text + (f"; {step}" if step and not waits else "")
 
 
 def quantity(what: str, number: int) -> str:
     """A number in the unit of `what`: a kind, a resource, "ns", or something that is counted."""
     if what == "ns":
         return length(number)
+    if what == "level" and number in set(Level):
+        return Level(number).name.lower()
     kind = what.split(":")[0]
     if kind in ("mem", "block", "cpu", "gpu", "net"):
         return amount(kind, number)
@@ -114,7 +147,7 @@ def quantity(what: str, number: int) -> str:
 
 def _numbers(refusal: objects.Refusal) -> str:
     what = refusal.what
-    if refusal.reason in _AT_AN_INSTANT:
+    if refusal.reason in (*_AT_AN_INSTANT, "not_preempted") or _renewed_no_more(refusal):
         return ""
     if refusal.reason == "capacity_granule" and what:
         return f"{what}: asked {quantity(what, refusal.requested)}"
@@ -122,7 +155,9 @@ def _numbers(refusal: objects.Refusal) -> str:
     parts: list[str] = []
     if refusal.requested:
         parts.append(f"asked {quantity(what, refusal.requested)}")
-    if refusal.limit and refusal.usage:
+    if refusal.rule == QUEUE:
+        pass  # all of it counts as spoken for
+    elif refusal.limit and refusal.usage:
         used, limit = quantity(what, refusal.usage), quantity(what, refusal.limit)
         parts.append(f"{used} of {limit} in use")
     elif refusal.limit:

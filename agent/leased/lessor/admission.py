@@ -20,7 +20,7 @@ from leased.lessor.accounts import Charge, covers, weigh
 from leased.lessor.bars import Ahead
 from leased.lessor.budget import Prices, budget_overrun
 from leased.lessor.ledger import Key
-from leased.lessor.meaning import Meaning, Verdict, clip, name_of, no
+from leased.lessor.meaning import QUEUE, Meaning, Verdict, clip, name_of, no
 from leased.lessor.placement import NONE_BARRED, place
 from leased.lessor.queue import level_of
 from leased.lessor.quota import (
@@ -353,8 +353,8 @@ class Admission:
             ask = acquire.asks[0]
             limit = sum(pool.capacity for pool in self._table.pools.usable(ask))
             what, requested = name_of(ask), ask.capacity
-        verdict = no(reason, what, limit=limit, usage=limit, requested=requested, waitable=True)
-        return msgspec.structs.replace(verdict, holder=holder, behind=True)
+        refusal = Refusal(reason, what, clip(limit), clip(limit), clip(requested), rule=QUEUE)
+        return Verdict(refusal, waitable=True, holder=holder, behind=True)
 
     def cost_nano(self, acquire: Acquire) -> int:
         """What it would cost until its first deadline, in 10^-9 of the currency, rounded up."""

@@ -128,6 +128,7 @@ def parts_of(
     for division in admission.shares.divisions:
         kind = ResourceKind(division.share.kind).name.lower()
         capacity = division.capacity(table.pools)
+        most_pm = division.allocation.max_share_pm if division.fair else 1000
         lines = _lines(division, table, queue)
         parts += [
             Allowance(
@@ -135,7 +136,7 @@ def parts_of(
                 division.name,
                 kind,
                 lines.get(tenant, 0),
-                capacity,
+                capacity * most_pm // 1000,
                 division.share.used.get(tenant, 0),
                 division.allocation.strategy.value,
                 capacity,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from leased.lessor.accounts import Account, weigh
+from leased.lessor.accounts import ANY, Account, Charge, weigh
 from leased.lessor.placement import place, spans
 from leased.lessor.pool import Pool
 from leased.lessor.quota import Limits, Row, account_of, wanted_by
@@ -58,7 +58,7 @@ def tenant_ns(
     """
     if limits.unlimited:
         return from_ns
-    charge, latest = wanted_by(acquire), from_ns
+    charge, latest = _surely(table, acquire), from_ns
     for one in limits.chain():
         account = account_of(table.accounts, one)
         leases = 0 if account is None else account.leases
@@ -79,6 +79,25 @@ def tenant_ns(
                 return None
             latest = max(latest, at_ns)
     return latest
+
+
+def _surely(table: LeaseTable, acquire: Acquire) -> Charge:
+    """What a request wants; and where, if it says so or all that could serve it is of one tier, or
+    on one node: a limit on that counts it, wherever it goes.
+    """
+    charge = []
+    for ((kind, tier, node), capacity), ask in zip(wanted_by(acquire), acquire.asks, strict=True):
+        cells = [pool.cell for pool in table.pools.usable(ask)]
+        tier = _only(tier, (cell[1] for cell in cells))
+        node = _only(node, (cell[2] for cell in cells))
+        charge.append(((kind, tier, node), capacity))
+    return tuple(charge)
+
+
+def _only(said: int, there: Iterable[int]) -> int:
+    """What is said, or all that is there."""
+    found = dict.fromkeys(there)
+    return next(iter(found)) if said == ANY and len(found) == 1 else said
 
 
 def _row_ns(

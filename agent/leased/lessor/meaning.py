@@ -28,6 +28,9 @@ CAPACITY_MAX = 2**63 - 1
 """Nothing is larger than this; it also bounds what a refusal writes to the chain."""
 
 CORE_MILLI = 1000
+QUEUE = "queue"
+"""The rule of a refusal where others who wait come first."""
+
 _KINDS = {kind.name.lower(): kind for kind in ResourceKind}
 
 

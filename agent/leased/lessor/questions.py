@@ -252,7 +252,13 @@ class Questions:
         book = TenantBook(policy)
         tenants = dict.fromkeys((*book.named(), *self._everybody()))
         books = Books(table, self._queue, book, admission.prices, now_ns)
-        return Allowed(tuple(books.of(tenants)), why=misfit(policy, table.pools))
+        why, given = misfit(policy, table.pools), policy.generation
+        if given and given <= table.policy_generation and why is None:
+            why = (
+                f"policy.generation = {given}: {table.policy_generation} is in force, and it has to"
+                " be larger (0: the agent counts)"
+            )
+        return Allowed(tuple(books.of(tenants)), why=why)
 
     def _everybody(self) -> tuple[TenantId, ...]:
         """Who is named by the policy, or has something."""

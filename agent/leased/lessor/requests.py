@@ -16,7 +16,7 @@ from leased.lessor.backfill import Lender
 from leased.lessor.bars import MEASURED, Bars
 from leased.lessor.draft import Draft, Proposal
 from leased.lessor.granting import grant
-from leased.lessor.meaning import Verdict, kind_named
+from leased.lessor.meaning import QUEUE, Verdict, kind_named
 from leased.lessor.questions import Questions
 from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, key_of, rank_of
 from leased.lessor.table import LeaseTable
@@ -55,6 +55,7 @@ class Requests:
         "_queue",
         "_ranked_by",
         "_ranked_ns",
+        "_returned",
         "_seen",
         "_table",
         "admitting",
@@ -72,6 +73,7 @@ class Requests:
         self._judges = 0
         self._lender = Lender(table, admission)
         self.throttle = Throttle(admission)
+        self._returned: dict[LeaseId, None] = {}
         self._ranked_ns = 0
         self._ranked_by = admission.policies
         self._seen: tuple[int, int] | None = None
@@ -129,8 +131,9 @@ class Requests:
         """Whether the request goes to the head of its level: its tenant lost that lease to another,
         and has not asked for it again yet.
         """
-        assert acquire.requeue_of is not None
-        lease = self._table.find(acquire.requeue_of)
+        lease_id = acquire.requeue_of
+        assert lease_id is not None
+        lease = self._table.find(lease_id)
         preempted = (
             lease is not None
             and lease.subject.tenant == acquire.caller.tenant
@@ -138,8 +141,8 @@ class Requests:
             in (RevocationReason.PRIORITY_PREEMPTION, RevocationReason.QUOTA_RECLAIM)
             and lease.subject.priority >= acquire.priority
         )
-        if preempted and not any(
-            one.acquire.requeue_of == acquire.requeue_of for one in self._queue
+        if preempted and lease_id not in self._returned and not any(
+            one.acquire.requeue_of == lease_id for one in self._queue
         ):
             return True
         return Refusal(RefusalReason.NOT_PREEMPTED, "requeue_of", requested=1)
@@ -218,6 +221,11 @@ class Requests:
         """Grant, and note whose other requests may be beyond a limit by that."""
         grant(draft, self._admission, acquire, offer, lease_id=lease_id)
         self._questions.forget(acquire.command_id)
+        if acquire.requeue_of is not None:  # once: what was taken is made good
+            gone = [one for one in self._returned if self._table.find(one) is None]
+            for one in (*gone, acquire.requeue_of):
+                self._returned.pop(one, None)
+            self._returned[acquire.requeue_of] = None
         if self._queue:
             self._move(draft.now_ns)
             self._queue.stale = True
@@ -313,7 +321,7 @@ class Requests:
                 rule=short.rule,
             )
         else:
-            refusal = Refusal(RefusalReason.WAIT_EXPIRED, "waiting", requested=1)
+            refusal = Refusal(RefusalReason.WAIT_EXPIRED, "waiting", requested=1, rule=QUEUE)
         self._refuse(draft, acquire, refusal)
 
     def cancel(self, draft: Draft, command: CancelWait) -> None:

@@ -30,7 +30,8 @@ from leased.terms.policy import (
     Strategy,
     TenantLimits,
 )
-from leased.terms.quantity import print_duration, print_share
+from leased.terms.quantity import print_duration, print_share, print_size
+from leased.terms.resource import ResourceKind
 
 CAPACITY_MAX: Final = 2**63 - 1
 WHOLE_PM: Final = 1000
@@ -50,6 +51,12 @@ def _refuse(key: str, value: object, why: str) -> ConfigError:
 
 def _time(ns: int) -> str:
     return print_duration(ns) if ns >= 0 else f"{ns}ns"
+
+
+def _amount(limit: CapacityLimit) -> str:
+    """A burst as documents write it."""
+    in_bytes = limit.kind in (ResourceKind.MEM, ResourceKind.BLOCK)
+    return print_size(limit.burst_capacity) if in_bytes else str(limit.burst_capacity)
 
 
 def _pm(per_mille: int) -> str:
@@ -178,7 +185,7 @@ def _check_schedule(policy: Policy, where: str, schedule: Schedule) -> None:
     if schedule.limits == LimitSet():
         raise ConfigError(f"policy.{where}: changes nothing; name a limit or leave it out")
     if schedule.duration_ns <= 0:
-        raise _refuse(f"{where}.duration", schedule.duration_ns, "a window of no length")
+        raise _refuse(f"{where}.duration", _time(schedule.duration_ns), "a window of no length")
     words = schedule.cron.split()
     if len(words) != CRON_FIELDS or not all(map(_CRON_FIELD.fullmatch, words)):
         raise _refuse(f"{where}.cron", schedule.cron, 'five fields, such as "0 8 * * 1-5"')
@@ -229,7 +236,7 @@ def _check_capacity(policy: Policy, where: str, limit: CapacityLimit) -> None:
         raise ConfigError(f'policy.{where}.overage: goes with mode = "soft"')
     if limit.mode is Mode.BURST:
         if limit.burst_capacity <= limit.capacity:
-            raise _refuse(f"{where}.burst", limit.burst_capacity, "not above its limit")
+            raise _refuse(f"{where}.burst", _amount(limit), "not above its limit")
         if limit.burst_ns < policy.ttl_ns_min:
             raise _refuse(f"{where}.burst_ttl", _time(limit.burst_ns), "below policy.ttl_min")
     elif limit.burst_capacity or limit.burst_ns:
@@ -257,6 +264,8 @@ def _check_allocation(allocation: Allocation, tenants: dict[str, None]) -> None:
         allocation.reservations or allocation.opportunistic is not None
     ):
         raise ConfigError(f'policy.{key}.reservations: goes with strategy = "reservation"')
+    if allocation.weights_pm and allocation.strategy is not Strategy.FAIR_SHARE:
+        raise ConfigError(f'policy.{key}.weights: goes with strategy = "fair_share"')
     if allocation.opportunistic is not None:
         _not_negative(f"{key}.opportunistic", allocation.opportunistic)
 

@@ -123,7 +123,8 @@ def _limits(row: Mapping[str, Any], at: str) -> tuple[dict[str, Any], dict[str, 
             capacities += _capacities(key, value, f"{at}{key}")
         else:
             rest[key] = value
-    found = fields(plain, {**LIMIT_KEYS, "budgets": ("budgets", _rows_of(_budget))}, at)
+    budgets = _rows_of(lambda one: _budget(one, f"{at}budgets."))
+    found = fields(plain, {**LIMIT_KEYS, "budgets": ("budgets", budgets)}, at)
     if capacities:
         found["capacities"] = tuple(capacities)
     return found, rest
@@ -200,10 +201,10 @@ def _rows_of(read: reading.Read) -> reading.Read:
     return lambda value: reading.rows(value, read)
 
 
-def _budget(value: Any) -> Budget:
+def _budget(value: Any, at: str) -> Budget:
     row = dict(reading.table(value))
     seconds = row.pop("capacity_seconds", None)
-    found = fields(row, BUDGET_KEYS, "budgets.")
+    found = fields(row, BUDGET_KEYS, at)
     if "period" not in found:
         raise ValueError('a budget needs its period: "day", "week" or "month"')
     kind, tier = found.pop("what", (None, None))
@@ -222,6 +223,8 @@ def _allocation(name: str, row: Mapping[str, Any], at: str) -> Allocation:
     kind, tier, node = scope_of(name, where)
     if node is not None:
         raise ConfigError(f"{where}: a kind or a tier is divided, not a NUMA node")
+    if not row:
+        raise ConfigError(f"{where}: an empty table; name a strategy or leave it out")
     rest = dict(row)
     weights = _subtable(rest, "weights", f"{where}.")
     reservations = _subtable(rest, "reservations", f"{where}.")

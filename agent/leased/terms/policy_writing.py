@@ -211,4 +211,6 @@ def _allocation(allocation: Allocation) -> Document:
         }
     if allocation.opportunistic is not None:
         row["opportunistic"] = amount(allocation.kind, allocation.opportunistic)
+    if not row:  # an empty table is refused
+        row["strategy"] = allocation.strategy.value
     return row

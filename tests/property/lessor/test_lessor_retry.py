@@ -13,7 +13,7 @@ import pytest
 from leased.lessor.lifecycle import TEARDOWN
 from leased.terms.policy import CapacityLimit, Policy, TenantLimits
 from leased.terms.reply import Granted, Refusal
-from leased.terms.resource import Ask, ResourceKind
+from leased.terms.resource import Ask, ResourceKind, TierKind
 from tests.doubles.desk import ACME, BETA, PAGE, Desk, ask_mem, cores, mem
 
 
@@ -47,7 +47,13 @@ def busy_desk(rng: random.Random) -> Desk:
         leases_max=rng.choice((6, 100)),
         tenant_default=TenantLimits(
             leases_max=rng.choice((None, 4)),
-            capacities=rng.choice(((), (CapacityLimit(ResourceKind.MEM, 30 * PAGE),))),
+            capacities=rng.choice(
+                (
+                    (),
+                    (CapacityLimit(ResourceKind.MEM, 30 * PAGE),),
+                    (CapacityLimit(ResourceKind.MEM, 20 * PAGE, tier=TierKind.DRAM),),
+                )
+            ),
         ),
     )
     desk = Desk(mem(0, 30), mem(1, 20), *cores(4, per_node=2), policy=policy)

@@ -13,7 +13,7 @@ from leased.lessor.lessor import Lessor
 from leased.service.config import Config
 from leased.service.policy.policies import NO_RATE_HASH, Policies
 from leased.terms import command as commands
-from leased.terms.command import Command, SetPolicy
+from leased.terms.command import Command, SetPolicy, TryPolicy
 from leased.terms.errors import ConfigError, InvalidParameter, StateError
 from leased.terms.identity import CommandId
 from leased.terms.lease import Level
@@ -153,8 +153,10 @@ async def test_a_document_that_expired_while_the_agent_was_away_gives_way(site: 
 
 async def test_one_that_has_expired_is_not_taken(site: Site) -> None:
     late = msgspec.structs.replace(HANDED_IN, expires_wall_ns=site.clock.now().wall_ns)
-    with pytest.raises(InvalidParameter, match="expires_at"):
+    with pytest.raises(ConfigError, match=r"policy\.expires_at = 2.*: it has expired already"):
         await site.hand_in(late)
+    with pytest.raises(ConfigError, match="expired"):  # a check says what applying it would
+        await site.policies.attempt(TryPolicy(site.desk.command_id(), OPERATOR, late))
     assert site.in_force == CONFIGURED
 
 

@@ -65,3 +65,44 @@ def test_a_reason_of_a_newer_agent_is_shown_as_it_is() -> None:
     refusal = Refusal("moon_phase", "", 0, 0, 0)
     assert refusal_text(refusal, CONSOLE) == "moon_phase"
     assert refusal_status(refusal) == 75
+
+
+def test_what_never_fits_is_not_told_to_wait() -> None:
+    refusal = Refusal("tenant_capacity", "mem", 4 << 30, 0, 5 << 30, rule="tenants.a.mem")
+    assert refusal_text(refusal, CONSOLE) == (
+        "tenant_capacity: mem: asked 5GiB, the limit is 4GiB (tenants.a.mem);"
+        " ask for less, or have the policy allow you more"
+    )
+
+
+def test_who_waits_is_not_told_to_wait() -> None:
+    refusal = Refusal("no_capacity", "mem", 4 << 30, 3 << 30, 2 << 30, 760 * SECOND, 660)
+    said = refusal_text(refusal, CONSOLE, waits=True)
+    assert said.endswith("3GiB of 4GiB in use; could succeed in 11 min (12:11:00)")
+
+
+def test_a_request_for_too_long_has_lost_nothing_and_a_renewal_has_no_numbers_of_clocks() -> None:
+    asked = Refusal("duration", "ns", 120 * SECOND, 0, 300 * SECOND)
+    said = refusal_text(asked, CONSOLE)
+    assert said == "duration: time: asked 5 min, the limit is 2 min; ask for a shorter time"
+    assert refusal_status(asked) == 65
+    renewed = Refusal("duration", "ns", 50_000 * SECOND, 50_000 * SECOND, 60 * SECOND)
+    assert refusal_text(renewed, CONSOLE).startswith("duration; the lease is as old as")
+    assert refusal_status(renewed) == 79
+
+
+def test_who_stands_behind_others_is_told_so_and_not_that_it_could_succeed_now() -> None:
+    behind = Refusal("no_capacity", "mem", 4 << 30, 4 << 30, 1 << 30, 100 * SECOND, 0, "queue")
+    assert refusal_text(behind, CONSOLE) == (
+        "no_capacity: mem: asked 1GiB; others who wait for it come first: "
+        "stand behind them with --wait"
+    )
+    late = Refusal("wait_expired", "waiting", 0, 0, 1, 100 * SECOND, 0, "queue")
+    assert refusal_text(late, CONSOLE).endswith("come first: wait longer, or ask for less")
+
+
+def test_a_full_queue_is_not_to_be_waited_in_and_levels_have_names() -> None:
+    full = Refusal("queue_full", "waiting", 1, 1, 1, 110 * SECOND, 10, "tenants.a.waiting_max")
+    assert "--wait" not in refusal_text(full, CONSOLE)
+    high = Refusal("level", "level", 5, 0, 10, rule="tenant_default.level_max")
+    assert "level: asked critical, the limit is normal (ten" in refusal_text(high, CONSOLE)

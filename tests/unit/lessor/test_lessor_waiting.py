@@ -56,7 +56,7 @@ def test_the_head_is_not_starved_by_smaller_ones_behind_it() -> None:
     assert not granted(desk, large) and not granted(desk, small)
     late = desk.refused(ask_mem(1))
     assert late.reason is RefusalReason.NO_CAPACITY, "a newcomer does not overtake either"
-    assert late.usage == late.limit
+    assert late.usage == late.limit and late.rule == "queue"
     desk.release(second)
     desk.reclaim(second)
     assert granted(desk, large) and granted(desk, small)

@@ -210,6 +210,11 @@ def test_json_says_the_same_as_toml() -> None:
             "below policy.ttl_min",
         ),
         (
+            '[tenants.a]\nmem = {limit = "4GiB", mode = "burst", burst = "2GiB"}',
+            "tenants.a.mem.burst = 2GiB",
+            "not above its limit",
+        ),
+        (
             '[tenants.a]\ngpu = {limit = 4, mode = "soft", overage_for = "0s"}',
             "tenants.a.gpu.overage_for = 0",
             "above zero",
@@ -224,7 +229,7 @@ def test_json_says_the_same_as_toml() -> None:
         ("[tenants.a]\nbudgets = [{}]", "tenants.a.budgets", "its period"),
         (
             '[tenants.a]\nbudgets = [{ period = "day", cost = 1.5 }]',
-            "budgets.cost = 1.5",
+            "tenants.a.budgets.cost = 1.5",
             "a string",
         ),
         ('[tenants.a]\nbudgets = [{ period = "day" }]', "tenants.a.budgets[0]", "either"),
@@ -289,6 +294,8 @@ def test_json_says_the_same_as_toml() -> None:
             "no such tenant",
         ),
         ("[tenants.a]\n[allocation.gpu.reservations]\na = 1", "reservations", "goes with strategy"),
+        ("[allocation.gpu]\n", "allocation.gpu", "an empty table"),
+        ("[tenants.a]\n[allocation.gpu.weights]\na = 2", "allocation.gpu.weights", "goes with"),
         ("[allocation.tape]\n", "allocation.tape", "counts nothing"),
         ('[borrowing]\nlimit = "0%"', "borrowing.limit = 0%", "above 0%"),
         (
@@ -328,6 +335,8 @@ def test_what_is_written_reads_back_as_the_same_policy() -> None:
     assert read_policy(document) == policy
     assert read_policy(json.loads(json.dumps(document))) == policy
     assert document_of(Policy()) == {}
+    plain = Policy(allocations=(Allocation(ResourceKind.GPU),))
+    assert read_policy(document_of(plain)) == plain, "what says no more than the default"
     lines = dict(lines_of(document))
     assert lines["tenants.acme.gpu.mode"] == "burst"
     assert lines["allocation.gpu.weights.beta"] == "1.5"

@@ -27,6 +27,7 @@ from leased.terms import policy as policies
 from leased.terms.command import Caller, Command, SetPolicy, TryPolicy
 from leased.terms.errors import ConfigError, InvalidParameter, StateError
 from leased.terms.policy import Policy, digest
+from leased.terms.quantity import print_instant
 from leased.terms.reply import InForce, Reply
 
 if TYPE_CHECKING:
@@ -103,11 +104,7 @@ class Policies:
         if asked.rate_hash not in (NO_RATE_HASH, config.rates.digest()):
             card = config.rates.digest().hex()
             raise InvalidParameter("rate_hash", f"the rate card of this host is {card}")
-        check_windows(asked.policy)
-        now = self._clock.now()
-        expires_ns = asked.policy.expires_wall_ns
-        if expires_ns is not None and expires_ns <= now.wall_ns:
-            raise InvalidParameter("document", "policy.expires_at: it has expired already")
+        self._check_times(asked.policy)
         command = msgspec.structs.replace(
             self._command(asked.policy, config, asked.caller), command_id=asked.command_id
         )
@@ -140,9 +137,17 @@ class Policies:
 
     async def attempt(self, asked: TryPolicy) -> Reply:
         """What a document would mean here. Raises ConfigError if it cannot be meant."""
-        check_windows(asked.policy)
+        self._check_times(asked.policy)
         calendar = calendar_at(asked.policy, self._clock.now())
         return await self._ask(msgspec.structs.replace(asked, calendar=calendar))
+
+    def _check_times(self, policy: Policy) -> None:
+        """Raises ConfigError if its windows cannot be computed here, or it has ended by now."""
+        check_windows(policy)
+        ends_ns = policy.expires_wall_ns
+        if ends_ns is not None and ends_ns <= self._clock.now().wall_ns:
+            ended = print_instant(ends_ns)
+            raise ConfigError(f"policy.expires_at = {ended}: it has expired already")
 
     def is_configured(self, policy_hash: bytes) -> bool:
         """Whether that is the policy of the configuration."""
