@@ -8,17 +8,20 @@ import csv
 import io
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
 from leased.collector.api.callers import hash_of
+from leased.collector.api.views import _fairness
 from leased.collector.governance.fairness import filled, jain
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import Rollup
 from leased.collector.telemetry.store import Store
 from leased.terms.quantity import print_instant
+from leased.terms.resource import ResourceKind
 from tests.doubles.collector_server import CollectorServer
 from tests.doubles.fleet_archive import HOUR_NS, NODE_A, NODE_B, begin_of, sample
 
@@ -281,6 +284,13 @@ def test_shares_are_filled_like_water() -> None:
     many = {f"t{number}": 1 for number in range(30)}
     wanted = dict.fromkeys(many, 1000)
     assert sum(filled(1000, many, wanted, min_pm=50, max_pm=500).values()) == 1000
+
+
+def test_who_has_more_than_its_part_makes_the_index_smaller() -> None:
+    held = {"a": {ResourceKind.CPU: 10_000}, "b": {ResourceKind.CPU: 40_000}}
+    entitled = {"a": {"cpu_cores": 10_000}, "b": {"cpu_cores": 20_000}}
+    assert _fairness(held, entitled) == Decimal("0.9")  # (1 + 2)^2 / (2 (1 + 4))
+    assert _fairness(held, {"a": {"cpu_cores": 10_000}, "b": {"cpu_cores": 40_000}}) == 1
 
 
 def test_jains_index() -> None:

@@ -217,3 +217,17 @@ def test_a_demo_fleet_is_made_served_and_looked_at(browser: Browser, tmp_path: P
             rest = list(said)
         assert process.returncode == 0, rest
     assert browser.complaints == []
+
+
+@pytest.mark.parametrize("width", [1200, 800])
+def test_a_narrow_window_needs_no_scrolling_sideways(server: CollectorServer, width: int) -> None:
+    if shutil.which("chromium") is None:
+        not_proven("the console in a narrow window", "chromium is not installed")
+    with Browser(width=width) as narrow:
+        narrow.open(server.url + "/")
+        narrow.wait("document.body?.innerText.includes('host-b')")
+        for view in VIEWS:
+            show(narrow, view)
+            within = "(one) => one.scrollWidth <= one.clientWidth"
+            roots = "[document.documentElement, document.querySelector('header')]"
+            assert narrow.evaluate(f"{roots}.every({within})"), view

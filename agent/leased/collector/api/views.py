@@ -383,13 +383,14 @@ def _share(
 def _fairness(
     active: Mapping[str, Mapping[ResourceKind, int]], entitled: Mapping[str, Mapping[str, int]]
 ) -> Decimal:
-    """Jain's index over what each has of what it is entitled to, in its scarcest kind."""
-    satisfied = []
+    """Jain's index over what each has to what it is entitled to, in the kind that it has most of
+    beyond that. What somebody wants and has not is not in the records: it has at least its part."""
+    had = []
     for tenant, amounts in active.items():
         ratios = [
-            min(1000, amount * 1000 // goal)
+            max(1000, amount * 1000 // goal)
             for kind, amount in amounts.items()
             if (goal := entitled.get(tenant, {}).get(BY_KIND[kind].key, 0))
         ]
-        satisfied.append(min(ratios, default=1000))
-    return jain(satisfied)
+        had.append(max(ratios, default=1000))
+    return jain(had)
