@@ -103,6 +103,9 @@ int own(int control, int door)
 			return 1;
 		if ((wait[1].revents & POLLIN) != 0 && hear_events())
 			return EXIT_DEVICE_LOST;
+		/* A device that is gone stays ready, after its last event too. */
+		if ((wait[1].revents & (POLLERR | POLLHUP | POLLNVAL)) != 0)
+			return EXIT_DEVICE_LOST;
 		if ((wait[0].revents & POLLIN) == 0)
 			continue;
 		int rc = packet_receive(control, &packet);

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import resource
+import select
 import shutil
 import socket
 import subprocess
@@ -274,6 +275,19 @@ def test_it_holds_no_power_and_tells_nobody(
         ["cat", f"/proc/{pid}/maps"], user=65534, group=65534, extra_groups=[], capture_output=True
     )
     assert stranger.returncode != 0
+
+
+def test_it_ends_with_its_device_also_where_nothing_was_said(
+    stage: Stage, memfds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would ask again and again, at the tenant's cost, about what is always ready."""
+    with stage.start(monkeypatch, MOCK_VERBS_FAULT="async_fd=19") as door:
+        pidfd = os.pidfd_open(opened(door, memfds).pid)
+        try:
+            ended, _, _ = select.select([pidfd], [], [], BUDGET_NS / 1e9)
+            assert ended, "its device is gone"
+        finally:
+            os.close(pidfd)
 
 
 def test_it_dies_with_the_leaf(

@@ -25,7 +25,7 @@ from leased.hardware.calls import Surveyed
 from leased.hardware.verbs import DeviceRule
 from leased.ports import Access, Holder, Revocable
 from leased.terms.lease import Lease
-from leased.terms.resource import Allotment, ResourceKind
+from leased.terms.resource import Allotment, Resource, ResourceKind
 from leased.terms.teardown import StepReport
 
 
@@ -142,6 +142,15 @@ class Recalls(Protocol):
 
     def recall(self, leases: Iterable[Lease]) -> None:
         """Leases of an earlier run that have not ended, fenced ones too, before it surveys."""
+        ...
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A backend whose driver may not answer when the agent starts."""
+
+    def remember(self, sealed: Iterable[Resource]) -> None:
+        """The inventory of an earlier run, before it surveys."""
         ...
 
 

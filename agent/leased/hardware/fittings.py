@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import msgspec
 import trio
 
-from leased.hardware.backend import Backend, Recalls, Verdict, Wiped, Withdraws
+from leased.hardware.backend import Backend, Recalls, Remembers, Verdict, Wiped, Withdraws
 from leased.hardware.calls import Filter
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
@@ -39,7 +39,7 @@ from leased.terms.bounds import Bounds
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_MS, NS_PER_S
-from leased.terms.resource import Allotment
+from leased.terms.resource import Allotment, Inventory
 from leased.terms.teardown import StepReport, TeardownStep
 
 READ_WRITE = ACCESS_READ | ACCESS_WRITE
@@ -199,10 +199,13 @@ class Fittings:
                 return await backend.holders(allotment)
         return ()
 
-    def recall(self, leases: Iterable[Lease]) -> None:
-        """Leases of an earlier run, fenced ones too, before anything is surveyed."""
+    def recall(self, leases: Iterable[Lease], sealed: Inventory) -> None:
+        """Leases of an earlier run, fenced ones too, and what it saw, before anything is
+        surveyed."""
         kept = tuple(leases)
         for backend in self._backends:
+            if isinstance(backend, Remembers):
+                backend.remember(sealed.resources)
             if isinstance(backend, Recalls):
                 backend.recall(kept)
 

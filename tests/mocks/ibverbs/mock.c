@@ -9,7 +9,8 @@
  * can do (giving something up twice, using it afterwards) aborts.
  *
  * MOCK_VERBS_FAULT names one call that fails, and how: "reg_mr=12", "dereg_mr=16",
- * "bind_mw=status", "modify_qp=110", ... MOCK_VERBS_WINDOWS=0: the device has no windows.
+ * "bind_mw=status", "modify_qp=110", "async_fd=19", ...
+ * MOCK_VERBS_WINDOWS=0: the device has no windows.
  *
  * Does not move data: nobody is remote here.
  */
@@ -150,6 +151,10 @@ struct abi_context *ibv_open_device(struct abi_device *device)
 	must(pipe2(both, O_CLOEXEC) == 0, "no pipe");
 	made->as.async_fd = both[0];
 	made->event_fd = both[1];
+	if (fault("async_fd")) { /* a device that has gone without a word */
+		close(both[1]);
+		made->event_fd = -1;
+	}
 	made->count.live = LIVE;
 	return &made->as;
 }

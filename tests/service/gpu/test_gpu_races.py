@@ -14,7 +14,7 @@ import trio.testing
 
 from leased.hardware.config import HardwareConfig
 from leased.hardware.gpu.backend import GpuBackend
-from leased.hardware.gpu.calls import Examined, Gauge, Guarded, Listing, Present
+from leased.hardware.gpu.calls import Examined, Gauge, Guarded, Listed, Listing, Present
 from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.describing import still_there
 from leased.hardware.gpu.desk import Desk
@@ -26,9 +26,9 @@ from leased.hardware.gpu.leave import Leave
 from leased.hardware.gpu.reclaiming import Reclaimer
 from leased.hardware.observing import Observer
 from leased.terms.errors import DeviceError
-from leased.terms.resource import Health
+from leased.terms.resource import Health, Resource, ResourceKind
 from leased.terms.sample import Readings
-from tests.doubles.gpu import GpuCrew, gpu, instance, listed
+from tests.doubles.gpu import GpuCrew, gpu, hung, instance, listed
 from tests.doubles.leases import lease
 
 PLACE = "1g.10gb@0"
@@ -136,6 +136,32 @@ async def test_who_was_seen_while_his_lease_ended_is_nobody_without_a_lease() ->
     assert seen.health is Health.OK
     [seen] = (await backend.survey()).resources
     assert seen.health is Health.BUSY, "the next look has seen somebody else"
+
+
+async def test_a_gpu_that_does_not_answer_a_new_agent_is_sick_as_it_was_to_the_old_one() -> None:
+    """Its lease goes on, and must not end because nobody has seen its GPU since the start."""
+    well, silent, pulled = gpu(0), gpu(1), gpu(2)
+    lost = Listed("", pulled.uuid, errno.ENODEV, "GPU is lost")
+    crew = GpuCrew(
+        list=hung(),
+        bus=hung(),
+        examine=lambda _, call: hung() if listed(silent) in call.gpus else Examined((well,), ()),
+    )
+    backend = GpuBackend(crew, HardwareConfig())  # type: ignore[arg-type]
+    sealed = [
+        Resource(f"gpu:{one.uuid}", ResourceKind.GPU, None, 1000, 1000)
+        for one in (well, silent, pulled)
+    ]
+    backend.remember([*sealed, Resource("cpu:1", ResourceKind.CPU, None, 1000, 1)])
+    found = await backend.survey()
+    assert [one.resource_id for one in found.resources] == [one.resource_id for one in sealed]
+    assert {one.health for one in found.resources} == {Health.SICK}
+    crew.answers["list"] = Listing("570.86.15", True, (listed(well), listed(silent), lost))
+    health = {one.resource_id: one.health for one in (await backend.survey()).resources}
+    assert health == {sealed[0].resource_id: Health.OK, sealed[1].resource_id: Health.SICK}
+    crew.answers["list"] = Listing("570.86.15", True, (listed(well),))
+    [seen] = (await backend.survey()).resources
+    assert seen.resource_id == sealed[0].resource_id, "what the driver does not count is not there"
 
 
 def those_left(number: int) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from leased.hardware.gpu.idle import Idle
 from leased.hardware.gpu.leave import Leave
 from leased.hardware.gpu.mps import make_pipe, remove_empty
 from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
+from leased.hardware.gpu.remembered import Remembered
 from leased.hardware.gpu.survey import PREFIX, Seen, describe
 from leased.hardware.gpu.verdict import is_clean
 from leased.hardware.gpu.xids import describe as describe_xid
@@ -44,7 +45,7 @@ from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
-from leased.terms.resource import Absence, Allotment, ResourceKind
+from leased.terms.resource import Absence, Allotment, Resource, ResourceKind
 from leased.terms.teardown import StepReport, TeardownStep
 
 
@@ -61,6 +62,7 @@ class GpuBackend:
         self._reclaimer = Reclaimer(self._desk, self._fleet, self._ear)
         self._idle = Idle(self._desk, self._fleet, self._reclaimer)
         self._last: Surveyed | None = None
+        self._remembered = Remembered()
         self._adopted = False
         self._leave = Leave(self._desk, self._ear)
         self._outcomes: dict[tuple[LeaseId, str], Outcome] = {}
@@ -96,6 +98,10 @@ class GpuBackend:
 
     # -- what there is -----------------------------------------------------------------------------
 
+    def remember(self, sealed: Iterable[Resource]) -> None:
+        """What an earlier run has seen, before this one looks."""
+        self._remembered.take(sealed)
+
     async def survey(self) -> Surveyed:
         """Every GPU as it is now."""
         if not self._config.offer:
@@ -111,13 +117,15 @@ class GpuBackend:
         try:
             seen = await self._look()
         except DeviceError as error:
-            if self._last is not None and error.verb == "worker_answer":
+            last = self._last or self._remembered.stand_in(str(error))
+            if last is not None and error.verb == "worker_answer":
                 # A survey that failed is not an empty host, and no reason to hear of nothing.
-                return self._last
+                return last
             self._ear.hear(())
             self._last = None
             return await self._nothing(error)
-        self._last = describe(seen, self._config, self._reclaimer.dirty)
+        described = describe(seen, self._config, self._reclaimer.dirty)
+        self._last = self._remembered.complete(described, seen.strangers)
         return self._last
 
     async def _look(self) -> Seen:
