@@ -118,6 +118,9 @@ class Watcher:
         """Read the inventory once and report it if it differs from what was sealed last."""
         try:
             seen = await self._devices.inventory()
+            if not _ids(self._sealed) <= _ids(seen):
+                # What has gone ends leases: two looks have to say so.
+                seen = await self._devices.inventory()
         except DeviceError as error:
             self._say(f"the inventory could not be read ({error}); the last one stays in force")
             self._seen = False
@@ -145,3 +148,7 @@ class Watcher:
     async def _hear_clock_steps(self) -> None:
         async for delta_ns in self._clock_steps():
             self._submit(ObserveClockStep(NO_COMMAND, delta_ns))
+
+
+def _ids(inventory: Inventory) -> set[str]:
+    return {resource.resource_id for resource in inventory.resources}

@@ -33,12 +33,16 @@ RESCAN_S, SETTLE_S = RESCAN_NS / NS_PER_S, SETTLE_NS / NS_PER_S
 
 
 class Unreliable(FakeDevices):
-    """Devices whose survey may fail."""
+    """Devices whose survey may fail, or see nothing for a few looks."""
 
     error: DeviceError | None = None
+    blinks = 0
 
     async def inventory(self) -> Inventory:
         seen = await super().inventory()
+        if self.blinks:
+            self.blinks -= 1
+            return msgspec.structs.replace(seen, resources=())
         if self.error is not None:
             raise self.error
         return seen
@@ -185,6 +189,23 @@ async def test_only_a_difference_becomes_a_command(
         assert outside.looks == 2 and len(outside.commands) == 1
 
 
+async def test_what_one_look_does_not_see_has_not_gone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its lease would end by that."""
+    outside = Outside()
+    async with outside.watched():
+        outside.devices.blinks = 1
+        outside.notice()
+        await trio.sleep(SETTLE_S * 2)
+        assert outside.looks == 2 and not outside.commands
+        outside.devices.blinks = 2
+        outside.notice()
+        await trio.sleep(SETTLE_S * 2)
+        [observed] = outside.commands
+        assert isinstance(observed, Observe) and not observed.inventory.resources
+
+
 async def test_a_change_of_health_is_a_record_by_name(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -217,7 +238,7 @@ async def test_what_no_notice_told_is_found_within_a_minute(
         await trio.sleep(RESCAN_S + 1)
         assert [command.inventory for command in outside.commands] == [gone]
         await trio.sleep(RESCAN_S * 3)
-        assert outside.looks == 4
+        assert outside.looks == 1 + 4, "what has gone is looked for twice"
 
 
 async def test_a_survey_that_fails_changes_nothing_and_is_tried_again(
