@@ -126,6 +126,19 @@ def test_what_a_tenant_may_have_and_has_is_shown(agent: HostAgent) -> None:
     agent.leasectl("quota", "show", "somebody-else", check=77)
 
 
+def test_ages_and_rates_are_shown_and_budgets_with_their_unit(agent: HostAgent) -> None:
+    own = '[tenants.uid-0]\nduration_max = "2h"\nsubmit_rate = "30/min"\napi_rate = "900/s"\n'
+    own += 'budgets = [{ period = "day", of = "mem", capacity_seconds = 1 }]'
+    agent.leasectl("policy", "apply", policy(agent, own))
+    shown = [line.split() for line in agent.leasectl("quota", "show").stdout.splitlines()]
+    assert ["tenants.uid-0.duration_max", "-", "2", "h", "hard"] in shown
+    assert ["tenants.uid-0.submit_rate", "-", "30/min", "hard"] in shown
+    assert ["tenants.uid-0.api_rate", "-", "900/s", "hard"] in shown
+    assert ["tenants.uid-0.budgets[0]", "0", "GiB", "s", "1", "GiB", "s", "hard"] in shown
+    refused = agent.leasectl("alloc", "--mem", "4MiB", "--for", "1h", check=75).stderr
+    assert "asked 15 GiB s, the limit is 1 GiB s (tenants.uid-0.budgets[0])" in refused
+
+
 def test_what_is_divided_is_shown_by_whose_it_is_and_to_how_much_he_may_have(
     agent: HostAgent,
 ) -> None:

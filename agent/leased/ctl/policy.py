@@ -21,7 +21,7 @@ from leased.ctl import render
 from leased.ctl.agent import online
 from leased.ctl.console import Console
 from leased.ctl.policy_file import load_policy
-from leased.ctl.refusals import quantity
+from leased.ctl.refusals import RATES, quantity
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_CONFIG, EX_SOFTWARE, ConfigError
 from leased.terms.policy import digest
@@ -29,16 +29,7 @@ from leased.terms.policy_writing import lines_of
 from leased.wire import objects, parameters, replies
 from leased.wire.policy_document import encode_policy
 
-NANO: Final = 10**9
 INDEX_ONE: Final = 1_000_000
-SECONDS_OF: Final = {
-    "gpu_seconds": "GPU s",
-    "cpu_seconds": "core s",
-    "mem_seconds": "GiB s",
-    "block_seconds": "GiB s",
-    "net_seconds": "Gbit/s s",
-}
-"""What capacity-seconds of budgets are counted in."""
 DIVIDED: Final = ("fair_share", "reservation")
 """Modes of rules that are everybody's, and say of whom they speak."""
 
@@ -256,12 +247,9 @@ def _quota_row(one: objects.Allowance, console: Console) -> tuple[str, ...]:
         note = f"above it, borne until {console.until(one.until_boottime_ns)}"
     host = share(one.limit, one.capacity) if one.capacity else ""
     rule = f"{one.rule} of {one.holder}" if one.mode in DIVIDED else one.rule
-    return (rule, _number(one, one.usage), allowed, one.mode, host, note)
+    used = "-" if one.what.startswith(("ns", *RATES)) else _number(one, one.usage)
+    return (rule, used, allowed, one.mode, host, note)
 
 
 def _number(one: objects.Allowance, number: int) -> str:
-    if one.what in SECONDS_OF:
-        return f"{number} {SECONDS_OF[one.what]}"
-    if one.what == "cost_nano":
-        return f"{number // NANO}.{number % NANO:09}".rstrip("0").removesuffix(".")
     return quantity(one.what, number)

@@ -83,6 +83,18 @@ _BOUNDS: Final = ("duration", "burst_ended", "backfill_ended")
 QUEUE: Final = "queue"
 """The rule where others who wait come first."""
 
+SECONDS_OF: Final = {
+    "gpu_seconds": "GPU s",
+    "cpu_seconds": "core s",
+    "mem_seconds": "GiB s",
+    "block_seconds": "GiB s",
+    "net_seconds": "Gbit/s s",
+}
+"""What capacity-seconds of budgets are counted in."""
+RATES: Final = ("requests/", "calls/")
+"""What a rate counts, before what it counts it in."""
+NANO: Final = 10**9
+
 _GRANULE_STEP: Final = "it is granted in multiples of {}"
 
 
@@ -139,6 +151,12 @@ def quantity(what: str, number: int) -> str:
         return length(number)
     if what == "level" and number in set(Level):
         return Level(number).name.lower()
+    if what in SECONDS_OF:
+        return f"{number} {SECONDS_OF[what]}"
+    if what == "cost_nano":
+        return f"{number // NANO}.{number % NANO:09}".rstrip("0").removesuffix(".")
+    if what.startswith(RATES):
+        return f"{number}/{what.partition('/')[2]}"
     kind = what.split(":")[0]
     if kind in ("mem", "block", "cpu", "gpu", "net"):
         return amount(kind, number)
@@ -151,7 +169,7 @@ def _numbers(refusal: objects.Refusal) -> str:
         return ""
     if refusal.reason == "capacity_granule" and what:
         return f"{what}: asked {quantity(what, refusal.requested)}"
-    named = "time" if what == "ns" else what
+    named = {"ns": "time", "cost_nano": "cost"}.get(what, what)
     parts: list[str] = []
     if refusal.requested:
         parts.append(f"asked {quantity(what, refusal.requested)}")

@@ -4,6 +4,7 @@ that is not in force.
 
 Rule: an allowance is one limit with its usage, as admission would compare the two now; where the
 usage is above it, it says until when that is borne and how many leases would be told to leave then.
+An age and a rate are limits of each lease and of each moment: of them nothing is used (0).
 Looking changes nothing, whichever policy is looked at.
 
 Does not say who may ask (`questions`).
@@ -28,6 +29,9 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Budget, Mode
 from leased.terms.reply import Allowance, Evenness
 from leased.terms.resource import UNIT, ResourceKind
+
+_PER = {NS_PER_S: "s", 60 * NS_PER_S: "min", 3600 * NS_PER_S: "h"}
+"""What rates are counted in, as documents write it."""
 
 
 class Books:
@@ -63,6 +67,14 @@ class Books:
             yield self._row(limits, row, account)
         for index, budget in enumerate(limits.budgets):
             yield self._budget(limits, f"budgets[{index}]", budget)
+        if limits.duration_ns_max is not None:
+            yield self._one(limits, "duration_max", "ns", limits.duration_ns_max, 0)
+        for name, what, rate in (
+            ("submit_rate", "requests", limits.submit_rate),
+            ("api_rate", "calls", limits.api_rate),
+        ):
+            if rate is not None:
+                yield self._one(limits, name, f"{what}/{_PER[rate.per_ns]}", rate.count, 0)
 
     @staticmethod
     def _one(limits: Limits, name: str, what: str, limit: int, usage: int) -> Allowance:
