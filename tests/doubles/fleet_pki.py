@@ -10,6 +10,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPResponse
 from pathlib import Path
 
 from leased.chain.certificate import Identity, Role
@@ -62,3 +63,14 @@ class FleetPki:
         if certificate is not None:
             context.load_cert_chain(certificate, certificate.with_suffix(".key"))
         return context
+
+
+def answered(tls: ssl.SSLSocket) -> ssl.SSLSocket:
+    """The same connection once the node has answered on it: only then has it surely seen who is
+    there, for a client is through with its handshake first.
+    """
+    tls.sendall(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = HTTPResponse(tls)
+    answer.begin()
+    answer.read()
+    return tls
