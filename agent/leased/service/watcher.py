@@ -88,6 +88,7 @@ class Watcher:
         self._say = say
         self._contents = contents
         self._quiet = quiet
+        self._patience = trio.CancelScope()
         self._noticed = trio.Event()
         self._heard = trio.Event()
 
@@ -103,7 +104,7 @@ class Watcher:
                         await self._noticed.wait()
                     await self._clock.sleep_until(self._clock.now().boot_ns + SETTLE_NS)
                 if not self._noticed.is_set():
-                    with trio.move_on_after(PATIENCE_NS / NS_PER_S):
+                    with trio.move_on_after(PATIENCE_NS / NS_PER_S) as self._patience:
                         await self._quiet()
                 self._noticed, self._heard = trio.Event(), trio.Event()
                 await self.look()
@@ -113,6 +114,7 @@ class Watcher:
         self._heard.set()
         if not touched:
             self._noticed.set()
+            self._patience.cancel()
 
     async def look(self) -> None:
         """Read the inventory once and report it if it differs from what was sealed last."""

@@ -172,6 +172,10 @@ async def test_a_look_for_nothing_in_particular_lets_a_teardown_go_first(
         outside.notice()
         await trio.sleep(SETTLE_S * 1.5)
         assert outside.looks == 3, "a device may be gone"
+        await trio.sleep(RESCAN_S + patience_s / 2)
+        outside.notice()
+        await trio.testing.wait_all_tasks_blocked()
+        assert outside.looks == 4, "nor is it waited with then"
 
 
 async def test_only_a_difference_becomes_a_command(

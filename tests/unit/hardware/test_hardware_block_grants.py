@@ -82,10 +82,6 @@ class Crew:
     def defer(self, name: str) -> None:
         assert name == "block survey" or name.startswith("block examining ")
 
-    def is_stuck(self, name: str) -> bool:
-        """Nobody is."""
-        return False
-
     def dismiss(self, name: str) -> None:
         """A worker that is not needed any more."""
         self.dismissed.append(name)

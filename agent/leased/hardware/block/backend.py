@@ -16,7 +16,6 @@ Does not read sysfs, open a device or ask a drive: its workers do (`carrying`).
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 from collections.abc import Iterable, Sequence
@@ -150,8 +149,6 @@ class BlockBackend:
         asked = calls.Examine(namespace.identity, contents)
         worker = self._worker(namespace.identity, EXAMINING)
         try:
-            if self._crew.is_stuck(worker):
-                raise DeviceError("worker_answer", errno.EBUSY, "its worker hangs")
             async with self._turn(namespace.identity):
                 fresh = await self._ask(worker, "examine", asked, Examined, extra_ns=STARTING_NS)
         except DeviceError as error:
