@@ -120,6 +120,13 @@ class GpuCrew:
         """What was asked, in order."""
         return [verb for _, verb, _ in self.asked]
 
+    async def stand_ready(self, name: str, backend: str) -> None:
+        """It is there."""
+        assert backend == "gpu"
+        assert name not in self._busy, f"{name} is started while somebody waits for it"
+        await trio.lowlevel.checkpoint()
+        self.running.add(name)
+
     async def task(
         self,
         name: str,

@@ -25,7 +25,7 @@ from leased.hardware.calls import Answer, Batch, Call, Failed, Result, Scrub, Ta
 from leased.hardware.config import EscapeePolicy, HardwareConfig
 from leased.hardware.occupants import start_time
 from leased.hardware.scrubbing import PASS_BUDGET_NS, PASSES_MAX
-from leased.hardware.starting import Child, Starter
+from leased.hardware.starting import STARTING_NS, Child, Starter
 from leased.hardware.worker import (
     MESSAGE_BYTES_MAX,
     receive_answers,
@@ -73,26 +73,37 @@ class Link:
     ) -> tuple[tuple[Answer, ...], list[int]]:
         """The answers, and the descriptors that came with them (the caller's from here on).
 
-        The budget begins when the worker gets the batch. Raises DeviceError.
+        The budget begins when it is this batch's turn: a worker that is started for it is within
+        (see `stand_ready`). Raises DeviceError.
         """
+        self._number += 1
+        numbered = msgspec.structs.replace(batch, number=self._number)
+        return await self._in_turn(lambda: self._exchange(numbered, fds), budget_ns)
+
+    async def stand_ready(self, backend: str) -> None:
+        """Be there, started if need be, in the time that this may take. Raises DeviceError."""
+
+        async def start() -> None:
+            if self._sock is None:
+                await self._start(backend)
+
+        await self._in_turn(start, STARTING_NS)
+
+    async def _in_turn(self, talk: Callable[[], Awaitable[T]], budget_ns: int) -> T:
         try:
             # Taken without a trip through the scheduler where nobody is in line.
             self._turn.acquire_nowait()
         except trio.WouldBlock:
             await self._turn.acquire()
         try:
-            return await self._ask_in_turn(batch, fds, budget_ns)
+            return await self._within(talk, budget_ns)
         finally:
             self._turn.release()
 
-    async def _ask_in_turn(
-        self, batch: Batch, fds: Sequence[int], budget_ns: int
-    ) -> tuple[tuple[Answer, ...], list[int]]:
-        self._number += 1
-        numbered = msgspec.structs.replace(batch, number=self._number)
+    async def _within(self, talk: Callable[[], Awaitable[T]], budget_ns: int) -> T:
         try:
             with trio.CancelScope(deadline=trio.current_time() + budget_ns / _NS_PER_S):
-                return await self._exchange(numbered, fds)
+                return await talk()
         except (OSError, EOFError) as error:
             self.abandon()
             number = getattr(error, "errno", None) or errno.EPIPE
@@ -206,8 +217,7 @@ class Crew:
     ) -> tuple[tuple[Answer, ...], list[int]]:
         """One batch to one worker; answers in order, and the descriptors they own. `extra_ns`:
         how much longer than a call's usual budget it may take."""
-        nice = DEFERRED_NICE if name in self._deferred else 0
-        link = self._links.setdefault(name, Link(name, self._starter, nice))
+        link = self._link(name)
         config = self._config
         exempt: tuple[tuple[int, int], ...] = ()
         if calls and isinstance(calls[0], Scrub):
@@ -219,6 +229,18 @@ class Crew:
             budget_ns += PASSES_MAX * (config.kill_budget_ns + PASS_BUDGET_NS)
         batch = Batch(0, tuple(calls), exempt, kills, config.kill_budget_ns, config.reaper_path)
         return await link.ask(batch, fds, budget_ns=budget_ns)
+
+    async def stand_ready(self, name: str, backend: str) -> None:
+        """Have the worker `name` there, with what the backend needs read, so that its start is not
+        taken for hardware that hangs. Raises DeviceError."""
+        await self._link(name).stand_ready(backend)
+
+    def _link(self, name: str) -> Link:
+        link = self._links.get(name)
+        if link is None:
+            nice = DEFERRED_NICE if name in self._deferred else 0
+            link = self._links[name] = Link(name, self._starter, nice)
+        return link
 
     async def ask_again(
         self, name: str, calls: Sequence[Call], fds: Sequence[int] = (), touched_bytes: int = 0

@@ -79,8 +79,7 @@ class Observer:
         failed: list[tuple[str, str]] = []
         gauges = self._gpus.gauges()[:GPUS_MAX]
         if gauges:
-            # A worker that has yet to start is not a driver that hangs.
-            await self._stand_ready()
+            await self._crew.stand_ready(GAUGER, "gpu")
         for gauge in gauges:
             if not self._gpus.gauges():
                 break  # the driver is let go of meanwhile
@@ -124,9 +123,6 @@ class Observer:
         return await self._crew.task(
             worker, "readings", verb, argument, Readings, extra_ns=STARTING_NS
         )
-
-    async def _stand_ready(self) -> None:
-        await self._crew.task(GAUGER, "readings", "ports", Ports(0), Readings, extra_ns=STARTING_NS)
 
     async def _gauge(self, gauge: Gauge) -> Readings:
         try:

@@ -15,7 +15,7 @@ import trio
 from leased.hardware.clock import BootClock
 from leased.hardware.devices import Devices
 from leased.ports import Observer
-from leased.terms.resource import ResourceKind
+from leased.terms.resource import Health, ResourceKind
 from leased.terms.sample import Reading, Readings
 from leased.terms.series import SERIES
 from tests.doubles.gpu_host import (
@@ -31,7 +31,24 @@ from tests.doubles.observer import FileObserver
 from tests.hostile.cuda_process import holder
 from tests.mocks.nvml.control import Machine
 
+pytestmark = pytest.mark.quiet
+
 SM = (("leased.gpu.engine", "sm"),)
+
+SLOW_READER = """
+import select
+import sys
+
+
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if name == "pynvml":
+            select.select([], [], [], 3)
+        return None
+
+
+sys.meta_path.insert(0, Slow())
+"""
 
 
 def by_key(told: Readings) -> dict[tuple[str, str, tuple[tuple[str, str], ...]], int]:
@@ -226,6 +243,20 @@ async def test_while_the_driver_is_let_go_nobody_of_us_looks(
     assert not (await devices.observer.gpus()).readings
     await devices.take_up(ResourceKind.GPU)
     assert (await devices.observer.gpus()).readings
+
+
+async def test_a_driver_that_is_asked_by_a_slow_starter_does_not_hang(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that boots has better things to do than to read the vendor's library for Python."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_READER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with gpu_devices(machine, call_budget_ns=2_500_000_000) as devices:
+        inventory = await devices.inventory()
+        found = [one for one in inventory.resources if one.kind is ResourceKind.GPU]
+        assert [one.health for one in found] == [Health.OK, Health.OK], inventory.absences
+        await devices.adopt(())
+        assert (await devices.observer.gpus()).readings
 
 
 async def test_a_gpu_that_is_not_to_be_kept_attached_is_let_go_of(machine: Machine) -> None:

@@ -101,9 +101,6 @@ class Gauging(GpuCrew):
     def defer(self, name: str) -> None:
         """Nobody's hurry."""
 
-    async def task(self, name: str, backend: str, *rest: Any, **more: Any) -> Any:
-        return await super().task(name, "gpu", *rest, **more)
-
 
 async def test_a_round_of_telemetry_ends_when_the_driver_is_let_go() -> None:
     """Or a worker of ours would have it open again, for as long as it is let go."""
@@ -113,9 +110,9 @@ async def test_a_round_of_telemetry_ends_when_the_driver_is_let_go() -> None:
         backend.taken = True
         return Readings(1, ())
 
-    crew = Gauging(ports=Readings(1, ()), gauge=gauge)
+    crew = Gauging(gauge=gauge)
     await Observer(crew, [backend], tuple).gpus()  # type: ignore[arg-type]
-    assert crew.verbs() == ["ports", "gauge"]
+    assert crew.verbs() == ["gauge"]
 
 
 async def test_who_was_seen_while_his_lease_ended_is_nobody_without_a_lease() -> None:

@@ -165,6 +165,7 @@ class Fleet:
         try:
             if self._crew.is_stuck(WORKER):
                 raise DeviceError("gpu_list", errno.ETIMEDOUT, "an earlier call still hangs")
+            await self._crew.stand_ready(WORKER, "gpu")
             where = Where(self._config.root)
             self._listing = await self._crew.task(WORKER, "gpu", "list", where, Listing)
         except DeviceError as error:
@@ -205,6 +206,7 @@ class Fleet:
     async def _examine(self, name: str, listing: Listing, gpus: Sequence[Listed]) -> Examined:
         if not gpus:
             return Examined((), ())
+        await self._crew.stand_ready(name, "gpu")
         call = Examine(self._config.root, listing.driver, tuple(gpus))
         return await self._crew.task(name, "gpu", "examine", call, Examined)
 
