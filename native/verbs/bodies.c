@@ -184,12 +184,6 @@ static const uint8_t *past(const struct leased_shape *shapes, uint32_t which, co
 	}
 }
 
-const uint8_t *leased_shape_past(const struct leased_shape *shapes, uint32_t which,
-	const uint8_t *p, const uint8_t *end)
-{
-	return past(shapes, which, p, end);
-}
-
 bool leased_body_is_plain(const struct leased_shape *shapes, const uint32_t *roots,
 	const uint8_t *frame, unsigned kind)
 {

@@ -12,8 +12,4 @@
 bool leased_body_is_plain(const struct leased_shape *shapes, const uint32_t *roots,
 	const uint8_t *frame, unsigned kind);
 
-/* Past a value of a shape; NULL if it is not plainly one. */
-const uint8_t *leased_shape_past(const struct leased_shape *shapes, uint32_t which,
-	const uint8_t *p, const uint8_t *end);
-
 #endif

@@ -3,9 +3,10 @@
  * The projection of records as rows (collector/projection.py), column by column.
  *
  * Rule: as in chain.c: only records of which all is plain are projected here: in their place, of a
- * kind that the plan knows, with a body of its shape and numbers that fit. Before the first that is
- * not, it stops; whoever asked projects that one and puts its rows in between. The frames are
- * trusted as far as their hash goes: they were verified when they came, and their file's since.
+ * kind that the plan knows, with numbers that fit. Before the first that is not, it stops; whoever
+ * asked projects that one and puts its rows in between. The frames are trusted as far as their hash
+ * goes: they were verified when they came, bodies and all, and their file's digest since. So of a
+ * body only the places of its fields are looked for; no byte outside it is read, whatever it says.
  *
  * Does not know events: which kinds are what, and where a field stands, is the plan's.
  */
@@ -117,9 +118,48 @@ static int32_t number_of(struct texts *texts, const uint8_t *text, size_t bytes)
 
 /* ---- bodies ---- */
 
-/* Where each field of a value of many begins; the value fits its shape, or false. */
-static bool take_apart(const struct leased_plan *plan, const struct leased_shape *shape,
-	const uint8_t *p, const uint8_t *end, const uint8_t *begins[FIELDS_MAX])
+/* Past a value, whatever it is: what it may be was asked when it came. NULL where it does not end
+ * before `end`. */
+static const uint8_t *past_value(const uint8_t *p, const uint8_t *end)
+{
+	for (size_t left = 1; left > 0; left--) {
+		if (p >= end)
+			return NULL;
+		const unsigned head = *p++;
+		size_t bytes = 0;
+		if (head < 0x80 || head >= 0xe0 || head == 0xc0 || head == 0xc2 || head == 0xc3)
+			continue;
+		if ((head & 0xe0) == 0xa0) {
+			bytes = head & 0x1f;
+		} else if ((head & 0xf0) == 0x90) {
+			left += head & 0x0f;
+		} else if (head >= 0xcc && head <= 0xd3) {
+			bytes = (size_t)1 << (head & 3);
+		} else {
+			/* With a length in front: of bytes, of text, of an array. */
+			const unsigned power = head == 0xdc		     ? 1
+					       : head >= 0xd9 && head <= 0xdb ? head - 0xd9
+					       : head >= 0xc4 && head <= 0xc6 ? head - 0xc4
+									      : 3;
+			if (power > 2 || (size_t)(end - p) < (size_t)1 << power)
+				return NULL;
+			for (const uint8_t *const past = p + (1u << power); p < past; p++)
+				bytes = bytes << 8 | *p;
+			if (head == 0xdc) {
+				left += bytes;
+				bytes = 0;
+			}
+		}
+		if ((size_t)(end - p) < bytes)
+			return NULL;
+		p += bytes;
+	}
+	return p;
+}
+
+/* Where each field of a value of many begins, of as many as its shape has; or false. */
+static bool take_apart(const struct leased_shape *shape, const uint8_t *p, const uint8_t *end,
+	const uint8_t *begins[FIELDS_MAX])
 {
 	if (p >= end || shape->what != LEASED_SHAPE_FIELDS || shape->count >= FIELDS_MAX ||
 		*p != (0x90 | shape->count))
@@ -127,7 +167,7 @@ static bool take_apart(const struct leased_plan *plan, const struct leased_shape
 	p++;
 	for (uint32_t i = 0; i < shape->count; i++) {
 		begins[i] = p;
-		p = leased_shape_past(plan->shapes, shape->first + i, p, end);
+		p = past_value(p, end);
 		if (p == NULL)
 			return false;
 	}
@@ -135,7 +175,7 @@ static bool take_apart(const struct leased_plan *plan, const struct leased_shape
 	return true;
 }
 
-/* A number that is not negative and fits; it is known to be an integer. */
+/* A number that is not negative and fits. */
 static bool number_at(const uint8_t *p, int64_t *value)
 {
 	uint64_t raw = 0;
@@ -161,48 +201,65 @@ static bool moment_at(const uint8_t *p, int64_t *value)
 	return *p == 0xcf;
 }
 
+/* The same that fits a byte. */
+static bool small_at(const uint8_t *p, int8_t *value)
+{
+	int64_t wide;
+	if (!number_at(p, &wide) || wide > INT8_MAX)
+		return false;
+	*value = (int8_t)wide;
+	return true;
+}
+
+/* Where a text's letters begin; NULL for what is none. */
+static const uint8_t *letters_at(const uint8_t *p)
+{
+	const unsigned head = *p;
+	if ((head & 0xe0) == 0xa0)
+		return p + 1;
+	return head >= 0xd9 && head <= 0xdb ? p + 1 + (1u << (head - 0xd9)) : NULL;
+}
+
 /* What a subject holds from a record on: a row for each allotment. 1, 0 to judge, -ENOMEM. */
 static int hold(struct leased_projector *p, const struct leased_plan *plan, int64_t sequence,
 	const uint8_t *const subject[FIELDS_MAX], const struct leased_shape *allotments)
 {
 	const uint8_t *at = subject[plan->allotments], *end = subject[plan->allotments + 1];
-	const uint8_t *tenant = subject[plan->tenant], *tenant_end = subject[plan->tenant + 1];
-	const uint8_t *tag = subject[plan->tag], *tag_end = subject[plan->tag + 1];
-	int64_t priority, kind, tier;
-	size_t count = *at & 0x0f;
-	if ((*at & 0xf0) != 0x90 || allotments->what != LEASED_SHAPE_LIST ||
-		!number_at(subject[plan->priority], &priority))
+	const uint8_t *tenant = letters_at(subject[plan->tenant]);
+	const uint8_t *tag = subject[plan->tag];
+	const size_t count = *at & 0x0f, before = p->holds.count;
+	int8_t priority;
+	if ((*at & 0xf0) != 0x90 || allotments->what != LEASED_SHAPE_LIST || tenant == NULL ||
+		!small_at(subject[plan->priority], &priority))
 		return 0;
-	tenant += (*tenant & 0xe0) == 0xa0 ? 1 : 1 + (1 << (*tenant - 0xd9));
+	const size_t tenant_bytes = (size_t)(subject[plan->tenant + 1] - tenant);
+	const size_t tag_bytes = (size_t)(subject[plan->tag + 1] - tag);
 	at++;
-	const size_t before = p->holds.count;
 	for (size_t slot = 0; slot < count; slot++) {
 		const uint8_t *fields[FIELDS_MAX];
 		const struct leased_shape *one = &plan->shapes[allotments->first];
 		struct leased_holds *holds = &p->holds;
 		int64_t capacity;
-		if (!take_apart(plan, one, at, end, fields) ||
-			!number_at(fields[plan->kind], &kind) ||
+		int8_t kind, tier = -1;
+		if (!take_apart(one, at, end, fields) || !small_at(fields[plan->kind], &kind) ||
+			(*fields[plan->tier] != 0xc0 && !small_at(fields[plan->tier], &tier)) ||
 			!number_at(fields[plan->capacity], &capacity)) {
 			p->holds.count = before;
 			return 0;
 		}
-		tier = -1;
-		if (*fields[plan->tier] != 0xc0)
-			number_at(fields[plan->tier], &tier);
 		if (!holds_have_room(p))
 			return -ENOMEM;
-		const int32_t whose = number_of(&p->tenants, tenant, (size_t)(tenant_end - tenant));
-		const int32_t tagged = number_of(&p->tags, tag, (size_t)(tag_end - tag));
+		const int32_t whose = number_of(&p->tenants, tenant, tenant_bytes);
+		const int32_t tagged = number_of(&p->tags, tag, tag_bytes);
 		if (whose < 0 || tagged < 0)
 			return -ENOMEM;
 		const size_t row = holds->count++;
 		holds->sequence[row] = sequence;
 		holds->slot[row] = (int16_t)slot;
 		holds->tenant[row] = whose;
-		holds->kind[row] = (int8_t)kind;
-		holds->tier[row] = (int8_t)tier;
-		holds->priority[row] = (int8_t)priority;
+		holds->kind[row] = kind;
+		holds->tier[row] = tier;
+		holds->priority[row] = priority;
 		holds->tag[row] = tagged;
 		holds->capacity[row] = capacity;
 		at = fields[one->count];
@@ -227,7 +284,7 @@ static int act(struct leased_projector *p, const struct leased_plan *plan,
 	const struct leased_shape *shape = &plan->shapes[root];
 	struct leased_act row = { .sequence = (int64_t)at->sequence, .boot = at->boot,
 		.act = (int8_t)plan->act[kind], .sealed_ns = at->watermark_ns };
-	if (root == 0 || !take_apart(plan, shape, body, end, fields) ||
+	if (root == 0 || !take_apart(shape, body, end, fields) ||
 		fields[shape->count] != end || !moment_at(fields[plan->effective], &row.at_ns))
 		return 0;
 	if (row.at_ns > row.sealed_ns)
@@ -246,7 +303,7 @@ static int act(struct leased_projector *p, const struct leased_plan *plan,
 		uint8_t digest[LEASED_HASH_BYTES];
 		const struct leased_message message = { from, (size_t)(to - from), digest };
 		uint64_t id[2], terms;
-		if (!take_apart(plan, whose, from, to, subject))
+		if (!take_apart(whose, from, to, subject))
 			return 0;
 		leased_sha256_each(from, 0, &message, 1);
 		row.terms = big_endian(digest);

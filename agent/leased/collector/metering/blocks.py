@@ -30,8 +30,8 @@ from leased.durable.files import DirectoryDisk
 
 PARQUET: Final = "parquet"
 BLOCK_RECORDS: Final = 65_536
-VERSION: Final = 3
-"""Of what a row means. Changed by hand; which columns there are is in LAYOUT anyway."""
+VERSION: Final = 4
+"""Of what a row means and how it is written; which columns there are is in LAYOUT anyway."""
 
 _ROW_GROUP: Final = 1 << 20
 _SMALL: Final = {
@@ -195,7 +195,7 @@ def parquet_bytes(table: Any) -> bytes:
     pq.write_table(
         table,
         sink,
-        compression="zstd",
+        compression="snappy",  # files are a third larger than by zstd, and made in half the time
         use_dictionary=["tenant", "tag"] if "tenant" in table.column_names else False,
         write_statistics=True,
         row_group_size=_ROW_GROUP,
