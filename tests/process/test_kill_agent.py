@@ -244,11 +244,11 @@ def test_adopted_leases_survive_the_reaper_too(agent: HostAgent) -> None:
 
 def test_renewals_that_the_reaper_never_heard_of_count_all_the_same(agent: HostAgent) -> None:
     """Sealed, then the agent died before the reaper was told: all of them are told at the start."""
-    loads = [Workload(agent, ttl_ms=3500) for _ in range(3)]
+    loads = [Workload(agent, ttl_ms=6000) for _ in range(3)]
     with contextlib.ExitStack() as peers, agent.stopped(agent.reaper_pid()):
         for load in loads:
             peer = peers.enter_context(agent.connect())
-            peer.ask("Lease.Renew", lease_id=load.lease_id, ttl_ns=5500 * NS_PER_MS)
+            peer.ask("Lease.Renew", lease_id=load.lease_id, ttl_ns=8000 * NS_PER_MS)
             # Answered after the commit of the renewal, in its batch or a later one.
             agent.describe(load.lease_id)
         agent.kill()
