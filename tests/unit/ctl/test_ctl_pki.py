@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import ssl
 import stat
@@ -82,6 +83,28 @@ def test_nothing_is_overwritten_but_by_renew(folder: Path) -> None:
     assert (folder / "collector-west.key").read_bytes() != before["collector-west.key"]
     assert read_certificate(der_of(pem)).identity.name == "west"
     assert (folder / "ca.key").read_bytes() == before["ca.key"]
+
+
+def test_a_renewal_that_cannot_be_written_leaves_key_and_certificate_of_before(
+    folder: Path,
+) -> None:
+    pki(folder, "collector", "west")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "collector-west.pem.new").mkdir()  # the key can be written, its certificate cannot
+    pki(folder, "renew", str(folder / "collector-west.pem"), status=65)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_a_renewal_leaves_the_files_to_whose_they_are(folder: Path) -> None:
+    pki(folder, "collector", "west")
+    pem, key = folder / "collector-west.pem", folder / "collector-west.key"
+    for path in (pem, key):
+        os.chown(path, 65534, 65533)
+    pki(folder, "renew", str(pem))
+    for path, mode in ((pem, 0o644), (key, 0o600)):
+        found = path.stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65533, mode)
 
 
 def test_what_cannot_be_meant_makes_nothing(folder: Path, tmp_path: Path) -> None:
