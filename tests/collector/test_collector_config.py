@@ -4,10 +4,12 @@ named."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from leased.chain.note import NoteKey
 from leased.collector import config as c
 from leased.collector.enrolment import read_enrolment
 from leased.terms.errors import ConfigError
@@ -56,3 +58,15 @@ def test_sections_of_other_parts_are_left_to_them(tmp_path: Path) -> None:
 def test_an_enrolment_that_is_none_is_refused(raw: bytes) -> None:
     with pytest.raises(ConfigError, match="from a test"):
         read_enrolment(raw, "from a test")
+
+
+@pytest.mark.parametrize("wrong", [{"seal_epoch": -1}, {"epoch_ns": 1}, {"epoch_ns": -1}])
+def test_an_enrolment_of_epochs_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+    """Each epoch costs whoever proves its seal a step."""
+    key = NoteKey("o/n", bytes(32))
+    told = {"format": "leased-enrolment/1", "node_id": "4e" * 16, "log_id": "1d" * 16}
+    told |= {"origin": "o/n", "vkey": key.text(), "first_public_key": "00" * 32}
+    told |= {"epoch_ns": 60 * 10**9, "seal_epoch": 3, "seal_key": "11" * 32}
+    assert read_enrolment(json.dumps(told).encode(), "from a test").seal_epoch == 3
+    with pytest.raises(ConfigError, match="counted from 0, and has at least a second"):
+        read_enrolment(json.dumps({**told, **wrong}).encode(), "from a test")

@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from leased.chain.epochs import EPOCH_NS_MIN
 from leased.chain.head import GENESIS
 from leased.chain.note import ED25519, parse_key
 from leased.collector.archive.manifest import LogEntry, ManifestTables
@@ -64,6 +65,8 @@ def read_enrolment(raw: bytes, source: str) -> Pinned:
     if seal is not None and (len(seal) != 32 or told.seal_epoch is None):
         raise ConfigError(f"{source}: a seal key has 32 bytes and an epoch")
     epoch = told.seal_epoch or 0
+    if epoch < 0 or 0 < told.epoch_ns < EPOCH_NS_MIN or told.epoch_ns < 0:
+        raise ConfigError(f"{source}: an epoch is counted from 0, and has at least a second")
     return Pinned(log_id, node_id, told.origin, first, told.epoch_ns, epoch, seal)
 
 
