@@ -157,6 +157,39 @@ async def test_a_follower_hears_of_records_as_they_come(west: Collector, pki: Fl
     assert server.open_most == 1 and not server.complaints
 
 
+async def test_a_certificate_that_was_renewed_counts_without_a_restart(
+    west: Collector, pki: FleetPki
+) -> None:
+    server = NodeServer(node())
+    async with serving(pki, server), trio.open_nursery() as nursery:
+        west.enrol(server)
+        nursery.start_soon(lambda: west.pull(once=False))
+        with trio.fail_after(20):
+            while not server.acked:
+                await trio.lowlevel.checkpoint()
+            before = server.shown[-1]
+            key = Path(west.config.key)
+            made = key.read_bytes()
+            key.write_bytes(b"half of a renewal")
+            server.sabotage = lambda target, reply: None  # the connection is lost
+            while not any("stay in force" in told for told in west.told):
+                await trio.lowlevel.checkpoint()
+            key.write_bytes(made)
+            server.sabotage = lambda target, reply: reply
+            pki.issue(Role.COLLECTOR, "west")
+            asked = len(server.shown)
+            live(server.node, 50)
+            while len(server.acked) < 2:
+                await trio.lowlevel.checkpoint()
+            assert len(server.shown) > asked
+            server.sabotage = lambda target, reply: None
+            live(server.node, 51)
+            while server.shown[-1] == before:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert "pull: certificate, key and CA were read anew" in west.told
+
+
 async def test_a_lost_answer_is_asked_again_from_the_cursor(west: Collector, pki: FleetPki) -> None:
     server = NodeServer(node())
     lost = iter([True, False, True])

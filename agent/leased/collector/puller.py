@@ -12,7 +12,6 @@ Does not judge (`ingest`, `reconcile`) and writes nothing by itself (`storing`, 
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
 from typing import Final
 
@@ -37,7 +36,7 @@ from leased.collector.reconcile import (
     judge_refusal,
     judge_silence,
 )
-from leased.collector.transport import Connection, Endpoint, Unreachable, connect
+from leased.collector.transport import Connection, Credentials, Endpoint, Unreachable, connect
 from leased.collector.witness import Witness
 from leased.terms.errors import ChainError, StateError
 from leased.terms.moment import NS_PER_S
@@ -61,7 +60,7 @@ class Fleet:
         storer: Storer,
         witness: Witness,
         case: Case,
-        context: ssl.SSLContext,
+        credentials: Credentials,
         *,
         fleet: str,
         nodes: int,
@@ -75,7 +74,7 @@ class Fleet:
         self.storer = storer
         self.witness = witness
         self.case = case
-        self.context = context
+        self.credentials = credentials
         self.fleet = fleet
         self.heads = heads
         self.collectors = {witness.log.log_id}
@@ -148,7 +147,8 @@ class Puller:
         timeout_s = config.timeout_ns / NS_PER_S
         try:
             with trio.fail_after(timeout_s):
-                connection = await connect(self._endpoint, self._fleet.context, self._fleet.fleet)
+                context = self._fleet.credentials.context
+                connection = await connect(self._endpoint, context, self._fleet.fleet)
         except trio.TooSlowError as error:
             raise Unreachable(f"{self._endpoint.host}: no handshake in {timeout_s:g} s") from error
         try:
