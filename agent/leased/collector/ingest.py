@@ -67,7 +67,8 @@ class State(msgspec.Struct, frozen=True):
     """What is carried from page to page. `loud`: something but `QUIET_KINDS` came since the head
     was last cosigned; `root` is that of the tree at the head; `lagging` that the note of the last
     page was by a key that the records have not introduced yet. `rotations` are those among the
-    records: evidence is of every key that the node has had."""
+    records: evidence is of every key that the node has had. `sealed_ns` is when, by the clock of
+    whoever pulls, the last page came that had a seal in it (`noted`)."""
 
     pinned: Pinned
     verifier: Carried | None = None
@@ -77,6 +78,7 @@ class State(msgspec.Struct, frozen=True):
     loud: bool = False
     lagging: bool = False
     rotations: tuple[Rotation, ...] = ()
+    sealed_ns: int = 0
 
     @property
     def head(self) -> Head:
@@ -171,8 +173,19 @@ def take_page(state: State, page: bytes) -> Taken:
         loud=loud,
         lagging=not known,
         rotations=rotations,
+        sealed_ns=state.sealed_ns,
     )
     return Taken(frames, before, after, new, trailer, trailer.note if known else "", fresh)
+
+
+def noted(before: State, after: State, now_ns: int) -> State:
+    """A state as it is taken in now: a log that is heard of and seals nothing has stopped."""
+    seals = [
+        one.verifier.epochs.sealed if one.verifier and one.verifier.epochs else 0
+        for one in (before, after)
+    ]
+    news = seals[1] > seals[0] or not before.sealed_ns
+    return msgspec.structs.replace(after, sealed_ns=now_ns) if news else after
 
 
 def judge_note(state: State, note: str) -> int:
