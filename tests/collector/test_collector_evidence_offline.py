@@ -168,6 +168,10 @@ async def test_a_host_put_back_to_its_former_key_is_shown_to_whoever_knows_one_o
     for known in (first.text(), west.bundle().vkey):
         status, text = judged("--key", known, "--collector", west.key.text(), str(path))
         assert (status, seen in text, "signed by west" in text) == (0, True, True), text
+    policy = tmp_path / "policy"
+    policy.write_text(f"log {first.text()}\nwitness west {west.key.text()}\nquorum west\n")
+    status, text = judged("--policy", str(policy), str(path))
+    assert status == 0 and "quorum (west): reached" in text, text
     another = NoteKey(first.name, Signer(b"\x22" * 32).public_key).text()
     assert judged("--key", another, "--collector", west.key.text(), str(path))[0] == 65
     fields = json.loads(path.read_bytes())
