@@ -211,7 +211,7 @@ class Reaper(Protocol):
 
     async def renew_many(self, moves: Sequence[tuple[LeaseId, int, int]]) -> list[bool]:
         """(lease, generation, deadline_ns). False if it came too late: the cut has begun and goes
-        on."""
+        on. One that a later renewal has overtaken changes nothing, and is not late."""
         ...
 
     async def revoke_many(

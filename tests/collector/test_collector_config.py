@@ -4,12 +4,18 @@ named."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from leased.chain.epochs import EpochKey
+from leased.chain.note import NoteKey
 from leased.collector import config as c
-from leased.collector.enrolment import read_enrolment
+from leased.collector.archive.manifest import Manifest
+from leased.collector.enrolment import enrol, read_enrolment
+from leased.collector.ingest import Pinned, decode_state
 from leased.terms.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "leased-collector.toml"
@@ -56,3 +62,44 @@ def test_sections_of_other_parts_are_left_to_them(tmp_path: Path) -> None:
 def test_an_enrolment_that_is_none_is_refused(raw: bytes) -> None:
     with pytest.raises(ConfigError, match="from a test"):
         read_enrolment(raw, "from a test")
+
+
+@pytest.mark.parametrize("wrong", [{"seal_epoch": -1}, {"epoch_ns": 1}, {"epoch_ns": -1}])
+def test_an_enrolment_of_epochs_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+    """Each epoch costs whoever proves its seal a step."""
+    key = NoteKey("o/n", bytes(32))
+    told = {"format": "leased-enrolment/1", "node_id": "4e" * 16, "log_id": "1d" * 16}
+    told |= {"origin": "o/n", "vkey": key.text(), "first_public_key": "00" * 32}
+    told |= {"epoch_ns": 60 * 10**9, "seal_epoch": 3, "seal_key": "11" * 32}
+    assert read_enrolment(json.dumps(told).encode(), "from a test").seal_epoch == 3
+    with pytest.raises(ConfigError, match="counted from 0, and has at least a second"):
+        read_enrolment(json.dumps({**told, **wrong}).encode(), "from a test")
+
+
+def test_a_later_document_of_an_enrolled_log_is_taken_and_another_is_not(tmp_path: Path) -> None:
+    """A node moves to another address, and prints what it prints then."""
+    key = EpochKey(3, b"k" * 32)
+    pinned = Pinned(bytes(16), bytes(16), "o/n", bytes(32), 60 * 10**9, key.epoch, key.key)
+    change = msgspec.structs.replace
+    manifest = Manifest(tmp_path)
+    enrol(manifest, "alpha", "https://alpha", pinned)
+
+    def again(host: str, told: Pinned) -> str:
+        return enrol(manifest, "alpha", f"https://{host}", told)
+
+    later = key.evolved(500)
+    assert "followed at https://b" in again("b", change(pinned, seal_epoch=0, seal_key=None))
+    assert "followed at https://c" in again(
+        "c", change(pinned, seal_epoch=later.epoch, seal_key=later.key)
+    )
+    [entry] = manifest.logs()
+    assert decode_state(entry.state).pinned == pinned, "what was enrolled first counts"
+    for wrong in (
+        change(pinned, public_key=b"x" * 32),
+        change(pinned, origin="o/m"),
+        change(pinned, seal_epoch=later.epoch),
+        change(pinned, seal_epoch=1 << 62),
+    ):
+        with pytest.raises(ConfigError, match="was enrolled with other keys"):
+            again("d", wrong)
+    manifest.close()

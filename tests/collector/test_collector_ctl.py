@@ -16,7 +16,9 @@ import pytest
 
 from leased.chain.certificate import Role
 from leased.collector.archive.archive import Archive
+from leased.collector.case import EVIDENCE
 from leased.collector.demo import DAY_NS, Wish, make_fleet
+from leased.collector.main import main as collector
 from leased.collector.metering.store import Store
 from leased.ctl.completion import script
 from leased.ctl.console import Console
@@ -211,6 +213,24 @@ def test_a_verdict_that_wants_somebody_is_an_exit_status(tmp_path: Path) -> None
         assert [one["verdict"] for one in told["wanting"]] == ["FORK"]
         assert "two records 7" in ask(running.url, "status", status=65).stdout
         assert "FORK" in ask(running.url, "heads", status=65).stdout
+
+
+def test_the_newest_evidence_comes_first(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    archive = Archive(state)
+    make_fleet(archive, Wish(1, 2, 7, END_NS, 4), lambda text: None)
+    [entry] = archive.logs()
+    archive.judge(entry.log_id, entry.head, "FORK", "two records 7", END_NS)
+    archive.close()
+    evidence = state / EVIDENCE
+    evidence.mkdir()
+    for size, found_ns in ((95, 3), (1000, 2), (7, 10)):
+        (evidence / f"{entry.log_id[:8]}-FORK-{size}-{found_ns}.json").write_text("{}")
+    out = io.StringIO()
+    console = Console(out, io.StringIO(), terminal=False)
+    assert collector(["--state", str(state), "verdict", "--json"], console) == 65
+    [told] = json.loads(out.getvalue())["verdicts"]
+    assert [path.rpartition("-")[2] for path in told["evidence"]] == ["10.json", "3.json", "2.json"]
 
 
 # ---- who asks ------------------------------------------------------------------------------------

@@ -143,6 +143,34 @@ def test_a_name_that_is_taken_stays_with_its_log(
     assert denied.returncode == 65 and "enrolled-otherwise" in denied.stderr
 
 
+def test_an_invite_makes_nobody_another_node(
+    server: CollectorServer, log: Path, tmp_path: Path
+) -> None:
+    """What a node says of its id is its own word; a certificate of it would be the fleet's."""
+    where = url(server)
+    assert enrol(where, invite(server), log, tmp_path / "made").returncode == 0
+    other = make_log(tmp_path / "other")
+    ids = {enrolment_document(one, with_seal_key=False)["node_id"] for one in (log, other)}
+    assert len(ids) == 1
+    denied = enrol(where, invite(server, name="beta"), other, tmp_path / "more")
+    assert denied.returncode == 65 and "is followed already, as alpha" in denied.stderr
+    assert not (tmp_path / "more").exists() and len(followed(server)) == 1
+
+
+def test_a_key_that_lies_there_costs_no_invite(
+    server: CollectorServer, log: Path, tmp_path: Path
+) -> None:
+    where, text = url(server), invite(server)
+    node_id = enrolment_document(log, with_seal_key=False)["node_id"]
+    left = tmp_path / "made" / f"node-{node_id}.key"
+    left.parent.mkdir()
+    left.write_text("of a try that was cut short")
+    denied = enrol(where, text, log, left.parent)
+    assert denied.returncode == 65 and "is there without its certificate" in denied.stderr
+    left.unlink()
+    assert enrol(where, text, log, left.parent).returncode == 0
+
+
 def test_a_collector_of_another_ca_is_not_told_the_secret(
     server: CollectorServer, log: Path, tmp_path: Path
 ) -> None:

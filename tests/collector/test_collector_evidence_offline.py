@@ -15,6 +15,8 @@ import msgspec
 import pytest
 
 from leased.chain.epochs import EpochKey
+from leased.chain.note import Checkpoint, NoteKey, write_note
+from leased.chain.signing import Signer
 from leased.collector.reconcile import Problem, Verdict
 from leased.ctl.console import Console
 from leased.ctl.main import main
@@ -137,3 +139,79 @@ async def test_a_bundle_is_judged_offline_and_cannot_be_changed(
             changed = value + 1 if isinstance(value, int) else f"{value}0" if value else "00"
             case.write_bytes(msgspec.json.encode({**fields, name: changed}))
             assert judged(*keys, str(case))[0] == 65, f"{name} was changed, and nobody minded"
+
+
+@pytest.mark.parametrize(
+    ("more", "verdict", "seen"),
+    [(0, "ROLLBACK", "of 15 records, by a key that"), (6, "FORK", "two different records")],
+)
+async def test_a_host_put_back_to_its_former_key_is_shown_to_whoever_knows_one_of_its_keys(
+    tmp_path: Path, more: int, verdict: str, seen: str
+) -> None:
+    pki = FleetPki(tmp_path / "pki")
+    west = Collector(tmp_path, pki)
+    server = NodeServer(node())
+    server.seal_acks = False
+    first = NoteKey(server.node.origin, server.node.signer.public_key)
+    async with serving(pki, server):
+        west.enrol(server)
+        assert (await west.pull())["alpha"].verdict == Verdict.OK
+        twin = server.node.clone()
+        server.node.rotate(Signer(b"\x21" * 32))
+        live(server.node, 50)
+        assert (await west.pull())["alpha"].verdict == Verdict.OK
+        for number in range(more):
+            live(twin, 60 + number)
+        server.node = twin
+        assert (await west.pull())["alpha"].verdict == verdict
+    [path] = (west.state / "evidence").glob("*.json")
+    for known in (first.text(), west.bundle().vkey):
+        status, text = judged("--key", known, "--collector", west.key.text(), str(path))
+        assert (status, seen in text, "signed by west" in text) == (0, True, True), text
+    policy = tmp_path / "policy"
+    policy.write_text(f"log {first.text()}\nwitness west {west.key.text()}\nquorum west\n")
+    status, text = judged("--policy", str(policy), str(path))
+    assert status == 0 and "quorum (west): reached" in text, text
+    another = NoteKey(first.name, Signer(b"\x22" * 32).public_key).text()
+    assert judged("--key", another, "--collector", west.key.text(), str(path))[0] == 65
+    fields = json.loads(path.read_bytes())
+    fields["rotations"][0]["signature_old"] = "00" * 64
+    path.write_bytes(msgspec.json.encode(fields))
+    assert judged("--key", first.text(), str(path))[0] == 65, "a key that nobody has introduced"
+
+
+async def test_two_roots_of_one_tree_are_a_fork_that_is_proven(tmp_path: Path) -> None:
+    pki = FleetPki(tmp_path / "pki")
+    west = Collector(tmp_path, pki)
+    server = NodeServer(node())
+    server.seal_acks = False
+    on = server.node
+    text = Checkpoint(on.origin, on.size, b"\x11" * 32).text()
+    key = NoteKey(on.origin, on.signer.public_key)
+    lie = write_note(text, [(key, on.signer.sign(text.encode()))])
+    async with serving(pki, server):
+        west.enrol(server)
+        assert (await west.pull())["alpha"].verdict == Verdict.OK
+        _page(lambda on: on.trailer(on.size, note=lie))(server, on)
+        assert (await west.pull())["alpha"].verdict == Verdict.FORK
+    [path] = (west.state / "evidence").glob("*.json")
+    status, told = judged("--key", west.bundle().vkey, "--collector", west.key.text(), str(path))
+    assert status == 0 and f"two roots of {on.size} records" in told, told
+
+
+async def test_a_node_cannot_spoil_the_evidence_by_what_it_says_besides(tmp_path: Path) -> None:
+    pki = FleetPki(tmp_path / "pki")
+    west = Collector(tmp_path, pki)
+    server = NodeServer(node())
+    server.seal_acks = False
+    async with serving(pki, server):
+        west.enrol(server)
+        assert (await west.pull())["alpha"].verdict == Verdict.OK
+        told = Problem(416, "behind", size=3, checkpoint="nothing that is a note")
+        reply = server._problem(told)
+        server.sabotage = lambda target, other: reply if "/records" in target else other
+        assert (await west.pull())["alpha"].verdict == Verdict.ROLLBACK
+    [path] = (west.state / "evidence").glob("*.json")
+    keys = ("--key", west.bundle().vkey, "--collector", west.key.text())
+    status, text = judged(*keys, str(path))
+    assert status == 0 and "signed by west" in text, text

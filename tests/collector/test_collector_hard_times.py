@@ -4,8 +4,10 @@ full, and a thousand nodes at once."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,13 +22,16 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.terms import event as e
 from leased.terms.errors import LeasedError
 from leased.terms.event import Event
+from leased.terms.identity import BootId
+from leased.terms.moment import Moment
 from tests.collector.test_collector_ingest import node
 from tests.collector.test_collector_pull import SECOND, Collector
 from tests.doubles.collector_server import REPOSITORY
 from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.host import not_proven
+from tests.doubles.logs import started
 from tests.doubles.node_server import NodeServer, serving
-from tests.doubles.nodes import PulledNode
+from tests.doubles.nodes import EPOCH_NS, PulledNode
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -108,6 +113,44 @@ async def test_a_node_that_does_not_end_costs_nobody_else(
     assert west.frames(good.node) == b"".join(good.node.frames[:size])
     assert getattr(bad, "sent", 0) < 64 * MIB, "it was cut off"
     assert not list((west.state / "segments").rglob(f"*{bad.node.node_id.hex()}*/*"))
+
+
+@pytest.mark.parametrize(
+    "edits", [{"begin_ns": 1 << 63}, {"end_wall_ns": 1 << 63}, {"skipped": (1 << 63) - 1}]
+)
+async def test_a_node_that_seals_what_cannot_be_costs_nobody_else(
+    west: Collector, pki: FleetPki, edits: dict[str, int]
+) -> None:
+    """Root on a node has the key of the open epoch, and writes into the next seal what it likes."""
+    bad, good = NodeServer(PulledNode(2, epoch_ns=EPOCH_NS)), NodeServer(node())
+    ratchet = bad.node.ratchet
+    assert ratchet is not None
+    rebooted = BootId(b"\x0b" * 16)
+    bad.node.start()
+    restarted = msgspec.structs.replace(started(), boot_id=rebooted)
+    bad.node.seal([restarted], Moment(rebooted, 5, 1))
+    key = ratchet.key
+    ended = Moment(rebooted, 5 + EPOCH_NS, 1)
+    first = bad.node.size
+    made = ratchet.seal(bytes(16), first, bad.node.tree(first).root(), ended)
+    forged = msgspec.structs.replace(made, boot_id=rebooted, **edits)
+    with contextlib.suppress(struct.error):
+        forged = msgspec.structs.replace(forged, tag=key.tag(bad.node.log_id, forged))
+    bad.node.sealer.ratchet = None
+    bad.node.seal([forged], ended)
+    counts = {"epoch": made.epoch + forged.skipped + 1, "skipped": 0, "first_seq": first}
+    counts |= {"begin_ns": forged.end_ns, "end_ns": forged.end_ns + EPOCH_NS}
+    counts |= {"size": bad.node.size, "boot_id": rebooted}
+    root = bad.node.tree(bad.node.size).root()
+    later = msgspec.structs.replace(made, **counts, root=root)
+    bad.node.seal([later], Moment(rebooted, forged.end_ns + 1, 1))
+    size = good.node.size
+    async with serving(pki, bad, good):
+        west.enrol(good, "good")
+        west.enrol(bad, "bad")
+        reached = await west.pull()
+    assert reached["bad"].verdict == "BAD_SEAL"
+    assert (reached["good"].verdict, reached["good"].size) == ("OK", size)
 
 
 @pytest.fixture

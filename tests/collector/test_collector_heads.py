@@ -15,9 +15,12 @@ from leased.collector.archive.manifest import LogEntry, Manifest
 from leased.collector.archive.manifest_postgres import PartLost
 from leased.collector.archive.manifests import share
 from leased.collector.archive.parts import PARTS
-from leased.collector.gossip import PeerHead
+from leased.collector.gossip import PeerHead, heads_in
 from leased.collector.heads import Heads, SharedHeads, open_heads
+from leased.terms.event import HeadCosigned
+from leased.terms.identity import EventId
 from tests.collector.test_collector_manifests import empty
+from tests.doubles.nodes import PulledNode
 from tests.doubles.postgres_server import PostgresServer
 
 ENTRY = LogEntry("1d" * 16, "4e" * 16, "alpha", "o/n", GENESIS, state=b"state")
@@ -92,6 +95,16 @@ def test_what_was_compared_is_forgotten_and_nothing_else(heads: Heads | SharedHe
 def test_heads_of_logs_that_nobody_enrolled_are_not_kept(heads: Heads | SharedHeads) -> None:
     heads.add([PeerHead("north", 1, bytes(16), "o/x", 3, bytes(32), 7, bytes(64))])
     assert not heads.waits("00" * 16) and not heads.of("00" * 16)
+
+
+def test_a_head_of_more_records_than_there_can_be_is_none(heads: Heads | SharedHeads) -> None:
+    """Another collector's log says what that collector likes; it does not end this one."""
+    north = PulledNode()
+    for size, time_s in ((1 << 63, 7), (-1, 7), (5, 1 << 63), (6, 7)):
+        signed = (LOG, "o/n", size, bytes(32), time_s, bytes(64))
+        north.seal([HeadCosigned(EventId(bytes(16)), *signed)])
+    heads.add(heads_in(b"".join(north.frames), "north", north.log_id))
+    assert [one.size for one in heads.of(ENTRY.log_id)] == [6]
 
 
 def test_what_one_hears_the_other_compares(pair: tuple[Archive, Archive]) -> None:

@@ -233,3 +233,20 @@ def test_silence_is_stale_after_two_epochs_and_grace() -> None:
     assert r.judge_silence(state, 0, 10**18) is None
     assert r.judge_silence(state, second, 151 * second) is None
     assert r.judge_silence(state, second, 152 * second).verdict == "STALE"
+
+
+def test_a_log_that_is_heard_of_and_seals_nothing_is_stale() -> None:
+    """Whoever has the node keeps it answering, and stops the log."""
+    second = 10**9
+    on = PulledNode(epoch_ns=EPOCH_NS)
+    on.start()
+    first = i.State(on.pinned())
+    state = i.noted(first, take(first, on.page(0)).state, second)
+    assert r.judge_silence(state, 151 * second, 151 * second) is None
+    on.clock = lambda: 1
+    heard = i.noted(state, take(state, on.trailer(on.size)).state, 152 * second)
+    finding = r.judge_silence(heard, 152 * second, 152 * second)
+    assert finding.verdict == "STALE" and "has sealed no epoch for 151 s" in finding.why
+    on.seal([], Moment(BOOT, moment_at(0).boot_ns + EPOCH_NS, 10**18))
+    sealed = i.noted(heard, take(heard, on.page(heard.head.size)).state, 152 * second)
+    assert r.judge_silence(sealed, 152 * second, 152 * second) is None

@@ -22,12 +22,15 @@ from leased.collector.archive.manifest import Manifest
 from leased.collector.case import encode_bundle, resolution_text
 from leased.collector.config import PullConfig
 from leased.collector.enrolment import enrol, read_enrolment
+from leased.collector.ingest import decode_state, encode_state
 from leased.collector.pulling import Reached, clock, pull
 from leased.collector.witness import load_cosigner, os_entropy
 from leased.durable.reader import read_log
 from leased.terms.event import HeadCosigned, VerdictReached, VerdictResolved
+from leased.terms.moment import Moment
 from tests.collector.test_collector_ingest import live, node
 from tests.doubles.fleet_pki import FleetPki
+from tests.doubles.logs import BOOT, moment_at
 from tests.doubles.node_server import NodeServer, serving
 from tests.doubles.nodes import EPOCH_NS, PulledNode
 
@@ -155,6 +158,39 @@ async def test_a_follower_hears_of_records_as_they_come(west: Collector, pki: Fl
         reader.close()
         nursery.cancel_scope.cancel()
     assert server.open_most == 1 and not server.complaints
+
+
+async def test_a_certificate_that_was_renewed_counts_without_a_restart(
+    west: Collector, pki: FleetPki
+) -> None:
+    server = NodeServer(node())
+    async with serving(pki, server), trio.open_nursery() as nursery:
+        west.enrol(server)
+        nursery.start_soon(lambda: west.pull(once=False))
+        with trio.fail_after(20):
+            while not server.acked:
+                await trio.lowlevel.checkpoint()
+            before = server.shown[-1]
+            key = Path(west.config.key)
+            made = key.read_bytes()
+            key.write_bytes(b"half of a renewal")
+            server.sabotage = lambda target, reply: None  # the connection is lost
+            while not any("stay in force" in told for told in west.told):
+                await trio.lowlevel.checkpoint()
+            key.write_bytes(made)
+            server.sabotage = lambda target, reply: reply
+            pki.issue(Role.COLLECTOR, "west")
+            asked = len(server.shown)
+            live(server.node, 50)
+            while len(server.acked) < 2:
+                await trio.lowlevel.checkpoint()
+            assert len(server.shown) > asked
+            server.sabotage = lambda target, reply: None
+            live(server.node, 51)
+            while server.shown[-1] == before:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert "pull: certificate, key and CA were read anew" in west.told
 
 
 async def test_a_lost_answer_is_asked_again_from_the_cursor(west: Collector, pki: FleetPki) -> None:
@@ -344,3 +380,31 @@ async def test_a_clock_that_is_off_is_told(west: Collector, pki: FleetPki) -> No
         assert (await west.pull())["alpha"].verdict == "OK", "an alarm, and nothing against the log"
     [told] = [text for text in west.told if "clock" in text]
     assert re.search(r"alpha: its clock is 3[56]\d\d s ahead of this host's", told), told
+
+
+async def test_a_node_that_answers_and_seals_no_epoch_is_stale_until_it_does(
+    west: Collector, pki: FleetPki
+) -> None:
+    on = PulledNode(epoch_ns=EPOCH_NS)
+    on.start()
+    server = NodeServer(on)
+    server.seal_acks = False
+    async with serving(pki, server):
+        west.enrol(server)
+        assert (await west.pull())["alpha"].verdict == "OK"
+        manifest = Manifest(west.state)
+        [entry] = manifest.logs()
+        state = decode_state(entry.state)
+        assert abs(state.sealed_ns - time.time_ns()) < 60 * SECOND
+        aged = msgspec.structs.replace(state, sealed_ns=state.sealed_ns - 3600 * SECOND)
+        manifest.set(entry.log_id, entry.head, state=encode_state(aged))
+        manifest.close()
+        assert (await west.pull())["alpha"].verdict == "STALE"
+        manifest = Manifest(west.state, read_only=True)
+        assert "it answers, and has sealed no epoch for 36" in manifest.logs()[0].why
+        manifest.close()
+        on.seal([], Moment(BOOT, moment_at(0).boot_ns + EPOCH_NS, 10**18))
+        assert (await west.pull())["alpha"].verdict == "OK"
+    assert [told for told in west.told if "STALE" in told or "again" in told][-1].startswith(
+        "alpha: reached again"
+    )

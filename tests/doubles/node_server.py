@@ -39,6 +39,8 @@ class NodeServer:
         self.cosigner: NoteKey | None = None
         self.acked: list[int] = []
         self.requests: list[str] = []
+        self.shown: list[bytes | None] = []
+        """The certificate that came with each request."""
         self.complaints: list[str] = []
         self.sabotage: Sabotage = lambda target, reply: reply
         self.open_now = 0
@@ -76,6 +78,7 @@ class NodeServer:
             elif isinstance(event, h11.EndOfMessage):
                 target = request.target.decode()
                 self.requests.append(target)
+                self.shown.append(stream.getpeercert(binary_form=True))
                 reply = self.sabotage(target, await self._reply(request.method, target, body))
                 if reply is None:
                     return

@@ -86,6 +86,22 @@ async def test_after_the_cut_has_begun_a_renewal_on_the_board_is_late() -> None:
             assert not await link.renew(lease.lease_id, 2, lease.deadline_ns + NS_PER_S)
 
 
+async def test_a_renewal_that_another_overtook_on_the_board_is_not_late() -> None:
+    """It went by a packet; the cut that follows a late one would end a lease that lives."""
+    with ReaperHost() as host:
+        async with _linked(host) as link:
+            lease = lease_of(ttl_ms=LATER_MS)
+            await link.arm(lease, "", (), None)
+            first = _renewed(lease, ms=1_000)
+            second = _renewed(first, ms=1_000)
+            assert _move(link, second) == [True]
+            assert await link.renew(first.lease_id, first.generation, first.deadline_ns)
+            [entry] = await link.roster()
+            assert (entry.generation, entry.deadline_ns) == (second.generation, second.deadline_ns)
+            third = _renewed(second, ms=1_000)
+            assert _move(link, third) == [True], "the link knows what stands on the board"
+
+
 async def test_a_deadline_that_has_passed_is_late_whoever_was_quicker() -> None:
     with ReaperHost() as host:
         async with _linked(host) as link:

@@ -229,7 +229,7 @@ class SimReaper:
             elif (generation, deadline_ns) == (slot.generation, slot.deadline_ns):
                 outcomes.append(True)  # asked again because the answer was lost
             elif generation <= slot.generation:
-                outcomes.append(False)
+                outcomes.append(generation < slot.generation)  # overtaken
             else:
                 self._move(lease_id, slot, generation, deadline_ns)
                 outcomes.append(deadline_ns > now_ns)

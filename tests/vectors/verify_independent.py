@@ -285,6 +285,9 @@ class Seals:
         need(self.next is None or epoch == self.next, f"{where}: epoch {epoch}")
         need(self.boot is None or boot == self.boot, f"{where}: boot of the seal")
         need(sealed == size, f"{where}: size of the seal")
+        need(min(epoch, skipped) >= 0, f"{where}: epochs below 0")
+        need((epoch + skipped + 1) * self.epoch_ns <= 2**60, f"{where}: more epochs than a log has")
+        need(all(-(2**63) <= n < 2**63 for n in (begin, end, wall0, wall1)), f"{where}: 64 bits")
         need(self.first is None or first == self.first, f"{where}: first record of the epoch")
         if self.same_boot:
             need(end - begin == (skipped + 1) * self.epoch_ns, f"{where}: length of the epoch")

@@ -29,7 +29,11 @@ from leased.terms.moment import NS_PER_S, Moment
 EPOCH_NS: Final = 60 * NS_PER_S
 EPOCH_NS_MIN: Final = 1 * NS_PER_S
 KEY_BYTES: Final = 32
+LIFE_NS: Final = 1 << 60
+"""36 years of epochs, more than a log lasts: for each of them whoever proves seals takes a step, so
+a seal that says more would keep its readers for good."""
 
+_I64: Final = range(-(1 << 63), 1 << 63)
 _DOMAIN = b"leased epoch seal v1\n"
 _FIELDS = struct.Struct(">QQ16sqqqqQQ")
 
@@ -154,7 +158,9 @@ class Ratchet:
             end_wall_ns = moment.wall_ns - (moment.boot_ns - end_ns)
             begin_ns, next_end_ns = end_ns, end_ns + epoch_ns
         else:
-            elapsed_ns = max(epoch_ns, moment.wall_ns - now.begin_wall_ns)
+            # A wall clock that is decades ahead must not use up what epochs a log may have.
+            most_ns = (LIFE_NS - now.epoch * epoch_ns) // 2
+            elapsed_ns = max(epoch_ns, min(most_ns, moment.wall_ns - now.begin_wall_ns))
             skipped = elapsed_ns // epoch_ns - 1
             end_ns = now.end_ns + skipped * epoch_ns
             end_wall_ns = now.begin_wall_ns + (skipped + 1) * epoch_ns
@@ -235,7 +241,7 @@ class Continuity:
 
     def judge(self, seal: EpochSealed, sequence: int) -> str | None:
         """Take the next seal in; what is wrong with it. Its root is not looked at."""
-        why = self._order(seal, sequence) or self._window(seal)
+        why = self._order(seal, sequence) or self._sense(seal) or self._window(seal)
         if why is None and self._key is not None and seal.epoch >= self._key.epoch:
             self._key = self._key.evolved(seal.epoch - self._key.epoch)
             if not self._key.holds(self._log_id, seal):
@@ -256,6 +262,16 @@ class Continuity:
             return f"it seals {seal.size} records and stands at record {sequence}"
         if self._first_seq is not None and seal.first_seq != self._first_seq:
             return f"it begins at record {seal.first_seq}, the epoch at {self._first_seq}"
+        return None
+
+    def _sense(self, seal: EpochSealed) -> str | None:
+        times = (seal.begin_ns, seal.end_ns, seal.begin_wall_ns, seal.end_wall_ns)
+        if not all(one in _I64 for one in times) or not 0 <= seal.first_seq <= seal.size:
+            return "it says numbers that its MAC has no room for"
+        if min(seal.epoch, seal.skipped) < 0:
+            return "epochs are counted from 0"
+        if (seal.epoch + seal.skipped + 1) * self._epoch_ns > LIFE_NS:
+            return f"it ends with epoch {seal.epoch + seal.skipped}: no log lasts so long"
         return None
 
     def _window(self, seal: EpochSealed) -> str | None:

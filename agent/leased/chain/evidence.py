@@ -6,7 +6,9 @@ Rule: what is proven and what rests on the collector's word are told apart. Two 
 cannot be of one log are a proof: of one size with two roots, or with two different records in one
 place (each shown to be in its tree by an inclusion proof). That a node served a page which does not
 hold, or answered with less than it had, is the collector's word, which it signed; the page is
-checked again from the place that the node's own note is of.
+checked again from the place that the node's own note is of. Whoever knows one key of the node knows
+those before and after it, by the rotations in the bundle: a host that was put back to an earlier
+state signs with the key that it had then.
 
 Does not gather bundles (`collector.case`) and reads no files.
 """
@@ -32,9 +34,9 @@ from leased.chain.note import (
 )
 from leased.chain.page import split_page
 from leased.chain.proof import HASH_BYTES, Proof, check_proof
-from leased.chain.signing import verifies
+from leased.chain.signing import rotation_message, verifies
 from leased.chain.tree import Frontier
-from leased.chain.verdict import BAD_NOTE, BAD_PROOF, BAD_ROOT
+from leased.chain.verdict import BAD_NOTE, BAD_PROOF, BAD_ROOT, BAD_SIGNATURE
 from leased.chain.verifier import Verifier, check_bodies
 from leased.terms.errors import ChainError
 
@@ -51,6 +53,15 @@ class Start(msgspec.Struct, frozen=True):
     batch: int
 
 
+class Rotation(msgspec.Struct, frozen=True):
+    """One replacement of a node's key, in hex, as its KeyRotated record has it: signed by both."""
+
+    old: str
+    new: str
+    signature_old: str
+    signature_new: str
+
+
 class Cosigned(msgspec.Struct, frozen=True):
     """What another collector says it has cosigned of the log: a tree of `size` records."""
 
@@ -65,8 +76,9 @@ class Bundle(msgspec.Struct, frozen=True):
     """One case. Hashes and ids in hex, notes as text, the page in base64. `note` is the node's
     newest note that held, `other_note` what it signed besides; `proof` and `other_proof` show one
     sequence in both trees; `cosigned` is what another collector was given, where the first records
-    here, as many, have the root `root_here`; `vkey` is the node's key as the collector knew it.
-    `signature` is the collector's note over everything else (`statement`)."""
+    here, as many, have the root `root_here`; `vkey` is the node's key as the collector knew it,
+    `rotations` (left out where there were none) how it came to that from the first. `signature` is
+    the collector's note over everything else (`statement`)."""
 
     format: str
     verdict: str
@@ -89,6 +101,7 @@ class Bundle(msgspec.Struct, frozen=True):
     page: str = ""
     cosigned: Cosigned | None = None
     root_here: str = ""
+    rotations: tuple[Rotation, ...] | msgspec.UnsetType = msgspec.UNSET
     signature: str = ""
 
 
@@ -116,17 +129,19 @@ def weigh(
         raise ChainError(BAD_PROOF, f"not a bundle of the format {FORMAT}")
     proven: list[str] = []
     told = [f"{bundle.verdict}: {bundle.why}"]
-    first = _checked(bundle, bundle.note, node)
-    other = _checked(bundle, bundle.other_note, node)
-    for signed in (first, other):
+    keys = node_keys(bundle.log_id, node, bundle.rotations or ())
+    first = _checked(bundle, bundle.note, keys)
+    other = _checked(bundle, bundle.other_note, keys)
+    for signed, note in ((first, bundle.note), (other, bundle.other_note)):
         if signed is not None:
-            proven.append(f"{bundle.origin} signed a tree of {signed.size} records")
+            by = _by_whom(bundle, note, keys)
+            proven.append(f"{bundle.origin} signed a tree of {signed.size} records{by}")
     if first is not None and other is not None and _fork(first, other):
-        proven.append(f"two roots of {first.size} records: two histories under one key")
+        proven.append(f"two roots of {first.size} records: two histories of one log")
     if bundle.proof is not None and bundle.other_proof is not None:
-        proven.append(_two_records(bundle, node))
+        proven.append(_two_records(bundle, keys))
     if bundle.page:
-        told.append(_replay(bundle, node, first))
+        told.append(_replay(bundle, keys, first))
     names: list[str] = []
     if bundle.cosigned is not None:
         _weigh_cosigned(bundle, bundle.cosigned, first, collectors, (proven, told, names))
@@ -139,6 +154,27 @@ def weigh(
     elif bundle.signature:
         told.append("signed by a collector whose key was not given")
     return Weighed(tuple(proven), tuple(told), tuple(names))
+
+
+def node_keys(log_id: str, node: NoteKey, rotations: Sequence[Rotation]) -> list[NoteKey]:
+    """The key that is known, and those that the node had before and after it. Raises ChainError
+    (BAD_SIGNATURE) for a rotation that both keys have not signed, ValueError for hex that is
+    none."""
+    known, left = [node.public_key], list(rotations)
+    while found := next((r for r in left if _ends(r) & set(known)), None):
+        left.remove(found)
+        old, new = bytes.fromhex(found.old), bytes.fromhex(found.new)
+        message = rotation_message(bytes.fromhex(log_id), old, new)
+        for key, signature in ((old, found.signature_old), (new, found.signature_new)):
+            if not verifies(key, message, bytes.fromhex(signature)):
+                raise ChainError(BAD_SIGNATURE, "the key rotation is not signed by both keys")
+            if key not in known:
+                known.append(key)
+    return [NoteKey(node.name, key, node.kind) for key in known]
+
+
+def _ends(rotation: Rotation) -> set[bytes]:
+    return {bytes.fromhex(rotation.old), bytes.fromhex(rotation.new)}
 
 
 def collector_key(cosigner: NoteKey) -> NoteKey:
@@ -173,10 +209,17 @@ def _weigh_cosigned(
         told.append(f"the first {cosigned.size} records here have the root {bundle.root_here}")
 
 
-def _checked(bundle: Bundle, note: str, node: NoteKey) -> Checkpoint | None:
+def _by_whom(bundle: Bundle, note: str, keys: Sequence[NoteKey]) -> str:
+    """Words for a key that is not the one that was in force when the case was found."""
+    signed = {line.key_id for line in open_note(note, keys).signatures}
+    current = {key.key_id for key in keys if key.text() == bundle.vkey}
+    return "" if signed & current or not current else ", by a key that it has replaced since"
+
+
+def _checked(bundle: Bundle, note: str, keys: Sequence[NoteKey]) -> Checkpoint | None:
     if not note:
         return None
-    checkpoint = parse_checkpoint(open_note(note, [node]).text)
+    checkpoint = parse_checkpoint(open_note(note, keys).text)
     if checkpoint.origin != bundle.origin:
         raise ChainError(BAD_NOTE, f"a note of {checkpoint.origin} in a case of {bundle.origin}")
     return checkpoint
@@ -186,12 +229,12 @@ def _fork(first: Checkpoint, other: Checkpoint) -> bool:
     return first.size == other.size and first.root != other.root
 
 
-def _two_records(bundle: Bundle, node: NoteKey) -> str:
+def _two_records(bundle: Bundle, keys: Sequence[NoteKey]) -> str:
     """Two inclusion proofs of one sequence with different records. Raises ChainError."""
     one, two = bundle.proof, bundle.other_proof
     assert one is not None and two is not None
     for proof in (one, two):
-        check_proof(proof, [node])
+        check_proof(proof, keys)
     if one.sequence != two.sequence or one.record_hash == two.record_hash:
         raise ChainError(BAD_PROOF, "the two proofs are not of two records in one place")
     return f"record {one.sequence} is two different records in two signed trees: a fork"
@@ -210,7 +253,7 @@ def _hashes(start: Start) -> tuple[bytes, tuple[bytes, ...]]:
     return head, tuple(peaks)
 
 
-def _replay(bundle: Bundle, node: NoteKey, signed: Checkpoint | None) -> str:
+def _replay(bundle: Bundle, keys: Sequence[NoteKey], signed: Checkpoint | None) -> str:
     """Check the page again, from where it begins. Raises ChainError if it holds after all, or
     does not begin where it says."""
     start = bundle.start
@@ -222,6 +265,7 @@ def _replay(bundle: Bundle, node: NoteKey, signed: Checkpoint | None) -> str:
         raise ChainError(BAD_ROOT, "the page does not begin where the node's note says")
     log_id = bytes.fromhex(bundle.log_id)
     page = b64decode(bundle.page)
+    node = next((key for key in keys if key.text() == bundle.vkey), keys[0])
     verifier = Verifier(
         log_id,
         Head(start.size, head),
@@ -237,7 +281,8 @@ def _replay(bundle: Bundle, node: NoteKey, signed: Checkpoint | None) -> str:
         walk = verifier.feed(page, stop=end)
         check_bodies(walk)
         Grammar(from_genesis=start.size == 0).follow(walk)
-        checkpoint = parse_checkpoint(open_note(trailer.note, [node]).text)
+        now = NoteKey(bundle.origin, verifier.verified().public_key or node.public_key)
+        checkpoint = parse_checkpoint(open_note(trailer.note, [*keys, now]).text)
     except ChainError as error:
         return f"the page that the node served does not hold: {error}"
     if checkpoint.root != verifier.verified().frontier.root():

@@ -2,8 +2,10 @@
 """Cases: the evidence of a sticky verdict gathered, kept and sealed, and operators' resolutions.
 
 Rule: evidence first. The bundle is durable in `evidence/`, its hash is sealed in the collector's
-own log, and only then does the verdict stand. A resolution counts if one of the configured
-operators signed exactly this verdict at this head; it is sealed before the verdict is lifted.
+own log, and only then does the verdict stand. What the node says is kept if a key that it has, or
+had, has signed it: anything else would spoil the bundle. A resolution counts if one of the
+configured operators signed exactly this verdict at this head; it is sealed before the verdict is
+lifted.
 
 Does not judge (`reconcile`) and does not weigh (`chain.evidence`).
 """
@@ -17,10 +19,11 @@ from typing import Final
 
 import msgspec
 
-from leased.chain.evidence import FORMAT, Bundle, Start
-from leased.chain.note import NoteKey, open_note
+from leased.chain.evidence import FORMAT, Bundle, Start, node_keys
+from leased.chain.note import NoteKey, open_note, parse_checkpoint
+from leased.chain.page import split_page
 from leased.chain.proof import FORMAT as PROOF_FORMAT
-from leased.chain.proof import Proof, inclusion_path, subtree_of
+from leased.chain.proof import Proof, check_proof, inclusion_path, subtree_of
 from leased.collector.archive.archive import Archive
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.archive.storing import Storer
@@ -57,15 +60,19 @@ class Case:
         page: bytes,
     ) -> Bundle:
         """A bundle, with whatever else the node still says."""
-        other_note = finding.note or (problem.checkpoint if problem is not None else "")
+        pinned, key = state.pinned, NoteKey(state.pinned.origin, state.public_key)
+        keys = node_keys(entry.log_id, key, state.rotations)
+        said = problem.checkpoint if problem is not None else _note_in(page, pinned.log_id)
+        other_note = _signed(finding.note or said, keys)
         proof = other_proof = None
         if finding.verdict is Verdict.FORK and state.head.size and finding.cosigned is None:
             other_proof = await self._ask_proof(connection, entry, state.head.size - 1)
             if other_proof is not None:
                 proof = await self._storer.call(lambda: self._own_proof(entry, state))
+            if proof is None or other_proof is None or not _differ(proof, other_proof, keys):
+                proof = other_proof = None
         elif not other_note and not page:
-            other_note = await self._ask_note(connection, entry)
-        pinned, key = state.pinned, NoteKey(state.pinned.origin, state.public_key)
+            other_note = _signed(await self._ask_note(connection, entry), keys)
         carried = state.verifier
         peaks = tuple(one.hex() for one in carried.frontier.peaks) if carried is not None else ()
         batch = carried.batch if carried is not None else 0
@@ -83,7 +90,7 @@ class Case:
             problem.status if problem is not None else 200,
             state.head.size,
             state.head.hash.hex(),
-            entry.note,
+            _signed(entry.note, keys),
             other_note,
             proof,
             other_proof,
@@ -91,6 +98,7 @@ class Case:
             b64encode(page).decode() if page else "",
             finding.cosigned,
             finding.root_here.hex(),
+            state.rotations or msgspec.UNSET,
         )
 
     def close(
@@ -182,6 +190,33 @@ class Case:
             tuple(one.hex() for one in path),
             entry.note,
         )
+
+
+def _note_in(page: bytes, log_id: bytes) -> str:
+    """The node's note at the end of a page that does not hold; "" if it has none."""
+    try:
+        return split_page(page, log_id)[1].note if page else ""
+    except ChainError:
+        return ""
+
+
+def _signed(note: str, keys: Sequence[NoteKey]) -> str:
+    """A note if it is a checkpoint by one of these keys; else ""."""
+    try:
+        checkpoint = parse_checkpoint(open_note(note, keys).text)
+    except ChainError:
+        return ""
+    return note if checkpoint.origin == keys[0].name else ""
+
+
+def _differ(one: Proof, other: Proof, keys: Sequence[NoteKey]) -> bool:
+    """Whether two proofs show two records in one place."""
+    try:
+        for proof in (one, other):
+            check_proof(proof, keys)
+    except ChainError:
+        return False
+    return one.sequence == other.sequence and one.record_hash != other.record_hash
 
 
 def encode_bundle(bundle: Bundle) -> bytes:

@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from leased.chain.epochs import EPOCH_NS_MIN, LIFE_NS, EpochKey
 from leased.chain.head import GENESIS
 from leased.chain.note import ED25519, parse_key
 from leased.collector.archive.manifest import LogEntry, ManifestTables
@@ -64,6 +65,8 @@ def read_enrolment(raw: bytes, source: str) -> Pinned:
     if seal is not None and (len(seal) != 32 or told.seal_epoch is None):
         raise ConfigError(f"{source}: a seal key has 32 bytes and an epoch")
     epoch = told.seal_epoch or 0
+    if epoch < 0 or 0 < told.epoch_ns < EPOCH_NS_MIN or told.epoch_ns < 0:
+        raise ConfigError(f"{source}: an epoch is counted from 0, and has at least a second")
     return Pinned(log_id, node_id, told.origin, first, told.epoch_ns, epoch, seal)
 
 
@@ -83,8 +86,10 @@ def enrol(
     log_id = pinned.log_id.hex()
     followed = {known: (at, log) for known, at, log in manifest.nodes()}
     entry = manifest.log(log_id)
-    if entry is not None and decode_state(entry.state).pinned != pinned:
-        raise ConfigError(f"{name}: log {log_id} was enrolled with something else: keep to that")
+    if entry is not None and not _agrees(decode_state(entry.state).pinned, pinned):
+        raise ConfigError(
+            f"{name}: log {log_id} was enrolled with other keys; what was enrolled first counts"
+        )
     before = followed.get(name)
     if before == (url, log_id):
         return ""
@@ -102,3 +107,16 @@ def enrol(
             )
         manifest.follow(name, url, log_id)
     return f"{name}: log {log_id} is followed at {url}"
+
+
+def _agrees(held: Pinned, told: Pinned) -> bool:
+    """Whether a document says what is pinned already: printed later it has the key of a later
+    epoch, or none. What is pinned stays."""
+    bare = [msgspec.structs.replace(one, seal_epoch=0, seal_key=None) for one in (held, told)]
+    if bare[0] != bare[1] or told.seal_key is None or held.seal_key is None:
+        return bare[0] == bare[1] and told.seal_key is None
+    keys = [EpochKey(one.seal_epoch, one.seal_key or b"") for one in (held, told)]
+    first, last = sorted(keys, key=lambda key: key.epoch)
+    if not held.epoch_ns or last.epoch * held.epoch_ns > LIFE_NS:
+        return held == told
+    return first.evolved(last.epoch - first.epoch) == last

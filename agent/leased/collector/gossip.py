@@ -24,6 +24,7 @@ from leased.collector.reconcile import Finding, Verdict
 from leased.terms.event import KIND, HeadCosigned
 
 _COSIGNED = KIND[HeadCosigned]
+_KEPT = range(1 << 63)
 
 
 class PeerHead(msgspec.Struct, frozen=True):
@@ -42,14 +43,14 @@ class PeerHead(msgspec.Struct, frozen=True):
 
 def heads_in(frames: bytes, peer: str, log_id: bytes) -> list[PeerHead]:
     """What a page of the log `log_id` of the collector `peer` says it has cosigned. The page has
-    been verified."""
+    been verified; a head that no database keeps is of no log."""
     found, offset, prefix = [], 0, hash_prefix(log_id)
     while offset < len(frames):
         length, _, sequence, _, kind, *_ = HEADER.unpack_from(frames, offset)
         if kind == _COSIGNED:
             record = parse_frame(frames[offset : offset + length], 0, prefix)
             event = decode(record.kind, record.schema, record.body, sequence=sequence)
-            if isinstance(event, HeadCosigned):
+            if isinstance(event, HeadCosigned) and event.size in _KEPT and event.time_s in _KEPT:
                 fields = (event.log_id, event.origin, event.size, event.root, event.time_s)
                 found.append(PeerHead(peer, sequence, *fields, event.signature))
         offset += length

@@ -18,6 +18,7 @@ import msgspec
 
 from leased.chain.canonical import decode
 from leased.chain.epochs import EpochKey
+from leased.chain.evidence import Rotation
 from leased.chain.findings import Carried, Walk
 from leased.chain.grammar import Grammar
 from leased.chain.head import GENESIS, Head
@@ -28,7 +29,14 @@ from leased.chain.tree import EMPTY
 from leased.chain.verdict import BAD_NOTE, BAD_PAGE, BAD_ROOT, BAD_SIGNATURE, CORRUPT_RECORD
 from leased.chain.verifier import Verifier, check_bodies
 from leased.terms.errors import ChainError
-from leased.terms.event import KIND, CheckpointSigned, HeadCountersigned, NodeStarted, SegmentEnd
+from leased.terms.event import (
+    KIND,
+    CheckpointSigned,
+    HeadCountersigned,
+    KeyRotated,
+    NodeStarted,
+    SegmentEnd,
+)
 
 QUIET_KINDS: Final = frozenset(
     KIND[event] for event in (CheckpointSigned, HeadCountersigned, SegmentEnd)
@@ -36,6 +44,7 @@ QUIET_KINDS: Final = frozenset(
 """Records that an acknowledgement alone brings about: nothing to acknowledge anew."""
 
 _STARTED: Final = KIND[NodeStarted]
+_ROTATED: Final = KIND[KeyRotated]
 _FLAGS_AT: Final = 27
 
 
@@ -57,7 +66,9 @@ class Pinned(msgspec.Struct, frozen=True):
 class State(msgspec.Struct, frozen=True):
     """What is carried from page to page. `loud`: something but `QUIET_KINDS` came since the head
     was last cosigned; `root` is that of the tree at the head; `lagging` that the note of the last
-    page was by a key that the records have not introduced yet."""
+    page was by a key that the records have not introduced yet. `rotations` are those among the
+    records: evidence is of every key that the node has had. `sealed_ns` is when, by the clock of
+    whoever pulls, the last page came that had a seal in it (`noted`)."""
 
     pinned: Pinned
     verifier: Carried | None = None
@@ -66,6 +77,8 @@ class State(msgspec.Struct, frozen=True):
     root: bytes = EMPTY.root()
     loud: bool = False
     lagging: bool = False
+    rotations: tuple[Rotation, ...] = ()
+    sealed_ns: int = 0
 
     @property
     def head(self) -> Head:
@@ -132,13 +145,14 @@ def take_page(state: State, page: bytes) -> Taken:
         raise ChainError(BAD_PAGE, error.why, offset=error.offset) from error
     frames, before = page[:frames_end], state.head
     verifier, grammar = verifier_at(state), Grammar(dict(state.leases))
-    boot_id, loud = state.boot_id, state.loud
+    boot_id, loud, rotations = state.boot_id, state.loud, state.rotations
     if frames:
         walk = verifier.feed(frames)
         _check_end(frames, walk)
         check_bodies(walk)
         grammar.follow(walk)
         boot_id = _boot_id(walk) or boot_id
+        rotations += _rotations(walk, state.public_key)
         loud = loud or not QUIET_KINDS.issuperset(walk.kinds)
     carried = verifier.carried()
     after, root = carried.head, carried.frontier.root()
@@ -154,8 +168,24 @@ def take_page(state: State, page: bytes) -> Taken:
         raise ChainError(BAD_PAGE, "a page without records ends where the log ends, and says when")
     key = carried.public_key or state.pinned.public_key
     known = _check_note(state.pinned.origin, key, trailer.note, after.size, root, fresh=fresh)
-    new = State(state.pinned, carried, grammar.stages, boot_id, root, loud=loud, lagging=not known)
+    new = State(
+        *(state.pinned, carried, grammar.stages, boot_id, root),
+        loud=loud,
+        lagging=not known,
+        rotations=rotations,
+        sealed_ns=state.sealed_ns,
+    )
     return Taken(frames, before, after, new, trailer, trailer.note if known else "", fresh)
+
+
+def noted(before: State, after: State, now_ns: int) -> State:
+    """A state as it is taken in now: a log that is heard of and seals nothing has stopped."""
+    seals = [
+        one.verifier.epochs.sealed if one.verifier and one.verifier.epochs else 0
+        for one in (before, after)
+    ]
+    news = seals[1] > seals[0] or not before.sealed_ns
+    return msgspec.structs.replace(after, sealed_ns=now_ns) if news else after
 
 
 def judge_note(state: State, note: str) -> int:
@@ -186,6 +216,20 @@ def _boot_id(walk: Walk) -> bytes | None:
             if isinstance(event, NodeStarted):
                 return event.boot_id
     return None
+
+
+def _rotations(walk: Walk, key: bytes) -> tuple[Rotation, ...]:
+    """The replacements of the node's key, at first `key`, in a page that was verified."""
+    found = []
+    for index in walk.judged:
+        if walk.kinds[index] == _ROTATED:
+            record = walk.record(index)
+            event = decode(record.kind, record.schema, record.body)
+            if isinstance(event, KeyRotated):
+                signatures = event.signature_old.hex(), event.signature_new.hex()
+                found.append(Rotation(key.hex(), event.public_key.hex(), *signatures))
+                key = event.public_key
+    return tuple(found)
 
 
 def _check_note(origin: str, key: bytes, note: str, size: int, root: bytes, *, fresh: bool) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import trio
 
 from leased.collector.archive.storing import Storer
+from leased.collector.transport import Watched
 from leased.collector.witness import Witness
 from leased.ports import Clock
 from leased.service.fleet import config as door
@@ -81,6 +82,10 @@ class OwnDoor:
             ask=self._ask,
             clock=clock,
         )
+        self._watched = Watched(listening.certificate, listening.key, listening.ca)
+        self._load = lambda: load(
+            listening, node_id=witness.node_id, wall_ns=clock.now().wall_ns, collector=name
+        )
         routes = AuditRoutes(
             self._log,
             self._acks,
@@ -91,9 +96,7 @@ class OwnDoor:
         )
         self._listener = NodeListener(
             sockets=open_sockets(listening, {}),
-            credentials=load(
-                listening, node_id=witness.node_id, wall_ns=clock.now().wall_ns, collector=name
-            ),
+            credentials=self._load(),
             limits=listening,
             attend=routes.attend,
             refuse=refuse,
@@ -104,6 +107,16 @@ class OwnDoor:
     def ports(self) -> list[int]:
         """Where it listens."""
         return self._listener.ports
+
+    def look_again(self) -> str:
+        """Take a certificate that was renewed for the connections that come; what to tell."""
+        if not self._watched.changed():
+            return ""
+        try:
+            self._listener.credentials = self._load()
+        except ConfigError as error:
+            return f"{error}; those of before stay in force"
+        return "certificate, key and CA were read anew"
 
     async def run(self) -> None:
         """Serve until cancelled."""

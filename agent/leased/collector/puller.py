@@ -12,9 +12,8 @@ Does not judge (`ingest`, `reconcile`) and writes nothing by itself (`storing`, 
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -28,7 +27,7 @@ from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.gossip import PeerHead, heads_in, hushed, judge_heads
 from leased.collector.heads import Heads, SharedHeads
-from leased.collector.ingest import State, Taken, decode_state, encode_state, take_page
+from leased.collector.ingest import State, Taken, decode_state, encode_state, noted, take_page
 from leased.collector.reconcile import (
     Finding,
     Problem,
@@ -37,7 +36,7 @@ from leased.collector.reconcile import (
     judge_refusal,
     judge_silence,
 )
-from leased.collector.transport import Connection, Endpoint, Unreachable, connect
+from leased.collector.transport import Connection, Credentials, Endpoint, Unreachable, connect
 from leased.collector.witness import Witness
 from leased.terms.errors import ChainError, StateError
 from leased.terms.moment import NS_PER_S
@@ -61,7 +60,7 @@ class Fleet:
         storer: Storer,
         witness: Witness,
         case: Case,
-        context: ssl.SSLContext,
+        credentials: Credentials,
         *,
         fleet: str,
         nodes: int,
@@ -75,7 +74,7 @@ class Fleet:
         self.storer = storer
         self.witness = witness
         self.case = case
-        self.context = context
+        self.credentials = credentials
         self.fleet = fleet
         self.heads = heads
         self.collectors = {witness.log.log_id}
@@ -148,7 +147,8 @@ class Puller:
         timeout_s = config.timeout_ns / NS_PER_S
         try:
             with trio.fail_after(timeout_s):
-                connection = await connect(self._endpoint, self._fleet.context, self._fleet.fleet)
+                context = self._fleet.credentials.context
+                connection = await connect(self._endpoint, context, self._fleet.fleet)
         except trio.TooSlowError as error:
             raise Unreachable(f"{self._endpoint.host}: no handshake in {timeout_s:g} s") from error
         try:
@@ -222,13 +222,16 @@ class Puller:
     async def _store(self, taken: Taken) -> None:
         fleet, old = self._fleet, self.entry
         now_ns = fleet.wall_ns()
+        state, was = noted(self.state, taken.state, now_ns), self.verdict
+        stopped = judge_silence(state, now_ns, now_ns) if taken.fresh else None
         verdict = Verdict.OK if taken.fresh else Verdict.BEHIND
+        verdict = verdict if stopped is None else stopped.verdict
         page = Page(
             self.log_id,
             taken.before,
             taken.after,
             taken.frames,
-            encode_state(taken.state),
+            encode_state(state),
             taken.after.size if taken.note else old.signed_size,
             taken.note or old.note,
             now_ns,
@@ -238,7 +241,7 @@ class Puller:
             told = heads_in(taken.frames, self.name, self.state.pinned.log_id)
             await fleet.storer.call(lambda: fleet.heads.add(told))
         await fleet.storer.store(page)
-        self.state = taken.state
+        self.state = state
         self.entry = msgspec.structs.replace(
             old,
             head=page.after,
@@ -249,7 +252,9 @@ class Puller:
             why="",
             state=b"",
         )
-        if self.unreachable or self.verdict is Verdict.STALE:
+        if stopped is not None:
+            await self._tell_stale(stopped, anew=was is not Verdict.STALE)
+        elif self.unreachable or was is Verdict.STALE:
             fleet.tell(self.name, f"reached again, at {page.after.size} records")
         self.verdict, self.unreachable, self._failures, self._slow_s = verdict, "", 0, 0
         if taken.fresh:
@@ -350,14 +355,15 @@ class Puller:
             return
         finding = judge_silence(self.state, self.entry.contact_ns, self._fleet.wall_ns())
         if finding is not None:
-            self._fleet.tell(self.name, f"{finding.verdict}: {finding.why}")
-            fields = {
-                "verdict": finding.verdict,
-                "why": finding.why,
-                "since_ns": self._fleet.wall_ns(),
-            }
-            await self._fleet.storer.set(self.log_id, self.entry.head, fields)
+            await self._tell_stale(finding, anew=True)
             self.verdict = finding.verdict
+
+    async def _tell_stale(self, finding: Finding, *, anew: bool) -> None:
+        fields: dict[str, Any] = {"verdict": finding.verdict, "why": finding.why}
+        if anew:
+            self._fleet.tell(self.name, f"{finding.verdict}: {finding.why}")
+            fields["since_ns"] = self._fleet.wall_ns()
+        await self._fleet.storer.set(self.log_id, self.entry.head, fields)
 
     async def _look_for_resolution(self) -> None:
         """Whether an operator has resolved the verdict meanwhile."""

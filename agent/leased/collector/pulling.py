@@ -33,7 +33,7 @@ from leased.collector.heads import open_heads
 from leased.collector.own_door import HostClock, OwnDoor, read_listening
 from leased.collector.puller import Fleet, Puller
 from leased.collector.reconcile import Verdict
-from leased.collector.transport import client_context, parse_url
+from leased.collector.transport import Credentials, parse_url
 from leased.collector.witness import Witness, open_witness, os_entropy
 from leased.terms.errors import CallerError, ConfigError, LeasedError
 from leased.terms.identity import BootId
@@ -85,7 +85,8 @@ async def pull(
     `upkeep` is asked every hour, in a thread of its own, and told what it did.
     Raises ConfigError, StateError, ChainError."""
     fleet_name, collector = whose(Path(config.certificate))
-    context = client_context(config.ca, config.certificate, config.key)
+    files = (config.ca, config.certificate, config.key)
+    credentials = Credentials(*files, lambda text: tell("pull", text))
     name = config.name or collector
     archive = Archive(directory, name=name)
     try:
@@ -97,7 +98,7 @@ async def pull(
                     tell(node.name, told)
             sharing = Sharing(archive, name, os_entropy())
             return await _run(
-                *(archive, sharing, config, witness, context),
+                *(archive, sharing, config, witness, credentials),
                 *(fleet_name, collector),
                 once=once,
                 only=only,
@@ -115,7 +116,7 @@ async def _run(
     sharing: Sharing,
     config: PullConfig,
     witness: Witness,
-    context: ssl.SSLContext,
+    credentials: Credentials,
     fleet_name: str,
     collector: str,
     *,
@@ -132,7 +133,7 @@ async def _run(
         storer,
         witness,
         case,
-        context,
+        credentials,
         fleet=fleet_name,
         nodes=len(archive.manifest.nodes()),
         heads=heads,
@@ -146,6 +147,7 @@ async def _run(
         outer.start_soon(storer.run)
         if upkeep is not None and not once:
             outer.start_soon(_keep_up, storer, archive, sharing, upkeep, tell)
+        door = None
         if listening.on and not once:
             door = OwnDoor(witness, storer, listening, HostClock(clock()), collector)
             tell("own log", f"other collectors may connect to port {door.ports[0]}")
@@ -153,6 +155,8 @@ async def _run(
         try:
             async with trio.open_nursery() as inner:
                 while True:
+                    if door is not None and (told := door.look_again()):
+                        tell("own log", told)
                     try:
                         surplus = await storer.call(sharing.beat)
                         await _end(followed, sharing.parts)

@@ -123,13 +123,17 @@ def judge_problem(state: State, problem: Problem) -> Finding | None:
 
 
 def judge_silence(state: State, contact_ns: int, now_ns: int) -> Finding | None:
-    """Whether a log was not heard of for more than two epochs. Wall clocks of the collector."""
+    """Whether a log was not heard of for more than two epochs, or sealed none of them though its
+    node answers: then somebody has stopped it. Wall clocks of the collector."""
     epoch_s = state.pinned.epoch_ns // NS_PER_S
     limit_s = (2 * epoch_s if epoch_s else STALE_UNSEALED_S) + STALE_GRACE_S
-    silent_s = (now_ns - contact_ns) // NS_PER_S
-    if not contact_ns or silent_s <= limit_s:
-        return None
-    return Finding(Verdict.STALE, f"not heard of for {silent_s} s; {limit_s} s are usual")
+    silent_s, unsealed_s = ((now_ns - at_ns) // NS_PER_S for at_ns in (contact_ns, state.sealed_ns))
+    if contact_ns and silent_s > limit_s:
+        return Finding(Verdict.STALE, f"not heard of for {silent_s} s; {limit_s} s are usual")
+    if contact_ns and epoch_s and state.sealed_ns and unsealed_s > limit_s:
+        why = f"it answers, and has sealed no epoch for {unsealed_s} s; {limit_s} s are usual"
+        return Finding(Verdict.STALE, why)
+    return None
 
 
 def _evidence(state: State, problem: Problem) -> str:

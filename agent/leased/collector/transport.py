@@ -10,6 +10,7 @@ Does not know what is asked for (`puller`) and does not try again.
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -86,6 +87,45 @@ def client_context(ca: str, certificate: str, key: str) -> ssl.SSLContext:
             f"pull: {ca}, {certificate} and {key} do not go together or cannot be read ({why})"
         ) from error
     return context
+
+
+class Watched:
+    """Files, and whether they are others than when they were asked about last."""
+
+    def __init__(self, *paths: str) -> None:
+        self._paths = paths
+        self._seen = self._look()
+
+    def changed(self) -> bool:
+        """Whether they are. Costs a stat of each."""
+        before, self._seen = self._seen, self._look()
+        return self._seen != before
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        return [_stamp(path) for path in self._paths]
+
+
+class Credentials:
+    """`client_context` of these files as they are now: a run outlives its certificate. What cannot
+    be used leaves in force what was, and connections that are there go on as they began."""
+
+    def __init__(self, ca: str, certificate: str, key: str, tell: Callable[[str], None]) -> None:
+        """Raises ConfigError."""
+        self._files = (ca, certificate, key)
+        self._watched = Watched(*self._files)
+        self._context = client_context(*self._files)
+        self._tell = tell
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """For a connection that begins now."""
+        if self._watched.changed():
+            try:
+                self._context = client_context(*self._files)
+                self._tell("certificate, key and CA were read anew")
+            except ConfigError as error:
+                self._tell(f"{error}; those of before stay in force")
+        return self._context
 
 
 class Connection:
@@ -188,3 +228,11 @@ async def connect(endpoint: Endpoint, context: ssl.SSLContext, fleet: str) -> Co
         await trio.aclose_forcefully(stream)
         raise
     return Connection(stream, endpoint)
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -11,6 +11,7 @@ Does not repair (`open_log` at the agent's start does).
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,8 @@ from leased.terms.moment import Moment
 from leased.wire import parameters, replies
 
 AUDIT_DIRECTORY = Path("/var/lib/leased/audit")
+_DIGITS = frozenset("0123456789abcdef")
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 def register(verbs: Verbs) -> None:
@@ -141,11 +144,14 @@ def verify(options: argparse.Namespace, console: Console) -> int:
 
 
 def _find_head(opened: ReadLog, text: str) -> int:
-    """The sequence of the record whose hash is `text`. Raises ChainError: the log is not the one
-    you knew.
+    """The sequence of the record whose hash is `text`, which may be as `audit head` prints it.
+    Raises ChainError: the log is not the one you knew; InvalidParameter.
     """
+    size, _, hexed = text.lower().rpartition(":")
+    if not _HASH.fullmatch(hexed) or not (size == "" or size.isdecimal()):
+        raise InvalidParameter("head", f"{text[:80]}: 64 hex digits, as `audit head` prints them")
     for record in opened.records():
-        if record.hash.hex() == text.lower():
+        if record.hash.hex() == hexed and size in ("", str(record.sequence + 1)):
             return record.sequence
     raise ChainError("FORK_OR_ROLLBACK", f"no record of this log has the hash {text}")
 
@@ -308,8 +314,9 @@ def _write(options: argparse.Namespace, file: BinaryIO) -> int:
 
 
 def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Event | Unknown, Moment]]:
-    if options.lease is not None and len(options.lease) > ID_CHARS:
-        raise InvalidParameter("lease", f"{options.lease}: an id has {ID_CHARS} hex digits")
+    lease = options.lease or ""
+    if len(lease) > ID_CHARS or not set(lease) <= _DIGITS:
+        raise InvalidParameter("lease", f"{lease}: an id has {ID_CHARS} lower-case hex digits")
     opened = read_log(options.log)
     try:
         chosen = (one for one in opened.events() if _is_chosen(options, *one))

@@ -74,6 +74,9 @@ def enrol(options: argparse.Namespace, console: Console) -> int:
     enrolment = msgspec.json.encode(document).decode()
     stem = f"node-{document['node_id']}"
     asks = not (options.dir / f"{stem}.pem").exists()
+    left = options.dir / f"{stem}.key"
+    if asks and left.exists():  # before the invite is used up
+        raise CallerError(f"{left} is there without its certificate; remove it")
     key, request = minting.request(document["node_id"]) if asks else (b"", b"")
     signature = _sign(options.log, request_message(enrolment, request.decode(), invite.id))
     body = {"enrolment": enrolment, "request": request.decode(), "signature": signature}

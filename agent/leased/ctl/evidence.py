@@ -68,7 +68,10 @@ def verify(options: argparse.Namespace, console: Console) -> int:
     except msgspec.DecodeError as error:
         raise ChainError(BAD_PROOF, str(error), file=str(options.bundle)) from error
     policy = None if options.policy is None else read_policy(options.policy)
-    node = parse_key(options.key or bundle.vkey)
+    logs = () if policy is None else policy.logs
+    # Of a node whose key was rotated a policy may have an earlier one, which leads to this.
+    named = next((log.text() for log in logs if log.name == bundle.origin), bundle.vkey)
+    node = parse_key(options.key or named)
     if policy is not None and policy.logs and node not in policy.logs:
         raise ChainError(NEW_LOG, f"the policy is of other logs than {node.text()}")
     given = [parse_key(text) for text in options.collector]

@@ -2,9 +2,10 @@
 """What the doctor looks at where a fleet pulls this node's log: the certificates, and for how long.
 
 Rule: a certificate near its end is said a month before, one past it as what it is: the door is shut
-and tenants do not notice.
+and tenants do not notice. So it is where the three files are not a node's certificate, its key and
+the CA of both.
 
-Does not connect anywhere.
+Does not connect anywhere, and does not know this node's id (the agent refuses another's).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from leased.chain.certificate import Role, parse_identity
 from leased.ctl import minting
 from leased.ctl.console import NS_PER_S, length
 from leased.ctl.findings import Finding, Grade, read_text
@@ -35,21 +37,38 @@ def certificates(root: Path, *, wall_ns: Callable[[], int] = time.time_ns) -> It
     if not any(paths.values()):
         yield Finding(Grade.NOTE, "listener", "off: no collector can pull this node's log")
         return
+    if missing := ", ".join(name for name in _FILES if not paths[name]):
+        text = f"[listener] lacks {missing}: the agent does not start"
+        yield Finding(Grade.FAIL, "listener", text, "give certificate, key and ca, or none of them")
+        return
     key = root / paths["key"].lstrip("/")
     if key.exists() and key.stat().st_mode & 0o077:
         advice = f"run `chmod 600 {paths['key']}`"
         yield Finding(Grade.WARN, "listener", f"{paths['key']}: others may read it", advice)
     for name in ("certificate", "ca"):
-        yield _judge(root, paths[name], wall_ns())
+        yield _judge(root, paths[name], wall_ns(), of_ca=name == "ca")
+    try:
+        pems = [(root / paths[name].lstrip("/")).read_bytes() for name in _FILES]
+    except FileNotFoundError as error:
+        if error.filename != str(key):
+            return  # said above
+        why = "no such file"
+    except OSError:
+        return
+    else:
+        why = minting.mismatch(*pems)
+    if why:
+        text = f"{paths['certificate']}, {paths['key']} and {paths['ca']} do not go together: {why}"
+        yield Finding(Grade.WARN, "listener", text, "bring all three from where the CA is")
 
 
-def _judge(root: Path, path: str, now_ns: int) -> Finding:
+def _judge(root: Path, path: str, now_ns: int, *, of_ca: bool) -> Finding:
     """One certificate."""
     place = root / path.lstrip("/")
     advice = f"renew it: `leasectl pki renew {path}`, then `leasectl admin reload`"
     try:
-        pem = place.read_bytes() if path else b""
-        if minting.is_ca(pem):
+        pem = place.read_bytes()
+        if of_ca:
             who, until_ns = minting.ca_of(pem)
             advice = (
                 "renew it where its key is (`leasectl pki renew`), bring ca.pem to every node and"
@@ -57,6 +76,9 @@ def _judge(root: Path, path: str, now_ns: int) -> Finding:
             )
         else:
             who, until_ns = expiry(place)
+            if parse_identity(who).role is not Role.NODE:
+                text = f"{path} is of {who}, and not of a node: collectors cannot connect"
+                return Finding(Grade.WARN, "listener", text, "make one with `leasectl pki node`")
     except (CallerError, OSError) as error:
         return Finding(Grade.WARN, "listener", f"{path}: {error}", "make one with `leasectl pki`")
     left_ns = until_ns - now_ns

@@ -163,6 +163,25 @@ def open_authority(certificate: bytes, key: bytes) -> Authority:
     return Authority(parsed, signing)
 
 
+def mismatch(certificate: bytes, key: bytes, authorities: bytes) -> str:
+    """What keeps a certificate, its key and the CAs' certificates (PEM) from going together; "" if
+    nothing does."""
+    try:
+        parsed = x509.load_pem_x509_certificate(certificate)
+        if load_pem_private_key(key, password=None).public_key() != parsed.public_key():
+            return "the key is another's"
+        trusted = x509.load_pem_x509_certificates(authorities)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        return str(error)
+    for one in trusted:
+        try:
+            parsed.verify_directly_issued_by(one)
+        except (ValueError, TypeError, InvalidSignature):
+            continue
+        return ""
+    return "the certificate is of another CA"
+
+
 def hosts_of(certificate: bytes) -> list[str]:
     """The names and addresses in a certificate (PEM): a renewal keeps them."""
     parsed = x509.load_pem_x509_certificate(certificate)

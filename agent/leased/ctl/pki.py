@@ -23,7 +23,7 @@ from leased.ctl.agent import online
 from leased.ctl.console import NS_PER_S, Console, length
 from leased.ctl.minting import END_DAYS, Authority, Minted
 from leased.ctl.usage_text import Verbs, verb
-from leased.durable.files import DirectoryDisk, write_whole
+from leased.durable.files import DirectoryDisk, write_aside
 from leased.terms.errors import CallerError, InvalidParameter
 from leased.wire import parameters, replies
 
@@ -31,7 +31,6 @@ PKI_DIRECTORY: Final = Path("/etc/leased/pki")
 CA_DAYS: Final = 3650
 SOON_NS: Final = 30 * 86_400 * NS_PER_S
 CA: Final = "ca"
-_PUBLIC_MODE: Final = 0o644
 
 
 def register(verbs: Verbs) -> None:
@@ -230,21 +229,30 @@ def _authority(folder: Path) -> Authority:
 
 
 def put_files(folder: Path, stem: str, minted: Minted, *, again: bool = False) -> None:
-    """Write a key and its certificate. Raises CallerError if one is there."""
+    """Write a key and its certificate: neither takes its name before both are durable. `again`:
+    over those that are there, and for the same owner, who may be a service's. Raises CallerError if
+    one is there, or cannot be written."""
+    key, certificate = f"{stem}.key", f"{stem}.pem"
     try:
         disk = DirectoryDisk(folder)
     except OSError as error:
         raise CallerError(f"{folder}: {error.strerror}") from error
     try:
         names = disk.names()
-        for name in (f"{stem}.key", f"{stem}.pem"):
+        for name, data, mode in ((key, minted.key, 0), (certificate, minted.certificate, 0o644)):
             if name in names and not again:
                 raise CallerError(
                     f"{folder / name} is there already; `leasectl pki renew` replaces, or remove it"
                 )
-        write_whole(disk, f"{stem}.key", minted.key)
-        write_whole(disk, f"{stem}.pem", minted.certificate)
-        os.chmod(folder / f"{stem}.pem", _PUBLIC_MODE)
+            write_aside(disk, name, data)
+            if mode:
+                os.chmod(folder / f"{name}.new", mode)
+            if name in names:
+                former = os.stat(folder / name)
+                os.chown(folder / f"{name}.new", former.st_uid, former.st_gid)
+        for name in (key, certificate):
+            disk.rename(f"{name}.new", name)
+        disk.sync_names()
     except OSError as error:
         raise CallerError(f"{folder}: {error.strerror}") from error
     finally:

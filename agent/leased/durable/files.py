@@ -230,6 +230,13 @@ def make_private(path: Path) -> None:
 def write_whole(disk: Disk, name: str, data: bytes) -> None:
     """Put a file in place at once: `<name>.new`, sync, rename, sync of the names. The writer's
     lock is held."""
+    write_aside(disk, name, data)
+    disk.rename(name + ".new", name)
+    disk.sync_names()
+
+
+def write_aside(disk: Disk, name: str, data: bytes) -> None:
+    """Write what is to become `name` beside it, as `<name>.new`, and make it durable."""
     try:
         handle = disk.create(name + ".new")
     except FileExistsError:
@@ -241,8 +248,6 @@ def write_whole(disk: Disk, name: str, data: bytes) -> None:
         disk.sync(handle)
     finally:
         disk.close_handle(handle)
-    disk.rename(name + ".new", name)
-    disk.sync_names()
 
 
 def explain(error: OSError, path: Path) -> str:

@@ -60,6 +60,7 @@ def test_a_full_disk_is_told_once_and_room_again_too(host: Host, disk: MemoryDis
     spares.try_fill()
     state, why = state_of(host.opened, host.live)
     assert state == DRAIN and f"ends of {MANY} leases" in why and "no space left" in why.lower()
+    assert f"free 1 MiB where {host.opened.directory} lies" in why, "and what to do"
     assert host.look(1) == [], "one look is not enough"
     assert host.look(3) == [(CRITICAL, DRAIN)]
     disk.capacity = None

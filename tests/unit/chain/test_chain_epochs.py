@@ -10,6 +10,7 @@ import pytest
 
 from leased.chain.canonical import decode
 from leased.chain.epochs import (
+    LIFE_NS,
     EpochKey,
     Ratchet,
     first_epoch,
@@ -258,3 +259,43 @@ def test_a_wall_clock_that_went_back_stretches_an_epoch_and_skips_none() -> None
     chain.add(at(63, OTHER_BOOT, wall_s=-999_940))
     assert [(seal.epoch, seal.skipped) for seal in chain.seals()] == [(0, 0), (1, 0)]
     assert chain.verified().seals_proven == 2
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize(
+    ("edits", "why"),
+    [
+        ({"begin_ns": 1 << 63}, "no room"),
+        ({"end_ns": (1 << 64) - 1}, "no room"),
+        ({"end_wall_ns": 1 << 63}, "no room"),
+        ({"skipped": 1 << 63}, "no log lasts so long"),
+        ({"skipped": LIFE_NS // MINUTE}, "no log lasts so long"),
+        ({"skipped": -1}, "counted from 0"),
+    ],
+)
+def test_numbers_that_no_clock_says_are_refused_and_not_reckoned_with(
+    edits: dict[str, int], why: str, key: EpochKey | None
+) -> None:
+    """After a reboot the length of an epoch says nothing: these come so far."""
+
+    class Edited(Ratchet):
+        def seal(self, event_id: bytes, size: int, root: bytes, moment: Moment) -> EpochSealed:
+            made = super().seal(event_id, size, root, moment)
+            return msgspec.structs.replace(made, **edits) if made.epoch else made
+
+    chain = Chain(Edited(LOG, first_epoch(at(10), MINUTE), KEY, MINUTE)).add(at(10), 1, started())
+    chain.add(at(71))
+    restarted = NodeStarted(started().event_id, OTHER_BOOT, b"\x40" * 16, 2, "0", "ext4", "")
+    chain.add(at(3, OTHER_BOOT, wall_s=90), 1, restarted).add(at(44, OTHER_BOOT, wall_s=131))
+    with pytest.raises(ChainError, match=why) as refused:
+        chain.verified(key)
+    assert refused.value.verdict == BAD_SEAL
+
+
+def test_a_wall_clock_decades_ahead_leaves_epochs_to_go_on_with() -> None:
+    ahead = Ratchet(LOG, first_epoch(at(10), NS_PER_S << 20), KEY, NS_PER_S << 20)
+    sealed = ahead.seal(bytes(16), 0, bytes(32), at(3, OTHER_BOOT, wall_s=200 * 366 * 86400))
+    assert ahead.open is not None
+    epochs = LIFE_NS // (NS_PER_S << 20)
+    assert epochs // 3 < sealed.skipped < ahead.open.epoch < epochs * 2 // 3
+    assert not ahead.due(at(4, OTHER_BOOT, wall_s=200 * 366 * 86400 + 1))

@@ -82,6 +82,20 @@ def test_verify_says_what_holds(log: Path) -> None:
     assert status == 65 and "FORK_OR_ROLLBACK" in err
 
 
+def test_a_slip_of_the_pen_is_no_alarm(log: Path) -> None:
+    _, said, _ = leasectl("audit", "head", "--log", log)
+    status, out, _ = leasectl("verify", "--log", log, "--head", said.strip())
+    assert status == 0 and "has the head that was asked for" in out
+    size, _, hexed = said.strip().partition(":")
+    status, _, err = leasectl("verify", "--log", log, "--head", f"{int(size) - 1}:{hexed}")
+    assert status == 65 and "FORK_OR_ROLLBACK" in err, "of another size it was never the head"
+    for slip in (hexed[:-1], "zz", f"x:{hexed}"):
+        status, _, err = leasectl("verify", "--log", log, "--head", slip)
+        assert status == 65 and "64 hex digits" in err and "ROLLBACK" not in err
+    status, _, err = leasectl("audit", "log", "--log", log, "--lease", "7FA3")
+    assert status == 65 and "lower-case hex digits" in err
+
+
 def test_verify_names_what_does_not_hold(log: Path) -> None:
     [segment] = sorted(log.glob("seg-*.log"))[:1]
     data = bytearray(segment.read_bytes())

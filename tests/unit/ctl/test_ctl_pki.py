@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import ssl
 import stat
@@ -82,6 +83,28 @@ def test_nothing_is_overwritten_but_by_renew(folder: Path) -> None:
     assert (folder / "collector-west.key").read_bytes() != before["collector-west.key"]
     assert read_certificate(der_of(pem)).identity.name == "west"
     assert (folder / "ca.key").read_bytes() == before["ca.key"]
+
+
+def test_a_renewal_that_cannot_be_written_leaves_key_and_certificate_of_before(
+    folder: Path,
+) -> None:
+    pki(folder, "collector", "west")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "collector-west.pem.new").mkdir()  # the key can be written, its certificate cannot
+    pki(folder, "renew", str(folder / "collector-west.pem"), status=65)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_a_renewal_leaves_the_files_to_whose_they_are(folder: Path) -> None:
+    pki(folder, "collector", "west")
+    pem, key = folder / "collector-west.pem", folder / "collector-west.key"
+    for path in (pem, key):
+        os.chown(path, 65534, 65533)
+    pki(folder, "renew", str(pem))
+    for path, mode in ((pem, 0o644), (key, 0o600)):
+        found = path.stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65533, mode)
 
 
 def test_what_cannot_be_meant_makes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -279,6 +302,38 @@ def test_the_doctor_says_when_certificates_end(tmp_path: Path) -> None:
     assert grades(1) == [Grade.WARN, Grade.OK, Grade.OK]
     node.unlink()
     assert grades(1) == [Grade.WARN, Grade.WARN, Grade.OK]
+
+
+def test_the_doctor_says_what_keeps_the_door_shut(tmp_path: Path) -> None:
+    fleet = FleetPki(tmp_path / "etc/pki")
+    other = FleetPki(tmp_path / "etc/other")
+    node, alien = fleet.issue(Role.NODE, NODE), other.issue(Role.NODE, NODE)
+    west = fleet.issue(Role.COLLECTOR, "west")
+    config = tmp_path / "etc/leased/leased.toml"
+    config.parent.mkdir()
+    now_ns = int(fleet.now.timestamp()) * 10**9
+
+    def said(certificate: Path | None, key: Path | None, ca: Path) -> str:
+        files = {"certificate": certificate, "key": key, "ca": ca}
+        told = [f'{name} = "/{path.relative_to(tmp_path)}"' for name, path in files.items() if path]
+        config.write_text("\n".join(["[listener]", *told, ""]))
+        found = fleet_checks.certificates(tmp_path, wall_ns=lambda: now_ns)
+        return " ".join(one.text for one in found if one.grade is not Grade.OK)
+
+    key = node.with_suffix(".key")
+    assert said(node, key, fleet.ca) == ""
+    assert "of spiffe://gpu.example.org/collector/west, and not of a node" in said(
+        west, west.with_suffix(".key"), fleet.ca
+    )
+    assert "says neither role nor use" in said(fleet.ca, fleet.ca.with_suffix(".key"), fleet.ca)
+    assert "the key is another's" in said(node, west.with_suffix(".key"), fleet.ca)
+    assert "no such file" in said(node, tmp_path / "etc/pki/none.key", fleet.ca)
+    assert "of another CA" in said(alien, alien.with_suffix(".key"), fleet.ca)
+    assert "not a fleet's CA" in said(node, key, node)
+    assert said(node, None, fleet.ca) == "[listener] lacks key: the agent does not start"
+    both = tmp_path / "etc/both.pem"
+    both.write_bytes(fleet.ca.read_bytes() + other.ca.read_bytes())
+    assert said(alien, alien.with_suffix(".key"), both) == "", "a CA on its way to be replaced"
 
 
 def test_keys_are_in_no_repr() -> None:

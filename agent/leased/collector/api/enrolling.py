@@ -96,6 +96,12 @@ class Enrolling:
         pinned = read_enrolment(body.enrolment.encode(), "enrolment")
         manifest = open_manifest(self._state)
         try:
+            for name, _, log_id in manifest.nodes():
+                entry = manifest.log(log_id)
+                if entry is not None and entry.node == node_id and name != invite.name:
+                    # Its certificate would be that of the other.
+                    why = f"Node {node_id} is followed already, as {name}."
+                    raise Problem(409, why, kind="enrolled-otherwise")
             told = enrol(manifest, invite.name, invite.url, pinned)
         except ConfigError as error:
             raise Problem(409, str(error), kind="enrolled-otherwise") from error

@@ -286,7 +286,8 @@ def verdict(options: argparse.Namespace, console: Console) -> int:
 def _bundles(state: Path, entry: LogEntry) -> list[str]:
     """The bundles of a log, newest first."""
     found = (state / EVIDENCE).glob(f"{entry.log_id[:8]}-{entry.verdict}-*.json")
-    return sorted(map(str, found), reverse=True)
+    newest = sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]), reverse=True)
+    return [str(path) for path in newest]
 
 
 def resolve(options: argparse.Namespace, console: Console) -> int:

@@ -10,6 +10,7 @@ Does not refuse anything (`sequencer`) and makes no room.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Final
 
@@ -21,6 +22,7 @@ from leased.terms.moment import NS_PER_S
 HEALTHY: Final = "healthy"
 DRAIN: Final = "drain"
 LOOK_NS: Final = 2 * NS_PER_S
+MIB: Final = 1 << 20
 
 
 def state_of(opened: OpenedLog, live_leases: int) -> tuple[str, str]:
@@ -29,7 +31,13 @@ def state_of(opened: OpenedLog, live_leases: int) -> tuple[str, str]:
     if journal.reserve_ok(live_leases):
         return HEALTHY, ""
     error = journal.spares.error
-    cause = error.strerror if error is not None else "the next segment is not made yet"
+    if error is None:
+        cause = "the next segment is not made yet"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        need_mib = -(-opened.identity.segment_bytes // MIB)
+        cause = f"{error.strerror}; free {need_mib} MiB where {opened.directory} lies"
+    else:
+        cause = f"{error.strerror}; see to the disk of {opened.directory}"
     return DRAIN, f"the log has room for the ends of {live_leases} leases and no more: {cause}"
 
 

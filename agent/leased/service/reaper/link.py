@@ -145,9 +145,11 @@ class ReaperLink:
         held_of = self._held.get
         outcomes: list[bool] = []
         for (lease_id, generation, deadline_ns), answer in zip(moves, ticket.answers, strict=True):
-            if answer == 0:
-                held = held_of(lease_id)
-                if held is not None:
+            held = held_of(lease_id)
+            # A later renewal of ours came first, on the board: the lease has that, and no cut.
+            overtaken = held is not None and held.generation > generation
+            if answer == 0 or (overtaken and answer == -errno.ESTALE):
+                if held is not None and not overtaken:
                     held.generation = generation
                     held.deadline_ns = deadline_ns
                 outcomes.append(True)
