@@ -117,6 +117,14 @@ def test_bills_and_costs_come_out_as_computed_by_hand(server: CollectorServer) -
     assert answer.headers["content-type"].startswith("text/csv")
     read = list(csv.DictReader(io.StringIO(answer.body.decode())))
     assert [row["cap_ns"] for row in read] == [row["cap_ns"] for row in rows]
+    assert "lease_id" not in rows[0] and "lease_id" not in read[0]
+    (lease,) = server.ask("GET", f"{usage}&granularity=lease").json["rows"]
+    assert (lease["node"], lease["lease_id"]) == (NODE_A, f"{1:032x}")
+    assert (lease["first_record"], lease["last_record"], lease["provisional"]) == (2, 4, False)
+    assert (lease["capacity_seconds"], lease["peak"], lease["cost"]) == (72_000, 10, 144)
+    answer = server.ask("GET", f"{usage}&granularity=lease&format=csv")
+    (read,) = csv.DictReader(io.StringIO(answer.body.decode()))
+    assert {**read, "cap_ns": lease["cap_ns"], "provisional": "false"} == read
     costs = server.ask("GET", f"{GOVERNANCE}/costs?period=24h").json
     assert sum(row["share"] for row in costs["by_tenant"]) == pytest.approx(1)
     assert costs["total_cost"] == sum(row["cost"] for row in costs["by_tenant"])

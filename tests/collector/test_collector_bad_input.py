@@ -157,7 +157,7 @@ def test_days(
         (f"{G}/costs?basis=x", "one of rate_card, infrastructure", "basis"),
         (f"{G}/allocations/history?kind=fpga", "one of cpu, gpu, mem, block, net", "kind"),
         (f"{USAGE}&format=xml", "one of json, csv, focus-1.2, focus-1.4", "format"),
-        (f"{USAGE}&granularity=lease", "one of hour, day, total", "granularity"),
+        (f"{USAGE}&granularity=week", "one of hour, day, lease, total", "granularity"),
     ],
 )
 def test_what_is_missing_and_what_there_is_to_choose_from(

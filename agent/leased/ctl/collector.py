@@ -75,7 +75,9 @@ def _register_money(under: Verbs) -> None:
     one = _add(under, "usage", "what a tenant held, hour by hour", usage, "acme --last 7d")
     one.add_argument("tenant", help="whose")
     _add_window(one)
-    one.add_argument("--by", choices=("hour", "day", "total"), default="day", help="default: day")
+    one.add_argument(
+        "--by", choices=("hour", "day", "lease", "total"), default="day", help="default: day"
+    )
     one = _add(under, "costs", "what every tenant cost", costs, "--last 30d --top 5")
     _add_window(one)
     one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")

@@ -149,7 +149,7 @@ class Accounts:
     # ---- what ---------------------------------------------------------------------------------
 
     def usage(self, tenant: str, window: Window, granularity: str = "hour") -> UsageReport:
-        """What `tenant` held, by "hour", "day" or the "total"."""
+        """What `tenant` held, by "hour", "day" or the "total"; by the lease: `lease_rows`."""
         tenant = self.known(tenant)
         buckets = {"hour": HOUR_NS, "day": periods.DAY_NS, "total": 0}
         if granularity not in buckets:

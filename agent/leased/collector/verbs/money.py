@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.accounts.invoices import Invoices
+from leased.collector.accounts.lease_rows import question, usage_by_lease
 from leased.collector.accounts.periods import Window
+from leased.collector.archive.archive import ArchiveReader
 from leased.collector.planning import capacity as looks
 from leased.collector.planning import forecast as futures
 from leased.collector.verbs.store import add_terms, opened
@@ -57,7 +60,9 @@ def register(verbs: Verbs) -> None:
     one = _add(verbs, "usage", "what a tenant held, hour by hour", "usage acme --last 7d", _usage)
     one.add_argument("tenant", help="whose")
     _add_window(one)
-    one.add_argument("--by", choices=("hour", "day", "total"), default="day", help="default: day")
+    one.add_argument(
+        "--by", choices=("hour", "day", "lease", "total"), default="day", help="default: day"
+    )
     one = _add(verbs, "costs", "what every tenant cost", "costs --last 30d --top 5", _costs)
     _add_window(one)
     one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
@@ -157,7 +162,11 @@ def _window(accounts: Accounts, options: argparse.Namespace) -> Window:
 
 
 def _usage(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
-    return accounts.usage(options.tenant, _window(accounts, options), options.by)
+    window = _window(accounts, options)
+    if options.by == "lease":
+        with closing(ArchiveReader(options.state)) as archive:
+            return usage_by_lease(archive, question(accounts, options.tenant, window))
+    return accounts.usage(options.tenant, window, options.by)
 
 
 def _costs(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
