@@ -106,9 +106,9 @@ class Metrics:
         )
         yield from family(
             *("grey_tenant_fairness_index", "gauge"),
-            "Jain's index over what tenants have of what they are entitled to.",
+            "Jain's index over what tenants have of what they want and are entitled to.",
             (),
-            {(): self._views.fairness()},
+            {(): self._views.allocations_at(now_ns).fairness_index},
         )
 
     def _own(self) -> Iterable[str]:

@@ -24,6 +24,7 @@ from leased.collector.accounts.focus import focus_csv
 from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.accounts.lease_rows import Question, question, usage_by_lease
+from leased.collector.api.allocations import plans_of
 from leased.collector.api.csv_rows import csv_of
 from leased.collector.api.problems import Problem
 from leased.collector.api.report_queries import (
@@ -49,7 +50,7 @@ from leased.collector.telemetry.store import Store, recorded
 from leased.collector.telemetry.views import windows
 from leased.economics.billing import Bill
 from leased.terms.errors import InvalidParameter
-from leased.terms.policy import Policy
+from leased.terms.policy import Allocation, Policy
 from leased.terms.resource import ResourceKind
 
 CSV: Final = "text/csv"
@@ -202,11 +203,12 @@ class Reports:
         """How much of what there was was held."""
         call.caller.require_all()
         period, kind = call.query.period, ResourceKind[call.query.kind.upper()]
+        plan = plans_of(self._ground()).get(kind, Allocation(kind))
         with self.samples() as samples:
             shares = samples.shares_by if samples is not None else None
-            key = ("history", period, kind, samples.last_s() if samples is not None else 0)
+            key = ("history", period, plan, samples.last_s() if samples is not None else 0)
             return Answer(
-                self.asked(lambda accounts: allocations(accounts, period, kind, shares), key)
+                self.asked(lambda accounts: allocations(accounts, period, plan, shares), key)
             )
 
     def latency(self, call: Call) -> Answer:
