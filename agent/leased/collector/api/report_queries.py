@@ -17,7 +17,13 @@ from msgspec import Meta
 from leased.collector.api.forms import DAY, HORIZON, PERIOD, Tenant
 from leased.economics.attribution import Basis, Spread
 
-Period = Annotated[str, Meta(pattern=PERIOD, description='such as "24h", "30d" or "4w"')]
+Period = Annotated[
+    str,
+    Meta(
+        pattern=PERIOD,
+        description='such as "24h", "30d" or "4w", back from the last full hour of the records',
+    ),
+]
 Month = Annotated[str, Meta(pattern="^[0-9]{4}-(0[1-9]|1[0-2])$", description='such as "2026-01"')]
 Day = Annotated[
     str,
@@ -47,11 +53,13 @@ class SummaryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UsageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose usage: from `start` to `end`, a date as an end being the whole of it."""
+    """Whose usage: from `start` to `end`, a date as an end being the whole of it; or of a
+    `period`."""
 
     tenant: Tenant
-    start: Day
-    end: Day
+    start: Day | None = None
+    end: Day | None = None
+    period: Period | None = None
     granularity: Annotated[
         str,
         Meta(
@@ -106,5 +114,7 @@ class LatencyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RightSizingQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far back, and by which percentile of use."""
 
-    period: Period = "7d"
+    period: Annotated[
+        str, Meta(pattern=PERIOD, description='such as "24h", "30d" or "4w", back from now')
+    ] = "7d"
     percentile: Annotated[int, Meta(ge=50, le=100)] = 95

@@ -24,6 +24,7 @@ from leased.collector.accounts.focus import focus_csv
 from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.accounts.lease_rows import Question, question, usage_by_lease
+from leased.collector.accounts.periods import Window
 from leased.collector.api.allocations import plans_of
 from leased.collector.api.csv_rows import csv_of
 from leased.collector.api.problems import Problem
@@ -90,11 +91,7 @@ class Reports:
         query = call.query
 
         def ask(accounts: Accounts) -> answers.Costs:
-            if query.start is not None or query.end is not None:
-                window = periods.window(query.start or "", query.end or "")
-            else:
-                window = accounts.last(query.period)
-            return accounts.costs(window, top=query.top, basis=query.basis.value)
+            return accounts.costs(_window(accounts, query), top=query.top, basis=query.basis.value)
 
         return Answer(self.asked(ask, ("costs", query)))
 
@@ -126,7 +123,7 @@ class Reports:
             return self._focus(call, query.format.removeprefix("focus-"))
 
         def ask(accounts: Accounts) -> answers.UsageReport | Question:
-            window = periods.window(query.start, query.end)
+            window = _window(accounts, query)
             if query.granularity == "lease":
                 return question(accounts, query.tenant, window)
             return accounts.usage(query.tenant, window, query.granularity)
@@ -153,7 +150,7 @@ class Reports:
         query = call.query
 
         def ask(accounts: Accounts) -> list[dict[str, str]]:
-            months = periods.months(query.start, query.end)
+            months = periods.months(query.start or "", query.end or "")
             return [
                 row for month in months for row in accounts.focus_rows(query.tenant, month, version)
             ]
@@ -269,6 +266,13 @@ def told(ask: Callable[[], Any]) -> Any:
         raise Problem(404, str(error)) from None
     except InvalidParameter as error:
         raise Problem(422, str(error), parameter=error.parameter) from None
+
+
+def _window(accounts: Accounts, query: CostsQuery | UsageQuery) -> Window:
+    """Raises InvalidParameter."""
+    if query.period is None or query.start is not None or query.end is not None:
+        return periods.window(query.start or "", query.end or "")
+    return accounts.last(query.period)
 
 
 _SHOWN: Final = (answers.Capacity, answers.Forecast, AllocationHistory)

@@ -28,7 +28,7 @@ from leased.collector.accounts.periods import Window
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.planning import capacity as looks
 from leased.collector.planning import forecast as futures
-from leased.collector.verbs.store import add_terms, opened
+from leased.collector.verbs.store import add_last, add_terms, opened
 from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
@@ -107,7 +107,7 @@ def register(verbs: Verbs) -> None:
         "reservations --last 90d",
         lambda accounts, options: looks.reservations(accounts, options.last),
     )
-    one.add_argument("--last", default="90d", metavar="PERIOD")
+    add_last(one, "90d")
 
 
 def _register_bills(verbs: Verbs) -> None:
@@ -150,7 +150,7 @@ def _add(
 
 
 def _add_window(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--last", default="30d", metavar="PERIOD", help="default: 30d")
+    add_last(parser, "30d")
     parser.add_argument("--start", metavar="DATE", help="instead of --last")
     parser.add_argument("--end", metavar="DATE", help="its whole day")
 

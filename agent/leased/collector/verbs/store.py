@@ -89,6 +89,16 @@ def add_terms(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_last(parser: argparse.ArgumentParser, default: str) -> None:
+    """How far back, by the records: whatever the clock says, the same records give the same."""
+    parser.add_argument(
+        "--last",
+        default=default,
+        metavar="PERIOD",
+        help=f"back from the last full hour that the fleet's records reach (default: {default})",
+    )
+
+
 def terms_by(options: argparse.Namespace) -> Terms:
     """The prices that the options name. Raises ConfigError."""
     return load_terms_for(options.config) if options.terms is None else load_terms(options.terms)
