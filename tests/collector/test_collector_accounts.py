@@ -440,6 +440,18 @@ def test_usage_costs_the_same_by_the_hour_the_day_and_in_all():
     assert set(told.values()) == {accounts.costs(window).total_cost} == {Decimal("5.36")}
 
 
+def test_a_synthetic_probe_costs_nothing_wherever_it_is_told():
+    source = WrittenSource()
+    source.hold("t", CPU, 1_000, range(4))
+    source.hold("t", CPU, 1_000, range(4), tag=AccountingTag("probe", flags=1))
+    accounts = Accounts(source, dollars())
+    window = periods.window("2024-01-01", "2024-01-31")
+    costs = accounts.costs(window)
+    assert [(row.tenant, row.cost) for row in costs.by_tenant] == [("t", Decimal("28.80"))]
+    assert costs.total_cost == accounts.usage("t", window).total_cost
+    assert str(costs.total_cost) == accounts.bill("t", "2024-01").total
+
+
 def test_the_reference_reads_sealed_history():
     history = History(wall_offset_ns=JANUARY_NS)
     history.start()

@@ -27,6 +27,7 @@ from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
+from leased.economics.statement import SYNTHETIC
 from leased.terms.lease import Priority
 from leased.terms.resource import ResourceKind, TierKind
 
@@ -179,6 +180,8 @@ def _hourly(fleet: Fleet, card: RateCard) -> tuple[Cost, Cost]:
             tenant = str(subject.tenant) if lease.is_held else f"__{lease.state}__"
             priority = subject.priority if lease.is_held else Priority.STANDARD
             cost = _price(card if lease.is_held else bare, one.capacity, *cell, priority)
+            if lease.is_held and subject.tag is not None and subject.tag.flags & SYNTHETIC:
+                cost = Fraction(0)
             key = (one.kind.name.lower(), tenant, TYPE_OF[one.kind])
             hourly[key] = hourly.get(key, Fraction(0)) + cost
             if lease.is_held:
