@@ -90,6 +90,24 @@ def test_allocations_add_up(server: CollectorServer) -> None:
     assert long["resolution"] == "5h" and len(long["points"]) <= 500
 
 
+def test_the_daily_checklist(server: CollectorServer) -> None:
+    """65 of 408 cores and 128 of 1024 GiB are held; nothing was finished in the last day."""
+    told = server.ask("GET", f"{GOVERNANCE}/health").json
+    checks = {one["name"]: one for one in told["checks"]}
+    assert checks["cluster_utilization"]["value"] == 0.14
+    assert checks["cluster_utilization"]["range"] == "0.65 to 0.85"
+    assert [one["in_range"] for one in told["checks"]] == [False, None, True, False, True]
+    assert checks["idle_resources"]["value"] > 0.8 and not told["in_range"]
+    assert (told["period"], told["currency"]) == ("24h", "credits")
+    assert checks["tenant_fairness_index"] == {
+        "name": "tenant_fairness_index",
+        "value": 1,
+        "range": "above 0.9",
+        "in_range": True,
+        "action": "Rebalance allocations",
+    }
+
+
 def test_nodes_and_leases_are_what_the_records_say(server: CollectorServer) -> None:
     nodes = {node["node"]: node for node in server.ask("GET", "/v1/nodes").json["nodes"]}
     assert [nodes[NODE_A]["state"], nodes[NODE_B]["state"]] == ["active", "idle"]

@@ -46,6 +46,7 @@ READING = [
     ("idle",),
     ("waste",),
     ("heat",),
+    ("health",),
     ("quota", "list"),
     ("quota", "show", "acme"),
     ("quota", "schedules"),

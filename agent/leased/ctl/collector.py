@@ -111,6 +111,7 @@ def _register_advice(under: Verbs) -> None:
     _add(under, "idle", "nodes that nobody uses", _plain(f"{GOVERNANCE}/optimize/idle"))
     one = _add(under, "waste", "leases that hold more than they use", waste, "--last 24h")
     one.add_argument("--last", default="1h", metavar="PERIOD", help="back from now (default: 1h)")
+    _add(under, "health", "the daily checklist", _plain(f"{GOVERNANCE}/health"))
     _add(under, "heat", "how hot each node runs, and why", _plain(f"{GOVERNANCE}/heat"))
 
 

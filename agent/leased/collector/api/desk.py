@@ -27,6 +27,7 @@ from leased.collector.accounts.answers import IdleResource
 from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api import (
     advice_routes,
+    checklist,
     console_routes,
     enrolling,
     handing,
@@ -161,6 +162,7 @@ class Desk:
             *view_routes.routes(self.views),
             *reports.routes(self._reports()),
             *advice_routes.routes(self._reports()),
+            *checklist.routes(self._reports(), self.views),
             *telemetry_routes.routes(self._observed),
             *handing.routes(handing.Handing(self.issuer)),
             *enrolling.routes(
