@@ -156,6 +156,7 @@ class Desk:
             issuer=self.issuer,
             tenants=self._quotas.tenants,
             hooks=self.hooks,
+            waste=self._waste,
         )
         table = [
             *quota_routes.routes(self._quotas),
@@ -219,13 +220,14 @@ class Desk:
                 return []
             return [] if found is None else found.idle_resources
 
-        def waste() -> list[Judged]:
-            try:
-                return self._observed.judged(self._wall_ns(), WASTE_NS)
-            except StateError:  # no node has sent anything yet
-                return []
+        return Look(shares, idle, self._waste)
 
-        return Look(shares, idle, waste)
+    def _waste(self) -> list[Judged]:
+        """What leases use of what they hold."""
+        try:
+            return self._observed.judged(self._wall_ns(), WASTE_NS)
+        except StateError:  # no node has sent anything yet
+            return []
 
     def _newest_card(self) -> RateCard:
         """What is expensive now."""
