@@ -372,12 +372,15 @@ def test_the_capacity_report_of_the_source_document():
 def test_the_idle_node_of_the_source_document():
     """168 hours at 0.50 an hour are 84, and ended stretches count in the total of the week."""
     source = WrittenSource()
-    end = NODE.watermark_ns
-    source.now.append(Held(NODE.node_id, Pool.PROVISIONED, "", CPU, None, 1_000))
+    end, other = NODE.watermark_ns, "5e" * 16
+    source.spans = (NODE, msgspec.structs.replace(NODE, node_id=other))
+    for node in (NODE.node_id, other):
+        source.now.append(Held(node, Pool.PROVISIONED, "", CPU, None, 1_000))
     source.stretches = [
         Quiet(NODE.node_id, end - 168 * HOUR_NS, end),
-        Quiet(NODE.node_id, end - 300 * HOUR_NS, end - 200 * HOUR_NS),
-        Quiet(NODE.node_id, end - 301 * HOUR_NS, end - 301 * HOUR_NS + HOUR_NS // 2),
+        Quiet(other, end - 300 * HOUR_NS, end - 200 * HOUR_NS),
+        Quiet(other, end - 150 * HOUR_NS, end - 50 * HOUR_NS),
+        Quiet(other, end - 9 * HOUR_NS, end - 9 * HOUR_NS + HOUR_NS // 2),
     ]
     card = RateCard(tuple(Rate(kind, 125_000_000 // 900) for kind in ResourceKind), "USD", 2)
     told = looks.idle(Accounts(source, Terms(infrastructure=card)))
@@ -385,6 +388,19 @@ def test_the_idle_node_of_the_source_document():
         (NODE.node_id, 168, Decimal("84.00"))
     ]
     assert told.total_waste_last_7d == Decimal("134.00")
+
+
+def test_a_node_is_idle_since_it_is_and_the_week_is_a_week():
+    """Ten days: it said that it was idle for seven."""
+    source = WrittenSource()
+    end = NODE.watermark_ns
+    source.now.append(Held(NODE.node_id, Pool.PROVISIONED, "", CPU, None, 1_000))
+    source.stretches = [Quiet(NODE.node_id, end - 240 * HOUR_NS, end)]
+    card = RateCard(tuple(Rate(kind, 125_000_000 // 900) for kind in ResourceKind), "USD", 2)
+    told = looks.idle(Accounts(source, Terms(infrastructure=card)))
+    (row,) = told.idle_resources
+    assert (row.idle_since, row.idle_hours) == (periods.instant(end - 240 * HOUR_NS), 240)
+    assert (row.wasted_cost, told.total_waste_last_7d) == (Decimal("120.00"), Decimal("84.00"))
 
 
 def test_a_forecast_sees_a_trend_and_the_days_of_the_week():
