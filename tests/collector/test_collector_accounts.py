@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import pytest
@@ -454,6 +455,40 @@ def test_usage_costs_the_same_by_the_hour_the_day_and_in_all():
     window = periods.window("2024-01-01", "2024-01-31")
     told = {by: accounts.usage("t", window, by).total_cost for by in ("hour", "day", "total")}
     assert set(told.values()) == {accounts.costs(window).total_cost} == {Decimal("5.36")}
+
+
+def test_costs_by_what_is_asked_for_add_up_to_those_of_tenants():
+    source = WrittenSource()
+    tags = [None, AccountingTag("cc-1", "atlas"), AccountingTag("cc-1", "search")]
+    for tenant, tag, hours in zip("aab", tags, (1, 2, 3), strict=True):
+        source.hold(tenant, CPU, 1_000, range(hours), tag=tag)
+    source.hold("b", MEM, GIB, range(7), tag=tags[2])
+    accounts = Accounts(source, dollars())
+    window = periods.window("2024-01-01", "2024-01-31")
+
+    def told(by: str, **more: Any) -> list[tuple[str | None, Decimal, Decimal]]:
+        costs = accounts.costs(window, group_by=by, **more)
+        assert sum(row.cost for row in costs.groups) == costs.total_cost == Decimal("68.40")
+        assert sum(row.share for row in costs.groups) == 1
+        return [(row.group, row.cost, row.share) for row in costs.groups]
+
+    assert told("project") == [
+        ("search", Decimal("46.80"), Decimal("0.68")),
+        ("atlas", Decimal("14.40"), Decimal("0.21")),
+        (None, Decimal("7.20"), Decimal("0.11")),
+    ]
+    assert [row[:2] for row in told("cost_center")] == [
+        ("cc-1", Decimal("61.20")),
+        (None, Decimal("7.20")),
+    ]
+    assert [row[0] for row in told("kind")] == ["cpu", "mem"]
+    assert [row[:2] for row in told("project", top=1)] == [
+        ("search", Decimal("46.80")),
+        ("OTHER", Decimal("21.60")),
+    ]
+    with pytest.raises(InvalidParameter, match="one of budget_group, cost_center, kind"):
+        told("tenant")
+    assert accounts.costs(window).groups is msgspec.UNSET
 
 
 def test_a_synthetic_probe_costs_nothing_wherever_it_is_told():

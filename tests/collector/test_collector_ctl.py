@@ -38,6 +38,7 @@ READING = [
     ("events", "--limit", "5"),
     ("usage", "acme", "--start", "2026-06-01", "--end", "2026-06-03"),
     ("costs", "--start", "2026-06-01", "--end", "2026-06-20"),
+    ("costs", "--group-by", "cost_center"),
     ("bill", "acme", MONTH),
     ("chargeback", MONTH),
     ("allocations",),

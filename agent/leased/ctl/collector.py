@@ -34,6 +34,7 @@ GOVERNANCE: Final = "/v1/governance"
 SOUND: Final = ("OK", "BEHIND", "STALE")
 """Verdicts that want nobody: the others want an operator."""
 
+TAGS: Final = ("cost_center", "project", "request_class", "budget_group")
 LIST_MAX: Final = 1_000_000
 
 Show = Callable[[argparse.Namespace, Console, Link], int]
@@ -81,6 +82,8 @@ def _register_money(under: Verbs) -> None:
     one = _add(under, "costs", "what every tenant cost", costs, "--last 30d --top 5")
     _add_window(one)
     one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
+    groups = (*TAGS, "kind", "tier", "priority")
+    one.add_argument("--group-by", choices=groups, help="besides by tenant")
     one = _add(under, "bill", "the bill of a tenant", bill, "acme 2026-01 --out acme.json")
     one.add_argument("tenant", help="whose")
     one.add_argument("month", help='such as "2026-01"')
@@ -296,7 +299,7 @@ def usage(options: argparse.Namespace, console: Console, link: Link) -> int:
 
 def costs(options: argparse.Namespace, console: Console, link: Link) -> int:
     """Costs by tenant."""
-    asked = {**_window(options), "top": options.top}
+    asked = {**_window(options), "top": options.top, "group_by": options.group_by}
     show_answer(link.get(f"{GOVERNANCE}/costs", **asked), options, console)
     return 0
 

@@ -93,9 +93,17 @@ class NamedCost(msgspec.Struct, frozen=True):
     share: Decimal
 
 
+class GroupCost(msgspec.Struct, frozen=True):
+    """The cost of a group of what tenants had; null: of what has no such tag, or tier."""
+
+    group: str | None
+    cost: Decimal
+    share: Decimal
+
+
 class Costs(msgspec.Struct, frozen=True):
     """`total_cost` is the sum of `by_tenant` (basis rate_card), or of that and `pools` (basis
-    infrastructure)."""
+    infrastructure). `groups` add up to the sum of `by_tenant`."""
 
     period: str
     total_cost: Decimal
@@ -107,6 +115,7 @@ class Costs(msgspec.Struct, frozen=True):
     basis: str
     interval: Interval
     reach: Reach
+    groups: list[GroupCost] | UnsetType = UNSET
 
 
 class LineItem(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from leased.collector.accounts.cost_shares import GroupBy
 from leased.collector.api.forms import DAY, HORIZON, PERIOD, Tenant
 from leased.economics.attribution import Basis, Spread
 
@@ -36,13 +37,14 @@ Day = Annotated[
 
 
 class CostsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which time; `top` tenants by name, the others in OTHER."""
+    """Which time; `top` tenants, and groups, by name, the others in OTHER."""
 
     period: Period = "30d"
     start: Day | None = None
     end: Day | None = None
     top: Annotated[int, Meta(ge=1, le=1000)] = 10
     basis: Basis = Basis.RATE_CARD
+    group_by: GroupBy | None = None
 
 
 class SummaryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -91,7 +91,12 @@ class Reports:
         query = call.query
 
         def ask(accounts: Accounts) -> answers.Costs:
-            return accounts.costs(_window(accounts, query), top=query.top, basis=query.basis.value)
+            return accounts.costs(
+                _window(accounts, query),
+                top=query.top,
+                basis=query.basis.value,
+                group_by=query.group_by,
+            )
 
         return Answer(self.asked(ask, ("costs", query)))
 

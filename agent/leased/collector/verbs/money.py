@@ -20,6 +20,7 @@ import msgspec
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.cost_shares import GroupBy
 from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.accounts.invoices import Invoices
@@ -67,6 +68,7 @@ def register(verbs: Verbs) -> None:
     _add_window(one)
     one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
     one.add_argument("--basis", choices=[b.value for b in Basis], default=Basis.RATE_CARD.value)
+    one.add_argument("--group-by", choices=[g.value for g in GroupBy], help="besides by tenant")
     _register_bills(verbs)
     one = _add(
         verbs,
@@ -170,7 +172,8 @@ def _usage(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
 
 
 def _costs(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
-    return accounts.costs(_window(accounts, options), top=options.top, basis=options.basis)
+    window, by = _window(accounts, options), options.group_by
+    return accounts.costs(window, top=options.top, basis=options.basis, group_by=by)
 
 
 def _bill(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
