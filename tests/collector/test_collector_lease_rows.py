@@ -21,8 +21,11 @@ from leased.collector.accounts.invoices import Invoices
 from leased.collector.accounts.lease_rows import question, usage_by_lease
 from leased.collector.accounts.periods import Window
 from leased.collector.api.csv_rows import csv_of
+from leased.collector.api.problems import Problem
+from leased.collector.api.reports import Reports
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.demo import Wish, make_fleet
+from leased.collector.fleet import Fleet
 from leased.collector.main import main
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
@@ -33,6 +36,7 @@ from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import DEFAULT_CARD, Rate
 from leased.terms.errors import InvalidParameter, StateError
 from leased.terms.event import Allocated, TeardownBegun
+from leased.terms.policy import Policy
 from leased.terms.quantity import parse_instant
 
 UNTIL_NS = parse_instant("2026-01-05T00:00:00Z")
@@ -145,6 +149,18 @@ def test_more_leases_than_anybody_reads(fleet: Path) -> None:
         asked = question(Accounts(of, TERMS), of.tenants()[0], window("2025-12-01", "2025-12-31"))
         with pytest.raises(InvalidParameter, match="more than 3 leases: ask for less time"):
             usage_by_lease(archive, asked, leases_max=3)
+
+
+def test_one_at_a_time_and_nobody_waits(fleet: Path) -> None:
+    """A thread that waits for a fold is one that answers nobody else."""
+    with closing(StoreSource(Store(fleet).rollups)) as of:
+        accounts = Accounts(of, TERMS)
+        asked = question(accounts, of.tenants()[0], window("2025-12-02", "2025-12-03"))
+        reports = Reports(lambda ask: ask(accounts), Policy, Fleet, fleet)
+        with reports._folding, pytest.raises(Problem) as refused:
+            reports._by_lease(asked)
+        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "5"})
+        assert reports._by_lease(asked).rows
 
 
 def test_where_records_were_removed_there_are_hours_and_no_leases(

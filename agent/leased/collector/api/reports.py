@@ -147,9 +147,17 @@ class Reports:
         return Answer(raw=csv_of(report), media_type=media_type, headers=headers)
 
     def _by_lease(self, asked: Question) -> answers.UsageReport:
-        """Beside the books, which others ask meanwhile; one at a time."""
-        with self._folding, closing(ArchiveReader(self._state)) as archive:
-            return told(lambda: usage_by_lease(archive, asked))
+        """Beside the books, which others ask meanwhile. One at a time: it may take long, and
+        nobody is to wait for it in a thread that others need. Raises Problem."""
+        if not self._folding.acquire(blocking=False):
+            why = "Leases are being folded for somebody: try again, or ask by the hour."
+            raise Problem(503, why, headers={"Retry-After": "5"})
+        try:
+            with closing(ArchiveReader(self._state)) as archive:
+                report: answers.UsageReport = told(lambda: usage_by_lease(archive, asked))
+                return report
+        finally:
+            self._folding.release()
 
     def _focus(self, call: Call, version: str) -> Answer:
         query = call.query
