@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import pytest
@@ -372,12 +373,15 @@ def test_the_capacity_report_of_the_source_document():
 def test_the_idle_node_of_the_source_document():
     """168 hours at 0.50 an hour are 84, and ended stretches count in the total of the week."""
     source = WrittenSource()
-    end = NODE.watermark_ns
-    source.now.append(Held(NODE.node_id, Pool.PROVISIONED, "", CPU, None, 1_000))
+    end, other = NODE.watermark_ns, "5e" * 16
+    source.spans = (NODE, msgspec.structs.replace(NODE, node_id=other))
+    for node in (NODE.node_id, other):
+        source.now.append(Held(node, Pool.PROVISIONED, "", CPU, None, 1_000))
     source.stretches = [
         Quiet(NODE.node_id, end - 168 * HOUR_NS, end),
-        Quiet(NODE.node_id, end - 300 * HOUR_NS, end - 200 * HOUR_NS),
-        Quiet(NODE.node_id, end - 301 * HOUR_NS, end - 301 * HOUR_NS + HOUR_NS // 2),
+        Quiet(other, end - 300 * HOUR_NS, end - 200 * HOUR_NS),
+        Quiet(other, end - 150 * HOUR_NS, end - 50 * HOUR_NS),
+        Quiet(other, end - 9 * HOUR_NS, end - 9 * HOUR_NS + HOUR_NS // 2),
     ]
     card = RateCard(tuple(Rate(kind, 125_000_000 // 900) for kind in ResourceKind), "USD", 2)
     told = looks.idle(Accounts(source, Terms(infrastructure=card)))
@@ -385,6 +389,19 @@ def test_the_idle_node_of_the_source_document():
         (NODE.node_id, 168, Decimal("84.00"))
     ]
     assert told.total_waste_last_7d == Decimal("134.00")
+
+
+def test_a_node_is_idle_since_it_is_and_the_week_is_a_week():
+    """Ten days: it said that it was idle for seven."""
+    source = WrittenSource()
+    end = NODE.watermark_ns
+    source.now.append(Held(NODE.node_id, Pool.PROVISIONED, "", CPU, None, 1_000))
+    source.stretches = [Quiet(NODE.node_id, end - 240 * HOUR_NS, end)]
+    card = RateCard(tuple(Rate(kind, 125_000_000 // 900) for kind in ResourceKind), "USD", 2)
+    told = looks.idle(Accounts(source, Terms(infrastructure=card)))
+    (row,) = told.idle_resources
+    assert (row.idle_since, row.idle_hours) == (periods.instant(end - 240 * HOUR_NS), 240)
+    assert (row.wasted_cost, told.total_waste_last_7d) == (Decimal("120.00"), Decimal("84.00"))
 
 
 def test_a_forecast_sees_a_trend_and_the_days_of_the_week():
@@ -438,6 +455,52 @@ def test_usage_costs_the_same_by_the_hour_the_day_and_in_all():
     window = periods.window("2024-01-01", "2024-01-31")
     told = {by: accounts.usage("t", window, by).total_cost for by in ("hour", "day", "total")}
     assert set(told.values()) == {accounts.costs(window).total_cost} == {Decimal("5.36")}
+
+
+def test_costs_by_what_is_asked_for_add_up_to_those_of_tenants():
+    source = WrittenSource()
+    tags = [None, AccountingTag("cc-1", "atlas"), AccountingTag("cc-1", "search")]
+    for tenant, tag, hours in zip("aab", tags, (1, 2, 3), strict=True):
+        source.hold(tenant, CPU, 1_000, range(hours), tag=tag)
+    source.hold("b", MEM, GIB, range(7), tag=tags[2])
+    accounts = Accounts(source, dollars())
+    window = periods.window("2024-01-01", "2024-01-31")
+
+    def told(by: str, **more: Any) -> list[tuple[str | None, Decimal, Decimal]]:
+        costs = accounts.costs(window, group_by=by, **more)
+        assert sum(row.cost for row in costs.groups) == costs.total_cost == Decimal("68.40")
+        assert sum(row.share for row in costs.groups) == 1
+        return [(row.group, row.cost, row.share) for row in costs.groups]
+
+    assert told("project") == [
+        ("search", Decimal("46.80"), Decimal("0.68")),
+        ("atlas", Decimal("14.40"), Decimal("0.21")),
+        (None, Decimal("7.20"), Decimal("0.11")),
+    ]
+    assert [row[:2] for row in told("cost_center")] == [
+        ("cc-1", Decimal("61.20")),
+        (None, Decimal("7.20")),
+    ]
+    assert [row[0] for row in told("kind")] == ["cpu", "mem"]
+    assert [row[:2] for row in told("project", top=1)] == [
+        ("search", Decimal("46.80")),
+        ("OTHER", Decimal("21.60")),
+    ]
+    with pytest.raises(InvalidParameter, match="one of budget_group, cost_center, kind"):
+        told("tenant")
+    assert accounts.costs(window).groups is msgspec.UNSET
+
+
+def test_a_synthetic_probe_costs_nothing_wherever_it_is_told():
+    source = WrittenSource()
+    source.hold("t", CPU, 1_000, range(4))
+    source.hold("t", CPU, 1_000, range(4), tag=AccountingTag("probe", flags=1))
+    accounts = Accounts(source, dollars())
+    window = periods.window("2024-01-01", "2024-01-31")
+    costs = accounts.costs(window)
+    assert [(row.tenant, row.cost) for row in costs.by_tenant] == [("t", Decimal("28.80"))]
+    assert costs.total_cost == accounts.usage("t", window).total_cost
+    assert str(costs.total_cost) == accounts.bill("t", "2024-01").total
 
 
 def test_the_reference_reads_sealed_history():

@@ -15,13 +15,11 @@ import pytest
 from pyarrow import parquet
 
 from leased.collector.api.callers import hash_of
-from leased.collector.api.views import _fairness
-from leased.collector.governance.fairness import filled, jain
+from leased.collector.governance.fairness import evenness, filled, jain
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import Rollup
 from leased.collector.telemetry.store import Store
 from leased.terms.quantity import print_instant
-from leased.terms.resource import ResourceKind
 from tests.doubles.collector_server import CollectorServer
 from tests.doubles.fleet_archive import HOUR_NS, NODE_A, NODE_B, begin_of, sample
 
@@ -84,9 +82,30 @@ def test_allocations_add_up(server: CollectorServer) -> None:
     assert history["resolution"] == "1h" and len(history["points"]) == 24
     last = history["points"][-1]
     assert (last["allocated"], last["capacity"], last["efficiency"]) == (65, 408, None)
+    # 45 and 20 cores: each has what it wanted.
+    assert (last["fairness_index"], told["fairness_index"]) == (1, 1)
+    assert sum(row["share"] for row in told["tenants"]) == 1
     assert history["points"][0]["allocated"] == 0
     long = server.ask("GET", f"{GOVERNANCE}/allocations/history?period=90d").json
     assert long["resolution"] == "5h" and len(long["points"]) <= 500
+
+
+def test_the_daily_checklist(server: CollectorServer) -> None:
+    """65 of 408 cores and 128 of 1024 GiB are held; nothing was finished in the last day."""
+    told = server.ask("GET", f"{GOVERNANCE}/health").json
+    checks = {one["name"]: one for one in told["checks"]}
+    assert checks["cluster_utilization"]["value"] == 0.14
+    assert checks["cluster_utilization"]["range"] == "0.65 to 0.85"
+    assert [one["in_range"] for one in told["checks"]] == [False, None, True, False, True]
+    assert checks["idle_resources"]["value"] > 0.8 and not told["in_range"]
+    assert (told["period"], told["currency"]) == ("24h", "credits")
+    assert checks["tenant_fairness_index"] == {
+        "name": "tenant_fairness_index",
+        "value": 1,
+        "range": "above 0.9",
+        "in_range": True,
+        "action": "Rebalance allocations",
+    }
 
 
 def test_nodes_and_leases_are_what_the_records_say(server: CollectorServer) -> None:
@@ -117,6 +136,14 @@ def test_bills_and_costs_come_out_as_computed_by_hand(server: CollectorServer) -
     assert answer.headers["content-type"].startswith("text/csv")
     read = list(csv.DictReader(io.StringIO(answer.body.decode())))
     assert [row["cap_ns"] for row in read] == [row["cap_ns"] for row in rows]
+    assert "lease_id" not in rows[0] and "lease_id" not in read[0]
+    (lease,) = server.ask("GET", f"{usage}&granularity=lease").json["rows"]
+    assert (lease["node"], lease["lease_id"]) == (NODE_A, f"{1:032x}")
+    assert (lease["first_record"], lease["last_record"], lease["provisional"]) == (2, 4, False)
+    assert (lease["capacity_seconds"], lease["peak"], lease["cost"]) == (72_000, 10, 144)
+    answer = server.ask("GET", f"{usage}&granularity=lease&format=csv")
+    (read,) = csv.DictReader(io.StringIO(answer.body.decode()))
+    assert {**read, "cap_ns": lease["cap_ns"], "provisional": "false"} == read
     costs = server.ask("GET", f"{GOVERNANCE}/costs?period=24h").json
     assert sum(row["share"] for row in costs["by_tenant"]) == pytest.approx(1)
     assert costs["total_cost"] == sum(row["cost"] for row in costs["by_tenant"])
@@ -287,10 +314,19 @@ def test_shares_are_filled_like_water() -> None:
 
 
 def test_who_has_more_than_its_part_makes_the_index_smaller() -> None:
-    held = {"a": {ResourceKind.CPU: 10_000}, "b": {ResourceKind.CPU: 40_000}}
-    entitled = {"a": {"cpu_cores": 10_000}, "b": {"cpu_cores": 20_000}}
-    assert _fairness(held, entitled) == Decimal("0.9")  # (1 + 2)^2 / (2 (1 + 4))
-    assert _fairness(held, {"a": {"cpu_cores": 10_000}, "b": {"cpu_cores": 40_000}}) == 1
+    held = {"a": 10_000, "b": 40_000}
+    assert evenness(held, held, {"a": 10_000, "b": 20_000}) == Decimal("0.9")  # 9 / (2 (1 + 4))
+    assert evenness(held, held, held) == 1
+
+
+def test_who_wants_less_is_no_sign_of_unfairness_and_who_wants_in_vain_is() -> None:
+    """min(allocated, demand) / min(demand, entitled), over those who want something."""
+    goals = {"a": 50, "b": 50, "idle": 50}
+    assert evenness({"a": 50, "b": 5}, {"a": 50, "b": 5, "idle": 0}, goals) == 1
+    assert evenness({"a": 50}, {"a": 50, "b": 50}, goals) == Decimal("0.5")
+    # (1 + 1/2)^2 / (2 (1 + 1/4)): it has half of what it should, whatever else it would like.
+    assert evenness({"a": 50, "b": 25}, {"a": 50, "b": 5_000}, goals) == Decimal("0.9")
+    assert evenness({}, {}, {}) == 1
 
 
 def test_jains_index() -> None:

@@ -155,9 +155,10 @@ def test_days(
         (f"{B}/summary?tenant=tenant-acme", "needed", "month"),
         (f"{B}/summary?month=2024-01", "needed", "tenant"),
         (f"{G}/costs?basis=x", "one of rate_card, infrastructure", "basis"),
+        (f"{G}/costs?group_by=x", "one of cost_center, project, request_class", "group_by"),
         (f"{G}/allocations/history?kind=fpga", "one of cpu, gpu, mem, block, net", "kind"),
         (f"{USAGE}&format=xml", "one of json, csv, focus-1.2, focus-1.4", "format"),
-        (f"{USAGE}&granularity=lease", "one of hour, day, total", "granularity"),
+        (f"{USAGE}&granularity=week", "one of hour, day, lease, total", "granularity"),
     ],
 )
 def test_what_is_missing_and_what_there_is_to_choose_from(

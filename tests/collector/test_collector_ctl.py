@@ -39,6 +39,7 @@ READING = [
     ("events", "--limit", "5"),
     ("usage", "acme", "--start", "2026-06-01", "--end", "2026-06-03"),
     ("costs", "--start", "2026-06-01", "--end", "2026-06-20"),
+    ("costs", "--group-by", "cost_center"),
     ("bill", "acme", MONTH),
     ("chargeback", MONTH),
     ("allocations",),
@@ -47,6 +48,7 @@ READING = [
     ("idle",),
     ("waste",),
     ("heat",),
+    ("health",),
     ("quota", "list"),
     ("quota", "show", "acme"),
     ("quota", "schedules"),
@@ -147,6 +149,25 @@ def test_csv_and_focus_and_whatever_the_api_has(server: CollectorServer) -> None
         "3.1"
     )
     assert "grey_cost" in ask(server.url, "get", "/metrics").stdout
+
+
+@pytest.mark.parametrize("last", ["24h", "7d", "2w"])
+def test_the_last_days_are_the_same_by_either_program(server: CollectorServer, last: str) -> None:
+    """Those before the last record of the fleet, whose hosts fell silent months ago."""
+    begin = {"24h": "2026-06-25", "7d": "2026-06-19", "2w": "2026-06-12"}[last]
+    for words in (("usage", "acme"), ("costs",)):
+        over = document(server.url, *words, "--last", last)
+        out = io.StringIO()
+        here = ["--state", str(server.state), *words, "--last", last, "--json"]
+        assert collector(here, Console(out, io.StringIO())) == 0
+        beside = json.loads(out.getvalue())
+        assert over["interval"] == beside["interval"]
+        assert over["interval"] == {"start": f"{begin}T00:00:00Z", "end": "2026-06-26T00:00:00Z"}
+        assert over["total_cost"] == beside["total_cost"] > 0
+    rows = document(server.url, "usage", "acme", "--last", last, "--by", "lease")["rows"]
+    assert sum(row["cost"] for row in rows) == pytest.approx(
+        document(server.url, "usage", "acme", "--last", last)["total_cost"], rel=1e-6
+    )
 
 
 def test_a_quota_is_changed_for_a_reason_and_only_by_who_saw_it(server: CollectorServer) -> None:

@@ -17,14 +17,18 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from leased.collector.telemetry.decoding import Key
+from leased.collector.telemetry.rollup import WINDOW_S, Rollup
+from leased.collector.telemetry.store import Store
 from tests.collector.test_collector_api_fleet import WHOLE, await_books
 from tests.doubles.collector_server import PATIENCE_S, CollectorServer
-from tests.doubles.fleet_archive import sample
+from tests.doubles.fleet_archive import NODE_A, sample
 from tests.doubles.host import not_proven
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -39,11 +43,23 @@ EMPTY = {
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectorServer]:
     directory = tmp_path_factory.mktemp("metrics")
     sample(directory / "state", time.time_ns())
+    # Of its 45 cores tenant-acme uses 35 %: half of the target.
+    use(directory / "state", f"{2:032x}", "cpu", 350_000)
     with CollectorServer(directory=directory) as running:
         await_books(running)
         body = {"cpu_cores": 100, "reason": "x"}
         running.ask("PATCH", "/v1/governance/quotas/tenant-acme", body)
         yield running
+
+
+def use(state: Path, lease: str, kind: str, ppm: int) -> None:
+    """What a lease used of a kind in the last hour."""
+    begin_s = int(time.time()) // WINDOW_S * WINDOW_S - 11 * WINDOW_S
+    with closing(Store(state)) as samples:
+        for name, value in (("leased.lease.capacity", 1), ("leased.lease.utilization", ppm)):
+            key = Key(NODE_A, "", lease, "tenant-acme", name, (("leased.resource.kind", kind),))
+            each = (30, 30 * value, value, 30, WINDOW_S * 10**9)
+            samples.append([(key, Rollup(begin_s + n * WINDOW_S, *each)) for n in range(11)])
 
 
 def tool(*words: str, **how: Any) -> subprocess.CompletedProcess[str]:
@@ -89,6 +105,9 @@ def test_cost_is_a_partition_and_equals_the_api(server: CollectorServer) -> None
     assert tenants['tenant="tenant-acme"'] == pytest.approx(45 * 7.2 + 128 * 3.6)
     idle = sum(cost for labels, cost in hourly.items() if "__idle__" in labels)
     assert sum(found["grey_cost_idle_resources_dollars"].values()) == pytest.approx(idle)
+    # 45 cores at half of what the target is: half of their cost could be saved.
+    spare = found["grey_cost_overprovisioned_dollars"]
+    assert spare == {'type="compute"': pytest.approx(45 * 7.2 / 2)}
     # The counter is the sum of the API's costs of all time, plus the hour that runs.
     costs = server.ask("GET", f"/v1/governance/costs?{WHOLE}").json
     assert costs["total_cost"] == 144 + 36

@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from leased.collector.metering.sources import Held, Quiet, summed
+from leased.collector.metering.sources import Held, Quiet, cut_quiet, summed
 from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
@@ -105,7 +105,7 @@ class WrittenSource:
         return self.cordoned
 
     def quiet(self, window: tuple[int, int]) -> list[Quiet]:
-        return self.stretches
+        return cut_quiet(self.stretches, window)
 
 
 def _inside(hour: int, window: tuple[int, int]) -> bool:

@@ -153,10 +153,17 @@ class Node:
             yield event, moment
 
 
+Watch = Callable[[str, Event, Moment], None]
+
+
 def make_fleet(
-    archive: Archive, wish: Wish, progress: Callable[[str], None] = lambda text: None
+    archive: Archive,
+    wish: Wish,
+    progress: Callable[[str], None] = lambda text: None,
+    watch: Watch = lambda node, event, moment: None,
 ) -> int:
-    """Seal, verify and archive a fleet; how many records. Raises StateError."""
+    """Seal, verify and archive a fleet; how many records. `watch` sees each event, and of which
+    node it is. Raises StateError."""
     if archive.logs():
         raise StateError(
             f"{archive.directory}: there are logs in it already; give --state an empty directory"
@@ -164,13 +171,14 @@ def make_fleet(
     records = 0
     for number in range(wish.nodes):
         progress(f"node {number + 1} of {wish.nodes}")
-        records += _make_node(archive, Node(wish, number))
+        records += _make_node(archive, Node(wish, number), watch)
     return records
 
 
-def _make_node(archive: Archive, node: Node) -> int:
+def _make_node(archive: Archive, node: Node, watch: Watch) -> int:
     log_id, name = node.log_id.hex(), NAME.format(node.number)
-    entry = LogEntry(log_id, node.node_id.hex(), name, node.origin, GENESIS)
+    node_id = node.node_id.hex()
+    entry = LogEntry(log_id, node_id, name, node.origin, GENESIS)
     archive.add_log(entry)
     verifier = Verifier(
         node.log_id, GENESIS, EMPTY, batch=0, origin=node.origin, public_key=node.signer.public_key
@@ -184,6 +192,7 @@ def _make_node(archive: Archive, node: Node) -> int:
         more = item is not None
         if item is not None:
             waiting.append(item)
+            watch(node_id, *item)
         if len(waiting) < PAGE_EVENTS and more:
             continue
         if not waiting:

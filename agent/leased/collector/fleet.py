@@ -54,6 +54,12 @@ _THROTTLES: Final = (
     RefusalReason.THROTTLED,
 )
 _LIMITS: Final = (RefusalReason.TENANT_CAPACITY, RefusalReason.TENANT_LEASES)
+_NO_ROOM: Final = (
+    RefusalReason.NO_CAPACITY,
+    RefusalReason.SHARE,
+    RefusalReason.RESERVED,
+    RefusalReason.WAIT_EXPIRED,
+)
 RECENT: Final = 256
 """The last events of a node that are kept to be shown."""
 
@@ -128,6 +134,7 @@ class NodeView:
         self.refused: dict[str, int] = {}
         self.throttled: dict[str, int] = {}
         self.wants: dict[tuple[str, int, ResourceKind | None], Want] = {}
+        self.unmet: dict[tuple[str, ResourceKind], Want] = {}
         self.over: dict[tuple[str, str], int] = {}
         self.recent: list[Told] = []
         self.flow = Flow()
@@ -182,6 +189,12 @@ class NodeView:
                 self.throttled[event.tenant] = moment.wall_ns
             if event.reason in _LIMITS:
                 self.wants[event.tenant, event.reason, event.resource_kind] = Want(
+                    moment.wall_ns, event.limit, event.usage, event.requested
+                )
+            of = event.resource_kind
+            no_room = event.reason in _NO_ROOM and of is not None
+            if no_room and event.requested <= self._totals.get(of, 0):
+                self.unmet[event.tenant, of] = Want(
                     moment.wall_ns, event.limit, event.usage, event.requested
                 )
             self._tell(sequence, kind, moment, event.tenant, "")
@@ -333,6 +346,31 @@ class Fleet:
             mine = found.setdefault(str(lease.subject.tenant), {})
             for one in lease.subject.allotments:
                 mine[one.kind] = mine.get(one.kind, 0) + one.capacity
+        return found
+
+    def borrowed_by(self) -> dict[str, dict[ResourceKind, int]]:
+        """What each has that is somebody else's."""
+        found: dict[str, dict[ResourceKind, int]] = {}
+        for _, lease in self.leases():
+            for kind, amount in lease.borrowed:
+                mine = found.setdefault(str(lease.subject.tenant), {})
+                mine[kind] = mine.get(kind, 0) + amount
+        return found
+
+    def unmet(self, since_ns: int) -> dict[str, dict[ResourceKind, int]]:
+        """The largest of what each asked for in vain since then, for want of room, and has not
+        been given afterwards: who asks one node after the other wants it once."""
+        given: dict[tuple[str, ResourceKind], int] = {}
+        for _, lease in self.leases():
+            for one in lease.subject.allotments:
+                key = (str(lease.subject.tenant), one.kind)
+                given[key] = max(lease.granted_wall_ns, given.get(key, 0))
+        found: dict[str, dict[ResourceKind, int]] = {}
+        for view in self.nodes():
+            for (tenant, kind), want in list(view.unmet.items()):
+                if since_ns < want.wall_ns and given.get((tenant, kind), 0) < want.wall_ns:
+                    mine = found.setdefault(tenant, {})
+                    mine[kind] = max(want.requested, mine.get(kind, 0))
         return found
 
     def oldest_ns(self, tenant: str, now_ns: int) -> int:

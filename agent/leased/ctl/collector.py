@@ -12,10 +12,11 @@ Does not speak HTTP (`collector_link`) and changes nothing (`collector_changes`)
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
 from datetime import date as Date
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -33,8 +34,8 @@ GOVERNANCE: Final = "/v1/governance"
 SOUND: Final = ("OK", "BEHIND", "STALE")
 """Verdicts that want nobody: the others want an operator."""
 
+TAGS: Final = ("cost_center", "project", "request_class", "budget_group")
 LIST_MAX: Final = 1_000_000
-DAY_S: Final = 86_400
 
 Show = Callable[[argparse.Namespace, Console, Link], int]
 
@@ -75,10 +76,14 @@ def _register_money(under: Verbs) -> None:
     one = _add(under, "usage", "what a tenant held, hour by hour", usage, "acme --last 7d")
     one.add_argument("tenant", help="whose")
     _add_window(one)
-    one.add_argument("--by", choices=("hour", "day", "total"), default="day", help="default: day")
+    one.add_argument(
+        "--by", choices=("hour", "day", "lease", "total"), default="day", help="default: day"
+    )
     one = _add(under, "costs", "what every tenant cost", costs, "--last 30d --top 5")
     _add_window(one)
     one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
+    groups = (*TAGS, "kind", "tier", "priority")
+    one.add_argument("--group-by", choices=groups, help="besides by tenant")
     one = _add(under, "bill", "the bill of a tenant", bill, "acme 2026-01 --out acme.json")
     one.add_argument("tenant", help="whose")
     one.add_argument("month", help='such as "2026-01"')
@@ -108,7 +113,8 @@ def _register_advice(under: Verbs) -> None:
     one.add_argument("--kind", default="cpu", choices=("cpu", "gpu", "mem", "block", "net"))
     _add(under, "idle", "nodes that nobody uses", _plain(f"{GOVERNANCE}/optimize/idle"))
     one = _add(under, "waste", "leases that hold more than they use", waste, "--last 24h")
-    one.add_argument("--last", default="1h", metavar="PERIOD", help="default: 1h")
+    one.add_argument("--last", default="1h", metavar="PERIOD", help="back from now (default: 1h)")
+    _add(under, "health", "the daily checklist", _plain(f"{GOVERNANCE}/health"))
     _add(under, "heat", "how hot each node runs, and why", _plain(f"{GOVERNANCE}/heat"))
 
 
@@ -122,7 +128,12 @@ def _add(
 
 
 def _add_window(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--last", default="30d", metavar="PERIOD", help="default: 30d")
+    parser.add_argument(
+        "--last",
+        default="30d",
+        metavar="PERIOD",
+        help="back from the last full hour that the fleet's records reach (default: 30d)",
+    )
     parser.add_argument("--start", metavar="DATE", help="instead of --last")
     parser.add_argument("--end", metavar="DATE", help="its whole day")
     parser.add_argument("--csv", action="store_true", help="print the rows as CSV")
@@ -281,17 +292,14 @@ def events(options: argparse.Namespace, console: Console, link: Link) -> int:
 
 def usage(options: argparse.Namespace, console: Console, link: Link) -> int:
     """Metered hours."""
-    start, end = window(options, console)
-    asked = {"tenant": options.tenant, "start": start, "end": end, "granularity": options.by}
+    asked = {"tenant": options.tenant, **_window(options), "granularity": options.by}
     show_answer(link.get("/v1/billing/usage", **asked), options, console)
     return 0
 
 
 def costs(options: argparse.Namespace, console: Console, link: Link) -> int:
     """Costs by tenant."""
-    asked: dict[str, object] = {"period": options.last, "top": options.top}
-    if options.start is not None or options.end is not None:
-        asked = {"start": options.start, "end": options.end, "top": options.top}
+    asked = {**_window(options), "top": options.top, "group_by": options.group_by}
     show_answer(link.get(f"{GOVERNANCE}/costs", **asked), options, console)
     return 0
 
@@ -354,19 +362,15 @@ def get(options: argparse.Namespace, console: Console, link: Link) -> int:
     return 0
 
 
-def window(options: argparse.Namespace, console: Console) -> tuple[str, str]:
-    """The first and the last day. Raises InvalidParameter."""
+def _window(options: argparse.Namespace) -> dict[str, object]:
+    """Which time, as the API is asked. Raises InvalidParameter."""
     if options.start is not None or options.end is not None:
         if options.start is None or options.end is None:
             raise InvalidParameter("start", "--start and --end go together")
-        return options.start, options.end
-    number, unit = options.last[:-1], options.last[-1:]
-    days = {"d": 1, "w": 7}.get(unit, 0) * (int(number) if number.isdecimal() else 0)
-    if not 1 <= days <= 36_500:
-        raise InvalidParameter("last", f'{options.last}: days or weeks, such as "30d"')
-    now_s = console.wall_ns() // NS_PER_S
-    first, last = (_day(now_s - back * DAY_S) for back in (days - 1, 0))
-    return first, last
+        return {"start": options.start, "end": options.end}
+    if not re.fullmatch(r"[1-9][0-9]{0,4}[hdw]", options.last, re.ASCII):
+        raise InvalidParameter("last", f'{options.last}: such as "24h", "30d" or "4w"')
+    return {"period": options.last}
 
 
 def positive(count: int) -> int:
@@ -382,10 +386,6 @@ def _held(resources: Mapping[str, Any]) -> str:
     for name, amount in resources.items():
         found[name.partition(":")[0]] += amount
     return ", ".join(f"{kind} {amount}" for kind, amount in found.items()) or "-"
-
-
-def _day(wall_s: int) -> str:
-    return datetime.fromtimestamp(wall_s, UTC).date().isoformat()
 
 
 def _table(console: Console, names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -3,7 +3,8 @@
 over.
 
 Rule: two bases, never mixed. `rate_card`: what tenants are charged by the price list; what nobody
-held, or was cleaned or fenced, is priced by the same list without a priority and told apart.
+held, or was cleaned or fenced, is priced by the same list without a priority and told apart, and
+synthetic probes cost nothing, as on bills.
 `infrastructure`: what capacity costs the operator, held or not; then tenants + idle + teardown +
 fenced = provisioned, to the last digit. Idle is never clamped: a negative one says that more was
 held than there was.
@@ -24,6 +25,7 @@ from leased.economics.contracts import Terms
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
 from leased.economics.rates import RateCard
+from leased.economics.statement import SYNTHETIC
 from leased.terms.lease import Priority
 from leased.terms.resource import ResourceKind
 
@@ -124,6 +126,8 @@ def _card(terms: Terms, basis: Basis, key: UsageKey) -> RateCard:
 def _listed_cost(card: RateCard, key: UsageKey, amount: int) -> Fraction:
     if key.pool is not Pool.TENANT or key.priority is None:
         return _plain_cost(card, key, amount)
+    if key.tag is not None and key.tag.flags & SYNTHETIC:
+        return Fraction(0)
     cost = card.cost(amount, key.kind, key.tier, key.priority)
     return Fraction(cost.numerator, cost.denominator)
 

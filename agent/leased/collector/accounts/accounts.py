@@ -11,24 +11,34 @@ Does not speak HTTP (`api`) and does not decide who may ask.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from decimal import Decimal
 from enum import StrEnum
-from fractions import Fraction
 from typing import Any, Final, TypeVar
+
+from msgspec import UNSET, UnsetType
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.answers import (
     CenterCost,
     Chargeback,
     Costs,
+    GroupCost,
     Interval,
     LineItem,
-    NamedCost,
     Reach,
     Summary,
     TenantCost,
     UsageReport,
+)
+from leased.collector.accounts.cost_shares import (
+    GroupBy,
+    first,
+    group_costs,
+    groups,
+    money,
+    named_costs,
+    parts,
 )
 from leased.collector.accounts.focus import focus_csv, focus_rows
 from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
@@ -36,19 +46,17 @@ from leased.collector.accounts.invoices import Invoices
 from leased.collector.accounts.periods import Window
 from leased.collector.accounts.usage_rows import usage_rows
 from leased.collector.metering.sources import Source
-from leased.economics.amounts import rounded, split, units
+from leased.economics.amounts import rounded, units
 from leased.economics.attribution import Basis, Spread, attribute, spread_shared
 from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill, BillLine, Month, make_bill
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
-from leased.economics.statement import fixed
 from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import parse_tenant
 
 TOP: Final = 10
-OTHER: Final = "OTHER"
 ANSWERS_KEPT: Final = 256
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _Answer = TypeVar("_Answer")
@@ -149,7 +157,7 @@ class Accounts:
     # ---- what ---------------------------------------------------------------------------------
 
     def usage(self, tenant: str, window: Window, granularity: str = "hour") -> UsageReport:
-        """What `tenant` held, by "hour", "day" or the "total"."""
+        """What `tenant` held, by "hour", "day" or the "total"; by the lease: `lease_rows`."""
         tenant = self.known(tenant)
         buckets = {"hour": HOUR_NS, "day": periods.DAY_NS, "total": 0}
         if granularity not in buckets:
@@ -169,40 +177,49 @@ class Accounts:
             self.terms.currency,
             rows,
             tasks,
-            _money(rounded(cost, self.terms.decimals), self.terms.decimals),
+            money(rounded(cost, self.terms.decimals), self.terms.decimals),
             self.reach(window),
         )
 
-    def costs(self, window: Window, *, top: int = TOP, basis: str = Basis.RATE_CARD.value) -> Costs:
+    def costs(
+        self,
+        window: Window,
+        *,
+        top: int = TOP,
+        basis: str = Basis.RATE_CARD.value,
+        group_by: str | None = None,
+    ) -> Costs:
         """What everybody cost; who is not among the first `top` is in OTHER, last."""
         if not 1 <= top <= 1000:
             raise InvalidParameter("top", "1 to 1000")
         which = _choice(Basis, basis, "basis")
-        found = attribute(self.priced_sums(window), self.terms, which)
+        cells = list(self.priced_sums(window))
+        found = attribute(cells, self.terms, which)
         decimals = self.terms.decimals
-        ranked = sorted(found.by_tenant.items(), key=lambda item: (-item[1], item[0]))
-        named, rest = ranked[:top], ranked[top:]
-        if rest:
-            named.append((OTHER, sum((cost for _, cost in rest), Fraction(0))))
         total = rounded(found.tenants_total, decimals)
         tenants = [
-            TenantCost(name, _money(part, decimals), share)
-            for (name, _), part, share in _parts(named, total)
+            TenantCost(name, money(part, decimals), share)
+            for name, part, share in parts(first(found.by_tenant, top), total)
         ]
-        pools = _named(found.pools, decimals)
+        grouped: list[GroupCost] | UnsetType = UNSET
+        if group_by is not None:
+            by = groups(cells, self.terms, which, _choice(GroupBy, group_by, "group_by"))
+            grouped = group_costs(by, top, total, decimals)
+        pools = named_costs(found.pools, decimals)
         if which is Basis.INFRASTRUCTURE:
             total += sum(rounded(cost, decimals) for cost in found.pools.values())
         return Costs(
             f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
-            _money(total, decimals),
+            money(total, decimals),
             self.terms.currency,
             tenants,
-            _named(found.by_type, decimals),
+            named_costs(found.by_type, decimals),
             pools,
-            _money(rounded(found.pools["idle"], decimals), decimals),
+            money(rounded(found.pools["idle"], decimals), decimals),
             which.value,
             _interval(window),
             self.reach(window),
+            grouped,
         )
 
     def bill(self, tenant: str, month: str) -> Bill:
@@ -324,10 +341,10 @@ class Accounts:
         ranked = sorted(centers.items(), key=lambda item: (-item[1], item[0]))
         return Chargeback(
             period.name,
-            _money(total, decimals),
+            money(total, decimals),
             [
-                CenterCost(name, _money(part, decimals), share)
-                for (name, _), part, share in _parts(ranked, total)
+                CenterCost(name, money(part, decimals), share)
+                for name, part, share in parts(ranked, total)
             ],
             self.terms.infrastructure.currency,
             how.value,
@@ -343,28 +360,6 @@ class Accounts:
             yield from self.source.sums((start_ns, end_ns)).items()
 
 
-def _parts(
-    named: list[tuple[str, Fraction]], total: int
-) -> list[tuple[tuple[str, Fraction], int, Decimal]]:
-    """Each with its part of `total` and its share in hundredths, both adding up."""
-    weights = [max(Fraction(0), cost) for _, cost in named]
-    hundredths = split(100, weights) if any(weights) else [0] * len(named)
-    parts = split(total, weights)
-    shares = [Decimal(share).scaleb(-2) for share in hundredths]
-    return list(zip(named, parts, shares, strict=True))
-
-
-def _named(costs: Mapping[str, Fraction], decimals: int) -> list[NamedCost]:
-    """Costs by name, largest first; shares of what is positive."""
-    ranked = sorted(costs.items(), key=lambda item: (-item[1], item[0]))
-    weights = [max(Fraction(0), cost) for _, cost in ranked]
-    hundredths = split(100, weights) if any(weights) else [0] * len(ranked)
-    return [
-        NamedCost(name, _money(rounded(cost, decimals), decimals), Decimal(share).scaleb(-2))
-        for (name, cost), share in zip(ranked, hundredths, strict=True)
-    ]
-
-
 def _line_item(line: BillLine) -> LineItem:
     return LineItem(
         line.description,
@@ -378,10 +373,6 @@ def _line_item(line: BillLine) -> LineItem:
         line.tier,
         line.priority,
     )
-
-
-def _money(amount: int, decimals: int) -> Decimal:
-    return Decimal(fixed(amount, decimals))
 
 
 def _interval(window: Window) -> Interval:

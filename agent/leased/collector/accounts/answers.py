@@ -13,6 +13,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from leased.economics.hourly import NodeSpan
 
@@ -35,7 +36,8 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class UsageRow(msgspec.Struct, frozen=True):
-    """One hour, day or whole period of one kind, tier, priority and tag."""
+    """One hour, day or whole period of one kind, tier, priority and tag; or one lease of it, and
+    then from which records of which chain of which node that follows, and whether it is over."""
 
     start: str
     end: str
@@ -53,6 +55,12 @@ class UsageRow(msgspec.Struct, frozen=True):
     """In units, the most of this kind and tier that the tenant held at once in the time."""
     cost: Decimal
     cost_exact: str
+    node: str | UnsetType = UNSET
+    log_id: str | UnsetType = UNSET
+    lease_id: str | UnsetType = UNSET
+    first_record: int | UnsetType = UNSET
+    last_record: int | UnsetType = UNSET
+    provisional: bool | UnsetType = UNSET
 
 
 class UsageReport(msgspec.Struct, frozen=True):
@@ -85,9 +93,17 @@ class NamedCost(msgspec.Struct, frozen=True):
     share: Decimal
 
 
+class GroupCost(msgspec.Struct, frozen=True):
+    """The cost of a group of what tenants had; null: of what has no such tag, or tier."""
+
+    group: str | None
+    cost: Decimal
+    share: Decimal
+
+
 class Costs(msgspec.Struct, frozen=True):
     """`total_cost` is the sum of `by_tenant` (basis rate_card), or of that and `pools` (basis
-    infrastructure)."""
+    infrastructure). `groups` add up to the sum of `by_tenant`."""
 
     period: str
     total_cost: Decimal
@@ -99,6 +115,7 @@ class Costs(msgspec.Struct, frozen=True):
     basis: str
     interval: Interval
     reach: Reach
+    groups: list[GroupCost] | UnsetType = UNSET
 
 
 class LineItem(msgspec.Struct, frozen=True):

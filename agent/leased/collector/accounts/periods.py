@@ -130,6 +130,12 @@ def instant(label_ns: int) -> str:
     return (_EPOCH + timedelta(seconds=label_ns // NS_PER_S)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def exact_instant(label_ns: int) -> str:
+    """The same, to the nanosecond where it is not on a full second."""
+    rest = label_ns % NS_PER_S
+    return instant(label_ns)[:-1] + (f".{rest:09}".rstrip("0") if rest else "") + "Z"
+
+
 def day(label_ns: int) -> str:
     """The date of a label, in UTC."""
     return instant(label_ns)[:10]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Usage as rows: hourly cells put together by hour, by day or in all, with peak and price.
+"""Usage as rows: hourly cells put together by hour, by day or in all, with peak and price; and the
+price of anything else that is told in such rows (`lease_rows`).
 
 Rule: a cell is priced by the card of its hour, exactly; a row is rounded once, and so is the total,
 of what is exact: it is the same by the hour and by the day. Synthetic probes are told and cost
@@ -29,6 +30,9 @@ from leased.terms.lease import AccountingTag, Priority
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
 
+Priced = tuple[ResourceKind, TierKind | None, Priority, AccountingTag | None]
+"""What a price is for, and whom it is charged to."""
+
 _RowKey = tuple[int, ResourceKind, TierKind | None, Priority, AccountingTag | None]
 
 
@@ -51,17 +55,27 @@ def usage_rows(
             continue
         bucket = _bucket(key.bucket, window, bucket_ns)
         row = (bucket, key.kind, key.tier, key.priority, key.tag)
-        card = terms.cards[terms.card_number(key.bucket)].card
-        cost = card.cost(amount, key.kind, key.tier, key.priority)
-        free = key.tag is not None and key.tag.flags & SYNTHETIC
-        priced = Fraction(0) if free else Fraction(cost.numerator, cost.denominator)
         amounts[row] = amounts.get(row, 0) + amount
-        costs[row] = costs.get(row, Fraction(0)) + priced
-    rows = [
-        _usage_row(row, amounts[row], costs[row], highest, window, bucket_ns, terms.decimals)
-        for row in sorted(amounts, key=_row_order)
-    ]
+        costs[row] = costs.get(row, Fraction(0)) + priced(terms, key.bucket, amount, row[1:])
+    rows = []
+    for row in sorted(amounts, key=_row_order):
+        start_ns, kind, tier = row[:3]
+        end_ns = window.to_ns
+        if bucket_ns:
+            end_ns = min(end_ns, start_ns // bucket_ns * bucket_ns + bucket_ns)
+        most = highest.get((start_ns, kind, tier), 0)
+        when = (start_ns, end_ns)
+        rows.append(row_of(when, row[1:], amounts[row], costs[row], most, terms.decimals))
     return rows, sum(costs.values(), Fraction(0))
+
+
+def priced(terms: Terms, hour: int, amount: int, what: Priced) -> Fraction:
+    """What an amount costs by the card of its hour. A synthetic probe costs nothing."""
+    kind, tier, priority, tag = what
+    if tag is not None and tag.flags & SYNTHETIC:
+        return Fraction(0)
+    cost = terms.cards[terms.card_number(hour)].card.cost(amount, kind, tier, priority)
+    return Fraction(cost.numerator, cost.denominator)
 
 
 def _bucket(hour: int, window: Window, bucket_ns: int) -> int:
@@ -76,23 +90,15 @@ def _row_order(row: _RowKey) -> tuple[object, ...]:
     return (bucket, kind, -1 if tier is None else tier, priority, tagged)
 
 
-def _usage_row(
-    row: _RowKey,
-    amount: int,
-    cost: Fraction,
-    highest: Mapping[tuple[int, ResourceKind, TierKind | None], int],
-    window: Window,
-    bucket_ns: int,
-    decimals: int,
+def row_of(
+    when: tuple[int, int], what: Priced, amount: int, cost: Fraction, most: int, decimals: int
 ) -> UsageRow:
-    start_ns, kind, tier, priority, tag = row
-    end_ns = window.to_ns
-    if bucket_ns:
-        end_ns = min(end_ns, start_ns // bucket_ns * bucket_ns + bucket_ns)
+    """One row; `most` was held at once."""
+    kind, tier, priority, tag = what
     unit = UNIT[kind]
     return UsageRow(
-        periods.instant(start_ns),
-        periods.instant(end_ns),
+        periods.exact_instant(when[0]),
+        periods.exact_instant(when[1]),
         kind.name.lower(),
         None if tier is None else tier.name.lower(),
         priority.name.lower(),
@@ -103,7 +109,7 @@ def _usage_row(
         UNIT_NAME[kind],
         Decimal(exact(Fraction(amount, unit * NS_PER_S))),
         str(amount),
-        Decimal(exact(Fraction(highest.get((start_ns, kind, tier), 0), unit))),
+        Decimal(exact(Fraction(most, unit))),
         Decimal(fixed(rounded(cost, decimals), decimals)),
         exact(cost),
     )

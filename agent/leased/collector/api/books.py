@@ -66,6 +66,11 @@ class Books:
         self.fleet = Fleet()
         self.changed = trio.Event()
 
+    @property
+    def is_read(self) -> bool:
+        """Whether everything that was there has been read once."""
+        return self._accounts is not None
+
     def ask(self, question: Callable[[Accounts], T]) -> T | None:
         """What the accounts answer; None: nothing has been read yet. Blocks."""
         with self._asking:

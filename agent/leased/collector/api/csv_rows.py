@@ -10,29 +10,35 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from leased.collector.accounts import answers
 
+OF_LEASES: Final = ("node", "log_id", "lease_id", "first_record", "last_record", "provisional")
+_COLUMNS: Final = answers.UsageRow.__struct_fields__
 
-def csv_of(rows: Sequence[msgspec.Struct]) -> bytes:
-    """Rows with a heading, as RFC 4180 has them."""
+
+def csv_of(report: answers.UsageReport) -> bytes:
+    """Its rows with a heading, as RFC 4180 has them."""
+    by_lease = report.granularity == "lease"
     told: list[Mapping[str, Any]] = [
-        msgspec.to_builtins(row, builtin_types=(Decimal,)) for row in rows
+        msgspec.to_builtins(row, builtin_types=(Decimal,)) for row in report.rows
     ]
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(answers.UsageRow.__struct_fields__))
+    writer = csv.DictWriter(out, [one for one in _COLUMNS if by_lease or one not in OF_LEASES])
     writer.writeheader()
     writer.writerows({key: _cell(value) for key, value in row.items()} for row in told)
     return out.getvalue().encode()
 
 
 def _cell(value: Any) -> Any:
-    """What a spreadsheet would take for a formula is text."""
+    """What a spreadsheet would take for a formula is text; true and false as JSON has them."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value
     return value

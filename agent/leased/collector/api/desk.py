@@ -27,6 +27,7 @@ from leased.collector.accounts.answers import IdleResource
 from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api import (
     advice_routes,
+    checklist,
     console_routes,
     enrolling,
     handing,
@@ -155,12 +156,14 @@ class Desk:
             issuer=self.issuer,
             tenants=self._quotas.tenants,
             hooks=self.hooks,
+            waste=self._waste,
         )
         table = [
             *quota_routes.routes(self._quotas),
             *view_routes.routes(self.views),
             *reports.routes(self._reports()),
             *advice_routes.routes(self._reports()),
+            *checklist.routes(self._reports(), self.views),
             *telemetry_routes.routes(self._observed),
             *handing.routes(handing.Handing(self.issuer)),
             *enrolling.routes(
@@ -217,13 +220,14 @@ class Desk:
                 return []
             return [] if found is None else found.idle_resources
 
-        def waste() -> list[Judged]:
-            try:
-                return self._observed.judged(self._wall_ns(), WASTE_NS)
-            except StateError:  # no node has sent anything yet
-                return []
+        return Look(shares, idle, self._waste)
 
-        return Look(shares, idle, waste)
+    def _waste(self) -> list[Judged]:
+        """What leases use of what they hold."""
+        try:
+            return self._observed.judged(self._wall_ns(), WASTE_NS)
+        except StateError:  # no node has sent anything yet
+            return []
 
     def _newest_card(self) -> RateCard:
         """What is expensive now."""

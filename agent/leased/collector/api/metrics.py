@@ -21,17 +21,22 @@ from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.views import Views
 from leased.collector.fleet import Fleet
 from leased.collector.governance.issuer import Issuer
+from leased.collector.planning.rightsizing import TARGET_PM
+from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.webhooks.mailing import OUTCOMES, Mailing
 from leased.economics.attribution import TYPE_OF, Basis, attribute
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
+from leased.economics.statement import SYNTHETIC
+from leased.economics.waste import Judged
 from leased.terms.lease import Priority
 from leased.terms.resource import ResourceKind, TierKind
 
 IDLE: Final = "__idle__"
 NS_PER_S: Final = 1_000_000_000
+WHOLE_PM: Final = 1000
 Cost = dict[tuple[str, ...], Fraction]
 _GOOD: Final = ("OK", "BEHIND", "STALE")
 
@@ -49,10 +54,12 @@ class Metrics:
         issuer: Issuer,
         tenants: Callable[[], list[str]],
         hooks: Mailing,
+        waste: Callable[[], list[Judged]],
     ) -> None:
         self._fleet, self._ask, self._terms = fleet, ask, terms
         self._views, self._issuer, self._tenants = views, issuer, tenants
-        self._hooks = hooks
+        self._hooks, self._waste = hooks, waste
+        self._looked_ns, self._spare = 0, Cost()
         self._requests: dict[tuple[str, ...], int] = {}
 
     def count(self, route: str, status: int) -> None:
@@ -68,11 +75,24 @@ class Metrics:
             *(self._ask(_past) or ()),
             *self._quotas(call.now_ns),
             *_chains(self._fleet(), call.now_ns),
+            *self._unused(call.now_ns),
             *self._own(),
             *self._told(),
         ]
         text = "".join(f"{line}\n" for line in lines)
         return Answer(raw=text.encode(), media_type=MEDIA_TYPE)
+
+    def _unused(self, now_ns: int) -> Iterable[str]:
+        if now_ns - self._looked_ns >= WINDOW_S * NS_PER_S:
+            # Telemetry is kept by the window: between two nothing is new.
+            self._looked_ns = now_ns
+            self._spare = _spare(self._waste(), self._fleet(), self._terms().cards[-1].card)
+        yield from family(
+            *("grey_cost_overprovisioned_dollars", "gauge"),
+            "Cost of an hour of what leases hold beyond what they would at the target of use.",
+            ("type",),
+            self._spare,
+        )
 
     def _told(self) -> Iterable[str]:
         outcomes = self._hooks.outcomes
@@ -106,9 +126,9 @@ class Metrics:
         )
         yield from family(
             *("grey_tenant_fairness_index", "gauge"),
-            "Jain's index over what tenants have of what they are entitled to.",
+            "Jain's index over what tenants have of what they want and are entitled to.",
             (),
-            {(): self._views.fairness()},
+            {(): self._views.allocations_at(now_ns).fairness_index},
         )
 
     def _own(self) -> Iterable[str]:
@@ -179,6 +199,8 @@ def _hourly(fleet: Fleet, card: RateCard) -> tuple[Cost, Cost]:
             tenant = str(subject.tenant) if lease.is_held else f"__{lease.state}__"
             priority = subject.priority if lease.is_held else Priority.STANDARD
             cost = _price(card if lease.is_held else bare, one.capacity, *cell, priority)
+            if lease.is_held and subject.tag is not None and subject.tag.flags & SYNTHETIC:
+                cost = Fraction(0)
             key = (one.kind.name.lower(), tenant, TYPE_OF[one.kind])
             hourly[key] = hourly.get(key, Fraction(0)) + cost
             if lease.is_held:
@@ -188,6 +210,25 @@ def _hourly(fleet: Fleet, card: RateCard) -> tuple[Cost, Cost]:
         cost = _price(bare, amount, kind, tier, Priority.STANDARD)
         hourly[key] = hourly.get(key, Fraction(0)) + cost
     return hourly, tenants
+
+
+def _spare(judged: Iterable[Judged], fleet: Fleet, card: RateCard) -> Cost:
+    """Of leases of which enough was seen: the share that is not needed at the target."""
+    seen = {
+        (one.held.lease, one.held.kind): one.held.utilization.mean_pm or 0
+        for one in judged
+        if one.unused_pm is not None
+    }
+    found: Cost = {}
+    for _, lease in fleet.leases():
+        for one in lease.subject.allotments:
+            used_pm = seen.get((lease.lease_id, one.kind))
+            if used_pm is not None and lease.is_held:
+                share = max(0, 1 - Fraction(used_pm, TARGET_PM.get(one.kind, WHOLE_PM)))
+                whole = (one.capacity, one.kind, one.tier, lease.subject.priority)
+                of = (TYPE_OF[one.kind],)
+                found[of] = found.get(of, Fraction(0)) + share * _price(card, *whole)
+    return found
 
 
 def _price(

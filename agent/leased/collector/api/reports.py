@@ -9,25 +9,39 @@ Does not compute (`accounts`, `capacity`, `forecast`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
-from msgspec import Meta
 
 from leased.collector.accounts import answers, periods
 from leased.collector.accounts.accounts import Accounts, NoData, UnknownTenant
 from leased.collector.accounts.focus import focus_csv
 from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
+from leased.collector.accounts.lease_rows import Question, question, usage_by_lease
+from leased.collector.accounts.periods import Window
+from leased.collector.api.allocations import plans_of
 from leased.collector.api.csv_rows import csv_of
-from leased.collector.api.forms import DAY, HORIZON, PERIOD, Tenant
 from leased.collector.api.problems import Problem
+from leased.collector.api.report_queries import (
+    ChargebackQuery,
+    CostsQuery,
+    ForecastQuery,
+    HistoryQuery,
+    LatencyQuery,
+    PeriodQuery,
+    RightSizingQuery,
+    SummaryQuery,
+    UsageQuery,
+)
 from leased.collector.api.requests import prefers
 from leased.collector.api.routes import Answer, Call, Route, Scope
+from leased.collector.archive.archive import ArchiveReader
 from leased.collector.fleet import Fleet
 from leased.collector.planning import capacity, forecast
 from leased.collector.planning.allocation_history import AllocationHistory, allocations
@@ -35,99 +49,14 @@ from leased.collector.planning.latency_cost import LatencyCost, latency_cost
 from leased.collector.planning.rightsizing import RightSizing, rightsizing
 from leased.collector.telemetry.store import Store, recorded
 from leased.collector.telemetry.views import windows
-from leased.economics.attribution import Basis, Spread
 from leased.economics.billing import Bill
 from leased.terms.errors import InvalidParameter
-from leased.terms.policy import Policy
+from leased.terms.policy import Allocation, Policy
 from leased.terms.resource import ResourceKind
 
 CSV: Final = "text/csv"
 PARQUET: Final = "application/vnd.apache.parquet"
 MINUTE_NS: Final = 60 * 10**9
-Period = Annotated[str, Meta(pattern=PERIOD, description='such as "24h", "30d" or "4w"')]
-Month = Annotated[str, Meta(pattern="^[0-9]{4}-(0[1-9]|1[0-2])$", description='such as "2026-01"')]
-Day = Annotated[
-    str,
-    Meta(
-        pattern=DAY,
-        max_length=40,
-        description="a date, or an instant on a full hour",
-    ),
-]
-
-
-class CostsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which time; `top` tenants by name, the others in OTHER."""
-
-    period: Period = "30d"
-    start: Day | None = None
-    end: Day | None = None
-    top: Annotated[int, Meta(ge=1, le=1000)] = 10
-    basis: Basis = Basis.RATE_CARD
-
-
-class SummaryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose bill of which month."""
-
-    tenant: Tenant
-    month: Month
-
-
-class UsageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose usage: from `start` to `end`, a date as an end being the whole of it."""
-
-    tenant: Tenant
-    start: Day
-    end: Day
-    granularity: Annotated[str, Meta(pattern="^(hour|day|total)$")] = "hour"
-    format: Annotated[str, Meta(pattern=r"^(json|csv|focus-1\.2|focus-1\.4)$")] | None = None
-
-
-class ChargebackQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which month, and what happens to shared cost."""
-
-    month: Month
-    spread: Spread = Spread.NONE
-
-
-class ForecastQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far, and of what."""
-
-    horizon: Annotated[str, Meta(pattern=HORIZON)] = "90d"
-    kind: Annotated[str, Meta(pattern="^(cpu|gpu|mem|block|net)$")] = "cpu"
-
-
-class HistoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far back, and of what."""
-
-    period: Period = "24h"
-    kind: Annotated[str, Meta(pattern="^(cpu|gpu|mem|block|net)$")] = "cpu"
-
-
-class PeriodQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far back."""
-
-    period: Period = "90d"
-
-
-class LatencyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of the leases of which time, and for which targets."""
-
-    period: Period = "30d"
-    targets: (
-        Annotated[
-            str,
-            Meta(pattern=r"^[1-9][0-9]{0,9}(,[1-9][0-9]{0,9}){0,9}$", description="ms, by commas"),
-        ]
-        | None
-    ) = None
-
-
-class RightSizingQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far back, and by which percentile of use."""
-
-    period: Period = "7d"
-    percentile: Annotated[int, Meta(ge=50, le=100)] = 95
 
 
 class Reports:
@@ -143,19 +72,13 @@ class Reports:
         """`ask` puts a question to the accounts, and returns None if there are none yet; `state` is
         where telemetry is."""
         self._ask, self._ground, self._fleet, self._state = ask, ground, fleet, state
+        self._folding = threading.Lock()
 
     def asked(self, ask: Callable[[Accounts], Any], key: Hashable = None) -> Any:
         """What the accounts answer; what has a key, once until the books are newer. Raises Problem
         for what they cannot."""
-        question = ask if key is None else (lambda accounts: accounts.once(key, ask))
-        try:
-            found = self._ask(question)
-        except UnknownTenant as error:
-            raise Problem(404, str(error), parameter="tenant") from None
-        except NoData as error:
-            raise Problem(404, str(error)) from None
-        except InvalidParameter as error:
-            raise Problem(422, str(error), parameter=error.parameter) from None
+        once = ask if key is None else (lambda accounts: accounts.once(key, ask))
+        found = told(lambda: self._ask(once))
         if found is None:
             raise Problem(
                 503, "No node's records have been read yet.", headers={"Retry-After": "2"}
@@ -168,11 +91,12 @@ class Reports:
         query = call.query
 
         def ask(accounts: Accounts) -> answers.Costs:
-            if query.start is not None or query.end is not None:
-                window = periods.window(query.start or "", query.end or "")
-            else:
-                window = accounts.last(query.period)
-            return accounts.costs(window, top=query.top, basis=query.basis.value)
+            return accounts.costs(
+                _window(accounts, query),
+                top=query.top,
+                basis=query.basis.value,
+                group_by=query.group_by,
+            )
 
         return Answer(self.asked(ask, ("costs", query)))
 
@@ -203,11 +127,15 @@ class Reports:
         if query.format is not None and query.format.startswith("focus-"):
             return self._focus(call, query.format.removeprefix("focus-"))
 
-        def ask(accounts: Accounts) -> answers.UsageReport:
-            window = periods.window(query.start, query.end)
+        def ask(accounts: Accounts) -> answers.UsageReport | Question:
+            window = _window(accounts, query)
+            if query.granularity == "lease":
+                return question(accounts, query.tenant, window)
             return accounts.usage(query.tenant, window, query.granularity)
 
         report = self.asked(ask, ("usage", query))
+        if isinstance(report, Question):
+            report = self._by_lease(report)
         wants_csv = query.format == "csv" or (
             query.format is None and prefers(call.headers, CSV, "application/json")
         )
@@ -216,13 +144,26 @@ class Reports:
         name = f'attachment; filename="usage-{query.tenant}.csv"'
         headers = {"Content-Disposition": name, "Vary": "Accept"}
         media_type = f"{CSV}; charset=utf-8"
-        return Answer(raw=csv_of(report.rows), media_type=media_type, headers=headers)
+        return Answer(raw=csv_of(report), media_type=media_type, headers=headers)
+
+    def _by_lease(self, asked: Question) -> answers.UsageReport:
+        """Beside the books, which others ask meanwhile. One at a time: it may take long, and
+        nobody is to wait for it in a thread that others need. Raises Problem."""
+        if not self._folding.acquire(blocking=False):
+            why = "Leases are being folded for somebody: try again, or ask by the hour."
+            raise Problem(503, why, headers={"Retry-After": "5"})
+        try:
+            with closing(ArchiveReader(self._state)) as archive:
+                report: answers.UsageReport = told(lambda: usage_by_lease(archive, asked))
+                return report
+        finally:
+            self._folding.release()
 
     def _focus(self, call: Call, version: str) -> Answer:
         query = call.query
 
         def ask(accounts: Accounts) -> list[dict[str, str]]:
-            months = periods.months(query.start, query.end)
+            months = periods.months(query.start or "", query.end or "")
             return [
                 row for month in months for row in accounts.focus_rows(query.tenant, month, version)
             ]
@@ -272,11 +213,12 @@ class Reports:
         """How much of what there was was held."""
         call.caller.require_all()
         period, kind = call.query.period, ResourceKind[call.query.kind.upper()]
+        plan = plans_of(self._ground()).get(kind, Allocation(kind))
         with self.samples() as samples:
             shares = samples.shares_by if samples is not None else None
-            key = ("history", period, kind, samples.last_s() if samples is not None else 0)
+            key = ("history", period, plan, samples.last_s() if samples is not None else 0)
             return Answer(
-                self.asked(lambda accounts: allocations(accounts, period, kind, shares), key)
+                self.asked(lambda accounts: allocations(accounts, period, plan, shares), key)
             )
 
     def latency(self, call: Call) -> Answer:
@@ -325,6 +267,25 @@ class Reports:
                 lambda accounts: capacity.reservations(accounts, period), ("reservations", period)
             )
         )
+
+
+def told(ask: Callable[[], Any]) -> Any:
+    """What `ask` gives. Raises Problem for what cannot be answered."""
+    try:
+        return ask()
+    except UnknownTenant as error:
+        raise Problem(404, str(error), parameter="tenant") from None
+    except NoData as error:
+        raise Problem(404, str(error)) from None
+    except InvalidParameter as error:
+        raise Problem(422, str(error), parameter=error.parameter) from None
+
+
+def _window(accounts: Accounts, query: CostsQuery | UsageQuery) -> Window:
+    """Raises InvalidParameter."""
+    if query.period is None or query.start is not None or query.end is not None:
+        return periods.window(query.start or "", query.end or "")
+    return accounts.last(query.period)
 
 
 _SHOWN: Final = (answers.Capacity, answers.Forecast, AllocationHistory)

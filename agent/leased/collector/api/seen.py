@@ -75,24 +75,36 @@ class SharesSeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TenantShare(msgspec.Struct, frozen=True, kw_only=True):
-    """One tenant that has something."""
+    """One tenant that has or wants something. `share` is its weight's, of the weights of all of
+    them; together they are 1. `demand` is what it has, and the largest of what it was refused in
+    the last minute for want of room; `entitled` what it should have by the strategy: never more
+    than it wants where shares are fair, by priority all that it wants. `borrowed` of `allocated` is
+    somebody else's. `dominant_share` is the largest that it has of anything, whatever its weight.
+    """
 
     tenant: str
     weight: Decimal
     share: Decimal
     entitled: Quantities
     allocated: Quantities
+    demand: Quantities
+    borrowed: Quantities
     dominant_share: Decimal
     dominant_resource: str | None
 
 
 class AllocationsSeen(msgspec.Struct, frozen=True, kw_only=True):
-    """`strategy` is that of cpu_cores, `strategies` those of the others that have one."""
+    """`strategy` is that of cpu_cores, `strategies` those of the others that have one. `fairness`
+    is Jain's index of each kind, over the tenants that want some of it, of what each has to the
+    smaller of what it wants and what it is entitled to: 1 where all have the same part of that,
+    1/n where one of n has all. `fairness_index` is the lowest of them, 1 if nobody wants
+    anything."""
 
     strategy: Strategy
     strategies: dict[str, Strategy]
     capacity: Quantities
     tenants: list[TenantShare]
+    fairness: dict[str, Decimal]
     fairness_index: Decimal
     as_of: str
 

@@ -15,6 +15,7 @@ import secrets
 import signal
 import socket
 import threading
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -71,8 +72,15 @@ def register(verbs: Verbs) -> None:
     one.set_defaults(act=key)
 
 
-def serve(options: argparse.Namespace, console: Console) -> int:
-    """Run until told to stop."""
+Beside = Callable[[Any], Awaitable[None]]
+
+
+async def _nothing(desk: Any) -> None:
+    del desk
+
+
+def serve(options: argparse.Namespace, console: Console, *, beside: Beside = _nothing) -> int:
+    """Run until told to stop; `beside` goes on as long as that."""
     # What serves HTTP is an extra of the package: who only verifies and bills does without.
     try:
         from leased.collector.api.desk import Desk
@@ -92,7 +100,7 @@ def serve(options: argparse.Namespace, console: Console) -> int:
         return 0
     desk = Desk(read, options.state, directory, say=console.note)
     try:
-        trio.run(_serve, desk, console)
+        trio.run(_serve, desk, console, beside)
     finally:
         desk.close()
     # All that has to last is closed. An answer that nobody waits for any more may still be computed
@@ -111,10 +119,11 @@ def _is_at_work() -> bool:
     return any(one.daemon and one.is_alive() for one in threading.enumerate())
 
 
-async def _serve(desk: Any, console: Console) -> None:
+async def _serve(desk: Any, console: Console, beside: Beside) -> None:
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_obey, desk, console, stop)
+        nursery.start_soon(beside, desk)
         for address in desk.server.addresses:
             console.note(f"serving {address}")
         _announce("READY=1")

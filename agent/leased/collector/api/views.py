@@ -17,6 +17,7 @@ from fractions import Fraction
 from itertools import islice
 from typing import Final
 
+from leased.collector.api.allocations import seen_of
 from leased.collector.api.quotas import unknown
 from leased.collector.api.routes import Answer, Call, Caller
 from leased.collector.api.rows import lease_row, newest_first, newest_of, node_row
@@ -29,7 +30,6 @@ from leased.collector.api.seen import (
     LeasesSeen,
     NodesSeen,
     TenantCompliance,
-    TenantShare,
     UsageOf,
     UsageSeen,
 )
@@ -37,10 +37,9 @@ from leased.collector.api.shown import instant, page, quantities
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.fleet import Fleet, NodeView
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
-from leased.collector.governance.fairness import filled, jain
 from leased.collector.governance.quotas import Limit, Per
 from leased.collector.planning.compliance import HOUR_NS, HOURS, Tally, together
-from leased.terms.policy import Allocation, Policy, Strategy
+from leased.terms.policy import Policy
 from leased.terms.resource import ResourceKind
 
 PRIMARY: Final = "cpu_cores"
@@ -176,38 +175,9 @@ class Views:
             as_of=instant(now_ns),
         )
 
-    def fairness(self) -> Decimal:
-        """Jain's index as things are."""
-        return self.allocations_at(0).fairness_index
-
     def allocations_at(self, now_ns: int) -> AllocationsSeen:
         """The same, for whoever else wants to know."""
-        fleet, ground = self._fleet(), self._ground()
-        totals = fleet.totals()
-        held = fleet.held_by()
-        active = {tenant: amounts for tenant, amounts in held.items() if any(amounts.values())}
-        plans = {one.kind: one for one in ground.allocations if one.tier is None}
-        shown: dict[str, dict[str, int]] = {}
-        for kind, total in totals.items():
-            plan = plans.get(kind, Allocation(kind))
-            entitled = _entitled(plan, total, {t: a.get(kind, 0) for t, a in active.items()})
-            for tenant, amount in entitled.items():
-                shown.setdefault(tenant, {})[BY_KIND[kind].key] = amount
-        strategies = {BY_KIND[kind].key: plan.strategy for kind, plan in plans.items()}
-        named = {str(t): pm for plan in plans.values() for t, pm in plan.weights_pm}
-        weights = {tenant: named.get(tenant, 1000) for tenant in active}
-        rows = [
-            _share(tenant, amounts, totals, shown.get(tenant, {}), weights)
-            for tenant, amounts in sorted(active.items())
-        ]
-        return AllocationsSeen(
-            strategy=strategies.get(PRIMARY, Strategy.PRIORITY),
-            strategies=strategies,
-            capacity=quantities({BY_KIND[k].key: total for k, total in totals.items()}),
-            tenants=rows,
-            fairness_index=_fairness(active, shown),
-            as_of=instant(now_ns),
-        )
+        return seen_of(self._fleet(), self._ground(), now_ns)
 
     # -- nodes, leases, records --------------------------------------------------------------------
 
@@ -337,60 +307,3 @@ def _borrowed(fleet: Fleet, tenant: str) -> dict[str, int]:
             key = BY_KIND[kind].key
             found[key] = found.get(key, 0) + amount
     return found
-
-
-def _entitled(plan: Allocation, total: int, demand: Mapping[str, int]) -> dict[str, int]:
-    """What each that has something would be given; by priority, what it has."""
-    if plan.strategy is Strategy.FAIR_SHARE:
-        weights = dict(plan.weights_pm)
-        return filled(
-            total,
-            {tenant: weights.get(tenant, 1000) for tenant in demand},  # type: ignore[call-overload]
-            demand,
-            min_pm=plan.min_share_pm,
-            max_pm=plan.max_share_pm,
-        )
-    if plan.strategy is Strategy.RESERVATION:
-        reserved = {str(tenant): amount for tenant, amount in plan.reservations}
-        return {tenant: max(reserved.get(tenant, 0), had) for tenant, had in demand.items()}
-    return dict(demand)
-
-
-def _share(
-    tenant: str,
-    amounts: Mapping[ResourceKind, int],
-    totals: Mapping[ResourceKind, int],
-    entitled: Mapping[str, int],
-    weights: Mapping[str, int],
-) -> TenantShare:
-    shares = {
-        BY_KIND[kind].key: _ratio(amount, totals.get(kind, 0))
-        for kind, amount in amounts.items()
-        if totals.get(kind)
-    }
-    dominant = max(shares, key=lambda key: shares[key], default=None)
-    return TenantShare(
-        tenant=tenant,
-        weight=Decimal(weights[tenant]).scaleb(-3).normalize() + 0,
-        share=_ratio(weights[tenant], sum(weights.values())),
-        entitled=quantities(entitled),
-        allocated=quantities({BY_KIND[kind].key: amount for kind, amount in amounts.items()}),
-        dominant_share=shares[dominant] if dominant is not None else Decimal(0),
-        dominant_resource=dominant,
-    )
-
-
-def _fairness(
-    active: Mapping[str, Mapping[ResourceKind, int]], entitled: Mapping[str, Mapping[str, int]]
-) -> Decimal:
-    """Jain's index over what each has to what it is entitled to, in the kind that it has most of
-    beyond that. What somebody wants and has not is not in the records: it has at least its part."""
-    had = []
-    for tenant, amounts in active.items():
-        ratios = [
-            max(1000, amount * 1000 // goal)
-            for kind, amount in amounts.items()
-            if (goal := entitled.get(tenant, {}).get(BY_KIND[kind].key, 0))
-        ]
-        had.append(max(ratios, default=1000))
-    return jain(had)

@@ -3,19 +3,26 @@
 
 Rule: shares by weight are filled like water: nobody is given more than it wants or may have, what
 that leaves is divided among the others, and what cannot be divided goes to the largest remainders.
+How even it is is judged by what each has of what it should have, and that is never more than it
+wants: who wants nothing is no sign of unfairness.
 
-Does not know what anybody has.
+Does not know what anybody has or wants: it is handed in.
 """
 
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
+from leased.terms.policy import Allocation, Strategy
+
 WHOLE_PM: Final = 1000
+_FINE: Final = 10**30
+"""Ratios are exact up to such a common denominator: that of a thousand tenants has no end."""
 
 
 def filled(
@@ -70,6 +77,43 @@ def water(
     if after == before:
         return at(high)
     return at(low + (high - low) * (total - before) / (after - before))
+
+
+def entitled(
+    plan: Allocation, total: int, allocated: Mapping[str, int], demand: Mapping[str, int]
+) -> dict[str, int]:
+    """What each that wants something should have. By reservation what is reserved for it, or what
+    it has beyond that; by priority nobody has a part of its own, and each should have what it
+    wants."""
+    if plan.strategy is Strategy.FAIR_SHARE:
+        weights = {str(tenant): pm for tenant, pm in plan.weights_pm}
+        return filled(
+            total,
+            {tenant: weights.get(tenant, WHOLE_PM) for tenant in demand},
+            demand,
+            min_pm=plan.min_share_pm,
+            max_pm=plan.max_share_pm,
+        )
+    if plan.strategy is Strategy.RESERVATION:
+        reserved = {str(tenant): amount for tenant, amount in plan.reservations}
+        return {one: max(reserved.get(one, 0), allocated.get(one, 0)) for one in demand}
+    return {tenant: min(total, wanted) for tenant, wanted in demand.items()}
+
+
+def evenness(
+    allocated: Mapping[str, int], demand: Mapping[str, int], goals: Mapping[str, int]
+) -> Decimal:
+    """Jain's index over min(allocated, demand) / min(demand, entitled) of each that wants
+    something."""
+    goals = {tenant: min(wanted, goals.get(tenant, 0)) for tenant, wanted in demand.items()}
+    scale = min(_FINE, math.lcm(*(goal for goal in goals.values() if goal)))
+    return jain(
+        [
+            min(allocated.get(tenant, 0), demand[tenant]) * scale // goal
+            for tenant, goal in goals.items()
+            if goal
+        ]
+    )
 
 
 def jain(values: Sequence[int]) -> Decimal:

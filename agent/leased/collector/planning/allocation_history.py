@@ -19,11 +19,12 @@ import msgspec
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Interval, Reach
-from leased.collector.governance.fairness import jain
+from leased.collector.governance.fairness import entitled, evenness
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
 from leased.terms.moment import NS_PER_S
-from leased.terms.resource import UNIT, ResourceKind
+from leased.terms.policy import Allocation
+from leased.terms.resource import UNIT
 
 POINTS_MAX: Final = 500
 _THOUSANDTH: Final = Decimal("0.001")
@@ -32,7 +33,8 @@ _THOUSANDTH: Final = Decimal("0.001")
 class AllocationPoint(msgspec.Struct, frozen=True):
     """Means over the time from `ts` on, in units of the kind. `allocation_ratio` is allocated of
     capacity; `efficiency` what was used of what was allocated, null where nobody measured it;
-    `fairness_index` is over the tenants that held something."""
+    `fairness_index` is Jain's over the tenants that held something, of what each held to what it
+    was entitled to by the strategy of today. What somebody wanted and had not is not in it."""
 
     ts: str
     allocated: Decimal
@@ -59,9 +61,11 @@ was seen), as telemetry has it."""
 
 
 def allocations(
-    accounts: Accounts, period: str, kind: ResourceKind, shares: Shares | None = None
+    accounts: Accounts, period: str, plan: Allocation, shares: Shares | None = None
 ) -> AllocationHistory:
-    """The last `period`. Raises InvalidParameter, NoData."""
+    """The last `period` of a kind, as it is divided by its `plan`. Raises InvalidParameter,
+    NoData."""
+    kind = plan.kind
     window = accounts.last(period)
     hours = -(-len(window.hours) // POINTS_MAX) or 1
     held: dict[int, dict[str, int]] = {}
@@ -86,7 +90,7 @@ def allocations(
             min(hours, len(window.hours) - point * hours),
             held.get(point, {}),
             there.get(point, 0),
-            UNIT[kind],
+            plan,
             used.get(point, (0, 0)),
         )
         for point in range(count)
@@ -106,10 +110,10 @@ def _point(
     hours: int,
     tenants: dict[str, int],
     capacity_ns: int,
-    unit: int,
+    plan: Allocation,
     used: tuple[int, int],
 ) -> AllocationPoint:
-    whole = unit * hours * HOUR_NS
+    whole = UNIT[plan.kind] * hours * HOUR_NS
     held_ns = sum(tenants.values())
     ratio = None
     if capacity_ns:
@@ -120,5 +124,5 @@ def _point(
         (Decimal(capacity_ns) / whole).quantize(_THOUSANDTH, ROUND_DOWN),
         ratio,
         Decimal(min(1000, used[0] * 1000 // used[1])).scaleb(-3) if used[1] else None,
-        jain(list(tenants.values())),
+        evenness(tenants, tenants, entitled(plan, capacity_ns, tenants, tenants)),
     )

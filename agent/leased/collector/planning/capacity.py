@@ -126,14 +126,16 @@ def idle(accounts: Accounts) -> Idle:
     listed: list[IdleResource] = []
     ends = {node.node_id: node.watermark_ns for node in accounts.source.nodes()}
     decimals = accounts.terms.infrastructure.decimals
-    for stretch in accounts.source.quiet(window.pair):
+    for stretch in accounts.source.quiet((0, now_ns)):
         length_ns = stretch.to_ns - stretch.from_ns
         if length_ns < HOUR_NS:
             continue
-        cost = prices.get(stretch.node_id, Fraction(0)) * Fraction(length_ns, HOUR_NS)
-        waste += cost
-        if stretch.to_ns >= min(window.to_ns, ends.get(stretch.node_id, 0)):
-            listed.append(_idle_row(stretch, cost, decimals))
+        price = prices.get(stretch.node_id, Fraction(0))
+        lately_ns = stretch.to_ns - max(stretch.from_ns, window.from_ns)
+        waste += price * Fraction(max(0, lately_ns), HOUR_NS)
+        if stretch.to_ns >= min(now_ns, ends.get(stretch.node_id, 0)):
+            # Since when it is idle, however long that is.
+            listed.append(_idle_row(stretch, price * Fraction(length_ns, HOUR_NS), decimals))
     return Idle(
         listed,
         Decimal(fixed(rounded(waste, decimals), decimals)),

@@ -45,7 +45,9 @@ def register(verbs: Verbs) -> None:
 
 
 def _narrow(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--last", default="1h", metavar="PERIOD", help="default: 1h")
+    parser.add_argument(
+        "--last", default="1h", metavar="PERIOD", help="back from now (default: 1h)"
+    )
     parser.add_argument("--node", default="", help="only this node (its id in hex)")
 
 

@@ -16,7 +16,7 @@ import msgspec
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.planning import advice
 from leased.collector.telemetry.store import recorded
-from leased.collector.verbs.store import add_terms, opened
+from leased.collector.verbs.store import add_last, add_terms, opened
 from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
@@ -56,7 +56,7 @@ def register(verbs: Verbs) -> None:
         "which resource each workload lives by",
         "leased-collector sensitivity --last 30d",
     )
-    one.add_argument("--last", default="30d", metavar="PERIOD")
+    add_last(one, "30d")
     _finish(one, sensitivity)
 
 

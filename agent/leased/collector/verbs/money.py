@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -19,13 +20,16 @@ import msgspec
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.cost_shares import GroupBy
 from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.accounts.invoices import Invoices
+from leased.collector.accounts.lease_rows import question, usage_by_lease
 from leased.collector.accounts.periods import Window
+from leased.collector.archive.archive import ArchiveReader
 from leased.collector.planning import capacity as looks
 from leased.collector.planning import forecast as futures
-from leased.collector.verbs.store import add_terms, opened
+from leased.collector.verbs.store import add_last, add_terms, opened
 from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
@@ -57,11 +61,14 @@ def register(verbs: Verbs) -> None:
     one = _add(verbs, "usage", "what a tenant held, hour by hour", "usage acme --last 7d", _usage)
     one.add_argument("tenant", help="whose")
     _add_window(one)
-    one.add_argument("--by", choices=("hour", "day", "total"), default="day", help="default: day")
+    one.add_argument(
+        "--by", choices=("hour", "day", "lease", "total"), default="day", help="default: day"
+    )
     one = _add(verbs, "costs", "what every tenant cost", "costs --last 30d --top 5", _costs)
     _add_window(one)
     one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
     one.add_argument("--basis", choices=[b.value for b in Basis], default=Basis.RATE_CARD.value)
+    one.add_argument("--group-by", choices=[g.value for g in GroupBy], help="besides by tenant")
     _register_bills(verbs)
     one = _add(
         verbs,
@@ -102,7 +109,7 @@ def register(verbs: Verbs) -> None:
         "reservations --last 90d",
         lambda accounts, options: looks.reservations(accounts, options.last),
     )
-    one.add_argument("--last", default="90d", metavar="PERIOD")
+    add_last(one, "90d")
 
 
 def _register_bills(verbs: Verbs) -> None:
@@ -145,7 +152,7 @@ def _add(
 
 
 def _add_window(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--last", default="30d", metavar="PERIOD", help="default: 30d")
+    add_last(parser, "30d")
     parser.add_argument("--start", metavar="DATE", help="instead of --last")
     parser.add_argument("--end", metavar="DATE", help="its whole day")
 
@@ -157,11 +164,16 @@ def _window(accounts: Accounts, options: argparse.Namespace) -> Window:
 
 
 def _usage(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
-    return accounts.usage(options.tenant, _window(accounts, options), options.by)
+    window = _window(accounts, options)
+    if options.by == "lease":
+        with closing(ArchiveReader(options.state)) as archive:
+            return usage_by_lease(archive, question(accounts, options.tenant, window))
+    return accounts.usage(options.tenant, window, options.by)
 
 
 def _costs(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:
-    return accounts.costs(_window(accounts, options), top=options.top, basis=options.basis)
+    window, by = _window(accounts, options), options.group_by
+    return accounts.costs(window, top=options.top, basis=options.basis, group_by=by)
 
 
 def _bill(accounts: Accounts, options: argparse.Namespace) -> msgspec.Struct:

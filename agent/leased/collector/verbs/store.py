@@ -12,6 +12,7 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +23,13 @@ from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.manifests import is_there
 from leased.collector.config import CONFIG
 from leased.collector.demo import DAY_NS, Wish, make_fleet
+from leased.collector.fleet import Fleet
 from leased.collector.metering.engines import load_store, maker
 from leased.collector.metering.reference import read_archive
 from leased.collector.metering.sources import Source
 from leased.collector.metering.store import Refreshed, Store
 from leased.collector.metering.store_source import StoreSource
+from leased.collector.telemetry import demo as telemetry
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.economics.contracts import Terms
@@ -86,6 +89,16 @@ def add_terms(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help=f"prices and engine (default: {CONFIG})"
+    )
+
+
+def add_last(parser: argparse.ArgumentParser, default: str) -> None:
+    """How far back, by the records: whatever the clock says, the same records give the same."""
+    parser.add_argument(
+        "--last",
+        default=default,
+        metavar="PERIOD",
+        help=f"back from the last full hour that the fleet's records reach (default: {default})",
     )
 
 
@@ -165,8 +178,18 @@ def demo(options: argparse.Namespace, console: Console) -> int:
         _make(options, console)
     if options.serve:
         console.note("look around: the console is at /, the API below /v1")
-        return serve(options, console)
+        return serve(options, console, beside=partial(_go_on, options=options, console=console))
     return 0
+
+
+async def _go_on(desk: Any, *, options: argparse.Namespace, console: Console) -> None:
+    """Its hosts send telemetry for as long as it is served."""
+
+    def fleet() -> Fleet:
+        # Before all records are read, leases are there that have ended since.
+        return desk.books.fleet if desk.books.is_read else Fleet()
+
+    await telemetry.follow(options.state, fleet, desk.telemetry, console.wall_ns)
 
 
 def _make(options: argparse.Namespace, console: Console) -> None:
@@ -176,8 +199,11 @@ def _make(options: argparse.Namespace, console: Console) -> None:
     )
     archive = Archive(options.state)
     try:
-        records = make_fleet(archive, wish, console.progress)
+        watch = telemetry.Watch(wish.until_ns)
+        records = make_fleet(archive, wish, console.progress, watch)
         done = Store(options.state).refresh(archive, progress=console.progress)
+        console.progress("telemetry")
+        telemetry.fill(options.state, watch.held(), wish.until_ns, console.wall_ns())
     finally:
         archive.close()
         console.end_progress()

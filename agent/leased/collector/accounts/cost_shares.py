@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shares of a cost: by whatever name, the largest first, and all of it.
+
+Rule: parts and shares are rounded by the largest remainder, so that they add up; who is not among
+the first so many is in OTHER, last. What a group has none of (no tag, no tier) is a group without a
+name.
+
+Does not price (`attribution`).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, Final, TypeVar
+
+from leased.collector.accounts.answers import GroupCost, NamedCost
+from leased.economics.amounts import rounded, split
+from leased.economics.attribution import Basis, attribute
+from leased.economics.contracts import Terms
+from leased.economics.meter import UsageKey
+from leased.economics.pools import Pool
+from leased.economics.statement import fixed
+
+OTHER: Final = "OTHER"
+Name = TypeVar("Name", str, str | None)
+
+
+class GroupBy(enum.StrEnum):
+    """What costs of tenants can be put together by: tags, and what was held."""
+
+    COST_CENTER = "cost_center"
+    PROJECT = "project"
+    REQUEST_CLASS = "request_class"
+    BUDGET_GROUP = "budget_group"
+    KIND = "kind"
+    TIER = "tier"
+    PRIORITY = "priority"
+
+
+def groups(
+    cells: Iterable[tuple[UsageKey, int]], terms: Terms, basis: Basis, by: GroupBy
+) -> dict[str | None, Fraction]:
+    """What tenants' cells cost, by one of the words that a usage row has."""
+    found: dict[str | None, list[tuple[UsageKey, int]]] = {}
+    for key, amount in cells:
+        if key.pool is Pool.TENANT:
+            found.setdefault(_name(key, by), []).append((key, amount))
+    return {name: attribute(some, terms, basis).tenants_total for name, some in found.items()}
+
+
+def _name(key: UsageKey, by: GroupBy) -> str | None:
+    if by in (GroupBy.KIND, GroupBy.TIER, GroupBy.PRIORITY):
+        what: Any = getattr(key, by.value)
+        return None if what is None else str(what.name.lower())
+    return None if key.tag is None else str(getattr(key.tag, by.value)) or None
+
+
+def first(costs: Mapping[Any, Fraction], top: int) -> list[tuple[Any, Fraction]]:
+    """The first `top`, largest first, and the rest as OTHER."""
+    ranked = sorted(costs.items(), key=lambda item: (-item[1], item[0] or ""))
+    named, rest = ranked[:top], ranked[top:]
+    if rest:
+        named.append((OTHER, sum((cost for _, cost in rest), Fraction(0))))
+    return named
+
+
+def parts(named: list[tuple[Name, Fraction]], total: int) -> list[tuple[Name, int, Decimal]]:
+    """Each with its part of `total` and its share in hundredths, both adding up."""
+    weights = [max(Fraction(0), cost) for _, cost in named]
+    hundredths = split(100, weights) if any(weights) else [0] * len(named)
+    shares = [Decimal(share).scaleb(-2) for share in hundredths]
+    names = [name for name, _ in named]
+    return list(zip(names, split(total, weights), shares, strict=True))
+
+
+def group_costs(
+    costs: Mapping[str | None, Fraction], top: int, total: int, decimals: int
+) -> list[GroupCost]:
+    """Groups as they are told."""
+    return [
+        GroupCost(name, money(part, decimals), share)
+        for name, part, share in parts(first(costs, top), total)
+    ]
+
+
+def named_costs(costs: Mapping[str, Fraction], decimals: int) -> list[NamedCost]:
+    """Costs by name, largest first; shares of what is positive."""
+    ranked = sorted(costs.items(), key=lambda item: (-item[1], item[0]))
+    weights = [max(Fraction(0), cost) for _, cost in ranked]
+    hundredths = split(100, weights) if any(weights) else [0] * len(ranked)
+    return [
+        NamedCost(name, money(rounded(cost, decimals), decimals), Decimal(share).scaleb(-2))
+        for (name, cost), share in zip(ranked, hundredths, strict=True)
+    ]
+
+
+def money(amount: int, decimals: int) -> Decimal:
+    """Whole units of 10**-decimals as a number."""
+    return Decimal(fixed(amount, decimals))

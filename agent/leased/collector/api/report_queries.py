@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be asked of the accounts over HTTP: one struct for each route, its fields the
+parameters.
+
+Rule: a parameter says what it may be; what a date or a period means is the accounts' (`periods`).
+
+Does not answer (`reports`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from leased.collector.accounts.cost_shares import GroupBy
+from leased.collector.api.forms import DAY, HORIZON, PERIOD, Tenant
+from leased.economics.attribution import Basis, Spread
+
+Period = Annotated[
+    str,
+    Meta(
+        pattern=PERIOD,
+        description='such as "24h", "30d" or "4w", back from the last full hour of the records',
+    ),
+]
+Month = Annotated[str, Meta(pattern="^[0-9]{4}-(0[1-9]|1[0-2])$", description='such as "2026-01"')]
+Day = Annotated[
+    str,
+    Meta(
+        pattern=DAY,
+        max_length=40,
+        description="a date, or an instant on a full hour",
+    ),
+]
+
+
+class CostsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which time; `top` tenants, and groups, by name, the others in OTHER."""
+
+    period: Period = "30d"
+    start: Day | None = None
+    end: Day | None = None
+    top: Annotated[int, Meta(ge=1, le=1000)] = 10
+    basis: Basis = Basis.RATE_CARD
+    group_by: GroupBy | None = None
+
+
+class SummaryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose bill of which month."""
+
+    tenant: Tenant
+    month: Month
+
+
+class UsageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose usage: from `start` to `end`, a date as an end being the whole of it; or of a
+    `period`."""
+
+    tenant: Tenant
+    start: Day | None = None
+    end: Day | None = None
+    period: Period | None = None
+    granularity: Annotated[
+        str,
+        Meta(
+            pattern="^(hour|day|lease|total)$",
+            description="lease: each lease by itself, with the records that it follows from,"
+            " folded anew from the sealed chains. That takes as long as they are.",
+        ),
+    ] = "hour"
+    format: Annotated[str, Meta(pattern=r"^(json|csv|focus-1\.2|focus-1\.4)$")] | None = None
+
+
+class ChargebackQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which month, and what happens to shared cost."""
+
+    month: Month
+    spread: Spread = Spread.NONE
+
+
+class ForecastQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far, and of what."""
+
+    horizon: Annotated[str, Meta(pattern=HORIZON)] = "90d"
+    kind: Annotated[str, Meta(pattern="^(cpu|gpu|mem|block|net)$")] = "cpu"
+
+
+class HistoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far back, and of what."""
+
+    period: Period = "24h"
+    kind: Annotated[str, Meta(pattern="^(cpu|gpu|mem|block|net)$")] = "cpu"
+
+
+class PeriodQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far back."""
+
+    period: Period = "90d"
+
+
+class LatencyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of the leases of which time, and for which targets."""
+
+    period: Period = "30d"
+    targets: (
+        Annotated[
+            str,
+            Meta(pattern=r"^[1-9][0-9]{0,9}(,[1-9][0-9]{0,9}){0,9}$", description="ms, by commas"),
+        ]
+        | None
+    ) = None
+
+
+class RightSizingQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far back, and by which percentile of use."""
+
+    period: Annotated[
+        str, Meta(pattern=PERIOD, description='such as "24h", "30d" or "4w", back from now')
+    ] = "7d"
+    percentile: Annotated[int, Meta(ge=50, le=100)] = 95

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The telemetry of a demonstration fleet: by the receiver's own door, the same by the seed, and
+with something of everything in it."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import trio
+
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.archive.archive import Archive, ArchiveReader
+from leased.collector.fleet import Fleet
+from leased.collector.main import main
+from leased.collector.metering.store import Store as Usage
+from leased.collector.metering.store_source import StoreSource
+from leased.collector.planning.allocation_history import allocations
+from leased.collector.telemetry import views
+from leased.collector.telemetry.demo import EVERY_NS, LATELY_NS, follow, living
+from leased.collector.telemetry.receiver import Receiver
+from leased.collector.telemetry.store import NAME, Store
+from leased.ctl.console import Console
+from leased.economics.contracts import Terms
+from leased.economics.rates import DEFAULT_CARD
+from leased.economics.waste import Waste
+from leased.terms.policy import Allocation
+from leased.terms.quantity import parse_instant
+from leased.terms.resource import ResourceKind
+from tests.doubles.fleet_archive import sample
+
+NOW_NS = parse_instant("2026-01-05T09:30:00Z")
+HOUR_NS = 3_600 * 10**9
+
+
+def make(state: Path, seed: int = 3) -> Path:
+    console = Console(io.StringIO(), io.StringIO(), wall_ns=lambda: NOW_NS)
+    words = ["demo", "--nodes", "4", "--days", "12", "--seed", str(seed)]
+    assert main(["--state", str(state), *words], console) == 0
+    return state
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("demo") / "state")
+
+
+def rows(state: Path) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(state / NAME)) as base:
+        named = "SELECT node, resource, lease, tenant, name, attributes, r.* FROM series s"
+        found = base.execute(f"{named} JOIN rollups r ON r.series = s.id")
+        return sorted(row[:6] + row[7:] for row in found.fetchall())
+
+
+def test_the_same_seed_and_the_same_clock_make_the_same(made: Path, tmp_path: Path) -> None:
+    assert rows(made) == rows(make(tmp_path / "again"))
+    assert rows(made) != rows(make(tmp_path / "other", seed=4))
+
+
+def test_there_is_something_of_everything_in_the_last_hour(made: Path) -> None:
+    with closing(Store(made, reading=True)) as samples:
+        found = views.leases(samples, *views.windows(NOW_NS, HOUR_NS))
+        classes = Counter(one.waste for one in views.waste(found, DEFAULT_CARD))
+        assert {Waste.HEALTHY, Waste.IDLE, Waste.UNKNOWN} < classes.keys()
+        assert classes.keys() & {Waste.OVERPROVISIONED, Waste.PREMIUM}
+        seen = [one.utilization for one in found if one.utilization.mean_pm is not None]
+        assert {one.coverage_pm for one in seen} == {1000}
+        heats = views.heat(samples, NOW_NS // 10**9)
+        assert len({one.heat_pm for one in heats.values()}) > 1
+        assert any(views.waits(samples, *views.windows(NOW_NS, HOUR_NS)).values())
+        fleet = read(made)
+        assert {one.lease for one in found} <= {lease.lease_id for _, lease in fleet.leases()}
+
+
+def test_the_week_before_has_been_looked_at_every_hour(made: Path) -> None:
+    usage = StoreSource(Usage(made).rollups)
+    with closing(usage) as source, closing(Store(made, reading=True)) as samples:
+        plan, accounts = Allocation(ResourceKind.GPU), Accounts(source, Terms())
+        points = allocations(accounts, "7d", plan, samples.shares_by).points
+    told = [one.efficiency for one in points if one.allocated]
+    assert len(told) > 100 and None not in told
+    assert 0 < min(told) < max(told) < 1
+
+
+def read(state: Path) -> Fleet:
+    fleet = Fleet()
+    with closing(ArchiveReader(state)) as archive:
+        while fleet.follow(archive, 100_000):
+            pass
+    return fleet
+
+
+async def test_it_goes_on_where_it_was_left(made: Path, tmp_path: Path) -> None:
+    """Two hours later, looked around in again: the hour before is there at once."""
+    later_ns, state = NOW_NS + 2 * HOUR_NS, shutil.copytree(made, tmp_path / "state")
+    fleet, samples = read(state), Store(state)
+    looks = LATELY_NS // EVERY_NS * len({one.node for one in living(fleet)})
+    receiver = Receiver(samples, wall_ns=lambda: later_ns)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receiver.run)
+        nursery.start_soon(follow, state, lambda: fleet, receiver, lambda: later_ns)
+        while receiver.requests < looks:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert receiver.points and not receiver.rejected
+    found = views.leases(samples, *views.windows(later_ns, HOUR_NS))
+    samples.close()
+    assert {one.lease for one in found} == {one.lease for one in living(fleet)}
+
+
+def test_no_real_host_is_spoken_for(tmp_path: Path) -> None:
+    Archive(tmp_path / "state").close()
+    sample(tmp_path / "state", NOW_NS)
+    fleet = read(tmp_path / "state")
+    assert any(lease.is_held for _, lease in fleet.leases()) and living(fleet) == []
