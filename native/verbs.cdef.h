@@ -158,6 +158,7 @@ struct leased_stride {
 #define LEASED_SHAPE_TEXT    ...
 #define LEASED_SHAPE_FIELDS  ...
 #define LEASED_SHAPE_LIST    ...
+#define LEASED_SHAPE_AMOUNT  ...
 
 struct leased_shape {
 	uint64_t members;
@@ -225,6 +226,7 @@ size_t leased_leases_follow(struct leased_leases *leases, const uint8_t *moves, 
 struct leased_plan {
 	const struct leased_shape *shapes;
 	const uint32_t *roots;
+	uint64_t boot_ns_max;
 	uint8_t act[...];
 	uint8_t deadline[...];
 	uint8_t tells[...];

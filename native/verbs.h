@@ -196,9 +196,10 @@ struct leased_stride {
 #define LEASED_SHAPE_TEXT    5u
 #define LEASED_SHAPE_FIELDS  6u
 #define LEASED_SHAPE_LIST    7u
+#define LEASED_SHAPE_AMOUNT  8u /* an integer from 0 to the most there can be */
 
 struct leased_shape {
-	uint64_t members; /* of an enum: a bit for each of its values */
+	uint64_t members; /* of an enum: a bit for each of its values; of an amount: the most */
 	uint32_t first;   /* of fields: where they begin; of a list: what it is of */
 	uint16_t count;   /* of fields: how many; of bytes: how many exactly, 0 any */
 	uint8_t what;
@@ -271,6 +272,7 @@ size_t leased_leases_follow(struct leased_leases *leases, const uint8_t *moves, 
 struct leased_plan {
 	const struct leased_shape *shapes;
 	const uint32_t *roots;
+	uint64_t boot_ns_max;           /* a record of a later boot clock is judged */
 	uint8_t act[LEASED_KINDS];      /* 0: only its time counts; TIMELESS: nothing does */
 	uint8_t deadline[LEASED_KINDS]; /* which field; 0: none */
 	uint8_t tells[LEASED_KINDS];    /* what is held: always, where it changed, never */

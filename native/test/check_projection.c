@@ -83,9 +83,9 @@ void check_projection(void)
 {
 	const uint32_t roots[LEASED_SCHEMAS * LEASED_KINDS] = { [16] = 1, [18] = 1 };
 	const size_t body = sizeof good - 1;
-	struct leased_plan plan = { .shapes = shapes, .roots = roots, .effective = 3, .subject = 2,
-		.tenant = 0, .tag = 1, .priority = 2, .allotments = 3, .kind = 1, .tier = 2,
-		.capacity = 3 };
+	struct leased_plan plan = { .shapes = shapes, .roots = roots, .boot_ns_max = INT64_MAX,
+		.effective = 3, .subject = 2, .tenant = 0, .tag = 1, .priority = 2, .allotments = 3,
+		.kind = 1, .tier = 2, .capacity = 3 };
 	struct leased_projector *projector = leased_projector_new();
 	uint8_t frame[FRAME_MAX];
 	const uint8_t *bytes;

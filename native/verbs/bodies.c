@@ -63,6 +63,17 @@ static inline const uint8_t *past_integer(const uint8_t *p, const uint8_t *end, 
 	return below >= least ? p + bytes : NULL;
 }
 
+/* Past an integer from 0 to `most`. */
+static inline const uint8_t *past_amount(const uint8_t *p, const uint8_t *end, uint64_t most)
+{
+	unsigned small;
+	const unsigned head = *p;
+	const uint8_t *const past = past_integer(p, end, &small);
+	if (past == NULL || head >= 0xd0)
+		return NULL;
+	return head < 0x80 || be(p + 1, 1u << (head & 3)) <= most ? past : NULL;
+}
+
 /* Past one character of UTF-8 that is not ASCII (RFC 3629); NULL if it is none: cut short, longer
  * than need be, a surrogate, or beyond U+10FFFF. */
 static const uint8_t *past_character(const uint8_t *p, const uint8_t *end)
@@ -157,6 +168,8 @@ static const uint8_t *past(const struct leased_shape *shapes, uint32_t which, co
 	switch (shape->what) {
 	case LEASED_SHAPE_INTEGER:
 		return past_integer(p, end, &small);
+	case LEASED_SHAPE_AMOUNT:
+		return past_amount(p, end, shape->members);
 	case LEASED_SHAPE_ENUM:
 		p = past_integer(p, end, &small);
 		return small < 64 && shape->members >> small & 1 ? p : NULL;

@@ -380,7 +380,7 @@ int64_t leased_projector_take(struct leased_projector *p, const struct leased_pl
 		if (length > left || body_bytes > FRAME_BYTES_MAX ||
 			length != ((body_bytes + FRAME_BYTES_MIN + 7) & ~(size_t)7) ||
 			sequence < at->sequence || sequence >= end || kind >= LEASED_KINDS ||
-			boot_ns > INT64_MAX || plan->act[kind] == LEASED_ACT_JUDGED ||
+			boot_ns > plan->boot_ns_max || plan->act[kind] == LEASED_ACT_JUDGED ||
 			/* Of what changes no lease only the time counts, whatever it says. */
 			(frame[AT_SCHEMA] != SCHEMA && plan->act[kind] != 0))
 			break;

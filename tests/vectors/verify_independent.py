@@ -35,13 +35,13 @@ __all__ = ["Broken", "note_holds", "read_policy", "signature_holds", "tree_root"
 SUBJECT = ("s", "u", "u", "s", "?s", "?tag", "u", "u", ["allotment"], "b32", "?b", "?s")
 SHAPES = {
     "tag": ("s", "s", "s", "s", "u"),
-    "allotment": ("s", "u", "?u", "u"),
+    "allotment": ("s", "u", "?u", "n"),
     "inventory": (["resource"], ["absence"], ["s"]),
     "absence": ("u", "s"),
     "pair": ("s", "s"),
     "borrowed": ("u", "u"),
     "metered": ("s", "u", "i", "u", "b16"),
-    "resource": ("s", "u", "?u", "u", "u", "i", "s", "s", "?u", "?u", "?u", "?u", ["s"], ["pair"]),
+    "resource": ("s", "u", "?u", "n", "n", "i", "s", "s", "?u", "?u", "?u", "?u", ["s"], ["pair"]),
     "subject": SUBJECT,
 }
 LEASE = ("b16", "b16", "subject", "u", "u")
@@ -166,11 +166,12 @@ def fits(value: object, shape: object) -> bool:
             return isinstance(value, str)
         case "t":
             return isinstance(value, bool)
-        case "u" | "i":
+        case "u" | "i" | "n":
             return (
                 isinstance(value, int)
                 and not isinstance(value, bool)
                 and (shape == "i" or value >= 0)
+                and (shape != "n" or value <= 1 << 56)
             )
         case "b":
             return isinstance(value, bytes) and (shape == "b" or len(value) == int(shape[1:]))

@@ -34,6 +34,7 @@ BYTES: Final = lib.LEASED_SHAPE_BYTES
 TEXT: Final = lib.LEASED_SHAPE_TEXT
 FIELDS: Final = lib.LEASED_SHAPE_FIELDS
 LIST: Final = lib.LEASED_SHAPE_LIST
+AMOUNT: Final = lib.LEASED_SHAPE_AMOUNT
 
 STRIDE_RECORDS: Final = 4096
 """So much at a time: 2 ms, and 170 KiB of results."""

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import inspect
 
 from leased.chain import native
+from leased.terms import resource
 
 _Node = tuple[int, bool, int, int, int]
 _NOTHING: Final[_Node] = (0, False, 0, 0, 0)
@@ -64,6 +65,8 @@ def _shape(info: inspect.Type, nodes: list[_Node], size: int, *, nil: bool = Fal
     match info:
         case inspect.IntType(gt=None, ge=None, lt=None, le=None, multiple_of=None):
             return (native.INTEGER, nil, 0, 0, 0)
+        case inspect.IntType(gt=None, ge=0, lt=None, le=resource.AMOUNT_MAX, multiple_of=None):
+            return (native.AMOUNT, nil, 0, 0, resource.AMOUNT_MAX)
         case inspect.BoolType():
             return (native.BOOL, nil, 0, 0, 0)
         case inspect.BytesType(min_length=None, max_length=None):

@@ -98,6 +98,12 @@ def enrol(
             f"{name}: log {before[1]} is followed there and this is {log_id}: a node that begins "
             "a new log is enrolled again with `leased-collector enrol --replace`"
         )
+    if entry is None and any(one.log_id[:16] == log_id[:16] for one in manifest.logs()):
+        # Usage is reckoned by these eight bytes; among random ids two do not begin alike.
+        raise ConfigError(
+            f"{name}: log {log_id} begins as another that is followed: its id was not drawn, it "
+            "was chosen. Look at who runs that node"
+        )
     with manifest.transaction():
         if entry is None:
             state = encode_state(State(pinned))

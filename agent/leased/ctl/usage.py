@@ -107,7 +107,7 @@ class Books:
             )
         if self.ledger.orphans:
             console.note(
-                f"{self.ledger.orphans} records are of leases granted before the log begins"
+                f"{self.ledger.orphans} records are of what began before the log, or never did"
             )
 
     def _window(self, options: argparse.Namespace) -> tuple[int, int]:

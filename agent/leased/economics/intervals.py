@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from leased.economics.holding import Holding
 from leased.economics.pools import Disagreement, Interval, Pool
-from leased.economics.timeline import Timeline
+from leased.economics.timeline import BOOT_NS_MAX, Timeline
 from leased.terms.errors import ChainError
 from leased.terms.event import (
     Allocated,
@@ -90,6 +90,8 @@ class Ledger:
             raise ChainError(
                 "EVENT_ORDER", "records must be folded in sequence order", sequence=sequence
             )
+        if moment.boot_ns > BOOT_NS_MAX:
+            moment = Moment(moment.boot_id, BOOT_NS_MAX, moment.wall_ns)
         if self.boot_id is None:
             self._open_first_boot(sequence, moment)
         self.last_sequence = sequence
@@ -109,7 +111,7 @@ class Ledger:
 
     def pass_by(self, boot_ns: int) -> None:
         """Take note of a record of the current boot that changes nothing but the time."""
-        self.watermark_ns = max(self.watermark_ns, boot_ns)
+        self.watermark_ns = max(self.watermark_ns, min(boot_ns, BOOT_NS_MAX))
 
     def open_intervals(self) -> list[Interval]:
         """What is still open, as of the watermark, marked provisional."""
@@ -286,8 +288,8 @@ class Ledger:
             self._close(holding, self.watermark_ns, sequence, closed)
             capacity += holding.allotments[0].capacity
         if capacity < 0:
-            raise ChainError("EVENT_ORDER", "more was unfenced than was fenced", sequence=sequence)
-        if capacity:
+            self.orphans += 1  # more was unfenced than was fenced
+        if capacity > 0:
             allotment = Allotment(change.resource_id, change.kind, change.tier, capacity)
             self._fences[change.resource_id] = Holding(
                 Pool.FENCED, (allotment,), start_ns=self.watermark_ns, opened_by=sequence

@@ -13,11 +13,20 @@ Does not read a clock and does not know what a lease is.
 from __future__ import annotations
 
 from bisect import bisect_right
+from typing import Final
 
 import msgspec
 
 from leased.terms.identity import BootId
 from leased.terms.moment import Moment
+
+BOOT_NS_MAX: Final = 1 << 60
+"""Some 36 years, longer than any kernel counts. What a record says beyond it is taken as this: it
+was made up, and it is to bend the figures of its own node, not to end those of the fleet."""
+
+LABEL_NS_MAX: Final = 1 << 62
+"""The year 2116, from which on no era begins: the last may yet last as long as a boot can, and is
+within 63 bits."""
 
 
 class Era(msgspec.Struct, frozen=True):
@@ -57,7 +66,7 @@ class Timeline:
         if self._eras:
             last = self._eras[-1]
             label_ns = max(label_ns, last.label_ns + max(0, previous_end_ns - last.start_ns))
-        era = Era(moment.boot_id, moment.boot_ns, label_ns)
+        era = Era(moment.boot_id, moment.boot_ns, min(label_ns, LABEL_NS_MAX))
         self._eras.append(era)
         starts, eras = self._starts.setdefault(moment.boot_id, ([], []))
         starts.append(moment.boot_ns)

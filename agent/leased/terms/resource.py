@@ -18,8 +18,15 @@ from __future__ import annotations
 import enum
 import functools
 from functools import lru_cache
+from typing import Annotated, Final
 
 import msgspec
+
+AMOUNT_MAX: Final = 1 << 56
+
+Amount = Annotated[int, msgspec.Meta(ge=0, le=AMOUNT_MAX)]
+"""A capacity as records may say it: more than anything has (64 PiB), and so little that sums over a
+month of a fleet fit 38 digits, whatever a node seals."""
 
 
 class ResourceKind(enum.IntEnum):
@@ -149,8 +156,8 @@ class Resource(msgspec.Struct, frozen=True, array_like=True, gc=False):
     resource_id: str
     kind: ResourceKind
     tier: TierKind | None
-    capacity: int
-    granule: int
+    capacity: Amount
+    granule: Amount
     node: int = -1
     evidence: Evidence = Evidence.MEASURED
     health: Health = Health.OK
@@ -184,7 +191,7 @@ class Allotment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     resource_id: str
     kind: ResourceKind
     tier: TierKind | None
-    capacity: int
+    capacity: Amount
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -231,7 +231,7 @@ def test_every_kind_is_projected_alike() -> None:
 @given(st.data())
 def test_any_subject_is_projected_alike(draw: st.DataObject) -> None:
     """Names of any length and letters, many allotments, numbers at their edges."""
-    numbers = st.sampled_from([0, 1, 127, 128, 255, 65_536, 2**32, 2**53, 2**63 - 1])
+    numbers = st.sampled_from([0, 1, 127, 128, 255, 65_536, 2**32, 2**53, 2**56])
     names = st.text(max_size=40) | st.sampled_from(["", "a" * 15, "a" * 16, "a" * 31, "a" * 300])
     tags = st.none() | st.builds(AccountingTag, names, names, names, names, numbers)
     allotments = st.builds(

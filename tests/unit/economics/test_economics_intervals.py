@@ -228,7 +228,15 @@ def test_contradictions_stop_the_fold() -> None:
         fold(history.records)
     with pytest.raises(ChainError, match="sequence order"):
         fold([history.records[0], history.records[0]])
-    other = History()
-    other.fence_resource(memory(10), fenced=False)
-    with pytest.raises(ChainError, match="more was unfenced"):
-        fold(other.records)
+
+
+def test_more_unfenced_than_fenced_is_nothing_fenced() -> None:
+    """No node does it; one that says so is not to end the usage of a fleet."""
+    history = History()
+    history.fence_resource(memory(10), fenced=True)
+    history.boot_ns += 5
+    history.fence_resource(memory(11), fenced=False)
+    history.touch()
+    ledger, found = fold(history.records)
+    assert ledger.orphans == 1 and not ledger.open_intervals()
+    assert [(one.pool, one.allotment.capacity) for one in found] == [(Pool.FENCED, 10)]

@@ -27,6 +27,7 @@ from leased.collector.metering.projection import (
     tag_of,
     tag_text,
 )
+from leased.economics.timeline import BOOT_NS_MAX
 from leased.terms.event import (
     KIND,
     Allocated,
@@ -260,6 +261,7 @@ def _make_plan() -> object:
     """What C must know of events, made of their classes."""
     plan = ffi.new("struct leased_plan *")
     plan.shapes, plan.roots = SHAPES.raw
+    plan.boot_ns_max = BOOT_NS_MAX
     for kind in range(lib.LEASED_KINDS):
         plan.act[kind] = lib.LEASED_ACT_JUDGED
     for event, kind in KIND.items():

@@ -25,6 +25,7 @@ from leased.collector.metering.lives import ActRow, HoldRow, settle
 from leased.economics.intervals import Ledger
 from leased.economics.peaks import labelled
 from leased.economics.pools import Interval, Pool
+from leased.economics.timeline import BOOT_NS_MAX
 from leased.terms.event import (
     KIND,
     Allocated,
@@ -61,7 +62,8 @@ ACT: Final[dict[type, int]] = {
 }
 RARE: Final = (NodeStarted, ClockStepped, InventoryChanged, ResourceFenced, CordonChanged)
 NEVER_NS: Final = (1 << 63) - 1
-"""Later than any deadline that can come; what SQL has for "no deadline"."""
+"""Later than any deadline that can come; what SQL has for "no deadline". No record has it for its
+sequence either."""
 
 _packed = msgspec.msgpack.Encoder().encode
 _json = msgspec.json.Encoder().encode
@@ -162,6 +164,8 @@ class Projector:
 
     def observe(self, sequence: int, event: object, moment: Moment) -> None:
         """Project one record."""
+        if moment.boot_ns > BOOT_NS_MAX:
+            moment = Moment(moment.boot_id, BOOT_NS_MAX, moment.wall_ns)
         kind = type(event)
         self._next_seq, self._sealed_ns = sequence + 1, moment.boot_ns
         if self._boot < 0 or kind in RARE:
@@ -174,7 +178,7 @@ class Projector:
         if isinstance(event, Voided):
             at_ns = self._watermark_ns
             row = (self._log, sequence, self._boot, 0, 0, act, at_ns, at_ns)
-            self._rows.act((*row, None, None, event.sequence))
+            self._rows.act((*row, None, None, min(event.sequence, NEVER_NS)))
         elif isinstance(event, LeaseEvent):
             self._act(sequence, event, act)
 

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node whose chain verifies and says what cannot be: its own figures suffer by it, and nobody
+else's. Root on a node may seal what it likes; the archive keeps that for good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from leased.chain.canonical import decode, encode, schema_of
+from leased.chain.head import GENESIS
+from leased.chain.sealer import Sealer
+from leased.chain.tree import EMPTY
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.archive.archive import Archive, LogEntry, Page
+from leased.collector.archive.manifest import Manifest
+from leased.collector.demo import Wish, make_fleet
+from leased.collector.enrolment import enrol
+from leased.collector.ingest import Pinned
+from leased.collector.metering.store import Store
+from leased.collector.metering.store_source import StoreSource
+from leased.economics.contracts import Terms
+from leased.terms import event as e
+from leased.terms.errors import ChainError, ConfigError
+from leased.terms.moment import Moment
+from leased.terms.resource import AMOUNT_MAX
+from tests.doubles.logs import CountedEntropy, events_of_every_kind, lease_life, moment_at, started
+
+UNTIL_NS = 1_767_225_600 * 10**9
+EXTREMES = (0, AMOUNT_MAX, AMOUNT_MAX + 1, 2**63 - 1, 2**63, 2**64 - 1, -1, -(2**63))
+CLOCKS = (0, 1 << 60, 2**63 - 1, 2**63, 2**64 - 1)
+Records = list[tuple[e.Event, Moment]]
+
+
+def with_numbers(value: Any, extreme: int) -> Iterator[Any]:
+    """The value once for each number in it, that number another."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield extreme
+    elif isinstance(value, list):
+        for at, one in enumerate(value):
+            for changed in with_numbers(one, extreme):
+                yield [*value[:at], changed, *value[at + 1 :]]
+
+
+def sayable(event: e.Event) -> Iterator[e.Event]:
+    """The event with each of its numbers at each edge, as far as a record can say it."""
+    kind, schema = e.KIND[type(event)], schema_of(event)
+    for extreme in EXTREMES:
+        for changed in with_numbers(msgspec.msgpack.decode(encode(event)), extreme):
+            try:
+                told = decode(kind, schema, msgspec.msgpack.encode(changed))
+            except ChainError:
+                continue
+            assert isinstance(told, e.Event)
+            yield told
+
+
+def wild_histories() -> Iterator[Records]:
+    """Of everything that bears on usage: among leases that begin, go on and end."""
+    for event in events_of_every_kind():
+        for changed in sayable(event):
+            begun = [] if isinstance(changed, e.NodeStarted) else [started()]
+            told = [*begun, *lease_life(1), changed, *lease_life(2)[:2]]
+            yield [(one, moment_at(at)) for at, one in enumerate(told)]
+    for clock in CLOCKS:
+        for field in ("boot_ns", "wall_ns"):
+            for event in (started(), e.ClockStepped(started().event_id, 5), *lease_life(3)[:1]):
+                told = [started(), *lease_life(1), event, *lease_life(2)[:2]]
+                records = [(one, moment_at(at)) for at, one in enumerate(told)]
+                at = told.index(event, 1)
+                wild = msgspec.structs.replace(records[at][1], **{field: clock})
+                yield [*records[:at], (event, wild), *records[at + 1 :]]
+
+
+def keep(archive: Archive, number: int, records: Records) -> None:
+    """As a log of its own."""
+    log_id = number.to_bytes(4, "big") * 4
+    sealer = Sealer(log_id, GENESIS, EMPTY, 1, entropy=CountedEntropy(log_id))
+    sealed = [sealer.seal([one]) for one in records]
+    frames, head = b"".join(one.frames for one in sealed), sealed[-1].new_head
+    name = f"wild-{number}"
+    archive.add_log(LogEntry(log_id.hex(), log_id.hex(), name, f"{name}.test", GENESIS))
+    page = Page(log_id.hex(), GENESIS, head, frames, b"", head.size - 1, "", UNTIL_NS)
+    assert archive.persist([page]) == [None]
+
+
+def bills(state: Path) -> dict[str, bytes]:
+    """Those of the honest tenants, without whose chains they are of."""
+    accounts = Accounts(StoreSource(Store(state).rollups), Terms())
+    honest = sorted(one for one in accounts.source.tenants() if one != "research")
+    told = {one: accounts.bill(one, "2025-12") for one in honest}
+    return {one: msgspec.json.encode(bill.line_items) for one, bill in told.items()}
+
+
+def test_what_one_node_says_ends_nobody_elses_bill(tmp_path: Path) -> None:
+    archive = Archive(tmp_path / "state")
+    try:
+        make_fleet(archive, Wish(nodes=1, days=35, seed=7, until_ns=UNTIL_NS, leases_per_day=12))
+        Store(tmp_path / "state").refresh(archive)
+        before = bills(tmp_path / "state")
+        assert len(before) > 2
+        histories = list(wild_histories())
+        assert len(histories) > 1000
+        for number, records in enumerate(histories, start=1):
+            keep(archive, number, records)
+        Store(tmp_path / "state").refresh(archive)
+        assert bills(tmp_path / "state") == before
+    finally:
+        archive.close()
+
+
+@pytest.mark.parametrize("amount", [-1, AMOUNT_MAX + 1, 2**64 - 1])
+def test_an_amount_that_nothing_has_is_no_record(amount: int) -> None:
+    granted = lease_life(1)[0]
+    raw = msgspec.msgpack.decode(encode(granted))
+    raw[2][8][0][3] = amount
+    with pytest.raises(ChainError, match="BAD_BODY"):
+        decode(e.KIND[e.Allocated], 1, msgspec.msgpack.encode(raw))
+
+
+def test_a_log_whose_id_begins_as_anothers_is_not_followed(tmp_path: Path) -> None:
+    """Usage is reckoned by eight bytes of it: one such log would end the usage of all."""
+    manifest = Manifest(tmp_path)
+    first = Pinned(b"12345678abcdefgh", b"n" * 16, "one.test", b"k" * 32, 0, 0, None)
+    other = msgspec.structs.replace(first, log_id=b"12345678ijklmnop", node_id=b"m" * 16)
+    try:
+        assert enrol(manifest, "one", "https://one:7443", first)
+        with pytest.raises(ConfigError, match="it was chosen"):
+            enrol(manifest, "two", "https://two:7443", other)
+        assert [name for name, _, _ in manifest.nodes()] == ["one"]
+    finally:
+        manifest.close()
