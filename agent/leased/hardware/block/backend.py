@@ -47,13 +47,14 @@ from leased.hardware.block.survey import candidates, survey
 from leased.hardware.calls import Surveyed
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.remembered import Remembered
 from leased.hardware.starting import STARTING_NS
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_BLOCK, DeviceRule
 from leased.ports import Access, Holder, ObjectKind, Revocable
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
-from leased.terms.resource import Absence, Allotment, ResourceKind
+from leased.terms.resource import Absence, Allotment, Resource, ResourceKind
 from leased.terms.teardown import StepReport
 
 ACCESS_NAME: Final = "LEASE_BLOCK_"
@@ -76,7 +77,7 @@ class BlockBackend:
         self._crew = crew
         self._hardware = config
         self._config = config.block
-        self._last: Surveyed | None = None
+        self._remembered = Remembered()
         self._known: dict[tuple[str, int, str], Examined] = {}
         self._drives: dict[str, str] = {}
         self._ways: dict[tuple[LeaseId, str], str] = {}
@@ -93,6 +94,10 @@ class BlockBackend:
 
     # -- seeing ------------------------------------------------------------------------------------
 
+    def remember(self, sealed: Iterable[Resource]) -> None:
+        """What an earlier run has seen, before this one looks."""
+        self._remembered.take(sealed)
+
     async def survey(self) -> Surveyed:
         """Which namespaces may be leased, and why the others may not."""
         if self._config.offer is Offer.NONE:
@@ -105,12 +110,16 @@ class BlockBackend:
             examined = await self._examine(offered, leased)
         except DeviceError as error:
             # A survey that failed is not an empty host.
-            return self._last or _absent(f"no namespace: {error}")
+            why = f"no namespace: {error}"
+            return self._remembered.stand_in(why) or _absent(why)
         finally:
             self._crew.dismiss(SURVEYOR)
         await self._sweep()
-        self._last = survey(offered, examined, self._config, (*notes, *troubles))
-        return self._last
+        found = survey(offered, examined, self._config, (*notes, *troubles))
+        silent = {one: said for one, said in examined.items() if isinstance(said, str)}
+        return self._remembered.complete(
+            found, lambda one: silent.get(identity_in(one.resource_id), "")
+        )
 
     async def _look(self) -> tuple[calls.Seen, tuple[str, ...]]:
         troubles: tuple[str, ...] = ()
@@ -377,15 +386,9 @@ class BlockBackend:
         return f"block {what}{(drives.index(nqn) if nqn in drives else 0) % WORKERS_MAX}"
 
     async def _ask(
-        self,
-        worker: str,
-        verb: str,
-        argument: msgspec.Struct,
-        returns: type[_T],
-        *,
-        extra_ns: int = 0,
+        self, worker: str, verb: str, asked: msgspec.Struct, returns: type[_T], extra_ns: int = 0
     ) -> _T:
-        return await self._crew.task(worker, "block", verb, argument, returns, extra_ns=extra_ns)
+        return await self._crew.task(worker, "block", verb, asked, returns, extra_ns=extra_ns)
 
 
 def _seed(lease: Lease, identity: str) -> bytes:

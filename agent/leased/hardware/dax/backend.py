@@ -30,13 +30,22 @@ from leased.hardware.crew import Crew
 from leased.hardware.dax import calls
 from leased.hardware.dax.ranges import Range
 from leased.hardware.dax.survey import NOT_OFFERED, describe
+from leased.hardware.remembered import Remembered
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_CHAR, DeviceRule
 from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_S
-from leased.terms.resource import Absence, Allotment, Health, ResourceKind, Shape, shape_of
+from leased.terms.resource import (
+    Absence,
+    Allotment,
+    Health,
+    Resource,
+    ResourceKind,
+    Shape,
+    shape_of,
+)
 from leased.terms.teardown import StepReport, TeardownStep
 
 T = TypeVar("T")
@@ -58,7 +67,7 @@ class DaxBackend:
         self._crew = crew
         self._hardware = hardware
         self._config = hardware.dax
-        self._last: Surveyed | None = None
+        self._remembered = Remembered()
         self._ranges: dict[str, Range] = {}
         self._clean: set[str] = set()
         self._outcomes: dict[tuple[LeaseId, str], tuple[StepReport, ...]] = {}
@@ -73,23 +82,26 @@ class DaxBackend:
 
     # -- what there is -----------------------------------------------------------------------------
 
+    def remember(self, sealed: Iterable[Resource]) -> None:
+        """What an earlier run has seen, before this one looks."""
+        self._remembered.take(sealed)
+
     async def survey(self) -> Surveyed:
         """Every range as it is now; while a call hangs in one, as it was before."""
         if not self._config.offer:
             return Surveyed((), (Absence(ResourceKind.MEM, NOT_OFFERED),), ())
-        stuck = [i for i in self._ranges if self._is_stuck(i)]
-        if not stuck:
-            try:
-                seen = await self._look()
-            except DeviceError as error:
-                if self._last is not None:
-                    return self._last
-                return Surveyed((), (Absence(ResourceKind.MEM, f"device-dax: {error}"),), ())
-            self._last = describe(seen.ranges, seen.nodes, seen.speeds, self._config)
-        elif self._last is not None:
-            self._last = _mark_sick(self._last, [f"{PREFIX}{identity}" for identity in stuck])
-        assert self._last is not None
-        return self._last
+        stuck = [f"{PREFIX}{identity}" for identity in self._ranges if self._is_stuck(identity)]
+        if stuck and self._remembered.last is not None:
+            self._remembered.last = _mark_sick(self._remembered.last, stuck)
+            return self._remembered.last
+        try:
+            seen = await self._look()
+        except DeviceError as error:
+            why = f"device-dax: {error}"
+            absence = Absence(ResourceKind.MEM, why)
+            return self._remembered.stand_in(why) or Surveyed((), (absence,), ())
+        found = describe(seen.ranges, seen.nodes, seen.speeds, self._config)
+        return self._remembered.complete(found, lambda _: "")
 
     async def _look(self) -> calls.Seen:
         """List the ranges, and remember what each is called now."""

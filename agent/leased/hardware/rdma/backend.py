@@ -36,12 +36,13 @@ from leased.hardware.rdma.bounds import letting_go_ns
 from leased.hardware.rdma.config import Windows
 from leased.hardware.rdma.devices import CLASS, spelled
 from leased.hardware.rdma.ledger import Key, Ledger
-from leased.hardware.rdma.survey import able_of, survey
+from leased.hardware.rdma.survey import survey, why_silent
+from leased.hardware.remembered import Remembered
 from leased.hardware.starting import STARTING_NS
 from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
-from leased.terms.resource import Absence, Allotment, ResourceKind, Shape, shape_of
+from leased.terms.resource import Absence, Allotment, Resource, ResourceKind, Shape, shape_of
 from leased.terms.teardown import StepReport, TeardownStep
 
 WORKER: Final = "rdma"
@@ -58,9 +59,9 @@ _NS_PER_S: Final = 1_000_000_000
 _EVIDENCE: Final = struct.Struct("<16sIIQ")
 
 
-def guid_of(allotment: Allotment) -> str:
-    """The device that an allotment is reached through."""
-    return allotment.resource_id.removeprefix("mem:rdma-").partition(":")[0]
+def guid_of(of: Allotment | Resource) -> str:
+    """The device that memory is reached through."""
+    return of.resource_id.removeprefix("mem:rdma-").partition(":")[0]
 
 
 class RdmaBackend:
@@ -68,12 +69,13 @@ class RdmaBackend:
 
     kind = ResourceKind.MEM
 
-    def __init__(self, crew: Crew, config: HardwareConfig) -> None:
+    def __init__(self, crew: Crew, config: HardwareConfig, place: str = f"/{CLASS}") -> None:
+        """`place`: there where the kernel has RDMA."""
         self._crew = crew
+        self._place = place
         self._config = config
         self._ledgers: dict[str, Ledger] = {}
-        self._last: Surveyed | None = None
-        self._able: dict[str, calls.Ability] = {}
+        self._remembered = Remembered()
         self._facts: CgroupFacts | None = None
 
     def serves(self, allotment: Allotment) -> bool:
@@ -82,11 +84,15 @@ class RdmaBackend:
 
     # -- seeing ------------------------------------------------------------------------------------
 
+    def remember(self, sealed: Iterable[Resource]) -> None:
+        """What an earlier run has seen, before this one looks."""
+        self._remembered.take(sealed)
+
     async def survey(self) -> Surveyed:
         """What can be leased to remote peers, and why what cannot is not."""
         if not self._config.rdma.offer:
             return _absent("[hardware.rdma] offer = false")
-        if not os.path.isdir(f"/{CLASS}"):
+        if not os.path.isdir(self._place):
             return _absent("this kernel has none (ib_core is not loaded)")
         try:
             facts = await self._cgroup()
@@ -97,18 +103,18 @@ class RdmaBackend:
                 "rdma survey", "rdma", "see", asked, calls.Seen, extra_ns=STARTING_NS
             )
         except DeviceError as error:
-            return self._last or _absent(_in_words(error))
+            why = _in_words(error)
+            return self._remembered.stand_in(f"rdma: {why}") or _absent(why)
         finally:
             self._crew.dismiss("rdma survey")
         limits = () if "rdma" in facts.controllers else (UNCOUNTED_LIMIT,)
-        resources, notes = survey(seen, self._config.rdma, limits, self._able)
-        self._able |= able_of(seen)
-        absences: tuple[Absence, ...] = ()
-        if not resources:
-            why = "; ".join(notes) or "no RDMA device"
-            absences = _absent(why).absences
-        self._last = Surveyed(resources, absences, notes)
-        return self._last
+        resources, notes = survey(seen, self._config.rdma, limits)
+        why = "; ".join(notes) or "no RDMA device"
+        absences = () if resources else _absent(why).absences
+        silent = why_silent(seen, self._config.rdma)
+        return self._remembered.complete(
+            Surveyed(resources, absences, notes), lambda one: silent.get(guid_of(one), "")
+        )
 
     # -- the grant ---------------------------------------------------------------------------------
 
@@ -137,7 +143,7 @@ class RdmaBackend:
     async def _open(
         self, lease: Lease, leaf: str, guid: str, own: Sequence[tuple[Allotment, int]]
     ) -> bytes:
-        sizes = tuple(allotment.capacity for allotment, _ in own)
+        sizes, fds = tuple(allotment.capacity for allotment, _ in own), [fd for _, fd in own]
         rdma = self._config.rdma
         # Pinning touches what is touched already; it is far faster than the slowest touching.
         extra_ns = sum(sizes) * _NS_PER_S // self._config.touch_bytes_per_s
@@ -155,13 +161,7 @@ class RdmaBackend:
         name = f"rdma {lease.lease_id.hex()}" if large else WORKER
         try:
             owner = await self._crew.task(
-                name,
-                "rdma",
-                "prepare",
-                asked,
-                calls.Owner,
-                fds=[fd for _, fd in own],
-                extra_ns=extra_ns,
+                name, "rdma", "prepare", asked, calls.Owner, fds=fds, extra_ns=extra_ns
             )
         finally:
             if large:
@@ -319,7 +319,7 @@ class RdmaBackend:
         devices = {
             guid_of(a) for lease in leases for a in lease.subject.allotments if self.serves(a)
         }
-        if not devices and not (self._config.rdma.offer and os.path.isdir(f"/{CLASS}")):
+        if not devices and not (self._config.rdma.offer and os.path.isdir(self._place)):
             return
         asked = calls.Sweep(root, tuple(kept), self._patience_ns)
         try:
