@@ -152,6 +152,29 @@ async def test_who_erases_a_namespace_does_nothing_else_and_ends_with_it() -> No
         assert crew.dismissed.pop() == crew.workers[-1] == f"block erase {FIRST}"
 
 
+async def test_a_drive_keeps_its_worker_when_others_come_and_go() -> None:
+    """Or a healthy one would wait in the line of one that hangs."""
+    crew = Crew()
+    spaces = [seen(identity=f"aa0{n}", nqn=f"nqn.{n}", number=(259, n)) for n in range(6)]
+    block = BlockConfig(namespaces=tuple(one.identity for one in spaces))
+    backend = BlockBackend(crew, HardwareConfig(block=block))  # type: ignore[arg-type]
+
+    async def worker_of(identity: str) -> str:
+        allotment = Allotment(f"block:{identity}", ResourceKind.BLOCK, None, 1 << 20)
+        await backend.scrub(make_lease(allotment), [allotment])
+        return crew.workers[-1]
+
+    crew.seen = calls.Seen((spaces[3], spaces[4]), ())
+    await backend.survey()
+    had = [await worker_of("aa03"), await worker_of("aa04")]
+    assert len(set(had)) == 2
+    for there in (spaces, spaces[4:], spaces[:3]):
+        crew.seen = calls.Seen(tuple(there), ())
+        await backend.survey()
+        assert [await worker_of("aa03"), await worker_of("aa04")] == had
+    assert len({await worker_of(one.identity) for one in spaces}) == 4, "no more than a few"
+
+
 # ---- what an earlier run has left ----------------------------------------------------------------
 
 

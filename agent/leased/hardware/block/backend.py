@@ -80,6 +80,7 @@ class BlockBackend:
         self._remembered = Remembered()
         self._known: dict[tuple[str, int, str], Examined] = {}
         self._drives: dict[str, str] = {}
+        self._numbers: dict[str, int] = {}
         self._ways: dict[tuple[LeaseId, str], str] = {}
         self._marked: dict[str, LeaseId] = {}
         self._turns: dict[str, trio.Lock] = {}
@@ -105,7 +106,7 @@ class BlockBackend:
         try:
             seen, troubles = await self._look()
             offered, notes = candidates(seen, self._config)
-            self._drives = {one.identity: one.nqn for one in seen.namespaces}
+            self._drives |= {one.identity: one.nqn for one in seen.namespaces}
             leased = {use.number for use in seen.uses if use.uuid}
             examined = await self._examine(offered, leased)
         except DeviceError as error:
@@ -345,8 +346,7 @@ class BlockBackend:
 
     async def adopt(self, leases: Iterable[Lease]) -> None:
         """Their mappings go on; every other one of ours is ended."""
-        leases = tuple(leases)
-        self.recall(leases)
+        self.recall(leases := tuple(leases))
         self._own |= {lease.lease_id for lease in leases}
         self._swept = self._config.offer is Offer.NONE and not self._marked
         await self._sweep()
@@ -380,10 +380,10 @@ class BlockBackend:
         return self._turns.setdefault(identity, trio.Lock())
 
     def _worker(self, identity: str, what: str = "") -> str:
-        """The worker of the namespace's drive."""
-        drives = sorted(set(self._drives.values()))
-        nqn = self._drives.get(identity, "")
-        return f"block {what}{(drives.index(nqn) if nqn in drives else 0) % WORKERS_MAX}"
+        """The worker of the namespace's drive: the same, whatever drives come and go beside it."""
+        drive = self._drives.get(identity, identity)
+        number = self._numbers.setdefault(drive, len(self._numbers) % WORKERS_MAX)
+        return f"block {what}{number}"
 
     async def _ask(
         self, worker: str, verb: str, asked: msgspec.Struct, returns: type[_T], extra_ns: int = 0

@@ -34,6 +34,7 @@ from leased.hardware.pieces import memory_pieces
 from leased.hardware.rdma import calls
 from leased.hardware.rdma.bounds import letting_go_ns
 from leased.hardware.rdma.config import Windows
+from leased.hardware.rdma.desk import Desk
 from leased.hardware.rdma.devices import CLASS, spelled
 from leased.hardware.rdma.ledger import Key, Ledger
 from leased.hardware.rdma.survey import survey, why_silent
@@ -45,10 +46,7 @@ from leased.terms.lease import Lease
 from leased.terms.resource import Absence, Allotment, Resource, ResourceKind, Shape, shape_of
 from leased.terms.teardown import StepReport, TeardownStep
 
-WORKER: Final = "rdma"
-"""Owners answer in microseconds, so one worker is enough; what registers memory has its own."""
-
-PROBERS: Final = "rdma probers"
+SWEEPER: Final = "rdma sweep"
 ACCESS_NAME: Final = "LEASE_RDMA"
 UNCOUNTED_LIMIT: Final = (
     "cgroup v2 has no rdma controller here: a lease's objects are not limited, and the kernel's"
@@ -72,6 +70,7 @@ class RdmaBackend:
     def __init__(self, crew: Crew, config: HardwareConfig, place: str = f"/{CLASS}") -> None:
         """`place`: there where the kernel has RDMA."""
         self._crew = crew
+        self._desk = Desk(crew, config)
         self._place = place
         self._config = config
         self._ledgers: dict[str, Ledger] = {}
@@ -98,7 +97,7 @@ class RdmaBackend:
             facts = await self._cgroup()
             if not facts.path:
                 return _absent("an owner lives in the lease's cgroup: " + "; ".join(facts.troubles))
-            asked = calls.Look(self._config, facts, self._patience_ns)
+            asked = calls.Look(self._config, facts, self._desk.patience_ns)
             seen = await self._crew.task(
                 "rdma survey", "rdma", "see", asked, calls.Seen, extra_ns=STARTING_NS
             )
@@ -155,11 +154,12 @@ class RdmaBackend:
             peers_max=rdma.peers_max + bool(rdma.prober),
             windows=rdma.windows is Windows.AUTO,
             gid_index=rdma.gid_index,
-            budget_ns=self._patience_ns + extra_ns,
+            budget_ns=self._desk.patience_ns + extra_ns,
         )
         large = sum(sizes) > self._config.bulk_bytes
-        name = f"rdma {lease.lease_id.hex()}" if large else WORKER
+        name = f"rdma {lease.lease_id.hex()}" if large else self._desk.worker(guid)
         try:
+            await self._crew.stand_ready(name, "rdma")
             owner = await self._crew.task(
                 name, "rdma", "prepare", asked, calls.Owner, fds=fds, extra_ns=extra_ns
             )
@@ -167,15 +167,8 @@ class RdmaBackend:
             if large:
                 self._crew.dismiss(name)
         self._ledger(guid).claim(lease.lease_id, owner.contexts)
-        if rdma.prober:
-            await self._watch(lease, leaf, guid)
+        await self._desk.watch(lease, leaf, guid)
         return _EVIDENCE.pack(guid.encode("ascii"), owner.pid, len(sizes), sum(sizes))
-
-    async def _watch(self, lease: Lease, leaf: str, guid: str) -> None:
-        rdma = self._config.rdma
-        room = calls.Room(leaf, guid, self._patience_ns)
-        asked = calls.Watch(room, rdma.program, lease.lease_id.hex(), rdma.prober)
-        await self._crew.task(PROBERS, "rdma", "watch", asked, calls.Nothing)
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
         """What a peer must know beforehand; the rest comes with each connection."""
@@ -199,12 +192,12 @@ class RdmaBackend:
     async def connect(self, lease: Lease, guid: str, peer: calls.Peer) -> calls.Connection:
         """Connect a remote peer to the lease's regions on one device. Raises DeviceError."""
         asked = calls.Connect(await self._room(lease, guid), peer)
-        return await self._crew.task(WORKER, "rdma", "connect", asked, calls.Connection)
+        return await self._desk.ask(guid, "connect", asked, calls.Connection)
 
     async def disconnect(self, lease: Lease, guid: str, qp_number: int) -> None:
         """Disconnect the peer of that queue pair of ours. Raises DeviceError."""
         asked = calls.Part(await self._room(lease, guid), qp_number)
-        await self._crew.task(WORKER, "rdma", "disconnect", asked, calls.Nothing)
+        await self._desk.ask(guid, "disconnect", asked, calls.Nothing)
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -215,8 +208,7 @@ class RdmaBackend:
         steps: tuple[StepReport, ...] = ()
         for guid, _ in _by_device(allotments):
             room = await self._room(lease, guid, self._config.rdma.withdraw_budget_ns)
-            told = await self._crew.task(WORKER, "rdma", "withdraw", room, calls.Steps)
-            steps += told.steps
+            steps += (await self._desk.ask(guid, "withdraw", room, calls.Steps)).steps
         return steps
 
     async def abandon(self, lease: Lease, allotments: Sequence[Allotment]) -> None:
@@ -224,11 +216,11 @@ class RdmaBackend:
         for guid, _ in _by_device(allotments):
             room = await self._room(lease, guid)
             try:
-                await self._crew.task(WORKER, "rdma", "end", room, calls.Steps)
+                await self._desk.ask(guid, "end", room, calls.Steps)
             except DeviceError:
                 continue  # the leaf cannot be removed then, and says so
             finally:
-                await self._unwatch(lease, guid)
+                await self._desk.unwatch(lease, guid)
                 self._ledger(guid).forget(lease.lease_id, frozenset())
 
     async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
@@ -237,12 +229,10 @@ class RdmaBackend:
         budget_ns = letting_go_ns(self._config)
         for guid, _ in _by_device(allotments):
             room = await self._room(lease, guid, budget_ns)
-            told = await self._crew.task_again(
-                WORKER, "rdma", "end", room, calls.Steps, extra_ns=budget_ns
-            )
+            told = await self._desk.ask_again(guid, "end", room, calls.Steps, extra_ns=budget_ns)
             steps.extend(told.steps)
             if any(step.errno for step in told.steps):
-                await self._unwatch(lease, guid)
+                await self._desk.unwatch(lease, guid)
         return Wiped(0, all(step.errno == 0 for step in steps), tuple(steps))
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
@@ -254,7 +244,7 @@ class RdmaBackend:
             began_ns = _now_ns()
             left, failed = await self._look_for_left(lease, guid)
             steps.append(StepReport(TeardownStep.WITNESS, failed, began_ns, _now_ns(), len(left)))
-            probed = await self._probe(lease, guid)
+            probed = await self._desk.probe(lease, guid)
             steps.extend(probed)
             if failed or any(step.errno for step in probed):
                 unproven.update({allotment: allotment.capacity for allotment in part})
@@ -280,28 +270,11 @@ class RdmaBackend:
             await trio.sleep(_AGAIN_NS / _NS_PER_S)
 
     async def _ask_witness(self, guid: str) -> calls.Listed:
-        asked = calls.Witness(guid)
-        return await self._crew.task_again(WORKER, "rdma", "witness", asked, calls.Listed)
-
-    async def _probe(self, lease: Lease, guid: str) -> list[StepReport]:
-        if not self._config.rdma.prober:
-            return []
-        began_ns = _now_ns()
-        asked = calls.Probe(lease.lease_id.hex(), guid)
-        probed = await self._crew.task(PROBERS, "rdma", "probe", asked, calls.Probed)
-        if not probed.ran:
-            return []
-        failed = 0 if probed.status else errno.EBUSY
-        return [StepReport(TeardownStep.WITNESS, failed, began_ns, _now_ns(), probed.status)]
-
-    async def _unwatch(self, lease: Lease, guid: str) -> None:
-        if self._config.rdma.prober:
-            asked = calls.Probe(lease.lease_id.hex(), guid)
-            await self._crew.task(PROBERS, "rdma", "unwatch", asked, calls.Nothing)
+        return await self._desk.ask_again(guid, "witness", calls.Witness(guid), calls.Listed)
 
     async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
         """Who uses the device: leases' owners, and whoever else does RDMA through it."""
-        asked = calls.Usage(guid_of(allotment), self._crew.ours(), self._patience_ns)
+        asked = calls.Usage(guid_of(allotment), self._crew.ours(), self._desk.patience_ns)
         found = await self._crew.task("rdma usage", "rdma", "users", asked, calls.Users)
         return tuple(
             Holder(one.pid, one.uid, one.name, one.via, None, allotment.resource_id)
@@ -321,21 +294,24 @@ class RdmaBackend:
         }
         if not devices and not (self._config.rdma.offer and os.path.isdir(self._place)):
             return
-        asked = calls.Sweep(root, tuple(kept), self._patience_ns)
+        for guid in devices:
+            with contextlib.suppress(DeviceError):  # whoever tears down finds its worker there
+                await self._desk.stand_ready(guid)
+        asked = calls.Sweep(root, tuple(kept), self._desk.patience_ns)
         try:
-            # The worker's first words; whoever connects or tears down finds it there.
             found = await self._crew.task(
-                WORKER, "rdma", "sweep", asked, calls.Found, extra_ns=STARTING_NS
+                SWEEPER, "rdma", "sweep", asked, calls.Found, extra_ns=STARTING_NS
             )
         except DeviceError:
             return  # nobody was seen: each lease answers for every orphan, which is more than its
+        finally:
+            self._crew.dismiss(SWEEPER)
         seen: dict[str, set[str]] = {}
         for name, owner in found.owners:
             self._ledger(owner.guid).claim(kept[name].lease_id, owner.contexts)
             seen.setdefault(owner.guid, set()).add(name)
-            if self._config.rdma.prober:
-                with contextlib.suppress(DeviceError):  # the kernel's list is proof enough
-                    await self._watch(kept[name], f"{root}/{name}", owner.guid)
+            with contextlib.suppress(DeviceError):  # the kernel's list is proof enough
+                await self._desk.watch(kept[name], f"{root}/{name}", owner.guid)
         for guid in sorted(devices):
             unseen = [
                 lease
@@ -356,21 +332,16 @@ class RdmaBackend:
 
     # -- parts -------------------------------------------------------------------------------------
 
-    @property
-    def _patience_ns(self) -> int:
-        """How long a worker waits for an owner: less than we wait for the worker."""
-        return self._config.call_budget_ns * 3 // 4
-
     def _ledger(self, guid: str) -> Ledger:
         return self._ledgers.setdefault(guid, Ledger())
 
     async def _describe(self, lease: Lease, guid: str) -> calls.Owner:
         room = await self._room(lease, guid)
-        return await self._crew.task(WORKER, "rdma", "describe", room, calls.Owner)
+        return await self._desk.ask(guid, "describe", room, calls.Owner)
 
     async def _room(self, lease: Lease, guid: str, budget_ns: int = 0) -> calls.Room:
         leaf = f"{(await self._cgroup()).path}/{lease.subject.cgroup}"
-        return calls.Room(leaf, guid, budget_ns or self._patience_ns)
+        return calls.Room(leaf, guid, budget_ns or self._desk.patience_ns)
 
     async def _cgroup(self) -> CgroupFacts:
         if self._facts is None:
