@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from typing import Any, Never
 
+import pytest
 import trio
 import trio.testing
 
@@ -75,6 +76,7 @@ class LivelyCrew(Crew):
     def __init__(self, config: HardwareConfig, hung: str = "", killed: str = "") -> None:
         super().__init__(config)
         self.hung = hung
+        self.late = ""
         self.killed = killed
         self.asked: list[tuple[str, str]] = []
         self.begun = trio.Event()
@@ -91,6 +93,11 @@ class LivelyCrew(Crew):
             if verb == self.killed:
                 self.killed = ""
                 raise DeviceError("worker_answer", errno.EPIPE, f"worker {name} ended")
+            if verb == self.late and asked.guid == GUID:
+                await trio.sleep(1)
+                raise DeviceError("worker_answer", errno.ETIMEDOUT, f"worker {name}")
+            if self.late:
+                await trio.sleep(1)
             if verb == "end" and asked.guid == self.hung:
                 self.begun.set()
                 await trio.sleep_forever()
@@ -118,6 +125,24 @@ async def test_a_device_that_hangs_does_not_hold_up_the_teardown_of_others(
             assert (await backend.scrub(lease(well), [well])).clean
             assert not (await backend.prove(lease(well), [well])).unproven
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("verb", ["end", "witness", "probe"])
+async def test_the_devices_of_a_lease_are_taken_back_at_the_same_time_and_fenced_one_by_one(
+    verb: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """What one of them does not answer keeps no other from being asked."""
+    config = HardwareConfig(rdma=RdmaConfig(prober="rxe9"))
+    crew, held = LivelyCrew(config), lease(REGION, OTHER)
+    crew.late = verb
+    backend = RdmaBackend(crew, config)
+    with trio.fail_after(10):
+        wiped = await backend.scrub(held, [REGION, OTHER])
+        verdict = await backend.prove(held, [REGION, OTHER])
+    assert wiped.clean is (verb != "end")
+    assert verdict.unproven == ({} if verb == "end" else {REGION: 4096})
+    asked = [guid for asked, guid in crew.asked if asked == verb]
+    assert set(asked) == {GUID, "2" * 16}
 
 
 async def test_there_are_only_so_many_workers_for_however_many_devices() -> None:

@@ -187,15 +187,20 @@ class DaxBackend:
     # -- teardown ----------------------------------------------------------------------------------
 
     async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
-        """Take every range back. Clean in the sense of `Wiped` whatever came of it: what failed is
-        kept, and named by `prove` for its own range alone."""
-        overwritten, steps = 0, []
-        for allotment in allotments:
+        """Take every range back, all at the same time. Clean in the sense of `Wiped` whatever came
+        of it: what failed is kept, and named by `prove` for its own range alone."""
+        done: list[calls.Released] = []
+
+        async def one(allotment: Allotment) -> None:
             released = await self._release(allotment)
-            overwritten += released.overwritten_bytes
-            steps.extend(released.steps)
             self._outcomes[lease.lease_id, allotment.resource_id] = released.steps
-        return Wiped(overwritten, clean=True, steps=tuple(steps))
+            done.append(released)
+
+        async with trio.open_nursery() as nursery:
+            for allotment in allotments:
+                nursery.start_soon(one, allotment)
+        steps = tuple(step for released in done for step in released.steps)
+        return Wiped(sum(one.overwritten_bytes for one in done), clean=True, steps=steps)
 
     async def _release(self, allotment: Allotment) -> calls.Released:
         identity = _identity(allotment)
@@ -221,13 +226,18 @@ class DaxBackend:
         """Each range by itself: what its scrub came to, and what a witness sees."""
         unproven: dict[Allotment, int] = {}
         steps: list[StepReport] = []
-        for allotment in allotments:
+
+        async def one(allotment: Allotment) -> None:
             told = await self._prove(lease, allotment)
             steps.extend(told)
             if any(step.errno for step in told):
                 unproven[allotment] = allotment.capacity
             else:
                 self._clean.add(_identity(allotment))
+
+        async with trio.open_nursery() as nursery:
+            for allotment in allotments:
+                nursery.start_soon(one, allotment)
         return Verdict(unproven, tuple(steps))
 
     async def _prove(self, lease: Lease, allotment: Allotment) -> tuple[StepReport, ...]:

@@ -224,31 +224,55 @@ class RdmaBackend:
                 self._ledger(guid).forget(lease.lease_id, frozenset())
 
     async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
-        """Nobody is in the owners' rooms any more, and the driver has let go."""
+        """Nobody is in the owners' rooms any more, and the driver has let go; devices at the same
+        time."""
         steps: list[StepReport] = []
-        budget_ns = letting_go_ns(self._config)
-        for guid, _ in _by_device(allotments):
+
+        async def one(guid: str) -> None:
+            told = await self._end(lease, guid)
+            steps.extend(told)
+            if any(step.errno for step in told):
+                await self._desk.unwatch(lease, guid)
+
+        async with trio.open_nursery() as nursery:
+            for guid, _ in _by_device(allotments):
+                nursery.start_soon(one, guid)
+        return Wiped(0, all(step.errno == 0 for step in steps), tuple(steps))
+
+    async def _end(self, lease: Lease, guid: str) -> tuple[StepReport, ...]:
+        began_ns, budget_ns = _now_ns(), letting_go_ns(self._config)
+        try:
             room = await self._room(lease, guid, budget_ns)
             told = await self._desk.ask_again(guid, "end", room, calls.Steps, extra_ns=budget_ns)
-            steps.extend(told.steps)
-            if any(step.errno for step in told.steps):
-                await self._desk.unwatch(lease, guid)
-        return Wiped(0, all(step.errno == 0 for step in steps), tuple(steps))
+        except DeviceError as error:
+            return (StepReport(TeardownStep.RELEASE, error.errno, began_ns, _now_ns()),)
+        return told.steps
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
         """Whether the kernel lists nothing of the lease any more, and a peer that could read the
         memory no longer can."""
         unproven: dict[Allotment, int] = {}
         steps: list[StepReport] = []
-        for guid, part in _by_device(allotments):
-            began_ns = _now_ns()
-            left, failed = await self._look_for_left(lease, guid)
-            steps.append(StepReport(TeardownStep.WITNESS, failed, began_ns, _now_ns(), len(left)))
-            probed = await self._desk.probe(lease, guid)
-            steps.extend(probed)
-            if failed or any(step.errno for step in probed):
+
+        async def one(guid: str, part: Sequence[Allotment]) -> None:
+            told = await self._prove(lease, guid)
+            steps.extend(told)
+            if any(step.errno for step in told):
                 unproven.update({allotment: allotment.capacity for allotment in part})
+
+        async with trio.open_nursery() as nursery:
+            for guid, part in _by_device(allotments):
+                nursery.start_soon(one, guid, part)
         return Verdict(unproven, tuple(steps))
+
+    async def _prove(self, lease: Lease, guid: str) -> list[StepReport]:
+        began_ns = _now_ns()
+        left, failed = await self._look_for_left(lease, guid)
+        steps = [StepReport(TeardownStep.WITNESS, failed, began_ns, _now_ns(), len(left))]
+        try:
+            return steps + await self._desk.probe(lease, guid)
+        except DeviceError as error:
+            return [*steps, StepReport(TeardownStep.WORKER, error.errno, began_ns, _now_ns())]
 
     async def _look_for_left(self, lease: Lease, guid: str) -> tuple[frozenset[Key], int]:
         """What is left of the lease on the device when it has had time to settle, and 0 or an
