@@ -175,6 +175,8 @@ async def test_a_drive_that_hangs_fences_its_own_namespace_alone(
     assert {step.errno for step in (*wiped.steps, *verdict.steps)} == {errno.ETIMEDOUT}
     assert SECOND in crew.sent("prove")
     crew.hangs = "", ""
+    if verb == "clean":
+        assert (await backend.prove(lease, [ONE, OTHER])).unproven == {ONE: ONE.capacity}, "still"
     await backend.scrub(lease, [ONE, OTHER])
     assert not (await backend.prove(lease, [ONE, OTHER])).unproven
 

@@ -228,11 +228,8 @@ class BlockBackend:
     async def abandon(self, lease: Lease, allotments: Sequence[Allotment]) -> None:
         """Take back mappings that nobody ever had."""
         for allotment in reversed(allotments):
-            number = number_of(lease, allotment)
-            asked = calls.Undo(
-                mapping_uuid(lease.lease_id, number),
-                mapping_name(lease.lease_id, number),
-            )
+            of, number = lease.lease_id, number_of(lease, allotment)
+            asked = calls.Undo(mapping_uuid(of, number), mapping_name(of, number))
             try:
                 worker = self._desk.worker(identity_in(allotment.resource_id))
                 await self._desk.ask(worker, "undo", asked, calls.Nothing)
@@ -323,10 +320,11 @@ class BlockBackend:
         return Verdict(unproven, tuple(steps))
 
     async def _prove(self, lease: Lease, allotment: Allotment) -> calls.Proven:
-        outcome = self._outcomes.pop((lease.lease_id, allotment.resource_id), None)
-        if outcome is not None and not outcome.clean:
+        identity, key = identity_in(allotment.resource_id), (lease.lease_id, allotment.resource_id)
+        outcome = self._outcomes.get(key)
+        if outcome is not None and not outcome.clean:  # however often it is asked
             return calls.Proven(False, tuple(step for step in outcome.steps if step.errno))
-        identity = identity_in(allotment.resource_id)
+        self._outcomes.pop(key, None)
         asked = calls.Prove(
             uuid=mapping_uuid(lease.lease_id, number_of(lease, allotment)),
             identity=identity,
