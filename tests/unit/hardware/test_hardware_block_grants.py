@@ -14,11 +14,12 @@ import pytest
 import trio
 import trio.testing
 
-from leased.hardware.block import calls
+from leased.hardware.block import calls, mapping
 from leased.hardware.block.backend import BlockBackend
 from leased.hardware.block.config import BlockConfig, Offer
 from leased.hardware.block.drives import Drive, Layout
 from leased.hardware.block.names import mapping_uuid
+from leased.hardware.block.namespaces import Namespace
 from leased.hardware.config import HardwareConfig
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease, RevocationReason
@@ -122,6 +123,21 @@ async def test_only_what_was_begun_is_erased(verb: str, erased: bool, late: bool
     assert len(crew.sent("undo")) == (0 if erased else 1), "its mapping is looked for all the same"
     untouched = {one.identity: one.untouched for asked, one in crew.asked if asked == "prove"}
     assert untouched == {FIRST: False, SECOND: not erased}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "a block does not read"), DeviceError("users", errno.EBUSY)]
+)
+def test_what_could_not_even_be_looked_at_was_not_begun(error: OSError | DeviceError) -> None:
+    """Somebody's data may be there, and a drive that does not read it: nothing was written."""
+
+    def admit(_: calls.Ready) -> Namespace:
+        raise error
+
+    asked = calls.Ready("uuid", "name", FIRST, 1 << 20, False, "c", 512, 0, b"", 64, True)
+    with pytest.raises(DeviceError) as told:
+        mapping.ready(asked, admit)
+    assert (told.value.verb, told.value.errno) == (calls.NOT_BEGUN, error.errno)
 
 
 async def test_an_agent_that_does_not_remember_erases_nothing_of_a_failed_grant() -> None:
