@@ -79,6 +79,15 @@ int leased_die_with_parent(void);
 int leased_node_char(const char *path, uint32_t *major, uint32_t *minor);
 int leased_node_block(const char *path, uint32_t *major, uint32_t *minor);
 
+struct leased_node {
+	uint32_t major;
+	uint32_t minor;
+};
+
+int leased_node_search(const char *path, uint32_t type, const struct leased_node *nodes,
+	uint8_t *found, uint32_t n, int32_t *rings, uint32_t rings_max);
+int leased_files_shared(int tid, int other);
+
 /* ---- the reaper's board (verbs/board.c) ---- */
 
 int leased_board_renew(void *board, size_t bytes, uint32_t slot, uint64_t known_ns,

@@ -19,7 +19,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-static const uint64_t DEAF_NS = 100 * NS_PER_MS;
+static const uint64_t DEAF_NS = 100 * NS_PER_MS, AGAIN_NS = 100 * NS_PER_MS;
 
 enum { SEND_BUFFER_BYTES = 1 << 20, SCM_FDS_MAX = 253 };
 
@@ -61,7 +61,7 @@ int clients_listen(struct reaper *r, int inherited_fd)
 		if (rc != 0)
 			return rc;
 	}
-	r->listen_due_ns = NEVER;
+	r->listen_due_ns = r->flush_due_ns = NEVER;
 	(void)fcntl(r->listen_fd, F_SETFL, O_NONBLOCK);
 	return watch_add(r, r->listen_fd, EPOLLIN, WATCH_LISTEN, 0);
 }
@@ -332,8 +332,10 @@ void outbox_flush(struct reaper *r, uint32_t at)
 			.boot_ns = boot_now() };
 		size_t bytes = sizeof packet.header + count * sizeof packet.reports[0];
 		if (!push(client, &packet, bytes, NULL, 0)) {
-			set_wants_write(
-				r, at, errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS);
+			/* Without memory a socket stays writable, or never says it is. */
+			if (errno == ENOBUFS || errno == ENOMEM)
+				r->flush_due_ns = boot_now() + AGAIN_NS;
+			set_wants_write(r, at, errno == EAGAIN || errno == EWOULDBLOCK);
 			return;
 		}
 		for (uint32_t i = 0; i < count; i++)

@@ -239,6 +239,8 @@ static void set_timer(struct reaper *r)
 		first = r->watchdog_due_ns;
 	if (r->listen_due_ns < first)
 		first = r->listen_due_ns;
+	if (r->flush_due_ns < first)
+		first = r->flush_due_ns;
 	if (first == 0)
 		first = 1; /* 0 would switch the timer off */
 	/* A timer that is set too early fires once for nothing, which is cheaper than moving it at
@@ -293,6 +295,8 @@ static void loop(struct reaper *r)
 				cut_run_due(r);
 		}
 		cut_run_due(r);
+		if (r->flush_due_ns <= boot_now())
+			r->flush_due_ns = NEVER;
 		for (uint32_t i = 0; i < CLIENTS_MAX; i++)
 			outbox_flush(r, i);
 		clients_listen_again(r);

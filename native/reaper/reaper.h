@@ -195,6 +195,7 @@ struct reaper {
 	int signal_fd;
 	int listen_fd;
 	uint64_t listen_due_ns; /* nobody is let in before: there is no room; NEVER: there is */
+	uint64_t flush_due_ns;  /* reports are sent again: there was no memory; NEVER: there was */
 	int deny_fd; /* the deny-all program, or -errno */
 	uint64_t timer_set_ns;
 	uint64_t started_ns;

@@ -18,6 +18,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -140,6 +141,16 @@ static void check_process(void)
 	check("not a pidfd", leased_pidfd_kill(STDIN_FILENO, 10) < 0);
 }
 
+static uint8_t found[2];
+static int32_t rings[1];
+
+static int search(const char *path, uint32_t type, uint32_t rings_max)
+{
+	const struct leased_node nodes[] = { { 1, 7 }, { 1, 3 } };
+	memset(found, 0, sizeof found);
+	return leased_node_search(path, type, nodes, found, 2, rings, rings_max);
+}
+
 static void check_nodes(void)
 {
 	uint32_t major = 9, minor = 9;
@@ -148,6 +159,23 @@ static void check_nodes(void)
 	check("a directory is none", leased_node_char("/", &major, &minor) == 0);
 	check("another kind of node", leased_node_block("/dev/null", &major, &minor) == 0);
 	check("nothing there", leased_node_char("/nowhere", &major, &minor) == -ENOENT);
+
+	int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	check("a descriptor of it", search("/proc/self/fd", LEASED_DEVICE_CHAR, 1) == 0);
+	check("is found", fd >= 0 && found[0] == 0 && found[1] == 1);
+	check("of another kind", search("/proc/self/fd", LEASED_DEVICE_BLOCK, 1) == 0);
+	check("it is not", found[0] == 0 && found[1] == 0);
+	check("nobody has it", search("/proc/0/fd", LEASED_DEVICE_CHAR, 1) == 0);
+	int ring = (int)syscall(SYS_io_uring_setup, 4, (uint64_t[15]){ 0 });
+	if (ring >= 0) {
+		check("a ring", search("/proc/self/fd", LEASED_DEVICE_CHAR, 1) == 1);
+		check("which it is", rings[0] == ring);
+		check("no room for it", search("/proc/self/fd", LEASED_DEVICE_CHAR, 0) == 1);
+		close(ring);
+	}
+	check("our own table", leased_files_shared(getpid(), getpid()) == 1);
+	check("that of nobody", leased_files_shared(getpid(), -1) < 0);
+	close(fd);
 }
 
 static void join(int dirfd)

@@ -120,7 +120,7 @@ def mapped(fd: int) -> Answer:
 
 def cow(fd: int) -> Answer:
     """Map it privately, write to the copy, and close it."""
-    size = os.fstat(fd).st_size
+    size = os.fstat(fd).st_size or 2 << 20
     start = _LIBC.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
     ctypes.memset(start, 0x5A, mmap.PAGESIZE)
     os.close(fd)

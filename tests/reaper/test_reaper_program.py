@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import re
 import resource
+import shutil
 import signal
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -20,6 +22,7 @@ from leased.service.reaper.process import find_reaper
 from leased.terms.errors import EX_USAGE
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport
+from tests.doubles.host import not_proven
 from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
 from tests.doubles.single_link import SingleLink
 
@@ -171,3 +174,36 @@ async def test_whoever_cannot_be_let_in_takes_no_processor_and_is_let_in_later()
             assert answer is not None and answer.serial == 5
             assert host.log().count("event=no_room_for_clients") == 1
             nursery.cancel_scope.cancel()
+
+
+@needs_root
+@pytest.mark.parametrize("error", ["ENOBUFS", "ENOMEM"])
+def test_a_report_that_the_kernel_has_no_memory_for_is_sent_later_without_turning(
+    error: str, tmp_path: Path
+) -> None:
+    """The socket is not full, so it never stops being writable: who waits for that does not
+    wait."""
+    if shutil.which("strace") is None:
+        not_proven("what the reaper does without memory", "there is no strace")
+    with ReaperHost() as host:
+        sock, lease = host.connect(), lease_of(ttl_ms=500)
+        sock.settimeout(10)
+        entry = protocol.ARM_ENTRY.pack(lease.lease_id, 1, lease.deadline_ns, 0, 0, 0, b"", b"")
+        sock.send(protocol.encode(protocol.ARM, 1, 1, entry))
+        sock.recv(65536)
+        trace = tmp_path / "trace"
+        fault = ("-e", "trace=sendmsg", "-e", f"inject=sendmsg:error={error}:when=1..3")
+        pid = str(host.process.pid)
+        with subprocess.Popen(
+            ("strace", "-ttt", "-p", pid, *fault, "-o", str(trace)), stderr=subprocess.PIPE
+        ) as tracer:
+            assert tracer.stderr is not None
+            if b"attached" not in tracer.stderr.readline():
+                not_proven("what the reaper does without memory", "strace cannot trace here")
+            answer = protocol.decode(memoryview(sock.recv(65536)))
+            tracer.terminate()
+        [report] = protocol.decode_reports(answer)
+        assert report.clean
+        sent = [line for line in trace.read_text("utf-8").splitlines() if "sendmsg(" in line]
+        at_s = [float(line.split()[0]) for line in sent]
+        assert len(at_s) == 4 and min(b - a for a, b in pairwise(at_s)) > 0.05, sent

@@ -150,7 +150,7 @@ class Remembers(Protocol):
     """A backend whose driver may not answer when the agent starts."""
 
     def remember(self, sealed: Iterable[Resource]) -> None:
-        """The inventory of an earlier run, before it surveys."""
+        """What an earlier run has seen of its own, before it surveys."""
         ...
 
 

@@ -181,8 +181,7 @@ class Devices:
         except DeviceError as error:
             return [error] * len(leases)
         reports = await self._prover.prove(leases, facts.path)
-        for lease, _ in leases:
-            self._apart.discard(lease.lease_id)
+        self._apart -= {lease.lease_id for lease, _ in leases}
         return reports
 
     # -- beside the port ---------------------------------------------------------------------------
@@ -227,15 +226,12 @@ class Devices:
     async def let_go(self, kind: ResourceKind) -> tuple[Holder, ...]:
         """Have nothing of the kind's drivers open until `take_up`; who else has. Raises
         DeviceError, with ENOTSUP for a kind of which that cannot be said: it is not "nobody"."""
-        backends = [backend for backend in self._backends if backend.kind is kind]
-        detachable = [backend for backend in backends if isinstance(backend, Detachable)]
+        backends = [one for one in self._backends if one.kind is kind]
+        detachable = [one for one in backends if isinstance(one, Detachable)]
         if not detachable or len(detachable) < len(backends):
             detail = f"a running agent cannot let go of the driver of {kind.name.lower()}: stop it"
             raise DeviceError("let_go", errno.ENOTSUP, detail)
-        found: list[Holder] = []
-        for backend in detachable:
-            found.extend(await backend.let_go())
-        return tuple(found)
+        return tuple([holder for one in detachable for holder in await one.let_go()])
 
     async def take_up(self, kind: ResourceKind) -> None:
         """The kind's drivers may be used again."""
@@ -247,11 +243,15 @@ class Devices:
         """This process holds leases' descriptors by right (the reaper): never an escapee."""
         self._crew.exempt(pid)
 
+    def recall(self, leases: Iterable[Lease], sealed: Inventory) -> None:
+        """Leases of an earlier run, fenced ones too, and what it saw. Before the first look."""
+        self._sight.remember(sealed.resources)
+        self.fittings.recall(leases, sealed)
+
     async def adopt(self, leases: Iterable[Lease]) -> None:
         """Leases of an earlier run of the agent that hold something now. Before the first
         grant."""
-        leases = tuple(leases)
-        await self.fittings.adopt(leases)
+        await self.fittings.adopt(leases := tuple(leases))
         for lease in leases:
             for piece in memory_pieces(lease):
                 if piece.pool is not None:

@@ -39,7 +39,7 @@ from leased.terms.bounds import Bounds
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_MS, NS_PER_S
-from leased.terms.resource import Allotment, Inventory
+from leased.terms.resource import Allotment, Inventory, Resource
 from leased.terms.teardown import StepReport, TeardownStep
 
 READ_WRITE = ACCESS_READ | ACCESS_WRITE
@@ -205,7 +205,7 @@ class Fittings:
         kept = tuple(leases)
         for backend in self._backends:
             if isinstance(backend, Remembers):
-                backend.remember(sealed.resources)
+                backend.remember([one for one in sealed.resources if backend.serves(_whole(one))])
             if isinstance(backend, Recalls):
                 backend.recall(kept)
 
@@ -227,6 +227,10 @@ class Fittings:
             major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
             rules.append(DeviceRule(kind, READ_WRITE, major, minor))
         return rules
+
+
+def _whole(one: Resource) -> Allotment:
+    return Allotment(one.resource_id, one.kind, one.tier, one.capacity)
 
 
 @contextmanager

@@ -32,6 +32,9 @@ RING = "anon_inode:[io_uring]"
 TRACER_NS = 500_000_000
 """A tracer that lets a killed process go at all does it in no time."""
 
+TABLES_MAX = 4
+"""A thread is compared with so many of those before it, and looked at if it is like none."""
+
 GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 Inode = tuple[int, int]
@@ -163,19 +166,24 @@ def _wait_gone(pidfds: list[int], budget_ns: int) -> int:
 def _examine(pid: int, inodes: frozenset[Inode], names: Mapping[bytes, Inode]) -> frozenset[Inode]:
     """Which of the inodes the process has, by descriptor, mapping or registration."""
     found: set[Inode] = set()
-    for task in tasks(pid):
-        # A thread may have descriptors, and after its leader's exit a memory, of its own.
+    for task in tables(pid):
         found.update(_by_descriptor(task, inodes, names))
     found.update(_by_mapping(f"/proc/{pid}", inodes))
-    if not found and len(listed(f"/proc/{pid}/task")) > 1:
-        for task in tasks(pid):
-            found.update(_by_mapping(task, inodes))
+    if not found:
+        # After its leader's exit its memory is seen at any other thread.
+        for tid in listed(f"/proc/{pid}/task")[1:]:
+            found.update(_by_mapping(f"/proc/{pid}/task/{tid}", inodes))
     return frozenset(found)
 
 
-def tasks(pid: int) -> list[str]:
-    """The directory of each thread of a process."""
-    return [f"/proc/{pid}/task/{tid}" for tid in listed(f"/proc/{pid}/task")]
+def tables(pid: int) -> Iterator[str]:
+    """The directory of a thread for each table of descriptors that a process has: a thread may have
+    one of its own, though hardly any has."""
+    known: list[int] = []
+    for tid in map(int, listed(f"/proc/{pid}/task")):
+        if not any(verbs.shares_files(tid, other) for other in known[-TABLES_MAX:]):
+            known.append(tid)
+            yield f"/proc/{pid}/task/{tid}"
 
 
 def _by_descriptor(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -22,22 +23,22 @@ import msgspec
 
 from leased.hardware.occupants import (
     GONE,
-    RING,
     Occupant,
     kill_those,
     listed,
     read_or_empty,
     start_time,
-    tasks,
+    tables,
 )
-from leased.hardware.verbs import block_device, char_device
+from leased.hardware.verbs import block_device, char_device, make_search, search_nodes
 from leased.terms.errors import DeviceError
 
 Node = tuple[int, int]
 """(major, minor)."""
 
-_NO_DEVICE = ("socket:", "pipe:", "anon_inode:", "/memfd:", "net:", "mnt:", "pid:", "user:")
 _COMM_BYTES_MAX = 15
+_MAPPED = re.compile(rb"^(\w+)-(\w+) \S+ \S+ ((?!00:00 0 ).+)$", re.MULTILINE)
+"""Where a file is mapped, and which."""
 
 
 class Opener(msgspec.Struct, frozen=True, array_like=True):
@@ -109,35 +110,26 @@ class _Look:
         self._names = frozenset(name.encode() for name in sought.names)
         self._mapped: dict[bytes, Node | None] = {}
         self._number = block_device if sought.block else char_device
+        self._search = make_search(sought.nodes, block=sought.block)
 
     def at(self, pid: int) -> list[tuple[Node, str]]:
         """The nodes that a process has, each once, and how."""
         found: dict[Node, str] = {}
-        for task in tasks(pid):
-            # A thread may have descriptors, and after its leader's exit a memory, of its own.
+        for task in tables(pid):
             for node, via in self._by_descriptor(pid, task):
                 found.setdefault(node, via)
-        for process in _memories(pid):
-            for node in self._by_mapping(process):
+        for process, mapped in _memories(pid):
+            for node in self._by_mapping(process, mapped):
                 found.setdefault(node, "map")
         return sorted(found.items())
 
     def _by_descriptor(self, pid: int, task: str) -> Iterator[tuple[Node, str]]:
-        for number in listed(f"{task}/fd"):
-            path = f"{task}/fd/{number}"
-            try:
-                target = os.readlink(path)
-            except OSError as error:
-                if error.errno in GONE:
-                    continue
-                raise DeviceError("opener_scan", error.errno or errno.EIO, path) from error
-            if target == RING:
-                for node in self._registered(pid, f"{task}/fdinfo/{number}"):
-                    yield node, "ring"
-            elif not target.startswith(_NO_DEVICE):
-                node = self._number_of(path)
-                if node in self._nodes:
-                    yield node, "fd"
+        had, rings = search_nodes(self._search, f"{task}/fd")
+        for node in had:
+            yield node, "fd"
+        for number in rings:
+            for node in self._registered(pid, f"{task}/fdinfo/{number}"):
+                yield node, "ring"
 
     def _registered(self, pid: int, path: str) -> Iterator[Node]:
         for line in read_or_empty(path).splitlines():
@@ -154,17 +146,12 @@ class _Look:
             if node in self._nodes:
                 yield node
 
-    def _by_mapping(self, process: str) -> Iterator[Node]:
-        for line in read_or_empty(f"{process}/maps").splitlines():
-            fields = line.split(None, 3)
-            if len(fields) < 4 or fields[3].startswith(b"00:00 0"):
-                continue
+    def _by_mapping(self, process: str, mapped: bytes) -> Iterator[Node]:
+        for begin, end, key in _MAPPED.findall(mapped):
             # Device and inode alone do not name a file on every file system; with the path they do.
-            key = fields[3]
             if key in self._mapped:
                 node = self._mapped[key]
             else:
-                begin, _, end = fields[0].partition(b"-")
                 path = f"{process}/map_files/{int(begin, 16):x}-{int(end, 16):x}"
                 try:
                     node = self._mapped[key] = self._number(path)
@@ -185,13 +172,15 @@ class _Look:
             raise
 
 
-def _memories(pid: int) -> list[str]:
-    """Where a process's mappings are listed: at its leader, or where that has exited at any thread
-    (which /proc knows by number, though it does not list it)."""
-    threads = listed(f"/proc/{pid}/task")
-    if len(threads) < 2 or read_or_empty(f"/proc/{pid}/maps"):
-        return [f"/proc/{pid}"]
-    return [f"/proc/{thread}" for thread in threads]
+def _memories(pid: int) -> Iterator[tuple[str, bytes]]:
+    """Where a process's mappings are, and the list of them: at its leader, or where that has exited
+    at any thread (which /proc knows by number, though it does not list it)."""
+    mapped = read_or_empty(f"/proc/{pid}/maps")
+    if mapped:
+        yield f"/proc/{pid}", mapped
+        return
+    for thread in listed(f"/proc/{pid}/task"):
+        yield f"/proc/{thread}", read_or_empty(f"/proc/{thread}/maps")
 
 
 def _describe(pid: int) -> tuple[int, str, str, int]:

@@ -25,6 +25,8 @@ DEVICE_CHAR: Final = lib.LEASED_DEVICE_CHAR
 ACCESS_MKNOD: Final = lib.LEASED_DEVICE_MKNOD
 ACCESS_READ: Final = lib.LEASED_DEVICE_READ
 ACCESS_WRITE: Final = lib.LEASED_DEVICE_WRITE
+RINGS_MAX: Final = 64
+"""Of one process, at the first try."""
 
 
 class Scrubbed(NamedTuple):
@@ -49,6 +51,14 @@ class Board(NamedTuple):
 
     start: ffi.CData
     bytes: int
+
+
+class NodeSearch(NamedTuple):
+    """Devices of one kind, as the search wants them."""
+
+    nodes: tuple[tuple[int, int], ...]
+    kind: int
+    wanted: ffi.CData
 
 
 def _checked(verb: str, rc: int, detail: str = "") -> int:
@@ -168,6 +178,35 @@ def block_device(path: str) -> tuple[int, int] | None:
     if not _checked("node_block", lib.leased_node_block(os.fsencode(path), major, minor), path):
         return None
     return int(major[0]), int(minor[0])
+
+
+def make_search(nodes: Sequence[tuple[int, int]], *, block: bool) -> NodeSearch:
+    """What `search_nodes` looks for."""
+    kind = DEVICE_BLOCK if block else DEVICE_CHAR
+    return NodeSearch(tuple(nodes), kind, ffi.new("struct leased_node[]", list(nodes)))
+
+
+def search_nodes(search: NodeSearch, path: str) -> tuple[list[tuple[int, int]], list[int]]:
+    """Which of the devices the descriptors in `path` (/proc/P/fd) lead to; and the descriptors of
+    io_urings, which may hold more. A process that is gone has none. Waits for no file system.
+    Raises DeviceError."""
+    count, room = len(search.nodes), RINGS_MAX
+    found = ffi.new("uint8_t[]", count)
+    while True:
+        rings = ffi.new("int32_t[]", room)
+        rc = lib.leased_node_search(
+            os.fsencode(path), search.kind, search.wanted, found, count, rings, room
+        )
+        seen = _checked("node_search", rc, path)
+        if seen <= room:
+            had = [node for node, is_found in zip(search.nodes, found, strict=True) if is_found]
+            return had, list(rings[0:seen])
+        room = 2 * seen
+
+
+def shares_files(tid: int, other: int) -> bool:
+    """Whether two threads have the same table of descriptors; not where it cannot be told."""
+    return int(lib.leased_files_shared(tid, other)) == 1
 
 
 def take_descriptor(pidfd: int, number: int) -> int:

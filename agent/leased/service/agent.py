@@ -229,7 +229,7 @@ class Agent:
         await self.devices.warm()
         await self.detachment.restore()
         table = self.sequencer.lessor.table
-        self.devices.fittings.recall(table.leases.values(), table.pools.inventory)
+        self.devices.recall(table.leases.values(), table.pools.inventory)
         self.inventory, self.seen = await first_look(self.devices, table.pools.inventory, self.say)
 
     async def recover(self) -> None:

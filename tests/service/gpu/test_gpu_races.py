@@ -149,16 +149,28 @@ async def test_a_gpu_that_does_not_answer_a_new_agent_is_sick_as_it_was_to_the_o
         Resource(f"gpu:{one.uuid}", ResourceKind.GPU, None, 1000, 1000)
         for one in (well, silent, pulled)
     ]
-    backend.remember([*sealed, Resource("cpu:1", ResourceKind.CPU, None, 1000, 1)])
-    found = await backend.survey()
-    assert [one.resource_id for one in found.resources] == [one.resource_id for one in sealed]
-    assert {one.health for one in found.resources} == {Health.SICK}
+    backend.remember(sealed)
+    for crew.stuck in (set(), {"gpu survey"}):
+        found = await backend.survey()
+        assert [one.resource_id for one in found.resources] == [one.resource_id for one in sealed]
+        assert {one.health for one in found.resources} == {Health.SICK}
+    crew.stuck = set()
     crew.answers["list"] = Listing("570.86.15", True, (listed(well), listed(silent), lost))
     health = {one.resource_id: one.health for one in (await backend.survey()).resources}
     assert health == {sealed[0].resource_id: Health.OK, sealed[1].resource_id: Health.SICK}
     crew.answers["list"] = Listing("570.86.15", True, (listed(well),))
     [seen] = (await backend.survey()).resources
     assert seen.resource_id == sealed[0].resource_id, "what the driver does not count is not there"
+
+
+async def test_what_the_driver_says_is_not_there_is_not_remembered() -> None:
+    """A driver that was unloaded has no GPU any more, whether the next look hears of it or not."""
+    crew = GpuCrew(list=DeviceError("gpu_list", errno.ENODEV, "no driver"), bus=hung())
+    backend = GpuBackend(crew, HardwareConfig())  # type: ignore[arg-type]
+    backend.remember([Resource(f"gpu:{gpu(0).uuid}", ResourceKind.GPU, None, 1000, 1000)])
+    assert not (await backend.survey()).resources
+    crew.answers["list"] = hung()
+    assert not (await backend.survey()).resources
 
 
 def those_left(number: int) -> tuple[str, ...]:

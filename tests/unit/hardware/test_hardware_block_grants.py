@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 import pytest
+import trio
+import trio.testing
 
-from leased.hardware.block import calls
+from leased.hardware.block import calls, mapping
 from leased.hardware.block.backend import BlockBackend
 from leased.hardware.block.config import BlockConfig, Offer
 from leased.hardware.block.drives import Drive, Layout
 from leased.hardware.block.names import mapping_uuid
+from leased.hardware.block.namespaces import Namespace
 from leased.hardware.config import HardwareConfig
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease, RevocationReason
@@ -44,6 +46,7 @@ class Crew:
         self.mapped: tuple[str, ...] = ()
         self.seen = calls.Seen((), ())
         self.exclusive = False
+        self.hangs = "", ""
         self.after_looking: Callable[[], Awaitable[object]] | None = None
 
     async def task(
@@ -55,6 +58,10 @@ class Crew:
         identity = getattr(argument, "identity", "")
         if verb in self.failing:
             raise self.failing.pop(verb)
+        if self.hangs[0] and verb in ("clean", "prove"):
+            await trio.sleep(0.6)
+        if (verb, identity) == self.hangs:
+            raise DeviceError("worker_answer", errno.ETIMEDOUT)
         if verb == "ready" and identity in self.failing:
             raise self.failing[identity]
         if verb == "look" and self.after_looking is not None:
@@ -112,10 +119,25 @@ async def test_only_what_was_begun_is_erased(verb: str, erased: bool, late: bool
         await backend.prepare(lease, [ONE, OTHER], "", ())
     crew.asked.clear()
     await end(backend, lease, late=late)
-    assert crew.sent("clean") == [FIRST, *([SECOND] if erased else [])]
+    assert sorted(crew.sent("clean")) == [FIRST, *([SECOND] if erased else [])]
     assert len(crew.sent("undo")) == (0 if erased else 1), "its mapping is looked for all the same"
-    untouched = [one.untouched for asked, one in crew.asked if asked == "prove"]
-    assert untouched == [False, not erased]
+    untouched = {one.identity: one.untouched for asked, one in crew.asked if asked == "prove"}
+    assert untouched == {FIRST: False, SECOND: not erased}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "a block does not read"), DeviceError("users", errno.EBUSY)]
+)
+def test_what_could_not_even_be_looked_at_was_not_begun(error: OSError | DeviceError) -> None:
+    """Somebody's data may be there, and a drive that does not read it: nothing was written."""
+
+    def admit(_: calls.Ready) -> Namespace:
+        raise error
+
+    asked = calls.Ready("uuid", "name", FIRST, 1 << 20, False, "c", 512, 0, b"", 64, True)
+    with pytest.raises(DeviceError) as told:
+        mapping.ready(asked, admit)
+    assert (told.value.verb, told.value.errno) == (calls.NOT_BEGUN, error.errno)
 
 
 async def test_an_agent_that_does_not_remember_erases_nothing_of_a_failed_grant() -> None:
@@ -146,10 +168,56 @@ async def test_who_erases_a_namespace_does_nothing_else_and_ends_with_it() -> No
     await backend.scrub(make_lease(ONE), [ONE])
     assert crew.dismissed == [], "the key alone is forgotten by anybody"
     crew.failing["clean"] = DeviceError("worker_answer", errno.ETIMEDOUT)
-    for raises in (pytest.raises(DeviceError), nullcontext()):
-        with raises:
-            await backend.scrub(make_lease(raw), [raw])
+    held = make_lease(raw)
+    for unproven in ({raw: 1 << 20}, {}):
+        await backend.scrub(held, [raw])
         assert crew.dismissed.pop() == crew.workers[-1] == f"block erase {FIRST}"
+        assert (await backend.prove(held, [raw])).unproven == unproven
+
+
+@pytest.mark.parametrize("verb", ["clean", "prove"])
+async def test_a_drive_that_hangs_fences_its_own_namespace_alone(
+    verb: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """And the lease's other drives are erased and proven meanwhile: their bounds are running."""
+    crew, lease = Crew(), make_lease(ONE, OTHER)
+    crew.hangs = verb, FIRST
+    config = HardwareConfig()
+    backend = BlockBackend(crew, config)  # type: ignore[arg-type]
+    with trio.fail_after(1.5):
+        wiped = await backend.scrub(lease, [ONE, OTHER])
+        verdict = await backend.prove(lease, [ONE, OTHER])
+    assert verdict.unproven == {ONE: ONE.capacity}
+    assert {step.errno for step in (*wiped.steps, *verdict.steps)} == {errno.ETIMEDOUT}
+    assert SECOND in crew.sent("prove")
+    crew.hangs = "", ""
+    if verb == "clean":
+        assert (await backend.prove(lease, [ONE, OTHER])).unproven == {ONE: ONE.capacity}, "still"
+    await backend.scrub(lease, [ONE, OTHER])
+    assert not (await backend.prove(lease, [ONE, OTHER])).unproven
+
+
+async def test_a_drive_keeps_its_worker_when_others_come_and_go() -> None:
+    """Or a healthy one would wait in the line of one that hangs."""
+    crew = Crew()
+    spaces = [seen(identity=f"aa0{n}", nqn=f"nqn.{n}", number=(259, n)) for n in range(6)]
+    block = BlockConfig(namespaces=tuple(one.identity for one in spaces))
+    backend = BlockBackend(crew, HardwareConfig(block=block))  # type: ignore[arg-type]
+
+    async def worker_of(identity: str) -> str:
+        allotment = Allotment(f"block:{identity}", ResourceKind.BLOCK, None, 1 << 20)
+        await backend.scrub(make_lease(allotment), [allotment])
+        return crew.workers[-1]
+
+    crew.seen = calls.Seen((spaces[3], spaces[4]), ())
+    await backend.survey()
+    had = [await worker_of("aa03"), await worker_of("aa04")]
+    assert len(set(had)) == 2
+    for there in (spaces, spaces[4:], spaces[:3]):
+        crew.seen = calls.Seen(tuple(there), ())
+        await backend.survey()
+        assert [await worker_of("aa03"), await worker_of("aa04")] == had
+    assert len({await worker_of(one.identity) for one in spaces}) == 4, "no more than a few"
 
 
 # ---- what an earlier run has left ----------------------------------------------------------------
@@ -169,6 +237,19 @@ async def test_a_sweep_that_failed_is_made_up_for_and_takes_no_lease_of_now() ->
         undone = [argument.uuid for verb, argument in crew.asked if verb == "undo"]
         assert undone == [mapping_uuid(stray.lease_id, 0)], "once, and nobody else's"
     assert len(crew.sent("list")) == 2
+
+
+async def test_a_stray_mapping_that_hangs_does_not_keep_the_others() -> None:
+    crew = Crew()
+    backend = BlockBackend(crew, HardwareConfig())  # type: ignore[arg-type]
+    crew.mapped = tuple(mapping_uuid(make_lease(ONE).lease_id, 0) for _ in range(3))
+    crew.failing["undo"] = DeviceError("worker_answer", errno.ETIMEDOUT)
+    await backend.adopt([])
+    assert len(crew.sent("undo")) == 3
+    await backend.survey()
+    assert len(crew.sent("undo")) == 6, "once more, as one of them is still there"
+    await backend.survey()
+    assert len(crew.sent("undo")) == 6
 
 
 async def test_what_a_fenced_lease_left_keeps_its_namespace_in_the_inventory() -> None:

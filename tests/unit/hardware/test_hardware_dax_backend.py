@@ -5,6 +5,7 @@ is being taken away and given back.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,7 +19,9 @@ from leased.hardware.dax import calls
 from leased.hardware.dax.backend import DaxBackend
 from leased.hardware.dax.config import DaxConfig
 from leased.hardware.dax.ranges import DEVICE_MODE, Range
+from leased.terms.errors import DeviceError
 from leased.terms.resource import Allotment, ResourceKind, TierKind
+from leased.terms.teardown import StepReport, TeardownStep
 from tests.doubles.leases import lease
 
 GIB = 1 << 30
@@ -32,6 +35,7 @@ class Crew:
 
     def __init__(self) -> None:
         self.ranges = {"one": ONE, "other": OTHER}
+        self.hangs = "", ""
         self.recreating = trio.Event()
         self.go_on = trio.Event()
         self.while_looking: Callable[[], Awaitable[object]] | None = None
@@ -44,6 +48,13 @@ class Crew:
             if self.while_looking is not None:
                 await self.while_looking()
             return calls.Seen(tuple(self.ranges.values()), (), ())
+        if verb in ("release", "witness"):
+            await trio.sleep(1)
+            if (verb, argument.identity) == self.hangs:
+                raise DeviceError("worker_answer", errno.ETIMEDOUT)
+            steps = (StepReport(TeardownStep.SCRUB, 0, 1, 2),)
+            released = calls.Released(f"{argument.identity}.0", GIB, steps)
+            return released if verb == "release" else calls.Witnessed(steps)
         assert verb == "ready" and not argument.clean
         del self.ranges[argument.identity]
         self.recreating.set()
@@ -95,3 +106,19 @@ async def test_a_range_that_is_made_ready_while_a_survey_looks_is_still_there(
     assert await seen_by(backend) == both
     del crew.ranges["one"]
     assert await seen_by(backend) == [OTHER.resource_id], "nobody handles it: it is gone"
+
+
+@pytest.mark.parametrize("verb", ["", "release", "witness"])
+async def test_ranges_are_taken_back_at_the_same_time_and_fenced_one_by_one(
+    verb: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The bound that is published is a range's, not that of as many as a lease has."""
+    crew = Crew()
+    crew.hangs = verb, "one"
+    backend = DaxBackend(crew, HardwareConfig(dax=DaxConfig(offer=True)))  # type: ignore[arg-type]
+    both = Allotment(OTHER.resource_id, ResourceKind.MEM, TierKind.CXL, GIB)
+    held = lease(SHARE, both)
+    with trio.fail_after(2.5):
+        await backend.scrub(held, (SHARE, both))
+        verdict = await backend.prove(held, (SHARE, both))
+    assert verdict.unproven == ({SHARE: GIB} if verb else {})

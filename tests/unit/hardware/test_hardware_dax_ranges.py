@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from leased.hardware.dax.config import DaxConfig
 from leased.hardware.dax.ranges import Range, read_ranges
+from leased.hardware.dax.regions import recreate
 from leased.hardware.dax.survey import describe, why_not
 from leased.hardware.nodes import Node, Speed
 from leased.terms.resource import Evidence, TierKind
@@ -145,3 +149,34 @@ def test_a_range_is_leased_whole_with_its_limit_and_never_said_to_be_measured(
 def test_where_there_is_none_the_survey_says_so() -> None:
     [absence] = describe((), (CPU_NODE,), (), DaxConfig()).absences
     assert "no such range" in absence.why
+
+
+def test_two_ranges_that_are_recreated_at_a_time_do_not_probe_for_each_other(
+    tmp_path: Path,
+) -> None:
+    """The switch is the host's: the kernel would make ordinary memory of the second one, for good,
+    and with what is on it."""
+    cxl(tmp_path)
+    write(tmp_path, {"sys/bus/dax/drivers_autoprobe": "1", "dev/dax0.0": "", "other/bind": ""})
+    switch, slow = tmp_path / "sys/bus/dax/drivers_autoprobe", tmp_path / "slow/bind"
+    slow.parent.mkdir()
+    os.mkfifo(slow)  # whoever writes to it waits for a reader
+    first, second = (
+        threading.Thread(
+            target=recreate,
+            args=(msgspec.structs.replace(only(tmp_path), keeper=str(tmp_path / name)), tmp_path),
+            daemon=True,
+        )
+        for name in ("slow", "other")
+    )
+    first.start()
+    while switch.read_text("ascii").strip() != "0":
+        first.join(0.001)
+    second.start()
+    second.join(0.3)
+    assert second.is_alive() and switch.read_text("ascii").strip() == "0"
+    reader = os.open(slow, os.O_RDONLY)
+    for each in (first, second):
+        each.join(5)
+    os.close(reader)
+    assert not second.is_alive() and switch.read_text("ascii").strip() == "1"

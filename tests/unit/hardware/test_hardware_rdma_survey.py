@@ -21,7 +21,7 @@ from leased.hardware.rdma.devices import (
     read_devices,
 )
 from leased.hardware.rdma.nldev import Link, PortState
-from leased.hardware.rdma.survey import CARD_LIMIT, OPEN_KEYS_LIMIT, able_of, survey
+from leased.hardware.rdma.survey import CARD_LIMIT, OPEN_KEYS_LIMIT, survey
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Evidence, Health, Resource, ResourceKind, TierKind, capacity_id
 
@@ -181,17 +181,3 @@ def test_addresses_and_the_node_are_read_from_sysfs(tmp_path: Path) -> None:
     assert (found.driver, found.node, found.software) == ("mlx5", 1, False)
     assert found.ports[0].gids == (V2,), "beyond a long stretch of nothing there is nothing"
     assert is_leaving(GUID, tmp_path) and not is_leaving("1" * 16, tmp_path)
-
-
-def test_a_device_that_the_library_says_nothing_of_for_once_is_sick_and_still_there() -> None:
-    """A host too busy to start a program in time has lost no card, and no lease on it."""
-    silent = Ability("leased-rdma did not answer: Connection timed out")
-    seen = Seen((device(),), (silent,), (memory(0),))
-    able = able_of(Seen((device(),), (ABLE,), ()))
-    assert able == {GUID: ABLE} and able_of(seen) == {}
-    [resource], [note] = survey(seen, RdmaConfig(), (), able)
-    assert resource.health is Health.SICK and "did not answer" in note
-    assert dict(resource.attributes)["windows"] == "2B"
-    assert survey(seen, RdmaConfig(), ())[0] == (), "of what was never able nothing is offered"
-    unclear = Seen((device(), device("mlx5_1")), (silent, silent), (memory(0),))
-    assert survey(unclear, RdmaConfig(), (), {GUID: ABLE})[0] == ()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+import msgspec
 import pytest
 
 from leased.hardware.calls import CgroupFacts, Surveyed
@@ -61,7 +62,7 @@ async def test_what_was_seen_last_stands_and_each_failure_doubles_the_patience()
 async def test_a_kind_that_could_not_be_read_is_as_it_was_and_the_others_are_as_seen() -> None:
     """A node that goes between two files of it fails all of memory; nobody's lease on another node
     may end by that."""
-    crew = Crew()
+    crew, new = Crew(), Crew()
     sight = HostSight(crew, HardwareConfig())  # type: ignore[arg-type]
     memory = Resource("mem:node0:4096", ResourceKind.MEM, TierKind.DRAM, 1 << 30, 4096)
     core, another = (Resource(f"cpu:{n}", ResourceKind.CPU, None, 1000, 1) for n in (1, 2))
@@ -72,5 +73,9 @@ async def test_a_kind_that_could_not_be_read_is_as_it_was_and_the_others_are_as_
     for _ in range(2):
         seen = await sight.look(FACTS)
         assert seen.resources == (another, memory) and seen.absences == (why,)
+    new.seen = crew.seen
+    restarted = HostSight(new, HardwareConfig())  # type: ignore[arg-type]
+    restarted.remember((memory, core, msgspec.structs.replace(memory, resource_id="mem:dax-1")))
+    assert (await restarted.look(FACTS)).resources == (another, memory)
     crew.seen = Surveyed((another,), (), ())
     assert (await sight.look(FACTS)).resources == (another,), "it was seen that there is none"

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 import trio
@@ -31,6 +31,7 @@ from leased.hardware.block import calls
 from leased.hardware.block.bounds import erase_extra_ns
 from leased.hardware.block.calls import Examined
 from leased.hardware.block.config import Offer
+from leased.hardware.block.desk import CLEANING, EXAMINING, PROOF, SURVEYOR, Desk
 from leased.hardware.block.drives import Erase
 from leased.hardware.block.names import (
     identity_in,
@@ -47,24 +48,19 @@ from leased.hardware.block.survey import candidates, survey
 from leased.hardware.calls import Surveyed
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
+from leased.hardware.remembered import Remembered
 from leased.hardware.starting import STARTING_NS
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_BLOCK, DeviceRule
 from leased.ports import Access, Holder, ObjectKind, Revocable
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, RevocationReason
-from leased.terms.resource import Absence, Allotment, ResourceKind
-from leased.terms.teardown import StepReport
+from leased.terms.resource import Absence, Allotment, Resource, ResourceKind
+from leased.terms.teardown import StepReport, TeardownStep
 
 ACCESS_NAME: Final = "LEASE_BLOCK_"
-SURVEYOR: Final = "block survey"
-EXAMINING: Final = "examining "
-CLEANING: Final = "cleaning "
-PROOF: Final = "proof "
-WORKERS_MAX: Final = 4
 SCAN_BUDGET_NS: Final = 2_000_000_000
 _EVIDENCE: Final = struct.Struct("<IIIQI")
-_T = TypeVar("_T")
 
 
 class BlockBackend:
@@ -74,24 +70,25 @@ class BlockBackend:
 
     def __init__(self, crew: Crew, config: HardwareConfig) -> None:
         self._crew = crew
+        self._desk = Desk(crew)
         self._hardware = config
         self._config = config.block
-        self._last: Surveyed | None = None
+        self._remembered = Remembered()
         self._known: dict[tuple[str, int, str], Examined] = {}
-        self._drives: dict[str, str] = {}
-        self._ways: dict[tuple[LeaseId, str], str] = {}
+        self._outcomes: dict[tuple[LeaseId, str], calls.Cleaned] = {}
         self._marked: dict[str, LeaseId] = {}
-        self._turns: dict[str, trio.Lock] = {}
         self._own: set[LeaseId] = set()
         self._swept = True
-        for name in (SURVEYOR, *(f"block {EXAMINING}{n}" for n in range(WORKERS_MAX))):
-            crew.defer(name)
 
     def serves(self, allotment: Allotment) -> bool:
         """Every namespace."""
         return allotment.kind is ResourceKind.BLOCK
 
     # -- seeing ------------------------------------------------------------------------------------
+
+    def remember(self, sealed: Iterable[Resource]) -> None:
+        """What an earlier run has seen, before this one looks."""
+        self._remembered.take(sealed)
 
     async def survey(self) -> Surveyed:
         """Which namespaces may be leased, and why the others may not."""
@@ -100,22 +97,23 @@ class BlockBackend:
         try:
             seen, troubles = await self._look()
             offered, notes = candidates(seen, self._config)
-            self._drives = {one.identity: one.nqn for one in seen.namespaces}
+            self._desk.learn(seen.namespaces)
             leased = {use.number for use in seen.uses if use.uuid}
             examined = await self._examine(offered, leased)
         except DeviceError as error:
             # A survey that failed is not an empty host.
-            return self._last or _absent(f"no namespace: {error}")
+            why = f"no namespace: {error}"
+            return self._remembered.stand_in(why) or _absent(why)
         finally:
             self._crew.dismiss(SURVEYOR)
         await self._sweep()
-        self._last = survey(offered, examined, self._config, (*notes, *troubles))
-        return self._last
+        found = survey(offered, examined, self._config, (*notes, *troubles))
+        why = {one: said for one, said in examined.items() if isinstance(said, str)}
+        return self._remembered.complete(found, lambda it: why.get(identity_in(it.resource_id), ""))
 
     async def _look(self) -> tuple[calls.Seen, tuple[str, ...]]:
-        troubles: tuple[str, ...] = ()
-        # Its worker is a new one each time.
-        ask = partial(self._ask, SURVEYOR, extra_ns=STARTING_NS)
+        troubles: tuple[str, ...] = ()  # its worker is a new one each time
+        ask = partial(self._desk.ask, SURVEYOR, extra_ns=STARTING_NS)
         if self._config.attach:
             pairs = (one.rpartition("/") for one in self._config.attach)
             wanted = tuple((nqn, int(nsid)) for nqn, _, nsid in pairs)
@@ -129,9 +127,8 @@ class BlockBackend:
         found: dict[str, Examined | str] = {}
 
         async def one(namespace: Namespace) -> None:
-            found[namespace.identity] = await self._examined(
-                namespace, ours=namespace.number in leased
-            )
+            ours = namespace.number in leased
+            found[namespace.identity] = await self._examined(namespace, ours=ours)
 
         async with trio.open_nursery() as nursery:
             for namespace in offered.values():
@@ -147,10 +144,10 @@ class BlockBackend:
         if known is not None and not contents:
             return known
         asked = calls.Examine(namespace.identity, contents)
-        worker = self._worker(namespace.identity, EXAMINING)
+        worker = self._desk.worker(namespace.identity, EXAMINING)
         try:
-            async with self._turn(namespace.identity):
-                fresh = await self._ask(worker, "examine", asked, Examined, extra_ns=STARTING_NS)
+            async with self._desk.turn(namespace.identity):
+                fresh = await self._desk.ask(worker, "examine", asked, Examined, STARTING_NS)
         except DeviceError as error:
             if known is None:
                 return f"its drive does not answer: {error}"
@@ -201,9 +198,10 @@ class BlockBackend:
             canaries=self._config.canaries,
             blank=self._config.offer is Offer.UNUSED,
         )
-        async with self._turn(identity):
+        async with self._desk.turn(identity):
             try:
-                made = await self._ask(self._worker(identity), "ready", asked, calls.Readied)
+                worker = self._desk.worker(identity)
+                made = await self._desk.ask(worker, "ready", asked, calls.Readied)
             except DeviceError as error:
                 if error.verb not in (calls.NOT_BEGUN, "worker_answer"):
                     self._marked[identity] = lease.lease_id
@@ -230,32 +228,38 @@ class BlockBackend:
     async def abandon(self, lease: Lease, allotments: Sequence[Allotment]) -> None:
         """Take back mappings that nobody ever had."""
         for allotment in reversed(allotments):
-            number = number_of(lease, allotment)
-            asked = calls.Undo(
-                mapping_uuid(lease.lease_id, number),
-                mapping_name(lease.lease_id, number),
-            )
+            of, number = lease.lease_id, number_of(lease, allotment)
+            asked = calls.Undo(mapping_uuid(of, number), mapping_name(of, number))
             try:
-                worker = self._worker(identity_in(allotment.resource_id))
-                await self._ask(worker, "undo", asked, calls.Nothing)
+                worker = self._desk.worker(identity_in(allotment.resource_id))
+                await self._desk.ask(worker, "undo", asked, calls.Nothing)
             except DeviceError:
                 continue  # the teardown that follows finds it, and fences what it cannot end
 
     # -- the end -----------------------------------------------------------------------------------
 
     async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
-        """End each mapping, if the reaper has not, and erase its namespace."""
-        total, clean = 0, True
-        steps: tuple[StepReport, ...] = ()
-        for allotment in allotments:
+        """End each mapping, if the reaper has not, and erase its namespace. Clean in the sense of
+        `Wiped` whatever came of it: what failed is kept, and named by `prove` for its own namespace
+        alone."""
+        done: list[calls.Cleaned] = []
+
+        async def one(allotment: Allotment) -> None:
             if self._is_untouched(lease, allotment):
                 await self.abandon(lease, [allotment])
-                continue
-            done = await self._clean(lease, allotment)
-            total += done.erased_bytes
-            clean = clean and done.clean
-            steps += done.steps
-        return Wiped(total, clean, steps)
+                return
+            began_ns = _now_ns()
+            try:
+                outcome = await self._clean(lease, allotment)
+            except DeviceError as error:
+                failed = StepReport(TeardownStep.SCRUB, error.errno, began_ns, _now_ns())
+                outcome = calls.Cleaned(False, 0, "", (failed,))
+            self._outcomes[lease.lease_id, allotment.resource_id] = outcome
+            done.append(outcome)
+
+        await self._desk.each(allotments, one)
+        steps = tuple(step for outcome in done for step in outcome.steps)
+        return Wiped(sum(outcome.erased_bytes for outcome in done), clean=True, steps=steps)
 
     def _is_untouched(self, lease: Lease, allotment: Allotment) -> bool:
         """Whether a grant failed, or was too late, and nothing is known to have been written to
@@ -281,54 +285,66 @@ class BlockBackend:
             erase_ns=self._config.erase_budget_ns,
         )
         # Not behind a survey that asks the drive about its other namespaces.
-        worker = f"block erase {identity}" if ways else self._worker(identity, CLEANING)
+        worker = f"block erase {identity}" if ways else self._desk.worker(identity, CLEANING)
         extra_ns = self._config.settle_budget_ns
         extra_ns += erase_extra_ns(self._hardware, allotment.capacity, raw=raw)
         try:
-            done = await self._crew.task_again(
+            return await self._crew.task_again(
                 worker, "block", "clean", asked, calls.Cleaned, extra_ns=extra_ns
             )
         finally:
             if ways:
                 self._crew.dismiss(worker)
-        self._ways[lease.lease_id, identity] = done.way
-        return done
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
         """Ask the kernel and the drive, in other processes than the scrub's."""
         unproven: dict[Allotment, int] = {}
-        steps: tuple[StepReport, ...] = ()
-        for allotment in allotments:
-            number, identity = number_of(lease, allotment), identity_in(allotment.resource_id)
-            way = self._ways.pop((lease.lease_id, identity), "")
-            asked = calls.Prove(
-                uuid=mapping_uuid(lease.lease_id, number),
-                identity=identity,
-                size_bytes=allotment.capacity,
-                zeroed=way in ("", Erase.ZERO),
-                untouched=self._is_untouched(lease, allotment),
-                seed=_seed(lease, identity),
-                canaries=self._config.canaries,
-                settle_ns=self._config.settle_budget_ns,
-            )
-            worker = self._worker(identity, PROOF)
-            proven = await self._crew.task_again(
-                worker, "block", "prove", asked, calls.Proven, extra_ns=asked.settle_ns
-            )
-            steps += proven.steps
+        steps: list[StepReport] = []
+
+        async def one(allotment: Allotment) -> None:
+            began_ns = _now_ns()
+            try:
+                proven = await self._prove(lease, allotment)
+            except DeviceError as error:
+                failed = StepReport(TeardownStep.WORKER, error.errno, began_ns, _now_ns())
+                proven = calls.Proven(False, (failed,))
+            steps.extend(proven.steps)
             if proven.clean:
-                self._marked.pop(identity, None)
+                self._marked.pop(identity_in(allotment.resource_id), None)
             else:
                 unproven[allotment] = allotment.capacity
+
+        await self._desk.each(allotments, one)
         if not unproven:
             self._own.discard(lease.lease_id)
-        return Verdict(unproven, steps)
+        return Verdict(unproven, tuple(steps))
+
+    async def _prove(self, lease: Lease, allotment: Allotment) -> calls.Proven:
+        identity, key = identity_in(allotment.resource_id), (lease.lease_id, allotment.resource_id)
+        outcome = self._outcomes.get(key)
+        if outcome is not None and not outcome.clean:  # however often it is asked
+            return calls.Proven(False, tuple(step for step in outcome.steps if step.errno))
+        self._outcomes.pop(key, None)
+        asked = calls.Prove(
+            uuid=mapping_uuid(lease.lease_id, number_of(lease, allotment)),
+            identity=identity,
+            size_bytes=allotment.capacity,
+            zeroed=outcome is None or outcome.way in ("", Erase.ZERO),
+            untouched=self._is_untouched(lease, allotment),
+            seed=_seed(lease, identity),
+            canaries=self._config.canaries,
+            settle_ns=self._config.settle_budget_ns,
+        )
+        worker = self._desk.worker(identity, PROOF)
+        return await self._crew.task_again(
+            worker, "block", "prove", asked, calls.Proven, extra_ns=asked.settle_ns
+        )
 
     async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
         """Whoever has the namespace or a mapping of it, and what of the kernel is on top of it."""
         identity = identity_in(allotment.resource_id)
         asked = calls.Ask(identity, self._crew.ours(), SCAN_BUDGET_NS)
-        found = await self._ask("block who", "find", asked, calls.Users, extra_ns=SCAN_BUDGET_NS)
+        found = await self._desk.ask("block who", "find", asked, calls.Users, SCAN_BUDGET_NS)
         return tuple(
             Holder(one.pid, one.uid, one.name, one.via, resource_id=allotment.resource_id)
             for one in found.users
@@ -336,8 +352,7 @@ class BlockBackend:
 
     async def adopt(self, leases: Iterable[Lease]) -> None:
         """Their mappings go on; every other one of ours is ended."""
-        leases = tuple(leases)
-        self.recall(leases)
+        self.recall(leases := tuple(leases))
         self._own |= {lease.lease_id for lease in leases}
         self._swept = self._config.offer is Offer.NONE and not self._marked
         await self._sweep()
@@ -356,36 +371,22 @@ class BlockBackend:
         they are is asked when they have been listed: a lease is known before its mapping is."""
         if self._swept:
             return
-        with suppress(DeviceError):
-            found = await self._ask("block 0", "list", calls.Nothing(), calls.Mapped)
-            strays = [uuid for uuid in found.uuids if lease_in(uuid) not in self._own]
-            for uuid in strays:
+        try:
+            found = await self._desk.ask("block 0", "list", calls.Nothing(), calls.Mapped)
+        except DeviceError:
+            return
+        strays = [uuid for uuid in found.uuids if lease_in(uuid) not in self._own]
+        self._swept = True
+        for uuid in strays:
+            try:
                 undone = calls.Undo(uuid, name_of(uuid))
-                await self._ask("block 0", "undo", undone, calls.Nothing)
-            self._swept = True
+                await self._desk.ask("block 0", "undo", undone, calls.Nothing)
+            except DeviceError:
+                self._swept = False  # one that hangs keeps none of the others
 
-    # -- workers -----------------------------------------------------------------------------------
 
-    def _turn(self, identity: str) -> trio.Lock:
-        """Whoever has a namespace exclusively, if only to look at it, is in the others' way."""
-        return self._turns.setdefault(identity, trio.Lock())
-
-    def _worker(self, identity: str, what: str = "") -> str:
-        """The worker of the namespace's drive."""
-        drives = sorted(set(self._drives.values()))
-        nqn = self._drives.get(identity, "")
-        return f"block {what}{(drives.index(nqn) if nqn in drives else 0) % WORKERS_MAX}"
-
-    async def _ask(
-        self,
-        worker: str,
-        verb: str,
-        argument: msgspec.Struct,
-        returns: type[_T],
-        *,
-        extra_ns: int = 0,
-    ) -> _T:
-        return await self._crew.task(worker, "block", verb, argument, returns, extra_ns=extra_ns)
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _seed(lease: Lease, identity: str) -> bytes:

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from leased.hardware.block import canaries, verbs
 from leased.hardware.block.calls import NOT_BEGUN, Mapped, Nothing, Readied, Ready, Undo
@@ -41,25 +41,6 @@ def control() -> Iterator[int]:
         os.close(fd)
 
 
-def ready(call: Ready) -> Readied:
-    """Make it. Raises DeviceError or OSError; then nothing of it is left. The verb NOT_BEGUN: and
-    nothing was written."""
-    try:
-        namespace = _admit(call)
-    except DeviceError as error:
-        raise DeviceError(NOT_BEGUN, error.errno, error.detail) from error
-    with control() as dm:
-        number = verbs.create_mapping(dm, name=call.name, uuid=call.uuid)
-        try:
-            _load(dm, call, namespace)
-            _hand_to(number, call.name, call.uid)
-            checked = 0 if call.raw else _check_encrypted(number, namespace, call)
-        except BaseException:
-            end(dm, call.uuid, call.name)
-            raise
-    return Readied(number, namespace.nsid, namespace.diskseq, checked)
-
-
 def _admit(call: Ready) -> Namespace:
     """The namespace, if nobody uses it. Somebody may have made a file system since the survey."""
     namespace = resolve(call.identity, call.size_bytes)
@@ -71,6 +52,26 @@ def _admit(call: Ready) -> Namespace:
     if contents:
         raise DeviceError("contents", errno.EBUSY, f"{namespace.identity}: {contents}")
     return namespace
+
+
+def ready(call: Ready, admit: Callable[[Ready], Namespace] = _admit) -> Readied:
+    """Make it. Raises DeviceError or OSError; then nothing of it is left. The verb NOT_BEGUN: and
+    nothing was written."""
+    try:
+        namespace = admit(call)
+    except (DeviceError, OSError) as error:
+        detail = error.detail if isinstance(error, DeviceError) else f"{call.identity}: {error}"
+        raise DeviceError(NOT_BEGUN, error.errno or errno.EIO, detail) from error
+    with control() as dm:
+        number = verbs.create_mapping(dm, name=call.name, uuid=call.uuid)
+        try:
+            _load(dm, call, namespace)
+            _hand_to(number, call.name, call.uid)
+            checked = 0 if call.raw else _check_encrypted(number, namespace, call)
+        except BaseException:
+            end(dm, call.uuid, call.name)
+            raise
+    return Readied(number, namespace.nsid, namespace.diskseq, checked)
 
 
 def _load(dm: int, call: Ready, namespace: Namespace) -> None:

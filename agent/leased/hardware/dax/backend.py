@@ -30,13 +30,22 @@ from leased.hardware.crew import Crew
 from leased.hardware.dax import calls
 from leased.hardware.dax.ranges import Range
 from leased.hardware.dax.survey import NOT_OFFERED, describe
+from leased.hardware.remembered import Remembered
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_CHAR, DeviceRule
 from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_S
-from leased.terms.resource import Absence, Allotment, Health, ResourceKind, Shape, shape_of
+from leased.terms.resource import (
+    Absence,
+    Allotment,
+    Health,
+    Resource,
+    ResourceKind,
+    Shape,
+    shape_of,
+)
 from leased.terms.teardown import StepReport, TeardownStep
 
 T = TypeVar("T")
@@ -58,7 +67,7 @@ class DaxBackend:
         self._crew = crew
         self._hardware = hardware
         self._config = hardware.dax
-        self._last: Surveyed | None = None
+        self._remembered = Remembered()
         self._ranges: dict[str, Range] = {}
         self._clean: set[str] = set()
         self._outcomes: dict[tuple[LeaseId, str], tuple[StepReport, ...]] = {}
@@ -73,23 +82,26 @@ class DaxBackend:
 
     # -- what there is -----------------------------------------------------------------------------
 
+    def remember(self, sealed: Iterable[Resource]) -> None:
+        """What an earlier run has seen, before this one looks."""
+        self._remembered.take(sealed)
+
     async def survey(self) -> Surveyed:
         """Every range as it is now; while a call hangs in one, as it was before."""
         if not self._config.offer:
             return Surveyed((), (Absence(ResourceKind.MEM, NOT_OFFERED),), ())
-        stuck = [i for i in self._ranges if self._is_stuck(i)]
-        if not stuck:
-            try:
-                seen = await self._look()
-            except DeviceError as error:
-                if self._last is not None:
-                    return self._last
-                return Surveyed((), (Absence(ResourceKind.MEM, f"device-dax: {error}"),), ())
-            self._last = describe(seen.ranges, seen.nodes, seen.speeds, self._config)
-        elif self._last is not None:
-            self._last = _mark_sick(self._last, [f"{PREFIX}{identity}" for identity in stuck])
-        assert self._last is not None
-        return self._last
+        stuck = [f"{PREFIX}{identity}" for identity in self._ranges if self._is_stuck(identity)]
+        if stuck and self._remembered.last is not None:
+            self._remembered.last = _mark_sick(self._remembered.last, stuck)
+            return self._remembered.last
+        try:
+            seen = await self._look()
+        except DeviceError as error:
+            why = f"device-dax: {error}"
+            absence = Absence(ResourceKind.MEM, why)
+            return self._remembered.stand_in(why) or Surveyed((), (absence,), ())
+        found = describe(seen.ranges, seen.nodes, seen.speeds, self._config)
+        return self._remembered.complete(found, lambda _: "")
 
     async def _look(self) -> calls.Seen:
         """List the ranges, and remember what each is called now."""
@@ -175,15 +187,20 @@ class DaxBackend:
     # -- teardown ----------------------------------------------------------------------------------
 
     async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
-        """Take every range back. Clean in the sense of `Wiped` whatever came of it: what failed is
-        kept, and named by `prove` for its own range alone."""
-        overwritten, steps = 0, []
-        for allotment in allotments:
+        """Take every range back, all at the same time. Clean in the sense of `Wiped` whatever came
+        of it: what failed is kept, and named by `prove` for its own range alone."""
+        done: list[calls.Released] = []
+
+        async def one(allotment: Allotment) -> None:
             released = await self._release(allotment)
-            overwritten += released.overwritten_bytes
-            steps.extend(released.steps)
             self._outcomes[lease.lease_id, allotment.resource_id] = released.steps
-        return Wiped(overwritten, clean=True, steps=tuple(steps))
+            done.append(released)
+
+        async with trio.open_nursery() as nursery:
+            for allotment in allotments:
+                nursery.start_soon(one, allotment)
+        steps = tuple(step for released in done for step in released.steps)
+        return Wiped(sum(one.overwritten_bytes for one in done), clean=True, steps=steps)
 
     async def _release(self, allotment: Allotment) -> calls.Released:
         identity = _identity(allotment)
@@ -209,13 +226,18 @@ class DaxBackend:
         """Each range by itself: what its scrub came to, and what a witness sees."""
         unproven: dict[Allotment, int] = {}
         steps: list[StepReport] = []
-        for allotment in allotments:
+
+        async def one(allotment: Allotment) -> None:
             told = await self._prove(lease, allotment)
             steps.extend(told)
             if any(step.errno for step in told):
                 unproven[allotment] = allotment.capacity
             else:
                 self._clean.add(_identity(allotment))
+
+        async with trio.open_nursery() as nursery:
+            for allotment in allotments:
+                nursery.start_soon(one, allotment)
         return Verdict(unproven, tuple(steps))
 
     async def _prove(self, lease: Lease, allotment: Allotment) -> tuple[StepReport, ...]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -26,8 +27,9 @@ from pathlib import Path
 from leased.hardware.dax.ranges import DEVICE_MODE, Range, read_ranges
 from leased.terms.errors import DeviceError
 
-_DRIVER = "sys/bus/dax/drivers/device_dax"
-_AUTOPROBE = "sys/bus/dax/drivers_autoprobe"
+_BUS = "sys/bus/dax"
+_DRIVER = f"{_BUS}/drivers/device_dax"
+_AUTOPROBE = f"{_BUS}/drivers_autoprobe"
 _APPEARS_NS = 2_000_000_000
 _AGAIN_S = 0.01
 
@@ -74,15 +76,21 @@ def _settle(identity: str, root: Path) -> Range:
 
 @contextlib.contextmanager
 def _nobody_else_probes(one: Range, root: Path) -> Iterator[None]:
-    """Of a CXL region the kernel would make ordinary memory at once, and not give it back."""
+    """Of a CXL region the kernel would make ordinary memory at once, and not give it back. There is
+    one switch for the whole host: two ranges at a time would turn it on for each other."""
     if one.is_persistent:
         yield
         return
-    _tell(root / _AUTOPROBE, "0")
+    bus = os.open(root / _BUS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield
+        fcntl.flock(bus, fcntl.LOCK_EX)  # goes with whoever has it, however that ends
+        _tell(root / _AUTOPROBE, "0")
+        try:
+            yield
+        finally:
+            _tell(root / _AUTOPROBE, "1")
     finally:
-        _tell(root / _AUTOPROBE, "1")
+        os.close(bus)
 
 
 def _tell(path: Path, text: str) -> None:

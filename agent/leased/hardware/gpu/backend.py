@@ -32,20 +32,21 @@ from leased.hardware.gpu.desk import Desk, worker_of
 from leased.hardware.gpu.ear import Ear
 from leased.hardware.gpu.facts import Target
 from leased.hardware.gpu.fleet import Fleet
+from leased.hardware.gpu.health import judge_fault
 from leased.hardware.gpu.idle import Idle
 from leased.hardware.gpu.leave import Leave
 from leased.hardware.gpu.mps import make_pipe, remove_empty
 from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
-from leased.hardware.gpu.remembered import Remembered
-from leased.hardware.gpu.survey import PREFIX, Seen, describe
+from leased.hardware.gpu.survey import PREFIX, Seen, describe, gpu_of
 from leased.hardware.gpu.verdict import is_clean
 from leased.hardware.gpu.xids import describe as describe_xid
+from leased.hardware.remembered import Remembered
 from leased.hardware.verbs import DeviceRule
 from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
-from leased.terms.resource import Absence, Allotment, Resource, ResourceKind
+from leased.terms.resource import Absence, Allotment, Health, Resource, ResourceKind
 from leased.terms.teardown import StepReport, TeardownStep
 
 
@@ -61,7 +62,6 @@ class GpuBackend:
         self._ear = Ear(crew)
         self._reclaimer = Reclaimer(self._desk, self._fleet, self._ear)
         self._idle = Idle(self._desk, self._fleet, self._reclaimer)
-        self._last: Surveyed | None = None
         self._remembered = Remembered()
         self._adopted = False
         self._leave = Leave(self._desk, self._ear)
@@ -113,20 +113,25 @@ class GpuBackend:
     async def _survey(self) -> Surveyed:
         if self._leave.taken:
             why = "the driver is let go until `leasectl resume gpu`"
-            return self._last or Surveyed((), (Absence(ResourceKind.GPU, why),), ())
+            return self._remembered.last or Surveyed((), (Absence(ResourceKind.GPU, why),), ())
         try:
             seen = await self._look()
         except DeviceError as error:
-            last = self._last or self._remembered.stand_in(str(error))
-            if last is not None and error.verb == "worker_answer":
+            last = self._remembered.stand_in(f"gpu: {error}")
+            if last is not None and _is_silence(error):
                 # A survey that failed is not an empty host, and no reason to hear of nothing.
                 return last
             self._ear.hear(())
-            self._last = None
+            if not _is_silence(error):
+                self._remembered.forget()
             return await self._nothing(error)
         described = describe(seen, self._config, self._reclaimer.dirty)
-        self._last = self._remembered.complete(described, seen.strangers)
-        return self._last
+        silent = {
+            fault.uuid: fault.fault
+            for fault in seen.strangers
+            if judge_fault(fault.errno, fault.fault).health is not Health.GONE
+        }
+        return self._remembered.complete(described, lambda one: silent.get(gpu_of(one), ""))
 
     async def _look(self) -> Seen:
         had = self._idle.occupied()
@@ -145,8 +150,7 @@ class GpuBackend:
             on_bus = await self._fleet.bus()
         except DeviceError:
             on_bus = ()
-        silent = error.verb == "worker_answer" or error.errno == errno.ETIMEDOUT
-        none = "not known yet, the driver did not answer" if silent else "no GPU"
+        none = "not known yet, the driver did not answer" if _is_silence(error) else "no GPU"
         why = f"{len(on_bus)} GPU seen on the bus; {error}" if on_bus else f"{none}: {error}"
         notes = tuple(f"gpu at {address}: on the bus, driver not usable" for address in on_bus)
         return Surveyed((), (Absence(ResourceKind.GPU, why),), notes)
@@ -377,6 +381,11 @@ class GpuBackend:
                 await self._desk.ask(f"gpu pipe {path}", "remove", calls.Pipe(path), calls.Nothing)
             except DeviceError:
                 pass  # a directory that nobody else may enter, and whose owner is gone
+
+
+def _is_silence(error: DeviceError) -> bool:
+    """Whether nothing was said, and not that there is nothing."""
+    return error.verb == "worker_answer" or error.errno == errno.ETIMEDOUT
 
 
 def _now_ns() -> int:

@@ -132,6 +132,11 @@ def memory_bytes_of(resource: Resource) -> int:
     return int(said.partition(" ")[0]) * _MIB
 
 
+def gpu_of(resource: Resource) -> str:
+    """The UUID of the GPU that a resource of ours is, or is a part of."""
+    return dict(resource.attributes).get("gpu", resource.resource_id.removeprefix(PREFIX))
+
+
 # ---- MIG ---------------------------------------------------------------------------------------
 
 

@@ -34,20 +34,19 @@ from leased.hardware.pieces import memory_pieces
 from leased.hardware.rdma import calls
 from leased.hardware.rdma.bounds import letting_go_ns
 from leased.hardware.rdma.config import Windows
+from leased.hardware.rdma.desk import Desk
 from leased.hardware.rdma.devices import CLASS, spelled
 from leased.hardware.rdma.ledger import Key, Ledger
-from leased.hardware.rdma.survey import able_of, survey
+from leased.hardware.rdma.survey import survey, why_silent
+from leased.hardware.remembered import Remembered
 from leased.hardware.starting import STARTING_NS
 from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
-from leased.terms.resource import Absence, Allotment, ResourceKind, Shape, shape_of
+from leased.terms.resource import Absence, Allotment, Resource, ResourceKind, Shape, shape_of
 from leased.terms.teardown import StepReport, TeardownStep
 
-WORKER: Final = "rdma"
-"""Owners answer in microseconds, so one worker is enough; what registers memory has its own."""
-
-PROBERS: Final = "rdma probers"
+SWEEPER: Final = "rdma sweep"
 ACCESS_NAME: Final = "LEASE_RDMA"
 UNCOUNTED_LIMIT: Final = (
     "cgroup v2 has no rdma controller here: a lease's objects are not limited, and the kernel's"
@@ -58,9 +57,9 @@ _NS_PER_S: Final = 1_000_000_000
 _EVIDENCE: Final = struct.Struct("<16sIIQ")
 
 
-def guid_of(allotment: Allotment) -> str:
-    """The device that an allotment is reached through."""
-    return allotment.resource_id.removeprefix("mem:rdma-").partition(":")[0]
+def guid_of(of: Allotment | Resource) -> str:
+    """The device that memory is reached through."""
+    return of.resource_id.removeprefix("mem:rdma-").partition(":")[0]
 
 
 class RdmaBackend:
@@ -68,12 +67,14 @@ class RdmaBackend:
 
     kind = ResourceKind.MEM
 
-    def __init__(self, crew: Crew, config: HardwareConfig) -> None:
+    def __init__(self, crew: Crew, config: HardwareConfig, place: str = f"/{CLASS}") -> None:
+        """`place`: there where the kernel has RDMA."""
         self._crew = crew
+        self._desk = Desk(crew, config)
+        self._place = place
         self._config = config
         self._ledgers: dict[str, Ledger] = {}
-        self._last: Surveyed | None = None
-        self._able: dict[str, calls.Ability] = {}
+        self._remembered = Remembered()
         self._facts: CgroupFacts | None = None
 
     def serves(self, allotment: Allotment) -> bool:
@@ -82,33 +83,37 @@ class RdmaBackend:
 
     # -- seeing ------------------------------------------------------------------------------------
 
+    def remember(self, sealed: Iterable[Resource]) -> None:
+        """What an earlier run has seen, before this one looks."""
+        self._remembered.take(sealed)
+
     async def survey(self) -> Surveyed:
         """What can be leased to remote peers, and why what cannot is not."""
         if not self._config.rdma.offer:
             return _absent("[hardware.rdma] offer = false")
-        if not os.path.isdir(f"/{CLASS}"):
+        if not os.path.isdir(self._place):
             return _absent("this kernel has none (ib_core is not loaded)")
         try:
             facts = await self._cgroup()
             if not facts.path:
                 return _absent("an owner lives in the lease's cgroup: " + "; ".join(facts.troubles))
-            asked = calls.Look(self._config, facts, self._patience_ns)
+            asked = calls.Look(self._config, facts, self._desk.patience_ns)
             seen = await self._crew.task(
                 "rdma survey", "rdma", "see", asked, calls.Seen, extra_ns=STARTING_NS
             )
         except DeviceError as error:
-            return self._last or _absent(_in_words(error))
+            why = _in_words(error)
+            return self._remembered.stand_in(f"rdma: {why}") or _absent(why)
         finally:
             self._crew.dismiss("rdma survey")
         limits = () if "rdma" in facts.controllers else (UNCOUNTED_LIMIT,)
-        resources, notes = survey(seen, self._config.rdma, limits, self._able)
-        self._able |= able_of(seen)
-        absences: tuple[Absence, ...] = ()
-        if not resources:
-            why = "; ".join(notes) or "no RDMA device"
-            absences = _absent(why).absences
-        self._last = Surveyed(resources, absences, notes)
-        return self._last
+        resources, notes = survey(seen, self._config.rdma, limits)
+        why = "; ".join(notes) or "no RDMA device"
+        absences = () if resources else _absent(why).absences
+        silent = why_silent(seen, self._config.rdma)
+        return self._remembered.complete(
+            Surveyed(resources, absences, notes), lambda one: silent.get(guid_of(one), "")
+        )
 
     # -- the grant ---------------------------------------------------------------------------------
 
@@ -137,7 +142,7 @@ class RdmaBackend:
     async def _open(
         self, lease: Lease, leaf: str, guid: str, own: Sequence[tuple[Allotment, int]]
     ) -> bytes:
-        sizes = tuple(allotment.capacity for allotment, _ in own)
+        sizes, fds = tuple(allotment.capacity for allotment, _ in own), [fd for _, fd in own]
         rdma = self._config.rdma
         # Pinning touches what is touched already; it is far faster than the slowest touching.
         extra_ns = sum(sizes) * _NS_PER_S // self._config.touch_bytes_per_s
@@ -149,33 +154,21 @@ class RdmaBackend:
             peers_max=rdma.peers_max + bool(rdma.prober),
             windows=rdma.windows is Windows.AUTO,
             gid_index=rdma.gid_index,
-            budget_ns=self._patience_ns + extra_ns,
+            budget_ns=self._desk.patience_ns + extra_ns,
         )
         large = sum(sizes) > self._config.bulk_bytes
-        name = f"rdma {lease.lease_id.hex()}" if large else WORKER
+        name = f"rdma {lease.lease_id.hex()}" if large else self._desk.worker(guid)
         try:
+            await self._crew.stand_ready(name, "rdma")
             owner = await self._crew.task(
-                name,
-                "rdma",
-                "prepare",
-                asked,
-                calls.Owner,
-                fds=[fd for _, fd in own],
-                extra_ns=extra_ns,
+                name, "rdma", "prepare", asked, calls.Owner, fds=fds, extra_ns=extra_ns
             )
         finally:
             if large:
                 self._crew.dismiss(name)
         self._ledger(guid).claim(lease.lease_id, owner.contexts)
-        if rdma.prober:
-            await self._watch(lease, leaf, guid)
+        await self._desk.watch(lease, leaf, guid)
         return _EVIDENCE.pack(guid.encode("ascii"), owner.pid, len(sizes), sum(sizes))
-
-    async def _watch(self, lease: Lease, leaf: str, guid: str) -> None:
-        rdma = self._config.rdma
-        room = calls.Room(leaf, guid, self._patience_ns)
-        asked = calls.Watch(room, rdma.program, lease.lease_id.hex(), rdma.prober)
-        await self._crew.task(PROBERS, "rdma", "watch", asked, calls.Nothing)
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
         """What a peer must know beforehand; the rest comes with each connection."""
@@ -199,12 +192,12 @@ class RdmaBackend:
     async def connect(self, lease: Lease, guid: str, peer: calls.Peer) -> calls.Connection:
         """Connect a remote peer to the lease's regions on one device. Raises DeviceError."""
         asked = calls.Connect(await self._room(lease, guid), peer)
-        return await self._crew.task(WORKER, "rdma", "connect", asked, calls.Connection)
+        return await self._desk.ask(guid, "connect", asked, calls.Connection)
 
     async def disconnect(self, lease: Lease, guid: str, qp_number: int) -> None:
         """Disconnect the peer of that queue pair of ours. Raises DeviceError."""
         asked = calls.Part(await self._room(lease, guid), qp_number)
-        await self._crew.task(WORKER, "rdma", "disconnect", asked, calls.Nothing)
+        await self._desk.ask(guid, "disconnect", asked, calls.Nothing)
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -215,8 +208,7 @@ class RdmaBackend:
         steps: tuple[StepReport, ...] = ()
         for guid, _ in _by_device(allotments):
             room = await self._room(lease, guid, self._config.rdma.withdraw_budget_ns)
-            told = await self._crew.task(WORKER, "rdma", "withdraw", room, calls.Steps)
-            steps += told.steps
+            steps += (await self._desk.ask(guid, "withdraw", room, calls.Steps)).steps
         return steps
 
     async def abandon(self, lease: Lease, allotments: Sequence[Allotment]) -> None:
@@ -224,41 +216,63 @@ class RdmaBackend:
         for guid, _ in _by_device(allotments):
             room = await self._room(lease, guid)
             try:
-                await self._crew.task(WORKER, "rdma", "end", room, calls.Steps)
+                await self._desk.ask(guid, "end", room, calls.Steps)
             except DeviceError:
                 continue  # the leaf cannot be removed then, and says so
             finally:
-                await self._unwatch(lease, guid)
+                await self._desk.unwatch(lease, guid)
                 self._ledger(guid).forget(lease.lease_id, frozenset())
 
     async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
-        """Nobody is in the owners' rooms any more, and the driver has let go."""
+        """Nobody is in the owners' rooms any more, and the driver has let go; devices at the same
+        time."""
         steps: list[StepReport] = []
-        budget_ns = letting_go_ns(self._config)
-        for guid, _ in _by_device(allotments):
-            room = await self._room(lease, guid, budget_ns)
-            told = await self._crew.task_again(
-                WORKER, "rdma", "end", room, calls.Steps, extra_ns=budget_ns
-            )
-            steps.extend(told.steps)
-            if any(step.errno for step in told.steps):
-                await self._unwatch(lease, guid)
+
+        async def one(guid: str) -> None:
+            told = await self._end(lease, guid)
+            steps.extend(told)
+            if any(step.errno for step in told):
+                await self._desk.unwatch(lease, guid)
+
+        async with trio.open_nursery() as nursery:
+            for guid, _ in _by_device(allotments):
+                nursery.start_soon(one, guid)
         return Wiped(0, all(step.errno == 0 for step in steps), tuple(steps))
+
+    async def _end(self, lease: Lease, guid: str) -> tuple[StepReport, ...]:
+        began_ns, budget_ns = _now_ns(), letting_go_ns(self._config)
+        try:
+            room = await self._room(lease, guid, budget_ns)
+            told = await self._desk.ask_again(guid, "end", room, calls.Steps, extra_ns=budget_ns)
+        except DeviceError as error:
+            return (StepReport(TeardownStep.RELEASE, error.errno, began_ns, _now_ns()),)
+        return told.steps
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
         """Whether the kernel lists nothing of the lease any more, and a peer that could read the
         memory no longer can."""
         unproven: dict[Allotment, int] = {}
         steps: list[StepReport] = []
-        for guid, part in _by_device(allotments):
-            began_ns = _now_ns()
-            left, failed = await self._look_for_left(lease, guid)
-            steps.append(StepReport(TeardownStep.WITNESS, failed, began_ns, _now_ns(), len(left)))
-            probed = await self._probe(lease, guid)
-            steps.extend(probed)
-            if failed or any(step.errno for step in probed):
+
+        async def one(guid: str, part: Sequence[Allotment]) -> None:
+            told = await self._prove(lease, guid)
+            steps.extend(told)
+            if any(step.errno for step in told):
                 unproven.update({allotment: allotment.capacity for allotment in part})
+
+        async with trio.open_nursery() as nursery:
+            for guid, part in _by_device(allotments):
+                nursery.start_soon(one, guid, part)
         return Verdict(unproven, tuple(steps))
+
+    async def _prove(self, lease: Lease, guid: str) -> list[StepReport]:
+        began_ns = _now_ns()
+        left, failed = await self._look_for_left(lease, guid)
+        steps = [StepReport(TeardownStep.WITNESS, failed, began_ns, _now_ns(), len(left))]
+        try:
+            return steps + await self._desk.probe(lease, guid)
+        except DeviceError as error:
+            return [*steps, StepReport(TeardownStep.WORKER, error.errno, began_ns, _now_ns())]
 
     async def _look_for_left(self, lease: Lease, guid: str) -> tuple[frozenset[Key], int]:
         """What is left of the lease on the device when it has had time to settle, and 0 or an
@@ -280,28 +294,11 @@ class RdmaBackend:
             await trio.sleep(_AGAIN_NS / _NS_PER_S)
 
     async def _ask_witness(self, guid: str) -> calls.Listed:
-        asked = calls.Witness(guid)
-        return await self._crew.task_again(WORKER, "rdma", "witness", asked, calls.Listed)
-
-    async def _probe(self, lease: Lease, guid: str) -> list[StepReport]:
-        if not self._config.rdma.prober:
-            return []
-        began_ns = _now_ns()
-        asked = calls.Probe(lease.lease_id.hex(), guid)
-        probed = await self._crew.task(PROBERS, "rdma", "probe", asked, calls.Probed)
-        if not probed.ran:
-            return []
-        failed = 0 if probed.status else errno.EBUSY
-        return [StepReport(TeardownStep.WITNESS, failed, began_ns, _now_ns(), probed.status)]
-
-    async def _unwatch(self, lease: Lease, guid: str) -> None:
-        if self._config.rdma.prober:
-            asked = calls.Probe(lease.lease_id.hex(), guid)
-            await self._crew.task(PROBERS, "rdma", "unwatch", asked, calls.Nothing)
+        return await self._desk.ask_again(guid, "witness", calls.Witness(guid), calls.Listed)
 
     async def holders(self, allotment: Allotment) -> tuple[Holder, ...]:
         """Who uses the device: leases' owners, and whoever else does RDMA through it."""
-        asked = calls.Usage(guid_of(allotment), self._crew.ours(), self._patience_ns)
+        asked = calls.Usage(guid_of(allotment), self._crew.ours(), self._desk.patience_ns)
         found = await self._crew.task("rdma usage", "rdma", "users", asked, calls.Users)
         return tuple(
             Holder(one.pid, one.uid, one.name, one.via, None, allotment.resource_id)
@@ -319,23 +316,26 @@ class RdmaBackend:
         devices = {
             guid_of(a) for lease in leases for a in lease.subject.allotments if self.serves(a)
         }
-        if not devices and not (self._config.rdma.offer and os.path.isdir(f"/{CLASS}")):
+        if not devices and not (self._config.rdma.offer and os.path.isdir(self._place)):
             return
-        asked = calls.Sweep(root, tuple(kept), self._patience_ns)
+        for guid in devices:
+            with contextlib.suppress(DeviceError):  # whoever tears down finds its worker there
+                await self._desk.stand_ready(guid)
+        asked = calls.Sweep(root, tuple(kept), self._desk.patience_ns)
         try:
-            # The worker's first words; whoever connects or tears down finds it there.
             found = await self._crew.task(
-                WORKER, "rdma", "sweep", asked, calls.Found, extra_ns=STARTING_NS
+                SWEEPER, "rdma", "sweep", asked, calls.Found, extra_ns=STARTING_NS
             )
         except DeviceError:
             return  # nobody was seen: each lease answers for every orphan, which is more than its
+        finally:
+            self._crew.dismiss(SWEEPER)
         seen: dict[str, set[str]] = {}
         for name, owner in found.owners:
             self._ledger(owner.guid).claim(kept[name].lease_id, owner.contexts)
             seen.setdefault(owner.guid, set()).add(name)
-            if self._config.rdma.prober:
-                with contextlib.suppress(DeviceError):  # the kernel's list is proof enough
-                    await self._watch(kept[name], f"{root}/{name}", owner.guid)
+            with contextlib.suppress(DeviceError):  # the kernel's list is proof enough
+                await self._desk.watch(kept[name], f"{root}/{name}", owner.guid)
         for guid in sorted(devices):
             unseen = [
                 lease
@@ -356,21 +356,16 @@ class RdmaBackend:
 
     # -- parts -------------------------------------------------------------------------------------
 
-    @property
-    def _patience_ns(self) -> int:
-        """How long a worker waits for an owner: less than we wait for the worker."""
-        return self._config.call_budget_ns * 3 // 4
-
     def _ledger(self, guid: str) -> Ledger:
         return self._ledgers.setdefault(guid, Ledger())
 
     async def _describe(self, lease: Lease, guid: str) -> calls.Owner:
         room = await self._room(lease, guid)
-        return await self._crew.task(WORKER, "rdma", "describe", room, calls.Owner)
+        return await self._desk.ask(guid, "describe", room, calls.Owner)
 
     async def _room(self, lease: Lease, guid: str, budget_ns: int = 0) -> calls.Room:
         leaf = f"{(await self._cgroup()).path}/{lease.subject.cgroup}"
-        return calls.Room(leaf, guid, budget_ns or self._patience_ns)
+        return calls.Room(leaf, guid, budget_ns or self._desk.patience_ns)
 
     async def _cgroup(self) -> CgroupFacts:
         if self._facts is None:

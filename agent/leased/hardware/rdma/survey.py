@@ -11,10 +11,7 @@ Pure. Does not read anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
-
-import msgspec
+from collections.abc import Iterable, Sequence
 
 from leased.hardware.rdma.calls import Ability, Seen
 from leased.hardware.rdma.config import RdmaConfig, Windows
@@ -38,8 +35,8 @@ OPEN_KEYS_LIMIT = (
 CARD_LIMIT = "cut and proof were never measured on a card of this make"
 
 
-def why_not(device: RdmaDevice, ability: Ability, config: RdmaConfig, unclear: bool) -> str:
-    """Why the device is not offered; "" if it is."""
+def why_not(device: RdmaDevice, config: RdmaConfig, unclear: bool) -> str:
+    """Why the device is never offered; "" if it may be."""
     names = (device.name, device.guid, _with_colons(device.guid))
     if config.devices and not any(name in config.devices for name in names):
         return "not named in [hardware.rdma] devices"
@@ -47,6 +44,11 @@ def why_not(device: RdmaDevice, ability: Ability, config: RdmaConfig, unclear: b
         return "its node GUID is 0 or another device's: it cannot be told apart"
     if device.protocol not in PROTOCOLS:
         return f"peers connect by {device.protocol or 'no known protocol'}, not by address"
+    return ""
+
+
+def why_not_now(device: RdmaDevice, ability: Ability, config: RdmaConfig) -> str:
+    """Why a device that may be offered is not: one that was before is sick meanwhile."""
     if ability.trouble:
         return ability.trouble
     if device.port is None or device.port.gid(config.gid_index) is None:
@@ -54,29 +56,27 @@ def why_not(device: RdmaDevice, ability: Ability, config: RdmaConfig, unclear: b
     return ""
 
 
-def able_of(seen: Seen) -> dict[str, Ability]:
-    """What the library says of each device that it says anything of, by GUID."""
-    told = zip(seen.devices, seen.abilities, strict=True)
-    return {device.guid: one for device, one in told if not one.trouble}
+def why_silent(seen: Seen, config: RdmaConfig) -> dict[str, str]:
+    """By GUID, the devices that are there, and only not to be used now."""
+    unclear = ambiguous(list(seen.devices))
+    return {
+        device.guid: why_not_now(device, ability, config)
+        for device, ability in zip(seen.devices, seen.abilities, strict=True)
+        if not why_not(device, config, device.guid in unclear)
+    }
 
 
 def survey(
-    seen: Seen,
-    config: RdmaConfig,
-    limits: Sequence[str],
-    able: Mapping[str, Ability] = MappingProxyType({}),
+    seen: Seen, config: RdmaConfig, limits: Sequence[str]
 ) -> tuple[tuple[Resource, ...], tuple[str, ...]]:
     """The resources, and a note for each device that is not offered. `limits`: what this host
-    cannot enforce; `able`: what devices were offered for before, by GUID: one of them that the
-    library says nothing of just now is sick, and no lease on it ends by that."""
+    cannot enforce."""
     unclear = ambiguous(list(seen.devices))
     offered: list[tuple[RdmaDevice, Ability]] = []
     notes: list[str] = []
     for device, ability in zip(seen.devices, seen.abilities, strict=True):
-        why = why_not(device, ability, config, device.guid in unclear)
-        if why and why == ability.trouble and device.guid in able:
-            known = msgspec.structs.replace(able[device.guid], trouble=why)
-            offered.append((device, known))
+        why = why_not(device, config, device.guid in unclear)
+        why = why or why_not_now(device, ability, config)
         if why:
             notes.append(f"rdma {device.name} ({_with_colons(device.guid)}): {why}")
         else:
@@ -119,7 +119,7 @@ def _resource(
         granule=base.granule,
         node=base.node,
         evidence=Evidence.EMULATED if device.software else Evidence.NOT_RUN,
-        health=Health.OK if port.state == ACTIVE and not ability.trouble else Health.SICK,
+        health=Health.OK if port.state == ACTIVE else Health.SICK,
         limits=(*base.limits, *more),
         attributes=(
             ("device", device.name),

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The desk: which worker is asked about a namespace, and who has it exclusively.
+
+Rule: a drive has a worker as far as they go round, and keeps it whatever comes and goes beside it,
+so that a healthy one does not wait in the line of one that hangs. What is done to several drives is
+done at the same time, what is done to one in turn: a drive erases one thing after the other.
+
+Does not know what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeVar
+
+import msgspec
+import trio
+
+from leased.hardware.block.names import identity_in
+from leased.hardware.block.namespaces import Namespace
+from leased.hardware.crew import Crew
+from leased.terms.resource import Allotment
+
+SURVEYOR: Final = "block survey"
+EXAMINING: Final = "examining "
+CLEANING: Final = "cleaning "
+PROOF: Final = "proof "
+WORKERS_MAX: Final = 4
+_T = TypeVar("_T")
+
+
+class Desk:
+    """The block backend's workers."""
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._drives: dict[str, str] = {}
+        self._numbers: dict[str, int] = {}
+        self._turns: dict[str, trio.Lock] = {}
+        for name in (SURVEYOR, *(f"block {EXAMINING}{n}" for n in range(WORKERS_MAX))):
+            crew.defer(name)
+
+    def learn(self, namespaces: Iterable[Namespace]) -> None:
+        """Which drive each is on."""
+        self._drives |= {one.identity: one.nqn for one in namespaces}
+
+    def turn(self, identity: str) -> trio.Lock:
+        """Whoever has a namespace exclusively, if only to look at it, is in the others' way."""
+        return self._turns.setdefault(identity, trio.Lock())
+
+    def worker(self, identity: str, what: str = "") -> str:
+        """The worker of the namespace's drive."""
+        drive = self._drive(identity)
+        number = self._numbers.setdefault(drive, len(self._numbers) % WORKERS_MAX)
+        return f"block {what}{number}"
+
+    async def ask(
+        self, worker: str, verb: str, asked: msgspec.Struct, returns: type[_T], extra_ns: int = 0
+    ) -> _T:
+        """One verb by one worker. Raises DeviceError."""
+        return await self._crew.task(worker, "block", verb, asked, returns, extra_ns=extra_ns)
+
+    async def each(
+        self, allotments: Iterable[Allotment], carry_out: Callable[[Allotment], Awaitable[None]]
+    ) -> None:
+        """Every allotment; drives at the same time."""
+        parts: dict[str, list[Allotment]] = {}
+        for allotment in allotments:
+            drive = self._drive(identity_in(allotment.resource_id))
+            parts.setdefault(drive, []).append(allotment)
+
+        async def in_turn(part: Iterable[Allotment]) -> None:
+            for allotment in part:
+                await carry_out(allotment)
+
+        async with trio.open_nursery() as nursery:
+            for part in parts.values():
+                nursery.start_soon(in_turn, part)
+
+    def _drive(self, identity: str) -> str:
+        return self._drives.get(identity, identity)

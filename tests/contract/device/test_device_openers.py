@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whoever has a device node is found, however it is kept, on this host's own /proc; and a process
+is looked at once, however many threads it has.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from leased.hardware import verbs
+from leased.hardware.occupants import tables
+from leased.hardware.openers import Sought, evict, scan
+from leased.terms.errors import DeviceError
+from tests.doubles.tenant import tenant
+
+ZERO = Sought(((1, 5),), ("zero",))
+FAR_NS = 1 << 62
+
+
+@pytest.fixture
+def zero() -> Iterator[int]:
+    fd = os.open("/dev/zero", os.O_RDWR | os.O_CLOEXEC)
+    yield fd
+    os.close(fd)
+
+
+def ways(pid: int, sought: Sought) -> list[str]:
+    return [one.via for one in scan(sought, exempt={}, deadline_ns=FAR_NS) if one.pid == pid]
+
+
+@pytest.mark.parametrize(
+    ("trick", "via"),
+    [
+        ("hold", "fd"),
+        ("path_only", "fd"),
+        ("thread", "fd"),
+        ("cow", "map"),
+        ("ring_file", "ring"),
+    ],
+)
+def test_it_is_found_and_ended_however_it_is_kept(zero: int, trick: str, via: str) -> None:
+    with tenant(trick, [os.dup(zero)]) as holder:
+        assert ways(holder.pid, ZERO) == [via]
+        assert ways(holder.pid, Sought(((1, 9999),), ("nothing",))) == []
+        assert ways(holder.pid, Sought(((1, 5),), ("nothing",), block=True)) == []
+        seen = scan(ZERO, exempt={}, deadline_ns=FAR_NS)
+        mine = [one for one in seen if one.pid == holder.pid]
+        assert evict(mine, ZERO, budget_ns=5_000_000_000) == (1, 0)
+        assert holder.other_gone
+
+
+def test_only_what_is_sought_is_found_and_nothing_where_nobody_is(zero: int) -> None:
+    search = verbs.make_search([(1, 5), (1, 7)], block=False)
+    had, rings = verbs.search_nodes(search, "/proc/self/fd")
+    assert had == [(1, 5)] and rings == []
+    assert verbs.search_nodes(search, "/proc/0/fd") == ([], [])
+    assert verbs.search_nodes(search, "/proc/self/fd/0") == ([], [])
+
+
+def test_a_process_with_many_threads_is_looked_at_once() -> None:
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait) for _ in range(20)]
+    for each in threads:
+        each.start()
+    try:
+        assert list(tables(os.getpid())) == [f"/proc/{os.getpid()}/task/{os.getpid()}"]
+    finally:
+        done.set()
+        for each in threads:
+            each.join()
+
+
+def test_half_an_answer_is_none() -> None:
+    late_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - 1
+    with pytest.raises(DeviceError, match="too many descriptors"):
+        scan(ZERO, exempt={}, deadline_ns=late_ns)
