@@ -47,6 +47,7 @@ class Crew:
         self.seen = calls.Seen((), ())
         self.exclusive = False
         self.hangs = "", ""
+        self.stuck: set[str] = set()
         self.after_looking: Callable[[], Awaitable[object]] | None = None
 
     async def task(
@@ -88,6 +89,10 @@ class Crew:
 
     def defer(self, name: str) -> None:
         assert name == "block survey" or name.startswith("block examining ")
+
+    def is_stuck(self, name: str) -> bool:
+        """Whether one of that name hangs, killed as it is."""
+        return name in self.stuck
 
     def dismiss(self, name: str) -> None:
         """A worker that is not needed any more."""
@@ -284,3 +289,18 @@ async def test_somebody_else_who_has_it_keeps_it_out_for_only_as_long() -> None:
     for crew.exclusive in (True, False):
         found = await backend.survey()
         assert bool(found.resources) is not crew.exclusive, found.notes
+
+
+async def test_nobody_is_sent_after_a_look_that_still_hangs() -> None:
+    """Each look at a hung drive left one more process in the kernel, until there was no room."""
+    crew = Crew()
+    crew.seen = calls.Seen((seen(identity=FIRST),), ())
+    backend = BlockBackend(crew, UNUSED)  # type: ignore[arg-type]
+    assert (await backend.survey()).resources == (), "an ext4 file system is on it"
+    asked = list(crew.workers)
+    crew.stuck = {asked[-1]}
+    await backend.survey()
+    assert crew.workers[len(asked) :] == ["block survey"], "it is not asked"
+    crew.stuck = {"block survey"}
+    await backend.survey()
+    assert len(crew.workers) == len(asked) + 1, "nor is the host"

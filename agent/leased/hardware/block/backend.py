@@ -49,7 +49,6 @@ from leased.hardware.calls import Surveyed
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
 from leased.hardware.remembered import Remembered
-from leased.hardware.starting import STARTING_NS
 from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_BLOCK, DeviceRule
 from leased.ports import Access, Holder, ObjectKind, Revocable
 from leased.terms.errors import DeviceError
@@ -113,7 +112,7 @@ class BlockBackend:
 
     async def _look(self) -> tuple[calls.Seen, tuple[str, ...]]:
         troubles: tuple[str, ...] = ()  # its worker is a new one each time
-        ask = partial(self._desk.ask, SURVEYOR, extra_ns=STARTING_NS)
+        ask = partial(self._desk.look, SURVEYOR)
         if self._config.attach:
             pairs = (one.rpartition("/") for one in self._config.attach)
             wanted = tuple((nqn, int(nsid)) for nqn, _, nsid in pairs)
@@ -147,7 +146,7 @@ class BlockBackend:
         worker = self._desk.worker(namespace.identity, EXAMINING)
         try:
             async with self._desk.turn(namespace.identity):
-                fresh = await self._desk.ask(worker, "examine", asked, Examined, STARTING_NS)
+                fresh = await self._desk.look(worker, "examine", asked, Examined)
         except DeviceError as error:
             if known is None:
                 return f"its drive does not answer: {error}"

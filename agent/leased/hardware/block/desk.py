@@ -10,6 +10,7 @@ Does not know what is asked.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeVar
 
@@ -19,6 +20,8 @@ import trio
 from leased.hardware.block.names import identity_in
 from leased.hardware.block.namespaces import Namespace
 from leased.hardware.crew import Crew
+from leased.hardware.starting import STARTING_NS
+from leased.terms.errors import DeviceError
 from leased.terms.resource import Allotment
 
 SURVEYOR: Final = "block survey"
@@ -59,6 +62,15 @@ class Desk:
     ) -> _T:
         """One verb by one worker. Raises DeviceError."""
         return await self._crew.task(worker, "block", verb, asked, returns, extra_ns=extra_ns)
+
+    async def look(
+        self, worker: str, verb: str, asked: msgspec.Struct, returns: type[_T]
+    ) -> _T:
+        """As `ask`, with time to start. Where the worker before still hangs in the kernel nobody is
+        sent after it: each look would leave one more there."""
+        if self._crew.is_stuck(worker):
+            raise DeviceError(f"block_{verb}", errno.ETIMEDOUT, "an earlier look still hangs")
+        return await self.ask(worker, verb, asked, returns, STARTING_NS)
 
     async def each(
         self, allotments: Iterable[Allotment], carry_out: Callable[[Allotment], Awaitable[None]]
