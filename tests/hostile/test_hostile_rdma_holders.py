@@ -144,8 +144,8 @@ async def test_an_owner_that_is_killed_takes_access_with_it(
 
 
 def kill_worker(devices: Devices) -> None:
-    """The one that the RDMA backend speaks to; it is dead when this returns."""
-    for pid, _ in devices._crew._links["rdma"].pids:
+    """That of the first device; it is dead when this returns."""
+    for pid, _ in devices._crew._links["rdma 0"].pids:
         pidfd = os.pidfd_open(pid)
         os.kill(pid, signal.SIGKILL)
         select.select([pidfd], [], [])

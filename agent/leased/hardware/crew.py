@@ -38,8 +38,10 @@ from leased.terms.errors import DeviceError
 CALLS_MAX = 64
 """Calls of one batch: below the 253 descriptors of a message, and a few ms of small work."""
 
+DEFERRED_NICE = 15
+"""Within the agent's own cgroup: a thirtieth of what a teardown beside it gets, never nothing."""
+
 T = TypeVar("T")
-DEFERRED_NICE = 5
 
 _NS_PER_S = 1_000_000_000
 
