@@ -48,6 +48,7 @@ class Crew:
         self.exclusive = False
         self.hangs = "", ""
         self.stuck: set[str] = set()
+        self.ready: list[str] = []
         self.after_looking: Callable[[], Awaitable[object]] | None = None
 
     async def task(
@@ -89,6 +90,11 @@ class Crew:
 
     def defer(self, name: str) -> None:
         assert name == "block survey" or name.startswith("block examining ")
+
+    async def stand_ready(self, name: str, backend: str) -> None:
+        """It is there."""
+        assert backend == "block"
+        self.ready.append(name)
 
     def is_stuck(self, name: str) -> bool:
         """Whether one of that name hangs, killed as it is."""
@@ -200,6 +206,18 @@ async def test_a_drive_that_hangs_fences_its_own_namespace_alone(
         assert (await backend.prove(lease, [ONE, OTHER])).unproven == {ONE: ONE.capacity}, "still"
     await backend.scrub(lease, [ONE, OTHER])
     assert not (await backend.prove(lease, [ONE, OTHER])).unproven
+
+
+async def test_whoever_tears_down_is_there_before_the_lease_ends() -> None:
+    """The first lease of a drive waited half a second for two workers to start."""
+    crew = Crew()
+    backend = BlockBackend(crew, HardwareConfig())  # type: ignore[arg-type]
+    lease = make_lease(ONE, OTHER)
+    await backend.prepare(lease, [ONE, OTHER], "", ())
+    ready, crew.workers = set(crew.ready), []
+    await backend.scrub(lease, [ONE, OTHER])
+    await backend.prove(lease, [ONE, OTHER])
+    assert ready == set(crew.workers)
 
 
 async def test_a_drive_keeps_its_worker_when_others_come_and_go() -> None:

@@ -180,6 +180,7 @@ class BlockBackend:
         except DeviceError:
             await self.abandon(lease, done)
             raise
+        await self._desk.stand_ready(allotments)
         return Readied(tuple(rules), evidence, tuple(objects))
 
     async def _ready(self, lease: Lease, allotment: Allotment) -> calls.Readied:

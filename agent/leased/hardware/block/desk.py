@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import msgspec
@@ -62,6 +63,15 @@ class Desk:
     ) -> _T:
         """One verb by one worker. Raises DeviceError."""
         return await self._crew.task(worker, "block", verb, asked, returns, extra_ns=extra_ns)
+
+    async def stand_ready(self, allotments: Iterable[Allotment]) -> None:
+        """Have the workers of their teardown there: at the end of a lease nobody is to wait for one
+        to start."""
+        for allotment in allotments:
+            for what in (CLEANING, PROOF):
+                worker = self.worker(identity_in(allotment.resource_id), what)
+                with suppress(DeviceError):  # it is started when it is asked
+                    await self._crew.stand_ready(worker, "block")
 
     async def look(
         self, worker: str, verb: str, asked: msgspec.Struct, returns: type[_T]
