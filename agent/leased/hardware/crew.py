@@ -171,7 +171,10 @@ class Link:
             self._sock = None
         if self._child is not None:
             self._child.kill()
-            self._abandoned.append(self._child)
+            if self._child.ended:  # it was dead before, and keeps no descriptor of ours
+                self._child.close()
+            else:
+                self._abandoned.append(self._child)
             self._child = None
 
     @property

@@ -173,6 +173,24 @@ async def test_a_worker_that_is_killed_while_it_is_idle_costs_nothing(devices: D
         os.close(fd)
 
 
+async def test_a_worker_that_was_killed_while_it_was_idle_keeps_no_descriptor() -> None:
+    """Its successor may be the last to be started for a long time."""
+    crew = Crew(HardwareConfig(call_budget_ns=PATIENT_NS))
+    try:
+        await crew.ask("look", ())
+        before = len(os.listdir("/proc/self/fd"))
+        [pid] = workers()
+        pidfd = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        select.select([pidfd], [], [])
+        os.close(pidfd)
+        await crew.ask("look", ())
+        assert workers() not in ([], [pid])
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        crew.close()
+
+
 async def test_a_worker_that_starts_slowly_does_not_empty_the_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
