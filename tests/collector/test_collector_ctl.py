@@ -221,13 +221,19 @@ def test_nobody_there_and_nowhere_to_go() -> None:
         ask(url, "status", status=65)
 
 
-def test_a_verdict_that_wants_somebody_is_an_exit_status(tmp_path: Path) -> None:
-    state = tmp_path / "state"
+def forked(state: Path) -> str:
+    """One node whose log was found to be forked; the log's id."""
     archive = Archive(state)
     make_fleet(archive, Wish(1, 2, 7, END_NS, 4), lambda text: None)
     [entry] = archive.logs()
     archive.judge(entry.log_id, entry.head, "FORK", "two records 7", END_NS)
     archive.close()
+    return entry.log_id
+
+
+def test_a_verdict_that_wants_somebody_is_an_exit_status(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    forked(state)
     with CollectorServer(state=state) as running:
         running.wait_for("usage is up to date")
         told = document(running.url, "status", status=65)
@@ -238,15 +244,10 @@ def test_a_verdict_that_wants_somebody_is_an_exit_status(tmp_path: Path) -> None
 
 def test_the_newest_evidence_comes_first(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    archive = Archive(state)
-    make_fleet(archive, Wish(1, 2, 7, END_NS, 4), lambda text: None)
-    [entry] = archive.logs()
-    archive.judge(entry.log_id, entry.head, "FORK", "two records 7", END_NS)
-    archive.close()
-    evidence = state / EVIDENCE
+    log_id, evidence = forked(state), state / EVIDENCE
     evidence.mkdir()
     for size, found_ns in ((95, 3), (1000, 2), (7, 10)):
-        (evidence / f"{entry.log_id[:8]}-FORK-{size}-{found_ns}.json").write_text("{}")
+        (evidence / f"{log_id[:8]}-FORK-{size}-{found_ns}.json").write_text("{}")
     out = io.StringIO()
     console = Console(out, io.StringIO(), terminal=False)
     assert collector(["--state", str(state), "verdict", "--json"], console) == 65

@@ -24,7 +24,7 @@ from leased.collector.api.csv_rows import csv_of
 from leased.collector.api.problems import Problem
 from leased.collector.api.reports import Reports
 from leased.collector.archive.archive import Archive, ArchiveReader
-from leased.collector.demo import Wish, make_fleet
+from leased.collector.demo import Wish
 from leased.collector.fleet import Fleet
 from leased.collector.main import main
 from leased.collector.metering.store import Store
@@ -38,6 +38,7 @@ from leased.terms.errors import InvalidParameter, StateError
 from leased.terms.event import Allocated, TeardownBegun
 from leased.terms.policy import Policy
 from leased.terms.quantity import parse_instant
+from tests.doubles.demo_fleet import cosigned_fleet
 
 UNTIL_NS = parse_instant("2026-01-05T00:00:00Z")
 WISH = Wish(nodes=2, days=70, seed=11, until_ns=UNTIL_NS, leases_per_day=8)
@@ -57,14 +58,7 @@ DAYS = [
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seventy days of two hosts, with their reboots, clocks that were set, and fences."""
-    state = tmp_path_factory.mktemp("collector") / "state"
-    archive = Archive(state)
-    make_fleet(archive, WISH)
-    for entry in archive.logs():
-        archive.manifest.set(entry.log_id, entry.head, cosigned_size=entry.head.size)
-    Store(state).refresh(archive)
-    archive.close()
-    return state
+    return cosigned_fleet(tmp_path_factory.mktemp("collector") / "state", WISH)
 
 
 def window(start: str, end: str) -> Window:

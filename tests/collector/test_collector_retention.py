@@ -24,7 +24,7 @@ from leased.collector.accounts.invoices import Invoices
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.backup import back_up, restore
 from leased.collector.archive.floor import Kept
-from leased.collector.demo import Wish, make_fleet
+from leased.collector.demo import Wish
 from leased.collector.governance.quotas import Override, Quota, Schedule
 from leased.collector.governance.register import Register
 from leased.collector.main import main
@@ -39,6 +39,7 @@ from leased.economics.contracts import Terms
 from leased.terms.errors import StateError
 from leased.terms.quantity import parse_instant
 from tests.collector.test_collector_store import derived
+from tests.doubles.demo_fleet import cosigned_fleet
 from tests.doubles.host import not_proven
 
 UNTIL_NS = parse_instant("2026-01-05T00:00:00Z")
@@ -53,13 +54,7 @@ CHANGE = "c0" * 16
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hundred days of three nodes, cosigned; the bills of all months but the last are issued."""
-    state = tmp_path_factory.mktemp("collector") / "state"
-    archive = Archive(state)
-    make_fleet(archive, WISH)
-    for entry in archive.logs():
-        archive.manifest.set(entry.log_id, entry.head, cosigned_size=entry.head.size)
-    Store(state).refresh(archive)
-    archive.close()
+    state = cosigned_fleet(tmp_path_factory.mktemp("collector") / "state", WISH)
     with closing(StoreSource(Store(state).rollups)) as source:
         accounts = Accounts(source, Terms(), Invoices(state))
         for month in MONTHS[:3]:

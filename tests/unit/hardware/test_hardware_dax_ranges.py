@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -151,13 +152,35 @@ def test_where_there_is_none_the_survey_says_so() -> None:
     assert "no such range" in absence.why
 
 
+def bus_of_cxl(root: Path) -> None:
+    """With a range of it, and who keeps that."""
+    cxl(root)
+    probing = {"sys/bus/dax/drivers_autoprobe": "1", "sys/bus/dax/drivers_probe": ""}
+    write(root, {**probing, "dev/dax0.0": "", "other/bind": ""})
+
+
+def test_what_a_tenant_can_lock_keeps_no_range_from_being_recreated(tmp_path: Path) -> None:
+    """The bus and its switch are readable by anybody, and whoever reads may lock."""
+    bus_of_cxl(tmp_path)
+    one = msgspec.structs.replace(only(tmp_path), keeper=str(tmp_path / "other"))
+    bus = tmp_path / "sys/bus/dax"
+    held = [os.open(path, os.O_RDONLY) for path in (bus, bus / "drivers_autoprobe")]
+    for fd in held:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    done = threading.Thread(target=recreate, args=(one, tmp_path), daemon=True)
+    done.start()
+    done.join(20)
+    for fd in held:
+        os.close(fd)
+    assert not done.is_alive()
+
+
 def test_two_ranges_that_are_recreated_at_a_time_do_not_probe_for_each_other(
     tmp_path: Path,
 ) -> None:
     """The switch is the host's: the kernel would make ordinary memory of the second one, for good,
     and with what is on it."""
-    cxl(tmp_path)
-    write(tmp_path, {"sys/bus/dax/drivers_autoprobe": "1", "dev/dax0.0": "", "other/bind": ""})
+    bus_of_cxl(tmp_path)
     switch, slow = tmp_path / "sys/bus/dax/drivers_autoprobe", tmp_path / "slow/bind"
     slow.parent.mkdir()
     os.mkfifo(slow)  # whoever writes to it waits for a reader

@@ -30,6 +30,9 @@ from leased.terms.errors import DeviceError
 _BUS = "sys/bus/dax"
 _DRIVER = f"{_BUS}/drivers/device_dax"
 _AUTOPROBE = f"{_BUS}/drivers_autoprobe"
+_ROOTS_OWN = f"{_BUS}/drivers_probe"
+"""Open to root alone: what a tenant can open it can lock, and keep teardowns waiting with."""
+
 _APPEARS_NS = 2_000_000_000
 _AGAIN_S = 0.01
 
@@ -81,16 +84,19 @@ def _nobody_else_probes(one: Range, root: Path) -> Iterator[None]:
     if one.is_persistent:
         yield
         return
-    bus = os.open(root / _BUS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(bus, fcntl.LOCK_EX)  # goes with whoever has it, however that ends
+        lock = os.open(root / _ROOTS_OWN, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DeviceError("dax_recreate", error.errno or errno.EIO, _ROOTS_OWN) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # goes with whoever has it, however that ends
         _tell(root / _AUTOPROBE, "0")
         try:
             yield
         finally:
             _tell(root / _AUTOPROBE, "1")
     finally:
-        os.close(bus)
+        os.close(lock)
 
 
 def _tell(path: Path, text: str) -> None:
