@@ -10,6 +10,8 @@ Does not catch, log or retry anything.
 
 from __future__ import annotations
 
+from errno import EIO
+
 EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, EX_SOFTWARE = 64, 65, 66, 69, 70
 EX_OSERR, EX_IOERR, EX_TEMPFAIL, EX_PROTOCOL, EX_NOPERM, EX_CONFIG, EX_LEASE_LOST = (
     71,
@@ -80,12 +82,13 @@ class ConfigError(CallerError):
 
 class DeviceError(LeasedError):
     """A driver or the kernel failed or did not answer in time: `verb` is what was asked, `errno`
-    what it said."""
+    what it said. That is never 0: steps of a teardown are told by it, and 0 is proven clean."""
 
     wire = "io.leased.Lease.DeviceError"
     exit_status = EX_OSERR
 
     def __init__(self, verb: str, errno: int, detail: str = "") -> None:
+        errno = errno or EIO
         super().__init__(f"{verb}: errno {errno}{': ' + detail if detail else ''}")
         self.verb = verb
         self.errno = errno

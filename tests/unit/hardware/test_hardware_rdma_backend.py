@@ -145,6 +145,21 @@ async def test_the_devices_of_a_lease_are_taken_back_at_the_same_time_and_fenced
     assert set(asked) == {GUID, "2" * 16}
 
 
+class SpeechlessCrew(LivelyCrew):
+    """Workers whose every call fails, and with no number."""
+
+    async def task(self, name: str, backend: str, verb: str, *rest: Any, **more: Any) -> Never:
+        raise DeviceError(verb, 0, "nobody said why")
+
+
+async def test_a_failure_that_says_no_number_is_one_all_the_same() -> None:
+    """A step whose errno is 0 would be proof."""
+    config = HardwareConfig(rdma=RdmaConfig(prober="rxe9"), settle_budget_ns=0)
+    backend, held = RdmaBackend(SpeechlessCrew(config), config), lease(REGION)
+    assert not (await backend.scrub(held, [REGION])).clean
+    assert (await backend.prove(held, [REGION])).unproven == {REGION: 4096}
+
+
 async def test_there_are_only_so_many_workers_for_however_many_devices() -> None:
     desk = Desk(LivelyCrew(HardwareConfig()), HardwareConfig())
     assert len({desk.worker(f"{number:016x}") for number in range(100)}) == WORKERS_MAX
