@@ -300,13 +300,10 @@ struct leased_acts {
 struct leased_holds {
 	size_t count;
 	int64_t *sequence;
+	int64_t *party_hi;
+	int64_t *party_lo;
 	int64_t *capacity;
-	int32_t *tenant;
-	int32_t *tag;
 	int16_t *slot;
-	int8_t *kind;
-	int8_t *tier;
-	int8_t *priority;
 };
 
 struct leased_lives {
@@ -316,14 +313,11 @@ struct leased_lives {
 	int64_t *torn_ns;
 	int64_t *ended_ns;
 	int64_t *released_ns;
+	int64_t *party_hi;
+	int64_t *party_lo;
 	int64_t *capacity;
 	int32_t *boot;
-	int32_t *tenant;
-	int32_t *tag;
 	int16_t *slot;
-	int8_t *kind;
-	int8_t *tier;
-	int8_t *priority;
 	uint8_t *released;
 	bool missing;
 };
@@ -345,7 +339,7 @@ const struct leased_acts *leased_projector_acts(const struct leased_projector *p
 const struct leased_holds *leased_projector_holds(const struct leased_projector *projector);
 const struct leased_lives *leased_projector_lives(const struct leased_projector *projector);
 int leased_projector_settle(struct leased_projector *projector);
-size_t leased_projector_texts(const struct leased_projector *projector, int tags,
-	const uint8_t **bytes, const uint32_t **ends);
+size_t leased_projector_parties(const struct leased_projector *projector, const uint8_t **bytes,
+	const uint32_t **ends);
 
 int leased_selftest(void);

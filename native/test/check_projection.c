@@ -39,6 +39,11 @@ static const char good[] = "\x95\xc4\x10"
 			   "\x94\xa1x\x03\xc0\xcd\x03\xe8\x94\xa1y\x00\x01\x05"
 			   "\xcc\xc8\xcd\x10\x00";
 
+/* Who holds the first of it. */
+static const char first[] = "\x03\xff\x01\x04\x00\x00\x00"
+			    "acme\xb2"
+			    "a tag that is long";
+
 static unsigned noise(void)
 {
 	static uint64_t state = 7;
@@ -108,9 +113,9 @@ void check_projection(void)
 	check("a grant and its renewal are two acts, and are held once",
 		count == 2 && acts->count == 2 && holds->count == 2 && acts->at_ns[0] == 200 &&
 			acts->deadline_ns[1] == 4096 && acts->terms[0] == acts->terms[1] &&
-			holds->capacity[0] == 1000 && holds->tier[0] == -1 && holds->tier[1] == 1 &&
-			leased_projector_texts(projector, 0, &bytes, &ends) == 1 && ends[0] == 4 &&
-			memcmp(bytes, "acme", 4) == 0);
+			holds->capacity[0] == 1000 && holds->party_hi[0] != holds->party_hi[1] &&
+			leased_projector_parties(projector, &bytes, &ends) == 2 &&
+			ends[0] == sizeof first - 1 && memcmp(bytes, first, ends[0]) == 0);
 	struct leased_projector *whole_life = leased_projector_new();
 	if (whole_life == NULL)
 		abort();
@@ -144,9 +149,9 @@ void check_projection(void)
 		taken(projector, &plan, frame, size);
 	}
 	int whole = leased_projector_settle(projector) == 0;
-	const size_t texts = leased_projector_texts(projector, 1, &bytes, &ends);
-	for (size_t row = 0; row < holds->count; row++)
-		whole = whole && (size_t)holds->tag[row] < texts;
-	check("noise is read to its end and no further, and rows have texts", whole);
+	const size_t parties = leased_projector_parties(projector, &bytes, &ends);
+	for (size_t at = 1; at < parties; at++)
+		whole = whole && ends[at] >= ends[at - 1] + 7;
+	check("noise is read to its end and no further, and parties are whole", whole);
 	leased_projector_free(projector);
 }

@@ -37,11 +37,10 @@ static bool lives_have_room(struct leased_projector *p, size_t room)
 		return true;
 	if (!WIDER(lives, sequence, room) || !WIDER(lives, granted_ns, room) ||
 		!WIDER(lives, torn_ns, room) || !WIDER(lives, ended_ns, room) ||
-		!WIDER(lives, released_ns, room) || !WIDER(lives, capacity, room) ||
-		!WIDER(lives, boot, room) || !WIDER(lives, tenant, room) ||
-		!WIDER(lives, tag, room) || !WIDER(lives, slot, room) ||
-		!WIDER(lives, kind, room) || !WIDER(lives, tier, room) ||
-		!WIDER(lives, priority, room) || !WIDER(lives, released, room))
+		!WIDER(lives, released_ns, room) || !WIDER(lives, party_hi, room) ||
+		!WIDER(lives, party_lo, room) || !WIDER(lives, capacity, room) ||
+		!WIDER(lives, boot, room) || !WIDER(lives, slot, room) ||
+		!WIDER(lives, released, room))
 		return false;
 	p->lives_room = room;
 	return true;
@@ -176,11 +175,8 @@ static void put_life(struct leased_lives *lives, const struct life *life,
 	if (!life->released)
 		lives->missing = true;
 	lives->slot[to] = holds->slot[row];
-	lives->tenant[to] = holds->tenant[row];
-	lives->kind[to] = holds->kind[row];
-	lives->tier[to] = holds->tier[row];
-	lives->priority[to] = holds->priority[row];
-	lives->tag[to] = holds->tag[row];
+	lives->party_hi[to] = holds->party_hi[row];
+	lives->party_lo[to] = holds->party_lo[row];
 	lives->capacity[to] = holds->capacity[row];
 }
 
@@ -201,11 +197,8 @@ static void leave_holds(struct leased_projector *p, const struct lives *lives)
 		}
 		holds->sequence[to] = sequence;
 		holds->slot[to] = holds->slot[row];
-		holds->tenant[to] = holds->tenant[row];
-		holds->kind[to] = holds->kind[row];
-		holds->tier[to] = holds->tier[row];
-		holds->priority[to] = holds->priority[row];
-		holds->tag[to] = holds->tag[row];
+		holds->party_hi[to] = holds->party_hi[row];
+		holds->party_lo[to] = holds->party_lo[row];
 		holds->capacity[to] = holds->capacity[row];
 		to++;
 	}

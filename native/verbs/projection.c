@@ -17,7 +17,7 @@
 
 #include <errno.h>
 
-enum { FIELDS_MAX = 16, TEXT_ROOM_FIRST = 4096, DIGEST_BYTES = 8 };
+enum { FIELDS_MAX = 16, BYTES_FIRST = 4096, PARTY_BYTES_MIN = 7 };
 
 /* ---- columns ---- */
 
@@ -44,9 +44,8 @@ static bool holds_have_room(struct leased_projector *p)
 		return true;
 	const size_t room = p->holds_room ? 2 * p->holds_room : ROWS_FIRST;
 	if (!WIDER(holds, sequence, room) || !WIDER(holds, slot, room) ||
-		!WIDER(holds, tenant, room) || !WIDER(holds, kind, room) ||
-		!WIDER(holds, tier, room) || !WIDER(holds, priority, room) ||
-		!WIDER(holds, tag, room) || !WIDER(holds, capacity, room))
+		!WIDER(holds, party_hi, room) || !WIDER(holds, party_lo, room) ||
+		!WIDER(holds, capacity, room))
 		return false;
 	p->holds_room = room;
 	return true;
@@ -73,47 +72,75 @@ static bool add_act(struct leased_projector *p, const struct leased_act *row)
 	return true;
 }
 
-/* ---- texts ---- */
-
-/* The number of a text, -1 without memory. Nobody finds two of one digest. */
-static int32_t number_of(struct texts *texts, const uint8_t *text, size_t bytes)
+static int64_t big_endian(const uint8_t *from)
 {
+	uint64_t raw;
+	memcpy(&raw, from, sizeof raw);
+	return (int64_t)be64toh(raw);
+}
+
+/* ---- parties ---- */
+
+static bool parties_have_room(struct parties *parties, size_t bytes)
+{
+	const size_t begin = parties->count ? parties->ends[parties->count - 1] : 0;
+	if (bytes > INT32_MAX || begin + bytes > INT32_MAX)
+		return false;
+	while (begin + bytes > parties->bytes_room) {
+		const size_t room = parties->bytes_room ? 2 * parties->bytes_room : BYTES_FIRST;
+		if (!WIDER(parties, bytes, room))
+			return false;
+		parties->bytes_room = room;
+	}
+	if (parties->count == parties->room) {
+		const size_t room = parties->room ? 2 * parties->room : ROWS_FIRST;
+		if (!WIDER(parties, ends, room))
+			return false;
+		parties->room = room;
+	}
+	return true;
+}
+
+/*
+ * Add what somebody holds. Its party is kind, tier and priority, a byte each, the tenant with its
+ * length in four bytes before it, and the tag as it is in a subject; the key is the first half of
+ * the SHA-256 of that, so that it is the same in every block and log. 0 or -ENOMEM.
+ */
+static int add_hold(struct leased_projector *p, const struct leased_hold *row,
+	const uint8_t *tenant, size_t tenant_bytes, const uint8_t *tag, size_t tag_bytes)
+{
+	struct parties *parties = &p->parties;
+	struct leased_holds *holds = &p->holds;
+	const size_t bytes = PARTY_BYTES_MIN + tenant_bytes + tag_bytes;
+	const size_t begin = parties->count ? parties->ends[parties->count - 1] : 0;
 	uint8_t digest[LEASED_HASH_BYTES];
-	uint64_t id[2];
-	const struct leased_message message = { text, bytes, digest };
-	if (bytes < sizeof id) {
-		/* Short ones stand for themselves, with their length. */
-		memset(id, 0, sizeof id);
-		memcpy(id, text, bytes);
-		((uint8_t *)id)[sizeof id - 1] = (uint8_t)(0x80 | bytes);
-	} else {
-		leased_sha256_each(text, 0, &message, 1);
-		memcpy(id, digest, sizeof id);
-		((uint8_t *)id)[sizeof id - 1] &= 0x7f;
+	uint64_t key[2];
+	if (!holds_have_room(p) || !parties_have_room(parties, bytes))
+		return -ENOMEM;
+	uint8_t *const party = parties->bytes + begin;
+	const uint32_t tenant_le = htole32((uint32_t)tenant_bytes);
+	party[0] = (uint8_t)row->kind;
+	party[1] = (uint8_t)row->tier;
+	party[2] = (uint8_t)row->priority;
+	memcpy(party + 3, &tenant_le, sizeof tenant_le);
+	memcpy(party + PARTY_BYTES_MIN, tenant, tenant_bytes);
+	memcpy(party + PARTY_BYTES_MIN + tenant_bytes, tag, tag_bytes);
+	const struct leased_message message = { party, bytes, digest };
+	leased_sha256_each(party, 0, &message, 1);
+	memcpy(key, digest, sizeof key);
+	struct map_cell *cell = map_find(&parties->known, key);
+	if (!cell->value) {
+		parties->ends[parties->count++] = (uint32_t)(begin + bytes);
+		if (!map_put(&parties->known, cell, key, parties->count))
+			return -ENOMEM;
 	}
-	struct map_cell *cell = map_find(&texts->numbers, id);
-	if (cell->value)
-		return (int32_t)(cell->value - 1);
-	const size_t begin = texts->count ? texts->ends[texts->count - 1] : 0;
-	if (begin + bytes > INT32_MAX)
-		return -1;
-	while (begin + bytes > texts->bytes_room) {
-		const size_t room = texts->bytes_room ? 2 * texts->bytes_room : TEXT_ROOM_FIRST;
-		if (!WIDER(texts, bytes, room))
-			return -1;
-		texts->bytes_room = room;
-	}
-	if (texts->count == texts->room) {
-		const size_t room = texts->room ? 2 * texts->room : ROWS_FIRST;
-		if (!WIDER(texts, ends, room))
-			return -1;
-		texts->room = room;
-	}
-	if (!map_put(&texts->numbers, cell, id, texts->count + 1))
-		return -1;
-	memcpy(texts->bytes + begin, text, bytes);
-	texts->ends[texts->count] = (uint32_t)(begin + bytes);
-	return (int32_t)texts->count++;
+	const size_t at = holds->count++;
+	holds->sequence[at] = row->sequence;
+	holds->slot[at] = row->slot;
+	holds->party_hi[at] = big_endian(digest);
+	holds->party_lo[at] = big_endian(digest + 8);
+	holds->capacity[at] = row->capacity;
+	return 0;
 }
 
 /* ---- bodies ---- */
@@ -227,7 +254,8 @@ static int hold(struct leased_projector *p, const struct leased_plan *plan, int6
 	const uint8_t *at = subject[plan->allotments], *end = subject[plan->allotments + 1];
 	const uint8_t *tenant = letters_at(subject[plan->tenant]);
 	const uint8_t *tag = subject[plan->tag];
-	const size_t count = *at & 0x0f, before = p->holds.count;
+	const size_t count = *at & 0x0f;
+	struct leased_hold rows[FIELDS_MAX] = { { .slot = 0 } };
 	int8_t priority;
 	if ((*at & 0xf0) != 0x90 || allotments->what != LEASED_SHAPE_LIST || tenant == NULL ||
 		!small_at(subject[plan->priority], &priority))
@@ -238,40 +266,24 @@ static int hold(struct leased_projector *p, const struct leased_plan *plan, int6
 	for (size_t slot = 0; slot < count; slot++) {
 		const uint8_t *fields[FIELDS_MAX];
 		const struct leased_shape *one = &plan->shapes[allotments->first];
-		struct leased_holds *holds = &p->holds;
-		int64_t capacity;
-		int8_t kind, tier = -1;
-		if (!take_apart(one, at, end, fields) || !small_at(fields[plan->kind], &kind) ||
-			(*fields[plan->tier] != 0xc0 && !small_at(fields[plan->tier], &tier)) ||
-			!number_at(fields[plan->capacity], &capacity)) {
-			p->holds.count = before;
+		struct leased_hold *row = &rows[slot];
+		*row = (struct leased_hold){ .sequence = sequence, .slot = (int16_t)slot,
+			.tier = -1, .priority = priority };
+		if (!take_apart(one, at, end, fields))
 			return 0;
-		}
-		if (!holds_have_room(p))
-			return -ENOMEM;
-		const int32_t whose = number_of(&p->tenants, tenant, tenant_bytes);
-		const int32_t tagged = number_of(&p->tags, tag, tag_bytes);
-		if (whose < 0 || tagged < 0)
-			return -ENOMEM;
-		const size_t row = holds->count++;
-		holds->sequence[row] = sequence;
-		holds->slot[row] = (int16_t)slot;
-		holds->tenant[row] = whose;
-		holds->kind[row] = kind;
-		holds->tier[row] = tier;
-		holds->priority[row] = priority;
-		holds->tag[row] = tagged;
-		holds->capacity[row] = capacity;
+		const uint8_t *const tier = fields[plan->tier];
+		if (!small_at(fields[plan->kind], &row->kind) ||
+			(*tier != 0xc0 && !small_at(tier, &row->tier)) ||
+			!number_at(fields[plan->capacity], &row->capacity))
+			return 0;
 		at = fields[one->count];
 	}
+	for (size_t slot = 0; slot < count; slot++) {
+		const int added = add_hold(p, &rows[slot], tenant, tenant_bytes, tag, tag_bytes);
+		if (added < 0)
+			return added;
+	}
 	return 1;
-}
-
-static int64_t big_endian(const uint8_t *from)
-{
-	uint64_t raw;
-	memcpy(&raw, from, sizeof raw);
-	return (int64_t)be64toh(raw);
 }
 
 /* Project one record that changes a lease. 1, 0 to judge, -ENOMEM. */
@@ -330,8 +342,7 @@ static int act(struct leased_projector *p, const struct leased_plan *plan,
 struct leased_projector *leased_projector_new(void)
 {
 	struct leased_projector *p = calloc(1, sizeof *p);
-	if (p != NULL && (!map_begin(&p->terms) || !map_begin(&p->tenants.numbers) ||
-				 !map_begin(&p->tags.numbers))) {
+	if (p != NULL && (!map_begin(&p->terms) || !map_begin(&p->parties.known))) {
 		leased_projector_free(p);
 		return NULL;
 	}
@@ -347,15 +358,13 @@ void leased_projector_free(struct leased_projector *p)
 	struct leased_lives *l = &p->lives;
 	void *all[] = { a->sequence, a->boot, a->lease_hi, a->lease_lo, a->act, a->at_ns,
 		a->sealed_ns, a->deadline_ns, a->terms, a->ref, a->has, h->sequence, h->slot,
-		h->tenant, h->kind, h->tier, h->priority, h->tag, h->capacity, l->sequence,
-		l->granted_ns, l->torn_ns, l->ended_ns, l->released_ns, l->capacity, l->boot,
-		l->tenant, l->tag, l->slot, l->kind, l->tier, l->priority, l->released,
-		p->tenants.bytes, p->tenants.ends, p->tags.bytes, p->tags.ends };
+		h->party_hi, h->party_lo, h->capacity, l->sequence, l->granted_ns, l->torn_ns,
+		l->ended_ns, l->released_ns, l->party_hi, l->party_lo, l->capacity, l->boot,
+		l->slot, l->released, p->parties.bytes, p->parties.ends };
 	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
 		free(all[i]);
 	map_end(&p->terms);
-	map_end(&p->tenants.numbers);
-	map_end(&p->tags.numbers);
+	map_end(&p->parties.known);
 	free(p);
 }
 
@@ -414,21 +423,7 @@ int leased_projector_act(struct leased_projector *p, const struct leased_act *ro
 int leased_projector_hold(struct leased_projector *p, const struct leased_hold *row,
 	const uint8_t *tenant, size_t tenant_bytes, const uint8_t *tag, size_t tag_bytes)
 {
-	const int32_t whose = number_of(&p->tenants, tenant, tenant_bytes);
-	const int32_t tagged = number_of(&p->tags, tag, tag_bytes);
-	struct leased_holds *holds = &p->holds;
-	if (whose < 0 || tagged < 0 || !holds_have_room(p))
-		return -ENOMEM;
-	const size_t at = holds->count++;
-	holds->sequence[at] = row->sequence;
-	holds->slot[at] = row->slot;
-	holds->tenant[at] = whose;
-	holds->kind[at] = row->kind;
-	holds->tier[at] = row->tier;
-	holds->priority[at] = row->priority;
-	holds->tag[at] = tagged;
-	holds->capacity[at] = row->capacity;
-	return 0;
+	return add_hold(p, row, tenant, tenant_bytes, tag, tag_bytes);
 }
 
 /* The terms of a lease as the block last saw them, 0 if it did not. */
@@ -463,12 +458,11 @@ const struct leased_lives *leased_projector_lives(const struct leased_projector 
 	return &p->lives;
 }
 
-/* The texts that rows have the numbers of: where each ends in `bytes`. How many. */
-size_t leased_projector_texts(const struct leased_projector *p, int tags, const uint8_t **bytes,
+/* The parties whose keys rows have: where each ends in `bytes`. How many. */
+size_t leased_projector_parties(const struct leased_projector *p, const uint8_t **bytes,
 	const uint32_t **ends)
 {
-	const struct texts *texts = tags ? &p->tags : &p->tenants;
-	*bytes = texts->bytes;
-	*ends = texts->ends;
-	return texts->count;
+	*bytes = p->parties.bytes;
+	*ends = p->parties.ends;
+	return p->parties.count;
 }

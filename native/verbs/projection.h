@@ -14,9 +14,9 @@
 
 enum { ROWS_FIRST = 1024 };
 
-/* Texts, each once: rows have their numbers. */
-struct texts {
-	struct map numbers; /* by a digest; one more than the number */
+/* Who holds something, and as what, each once: rows have their keys. */
+struct parties {
+	struct map known; /* by the key */
 	uint8_t *bytes;
 	uint32_t *ends;
 	size_t count, room, bytes_room;
@@ -26,7 +26,7 @@ struct leased_projector {
 	struct leased_acts acts;
 	struct leased_holds holds;
 	struct leased_lives lives;
-	struct texts tenants, tags;
+	struct parties parties;
 	struct map terms; /* of a lease, as the block last saw them; 0 is never there */
 	size_t acts_room, holds_room, lives_room;
 };

@@ -27,9 +27,10 @@ from typing import Any
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import Rows, batched
+from leased.collector.metering.blocks import Rows, batched, party_table
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
+    PARTY_COLUMNS,
     PROJECTION,
     RESULTS,
     SMALL_TABLES,
@@ -90,6 +91,7 @@ def run_duckdb(archive: Path, directory: Path) -> Figures:
     derived, reader = directory / "projected", ArchiveReader(archive)
     derived.mkdir()
     began = time.perf_counter()
+    parties: set[bytes] = set()
     spans, shapes, rows = [], {}, {table: Rows([], []) for table in PROJECTION}
     for entry, blocks, sidecars in project_logs(derived, reader, reader.logs()):
         found = shape((one for each in sidecars for one in each.rare), sidecars[-1].carry)
@@ -97,11 +99,14 @@ def run_duckdb(archive: Path, directory: Path) -> Figures:
         for name, (paths, batches) in blocks.rows(sidecars).items():
             rows[name].paths.extend(paths)
             rows[name].batches.extend(batches)
+        for each in sidecars:
+            parties.update(each.parties)
         ends = (found.first_seq, found.last_seq, entry.head.hash.hex(), found.watermark_ns)
         spans.append(NodeSpan(entry.node, entry.log_id, *ends))
     projected_s = time.perf_counter() - began
     for name, (paths, batches) in rows.items():
         engine.load_files(name, paths, batched(name, batches))
+    engine.load_files("parties", [], party_table(parties))
     small = tables.small_tables(shapes)
     for name, numbers in small.items():
         engine.load(name, SMALL_TABLES[name], numbers)
@@ -122,8 +127,8 @@ def run_duckdb(archive: Path, directory: Path) -> Figures:
         "raw_bytes": sum(path.stat().st_size for path in archive.glob("segments/*/*.seg")),
         "sums": [str(row) for row in engine.query(_SUMS)],
     }
-    for name in PROJECTION:
-        columns = ", ".join(PROJECTION[name])
+    for name, names in (PROJECTION | {"parties": PARTY_COLUMNS}).items():
+        columns = ", ".join(names)
         engine.derive("rows", f"SELECT {columns} FROM {name}")
         engine.query(f"COPY rows TO '{directory}/{name}.csv'")
     (directory / SMALL).write_text(json.dumps(small))
@@ -245,7 +250,7 @@ def _ask_postgresql(directory: Path, small: _Rows, run: Any, socket: str) -> Fig
 
 def _loading(directory: Path, small: _Rows) -> str:
     whole = "log bigint, seq bigint, "
-    held = "tenant text, kind int, tier int, priority int, tag text, capacity bigint"
+    held = "party_hi bigint, party_lo bigint, capacity bigint"
     lines = [
         "CREATE FUNCTION idiv(a bigint, b bigint) RETURNS bigint IMMUTABLE PARALLEL SAFE"
         " LANGUAGE sql AS $$ SELECT a / b $$;",
@@ -255,7 +260,11 @@ def _loading(directory: Path, small: _Rows) -> str:
         f"CREATE UNLOGGED TABLE lives ({whole} slot int, boot int, granted_ns bigint,"
         f" torn_ns bigint, ended_ns bigint, released_ns bigint, {held});",
     ]
-    for name in PROJECTION:
+    lines.append(
+        "CREATE UNLOGGED TABLE parties (party_hi bigint, party_lo bigint, kind int, tier int,"
+        " priority int, tenant text, tag text);"
+    )
+    for name in (*PROJECTION, "parties"):
         lines.append(f"\\copy {name} FROM '{directory}/{name}.csv' WITH (FORMAT csv, HEADER)")
     for name, rows in small.items():
         fields = ", ".join(f"{column} bigint" for column in SMALL_TABLES[name])

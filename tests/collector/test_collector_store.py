@@ -457,6 +457,6 @@ def test_a_demo_node_lives_in_its_own_stream():
 
 def test_parquet_has_the_same_bytes_for_the_same_rows():
     acts = [(1, 2, 0, 3, 4, 1, 5, 6, 7, 8, None)]
-    block = block_files.Block(acts, [], [], [], block_files.Carry())
+    block = block_files.Block(acts, [], [], [], [], block_files.Carry())
     table = block_files.arrow_tables(block)["acts"]
     assert block_files.parquet_bytes(table) == block_files.parquet_bytes(table)

@@ -24,7 +24,14 @@ from leased.collector.demo import Node, Wish
 from leased.collector.metering import blocks
 from leased.collector.metering.columns import ColumnRows, FrameProjector
 from leased.collector.metering.lives import settle
-from leased.collector.metering.projection import ACT, Block, Carry, ListRows, Projector
+from leased.collector.metering.projection import (
+    ACT,
+    Block,
+    Carry,
+    ListRows,
+    Party,
+    Projector,
+)
 from leased.terms import event as e
 from leased.terms.errors import ChainError
 from leased.terms.identity import BootId
@@ -70,7 +77,7 @@ def told(block: Block) -> tuple[object, ...]:
     tables = blocks.arrow_tables(block).values()
     rows = [table.to_pylist() for table in tables]
     files = [blocks.parquet_bytes(table) for table in tables]
-    return rows, block.rare, block.carry, files
+    return rows, block.parties, block.rare, block.carry, files
 
 
 def compare(chunks: list[bytes], size: int) -> list[Block]:
@@ -187,7 +194,7 @@ starts again."""
     ],
 )
 def test_what_is_put_together_as_lives(told: str, lives: int, left: str) -> None:
-    for rows in (ListRows(), ColumnRows()):
+    for rows in (ListRows(NUMBER), ColumnRows()):
         boot, letters = 0, {}
         for at, letter in enumerate(told):
             boot += letter == "B"
@@ -201,11 +208,11 @@ def test_what_is_put_together_as_lives(told: str, lives: int, left: str) -> None
             ref = 7 if letter == "V" else None
             rows.act((NUMBER, at + 7, boot, *lease, what, *when, None, terms, ref))
             if letter in "GrF":
-                rows.hold((NUMBER, at + 7, 0, "acme", 1, -1, 0, "", 64))
-                rows.hold((NUMBER, at + 7, 1, "acme", 3, 1, 0, "", 65))
+                rows.hold(at + 7, 0, Party(1, -1, 0, "acme", ""), 64)
+                rows.hold(at + 7, 1, Party(3, 1, 0, "acme", ""), 65)
         native = isinstance(rows, ColumnRows)
         found = rows.settle(NUMBER) if native else settle(rows.acts, rows.holds)
-        block = Block(*found, [], Carry())
+        block = Block(*found, [], [], Carry())
         acts, holds, made = (t.to_pylist() for t in blocks.arrow_tables(block).values())
         assert "".join(letters[row["seq"]] for row in acts) == left
         assert len(holds) == 2 * sum(letter in "GrF" for letter in left)
@@ -287,7 +294,8 @@ def test_removed_records_leave_gaps_and_blocks_their_places(
             judged.append(msgspec.structs.replace(block, carry=carry))
         assert len(sidecars) == len(judged)
         for index, (ours, theirs) in enumerate(zip(sidecars, judged, strict=True)):
-            assert (ours.rare, ours.carry) == (theirs.rare, theirs.carry)
+            assert (ours.parties, ours.rare) == (theirs.parties, theirs.rare)
+            assert ours.carry == theirs.carry
             for name, table in blocks.arrow_tables(theirs).items():
                 paths, batches = log.rows(sidecars[: index + 1])[name]
                 if table.num_rows <= few:

@@ -25,8 +25,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leased.collector.metering.columns import Columns, FrameProjector
-from leased.collector.metering.engine import PROJECTION
-from leased.collector.metering.projection import Block, Carry, Rare, log_number
+from leased.collector.metering.engine import PARTY_COLUMNS, PROJECTION
+from leased.collector.metering.projection import (
+    Block,
+    Carry,
+    Rare,
+    log_number,
+    party_key,
+    party_of,
+)
 from leased.durable.files import DirectoryDisk
 
 PARQUET: Final = "parquet"
@@ -35,24 +42,21 @@ SMALL_ROWS: Final = 256
 """Of a table in a block, up to which they are in `.rare`: 20 KiB, and what a refresh has in memory
 of each block."""
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Of what a row means and how it is written; which columns there are is in LAYOUT anyway."""
 
 _ROW_GROUP: Final = 1 << 20
-_SMALL: Final = {
-    "boot": pa.int32(),
-    "act": pa.int8(),
-    "slot": pa.int16(),
-    "kind": pa.int8(),
-    "tier": pa.int8(),
-    "priority": pa.int8(),
-    "tenant": pa.string(),
-    "tag": pa.string(),
-}
+_SMALL: Final = {"boot": pa.int32(), "act": pa.int8(), "slot": pa.int16()}
+_REPEATED: Final = ("tenant", "tag", "party_hi", "party_lo")
+"""Columns of few values in many rows."""
+
 SCHEMAS: Final = {
     table: pa.schema([(name, _SMALL.get(name, pa.int64())) for name in columns])
     for table, columns in PROJECTION.items()
 }
+PARTIES: Final = pa.schema(
+    [(name, pa.string() if name in ("tenant", "tag") else pa.int64()) for name in PARTY_COLUMNS]
+)
 
 
 def fields_of(*structs: type[msgspec.Struct]) -> list[tuple[str, ...]]:
@@ -61,11 +65,13 @@ def fields_of(*structs: type[msgspec.Struct]) -> list[tuple[str, ...]]:
 
 
 class Sidecar(msgspec.Struct, frozen=True, array_like=True):
-    """What `.rare` holds: the rare records of the block, what the next block needs to know, of each
-    table its rows as arrow sends a batch (empty: it has a file), and their or its SHA-256."""
+    """What `.rare` holds: the rare records of the block, its parties, what the next block needs to
+    know, of each table its rows as arrow sends a batch (empty: it has a file), and their or its
+    SHA-256; the last is that of the parties."""
 
     layout: str
     rare: list[Rare]
+    parties: list[bytes]
     carry: Carry
     batches: tuple[bytes, ...] = ()
     digests: tuple[bytes, ...] = ()
@@ -119,7 +125,9 @@ class LogBlocks:
     def whole(self, sidecars: list[Sidecar]) -> list[Sidecar]:
         """As many of the first blocks as are what their sidecars say."""
         for index, one in enumerate(sidecars):
-            for table, batch, digest in zip(SCHEMAS, one.batches, one.digests, strict=True):
+            if one.digests[-1] != sha256(b"".join(one.parties)).digest():
+                return sidecars[:index]
+            for table, batch, digest in zip(SCHEMAS, one.batches, one.digests, strict=False):
                 try:
                     data = batch or self._path(index, f"{table}.parquet").read_bytes()
                 except FileNotFoundError:
@@ -141,7 +149,9 @@ class LogBlocks:
                     put(disk, f"{index:08d}.{name}.parquet", data)
                 batches.append(batch)
                 digests.append(sha256(data).digest())
-            sidecar = Sidecar(LAYOUT, block.rare, block.carry, tuple(batches), tuple(digests))
+            digests.append(sha256(b"".join(block.parties)).digest())
+            rest = (block.carry, tuple(batches), tuple(digests))
+            sidecar = Sidecar(LAYOUT, block.rare, block.parties, *rest)
             put(disk, f"{index:08d}.rare", msgspec.msgpack.encode(sidecar))
             return sidecar
         finally:
@@ -195,6 +205,12 @@ def put(disk: DirectoryDisk, name: str, data: bytes) -> None:
     disk.rename(name + ".new", name)
 
 
+def party_table(parties: Iterable[bytes]) -> Any:
+    """The parties, each with its key."""
+    rows = [(*party_key(one), *party_of(one)) for one in sorted(parties)]
+    return _table(rows, PARTIES)
+
+
 def arrow_tables(block: Block) -> dict[str, Any]:
     """The tables of a block, as arrow has them."""
     rows = (block.acts, block.holds, block.lives)
@@ -229,7 +245,7 @@ def parquet_bytes(table: Any) -> bytes:
         table,
         sink,
         compression="snappy",  # files are a third larger than by zstd, and made in half the time
-        use_dictionary=["tenant", "tag"] if "tenant" in table.column_names else False,
+        use_dictionary=[name for name in table.column_names if name in _REPEATED],
         write_statistics=True,
         row_group_size=_ROW_GROUP,
         store_schema=False,
@@ -254,10 +270,6 @@ def _of_columns(rows: Columns, schema: Any) -> Any:
         column = rows.columns.get(field.name)
         if column is None:
             arrays.append(pa.repeat(pa.scalar(rows.log, field.type), rows.count))
-        elif column.texts is not None:
-            numbers = _numbers(pa.int32(), rows.count, column.raw)
-            texts = pa.array(column.texts, field.type)
-            arrays.append(pa.DictionaryArray.from_arrays(numbers, texts).dictionary_decode())
         else:
             has = None
             if column.has is not None:

@@ -17,15 +17,15 @@ import msgspec
 from leased._native import ffi, lib
 from leased.chain.canonical import SHAPES, decode
 from leased.chain.record import Record, hash_prefix, parse_frame
-from leased.collector.metering.lives import ActRow, HoldRow
+from leased.collector.metering.lives import ActRow
 from leased.collector.metering.projection import (
     ACT,
     RARE,
     Block,
     Carry,
+    Party,
     Projector,
     tag_of,
-    tag_text,
 )
 from leased.economics.timeline import BOOT_NS_MAX
 from leased.terms.event import (
@@ -41,7 +41,7 @@ from leased.terms.event import (
     Voided,
 )
 from leased.terms.identity import BootId
-from leased.terms.lease import AccountingTag, Subject
+from leased.terms.lease import Subject
 from leased.terms.moment import Moment
 from leased.terms.resource import Allotment
 
@@ -60,16 +60,14 @@ _HAS: Final = (
     (10, lib.LEASED_ACT_REF),
 )
 _packed = msgspec.msgpack.Encoder().encode
-_unpacked_tag = msgspec.msgpack.Decoder(AccountingTag | None).decode
 
 
 class Column(NamedTuple):
     """`raw` numbers in the machine's order. `has`: a byte a row, not 0 where there is a number;
-    None where there is one in each. `texts`: what the numbers stand for, where it is that."""
+    None where there is one in each."""
 
     raw: bytes
     has: bytes | None = None
-    texts: tuple[str, ...] | None = None
 
 
 class Columns(NamedTuple):
@@ -100,12 +98,12 @@ class ColumnRows:
         act.has = sum(bit for at, bit in _HAS if row[at] is not None)
         _check(lib.leased_projector_act(self.raw, act))
 
-    def hold(self, row: HoldRow) -> None:
+    def hold(self, sequence: int, slot: int, party: Party, capacity: int) -> None:
         """See `projection.Rows`."""
         held = self._held
-        _, held.sequence, held.slot, tenant, held.kind, held.tier, held.priority, tag = row[:8]
-        held.capacity = row[8]
-        whose, tagged = tenant.encode(), _packed(tag_of(tag))
+        held.sequence, held.slot, held.capacity = sequence, slot, capacity
+        held.kind, held.tier, held.priority = party.kind, party.tier, party.priority
+        whose, tagged = party.tenant.encode(), _packed(tag_of(party.tag))
         sizes = (whose, len(whose), tagged, len(tagged))
         _check(lib.leased_projector_hold(self.raw, held, *sizes))
 
@@ -118,9 +116,15 @@ class ColumnRows:
     def settle(self, log: int) -> tuple[Columns, Columns, Columns]:
         """What there is of acts, holds and lives. Nothing is added after."""
         _check(lib.leased_projector_settle(self.raw))
-        tenants = tuple(raw.decode() for raw in self._texts(tags=False))
-        tags = tuple(tag_text(_unpacked_tag(raw)) for raw in self._texts(tags=True))
-        return self._acts(log), self._holds(log, tenants, tags), self._lives(log, tenants, tags)
+        return self._acts(log), self._holds(log), self._lives(log)
+
+    def parties(self) -> list[bytes]:
+        """Whose keys the rows have, encoded."""
+        raw, ends = ffi.new("const uint8_t **"), ffi.new("const uint32_t **")
+        count = lib.leased_projector_parties(self.raw, raw, ends)
+        places = ffi.unpack(ends[0], count) if count else []
+        data = _bytes(raw[0], places[-1], 1) if count else b""
+        return [data[a:b] for a, b in zip((0, *places), places, strict=False)]
 
     def _acts(self, log: int) -> Columns:
         acts = lib.leased_projector_acts(self.raw)
@@ -147,11 +151,11 @@ class ColumnRows:
         }
         return Columns(count, log, columns)
 
-    def _holds(self, log: int, tenants: tuple[str, ...], tags: tuple[str, ...]) -> Columns:
+    def _holds(self, log: int) -> Columns:
         holds = lib.leased_projector_holds(self.raw)
-        return Columns(holds.count, log, _held(holds, tenants, tags))
+        return Columns(holds.count, log, _held(holds))
 
-    def _lives(self, log: int, tenants: tuple[str, ...], tags: tuple[str, ...]) -> Columns:
+    def _lives(self, log: int) -> Columns:
         lives = lib.leased_projector_lives(self.raw)
         count = lives.count
         released = _bytes(lives.released, count, 1) if lives.missing else None
@@ -162,16 +166,7 @@ class ColumnRows:
             "ended_ns": Column(_bytes(lives.ended_ns, count, 8)),
             "released_ns": Column(_bytes(lives.released_ns, count, 8), released),
         }
-        return Columns(count, log, columns | _held(lives, tenants, tags))
-
-    def _texts(self, *, tags: bool) -> list[bytes]:
-        data, ends = ffi.new("const uint8_t **"), ffi.new("const uint32_t **")
-        count = lib.leased_projector_texts(self.raw, tags, data, ends)
-        marks = [0, *(ends[0][at] for at in range(count))]
-        return [
-            _bytes(data[0] + begin, end - begin, 1)
-            for begin, end in zip(marks, marks[1:], strict=False)
-        ]
+        return Columns(count, log, columns | _held(lives))
 
 
 class FrameProjector(Projector):
@@ -213,7 +208,8 @@ class FrameProjector(Projector):
         """See `Projector`. `full_seq`: no record before that one comes any more."""
         if full_seq is not None:
             self._next_seq = full_seq
-        return Block(*self._columns.settle(self._log), self._rare, self._carry())
+        settled = self._columns.settle(self._log)
+        return Block(*settled, self._columns.parties(), self._rare, self._carry())
 
     def _judge(self, record: Record) -> None:
         """Project a record by itself."""
@@ -228,17 +224,14 @@ class FrameProjector(Projector):
         self.observe(record.sequence, event, Moment(BootId(boot_id), boot_ns, record.wall_ns))
 
 
-def _held(rows: Any, tenants: tuple[str, ...], tags: tuple[str, ...]) -> dict[str, Column]:
+def _held(rows: Any) -> dict[str, Column]:
     """What holds and lives both say."""
     count = rows.count
     return {
         "seq": Column(_bytes(rows.sequence, count, 8)),
         "slot": Column(_bytes(rows.slot, count, 2)),
-        "tenant": Column(_bytes(rows.tenant, count, 4), texts=tenants),
-        "kind": Column(_bytes(rows.kind, count, 1)),
-        "tier": Column(_bytes(rows.tier, count, 1)),
-        "priority": Column(_bytes(rows.priority, count, 1)),
-        "tag": Column(_bytes(rows.tag, count, 4), texts=tags),
+        "party_hi": Column(_bytes(rows.party_hi, count, 8)),
+        "party_lo": Column(_bytes(rows.party_lo, count, 8)),
         "capacity": Column(_bytes(rows.capacity, count, 8)),
     }
 

@@ -23,13 +23,16 @@ PROJECTION: Final[dict[str, tuple[str, ...]]] = {
         *("log", "seq", "boot", "lease_hi", "lease_lo", "act", "at_ns", "sealed_ns"),
         *("deadline_ns", "terms", "ref"),
     ),
-    "holds": (*("log", "seq", "slot", "tenant", "kind", "tier", "priority", "tag", "capacity"),),
+    "holds": (*("log", "seq", "slot", "party_hi", "party_lo", "capacity"),),
     "lives": (
         *("log", "seq", "slot", "boot", "granted_ns", "torn_ns", "ended_ns", "released_ns"),
-        *("tenant", "kind", "tier", "priority", "tag", "capacity"),
+        *("party_hi", "party_lo", "capacity"),
     ),
 }
 """The tables of the projection, in the order of a block's files."""
+
+PARTY_COLUMNS: Final = ("party_hi", "party_lo", "kind", "tier", "priority", "tenant", "tag")
+"""The table `parties`: of all logs, each once."""
 
 SMALL_TABLES: Final[dict[str, tuple[str, ...]]] = {
     "boots": ("log", "boot", "start_ns", "end_ns", "last"),

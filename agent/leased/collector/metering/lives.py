@@ -18,11 +18,11 @@ from typing import Final
 ActRow = tuple[int, int, int, int, int, int, int, int, int | None, int | None, int | None]
 """log, seq, boot, lease_hi, lease_lo, act, at_ns, sealed_ns, deadline_ns, terms, ref."""
 
-HoldRow = tuple[int, int, int, str, int, int, int, str, int]
-"""log, seq, slot, tenant, kind, tier, priority, tag, capacity."""
+HoldRow = tuple[int, int, int, int, int, int]
+"""log, seq, slot, party_hi, party_lo, capacity."""
 
-LifeRow = tuple[int, int, int, int, int, int, int, int | None, str, int, int, int, str, int]
-"""log, seq, slot, boot, granted_ns, torn_ns, ended_ns, released_ns, and from tenant on as held."""
+LifeRow = tuple[int, int, int, int, int, int, int, int | None, int, int, int]
+"""log, seq, slot, boot, granted_ns, torn_ns, ended_ns, released_ns, and party and capacity."""
 
 _GRANTED, _RENEWED, _TORN, _FENCED, _VOIDED, _RELEASED = 1, 2, 4, 6, 8, 9
 _ENDS: Final = (5, 7)

@@ -14,9 +14,10 @@ is written here.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -65,7 +66,10 @@ NEVER_NS: Final = (1 << 63) - 1
 """Later than any deadline that can come; what SQL has for "no deadline". No record has it for its
 sequence either."""
 
+_PARTY: Final = struct.Struct("<BbBI")
+_KEY: Final = struct.Struct(">qq")
 _packed = msgspec.msgpack.Encoder().encode
+_unpacked_tag = msgspec.msgpack.Decoder(AccountingTag | None).decode
 _json = msgspec.json.Encoder().encode
 
 
@@ -95,13 +99,44 @@ class Carry(msgspec.Struct, frozen=True, array_like=True):
     sealed_ns: int = 0
 
 
+class Party(NamedTuple):
+    """Who holds something, and as what: all that a price and a bill ask of it but how much. `tier`
+    is -1 for none, `tag` as `tag_text` has it, empty for none."""
+
+    kind: int
+    tier: int
+    priority: int
+    tenant: str
+    tag: str
+
+    def encoded(self) -> bytes:
+        """As its key is made of it (native/verbs/projection.c)."""
+        tenant = self.tenant.encode()
+        numbers = (self.kind, self.tier, self.priority, len(tenant))
+        return _PARTY.pack(*numbers) + tenant + _packed(tag_of(self.tag))
+
+
+def party_key(encoded: bytes) -> tuple[int, int]:
+    """What stands for a party in rows, the same in every block and log: party_hi and party_lo."""
+    return _KEY.unpack_from(sha256(encoded).digest())  # type: ignore[return-value]
+
+
+def party_of(encoded: bytes) -> Party:
+    """Undo `Party.encoded`."""
+    kind, tier, priority, size = _PARTY.unpack_from(encoded)
+    end = _PARTY.size + size
+    tag = tag_text(_unpacked_tag(encoded[end:]))
+    return Party(kind, tier, priority, encoded[_PARTY.size : end].decode(), tag)
+
+
 class Block(msgspec.Struct, frozen=True):
     """The rows of consecutive records of one log, lives put together: lists of ActRow, HoldRow and
-    LifeRow, or `columns.Columns` of the same."""
+    LifeRow, or `columns.Columns` of the same; and the parties in them, encoded, as they came."""
 
     acts: Any
     holds: Any
     lives: Any
+    parties: list[bytes]
     rare: list[Rare]
     carry: Carry
 
@@ -118,7 +153,7 @@ class Rows(Protocol):
         """One more."""
         ...
 
-    def hold(self, row: HoldRow) -> None:
+    def hold(self, sequence: int, slot: int, party: Party, capacity: int) -> None:
         """One more."""
         ...
 
@@ -128,20 +163,24 @@ class Rows(Protocol):
 
 
 class ListRows:
-    """`Rows` as lists."""
+    """`Rows` of one log as lists."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: int) -> None:
+        self._log = log
         self.acts: list[ActRow] = []
         self.holds: list[HoldRow] = []
+        self.parties: dict[bytes, tuple[int, int]] = {}
         self._terms: dict[bytes, int] = {}
 
     def act(self, row: ActRow) -> None:
         """See `Rows`."""
         self.acts.append(row)
 
-    def hold(self, row: HoldRow) -> None:
+    def hold(self, sequence: int, slot: int, party: Party, capacity: int) -> None:
         """See `Rows`."""
-        self.holds.append(row)
+        encoded = party.encoded()
+        key = self.parties.setdefault(encoded, party_key(encoded))
+        self.holds.append((self._log, sequence, slot, *key, capacity))
 
     def turn(self, lease_id: bytes, terms: int) -> bool:
         """See `Rows`."""
@@ -155,7 +194,7 @@ class Projector:
 
     def __init__(self, log: int, carry: Carry, rows: Rows | None = None) -> None:
         self._log = log
-        self._rows = ListRows() if rows is None else rows
+        self._rows = ListRows(log) if rows is None else rows
         self._rare: list[Rare] = []
         self._next_seq = carry.next_seq
         self._boot, self._boot_id = carry.boot, carry.boot_id
@@ -186,7 +225,8 @@ class Projector:
         """Everything so far."""
         rows = self._rows
         assert isinstance(rows, ListRows)
-        return Block(*settle(rows.acts, rows.holds), self._rare, self._carry())
+        settled = settle(rows.acts, rows.holds)
+        return Block(*settled, list(rows.parties), self._rare, self._carry())
 
     def _carry(self) -> Carry:
         """What the next block needs to know."""
@@ -241,8 +281,8 @@ class Projector:
         tag = tag_text(whose.tag)
         for slot, held in enumerate(allotments):
             tier = -1 if held.tier is None else int(held.tier)
-            what = (int(held.kind), tier, int(whose.priority), tag, held.capacity)
-            self._rows.hold((self._log, sequence, slot, whose.tenant, *what))
+            party = Party(int(held.kind), tier, int(whose.priority), whose.tenant, tag)
+            self._rows.hold(sequence, slot, party, held.capacity)
 
 
 class LogShape(msgspec.Struct, frozen=True):

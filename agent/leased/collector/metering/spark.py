@@ -32,6 +32,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql.connect.client import DefaultChannelBuilder
 from pyspark.sql.connect.client.retries import DefaultPolicy
 from pyspark.sql.connect.session import SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema
 from pyspark.storagelevel import StorageLevel
 
 from leased.collector.metering.engine import EngineGone, Overflow, Rows
@@ -115,7 +116,8 @@ class SparkEngine:
         marked = f"'{self._mark}' <> ''"
 
         def load() -> None:
-            rows = self._session.createDataFrame(more)
+            # Of no rows Spark does not see what they are.
+            rows = self._session.createDataFrame(more, from_arrow_schema(more.schema))
             if listed:
                 rows = self._session.read.parquet(*listed).unionByName(rows)
             rows.filter(marked).createOrReplaceTempView(name)

@@ -24,7 +24,7 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import Floor
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import LogBlocks, Rows, batched
+from leased.collector.metering.blocks import LogBlocks, Rows, batched, party_table
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
     PROJECTION,
@@ -132,6 +132,7 @@ class Store:
         spans: list[NodeSpan] = []
         shapes: dict[int, LogShape] = {}
         rows = {table: Rows([], []) for table in PROJECTION}
+        parties: set[bytes] = set()
         nodes: dict[int, str] = {}
         for entry, blocks, sidecars in project_logs(self.directory, archive, entries, progress):
             if blocks.number in shapes:
@@ -155,12 +156,15 @@ class Store:
             for table, (paths, batches) in blocks.rows(sidecars).items():
                 rows[table].paths.extend(paths)
                 rows[table].batches.extend(batches)
+            for one in sidecars:
+                parties.update(one.parties)
         progress("metering")
         engine = self._make_engine()
         try:
             check_engine(engine)
             for table, (paths, batches) in rows.items():
                 engine.load_files(table, paths, batched(table, batches))
+            engine.load_files("parties", [], party_table(parties))
             for name, small in tables.small_tables(shapes).items():
                 engine.load(name, SMALL_TABLES[name], small)
             meter(engine)
@@ -271,6 +275,7 @@ def _gathered(engine: Engine) -> Iterator[DuckEngine]:
     try:
         for table in PROJECTION:
             here.load_files(table, [], batched(table, []))
+        here.load_files("parties", [], party_table([]))
         for name, columns in SMALL_TABLES.items():
             here.load(name, columns, [])
         meter(here)  # of nothing: for the types of its columns

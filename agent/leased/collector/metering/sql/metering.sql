@@ -10,10 +10,11 @@
 -- acts   one row per record that changes a lease: act 1 Allocated, 2 Renewed, 3 DrainNotified, 4 TeardownBegun,
 --        5 Reclaimed, 6 Fenced, 7 Unfenced, 8 Voided (ref: the sequence of the grant), 9 Released. at_ns is when it took
 --        effect on the boot clock, not later than sealed_ns, when it was sealed. terms stands for what is held by whom.
--- holds  what is held from record seq on, one row per allotment.
+-- holds  what is held from record seq on, one row per allotment. (party_hi, party_lo) stands for who holds it, and as what.
 -- lives  leases that are plain and began and ended within a block, one row per allotment: granted at record seq, torn down
 --        and ended on the clock of that boot, in this order; released_ns where they ended in Released. Of these there are
 --        no acts and no holds.
+-- parties (party_hi, party_lo): kind, tier, priority, tenant and tag, each once.
 -- boots  (log, boot): its first and its last moment on its own clock. last = 1: the newest of its log.
 -- eras   boot time [start_ns, end_ns) is labelled from label_ns on. final = 1: the last of its boot.
 -- hours  every hour from the first label to the last.
@@ -171,15 +172,13 @@ FROM stretches WHERE end_ns > deadline_ns
 -- name: owners
 -- Who can be charged with what, by a number: sorting and grouping compare numbers, and names come back at the end. payer is
 -- the same without priority and tag.
-SELECT tenant, kind, tier, priority, tag,
+SELECT party_hi, party_lo, tenant, kind, tier, priority, tag,
        CAST(ROW_NUMBER() OVER (ORDER BY tenant, kind, tier, priority, tag) AS INT) AS owner,
        CAST(DENSE_RANK() OVER (ORDER BY tenant, kind, tier) AS INT) AS payer
 FROM (
-    SELECT tenant, kind, tier, priority, tag FROM holds
+    SELECT party_hi, party_lo, tenant, kind, tier, priority, tag FROM parties
     UNION
-    SELECT tenant, kind, tier, priority, tag FROM lives
-    UNION
-    SELECT '', kind, tier, -1, '' FROM others
+    SELECT 0, 0, '', kind, tier, -1, '' FROM others
 ) o
 
 -- name: payers
@@ -192,8 +191,7 @@ SELECT p.log, p.pool, o.owner, o.payer, h.capacity,
        e.label_ns + (LEAST(p.end_ns, e.end_ns) - e.start_ns) AS e
 FROM pieces p
 JOIN holds h ON h.log = p.log AND h.seq = p.hold_seq
-JOIN owners o ON o.tenant = h.tenant AND o.kind = h.kind AND o.tier = h.tier AND o.priority = h.priority
-     AND o.tag = h.tag
+JOIN owners o ON o.party_hi = h.party_hi AND o.party_lo = h.party_lo
 JOIN eras e ON e.log = p.log AND e.boot = p.boot
 WHERE p.end_ns > p.start_ns AND p.start_ns < e.end_ns AND p.end_ns > e.start_ns
 UNION ALL
@@ -201,8 +199,7 @@ SELECT l.log, k.pool, o.owner, o.payer, l.capacity,
        e.label_ns + (GREATEST(CASE WHEN k.pool = 0 THEN l.granted_ns ELSE l.torn_ns END, e.start_ns) - e.start_ns),
        e.label_ns + (LEAST(CASE WHEN k.pool = 0 THEN l.torn_ns ELSE l.ended_ns END, e.end_ns) - e.start_ns)
 FROM lives l
-JOIN owners o ON o.tenant = l.tenant AND o.kind = l.kind AND o.tier = l.tier AND o.priority = l.priority
-     AND o.tag = l.tag
+JOIN owners o ON o.party_hi = l.party_hi AND o.party_lo = l.party_lo
 JOIN eras e ON e.log = l.log AND e.boot = l.boot
 CROSS JOIN (SELECT 0 AS pool UNION ALL SELECT 1) k
 WHERE CASE WHEN k.pool = 0
@@ -211,20 +208,22 @@ WHERE CASE WHEN k.pool = 0
 UNION ALL
 SELECT x.log, x.pool, o.owner, o.payer, x.capacity, x.s, x.e
 FROM others x
-JOIN owners o ON o.tenant = '' AND o.kind = x.kind AND o.tier = x.tier AND o.priority = -1 AND o.tag = ''
+JOIN owners o ON o.party_hi = 0 AND o.party_lo = 0 AND o.tenant = '' AND o.kind = x.kind AND o.tier = x.tier
+     AND o.priority = -1 AND o.tag = ''
 
 -- name: changes
 -- By the hour: by how much what is held changes, and what that is until the end of the hour. What begins is added, what
--- ends is taken away again: a span of a month is two rows, not 720.
+-- ends is taken away again: a span of a month is two rows, not 720. One within an hour changes nothing by its end: it is one.
 SELECT pool, owner, hour, CAST(SUM(dl) AS DECIMAL(38,0)) AS dl,
-       CAST(SUM(CAST(dl AS DECIMAL(38,0)) * CAST(left_ns AS DECIMAL(38,0))) AS DECIMAL(38,0)) AS cap_ns
+       CAST(SUM(CAST(held AS DECIMAL(38,0)) * CAST(for_ns AS DECIMAL(38,0))) AS DECIMAL(38,0)) AS cap_ns
 FROM (
-    SELECT pool, owner, idiv(s, 3600000000000) AS hour, capacity AS dl,
-           (idiv(s, 3600000000000) + 1) * 3600000000000 - s AS left_ns
+    SELECT pool, owner, idiv(s, 3600000000000) AS hour,
+           CASE WHEN idiv(s, 3600000000000) < idiv(e, 3600000000000) THEN capacity ELSE 0 END AS dl,
+           capacity AS held, LEAST(e, (idiv(s, 3600000000000) + 1) * 3600000000000) - s AS for_ns
     FROM spans WHERE capacity > 0
     UNION ALL
-    SELECT pool, owner, idiv(e, 3600000000000), -capacity, (idiv(e, 3600000000000) + 1) * 3600000000000 - e
-    FROM spans WHERE capacity > 0
+    SELECT pool, owner, idiv(e, 3600000000000), -capacity, -capacity, (idiv(e, 3600000000000) + 1) * 3600000000000 - e
+    FROM spans WHERE capacity > 0 AND idiv(s, 3600000000000) < idiv(e, 3600000000000)
 ) d
 GROUP BY pool, owner, hour
 
@@ -308,7 +307,7 @@ GROUP BY kind, tier, idiv(t, 3600000000000)
 
 -- name: released
 -- The leases that ended in Released, each in the hour in which it was released.
-SELECT one.log, h.tenant, idiv(e.label_ns + (a.sealed_ns - e.start_ns), 3600000000000) AS hour
+SELECT one.log, o.tenant, idiv(e.label_ns + (a.sealed_ns - e.start_ns), 3600000000000) AS hour
 FROM (
     SELECT f.log, f.granted_seq, MIN(a.seq) AS seq
     FROM acts a
@@ -319,11 +318,13 @@ FROM (
 ) one
 JOIN acts a ON a.log = one.log AND a.seq = one.seq AND a.act = 9
 JOIN holds h ON h.log = one.log AND h.seq = one.granted_seq AND h.slot = 0
+JOIN owners o ON o.party_hi = h.party_hi AND o.party_lo = h.party_lo
 JOIN eras e ON e.log = a.log AND e.boot = a.boot AND a.sealed_ns >= e.start_ns
      AND (a.sealed_ns < e.end_ns OR e.final = 1)
 UNION ALL
-SELECT l.log, l.tenant, idiv(e.label_ns + (l.released_ns - e.start_ns), 3600000000000)
+SELECT l.log, o.tenant, idiv(e.label_ns + (l.released_ns - e.start_ns), 3600000000000)
 FROM lives l
+JOIN owners o ON o.party_hi = l.party_hi AND o.party_lo = l.party_lo
 JOIN eras e ON e.log = l.log AND e.boot = l.boot AND l.released_ns >= e.start_ns
      AND (l.released_ns < e.end_ns OR e.final = 1)
 WHERE l.slot = 0 AND l.released_ns IS NOT NULL
@@ -350,8 +351,9 @@ SELECT DISTINCT log, tenant, day FROM (
 
 -- name: held
 -- What is held now.
-SELECT p.log, p.pool, h.tenant, h.kind, h.tier, h.capacity
+SELECT p.log, p.pool, o.tenant, o.kind, o.tier, h.capacity
 FROM pieces p JOIN holds h ON h.log = p.log AND h.seq = p.hold_seq
+JOIN owners o ON o.party_hi = h.party_hi AND o.party_lo = h.party_lo
 WHERE p.is_open = 1 AND p.end_ns > p.start_ns
 
 -- name: quiet
