@@ -82,10 +82,10 @@ def test_a_later_document_of_an_enrolled_log_is_taken_and_another_is_not(tmp_pat
     pinned = Pinned(bytes(16), bytes(16), "o/n", bytes(32), 60 * 10**9, key.epoch, key.key)
     change = msgspec.structs.replace
     manifest = Manifest(tmp_path)
-    enrol(manifest, "alpha", "https://alpha", pinned)
+    enrol(manifest, "alpha", "https://alpha", pinned, 1)
 
     def again(host: str, told: Pinned) -> str:
-        return enrol(manifest, "alpha", f"https://{host}", told)
+        return enrol(manifest, "alpha", f"https://{host}", told, 1)
 
     later = key.evolved(500)
     assert "followed at https://b" in again("b", change(pinned, seal_epoch=0, seal_key=None))

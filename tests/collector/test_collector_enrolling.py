@@ -94,7 +94,7 @@ def test_a_node_comes_in_and_has_its_certificate(
     where, text = url(server), invite(server, "--host", "alpha.example", "--host", "10.1.2.3")
     done = enrol(where, text, log, tmp_path / "made")
     assert done.returncode == 0, done.stderr
-    document = enrolment_document(log, with_seal_key=False)
+    document = enrolment_document(log, 1, with_seal_key=False)
     told = json.loads(done.stdout)
     assert (told["name"], told["log_id"]) == ("alpha", document["log_id"])
     assert followed(server) == [("alpha", "https://alpha:7443", document["log_id"])]
@@ -150,7 +150,7 @@ def test_an_invite_makes_nobody_another_node(
     where = url(server)
     assert enrol(where, invite(server), log, tmp_path / "made").returncode == 0
     other = make_log(tmp_path / "other")
-    ids = {enrolment_document(one, with_seal_key=False)["node_id"] for one in (log, other)}
+    ids = {enrolment_document(one, 1, with_seal_key=False)["node_id"] for one in (log, other)}
     assert len(ids) == 1
     denied = enrol(where, invite(server, name="beta"), other, tmp_path / "more")
     assert denied.returncode == 65 and "is followed already, as alpha" in denied.stderr
@@ -161,7 +161,7 @@ def test_a_key_that_lies_there_costs_no_invite(
     server: CollectorServer, log: Path, tmp_path: Path
 ) -> None:
     where, text = url(server), invite(server)
-    node_id = enrolment_document(log, with_seal_key=False)["node_id"]
+    node_id = enrolment_document(log, 1, with_seal_key=False)["node_id"]
     left = tmp_path / "made" / f"node-{node_id}.key"
     left.parent.mkdir()
     left.write_text("of a try that was cut short")
@@ -187,7 +187,7 @@ def test_whoever_has_not_the_logs_key_does_not_enrol_it(server: CollectorServer,
     text = invite(server)
     told = parse_invitation(text)
     assert told is not None
-    enrolment = json.dumps(enrolment_document(log, with_seal_key=False))
+    enrolment = json.dumps(enrolment_document(log, 1, with_seal_key=False))
     signature = Signer(b"x" * 32).sign(request_message(enrolment, "", told.id))
     body = {
         "enrolment": enrolment,

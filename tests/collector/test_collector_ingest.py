@@ -38,7 +38,7 @@ def live(on: PulledNode, number: int) -> None:
 
 def take(state: i.State, answer: bytes | r.Problem) -> i.Taken:
     assert isinstance(answer, bytes), answer
-    return i.take_page(i.decode_state(i.encode_state(state)), answer)
+    return i.take_page(i.decode_state(i.encode_state(state)), answer, 1)
 
 
 def pull(on: PulledNode, state: i.State, **options) -> i.State:
@@ -191,7 +191,7 @@ def test_every_flipped_bit_of_a_page_is_found() -> None:
         spoilt = bytearray(page)
         spoilt[at // 8] ^= 1 << at % 8
         try:
-            taken = i.take_page(state, bytes(spoilt))
+            taken = i.take_page(state, bytes(spoilt), 1)
         except ChainError:
             continue
         # Only a checksum outside the hash may differ: counted, and the record holds.

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from leased.chain.epochs import EPOCH_NS_MIN, LIFE_NS, EpochKey
+from leased.chain.epochs import EPOCH_NS_MIN, EpochKey, latest_epoch
 from leased.chain.head import GENESIS
 from leased.chain.note import ED25519, parse_key
 from leased.collector.archive.manifest import LogEntry, ManifestTables
@@ -79,14 +79,20 @@ def read_file(path: Path) -> Pinned:
 
 
 def enrol(
-    manifest: ManifestTables, name: str, url: str, pinned: Pinned, *, replace: bool = False
+    manifest: ManifestTables,
+    name: str,
+    url: str,
+    pinned: Pinned,
+    now_ns: int,
+    *,
+    replace: bool = False,
 ) -> str:
-    """Follow a log; what has changed ("" if nothing). Raises ConfigError."""
+    """Follow a log from `now_ns` on; what has changed ("" if nothing). Raises ConfigError."""
     parse_url(url, pinned.node_id.hex())
     log_id = pinned.log_id.hex()
     followed = {known: (at, log) for known, at, log in manifest.nodes()}
     entry = manifest.log(log_id)
-    if entry is not None and not _agrees(decode_state(entry.state).pinned, pinned):
+    if entry is not None and not _agrees(decode_state(entry.state), pinned, now_ns):
         raise ConfigError(
             f"{name}: log {log_id} was enrolled with other keys; what was enrolled first counts"
         )
@@ -106,7 +112,7 @@ def enrol(
         )
     with manifest.transaction():
         if entry is None:
-            state = encode_state(State(pinned))
+            state = encode_state(State(pinned, enrolled_ns=now_ns))
             node = pinned.node_id.hex()
             manifest.add_log(
                 LogEntry(log_id, node, name, pinned.origin, GENESIS, verdict="BEHIND", state=state)
@@ -115,14 +121,16 @@ def enrol(
     return f"{name}: log {log_id} is followed at {url}"
 
 
-def _agrees(held: Pinned, told: Pinned) -> bool:
+def _agrees(state: State, told: Pinned, now_ns: int) -> bool:
     """Whether a document says what is pinned already: printed later it has the key of a later
     epoch, or none. What is pinned stays."""
+    held = state.pinned
     bare = [msgspec.structs.replace(one, seal_epoch=0, seal_key=None) for one in (held, told)]
     if bare[0] != bare[1] or told.seal_key is None or held.seal_key is None:
         return bare[0] == bare[1] and told.seal_key is None
     keys = [EpochKey(one.seal_epoch, one.seal_key or b"") for one in (held, told)]
     first, last = sorted(keys, key=lambda key: key.epoch)
-    if not held.epoch_ns or last.epoch * held.epoch_ns > LIFE_NS:
+    most = latest_epoch(first.epoch, state.enrolled_ns, now_ns, max(1, held.epoch_ns))
+    if not held.epoch_ns or last.epoch > most:
         return held == told
     return first.evolved(last.epoch - first.epoch) == last

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from leased.chain.canonical import decode
-from leased.chain.epochs import EpochKey
+from leased.chain.epochs import EpochKey, latest_epoch
 from leased.chain.evidence import Rotation
 from leased.chain.findings import Carried, Walk
 from leased.chain.grammar import Grammar
@@ -68,7 +68,8 @@ class State(msgspec.Struct, frozen=True):
     was last cosigned; `root` is that of the tree at the head; `lagging` that the note of the last
     page was by a key that the records have not introduced yet. `rotations` are those among the
     records: evidence is of every key that the node has had. `sealed_ns` is when, by the clock of
-    whoever pulls, the last page came that had a seal in it (`noted`)."""
+    whoever pulls, the last page came that had a seal in it (`noted`), `enrolled_ns` when, by the
+    same, its seals' key came (0: before that was noted)."""
 
     pinned: Pinned
     verifier: Carried | None = None
@@ -79,6 +80,7 @@ class State(msgspec.Struct, frozen=True):
     lagging: bool = False
     rotations: tuple[Rotation, ...] = ()
     sealed_ns: int = 0
+    enrolled_ns: int = 0
 
     @property
     def head(self) -> Head:
@@ -119,16 +121,20 @@ def decode_state(raw: bytes) -> State:
     return _DECODER.decode(raw)
 
 
-def verifier_at(state: State) -> Verifier:
-    """A verifier that goes on from where the log stands."""
+def verifier_at(state: State, now_ns: int) -> Verifier:
+    """A verifier that goes on from where the log stands, for whoever's clock says `now_ns`."""
     pinned = state.pinned
     key = None if pinned.seal_key is None else EpochKey(pinned.seal_epoch, pinned.seal_key)
+    latest = None
+    if key is not None and pinned.epoch_ns and state.enrolled_ns:
+        latest = latest_epoch(key.epoch, state.enrolled_ns, now_ns, pinned.epoch_ns)
     verifier = Verifier(
         pinned.log_id,
         origin=pinned.origin,
         public_key=pinned.public_key,
         epoch_ns=pinned.epoch_ns,
         seal_key=key,
+        latest_epoch=latest,
         bodies=True,
     )
     if state.verifier is not None:
@@ -136,7 +142,7 @@ def verifier_at(state: State) -> Verifier:
     return verifier
 
 
-def take_page(state: State, page: bytes) -> Taken:
+def take_page(state: State, page: bytes, now_ns: int) -> Taken:
     """Check one page that was asked for at the head of `state`. Raises ChainError."""
     try:
         frames_end, trailer = split_page(page, state.pinned.log_id)
@@ -144,7 +150,7 @@ def take_page(state: State, page: bytes) -> Taken:
         # The trailer is no record: what is wrong with it says nothing about the log.
         raise ChainError(BAD_PAGE, error.why, offset=error.offset) from error
     frames, before = page[:frames_end], state.head
-    verifier, grammar = verifier_at(state), Grammar(dict(state.leases))
+    verifier, grammar = verifier_at(state, now_ns), Grammar(dict(state.leases))
     boot_id, loud, rotations = state.boot_id, state.loud, state.rotations
     if frames:
         walk = verifier.feed(frames)
@@ -174,6 +180,7 @@ def take_page(state: State, page: bytes) -> Taken:
         lagging=not known,
         rotations=rotations,
         sealed_ns=state.sealed_ns,
+        enrolled_ns=state.enrolled_ns,
     )
     return Taken(frames, before, after, new, trailer, trailer.note if known else "", fresh)
 

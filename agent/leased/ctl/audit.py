@@ -124,7 +124,9 @@ def verify(options: argparse.Namespace, console: Console) -> int:
         return online(_verify_online)(options, console)
     console.progress(f"verifying {options.log}")
     try:
-        enrolled = UNKNOWN if not options.enrolment else read_enrolled(options.enrolment[-1])
+        enrolled = UNKNOWN if not options.enrolment else read_enrolled(
+            options.enrolment[-1], console.wall_ns()
+        )
         policy = None if options.policy is None else read_policy(options.policy)
         opened = read_log(options.log, leases=True, countersigned=True, enrolled=enrolled)
     finally:

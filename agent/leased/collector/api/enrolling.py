@@ -102,7 +102,7 @@ class Enrolling:
                     # Its certificate would be that of the other.
                     why = f"Node {node_id} is followed already, as {name}."
                     raise Problem(409, why, kind="enrolled-otherwise")
-            told = enrol(manifest, invite.name, invite.url, pinned)
+            told = enrol(manifest, invite.name, invite.url, pinned, now_ns)
         except ConfigError as error:
             raise Problem(409, str(error), kind="enrolled-otherwise") from error
         finally:
