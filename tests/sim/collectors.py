@@ -134,7 +134,7 @@ class Followed:
     """What a collector holds of one log, on its disk."""
 
     def __init__(self, pinned: Pinned, now_ns: int) -> None:
-        self.state = State(pinned, enrolled_ns=now_ns)
+        self.state = State(msgspec.structs.replace(pinned, printed_ns=now_ns))
         self.hashes: list[bytes] = []
         self.verdict = Verdict.BEHIND
         self.why = ""

@@ -32,9 +32,9 @@ KEY_BYTES: Final = 32
 LIFE_NS: Final = 1 << 60
 """36 years of epochs, more than a log lasts: for each of them whoever proves seals takes a step, so
 a seal that says more would keep its readers for good."""
-REBOOT_EPOCHS_MAX: Final = 4096
+REBOOT_EPOCHS_MAX: Final = 1024
 """So many epochs end over a reboot at most: how long that took is said by the wall clock alone."""
-EPOCHS_AHEAD_MAX: Final = 1 << 17
+EPOCHS_AHEAD_MAX: Final = 1 << 15
 """So many more epochs than can have ended by a reader's own clock may be sealed: 32 reboots with a
 wall clock far ahead, a tenth of a second of reckoning."""
 

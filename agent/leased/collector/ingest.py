@@ -49,7 +49,8 @@ _FLAGS_AT: Final = 27
 
 
 class Pinned(msgspec.Struct, frozen=True):
-    """What was enrolled of a log, out of band: never what the node says of itself."""
+    """What was enrolled of a log, out of band: never what the node says of itself. `printed_ns` is
+    since when, by the clock of whoever pulls, its seals' key is known (0: not known)."""
 
     log_id: bytes
     node_id: bytes
@@ -58,6 +59,7 @@ class Pinned(msgspec.Struct, frozen=True):
     epoch_ns: int = 0
     seal_epoch: int = 0
     seal_key: bytes | None = None
+    printed_ns: int = 0
 
     def __repr__(self) -> str:
         return f"Pinned({self.log_id.hex()!r}, {self.origin!r})"
@@ -68,8 +70,7 @@ class State(msgspec.Struct, frozen=True):
     was last cosigned; `root` is that of the tree at the head; `lagging` that the note of the last
     page was by a key that the records have not introduced yet. `rotations` are those among the
     records: evidence is of every key that the node has had. `sealed_ns` is when, by the clock of
-    whoever pulls, the last page came that had a seal in it (`noted`), `enrolled_ns` when, by the
-    same, its seals' key came (0: before that was noted)."""
+    whoever pulls, the last page came that had a seal in it (`noted`)."""
 
     pinned: Pinned
     verifier: Carried | None = None
@@ -80,7 +81,6 @@ class State(msgspec.Struct, frozen=True):
     lagging: bool = False
     rotations: tuple[Rotation, ...] = ()
     sealed_ns: int = 0
-    enrolled_ns: int = 0
 
     @property
     def head(self) -> Head:
@@ -126,8 +126,8 @@ def verifier_at(state: State, now_ns: int) -> Verifier:
     pinned = state.pinned
     key = None if pinned.seal_key is None else EpochKey(pinned.seal_epoch, pinned.seal_key)
     latest = None
-    if key is not None and pinned.epoch_ns and state.enrolled_ns:
-        latest = latest_epoch(key.epoch, state.enrolled_ns, now_ns, pinned.epoch_ns)
+    if key is not None and pinned.epoch_ns and pinned.printed_ns:
+        latest = latest_epoch(key.epoch, pinned.printed_ns, now_ns, pinned.epoch_ns)
     verifier = Verifier(
         pinned.log_id,
         origin=pinned.origin,
@@ -180,7 +180,6 @@ def take_page(state: State, page: bytes, now_ns: int) -> Taken:
         lagging=not known,
         rotations=rotations,
         sealed_ns=state.sealed_ns,
-        enrolled_ns=state.enrolled_ns,
     )
     return Taken(frames, before, after, new, trailer, trailer.note if known else "", fresh)
 

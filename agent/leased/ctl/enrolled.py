@@ -59,6 +59,6 @@ def open_by(
 ) -> int | None:
     """The last epoch that can be open by now, where the key was printed at `printed_ns`. None:
     there is nothing to say it by."""
-    if key is None or printed_ns is None or epoch_ns <= 0:
+    if key is None or printed_ns is None or epoch_ns <= 0 or printed_ns > now_ns:
         return None
     return latest_epoch(key.epoch, printed_ns, now_ns, epoch_ns)
