@@ -150,6 +150,23 @@ def take_page(state: State, page: bytes, now_ns: int) -> Taken:
         # The trailer is no record: what is wrong with it says nothing about the log.
         raise ChainError(BAD_PAGE, error.why, offset=error.offset) from error
     frames, before = page[:frames_end], state.head
+    new = take_frames(state, frames, now_ns)
+    after, root = new.head, new.root
+    if (trailer.next_seq, trailer.head) != (after.size, after.hash):
+        said = f"the trailer says {trailer.next_seq}:{trailer.head.hex()}"
+        raise ChainError(BAD_PAGE, f"{said} after a page that ends at {after.text()}")
+    fresh = trailer.wall_ns != 0
+    if not frames and not fresh:
+        raise ChainError(BAD_PAGE, "a page without records ends where the log ends, and says when")
+    key, note = new.public_key, trailer.note
+    known = _check_note(state.pinned.origin, key, note, after.size, root, fresh=fresh)
+    new = msgspec.structs.replace(new, lagging=not known)
+    return Taken(frames, before, after, new, trailer, trailer.note if known else "", fresh)
+
+
+def take_frames(state: State, frames: bytes, now_ns: int) -> State:
+    """Check whole batches that follow where the log stands, wherever they are from; where it then
+    stands. That it is the node's own tree no note of it has said yet. Raises ChainError."""
     verifier, grammar = verifier_at(state, now_ns), Grammar(dict(state.leases))
     boot_id, loud, rotations = state.boot_id, state.loud, state.rotations
     if frames:
@@ -161,27 +178,17 @@ def take_page(state: State, page: bytes, now_ns: int) -> Taken:
         rotations += _rotations(walk, state.public_key)
         loud = loud or not QUIET_KINDS.issuperset(walk.kinds)
     carried = verifier.carried()
-    after, root = carried.head, carried.frontier.root()
     broken = state.verifier.clock_breaks if state.verifier is not None else 0
     if carried.clock_breaks != broken:
         why = "the boot clock goes back without a start"
-        raise ChainError(CORRUPT_RECORD, why, sequence=before.size)
-    if (trailer.next_seq, trailer.head) != (after.size, after.hash):
-        said = f"the trailer says {trailer.next_seq}:{trailer.head.hex()}"
-        raise ChainError(BAD_PAGE, f"{said} after a page that ends at {after.text()}")
-    fresh = trailer.wall_ns != 0
-    if not frames and not fresh:
-        raise ChainError(BAD_PAGE, "a page without records ends where the log ends, and says when")
-    key = carried.public_key or state.pinned.public_key
-    known = _check_note(state.pinned.origin, key, trailer.note, after.size, root, fresh=fresh)
-    new = State(
-        *(state.pinned, carried, grammar.stages, boot_id, root),
+        raise ChainError(CORRUPT_RECORD, why, sequence=state.head.size)
+    return State(
+        *(state.pinned, carried, grammar.stages, boot_id, carried.frontier.root()),
         loud=loud,
-        lagging=not known,
+        lagging=True,
         rotations=rotations,
         sealed_ns=state.sealed_ns,
     )
-    return Taken(frames, before, after, new, trailer, trailer.note if known else "", fresh)
 
 
 def noted(before: State, after: State, now_ns: int) -> State:

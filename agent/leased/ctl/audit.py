@@ -21,7 +21,7 @@ import msgspec
 
 from leased.chain.canonical import Unknown
 from leased.client import Session
-from leased.ctl import enrolling, proofs, render
+from leased.ctl import acknowledged, enrolling, proofs, render
 from leased.ctl.agent import ID_CHARS, online
 from leased.ctl.bill import add_bill, verify_bill
 from leased.ctl.console import Console
@@ -36,6 +36,8 @@ from leased.ctl.witnesses import (
     judge,
     read_policy,
 )
+from leased.durable.copied import copy_log
+from leased.durable.files import DirectoryDisk
 from leased.durable.reader import UNKNOWN, LogFacts, ReadLog, read_log
 from leased.terms.errors import EX_DATAERR, EX_IOERR, ChainError, InvalidParameter
 from leased.terms.event import Event, LeaseEvent
@@ -84,16 +86,18 @@ def register(verbs: Verbs) -> None:
         json=False,
     )
     add_log(one)
-    one.add_argument("file", help='where to ("-": standard output)')
+    one.add_argument("file", help='where to ("-": standard output); a new directory for log')
     one.add_argument(
         "--format",
-        choices=("jsonl", "frames"),
+        choices=("jsonl", "frames", "log"),
         default="jsonl",
-        help="JSON lines, or the sealed bytes as they are stored (default: jsonl)",
+        help="JSON lines; frames: the sealed bytes as they are stored, for `leased-collector "
+        "import`; log: a log without its keys, for `leasectl verify` (default: jsonl)",
     )
     _add_choice(one)
     one.set_defaults(act=export)
     proofs.register(below, AUDIT_DIRECTORY)
+    acknowledged.register(below)
     enrolling.register(below, AUDIT_DIRECTORY)
 
 
@@ -284,7 +288,9 @@ def log(options: argparse.Namespace, console: Console) -> int:
 def export(options: argparse.Namespace, console: Console) -> int:
     """Copy records out."""
     try:
-        if options.file == "-":
+        if options.format == "log":
+            count = _copy(options)
+        elif options.file == "-":
             count = _write(options, sys.stdout.buffer)
         else:
             with open(options.file, "wb") as file:
@@ -294,8 +300,27 @@ def export(options: argparse.Namespace, console: Console) -> int:
     except OSError as error:
         console.note(f"{options.file}: {error.strerror}")
         return EX_IOERR
-    console.note(f"{count} {'bytes' if options.format == 'frames' else 'records'} written")
+    console.note(f"{count} {'records' if options.format == 'jsonl' else 'bytes'} written")
     return 0
+
+
+def _copy(options: argparse.Namespace) -> int:
+    """A log that anybody may have, verified."""
+    _refuse_choice(options)
+    if options.first or options.file == "-":
+        raise InvalidParameter("format", "a log is copied whole, into a directory")
+    opened = read_log(options.log)
+    disk = DirectoryDisk(options.log)
+    try:
+        return copy_log(disk, opened.facts, Path(options.file))
+    finally:
+        disk.close()
+        opened.close()
+
+
+def _refuse_choice(options: argparse.Namespace) -> None:
+    if options.lease or options.tenant or options.kind or options.last:
+        raise InvalidParameter("format", "sealed bytes are exported whole: only --from may choose")
 
 
 def _write(options: argparse.Namespace, file: BinaryIO) -> int:
@@ -306,8 +331,7 @@ def _write(options: argparse.Namespace, file: BinaryIO) -> int:
             file.write(msgspec.json.encode(document) + b"\n")
             count += 1
         return count
-    if options.lease or options.tenant or options.kind or options.last:
-        raise InvalidParameter("format", "frames are exported whole: only --from may choose")
+    _refuse_choice(options)
     opened = read_log(options.log)
     try:
         return sum(file.write(chunk) for chunk in opened.frames(options.first))

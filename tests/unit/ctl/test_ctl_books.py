@@ -22,6 +22,7 @@ from leased.terms.errors import ConfigError
 from leased.terms.lease import AccountingTag
 from tests.doubles.economics_history import History, lease_id, memory, subject
 from tests.doubles.logs import open_in
+from tests.vectors import verify_independent
 
 SECOND = 10**9
 GIB = 1 << 30
@@ -156,6 +157,26 @@ def test_audit_export_of_frames_is_what_is_stored(log: Path, tmp_path: Path) -> 
         leasectl("audit", "export", "--log", log, "--format", "frames", "--kind", "Expired", "-")[0]
         == 65
     )
+
+
+def test_audit_export_of_a_log_is_one_for_every_verifier_and_has_no_secrets(
+    log: Path, tmp_path: Path
+) -> None:
+    copy, beyond = tmp_path / "copy", sorted(log.glob("seg-*.log"))[-1]
+    with beyond.open("r+b") as file:  # what a writer appends meanwhile is not anchored
+        file.seek(-4096, 2)
+        file.write(b"later")
+    assert leasectl("audit", "export", "--log", log, "--format", "log", copy)[0] == 0
+    assert not {path.name for path in copy.iterdir()} & {"node.key", "seal.key", "quarantine"}
+    told = document("verify", "--log", copy)
+    assert told["head"] == document("audit", "head", "--log", log)["head"]
+    assert told["torn_bytes"] == 0
+    head = verify_independent.verify(copy, leases=True, countersigned=True)
+    assert head == (told["next_sequence"], told["head"])
+    again = leasectl("audit", "export", "--log", log, "--format", "log", copy)
+    assert again[0] == 78 and "give a new directory" in again[2]
+    for words in (("--last", "1", tmp_path / "b"), ("--from", "2", tmp_path / "b"), ("-",)):
+        assert leasectl("audit", "export", "--log", log, "--format", "log", *words)[0] == 65
 
 
 def test_audit_head_without_an_agent(log: Path) -> None:
