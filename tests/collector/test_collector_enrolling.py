@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -121,10 +123,19 @@ def test_an_invite_is_good_for_one_node(server: CollectorServer, log: Path, tmp_
     other = make_log(tmp_path / "other")
     replayed = enrol(where, text, other, tmp_path / "more")
     assert replayed.returncode == 65 and "invite-used" in replayed.stderr
+    assert "ask for a new one" in replayed.stderr
     assert not (tmp_path / "more").exists()
     bound = invite(server, "--node", "f" * 32, name="beta")
     denied = enrol(where, bound, other, tmp_path / "more")
     assert denied.returncode == 77 and "invite-other-node" in denied.stderr
+    assert f"for node {'f' * 32}, and this is " in denied.stderr and "use it there" in denied.stderr
+    late = invite(server, name="gamma")
+    kept = server.state / "invites.sqlite"
+    with closing(sqlite3.connect(kept, isolation_level=None)) as database:
+        database.execute("UPDATE invites SET expires_ns = 1 WHERE name = 'gamma'")
+    denied = enrol(where, late, other, tmp_path / "more")
+    assert denied.returncode == 77 and "invite-expired" in denied.stderr
+    assert "Ask for a new one" in denied.stderr
     unknown = parse_invitation(text)
     assert unknown is not None
     forged = text.replace(unknown.secret, "0" * 64)

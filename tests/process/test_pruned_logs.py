@@ -23,7 +23,7 @@ from tests.vectors import verify_independent
 from tests.vectors.c2sp_independent import Broken
 
 
-def make_log(agent: HostAgent) -> None:
+def make_log(agent: HostAgent, segment_bytes: int = 16 * 1024) -> None:
     """A log whose segments hold seconds of this test and not a day."""
     moment = Moment(
         BootId(bytes(16)), time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns()
@@ -34,7 +34,7 @@ def make_log(agent: HostAgent) -> None:
         entropy=lambda: os.urandom(16),
         machine_id=read_machine_id(),
         origin="test/node",
-        segment_bytes=16 * 1024,
+        segment_bytes=segment_bytes,
     ).close()
 
 
