@@ -235,6 +235,11 @@ class Continuity:
         self.limit_ns: int | None = None
         """A record of this boot clock or later lies beyond the open epoch."""
 
+    @property
+    def end_wall_ns(self) -> int:
+        """When the last epoch that was sealed ended, by the node's wall clock; 0: none was."""
+        return self._last.end_wall_ns if self._last is not None else 0
+
     def carried(self) -> CarriedEpochs:
         """Where this stands."""
         key = self._key

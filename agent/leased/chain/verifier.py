@@ -146,6 +146,7 @@ class Verifier:
             self._clock_breaks,
             self._epochs.sealed if self._epochs else 0,
             self._epochs.proven if self._epochs else 0,
+            self._epochs.end_wall_ns if self._epochs else 0,
         )
 
     def carried(self) -> Carried:

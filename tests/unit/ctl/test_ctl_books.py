@@ -19,9 +19,12 @@ from leased.ctl.rate_file import load_card, parse_card
 from leased.economics.rates import DEFAULT_CARD
 from leased.service import config_file
 from leased.terms.errors import ConfigError
+from leased.terms.event import NodeStopped
+from leased.terms.identity import EventId
 from leased.terms.lease import AccountingTag
+from leased.terms.moment import Moment
 from tests.doubles.economics_history import History, lease_id, memory, subject
-from tests.doubles.logs import open_in
+from tests.doubles.logs import BOOT, open_in, started
 from tests.vectors import verify_independent
 
 SECOND = 10**9
@@ -81,6 +84,24 @@ def test_verify_says_what_holds(log: Path) -> None:
     assert status == 0 and "has the head that was asked for" in out
     status, _, err = leasectl("verify", "--log", log, "--head", "ab" * 32)
     assert status == 65 and "FORK_OR_ROLLBACK" in err
+
+
+@pytest.mark.parametrize(("silent_s", "stale"), [(0, False), (150, False), (151, True)])
+def test_a_log_that_an_agent_has_open_and_does_not_seal_is_stale(
+    tmp_path: Path, silent_s: int, *, stale: bool
+) -> None:
+    """The end that is to be expected is part of the verdict: a log that stopped is not whole."""
+    opened = open_in(tmp_path / "audit")
+    end_ns = JANUARY - silent_s * SECOND
+    sealer = opened.sealer()
+    for seconds in (0, 60):
+        moment = Moment(BOOT, 10**12 + seconds * SECOND, end_ns - 60 * SECOND + seconds * SECOND)
+        event = NodeStopped(EventId(bytes(16)), 0) if seconds else started()
+        batch = sealer.seal([(event, moment)], moment=moment)
+        opened.journal.commit_blocking(batch.frames, batch.count, batch.head, moment)
+    status, out, _ = leasectl("verify", "--log", tmp_path / "audit")
+    assert (status, "no epoch for" in out) == (66 if stale else 0, stale)
+    opened.close()
 
 
 def test_a_slip_of_the_pen_is_no_alarm(log: Path) -> None:
