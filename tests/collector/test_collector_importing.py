@@ -14,6 +14,7 @@ from leased.chain.head import GENESIS
 from leased.chain.record import FLAG_LAST
 from leased.chain.tree import EMPTY
 from leased.collector.archive.archive import Archive
+from leased.collector.archive.manifest import Manifest
 from leased.collector.importing import Imported, import_copy
 from leased.collector.main import main
 from leased.ctl.console import Console
@@ -207,6 +208,13 @@ def test_the_verb_says_where_it_stands(
     assert say("alpha", str(source), "--json") == 0
     told = json.loads(out.getvalue())
     assert (told["first_sequence"], told["next_sequence"]) == (0, server.node.size - 2)
+    manifest = Manifest(west.state)
+    [entry] = manifest.logs()
+    for verdict, status in (("FORK", 65), ("OK", 0)):
+        manifest.set(entry.log_id, entry.head, verdict=verdict)
+        assert (say("alpha", str(source)) if status else 0) == status
+    assert "alpha is FORK" in err.getvalue()
+    manifest.close()
     sign(server.node)
     copy_of(server.node, source)
     assert say("alpha", str(source)) == 0 and "hold, signed by the node" in out.getvalue()

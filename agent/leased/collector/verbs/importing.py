@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb import: records that a node does not serve any more, from a copy.
 
-Rule: the collector does not pull meanwhile, and the node is enrolled before.
+Rule: the collector does not pull meanwhile, the node is enrolled before, and nothing is wrong with
+its log but that records of it are gone.
 
 Does not verify (`collector.importing` does).
 """
@@ -45,6 +46,10 @@ def bring(options: argparse.Namespace, console: Console) -> int:
         entry = archive.log(logs.get(options.name, ""))
         if entry is None:
             raise CallerError(f"{options.name}: no such node; see `leased-collector nodes`")
+        verdict = Verdict(entry.verdict)
+        if verdict.sticky and verdict is not Verdict.GAP:
+            why = "what a node did is cleared up before more of it is taken"
+            raise CallerError(f"{options.name} is {verdict}: {why} (`leased-collector verdict`)")
         console.progress(f"verifying {options.source}")
         try:
             done = import_copy(archive, entry, options.source, console.wall_ns())
