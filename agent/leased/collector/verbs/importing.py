@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from leased.collector.archive.archive import Archive
+from leased.collector.archive.manifests import is_shared
 from leased.collector.importing import import_copy
 from leased.collector.reconcile import Verdict
 from leased.ctl.console import Console
@@ -40,6 +41,11 @@ def register(verbs: Verbs) -> None:
 
 def bring(options: argparse.Namespace, console: Console) -> int:
     """Take a copy in."""
+    if is_shared(options.state):
+        raise CallerError(
+            f"{options.state}: several collectors share it; restore a backup of it elsewhere, import"
+            " there, and share that"
+        )
     archive = Archive(options.state)
     try:
         logs = {name: log_id for name, _, log_id in archive.manifest.nodes()}
