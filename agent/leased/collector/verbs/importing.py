@@ -42,10 +42,8 @@ def register(verbs: Verbs) -> None:
 def bring(options: argparse.Namespace, console: Console) -> int:
     """Take a copy in."""
     if is_shared(options.state):
-        raise CallerError(
-            f"{options.state}: several collectors share it; restore a backup of it elsewhere, import"
-            " there, and share that"
-        )
+        how = "restore a backup of it elsewhere, import there, and share that"
+        raise CallerError(f"{options.state}: several collectors share it; {how}")
     archive = Archive(options.state)
     try:
         logs = {name: log_id for name, _, log_id in archive.manifest.nodes()}
