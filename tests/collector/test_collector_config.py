@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from leased.chain.epochs import EpochKey
+from leased.chain.epochs import EPOCHS_AHEAD_MAX, EpochKey
 from leased.chain.note import NoteKey
 from leased.collector import config as c
 from leased.collector.archive.manifest import Manifest
@@ -82,10 +82,11 @@ def test_a_later_document_of_an_enrolled_log_is_taken_and_another_is_not(tmp_pat
     pinned = Pinned(bytes(16), bytes(16), "o/n", bytes(32), 60 * 10**9, key.epoch, key.key)
     change = msgspec.structs.replace
     manifest = Manifest(tmp_path)
-    enrol(manifest, "alpha", "https://alpha", pinned)
+    enrol(manifest, "alpha", "https://alpha", change(pinned, printed_ns=1 << 62), 1)
+    pinned = change(pinned, printed_ns=1)  # its clock is ahead of ours, which counts
 
     def again(host: str, told: Pinned) -> str:
-        return enrol(manifest, "alpha", f"https://{host}", told)
+        return enrol(manifest, "alpha", f"https://{host}", told, 1)
 
     later = key.evolved(500)
     assert "followed at https://b" in again("b", change(pinned, seal_epoch=0, seal_key=None))
@@ -99,6 +100,7 @@ def test_a_later_document_of_an_enrolled_log_is_taken_and_another_is_not(tmp_pat
         change(pinned, origin="o/m"),
         change(pinned, seal_epoch=later.epoch),
         change(pinned, seal_epoch=1 << 62),
+        change(pinned, seal_epoch=EPOCHS_AHEAD_MAX + key.epoch + 1, printed_ns=1 << 62),
     ):
         with pytest.raises(ConfigError, match="was enrolled with other keys"):
             again("d", wrong)

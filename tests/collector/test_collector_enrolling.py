@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -94,7 +96,7 @@ def test_a_node_comes_in_and_has_its_certificate(
     where, text = url(server), invite(server, "--host", "alpha.example", "--host", "10.1.2.3")
     done = enrol(where, text, log, tmp_path / "made")
     assert done.returncode == 0, done.stderr
-    document = enrolment_document(log, with_seal_key=False)
+    document = enrolment_document(log, 1, with_seal_key=False)
     told = json.loads(done.stdout)
     assert (told["name"], told["log_id"]) == ("alpha", document["log_id"])
     assert followed(server) == [("alpha", "https://alpha:7443", document["log_id"])]
@@ -121,10 +123,19 @@ def test_an_invite_is_good_for_one_node(server: CollectorServer, log: Path, tmp_
     other = make_log(tmp_path / "other")
     replayed = enrol(where, text, other, tmp_path / "more")
     assert replayed.returncode == 65 and "invite-used" in replayed.stderr
+    assert "ask for a new one" in replayed.stderr
     assert not (tmp_path / "more").exists()
     bound = invite(server, "--node", "f" * 32, name="beta")
     denied = enrol(where, bound, other, tmp_path / "more")
     assert denied.returncode == 77 and "invite-other-node" in denied.stderr
+    assert f"for node {'f' * 32}, and this is " in denied.stderr and "use it there" in denied.stderr
+    late = invite(server, name="gamma")
+    kept = server.state / "invites.sqlite"
+    with closing(sqlite3.connect(kept, isolation_level=None)) as database:
+        database.execute("UPDATE invites SET expires_ns = 1 WHERE name = 'gamma'")
+    denied = enrol(where, late, other, tmp_path / "more")
+    assert denied.returncode == 77 and "invite-expired" in denied.stderr
+    assert "Ask for a new one" in denied.stderr
     unknown = parse_invitation(text)
     assert unknown is not None
     forged = text.replace(unknown.secret, "0" * 64)
@@ -150,7 +161,7 @@ def test_an_invite_makes_nobody_another_node(
     where = url(server)
     assert enrol(where, invite(server), log, tmp_path / "made").returncode == 0
     other = make_log(tmp_path / "other")
-    ids = {enrolment_document(one, with_seal_key=False)["node_id"] for one in (log, other)}
+    ids = {enrolment_document(one, 1, with_seal_key=False)["node_id"] for one in (log, other)}
     assert len(ids) == 1
     denied = enrol(where, invite(server, name="beta"), other, tmp_path / "more")
     assert denied.returncode == 65 and "is followed already, as alpha" in denied.stderr
@@ -161,7 +172,7 @@ def test_a_key_that_lies_there_costs_no_invite(
     server: CollectorServer, log: Path, tmp_path: Path
 ) -> None:
     where, text = url(server), invite(server)
-    node_id = enrolment_document(log, with_seal_key=False)["node_id"]
+    node_id = enrolment_document(log, 1, with_seal_key=False)["node_id"]
     left = tmp_path / "made" / f"node-{node_id}.key"
     left.parent.mkdir()
     left.write_text("of a try that was cut short")
@@ -187,7 +198,7 @@ def test_whoever_has_not_the_logs_key_does_not_enrol_it(server: CollectorServer,
     text = invite(server)
     told = parse_invitation(text)
     assert told is not None
-    enrolment = json.dumps(enrolment_document(log, with_seal_key=False))
+    enrolment = json.dumps(enrolment_document(log, 1, with_seal_key=False))
     signature = Signer(b"x" * 32).sign(request_message(enrolment, "", told.id))
     body = {
         "enrolment": enrolment,

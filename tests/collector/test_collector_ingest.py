@@ -6,16 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
-from leased.chain.epochs import EpochKey
+from leased.chain.epochs import EPOCHS_AHEAD_MAX, EpochKey
+from leased.chain.head import Head
 from leased.chain.signing import Signer
 from leased.collector import ingest as i
 from leased.collector import reconcile as r
 from leased.terms import event as e
 from leased.terms.errors import ChainError
 from leased.terms.moment import Moment
-from tests.doubles.logs import BOOT, allocation, moment_at, renewal
+from tests.doubles.logs import BOOT, allocation, lease_life, moment_at, renewal
 from tests.doubles.nodes import EPOCH_NS, PulledNode
 
 
@@ -38,7 +40,7 @@ def live(on: PulledNode, number: int) -> None:
 
 def take(state: i.State, answer: bytes | r.Problem) -> i.Taken:
     assert isinstance(answer, bytes), answer
-    return i.take_page(i.decode_state(i.encode_state(state)), answer)
+    return i.take_page(i.decode_state(i.encode_state(state)), answer, 1)
 
 
 def pull(on: PulledNode, state: i.State, **options) -> i.State:
@@ -182,6 +184,19 @@ def test_a_seal_by_another_key_is_bad_seal() -> None:
     assert found.value.verdict == "BAD_ORDER"
 
 
+def test_more_epochs_than_can_have_passed_since_the_enrolment_are_bad_seal() -> None:
+    on, epochs, since_ns = PulledNode(epoch_ns=EPOCH_NS), EPOCHS_AHEAD_MAX + 1000, 10**18
+    on.start()
+    on.seal([lease_life(1)[0]], Moment(BOOT, 10**9 + epochs * EPOCH_NS, 10**18))
+    state = i.State(msgspec.structs.replace(on.pinned(), printed_ns=since_ns))
+    with pytest.raises(ChainError, match="by the reader's clock") as found:
+        i.take_page(state, on.page(0), since_ns + 990 * EPOCH_NS)
+    assert r.judge_refusal(state, found.value).verdict == "BAD_SEAL"
+    later = i.take_page(state, on.page(0), since_ns + 1010 * EPOCH_NS)
+    unknown = i.take_page(i.State(on.pinned()), on.page(0), since_ns)
+    assert later.after == unknown.after == Head(on.size, later.after.hash)
+
+
 def test_every_flipped_bit_of_a_page_is_found() -> None:
     on = node(1)
     page = on.page(0)
@@ -191,7 +206,7 @@ def test_every_flipped_bit_of_a_page_is_found() -> None:
         spoilt = bytearray(page)
         spoilt[at // 8] ^= 1 << at % 8
         try:
-            taken = i.take_page(state, bytes(spoilt))
+            taken = i.take_page(state, bytes(spoilt), 1)
         except ChainError:
             continue
         # Only a checksum outside the hash may differ: counted, and the record holds.

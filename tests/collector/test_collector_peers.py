@@ -59,10 +59,10 @@ def pair(tmp_path: Path, pki: FleetPki) -> tuple[Collector, Collector]:
 
 def follow(one: Collector, name: str, url: str, other: Collector) -> None:
     """As `leased-collector enrol` does, by what `leasectl audit enrolment --log` prints."""
-    document = enrolment_document(other.state / "log", with_seal_key=False)
+    document = enrolment_document(other.state / "log", 1, with_seal_key=False)
     manifest = Manifest(one.state)
     try:
-        enrol(manifest, name, url, read_enrolment(json.dumps(document).encode(), "a test"))
+        enrol(manifest, name, url, read_enrolment(json.dumps(document).encode(), "a test"), 1)
     finally:
         manifest.close()
 

@@ -79,7 +79,7 @@ class Collector:
         }
         pinned = read_enrolment(json.dumps(document).encode(), "a test")
         manifest = Manifest(self.state)
-        enrol(manifest, name, server.url, pinned, **options)
+        enrol(manifest, name, server.url, pinned, time.time_ns(), **options)
         manifest.close()
 
     async def pull(self, **options) -> dict[str, Reached]:

@@ -128,9 +128,9 @@ def test_a_log_whose_id_begins_as_anothers_is_not_followed(tmp_path: Path) -> No
     first = Pinned(b"12345678abcdefgh", b"n" * 16, "one.test", b"k" * 32, 0, 0, None)
     other = msgspec.structs.replace(first, log_id=b"12345678ijklmnop", node_id=b"m" * 16)
     try:
-        assert enrol(manifest, "one", "https://one:7443", first)
+        assert enrol(manifest, "one", "https://one:7443", first, 1)
         with pytest.raises(ConfigError, match="it was chosen"):
-            enrol(manifest, "two", "https://two:7443", other)
+            enrol(manifest, "two", "https://two:7443", other, 1)
         assert [name for name, _, _ in manifest.nodes()] == ["one"]
     finally:
         manifest.close()

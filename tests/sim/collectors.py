@@ -133,8 +133,8 @@ class Link:
 class Followed:
     """What a collector holds of one log, on its disk."""
 
-    def __init__(self, pinned: Pinned) -> None:
-        self.state = State(pinned)
+    def __init__(self, pinned: Pinned, now_ns: int) -> None:
+        self.state = State(msgspec.structs.replace(pinned, printed_ns=now_ns))
         self.hashes: list[bytes] = []
         self.verdict = Verdict.BEHIND
         self.why = ""
@@ -199,13 +199,16 @@ class SimCollector:
         """Follow a log by what is known of it out of band."""
         identity = opened.identity
         fields = (identity.log_id, node_id, identity.origin, identity.public_key)
-        self.followed[name] = Followed(Pinned(*fields, identity.epoch_ns))
+        self.followed[name] = Followed(
+            Pinned(*fields, identity.epoch_ns), self.clock.now().wall_ns
+        )
 
     def wipe(self) -> None:
         """Everything that it had is gone; the node it knows again by the operator's file."""
         self.wiped = True
         pinned = {name: one.state.pinned for name, one in self.followed.items()}
-        self.followed = {name: Followed(one) for name, one in pinned.items()}
+        now_ns = self.clock.now().wall_ns
+        self.followed = {name: Followed(one, now_ns) for name, one in pinned.items()}
         self.heads.clear()
         self.door.alive = False
         self._make_log()
@@ -242,7 +245,7 @@ class SimCollector:
             self._found(name, reconcile.judge_problem(state, answer))
             return
         try:
-            taken = take_page(state, answer)
+            taken = take_page(state, answer, self.clock.now().wall_ns)
         except ChainError as error:
             self._found(name, reconcile.judge_refusal(state, error))
             return

@@ -171,7 +171,7 @@ class Fleet(RuleBasedStateMachine):
         if isinstance(answer, r.Problem):
             return r.judge_problem(state, answer), None
         try:
-            return None, i.take_page(state, answer)
+            return None, i.take_page(state, answer, 1)
         except ChainError as error:
             return r.judge_refusal(state, error), None
 

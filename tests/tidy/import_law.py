@@ -55,6 +55,7 @@ EXTRA: dict[str, tuple[frozenset[str], str]] = {
         "reads rate cards and instants by the same code as leasectl",
     ),
     "leased.collector.verbs.pull": (frozenset({"ctl"}), _SPEAKS),
+    "leased.collector.verbs.importing": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.verbs.invites": (frozenset({"ctl"}), _SPEAKS),
     "leased.collector.api.enrolling": (
         frozenset({"ctl"}),

@@ -10,15 +10,17 @@ import msgspec
 import pytest
 
 from leased.chain import canonical, note, segment
+from leased.chain.epochs import EPOCH_NS
 from leased.chain.head import GENESIS, Head, parse_head
 from leased.chain.sealer import Sealer
 from leased.chain.signing import Signer
 from leased.chain.tree import EMPTY, Frontier
 from leased.durable.anchor import encode_slot
-from leased.durable.reader import read_log
+from leased.durable.reader import Enrolled, read_log
 from leased.ports import AnchorSlot
 from leased.terms.errors import ChainError
 from leased.terms.event import KIND
+from leased.terms.moment import NS_PER_MS
 from leased.terms.resource import ResourceKind
 from tests.doubles.disk import MemoryDisk
 from tests.doubles.logs import (
@@ -27,6 +29,7 @@ from tests.doubles.logs import (
     CountedEntropy,
     events_of_every_kind,
     moment_at,
+    open_in,
     open_on,
     renewal,
     started,
@@ -206,6 +209,31 @@ def test_the_second_verifier_finds_what_is_wrong(golden_directory: Path) -> None
         opened = read_log(golden_directory, signatures=False)
         opened.close()
         assert opened.facts.verified.crc_damaged == 1
+
+
+def test_both_verifiers_know_when_an_epoch_cannot_have_ended_yet(tmp_path: Path) -> None:
+    opened = open_in(tmp_path / "log")
+    assert opened.ratchet is not None
+    key, sealer, tenths = opened.ratchet.key, opened.sealer(), EPOCH_NS // (100 * NS_PER_MS)
+    for time in (0, tenths, 9 * tenths):
+        event = renewal(time) if time else started()
+        batch = sealer.seal([(event, moment_at(time))])
+        opened.journal.commit_blocking(batch.frames, batch.count, batch.head, moment_at(time))
+    opened.close()
+    checks = {"signatures": False, "seal_key": key.key}
+    for latest, holds in ((9, True), (8, False), (1, False)):
+        enrolled = Enrolled(seal_key=key, latest_epoch=latest)
+        if holds:
+            read = read_log(tmp_path / "log", signatures=False, enrolled=enrolled)
+            assert read.facts.verified.seals_proven == 2
+            found = independent.verify(tmp_path / "log", latest_epoch=latest, **checks)
+            assert found == (read.head.size, read.head.hash.hex())
+            read.close()
+            continue
+        with pytest.raises(ChainError, match="by the reader's clock"):
+            read_log(tmp_path / "log", signatures=False, enrolled=enrolled)
+        with pytest.raises(independent.Broken, match="ends after today"):
+            independent.verify(tmp_path / "log", latest_epoch=latest, **checks)
 
 
 def test_the_second_verifiers_signatures_are_those_of_rfc_8032() -> None:

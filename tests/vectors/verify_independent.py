@@ -265,8 +265,11 @@ SHOWN = {kind: to for stage in GROWS.values() for kind, to in stage.items()}
 class Seals:
     """FORMAT.md section 6a."""
 
-    def __init__(self, log_id: bytes, epoch_ns: int, key: bytes | None, genesis: bool) -> None:
+    def __init__(
+        self, log_id: bytes, epoch_ns: int, key: bytes | None, latest: int | None, genesis: bool
+    ) -> None:
         self.log_id, self.epoch_ns, self.key, self.key_epoch = log_id, epoch_ns, key, 0
+        self.latest = latest
         self.next, self.first = (0, 0) if genesis else (None, None)
         self.boot, self.from_ns, self.until_ns = None, 0, None
         self.same_boot, self.last_end = genesis, None
@@ -288,6 +291,7 @@ class Seals:
         need(sealed == size, f"{where}: size of the seal")
         need(min(epoch, skipped) >= 0, f"{where}: epochs below 0")
         need((epoch + skipped + 1) * self.epoch_ns <= 2**60, f"{where}: more epochs than a log has")
+        need(self.latest is None or epoch + skipped < self.latest, f"{where}: ends after today")
         need(all(-(2**63) <= n < 2**63 for n in (begin, end, wall0, wall1)), f"{where}: 64 bits")
         need(self.first is None or first == self.first, f"{where}: first record of the epoch")
         if self.same_boot:
@@ -317,12 +321,19 @@ class Chain:
     """What has been walked so far."""
 
     def __init__(
-        self, identity: bytes, *, signatures: bool, leases: bool, seal_key: bytes | None
+        self,
+        identity: bytes,
+        *,
+        signatures: bool,
+        leases: bool,
+        seal_key: bytes | None,
+        latest: int | None = None,
     ) -> None:
         length = number(identity, 144, 2)
         self.log_id, self.origin = identity[16:32], identity[146 : 146 + length]
         self.key = identity[32:64] if signatures else None
         self.epoch_ns, self.seal_key = number(identity, 64, 8), seal_key
+        self.latest = latest
         self.tree, self.head, self.batch = Tree(), bytes(32), 0
         self.ended, self.kind, self.crc_damaged = True, 0, 0
         self.stages: dict[bytes, str] | None = {} if leases else None
@@ -334,7 +345,7 @@ class Chain:
     def _seals(self, *, genesis: bool) -> Seals | None:
         if not self.epoch_ns:
             return None
-        return Seals(self.log_id, self.epoch_ns, self.seal_key, genesis)
+        return Seals(self.log_id, self.epoch_ns, self.seal_key, self.latest, genesis)
 
     def begin(self, header: bytes, name: str, *, first: bool) -> None:
         """FORMAT.md section 3."""
@@ -468,15 +479,17 @@ def verify(
     signatures: bool = True,
     leases: bool = False,
     seal_key: bytes | None = None,
+    latest_epoch: int | None = None,
     live: bool = False,
     countersigned: bool = False,
     policy: Policy | None = None,
 ) -> tuple[int, str]:
     """Return (size, head in hex). `live`: a writer has it open, and what is beyond the anchor is
-    its business. Raises Broken."""
+    its business; `latest_epoch` the last that can be open by the reader's clock. Raises Broken."""
     identity = closed((directory / "log.id").read_bytes(), "log.id")
     need(len(identity) == 512 and identity[:10] == b"LEASELOG\1\0", "not a log.id")
-    chain = Chain(identity, signatures=signatures, leases=leases, seal_key=seal_key)
+    keys = {"seal_key": seal_key, "latest": latest_epoch}
+    chain = Chain(identity, signatures=signatures, leases=leases, **keys)
     slot, both = read_slots((directory / "anchor").read_bytes(), chain.log_id)
     size, last, end = number(slot, 32, 8), number(slot, 40, 8), number(slot, 48, 8)
     paths = sorted(directory.glob("seg-" + "[0-9a-f]" * 16 + ".log"))

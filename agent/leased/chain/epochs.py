@@ -32,6 +32,11 @@ KEY_BYTES: Final = 32
 LIFE_NS: Final = 1 << 60
 """36 years of epochs, more than a log lasts: for each of them whoever proves seals takes a step, so
 a seal that says more would keep its readers for good."""
+REBOOT_EPOCHS_MAX: Final = 1024
+"""So many epochs end over a reboot at most: how long that took is said by the wall clock alone."""
+EPOCHS_AHEAD_MAX: Final = 1 << 15
+"""So many more epochs than can have ended by a reader's own clock may be sealed: 32 reboots with a
+wall clock far ahead, a tenth of a second of reckoning."""
 
 _I64: Final = range(-(1 << 63), 1 << 63)
 _DOMAIN = b"leased epoch seal v1\n"
@@ -90,6 +95,12 @@ def message(log_id: bytes, seal: EpochSealed) -> bytes:
         seal.size,
     )
     return _DOMAIN + log_id + fields + seal.root
+
+
+def latest_epoch(known: int, since_ns: int, now_ns: int, epoch_ns: int) -> int:
+    """The latest epoch that can be open, for a reader who has had the key of epoch `known` since
+    `since_ns` by its own clock."""
+    return known + max(0, now_ns - since_ns) // epoch_ns + EPOCHS_AHEAD_MAX
 
 
 def first_epoch(moment: Moment, epoch_ns: int) -> Open:
@@ -158,12 +169,13 @@ class Ratchet:
             end_wall_ns = moment.wall_ns - (moment.boot_ns - end_ns)
             begin_ns, next_end_ns = end_ns, end_ns + epoch_ns
         else:
-            # A wall clock that is decades ahead must not use up what epochs a log may have.
-            most_ns = (LIFE_NS - now.epoch * epoch_ns) // 2
-            elapsed_ns = max(epoch_ns, min(most_ns, moment.wall_ns - now.begin_wall_ns))
-            skipped = elapsed_ns // epoch_ns - 1
+            # A wall clock that is decades ahead must neither use up what epochs a log may have nor
+            # make it one that no reader would follow.
+            elapsed_ns = max(epoch_ns, moment.wall_ns - now.begin_wall_ns)
+            left = (LIFE_NS // epoch_ns - now.epoch) // 2
+            skipped = min(elapsed_ns // epoch_ns, REBOOT_EPOCHS_MAX, max(left, 1)) - 1
             end_ns = now.end_ns + skipped * epoch_ns
-            end_wall_ns = now.begin_wall_ns + (skipped + 1) * epoch_ns
+            end_wall_ns = now.begin_wall_ns + elapsed_ns - elapsed_ns % epoch_ns
             begin_ns = moment.boot_ns
             next_end_ns = moment.boot_ns + epoch_ns - elapsed_ns % epoch_ns
         fields = (now.epoch, skipped, now.boot_id, now.begin_ns, end_ns)
@@ -198,10 +210,16 @@ class Continuity:
     """What can be checked of the seals of a chain, in order, from any place on."""
 
     def __init__(
-        self, log_id: bytes, epoch_ns: int, key: EpochKey | None, *, from_genesis: bool
+        self,
+        log_id: bytes,
+        epoch_ns: int,
+        key: EpochKey | None,
+        *,
+        from_genesis: bool,
+        latest: int | None = None,
     ) -> None:
         """`key` is what the verifier was enrolled with; seals of epochs before it are counted, not
-        proven."""
+        proven. No epoch after `latest` (`latest_epoch`) can be open: none is reckoned with."""
         self._log_id = log_id
         self._epoch_ns = epoch_ns
         self._next = 0 if from_genesis else None
@@ -210,11 +228,17 @@ class Continuity:
         self._counted = from_genesis  # the open epoch began on this boot's clock
         self._last: EpochSealed | None = None
         self._key = key
+        self._latest = latest
         self.sealed = 0
         self.proven = 0
         self.begin_ns = 0
         self.limit_ns: int | None = None
         """A record of this boot clock or later lies beyond the open epoch."""
+
+    @property
+    def end_wall_ns(self) -> int:
+        """When the last epoch that was sealed ended, by the node's wall clock; 0: none was."""
+        return self._last.end_wall_ns if self._last is not None else 0
 
     def carried(self) -> CarriedEpochs:
         """Where this stands."""
@@ -272,6 +296,9 @@ class Continuity:
             return "epochs are counted from 0"
         if (seal.epoch + seal.skipped + 1) * self._epoch_ns > LIFE_NS:
             return f"it ends with epoch {seal.epoch + seal.skipped}: no log lasts so long"
+        if self._latest is not None and seal.epoch + seal.skipped >= self._latest:
+            said = f"it ends with epoch {seal.epoch + seal.skipped}"
+            return f"{said}, and by the reader's clock none after {self._latest} can be open"
         return None
 
     def _window(self, seal: EpochSealed) -> str | None:

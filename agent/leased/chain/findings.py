@@ -57,8 +57,9 @@ class Verified(msgspec.Struct, frozen=True):
     `crc_damaged` counts frames whose hash holds but whose CRC does not (media damage outside the
     hash), `unknown` records of kinds this release does not know, `clock_breaks` a boot clock that
     went back without a NodeStarted. `signed_size` is the size of the newest checkpoint whose root
-    (and, where a key was given, signature) holds; `seals` counts the epoch seals that hold, and
-    `seals_proven` those of them whose MAC was checked.
+    (and, where a key was given, signature) holds; `seals` counts the epoch seals that hold,
+    `seals_proven` those of them whose MAC was checked, and the last epoch sealed ended at
+    `sealed_wall_ns`, by the node's wall clock.
     """
 
     head: Head
@@ -75,6 +76,7 @@ class Verified(msgspec.Struct, frozen=True):
     clock_breaks: int
     seals: int = 0
     seals_proven: int = 0
+    sealed_wall_ns: int = 0
 
 
 class Carried(msgspec.Struct, frozen=True, array_like=True):

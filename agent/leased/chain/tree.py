@@ -46,6 +46,18 @@ class Frontier(msgspec.Struct, frozen=True, gc=False):
             carry >>= 1
         return Frontier(self.size + 1, (*self.peaks[:kept], node))
 
+    def subtree(self, start: int, stop: int) -> bytes | None:
+        """The hash over the leaves [start, stop), if they are those of one peak. Every sibling of a
+        later leaf that lies in this tree is one."""
+        at, peaks = 0, iter(self.peaks)
+        for bit in reversed(range(self.size.bit_length())):
+            if self.size >> bit & 1:
+                peak, below = next(peaks), at
+                at += 1 << bit
+                if (below, at) == (start, stop):
+                    return peak
+        return None
+
     def root(self) -> bytes:
         """The tree head hash of RFC 6962 section 2.1."""
         if not self.peaks:

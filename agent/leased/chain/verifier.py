@@ -80,12 +80,13 @@ class Verifier:
         public_key: bytes | None = None,
         epoch_ns: int = 0,
         seal_key: EpochKey | None = None,
+        latest_epoch: int | None = None,
         bodies: bool = False,
         file: str = "",
     ) -> None:
         """`epoch_ns` is that of the log's identity: not 0 where every epoch must be sealed;
-        `seal_key` what this verifier was enrolled with. `bodies`: `check_bodies` will be asked of
-        every walk, so bodies are looked at while they are at hand."""
+        `seal_key` what this verifier was enrolled with, `latest_epoch` as `Continuity` has it.
+        `bodies`: `check_bodies` will be asked of every walk, so they are looked at meanwhile."""
         self._log_id = log_id
         self._prefix = hash_prefix(log_id)
         self._head = head
@@ -103,11 +104,8 @@ class Verifier:
         self._damaged_count = 0
         self._unknown = 0
         self._clock_breaks = 0
-        self._epochs = (
-            Continuity(log_id, epoch_ns, seal_key, from_genesis=head == GENESIS)
-            if epoch_ns
-            else None
-        )
+        order = {"from_genesis": head == GENESIS, "latest": latest_epoch}
+        self._epochs = Continuity(log_id, epoch_ns, seal_key, **order) if epoch_ns else None
         self.file = file
 
     def feed(self, data: bytes, *, start: int = 0, stop: int | None = None, base: int = 0) -> Walk:
@@ -148,6 +146,7 @@ class Verifier:
             self._clock_breaks,
             self._epochs.sealed if self._epochs else 0,
             self._epochs.proven if self._epochs else 0,
+            self._epochs.end_wall_ns if self._epochs else 0,
         )
 
     def carried(self) -> Carried:

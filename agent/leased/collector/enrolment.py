@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from leased.chain.epochs import EPOCH_NS_MIN, LIFE_NS, EpochKey
+from leased.chain.epochs import EPOCH_NS_MIN, LIFE_NS, EpochKey, latest_epoch
 from leased.chain.head import GENESIS
 from leased.chain.note import ED25519, parse_key
 from leased.collector.archive.manifest import LogEntry, ManifestTables
@@ -43,6 +43,7 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     head: str = ""
     seal_epoch: int | None = None
     seal_key: str | None = None
+    printed_ns: int = 0
 
     def __repr__(self) -> str:
         return f"Enrolment({self.log_id!r}, {self.origin!r})"
@@ -67,7 +68,8 @@ def read_enrolment(raw: bytes, source: str) -> Pinned:
     epoch = told.seal_epoch or 0
     if epoch < 0 or 0 < told.epoch_ns < EPOCH_NS_MIN or told.epoch_ns < 0:
         raise ConfigError(f"{source}: an epoch is counted from 0, and has at least a second")
-    return Pinned(log_id, node_id, told.origin, first, told.epoch_ns, epoch, seal)
+    fields = (log_id, node_id, told.origin, first, told.epoch_ns, epoch, seal)
+    return Pinned(*fields, max(0, told.printed_ns))
 
 
 def read_file(path: Path) -> Pinned:
@@ -79,14 +81,22 @@ def read_file(path: Path) -> Pinned:
 
 
 def enrol(
-    manifest: ManifestTables, name: str, url: str, pinned: Pinned, *, replace: bool = False
+    manifest: ManifestTables,
+    name: str,
+    url: str,
+    pinned: Pinned,
+    now_ns: int,
+    *,
+    replace: bool = False,
 ) -> str:
-    """Follow a log; what has changed ("" if nothing). Raises ConfigError."""
+    """Follow a log from `now_ns` on; what has changed ("" if nothing). Raises ConfigError."""
     parse_url(url, pinned.node_id.hex())
     log_id = pinned.log_id.hex()
     followed = {known: (at, log) for known, at, log in manifest.nodes()}
     entry = manifest.log(log_id)
-    if entry is not None and not _agrees(decode_state(entry.state).pinned, pinned):
+    # A node whose clock is ahead must not have its epochs judged from a time to come.
+    pinned = msgspec.structs.replace(pinned, printed_ns=min(pinned.printed_ns, now_ns))
+    if entry is not None and not _agrees(decode_state(entry.state).pinned, pinned, now_ns):
         raise ConfigError(
             f"{name}: log {log_id} was enrolled with other keys; what was enrolled first counts"
         )
@@ -115,14 +125,18 @@ def enrol(
     return f"{name}: log {log_id} is followed at {url}"
 
 
-def _agrees(held: Pinned, told: Pinned) -> bool:
+def _agrees(held: Pinned, told: Pinned, now_ns: int) -> bool:
     """Whether a document says what is pinned already: printed later it has the key of a later
     epoch, or none. What is pinned stays."""
-    bare = [msgspec.structs.replace(one, seal_epoch=0, seal_key=None) for one in (held, told)]
+    unsealed = {"seal_epoch": 0, "seal_key": None, "printed_ns": 0}
+    bare = [msgspec.structs.replace(one, **unsealed) for one in (held, told)]
     if bare[0] != bare[1] or told.seal_key is None or held.seal_key is None:
         return bare[0] == bare[1] and told.seal_key is None
     keys = [EpochKey(one.seal_epoch, one.seal_key or b"") for one in (held, told)]
     first, last = sorted(keys, key=lambda key: key.epoch)
-    if not held.epoch_ns or last.epoch * held.epoch_ns > LIFE_NS:
-        return held == told
+    if first == last or not held.epoch_ns:
+        return first == last
+    most = latest_epoch(first.epoch, held.printed_ns, now_ns, held.epoch_ns)
+    if last.epoch > min(most, LIFE_NS // held.epoch_ns):
+        return False
     return first.evolved(last.epoch - first.epoch) == last

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from leased.chain.canonical import decode
-from leased.chain.epochs import EpochKey
+from leased.chain.epochs import EpochKey, latest_epoch
 from leased.chain.evidence import Rotation
 from leased.chain.findings import Carried, Walk
 from leased.chain.grammar import Grammar
@@ -49,7 +49,8 @@ _FLAGS_AT: Final = 27
 
 
 class Pinned(msgspec.Struct, frozen=True):
-    """What was enrolled of a log, out of band: never what the node says of itself."""
+    """What was enrolled of a log, out of band: never what the node says of itself. `printed_ns` is
+    since when, by the clock of whoever pulls, its seals' key is known (0: not known)."""
 
     log_id: bytes
     node_id: bytes
@@ -58,6 +59,7 @@ class Pinned(msgspec.Struct, frozen=True):
     epoch_ns: int = 0
     seal_epoch: int = 0
     seal_key: bytes | None = None
+    printed_ns: int = 0
 
     def __repr__(self) -> str:
         return f"Pinned({self.log_id.hex()!r}, {self.origin!r})"
@@ -119,16 +121,20 @@ def decode_state(raw: bytes) -> State:
     return _DECODER.decode(raw)
 
 
-def verifier_at(state: State) -> Verifier:
-    """A verifier that goes on from where the log stands."""
+def verifier_at(state: State, now_ns: int) -> Verifier:
+    """A verifier that goes on from where the log stands, for whoever's clock says `now_ns`."""
     pinned = state.pinned
     key = None if pinned.seal_key is None else EpochKey(pinned.seal_epoch, pinned.seal_key)
+    latest = None
+    if key is not None and pinned.epoch_ns and pinned.printed_ns:
+        latest = latest_epoch(key.epoch, pinned.printed_ns, now_ns, pinned.epoch_ns)
     verifier = Verifier(
         pinned.log_id,
         origin=pinned.origin,
         public_key=pinned.public_key,
         epoch_ns=pinned.epoch_ns,
         seal_key=key,
+        latest_epoch=latest,
         bodies=True,
     )
     if state.verifier is not None:
@@ -136,7 +142,7 @@ def verifier_at(state: State) -> Verifier:
     return verifier
 
 
-def take_page(state: State, page: bytes) -> Taken:
+def take_page(state: State, page: bytes, now_ns: int) -> Taken:
     """Check one page that was asked for at the head of `state`. Raises ChainError."""
     try:
         frames_end, trailer = split_page(page, state.pinned.log_id)
@@ -144,7 +150,24 @@ def take_page(state: State, page: bytes) -> Taken:
         # The trailer is no record: what is wrong with it says nothing about the log.
         raise ChainError(BAD_PAGE, error.why, offset=error.offset) from error
     frames, before = page[:frames_end], state.head
-    verifier, grammar = verifier_at(state), Grammar(dict(state.leases))
+    new = take_frames(state, frames, now_ns)
+    after, root = new.head, new.root
+    if (trailer.next_seq, trailer.head) != (after.size, after.hash):
+        said = f"the trailer says {trailer.next_seq}:{trailer.head.hex()}"
+        raise ChainError(BAD_PAGE, f"{said} after a page that ends at {after.text()}")
+    fresh = trailer.wall_ns != 0
+    if not frames and not fresh:
+        raise ChainError(BAD_PAGE, "a page without records ends where the log ends, and says when")
+    key, note = new.public_key, trailer.note
+    known = _check_note(state.pinned.origin, key, note, after.size, root, fresh=fresh)
+    new = msgspec.structs.replace(new, lagging=not known)
+    return Taken(frames, before, after, new, trailer, trailer.note if known else "", fresh)
+
+
+def take_frames(state: State, frames: bytes, now_ns: int) -> State:
+    """Check whole batches that follow where the log stands, wherever they are from; where it then
+    stands. That it is the node's own tree no note of it has said yet. Raises ChainError."""
+    verifier, grammar = verifier_at(state, now_ns), Grammar(dict(state.leases))
     boot_id, loud, rotations = state.boot_id, state.loud, state.rotations
     if frames:
         walk = verifier.feed(frames)
@@ -155,27 +178,17 @@ def take_page(state: State, page: bytes) -> Taken:
         rotations += _rotations(walk, state.public_key)
         loud = loud or not QUIET_KINDS.issuperset(walk.kinds)
     carried = verifier.carried()
-    after, root = carried.head, carried.frontier.root()
     broken = state.verifier.clock_breaks if state.verifier is not None else 0
     if carried.clock_breaks != broken:
         why = "the boot clock goes back without a start"
-        raise ChainError(CORRUPT_RECORD, why, sequence=before.size)
-    if (trailer.next_seq, trailer.head) != (after.size, after.hash):
-        said = f"the trailer says {trailer.next_seq}:{trailer.head.hex()}"
-        raise ChainError(BAD_PAGE, f"{said} after a page that ends at {after.text()}")
-    fresh = trailer.wall_ns != 0
-    if not frames and not fresh:
-        raise ChainError(BAD_PAGE, "a page without records ends where the log ends, and says when")
-    key = carried.public_key or state.pinned.public_key
-    known = _check_note(state.pinned.origin, key, trailer.note, after.size, root, fresh=fresh)
-    new = State(
-        *(state.pinned, carried, grammar.stages, boot_id, root),
+        raise ChainError(CORRUPT_RECORD, why, sequence=state.head.size)
+    return State(
+        *(state.pinned, carried, grammar.stages, boot_id, carried.frontier.root()),
         loud=loud,
-        lagging=not known,
+        lagging=True,
         rotations=rotations,
         sealed_ns=state.sealed_ns,
     )
-    return Taken(frames, before, after, new, trailer, trailer.note if known else "", fresh)
 
 
 def noted(before: State, after: State, now_ns: int) -> State:

@@ -179,12 +179,14 @@ def draw(entropy: Callable[[], bytes], ca_sha256: str) -> Invitation:
 def _check(invite: Invite, node_id: str, now_ns: int) -> None:
     """Raises Denied."""
     if invite.used_ns:
-        detail = f"This invite was used, for {invite.name}. Each is good for one node, once."
-        raise Denied(Why.USED, detail)
+        detail = f"This invite was used, for {invite.name}. Each is good for one node, once"
+        raise Denied(Why.USED, f"{detail}: ask for a new one (`leased-collector invite`).")
     if now_ns >= invite.expires_ns:
-        raise Denied(Why.EXPIRED, "This invite has expired. Ask for a new one.")
+        detail = "This invite has expired. Ask for a new one (`leased-collector invite`)."
+        raise Denied(Why.EXPIRED, detail)
     if invite.node_id and invite.node_id != node_id:
-        raise Denied(Why.OTHER_NODE, f"This invite is for node {invite.node_id}.")
+        detail = f"This invite is for node {invite.node_id}, and this is {node_id}"
+        raise Denied(Why.OTHER_NODE, f"{detail}: use it there, or ask for one of this node's own.")
 
 
 def _hash(secret: str) -> str:

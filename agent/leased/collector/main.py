@@ -18,7 +18,7 @@ from typing import Final
 import leased
 from leased.collector.api import verbs as http
 from leased.collector.telemetry import verbs as telemetry
-from leased.collector.verbs import advice, backup, invites, money, retention, store
+from leased.collector.verbs import advice, backup, importing, invites, money, retention, store
 from leased.collector.verbs import pull as pull_verbs
 from leased.collector.verbs import status as records
 from leased.collector.webhooks import verbs as webhooks
@@ -40,7 +40,7 @@ EXIT_STATUSES: Final = (
     (78, "a configuration or a state directory was refused"),
 )
 _FAMILIES: Final = (
-    *(pull_verbs, invites, records, store, money, advice, telemetry, http),
+    *(pull_verbs, importing, invites, records, store, money, advice, telemetry, http),
     *(webhooks, retention, backup),
 )
 

@@ -203,11 +203,12 @@ class Puller:
 
     async def _check(self, page: bytes, connection: Connection) -> Taken | None:
         try:
+            now_ns = self._fleet.wall_ns()
             if len(page) <= INLINE_BYTES_MAX:
-                taken = take_page(self.state, page)
+                taken = take_page(self.state, page, now_ns)
             else:
                 taken = await trio.to_thread.run_sync(
-                    take_page, self.state, page, limiter=self._fleet.workers
+                    take_page, self.state, page, now_ns, limiter=self._fleet.workers
                 )
             if self._is_peer:
                 taken = hushed(taken, self.state, frozenset(self._fleet.collectors))

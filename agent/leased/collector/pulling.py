@@ -93,7 +93,8 @@ async def pull(
         witness = open_witness(archive.own, name, now=clock(), entropy=os_entropy)
         try:
             for node in config.nodes:
-                told = enrol(archive.manifest, node.name, node.url, read_file(Path(node.enrolment)))
+                pinned = read_file(Path(node.enrolment))
+                told = enrol(archive.manifest, node.name, node.url, pinned, time.time_ns())
                 if told:
                     tell(node.name, told)
             sharing = Sharing(archive, name, os_entropy())

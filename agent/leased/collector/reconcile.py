@@ -115,7 +115,8 @@ def judge_problem(state: State, problem: Problem) -> Finding | None:
     if problem.status == 410:
         first = problem.min_seq if problem.min_seq is not None else -1
         if first > size:
-            why = f"records {size} to {first - 1} were pruned before we had them"
+            why = f"records {size} to {first - 1} were pruned before we had them; bring them from"
+            why += " a copy (`leased-collector import`), and then resolve this"
             return Finding(Verdict.GAP, why, _evidence(state, problem))
     if problem.status == 404:
         return Finding(Verdict.NEW_LOG, "the node does not serve the log that was enrolled")

@@ -109,7 +109,8 @@ def _register_resources(below: Verbs) -> None:
 async def status(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Print how the agent is; 69 if it grants nothing."""
     told = await session.ask(parameters.Status(), replies.StatusReply)
-    ready = told.reaper_connected and not told.draining
+    full = told.log_why or ""
+    ready = told.reaper_connected and not told.draining and not full
     if options.json:
         console.document({"status": render.plain(told)})
         return 0 if ready else EX_UNAVAILABLE
@@ -124,7 +125,7 @@ async def status(options: argparse.Namespace, console: Console, session: Session
         ("durability", f"{told.durability} ({told.filesystem})"),
         ("policy", f"generation {told.policy_generation}, {told.policy_hash[:16]}"),
         ("reaper", "connected" if told.reaper_connected else "NOT connected: nothing is granted"),
-        ("grants", "stopped (drained)" if told.draining else "open"),
+        ("grants", "stopped (drained)" if told.draining else f"NONE: {full}" if full else "open"),
         ("connections", str(told.connections)),
         ("leases", held),
     ]

@@ -3,7 +3,8 @@
 
 Rule: they read the sealed log itself, verify all of it first, and need no agent. What does not hold
 is named by verdict, file, sequence and offset, and ends with 65; nothing after it is shown. What
-holds and is not proven whole for want of a policy ends with 66.
+holds and is not proven whole for want of a policy, or not sealed any more while an agent has it
+open, ends with 66.
 
 Does not repair (`open_log` at the agent's start does).
 """
@@ -21,10 +22,10 @@ import msgspec
 
 from leased.chain.canonical import Unknown
 from leased.client import Session
-from leased.ctl import enrolling, proofs, render
+from leased.ctl import acknowledged, enrolling, proofs, render
 from leased.ctl.agent import ID_CHARS, online
 from leased.ctl.bill import add_bill, verify_bill
-from leased.ctl.console import Console
+from leased.ctl.console import Console, timestamp
 from leased.ctl.enrolled import read_enrolled
 from leased.ctl.events import NAMES, event_document, event_line, event_name
 from leased.ctl.usage_text import Verbs, verb
@@ -36,13 +37,17 @@ from leased.ctl.witnesses import (
     judge,
     read_policy,
 )
+from leased.durable.copied import copy_log
+from leased.durable.files import DirectoryDisk
 from leased.durable.reader import UNKNOWN, LogFacts, ReadLog, read_log
-from leased.terms.errors import EX_DATAERR, EX_IOERR, ChainError, InvalidParameter
+from leased.terms.errors import EX_DATAERR, EX_IOERR, EX_NOINPUT, ChainError, InvalidParameter
 from leased.terms.event import Event, LeaseEvent
-from leased.terms.moment import Moment
+from leased.terms.moment import NS_PER_S, Moment
 from leased.wire import parameters, replies
 
 AUDIT_DIRECTORY = Path("/var/lib/leased/audit")
+GRACE_NS = 30 * NS_PER_S
+STALE = "STALE"
 _DIGITS = frozenset("0123456789abcdef")
 _HASH = re.compile("[0-9a-f]{64}")
 
@@ -84,16 +89,18 @@ def register(verbs: Verbs) -> None:
         json=False,
     )
     add_log(one)
-    one.add_argument("file", help='where to ("-": standard output)')
+    one.add_argument("file", help='where to ("-": standard output); a new directory for log')
     one.add_argument(
         "--format",
-        choices=("jsonl", "frames"),
+        choices=("jsonl", "frames", "log"),
         default="jsonl",
-        help="JSON lines, or the sealed bytes as they are stored (default: jsonl)",
+        help="JSON lines; frames: the sealed bytes as they are stored, for `leased-collector "
+        "import`; log: a log without its keys, for `leasectl verify` (default: jsonl)",
     )
     _add_choice(one)
     one.set_defaults(act=export)
     proofs.register(below, AUDIT_DIRECTORY)
+    acknowledged.register(below)
     enrolling.register(below, AUDIT_DIRECTORY)
 
 
@@ -124,7 +131,8 @@ def verify(options: argparse.Namespace, console: Console) -> int:
         return online(_verify_online)(options, console)
     console.progress(f"verifying {options.log}")
     try:
-        enrolled = UNKNOWN if not options.enrolment else read_enrolled(options.enrolment[-1])
+        told = options.enrolment
+        enrolled = read_enrolled(told[-1], console.wall_ns()) if told else UNKNOWN
         policy = None if options.policy is None else read_policy(options.policy)
         opened = read_log(options.log, leases=True, countersigned=True, enrolled=enrolled)
     finally:
@@ -132,7 +140,8 @@ def verify(options: argparse.Namespace, console: Console) -> int:
     try:
         found = None if options.head is None else _find_head(opened, options.head)
         standing = judge(policy, opened.facts, found, configured_policy(options.log))
-        _tell_facts(options, console, opened.facts, standing)
+        overdue_s = _overdue_s(opened.facts, console.wall_ns())
+        _tell_facts(options, console, opened.facts, standing, overdue_s=overdue_s)
     except Unproven as error:
         _tell_facts(options, console, opened.facts, None, error)
         return error.exit_status
@@ -140,7 +149,17 @@ def verify(options: argparse.Namespace, console: Console) -> int:
         opened.close()
     if found is not None and not options.json:
         console.say(f"record {found} has the head that was asked for")
-    return 0
+    return EX_NOINPUT if overdue_s else 0
+
+
+def _overdue_s(facts: LogFacts, now_ns: int) -> int:
+    """How long ago the last epoch was sealed of a log that an agent has open, if that is longer
+    than it takes: then somebody has stopped it. 0: nothing is overdue."""
+    verified, epoch_ns = facts.verified, facts.identity.epoch_ns
+    silent_ns = now_ns - verified.sealed_wall_ns
+    if not facts.live or not verified.seals or silent_ns <= 2 * epoch_ns + GRACE_NS:
+        return 0
+    return silent_ns // NS_PER_S
 
 
 def _find_head(opened: ReadLog, text: str) -> int:
@@ -162,10 +181,13 @@ def _tell_facts(
     facts: LogFacts,
     standing: Standing | None,
     unproven: Unproven | None = None,
+    *,
+    overdue_s: int = 0,
 ) -> None:
     verified, shown = facts.verified, facts.shown
+    verdict = STALE if overdue_s else "ok"
     document: dict[str, Any] = {
-        "verdict": "ok" if unproven is None else unproven.verdict,
+        "verdict": verdict if unproven is None else unproven.verdict,
         "log_id": facts.identity.log_id.hex(),
         "origin": facts.identity.origin,
         "records": verified.count,
@@ -182,6 +204,7 @@ def _tell_facts(
         "clock_breaks": verified.clock_breaks,
         "seals": verified.seals,
         "seals_proven": verified.seals_proven,
+        "sealed_until": timestamp(verified.sealed_wall_ns) if verified.seals else None,
         "first_sequence": shown.begins,
         "countersigned": {f"{one.key_id:08x}": one.size for one in shown.newest},
         **({} if standing is None else standing.document()),
@@ -190,7 +213,7 @@ def _tell_facts(
     if options.json:
         console.document(document)
         return
-    grade = "ok" if unproven is None else "what is here holds"
+    grade = verdict if unproven is None else "what is here holds"
     console.say(f"{grade}: {verified.count} records in {len(facts.segments)} segments hold")
     pairs = [
         ("log", f"{document['log_id']} ({facts.identity.origin})"),
@@ -200,6 +223,10 @@ def _tell_facts(
     if verified.seals:
         proven = f"{verified.seals_proven} of them proven by the key of the enrolment"
         pairs.append(("sealed", f"{verified.seals} epochs, {proven}"))
+        pairs.append(("until", f"{timestamp(verified.sealed_wall_ns)[:19]}Z by the node's clock"))
+    if overdue_s:
+        why = f"an agent has it open, and has sealed no epoch for {overdue_s} s"
+        pairs.append(("stale", f"{why}: it hangs, or somebody has stopped it"))
     if unproven is not None:
         pairs.append(("not proven", unproven.why.replace(f"; {unproven.advice}", "")))
         pairs.append(("to prove it", unproven.advice))
@@ -282,7 +309,9 @@ def log(options: argparse.Namespace, console: Console) -> int:
 def export(options: argparse.Namespace, console: Console) -> int:
     """Copy records out."""
     try:
-        if options.file == "-":
+        if options.format == "log":
+            count = _copy(options)
+        elif options.file == "-":
             count = _write(options, sys.stdout.buffer)
         else:
             with open(options.file, "wb") as file:
@@ -292,8 +321,27 @@ def export(options: argparse.Namespace, console: Console) -> int:
     except OSError as error:
         console.note(f"{options.file}: {error.strerror}")
         return EX_IOERR
-    console.note(f"{count} {'bytes' if options.format == 'frames' else 'records'} written")
+    console.note(f"{count} {'records' if options.format == 'jsonl' else 'bytes'} written")
     return 0
+
+
+def _copy(options: argparse.Namespace) -> int:
+    """A log that anybody may have, verified."""
+    _refuse_choice(options)
+    if options.first or options.file == "-":
+        raise InvalidParameter("format", "a log is copied whole, into a directory")
+    opened = read_log(options.log)
+    disk = DirectoryDisk(options.log)
+    try:
+        return copy_log(disk, opened.facts, Path(options.file))
+    finally:
+        disk.close()
+        opened.close()
+
+
+def _refuse_choice(options: argparse.Namespace) -> None:
+    if options.lease or options.tenant or options.kind or options.last:
+        raise InvalidParameter("format", "sealed bytes are exported whole: only --from may choose")
 
 
 def _write(options: argparse.Namespace, file: BinaryIO) -> int:
@@ -304,8 +352,7 @@ def _write(options: argparse.Namespace, file: BinaryIO) -> int:
             file.write(msgspec.json.encode(document) + b"\n")
             count += 1
         return count
-    if options.lease or options.tenant or options.kind or options.last:
-        raise InvalidParameter("format", "frames are exported whole: only --from may choose")
+    _refuse_choice(options)
     opened = read_log(options.log)
     try:
         return sum(file.write(chunk) for chunk in opened.frames(options.first))

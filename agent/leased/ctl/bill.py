@@ -55,7 +55,7 @@ def verify_bill(options: argparse.Namespace, console: Console) -> int:
     except ValueError as error:
         raise InvalidParameter("bill", f"{options.bill}: not a bill: {error}") from error
     window = (int(bill.from_ns), int(bill.to_ns))
-    signers = read_signers(options.enrolment) if options.enrolment else None
+    signers = read_signers(options.enrolment, console.wall_ns()) if options.enrolment else None
     chains = Chains(options.archive or [STATE], signers)
     hourly = Hourly(window)
     records = 0

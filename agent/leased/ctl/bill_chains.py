@@ -22,7 +22,7 @@ import msgspec
 from leased.chain.canonical import Unknown, decode
 from leased.chain.epochs import KEY_BYTES, EpochKey
 from leased.chain.verifier import Verifier
-from leased.ctl.enrolled import FILE_BYTES_MAX, FORMAT
+from leased.ctl.enrolled import FILE_BYTES_MAX, FORMAT, open_by
 from leased.economics.hourly import NodeFold, NodeSpan
 from leased.terms.errors import ChainError, InvalidParameter
 from leased.terms.event import EpochSealed, Event, NodeStarted
@@ -40,6 +40,7 @@ class Signer(msgspec.Struct, frozen=True):
     public_key: bytes
     epoch_ns: int = 0
     seal_key: EpochKey | None = None
+    latest_epoch: int | None = None
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -72,19 +73,20 @@ class _File(msgspec.Struct, frozen=True):
     epoch_ns: int = 0
     seal_epoch: int | None = None
     seal_key: str | None = None
+    printed_ns: int | None = None
 
 
-def read_signers(paths: Iterable[Path]) -> dict[str, Signer]:
+def read_signers(paths: Iterable[Path], now_ns: int) -> dict[str, Signer]:
     """Signers by their logs, from files or directories of them. Raises InvalidParameter."""
     found = {}
     for path in paths:
         for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
-            one = _read_signer(file)
+            one = _read_signer(file, now_ns)
             found[one.log_id] = one
     return found
 
 
-def _read_signer(path: Path) -> Signer:
+def _read_signer(path: Path, now_ns: int) -> Signer:
     try:
         with path.open("rb") as file:
             told = msgspec.json.decode(file.read(FILE_BYTES_MAX), type=_File)
@@ -98,7 +100,8 @@ def _read_signer(path: Path) -> Signer:
         why = f"{path} is not what `leasectl audit enrolment` prints ({FORMAT})"
         raise InvalidParameter("enrolment", why)
     epoch = None if seal is None else EpochKey(told.seal_epoch or 0, seal)
-    return Signer(told.log_id, told.origin, key, told.epoch_ns, epoch)
+    latest = open_by(epoch, told.printed_ns, now_ns, told.epoch_ns)
+    return Signer(told.log_id, told.origin, key, told.epoch_ns, epoch, latest)
 
 
 class Chains:
@@ -242,4 +245,5 @@ def _verifier(log_id: bytes, signer: Signer | None) -> Verifier:
         public_key=signer.public_key,
         epoch_ns=signer.epoch_ns,
         seal_key=signer.seal_key,
+        latest_epoch=signer.latest_epoch,
     )

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from leased.chain.epochs import KEY_BYTES, EpochKey
+from leased.chain.epochs import KEY_BYTES, EpochKey, latest_epoch
 from leased.durable.reader import Enrolled
 from leased.terms.errors import InvalidParameter
 
@@ -28,11 +28,13 @@ class _File(msgspec.Struct, frozen=True):
     format: str
     log_id: str
     first_public_key: str
+    epoch_ns: int = 0
     seal_epoch: int | None = None
     seal_key: str | None = None
+    printed_ns: int | None = None
 
 
-def read_enrolled(path: Path) -> Enrolled:
+def read_enrolled(path: Path, now_ns: int) -> Enrolled:
     """What the file pins. Raises InvalidParameter."""
     try:
         with path.open("rb") as file:
@@ -48,4 +50,15 @@ def read_enrolled(path: Path) -> Enrolled:
         why = f"{path} is not what `leasectl audit enrolment` prints ({FORMAT})"
         raise InvalidParameter("enrolment", why)
     key = None if seal is None else EpochKey(told.seal_epoch or 0, seal)
-    return Enrolled(log_id, public_key, key)
+    latest = open_by(key, told.printed_ns, now_ns, told.epoch_ns)
+    return Enrolled(log_id, public_key, key, latest)
+
+
+def open_by(
+    key: EpochKey | None, printed_ns: int | None, now_ns: int, epoch_ns: int
+) -> int | None:
+    """The last epoch that can be open by now, where the key was printed at `printed_ns`. None:
+    there is nothing to say it by."""
+    if key is None or printed_ns is None or epoch_ns <= 0 or printed_ns > now_ns:
+        return None
+    return latest_epoch(key.epoch, printed_ns, now_ns, epoch_ns)

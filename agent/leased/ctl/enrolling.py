@@ -70,7 +70,8 @@ def register(below: Verbs, directory: Path) -> None:
 def enrol(options: argparse.Namespace, console: Console) -> int:
     """Enrol."""
     invite = _read_invite(options.invite_file)
-    document = enrolment_document(options.log, with_seal_key=not options.without_seal_key)
+    seal_key = not options.without_seal_key
+    document = enrolment_document(options.log, console.wall_ns(), with_seal_key=seal_key)
     enrolment = msgspec.json.encode(document).decode()
     stem = f"node-{document['node_id']}"
     asks = not (options.dir / f"{stem}.pem").exists()

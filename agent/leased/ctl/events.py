@@ -44,7 +44,7 @@ def event_document(sequence: int, event: Event | Unknown, moment: Moment) -> dic
         "kind": event_name(event),
         "time": timestamp(moment.wall_ns),
         "boottime_ns": moment.boot_ns,
-        "boot_id": moment.boot_id.hex(),
+        "boot_id": moment.boot_id.hex() if any(moment.boot_id) else None,
     }
     if isinstance(event, Unknown):
         return {**found, "number": event.kind, "schema": event.schema, "body": event.body.hex()}

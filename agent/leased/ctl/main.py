@@ -52,7 +52,8 @@ EXIT_STATUSES: Final = (
     (
         66,
         "no such lease, tenant or webhook, or not yours; verify: all that is here holds, and"
-        " nobody was named who proves what was pruned (--policy, --head)",
+        " nobody was named who proves what was pruned (--policy, --head), or an agent that has it"
+        " open seals no epochs",
     ),
     (69, "no agent or no collector, or it grants nothing now"),
     (71, "the hardware or the kernel failed"),

@@ -186,18 +186,19 @@ def _key(text: str) -> NoteKey:
 
 def enrolment(options: argparse.Namespace, console: Console) -> int:
     """Print what is to be given to a collector, out of band."""
-    document = enrolment_document(options.log, with_seal_key=options.with_seal_key)
+    seal_key = options.with_seal_key
+    document = enrolment_document(options.log, console.wall_ns(), with_seal_key=seal_key)
     if options.with_seal_key:
         console.note("the seal key is a secret: hand it to the collector and keep no copy")
     console.say(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
     return 0
 
 
-def enrolment_document(log: Path, *, with_seal_key: bool) -> dict[str, Any]:
+def enrolment_document(log: Path, now_ns: int, *, with_seal_key: bool) -> dict[str, Any]:
     """What a collector has to know of a log. Raises ChainError, StateError."""
     opened = read_log(log, bodies=False)
     try:
-        document = _enrolment(opened)
+        document = {**_enrolment(opened), "printed_ns": now_ns}
     finally:
         opened.close()
     return {**document, **_seal_key(log, opened)} if with_seal_key else document

@@ -50,7 +50,10 @@ ADVICE: Final[dict[str, tuple[int, str]]] = {
     "not_fenced": (EX_DATAERR, "nothing of it is fenced: see `leasectl devices`"),
     "draining": (EX_LEASE_LOST, "the holder was told to leave; a renewal no longer helps"),
     "device_failed": (EX_OSERR, "the hardware did not do its part: see `leasectl doctor`"),
-    "audit_unavailable": (EX_UNAVAILABLE, "the log cannot be written, so nothing is granted"),
+    "audit_unavailable": (
+        EX_UNAVAILABLE,
+        "the log cannot be written, so nothing is granted; `leasectl admin status` says why",
+    ),
     "level": (EX_NOPERM, "ask at a lower level, or have the policy allow you this one"),
     "duration": (EX_LEASE_LOST, "the lease is as old as it may become: acquire another"),
     "budget": (

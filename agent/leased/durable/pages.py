@@ -263,6 +263,9 @@ class _Leaves:
     def subtree(self, start: int, stop: int) -> bytes:
         """The hash over [start, stop), where `start` is a multiple of the power of two that the
         range does not exceed."""
+        begins = self._reader.first_seq()
+        if stop <= begins:
+            return self._reader.tree_before(begins).subtree(start, stop) or self._gone(start)
         base = self._reader.start_before(stop - 1)
         if base <= start:
             return Frontier(0, ()).grown(self.range(start, stop)).root()
@@ -271,3 +274,6 @@ class _Leaves:
         between = base - start
         peaks = self._reader.tree_before(base).peaks[-between.bit_count() :]
         return Frontier(between, peaks).grown(self.range(base, stop)).root()
+
+    def _gone(self, start: int) -> bytes:
+        raise Pruned(start, self._reader.first_seq())

@@ -50,12 +50,13 @@ from leased.terms.moment import Moment
 
 
 class Enrolled(msgspec.Struct, frozen=True):
-    """What a reader knew of the log before: its id, the key it began with, and the key of an
-    epoch's seal. None: not known."""
+    """What a reader knew of the log before: its id, the key it began with, the key of an epoch's
+    seal, and the last epoch that can be open by now. None: not known."""
 
     log_id: bytes | None = None
     public_key: bytes | None = None
     seal_key: EpochKey | None = None
+    latest_epoch: int | None = None
 
 
 UNKNOWN: Final = Enrolled()
@@ -173,14 +174,7 @@ def _verify(
 ) -> LogFacts:
     """Everything `read_log` checks."""
     names = disk.names()
-    if LOG_ID not in names:
-        if not segment_names(names) and ANCHOR not in names:
-            raise StateError(
-                f"{disk.directory}: there is no log here; give the directory that holds log.id"
-            )
-        raise ChainError(CORRUPT_ID, "log.id is missing", file=str(disk.directory / LOG_ID))
-    identity = parse_log_id(disk.read(LOG_ID), str(disk.directory / LOG_ID))
-    _check_enrolled(identity, enrolled, str(disk.directory / LOG_ID))
+    identity = _identity(disk, names, enrolled)
     live = disk.is_locked()
     slot, both = _slot(disk, identity, live=live)
     segments = live_segments(names, slot.min_seq)
@@ -191,6 +185,7 @@ def _verify(
         public_key=identity.public_key if signatures else None,
         epoch_ns=identity.epoch_ns,
         seal_key=enrolled.seal_key,
+        latest_epoch=enrolled.latest_epoch,
         bodies=bodies,
     )
     verifier, grammar = verify_from(), Grammar()
@@ -232,6 +227,20 @@ def _verify(
         tail.kept_records if tail else 0,
         tail.torn.end - tail.torn.offset if tail and tail.torn else 0,
     )
+
+
+def _identity(disk: Disk, names: list[str], enrolled: Enrolled) -> LogIdentity:
+    """Which log it is, and that it is the one known. Raises StateError, ChainError."""
+    file = str(disk.directory / LOG_ID)
+    if LOG_ID not in names:
+        if not segment_names(names) and ANCHOR not in names:
+            raise StateError(
+                f"{disk.directory}: there is no log here; give the directory that holds log.id"
+            )
+        raise ChainError(CORRUPT_ID, "log.id is missing", file=file)
+    identity = parse_log_id(disk.read(LOG_ID), file)
+    _check_enrolled(identity, enrolled, file)
+    return identity
 
 
 def _judge(

@@ -302,6 +302,8 @@ class StatusReply(Tolerant, frozen=True):
     draining: bool
     connections: int
     leases: LeaseCounts
+    log_state: str | None = None
+    log_why: str | None = None
 
 
 class EmptyReply(Tolerant, frozen=True):

@@ -10,10 +10,13 @@ import pytest
 
 from leased.chain.canonical import decode
 from leased.chain.epochs import (
+    EPOCHS_AHEAD_MAX,
     LIFE_NS,
+    REBOOT_EPOCHS_MAX,
     EpochKey,
     Ratchet,
     first_epoch,
+    latest_epoch,
     message,
     next_epoch,
 )
@@ -293,9 +296,64 @@ def test_numbers_that_no_clock_says_are_refused_and_not_reckoned_with(
 
 
 def test_a_wall_clock_decades_ahead_leaves_epochs_to_go_on_with() -> None:
-    ahead = Ratchet(LOG, first_epoch(at(10), NS_PER_S << 20), KEY, NS_PER_S << 20)
-    sealed = ahead.seal(bytes(16), 0, bytes(32), at(3, OTHER_BOOT, wall_s=200 * 366 * 86400))
-    assert ahead.open is not None
-    epochs = LIFE_NS // (NS_PER_S << 20)
-    assert epochs // 3 < sealed.skipped < ahead.open.epoch < epochs * 2 // 3
-    assert not ahead.due(at(4, OTHER_BOOT, wall_s=200 * 366 * 86400 + 1))
+    long_ns, ahead_s = NS_PER_S << 20, 5 * 366 * 86400
+    ahead = Ratchet(LOG, first_epoch(at(10), long_ns), KEY, long_ns)
+    epochs, last = LIFE_NS // long_ns, 0
+    for number in range(8):
+        last = (ahead.open or first_epoch(at(10), long_ns)).epoch
+        boot = BootId(number.to_bytes(16, "big"))
+        sealed = ahead.seal(bytes(16), 0, bytes(32), at(3, boot, wall_s=ahead_s * (number + 1)))
+        assert ahead.open is not None
+        assert last + sealed.skipped + 1 == ahead.open.epoch < epochs
+        assert not ahead.due(at(4, boot, wall_s=ahead_s * (number + 1) + 1))
+
+
+def test_over_a_reboot_few_epochs_end_and_every_reader_follows() -> None:
+    """How long it was off only the wall clock says, which may say anything."""
+    chain = Chain().add(at(10), 1, started())
+    reboot(chain, at(3, OTHER_BOOT, wall_s=10 * 366 * 86400))
+    chain.add(at(64, OTHER_BOOT, wall_s=10 * 366 * 86400 + 61))
+    first, second = chain.seals()
+    assert first.skipped == REBOOT_EPOCHS_MAX - 1 and second.epoch == REBOOT_EPOCHS_MAX
+    assert second.begin_wall_ns > WALL + 10 * 365 * 86400 * NS_PER_S, "labels are of the wall clock"
+    now_ns = WALL + 120 * NS_PER_S
+    verifier = Verifier(
+        LOG,
+        epoch_ns=MINUTE,
+        seal_key=KEY,
+        latest_epoch=latest_epoch(0, WALL, now_ns, MINUTE),
+    )
+    assert verify(chain.frames, verifier).seals_proven == 2
+
+
+def test_epochs_that_cannot_have_ended_are_not_reckoned_with() -> None:
+    """Whoever has the node may seal a skip of as many as a log can have: the keys of all would be
+    reckoned for nothing."""
+
+    class Skipping(Ratchet):
+        def seal(self, event_id: bytes, size: int, root: bytes, moment: Moment) -> EpochSealed:
+            made = super().seal(event_id, size, root, moment)
+            return msgspec.structs.replace(made, skipped=skipped) if made.epoch else made
+
+    class Counted(EpochKey, frozen=True):
+        def evolved(self, epochs: int) -> EpochKey:
+            steps.append(epochs)
+            return Counted(self.epoch + epochs, super().evolved(epochs).key)
+
+    day_ns = 86400 * NS_PER_S
+    latest = latest_epoch(0, WALL, WALL + day_ns, MINUTE)
+    assert latest == 1440 + EPOCHS_AHEAD_MAX
+    wild = LIFE_NS // MINUTE - 3
+    for skipped, refused in ((latest - 1, True), (latest - 2, False), (wild, True)):  # noqa: B007
+        steps: list[int] = []
+        key = Counted(0, KEY.key)
+        chain = Chain(Skipping(LOG, first_epoch(at(10), MINUTE), KEY, MINUTE))
+        chain.add(at(10), 1, started()).add(at(71))
+        restarted = NodeStarted(started().event_id, OTHER_BOOT, b"\x40" * 16, 2, "0", "ext4", "")
+        chain.add(at(3, OTHER_BOOT, wall_s=90), 1, restarted).add(at(44, OTHER_BOOT, wall_s=131))
+        verifier = Verifier(LOG, epoch_ns=MINUTE, seal_key=key, latest_epoch=latest)
+        with pytest.raises(ChainError) as error:
+            verify(chain.frames, verifier)
+        assert error.value.verdict == BAD_SEAL, "its MAC is of another skip"
+        assert ("by the reader's clock" in str(error.value)) is refused
+        assert sum(steps) <= 1, "no key beyond that of the seal that says so"

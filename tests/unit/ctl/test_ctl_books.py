@@ -19,9 +19,13 @@ from leased.ctl.rate_file import load_card, parse_card
 from leased.economics.rates import DEFAULT_CARD
 from leased.service import config_file
 from leased.terms.errors import ConfigError
+from leased.terms.event import NodeStopped
+from leased.terms.identity import EventId
 from leased.terms.lease import AccountingTag
+from leased.terms.moment import Moment
 from tests.doubles.economics_history import History, lease_id, memory, subject
-from tests.doubles.logs import open_in
+from tests.doubles.logs import BOOT, open_in, started
+from tests.vectors import verify_independent
 
 SECOND = 10**9
 GIB = 1 << 30
@@ -80,6 +84,24 @@ def test_verify_says_what_holds(log: Path) -> None:
     assert status == 0 and "has the head that was asked for" in out
     status, _, err = leasectl("verify", "--log", log, "--head", "ab" * 32)
     assert status == 65 and "FORK_OR_ROLLBACK" in err
+
+
+@pytest.mark.parametrize(("silent_s", "stale"), [(0, False), (150, False), (151, True)])
+def test_a_log_that_an_agent_has_open_and_does_not_seal_is_stale(
+    tmp_path: Path, silent_s: int, *, stale: bool
+) -> None:
+    """The end that is to be expected is part of the verdict: a log that stopped is not whole."""
+    opened = open_in(tmp_path / "audit")
+    end_ns = JANUARY - silent_s * SECOND
+    sealer = opened.sealer()
+    for seconds in (0, 60):
+        moment = Moment(BOOT, 10**12 + seconds * SECOND, end_ns - 60 * SECOND + seconds * SECOND)
+        event = NodeStopped(EventId(bytes(16)), 0) if seconds else started()
+        batch = sealer.seal([(event, moment)], moment=moment)
+        opened.journal.commit_blocking(batch.frames, batch.count, batch.head, moment)
+    status, out, _ = leasectl("verify", "--log", tmp_path / "audit")
+    assert (status, "no epoch for" in out) == (66 if stale else 0, stale)
+    opened.close()
 
 
 def test_a_slip_of_the_pen_is_no_alarm(log: Path) -> None:
@@ -156,6 +178,26 @@ def test_audit_export_of_frames_is_what_is_stored(log: Path, tmp_path: Path) -> 
         leasectl("audit", "export", "--log", log, "--format", "frames", "--kind", "Expired", "-")[0]
         == 65
     )
+
+
+def test_audit_export_of_a_log_is_one_for_every_verifier_and_has_no_secrets(
+    log: Path, tmp_path: Path
+) -> None:
+    copy, beyond = tmp_path / "copy", sorted(log.glob("seg-*.log"))[-1]
+    with beyond.open("r+b") as file:  # what a writer appends meanwhile is not anchored
+        file.seek(-4096, 2)
+        file.write(b"later")
+    assert leasectl("audit", "export", "--log", log, "--format", "log", copy)[0] == 0
+    assert not {path.name for path in copy.iterdir()} & {"node.key", "seal.key", "quarantine"}
+    told = document("verify", "--log", copy)
+    assert told["head"] == document("audit", "head", "--log", log)["head"]
+    assert told["torn_bytes"] == 0
+    head = verify_independent.verify(copy, leases=True, countersigned=True)
+    assert head == (told["next_sequence"], told["head"])
+    again = leasectl("audit", "export", "--log", log, "--format", "log", copy)
+    assert again[0] == 78 and "give a new directory" in again[2]
+    for words in (("--last", "1", tmp_path / "b"), ("--from", "2", tmp_path / "b"), ("-",)):
+        assert leasectl("audit", "export", "--log", log, "--format", "log", *words)[0] == 65
 
 
 def test_audit_head_without_an_agent(log: Path) -> None:

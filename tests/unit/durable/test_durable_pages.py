@@ -143,3 +143,20 @@ def test_a_record_that_was_pruned_is_named() -> None:
     assert reader.tree(first + 1, log.slot) == EMPTY.extended(log.hashes[: first + 1])
     with pytest.raises(StateError, match="was pruned"):
         reader.page(first - 1, log.slot, 1 << 20)
+
+
+@pytest.mark.parametrize("gone", [1, 2, 3])
+def test_what_a_pruned_log_has_is_proven_as_before(gone: int) -> None:
+    log = Log()
+    names = [name for name in log.disk.names() if name.startswith("seg-")]
+    for name in names[:gone]:
+        log.disk.unlink(name)
+    first = int(names[gone][4:20], 16)
+    for size in {first + 1, first + 7, log.slot.next_seq - 1, log.slot.next_seq}:
+        root = EMPTY.extended(log.hashes[:size]).root()
+        for sequence in range(first, size):
+            proof = log.reader().inclusion(sequence, size, log.slot)
+            assert proof.tree.root() == root
+            assert root_of_path(sequence, size, proof.record_hash, proof.path) == root
+    with pytest.raises(StateError, match="was pruned"):
+        log.reader().inclusion(first - 1, log.slot.next_seq, log.slot)

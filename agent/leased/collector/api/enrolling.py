@@ -93,7 +93,10 @@ class Enrolling:
     def _let_in(self, invite: Invite, body: EnrolBody, node_id: str, now_ns: int) -> bytes:
         """Follow the log, and certify the node. Raises Problem."""
         certificate = self._certify(invite, body.request, node_id, now_ns)
-        pinned = read_enrolment(body.enrolment.encode(), "enrolment")
+        # Printed for this request; what a node says of its clock is nothing to go by.
+        pinned = msgspec.structs.replace(
+            read_enrolment(body.enrolment.encode(), "enrolment"), printed_ns=now_ns
+        )
         manifest = open_manifest(self._state)
         try:
             for name, _, log_id in manifest.nodes():
@@ -102,7 +105,7 @@ class Enrolling:
                     # Its certificate would be that of the other.
                     why = f"Node {node_id} is followed already, as {name}."
                     raise Problem(409, why, kind="enrolled-otherwise")
-            told = enrol(manifest, invite.name, invite.url, pinned)
+            told = enrol(manifest, invite.name, invite.url, pinned, now_ns)
         except ConfigError as error:
             raise Problem(409, str(error), kind="enrolled-otherwise") from error
         finally:

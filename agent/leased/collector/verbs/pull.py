@@ -216,7 +216,10 @@ def enrol(options: argparse.Namespace, console: Console) -> int:
     options.state.mkdir(mode=0o700, exist_ok=True)
     manifest = open_manifest(options.state)
     try:
-        told = enrol_log(manifest, options.name, options.url, pinned, replace=options.replace)
+        told = enrol_log(
+            *(manifest, options.name, options.url, pinned, console.wall_ns()),
+            replace=options.replace,
+        )
     finally:
         manifest.close()
     console.say(told or f"{options.name}: followed already")

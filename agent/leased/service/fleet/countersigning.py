@@ -108,7 +108,9 @@ class Countersigning:
         OSError where the log cannot be read."""
         collector = next((one for one in self._collectors() if one.name == name), None)
         if collector is None:
-            return Denied(403, "unknown-key", f"no cosigning key is enrolled for {name}")
+            why = f"no cosigning key is enrolled for {name}; [[listener.collectors]] wants what"
+            why += " `leased-collector cosigner` prints there"
+            return Denied(403, "unknown-key", why)
         try:
             note = open_note(text, [collector.key])
             cosigned = parse_checkpoint(note.text)

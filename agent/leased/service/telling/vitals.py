@@ -17,6 +17,7 @@ from leased.chain.tree import Frontier
 from leased.durable.log import OpenedLog
 from leased.lessor.lessor import Lessor
 from leased.ports import Clock
+from leased.service.log.room import state_of
 from leased.terms.lease import LeaseState
 from leased.wire import objects, replies
 
@@ -64,6 +65,7 @@ class Vitals:
         for lease in table.leases.values():
             counts[lease.state.name.lower()] += 1
         counts["reclaimed"] = len(table.closed)
+        log_state, log_why = state_of(self._opened, table.live)
         return replies.StatusReply(
             version=__version__,
             node_id=self._node_id.hex(),
@@ -82,4 +84,6 @@ class Vitals:
             draining="" in table.pools.cordoned,
             connections=self._connections(),
             leases=objects.LeaseCounts(**counts, waiting=len(self._lessor.queue)),
+            log_state=log_state,
+            log_why=log_why,
         )

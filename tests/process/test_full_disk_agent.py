@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real agent on a small disk that somebody fills to the last byte: it grants from its reserve
+and then refuses, says why to whoever asks and to the journal, every lease still ends on record, and
+it grants again once there is room."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.host import not_proven
+from tests.doubles.host_agent import PATIENCE_S, HostAgent
+from tests.doubles.story import judge
+from tests.doubles.wire_peer import Remote
+from tests.powercut.machine import LAYOUTS, attached, made, mounted
+from tests.powercut.test_full_disk import fill
+from tests.process.test_pruned_logs import make_log
+
+pytestmark = pytest.mark.root
+
+EXT4 = next(layout for layout in LAYOUTS if layout.name == "ext4")
+LEASE_MS = 20_000
+EX_UNAVAILABLE = 69
+
+
+def status(agent: HostAgent, check: int) -> dict:
+    told = agent.leasectl("admin", "status", "--json", check=check).stdout
+    return json.loads(told)["status"]
+
+
+def kinds(agent: HostAgent) -> Counter[str]:
+    lines = agent.leasectl("audit", "log", "--log", str(agent.audit), "--json").stdout.splitlines()
+    return Counter(json.loads(line)["kind"] for line in lines)
+
+
+def refused(agent: HostAgent) -> dict | None:
+    """What the agent says to somebody who asks; None: it granted."""
+    try:
+        agent.acquire(ttl_ms=LEASE_MS)
+    except Remote as denied:
+        return denied.parameters
+    return None
+
+
+def until(agent: HostAgent, holds: object, why: str) -> None:
+    assert callable(holds)
+    last = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < last, f"{why}: {agent.log()[-2000:]}"
+
+
+def test_a_disk_that_fills_up_costs_no_lease_its_end(tmp_path: Path) -> None:
+    if os.geteuid() or not os.path.exists("/dev/loop0") or not shutil.which("mkfs.ext4"):
+        not_proven("an agent on a full disk", "root, a loop device and mkfs.ext4 are needed")
+    image = made(EXT4, tmp_path)
+    with (
+        attached(image) as device,
+        mounted(device, tmp_path / "small", EXT4.options) as point,
+        HostAgent(state=point / "state") as agent,
+    ):
+        make_log(agent, 64 * 1024)
+        agent.start()
+        granted = [agent.acquire(ttl_ms=LEASE_MS)["lease_id"] for _ in range(10)]
+        assert status(agent, 0)["log_state"] == "healthy"
+        fill(point)
+        while (denied := refused(agent)) is None:
+            pass
+        assert (denied["reason"], denied["what"]) == ("audit_unavailable", "journal")
+        told = status(agent, EX_UNAVAILABLE)
+        assert told["log_state"] == "drain" and str(agent.audit) in told["log_why"]
+        assert "free 1 MiB" in told["log_why"]
+        shown = agent.leasectl("admin", "status", check=EX_UNAVAILABLE).stdout
+        assert "NONE: the log has room for the ends of" in shown
+        asked = agent.leasectl("alloc", "--mem", "4KiB", check=EX_UNAVAILABLE)
+        assert "`leasectl admin status` says why" in asked.stderr
+        until(agent, lambda: "leases end as they should" in agent.log(), "nobody is told")
+
+        count = kinds(agent)["Allocated"]
+        assert count > len(granted), "the reserve was granted from"
+        until(agent, lambda: kinds(agent)["Reclaimed"] == count, "a lease has no end on record")
+        (point / "filler").unlink()
+        until(agent, lambda: refused(agent) is None, "there is room again")
+        assert status(agent, 0)["log_state"] == "healthy"
+        until(agent, lambda: "the log has room again" in agent.log(), "nobody is told")
+        judge(agent)
+        assert agent.stop() == 0
