@@ -44,6 +44,7 @@ from leased.collector.accounts.focus import focus_csv, focus_rows
 from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.accounts.periods import Window
+from leased.collector.accounts.reaching import reach_now, reach_of
 from leased.collector.accounts.usage_rows import usage_rows
 from leased.collector.metering.sources import Source
 from leased.economics.amounts import rounded, units
@@ -118,22 +119,24 @@ class Accounts:
 
     def watermark_ns(self) -> int:
         """The oldest last record of all nodes that are not retired: what ends before is settled."""
-        nodes = [node for node in self.source.nodes() if node.node_id not in self._retired]
-        return min((node.watermark_ns for node in nodes), default=0)
+        return min(self._watermarks().values(), default=0)
 
     def reach(self, window: Window) -> Reach:
         """How far the records reach for an answer about `window`."""
-        behind = [
-            node.node_id
-            for node in self.source.nodes()
-            if node.watermark_ns < window.to_ns and node.node_id not in self._retired
-        ]
-        return Reach(
-            periods.instant(self.now_ns()),
-            periods.instant(self.watermark_ns()),
-            sorted(frozenset(behind)),
-            bool(behind),
-        )
+        return reach_of(self._watermarks(), window.to_ns, self.now_ns())
+
+    def reach_now(self) -> Reach:
+        """The same for an answer about what is at the last record of each node."""
+        return reach_now(self._watermarks(), self.now_ns())
+
+    def _watermarks(self) -> dict[str, int]:
+        """Of each node that is waited for, the oldest last record of any of its logs."""
+        found: dict[str, int] = {}
+        for node in self.source.nodes():
+            if node.node_id not in self._retired:
+                known_ns = found.get(node.node_id, node.watermark_ns)
+                found[node.node_id] = min(known_ns, node.watermark_ns)
+        return found
 
     def last(self, period: str) -> Window:
         """The last "24h" or "30d". The running hour is not a part of it."""

@@ -15,6 +15,7 @@ from decimal import ROUND_DOWN, Decimal
 from fractions import Fraction
 from typing import Final
 
+from leased.collector.accounts.reaching import reach_of_fleet
 from leased.collector.api.seen import AllocationsSeen, TenantShare
 from leased.collector.api.shown import instant, quantities
 from leased.collector.fleet import Fleet
@@ -30,8 +31,10 @@ _CPU: Final = ResourceKind.CPU
 _Amounts = dict[ResourceKind, int]
 
 
-def seen_of(fleet: Fleet, ground: Policy, now_ns: int) -> AllocationsSeen:
-    """As things are."""
+def seen_of(
+    fleet: Fleet, ground: Policy, now_ns: int, retired: frozenset[str] = frozenset()
+) -> AllocationsSeen:
+    """As things are; nobody waits for who is `retired`."""
     totals, held, unmet = fleet.totals(), fleet.held_by(), fleet.unmet(now_ns - WANTED_NS)
     wanted = {
         tenant: found
@@ -77,6 +80,7 @@ def seen_of(fleet: Fleet, ground: Policy, now_ns: int) -> AllocationsSeen:
         fairness=fairness,
         fairness_index=min(fairness.values(), default=Decimal(1)),
         as_of=instant(now_ns),
+        reach=reach_of_fleet(fleet, now_ns, retired),
     )
 
 

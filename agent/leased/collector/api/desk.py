@@ -109,7 +109,9 @@ class Desk:
                 seen=lambda: self.books.fleet,
                 wall_ns=wall_ns,
             )
-            self._observed = telemetry_routes.Observed(state, self._newest_card)
+            self._observed = telemetry_routes.Observed(
+                state, self._newest_card, lambda: self.books.fleet, self._gone
+            )
             self.hooks = Mailing(
                 self._settings.webhooks,
                 self._keeping,
@@ -147,6 +149,7 @@ class Desk:
             self._quotas.limits,
             self._quotas.tenants,
             lambda: self._ground,
+            self._gone,
         )
         self.metrics = metrics.Metrics(
             fleet=lambda: self.books.fleet,
@@ -165,7 +168,7 @@ class Desk:
             *advice_routes.routes(self._reports()),
             *checklist.routes(self._reports(), self.views),
             *telemetry_routes.routes(self._observed),
-            *handing.routes(handing.Handing(self.issuer)),
+            *handing.routes(handing.Handing(self.issuer, self.views.reach)),
             *enrolling.routes(
                 enrolling.Enrolling(self._state, self._settings.http, self._directory)
             ),
@@ -228,6 +231,10 @@ class Desk:
             return self._observed.judged(self._wall_ns(), WASTE_NS)
         except StateError:  # no node has sent anything yet
             return []
+
+    def _gone(self) -> frozenset[str]:
+        """The nodes that nobody waits for."""
+        return frozenset(self._prices.retired_nodes)
 
     def _newest_card(self) -> RateCard:
         """What is expensive now."""

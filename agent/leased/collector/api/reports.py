@@ -142,7 +142,7 @@ class Reports:
         if not wants_csv:
             return Answer(report)
         name = f'attachment; filename="usage-{query.tenant}.csv"'
-        headers = {"Content-Disposition": name, "Vary": "Accept"}
+        headers = {"Content-Disposition": name, "Vary": "Accept", **reach_headers(report.reach)}
         media_type = f"{CSV}; charset=utf-8"
         return Answer(raw=csv_of(report), media_type=media_type, headers=headers)
 
@@ -162,15 +162,17 @@ class Reports:
     def _focus(self, call: Call, version: str) -> Answer:
         query = call.query
 
-        def ask(accounts: Accounts) -> list[dict[str, str]]:
+        def ask(accounts: Accounts) -> tuple[list[dict[str, str]], answers.Reach]:
             months = periods.months(query.start or "", query.end or "")
-            return [
+            rows = [
                 row for month in months for row in accounts.focus_rows(query.tenant, month, version)
             ]
+            end_ns = max(accounts.month(month, query.tenant).to_ns for month in months)
+            return rows, accounts.reach(Window(0, end_ns))
 
-        rows, columns = self.asked(ask), VERSIONS[version]
+        (rows, reach), columns = self.asked(ask), VERSIONS[version]
         name = f"focus-{version}-{query.tenant}"
-        headers = {"Vary": "Accept"}
+        headers = {"Vary": "Accept", **reach_headers(reach)}
         if prefers(call.headers, PARQUET, CSV):
             headers["Content-Disposition"] = f'attachment; filename="{name}.parquet"'
             return Answer(raw=parquet_of(rows, columns), media_type=PARQUET, headers=headers)
@@ -279,6 +281,16 @@ def told(ask: Callable[[], Any]) -> Any:
         raise Problem(404, str(error)) from None
     except InvalidParameter as error:
         raise Problem(422, str(error), parameter=error.parameter) from None
+
+
+def reach_headers(reach: answers.Reach) -> dict[str, str]:
+    """What an answer that is no JSON says of how far the records go."""
+    return {
+        "Leased-As-Of": reach.as_of,
+        "Leased-Watermark": reach.watermark,
+        "Leased-Nodes-Behind": str(len(reach.nodes_behind)),
+        "Leased-Provisional": "true" if reach.provisional else "false",
+    }
 
 
 def _window(accounts: Accounts, query: CostsQuery | UsageQuery) -> Window:

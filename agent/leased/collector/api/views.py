@@ -17,6 +17,8 @@ from fractions import Fraction
 from itertools import islice
 from typing import Final
 
+from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.reaching import reach_of_fleet
 from leased.collector.api.allocations import seen_of
 from leased.collector.api.quotas import unknown
 from leased.collector.api.routes import Answer, Call, Caller
@@ -49,7 +51,8 @@ HUNDREDTH: Final = Decimal("0.01")
 
 
 class Views:
-    """The handlers. `limits` says what is in force for a tenant at an instant."""
+    """The handlers. `limits` says what is in force for a tenant at an instant, `retired` is who
+    nobody waits for."""
 
     def __init__(
         self,
@@ -57,7 +60,9 @@ class Views:
         limits: Callable[[str, int], Mapping[str, Limit]],
         tenants: Callable[[], list[str]],
         ground: Callable[[], Policy],
+        retired: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
+        self._retired = retired
         self._fleet, self._limits, self._tenants = fleet, limits, tenants
         self._ground = ground
 
@@ -104,6 +109,7 @@ class Views:
             borrowed=quantities(_borrowed(fleet, tenant)),
             over_soft_since=instant(min(over)) if over else None,
             as_of=instant(now_ns),
+            reach=self.reach(now_ns),
         )
 
     def shares_of(self, tenant: str, now_ns: int) -> dict[str, Fraction]:
@@ -173,11 +179,12 @@ class Views:
                 for tenant, one in sorted(tallies.items())
             ],
             as_of=instant(now_ns),
+            reach=self.reach(now_ns),
         )
 
     def allocations_at(self, now_ns: int) -> AllocationsSeen:
         """The same, for whoever else wants to know."""
-        return seen_of(self._fleet(), self._ground(), now_ns)
+        return seen_of(self._fleet(), self._ground(), now_ns, self._retired())
 
     # -- nodes, leases, records --------------------------------------------------------------------
 
@@ -193,13 +200,14 @@ class Views:
         for entry in list(fleet.entries.values()):
             logs.setdefault(entry.node, []).append(entry)
         rows = [node_row(logs.get(view.node, []), view, now_ns) for view in fleet.nodes()]
-        return NodesSeen(rows, instant(now_ns))
+        return NodesSeen(rows, instant(now_ns), self.reach(now_ns))
 
     def leases(self, call: Call) -> Answer:
         """Leases that are not proven clean, soonest deadline first within a page's order."""
         rows = self.leases_of(call.caller, call.query.tenant, call.now_ns)
         shown, cursor = page(rows, call.query.limit, call.query.cursor, lambda one: one.lease_id)
-        return Answer(LeasesSeen(list(shown), len(rows), instant(call.now_ns), cursor))
+        told = (instant(call.now_ns), self.reach(call.now_ns), cursor)
+        return Answer(LeasesSeen(list(shown), len(rows), *told))
 
     def leases_of(self, caller: Caller, tenant: str | None, now_ns: int) -> list[LeaseSeen]:
         """The same, for whoever else wants to know."""
@@ -236,7 +244,11 @@ class Views:
             )
             for _, _, at, one in islice(newest, limit)
         ]
-        return Answer(EventsSeen(rows, instant(call.now_ns)))
+        return Answer(EventsSeen(rows, instant(call.now_ns), self.reach(call.now_ns)))
+
+    def reach(self, now_ns: int) -> Reach:
+        """How far the records go that all of this follows from."""
+        return reach_of_fleet(self._fleet(), now_ns, self._retired())
 
 
 def _telling(fleet: Fleet, tenant: str) -> Iterator[NodeView]:

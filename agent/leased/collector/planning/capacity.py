@@ -69,12 +69,11 @@ def capacity(accounts: Accounts, soft: Soft | None = None) -> Capacity:
     cpu, memory = _share(held, ResourceKind.CPU), _share(held, ResourceKind.MEM)
     known = [share for share in (cpu, memory) if share is not None]
     overall = sum(known, Fraction(0)) / Fraction(len(known)) if known else None
-    now_ns = accounts.now_ns()
     return Capacity(
         CurrentCapacity(amounts["cpu"], amounts["mem"], _workers(accounts, held), amounts),
         Utilization(_cut(cpu), _cut(memory), _cut(overall)),
         Headroom(soft.overage_percent, soft.overage_minutes),
-        accounts.reach(Window(now_ns, now_ns)),
+        accounts.reach_now(),
     )
 
 

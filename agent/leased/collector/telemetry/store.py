@@ -217,6 +217,15 @@ class Store:
         (newest,) = self._base.execute("SELECT max(begin_s) FROM rollups").fetchone()
         return newest or 0
 
+    def heard(self) -> dict[str, int]:
+        """Of each node, the beginning of the newest window that it told of itself, in Unix s."""
+        rows = self._base.execute(
+            "SELECT s.node, max((SELECT max(begin_s) FROM rollups WHERE series = s.id))"
+            " FROM series s WHERE s.name IN ('leased.pressure.time', 'hw.temperature')"
+            " AND s.lease = '' GROUP BY s.node"
+        )
+        return {node: begin_s for node, begin_s in rows if begin_s is not None}
+
     def _id(self, key: Key) -> int:
         known = self._ids.get(key)
         if known is None:
