@@ -10,11 +10,10 @@ Does not speak HTTP (`api`) and does not decide who may ask.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from msgspec import UNSET, UnsetType
 
@@ -43,6 +42,7 @@ from leased.collector.accounts.cost_shares import (
 from leased.collector.accounts.focus import focus_csv, focus_rows
 from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
 from leased.collector.accounts.invoices import Invoices
+from leased.collector.accounts.once import Once
 from leased.collector.accounts.periods import Window
 from leased.collector.accounts.reaching import reach_now, reach_of
 from leased.collector.accounts.usage_rows import usage_rows
@@ -58,7 +58,6 @@ from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import parse_tenant
 
 TOP: Final = 10
-ANSWERS_KEPT: Final = 256
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _Answer = TypeVar("_Answer")
 
@@ -91,18 +90,11 @@ class Accounts:
         self.terms = terms
         self._retired = frozenset(terms.retired_nodes)
         self._invoices = invoices
-        self._answered: OrderedDict[Hashable, Any] = OrderedDict()
+        self._once = Once()
 
     def once(self, key: Hashable, answer: Callable[[Accounts], _Answer]) -> _Answer:
         """What `answer` says, by whatever names it: the same cells give the same again."""
-        if key in self._answered:
-            self._answered.move_to_end(key)
-        else:
-            self._answered[key] = answer(self)
-            if len(self._answered) > ANSWERS_KEPT:
-                self._answered.popitem(last=False)
-        found: _Answer = self._answered[key]
-        return found
+        return self._once.of(key, lambda: answer(self))
 
     def issued_mark(self, tenant: str) -> Hashable:
         """Is another as soon as a bill of `tenant` is issued."""
@@ -171,6 +163,7 @@ class Accounts:
             self.terms,
             window,
             buckets[granularity],
+            self.source.leases(window.pair, tenant, buckets[granularity] // HOUR_NS),
         )
         tasks = sum(self.source.tasks(window.pair, tenant).values())
         return UsageReport(

@@ -55,6 +55,9 @@ class UsageRow(msgspec.Struct, frozen=True):
     """In units, the most of this kind and tier that the tenant held at once in the time."""
     cost: Decimal
     cost_exact: str
+    leases: int | None | UnsetType = UNSET
+    """How many it is made of; null where their records were removed, so that only hours are left.
+    A row that is one lease has none."""
     node: str | UnsetType = UNSET
     log_id: str | UnsetType = UNSET
     lease_id: str | UnsetType = UNSET

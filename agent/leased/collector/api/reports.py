@@ -9,7 +9,6 @@ Does not compute (`accounts`, `capacity`, `forecast`).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, closing
 from functools import partial
@@ -27,6 +26,7 @@ from leased.collector.accounts.lease_rows import Question, question, usage_by_le
 from leased.collector.accounts.periods import Window
 from leased.collector.api.allocations import plans_of
 from leased.collector.api.csv_rows import csv_of
+from leased.collector.api.folding import Folds
 from leased.collector.api.problems import Problem
 from leased.collector.api.report_queries import (
     ChargebackQuery,
@@ -72,7 +72,7 @@ class Reports:
         """`ask` puts a question to the accounts, and returns None if there are none yet; `state` is
         where telemetry is."""
         self._ask, self._ground, self._fleet, self._state = ask, ground, fleet, state
-        self._folding = threading.Lock()
+        self._folds = Folds()
 
     def asked(self, ask: Callable[[Accounts], Any], key: Hashable = None) -> Any:
         """What the accounts answer; what has a key, once until the books are newer. Raises Problem
@@ -135,7 +135,11 @@ class Reports:
 
         report = self.asked(ask, ("usage", query))
         if isinstance(report, Question):
-            report = self._by_lease(report)
+            return Answer(then=partial(self._by_lease, call, report))
+        return self._as_asked(call, report)
+
+    def _as_asked(self, call: Call, report: answers.UsageReport) -> Answer:
+        query = call.query
         wants_csv = query.format == "csv" or (
             query.format is None and prefers(call.headers, CSV, "application/json")
         )
@@ -146,18 +150,17 @@ class Reports:
         media_type = f"{CSV}; charset=utf-8"
         return Answer(raw=csv_of(report), media_type=media_type, headers=headers)
 
-    def _by_lease(self, asked: Question) -> answers.UsageReport:
-        """Beside the books, which others ask meanwhile. One at a time: it may take long, and
-        nobody is to wait for it in a thread that others need. Raises Problem."""
-        if not self._folding.acquire(blocking=False):
-            why = "Leases are being folded for somebody: try again, or ask by the hour."
-            raise Problem(503, why, headers={"Retry-After": "5"})
-        try:
+    async def _by_lease(self, call: Call, asked: Question) -> Answer:
+        """Beside the books, which others ask meanwhile. Raises Problem."""
+
+        def fold() -> answers.UsageReport:
             with closing(ArchiveReader(self._state)) as archive:
                 report: answers.UsageReport = told(lambda: usage_by_lease(archive, asked))
                 return report
-        finally:
-            self._folding.release()
+
+        # Terms are not in the key: they are those of one state of the books, as chains are.
+        key = (asked.report.tenant, asked.window, asked.chains, asked.report.total_cost)
+        return self._as_asked(call, await self._folds.of(key, asked.report.tenant, fold))
 
     def _focus(self, call: Call, version: str) -> Answer:
         query = call.query
