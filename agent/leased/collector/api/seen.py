@@ -39,7 +39,9 @@ class UsageOf(msgspec.Struct, frozen=True):
 
 class UsageSeen(msgspec.Struct, frozen=True, kw_only=True):
     """`quota_utilization` is of the first dimension that has a limit (`cpu_cores` if it has one),
-    `max_utilization` of `dominant_resource`."""
+    `max_utilization` of `dominant_resource`. `borrowed` is what it has of others' quota, `lent`
+    what others have of its own: nodes lend what is idle of all together, so that is each lender's
+    part of what is borrowed, by what is idle of its quota."""
 
     tenant: str
     quotas: dict[str, UsageOf]
@@ -48,6 +50,7 @@ class UsageSeen(msgspec.Struct, frozen=True, kw_only=True):
     max_utilization: Decimal
     dominant_resource: str | None
     borrowed: Quantities
+    lent: Quantities
     over_soft_since: str | None
     as_of: str
     reach: Reach

@@ -39,6 +39,7 @@ from leased.collector.api.shown import instant, page, quantities
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.fleet import Fleet, NodeView
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
+from leased.collector.governance.lending import lent
 from leased.collector.governance.quotas import Limit, Per
 from leased.collector.planning.compliance import HOUR_NS, HOURS, Tally, together
 from leased.terms.policy import Policy
@@ -107,10 +108,32 @@ class Views:
             max_utilization=shares[most] if most is not None else Decimal(0),
             dominant_resource=most,
             borrowed=quantities(_borrowed(fleet, tenant)),
+            lent=quantities(self._lent(fleet, tenant, now_ns)),
             over_soft_since=instant(min(over)) if over else None,
             as_of=instant(now_ns),
             reach=self.reach(now_ns),
         )
+
+    def _lent(self, fleet: Fleet, tenant: str, now_ns: int) -> dict[str, int]:
+        """What others have borrowed of a tenant."""
+        borrowed: dict[ResourceKind, dict[str, int]] = {}
+        for borrower, kinds in fleet.borrowed_by().items():
+            for kind, amount in kinds.items():
+                borrowed.setdefault(kind, {})[borrower] = amount
+        of_others = [kind for kind, mine in borrowed.items() if mine.keys() - {tenant}]
+        if not of_others:
+            return {}
+        limits = {one: self._limits(one, now_ns) for one in self._tenants()}
+        found: dict[str, int] = {}
+        for kind in of_others:
+            key = BY_KIND[kind].key
+            idle = {
+                one: _idle(fleet, one, kind, rows[key])
+                for one, rows in limits.items()
+                if key in rows and rows[key].lends
+            }
+            found[key] = lent(borrowed[kind], idle).get(tenant, 0)
+        return {key: amount for key, amount in found.items() if amount}
 
     def shares_of(self, tenant: str, now_ns: int) -> dict[str, Fraction]:
         """Used of each limit above zero, exactly."""
@@ -310,6 +333,15 @@ def _ratio(part: int, whole: int) -> Decimal:
 def _cut(share: Fraction) -> Decimal:
     """Cut to four digits: 0.9999 is not all."""
     return Decimal(share.numerator * 10_000 // share.denominator).scaleb(-4)
+
+
+def _idle(fleet: Fleet, tenant: str, kind: ResourceKind, limit: Limit) -> int:
+    """What a tenant may have of a kind, and has not."""
+    views = [view for view in fleet.nodes() if view.totals().get(kind)]
+    used = [view.held(tenant).get(kind, 0) for view in views]
+    if limit.per is Per.FLEET:
+        return max(0, limit.raw - sum(used))
+    return sum(max(0, limit.raw - amount) for amount in used)
 
 
 def _borrowed(fleet: Fleet, tenant: str) -> dict[str, int]:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forecast: how much will be held at once, from how much was.
 
-Rule: demand is the peak of each day, fitted by least squares to a trend and the days of the week.
-How sure that is is measured, not assumed: the same fit is made from earlier days (rolling origins)
-and compared with what came. With less than four weeks of history it predicts nothing and says so.
+Rule: demand is the peak of each day, fitted by least squares to a trend, the days of the week and,
+from 400 days of history on, the time of the year (two harmonics: less than a year says nothing of a
+year). How sure that is is measured, not assumed: the same fit is made from earlier days (rolling
+origins), with the terms that it would have had then, and compared with what came. With less than
+four weeks of history it predicts nothing and says so.
 
 Floats are at home here and in no other place: nothing of this is ever billed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import date, timedelta
 from decimal import Decimal
@@ -23,7 +26,13 @@ from leased.terms.errors import InvalidParameter
 from leased.terms.resource import ResourceKind
 
 HISTORY_DAYS_MIN = 28
-HISTORY_DAYS_MAX = 400
+HISTORY_DAYS_MAX = 1_096
+"""Three years: what was before says little of what will be."""
+
+YEARLY_DAYS_MIN = 400
+YEAR_DAYS = 365.25
+HARMONICS = (1, 2)
+PLAIN_TERMS = 8
 ORIGINS_MAX = 60
 LEAD_DAYS = 15
 NEAR_DAYS = 7
@@ -57,19 +66,43 @@ def forecast(accounts: Accounts, horizon: str = "90d", kind: str = "cpu") -> For
     return Forecast(horizon, METHOD, predictions, advice, len(series), len(residuals), None, reach)
 
 
+class Sums:
+    """What least squares need of the days so far: as days come, each is added once."""
+
+    def __init__(self) -> None:
+        size = PLAIN_TERMS + 2 * len(HARMONICS)
+        self.days = 0
+        self._normal = [[0.0] * size for _ in range(size)]
+        self._right = [0.0] * size
+
+    def add(self, day: int, demand: float) -> None:
+        """One more. `day` counts from 1970."""
+        row = _row(day)
+        for into, x in zip(self._normal, row, strict=True):
+            for column, y in enumerate(row):
+                into[column] += x * y
+        for index, x in enumerate(row):
+            self._right[index] += x * demand
+        self.days += 1
+
+    def fitted(self) -> list[float]:
+        """Coefficients of: a constant, the day, six days of the week; and of the time of the year,
+        if there was one."""
+        size = len(self._right) if self.days >= YEARLY_DAYS_MIN else PLAIN_TERMS
+        return _solve([row[:size] for row in self._normal[:size]], self._right[:size])
+
+
 def fit(series: Sequence[float], first_day: int) -> list[float]:
-    """Coefficients of: a constant, the day, and six days of the week. `first_day` counts from
-    1970."""
-    rows = [_row(first_day + index) for index in range(len(series))]
-    size = len(rows[0])
-    normal = [[sum(r[i] * r[j] for r in rows) for j in range(size)] for i in range(size)]
-    right = [sum(r[i] * y for r, y in zip(rows, series, strict=True)) for i in range(size)]
-    return _solve(normal, right)
+    """The coefficients of a whole history. `first_day` counts from 1970."""
+    sums = Sums()
+    for index, demand in enumerate(series):
+        sums.add(first_day + index, demand)
+    return sums.fitted()
 
 
 def value(coefficients: Sequence[float], day: int) -> float:
     """What the fit says of a day; demand is not negative."""
-    row = _row(day)
+    row = _row(day)[: len(coefficients)]
     return max(0.0, sum(c * x for c, x in zip(coefficients, row, strict=True)))
 
 
@@ -80,8 +113,12 @@ def backtest(
     found: list[tuple[int, float, float]] = []
     last = len(series) - 1
     step = max(1, (last - HISTORY_DAYS_MIN) // ORIGINS_MAX + 1)
-    for origin in range(HISTORY_DAYS_MIN, last + 1, step):
-        fitted = fit(series[:origin], first_day)
+    origins = range(HISTORY_DAYS_MIN, last + 1, step)
+    sums = Sums()
+    for origin in origins:
+        for index in range(sums.days, origin):
+            sums.add(first_day + index, series[index])
+        fitted = sums.fitted()
         for ahead in range(1, min(horizon, len(series) - origin) + 1):
             index = origin + ahead - 1
             found.append((ahead, value(fitted, first_day + index), series[index]))
@@ -153,7 +190,11 @@ def _daily_peaks(accounts: Accounts, kind: ResourceKind) -> tuple[int, list[floa
 
 def _row(day: int) -> list[float]:
     weekday = (day + 3) % 7  # 1970-01-01 was a Thursday; Monday is 0
-    return [1.0, day / 1000.0, *(1.0 if weekday == index else 0.0 for index in range(1, 7))]
+    angle = 2.0 * math.pi * day / YEAR_DAYS
+    turns = [turn(number * angle) for number in HARMONICS for turn in (math.sin, math.cos)]
+    days = [1.0 if weekday == index else 0.0 for index in range(1, 7)]
+    # From a day of these years on: the numbers are small, and their squares keep their digits.
+    return [1.0, (day - 20_000) / 1000.0, *days, *turns]
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
