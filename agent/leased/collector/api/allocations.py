@@ -21,6 +21,7 @@ from leased.collector.api.shown import instant, quantities
 from leased.collector.fleet import Fleet
 from leased.collector.governance.dimensions import BY_KIND
 from leased.collector.governance.fairness import entitled, evenness
+from leased.collector.governance.strategies import plans_of
 from leased.economics.amounts import split
 from leased.terms.policy import Allocation, Policy, Strategy
 from leased.terms.resource import ResourceKind
@@ -41,7 +42,7 @@ def seen_of(
         for tenant in sorted(held.keys() | unmet.keys())
         if (found := _together(held.get(tenant, {}), unmet.get(tenant, {})))
     }
-    plans = plans_of(ground)
+    plans = plans_of(ground.allocations)
     goals: dict[str, dict[str, int]] = {tenant: {} for tenant in wanted}
     fairness = {}
     for kind, total in totals.items():
@@ -82,11 +83,6 @@ def seen_of(
         as_of=instant(now_ns),
         reach=reach_of_fleet(fleet, now_ns, retired),
     )
-
-
-def plans_of(ground: Policy) -> dict[ResourceKind, Allocation]:
-    """How each kind as a whole is divided, where the policy says."""
-    return {one.kind: one for one in ground.allocations if one.tier is None}
 
 
 def _together(held: Mapping[ResourceKind, int], more: Mapping[ResourceKind, int]) -> _Amounts:

@@ -180,7 +180,8 @@ class Desk:
 
     def _reports(self) -> reports.Reports:
         ground, fleet = (lambda: self._ground), (lambda: self.books.fleet)
-        return reports.Reports(self.books.ask, ground, fleet, self._state)
+        plans = self.issuer.strategies.of
+        return reports.Reports(self.books.ask, ground, fleet, self._state, plans)
 
     def _described(self, table: Sequence[Route]) -> Route:
         encoded = msgspec.json.encode(openapi.document(table, __version__))

@@ -278,7 +278,7 @@ def _past(accounts: Accounts) -> list[str]:
         ),
         *family(
             *("grey_scheduler_tasks_completed_total", "counter"),
-            "Workloads whose leases were all given back.",
+            "Leases that were given back: each is a task done.",
             ("tenant", "outcome"),
             done,
         ),

@@ -24,7 +24,6 @@ from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.accounts.lease_rows import Question, question, usage_by_lease
 from leased.collector.accounts.periods import Window
-from leased.collector.api.allocations import plans_of
 from leased.collector.api.csv_rows import csv_of
 from leased.collector.api.folding import Folds
 from leased.collector.api.problems import Problem
@@ -43,6 +42,7 @@ from leased.collector.api.requests import prefers
 from leased.collector.api.routes import Answer, Call, Route, Scope
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.fleet import Fleet
+from leased.collector.governance.strategies import Plans
 from leased.collector.planning import capacity, forecast
 from leased.collector.planning.allocation_history import AllocationHistory, allocations
 from leased.collector.planning.latency_cost import LatencyCost, latency_cost
@@ -68,9 +68,11 @@ class Reports:
         ground: Callable[[], Policy],
         fleet: Callable[[], Fleet],
         state: Path,
+        plans: Callable[[ResourceKind], Plans] = lambda kind: ((0, Allocation(kind)),),
     ) -> None:
         """`ask` puts a question to the accounts, and returns None if there are none yet; `state` is
-        where telemetry is."""
+        where telemetry is, `plans` how a kind was divided when."""
+        self._plans = plans
         self._ask, self._ground, self._fleet, self._state = ask, ground, fleet, state
         self._folds = Folds()
 
@@ -218,12 +220,12 @@ class Reports:
         """How much of what there was was held."""
         call.caller.require_all()
         period, kind = call.query.period, ResourceKind[call.query.kind.upper()]
-        plan = plans_of(self._ground()).get(kind, Allocation(kind))
+        plans = self._plans(kind)
         with self.samples() as samples:
             shares = samples.shares_by if samples is not None else None
-            key = ("history", period, plan, samples.last_s() if samples is not None else 0)
+            key = ("history", period, plans, samples.last_s() if samples is not None else 0)
             return Answer(
-                self.asked(lambda accounts: allocations(accounts, period, plan, shares), key)
+                self.asked(lambda accounts: allocations(accounts, period, plans, shares), key)
             )
 
     def latency(self, call: Call) -> Answer:
