@@ -28,6 +28,7 @@ OTHER_SECTIONS: Final = (
     "access",
     "governance",
     "billing",
+    "capacity",
     "store",
     "telemetry",
     "webhooks",

@@ -54,6 +54,7 @@ _THROTTLES: Final = (
     RefusalReason.THROTTLED,
 )
 _LIMITS: Final = (RefusalReason.TENANT_CAPACITY, RefusalReason.TENANT_LEASES)
+_TURNS: Final = (events.NodeStarted, events.NodeStopped, events.CordonChanged)
 _NO_ROOM: Final = (
     RefusalReason.NO_CAPACITY,
     RefusalReason.SHARE,
@@ -140,6 +141,8 @@ class NodeView:
         self.flow = Flow()
         self.compliance = Compliance()
         self.ended: dict[str, Subject] = {}
+        self.turned_wall_ns = 0
+        """When it came, went, or was told to grant nothing more or again, last."""
 
     @property
     def draining(self) -> bool:
@@ -158,6 +161,8 @@ class NodeView:
         self.next_seq, self.moment = sequence + 1, moment
         kind = type(event).__name__
         self.counts[kind] = self.counts.get(kind, 0) + 1
+        if isinstance(event, _TURNS):
+            self.turned_wall_ns = moment.wall_ns
         if isinstance(event, LeaseEvent):
             self._apply_lease(sequence, event, moment)
         elif isinstance(event, events.NodeStarted):

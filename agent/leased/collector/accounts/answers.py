@@ -217,12 +217,33 @@ class Headroom(msgspec.Struct, frozen=True):
     estimated_burst_duration_minutes: int
 
 
+class Advice(msgspec.Struct, frozen=True):
+    """What to do, and by when. `add_workers` is below zero where there are too many."""
+
+    action: str
+    by_date: str
+    add_workers: int
+    reason: str
+
+
+class CapacityAlert(msgspec.Struct, frozen=True):
+    """A kind of which more than `threshold` is allocated; `level` is warning or critical."""
+
+    level: str
+    resource: str
+    utilization: Decimal
+    threshold: Decimal
+
+
 class Capacity(msgspec.Struct, frozen=True):
-    """The capacity report."""
+    """The capacity report. `recommendations` is what to do about it as things are; what is to come
+    is the forecast's."""
 
     current: CurrentCapacity
     utilization: Utilization
     headroom: Headroom
+    alerts: list[CapacityAlert]
+    recommendations: list[Advice]
     reach: Reach
 
 
@@ -235,15 +256,6 @@ class Prediction(msgspec.Struct, frozen=True):
     confidence: Decimal
     lower: Decimal
     upper: Decimal
-
-
-class Advice(msgspec.Struct, frozen=True):
-    """What to do, and by when."""
-
-    action: str
-    by_date: str
-    add_workers: int
-    reason: str
 
 
 class Forecast(msgspec.Struct, frozen=True):

@@ -181,7 +181,8 @@ class Desk:
     def _reports(self) -> reports.Reports:
         ground, fleet = (lambda: self._ground), (lambda: self.books.fleet)
         plans = self.issuer.strategies.of
-        return reports.Reports(self.books.ask, ground, fleet, self._state, plans)
+        marks = self._settings.capacity
+        return reports.Reports(self.books.ask, ground, fleet, self._state, plans, marks)
 
     def _described(self, table: Sequence[Route]) -> Route:
         encoded = msgspec.json.encode(openapi.document(table, __version__))

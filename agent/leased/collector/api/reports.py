@@ -47,6 +47,7 @@ from leased.collector.planning import capacity, forecast
 from leased.collector.planning.allocation_history import AllocationHistory, allocations
 from leased.collector.planning.latency_cost import LatencyCost, latency_cost
 from leased.collector.planning.rightsizing import RightSizing, rightsizing
+from leased.collector.planning.thresholds import Thresholds
 from leased.collector.telemetry.store import Store, recorded
 from leased.collector.telemetry.views import windows
 from leased.economics.billing import Bill
@@ -69,10 +70,11 @@ class Reports:
         fleet: Callable[[], Fleet],
         state: Path,
         plans: Callable[[ResourceKind], Plans] = lambda kind: ((0, Allocation(kind)),),
+        thresholds: Thresholds | None = None,
     ) -> None:
         """`ask` puts a question to the accounts, and returns None if there are none yet; `state` is
         where telemetry is, `plans` how a kind was divided when."""
-        self._plans = plans
+        self._plans, self._thresholds = plans, thresholds or Thresholds()
         self._ask, self._ground, self._fleet, self._state = ask, ground, fleet, state
         self._folds = Folds()
 
@@ -201,9 +203,11 @@ class Reports:
         call.caller.require_all()
         ground = self._ground()
         soft = capacity.Soft(ground.overage_pm // 10, ground.overage_ns // MINUTE_NS)
-        return Answer(
-            self.asked(lambda accounts: capacity.capacity(accounts, soft), ("capacity", soft))
+        changed_ns = max((one.turned_wall_ns for one in self._fleet().nodes()), default=0)
+        ask = partial(
+            capacity.capacity, soft=soft, marks=self._thresholds, changed_ns=changed_ns
         )
+        return Answer(self.asked(ask, ("capacity", soft, changed_ns)))
 
     def forecast(self, call: Call) -> Answer:
         """What will be held."""

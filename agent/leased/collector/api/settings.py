@@ -21,6 +21,7 @@ from leased.collector.accounts.terms_file import terms_path
 from leased.collector.api.callers import LOOPBACK, Token
 from leased.collector.api.routes import Scope
 from leased.collector.metering.engines import SECTION, StoreConfig, check_store
+from leased.collector.planning.thresholds import Thresholds, check_marks
 from leased.collector.telemetry.store import KEEP_NS, ROWS_MAX
 from leased.collector.webhooks.guard import Network, parse_network
 from leased.terms import reading
@@ -99,6 +100,7 @@ class Settings(msgspec.Struct, frozen=True):
     governance: Governance = Governance()
     telemetry: Samples = Samples()
     webhooks: Webhooks = Webhooks()
+    capacity: Thresholds = Thresholds()
     store: StoreConfig = StoreConfig()
 
 
@@ -142,6 +144,7 @@ def parse(text: str) -> Settings:
     for name in ("keep_ns", "rows_max"):
         if getattr(settings.telemetry, name) < 1:
             raise ConfigError(f"telemetry.{name.replace('_ns', '')}: must be above zero")
+    check_marks(settings.capacity)
     hooks = settings.webhooks
     if not NS_PER_S <= hooks.timeout_ns <= 60 * NS_PER_S:
         raise ConfigError("webhooks.timeout: 1s to 60s; a receiver takes in and works later")
@@ -305,6 +308,15 @@ _WEBHOOK_KEYS: Final[reading.Keys] = {
     "thresholds": ("thresholds_pm", _shares),
     "idle": ("idle_ns", reading.duration),
 }
+_CAPACITY_KEYS: Final[reading.Keys] = {
+    "cpu_warning": ("cpu_warning_pm", reading.share),
+    "cpu_critical": ("cpu_critical_pm", reading.share),
+    "memory_warning": ("memory_warning_pm", reading.share),
+    "memory_critical": ("memory_critical_pm", reading.share),
+    "scale_up": ("scale_up_pm", reading.share),
+    "scale_down": ("scale_down_pm", reading.share),
+    "cooldown": ("cooldown_ns", reading.duration),
+}
 _TOKEN_KEYS: Final[reading.Keys] = {
     "name": ("name", reading.text),
     "sha256": ("sha256", _hash),
@@ -318,6 +330,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, reading.Read]]] = {
     "access": ("access", reading.section(Access, _ACCESS_KEYS, "access.")),
     "governance": ("governance", reading.section(Governance, _GOVERNANCE_KEYS, "governance.")),
     "telemetry": ("telemetry", reading.section(Samples, _TELEMETRY_KEYS, "telemetry.")),
+    "capacity": ("capacity", reading.section(Thresholds, _CAPACITY_KEYS, "capacity.")),
     "webhooks": ("webhooks", reading.section(Webhooks, _WEBHOOK_KEYS, "webhooks.")),
     "store": SECTION,
 }
