@@ -272,17 +272,23 @@ class Forecast(msgspec.Struct, frozen=True):
 
 
 class IdleResource(msgspec.Struct, frozen=True):
-    """A node without a lease."""
+    """A node without a lease; or (`type` lease) what a lease of a tenant on a `node` holds of a
+    `kind` and does nothing with, for a week at most."""
 
     resource: str
     idle_since: str
     idle_hours: int
     wasted_cost: Decimal
     recommendation: str
+    type: str = "node"
+    node: str | None = None
+    tenant: str | None = None
+    kind: str | None = None
 
 
 class Idle(msgspec.Struct, frozen=True):
-    """Nodes idle now, and what all idle stretches of the last seven days cost, ended ones too."""
+    """Nodes and leases idle now, and what all idle stretches of the last seven days cost, also those
+    that have ended. A node that has a lease is not idle: nothing is counted twice."""
 
     idle_resources: list[IdleResource]
     total_waste_last_7d: Decimal

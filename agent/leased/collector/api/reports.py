@@ -43,7 +43,7 @@ from leased.collector.api.routes import Answer, Call, Route, Scope
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.fleet import Fleet
 from leased.collector.governance.strategies import Plans
-from leased.collector.planning import capacity, forecast
+from leased.collector.planning import capacity, forecast, idle_leases
 from leased.collector.planning.allocation_history import AllocationHistory, allocations
 from leased.collector.planning.latency_cost import LatencyCost, latency_cost
 from leased.collector.planning.rightsizing import RightSizing, rightsizing
@@ -267,7 +267,9 @@ class Reports:
     def idle(self, call: Call) -> Answer:
         """What nobody uses."""
         call.caller.require_all()
-        return Answer(self.asked(capacity.idle, "idle"))
+        with self.samples() as samples:
+            key = ("idle", samples.last_s() if samples is not None else 0)
+            return Answer(self.asked(partial(idle_leases.idle, samples=samples), key))
 
     def reservations(self, call: Call) -> Answer:
         """What is worth reserving."""
