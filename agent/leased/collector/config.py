@@ -29,6 +29,7 @@ OTHER_SECTIONS: Final = (
     "governance",
     "billing",
     "capacity",
+    "slo_tiers",
     "store",
     "telemetry",
     "webhooks",

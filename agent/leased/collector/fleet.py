@@ -22,6 +22,7 @@ import msgspec
 from leased.chain.canonical import Unknown
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.manifest import LogEntry
+from leased.collector.planning.attainment import Attainment
 from leased.collector.planning.compliance import Compliance
 from leased.collector.planning.flow import Flow
 from leased.terms import event as events
@@ -140,6 +141,7 @@ class NodeView:
         self.recent: list[Told] = []
         self.flow = Flow()
         self.compliance = Compliance()
+        self.attainment = Attainment()
         self.ended: dict[str, Subject] = {}
         self.turned_wall_ns = 0
         """When it came, went, or was told to grant nothing more or again, last."""
@@ -226,7 +228,10 @@ class NodeView:
         if lease is None:
             return
         if not lease.ended and type(event) in _ENDS:
-            self.flow.end(moment.wall_ns, moment.wall_ns - lease.granted_wall_ns)
+            length_ns = moment.wall_ns - lease.granted_wall_ns
+            self.flow.end(moment.wall_ns, length_ns)
+            reason = event.reason if isinstance(event, events.Revoked) else None
+            self.attainment.end(event.subject.priority, moment.wall_ns, length_ns, reason)
             self.ended[lease_id] = lease.subject
             if len(self.ended) > ENDED_KEPT:
                 del self.ended[next(iter(self.ended))]

@@ -287,8 +287,8 @@ class IdleResource(msgspec.Struct, frozen=True):
 
 
 class Idle(msgspec.Struct, frozen=True):
-    """Nodes and leases idle now, and what all idle stretches of the last seven days cost, also those
-    that have ended. A node that has a lease is not idle: nothing is counted twice."""
+    """Nodes and leases idle now, and what all idle stretches of the last seven days cost, also if
+    they have ended. A node that has a lease is not idle: nothing is counted twice."""
 
     idle_resources: list[IdleResource]
     total_waste_last_7d: Decimal

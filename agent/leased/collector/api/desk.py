@@ -37,6 +37,7 @@ from leased.collector.api import (
     quotas,
     reports,
     settings,
+    slo_routes,
     telemetry_routes,
     view_routes,
     views,
@@ -167,6 +168,7 @@ class Desk:
             *reports.routes(self._reports()),
             *advice_routes.routes(self._reports()),
             *checklist.routes(self._reports(), self.views),
+            *slo_routes.routes(self._levels()),
             *telemetry_routes.routes(self._observed),
             *handing.routes(handing.Handing(self.issuer, self.views.reach)),
             *enrolling.routes(
@@ -183,6 +185,10 @@ class Desk:
         plans = self.issuer.strategies.of
         marks = self._settings.capacity
         return reports.Reports(self.books.ask, ground, fleet, self._state, plans, marks)
+
+    def _levels(self) -> slo_routes.Levels:
+        tiers = self._settings.slo_tiers
+        return slo_routes.Levels(self._reports(), lambda: self.books.fleet, tiers)
 
     def _described(self, table: Sequence[Route]) -> Route:
         encoded = msgspec.json.encode(openapi.document(table, __version__))

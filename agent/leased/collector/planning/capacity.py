@@ -200,6 +200,13 @@ def infrastructure_cost(
     return hour * Fraction(amount, UNIT[kind] * HOUR_NS)
 
 
+def list_cost(accounts: Accounts, key: UsageKey, amount: int) -> Fraction:
+    """What having so much capacity x ns costs by the list of its hour, whatever its priority."""
+    card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card
+    hour = _list_price(card, key.kind, key.tier)
+    return hour * Fraction(amount, UNIT[key.kind] * HOUR_NS)
+
+
 def _list_price(card: RateCard, kind: ResourceKind, tier: TierKind | None) -> Fraction:
     """Of one unit for an hour, whatever the priority."""
     cost = card.cost(UNIT[kind] * HOUR_NS, kind, tier, Priority.STANDARD)
