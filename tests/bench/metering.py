@@ -27,6 +27,7 @@ from typing import Any
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.metering import tables
+from leased.collector.metering.blocks import Rows, batched
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
     PROJECTION,
@@ -89,20 +90,21 @@ def run_duckdb(archive: Path, directory: Path) -> Figures:
     derived, reader = directory / "projected", ArchiveReader(archive)
     derived.mkdir()
     began = time.perf_counter()
-    spans, shapes, paths = [], {}, {table: [] for table in PROJECTION}
+    spans, shapes, rows = [], {}, {table: Rows([], []) for table in PROJECTION}
     for entry, blocks, sidecars in project_logs(derived, reader, reader.logs()):
         found = shape((one for each in sidecars for one in each.rare), sidecars[-1].carry)
         shapes[blocks.number] = found
-        for name, files in blocks.paths(len(sidecars)).items():
-            paths[name].extend(files)
+        for name, (paths, batches) in blocks.rows(sidecars).items():
+            rows[name].paths.extend(paths)
+            rows[name].batches.extend(batches)
         ends = (found.first_seq, found.last_seq, entry.head.hash.hex(), found.watermark_ns)
         spans.append(NodeSpan(entry.node, entry.log_id, *ends))
     projected_s = time.perf_counter() - began
-    for name, files in paths.items():
-        engine.load_files(name, files, "")
+    for name, (paths, batches) in rows.items():
+        engine.load_files(name, paths, batched(name, batches))
     small = tables.small_tables(shapes)
-    for name, rows in small.items():
-        engine.load(name, SMALL_TABLES[name], rows)
+    for name, numbers in small.items():
+        engine.load(name, SMALL_TABLES[name], numbers)
     metering = time.perf_counter()
     meter(engine, WANTED)
     metered_s = time.perf_counter() - metering
@@ -120,7 +122,7 @@ def run_duckdb(archive: Path, directory: Path) -> Figures:
         "raw_bytes": sum(path.stat().st_size for path in archive.glob("segments/*/*.seg")),
         "sums": [str(row) for row in engine.query(_SUMS)],
     }
-    for name in paths:
+    for name in PROJECTION:
         columns = ", ".join(PROJECTION[name])
         engine.derive("rows", f"SELECT {columns} FROM {name}")
         engine.query(f"COPY rows TO '{directory}/{name}.csv'")

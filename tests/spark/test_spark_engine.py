@@ -109,7 +109,7 @@ def test_old_rows_of_a_run_that_was_cut_short_are_not_taken_for_new_ones(
     for rows in (3, 5):
         maker.query(f"COPY (SELECT range AS seq FROM range({rows})) TO '{path}' (FORMAT parquet)")
         engine = SparkEngine(place(cluster))
-        engine.load_files("acts", [path], "")
+        engine.load_files("acts", [path], maker.arrow("SELECT -1 AS seq WHERE false"))
         engine.derive("facts", "SELECT COUNT(*) AS n FROM acts")
         counts.append(engine.query("SELECT n FROM facts"))
         cut_short.append(engine)  # and not closed: its rows are kept over there

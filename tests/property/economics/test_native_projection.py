@@ -257,16 +257,22 @@ def test_any_subject_is_projected_alike(draw: st.DataObject) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sets(st.integers(1, 59), max_size=50), st.integers(1, 30), st.integers(1, 20))
+@given(
+    st.sets(st.integers(1, 59), max_size=50),
+    st.integers(1, 30),
+    st.integers(1, 20),
+    st.integers(-1, 9),
+)
 def test_removed_records_leave_gaps_and_blocks_their_places(
-    gone: set[int], size: int, chunk: int
+    gone: set[int], size: int, chunk: int, few: int
 ) -> None:
-    """What is left after retention, in the very blocks that it had: as `observe` projects it."""
+    """What is left after retention, in the very blocks that it had: as `observe` projects it. What
+    is a `few` rows is in `.rare`, the rest in files."""
     started = [one for one in events_of_every_kind() if isinstance(one, e.NodeStarted)]
     records = [*started, *(renewal(at) for at in range(59))]
     frames = sealed([(one, moment_at(at)) for at, one in enumerate(records)])
     kept = [frame for at, frame in enumerate(frames) if at not in gone]
-    with small_blocks(size), TemporaryDirectory() as made:
+    with small_blocks(size, few), TemporaryDirectory() as made:
         log = blocks.LogBlocks(Path(made), "ab" * 16)
         log.log_id = LOG_ID.hex()
         sidecars = log.extend(cut(kept, chunk), [])
@@ -281,22 +287,26 @@ def test_removed_records_leave_gaps_and_blocks_their_places(
             judged.append(msgspec.structs.replace(block, carry=carry))
         assert len(sidecars) == len(judged)
         for index, (ours, theirs) in enumerate(zip(sidecars, judged, strict=True)):
-            rows, rare, carried, files = told(theirs)
-            assert (ours.rare, ours.carry) == (rare, carried)
-            written = [paths[index].read_bytes() for paths in log.paths(len(sidecars)).values()]
-            assert written == files
+            assert (ours.rare, ours.carry) == (theirs.rare, theirs.carry)
+            for name, table in blocks.arrow_tables(theirs).items():
+                paths, batches = log.rows(sidecars[: index + 1])[name]
+                if table.num_rows <= few:
+                    assert batches[-1] == blocks.batch_bytes(table)
+                    assert blocks.batched(name, batches[-1:]).equals(table)
+                else:
+                    assert paths[-1].read_bytes() == blocks.parquet_bytes(table)
         assert log.sidecars() == log.whole(log.sidecars()) == sidecars
 
 
 @contextmanager
-def small_blocks(size: int) -> Iterator[None]:
-    """Blocks of another size, for a while."""
-    before = blocks.BLOCK_RECORDS
-    blocks.BLOCK_RECORDS = size  # type: ignore[misc]
+def small_blocks(size: int, few: int = blocks.SMALL_ROWS) -> Iterator[None]:
+    """Blocks of another size, for a while, and another number of rows for `.rare`."""
+    before = blocks.BLOCK_RECORDS, blocks.SMALL_ROWS
+    blocks.BLOCK_RECORDS, blocks.SMALL_ROWS = size, few  # type: ignore[misc]
     try:
         yield
     finally:
-        blocks.BLOCK_RECORDS = before  # type: ignore[misc]
+        blocks.BLOCK_RECORDS, blocks.SMALL_ROWS = before  # type: ignore[misc]
 
 
 def test_a_record_that_is_none_is_refused() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The projection as files: `parquet/chain=<log id>/<block>.acts.parquet`, `.holds.parquet`,
-`.lives.parquet` and `.rare`, each block the rows of 65,536 records.
+`.lives.parquet` and `.rare`, each block the rows of 65,536 records. A few rows are in `.rare` and
+have no file of their own: making and opening one takes longer than all that is in it.
 
 Rule: everything here can be made again from the raw segments, and then has the same bytes: a block
 begins and ends at fixed sequences, whatever pages the records were pulled in, and rows are in the
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -30,7 +31,11 @@ from leased.durable.files import DirectoryDisk
 
 PARQUET: Final = "parquet"
 BLOCK_RECORDS: Final = 65_536
-VERSION: Final = 4
+SMALL_ROWS: Final = 256
+"""Of a table in a block, up to which they are in `.rare`: 20 KiB, and what a refresh has in memory
+of each block."""
+
+VERSION: Final = 5
 """Of what a row means and how it is written; which columns there are is in LAYOUT anyway."""
 
 _ROW_GROUP: Final = 1 << 20
@@ -56,13 +61,21 @@ def fields_of(*structs: type[msgspec.Struct]) -> list[tuple[str, ...]]:
 
 
 class Sidecar(msgspec.Struct, frozen=True, array_like=True):
-    """What `.rare` holds: the rare records of the block, what the next block needs to know, and the
-    SHA-256 of the other files."""
+    """What `.rare` holds: the rare records of the block, what the next block needs to know, of each
+    table its rows as arrow sends a batch (empty: it has a file), and their or its SHA-256."""
 
     layout: str
     rare: list[Rare]
     carry: Carry
+    batches: tuple[bytes, ...] = ()
     digests: tuple[bytes, ...] = ()
+
+
+class Rows(NamedTuple):
+    """The rows of one table: in files, and beside them in batches."""
+
+    paths: list[Path]
+    batches: list[bytes]
 
 
 LAYOUT: Final = sha256(
@@ -92,19 +105,23 @@ class LogBlocks:
                 return found
             found.append(one)
 
-    def paths(self, count: int) -> dict[str, list[Path]]:
-        """The files of the first `count` blocks, by the table."""
-        return {
-            table: [self._path(index, f"{table}.parquet") for index in range(count)]
-            for table in SCHEMAS
-        }
+    def rows(self, sidecars: list[Sidecar]) -> dict[str, Rows]:
+        """Where the rows of these, the first blocks, are, by the table."""
+        found = {table: Rows([], []) for table in SCHEMAS}
+        for index, one in enumerate(sidecars):
+            for (table, rows), batch in zip(found.items(), one.batches, strict=True):
+                if batch:
+                    rows.batches.append(batch)
+                else:
+                    rows.paths.append(self._path(index, f"{table}.parquet"))
+        return found
 
     def whole(self, sidecars: list[Sidecar]) -> list[Sidecar]:
         """As many of the first blocks as are what their sidecars say."""
         for index, one in enumerate(sidecars):
-            for table, digest in zip(SCHEMAS, one.digests, strict=True):
+            for table, batch, digest in zip(SCHEMAS, one.batches, one.digests, strict=True):
                 try:
-                    data = self._path(index, f"{table}.parquet").read_bytes()
+                    data = batch or self._path(index, f"{table}.parquet").read_bytes()
                 except FileNotFoundError:
                     return sidecars[:index]
                 if sha256(data).digest() != digest:
@@ -116,12 +133,15 @@ class LogBlocks:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         disk = DirectoryDisk(self.directory)
         try:
-            digests = []
+            batches, digests = [], []
             for name, table in arrow_tables(block).items():
-                data = parquet_bytes(table)
-                put(disk, f"{index:08d}.{name}.parquet", data)
+                data = batch = batch_bytes(table) if table.num_rows <= SMALL_ROWS else b""
+                if not batch:
+                    data = parquet_bytes(table)
+                    put(disk, f"{index:08d}.{name}.parquet", data)
+                batches.append(batch)
                 digests.append(sha256(data).digest())
-            sidecar = Sidecar(LAYOUT, block.rare, block.carry, tuple(digests))
+            sidecar = Sidecar(LAYOUT, block.rare, block.carry, tuple(batches), tuple(digests))
             put(disk, f"{index:08d}.rare", msgspec.msgpack.encode(sidecar))
             return sidecar
         finally:
@@ -187,6 +207,19 @@ def arrow_tables(block: Block) -> dict[str, Any]:
 def joined(tables: list[Any]) -> Any:
     """Tables of one kind, one after the other."""
     return pa.concat_tables(tables)
+
+
+def batch_bytes(table: Any) -> bytes:
+    """A table as one batch of its schema, as arrow sends it."""
+    columns = [column.combine_chunks() for column in table.columns]
+    return bytes(pa.RecordBatch.from_arrays(columns, schema=table.schema).serialize())
+
+
+def batched(name: str, batches: Iterable[bytes]) -> Any:
+    """The rows of batches of a table of the projection."""
+    schema = SCHEMAS[name]
+    read = [pa.ipc.read_record_batch(pa.py_buffer(one), schema) for one in batches]
+    return pa.Table.from_batches(read, schema)
 
 
 def parquet_bytes(table: Any) -> bytes:

@@ -44,10 +44,14 @@ class DuckEngine:
         self.connection = duckdb.connect(":memory:", config=settings)
         self.connection.execute("CREATE MACRO idiv(a, b) AS a // b")
 
-    def query(self, sql: str, values: Values = ()) -> Rows:
-        """See `engine.Engine`. `values` by their place or name. On a cursor of its own, so that
-        several threads may ask."""
+    def query(
+        self, sql: str, values: Values = (), more: Mapping[str, Any] | None = None
+    ) -> Rows:
+        """See `engine.Engine`. `values` by their place or name; `more` are arrow tables that this
+        question alone reads. On a cursor of its own, so that several threads may ask."""
         with self.connection.cursor() as cursor:
+            for name, table in (more or {}).items():
+                cursor.register(name, table)
             rows: Rows = _run(cursor, sql, values, fetch=True)
             return rows
 
@@ -65,20 +69,21 @@ class DuckEngine:
             self.connection.execute(f"INSERT INTO {name} SELECT {unnested}", lists)
 
     def load_files(
-        self, name: str, paths: Sequence[Path], empty: str, *, once: bool = False
+        self, name: str, paths: Sequence[Path], more: Any, *, once: bool = False
     ) -> None:
-        """See `engine.Engine`: a view where they are read `once`, or are large; a table of what is
+        """See `engine.Engine`: a view where files are read `once`, or are large; a table of what is
         small, since opening a thousand files takes longer than reading them."""
         ask = "SELECT table_type = 'VIEW' FROM information_schema.tables WHERE table_name = ?"
         for (is_view,) in self.query(ask, [name]):
             self._run(f"DROP {'VIEW' if is_view else 'TABLE'} {name}")
-        if not paths:
-            self._run(f"CREATE VIEW {name} AS {empty}")
-            return
-        listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-        read = f"read_parquet([{listed}], hive_partitioning = false)"
+        self.load_table(f"{name}_more", more)
+        every = f"SELECT * FROM {name}_more"
+        if paths:
+            listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+            read = f"read_parquet([{listed}], hive_partitioning = false)"
+            every = f"SELECT * FROM {read} UNION ALL BY NAME {every}"
         small = not once and _bytes_of(paths) <= SMALL_BYTES
-        self._run(f"CREATE {'TABLE' if small else 'VIEW'} {name} AS SELECT * FROM {read}")
+        self._run(f"CREATE {'TABLE' if small else 'VIEW'} {name} AS {every}")
 
     def load_table(self, name: str, table: Any) -> None:
         """A table that arrow has in memory."""

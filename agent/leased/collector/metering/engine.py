@@ -71,9 +71,6 @@ EXACT: Final = (
 )  # fmt: skip
 """Each must be that, to the last digit."""
 
-_TYPES: Final = dict.fromkeys(("boot", "slot", "act", "kind", "tier", "priority"), "INT") | (
-    dict.fromkeys(("tenant", "tag"), "VARCHAR(1)")
-)
 Rows = Sequence[Sequence[object]]
 _NAME: Final = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
@@ -102,8 +99,8 @@ class Engine(Protocol):
         """A table of 64-bit integers."""
         ...
 
-    def load_files(self, name: str, paths: Sequence[Path], empty: str) -> None:
-        """The rows of Parquet files; of none, those of the statement `empty`."""
+    def load_files(self, name: str, paths: Sequence[Path], more: Any) -> None:
+        """The rows of Parquet files, and of an arrow table of the same columns."""
         ...
 
     def derive(self, name: str, sql: str) -> None:
@@ -113,13 +110,6 @@ class Engine(Protocol):
     def close(self) -> None:
         """Let go of everything. Idempotent."""
         ...
-
-
-def nothing(table: str) -> str:
-    """A statement without rows, with the columns of a table of the projection."""
-    columns = PROJECTION[table]
-    typed = (f"CAST(NULL AS {_TYPES.get(name, 'BIGINT')}) AS {name}" for name in columns)
-    return f"SELECT {', '.join(typed)} WHERE 1 = 0"
 
 
 def statements() -> dict[str, str]:

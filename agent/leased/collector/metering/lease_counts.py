@@ -11,14 +11,14 @@ Does not meter: that nobody asks about is not counted, so metering takes as long
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import LogBlocks
+from leased.collector.metering.blocks import LogBlocks, Rows, batched
 from leased.collector.metering.duck import DuckEngine
-from leased.collector.metering.engine import PROJECTION, SMALL_TABLES, nothing, statements
+from leased.collector.metering.engine import PROJECTION, SMALL_TABLES, statements
 from leased.collector.metering.projection import LogShape, shape
 from leased.collector.metering.sources import Counted
 from leased.economics.hourly import HOUR_NS, NodeSpan
@@ -71,7 +71,7 @@ def count_leases(
 ) -> dict[UsageKey, Counted]:
     """What `Source.leases` says, of the chains that the tenant is on. `directory` is that of what
     is derived."""
-    files: dict[str, list[Path]] = {table: [] for table in PROJECTION}
+    rows = {table: Rows([], []) for table in PROJECTION}
     shapes: dict[int, LogShape] = {}
     ends: dict[int, int] = {}
     for chain in chains:
@@ -83,8 +83,9 @@ def count_leases(
             (one for sidecar in sidecars for one in sidecar.rare), sidecars[-1].carry
         )
         ends[blocks.number] = chain.watermark_ns
-        for table, paths in blocks.paths(len(sidecars)).items():
-            files[table].extend(paths)
+        for table, (paths, batches) in blocks.rows(sidecars).items():
+            rows[table].paths.extend(paths)
+            rows[table].batches.extend(batches)
     if not shapes:
         return {}
     small = tables.small_tables(shapes)
@@ -92,12 +93,13 @@ def count_leases(
     eras = [_until(era, ends[era[0]]) for era in small["eras"]]
     texts = statements()
     parts = [
-        *(f"{table} AS ({_read(table, paths)})" for table, paths in files.items()),
+        *(f"{table} AS ({_read(table, found.paths)})" for table, found in rows.items()),
         _values("boots", SMALL_TABLES["boots"], small["boots"]),
         _values("eras", SMALL_TABLES["eras"], eras),
         *(f"{name} AS ({texts[name]})" for name in LEADING),
     ]
-    return ask(engine, parts, tenant, window, bucket_hours)
+    more = {f"{table}_more": batched(table, found.batches) for table, found in rows.items()}
+    return ask(engine, parts, tenant, window, bucket_hours, more)
 
 
 def ask(
@@ -106,11 +108,13 @@ def ask(
     tenant: str,
     window: tuple[int, int],
     bucket_hours: int,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[UsageKey, Counted]:
-    """The same, where `parts` make what the statements read, or it is there as tables."""
+    """The same, where `parts` make what the statements read, of the arrow tables `more` by their
+    names among others; or it is there as tables."""
     buckets = _values("buckets", ("first", "s", "e"), list(_buckets(window, bucket_hours)))
     sql = f"WITH {', '.join((*parts, buckets))}, {_HELD}"
-    rows = engine.query(sql, {"tenant": tenant})
+    rows = engine.query(sql, {"tenant": tenant}, more)
     found: dict[UsageKey, Counted] = {}
     for first, kind, tier, priority, tag, leases, cap_ns in rows:
         (key,) = tables.cells([(first, 0, tenant, kind, tier, priority, tag, 0)])
@@ -134,10 +138,12 @@ def _buckets(window: tuple[int, int], hours: int) -> Iterable[tuple[int, int, in
 
 
 def _read(table: str, paths: Sequence[Path]) -> str:
+    every = f"SELECT * FROM {table}_more"
     if not paths:
-        return nothing(table)
+        return every
     listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-    return f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false)"
+    read = f"read_parquet([{listed}], hive_partitioning = false)"
+    return f"SELECT * FROM {read} UNION ALL BY NAME {every}"
 
 
 def _values(name: str, columns: Sequence[str], rows: Sequence[Sequence[int]]) -> str:

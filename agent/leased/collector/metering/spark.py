@@ -109,16 +109,18 @@ class SparkEngine:
         made = list(rows)
         self._ask(lambda: self._session.createDataFrame(made, fields).createOrReplaceTempView(name))
 
-    def load_files(self, name: str, paths: Sequence[Path], empty: str) -> None:
+    def load_files(self, name: str, paths: Sequence[Path], more: Any) -> None:
         """See `engine.Engine`."""
-        if not paths:
-            self._run(f"CREATE OR REPLACE TEMPORARY VIEW {name} AS {empty}")
-            return
         listed = [f"{self._cluster.files}{path.absolute()}" for path in paths]
         marked = f"'{self._mark}' <> ''"
-        self._ask(
-            lambda: self._session.read.parquet(*listed).filter(marked).createOrReplaceTempView(name)
-        )
+
+        def load() -> None:
+            rows = self._session.createDataFrame(more)
+            if listed:
+                rows = self._session.read.parquet(*listed).unionByName(rows)
+            rows.filter(marked).createOrReplaceTempView(name)
+
+        self._ask(load)
 
     def derive(self, name: str, sql: str) -> None:
         """See `engine.Engine`."""

@@ -24,7 +24,7 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import Floor
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import LogBlocks
+from leased.collector.metering.blocks import LogBlocks, Rows, batched
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
     PROJECTION,
@@ -33,7 +33,6 @@ from leased.collector.metering.engine import (
     Engine,
     check_engine,
     meter,
-    nothing,
 )
 from leased.collector.metering.frozen import frozen_of, joined, put_back, settled
 from leased.collector.metering.projecting import project_logs
@@ -132,7 +131,7 @@ class Store:
         put_back(archive.kept, floor, self.rollups, frozen_of(floor))
         spans: list[NodeSpan] = []
         shapes: dict[int, LogShape] = {}
-        files: dict[str, list[Path]] = {table: [] for table in PROJECTION}
+        rows = {table: Rows([], []) for table in PROJECTION}
         nodes: dict[int, str] = {}
         for entry, blocks, sidecars in project_logs(self.directory, archive, entries, progress):
             if blocks.number in shapes:
@@ -153,16 +152,17 @@ class Store:
             )
             shapes[blocks.number] = found
             nodes[blocks.number] = entry.node
-            for table, paths in blocks.paths(len(sidecars)).items():
-                files[table].extend(paths)
+            for table, (paths, batches) in blocks.rows(sidecars).items():
+                rows[table].paths.extend(paths)
+                rows[table].batches.extend(batches)
         progress("metering")
         engine = self._make_engine()
         try:
             check_engine(engine)
-            for table, paths in files.items():
-                engine.load_files(table, paths, nothing(table))
-            for name, rows in tables.small_tables(shapes).items():
-                engine.load(name, SMALL_TABLES[name], rows)
+            for table, (paths, batches) in rows.items():
+                engine.load_files(table, paths, batched(table, batches))
+            for name, small in tables.small_tables(shapes).items():
+                engine.load(name, SMALL_TABLES[name], small)
             meter(engine)
             with _gathered(engine) as found:
                 listing, revised = self._roll_up(
@@ -270,7 +270,7 @@ def _gathered(engine: Engine) -> Iterator[DuckEngine]:
     here = DuckEngine()
     try:
         for table in PROJECTION:
-            here.load_files(table, [], nothing(table))
+            here.load_files(table, [], batched(table, []))
         for name, columns in SMALL_TABLES.items():
             here.load(name, columns, [])
         meter(here)  # of nothing: for the types of its columns

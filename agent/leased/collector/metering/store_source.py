@@ -40,7 +40,8 @@ class StoreSource:
             missing = [path for path in paths if not path.exists()]
             if missing:
                 raise StateError(f"{missing[0]}: is missing; rebuild the store")
-            self._engine.load_files(f"{kind}_files", paths, _nothing(kind), once=True)
+            nothing = self._engine.arrow(_nothing(kind))
+            self._engine.load_files(f"{kind}_files", paths, nothing, once=True)
             self._engine.derive(kind, f"SELECT * FROM {kind}_files ORDER BY ALL")
         self._logs = {log_number(span.log_id): span for span in self._listing.nodes}
         rows = self._engine.query("SELECT DISTINCT tenant FROM contributors ORDER BY tenant")
