@@ -40,6 +40,13 @@ class Quiet(msgspec.Struct, frozen=True):
     to_ns: int
 
 
+class Counted(msgspec.Struct, frozen=True):
+    """So many leases, and what they held together, in raw unit x ns."""
+
+    leases: int
+    cap_ns: int
+
+
 class Source(Protocol):
     """Hourly cells. Windows are in label time; None of `tenant` is all."""
 
@@ -71,6 +78,14 @@ class Source(Protocol):
         self, window: tuple[int, int], tenant: str | None = None
     ) -> dict[tuple[str, int], int]:
         """Tasks done, by tenant and hour."""
+        ...
+
+    def leases(
+        self, window: tuple[int, int], tenant: str, bucket_hours: int
+    ) -> dict[UsageKey, Counted]:
+        """The leases behind the rows of a tenant's usage, of so many hours each (0: of the whole
+        window), by the first hour of the row. What is not there, or does not hold what the cells
+        say, cannot be said."""
         ...
 
     def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:
