@@ -61,6 +61,9 @@ class WrittenSource:
     def nodes(self) -> tuple[NodeSpan, ...]:
         return self.spans
 
+    def replaced(self) -> frozenset[str]:
+        return frozenset()
+
     def first_ns(self) -> int:
         return self.since_ns
 

@@ -122,10 +122,11 @@ class Accounts:
         return reach_now(self._watermarks(), self.now_ns())
 
     def _watermarks(self) -> dict[str, int]:
-        """Of each node that is waited for, the oldest last record of any of its logs."""
+        """Of each node that is waited for, the oldest last record of any of its logs that is."""
         found: dict[str, int] = {}
+        unwaited = self._retired | self.source.replaced()
         for node in self.source.nodes():
-            if node.node_id not in self._retired:
+            if unwaited.isdisjoint((node.node_id, node.log_id)):
                 known_ns = found.get(node.node_id, node.watermark_ns)
                 found[node.node_id] = min(known_ns, node.watermark_ns)
         return found

@@ -86,6 +86,10 @@ class ReferenceSource:
         """See `sources.Source`."""
         return tuple(chain.span() for chain in self._chains)
 
+    def replaced(self) -> frozenset[str]:
+        """See `sources.Source`."""
+        return frozenset()
+
     def first_ns(self) -> int:
         """See `sources.Source`."""
         eras = [chain.fold.ledger.timeline.eras[0].label_ns for chain in self._chains]

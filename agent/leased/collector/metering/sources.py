@@ -54,6 +54,10 @@ class Source(Protocol):
         """What of each chain the cells follow from."""
         ...
 
+    def replaced(self) -> frozenset[str]:
+        """The ids of logs that nobody waits for: the same node is followed by another."""
+        ...
+
     def first_ns(self) -> int:
         """The label of the oldest record."""
         ...

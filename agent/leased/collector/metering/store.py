@@ -117,6 +117,7 @@ class Store:
         self, archive: ArchiveReader, retired: frozenset[str], progress: Callable[[str], None]
     ) -> Refreshed:
         floor = archive.kept.floor()
+        retired |= archive.manifest.replaced()
         self.settle(floor)
         before = self.rollups.listing()
         entries = [entry for entry in archive.logs() if entry.head.size]
@@ -188,9 +189,8 @@ class Store:
         floor: Floor,
     ) -> tuple[Listing, tuple[int, ...]]:
         """Write what has closed, or is not what it was, and what is open."""
-        watermark_ns = min(
-            (span.watermark_ns for span in spans if span.node_id not in retired), default=0
-        )
+        waited = [one for one in spans if retired.isdisjoint((one.node_id, one.log_id))]
+        watermark_ns = min((span.watermark_ns for span in waited), default=0)
         first = max(floor.begin_ns, min(one.first_ns for one in shapes.values()))
         frozen = frozen_of(floor)
         final = {(one.first_day, one.end_day): one for one in frozen.closed}

@@ -51,6 +51,10 @@ class StoreSource:
         """See `sources.Source`."""
         return self._listing.nodes
 
+    def replaced(self) -> frozenset[str]:
+        """See `sources.Source`."""
+        return frozenset(self._listing.retired) & {span.log_id for span in self._listing.nodes}
+
     def first_ns(self) -> int:
         """See `sources.Source`."""
         return self._listing.first_ns
