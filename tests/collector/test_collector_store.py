@@ -420,6 +420,8 @@ def test_the_verbs_print_text_json_and_csv(fleet: Path):
         ("forecast", "--kind", "gpu"),
         ("idle",),
         ("reservations", "--last", "30d"),
+        ("spot", "--percent", "40"),
+        ("scaling", "--last", "7d"),
         ("placement", "--gpu", "2", "--strategy", "binpack"),
         ("sensitivity", "--last", "30d"),
         ("refresh",),

@@ -30,6 +30,8 @@ OTHER_SECTIONS: Final = (
     "billing",
     "capacity",
     "slo_tiers",
+    "spot_optimization",
+    "scheduled_scaling",
     "store",
     "telemetry",
     "webhooks",

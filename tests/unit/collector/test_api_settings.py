@@ -11,10 +11,12 @@ from leased.collector import retention_rule
 from leased.collector.api import settings
 from leased.collector.api.pace import Pace
 from leased.collector.metering import engines
+from leased.collector.planning import scheduled_scaling, spot
 from leased.terms.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "leased-collector.toml"
 S = 1_000_000_000
+SCHEDULE = '[scheduled_scaling]\nschedules = [{ name = "a", cron = "0 8 * *"'
 OWN = ("http", "access", "governance", "telemetry")
 
 
@@ -22,7 +24,8 @@ def test_the_shipped_file_spells_out_every_default() -> None:
     text = SHIPPED.read_text()
     assert settings.parse(text) == settings.Settings() == settings.parse("")
     named = {name: getattr(settings, f"_{name.upper()}_KEYS") for name in OWN}
-    for keys in (*named.values(), engines.KEYS, retention_rule._KEYS):
+    planned = (spot.KEYS, scheduled_scaling.KEYS)
+    for keys in (*named.values(), *planned, engines.KEYS, retention_rule._KEYS):
         missing = [key for key in keys if f"\n{key} = " not in text]
         assert not missing
 
@@ -44,6 +47,12 @@ def test_the_shipped_file_spells_out_every_default() -> None:
         ('[store]\nengine = "spark"', "store.spark_url"),
         ('[store]\nspark_url = "sc://x:1/;token=y"', "spark_token_file keeps it apart"),
         ('[store]\nspark_timeout = "1ms"', "at least 1s"),
+        ('[spot_optimization]\nprice = "101%"', "spot_optimization.price"),
+        ('[spot_optimization]\ninterrupted_every = "1s"', "at least 60s"),
+        ('[spot_optimization]\neligible = ["standard", "standard"]', "each priority once"),
+        ('[scheduled_scaling]\nschedules = [{ name = "a", cron = "* * * * *" }]', "min_replicas"),
+        (f"{SCHEDULE}, min_replicas = -1 }}]", "min_replicas = -1: a whole number"),
+        (f"{SCHEDULE}, min_replicas = 1 }}]", "schedules.a: schedule"),
         ("x = [", "Invalid value"),
     ],
 )

@@ -36,6 +36,7 @@ from leased.collector.api import (
     quota_routes,
     quotas,
     reports,
+    scaling_routes,
     settings,
     slo_routes,
     telemetry_routes,
@@ -169,6 +170,7 @@ class Desk:
             *advice_routes.routes(self._reports()),
             *checklist.routes(self._reports(), self.views),
             *slo_routes.routes(self._levels()),
+            *scaling_routes.routes(self._scaling()),
             *telemetry_routes.routes(self._observed),
             *handing.routes(handing.Handing(self.issuer, self.views.reach)),
             *enrolling.routes(
@@ -189,6 +191,10 @@ class Desk:
     def _levels(self) -> slo_routes.Levels:
         tiers = self._settings.slo_tiers
         return slo_routes.Levels(self._reports(), lambda: self.books.fleet, tiers)
+
+    def _scaling(self) -> scaling_routes.Scaling:
+        mix, plan = self._settings.spot_optimization, self._settings.scheduled_scaling
+        return scaling_routes.Scaling(self._reports(), mix, plan)
 
     def _described(self, table: Sequence[Route]) -> Route:
         encoded = msgspec.json.encode(openapi.document(table, __version__))

@@ -136,7 +136,7 @@ def idle(accounts: Accounts) -> Idle:
     """The nodes on which nobody has anything now, and what all that stood idle cost in 7 days."""
     now_ns = accounts.now_ns()
     window = Window(max(0, now_ns - periods.duration(WEEK)), now_ns)
-    prices = _node_prices(accounts)
+    prices = node_prices(accounts)
     waste = Fraction(0)
     listed: list[IdleResource] = []
     ends = {node.node_id: node.watermark_ns for node in accounts.source.nodes()}
@@ -169,7 +169,7 @@ def _idle_row(stretch: Quiet, cost: Fraction, decimals: int) -> IdleResource:
     )
 
 
-def _node_prices(accounts: Accounts) -> dict[str, Fraction]:
+def node_prices(accounts: Accounts) -> dict[str, Fraction]:
     """What an hour of each node costs, by what it has now."""
     # Whole numbers first: a node has a hundred cores, and one price of a core.
     amounts: dict[tuple[str, ResourceKind, TierKind | None], int] = {}
@@ -188,7 +188,7 @@ def _node_prices(accounts: Accounts) -> dict[str, Fraction]:
 
 def node_price(accounts: Accounts) -> Fraction:
     """What an hour of a node costs, on average."""
-    prices = _node_prices(accounts)
+    prices = node_prices(accounts)
     return sum(prices.values(), Fraction(0)) / max(1, len(prices))
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verbs on money, over the whole fleet: usage, costs, bill, chargeback, capacity, forecast, idle,
-reservations.
+reservations, spot, scaling.
 
 Rule: they read, beside a running collector or without one. With --json they print what the HTTP API
 sends, with --csv one row a line.
@@ -26,16 +26,20 @@ from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.accounts.lease_rows import question, usage_by_lease
 from leased.collector.accounts.periods import Window
+from leased.collector.api import settings
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.planning import capacity as looks
 from leased.collector.planning import forecast as futures
 from leased.collector.planning import idle_leases
+from leased.collector.planning.scheduled_scaling import scheduled_scaling
+from leased.collector.planning.spot import spot
 from leased.collector.telemetry.store import recorded
 from leased.collector.verbs.store import add_last, add_terms, opened
 from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.economics.attribution import Basis, Spread
+from leased.terms.errors import InvalidParameter
 
 
 class IssuedBill(msgspec.Struct, frozen=True):
@@ -58,6 +62,19 @@ class Issued(msgspec.Struct, frozen=True):
 def _idle(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
     with recorded(chosen.state) as samples:
         return idle_leases.idle(accounts, samples)
+
+
+def _spot(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
+    percents = chosen.percent or []
+    if any(not 0 <= one <= 100 for one in percents):
+        raise InvalidParameter("percent", "0 to 100")
+    mix = settings.load(chosen.config).spot_optimization
+    return spot(accounts, chosen.last, mix, [one * 10 for one in percents])
+
+
+def _scaling(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
+    plan = settings.load(chosen.config).scheduled_scaling
+    return scheduled_scaling(accounts, chosen.last, plan)
 
 
 Answer = Callable[[Accounts, argparse.Namespace], msgspec.Struct]
@@ -117,6 +134,13 @@ def register(verbs: Verbs) -> None:
         lambda accounts, options: looks.reservations(accounts, options.last),
     )
     add_last(one, "90d")
+    one = _add(verbs, "spot", "what a share of spot capacity would cost", "spot", _spot)
+    add_last(one, "30d")
+    one.add_argument(
+        "--percent", action="append", type=int, metavar="N", help="what if so much; may be repeated"
+    )
+    one = _add(verbs, "scaling", "what scaling by schedule would have cost", "scaling", _scaling)
+    add_last(one, "30d")
 
 
 def _register_bills(verbs: Verbs) -> None:
