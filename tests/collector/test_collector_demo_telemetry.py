@@ -5,6 +5,7 @@ with something of everything in it."""
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import sqlite3
 from collections import Counter
@@ -75,6 +76,14 @@ def test_there_is_something_of_everything_in_the_last_hour(made: Path) -> None:
         assert any(views.waits(samples, *views.windows(NOW_NS, HOUR_NS)).values())
         fleet = read(made)
         assert {one.lease for one in found} <= {lease.lease_id for _, lease in fleet.leases()}
+
+
+def test_the_capacity_report_tells_how_many_wait(made: Path) -> None:
+    out = io.StringIO()
+    console = Console(out, io.StringIO(), wall_ns=lambda: NOW_NS)
+    assert main(["--state", str(made), "capacity", "--json"], console) == 0
+    told = json.loads(out.getvalue())
+    assert isinstance(told["queue_depth"], int) and 0 < told["queue_depth"] < 5_000
 
 
 def test_the_week_before_has_been_looked_at_every_hour(made: Path) -> None:

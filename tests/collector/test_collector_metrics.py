@@ -60,6 +60,10 @@ def use(state: Path, lease: str, kind: str, ppm: int) -> None:
             key = Key(NODE_A, "", lease, "tenant-acme", name, (("leased.resource.kind", kind),))
             each = (30, 30 * value, value, 30, WINDOW_S * 10**9)
             samples.append([(key, Rollup(begin_s + n * WINDOW_S, *each)) for n in range(11)])
+        # Three wait, from a quarter of an hour ago until this test is long over.
+        key = Key(NODE_A, "agent", "", "", "leased.queue.depth", ())
+        each = (30, 90, 5, 0, WINDOW_S * 10**9)
+        samples.append([(key, Rollup(begin_s + n * WINDOW_S, *each)) for n in range(9, 19)])
 
 
 def tool(*words: str, **how: Any) -> subprocess.CompletedProcess[str]:
@@ -106,6 +110,8 @@ def test_cost_is_a_partition_and_equals_the_api(server: CollectorServer) -> None
     idle = sum(cost for labels, cost in hourly.items() if "__idle__" in labels)
     assert sum(found["grey_cost_idle_resources_dollars"].values()) == pytest.approx(idle)
     # 45 cores at half of what the target is: half of their cost could be saved.
+    assert found["grey_scheduler_queue_depth"] == {"": 3}
+    assert server.ask("GET", "/v1/governance/capacity").json["queue_depth"] == 3
     spare = found["grey_cost_overprovisioned_dollars"]
     assert spare == {'type="compute"': pytest.approx(45 * 7.2 / 2)}
     # The counter is the sum of the API's costs of all time, plus the hour that runs.

@@ -320,6 +320,22 @@ def test_waste_by_class_and_the_idle_list(store: Store) -> None:
     assert [one.held.lease for one in views.idle(judged)] == ["idle"]
 
 
+def test_the_queue_is_of_all_nodes_and_of_now(store: Store) -> None:
+    def told(node: str, since_s: int, *depths: int) -> list[Point]:
+        of = Key(node, "agent", "", "", "leased.queue.depth", ())
+        return [
+            Point(of, (BEGIN_S + since_s + 10 * at) * NS_PER_S, depth)
+            for at, depth in enumerate(depths)
+        ]
+
+    assert views.queue_depth(store, BEGIN_S + 600) is None
+    fill(store, [*told("a", 0, 10, 0, 1), *told("b", 300, 0, 0), *told("c", -900, 7)])
+    # Of a the mean, rounded up; what c said is a quarter of an hour old.
+    assert views.queue_depth(store, BEGIN_S + 600) == 4
+    assert views.queue_depth(store, BEGIN_S + 900) == 0
+    assert views.queue_depth(store, BEGIN_S + 1_200) is None
+
+
 def test_heat_is_of_the_hottest_and_of_the_last_quarter_of_an_hour(store: Store) -> None:
     def told(node: str, name: str, value: int, *attributes: str) -> list[Point]:
         pairs = tuple(zip(SERIES[name].attributes, attributes, strict=True))

@@ -257,6 +257,7 @@ class Agent:
             custodian=self.custodian,
             live_leases=lambda: tuple(self.lessor.table.leases.values()),
             observer=host.observer,
+            queue_depth=lambda: len(self.lessor.queue),
         )
         self.ticker = Ticker(lessor=self.lessor, clock=host.clock, submit=submit)
         self.grantor = Grantor(

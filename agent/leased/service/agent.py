@@ -111,8 +111,7 @@ class Agent:
         self.config, self.opened, self.lifeline, self._reread = config, opened, lifeline, reread
         self.clock, self.entropy, _, self.node, self.journald = footing
         clock = self.clock
-        self.sealer = sealer
-        self.custodian = Custodian()
+        self.sealer, self.custodian = sealer, Custodian()
         self.devices = Devices(config.hardware, cut_budget_ns=config.timing.cut_ns)
         self.reaper = ReaperLink(
             config.paths.reaper_socket,
@@ -193,6 +192,7 @@ class Agent:
             live_leases=self._leases,
             observer=self.devices.observer,
             settings=self.config.telemetry,
+            queue_depth=lambda: len(self.sequencer.lessor.queue),
         )
 
     def _leases(self) -> Sequence[Lease]:

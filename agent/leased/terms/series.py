@@ -22,6 +22,9 @@ BYTES_MAX: Final = 2**56
 SHARE_MAX: Final = 4_000_000
 """Four times what was leased: bursts beyond a share are honest, more is a broken counter."""
 
+REQUESTS_MAX: Final = 2**31 - 1
+"""No node has room for so many requests: what says more is no count."""
+
 TABLE_NAME: Final = "leased.telemetry"
 
 
@@ -195,6 +198,14 @@ _ALL: Final = (
     _gauge("leased.lease.processes", "{process}", "{process}", 1, "threads inside", most=2**22),
     _counter("leased.lease.io", "By", "By", 1, "read and written", DISK_DIRECTION),
     # -- the agent itself --------------------------------------------------------------------------
+    _gauge(
+        "leased.queue.depth",
+        "{request}",
+        "{request}",
+        1,
+        "requests that wait on this node",
+        most=REQUESTS_MAX,
+    ),
     _time("process.cpu.time", "processor time of the agent", CPU_MODE),
     _bytes("process.memory.usage", "resident memory of the agent"),
     _counter(f"{TABLE_NAME}.dropped", "{point}", "{point}", 1, "points lost: the buffer was full"),

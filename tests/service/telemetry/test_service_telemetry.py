@@ -178,6 +178,28 @@ async def test_what_cannot_be_read_is_missing_and_not_zero(
     assert {one.sampled_ns for one in telemetry.read()} == {host.clock.now().boot_ns}
 
 
+async def test_how_many_wait_is_told_in_each_round(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with host_with_cores().standing() as host, host.agent() as agent:
+        await lease_of_cores(agent, 2000)
+
+        def told(samples: list[Sample]) -> list[int]:
+            return [one.value for one in samples if one.name == "leased.queue.depth"]
+
+        assert told(await agent.telemetry.sample()) == [0]
+        core = (Ask(ResourceKind.CPU, 1000),)
+        waits = {"wait_ns": 60 * NS_PER_S, "bind_pid": BOUND_TO_NOTHING}
+        for _ in range(2):
+            agent.submit_turn(Acquire(host.command_id(), ACME, core, 600 * NS_PER_S, **waits))
+        await trio.sleep(1)
+        assert told(await agent.telemetry.sample()) == [2]
+        assert b"\nleased_queue_depth{resource=\"agent\"} 2\n" in agent.telemetry.expose()
+        await trio.sleep(60)
+        assert told(await agent.telemetry.sample()) == [0]
+    assert told(await telemetry_of(host).sample()) == [], "who cannot tell says nothing"
+
+
 async def test_it_samples_at_its_interval(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -33,6 +33,17 @@ def test_a_mark_is_passed_above_it_and_the_highest_is_told() -> None:
     assert alerts({"cpu": Load(0, 0)}, MARKS) == []
 
 
+def test_a_queue_is_told_of_above_its_marks_where_it_is_known() -> None:
+    def levels(depth: int | None) -> list[tuple[str, str, Decimal]]:
+        found = alerts({}, MARKS, depth)
+        assert all(one.utilization is None for one in found)
+        return [(one.level, one.resource, one.threshold) for one in found]
+
+    assert levels(None) == levels(0) == levels(5_000) == []
+    assert levels(5_001) == levels(20_000) == [("warning", "queue_depth", Decimal(5_000))]
+    assert levels(20_001) == [("critical", "queue_depth", Decimal(20_000))]
+
+
 def test_growing_is_up_to_the_mark_of_the_fullest() -> None:
     # 50 workers of 8 cores: 360 of 400 are held, so 450 are needed for 80 %.
     loads = {"cpu": Load(400, 360), "memory": Load(1024, 100)}
@@ -80,6 +91,7 @@ def test_what_is_recommended_asks_for_nothing_more(workers: int, each: int, used
         (Thresholds(cpu_warning_pm=900), "capacity.cpu_warning"),
         (Thresholds(memory_critical_pm=1001), "capacity.memory_warning"),
         (Thresholds(scale_down_pm=800), "capacity.scale_down"),
+        (Thresholds(queue_warning=20_000), "capacity.queue_warning"),
     ],
 )
 def test_marks_that_cannot_be_meant(marks: Thresholds, why: str) -> None:

@@ -227,17 +227,19 @@ class Advice(msgspec.Struct, frozen=True):
 
 
 class CapacityAlert(msgspec.Struct, frozen=True):
-    """A kind of which more than `threshold` is allocated; `level` is warning or critical."""
+    """A kind of which more than `threshold` is allocated, or a queue in which more wait
+    (`queue_depth`, with no utilization); `level` is warning or critical."""
 
     level: str
     resource: str
-    utilization: Decimal
+    utilization: Decimal | None
     threshold: Decimal
 
 
 class Capacity(msgspec.Struct, frozen=True):
     """The capacity report. `recommendations` is what to do about it as things are; what is to come
-    is the forecast's."""
+    is the forecast's. `queue_depth`: how many requests wait, on all nodes that send telemetry; null
+    where none does."""
 
     current: CurrentCapacity
     utilization: Utilization
@@ -245,6 +247,7 @@ class Capacity(msgspec.Struct, frozen=True):
     alerts: list[CapacityAlert]
     recommendations: list[Advice]
     reach: Reach
+    queue_depth: int | None = None
 
 
 class Prediction(msgspec.Struct, frozen=True):

@@ -57,7 +57,8 @@ from leased.collector.governance.keeping import KEY_NAME, Keeping
 from leased.collector.metering import engines
 from leased.collector.planning import capacity
 from leased.collector.telemetry.receiver import Mounted, Receiver
-from leased.collector.telemetry.store import Store
+from leased.collector.telemetry.store import Store, recorded
+from leased.collector.telemetry.views import queue_depth
 from leased.collector.webhooks.mailing import Mailing
 from leased.collector.webhooks.watcher import Look
 from leased.economics.contracts import Terms
@@ -162,6 +163,7 @@ class Desk:
             tenants=self._quotas.tenants,
             hooks=self.hooks,
             waste=self._waste,
+            queue_depth=self._waiting,
         )
         table = [
             *quota_routes.routes(self._quotas),
@@ -245,6 +247,11 @@ class Desk:
             return self._observed.judged(self._wall_ns(), WASTE_NS)
         except StateError:  # no node has sent anything yet
             return []
+
+    def _waiting(self, now_ns: int) -> int | None:
+        """How many requests wait on nodes; None: none says."""
+        with recorded(self._state) as samples:
+            return None if samples is None else queue_depth(samples, now_ns // NS_PER_S)
 
     def _gone(self) -> frozenset[str]:
         """The nodes that nobody waits for."""

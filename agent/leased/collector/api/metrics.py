@@ -56,10 +56,11 @@ class Metrics:
         tenants: Callable[[], list[str]],
         hooks: Mailing,
         waste: Callable[[], list[Judged]],
+        queue_depth: Callable[[int], int | None],
     ) -> None:
         self._fleet, self._ask, self._terms = fleet, ask, terms
         self._views, self._issuer, self._tenants = views, issuer, tenants
-        self._hooks, self._waste = hooks, waste
+        self._hooks, self._waste, self._queue_depth = hooks, waste, queue_depth
         self._looked_ns, self._spare = 0, Cost()
         self._requests: dict[tuple[str, ...], int] = {}
 
@@ -77,6 +78,7 @@ class Metrics:
             *self._quotas(call.now_ns),
             *_chains(self._fleet(), call.now_ns),
             *self._unused(call.now_ns),
+            *self._waiting(call.now_ns),
             *self._own(),
             *self._told(),
         ]
@@ -93,6 +95,14 @@ class Metrics:
             "Cost of an hour of what leases hold beyond what they would at the target of use.",
             ("type",),
             self._spare,
+        )
+
+    def _waiting(self, now_ns: int) -> Iterable[str]:
+        depth = self._queue_depth(now_ns)
+        yield from family(
+            *("grey_scheduler_queue_depth", "gauge"),
+            "Requests that wait on nodes, as these say; absent where none sends telemetry.",
+            *((), {} if depth is None else {(): depth}),
         )
 
     def _told(self) -> Iterable[str]:

@@ -49,9 +49,10 @@ from leased.collector.planning.latency_cost import LatencyCost, latency_cost
 from leased.collector.planning.rightsizing import RightSizing, rightsizing
 from leased.collector.planning.thresholds import Thresholds
 from leased.collector.telemetry.store import Store, recorded
-from leased.collector.telemetry.views import windows
+from leased.collector.telemetry.views import queue_depth, windows
 from leased.economics.billing import Bill
 from leased.terms.errors import InvalidParameter
+from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Allocation, Policy
 from leased.terms.resource import ResourceKind
 
@@ -204,10 +205,14 @@ class Reports:
         ground = self._ground()
         soft = capacity.Soft(ground.overage_pm // 10, ground.overage_ns // MINUTE_NS)
         changed_ns = max((one.turned_wall_ns for one in self._fleet().nodes()), default=0)
+        with self.samples() as samples:
+            end_s = call.now_ns // NS_PER_S
+            depth = None if samples is None else queue_depth(samples, end_s)
+        marks = self._thresholds
         ask = partial(
-            capacity.capacity, soft=soft, marks=self._thresholds, changed_ns=changed_ns
+            capacity.capacity, soft=soft, marks=marks, changed_ns=changed_ns, queue_depth=depth
         )
-        return Answer(self.asked(ask, ("capacity", soft, changed_ns)))
+        return Answer(self.asked(ask, ("capacity", soft, changed_ns, depth)))
 
     def forecast(self, call: Call) -> Answer:
         """What will be held."""

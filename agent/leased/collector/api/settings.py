@@ -354,6 +354,8 @@ _CAPACITY_KEYS: Final[reading.Keys] = {
     "cpu_critical": ("cpu_critical_pm", reading.share),
     "memory_warning": ("memory_warning_pm", reading.share),
     "memory_critical": ("memory_critical_pm", reading.share),
+    "queue_warning": ("queue_warning", reading.integer),
+    "queue_critical": ("queue_critical", reading.integer),
     "scale_up": ("scale_up_pm", reading.share),
     "scale_down": ("scale_down_pm", reading.share),
     "cooldown": ("cooldown_ns", reading.duration),

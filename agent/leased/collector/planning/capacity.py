@@ -67,9 +67,10 @@ def capacity(
     soft: Soft | None = None,
     marks: Thresholds | None = None,
     changed_ns: int = 0,
+    queue_depth: int | None = None,
 ) -> Capacity:
     """What there is and who has it, at the last record of each node. `changed_ns`: when a worker
-    came or went last."""
+    came or went last; `queue_depth`: how many requests wait, where telemetry says it."""
     marks = marks or Thresholds()
     held = accounts.source.held()
     soft = soft or Soft()
@@ -87,9 +88,10 @@ def capacity(
         CurrentCapacity(amounts["cpu"], amounts["mem"], workers, amounts),
         Utilization(_cut(cpu), _cut(memory), _cut(overall)),
         Headroom(soft.overage_percent, soft.overage_minutes),
-        alerts(loads, marks),
+        alerts(loads, marks, queue_depth),
         scaling(loads, workers.total - workers.draining, marks, **when),
         accounts.reach_now(),
+        queue_depth,
     )
 
 

@@ -6,8 +6,10 @@ fullest kind is at `scale_up`; shrinking to the middle between the two marks, so
 for the other, and one worker always stays. Within `cooldown` of a change of the workers nothing is
 recommended: what the last one did has not been seen yet.
 
-Does not scale anything, and alerts nobody: Prometheus' rules do, with the same marks. How many wait
-is not among them: no record says it, for a node seals what it decides and not what it is asked.
+How many wait follows from telemetry, and is alerted of only: what they wait for (room, or more of a
+limit) says whether more workers would help, and their number does not.
+
+Does not scale anything, and alerts nobody: Prometheus' rules do, with the same marks.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ WHOLE_PM: Final = 1000
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """Marks in per mille of what there is; the length in ns."""
+    """Marks in per mille of what there is, of the queue in requests; the length in ns."""
 
     cpu_warning_pm: int = 750
     cpu_critical_pm: int = 900
     memory_warning_pm: int = 800
     memory_critical_pm: int = 920
+    queue_warning: int = 5_000
+    queue_critical: int = 20_000
     scale_up_pm: int = 800
     scale_down_pm: int = 400
     cooldown_ns: int = 600 * NS_PER_S
@@ -45,6 +49,8 @@ def check_marks(marks: Thresholds) -> None:
         low, high = getattr(marks, f"{name}_warning_pm"), getattr(marks, f"{name}_critical_pm")
         if not 0 < low < high <= WHOLE_PM:
             raise ConfigError(f"capacity.{name}_warning: above 0%, and below {name}_critical")
+    if not 0 < marks.queue_warning < marks.queue_critical:
+        raise ConfigError("capacity.queue_warning: above 0, and below queue_critical")
     if not 0 <= marks.scale_down_pm < marks.scale_up_pm <= WHOLE_PM:
         raise ConfigError("capacity.scale_down: below scale_up, which is 100% at most")
 
@@ -61,8 +67,11 @@ class Load(msgspec.Struct, frozen=True):
         return Fraction(self.used, self.total)
 
 
-def alerts(loads: Mapping[str, Load], marks: Thresholds) -> list[CapacityAlert]:
-    """Which of "cpu" and "memory" is above a mark: of each the highest that it is above."""
+def alerts(
+    loads: Mapping[str, Load], marks: Thresholds, queue_depth: int | None = None
+) -> list[CapacityAlert]:
+    """Which of "cpu", "memory" and the queue is above a mark: of each the highest that it is above.
+    `queue_depth` None: it is not known."""
     found = []
     for name, load in loads.items():
         levels = {
@@ -74,6 +83,10 @@ def alerts(loads: Mapping[str, Load], marks: Thresholds) -> list[CapacityAlert]:
                 cut = Decimal(int(load.share * 100)).scaleb(-2)
                 found.append(CapacityAlert(level, name, cut, Decimal(mark_pm).scaleb(-3)))
                 break
+    for level, mark in (("critical", marks.queue_critical), ("warning", marks.queue_warning)):
+        if queue_depth is not None and queue_depth > mark:
+            found.append(CapacityAlert(level, "queue_depth", None, Decimal(mark)))
+            break
     return found
 
 

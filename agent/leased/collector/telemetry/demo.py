@@ -171,6 +171,8 @@ def _seen(node: str, leases: list[Held], at_ns: int) -> Iterator[_Sample]:
                 load.update({a.resource_id: used for a in one.subject.allotments if a.kind is kind})
     # One host in five stands where it is warm.
     warm = 18_000 if _mix(node) % 5 == 0 else 0
+    depth = _mix(node, at_ns // EVERY_NS) % 3
+    yield ("leased.queue.depth", "agent", "", "", (), depth)
     for gpu, used in load.items():
         celsius = 34_000 + used * 38 // 1000 + warm + _mix(gpu, at_ns // EVERY_NS) % 2_000
         yield ("hw.temperature", gpu, "", "", (*_GPU, (SENSOR, "gpu")), celsius)

@@ -29,6 +29,9 @@ from leased.terms.teardown import Utilization
 HEAT_S: Final = 900
 """Heat is of the last quarter of an hour: placement acts on what is, not on what was."""
 
+QUEUE_S: Final = 2 * WINDOW_S
+"""A queue is of the open window and the one before: what is older is no queue of now."""
+
 _USED: Final = "leased.lease.utilization"
 _HELD: Final = "leased.lease.capacity"
 _HOT_REASONS: Final = ("hardware_slowdown", "software_thermal", "hardware_thermal", "power_brake")
@@ -66,6 +69,17 @@ def utilization_of(rollup: Rollup | None, held_ns: int) -> Utilization:
         sample_count=rollup.count,
         coverage_pm=min(1000, rollup.covered_ns * 1000 // max(1, held_ns)),
     )
+
+
+def queue_depth(store: Store, end_s: int) -> int | None:
+    """How many requests wait on all nodes together, on the mean of the two windows before `end_s`
+    (Unix s); None: no node says."""
+    found = [
+        -(-rollup.total // rollup.count)
+        for _, rollup in store.read(["leased.queue.depth"], end_s - QUEUE_S, end_s)
+        if rollup.count
+    ]
+    return sum(found) if found else None
 
 
 def leases(

@@ -33,7 +33,9 @@ from leased.collector.planning import forecast as futures
 from leased.collector.planning import idle_leases
 from leased.collector.planning.scheduled_scaling import scheduled_scaling
 from leased.collector.planning.spot import spot
+from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import recorded
+from leased.collector.telemetry.views import queue_depth
 from leased.collector.verbs.store import add_last, add_terms, opened
 from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
@@ -62,6 +64,14 @@ class Issued(msgspec.Struct, frozen=True):
 def _idle(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
     with recorded(chosen.state) as samples:
         return idle_leases.idle(accounts, samples)
+
+
+def _capacity(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
+    with recorded(chosen.state) as samples:
+        # Records are of when they were pulled last, and so is the queue.
+        depth = None if samples is None else queue_depth(samples, samples.last_s() + WINDOW_S)
+    marks = settings.load(chosen.config).capacity
+    return looks.capacity(accounts, marks=marks, queue_depth=depth)
 
 
 def _spot(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
@@ -108,7 +118,7 @@ def register(verbs: Verbs) -> None:
         "capacity",
         "what there is and who has it",
         "capacity --json",
-        lambda accounts, _: looks.capacity(accounts),
+        _capacity,
     )
     one = _add(
         verbs,

@@ -61,13 +61,16 @@ class Telemetry:
         live_leases: Callable[[], Iterable[Lease]],
         observer: Observer,
         settings: Streaming = DEFAULTS,
+        queue_depth: Callable[[], int] | None = None,
     ) -> None:
+        """`queue_depth`: how many requests wait; None: nobody here can tell."""
         self._clock = clock
         self._custodian = custodian
         self._live_leases = live_leases
         self._observer = observer
         self._leases_max = settings.leases_max
         self._gpus = settings.gpus
+        self._queue_depth = queue_depth
         self._newest: dict[tuple[str, str, LeaseId | None, Attributes], Sample] = {}
         self._seen: dict[LeaseId, Seen] = {}
         self._counts: dict[tuple[str, str], int] = {}
@@ -286,6 +289,8 @@ class Telemetry:
             value, attributes = int(seconds * NS_PER_S), ((series.CPU_MODE, mode),)
             yield self._keep(Sample("process.cpu.time", "agent", value, now_ns, attributes))
         yield self._keep(Sample("process.memory.usage", "agent", _resident(), now_ns))
+        if self._queue_depth is not None:
+            yield self._keep(Sample("leased.queue.depth", "agent", self._queue_depth(), now_ns))
         for (name, source), value in self._counts.items():
             attributes = ((series.SOURCE, source),) if source else ()
             yield self._keep(
