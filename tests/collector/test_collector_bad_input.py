@@ -29,7 +29,7 @@ OF_A_TENANT = (
 OF_A_PERIOD = (
     *(f"{G}/costs", f"{G}/allocations/history", f"{G}/economics/latency-cost"),
     *(f"{G}/optimize/rightsizing", f"{G}/optimize/reservations", f"{G}/optimize/sensitivity"),
-    *(f"{G}/optimize/spot", f"{G}/optimize/scaling"),
+    *(f"{G}/optimize/spot", f"{G}/optimize/scaling", f"{G}/costs/nodes"),
 )
 USAGE = f"{B}/usage?tenant=tenant-acme&start=2024-01-01&end=2024-01-02"
 HUGE = (2**63, 2**200, 1e300, 10**400)

@@ -408,6 +408,26 @@ def run(program, *words: str) -> tuple[int, str, str]:
     return status, out.getvalue(), err.getvalue()
 
 
+def test_what_nodes_cost_is_what_the_fleet_does(fleet: Path):
+    state = ("--state", str(fleet))
+
+    def told(*words: str) -> dict[str, object]:
+        status, out, _ = run(main, *state, *words, "--last", "7d", "--json")
+        assert status == 0
+        return json.loads(out)
+
+    nodes, whole = told("node-costs"), told("costs", "--basis", "infrastructure")
+    assert nodes["complete"] is True and nodes["nodes"]
+    # There each part is rounded by itself.
+    assert nodes["provisioned_cost"] == pytest.approx(whole["total_cost"], abs=1e-5)
+    idle = nodes["idle_cost"] + nodes["unattributed_negative"]
+    assert idle == pytest.approx(whole["idle_cost"])
+    for one in nodes["nodes"]:
+        parts = ("tenant_cost", "teardown_cost", "fenced_cost", "idle_cost")
+        held = sum(one[part] for part in parts) + one["unattributed_negative"]
+        assert held == pytest.approx(one["provisioned_cost"], abs=1e-5)
+
+
 def test_the_verbs_print_text_json_and_csv(fleet: Path):
     state = ("--state", str(fleet))
     for words in (
@@ -421,6 +441,7 @@ def test_the_verbs_print_text_json_and_csv(fleet: Path):
         ("idle",),
         ("reservations", "--last", "30d"),
         ("spot", "--percent", "40"),
+        ("node-costs", "--last", "7d"),
         ("scaling", "--last", "7d"),
         ("placement", "--gpu", "2", "--strategy", "binpack"),
         ("sensitivity", "--last", "30d"),

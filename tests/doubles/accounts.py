@@ -7,7 +7,14 @@ nothing.
 
 from __future__ import annotations
 
-from leased.collector.metering.sources import Counted, Held, Quiet, cut_quiet, summed
+from leased.collector.metering.sources import (
+    Counted,
+    Held,
+    NodeAmount,
+    Quiet,
+    cut_quiet,
+    summed,
+)
 from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
@@ -30,6 +37,7 @@ class WrittenSource:
         self.peak_cells: dict[PeakKey, int] = {}
         self.done: dict[tuple[str, int], int] = {}
         self.now: list[Held] = []
+        self.by_node: list[NodeAmount] = []
         self.stretches: list[Quiet] = []
         self.cordoned: frozenset[str] = frozenset()
         self.spans: tuple[NodeSpan, ...] = (node,)
@@ -102,6 +110,9 @@ class WrittenSource:
         self, window: tuple[int, int], tenant: str, bucket_hours: int
     ) -> dict[UsageKey, Counted]:
         return {}
+
+    def node_amounts(self, window: tuple[int, int]) -> list[NodeAmount]:
+        return self.by_node
 
     def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:
         return self.spans if self.cells(window, tenant) else ()

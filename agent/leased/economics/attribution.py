@@ -27,7 +27,7 @@ from leased.economics.pools import Pool
 from leased.economics.rates import RateCard
 from leased.economics.statement import SYNTHETIC
 from leased.terms.lease import Priority
-from leased.terms.resource import ResourceKind
+from leased.terms.resource import ResourceKind, TierKind
 
 TYPE_OF: Final = {
     ResourceKind.GPU: "compute",
@@ -83,7 +83,7 @@ def attribute(cells: Iterable[tuple[UsageKey, int]], terms: Terms, basis: Basis)
     found = Attributed({}, {}, {}, {"idle": nothing, "teardown": nothing, "fenced": nothing})
     for key, amount in cells:
         if basis is Basis.INFRASTRUCTURE:
-            cost = _plain_cost(terms.infrastructure, key, amount)
+            cost = plain_cost(terms.infrastructure, key.kind, key.tier, amount)
         else:
             card = terms.cards[terms.card_number(key.bucket)].card
             cost = _listed_cost(card, key, amount)
@@ -92,7 +92,7 @@ def attribute(cells: Iterable[tuple[UsageKey, int]], terms: Terms, basis: Basis)
             _count(found.by_type, TYPE_OF[key.kind], cost)
             continue
         # What is held, cleaned or fenced is not idle: at list price without its priority.
-        idle = _plain_cost(_card(terms, basis, key), key, amount)
+        idle = plain_cost(_card(terms, basis, key), key.kind, key.tier, amount)
         _count(found.pools, "idle", -idle)
         _count(found.by_type, TYPE_OF[key.kind], cost - idle)
         if key.pool is Pool.TENANT:
@@ -125,19 +125,21 @@ def _card(terms: Terms, basis: Basis, key: UsageKey) -> RateCard:
 
 def _listed_cost(card: RateCard, key: UsageKey, amount: int) -> Fraction:
     if key.pool is not Pool.TENANT or key.priority is None:
-        return _plain_cost(card, key, amount)
+        return plain_cost(card, key.kind, key.tier, amount)
     if key.tag is not None and key.tag.flags & SYNTHETIC:
         return Fraction(0)
     cost = card.cost(amount, key.kind, key.tier, key.priority)
     return Fraction(cost.numerator, cost.denominator)
 
 
-def _plain_cost(card: RateCard, key: UsageKey, amount: int) -> Fraction:
-    """At the list price of the kind and tier, no priority."""
+def plain_cost(
+    card: RateCard, kind: ResourceKind, tier: TierKind | None, amount: int
+) -> Fraction:
+    """Of so much capacity x ns at the list price of the kind and tier, no priority."""
     bare = RateCard(
         tuple(rate for rate in card.rates if rate.priority is None), card.currency, card.decimals
     )
-    cost = bare.cost(amount, key.kind, key.tier, Priority.STANDARD)
+    cost = bare.cost(amount, kind, tier, Priority.STANDARD)
     return Fraction(cost.numerator, cost.denominator)
 
 

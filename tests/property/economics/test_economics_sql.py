@@ -11,7 +11,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leased.collector.metering import blocks, lease_counts, tables
+from leased.collector.metering import blocks, lease_counts, node_amounts, tables
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import PROJECTION, RESULTS, SMALL_TABLES, check_engine, meter
 from leased.collector.metering.projection import Carry, Projector, shape
@@ -216,6 +216,13 @@ def test_sql_and_reference_agree(seed: int, steps: int, nodes: int):
         inside, hours = (HOUR_NS, 60 * HOUR_NS), (0, 1, 24)[seed % 3]
         counted = lease_counts.ask(duck, (), tenant, inside, hours)
         assert counted == source.leases(inside, tenant, hours)
+    inside = (HOUR_NS, 60 * HOUR_NS)
+    names = {chain.number: chain.node_id for chain in chains}
+    swept = node_amounts.ask(duck, (), names, inside)
+    assert sorted(map(repr, swept)) == sorted(map(repr, source.node_amounts(inside)))
+    for one in swept:
+        held_at_all = one.tenant + one.teardown + one.fenced
+        assert held_at_all + one.idle + one.missing == one.provisioned
     held = sorted((by_number[row[0]].node_id, *row[1:]) for row in rows("held"))
     expected = sorted(
         (h.node_id, int(h.pool), h.tenant, int(h.kind), tables.tier_number(h.tier), h.capacity)

@@ -32,6 +32,7 @@ from leased.collector.api import (
     enrolling,
     handing,
     metrics,
+    node_cost_routes,
     openapi,
     quota_routes,
     quotas,
@@ -173,6 +174,7 @@ class Desk:
             *checklist.routes(self._reports(), self.views),
             *slo_routes.routes(self._levels()),
             *scaling_routes.routes(self._scaling()),
+            *node_cost_routes.routes(node_cost_routes.ByNode(self._reports())),
             *telemetry_routes.routes(self._observed),
             *handing.routes(handing.Handing(self.issuer, self.views.reach)),
             *enrolling.routes(

@@ -11,23 +11,16 @@ Does not meter: that nobody asks about is not counted, so metering takes as long
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import LogBlocks, Rows, batched, party_table
 from leased.collector.metering.duck import DuckEngine
-from leased.collector.metering.engine import PROJECTION, SMALL_TABLES, statements
-from leased.collector.metering.projection import LogShape, shape
+from leased.collector.metering.projected import projected, values
 from leased.collector.metering.sources import Counted
 from leased.economics.hourly import HOUR_NS, NodeSpan
 from leased.economics.meter import UsageKey
-
-LEADING: Final = (
-    *("again", "facts", "voids", "knotty", "tenancies", "marks", "stretches", "pieces"),
-)
-"""Of sql/metering.sql, what leads to who paid for what."""
 
 _HELD: Final = """
 terms AS (
@@ -73,40 +66,10 @@ def count_leases(
 ) -> dict[UsageKey, Counted]:
     """What `Source.leases` says, of the chains that the tenant is on. `directory` is that of what
     is derived."""
-    rows = {table: Rows([], []) for table in PROJECTION}
-    parties: set[bytes] = set()
-    shapes: dict[int, LogShape] = {}
-    ends: dict[int, int] = {}
-    for chain in chains:
-        blocks = LogBlocks(directory, chain.log_id)
-        sidecars = blocks.sidecars()
-        if not sidecars:
-            continue
-        shapes[blocks.number] = shape(
-            (one for sidecar in sidecars for one in sidecar.rare), sidecars[-1].carry
-        )
-        ends[blocks.number] = chain.watermark_ns
-        for table, (paths, batches) in blocks.rows(sidecars).items():
-            rows[table].paths.extend(paths)
-            rows[table].batches.extend(batches)
-        for sidecar in sidecars:
-            parties.update(sidecar.parties)
-    if not shapes:
+    found = projected(directory, chains)
+    if found is None:
         return {}
-    small = tables.small_tables(shapes)
-    # Records may have come after those that the hours were computed from.
-    eras = [_until(era, ends[era[0]]) for era in small["eras"]]
-    texts = statements()
-    parts = [
-        *(f"{table} AS ({_read(table, found.paths)})" for table, found in rows.items()),
-        f"parties AS ({_read('parties', [])})",
-        _values("boots", SMALL_TABLES["boots"], small["boots"]),
-        _values("eras", SMALL_TABLES["eras"], eras),
-        *(f"{name} AS ({texts[name]})" for name in LEADING),
-    ]
-    more = {f"{table}_more": batched(table, found.batches) for table, found in rows.items()}
-    more["parties_more"] = party_table(parties)
-    return ask(engine, parts, tenant, window, bucket_hours, more)
+    return ask(engine, found.parts, tenant, window, bucket_hours, found.more)
 
 
 def ask(
@@ -119,7 +82,7 @@ def ask(
 ) -> dict[UsageKey, Counted]:
     """The same, where `parts` make what the statements read, of the arrow tables `more` by their
     names among others; or it is there as tables."""
-    buckets = _values("buckets", ("first", "s", "e"), list(_buckets(window, bucket_hours)))
+    buckets = values("buckets", ("first", "s", "e"), list(_buckets(window, bucket_hours)))
     sql = f"WITH {', '.join((*parts, buckets))}, {_HELD}"
     rows = engine.query(sql, {"tenant": tenant}, more)
     found: dict[UsageKey, Counted] = {}
@@ -129,12 +92,6 @@ def ask(
     return found
 
 
-def _until(era: Sequence[int], end_ns: int) -> tuple[int, ...]:
-    """An era (log, boot, start, end, label, final), no longer than to a label."""
-    log, boot, start_ns, until_ns, label_ns, final = era
-    return log, boot, start_ns, min(until_ns, start_ns + end_ns - label_ns), label_ns, final
-
-
 def _buckets(window: tuple[int, int], hours: int) -> Iterable[tuple[int, int, int]]:
     """(first hour, from, to) of every row's time within a window; `hours` 0: it is one."""
     first, end = -(-window[0] // HOUR_NS), -(-window[1] // HOUR_NS)
@@ -142,22 +99,3 @@ def _buckets(window: tuple[int, int], hours: int) -> Iterable[tuple[int, int, in
         until = min(end, (first // hours + 1) * hours) if hours else end
         yield first, first * HOUR_NS, until * HOUR_NS
         first = until
-
-
-def _read(table: str, paths: Sequence[Path]) -> str:
-    every = f"SELECT * FROM {table}_more"
-    if not paths:
-        return every
-    listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-    read = f"read_parquet([{listed}], hive_partitioning = false)"
-    return f"SELECT * FROM {read} UNION ALL BY NAME {every}"
-
-
-def _values(name: str, columns: Sequence[str], rows: Sequence[Sequence[int]]) -> str:
-    cast = ", ".join(f"CAST(c{at} AS BIGINT) AS {column}" for at, column in enumerate(columns))
-    named = ", ".join(f"c{at}" for at in range(len(columns)))
-    listed = ", ".join(f"({', '.join(map(str, row))})" for row in rows)
-    if not rows:
-        empty = ", ".join(f"CAST(NULL AS BIGINT) AS {column}" for column in columns)
-        return f"{name} AS (SELECT {empty} WHERE 1 = 0)"
-    return f"{name} AS (SELECT {cast} FROM (VALUES {listed}) v({named}))"

@@ -11,19 +11,31 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 import msgspec
 
 from leased.collector.accounts.periods import DAY_NS
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.metering.projection import log_number
-from leased.collector.metering.sources import Counted, Held, Quiet, cut_quiet, summed
+from leased.collector.metering.sources import (
+    Counted,
+    Held,
+    NodeAmount,
+    Quiet,
+    cut_quiet,
+    summed,
+)
 from leased.economics.hourly import HOUR_NS, Hourly, NodeFold, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.peaks import labelled, steps
 from leased.economics.pools import Pool
 from leased.terms.event import Allocated
 from leased.terms.moment import Moment
+from leased.terms.resource import ResourceKind, TierKind
+
+_Spans = list[tuple[int, int, int]]
+_LISTED: Final = (Pool.PROVISIONED, Pool.TENANT, Pool.TEARDOWN, Pool.FENCED)
 
 
 class Chain:
@@ -148,6 +160,30 @@ class ReferenceSource:
                         whose.setdefault(cell, {})[chain.log_id, grant] = None
         return {cell: Counted(len(whose[cell]), amount) for cell, amount in amounts.items()}
 
+    def node_amounts(self, window: tuple[int, int]) -> list[NodeAmount]:
+        """See `sources.Source`."""
+        found = []
+        for chain in self._chains:
+            of: dict[tuple[ResourceKind, TierKind | None], dict[Pool, _Spans]] = {}
+            for interval in chain.fold.intervals():
+                what = of.setdefault((interval.allotment.kind, interval.allotment.tier), {})
+                spans = labelled(interval, chain.fold.ledger.timeline, window)
+                what.setdefault(interval.pool, []).extend(spans)
+            for (kind, tier), pools in of.items():
+                amounts = [_area(pools.get(pool, [])) for pool in _LISTED]
+                free = [
+                    (start, end, capacity if pool is Pool.PROVISIONED else -capacity)
+                    for pool in _LISTED
+                    for start, end, capacity in pools.get(pool, [])
+                ]
+                rest = [(one.start_ns, one.end_ns, one.capacity) for one in steps(free)]
+                idle = _area(span for span in rest if span[2] > 0)
+                missing = _area(span for span in rest if span[2] < 0)
+                if any(amounts):
+                    row = (*amounts, idle, missing)
+                    found.append(NodeAmount(chain.node_id, kind, tier, *row))
+        return found
+
     def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:
         """See `sources.Source`."""
         days = (window[0] // DAY_NS * DAY_NS, -(-window[1] // DAY_NS) * DAY_NS)
@@ -207,6 +243,11 @@ def read_archive(archive: ArchiveReader) -> ReferenceSource:
         Chain(entry.node, entry.log_id).read(archive.events(entry.log_id), entry.head.hash.hex())
         for entry in archive.logs()
     )
+
+
+def _area(spans: Iterable[tuple[int, int, int]]) -> int:
+    """Capacity x ns."""
+    return sum(capacity * (end_ns - start_ns) for start_ns, end_ns, capacity in spans)
 
 
 def _covered(spans: list[tuple[int, int, int]]) -> list[tuple[int, int]]:

@@ -47,6 +47,21 @@ class Counted(msgspec.Struct, frozen=True):
     cap_ns: int
 
 
+class NodeAmount(msgspec.Struct, frozen=True):
+    """Of one kind and tier of a node, in raw unit x ns: what there was, and who had it. `idle` is
+    what nobody had, and `missing`, below zero, what was held beyond what there was."""
+
+    node_id: str
+    kind: ResourceKind
+    tier: TierKind | None
+    provisioned: int
+    tenant: int
+    teardown: int
+    fenced: int
+    idle: int
+    missing: int
+
+
 class Source(Protocol):
     """Hourly cells. Windows are in label time; None of `tenant` is all."""
 
@@ -90,6 +105,10 @@ class Source(Protocol):
         """The leases behind the rows of a tenant's usage, of so many hours each (0: of the whole
         window), by the first hour of the row. What is not there, or does not hold what the cells
         say, cannot be said."""
+        ...
+
+    def node_amounts(self, window: tuple[int, int]) -> list[NodeAmount]:
+        """What each node had, and who had it, of each log by itself."""
         ...
 
     def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:

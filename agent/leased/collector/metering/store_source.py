@@ -16,9 +16,10 @@ from leased.collector.metering import tables
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import RESULTS
 from leased.collector.metering.lease_counts import count_leases
+from leased.collector.metering.node_amounts import node_amounts
 from leased.collector.metering.projection import log_number
 from leased.collector.metering.rollup import ORDER, Listing, Rollups
-from leased.collector.metering.sources import Counted, Held, Quiet, cut_quiet
+from leased.collector.metering.sources import Counted, Held, NodeAmount, Quiet, cut_quiet
 from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.terms.errors import StateError
@@ -95,6 +96,10 @@ class StoreSource:
         """See `sources.Source`."""
         chains = self.contributing(window, tenant)
         return count_leases(self._derived, chains, tenant, window, bucket_hours, self._engine)
+
+    def node_amounts(self, window: tuple[int, int]) -> list[NodeAmount]:
+        """See `sources.Source`."""
+        return node_amounts(self._derived, self._listing.nodes, window, self._engine)
 
     def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:
         """See `sources.Source`."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs on money, over the whole fleet: usage, costs, bill, chargeback, capacity, forecast, idle,
-reservations, spot, scaling.
+"""Verbs on money, over the whole fleet: usage, costs, node-costs, bill, chargeback, capacity,
+forecast, idle, reservations, spot, scaling.
 
 Rule: they read, beside a running collector or without one. With --json they print what the HTTP API
 sends, with --csv one row a line.
@@ -25,6 +25,7 @@ from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.accounts.lease_rows import question, usage_by_lease
+from leased.collector.accounts.node_costs import node_costs
 from leased.collector.accounts.periods import Window
 from leased.collector.api import settings
 from leased.collector.archive.archive import ArchiveReader
@@ -103,6 +104,14 @@ def register(verbs: Verbs) -> None:
     one.add_argument("--top", type=int, default=10, metavar="N", help="the rest is OTHER")
     one.add_argument("--basis", choices=[b.value for b in Basis], default=Basis.RATE_CARD.value)
     one.add_argument("--group-by", choices=[g.value for g in GroupBy], help="besides by tenant")
+    one = _add(
+        verbs,
+        "node-costs",
+        "what each node cost, and what of it was idle",
+        "node-costs --last 7d",
+        lambda accounts, options: node_costs(accounts, _window(accounts, options)),
+    )
+    _add_window(one)
     _register_bills(verbs)
     one = _add(
         verbs,

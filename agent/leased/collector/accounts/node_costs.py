@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each node cost, who had it, and what of it was idle.
+
+Rule: a node costs what having its capacity costs (`[infrastructure]` of the terms), held or not;
+what tenants had, teardown, fences and idle are parts of that, and together with what was held
+beyond what there was they are all of it. Idle is never clamped silently: what is below zero is
+`unattributed_negative`. Each figure is rounded once. Where the rows are not what the hours say
+(records were removed since, or more are projected just now) they are not `complete`.
+
+Does not sweep (`metering.node_amounts`), and nothing is billed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+from fractions import Fraction
+
+import msgspec
+
+from leased.collector.accounts import periods
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.answers import Interval, Reach
+from leased.collector.accounts.periods import Window
+from leased.collector.metering.sources import NodeAmount
+from leased.economics.amounts import rounded
+from leased.economics.attribution import plain_cost
+from leased.economics.pools import Pool
+from leased.economics.statement import fixed
+from leased.terms.resource import ResourceKind, TierKind
+
+_Cell = tuple[Pool, ResourceKind, TierKind | None]
+
+
+class NodeCost(msgspec.Struct, frozen=True):
+    """One node: `provisioned_cost` is the sum of what follows it."""
+
+    node: str
+    provisioned_cost: Decimal
+    tenant_cost: Decimal
+    teardown_cost: Decimal
+    fenced_cost: Decimal
+    idle_cost: Decimal
+    unattributed_negative: Decimal
+
+
+class NodeCosts(msgspec.Struct, frozen=True):
+    """Every node that had something, the most idle first, and all of them together."""
+
+    period: str
+    interval: Interval
+    nodes: list[NodeCost]
+    provisioned_cost: Decimal
+    idle_cost: Decimal
+    unattributed_negative: Decimal
+    complete: bool
+    currency: str
+    reach: Reach
+
+
+def node_costs(accounts: Accounts, window: Window) -> NodeCosts:
+    """Of `window`. Raises NoData."""
+    accounts.now_ns()
+    amounts = accounts.source.node_amounts(window.pair)
+    card = accounts.terms.infrastructure
+    sums: dict[str, list[Fraction]] = {}
+    for one in amounts:
+        mine = sums.setdefault(one.node_id, [Fraction(0)] * 6)
+        for at, amount in enumerate(_parts(one)):
+            mine[at] += plain_cost(card, one.kind, one.tier, amount)
+    ranked = sorted(sums.items(), key=lambda item: (-item[1][4], item[0]))
+    whole = [sum((parts[at] for parts in sums.values()), Fraction(0)) for at in range(6)]
+
+    def money(cost: Fraction) -> Decimal:
+        return Decimal(fixed(rounded(cost, card.decimals), card.decimals))
+
+    begin, end = periods.instant(window.from_ns), periods.instant(window.to_ns)
+    return NodeCosts(
+        f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
+        Interval(begin, end),
+        [NodeCost(node, *map(money, parts)) for node, parts in ranked],
+        money(whole[0]),
+        money(whole[4]),
+        money(whole[5]),
+        _is_complete(accounts, window, amounts),
+        card.currency,
+        accounts.reach(window),
+    )
+
+
+def _parts(one: NodeAmount) -> tuple[int, ...]:
+    return one.provisioned, one.tenant, one.teardown, one.fenced, one.idle, one.missing
+
+
+def _is_complete(accounts: Accounts, window: Window, amounts: Iterable[NodeAmount]) -> bool:
+    """Whether the rows are all that the hours say, kind by kind and tier by tier."""
+    hours: dict[_Cell, int] = {}
+    for key, amount in accounts.source.sums(window.pair).items():
+        cell = (key.pool, key.kind, key.tier)
+        hours[cell] = hours.get(cell, 0) + amount
+    rows: dict[_Cell, int] = {}
+    pools = (Pool.PROVISIONED, Pool.TENANT, Pool.TEARDOWN, Pool.FENCED)
+    for one in amounts:
+        for pool, amount in zip(pools, _parts(one), strict=False):
+            cell = (pool, one.kind, one.tier)
+            rows[cell] = rows.get(cell, 0) + amount
+    return {cell: n for cell, n in rows.items() if n} == {cell: n for cell, n in hours.items() if n}

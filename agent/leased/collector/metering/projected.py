@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was projected of some chains, as the beginning of a statement: for questions that are put
+when somebody wants to know, and that metering does not answer.
+
+Rule: the statements of metering say who paid for what, over the records that the hours were
+computed from: what came since is cut off. A block that is written just now may be half there, so
+whoever asks compares the answer with what the hours say.
+
+Does not meter, and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from leased.collector.metering import tables
+from leased.collector.metering.blocks import LogBlocks, Rows, batched, party_table
+from leased.collector.metering.engine import PROJECTION, SMALL_TABLES, statements
+from leased.collector.metering.projection import LogShape, shape
+from leased.economics.hourly import NodeSpan
+
+LEADING: Final = (
+    *("again", "facts", "voids", "knotty", "tenancies", "marks", "stretches", "pieces"),
+)
+"""Of sql/metering.sql, what leads to who paid for what."""
+
+
+class Projected(msgspec.Struct, frozen=True):
+    """The parts of a WITH, and the arrow tables that they read, by their names."""
+
+    parts: tuple[str, ...]
+    more: dict[str, Any]
+
+
+def projected(directory: Path, chains: Iterable[NodeSpan]) -> Projected | None:
+    """The projection of `chains`, and who paid for what; None: nothing was projected. `directory`
+    is that of what is derived."""
+    rows = {table: Rows([], []) for table in PROJECTION}
+    parties: set[bytes] = set()
+    shapes: dict[int, LogShape] = {}
+    ends: dict[int, int] = {}
+    for chain in chains:
+        blocks = LogBlocks(directory, chain.log_id)
+        sidecars = blocks.sidecars()
+        if not sidecars:
+            continue
+        shapes[blocks.number] = shape(
+            (one for sidecar in sidecars for one in sidecar.rare), sidecars[-1].carry
+        )
+        ends[blocks.number] = chain.watermark_ns
+        for table, (paths, batches) in blocks.rows(sidecars).items():
+            rows[table].paths.extend(paths)
+            rows[table].batches.extend(batches)
+        for sidecar in sidecars:
+            parties.update(sidecar.parties)
+    if not shapes:
+        return None
+    small = tables.small_tables(shapes)
+    # Records may have come after those that the hours were computed from.
+    eras = [_until(era, ends[era[0]]) for era in small["eras"]]
+    others = [(*row[:-1], min(row[-1], ends[row[0]])) for row in small["others"]]
+    texts = statements()
+    parts = (
+        *(f"{table} AS ({_read(table, found.paths)})" for table, found in rows.items()),
+        f"parties AS ({_read('parties', [])})",
+        values("boots", SMALL_TABLES["boots"], small["boots"]),
+        values("eras", SMALL_TABLES["eras"], eras),
+        values("others", SMALL_TABLES["others"], others),
+        *(f"{name} AS ({texts[name]})" for name in LEADING),
+    )
+    more = {f"{table}_more": batched(table, found.batches) for table, found in rows.items()}
+    more["parties_more"] = party_table(parties)
+    return Projected(parts, more)
+
+
+def values(name: str, columns: Sequence[str], rows: Sequence[Sequence[int]]) -> str:
+    """A part of a WITH, of these integers."""
+    cast = ", ".join(f"CAST(c{at} AS BIGINT) AS {column}" for at, column in enumerate(columns))
+    named = ", ".join(f"c{at}" for at in range(len(columns)))
+    listed = ", ".join(f"({', '.join(map(str, row))})" for row in rows)
+    if not rows:
+        empty = ", ".join(f"CAST(NULL AS BIGINT) AS {column}" for column in columns)
+        return f"{name} AS (SELECT {empty} WHERE 1 = 0)"
+    return f"{name} AS (SELECT {cast} FROM (VALUES {listed}) v({named}))"
+
+
+def _until(era: Sequence[int], end_ns: int) -> tuple[int, ...]:
+    """An era (log, boot, start, end, label, final), no longer than to a label."""
+    log, boot, start_ns, until_ns, label_ns, final = era
+    return log, boot, start_ns, min(until_ns, start_ns + end_ns - label_ns), label_ns, final
+
+
+def _read(table: str, paths: Sequence[Path]) -> str:
+    every = f"SELECT * FROM {table}_more"
+    if not paths:
+        return every
+    listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+    read = f"read_parquet([{listed}], hive_partitioning = false)"
+    return f"SELECT * FROM {read} UNION ALL BY NAME {every}"
