@@ -15,6 +15,7 @@ from leased.collector.metering.reference import Chain, ReferenceSource
 from leased.collector.metering.sources import Held, Quiet
 from leased.collector.planning import capacity as looks
 from leased.collector.planning.forecast import forecast
+from leased.economics.attribution import Basis
 from leased.economics.contracts import (
     CardVersion,
     Contract,
@@ -255,6 +256,19 @@ def test_idle_teardown_and_fenced_are_told_apart_and_add_up():
     }
     assert costs.total_cost == Decimal("720.00") and costs.idle_cost == Decimal("144.00")
     assert [kind.name for kind in costs.by_type] == ["compute"]
+
+
+def test_costs_by_infrastructure_are_in_its_currency():
+    source = WrittenSource()
+    source.hold("", CPU, 1_000, range(1), pool=Pool.PROVISIONED)
+    source.hold("t", CPU, 1_000, range(1))
+    window = periods.Window(JANUARY_NS, JANUARY_NS + HOUR_NS)
+    accounts = Accounts(source, Terms(infrastructure=DOLLARS))
+    told = {basis: accounts.costs(window, basis=basis) for basis in Basis}
+    assert told[Basis.INFRASTRUCTURE].currency == "USD"
+    assert str(told[Basis.INFRASTRUCTURE].total_cost) == "7.20"
+    assert told[Basis.RATE_CARD].currency == "credits"
+    assert str(told[Basis.RATE_CARD].total_cost) == "7.200000"
 
 
 def test_negative_idle_is_told():

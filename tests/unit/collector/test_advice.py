@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.metering.sources import Held
 from leased.collector.planning.advice import Request, placement, sensitivities
@@ -19,12 +20,13 @@ from leased.collector.telemetry.rollup import Rollup
 from leased.collector.telemetry.store import Store
 from leased.collector.telemetry.views import waits
 from leased.economics.contracts import Terms
+from leased.economics.hourly import HOUR_NS
 from leased.economics.placement import Strategy
 from leased.economics.pools import Pool
 from leased.terms.lease import AccountingTag
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
-from tests.doubles.accounts import WrittenSource
+from tests.doubles.accounts import JANUARY_NS, WrittenSource
 
 CPU, GPU = ResourceKind.CPU, ResourceKind.GPU
 A, B = "0a" * 16, "0b" * 16
@@ -106,7 +108,19 @@ def test_who_waits_for_something_lives_by_it(accounts: Accounts, samples: Store)
         told(samples, key, Rollup(begin_s, 30, waited_s * NS_PER_S, 0, 0, 300 * NS_PER_S))
         of_all = msgspec.structs.replace(key, attributes=(pairs[0], (pairs[1][0], "full")))
         told(samples, of_all, Rollup(begin_s, 30, 300 * NS_PER_S, 0, 0, 300 * NS_PER_S))
-    assert waits(samples, begin_s, begin_s + 1) == {("acme", CPU): 316}
-    assert level("cpu", samples) == ("critical", Decimal("0.316"))
+    assert waits(samples, begin_s, begin_s + 1) == {("acme", CPU): 317}
+    assert level("cpu", samples) == ("critical", Decimal("0.317"))
     assert level("gpu", samples) == ("critical", None)
     assert level("mem", samples) == ("unused", None)
+
+
+def test_what_is_above_a_border_by_little_is_above_it() -> None:
+    for cores, gib, level in ((2_500, 5_000, "moderate"), (2_502, 4_996, "critical")):
+        source = WrittenSource()
+        # 7.20 a core and 3.60 a GiB: half of the cost, and 50.04 % of it.
+        source.hold("acme", CPU, cores * 1000, range(1))
+        source.hold("acme", ResourceKind.MEM, gib << 30, range(1))
+        accounts = Accounts(source, Terms())
+        window = periods.Window(JANUARY_NS, JANUARY_NS + HOUR_NS)
+        rows = {row.kind: row for row in sensitivities(accounts, window).rows}
+        assert rows["cpu"].level == level, rows

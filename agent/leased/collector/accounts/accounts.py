@@ -192,7 +192,8 @@ class Accounts:
         which = _choice(Basis, basis, "basis")
         cells = list(self.priced_sums(window))
         found = attribute(cells, self.terms, which)
-        decimals = self.terms.decimals
+        priced = self.terms.infrastructure if which is Basis.INFRASTRUCTURE else self.terms
+        decimals = priced.decimals
         total = rounded(found.tenants_total, decimals)
         tenants = [
             TenantCost(name, money(part, decimals), share)
@@ -208,7 +209,7 @@ class Accounts:
         return Costs(
             f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
             money(total, decimals),
-            self.terms.currency,
+            priced.currency,
             tenants,
             named_costs(found.by_type, decimals),
             pools,

@@ -11,6 +11,7 @@ Does not act on any of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -165,7 +166,9 @@ def _levels(
     for kind in ResourceKind:
         share = Fraction(kinds.get(kind, Fraction(0)), total) if total else Fraction(0)
         wait_pm = waited.get((tenant, kind))
-        level: Sensitivity = sensitivity(int(share * 1000), wait_pm or 0, used=kind in kinds)
+        # Rounded up: whatever is above a border is, by however little.
+        cost_pm = math.ceil(share * WHOLE_PM)
+        level: Sensitivity = sensitivity(cost_pm, wait_pm or 0, used=kind in kinds)
         yield SensitivityRow(
             tenant,
             project,

@@ -167,7 +167,7 @@ def heat(store: Store, now_s: int, *, node: str = "") -> dict[str, Heat]:
 
 def waits(store: Store, begin_s: int, end_s: int) -> dict[tuple[str, ResourceKind], int]:
     """Which share of their time somebody in a tenant's leases waited for what they have of a kind,
-    by tenant. Nobody sees who waits for a GPU."""
+    by tenant, in per mille, rounded up. Nobody sees who waits for a GPU."""
     found: dict[tuple[str, ResourceKind], tuple[int, int]] = {}
     for key, rollup in store.read(("leased.pressure.time",), begin_s, end_s):
         told = dict(key.attributes)
@@ -176,7 +176,7 @@ def waits(store: Store, begin_s: int, end_s: int) -> dict[tuple[str, ResourceKin
             waited_ns, covered_ns = found.get((key.tenant, kind), (0, 0))
             found[key.tenant, kind] = waited_ns + rollup.total, covered_ns + rollup.covered_ns
     return {
-        whose: min(1000, waited_ns * 1000 // covered_ns)
+        whose: min(1000, -(-waited_ns * 1000 // covered_ns))
         for whose, (waited_ns, covered_ns) in found.items()
         if covered_ns
     }
