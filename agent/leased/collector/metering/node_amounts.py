@@ -52,21 +52,32 @@ whole AS (
     SELECT log, pool, kind, tier, CAST(capacity AS DECIMAL(38,0)) AS capacity,
            GREATEST(s, {begin_ns}) AS s, LEAST(e, {end_ns}) AS e
     FROM whole WHERE capacity > 0 AND s < e AND s < {end_ns} AND e > {begin_ns}
+), totals AS (
+    SELECT log, kind, tier, {totals}
+    FROM (SELECT log, kind, tier, pool, capacity * CAST(e - s AS DECIMAL(38,0)) AS cap_ns
+          FROM cut) c
+    GROUP BY log, kind, tier
 ), steps AS (
-    SELECT log, kind, tier, t, {sums}
-    FROM (SELECT log, kind, tier, pool, s AS t, capacity AS dl FROM cut
-          UNION ALL SELECT log, kind, tier, pool, e, -capacity FROM cut) d
+    SELECT log, kind, tier, t, SUM(dl) AS dl
+    FROM (SELECT log, kind, tier, s AS t, CASE WHEN pool = 4 THEN capacity ELSE -capacity END AS dl
+          FROM cut
+          UNION ALL
+          SELECT log, kind, tier, e, CASE WHEN pool = 4 THEN -capacity ELSE capacity END FROM cut) d
     GROUP BY log, kind, tier, t
 ), levels AS (
-    SELECT log, kind, tier, {levels},
+    SELECT log, kind, tier,
+           CAST(SUM(dl) OVER (PARTITION BY log, kind, tier ORDER BY t) AS DECIMAL(38,0)) AS free,
            CAST(LEAD(t) OVER (PARTITION BY log, kind, tier ORDER BY t) - t
                 AS DECIMAL(38,0)) AS for_ns
-    FROM steps
+    FROM steps WHERE dl <> 0
+), rests AS (
+    SELECT log, kind, tier, SUM(GREATEST(free, 0) * for_ns) AS idle,
+           SUM(LEAST(free, 0) * for_ns) AS missing
+    FROM levels WHERE for_ns IS NOT NULL GROUP BY log, kind, tier
 )
-SELECT log, kind, tier, {totals},
-       SUM(GREATEST(there - tenant - teardown - fenced, 0) * for_ns),
-       SUM(LEAST(there - tenant - teardown - fenced, 0) * for_ns)
-FROM levels WHERE for_ns IS NOT NULL GROUP BY log, kind, tier ORDER BY log, kind, tier
+SELECT t.log, t.kind, t.tier, {names}, COALESCE(r.idle, 0), COALESCE(r.missing, 0)
+FROM totals t LEFT JOIN rests r ON r.log = t.log AND r.kind = t.kind AND r.tier = t.tier
+ORDER BY t.log, t.kind, t.tier
 """
 
 
@@ -91,16 +102,14 @@ def ask(
 ) -> list[NodeAmount]:
     """The same, where `parts` make what the statements read, or it is there as tables. `names` are
     the ids of nodes by the numbers of their logs."""
-    level = "CAST(SUM({}) OVER (PARTITION BY log, kind, tier ORDER BY t) AS DECIMAL(38,0)) AS {}"
     swept = _SWEPT.format(
         begin_ns=window[0],
         end_ns=window[1],
-        sums=", ".join(
-            f"SUM(CASE WHEN pool = {pool} THEN dl ELSE 0 END) AS {name}"
+        totals=", ".join(
+            f"SUM(CASE WHEN pool = {pool} THEN cap_ns ELSE 0 END) AS {name}"
             for name, pool in _POOLS.items()
         ),
-        levels=", ".join(level.format(name, name) for name in _POOLS),
-        totals=", ".join(f"SUM({name} * for_ns)" for name in _POOLS),
+        names=", ".join(f"t.{name}" for name in _POOLS),
     )
     rows = engine.query(f"WITH {', '.join((*parts, swept.strip()))}", None, more)
     return [
