@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import LogBlocks, Rows, batched, party_table
+from leased.collector.metering.blocks import BlockRows, LogBlocks, batched, party_table
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import PROJECTION, SMALL_TABLES, statements
 from leased.collector.metering.projection import LogShape, shape
@@ -73,7 +73,7 @@ def count_leases(
 ) -> dict[UsageKey, Counted]:
     """What `Source.leases` says, of the chains that the tenant is on. `directory` is that of what
     is derived."""
-    rows = {table: Rows([], []) for table in PROJECTION}
+    rows = {table: BlockRows([], []) for table in PROJECTION}
     parties: set[bytes] = set()
     shapes: dict[int, LogShape] = {}
     ends: dict[int, int] = {}
