@@ -24,6 +24,21 @@ from tests.doubles.collector_server import CollectorServer
 from tests.doubles.fleet_archive import HOUR_NS, NODE_A, NODE_B, begin_of, sample
 
 GOVERNANCE = "/v1/governance"
+WITHOUT_REACH = {
+    # What somebody set, or what was handed out and sent: no record of a node is behind it.
+    "/v1/governance/quotas",
+    "/v1/governance/quotas/{tenant}",
+    "/v1/governance/quotas/scheduled",
+    "/v1/governance/quotas/scheduled/{id}",
+    "/v1/governance/changes",
+    "/v1/governance/policy",
+    "/v1/nodes/{node}/policy",
+    "/v1/webhooks",
+    "/v1/webhooks/{id}",
+    "/v1/webhooks/{id}/deliveries",
+    # Bytes that an auditor computes again: each chain's last record stands in them.
+    "/v1/billing/bill",
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +57,23 @@ def await_books(server: CollectorServer) -> None:
 
 LAST_MONTH = print_instant(begin_of(time.time_ns()))[:7]
 WHOLE = f"start={LAST_MONTH}-01&end={LAST_MONTH}-28"
+
+
+def test_every_answer_that_follows_from_records_says_how_far_they_reach(
+    server: CollectorServer,
+) -> None:
+    document = server.ask("GET", "/v1/openapi.json").json
+    without = set()
+    for path, methods in document["paths"].items():
+        told = methods.get("get", {}).get("responses", {}).get("200", {}).get("content", {})
+        named = told.get("application/json", {}).get("schema", {}).get("$ref", "")
+        if named:
+            schema = document["components"]["schemas"][named.rpartition("/")[2]]
+            without |= {path} - ({path} if "reach" in schema["required"] else set())
+    assert without == WITHOUT_REACH
+    for path in ("allocations", "usage/tenant-acme", "compliance", "optimize/rightsizing"):
+        reach = server.ask("GET", f"{GOVERNANCE}/{path}").json["reach"]
+        assert (reach["nodes_behind"], reach["provisional"]) == ([], False)
 
 
 def test_usage_against_quota_is_the_documented_sample(server: CollectorServer) -> None:
@@ -134,6 +166,10 @@ def test_bills_and_costs_come_out_as_computed_by_hand(server: CollectorServer) -
     assert [row["capacity_seconds"] for row in rows] == [36_000, 36_000]
     answer = server.ask("GET", usage, headers={"Accept": "text/csv"})
     assert answer.headers["content-type"].startswith("text/csv")
+    assert answer.headers["leased-nodes-behind"] == "0"
+    assert (answer.headers["leased-provisional"], len(answer.headers["leased-watermark"])) == (
+        *("false", 20),
+    )
     read = list(csv.DictReader(io.StringIO(answer.body.decode())))
     assert [row["cap_ns"] for row in read] == [row["cap_ns"] for row in rows]
     assert "lease_id" not in rows[0] and "lease_id" not in read[0]

@@ -80,8 +80,8 @@ def test_there_is_something_of_everything_in_the_last_hour(made: Path) -> None:
 def test_the_week_before_has_been_looked_at_every_hour(made: Path) -> None:
     usage = StoreSource(Usage(made).rollups)
     with closing(usage) as source, closing(Store(made, reading=True)) as samples:
-        plan, accounts = Allocation(ResourceKind.GPU), Accounts(source, Terms())
-        points = allocations(accounts, "7d", plan, samples.shares_by).points
+        plans, accounts = ((0, Allocation(ResourceKind.GPU)),), Accounts(source, Terms())
+        points = allocations(accounts, "7d", plans, samples.shares_by).points
     told = [one.efficiency for one in points if one.allocated]
     assert len(told) > 100 and None not in told
     assert 0 < min(told) < max(told) < 1

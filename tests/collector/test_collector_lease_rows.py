@@ -13,20 +13,25 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
 from leased.collector import retention
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts, NoData
+from leased.collector.accounts.answers import UsageReport, UsageRow
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.accounts.lease_rows import question, usage_by_lease
 from leased.collector.accounts.periods import Window
+from leased.collector.accounts.usage_rows import usage_rows
 from leased.collector.api.csv_rows import csv_of
-from leased.collector.api.problems import Problem
+from leased.collector.api.report_queries import UsageQuery
 from leased.collector.api.reports import Reports
+from leased.collector.api.routes import Call, Caller, Scope
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.demo import Wish
 from leased.collector.fleet import Fleet
 from leased.collector.main import main
+from leased.collector.metering.reference import read_archive
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention_rule import Rule
@@ -82,6 +87,41 @@ def test_leases_add_up_to_the_hours(fleet: Path, start: str, end: str) -> None:
             assert [row.start for row in report.rows] == sorted(row.start for row in report.rows)
             told += len(report.rows)
     assert told > 20
+
+
+def test_a_row_says_how_many_leases_it_is_made_of(fleet: Path) -> None:
+    """As many as there are rows by the lease; by the hour and by the day as folded in Python."""
+    told = 0
+    days = window("2025-12-02", "2025-12-08")
+    with closing(ArchiveReader(fleet)) as archive, closing(StoreSource(Store(fleet).rollups)) as of:
+        accounts, folded = Accounts(of, TERMS), Accounts(read_archive(archive), TERMS)
+        for tenant in of.tenants():
+            asked = question(accounts, tenant, days)
+            rows = Counter(_priced(row) for row in usage_by_lease(archive, asked).rows)
+            assert {_priced(row): row.leases for row in asked.report.rows} == rows
+            told += sum(rows.values())
+            for granularity in ("hour", "day", "total"):
+                found = accounts.usage(tenant, days, granularity).rows
+                assert found == folded.usage(tenant, days, granularity).rows
+                assert all(row.leases for row in found)
+    assert told > 20
+
+
+def test_a_count_of_other_records_than_the_hours_are_of_is_not_told(fleet: Path) -> None:
+    with closing(StoreSource(Store(fleet).rollups)) as of:
+        (tenant, *_) = of.tenants()
+        days = window("2025-12-02", "2025-12-08")
+        counted = of.leases(days.pair, tenant, 0)
+        key = next(iter(counted))
+        counted[key] = msgspec.structs.replace(counted[key], cap_ns=counted[key].cap_ns + 1)
+        cells, peaks = of.cells(days.pair, tenant), of.peaks(days.pair, tenant)
+        rows, _ = usage_rows(cells, peaks, TERMS, days, 0, counted)
+        assert [row.leases for row in rows].count(None) == 1 < len(rows)
+
+
+def _priced(row: UsageRow) -> tuple[object, ...]:
+    tag = (row.cost_center, row.project, row.request_class, row.budget_group)
+    return (row.kind, row.tier, row.priority, *tag)
 
 
 def _sums(rows: list[object]) -> dict[object, tuple[int, Fraction]]:
@@ -145,16 +185,26 @@ def test_more_leases_than_anybody_reads(fleet: Path) -> None:
             usage_by_lease(archive, asked, leases_max=3)
 
 
-def test_one_at_a_time_and_nobody_waits(fleet: Path) -> None:
-    """A thread that waits for a fold is one that answers nobody else."""
+async def test_who_asks_at_once_waits_and_is_answered(fleet: Path) -> None:
+    """Each its own, and those who ask for the same get the same."""
     with closing(StoreSource(Store(fleet).rollups)) as of:
         accounts = Accounts(of, TERMS)
-        asked = question(accounts, of.tenants()[0], window("2025-12-02", "2025-12-03"))
         reports = Reports(lambda ask: ask(accounts), Policy, Fleet, fleet)
-        with reports._folding, pytest.raises(Problem) as refused:
-            reports._by_lease(asked)
-        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "5"})
-        assert reports._by_lease(asked).rows
+        answered: list[tuple[str, UsageReport]] = []
+
+        async def ask(end: str) -> None:
+            query = UsageQuery(of.tenants()[0], "2025-12-02", end, granularity="lease")
+            call = Call(Caller("somebody", frozenset(Scope)), None, query, None, 0)
+            first = await trio.to_thread.run_sync(reports.usage, call)
+            assert first.value is None and first.then is not None
+            answered.append((end, (await first.then()).value))
+
+        ends = ("2025-12-03", "2025-12-04", "2025-12-03", "2025-12-05")
+        async with trio.open_nursery() as nursery:
+            for end in ends:
+                nursery.start_soon(ask, end)
+        assert sorted(end for end, _ in answered) == sorted(ends)
+        assert all(report.rows and report.granularity == "lease" for _, report in answered)
 
 
 def test_where_records_were_removed_there_are_hours_and_no_leases(
@@ -177,15 +227,20 @@ def test_where_records_were_removed_there_are_hours_and_no_leases(
         floor_ns = archive.kept.floor().floor_ns
     assert floor_ns == parse_instant("2025-12-01T00:00:00Z")
     with closing(ArchiveReader(state)) as archive:
-        Store(state).refresh(archive)
+        Store(state).rebuild(archive)
     with closing(ArchiveReader(state)) as archive, closing(StoreSource(Store(state).rollups)) as of:
-        accounts = Accounts(of, TERMS)
+        accounts, gone = Accounts(of, TERMS), 0
         for tenant in of.tenants():
             whole = question(accounts, tenant, window("2025-12-01", "2025-12-31"))
             assert _sums(usage_by_lease(archive, whole).rows) == _sums(whole.report.rows)
             over = question(accounts, tenant, Window(floor_ns - HOUR_NS, floor_ns + HOUR_NS))
             with pytest.raises(NoData, match="before 2025-12-01T00:00:00Z were removed"):
                 usage_by_lease(archive, over)
+            # Of hours just before it all records may still be there: of leases that went on.
+            hours = accounts.usage(tenant, window("2025-11-01", "2025-12-02")).rows
+            assert all(row.leases for row in hours if row.start >= "2025-12-01")
+            gone += sum(row.leases is None for row in hours)
+    assert gone > 20
 
 
 def test_as_csv_and_by_the_verb(fleet: Path) -> None:

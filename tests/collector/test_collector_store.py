@@ -307,6 +307,36 @@ def test_a_refresh_that_breaks_off_leaves_the_old_state(fleet: Path, tmp_path: P
     archive.close()
 
 
+def test_a_log_that_another_replaced_keeps_no_bill_from_being_final(tmp_path: Path):
+    """`enrol --replace`: of the log before no record is to come, and its last one is no watermark
+    of the fleet; what it says counts as before."""
+    whole = Archive(tmp_path / "whole")
+    make_fleet(whole, Wish(nodes=2, days=2, seed=5, until_ns=UNTIL_NS, leases_per_day=60))
+    before, now = whole.logs()
+    archive = Archive(tmp_path / "state")
+    for entry, most in ((before, 3), (now, 10_000)):
+        archive.add_log(LogEntry(entry.log_id, now.node, "alpha", entry.origin, GENESIS))
+        head = GENESIS
+        for frames, after in list(pages(whole, entry.log_id, 100))[:most]:
+            page = Page(entry.log_id, head, after, frames, b"", 0, "", 0)
+            assert archive.persist([page]) == [None]
+            head = after
+    store = Store(tmp_path / "state")
+    watermarks = []
+    for followed in ((), (("alpha", now.log_id),)):
+        for name, log_id in followed:
+            archive.manifest.follow(name, "https://alpha:7443", log_id)
+        store.refresh(archive)
+        source = StoreSource(store.rollups)
+        spans = {span.log_id: span.watermark_ns for span in source.nodes()}
+        watermarks.append(Accounts(source, Terms()).watermark_ns())
+        source.close()
+    assert spans[before.log_id] < spans[now.log_id]
+    assert watermarks == [spans[before.log_id], spans[now.log_id]]
+    archive.close()
+    whole.close()
+
+
 def test_records_that_came_late_revise_the_day_and_keep_what_it_was(tmp_path: Path):
     """A node that nobody waited for came back: the closed day gets new files, the old ones stay."""
     wish = Wish(nodes=2, days=2, seed=5, until_ns=UNTIL_NS, leases_per_day=60)

@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from leased.collector.metering.sources import Held, Quiet, cut_quiet, summed
+from leased.collector.metering.sources import Counted, Held, Quiet, cut_quiet, summed
 from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
@@ -61,6 +61,9 @@ class WrittenSource:
     def nodes(self) -> tuple[NodeSpan, ...]:
         return self.spans
 
+    def replaced(self) -> frozenset[str]:
+        return frozenset()
+
     def first_ns(self) -> int:
         return self.since_ns
 
@@ -94,6 +97,11 @@ class WrittenSource:
             for cell, count in self.done.items()
             if _inside(cell[1], window) and tenant in (None, cell[0])
         }
+
+    def leases(
+        self, window: tuple[int, int], tenant: str, bucket_hours: int
+    ) -> dict[UsageKey, Counted]:
+        return {}
 
     def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:
         return self.spans if self.cells(window, tenant) else ()

@@ -28,6 +28,8 @@ OTHER_SECTIONS: Final = (
     "access",
     "governance",
     "billing",
+    "capacity",
+    "slo_tiers",
     "store",
     "telemetry",
     "webhooks",

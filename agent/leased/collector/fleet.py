@@ -22,6 +22,7 @@ import msgspec
 from leased.chain.canonical import Unknown
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.manifest import LogEntry
+from leased.collector.planning.attainment import Attainment
 from leased.collector.planning.compliance import Compliance
 from leased.collector.planning.flow import Flow
 from leased.terms import event as events
@@ -54,6 +55,7 @@ _THROTTLES: Final = (
     RefusalReason.THROTTLED,
 )
 _LIMITS: Final = (RefusalReason.TENANT_CAPACITY, RefusalReason.TENANT_LEASES)
+_TURNS: Final = (events.NodeStarted, events.NodeStopped, events.CordonChanged)
 _NO_ROOM: Final = (
     RefusalReason.NO_CAPACITY,
     RefusalReason.SHARE,
@@ -139,7 +141,10 @@ class NodeView:
         self.recent: list[Told] = []
         self.flow = Flow()
         self.compliance = Compliance()
+        self.attainment = Attainment()
         self.ended: dict[str, Subject] = {}
+        self.turned_wall_ns = 0
+        """When it came, went, or was told to grant nothing more or again, last."""
 
     @property
     def draining(self) -> bool:
@@ -158,6 +163,8 @@ class NodeView:
         self.next_seq, self.moment = sequence + 1, moment
         kind = type(event).__name__
         self.counts[kind] = self.counts.get(kind, 0) + 1
+        if isinstance(event, _TURNS):
+            self.turned_wall_ns = moment.wall_ns
         if isinstance(event, LeaseEvent):
             self._apply_lease(sequence, event, moment)
         elif isinstance(event, events.NodeStarted):
@@ -221,7 +228,10 @@ class NodeView:
         if lease is None:
             return
         if not lease.ended and type(event) in _ENDS:
-            self.flow.end(moment.wall_ns, moment.wall_ns - lease.granted_wall_ns)
+            length_ns = moment.wall_ns - lease.granted_wall_ns
+            self.flow.end(moment.wall_ns, length_ns)
+            reason = event.reason if isinstance(event, events.Revoked) else None
+            self.attainment.end(event.subject.priority, moment.wall_ns, length_ns, reason)
             self.ended[lease_id] = lease.subject
             if len(self.ended) > ENDED_KEPT:
                 del self.ended[next(iter(self.ended))]

@@ -134,8 +134,8 @@ def _waits(state: Path, terms: Terms, floor_ns: int) -> str:
     listing = store.rollups.listing()
     if not listing.nodes:
         return "usage was never brought up to date: `leased-collector refresh`"
-    retired = frozenset(terms.retired_nodes)
-    behind = [one for one in listing.nodes if one.node_id not in retired]
+    unwaited = frozenset((*terms.retired_nodes, *listing.retired))
+    behind = [one for one in listing.nodes if unwaited.isdisjoint((one.node_id, one.log_id))]
     late = [one.node_id for one in behind if one.watermark_ns < floor_ns]
     if late:
         return f"node {min(late)} has no record since {periods.day(floor_ns)}"

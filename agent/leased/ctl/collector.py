@@ -111,7 +111,7 @@ def _register_advice(under: Verbs) -> None:
     one = _add(under, "forecast", "how much will be held", forecast, "--horizon 90d --kind gpu")
     one.add_argument("--horizon", default="90d", metavar="PERIOD", help="default: 90d")
     one.add_argument("--kind", default="cpu", choices=("cpu", "gpu", "mem", "block", "net"))
-    _add(under, "idle", "nodes that nobody uses", _plain(f"{GOVERNANCE}/optimize/idle"))
+    _add(under, "idle", "nodes and leases that nobody uses", _plain(f"{GOVERNANCE}/optimize/idle"))
     one = _add(under, "waste", "leases that hold more than they use", waste, "--last 24h")
     one.add_argument("--last", default="1h", metavar="PERIOD", help="back from now (default: 1h)")
     _add(under, "health", "the daily checklist", _plain(f"{GOVERNANCE}/health"))

@@ -11,7 +11,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leased.collector.metering import blocks, tables
+from leased.collector.metering import blocks, lease_counts, tables
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import PROJECTION, RESULTS, SMALL_TABLES, check_engine, meter
 from leased.collector.metering.projection import Carry, Projector, shape
@@ -212,6 +212,10 @@ def test_sql_and_reference_agree(seed: int, steps: int, nodes: int):
     by_number = {chain.number: chain for chain in chains}
     quiet = {(by_number[log].node_id, s, e) for log, s, e in rows("quiet")}
     assert quiet == {(q.node_id, q.from_ns, q.to_ns) for q in source.quiet(window)}
+    for tenant in source.tenants():
+        inside, hours = (HOUR_NS, 60 * HOUR_NS), (0, 1, 24)[seed % 3]
+        counted = lease_counts.ask(duck, (), tenant, inside, hours)
+        assert counted == source.leases(inside, tenant, hours)
     held = sorted((by_number[row[0]].node_id, *row[1:]) for row in rows("held"))
     expected = sorted(
         (h.node_id, int(h.pool), h.tenant, int(h.kind), tables.tier_number(h.tier), h.capacity)

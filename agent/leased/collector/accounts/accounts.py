@@ -10,11 +10,10 @@ Does not speak HTTP (`api`) and does not decide who may ask.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from msgspec import UNSET, UnsetType
 
@@ -43,7 +42,9 @@ from leased.collector.accounts.cost_shares import (
 from leased.collector.accounts.focus import focus_csv, focus_rows
 from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
 from leased.collector.accounts.invoices import Invoices
+from leased.collector.accounts.once import Once
 from leased.collector.accounts.periods import Window
+from leased.collector.accounts.reaching import reach_now, reach_of
 from leased.collector.accounts.usage_rows import usage_rows
 from leased.collector.metering.sources import Source
 from leased.economics.amounts import rounded, units
@@ -57,7 +58,6 @@ from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import parse_tenant
 
 TOP: Final = 10
-ANSWERS_KEPT: Final = 256
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _Answer = TypeVar("_Answer")
 
@@ -90,18 +90,11 @@ class Accounts:
         self.terms = terms
         self._retired = frozenset(terms.retired_nodes)
         self._invoices = invoices
-        self._answered: OrderedDict[Hashable, Any] = OrderedDict()
+        self._once = Once()
 
     def once(self, key: Hashable, answer: Callable[[Accounts], _Answer]) -> _Answer:
         """What `answer` says, by whatever names it: the same cells give the same again."""
-        if key in self._answered:
-            self._answered.move_to_end(key)
-        else:
-            self._answered[key] = answer(self)
-            if len(self._answered) > ANSWERS_KEPT:
-                self._answered.popitem(last=False)
-        found: _Answer = self._answered[key]
-        return found
+        return self._once.of(key, lambda: answer(self))
 
     def issued_mark(self, tenant: str) -> Hashable:
         """Is another as soon as a bill of `tenant` is issued."""
@@ -118,22 +111,25 @@ class Accounts:
 
     def watermark_ns(self) -> int:
         """The oldest last record of all nodes that are not retired: what ends before is settled."""
-        nodes = [node for node in self.source.nodes() if node.node_id not in self._retired]
-        return min((node.watermark_ns for node in nodes), default=0)
+        return min(self._watermarks().values(), default=0)
 
     def reach(self, window: Window) -> Reach:
         """How far the records reach for an answer about `window`."""
-        behind = [
-            node.node_id
-            for node in self.source.nodes()
-            if node.watermark_ns < window.to_ns and node.node_id not in self._retired
-        ]
-        return Reach(
-            periods.instant(self.now_ns()),
-            periods.instant(self.watermark_ns()),
-            sorted(frozenset(behind)),
-            bool(behind),
-        )
+        return reach_of(self._watermarks(), window.to_ns, self.now_ns())
+
+    def reach_now(self) -> Reach:
+        """The same for an answer about what is at the last record of each node."""
+        return reach_now(self._watermarks(), self.now_ns())
+
+    def _watermarks(self) -> dict[str, int]:
+        """Of each node that is waited for, the oldest last record of any of its logs that is."""
+        found: dict[str, int] = {}
+        unwaited = self._retired | self.source.replaced()
+        for node in self.source.nodes():
+            if unwaited.isdisjoint((node.node_id, node.log_id)):
+                known_ns = found.get(node.node_id, node.watermark_ns)
+                found[node.node_id] = min(known_ns, node.watermark_ns)
+        return found
 
     def last(self, period: str) -> Window:
         """The last "24h" or "30d". The running hour is not a part of it."""
@@ -168,6 +164,7 @@ class Accounts:
             self.terms,
             window,
             buckets[granularity],
+            self.source.leases(window.pair, tenant, buckets[granularity] // HOUR_NS),
         )
         tasks = sum(self.source.tasks(window.pair, tenant).values())
         return UsageReport(

@@ -55,6 +55,9 @@ class UsageRow(msgspec.Struct, frozen=True):
     """In units, the most of this kind and tier that the tenant held at once in the time."""
     cost: Decimal
     cost_exact: str
+    leases: int | None | UnsetType = UNSET
+    """How many it is made of; null where their records were removed, so that only hours are left.
+    A row that is one lease has none."""
     node: str | UnsetType = UNSET
     log_id: str | UnsetType = UNSET
     lease_id: str | UnsetType = UNSET
@@ -214,12 +217,33 @@ class Headroom(msgspec.Struct, frozen=True):
     estimated_burst_duration_minutes: int
 
 
+class Advice(msgspec.Struct, frozen=True):
+    """What to do, and by when. `add_workers` is below zero where there are too many."""
+
+    action: str
+    by_date: str
+    add_workers: int
+    reason: str
+
+
+class CapacityAlert(msgspec.Struct, frozen=True):
+    """A kind of which more than `threshold` is allocated; `level` is warning or critical."""
+
+    level: str
+    resource: str
+    utilization: Decimal
+    threshold: Decimal
+
+
 class Capacity(msgspec.Struct, frozen=True):
-    """The capacity report."""
+    """The capacity report. `recommendations` is what to do about it as things are; what is to come
+    is the forecast's."""
 
     current: CurrentCapacity
     utilization: Utilization
     headroom: Headroom
+    alerts: list[CapacityAlert]
+    recommendations: list[Advice]
     reach: Reach
 
 
@@ -232,15 +256,6 @@ class Prediction(msgspec.Struct, frozen=True):
     confidence: Decimal
     lower: Decimal
     upper: Decimal
-
-
-class Advice(msgspec.Struct, frozen=True):
-    """What to do, and by when."""
-
-    action: str
-    by_date: str
-    add_workers: int
-    reason: str
 
 
 class Forecast(msgspec.Struct, frozen=True):
@@ -257,17 +272,23 @@ class Forecast(msgspec.Struct, frozen=True):
 
 
 class IdleResource(msgspec.Struct, frozen=True):
-    """A node without a lease."""
+    """A node without a lease; or (`type` lease) what a lease of a tenant on a `node` holds of a
+    `kind` and does nothing with, for a week at most."""
 
     resource: str
     idle_since: str
     idle_hours: int
     wasted_cost: Decimal
     recommendation: str
+    type: str = "node"
+    node: str | None = None
+    tenant: str | None = None
+    kind: str | None = None
 
 
 class Idle(msgspec.Struct, frozen=True):
-    """Nodes idle now, and what all idle stretches of the last seven days cost, ended ones too."""
+    """Nodes and leases idle now, and what all idle stretches of the last seven days cost, also if
+    they have ended. A node that has a lease is not idle: nothing is counted twice."""
 
     idle_resources: list[IdleResource]
     total_waste_last_7d: Decimal

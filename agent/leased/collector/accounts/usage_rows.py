@@ -20,6 +20,7 @@ import msgspec
 from leased.collector.accounts import periods
 from leased.collector.accounts.answers import UsageRow
 from leased.collector.accounts.periods import Window
+from leased.collector.metering.sources import Counted
 from leased.economics.amounts import exact, rounded
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS, PeakKey
@@ -42,8 +43,10 @@ def usage_rows(
     terms: Terms,
     window: Window,
     bucket_ns: int,
+    leases: Mapping[UsageKey, Counted],
 ) -> tuple[list[UsageRow], Fraction]:
-    """Cells put together by bucket, each cell priced by the card of its hour; and what all cost."""
+    """Cells put together by bucket, each cell priced by the card of its hour; and what all cost.
+    `leases` are those behind each row, by its first hour."""
     amounts: dict[_RowKey, int] = {}
     costs: dict[_RowKey, Fraction] = {}
     highest: dict[tuple[int, ResourceKind, TierKind | None], int] = {}
@@ -57,6 +60,11 @@ def usage_rows(
         row = (bucket, key.kind, key.tier, key.priority, key.tag)
         amounts[row] = amounts.get(row, 0) + amount
         costs[row] = costs.get(row, Fraction(0)) + priced(terms, key.bucket, amount, row[1:])
+    by_row = {
+        (key.bucket * HOUR_NS, key.kind, key.tier, key.priority, key.tag): counted
+        for key, counted in leases.items()
+        if key.priority is not None
+    }
     rows = []
     for row in sorted(amounts, key=_row_order):
         start_ns, kind, tier = row[:3]
@@ -65,7 +73,11 @@ def usage_rows(
             end_ns = min(end_ns, start_ns // bucket_ns * bucket_ns + bucket_ns)
         most = highest.get((start_ns, kind, tier), 0)
         when = (start_ns, end_ns)
-        rows.append(row_of(when, row[1:], amounts[row], costs[row], most, terms.decimals))
+        found = row_of(when, row[1:], amounts[row], costs[row], most, terms.decimals)
+        behind = by_row.get(row)
+        known = behind is not None and behind.cap_ns == amounts[row]
+        count = behind.leases if behind is not None and known else None
+        rows.append(msgspec.structs.replace(found, leases=count))
     return rows, sum(costs.values(), Fraction(0))
 
 

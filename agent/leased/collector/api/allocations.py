@@ -15,11 +15,13 @@ from decimal import ROUND_DOWN, Decimal
 from fractions import Fraction
 from typing import Final
 
+from leased.collector.accounts.reaching import reach_of_fleet
 from leased.collector.api.seen import AllocationsSeen, TenantShare
 from leased.collector.api.shown import instant, quantities
 from leased.collector.fleet import Fleet
 from leased.collector.governance.dimensions import BY_KIND
 from leased.collector.governance.fairness import entitled, evenness
+from leased.collector.governance.strategies import plans_of
 from leased.economics.amounts import split
 from leased.terms.policy import Allocation, Policy, Strategy
 from leased.terms.resource import ResourceKind
@@ -30,15 +32,17 @@ _CPU: Final = ResourceKind.CPU
 _Amounts = dict[ResourceKind, int]
 
 
-def seen_of(fleet: Fleet, ground: Policy, now_ns: int) -> AllocationsSeen:
-    """As things are."""
+def seen_of(
+    fleet: Fleet, ground: Policy, now_ns: int, retired: frozenset[str] = frozenset()
+) -> AllocationsSeen:
+    """As things are; nobody waits for who is `retired`."""
     totals, held, unmet = fleet.totals(), fleet.held_by(), fleet.unmet(now_ns - WANTED_NS)
     wanted = {
         tenant: found
         for tenant in sorted(held.keys() | unmet.keys())
         if (found := _together(held.get(tenant, {}), unmet.get(tenant, {})))
     }
-    plans = plans_of(ground)
+    plans = plans_of(ground.allocations)
     goals: dict[str, dict[str, int]] = {tenant: {} for tenant in wanted}
     fairness = {}
     for kind, total in totals.items():
@@ -77,12 +81,8 @@ def seen_of(fleet: Fleet, ground: Policy, now_ns: int) -> AllocationsSeen:
         fairness=fairness,
         fairness_index=min(fairness.values(), default=Decimal(1)),
         as_of=instant(now_ns),
+        reach=reach_of_fleet(fleet, now_ns, retired),
     )
-
-
-def plans_of(ground: Policy) -> dict[ResourceKind, Allocation]:
-    """How each kind as a whole is divided, where the policy says."""
-    return {one.kind: one for one in ground.allocations if one.tier is None}
 
 
 def _together(held: Mapping[ResourceKind, int], more: Mapping[ResourceKind, int]) -> _Amounts:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -165,19 +166,23 @@ class Application:
             self._written()
             return answer
         if inspect.iscoroutinefunction(route.act):
-            with trio.CancelScope() as waits:
-                self._waiting[waits] = None
-                try:
-                    found: Answer = await route.act(call)
-                    return found
-                finally:
-                    del self._waiting[waits]
-            raise Problem(503, "The collector stops.", headers={"Retry-After": "1"})
+            return await self._await(partial(route.act, call))
         if route.slow:
-            return await trio.to_thread.run_sync(
+            found: Answer = await trio.to_thread.run_sync(
                 route.act, call, limiter=self._readers, abandon_on_cancel=True
             )
+            return found if found.then is None else await self._await(found.then)
         return route.act(call)  # type: ignore[return-value]
+
+    async def _await(self, answer: Callable[[], Awaitable[Answer]]) -> Answer:
+        """What may take long, and ends with the collector. Raises Problem."""
+        with trio.CancelScope() as waits:
+            self._waiting[waits] = None
+            try:
+                return await answer()
+            finally:
+                del self._waiting[waits]
+        raise Problem(503, "The collector stops.", headers={"Retry-After": "1"})
 
     def _write(self, route: Route, call: Call, raw: bytes) -> Answer:
         key = call.headers.get("idempotency-key")

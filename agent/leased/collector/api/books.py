@@ -2,8 +2,8 @@
 """The books: what answers are computed from, kept up to date beside the server.
 
 Rule: reading happens in a thread, on a connection of its own, which a stop does not wait for (what
-it writes stands any crash); answers are made from what was last
-read whole, one question at a time (the engine below has one connection). How often it is read anew
+it writes stands any crash); answers are made from what was last read whole, several at a time, and
+a source is kept open for as long as somebody asks it. How often it is read anew
 follows from how long that takes, so that a large fleet costs a share of one core and no more.
 
 Does not answer (`reports`, `views`).
@@ -26,6 +26,7 @@ from leased.collector.archive.manifests import is_there
 from leased.collector.fleet import Fleet
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import Engine, EngineGone
+from leased.collector.metering.sources import Source
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
 from leased.economics.contracts import Terms
@@ -59,7 +60,9 @@ class Books:
         self._archive: ArchiveReader | None = None
         self._source: StoreSource | None = None
         self._accounts: Accounts | None = None
-        self._asking = threading.Lock()
+        self._turning = threading.Lock()
+        self._asking: dict[int, int] = {}
+        self._old: list[StoreSource] = []
         self._heads: tuple[object, ...] = ()
         self._next_s = 0.0
         self._said = ""
@@ -72,9 +75,30 @@ class Books:
         return self._accounts is not None
 
     def ask(self, question: Callable[[Accounts], T]) -> T | None:
-        """What the accounts answer; None: nothing has been read yet. Blocks."""
-        with self._asking:
-            return None if self._accounts is None else question(self._accounts)
+        """What the accounts answer; None: nothing has been read yet. Blocks, and nobody else: a
+        source is let go of when it is another's turn and nobody asks it any more."""
+        with self._turning:
+            accounts = self._accounts
+            if accounts is None:
+                return None
+            self._asking[id(accounts.source)] = self._asking.get(id(accounts.source), 0) + 1
+        try:
+            return question(accounts)
+        finally:
+            self._leave(accounts.source)
+
+    def _leave(self, source: Source) -> None:
+        with self._turning:
+            self._asking[id(source)] -= 1
+            if not self._asking[id(source)]:
+                del self._asking[id(source)]
+            self._close_old()
+
+    def _close_old(self) -> None:
+        """Let go of the sources of before that nobody asks."""
+        for old in [one for one in self._old if id(one) not in self._asking]:
+            self._old.remove(old)
+            old.close()
 
     async def run(self) -> None:
         """Follow the archive until cancelled."""
@@ -132,11 +156,12 @@ class Books:
 
     def _open(self, store: Store, terms: Terms) -> None:
         source = StoreSource(store.rollups)
-        with self._asking:
-            before, self._source = self._source, source
+        with self._turning:
+            if self._source is not None:
+                self._old.append(self._source)
+            self._source = source
             self._accounts = Accounts(source, terms, Invoices(self._state))
-            if before is not None:
-                before.close()
+            self._close_old()
 
     def _tell_once(self, text: str) -> None:
         if text != self._said:

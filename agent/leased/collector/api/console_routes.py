@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 import trio
 
+from leased.collector.accounts.answers import Reach
 from leased.collector.api.books import Books
 from leased.collector.api.routes import Answer, Call, Caller, Route
 from leased.collector.api.seen import LeaseSeen, NodeSeen
@@ -40,6 +41,7 @@ class Look(msgspec.Struct, frozen=True):
     leases: list[LeaseSeen]
     count: int
     as_of: str
+    reach: Reach
 
 
 class Stream:
@@ -66,7 +68,7 @@ class Stream:
         leases = self._views.leases_of(caller, None, now_ns)
         leases.sort(key=lambda one: (one.remaining_ms, one.lease_id))
         nodes = seen.nodes if caller.tenants is None else []
-        return Look(nodes, leases[:LEASES_MAX], len(leases), seen.as_of)
+        return Look(nodes, leases[:LEASES_MAX], len(leases), seen.as_of, seen.reach)
 
 
 def _serve(page: Page, call: Call) -> Answer:

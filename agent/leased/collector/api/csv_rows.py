@@ -29,7 +29,8 @@ def csv_of(report: answers.UsageReport) -> bytes:
         msgspec.to_builtins(row, builtin_types=(Decimal,)) for row in report.rows
     ]
     out = io.StringIO()
-    writer = csv.DictWriter(out, [one for one in _COLUMNS if by_lease or one not in OF_LEASES])
+    left_out = ("leases",) if by_lease else OF_LEASES
+    writer = csv.DictWriter(out, [one for one in _COLUMNS if one not in left_out])
     writer.writeheader()
     writer.writerows({key: _cell(value) for key, value in row.items()} for row in told)
     return out.getvalue().encode()

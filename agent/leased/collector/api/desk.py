@@ -37,6 +37,7 @@ from leased.collector.api import (
     quotas,
     reports,
     settings,
+    slo_routes,
     telemetry_routes,
     view_routes,
     views,
@@ -109,7 +110,9 @@ class Desk:
                 seen=lambda: self.books.fleet,
                 wall_ns=wall_ns,
             )
-            self._observed = telemetry_routes.Observed(state, self._newest_card)
+            self._observed = telemetry_routes.Observed(
+                state, self._newest_card, lambda: self.books.fleet, self._gone
+            )
             self.hooks = Mailing(
                 self._settings.webhooks,
                 self._keeping,
@@ -147,6 +150,7 @@ class Desk:
             self._quotas.limits,
             self._quotas.tenants,
             lambda: self._ground,
+            self._gone,
         )
         self.metrics = metrics.Metrics(
             fleet=lambda: self.books.fleet,
@@ -164,8 +168,9 @@ class Desk:
             *reports.routes(self._reports()),
             *advice_routes.routes(self._reports()),
             *checklist.routes(self._reports(), self.views),
+            *slo_routes.routes(self._levels()),
             *telemetry_routes.routes(self._observed),
-            *handing.routes(handing.Handing(self.issuer)),
+            *handing.routes(handing.Handing(self.issuer, self.views.reach)),
             *enrolling.routes(
                 enrolling.Enrolling(self._state, self._settings.http, self._directory)
             ),
@@ -177,7 +182,13 @@ class Desk:
 
     def _reports(self) -> reports.Reports:
         ground, fleet = (lambda: self._ground), (lambda: self.books.fleet)
-        return reports.Reports(self.books.ask, ground, fleet, self._state)
+        plans = self.issuer.strategies.of
+        marks = self._settings.capacity
+        return reports.Reports(self.books.ask, ground, fleet, self._state, plans, marks)
+
+    def _levels(self) -> slo_routes.Levels:
+        tiers = self._settings.slo_tiers
+        return slo_routes.Levels(self._reports(), lambda: self.books.fleet, tiers)
 
     def _described(self, table: Sequence[Route]) -> Route:
         encoded = msgspec.json.encode(openapi.document(table, __version__))
@@ -228,6 +239,10 @@ class Desk:
             return self._observed.judged(self._wall_ns(), WASTE_NS)
         except StateError:  # no node has sent anything yet
             return []
+
+    def _gone(self) -> frozenset[str]:
+        """The nodes that nobody waits for."""
+        return frozenset(self._prices.retired_nodes)
 
     def _newest_card(self) -> RateCard:
         """What is expensive now."""

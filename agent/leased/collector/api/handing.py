@@ -12,11 +12,13 @@ Does not sign (`issuer`).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
+from leased.collector.accounts.answers import Reach
 from leased.collector.api import forms
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Answer, Call, Route, Scope
@@ -74,8 +76,9 @@ class PolicySeen(msgspec.Struct, frozen=True):
 class Handing:
     """The handlers."""
 
-    def __init__(self, issuer: Issuer) -> None:
-        self._issuer = issuer
+    def __init__(self, issuer: Issuer, reach: Callable[[int], Reach]) -> None:
+        """`reach`: how far the records go that say what nodes hold, at an instant."""
+        self._issuer, self._reach = issuer, reach
 
     async def offer(self, call: Call) -> Answer:
         """The policy of one node; waits if that is what it asks for."""
@@ -141,7 +144,11 @@ class Handing:
             for one in rows
         ]
         seen = SharesSeen(
-            tenant=tenant, quotas=quantities(limits), shares=shown, as_of=instant(call.now_ns)
+            tenant=tenant,
+            quotas=quantities(limits),
+            shares=shown,
+            as_of=instant(call.now_ns),
+            reach=self._reach(call.now_ns),
         )
         return Answer(seen)
 

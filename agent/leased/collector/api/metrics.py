@@ -38,6 +38,7 @@ IDLE: Final = "__idle__"
 NS_PER_S: Final = 1_000_000_000
 WHOLE_PM: Final = 1000
 Cost = dict[tuple[str, ...], Fraction]
+_RESOURCE: Final = {ResourceKind.MEM: "memory"}
 _GOOD: Final = ("OK", "BEHIND", "STALE")
 
 
@@ -158,6 +159,17 @@ def _present(fleet: Fleet, terms: Terms) -> Iterable[str]:
     """What an hour costs as things are."""
     card = terms.cards[-1].card
     hourly, tenants = _hourly(fleet, card)
+    totals, held = fleet.totals(), fleet.held()
+    yield from family(
+        *("grey_cluster_utilization_ratio", "gauge"),
+        "Allocated of what there is.",
+        ("resource",),
+        {
+            (_RESOURCE.get(kind, kind.name.lower()),): Fraction(held.get(kind, 0), total)
+            for kind, total in totals.items()
+            if total
+        },
+    )
     yield from family(
         *("grey_cost_hourly_dollars", "gauge"),
         "Cost of an hour as things are; each part in one series, what nobody has as __idle__.",
@@ -278,7 +290,7 @@ def _past(accounts: Accounts) -> list[str]:
         ),
         *family(
             *("grey_scheduler_tasks_completed_total", "counter"),
-            "Workloads whose leases were all given back.",
+            "Leases that were given back: each is a task done.",
             ("tenant", "outcome"),
             done,
         ),

@@ -35,7 +35,7 @@ from leased.collector.api.shown import (
 )
 from leased.collector.governance import windows
 from leased.collector.governance.divider import openings_at
-from leased.collector.governance.policies import compile_policy, default_limits
+from leased.collector.governance.policies import compile_policy, default_lending, default_limits
 from leased.collector.governance.quotas import (
     RESERVED,
     Limit,
@@ -90,6 +90,7 @@ class Quotas:
             source.overrides(tenant),
             openings_at(source.schedules(tenant), now_ns),
             now_ns,
+            default_lending(self._ground(), tenant),
         )
 
     def list(self, call: Call) -> Answer:

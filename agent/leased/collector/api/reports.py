@@ -9,7 +9,6 @@ Does not compute (`accounts`, `capacity`, `forecast`).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, closing
 from functools import partial
@@ -25,8 +24,8 @@ from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.focus_table import parquet_of
 from leased.collector.accounts.lease_rows import Question, question, usage_by_lease
 from leased.collector.accounts.periods import Window
-from leased.collector.api.allocations import plans_of
 from leased.collector.api.csv_rows import csv_of
+from leased.collector.api.folding import Folds
 from leased.collector.api.problems import Problem
 from leased.collector.api.report_queries import (
     ChargebackQuery,
@@ -43,10 +42,12 @@ from leased.collector.api.requests import prefers
 from leased.collector.api.routes import Answer, Call, Route, Scope
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.fleet import Fleet
-from leased.collector.planning import capacity, forecast
+from leased.collector.governance.strategies import Plans
+from leased.collector.planning import capacity, forecast, idle_leases
 from leased.collector.planning.allocation_history import AllocationHistory, allocations
 from leased.collector.planning.latency_cost import LatencyCost, latency_cost
 from leased.collector.planning.rightsizing import RightSizing, rightsizing
+from leased.collector.planning.thresholds import Thresholds
 from leased.collector.telemetry.store import Store, recorded
 from leased.collector.telemetry.views import windows
 from leased.economics.billing import Bill
@@ -68,11 +69,14 @@ class Reports:
         ground: Callable[[], Policy],
         fleet: Callable[[], Fleet],
         state: Path,
+        plans: Callable[[ResourceKind], Plans] = lambda kind: ((0, Allocation(kind)),),
+        thresholds: Thresholds | None = None,
     ) -> None:
         """`ask` puts a question to the accounts, and returns None if there are none yet; `state` is
-        where telemetry is."""
+        where telemetry is, `plans` how a kind was divided when."""
+        self._plans, self._thresholds = plans, thresholds or Thresholds()
         self._ask, self._ground, self._fleet, self._state = ask, ground, fleet, state
-        self._folding = threading.Lock()
+        self._folds = Folds()
 
     def asked(self, ask: Callable[[Accounts], Any], key: Hashable = None) -> Any:
         """What the accounts answer; what has a key, once until the books are newer. Raises Problem
@@ -135,42 +139,47 @@ class Reports:
 
         report = self.asked(ask, ("usage", query))
         if isinstance(report, Question):
-            report = self._by_lease(report)
+            return Answer(then=partial(self._by_lease, call, report))
+        return self._as_asked(call, report)
+
+    def _as_asked(self, call: Call, report: answers.UsageReport) -> Answer:
+        query = call.query
         wants_csv = query.format == "csv" or (
             query.format is None and prefers(call.headers, CSV, "application/json")
         )
         if not wants_csv:
             return Answer(report)
         name = f'attachment; filename="usage-{query.tenant}.csv"'
-        headers = {"Content-Disposition": name, "Vary": "Accept"}
+        headers = {"Content-Disposition": name, "Vary": "Accept", **reach_headers(report.reach)}
         media_type = f"{CSV}; charset=utf-8"
         return Answer(raw=csv_of(report), media_type=media_type, headers=headers)
 
-    def _by_lease(self, asked: Question) -> answers.UsageReport:
-        """Beside the books, which others ask meanwhile. One at a time: it may take long, and
-        nobody is to wait for it in a thread that others need. Raises Problem."""
-        if not self._folding.acquire(blocking=False):
-            why = "Leases are being folded for somebody: try again, or ask by the hour."
-            raise Problem(503, why, headers={"Retry-After": "5"})
-        try:
+    async def _by_lease(self, call: Call, asked: Question) -> Answer:
+        """Beside the books, which others ask meanwhile. Raises Problem."""
+
+        def fold() -> answers.UsageReport:
             with closing(ArchiveReader(self._state)) as archive:
                 report: answers.UsageReport = told(lambda: usage_by_lease(archive, asked))
                 return report
-        finally:
-            self._folding.release()
+
+        # Terms are not in the key: they are those of one state of the books, as chains are.
+        key = (asked.report.tenant, asked.window, asked.chains, asked.report.total_cost)
+        return self._as_asked(call, await self._folds.of(key, asked.report.tenant, fold))
 
     def _focus(self, call: Call, version: str) -> Answer:
         query = call.query
 
-        def ask(accounts: Accounts) -> list[dict[str, str]]:
+        def ask(accounts: Accounts) -> tuple[list[dict[str, str]], answers.Reach]:
             months = periods.months(query.start or "", query.end or "")
-            return [
+            rows = [
                 row for month in months for row in accounts.focus_rows(query.tenant, month, version)
             ]
+            end_ns = max(accounts.month(month, query.tenant).to_ns for month in months)
+            return rows, accounts.reach(Window(0, end_ns))
 
-        rows, columns = self.asked(ask), VERSIONS[version]
+        (rows, reach), columns = self.asked(ask), VERSIONS[version]
         name = f"focus-{version}-{query.tenant}"
-        headers = {"Vary": "Accept"}
+        headers = {"Vary": "Accept", **reach_headers(reach)}
         if prefers(call.headers, PARQUET, CSV):
             headers["Content-Disposition"] = f'attachment; filename="{name}.parquet"'
             return Answer(raw=parquet_of(rows, columns), media_type=PARQUET, headers=headers)
@@ -194,9 +203,11 @@ class Reports:
         call.caller.require_all()
         ground = self._ground()
         soft = capacity.Soft(ground.overage_pm // 10, ground.overage_ns // MINUTE_NS)
-        return Answer(
-            self.asked(lambda accounts: capacity.capacity(accounts, soft), ("capacity", soft))
+        changed_ns = max((one.turned_wall_ns for one in self._fleet().nodes()), default=0)
+        ask = partial(
+            capacity.capacity, soft=soft, marks=self._thresholds, changed_ns=changed_ns
         )
+        return Answer(self.asked(ask, ("capacity", soft, changed_ns)))
 
     def forecast(self, call: Call) -> Answer:
         """What will be held."""
@@ -213,12 +224,12 @@ class Reports:
         """How much of what there was was held."""
         call.caller.require_all()
         period, kind = call.query.period, ResourceKind[call.query.kind.upper()]
-        plan = plans_of(self._ground()).get(kind, Allocation(kind))
+        plans = self._plans(kind)
         with self.samples() as samples:
             shares = samples.shares_by if samples is not None else None
-            key = ("history", period, plan, samples.last_s() if samples is not None else 0)
+            key = ("history", period, plans, samples.last_s() if samples is not None else 0)
             return Answer(
-                self.asked(lambda accounts: allocations(accounts, period, plan, shares), key)
+                self.asked(lambda accounts: allocations(accounts, period, plans, shares), key)
             )
 
     def latency(self, call: Call) -> Answer:
@@ -256,7 +267,9 @@ class Reports:
     def idle(self, call: Call) -> Answer:
         """What nobody uses."""
         call.caller.require_all()
-        return Answer(self.asked(capacity.idle, "idle"))
+        with self.samples() as samples:
+            key = ("idle", samples.last_s() if samples is not None else 0)
+            return Answer(self.asked(partial(idle_leases.idle, samples=samples), key))
 
     def reservations(self, call: Call) -> Answer:
         """What is worth reserving."""
@@ -279,6 +292,16 @@ def told(ask: Callable[[], Any]) -> Any:
         raise Problem(404, str(error)) from None
     except InvalidParameter as error:
         raise Problem(422, str(error), parameter=error.parameter) from None
+
+
+def reach_headers(reach: answers.Reach) -> dict[str, str]:
+    """What an answer that is no JSON says of how far the records go."""
+    return {
+        "Leased-As-Of": reach.as_of,
+        "Leased-Watermark": reach.watermark,
+        "Leased-Nodes-Behind": str(len(reach.nodes_behind)),
+        "Leased-Provisional": "true" if reach.provisional else "false",
+    }
 
 
 def _window(accounts: Accounts, query: CostsQuery | UsageQuery) -> Window:

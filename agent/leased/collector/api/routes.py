@@ -91,7 +91,8 @@ def matches(header: str, tag: str) -> bool:
 class Answer(msgspec.Struct, frozen=True):
     """What a handler gives back: a value to be encoded, bytes of a media type, or a stream of them.
     `tag` is the entity tag of what the value says apart from when it was asked; `kept` is what an
-    Idempotency-Key brings back in place of a value that is shown once."""
+    Idempotency-Key brings back in place of a value that is shown once. `then`: what is sent in its
+    place, once it is there; who waits for that takes no thread."""
 
     value: Any = None
     status: int = 200
@@ -101,6 +102,7 @@ class Answer(msgspec.Struct, frozen=True):
     stream: AsyncIterator[bytes] | None = None
     tag: str | None = None
     kept: Any = None
+    then: Callable[[], Awaitable[Answer]] | None = None
 
 
 class Route(msgspec.Struct, frozen=True):

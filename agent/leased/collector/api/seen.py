@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fleet as it is shown: usage, allocations, nodes, leases, records.
 
-Rule: names and nesting are those of the documented samples, and what is added is only added.
+Rule: names and nesting are those of the documented samples, and what is added is only added. How
+far the records reach that it follows from stands in each answer.
 
 Does not compute (`views`).
 """
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from leased.collector.accounts.answers import Reach
 from leased.collector.api.shown import Quantities
 from leased.collector.governance.quotas import Per
 from leased.terms.policy import Strategy
@@ -37,7 +39,9 @@ class UsageOf(msgspec.Struct, frozen=True):
 
 class UsageSeen(msgspec.Struct, frozen=True, kw_only=True):
     """`quota_utilization` is of the first dimension that has a limit (`cpu_cores` if it has one),
-    `max_utilization` of `dominant_resource`."""
+    `max_utilization` of `dominant_resource`. `borrowed` is what it has of others' quota, `lent`
+    what others have of its own: nodes lend what is idle of all together, so that is each lender's
+    part of what is borrowed, by what is idle of its quota."""
 
     tenant: str
     quotas: dict[str, UsageOf]
@@ -46,8 +50,10 @@ class UsageSeen(msgspec.Struct, frozen=True, kw_only=True):
     max_utilization: Decimal
     dominant_resource: str | None
     borrowed: Quantities
+    lent: Quantities
     over_soft_since: str | None
     as_of: str
+    reach: Reach
 
 
 class ShareSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +78,7 @@ class SharesSeen(msgspec.Struct, frozen=True, kw_only=True):
     quotas: Quantities
     shares: list[ShareSeen]
     as_of: str
+    reach: Reach
 
 
 class TenantShare(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +114,7 @@ class AllocationsSeen(msgspec.Struct, frozen=True, kw_only=True):
     fairness: dict[str, Decimal]
     fairness_index: Decimal
     as_of: str
+    reach: Reach
 
 
 class TenantCompliance(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +139,7 @@ class ComplianceSeen(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
     by_tenant: list[TenantCompliance]
     as_of: str
+    reach: Reach
 
 
 class LogSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,6 +181,7 @@ class NodesSeen(msgspec.Struct, frozen=True):
 
     nodes: list[NodeSeen]
     as_of: str
+    reach: Reach
 
 
 class LeaseSeen(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,6 +210,7 @@ class LeasesSeen(msgspec.Struct, frozen=True):
     leases: list[LeaseSeen]
     count: int
     as_of: str
+    reach: Reach
     next_cursor: str | None = None
 
 
@@ -220,3 +231,4 @@ class EventsSeen(msgspec.Struct, frozen=True):
 
     events: list[EventSeen]
     as_of: str
+    reach: Reach

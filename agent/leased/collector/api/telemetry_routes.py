@@ -3,6 +3,7 @@
 
 Rule: a figure stands beside how much it rests on (samples, coverage), and what too little was seen
 of is *unknown*, with null where a number would be. Who may see some tenants only sees their leases.
+`reach` is how far telemetry goes: nothing here follows from records.
 
 Does not receive telemetry (`telemetry.receiver`) and bills nothing.
 """
@@ -15,9 +16,12 @@ from pathlib import Path
 
 import msgspec
 
+from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.reaching import reach_of
 from leased.collector.api import forms
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Answer, Call, Route
+from leased.collector.fleet import Fleet
 from leased.collector.telemetry import views
 from leased.collector.telemetry.store import Store
 from leased.economics.rates import RateCard
@@ -56,6 +60,7 @@ class WasteSeen(msgspec.Struct, frozen=True):
 
     last: str
     leases: list[LeaseWaste]
+    reach: Reach
 
 
 class NodeHeat(msgspec.Struct, frozen=True):
@@ -70,26 +75,35 @@ class HeatSeen(msgspec.Struct, frozen=True):
     """Every node that was heard of in the last quarter of an hour, the hottest first."""
 
     nodes: list[NodeHeat]
+    reach: Reach
 
 
 class Observed:
     """Answers from the store of rollups."""
 
-    def __init__(self, state: Path, card: Callable[[], RateCard]) -> None:
+    def __init__(
+        self,
+        state: Path,
+        card: Callable[[], RateCard],
+        fleet: Callable[[], Fleet],
+        retired: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
+        """`retired`: the nodes that nobody waits for."""
         self._state, self._card = state, card
+        self._fleet, self._retired = fleet, retired
 
     def waste(self, call: Call) -> Answer:
         """Waste by lease."""
         last_ns = parse_duration(call.query.last)
         if not 0 < last_ns <= LAST_NS_MAX:
             raise Problem(422, "From 1s to 90d.", parameter="last")
-        judged = self.judged(call.now_ns, last_ns)
+        judged, reach = self.judged(call.now_ns, last_ns), self._reach(call.now_ns)
         shown = [
             _shown(one)
             for one in judged
             if call.caller.sees(one.held.tenant) and call.query.waste in (None, one.waste)
         ]
-        return Answer(WasteSeen(call.query.last, shown))
+        return Answer(WasteSeen(call.query.last, shown, reach))
 
     def judged(self, now_ns: int, last_ns: int) -> list[Judged]:
         """Every lease that was seen within `last_ns`, and its class. Raises StateError."""
@@ -107,11 +121,27 @@ class Observed:
         store = Store(self._state, reading=True)
         try:
             found = views.heat(store, call.now_ns // NS_PER_S)
+            reach = self._reach_of(store, call.now_ns)
         finally:
             store.close()
         hottest = sorted(found.items(), key=lambda pair: (-pair[1].heat_pm, pair[0]))
         nodes = [NodeHeat(node, _share(one.heat_pm), one.by) for node, one in hottest]
-        return Answer(HeatSeen(nodes))
+        return Answer(HeatSeen(nodes, reach))
+
+    def _reach(self, now_ns: int) -> Reach:
+        store = Store(self._state, reading=True)
+        try:
+            return self._reach_of(store, now_ns)
+        finally:
+            store.close()
+
+    def _reach_of(self, store: Store, now_ns: int) -> Reach:
+        """How far telemetry goes: a node is behind of which nothing was heard for as long as heat
+        is told of."""
+        heard, retired = store.heard(), self._retired()
+        known = [view.node for view in self._fleet().nodes() if view.node not in retired]
+        last = {node: heard.get(node, 0) * NS_PER_S for node in (*known, *heard)}
+        return reach_of(last, now_ns - views.HEAT_S * NS_PER_S, now_ns)
 
 
 def routes(observed: Observed) -> list[Route]:

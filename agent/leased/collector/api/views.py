@@ -17,6 +17,8 @@ from fractions import Fraction
 from itertools import islice
 from typing import Final
 
+from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.reaching import reach_of_fleet
 from leased.collector.api.allocations import seen_of
 from leased.collector.api.quotas import unknown
 from leased.collector.api.routes import Answer, Call, Caller
@@ -37,6 +39,7 @@ from leased.collector.api.shown import instant, page, quantities
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.fleet import Fleet, NodeView
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
+from leased.collector.governance.lending import lent
 from leased.collector.governance.quotas import Limit, Per
 from leased.collector.planning.compliance import HOUR_NS, HOURS, Tally, together
 from leased.terms.policy import Policy
@@ -49,7 +52,8 @@ HUNDREDTH: Final = Decimal("0.01")
 
 
 class Views:
-    """The handlers. `limits` says what is in force for a tenant at an instant."""
+    """The handlers. `limits` says what is in force for a tenant at an instant, `retired` is who
+    nobody waits for."""
 
     def __init__(
         self,
@@ -57,7 +61,9 @@ class Views:
         limits: Callable[[str, int], Mapping[str, Limit]],
         tenants: Callable[[], list[str]],
         ground: Callable[[], Policy],
+        retired: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
+        self._retired = retired
         self._fleet, self._limits, self._tenants = fleet, limits, tenants
         self._ground = ground
 
@@ -102,9 +108,32 @@ class Views:
             max_utilization=shares[most] if most is not None else Decimal(0),
             dominant_resource=most,
             borrowed=quantities(_borrowed(fleet, tenant)),
+            lent=quantities(self._lent(fleet, tenant, now_ns)),
             over_soft_since=instant(min(over)) if over else None,
             as_of=instant(now_ns),
+            reach=self.reach(now_ns),
         )
+
+    def _lent(self, fleet: Fleet, tenant: str, now_ns: int) -> dict[str, int]:
+        """What others have borrowed of a tenant."""
+        borrowed: dict[ResourceKind, dict[str, int]] = {}
+        for borrower, kinds in fleet.borrowed_by().items():
+            for kind, amount in kinds.items():
+                borrowed.setdefault(kind, {})[borrower] = amount
+        of_others = [kind for kind, mine in borrowed.items() if mine.keys() - {tenant}]
+        if not of_others:
+            return {}
+        limits = {one: self._limits(one, now_ns) for one in self._tenants()}
+        found: dict[str, int] = {}
+        for kind in of_others:
+            key = BY_KIND[kind].key
+            idle = {
+                one: _idle(fleet, one, kind, rows[key])
+                for one, rows in limits.items()
+                if key in rows and rows[key].lends
+            }
+            found[key] = lent(borrowed[kind], idle).get(tenant, 0)
+        return {key: amount for key, amount in found.items() if amount}
 
     def shares_of(self, tenant: str, now_ns: int) -> dict[str, Fraction]:
         """Used of each limit above zero, exactly."""
@@ -173,11 +202,12 @@ class Views:
                 for tenant, one in sorted(tallies.items())
             ],
             as_of=instant(now_ns),
+            reach=self.reach(now_ns),
         )
 
     def allocations_at(self, now_ns: int) -> AllocationsSeen:
         """The same, for whoever else wants to know."""
-        return seen_of(self._fleet(), self._ground(), now_ns)
+        return seen_of(self._fleet(), self._ground(), now_ns, self._retired())
 
     # -- nodes, leases, records --------------------------------------------------------------------
 
@@ -193,13 +223,14 @@ class Views:
         for entry in list(fleet.entries.values()):
             logs.setdefault(entry.node, []).append(entry)
         rows = [node_row(logs.get(view.node, []), view, now_ns) for view in fleet.nodes()]
-        return NodesSeen(rows, instant(now_ns))
+        return NodesSeen(rows, instant(now_ns), self.reach(now_ns))
 
     def leases(self, call: Call) -> Answer:
         """Leases that are not proven clean, soonest deadline first within a page's order."""
         rows = self.leases_of(call.caller, call.query.tenant, call.now_ns)
         shown, cursor = page(rows, call.query.limit, call.query.cursor, lambda one: one.lease_id)
-        return Answer(LeasesSeen(list(shown), len(rows), instant(call.now_ns), cursor))
+        told = (instant(call.now_ns), self.reach(call.now_ns), cursor)
+        return Answer(LeasesSeen(list(shown), len(rows), *told))
 
     def leases_of(self, caller: Caller, tenant: str | None, now_ns: int) -> list[LeaseSeen]:
         """The same, for whoever else wants to know."""
@@ -236,7 +267,11 @@ class Views:
             )
             for _, _, at, one in islice(newest, limit)
         ]
-        return Answer(EventsSeen(rows, instant(call.now_ns)))
+        return Answer(EventsSeen(rows, instant(call.now_ns), self.reach(call.now_ns)))
+
+    def reach(self, now_ns: int) -> Reach:
+        """How far the records go that all of this follows from."""
+        return reach_of_fleet(self._fleet(), now_ns, self._retired())
 
 
 def _telling(fleet: Fleet, tenant: str) -> Iterator[NodeView]:
@@ -298,6 +333,15 @@ def _ratio(part: int, whole: int) -> Decimal:
 def _cut(share: Fraction) -> Decimal:
     """Cut to four digits: 0.9999 is not all."""
     return Decimal(share.numerator * 10_000 // share.denominator).scaleb(-4)
+
+
+def _idle(fleet: Fleet, tenant: str, kind: ResourceKind, limit: Limit) -> int:
+    """What a tenant may have of a kind, and has not."""
+    views = [view for view in fleet.nodes() if view.totals().get(kind)]
+    used = [view.held(tenant).get(kind, 0) for view in views]
+    if limit.per is Per.FLEET:
+        return max(0, limit.raw - sum(used))
+    return sum(max(0, limit.raw - amount) for amount in used)
 
 
 def _borrowed(fleet: Fleet, tenant: str) -> dict[str, int]:

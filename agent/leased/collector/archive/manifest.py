@@ -163,6 +163,14 @@ class ManifestTables(ABC):
         """(name, url, log_id) of every node that is followed."""
         return self._rows("SELECT name, url, log_id FROM nodes ORDER BY name")
 
+    def replaced(self) -> frozenset[str]:
+        """The logs in whose place another of the same node is followed: nothing more comes."""
+        rows = self._rows(
+            "SELECT log_id FROM logs WHERE log_id NOT IN (SELECT log_id FROM nodes) AND node IN"
+            " (SELECT l.node FROM logs l JOIN nodes n ON n.log_id = l.log_id)"
+        )
+        return frozenset(log_id for (log_id,) in rows)
+
     def follow(self, name: str, url: str, log_id: str) -> None:
         """Follow a log at a node, in place of what was followed there."""
         self._ask(

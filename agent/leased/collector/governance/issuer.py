@@ -40,6 +40,7 @@ from leased.collector.governance.policies import (
 )
 from leased.collector.governance.register import Issued, Register
 from leased.collector.governance.shares import Given, Shares
+from leased.collector.governance.strategies import Strategies
 from leased.terms.policy import Policy, digest, digest_of
 
 NS_PER_S: Final = 1_000_000_000
@@ -103,6 +104,7 @@ class Issuer:
         self._changed = trio.Event()
         self._wake = trio.Event()
         self.accepted: dict[str, Acceptance] = {}
+        self.strategies = Strategies(register)
         self.shares = Shares(register.shares())
         self._present: dict[str, int] = {}
         self._waiting: dict[str, Mapping[Limit, int]] = {}
@@ -161,6 +163,7 @@ class Issuer:
         self._plan, self._policy = plan_of(said, now_ns), policy
         policy_hash = digest(policy)
         last = self._register.issued()
+        self.strategies.note(policy, last, now_ns)
         fresh = last is not None and now_ns < last.issued_ns + self._valid_ns // 2
         if last is not None:
             self._generation = max(self._generation, last.generation)

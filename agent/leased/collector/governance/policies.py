@@ -98,6 +98,16 @@ def default_limits(policy: Policy, tenant: str) -> dict[str, int]:
     return shown_limits(ground_of(policy, tenant))
 
 
+def default_lending(policy: Policy, tenant: str) -> frozenset[str]:
+    """Of which of these others may borrow: a tenant that the document names lends what is hard."""
+    named = dict(policy.tenants).get(TenantId(tenant))
+    return frozenset(
+        BY_KIND[one.kind].key
+        for one in (() if named is None else named.capacities)
+        if one.mode is Mode.HARD and one.lend
+    )
+
+
 def compile_policy(
     ground: Policy,
     quotas: Sequence[Quota],

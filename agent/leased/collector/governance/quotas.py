@@ -99,12 +99,14 @@ class Source(enum.StrEnum):
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """A limit in force, until when if that is known, and of what."""
+    """A limit in force, until when if that is known, and of what; whether others may borrow what is
+    idle of it."""
 
     raw: int
     source: Source
     until_ns: int | None = None
     per: Per = Per.NODE
+    lends: bool = False
 
 
 def effective(
@@ -113,14 +115,18 @@ def effective(
     overrides: Sequence[Override],
     openings: Sequence[Opening],
     now_ns: int,
+    lending: frozenset[str] = frozenset(),
 ) -> dict[str, Limit]:
-    """The limits in force at `now_ns`. `defaults` are each node's."""
+    """The limits in force at `now_ns`. `defaults` are each node's; `lending` which of them lend."""
     per = dict.fromkeys(DIVISIBLE, quota.terms.per)
+    lends = quota.terms.lend and quota.terms.mode is Mode.HARD
 
     def said(key: str, raw: int, source: Source, until_ns: int | None = None) -> Limit:
-        return Limit(raw, source, until_ns, per.get(key, Per.NODE))
+        return Limit(raw, source, until_ns, per.get(key, Per.NODE), lends)
 
-    found = {key: Limit(raw, Source.DEFAULT) for key, raw in defaults.items()}
+    found = {
+        key: Limit(raw, Source.DEFAULT, lends=key in lending) for key, raw in defaults.items()
+    }
     found |= {key: said(key, raw, Source.BASE) for key, raw in quota.limits.items()}
     opened: dict[str, Limit] = {}
     for opening in sorted(openings, key=lambda one: (one.schedule.created_ns, one.schedule.id)):

@@ -191,6 +191,16 @@ class Register:
                     break
         return found
 
+    def documents_of(self, action: str) -> Iterator[tuple[int, str]]:
+        """What each change of a kind left behind, and when it was made, Unix ns; the oldest
+        first."""
+        rows = self._rows("SELECT document FROM changes ORDER BY sequence")
+        for (document,) in rows:
+            if action.encode() in document:
+                change = msgspec.json.decode(document, type=Change)
+                if change.action == action:
+                    yield change.wall_ns, change.document
+
     def head(self) -> tuple[int, bytes]:
         """How many changes there are, and the hash of the last."""
         rows = self._rows("SELECT sequence, hash FROM changes ORDER BY sequence DESC LIMIT 1")

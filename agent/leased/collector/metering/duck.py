@@ -10,7 +10,7 @@ Does not know what is computed (`engine`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from leased.terms.errors import StateError
 
 THREADS: Final = 2
 MEMORY: Final = "1200MiB"
+Values = Sequence[object] | Mapping[str, object]
 SMALL_BYTES: Final = 16 << 20
 """Of Parquet, that are held as rows: a hundred megabytes of them or so."""
 
@@ -43,9 +44,14 @@ class DuckEngine:
         self.connection = duckdb.connect(":memory:", config=settings)
         self.connection.execute("CREATE MACRO idiv(a, b) AS a // b")
 
-    def query(self, sql: str, values: Sequence[object] = ()) -> Rows:
-        """See `engine.Engine`. On a cursor of its own, so that several threads may ask."""
+    def query(
+        self, sql: str, values: Values = (), more: Mapping[str, Any] | None = None
+    ) -> Rows:
+        """See `engine.Engine`. `values` by their place or name; `more` are arrow tables that this
+        question alone reads. On a cursor of its own, so that several threads may ask."""
         with self.connection.cursor() as cursor:
+            for name, table in (more or {}).items():
+                cursor.register(name, table)
             rows: Rows = _run(cursor, sql, values, fetch=True)
             return rows
 
@@ -108,7 +114,7 @@ def _bytes_of(paths: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in paths if path.exists())
 
 
-def _run(cursor: Any, sql: str, values: Sequence[object], *, fetch: bool = False) -> Any:
+def _run(cursor: Any, sql: str, values: Values, *, fetch: bool = False) -> Any:
     """Run a statement. Rows are fetched in here: an error may come with the last of them."""
 
     def asked() -> Any:

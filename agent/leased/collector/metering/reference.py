@@ -9,16 +9,20 @@ Does not verify chains: what is in the archive was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+
+import msgspec
 
 from leased.collector.accounts.periods import DAY_NS
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.metering.projection import log_number
-from leased.collector.metering.sources import Held, Quiet, cut_quiet, summed
+from leased.collector.metering.sources import Counted, Held, Quiet, cut_quiet, summed
 from leased.economics.hourly import HOUR_NS, Hourly, NodeFold, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.peaks import labelled, steps
 from leased.economics.pools import Pool
+from leased.terms.event import Allocated
 from leased.terms.moment import Moment
 
 
@@ -31,13 +35,33 @@ class Chain:
         self.number = log_number(log_id)
         self.fold = NodeFold()
         self.head = ""
+        self._grants: dict[bytes, list[int]] = {}
 
     def read(self, records: Iterable[tuple[int, object, Moment]], head: str) -> Chain:
         """Fold `records`; `head` is the hash of the last."""
         for sequence, event, moment in records:
             self.fold.observe(sequence, event, moment)
+            if isinstance(event, Allocated):
+                self._grants.setdefault(event.lease_id, []).append(sequence)
         self.head = head
         return self
+
+    def of_tenant(
+        self, tenant: str, window: tuple[int, int]
+    ) -> Iterator[tuple[int, UsageKey, list[tuple[int, int, int]]]]:
+        """What it had: the record that granted it, what it is counted by, (start, end, capacity)
+        in label time."""
+        for interval in self.fold.intervals():
+            subject, allotment = interval.subject, interval.allotment
+            if interval.pool is not Pool.TENANT or subject is None or subject.tenant != tenant:
+                continue
+            spans = list(labelled(interval, self.fold.ledger.timeline, window))
+            if not spans or not allotment.capacity or interval.lease_id is None:
+                continue
+            grants = self._grants.get(interval.lease_id, [])
+            grant = grants[bisect_right(grants, interval.opened_by) - 1]
+            what = (allotment.kind, allotment.tier, subject.priority, subject.tag)
+            yield grant, UsageKey(Pool.TENANT, tenant, *what, 0), spans
 
     def span(self) -> NodeSpan:
         """What was folded."""
@@ -61,6 +85,10 @@ class ReferenceSource:
     def nodes(self) -> tuple[NodeSpan, ...]:
         """See `sources.Source`."""
         return tuple(chain.span() for chain in self._chains)
+
+    def replaced(self) -> frozenset[str]:
+        """See `sources.Source`."""
+        return frozenset()
 
     def first_ns(self) -> int:
         """See `sources.Source`."""
@@ -100,6 +128,25 @@ class ReferenceSource:
         """See `sources.Source`."""
         found = self._hourly(window).tasks
         return {cell: count for cell, count in found.items() if tenant in (None, cell[0])}
+
+    def leases(
+        self, window: tuple[int, int], tenant: str, bucket_hours: int
+    ) -> dict[UsageKey, Counted]:
+        """See `sources.Source`."""
+        whose: dict[UsageKey, dict[tuple[str, int], None]] = {}
+        amounts: dict[UsageKey, int] = {}
+        first = -(-window[0] // HOUR_NS)
+        for chain in self._chains:
+            for grant, key, spans in chain.of_tenant(tenant, window):
+                for start_ns, end_ns, capacity in spans:
+                    for hour in range(start_ns // HOUR_NS, (end_ns - 1) // HOUR_NS + 1):
+                        bucket = hour // bucket_hours * bucket_hours if bucket_hours else first
+                        cell = msgspec.structs.replace(key, bucket=max(first, bucket))
+                        begin_ns, until_ns = hour * HOUR_NS, (hour + 1) * HOUR_NS
+                        part_ns = min(end_ns, until_ns) - max(start_ns, begin_ns)
+                        amounts[cell] = amounts.get(cell, 0) + capacity * part_ns
+                        whose.setdefault(cell, {})[chain.log_id, grant] = None
+        return {cell: Counted(len(whose[cell]), amount) for cell, amount in amounts.items()}
 
     def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:
         """See `sources.Source`."""

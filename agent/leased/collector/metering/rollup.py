@@ -56,7 +56,8 @@ class Stretch(msgspec.Struct, frozen=True):
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """Which files count, and what of each chain they were computed from."""
+    """Which files count, and what of each chain they were computed from. `retired` are the nodes,
+    and the logs that others replaced, that nobody waits for."""
 
     layout: str
     nodes: tuple[NodeSpan, ...] = ()

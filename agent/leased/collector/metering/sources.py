@@ -40,11 +40,22 @@ class Quiet(msgspec.Struct, frozen=True):
     to_ns: int
 
 
+class Counted(msgspec.Struct, frozen=True):
+    """So many leases, and what they held together, in raw unit x ns."""
+
+    leases: int
+    cap_ns: int
+
+
 class Source(Protocol):
     """Hourly cells. Windows are in label time; None of `tenant` is all."""
 
     def nodes(self) -> tuple[NodeSpan, ...]:
         """What of each chain the cells follow from."""
+        ...
+
+    def replaced(self) -> frozenset[str]:
+        """The ids of logs that nobody waits for: the same node is followed by another."""
         ...
 
     def first_ns(self) -> int:
@@ -71,6 +82,14 @@ class Source(Protocol):
         self, window: tuple[int, int], tenant: str | None = None
     ) -> dict[tuple[str, int], int]:
         """Tasks done, by tenant and hour."""
+        ...
+
+    def leases(
+        self, window: tuple[int, int], tenant: str, bucket_hours: int
+    ) -> dict[UsageKey, Counted]:
+        """The leases behind the rows of a tenant's usage, of so many hours each (0: of the whole
+        window), by the first hour of the row. What is not there, or does not hold what the cells
+        say, cannot be said."""
         ...
 
     def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:

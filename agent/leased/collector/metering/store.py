@@ -24,7 +24,7 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import Floor
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import LogBlocks, Rows, batched, party_table
+from leased.collector.metering.blocks import BlockRows, LogBlocks, batched, party_table
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
     PROJECTION,
@@ -117,6 +117,7 @@ class Store:
         self, archive: ArchiveReader, retired: frozenset[str], progress: Callable[[str], None]
     ) -> Refreshed:
         floor = archive.kept.floor()
+        retired |= archive.manifest.replaced()
         self.settle(floor)
         before = self.rollups.listing()
         entries = [entry for entry in archive.logs() if entry.head.size]
@@ -131,7 +132,7 @@ class Store:
         put_back(archive.kept, floor, self.rollups, frozen_of(floor))
         spans: list[NodeSpan] = []
         shapes: dict[int, LogShape] = {}
-        rows = {table: Rows([], []) for table in PROJECTION}
+        rows = {table: BlockRows([], []) for table in PROJECTION}
         parties: set[bytes] = set()
         nodes: dict[int, str] = {}
         for entry, blocks, sidecars in project_logs(self.directory, archive, entries, progress):
@@ -188,9 +189,8 @@ class Store:
         floor: Floor,
     ) -> tuple[Listing, tuple[int, ...]]:
         """Write what has closed, or is not what it was, and what is open."""
-        watermark_ns = min(
-            (span.watermark_ns for span in spans if span.node_id not in retired), default=0
-        )
+        waited = [one for one in spans if retired.isdisjoint((one.node_id, one.log_id))]
+        watermark_ns = min((span.watermark_ns for span in waited), default=0)
         first = max(floor.begin_ns, min(one.first_ns for one in shapes.values()))
         frozen = frozen_of(floor)
         final = {(one.first_day, one.end_day): one for one in frozen.closed}

@@ -15,9 +15,10 @@ from leased.collector.accounts.periods import DAY_NS
 from leased.collector.metering import tables
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import RESULTS
+from leased.collector.metering.lease_counts import count_leases
 from leased.collector.metering.projection import log_number
 from leased.collector.metering.rollup import ORDER, Listing, Rollups
-from leased.collector.metering.sources import Held, Quiet, cut_quiet
+from leased.collector.metering.sources import Counted, Held, Quiet, cut_quiet
 from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.terms.errors import StateError
@@ -32,6 +33,7 @@ class StoreSource:
     def __init__(self, rollups: Rollups, engine: DuckEngine | None = None) -> None:
         """Raises StateError if a file is missing."""
         self._listing: Listing = rollups.listing()
+        self._derived = rollups.directory.parent
         self._engine = engine or DuckEngine()
         for kind in ORDER:
             paths = rollups.paths(self._listing, kind)
@@ -48,6 +50,10 @@ class StoreSource:
     def nodes(self) -> tuple[NodeSpan, ...]:
         """See `sources.Source`."""
         return self._listing.nodes
+
+    def replaced(self) -> frozenset[str]:
+        """See `sources.Source`."""
+        return frozenset(self._listing.retired) & {span.log_id for span in self._listing.nodes}
 
     def first_ns(self) -> int:
         """See `sources.Source`."""
@@ -82,6 +88,13 @@ class StoreSource:
     ) -> dict[tuple[str, int], int]:
         """See `sources.Source`."""
         return tables.task_cells(self._rows("tasks", window, tenant))
+
+    def leases(
+        self, window: tuple[int, int], tenant: str, bucket_hours: int
+    ) -> dict[UsageKey, Counted]:
+        """See `sources.Source`."""
+        chains = self.contributing(window, tenant)
+        return count_leases(self._derived, chains, tenant, window, bucket_hours, self._engine)
 
     def contributing(self, window: tuple[int, int], tenant: str) -> tuple[NodeSpan, ...]:
         """See `sources.Source`."""

@@ -105,8 +105,7 @@ def placement(accounts: Accounts, request: Request, samples: Store | None = None
     ]
     kinds = _lives_by(accounts, request, samples)
     ranked = rank(sites, request.asked, request.strategy, kinds)
-    reach = accounts.reach(Window(now_ns, now_ns))
-    return Placement(request.strategy.value, kinds, ranked, reach)
+    return Placement(request.strategy.value, kinds, ranked, accounts.reach_now())
 
 
 def _near(node: str, request: Request, own: Mapping[str, Mapping[str, int]]) -> int:

@@ -10,7 +10,8 @@ Does not know the present (`fleet`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_DOWN, Decimal
 from typing import Final
 
@@ -20,11 +21,12 @@ from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Interval, Reach
 from leased.collector.governance.fairness import entitled, evenness
+from leased.collector.governance.strategies import Plans
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Allocation
-from leased.terms.resource import UNIT
+from leased.terms.resource import UNIT, ResourceKind
 
 POINTS_MAX: Final = 500
 _THOUSANDTH: Final = Decimal("0.001")
@@ -34,7 +36,8 @@ class AllocationPoint(msgspec.Struct, frozen=True):
     """Means over the time from `ts` on, in units of the kind. `allocation_ratio` is allocated of
     capacity; `efficiency` what was used of what was allocated, null where nobody measured it;
     `fairness_index` is Jain's over the tenants that held something, of what each held to what it
-    was entitled to by the strategy of today. What somebody wanted and had not is not in it."""
+    was entitled to by the strategy that was in force in each hour. What somebody wanted and had not
+    is not in it."""
 
     ts: str
     allocated: Decimal
@@ -55,30 +58,41 @@ class AllocationHistory(msgspec.Struct, frozen=True):
     reach: Reach
 
 
+class _Part(msgspec.Struct):
+    """Of the hours of a point that were divided in one way: capacity x ns, by tenant and in all."""
+
+    held: dict[str, int]
+    there: int = 0
+
+
 Shares = Callable[[str, int, int, int], Mapping[int, tuple[int, int]]]
 """Of a kind, from and to an instant in Unix seconds, by steps of so many: (used, held while that
 was seen), as telemetry has it."""
 
 
 def allocations(
-    accounts: Accounts, period: str, plan: Allocation, shares: Shares | None = None
+    accounts: Accounts, period: str, plans: Plans, shares: Shares | None = None
 ) -> AllocationHistory:
-    """The last `period` of a kind, as it is divided by its `plan`. Raises InvalidParameter,
+    """The last `period` of a kind, as it was divided by its `plans`. Raises InvalidParameter,
     NoData."""
-    kind = plan.kind
+    kind = plans[0][1].kind
     window = accounts.last(period)
     hours = -(-len(window.hours) // POINTS_MAX) or 1
-    held: dict[int, dict[str, int]] = {}
-    there: dict[int, int] = {}
+    parts: dict[int, dict[int, _Part]] = {}
+    since = [since_ns for since_ns, _ in plans]
     for key, amount in accounts.source.cells(window.pair).items():
         if key.kind is not kind:
             continue
         point = (key.bucket - window.hours.start) // hours
+        if key.pool not in (Pool.PROVISIONED, Pool.TENANT):
+            continue
+        # An hour is divided by what was in force at its beginning.
+        version = max(0, bisect_right(since, key.bucket * HOUR_NS) - 1)
+        part = parts.setdefault(point, {}).setdefault(version, _Part({}))
         if key.pool is Pool.PROVISIONED:
-            there[point] = there.get(point, 0) + amount
-        elif key.pool is Pool.TENANT:
-            tenants = held.setdefault(point, {})
-            tenants[key.tenant] = tenants.get(key.tenant, 0) + amount
+            part.there += amount
+        else:
+            part.held[key.tenant] = part.held.get(key.tenant, 0) + amount
     count = -(-len(window.hours) // hours)
     used: Mapping[int, tuple[int, int]] = {}
     if shares is not None:
@@ -88,9 +102,8 @@ def allocations(
         _point(
             window.from_ns + point * hours * HOUR_NS,
             min(hours, len(window.hours) - point * hours),
-            held.get(point, {}),
-            there.get(point, 0),
-            plan,
+            [(plans[number][1], part) for number, part in sorted(parts.get(point, {}).items())],
+            kind,
             used.get(point, (0, 0)),
         )
         for point in range(count)
@@ -108,12 +121,18 @@ def allocations(
 def _point(
     from_ns: int,
     hours: int,
-    tenants: dict[str, int],
-    capacity_ns: int,
-    plan: Allocation,
+    parts: Sequence[tuple[Allocation, _Part]],
+    kind: ResourceKind,
     used: tuple[int, int],
 ) -> AllocationPoint:
-    whole = UNIT[plan.kind] * hours * HOUR_NS
+    whole = UNIT[kind] * hours * HOUR_NS
+    tenants: dict[str, int] = {}
+    goals: dict[str, int] = {}
+    for plan, part in parts:
+        for tenant, amount in entitled(plan, part.there, part.held, part.held).items():
+            goals[tenant] = goals.get(tenant, 0) + amount
+            tenants[tenant] = tenants.get(tenant, 0) + part.held[tenant]
+    capacity_ns = sum(part.there for _, part in parts)
     held_ns = sum(tenants.values())
     ratio = None
     if capacity_ns:
@@ -124,5 +143,5 @@ def _point(
         (Decimal(capacity_ns) / whole).quantize(_THOUSANDTH, ROUND_DOWN),
         ratio,
         Decimal(min(1000, used[0] * 1000 // used[1])).scaleb(-3) if used[1] else None,
-        evenness(tenants, tenants, entitled(plan, capacity_ns, tenants, tenants)),
+        evenness(tenants, tenants, goals),
     )

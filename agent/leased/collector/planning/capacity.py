@@ -32,6 +32,7 @@ from leased.collector.accounts.answers import (
 )
 from leased.collector.accounts.periods import Window
 from leased.collector.metering.sources import Held, Quiet
+from leased.collector.planning.thresholds import Load, Thresholds, alerts, scaling
 from leased.economics.amounts import exact, rounded
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
@@ -61,20 +62,34 @@ class Offer(msgspec.Struct, frozen=True):
     term_months: int = 12
 
 
-def capacity(accounts: Accounts, soft: Soft | None = None) -> Capacity:
-    """What there is and who has it, at the last record of each node."""
+def capacity(
+    accounts: Accounts,
+    soft: Soft | None = None,
+    marks: Thresholds | None = None,
+    changed_ns: int = 0,
+) -> Capacity:
+    """What there is and who has it, at the last record of each node. `changed_ns`: when a worker
+    came or went last."""
+    marks = marks or Thresholds()
     held = accounts.source.held()
     soft = soft or Soft()
     amounts = {kind.name.lower(): _amount(held, kind) for kind in ResourceKind}
     cpu, memory = _share(held, ResourceKind.CPU), _share(held, ResourceKind.MEM)
     known = [share for share in (cpu, memory) if share is not None]
     overall = sum(known, Fraction(0)) / Fraction(len(known)) if known else None
-    now_ns = accounts.now_ns()
+    loads = {
+        "cpu": Load(*_sums(held, ResourceKind.CPU)),
+        "memory": Load(*_sums(held, ResourceKind.MEM)),
+    }
+    workers = _workers(accounts, held)
+    when = {"changed_ns": changed_ns, "now_ns": accounts.now_ns()}
     return Capacity(
-        CurrentCapacity(amounts["cpu"], amounts["mem"], _workers(accounts, held), amounts),
+        CurrentCapacity(amounts["cpu"], amounts["mem"], workers, amounts),
         Utilization(_cut(cpu), _cut(memory), _cut(overall)),
         Headroom(soft.overage_percent, soft.overage_minutes),
-        accounts.reach(Window(now_ns, now_ns)),
+        alerts(loads, marks),
+        scaling(loads, workers.total - workers.draining, marks, **when),
+        accounts.reach_now(),
     )
 
 
@@ -183,6 +198,13 @@ def infrastructure_cost(
     """What having so much capacity x ns cost, whoever held it."""
     hour = _list_price(accounts.terms.infrastructure, kind, tier)
     return hour * Fraction(amount, UNIT[kind] * HOUR_NS)
+
+
+def list_cost(accounts: Accounts, key: UsageKey, amount: int) -> Fraction:
+    """What having so much capacity x ns costs by the list of its hour, whatever its priority."""
+    card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card
+    hour = _list_price(card, key.kind, key.tier)
+    return hour * Fraction(amount, UNIT[key.kind] * HOUR_NS)
 
 
 def _list_price(card: RateCard, kind: ResourceKind, tier: TierKind | None) -> Fraction:

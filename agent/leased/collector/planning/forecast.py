@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forecast: how much will be held at once, from how much was.
 
-Rule: demand is the peak of each day, fitted by least squares to a trend and the days of the week.
-How sure that is is measured, not assumed: the same fit is made from earlier days (rolling origins)
-and compared with what came. With less than four weeks of history it predicts nothing and says so.
+Rule: demand is the peak of each day, and what it will be is what the fit says that was closest
+before (`trend`). How sure that is is measured, not assumed: by what such fits from earlier days
+said, and what came. With less than four weeks of history it predicts nothing and says so.
 
-Floats are at home here and in no other place: nothing of this is ever billed.
+Does not scale anything: it recommends.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Advice, Forecast, Prediction
 from leased.collector.accounts.periods import DAY_NS, Window
+from leased.collector.planning.trend import (
+    HISTORY_DAYS_MAX,
+    HISTORY_DAYS_MIN,
+    Residual,
+    choose,
+    value,
+)
 from leased.economics.pools import UNIT, Pool
 from leased.terms.errors import InvalidParameter
 from leased.terms.resource import ResourceKind
 
-HISTORY_DAYS_MIN = 28
-HISTORY_DAYS_MAX = 400
-ORIGINS_MAX = 60
 LEAD_DAYS = 15
 NEAR_DAYS = 7
 QUANTILE = 0.9
@@ -46,8 +50,7 @@ def forecast(accounts: Accounts, horizon: str = "90d", kind: str = "cpu") -> For
     if len(series) < HISTORY_DAYS_MIN:
         return Forecast(horizon, METHOD, [], [], len(series), 0, "insufficient_history", reach)
     after = first_day + len(series)
-    residuals = backtest(series, first_day, days)
-    fitted = fit(series, first_day)
+    fitted, residuals = choose(series, first_day, days)
     predictions = [
         _prediction(day, value(fitted, day), day - after + 1, residuals)
         for day in range(after, after + days)
@@ -57,39 +60,8 @@ def forecast(accounts: Accounts, horizon: str = "90d", kind: str = "cpu") -> For
     return Forecast(horizon, METHOD, predictions, advice, len(series), len(residuals), None, reach)
 
 
-def fit(series: Sequence[float], first_day: int) -> list[float]:
-    """Coefficients of: a constant, the day, and six days of the week. `first_day` counts from
-    1970."""
-    rows = [_row(first_day + index) for index in range(len(series))]
-    size = len(rows[0])
-    normal = [[sum(r[i] * r[j] for r in rows) for j in range(size)] for i in range(size)]
-    right = [sum(r[i] * y for r, y in zip(rows, series, strict=True)) for i in range(size)]
-    return _solve(normal, right)
-
-
-def value(coefficients: Sequence[float], day: int) -> float:
-    """What the fit says of a day; demand is not negative."""
-    row = _row(day)
-    return max(0.0, sum(c * x for c, x in zip(coefficients, row, strict=True)))
-
-
-def backtest(
-    series: Sequence[float], first_day: int, horizon: int
-) -> list[tuple[int, float, float]]:
-    """(days ahead, predicted, what came) for fits from earlier days."""
-    found: list[tuple[int, float, float]] = []
-    last = len(series) - 1
-    step = max(1, (last - HISTORY_DAYS_MIN) // ORIGINS_MAX + 1)
-    for origin in range(HISTORY_DAYS_MIN, last + 1, step):
-        fitted = fit(series[:origin], first_day)
-        for ahead in range(1, min(horizon, len(series) - origin) + 1):
-            index = origin + ahead - 1
-            found.append((ahead, value(fitted, first_day + index), series[index]))
-    return found
-
-
 def _prediction(
-    day: int, expected: float, ahead: int, residuals: Sequence[tuple[int, float, float]]
+    day: int, expected: float, ahead: int, residuals: Sequence[Residual]
 ) -> Prediction:
     """`expected` with what the backtest says of predictions so far ahead, or as far as it goes."""
     farthest = max((found for found, _, _ in residuals), default=0)
@@ -149,33 +121,6 @@ def _daily_peaks(accounts: Accounts, kind: ResourceKind) -> tuple[int, list[floa
         index = hour // 24 - first_day
         days[index] = max(days[index], held / UNIT[kind])
     return first_day, days
-
-
-def _row(day: int) -> list[float]:
-    weekday = (day + 3) % 7  # 1970-01-01 was a Thursday; Monday is 0
-    return [1.0, day / 1000.0, *(1.0 if weekday == index else 0.0 for index in range(1, 7))]
-
-
-def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """Gauss with pivots; a column that says nothing gets 0."""
-    size = len(right)
-    rows = [[*row, y] for row, y in zip(matrix, right, strict=True)]
-    for column in range(size):
-        pivot = max(range(column, size), key=lambda index: abs(rows[index][column]))
-        rows[column], rows[pivot] = rows[pivot], rows[column]
-        head = rows[column][column]
-        if abs(head) < 1e-12:
-            rows[column] = [0.0] * (size + 1)
-            rows[column][column] = 1.0
-            continue
-        rows[column] = [x / head for x in rows[column]]
-        for index in range(size):
-            factor = rows[index][column]
-            if index != column and factor:
-                rows[index] = [
-                    x - factor * y for x, y in zip(rows[index], rows[column], strict=True)
-                ]
-    return [row[-1] for row in rows]
 
 
 def _number(amount: float) -> Decimal:

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.answers import Reach
 from leased.collector.fleet import Fleet
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import Spread, Store
@@ -68,6 +69,7 @@ class RightSizing(msgspec.Struct, frozen=True):
     period: str
     percentile: int
     unknown: int
+    reach: Reach
 
 
 class _Template(msgspec.Struct):
@@ -126,8 +128,9 @@ def rightsizing(
             rows.append(_row(name, kind, one, int(wanted), used_ppm, percentile, saved, decimals))
     rows = _by_component(rows)
     rows.sort(key=lambda row: (-row.estimated_savings_monthly, row.component))
+    how = (period, percentile, unknown, accounts.reach_now())
     total = sum((row.estimated_savings_monthly for row in rows), Decimal(0))
-    return RightSizing(rows, total, accounts.terms.currency, period, percentile, unknown)
+    return RightSizing(rows, total, accounts.terms.currency, *how)
 
 
 def _templates(

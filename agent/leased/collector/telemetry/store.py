@@ -69,6 +69,19 @@ class Spread(msgspec.Struct, frozen=True):
     counts: dict[int, int]
 
 
+class IdleStretch(msgspec.Struct, frozen=True):
+    """Windows without a gap, in Unix s, in which what a lease holds of a kind was active in less
+    than a tenth of the looks. `capacity` in the raw unit."""
+
+    node: str
+    lease: str
+    tenant: str
+    kind: str
+    capacity: int
+    begin_s: int
+    end_s: int
+
+
 class Store:
     """One database. One writer; readers beside it."""
 
@@ -195,6 +208,30 @@ class Store:
             for place, counts in found.items()
         ]
 
+    def idle(self, begin_s: int, end_s: int, least_s: int) -> list[IdleStretch]:
+        """The stretches of windows in [begin_s, end_s) that are at least so long."""
+        rows = self._base.execute(
+            "SELECT s.node, s.lease, s.tenant, s.attributes, max(i.begin_s), min(i.begin_s),"
+            " (SELECT max(h.most) FROM series o JOIN rollups h ON h.series = o.id"
+            "  WHERE o.name = 'leased.lease.capacity' AND o.lease = s.lease AND o.node = s.node"
+            "  AND o.attributes = s.attributes AND h.begin_s BETWEEN min(i.begin_s)"
+            "  AND max(i.begin_s))"
+            " FROM (SELECT r.series, r.begin_s, r.begin_s / ? - row_number() OVER"
+            "  (PARTITION BY r.series ORDER BY r.begin_s) AS island"
+            "  FROM series u JOIN rollups r ON r.series = u.id"
+            "  WHERE u.name = 'leased.lease.utilization' AND u.lease != ''"
+            "  AND r.begin_s >= ? AND r.begin_s < ? AND r.count > 0 AND r.active * 10 < r.count) i"
+            " JOIN series s ON s.id = i.series GROUP BY i.series, i.island"
+            " HAVING count(*) * ? >= ? ORDER BY s.node, s.lease, s.attributes, 6",
+            (WINDOW_S, begin_s // WINDOW_S * WINDOW_S, end_s, WINDOW_S, least_s),
+        )
+        return [
+            IdleStretch(
+                *whose, dict(_pairs(attributes)).get(KIND, ""), held or 0, first, last + WINDOW_S
+            )
+            for *whose, attributes, last, first, held in rows
+        ]
+
     def shares_by(
         self, kind: str, begin_s: int, end_s: int, step_s: int
     ) -> dict[int, tuple[int, int]]:
@@ -216,6 +253,15 @@ class Store:
         """The beginning of the newest window that there is; 0 without any."""
         (newest,) = self._base.execute("SELECT max(begin_s) FROM rollups").fetchone()
         return newest or 0
+
+    def heard(self) -> dict[str, int]:
+        """Of each node, the beginning of the newest window that it told of itself, in Unix s."""
+        rows = self._base.execute(
+            "SELECT s.node, max((SELECT max(begin_s) FROM rollups WHERE series = s.id))"
+            " FROM series s WHERE s.name IN ('leased.pressure.time', 'hw.temperature')"
+            " AND s.lease = '' GROUP BY s.node"
+        )
+        return {node: begin_s for node, begin_s in rows if begin_s is not None}
 
     def _id(self, key: Key) -> int:
         known = self._ids.get(key)

@@ -29,6 +29,8 @@ from leased.collector.accounts.periods import Window
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.planning import capacity as looks
 from leased.collector.planning import forecast as futures
+from leased.collector.planning import idle_leases
+from leased.collector.telemetry.store import recorded
 from leased.collector.verbs.store import add_last, add_terms, opened
 from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
@@ -51,6 +53,11 @@ class Issued(msgspec.Struct, frozen=True):
     month: str
     currency: str
     bills: list[IssuedBill]
+
+
+def _idle(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
+    with recorded(chosen.state) as samples:
+        return idle_leases.idle(accounts, samples)
 
 
 Answer = Callable[[Accounts, argparse.Namespace], msgspec.Struct]
@@ -98,9 +105,9 @@ def register(verbs: Verbs) -> None:
     _add(
         verbs,
         "idle",
-        "nodes that nobody uses, and what they cost",
+        "nodes and leases that nobody uses, and what they cost",
         "idle",
-        lambda accounts, _: looks.idle(accounts),
+        _idle,
     )
     one = _add(
         verbs,

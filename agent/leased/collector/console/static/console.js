@@ -360,14 +360,14 @@ async function drawWaste(main) {
   const most = Math.max(...costs.by_tenant.map((row) => row.cost), 1);
   const tenants = [["Tenant", (r) => r.tenant], ["", (r) => r.cost, (r) => bar(Math.min(0.79, (r.cost / most) * 0.79))], ["Share", (r) => r.share, (r) => percent(r.share), "num"], [`Cost (${costs.currency})`, (r) => r.cost, (r) => money.format(r.cost), "num"]];
   const named = (id) => state.nodes.find((node) => node.node === id)?.name ?? id;
-  const idles = [["Node", (r) => named(r.resource)], ["Idle since", (r) => r.idle_since], ["Hours", (r) => r.idle_hours, null, "num"], [`Wasted (${idle.currency})`, (r) => r.wasted_cost, (r) => money.format(r.wasted_cost), "num"], ["What to do", (r) => r.recommendation]];
+  const idles = [["What", (r) => r.type === "lease" ? `${r.kind} of ${r.tenant} on ${named(r.node)}` : named(r.resource)], ["Idle since", (r) => r.idle_since], ["Hours", (r) => r.idle_hours, null, "num"], [`Wasted (${idle.currency})`, (r) => r.wasted_cost, (r) => money.format(r.wasted_cost), "num"], ["What to do", (r) => r.recommendation]];
   const share = (value) => (value === null ? "–" : percent(value));
   const uses = [["Lease", (r) => r.lease_id, (r) => h("span", { class: "mono" }, short(r.lease_id))], ["Tenant", (r) => r.tenant], ["Node", (r) => named(r.node)], ["Of", (r) => r.kind], ["Class", (r) => r.waste.replace("_", " ")], ["Used", (r) => r.utilization, (r) => share(r.utilization), "num"], ["Active", (r) => r.active, (r) => share(r.active), "num"], ["Seen", (r) => r.coverage, (r) => percent(r.coverage), "num"]];
   const hot = [["Node", (r) => named(r.node)], ["", (r) => r.heat, (r) => bar(r.heat)], ["Heat", (r) => r.heat, (r) => percent(r.heat), "num"], ["By", (r) => r.by || "–"]];
   const unheard = "No node has sent telemetry";
   const kinds = Object.entries(capacity.current.by_kind).filter(([, row]) => row.total);
   main.append(h("div", { class: "grid" }, panel(["Where 30 days went", costs.period], "", split),
-    panel(["Idle nodes", `${money.format(idle.total_waste_last_7d)} ${idle.currency} in 7 days`], "s7", table("idle", idles, idle.idle_resources, { sort: [3, -1], none: "No node has been idle for an hour." })),
+    panel(["Idle nodes and leases", `${money.format(idle.total_waste_last_7d)} ${idle.currency} in 7 days`], "s7", table("idle", idles, idle.idle_resources, { sort: [3, -1], none: "No node or lease has been idle for an hour." })),
     panel("Cost by tenant", "s5", table("costs", tenants, costs.by_tenant, { sort: [3, -1], none: "Nobody cost anything." })),
     panel(["What leases use of what they hold", "the last hour"], "s8", table("uses", uses, used.leases, { sort: [4, 1], none: `${unheard} of leases in the last hour.` })),
     panel(["Heat", "the last quarter of an hour"], "s4", table("hot", hot, heats.nodes, { sort: [2, -1], none: `${unheard} in the last quarter of an hour.` })),

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Capacity against its marks: what is told, and what is recommended."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leased.collector.planning.thresholds import Load, Thresholds, alerts, check_marks, scaling
+from leased.terms.errors import ConfigError
+from leased.terms.moment import NS_PER_S
+
+MARKS = Thresholds()
+NOW_NS = 10**18
+LONG_AGO = {"changed_ns": 0, "now_ns": NOW_NS}
+
+
+def told(cpu: int, memory: int) -> list[tuple[str, str]]:
+    loads = {"cpu": Load(1000, cpu), "memory": Load(1000, memory)}
+    return [(one.resource, one.level) for one in alerts(loads, MARKS)]
+
+
+def test_a_mark_is_passed_above_it_and_the_highest_is_told() -> None:
+    assert told(750, 800) == []
+    assert told(751, 801) == [("cpu", "warning"), ("memory", "warning")]
+    assert told(900, 920) == [("cpu", "warning"), ("memory", "warning")]
+    assert told(901, 921) == [("cpu", "critical"), ("memory", "critical")]
+    (one, *_) = alerts({"cpu": Load(400, 399)}, MARKS)
+    assert (one.utilization, one.threshold) == (Decimal("0.99"), Decimal("0.9"))
+    assert alerts({"cpu": Load(0, 0)}, MARKS) == []
+
+
+def test_growing_is_up_to_the_mark_of_the_fullest() -> None:
+    # 50 workers of 8 cores: 360 of 400 are held, so 450 are needed for 80 %.
+    loads = {"cpu": Load(400, 360), "memory": Load(1024, 100)}
+    (advice,) = scaling(loads, 50, MARKS, **LONG_AGO)
+    assert (advice.action, advice.add_workers) == ("scale_up", 7)
+    assert advice.reason == "cpu is 90 % allocated, above 80 %"
+    assert advice.by_date == "2001-09-09"
+    assert scaling({"cpu": Load(400, 320)}, 50, MARKS, **LONG_AGO) == []
+
+
+def test_shrinking_is_to_the_middle_and_one_stays() -> None:
+    loads = {"cpu": Load(400, 120), "memory": Load(1000, 390)}
+    (advice,) = scaling(loads, 50, MARKS, **LONG_AGO)
+    assert (advice.action, advice.add_workers) == ("scale_down", -17)  # 390/0.6 = 650 of 1000
+    (advice,) = scaling({"cpu": Load(400, 0)}, 50, MARKS, **LONG_AGO)
+    assert advice.add_workers == -49
+    assert scaling({"cpu": Load(400, 0)}, 1, MARKS, **LONG_AGO) == []
+    assert scaling({"cpu": Load(400, 160)}, 50, MARKS, **LONG_AGO) == []
+
+
+def test_nothing_is_recommended_while_the_last_change_works() -> None:
+    full = {"cpu": Load(10, 10)}
+    lately = NOW_NS - 600 * NS_PER_S
+    assert scaling(full, 5, MARKS, changed_ns=lately + 1, now_ns=NOW_NS) == []
+    assert scaling(full, 5, MARKS, changed_ns=lately, now_ns=NOW_NS)
+    assert scaling({"cpu": Load(0, 0)}, 5, MARKS, **LONG_AGO) == []
+    assert scaling(full, 0, MARKS, **LONG_AGO) == []
+
+
+@given(st.integers(1, 500), st.integers(1, 64), st.integers(0, 1 << 20))
+def test_what_is_recommended_asks_for_nothing_more(workers: int, each: int, used: int) -> None:
+    total = workers * each * 1000
+    load = Load(total, min(used, total))
+    for advice in scaling({"cpu": load}, workers, MARKS, **LONG_AGO):
+        then = workers + advice.add_workers
+        assert then >= 1
+        after = Load(then * each * 1000, load.used)
+        again = scaling({"cpu": after}, then, MARKS, **LONG_AGO)
+        assert again == [] or (advice.action == again[0].action == "scale_down")
+
+
+@pytest.mark.parametrize(
+    ("marks", "why"),
+    [
+        (Thresholds(cpu_warning_pm=900), "capacity.cpu_warning"),
+        (Thresholds(memory_critical_pm=1001), "capacity.memory_warning"),
+        (Thresholds(scale_down_pm=800), "capacity.scale_down"),
+    ],
+)
+def test_marks_that_cannot_be_meant(marks: Thresholds, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        check_marks(marks)
