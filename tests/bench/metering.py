@@ -27,7 +27,7 @@ from typing import Any
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import Rows, batched, party_table
+from leased.collector.metering.blocks import BlockRows, batched, party_table
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
     PARTY_COLUMNS,
@@ -92,7 +92,7 @@ def run_duckdb(archive: Path, directory: Path) -> Figures:
     derived.mkdir()
     began = time.perf_counter()
     parties: set[bytes] = set()
-    spans, shapes, rows = [], {}, {table: Rows([], []) for table in PROJECTION}
+    spans, shapes, rows = [], {}, {table: BlockRows([], []) for table in PROJECTION}
     for entry, blocks, sidecars in project_logs(derived, reader, reader.logs()):
         found = shape((one for each in sidecars for one in each.rare), sidecars[-1].carry)
         shapes[blocks.number] = found

@@ -9,7 +9,7 @@ what they raise, `slow_s` those that take their time; a method that failed has d
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
@@ -20,6 +20,10 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
 from leased.terms.resource import Allotment, Resource, ResourceKind
+
+
+def _each_alone(allotments: Sequence[Allotment]) -> Sequence[Sequence[Allotment]]:
+    return [[one] for one in allotments]
 
 
 class FakeBackend:
@@ -34,6 +38,7 @@ class FakeBackend:
         self.held: set[LeaseId] = set()
         self.users: list[Holder] = []
         self.objects: tuple[Revocable, ...] = ()
+        self.lines: Callable[[Sequence[Allotment]], Sequence[Sequence[Allotment]]] = _each_alone
         self._scrubbed: set[LeaseId] = set()
 
     def serves(self, allotment: Allotment) -> bool:

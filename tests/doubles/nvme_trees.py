@@ -43,6 +43,7 @@ def subsystem(root: Path, number: int, *, nqn: str, controllers: int = 1, **fact
             {
                 f"{controller}/subsysnqn": nqn,
                 f"{controller}/cntlid": str(index),
+                f"{controller}/dev": f"240:{number + index}",
                 f"{controller}/transport": facts.get("transport", "pcie"),
                 f"{controller}/numa_node": facts.get("node", "-1"),
                 f"{controller}/state": facts.get("state", "live"),

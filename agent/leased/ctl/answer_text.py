@@ -77,6 +77,8 @@ def _title(name: str) -> str:
 def _text(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{_title(k)} {_text(one)}" for k, one in value.items()) or "none"
     if isinstance(value, (list, tuple)):

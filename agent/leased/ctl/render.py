@@ -10,7 +10,7 @@ Does not fetch anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -146,6 +146,12 @@ def resource_table(resources: Sequence[objects.Resource]) -> list[str]:
     return table((*names, "HEALTH", "EVIDENCE"), rows)
 
 
+TAKEN_IN_TURN: Final = (
+    "several namespaces in one lease: SCRUB, OVERWRITE and PROOF of each add up, because those of"
+    " one drive are made clean one after the other"
+)
+
+
 def bounds_table(resources: Sequence[objects.Resource]) -> list[str]:
     """`devices`: how long teardowns may take, of each kind the longest."""
     longest: dict[str, objects.Bounds] = {}
@@ -165,7 +171,9 @@ def bounds_table(resources: Sequence[objects.Resource]) -> list[str]:
         for name, bounds in longest.items()
     ]
     names = ("AFTER THE DEADLINE", "CUT", "SCRUB", "OVERWRITE", "PROOF", "IN ALL AT MOST")
-    return table(names, rows) if rows else []
+    several = len({one.resource_id.rpartition(":")[2] for one in resources if one.kind == "block"})
+    told = [TAKEN_IN_TURN] if several > 1 and rows else []
+    return [*table(names, rows), *told] if rows else []
 
 
 def notices(graces: objects.Graces) -> str:

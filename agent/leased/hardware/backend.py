@@ -137,6 +137,15 @@ class Watchful(Protocol):
 
 
 @runtime_checkable
+class Queues(Protocol):
+    """A backend of which not everything that a lease has is made clean at the same time."""
+
+    def lines(self, allotments: Sequence[Allotment]) -> Sequence[Sequence[Allotment]]:
+        """The allotments by what they wait in line for: their bounds add up (`bounds.in_turn`)."""
+        ...
+
+
+@runtime_checkable
 class Recalls(Protocol):
     """A backend to which a resource looks different where a lease has left something on it."""
 

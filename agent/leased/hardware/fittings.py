@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import msgspec
 import trio
 
-from leased.hardware.backend import Backend, Recalls, Remembers, Verdict, Wiped, Withdraws
+from leased.hardware.backend import Backend, Queues, Recalls, Remembers, Verdict, Wiped, Withdraws
 from leased.hardware.calls import Filter
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
@@ -35,7 +35,7 @@ from leased.hardware.verbs import (
     DeviceRule,
 )
 from leased.ports import Access, Holder, Revocable
-from leased.terms.bounds import Bounds
+from leased.terms.bounds import Bounds, in_turn
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_MS, NS_PER_S
@@ -160,7 +160,7 @@ class Fittings:
         total, clean, failed = 0, True, None
         steps: list[StepReport] = []
         for backend, allotments in reversed(self.parts(lease)):
-            limit_ns = max(self._bounds(allotment).clean_ns for allotment in allotments)
+            limit_ns = max(one.clean_ns for one in self._limits(backend, allotments))
             try:
                 with _within(limit_ns, backend, "clean"):
                     wiped = await backend.scrub(lease, allotments)
@@ -179,7 +179,7 @@ class Fittings:
         unproven: dict[Allotment, int] = {}
         steps: list[StepReport] = []
         for backend, allotments in self.parts(lease):
-            limit_ns = max(self._bounds(allotment).prove_ns for allotment in allotments)
+            limit_ns = max(one.prove_ns for one in self._limits(backend, allotments))
             began_ns = _now_ns()
             try:
                 with _within(limit_ns, backend, "proven"):
@@ -214,6 +214,13 @@ class Fittings:
         kept = tuple(leases)
         for backend in self._backends:
             await backend.adopt(kept)
+
+    def _limits(self, backend: Backend, allotments: Sequence[Allotment]) -> list[Bounds]:
+        """What each line of a part may take; lines go at the same time."""
+        lines = [[allotment] for allotment in allotments]
+        if isinstance(backend, Queues):
+            lines = [[*line] for line in backend.lines(allotments)]
+        return [in_turn(map(self._bounds, line)) for line in lines]
 
     def _more_nodes(self) -> list[DeviceRule]:
         """The nodes that the operator lets every lease open."""

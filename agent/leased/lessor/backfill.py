@@ -19,10 +19,10 @@ from leased.lessor.meaning import Verdict
 from leased.lessor.placement import spans
 from leased.lessor.table import LeaseTable
 from leased.lessor.wholes import wholes_of
-from leased.terms.bounds import published
+from leased.terms.bounds import Bounds, in_turn, published
 from leased.terms.command import Acquire
 from leased.terms.reply import RefusalReason
-from leased.terms.resource import Ask
+from leased.terms.resource import Ask, ResourceKind
 
 HOLDERS_MAX = 1_024
 """Leases on what a head could span. With more, nothing is lent beside it."""
@@ -120,13 +120,20 @@ def _spanning_ns(table: LeaseTable, ask: Ask, now_ns: int) -> int | None:
 
 def teardown_most_ns(table: LeaseTable, acquire: Acquire) -> int | None:
     """From the end of a lease to its proof, at the worst of what it could be given; None: that is
-    not known.
+    not known. Namespaces may all be of one drive, which is made clean in turn.
     """
     longest = 0
+    line: list[Bounds] = []
     for ask in acquire.asks:
+        worst: Bounds | None = None
         for pool in table.pools.usable(ask):
             bounds = published(pool.resource)
             if bounds is None:
                 return None
-            longest = max(longest, bounds.total_ns)
-    return longest
+            if worst is None or bounds.total_ns > worst.total_ns:
+                worst = bounds
+        if worst is not None:
+            longest = max(longest, worst.total_ns)
+            if ask.kind == ResourceKind.BLOCK:
+                line += [worst] * max(1, ask.count)
+    return max(longest, in_turn(line).total_ns) if line else longest

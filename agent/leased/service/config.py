@@ -20,6 +20,7 @@ import msgspec
 from leased.chain.epochs import EPOCH_NS
 from leased.durable import tpm
 from leased.economics.rates import DEFAULT_CARD, RateCard
+from leased.hardware.block.config import ERASE_NS_MAX
 from leased.hardware.bounds import offered
 from leased.hardware.config import HardwareConfig
 from leased.service.fleet.config import Listening
@@ -270,6 +271,7 @@ def check(config: Config) -> Config:
             "policy.expires_at: the configured policy is what holds when another one expires,"
             " and does not expire itself"
         )
+    _check_hardware(config.hardware)  # before its rates divide
     for budget in budgets(config):
         if budget.sum_ns > budget.limit_ns:
             raise ConfigError(f"{budget.limit_key}: {budget.why} ({budget})")
@@ -286,7 +288,6 @@ def check(config: Config) -> Config:
     check_collector(config.collector)
     check_listening(config.listener)
     tpm.check(config.log.counter)
-    _check_hardware(config.hardware)
     streaming.check(config.telemetry)
     for key in ("state_dir", "runtime_dir"):
         if not getattr(config.paths, key).is_absolute():
@@ -307,13 +308,30 @@ def _check_hardware(hardware: HardwareConfig) -> None:
             name.endswith(("_ns", "_bytes", "_per_s", "_workers", "_max"))
             and getattr(hardware, name) <= 0
         ):
-            raise ConfigError(f"hardware.{name}: must be above zero")
+            raise ConfigError(f"hardware.{_key_of(name)}: must be above zero")
+    for part in ("gpu", "block", "rdma", "dax"):
+        for name in getattr(hardware, part).__struct_fields__:
+            if name.endswith(_ABOVE_ZERO) and getattr(getattr(hardware, part), name) <= 0:
+                raise ConfigError(f"hardware.{part}.{_key_of(name)}: must be above zero")
+    if hardware.block.erase_budget_ns > ERASE_NS_MAX:
+        raise ConfigError("hardware.block.erase_budget: above 49d, the most that a drive is given")
+
+
+def _key_of(field: str) -> str:
+    """What a field of the hardware's is called in the file."""
+    return {"bulk_bytes": "bulk_size"}.get(
+        field, field.replace("bytes_per_s", "rate").removesuffix("_ns")
+    )
 
 
 def _within(number: int, ranges: tuple[tuple[int, int], ...]) -> bool:
     return any(first <= number <= last for first, last in ranges)
 
 
+_ABOVE_ZERO: Final = (
+    "_per_s",
+    *(f"{one}_budget_ns" for one in ("erase", "mig", "rebind", "release", "scan")),
+)
 _SECTION: Final[dict[type[msgspec.Struct], str]] = {
     Timing: "timing",
     Sockets: "sockets",

@@ -2,14 +2,17 @@
 """Bounds: how long each part of a resource's teardown may take; published with the resource.
 
 Rule: a bound is a promise: what overruns it is fenced, and says so. It counts for a lease alone;
-leases that fall together wait for one another, and each bound counts from its turn. In an inventory
-the bounds stand among the attributes, which is where a resource says more of itself.
+leases that fall together wait for one another, and each bound counts from its turn. So do resources
+of one lease that can only be made clean one after the other (`in_turn`): namespaces of one drive.
+In an inventory the bounds stand among the attributes, which is where a resource says more of
+itself.
 
 Does not keep the time: `hardware.fittings`, `hardware.crew` and `service.reaper.link` do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -39,6 +42,18 @@ class Bounds(msgspec.Struct, frozen=True):
     def clean_ns(self) -> int:
         """What the scrub may take with its overwriting."""
         return self.scrub_ns + self.overwrite_ns
+
+
+def in_turn(bounds: Iterable[Bounds]) -> Bounds:
+    """Those of several resources of a lease that wait for one another. Access to all of them is cut
+    at once."""
+    each = tuple(bounds)
+    return Bounds(
+        max(one.cut_ns for one in each),
+        sum(one.scrub_ns for one in each),
+        sum(one.overwrite_ns for one in each),
+        sum(one.prove_ns for one in each),
+    )
 
 
 def publish(resource: Resource, bounds: Bounds) -> Resource:

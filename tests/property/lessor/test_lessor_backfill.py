@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leased.lessor.backfill import teardown_most_ns
 from leased.terms import event as events
 from leased.terms.bounds import Bounds, publish
 from leased.terms.lease import LeaseState, Level
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Granted, Planned, Refusal, RefusalReason
+from leased.terms.resource import Ask, Resource, ResourceKind
 from tests.doubles.desk import ACME, ANY_LEVEL, BETA, Desk, ask_mem, mem, tenant
 
 PAGES = 20
@@ -147,3 +149,17 @@ def test_nothing_is_lent_of_what_does_not_say_how_long_its_teardown_takes() -> N
     desk.lease(ask_mem(15), ttl=60)
     assert desk.ask(ask_mem(10), caller=BETA, wait=600) is None
     assert isinstance(desk.ask(ask_mem(5), caller=CARL, ttl=5), Refusal)
+
+
+def test_namespaces_are_lent_only_if_all_of_them_are_clean_in_time_one_after_the_other() -> None:
+    """They may be of one drive; the bound of one was taken for any number of them."""
+    spaces = [
+        publish(Resource(f"block:aa0{n}", ResourceKind.BLOCK, None, 1 << 30, 512), TEARDOWN)
+        for n in range(3)
+    ]
+    desk = Desk(*spaces, policy=ANY_LEVEL)
+    table = desk.table
+    for count, parts in ((0, 1), (1, 1), (3, 3)):
+        ask = Ask(ResourceKind.BLOCK, 1 << 30, count=count)
+        most_ns = teardown_most_ns(table, desk.acquire(ask))
+        assert most_ns == NS_PER_S // 10 + parts * (TEARDOWN.total_ns - NS_PER_S // 10)

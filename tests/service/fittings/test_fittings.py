@@ -99,3 +99,26 @@ async def test_what_overruns_its_bound_has_failed_at_the_bound(
     began = trio.current_time()
     assert (await bench.fittings.prove(one)).unproven == {GPU: 1000}
     assert trio.current_time() - began == 4
+
+
+@pytest.mark.parametrize("of_one_drive", [False, True])
+async def test_what_waits_in_line_has_the_bounds_of_all_in_the_line(
+    bench: Bench, autojump_clock: trio.testing.MockClock, of_one_drive: bool
+) -> None:
+    """Three namespaces, of which a drive erases one after the other within the bound of each, were
+    all fenced at the bound of one."""
+    disks = [Allotment(f"block:{number}", ResourceKind.BLOCK, None, 1000) for number in range(3)]
+    bench.disks.lines = lambda held: [held] if of_one_drive else [[one] for one in held]
+    one = lease(*disks)
+    await bench.fittings.prepare(one, "", ())
+    bench.disks.slow_s = {"scrub": 14.9, "prove": 11.9}
+    if not of_one_drive:
+        with pytest.raises(DeviceError, match="5000 ms"):
+            await bench.fittings.scrub(one)
+        assert (await bench.fittings.prove(one)).unproven == dict.fromkeys(disks, 1000)
+        return
+    assert (await bench.fittings.scrub(one)).clean
+    assert not (await bench.fittings.prove(one)).unproven
+    bench.disks.slow_s = {"scrub": 15.1}
+    with pytest.raises(DeviceError, match="15000 ms"):
+        await bench.fittings.scrub(one)

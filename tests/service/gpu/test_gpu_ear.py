@@ -23,8 +23,12 @@ class Script:
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.over = trio.Event()
+        self.began_ns = 0
+        """When the listener was there, and nothing had been heard."""
 
     def __call__(self, name: str, argument: Any) -> Any:
+        if argument.wait_ms:
+            self.began_ns = self.began_ns or now_ns()
         if self.answers:
             return self.answers.pop(0)
         self.over.set()
@@ -122,12 +126,29 @@ async def test_other_gpus_are_listened_to_at_once() -> None:
 
 async def test_a_storm_takes_bounded_memory() -> None:
     since_ns = now_ns()
-    storm = Heard(tuple((A.pci, XID, xid) for xid in range(1, 400)))
-    script = Script(Heard(()), *[storm] * 10)
+    storm = [Heard(tuple((A.pci, XID, 100 * n + xid) for xid in range(100))) for n in range(1, 12)]
+    script = Script(Heard(()), *storm)
+    ear, _, _ = ear_of(script)
+    ear.hear([listed(A), listed(B)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ear.run, lambda pci, xid: None)
+        await script.over.wait()
+        assert len(ear.xids(A.pci, since_ns)) == KEPT
+        assert script.began_ns < now_ns() and ear.heard_since(listed(A), now_ns())
+        assert ear.heard_since(listed(B), script.began_ns), "it was not pushed out of anything"
+        assert not ear.heard_since(listed(A), script.began_ns), "not all of it is remembered"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_tenants_own_errors_push_no_other_out() -> None:
+    """A proof is failed by what the GPU said in the meantime, however much more it said."""
+    since_ns = now_ns()
+    flood = Heard(((A.pci, XID, 13), (A.pci, XID, 31)))
+    script = Script(Heard(()), Heard(((A.pci, XID, 94),)), *[flood] * KEPT)
     ear, _, _ = ear_of(script)
     ear.hear([listed(A)])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ear.run, lambda pci, xid: None)
         await script.over.wait()
-        assert len(ear.xids(A.pci, since_ns)) == KEPT
+        assert ear.xids(A.pci, since_ns) == (94, 13, 31)
         nursery.cancel_scope.cancel()

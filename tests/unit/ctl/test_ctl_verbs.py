@@ -9,6 +9,8 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from leased.ctl.console import Console
 from leased.ctl.main import main
 from tests.doubles.canned_agent import (
@@ -191,6 +193,19 @@ def test_devices_with_what_is_absent(tmp_path: Path) -> None:
         _, out, _ = leasectl(agent, "devices --kind gpu --json")
     document = json.loads(out)
     assert document["resources"] == [] and document["absences"][0]["kind"] == "gpu"
+
+
+@pytest.mark.parametrize(("shown", "said"), [(2, False), (3, True)])
+def test_what_several_namespaces_of_a_lease_may_take_is_told_where_there_are_several(
+    tmp_path: Path, shown: int, said: bool
+) -> None:
+    bounds = {name: ms * 10**6 for name, ms in BOUNDS_MS.items()}
+    names = ("block:aa01", "block:raw:aa01", "block:aa02")[:shown]
+    spaces = [resource(resource_id=one, kind="block", tier=None, bounds=bounds) for one in names]
+    listed = {"resources": spaces, "absences": [], "notes": [], "graces": GRACES}
+    with CannedAgent(tmp_path, {"io.leased.Device.List": listed}) as agent:
+        _, out, _ = leasectl(agent, "devices")
+    assert ("several namespaces in one lease" in out) is said, out
 
 
 def test_watch_prints_changes_until_the_stream_ends(tmp_path: Path) -> None:

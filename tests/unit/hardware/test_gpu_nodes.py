@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from leased.hardware.gpu.calls import Guests
+from leased.hardware.gpu.detaching import nodes_of_driver
 from leased.hardware.gpu.facts import target_of
 from leased.hardware.gpu.nodes import (
     Majors,
     by_number,
+    driver_majors,
     drm_nodes,
     find_nodes,
     parse_capabilities,
@@ -50,6 +52,27 @@ def test_majors_come_from_the_character_devices_and_older_names_count() -> None:
     assert parse_majors(NOW) == Majors(195, 508, 236)
     assert parse_majors("Character devices:\n195 nvidia-frontend\n") == Majors(195)
     assert parse_majors("Character devices:\n  1 mem\n") == Majors()
+
+
+def test_whoever_has_anything_of_the_driver_keeps_it_loaded(tmp_path: Path) -> None:
+    """A fabric manager has a switch's node, a display server a GPU's display: neither was seen."""
+    assert driver_majors(NOW) == {
+        "nvidia": 195,
+        "nvidiactl": 195,
+        "nvidia-modeset": 195,
+        "nvidia-nvswitch": 234,
+        "nvidia-caps-imex-channels": 235,
+        "nvidia-caps": 236,
+        "nvidia-uvm": 508,
+    }
+    card = tmp_path / "sys/bus/pci/devices/0000:1b:00.0/drm/card1/dev"
+    for path, text in ((tmp_path / "proc/devices", NOW), (card, "226:1\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    (tmp_path / "sys/bus/pci/drivers/nvidia/0000:1b:00.0").mkdir(parents=True)
+    found = set(nodes_of_driver(tmp_path))
+    assert {(195, 0), (195, 254), (234, 255), (235, 2047), (508, 0), (226, 1)} <= found
+    assert (7, 0) not in found and (1, 3) not in found
 
 
 def test_capabilities_are_found_by_their_whole_name() -> None:

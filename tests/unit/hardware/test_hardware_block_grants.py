@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from leased.hardware.backend import Queues
 from leased.hardware.block import calls, mapping
 from leased.hardware.block.backend import BlockBackend
 from leased.hardware.block.config import BlockConfig, Offer
@@ -241,6 +242,21 @@ async def test_a_drive_keeps_its_worker_when_others_come_and_go() -> None:
         await backend.survey()
         assert [await worker_of("aa03"), await worker_of("aa04")] == had
     assert len({await worker_of(one.identity) for one in spaces}) == 4, "no more than a few"
+
+
+async def test_those_of_one_drive_and_of_one_worker_wait_in_one_line() -> None:
+    crew = Crew()
+    places = [("aa00", "0"), ("aa01", "0"), *((f"aa{n}", str(n)) for n in range(11, 15))]
+    spaces = tuple(seen(identity=one, nqn=f"nqn.{drive}", number=(259, 0)) for one, drive in places)
+    crew.seen = calls.Seen(spaces, ())
+    block = BlockConfig(namespaces=tuple(one.identity for one in spaces))
+    backend = BlockBackend(crew, HardwareConfig(block=block))  # type: ignore[arg-type]
+    await backend.survey()
+    held = [Allotment(f"block:{one}", ResourceKind.BLOCK, None, 1 << 20) for one, _ in places]
+    assert isinstance(backend, Queues)
+    lines = [[one.resource_id[6:] for one in line] for line in backend.lines(held)]
+    assert lines[0][:2] == ["aa00", "aa01"], "of one drive"
+    assert len(lines) == 4, "five drives have four workers"
 
 
 # ---- what an earlier run has left ----------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -16,6 +17,7 @@ from leased.hardware.dax.ranges import Range, read_ranges
 from leased.hardware.dax.regions import recreate
 from leased.hardware.dax.survey import describe, why_not
 from leased.hardware.nodes import Node, Speed
+from leased.terms.errors import DeviceError
 from leased.terms.resource import Evidence, TierKind
 from tests.doubles.sysfs_trees import dax, write
 
@@ -203,3 +205,21 @@ def test_two_ranges_that_are_recreated_at_a_time_do_not_probe_for_each_other(
         each.join(5)
     os.close(reader)
     assert not second.is_alive() and switch.read_text("ascii").strip() == "1"
+
+
+def test_a_region_whose_driver_is_not_known_is_not_written_to_the_working_directory(
+    tmp_path: Path,
+) -> None:
+    bus_of_cxl(tmp_path)
+    with pytest.raises(DeviceError, match="not known which driver dax_region0 was of"):
+        recreate(msgspec.structs.replace(only(tmp_path), keeper=""), tmp_path)
+
+
+def test_why_a_range_did_not_come_back_is_the_kernels_word(tmp_path: Path) -> None:
+    """A refused `new_id` was ENODEV, after two seconds of asking again."""
+    bus_of_cxl(tmp_path)
+    one = msgspec.structs.replace(only(tmp_path), keeper=str(tmp_path / "other"))
+    (tmp_path / "sys/bus/dax/devices/dax0.0/driver").unlink()
+    with pytest.raises(DeviceError, match="did not come back.*new_id: dax0.0") as told:
+        recreate(one, tmp_path)
+    assert told.value.errno == errno.ENOENT

@@ -77,7 +77,7 @@ class Sidecar(msgspec.Struct, frozen=True, array_like=True):
     digests: tuple[bytes, ...] = ()
 
 
-class Rows(NamedTuple):
+class BlockRows(NamedTuple):
     """The rows of one table: in files, and beside them in batches."""
 
     paths: list[Path]
@@ -111,9 +111,9 @@ class LogBlocks:
                 return found
             found.append(one)
 
-    def rows(self, sidecars: list[Sidecar]) -> dict[str, Rows]:
+    def rows(self, sidecars: list[Sidecar]) -> dict[str, BlockRows]:
         """Where the rows of these, the first blocks, are, by the table."""
-        found = {table: Rows([], []) for table in SCHEMAS}
+        found = {table: BlockRows([], []) for table in SCHEMAS}
         for index, one in enumerate(sidecars):
             for (table, rows), batch in zip(found.items(), one.batches, strict=True):
                 if batch:

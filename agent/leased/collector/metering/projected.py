@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import LogBlocks, Rows, batched, party_table
+from leased.collector.metering.blocks import BlockRows, LogBlocks, batched, party_table
 from leased.collector.metering.engine import PROJECTION, SMALL_TABLES, statements
 from leased.collector.metering.projection import LogShape, shape
 from leased.economics.hourly import NodeSpan
@@ -39,7 +39,7 @@ class Projected(msgspec.Struct, frozen=True):
 def projected(directory: Path, chains: Iterable[NodeSpan]) -> Projected | None:
     """The projection of `chains`, and who paid for what; None: nothing was projected. `directory`
     is that of what is derived."""
-    rows = {table: Rows([], []) for table in PROJECTION}
+    rows = {table: BlockRows([], []) for table in PROJECTION}
     parties: set[bytes] = set()
     shapes: dict[int, LogShape] = {}
     ends: dict[int, int] = {}

@@ -24,7 +24,7 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import Floor
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import LogBlocks, Rows, batched, party_table
+from leased.collector.metering.blocks import BlockRows, LogBlocks, batched, party_table
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
     PROJECTION,
@@ -132,7 +132,7 @@ class Store:
         put_back(archive.kept, floor, self.rollups, frozen_of(floor))
         spans: list[NodeSpan] = []
         shapes: dict[int, LogShape] = {}
-        rows = {table: Rows([], []) for table in PROJECTION}
+        rows = {table: BlockRows([], []) for table in PROJECTION}
         parties: set[bytes] = set()
         nodes: dict[int, str] = {}
         for entry, blocks, sidecars in project_logs(self.directory, archive, entries, progress):

@@ -70,6 +70,7 @@ class BlockBackend:
     def __init__(self, crew: Crew, config: HardwareConfig) -> None:
         self._crew = crew
         self._desk = Desk(crew)
+        self.lines = self._desk.lines  # `hardware.backend.Queues`
         self._hardware = config
         self._config = config.block
         self._remembered = Remembered()

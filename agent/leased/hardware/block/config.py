@@ -14,6 +14,8 @@ from leased.hardware.block.drives import Erase
 
 KEY_BITS = (128, 192, 256, 384, 512)
 CANARIES_MAX = 65536
+ERASE_NS_MAX = 49 * 24 * 3600 * 1_000_000_000
+"""A command is given its time in milliseconds, of 32 bits."""
 
 
 class Offer(enum.StrEnum):

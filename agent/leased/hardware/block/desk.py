@@ -82,22 +82,32 @@ class Desk:
             raise DeviceError(f"block_{verb}", errno.ETIMEDOUT, "an earlier look still hangs")
         return await self.ask(worker, verb, asked, returns, STARTING_NS)
 
+    def lines(self, allotments: Iterable[Allotment]) -> list[list[Allotment]]:
+        """Those of one worker wait for one another, and with them those of one drive."""
+        return _parted(allotments, lambda one: self.worker(identity_in(one.resource_id)))
+
     async def each(
         self, allotments: Iterable[Allotment], carry_out: Callable[[Allotment], Awaitable[None]]
     ) -> None:
         """Every allotment; drives at the same time."""
-        parts: dict[str, list[Allotment]] = {}
-        for allotment in allotments:
-            drive = self._drive(identity_in(allotment.resource_id))
-            parts.setdefault(drive, []).append(allotment)
+        parts = _parted(allotments, lambda one: self._drive(identity_in(one.resource_id)))
 
         async def in_turn(part: Iterable[Allotment]) -> None:
             for allotment in part:
                 await carry_out(allotment)
 
         async with trio.open_nursery() as nursery:
-            for part in parts.values():
+            for part in parts:
                 nursery.start_soon(in_turn, part)
 
     def _drive(self, identity: str) -> str:
         return self._drives.get(identity, identity)
+
+
+def _parted(
+    allotments: Iterable[Allotment], by: Callable[[Allotment], str]
+) -> list[list[Allotment]]:
+    parts: dict[str, list[Allotment]] = {}
+    for allotment in allotments:
+        parts.setdefault(by(allotment), []).append(allotment)
+    return list(parts.values())

@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from leased.hardware.block import canaries, drives, verbs
 from leased.hardware.block.calls import Clean, Cleaned
@@ -63,12 +63,26 @@ def clean(call: Clean) -> Cleaned:
                 steps.append(_detach(call))
             return Cleaned(False, 0, "", tuple(steps))
     steps.append(StepReport(TeardownStep.KEY, 0, began_ns, now_ns(), int(wiped)))
+    return forget(call, steps)
+
+
+def _find_and_erase(call: Clean) -> tuple[str, int]:
+    return _erase(call, resolve(call.identity, call.size_bytes))
+
+
+def forget(
+    call: Clean,
+    steps: list[StepReport],
+    erase: Callable[[Clean], tuple[str, int]] = _find_and_erase,
+) -> Cleaned:
+    """Erase what nobody has any more; `steps` went before. A drive that fails a read or a write
+    fails the step, and no more than that."""
     began_ns = now_ns()
     try:
-        namespace = resolve(call.identity, call.size_bytes)
-        way, erased_bytes = _erase(call, namespace)
-    except DeviceError as error:
-        steps.append(StepReport(TeardownStep.SCRUB, error.errno, began_ns, now_ns()))
+        way, erased_bytes = erase(call)
+    except (DeviceError, OSError) as error:
+        failed = error.errno or errno.EIO
+        steps.append(StepReport(TeardownStep.SCRUB, failed, began_ns, now_ns()))
         return Cleaned(False, 0, "", tuple(steps))
     steps.append(StepReport(TeardownStep.SCRUB, 0, began_ns, now_ns(), erased_bytes))
     return Cleaned(True, erased_bytes, way, tuple(steps))

@@ -23,7 +23,7 @@ from leased.hardware.block.namespaces import (
     list_controllers,
     list_namespaces,
 )
-from leased.hardware.block.opening import ADMIN_MS, controller_of, opened
+from leased.hardware.block.opening import ADMIN_MS, controller, controller_of, opened
 from leased.terms.errors import DeviceError
 
 
@@ -107,10 +107,9 @@ def attach(call: Attach) -> Attached:
 
 def _attach_one(nqn: str, nsid: int) -> bool:
     """False: no drive of that name has it."""
-    who = _controllers_of(nqn)
-    for name, _ in who:
-        fd = os.open(f"/dev/{name}", os.O_RDWR | os.O_CLOEXEC)
-        try:
+    who = [one for one in list_controllers(nqn) if one.state == LIVE]
+    for one in who[:1]:  # each knows all of them
+        with controller(one, nqn) as fd:
             if nsid not in drives.read_list(_identify(fd, 0, drives.ALLOCATED_LIST)):
                 return False
             if not examine_drive(fd).attaches:
@@ -118,20 +117,13 @@ def _attach_one(nqn: str, nsid: int) -> bool:
             verbs.attach_namespace(
                 fd,
                 nsid=nsid,
-                controllers=tuple(cntlid for _, cntlid in who),
+                controllers=tuple(other.cntlid for other in who),
                 attach=True,
                 timeout_ms=ADMIN_MS,
             )
             verbs.rescan_controller(fd)
             return True
-        finally:
-            os.close(fd)
     return False
-
-
-def _controllers_of(nqn: str) -> list[tuple[str, int]]:
-    """(name, id) of the live controllers of a subsystem, whether it has a namespace here or not."""
-    return [(one.name, one.cntlid) for one in list_controllers(nqn) if one.state == LIVE]
 
 
 def _identify(controller: int, nsid: int, cns: int) -> bytes:

@@ -89,6 +89,13 @@ def is_still(namespace: Namespace, number: Number, root: Path = Path("/")) -> bo
     return same == (namespace.identity, namespace.diskseq)
 
 
+def is_controller(one: Controller, nqn: str, number: Number, root: Path = Path("/")) -> bool:
+    """Whether the device of that number is that way to that subsystem, now."""
+    place = root / "sys/class/nvme" / one.name
+    same = (read_text(place / "subsysnqn") or one.name, read_int(place / "cntlid") or 0)
+    return _number(place) == number and same == (nqn, one.cntlid)
+
+
 def _heads(root: Path) -> Iterator[Path]:
     block = root / "sys/block"
     for name in list_names(block):

@@ -17,7 +17,13 @@ import stat
 import time
 from collections.abc import Iterator
 
-from leased.hardware.block.namespaces import Namespace, find_namespace, is_still
+from leased.hardware.block.namespaces import (
+    Controller,
+    Namespace,
+    find_namespace,
+    is_controller,
+    is_still,
+)
 from leased.terms.errors import DeviceError
 
 ADMIN_MS = 60_000
@@ -42,7 +48,7 @@ def resolve(identity: str, size_bytes: int) -> Namespace:
 @contextlib.contextmanager
 def opened(namespace: Namespace, flags: int, *, settle_ns: int = 0) -> Iterator[int]:
     """The namespace, open for the `with`. Raises DeviceError."""
-    fd = _open(f"/dev/{namespace.name}", flags, settle_ns)
+    fd = _open("block_open", f"/dev/{namespace.name}", flags, settle_ns)
     try:
         status = os.fstat(fd)
         number = (os.major(status.st_rdev), os.minor(status.st_rdev))
@@ -65,27 +71,31 @@ def controller_of(namespace: Namespace) -> Iterator[int]:
     alive = namespace.alive
     if alive is None:
         raise DeviceError("nvme_open", errno.ENODEV, f"no controller of {namespace.nqn} is live")
-    fd = _open(f"/dev/{alive.name}", os.O_RDWR, 0)
+    with controller(alive, namespace.nqn) as fd:
+        yield fd
+
+
+@contextlib.contextmanager
+def controller(one: Controller, nqn: str) -> Iterator[int]:
+    """A controller of that subsystem, for admin commands. Raises DeviceError: another drive's may
+    have its name by now, and has a namespace of the same number."""
+    fd = _open("nvme_open", f"/dev/{one.name}", os.O_RDWR, 0)
     try:
+        status = os.fstat(fd)
+        number = (os.major(status.st_rdev), os.minor(status.st_rdev))
+        if not stat.S_ISCHR(status.st_mode) or not is_controller(one, nqn, number):
+            raise DeviceError("nvme_open", errno.ENODEV, f"{one.name} is not of {nqn} any more")
         yield fd
     finally:
         os.close(fd)
 
 
-def _open(path: str, flags: int, settle_ns: int) -> int:
+def _open(verb: str, path: str, flags: int, settle_ns: int) -> int:
     end_ns = time.monotonic_ns() + settle_ns
     while True:
         try:
             return os.open(path, flags | os.O_CLOEXEC)
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic_ns() >= end_ns:
-                verb = "nvme_open" if stat.S_ISCHR(_mode(path)) else "block_open"
                 raise DeviceError(verb, error.errno or errno.EIO, path) from error
         time.sleep(_AGAIN_S)
-
-
-def _mode(path: str) -> int:
-    try:
-        return os.stat(path).st_mode
-    except OSError:
-        return 0

@@ -18,6 +18,7 @@ import errno
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
@@ -28,6 +29,7 @@ from leased.hardware.calls import Surveyed
 from leased.hardware.config import EscapeePolicy, HardwareConfig
 from leased.hardware.crew import Crew
 from leased.hardware.dax import calls
+from leased.hardware.dax.lost import why_lost
 from leased.hardware.dax.ranges import Range
 from leased.hardware.dax.survey import NOT_OFFERED, describe
 from leased.hardware.remembered import Remembered
@@ -35,7 +37,7 @@ from leased.hardware.verbs import ACCESS_READ, ACCESS_WRITE, DEVICE_CHAR, Device
 from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
-from leased.terms.lease import Lease
+from leased.terms.lease import Lease, LeaseState
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import (
     Absence,
@@ -55,6 +57,7 @@ PASSES_OVER_RANGE = 2
 """Overwriting, and reading back."""
 
 _LIST = "dax list"
+_HELD = (LeaseState.GRANTED, LeaseState.ACTIVE, LeaseState.DRAINING)
 _KILLED = (errno.EPIPE, errno.ECONNRESET)
 
 
@@ -63,12 +66,15 @@ class DaxBackend:
 
     kind = ResourceKind.MEM
 
-    def __init__(self, crew: Crew, hardware: HardwareConfig) -> None:
+    def __init__(self, crew: Crew, hardware: HardwareConfig, root: str = ROOT) -> None:
         self._crew = crew
+        self._root = root
         self._hardware = hardware
         self._config = hardware.dax
         self._remembered = Remembered()
         self._ranges: dict[str, Range] = {}
+        self._broken: dict[str, Range] = {}
+        self._held: set[str] = set()
         self._clean: set[str] = set()
         self._outcomes: dict[tuple[LeaseId, str], tuple[StepReport, ...]] = {}
         self._turns: dict[str, trio.Lock] = {}
@@ -100,15 +106,18 @@ class DaxBackend:
             why = f"device-dax: {error}"
             absence = Absence(ResourceKind.MEM, why)
             return self._remembered.stand_in(why) or Surveyed((), (absence,), ())
-        found = describe(seen.ranges, seen.nodes, seen.speeds, self._config)
-        return self._remembered.complete(found, lambda _: "")
+        found = describe(seen.ranges, seen.nodes, seen.speeds, self._config, seen.lost)
+        # Whoever holds one has lost it: it is gone, and the teardown of the lease puts it back.
+        broken = (one for one in self._broken.values() if one.identity not in self._held)
+        silent = {one.resource_id: why_lost(one) for one in broken}
+        return self._remembered.complete(found, lambda one: silent.get(one.resource_id, ""))
 
     async def _look(self) -> calls.Seen:
         """List the ranges, and remember what each is called now."""
         handled = {identity for identity, turn in self._turns.items() if turn.locked()}
         self._looks.append(handled)
         try:
-            seen = await self._ask(_LIST, "look", calls.Look(ROOT), calls.Seen)
+            seen = await self._ask(_LIST, "look", calls.Look(self._root), calls.Seen)
         finally:
             self._looks = [one for one in self._looks if one is not handled]
             self._crew.dismiss(_LIST)
@@ -118,7 +127,10 @@ class DaxBackend:
         self._there = frozenset(by_identity)
         # What is not there just now is remembered: it may have to be given back.
         self._ranges.update(by_identity)
-        return msgspec.structs.replace(seen, ranges=tuple(by_identity.values()))
+        lost = tuple(one for one in seen.lost if one.identity not in handled)
+        bare = (one for one in by_identity.values() if not one.driver and one.whole)
+        self._broken = {one.identity: one for one in (*bare, *lost) if one.identity}
+        return msgspec.structs.replace(seen, ranges=tuple(by_identity.values()), lost=lost)
 
     def _is_stuck(self, identity: str) -> bool:
         return any(self._crew.is_stuck(f"dax {verb} {identity}") for verb in ("use", "witness"))
@@ -149,11 +161,12 @@ class DaxBackend:
         async with self._turn(identity):
             clean = identity in self._clean
             call = calls.Ready(
-                ROOT, identity, self._search(), lease.subject.uid, lease.subject.gid, clean
+                self._root, identity, self._search(), lease.subject.uid, lease.subject.gid, clean
             )
             passes = 0 if clean else PASSES_OVER_RANGE
             readied = await self._use(identity, "ready", call, calls.Readied, passes, allotment)
             self._clean.add(identity)
+            self._held.add(identity)
             self._note_name(identity, readied.name)
             return readied
 
@@ -177,9 +190,10 @@ class DaxBackend:
         """Root's alone again. One that cannot be closed is overwritten before the next lease."""
         for allotment in allotments:
             identity = _identity(allotment)
+            self._held.discard(identity)
             async with self._turn(identity):
                 try:
-                    call = calls.Close(ROOT, identity)
+                    call = calls.Close(self._root, identity)
                     await self._use(identity, "close", call, calls.Nothing, 0, allotment)
                 except DeviceError:
                     self._clean.discard(identity)
@@ -205,11 +219,12 @@ class DaxBackend:
     async def _release(self, allotment: Allotment) -> calls.Released:
         identity = _identity(allotment)
         kills = self._hardware.escapees is EscapeePolicy.KILL
+        self._held.discard(identity)
         async with self._turn(identity):
             self._clean.discard(identity)
-            known = self._ranges.get(identity)
+            known = self._ranges.get(identity) or self._broken.get(identity)
             call = calls.Release(
-                ROOT, identity, known, self._search(), kills, self._hardware.kill_budget_ns
+                self._root, identity, known, self._search(), kills, self._hardware.kill_budget_ns
             )
             began_ns = _now_ns()
             try:
@@ -250,7 +265,7 @@ class DaxBackend:
         if failed:
             return failed
         identity = _identity(allotment)
-        call = calls.Witness(ROOT, identity, self._search(), allotment.capacity)
+        call = calls.Witness(self._root, identity, self._search(), allotment.capacity)
         async with self._turn(identity):
             try:
                 worker = f"dax witness {identity}"
@@ -272,7 +287,7 @@ class DaxBackend:
         identity = _identity(allotment)
         if self._is_stuck(identity):
             raise DeviceError("dax_who", errno.EBUSY, "a call hangs in the kernel with it")
-        call = calls.Who(ROOT, identity, self._search())
+        call = calls.Who(self._root, identity, self._search())
         try:
             seen = await self._ask(f"dax who {identity}", "who", call, calls.Present)
         finally:
@@ -281,9 +296,32 @@ class DaxBackend:
 
     async def adopt(self, leases: Iterable[Lease]) -> None:
         """Nothing is clean that this run has not proven: there is nothing to take over but the
-        names."""
-        if self._config.offer:
+        names. What an earlier run was ended in the middle of is put back, unless a lease has it:
+        its teardown does that."""
+        if not self._config.offer:
+            return
+        had = [(one.state, a) for one in leases for a in one.subject.allotments if self.serves(a)]
+        known = {one.resource_id for one in (await self.survey()).resources}
+        known -= {allotment.resource_id for _, allotment in had}
+        self._held |= {_identity(allotment) for state, allotment in had if state in _HELD}
+        mended = [one for one in self._broken.values() if one.resource_id in known]
+        if any(not one.is_persistent for one in (*self._ranges.values(), *mended)):
+            with suppress(DeviceError):  # whoever recreates a range switches it on again
+                await self._ask(_LIST, "mend", calls.Mend(self._root, None), calls.Nothing)
+            self._crew.dismiss(_LIST)
+        async with trio.open_nursery() as nursery:
+            for one in mended:
+                nursery.start_soon(self._mend, one)
+        if mended:
             await self.survey()
+
+    async def _mend(self, one: Range) -> None:
+        async with self._turn(one.identity):
+            call = calls.Mend(self._root, one)
+            extra_ns = self._config.rebind_budget_ns
+            with suppress(DeviceError):  # it stays sick, and says what mends it
+                worker = f"dax use {one.identity}"
+                await self._ask(worker, "mend", call, calls.Nothing, extra_ns)
 
     # -- parts -------------------------------------------------------------------------------------
 

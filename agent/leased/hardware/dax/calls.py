@@ -24,11 +24,13 @@ class Look(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Seen(msgspec.Struct, frozen=True, array_like=True):
-    """The ranges; the nodes; what HMAT says of the ranges' nodes (node, speed)."""
+    """The ranges; the nodes; what HMAT says of the ranges' nodes (node, speed); regions that no
+    driver has (`lost.read_lost`)."""
 
     ranges: tuple[Range, ...]
     nodes: tuple[Node, ...]
     speeds: tuple[tuple[int, Speed], ...]
+    lost: tuple[Range, ...] = ()
 
 
 class Search(msgspec.Struct, frozen=True, array_like=True):
@@ -99,6 +101,14 @@ class Close(msgspec.Struct, frozen=True, array_like=True):
 
     root: str
     identity: str
+
+
+class Mend(msgspec.Struct, frozen=True, array_like=True):
+    """Give back what somebody was ended in the middle of: the region of this range, or of none only
+    the host's switch for probing."""
+
+    root: str
+    broken: Range | None
 
 
 class Who(msgspec.Struct, frozen=True, array_like=True):

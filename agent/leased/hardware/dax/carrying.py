@@ -19,5 +19,6 @@ VERBS: Final = {
     "release": (calls.Release, handling.release),
     "witness": (calls.Witness, handling.witness),
     "close": (calls.Close, handling.close),
+    "mend": (calls.Mend, handling.mend),
     "who": (calls.Who, handling.who),
 }

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from leased.hardware import openers, parallel
 from leased.hardware.dax import calls
+from leased.hardware.dax.lost import read_lost
 from leased.hardware.dax.ranges import DEVICE_MODE, Range, read_ranges
-from leased.hardware.dax.regions import find_range, recreate
+from leased.hardware.dax.regions import find_all, find_range, recreate, restore_probing
 from leased.hardware.nodes import read_nodes, read_speed
 from leased.hardware.occupants import start_time
 from leased.hardware.openers import Opener
@@ -47,7 +48,7 @@ def look(call: calls.Look, fds: list[int]) -> calls.Seen:
     ranges = read_ranges(root)
     numbers = sorted({one.node for one in ranges if one.node >= 0})
     speeds = tuple((number, read_speed(number, root)) for number in numbers)
-    return calls.Seen(ranges, read_nodes(root), speeds)
+    return calls.Seen(ranges, read_nodes(root), speeds, read_lost(root))
 
 
 def ready(call: calls.Ready, fds: list[int]) -> calls.Readied:
@@ -83,13 +84,7 @@ def release(call: calls.Release, fds: list[int]) -> calls.Released:
         anew.append(recreate(one, root))
         return 0
 
-    try:
-        one, is_there = _leasable(call.identity, root), True
-    except DeviceError:
-        if call.known is None:
-            raise
-        # Taken away, and not given back: whoever did that was ended before.
-        one, is_there = call.known, False
+    one, is_there = _to_release(call, root)
     with contextlib.suppress(_Ended):
         if is_there:
             _step(steps, TeardownStep.ESCAPEE_SCAN, lambda: _clear_out(one, root, call))
@@ -98,6 +93,18 @@ def release(call: calls.Release, fds: list[int]) -> calls.Released:
         _step(steps, TeardownStep.READ_BACK, lambda: _residue(done[0]))
     name = anew[0].name if anew else ""
     return calls.Released(name, done[0].overwritten_bytes if done else 0, tuple(steps))
+
+
+def _to_release(call: calls.Release, root: Path) -> tuple[Range, bool]:
+    """The range, and whether anybody can have it. One that was taken away and not given back
+    (whoever did that was ended before) is as it is remembered. What the host has made something
+    else of meanwhile is not touched. Raises DeviceError."""
+    found = find_all(call.identity, root)
+    if not found and call.known is not None:
+        return call.known, False
+    if len(found) == 1 and not found[0].driver and found[0].whole:
+        return found[0], False
+    return _leasable(call.identity, root), True
 
 
 def witness(call: calls.Witness, fds: list[int]) -> calls.Witnessed:
@@ -139,6 +146,17 @@ def close(call: calls.Close, fds: list[int]) -> calls.Nothing:
     return calls.Nothing()
 
 
+def mend(call: calls.Mend, fds: list[int]) -> calls.Nothing:
+    """End what somebody before us began and could not end. Raises DeviceError."""
+    root = Path(call.root)
+    restore_probing(root)
+    if call.broken is not None:
+        found = find_all(call.broken.identity, root)
+        if not any(one.driver for one in found):  # nobody was faster
+            recreate(call.broken, root)
+    return calls.Nothing()
+
+
 def who(call: calls.Who, fds: list[int]) -> calls.Present:
     """Everybody who has it."""
     root = Path(call.root)
@@ -168,7 +186,9 @@ def _step(steps: list[StepReport], step: TeardownStep, carry_out: Callable[[], i
 def _leasable(identity: str, root: Path) -> Range:
     one = find_range(identity, root)
     if one.driver != DEVICE_MODE or not one.whole:
-        raise DeviceError("dax_find", errno.ENXIO, f"{one.resource_id} is not a device any more")
+        what = f"the driver {one.driver or 'of nobody'} has it" if one.whole else "it was divided"
+        detail = f"{one.resource_id} ({one.name}) is no device of its own any more: {what}"
+        raise DeviceError("dax_find", errno.ENXIO, detail)
     return one
 
 

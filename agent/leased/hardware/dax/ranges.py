@@ -14,6 +14,7 @@ Does not open a device.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -93,7 +94,17 @@ def _range(name: str, device: Path, size_bytes: int, root: Path) -> Range:
 
 def identify(device: Path, root: Path) -> str:
     """What the range is made of, in a word."""
-    parents = [parent for parent in device.parents if len(parent.parts) > len(root.parts) + 2]
+    where = int(read_text(device / "resource") or "0", 16)
+    return _made_of(device.parents, root) or f"phys-{where:x}"
+
+
+def identify_region(region: Path, root: Path) -> str:
+    """What the range that is all of a region would be called; "" if only the range tells."""
+    return _made_of((region, *region.parents), root)
+
+
+def _made_of(places: Iterable[Path], root: Path) -> str:
+    parents = [parent for parent in places if len(parent.parts) > len(root.parts) + 2]
     for parent in parents:
         uuid = (read_text(parent / "uuid") or "").strip()
         if uuid and uuid != _NO_UUID:
@@ -102,7 +113,7 @@ def identify(device: Path, root: Path) -> str:
         serials = _serials(parent, root)
         if serials:
             return f"cxl-{serials}"[:_ID_CHARACTERS_MAX]
-    return f"phys-{int(read_text(device / 'resource') or '0', 16):x}"
+    return ""
 
 
 def _serials(region: Path, root: Path) -> str:

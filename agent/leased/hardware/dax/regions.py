@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from leased.hardware.dax.ranges import DEVICE_MODE, Range, read_ranges
+from leased.hardware.sysfs import read_int
 from leased.terms.errors import DeviceError
 
 _BUS = "sys/bus/dax"
@@ -37,9 +38,14 @@ _APPEARS_NS = 2_000_000_000
 _AGAIN_S = 0.01
 
 
+def find_all(identity: str, root: Path) -> list[Range]:
+    """Every range that calls itself so: one, or none."""
+    return [one for one in read_ranges(root) if one.identity == identity]
+
+
 def find_range(identity: str, root: Path) -> Range:
     """The range as it is now. Raises DeviceError(ENODEV)."""
-    found = [one for one in read_ranges(root) if one.identity == identity]
+    found = find_all(identity, root)
     if len(found) != 1:
         what = "is not there" if not found else f"is there {len(found)} times"
         raise DeviceError("dax_find", errno.ENODEV, f"mem:dax-{identity} {what}")
@@ -51,6 +57,9 @@ def recreate(one: Range, root: Path) -> Range:
     own. Raises DeviceError; then it may have no driver, and nobody can open it. `one` may be what
     is remembered of it: a call that was ended half-way is ended by the next."""
     region = Path(one.region)
+    if not one.keeper:
+        detail = f"{one.resource_id}: it is not known which driver {region.name} was of"
+        raise DeviceError("dax_recreate", errno.ENXIO, detail)
     if (region / "driver").exists():
         _tell(region / "driver/unbind", region.name)
     with _nobody_else_probes(one, root):
@@ -63,7 +72,7 @@ def _settle(identity: str, root: Path) -> Range:
     end_ns = time.monotonic_ns() + _APPEARS_NS
     offered = False
     while True:
-        with contextlib.suppress(DeviceError):
+        try:
             one = find_range(identity, root)
             if one.driver == DEVICE_MODE and (root / one.path.lstrip("/")).exists():
                 return one
@@ -71,9 +80,12 @@ def _settle(identity: str, root: Path) -> Range:
                 # A range that the kernel would make ordinary memory is ours only by name.
                 _tell(root / _DRIVER / "new_id", one.name)
                 offered = True
+            failed = DeviceError("dax_recreate", errno.ENODEV, f"{one.name} has no node yet")
+        except DeviceError as error:
+            failed = error
         if time.monotonic_ns() >= end_ns:
-            detail = f"mem:dax-{identity} did not come back with its region"
-            raise DeviceError("dax_recreate", errno.ENODEV, detail)
+            detail = f"mem:dax-{identity} did not come back with its region: {failed.detail}"
+            raise DeviceError("dax_recreate", failed.errno, detail)
         time.sleep(_AGAIN_S)
 
 
@@ -95,6 +107,28 @@ def _nobody_else_probes(one: Range, root: Path) -> Iterator[None]:
             yield
         finally:
             _tell(root / _AUTOPROBE, "1")
+    finally:
+        os.close(lock)
+
+
+def restore_probing(root: Path) -> bool:
+    """Have the kernel probe again, if somebody of ours was ended before he could say so; whether
+    that was the case. Nothing where somebody of ours is at it now."""
+    switch = root / _AUTOPROBE
+    try:
+        lock = os.open(root / _ROOTS_OWN, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise DeviceError("dax_recreate", error.errno or errno.EIO, _ROOTS_OWN) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if read_int(switch) != 0:
+            return False
+        _tell(switch, "1")
+        return True
+    except BlockingIOError:
+        return False
     finally:
         os.close(lock)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from leased.hardware.calls import Surveyed
 from leased.hardware.dax.config import DaxConfig
+from leased.hardware.dax.lost import why_lost
 from leased.hardware.dax.ranges import DEVICE_MODE, MEMORY_MODE, Range
 from leased.hardware.nodes import Node, Origin, Speed
 from leased.hardware.tiers import Classified, classify_bare, reference_speed
@@ -32,10 +33,13 @@ def describe(
     nodes: Sequence[Node],
     speeds: Sequence[tuple[int, Speed]],
     config: DaxConfig,
+    lost: Sequence[Range] = (),
 ) -> Surveyed:
-    """What is offered of `ranges`. `speeds` is what HMAT says of their nodes, where it does."""
+    """What is offered of `ranges`. `speeds` is what HMAT says of their nodes, where it does; `lost`
+    are regions without a driver."""
     resources: list[Resource] = []
-    notes: list[str] = []
+    named = ((one.resource_id if one.identity else "device-dax", why_lost(one)) for one in lost)
+    notes = [f"{name}: {why}" for name, why in named]
     known = dict(speeds)
     reference = reference_speed(nodes)
     for one in ranges:
@@ -56,8 +60,10 @@ def why_not(one: Range, config: DaxConfig) -> str:
     """Why a range is not leased; "" if it is."""
     if one.driver == MEMORY_MODE:
         return f"ordinary memory of node {one.node}"
+    if not one.driver:
+        return why_lost(one)
     if one.driver != DEVICE_MODE:
-        return "no driver has it: nobody can open it"
+        return f"the driver {one.driver} has it"
     if not one.whole:
         return "a part of its region, and only whole regions can be taken back for good"
     if one.is_persistent and not config.persistent:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from leased.hardware import openers
 from leased.hardware.gpu.calls import Anybody, Present
-from leased.hardware.gpu.nodes import parse_majors
+from leased.hardware.gpu.nodes import driver_majors, drm_nodes
 from leased.hardware.openers import Node, Sought
 from leased.hardware.sysfs import list_names
 from leased.hardware.verbs import char_device
@@ -24,13 +24,16 @@ from leased.hardware.verbs import char_device
 _MINORS = 256
 """The front has its GPUs, modeset and control in the minors of one byte; the others have fewer."""
 
+_CHANNELS, _CHANNELS_MAX = "nvidia-caps-imex-channels", 1 << 12
+_PCI_DRIVER = "sys/bus/pci/drivers/nvidia"
+
 _FOLDERS = ("dev", "dev/nvidia-caps", "dev/nvidia-caps-imex-channels")
 
 
 def anybody(call: Anybody, fds: list[int]) -> Present:
     """Everybody who has a node of the driver. Raises DeviceError."""
     root = Path(call.root)
-    nodes = tuple(_by_number(root) if root == Path("/") else _by_path(root))
+    nodes = tuple(nodes_of_driver(root) if root == Path("/") else _by_path(root))
     if not nodes:
         return Present((), ())  # no module of it is loaded
     deadline_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + call.scan_budget_ns
@@ -38,14 +41,17 @@ def anybody(call: Anybody, fds: list[int]) -> Present:
     return Present(openers.scan(sought, exempt={}, deadline_ns=deadline_ns), ())
 
 
-def _by_number(root: Path) -> Iterator[Node]:
+def nodes_of_driver(root: Path) -> Iterator[Node]:
+    """Every number that a node of the driver can have."""
     try:
-        majors = parse_majors((root / "proc/devices").read_text("ascii"))
+        majors = driver_majors((root / "proc/devices").read_text("ascii"))
     except OSError:
         return
-    for major in (majors.front, majors.uvm, majors.caps):
-        if major is not None:
-            yield from ((major, minor) for minor in range(_MINORS))
+    for name, major in majors.items():
+        count = _CHANNELS_MAX if name == _CHANNELS else _MINORS
+        yield from ((major, minor) for minor in range(count))
+    for address in list_names(root / _PCI_DRIVER):
+        yield from drm_nodes(address, root)  # the display's module keeps the driver, too
 
 
 def _by_path(root: Path) -> Iterator[Node]:

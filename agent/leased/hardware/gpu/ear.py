@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -41,7 +40,8 @@ class Ear:
         self._changed = trio.Event()
         self._since_ns: int | None = None
         self._deaf: tuple[str, ...] = ()
-        self._heard: deque[tuple[int, str, int]] = deque(maxlen=KEPT)
+        self._heard: dict[tuple[str, int], int] = {}
+        self._dropped: dict[str, int] = {}
 
     def hear(self, gpus: Sequence[Listed]) -> None:
         """These are the GPUs from here on."""
@@ -62,6 +62,7 @@ class Ear:
             and self._since_ns <= since_ns
             and gpu in self._gpus
             and gpu.uuid not in self._deaf
+            and self._dropped.get(gpu.pci, -1) < since_ns
         )
 
     def is_deaf_to(self, gpu: Listed) -> bool:
@@ -69,9 +70,9 @@ class Ear:
         return gpu.uuid in self._deaf
 
     def xids(self, pci: str, since_ns: int) -> tuple[int, ...]:
-        """The XIDs of a GPU since then, in their order."""
+        """The XIDs of a GPU since then, each once, by when it was heard last."""
         return tuple(
-            xid for at_ns, at, xid in self._heard if at == pci and at_ns >= since_ns and xid
+            xid for (at, xid), at_ns in self._heard.items() if at == pci and at_ns >= since_ns
         )
 
     async def run(self, tell: Tell) -> None:
@@ -104,9 +105,19 @@ class Ear:
         while True:
             heard = await self._ask(gpus, WAIT_MS)
             for pci, _, xid in heard.events:
-                self._heard.append((_now_ns(), pci, xid))
+                if xid:
+                    self._keep(pci, xid)
                 if not xid or meaning_of(xid) is not Meaning.APPLICATION:
                     tell(pci, xid)
+
+    def _keep(self, pci: str, xid: int) -> None:
+        """Of each XID of a GPU the last: a tenant that makes one of its own as often as it can
+        pushes no other out."""
+        self._heard.pop((pci, xid), None)
+        self._heard[pci, xid] = _now_ns()
+        if len(self._heard) > KEPT:
+            oldest = next(iter(self._heard))
+            self._dropped[oldest[0]] = self._heard.pop(oldest)
 
     async def _ask(self, gpus: tuple[Listed, ...], wait_ms: int) -> Heard:
         if self._crew.is_stuck(WORKER):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -59,7 +60,7 @@ def make(call: Make, fds: list[int]) -> Made:
     told = _profile(gpu, place)
     where = pynvml.c_nvmlGpuInstancePlacement_t()
     where.start = place.start
-    where.size = next(size for start, size in _places(gpu, told.id) if start == place.start)
+    where.size = span_at(_places(gpu, told.id), place)
     create = pynvml.nvmlDeviceCreateGpuInstanceWithPlacement
     made = nvml.call("create_instance", create, gpu, told.id, ctypes.byref(where))
     try:
@@ -68,9 +69,20 @@ def make(call: Make, fds: list[int]) -> Made:
         nvml.call("create_compute_instance", create_compute, made, compute)
         number = int(nvml.call("instance_info", pynvml.nvmlGpuInstanceGetInfo, made).id)
         return Made(_instance(gpu, number, place.start))
-    except DeviceError:
+    except BaseException:
         _destroy_at(gpu, place, call.budget_ns)
         raise
+
+
+def span_at(places: Sequence[tuple[int, int]], place: Place) -> int:
+    """How many memory slices the place takes, of (first, how many) that the driver offers of its
+    profile. Raises DeviceError: another driver may offer others."""
+    span = dict(places).get(place.start)
+    if span is None:
+        firsts = ", ".join(str(start) for start, _ in places) or "none"
+        detail = f"the GPU has no place {place.name}: the driver offers {firsts}"
+        raise DeviceError("gpu_layout", errno.ENOENT, detail)
+    return span
 
 
 def remove(call: Remove, fds: list[int]) -> Nothing:

@@ -52,6 +52,16 @@ def parse_majors(text: str) -> Majors:
     return Majors(front, found.get("nvidia-uvm"), found.get("nvidia-caps"))
 
 
+def driver_majors(text: str) -> dict[str, int]:
+    """From /proc/devices: of every module of the driver, by name; switches and links, too."""
+    found: dict[str, int] = {}
+    for line in text.partition("Block devices")[0].splitlines():
+        number, _, name = line.strip().partition(" ")
+        if number.isdecimal() and name.startswith("nvidia"):
+            found[name] = int(number)
+    return found
+
+
 def parse_capabilities(text: str) -> dict[str, int]:
     """From /proc/driver/nvidia-caps/mig-minors: "gpu0/gi1/ci0/access" -> minor."""
     pairs = (line.rpartition(" ") for line in text.splitlines())

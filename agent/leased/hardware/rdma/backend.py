@@ -175,6 +175,9 @@ class RdmaBackend:
         found: list[Access] = []
         for guid, part in _by_device(allotments):
             owner = await self._describe(lease, guid)
+            if len(owner.regions) != len(part):
+                detail = f"the owner says {len(owner.regions)} regions, not {len(part)}"
+                raise DeviceError("rdma_answer", errno.EPROTO, detail)
             for allotment, (address, size_bytes) in zip(part, owner.regions, strict=True):
                 value = (
                     f"{allotment.resource_id};device={owner.device};gid={spelled(owner.gid)}"
@@ -216,12 +219,13 @@ class RdmaBackend:
         for guid, _ in _by_device(allotments):
             room = await self._room(lease, guid)
             try:
-                await self._desk.ask(guid, "end", room, calls.Steps)
+                told = await self._desk.ask(guid, "end", room, calls.Steps)
+                if not any(step.errno for step in told.steps):
+                    self._ledger(guid).forget(lease.lease_id, frozenset())
             except DeviceError:
-                continue  # the leaf cannot be removed then, and says so
+                continue  # what it had is known, and the teardown that follows finds it
             finally:
                 await self._desk.unwatch(lease, guid)
-                self._ledger(guid).forget(lease.lease_id, frozenset())
 
     async def scrub(self, lease: Lease, allotments: Sequence[Allotment]) -> Wiped:
         """Nobody is in the owners' rooms any more, and the driver has let go; devices at the same

@@ -15,7 +15,6 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +22,7 @@ import msgspec
 from leased.hardware import cgroup, exclusion, leaves
 from leased.hardware.memory import survey_memory
 from leased.hardware.rdma import calls, owner, prober, protocol, usage
+from leased.hardware.rdma.charges import charged_objects
 from leased.hardware.rdma.devices import (
     RdmaDevice,
     find_link,
@@ -123,7 +123,17 @@ def _open(
     program = owner.find_program(asked.program)
     with owner.start_owner(program, room, sum(asked.sizes), budget_ns=asked.budget_ns) as door:
         answer = door.ask(protocol.OPEN, body, fds=fds, budget_ns=asked.budget_ns)
-        return protocol.decode_state(answer)
+        return check_regions(protocol.decode_state(answer), asked.sizes)
+
+
+def check_regions(told: protocol.State, sizes: Sequence[int]) -> protocol.State:
+    """An owner has what it was asked to have, or it is not believed. Raises DeviceError."""
+    had = tuple(size_bytes for _, size_bytes in told.regions)
+    if had != tuple(sizes):
+        detail = f"leased-rdma registered {len(had)} regions of {sum(had)} bytes,"
+        detail = f"{detail} not {len(sizes)} of {sum(sizes)}"
+        raise DeviceError("rdma_answer", errno.EPROTO, detail)
+    return told
 
 
 def _owner(nldev: Nldev, link: Link, told: protocol.State) -> calls.Owner:
@@ -177,11 +187,11 @@ def connect(asked: calls.Connect, fds: Sequence[int]) -> calls.Connection:
     )
     with Nldev() as nldev, owner.door_of(owner.room_of(room.leaf, room.guid)) as door:
         state = protocol.decode_state(door.ask(protocol.STATE, budget_ns=room.budget_ns))
+        # Before: a peer that is connected and not told of would keep its place to the lease's end.
+        told = _owner(nldev, get_link(nldev, room.guid), state)
         body = protocol.encode_peer(theirs)
         answer = door.ask(protocol.CONNECT, body, budget_ns=room.budget_ns)
-        ours = protocol.decode_connection(answer, len(state.regions))
-        told = _owner(nldev, get_link(nldev, room.guid), state)
-        return calls.Connection(told, *ours)
+        return calls.Connection(told, *protocol.decode_connection(answer, len(state.regions)))
 
 
 def disconnect(asked: calls.Part, fds: Sequence[int]) -> calls.Nothing:
@@ -220,28 +230,28 @@ def withdraw(asked: calls.Room, fds: Sequence[int]) -> calls.Steps:
 
 
 def end(asked: calls.Room, fds: Sequence[int]) -> calls.Steps:
-    """After the cut: nobody is in the room, and the driver has let go of everything that was
-    charged to the leaf. What is late is waited for. Raises DeviceError when somebody will not
-    die."""
+    """After the cut: nobody is in the room, and the driver has let go of everything of the device
+    that was charged to the leaf. What is late is waited for. Raises DeviceError when somebody will
+    not die, or nobody can say what is charged."""
     began_ns = _now_ns()
     owner.end_owner(owner.room_of(asked.leaf, asked.guid), asked.budget_ns)
     end_ns = began_ns + asked.budget_ns
-    left = charged_objects(asked.leaf)
+    device = _name_of(asked.guid)
+    left = charged_objects(asked.leaf, device)
     while left and _now_ns() < end_ns:
         time.sleep(_AGAIN_S)
-        left = charged_objects(asked.leaf)
+        left = charged_objects(asked.leaf, device)
     failed = errno.EBUSY if left else 0
     return calls.Steps((StepReport(TeardownStep.RELEASE, failed, began_ns, _now_ns(), left),))
 
 
-def charged_objects(leaf: str) -> int:
-    """Objects and device handles that are charged to the leaf; 0 where nobody counts them."""
-    try:
-        text = Path(leaf, "rdma.current").read_text("ascii")
-    except OSError:
-        return 0
-    counts = [word.partition("=")[2] for line in text.splitlines() for word in line.split()[1:]]
-    return sum(int(count) for count in counts if count.isdecimal())
+def _name_of(guid: str) -> str:
+    """What the device is called now; "" where it is on its way out, or cannot be told from another:
+    then every device's objects count."""
+    with contextlib.suppress(DeviceError), Nldev() as nldev:
+        link = find_link(nldev, guid)
+        return "" if link is None else link.name
+    return ""
 
 
 def sweep(asked: calls.Sweep, fds: Sequence[int]) -> calls.Found:

@@ -206,7 +206,13 @@ def door_of(room: str) -> Iterator[Door]:
         if members(room) != found:
             raise DeviceError("rdma_find", errno.ESRCH, room)
         taken = verbs.take_descriptor(pidfd, DOOR_FD)
-        yield stack.enter_context(Door(socket.socket(fileno=taken)))
+        try:
+            door = Door(socket.socket(fileno=taken))
+        except OSError as error:
+            os.close(taken)  # whoever is in the room is no owner
+            detail = f"what {found[0]} in {room} has as its door is no socket"
+            raise DeviceError("rdma_find", error.errno or errno.EIO, detail) from error
+        yield stack.enter_context(door)
 
 
 def end_owner(room: str, budget_ns: int) -> None:

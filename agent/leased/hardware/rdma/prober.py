@@ -67,13 +67,16 @@ def watch(asked: calls.Watch, fds: Sequence[int]) -> calls.Nothing:
     try:
         _move_out(process.pid, f"{os.path.dirname(asked.room.leaf)}/{HOME}")
         regions, connection = _meet(asked.room, door, where)
+        if not regions:
+            # It would read nothing, and what it could never read it could not after the cut.
+            raise DeviceError("rdma_probe", errno.EPROTO, "the owner says that it has no region")
         for (address, _), rkey in zip(regions, connection.rkeys, strict=True):
             status, _ = prober.read(address, rkey)
             if status:
                 detail = f"a read over the fabric ended with status {status}"
                 raise DeviceError("rdma_probe", errno.EIO, detail)
             prober = _Prober(process, door, address, rkey)
-    except DeviceError:
+    except BaseException:
         prober.end()
         raise
     earlier = _probers.pop((asked.lease, asked.room.guid), None)
