@@ -23,7 +23,8 @@ from tests.unit.hardware.test_hardware_rdma_backend import GUID, REGION, LivelyC
 
 
 def leaf_of(place: Path, *lines: str) -> str:
-    (place / "rdma.current").write_text("".join(f"{line}\n" for line in lines))
+    """As the kernel writes it: a space behind each count."""
+    (place / "rdma.current").write_text("".join(f"{line} \n" for line in lines))
     return str(place)
 
 

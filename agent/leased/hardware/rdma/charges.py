@@ -38,8 +38,9 @@ def charged_objects(leaf: str, device: str = "") -> int:
 
 
 def _parse(line: str) -> tuple[str, int]:
-    """"rxe0 hca_handle=1 hca_object=4": the device and the sum."""
-    words = line.split(" ")
+    """"rxe0 hca_handle=1 hca_object=4 ", as kernel/cgroup/rdma.c writes it, with a space behind
+    each count: the device and the sum."""
+    words = line.split()
     counts = [word.partition("=")[2] for word in words[1:]]
     if not counts or not all(one.isdecimal() or one == "max" for one in counts):
         raise DeviceError("rdma_charges", errno.EBADMSG, f"{CURRENT} says {line!r}")
