@@ -52,11 +52,11 @@ def copy_of(on: PulledNode, directory: Path, *ends: int) -> Path:
     return directory
 
 
-def bring(state: Path, source: Path) -> Imported:
+def bring(state: Path, source: Path, **most: int) -> Imported:
     archive = Archive(state)
     try:
         [entry] = archive.logs()
-        return import_copy(archive, entry, source, 1)
+        return import_copy(archive, entry, source, 1, **most)
     finally:
         archive.close()
 
@@ -115,6 +115,20 @@ def test_records_below_no_checkpoint_are_left_to_the_node(
     done = bring(west.state, copy_of(twin, tmp_path / "copy"))
     assert 0 < done.next_seq <= signed and done.unsigned == twin.size - done.next_seq
     assert west.frames(on) == b"".join(on.frames[: done.next_seq])
+
+
+def test_what_goes_on_without_a_checkpoint_is_not_gathered_without_end(
+    west: Collector, server: NodeServer, tmp_path: Path
+) -> None:
+    """Whoever made the copy may have left all checkpoints out; what is signed before is kept."""
+    on, signed = server.node, server.node.size - 1
+    twin = on.clone()
+    for number in range(60, 90):
+        live(twin, number)
+    ends = [at + 1 for at in range(on.size, twin.size) if twin.frames[at][27] & FLAG_LAST]
+    source = copy_of(twin, tmp_path / "copy", *ends)
+    done = bring(west.state, source, unsigned_bytes_max=4096)
+    assert 0 < done.next_seq <= signed and 0 < done.unsigned < twin.size - done.next_seq
 
 
 @pytest.mark.parametrize("pieces", [1, 3])

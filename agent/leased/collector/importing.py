@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -30,12 +30,16 @@ from leased.collector.reconcile import Verdict
 from leased.terms.errors import ChainError, StateError
 
 PIECE_BYTES: Final = 16 * 1024 * 1024
+UNSIGNED_BYTES_MAX: Final = 16 * PIECE_BYTES
+"""What is kept in memory until a checkpoint over it comes. A node signs once a second, and seals a
+tenth of this in one; whoever made the copy may have left them out."""
+
 _Piece = tuple[bytes, State | None]
 _NAME: Final = re.compile(r"(\d{20})-(\d{20})-[0-9a-f]{8}\.seg\Z")
 
 
 class Imported(msgspec.Struct, frozen=True):
-    """Records `first_seq` to `next_seq` - 1 were taken in; `unsigned` more are in the copy, below
+    """Records `first_seq` to `next_seq` - 1 were taken in; `unsigned` more that were read are below
     no checkpoint."""
 
     first_seq: int
@@ -51,18 +55,30 @@ class _Held(msgspec.Struct, frozen=True):
     after: State
 
 
-def import_copy(archive: Archive, entry: LogEntry, source: Path, now_ns: int) -> Imported:
-    """Take in what a copy has of a log beyond what is here. Raises StateError, ChainError; what
-    was taken in before stays."""
+def import_copy(
+    archive: Archive,
+    entry: LogEntry,
+    source: Path,
+    now_ns: int,
+    *,
+    unsigned_bytes_max: int = UNSIGNED_BYTES_MAX,
+) -> Imported:
+    """Take in what a copy has of a log beyond what is here; of what goes on without a checkpoint no
+    more is read than that. Raises StateError, ChainError; what was taken in before stays."""
     state, held = decode_state(entry.state), deque[_Held]()
     begin = state.head.size
-    while (found := _following(state, source, entry.node, now_ns)) is not None:
+    while _bytes_of(held) <= unsigned_bytes_max:
+        found = _following(state, source, entry.node, now_ns)
+        if found is None:
+            break
         for piece, known in found:
             after = known or take_frames(state, piece, now_ns)
             held.append(_Held(state, piece, after))
             state = after
             while held and held[0].after.head.size <= _signed(state):
                 _store(archive, entry, held.popleft())
+            if _bytes_of(held) > unsigned_bytes_max:
+                break
     verified, stands = state.head.size, held[0].before if held else state
     cut = _end_below(held[0].frames, _signed(state)) if held else 0
     if cut:
@@ -75,6 +91,10 @@ def import_copy(archive: Archive, entry: LogEntry, source: Path, now_ns: int) ->
     if verified == begin:
         raise StateError(f"{source}: no record {begin} of log {entry.log_id} is in it")
     return Imported(begin, stands.head.size, verified - stands.head.size)
+
+
+def _bytes_of(held: Iterable[_Held]) -> int:
+    return sum(len(one.frames) for one in held)
 
 
 def _signed(state: State) -> int:
