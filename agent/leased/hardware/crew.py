@@ -41,8 +41,12 @@ CALLS_MAX = 64
 DEFERRED_NICE = 15
 """Within the agent's own cgroup: a thirtieth of what a teardown beside it gets, never nothing."""
 
+ENDING_NS = 1_000_000_000
+"""A driver takes 205 ms to let go of a process that was killed in the middle (an H200)."""
+
 T = TypeVar("T")
 
+_ENDING_STEP_S = 0.002
 _NS_PER_S = 1_000_000_000
 
 
@@ -176,6 +180,12 @@ class Link:
             else:
                 self._abandoned.append(self._child)
             self._child = None
+
+    async def see_off(self) -> None:
+        """Return when whoever was abandoned has ended, or will not soon."""
+        with trio.move_on_after(ENDING_NS / _NS_PER_S):
+            while any(not child.ended for child in self._abandoned):
+                await trio.sleep(_ENDING_STEP_S)
 
     @property
     def stuck(self) -> bool:
@@ -312,7 +322,15 @@ class Crew:
         except DeviceError as error:
             if not _was_killed(error):
                 raise
+        await self.see_off(name)
         return await self.task(name, backend, verb, argument, returns, extra_ns=extra_ns)
+
+    async def see_off(self, name: str) -> None:
+        """Before a worker that was killed is asked once more: what it had of a device the driver
+        has let go when it has ended, and not when its socket closed. Waits a second at most."""
+        link = self._links.get(name)
+        if link is not None:
+            await link.see_off()
 
     def dismiss(self, name: str) -> None:
         """End a worker that is not needed any more, and wait for nothing. Idempotent."""

@@ -125,6 +125,7 @@ class Desk:
         except DeviceError as error:
             if error.verb != "worker_answer" or error.errno not in _KILLED:
                 raise
+        await self._crew.see_off(worker)
         return await self._crew.task(worker, "gpu", verb, argument, returns, extra_ns=extra_ns)
 
 
