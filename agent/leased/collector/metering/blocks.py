@@ -207,8 +207,12 @@ def put(disk: DirectoryDisk, name: str, data: bytes) -> None:
 
 def party_table(parties: Iterable[bytes]) -> Any:
     """The parties, each with its key."""
-    rows = [(*party_key(one), *party_of(one)) for one in sorted(parties)]
-    return _table(rows, PARTIES)
+    ordered, parts = sorted(parties), [PARTIES.empty_table()]
+    # Some at a time: with a tag of its own for each lease there are as many as leases.
+    for begin in range(0, len(ordered), BLOCK_RECORDS):
+        part = ordered[begin : begin + BLOCK_RECORDS]
+        parts.append(_table([(*party_key(one), *party_of(one)) for one in part], PARTIES))
+    return joined(parts)
 
 
 def arrow_tables(block: Block) -> dict[str, Any]:
