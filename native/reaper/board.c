@@ -75,7 +75,7 @@ void board_read(struct reaper *r, uint32_t at, uint64_t now_ns)
 	struct slot *slot = &r->slots[at];
 	struct leased_reaper_dial *dial = &r->board->dial[at];
 	uint64_t seen = __atomic_load_n(&dial->deadline_ns, __ATOMIC_SEQ_CST);
-	if (seen == slot->moving.deadline_ns || (seen & LEASED_REAPER_CUT_BEGUN) != 0)
+	if ((seen & LEASED_REAPER_CUT_BEGUN) != 0)
 		return;
 	if (seen < slot->moving.deadline_ns || seen > now_ns + r->options.horizon_ns) {
 		say(LOG_CRIT, "event=board_corrupt slot=%u lease=%s says=%llu", at,
@@ -83,7 +83,10 @@ void board_read(struct reaper *r, uint32_t at, uint64_t now_ns)
 		board_hang(r, at);
 		return;
 	}
+	/* Written behind the deadline: it may come with a later look than that did. */
 	uint64_t generation = __atomic_load_n(&dial->generation, __ATOMIC_ACQUIRE);
+	if (seen == slot->moving.deadline_ns && generation <= slot->moving.generation)
+		return;
 	if (generation > slot->moving.generation)
 		slot->moving.generation = generation;
 	slot->moving.deadline_ns = seen;

@@ -104,9 +104,11 @@ static int check_again(const struct slot *slot, const struct leased_reaper_arm *
 		return -ETIME;
 	if (entry->generation < slot->moving.generation)
 		return -ESTALE;
+	/* A renewal on the board is seen before its generation is: what it overtook is late, and
+	 * not wrong. */
 	if (entry->generation == slot->moving.generation &&
 		entry->deadline_ns != slot->moving.deadline_ns)
-		return -EINVAL;
+		return entry->deadline_ns < slot->moving.deadline_ns ? -ESTALE : -EINVAL;
 	if (brought->cgroup_fd >= 0 && slot->identity.cgroup[0] != '\0' &&
 		slot->identity.cgroup_inode != brought->cgroup_inode)
 		return -EEXIST;

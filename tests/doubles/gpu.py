@@ -159,6 +159,11 @@ class GpuCrew:
         finally:
             self._busy.discard(name)
 
+    async def see_off(self, name: str) -> None:
+        """Whoever was killed has ended."""
+        assert name not in self._busy, f"{name} is seen off while somebody waits for it"
+        await trio.lowlevel.checkpoint()
+
     def dismiss(self, name: str) -> None:
         """It is gone."""
         assert name not in self._busy, f"{name} was ended while somebody waits for it"
