@@ -54,6 +54,23 @@ def test_every_request_counts_once() -> None:
     assert tally.share == Fraction(3, 7)
 
 
+def test_a_reboot_ends_what_was_above_a_limit() -> None:
+    history = History(wall_offset_ns=100 * HOUR_NS)
+    history.start()
+    history.allocate(1, subject(cores(1)), HOUR_NS)
+    cause = int(OverageCause.SOFT)
+    history.seal(events.OverageBegan(history.event_id(), "acme", "gpu", cause, 1, 2, HOUR_NS))
+    history.start()  # the agent alone: its log says that it is still so
+    assert seen(history).over
+    # Of another boot nobody has anything, and no record says so.
+    history.boot_number += 1
+    history.start()
+    history.allocate(2, subject(cores(1)), HOUR_NS)
+    view = seen(history)
+    tally = view.compliance.since(0)["acme"]
+    assert (view.over, tally.requests, tally.over) == ({}, 2, 1)
+
+
 def test_what_is_older_than_a_day_is_forgotten_and_nodes_add_up() -> None:
     history = History(wall_offset_ns=100 * HOUR_NS)
     for number in range(60):
