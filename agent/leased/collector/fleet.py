@@ -117,6 +117,8 @@ class NodeView:
         self.wants: dict[tuple[str, int, ResourceKind | None], Want] = {}
         self.unmet: dict[tuple[str, ResourceKind], Want] = {}
         self.over: dict[tuple[str, str], int] = {}
+        """Who is above which soft limit, since when."""
+        self._granted: tuple[str, Moment] | None = None
         self.recent: list[Told] = []
         self.flow = Flow()
         self.compliance = Compliance()
@@ -164,11 +166,10 @@ class NodeView:
         elif isinstance(event, events.PolicyChanged):
             self.policy_generation = event.policy_generation
             self.policy_hash = event.policy_hash.hex()
-        elif isinstance(event, events.OverageBegan):
-            if event.cause == OverageCause.SOFT and not self._is_over(event.holder):
-                self.compliance.exceed(event.holder, moment.wall_ns)
+        elif isinstance(event, events.OverageBegan) and event.cause == OverageCause.SOFT:
+            self._exceed(moment)
             self.over[event.holder, event.rule] = moment.wall_ns
-        elif isinstance(event, events.OverageEnded):
+        elif isinstance(event, events.OverageBegan | events.OverageEnded):
             self.over.pop((event.holder, event.rule), None)
         elif isinstance(event, events.Refused):
             self.tenants[event.tenant] = None
@@ -176,16 +177,13 @@ class NodeView:
             self.compliance.refuse(event.tenant, moment.wall_ns, event.reason)
             if event.reason in _THROTTLES:
                 self.throttled[event.tenant] = moment.wall_ns
-            if event.reason in _LIMITS:
-                self.wants[event.tenant, event.reason, event.resource_kind] = Want(
-                    moment.wall_ns, event.limit, event.usage, event.requested
-                )
+            want = Want(moment.wall_ns, event.limit, event.usage, event.requested)
             of = event.resource_kind
+            if event.reason in _LIMITS:
+                self.wants[event.tenant, event.reason, of] = want
             no_room = event.reason in _NO_ROOM and of is not None
             if no_room and event.requested <= self._totals.get(of, 0):
-                self.unmet[event.tenant, of] = Want(
-                    moment.wall_ns, event.limit, event.usage, event.requested
-                )
+                self.unmet[event.tenant, of] = want
             self._tell(sequence, kind, moment, event.tenant, "")
         self.applied = sequence + 1
 
@@ -204,7 +202,9 @@ class NodeView:
                 last=sequence,
             )
             self.flow.begin(moment.wall_ns, len(self.leases))
-            self.compliance.admit(tenant, moment.wall_ns, over=self._is_over(tenant))
+            over = self._is_over(event.subject)
+            self.compliance.admit(tenant, moment.wall_ns, over=over)
+            self._granted = None if over else (tenant, moment)
         self._tell(sequence, type(event).__name__, moment, tenant, lease_id)
         lease = self.leases.get(lease_id)
         if lease is None:
@@ -226,9 +226,8 @@ class NodeView:
             lease.deadline_ns = max(lease.deadline_ns, event.drain_deadline_ns)
         elif isinstance(event, events.Admitted):
             lease.borrowed = event.borrowed
-            at_grant = sequence == lease.sequence + 1 and not self._is_over(tenant)
-            if at_grant and (event.burst_until_ns or event.borrowed):
-                self.compliance.exceed(tenant, moment.wall_ns)
+            if event.burst_until_ns or event.borrowed:
+                self._exceed(moment)
         elif isinstance(event, events.Fenced):
             lease.fenced = event.fenced
         elif isinstance(event, events.Reclaimed | events.Unfenced):
@@ -240,8 +239,17 @@ class NodeView:
         if capacity > 0:
             self.fences[change.resource_id] = msgspec.structs.replace(change, capacity=capacity)
 
-    def _is_over(self, holder: str) -> bool:
-        return any(one == holder for one, _ in self.over)
+    def _is_over(self, subject: Subject) -> bool:
+        """Whether its tenant is above a soft limit of a kind that it holds: "gpu", "mem.hbm@2"."""
+        kinds = {one.kind.name.lower() for one in subject.allotments}
+        rules = [rule for holder, rule in self.over if holder == subject.tenant]
+        return any(rule.partition("@")[0].partition(".")[0] in kinds for rule in rules)
+
+    def _exceed(self, moment: Moment) -> None:
+        """What was granted in this moment went above a limit: it counts once, whoever's that is."""
+        if self._granted is not None and self._granted[1] == moment:
+            self.compliance.exceed(self._granted[0], moment.wall_ns)
+            self._granted = None
 
     def _tell(self, sequence: int, kind: str, moment: Moment, tenant: str, lease_id: str) -> None:
         if kind != "Renewed":
