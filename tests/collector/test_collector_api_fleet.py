@@ -108,7 +108,7 @@ def test_allocations_add_up(server: CollectorServer) -> None:
     rows = {row["tenant"]: row["allocated"] for row in told["tenants"]}
     assert rows == {
         "tenant-acme": {"cpu_cores": 45, "memory_gb": 128},
-        "beta": {"cpu_cores": 20, "gpus": 1},
+        "beta": {"cpu_cores": 20},  # its GPU is fenced: the operator's
     }
     history = server.ask("GET", f"{GOVERNANCE}/allocations/history?period=24h").json
     assert history["resolution"] == "1h" and len(history["points"]) == 24

@@ -86,6 +86,21 @@ def test_an_override_goes_before_the_base_and_ends_by_itself(server: CollectorSe
     assert again.status == 404
 
 
+def test_it_reverts_to_the_operators_document_where_the_api_said_nothing(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("[tenants.ann]\ngpu = 2\n")
+    with with_nodes(tmp_path, 'policy_file = "policy.toml"') as server:
+        told = patch(server, "ann", gpus=8, cpu_cores=4, expires_at="2199-01-01T00:00:00Z")
+        assert (told["quotas"]["gpus"], told["base"]) == (8, {})
+        assert told["reverts_to"] == {"gpus": 2}  # and no limit of cores
+
+
+def test_what_a_limit_means_does_not_end_by_itself(server: CollectorServer) -> None:
+    for limits in ({}, {"gpus": 2}):
+        body = {**limits, "policy": {"mode": "soft"}, "expires_at": "2199-01-01T00:00:00Z"}
+        answer = server.ask("PATCH", f"{QUOTAS}/meaning", {**body, "reason": "a test"})
+        assert (answer.status, answer.json["parameter"]) == (422, "policy")
+
+
 def test_what_has_ended_already_is_on_record_and_never_in_force(server: CollectorServer) -> None:
     told = patch(server, "gone", cpu_cores=200, expires_at="2024-04-01T00:00:00Z")
     assert told["quotas"] == {} and "never in force" in told["note"]

@@ -38,9 +38,11 @@ def dram(gib: int) -> Allotment:
     return memory(gib * GIB)
 
 
-def store(archive: Archive, name: str, node: str, history: History, contact_ns: int) -> None:
+def store(
+    archive: Archive, name: str, node: str, history: History, contact_ns: int, log: str = ""
+) -> None:
     """Seal a history as one log of a node, and keep it."""
-    log_id = bytes.fromhex(node)[::-1]
+    log_id = bytes.fromhex(log) or bytes.fromhex(node)[::-1]
     archive.add_log(LogEntry(log_id.hex(), node, name, f"test/{log_id.hex()[:8]}", GENESIS))
     sealer, head = Sealer(log_id, GENESIS, EMPTY, 2, entropy=CountedEntropy()), GENESIS
     for _, event, moment in history.records:

@@ -4,7 +4,8 @@
 Rule: the model is written from the glossary and DESIGN sections 5 and 10, not from the lessor: it
 has no heap, no counters, no lifecycle table. After every command both must agree on the state, the
 deadline and the generation of every lease, on who waits, and on every column of every resource; and
-what a closing record says a tenant held must be what the model saw.
+what a closing record says a tenant held must be what the model saw. So must what a collector makes
+of the records.
 
 Does not check placement (any node with room is right) or the texts of refusals.
 """
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from leased.collector.fleet import NodeView
 from leased.lessor.queue import LOOK_AGAIN_NS
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -64,6 +66,7 @@ class LessorMachine(RuleBasedStateMachine):
         self.model = Model()
         self.requests: list[commands.Acquire] = []
         self.boots = 1
+        self.view = NodeView("log")
 
     # ---- both sides of a request -----------------------------------------------------------------
 
@@ -499,6 +502,29 @@ class LessorMachine(RuleBasedStateMachine):
             for column in ("leased", "teardown", "fenced"):
                 assert getattr(use, column) == self.model.column(node, column) * PAGE
             assert use.cordoned == self.model.cordoned[node]
+
+    @invariant()
+    def who_reads_the_records_agrees(self) -> None:
+        """What a collector makes of them is what the node counts: quota, and what is not free."""
+        if not hasattr(self, "desk"):
+            return
+        view, table = self.view, self.desk.table
+        for sequence in range(view.next_seq, len(self.desk.history)):
+            view.apply(sequence, *self.desk.history[sequence])
+        for tenant in (ACME.tenant, BETA.tenant):
+            account = table.accounts.get(tenant)
+            mine = [one for one in view.leases.values() if one.subject.tenant == tenant]
+            counted = [one for one in mine if one.counts]
+            if account is None:
+                assert not mine
+                continue
+            used = account.used(int(ResourceKind.MEM), -1, -1)
+            assert view.held(tenant).get(ResourceKind.MEM, 0) == used
+            assert len(counted) == account.occupied
+            assert sum(one.is_held for one in counted) == account.leases
+        columns = ("leased", "teardown", "fenced")
+        gone = sum(self.model.column(node, column) for node in NODES for column in columns)
+        assert view.held().get(ResourceKind.MEM, 0) == gone * PAGE
 
     @invariant()
     def the_queue_agrees(self) -> None:

@@ -2,8 +2,8 @@
 """The fleet as its verified records say: nodes, what they have, who holds what, and until when.
 
 Rule: a function of the records alone, kept up to date by reading only what is new. What is on its
-way out counts as held until it is proven clean or fenced, as it does on the node. Times of a node
-are told by its own last pair of clocks.
+way out counts as held until it is proven clean (`live_lease`), as it does on the node. Times of a
+node are told by its own last pair of clocks.
 
 It grows in one thread while others look: who looks goes over a copy of what grows (`list` of a
 table is made in one step), and may see a record of one node before an older one of another.
@@ -22,6 +22,7 @@ import msgspec
 from leased.chain.canonical import Unknown
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.manifest import LogEntry
+from leased.collector.live_lease import LiveLease
 from leased.collector.planning.attainment import Attainment
 from leased.collector.planning.compliance import Compliance
 from leased.collector.planning.flow import Flow
@@ -32,7 +33,6 @@ from leased.terms.moment import Moment
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import Allotment, Inventory, Resource, ResourceKind, capacity_id
 
-HELD: Final = ("granted", "active", "draining")
 _STATES: Final[dict[type[Event], str]] = {
     events.Activated: "active",
     events.DrainNotified: "draining",
@@ -67,28 +67,6 @@ RECENT: Final = 256
 
 ENDED_KEPT: Final = 512
 """Leases of a node that are over, and whose telemetry may still be asked about."""
-
-
-class LiveLease(msgspec.Struct):
-    """A lease that is not proven clean. `deadline_ns` is on its node's boot clock; `sequence` is
-    that of the record that granted it, `last` that of its last record."""
-
-    lease_id: str
-    subject: Subject
-    state: str
-    granted_wall_ns: int
-    deadline_ns: int
-    generation: int
-    sequence: int
-    last: int
-    ended: str = ""
-    fenced: tuple[Allotment, ...] = ()
-    borrowed: tuple[tuple[ResourceKind, int], ...] = ()
-
-    @property
-    def is_held(self) -> bool:
-        """Whether its holder has access."""
-        return self.state in HELD
 
 
 class Want(msgspec.Struct, frozen=True):
@@ -128,16 +106,19 @@ class NodeView:
         self.resources: tuple[Resource, ...] = ()
         self._totals: dict[ResourceKind, int] = {}
         self.leases: dict[str, LiveLease] = {}
+        self.fences: dict[str, Allotment] = {}
+        """What an operator fenced, by resource."""
         self.cordoned: dict[str, None] = {}
         self.tenants: dict[str, None] = {}
         self.policy_generation = 0
         self.policy_hash = ""
-        self.counts: dict[str, int] = {}
         self.refused: dict[str, int] = {}
         self.throttled: dict[str, int] = {}
         self.wants: dict[tuple[str, int, ResourceKind | None], Want] = {}
         self.unmet: dict[tuple[str, ResourceKind], Want] = {}
         self.over: dict[tuple[str, str], int] = {}
+        """Who is above which soft limit, since when."""
+        self._granted: tuple[str, Moment] | None = None
         self.recent: list[Told] = []
         self.flow = Flow()
         self.compliance = Compliance()
@@ -162,12 +143,13 @@ class NodeView:
         """Take one record in."""
         self.next_seq, self.moment = sequence + 1, moment
         kind = type(event).__name__
-        self.counts[kind] = self.counts.get(kind, 0) + 1
         if isinstance(event, _TURNS):
             self.turned_wall_ns = moment.wall_ns
         if isinstance(event, LeaseEvent):
             self._apply_lease(sequence, event, moment)
         elif isinstance(event, events.NodeStarted):
+            if event.boot_id != self.boot_id:
+                self.over.clear()  # nobody has anything after a reboot, and no end of it is sealed
             self.version, self.boot_id, self.running = event.version, event.boot_id, True
         elif isinstance(event, events.NodeStopped):
             self.running = False
@@ -179,14 +161,15 @@ class NodeView:
                 self.cordoned[event.resource_id] = None
             else:
                 self.cordoned.pop(event.resource_id, None)
+        elif isinstance(event, events.ResourceFenced):
+            self._fence(event.allotment, 1 if event.fenced else -1)
         elif isinstance(event, events.PolicyChanged):
             self.policy_generation = event.policy_generation
             self.policy_hash = event.policy_hash.hex()
-        elif isinstance(event, events.OverageBegan):
-            if event.cause == OverageCause.SOFT and not self._is_over(event.holder):
-                self.compliance.exceed(event.holder, moment.wall_ns)
+        elif isinstance(event, events.OverageBegan) and event.cause == OverageCause.SOFT:
+            self._exceed(moment)
             self.over[event.holder, event.rule] = moment.wall_ns
-        elif isinstance(event, events.OverageEnded):
+        elif isinstance(event, events.OverageBegan | events.OverageEnded):
             self.over.pop((event.holder, event.rule), None)
         elif isinstance(event, events.Refused):
             self.tenants[event.tenant] = None
@@ -194,16 +177,13 @@ class NodeView:
             self.compliance.refuse(event.tenant, moment.wall_ns, event.reason)
             if event.reason in _THROTTLES:
                 self.throttled[event.tenant] = moment.wall_ns
-            if event.reason in _LIMITS:
-                self.wants[event.tenant, event.reason, event.resource_kind] = Want(
-                    moment.wall_ns, event.limit, event.usage, event.requested
-                )
+            want = Want(moment.wall_ns, event.limit, event.usage, event.requested)
             of = event.resource_kind
+            if event.reason in _LIMITS:
+                self.wants[event.tenant, event.reason, of] = want
             no_room = event.reason in _NO_ROOM and of is not None
             if no_room and event.requested <= self._totals.get(of, 0):
-                self.unmet[event.tenant, of] = Want(
-                    moment.wall_ns, event.limit, event.usage, event.requested
-                )
+                self.unmet[event.tenant, of] = want
             self._tell(sequence, kind, moment, event.tenant, "")
         self.applied = sequence + 1
 
@@ -222,7 +202,9 @@ class NodeView:
                 last=sequence,
             )
             self.flow.begin(moment.wall_ns, len(self.leases))
-            self.compliance.admit(tenant, moment.wall_ns, over=self._is_over(tenant))
+            over = self._is_over(event.subject)
+            self.compliance.admit(tenant, moment.wall_ns, over=over)
+            self._granted = None if over else (tenant, moment)
         self._tell(sequence, type(event).__name__, moment, tenant, lease_id)
         lease = self.leases.get(lease_id)
         if lease is None:
@@ -244,16 +226,30 @@ class NodeView:
             lease.deadline_ns = max(lease.deadline_ns, event.drain_deadline_ns)
         elif isinstance(event, events.Admitted):
             lease.borrowed = event.borrowed
-            at_grant = sequence == lease.sequence + 1 and not self._is_over(tenant)
-            if at_grant and (event.burst_until_ns or event.borrowed):
-                self.compliance.exceed(tenant, moment.wall_ns)
+            if event.burst_until_ns or event.borrowed:
+                self._exceed(moment)
         elif isinstance(event, events.Fenced):
             lease.fenced = event.fenced
         elif isinstance(event, events.Reclaimed | events.Unfenced):
             del self.leases[lease_id]
 
-    def _is_over(self, holder: str) -> bool:
-        return any(one == holder for one, _ in self.over)
+    def _fence(self, change: Allotment, sign: int) -> None:
+        before = self.fences.pop(change.resource_id, None)
+        capacity = sign * change.capacity + (0 if before is None else before.capacity)
+        if capacity > 0:
+            self.fences[change.resource_id] = msgspec.structs.replace(change, capacity=capacity)
+
+    def _is_over(self, subject: Subject) -> bool:
+        """Whether its tenant is above a soft limit of a kind that it holds: "gpu", "mem.hbm@2"."""
+        kinds = {one.kind.name.lower() for one in subject.allotments}
+        rules = [rule for holder, rule in self.over if holder == subject.tenant]
+        return any(rule.partition("@")[0].partition(".")[0] in kinds for rule in rules)
+
+    def _exceed(self, moment: Moment) -> None:
+        """What was granted in this moment went above a limit: it counts once, whoever's that is."""
+        if self._granted is not None and self._granted[1] == moment:
+            self.compliance.exceed(self._granted[0], moment.wall_ns)
+            self._granted = None
 
     def _tell(self, sequence: int, kind: str, moment: Moment, tenant: str, lease_id: str) -> None:
         if kind != "Renewed":
@@ -265,12 +261,15 @@ class NodeView:
         return self._totals
 
     def held(self, tenant: str | None = None) -> dict[ResourceKind, int]:
-        """What leases have of each kind until they are proven clean; of one tenant or of all."""
+        """What is not free of each kind: what leases have until they are proven clean, and what is
+        fenced. Of one tenant: what counts against its quota."""
         found: dict[ResourceKind, int] = {}
+        kept = list(self.fences.values()) if tenant is None else []
         for lease in list(self.leases.values()):
-            if tenant is None or lease.subject.tenant == tenant:
-                for one in lease.subject.allotments:
-                    found[one.kind] = found.get(one.kind, 0) + one.capacity
+            if tenant is None or (lease.subject.tenant == tenant and lease.counts):
+                kept += lease.kept
+        for one in kept:
+            found[one.kind] = found.get(one.kind, 0) + one.capacity
         return found
 
 
@@ -285,12 +284,14 @@ def _counted(inventory: Inventory) -> tuple[Resource, ...]:
 
 
 class Fleet:
-    """Every node, as far as its log has been read. `changes` counts what was taken in."""
+    """Every node, as far as its log has been read. `changes` counts what was taken in; who is
+    `retired` will not be heard of again: what it was is known, and it has and holds nothing."""
 
     def __init__(self) -> None:
         self.logs: dict[str, NodeView] = {}
         self.entries: dict[str, LogEntry] = {}
         self.changes = 0
+        self.retired: frozenset[str] = frozenset()
 
     def follow(self, archive: ArchiveReader, records_max: int) -> bool:
         """Read at most so many records that are new; whether there are more."""
@@ -314,7 +315,11 @@ class Fleet:
         return False
 
     def nodes(self) -> list[NodeView]:
-        """Each node by its last log, by name."""
+        """Each node that is there, by its last log, by name."""
+        return [view for view in self.known() if view.node not in self.retired]
+
+    def known(self) -> list[NodeView]:
+        """The same, and those that are not there any more."""
         latest: dict[str, NodeView] = {}
         for view in list(self.logs.values()):
             latest[view.node] = view
@@ -354,7 +359,7 @@ class Fleet:
         found: dict[str, dict[ResourceKind, int]] = {tenant: {} for tenant in self.tenants()}
         for _, lease in self.leases():
             mine = found.setdefault(str(lease.subject.tenant), {})
-            for one in lease.subject.allotments:
+            for one in lease.subject.allotments if lease.counts else ():
                 mine[one.kind] = mine.get(one.kind, 0) + one.capacity
         return found
 
@@ -362,7 +367,7 @@ class Fleet:
         """What each has that is somebody else's."""
         found: dict[str, dict[ResourceKind, int]] = {}
         for _, lease in self.leases():
-            for kind, amount in lease.borrowed:
+            for kind, amount in lease.borrowed if lease.counts else ():
                 mine = found.setdefault(str(lease.subject.tenant), {})
                 mine[kind] = mine.get(kind, 0) + amount
         return found
@@ -382,11 +387,6 @@ class Fleet:
                     mine = found.setdefault(tenant, {})
                     mine[kind] = max(want.requested, mine.get(kind, 0))
         return found
-
-    def oldest_ns(self, tenant: str, now_ns: int) -> int:
-        """The age of a tenant's oldest lease that is held."""
-        ages = [now_ns - lease.granted_wall_ns for _, lease in self.leases(tenant) if lease.is_held]
-        return max(ages, default=0)
 
 
 def _sum(rows: Iterable[Mapping[ResourceKind, int]]) -> dict[ResourceKind, int]:

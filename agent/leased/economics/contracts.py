@@ -131,6 +131,10 @@ class Terms(msgspec.Struct, frozen=True):
         starts = [version.since_ns for version in self.cards]
         return max(0, bisect_right(starts, hour * HOUR_NS) - 1)
 
+    def card_at(self, at_ns: int) -> RateCard:
+        """The card in force at an instant: one that begins later prices nothing yet."""
+        return self.cards[self.card_number(at_ns // HOUR_NS)].card
+
     def plan(self, name: str) -> Plan:
         """A plan by its name; `check_terms` has seen that it is there."""
         return next(plan for plan in self.plans if plan.name == name)

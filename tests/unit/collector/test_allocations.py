@@ -70,6 +70,20 @@ def test_shares_add_up_to_one() -> None:
     assert sum(shares) == 1
 
 
+def test_what_is_fenced_is_the_operators_and_not_free() -> None:
+    first, second = two_hosts()
+    first.allocate(1, subject(cores(8), tenant="a"), LATER_NS)
+    first.end(1)
+    first.fence(1, cores(2))  # six of the eight are free again
+    second.fence_resource(cores(5), fenced=True)
+    second.fence_resource(cores(4), fenced=False)
+    fleet = read(first, second)
+    assert (fleet.held(), fleet.held("a"), fleet.held_by()) == ({CPU: 3000}, {}, {"a": {}})
+    first.unfence(1)
+    second.fence_resource(cores(1), fenced=False)
+    assert read(first, second).held() == {}
+
+
 def test_who_was_refused_for_want_of_room_wants_it_for_a_minute() -> None:
     first, second = two_hosts()
     first.allocate(1, subject(cores(20), tenant="a"), LATER_NS)

@@ -13,7 +13,7 @@ from leased.terms.lease import OverageCause
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import ResourceKind
 from tests.doubles.economics_history import History, subject
-from tests.doubles.fleet_archive import cores
+from tests.doubles.fleet_archive import cores, gpus
 
 
 def refusal(tenant: str, reason: RefusalReason) -> events.Refused:
@@ -37,9 +37,12 @@ def test_every_request_counts_once() -> None:
     # The one that goes above a soft limit, and the one after it, are above it; then no more.
     history.allocate(2, whose, hour)
     cause = int(OverageCause.SOFT)
-    history.seal(events.OverageBegan(history.event_id(), "acme", "gpu", cause, 1, 2, hour))
+    for rule in ("cpu", "cpu@0"):  # one request, however many limits
+        history.seal(events.OverageBegan(history.event_id(), "acme", rule, cause, 1, 2, hour))
     history.allocate(3, whose, hour)
-    history.seal(events.OverageEnded(history.event_id(), "acme", "gpu", 1))
+    history.allocate(6, subject(gpus(1)), hour)  # of GPUs it has not more than it may
+    for rule in ("cpu", "cpu@0"):
+        history.seal(events.OverageEnded(history.event_id(), "acme", rule, 1))
     history.allocate(4, whose, hour)
     # A limit that was lowered makes nothing that was granted before a breach.
     cut = int(OverageCause.CUT)
@@ -50,8 +53,44 @@ def test_every_request_counts_once() -> None:
     history.seal(events.Admitted(*head, 5, 0, 0, ((ResourceKind.CPU, 1000),)))
     history.seal(events.Admitted(*head, 5, 0, 0, ((ResourceKind.CPU, 1000),)))
     tally = seen(history).compliance.since(0)["acme"]
-    assert (tally.requests, tally.over, tally.refused) == (7, 3, 1)
-    assert tally.share == Fraction(3, 7)
+    assert (tally.requests, tally.over, tally.refused) == (8, 3, 1)
+    assert tally.share == Fraction(4, 8)
+
+
+def test_a_limit_that_is_lowered_is_no_breach_and_a_groups_is_its_members() -> None:
+    history = History(wall_offset_ns=100 * HOUR_NS)
+    history.allocate(1, subject(cores(1)), HOUR_NS)
+    history.boot_ns += 1
+    began = ("cpu", int(OverageCause.SOFT), 1, 2, HOUR_NS)
+    # A policy, not the grant before it.
+    history.seal(events.OverageBegan(history.event_id(), "acme", *began))
+    history.seal(events.OverageEnded(history.event_id(), "acme", "cpu", 1))
+    history.allocate(2, subject(cores(1), tenant="beta"), HOUR_NS)
+    history.seal(events.OverageBegan(history.event_id(), "@crew", *began))
+    # Cut: it has too much, but not by a soft limit, and asks for nothing more of it.
+    cut = ("cpu", int(OverageCause.CUT), 1, 2, HOUR_NS)
+    history.seal(events.OverageBegan(history.event_id(), "acme", *cut))
+    view = seen(history)
+    found = view.compliance.since(0)
+    assert (found["acme"].over, found["beta"].over) == (0, 1)
+    assert (found.keys(), view.over.keys()) == ({"acme", "beta"}, {("@crew", "cpu")})
+
+
+def test_a_reboot_ends_what_was_above_a_limit() -> None:
+    history = History(wall_offset_ns=100 * HOUR_NS)
+    history.start()
+    history.allocate(1, subject(cores(1)), HOUR_NS)
+    cause = int(OverageCause.SOFT)
+    history.seal(events.OverageBegan(history.event_id(), "acme", "cpu", cause, 1, 2, HOUR_NS))
+    history.start()  # the agent alone: its log says that it is still so
+    assert seen(history).over
+    # Of another boot nobody has anything, and no record says so.
+    history.boot_number += 1
+    history.start()
+    history.allocate(2, subject(cores(1)), HOUR_NS)
+    view = seen(history)
+    tally = view.compliance.since(0)["acme"]
+    assert (view.over, tally.requests, tally.over) == ({}, 2, 1)
 
 
 def test_what_is_older_than_a_day_is_forgotten_and_nodes_add_up() -> None:

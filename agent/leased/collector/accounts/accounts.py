@@ -46,7 +46,7 @@ from leased.collector.accounts.once import Once
 from leased.collector.accounts.periods import Window
 from leased.collector.accounts.reaching import reach_now, reach_of
 from leased.collector.accounts.usage_rows import usage_rows
-from leased.collector.metering.sources import Source
+from leased.collector.metering.sources import Held, Source
 from leased.economics.amounts import rounded, units
 from leased.economics.attribution import Basis, Spread, attribute, spread_shared
 from leased.economics.bill_text import terms_of
@@ -111,17 +111,17 @@ class Accounts:
 
     def watermark_ns(self) -> int:
         """The oldest last record of all nodes that are not retired: what ends before is settled."""
-        return min(self._watermarks().values(), default=0)
+        return min(self.watermarks().values(), default=0)
 
     def reach(self, window: Window) -> Reach:
         """How far the records reach for an answer about `window`."""
-        return reach_of(self._watermarks(), window.to_ns, self.now_ns())
+        return reach_of(self.watermarks(), window.to_ns, self.now_ns())
 
     def reach_now(self) -> Reach:
         """The same for an answer about what is at the last record of each node."""
-        return reach_now(self._watermarks(), self.now_ns())
+        return reach_now(self.watermarks(), self.now_ns())
 
-    def _watermarks(self) -> dict[str, int]:
+    def watermarks(self) -> dict[str, int]:
         """Of each node that is waited for, the oldest last record of any of its logs that is."""
         found: dict[str, int] = {}
         unwaited = self._retired | self.source.replaced()
@@ -130,6 +130,10 @@ class Accounts:
                 known_ns = found.get(node.node_id, node.watermark_ns)
                 found[node.node_id] = min(known_ns, node.watermark_ns)
         return found
+
+    def held(self) -> list[Held]:
+        """What is held and what there is, now, on the nodes that are waited for."""
+        return [one for one in self.source.held() if one.node_id not in self._retired]
 
     def last(self, period: str) -> Window:
         """The last "24h" or "30d". The running hour is not a part of it."""

@@ -106,7 +106,8 @@ class GroupCost(msgspec.Struct, frozen=True):
 
 class Costs(msgspec.Struct, frozen=True):
     """`total_cost` is the sum of `by_tenant` (basis rate_card), or of that and `pools` (basis
-    infrastructure). `groups` add up to the sum of `by_tenant`."""
+    infrastructure). `by_type` is of all there was, `pools` too, whatever the basis. `groups` add up
+    to the sum of `by_tenant`."""
 
     period: str
     total_cost: Decimal

@@ -32,10 +32,8 @@ _CPU: Final = ResourceKind.CPU
 _Amounts = dict[ResourceKind, int]
 
 
-def seen_of(
-    fleet: Fleet, ground: Policy, now_ns: int, retired: frozenset[str] = frozenset()
-) -> AllocationsSeen:
-    """As things are; nobody waits for who is `retired`."""
+def seen_of(fleet: Fleet, ground: Policy, now_ns: int) -> AllocationsSeen:
+    """As things are."""
     totals, held, unmet = fleet.totals(), fleet.held_by(), fleet.unmet(now_ns - WANTED_NS)
     wanted = {
         tenant: found
@@ -81,7 +79,7 @@ def seen_of(
         fairness=fairness,
         fairness_index=min(fairness.values(), default=Decimal(1)),
         as_of=instant(now_ns),
-        reach=reach_of_fleet(fleet, now_ns, retired),
+        reach=reach_of_fleet(fleet, now_ns),
     )
 
 

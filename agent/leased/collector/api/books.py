@@ -161,6 +161,7 @@ class Books:
                 self._old.append(self._source)
             self._source = source
             self._accounts = Accounts(source, terms, Invoices(self._state))
+            self.fleet.retired = frozenset(terms.retired_nodes)
             self._close_old()
 
     def _tell_once(self, text: str) -> None:

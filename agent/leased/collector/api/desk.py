@@ -114,7 +114,7 @@ class Desk:
                 wall_ns=wall_ns,
             )
             self._observed = telemetry_routes.Observed(
-                state, self._newest_card, lambda: self.books.fleet, self._gone
+                state, self._card_now, lambda: self.books.fleet
             )
             self.hooks = Mailing(
                 self._settings.webhooks,
@@ -153,7 +153,6 @@ class Desk:
             self._quotas.limits,
             self._quotas.tenants,
             lambda: self._ground,
-            self._gone,
         )
         self.metrics = metrics.Metrics(
             fleet=lambda: self.books.fleet,
@@ -255,13 +254,9 @@ class Desk:
         with recorded(self._state) as samples:
             return None if samples is None else queue_depth(samples, now_ns // NS_PER_S)
 
-    def _gone(self) -> frozenset[str]:
-        """The nodes that nobody waits for."""
-        return frozenset(self._prices.retired_nodes)
-
-    def _newest_card(self) -> RateCard:
+    def _card_now(self) -> RateCard:
         """What is expensive now."""
-        return self._terms().cards[-1].card
+        return self._terms().card_at(self._wall_ns())
 
     def _terms(self) -> Terms:
         """The prices as their file has them now; while it cannot be meant, as it had them."""

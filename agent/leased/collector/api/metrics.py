@@ -35,6 +35,7 @@ from leased.terms.lease import Priority
 from leased.terms.resource import ResourceKind, TierKind
 
 IDLE: Final = "__idle__"
+FENCED: Final = "__fenced__"
 NS_PER_S: Final = 1_000_000_000
 WHOLE_PM: Final = 1000
 Cost = dict[tuple[str, ...], Fraction]
@@ -73,7 +74,7 @@ class Metrics:
         """Everything."""
         call.caller.require_all()
         lines = [
-            *_present(self._fleet(), self._terms()),
+            *_present(self._fleet(), self._terms().card_at(call.now_ns)),
             *(self._ask(_past) or ()),
             *self._quotas(call.now_ns),
             *_chains(self._fleet(), call.now_ns),
@@ -89,7 +90,7 @@ class Metrics:
         if now_ns - self._looked_ns >= WINDOW_S * NS_PER_S:
             # Telemetry is kept by the window: between two nothing is new.
             self._looked_ns = now_ns
-            self._spare = _spare(self._waste(), self._fleet(), self._terms().cards[-1].card)
+            self._spare = _spare(self._waste(), self._fleet(), self._terms().card_at(now_ns))
         yield from family(
             *("grey_cost_overprovisioned_dollars", "gauge"),
             "Cost of an hour of what leases hold beyond what they would at the target of use.",
@@ -125,7 +126,7 @@ class Metrics:
                 ratios[tenant, key] = share
         yield from family(
             *("grey_quota_utilization_ratio", "gauge"),
-            "Used of what a tenant may have, on the node where that is most.",
+            "Used of what a tenant may have on all nodes, or on the one where that is most.",
             ("tenant", "resource"),
             ratios,
         )
@@ -165,9 +166,8 @@ class Metrics:
         )
 
 
-def _present(fleet: Fleet, terms: Terms) -> Iterable[str]:
+def _present(fleet: Fleet, card: RateCard) -> Iterable[str]:
     """What an hour costs as things are."""
-    card = terms.cards[-1].card
     hourly, tenants = _hourly(fleet, card)
     totals, held = fleet.totals(), fleet.held()
     yield from family(
@@ -213,9 +213,15 @@ def _hourly(fleet: Fleet, card: RateCard) -> tuple[Cost, Cost]:
         for resource in view.resources:
             cell = (resource.kind, resource.tier)
             left[cell] = left.get(cell, 0) + resource.capacity
+        for one in list(view.fences.values()):
+            cell = (one.kind, one.tier)
+            left[cell] = left.get(cell, 0) - one.capacity
+            key = (one.kind.name.lower(), FENCED, TYPE_OF[one.kind])
+            cost = _price(bare, one.capacity, *cell, Priority.STANDARD)
+            hourly[key] = hourly.get(key, Fraction(0)) + cost
     for _, lease in fleet.leases():
         subject = lease.subject
-        for one in subject.allotments:
+        for one in lease.kept:
             cell = (one.kind, one.tier)
             left[cell] = left.get(cell, 0) - one.capacity
             tenant = str(subject.tenant) if lease.is_held else f"__{lease.state}__"
@@ -344,7 +350,7 @@ def _chains(fleet: Fleet, now_ns: int) -> Iterable[str]:
     for entry in entries:
         node = (entry.name,)
         verified[node] = verified.get(node, 0) + entry.head.size
-        if entry.contact_ns:
+        if entry.contact_ns and entry.node not in fleet.retired:
             age = Fraction(max(0, now_ns - entry.contact_ns), NS_PER_S)
             ages[node] = min(age, ages.get(node, age))
         if entry.verdict not in _GOOD:

@@ -145,12 +145,15 @@ class Quotas:
         found = forms.given(form)
         if not found and form.policy is msgspec.UNSET:
             raise Problem(422, "Name at least one limit, or a policy.")
+        if form.expires_at is not None and form.policy is not msgspec.UNSET:
+            detail = "Limits end by themselves, what they mean does not: send the policy by itself."
+            raise Problem(422, detail, parameter="policy")
         change_id = self._entropy().hex()
         was = self.limits(tenant, now_ns, self._writer)
         grace_ns = read_duration(form.grace_period, "grace_period") or 0
         quota = self._writer.quota(tenant) or Quota(tenant)
         expires_ns = None
-        if form.expires_at is not None and found:
+        if form.expires_at is not None:
             expires_ns = read_instant(form.expires_at, "expires_at")
         in_force = expires_ns is None or expires_ns > now_ns
         lowered = in_force and _lowers(was, found)
@@ -176,11 +179,13 @@ class Quotas:
             effective_at=instant(now_ns),
         )
         if expires_ns is not None:
+            # What counts when this ends, schedules apart: by then the base may be another.
+            below = {**default_limits(self._ground(), tenant), **quota.limits}
             passed = "It has ended already: this is on record, and was never in force."
             seen = msgspec.structs.replace(
                 seen,
                 expires_at=instant(expires_ns),
-                reverts_to=quantities({k: raw for k, raw in quota.limits.items() if k in found}),
+                reverts_to=quantities({k: raw for k, raw in below.items() if k in found}),
                 note=passed if expires_ns <= now_ns else None,
             )
         return Answer(seen, tag=tag_of(seen))

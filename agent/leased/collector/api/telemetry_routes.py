@@ -86,11 +86,8 @@ class Observed:
         state: Path,
         card: Callable[[], RateCard],
         fleet: Callable[[], Fleet],
-        retired: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
-        """`retired`: the nodes that nobody waits for."""
-        self._state, self._card = state, card
-        self._fleet, self._retired = fleet, retired
+        self._state, self._card, self._fleet = state, card, fleet
 
     def waste(self, call: Call) -> Answer:
         """Waste by lease."""
@@ -138,8 +135,8 @@ class Observed:
     def _reach_of(self, store: Store, now_ns: int) -> Reach:
         """How far telemetry goes: a node is behind of which nothing was heard for as long as heat
         is told of."""
-        heard, retired = store.heard(), self._retired()
-        known = [view.node for view in self._fleet().nodes() if view.node not in retired]
+        heard = store.heard()
+        known = [view.node for view in self._fleet().nodes()]
         last = {node: heard.get(node, 0) * NS_PER_S for node in (*known, *heard)}
         return reach_of(last, now_ns - views.HEAT_S * NS_PER_S, now_ns)
 

@@ -17,6 +17,8 @@ from fractions import Fraction
 from itertools import islice
 from typing import Final
 
+import msgspec
+
 from leased.collector.accounts.answers import Reach
 from leased.collector.accounts.reaching import reach_of_fleet
 from leased.collector.api.allocations import seen_of
@@ -52,8 +54,7 @@ HUNDREDTH: Final = Decimal("0.01")
 
 
 class Views:
-    """The handlers. `limits` says what is in force for a tenant at an instant, `retired` is who
-    nobody waits for."""
+    """The handlers. `limits` says what is in force for a tenant at an instant."""
 
     def __init__(
         self,
@@ -61,9 +62,7 @@ class Views:
         limits: Callable[[str, int], Mapping[str, Limit]],
         tenants: Callable[[], list[str]],
         ground: Callable[[], Policy],
-        retired: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
-        self._retired = retired
         self._fleet, self._limits, self._tenants = fleet, limits, tenants
         self._ground = ground
 
@@ -180,7 +179,7 @@ class Views:
     def compliance_at(self, now_ns: int) -> ComplianceSeen:
         """The same, for whoever else wants to know."""
         from_ns = now_ns // HOUR_NS * HOUR_NS - (HOURS - 1) * HOUR_NS
-        tallies = together(view.compliance.since(from_ns) for view in self._fleet().nodes())
+        tallies = together(view.compliance.since(from_ns) for view in self._fleet().known())
         whole = Tally()
         for tally in tallies.values():
             whole.add(tally)
@@ -207,7 +206,7 @@ class Views:
 
     def allocations_at(self, now_ns: int) -> AllocationsSeen:
         """The same, for whoever else wants to know."""
-        return seen_of(self._fleet(), self._ground(), now_ns, self._retired())
+        return seen_of(self._fleet(), self._ground(), now_ns)
 
     # -- nodes, leases, records --------------------------------------------------------------------
 
@@ -222,8 +221,12 @@ class Views:
         logs: dict[str, list[LogEntry]] = {}
         for entry in list(fleet.entries.values()):
             logs.setdefault(entry.node, []).append(entry)
-        rows = [node_row(logs.get(view.node, []), view, now_ns) for view in fleet.nodes()]
-        return NodesSeen(rows, instant(now_ns), self.reach(now_ns))
+        rows = [node_row(logs.get(view.node, []), view, now_ns) for view in fleet.known()]
+        seen = [
+            msgspec.structs.replace(row, state="retired") if row.node in fleet.retired else row
+            for row in rows
+        ]
+        return NodesSeen(seen, instant(now_ns), self.reach(now_ns))
 
     def leases(self, call: Call) -> Answer:
         """Leases that are not proven clean, soonest deadline first within a page's order."""
@@ -246,7 +249,7 @@ class Views:
     def events(self, call: Call) -> Answer:
         """The last records about leases, the newest first."""
         call.caller.require_all()
-        views, limit = self._fleet().nodes(), call.query.limit
+        views, limit = self._fleet().known(), call.query.limit
         # Of a thousand nodes only those count whose newest is among the newest: what is older than
         # `limit` nodes' last events is not shown.
         last = heapq.nlargest(limit, newest_of(views))
@@ -271,7 +274,7 @@ class Views:
 
     def reach(self, now_ns: int) -> Reach:
         """How far the records go that all of this follows from."""
-        return reach_of_fleet(self._fleet(), now_ns, self._retired())
+        return reach_of_fleet(self._fleet(), now_ns)
 
 
 def _telling(fleet: Fleet, tenant: str) -> Iterator[NodeView]:
@@ -287,7 +290,8 @@ def _telling(fleet: Fleet, tenant: str) -> Iterator[NodeView]:
 
 def _used(view: NodeView, tenant: str, now_ns: int) -> dict[str, int]:
     """What a tenant has on a node, by the API's names."""
-    leases = [one for one in list(view.leases.values()) if one.subject.tenant == tenant]
+    there = list(view.leases.values())
+    leases = [one for one in there if one.subject.tenant == tenant and one.counts]
     held = [one for one in leases if one.is_held]
     found = {BY_KIND[kind].key: amount for kind, amount in view.held(tenant).items()}
     for kind in view.totals():
@@ -345,9 +349,5 @@ def _idle(fleet: Fleet, tenant: str, kind: ResourceKind, limit: Limit) -> int:
 
 
 def _borrowed(fleet: Fleet, tenant: str) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for _, lease in fleet.leases(tenant):
-        for kind, amount in lease.borrowed:
-            key = BY_KIND[kind].key
-            found[key] = found.get(key, 0) + amount
-    return found
+    mine = fleet.borrowed_by().get(tenant, {})
+    return {BY_KIND[kind].key: amount for kind, amount in mine.items()}

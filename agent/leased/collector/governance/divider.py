@@ -336,7 +336,7 @@ def _held(view: NodeView, tenants: Collection[str]) -> list[tuple[str, str, int]
     found = []
     for lease in list(view.leases.values()):
         tenant = str(lease.subject.tenant)
-        if tenant not in tenants:
+        if tenant not in tenants or not lease.counts:
             continue
         found += [(tenant, BY_KIND[one.kind].key, one.capacity) for one in lease.subject.allotments]
         found.append((tenant, "max_leases", 1))

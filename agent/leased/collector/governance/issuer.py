@@ -235,7 +235,7 @@ class Issuer:
         self._waiting = {node: row for node, row in self._waiting.items() if node in self._present}
         in_force = {
             view.node: (view.policy_generation, bytes.fromhex(view.policy_hash))
-            for view in self._seen().nodes()
+            for view in self._seen().known()
         }
         gone = self.shares.settle(in_force, now_ns)
         if self._plan is not self.divider.plan:

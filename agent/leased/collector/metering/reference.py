@@ -91,7 +91,8 @@ class Chain:
 class ReferenceSource:
     """`sources.Source` over folded chains."""
 
-    def __init__(self, chains: Iterable[Chain]) -> None:
+    def __init__(self, chains: Iterable[Chain], replaced: frozenset[str] = frozenset()) -> None:
+        self._replaced = replaced
         self._chains = [chain for chain in chains if chain.fold.ledger.boot_id is not None]
 
     def nodes(self) -> tuple[NodeSpan, ...]:
@@ -100,7 +101,7 @@ class ReferenceSource:
 
     def replaced(self) -> frozenset[str]:
         """See `sources.Source`."""
-        return frozenset()
+        return self._replaced
 
     def first_ns(self) -> int:
         """See `sources.Source`."""
@@ -199,7 +200,7 @@ class ReferenceSource:
     def held(self) -> list[Held]:
         """See `sources.Source`."""
         found = []
-        for chain in self._chains:
+        for chain in self._last():
             ledger = chain.fold.ledger
             for interval in ledger.open_intervals():
                 if interval.end_ns != ledger.watermark_ns:
@@ -212,7 +213,11 @@ class ReferenceSource:
 
     def draining(self) -> frozenset[str]:
         """See `sources.Source`."""
-        return frozenset(chain.node_id for chain in self._chains if chain.fold.cordoned)
+        return frozenset(chain.node_id for chain in self._last() if chain.fold.cordoned)
+
+    def _last(self) -> list[Chain]:
+        """Those that say what is now."""
+        return [chain for chain in self._chains if chain.log_id not in self._replaced]
 
     def quiet(self, window: tuple[int, int]) -> list[Quiet]:
         """See `sources.Source`."""
@@ -240,8 +245,13 @@ class ReferenceSource:
 def read_archive(archive: ArchiveReader) -> ReferenceSource:
     """Fold everything in an archive."""
     return ReferenceSource(
-        Chain(entry.node, entry.log_id).read(archive.events(entry.log_id), entry.head.hash.hex())
-        for entry in archive.logs()
+        (
+            Chain(entry.node, entry.log_id).read(
+                archive.events(entry.log_id), entry.head.hash.hex()
+            )
+            for entry in archive.logs()
+        ),
+        archive.manifest.replaced(),
     )
 
 

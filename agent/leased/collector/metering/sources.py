@@ -116,7 +116,7 @@ class Source(Protocol):
         ...
 
     def held(self) -> list[Held]:
-        """What is held and what there is, now."""
+        """What is held and what there is, now; by the last log of each node."""
         ...
 
     def draining(self) -> frozenset[str]:

@@ -36,7 +36,7 @@ from leased.collector.metering.engine import (
 )
 from leased.collector.metering.frozen import frozen_of, joined, put_back, settled
 from leased.collector.metering.projecting import project_logs
-from leased.collector.metering.projection import LogShape, shape
+from leased.collector.metering.projection import LogShape, log_number, shape
 from leased.collector.metering.rollup import LAYOUT, ORDER, Listing, Rollups, Stretch, stretches
 from leased.collector.metering.sources import Held, Quiet
 from leased.durable.files import DirectoryDisk
@@ -191,6 +191,8 @@ class Store:
         """Write what has closed, or is not what it was, and what is open."""
         waited = [one for one in spans if retired.isdisjoint((one.node_id, one.log_id))]
         watermark_ns = min((span.watermark_ns for span in waited), default=0)
+        # A log that another took the place of says nothing of now: its node would be there twice.
+        last = {log_number(one.log_id): one.node_id for one in spans if one.log_id not in retired}
         first = max(floor.begin_ns, min(one.first_ns for one in shapes.values()))
         frozen = frozen_of(floor)
         final = {(one.first_day, one.end_day): one for one in frozen.closed}
@@ -222,7 +224,7 @@ class Store:
             first_ns=first,
             closed=tuple(closed),
             open=opened,
-            held=tuple(_held(engine, shapes, nodes)),
+            held=tuple(_held(engine, shapes, last)),
             quiet=joined(
                 frozen,
                 (
@@ -234,7 +236,7 @@ class Store:
                 floor.floor_ns,
             ),
             retired=tuple(sorted(retired)),
-            draining=tuple(sorted(nodes[log] for log, one in shapes.items() if one.cordoned)),
+            draining=tuple(sorted(node for log, node in last.items() if shapes[log].cordoned)),
         )
         return listing, tuple(revised)
 
@@ -353,15 +355,16 @@ class Sliced:
 
 
 def _held(engine: DuckEngine, shapes: dict[int, LogShape], nodes: dict[int, str]) -> Iterator[Held]:
-    """What is held by leases, and what there is otherwise."""
+    """What is held by leases of these logs, and what there is otherwise."""
     names = ", ".join(RESULTS["held"])
     for log, pool, tenant, kind, tier, capacity in engine.query(
         f"SELECT {names} FROM held ORDER BY ALL"
     ):
         what = (Pool(pool), tenant, ResourceKind(kind), tables.tier_of(tier), capacity)
-        yield Held(nodes[log], *what)
-    for log, one in sorted(shapes.items()):
-        for pool, kind, tier, capacity in one.there:
+        if log in nodes:
+            yield Held(nodes[log], *what)
+    for log in sorted(nodes):
+        for pool, kind, tier, capacity in shapes[log].there:
             if pool in (Pool.PROVISIONED, Pool.FENCED):
                 what = (Pool(pool), "", ResourceKind(kind), tables.tier_of(tier), capacity)
                 yield Held(nodes[log], *what)

@@ -80,7 +80,7 @@ def placement(accounts: Accounts, request: Request, samples: Store | None = None
     used: dict[str, dict[str, int]] = {}
     own: dict[str, dict[str, int]] = {}
     draining = accounts.source.draining()
-    for one in accounts.source.held():
+    for one in accounts.held():
         name = one.kind.name.lower()
         theirs = one.pool is Pool.TENANT and one.tenant == request.tenant
         for counts, row in (

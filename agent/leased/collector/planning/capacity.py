@@ -72,7 +72,7 @@ def capacity(
     """What there is and who has it, at the last record of each node. `changed_ns`: when a worker
     came or went last; `queue_depth`: how many requests wait, where telemetry says it."""
     marks = marks or Thresholds()
-    held = accounts.source.held()
+    held = accounts.held()
     soft = soft or Soft()
     amounts = {kind.name.lower(): _amount(held, kind) for kind in ResourceKind}
     cpu, memory = _share(held, ResourceKind.CPU), _share(held, ResourceKind.MEM)
@@ -126,7 +126,7 @@ def _units(amount: int, unit: int) -> Decimal:
 
 
 def _workers(accounts: Accounts, held: Iterable[Held]) -> Workers:
-    nodes = sorted(frozenset(node.node_id for node in accounts.source.nodes()))
+    nodes = sorted(accounts.watermarks())
     busy = frozenset(one.node_id for one in held if one.pool is Pool.TENANT)
     draining = accounts.source.draining()
     idle = sum(node not in busy and node not in draining for node in nodes)
@@ -138,10 +138,10 @@ def idle(accounts: Accounts) -> Idle:
     """The nodes on which nobody has anything now, and what all that stood idle cost in 7 days."""
     now_ns = accounts.now_ns()
     window = Window(max(0, now_ns - periods.duration(WEEK)), now_ns)
-    prices = node_prices(accounts)
+    prices = node_prices(accounts, accounts.source.held())
     waste = Fraction(0)
     listed: list[IdleResource] = []
-    ends = {node.node_id: node.watermark_ns for node in accounts.source.nodes()}
+    ends = accounts.watermarks()
     decimals = accounts.terms.infrastructure.decimals
     for stretch in accounts.source.quiet((0, now_ns)):
         length_ns = stretch.to_ns - stretch.from_ns
@@ -150,7 +150,7 @@ def idle(accounts: Accounts) -> Idle:
         price = prices.get(stretch.node_id, Fraction(0))
         lately_ns = stretch.to_ns - max(stretch.from_ns, window.from_ns)
         waste += price * Fraction(max(0, lately_ns), HOUR_NS)
-        if stretch.to_ns >= min(now_ns, ends.get(stretch.node_id, 0)):
+        if stretch.to_ns >= ends.get(stretch.node_id, now_ns + 1):
             # Since when it is idle, however long that is.
             listed.append(_idle_row(stretch, price * Fraction(length_ns, HOUR_NS), decimals))
     return Idle(
@@ -171,11 +171,11 @@ def _idle_row(stretch: Quiet, cost: Fraction, decimals: int) -> IdleResource:
     )
 
 
-def node_prices(accounts: Accounts) -> dict[str, Fraction]:
-    """What an hour of each node costs, by what it has now."""
+def node_prices(accounts: Accounts, held: Iterable[Held]) -> dict[str, Fraction]:
+    """What an hour of each node costs, by what it has."""
     # Whole numbers first: a node has a hundred cores, and one price of a core.
     amounts: dict[tuple[str, ResourceKind, TierKind | None], int] = {}
-    for one in accounts.source.held():
+    for one in held:
         if one.pool is Pool.PROVISIONED:
             what = (one.node_id, one.kind, one.tier)
             amounts[what] = amounts.get(what, 0) + one.capacity
@@ -190,7 +190,7 @@ def node_prices(accounts: Accounts) -> dict[str, Fraction]:
 
 def node_price(accounts: Accounts) -> Fraction:
     """What an hour of a node costs, on average."""
-    prices = node_prices(accounts)
+    prices = node_prices(accounts, accounts.held())
     return sum(prices.values(), Fraction(0)) / max(1, len(prices))
 
 
@@ -233,7 +233,7 @@ def reservations(
         series = [by_hour.get(hour, 0) for hour in window.hours]
         quantity = worth_reserving(series, offer.price_pm)
         if quantity:
-            price = _list_price(accounts.terms.cards[-1].card, kind, tier)
+            price = _list_price(accounts.terms.card_at(accounts.now_ns()), kind, tier)
             advice.append(_advise(kind, tier, quantity, series, price, offer))
     return Reservations(period, advice, accounts.terms.currency, accounts.reach(window))
 

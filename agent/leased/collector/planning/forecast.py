@@ -85,7 +85,7 @@ def _advice(
 ) -> list[Advice]:
     """Grow before the day on which the fit passes what there is."""
     there = [
-        one for one in accounts.source.held() if one.pool is Pool.PROVISIONED and one.kind is kind
+        one for one in accounts.held() if one.pool is Pool.PROVISIONED and one.kind is kind
     ]
     total = sum(one.capacity for one in there) / UNIT[kind]
     workers = len({one.node_id for one in there})

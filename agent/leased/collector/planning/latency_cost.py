@@ -89,8 +89,8 @@ def latency_cost(
     span_ns = duration(period)
     if span_ns > DAYS_KEPT * DAY_NS:
         raise InvalidParameter("period", f"at most {DAYS_KEPT}d")
-    day = summed(view.flow.since(now_ns - span_ns) for view in views)
-    if not day.ended or not day.total_ns:
+    day = summed(view.flow.since(now_ns - span_ns) for view in fleet.known())
+    if not views or not day.ended or not day.total_ns:
         return _nothing(accounts, len(views), period)
     span_ns = max(HOUR_NS, min(span_ns, now_ns - accounts.source.first_ns()))
     places = max(1, max(view.flow.most for view in views))

@@ -107,7 +107,7 @@ def rightsizing(
     """Of the leases that were seen in [begin_s, end_s)."""
     spreads = store.spreads(USED, begin_s, end_s) if store is not None else []
     found = _templates(fleet, spreads)
-    card = accounts.terms.cards[-1].card
+    card = accounts.terms.card_at(accounts.now_ns())
     decimals, rows, unknown = accounts.terms.decimals, [], 0
     for (name, kind), one in sorted(found.items()):
         if one.windows < WINDOWS_MIN or not one.most_ppm:

@@ -113,7 +113,7 @@ def scheduled_scaling(
         raise InvalidParameter("period", f"at most {DAYS_MAX}d")
     begin_ns = accounts.source.first_ns() // HOUR_NS * HOUR_NS
     window = Window(min(max(window.from_ns, begin_ns), window.to_ns), window.to_ns)
-    prices = capacity.node_prices(accounts)
+    prices = capacity.node_prices(accounts, accounts.held())
     price = sum(prices.values(), Fraction(0)) / max(1, len(prices))
     decimals = accounts.terms.infrastructure.decimals
     known = bool(config.schedules) and bool(prices) and window.from_ns < window.to_ns
@@ -150,7 +150,7 @@ def scheduled_scaling(
 def needed(accounts: Accounts, window: Window, workers: int) -> dict[int, int]:
     """Workers that what was not free in an hour takes, by the hour: of the kind that takes most."""
     total: dict[ResourceKind, int] = {}
-    for one in accounts.source.held():
+    for one in accounts.held():
         if one.pool is Pool.PROVISIONED:
             total[one.kind] = total.get(one.kind, 0) + one.capacity
     used: dict[tuple[int, ResourceKind], int] = {}

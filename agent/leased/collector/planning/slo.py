@@ -106,7 +106,7 @@ def service_levels(
         raise InvalidParameter("period", f"at most {DAYS_KEPT}d")
     window = accounts.last(period)
     hours = window.hours
-    ended = together(view.attainment.between(hours) for view in fleet.nodes())
+    ended = together(view.attainment.between(hours) for view in fleet.known())
     costs: dict[Priority, Fraction] = {}
     for key, amount in accounts.priced_sums(window):
         if key.pool is Pool.TENANT and key.priority is not None:

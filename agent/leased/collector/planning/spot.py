@@ -113,7 +113,7 @@ def spot(
     """What there is now, by who held it in the last `period`. Raises InvalidParameter, NoData."""
     config = config or SpotConfig()
     window = accounts.last(period)
-    prices = capacity.node_prices(accounts)
+    prices = capacity.node_prices(accounts, accounts.held())
     now = sum(prices.values(), Fraction(0))
     decimals = accounts.terms.infrastructure.decimals
     eligible = _eligible(accounts, window, config)
