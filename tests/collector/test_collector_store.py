@@ -33,7 +33,7 @@ from leased.ctl.console import Console
 from leased.ctl.main import main as leasectl
 from leased.economics.contracts import Terms
 from leased.terms.errors import InvariantError, StateError
-from tests.doubles.collector_server import CollectorServer
+from tests.doubles.collector_server import REPOSITORY, CollectorServer
 
 UNTIL_NS = 1_767_225_600 * 10**9
 """2026-01-01T00:00:00Z."""
@@ -400,6 +400,29 @@ def test_an_engine_that_wraps_or_rounds_is_refused():
     duck = DuckEngine()
     assert check_engine(duck) == len(OVERFLOWS) + len(EXACT)
     duck.close()
+
+
+SPILLING = """
+from pathlib import Path
+from leased.collector.metering.duck import DuckEngine
+engine = DuckEngine(memory="64MiB", spill=Path({spill!r}))
+engine.derive("big", "SELECT CAST(hash(range) AS VARCHAR) AS b FROM range(2000000) ORDER BY b")
+print(engine.query("SELECT COUNT(*) FROM big")[0][0])
+"""
+
+
+@pytest.mark.parametrize("end", ["engine.close()", ""])
+def test_what_is_more_than_memory_is_spilled_wherever_it_runs(tmp_path: Path, end: str):
+    """As a service does, in a directory that nobody can write to."""
+    spill, program = tmp_path / "spill", tmp_path / "program.py"
+    spill.mkdir()
+    program.write_text(SPILLING.format(spill=str(spill)) + end)
+    path = {"PYTHONPATH": str(REPOSITORY / "agent")}
+    done = subprocess.run(
+        [sys.executable, str(program)], cwd="/proc", env=path, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("2000000\n", "", 0)
+    assert list(spill.iterdir()) == []
 
 
 def run(program, *words: str) -> tuple[int, str, str]:

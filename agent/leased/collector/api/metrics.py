@@ -29,9 +29,8 @@ from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
-from leased.economics.statement import SYNTHETIC
 from leased.economics.waste import Judged
-from leased.terms.lease import Priority
+from leased.terms.lease import SYNTHETIC, Priority
 from leased.terms.resource import ResourceKind, TierKind
 
 IDLE: Final = "__idle__"
