@@ -381,6 +381,27 @@ async def test_errors_are_heard_as_they_happen_and_a_storm_is_one_reason_to_look
         nursery.cancel_scope.cancel()
 
 
+async def test_a_lost_gpu_that_tells_nothing_more_takes_no_others_errors_along(
+    machine: Machine, devices: Devices
+) -> None:
+    """The event that told of its loss could not be given an address, and with it all those behind
+    it were thrown away."""
+    await start(devices)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(devices.watch, lambda: None)
+        await hears(devices, machine)
+        [backend] = [one for one in devices._backends if isinstance(one, GpuBackend)]
+        machine.fault("nvmlDeviceGetPciInfo_v3", "return:15", gpu=0)
+        since_ns = boot_ns()
+        machine.xid(0, 79)
+        machine.xid(1, 95)
+        with trio.fail_after(10):
+            while not backend._ear.xids("0000:2b:00.0", since_ns):
+                await trio.sleep(0.02)
+        assert backend._ear.xids("0000:1a:00.0", since_ns) == (79,)
+        nursery.cancel_scope.cancel()
+
+
 async def hears(devices: Devices, machine: Machine) -> None:
     """Return when the ear has heard what came before: it tells of one more error of the other
     GPU."""

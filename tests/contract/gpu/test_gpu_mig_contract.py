@@ -12,7 +12,7 @@ import pytest
 
 from leased.hardware.devices import Devices
 from leased.terms.errors import DeviceError
-from leased.terms.lease import Lease
+from leased.terms.lease import Lease, Priority
 from leased.terms.resource import Allotment, ResourceKind
 from leased.terms.teardown import TeardownStep
 from tests.doubles.gpu_host import (
@@ -204,6 +204,17 @@ async def test_what_an_agent_left_is_taken_away_by_the_next(machine: Machine) ->
     with gpu_devices(machine, gpu_mig_layout=LAYOUT) as third:
         await start(third)
         assert make_instances(0) == [], "nobody's"
+
+
+async def test_nothing_is_owed_on_a_place(machine: Machine) -> None:
+    """Its instance is made for its lease. With `scrub_later` the GPU was to be overwritten before
+    the first grant, which nobody can who has no instance: there was no grant, ever."""
+    later = {"gpu_scrub_later": (Priority.STANDARD,)}
+    with gpu_devices(machine, gpu_mig_layout=LAYOUT, **later) as makers:
+        await start(makers)
+        one = mig_lease(place(machine, "1g.10gb@0"), 142)
+        cut(await grant(makers, one))
+        assert (await reclaim(makers, one))[1].unproven == ()
 
 
 async def test_a_grant_that_fails_leaves_no_instance(machine: Machine, makers: Devices) -> None:
