@@ -75,7 +75,8 @@ class Reclaimer:
         """Release and scrub, within the device's turn."""
         began_ns = _now_ns()
         if target.place is not None and target.instance is None:
-            gone = StepReport(TeardownStep.OBJECT_REVOKE, 0, began_ns, began_ns)
+            # No MIG device is there; a GPU instance that was made half-way may be.
+            gone = await self.places.unmake(resource_id, target, halves=True)
             return Outcome((gone,), began_ns, 0)
         used_max_bytes = self._used_max(resource_id, target)
         at = TeardownStep.RELEASE
