@@ -4,8 +4,10 @@ recomputed from the chains alone, and what is interrupted leaves nothing half.""
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -303,6 +305,27 @@ def test_a_refresh_that_breaks_off_leaves_the_old_state(fleet: Path, tmp_path: P
     archive = ArchiveReader(state)
     with pytest.raises(Overflow):
         Store(state, make_engine=Failing).refresh(archive, retired=frozenset({"5e" * 16}))
+    assert derived(state) == before
+    archive.close()
+
+
+def test_a_rebuild_that_breaks_off_leaves_nothing_on_the_disk(fleet: Path, tmp_path: Path):
+    """Where there is no room it would keep the disk full, and the collector from pulling."""
+    state = copy_of(fleet, tmp_path)
+    before = derived(state)
+
+    class Full(DuckEngine):
+        def derive(self, name: str, sql: str) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    archive = ArchiveReader(state)
+    with pytest.raises(OSError):
+        Store(state, make_engine=Full).rebuild(archive)
+    assert derived(state) == before
+    # Nor what a rebuild left that was killed.
+    (state / "derived" / "again").mkdir()
+    (state / "derived" / "again" / "listing.new").touch()
+    Store(state).refresh(archive)
     assert derived(state) == before
     archive.close()
 

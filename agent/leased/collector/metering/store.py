@@ -44,6 +44,7 @@ from leased.terms.errors import StateError
 from leased.terms.resource import ResourceKind
 
 DERIVED: Final = "derived"
+AGAIN: Final = "again"
 DAY_HOURS: Final = 24
 DAY_NS: Final = DAY_HOURS * HOUR_NS
 _SOURCE: Final = {"peaks": "all_peaks"}
@@ -92,8 +93,7 @@ class Store:
         they were. The old state counts until the new is whole."""
         with self.locked():
             self.settle(archive.kept.floor())
-            fresh = self.directory / "again"
-            shutil.rmtree(fresh, ignore_errors=True)
+            fresh = self.directory / AGAIN
             again = Store(fresh, make_engine=self._make_engine)
             again.directory = fresh
             again.rollups = Rollups(fresh)
@@ -108,7 +108,6 @@ class Store:
                 shutil.rmtree(self.directory / part, ignore_errors=True)
                 if (fresh / part).exists():
                     (fresh / part).rename(self.directory / part)
-            shutil.rmtree(fresh)
             return done, changed
 
     def _refresh(
@@ -252,9 +251,17 @@ class Store:
         try:
             if not disk.lock():
                 raise StateError(f"{self.directory}: another process is bringing it up to date")
-            yield
+            self._clear()
+            try:
+                yield
+            finally:
+                self._clear()
         finally:
             disk.close()
+
+    def _clear(self) -> None:
+        """Of a rebuild that broke off nothing is left: it would keep a full disk full."""
+        shutil.rmtree(self.directory / AGAIN, ignore_errors=True)
 
 
 @contextmanager
