@@ -48,9 +48,9 @@ PATHS = (
     "/v1/leases?limit=100",
     "/v1/events?limit=100",
     "/v1/webhooks",
-    "/metrics",
 )
 LONG = (
+    "/metrics",
     "/v1/governance/capacity/forecast?horizon=90d",
     "/v1/governance/costs/nodes?period=30d",
     "/v1/governance/optimize/reservations",
@@ -61,7 +61,7 @@ LONG = (
     "/v1/governance/economics/latency-cost",
     "/v1/governance/economics/slo",
 )
-"""Studies of the whole past: told beside the others."""
+"""What Prometheus scrapes, and studies of the whole past: told beside the others."""
 
 LEFT_OUT = (
     "/v1/ca",

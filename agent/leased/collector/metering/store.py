@@ -36,7 +36,7 @@ from leased.collector.metering.frozen import frozen_of, joined, put_back, settle
 from leased.collector.metering.projecting import project_logs
 from leased.collector.metering.projection import LogShape, log_number, shape
 from leased.collector.metering.rollup import LAYOUT, ORDER, Listing, Rollups, Stretch, stretches
-from leased.collector.metering.sources import Held, Quiet
+from leased.collector.metering.sources import Held, Quiet, gathered
 from leased.durable.files import DirectoryDisk
 from leased.economics.hourly import HOUR_NS, NodeSpan
 from leased.economics.pools import Pool
@@ -214,7 +214,7 @@ class Store:
             first_ns=first,
             closed=tuple(closed),
             open=opened,
-            held=tuple(_held(engine, shapes, last)),
+            held=gathered(_held(engine, shapes, last)),
             quiet=joined(
                 frozen,
                 (
