@@ -189,7 +189,7 @@ class FakeReaper:
         if generation < slot.generation:
             return errno.ESTALE
         if generation == slot.generation and deadline_ns != slot.deadline_ns:
-            return errno.EINVAL
+            return errno.ESTALE if deadline_ns < slot.deadline_ns else errno.EINVAL
         slot.generation, slot.deadline_ns = generation, deadline_ns
         return 0
 

@@ -15,6 +15,7 @@ outcome means: `lessor.lifecycle` does.
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -209,6 +210,8 @@ class Reclaimer:
             evidence = self._publish("cut", outcome)
             if lease.state <= LeaseState.REVOKING:
                 self._submit(CutEnded(NO_COMMAND, outcome, evidence))
+            elif not outcome.clean:
+                self._take_back(lease, TeardownStep.KILL, evidence)
             if outcome.clean:
                 cut.append((lease, outcome))
         return cut
@@ -236,6 +239,8 @@ class Reclaimer:
             evidence = self._publish("scrub", told)
             if lease.state <= LeaseState.SCRUBBING:
                 self._submit(ScrubEnded(NO_COMMAND, told, evidence))
+            elif not scrub.clean:
+                self._take_back(lease, TeardownStep.SCRUB, evidence)
             if scrub.clean:
                 scrubbed.append(lease)
         if scrubbed:
@@ -262,6 +267,11 @@ class Reclaimer:
         evidence = hash_report(report)
         self._tell_report(report.lease_id, step, encode_report(report), evidence)
         return evidence
+
+    def _take_back(self, lease: Lease, step: TeardownStep, evidence: bytes) -> None:
+        """What was well once, and is not when it is repeated after a restart: it cannot be told as
+        the step's end a second time, and nothing that comes after it may be believed."""
+        self._submit(TeardownFailed(NO_COMMAND, lease.lease_id, step, errno.EBUSY, evidence))
 
     def _fail(self, lease: Lease, step: TeardownStep, error: DeviceError) -> None:
         self._submit(TeardownFailed(NO_COMMAND, lease.lease_id, step, error.errno, bytes(32)))

@@ -6,16 +6,18 @@ from __future__ import annotations
 import os
 import subprocess
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from leased.terms.command import Drain, Release, Renew
-from leased.terms.event import NodeStarted, Recovered, Revoked, TeardownBegun
+from leased.terms.event import Fenced, NodeStarted, Recovered, Revoked, TeardownBegun
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Ending, LeaseState, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Changed, Granted
+from leased.terms.teardown import TeardownStep
 from tests.doubles.desk import ACME, OPERATOR
 from tests.doubles.reaper import Slot
 from tests.doubles.serving import Host, descriptors
@@ -245,3 +247,30 @@ async def test_no_descriptor_of_the_roster_is_left_over(
             assert not host.reaper.slots
             assert descriptors() == before
         child.communicate()
+
+
+@pytest.mark.parametrize("step", [TeardownStep.KILL, TeardownStep.SCRUB])
+async def test_a_step_that_was_well_once_and_is_not_when_it_is_repeated_fences(
+    step: TeardownStep, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Sealed as done, and then the agent died: the next one begins from the cut again."""
+    async with Host().standing() as host:
+        gate = host.devices.gates["scrub" if step is TeardownStep.KILL else "prove"]
+        async with host.agent() as agent:
+            lease = await agent.lease(3)
+            gate.shut()
+            await agent.ask(Release(host.command_id(), ACME, lease.lease_id))
+            await gate.reached.wait()
+            await trio.sleep(1)
+        if step is TeardownStep.KILL:
+            slot = host.reaper.slots[lease.lease_id]
+            slot.cut = msgspec.structs.replace(slot.cut, clean=False)
+        else:
+            host.devices.unclean.add(lease.lease_id)
+        gate.open()
+        async with host.agent() as agent:
+            await agent.until(lease.lease_id, LeaseState.FENCED)
+            assert agent.free == (PAGES - 3) * 4096
+        [fenced] = [event for _, event, _ in host.chain() if isinstance(event, Fenced)]
+        assert (fenced.step, fenced.fenced) == (step, lease.subject.allotments)
+        assert any(fenced.evidence)
