@@ -270,6 +270,28 @@ async def test_memory_that_nobody_has_fences(
     assert step_of(proof, Step.RELEASE).measured >= leaked_bytes - (16 << 20)
 
 
+async def test_a_gpu_of_which_nobody_has_a_part_is_not_granted(
+    machine: Machine, devices: Devices
+) -> None:
+    """What was in use at the grant was what might be in use at the end: the tenant had less than it
+    paid for, and whoever had the rest was never looked for."""
+    await start(devices)
+    machine.leak(0, 10 * GIB)
+    [refused] = await devices.prepare_many([gpu_lease(machine, 0)])
+    assert isinstance(refused, DeviceError) and refused.errno == errno.EBUSY
+    assert "10240 MiB" in refused.detail and "reset" in refused.detail
+    assert await health_of(devices, machine, 0) is Health.BUSY
+    machine.set(0, memory_node=1)  # then it may be the host's own
+    assert await health_of(devices, machine, 0) is Health.OK
+    cut(await grant(devices, one := gpu_lease(machine, 0)))
+    machine.set(0, memory_node=-1)
+    machine.unleak(0)
+    assert (await reclaim(devices, one))[1].unproven == ()
+    machine.leak(0, GIB >> 1)  # what a driver needs for itself
+    cut(await grant(devices, other := gpu_lease(machine, 0)))
+    assert (await reclaim(devices, other))[1].unproven == ()
+
+
 async def test_a_driver_that_takes_its_time_is_waited_for(machine: Machine) -> None:
     with gpu_devices(machine, gpu_release_budget_ns=5000 * MS) as devices:
         machine.set(0, release_ms=1500, release_busy_ms=1500)

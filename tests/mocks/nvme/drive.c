@@ -116,6 +116,15 @@ static int identify(struct drive *drive, struct nvme_passthru_cmd *command)
 				list[count++] = i + 1;
 		}
 		break;
+	case 0x12: /* who reaches it */
+		if (one == NULL)
+			return INVALID_NAMESPACE;
+		for (uint16_t i = 0; i < 2; i++) {
+			if ((one->attached & 1u << i) != 0)
+				((uint16_t *)(void *)page)[++count] = i;
+		}
+		*(uint16_t *)(void *)page = (uint16_t)count;
+		break;
 	default:
 		return INVALID_FIELD;
 	}

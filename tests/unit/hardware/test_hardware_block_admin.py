@@ -230,3 +230,15 @@ print(json.dumps([refused(ask), ask()]))
 """
     why = "NVMe status 0x0082: namespace not ready (CNS 0x10)"
     assert drive.made(not_ready=1).run(script) == [["EREMOTEIO", why], [2]]
+
+
+def test_a_namespace_is_taken_from_those_that_have_it(drive: Drive) -> None:
+    """Of two controllers of this host one has it: asked to take it from both, a drive refuses, and
+    what cannot be cut off from its users stayed."""
+    told = drive.made().run("""
+ways = tuple(SimpleNamespace(cntlid=number) for number in (0, 1))
+one = SimpleNamespace(nsid=1, controllers=ways)
+active = lambda: drives.read_list(verbs.identify(fd, nsid=0, cns=2, timeout_ms=1000))
+print(json.dumps([active(), refused(lambda: erasing.detach(fd, one)), active()]))
+""")
+    assert told == [[1], None, []]

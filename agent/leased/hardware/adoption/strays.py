@@ -82,9 +82,7 @@ def _remove(path: str, end_ns: int) -> int:
     """0 when it is gone, or why it is not."""
     while True:
         try:
-            leaves.lift_object_limits(path)
-            for directory, _, _ in os.walk(path, topdown=False):
-                os.rmdir(directory)
+            leaves.remove(path)
             return 0
         except FileNotFoundError:
             return 0

@@ -23,7 +23,12 @@ from leased.hardware.block import canaries, drives, verbs
 from leased.hardware.block.calls import Clean, Cleaned
 from leased.hardware.block.contents import LOOK_BYTES, write_each
 from leased.hardware.block.drives import Drive, Erase, Sanitizing
-from leased.hardware.block.examining import examine_drive, examine_layout, other_namespaces
+from leased.hardware.block.examining import (
+    attached_to,
+    examine_drive,
+    examine_layout,
+    other_namespaces,
+)
 from leased.hardware.block.mapping import control, end, now_ns
 from leased.hardware.block.namespaces import Namespace
 from leased.hardware.block.opening import ADMIN_MS, controller_of, exclusively, resolve
@@ -194,8 +199,12 @@ def _detach(call: Clean) -> StepReport:
 
 
 def detach(controller: int, namespace: Namespace) -> None:
-    """Take the namespace from every controller of this host."""
-    who: Sequence[int] = [one.cntlid for one in namespace.controllers]
+    """Take the namespace from every controller of this host that has it: a drive refuses to take it
+    from one that has not."""
+    has = attached_to(controller, namespace)
+    who: Sequence[int] = [
+        one.cntlid for one in namespace.controllers if has is None or one.cntlid in has
+    ]
     verbs.attach_namespace(
         controller, nsid=namespace.nsid, controllers=tuple(who), attach=False, timeout_ms=ADMIN_MS
     )

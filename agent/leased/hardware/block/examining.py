@@ -80,12 +80,17 @@ def other_namespaces(controller: int, namespace: Namespace) -> tuple[int, ...]:
 
 def _strangers(controller: int, namespace: Namespace) -> tuple[int, ...]:
     """Controllers that reach the namespace and are not this host's."""
+    ours = {one.cntlid for one in namespace.controllers}
+    return tuple(one for one in attached_to(controller, namespace) or () if one not in ours)
+
+
+def attached_to(controller: int, namespace: Namespace) -> tuple[int, ...] | None:
+    """The controllers that reach the namespace; None where the drive keeps no such list."""
     try:
         page = _identify(controller, namespace.nsid, drives.ATTACHED_CONTROLLERS)
     except verbs.NotKnown:
-        return ()
-    ours = {one.cntlid for one in namespace.controllers}
-    return tuple(one for one in drives.read_controllers(page) if one not in ours)
+        return None
+    return drives.read_controllers(page)
 
 
 def attach(call: Attach) -> Attached:

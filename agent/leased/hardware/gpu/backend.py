@@ -191,9 +191,11 @@ class GpuBackend:
                 self._desk.guests(resource_id, target),
                 self._reclaimer.closes(target),
                 self._config.scan_budget_ns,
+                self._reclaimer.used_before_max(target),
+                self._config.settle_apart_ns,
                 self._desk.leaf_of(resource_id) if adopted else "",
             )
-            extra_ns = self._config.scan_budget_ns
+            extra_ns = 2 * self._config.scan_budget_ns + self._config.settle_apart_ns
             readied = await self._desk.ask(
                 worker_of(target), "ready", call, calls.Readied, extra_ns=extra_ns
             )

@@ -80,14 +80,17 @@ class Guests(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True):
-    """Open a target for the lease whose leaf is made: nobody else may be there. `leaf` is that of
-    work which is adopted, and may be there."""
+    """Open a target for the lease whose leaf is made: nobody else may be there, and no more memory
+    in use than `used_max_bytes`, by two looks `apart_ns` apart. `leaf` is that of work which is
+    adopted, and may be there."""
 
     root: str
     target: Target
     guests: Guests
     sets_mode: bool
     scan_budget_ns: int
+    used_max_bytes: int
+    apart_ns: int
     leaf: str = ""
 
 

@@ -59,7 +59,8 @@ class GpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long the removal of an instance that is still in use is tried again."""
 
     overhead_bytes: int = 1 << 30
-    """What a context and its page tables take of the memory that a scrub should reach."""
+    """What a context and its page tables take of the memory that a scrub should reach. A GPU of
+    which more is in use by nobody who is seen is not granted."""
 
     scrub_bytes_per_s: int = 8 << 30
     """Slowest overwriting, with the reading back, that still counts as progress."""

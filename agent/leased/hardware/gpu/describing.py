@@ -53,6 +53,7 @@ def _describe(one: Listed, driver: str, root: Path) -> Gpu:
     slices = (ask(lambda: nvml.mig_devices_max(handle)) or 0) if mode[0] else 0
     condition = condition_of(handle, unanswered.append)
     compute_mode = ask(lambda: nvml.compute_mode_of(handle), Question.COMPUTE_MODE)
+    memory_node = ask(lambda: nvml.numa_node_of(handle))
     near = read_int(root / "sys/bus/pci/devices" / one.pci / "numa_node")
     return Gpu(
         uuid=one.uuid,
@@ -75,6 +76,7 @@ def _describe(one: Listed, driver: str, root: Path) -> Gpu:
         other_nodes=drm_nodes(one.pci, root),
         unanswered=tuple(dict.fromkeys(unanswered)),
         profiles=layout.profiles_of(handle) if mode[0] else (),
+        memory_node=-1 if memory_node is None else memory_node,
     )
 
 

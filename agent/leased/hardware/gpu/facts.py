@@ -95,7 +95,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
 class Gpu(msgspec.Struct, frozen=True, array_like=True):
     """One GPU as its driver describes it. `links` are the PCI addresses of its NVLink peers,
     `fabric` says how far it has joined one; `other_nodes` are further device nodes that reach it
-    (DRM)."""
+    (DRM); `memory_node` is the host's node that its memory is, -1 where it is none."""
 
     uuid: str
     pci: str
@@ -117,6 +117,7 @@ class Gpu(msgspec.Struct, frozen=True, array_like=True):
     other_nodes: tuple[tuple[int, int], ...] = ()
     unanswered: tuple[str, ...] = ()
     profiles: tuple[Profile, ...] = ()
+    memory_node: int = -1
 
     @property
     def branch(self) -> str:

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from leased.hardware.gpu.desk import Desk
-from leased.hardware.gpu.facts import ComputeMode, Usage
+from leased.hardware.gpu.facts import ComputeMode, Gpu, Usage, target_of
 from leased.hardware.gpu.fleet import Fleet
 from leased.hardware.gpu.health import Finding
 from leased.hardware.gpu.reclaiming import Reclaimer
@@ -96,7 +96,15 @@ class Idle:
         findings = dict(seen.findings)
         for gpu in seen.gpus:
             resource_id = f"{PREFIX}{gpu.uuid}"
-            used = gpu.processes and not gpu.mig_enabled and gpu.uuid not in findings
-            if used and not self._desk.is_occupied(resource_id) and resource_id not in had:
-                findings[gpu.uuid] = Finding(Health.BUSY, "in use by processes without a lease")
+            why = "" if gpu.mig_enabled or gpu.uuid in findings else self._who_uses(gpu)
+            if why and not self._desk.is_occupied(resource_id) and resource_id not in had:
+                findings[gpu.uuid] = Finding(Health.BUSY, why)
         return msgspec.structs.replace(seen, findings=findings)
+
+    def _who_uses(self, gpu: Gpu) -> str:
+        """In words; "" if nobody does."""
+        if gpu.processes:
+            return "in use by processes without a lease"
+        if gpu.memory.used_bytes > self._reclaimer.used_before_max(target_of(gpu)):
+            return "memory of it is in use, and nobody is seen to have it: a reset gives it back"
+        return ""

@@ -2,8 +2,8 @@
 """Opening and closing: a GPU made ready for the one lease that gets it, and closed to everybody
 when it is nobody's, in a worker.
 
-Rule: nothing is opened while anybody has a context or a node of it: leases do not share, and an MPS
-server that runs already belongs to somebody else. What the driver was told is read back.
+Rule: nothing is opened while anybody has a context, a node or memory of it: leases do not share,
+and an MPS server that runs already belongs to somebody else. What the driver was told is read back.
 
 Does not let anybody in: the leaf's filter does, by the rules that are returned.
 """
@@ -11,11 +11,12 @@ Does not let anybody in: the leaf's filter does, by the rules that are returned.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from leased.hardware.gpu import nvml
-from leased.hardware.gpu.calls import Guard, Guarded, Readied, Ready
+from leased.hardware.gpu.calls import Guard, Guarded, Readied, Ready, Sight
 from leased.hardware.gpu.facts import ComputeMode
 from leased.hardware.gpu.nodes import find_nodes
 from leased.hardware.gpu.sights import handle_of, look, parent_of
@@ -24,21 +25,41 @@ from leased.hardware.openers import Opener
 from leased.terms.errors import DeviceError
 
 _TOLD_MAX = 4
+_NS_PER_S = 1_000_000_000
 
 
 def ready(call: Ready, fds: list[int]) -> Readied:
     """Open the target for its lease. Raises DeviceError(EBUSY) naming whoever is there."""
     handle = handle_of(call.target)
+    sight = _look_alone(handle, call)
+    if _is_short(sight, call):
+        # What was freed just now the driver may not have back yet.
+        time.sleep(call.apart_ns / _NS_PER_S)
+        sight = _look_alone(handle, call)
+    if _is_short(sight, call):
+        used = f"{sight.usage.used_bytes >> 20} MiB of its memory are in use"
+        detail = f"{used}, and nobody is seen to have them: a reset gives them back"
+        raise DeviceError("gpu_ready", errno.EBUSY, detail)
+    if call.sets_mode:
+        set_mode(parent_of(call.target), ComputeMode.DEFAULT)
+    rules = find_nodes(call.target, Path(call.root)).rules()
+    return Readied(tuple(tuple(rule) for rule in rules), sight.usage)
+
+
+def _is_short(sight: Sight, call: Ready) -> bool:
+    """Whether the tenant would get less than there is; work that is adopted has some of it."""
+    return not call.leaf and sight.usage.used_bytes > call.used_max_bytes
+
+
+def _look_alone(handle: nvml.Handle, call: Ready) -> Sight:
+    """One look, in which nobody is seen. Raises DeviceError(EBUSY)."""
     sight = look(handle, call.target, call.root, call.guests, call.scan_budget_ns)
     everybody = sorted({pid for pids in sight.processes for pid in pids})
     here = [pid for pid in everybody if not _is_inside(pid, call.leaf)]
     strangers = [one for one in sight.openers if not _is_inside(one.pid, call.leaf)]
     if here or strangers:
         raise DeviceError("gpu_ready", errno.EBUSY, name_them(here, strangers))
-    if call.sets_mode:
-        set_mode(parent_of(call.target), ComputeMode.DEFAULT)
-    rules = find_nodes(call.target, Path(call.root)).rules()
-    return Readied(tuple(tuple(rule) for rule in rules), sight.usage)
+    return sight
 
 
 def guard(call: Guard, fds: list[int]) -> Guarded:

@@ -156,6 +156,14 @@ class Reclaimer:
         used_bytes = min(seen.used_bytes, self._used_max(resource_id, target))
         return msgspec.structs.replace(seen, used_bytes=used_bytes)
 
+    def used_before_max(self, target: Target) -> int:
+        """How much memory may be in use before anybody is let in: what a driver needs for itself.
+        Where it is a node of the host's, the host may use what it likes."""
+        facts = self._fleet.facts(target.uuid)
+        if facts is not None and facts.memory_node >= 0:
+            return facts.memory.total_bytes
+        return self._desk.config.overhead_bytes
+
     def closes(self, target: Target) -> bool:
         """Whether the device can be closed while nobody has it: a MIG device cannot."""
         facts = self._fleet.facts(target.uuid)

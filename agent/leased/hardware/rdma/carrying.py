@@ -15,6 +15,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import msgspec
@@ -52,9 +53,17 @@ def see(asked: calls.Look, fds: Sequence[int]) -> calls.Seen:
             # A kernel that cannot list objects could not be a witness: better known now.
             nldev.objects(device.number)
     program = asked.config.rdma.program
-    abilities = tuple(_ability(program, device, asked.budget_ns) for device in devices)
+    able = abilities(program, devices, asked.budget_ns)
     memory = survey_memory(asked.config, asked.cgroup).resources
-    return calls.Seen(tuple(devices), abilities, memory)
+    return calls.Seen(tuple(devices), able, memory)
+
+
+def abilities(
+    program: str, devices: Sequence[RdmaDevice], budget_ns: int
+) -> tuple[calls.Ability, ...]:
+    """What the library says of each, asked at the same time: those that hang share the wait."""
+    with ThreadPoolExecutor(max(1, len(devices))) as pool:
+        return tuple(pool.map(lambda device: _ability(program, device, budget_ns), devices))
 
 
 def _ability(program: str, device: RdmaDevice, budget_ns: int) -> calls.Ability:

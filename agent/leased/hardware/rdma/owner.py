@@ -44,6 +44,10 @@ _SLACK_BYTES: Final = 64 << 20
 """What a device's library may pin for itself: queues, doorbells."""
 
 _NS_PER_S: Final = 1_000_000_000
+_DYING_S: Final = 0.1
+
+_left: list[subprocess.Popen[str]] = []
+"""Those that were killed and had not ended when they were looked at last."""
 
 
 def room_of(leaf: str, guid: str) -> str:
@@ -155,27 +159,41 @@ def look(program: str, device: str, *, budget_ns: int) -> dict[str, str]:
 def _run(program: str, arguments: Sequence[str], fds: Sequence[int], budget_ns: int) -> str:
     """Run leased-rdma to its end, or until it has detached."""
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [program, *arguments],
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=budget_ns / _NS_PER_S,
             cwd="/",
-            check=False,
         )
-    except subprocess.TimeoutExpired as error:
-        raise DeviceError("rdma_start", errno.ETIMEDOUT, " ".join(arguments)) from error
     except OSError as error:
         raise DeviceError("rdma_start", error.errno or errno.EIO, program) from error
-    if done.returncode == 0:
-        return done.stdout
-    number, _, what = done.stderr.strip().rpartition("\n")[2].partition(" ")
+    try:
+        said, complaint = process.communicate(timeout=budget_ns / _NS_PER_S)
+    except subprocess.TimeoutExpired as error:
+        _leave(process)
+        raise DeviceError("rdma_start", errno.ETIMEDOUT, " ".join(arguments)) from error
+    if process.returncode == 0:
+        return said
+    number, _, what = complaint.strip().rpartition("\n")[2].partition(" ")
     if number.isdecimal():
         raise DeviceError("rdma_start", int(number), what)
-    raise DeviceError("rdma_start", errno.EIO, f"exit status {done.returncode}: {done.stderr!r}")
+    raise DeviceError("rdma_start", errno.EIO, f"exit status {process.returncode}: {complaint!r}")
+
+
+def _leave(process: subprocess.Popen[str]) -> None:
+    """Kill it, and wait no longer than whoever dies takes: one that hangs in the kernel does not
+    even die, and whoever waits for it hangs as well."""
+    process.kill()
+    for pipe in (process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_DYING_S)
+    _left[:] = [one for one in (*_left, process) if one.poll() is None]
 
 
 # ---- finding -----------------------------------------------------------------------------------
