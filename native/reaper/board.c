@@ -70,14 +70,15 @@ void board_clear(struct reaper *r, uint32_t at)
 }
 
 /* Take a renewal in, if there was one since the last look. Only for an armed lease. */
-void board_read(struct reaper *r, uint32_t at, uint64_t now_ns)
+void board_read(struct reaper *r, uint32_t at)
 {
 	struct slot *slot = &r->slots[at];
 	struct leased_reaper_dial *dial = &r->board->dial[at];
 	uint64_t seen = __atomic_load_n(&dial->deadline_ns, __ATOMIC_SEQ_CST);
 	if ((seen & LEASED_REAPER_CUT_BEGUN) != 0)
 		return;
-	if (seen < slot->moving.deadline_ns || seen > now_ns + r->options.horizon_ns) {
+	/* By a clock that is read after the dial: the agent's was, before it moved that. */
+	if (seen < slot->moving.deadline_ns || seen > boot_now() + r->options.horizon_ns) {
 		say(LOG_CRIT, "event=board_corrupt slot=%u lease=%s says=%llu", at,
 			hex_of(slot->identity.id), (unsigned long long)seen);
 		board_hang(r, at);
@@ -97,7 +98,7 @@ void board_read(struct reaper *r, uint32_t at, uint64_t now_ns)
  * Show the change of a lease that was armed as `before`. False: a renewal has come in since that
  * was looked at. It was in time and its caller knows that, so it stands and the change does not.
  */
-bool board_move(struct reaper *r, uint32_t at, const struct slot_moving *before, uint64_t now_ns)
+bool board_move(struct reaper *r, uint32_t at, const struct slot_moving *before)
 {
 	struct slot *slot = &r->slots[at];
 	struct leased_reaper_dial *dial = &r->board->dial[at];
@@ -109,7 +110,7 @@ bool board_move(struct reaper *r, uint32_t at, const struct slot_moving *before,
 	}
 	slot->moving.generation = before->generation;
 	slot->moving.deadline_ns = before->deadline_ns;
-	board_read(r, at, now_ns);
+	board_read(r, at);
 	return false;
 }
 
@@ -131,7 +132,7 @@ void board_mark(struct reaper *r, uint32_t at)
 }
 
 /* For a lease found armed in the state file. False: the reaper before us had begun to cut it. */
-bool board_resume(struct reaper *r, uint32_t at, uint64_t now_ns)
+bool board_resume(struct reaper *r, uint32_t at)
 {
 	uint64_t seen = __atomic_load_n(&r->board->dial[at].deadline_ns, __ATOMIC_SEQ_CST);
 	if ((seen & LEASED_REAPER_CUT_BEGUN) != 0)
@@ -139,6 +140,6 @@ bool board_resume(struct reaper *r, uint32_t at, uint64_t now_ns)
 	if (seen == 0)
 		board_hang(r, at); /* armed, and we died before it hung there */
 	else
-		board_read(r, at, now_ns);
+		board_read(r, at);
 	return true;
 }

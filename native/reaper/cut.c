@@ -112,14 +112,17 @@ static void freeze(struct slot *slot)
 	step->ended_ns = boot_now();
 }
 
-/* Whom the kill has not ended by now is in the kernel, or waits for a core: let him have one. */
-static void hasten(struct slot *slot)
+/* Whoever came in between the kill and the freeze has been met by neither; whom the kill has not
+ * ended by now is in the kernel, or waits for a core: let him have one. */
+static void kill_the_rest(struct slot *slot)
 {
 	int fd = cgroup_reopen(slot->identity.cgroup, slot->identity.cgroup_inode);
-	slot->hastened = true;
 	if (fd < 0)
 		return;
-	(void)leased_cgroup_hasten(fd);
+	(void)leased_cgroup_kill_begin(fd);
+	if (!slot->hastened)
+		(void)leased_cgroup_hasten(fd);
+	slot->hastened = true;
 	close(fd);
 }
 
@@ -356,6 +359,8 @@ void cut_check(struct reaper *r, uint32_t at)
 		end(r, at, true, now);
 	} else if (slot->given_up) {
 		strike_again(r, at);
+		if (!slot->cgroup_gone)
+			kill_the_rest(slot);
 		tracers_end(slot);
 		objects_revoke(r, at);
 		slot->check_ns = now + LATE_LOOK_NS;
@@ -366,9 +371,9 @@ void cut_check(struct reaper *r, uint32_t at)
 		if (now >= slot->began_ns + TRACER_NS)
 			tracers_end(slot);
 		strike_again(r, at);
+		if (!slot->cgroup_gone)
+			kill_the_rest(slot);
 		objects_revoke(r, at);
-		if (!slot->hastened && !slot->cgroup_gone)
-			hasten(slot);
 		slot->interval_ns = sooner(2 * slot->interval_ns, LAST_LOOK_NS);
 		slot->check_ns =
 			sooner(now + slot->interval_ns, slot->began_ns + r->options.kill_ns);
@@ -396,7 +401,7 @@ static void run_ended(struct reaper *r, uint32_t at, uint64_t now)
 static void run_armed(struct reaper *r, uint32_t at, uint64_t now)
 {
 	struct slot *slot = &r->slots[at];
-	board_read(r, at, now);
+	board_read(r, at);
 	if (slot->missing_ns <= now ||
 		(slot->moving.deadline_ns <= now && board_close(r, at)))
 		cut_begin(r, at);

@@ -274,11 +274,11 @@ void state_write_report(struct reaper *r, uint32_t at);
 int board_open(struct reaper *r);
 void board_hang(struct reaper *r, uint32_t at);
 void board_clear(struct reaper *r, uint32_t at);
-void board_read(struct reaper *r, uint32_t at, uint64_t now_ns);
-bool board_move(struct reaper *r, uint32_t at, const struct slot_moving *before, uint64_t now_ns);
+void board_read(struct reaper *r, uint32_t at);
+bool board_move(struct reaper *r, uint32_t at, const struct slot_moving *before);
 bool board_close(struct reaper *r, uint32_t at);
 void board_mark(struct reaper *r, uint32_t at);
-bool board_resume(struct reaper *r, uint32_t at, uint64_t now_ns);
+bool board_resume(struct reaper *r, uint32_t at);
 
 /* table.c */
 int table_make(struct reaper *r);

@@ -65,11 +65,11 @@ static void refuse(struct reaper *r, const struct request *request, int status)
 }
 
 /* The lease's slot, as up to date as the board. */
-static uint32_t find(struct reaper *r, const uint8_t *id, uint64_t now_ns)
+static uint32_t find(struct reaper *r, const uint8_t *id)
 {
 	uint32_t at = table_find(r, id);
 	if (at != NONE && r->slots[at].moving.phase == LEASED_REAPER_ARMED)
-		board_read(r, at, now_ns);
+		board_read(r, at);
 	return at;
 }
 
@@ -217,7 +217,7 @@ static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_ar
 	if (fresh)
 		board_hang(r, at);
 	else
-		(void)board_move(r, at, &before, boot_now());
+		(void)board_move(r, at, &before);
 	cut_schedule(r, at);
 	return (int)at;
 }
@@ -225,7 +225,7 @@ static int arm_into(struct reaper *r, uint32_t at, const struct leased_reaper_ar
 static int arm_checked(struct reaper *r, const struct leased_reaper_arm *entry,
 	struct brought *brought, int *pidfd, uint64_t now_ns)
 {
-	uint32_t at = find(r, entry->id, now_ns);
+	uint32_t at = find(r, entry->id);
 	if (at != NONE) {
 		int rc = check_again(&r->slots[at], entry, brought, now_ns);
 		if (rc == 0 && (!memfds_fit(&r->slots[at], brought) ||
@@ -291,7 +291,7 @@ static bool arm(struct reaper *r, struct request *request)
 
 static int renew_one(struct reaper *r, const struct leased_reaper_renew *entry, uint64_t now_ns)
 {
-	uint32_t at = find(r, entry->id, now_ns);
+	uint32_t at = find(r, entry->id);
 	if (at == NONE)
 		return -ENOENT;
 	struct slot *slot = &r->slots[at];
@@ -308,7 +308,7 @@ static int renew_one(struct reaper *r, const struct leased_reaper_renew *entry, 
 	slot->moving.generation = entry->generation;
 	slot->moving.deadline_ns = entry->deadline_ns;
 	state_write_moving(r, at);
-	const bool moved = board_move(r, at, &before, now_ns);
+	const bool moved = board_move(r, at, &before);
 	cut_schedule(r, at);
 	if (!moved)
 		return -ESTALE;
@@ -320,7 +320,7 @@ static int renew_one(struct reaper *r, const struct leased_reaper_renew *entry, 
 static int revoke_one(
 	struct reaper *r, const struct leased_reaper_revoke *entry, const struct request *request)
 {
-	uint32_t at = find(r, entry->id, request->now_ns);
+	uint32_t at = find(r, entry->id);
 	if (at == NONE)
 		return -ENOENT;
 	struct slot *slot = &r->slots[at];
@@ -415,7 +415,7 @@ static uint32_t list_one(struct reaper *r, uint32_t at, struct leased_reaper_lis
 	uint32_t count = 0;
 	memset(entry, 0, sizeof *entry);
 	if (slot->moving.phase == LEASED_REAPER_ARMED)
-		board_read(r, at, boot_now());
+		board_read(r, at);
 	entry->slot = at;
 	memcpy(entry->id, slot->identity.id, sizeof entry->id);
 	entry->generation = slot->moving.generation;

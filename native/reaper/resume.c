@@ -75,7 +75,6 @@ static bool ended_well(struct reaper *r, uint32_t at)
 
 static void load(struct reaper *r)
 {
-	const uint64_t now = boot_now();
 	for (uint32_t at = 0; at < r->slot_count; at++) {
 		struct slot_identity identity = { .sequence = 0 };
 		struct slot_moving moving = { .sequence = 0 };
@@ -92,7 +91,7 @@ static void load(struct reaper *r)
 			slot->identity = identity;
 			slot->moving = moving;
 			table_put_at(r, at);
-			if (moving.phase == LEASED_REAPER_ARMED && !board_resume(r, at, now))
+			if (moving.phase == LEASED_REAPER_ARMED && !board_resume(r, at))
 				slot->moving.phase = LEASED_REAPER_CUTTING;
 			if (moving.phase == LEASED_REAPER_ENDED && !ended_well(r, at))
 				slot->moving.phase = LEASED_REAPER_CUTTING;

@@ -26,26 +26,52 @@ from tests.doubles.collector_server import CollectorServer
 PATHS = (
     "/v1/governance/quotas",
     "/v1/governance/quotas/{tenant}",
+    "/v1/governance/quotas/scheduled",
+    "/v1/governance/changes",
     "/v1/governance/usage/{tenant}",
     "/v1/governance/allocations",
     "/v1/governance/allocations/history?period=24h",
+    "/v1/governance/compliance",
     "/v1/governance/costs?period=30d",
     "/v1/billing/summary?tenant={tenant}&month={month}",
+    "/v1/billing/bill?tenant={tenant}&month={month}",
     "/v1/billing/usage?tenant={tenant}&start={month}-01&end={month}-07",
     "/v1/billing/chargeback?month={month}",
     "/v1/governance/capacity",
+    "/v1/governance/health",
+    "/v1/governance/heat",
+    "/v1/governance/policy",
     "/v1/governance/optimize/idle",
+    "/v1/governance/optimize/placement?gpu=1",
+    "/v1/governance/optimize/waste",
     "/v1/nodes",
     "/v1/leases?limit=100",
     "/v1/events?limit=100",
+    "/v1/webhooks",
 )
 LONG = (
+    "/metrics",
     "/v1/governance/capacity/forecast?horizon=90d",
+    "/v1/governance/costs/nodes?period=30d",
     "/v1/governance/optimize/reservations",
-    "/v1/governance/economics/latency-cost",
     "/v1/governance/optimize/rightsizing",
+    "/v1/governance/optimize/scaling",
+    "/v1/governance/optimize/sensitivity",
+    "/v1/governance/optimize/spot",
+    "/v1/governance/economics/latency-cost",
+    "/v1/governance/economics/slo",
 )
-"""Studies of the whole past: told beside the others."""
+"""What Prometheus scrapes, and studies of the whole past: told beside the others."""
+
+LEFT_OUT = (
+    "/v1/ca",
+    "/v1/governance/quotas/scheduled/{id}",
+    "/v1/governance/shares/{tenant}",
+    "/v1/nodes/{node}/policy",
+    "/v1/webhooks/{id}",
+    "/v1/webhooks/{id}/deliveries",
+)
+"""What a made fleet has none of."""
 
 
 def measure_api(directory: Path, *, short: bool, say: Callable[[str], None]) -> Figures:
@@ -59,6 +85,7 @@ def measure_api(directory: Path, *, short: bool, say: Callable[[str], None]) -> 
     with CollectorServer(directory=directory, state=state) as server:
         server.wait_for("usage is up to date")
         settle(server, nodes)
+        _check_routes(server.ask("GET", "/v1/openapi.json").json["paths"])
         tenant = server.ask("GET", "/v1/governance/quotas").json["quotas"][0]["tenant"]
         month = server.ask("GET", "/v1/governance/costs?period=30d").json["period"][:7]
         named = {"tenant": tenant, "month": month}
@@ -81,6 +108,15 @@ def measure_api(directory: Path, *, short: bool, say: Callable[[str], None]) -> 
             found["paint_s"] = _paint(server)
     say(f"p99 {found['p99_s'] * 1000:.1f} ms, slowest {slowest}")
     return found
+
+
+def _check_routes(documented: dict[str, Any]) -> None:
+    """No route is slow because nobody looked."""
+    known = {path.partition("?")[0] for path in (*PATHS, *LONG)} | set(LEFT_OUT)
+    read = {path for path, verbs in documented.items() if "get" in verbs}
+    missed = sorted(read - known)
+    if missed:
+        raise SystemExit(f"bench: read by nobody: {', '.join(missed)}")
 
 
 def settle(server: CollectorServer, nodes: int) -> None:

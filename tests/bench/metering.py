@@ -27,7 +27,7 @@ from typing import Any
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import BlockRows, batched, party_table
+from leased.collector.metering.blocks import Gathered
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
     PARTY_COLUMNS,
@@ -86,27 +86,21 @@ def _by_itself(what: str, archive: Path, directory: Path) -> Figures:
 
 def run_duckdb(archive: Path, directory: Path) -> Figures:
     """Raw segments to bills, in this process."""
-    engine = DuckEngine(spill=directory / "spill")
+    engine = DuckEngine(spill=directory)
     check_engine(engine)
     derived, reader = directory / "projected", ArchiveReader(archive)
     derived.mkdir()
     began = time.perf_counter()
-    parties: set[bytes] = set()
-    spans, shapes, rows = [], {}, {table: BlockRows([], []) for table in PROJECTION}
+    spans, shapes, gathered = [], {}, Gathered()
     for entry, blocks, sidecars in project_logs(derived, reader, reader.logs()):
         found = shape((one for each in sidecars for one in each.rare), sidecars[-1].carry)
         shapes[blocks.number] = found
-        for name, (paths, batches) in blocks.rows(sidecars).items():
-            rows[name].paths.extend(paths)
-            rows[name].batches.extend(batches)
-        for each in sidecars:
-            parties.update(each.parties)
+        gathered.add(blocks, sidecars)
         ends = (found.first_seq, found.last_seq, entry.head.hash.hex(), found.watermark_ns)
         spans.append(NodeSpan(entry.node, entry.log_id, *ends))
     projected_s = time.perf_counter() - began
-    for name, (paths, batches) in rows.items():
-        engine.load_files(name, paths, batched(name, batches))
-    engine.load_files("parties", [], party_table(parties))
+    for name, paths, more in gathered.tables():
+        engine.load_files(name, paths, more)
     small = tables.small_tables(shapes)
     for name, numbers in small.items():
         engine.load(name, SMALL_TABLES[name], numbers)
@@ -262,7 +256,7 @@ def _loading(directory: Path, small: _Rows) -> str:
     ]
     lines.append(
         "CREATE UNLOGGED TABLE parties (party_hi bigint, party_lo bigint, kind int, tier int,"
-        " priority int, tenant text, tag text);"
+        " priority int, probe int, tenant text, tag text);"
     )
     for name in (*PROJECTION, "parties"):
         lines.append(f"\\copy {name} FROM '{directory}/{name}.csv' WITH (FORMAT csv, HEADER)")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -265,6 +266,18 @@ def _ask_until_answered(server: CollectorServer, deadline: float) -> None:
             return
         except (http.client.HTTPException, OSError):
             assert time.monotonic() < deadline, "those that left still count"
+
+
+def test_a_client_that_takes_nothing_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """Its socket is full, and what is sent to it is not cut within a frame; until the end comes."""
+    with CollectorServer(http='stop = "1s"', directory=tmp_path) as server, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", server.port))
+        deaf.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            while True:  # as often as it takes it in: nothing of the answers is read
+                deaf.sendall(b"GET /v1/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert server.stop() == 0
 
 
 def test_two_collectors_do_not_share_a_register(tmp_path: Path) -> None:

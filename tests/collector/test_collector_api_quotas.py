@@ -181,6 +181,16 @@ def test_a_change_insists_on_what_it_has_read(server: CollectorServer) -> None:
     assert server.ask("GET", f"{QUOTAS}/etag").headers["etag"] == done.headers["etag"] != tag
     late = server.ask("PATCH", f"{QUOTAS}/etag", {"gpus": 9, "reason": "x"}, {"If-Match": tag})
     assert late.status == 412 and late.headers["etag"] == done.headers["etag"]
+    # Or on what is there, on what is not, and on nothing at all.
+    for name, at, condition in (
+        ("etag", "If-None-Match", "*"),
+        ("etag", "If-None-Match", f'"other", {done.headers["etag"]}'),
+        ("never-heard-of", "If-Match", "*"),
+    ):
+        other = server.ask("PATCH", f"{QUOTAS}/{name}", {"gpus": 9, "reason": "x"}, {at: condition})
+        assert other.status == 412, (name, at, condition)
+        assert other.headers.get("etag") == (done.headers["etag"] if name == "etag" else None)
+    assert server.ask("GET", f"{QUOTAS}/never-heard-of").status == 404
     assert server.ask("GET", f"{QUOTAS}/etag").json["quotas"]["gpus"] == 2
 
 

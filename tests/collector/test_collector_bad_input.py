@@ -172,6 +172,24 @@ def test_a_body_that_is_not_there(server: CollectorServer) -> None:
     refused(server, "PATCH", f"{G}/quotas/acme", status=400, says="Send a JSON object")
 
 
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        ('{"gpus": 4, "gpus": 400, "reason": "x"}', "gpus"),
+        ('{"gpus": 4, "reason": "x", "policy": {"mode": "hard", "mode": "soft"}}', "policy.mode"),
+    ],
+)
+def test_what_is_said_twice_is_not_the_last_of_it(
+    server: CollectorServer, body: str, key: str
+) -> None:
+    """Whoever approved the first reading would have approved another change."""
+    before = server.ask("GET", f"{G}/changes").json["head"]
+    answer = server.ask("PATCH", f"{G}/quotas/acme", raw=body.encode())
+    assert (answer.status, answer.json["detail"]) == (400, "Given twice.")
+    assert answer.json["parameter"] == key
+    assert server.ask("GET", f"{G}/changes").json["head"] == before
+
+
 @pytest.mark.parametrize("horizon", ["0d", "-1d", "9999d", "90", "tomorrow"])
 def test_horizons(server: CollectorServer, horizon: str) -> None:
     path = f"{G}/capacity/forecast?horizon={horizon}"

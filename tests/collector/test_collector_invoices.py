@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -16,6 +21,8 @@ from leased.economics.rates import DEFAULT_CARD, Rate, RateCard
 from leased.terms.errors import StateError
 from leased.terms.resource import ResourceKind
 from tests.doubles.accounts import JANUARY_HOURS, NODE, WrittenSource
+from tests.doubles.collector_server import REPOSITORY
+from tests.doubles.host import not_proven
 
 CPU = ResourceKind.CPU
 MARCH = range(JANUARY_HOURS + 29 * 24, JANUARY_HOURS + 29 * 24 + 10)
@@ -91,3 +98,28 @@ def test_issuing_changes_no_byte_of_the_bill(tmp_path: Path):
     draft = Accounts(source, Terms(), invoices).bill("t", "2024-01")
     (issued,) = Accounts(source, Terms(), invoices).issue("2024-01")
     assert issued.canonical() == draft.canonical() == invoices.issued("t", "2024-01").canonical()
+
+
+def test_the_directories_of_a_bill_are_as_durable_as_the_bill(tmp_path: Path):
+    """A power cut that takes a tenant's first directory would take the bill in it: it was sent
+    already, and is issued again, at the prices of then."""
+    program = f"""
+from pathlib import Path
+from tests.collector.test_collector_invoices import Accounts, Terms, fleet
+source, invoices = fleet(Path({str(tmp_path)!r}))
+Accounts(source, Terms(), invoices).issue("2024-01")
+"""
+    trace = tmp_path / "trace"
+    strace = ["strace", "-f", "-y", "-qq", "-o", str(trace), "-e", "trace=mkdir,mkdirat,fsync"]
+    if shutil.which("strace") is None or subprocess.run([*strace, "true"]).returncode:
+        not_proven("the order in which a bill's directories are made", "strace cannot trace here")
+    words = [*strace, sys.executable, "-B", "-c", program]
+    path = f"{REPOSITORY / 'agent'}:{REPOSITORY}"
+    subprocess.run(words, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": path}, check=True)
+    calls = [line.split(" ", 1)[1].strip() for line in trace.read_text().splitlines()]
+    made = [number for number, call in enumerate(calls) if call.startswith("mkdir")]
+    assert len(made) == 2, calls
+    for number in made:
+        assert re.match(rf"mkdirat\(\d+<{re.escape(str(tmp_path))}", calls[number]), calls[number]
+        parent = calls[number].partition("<")[2].partition(">")[0]
+        assert any(call.startswith("fsync") and f"<{parent}>" in call for call in calls[number:])

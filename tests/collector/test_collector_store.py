@@ -4,8 +4,10 @@ recomputed from the chains alone, and what is interrupted leaves nothing half.""
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,7 +35,7 @@ from leased.ctl.console import Console
 from leased.ctl.main import main as leasectl
 from leased.economics.contracts import Terms
 from leased.terms.errors import InvariantError, StateError
-from tests.doubles.collector_server import CollectorServer
+from tests.doubles.collector_server import REPOSITORY, CollectorServer
 
 UNTIL_NS = 1_767_225_600 * 10**9
 """2026-01-01T00:00:00Z."""
@@ -307,6 +309,27 @@ def test_a_refresh_that_breaks_off_leaves_the_old_state(fleet: Path, tmp_path: P
     archive.close()
 
 
+def test_a_rebuild_that_breaks_off_leaves_nothing_on_the_disk(fleet: Path, tmp_path: Path):
+    """Where there is no room it would keep the disk full, and the collector from pulling."""
+    state = copy_of(fleet, tmp_path)
+    before = derived(state)
+
+    class Full(DuckEngine):
+        def derive(self, name: str, sql: str) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    archive = ArchiveReader(state)
+    with pytest.raises(OSError):
+        Store(state, make_engine=Full).rebuild(archive)
+    assert derived(state) == before
+    # Nor what a rebuild left that was killed.
+    (state / "derived" / "again").mkdir()
+    (state / "derived" / "again" / "listing.new").touch()
+    Store(state).refresh(archive)
+    assert derived(state) == before
+    archive.close()
+
+
 def test_a_log_that_another_replaced_keeps_no_bill_from_being_final(tmp_path: Path):
     """`enrol --replace`: of the log before no record is to come, and its last one is no watermark
     of the fleet; what it says counts as before."""
@@ -400,6 +423,29 @@ def test_an_engine_that_wraps_or_rounds_is_refused():
     duck = DuckEngine()
     assert check_engine(duck) == len(OVERFLOWS) + len(EXACT)
     duck.close()
+
+
+SPILLING = """
+from pathlib import Path
+from leased.collector.metering.duck import DuckEngine
+engine = DuckEngine(memory="64MiB", spill=Path({spill!r}))
+engine.derive("big", "SELECT CAST(hash(range) AS VARCHAR) AS b FROM range(2000000) ORDER BY b")
+print(engine.query("SELECT COUNT(*) FROM big")[0][0])
+"""
+
+
+@pytest.mark.parametrize("end", ["engine.close()", ""])
+def test_what_is_more_than_memory_is_spilled_wherever_it_runs(tmp_path: Path, end: str):
+    """As a service does, in a directory that nobody can write to."""
+    spill, program = tmp_path / "spill", tmp_path / "program.py"
+    spill.mkdir()
+    program.write_text(SPILLING.format(spill=str(spill)) + end)
+    path = {"PYTHONPATH": str(REPOSITORY / "agent")}
+    done = subprocess.run(
+        [sys.executable, str(program)], cwd="/proc", env=path, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("2000000\n", "", 0)
+    assert list(spill.iterdir()) == []
 
 
 def run(program, *words: str) -> tuple[int, str, str]:

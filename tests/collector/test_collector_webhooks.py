@@ -5,6 +5,7 @@ signed, in order, at least once, and to nowhere that the operator did not allow.
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import sqlite3
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from leased.chain.certificate import Role
+from leased.chain.signing import Signer
 from leased.collector.api.callers import hash_of
 from leased.collector.telemetry.rollup import Folding, Key, Point
 from leased.collector.telemetry.store import Store
@@ -25,6 +27,7 @@ from tests.doubles.collector_server import REPOSITORY, CollectorServer
 from tests.doubles.fleet_archive import HOUR_NS, JANUARY_NS, NODE_A, sample
 from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.webhook_receiver import judged, receiver
+from tests.vectors.c2sp_independent import signature_holds
 
 HOOKS = "/v1/webhooks"
 QUOTA = "/v1/governance/quotas/acme"
@@ -213,6 +216,35 @@ def test_a_secret_is_told_once_and_turned(fleet: Fleet) -> None:
         assert not any(
             one.removeprefix("whsec_").encode() in told for told in seen for one in (old, new)
         )
+
+
+def test_what_is_sent_can_be_checked_by_a_public_key(fleet: Fleet, words: list[str]) -> None:
+    """While one key is changed for another both sign, and the shared secret still does."""
+    for number in (1, 2):
+        path = fleet.directory / f"hooks-{number}.pem"
+        path.write_bytes(Signer(bytes([number]) * 32).pem())
+        path.chmod(0o600)
+    keys = f'{LOCAL}signing_keys = ["hooks-2.pem", "hooks-1.pem"]\n'
+    with fleet.collector(keys) as server, receiver(fleet.certificate) as heard:
+        _, secret = add(server, heard.url)
+        change(server, 3)
+        request = heard.next()
+        assert cores_of(judged(request, secret)) == 3
+        public = server.ask("GET", HOOKS).json["public_keys"]
+        headers = request["headers"]
+        signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.{request['body']}"
+        told = [one.split(",") for one in headers["webhook-signature"].split()]
+        assert [version for version, _ in told] == ["v1", "v1a", "v1a"]
+        for key, (_, signature) in zip(public, told[1:], strict=True):
+            raw = base64.b64decode(key.removeprefix("whpk_"))
+            assert signature_holds(raw, signed.encode(), base64.b64decode(signature))
+        listed = subprocess.run(
+            [*words, "list", "--json", "--config", str(server.config)],
+            capture_output=True,
+            check=True,
+            env={"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin"},
+        )
+        assert json.loads(listed.stdout)["public_keys"] == public
 
 
 def test_what_was_given_up_is_sent_again(fleet: Fleet) -> None:

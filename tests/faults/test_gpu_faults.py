@@ -339,6 +339,38 @@ async def test_a_recovery_action_stops_grants_fences_and_goes_by_itself(
     assert (await reclaim(devices, one))[1].unproven == ()
 
 
+@pytest.mark.parametrize(("state", "words"), [(1, "not started"), (2, "in progress")])
+async def test_a_gpu_that_has_not_joined_its_fabric_is_not_granted(
+    machine: Machine, devices: Devices, state: int, words: str
+) -> None:
+    """Behind a switch nothing of CUDA starts before that: the tenant had a GPU for nothing, and its
+    end fenced it."""
+    await start(devices)
+    machine.set(0, fabric_state=state)
+    found = {one.resource_id: one for one in (await devices.inventory()).resources}
+    one = found[f"gpu:{machine.uuid(0)}"]
+    assert one.health is Health.SICK
+    assert words in one.limits[0] and "nvidia-fabricmanager" in one.limits[0]
+    assert found[f"gpu:{machine.uuid(1)}"].health is Health.OK
+    lease = gpu_lease(machine, 0)
+    cut(await grant(devices, lease))  # as whoever was granted it before
+    assert failures((await reclaim(devices, lease))[1]) == {(Step.SCRUB, errno.EAGAIN)}
+    machine.set(0, fabric_state=3)
+    assert await health_of(devices, machine, 0) is Health.OK
+    assert (await reclaim(devices, lease))[1].unproven == ()
+
+
+async def test_a_gpu_whose_fabric_refused_it_is_leased_without_its_peers(
+    machine: Machine, devices: Devices
+) -> None:
+    machine.set(0, fabric_status=999)
+    found = {one.resource_id: one for one in (await devices.inventory()).resources}
+    one = found[f"gpu:{machine.uuid(0)}"]
+    assert one.health is Health.OK
+    assert dict(one.attributes)["fabric"] == "failed (NVML error 999)"
+    assert any("no GPU by NVLink" in limit for limit in one.limits)
+
+
 async def test_a_row_that_waits_for_a_reset_fences(machine: Machine, devices: Devices) -> None:
     await start(devices)
     one = gpu_lease(machine, 0)
@@ -378,6 +410,27 @@ async def test_errors_are_heard_as_they_happen_and_a_storm_is_one_reason_to_look
         assert len(noticed) < 64
         # Suspected, not condemned: it is free, so it is probed, and it is well.
         assert await health_of(devices, machine, 0) is Health.OK
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lost_gpu_that_tells_nothing_more_takes_no_others_errors_along(
+    machine: Machine, devices: Devices
+) -> None:
+    """The event that told of its loss could not be given an address, and with it all those behind
+    it were thrown away."""
+    await start(devices)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(devices.watch, lambda: None)
+        await hears(devices, machine)
+        [backend] = [one for one in devices._backends if isinstance(one, GpuBackend)]
+        machine.fault("nvmlDeviceGetPciInfo_v3", "return:15", gpu=0)
+        since_ns = boot_ns()
+        machine.xid(0, 79)
+        machine.xid(1, 95)
+        with trio.fail_after(10):
+            while not backend._ear.xids("0000:2b:00.0", since_ns):
+                await trio.sleep(0.02)
+        assert backend._ear.xids("0000:1a:00.0", since_ns) == (79,)
         nursery.cancel_scope.cancel()
 
 

@@ -174,6 +174,36 @@ async def test_who_is_gone_takes_no_processor_while_others_stay(stays: str) -> N
             nursery.cancel_scope.cancel()
 
 
+async def test_who_comes_into_the_leaf_behind_the_kill_does_not_stay() -> None:
+    """Between the kill and the freeze somebody may come in, or be forked: neither meets him."""
+    with ReaperHost() as host:
+        async with trio.open_nursery() as nursery:
+            link = SingleLink(host.socket_path)
+            await nursery.start(link.run)
+            lease = lease_of(ttl_ms=LATER_MS)
+            leaf = host.leaf(lease)
+            inside, late = host.sleeper(leaf), host.sleeper()
+            tracer = tracer_of(inside.pid)  # the leaf is not empty before half a second
+            try:
+                await link.arm(lease, leaf, (), None)
+                reports: list[CutReport] = []
+
+                async def revoke() -> None:
+                    reports.append(await link.revoke(lease.lease_id))
+
+                async with trio.open_nursery() as revoking:
+                    revoking.start_soon(revoke)
+                    while Path(leaf, "cgroup.freeze").read_text("ascii") != "1\n":
+                        await trio.lowlevel.checkpoint()
+                    Path(leaf, "cgroup.procs").write_text(str(late.pid), "ascii")
+                assert reports[0].clean, reports[0]
+                assert late.wait(5) == -signal.SIGKILL
+            finally:
+                tracer.kill()
+                tracer.wait(5)
+            nursery.cancel_scope.cancel()
+
+
 async def test_what_an_agent_asked_for_before_it_died_is_done() -> None:
     """The reaper reads it only when nobody is there to be answered any more."""
     with ReaperHost() as host:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -22,7 +23,7 @@ from leased.ports import Arming
 from leased.service.reaper.process import find_reaper
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import TeardownStep
-from tests.doubles.reaper_host import ReaperHost, lease_of, open_fds, usable, v1_frozen
+from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, open_fds, usable, v1_frozen
 from tests.doubles.single_link import SingleLink
 
 V1_FREEZER = Path("/sys/fs/cgroup/freezer/cgroup.procs")
@@ -157,19 +158,25 @@ async def test_a_reaper_that_is_short_of_descriptors_lets_nobody_go(
     short.chmod(0o755)
     with ReaperHost(binary=short) as host:
         leases = [lease_of(ttl_ms=1_500) for _ in range(16)]
-        inside, holders = [], []
+        leaves = [host.leaf(lease) for lease in leases]
+        inside, holders = [host.sleeper(leaf) for leaf in leaves], [host.sleeper() for _ in leaves]
+        # Their time begins when all of that is there, however long it took.
+        deadline_ns = boot_ns() + 1_500 * NS_PER_MS
         async with _linked(host) as link:
             limit.write_text(str(open_fds(host.process.pid) + spare), "ascii")
-            armings = []
-            for lease in leases:
-                leaf = host.leaf(lease)
-                inside.append(host.sleeper(leaf))
-                holders.append(host.sleeper())
-                armings.append(Arming(lease, leaf, (), host.pidfd(holders[-1])))
+            armings = [
+                Arming(
+                    msgspec.structs.replace(lease, deadline_ns=deadline_ns),
+                    leaf,
+                    (),
+                    host.pidfd(holder),
+                )
+                for lease, leaf, holder in zip(leases, leaves, holders, strict=True)
+            ]
             assert await link.arm_many(armings) == [None] * len(leases)
         host.kill()
         host.start()
-        await BootClock().sleep_until(leases[-1].deadline_ns + 10 * NS_PER_MS)
+        await BootClock().sleep_until(deadline_ns + 10 * NS_PER_MS)
         for process in (*inside, *holders):
             assert await trio.to_thread.run_sync(process.wait, 10) == -signal.SIGKILL
         with trio.fail_after(10):

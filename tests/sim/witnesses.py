@@ -25,7 +25,7 @@ from leased.chain.quorum import vouched
 from leased.durable.log import open_log
 from leased.service.sequencer import Told
 from leased.terms.command import Command, NoteCountersigned
-from leased.terms.event import EventId, HeadCountersigned, Refused
+from leased.terms.event import EventId, HeadCountersigned, NodeStarted, Refused
 from leased.terms.identity import CommandId, TenantId
 from leased.terms.reply import Done, Reply
 from tests.sim.agent import ORIGIN, Agent, Site, read_chain
@@ -85,6 +85,12 @@ class Clone:
             node_id=NODE_ID,
             ask=self._ask,
             clock=self._clock,
+        )
+        # As every agent that finds a log: else it would be told by the clock of another boot.
+        self._seal(
+            NodeStarted(
+                EventId(self._entropy()), self._clock.now().boot_id, b"n" * 16, 1, "clone", "", ""
+            )
         )
 
     async def run(self) -> None:

@@ -32,7 +32,7 @@ from leased.collector.ingest import State
 from leased.collector.reconcile import Finding, Problem, Verdict
 from leased.collector.transport import Connection, Unreachable
 from leased.collector.witness import Witness
-from leased.durable.files import DirectoryDisk, write_whole
+from leased.durable.files import DirectoryDisk, make_durably, write_whole
 from leased.terms.errors import CallerError, ChainError
 
 EVIDENCE: Final = "evidence"
@@ -108,12 +108,7 @@ class Case:
         bundle = msgspec.structs.replace(bundle, signature=witness.sign(encode_bundle(bundle)))
         data = msgspec.json.format(msgspec.json.encode(bundle), indent=1)
         directory = self._archive.directory
-        root = DirectoryDisk(directory)
-        try:
-            root.make_directory(EVIDENCE)
-            root.sync_names()
-        finally:
-            root.close()
+        make_durably(directory, EVIDENCE)
         name = f"{entry.log_id[:8]}-{finding.verdict}-{state.head.size}-{bundle.found_ns}.json"
         disk = DirectoryDisk(directory / EVIDENCE)
         try:

@@ -15,7 +15,7 @@ lease or was refused one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -31,7 +31,9 @@ from leased.terms.event import Event, LeaseEvent
 from leased.terms.lease import OverageCause, Subject
 from leased.terms.moment import Moment
 from leased.terms.reply import RefusalReason
-from leased.terms.resource import Allotment, Inventory, Resource, ResourceKind, capacity_id
+from leased.terms.resource import Allotment, Resource, ResourceKind, TierKind, counted
+
+T = TypeVar("T")
 
 _STATES: Final[dict[type[Event], str]] = {
     events.Activated: "active",
@@ -104,6 +106,8 @@ class NodeView:
         self.boot_id = bytes(16)
         self.running = False
         self.resources: tuple[Resource, ...] = ()
+        self.tiers: dict[tuple[ResourceKind, TierKind | None], int] = {}
+        """What there is, by kind and tier: a node has a hundred resources and four of these."""
         self._totals: dict[ResourceKind, int] = {}
         self.leases: dict[str, LiveLease] = {}
         self.fences: dict[str, Allotment] = {}
@@ -154,8 +158,9 @@ class NodeView:
         elif isinstance(event, events.NodeStopped):
             self.running = False
         elif isinstance(event, events.InventoryChanged):
-            self.resources = _counted(event.inventory)
-            self._totals = _sum({one.kind: one.capacity} for one in self.resources)
+            self.resources = counted(event.inventory)
+            self.tiers = _sum({(one.kind, one.tier): one.capacity} for one in self.resources)
+            self._totals = _sum({kind: amount} for (kind, _), amount in self.tiers.items())
         elif isinstance(event, events.CordonChanged):
             if event.cordoned:
                 self.cordoned[event.resource_id] = None
@@ -273,16 +278,6 @@ class NodeView:
         return found
 
 
-def _counted(inventory: Inventory) -> tuple[Resource, ...]:
-    """Resources that are no second way to what another counts."""
-    there = {one.resource_id for one in inventory.resources}
-    return tuple(
-        one
-        for one in inventory.resources
-        if (counts := capacity_id(one.resource_id)) == one.resource_id or counts not in there
-    )
-
-
 class Fleet:
     """Every node, as far as its log has been read. `changes` counts what was taken in; who is
     `retired` will not be heard of again: what it was is known, and it has and holds nothing."""
@@ -338,13 +333,13 @@ class Fleet:
                 if tenant is None or lease.subject.tenant == tenant:
                     yield view, lease
 
-    def subject_of(self, lease_id: str) -> Subject | None:
-        """Whose lease that is, or was lately."""
+    def subjects(self) -> dict[str, Subject]:
+        """Whose each lease is, or was lately, on all nodes."""
+        found: dict[str, Subject] = {}
         for view in list(self.logs.values()):
-            lease, ended = view.leases.get(lease_id), view.ended.get(lease_id)
-            if lease is not None or ended is not None:
-                return lease.subject if lease is not None else ended
-        return None
+            found.update(list(view.ended.items()))
+            found.update((one.lease_id, one.subject) for one in list(view.leases.values()))
+        return found
 
     def totals(self) -> dict[ResourceKind, int]:
         """What there is of each kind, on all nodes."""
@@ -389,9 +384,9 @@ class Fleet:
         return found
 
 
-def _sum(rows: Iterable[Mapping[ResourceKind, int]]) -> dict[ResourceKind, int]:
-    found: dict[ResourceKind, int] = {}
+def _sum(rows: Iterable[Mapping[T, int]]) -> dict[T, int]:
+    found: dict[T, int] = {}
     for row in rows:
-        for kind, amount in row.items():
-            found[kind] = found.get(kind, 0) + amount
+        for what, amount in row.items():
+            found[what] = found.get(what, 0) + amount
     return found

@@ -47,6 +47,7 @@ from leased.collector.metering.sources import Quiet
 from leased.collector.metering.store import DAY_NS, Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention_rule import FOREVER, Rule, load_rule
+from leased.durable.files import make_durably
 from leased.economics.contracts import Terms
 
 T = TypeVar("T")
@@ -328,8 +329,7 @@ def _files_of(stretch: Stretch) -> Iterator[str]:
 
 
 def _seal(state: Path, removed: Removed, change_id: str, now_ns: int) -> None:
-    directory = state / GOVERNANCE
-    directory.mkdir(mode=0o700, exist_ok=True)
+    directory = make_durably(state, GOVERNANCE)
     with closing(Register(directory)) as register, register.transaction():
         register.record(
             id=change_id,

@@ -227,6 +227,18 @@ def make_private(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
+def make_durably(parent: Path, name: str) -> Path:
+    """A directory in another, made unless it is there; what is written in it later is not lost
+    with it."""
+    disk = DirectoryDisk(parent)
+    try:
+        disk.make_directory(name)
+        disk.sync_names()
+    finally:
+        disk.close()
+    return parent / name
+
+
 def write_whole(disk: Disk, name: str, data: bytes) -> None:
     """Put a file in place at once: `<name>.new`, sync, rename, sync of the names. The writer's
     lock is held."""

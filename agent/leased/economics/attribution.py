@@ -25,8 +25,7 @@ from leased.economics.contracts import Terms
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
 from leased.economics.rates import RateCard
-from leased.economics.statement import SYNTHETIC
-from leased.terms.lease import Priority
+from leased.terms.lease import SYNTHETIC, Priority
 from leased.terms.resource import ResourceKind, TierKind
 
 TYPE_OF: Final = {

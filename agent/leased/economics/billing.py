@@ -27,7 +27,8 @@ from leased.economics.meter import UsageKey
 from leased.economics.model_lines import Item, Metered, model_items
 from leased.economics.pools import Pool
 from leased.economics.rates import NANO
-from leased.economics.statement import SYNTHETIC, fixed
+from leased.economics.statement import fixed
+from leased.terms.lease import SYNTHETIC
 
 VERSION: Final = 1
 

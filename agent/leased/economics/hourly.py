@@ -23,6 +23,7 @@ from leased.economics.peaks import labelled, steps
 from leased.economics.pools import Interval, Pool
 from leased.terms.event import Allocated, CordonChanged, Reclaimed, Released, Unfenced
 from leased.terms.identity import BootId, LeaseId
+from leased.terms.lease import SYNTHETIC
 from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.resource import ResourceKind, TierKind
 
@@ -64,7 +65,10 @@ class NodeFold:
         """Fold one record in. Raises ChainError."""
         self.closed.extend(self.ledger.observe(sequence, event, moment))
         if isinstance(event, Allocated):
-            self._tenants[event.lease_id] = event.subject.tenant
+            self._tenants.pop(event.lease_id, None)
+            tag = event.subject.tag
+            if tag is None or not tag.flags & SYNTHETIC:  # a probe is no task
+                self._tenants[event.lease_id] = event.subject.tenant
         elif isinstance(event, Released):
             tenant = self._tenants.pop(event.lease_id, None)
             if tenant is not None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Final
 
 import msgspec
 
@@ -26,11 +25,9 @@ from leased.economics.rates import Cost, RateCard
 from leased.economics.timeline import Timeline
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
-from leased.terms.lease import AccountingTag, Priority
+from leased.terms.lease import SYNTHETIC, AccountingTag, Priority
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
-
-SYNTHETIC: Final = 1
 
 
 class Span(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ Does not decide anything: which state may follow which is `lessor.lifecycle`.
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -107,9 +108,12 @@ BOUND_TO_NOTHING = -1
 """In place of a holder's pid: the lease ends when its leaf runs empty, or by its deadline alone."""
 
 
+SYNTHETIC: Final = 1
+"""In `AccountingTag.flags`: a probe of the operator's, which is metered and on no bill."""
+
+
 class AccountingTag(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The five fields that cost is attributed by. `flags` bit 0 marks a synthetic probe, left out
-    of bills."""
+    """The five fields that cost is attributed by. `flags`: SYNTHETIC, or 0."""
 
     cost_center: str
     project: str = ""

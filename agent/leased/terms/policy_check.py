@@ -17,7 +17,7 @@ from typing import Final
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
 from leased.terms.lease import Priority
-from leased.terms.moment import NS_PER_MS
+from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.policy import (
     VERSION,
     Allocation,
@@ -34,6 +34,9 @@ from leased.terms.quantity import print_duration, print_share, print_size
 from leased.terms.resource import ResourceKind
 
 CAPACITY_MAX: Final = 2**63 - 1
+TTL_NS_MAX: Final = 30 * 86_400 * NS_PER_S
+"""The reaper believes no deadline that is further ahead than 31 days (its --horizon-s). Who wants a
+lease for longer renews it."""
 WHOLE_PM: Final = 1000
 SHARE_PM_MAX: Final = 100 * WHOLE_PM
 REASON_CHARS_MAX: Final = 500
@@ -117,6 +120,12 @@ def _check_times(policy: Policy) -> None:
         if not policy.ttl_ns_min <= ceiling:
             raise _refuse(
                 f"ttl_max_{priority.name.lower()}", _time(ceiling), "below policy.ttl_min"
+            )
+        if ceiling > TTL_NS_MAX:
+            raise _refuse(
+                f"ttl_max_{priority.name.lower()}",
+                _time(ceiling),
+                f"above {_time(TTL_NS_MAX)} the reaper holds no deadline: leases are renewed",
             )
     if not policy.ttl_ns_min <= policy.ttl_ns_default:
         raise _refuse("ttl_default", _time(policy.ttl_ns_default), "below policy.ttl_min")

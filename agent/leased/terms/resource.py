@@ -217,3 +217,13 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, gc=False):
     count: int = 0
     attributes: tuple[tuple[str, str], ...] = ()
     adopts: bool = False
+
+
+def counted(inventory: Inventory) -> tuple[Resource, ...]:
+    """Resources that are no second way to what another counts."""
+    there = {one.resource_id for one in inventory.resources}
+    return tuple(
+        one
+        for one in inventory.resources
+        if (counts := capacity_id(one.resource_id)) == one.resource_id or counts not in there
+    )

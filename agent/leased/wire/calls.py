@@ -23,6 +23,7 @@ from leased.terms.identity import ID_BYTES, CommandId, LeaseId, parse_id, parse_
 from leased.terms.lease import (
     BOUND_TO_CGROUP,
     BOUND_TO_NOTHING,
+    SYNTHETIC,
     AccountingTag,
     Level,
     Priority,
@@ -145,7 +146,7 @@ def _acquire(
         wait_ns=_or(asked.wait_ns, 0),
         grace_ns=asked.grace_ns,
         workload=asked.workload,
-        tag=None if asked.accounting_tag is None else _tag(asked.accounting_tag),
+        tag=None if asked.accounting_tag is None else _tag(asked.accounting_tag, caller),
         bind_pid=pid if bind == "process" else _BOUND_TO[bind],
         level=None if asked.level is None else _LEVEL[asked.level],
         requeue_of=None if asked.requeue_of is None else _lease_id(asked.requeue_of, "requeue_of"),
@@ -198,7 +199,10 @@ def _ask(ask: objects.Ask) -> Ask:
     )
 
 
-def _tag(tag: objects.AccountingTag) -> AccountingTag:
+def _tag(tag: objects.AccountingTag, caller: Caller) -> AccountingTag:
+    """Raises PermissionDenied: what is on no bill is not for who pays it to say."""
+    if _or(tag.flags, 0) & SYNTHETIC and not caller.operator:
+        raise PermissionDenied("synthetic probes are the operators': use the admin socket")
     return AccountingTag(
         tag.cost_center,
         _or(tag.project, ""),

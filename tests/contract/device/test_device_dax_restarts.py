@@ -17,10 +17,12 @@ from leased.hardware.config import HardwareConfig
 from leased.hardware.dax.backend import DaxBackend
 from leased.hardware.dax.carrying import VERBS
 from leased.hardware.dax.config import DaxConfig
+from leased.hardware.dax.ranges import read_ranges
+from leased.hardware.dax.regions import recreate
 from leased.terms.errors import DeviceError
 from leased.terms.lease import LeaseState
 from leased.terms.resource import Allotment, Health, Resource, ResourceKind, TierKind
-from tests.doubles.dax_bus import BUS, KEEPER, SIZE_BYTES, UUID, DaxBus
+from tests.doubles.dax_bus import BUS, KEEPER, REGION, SIZE_BYTES, UUID, DaxBus
 from tests.doubles.leases import lease
 
 NAME = f"mem:dax-{UUID}"
@@ -100,7 +102,7 @@ async def test_what_does_not_come_back_is_sick_and_says_what_mends_it(bus: DaxBu
     await backend.adopt(())
     found = await backend.survey()
     [one] = found.resources
-    command = f"echo dax_region0 > {bus.root}/{KEEPER}/bind"
+    command = f"echo region0 > {bus.root}/{KEEPER}/bind"
     assert one.health is Health.SICK and command in one.limits[0]
     assert any(command in note for note in found.notes)
     bus.refuses = False
@@ -113,7 +115,13 @@ async def test_a_region_that_no_run_has_leased_is_the_operators(bus: DaxBus) -> 
     await backend.adopt(())
     found = await backend.survey()
     assert found.resources == () and bus.told == []
-    assert any("echo dax_region0 > " in note for note in found.notes)
+    assert any("echo region0 > " in note for note in found.notes)
+
+
+async def test_a_region_that_is_not_committed_is_not_lost(bus: DaxBus) -> None:
+    """Somebody is about to make one."""
+    (bus.root / REGION / "commit").write_text("0\n")
+    assert (await next_run(bus).survey()).notes == ()
 
 
 async def test_the_switch_alone_is_put_back_unless_somebody_is_at_it(bus: DaxBus) -> None:
@@ -134,7 +142,22 @@ async def test_what_a_lease_has_is_left_to_its_teardown(bus: DaxBus, state: Leas
     offered = (await backend.survey()).resources
     assert len(offered) == (state is not LeaseState.ACTIVE)
     await backend.scrub(held, [SHARE])
-    assert bus.told[0].startswith("dax_region0 > "), "given back before it is overwritten"
+    assert bus.told[0].startswith("region0 > "), "given back before it is overwritten"
+
+
+async def test_a_cxl_range_is_taken_away_by_its_region_and_given_back(bus: DaxBus) -> None:
+    """Between the two is what nobody can unbind: no range of CXL memory was ever granted, and every
+    teardown would have fenced one."""
+    bus.attach("dax0.0")
+    bus.bind()
+    [before] = read_ranges(bus.root)
+    assert (before.region, before.keeper) == (str(bus.root / REGION), str(bus.root / KEEPER))
+    assert (Path(before.region) / "driver/unbind").exists()
+    bus.unbind()
+    after = await trio.to_thread.run_sync(recreate, before, bus.root)
+    assert after == before and after.driver == "device_dax"
+    assert bus.told == [f"region0 > {KEEPER}/bind"]
+    assert switch(bus).read_text().strip() == "1"
 
 
 async def test_what_the_host_made_memory_of_is_not_taken_from_it(bus: DaxBus) -> None:

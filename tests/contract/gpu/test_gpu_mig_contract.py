@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 
 from leased.hardware.devices import Devices
+from leased.hardware.gpu.backend import GpuBackend
 from leased.terms.errors import DeviceError
-from leased.terms.lease import Lease
+from leased.terms.lease import Lease, Priority
 from leased.terms.resource import Allotment, ResourceKind
 from leased.terms.teardown import TeardownStep
 from tests.doubles.gpu_host import (
@@ -204,6 +207,71 @@ async def test_what_an_agent_left_is_taken_away_by_the_next(machine: Machine) ->
     with gpu_devices(machine, gpu_mig_layout=LAYOUT) as third:
         await start(third)
         assert make_instances(0) == [], "nobody's"
+
+
+HALF_MADE = """
+import ctypes, sys
+import pynvml as n
+n.nvmlInit()
+gpu = n.nvmlDeviceGetHandleByIndex(0)
+told = n.nvmlDeviceGetGpuInstanceProfileInfo(gpu, 0)
+where = n.c_nvmlGpuInstancePlacement_t(0, 1)
+n.nvmlDeviceCreateGpuInstanceWithPlacement(gpu, told.id, ctypes.byref(where))
+"""
+COUNTED = """
+import ctypes, pynvml as n
+n.nvmlInit()
+gpu = n.nvmlDeviceGetHandleByIndex(0)
+told, count = n.nvmlDeviceGetGpuInstanceProfileInfo(gpu, 0), ctypes.c_uint(0)
+found = (n.c_nvmlGpuInstance_t * told.instanceCount)()
+n.nvmlDeviceGetGpuInstances(gpu, told.id, found, ctypes.byref(count))
+print(count.value)
+"""
+
+
+async def test_an_instance_that_was_half_made_is_taken_away(machine: Machine) -> None:
+    """Killed between its two parts, an agent leaves a GPU instance that no MIG device is of. The
+    end of its lease saw it, and did nothing about it, however often it was asked."""
+
+    def instances() -> int:
+        return int(subprocess.check_output([sys.executable, "-c", COUNTED]))
+
+    one = mig_lease(place(machine, "1g.10gb@0"), 142)
+    subprocess.run([sys.executable, "-c", HALF_MADE], check=True)
+    with gpu_devices(machine, gpu_mig_layout=LAYOUT) as second:
+        await second.inventory()
+        await second.adopt((one,))
+        assert make_instances(0) == [] and instances() == 1
+        _, proof = await reclaim(second, one)
+        assert proof.unproven == (), failures(proof)
+        assert instances() == 0
+
+
+async def test_a_device_that_was_not_seen_is_not_taken_for_half_of_one(
+    machine: Machine, makers: Devices
+) -> None:
+    """Nothing of it was released or overwritten: that is no end of a lease."""
+    await start(makers)
+    one = mig_lease(place(machine, "1g.10gb@0"), 142)
+    cut(await grant(makers, one))
+    [backend] = [each for each in makers._backends if isinstance(each, GpuBackend)]
+    backend._fleet.place(one.subject.allotments[0].resource_id, None)
+    _, proof = await reclaim(makers, one)
+    assert failures(proof) == {(TeardownStep.OBJECT_REVOKE, errno.EBUSY)}
+    await makers.inventory()
+    assert make_instances(0) == [], "it is nobody's now"
+    assert (await reclaim(makers, one))[1].unproven == ()
+
+
+async def test_nothing_is_owed_on_a_place(machine: Machine) -> None:
+    """Its instance is made for its lease. With `scrub_later` the GPU was to be overwritten before
+    the first grant, which nobody can who has no instance: there was no grant, ever."""
+    later = {"gpu_scrub_later": (Priority.STANDARD,)}
+    with gpu_devices(machine, gpu_mig_layout=LAYOUT, **later) as makers:
+        await start(makers)
+        one = mig_lease(place(machine, "1g.10gb@0"), 142)
+        cut(await grant(makers, one))
+        assert (await reclaim(makers, one))[1].unproven == ()
 
 
 async def test_a_grant_that_fails_leaves_no_instance(machine: Machine, makers: Devices) -> None:

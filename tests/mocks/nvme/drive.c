@@ -3,17 +3,21 @@
  * A drive that can do what QEMU's cannot: Sanitize, cryptographic erase, namespaces made and
  * deleted. It sits where the kernel would: this library is loaded before everything else
  * (LD_PRELOAD) and answers ioctl(NVME_IOCTL_ADMIN_CMD) on descriptors of its own state, a file that
- * begins with MAGIC. Any other ioctl goes to the kernel.
+ * begins with MAGIC; on those it also takes BLKZEROOUT, BLKFLSBUF and fsync. Any other goes to the
+ * kernel.
  *
  * Rule: it refuses what a drive would, with the status a drive gives: opcodes it does not have,
  * reserved bits, namespaces that are not there, anything but looking while it is being sanitized.
  * What a namespace has on it is one word, `data`; only an erasure that reaches it changes it.
+ *
+ * Writes stay in a cache until fsync: flushing the kernel's (BLKFLSBUF) tells the drive nothing.
  *
  * Does not keep data, and knows no I/O commands.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <linux/fs.h>
 #include <linux/nvme_ioctl.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -32,6 +36,7 @@ enum {
 	INVALID_FIELD = 0x4002,
 	INVALID_NAMESPACE = 0x400b,
 	SANITIZING = 0x001d,
+	NOT_READY = 0x0082,
 	NO_CAPACITY = 0x4115,
 	NO_NSID = 0x4116,
 	ATTACHED_ALREADY = 0x4118,
@@ -55,6 +60,8 @@ struct drive {
 	uint32_t fails; /* it then has failed */
 	uint32_t state; /* SSTAT: 0 never, 1 done, 2 running, 3 failed */
 	uint32_t action;
+	uint32_t not_ready; /* so many lists of all namespaces it is not ready for */
+	uint32_t cached;    /* what was written since the last flush is lost with the power */
 	struct namespace namespace[NAMESPACES];
 };
 
@@ -99,6 +106,10 @@ static int identify(struct drive *drive, struct nvme_passthru_cmd *command)
 		break;
 	case 0x02: /* attached */
 	case 0x10: /* all */
+		if (command->cdw10 == 0x10 && drive->not_ready > 0) {
+			drive->not_ready--;
+			return NOT_READY;
+		}
 		for (uint32_t i = 0; i < NAMESPACES; i++) {
 			const struct namespace *each = &drive->namespace[i];
 			if (each->blocks != 0 && (command->cdw10 == 0x10 || each->attached != 0))
@@ -244,6 +255,24 @@ static int carry_out(struct drive *drive, struct nvme_passthru_cmd *command)
 	}
 }
 
+static bool is_drive(int fd, struct drive *drive)
+{
+	return pread(fd, drive, sizeof *drive, 0) == sizeof *drive &&
+	       memcmp(drive->magic, MAGIC, sizeof drive->magic) == 0;
+}
+
+int fsync(int fd)
+{
+	static int (*kernel)(int);
+	struct drive drive;
+	if (kernel == NULL)
+		*(void **)&kernel = dlsym(RTLD_NEXT, "fsync");
+	if (!is_drive(fd, &drive))
+		return kernel(fd);
+	drive.cached = 0;
+	return pwrite(fd, &drive, sizeof drive, 0) == sizeof drive ? 0 : -1;
+}
+
 int ioctl(int fd, unsigned long request, ...)
 {
 	static int (*kernel)(int, unsigned long, ...);
@@ -254,9 +283,13 @@ int ioctl(int fd, unsigned long request, ...)
 	va_end(rest);
 	if (kernel == NULL)
 		*(void **)&kernel = dlsym(RTLD_NEXT, "ioctl");
-	if (request != NVME_IOCTL_ADMIN_CMD || pread(fd, &drive, sizeof drive, 0) != sizeof drive ||
-		memcmp(drive.magic, MAGIC, sizeof drive.magic) != 0)
+	const bool block = request == BLKZEROOUT || request == BLKFLSBUF;
+	if ((request != NVME_IOCTL_ADMIN_CMD && !block) || !is_drive(fd, &drive))
 		return kernel(fd, request, argument);
+	if (block) {
+		drive.cached = drive.cached || request == BLKZEROOUT;
+		return pwrite(fd, &drive, sizeof drive, 0) == sizeof drive ? 0 : -1;
+	}
 	struct nvme_passthru_cmd *command = argument;
 	if (command->flags != 0 || command->rsvd1 != 0 || command->timeout_ms == 0) {
 		errno = EINVAL;

@@ -161,6 +161,17 @@ static void enumerate(void)
 	}
 }
 
+/* Nothing starts on a GPU of a switch's before it has joined the fabric, but a part of it does. */
+static bool waits_for_fabric(void)
+{
+	for (int i = 0; i < device_count; i++) {
+		const struct gpu *const it = &machine_open()->gpu[devices[i].target.gpu];
+		if (devices[i].target.ci == NONE && it->fabric_state % 3 != 0)
+			return true;
+	}
+	return false;
+}
+
 EXPORTED CUresult cuInit(unsigned flags)
 {
 	if (flags)
@@ -180,6 +191,8 @@ EXPORTED CUresult cuInit(unsigned flags)
 	machine_lock();
 	device_count = 0;
 	enumerate();
+	if (waits_for_fabric())
+		return cuda_leave(CUDA_ERROR_SYSTEM_NOT_READY);
 	if (device_count)
 		initialised_in = getpid();
 	return cuda_leave(device_count ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE);

@@ -403,6 +403,21 @@ async def test_who_was_there_before_a_restart_is_another_tenant(directory: Path)
     assert bench.of("scrub")[-1].writes, "nobody knows how much was in use before it"
 
 
+async def test_who_was_there_before_a_gpu_came_is_another_tenant(directory: Path) -> None:
+    """A GPU that the driver did not tell of when the agent took over: what an earlier run owed on
+    it nobody remembers."""
+    bench = Bench(directory, A, scrub_later=(Priority.SCAVENGER,))
+    await bench.start()
+    bench.gpus.append(B)
+    await bench.backend.survey()
+    late = gpu_lease(B, priority=Priority.SCAVENGER)
+    await bench.prepare(late)
+    assert [call.writes for call in bench.of("scrub")] == [True]
+    await bench.end(late)
+    await bench.prepare(gpu_lease(B))
+    assert [call.writes for call in bench.of("scrub")] == [True, False], "the same tenant"
+
+
 async def test_a_debt_that_cannot_be_paid_is_no_grant(directory: Path) -> None:
     bench = Bench(directory, A, scrub_later=(Priority.SCAVENGER,))
     await bench.start()

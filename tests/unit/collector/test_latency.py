@@ -12,8 +12,22 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from leased.collector.accounts.accounts import Accounts
+from leased.collector.fleet import Fleet, NodeView
 from leased.collector.planning import queueing
-from leased.collector.planning.flow import DAY_NS, DAYS_KEPT, Day, Flow, ceiling_ns, class_of
+from leased.collector.planning.flow import (
+    DAY_NS,
+    DAYS_KEPT,
+    Day,
+    Flow,
+    ceiling_ns,
+    class_of,
+    day_start_ns,
+)
+from leased.collector.planning.latency_cost import latency_cost
+from leased.economics.contracts import Terms
+from leased.economics.hourly import HOUR_NS, NodeSpan
+from tests.doubles.accounts import JANUARY_NS, WrittenSource
 
 
 @given(st.integers(0, 2**62))
@@ -76,3 +90,27 @@ def test_the_fewest_servers_that_do_it(load: float, service_s: float, times: flo
 
 def test_quicker_than_the_service_is_nobody() -> None:
     assert queueing.servers_for(1.0, 0.5, 1.0) is None
+
+
+@pytest.mark.parametrize("period", ["1h", "12h", "1d", "36h", "7d", "30d", "35d"])
+def test_how_many_come_does_not_depend_on_the_period_that_is_asked_about(period: str) -> None:
+    hours = 10 * 24 + 12
+    fleet = Fleet()
+    fleet.logs["00"] = view = NodeView("00")
+    flow = view.flow
+    for hour in range(hours):
+        flow.begin(JANUARY_NS + hour * HOUR_NS, 2)
+        flow.end(JANUARY_NS + (hour + 1) * HOUR_NS - 1, HOUR_NS)
+    span = NodeSpan("4e" * 16, "1d" * 16, 0, 99, "ab" * 32, JANUARY_NS + hours * HOUR_NS)
+    accounts = Accounts(WrittenSource(node=span), Terms())
+    told = latency_cost(accounts, fleet, period, ())
+    assert (told.arrivals_per_hour, told.mean_hold_ms) == (1, 3_600_000)
+
+
+def test_as_far_as_days_are_kept_they_are_counted() -> None:
+    flow = Flow()
+    for hour in range(100 * 24):
+        flow.begin(hour * HOUR_NS, 1)
+    now_ns = 100 * DAY_NS - 1
+    begin_ns = day_start_ns(now_ns - DAYS_KEPT * DAY_NS, now_ns)
+    assert flow.since(begin_ns).begun == (100 * DAY_NS - begin_ns) // HOUR_NS == DAYS_KEPT * 24

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import sqlite3
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook as Library
 
+from leased.chain.signing import Signer
 from leased.collector.governance.register import Register
 from leased.collector.webhooks import facts, schedule, signing
 from leased.collector.webhooks.facts import Fact, Kind
@@ -21,8 +25,10 @@ from leased.collector.webhooks.outbox import Outbox, Webhook
 from leased.collector.webhooks.post import retry_after_ns
 from leased.collector.webhooks.watcher import Look, Seen, Watcher
 from leased.economics.waste import Held, Judged, Waste
+from leased.terms.errors import ConfigError
 from leased.terms.resource import ResourceKind
 from leased.terms.teardown import Utilization
+from tests.vectors.c2sp_independent import signature_holds
 
 S = 1_000_000_000
 NOW_NS = 1_700_000_000 * S
@@ -48,6 +54,49 @@ def test_the_library_signs_alike(key: bytes, body: str) -> None:
     headers = dict(signing.headers_of("msg_1", body.encode(), [one], NOW_NS))
     at = datetime.datetime.fromtimestamp(NOW_NS // S, tz=datetime.UTC)
     assert headers["webhook-signature"] == Library(one.text()).sign("msg_1", at, body)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_v1a_holds_by_a_second_implementation_also_while_keys_are_turned(
+    tmp_path: Path, count: int
+) -> None:
+    """Ed25519 as RFC 8032 has it, written for other tests: no line and no library is shared."""
+    made = [Signer(bytes([number]) * 32) for number in range(count)]
+    for number, key in enumerate(made):
+        (tmp_path / f"{number}.pem").write_bytes(key.pem())
+        (tmp_path / f"{number}.pem").chmod(0o600)
+    keys = signing.load_keys([f"{number}.pem" for number in range(count)], tmp_path)
+    headers = dict(signing.headers_of("msg_1", b"{}", [secret()], NOW_NS, keys))
+    versions = [one.partition(",") for one in headers["webhook-signature"].split()]
+    assert [version for version, _, _ in versions] == ["v1", *["v1a"] * count]
+    message = f"msg_1.{NOW_NS // S}.".encode() + b"{}"
+    for key, (_, _, told) in zip(keys, versions[1:], strict=True):
+        public = base64.b64decode(signing.public_text(key).removeprefix("whpk_"))
+        assert signature_holds(public, message, base64.b64decode(told))
+        assert not signature_holds(public, message + b" ", base64.b64decode(told))
+
+
+def test_keys_that_cannot_be_meant(tmp_path: Path) -> None:
+    good = tmp_path / "good.pem"
+    good.write_bytes(Signer(bytes(32)).pem())
+    good.chmod(0o600)
+    other = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "curve.pem").write_bytes(
+        other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    (tmp_path / "curve.pem").chmod(0o600)
+    (tmp_path / "open.pem").write_bytes(good.read_bytes())
+    (tmp_path / "open.pem").chmod(0o640)
+    for names, why in (
+        (["curve.pem"], "not an Ed25519 key"),
+        (["open.pem"], "chmod 600"),
+        (["none.pem"], "No such file"),
+        (["good.pem", "good.pem"], "each once"),
+        ([f"{number}.pem" for number in range(5)], "4 at most"),
+    ):
+        with pytest.raises(ConfigError, match=why) as refused:
+            signing.load_keys(names, tmp_path)
+        assert "webhooks.signing_keys" in str(refused.value)
 
 
 def test_a_turned_secret_signs_for_a_while_and_two_at_most() -> None:

@@ -19,7 +19,7 @@ import pytest
 
 MOCK = Path(__file__).resolve().parents[2] / "mocks/nvme/drive.c"
 AGENT = Path(__file__).resolve().parents[3] / "agent"
-HEAD, NAMESPACE = struct.Struct("<8sIIQIIII"), struct.Struct("<QQII")
+HEAD, NAMESPACE = struct.Struct("<8sIIQIIIIII"), struct.Struct("<QQII")
 MARK = 0xA5A5
 SANICAP = {"crypto": 1, "block": 2, "overwrite": 4}
 
@@ -60,9 +60,17 @@ class Drive:
     def __init__(self, library: Path, file: Path) -> None:
         self._library, self._file = library, file
 
-    def made(self, *, sanicap: int = 7, fna: int = 4, looks: int = 3, fails: int = 0) -> Drive:
+    def made(
+        self,
+        *,
+        sanicap: int = 7,
+        fna: int = 4,
+        looks: int = 3,
+        fails: int = 0,
+        not_ready: int = 0,
+    ) -> Drive:
         """Two namespaces of 1000 blocks, each with data, the first attached; 500 blocks left."""
-        head = HEAD.pack(b"A DRIVE.", sanicap, fna, 500, looks, fails, 0, 0)
+        head = HEAD.pack(b"A DRIVE.", sanicap, fna, 500, looks, fails, 0, 0, not_ready, 0)
         there = [NAMESPACE.pack(1000, MARK, number == 0, 0) for number in range(2)]
         self._file.write_bytes(head + b"".join(there) + bytes(2 * NAMESPACE.size))
         return self
@@ -89,6 +97,11 @@ class Drive:
     def data(self) -> list[int]:
         """What is on the first two namespaces."""
         return [self._namespace(number)[1] for number in range(2)]
+
+    @property
+    def cached(self) -> int:
+        """Whether the last of what was written would be lost with the power."""
+        return int(HEAD.unpack_from(self._file.read_bytes())[-1])
 
     def _namespace(self, number: int) -> tuple[int, ...]:
         return NAMESPACE.unpack_from(self._file.read_bytes(), HEAD.size + number * NAMESPACE.size)
@@ -190,3 +203,30 @@ print(json.dumps(said))
         *("invalid namespace or format", 3),
     ]
     assert drive.data == [MARK, MARK]
+
+
+@pytest.mark.parametrize("way", ["ZERO", "FORMAT"])
+def test_what_was_erased_is_erased_after_a_power_cut(drive: Drive, way: str) -> None:
+    """Zeroes in a drive's own cache read back, and after a power cut what they were written over
+    does: the namespace was proven clean by then, and somebody else's."""
+    told = drive.made().run(f"""
+erasing.exclusively = lambda namespace, settle_ns: contextlib.nullcontext(fd)
+erasing.other_namespaces = lambda controller, namespace: ()
+call = SimpleNamespace(ways=(Erase.{way},), raw=True, seed=b"", canaries=0, size_bytes=1 << 20,
+    settle_ns=0, erase_ns=10**11)
+print(json.dumps(erasing._erase(call, SimpleNamespace(nsid=1))))
+""")
+    assert told == [way.lower(), 1 << 20]
+    assert not drive.cached
+
+
+def test_a_list_that_a_drive_does_not_give_just_now_is_no_empty_one(drive: Drive) -> None:
+    """Its second namespace is attached to nobody: without the list the first is alone on it, and
+    would be erased by what reaches both."""
+    script = """
+from leased.hardware.block.examining import other_namespaces
+ask = lambda: other_namespaces(fd, SimpleNamespace(nsid=1, nqn="nqn.of.nobody"))
+print(json.dumps([refused(ask), ask()]))
+"""
+    why = "NVMe status 0x0082: namespace not ready (CNS 0x10)"
+    assert drive.made(not_ready=1).run(script) == [["EREMOTEIO", why], [2]]

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from leased.hardware.dax.config import DaxConfig
+from leased.hardware.dax.lost import read_lost, why_lost
 from leased.hardware.dax.ranges import Range, read_ranges
 from leased.hardware.dax.regions import recreate
 from leased.hardware.dax.survey import describe, why_not
@@ -98,6 +99,18 @@ def test_the_name_is_no_part_of_the_identity(tmp_path: Path) -> None:
     dax(tmp_path / "after", "dax7.3", ND, range_files(250 << 20))
     before, after = only(tmp_path / "before"), only(tmp_path / "after")
     assert before.identity == after.identity and before.name != after.name
+
+
+def test_memory_that_the_firmware_set_aside_and_nobody_has_is_named(tmp_path: Path) -> None:
+    """Its driver is called `hmem`, and only the module `dax_hmem`: it was looked for by that."""
+    (tmp_path / "sys/devices/platform/hmem.0").mkdir(parents=True)
+    keeper, devices = (tmp_path / "sys/bus/platform" / it for it in ("drivers/hmem", "devices"))
+    keeper.mkdir(parents=True)
+    devices.mkdir()
+    (devices / "hmem.0").symlink_to(tmp_path / "sys/devices/platform/hmem.0")
+    (devices / "hmem_platform.0").symlink_to(tmp_path / "sys/devices/platform/hmem.0")
+    [one] = read_lost(tmp_path)
+    assert one.identity == "" and why_lost(one).endswith(f"echo hmem.0 > {keeper}/bind")
 
 
 def test_an_empty_seed_is_no_range(tmp_path: Path) -> None:
@@ -211,7 +224,7 @@ def test_a_region_whose_driver_is_not_known_is_not_written_to_the_working_direct
     tmp_path: Path,
 ) -> None:
     bus_of_cxl(tmp_path)
-    with pytest.raises(DeviceError, match="not known which driver dax_region0 was of"):
+    with pytest.raises(DeviceError, match="not known which driver region0 was of"):
         recreate(msgspec.structs.replace(only(tmp_path), keeper=""), tmp_path)
 
 

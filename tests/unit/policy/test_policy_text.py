@@ -305,6 +305,7 @@ def test_json_says_the_same_as_toml() -> None:
         ),
         ('grace_preempt = "1h"', "grace_preempt = 1h", "above policy.grace_max"),
         ('ttl_max_scavenger = "500ms"', "ttl_max_scavenger = 500ms", "below policy.ttl_min"),
+        ('ttl_max_guaranteed = "31d"', "ttl_max_guaranteed = 31d", "above 30d the reaper holds no"),
         ("version = 2", "version = 2", "knows version 1"),
         ('timezone = "the moon"', "timezone = the moon", "has a name"),
         ("[groups.g]\ngpu = {limit = 1, mode = 'soft'}", "groups.g.gpu.mode", "hard"),

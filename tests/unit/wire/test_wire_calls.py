@@ -133,7 +133,7 @@ ASKED = {
     "wait_ns": 6,
     "grace_ns": 7,
     "workload": "train",
-    "accounting_tag": {"cost_center": "cc", "budget_group": "b", "flags": 1},
+    "accounting_tag": {"cost_center": "cc", "budget_group": "b", "flags": 2},
 }
 
 
@@ -151,9 +151,23 @@ def test_an_acquire_arrives_exact() -> None:
         wait_ns=6,
         grace_ns=7,
         workload="train",
-        tag=AccountingTag("cc", "", "", "b", 1),
+        tag=AccountingTag("cc", "", "", "b", 2),
         bind_pid=0,
     )
+
+
+@pytest.mark.parametrize("method", ["Acquire", "Plan"])
+@pytest.mark.parametrize("flags", [1, 3])
+def test_what_is_on_no_bill_is_not_for_who_pays_it_to_say(method: str, flags: int) -> None:
+    asked = {
+        "resources": [{"kind": "gpu", "capacity": 1000}],
+        "accounting_tag": {"cost_center": "cc", "flags": flags},
+    }
+    call = called(f"io.leased.Lease.{method}", asked)
+    with pytest.raises(PermissionDenied):
+        to_command(call, CALLER, lambda: DRAWN)
+    operator = msgspec.structs.replace(CALLER, operator=True)
+    assert to_command(call, operator, lambda: DRAWN) is not None
 
 
 def test_memory_alone_is_bound_to_the_caller_and_needs_its_pidfd() -> None:

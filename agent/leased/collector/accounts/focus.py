@@ -27,8 +27,8 @@ from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import PERMILLE
-from leased.economics.statement import SYNTHETIC, fixed
-from leased.terms.lease import AccountingTag
+from leased.economics.statement import fixed
+from leased.terms.lease import SYNTHETIC, AccountingTag
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
 

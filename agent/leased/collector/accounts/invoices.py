@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from leased.durable.files import DirectoryDisk, write_whole
+from leased.durable.files import DirectoryDisk, make_durably, write_whole
 from leased.economics.bill_text import parse_bill
 from leased.economics.billing import Bill
 from leased.terms.errors import EX_TEMPFAIL, CallerError, StateError
@@ -65,7 +65,8 @@ class Invoices:
                 f"{bill.tenant} is a draft"
             )
         path = self._path(bill.tenant, bill.period)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_durably(self.directory.parent, self.directory.name)
+        make_durably(self.directory, path.parent.name)
         disk = DirectoryDisk(path.parent)
         try:
             if not disk.lock():

@@ -26,8 +26,8 @@ from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, UNIT_NAME
-from leased.economics.statement import SYNTHETIC, fixed
-from leased.terms.lease import AccountingTag, Priority
+from leased.economics.statement import fixed
+from leased.terms.lease import SYNTHETIC, AccountingTag, Priority
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
 

@@ -220,7 +220,7 @@ class Application:
         if answer.tag is not None:
             headers |= {"ETag": answer.tag, "Cache-Control": "private, no-cache"}
             known = asked.get("if-none-match")
-            if not route.writes and known and (known == "*" or matches(known, answer.tag)):
+            if not route.writes and known and matches(known, answer.tag):
                 self._counted(route.name, 304)
                 await requests.send_whole(send, 304, headers, b"")
                 return

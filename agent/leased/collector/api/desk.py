@@ -179,7 +179,11 @@ class Desk:
             *enrolling.routes(
                 enrolling.Enrolling(self._state, self._settings.http, self._directory)
             ),
-            *webhooks.routes(webhooks.Webhooks(self.hooks.readers, self.hooks.writers)),
+            *webhooks.routes(
+                webhooks.Webhooks(
+                    self.hooks.readers, self.hooks.writers, self.hooks.public_keys
+                )
+            ),
             metrics.route(self.metrics),
         ]
         shown = console_routes.routes(console_routes.Stream(self.books, self.views, self._wall_ns))

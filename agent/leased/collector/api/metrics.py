@@ -29,9 +29,8 @@ from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
-from leased.economics.statement import SYNTHETIC
 from leased.economics.waste import Judged
-from leased.terms.lease import Priority
+from leased.terms.lease import SYNTHETIC, Priority
 from leased.terms.resource import ResourceKind, TierKind
 
 IDLE: Final = "__idle__"
@@ -39,6 +38,7 @@ FENCED: Final = "__fenced__"
 NS_PER_S: Final = 1_000_000_000
 WHOLE_PM: Final = 1000
 Cost = dict[tuple[str, ...], Fraction]
+_Tier = tuple[ResourceKind, TierKind | None]
 _RESOURCE: Final = {ResourceKind.MEM: "memory"}
 _GOOD: Final = ("OK", "BEHIND", "STALE")
 
@@ -75,7 +75,7 @@ class Metrics:
         call.caller.require_all()
         lines = [
             *_present(self._fleet(), self._terms().card_at(call.now_ns)),
-            *(self._ask(_past) or ()),
+            *(self._ask(lambda accounts: accounts.once("metrics", _past)) or ()),
             *self._quotas(call.now_ns),
             *_chains(self._fleet(), call.now_ns),
             *self._unused(call.now_ns),
@@ -210,36 +210,37 @@ def _hourly(fleet: Fleet, card: RateCard) -> tuple[Cost, Cost]:
     hourly: Cost = {}
     tenants: Cost = {}
     bare = RateCard(tuple(one for one in card.rates if one.priority is None), card.currency)
-    left: dict[tuple[ResourceKind, TierKind | None], int] = {}
+    left: dict[_Tier, int] = {}
+    # Whole numbers first, and one price of each: thousands of leases are of a few sorts.
+    amounts: dict[tuple[str, bool, bool, Priority, _Tier], int] = {}
     for view in fleet.nodes():
-        for resource in view.resources:
-            cell = (resource.kind, resource.tier)
-            left[cell] = left.get(cell, 0) + resource.capacity
+        for cell, capacity in view.tiers.items():
+            left[cell] = left.get(cell, 0) + capacity
         for one in list(view.fences.values()):
-            cell = (one.kind, one.tier)
-            left[cell] = left.get(cell, 0) - one.capacity
-            key = (one.kind.name.lower(), FENCED, TYPE_OF[one.kind])
-            cost = _price(bare, one.capacity, *cell, Priority.STANDARD)
-            hourly[key] = hourly.get(key, Fraction(0)) + cost
+            sort = (FENCED, False, False, Priority.STANDARD, (one.kind, one.tier))
+            amounts[sort] = amounts.get(sort, 0) + one.capacity
     for _, lease in fleet.leases():
-        subject = lease.subject
+        subject, held = lease.subject, lease.is_held
+        whose = str(subject.tenant) if held else f"__{lease.state}__"
+        free = held and subject.tag is not None and bool(subject.tag.flags & SYNTHETIC)
+        priority = subject.priority if held else Priority.STANDARD
         for one in lease.kept:
-            cell = (one.kind, one.tier)
-            left[cell] = left.get(cell, 0) - one.capacity
-            tenant = str(subject.tenant) if lease.is_held else f"__{lease.state}__"
-            priority = subject.priority if lease.is_held else Priority.STANDARD
-            cost = _price(card if lease.is_held else bare, one.capacity, *cell, priority)
-            if lease.is_held and subject.tag is not None and subject.tag.flags & SYNTHETIC:
-                cost = Fraction(0)
-            key = (one.kind.name.lower(), tenant, TYPE_OF[one.kind])
-            hourly[key] = hourly.get(key, Fraction(0)) + cost
-            if lease.is_held:
-                tenants[(tenant,)] = tenants.get((tenant,), Fraction(0)) + cost
-    for (kind, tier), amount in left.items():
-        key = (kind.name.lower(), IDLE, TYPE_OF[kind])
-        cost = _price(bare, amount, kind, tier, Priority.STANDARD)
-        hourly[key] = hourly.get(key, Fraction(0)) + cost
+            sort = (whose, held, free, priority, (one.kind, one.tier))
+            amounts[sort] = amounts.get(sort, 0) + one.capacity
+    for (whose, held, free, priority, cell), amount in amounts.items():
+        left[cell] = left.get(cell, 0) - amount
+        price = Fraction(0) if free else _price(card if held else bare, amount, *cell, priority)
+        _add(hourly, (cell[0].name.lower(), whose, TYPE_OF[cell[0]]), price)
+        if held:
+            _add(tenants, (whose,), price)
+    for cell, amount in left.items():
+        price = _price(bare, amount, *cell, Priority.STANDARD)
+        _add(hourly, (cell[0].name.lower(), IDLE, TYPE_OF[cell[0]]), price)
     return hourly, tenants
+
+
+def _add(costs: Cost, key: tuple[str, ...], cost: Fraction) -> None:
+    costs[key] = costs.get(key, Fraction(0)) + cost
 
 
 def _spare(judged: Iterable[Judged], fleet: Fleet, card: RateCard) -> Cost:

@@ -77,6 +77,7 @@ def _operation(route: Route, refs: dict[Any, Any], components: dict[str, Any]) -
         parameters.append(_IDEMPOTENCY)
     if route.conditional and route.writes:
         parameters.append(_condition("If-Match", "Change it only if this is its entity tag."))
+        parameters.append(_condition("If-None-Match", "Change it only if this is none of it."))
     elif route.conditional:
         parameters.append(_condition("If-None-Match", "Answer 304 if this is its entity tag."))
     found: dict[str, Any] = {
@@ -144,7 +145,7 @@ def _responses(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
         found["304"] = {"description": "Nothing has changed."}
     statuses = {*_ALWAYS, *route.problems}
     if route.takes_body is not None:
-        statuses |= {413, 415, 422}
+        statuses |= {408, 413, 415, 422}
     if route.takes_query is not None or route.conditional:
         statuses |= {422}
     if route.writes:

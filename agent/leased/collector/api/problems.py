@@ -22,6 +22,7 @@ TYPES: Final = {
     404: ("not-found", "There is no such thing"),
     405: ("method-not-allowed", "The path does not know this method"),
     406: ("not-acceptable", "None of the accepted media types is to be had"),
+    408: ("timeout", "The request did not come in time"),
     409: ("conflict", "The request contradicts what is"),
     412: ("precondition-failed", "What it should change has changed"),
     413: ("too-large", "The body is too large"),

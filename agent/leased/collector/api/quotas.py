@@ -141,7 +141,7 @@ class Quotas:
         tenant, form, now_ns = call.path.tenant, call.body, call.now_ns
         call.caller.require_tenant(tenant)
         before = self._document(self._writer, tenant, now_ns)
-        call.require_match(tag_of(before))
+        call.require_match(tag_of(before), is_there=tenant in self.tenants())
         found = forms.given(form)
         if not found and form.policy is msgspec.UNSET:
             raise Problem(422, "Name at least one limit, or a policy.")

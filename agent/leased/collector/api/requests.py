@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests and responses: between ASGI's dictionaries and the values of the route table.
 
-Rule: what is not in a route's structs is refused and named; a parameter that is given twice is
-refused; a body is JSON whatever its Content-Type says if that is absent or what curl says by itself
-(`application/x-www-form-urlencoded`), because the documented commands are sent like that.
+Rule: what is not in a route's structs is refused and named; a parameter or a key that is given
+twice is refused; a body is JSON whatever its Content-Type says if that is absent or what curl says
+by itself (`application/x-www-form-urlencoded`), because the documented commands are sent like that.
 
 Does not know routes (`application`).
 """
@@ -23,6 +23,8 @@ import trio
 from leased.collector.api.forms import MEANT
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Route
+from leased.terms.errors import ConfigError
+from leased.terms.reading import read_json
 
 _KEY: Final = re.compile(r"[!-~]{1,128}")
 _MEDIA: Final = re.compile(r"application/(json|[a-z0-9.+-]+\+json|x-www-form-urlencoded)")
@@ -37,6 +39,16 @@ TAGS: Final = r'^(\*|(W/)?"[!#-~]{1,100}"( *, *(W/)?"[!#-~]{1,100}"){0,15})$'
 """Entity tags, as If-Match and If-None-Match have them."""
 
 QUERY_FIELDS_MAX: Final = 32
+BODY_S_MAX: Final = 30
+"""Whoever stops in the middle has one of the connections that there are, and may be anybody: an
+invite is in the body."""
+
+TAKE_S_MAX: Final = 30
+TAKE_BYTES_PER_S: Final = 16 * 1024
+"""An answer is waited for so long, and for so much longer as it is larger: over HTTP/2 who gives no
+window takes nothing, and is no error of the connection."""
+
+_LAST: Final = {"Connection": "close"}
 HEADER_JOINED: Final = frozenset(("accept", "if-match", "if-none-match"))
 
 
@@ -145,23 +157,25 @@ def read_query(route: Route, query: bytes) -> Any:
 
 
 async def read_body(receive: Any, headers: Mapping[str, str], bytes_max: int) -> bytes:
-    """The whole body. Raises Problem 413 or 415."""
+    """The whole body. Raises Problem 408, 413 or 415."""
     media = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if not _MEDIA.fullmatch(media):
         raise Problem(415, "Send application/json.", parameter="Content-Type")
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem(415, "Send it as it is, not compressed.", parameter="Content-Encoding")
     chunks, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Problem(400, "The body ended early.")
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > bytes_max:
-            raise Problem(413, f"At most {bytes_max} bytes.", headers={"Connection": "close"})
-        if not message.get("more_body"):
-            return b"".join(chunks)
+    with trio.move_on_after(BODY_S_MAX):
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Problem(400, "The body ended early.")
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > bytes_max:
+                raise Problem(413, f"At most {bytes_max} bytes.", headers=_LAST)
+            if not message.get("more_body"):
+                return b"".join(chunks)
+    raise Problem(408, f"The body did not come within {BODY_S_MAX} s.", headers=_LAST)
 
 
 def decode_body(route: Route, raw: bytes) -> Any:
@@ -171,12 +185,16 @@ def decode_body(route: Route, raw: bytes) -> Any:
     if not raw.strip():
         raise Problem(400, "There is no body. Send a JSON object; {} says nothing.")
     try:
-        return msgspec.json.Decoder(route.takes_body, float_hook=_decimal).decode(raw)
+        decoded = msgspec.json.Decoder(route.takes_body, float_hook=_decimal).decode(raw)
+        read_json(raw.decode(), "")
     except msgspec.ValidationError as error:
         why, where = _named(error, route.takes_body)
         raise Problem(400, why, parameter=where) from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except ConfigError as error:
+        raise Problem(400, "Given twice.", parameter=str(error).partition(":")[0]) from None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Problem(400, f"Not JSON: {error}") from None
+    return decoded
 
 
 def _decimal(text: str) -> Decimal:
@@ -219,8 +237,13 @@ async def send_whole(send: Any, status: int, headers: Mapping[str, str], body: b
     pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
     if status not in (204, 304):
         pairs.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
+    with _patience(body):
+        await send({"type": "http.response.start", "status": status, "headers": pairs})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _patience(body: bytes) -> trio.CancelScope:
+    return trio.move_on_after(TAKE_S_MAX + len(body) / TAKE_BYTES_PER_S)
 
 
 async def send_stream(
@@ -245,7 +268,10 @@ async def send_stream(
         waiting[nursery.cancel_scope] = None
         try:
             async for chunk in chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                with _patience(chunk) as taking:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                if taking.cancelled_caught:
+                    break
         finally:
             del waiting[nursery.cancel_scope]
         nursery.cancel_scope.cancel()

@@ -74,18 +74,22 @@ class Call(msgspec.Struct, frozen=True):
     now_ns: int
     headers: Mapping[str, str] = {}
 
-    def require_match(self, tag: str) -> None:
-        """Raises Problem 412 if the request insists on another entity tag than `tag`."""
-        wanted = self.headers.get("if-match")
-        if wanted is not None and wanted != "*" and not matches(wanted, tag):
-            detail = f"It is {tag} now. Read it again, and change that."
-            raise Problem(412, detail, headers={"ETag": tag})
+    def require_match(self, tag: str, *, is_there: bool) -> None:
+        """Raises Problem 412 if the request insists on another entity tag than `tag`, on one where
+        there is none yet, or on none."""
+        wanted, other = self.headers.get("if-match"), self.headers.get("if-none-match")
+        known = {"ETag": tag} if is_there else {}
+        if wanted is not None and not (is_there and matches(wanted, tag)):
+            now = f"It is {tag} now. Read it again, and change that."
+            raise Problem(412, now if is_there else "There is none yet.", headers=known)
+        if other is not None and is_there and matches(other, tag):
+            raise Problem(412, f"It is there already, and is {tag}.", headers=known)
 
 
 def matches(header: str, tag: str) -> bool:
-    """Whether one of the entity tags in a header is `tag`; weak ones count as strong ones here,
-    for what they name is made from the same values."""
-    return any(one.strip().removeprefix("W/") == tag for one in header.split(","))
+    """Whether one of the entity tags in a header is `tag`, or it is `*`; weak ones count as strong
+    ones here, for what they name is made from the same values."""
+    return header == "*" or any(one.strip().removeprefix("W/") == tag for one in header.split(","))
 
 
 class Answer(msgspec.Struct, frozen=True):

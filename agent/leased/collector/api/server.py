@@ -2,8 +2,9 @@
 """The server: sockets, TLS, and an orderly end around the application.
 
 Rule: what is served over TLS is known by its certificate before the first request is read; a
-connection too many is closed, not queued. At a stop the doors close first, idle connections end,
-and what is being answered has the time that was configured.
+connection too many is closed, not queued. Who takes nothing of an answer for half a minute has
+left. At a stop the doors close first, idle connections end, and what is being answered has the time
+that was configured.
 
 Does not know routes. Framing is hypercorn's (HTTP/1.1 and HTTP/2).
 """
@@ -11,6 +12,7 @@ Does not know routes. Framing is hypercorn's (HTTP/1.1 and HTTP/2).
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import ssl
 from collections.abc import Callable
@@ -20,12 +22,13 @@ from typing import Any, Final
 
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Event, Updated
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
+from leased.collector.api.requests import TAKE_S_MAX
 from leased.collector.api.routes import Caller
 from leased.collector.api.settings import Http
 from leased.terms.errors import ConfigError
@@ -34,6 +37,10 @@ BACKLOG: Final = 128
 HANDSHAKE_S: Final = 10
 IDLE_S: Final = 75
 """Longer than load balancers keep a connection by default, so that they close it and not we."""
+
+PIECE_BYTES: Final = 64 * 1024
+"""Each has `TAKE_S_MAX`: whoever reads 2 KiB a second is waited for, whoever reads nothing has one
+of `connections_max` for nothing."""
 
 HEADER_BYTES_MAX: Final = 64 * 1024
 Identify = Callable[[bytes], Caller | None]
@@ -45,6 +52,8 @@ class Connection(TCPServer):
 
     identify: Identify
     _left = False
+    _ends = math.inf
+    _sending: trio.CancelScope | None = None
 
     async def run(self) -> None:
         """Serve it."""
@@ -62,8 +71,34 @@ class Connection(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         """Pass on what the protocol says, but not that a client which left is idle."""
-        if not (self._left and isinstance(event, Updated)):
+        if isinstance(event, RawData):
+            await self._send(memoryview(event.data))
+        elif not (self._left and isinstance(event, Updated)):
             await super().protocol_send(event)
+
+    def end_by(self, at: float) -> None:
+        """Send nothing after this moment, whoever waits for it."""
+        self._ends = at
+        if self._sending is not None:
+            self._sending.deadline = min(self._sending.deadline, at)
+
+    async def _send(self, data: memoryview) -> None:
+        """Send all of it, or close. Not cut short when its request is: half a frame would be read
+        as a part of the next one."""
+        async with self.send_lock:
+            with trio.CancelScope(shield=True) as self._sending:
+                try:
+                    while data:
+                        self._sending.deadline = min(trio.current_time() + TAKE_S_MAX, self._ends)
+                        await self.stream.send_all(data[:PIECE_BYTES])
+                        data = data[PIECE_BYTES:]
+                    return
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
+                finally:
+                    self._sending = None
+            await trio.aclose_forcefully(self.stream)
+        await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
         """Read until the client leaves. It is not waited for as one that is idle: until that time
@@ -85,7 +120,7 @@ class Server:
         self._tls = _context(http, directory) if http.tls_listen else None
         self._plain = [_bind(address, "http.listen") for address in http.listen]
         self._secure = [_bind(address, "http.tls_listen") for address in http.tls_listen]
-        self.connections = 0
+        self._open: set[Connection] = set()
         self._config = Config()
         self._config.h11_max_incomplete_size = HEADER_BYTES_MAX
         self._config.keep_alive_timeout = IDLE_S
@@ -94,6 +129,11 @@ class Server:
         self._config.accesslog = None
         self._config.errorlog = logging.getLogger("leased.collector.http")
         self._wrapped: AppWrapper = wrap_app(application, http.body_bytes_max, "asgi")
+
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._open)
 
     @property
     def addresses(self) -> list[str]:
@@ -112,13 +152,13 @@ class Server:
             if self.connections >= self._http.connections_max:
                 await trio.aclose_forcefully(stream)
                 return
-            self.connections += 1
+            connection = Connection(self._wrapped, self._config, context, {}, stream)
+            connection.identify = self._identify
+            self._open.add(connection)
             try:
-                connection = Connection(self._wrapped, self._config, context, {}, stream)
-                connection.identify = self._identify
                 await connection
             finally:
-                self.connections -= 1
+                self._open.remove(connection)
 
         async with trio.open_nursery() as answering:
             async with trio.open_nursery() as doors:
@@ -128,7 +168,10 @@ class Server:
                 doors.cancel_scope.cancel()
             await context.terminated.set()
             self._application.close()
-            answering.cancel_scope.deadline = trio.current_time() + self._http.stop_ns / 10**9
+            ends = trio.current_time() + self._http.stop_ns / 10**9
+            answering.cancel_scope.deadline = ends
+            for connection in self._open:
+                connection.end_by(ends)
 
     def _listeners(self) -> list[Any]:
         plain = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in self._plain]

@@ -86,6 +86,7 @@ class Webhooks(msgspec.Struct, frozen=True):
 
     private_networks: tuple[Network, ...] = ()
     ca: str = ""
+    signing_keys: tuple[str, ...] = ()
     timeout_ns: int = 20 * NS_PER_S
     concurrency: int = 16
     overlap_ns: int = 24 * 3_600 * NS_PER_S
@@ -341,6 +342,7 @@ _TELEMETRY_KEYS: Final[reading.Keys] = {
 _WEBHOOK_KEYS: Final[reading.Keys] = {
     "private_networks": ("private_networks", _networks),
     "ca": ("ca", reading.text),
+    "signing_keys": ("signing_keys", lambda value: reading.rows(value, reading.text)),
     "timeout": ("timeout_ns", reading.duration),
     "concurrency": ("concurrency", reading.integer),
     "overlap": ("overlap_ns", reading.duration),

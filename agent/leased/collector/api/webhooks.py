@@ -9,6 +9,7 @@ Does not send (`webhooks.courier`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -91,9 +92,10 @@ class WebhookSeen(msgspec.Struct, frozen=True):
 
 
 class WebhooksSeen(msgspec.Struct, frozen=True):
-    """Receivers."""
+    """Receivers. By any of `public_keys` ("whpk_") each of them can check what it hears."""
 
     webhooks: list[WebhookSeen]
+    public_keys: list[str]
     next_cursor: str | None = None
 
 
@@ -166,14 +168,16 @@ def delivery_shown(one: Delivery) -> DeliverySeen:
 class Webhooks:
     """The handlers. `read` and `write` are over two connections."""
 
-    def __init__(self, read: Receivers, write: Receivers) -> None:
+    def __init__(self, read: Receivers, write: Receivers, public_keys: Sequence[str]) -> None:
         self._read, self._write = read, write
+        self._public_keys = list(public_keys)
 
     def list(self, call: Call) -> Answer:
         """Everybody that the caller may see."""
         seen = [one for one in self._read.outbox.webhooks() if _may_see(call.caller, one)]
         rows, cursor = page(seen, call.query.limit, call.query.cursor, lambda one: one.id)
-        return Answer(WebhooksSeen([shown(one, self._read.outbox) for one in rows], cursor))
+        found = [shown(one, self._read.outbox) for one in rows]
+        return Answer(WebhooksSeen(found, self._public_keys, cursor))
 
     def add(self, call: Call) -> Answer:
         """A new one."""

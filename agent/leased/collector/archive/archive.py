@@ -36,7 +36,7 @@ from leased.collector.archive.segments import (
     SegmentDamaged,
     SegmentFiles,
 )
-from leased.durable.files import DirectoryDisk
+from leased.durable.files import DirectoryDisk, make_durably
 from leased.terms.errors import StateError
 from leased.terms.event import EpochSealed, Event, NodeStarted
 from leased.terms.identity import BootId
@@ -216,12 +216,7 @@ class Archive(ArchiveReader):
         try:
             if not self._root.lock():
                 raise StateError(f"{self.own}: another collector has it open; stop that first")
-            top = DirectoryDisk(directory)
-            try:
-                top.make_directory(SEGMENTS)
-                top.sync_names()
-            finally:
-                top.close()
+            make_durably(directory, SEGMENTS)
             self.directory = directory
             self.manifest = open_manifest(directory, open_disk=open_disk)
             self.files = SegmentFiles(directory, open_disk)

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from leased.durable.files import DirectoryDisk, write_whole
+from leased.durable.files import DirectoryDisk, make_durably, write_whole
 from leased.terms.errors import StateError
 
 KEPT: Final = "kept"
@@ -149,8 +149,7 @@ class Kept:
             disk.close()
 
     def _disk(self) -> DirectoryDisk:
-        self.directory.mkdir(mode=0o700, exist_ok=True)
-        return DirectoryDisk(self.directory)
+        return DirectoryDisk(make_durably(self.directory.parent, self.directory.name))
 
 
 def named(floor: Floor) -> dict[str, KeptFile]:

@@ -15,7 +15,7 @@ from typing import Final
 
 from leased.chain.signing import Signer, parse_pem
 from leased.collector.governance.register import Register
-from leased.durable.files import DirectoryDisk, write_whole
+from leased.durable.files import DirectoryDisk, make_durably, write_whole
 from leased.terms.errors import StateError
 
 DIRECTORY: Final = "governance"
@@ -32,7 +32,7 @@ class Keeping:
         self.directory = state / DIRECTORY
         try:
             state.mkdir(mode=0o700, exist_ok=True)
-            self.directory.mkdir(mode=0o700, exist_ok=True)
+            make_durably(state, DIRECTORY)
             self._disk = DirectoryDisk(self.directory)
         except OSError as error:
             raise StateError(f"{self.directory}: {error}; make its parent, owned by you") from error

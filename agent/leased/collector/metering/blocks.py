@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The projection as files: `parquet/chain=<log id>/<block>.acts.parquet`, `.holds.parquet`,
 `.lives.parquet` and `.rare`, each block the rows of 65,536 records. A few rows are in `.rare` and
-have no file of their own: making and opening one takes longer than all that is in it.
+have no file of their own: making and opening one takes longer than all that is in it. So are the
+parties, unless they are many (each lease with a tag of its own): those are in `.parties.parquet`.
 
 Rule: everything here can be made again from the raw segments, and then has the same bytes: a block
 begins and ends at fixed sequences, whatever pages the records were pulled in, and rows are in the
@@ -15,7 +16,7 @@ Does not project (`projection`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -31,8 +32,7 @@ from leased.collector.metering.projection import (
     Carry,
     Rare,
     log_number,
-    party_key,
-    party_of,
+    party_row,
 )
 from leased.durable.files import DirectoryDisk
 
@@ -42,7 +42,10 @@ SMALL_ROWS: Final = 256
 """Of a table in a block, up to which they are in `.rare`: 20 KiB, and what a refresh has in memory
 of each block."""
 
-VERSION: Final = 6
+PARTIES_MAX: Final = 4_096
+"""Of a block, that are in `.rare`, and in memory at a refresh: some 400 KiB."""
+
+VERSION: Final = 7
 """Of what a row means and how it is written; which columns there are is in LAYOUT anyway."""
 
 _ROW_GROUP: Final = 1 << 20
@@ -65,13 +68,13 @@ def fields_of(*structs: type[msgspec.Struct]) -> list[tuple[str, ...]]:
 
 
 class Sidecar(msgspec.Struct, frozen=True, array_like=True):
-    """What `.rare` holds: the rare records of the block, its parties, what the next block needs to
-    know, of each table its rows as arrow sends a batch (empty: it has a file), and their or its
-    SHA-256; the last is that of the parties."""
+    """What `.rare` holds: the rare records of the block, its parties (None: they have a file), what
+    the next block needs to know, of each table its rows as arrow sends a batch (empty: it has a
+    file), and their or its SHA-256; the last is that of the parties."""
 
     layout: str
     rare: list[Rare]
-    parties: list[bytes]
+    parties: list[bytes] | None
     carry: Carry
     batches: tuple[bytes, ...] = ()
     digests: tuple[bytes, ...] = ()
@@ -122,14 +125,20 @@ class LogBlocks:
                     rows.paths.append(self._path(index, f"{table}.parquet"))
         return found
 
+    def parties(self, sidecars: list[Sidecar]) -> list[Path]:
+        """The files of those of these, the first blocks, that have many."""
+        places = [index for index, one in enumerate(sidecars) if one.parties is None]
+        return [self._path(index, "parties.parquet") for index in places]
+
     def whole(self, sidecars: list[Sidecar]) -> list[Sidecar]:
         """As many of the first blocks as are what their sidecars say."""
         for index, one in enumerate(sidecars):
-            if one.digests[-1] != sha256(b"".join(one.parties)).digest():
-                return sidecars[:index]
-            for table, batch, digest in zip(SCHEMAS, one.batches, one.digests, strict=False):
+            parties = None if one.parties is None else b"".join(one.parties)
+            within = zip((*SCHEMAS, "parties"), (*one.batches, parties), one.digests, strict=True)
+            for table, there, digest in within:
+                has_file = there is None or (table in SCHEMAS and not there)
                 try:
-                    data = batch or self._path(index, f"{table}.parquet").read_bytes()
+                    data = self._path(index, f"{table}.parquet").read_bytes() if has_file else there
                 except FileNotFoundError:
                     return sidecars[:index]
                 if sha256(data).digest() != digest:
@@ -149,9 +158,14 @@ class LogBlocks:
                     put(disk, f"{index:08d}.{name}.parquet", data)
                 batches.append(batch)
                 digests.append(sha256(data).digest())
-            digests.append(sha256(b"".join(block.parties)).digest())
-            rest = (block.carry, tuple(batches), tuple(digests))
-            sidecar = Sidecar(LAYOUT, block.rare, block.parties, *rest)
+            parties, data = block.parties, b"".join(block.parties)
+            if len(parties) > PARTIES_MAX:
+                parties, data = None, parquet_bytes(party_table(block.parties))
+                put(disk, f"{index:08d}.parties.parquet", data)
+            digests.append(sha256(data).digest())
+            sidecar = Sidecar(
+                LAYOUT, block.rare, parties, block.carry, tuple(batches), tuple(digests)
+            )
             put(disk, f"{index:08d}.rare", msgspec.msgpack.encode(sidecar))
             return sidecar
         finally:
@@ -207,12 +221,31 @@ def put(disk: DirectoryDisk, name: str, data: bytes) -> None:
 
 def party_table(parties: Iterable[bytes]) -> Any:
     """The parties, each with its key."""
-    ordered, parts = sorted(parties), [PARTIES.empty_table()]
-    # Some at a time: with a tag of its own for each lease there are as many as leases.
-    for begin in range(0, len(ordered), BLOCK_RECORDS):
-        part = ordered[begin : begin + BLOCK_RECORDS]
-        parts.append(_table([(*party_key(one), *party_of(one)) for one in part], PARTIES))
-    return joined(parts)
+    return _table([party_row(one) for one in sorted(parties)], PARTIES)
+
+
+class Gathered:
+    """What a run reads: of each table the rows of many blocks, in files and in memory."""
+
+    def __init__(self) -> None:
+        self._rows = {table: BlockRows([], []) for table in SCHEMAS}
+        self._files: list[Path] = []
+        self._parties: set[bytes] = set()
+
+    def add(self, blocks: LogBlocks, sidecars: list[Sidecar]) -> None:
+        """The first blocks of one log."""
+        for table, (paths, batches) in blocks.rows(sidecars).items():
+            self._rows[table].paths.extend(paths)
+            self._rows[table].batches.extend(batches)
+        self._files.extend(blocks.parties(sidecars))
+        for one in sidecars:
+            self._parties.update(one.parties or ())
+
+    def tables(self) -> Iterator[tuple[str, list[Path], Any]]:
+        """Each table's name, its files, and what is in none. A party may be there twice."""
+        for table, (paths, batches) in self._rows.items():
+            yield table, paths, batched(table, batches)
+        yield "parties", self._files, party_table(self._parties)
 
 
 def arrow_tables(block: Block) -> dict[str, Any]:

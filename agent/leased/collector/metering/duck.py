@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """DuckDB in process: the engine that needs nothing else.
 
-Rule: two threads and a bound on memory, spilled to the disk beyond it; nothing is downloaded, no
-extension is loaded, no file but those of the projection is read. The database is in memory: what is
-kept is Parquet.
+Rule: two threads and a bound on memory, spilled to the disk beyond it, into a directory that is
+each engine's own; nothing is downloaded, no extension is loaded, no file but those of the
+projection is read. The database is in memory: what is kept is Parquet.
 
 Does not know what is computed (`engine`).
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Final
 
 import duckdb
@@ -21,6 +25,10 @@ from leased.terms.errors import StateError
 
 THREADS: Final = 2
 MEMORY: Final = "1200MiB"
+SPILL: Final = Path("/var/tmp")
+"""On a disk, where /tmp may be memory. DuckDB's own choice is the working directory, which no
+service can write to."""
+
 Values = Sequence[object] | Mapping[str, object]
 SMALL_BYTES: Final = 16 << 20
 """Of Parquet, that are held as rows: a hundred megabytes of them or so."""
@@ -30,17 +38,21 @@ class DuckEngine:
     """`engine.Engine` by DuckDB."""
 
     def __init__(
-        self, *, threads: int = THREADS, memory: str = MEMORY, spill: Path | None = None
+        self, *, threads: int = THREADS, memory: str = MEMORY, spill: Path = SPILL
     ) -> None:
+        try:
+            within = mkdtemp(prefix="leased-", dir=spill if os.access(spill, os.W_OK) else None)
+        except OSError as error:
+            raise StateError(f"no place to spill into: {error}") from error
+        self._tidy = weakref.finalize(self, shutil.rmtree, within, ignore_errors=True)
         settings: dict[str, Any] = {
             "threads": threads,
             "memory_limit": memory,
             "preserve_insertion_order": False,
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
+            "temp_directory": within,
         }
-        if spill is not None:
-            settings["temp_directory"] = str(spill)
         self.connection = duckdb.connect(":memory:", config=settings)
         self.connection.execute("CREATE MACRO idiv(a, b) AS a // b")
 
@@ -104,6 +116,7 @@ class DuckEngine:
     def close(self) -> None:
         """See `engine.Engine`."""
         self.connection.close()
+        self._tidy()
 
     def _run(self, sql: str) -> Any:
         return _run(self.connection, sql, ())

@@ -31,8 +31,10 @@ PROJECTION: Final[dict[str, tuple[str, ...]]] = {
 }
 """The tables of the projection, in the order of a block's files."""
 
-PARTY_COLUMNS: Final = ("party_hi", "party_lo", "kind", "tier", "priority", "tenant", "tag")
-"""The table `parties`: of all logs, each once."""
+PARTY_COLUMNS: Final = (
+    *("party_hi", "party_lo", "kind", "tier", "priority", "probe", "tenant", "tag"),
+)
+"""The table `parties`: of all logs, each at least once."""
 
 SMALL_TABLES: Final[dict[str, tuple[str, ...]]] = {
     "boots": ("log", "boot", "start_ns", "end_ns", "last"),

@@ -18,8 +18,8 @@ from typing import Any, Final
 import msgspec
 
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import BlockRows, LogBlocks, batched, party_table
-from leased.collector.metering.engine import PROJECTION, SMALL_TABLES, statements
+from leased.collector.metering.blocks import Gathered, LogBlocks
+from leased.collector.metering.engine import SMALL_TABLES, statements
 from leased.collector.metering.projection import LogShape, shape
 from leased.economics.hourly import NodeSpan
 
@@ -39,8 +39,7 @@ class Projected(msgspec.Struct, frozen=True):
 def projected(directory: Path, chains: Iterable[NodeSpan]) -> Projected | None:
     """The projection of `chains`, and who paid for what; None: nothing was projected. `directory`
     is that of what is derived."""
-    rows = {table: BlockRows([], []) for table in PROJECTION}
-    parties: set[bytes] = set()
+    gathered = Gathered()
     shapes: dict[int, LogShape] = {}
     ends: dict[int, int] = {}
     for chain in chains:
@@ -52,29 +51,22 @@ def projected(directory: Path, chains: Iterable[NodeSpan]) -> Projected | None:
             (one for sidecar in sidecars for one in sidecar.rare), sidecars[-1].carry
         )
         ends[blocks.number] = chain.watermark_ns
-        for table, (paths, batches) in blocks.rows(sidecars).items():
-            rows[table].paths.extend(paths)
-            rows[table].batches.extend(batches)
-        for sidecar in sidecars:
-            parties.update(sidecar.parties)
+        gathered.add(blocks, sidecars)
     if not shapes:
         return None
     small = tables.small_tables(shapes)
     # Records may have come after those that the hours were computed from.
     eras = [_until(era, ends[era[0]]) for era in small["eras"]]
     others = [(*row[:-1], min(row[-1], ends[row[0]])) for row in small["others"]]
-    texts = statements()
+    there, texts = list(gathered.tables()), statements()
     parts = (
-        *(f"{table} AS ({_read(table, found.paths)})" for table, found in rows.items()),
-        f"parties AS ({_read('parties', [])})",
+        *(f"{table} AS ({_read(table, paths)})" for table, paths, _ in there),
         values("boots", SMALL_TABLES["boots"], small["boots"]),
         values("eras", SMALL_TABLES["eras"], eras),
         values("others", SMALL_TABLES["others"], others),
         *(f"{name} AS ({texts[name]})" for name in LEADING),
     )
-    more = {f"{table}_more": batched(table, found.batches) for table, found in rows.items()}
-    more["parties_more"] = party_table(parties)
-    return Projected(parts, more)
+    return Projected(parts, {f"{table}_more": more for table, _, more in there})
 
 
 def values(name: str, columns: Sequence[str], rows: Sequence[Sequence[int]]) -> str:
@@ -100,4 +92,5 @@ def _read(table: str, paths: Sequence[Path]) -> str:
         return every
     listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
     read = f"read_parquet([{listed}], hive_partitioning = false)"
-    return f"SELECT * FROM {read} UNION ALL BY NAME {every}"
+    how = "UNION" if table == "parties" else "UNION ALL"  # a party may be in several files
+    return f"SELECT * FROM {read} {how} BY NAME {every}"

@@ -46,7 +46,7 @@ from leased.terms.event import (
     Voided,
 )
 from leased.terms.identity import BootId
-from leased.terms.lease import AccountingTag, Subject
+from leased.terms.lease import SYNTHETIC, AccountingTag, Subject
 from leased.terms.moment import Moment
 from leased.terms.resource import Allotment
 
@@ -121,12 +121,14 @@ def party_key(encoded: bytes) -> tuple[int, int]:
     return _KEY.unpack_from(sha256(encoded).digest())  # type: ignore[return-value]
 
 
-def party_of(encoded: bytes) -> Party:
-    """Undo `Party.encoded`."""
+def party_row(encoded: bytes) -> tuple[int | str, ...]:
+    """Undo `Party.encoded`: `engine.PARTY_COLUMNS`."""
     kind, tier, priority, size = _PARTY.unpack_from(encoded)
     end = _PARTY.size + size
-    tag = tag_text(_unpacked_tag(encoded[end:]))
-    return Party(kind, tier, priority, encoded[_PARTY.size : end].decode(), tag)
+    tag = _unpacked_tag(encoded[end:])
+    probe = int(tag is not None and bool(tag.flags & SYNTHETIC))
+    whose = (encoded[_PARTY.size : end].decode(), tag_text(tag))
+    return *party_key(encoded), kind, tier, priority, probe, *whose
 
 
 class Block(msgspec.Struct, frozen=True):

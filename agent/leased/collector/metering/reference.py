@@ -24,6 +24,7 @@ from leased.collector.metering.sources import (
     NodeAmount,
     Quiet,
     cut_quiet,
+    gathered,
     summed,
 )
 from leased.economics.hourly import HOUR_NS, Hourly, NodeFold, NodeSpan, PeakKey
@@ -209,7 +210,7 @@ class ReferenceSource:
                 tenant = "" if subject is None else str(subject.tenant)
                 row = (interval.pool, tenant, allotment.kind, allotment.tier, allotment.capacity)
                 found.append(Held(chain.node_id, *row))
-        return found
+        return list(gathered(found))
 
     def draining(self) -> frozenset[str]:
         """See `sources.Source`."""

@@ -22,7 +22,8 @@ from leased.terms.resource import ResourceKind, TierKind
 
 class Held(msgspec.Struct, frozen=True):
     """What is held, or there, now: at the last record of its node. `tenant` is empty where no lease
-    is behind it."""
+    is behind it. One of each node, pool, tenant, kind and tier: nobody asks which of a hundred
+    cores."""
 
     node_id: str
     pool: Pool
@@ -30,6 +31,15 @@ class Held(msgspec.Struct, frozen=True):
     kind: ResourceKind
     tier: TierKind | None
     capacity: int
+
+
+def gathered(parts: Iterable[Held]) -> tuple[Held, ...]:
+    """What is of the same node, pool, tenant, kind and tier, added up."""
+    sums: dict[tuple[str, Pool, str, ResourceKind, TierKind | None], int] = {}
+    for one in parts:
+        what = (one.node_id, one.pool, one.tenant, one.kind, one.tier)
+        sums[what] = sums.get(what, 0) + one.capacity
+    return tuple(Held(*what, capacity) for what, capacity in sums.items())
 
 
 class Quiet(msgspec.Struct, frozen=True):

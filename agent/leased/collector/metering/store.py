@@ -11,7 +11,6 @@ Does not pull (`ingest`) and does not price (`accounts`).
 from __future__ import annotations
 
 import shutil
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -24,10 +23,9 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import Floor
 from leased.collector.archive.manifest import LogEntry
 from leased.collector.metering import tables
-from leased.collector.metering.blocks import BlockRows, LogBlocks, batched, party_table
+from leased.collector.metering.blocks import Gathered, LogBlocks
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import (
-    PROJECTION,
     RESULTS,
     SMALL_TABLES,
     Engine,
@@ -38,7 +36,7 @@ from leased.collector.metering.frozen import frozen_of, joined, put_back, settle
 from leased.collector.metering.projecting import project_logs
 from leased.collector.metering.projection import LogShape, log_number, shape
 from leased.collector.metering.rollup import LAYOUT, ORDER, Listing, Rollups, Stretch, stretches
-from leased.collector.metering.sources import Held, Quiet
+from leased.collector.metering.sources import Held, Quiet, gathered
 from leased.durable.files import DirectoryDisk
 from leased.economics.hourly import HOUR_NS, NodeSpan
 from leased.economics.pools import Pool
@@ -46,6 +44,7 @@ from leased.terms.errors import StateError
 from leased.terms.resource import ResourceKind
 
 DERIVED: Final = "derived"
+AGAIN: Final = "again"
 DAY_HOURS: Final = 24
 DAY_NS: Final = DAY_HOURS * HOUR_NS
 _SOURCE: Final = {"peaks": "all_peaks"}
@@ -94,8 +93,7 @@ class Store:
         they were. The old state counts until the new is whole."""
         with self.locked():
             self.settle(archive.kept.floor())
-            fresh = self.directory / "again"
-            shutil.rmtree(fresh, ignore_errors=True)
+            fresh = self.directory / AGAIN
             again = Store(fresh, make_engine=self._make_engine)
             again.directory = fresh
             again.rollups = Rollups(fresh)
@@ -110,7 +108,6 @@ class Store:
                 shutil.rmtree(self.directory / part, ignore_errors=True)
                 if (fresh / part).exists():
                     (fresh / part).rename(self.directory / part)
-            shutil.rmtree(fresh)
             return done, changed
 
     def _refresh(
@@ -132,8 +129,7 @@ class Store:
         put_back(archive.kept, floor, self.rollups, frozen_of(floor))
         spans: list[NodeSpan] = []
         shapes: dict[int, LogShape] = {}
-        rows = {table: BlockRows([], []) for table in PROJECTION}
-        parties: set[bytes] = set()
+        gathered = Gathered()
         nodes: dict[int, str] = {}
         for entry, blocks, sidecars in project_logs(self.directory, archive, entries, progress):
             if blocks.number in shapes:
@@ -154,18 +150,13 @@ class Store:
             )
             shapes[blocks.number] = found
             nodes[blocks.number] = entry.node
-            for table, (paths, batches) in blocks.rows(sidecars).items():
-                rows[table].paths.extend(paths)
-                rows[table].batches.extend(batches)
-            for one in sidecars:
-                parties.update(one.parties)
+            gathered.add(blocks, sidecars)
         progress("metering")
         engine = self._make_engine()
         try:
             check_engine(engine)
-            for table, (paths, batches) in rows.items():
-                engine.load_files(table, paths, batched(table, batches))
-            engine.load_files("parties", [], party_table(parties))
+            for table, paths, more in gathered.tables():
+                engine.load_files(table, paths, more)
             for name, small in tables.small_tables(shapes).items():
                 engine.load(name, SMALL_TABLES[name], small)
             meter(engine)
@@ -202,7 +193,6 @@ class Store:
         closed: list[Stretch] = []
         revised: list[int] = []
         digests = _digests(engine)
-        sliced = Sliced(engine)
         for days in stretches(first // DAY_NS, end_day):
             if days in final:
                 closed.append(final[days])
@@ -213,18 +203,18 @@ class Store:
             if old is not None and old.digest == digest:
                 closed.append(old)
                 continue
-            files = self.rollups.write(sliced.days(*days))
+            files = self.rollups.write(_rows(engine, *days))
             earlier = () if old is None else (*old.earlier, old.files)
             revised.extend([days[0]] if old is not None else [])
             closed.append(Stretch(*days, digest, files, earlier))
-        opened = self.rollups.write(sliced.days(max(end_day, first // DAY_NS), 1 << 40))
+        opened = self.rollups.write(_rows(engine, max(end_day, first // DAY_NS), 1 << 40))
         listing = Listing(
             LAYOUT,
             nodes=tuple(spans),
             first_ns=first,
             closed=tuple(closed),
             open=opened,
-            held=tuple(_held(engine, shapes, last)),
+            held=gathered(_held(engine, shapes, last)),
             quiet=joined(
                 frozen,
                 (
@@ -261,9 +251,17 @@ class Store:
         try:
             if not disk.lock():
                 raise StateError(f"{self.directory}: another process is bringing it up to date")
-            yield
+            self._clear()
+            try:
+                yield
+            finally:
+                self._clear()
         finally:
             disk.close()
+
+    def _clear(self) -> None:
+        """Of a rebuild that broke off nothing is left: it would keep a full disk full."""
+        shutil.rmtree(self.directory / AGAIN, ignore_errors=True)
 
 
 @contextmanager
@@ -275,9 +273,8 @@ def _gathered(engine: Engine) -> Iterator[DuckEngine]:
         return
     here = DuckEngine()
     try:
-        for table in PROJECTION:
-            here.load_files(table, [], batched(table, []))
-        here.load_files("parties", [], party_table([]))
+        for table, paths, more in Gathered().tables():
+            here.load_files(table, paths, more)
         for name, columns in SMALL_TABLES.items():
             here.load(name, columns, [])
         meter(here)  # of nothing: for the types of its columns
@@ -324,34 +321,16 @@ def _digests(engine: DuckEngine) -> dict[int, str]:
     return {number: " ".join(parts) for number, parts in found.items()}
 
 
-class Sliced:
-    """The results of a run, sorted, cut by the day: asked of the engine once and not once a day."""
-
-    def __init__(self, engine: DuckEngine) -> None:
-        self._tables: dict[str, Any] = {}
-        self._starts: dict[str, tuple[list[int], list[int]]] = {}
-        for kind, order in ORDER.items():
-            source = _SOURCE.get(kind, kind)
-            self._tables[kind] = engine.arrow(f"SELECT {order} FROM {source} ORDER BY {order}")
-            days: list[int] = []
-            rows: list[int] = []
-            row = 0
-            for number, count in engine.query(
-                f"SELECT {_DAY_OF[kind]} AS d, COUNT(*) FROM {source} GROUP BY d ORDER BY d"
-            ):
-                days.append(int(str(number)))
-                rows.append(row)
-                row += int(str(count))
-            self._starts[kind] = (days, [*rows, row])
-
-    def days(self, first: int, end: int) -> dict[str, Any]:
-        """The rows of days [first, end)."""
-        found = {}
-        for kind, table in self._tables.items():
-            days, rows = self._starts[kind]
-            start = rows[bisect_left(days, first)]
-            found[kind] = table.slice(start, rows[bisect_left(days, end)] - start)
-        return found
+def _rows(engine: DuckEngine, first: int, end: int) -> dict[str, Any]:
+    """The results of days [first, end), sorted."""
+    found = {}
+    for kind, order in ORDER.items():
+        unit, many = ("day", 1) if kind == "contributors" else ("hour", DAY_HOURS)
+        found[kind] = engine.arrow(
+            f"SELECT {order} FROM {_SOURCE.get(kind, kind)}"
+            f" WHERE {unit} >= {first * many} AND {unit} < {end * many} ORDER BY {order}"
+        )
+    return found
 
 
 def _held(engine: DuckEngine, shapes: dict[int, LogShape], nodes: dict[int, str]) -> Iterator[Held]:

@@ -80,6 +80,13 @@ class Flow:
         return found
 
 
+def day_start_ns(since_ns: int, now_ns: int) -> int:
+    """The beginning of the first day that is counted from `since_ns` on, as far as days are kept:
+    how long what is counted took is from there to `now_ns`."""
+    kept = now_ns // DAY_NS - DAYS_KEPT + 1
+    return max(kept, since_ns // DAY_NS) * DAY_NS
+
+
 def summed(days: Iterable[Day]) -> Day:
     """All of them."""
     found = Day()

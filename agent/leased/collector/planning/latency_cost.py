@@ -3,7 +3,9 @@
 
 Rule: the model is named, and how far it is off what was measured stands beside it; a target that no
 number of workers reaches says so. A worker is a node, with as many places as it ever had leases at
-once. Costs are of the price of an hour of a node, 730 hours a month.
+once. Leases are counted by whole days (UTC), from the one in which the period begins: how many come
+in an hour is that count over the time that it is of. Costs are of the price of an hour of a node,
+730 hours a month.
 
 Does not order workers.
 """
@@ -23,7 +25,7 @@ from leased.collector.accounts.answers import Reach
 from leased.collector.accounts.periods import Window, duration
 from leased.collector.fleet import Fleet
 from leased.collector.planning import capacity, queueing
-from leased.collector.planning.flow import DAY_NS, DAYS_KEPT, Day, summed
+from leased.collector.planning.flow import DAY_NS, DAYS_KEPT, Day, day_start_ns, summed
 from leased.economics.amounts import rounded
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
@@ -89,10 +91,11 @@ def latency_cost(
     span_ns = duration(period)
     if span_ns > DAYS_KEPT * DAY_NS:
         raise InvalidParameter("period", f"at most {DAYS_KEPT}d")
-    day = summed(view.flow.since(now_ns - span_ns) for view in fleet.known())
+    begin_ns = day_start_ns(now_ns - span_ns, now_ns)
+    day = summed(view.flow.since(begin_ns) for view in fleet.known())
     if not views or not day.ended or not day.total_ns:
         return _nothing(accounts, len(views), period)
-    span_ns = max(HOUR_NS, min(span_ns, now_ns - accounts.source.first_ns()))
+    span_ns = max(HOUR_NS, now_ns - max(begin_ns, accounts.source.first_ns()))
     places = max(1, max(view.flow.most for view in views))
     servers = places * len(views)
     service_s = day.total_ns / day.ended / NS_PER_S

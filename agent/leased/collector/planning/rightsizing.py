@@ -137,9 +137,10 @@ def _templates(
     fleet: Fleet, spreads: Iterable[Spread]
 ) -> dict[tuple[str, ResourceKind], _Template]:
     found: dict[tuple[str, ResourceKind], _Template] = {}
+    subjects = fleet.subjects()
     for spread in spreads:
         kind = {kind.name.lower(): kind for kind in TARGET_PM}.get(spread.kind)
-        subject = fleet.subject_of(spread.lease)
+        subject = subjects.get(spread.lease)
         if kind is None or subject is None:
             continue
         mine = [one for one in subject.allotments if one.kind is kind]

@@ -5,9 +5,10 @@ Rule: a row is only ever added to, by what came since. Nothing here is evidence 
 so a crash may lose the last seconds. The oldest rows go first, after `keep_ns` or when there are
 more than `rows_max`.
 
-Tables, for whoever reads them with SQL: `series` (what a number is of) and `rollups` (series,
-beginning of the window in Unix seconds, count, total, most, active, covered_ns; values in the unit
-of `leased.terms.series`).
+Tables, for whoever reads them with SQL: `series` (what a number is of, and the hour of its newest
+row: a look at the last hour passes over what the leases of months ago have left) and `rollups`
+(series, beginning of the window in Unix seconds, count, total, most, active, covered_ns; values in
+the unit of `leased.terms.series`).
 """
 
 from __future__ import annotations
@@ -27,26 +28,34 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.series import KIND
 
 NAME: Final = "telemetry.sqlite"
-FORMAT: Final = 1
+FORMAT: Final = 2
 KEEP_NS: Final = 90 * 24 * 3600 * NS_PER_S
 ROWS_MAX: Final = 50_000_000
 """Some 3 GB: 1 000 nodes with 170 series each for a day, 30 nodes for a month."""
 
+HOUR_S: Final = 3_600
 BUSY_S: Final = 10
 PRUNED_AT_ONCE: Final = 100_000
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS series (
     id INTEGER PRIMARY KEY, node TEXT NOT NULL, resource TEXT NOT NULL, lease TEXT NOT NULL,
     tenant TEXT NOT NULL, name TEXT NOT NULL, attributes TEXT NOT NULL,
+    newest_s INTEGER NOT NULL DEFAULT 0,
     UNIQUE (node, resource, lease, tenant, name, attributes)
 );
 CREATE INDEX IF NOT EXISTS series_by_name ON series (name, lease);
+CREATE INDEX IF NOT EXISTS series_by_age ON series (name, newest_s);
 CREATE TABLE IF NOT EXISTS rollups (
     series INTEGER NOT NULL, begin_s INTEGER NOT NULL, count INTEGER NOT NULL,
     total INTEGER NOT NULL, most INTEGER NOT NULL, active INTEGER NOT NULL,
     covered_ns INTEGER NOT NULL, PRIMARY KEY (series, begin_s)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS rollups_by_time ON rollups (begin_s);
+"""
+_FROM_1: Final = """
+ALTER TABLE series ADD COLUMN newest_s INTEGER NOT NULL DEFAULT 0;
+UPDATE series SET newest_s =
+    coalesce((SELECT max(begin_s) FROM rollups WHERE series = id), 0) / 3600 * 3600;
 """
 _ADD: Final = """
 INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -96,24 +105,27 @@ class Store:
         """Open it; `reading`: beside whoever writes it, else made if need be. Raises StateError."""
         self._keep_ns, self._rows_max = keep_ns, rows_max
         self._ids: dict[Key, int] = {}
+        self._newest_s: dict[int, int] = {}
         path = directory / NAME
         if reading and not path.exists():
             raise StateError(f"{path}: no telemetry was received yet")
         try:
             self._base = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
             version = self._base.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, FORMAT):
+            if version not in (0, FORMAT) and (reading or version != 1):
                 raise StateError(f"{path} is of format {version}; this version reads {FORMAT}")
             if not reading:
-                self._make()
+                self._make(version)
         except sqlite3.Error as error:
             raise StateError(f"{path}: {error}; what is in it can be thrown away") from error
 
-    def _make(self) -> None:
+    def _make(self, version: int) -> None:
         self._base.execute("PRAGMA journal_mode=WAL")
         # Not FULL: what a power cut loses here, nobody is billed for.
         self._base.execute("PRAGMA synchronous=NORMAL")
         with self._base:
+            if version == 1:
+                self._base.executescript(_FROM_1)
             self._base.executescript(_SCHEMA)
             self._base.execute(f"PRAGMA user_version={FORMAT}")
 
@@ -125,13 +137,26 @@ class Store:
         """Add these to what there is, all of them or none. Raises StateError."""
         try:
             with self._base:
-                self._base.executemany(
-                    _ADD,
-                    [(self._id(key), *msgspec.structs.astuple(one)) for key, one in rows],
-                )
+                added = [(self._id(key), *msgspec.structs.astuple(one)) for key, one in rows]
+                self._base.executemany(_ADD, added)
+                self._note_newest(added)
         except sqlite3.Error as error:
             self._ids.clear()  # what was made within the transaction is gone
+            self._newest_s.clear()
             raise StateError(f"{NAME}: {error}") from error
+
+    def _note_newest(self, added: Iterable[tuple[int, ...]]) -> None:
+        """By the hour: not every row is to write its series, too."""
+        later: dict[int, int] = {}
+        for series, begin_s, *_ in added:
+            hour_s = begin_s // HOUR_S * HOUR_S
+            if hour_s > max(self._newest_s.get(series, 0), later.get(series, 0)):
+                later[series] = hour_s
+        self._base.executemany(
+            "UPDATE series SET newest_s = max(newest_s, ?) WHERE id = ?",
+            [(hour_s, series) for series, hour_s in later.items()],
+        )
+        self._newest_s |= later
 
     def prune(self, now_ns: int) -> int:
         """Take away what is too old or too much, so much at a time; how many rows went."""
@@ -156,6 +181,7 @@ class Store:
                         "DELETE FROM series WHERE id NOT IN (SELECT series FROM rollups)"
                     )
                     self._ids.clear()
+                    self._newest_s.clear()
         except sqlite3.Error as error:
             raise StateError(f"{NAME}: {error}") from error
         return gone
@@ -171,7 +197,8 @@ class Store:
     ) -> Iterator[tuple[Key, Rollup]]:
         """Each series of these names in the windows that begin in [begin_s, end_s), added up."""
         marks = ",".join("?" * len(names))
-        narrowed, values = "", [*names, begin_s // WINDOW_S * WINDOW_S, end_s]
+        first_s = begin_s // WINDOW_S * WINDOW_S
+        narrowed, values = "", [*names, first_s // HOUR_S * HOUR_S, first_s, end_s]
         for column, wanted in (("node", node), ("lease", lease)):
             if wanted:
                 narrowed += f" AND s.{column} = ?"
@@ -180,7 +207,7 @@ class Store:
             "SELECT s.node, s.resource, s.lease, s.tenant, s.name, s.attributes, min(r.begin_s),"
             " sum(r.count), sum(r.total), max(r.most), sum(r.active), sum(r.covered_ns)"
             f" FROM series s JOIN rollups r ON r.series = s.id WHERE s.name IN ({marks})"
-            f" AND r.begin_s >= ? AND r.begin_s < ?{narrowed}"
+            f" AND s.newest_s >= ? AND r.begin_s >= ? AND r.begin_s < ?{narrowed}"
             " GROUP BY s.id ORDER BY s.node, s.lease, s.resource, s.name, s.attributes",
             values,
         )

@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from leased.chain.signing import Signer
 from leased.collector.webhooks import signing
 from leased.collector.webhooks.facts import MEDIA_TYPE
 from leased.collector.webhooks.guard import Network, Target, parse_target
@@ -53,9 +54,11 @@ class Courier:
         wall_ns: Callable[[], int],
         entropy: Callable[[], bytes],
         agent: str,
+        keys: Sequence[Signer],
         say: Callable[[str], None],
     ) -> None:
         self._kept, self._allowed, self._context = kept, allowed, context
+        self._keys = keys
         self._timeout_s = timeout_ns / NS_PER_S
         self._wall_ns, self._entropy, self._agent, self._say = wall_ns, entropy, agent, say
         self._limiter = trio.CapacityLimiter(concurrency)
@@ -129,7 +132,9 @@ class Courier:
         headers = [
             ("User-Agent", self._agent),
             ("Content-Type", MEDIA_TYPE),
-            *signing.headers_of(parcel.message, parcel.body, parcel.webhook.secrets, now_ns),
+            *signing.headers_of(
+                parcel.message, parcel.body, parcel.webhook.secrets, now_ns, self._keys
+            ),
         ]
         if line is not None:
             try:

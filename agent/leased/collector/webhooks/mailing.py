@@ -26,6 +26,7 @@ from leased.collector.webhooks.guard import Network
 from leased.collector.webhooks.keeping import Kept
 from leased.collector.webhooks.outbox import Outbox
 from leased.collector.webhooks.receivers import Receivers, change_fact
+from leased.collector.webhooks.signing import load_keys, public_text
 from leased.collector.webhooks.watcher import Look, Watcher
 from leased.terms.errors import ConfigError
 
@@ -39,6 +40,8 @@ class Chosen(Protocol):
     def private_networks(self) -> tuple[Network, ...]: ...
     @property
     def ca(self) -> str: ...
+    @property
+    def signing_keys(self) -> tuple[str, ...]: ...
     @property
     def timeout_ns(self) -> int: ...
     @property
@@ -86,6 +89,8 @@ class Mailing:
             for register in (keeping.register, keeping.writer)
         )
         context = trust(chosen.ca, directory)
+        keys = load_keys(chosen.signing_keys, directory)
+        self.public_keys = tuple(map(public_text, keys))
         self._kept, self._watched = Kept(keeping.directory, make), Kept(keeping.directory, make)
         self._courier = Courier(
             self._kept,
@@ -96,6 +101,7 @@ class Mailing:
             wall_ns=wall_ns,
             entropy=entropy,
             agent=f"leased-collector/{__version__}",
+            keys=keys,
             say=say,
         )
 

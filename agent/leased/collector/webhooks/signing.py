@@ -2,8 +2,9 @@
 """Signatures of deliveries, as Standard Webhooks has them.
 
 Rule: `v1` is HMAC-SHA256 over `id.timestamp.body`, one signature for each secret that counts, so
-that a receiver may change its secret at leisure. A secret is shown once, to whom makes it; nothing
-here prints one.
+that a receiver may change its secret at leisure. `v1a` is Ed25519 over the same, one for each key
+of ours: who checks by a public key can sign nothing itself. A secret is shown once, to whom makes
+it; nothing here prints one.
 
 Does not make the time or the randomness (they are handed in).
 """
@@ -15,11 +16,17 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from leased.chain.signing import Signer, parse_pem
+from leased.terms.errors import ConfigError
+
 PREFIX: Final = "whsec_"
+PUBLIC_PREFIX: Final = "whpk_"
+KEYS_MAX: Final = 4
 SECRET_BYTES: Final = 32
 
 
@@ -65,8 +72,34 @@ def turn(secrets: Sequence[Secret], fresh: Secret, overlap_ns: int) -> tuple[Sec
     return (fresh, *kept[:1])
 
 
+def load_keys(names: Sequence[str], directory: Path) -> tuple[Signer, ...]:
+    """The private keys in these files, those beside `directory`'s configuration. Raises
+    ConfigError."""
+    at = "webhooks.signing_keys"
+    if len(names) > KEYS_MAX or len(names) != len(frozenset(names)):
+        raise ConfigError(f"{at}: {KEYS_MAX} at most, each once")
+    found = []
+    for name in names:
+        path = directory / name
+        try:
+            if path.stat().st_mode & 0o077:
+                raise ConfigError(f"{at}: {path}: others may read it; run `chmod 600 {path}`")
+            found.append(parse_pem(path.read_bytes()))
+        except OSError as error:
+            raise ConfigError(f"{at}: {path}: {error.strerror}") from error
+        except ValueError as error:
+            why = f"not an unencrypted Ed25519 key in PKCS#8 PEM ({error})"
+            raise ConfigError(f"{at}: {path}: {why}") from error
+    return tuple(found)
+
+
+def public_text(key: Signer) -> str:
+    """A public key as receivers are given it."""
+    return PUBLIC_PREFIX + base64.b64encode(key.public_key).decode()
+
+
 def headers_of(
-    id: str, body: bytes, secrets: Sequence[Secret], now_ns: int
+    id: str, body: bytes, secrets: Sequence[Secret], now_ns: int, keys: Sequence[Signer] = ()
 ) -> list[tuple[str, str]]:
     """What says who sent it, and when."""
     timestamp = str(now_ns // 1_000_000_000)
@@ -76,6 +109,7 @@ def headers_of(
         "v1," + base64.b64encode(hmac.new(one.key, signed, hashlib.sha256).digest()).decode()
         for one in counting
     ]
+    signatures += ["v1a," + base64.b64encode(key.sign(signed)).decode() for key in keys]
     return [
         ("webhook-id", id),
         ("webhook-timestamp", timestamp),

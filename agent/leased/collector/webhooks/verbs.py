@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from leased.collector.governance.register import Register
 from leased.collector.webhooks.mailing import entropy
 from leased.collector.webhooks.outbox import Outbox
 from leased.collector.webhooks.receivers import Receivers
+from leased.collector.webhooks.signing import load_keys, public_text
 from leased.ctl import render
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Parser, Verbs, verb
@@ -184,13 +185,24 @@ def _set(options: argparse.Namespace, console: Console, receivers: Receivers) ->
 
 def _list(options: argparse.Namespace, console: Console, receivers: Receivers) -> int:
     found = [webhooks.shown(one, receivers.outbox) for one in receivers.outbox.webhooks()]
-    return _tell(options, console, found)
+    chosen = settings.load(options.config).webhooks
+    directory = (options.config or settings.CONFIG).parent
+    keys = [public_text(key) for key in load_keys(chosen.signing_keys, directory)]
+    return _tell(options, console, found, keys)
 
 
-def _tell(options: argparse.Namespace, console: Console, found: list[webhooks.WebhookSeen]) -> int:
+def _tell(
+    options: argparse.Namespace,
+    console: Console,
+    found: list[webhooks.WebhookSeen],
+    keys: Sequence[str] | None = None,
+) -> int:
     if options.json:
-        console.document({"webhooks": [_plain(one) for one in found]})
+        more = {} if keys is None else {"public_keys": list(keys)}
+        console.document({"webhooks": [_plain(one) for one in found], **more})
         return 0
+    for key in keys or ():
+        console.note(f"what is sent can be checked by {key}")
     rows = [
         (
             one.id,

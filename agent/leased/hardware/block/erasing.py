@@ -104,6 +104,7 @@ def _erase(call: Clean, namespace: Namespace) -> tuple[str, int]:
         _carry_out(way, fd, call, namespace)
         _zero_edges(fd, call.size_bytes)
         verbs.flush_device(fd)
+        os.fsync(fd)  # what is in the drive's own cache comes back after a power cut
     return way.value, call.size_bytes
 
 

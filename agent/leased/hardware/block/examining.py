@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Examining: asking a drive what it can, who else reaches a namespace, and what is on it.
 
-Rule: a drive that does not answer one of the further questions (an optional log or list) is taken
-at the least that the answer could be. Nothing is written.
+Rule: a drive that does not know one of the further questions (an optional log or list) is taken at
+the least that the answer could be; one that only does not answer it now has not been examined: what
+is not listed today may be somebody's. Nothing is written.
 
 Does not decide what follows.
 """
@@ -69,9 +70,9 @@ def other_namespaces(controller: int, namespace: Namespace) -> tuple[int, ...]:
     for cns in (drives.ALLOCATED_LIST, drives.ACTIVE_LIST):
         try:
             listed += drives.read_list(_identify(controller, 0, cns))
-        except DeviceError as error:
+        except verbs.NotKnown:
             # Drives without namespace management know no list of what is not attached.
-            if cns != drives.ALLOCATED_LIST or error.errno != errno.EREMOTEIO:
+            if cns != drives.ALLOCATED_LIST:
                 raise
     beside = [one.nsid for one in list_namespaces() if one.nqn == namespace.nqn]
     return tuple(sorted({*listed, *beside} - {namespace.nsid}))
@@ -81,9 +82,7 @@ def _strangers(controller: int, namespace: Namespace) -> tuple[int, ...]:
     """Controllers that reach the namespace and are not this host's."""
     try:
         page = _identify(controller, namespace.nsid, drives.ATTACHED_CONTROLLERS)
-    except DeviceError as error:
-        if error.errno != errno.EREMOTEIO:
-            raise
+    except verbs.NotKnown:
         return ()
     ours = {one.cntlid for one in namespace.controllers}
     return tuple(one for one in drives.read_controllers(page) if one not in ours)
@@ -140,7 +139,5 @@ def _log(controller: int, log: int, size_bytes: int) -> bytes:
             size_bytes=size_bytes,
             timeout_ms=ADMIN_MS,
         )
-    except DeviceError as error:
-        if error.errno != errno.EREMOTEIO:
-            raise
+    except verbs.NotKnown:
         return b""

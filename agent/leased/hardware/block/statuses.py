@@ -4,7 +4,8 @@
 Rule: a status above 0 is a failure, however friendly its name; one that is not listed is still told
 by its numbers.
 
-Does not decide whether to ask again: `may_retry` says what the drive says of that.
+Does not decide whether to ask again: `may_retry` says what the drive says of that, `is_unknown`
+whether it would ever have an answer.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ _NAMES: Final = {
     (3, 0x71): "aborted by host",
 }
 
+_UNKNOWN: Final = ((0, 0x01), (0, 0x02), (0, 0x0B), (1, 0x09))
+"""What drives say of a command, a list or a log that they do not have."""
+
 
 def name_status(status: int) -> str:
     """The status in words, its numbers included."""
@@ -61,3 +65,9 @@ def name_status(status: int) -> str:
 def may_retry(status: int) -> bool:
     """Whether the drive does not say that it is pointless."""
     return not status & DO_NOT_RETRY
+
+
+def is_unknown(status: int) -> bool:
+    """Whether the drive does not know what it was asked; anything else is an answer that it did
+    not give this time."""
+    return (status >> 8 & 7, status & 0xFF) in _UNKNOWN

@@ -14,7 +14,7 @@ import os
 from typing import Final, NamedTuple
 
 from leased._native import ffi, lib
-from leased.hardware.block.statuses import name_status
+from leased.hardware.block.statuses import is_unknown, name_status
 from leased.terms.errors import DeviceError
 
 PAGE_BYTES: Final = lib.LEASED_NVME_PAGE_BYTES
@@ -28,6 +28,10 @@ _BELOW_MAX: Final = 16
 
 Number = tuple[int, int]
 """Major and minor of a block device."""
+
+
+class NotKnown(DeviceError):
+    """A drive has no such command, list or log, and never will."""
 
 
 class Mapping(NamedTuple):
@@ -60,7 +64,8 @@ def _checked(verb: str, rc: int, detail: str = "") -> int:
 def _accepted(verb: str, rc: int, detail: str = "") -> None:
     """0, or what the kernel or the drive has against it."""
     if rc > 0:
-        raise DeviceError(verb, errno.EREMOTEIO, " ".join([name_status(rc), detail]).rstrip())
+        refused = NotKnown if is_unknown(rc) else DeviceError
+        raise refused(verb, errno.EREMOTEIO, " ".join([name_status(rc), detail]).rstrip())
     _checked(verb, rc, detail)
 
 

@@ -22,14 +22,17 @@ from typing import Final
 
 from leased.hardware.dax.ranges import Range, identify_region
 from leased.hardware.nodes import dax_origin
-from leased.hardware.sysfs import list_names
+from leased.hardware.sysfs import list_names, read_int
 
 _KEEPERS: Final = (
     ("nd", re.compile(r"dax\d+\.\d+"), "dax_pmem"),
-    ("cxl", re.compile(r"dax_region\d+"), "cxl_dax_region"),
-    ("platform", re.compile(r"hmem\.\d+"), "dax_hmem"),
+    ("cxl", re.compile(r"region\d+"), "cxl_region"),
+    ("platform", re.compile(r"hmem\.\d+"), "hmem"),
 )
 """Bus, device and driver of everything that a range is made on."""
+
+_NOT_YET: Final = 0
+"""What a CXL region says of being committed while somebody makes it."""
 
 
 def read_lost(root: Path) -> tuple[Range, ...]:
@@ -47,6 +50,8 @@ def _lost(root: Path) -> Iterator[Range]:
                 continue
             region = Path(os.path.realpath(devices / name))
             if (region / "driver").exists() or not keeper.is_dir():
+                continue
+            if read_int(region / "commit") == _NOT_YET:
                 continue
             identity = identify_region(region, root)
             if identity or bus == "platform":  # of those there are no spare ones

@@ -14,6 +14,7 @@ Does not open a device.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,12 +29,13 @@ DEVICE_MODE = "device_dax"
 MEMORY_MODE = "kmem"
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 _ID_CHARACTERS_MAX = 100
+_BETWEEN = re.compile(r"dax_region\d+")
 
 
 class Range(msgspec.Struct, frozen=True, array_like=True):
-    """One range. `driver` is "" where it has none; `region` the path in sysfs of the device that it
-    is a child of, `keeper` that of the region's driver, `whole` whether the range is the only one
-    there; `node` the NUMA node that its memory belongs to, or would."""
+    """One range. `driver` is "" where it has none; `region` the path in sysfs of the device that is
+    taken away to take the range, `keeper` that of its driver, `whole` whether the range is the only
+    one there; `node` the NUMA node that its memory belongs to, or would."""
 
     name: str
     identity: str
@@ -74,10 +76,10 @@ def read_ranges(root: Path) -> tuple[Range, ...]:
 
 
 def _range(name: str, device: Path, size_bytes: int, root: Path) -> Range:
-    region = device.parent
+    parent, region = device.parent, _region_of(device)
     origin = dax_origin(str(device))
     target = read_int(device / "target_node")
-    siblings = [other for other in list_names(region) if (region / other / "target_node").exists()]
+    siblings = [other for other in list_names(parent) if (parent / other / "target_node").exists()]
     return Range(
         name=name,
         identity=identify(device, root),
@@ -90,6 +92,13 @@ def _range(name: str, device: Path, size_bytes: int, root: Path) -> Range:
         whole=siblings == [name],
         origin="" if origin is None else origin.name,
     )
+
+
+def _region_of(device: Path) -> Path:
+    """What the range is all of: mostly what it hangs on. Of CXL memory that has a driver which lets
+    nobody unbind, and it comes and goes with the region itself (as `cxl disable-region` does)."""
+    parent = device.parent
+    return parent.parent if _BETWEEN.fullmatch(parent.name) else parent
 
 
 def identify(device: Path, root: Path) -> str:

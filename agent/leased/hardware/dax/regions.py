@@ -4,9 +4,9 @@
 Unbinding the range from its driver (`device_dax`) ends every mapping with SIGBUS, but binds the
 same device again afterwards: descriptors of before come back to life with it, and on Linux 6.1,
 which links them into a list that the second probe begins anew, closing one then ends in "list_del
-corruption" and a dead kernel. Taking the *region* from its driver (`dax_pmem`, `cxl_dax_region`,
-`dax_hmem`) removes the range itself, and giving it back makes another: what was open stays ENXIO
-and SIGBUS for ever.
+corruption" and a dead kernel. Taking the *region* from its driver (`dax_pmem`, `cxl_region`,
+`hmem`) removes the range itself, and giving it back makes another: what was open stays ENXIO and
+SIGBUS for ever.
 
 Rule: never bind a range again; only its region. What comes back is looked up by identity.
 

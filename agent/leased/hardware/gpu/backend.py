@@ -336,9 +336,6 @@ class GpuBackend:
                 if self.serves(allotment):
                     self._desk.occupy(allotment.resource_id, self._target_or_none(allotment), lease)
         self._adopted = True
-        for resource_id in self._fleet.resource_ids:
-            if not self._desk.is_occupied(resource_id):
-                self._reclaimer.owe_unknown(resource_id)
         if self._config.offer and not self._leave.taken:
             await self._idle.close()
 

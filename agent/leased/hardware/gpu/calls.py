@@ -218,10 +218,12 @@ class Made(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Remove(msgspec.Struct, frozen=True, array_like=True):
-    """Destroy the instance at a target's place, or (`absent`) say whether one is there."""
+    """Destroy the instance at a target's place, or (`absent`) say whether one is there. `halves`:
+    one that no MIG device is of, and no other."""
 
     target: Target
     budget_ns: int = 0
+    halves: bool = False
 
 
 class Absent(msgspec.Struct, frozen=True, array_like=True):

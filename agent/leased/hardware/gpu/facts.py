@@ -11,8 +11,13 @@ Does not judge (`health`, `verdict`) and does not ask (`nvml`).
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
+
+FABRIC_WAITS: Final = ("not started", "in progress")
+FABRIC_FAILED: Final = "failed"
+"""How far a GPU behind an NVLink switch has joined its fabric, when it has not."""
 
 
 class Question(enum.StrEnum):

@@ -23,7 +23,7 @@ from leased.hardware.crew import Crew
 from leased.hardware.gpu.calls import Bus, Examine, Examined, Gauge, Listed, Listing, Where
 from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.facts import Gpu, Instance, Target
-from leased.hardware.gpu.health import WELL, Finding, judge_condition, judge_fault
+from leased.hardware.gpu.health import WELL, Finding, judge_fault, judge_gpu
 from leased.hardware.gpu.survey import Seen, targets
 from leased.hardware.gpu.survey import resource_id as whole_id
 from leased.terms.errors import DeviceError
@@ -103,7 +103,7 @@ class Fleet:
         return tuple(
             gpu.uuid
             for gpu in self.seen.gpus
-            if gpu.uuid in self._suspects and judge_condition(gpu.condition) == WELL
+            if gpu.uuid in self._suspects and judge_gpu(gpu) == WELL
         )
 
     def gauges(self) -> tuple[Gauge, ...]:
@@ -228,7 +228,7 @@ class Fleet:
             gpus[known.uuid] = known
             findings[known.uuid] = judge_fault(fault.errno, fault.fault)
         for uuid, gpu in fresh.items():
-            finding = judge_condition(gpu.condition)
+            finding = judge_gpu(gpu)
             if finding == WELL and uuid in self._suspects:
                 finding = Finding(Health.SICK, self._suspects[uuid])
             if finding != WELL:

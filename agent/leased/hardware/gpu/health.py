@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from leased.hardware.gpu.facts import Condition
+from leased.hardware.gpu.facts import FABRIC_WAITS, Condition, Gpu
 from leased.terms.resource import Health
 
 RECOVERY_ACTIONS: Final = (
@@ -38,6 +38,16 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 WELL: Final = Finding(Health.OK)
+
+
+def judge_gpu(gpu: Gpu) -> Finding:
+    """What a GPU that answers says of itself. Behind an NVLink switch nothing starts on a whole one
+    before it has joined the fabric (CUDA_ERROR_SYSTEM_NOT_READY); MIG devices have no links."""
+    finding = judge_condition(gpu.condition)
+    if finding == WELL and gpu.fabric in FABRIC_WAITS and not gpu.mig_enabled:
+        why = f"it has not joined its NVLink fabric ({gpu.fabric}): see nvidia-fabricmanager"
+        return Finding(Health.SICK, why)
+    return finding
 
 
 def judge_condition(condition: Condition) -> Finding:

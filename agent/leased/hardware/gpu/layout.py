@@ -86,9 +86,13 @@ def span_at(places: Sequence[tuple[int, int]], place: Place) -> int:
 
 
 def remove(call: Remove, fds: list[int]) -> Nothing:
-    """Destroy what is at the place. Idempotent. Raises DeviceError(EBUSY) when it stays in use."""
-    assert call.target.place is not None
-    _destroy_at(parent_of(call.target), call.target.place, call.budget_ns)
+    """Destroy what is at the place. Idempotent. Raises DeviceError(EBUSY) when it stays in use, or
+    is a MIG device where only a half of one was to be."""
+    place, gpu = call.target.place, parent_of(call.target)
+    assert place is not None
+    if call.halves and any(_computes(handle) for handle in _at(gpu, place)):
+        raise DeviceError("gpu_layout", errno.EBUSY, f"a MIG device is at {place.name}")
+    _destroy_at(gpu, place, call.budget_ns)
     return Nothing()
 
 
@@ -122,10 +126,15 @@ def _destroy_at(gpu: nvml.Handle, place: Place, budget_ns: int) -> None:
 
 
 def _destroy(handle: Any) -> None:
-    for number in range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT):
-        for compute in _listed_compute(handle, number):
-            nvml.call("destroy_compute_instance", pynvml.nvmlComputeInstanceDestroy, compute)
+    for compute in _computes(handle):
+        nvml.call("destroy_compute_instance", pynvml.nvmlComputeInstanceDestroy, compute)
     nvml.call("destroy_instance", pynvml.nvmlGpuInstanceDestroy, handle)
+
+
+def _computes(handle: Any) -> list[Any]:
+    """Every compute instance of a GPU instance."""
+    numbers = range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT)
+    return [one for number in numbers for one in _listed_compute(handle, number)]
 
 
 def _listed_compute(handle: Any, number: int) -> list[Any]:

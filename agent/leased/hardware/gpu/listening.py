@@ -3,13 +3,15 @@
 
 Rule: a wait blocks in the driver, so nobody else uses this worker; what it registered lives as long
 as the process, and the agent starts a new one when the GPUs change. A storm is told in parts: at
-most `EVENTS_MAX` in one answer, each kind of event once per GPU.
+most `EVENTS_MAX` in one answer, each kind of event once per GPU. Whose an event is is known from
+the registration: a GPU that is lost may not tell its address any more.
 
 Does not judge events (`xids`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 from typing import Any, Final
 
@@ -39,6 +41,7 @@ class _Ear:
     def __init__(self) -> None:
         self.events: Any = None
         self.deaf: tuple[str, ...] = ()
+        self._addresses: dict[int | None, str] = {}
 
     def register(self, gpus: tuple[Listed, ...]) -> None:
         nvml.open_library()
@@ -47,6 +50,7 @@ class _Ear:
         for gpu in gpus:
             try:
                 handle = nvml.at_pci(gpu.pci, gpu.uuid)
+                self._addresses[_number(handle)] = gpu.pci
                 known = nvml.call("event_types", pynvml.nvmlDeviceGetSupportedEventTypes, handle)
                 wanted = _WANTED & int(known)
                 nvml.call("events", pynvml.nvmlDeviceRegisterEvents, handle, wanted, self.events)
@@ -55,6 +59,15 @@ class _Ear:
             except DeviceError:
                 deaf.append(gpu.uuid)
         self.deaf = tuple(deaf)
+
+    def address_of(self, handle: nvml.Handle) -> str:
+        """The PCI address of whatever told something."""
+        known = self._addresses.get(_number(handle))
+        return nvml.pci_of(handle) if known is None else known
+
+
+def _number(handle: nvml.Handle) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value
 
 
 _EAR = _Ear()
@@ -77,6 +90,6 @@ def listen(call: Listen, fds: list[int]) -> Heard:
             break
         kind = int(event.eventType)
         xid = int(event.eventData) if kind == XID else 0
-        heard[nvml.pci_of(event.device), kind, xid] = None
+        heard[_EAR.address_of(event.device), kind, xid] = None
         wait_ms = 0
     return Heard(tuple(heard), _EAR.deaf)

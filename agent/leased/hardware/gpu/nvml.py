@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 import pynvml
 
-from leased.hardware.gpu.facts import Instance, Usage
+from leased.hardware.gpu.facts import FABRIC_FAILED, FABRIC_WAITS, Instance, Usage
 from leased.terms.errors import DeviceError
 
 Handle = Any
@@ -30,7 +30,7 @@ _NO_GPUS: Final = 1
 
 _RECOVERY_ACTION: Final = 230
 _MIB: Final = 1 << 20
-_FABRIC_STATES: Final = ("", "not started", "in progress", "completed")
+_FABRIC_STATES: Final = ("", *FABRIC_WAITS, "completed")
 
 ERRNO: Final = {
     pynvml.NVML_ERROR_NOT_SUPPORTED: errno.ENOTSUP,
@@ -233,7 +233,9 @@ def fabric_of(handle: Handle) -> str:
     told = pynvml.c_nvmlGpuFabricInfo_v2_t()
     told.version = pynvml.nvmlGpuFabricInfo_v2
     call("fabric", pynvml.nvmlDeviceGetGpuFabricInfoV, handle, ctypes.byref(told))
-    state = int(told.state)
+    state, status = int(told.state), int(told.status)
+    if state == pynvml.NVML_GPU_FABRIC_STATE_COMPLETED and status != pynvml.NVML_SUCCESS:
+        return f"{FABRIC_FAILED} (NVML error {status})"
     return _FABRIC_STATES[state] if state < len(_FABRIC_STATES) else f"state {state}"
 
 

@@ -40,11 +40,13 @@ class Places:
         )
         return self._fleet.place(resource_id, made.instance)
 
-    async def unmake(self, resource_id: str, target: Target) -> StepReport:
-        """How the instance's destruction went."""
+    async def unmake(
+        self, resource_id: str, target: Target, *, halves: bool = False
+    ) -> StepReport:
+        """How the instance's destruction went; `halves`: where no MIG device was seen."""
         began_ns = _now_ns()
         budget_ns = self._desk.config.mig_budget_ns
-        call = calls.Remove(target, budget_ns)
+        call = calls.Remove(target, budget_ns, halves)
         try:
             await self._desk.ask(
                 worker_of(target), "unmake", call, calls.Nothing, extra_ns=budget_ns

@@ -32,6 +32,8 @@ from leased.terms.identity import TenantId
 from leased.terms.lease import Lease, RevocationReason
 from leased.terms.teardown import StepReport, TeardownStep
 
+_NOBODY_KNOWS = TenantId("")
+
 
 class Outcome(msgspec.Struct, frozen=True):
     """What the release and the scrub of one device came to."""
@@ -59,7 +61,7 @@ class Reclaimer:
         self._ear = ear
         self.places = Places(desk, fleet)
         self._baselines: dict[str, int] = {}
-        self._owed: dict[str, TenantId] = {}
+        self._owed: dict[str, TenantId | None] = {}
         self.dirty: dict[str, int] = {}
         """Bytes that a scrub found and the driver should have cleared, by GPU."""
 
@@ -67,18 +69,14 @@ class Reclaimer:
         """So much is in use while nobody has the device."""
         self._baselines[resource_id] = usage.used_bytes
 
-    def owe_unknown(self, resource_id: str) -> None:
-        """Nobody remembers whether what the last tenant left was overwritten."""
-        if self._desk.config.scrub_later:
-            self._owed[resource_id] = TenantId("")
-
     # -- release and scrub -------------------------------------------------------------------------
 
     async def reclaim(self, lease: Lease, resource_id: str, target: Target) -> Outcome:
         """Release and scrub, within the device's turn."""
         began_ns = _now_ns()
         if target.place is not None and target.instance is None:
-            gone = StepReport(TeardownStep.OBJECT_REVOKE, 0, began_ns, began_ns)
+            # No MIG device is there; a GPU instance that was made half-way may be.
+            gone = await self.places.unmake(resource_id, target, halves=True)
             return Outcome((gone,), began_ns, 0)
         used_max_bytes = self._used_max(resource_id, target)
         at = TeardownStep.RELEASE
@@ -99,7 +97,7 @@ class Reclaimer:
                 usage = released.sight.usage
                 scrubbed = await self.scrub(target, usage, writes=not later, lingers=True)
                 steps += scrubbed.steps
-                self._note_debt(resource_id, lease, later)
+                self._note_debt(resource_id, lease, later, scrubbed)
                 if target.place is not None:
                     steps += (await self.places.unmake(resource_id, target),)
         except DeviceError as error:
@@ -128,10 +126,13 @@ class Reclaimer:
         return done
 
     async def pay_debt(self, lease: Lease, resource_id: str, target: Target) -> None:
-        """Overwrite what an earlier lease left, if it was another tenant's. Raises DeviceError."""
-        owner = self._owed.get(resource_id)
+        """Overwrite what an earlier lease left, if it was another tenant's. Nobody remembers what
+        was left before this run, wherever the device was then. Raises DeviceError."""
+        owner = self._owed.get(resource_id, _NOBODY_KNOWS)
         if owner is None or owner == lease.subject.tenant:
             return
+        if target.place is not None or not self._desk.config.scrub_later:
+            return  # made for its lease, or always overwritten at the end
         usage = Usage(0, 0, 0)
         facts = self._fleet.facts(target.uuid)
         if target.instance is not None:
@@ -147,7 +148,7 @@ class Reclaimer:
         if failed:
             self._fleet.suspect(target.uuid, "what an earlier tenant left could not be overwritten")
             raise DeviceError("gpu_scrub", failed, f"{target.visible} is not clean")
-        del self._owed[resource_id]
+        self._owed[resource_id] = None
 
     def without_holders(self, resource_id: str, target: Target, seen: Usage) -> Usage:
         """The usage of a device that nobody has, from one that was `seen` when somebody may have
@@ -264,11 +265,12 @@ class Reclaimer:
         lumped = facts is not None and Question.RESERVED in facts.unanswered
         return config.overhead_bytes if lumped else config.used_slack_bytes
 
-    def _note_debt(self, resource_id: str, lease: Lease, later: bool) -> None:
-        if later:
-            self._owed[resource_id] = lease.subject.tenant
-        else:
-            self._owed.pop(resource_id, None)
+    def _note_debt(
+        self, resource_id: str, lease: Lease, later: bool, done: calls.Scrubbed
+    ) -> None:
+        self._owed.pop(resource_id, None)
+        if verdict.is_clean(done.steps):
+            self._owed[resource_id] = lease.subject.tenant if later else None
 
     def _note_hang(self, target: Target, error: DeviceError) -> None:
         if error.errno == errno.ETIMEDOUT:

@@ -19,7 +19,15 @@ import msgspec
 from leased.hardware.calls import Surveyed
 from leased.hardware.gpu.calls import Listed
 from leased.hardware.gpu.config import GpuConfig
-from leased.hardware.gpu.facts import Gpu, Instance, Place, Question, Target, target_of
+from leased.hardware.gpu.facts import (
+    FABRIC_FAILED,
+    Gpu,
+    Instance,
+    Place,
+    Question,
+    Target,
+    target_of,
+)
 from leased.hardware.gpu.health import WELL, Finding
 from leased.hardware.gpu.measured import evidence_of
 from leased.terms.resource import MIG_PREFIX, Absence, Resource, ResourceKind
@@ -103,6 +111,8 @@ def _limits(gpu: Gpu, finding: Finding, dirty_bytes: int) -> tuple[str, ...]:
     limits = [_LIMITS[Question(one)] for one in gpu.unanswered]
     if gpu.mig_enabled != gpu.mig_pending:
         limits.append(f"MIG is turned {'on' if gpu.mig_pending else 'off'} by the next reset")
+    if gpu.fabric.startswith(FABRIC_FAILED) and not gpu.mig_enabled:
+        limits.append(f"it reaches no GPU by NVLink: joining its fabric {gpu.fabric}")
     if dirty_bytes:
         limits.append(
             f"the driver does not clear memory that it frees: {dirty_bytes} bytes of an earlier"

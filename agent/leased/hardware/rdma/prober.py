@@ -9,7 +9,8 @@ meanwhile there is none, and the kernel's list is the only witness.
 They live in a cgroup beside the leases': our own lets no packet of a software device out.
 
 Rule: only a completion is believed. A read that went through after the cut proves that access has
-not ended; one that the fabric or the device refused proves that it has.
+not ended; one that the fabric or the device refused proves that it has. One that was flushed was
+never made: the connection had broken before.
 
 Does not judge (`backend`).
 """
@@ -29,6 +30,9 @@ from leased.hardware.rdma.nldev import Nldev
 from leased.terms.errors import DeviceError
 
 HOME: Final = "probers"
+_FLUSHED: Final = 5
+"""IBV_WC_WR_FLUSH_ERR."""
+
 _READ_MS: Final = 1000
 """A peer that does not answer is given up by the device within 0.1 s."""
 
@@ -122,7 +126,8 @@ def probe(asked: calls.Probe, fds: Sequence[int]) -> calls.Probed:
     if prober is None:
         return calls.Probed(False)
     try:
-        return calls.Probed(True, *prober.read(prober.address, prober.rkey))
+        status, took_ns = prober.read(prober.address, prober.rkey)
+        return calls.Probed(False) if status == _FLUSHED else calls.Probed(True, status, took_ns)
     except DeviceError:
         # No completion, no proof either way.
         return calls.Probed(False)

@@ -14,7 +14,7 @@
 -- lives  leases that are plain and began and ended within a block, one row per allotment: granted at record seq, torn down
 --        and ended on the clock of that boot, in this order; released_ns where they ended in Released. Of these there are
 --        no acts and no holds.
--- parties (party_hi, party_lo): kind, tier, priority, tenant and tag, each once.
+-- parties (party_hi, party_lo): kind, tier, priority, tenant and tag, each at least once. probe = 1: on no bill, and no task.
 -- boots  (log, boot): its first and its last moment on its own clock. last = 1: the newest of its log.
 -- eras   boot time [start_ns, end_ns) is labelled from label_ns on. final = 1: the last of its boot.
 -- hours  every hour from the first label to the last.
@@ -172,13 +172,13 @@ FROM stretches WHERE end_ns > deadline_ns
 -- name: owners
 -- Who can be charged with what, by a number: sorting and grouping compare numbers, and names come back at the end. payer is
 -- the same without priority and tag.
-SELECT party_hi, party_lo, tenant, kind, tier, priority, tag,
+SELECT party_hi, party_lo, tenant, kind, tier, priority, tag, probe,
        CAST(ROW_NUMBER() OVER (ORDER BY tenant, kind, tier, priority, tag) AS INT) AS owner,
        CAST(DENSE_RANK() OVER (ORDER BY tenant, kind, tier) AS INT) AS payer
 FROM (
-    SELECT party_hi, party_lo, tenant, kind, tier, priority, tag FROM parties
+    SELECT party_hi, party_lo, tenant, kind, tier, priority, tag, probe FROM parties
     UNION
-    SELECT 0, 0, '', kind, tier, -1, '' FROM others
+    SELECT 0, 0, '', kind, tier, -1, '', 0 FROM others
 ) o
 
 -- name: payers
@@ -306,7 +306,7 @@ FROM r WHERE held > 0
 GROUP BY kind, tier, idiv(t, 3600000000000)
 
 -- name: released
--- The leases that ended in Released, each in the hour in which it was released.
+-- The leases that ended in Released, each in the hour in which it was released; probes are none.
 SELECT one.log, o.tenant, idiv(e.label_ns + (a.sealed_ns - e.start_ns), 3600000000000) AS hour
 FROM (
     SELECT f.log, f.granted_seq, MIN(a.seq) AS seq
@@ -318,13 +318,13 @@ FROM (
 ) one
 JOIN acts a ON a.log = one.log AND a.seq = one.seq AND a.act = 9
 JOIN holds h ON h.log = one.log AND h.seq = one.granted_seq AND h.slot = 0
-JOIN owners o ON o.party_hi = h.party_hi AND o.party_lo = h.party_lo
+JOIN owners o ON o.party_hi = h.party_hi AND o.party_lo = h.party_lo AND o.probe = 0
 JOIN eras e ON e.log = a.log AND e.boot = a.boot AND a.sealed_ns >= e.start_ns
      AND (a.sealed_ns < e.end_ns OR e.final = 1)
 UNION ALL
 SELECT l.log, o.tenant, idiv(e.label_ns + (l.released_ns - e.start_ns), 3600000000000)
 FROM lives l
-JOIN owners o ON o.party_hi = l.party_hi AND o.party_lo = l.party_lo
+JOIN owners o ON o.party_hi = l.party_hi AND o.party_lo = l.party_lo AND o.probe = 0
 JOIN eras e ON e.log = l.log AND e.boot = l.boot AND l.released_ns >= e.start_ns
      AND (l.released_ns < e.end_ns OR e.final = 1)
 WHERE l.slot = 0 AND l.released_ns IS NOT NULL
