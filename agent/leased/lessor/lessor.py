@@ -168,14 +168,14 @@ class Lessor:
     # ---- what clients ask ------------------------------------------------------------------------
 
     def _acquire(self, command: commands.Acquire, moment: Moment) -> Proposal:
-        known = self.requests.known(command)
-        if known is not None:
+        if (known := self.requests.known(command)) is not None:
             return known
         slow_down = self.requests.throttle.refusal(command, moment.boot_ns)
-        if slow_down is not None:
+        tenant = command.caller.tenant
+        if slow_down and not self.requests.throttle.is_news(tenant, moment.boot_ns):
             return answered(command, slow_down)
         draft = Draft(self.table, self._ids, moment)
-        self.requests.decide(draft, command)
+        self.requests.decide(draft, command, slow_down)
         return draft.finish()
 
     def _renew(self, command: commands.Renew, moment: Moment) -> Proposal:

@@ -209,6 +209,15 @@ def observe_clock_step(draft: Draft, command: commands.ObserveClockStep) -> None
     draft.answer(command.command_id, _DONE)
 
 
+def observe_haste(draft: Draft, command: commands.ObserveHaste) -> None:
+    """A tenant calls too often: on record, as what else of it is refused."""
+    caller, limit = command.caller, command.limit
+    who = (caller.tenant, caller.uid, command.command_id)
+    reason = int(RefusalReason.API_RATE)
+    draft.emit(events.Refused(draft.event_id(), *who, reason, limit, limit, 1))
+    draft.answer(command.command_id, _DONE)
+
+
 def end_lost(draft: Draft) -> None:
     """End every live lease that holds something of a resource that is no longer there."""
     lost = {
@@ -260,4 +269,5 @@ OBSERVATIONS: Final[dict[type[Command], Callable[[Draft, Any], None]]] = {
     commands.Observe: observe,
     commands.ObserveHealth: observe_health,
     commands.ObserveClockStep: observe_clock_step,
+    commands.ObserveHaste: observe_haste,
 }

@@ -100,9 +100,9 @@ class Requests:
             )
         return None
 
-    def decide(self, draft: Draft, acquire: Acquire) -> None:
-        """Grant, queue or refuse a new request."""
-        requeued = False if acquire.requeue_of is None else self._requeued(acquire)
+    def decide(self, draft: Draft, acquire: Acquire, slow_down: Refusal | None = None) -> None:
+        """Grant, queue or refuse a new request; one that came too fast, for that alone."""
+        requeued = slow_down or (acquire.requeue_of is not None and self._requeued(acquire))
         if isinstance(requeued, Refusal):
             self._refuse(draft, acquire, requeued)
             return

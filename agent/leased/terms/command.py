@@ -298,6 +298,13 @@ class ObserveClockStep(Command, frozen=True):
     delta_ns: int
 
 
+class ObserveHaste(Command, frozen=True):
+    """A tenant calls more often than its `api_rate`, so many times in its period."""
+
+    caller: Caller
+    limit: int
+
+
 class Start(Command, frozen=True):
     """First command of a run. `known_to_reaper`: leases of this boot that the reaper still
     holds."""

@@ -289,6 +289,7 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "submit_rate": Row(
         fast,
+        sealed=True,
         again=True,
         rule="tenants.acme.submit_rate",
         policy=mine(submit_rate="1/h"),
@@ -298,6 +299,7 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "throttled": Row(
         throttled,
+        sealed=True,
         again=True,
         rule="tenants.acme",
         policy={"when_over": "throttle", **mine(mem="4KiB")},

@@ -20,10 +20,12 @@ import trio.testing
 
 from leased.ports import Access
 from leased.terms.errors import CallerError, DeviceError
+from leased.terms.event import Refused
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import Lease, LeaseState, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy, Rate, TenantLimits
+from leased.terms.reply import RefusalReason
 from tests.doubles.calling import House, Visitor, memory, message, open_house
 from tests.doubles.devices import Fault
 from tests.doubles.serving import Host, descriptors
@@ -476,6 +478,10 @@ async def test_a_tenant_that_calls_too_often_is_told_until_when(
             name, told = await me.refused(f"Lease.{method}", lease_id=lease)
             assert (name, told["reason"]) == ("Refused", "api_rate"), method
             assert told["rule"] == "tenants.acme.api_rate" and told["seconds_until_retry"] == 1
+        # That it is held back is on record, once in a while.
+        await other.call("Lease.List")
+        found = [event for _, event, _ in house.host.chain() if isinstance(event, Refused)]
+        assert [one.reason for one in found] == [RefusalReason.API_RATE]
         await other.call("Lease.List")
         await trio.sleep(0.25)
         await me.call("Lease.Renew", lease_id=lease)

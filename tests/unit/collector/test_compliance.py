@@ -5,11 +5,17 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from leased.collector.fleet import NodeView
+import pytest
+
+from leased.collector.api.views import THROTTLED_NS, Views
+from leased.collector.fleet import Fleet, NodeView
 from leased.collector.planning.compliance import HOUR_NS, together
+from leased.lessor.throttle import TOLD_NS
 from leased.terms import event as events
 from leased.terms.identity import CommandId, EventId, TenantId
 from leased.terms.lease import OverageCause
+from leased.terms.moment import NS_PER_S
+from leased.terms.policy import Policy
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import ResourceKind
 from tests.doubles.economics_history import History, subject
@@ -74,6 +80,20 @@ def test_a_limit_that_is_lowered_is_no_breach_and_a_groups_is_its_members() -> N
     found = view.compliance.since(0)
     assert (found["acme"].over, found["beta"].over) == (0, 1)
     assert (found.keys(), view.over.keys()) == ({"acme", "beta"}, {("@crew", "cpu")})
+
+
+@pytest.mark.parametrize("reason", ["SUBMIT_RATE", "API_RATE", "THROTTLED", "NO_CAPACITY"])
+def test_who_is_held_back_is_told_so_for_a_minute(reason: str) -> None:
+    history = History(wall_offset_ns=100 * HOUR_NS)
+    history.start()
+    history.seal(refusal("acme", RefusalReason[reason]))
+    fleet = Fleet()
+    fleet.logs["log"] = seen(history)
+    views = Views(lambda: fleet, lambda tenant, now_ns: {}, lambda: ["acme"], Policy)
+    assert TOLD_NS < THROTTLED_NS, "or it would come and go"
+    for later_s, is_held_back in ((0, True), (59, True), (60, False)):
+        told = views.usage_of("acme", 100 * HOUR_NS + later_s * NS_PER_S)
+        assert told.throttled is (is_held_back and reason != "NO_CAPACITY")
 
 
 def test_a_reboot_ends_what_was_above_a_limit() -> None:

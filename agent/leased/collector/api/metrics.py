@@ -145,7 +145,9 @@ class Metrics:
 
     def _own(self) -> Iterable[str]:
         issued = self._issuer.current
-        current = [self._issuer.is_current(one) for one in self._issuer.accepted.values()]
+        retired = self._fleet().retired
+        accepted = [one for one in self._issuer.accepted.values() if one.node not in retired]
+        current = [self._issuer.is_current(one) for one in accepted]
         yield from family(
             *("leased_policy_generation", "gauge"),
             "The generation of the policy that nodes are handed.",

@@ -2,8 +2,9 @@
 """Compliance: how many of what tenants asked for was within their quota.
 
 Rule: a request counts once, when it is decided, by its record: granted within the quota, granted
-above it (soft, in a burst, or borrowed), refused because of it, refused for another reason. By the
-hour of the node's wall clock, and no longer than is told.
+above it (soft, in a burst, or borrowed), refused because of it, refused for another reason. Of what
+comes too fast one in half a minute is on record. By the hour of the node's wall clock, and no
+longer than is told.
 
 Does not know limits: nodes have judged, and sealed what they found.
 """

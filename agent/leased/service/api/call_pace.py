@@ -6,8 +6,8 @@ at. What gives something back (Release, Done) is never refused, nor is what oper
 their own socket. A connection is not closed for it: the limits on bytes and connections are there
 for that.
 
-Does not limit requests for leases as such (`submit_rate`: the lessor does), and is not sealed: a
-restart forgives.
+Does not limit requests for leases as such (`submit_rate`: the lessor does), and what is counted is
+not sealed: a restart forgives. Who is held back is on record by `dispatch`, now and then.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from leased.service.peering import Peering
 from leased.service.policy.calls import PolicyCalls
 from leased.service.sequencer import Sequencer
 from leased.service.walls import Walls
-from leased.terms.command import Command, GrantFailed
+from leased.terms.command import Command, GrantFailed, ObserveHaste
 from leased.terms.errors import DeviceError, LeasedError
 from leased.terms.lease import Lease
 from leased.terms.moment import Moment
@@ -155,6 +155,10 @@ class Dispatcher:
         if refusal is None:
             return False
         connection.answer(call, encode_reply(call, refusal, self._clock.now()))
+        requests, tenant = self._sequencer.lessor.requests, connection.caller.tenant
+        if requests.admitting and requests.throttle.is_news(tenant, self._clock.boot_ns()):
+            haste = ObserveHaste(NO_COMMAND, connection.caller, refusal.limit)
+            self._sequencer.submit(haste, _nobody)
         return True
 
     def abandon(self, connection: Connection) -> None:
@@ -348,3 +352,7 @@ class Dispatcher:
 
 _BOUND = frozenset({parameters.Acquire, parameters.Join})
 """Methods that act on the calling process, which a pidfd must therefore prove."""
+
+
+def _nobody(reply: Reply) -> None:
+    """Who hears of what the agent notes by itself."""
