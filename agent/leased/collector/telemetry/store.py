@@ -16,6 +16,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -311,7 +312,9 @@ class Store:
         return int(known)
 
 
+@lru_cache(maxsize=4096)
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """The few that there are are the same in every node."""
     return msgspec.json.decode(text, type=tuple[tuple[str, str], ...])
 
 
