@@ -413,6 +413,18 @@ async def test_a_node_that_answers_and_seals_no_epoch_is_stale_until_it_does(
     )
 
 
+async def test_a_certificate_that_is_over_is_told(west: Collector, pki: FleetPki) -> None:
+    server = NodeServer(node())
+    over = pki.expired(Role.COLLECTOR, "west")
+    files = {"certificate": str(over), "key": str(over.with_suffix(".key"))}
+    west.config = msgspec.structs.replace(west.config, **files)
+    async with serving(pki, server):
+        west.enrol(server)
+        assert (await west.pull())["alpha"].unreachable
+    [told] = [text for text in west.told if "is over" in text]
+    assert f"`leasectl pki renew {over}`" in told
+
+
 async def test_a_node_that_moves_and_one_that_is_forgotten_beside_a_running_pull(
     west: Collector, pki: FleetPki
 ) -> None:

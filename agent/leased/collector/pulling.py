@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from leased.chain.certificate import Role, read_certificate
+from leased.chain.certificate import Role
 from leased.collector.archive.archive import Archive
 from leased.collector.archive.manifest import ManifestGone
 from leased.collector.archive.parts import part_of
@@ -33,7 +32,7 @@ from leased.collector.heads import open_heads
 from leased.collector.own_door import HostClock, OwnDoor, read_listening
 from leased.collector.puller import Fleet, Puller
 from leased.collector.reconcile import Verdict
-from leased.collector.transport import Credentials, parse_url
+from leased.collector.transport import Credentials, parse_url, read_pem
 from leased.collector.witness import Witness, open_witness, os_entropy
 from leased.terms.errors import CallerError, ConfigError, LeasedError
 from leased.terms.identity import BootId
@@ -45,8 +44,6 @@ Upkeep = Callable[[Archive, Callable[[Callable[[], Any]], Any]], str]
 piece of work; returns what to tell, or "". Raises LeasedError."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 UPKEEP_S: Final = 3600
-_BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
-_END: Final = b"-----END CERTIFICATE-----"
 
 
 class Reached(msgspec.Struct, frozen=True):
@@ -274,9 +271,7 @@ def _reached(puller: Puller) -> Reached:
 def whose(path: Path) -> tuple[str, str]:
     """The fleet and the name that the collector's certificate says. Raises ConfigError."""
     try:
-        raw = path.read_bytes()
-        pem = raw[raw.index(_BEGIN) : raw.index(_END) + len(_END)].decode("ascii")
-        identity = read_certificate(ssl.PEM_cert_to_DER_cert(pem)).identity
+        identity = read_pem(path).identity
     except OSError as error:
         raise ConfigError(f"pull.certificate: {path}: {error.strerror}") from error
     except (CallerError, ValueError) as error:
