@@ -239,6 +239,20 @@ def test_what_is_not_what_was_backed_up_is_not_restored(tmp_path: Path, harm: st
     assert not (tmp_path / "again" / "collector.sqlite").exists()
 
 
+def test_what_was_altered_before_the_backup_is_not_found_at_the_restore(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    sample(state, time.time_ns())
+    segment = sorted((state / "segments").rglob("*.seg"))[0]
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    done = collector(state, "backup", str(tmp_path / "bad"))
+    assert done.returncode == 78 and f"{segment.name}: was altered" in done.stderr
+    with pytest.raises(StateError, match="no backup, or one that was not finished"):
+        read_listing(tmp_path / "bad")
+    segment.write_bytes(whole)
+    assert collector(state, "backup", str(tmp_path / "good")).returncode == 0
+
+
 def test_a_backup_that_was_killed_is_none(tmp_path: Path) -> None:
     sample(tmp_path / "state", time.time_ns())
     command = [sys.executable, "-m", "leased.collector.main", "--state", str(tmp_path / "state")]

@@ -225,6 +225,8 @@ def test_numbers(server: CollectorServer, key: str, value: Any) -> None:
         ("reason", "x" * 501, 400, "length <= 500"),
         ("reason", "a\u0000b", 400, "without control characters"),
         ("reason", "a\u001b[2Jb", 400, "without control characters"),
+        ("reason", "a\u009b2Jb", 400, "without control characters"),
+        ("reason", "a\u2028b", 400, "without control characters"),
         ("polcy", {}, 400, "there are cpu_cores"),
     ],
 )

@@ -26,6 +26,7 @@ from leased.collector.ingest import decode_state, encode_state
 from leased.collector.pulling import Reached, clock, pull
 from leased.collector.witness import load_cosigner, os_entropy
 from leased.durable.reader import read_log
+from leased.terms.errors import ConfigError
 from leased.terms.event import HeadCosigned, VerdictReached, VerdictResolved
 from leased.terms.moment import Moment
 from tests.collector.test_collector_ingest import live, node
@@ -82,14 +83,16 @@ class Collector:
         enrol(manifest, name, server.url, pinned, time.time_ns(), **options)
         manifest.close()
 
+    def tell(self, name: str, text: str) -> None:
+        self.told.append(f"{name}: {text}")
+
     async def pull(self, **options) -> dict[str, Reached]:
         with trio.fail_after(30):
             reached = await pull(
                 self.state,
                 self.config,
                 only=(),
-                tell=lambda name, text: self.told.append(f"{name}: {text}"),
-                **{"once": True, **options},
+                **{"once": True, "tell": self.tell, **options},
             )
         return {one.name: one for one in reached}
 
@@ -408,3 +411,73 @@ async def test_a_node_that_answers_and_seals_no_epoch_is_stale_until_it_does(
     assert [told for told in west.told if "STALE" in told or "again" in told][-1].startswith(
         "alpha: reached again"
     )
+
+
+async def test_a_certificate_that_is_over_is_told(west: Collector, pki: FleetPki) -> None:
+    server = NodeServer(node())
+    over = pki.expired(Role.COLLECTOR, "west")
+    files = {"certificate": str(over), "key": str(over.with_suffix(".key"))}
+    west.config = msgspec.structs.replace(west.config, **files)
+    async with serving(pki, server):
+        west.enrol(server)
+        assert (await west.pull())["alpha"].unreachable
+    [told] = [text for text in west.told if "is over" in text]
+    assert f"`leasectl pki renew {over}`" in told
+
+
+async def test_a_node_that_moves_and_one_that_is_forgotten_beside_a_running_pull(
+    west: Collector, pki: FleetPki
+) -> None:
+    """Two pullers of one log would have each other's cursor moved."""
+    before = NodeServer(node())
+    after = NodeServer(before.node)
+    async with trio.open_nursery() as nursery, serving(pki, before, after):
+        west.enrol(before)
+        nursery.start_soon(lambda: west.pull(once=False))
+        with trio.fail_after(20):
+            while not before.acked:
+                await trio.lowlevel.checkpoint()
+            west.enrol(after)
+            while before.open_now or not after.open_now:
+                await trio.lowlevel.checkpoint()
+            manifest = Manifest(west.state)
+            assert manifest.leave("alpha")
+            manifest.close()
+            while after.open_now:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert not [told for told in west.told if "any more" in told], west.told
+
+
+async def test_a_log_is_followed_under_one_name(west: Collector, pki: FleetPki) -> None:
+    server = NodeServer(node())
+    async with serving(pki, server):
+        west.enrol(server)
+        with pytest.raises(ConfigError, match="is followed as alpha already"):
+            west.enrol(server, "beta")
+
+
+async def test_a_cursor_that_moved_while_silence_is_noted_ends_nobody(
+    west: Collector, pki: FleetPki
+) -> None:
+    """As it does for a collector that was thought dead: it wakes up, finds that it has not heard of
+    anybody for long, and somebody else has the log by now."""
+    server = NodeServer(node())
+    async with serving(pki, server):
+        west.enrol(server)
+        await west.pull()
+        manifest = Manifest(west.state)
+        [entry] = manifest.logs()
+        long_ago = entry.contact_ns - 3600 * SECOND
+        manifest.set(entry.log_id, entry.head, contact_ns=long_ago, verdict="OK")
+
+        def tell(name: str, text: str) -> None:
+            west.tell(name, text)
+            if "not reached" in text:
+                moved = msgspec.structs.replace(entry.head, size=entry.head.size + 1)
+                manifest.move(entry.log_id, entry.head, moved)
+
+        server.sabotage = lambda target, reply: None
+        assert (await west.pull(tell=tell))["alpha"].unreachable
+        manifest.close()
+    assert [text for text in west.told if "is not at" in text and "any more" in text], west.told

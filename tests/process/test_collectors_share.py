@@ -109,9 +109,8 @@ class Shared:
         share(one.state, database, "west")
         self.manifest = PostgresManifest(database, read_only=True)
 
-    @contextmanager
-    def collector(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A collector as a process, until the block ends."""
+    def configured(self, name: str) -> Path:
+        """The configuration of one of them."""
         certificate = self.pki.issue(Role.COLLECTOR, name)
         config = self.directory / f"{name}.toml"
         config.write_text(
@@ -119,6 +118,12 @@ class Shared:
             f'key = "{certificate.with_suffix(".key")}"\npage_size = "2KiB"\nwait = "2s"\n'
             'pace = "20ms"\ninterval = "100ms"\nbackoff_max = "1s"\ntimeout = "20s"\n'
         )
+        return config
+
+    @contextmanager
+    def collector(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A collector as a process, until the block ends."""
+        config = self.configured(name)
         words = ["-m", "leased.collector.main", "--state", str(self.state), "pull"]
         with (self.directory / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
@@ -201,6 +206,51 @@ async def test_one_is_killed_and_the_database_crashes_and_the_bill_is_that_of_on
         await alone.pull()
     shared.manifest.close()
     check(fleet, alone, shared)
+
+
+async def test_what_nodes_have_pruned_is_imported_by_one_while_none_follows(
+    tmp_path: Path, server: PostgresServer
+) -> None:
+    pki, fleet = FleetPki(tmp_path / "pki"), Sealing(2)
+    alone, both = Collector(tmp_path, pki, "alone"), Collector(tmp_path, pki, "both")
+    fleet.seal(8)
+    pruned = fleet.servers[0].node
+    async with serving(pki, *fleet.servers):
+        for one in (alone, both):
+            for number, node_server in enumerate(fleet.servers):
+                one.enrol(node_server, f"node-{number}")
+        await alone.pull()
+        pruned.min_seq = 20
+        shared = Shared(both, server.database, tmp_path, pki)
+
+        def verdict() -> str:
+            return next(one.verdict for one in shared.manifest.logs() if one.name == "node-0")
+
+        words = [sys.executable, "-m", "leased.collector.main", "--state", str(shared.state)]
+        words += ["import", "node-0", str(alone.state), "--config", str(shared.configured("east"))]
+
+        async def bring() -> subprocess.CompletedProcess[bytes]:
+            path = {"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin"}
+            return await trio.run_process(
+                words, cwd=REPOSITORY, env=path, check=False, capture_stderr=True
+            )
+
+        with shared.collector("west") as west:
+            await until(shared, lambda: verdict() == "GAP", nothing)
+            refused = await bring()
+            assert refused.returncode == 78 and b"followed by west; stop" in refused.stderr
+            # Told to stop it gives back what it had, and nobody waits for it to be forgotten.
+            west.send_signal(signal.SIGTERM)
+            assert west.wait(PATIENCE_S) == 0, shared.said()
+        done = await bring()
+        assert done.returncode == 0, done.stderr
+        assert not shared.holders()
+    archive = ArchiveReader(shared.state)
+    [entry] = [one for one in archive.logs() if one.name == "node-0"]
+    assert entry.verdict == "GAP" and entry.head.size > pruned.min_seq, entry
+    assert all(damaged is None for _, damaged in archive.check())
+    archive.close()
+    shared.manifest.close()
 
 
 class Forked:

@@ -5,11 +5,13 @@ it grants again once there is room."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from tests.doubles.wire_peer import Remote
 from tests.powercut.machine import LAYOUTS, attached, made, mounted
 from tests.powercut.test_full_disk import fill
 from tests.process.test_pruned_logs import make_log
+from tests.service.journald.test_journald_copy import entries
 
 pytestmark = pytest.mark.root
 
@@ -55,6 +58,33 @@ def until(agent: HostAgent, holds: object, why: str) -> None:
         assert time.monotonic() < last, f"{why}: {agent.log()[-2000:]}"
 
 
+class JournalSocket:
+    """Stands where journald listens, for a program in a mount namespace of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        script = (
+            "mount -t tmpfs run /run && mkdir -p /run/systemd/journal && "
+            f'mount --bind {directory} /run/systemd/journal && exec "$@"'
+        )
+        self.wrap = ("unshare", "--mount", "sh", "-c", script, "sh")
+        self._path, self._said = str(directory / "socket"), defaultdict[bytes, str](str)
+
+    def __enter__(self) -> JournalSocket:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.bind(self._path)
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        self._socket.close()
+
+    def said(self, priority: bytes) -> str:
+        """What `journalctl` would show at this priority (2 is crit)."""
+        for entry in entries(self._socket):
+            self._said[entry["PRIORITY"]] += entry["MESSAGE"].decode() + "\n"
+        return self._said[priority]
+
+
 def test_a_disk_that_fills_up_costs_no_lease_its_end(tmp_path: Path) -> None:
     if os.geteuid() or not os.path.exists("/dev/loop0") or not shutil.which("mkfs.ext4"):
         not_proven("an agent on a full disk", "root, a loop device and mkfs.ext4 are needed")
@@ -63,9 +93,11 @@ def test_a_disk_that_fills_up_costs_no_lease_its_end(tmp_path: Path) -> None:
         attached(image) as device,
         mounted(device, tmp_path / "small", EXT4.options) as point,
         HostAgent(state=point / "state") as agent,
+        contextlib.ExitStack() as exits,
     ):
         make_log(agent, 64 * 1024)
-        agent.start()
+        journal = exits.enter_context(JournalSocket(tmp_path / "journal"))
+        agent.start(journal.wrap)
         granted = [agent.acquire(ttl_ms=LEASE_MS)["lease_id"] for _ in range(10)]
         assert status(agent, 0)["log_state"] == "healthy"
         fill(point)
@@ -79,7 +111,7 @@ def test_a_disk_that_fills_up_costs_no_lease_its_end(tmp_path: Path) -> None:
         assert "NONE: the log has room for the ends of" in shown
         asked = agent.leasectl("alloc", "--mem", "4KiB", check=EX_UNAVAILABLE)
         assert "`leasectl admin status` says why" in asked.stderr
-        until(agent, lambda: "leases end as they should" in agent.log(), "nobody is told")
+        until(agent, lambda: "leases end as they should" in journal.said(b"2"), "nobody is told")
 
         count = kinds(agent)["Allocated"]
         assert count > len(granted), "the reserve was granted from"
@@ -87,6 +119,6 @@ def test_a_disk_that_fills_up_costs_no_lease_its_end(tmp_path: Path) -> None:
         (point / "filler").unlink()
         until(agent, lambda: refused(agent) is None, "there is room again")
         assert status(agent, 0)["log_state"] == "healthy"
-        until(agent, lambda: "the log has room again" in agent.log(), "nobody is told")
+        until(agent, lambda: "the log has room again" in journal.said(b"5"), "nobody is told")
         judge(agent)
         assert agent.stop() == 0

@@ -108,6 +108,12 @@ def enrol(
             f"{name}: log {before[1]} is followed there and this is {log_id}: a node that begins "
             "a new log is enrolled again with `leased-collector enrol --replace`"
         )
+    others = [known for known, (_, log) in followed.items() if log == log_id and known != name]
+    if others:
+        raise ConfigError(
+            f"{name}: log {log_id} is followed as {others[0]} already: "
+            f"`leased-collector forget {others[0]}` first"
+        )
     if entry is None and any(one.log_id[:16] == log_id[:16] for one in manifest.logs()):
         # Usage is reckoned by these eight bytes; among random ids two do not begin alike.
         raise ConfigError(

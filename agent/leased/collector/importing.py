@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -62,9 +62,11 @@ def import_copy(
     now_ns: int,
     *,
     unsigned_bytes_max: int = UNSIGNED_BYTES_MAX,
+    beat: Callable[[], object] = lambda: None,
 ) -> Imported:
     """Take in what a copy has of a log beyond what is here; of what goes on without a checkpoint no
-    more is read than that. Raises StateError, ChainError; what was taken in before stays."""
+    more is read than that. `beat` is called before each piece. Raises StateError, ChainError, and
+    what that raises; what was taken in before stays."""
     state, held = decode_state(entry.state), deque[_Held]()
     begin = state.head.size
     while _bytes_of(held) <= unsigned_bytes_max:
@@ -72,6 +74,7 @@ def import_copy(
         if found is None:
             break
         for piece, known in found:
+            beat()
             after = known or take_frames(state, piece, now_ns)
             held.append(_Held(state, piece, after))
             state = after

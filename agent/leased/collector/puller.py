@@ -123,14 +123,8 @@ class Puller:
             if self.verdict.sticky:
                 await self._look_for_resolution()
                 return
-            async with self._fleet.places:
-                await self._converse(standing=standing)
-        except Unreachable as error:
-            self._failures += 1
-            self._slow_s = error.seconds if isinstance(error, SlowDown) else 0
-            if str(error) != self.unreachable:
-                self.unreachable = str(error)
-                self._fleet.tell(self.name, f"not reached: {error}")
+            await self._reach(standing=standing)
+            await self._note_silence()
         except CursorMoved as error:
             self._fleet.tell(self.name, str(error))
             self._adrift = True
@@ -139,8 +133,17 @@ class Puller:
             self._failures += 1
             self._adrift, self.unreachable = True, str(error)
             self._fleet.tell(self.name, str(error))
-            return
-        await self._note_silence()
+
+    async def _reach(self, *, standing: bool) -> None:
+        try:
+            async with self._fleet.places:
+                await self._converse(standing=standing)
+        except Unreachable as error:
+            self._failures += 1
+            self._slow_s = error.seconds if isinstance(error, SlowDown) else 0
+            if str(error) != self.unreachable:
+                self.unreachable = str(error)
+                self._fleet.tell(self.name, f"not reached: {error}")
 
     async def _converse(self, *, standing: bool) -> None:
         config = self._fleet.config

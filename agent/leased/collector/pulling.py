@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from leased.chain.certificate import Role, read_certificate
+from leased.chain.certificate import Role
 from leased.collector.archive.archive import Archive
 from leased.collector.archive.manifest import ManifestGone
 from leased.collector.archive.parts import part_of
@@ -33,7 +32,7 @@ from leased.collector.heads import open_heads
 from leased.collector.own_door import HostClock, OwnDoor, read_listening
 from leased.collector.puller import Fleet, Puller
 from leased.collector.reconcile import Verdict
-from leased.collector.transport import Credentials, parse_url
+from leased.collector.transport import Credentials, parse_url, read_pem
 from leased.collector.witness import Witness, open_witness, os_entropy
 from leased.terms.errors import CallerError, ConfigError, LeasedError
 from leased.terms.identity import BootId
@@ -44,10 +43,7 @@ Upkeep = Callable[[Archive, Callable[[Callable[[], Any]], Any]], str]
 """What is to be done every hour with an archive, and how to have the thread that has it do a short
 piece of work; returns what to tell, or "". Raises LeasedError."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-ENROLLED_S: Final = 10
 UPKEEP_S: Final = 3600
-_BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
-_END: Final = b"-----END CERTIFICATE-----"
 
 
 class Reached(msgspec.Struct, frozen=True):
@@ -160,10 +156,11 @@ async def _run(
                         tell("own log", told)
                     try:
                         surplus = await storer.call(sharing.beat)
-                        await _end(followed, sharing.parts)
+                        nodes = await storer.call(archive.manifest.nodes)
+                        await _end(followed, nodes, sharing.parts)
                         await storer.call(lambda: sharing.give_back(surplus))  # noqa: B023
                         await storer.call(heads.refresh)
-                        for node in await storer.call(archive.manifest.nodes):
+                        for node in nodes:
                             if node not in followed and (not only or node[0] in only):
                                 puller = await _puller(fleet, *node)
                                 if part_of(puller.entry.node) in sharing.parts:
@@ -173,8 +170,8 @@ async def _run(
                         tell("archive", str(error))
                     if once:
                         break
-                    # Who is enrolled while this runs is followed without a restart.
-                    await trio.sleep(BEAT_S if archive.shared else ENROLLED_S)
+                    # Who is enrolled, moved or forgotten while this runs needs no restart.
+                    await trio.sleep(BEAT_S)
         finally:
             with trio.CancelScope(shield=True), contextlib.suppress(ManifestGone):
                 await storer.call(sharing.leave)
@@ -227,10 +224,15 @@ class _Followed:
         await self._ended.wait()
 
 
-async def _end(followed: dict[tuple[str, str, str], _Followed], parts: frozenset[int]) -> None:
-    """End the pullers of nodes that are not this collector's any more."""
+async def _end(
+    followed: dict[tuple[str, str, str], _Followed],
+    nodes: list[tuple[str, str, str]],
+    parts: frozenset[int],
+) -> None:
+    """End the pullers of nodes that are not this collector's any more, or have another address:
+    two of one log would have each other's cursor moved."""
     for node, one in list(followed.items()):
-        if part_of(one.puller.entry.node) not in parts:
+        if node not in nodes or part_of(one.puller.entry.node) not in parts:
             await one.end()
             del followed[node]
 
@@ -269,9 +271,7 @@ def _reached(puller: Puller) -> Reached:
 def whose(path: Path) -> tuple[str, str]:
     """The fleet and the name that the collector's certificate says. Raises ConfigError."""
     try:
-        raw = path.read_bytes()
-        pem = raw[raw.index(_BEGIN) : raw.index(_END) + len(_END)].decode("ascii")
-        identity = read_certificate(ssl.PEM_cert_to_DER_cert(pem)).identity
+        identity = read_pem(path).identity
     except OSError as error:
         raise ConfigError(f"pull.certificate: {path}: {error.strerror}") from error
     except (CallerError, ValueError) as error:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,9 +22,11 @@ import h11
 import msgspec
 import trio
 
-from leased.chain.certificate import NAME, Role, read_certificate
+from leased.chain.certificate import NAME, Certificate, Role, read_certificate
 from leased.terms.errors import EX_UNAVAILABLE, CallerError, ConfigError, LeasedError
 
+_BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
+_END: Final = b"-----END CERTIFICATE-----"
 PORT: Final = 7443
 READ_BYTES: Final = 256 * 1024
 HEAD_BYTES_MAX: Final = 16 * 1024
@@ -89,6 +93,13 @@ def client_context(ca: str, certificate: str, key: str) -> ssl.SSLContext:
     return context
 
 
+def read_pem(path: Path) -> Certificate:
+    """What the first certificate of a file says. Raises OSError, ValueError, CallerError."""
+    raw = path.read_bytes()
+    pem = raw[raw.index(_BEGIN) : raw.index(_END) + len(_END)].decode("ascii")
+    return read_certificate(ssl.PEM_cert_to_DER_cert(pem))
+
+
 class Watched:
     """Files, and whether they are others than when they were asked about last."""
 
@@ -107,7 +118,8 @@ class Watched:
 
 class Credentials:
     """`client_context` of these files as they are now: a run outlives its certificate. What cannot
-    be used leaves in force what was, and connections that are there go on as they began."""
+    be used leaves in force what was, and connections that are there go on as they began. That a
+    certificate is over is told once: a node that refuses it says nothing that could be shown."""
 
     def __init__(self, ca: str, certificate: str, key: str, tell: Callable[[str], None]) -> None:
         """Raises ConfigError."""
@@ -115,6 +127,7 @@ class Credentials:
         self._watched = Watched(*self._files)
         self._context = client_context(*self._files)
         self._tell = tell
+        self._told_over = False
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -122,10 +135,21 @@ class Credentials:
         if self._watched.changed():
             try:
                 self._context = client_context(*self._files)
+                self._told_over = False
                 self._tell("certificate, key and CA were read anew")
             except ConfigError as error:
                 self._tell(f"{error}; those of before stay in force")
+        if not self._told_over and self._is_over():
+            self._told_over = True
+            path = self._files[1]
+            self._tell(f"{path} is over, nodes refuse it: `leasectl pki renew {path}`")
         return self._context
+
+    def _is_over(self) -> bool:
+        try:
+            return read_pem(Path(self._files[1])).not_after_s < time.time()
+        except (OSError, CallerError, ValueError):
+            return False  # what is in force is another, that could be read
 
 
 class Connection:

@@ -26,7 +26,7 @@ import msgspec
 from leased.ctl import collector_changes, render
 from leased.ctl.answer_text import show_answer
 from leased.ctl.collector_link import Link, add_link
-from leased.ctl.console import NS_PER_S, Console, length
+from leased.ctl.console import NS_PER_S, Console, length, plain
 from leased.ctl.usage_text import Parser, Verbs, verb
 from leased.terms.errors import EX_DATAERR, InvalidParameter
 
@@ -358,7 +358,7 @@ def get(options: argparse.Namespace, console: Console, link: Link) -> int:
     try:
         console.say(msgspec.json.format(raw, indent=2).decode("utf-8"))
     except msgspec.DecodeError:
-        console.out.write(raw.decode("utf-8", "replace"))
+        console.out.write(plain(raw.decode("utf-8", "replace")))
     return 0
 
 

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console: where output goes, what time it is, and how people are told.
 
-Rule: answers go to `out`, everything else to `err`; progress only to a terminal. Times are given
-both ways, "in 42 s" and as a time of day. With --json, `out` carries one JSON document with
-`"version": 1` (streams: one a line) and nothing else.
+Rule: answers go to `out`, everything else to `err`; progress only to a terminal. No terminal obeys
+what others call their jobs. Times are given both ways, "in 42 s" and as a time of day. With --json,
+`out` carries one JSON document with `"version": 1` (streams: one a line) and nothing else.
 
 Does not talk to the agent.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ NS_PER_S: Final = 1_000_000_000
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 _JSON = msgspec.json.Encoder(decimal_format="number")
+_OBEYED: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class Console:
@@ -50,17 +52,17 @@ class Console:
 
     def say(self, text: str = "") -> None:
         """A line of the answer."""
-        self.out.write(text + "\n")
+        self.out.write(plain(text) + "\n")
 
     def note(self, text: str) -> None:
         """A line beside the answer."""
-        self.err.write(f"{self.program}: {text}\n")
+        self.err.write(f"{self.program}: {plain(text)}\n")
 
     def progress(self, text: str) -> None:
         """A line that the next one replaces; only where a person watches."""
         if self._terminal:
             self._shown = True
-            self.err.write(f"\r\x1b[K{text}")
+            self.err.write(f"\r\x1b[K{plain(text)}")
             self.err.flush()
 
     def end_progress(self) -> None:
@@ -82,7 +84,8 @@ class Console:
 
     def aside(self, content: Mapping[str, Any]) -> None:
         """One document beside the answer, on one line, at once: for where `out` is another's."""
-        self.err.write(_JSON.encode({"version": JSON_VERSION, **content}).decode() + "\n")
+        text = _JSON.encode({"version": JSON_VERSION, **content}).decode()
+        self.err.write(plain(text) + "\n")
         self.err.flush()
 
     def time_of_boot(self, boot_ns: int) -> str:
@@ -104,6 +107,12 @@ class Console:
     def _local(self, wall_ns: int) -> datetime:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=wall_ns // 1_000)
         return moment.astimezone(self._zone)
+
+
+def plain(text: str) -> str:
+    """What a terminal shows and does not obey, and in the order in which it is written: names are
+    their owners' words. Within a JSON string it means the same."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def relative(left_ns: int) -> str:

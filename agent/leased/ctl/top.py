@@ -98,7 +98,9 @@ async def top(options: argparse.Namespace, console: Console, session: Session) -
                 console.line(_document(look.samples, leases, told.resources))
             else:
                 lines = _screen(Seen(look.samples), leases, told.resources, console)
-                console.say((CLEAR if live else "") + "\n".join(lines))
+                if live:
+                    console.out.write(CLEAR)
+                console.say("\n".join(lines))
                 console.out.flush()
             if not lasting:
                 break

@@ -9,7 +9,7 @@ from datetime import UTC
 
 import pytest
 
-from leased.ctl.console import Console, length, parse_instant, relative, timestamp
+from leased.ctl.console import Console, length, parse_instant, plain, relative, timestamp
 
 SECOND = 10**9
 NOON = 1_700_049_600 * SECOND
@@ -76,3 +76,23 @@ def test_progress_is_for_terminals() -> None:
     assert isinstance(quiet.err, io.StringIO) and isinstance(shown.err, io.StringIO)
     assert quiet.err.getvalue() == ""
     assert "working" in shown.err.getvalue()
+
+
+@pytest.mark.parametrize(
+    "hostile", ["\x1b[2J", "\x9b31m", "\x07", "\u202eemos", "a\u2028b", "\x7f"]
+)
+def test_a_terminal_does_not_obey_what_a_tenant_calls_its_job(hostile: str) -> None:
+    one = console(terminal=True)
+    one.document({"workload": hostile})
+    assert isinstance(one.out, io.StringIO) and isinstance(one.err, io.StringIO)
+    assert json.loads(one.out.getvalue())["workload"] == hostile
+    one.say(hostile)
+    one.note(hostile)
+    one.aside({"workload": hostile})
+    shown = one.out.getvalue() + one.err.getvalue()
+    assert not set(shown) & set("\x1b\x9b\x07\x7f\u202e\u2028"), shown
+
+
+def test_what_people_write_is_shown_as_it_is() -> None:
+    for text in ("ein Test — über\t2 Zeilen\r\n", "租户 🦊", "\u200d\xad"):
+        assert plain(text) == text

@@ -50,6 +50,7 @@ ATTEMPTS: Final = 16
 
 _LEFT_OUT: Final = (DERIVED, SEGMENTS)
 _SQLITE: Final = ".sqlite"
+_ALTERED: Final = "was altered; put it back from the backup before, and make this one again"
 _PASSING: Final = (".new", "-wal", "-shm", "-journal", ".lock", ".sock")
 Progress = Callable[[str], None]
 
@@ -219,6 +220,8 @@ def _segments(
                     same = known is not None and known.files.get(path) == kept
                     if not (same and before and _link(before / path, directory / path)):
                         _copy(state / path, directory / path)
+                        if _kept(directory / path) != kept:
+                            raise StateError(f"{state / path}: {_ALTERED}")
                     have[path] = kept
         except FileNotFoundError:
             if attempt + 1 == ATTEMPTS:

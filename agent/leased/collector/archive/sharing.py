@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from leased.collector.archive.archive import Archive
 from leased.collector.archive.parts import PARTS, share_of
+from leased.terms.errors import StateError
 
 BEAT_S: Final = 3.0
 TTL_S: Final = 15.0
@@ -47,6 +48,18 @@ class Sharing:
         held = manifest.held(self._holder)
         self.parts = held & share
         return held - share
+
+    def beat_alone(self) -> None:
+        """The same, where nobody else may follow anything. Raises those, and StateError."""
+        if not self._archive.shared:
+            return
+        manifest: Any = self._archive.manifest
+        others = [one for one in manifest.live(self._holder, TTL_S) if one != self._holder]
+        if others:
+            names = ", ".join(sorted(one.partition("/")[0] for one in others))
+            why = f"stop those first (who was killed is forgotten after {TTL_S:.0f} s)"
+            raise StateError(f"{self._archive.directory}: followed by {names}; {why}")
+        self.beat()
 
     def give_back(self, parts: frozenset[int]) -> None:
         """Let others take these."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb import: records that a node does not serve any more, from a copy.
 
-Rule: the collector does not pull meanwhile, the node is enrolled before, and nothing is wrong with
-its log but that records of it are gone.
+Rule: no collector of this state directory pulls meanwhile, the node is enrolled before, and nothing
+is wrong with its log but that records of it are gone. Where several share the directory it is done
+as one of them, who has every part of the fleet for so long.
 
 Does not verify (`collector.importing` does).
 """
@@ -12,10 +13,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from leased.collector import config as configuration
 from leased.collector.archive.archive import Archive
 from leased.collector.archive.manifests import is_shared
+from leased.collector.archive.sharing import Sharing
 from leased.collector.importing import import_copy
+from leased.collector.pulling import whose
 from leased.collector.reconcile import Verdict
+from leased.collector.verbs.pull import add_config
+from leased.collector.witness import os_entropy
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import CallerError
@@ -36,16 +42,17 @@ def register(verbs: Verbs) -> None:
         help="a state directory or a backup of any collector, or a file of "
         "`leasectl audit export --format frames`",
     )
+    add_config(one)
     one.set_defaults(act=bring)
 
 
 def bring(options: argparse.Namespace, console: Console) -> int:
     """Take a copy in."""
-    if is_shared(options.state):
-        how = "restore a backup of it elsewhere, import there, and share that"
-        raise CallerError(f"{options.state}: several collectors share it; {how}")
-    archive = Archive(options.state)
+    name = _one_of(options.config) if is_shared(options.state) else ""
+    archive = Archive(options.state, name=name)
+    sharing = Sharing(archive, name, os_entropy())
     try:
+        sharing.beat_alone()
         logs = {name: log_id for name, _, log_id in archive.manifest.nodes()}
         entry = archive.log(logs.get(options.name, ""))
         if entry is None:
@@ -56,10 +63,13 @@ def bring(options: argparse.Namespace, console: Console) -> int:
             raise CallerError(f"{options.name} is {verdict}: {why} (`leased-collector verdict`)")
         console.progress(f"verifying {options.source}")
         try:
-            done = import_copy(archive, entry, options.source, console.wall_ns())
+            done = import_copy(
+                *(archive, entry, options.source, console.wall_ns()), beat=sharing.beat_alone
+            )
         finally:
             console.end_progress()
     finally:
+        sharing.leave()
         archive.close()
     if options.json:
         console.document({"first_sequence": done.first_seq, "next_sequence": done.next_seq})
@@ -72,3 +82,9 @@ def bring(options: argparse.Namespace, console: Console) -> int:
     if Verdict(entry.verdict).sticky:
         console.note(f"{options.name} is {entry.verdict} until `leased-collector resolve`")
     return 0
+
+
+def _one_of(config: Path) -> str:
+    """As which of those that share a directory; one that is alone has no need to know."""
+    told = configuration.load(config)
+    return told.name or whose(Path(told.certificate))[1]

@@ -10,6 +10,7 @@ Does not pull (`pulling`).
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Final
@@ -33,7 +34,14 @@ from leased.collector.witness import load_cosigner, os_entropy
 from leased.ctl import render
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
-from leased.terms.errors import EX_DATAERR, EX_NOINPUT, EX_UNAVAILABLE, CallerError, ConfigError
+from leased.terms.errors import (
+    EX_DATAERR,
+    EX_NOINPUT,
+    EX_TEMPFAIL,
+    EX_UNAVAILABLE,
+    CallerError,
+    ConfigError,
+)
 
 _EXAMPLE: Final = "leasectl audit enrolment | ssh collector leased-collector enrol"
 
@@ -46,7 +54,7 @@ def register(verbs: Verbs) -> None:
         "pull, verify, keep and cosign every node's log",
         "leased-collector pull --once",
     )
-    _add_config(one)
+    add_config(one)
     one.add_argument("--once", action="store_true", help="to the end of each log, then stop")
     one.add_argument("--node", action="append", default=[], metavar="NAME", help="only this node")
     one.set_defaults(act=pull)
@@ -106,11 +114,12 @@ def register(verbs: Verbs) -> None:
         "this collector's cosigning key, for the nodes' configuration",
         "leased-collector cosigner",
     )
-    _add_config(one)
+    add_config(one)
     one.set_defaults(act=cosigner)
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The option --config."""
     parser.add_argument(
         "--config",
         type=Path,
@@ -131,9 +140,13 @@ def pull(options: argparse.Namespace, console: Console) -> int:
             console.err.flush()
 
     config = configuration.load(options.config)
-    try:
-        reached = trio.run(
-            lambda: pull_nodes(
+    reached: list[Reached] | None = None
+
+    async def until_told() -> None:
+        nonlocal reached
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_end_at_a_stop, nursery.cancel_scope)
+            reached = await pull_nodes(
                 *(options.state, config),
                 once=options.once,
                 only=options.node,
@@ -142,9 +155,14 @@ def pull(options: argparse.Namespace, console: Console) -> int:
                     archive, options.config, console.wall_ns(), os_entropy().hex(), do
                 ),
             )
-        )
+            nursery.cancel_scope.cancel()
+
+    try:
+        trio.run(until_told)
     except BaseExceptionGroup as group:
         raise _single(group) from None
+    if reached is None:
+        return EX_TEMPFAIL if options.once else 0
     if options.json:
         console.document({"nodes": [msgspec.to_builtins(one) for one in reached]})
     else:
@@ -155,6 +173,16 @@ def pull(options: argparse.Namespace, console: Console) -> int:
     if any(Verdict(one.verdict).sticky for one in reached):
         return EX_DATAERR
     return EX_UNAVAILABLE if any(one.unreachable for one in reached) else 0
+
+
+async def _end_at_a_stop(
+    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """As systemd says it: parts of the fleet are given back, for others to take at once."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            scope.cancel()
 
 
 def _rows(reached: list[Reached]) -> list[tuple[str, ...]]:
