@@ -50,7 +50,8 @@ def lived(leases: int) -> History:
     history.inventory(memory(GIB))
     for number in range(1, leases + 1):
         flags = SYNTHETIC if number <= PROBES else 0
-        tag = AccountingTag("cc", f"run-{number % TAGS}", flags=flags)
+        odd = '"],1]' if number == LEASES else ""
+        tag = AccountingTag(f"cc{odd}", f"run-{number % TAGS}", budget_group=odd, flags=flags)
         history.allocate(number, subject(memory(GIB), tag=tag), history.boot_ns + HOUR_NS)
         history.boot_ns += 10**9
         history.release(number)
@@ -103,6 +104,11 @@ def test_whoever_has_many_tags_is_metered_as_the_reference_says(fleet: Path) -> 
     ours, theirs = StoreSource(Store(fleet).rollups), read_archive(archive)
     try:
         assert compare(ours, theirs) == []
+        for whose in (None, "acme"):
+            for tags in (False, True):
+                told = ours.sums(WINDOW, whose, tags=tags)
+                assert told == theirs.sums(WINDOW, whose, tags=tags)
+                assert (len(told) < 10) != tags
         assert ours.leases(WINDOW, "acme", 1) == theirs.leases(WINDOW, "acme", 1)
         swept = sorted(map(repr, ours.node_amounts(WINDOW)))
         assert swept == sorted(map(repr, theirs.node_amounts(WINDOW)))
