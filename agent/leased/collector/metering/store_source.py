@@ -47,7 +47,7 @@ class StoreSource:
         """Raises StateError if a file is missing."""
         self._listing: Listing = rollups.listing()
         self._derived = rollups.directory.parent
-        self._engine = engine or DuckEngine()
+        self._engine = engine or DuckEngine(spill=self._derived)
         for kind in ORDER:
             paths = rollups.paths(self._listing, kind)
             missing = [path for path in paths if not path.exists()]
