@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tag of its own for each lease, and synthetic probes: metered as the reference says, in memory
-that does not grow with the number of tags.
+"""Tags: one of its own for each lease, without a cost centre, of synthetic probes. Metered as the
+reference says, in memory that does not grow with the number of tags.
 
 Does not look at bills line by line (`test_collector_accounts`).
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,10 @@ from leased.collector.metering.store_source import StoreSource
 from leased.collector.verbs.store import compare
 from leased.economics.contracts import Contract, Model, Terms, UsageRates
 from leased.economics.hourly import HOUR_NS
+from leased.economics.pools import Pool
 from leased.terms.lease import SYNTHETIC, AccountingTag
+from leased.terms.resource import ResourceKind
+from tests.doubles.accounts import WrittenSource
 from tests.doubles.economics_history import History, memory, subject
 from tests.doubles.fleet_archive import GIB, JANUARY_NS, NODE_A, NODE_B
 from tests.doubles.logs import CountedEntropy
@@ -46,7 +50,8 @@ def lived(leases: int) -> History:
     history.inventory(memory(GIB))
     for number in range(1, leases + 1):
         flags = SYNTHETIC if number <= PROBES else 0
-        tag = AccountingTag("cc", f"run-{number % TAGS}", flags=flags)
+        odd = '"],1]' if number == LEASES else ""
+        tag = AccountingTag(f"cc{odd}", f"run-{number % TAGS}", budget_group=odd, flags=flags)
         history.allocate(number, subject(memory(GIB), tag=tag), history.boot_ns + HOUR_NS)
         history.boot_ns += 10**9
         history.release(number)
@@ -99,6 +104,11 @@ def test_whoever_has_many_tags_is_metered_as_the_reference_says(fleet: Path) -> 
     ours, theirs = StoreSource(Store(fleet).rollups), read_archive(archive)
     try:
         assert compare(ours, theirs) == []
+        for whose in (None, "acme"):
+            for tags in (False, True):
+                told = ours.sums(WINDOW, whose, tags=tags)
+                assert told == theirs.sums(WINDOW, whose, tags=tags)
+                assert (len(told) < 10) != tags
         assert ours.leases(WINDOW, "acme", 1) == theirs.leases(WINDOW, "acme", 1)
         swept = sorted(map(repr, ours.node_amounts(WINDOW)))
         assert swept == sorted(map(repr, theirs.node_amounts(WINDOW)))
@@ -118,6 +128,19 @@ def test_a_probe_is_no_task_on_a_bill(fleet: Path) -> None:
     told = accounts.usage("acme", periods.window("2024-01-01", "2024-01-01"), "total")
     source.close()
     assert charged["Tasks"] == str(LEASES + TAGS - 2 * PROBES) == str(told.tasks)
+
+
+def test_a_tag_without_a_cost_centre_is_shared_cost() -> None:
+    """`run --tag project=atlas` names a project, and nobody who pays."""
+    source = WrittenSource()
+    for tag in (None, AccountingTag("", "atlas"), AccountingTag("CC-1", "atlas")):
+        source.hold("t", ResourceKind.CPU, 1_000, range(4), tag=tag)
+    source.hold("", ResourceKind.CPU, 3_000, range(4), pool=Pool.PROVISIONED)
+    told = Accounts(source, Terms()).chargeback("2024-01")
+    assert [(row.cost_center, row.share) for row in told.allocations] == [
+        ("CC-SHARED", Decimal("0.67")),
+        ("CC-1", Decimal("0.33")),
+    ]
 
 
 @pytest.mark.parametrize("gone", [True, False])

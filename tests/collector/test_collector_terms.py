@@ -97,6 +97,8 @@ def test_every_example_of_the_shipped_file_can_be_meant(tmp_path: Path):
         ('[[contracts]]\ntenant = "t"\nmodel = "tiered"\ntiers = [{ tasks_from = 3, rate_per_task '
          '= "1" }]', "contracts[0].tiers"),
         ('[[contracts]]\ntenant = "t"\nmodel = "rate_card"\nrest = "x"', "contracts[0].rest"),
+        ('[[contracts]]\ntenant = "t"\nmodel = "usage_based"\nnetwork_gb = "0.02"',
+         "contracts[0].network_gb: no record counts bytes"),
         ('[[credits]]\ntenant = "t"\nmonth = "never"\namount = "1"\nreason = ""', "month"),
         ('[time_zones]\nt = "Mars/Olympus"', "time_zones.t"),
         ("[rates", "billing.toml"),

@@ -20,11 +20,15 @@ import pytest
 
 from leased.chain.certificate import Role
 from leased.chain.signing import Signer
+from leased.collector.accounts.periods import exact_instant
 from leased.collector.api.callers import hash_of
+from leased.collector.archive.archive import Archive
 from leased.collector.telemetry.rollup import Folding, Key, Point
 from leased.collector.telemetry.store import Store
+from leased.terms.lease import AccountingTag
 from tests.doubles.collector_server import REPOSITORY, CollectorServer
-from tests.doubles.fleet_archive import HOUR_NS, JANUARY_NS, NODE_A, sample
+from tests.doubles.economics_history import History, subject
+from tests.doubles.fleet_archive import HOUR_NS, JANUARY_NS, NODE_A, cores, dram, sample, store
 from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.webhook_receiver import judged, receiver
 from tests.vectors.c2sp_independent import signature_holds
@@ -329,6 +333,53 @@ def test_what_the_fleet_goes_through_is_heard(fleet: Fleet) -> None:
         # Each names its record and the one before it: gaps are seen without asking.
         places = [(one["node"], one["sequence"]) for one in found["lease.allocated"]]
         assert len(places) == len(frozenset(places)) == 5
+
+
+def test_who_bills_by_what_is_told_asks_nobody_else(fleet: Fleet) -> None:
+    """A billing system of nothing but webhooks: what each lease came to, by kind, tier and cost
+    centre, is what the collector's own usage says; and from when to when, what the meter has."""
+    begin_ns = (time.time_ns() // HOUR_NS + 2) * HOUR_NS
+    tag = AccountingTag("CC-7", "atlas")
+    history = History(wall_offset_ns=begin_ns)
+    history.start()
+    history.inventory(cores(8), dram(4))
+    whose = subject(cores(2), dram(1), tenant="acme", tag=tag)
+    history.allocate(1, whose, 3 * HOUR_NS)
+    history.boot_ns = HOUR_NS + 5
+    history.release(1)
+    history.begin_teardown(1)
+    held = tuple(one.capacity * history.boot_ns for one in whose.allotments)
+    history.boot_ns += 10**9
+    history.reclaim(1, held)
+    history.boot_ns = 4 * HOUR_NS
+    history.touch()
+    with fleet.collector() as server, receiver(fleet.certificate) as heard:
+        _, secret = add(server, heard.url, "lease.*")
+        archive = Archive(server.state)
+        store(archive, "host-a", NODE_A, history, begin_ns)
+        archive.close()
+        told: dict[str, dict[str, Any]] = {}
+        while "Reclaimed" not in told:
+            data = judged(heard.next(), secret)["data"]
+            told[data["event_type"]] = data
+        day = f"start={exact_instant(begin_ns)}&end={exact_instant(begin_ns + 4 * HOUR_NS)}"
+        usage = f"/v1/billing/usage?tenant=acme&{day}&granularity=total"
+        end = exact_instant(begin_ns + 4 * HOUR_NS)
+        deadline = time.monotonic() + 60
+        while (answer := server.ask("GET", usage).json).get("reach", {}).get("as_of") != end:
+            assert time.monotonic() < deadline, answer
+        rows = answer["rows"]
+        came_to = {
+            (one["kind"], one["tier"], told["Reclaimed"]["accounting_tag"]["cost_center"]): one
+            for one in told["Reclaimed"]["allotments"]
+        }
+        assert {key: one["cap_ns"] for key, one in came_to.items()} == {
+            (row["kind"], row["tier"], row["cost_center"]): row["cap_ns"] for row in rows
+        }
+        assert told["Allocated"]["effective_at"] == exact_instant(begin_ns)
+        assert told["Allocated"]["expires_at"] == exact_instant(begin_ns + 3 * HOUR_NS)
+        assert told["Released"]["effective_at"] == exact_instant(begin_ns + HOUR_NS + 5)
+        assert len({one["event_id"] for one in told.values()}) == len(told)
 
 
 def test_bills_and_crossed_limits_are_heard(fleet: Fleet) -> None:

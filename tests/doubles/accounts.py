@@ -87,8 +87,10 @@ class WrittenSource:
             and (tenant is None or (key.pool is Pool.TENANT and key.tenant == tenant))
         }
 
-    def sums(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
-        return summed(self.cells(window, tenant), window)
+    def sums(
+        self, window: tuple[int, int], tenant: str | None = None, *, tags: bool = False
+    ) -> dict[UsageKey, int]:
+        return summed(self.cells(window, tenant), window, tags=tags)
 
     def peaks(self, window: tuple[int, int], tenant: str | None = None) -> dict[PeakKey, int]:
         return {

@@ -163,6 +163,10 @@ class History:
         at_ns = self.boot_ns if effective_ns is None else effective_ns
         return self.seal(Released(*self._lease(number, at_ns)))
 
+    def begin_teardown(self, number: int) -> int:
+        """TeardownBegun now."""
+        return self.seal(TeardownBegun(*self._lease(number, self.boot_ns)))
+
     def reclaim(self, number: int, held: tuple[int, ...] = ()) -> int:
         """Reclaimed now."""
         head = self._lease(number, self.boot_ns)

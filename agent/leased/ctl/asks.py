@@ -141,8 +141,11 @@ def network(text: str) -> dict[str, Any]:
 
 
 def tag(text: str) -> dict[str, Any]:
-    """--tag COST_CENTER[,project=…][,class=…][,budget=…]."""
-    head, options = _split(text, ("project", "class", "budget"))
+    """--tag [COST_CENTER][,project=…][,class=…][,budget=…]. Without a cost centre it is shared
+    cost."""
+    names = ("project", "class", "budget")
+    # What begins with an option is no cost centre: not even one of the name 1 (`_split`).
+    head, options = _split("," * (text.partition("=")[0] in names) + text, names)
     found = {"cost_center": head}
     for option, field in (
         ("project", "project"),

@@ -96,7 +96,9 @@ def attribute(cells: Iterable[tuple[UsageKey, int]], terms: Terms, basis: Basis)
         _count(found.by_type, TYPE_OF[key.kind], cost - idle)
         if key.pool is Pool.TENANT:
             _count(found.by_tenant, key.tenant, cost)
-            _count(found.by_center, SHARED if key.tag is None else key.tag.cost_center, cost)
+            # A tag may name a project and no cost centre.
+            center = "" if key.tag is None else key.tag.cost_center
+            _count(found.by_center, center or SHARED, cost)
         else:
             _count(found.pools, key.pool.name.lower(), cost)
     for name in ("idle", "teardown", "fenced"):

@@ -101,13 +101,16 @@ def classify(held: Held, *, premium: bool, fragmented: bool, limits: Limits = LI
 
 def judge(leases: Sequence[Held], card: RateCard, limits: Limits = LIMITS) -> list[Judged]:
     """Every lease's class, in the order given."""
-    expensive = premium_kinds(card, limits)
+    expensive = frozenset(premium_kinds(card, limits))
+    priced = frozenset((rate.kind, rate.tier) for rate in card.rates if rate.priority is None)
     groups = crowded(leases, limits)
     judged: list[Judged] = []
     for held in leases:
+        # As it is priced: a tier by its own rate, where it has one.
+        own = (held.kind, held.tier)
         waste = classify(
             held,
-            premium=(held.kind, held.tier) in expensive or (held.kind, None) in expensive,
+            premium=(own if own in priced else (held.kind, None)) in expensive,
             fragmented=groups[_group(held)],
             limits=limits,
         )

@@ -16,18 +16,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook as Library
 
+from leased.chain.head import GENESIS
+from leased.chain.record import Record
 from leased.chain.signing import Signer
+from leased.collector.archive.manifest import LogEntry
 from leased.collector.governance.register import Register
 from leased.collector.webhooks import facts, schedule, signing
 from leased.collector.webhooks.facts import Fact, Kind
 from leased.collector.webhooks.guard import parse_network, parse_target, refusal
+from leased.collector.webhooks.lease_facts import lease_fact
 from leased.collector.webhooks.outbox import Outbox, Webhook
 from leased.collector.webhooks.post import retry_after_ns
 from leased.collector.webhooks.watcher import Look, Seen, Watcher
 from leased.economics.waste import Held, Judged, Waste
+from leased.terms import event as events
 from leased.terms.errors import ConfigError
+from leased.terms.lease import RevocationReason
 from leased.terms.resource import ResourceKind
 from leased.terms.teardown import Utilization
+from tests.doubles.economics_history import History, memory, subject
 from tests.vectors.c2sp_independent import signature_holds
 
 S = 1_000_000_000
@@ -188,6 +195,33 @@ def test_ids_follow_from_what_happened_and_bodies_have_an_end() -> None:
     long = Fact(Kind.QUOTA_CHANGED, "k", "s", "t", 0, {"a": 1, "many": ["x" * 100] * 1000})
     body = facts.body_of(long, "urn:x")
     assert len(body) <= facts.BODY_BYTES_MAX and b'"shortened":true' in body and b'"a":1' in body
+
+
+def test_what_makes_a_body_too_long_is_left_out_and_nothing_else() -> None:
+    data = {"tag": {"cost_center": "cc"}, "many": ["x" * 100] * 1000, "text": "y" * 500}
+    body = json.loads(facts.body_of(Fact(Kind.QUOTA_CHANGED, "k", "s", "t", 0, data), "urn:x"))
+    assert body["data"] == {"tag": {"cost_center": "cc"}, "text": "y" * 500, "shortened": True}
+
+
+def test_the_end_of_a_lease_of_an_earlier_boot_is_on_no_clock_of_now() -> None:
+    history = History(wall_offset_ns=NOW_NS)
+    history.start()
+    history.allocate(1, subject(memory(1 << 30)), S)
+    lease = history.records[-1][1]
+    assert isinstance(lease, events.Allocated)
+    head = (lease.event_id, lease.lease_id, lease.subject, 0, 7)
+    entry = LogEntry("1d" * 16, "4e" * 16, "host", "origin", GENESIS)
+    told = {
+        reason: lease_fact(
+            Kind.LEASE_REVOKED,
+            events.Revoked(*head, reason),
+            Record(5, 0, 0, 0, 0, NOW_NS + 9, 9, bytes(32), b"", bytes(32), 0, True),
+            entry,
+        ).data["effective_at"]
+        for reason in (RevocationReason.NODE_REBOOT, RevocationReason.OPERATOR_REVOKE)
+    }
+    assert told[RevocationReason.NODE_REBOOT] is None
+    assert told[RevocationReason.OPERATOR_REVOKE] == "2023-11-14T22:13:20.000000007Z"
 
 
 def test_renewals_are_told_to_who_names_them() -> None:

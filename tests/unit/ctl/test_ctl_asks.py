@@ -110,6 +110,20 @@ def test_namespaces_by_size_by_number_and_by_name() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("CC-1", {"cost_center": "CC-1"}),
+        ("CC-1,project=atlas", {"cost_center": "CC-1", "project": "atlas"}),
+        ("1", {"cost_center": "1"}),
+        ("project=atlas,budget=q1", {"cost_center": "", "project": "atlas", "budget_group": "q1"}),
+        ("class=batch", {"cost_center": "", "request_class": "batch"}),
+    ],
+)
+def test_a_tag_with_and_without_a_cost_centre(text: str, meant: dict[str, str]) -> None:
+    assert asks.tag(text) == meant
+
+
 def test_a_shape_of_memory_may_stand_alone() -> None:
     assert asks.memory("64MiB,rdma") == asks.memory("64MiB,shape=rdma")
     assert asks.memory("1GiB,tier=cxl,dax")["shape"] == "dax"

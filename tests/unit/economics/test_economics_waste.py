@@ -89,6 +89,23 @@ def test_expensive_is_a_gpu_or_a_rate_of_the_top_quartile() -> None:
     assert (ResourceKind.CPU, None) not in expensive and (ResourceKind.MEM, None) not in expensive
 
 
+def test_a_tier_with_a_rate_of_its_own_is_as_expensive_as_that() -> None:
+    """DRAM is dear here and CXL is not: who wastes CXL wastes nothing premium."""
+    mem = ResourceKind.MEM
+    card = RateCard(
+        rates=(Rate(mem, 40), Rate(mem, 1, TierKind.CXL), Rate(ResourceKind.CPU, 2)),
+    )
+    judged = {
+        tier: judge([Held("a", "t", "n", mem, 1 << 30, used(100), tier)], card)[0].waste
+        for tier in (TierKind.DRAM, TierKind.CXL, None)
+    }
+    assert judged == {
+        TierKind.DRAM: Waste.PREMIUM,
+        TierKind.CXL: Waste.OVERPROVISIONED,
+        None: Waste.PREMIUM,
+    }
+
+
 @pytest.mark.parametrize(
     ("signals", "heat"),
     [

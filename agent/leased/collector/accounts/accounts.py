@@ -56,6 +56,7 @@ from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import parse_tenant
+from leased.terms.lease import AccountingTag
 
 TOP: Final = 10
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -194,7 +195,8 @@ class Accounts:
         if not 1 <= top <= 1000:
             raise InvalidParameter("top", "1 to 1000")
         which = _choice(Basis, basis, "basis")
-        cells = list(self.priced_sums(window))
+        by_tag = group_by in tuple(AccountingTag.__struct_fields__)
+        cells = list(self.priced_sums(window, tags=by_tag))
         found = attribute(cells, self.terms, which)
         priced = self.terms.infrastructure if which is Basis.INFRASTRUCTURE else self.terms
         decimals = priced.decimals
@@ -336,7 +338,9 @@ class Accounts:
         how = _choice(Spread, spread, "spread")
         period = self.month(month)
         window = Window(period.from_ns, period.to_ns)
-        found = attribute(self.priced_sums(window), self.terms, Basis.INFRASTRUCTURE)
+        found = attribute(
+            self.priced_sums(window, tags=True), self.terms, Basis.INFRASTRUCTURE
+        )
         decimals = self.terms.infrastructure.decimals
         centers = spread_shared(found.by_center, how)
         total = rounded(found.total, decimals)
@@ -354,12 +358,14 @@ class Accounts:
             self.reach(window),
         )
 
-    def priced_sums(self, window: Window) -> Iterator[tuple[UsageKey, int]]:
+    def priced_sums(
+        self, window: Window, *, tags: bool = False
+    ) -> Iterator[tuple[UsageKey, int]]:
         """What was held in `window`, in as few cells as there are versions of the card."""
         borders = [card.since_ns for card in self.terms.cards]
         cuts = [window.from_ns, *(at for at in borders if window.from_ns < at < window.to_ns)]
         for start_ns, end_ns in zip(cuts, [*cuts[1:], window.to_ns], strict=True):
-            yield from self.source.sums((start_ns, end_ns)).items()
+            yield from self.source.sums((start_ns, end_ns), tags=tags).items()
 
 
 def _line_item(line: BillLine) -> LineItem:

@@ -72,6 +72,7 @@ class _Contract(msgspec.Struct, forbid_unknown_fields=True):
     cpu_core_hour: str | None = None
     memory_gb_hour: str | None = None
     storage_gb_month: str | None = None
+    network_gb: str | None = None
     task_execution: str | None = None
     tiers: list[_Tier] = []
     tier_mode: TierMode = TierMode.GRADUATED
@@ -202,6 +203,9 @@ def _plan(name: str, plan: _Plan, file: str) -> Plan:
 
 
 def _contract(one: _Contract, where: str) -> Contract:
+    if one.network_gb is not None:
+        why = "no record counts bytes (decision 0077): `rates.net` prices the bandwidth held"
+        raise ConfigError(f"{where}.network_gb: {why}")
     if one.rest not in ("rate_card", "included"):
         raise ConfigError(f'{where}.rest: "rate_card" or "included"')
 

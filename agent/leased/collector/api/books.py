@@ -24,8 +24,7 @@ from leased.collector.accounts.invoices import Invoices
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.manifests import is_there
 from leased.collector.fleet import Fleet
-from leased.collector.metering.duck import DuckEngine
-from leased.collector.metering.engine import Engine, EngineGone
+from leased.collector.metering.engine import EngineGone, MakeEngine
 from leased.collector.metering.sources import Source
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
@@ -53,7 +52,7 @@ class Books:
         terms: Callable[[], Terms],
         say: Callable[[str], None],
         *,
-        make_engine: Callable[[], Engine] = DuckEngine,
+        make_engine: MakeEngine | None = None,
     ) -> None:
         self._state, self._terms, self._say = state, terms, say
         self._make_engine = make_engine

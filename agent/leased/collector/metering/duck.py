@@ -2,20 +2,18 @@
 """DuckDB in process: the engine that needs nothing else.
 
 Rule: two threads and a bound on memory, spilled to the disk beyond it, into a directory that is
-each engine's own; nothing is downloaded, no extension is loaded, no file but those of the
-projection is read. The database is in memory: what is kept is Parquet.
+each engine's own, where it is told of a place for one; nothing is downloaded, no extension is
+loaded, no file but those of the projection is read. The database is in memory: what is kept is
+Parquet.
 
 Does not know what is computed (`engine`).
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import weakref
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Final
 
 import duckdb
@@ -25,10 +23,6 @@ from leased.terms.errors import StateError
 
 THREADS: Final = 2
 MEMORY: Final = "1200MiB"
-SPILL: Final = Path("/var/tmp")
-"""On a disk, where /tmp may be memory. DuckDB's own choice is the working directory, which no
-service can write to."""
-
 Values = Sequence[object] | Mapping[str, object]
 SMALL_BYTES: Final = 16 << 20
 """Of Parquet, that are held as rows: a hundred megabytes of them or so."""
@@ -38,13 +32,11 @@ class DuckEngine:
     """`engine.Engine` by DuckDB."""
 
     def __init__(
-        self, *, threads: int = THREADS, memory: str = MEMORY, spill: Path = SPILL
+        self, *, threads: int = THREADS, memory: str = MEMORY, spill: Path | None = None
     ) -> None:
-        try:
-            within = mkdtemp(prefix="leased-", dir=spill if os.access(spill, os.W_OK) else None)
-        except OSError as error:
-            raise StateError(f"no place to spill into: {error}") from error
-        self._tidy = weakref.finalize(self, shutil.rmtree, within, ignore_errors=True)
+        # DuckDB makes it when it needs it and takes it away. Its own choice would be the working
+        # directory, which no service can write to.
+        within = "" if spill is None else str(spill / f"spill-{secrets.token_hex(8)}")
         settings: dict[str, Any] = {
             "threads": threads,
             "memory_limit": memory,
@@ -116,7 +108,6 @@ class DuckEngine:
     def close(self) -> None:
         """See `engine.Engine`."""
         self.connection.close()
-        self._tidy()
 
     def _run(self, sql: str) -> Any:
         return _run(self.connection, sql, ())

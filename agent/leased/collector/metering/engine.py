@@ -11,7 +11,7 @@ Does not know which engine it is (`duck`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -115,6 +115,9 @@ class Engine(Protocol):
     def close(self) -> None:
         """Let go of everything. Idempotent."""
         ...
+
+
+MakeEngine = Callable[[], Engine]
 
 
 def statements() -> dict[str, str]:

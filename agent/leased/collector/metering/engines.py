@@ -12,7 +12,6 @@ Does not import an engine that is not chosen.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -20,8 +19,7 @@ from typing import Final
 import msgspec
 
 from leased.collector.config import CONFIG
-from leased.collector.metering.duck import DuckEngine
-from leased.collector.metering.engine import Engine
+from leased.collector.metering.engine import MakeEngine
 from leased.terms.errors import ConfigError
 from leased.terms.moment import NS_PER_S
 from leased.terms.reading import Keys, choice, duration, fields, section, text
@@ -66,10 +64,10 @@ def load_store(path: Path | None) -> tuple[StoreConfig, Path]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def maker(config: StoreConfig, directory: Path) -> Callable[[], Engine]:
-    """What makes the engine that was chosen. Raises ConfigError."""
+def maker(config: StoreConfig, directory: Path) -> MakeEngine | None:
+    """What makes the engine that was chosen; None: the store's own. Raises ConfigError."""
     if config.engine == "duckdb":
-        return DuckEngine
+        return None
     try:
         from leased.collector.metering.spark import Cluster, SparkEngine
     except ModuleNotFoundError as error:

@@ -127,9 +127,11 @@ class ReferenceSource:
             if tenant is None or (key.pool is Pool.TENANT and key.tenant == tenant)
         }
 
-    def sums(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
+    def sums(
+        self, window: tuple[int, int], tenant: str | None = None, *, tags: bool = False
+    ) -> dict[UsageKey, int]:
         """See `sources.Source`."""
-        return summed(self.cells(window, tenant), window)
+        return summed(self.cells(window, tenant), window, tags=tags)
 
     def peaks(self, window: tuple[int, int], tenant: str | None = None) -> dict[PeakKey, int]:
         """See `sources.Source`."""

@@ -10,14 +10,18 @@ Does not price anything.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.economics.pools import Pool
+from leased.terms.lease import SYNTHETIC, AccountingTag
 from leased.terms.resource import ResourceKind, TierKind
+
+PROBE: Final = AccountingTag("", flags=SYNTHETIC)
+"""What is left of a probe's tag where tags are not told apart."""
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -95,8 +99,11 @@ class Source(Protocol):
         """Capacity x ns of every pool (of TENANT only, if one is given)."""
         ...
 
-    def sums(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
-        """The same over the whole window, in one cell per key, of its first hour."""
+    def sums(
+        self, window: tuple[int, int], tenant: str | None = None, *, tags: bool = False
+    ) -> dict[UsageKey, int]:
+        """The same over the whole window, in one cell per key, of its first hour. Without `tags`
+        there is none but PROBE: there may be one for each lease, and a price asks for no more."""
         ...
 
     def peaks(self, window: tuple[int, int], tenant: str | None = None) -> dict[PeakKey, int]:
@@ -149,10 +156,15 @@ def cut_quiet(stretches: Iterable[Quiet], window: tuple[int, int]) -> list[Quiet
     return sorted(found, key=lambda one: (one.from_ns - one.to_ns, one.node_id, one.from_ns))
 
 
-def summed(cells: dict[UsageKey, int], window: tuple[int, int]) -> dict[UsageKey, int]:
+def summed(
+    cells: dict[UsageKey, int], window: tuple[int, int], *, tags: bool = False
+) -> dict[UsageKey, int]:
     """Hourly cells of `window` put together, as `Source.sums` tells them."""
     found: dict[UsageKey, int] = {}
     for key, amount in cells.items():
-        whole = msgspec.structs.replace(key, bucket=window[0] // HOUR_NS)
+        tag = key.tag
+        if not tags:
+            tag = PROBE if tag is not None and tag.flags & SYNTHETIC else None
+        whole = msgspec.structs.replace(key, bucket=window[0] // HOUR_NS, tag=tag)
         found[whole] = found.get(whole, 0) + amount
     return found

@@ -29,6 +29,7 @@ from leased.collector.metering.engine import (
     RESULTS,
     SMALL_TABLES,
     Engine,
+    MakeEngine,
     check_engine,
     meter,
 )
@@ -64,7 +65,7 @@ class Refreshed(msgspec.Struct, frozen=True):
 class Store:
     """The derived state below one state directory."""
 
-    def __init__(self, directory: Path, *, make_engine: Callable[[], Engine] = DuckEngine) -> None:
+    def __init__(self, directory: Path, *, make_engine: MakeEngine | None = None) -> None:
         self.state = directory
         self.directory = directory / DERIVED
         self.rollups = Rollups(self.directory)
@@ -152,7 +153,7 @@ class Store:
             nodes[blocks.number] = entry.node
             gathered.add(blocks, sidecars)
         progress("metering")
-        engine = self._make_engine()
+        engine = self._make_engine() if self._make_engine else DuckEngine(spill=self.directory)
         try:
             check_engine(engine)
             for table, paths, more in gathered.tables():
@@ -160,7 +161,7 @@ class Store:
             for name, small in tables.small_tables(shapes).items():
                 engine.load(name, SMALL_TABLES[name], small)
             meter(engine)
-            with _gathered(engine) as found:
+            with _gathered(engine, self.directory) as found:
                 listing, revised = self._roll_up(
                     found, before, spans, shapes, nodes, retired, floor
                 )
@@ -265,13 +266,13 @@ class Store:
 
 
 @contextmanager
-def _gathered(engine: Engine) -> Iterator[DuckEngine]:
+def _gathered(engine: Engine, spill: Path) -> Iterator[DuckEngine]:
     """The results in this process: files are written by one hand, so that they have the same bytes
     whoever computed their rows."""
     if isinstance(engine, DuckEngine):
         yield engine
         return
-    here = DuckEngine()
+    here = DuckEngine(spill=spill)
     try:
         for table, paths, more in Gathered().tables():
             here.load_files(table, paths, more)

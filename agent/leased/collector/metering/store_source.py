@@ -17,15 +17,27 @@ from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import RESULTS
 from leased.collector.metering.lease_counts import count_leases
 from leased.collector.metering.node_amounts import node_amounts
-from leased.collector.metering.projection import log_number
+from leased.collector.metering.projection import log_number, tag_text
 from leased.collector.metering.rollup import ORDER, Listing, Rollups
-from leased.collector.metering.sources import Counted, Held, NodeAmount, Quiet, cut_quiet
+from leased.collector.metering.sources import (
+    PROBE,
+    Counted,
+    Held,
+    NodeAmount,
+    Quiet,
+    cut_quiet,
+)
 from leased.economics.hourly import HOUR_NS, NodeSpan, PeakKey
 from leased.economics.meter import UsageKey
 from leased.terms.errors import StateError
 
 _WIDE: Final = ("cap_ns", "held")
 _TEXT: Final = ("tenant", "tag")
+_PROBE: Final = (
+    "CASE WHEN right(tag, 2) IN ('1]', '3]', '5]', '7]', '9]')"
+    f" THEN '{tag_text(PROBE)}' ELSE '' END"
+)
+"""Of a tag as text whether it is a probe's: its flags are the last of the array, and odd."""
 
 
 class StoreSource:
@@ -35,7 +47,7 @@ class StoreSource:
         """Raises StateError if a file is missing."""
         self._listing: Listing = rollups.listing()
         self._derived = rollups.directory.parent
-        self._engine = engine or DuckEngine()
+        self._engine = engine or DuckEngine(spill=self._derived)
         for kind in ORDER:
             paths = rollups.paths(self._listing, kind)
             missing = [path for path in paths if not path.exists()]
@@ -68,14 +80,16 @@ class StoreSource:
         """See `sources.Source`."""
         return tables.cells(self._rows("usage", window, tenant, only_held=tenant is not None))
 
-    def sums(self, window: tuple[int, int], tenant: str | None = None) -> dict[UsageKey, int]:
+    def sums(
+        self, window: tuple[int, int], tenant: str | None = None, *, tags: bool = False
+    ) -> dict[UsageKey, int]:
         """See `sources.Source`."""
         where, values = _where(window, tenant)
         pool = " AND pool = 0" if tenant is not None else ""
         rows = self._engine.query(
-            f"SELECT {window[0] // HOUR_NS}, pool, tenant, kind, tier, priority, tag,"
-            f" SUM(cap_ns) FROM usage WHERE {where}{pool}"
-            " GROUP BY pool, tenant, kind, tier, priority, tag",
+            f"SELECT {window[0] // HOUR_NS}, pool, tenant, kind, tier, priority,"
+            f" {'tag' if tags else _PROBE} AS charged, SUM(cap_ns) FROM usage WHERE {where}{pool}"
+            " GROUP BY pool, tenant, kind, tier, priority, charged",
             values,
         )
         return tables.cells(rows)

@@ -140,7 +140,7 @@ def sensitivities(
     if samples is not None:
         waited = waits(samples, window.from_ns // NS_PER_S, window.to_ns // NS_PER_S)
     costs: dict[tuple[str, str], dict[ResourceKind, Fraction]] = {}
-    for key, amount in accounts.priced_sums(window):
+    for key, amount in accounts.priced_sums(window, tags=True):
         if key.pool is not Pool.TENANT or key.priority is None:
             continue
         card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card

@@ -73,11 +73,16 @@ class Fact(msgspec.Struct, frozen=True):
 
 def body_of(fact: Fact, source: str) -> bytes:
     """The CloudEvent."""
-    found = _encode(fact, source, fact.data)
-    if len(found) <= BODY_BYTES_MAX:
-        return found
-    short = {key: one for key, one in fact.data.items() if not isinstance(one, (dict, list))}
-    return _encode(fact, source, {**short, "shortened": True})
+    found, data = _encode(fact, source, fact.data), {**fact.data, "shortened": True}
+    # The longest first: whose it is, and what it is charged to, is short.
+    longest = sorted(fact.data, key=lambda key: -len(_ENCODER.encode(fact.data[key])))
+    for key in longest:
+        if len(found) <= BODY_BYTES_MAX:
+            break
+        if isinstance(data[key], (dict, list)):
+            del data[key]
+            found = _encode(fact, source, data)
+    return found
 
 
 def _encode(fact: Fact, source: str, data: Mapping[str, Any]) -> bytes:

@@ -22,7 +22,6 @@ import msgspec
 import trio
 
 from leased.chain.canonical import decode
-from leased.chain.record import Record
 from leased.collector.accounts.answers import IdleResource
 from leased.collector.accounts.invoices import Invoices
 from leased.collector.archive.archive import ArchiveReader
@@ -30,12 +29,12 @@ from leased.collector.archive.manifest import LogEntry
 from leased.collector.archive.manifests import is_there
 from leased.collector.webhooks.facts import Fact, Kind
 from leased.collector.webhooks.keeping import Kept
+from leased.collector.webhooks.lease_facts import KINDS, lease_fact
 from leased.collector.webhooks.outbox import Outbox, Webhook
 from leased.economics.billing import Bill
 from leased.economics.waste import Judged, Waste
-from leased.terms import event as events
 from leased.terms.errors import LeasedError
-from leased.terms.event import Event, LeaseEvent
+from leased.terms.event import LeaseEvent
 
 LOOK_S: Final = 1.0
 SLOW_S: Final = 2.0
@@ -45,19 +44,6 @@ SHARE: Final = 20
 RECORDS_MAX: Final = 2_000
 """In one transaction, so that whoever changes a quota meanwhile does not wait for long."""
 
-_KINDS: Final[Mapping[type[Event], Kind]] = {
-    events.Allocated: Kind.LEASE_ALLOCATED,
-    events.Activated: Kind.LEASE_ACTIVATED,
-    events.Renewed: Kind.LEASE_RENEWED,
-    events.DrainNotified: Kind.LEASE_DRAINING,
-    events.Preempted: Kind.LEASE_PREEMPTED,
-    events.Released: Kind.LEASE_RELEASED,
-    events.Expired: Kind.LEASE_EXPIRED,
-    events.Revoked: Kind.LEASE_REVOKED,
-    events.Fenced: Kind.LEASE_FENCED,
-    events.Unfenced: Kind.LEASE_UNFENCED,
-    events.Reclaimed: Kind.LEASE_RECLAIMED,
-}
 _QUIET: Final = ("OK", "BEHIND")
 """A log goes back and forth between these as it is pulled."""
 
@@ -161,10 +147,10 @@ class Watcher:
             if record.sequence >= to:
                 return
             event = decode(record.kind, record.schema, record.body, sequence=record.sequence)
-            kind = _KINDS.get(type(event)) if isinstance(event, LeaseEvent) else None
+            kind = KINDS.get(type(event)) if isinstance(event, LeaseEvent) else None
             if kind is None or not isinstance(event, LeaseEvent):
                 continue
-            yield _lease_fact(kind, event, record, entry)
+            yield lease_fact(kind, event, record, entry)
 
     def _follow_verdict(
         self,
@@ -301,31 +287,6 @@ class Watcher:
             self._archive.close()
 
 
-def _lease_fact(kind: Kind, event: LeaseEvent, record: Record, entry: LogEntry) -> Fact:
-    subject, lease_id, place = event.subject, event.lease_id.hex(), f"{entry.node}/{entry.log_id}"
-    is_fenced = isinstance(event, events.Fenced)
-    data = {
-        "tenant": str(subject.tenant),
-        "lease_id": lease_id,
-        "generation": event.generation,
-        "node": entry.node,
-        "node_name": entry.name,
-        "log_id": entry.log_id,
-        "sequence": record.sequence,
-        "hash": record.hash.hex(),
-        "previous_hash": record.prev_hash.hex(),
-        "priority": subject.priority.name.lower(),
-        "workload": subject.workload,
-        "reason": _reason(event),
-        "resources": {
-            one.resource_id: one.capacity
-            for one in (event.fenced if is_fenced else subject.allotments)
-        },
-    }
-    key = f"{place}/{record.sequence}/{record.hash.hex()}"
-    return Fact(kind, key, f"leases/{lease_id}", str(subject.tenant), record.wall_ns, data)
-
-
 def _waste_data(one: Judged) -> dict[str, Any]:
     """Shares from 0 to 1, each beside how much it rests on."""
     held, seen = one.held, one.held.utilization
@@ -362,8 +323,3 @@ def _bill_fact(kind: Kind, bill: Bill, issued_ns: int, more: dict[str, Any]) -> 
     place = f"bills/{bill.tenant}/{bill.period}"
     key = f"{place}/{sha256}/{more.get('corrects', '')}"
     return Fact(kind, key, place, bill.tenant, issued_ns, data)
-
-
-def _reason(event: LeaseEvent) -> str | None:
-    found = getattr(event, "reason", None)
-    return getattr(found, "name", "").lower() or None
