@@ -199,20 +199,23 @@ class Store:
         """Each series of these names in the windows that begin in [begin_s, end_s), added up."""
         marks = ",".join("?" * len(names))
         first_s = begin_s // WINDOW_S * WINDOW_S
-        narrowed, values = "", [*names, first_s // HOUR_S * HOUR_S, first_s, end_s]
+        narrowed, values = "", [*names, first_s // HOUR_S * HOUR_S]
         for column, wanted in (("node", node), ("lease", lease)):
             if wanted:
                 narrowed += f" AND s.{column} = ?"
                 values.append(wanted)
+        values += [first_s, end_s]
+        # Numbers first, in the order of their key: what they are of is long, and is looked up once.
         found = self._base.execute(
-            "SELECT s.node, s.resource, s.lease, s.tenant, s.name, s.attributes, min(r.begin_s),"
-            " sum(r.count), sum(r.total), max(r.most), sum(r.active), sum(r.covered_ns)"
-            f" FROM series s JOIN rollups r ON r.series = s.id WHERE s.name IN ({marks})"
-            f" AND s.newest_s >= ? AND r.begin_s >= ? AND r.begin_s < ?{narrowed}"
-            " GROUP BY s.id ORDER BY s.node, s.lease, s.resource, s.name, s.attributes",
+            "SELECT s.node, s.resource, s.lease, s.tenant, s.name, s.attributes, t.*"
+            " FROM (SELECT min(begin_s), sum(count), sum(total), max(most), sum(active),"
+            " sum(covered_ns), series FROM rollups WHERE series IN (SELECT id FROM series s"
+            f" WHERE s.name IN ({marks}) AND s.newest_s >= ?{narrowed})"
+            " AND begin_s >= ? AND begin_s < ? GROUP BY series) t JOIN series s ON s.id = t.series"
+            " ORDER BY s.node, s.lease, s.resource, s.name, s.attributes",
             values,
         )
-        for *place, attributes, begin, count, total, most, active, covered in found:
+        for *place, attributes, begin, count, total, most, active, covered, _ in found:
             key = Key(*place, _pairs(attributes))
             yield key, Rollup(begin, count, total, most, active, covered)
 
