@@ -21,6 +21,7 @@ from pathlib import Path
 
 Counts = collections.Counter[str]
 _NUMBER = re.compile(r"[0-9a-f]{8,}|\d+")
+_LEASED = re.compile(r"/memfd:leased-([0-9a-f]{16})")
 _POLL_S = 0.05
 
 
@@ -31,11 +32,14 @@ class Footprint:
         self,
         pids: Callable[[], Iterable[int]],
         cgroup: Path,
+        granted: Callable[[], set[str]],
         more: Mapping[str, Callable[[], int]] | None = None,
     ) -> None:
-        """`pids` are the agent's and the reaper's."""
+        """`pids` are the agent's and the reaper's; `granted` names the leases that it ever made:
+        another agent on the host has memory of its own."""
         self._pids = pids
         self._cgroup = cgroup
+        self._granted = granted
         self._more = dict(more or {})
 
     def count(self) -> Counts:
@@ -46,7 +50,10 @@ class Footprint:
             found["child processes"] += len(_children(pid))
         found["leaves"] = sum(1 for entry in os.scandir(self._cgroup) if entry.is_dir())
         found["device mappings"] = len(list(Path("/sys/block").glob("dm-*")))
-        found["leased memfds on the host"] = _memfds()
+        open_memfds = _memfds()
+        if open_memfds:
+            ours = self._granted()
+            found["leased memfds on the host"] = sum(name in ours for name in open_memfds.values())
         for name, counter in self._more.items():
             found[name] = counter()
         return +found
@@ -80,15 +87,17 @@ def _children(pid: int) -> list[str]:
     return found
 
 
-def _memfds() -> int:
-    """Leases' memory that any process of the host still has open, by inode."""
-    inodes: set[int] = set()
+def _memfds() -> dict[int, str]:
+    """Leases' memory that any process of the host still has open: inode, and the first half of the
+    lease's id."""
+    found: dict[int, str] = {}
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             with contextlib.suppress(OSError):
                 for number in os.listdir(f"/proc/{entry}/fd"):
                     path = f"/proc/{entry}/fd/{number}"
                     with contextlib.suppress(OSError):
-                        if os.readlink(path).startswith("/memfd:leased-"):
-                            inodes.add(os.stat(path).st_ino)
-    return len(inodes)
+                        named = _LEASED.match(os.readlink(path))
+                        if named is not None:
+                            found[os.stat(path).st_ino] = named[1]
+    return found

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from leased.durable.reader import read_log
-from leased.terms.event import Fenced
+from leased.terms.event import Allocated, Fenced
 from leased.terms.teardown import TeardownStep
 from tests.doubles.footprint import Footprint
 from tests.doubles.host_agent import NS_PER_MS, NS_PER_S, HostAgent, exited, mem
@@ -147,6 +147,14 @@ class Storm:
         self._released()
 
 
+def granted(agent: HostAgent) -> set[str]:
+    """The leases that there ever were, as their memory is named."""
+    log = read_log(agent.audit)
+    found = {event.lease_id.hex()[:16] for _, event, _ in log.events() if type(event) is Allocated}
+    log.close()
+    return found
+
+
 def fences(agent: HostAgent) -> dict[str, int]:
     """What was fenced, by the step that failed and its error."""
     found: dict[str, int] = {}
@@ -164,7 +172,8 @@ def storm(
 ) -> None:
     """Warm up, count, blow, count again."""
     print(f"LEASED_LEAK_SEED={SEED} LEASED_LEAK_CYCLES={cycles}")
-    footprint = Footprint(lambda: (agent.pid, agent.reaper_pid()), agent.cgroup, more)
+    pids, named = (lambda: (agent.pid, agent.reaper_pid())), (lambda: granted(agent))
+    footprint = Footprint(pids, agent.cgroup, named, more)
     weather = Storm(agent, Random(SEED), ask)
     weather.blow(WARM_UP)
     before = footprint.count()
