@@ -269,6 +269,21 @@ async def test_a_worker_that_was_killed_once_is_replaced(directory: Path, verb: 
     assert len(bench.of(verb)) == 2
 
 
+@pytest.mark.parametrize("verb", ["ready", "scrub"])
+async def test_what_a_killed_worker_had_is_let_go_of_in_the_drivers_own_time(
+    directory: Path, verb: str
+) -> None:
+    bench = Bench(directory, A)
+    await bench.start()
+    busy = DeviceError(f"gpu_{verb}", errno.EBUSY, "another context")
+    well, first = bench.crew.answers[verb], [busy, busy, killed()]
+    bench.crew.answers[verb] = lambda name, call: first.pop() if first else well
+    one = gpu_lease(A)
+    await bench.prepare(one)
+    assert (await bench.end(one)).unproven == {}
+    assert len(bench.of(verb)) == 4
+
+
 async def test_a_hang_stops_grants_until_a_probe_passes(directory: Path) -> None:
     bench = Bench(directory, A)
     await bench.start()

@@ -25,11 +25,13 @@ from leased.hardware.gpu.calls import Guests
 from leased.hardware.gpu.facts import Target
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
+from leased.terms.moment import NS_PER_S
 
 T = TypeVar("T")
 GAUGER = "gpu gauge"
 """The worker that telemetry looks through; it keeps GPUs attached."""
 
+LET_GO_STEP_S = 0.05
 _KILLED = (errno.EPIPE, errno.ECONNRESET)
 
 
@@ -126,7 +128,17 @@ class Desk:
             if error.verb != "worker_answer" or error.errno not in _KILLED:
                 raise
         await self._crew.see_off(worker)
-        return await self._crew.task(worker, "gpu", verb, argument, returns, extra_ns=extra_ns)
+        # The driver lets go of what a killed process had when it has the time, as of a lease's.
+        last_s = trio.current_time() + self.config.release_budget_ns / NS_PER_S
+        while True:
+            try:
+                return await self._crew.task(
+                    worker, "gpu", verb, argument, returns, extra_ns=extra_ns
+                )
+            except DeviceError as error:
+                if error.errno != errno.EBUSY or trio.current_time() >= last_s:
+                    raise
+            await trio.sleep(LET_GO_STEP_S)
 
 
 def worker_of(target: Target) -> str:
