@@ -13,6 +13,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leased.collector.telemetry import store as store_module
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import NAME, Store
@@ -78,3 +79,24 @@ def test_a_store_of_the_format_before_says_the_same(tmp_path: Path) -> None:
         store.append([(key, later)])
         assert read(store, NAMES, later.begin_s, later.begin_s + 1) == {key: later}
         assert read(store, NAMES, old.begin_s, old.begin_s + 1) == {key: old}
+
+
+def test_whoever_is_killed_while_it_brings_a_store_along_leaves_it_as_it_was_or_whole(
+    tmp_path: Path,
+) -> None:
+    """The script is broken off behind each of its statements."""
+    whole = [one for one in store_module._FROM_1.split(";") if one.strip()]
+    for statements in range(len(whole) + 1):
+        directory = tmp_path / str(statements)
+        directory.mkdir()
+        key, row = Key("a", "", "x", "t", NAMES[0], ()), Rollup(BEGIN_S, 1, 2, 3, 0, 5)
+        with closing(Store(directory)) as store:
+            store.append([(key, row)])
+        with closing(sqlite3.connect(directory / NAME, isolation_level=None)) as base:
+            base.execute("DROP INDEX series_by_age")
+            base.execute("ALTER TABLE series DROP COLUMN newest_s")
+            base.execute("PRAGMA user_version=1")
+            for one in whole[:statements]:
+                base.execute(one)
+        with closing(Store(directory)) as store:
+            assert read(store, NAMES, BEGIN_S, BEGIN_S + 1) == {key: row}

@@ -54,10 +54,15 @@ CREATE TABLE IF NOT EXISTS rollups (
 CREATE INDEX IF NOT EXISTS rollups_by_time ON rollups (begin_s);
 """
 _FROM_1: Final = """
+BEGIN;
 ALTER TABLE series ADD COLUMN newest_s INTEGER NOT NULL DEFAULT 0;
 UPDATE series SET newest_s =
     coalesce((SELECT max(begin_s) FROM rollups WHERE series = id), 0) / 3600 * 3600;
+PRAGMA user_version = 2;
+COMMIT;
 """
+"""All of it or nothing: a column that is there of a format that has none would be refused for
+good."""
 _ADD: Final = """
 INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (series, begin_s) DO UPDATE SET
