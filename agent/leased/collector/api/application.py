@@ -169,7 +169,7 @@ class Application:
             return await self._await(partial(route.act, call))
         if route.slow:
             found: Answer = await trio.to_thread.run_sync(
-                route.act, call, limiter=self._readers, abandon_on_cancel=True
+                partial(_answer, route, call), limiter=self._readers, abandon_on_cancel=True
             )
             return found if found.then is None else await self._await(found.then)
         return route.act(call)  # type: ignore[return-value]
@@ -229,9 +229,7 @@ class Application:
             headers["Content-Type"] = answer.media_type
             await requests.send_stream(send, receive, status, headers, answer.stream, self._waiting)
             return
-        body = answer.raw
-        if body is None:
-            body = _ENCODER.encode(answer.value) if answer.value is not None else b""
+        body = _body(answer)
         if body or status == 200:
             headers["Content-Type"] = answer.media_type
         await requests.send_whole(send, status, headers, body)
@@ -249,6 +247,20 @@ class Application:
 
 def _status(route: Route, answer: Answer) -> int:
     return answer.status if answer.status != 200 else route.status
+
+
+def _body(answer: Answer) -> bytes:
+    if answer.raw is not None:
+        return answer.raw
+    return _ENCODER.encode(answer.value) if answer.value is not None else b""
+
+
+def _answer(route: Route, call: Call) -> Answer:
+    """An answer as it is sent. A long one is written where it was found: nobody else waits."""
+    found: Answer = route.act(call)  # type: ignore[assignment]
+    if found.then is not None or found.stream is not None:
+        return found
+    return msgspec.structs.replace(found, value=None, raw=_body(found))
 
 
 def _again(known: Reply, request: bytes) -> Answer:

@@ -11,7 +11,9 @@ Does not receive telemetry (`telemetry.receiver`) and bills nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -94,7 +96,9 @@ class Observed:
         last_ns = parse_duration(call.query.last)
         if not 0 < last_ns <= LAST_NS_MAX:
             raise Problem(422, "From 1s to 90d.", parameter="last")
-        judged, reach = self.judged(call.now_ns, last_ns), self._reach(call.now_ns)
+        with self._store() as store:
+            judged = self._judged(store, call.now_ns, last_ns)
+            reach = self._reach(store, call.now_ns)
         shown = [
             _shown(one)
             for one in judged
@@ -104,35 +108,27 @@ class Observed:
 
     def judged(self, now_ns: int, last_ns: int) -> list[Judged]:
         """Every lease that was seen within `last_ns`, and its class. Raises StateError."""
-        begin_s, end_s = views.windows(now_ns, last_ns)
-        store = Store(self._state, reading=True)
-        try:
-            found = views.leases(store, begin_s, end_s)
-        finally:
-            store.close()
-        return views.waste(found, self._card())
+        with self._store() as store:
+            return self._judged(store, now_ns, last_ns)
 
     def heat(self, call: Call) -> Answer:
         """Heat by node."""
         call.caller.require_all()
-        store = Store(self._state, reading=True)
-        try:
+        with self._store() as store:
             found = views.heat(store, call.now_ns // NS_PER_S)
-            reach = self._reach_of(store, call.now_ns)
-        finally:
-            store.close()
+            reach = self._reach(store, call.now_ns)
         hottest = sorted(found.items(), key=lambda pair: (-pair[1].heat_pm, pair[0]))
         nodes = [NodeHeat(node, _share(one.heat_pm), one.by) for node, one in hottest]
         return Answer(HeatSeen(nodes, reach))
 
-    def _reach(self, now_ns: int) -> Reach:
-        store = Store(self._state, reading=True)
-        try:
-            return self._reach_of(store, now_ns)
-        finally:
-            store.close()
+    def _store(self) -> closing[Store]:
+        return closing(Store(self._state, reading=True))
 
-    def _reach_of(self, store: Store, now_ns: int) -> Reach:
+    def _judged(self, store: Store, now_ns: int, last_ns: int) -> list[Judged]:
+        found = views.leases(store, *views.windows(now_ns, last_ns))
+        return views.waste(found, self._card())
+
+    def _reach(self, store: Store, now_ns: int) -> Reach:
         """How far telemetry goes: a node is behind of which nothing was heard for as long as heat
         is told of."""
         heard = store.heard()
@@ -183,5 +179,7 @@ def _shown(one: Judged) -> LeaseWaste:
     )
 
 
+@lru_cache(maxsize=1024)
 def _share(pm: int) -> Decimal:
+    """There are 1001, but for what a node makes up."""
     return Decimal(pm).scaleb(-3)

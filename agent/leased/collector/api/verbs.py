@@ -10,6 +10,7 @@ Does not answer requests (`application`).
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import secrets
 import signal
@@ -31,6 +32,11 @@ from leased.collector.governance.keeping import DIRECTORY, KEY_NAME, load_signer
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_NOINPUT, LeasedError, StateError
+
+GARBAGE: Final = (20_000, 20, 1_000)
+"""When the collector of cycles looks (see `gc.set_threshold`). An answer is thousands of rows,
+freed by their counts of references; with the usual 700 it looks through them as they are made, and
+every now and then through all that is known of the fleet, while somebody waits."""
 
 TOKEN_PREFIX: Final = "leased_"
 """So that scanners for secrets find one that was committed somewhere."""
@@ -120,6 +126,7 @@ def _is_at_work() -> bool:
 
 
 async def _serve(desk: Any, console: Console, beside: Beside) -> None:
+    gc.set_threshold(*GARBAGE)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_obey, desk, console, stop)

@@ -6,9 +6,9 @@ so a crash may lose the last seconds. The oldest rows go first, after `keep_ns` 
 more than `rows_max`.
 
 Tables, for whoever reads them with SQL: `series` (what a number is of, and the hour of its newest
-row: a look at the last hour passes over what the leases of months ago have left) and `rollups`
+row: a look at the last hour passes over what the leases of months ago have left), `rollups`
 (series, beginning of the window in Unix seconds, count, total, most, active, covered_ns; values in
-the unit of `leased.terms.series`).
+the unit of `leased.terms.series`) and `hosts` (the newest window that each node told of itself).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.series import KIND
 
 NAME: Final = "telemetry.sqlite"
-FORMAT: Final = 2
+FORMAT: Final = 3
 KEEP_NS: Final = 90 * 24 * 3600 * NS_PER_S
 ROWS_MAX: Final = 50_000_000
 """Some 3 GB: 1 000 nodes with 170 series each for a day, 30 nodes for a month."""
@@ -52,17 +52,32 @@ CREATE TABLE IF NOT EXISTS rollups (
     covered_ns INTEGER NOT NULL, PRIMARY KEY (series, begin_s)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS rollups_by_time ON rollups (begin_s);
+CREATE TABLE IF NOT EXISTS hosts (node TEXT PRIMARY KEY, newest_s INTEGER NOT NULL) WITHOUT ROWID;
 """
-_FROM_1: Final = """
+_OF_ITSELF: Final = ("leased.pressure.time", "hw.temperature")
+"""What a node tells whether or not somebody has a lease on it."""
+
+_FROM: Final = {
+    1: """
 BEGIN;
 ALTER TABLE series ADD COLUMN newest_s INTEGER NOT NULL DEFAULT 0;
 UPDATE series SET newest_s =
     coalesce((SELECT max(begin_s) FROM rollups WHERE series = id), 0) / 3600 * 3600;
 PRAGMA user_version = 2;
 COMMIT;
-"""
-"""All of it or nothing: a column that is there of a format that has none would be refused for
-good."""
+""",
+    2: f"""
+BEGIN;
+CREATE TABLE hosts (node TEXT PRIMARY KEY, newest_s INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO hosts SELECT s.node, max((SELECT max(begin_s) FROM rollups WHERE series = s.id))
+    FROM series s WHERE s.lease = '' AND s.name IN {_OF_ITSELF}
+    AND EXISTS (SELECT * FROM rollups WHERE series = s.id) GROUP BY s.node;
+PRAGMA user_version = 3;
+COMMIT;
+""",
+}
+"""By the format before. All of one or nothing: a column that is there of a format that has none
+would be refused for good."""
 _ADD: Final = """
 INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (series, begin_s) DO UPDATE SET
@@ -118,7 +133,7 @@ class Store:
         try:
             self._base = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
             version = self._base.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, FORMAT) and (reading or version != 1):
+            if version not in (0, FORMAT) and (reading or version not in _FROM):
                 raise StateError(f"{path} is of format {version}; this version reads {FORMAT}")
             if not reading:
                 self._make(version)
@@ -130,8 +145,9 @@ class Store:
         # Not FULL: what a power cut loses here, nobody is billed for.
         self._base.execute("PRAGMA synchronous=NORMAL")
         with self._base:
-            if version == 1:
-                self._base.executescript(_FROM_1)
+            while version in _FROM:
+                self._base.executescript(_FROM[version])
+                version += 1
             self._base.executescript(_SCHEMA)
             self._base.execute(f"PRAGMA user_version={FORMAT}")
 
@@ -143,9 +159,11 @@ class Store:
         """Add these to what there is, all of them or none. Raises StateError."""
         try:
             with self._base:
-                added = [(self._id(key), *msgspec.structs.astuple(one)) for key, one in rows]
+                told = list(rows)
+                added = [(self._id(key), *msgspec.structs.astuple(one)) for key, one in told]
                 self._base.executemany(_ADD, added)
                 self._note_newest(added)
+                self._note_hosts(told)
         except sqlite3.Error as error:
             self._ids.clear()  # what was made within the transaction is gone
             self._newest_s.clear()
@@ -163,6 +181,17 @@ class Store:
             [(hour_s, series) for series, hour_s in later.items()],
         )
         self._newest_s |= later
+
+    def _note_hosts(self, told: Iterable[tuple[Key, Rollup]]) -> None:
+        newest: dict[str, int] = {}
+        for key, one in told:
+            if key.name in _OF_ITSELF and not key.lease:
+                newest[key.node] = max(newest.get(key.node, 0), one.begin_s)
+        self._base.executemany(
+            "INSERT INTO hosts VALUES (?, ?)"
+            " ON CONFLICT (node) DO UPDATE SET newest_s = max(newest_s, excluded.newest_s)",
+            newest.items(),
+        )
 
     def prune(self, now_ns: int) -> int:
         """Take away what is too old or too much, so much at a time; how many rows went."""
@@ -185,6 +214,9 @@ class Store:
                 if gone:
                     self._base.execute(
                         "DELETE FROM series WHERE id NOT IN (SELECT series FROM rollups)"
+                    )
+                    self._base.execute(
+                        "DELETE FROM hosts WHERE node NOT IN (SELECT node FROM series)"
                     )
                     self._ids.clear()
                     self._newest_s.clear()
@@ -292,12 +324,7 @@ class Store:
 
     def heard(self) -> dict[str, int]:
         """Of each node, the beginning of the newest window that it told of itself, in Unix s."""
-        rows = self._base.execute(
-            "SELECT s.node, max((SELECT max(begin_s) FROM rollups WHERE series = s.id))"
-            " FROM series s WHERE s.name IN ('leased.pressure.time', 'hw.temperature')"
-            " AND s.lease = '' GROUP BY s.node"
-        )
-        return {node: begin_s for node, begin_s in rows if begin_s is not None}
+        return dict(self._base.execute("SELECT node, newest_s FROM hosts"))
 
     def _id(self, key: Key) -> int:
         known = self._ids.get(key)
