@@ -6,7 +6,12 @@ Does not add anything: each call is the batch of one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
 
 from leased.ports import Arming, Revocable
 from leased.service.reaper.link import ReaperLink
@@ -47,3 +52,15 @@ class SingleLink(ReaperLink):
     async def disarm(self, lease_id: LeaseId) -> None:
         """As `disarm_many`."""
         await self.disarm_many([lease_id])
+
+
+@asynccontextmanager
+async def linked(path: Path, **how: Any) -> AsyncIterator[SingleLink]:
+    """A link to the reaper that listens at `path`, with the board that came over it. `how` is
+    ReaperLink's."""
+    async with trio.open_nursery() as nursery:
+        link = SingleLink(path, **how)
+        await nursery.start(link.run)
+        await link.ping()  # behind BOARD, so the board has come too
+        yield link
+        nursery.cancel_scope.cancel()

@@ -17,7 +17,7 @@ from leased.hardware.clock import BootClock
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import TeardownStep
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable
-from tests.doubles.single_link import SingleLink
+from tests.doubles.single_link import linked
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 SIZE_BYTES = 1 << 20
@@ -33,11 +33,8 @@ while True:
 async def _arm_and_leave(host: ReaperHost, fd: int, ttl_ms: int) -> tuple[bytes, int]:
     """An agent that arms one lease and is gone."""
     lease = lease_of(ttl_ms=ttl_ms)
-    async with trio.open_nursery() as nursery:
-        link = SingleLink(host.socket_path)
-        await nursery.start(link.run)
+    async with linked(host.socket_path) as link:
         await link.arm(lease, "", (fd,), None)
-        nursery.cancel_scope.cancel()
     return lease.lease_id, lease.deadline_ns
 
 
@@ -57,9 +54,7 @@ async def test_with_the_agent_gone_an_escapee_loses_the_memory() -> None:
         assert await trio.to_thread.run_sync(escapee.wait, 5) == -signal.SIGBUS
         escapee.stdout.close()
         assert verbs.memory_blocks(fd) == 0
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             [entry] = await link.roster()
             assert entry.lease_id == lease_id
             for inherited in entry.fds:
@@ -73,20 +68,16 @@ async def test_with_the_agent_gone_an_escapee_loses_the_memory() -> None:
             assert steps[TeardownStep.TRUNCATE].measured == 0
             assert all(step.errno == 0 for step in report.steps)
             await link.disarm(lease_id)
-            nursery.cancel_scope.cancel()
 
 
 async def test_a_disarmed_lease_is_left_alone() -> None:
     with ReaperHost("--backstop-ms=50") as host:
         fd = host.closing(verbs.create_memory("clean", size_bytes=SIZE_BYTES))
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=60_000)
             await link.arm(lease, "", (fd,), None)
             report = await link.revoke(lease.lease_id)
             await link.disarm(lease.lease_id)
-            nursery.cancel_scope.cancel()
         await BootClock().sleep_until(report.cut_ns + 300 * NS_PER_MS)
         assert verbs.memory_blocks(fd) == SIZE_BYTES // 512
 
@@ -94,13 +85,10 @@ async def test_a_disarmed_lease_is_left_alone() -> None:
 async def test_a_claim_ends_with_its_connection() -> None:
     with ReaperHost("--backstop-ms=200") as host:
         fd = host.closing(verbs.create_memory("claimed", size_bytes=SIZE_BYTES))
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=60_000)
             await link.arm(lease, "", (fd,), None)
             report = await link.revoke(lease.lease_id)
-            nursery.cancel_scope.cancel()
         await BootClock().sleep_until(report.cut_ns + 200 * NS_PER_MS)
         with trio.fail_after(5):
             while verbs.memory_blocks(fd) != 0:

@@ -12,8 +12,6 @@ import random
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -28,21 +26,11 @@ from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport
 from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
-from tests.doubles.single_link import SingleLink
+from tests.doubles.single_link import SingleLink, linked
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 HEADER_BYTES, DIAL_BYTES = 64, 16
 LATER_MS = 60_000
-
-
-@asynccontextmanager
-async def _linked(host: ReaperHost) -> AsyncIterator[SingleLink]:
-    async with trio.open_nursery() as nursery:
-        link = SingleLink(host.socket_path)
-        await nursery.start(link.run)
-        await link.ping()  # behind BOARD, so the board has come too
-        yield link
-        nursery.cancel_scope.cancel()
 
 
 def _renewed(lease: Lease, *, ms: int) -> Lease:
@@ -56,7 +44,7 @@ def _move(link: SingleLink, lease: Lease) -> list[bool] | None:
 
 async def test_a_renewal_on_the_board_is_what_the_reaper_cuts_by() -> None:
     with ReaperHost() as host:
-        async with _linked(host) as link:
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=1_500)
             leaf = host.leaf(lease)
             inside = host.sleeper(leaf)
@@ -78,7 +66,7 @@ async def test_a_renewal_on_the_board_is_what_the_reaper_cuts_by() -> None:
 
 async def test_after_the_cut_has_begun_a_renewal_on_the_board_is_late() -> None:
     with ReaperHost() as host:
-        async with _linked(host) as link:
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             await link.arm(lease, "", (), None)
             await link.revoke(lease.lease_id)
@@ -89,7 +77,7 @@ async def test_after_the_cut_has_begun_a_renewal_on_the_board_is_late() -> None:
 async def test_a_renewal_that_another_overtook_on_the_board_is_not_late() -> None:
     """It went by a packet; the cut that follows a late one would end a lease that lives."""
     with ReaperHost() as host:
-        async with _linked(host) as link:
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             await link.arm(lease, "", (), None)
             first = _renewed(lease, ms=1_000)
@@ -104,7 +92,7 @@ async def test_a_renewal_that_another_overtook_on_the_board_is_not_late() -> Non
 
 async def test_a_deadline_that_has_passed_is_late_whoever_was_quicker() -> None:
     with ReaperHost() as host:
-        async with _linked(host) as link:
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=30)
             await link.arm(lease, "", (), None)
             await BootClock().sleep_until(lease.deadline_ns)
@@ -113,7 +101,7 @@ async def test_a_deadline_that_has_passed_is_late_whoever_was_quicker() -> None:
 
 async def test_an_earlier_deadline_goes_to_the_reaper_itself() -> None:
     with ReaperHost() as host:
-        async with _linked(host) as link:
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             leaf = host.leaf(lease)
             inside = host.sleeper(leaf)
@@ -128,7 +116,7 @@ async def test_a_renewal_that_the_reaper_never_saw_outlives_it() -> None:
     with ReaperHost() as host:
         lease = lease_of(ttl_ms=LATER_MS)
         later = _renewed(lease, ms=5_000)
-        async with _linked(host) as link:
+        async with linked(host.socket_path) as link:
             await link.arm(lease, "", (), None)
             os.kill(_reaper_pid(host), signal.SIGSTOP)
             assert _move(link, later) == [True]
@@ -145,7 +133,7 @@ async def test_a_renewal_that_the_reaper_never_saw_outlives_it() -> None:
 @pytest.mark.parametrize("nonsense", ["far", "early"])
 async def test_what_cannot_be_a_deadline_is_not_believed(nonsense: str) -> None:
     with ReaperHost("--horizon-s=3600") as host:
-        async with _linked(host) as link:
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=1_500)
             leaf = host.leaf(lease)
             inside = host.sleeper(leaf)
@@ -162,7 +150,7 @@ async def test_what_cannot_be_a_deadline_is_not_believed(nonsense: str) -> None:
 
 async def test_a_renewal_beyond_the_horizon_is_refused_by_the_reaper() -> None:
     with ReaperHost("--horizon-s=3600") as host:
-        async with _linked(host) as link:
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             await link.arm(lease, "", (), None)
             far = _renewed(lease, ms=7_200_000)
@@ -172,7 +160,7 @@ async def test_a_renewal_beyond_the_horizon_is_refused_by_the_reaper() -> None:
 
 async def test_a_place_that_another_lease_has_now_is_not_touched() -> None:
     with ReaperHost() as host:
-        async with _linked(host) as link, _linked(host) as other:
+        async with linked(host.socket_path) as link, linked(host.socket_path) as other:
             ours, theirs = lease_of(ttl_ms=LATER_MS), lease_of(ttl_ms=2 * LATER_MS)
             await link.arm(ours, "", (), None)
             await other.revoke(ours.lease_id)
@@ -191,7 +179,7 @@ async def test_at_the_deadline_either_the_renewal_or_the_cut_wins_and_both_know(
     ttl_ms = 4
     won = lost = 0
     with ReaperHost() as host, trio.fail_after(120):
-        async with _linked(host) as link:
+        async with linked(host.socket_path) as link:
             while won + lost < 150 or not (won and lost):
                 lease = lease_of(ttl_ms=ttl_ms)
                 await link.arm(lease, "", (), None)
@@ -262,7 +250,7 @@ async def test_a_renewal_is_seen_before_its_generation_and_then_with_it() -> Non
 
 async def test_what_is_added_to_a_lease_does_not_forget_its_renewal() -> None:
     with ReaperHost() as host:
-        async with _linked(host) as link:
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             leaf, later = host.leaf(lease), _renewed(lease, ms=1_000)
             await link.arm(lease, "", (), None)

@@ -20,7 +20,7 @@ from leased.service.reaper import protocol
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport, TeardownStep
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable, v1_frozen
-from tests.doubles.single_link import SingleLink
+from tests.doubles.single_link import SingleLink, linked
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 SOON_MS, LATER_MS = 100, 60_000
@@ -64,9 +64,7 @@ async def _cut_at_deadline(link: SingleLink, lease_id: bytes, deadline_ns: int) 
 
 async def test_everybody_in_the_leaf_and_the_bound_holder_die_at_the_deadline() -> None:
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=SOON_MS)
             leaf = host.leaf(lease)
             inside, holder, stranger = host.sleeper(leaf), host.sleeper(), host.sleeper()
@@ -86,7 +84,6 @@ async def test_everybody_in_the_leaf_and_the_bound_holder_die_at_the_deadline() 
             assert lease.deadline_ns <= deny.began_ns <= deny.ended_ns <= kill.began_ns
             assert kill.began_ns <= freeze.began_ns <= kill.ended_ns
             assert kill.ended_ns == report.cut_ns < lease.deadline_ns + NS_PER_S
-            nursery.cancel_scope.cancel()
 
 
 async def test_the_agent_is_told_of_a_cut_that_it_did_not_ask_for() -> None:
@@ -98,9 +95,7 @@ async def test_the_agent_is_told_of_a_cut_that_it_did_not_ask_for() -> None:
         heard.set()
 
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path, cut=hear)
-            await nursery.start(link.run)
+        async with linked(host.socket_path, cut=hear) as link:
             asked, due = lease_of(ttl_ms=LATER_MS), lease_of(ttl_ms=SOON_MS)
             leaf = host.leaf(due)
             host.sleeper(leaf)
@@ -115,14 +110,11 @@ async def test_the_agent_is_told_of_a_cut_that_it_did_not_ask_for() -> None:
             report = await link.revoke(due.lease_id)
             assert report.clean and report.by_reaper and report.cut_ns <= told[0]
             assert len(told) == 1
-            nursery.cancel_scope.cancel()
 
 
 async def test_a_tracer_outside_keeps_nobody_at_its_exit() -> None:
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             leaf = host.leaf(lease)
             inside, holder, stranger = host.sleeper(leaf), host.sleeper(), host.sleeper()
@@ -143,7 +135,6 @@ async def test_a_tracer_outside_keeps_nobody_at_its_exit() -> None:
                 for process in (first, second, other):
                     process.kill()
                     process.wait(5)
-            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("stays", ["leaf", "holder"])
@@ -152,9 +143,7 @@ async def test_who_is_gone_takes_no_processor_while_others_stay(stays: str) -> N
     goes on listening turns before everybody else, the kernel's own threads too.
     """
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             leaf = host.leaf(lease)
             inside, holder = host.sleeper(leaf), host.sleeper()
@@ -171,15 +160,12 @@ async def test_who_is_gone_takes_no_processor_while_others_stay(stays: str) -> N
             finally:
                 tracer.kill()
                 tracer.wait(5)
-            nursery.cancel_scope.cancel()
 
 
 async def test_who_comes_into_the_leaf_behind_the_kill_does_not_stay() -> None:
     """Between the kill and the freeze somebody may come in, or be forked: neither meets him."""
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             leaf = host.leaf(lease)
             inside, late = host.sleeper(leaf), host.sleeper()
@@ -201,20 +187,16 @@ async def test_who_comes_into_the_leaf_behind_the_kill_does_not_stay() -> None:
             finally:
                 tracer.kill()
                 tracer.wait(5)
-            nursery.cancel_scope.cancel()
 
 
 async def test_what_an_agent_asked_for_before_it_died_is_done() -> None:
     """The reaper reads it only when nobody is there to be answered any more."""
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             leaf = host.leaf(lease)
             inside = host.sleeper(leaf)
             await link.arm(lease, leaf, (), None)
-            nursery.cancel_scope.cancel()
         dying = host.connect()
         host.process.send_signal(signal.SIGSTOP)
         for serial in range(3):
@@ -230,9 +212,7 @@ async def test_disarming_a_lease_with_somebody_inside_cuts_it_first() -> None:
     # Found by the simulation: an agent that could not reach the reaper fenced the lease and told it
     # to forget; access would never have ended.
     with ReaperHost("--backstop-ms=60000") as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             leaf = host.leaf(lease)
             inside, holder = host.sleeper(leaf), host.sleeper()
@@ -244,14 +224,11 @@ async def test_disarming_a_lease_with_somebody_inside_cuts_it_first() -> None:
                 while await link.roster():
                     await trio.lowlevel.checkpoint()
             assert verbs.memory_blocks(fd) == 0, "its memory is taken before it is forgotten"
-            nursery.cancel_scope.cancel()
 
 
 async def test_a_fork_bomb_dies_whole() -> None:
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=400)
             leaf = host.leaf(lease)
             await link.arm(lease, leaf, (), None)
@@ -267,14 +244,11 @@ async def test_a_fork_bomb_dies_whole() -> None:
             assert Path(leaf, "cgroup.procs").read_text("ascii") == ""
             bomb.wait(5)
             bomb.stdout.close()
-            nursery.cancel_scope.cancel()
 
 
 async def test_nothing_in_a_cut_leaf_opens_a_device_or_runs() -> None:
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             leaf = host.leaf(lease)
             await link.arm(lease, leaf, (), None)
@@ -287,14 +261,11 @@ async def test_nothing_in_a_cut_leaf_opens_a_device_or_runs() -> None:
             )
             late = await trio.run_process([sys.executable, "-S", "-c", code], check=False)
             assert late.returncode == 7
-            nursery.cancel_scope.cancel()
 
 
 async def test_a_holder_that_gave_its_lease_back_lives() -> None:
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             leaf = host.leaf(lease)
             holder, inside = host.sleeper(), host.sleeper(leaf)
@@ -303,14 +274,11 @@ async def test_a_holder_that_gave_its_lease_back_lives() -> None:
             assert report.clean and not report.by_reaper
             assert inside.wait(5) == -signal.SIGKILL
             assert holder.poll() is None
-            nursery.cancel_scope.cancel()
 
 
 async def test_a_cgroup_may_be_added_after_the_grant() -> None:
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             await link.arm(lease, "", (), None)
             leaf = host.leaf(lease)
@@ -321,14 +289,11 @@ async def test_a_cgroup_may_be_added_after_the_grant() -> None:
             assert second is not None and second.errno == errno.EEXIST
             await link.revoke(lease.lease_id)
             assert inside.wait(5) == -signal.SIGKILL
-            nursery.cancel_scope.cancel()
 
 
 async def test_descriptors_are_what_they_must_be_or_nothing_is_armed() -> None:
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             before = (await link.ping()).slots_used
             plain = host.closing(os.open("/dev/null", os.O_RDONLY))
             unsealed = host.closing(os.memfd_create("x", os.MFD_ALLOW_SEALING))
@@ -348,15 +313,12 @@ async def test_descriptors_are_what_they_must_be_or_nothing_is_armed() -> None:
                 [error] = await link.arm_many([Arming(lease_of(ttl_ms=LATER_MS), leaf, fds, pidfd)])
                 assert error is not None and error.errno == expected, (leaf, error)
             assert (await link.ping()).slots_used == before
-            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.skipif(not V1_FREEZER.exists(), reason="needs the v1 freezer to stand for D state")
 async def test_who_cannot_be_killed_makes_the_cut_unclean_and_delays_nobody() -> None:
     with ReaperHost("--kill-ms=400") as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             stuck, fine = lease_of(ttl_ms=SOON_MS), lease_of(ttl_ms=SOON_MS + 50)
             holder = host.sleeper()
             await link.arm(stuck, "", (), host.pidfd(holder))
@@ -372,14 +334,11 @@ async def test_who_cannot_be_killed_makes_the_cut_unclean_and_delays_nobody() ->
             while not (late := await link.revoke(stuck.lease_id)).clean:
                 await trio.lowlevel.checkpoint()
             assert late.cut_ns > report.cut_ns
-            nursery.cancel_scope.cancel()
 
 
 async def test_memory_is_left_to_the_agent_that_asked_for_the_cut() -> None:
     with ReaperHost("--backstop-ms=1200") as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             fd = host.closing(verbs.create_memory("kept", size_bytes=8192))
             lease = lease_of(ttl_ms=LATER_MS)
             await link.arm(lease, "", (fd,), None)
@@ -387,18 +346,14 @@ async def test_memory_is_left_to_the_agent_that_asked_for_the_cut() -> None:
             await BootClock().sleep_until(report.cut_ns + 2000 * NS_PER_MS)
             assert verbs.memory_blocks(fd) == 16
             assert len((await link.revoke(lease.lease_id)).steps) == 1
-            nursery.cancel_scope.cancel()
 
 
 async def test_a_table_that_is_full_says_so() -> None:
     with ReaperHost(slots=16) as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             leases = [lease_of(ttl_ms=LATER_MS) for _ in range(17)]
             outcomes = await link.arm_many([Arming(lease) for lease in leases])
             assert outcomes[:16] == [None] * 16
             assert outcomes[16] is not None and outcomes[16].errno == errno.ENOSPC
             await link.disarm(leases[3].lease_id)
             await link.arm(leases[16], "", (), None)
-            nursery.cancel_scope.cancel()

@@ -28,7 +28,7 @@ from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import CutReport
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable
 from tests.doubles.scarcity import descriptors_left
-from tests.doubles.single_link import SingleLink
+from tests.doubles.single_link import SingleLink, linked
 
 needs_root = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 LATER_MS = 60_000
@@ -189,9 +189,7 @@ async def test_a_caller_that_gives_up_leaves_nothing_behind(tmp_path: Path) -> N
 async def test_what_the_agent_holds_is_armed_again_when_the_reaper_forgot_everything() -> None:
     lost: list[tuple[LeaseId, int]] = []
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path, lost=lambda *what: lost.append(what))
-            await nursery.start(link.run)
+        async with linked(host.socket_path, lost=lambda *what: lost.append(what)) as link:
             fd = host.closing(verbs.create_memory("held", size_bytes=4096))
             leases = [lease_of(ttl_ms=LATER_MS) for _ in range(3)]
             holder = host.sleeper()
@@ -216,15 +214,12 @@ async def test_what_the_agent_holds_is_armed_again_when_the_reaper_forgot_everyt
             for inherited in (*entry.fds, entry.pidfd or -1):
                 os.close(inherited)
             assert lost == [(leases[1].lease_id, errno.ENOENT)]
-            nursery.cancel_scope.cancel()
 
 
 @needs_root
 async def test_holders_that_come_in_one_packet_are_told_apart() -> None:
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             one, other, gone = host.sleeper(), host.sleeper(), host.sleeper()
             pidfd_of = {process: host.pidfd(process) for process in (one, other, gone)}
             gone.kill()
@@ -239,15 +234,12 @@ async def test_holders_that_come_in_one_packet_are_told_apart() -> None:
                 assert entry.pid == (0 if holder is gone else holder.pid)
                 if entry.pidfd is not None:
                     os.close(entry.pidfd)
-            nursery.cancel_scope.cancel()
 
 
 @needs_root
 async def test_a_cut_asked_for_is_reported_through_a_restart() -> None:
     with ReaperHost("--kill-ms=5000") as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             leases = [lease_of(ttl_ms=LATER_MS) for _ in range(20)]
             await link.arm_many([Arming(lease, host.leaf(lease)) for lease in leases])
             os.kill(host.process.pid, signal.SIGSTOP)
@@ -263,15 +255,12 @@ async def test_a_cut_asked_for_is_reported_through_a_restart() -> None:
                 host.start()
             assert all(isinstance(report, CutReport) for report in reports)
             assert len(reports) == len(leases)
-            nursery.cancel_scope.cancel()
 
 
 @needs_root
 async def test_the_roster_hands_over_many_leases_in_pages() -> None:
     with ReaperHost(slots=512) as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             fd = host.closing(verbs.create_memory("shared", size_bytes=4096))
             leases = [lease_of(ttl_ms=LATER_MS) for _ in range(400)]
             outcomes = await link.arm_many([Arming(lease, "", (fd,)) for lease in leases])
@@ -286,7 +275,6 @@ async def test_the_roster_hands_over_many_leases_in_pages() -> None:
             assert all(isinstance(report, CutReport) and report.clean for report in cut)
             await link.disarm_many([lease.lease_id for lease in leases])
             assert await link.roster() == []
-            nursery.cancel_scope.cancel()
 
 
 @needs_root
@@ -302,9 +290,7 @@ async def test_a_reaper_is_started_once_detached_and_started_again_when_it_dies(
     async def restart() -> None:
         starts.append(await spawn_reaper(binary, directory, options=("--slots=16",)))
 
-    async with trio.open_nursery() as nursery:
-        link = SingleLink(directory / "reaper.sock", restart=restart)
-        await nursery.start(link.run)
+    async with linked(directory / "reaper.sock", restart=restart) as link:
         first = (await link.ping()).pid
         assert os.getsid(first) == first and first not in (os.getpid(), os.getppid())
         os.kill(first, signal.SIGKILL)
@@ -313,7 +299,6 @@ async def test_a_reaper_is_started_once_detached_and_started_again_when_it_dies(
                 await trio.lowlevel.checkpoint()
         assert starts == [True]
         os.kill(second, signal.SIGTERM)
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_reaper_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from leased.terms.teardown import CutReport, TeardownStep
 from tests.doubles import mappings
 from tests.doubles.host import not_proven
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable
-from tests.doubles.single_link import SingleLink
+from tests.doubles.single_link import linked
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 LATER_MS = 60_000
@@ -59,14 +59,11 @@ def _step(report: CutReport, step: TeardownStep) -> tuple[int, int]:
 @pytest.mark.skipif(mappings.usable(), reason="this kernel can revoke mappings")
 async def test_what_this_kernel_cannot_revoke_is_not_armed() -> None:
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             with pytest.raises(DeviceError) as refused:
                 await link.arm(lease_of(ttl_ms=LATER_MS), "", (), None, FIRST)
             assert refused.value.errno == errno.ENODEV
             assert await link.roster() == []
-            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.vm
@@ -75,9 +72,7 @@ async def test_an_open_descriptor_reads_and_writes_until_the_deadline_and_gets_e
     None
 ):
     with ReaperHost() as host, mappings.Bench() as bench:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             # Time for a first write by an emulated processor.
             lease = lease_of(ttl_ms=4000)
             with mappings.opened(bench.crypt(lease.lease_id)) as fd:
@@ -94,16 +89,13 @@ async def test_an_open_descriptor_reads_and_writes_until_the_deadline_and_gets_e
             assert _step(report, TeardownStep.OBJECT_REVOKE) == (0, 1)
             assert _step(report, TeardownStep.KEY) == (0, 1)
             assert bench.target(lease.lease_id) == "error"
-            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.vm
 @pytest.mark.usefixtures("needs_dm")
 async def test_all_of_a_lease_is_revoked_and_nothing_of_another() -> None:
     with ReaperHost() as host, mappings.Bench() as bench:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             many, other = lease_of(ttl_ms=LATER_MS), lease_of(ttl_ms=LATER_MS)
             objects = [Revocable(ObjectKind.DM, number) for number in range(6)]
             for one in objects:
@@ -117,16 +109,13 @@ async def test_all_of_a_lease_is_revoked_and_nothing_of_another() -> None:
             assert _step(report, TeardownStep.OBJECT_REVOKE) == (0, 6)
             assert {bench.target(many.lease_id, one.number) for one in objects} == {"error"}
             assert bench.target(other.lease_id) == "crypt"
-            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.vm
 @pytest.mark.usefixtures("needs_dm")
 async def test_a_reader_that_hangs_on_a_suspended_mapping_comes_loose_and_dies() -> None:
     with ReaperHost() as host, mappings.Bench() as bench:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             node = bench.crypt(lease.lease_id)
             leaf = host.leaf(lease)
@@ -147,16 +136,13 @@ async def test_a_reader_that_hangs_on_a_suspended_mapping_comes_loose_and_dies()
             report = await link.revoke(lease.lease_id)
             assert report.clean
             reader.communicate(timeout=5)
-            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.vm
 @pytest.mark.usefixtures("needs_dm")
 async def test_a_stuck_drive_delays_no_other_cut_and_is_not_called_clean() -> None:
     with ReaperHost(f"--kill-ms={KILL_MS}") as host, mappings.Bench() as bench:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             stuck = [lease_of(ttl_ms=LATER_MS) for _ in range(5)]
             fine = lease_of(ttl_ms=LATER_MS)
             bench.crypt(fine.lease_id)
@@ -190,7 +176,6 @@ async def test_a_stuck_drive_delays_no_other_cut_and_is_not_called_clean() -> No
                     await trio.lowlevel.checkpoint()
             for process in busy:
                 process.communicate(timeout=5)
-            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.vm
@@ -200,19 +185,14 @@ async def test_a_reaper_that_was_killed_while_it_revoked_is_followed_by_one_that
         lease, later = lease_of(ttl_ms=4000), lease_of(ttl_ms=LATER_MS)
         for one in (lease, later):
             bench.crypt(one.lease_id)
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             for one in (lease, later):
                 await link.arm(one, "", (), None, FIRST)
-            nursery.cancel_scope.cancel()
         host.kill()
         await BootClock().sleep_until(lease.deadline_ns + NS_PER_MS)
         assert bench.target(lease.lease_id) == "crypt", "nobody was there to cut"
         host.start()
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             report = await link.revoke(lease.lease_id)
             assert report.clean and report.by_reaper
             assert bench.target(lease.lease_id) == "error"
@@ -223,16 +203,13 @@ async def test_a_reaper_that_was_killed_while_it_revoked_is_followed_by_one_that
             with trio.fail_after(5):
                 while bench.target(later.lease_id) != "error":
                     await trio.lowlevel.checkpoint()
-            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.vm
 @pytest.mark.usefixtures("needs_dm")
 async def test_cutters_end_with_their_reaper_and_a_killed_one_is_replaced() -> None:
     with ReaperHost() as host, mappings.Bench() as bench:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             for _ in range(3):
                 lease = lease_of(ttl_ms=LATER_MS)
                 bench.crypt(lease.lease_id)
@@ -244,7 +221,6 @@ async def test_cutters_end_with_their_reaper_and_a_killed_one_is_replaced() -> N
                 report = await link.revoke(lease.lease_id)
                 assert report.clean and report.cut_ns < report.steps[0].began_ns + NS_PER_S
             cutters = _children(host.process.pid)
-            nursery.cancel_scope.cancel()
         host.kill()
         with trio.fail_after(5):
             while any(os.path.exists(f"/proc/{pid}") for pid in cutters):

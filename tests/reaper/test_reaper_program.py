@@ -24,7 +24,7 @@ from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport
 from tests.doubles.host import not_proven
 from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
-from tests.doubles.single_link import SingleLink
+from tests.doubles.single_link import linked
 
 needs_root = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 STORM = 10_000
@@ -96,9 +96,7 @@ def test_it_says_to_systemd_that_it_is_ready_lives_and_stops() -> None:
 async def test_a_storm_of_deadlines_is_over_in_two_seconds() -> None:
     """10,000 leases, each with a leaf of its own, end in the same instant."""
     with ReaperHost("--realtime", slots=STORM) as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path, answer_s=30, cut_s=30)
-            await nursery.start(link.run)
+        async with linked(host.socket_path, answer_s=30, cut_s=30) as link:
             deadline = boot_ns() + 4 * NS_PER_S
             leases = [
                 msgspec.structs.replace(lease_of(ttl_ms=4000), deadline_ns=deadline)
@@ -113,7 +111,6 @@ async def test_a_storm_of_deadlines_is_over_in_two_seconds() -> None:
             cuts = [report for report in reports if isinstance(report, CutReport)]
             assert len(cuts) == STORM and all(cut.clean and cut.by_reaper for cut in cuts)
             assert max(cut.cut_ns for cut in cuts) < deadline + 2 * NS_PER_S
-            nursery.cancel_scope.cancel()
 
 
 @needs_root
@@ -125,9 +122,7 @@ async def test_one_lease_is_cut_within_five_milliseconds() -> None:
     first_ns: list[int] = []
     lags_ns: list[int] = []
     with ReaperHost("--realtime") as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             leases = [lease_of(ttl_ms=12_000 + 20 * number) for number in range(100)]
             for lease in leases:
                 leaf = host.leaf(lease)
@@ -142,7 +137,6 @@ async def test_one_lease_is_cut_within_five_milliseconds() -> None:
                 report = await link.revoke(lease.lease_id)
                 first_ns.append(report.steps[0].began_ns - at)
                 lags_ns.append(report.cut_ns - at)
-            nursery.cancel_scope.cancel()
     first_ns.sort()
     lags_ns.sort()
     print("first blow us: p50", first_ns[50] // 1000, "p99", first_ns[98] // 1000)
@@ -155,9 +149,7 @@ async def test_one_lease_is_cut_within_five_milliseconds() -> None:
 async def test_whoever_cannot_be_let_in_takes_no_processor_and_is_let_in_later() -> None:
     """The door stays ready for as long as somebody waits there and no descriptor is free."""
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease, pid = lease_of(ttl_ms=600), host.process.pid
             await link.arm(lease, "", (), None)
             before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -173,7 +165,6 @@ async def test_whoever_cannot_be_let_in_takes_no_processor_and_is_let_in_later()
             answer = protocol.decode(memoryview(await trio.to_thread.run_sync(waiting.recv, 65536)))
             assert answer is not None and answer.serial == 5
             assert host.log().count("event=no_room_for_clients") == 1
-            nursery.cancel_scope.cancel()
 
 
 @needs_root

@@ -23,7 +23,7 @@ from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import TeardownStep
 from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, usable
-from tests.doubles.single_link import SingleLink
+from tests.doubles.single_link import linked
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 LATER_MS = 60_000
@@ -37,28 +37,22 @@ async def _armed(
 ) -> LeaseId:
     """An agent that arms one lease and is gone."""
     lease = lease_of(ttl_ms=ttl_ms)
-    async with trio.open_nursery() as nursery:
-        link = SingleLink(host.socket_path)
-        await nursery.start(link.run)
+    async with linked(host.socket_path) as link:
         holder = host.pidfd(host.sleeper())
         fds = () if fd is None else (fd,)
         await link.arm(lease, host.leaf(lease) if leaf else "", fds, holder)
         if disarm:
             await link.disarm(lease.lease_id)
-        nursery.cancel_scope.cancel()
     return lease.lease_id
 
 
 async def test_a_deadline_survives_the_reaper() -> None:
     with ReaperHost() as host:
         lease = lease_of(ttl_ms=600)
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             leaf = host.leaf(lease)
             inside, holder = host.sleeper(leaf), host.sleeper()
             await link.arm(lease, leaf, (), host.pidfd(holder))
-            nursery.cancel_scope.cancel()
         host.kill()
         host.start()
         await BootClock().sleep_until(lease.deadline_ns - 100 * NS_PER_MS)
@@ -71,13 +65,10 @@ async def test_a_deadline_survives_the_reaper() -> None:
 async def test_a_deadline_that_passed_without_a_reaper_is_cut_at_once() -> None:
     with ReaperHost() as host:
         lease = lease_of(ttl_ms=150)
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             leaf = host.leaf(lease)
             inside = host.sleeper(leaf)
             await link.arm(lease, leaf, (), None)
-            nursery.cancel_scope.cancel()
         host.kill()
         await BootClock().sleep_until(lease.deadline_ns + 50 * NS_PER_MS)
         assert inside.poll() is None
@@ -89,11 +80,8 @@ async def test_memory_comes_back_from_systemd_by_name_and_is_still_taken() -> No
     with ReaperHost("--rearm-ms=50", "--backstop-ms=50", supervise=True) as host:
         fds = [host.closing(verbs.create_memory(f"m{n}", size_bytes=8192)) for n in range(3)]
         lease = lease_of(ttl_ms=700)
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             await link.arm(lease, "", fds, None)
-            nursery.cancel_scope.cancel()
         host.take_notices()
         assert sorted(name for name, _ in host.stored) == [
             f"{lease.lease_id.hex()}.{number}" for number in range(3)
@@ -115,9 +103,7 @@ async def test_memory_that_does_not_come_back_ends_the_lease() -> None:
         host.kill()
         host.start()
         restarted_ns = boot_ns()
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             with trio.fail_after(5):
                 while (entry := (await link.roster())[0]).cut is None:
                     await trio.lowlevel.checkpoint()
@@ -126,16 +112,13 @@ async def test_memory_that_does_not_come_back_ends_the_lease() -> None:
             report = await link.revoke(lease_id)
             assert report.clean and report.by_reaper
             assert 0 <= report.cut_ns - restarted_ns + 200 * NS_PER_MS < 1000 * NS_PER_MS
-            nursery.cancel_scope.cancel()
 
 
 async def test_an_agent_that_lives_gives_the_memory_back_in_time() -> None:
     with ReaperHost("--rearm-ms=500") as host:
         fd = host.closing(verbs.create_memory("kept", size_bytes=8192))
         lease = lease_of(ttl_ms=LATER_MS)
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             await link.arm(lease, "", (fd,), None)
             host.kill()
             host.start()
@@ -146,14 +129,11 @@ async def test_an_agent_that_lives_gives_the_memory_back_in_time() -> None:
             assert (entry.generation, entry.deadline_ns) == (2, deadline)
             assert entry.cut is None and entry.memfds_missing == 0
             os.close(entry.fds[0])
-            nursery.cancel_scope.cancel()
 
 
 async def test_the_report_of_a_cut_survives_and_a_released_holder_is_spared_for_ever() -> None:
     with ReaperHost() as host:
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             holder = host.sleeper()
             await link.arm(lease, "", (), host.pidfd(holder))
@@ -162,7 +142,6 @@ async def test_the_report_of_a_cut_survives_and_a_released_holder_is_spared_for_
             host.start()
             assert await link.revoke(lease.lease_id) == report
             assert holder.poll() is None
-            nursery.cancel_scope.cancel()
 
 
 async def test_another_boot_has_no_leases() -> None:
@@ -176,11 +155,8 @@ async def test_another_boot_has_no_leases() -> None:
             state.seek(0)
             state.write(header)
         host.start()
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             assert await link.roster() == []
-            nursery.cancel_scope.cancel()
 
 
 async def test_a_state_file_of_another_version_is_refused_not_guessed_at() -> None:
@@ -220,12 +196,9 @@ async def test_flipped_bits_cut_or_change_nothing_but_never_lengthen_a_lease() -
                     at = STATE_HEADER_BYTES + chance.randrange(slot_bytes)
                     memory[at] ^= 1 << chance.randrange(8)
             host.start()
-            async with trio.open_nursery() as nursery:
-                link = SingleLink(host.socket_path)
-                await nursery.start(link.run)
+            async with linked(host.socket_path) as link:
                 roster = await link.roster()
                 corrupt = (await link.ping()).slots_corrupt
-                nursery.cancel_scope.cancel()
             for entry in roster:
                 assert entry.lease_id == lease_id
                 if entry.pidfd is not None:
@@ -242,11 +215,8 @@ async def test_no_acknowledged_renewal_is_lost_whenever_it_dies() -> None:
     with ReaperHost() as host:
         leases = [lease_of(ttl_ms=LATER_MS) for _ in range(32)]
         acknowledged: dict[LeaseId, int] = {}
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             await link.arm_many([Arming(lease) for lease in leases])
-            nursery.cancel_scope.cancel()
         generation = 1
         for _ in range(10):
             sock = host.connect()
@@ -262,11 +232,8 @@ async def test_no_acknowledged_renewal_is_lost_whenever_it_dies() -> None:
             sock.send(protocol.encode(protocol.RENEW, 1, len(moves), body))
             host.kill()
             host.start()
-            async with trio.open_nursery() as nursery:
-                link = SingleLink(host.socket_path)
-                await nursery.start(link.run)
+            async with linked(host.socket_path) as link:
                 roster = {entry.lease_id: entry for entry in await link.roster()}
-                nursery.cancel_scope.cancel()
             for lease_id, known in acknowledged.items():
                 assert roster[lease_id].generation >= known
                 assert roster[lease_id].cut is None
@@ -276,11 +243,8 @@ async def test_the_cut_of_an_earlier_reaper_is_finished_by_the_next() -> None:
     with ReaperHost("--backstop-ms=100", supervise=True) as host:
         fd = host.closing(verbs.create_memory("half", size_bytes=8192))
         lease = lease_of(ttl_ms=100)
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             await link.arm(lease, "", (fd,), None)
-            nursery.cancel_scope.cancel()
         await BootClock().sleep_until(lease.deadline_ns + 20 * NS_PER_MS)
         host.take_notices()
         host.kill()
@@ -288,14 +252,11 @@ async def test_the_cut_of_an_earlier_reaper_is_finished_by_the_next() -> None:
         with trio.fail_after(5):
             while verbs.memory_blocks(fd) != 0:
                 await trio.lowlevel.checkpoint()
-        async with trio.open_nursery() as nursery:
-            link = SingleLink(host.socket_path)
-            await nursery.start(link.run)
+        async with linked(host.socket_path) as link:
             with trio.fail_after(5):
                 while len((report := await link.revoke(lease.lease_id)).steps) < 4:
                     await trio.lowlevel.checkpoint()
             assert report.steps[-1].step is TeardownStep.TRUNCATE
-            nursery.cancel_scope.cancel()
 
 
 def _seal(header: bytearray) -> None:

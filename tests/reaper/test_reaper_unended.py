@@ -24,7 +24,7 @@ from leased.service.reaper.process import find_reaper
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import TeardownStep
 from tests.doubles.reaper_host import ReaperHost, boot_ns, lease_of, open_fds, usable, v1_frozen
-from tests.doubles.single_link import SingleLink
+from tests.doubles.single_link import SingleLink, linked
 
 V1_FREEZER = Path("/sys/fs/cgroup/freezer/cgroup.procs")
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
@@ -35,11 +35,8 @@ LARGE_BYTES = 512 << 20
 
 @asynccontextmanager
 async def _linked(host: ReaperHost) -> AsyncIterator[SingleLink]:
-    async with trio.open_nursery() as nursery:
-        link = SingleLink(host.socket_path)
-        await nursery.start(link.run)
+    async with linked(host.socket_path) as link:
         yield link
-        nursery.cancel_scope.cancel()
 
 
 async def _said(host: ReaperHost, pattern: str) -> re.Match[str]:
