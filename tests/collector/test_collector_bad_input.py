@@ -151,6 +151,22 @@ def test_days(
 
 
 @pytest.mark.parametrize(
+    ("report", "says"),
+    [
+        (f"{B}/usage?tenant=tenant-acme&", "either that, or start and end"),
+        (f"{B}/usage?tenant=tenant-acme&format=focus-1.2&", "of whole months"),
+        (f"{G}/costs?", "either that, or start and end"),
+        (f"{G}/costs/nodes?", "either that, or start and end"),
+    ],
+)
+def test_a_period_beside_days_is_not_passed_over(
+    server: CollectorServer, report: str, says: str
+) -> None:
+    path = f"{report}start=2024-01-01&end=2024-01-31&period=30d"
+    refused(server, "GET", path, status=422, says=says, parameter="period")
+
+
+@pytest.mark.parametrize(
     ("path", "says", "parameter"),
     [
         (f"{B}/summary?tenant=tenant-acme", "needed", "month"),

@@ -9,22 +9,11 @@ Does not compute (`accounts.node_costs`).
 
 from __future__ import annotations
 
-import msgspec
-
-from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.node_costs import NodeCosts, node_costs
-from leased.collector.api.report_queries import Day, Period
-from leased.collector.api.reports import Reports
+from leased.collector.api.report_queries import TimeQuery
+from leased.collector.api.reports import LAST, Reports, window_of
 from leased.collector.api.routes import Answer, Call, Route, Scope
-
-
-class NodeCostsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which time."""
-
-    period: Period = "30d"
-    start: Day | None = None
-    end: Day | None = None
 
 
 class ByNode:
@@ -39,9 +28,7 @@ class ByNode:
         query = call.query
 
         def ask(accounts: Accounts) -> NodeCosts:
-            if query.start is None and query.end is None:
-                return node_costs(accounts, accounts.last(query.period))
-            return node_costs(accounts, periods.window(query.start or "", query.end or ""))
+            return node_costs(accounts, window_of(accounts, query, period=LAST))
 
         return Answer(self._reports.asked(ask, ("node costs", query)))
 
@@ -56,7 +43,7 @@ def routes(by_node: ByNode) -> list[Route]:
             "What each node cost, and what of it was idle",
             NodeCosts,
             scope=Scope.COST,
-            takes_query=NodeCostsQuery,
+            takes_query=TimeQuery,
             slow=True,
             problems=(404, 422, 503),
         )

@@ -36,12 +36,17 @@ Day = Annotated[
 ]
 
 
-class CostsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which time; `top` tenants, and groups, by name, the others in OTHER."""
+class TimeQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which time: a `period`, or from `start` to `end`, a date as an end being the whole of it."""
 
-    period: Period = "30d"
+    period: Period | None = None
     start: Day | None = None
     end: Day | None = None
+
+
+class CostsQuery(TimeQuery, frozen=True, kw_only=True):
+    """Of 30d, if no time is said; `top` tenants, and groups, by name, the others in OTHER."""
+
     top: Annotated[int, Meta(ge=1, le=1000)] = 10
     basis: Basis = Basis.RATE_CARD
     group_by: GroupBy | None = None
@@ -54,14 +59,10 @@ class SummaryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     month: Month
 
 
-class UsageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose usage: from `start` to `end`, a date as an end being the whole of it; or of a
-    `period`."""
+class UsageQuery(TimeQuery, frozen=True, kw_only=True):
+    """Whose usage."""
 
     tenant: Tenant
-    start: Day | None = None
-    end: Day | None = None
-    period: Period | None = None
     granularity: Annotated[
         str,
         Meta(

@@ -36,6 +36,7 @@ from leased.collector.api.report_queries import (
     PeriodQuery,
     RightSizingQuery,
     SummaryQuery,
+    TimeQuery,
     UsageQuery,
 )
 from leased.collector.api.requests import prefers
@@ -59,6 +60,8 @@ from leased.terms.resource import ResourceKind
 CSV: Final = "text/csv"
 PARQUET: Final = "application/vnd.apache.parquet"
 MINUTE_NS: Final = 60 * 10**9
+LAST: Final = "30d"
+"""Of costs, where no time is said."""
 
 
 class Reports:
@@ -97,7 +100,7 @@ class Reports:
 
         def ask(accounts: Accounts) -> answers.Costs:
             return accounts.costs(
-                _window(accounts, query),
+                window_of(accounts, query, period=LAST),
                 top=query.top,
                 basis=query.basis.value,
                 group_by=query.group_by,
@@ -133,7 +136,7 @@ class Reports:
             return self._focus(call, query.format.removeprefix("focus-"))
 
         def ask(accounts: Accounts) -> answers.UsageReport | Question:
-            window = _window(accounts, query)
+            window = window_of(accounts, query)
             if query.granularity == "lease":
                 return question(accounts, query.tenant, window)
             return accounts.usage(query.tenant, window, query.granularity)
@@ -171,6 +174,8 @@ class Reports:
         query = call.query
 
         def ask(accounts: Accounts) -> tuple[list[dict[str, str]], answers.Reach]:
+            if query.period is not None:
+                raise InvalidParameter("period", "FOCUS is of whole months: start and end")
             months = periods.months(query.start or "", query.end or "")
             rows = [
                 row for month in months for row in accounts.focus_rows(query.tenant, month, version)
@@ -309,11 +314,15 @@ def reach_headers(reach: answers.Reach) -> dict[str, str]:
     }
 
 
-def _window(accounts: Accounts, query: CostsQuery | UsageQuery) -> Window:
-    """Raises InvalidParameter."""
-    if query.period is None or query.start is not None or query.end is not None:
-        return periods.window(query.start or "", query.end or "")
-    return accounts.last(query.period)
+def window_of(accounts: Accounts, query: TimeQuery, *, period: str | None = None) -> Window:
+    """What is asked for; `period` where nothing is said. Raises InvalidParameter."""
+    dated = query.start is not None or query.end is not None
+    if dated and query.period is not None:
+        raise InvalidParameter("period", "either that, or start and end")
+    wanted = query.period if query.period is not None or dated else period
+    if wanted is not None:
+        return accounts.last(wanted)
+    return periods.window(query.start or "", query.end or "")
 
 
 _SHOWN: Final = (answers.Capacity, answers.Forecast, AllocationHistory)
