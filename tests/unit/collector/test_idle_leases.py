@@ -16,13 +16,16 @@ from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import Store
 from leased.economics.contracts import Terms
-from leased.economics.rates import DEFAULT_CARD
+from leased.economics.rates import DEFAULT_CARD, Rate
+from leased.terms.resource import Allotment, ResourceKind, TierKind
 from leased.terms.series import KIND
 from tests.doubles.accounts import WrittenSource
+from tests.doubles.economics_history import memory, subject
 
 NODE, OTHER = "a1" * 16, "b2" * 16
 WEEK_S = 7 * 24 * 3600
 END_S = 1_767_225_600
+GIB = 1 << 30
 HOUR = 12
 """Windows."""
 
@@ -103,6 +106,20 @@ def test_a_node_that_fell_silent_is_idle_as_far_as_it_was_heard(tmp_path: Path) 
         heard(store, NODE, HOUR + 1)
         found = idle_leases.idle(Accounts(WrittenSource(), TERMS), store)
     assert [row.idle_hours for row in found.idle_resources] == [2]
+
+
+def test_a_lease_costs_what_each_of_its_tiers_costs(tmp_path: Path) -> None:
+    """Memory of one lease, half of it in a tier with a price of its own."""
+    hbm = Allotment("mem:node4:4096", ResourceKind.MEM, TierKind.HBM, GIB)
+    rates = (Rate(ResourceKind.MEM, 10**9), Rate(ResourceKind.MEM, 10**11, TierKind.HBM))
+    terms = Terms(infrastructure=msgspec.structs.replace(DEFAULT_CARD, rates=rates, decimals=2))
+    known = {"aa": subject(hbm, memory(GIB))}
+    with closing(Store(tmp_path)) as store:
+        looked_at(store, "aa", [(back, 0) for back in range(1, HOUR + 1)], kind="mem")
+        heard(store, NODE)
+        found = idle_leases.idle(Accounts(WrittenSource(), terms), store, known)
+    (row,) = found.idle_resources
+    assert row.wasted_cost == Decimal(3600) + Decimal(360_000)
 
 
 def test_without_telemetry_there_are_nodes_alone() -> None:

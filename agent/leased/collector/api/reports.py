@@ -279,7 +279,9 @@ class Reports:
         call.caller.require_all()
         with self.samples() as samples:
             key = ("idle", samples.last_s() if samples is not None else 0)
-            return Answer(self.asked(partial(idle_leases.idle, samples=samples), key))
+            subjects = self._fleet().subjects()
+            ask = partial(idle_leases.idle, samples=samples, subjects=subjects)
+            return Answer(self.asked(ask, key))
 
     def reservations(self, call: Call) -> Answer:
         """What is worth reserving."""

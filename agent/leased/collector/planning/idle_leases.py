@@ -4,16 +4,18 @@
 Rule: a kind of a lease is idle in a window of telemetry in which it was active in less than a tenth
 of the looks, as waste has it; a stretch is of windows without a gap, for what was not seen is not
 called idle, and is told from an hour on. It costs what having that capacity costs the operator,
-whoever holds it: the same price as a node that nobody holds anything of.
+whoever holds it: the same price as a node that nobody holds anything of, tier by tier where the
+lease is known.
 
 Does not look at nodes (`capacity`), and nothing is billed from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -21,11 +23,13 @@ import msgspec
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Idle, IdleResource
+from leased.collector.live_lease import tiers_of
 from leased.collector.planning import capacity
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import IdleStretch, Store
 from leased.economics.amounts import rounded
 from leased.economics.statement import fixed
+from leased.terms.lease import Subject
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
 
@@ -34,9 +38,13 @@ LEAST_S: Final = 3_600
 _KINDS: Final = {kind.name.lower(): kind for kind in ResourceKind}
 
 
-def idle(accounts: Accounts, samples: Store | None = None) -> Idle:
+def idle(
+    accounts: Accounts,
+    samples: Store | None = None,
+    subjects: Mapping[str, Subject] = MappingProxyType({}),
+) -> Idle:
     """Nodes that nobody uses, and leases that do nothing: those of now, and what all of the last
-    seven days cost."""
+    seven days cost. `subjects`: of the leases that are known, by id."""
     nodes = capacity.idle(accounts)
     if samples is None:
         return nodes
@@ -47,7 +55,7 @@ def idle(accounts: Accounts, samples: Store | None = None) -> Idle:
     listed: list[IdleResource] = []
     waste = Fraction(0)
     for stretch in _known(samples.idle(end_s - WEEK_S, end_s, LEAST_S)):
-        cost = _cost(accounts, stretch)
+        cost = _cost(accounts, stretch, subjects)
         waste += cost
         if stretch.end_s >= heard.get(stretch.node, end_s):
             listed.append(_row(stretch, cost, decimals))
@@ -62,9 +70,16 @@ def _known(stretches: Iterable[IdleStretch]) -> Iterable[IdleStretch]:
     return (one for one in stretches if one.kind in _KINDS and one.capacity > 0)
 
 
-def _cost(accounts: Accounts, one: IdleStretch) -> Fraction:
-    held = one.capacity * (one.end_s - one.begin_s) * NS_PER_S
-    return capacity.infrastructure_cost(accounts, _KINDS[one.kind], None, held)
+def _cost(accounts: Accounts, one: IdleStretch, subjects: Mapping[str, Subject]) -> Fraction:
+    kind, for_ns = _KINDS[one.kind], (one.end_s - one.begin_s) * NS_PER_S
+    tiers = tiers_of(subjects, one.lease, kind) or {None: one.capacity}
+    return sum(
+        (
+            capacity.infrastructure_cost(accounts, kind, tier, held * for_ns)
+            for tier, held in tiers.items()
+        ),
+        Fraction(0),
+    )
 
 
 def _row(one: IdleStretch, cost: Fraction, decimals: int) -> IdleResource:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Views: what the fleet's telemetry says of leases and nodes: utilization, waste, idle, heat.
+"""Views: what the fleet's telemetry says of leases and nodes: utilization, waste, heat.
 
 Rule: everything says how much it rests on: samples and coverage. A lease is measured over the time
 in which it was seen to be held, or over the interval that the asker knows from its records; what a
@@ -20,10 +20,10 @@ from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import Store
 from leased.economics.heat import Heat, Signals, heat_of
 from leased.economics.rates import RateCard
-from leased.economics.waste import LIMITS, Held, Judged, Limits, Waste, judge
+from leased.economics.waste import LIMITS, Held, Judged, Limits, judge
 from leased.terms import series
 from leased.terms.moment import NS_PER_S
-from leased.terms.resource import ResourceKind
+from leased.terms.resource import ResourceKind, TierKind
 from leased.terms.teardown import Utilization
 
 HEAT_S: Final = 900
@@ -43,6 +43,9 @@ _WAITED_FOR: Final = {
 }
 CapacityOf = Callable[[str, ResourceKind], int | None]
 """What a node has of a kind; None: not known."""
+
+TiersOf = Callable[[str, ResourceKind], Mapping[TierKind | None, int]]
+"""What a lease has of a kind, by tier; empty: not known."""
 
 
 class LeaseUse(msgspec.Struct, frozen=True):
@@ -129,9 +132,11 @@ def waste(
     card: RateCard,
     *,
     limits: Limits = LIMITS,
+    tiers_of: TiersOf = lambda lease, kind: {},
     capacity_of: CapacityOf = lambda node, kind: None,
 ) -> list[Judged]:
-    """Each lease's class of waste, kind by kind."""
+    """Each lease's class of waste, kind by kind. What lies in several tiers is priced by its
+    kind."""
     held = [
         Held(
             one.lease,
@@ -140,6 +145,7 @@ def waste(
             one.kind,
             one.capacity,
             one.utilization,
+            tier=_only(tiers_of(one.lease, one.kind)),
             node_capacity=capacity_of(one.node, one.kind),
         )
         for one in found
@@ -147,10 +153,8 @@ def waste(
     return judge(held, card, limits)
 
 
-def idle(judged: Iterable[Judged]) -> list[Judged]:
-    """Those that hold something and do nothing with it, the largest share of time first."""
-    found = [one for one in judged if one.waste is Waste.IDLE]
-    return sorted(found, key=lambda one: (-(one.unused_pm or 0), one.held.node, one.held.lease))
+def _only(tiers: Mapping[TierKind | None, int]) -> TierKind | None:
+    return next(iter(tiers)) if len(tiers) == 1 else None
 
 
 def heat(store: Store, now_s: int, *, node: str = "") -> dict[str, Heat]:
