@@ -32,7 +32,7 @@ def register(verbs: Verbs) -> None:
     one = verb(
         verbs,
         "waste",
-        "leases that hold more than they use, by class",
+        "leases that hold more than they use, by class, as far as telemetry alone tells",
         "leased-collector waste --last 24h --class idle",
     )
     _narrow(one)
@@ -83,6 +83,7 @@ def waste(options: argparse.Namespace, console: Console) -> int:
         for one in judged
     ]
     _table(console, ("LEASE", "TENANT", "NODE", "HELD", "CLASS", "UNUSED", "SEEN"), rows)
+    console.note("by telemetry alone nothing is fragmented: ask `leasectl collector waste`")
     return 0
 
 
