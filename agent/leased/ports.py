@@ -180,15 +180,6 @@ class Device(Protocol):
         ...
 
 
-class Armed(msgspec.Struct, frozen=True, gc=False):
-    """A lease as the reaper holds it. `expired`: it has been cut, `cut` tells how."""
-
-    lease_id: LeaseId
-    generation: int
-    deadline_ns: int
-    cut: CutReport | None
-
-
 class Arming(NamedTuple):
     """A lease to be held: its leaf's path if it has one, its memfds, its holder's pidfd if it is
     bound to one, and what is to be revoked."""

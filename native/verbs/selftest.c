@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the kernel must be able to do here, tried once: memory that can be sealed, scrubbed and
- * truncated, and a process that can be killed by pidfd. Run by a worker at its start, so that a
+ * truncated, and a process that can be killed by pidfd. Run by the agent at its start, so that a
  * kernel that lies is found before a lease.
  *
  * Does not touch anything that outlives the call.

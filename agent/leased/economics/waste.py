@@ -155,10 +155,5 @@ def _is_crowded(members: Sequence[Held], limits: Limits) -> bool:
     return held * 1000 < limits.mean_pm * whole * len(members)
 
 
-def wasted_cap_ns(cap_ns: int, unused_pm: int) -> int:
-    """Of a capacity held over a time, what was not used; rounded down."""
-    return cap_ns * unused_pm // 1000
-
-
 def _group(held: Held) -> tuple[str, str, ResourceKind]:
     return held.node, held.tenant, held.kind

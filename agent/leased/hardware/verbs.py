@@ -240,5 +240,9 @@ def renew_on_board(
 
 
 def check_kernel() -> None:
-    """Try once that memory seals, scrubs and truncates here and that pidfds work."""
-    _checked("selftest", lib.leased_selftest())
+    """Try once that memory seals, scrubs and truncates here and that pidfds work. Raises
+    DeviceError."""
+    rc = lib.leased_selftest()
+    if rc < 0:
+        why = "no memory could be proven clean, or no process be held, on this kernel"
+        raise DeviceError("selftest", -rc, f"{os.strerror(-rc)}: {why}")

@@ -118,10 +118,6 @@ class Share:
         """Whether `more` still lies below a line that the tenant has."""
         return self.used.get(tenant, 0) + more <= self.lines.get(tenant, 0)
 
-    def over_of(self, tenant: TenantId) -> int:
-        """What a tenant has above its line."""
-        return max(0, self.used.get(tenant, 0) - self.line(tenant))
-
     def after(self, tenant: TenantId, more: int) -> tuple[int, int]:
         """(idle, over) if the tenant had `more`."""
         line, before = self.line(tenant), self.used.get(tenant, 0)

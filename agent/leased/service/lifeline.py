@@ -4,8 +4,7 @@ handed over).
 
 Rule: the watchdog is fed only by a heartbeat that went through the sequencer and came back, so a
 process that lives but no longer commits is replaced. Descriptors handed over are matched by name,
-never by position: systemd gives the store back in reverse order. Everything here is a no-op where
-no systemd started us.
+never by position. Everything here is a no-op where no systemd started us.
 
 Does not decide when the agent is ready, and never blocks on systemd: what it does not take at once
 is not said.
@@ -13,11 +12,10 @@ is not said.
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Final
 
 import trio
@@ -26,9 +24,6 @@ from leased.terms.errors import StateError
 from leased.terms.moment import NS_PER_S
 
 LISTEN_FDS_START: Final = 3
-STORED_PER_MESSAGE_MAX: Final = 253
-"""The kernel's limit of descriptors in one message (SCM_MAX_FD)."""
-
 USER_SOCKET: Final = "varlink"
 ADMIN_SOCKET: Final = "varlink-admin"
 """FileDescriptorName= of leased.socket and leased-admin.socket."""
@@ -112,22 +107,6 @@ class Lifeline:
         """Alive, as proven by a heartbeat."""
         self._say("WATCHDOG=1")
 
-    def store(self, name: str, fds: Sequence[int]) -> None:
-        """Leave descriptors with systemd until they are asked for again, by `name`, at the next
-        start.
-        """
-        for begin in range(0, len(fds), STORED_PER_MESSAGE_MAX):
-            self._say(
-                "FDSTORE=1",
-                f"FDNAME={name}",
-                "FDPOLL=0",
-                fds=fds[begin : begin + STORED_PER_MESSAGE_MAX],
-            )
-
-    def unstore(self, name: str) -> None:
-        """Have systemd close what it keeps under `name`."""
-        self._say("FDSTOREREMOVE=1", f"FDNAME={name}")
-
     async def run(self, beat: Beat, interval_ns: int) -> None:
         """Send a heartbeat every `interval_ns`, or three times per watchdog interval if that is
         shorter.
@@ -152,14 +131,13 @@ class Lifeline:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _say(self, *lines: str, fds: Sequence[int] = ()) -> None:
+    def _say(self, *lines: str) -> None:
         if self._socket is None or self._address is None:
             return
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         payload = "\n".join(line.replace("\n", " ") for line in lines).encode()
         try:
-            self._socket.sendmsg(
-                [payload], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, self._address
+            self._socket.sendto(
+                payload, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, self._address
             )
         except OSError:
             pass  # a full queue or a systemd that is being replaced; the next beat says it again

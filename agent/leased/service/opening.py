@@ -17,6 +17,7 @@ from leased import __version__
 from leased.durable.binding import Binding
 from leased.durable.log import OpenedLog, open_log
 from leased.durable.tpm import TpmCounter
+from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.hardware.identity import node_id, read_machine_id
 from leased.service.api.doors import Door, open_doors
@@ -50,7 +51,9 @@ class Opened(NamedTuple):
 
 
 def find_footing(config: Config) -> Footing:
-    """Clock, randomness, who this node is, and where to say it."""
+    """Clock, randomness, who this node is, and where to say it. Raises DeviceError for a kernel on
+    which nothing could be proven."""
+    verbs.check_kernel()
     clock, machine_id = BootClock(), read_machine_id()
     journald = Journald(config.journald, monotonic_ns=lambda: clock.now().boot_ns)
     return Footing(clock, EntropyPool(), machine_id, node_id(machine_id), journald)

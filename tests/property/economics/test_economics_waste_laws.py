@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from leased.economics.heat import Signals, heat_of, steered
 from leased.economics.rates import DEFAULT_CARD
-from leased.economics.waste import LIMITS, Held, Waste, classify, is_known, judge, wasted_cap_ns
+from leased.economics.waste import LIMITS, Held, Waste, classify, is_known, judge
 from leased.terms.resource import ResourceKind
 from leased.terms.teardown import Utilization
 
@@ -78,12 +78,6 @@ def test_more_use_never_makes_more_waste(
         for each in (before, more)
     ]
     assert ranks[0] <= ranks[1]
-
-
-@given(st.integers(0, 2**70), PM)
-def test_what_is_wasted_is_part_of_what_was_held(cap_ns: int, unused_pm: int) -> None:
-    assert 0 <= wasted_cap_ns(cap_ns, unused_pm) <= cap_ns
-    assert wasted_cap_ns(cap_ns, 1000) == cap_ns and wasted_cap_ns(cap_ns, 0) == 0
 
 
 @given(st.none() | st.integers(-50_000, 150_000), st.none() | PM, st.none() | st.integers(0, 5000))

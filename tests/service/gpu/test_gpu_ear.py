@@ -70,7 +70,6 @@ async def test_a_gpu_without_events_is_never_heard() -> None:
         nursery.start_soon(ear.run, lambda pci, xid: None)
         await script.over.wait()
         assert ear.heard_since(listed(A), now_ns()) and not ear.heard_since(listed(B), now_ns())
-        assert ear.is_deaf_to(listed(B))
         nursery.cancel_scope.cancel()
 
 

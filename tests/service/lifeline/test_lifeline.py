@@ -5,7 +5,6 @@ the watchdog.
 
 from __future__ import annotations
 
-import array
 import os
 import socket
 import subprocess
@@ -61,23 +60,6 @@ def test_an_abstract_address_is_understood() -> None:
         with Lifeline(f"@{name}", None) as lifeline:
             lifeline.feed()
         assert listener.recv(100, socket.MSG_DONTWAIT) == b"WATCHDOG=1"
-
-
-def test_descriptors_are_stored_by_name_and_in_portions(manager: socket.socket) -> None:
-    read, write = os.pipe()
-    with Lifeline(manager.getsockname(), None) as lifeline:
-        lifeline.store("abc", [read] * 300)
-    portions = []
-    for _ in range(2):
-        data, ancillary, _, _ = manager.recvmsg(4096, socket.CMSG_SPACE(4 * 300))
-        assert data.decode().splitlines() == ["FDSTORE=1", "FDNAME=abc", "FDPOLL=0"]
-        passed = array.array("i", ancillary[0][2])
-        portions.append(len(passed))
-        for fd in passed:
-            os.close(fd)
-    assert portions == [253, 47]
-    os.close(read)
-    os.close(write)
 
 
 def test_nobody_there_is_no_error(tmp_path: Path) -> None:

@@ -88,10 +88,6 @@ class ArchiveReader:
         """One log, as it stands now."""
         return self.manifest.log(log_id)
 
-    def logs_of(self, node: str) -> list[LogEntry]:
-        """The logs that a node has had, oldest first."""
-        return [entry for entry in self.logs() if entry.node == node]
-
     def frames(self, log_id: str, from_seq: int = 0) -> Iterator[bytes]:
         """Frames from record `from_seq` on, in chunks of whole frames, up to the cursor at the
         call. Raises SegmentDamaged, and StateError where records are missing between."""

@@ -65,10 +65,6 @@ class Ear:
             and self._dropped.get(gpu.pci, -1) < since_ns
         )
 
-    def is_deaf_to(self, gpu: Listed) -> bool:
-        """Whether the GPU tells of no errors at all."""
-        return gpu.uuid in self._deaf
-
     def xids(self, pci: str, since_ns: int) -> tuple[int, ...]:
         """The XIDs of a GPU since then, each once, by when it was heard last."""
         return tuple(
