@@ -7,7 +7,7 @@ at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 
@@ -53,14 +53,15 @@ def test_every_text_keeps(law: Callable[[str, str], Iterator[Finding]]) -> None:
     assert not findings, "\n" + _show(findings)
 
 
-def test_no_module_is_dead() -> None:
+@pytest.mark.parametrize("law", [import_law.dead_module_law, import_law.unused_law])
+def test_nothing_is_dead(law: Callable[[Sequence[Module], str], Iterator[Finding]]) -> None:
     started = "\n".join(
         text
         for path, text in TEXTS
         if path.endswith((".toml", ".service", ".socket"))
         or path.startswith(("packaging/", ".ci/"))
     )
-    findings = list(import_law.dead_module_law(AGENT, started))
+    findings = list(law(AGENT, started))
     assert not findings, "\n" + _show(findings)
 
 
@@ -81,5 +82,7 @@ def test_exceptions_are_few_and_still_needed() -> None:
     names = {module.name for module in AGENT}
     for name, (_, why) in import_law.EXTRA.items():
         assert name in names and why, name
+    for name, why in import_law.CALLED_BY_TESTS.items():
+        assert name.rpartition(".")[0] in names and why, name
     for name, why in purity_law.FLOAT_ROOMS_EXCEPT.items():
         assert name in names and why, name

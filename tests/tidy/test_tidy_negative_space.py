@@ -198,6 +198,13 @@ def test_a_dead_module_is_found() -> None:
     assert [finding.path for finding in found] == [dead.path]
 
 
+def test_what_nobody_names_is_found() -> None:
+    living = parse("agent/leased/lessor/a.py", "def f() -> None:\n    table['g'](h)")
+    used = parse("agent/leased/lessor/b.py", "def g(): pass\ndef h(): pass\nclass Row: pass")
+    found = list(import_law.unused_law((living, used), "leased.lessor.a:f"))
+    assert [finding.what for finding in found] == ["nothing names Row"]
+
+
 def test_every_law_has_a_breach() -> None:
     laws = {
         law.__name__

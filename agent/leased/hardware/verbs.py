@@ -158,11 +158,6 @@ def kill_process(pidfd: int, *, timeout_ms: int) -> None:
     _checked("pidfd_kill", lib.leased_pidfd_kill(pidfd, timeout_ms))
 
 
-def release_memory(pidfd: int) -> None:
-    """Free a killed process's memory without waiting for its exit path."""
-    _checked("process_mrelease", lib.leased_process_mrelease(pidfd))
-
-
 def char_device(path: str) -> tuple[int, int] | None:
     """(major, minor) of the character device that `path` leads to, None for anything else. Waits
     for no file system. Raises DeviceError."""

@@ -17,7 +17,7 @@ import pytest
 
 from leased.hardware.block import drives, erasing, verbs
 from leased.hardware.block.calls import Attach, Clean
-from leased.hardware.block.contents import read_direct, write_direct
+from leased.hardware.block.contents import read_each, write_each
 from leased.hardware.block.drives import Erase
 from leased.hardware.block.examining import attach, examine_drive
 from leased.hardware.block.namespaces import Namespace, find_namespace, list_namespaces
@@ -94,12 +94,13 @@ def clean(
 def mark(one: Namespace) -> None:
     """Leave something on it."""
     with opened(one, os.O_RDWR | os.O_DIRECT) as fd:
-        write_direct(fd, 1 << 20, MARKER)
+        write_each(fd, [(1 << 20, MARKER)], len(MARKER))
 
 
 def marked(one: Namespace) -> bool:
     with opened(one, os.O_RDONLY | os.O_DIRECT) as fd:
-        return read_direct(fd, 1 << 20, len(MARKER)) == MARKER
+        [(_, found)] = read_each(fd, [1 << 20], len(MARKER))
+        return found == MARKER
 
 
 def test_what_is_attached_is_not_attached_again(ours: Namespace) -> None:
@@ -136,7 +137,7 @@ def test_a_namespace_whose_mapping_cannot_be_cut_is_taken_from_the_host(ours: Na
         assert not done.clean, "nothing was erased"
         eventually(lambda: find_namespace(OURS) is None)
         with pytest.raises((OSError, DeviceError)):
-            assert read_direct(fd, 1 << 20, len(MARKER)) == MARKER
+            list(read_each(fd, [1 << 20], len(MARKER)))
 
 
 def test_what_the_drive_cannot_do_is_its_own_word(beside: Namespace) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from leased.collector.metering import blocks, lease_counts, node_amounts, tables
 from leased.collector.metering.duck import DuckEngine
 from leased.collector.metering.engine import PROJECTION, RESULTS, SMALL_TABLES, check_engine, meter
-from leased.collector.metering.projection import Carry, Projector, shape
+from leased.collector.metering.projection import Carry, Projector, shape, tier_number
 from leased.collector.metering.reference import Chain, ReferenceSource
 from leased.economics.hourly import HOUR_NS
 from leased.terms.lease import AccountingTag, Priority
@@ -230,7 +230,7 @@ def test_sql_and_reference_agree(seed: int, steps: int, nodes: int):
         parts[by_number[log].node_id, *what] += capacity
     held = sorted((*what, capacity) for what, capacity in parts.items())
     expected = sorted(
-        (h.node_id, int(h.pool), h.tenant, int(h.kind), tables.tier_number(h.tier), h.capacity)
+        (h.node_id, int(h.pool), h.tenant, int(h.kind), tier_number(h.tier), h.capacity)
         for h in source.held()
         if h.tenant
     )

@@ -13,14 +13,13 @@ from leased.hardware.block.drives import (
     Sanitizing,
     read_controllers,
     read_drive,
-    read_identity,
     read_layout,
     read_list,
     read_sanitizing,
     why_sick,
 )
 from leased.hardware.block.erasing import choose
-from leased.hardware.block.statuses import may_retry, name_status
+from leased.hardware.block.statuses import name_status
 from tests.doubles.nvme_trees import controller_page, effects_page, namespace_page, page
 
 MANAGE, ATTACH, FORMAT, SANITIZE = 0x0D, 0x15, 0x80, 0x84
@@ -77,11 +76,6 @@ def test_lists_end_where_they_say() -> None:
     assert read_controllers(page({0: struct.pack("<H", 0xFFFF)}))[:2] == (0, 0)
 
 
-def test_identities_of_a_page_are_hex() -> None:
-    told = page({104: bytes(range(16)), 120: bytes(range(8))})
-    assert read_identity(told) == (bytes(range(16)).hex(), bytes(range(8)).hex())
-
-
 def test_heat_is_no_sickness_and_what_loses_data_is() -> None:
     assert why_sick(page({0: b"\x02"})) == "" == why_sick(b"")
     assert why_sick(page({0: b"\x0c"})) == "reliability is degraded, media is read-only"
@@ -97,15 +91,15 @@ def test_a_sanitization_is_where_its_log_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "words", "retry"),
+    ("status", "words"),
     [
-        (0x4001, "NVMe status 0x4001: invalid command opcode", False),
-        (0x4002, "NVMe status 0x4002: invalid field in command", False),
-        (0x001D, "NVMe status 0x001d: sanitize in progress", True),
-        (0x4281, "NVMe status 0x4281: unrecovered read error", False),
-        (0x01FE, "NVMe status 0x01fe: command specific 0xfe", True),
-        (0x0799, "NVMe status 0x0799: type 7 0x99", True),
+        (0x4001, "NVMe status 0x4001: invalid command opcode"),
+        (0x4002, "NVMe status 0x4002: invalid field in command"),
+        (0x001D, "NVMe status 0x001d: sanitize in progress"),
+        (0x4281, "NVMe status 0x4281: unrecovered read error"),
+        (0x01FE, "NVMe status 0x01fe: command specific 0xfe"),
+        (0x0799, "NVMe status 0x0799: type 7 0x99"),
     ],
 )
-def test_a_status_has_a_name_and_its_numbers(status: int, words: str, retry: bool) -> None:
-    assert name_status(status) == words and may_retry(status) is retry
+def test_a_status_has_a_name_and_its_numbers(status: int, words: str) -> None:
+    assert name_status(status) == words

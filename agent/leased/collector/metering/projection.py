@@ -48,7 +48,7 @@ from leased.terms.event import (
 from leased.terms.identity import BootId
 from leased.terms.lease import SYNTHETIC, AccountingTag, Subject
 from leased.terms.moment import Moment
-from leased.terms.resource import Allotment
+from leased.terms.resource import Allotment, TierKind
 
 ACT: Final[dict[type, int]] = {
     Allocated: 1,
@@ -282,7 +282,7 @@ class Projector:
     def _hold(self, sequence: int, whose: Subject, allotments: tuple[Allotment, ...]) -> None:
         tag = tag_text(whose.tag)
         for slot, held in enumerate(allotments):
-            tier = -1 if held.tier is None else int(held.tier)
+            tier = tier_number(held.tier)
             party = Party(int(held.kind), tier, int(whose.priority), whose.tenant, tag)
             self._rows.hold(sequence, slot, party, held.capacity)
 
@@ -351,6 +351,11 @@ def tag_of(text: str) -> AccountingTag | None:
     return msgspec.json.decode(text, type=AccountingTag) if text else None
 
 
+def tier_number(tier: TierKind | None) -> int:
+    """A tier as rows have it."""
+    return -1 if tier is None else int(tier)
+
+
 def _digest(whose: Subject) -> int:
     """Stands for who holds what: two of one lease are compared, never more."""
     return int.from_bytes(sha256(_packed(whose)).digest()[:8], "big", signed=True)
@@ -375,12 +380,12 @@ def _other_rows(
     if interval.lease_id is not None or interval.pool is Pool.TENANT:
         return
     held = interval.allotment
-    tier = -1 if held.tier is None else int(held.tier)
+    tier = tier_number(held.tier)
     for start_ns, end_ns, capacity in labelled(interval, ledger.timeline):
         yield int(interval.pool), int(held.kind), tier, capacity, start_ns, end_ns
 
 
 def _there(interval: Interval) -> tuple[int, int, int, int]:
     held = interval.allotment
-    tier = -1 if held.tier is None else int(held.tier)
+    tier = tier_number(held.tier)
     return int(interval.pool), int(held.kind), tier, held.capacity

@@ -71,13 +71,8 @@ def task_cells(rows: Rows) -> dict[tuple[str, int], int]:
     return {(row[0], row[1]): int(row[2]) for row in _ints(rows)}
 
 
-def tier_number(tier: TierKind | None) -> int:
-    """A tier as rows have it."""
-    return -1 if tier is None else int(tier)
-
-
 def tier_of(number: int) -> TierKind | None:
-    """Undo `tier_number`."""
+    """Undo `projection.tier_number`."""
     return None if number < 0 else TierKind(number)
 
 

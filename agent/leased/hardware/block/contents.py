@@ -55,12 +55,6 @@ def is_zero(data: bytes) -> bool:
     return data == bytes(len(data))
 
 
-def read_direct(fd: int, offset: int, size_bytes: int) -> bytes:
-    """Read past every cache. Raises OSError."""
-    [(_, data)] = read_each(fd, (offset,), size_bytes)
-    return data
-
-
 def read_each(fd: int, offsets: Iterable[int], size_bytes: int) -> Iterator[tuple[int, bytes]]:
     """So much at each place, past every cache: (offset, data). Raises OSError."""
     with mmap.mmap(-1, size_bytes) as page:
@@ -72,11 +66,6 @@ def read_each(fd: int, offsets: Iterable[int], size_bytes: int) -> Iterator[tupl
                     raise OSError(errno.EIO, "the device ends before its size")
                 got += count
             yield offset, page[:]
-
-
-def write_direct(fd: int, offset: int, data: bytes) -> None:
-    """Write past every cache. Raises OSError."""
-    write_each(fd, ((offset, data),), len(data))
 
 
 def write_each(fd: int, writes: Iterable[tuple[int, bytes]], size_bytes: int) -> None:

@@ -129,11 +129,6 @@ def read_layout(namespace: bytes) -> Layout:
     return Layout(size_blocks, 1 << shift, metadata_bytes, lbaf, bool(nmic & 1))
 
 
-def read_identity(namespace: bytes) -> tuple[str, str]:
-    """(NGUID, EUI-64) in hex, as Identify Namespace has them; zeroes where there is none."""
-    return namespace[104:120].hex(), namespace[120:128].hex()
-
-
 def read_list(page: bytes) -> tuple[int, ...]:
     """The nsids of a namespace list."""
     numbers = struct.unpack(f"<{len(page) // 4}I", page)

@@ -4,15 +4,13 @@
 Rule: a status above 0 is a failure, however friendly its name; one that is not listed is still told
 by its numbers.
 
-Does not decide whether to ask again: `may_retry` says what the drive says of that, `is_unknown`
-whether it would ever have an answer.
+Does not decide whether to ask again: `is_unknown` says whether it would ever have an answer.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-DO_NOT_RETRY: Final = 0x4000
 _KINDS: Final = ("generic", "command specific", "media and data integrity", "path related")
 _NAMES: Final = {
     (0, 0x01): "invalid command opcode",
@@ -60,11 +58,6 @@ def name_status(status: int) -> str:
     family = _KINDS[kind] if kind < len(_KINDS) else f"type {kind}"
     words = _NAMES.get((kind, code), f"{family} {code:#04x}")
     return f"NVMe status {status:#06x}: {words}"
-
-
-def may_retry(status: int) -> bool:
-    """Whether the drive does not say that it is pointless."""
-    return not status & DO_NOT_RETRY
 
 
 def is_unknown(status: int) -> bool:
