@@ -9,13 +9,12 @@ Does not read records (`fleet`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from leased.terms.lease import Subject
-from leased.terms.resource import Allotment, ResourceKind, TierKind
+from leased.terms.resource import Allotment, ResourceKind
 
 HELD: Final = ("granted", "active", "draining")
 
@@ -50,16 +49,3 @@ class LiveLease(msgspec.Struct):
     def kept(self) -> tuple[Allotment, ...]:
         """What nobody else can have because of it."""
         return self.fenced or self.subject.allotments
-
-
-def tiers_of(
-    subjects: Mapping[str, Subject], lease_id: str, kind: ResourceKind
-) -> dict[TierKind | None, int]:
-    """What a lease has of a kind, by the tier that it is priced by; empty of one that is not
-    known."""
-    found: dict[TierKind | None, int] = {}
-    subject = subjects.get(lease_id)
-    for one in subject.allotments if subject is not None else ():
-        if one.kind is kind:
-            found[one.tier] = found.get(one.tier, 0) + one.capacity
-    return found

@@ -10,13 +10,14 @@ import pytest
 
 from leased.collector.api.allocations import WANTED_NS, seen_of
 from leased.collector.api.seen import AllocationsSeen, TenantShare
-from leased.collector.fleet import Fleet, NodeView
+from leased.collector.fleet import Fleet
 from leased.terms.event import Refused
 from leased.terms.identity import CommandId, TenantId
 from leased.terms.policy import Allocation, Policy, Strategy
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.economics_history import History, subject
+from tests.doubles.fleets import fleet_of
 
 CPU, GPU = ResourceKind.CPU, ResourceKind.GPU
 SHARED = Policy(allocations=(Allocation(CPU, strategy=Strategy.FAIR_SHARE, max_share_pm=1000),))
@@ -42,14 +43,7 @@ def two_hosts() -> tuple[History, History]:
 
 
 def read(*histories: History) -> Fleet:
-    fleet = Fleet()
-    for number, history in enumerate(histories):
-        log_id = f"{number:032x}"
-        view = fleet.logs[log_id] = NodeView(log_id)
-        view.node = view.name = f"host-{number}"
-        for record in history.records:
-            view.apply(*record)
-    return fleet
+    return fleet_of({f"host-{number}": history for number, history in enumerate(histories)})
 
 
 def seen(*histories: History, ground: Policy = SHARED, after_ns: int = 0) -> AllocationsSeen:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.holdings import Holdings
 from leased.collector.planning import idle_leases
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
@@ -20,7 +21,8 @@ from leased.economics.rates import DEFAULT_CARD, Rate
 from leased.terms.resource import Allotment, ResourceKind, TierKind
 from leased.terms.series import KIND
 from tests.doubles.accounts import WrittenSource
-from tests.doubles.economics_history import memory, subject
+from tests.doubles.economics_history import History, lease_id, memory, subject
+from tests.doubles.fleets import fleet_of
 
 NODE, OTHER = "a1" * 16, "b2" * 16
 WEEK_S = 7 * 24 * 3600
@@ -113,10 +115,13 @@ def test_a_lease_costs_what_each_of_its_tiers_costs(tmp_path: Path) -> None:
     hbm = Allotment("mem:node4:4096", ResourceKind.MEM, TierKind.HBM, GIB)
     rates = (Rate(ResourceKind.MEM, 10**9), Rate(ResourceKind.MEM, 10**11, TierKind.HBM))
     terms = Terms(infrastructure=msgspec.structs.replace(DEFAULT_CARD, rates=rates, decimals=2))
-    known = {"aa": subject(hbm, memory(GIB))}
+    history = History()
+    history.allocate(0xAA, subject(hbm, memory(GIB)), 1 << 60)
+    lease = lease_id(0xAA).hex()
     with closing(Store(tmp_path)) as store:
-        looked_at(store, "aa", [(back, 0) for back in range(1, HOUR + 1)], kind="mem")
+        looked_at(store, lease, [(back, 0) for back in range(1, HOUR + 1)], kind="mem")
         heard(store, NODE)
+        known = Holdings(fleet_of({NODE: history}))
         found = idle_leases.idle(Accounts(WrittenSource(), terms), store, known)
     (row,) = found.idle_resources
     assert row.wasted_cost == Decimal(3600) + Decimal(360_000)

@@ -11,7 +11,6 @@ import msgspec
 
 from leased.collector.api.routes import Call, Caller
 from leased.collector.api.telemetry_routes import Observed, WasteQuery
-from leased.collector.fleet import Fleet, NodeView
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import Store
@@ -20,6 +19,7 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.resource import Allotment, ResourceKind, TierKind
 from leased.terms.series import KIND
 from tests.doubles.economics_history import History, lease_id, memory, subject
+from tests.doubles.fleets import fleet_of
 
 NODE = "a1" * 16
 NOW_S = 1_767_225_600
@@ -42,11 +42,7 @@ def used(store: Store, number: int, allotment: Allotment, share_ppm: int) -> Non
 
 def seen(state: Path, history: History) -> dict[str, str]:
     """Each lease's class."""
-    fleet = Fleet()
-    view = fleet.logs["00"] = NodeView("00")
-    view.node = view.name = NODE
-    for record in history.records:
-        view.apply(*record)
+    fleet = fleet_of({NODE: history})
     caller = Caller("ops", frozenset())
     call = Call(caller, SimpleNamespace(), WasteQuery(), None, NOW_S * NS_PER_S)
     answer = Observed(state, lambda: CARD, lambda: fleet).waste(call)

@@ -44,6 +44,7 @@ from leased.collector.api.routes import Answer, Call, Route, Scope
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.fleet import Fleet
 from leased.collector.governance.strategies import Plans
+from leased.collector.holdings import Holdings
 from leased.collector.planning import capacity, forecast, idle_leases
 from leased.collector.planning.allocation_history import AllocationHistory, allocations
 from leased.collector.planning.latency_cost import LatencyCost, latency_cost
@@ -279,8 +280,7 @@ class Reports:
         call.caller.require_all()
         with self.samples() as samples:
             key = ("idle", samples.last_s() if samples is not None else 0)
-            subjects = self._fleet().subjects()
-            ask = partial(idle_leases.idle, samples=samples, subjects=subjects)
+            ask = partial(idle_leases.idle, samples=samples, holdings=Holdings(self._fleet()))
             return Answer(self.asked(ask, key))
 
     def reservations(self, call: Call) -> Answer:

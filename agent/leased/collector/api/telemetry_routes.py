@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from decimal import Decimal
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ from leased.collector.api import forms
 from leased.collector.api.problems import Problem
 from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.fleet import Fleet
-from leased.collector.live_lease import tiers_of
+from leased.collector.holdings import Holdings
 from leased.collector.telemetry import views
 from leased.collector.telemetry.store import Store
 from leased.economics.rates import RateCard
@@ -127,15 +127,7 @@ class Observed:
 
     def _judged(self, store: Store, now_ns: int, last_ns: int) -> list[Judged]:
         found = views.leases(store, *views.windows(now_ns, last_ns))
-        fleet = self._fleet()
-        subjects = fleet.subjects()
-        totals = {view.node: view.totals() for view in fleet.nodes()}
-        return views.waste(
-            found,
-            self._card(),
-            tiers_of=partial(tiers_of, subjects),
-            capacity_of=lambda node, kind: totals.get(node, {}).get(kind),
-        )
+        return views.waste(found, self._card(), holdings=Holdings(self._fleet()))
 
     def _reach(self, store: Store, now_ns: int) -> Reach:
         """How far telemetry goes: a node is behind of which nothing was heard for as long as heat

@@ -12,10 +12,9 @@ Does not look at nodes (`capacity`), and nothing is billed from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
-from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -23,13 +22,12 @@ import msgspec
 from leased.collector.accounts import periods
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Idle, IdleResource
-from leased.collector.live_lease import tiers_of
+from leased.collector.holdings import Holdings
 from leased.collector.planning import capacity
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import IdleStretch, Store
 from leased.economics.amounts import rounded
 from leased.economics.statement import fixed
-from leased.terms.lease import Subject
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
 
@@ -41,10 +39,10 @@ _KINDS: Final = {kind.name.lower(): kind for kind in ResourceKind}
 def idle(
     accounts: Accounts,
     samples: Store | None = None,
-    subjects: Mapping[str, Subject] = MappingProxyType({}),
+    holdings: Holdings | None = None,
 ) -> Idle:
     """Nodes that nobody uses, and leases that do nothing: those of now, and what all of the last
-    seven days cost. `subjects`: of the leases that are known, by id."""
+    seven days cost. Without `holdings` a lease is priced by its kind."""
     nodes = capacity.idle(accounts)
     if samples is None:
         return nodes
@@ -55,7 +53,7 @@ def idle(
     listed: list[IdleResource] = []
     waste = Fraction(0)
     for stretch in _known(samples.idle(end_s - WEEK_S, end_s, LEAST_S)):
-        cost = _cost(accounts, stretch, subjects)
+        cost = _cost(accounts, stretch, holdings)
         waste += cost
         if stretch.end_s >= heard.get(stretch.node, end_s):
             listed.append(_row(stretch, cost, decimals))
@@ -70,9 +68,10 @@ def _known(stretches: Iterable[IdleStretch]) -> Iterable[IdleStretch]:
     return (one for one in stretches if one.kind in _KINDS and one.capacity > 0)
 
 
-def _cost(accounts: Accounts, one: IdleStretch, subjects: Mapping[str, Subject]) -> Fraction:
+def _cost(accounts: Accounts, one: IdleStretch, holdings: Holdings | None) -> Fraction:
     kind, for_ns = _KINDS[one.kind], (one.end_s - one.begin_s) * NS_PER_S
-    tiers = tiers_of(subjects, one.lease, kind) or {None: one.capacity}
+    known = holdings.tiers(one.node, one.lease, kind) if holdings is not None else {}
+    tiers = known or {None: one.capacity}
     return sum(
         (
             capacity.infrastructure_cost(accounts, kind, tier, held * for_ns)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -34,6 +34,8 @@ KEEP_NS: Final = 90 * 24 * 3600 * NS_PER_S
 ROWS_MAX: Final = 50_000_000
 """Some 3 GB: 1 000 nodes with 170 series each for a day, 30 nodes for a month."""
 
+CAPACITY: Final = "leased.lease.capacity"
+UTILIZATION: Final = "leased.lease.utilization"
 HOUR_S: Final = 3_600
 BUSY_S: Final = 10
 PRUNED_AT_ONCE: Final = 100_000
@@ -85,6 +87,17 @@ ON CONFLICT (series, begin_s) DO UPDATE SET
     most = max(most, excluded.most), active = active + excluded.active,
     covered_ns = covered_ns + excluded.covered_ns
 """
+
+
+class LeaseRow(NamedTuple):
+    """What a lease held, or used, of a kind ("": which, is not said)."""
+
+    node: str
+    lease: str
+    tenant: str
+    kind: str
+    is_use: bool
+    rollup: Rollup
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -225,29 +238,18 @@ class Store:
         return gone
 
     def read(
-        self,
-        names: Sequence[str],
-        begin_s: int,
-        end_s: int,
-        *,
-        node: str = "",
-        lease: str = "",
+        self, names: Sequence[str], begin_s: int, end_s: int
     ) -> Iterator[tuple[Key, Rollup]]:
         """Each series of these names in the windows that begin in [begin_s, end_s), added up."""
         marks = ",".join("?" * len(names))
         first_s = begin_s // WINDOW_S * WINDOW_S
-        narrowed, values = "", [*names, first_s // HOUR_S * HOUR_S]
-        for column, wanted in (("node", node), ("lease", lease)):
-            if wanted:
-                narrowed += f" AND s.{column} = ?"
-                values.append(wanted)
-        values += [first_s, end_s]
+        values = (*names, first_s // HOUR_S * HOUR_S, first_s, end_s)
         # Numbers first, in the order of their key: what they are of is long, and is looked up once.
         found = self._base.execute(
             "SELECT s.node, s.resource, s.lease, s.tenant, s.name, s.attributes, t.*"
             " FROM (SELECT min(begin_s), sum(count), sum(total), max(most), sum(active),"
             " sum(covered_ns), series FROM rollups WHERE series IN (SELECT id FROM series s"
-            f" WHERE s.name IN ({marks}) AND s.newest_s >= ?{narrowed})"
+            f" WHERE s.name IN ({marks}) AND s.newest_s >= ?)"
             " AND begin_s >= ? AND begin_s < ? GROUP BY series) t JOIN series s ON s.id = t.series"
             " ORDER BY s.node, s.lease, s.resource, s.name, s.attributes",
             values,
@@ -255,6 +257,26 @@ class Store:
         for *place, attributes, begin, count, total, most, active, covered, _ in found:
             key = Key(*place, _pairs(attributes))
             yield key, Rollup(begin, count, total, most, active, covered)
+
+    def leases(self, begin_s: int, end_s: int, *, node: str = "") -> Iterator[LeaseRow]:
+        """What leases held and used in the windows that begin in [begin_s, end_s), added up: of
+        each a row for what it held of a kind and one for what it used. A look at all leases of the
+        fleet: nothing is read that it does not need."""
+        held = "max(most), sum(covered_ns), sum(count), 0, 0"
+        used = "max(most), sum(covered_ns), sum(count), sum(total), sum(active)"
+        first_s = begin_s // WINDOW_S * WINDOW_S
+        for name, sums in ((CAPACITY, held), (UTILIZATION, used)):
+            rows = self._base.execute(
+                "SELECT s.node, s.lease, s.tenant, s.attributes, t.* FROM"
+                f" (SELECT {sums}, series FROM rollups WHERE series IN (SELECT id FROM series"
+                " WHERE name = ? AND newest_s >= ? AND (? = '' OR node = ?))"
+                " AND begin_s >= ? AND begin_s < ? GROUP BY series) t"
+                " JOIN series s ON s.id = t.series",
+                (name, first_s // HOUR_S * HOUR_S, node, node, first_s, end_s),
+            )
+            for where, lease, tenant, attributes, most, covered, count, total, active, _ in rows:
+                rollup = Rollup(begin_s, count, total, most, active, covered)
+                yield LeaseRow(where, lease, tenant, _kind(attributes), name == UTILIZATION, rollup)
 
     def spreads(self, name: str, begin_s: int, end_s: int) -> list[Spread]:
         """How a share of each lease and kind was spread over the windows in [begin_s, end_s)."""
@@ -267,7 +289,7 @@ class Store:
             (name, begin_s // WINDOW_S * WINDOW_S, end_s),
         )
         for node, lease, attributes, bucket, count, high in rows:
-            place = (node, lease, dict(_pairs(attributes)).get(KIND, ""))
+            place = (node, lease, _kind(attributes))
             counts = found.setdefault(place, {})
             counts[bucket] = counts.get(bucket, 0) + count
             most[place] = max(most.get(place, 0), high)
@@ -294,9 +316,7 @@ class Store:
             (WINDOW_S, begin_s // WINDOW_S * WINDOW_S, end_s, WINDOW_S, least_s),
         )
         return [
-            IdleStretch(
-                *whose, dict(_pairs(attributes)).get(KIND, ""), held or 0, first, last + WINDOW_S
-            )
+            IdleStretch(*whose, _kind(attributes), held or 0, first, last + WINDOW_S)
             for *whose, attributes, last, first, held in rows
         ]
 
@@ -351,6 +371,11 @@ class Store:
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:
     """The few that there are are the same in every node."""
     return msgspec.json.decode(text, type=tuple[tuple[str, str], ...])
+
+
+@lru_cache(maxsize=4096)
+def _kind(attributes: str) -> str:
+    return dict(_pairs(attributes)).get(KIND, "")
 
 
 @contextmanager

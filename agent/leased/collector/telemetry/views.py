@@ -2,19 +2,20 @@
 """Views: what the fleet's telemetry says of leases and nodes: utilization, waste, heat.
 
 Rule: everything says how much it rests on: samples and coverage. A lease is measured over the time
-in which it was seen to be held, or over the interval that the asker knows from its records; what a
-lease holds that nobody can see into has no utilization. Nothing here is billed from.
+in which it was seen to be held; what it holds that nobody can see into has no utilization. Nothing
+here is billed from.
 
 Does not fetch: it is handed a store. Does not know prices beyond which of them are high.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 
+from leased.collector.holdings import Holdings
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import Store
@@ -32,8 +33,6 @@ HEAT_S: Final = 900
 QUEUE_S: Final = 2 * WINDOW_S
 """A queue is of the open window and the one before: what is older is no queue of now."""
 
-_USED: Final = "leased.lease.utilization"
-_HELD: Final = "leased.lease.capacity"
 _HOT_REASONS: Final = ("hardware_slowdown", "software_thermal", "hardware_thermal", "power_brake")
 _KINDS: Final = {kind.name.lower(): kind for kind in ResourceKind}
 _WAITED_FOR: Final = {
@@ -41,11 +40,6 @@ _WAITED_FOR: Final = {
     "memory": ResourceKind.MEM,
     "io": ResourceKind.BLOCK,
 }
-CapacityOf = Callable[[str, ResourceKind], int | None]
-"""What a node has of a kind; None: not known."""
-
-TiersOf = Callable[[str, ResourceKind], Mapping[TierKind | None, int]]
-"""What a lease has of a kind, by tier; empty: not known."""
 
 
 class LeaseUse(msgspec.Struct, frozen=True):
@@ -85,46 +79,28 @@ def queue_depth(store: Store, end_s: int) -> int | None:
     return sum(found) if found else None
 
 
-def leases(
-    store: Store,
-    begin_s: int,
-    end_s: int,
-    *,
-    node: str = "",
-    lease: str = "",
-    held: Mapping[str, int] | None = None,
-) -> list[LeaseUse]:
-    """Every lease that was seen in these windows, each kind by itself. `held`: for how many ns each
-    was held in them, where the asker knows; else it is taken from when it was seen to be held."""
-    known: dict[tuple[str, str, ResourceKind], list[Rollup | None]] = {}
-    tenants: dict[tuple[str, str, ResourceKind], str] = {}
-    for key, rollup in store.read((_HELD, _USED), begin_s, end_s, node=node, lease=lease):
-        kind = _kind(key)
-        if kind is None or not key.lease:
+def leases(store: Store, begin_s: int, end_s: int, *, node: str = "") -> list[LeaseUse]:
+    """Every lease that was seen in these windows, each kind by itself, by node and lease."""
+    holding: dict[tuple[str, str, str], Rollup] = {}
+    using: dict[tuple[str, str, str], Rollup] = {}
+    tenants: dict[tuple[str, str, str], str] = {}
+    for row in store.leases(begin_s, end_s, node=node):
+        if row.kind not in _KINDS or not row.lease:
             continue
-        place = (key.node, key.lease, kind)
-        pair = known.setdefault(place, [None, None])
-        at = 0 if key.name == _HELD else 1
-        before = pair[at]
-        pair[at] = rollup if before is None else before + rollup
-        tenants[place] = key.tenant or tenants.get(place, "")
-    found: list[LeaseUse] = []
-    for (at_node, lease_id, kind), (holding, using) in known.items():
-        if holding is None:
-            continue
-        held_ns = (held or {}).get(lease_id, holding.covered_ns)
-        found.append(
-            LeaseUse(
-                at_node,
-                lease_id,
-                tenants[at_node, lease_id, kind],
-                kind,
-                holding.most,
-                held_ns,
-                utilization_of(using, held_ns),
-            )
+        place = (row.node, row.lease, row.kind)
+        sums = using if row.is_use else holding
+        before = sums.get(place)
+        sums[place] = row.rollup if before is None else before + row.rollup
+        tenants[place] = row.tenant or tenants.get(place, "")
+    return [
+        LeaseUse(
+            *(place[0], place[1], tenants[place], _KINDS[place[2]]),
+            held.most,
+            held.covered_ns,
+            utilization_of(using.get(place), held.covered_ns),
         )
-    return found
+        for place, held in sorted(holding.items())
+    ]
 
 
 def waste(
@@ -132,11 +108,10 @@ def waste(
     card: RateCard,
     *,
     limits: Limits = LIMITS,
-    tiers_of: TiersOf = lambda lease, kind: {},
-    capacity_of: CapacityOf = lambda node, kind: None,
+    holdings: Holdings | None = None,
 ) -> list[Judged]:
     """Each lease's class of waste, kind by kind. What lies in several tiers is priced by its
-    kind."""
+    kind; without `holdings` all is, and nothing is called fragmented."""
     held = [
         Held(
             one.lease,
@@ -145,8 +120,8 @@ def waste(
             one.kind,
             one.capacity,
             one.utilization,
-            tier=_only(tiers_of(one.lease, one.kind)),
-            node_capacity=capacity_of(one.node, one.kind),
+            tier=_only(holdings.tiers(one.node, one.lease, one.kind)) if holdings else None,
+            node_capacity=holdings.capacity(one.node, one.kind) if holdings else None,
         )
         for one in found
     ]
@@ -157,11 +132,11 @@ def _only(tiers: Mapping[TierKind | None, int]) -> TierKind | None:
     return next(iter(tiers)) if len(tiers) == 1 else None
 
 
-def heat(store: Store, now_s: int, *, node: str = "") -> dict[str, Heat]:
+def heat(store: Store, now_s: int) -> dict[str, Heat]:
     """How hot each node is that has been heard of lately."""
     names = ("hw.temperature", "leased.gpu.throttled", "leased.pressure.time")
     signals: dict[str, dict[str, int]] = {}
-    for key, rollup in store.read(names, now_s - HEAT_S - WINDOW_S, now_s + 1, node=node):
+    for key, rollup in store.read(names, now_s - HEAT_S - WINDOW_S, now_s + 1):
         told = signals.setdefault(key.node, {})
         name, value = _signal(key, rollup)
         if name:
@@ -199,10 +174,6 @@ def _signal(key: Key, rollup: Rollup) -> tuple[str, int]:
     if of_host and rollup.covered_ns:
         return "pressed_pm", rollup.total * 1000 // rollup.covered_ns
     return "", 0
-
-
-def _kind(key: Key) -> ResourceKind | None:
-    return _KINDS.get(dict(key.attributes).get(series.KIND, ""))
 
 
 def windows(now_ns: int, period_ns: int) -> tuple[int, int]:
