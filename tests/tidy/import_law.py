@@ -264,8 +264,6 @@ CALLED_BY_TESTS: dict[str, str] = {
     "leased.hardware.verbs.deny_devices": "a step of the reaper's cut, asked of the same C",
     "leased.hardware.verbs.kill_process": "a step of the reaper's cut, asked of the same C",
     "leased.hardware.block.verbs.suspend_mapping": "a step of the reaper's cut, asked of its C",
-    "leased.hardware.block.verbs.create_namespace": "for configuration to drive",
-    "leased.hardware.block.verbs.delete_namespace": "for configuration to drive",
     "leased.chain.head.parse_head": "of the library: what an auditor wrote down is read again",
 }
 """module.name -> why it stays though nothing of ours names it."""

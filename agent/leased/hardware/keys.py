@@ -14,7 +14,7 @@ import re
 from functools import partial
 from typing import Any, Final
 
-from leased.hardware.block.config import CANARIES_MAX, KEY_BITS, BlockConfig, Offer
+from leased.hardware.block.config import CANARIES_MAX, KEY_BITS, MADE_MAX, BlockConfig, Offer
 from leased.hardware.block.drives import Erase
 from leased.hardware.config import EscapeePolicy
 from leased.hardware.dax.config import DaxConfig
@@ -70,11 +70,22 @@ def _canaries(value: Any) -> int:
     return int(value)
 
 
-def _subsystem(value: Any) -> str:
+def _attached(value: Any) -> tuple[str, int]:
     nqn, _, nsid = text(value).rpartition("/")
-    if not nqn or not nsid.isdecimal():
+    if not nqn or not re.fullmatch(r"[1-9]\d{0,9}", nsid, re.ASCII):
         raise ValueError('"<subsystem NQN>/<nsid>"')
-    return f"{nqn}/{nsid}"
+    return nqn, int(nsid)
+
+
+def _made(value: Any) -> tuple[str, int, int]:
+    nqn, _, wanted = text(value).rpartition("/")
+    found = re.fullmatch(r"([1-9]\d{0,3})x(.+)", wanted, re.ASCII)
+    if not nqn or found is None or int(found[1]) > MADE_MAX:
+        raise ValueError(f'"<subsystem NQN>/<count>x<size>", with a count of 1 to {MADE_MAX}')
+    size_bytes = size(found[2])
+    if not 0 < size_bytes < 1 << 63:
+        raise ValueError("a size above 0")
+    return nqn, int(found[1]), size_bytes
 
 
 def _tiers(value: Any) -> tuple[tuple[int, TierKind], ...]:
@@ -108,7 +119,8 @@ _GPU_KEYS: Final[Keys] = {
 _BLOCK_KEYS: Final[Keys] = {
     "offer": ("offer", lambda value: Offer(choice(tuple(Offer), value))),
     "namespaces": ("namespaces", lambda value: rows(value, text)),
-    "attach": ("attach", lambda value: rows(value, _subsystem)),
+    "attach": ("attach", lambda value: rows(value, _attached)),
+    "make": ("make", lambda value: rows(value, _made)),
     "raw": ("raw", flag),
     "cipher": ("cipher", text),
     "key_bits": ("key_bits", _key_bits),

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from leased.hardware.block import drives, erasing, verbs
-from leased.hardware.block.calls import Attach, Clean
+from leased.hardware.block.arranging import arrange
+from leased.hardware.block.calls import Arrange, Clean
 from leased.hardware.block.contents import read_each, write_each
 from leased.hardware.block.drives import Erase
-from leased.hardware.block.examining import attach, examine_drive
+from leased.hardware.block.examining import examine_drive
 from leased.hardware.block.namespaces import Namespace, find_namespace, list_namespaces
 from leased.hardware.block.opening import controller_of, opened
 from leased.terms.errors import DeviceError
@@ -58,8 +59,8 @@ def beside() -> Namespace:
 @pytest.fixture
 def ours(beside: Namespace) -> Iterator[Namespace]:
     """Attached for the test, and detached after it."""
-    done = attach(Attach(((beside.nqn, NSID), ("nqn.of.nobody", 1))))
-    assert (done.attached, done.troubles) == (((beside.nqn, NSID),), ())
+    done = arrange(Arrange(((beside.nqn, NSID), ("nqn.of.nobody", 1)), ()))
+    assert (done.done, done.troubles) == (((beside.nqn, NSID),), ())
     found = eventually(lambda: find_namespace(OURS))
     assert isinstance(found, Namespace)
     yield found
@@ -105,8 +106,8 @@ def marked(one: Namespace) -> bool:
 
 def test_what_is_attached_is_not_attached_again(ours: Namespace) -> None:
     assert ours.nsid == NSID
-    assert attach(Attach(((ours.nqn, NSID),))).attached == ()
-    assert attach(Attach(((ours.nqn, 77),))).attached == (), "the drive has none of that number"
+    assert arrange(Arrange(((ours.nqn, NSID),), ())).done == ()
+    assert arrange(Arrange(((ours.nqn, 77),), ())).done == (), "the drive has none of that number"
 
 
 @pytest.mark.parametrize("way", [Erase.FORMAT, Erase.ZERO])
@@ -161,3 +162,5 @@ def test_what_the_drive_cannot_do_is_its_own_word(beside: Namespace) -> None:
             assert said.value.errno == errno.EREMOTEIO, what
             assert "invalid command opcode" in said.value.detail, what
         assert {one.identity for one in list_namespaces()} == before
+    done = arrange(Arrange((), ((beside.nqn, 2, 1 << 20),)))
+    assert done.done == () and "the drive cannot" in done.troubles[0], "nor was it asked"

@@ -28,7 +28,8 @@
 
 #define MAGIC "A DRIVE."
 
-enum { NAMESPACES = 4, PAGE = 4096 };
+enum { NAMESPACES = 4, PAGE = 4096, BLOCK = 512 };
+enum { REFUSES_TO_MANAGE = 1, REFUSES_TO_ATTACH = 2, REFUSES_TO_DELETE = 4 };
 enum { LOG = 0x02, IDENTIFY = 0x06, MANAGE = 0x0d, ATTACH = 0x15, FORMAT = 0x80, SANITIZE = 0x84 };
 enum {
 	OK = 0,
@@ -62,6 +63,8 @@ struct drive {
 	uint32_t action;
 	uint32_t not_ready; /* so many lists of all namespaces it is not ready for */
 	uint32_t cached;    /* what was written since the last flush is lost with the power */
+	uint32_t refuses;   /* of REFUSES_..., what it does not do */
+	uint32_t formats;   /* LBA formats: 512 bytes, with metadata, 4096 bytes and quicker */
 	struct namespace namespace[NAMESPACES];
 };
 
@@ -88,19 +91,25 @@ static int identify(struct drive *drive, struct nvme_passthru_cmd *command)
 {
 	uint8_t page[PAGE] = { 0 };
 	const struct namespace *one = find(drive, command->nsid);
+	const bool every = command->nsid == 0xffffffff && command->cdw10 == 0x00;
+	const uint64_t left_bytes = drive->blocks_left * BLOCK;
 	uint32_t count = 0, *list = (void *)page;
 	if (command->data_len != PAGE)
 		return INVALID_FIELD;
 	switch (command->cdw10) {
-	case 0x00:
-		if (one == NULL)
+	case 0x00: /* attached, or what all have in common */
+	case 0x11: /* attached or not */
+		if (one == NULL && !every)
 			return INVALID_NAMESPACE;
-		memcpy(page, &one->blocks, sizeof one->blocks);
+		if (one != NULL && (command->cdw10 == 0x11 || one->attached != 0))
+			memcpy(page, &one->blocks, sizeof one->blocks);
+		page[25] = (uint8_t)(drive->formats > 1 ? drive->formats - 1 : 0);
 		page[30] = 1;
-		page[128 + 2] = 9;
+		memcpy(page + 128, (uint8_t[]){ 0, 0, 9, 2, 8, 0, 9, 0, 0, 0, 12, 1 }, 12);
 		break;
 	case 0x01:
 		page[256] = 0x0a; /* format, namespace management */
+		memcpy(page + 296, &left_bytes, sizeof left_bytes);
 		memcpy(page + 328, &drive->sanicap, sizeof drive->sanicap);
 		page[524] = (uint8_t)drive->fna;
 		break;
@@ -143,6 +152,8 @@ static int log_page(struct drive *drive, struct nvme_passthru_cmd *command)
 	case 0x05:
 		for (size_t i = 0; i < sizeof has; i++)
 			page[4 * has[i]] = 1;
+		if (drive->refuses & REFUSES_TO_MANAGE)
+			page[4 * MANAGE] = 0;
 		break;
 	case 0x81:
 		if (drive->state == 2 && drive->looks-- == 0)
@@ -201,9 +212,13 @@ static int manage(struct drive *drive, struct nvme_passthru_cmd *command)
 {
 	struct namespace *one = find(drive, command->nsid);
 	uint64_t size, capacity;
+	if (drive->refuses & REFUSES_TO_MANAGE)
+		return INVALID_OPCODE;
 	if (command->cdw10 == 1) {
 		if (one == NULL)
 			return INVALID_NAMESPACE;
+		if (drive->refuses & REFUSES_TO_DELETE)
+			return NOT_READY;
 		drive->blocks_left += one->blocks;
 		memset(one, 0, sizeof *one);
 		return OK;
@@ -214,6 +229,7 @@ static int manage(struct drive *drive, struct nvme_passthru_cmd *command)
 	memcpy(&capacity, (char *)page_of(command) + 8, sizeof capacity);
 	if (size == 0 || capacity != size)
 		return INVALID_FIELD;
+	size *= drive->formats > 2 && ((uint8_t *)page_of(command))[26] == 2 ? 4096 / BLOCK : 1;
 	if (size > drive->blocks_left)
 		return NO_CAPACITY;
 	for (uint32_t i = 0; i < NAMESPACES; i++) {
@@ -234,6 +250,8 @@ static int attach(struct drive *drive, const struct nvme_passthru_cmd *command)
 	uint32_t who = 0;
 	if (one == NULL)
 		return INVALID_NAMESPACE;
+	if (drive->refuses & REFUSES_TO_ATTACH)
+		return NOT_READY;
 	if (command->data_len != PAGE || command->cdw10 > 1 || list[0] == 0 || list[0] > 2)
 		return INVALID_FIELD;
 	for (uint16_t i = 1; i <= list[0]; i++) {

@@ -19,7 +19,7 @@ import pytest
 
 MOCK = Path(__file__).resolve().parents[2] / "mocks/nvme/drive.c"
 AGENT = Path(__file__).resolve().parents[3] / "agent"
-HEAD, NAMESPACE = struct.Struct("<8sIIQIIIIII"), struct.Struct("<QQII")
+HEAD, NAMESPACE = struct.Struct("<8sIIQIIIIIIII"), struct.Struct("<QQII")
 MARK = 0xA5A5
 SANICAP = {"crypto": 1, "block": 2, "overwrite": 4}
 
@@ -68,9 +68,14 @@ class Drive:
         looks: int = 3,
         fails: int = 0,
         not_ready: int = 0,
+        refuses: int = 0,
+        formats: int = 1,
+        left: int = 500,
     ) -> Drive:
-        """Two namespaces of 1000 blocks, each with data, the first attached; 500 blocks left."""
-        head = HEAD.pack(b"A DRIVE.", sanicap, fna, 500, looks, fails, 0, 0, not_ready, 0)
+        """Two namespaces of 1000 blocks, each with data, the first attached; `left` blocks left."""
+        head = HEAD.pack(
+            *(b"A DRIVE.", sanicap, fna, left, looks, fails, 0, 0, not_ready, 0, refuses, formats)
+        )
         there = [NAMESPACE.pack(1000, MARK, number == 0, 0) for number in range(2)]
         self._file.write_bytes(head + b"".join(there) + bytes(2 * NAMESPACE.size))
         return self
@@ -101,7 +106,7 @@ class Drive:
     @property
     def cached(self) -> int:
         """Whether the last of what was written would be lost with the power."""
-        return int(HEAD.unpack_from(self._file.read_bytes())[-1])
+        return int(HEAD.unpack_from(self._file.read_bytes())[-3])
 
     def _namespace(self, number: int) -> tuple[int, ...]:
         return NAMESPACE.unpack_from(self._file.read_bytes(), HEAD.size + number * NAMESPACE.size)
@@ -242,3 +247,76 @@ active = lambda: drives.read_list(verbs.identify(fd, nsid=0, cns=2, timeout_ms=1
 print(json.dumps([active(), refused(lambda: erasing.detach(fd, one)), active()]))
 """)
     assert told == [[1], None, []]
+
+
+# ---- namespaces that an operator wants there -----------------------------------------------------
+
+MANAGE, ATTACH, DELETE = 1, 2, 4
+FILL = """
+from leased.hardware.block.arranging import fill
+lists = lambda: [drives.read_list(verbs.identify(fd, nsid=0, cns=cns, timeout_ms=1000))
+                 for cns in (drives.ACTIVE_LIST, drives.ALLOCATED_LIST)]
+made = []
+def ask(count, blocks):
+    return refused(lambda: made.extend(fill(fd, (0, 1), count, blocks * 512)))
+"""
+
+
+def test_what_is_missing_is_made_once(drive: Drive) -> None:
+    told = drive.made().run(
+        FILL + "print(json.dumps([ask(2, 250), made, lists(), ask(2, 250), made, ask(1, 1000)]))"
+    )
+    assert told == [None, [3, 4], [[1, 3, 4], [1, 2, 3, 4]], None, [3, 4], None]
+    assert drive.data == [MARK, MARK]
+
+
+def test_what_is_there_counts_attached_or_not(drive: Drive) -> None:
+    """The second of the drive's own is attached to nobody, and as large as what is wanted."""
+    told = drive.made(left=1000).run(FILL + "print(json.dumps([ask(3, 1000), made, lists()]))")
+    assert told == [None, [3], [[1, 3], [1, 2, 3]]]
+
+
+def test_a_drive_without_room_is_told_how_much_is_missing_and_nothing_is_made(
+    drive: Drive,
+) -> None:
+    told = drive.made().run(FILL + "print(json.dumps([ask(3, 250), made, lists()]))")
+    why = "3 are missing, and 256000 bytes are not allocated"
+    assert told == [["ENOSPC", why], [], [[1], [1, 2]]]
+
+
+def test_the_quickest_plain_format_is_taken_and_has_to_divide_the_size(drive: Drive) -> None:
+    told = drive.made(formats=3).run(FILL + "print(json.dumps([ask(1, 401), ask(1, 400), made]))")
+    assert told == [["EINVAL", "its blocks have 4096 bytes"], None, [3]]
+    assert drive._namespace(2)[0] == 400
+
+
+def test_a_drive_that_cannot_is_not_asked(drive: Drive) -> None:
+    told = drive.made(refuses=MANAGE).run(FILL + "print(json.dumps([ask(1, 100), lists()]))")
+    assert told == [["ENOTSUP", "the drive cannot"], [[1], [1, 2]]]
+
+
+def test_what_cannot_be_attached_is_deleted_again(drive: Drive) -> None:
+    script = FILL + "print(json.dumps([ask(2, 100), made, lists()]))"
+    why, other = "namespace not ready", "invalid namespace or format"
+    error, made, lists = drive.made(refuses=ATTACH).run(script)
+    assert why in error[1] and other not in error[1]
+    assert (made, lists) == ([], [[1], [1, 2]])
+    (_, said), made, lists = drive.made(refuses=ATTACH | DELETE).run(script)
+    assert "3 was made, is attached to nobody and could not be deleted" in said
+    assert (made, lists) == ([], [[1], [1, 2, 3]])
+
+
+def test_one_drives_trouble_keeps_nothing_else_from_being_done(drive: Drive) -> None:
+    told = drive.made().run("""
+from leased.hardware.block import arranging
+from leased.hardware.block.calls import Arrange
+arranging._ways = lambda nqn: [(fd, (0, 1))] if nqn != "nqn.of.nobody" else []
+verbs.rescan_controller = lambda fd: None
+call = Arrange((("nqn.a", 2), ("nqn.a", 9), ("nqn.of.nobody", 1)),
+               (("nqn.a", 9, 512_000), ("nqn.of.nobody", 1, 512), ("nqn.b", 1, 51_200)))
+done = arranging.arrange(call)
+print(json.dumps([done.done, done.troubles]))
+""")
+    done, [trouble] = told
+    assert done == [["nqn.b", 3], ["nqn.a", 2]]
+    assert trouble.startswith("nqn.a: 9 namespaces of 512000 bytes: ")

@@ -91,6 +91,13 @@ def test_every_field_can_be_configured() -> None:
         ('[hardware.block]\nzero_rate = "0B"', "hardware.block.zero_rate", "above zero"),
         ('[hardware.block]\nerase_budget = "0s"', "hardware.block.erase_budget", "above zero"),
         ('[hardware.block]\nerase_budget = "50d"', "hardware.block.erase_budget", "above 49d"),
+        *(
+            (f'[hardware.block]\nmake = ["{wrong}"]', "hardware.block.make", "<count>x<size>")
+            for wrong in ("", "x", "nqn/0x1GiB", "nqn/-1x1GiB", "nqn/1025x1GiB", "/2x1GiB", "nqn/2")
+        ),
+        ('[hardware.block]\nmake = ["nqn/2x0B"]', "hardware.block.make", "a size above 0"),
+        ('[hardware.block]\nmake = ["nqn/2x1GB"]', "hardware.block.make", '"GB" is not a unit'),
+        ('[hardware.block]\nattach = ["nqn/0"]', "hardware.block.attach", "<nsid>"),
         ('[hardware.dax]\nrebind_budget = "0s"', "hardware.dax.rebind_budget", "above zero"),
         ("[hardware]\nhugepages = 1", "hardware.hugepages = 1", "true or false"),
         ("[hardware]\nnormal_share_pm = 1001", "hardware.normal_share_pm", "0 to 1000"),

@@ -114,10 +114,9 @@ class BlockBackend:
     async def _look(self) -> tuple[calls.Seen, tuple[str, ...]]:
         troubles: tuple[str, ...] = ()  # its worker is a new one each time
         ask = partial(self._desk.look, SURVEYOR)
-        if self._config.attach:
-            pairs = (one.rpartition("/") for one in self._config.attach)
-            wanted = tuple((nqn, int(nsid)) for nqn, _, nsid in pairs)
-            troubles = (await ask("attach", calls.Attach(wanted), calls.Attached)).troubles
+        if self._config.attach or self._config.make:
+            wanted = calls.Arrange(self._config.attach, self._config.make)
+            troubles = (await ask("arrange", wanted, calls.Arranged)).troubles
         return await ask("look", calls.Look(), calls.Seen), troubles
 
     async def _examine(

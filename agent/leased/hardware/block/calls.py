@@ -55,16 +55,18 @@ class Examined(msgspec.Struct, frozen=True, array_like=True):
     contents: str = ""
 
 
-class Attach(msgspec.Struct, frozen=True, array_like=True):
-    """Attach these namespaces, as (NQN, nsid), where they are detached."""
+class Arrange(msgspec.Struct, frozen=True, array_like=True):
+    """Namespaces that are to be there: `attach` these, as (NQN, nsid), where they are detached;
+    `make` what is missing to so many of one size, as (NQN, count, bytes)."""
 
-    wanted: tuple[tuple[str, int], ...]
+    attach: tuple[tuple[str, int], ...]
+    make: tuple[tuple[str, int, int], ...]
 
 
-class Attached(msgspec.Struct, frozen=True, array_like=True):
-    """Those that were attached now, and why others were not."""
+class Arranged(msgspec.Struct, frozen=True, array_like=True):
+    """Those that were made or attached now, and why others were not."""
 
-    attached: tuple[tuple[str, int], ...]
+    done: tuple[tuple[str, int], ...]
     troubles: tuple[str, ...]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from leased.hardware import openers
-from leased.hardware.block import calls, erasing, examining, mapping, proof, verbs
+from leased.hardware.block import arranging, calls, erasing, examining, mapping, proof, verbs
 from leased.hardware.block.names import PREFIX
 from leased.hardware.block.namespaces import list_namespaces
 from leased.hardware.block.users import find_uses
@@ -68,7 +68,7 @@ def _alone(verb: Callable[[Any], Any]) -> Callable[[Any, Sequence[int]], Any]:
 VERBS = {
     "look": (calls.Look, _alone(look)),
     "examine": (calls.Examine, _alone(examining.examine)),
-    "attach": (calls.Attach, _alone(examining.attach)),
+    "arrange": (calls.Arrange, _alone(arranging.arrange)),
     "ready": (calls.Ready, _alone(mapping.ready)),
     "undo": (calls.Undo, _alone(mapping.undo)),
     "clean": (calls.Clean, _alone(erasing.clean)),

@@ -14,6 +14,9 @@ from leased.hardware.block.drives import Erase
 
 KEY_BITS = (128, 192, 256, 384, 512)
 CANARIES_MAX = 65536
+MADE_MAX = 1024
+"""Namespaces of one size, so that a slip of the finger is no thousands of them."""
+
 ERASE_NS_MAX = 49 * 24 * 3600 * 1_000_000_000
 """A command is given its time in milliseconds, of 32 bits."""
 
@@ -32,14 +35,16 @@ class BlockConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `namespaces` are the identities that may be leased (and are overwritten) where `offer` is
     `listed`; with `unused` every local one is that is blank and that nobody uses. `attach` names
-    namespaces that are to be attached when they are found detached, as "<subsystem NQN>/<nsid>".
+    namespaces that are to be attached when they are found detached, as (subsystem NQN, nsid); and
+    `make` how many of one size a drive is to have, as (subsystem NQN, count, bytes).
     `crypt_erase` and `raw_erase` are what is done besides forgetting a key, in the order of
     preference: the first that the drive can. `raw`: the same namespaces may be had unencrypted.
     """
 
     offer: Offer = Offer.LISTED
     namespaces: tuple[str, ...] = ()
-    attach: tuple[str, ...] = ()
+    attach: tuple[tuple[str, int], ...] = ()
+    make: tuple[tuple[str, int, int], ...] = ()
     raw: bool = False
     cipher: str = "aes-xts-plain64"
     key_bits: int = 512

@@ -12,9 +12,12 @@ Pure: pages in, values out. Does not send anything to a drive.
 from __future__ import annotations
 
 import enum
+import errno
 import struct
 
 import msgspec
+
+from leased.terms.errors import DeviceError
 
 IDENTIFY_NAMESPACE, IDENTIFY_CONTROLLER, ACTIVE_LIST = 0x00, 0x01, 0x02
 DESCRIPTORS = 0x03
@@ -117,6 +120,25 @@ def _supports(effects: bytes, opcode: int) -> bool:
     if len(effects) < EFFECTS_BYTES:
         return False
     return bool(struct.unpack_from("<I", effects, 4 * opcode)[0] & _SUPPORTED)
+
+
+def read_unallocated(controller: bytes) -> int:
+    """Bytes that belong to no namespace (UNVMCAP), from Identify Controller."""
+    return int.from_bytes(controller[296:312], "little")
+
+
+def choose_format(every: bytes) -> tuple[int, int]:
+    """(number, bytes of a block) of the quickest format without metadata that fits a page, from
+    Identify Namespace of every namespace. Raises DeviceError."""
+    found: list[tuple[int, int, int]] = []
+    for lbaf in range(every[25] + 1):
+        metadata_bytes, shift, speed = struct.unpack_from("<HBB", every, 128 + 4 * lbaf)
+        if metadata_bytes == 0 and 9 <= shift <= 12:
+            found.append((speed & 3, -shift, lbaf))
+    if not found:
+        raise DeviceError("nvme_create", errno.ENOTSUP, "it has no plain format")
+    _, shift, lbaf = min(found)
+    return lbaf, 1 << -shift
 
 
 def read_layout(namespace: bytes) -> Layout:

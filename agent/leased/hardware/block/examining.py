@@ -14,17 +14,11 @@ import errno
 import os
 
 from leased.hardware.block import drives, verbs
-from leased.hardware.block.calls import Attach, Attached, Examine, Examined
+from leased.hardware.block.calls import Examine, Examined
 from leased.hardware.block.contents import describe_contents
 from leased.hardware.block.drives import Drive, Layout
-from leased.hardware.block.namespaces import (
-    LIVE,
-    Namespace,
-    find_namespace,
-    list_controllers,
-    list_namespaces,
-)
-from leased.hardware.block.opening import ADMIN_MS, controller, controller_of, opened
+from leased.hardware.block.namespaces import Namespace, find_namespace, list_namespaces
+from leased.hardware.block.opening import ADMIN_MS, controller_of, opened
 from leased.terms.errors import DeviceError
 
 
@@ -55,13 +49,13 @@ def examine(call: Examine) -> Examined:
 
 def examine_drive(controller: int) -> Drive:
     """What the controller's commands are. Raises DeviceError."""
-    page = _identify(controller, 0, drives.IDENTIFY_CONTROLLER)
+    page = ask_identify(controller, 0, drives.IDENTIFY_CONTROLLER)
     return drives.read_drive(page, _log(controller, drives.LOG_EFFECTS, drives.EFFECTS_BYTES))
 
 
 def examine_layout(controller: int, nsid: int) -> Layout:
     """How the namespace is formatted. Raises DeviceError."""
-    return drives.read_layout(_identify(controller, nsid, drives.IDENTIFY_NAMESPACE))
+    return drives.read_layout(ask_identify(controller, nsid, drives.IDENTIFY_NAMESPACE))
 
 
 def other_namespaces(controller: int, namespace: Namespace) -> tuple[int, ...]:
@@ -69,7 +63,7 @@ def other_namespaces(controller: int, namespace: Namespace) -> tuple[int, ...]:
     listed: list[int] = []
     for cns in (drives.ALLOCATED_LIST, drives.ACTIVE_LIST):
         try:
-            listed += drives.read_list(_identify(controller, 0, cns))
+            listed += drives.read_list(ask_identify(controller, 0, cns))
         except verbs.NotKnown:
             # Drives without namespace management know no list of what is not attached.
             if cns != drives.ALLOCATED_LIST:
@@ -87,50 +81,14 @@ def _strangers(controller: int, namespace: Namespace) -> tuple[int, ...]:
 def attached_to(controller: int, namespace: Namespace) -> tuple[int, ...] | None:
     """The controllers that reach the namespace; None where the drive keeps no such list."""
     try:
-        page = _identify(controller, namespace.nsid, drives.ATTACHED_CONTROLLERS)
+        page = ask_identify(controller, namespace.nsid, drives.ATTACHED_CONTROLLERS)
     except verbs.NotKnown:
         return None
     return drives.read_controllers(page)
 
 
-def attach(call: Attach) -> Attached:
-    """Attach what is wanted and is not there."""
-    attached: list[tuple[str, int]] = []
-    troubles: list[str] = []
-    there = {(one.nqn, one.nsid) for one in list_namespaces()}
-    for nqn, nsid in call.wanted:
-        if (nqn, nsid) in there:
-            continue
-        try:
-            if _attach_one(nqn, nsid):
-                attached.append((nqn, nsid))
-        except DeviceError as error:
-            troubles.append(f"{nqn}/{nsid} could not be attached: {error}")
-    return Attached(tuple(attached), tuple(troubles))
-
-
-def _attach_one(nqn: str, nsid: int) -> bool:
-    """False: no drive of that name has it."""
-    who = [one for one in list_controllers(nqn) if one.state == LIVE]
-    for one in who[:1]:  # each knows all of them
-        with controller(one, nqn) as fd:
-            if nsid not in drives.read_list(_identify(fd, 0, drives.ALLOCATED_LIST)):
-                return False
-            if not examine_drive(fd).attaches:
-                raise DeviceError("nvme_attach", errno.ENOTSUP, "the drive cannot")
-            verbs.attach_namespace(
-                fd,
-                nsid=nsid,
-                controllers=tuple(other.cntlid for other in who),
-                attach=True,
-                timeout_ms=ADMIN_MS,
-            )
-            verbs.rescan_controller(fd)
-            return True
-    return False
-
-
-def _identify(controller: int, nsid: int, cns: int) -> bytes:
+def ask_identify(controller: int, nsid: int, cns: int) -> bytes:
+    """A page of Identify. Raises DeviceError."""
     return verbs.identify(controller, nsid=nsid, cns=cns, timeout_ms=ADMIN_MS)
 
 
