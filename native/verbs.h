@@ -69,7 +69,6 @@ int leased_filter_deny(int cgroup_fd);
 int leased_pidfd_open(int pid);
 int leased_pidfd_kill_begin(int pidfd);
 int leased_pidfd_kill(int pidfd, uint32_t timeout_ms);
-int leased_process_mrelease(int pidfd);
 int leased_pidfd_take(int pidfd, int number);
 int leased_tracer_of(int tid);
 int leased_die_with_parent(void);
@@ -119,7 +118,6 @@ int leased_dm_load_crypt(int control, const char *uuid, uint64_t sectors, const 
 	uint32_t key_bytes, uint32_t major, uint32_t minor, const char *options);
 int leased_dm_resume(int control, const char *uuid);
 int leased_dm_suspend(int control, const char *uuid);
-int leased_dm_message(int control, const char *uuid, const char *text);
 int leased_dm_describe(
 	int control, const char *uuid, int inactive, struct leased_dm_mapping *mapping);
 int leased_dm_below(int control, const char *uuid, uint64_t *devices, uint32_t room);

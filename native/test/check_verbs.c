@@ -133,7 +133,6 @@ static void check_process(void)
 	int pidfd = leased_pidfd_open(pid);
 	check("pidfd", pidfd >= 0);
 	check("kill", leased_pidfd_kill(pidfd, 5000) == 0);
-	check("mrelease of the dead", leased_process_mrelease(pidfd) <= 0);
 	check("reap", waitpid(pid, NULL, 0) == pid);
 	check("kill the dead", leased_pidfd_kill(pidfd, 5000) == 0);
 	close(pidfd);

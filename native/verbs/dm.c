@@ -149,7 +149,7 @@ int leased_dm_suspend(int control, const char *uuid)
 }
 
 /* Say something to the first target of the active table. */
-int leased_dm_message(int control, const char *uuid, const char *text)
+static int say(int control, const char *uuid, const char *text)
 {
 	union packet packet;
 	struct dm_target_msg *message = (void *)(packet.bytes + sizeof packet.header);
@@ -332,7 +332,7 @@ int leased_dm_cut(int control, const char *uuid, int *key, uint64_t *ended_ns)
 	/* dm-crypt takes this only while it is suspended; what has no key does not know the word.
 	 */
 	if (rc == 0 && strcmp(now.target, "crypt") == 0) {
-		rc = leased_dm_message(control, uuid, "key wipe");
+		rc = say(control, uuid, "key wipe");
 		*key = rc == 0;
 	}
 	*ended_ns = now_ns();

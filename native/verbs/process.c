@@ -22,9 +22,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#ifndef SYS_process_mrelease
-#define SYS_process_mrelease 448
-#endif
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
 #endif
@@ -60,14 +57,6 @@ int leased_pidfd_kill(int pidfd, uint32_t timeout_ms)
 		if (errno != EINTR)
 			return -errno;
 	}
-}
-
-/* Free a dying process's memory without waiting for its own exit path. Needs SIGKILL pending. */
-int leased_process_mrelease(int pidfd)
-{
-	if (syscall(SYS_process_mrelease, pidfd, 0) == 0 || errno == ESRCH)
-		return 0;
-	return -errno;
 }
 
 /* A duplicate of descriptor `number` of the process, close-on-exec. Needs the right to trace it. */
