@@ -73,6 +73,15 @@ def test_what_was_stored_is_read_back_from_any_sequence(tmp_path: Path) -> None:
     reader.close()
 
 
+def test_a_state_directory_that_anybody_may_write_to_is_refused(tmp_path: Path) -> None:
+    """Who may put a segment there may put a manifest there that names it."""
+    tmp_path.chmod(0o777)
+    with pytest.raises(StateError, match="chmod o-w"):
+        opened(tmp_path)
+    tmp_path.chmod(0o755)
+    opened(tmp_path).close()
+
+
 def test_a_cursor_that_moved_stores_nothing(tmp_path: Path) -> None:
     (first, one), (second, two), _ = chain(3)
     archive = opened(tmp_path)

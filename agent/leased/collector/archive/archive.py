@@ -15,6 +15,7 @@ Does not verify: what is handed in was (`ingest`).
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -210,6 +211,8 @@ class Archive(ArchiveReader):
         except OSError as error:
             raise StateError(f"{directory}: {error}; make its parent, owned by you") from error
         try:
+            if self.own.stat().st_mode & stat.S_IWOTH:
+                raise StateError(f"{self.own}: anybody may write there: chmod o-w {self.own}")
             if not self._root.lock():
                 raise StateError(f"{self.own}: another collector has it open; stop that first")
             make_durably(directory, SEGMENTS)
