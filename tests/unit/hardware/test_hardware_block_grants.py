@@ -61,6 +61,8 @@ class Crew:
         identity = getattr(argument, "identity", "")
         if verb in self.failing:
             raise self.failing.pop(verb)
+        if worker in self.failing:
+            raise self.failing[worker]
         if self.hangs[0] and verb in ("clean", "prove"):
             await trio.sleep(0.6)
         if (verb, identity) == self.hangs:
@@ -82,6 +84,7 @@ class Crew:
             calls.Mapped: calls.Mapped(self.mapped),
             calls.Seen: self.seen,
             calls.Examined: examined,
+            calls.Arranged: calls.Arranged((), ()),
         }
         return answers[returns]
 
@@ -90,7 +93,7 @@ class Crew:
         return await self.task(*asked, **more)
 
     def defer(self, name: str) -> None:
-        assert name == "block survey" or name.startswith("block examining ")
+        assert name.startswith(("block survey", "block examining ", "block arranging "))
 
     async def stand_ready(self, name: str, backend: str) -> None:
         """It is there."""
@@ -338,3 +341,24 @@ async def test_nobody_is_sent_after_a_look_that_still_hangs() -> None:
     crew.stuck = {"block survey"}
     await backend.survey()
     assert len(crew.workers) == len(asked) + 1, "nor is the host"
+
+
+async def test_a_drive_that_hangs_while_it_makes_or_attaches_keeps_nothing_else() -> None:
+    """It took the whole survey along: no namespace of any drive was offered."""
+    crew = Crew()
+    crew.seen = calls.Seen((seen(identity=FIRST),), ())
+    makes = (("nqn.hangs", 1, 1 << 20), ("nqn.well", 2, 1 << 20))
+    block = BlockConfig(namespaces=(FIRST,), attach=(("nqn.hangs", 7),), make=makes)
+    backend = BlockBackend(crew, HardwareConfig(block=block))  # type: ignore[arg-type]
+    hung, well = "block arranging nqn.hangs", "block arranging nqn.well"
+    crew.failing[hung] = DeviceError("worker_answer", errno.ETIMEDOUT)
+    found = await backend.survey()
+    assert {one.resource_id for one in found.resources} == {ONE.resource_id}
+    assert [note for note in found.notes if "nqn.hangs" in note] and "nqn.well" not in found.notes
+    asked = {worker: call for worker, (_, call) in zip(crew.workers, crew.asked, strict=True)}
+    assert asked[hung] == calls.Arrange((("nqn.hangs", 7),), makes[:1])
+    assert asked[well] == calls.Arrange((), makes[1:])
+    assert {hung, well} <= set(crew.dismissed)
+    crew.stuck, done = {hung}, len(crew.workers)
+    await backend.survey()
+    assert hung not in crew.workers[done:], "nobody is sent after it"

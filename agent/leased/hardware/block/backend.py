@@ -20,7 +20,6 @@ import os
 import struct
 import time
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Final
 
 import msgspec
@@ -112,12 +111,11 @@ class BlockBackend:
         return self._remembered.complete(found, lambda it: why.get(identity_in(it.resource_id), ""))
 
     async def _look(self) -> tuple[calls.Seen, tuple[str, ...]]:
-        troubles: tuple[str, ...] = ()  # its worker is a new one each time
-        ask = partial(self._desk.look, SURVEYOR)
-        if self._config.attach or self._config.make:
-            wanted = calls.Arrange(self._config.attach, self._config.make)
-            troubles = (await ask("arrange", wanted, calls.Arranged)).troubles
-        return await ask("look", calls.Look(), calls.Seen), troubles
+        wanted = calls.by_drive(self._config.attach, self._config.make)
+        arranged, silent = await self._desk.apart("arrange", wanted, calls.Arranged)
+        troubles = (*silent, *(one for each in arranged for one in each.troubles))
+        # Its worker is a new one each time.
+        return await self._desk.look(SURVEYOR, "look", calls.Look(), calls.Seen), troubles
 
     async def _examine(
         self, offered: dict[str, Namespace], leased: set[tuple[int, int]]

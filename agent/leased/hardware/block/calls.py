@@ -63,6 +63,19 @@ class Arrange(msgspec.Struct, frozen=True, array_like=True):
     make: tuple[tuple[str, int, int], ...]
 
 
+def by_drive(
+    attach: tuple[tuple[str, int], ...], make: tuple[tuple[str, int, int], ...]
+) -> dict[str, Arrange]:
+    """What is to be arranged on each drive, by its NQN."""
+    return {
+        nqn: Arrange(
+            tuple(one for one in attach if one[0] == nqn),
+            tuple(one for one in make if one[0] == nqn),
+        )
+        for nqn in sorted({one[0] for one in (*attach, *make)})
+    }
+
+
 class Arranged(msgspec.Struct, frozen=True, array_like=True):
     """Those that were made or attached now, and why others were not."""
 

@@ -11,7 +11,7 @@ Does not know what is asked.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final, TypeVar
 
@@ -27,6 +27,7 @@ from leased.terms.resource import Allotment
 
 SURVEYOR: Final = "block survey"
 EXAMINING: Final = "examining "
+ARRANGING: Final = "arranging "
 CLEANING: Final = "cleaning "
 PROOF: Final = "proof "
 WORKERS_MAX: Final = 4
@@ -81,6 +82,29 @@ class Desk:
         if self._crew.is_stuck(worker):
             raise DeviceError(f"block_{verb}", errno.ETIMEDOUT, "an earlier look still hangs")
         return await self.ask(worker, verb, asked, returns, STARTING_NS)
+
+    async def apart(
+        self, verb: str, asked: Mapping[str, msgspec.Struct], returns: type[_T]
+    ) -> tuple[list[_T], list[str]]:
+        """One look at each drive, by NQN, at the same time and by workers that go with it, so that
+        one that hangs keeps nothing else: the answers, and why others gave none."""
+        answers: list[_T] = []
+        silent: list[str] = []
+
+        async def one(drive: str) -> None:
+            worker = f"block {ARRANGING}{drive}"
+            self._crew.defer(worker)
+            try:
+                answers.append(await self.look(worker, verb, asked[drive], returns))
+            except DeviceError as error:
+                silent.append(f"{drive}: {error}")
+            finally:
+                self._crew.dismiss(worker)
+
+        async with trio.open_nursery() as nursery:
+            for drive in asked:
+                nursery.start_soon(one, drive)
+        return answers, silent
 
     def lines(self, allotments: Iterable[Allotment]) -> list[list[Allotment]]:
         """Those of one worker wait for one another, and with them those of one drive."""
