@@ -253,12 +253,13 @@ print(json.dumps([active(), refused(lambda: erasing.detach(fd, one)), active()])
 
 MANAGE, ATTACH, DELETE = 1, 2, 4
 FILL = """
+import time
 from leased.hardware.block.arranging import fill
 lists = lambda: [drives.read_list(verbs.identify(fd, nsid=0, cns=cns, timeout_ms=1000))
                  for cns in (drives.ACTIVE_LIST, drives.ALLOCATED_LIST)]
 made = []
-def ask(count, blocks):
-    return refused(lambda: made.extend(fill(fd, (0, 1), count, blocks * 512)))
+def ask(count, blocks, end_ns=1 << 63):
+    return refused(lambda: made.extend(fill(fd, (0, 1), count, blocks * 512, end_ns)))
 """
 
 
@@ -288,6 +289,24 @@ def test_the_quickest_plain_format_is_taken_and_has_to_divide_the_size(drive: Dr
     told = drive.made(formats=3).run(FILL + "print(json.dumps([ask(1, 401), ask(1, 400), made]))")
     assert told == [["EINVAL", "its blocks have 4096 bytes"], None, [3]]
     assert drive._namespace(2)[0] == 400
+
+
+def test_a_slow_drive_makes_the_rest_at_the_next_look(drive: Drive) -> None:
+    """A worker that is killed for being late leaves what it made attached to nobody."""
+    told = drive.made().run(
+        FILL
+        + """
+create = verbs.create_namespace
+def slowly(*args, **more):
+    time.monotonic_ns = lambda: 200
+    return create(*args, **more)
+time.monotonic_ns, verbs.create_namespace = lambda: 100, slowly
+late = ask(2, 100, end_ns=150)
+print(json.dumps([late, list(made), lists(), ask(2, 100), made]))
+"""
+    )
+    why = "the drive is slow: 1 more at the next look"
+    assert told == [["ETIMEDOUT", why], [3], [[1, 3], [1, 2, 3]], None, [3, 4]]
 
 
 def test_a_drive_that_cannot_is_not_asked(drive: Drive) -> None:

@@ -13,6 +13,7 @@ Does not offer anything: a namespace that was made is leased by the same rules a
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 
 from leased.hardware.block import drives, verbs
@@ -22,14 +23,19 @@ from leased.hardware.block.namespaces import LIVE, list_controllers, list_namesp
 from leased.hardware.block.opening import ADMIN_MS, controller
 from leased.terms.errors import DeviceError
 
+MAKING_NS = 10_000_000_000
+"""After this no further one is begun: whoever is killed between making a namespace and attaching it
+leaves one that counts and that nobody reaches."""
+
 
 def arrange(call: Arrange) -> Arranged:
     """Make and attach what is wanted and is not there."""
     done: list[tuple[str, int]] = []
     troubles: list[str] = []
+    end_ns = time.monotonic_ns() + MAKING_NS
     for nqn, count, size_bytes in call.make:
         try:
-            done += [(nqn, nsid) for nsid in _make(nqn, count, size_bytes)]
+            done += [(nqn, nsid) for nsid in _make(nqn, count, size_bytes, end_ns)]
         except DeviceError as error:
             troubles.append(f"{nqn}: {count} namespaces of {size_bytes} bytes: {error}")
     there = {(one.nqn, one.nsid) for one in list_namespaces()}
@@ -57,20 +63,22 @@ def _attach(nqn: str, nsid: int) -> bool:
     return False
 
 
-def _make(nqn: str, count: int, size_bytes: int) -> list[int]:
+def _make(nqn: str, count: int, size_bytes: int, end_ns: int) -> list[int]:
     made: list[int] = []
     for fd, who in _ways(nqn):
         try:
-            made.extend(fill(fd, who, count, size_bytes))
+            made.extend(fill(fd, who, count, size_bytes, end_ns))
         finally:
             if made:
                 verbs.rescan_controller(fd)
     return made
 
 
-def fill(fd: int, who: tuple[int, ...], count: int, size_bytes: int) -> Iterator[int]:
+def fill(
+    fd: int, who: tuple[int, ...], count: int, size_bytes: int, end_ns: int
+) -> Iterator[int]:
     """Make as many namespaces of that size as are missing to `count`, each reached by the
-    controllers `who`; their numbers. Raises DeviceError."""
+    controllers `who`, and begin none after `end_ns`; their numbers. Raises DeviceError."""
     drive = examine_drive(fd)
     if not (drive.manages and drive.attaches):
         raise DeviceError("nvme_create", errno.ENOTSUP, "the drive cannot")
@@ -85,7 +93,10 @@ def fill(fd: int, who: tuple[int, ...], count: int, size_bytes: int) -> Iterator
     lbaf, lba_bytes = drives.choose_format(every)
     if size_bytes % lba_bytes:
         raise DeviceError("nvme_create", errno.EINVAL, f"its blocks have {lba_bytes} bytes")
-    for _ in range(missing):
+    for number in range(missing):
+        if time.monotonic_ns() >= end_ns:
+            why = f"the drive is slow: {missing - number} more at the next look"
+            raise DeviceError("nvme_create", errno.ETIMEDOUT, why)
         nsid = verbs.create_namespace(
             fd,
             blocks=size_bytes // lba_bytes,
