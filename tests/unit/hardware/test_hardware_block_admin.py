@@ -259,7 +259,7 @@ lists = lambda: [drives.read_list(verbs.identify(fd, nsid=0, cns=cns, timeout_ms
                  for cns in (drives.ACTIVE_LIST, drives.ALLOCATED_LIST)]
 made = []
 def ask(count, blocks, end_ns=1 << 63):
-    return refused(lambda: made.extend(fill(fd, (0, 1), count, blocks * 512, end_ns)))
+    return refused(lambda: made.extend(fill(fd, (0, 1), count, blocks * 512, end_ns, shared=True)))
 """
 
 

@@ -65,9 +65,11 @@ def _attach(nqn: str, nsid: int) -> bool:
 
 def _make(nqn: str, count: int, size_bytes: int, end_ns: int) -> list[int]:
     made: list[int] = []
+    # One that is down just now is to reach it as well, some day.
+    shared = len(list_controllers(nqn)) > 1
     for fd, who in _ways(nqn):
         try:
-            made.extend(fill(fd, who, count, size_bytes, end_ns))
+            made.extend(fill(fd, who, count, size_bytes, end_ns, shared=shared))
         finally:
             if made:
                 verbs.rescan_controller(fd)
@@ -75,7 +77,7 @@ def _make(nqn: str, count: int, size_bytes: int, end_ns: int) -> list[int]:
 
 
 def fill(
-    fd: int, who: tuple[int, ...], count: int, size_bytes: int, end_ns: int
+    fd: int, who: tuple[int, ...], count: int, size_bytes: int, end_ns: int, *, shared: bool
 ) -> Iterator[int]:
     """Make as many namespaces of that size as are missing to `count`, each reached by the
     controllers `who`, and begin none after `end_ns`; their numbers. Raises DeviceError."""
@@ -101,7 +103,7 @@ def fill(
             fd,
             blocks=size_bytes // lba_bytes,
             lbaf=lbaf,
-            shared=len(who) > 1,
+            shared=shared,
             timeout_ms=ADMIN_MS,
         )
         try:
