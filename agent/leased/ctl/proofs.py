@@ -30,6 +30,7 @@ from leased.durable.reader import ReadLog, read_log
 from leased.durable.sealkey import load_seal_key
 from leased.terms.errors import ChainError, InvalidParameter, StateError
 from leased.terms.event import NodeStarted
+from leased.terms.reading import UNREADABLE
 from leased.wire import parameters, replies
 
 ENROLMENT: Final = "leased-enrolment/1"
@@ -170,7 +171,7 @@ def _read_proof(file: str) -> Proof:
     """The proof in a file. Raises ChainError (BAD_PROOF), InvalidParameter."""
     try:
         return msgspec.json.decode(receipts.read_file(file), type=Proof)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise ChainError(BAD_PROOF, f"{file} is no proof: {error}") from error
 
 

@@ -139,6 +139,6 @@ def _read_offer(status: int, body: bytes) -> Offer:
         if status == 200:
             return Offer(str(found["note"]), str(found["policy"]))
         said = str(found["detail"])[:200]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         said = "an answer that is no answer"
     raise ExchangeFailed(f"status {status}: {said}")
