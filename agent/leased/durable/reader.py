@@ -150,6 +150,9 @@ def read_log(
             disk.close()
             raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and directory.is_dir():
+            why = f"{error.filename} was removed meanwhile: ask again"
+            raise StateError(f"{directory}: {why}") from error
         raise StateError(
             f"{directory}: {error}; give the directory of a log that you may read"
         ) from error
