@@ -126,14 +126,27 @@ def _overdue_s(facts: LogFacts, now_ns: int) -> int:
 
 def _find_head(opened: ReadLog, text: str) -> int:
     """The sequence of the record whose hash is `text`, which may be as `audit head` prints it.
-    Raises ChainError: the log is not the one you knew; InvalidParameter.
+    Raises ChainError: the log is not the one you knew; Unproven: it may be of a record that was
+    pruned; InvalidParameter.
     """
+    shown = opened.facts.shown
     size, _, hexed = text.lower().rpartition(":")
     if not _HASH.fullmatch(hexed) or not (size == "" or size.isdecimal()):
         raise InvalidParameter("head", f"{text[:80]}: 64 hex digits, as `audit head` prints them")
+    if shown.begins and shown.pruned is not None:
+        gone = (str(shown.begins), shown.pruned.head.hex())
+        if (size or gone[0], hexed) == gone:
+            return shown.begins - 1
     for record in opened.records():
         if record.hash.hex() == hexed and size in ("", str(record.sequence + 1)):
             return record.sequence
+    if shown.begins and int(size or 0) < shown.begins:
+        raise Unproven(
+            f"no record that is here has the hash {text}: it may be of one of records 0 to"
+            f" {shown.begins - 1}, which were pruned",
+            f"give a head of {shown.begins} records or more, as a collector has them",
+            sequence=shown.begins,
+        )
     raise ChainError("FORK_OR_ROLLBACK", f"no record of this log has the hash {text}")
 
 
