@@ -19,9 +19,10 @@ from leased.service.policy.exchange import ExchangeFailed, _read_offer
         b'{"note":',
         b'{"note":"a"}',
         b'{"detail":"\xed\xa0\x80"}',
+        b'{"detail":"\\ud800"}',
         b'{"x":' + b"[" * 100_000,
     ],
-    ids=["nothing", "list", "number", "cut", "half", "no text", "deep"],
+    ids=["nothing", "list", "number", "cut", "half", "no text", "half a letter", "deep"],
 )
 def test_an_answer_that_is_none_is_a_failed_exchange(status: int, body: bytes) -> None:
     with pytest.raises(ExchangeFailed, match="an answer that is no answer"):
