@@ -41,17 +41,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _judged_twice(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After a test with a directory of its own: compare the verdicts on every log in it."""
-    if "tmp_path" not in request.fixturenames:
-        yield
+    """After a test: compare the verdicts on every log in its own directory, if it has one, and on
+    those in memory that it made last."""
+    place: Path | None = None
+    if "tmp_path" in request.fixturenames:
+        place = request.getfixturevalue("tmp_path")
+    disks = sys.modules.get("tests.doubles.disk")
+    if disks is not None:
+        disks.RECENT.clear()
+    yield
+    disks = sys.modules.get("tests.doubles.disk")
+    if place is None and not (disks and disks.RECENT):
         return
     # Not before the C side is that of the tree.
-    from tests.doubles.second_opinion import judge
+    from tests.doubles.second_opinion import judge, judge_files
 
-    place: Path = request.getfixturevalue("tmp_path")
-    yield
-    for path in sorted(place.rglob("log.id"))[:LOGS_MAX]:
+    for path in sorted(place.rglob("log.id"))[:LOGS_MAX] if place is not None else ():
         judge(path.parent)
+    while disks and disks.RECENT:
+        files = disks.RECENT.pop().contents()
+        if "log.id" in files:
+            judge_files(files)
 
 
 @pytest.fixture(scope="module")

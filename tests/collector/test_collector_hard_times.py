@@ -18,7 +18,9 @@ import msgspec
 import pytest
 import trio
 
+from leased.collector import asking
 from leased.collector.archive.archive import ArchiveReader
+from leased.collector.transport import Answer
 from leased.terms import event as e
 from leased.terms.errors import LeasedError
 from leased.terms.event import Event
@@ -30,7 +32,7 @@ from tests.doubles.collector_server import REPOSITORY
 from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.host import not_proven
 from tests.doubles.logs import started
-from tests.doubles.node_server import NodeServer, serving
+from tests.doubles.node_server import NodeServer, Reply, serving
 from tests.doubles.nodes import EPOCH_NS, PulledNode
 
 MIB = 1 << 20
@@ -113,6 +115,54 @@ async def test_a_node_that_does_not_end_costs_nobody_else(
     assert west.frames(good.node) == b"".join(good.node.frames[:size])
     assert getattr(bad, "sent", 0) < 64 * MIB, "it was cut off"
     assert not list((west.state / "segments").rglob(f"*{bad.node.node_id.hex()}*/*"))
+
+
+DEEP = b'{"x":' + b"[" * 100_000
+"""No decoder goes so deep, and not all of them call that an error of the text."""
+PROBLEM = "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "kind", "body"),
+    [
+        ("records", 409, PROBLEM, DEEP),
+        ("records", 409, PROBLEM, b'{"detail":"\xed\xa0\x80"}'),
+        ("ack", 200, "application/json", DEEP),
+        ("ack", 200, "application/json", b'{"size":1e999}'),
+        ("ack", 409, PROBLEM, DEEP),
+        ("proof", 200, "application/json", DEEP),
+    ],
+)
+async def test_an_answer_that_no_decoder_takes_costs_nobody_else(
+    west: Collector, pki: FleetPki, part: str, status: int, kind: str, body: bytes
+) -> None:
+    bad, good = NodeServer(node()), NodeServer(PulledNode(2))
+    good.node.start()
+    async with serving(pki, bad, good):
+        west.enrol(bad, "bad")
+        west.enrol(good, "good")
+        if part == "proof":
+            await west.pull()
+        told = {"type": "urn:leased:audit:fork", "size": 1, "hash": "ab" * 32}
+        fork = (409, PROBLEM, json.dumps({**told, "checkpoint": bad.node.note()}).encode())
+
+        def sabotage(target: str, reply: Reply) -> Reply:
+            forked = fork if part == "proof" and "/records" in target else reply
+            return (status, kind, body) if f"/{part}" in target else forked
+
+        bad.sabotage = sabotage
+        good.node.seal([e.NodeStopped(started().event_id, 1)])
+        size = good.node.size
+        reached = await west.pull()
+    assert reached["good"].size == size and reached["good"].verdict == "OK"
+    assert reached["bad"].unreachable or reached["bad"].verdict in ("OK", "FORK")
+
+
+def test_a_node_that_says_wait_for_ever_is_asked_again() -> None:
+    answer = Answer(429, {"retry-after": "9" * 5000}, b"")
+    with pytest.raises(asking.SlowDown) as raised:
+        asking._problem(answer, "/audit")
+    assert raised.value.seconds == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ Does not model bit rot (the flip sweep changes bytes by hand).
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -27,6 +28,8 @@ without."""
 
 
 MEMORY = Filesystem("memory", "")
+RECENT: deque[MemoryDisk] = deque(maxlen=8)
+"""Those made last: what a test leaves on them is judged after it (`tests/conftest.py`)."""
 
 
 class MemoryDisk:
@@ -56,6 +59,7 @@ class MemoryDisk:
             self.table[name] = self._new_inode(bytes(data))
         self.initial = {name: bytes(self.inodes[inode]) for name, inode in self.table.items()}
         self.initial_inodes = dict(self.table)
+        RECENT.append(self)
 
     def contents(self) -> dict[str, bytes]:
         """What a reader sees now."""

@@ -106,7 +106,8 @@ def header(data: bytes) -> None:
     """A segment's header, and one with its hash made right."""
     whole = data[:4064].ljust(4064, b"\0")
     for raw in (data, whole + anchor.sha256(whole).digest()):
-        found = segment.parse_header(raw, "segment")
+        name = segment.segment_name(int.from_bytes(raw[40:48], "little"))
+        found = segment.parse_header(raw, name)
         assert segment.write_header(found) == raw[: segment.HEADER_BYTES]
 
 

@@ -123,6 +123,7 @@ def check_what_is_left(site: Site, tmp_path: Path) -> None:
     read = verify_independent.read_policy(other.encode())
     with pytest.raises(Broken):
         verify_independent.verify(copy, policy=read)
+    check_what_is_remembered(site, copy, told)
     lines = agent.leasectl("audit", "log", *log, "--json").stdout.splitlines()
     first = json.loads(lines[0])
     assert first["sequence"] == told["first_sequence"] > 0
@@ -134,6 +135,26 @@ def check_what_is_left(site: Site, tmp_path: Path) -> None:
         file.write_text(proof)
         vkey = json.loads(site.enrolment)["vkey"]
         agent.leasectl("audit", "check-proof", "--key", vkey, str(file))
+
+
+def check_what_is_remembered(site: Site, copy: Path, told: dict) -> None:
+    """A head of what is gone is no sign of a fork; that of the last that is gone is compared."""
+    begins, log = told["first_sequence"], ("--log", str(copy))
+    header = sorted(copy.glob("seg-*"))[0].read_bytes()
+    for head, status in (
+        (f"{begins}:{header[48:80].hex()}", 0),
+        (header[48:80].hex(), 0),
+        (f"{begins}:{'ab' * 32}", 65),
+        (f"{begins - 1}:{'ab' * 32}", 66),
+        ("ab" * 32, 66),
+        (f"{begins + 1}:{'ab' * 32}", 65),
+    ):
+        done = site.agent.leasectl("verify", *log, "--head", head, check=status)
+        shown = done.stdout + done.stderr
+        assert ("FORK_OR_ROLLBACK" in shown) == (status == 65), shown
+        assert ("which were pruned" in shown) == (status == 66), shown
+    denied = site.agent.leasectl("audit", "prove", "0", check=65)
+    assert f"record 0 was pruned, as all before {begins}" in denied.stderr, denied.stderr
 
 
 def check_who_comes_late(site: Site, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_a_grant_is_proven_to_whoever_knows_the_key(agent: HostAgent, tmp_path: 
         {**told, "sequence": told["sequence"] + 1},
         {**told, "path": told["path"][:-1]},
         {**told, "record_hash": "ab" * 32},
+        {**told, "log_id": "ab" * 16},
         {**told, "size": told["size"] - 1},
         {**told, "checkpoint": told["checkpoint"].replace("\n" + str(told["size"]), "\n1")},
     ):
@@ -81,6 +82,9 @@ def test_the_command_line_keeps_a_receipt_and_proves_it(agent: HostAgent, tmp_pa
     receipt.write_text("[]")
     denied = agent.leasectl("audit", "prove", "--receipt", str(receipt), check=65)
     assert "no receipt" in denied.stderr
+    # A receipt that cannot be kept hides no lease from whoever was granted it.
+    lost = agent.leasectl("alloc", *asked, "--receipt", str(tmp_path / "no" / "where"), check=65)
+    assert lost.stdout.startswith("export LEASE_ID=") and "receipt: " in lost.stderr
     agent.leasectl("audit", "prove", check=65)
 
 

@@ -23,6 +23,7 @@ from leased.terms.command import Acquire, Command
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.policy import Policy, TenantLimits
 from leased.terms.reply import Granted, Inventoried, Reply
+from tests.doubles.second_opinion import judge_files
 from tests.sim.agent import Agent, Site, read_chain
 from tests.sim.auditor import Ack, Auditor
 from tests.sim.clock import SimClock
@@ -314,6 +315,10 @@ class World:
         if auditor.open_leases():
             self.breach(f"{len(auditor.open_leases())} leases are still open in the chain")
         self.trace += [f"{one.sequence} {one.hash.hex()}" for one in records]
+        try:
+            judge_files(self.disk.copied())
+        except AssertionError as error:
+            self.breach(str(error))
         return self._outcome(len(records), len(auditor.leases))
 
     def fallen(self, why: str) -> Outcome:

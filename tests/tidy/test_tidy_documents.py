@@ -32,6 +32,23 @@ def test_every_path_that_the_readme_names_is_there() -> None:
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
+def test_every_test_that_the_track_record_names_is_there() -> None:
+    """By its whole name, or by the beginning of it where `…` stands."""
+    tests = ROOT / "tests"
+    text = (tests / "README.md").read_text("utf-8")
+    there = {path.stem for path in tests.rglob("test_*.py")}
+    for path in tests.rglob("*.py"):
+        there |= set(re.findall(r"def (test_\w+)", path.read_text("utf-8")))
+    named = set(re.findall(r"`(test_[a-z0-9_]*[a-z0-9])(…?)(?:\.py)?(?:\[[^`]*\])?`", text))
+    gone = [
+        name
+        for name, more in named
+        if name not in there and not (more and any(one.startswith(name) for one in there))
+    ]
+    assert len(named) > 400
+    assert sorted(gone) == []
+
+
 def test_no_merge_is_half_done() -> None:
     mark = re.compile(rb"^(?:<<<<<<<|>>>>>>>) ", re.MULTILINE)
     roots = ("agent", "configs", "native", "packaging", "systemd", "tests")

@@ -149,7 +149,8 @@ def test_segment_header() -> None:
     peaks = tuple(bytes([k]) * 32 for k in (1, 2, 3))
     header = segment.SegmentHeader(LOG, 5, Head(0b10110, b"\x66" * 32), Frontier(0b10110, peaks))
     assert segment.write_header(header) == spread(FORMATS["segment_header"])
-    assert segment.parse_header(spread(FORMATS["segment_header"]), "seg") == header
+    name = segment.segment_name(22)
+    assert segment.parse_header(spread(FORMATS["segment_header"]), name) == header
 
 
 def test_note() -> None:

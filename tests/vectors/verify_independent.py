@@ -32,70 +32,81 @@ from tests.vectors.c2sp_independent import (
 
 __all__ = ["Broken", "note_holds", "read_policy", "signature_holds", "tree_root", "verify"]
 
-SUBJECT = ("s", "u", "u", "s", "?s", "?tag", "u", "u", ["allotment"], "b32", "?b", "?s")
+ENUMERATIONS = {
+    "kind": range(5),
+    "tier": range(5),
+    "priority": range(3),
+    "trust": range(2),
+    "cause": range(14),
+    "grade": ("measured on device", "emulated", "not run"),
+    "health": ("ok", "sick", "gone", "busy"),
+}
+SUBJECT = ("s", "i", "i", "s", "?s", "?tag", "priority", "trust", ["allotment"], "b32", "?b", "?s")
 SHAPES = {
-    "tag": ("s", "s", "s", "s", "u"),
-    "allotment": ("s", "u", "?u", "n"),
+    "tag": ("s", "s", "s", "s", "i"),
+    "allotment": ("s", "kind", "?tier", "n"),
     "inventory": (["resource"], ["absence"], ["s"]),
-    "absence": ("u", "s"),
+    "absence": ("kind", "s"),
     "pair": ("s", "s"),
-    "borrowed": ("u", "u"),
-    "metered": ("s", "u", "i", "u", "b16"),
-    "resource": ("s", "u", "?u", "n", "n", "i", "s", "s", "?u", "?u", "?u", "?u", ["s"], ["pair"]),
+    "borrowed": ("kind", "i"),
+    "metered": ("s", "i", "i", "i", "b16"),
+    "resource": ("s", "kind", "?tier", "n", "n", "i", "grade", "health")
+    + ("?i", "?i", "?i", "?i", ["s"], ["pair"]),
     "subject": SUBJECT,
 }
-LEASE = ("b16", "b16", "subject", "u", "u")
+LEASE = ("b16", "b16", "subject", "i", "i")
 BODIES = {
-    1: ("b16", "b16", "b", "u", "s", "s", "s"),
-    2: ("b16", "u"),
+    1: ("b16", "b16", "b", "i", "s", "s", "s"),
+    2: ("b16", "i"),
     3: ("b16", "inventory"),
-    4: ("b16", "b32", "u", "b32", "i"),
+    4: ("b16", "b32", "i", "b32", "i"),
     5: ("b16", "s", "s", "i"),
     6: ("b16", "i"),
     7: ("b16", "b32", "b64", "b64"),
-    8: ("b16", "u", "b32", "u", "u", "b64"),
+    8: ("b16", "i", "b32", "i", "i", "b64"),
     9: ("b16", "s", "t", "i"),
     10: ("b16", "allotment", "t", "i"),
-    11: ("b16", "s", "u", "b16", "u", "u", "u", "u"),
-    12: ("b16", "s", "u", "i"),
+    11: ("b16", "s", "i", "b16", "i", "i", "i", "i"),
+    12: ("b16", "s", "i", "i"),
     13: ("b16", "b32", ["s"]),
-    14: ("b16", "s", "s", "u", "u", "u", "u"),
-    15: ("b16", "s", "s", "u"),
-    16: (*LEASE, "b16", "u", "u", "i", "u"),
+    14: ("b16", "s", "s", "i", "i", "i", "i"),
+    15: ("b16", "s", "s", "i"),
+    16: (*LEASE, "b16", "i", "i", "i", "i"),
     17: (*LEASE, "b"),
-    18: (*LEASE, "u", "u"),
+    18: (*LEASE, "i", "i"),
     19: LEASE,
     20: LEASE,
-    21: (*LEASE, "u"),
-    22: (*LEASE, "u", "u"),
+    21: (*LEASE, "cause"),
+    22: (*LEASE, "cause", "i"),
     23: LEASE,
     24: (*LEASE, "t", "b"),
-    25: (*LEASE, "u", "b"),
-    26: (*LEASE, ["b16"], "i", "i", "?u", "?u", "?u", "u", "u", "b"),
-    27: (*LEASE, ["allotment"], "u", "i", ["b16"], "i", "b"),
+    25: (*LEASE, "i", "b"),
+    26: (*LEASE, ["b16"], "i", "i", "?i", "?i", "?i", "i", "i", "b"),
+    27: (*LEASE, ["allotment"], "i", "i", ["b16"], "i", "b"),
     28: (*LEASE, "i", "b"),
     29: (*LEASE, "b16", "s"),
     30: (*LEASE, "i", "i", "i"),
-    31: (*LEASE, "u", "u", "u", ["borrowed"]),
-    32: ("b16", "s", "u", "u"),
+    31: (*LEASE, "i", "i", "i", ["borrowed"]),
+    32: ("b16", "s", "i", "i"),
     33: ("b16", "s", ["metered"]),
-    64: ("b16", "u", "u", "b32"),
-    65: ("b16", "u"),
-    66: ("b16", "u", "u", "b16", "i", "i", "i", "i", "u", "u", "b32", "b32"),
-    68: ("b16", "u"),
-    69: ("b16", "u", "b32", "b64"),
-    70: ("b16", "u", "b32", "u", "u"),
-    80: ("b16", "b16", "s", "u", "b32", "u", "b64"),
-    81: ("b16", "b16", "s", "s", "u", "b32", "b32"),
+    64: ("b16", "i", "i", "b32"),
+    65: ("b16", "i"),
+    66: ("b16", "i", "i", "b16", "i", "i", "i", "i", "i", "i", "b32", "b32"),
+    68: ("b16", "i"),
+    69: ("b16", "i", "b32", "b64"),
+    70: ("b16", "i", "b32", "i", "i"),
+    80: ("b16", "b16", "s", "i", "b32", "i", "b64"),
+    81: ("b16", "b16", "s", "s", "i", "b32", "b32"),
     82: ("b16", "b16", "s", "s"),
 }
-SECOND = {11: (*BODIES[11], "u")}
+SECOND = {11: (*BODIES[11], "kind")}
 SCHEMAS = {1: BODIES, 2: SECOND}
 
 
-def take(data: bytes, at: int) -> tuple[object, int]:
+def take(data: bytes, at: int, depth: int = 0) -> tuple[object, int]:
     """Read one value in the strict profile. Lists come as lists, nil as None."""
     need(at < len(data), "the body is cut short")
+    need(depth < 9, "no body is so deep")
     head, at = data[at], at + 1
 
     def big(count: int) -> int:
@@ -105,12 +116,17 @@ def take(data: bytes, at: int) -> tuple[object, int]:
     def run(length: int, begin: int, text: bool) -> tuple[object, int]:
         need(begin + length <= len(data), "the body is cut short")
         raw = data[begin : begin + length]
-        return (raw.decode("utf-8", "strict") if text else raw), begin + length
+        if not text:
+            return raw, begin + length
+        try:
+            return raw.decode("utf-8", "strict"), begin + length
+        except UnicodeDecodeError:
+            raise Broken("text is not UTF-8") from None
 
     def items(count: int, begin: int) -> tuple[object, int]:
         found = []
         for _ in range(count):
-            value, begin = take(data, begin)
+            value, begin = take(data, begin, depth + 1)
             found.append(value)
         return found, begin
 
@@ -161,18 +177,16 @@ def fits(value: object, shape: object) -> bool:
         return value is None or fits(value, shape[1:])
     if shape in SHAPES:
         return fits(value, SHAPES[shape])
+    if shape in ENUMERATIONS:
+        return not isinstance(value, bool) and value in ENUMERATIONS[shape]
     match shape[0]:
         case "s":
             return isinstance(value, str)
         case "t":
             return isinstance(value, bool)
-        case "u" | "i" | "n":
-            return (
-                isinstance(value, int)
-                and not isinstance(value, bool)
-                and (shape == "i" or value >= 0)
-                and (shape != "n" or value <= 1 << 56)
-            )
+        case "i" | "n":
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            return whole and (shape == "i" or 0 <= value <= 1 << 56)
         case "b":
             return isinstance(value, bytes) and (shape == "b" or len(value) == int(shape[1:]))
     return False
@@ -212,6 +226,21 @@ def tree_root(leaves: list[bytes]) -> bytes:
 
 
 # ---- the log ----
+
+
+def read_identity(directory: Path) -> bytes:
+    """FORMAT.md section 2."""
+    identity = closed((directory / "log.id").read_bytes(), "log.id")
+    need(len(identity) == 512 and identity[:10] == b"LEASELOG\1\0", "not a log.id")
+    size, origin = number(identity, 12, 4), number(identity, 144, 2)
+    need(size in [1 << n for n in range(14, 31)], "the size of segments")
+    need(number(identity, 10, 2) < 4 and 1 <= origin <= 255, "flags and origin of log.id")
+    need(not any(identity[146 + origin : 480]), "log.id: zero")
+    try:
+        identity[146 : 146 + origin].decode("utf-8", "strict")
+    except UnicodeDecodeError:
+        raise Broken("the origin is not UTF-8") from None
+    return identity
 
 
 def number(data: bytes, at: int, width: int) -> int:
@@ -362,6 +391,7 @@ class Chain:
             need(self.segment_no > 0, f"{name}: an earlier segment is missing")
         need(number(header, 32, 8) == self.segment_no and size == self.tree.size, f"{name}: order")
         need(header[48:80] == self.head and peaks == self.tree.peaks, f"{name}: link")
+        need(name == f"seg-{size:016x}.log", f"{name}: not the name of this segment")
         self.segment_no += 1
 
     def take_frame(self, data: bytes, at: int, name: str) -> int:
@@ -486,8 +516,7 @@ def verify(
 ) -> tuple[int, str]:
     """Return (size, head in hex). `live`: a writer has it open, and what is beyond the anchor is
     its business; `latest_epoch` the last that can be open by the reader's clock. Raises Broken."""
-    identity = closed((directory / "log.id").read_bytes(), "log.id")
-    need(len(identity) == 512 and identity[:10] == b"LEASELOG\1\0", "not a log.id")
+    identity = read_identity(directory)
     keys = {"seal_key": seal_key, "latest": latest_epoch}
     chain = Chain(identity, signatures=signatures, leases=leases, **keys)
     slot, both = read_slots((directory / "anchor").read_bytes(), chain.log_id)
@@ -496,6 +525,7 @@ def verify(
     min_seq = number(slot, 88, 8)
     pruned = [path for path in paths[1:] if int(path.name[4:20], 16) <= min_seq]
     paths = paths[len(pruned) :]
+    need(end >= 4096, "the frames end within the header")
     data, done = b"", 0
     for index, path in enumerate(paths):
         data = path.read_bytes()
@@ -555,6 +585,6 @@ if __name__ == "__main__":
         enrolled = None if known == "-" else bytes.fromhex(known)
         checks = {"leases": True, "seal_key": enrolled, "countersigned": True, "policy": quorum}
         print(*verify(Path(sys.argv[1]), **checks))
-    except Broken as error:
+    except (Broken, OSError) as error:
         print(error)
         sys.exit(1)

@@ -12,15 +12,15 @@ Does not frame, hash or link (`record`, `sealer`).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from leased.chain.shapes import compile_shapes
 from leased.chain.verdict import BAD_BODY
 from leased.terms.errors import ChainError, InvariantError
-from leased.terms.event import KIND, LEASE_KINDS, Event, Fenced, LeaseEvent, Reclaimed, Refused
-from leased.terms.identity import CommandId, TenantId
+from leased.terms.event import KIND, Event, Fenced, LeaseEvent, Reclaimed, Refused, Wide
+from leased.terms.identity import ID, CommandId, TenantId
 from leased.terms.resource import Allotment, ResourceKind
 
 SCHEMA: Final = 1
@@ -32,7 +32,6 @@ LEASE_ID_OFFSET: Final = 21
 """Where the 16 bytes of the lease id begin in the body of a lease event: array head, event id,
 two-byte bin head."""
 
-_ID_HEAD = b"\xc4\x10"
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -48,7 +47,7 @@ class Unknown(msgspec.Struct, frozen=True):
 class _ReclaimedBody(LeaseEvent, frozen=True, array_like=True):
     """`Reclaimed` as stored: the capacity x ns integers are 16 bytes each."""
 
-    held_capacity_ns: tuple[bytes, ...]
+    held_capacity_ns: tuple[Wide, ...]
     cut_lag_ns: int
     proof_lag_ns: int
     utilization_mean_pm: int | None
@@ -65,7 +64,7 @@ class _FencedBody(LeaseEvent, frozen=True, array_like=True):
     fenced: tuple[Allotment, ...]
     step: int
     errno: int
-    held_capacity_ns: tuple[bytes, ...]
+    held_capacity_ns: tuple[Wide, ...]
     cut_lag_ns: int
     evidence: bytes
 
@@ -75,7 +74,7 @@ class _RefusedFirst(Event, frozen=True, array_like=True):
 
     tenant: TenantId
     uid: int
-    command_id: CommandId
+    command_id: Annotated[CommandId, ID]
     reason: int
     limit: int
     usage: int
@@ -102,15 +101,7 @@ _BODY_OF: Final[dict[tuple[int, int], type[Event]]] = {
 _DECODERS: Final[dict[tuple[int, int], msgspec.msgpack.Decoder[Event]]] = {
     of: msgspec.msgpack.Decoder(body) for of, body in _BODY_OF.items()
 }
-ID_BYTES: Final = 16
-SHAPES: Final = compile_shapes(
-    _BODY_OF,
-    {
-        **{(kind, "event_id"): ID_BYTES for kind in _EVENT_OF},
-        **{(kind, "lease_id"): ID_BYTES for kind in LEASE_KINDS},
-        **{(KIND[event], "held_capacity_ns"): WIDE_BYTES for event in _STORED},
-    },
-)
+SHAPES: Final = compile_shapes(_BODY_OF)
 """What `decode` would take, said natively. Where the two could differ there is no shape; that what
 fits one is taken is a property test's word."""
 
@@ -130,14 +121,12 @@ def encode(event: Event) -> bytes:
     stored = _narrow(event) if type(event) in _FIRST else event
     try:
         body = _ENCODER.encode(stored)
-        # A wrong type inside a field (a float of ns, a bool for a count) must be found before it is
-        # sealed for ever.
+        # A wrong type inside a field (a float of ns, a bool for a count, an id of 15 bytes) must be
+        # found before it is sealed for ever.
         _DECODERS[kind, schema_of(event)].decode(body)
-        if body[1:3] == _ID_HEAD and (kind not in LEASE_KINDS or body[19:21] == _ID_HEAD):
-            return body
+        return body
     except (OverflowError, TypeError, ValueError) as error:
         raise InvariantError(f"{type(event).__name__} has no canonical form: {error}") from error
-    raise InvariantError(f"{type(event).__name__} has an id that is not 16 bytes: {event!r}")
 
 
 def decode(
@@ -150,12 +139,9 @@ def decode(
         return Unknown(kind, schema, body)
     try:
         stored = decoder.decode(body)
-        if _ENCODER.encode(stored) != body:
-            why = f"{_EVENT_OF[kind].__name__} is not in canonical form"
-        elif body[1:3] != _ID_HEAD or (kind in LEASE_KINDS and body[19:21] != _ID_HEAD):
-            why = f"{_EVENT_OF[kind].__name__} has an id that is not 16 bytes"
-        else:
+        if _ENCODER.encode(stored) == body:
             return _widen(kind, stored) if _EVENT_OF[kind] in _FIRST else stored
+        why = f"{_EVENT_OF[kind].__name__} is not in canonical form"
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         why = f"{_EVENT_OF[kind].__name__}: {error}"
     raise ChainError(BAD_BODY, why, sequence=sequence, offset=offset, file=file)
@@ -176,12 +162,10 @@ def _narrow(event: Event) -> Event:
 
 
 def _widen(kind: int, stored: Event) -> Event:
-    """Undo `_narrow`. Raises ValueError for an integer that is not 16 bytes."""
+    """Undo `_narrow`."""
     fields = msgspec.structs.asdict(stored)
     if kind == _REFUSED:
         return Refused(**fields)
-    if any(len(raw) != WIDE_BYTES for raw in fields["held_capacity_ns"]):
-        raise ValueError("a capacity x ns integer is 16 bytes")
     fields["held_capacity_ns"] = tuple(
         int.from_bytes(raw, "big") for raw in fields["held_capacity_ns"]
     )

@@ -120,6 +120,9 @@ def choose_slot(slots: Sequence[S | None], log_id: bytes, file: str) -> tuple[S,
             file=file,
             offset=0,
         )
+    if newest.end_offset < HEADER_BYTES:
+        why = f"the frames cannot end at {newest.end_offset}, within the header"
+        raise ChainError(CORRUPT_ANCHOR, why, file=file, offset=0)
     return newest, len(whole) == 2
 
 

@@ -190,7 +190,7 @@ def write_header(header: SegmentHeader) -> bytes:
 
 
 def parse_header(raw: bytes, file: str) -> SegmentHeader:
-    """Return what a segment header says. Raises ChainError (CORRUPT_SEGMENT)."""
+    """Return what the header of the segment `file` says. Raises ChainError (CORRUPT_SEGMENT)."""
 
     def refuse(why: str) -> ChainError:
         return ChainError(CORRUPT_SEGMENT, why, file=file, offset=0)
@@ -210,6 +210,9 @@ def parse_header(raw: bytes, file: str) -> SegmentHeader:
         raise refuse("the frontier does not fit the first sequence")
     if any(raw[_HEADER.size : _PEAKS_OFFSET]) or raw[end:-32] != bytes(HEADER_BYTES - 32 - end):
         raise refuse("a reserved byte is not zero")
+    if file != segment_name(first_seq):
+        # Readers find records by the names: one that says otherwise would show them others.
+        raise refuse(f"the name is not that of a segment that begins with record {first_seq}")
     peaks = tuple(raw[at : at + 32] for at in range(_PEAKS_OFFSET, end, 32))
     return SegmentHeader(log_id, segment_no, Head(first_seq, prev), Frontier(size, peaks))
 

@@ -29,25 +29,22 @@ class _Unsayable(Exception):
     """A type that has no shape."""
 
 
-def compile_shapes(
-    classes: Mapping[tuple[int, int], type[msgspec.Struct]], exact: Mapping[tuple[int, str], int]
-) -> native.Shapes:
-    """The shapes of the events by kind and schema; `exact` says how many bytes a field of a kind,
-    or each of its list, must have."""
+def compile_shapes(classes: Mapping[tuple[int, int], type[msgspec.Struct]]) -> native.Shapes:
+    """The shapes of the events by kind and schema."""
     nodes: list[_Node] = [_NOTHING]
     roots: dict[tuple[int, int], int] = {}
     for (kind, schema), cls in classes.items():
-        kept, sizes = len(nodes), {name: size for (of, name), size in exact.items() if of == kind}
+        kept = len(nodes)
         nodes.append(_NOTHING)
         try:
-            nodes[kept] = _struct(inspect.type_info(cls), nodes, sizes)
+            nodes[kept] = _struct(inspect.type_info(cls), nodes)
             roots[kind, schema] = kept
         except _Unsayable:
             del nodes[kept:]
     return native.Shapes(nodes, roots)
 
 
-def _struct(info: inspect.Type, nodes: list[_Node], sizes: Mapping[str, int]) -> _Node:
+def _struct(info: inspect.Type, nodes: list[_Node]) -> _Node:
     """An array of the fields of a class, all of them."""
     if not isinstance(info, inspect.StructType) or not info.array_like or info.tag is not None:
         raise _Unsayable
@@ -56,12 +53,12 @@ def _struct(info: inspect.Type, nodes: list[_Node], sizes: Mapping[str, int]) ->
     first = len(nodes)
     nodes.extend([_NOTHING] * len(info.fields))
     for at, field in enumerate(info.fields, first):
-        nodes[at] = _shape(field.type, nodes, sizes.get(field.name, 0))
+        nodes[at] = _shape(field.type, nodes)
     return (native.FIELDS, False, len(info.fields), first, 0)
 
 
-def _shape(info: inspect.Type, nodes: list[_Node], size: int, *, nil: bool = False) -> _Node:
-    """One value; `size` bytes exactly, where it is not 0. Raises _Unsayable."""
+def _shape(info: inspect.Type, nodes: list[_Node], *, nil: bool = False) -> _Node:
+    """One value. Raises _Unsayable."""
     match info:
         case inspect.IntType(gt=None, ge=None, lt=None, le=None, multiple_of=None):
             return (native.INTEGER, nil, 0, 0, 0)
@@ -69,8 +66,8 @@ def _shape(info: inspect.Type, nodes: list[_Node], size: int, *, nil: bool = Fal
             return (native.AMOUNT, nil, 0, 0, resource.AMOUNT_MAX)
         case inspect.BoolType():
             return (native.BOOL, nil, 0, 0, 0)
-        case inspect.BytesType(min_length=None, max_length=None):
-            return (native.BYTES, nil, size, 0, 0)
+        case inspect.BytesType(min_length=least, max_length=most) if least == most:
+            return (native.BYTES, nil, most or 0, 0, 0)
         case inspect.StrType(min_length=None, max_length=None, pattern=None):
             return (native.TEXT, nil, 0, 0, 0)
         case inspect.EnumType(cls=cls):
@@ -82,19 +79,19 @@ def _shape(info: inspect.Type, nodes: list[_Node], size: int, *, nil: bool = Fal
             said = [one for one in types if not isinstance(one, inspect.NoneType)]
             if len(said) != 1:
                 raise _Unsayable
-            return _shape(said[0], nodes, size, nil=True)
+            return _shape(said[0], nodes, nil=True)
         case inspect.VarTupleType(item_type=item, min_length=None, max_length=None):
             first = len(nodes)
             nodes.append(_NOTHING)
-            nodes[first] = _shape(item, nodes, size)
+            nodes[first] = _shape(item, nodes)
             return (native.LIST, nil, 0, first, 0)
         case inspect.TupleType(item_types=items) if 0 < len(items) <= _FIELDS_MAX:
             first = len(nodes)
             nodes.extend([_NOTHING] * len(items))
             for at, item in enumerate(items, first):
-                nodes[at] = _shape(item, nodes, 0)
+                nodes[at] = _shape(item, nodes)
             return (native.FIELDS, nil, len(items), first, 0)
         case inspect.StructType():
-            what, _, count, first, members = _struct(info, nodes, {})
+            what, _, count, first, members = _struct(info, nodes)
             return (what, nil, count, first, members)
     raise _Unsayable

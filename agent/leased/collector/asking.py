@@ -9,7 +9,6 @@ Does not judge (`ingest`, `reconcile`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -21,6 +20,7 @@ from leased.chain.note import NOTE_BYTES_MAX
 from leased.chain.page import PAGE_BYTES_MAX
 from leased.collector.reconcile import Problem
 from leased.collector.transport import Answer, Connection, Unreachable
+from leased.terms.reading import UNREADABLE
 
 SMALL_BYTES_MAX: Final = 256 * 1024
 BODY_BYTES_MAX: Final = 3 * PAGE_BYTES_MAX
@@ -36,6 +36,12 @@ class SlowDown(Unreachable):
     def __init__(self, why: str, seconds: int) -> None:
         super().__init__(why)
         self.seconds = seconds
+
+
+class _Acknowledged(msgspec.Struct):
+    """What is answered to an acknowledgement."""
+
+    size: int
 
 
 class _ProblemBody(msgspec.Struct):
@@ -117,8 +123,8 @@ async def acknowledge(
     if answer.status != 200:
         return _problem(answer, target)
     try:
-        return int(json.loads(answer.body)["size"])
-    except (ValueError, KeyError, TypeError) as error:
+        return msgspec.json.decode(answer.body, type=_Acknowledged).size
+    except UNREADABLE as error:
         raise Unreachable(f"{target}: an answer that says no size") from error
 
 
@@ -147,12 +153,12 @@ def _problem(answer: Answer, target: str) -> Problem:
     if answer.headers.get("content-type") == PROBLEM:
         try:
             told = msgspec.json.decode(answer.body, type=_ProblemBody)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise Unreachable(f"{target}: {answer.status}, and {error}") from error
     detail = told.detail or told.verdict
     if answer.status in (429, 503):
         after = answer.headers.get("retry-after", "1")
-        seconds = int(after) if after.isascii() and after.isdecimal() else 1
+        seconds = int(after) if after.isascii() and after.isdecimal() and len(after) < 6 else 1
         raise SlowDown(f"{target}: {answer.status} {told.verdict} {detail}".rstrip(), seconds)
     if answer.status not in (404, 409, 410, 416):
         raise Unreachable(f"{target}: {answer.status} {detail}".rstrip())

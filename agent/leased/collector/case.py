@@ -34,6 +34,7 @@ from leased.collector.transport import Connection, Unreachable
 from leased.collector.witness import Witness
 from leased.durable.files import DirectoryDisk, make_durably, write_whole
 from leased.terms.errors import CallerError, ChainError
+from leased.terms.reading import UNREADABLE
 
 EVIDENCE: Final = "evidence"
 _RESOLUTION: Final = "leased resolution v1"
@@ -163,7 +164,7 @@ class Case:
         try:
             raw = await ask_proof(connection, entry.log_id, sequence, timeout_s=self._timeout_s)
             return None if isinstance(raw, Problem) else msgspec.json.decode(raw, type=Proof)
-        except (Unreachable, msgspec.DecodeError):
+        except (Unreachable, *UNREADABLE):
             return None
 
     def _own_proof(self, entry: LogEntry, state: State) -> Proof | None:

@@ -24,6 +24,7 @@ from leased.collector.ingest import Pinned, State, decode_state, encode_state
 from leased.collector.transport import parse_url
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.identity import parse_id
+from leased.terms.reading import UNREADABLE
 
 FORMAT: Final = "leased-enrolment/1"
 FILE_BYTES_MAX: Final = 64 * 1024
@@ -59,7 +60,7 @@ def read_enrolment(raw: bytes, source: str) -> Pinned:
         first = bytes.fromhex(told.first_public_key)
         seal = None if told.seal_key is None else bytes.fromhex(told.seal_key)
         log_id, node_id = parse_id(told.log_id, "log_id"), parse_id(told.node_id, "node_id")
-    except (msgspec.DecodeError, ChainError, ValueError) as error:
+    except (*UNREADABLE, ChainError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error
     if key.name != told.origin or key.kind != ED25519 or len(first) != 32:
         raise ConfigError(f"{source}: the key is not one of the log {told.origin}")

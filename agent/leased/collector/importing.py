@@ -152,6 +152,8 @@ def _files(source: Path, node: str, size: int) -> list[Path]:
     """The files of a copy that may have record `size`. Raises StateError."""
     if source.is_file():
         return [source]
+    if not source.exists():
+        raise StateError(f"{source}: No such file or directory")
     if not (source / SEGMENTS).is_dir():
         why = "no export of frames, and no segments/ in it: where a collector keeps what it pulled"
         raise StateError(f"{source}: {why}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Auditors' verbs: verify, audit head, audit log, audit export (`proofs` has the rest).
+"""Auditors' verbs: verify, audit head (`records` and `proofs` have the rest).
 
 Rule: they read the sealed log itself, verify all of it first, and need no agent. What does not hold
 is named by verdict, file, sequence and offset, and ends with 65; nothing after it is shown. What
@@ -13,21 +13,15 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import msgspec
-
-from leased.chain.canonical import Unknown
 from leased.client import Session
-from leased.ctl import acknowledged, enrolling, proofs, render
-from leased.ctl.agent import ID_CHARS, online
+from leased.ctl import acknowledged, enrolling, proofs, records, render
+from leased.ctl.agent import online
 from leased.ctl.bill import add_bill, verify_bill
 from leased.ctl.console import Console, timestamp
 from leased.ctl.enrolled import read_enrolled
-from leased.ctl.events import NAMES, event_document, event_line, event_name
 from leased.ctl.usage_text import Verbs, verb
 from leased.ctl.witnesses import (
     Standing,
@@ -37,12 +31,9 @@ from leased.ctl.witnesses import (
     judge,
     read_policy,
 )
-from leased.durable.copied import copy_log
-from leased.durable.files import DirectoryDisk
 from leased.durable.reader import UNKNOWN, LogFacts, ReadLog, read_log
-from leased.terms.errors import EX_DATAERR, EX_IOERR, EX_NOINPUT, ChainError, InvalidParameter
-from leased.terms.event import Event, LeaseEvent
-from leased.terms.moment import NS_PER_S, Moment
+from leased.terms.errors import EX_DATAERR, EX_NOINPUT, ChainError, InvalidParameter
+from leased.terms.moment import NS_PER_S
 from leased.wire import parameters, replies
 
 AUDIT_DIRECTORY = Path("/var/lib/leased/audit")
@@ -77,28 +68,7 @@ def register(verbs: Verbs) -> None:
     one = verb(below, "head", "how far the log goes", "leasectl audit head")
     one.add_argument("--log", type=Path, metavar="DIR", help="of this log, without an agent")
     one.set_defaults(act=head)
-    one = verb(below, "log", "print events", "leasectl audit log --kind Revoked --last 20")
-    add_log(one)
-    _add_choice(one)
-    one.set_defaults(act=log)
-    one = verb(
-        below,
-        "export",
-        "copy verified records out",
-        "leasectl audit export --format jsonl records.jsonl",
-        json=False,
-    )
-    add_log(one)
-    one.add_argument("file", help='where to ("-": standard output); a new directory for log')
-    one.add_argument(
-        "--format",
-        choices=("jsonl", "frames", "log"),
-        default="jsonl",
-        help="JSON lines; frames: the sealed bytes as they are stored, for `leased-collector "
-        "import`; log: a log without its keys, for `leasectl verify` (default: jsonl)",
-    )
-    _add_choice(one)
-    one.set_defaults(act=export)
+    records.register(below, add_log)
     proofs.register(below, AUDIT_DIRECTORY)
     acknowledged.register(below)
     enrolling.register(below, AUDIT_DIRECTORY)
@@ -113,14 +83,6 @@ def add_log(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"the directory of the log (default: {AUDIT_DIRECTORY})",
     )
-
-
-def _add_choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--from", dest="first", type=int, default=0, metavar="SEQUENCE")
-    parser.add_argument("--lease", metavar="ID", help="only this lease (or its beginning)")
-    parser.add_argument("--tenant", help="only this tenant's leases")
-    parser.add_argument("--kind", choices=tuple(NAMES), metavar="KIND", help="such as Revoked")
-    parser.add_argument("--last", type=int, metavar="N", help="only the last so many")
 
 
 def verify(options: argparse.Namespace, console: Console) -> int:
@@ -164,14 +126,27 @@ def _overdue_s(facts: LogFacts, now_ns: int) -> int:
 
 def _find_head(opened: ReadLog, text: str) -> int:
     """The sequence of the record whose hash is `text`, which may be as `audit head` prints it.
-    Raises ChainError: the log is not the one you knew; InvalidParameter.
+    Raises ChainError: the log is not the one you knew; Unproven: it may be of a record that was
+    pruned; InvalidParameter.
     """
+    shown = opened.facts.shown
     size, _, hexed = text.lower().rpartition(":")
     if not _HASH.fullmatch(hexed) or not (size == "" or size.isdecimal()):
         raise InvalidParameter("head", f"{text[:80]}: 64 hex digits, as `audit head` prints them")
+    if shown.begins and shown.pruned is not None:
+        gone = (str(shown.begins), shown.pruned.head.hex())
+        if (size or gone[0], hexed) == gone:
+            return shown.begins - 1
     for record in opened.records():
         if record.hash.hex() == hexed and size in ("", str(record.sequence + 1)):
             return record.sequence
+    if shown.begins and int(size or 0) < shown.begins:
+        raise Unproven(
+            f"no record that is here has the hash {text}: it may be of one of records 0 to"
+            f" {shown.begins - 1}, which were pruned",
+            f"give a head of {shown.begins} records or more, as a collector has them",
+            sequence=shown.begins,
+        )
     raise ChainError("FORK_OR_ROLLBACK", f"no record of this log has the hash {text}")
 
 
@@ -294,98 +269,3 @@ def _tell_head(options: argparse.Namespace, console: Console, found: dict[str, A
         console.document(found)
     else:
         console.say(f"{found['next_sequence']}:{found['head']}")
-
-
-def log(options: argparse.Namespace, console: Console) -> int:
-    """Print events."""
-    for sequence, event, moment in _chosen(options):
-        if options.json:
-            console.line(event_document(sequence, event, moment))
-        else:
-            console.say(event_line(sequence, event, moment))
-    return 0
-
-
-def export(options: argparse.Namespace, console: Console) -> int:
-    """Copy records out."""
-    try:
-        if options.format == "log":
-            count = _copy(options)
-        elif options.file == "-":
-            count = _write(options, sys.stdout.buffer)
-        else:
-            with open(options.file, "wb") as file:
-                count = _write(options, file)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        console.note(f"{options.file}: {error.strerror}")
-        return EX_IOERR
-    console.note(f"{count} {'records' if options.format == 'jsonl' else 'bytes'} written")
-    return 0
-
-
-def _copy(options: argparse.Namespace) -> int:
-    """A log that anybody may have, verified."""
-    _refuse_choice(options)
-    if options.first or options.file == "-":
-        raise InvalidParameter("format", "a log is copied whole, into a directory")
-    opened = read_log(options.log)
-    disk = DirectoryDisk(options.log)
-    try:
-        return copy_log(disk, opened.facts, Path(options.file))
-    finally:
-        disk.close()
-        opened.close()
-
-
-def _refuse_choice(options: argparse.Namespace) -> None:
-    if options.lease or options.tenant or options.kind or options.last:
-        raise InvalidParameter("format", "sealed bytes are exported whole: only --from may choose")
-
-
-def _write(options: argparse.Namespace, file: BinaryIO) -> int:
-    if options.format == "jsonl":
-        count = 0
-        for sequence, event, moment in _chosen(options):
-            document = {"version": 1, **event_document(sequence, event, moment)}
-            file.write(msgspec.json.encode(document) + b"\n")
-            count += 1
-        return count
-    _refuse_choice(options)
-    opened = read_log(options.log)
-    try:
-        return sum(file.write(chunk) for chunk in opened.frames(options.first))
-    finally:
-        opened.close()
-
-
-def _chosen(options: argparse.Namespace) -> Iterator[tuple[int, Event | Unknown, Moment]]:
-    lease = options.lease or ""
-    if len(lease) > ID_CHARS or not set(lease) <= _DIGITS:
-        raise InvalidParameter("lease", f"{lease}: an id has {ID_CHARS} lower-case hex digits")
-    opened = read_log(options.log)
-    try:
-        chosen = (one for one in opened.events() if _is_chosen(options, *one))
-        if options.last is None:
-            yield from chosen
-        else:
-            yield from list(chosen)[-options.last :] if options.last > 0 else ()
-    finally:
-        opened.close()
-
-
-def _is_chosen(
-    options: argparse.Namespace, sequence: int, event: Event | Unknown, moment: Moment
-) -> bool:
-    if sequence < options.first:
-        return False
-    if options.kind is not None and event_name(event) != options.kind:
-        return False
-    if options.lease is None and options.tenant is None:
-        return True
-    if not isinstance(event, LeaseEvent):
-        return options.lease is None and getattr(event, "tenant", None) == options.tenant
-    if options.lease is not None and not event.lease_id.hex().startswith(options.lease):
-        return False
-    return options.tenant is None or event.subject.tenant == options.tenant

@@ -28,6 +28,7 @@ from leased.terms.errors import ChainError, InvalidParameter
 from leased.terms.event import EpochSealed, Event, NodeStarted
 from leased.terms.identity import BootId, parse_id
 from leased.terms.moment import Moment
+from leased.terms.reading import UNREADABLE
 
 _SEGMENT: Final = re.compile(r"([0-9]{20})-([0-9]{20})-[0-9a-f]{8}\.seg\Z")
 
@@ -94,7 +95,7 @@ def _read_signer(path: Path, now_ns: int) -> Signer:
         seal = None if told.seal_key is None else bytes.fromhex(told.seal_key)
     except OSError as error:
         raise InvalidParameter("enrolment", f"{path}: {error.strerror}") from error
-    except (msgspec.DecodeError, ValueError) as error:
+    except (*UNREADABLE, ValueError) as error:
         raise InvalidParameter("enrolment", f"{path}: {error}") from error
     if told.format != FORMAT or len(key) != 32 or (seal and len(seal) != KEY_BYTES):
         why = f"{path} is not what `leasectl audit enrolment` prints ({FORMAT})"

@@ -35,6 +35,7 @@ from leased.terms.errors import (
     InvalidParameter,
     LeasedError,
 )
+from leased.terms.reading import UNREADABLE
 
 URL: Final = "http://localhost:8080"
 ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -226,7 +227,7 @@ def below(*parts: str) -> str:
 def _problem(raw: bytes) -> Mapping[str, Any]:
     try:
         told = msgspec.json.decode(raw)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return {"detail": "and it does not say why"}
     return told if isinstance(told, dict) else {}
 

@@ -17,6 +17,7 @@ import msgspec
 from leased.chain.epochs import KEY_BYTES, EpochKey, latest_epoch
 from leased.durable.reader import Enrolled
 from leased.terms.errors import InvalidParameter
+from leased.terms.reading import UNREADABLE
 
 FORMAT: Final = "leased-enrolment/1"
 FILE_BYTES_MAX: Final = 64 * 1024
@@ -43,7 +44,7 @@ def read_enrolled(path: Path, now_ns: int) -> Enrolled:
         seal = None if told.seal_key is None else bytes.fromhex(told.seal_key)
     except OSError as error:
         raise InvalidParameter("enrolment", f"{path}: {error.strerror}") from error
-    except (msgspec.DecodeError, ValueError) as error:
+    except (*UNREADABLE, ValueError) as error:
         raise InvalidParameter("enrolment", f"{path}: {error}") from error
     sound = told.format == FORMAT and len(log_id) == 16 and len(public_key) == 32
     if not sound or (seal is not None and (len(seal) != KEY_BYTES or told.seal_epoch is None)):

@@ -32,6 +32,7 @@ from leased.ctl.usage_text import Verbs, verb
 from leased.durable.files import DirectoryDisk
 from leased.durable.keyfile import KEY_FILE
 from leased.terms.errors import CallerError, InvalidParameter, PermissionDenied, StateError
+from leased.terms.reading import UNREADABLE
 
 TOKEN_BYTES_MAX: Final = 4096
 ANSWER_BYTES_MAX: Final = 1 << 20
@@ -163,7 +164,7 @@ def _send(host: str, port: int, ca: bytes, invite: Invitation, body: bytes) -> d
     status, raw = _ask(host, port, context, "POST", "/v1/enrolments", body, headers)
     try:
         told = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise CallerError(f"{host}:{port}: {status}, and no JSON: {error}") from error
     if status == 200:
         return dict(told)

@@ -23,6 +23,7 @@ from leased.ctl.console import Console, timestamp
 from leased.ctl.usage_text import Verbs, verb
 from leased.ctl.witnesses import add_policy, read_policy
 from leased.terms.errors import ChainError, StateError
+from leased.terms.reading import UNREADABLE
 
 BUNDLE_BYTES_MAX = 64 << 20
 
@@ -65,7 +66,7 @@ def verify(options: argparse.Namespace, console: Console) -> int:
     try:
         bundle = msgspec.json.decode(raw, type=Bundle)
         encoded = msgspec.json.encode(msgspec.structs.replace(bundle, signature=""))
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise ChainError(BAD_PROOF, str(error), file=str(options.bundle)) from error
     policy = None if options.policy is None else read_policy(options.policy)
     logs = () if policy is None else policy.logs

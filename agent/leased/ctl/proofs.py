@@ -28,11 +28,14 @@ from leased.ctl.witnesses import add_policy, check_quorum, read_policy
 from leased.durable.files import DirectoryDisk
 from leased.durable.reader import ReadLog, read_log
 from leased.durable.sealkey import load_seal_key
-from leased.terms.errors import ChainError, InvalidParameter, StateError
+from leased.terms.errors import ChainError, InvalidParameter, NoSuchLease, StateError
 from leased.terms.event import NodeStarted
+from leased.terms.identity import ID_BYTES
+from leased.terms.reading import UNREADABLE
 from leased.wire import parameters, replies
 
 ENROLMENT: Final = "leased-enrolment/1"
+SEQUENCE_DIGITS_MAX: Final = 16
 
 
 def register(below: Verbs, directory: Path) -> None:
@@ -105,20 +108,32 @@ async def prove(options: argparse.Namespace, console: Console, session: Session)
     receipt = None if options.receipt is None else receipts.read_receipt(options.receipt)
     if receipt is not None:
         sequence = receipt.sequence
-    elif options.what.isdecimal() and len(options.what) < 16:
-        sequence = int(options.what)
     else:
-        lease_id = await find_lease(session, options.what)
-        granted = (await session.describe(lease_id)).runtime.granted_sequence
-        if granted is None:
-            raise InvalidParameter("what", f"which record granted {lease_id} is not known any more")
-        sequence = granted
+        sequence = await _sequence(session, options.what)
     asked = parameters.AuditProve(sequence=sequence, size=options.size)
     told = await session.ask(asked, replies.ProveReply)
     if receipt is not None:
         receipts.match(receipt, told.log_id, told.sequence, told.record_hash)
     console.say(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
     return 0
+
+
+async def _sequence(session: Session, text: str) -> int:
+    """Of the record that is meant: a sequence, or a lease that it granted. So many digits as are
+    shown of a lease are one, if one begins so."""
+    number = text.isascii() and text.isdecimal() and len(text) < SEQUENCE_DIGITS_MAX
+    if number and len(text) < render.ID_CHARS:
+        return int(text)
+    try:
+        lease_id = await find_lease(session, text)
+    except NoSuchLease:
+        if number:
+            return int(text)
+        raise
+    granted = (await session.describe(lease_id)).runtime.granted_sequence
+    if granted is None:
+        raise InvalidParameter("what", f"which record granted {lease_id} is not known any more")
+    return granted
 
 
 def check(options: argparse.Namespace, console: Console) -> int:
@@ -131,6 +146,9 @@ def check(options: argparse.Namespace, console: Console) -> int:
     if not keys:
         raise InvalidParameter("key", "say whom you trust: --key VKEY, or --policy FILE")
     note = check_proof(proof, keys)
+    if len(proof.log_id) != 2 * ID_BYTES or proof.origin.rpartition("/")[2] != proof.log_id[:8]:
+        why = f"it says log {proof.log_id[:40]}, and what was signed is {proof.origin}"
+        raise ChainError(BAD_PROOF, why, sequence=proof.sequence)
     quorum = None if policy is None else check_quorum(policy, proof)
     if options.record is not None and options.record.lower() != proof.record_hash:
         raise ChainError(
@@ -170,7 +188,7 @@ def _read_proof(file: str) -> Proof:
     """The proof in a file. Raises ChainError (BAD_PROOF), InvalidParameter."""
     try:
         return msgspec.json.decode(receipts.read_file(file), type=Proof)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise ChainError(BAD_PROOF, f"{file} is no proof: {error}") from error
 
 

@@ -16,6 +16,7 @@ from leased.ctl.agent import online
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_PROTOCOL, InvalidParameter
+from leased.terms.reading import UNREADABLE
 
 
 def register(verbs: Verbs) -> None:
@@ -62,7 +63,7 @@ async def call(options: argparse.Namespace, console: Console, session: Session) 
 def _arguments(text: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise InvalidParameter("parameters", f"not a JSON object: {error}") from error
 
 

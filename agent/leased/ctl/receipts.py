@@ -20,6 +20,7 @@ import msgspec
 from leased.chain.verdict import BAD_PROOF
 from leased.ctl import render
 from leased.terms.errors import ChainError, InvalidParameter
+from leased.terms.reading import UNREADABLE
 from leased.wire import replies
 
 FILE_BYTES_MAX: Final = 1 << 20
@@ -77,7 +78,7 @@ def read_receipt(file: str) -> Receipt:
     try:
         told = msgspec.json.decode(read_file(file))
         return msgspec.convert(told.get("receipt", told) if type(told) is dict else told, Receipt)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidParameter("receipt", f"{file} is no receipt: {error}") from error
 
 

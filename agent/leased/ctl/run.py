@@ -165,14 +165,15 @@ async def _alloc_for(options: argparse.Namespace, console: Console, session: Ses
     granted, fds = await _acquire(options, console, session, bind="deadline")
     for fd in fds:
         os.close(fd)
-    receipts.keep(options.receipt, granted)
     lease = granted.lease
     if options.json:
         console.document(receipts.grant_document(granted))
-        return 0
-    console.say(f"export LEASE_ID={lease.lease_id}")
-    console.note(f"{render.held(lease.runtime.allotments)}; ends {render.when(lease, console)}")
-    console.note(f"enter it with: leasectl shell {render.short(lease.lease_id)}")
+    else:
+        console.say(f"export LEASE_ID={lease.lease_id}")
+        console.note(f"{render.held(lease.runtime.allotments)}; ends {render.when(lease, console)}")
+        console.note(f"enter it with: leasectl shell {render.short(lease.lease_id)}")
+    # Last: the lease is there, whatever becomes of the file.
+    receipts.keep(options.receipt, granted)
     return 0
 
 

@@ -135,6 +135,8 @@ class PageReader:
     def inclusion(self, sequence: int, size: int, slot: AnchorSlot) -> Inclusion:
         """The proof of one record. Reads a segment for each of its siblings at most. Raises
         ChainError, StateError."""
+        if sequence < self.first_seq():
+            raise Pruned(sequence, self.first_seq())
         leaves = _Leaves(self, slot)
         path = inclusion_path(sequence, size, leaves.subtree)
         record_hash = leaves.range(sequence, sequence + 1)

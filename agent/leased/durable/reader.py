@@ -150,6 +150,9 @@ def read_log(
             disk.close()
             raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and directory.is_dir():
+            why = f"{error.filename} was removed meanwhile: ask again"
+            raise StateError(f"{directory}: {why}") from error
         raise StateError(
             f"{directory}: {error}; give the directory of a log that you may read"
         ) from error
@@ -189,16 +192,17 @@ def _verify(
         bodies=bodies,
     )
     verifier, grammar = verify_from(), Grammar()
-    head, frontier, index = GENESIS, EMPTY, -1
+    head, frontier, index, number = GENESIS, EMPTY, -1, 0
     for index, name in enumerate(segments):
         data = disk.read(name)
         header = parse_header(data, name)
         if index == 0 and header.head.size <= slot.min_seq and header.segment_no:
             # Pruned before here: the header is what the log vouches for; a collector compares it
             # with what it holds.
-            head, frontier = header.head, header.frontier
+            head, frontier, number = header.head, header.frontier, header.segment_no
             verifier, grammar = verify_from(head, frontier), Grammar(from_genesis=False)
-        if header.log_id != identity.log_id or header.head != head or header.frontier != frontier:
+        where = (header.log_id, header.segment_no, header.head, header.frontier)
+        if where != (identity.log_id, number + index, head, frontier):
             why = f"the segment does not continue the log, which stands at {head.text()}"
             raise ChainError(CORRUPT_SEGMENT, why, file=name, offset=0, sequence=head.size)
         last = header.segment_no == slot.segment_no

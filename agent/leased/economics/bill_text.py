@@ -36,7 +36,10 @@ def parse_bill(raw: bytes) -> Bill:
     """The bill that `raw` is. Raises ValueError."""
     if len(raw) > BYTES_MAX:
         raise ValueError("too long for a bill")
-    document = json.loads(raw)
+    try:
+        document = json.loads(raw)
+    except RecursionError:
+        raise ValueError("nested without an end") from None
     if not isinstance(document, dict) or document.get("version") != VERSION:
         raise ValueError(f"this release reads bills of version {VERSION}")
     try:

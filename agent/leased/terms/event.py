@@ -13,26 +13,30 @@ Does not encode (`chain.canonical`) and does not apply (`lessor.table`).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
-from leased.terms.identity import BootId, CommandId, EventId, LeaseId, TenantId
+from leased.terms.identity import ID, BootId, CommandId, EventId, Hash, LeaseId, TenantId
 from leased.terms.lease import RevocationReason, Subject
 from leased.terms.resource import Allotment, Inventory, ResourceKind
+
+Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+Wide = Annotated[bytes, ID]
+"""An integer that may need more than 64 bits, big-endian."""
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Anything sealed. `event_id` is uniformly random, so an inclusion proof tells nothing of its
     neighbours."""
 
-    event_id: EventId
+    event_id: Annotated[EventId, ID]
 
 
 class LeaseEvent(Event, frozen=True, array_like=True):
     """Anything that happened to one lease."""
 
-    lease_id: LeaseId
+    lease_id: Annotated[LeaseId, ID]
     subject: Subject
     generation: int
     effective_ns: int
@@ -42,7 +46,7 @@ class Allocated(LeaseEvent, frozen=True, array_like=True):
     """The right exists from here on. `ttl_ns` asked, `deadline_ns` promised, `pid` bound to (0:
     none)."""
 
-    command_id: CommandId
+    command_id: Annotated[CommandId, ID]
     ttl_ns: int
     deadline_ns: int
     pid: int
@@ -90,7 +94,7 @@ class Revoked(LeaseEvent, frozen=True, array_like=True):
 class Preempted(LeaseEvent, frozen=True, array_like=True):
     """A higher priority took it: names the preemptor. The lease is the victim."""
 
-    preemptor_lease_id: LeaseId
+    preemptor_lease_id: Annotated[LeaseId, ID]
     preemptor_tenant: TenantId
 
 
@@ -175,7 +179,7 @@ class Refused(Event, frozen=True, array_like=True):
 
     tenant: TenantId
     uid: int
-    command_id: CommandId
+    command_id: Annotated[CommandId, ID]
     reason: int
     limit: int
     usage: int
@@ -186,16 +190,16 @@ class Refused(Event, frozen=True, array_like=True):
 class PolicyChanged(Event, frozen=True, array_like=True):
     """A policy document took force: its SHA-256, its generation and that of the rate card."""
 
-    policy_hash: bytes
+    policy_hash: Hash
     policy_generation: int
-    rate_hash: bytes
+    rate_hash: Hash
     operator_uid: int
 
 
 class PolicyTurned(Event, frozen=True, array_like=True):
     """What a policy document says changed with time: which of its windows are open now."""
 
-    policy_hash: bytes
+    policy_hash: Hash
     windows: tuple[str, ...]
 
 
@@ -234,7 +238,7 @@ class Metered(Event, frozen=True, array_like=True):
     no budget any more."""
 
     tenant: TenantId
-    rows: tuple[tuple[str, int, int, int, bytes], ...]
+    rows: tuple[tuple[str, int, int, int, Wide], ...]
 
 
 class InventoryChanged(Event, frozen=True, array_like=True):
@@ -281,7 +285,7 @@ class NodeStarted(Event, frozen=True, array_like=True):
     """The agent serves. Another `boot_id` than before ends every lease of the old boot. `epoch`
     counts starts."""
 
-    boot_id: BootId
+    boot_id: Annotated[BootId, ID]
     node_id: bytes
     epoch: int
     version: str
@@ -304,19 +308,19 @@ class ClockStepped(Event, frozen=True, array_like=True):
 class KeyRotated(Event, frozen=True, array_like=True):
     """The node's signing key was replaced; signed by the old key and the new."""
 
-    public_key: bytes
-    signature_old: bytes
-    signature_new: bytes
+    public_key: Hash
+    signature_old: Signature
+    signature_new: Signature
 
 
 class HeadCountersigned(Event, frozen=True, array_like=True):
     """A collector cosigned the tree of `size`."""
 
     size: int
-    root: bytes
+    root: Hash
     key_id: int
     time_s: int
-    signature: bytes
+    signature: Signature
 
 
 class Adopted(LeaseEvent, frozen=True, array_like=True):
@@ -333,7 +337,7 @@ class Recovered(Event, frozen=True, array_like=True):
 
     kept_records: int
     torn_bytes: int
-    torn_hash: bytes
+    torn_hash: Hash
 
 
 class Voided(Event, frozen=True, array_like=True):
@@ -350,15 +354,15 @@ class EpochSealed(Event, frozen=True, array_like=True):
 
     epoch: int
     skipped: int
-    boot_id: BootId
+    boot_id: Annotated[BootId, ID]
     begin_ns: int
     end_ns: int
     begin_wall_ns: int
     end_wall_ns: int
     first_seq: int
     size: int
-    root: bytes
-    tag: bytes
+    root: Hash
+    tag: Hash
 
 
 class Pruned(Event, frozen=True, array_like=True):
@@ -366,7 +370,7 @@ class Pruned(Event, frozen=True, array_like=True):
     the record before it. Every collector that had to had cosigned `acked_size` records."""
 
     min_seq: int
-    head: bytes
+    head: Hash
     segments: int
     acked_size: int
 
@@ -374,30 +378,30 @@ class Pruned(Event, frozen=True, array_like=True):
 class HeadCosigned(Event, frozen=True, array_like=True):
     """In a collector's own log: it cosigned the tree of `size` records of another log."""
 
-    log_id: bytes
+    log_id: Annotated[bytes, ID]
     origin: str
     size: int
-    root: bytes
+    root: Hash
     time_s: int
-    signature: bytes
+    signature: Signature
 
 
 class VerdictReached(Event, frozen=True, array_like=True):
     """In a collector's own log: what it found another log, held up to `head` of `size` records, to
     be. `evidence` is the SHA-256 of the bundle that shows it."""
 
-    log_id: bytes
+    log_id: Annotated[bytes, ID]
     origin: str
     verdict: str
     size: int
-    head: bytes
-    evidence: bytes
+    head: Hash
+    evidence: Hash
 
 
 class VerdictResolved(Event, frozen=True, array_like=True):
     """In a collector's own log: an operator's signed note that resolves a verdict."""
 
-    log_id: bytes
+    log_id: Annotated[bytes, ID]
     verdict: str
     note: str
 
@@ -413,8 +417,8 @@ class CheckpointSigned(Event, frozen=True, array_like=True):
     this one."""
 
     size: int
-    root: bytes
-    signature: bytes
+    root: Hash
+    signature: Signature
 
 
 KIND: Final[dict[type[Event], int]] = {

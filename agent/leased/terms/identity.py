@@ -10,7 +10,9 @@ Does not make ids: randomness is handed in by whoever needs one (`ports.Entropy`
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import Annotated, Final, NewType
+
+import msgspec
 
 from leased.terms.errors import InvalidParameter
 
@@ -23,6 +25,11 @@ LogId = NewType("LogId", bytes)
 TenantId = NewType("TenantId", str)
 
 ID_BYTES = 16
+ID: Final = msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)
+"""With it an id is refused that is longer or shorter, where bytes are decoded."""
+Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+"""A SHA-256 (or a public key), whole where bytes are decoded."""
+
 TENANT_CHARS_MAX = 64
 _HEX_DIGITS = frozenset("0123456789abcdef")
 _TENANT_ALPHABET = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")

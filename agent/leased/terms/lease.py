@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from leased.terms.identity import BootId, CommandId, LeaseId, TenantId
+from leased.terms.identity import BootId, CommandId, Hash, LeaseId, TenantId
 from leased.terms.resource import Allotment
 
 
@@ -140,7 +140,7 @@ class Subject(msgspec.Struct, frozen=True, array_like=True, gc=False):
     priority: Priority
     trust: Trust
     allotments: tuple[Allotment, ...]
-    rate_hash: bytes
+    rate_hash: Hash
     affected_hcl_entry: bytes | None = None
     dra_claim_id: str | None = None
 

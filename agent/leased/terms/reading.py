@@ -14,7 +14,9 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.quantity import parse_duration, parse_rate, parse_share, parse_size
@@ -24,6 +26,9 @@ Read = Callable[[Any], Any]
 
 Keys = Mapping[str, tuple[str, Read]]
 """Key of the document -> (field, how to read it)."""
+
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a decoder raises at bytes that are no JSON, or are nested without an end."""
 
 SHOWN_CHARS_MAX = 60
 _LINE = re.compile(r"\(at line (\d+), column \d+\)")

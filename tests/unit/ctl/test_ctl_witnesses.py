@@ -27,18 +27,18 @@ from leased.ctl.witnesses import configured_policy
 from leased.terms.errors import ChainError, InvalidParameter
 
 NODE = Signer(b"n" * 32)
-NODE_KEY = NoteKey("o/n", NODE.public_key)
+NODE_KEY = NoteKey("o/n/11111111", NODE.public_key)
 WEST, EAST = (Cosigner(f"{name}.example", Signer(name.encode() * 8)) for name in ("west", "east"))
 
 
 def bundle(root: bytes) -> Bundle:
     """West has a tree of 5 that the node signed; east was given another."""
-    text = Checkpoint("o/n", 5, bytes(32)).text()
+    text = Checkpoint("o/n/11111111", 5, bytes(32)).text()
     note = write_note(text, [(NODE_KEY, NODE.sign(text.encode()))])
-    other = Checkpoint("o/n", 5, root).text()
+    other = Checkpoint("o/n/11111111", 5, root).text()
     signature = EAST._signer.sign(cosignature_message(other, 7))
     told = Cosigned("east", 5, root.hex(), 7, signature.hex())
-    who = ("alpha", "40" * 16, "1" * 32, "o/n", NODE_KEY.text())
+    who = ("alpha", "40" * 16, "1" * 32, "o/n/11111111", NODE_KEY.text())
     made = Bundle(FORMAT, "FORK", "why", *who, 0, 1, 200, 5, "00" * 32, note)
     made = msgspec.structs.replace(made, cosigned=told, root_here=bytes(32).hex())
     return msgspec.structs.replace(made, signature=WEST.sign(encode_bundle(made)))
@@ -60,7 +60,7 @@ def test_two_collectors_that_were_shown_two_histories_are_a_quorum(tmp_path: Pat
     found = judge(tmp_path, bundle(b"\x01" * 32), both)
     assert found["quorum"] is True
     assert any(text.startswith("east.example cosigned a tree of 5") for text in found["proven"])
-    assert "o/n signed another tree of 5 records" in found["proven"]
+    assert "o/n/11111111 signed another tree of 5 records" in found["proven"]
 
 
 def test_one_of_them_is_not(tmp_path: Path) -> None:
@@ -89,13 +89,14 @@ def judge_proof(tmp_path: Path, policy: str, *cosigners: Cosigner) -> dict:
     """A record of a log of two, in a tree that the node has signed and these have cosigned."""
     leaves = [sha256(b"\0one").digest(), sha256(b"\0two").digest()]
     tree = EMPTY.grown(b"".join(leaves))
-    text = Checkpoint("o/n", 2, tree.root()).text()
+    text = Checkpoint("o/n/11111111", 2, tree.root()).text()
     lines = [(NODE_KEY, NODE.sign(text.encode()))]
     for one in cosigners:
         signed = one._signer.sign(cosignature_message(text, 7))
         lines.append((one.key, (7).to_bytes(8, "big") + signed))
     note, path = write_note(text, lines), (leaves[1].hex(),)
-    proof = Proof(PROOF, "1" * 32, "o/n", NODE_KEY.text(), 0, 2, leaves[0].hex(), path, note)
+    of = ("1" * 32, "o/n/11111111", NODE_KEY.text())
+    proof = Proof(PROOF, *of, 0, 2, leaves[0].hex(), path, note)
     file, rules, out = tmp_path / "proof.json", tmp_path / "policy", io.StringIO()
     file.write_bytes(msgspec.json.encode(proof))
     keys = "".join(f"witness {one.key.name} {one.key.text()}\n" for one in (WEST, EAST))

@@ -9,7 +9,6 @@ Does not check it (`chain.policy_note`) and does not try again (`uplink`).
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,13 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import h11
+import msgspec
 import trio
 
 from leased.service.policy.waiting import HEADER
 from leased.service.uplink import Collector
 from leased.terms.moment import NS_PER_S
+from leased.terms.reading import UNREADABLE
 
 CONNECT_S: Final = 10
 ANSWER_S: Final = 15
@@ -135,10 +136,10 @@ async def _next(connection: h11.Connection, receive: Callable[..., object]) -> o
 
 def _read_offer(status: int, body: bytes) -> Offer:
     try:
-        found = json.loads(body)
+        found = msgspec.json.decode(body)
         if status == 200:
             return Offer(str(found["note"]), str(found["policy"]))
         said = str(found["detail"])[:200]
-    except (ValueError, KeyError, TypeError):
+    except (*UNREADABLE, KeyError, TypeError):
         said = "an answer that is no answer"
     raise ExchangeFailed(f"status {status}: {said}")

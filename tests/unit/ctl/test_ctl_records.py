@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `audit export` writes is there whole or not at all, and a lease whose id is digits alone is
+a lease to `audit prove`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from leased.ctl import records
+from leased.ctl.console import Console
+from leased.ctl.main import main
+from leased.ctl.proofs import _sequence
+from leased.durable.copied import copy_log
+from leased.durable.files import DirectoryDisk
+from leased.durable.reader import read_log
+from leased.terms.errors import NoSuchLease, StateError
+from tests.doubles.logs import open_in, write_batches
+
+
+def leasectl(*words: object) -> tuple[int, str]:
+    console = Console(io.StringIO(), io.StringIO())
+    status = main([str(word) for word in words], console)
+    assert isinstance(console.err, io.StringIO)
+    return status, console.err.getvalue()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Of several segments."""
+    opened = open_in(tmp_path / "log")
+    write_batches(opened, [20] * 10)
+    opened.close()
+    return tmp_path / "log"
+
+
+def harmed(log: Path) -> None:
+    segment = sorted(log.glob("seg-*"))[1]
+    raw = bytearray(segment.read_bytes())
+    raw[5000] ^= 1
+    segment.write_bytes(raw)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "frames"])
+def test_what_was_there_stays_unless_all_is_there(log: Path, tmp_path: Path, form: str) -> None:
+    file, words = tmp_path / "out", ("audit", "export", "--log", log, "--format", form)
+    file.write_text("of yesterday")
+    assert leasectl(*words, "--from", "-1", file)[0] == 65
+    assert leasectl(*words, "--lease", "zz", file)[0] == 65
+    assert leasectl(*words, log / "anchor")[0] == 65, "the log is not written over"
+    assert leasectl(*words, tmp_path / "no" / "where")[0] == 74
+    assert file.read_text() == "of yesterday"
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    assert leasectl(*words, link)[0] == 0 and link.is_symlink()
+    assert file.stat().st_size > 1000
+    whole = file.read_bytes()
+    harmed(log)
+    status, err = leasectl(*words, file)
+    assert status == 65 and "CORRUPT" in err and file.read_bytes() == whole
+    assert leasectl(*words, tmp_path / "new")[0] == 65
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "log", "out"]
+
+
+def test_an_interrupt_leaves_nothing_behind(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("of yesterday")
+    with pytest.raises(KeyboardInterrupt), records._put_whole(str(tmp_path / "out")) as file:
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+    assert (tmp_path / "out").read_text() == "of yesterday"
+    assert not (tmp_path / "out.new").exists()
+
+
+@contextmanager
+def opened(log: Path, disk: DirectoryDisk) -> Iterator[Any]:
+    found = read_log(log)
+    try:
+        yield found.facts
+    finally:
+        found.close()
+        disk.close()
+
+
+class Going(DirectoryDisk):
+    """A disk whose second segment is pruned while it is copied, or whose reader is interrupted."""
+
+    def __init__(self, directory: Path, error: BaseException) -> None:
+        super().__init__(directory)
+        self.error, self.left = error, 2
+
+    def read(self, name: str, *, direct: bool = False) -> bytes:
+        if name.startswith("seg-"):
+            self.left -= 1
+            if not self.left:
+                raise self.error
+        return super().read(name, direct=direct)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_copy_that_cannot_be_finished_is_taken_away(
+    log: Path, tmp_path: Path, there: bool
+) -> None:
+    copy = tmp_path / "copy"
+    if there:
+        copy.mkdir()
+    for error, told in (
+        (FileNotFoundError(2, "No such file or directory"), StateError),
+        (OSError(28, "No space left on device"), OSError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
+        disk = Going(log, error)
+        with opened(log, disk) as facts, pytest.raises(told):
+            copy_log(disk, facts, copy)
+        assert copy.exists() == there and not (there and list(copy.iterdir()))
+    assert leasectl("audit", "export", "--log", log, "--format", "log", copy)[0] == 0
+    read_log(copy).close()
+
+
+def test_a_segment_that_goes_while_it_is_verified_is_told(log: Path) -> None:
+    disk = Going(log, FileNotFoundError(2, "No such file or directory", "seg-1"))
+    with pytest.raises(StateError, match="seg-1 was removed meanwhile: ask again"):
+        read_log(log, disk=disk)
+
+
+class Agent:
+    """It has two leases and knows what granted them."""
+
+    known = {"12345678" + "ab" * 12: 7, "ffee0011" + "cd" * 12: 9}
+
+    async def leases(self, *, closed: bool) -> Any:
+        assert closed
+        return SimpleNamespace(
+            leases=[SimpleNamespace(lease_id=one) for one in self.known], waiting=[]
+        )
+
+    async def describe(self, lease_id: str) -> Any:
+        return SimpleNamespace(runtime=SimpleNamespace(granted_sequence=self.known[lease_id]))
+
+
+@pytest.mark.parametrize(
+    ("text", "sequence"),
+    [("12345678", 7), ("12345679", 12345679), ("1234", 1234), ("ffee", 9), ("0", 0)],
+)
+async def test_digits_that_are_shown_of_a_lease_are_one(text: str, sequence: int) -> None:
+    assert await _sequence(Agent(), text) == sequence  # type: ignore[arg-type]
+
+
+async def test_what_is_neither(text: str = "1234567890123456") -> None:
+    with pytest.raises(NoSuchLease):
+        await _sequence(Agent(), text)  # type: ignore[arg-type]
