@@ -193,7 +193,9 @@ async def test_who_asks_at_once_waits_and_is_answered(fleet: Path) -> None:
         answered: list[tuple[str, UsageReport]] = []
 
         async def ask(end: str) -> None:
-            query = UsageQuery(of.tenants()[0], "2025-12-02", end, granularity="lease")
+            query = UsageQuery(
+                tenant=of.tenants()[0], start="2025-12-02", end=end, granularity="lease"
+            )
             call = Call(Caller("somebody", frozenset(Scope)), None, query, None, 0)
             first = await trio.to_thread.run_sync(reports.usage, call)
             assert first.value is None and first.then is not None
