@@ -172,6 +172,11 @@ def read_json(text: str, at: str) -> Any:
     return found
 
 
+def read_answer(raw: bytes) -> Any:
+    """What another program answered in JSON. Raises one of UNREADABLE."""
+    return msgspec.json.decode(raw)
+
+
 def _table_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for key, value in pairs:

@@ -16,13 +16,12 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import h11
-import msgspec
 import trio
 
 from leased.service.policy.waiting import HEADER
 from leased.service.uplink import Collector
 from leased.terms.moment import NS_PER_S
-from leased.terms.reading import UNREADABLE
+from leased.terms.reading import UNREADABLE, read_answer
 
 CONNECT_S: Final = 10
 ANSWER_S: Final = 15
@@ -136,7 +135,7 @@ async def _next(connection: h11.Connection, receive: Callable[..., object]) -> o
 
 def _read_offer(status: int, body: bytes) -> Offer:
     try:
-        found = msgspec.json.decode(body)
+        found = read_answer(body)
         if status == 200:
             return Offer(str(found["note"]), str(found["policy"]))
         said = str(found["detail"])[:200]
