@@ -130,7 +130,7 @@ DOORS: dict[str, str] = {
 
 CODEC_DOORS = re.compile(
     r"leased\.(terms\..*|chain\.(canonical|page|shapes)|wire\..*|hardware\.worker"
-    r"|service\.(config|evidence|fleet\.routes|policy\.exchange)|client\..*|ctl\..*|collector\..*)"
+    r"|service\.(config|evidence|fleet\.routes)|client\..*|ctl\..*|collector\..*)"
 )
 """`msgspec.Struct` is how a value is written down, anywhere; encoding and decoding happen here
 only.
