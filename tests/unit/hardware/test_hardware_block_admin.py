@@ -336,6 +336,7 @@ call = Arrange((("nqn.a", 2), ("nqn.a", 9), ("nqn.of.nobody", 1)),
 done = arranging.arrange(call)
 print(json.dumps([done.done, done.troubles]))
 """)
-    done, [trouble] = told
+    done, [full, absent] = told
     assert done == [["nqn.b", 3], ["nqn.a", 2]]
-    assert trouble.startswith("nqn.a: 9 namespaces of 512000 bytes: ")
+    assert full.startswith("nqn.a: 9 namespaces of 512000 bytes: ")
+    assert absent.startswith("nqn.of.nobody: ") and "no drive of that NQN answers" in absent

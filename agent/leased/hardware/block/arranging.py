@@ -67,12 +67,16 @@ def _make(nqn: str, count: int, size_bytes: int, end_ns: int) -> list[int]:
     made: list[int] = []
     # One that is down just now is to reach it as well, some day.
     shared = len(list_controllers(nqn)) > 1
+    answers = False
     for fd, who in _ways(nqn):
+        answers = True
         try:
             made.extend(fill(fd, who, count, size_bytes, end_ns, shared=shared))
         finally:
             if made:
                 verbs.rescan_controller(fd)
+    if not answers:
+        raise DeviceError("nvme_find", errno.ENODEV, "no drive of that NQN answers here")
     return made
 
 
