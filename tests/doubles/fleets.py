@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from leased.collector.fleet import Fleet, NodeView
+from leased.collector.fleet import Fleet
+from leased.collector.node_view import NodeView
 from tests.doubles.economics_history import History
 
 

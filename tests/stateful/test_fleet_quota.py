@@ -31,10 +31,12 @@ from hypothesis.stateful import (
 
 from leased.chain.policy_note import open_policy
 from leased.chain.signing import Signer
-from leased.collector.fleet import Fleet, LiveLease, NodeView, Want
+from leased.collector.fleet import Fleet
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.quotas import Override, Quota, Schedule, Terms
 from leased.collector.governance.register import Register
+from leased.collector.live_lease import LiveLease
+from leased.collector.node_view import NodeView, Want
 from leased.service.policy.windows import open_windows
 from leased.terms.identity import TenantId
 from leased.terms.policy import Policy, digest

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from leased.collector.fleet import NodeView
+from leased.collector.node_view import NodeView
 from leased.lessor.queue import LOOK_AGAIN_NS
 from leased.terms import command as commands
 from leased.terms import event as events

@@ -114,9 +114,9 @@ def judge(leases: Sequence[Held], card: RateCard, limits: Limits = LIMITS) -> li
             fragmented=groups[_group(held)],
             limits=limits,
         )
-        seen = held.utilization
-        known = is_known(seen, limits) and seen.mean_pm is not None
-        unused = max(0, 1000 - (seen.mean_pm or 0)) if known else None
+        mean_pm = held.utilization.mean_pm
+        known = waste is not Waste.UNKNOWN and mean_pm is not None
+        unused = max(0, 1000 - mean_pm) if known else None
         judged.append(Judged(held, waste, unused))
     return judged
 

@@ -72,7 +72,7 @@ def test_what_is_fenced_is_the_operators_and_not_free() -> None:
     second.fence_resource(cores(5), fenced=True)
     second.fence_resource(cores(4), fenced=False)
     fleet = read(first, second)
-    assert (fleet.held(), fleet.held("a"), fleet.held_by()) == ({CPU: 3000}, {}, {"a": {}})
+    assert (fleet.held(), fleet.held("a"), fleet.standing().held_by) == ({CPU: 3000}, {}, {"a": {}})
     first.unfence(1)
     second.fence_resource(cores(1), fenced=False)
     assert read(first, second).held() == {}

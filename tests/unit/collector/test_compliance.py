@@ -8,7 +8,8 @@ from fractions import Fraction
 import pytest
 
 from leased.collector.api.views import THROTTLED_NS, Views
-from leased.collector.fleet import Fleet, NodeView
+from leased.collector.fleet import Fleet
+from leased.collector.node_view import NodeView
 from leased.collector.planning.compliance import HOUR_NS, together
 from leased.lessor.throttle import TOLD_NS
 from leased.terms import event as events

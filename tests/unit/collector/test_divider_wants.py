@@ -4,8 +4,8 @@ that did not say, those that its number fits."""
 
 from __future__ import annotations
 
-from leased.collector.fleet import NodeView
 from leased.collector.governance.divider import Divider, Plan
+from leased.collector.node_view import NodeView
 from leased.terms import event as events
 from leased.terms.identity import CommandId, EventId, TenantId
 from leased.terms.moment import NS_PER_S, Moment

@@ -11,7 +11,8 @@ from pathlib import Path
 from leased.collector.api.rows import node_row
 from leased.collector.api.views import Views
 from leased.collector.archive.archive import ArchiveReader
-from leased.collector.fleet import Fleet, NodeView
+from leased.collector.fleet import Fleet
+from leased.collector.node_view import NodeView
 from leased.terms.policy import Policy
 from tests.doubles.fleet_archive import HOUR_NS, sample
 
@@ -59,12 +60,12 @@ def test_whoever_looks_while_the_fleet_grows_is_answered(tmp_path: Path) -> None
             views.allocations_at(0)
             views.usage_of("beta", 0)
             views.shares(0)
-            fleet.totals()
+            assert fleet.standing().totals is not None
     finally:
         over.set()
         thread.join()
         sys.setswitchinterval(before)
-    assert not wrong and fleet.held_by()["beta"] == fleet.held("beta")
+    assert not wrong and fleet.standing().held_by["beta"] == fleet.held("beta")
 
 
 def test_what_is_kept_of_a_node_is_what_it_is_after_every_record(tmp_path: Path) -> None:

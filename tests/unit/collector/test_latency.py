@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from leased.collector.accounts.accounts import Accounts
-from leased.collector.fleet import Fleet, NodeView
+from leased.collector.fleet import Fleet
+from leased.collector.node_view import NodeView
 from leased.collector.planning import queueing
 from leased.collector.planning.flow import (
     DAY_NS,

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leased.collector.api.views import Views
-from leased.collector.fleet import Fleet, NodeView
+from leased.collector.fleet import Fleet
 from leased.collector.governance.lending import lent
 from leased.collector.governance.policies import default_lending
 from leased.collector.governance.quotas import Limit, Per, Quota, Source, Terms, effective
+from leased.collector.node_view import NodeView
 from leased.terms.event import Admitted
 from leased.terms.identity import TenantId
 from leased.terms.policy import CapacityLimit, Mode, Policy, TenantLimits

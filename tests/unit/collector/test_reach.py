@@ -5,7 +5,8 @@ what is behind."""
 from __future__ import annotations
 
 from leased.collector.accounts.reaching import BEHIND_NS, reach_now, reach_of, reach_of_fleet
-from leased.collector.fleet import Fleet, NodeView
+from leased.collector.fleet import Fleet
+from leased.collector.node_view import NodeView
 from tests.doubles.economics_history import History
 
 SECOND = 10**9

@@ -9,7 +9,8 @@ import pytest
 
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.api.settings import parse
-from leased.collector.fleet import Fleet, NodeView
+from leased.collector.fleet import Fleet
+from leased.collector.node_view import NodeView
 from leased.collector.planning.slo import TIERS, Tier, service_levels
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS

@@ -37,5 +37,4 @@ def reach_now(watermarks: Mapping[str, int], as_of_ns: int) -> Reach:
 
 def reach_of_fleet(fleet: Fleet, now_ns: int) -> Reach:
     """The same, by what was read of each node's last log. Who is retired is not waited for."""
-    last = {view.node: view.moment for view in fleet.nodes()}
-    return reach_now({node: at.wall_ns if at else 0 for node, at in last.items()}, now_ns)
+    return reach_now(fleet.standing().watermarks, now_ns)

@@ -34,7 +34,8 @@ _Amounts = dict[ResourceKind, int]
 
 def seen_of(fleet: Fleet, ground: Policy, now_ns: int) -> AllocationsSeen:
     """As things are."""
-    totals, held, unmet = fleet.totals(), fleet.held_by(), fleet.unmet(now_ns - WANTED_NS)
+    standing, unmet = fleet.standing(), fleet.unmet(now_ns - WANTED_NS)
+    totals, held, borrowed = standing.totals, standing.held_by, standing.borrowed_by
     wanted = {
         tenant: found
         for tenant in sorted(held.keys() | unmet.keys())
@@ -58,7 +59,6 @@ def seen_of(fleet: Fleet, ground: Policy, now_ns: int) -> AllocationsSeen:
     named = {str(tenant): pm for plan in ranked for tenant, pm in plan.weights_pm}
     weights = [named.get(tenant, 1000) for tenant in wanted]
     shares = split(_PARTS, weights)
-    borrowed = fleet.borrowed_by()
     return AllocationsSeen(
         strategy=strategies.get(BY_KIND[_CPU].key, Strategy.PRIORITY),
         strategies=strategies,

@@ -171,7 +171,7 @@ class Metrics:
 def _present(fleet: Fleet, card: RateCard) -> Iterable[str]:
     """What an hour costs as things are."""
     hourly, tenants = _hourly(fleet, card)
-    totals, held = fleet.totals(), fleet.held()
+    totals, held = fleet.standing().totals, fleet.held()
     yield from family(
         *("grey_cluster_utilization_ratio", "gauge"),
         "Allocated of what there is.",

@@ -17,9 +17,9 @@ import msgspec
 from leased.collector.api.seen import LeaseSeen, LogSeen, NodeSeen
 from leased.collector.api.shown import instant, quantities
 from leased.collector.archive.manifest import LogEntry
-from leased.collector.fleet import NodeView, Told
 from leased.collector.governance.dimensions import BY_KIND, show
 from leased.collector.live_lease import LiveLease
+from leased.collector.node_view import NodeView, Told
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
 

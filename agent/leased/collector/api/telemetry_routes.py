@@ -33,6 +33,9 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.quantity import parse_duration
 
 LAST_NS_MAX = 90 * 24 * 3600 * NS_PER_S
+FRESH_NS = 2 * NS_PER_S
+"""What was found so long ago is told again: nodes tell of themselves every ten seconds, and it is
+the most that is asked here, by webhooks too."""
 
 
 class WasteQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +84,15 @@ class HeatSeen(msgspec.Struct, frozen=True):
     reach: Reach
 
 
+class _Found(msgspec.Struct, frozen=True):
+    """When, of how long, at which prices: what was found."""
+
+    at_ns: int
+    last_ns: int
+    card: RateCard | None
+    judged: list[Judged]
+
+
 class Observed:
     """Answers from the store of rollups."""
 
@@ -91,9 +103,10 @@ class Observed:
         fleet: Callable[[], Fleet],
     ) -> None:
         self._state, self._card, self._fleet = state, card, fleet
+        self._last = _Found(0, 0, None, [])
 
     def waste(self, call: Call) -> Answer:
-        """Waste by lease."""
+        """Waste by lease, as it was at most `FRESH_NS` ago."""
         last_ns = parse_duration(call.query.last)
         if not 0 < last_ns <= LAST_NS_MAX:
             raise Problem(422, "From 1s to 90d.", parameter="last")
@@ -126,8 +139,13 @@ class Observed:
         return closing(Store(self._state, reading=True))
 
     def _judged(self, store: Store, now_ns: int, last_ns: int) -> list[Judged]:
+        card, last = self._card(), self._last
+        if (last.last_ns, last.card) == (last_ns, card) and 0 <= now_ns - last.at_ns < FRESH_NS:
+            return last.judged
         found = views.leases(store, *views.windows(now_ns, last_ns))
-        return views.waste(found, self._card(), holdings=Holdings(self._fleet()))
+        judged = views.waste(found, card, holdings=Holdings(self._fleet()))
+        self._last = _Found(now_ns, last_ns, card, judged)
+        return judged
 
     def _reach(self, store: Store, now_ns: int) -> Reach:
         """How far telemetry goes: a node is behind of which nothing was heard for as long as heat

@@ -15,6 +15,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -37,6 +38,10 @@ GARBAGE: Final = (20_000, 20, 1_000)
 """When the collector of cycles looks (see `gc.set_threshold`). An answer is thousands of rows,
 freed by their counts of references; with the usual 700 it looks through them as they are made, and
 every now and then through all that is known of the fleet, while somebody waits."""
+
+SWITCH_S: Final = 0.001
+"""How long a thread that computes is left alone when another wants the interpreter; 5 ms are usual.
+Threads that find long answers give it up at each read, and are to have it back before that."""
 
 TOKEN_PREFIX: Final = "leased_"
 """So that scanners for secrets find one that was committed somewhere."""
@@ -127,6 +132,7 @@ def _is_at_work() -> bool:
 
 async def _serve(desk: Any, console: Console, beside: Beside) -> None:
     gc.set_threshold(*GARBAGE)
+    sys.setswitchinterval(SWITCH_S)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_obey, desk, console, stop)

@@ -39,11 +39,12 @@ from leased.collector.api.seen import (
 )
 from leased.collector.api.shown import instant, page, quantities
 from leased.collector.archive.manifest import LogEntry
-from leased.collector.fleet import Fleet, NodeView
+from leased.collector.fleet import Fleet
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, Dimension, Form, show
 from leased.collector.governance.lending import lent
 from leased.collector.governance.quotas import Limit, Per
-from leased.collector.planning.compliance import HOUR_NS, HOURS, Tally, together
+from leased.collector.node_view import NodeView
+from leased.collector.planning.compliance import HOUR_NS, HOURS, Tally
 from leased.terms.policy import Policy
 from leased.terms.resource import ResourceKind
 
@@ -116,7 +117,7 @@ class Views:
     def _lent(self, fleet: Fleet, tenant: str, now_ns: int) -> dict[str, int]:
         """What others have borrowed of a tenant."""
         borrowed: dict[ResourceKind, dict[str, int]] = {}
-        for borrower, kinds in fleet.borrowed_by().items():
+        for borrower, kinds in fleet.standing().borrowed_by.items():
             for kind, amount in kinds.items():
                 borrowed.setdefault(kind, {})[borrower] = amount
         of_others = [kind for kind, mine in borrowed.items() if mine.keys() - {tenant}]
@@ -179,7 +180,7 @@ class Views:
     def compliance_at(self, now_ns: int) -> ComplianceSeen:
         """The same, for whoever else wants to know."""
         from_ns = now_ns // HOUR_NS * HOUR_NS - (HOURS - 1) * HOUR_NS
-        tallies = together(view.compliance.since(from_ns) for view in self._fleet().known())
+        tallies = self._fleet().standing().tallies(from_ns)
         whole = Tally()
         for tally in tallies.values():
             whole.add(tally)
@@ -280,10 +281,10 @@ class Views:
 def _telling(fleet: Fleet, tenant: str) -> Iterator[NodeView]:
     """Nodes on which a tenant has something, and enough others to name every kind there is."""
     kinds: set[ResourceKind] = set()
+    having = {view.log_id for view, _ in fleet.leases(tenant)}
     for at, view in enumerate(fleet.nodes()):
         there = view.totals().keys()
-        has = any(one.subject.tenant == tenant for one in list(view.leases.values()))
-        if has or not at or not there <= kinds:
+        if view.log_id in having or not at or not there <= kinds:
             kinds |= there
             yield view
 
@@ -349,5 +350,5 @@ def _idle(fleet: Fleet, tenant: str, kind: ResourceKind, limit: Limit) -> int:
 
 
 def _borrowed(fleet: Fleet, tenant: str) -> dict[str, int]:
-    mine = fleet.borrowed_by().get(tenant, {})
+    mine = fleet.standing().borrowed_by.get(tenant, {})
     return {BY_KIND[kind].key: amount for kind, amount in mine.items()}

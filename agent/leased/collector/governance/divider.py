@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from leased.collector.fleet import Fleet, NodeView, Want
+from leased.collector.fleet import Fleet
 from leased.collector.governance import windows
 from leased.collector.governance.dimensions import BY_KEY, BY_KIND, DIVISIBLE
 from leased.collector.governance.division import (
@@ -31,6 +31,7 @@ from leased.collector.governance.division import (
 from leased.collector.governance.policies import Part, Saying
 from leased.collector.governance.quotas import Opening, Per, Schedule, effective
 from leased.collector.governance.shares import Shares
+from leased.collector.node_view import NodeView, Want
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import ResourceKind
 

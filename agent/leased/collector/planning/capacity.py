@@ -139,20 +139,23 @@ def idle(accounts: Accounts) -> Idle:
     now_ns = accounts.now_ns()
     window = Window(max(0, now_ns - periods.duration(WEEK)), now_ns)
     prices = node_prices(accounts, accounts.source.held())
-    waste = Fraction(0)
+    lately_ns: dict[str, int] = {}
     listed: list[IdleResource] = []
     ends = accounts.watermarks()
     decimals = accounts.terms.infrastructure.decimals
     for stretch in accounts.source.quiet((0, now_ns)):
-        length_ns = stretch.to_ns - stretch.from_ns
+        node, length_ns = stretch.node_id, stretch.to_ns - stretch.from_ns
         if length_ns < HOUR_NS:
             continue
-        price = prices.get(stretch.node_id, Fraction(0))
-        lately_ns = stretch.to_ns - max(stretch.from_ns, window.from_ns)
-        waste += price * Fraction(max(0, lately_ns), HOUR_NS)
-        if stretch.to_ns >= ends.get(stretch.node_id, now_ns + 1):
+        if stretch.to_ns > window.from_ns:
+            since_ns = max(stretch.from_ns, window.from_ns)
+            lately_ns[node] = lately_ns.get(node, 0) + stretch.to_ns - since_ns
+        if stretch.to_ns >= ends.get(node, now_ns + 1):
             # Since when it is idle, however long that is.
-            listed.append(_idle_row(stretch, price * Fraction(length_ns, HOUR_NS), decimals))
+            cost = prices.get(node, Fraction(0)) * Fraction(length_ns, HOUR_NS)
+            listed.append(_idle_row(stretch, cost, decimals))
+    idle_hours = ((node, Fraction(lately, HOUR_NS)) for node, lately in lately_ns.items())
+    waste = sum((prices.get(node, Fraction(0)) * hours for node, hours in idle_hours), Fraction(0))
     return Idle(
         listed,
         Decimal(fixed(rounded(waste, decimals), decimals)),

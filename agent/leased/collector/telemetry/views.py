@@ -85,22 +85,23 @@ def leases(store: Store, begin_s: int, end_s: int, *, node: str = "") -> list[Le
     using: dict[tuple[str, str, str], Rollup] = {}
     tenants: dict[tuple[str, str, str], str] = {}
     for row in store.leases(begin_s, end_s, node=node):
-        if row.kind not in _KINDS or not row.lease:
+        kind = row.kind
+        if kind not in _KINDS or not row.lease:
             continue
-        place = (row.node, row.lease, row.kind)
+        place = (row.node, row.lease, kind)
         sums = using if row.is_use else holding
         before = sums.get(place)
         sums[place] = row.rollup if before is None else before + row.rollup
         tenants[place] = row.tenant or tenants.get(place, "")
-    return [
-        LeaseUse(
-            *(place[0], place[1], tenants[place], _KINDS[place[2]]),
-            held.most,
-            held.covered_ns,
-            utilization_of(using.get(place), held.covered_ns),
+    found = []
+    for place, held in sorted(holding.items()):
+        where, lease, kind = place
+        seen = utilization_of(using.get(place), held.covered_ns)
+        one = LeaseUse(
+            where, lease, tenants[place], _KINDS[kind], held.most, held.covered_ns, seen
         )
-        for place, held in sorted(holding.items())
-    ]
+        found.append(one)
+    return found
 
 
 def waste(
