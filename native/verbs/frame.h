@@ -51,4 +51,12 @@ static inline uint64_t le64(const uint8_t *from)
 	return le64toh(raw);
 }
 
+/* Eight bytes as rows have them: signed, the first bits first. */
+static inline int64_t big_endian(const uint8_t *from)
+{
+	uint64_t raw;
+	memcpy(&raw, from, sizeof raw);
+	return (int64_t)be64toh(raw);
+}
+
 #endif

@@ -17,7 +17,7 @@
 
 #include <errno.h>
 
-enum { FIELDS_MAX = 16, BYTES_FIRST = 4096, PARTY_BYTES_MIN = 7 };
+enum { FIELDS_MAX = 16, PARTY_BYTES_MIN = 7 };
 
 /* ---- columns ---- */
 
@@ -72,39 +72,9 @@ static bool add_act(struct leased_projector *p, const struct leased_act *row)
 	return true;
 }
 
-static int64_t big_endian(const uint8_t *from)
-{
-	uint64_t raw;
-	memcpy(&raw, from, sizeof raw);
-	return (int64_t)be64toh(raw);
-}
-
-/* ---- parties ---- */
-
-static bool parties_have_room(struct parties *parties, size_t bytes)
-{
-	const size_t begin = parties->count ? parties->ends[parties->count - 1] : 0;
-	if (bytes > INT32_MAX || begin + bytes > INT32_MAX)
-		return false;
-	while (begin + bytes > parties->bytes_room) {
-		const size_t room = parties->bytes_room ? 2 * parties->bytes_room : BYTES_FIRST;
-		if (!WIDER(parties, bytes, room))
-			return false;
-		parties->bytes_room = room;
-	}
-	if (parties->count == parties->room) {
-		const size_t room = parties->room ? 2 * parties->room : ROWS_FIRST;
-		if (!WIDER(parties, ends, room))
-			return false;
-		parties->room = room;
-	}
-	return true;
-}
-
 /*
  * Add what somebody holds. Its party is kind, tier and priority, a byte each, the tenant with its
- * length in four bytes before it, and the tag as it is in a subject; the key is the first half of
- * the SHA-256 of that, so that it is the same in every block and log. 0 or -ENOMEM.
+ * length in four bytes before it, and the tag as it is in a subject. 0 or -ENOMEM.
  */
 static int add_hold(struct leased_projector *p, const struct leased_hold *row,
 	const uint8_t *tenant, size_t tenant_bytes, const uint8_t *tag, size_t tag_bytes)
@@ -112,12 +82,10 @@ static int add_hold(struct leased_projector *p, const struct leased_hold *row,
 	struct parties *parties = &p->parties;
 	struct leased_holds *holds = &p->holds;
 	const size_t bytes = PARTY_BYTES_MIN + tenant_bytes + tag_bytes;
-	const size_t begin = parties->count ? parties->ends[parties->count - 1] : 0;
-	uint8_t digest[LEASED_HASH_BYTES];
-	uint64_t key[2];
-	if (!holds_have_room(p) || !parties_have_room(parties, bytes))
+	uint8_t *const party = parties_room(parties, bytes);
+	size_t which;
+	if (!holds_have_room(p) || party == NULL)
 		return -ENOMEM;
-	uint8_t *const party = parties->bytes + begin;
 	const uint32_t tenant_le = htole32((uint32_t)tenant_bytes);
 	party[0] = (uint8_t)row->kind;
 	party[1] = (uint8_t)row->tier;
@@ -125,25 +93,55 @@ static int add_hold(struct leased_projector *p, const struct leased_hold *row,
 	memcpy(party + 3, &tenant_le, sizeof tenant_le);
 	memcpy(party + PARTY_BYTES_MIN, tenant, tenant_bytes);
 	memcpy(party + PARTY_BYTES_MIN + tenant_bytes, tag, tag_bytes);
-	const struct leased_message message = { party, bytes, digest };
-	leased_sha256_each(party, 0, &message, 1);
-	memcpy(key, digest, sizeof key);
-	struct map_cell *cell = map_find(&parties->known, key);
-	if (!cell->value) {
-		parties->ends[parties->count++] = (uint32_t)(begin + bytes);
-		if (!map_put(&parties->known, cell, key, parties->count))
-			return -ENOMEM;
-	}
+	if (!parties_know(parties, bytes, &which))
+		return -ENOMEM;
 	const size_t at = holds->count++;
 	holds->sequence[at] = row->sequence;
 	holds->slot[at] = row->slot;
-	holds->party_hi[at] = big_endian(digest);
-	holds->party_lo[at] = big_endian(digest + 8);
+	holds->party_hi[at] = parties->keys[which].hi;
+	holds->party_lo[at] = parties->keys[which].lo;
 	holds->capacity[at] = row->capacity;
 	return 0;
 }
 
 /* ---- bodies ---- */
+
+/* Bytes of a value by its first: 0 where more must be asked, and of what no body has. */
+static const uint8_t WHOLE[256] = {
+	[0x00 ... 0x7f] = 1, [0xa0] = 1, [0xa1] = 2, [0xa2] = 3, [0xa3] = 4, [0xa4] = 5,
+	[0xa5] = 6, [0xa6] = 7, [0xa7] = 8, [0xa8] = 9, [0xa9] = 10, [0xaa] = 11, [0xab] = 12,
+	[0xac] = 13, [0xad] = 14, [0xae] = 15, [0xaf] = 16, [0xb0] = 17, [0xb1] = 18,
+	[0xb2] = 19, [0xb3] = 20, [0xb4] = 21, [0xb5] = 22, [0xb6] = 23, [0xb7] = 24,
+	[0xb8] = 25, [0xb9] = 26, [0xba] = 27, [0xbb] = 28, [0xbc] = 29, [0xbd] = 30,
+	[0xbe] = 31, [0xbf] = 32, [0xc0] = 1, [0xc2 ... 0xc3] = 1, [0xcc] = 2, [0xcd] = 3,
+	[0xce] = 5, [0xcf] = 9, [0xd0] = 2, [0xd1] = 3, [0xd2] = 5, [0xd3] = 9,
+	[0xe0 ... 0xff] = 1,
+};
+
+/* Past what a length stands in front of: bytes, text, or, as `more` values, an array. */
+static const uint8_t *past_long(const uint8_t *p, const uint8_t *end, size_t *more)
+{
+	const unsigned head = *p++;
+	const unsigned power = head == 0xdc		     ? 1
+			       : head >= 0xd9 && head <= 0xdb ? head - 0xd9
+			       : head >= 0xc4 && head <= 0xc6 ? head - 0xc4
+							      : 3;
+	size_t length = 0;
+	if (power > 2 || (size_t)(end - p) < (size_t)1 << power)
+		return NULL;
+	for (const uint8_t *const past = p + (1u << power); p < past; p++)
+		length = length << 8 | *p;
+	if (head == 0xdc) {
+		*more += length;
+		return p;
+	}
+	return (size_t)(end - p) < length ? NULL : p + length;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+	return a > b ? a : b;
+}
 
 /* Past a value, whatever it is: what it may be was asked when it came. NULL where it does not end
  * before `end`. */
@@ -152,53 +150,40 @@ static const uint8_t *past_value(const uint8_t *p, const uint8_t *end)
 	for (size_t left = 1; left > 0; left--) {
 		if (p >= end)
 			return NULL;
-		const unsigned head = *p++;
-		size_t bytes = 0;
-		if (head < 0x80 || head >= 0xe0 || head == 0xc0 || head == 0xc2 || head == 0xc3)
-			continue;
-		if ((head & 0xe0) == 0xa0) {
-			bytes = head & 0x1f;
+		const unsigned head = *p;
+		const size_t whole = WHOLE[head];
+		if (whole != 0) {
+			if ((size_t)(end - p) < whole)
+				return NULL;
+			p += whole;
 		} else if ((head & 0xf0) == 0x90) {
 			left += head & 0x0f;
-		} else if (head >= 0xcc && head <= 0xd3) {
-			bytes = (size_t)1 << (head & 3);
+			p++;
 		} else {
-			/* With a length in front: of bytes, of text, of an array. */
-			const unsigned power = head == 0xdc		     ? 1
-					       : head >= 0xd9 && head <= 0xdb ? head - 0xd9
-					       : head >= 0xc4 && head <= 0xc6 ? head - 0xc4
-									      : 3;
-			if (power > 2 || (size_t)(end - p) < (size_t)1 << power)
+			p = past_long(p, end, &left);
+			if (p == NULL)
 				return NULL;
-			for (const uint8_t *const past = p + (1u << power); p < past; p++)
-				bytes = bytes << 8 | *p;
-			if (head == 0xdc) {
-				left += bytes;
-				bytes = 0;
-			}
 		}
-		if ((size_t)(end - p) < bytes)
-			return NULL;
-		p += bytes;
 	}
 	return p;
 }
 
-/* Where each field of a value of many begins, of as many as its shape has; or false. */
-static bool take_apart(const struct leased_shape *shape, const uint8_t *p, const uint8_t *end,
-	const uint8_t *begins[FIELDS_MAX])
+/* Where each of the first `count` fields of a value of many begins, and the last of them ends; or
+ * false. */
+static bool take_apart(const struct leased_shape *shape, size_t count, const uint8_t *p,
+	const uint8_t *end, const uint8_t *begins[FIELDS_MAX])
 {
 	if (p >= end || shape->what != LEASED_SHAPE_FIELDS || shape->count >= FIELDS_MAX ||
-		*p != (0x90 | shape->count))
+		count > shape->count || *p != (0x90 | shape->count))
 		return false;
 	p++;
-	for (uint32_t i = 0; i < shape->count; i++) {
+	for (size_t i = 0; i < count; i++) {
 		begins[i] = p;
 		p = past_value(p, end);
 		if (p == NULL)
 			return false;
 	}
-	begins[shape->count] = p;
+	begins[count] = p;
 	return true;
 }
 
@@ -269,7 +254,7 @@ static int hold(struct leased_projector *p, const struct leased_plan *plan, int6
 		struct leased_hold *row = &rows[slot];
 		*row = (struct leased_hold){ .sequence = sequence, .slot = (int16_t)slot,
 			.tier = -1, .priority = priority };
-		if (!take_apart(one, at, end, fields))
+		if (!take_apart(one, one->count, at, end, fields))
 			return 0;
 		const uint8_t *const tier = fields[plan->tier];
 		if (!small_at(fields[plan->kind], &row->kind) ||
@@ -292,20 +277,21 @@ static int act(struct leased_projector *p, const struct leased_plan *plan,
 {
 	const uint8_t *body = frame + HEADER_BYTES, *end = body + le32(frame + AT_BODY_BYTES);
 	const uint8_t *fields[FIELDS_MAX], *subject[FIELDS_MAX];
-	const uint32_t root = plan->roots[kind];
+	const uint32_t root = plan->roots[kind], deadline = plan->deadline[kind];
 	const struct leased_shape *shape = &plan->shapes[root];
+	const size_t count = larger(larger(plan->effective, plan->subject), deadline) + 1;
 	struct leased_act row = { .sequence = (int64_t)at->sequence, .boot = at->boot,
 		.act = (int8_t)plan->act[kind], .sealed_ns = at->watermark_ns };
-	if (root == 0 || !take_apart(shape, body, end, fields) ||
-		fields[shape->count] != end || !moment_at(fields[plan->effective], &row.at_ns))
+	if (root == 0 || !take_apart(shape, count, body, end, fields) ||
+		!moment_at(fields[plan->effective], &row.at_ns))
 		return 0;
 	if (row.at_ns > row.sealed_ns)
 		row.at_ns = row.sealed_ns;
 	const uint8_t *lease_id = frame + AT_LEASE;
 	row.lease_hi = big_endian(lease_id);
 	row.lease_lo = big_endian(lease_id + 8);
-	if (plan->deadline[kind]) {
-		if (!moment_at(fields[plan->deadline[kind]], &row.deadline_ns))
+	if (deadline) {
+		if (!moment_at(fields[deadline], &row.deadline_ns))
 			return 0;
 		row.has |= LEASED_ACT_DEADLINE;
 	}
@@ -315,7 +301,9 @@ static int act(struct leased_projector *p, const struct leased_plan *plan,
 		uint8_t digest[LEASED_HASH_BYTES];
 		const struct leased_message message = { from, (size_t)(to - from), digest };
 		uint64_t id[2], terms;
-		if (!take_apart(whose, from, to, subject))
+		const size_t told = larger(larger(plan->tenant, plan->tag),
+					larger(plan->priority, plan->allotments)) + 1;
+		if (!take_apart(whose, told, from, to, subject))
 			return 0;
 		leased_sha256_each(from, 0, &message, 1);
 		row.terms = big_endian(digest);
@@ -342,7 +330,7 @@ static int act(struct leased_projector *p, const struct leased_plan *plan,
 struct leased_projector *leased_projector_new(void)
 {
 	struct leased_projector *p = calloc(1, sizeof *p);
-	if (p != NULL && (!map_begin(&p->terms) || !map_begin(&p->parties.known))) {
+	if (p != NULL && (!map_begin(&p->terms) || !map_begin(&p->parties.marks))) {
 		leased_projector_free(p);
 		return NULL;
 	}
@@ -360,11 +348,12 @@ void leased_projector_free(struct leased_projector *p)
 		a->sealed_ns, a->deadline_ns, a->terms, a->ref, a->has, h->sequence, h->slot,
 		h->party_hi, h->party_lo, h->capacity, l->sequence, l->granted_ns, l->torn_ns,
 		l->ended_ns, l->released_ns, l->party_hi, l->party_lo, l->capacity, l->boot,
-		l->slot, l->released, p->parties.bytes, p->parties.ends };
+		l->slot, l->released, p->parties.bytes, p->parties.ends,
+		p->parties.keys };
 	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
 		free(all[i]);
 	map_end(&p->terms);
-	map_end(&p->parties.known);
+	map_end(&p->parties.marks);
 	free(p);
 }
 

@@ -248,6 +248,8 @@ def _loading(directory: Path, small: _Rows) -> str:
     lines = [
         "CREATE FUNCTION idiv(a bigint, b bigint) RETURNS bigint IMMUTABLE PARALLEL SAFE"
         " LANGUAGE sql AS $$ SELECT a / b $$;",
+        "CREATE FUNCTION wide(a bigint) RETURNS numeric IMMUTABLE PARALLEL SAFE"
+        " LANGUAGE sql AS $$ SELECT a::numeric $$;",
         f"CREATE UNLOGGED TABLE acts ({whole} boot int, lease_hi bigint, lease_lo bigint, act int,"
         " at_ns bigint, sealed_ns bigint, deadline_ns bigint, terms bigint, ref bigint);",
         f"CREATE UNLOGGED TABLE holds ({whole} slot int, {held});",

@@ -55,7 +55,11 @@ _OVERFLOWS: Final = (
     "CAST_OVERFLOW",
     "NUMERIC_VALUE_OUT_OF_RANGE",
 )
-_IDIV: Final = "CREATE TEMPORARY FUNCTION idiv(a BIGINT, b BIGINT) RETURNS BIGINT RETURN a DIV b"
+_FUNCTIONS: Final = (
+    "CREATE TEMPORARY FUNCTION idiv(a BIGINT, b BIGINT) RETURNS BIGINT RETURN a DIV b",
+    "CREATE TEMPORARY FUNCTION wide(a BIGINT) RETURNS DECIMAL(38,0)"
+    " RETURN CAST(a AS DECIMAL(38,0))",
+)
 T = TypeVar("T")
 
 # Both are said by the error that is raised; the client says them again, at length, on stderr.
@@ -90,7 +94,8 @@ class SparkEngine:
             self._session = self._within(CONNECT_S, self._connect)
             for key, value in SETTINGS.items():
                 self._ask(lambda key=key, value=value: self._session.conf.set(key, value))
-            self._run(_IDIV)
+            for function in _FUNCTIONS:
+                self._run(function)
         except BaseException:
             self.close()
             self._thread.shutdown(wait=False)

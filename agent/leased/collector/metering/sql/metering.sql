@@ -5,7 +5,7 @@
 -- Rule: integers only. Amounts are DECIMAL(38,0), cast before they are multiplied; an engine that would wrap instead of
 -- raising is refused at its start. What is computed here equals economics.hourly, cell by cell (a property test).
 -- Each statement is a SELECT; an engine makes a table, or a view, of the name above it. idiv(a, b) is the engine's
--- integer division of what is not negative.
+-- integer division of what is not negative; wide(a) is a, of a type in which its SUM does not end at 63 bits.
 --
 -- acts   one row per record that changes a lease: act 1 Allocated, 2 Renewed, 3 DrainNotified, 4 TeardownBegun,
 --        5 Reclaimed, 6 Fenced, 7 Unfenced, 8 Voided (ref: the sequence of the grant), 9 Released. at_ns is when it took
@@ -214,7 +214,7 @@ JOIN owners o ON o.party_hi = 0 AND o.party_lo = 0 AND o.tenant = '' AND o.kind 
 -- name: changes
 -- By the hour: by how much what is held changes, and what that is until the end of the hour. What begins is added, what
 -- ends is taken away again: a span of a month is two rows, not 720. One within an hour changes nothing by its end: it is one.
-SELECT pool, owner, hour, CAST(SUM(dl) AS DECIMAL(38,0)) AS dl,
+SELECT pool, owner, hour, CAST(SUM(wide(dl)) AS DECIMAL(38,0)) AS dl,
        CAST(SUM(CAST(held AS DECIMAL(38,0)) * CAST(for_ns AS DECIMAL(38,0))) AS DECIMAL(38,0)) AS cap_ns
 FROM (
     SELECT pool, owner, idiv(s, 3600000000000) AS hour,
@@ -248,10 +248,11 @@ SELECT c.hour, c.pool, o.tenant, o.kind, o.tier, o.priority, o.tag, c.cap_ns FRO
 WHERE c.cap_ns > 0
 
 -- name: peaks
--- The sweep, an hour at a time: RANGE takes all of one nanosecond together, so what starts as another ends does not double
--- the peak; every hour carries in what is held. Where something ends there is no peak: it was more before.
+-- The sweep, an hour at a time, from what is held as it begins (added last). Where something ends there is no
+-- peak: it was more before. What ends goes first, so what starts as another ends does not double the peak. slot is a payer
+-- and an hour (there are less than 2^22) as one number: half of the time goes to sorting, and that is quicker by one.
 WITH w AS (
-    SELECT payer, hour, dl,
+    SELECT payer, hour, CAST(payer AS BIGINT) * 4194304 + hour AS slot, dl,
            CAST(SUM(dl) OVER (PARTITION BY payer ORDER BY hour
                               ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS DECIMAL(38,0)) AS held,
            LEAD(hour) OVER (PARTITION BY payer ORDER BY hour) AS next_hour
@@ -262,22 +263,25 @@ WITH w AS (
         GROUP BY o.payer, c.hour
     ) c
 ), d AS (
-    SELECT payer, idiv(s, 3600000000000) AS hour, s AS t, CAST(capacity AS DECIMAL(38,0)) AS dl
-    FROM spans WHERE pool = 0
+    SELECT CAST(payer AS BIGINT) * 4194304 + idiv(s, 3600000000000) AS slot, s AS t, capacity AS dl
+    FROM spans WHERE pool = 0 AND capacity > 0
     UNION ALL
-    SELECT payer, idiv(e, 3600000000000), e, -CAST(capacity AS DECIMAL(38,0)) FROM spans WHERE pool = 0
+    SELECT CAST(payer AS BIGINT) * 4194304 + idiv(e, 3600000000000), e, -capacity
+    FROM spans WHERE pool = 0 AND capacity > 0
     UNION ALL
-    SELECT payer, hour, hour * 3600000000000, CAST(held - dl AS DECIMAL(38,0)) FROM w
+    SELECT slot, hour * 3600000000000, 0 FROM w
 ), r AS (
-    SELECT payer, hour, dl,
-           SUM(dl) OVER (PARTITION BY payer, hour ORDER BY t
-                         RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS held
+    SELECT slot, dl,
+           SUM(wide(dl)) OVER (PARTITION BY slot ORDER BY t, dl
+                               ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS held
     FROM d
+), m AS (
+    SELECT slot, MAX(held) AS held FROM r WHERE dl >= 0 GROUP BY slot
 )
 SELECT o.tenant, o.kind, o.tier, c.hour, c.held FROM (
-    SELECT payer, hour, CAST(MAX(held) AS DECIMAL(38,0)) AS held
-    FROM r WHERE dl >= 0 AND held > 0
-    GROUP BY payer, hour
+    SELECT w.payer, w.hour, CAST(w.held - w.dl + m.held AS DECIMAL(38,0)) AS held
+    FROM m JOIN w ON w.slot = m.slot
+    WHERE w.held - w.dl + m.held > 0
     UNION ALL
     SELECT w.payer, h.hour, w.held
     FROM w JOIN hours h ON h.hour > w.hour AND h.hour < w.next_hour
