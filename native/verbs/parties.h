@@ -3,8 +3,8 @@
  * Parties: who holds something in a block, and as what, each once; rows have their keys.
  *
  * Rule: a key is the first half of the SHA-256 of a party's bytes, so that it is the same in every
- * block and log. Of the holds of a block few are of a new one, and a digest takes longer than to see
- * that one is known: it is found again by a mark of its bytes, and they are compared.
+ * block and log. Few of the holds of a block are of a new one, and a digest takes longer than to
+ * see that one is known: it is found again by a mark of its bytes, and they are compared.
  */
 #ifndef LEASED_PARTIES_H
 #define LEASED_PARTIES_H

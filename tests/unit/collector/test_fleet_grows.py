@@ -13,6 +13,7 @@ from leased.collector.api.views import Views
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.fleet import Fleet
 from leased.collector.node_view import NodeView
+from leased.collector.standing import Standing
 from leased.terms.policy import Policy
 from tests.doubles.fleet_archive import HOUR_NS, sample
 
@@ -96,4 +97,23 @@ def test_what_is_kept_of_a_node_is_what_it_is_after_every_record(tmp_path: Path)
     assert len(seen) > 3
     view.name = "renamed"
     assert node_row([entry], view, now_ns).name == "renamed"
+    reader.close()
+
+
+def test_what_follows_from_all_nodes_is_made_again_with_every_record(tmp_path: Path) -> None:
+    """Of one state of the records it is made once; of the next it is what a new look would find."""
+    sample(tmp_path, 1_700_000_000 * 10**9, 1_700_000_000 * 10**9 - 50 * HOUR_NS)
+    reader, fleet, steps = ArchiveReader(tmp_path), Fleet(), 0
+    while fleet.follow(reader, 1):
+        standing = fleet.standing()
+        assert fleet.standing() is standing
+        fresh = Standing(fleet.logs.values(), frozenset())
+        for name in ("nodes", "tenants", "leases", "watermarks", "totals", "held_by", "wanted"):
+            assert getattr(standing, name) == getattr(fresh, name), name
+        steps += 1
+    assert steps > 15
+    (gone, *left) = [view.node for view in fleet.nodes()]
+    fleet.retired = frozenset((gone,))
+    assert [view.node for view in fleet.nodes()] == left
+    assert [view.node for view in fleet.known()] == [gone, *left]
     reader.close()

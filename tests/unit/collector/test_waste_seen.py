@@ -49,6 +49,35 @@ def seen(state: Path, history: History) -> dict[str, str]:
     return {one.lease_id: str(one.waste) for one in answer.value.leases}
 
 
+def test_what_was_found_is_told_again_until_it_is_two_seconds_old(tmp_path: Path) -> None:
+    history, card = History(), CARD
+    history.start()
+    history.inventory(core_of(64_000))
+    history.allocate(1, subject(core_of(500)), 1 << 60)
+    fleet = fleet_of({NODE: history})
+    observed = Observed(tmp_path, lambda: card, lambda: fleet)
+
+    def found(after_ms: int, last: str = "1h") -> tuple[str, int]:
+        now_ns = NOW_S * NS_PER_S + after_ms * 10**6
+        query = WasteQuery(last=last)
+        call = Call(Caller("ops", frozenset()), SimpleNamespace(), query, None, now_ns)
+        [one] = observed.waste(call).value.leases
+        return str(one.waste), one.samples
+
+    with closing(Store(tmp_path)) as store:
+        used(store, 1, core_of(500), 200_000)
+        assert found(0) == ("overprovisioned", 360)
+        used(store, 1, core_of(500), 800_000)
+    assert found(1_999) == ("overprovisioned", 360)
+    assert found(2_000) == ("healthy", 720)
+    assert found(1_999) == ("healthy", 720), "a clock was set back"
+    assert found(1_999, "30m") == ("healthy", 360), "of another time"
+    with closing(Store(tmp_path)) as store:
+        used(store, 1, core_of(500), 800_000)
+    card = msgspec.structs.replace(CARD, rates=())
+    assert found(1_999, "30m") == ("healthy", 540), "at other prices"
+
+
 def core_of(millis: int) -> Allotment:
     return Allotment("cpu:0", CPU, None, millis)
 
