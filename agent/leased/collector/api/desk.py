@@ -53,6 +53,7 @@ from leased.collector.api.pace import Pace
 from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.server import Server
 from leased.collector.api.settings import Settings
+from leased.collector.archive.floor import Kept
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.keeping import KEY_NAME, Keeping
 from leased.collector.metering import engines
@@ -164,6 +165,7 @@ class Desk:
             hooks=self.hooks,
             waste=self._waste,
             queue_depth=self._waiting,
+            floor=Kept(self._state).floor,
         )
         table = [
             *quota_routes.routes(self._quotas),
