@@ -213,6 +213,18 @@ def test_the_costs_of_the_source_document():
     ]
     assert sum(row.share for row in costs.by_tenant) == 1
     assert sum(row.cost for row in costs.by_tenant) == costs.total_cost
+    assert [row.others for row in costs.by_tenant] == [0, 0, 0, 3]
+
+
+def test_a_tenant_that_is_called_as_the_rest_is_told_from_it():
+    source = WrittenSource()
+    for number, name in enumerate(("c", "b", "a", "OTHER")):
+        source.hold(name, CPU, 1_000 * (number + 1), range(10))
+    window = periods.Window(JANUARY_NS, JANUARY_NS + 10 * HOUR_NS)
+    costs = Accounts(source, Terms()).costs(window, top=2)
+    told = [(row.tenant, row.others, row.cost) for row in costs.by_tenant]
+    assert [row[:2] for row in told] == [("OTHER", 0), ("a", 0), ("OTHER", 2)]
+    assert [row[2] for row in told] == [Decimal(288), Decimal(216), Decimal(216)]
 
 
 def test_the_chargeback_of_the_source_document():

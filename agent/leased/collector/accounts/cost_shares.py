@@ -2,7 +2,8 @@
 """Shares of a cost: by whatever name, the largest first, and all of it.
 
 Rule: parts and shares are rounded by the largest remainder, so that they add up; who is not among
-the first so many is in OTHER, last. What a group has none of (no tag, no tier) is a group without a
+the first so many is in OTHER, last, which says how many these are: somebody may be called OTHER.
+What a group has none of (no tag, no tier) is a group without a
 name.
 
 Does not price (`attribution`).
@@ -11,12 +12,14 @@ Does not price (`attribution`).
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, TypeVar
 
-from leased.collector.accounts.answers import GroupCost, NamedCost
+import msgspec
+
+from leased.collector.accounts.answers import GroupCost, NamedCost, TenantCost
 from leased.economics.amounts import rounded, split
 from leased.economics.attribution import Basis, attribute
 from leased.economics.contracts import Terms
@@ -26,6 +29,7 @@ from leased.economics.statement import fixed
 
 OTHER: Final = "OTHER"
 Name = TypeVar("Name", str, str | None)
+Row = TypeVar("Row", TenantCost, GroupCost)
 
 
 class GroupBy(enum.StrEnum):
@@ -60,8 +64,8 @@ def _name(key: UsageKey, by: GroupBy) -> str | None:
 
 def first(costs: Mapping[Any, Fraction], top: int) -> list[tuple[Any, Fraction]]:
     """The first `top`, largest first, and the rest as OTHER."""
-    ranked = sorted(costs.items(), key=lambda item: (-item[1], item[0] or ""))
-    named, rest = ranked[:top], ranked[top:]
+    in_order = sorted(costs.items(), key=lambda item: (-item[1], item[0] or ""))
+    named, rest = in_order[:top], in_order[top:]
     if rest:
         named.append((OTHER, sum((cost for _, cost in rest), Fraction(0))))
     return named
@@ -76,24 +80,31 @@ def parts(named: list[tuple[Name, Fraction]], total: int) -> list[tuple[Name, in
     return list(zip(names, split(total, weights), shares, strict=True))
 
 
-def group_costs(
-    costs: Mapping[str | None, Fraction], top: int, total: int, decimals: int
-) -> list[GroupCost]:
-    """Groups as they are told."""
-    return [
-        GroupCost(name, money(part, decimals), share)
+def ranked(
+    kind: Callable[[Any, Decimal, Decimal], Row],
+    costs: Mapping[Any, Fraction],
+    top: int,
+    total: int,
+    decimals: int,
+) -> list[Row]:
+    """The first `top` as they are told, and the rest as one row."""
+    rows = [
+        kind(name, money(part, decimals), share)
         for name, part, share in parts(first(costs, top), total)
     ]
+    if len(costs) > top:
+        rows[-1] = msgspec.structs.replace(rows[-1], others=len(costs) - top)
+    return rows
 
 
 def named_costs(costs: Mapping[str, Fraction], decimals: int) -> list[NamedCost]:
     """Costs by name, largest first; shares of what is positive."""
-    ranked = sorted(costs.items(), key=lambda item: (-item[1], item[0]))
-    weights = [max(Fraction(0), cost) for _, cost in ranked]
-    hundredths = split(100, weights) if any(weights) else [0] * len(ranked)
+    in_order = sorted(costs.items(), key=lambda item: (-item[1], item[0]))
+    weights = [max(Fraction(0), cost) for _, cost in in_order]
+    hundredths = split(100, weights) if any(weights) else [0] * len(in_order)
     return [
         NamedCost(name, money(rounded(cost, decimals), decimals), Decimal(share).scaleb(-2))
-        for (name, cost), share in zip(ranked, hundredths, strict=True)
+        for (name, cost), share in zip(in_order, hundredths, strict=True)
     ]
 
 

@@ -237,13 +237,19 @@ def _hourly(fleet: Fleet, card: RateCard) -> tuple[Cost, Cost]:
     for (whose, held, free, priority, cell), amount in amounts.items():
         left[cell] = left.get(cell, 0) - amount
         price = Fraction(0) if free else _price(card if held else bare, amount, *cell, priority)
-        _add(hourly, (cell[0].name.lower(), whose, TYPE_OF[cell[0]]), price)
+        label = _apart(whose) if held else whose
+        _add(hourly, (cell[0].name.lower(), label, TYPE_OF[cell[0]]), price)
         if held:
             _add(tenants, (whose,), price)
     for cell, amount in left.items():
         price = _price(bare, amount, *cell, Priority.STANDARD)
         _add(hourly, (cell[0].name.lower(), IDLE, TYPE_OF[cell[0]]), price)
     return hourly, tenants
+
+
+def _apart(tenant: str) -> str:
+    """A tenant among what is nobody's: one that is called `__idle__` is a series of its own."""
+    return f"tenant:{tenant}" if tenant.startswith("__") else tenant
 
 
 def _add(costs: Cost, key: tuple[str, ...], cost: Fraction) -> None:
