@@ -33,6 +33,7 @@ from leased.collector.accounts.answers import (
 from leased.collector.accounts.cost_shares import (
     GroupBy,
     groups,
+    in_order,
     money,
     named_costs,
     parts,
@@ -340,13 +341,12 @@ class Accounts:
         decimals = self.terms.infrastructure.decimals
         centers = spread_shared(found.by_center, how)
         total = rounded(found.total, decimals)
-        in_order = sorted(centers.items(), key=lambda item: (-item[1], item[0]))
         return Chargeback(
             period.name,
             money(total, decimals),
             [
                 CenterCost(name, money(part, decimals), share)
-                for name, part, share in parts(in_order, total)
+                for name, part, share in parts(in_order(centers), total)
             ],
             self.terms.infrastructure.currency,
             how.value,

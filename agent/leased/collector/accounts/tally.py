@@ -17,9 +17,10 @@ import msgspec
 
 from leased.collector.archive.floor import Floor
 from leased.collector.metering.sources import Source
-from leased.economics.attribution import TYPE_OF, Basis, attribute
+from leased.economics.attribution import TYPE_OF, Basis, by_name
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS, NS_PER_S
+from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
 
 Labels = tuple[str, ...]
@@ -68,17 +69,22 @@ class Tally:
         starts[0] = begin_ns
         for start_ns, stop_ns in zip(starts, [*starts[1:], end_ns], strict=True):
             cells = source.sums((start_ns, min(stop_ns, end_ns))) if start_ns < stop_ns else {}
+            priced = by_name(cells.items(), terms, Basis.RATE_CARD, _cost_labels)
+            for labels, cost in priced.items():
+                _add(self.costs, labels, cost)
             for key, amount in cells.items():
                 if key.pool is not Pool.TENANT:
                     continue
-                cost = attribute([(key, amount)], terms, Basis.RATE_CARD).tenants_total
-                _add(self.costs, (key.tenant, TYPE_OF[key.kind]), cost)
                 tier = "" if key.tier is None else key.tier.name.lower()
                 priority = "" if key.priority is None else key.priority.name.lower()
                 row = (key.tenant, key.kind.name.lower(), tier, priority)
                 _add(self.seconds, row, Fraction(amount, NS_PER_S * UNIT[key.kind]))
         for (tenant, _), count in source.tasks((begin_ns, end_ns)).items():
             _add(self.tasks, (tenant,), Fraction(count))
+
+
+def _cost_labels(key: UsageKey) -> Labels:
+    return (key.tenant, TYPE_OF[key.kind])
 
 
 def _add(counts: dict[Labels, Fraction], labels: Labels, amount: Fraction) -> None:
