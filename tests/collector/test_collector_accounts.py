@@ -458,22 +458,6 @@ def test_with_little_history_nothing_is_predicted():
     assert told.predictions == [] and told.reason == "insufficient_history"
 
 
-def test_a_unit_is_worth_reserving_if_it_is_used_for_more_hours_than_it_costs():
-    assert looks.worth_reserving([3] * 65 + [0] * 35, 650) == 3
-    assert looks.worth_reserving([3] * 64 + [0] * 36, 650) == 0
-    assert looks.worth_reserving([], 650) == 0
-    source = WrittenSource()
-    source.hold("t", GPU, 10_000, range(24 * 40))
-    told = looks.reservations(Accounts(source, Terms()), "30d")
-    (advice,) = told.recommendations
-    # All hours in use: 35 in a hundred are saved, and half of the year's price is back after 5.8
-    # months (3.9 of 12 paid upfront, 0.675 saved a month).
-    assert (advice.instance_type, advice.quantity) == ("gpu", 10)
-    assert advice.estimated_savings_percent == Decimal("35.0")
-    assert advice.break_even_months == Decimal("5.8")
-    assert advice.estimated_savings_annual == Decimal("1103760.00")
-
-
 def test_usage_costs_the_same_by_the_hour_the_day_and_in_all():
     source = WrittenSource()
     source.hold("t", CPU, 1, range(JANUARY_HOURS))  # 0.0072 dollars an hour

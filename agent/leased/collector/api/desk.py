@@ -194,8 +194,8 @@ class Desk:
     def _reports(self) -> reports.Reports:
         ground, fleet = (lambda: self._ground), (lambda: self.books.fleet)
         plans = self.issuer.strategies.of
-        marks = self._settings.capacity
-        return reports.Reports(self.books.ask, ground, fleet, self._state, plans, marks)
+        marks, offer = self._settings.capacity, self._settings.reservations
+        return reports.Reports(self.books.ask, ground, fleet, self._state, plans, marks, offer)
 
     def _levels(self) -> slo_routes.Levels:
         tiers = self._settings.slo_tiers
