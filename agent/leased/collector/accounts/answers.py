@@ -267,7 +267,8 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Forecast(msgspec.Struct, frozen=True):
-    """Demand to come. `reason` says why there are no predictions."""
+    """Demand to come, by the peak of each day: of a kind with several tiers, by the sum of what
+    each had at its most in the hour. `reason` says why there are no predictions."""
 
     forecast_horizon: str
     methodology: str
