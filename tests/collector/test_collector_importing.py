@@ -232,4 +232,4 @@ def test_the_verb_says_where_it_stands(
     sign(server.node)
     copy_of(server.node, source)
     assert say("alpha", str(source)) == 0 and "hold, signed by the node" in out.getvalue()
-    assert "2 more are below no checkpoint" in err.getvalue()
+    assert "2 more are in the copy, below no checkpoint" in err.getvalue()
