@@ -25,13 +25,13 @@ import msgspec
 from leased.economics.contracts import Terms
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, Pool
-from leased.economics.rates import NANO, PERMILLE, RateCard
+from leased.economics.rates import PERMILLE, PICO, RateCard
 from leased.terms.lease import SYNTHETIC, Priority
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
 
 Name = TypeVar("Name", bound=Hashable)
-PARTS: Final = lcm(*UNIT.values()) * NS_PER_S * NANO * PERMILLE
+PARTS: Final = lcm(*UNIT.values()) * NS_PER_S * PICO * PERMILLE
 """No price of a raw unit x ns has a finer part of a unit of currency."""
 
 TYPE_OF: Final = {
