@@ -81,7 +81,7 @@ def bring(options: argparse.Namespace, console: Console) -> int:
         console.note(
             f"{done.unsigned} more are in the copy, below no checkpoint of the node in it, and were"
             " not taken in: they come with the next pull, or, where the node has them no more, with"
-            " a copy that was made later"
+            " a copy that was made later, or with a collector's whole state directory"
         )
     if Verdict(entry.verdict).sticky:
         console.note(f"{options.name} is {entry.verdict} until `leased-collector resolve`")
