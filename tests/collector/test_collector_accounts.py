@@ -213,6 +213,18 @@ def test_the_costs_of_the_source_document():
     ]
     assert sum(row.share for row in costs.by_tenant) == 1
     assert sum(row.cost for row in costs.by_tenant) == costs.total_cost
+    assert [row.others for row in costs.by_tenant] == [0, 0, 0, 3]
+
+
+def test_a_tenant_that_is_called_as_the_rest_is_told_from_it():
+    source = WrittenSource()
+    for number, name in enumerate(("c", "b", "a", "OTHER")):
+        source.hold(name, CPU, 1_000 * (number + 1), range(10))
+    window = periods.Window(JANUARY_NS, JANUARY_NS + 10 * HOUR_NS)
+    costs = Accounts(source, Terms()).costs(window, top=2)
+    told = [(row.tenant, row.others, row.cost) for row in costs.by_tenant]
+    assert [row[:2] for row in told] == [("OTHER", 0), ("a", 0), ("OTHER", 2)]
+    assert [row[2] for row in told] == [Decimal(288), Decimal(216), Decimal(216)]
 
 
 def test_the_chargeback_of_the_source_document():
@@ -444,22 +456,6 @@ def test_with_little_history_nothing_is_predicted():
     source.hold("t", CPU, 1_000, range(1))
     told = forecast(Accounts(source, Terms()))
     assert told.predictions == [] and told.reason == "insufficient_history"
-
-
-def test_a_unit_is_worth_reserving_if_it_is_used_for_more_hours_than_it_costs():
-    assert looks.worth_reserving([3] * 65 + [0] * 35, 650) == 3
-    assert looks.worth_reserving([3] * 64 + [0] * 36, 650) == 0
-    assert looks.worth_reserving([], 650) == 0
-    source = WrittenSource()
-    source.hold("t", GPU, 10_000, range(24 * 40))
-    told = looks.reservations(Accounts(source, Terms()), "30d")
-    (advice,) = told.recommendations
-    # All hours in use: 35 in a hundred are saved, and half of the year's price is back after 5.8
-    # months (3.9 of 12 paid upfront, 0.675 saved a month).
-    assert (advice.instance_type, advice.quantity) == ("gpu", 10)
-    assert advice.estimated_savings_percent == Decimal("35.0")
-    assert advice.break_even_months == Decimal("5.8")
-    assert advice.estimated_savings_annual == Decimal("1103760.00")
 
 
 def test_usage_costs_the_same_by_the_hour_the_day_and_in_all():

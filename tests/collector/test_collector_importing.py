@@ -5,6 +5,7 @@ from a copy, which it believes nothing; a bill then rests on all of them."""
 from __future__ import annotations
 
 import json
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -102,6 +103,39 @@ async def test_what_a_node_has_pruned_comes_from_another_collector(
         found = (await west.pull())["alpha"]
     assert found.verdict == "OK" and found.cosigned_size > signed, found
     assert west.frames(server.node) == b"".join(server.node.frames)
+
+
+async def test_what_another_collector_has_a_note_of_is_taken_to_the_last_record(
+    tmp_path: Path,
+    pki: FleetPki,  # noqa: F811
+    west: Collector,
+    server: NodeServer,
+) -> None:
+    """The node is gone for good. The note is by the node, or it counts for nothing."""
+    east, on = Collector(tmp_path, pki, "east"), server.node
+    live(on, 60)
+    async with serving(pki, server):
+        east.enrol(server)
+        assert (await east.pull())["alpha"].verdict == "OK"
+    manifest = Manifest(east.state)
+    [entry] = manifest.logs()
+    size = entry.signed_size
+    assert size == entry.head.size
+    for touched in (
+        {"note": entry.note.replace("\n" + str(size), "\n" + str(size - 1))},
+        {"note": ""},
+        {"signed_size": size - 1},
+        {"signed_size": size + 1},
+    ):
+        manifest.set(entry.log_id, entry.head, **touched)
+        archive = tmp_path / "other"
+        shutil.copytree(west.state, archive)
+        assert bring(archive, east.state).unsigned > 0, touched
+        shutil.rmtree(archive)
+        manifest.set(entry.log_id, entry.head, note=entry.note, signed_size=size)
+    manifest.close()
+    assert bring(west.state, east.state) == Imported(0, size, 0)
+    assert west.frames(on) == b"".join(on.frames[:size])
 
 
 def test_records_below_no_checkpoint_are_left_to_the_node(
@@ -232,4 +266,4 @@ def test_the_verb_says_where_it_stands(
     sign(server.node)
     copy_of(server.node, source)
     assert say("alpha", str(source)) == 0 and "hold, signed by the node" in out.getvalue()
-    assert "2 more are below no checkpoint" in err.getvalue()
+    assert "2 more are in the copy, below no checkpoint" in err.getvalue()

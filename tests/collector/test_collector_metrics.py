@@ -23,12 +23,14 @@ from typing import Any
 
 import pytest
 
+from leased.collector.archive.archive import Archive
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import Store
 from tests.collector.test_collector_api_fleet import WHOLE, await_books
 from tests.doubles.collector_server import PATIENCE_S, CollectorServer
-from tests.doubles.fleet_archive import NODE_A, sample
+from tests.doubles.economics_history import History, subject
+from tests.doubles.fleet_archive import HOUR_NS, NODE_A, cores, sample, store
 from tests.doubles.host import not_proven
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -121,6 +123,27 @@ def test_cost_is_a_partition_and_equals_the_api(server: CollectorServer) -> None
     assert total >= 6 * 20 * 7.2 + 36
     ratio = found["grey_quota_utilization_ratio"]
     assert ratio['tenant="tenant-acme",resource="cpu_cores"'] == pytest.approx(0.45)
+
+
+def test_a_tenant_that_is_called_idle_is_not_what_nobody_has(tmp_path: Path) -> None:
+    now_ns = time.time_ns()
+    first = History(wall_offset_ns=now_ns - 2 * HOUR_NS)
+    first.start()
+    first.inventory(cores(10))
+    first.allocate(1, subject(cores(4), tenant="__idle__"), 48 * HOUR_NS)
+    first.boot_ns = 2 * HOUR_NS
+    first.touch()
+    with closing(Archive(tmp_path / "state")) as archive:
+        store(archive, "host-a", NODE_A, first, now_ns)
+    with CollectorServer(directory=tmp_path) as running:
+        await_books(running)
+        found = scraped(running)
+    assert found["grey_cost_hourly_dollars"] == {
+        'component="cpu",tenant="__idle__",type="compute"': pytest.approx(6 * 7.2),
+        'component="cpu",tenant="tenant:__idle__",type="compute"': pytest.approx(4 * 7.2),
+    }
+    assert found["grey_cost_idle_resources_dollars"] == {'type="compute"': pytest.approx(6 * 7.2)}
+    assert found["grey_cost_tenant_hourly_dollars"] == {'tenant="__idle__"': 4 * 7.2}
 
 
 def expressions() -> list[tuple[str, str]]:

@@ -21,9 +21,10 @@ from leased.chain.tree import EMPTY
 from leased.collector import retention
 from leased.collector.accounts.accounts import Accounts, NoData
 from leased.collector.accounts.invoices import Invoices
+from leased.collector.accounts.tally import Tally
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.backup import back_up, restore
-from leased.collector.archive.floor import Kept
+from leased.collector.archive.floor import NOTHING, Kept
 from leased.collector.demo import Wish
 from leased.collector.governance.quotas import Override, Quota, Schedule
 from leased.collector.governance.register import Register
@@ -36,9 +37,12 @@ from leased.collector.retention_rule import Rule
 from leased.collector.verbs.store import compare
 from leased.ctl.console import Console
 from leased.economics.contracts import Terms
+from leased.economics.hourly import HOUR_NS
 from leased.terms.errors import StateError
 from leased.terms.quantity import parse_instant
+from tests.collector.test_collector_api_fleet import await_books
 from tests.collector.test_collector_store import derived
+from tests.doubles.collector_server import CollectorServer
 from tests.doubles.demo_fleet import cosigned_fleet
 from tests.doubles.host import not_proven
 
@@ -355,6 +359,38 @@ def test_usage_goes_after_its_own_time(state: Path) -> None:
         assert bill is not None and Decimal(bill.total) > 0
     with closing(ArchiveReader(state)) as archive:
         assert Store(state).rebuild(archive)[1] == []
+
+
+def test_no_counter_falls_when_hours_go(state: Path, tmp_path: Path) -> None:
+    terms = Terms()
+    before = counters(tmp_path)
+    with closing(StoreSource(Store(state).rollups)) as opened_before:
+        end_ns = (max(node.watermark_ns for node in opened_before.nodes()) // HOUR_NS + 1) * HOUR_NS
+        counted = Tally(opened_before, terms, NOTHING, end_ns)
+        remove(state, Rule(raw_months=1, usage_months=2))
+        # Whoever still has the hours does not count them twice.
+        again = Tally(opened_before, terms, Kept(state).floor(), end_ns)
+        assert (again.costs, again.seconds, again.tasks) == (
+            counted.costs,
+            counted.seconds,
+            counted.tasks,
+        )
+    assert counters(tmp_path) == before
+    issue(state, MONTHS[3])
+    later = parse_instant("2026-02-10T00:00:00Z")
+    assert remove(state, Rule(raw_months=1, usage_months=1), later).cuts
+    assert counters(tmp_path) == before
+
+
+def counters(directory: Path) -> list[str]:
+    """What Prometheus counts of tenants, as a server says it that starts now."""
+    with CollectorServer(directory=directory) as server:
+        await_books(server)
+        lines = server.ask("GET", "/metrics").body.decode().splitlines()
+    names = ("grey_cost_dollars_total", "grey_lease_capacity", "grey_scheduler_tasks_completed")
+    found = [line for line in lines if line.startswith(names)]
+    assert len({line.partition("{")[0] for line in found}) == len(names)
+    return found
 
 
 def test_the_verb_shows_and_removes_only_when_it_is_told_to(state: Path, tmp_path: Path) -> None:

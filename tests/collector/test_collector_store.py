@@ -500,7 +500,7 @@ def test_the_verbs_print_text_json_and_csv(fleet: Path):
         if words[0] != "refresh":
             assert run(main, *state, *words, "--csv")[0] == 0
     _, out, _ = run(main, *state, "costs", "--csv")
-    assert out.splitlines()[0] == "tenant,cost,share" and len(out.splitlines()) == 6
+    assert out.splitlines()[0] == "tenant,cost,share,others" and len(out.splitlines()) == 6
     status, _, err = run(main, *state, "bill", "nobody", "2025-12")
     assert status == 66 and "nobody" in err
     status, _, err = run(main, *state, "bill", "acme", "12/2025")

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as service
 
 from leased.collector.telemetry import views
-from leased.collector.telemetry.decoding import BODY_BYTES_MAX, Key, Point, decode, unpack
+from leased.collector.telemetry.decoding import (
+    BODY_BYTES_MAX,
+    FUTURE_NS_MAX,
+    Key,
+    Point,
+    decode,
+    unpack,
+)
 from leased.collector.telemetry.rollup import GAP_NS, WINDOW_S, Folding, Rollup
 from leased.collector.telemetry.store import NAME, Store
 from leased.economics.rates import DEFAULT_CARD
@@ -144,7 +151,7 @@ def folded(told: list[Point], takes: tuple[int, ...] = ()) -> dict[int, Rollup]:
         if point is not None:
             assert folding.fold([point]) == 0
         if at in takes or point is None:
-            for _, row in folding.take(NOW_NS):
+            for _, row in folding.take(told[min(at, len(told)) - 1].time_ns if told else NOW_NS):
                 known = found.get(row.begin_s)
                 found[row.begin_s] = row if known is None else known + row
     return found
@@ -198,6 +205,21 @@ def test_a_series_too_many_is_refused_and_a_silent_one_makes_room() -> None:
     assert folding.fold(many) == 1 and len(folding) == 2
     folding.take(NOW_NS + GAP_NS + 1)
     assert len(folding) == 0 and folding.fold(many[2:]) == 0
+
+
+def test_a_series_is_heard_again_after_our_clock_was_ahead() -> None:
+    """It was a day ahead, as were the nodes; both are set back."""
+    folding, ahead = Folding(), 24 * 3600 * NS_PER_S
+    first, second = points([100, 200])
+    folding.fold([Point(one.key, one.time_ns + ahead, one.value) for one in (first, second)])
+    folding.take(NOW_NS + ahead)
+    folding.take(NOW_NS)
+    folding.fold([first, second])
+    assert [row.count for _, row in folding.take(NOW_NS)] == [2]
+    # A node's own clock may be that much ahead.
+    folding.fold([Point(first.key, NOW_NS + FUTURE_NS_MAX, 1)])
+    folding.take(NOW_NS)
+    assert len(folding) == 1
 
 
 # ---- the store -----------------------------------------------------------------------------------

@@ -62,6 +62,17 @@ def test_a_grant_is_proven_to_whoever_knows_the_key(agent: HostAgent, tmp_path: 
         assert "BAD_" in _check(agent, receipt, key, status=65)
     receipt.write_text("{}")
     assert "BAD_PROOF" in _check(agent, receipt, key, status=65)
+    # What is signed has eight digits of the log's id; it is said whole when it was compared whole.
+    log_id = told["log_id"]
+    for says, words, status, known in (
+        (log_id, (), 0, None),
+        (log_id, ("--log-id", log_id), 0, log_id),
+        (log_id[:8] + "ab" * 12, (), 0, None),
+        (log_id[:8] + "ab" * 12, ("--log-id", log_id), 65, None),
+    ):
+        receipt.write_text(json.dumps({**told, "log_id": says}))
+        answer = _check(agent, receipt, key, *words, "--json", status=status)
+        assert status or json.loads(answer)["log_id"] == known
     agent.start()
 
 

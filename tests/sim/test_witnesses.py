@@ -3,17 +3,19 @@
 is found by one of them, nobody honest is blamed, and a quorum is never claimed that there is not.
 
 Rule: a seed that falls is named with the command that replays it. `LEASED_WITNESS_SEEDS` asks for
-more of them (CI: 100).
+more of them (CI: 100), or for fewer: whether they met everything is judged from 100 on.
 """
 
 from __future__ import annotations
 
 import os
 
+from tests.doubles.host import not_proven
 from tests.sim.swarm import run_seed, run_seeds
 from tests.sim.witnesses import TAMPERINGS, TICKS, Forgetful, Silent, WitnessWorld
 
-SEEDS = int(os.environ.get("LEASED_WITNESS_SEEDS", "100"))
+ENOUGH = 100
+SEEDS = int(os.environ.get("LEASED_WITNESS_SEEDS", ENOUGH))
 
 
 def test_every_tampering_is_found_and_nobody_honest_is_blamed() -> None:
@@ -23,6 +25,8 @@ def test_every_tampering_is_found_and_nobody_honest_is_blamed() -> None:
         assert not outcome.breaches, f"{replay}\n" + "\n".join(outcome.breaches)
         for name, count in outcome.faults.items():
             met[name] = met.get(name, 0) + count
+    if SEEDS < ENOUGH:
+        not_proven("that the nemesis did everything", f"{SEEDS} seeds; it takes {ENOUGH}")
     # A swarm that met nothing proves nothing.
     assert {f"{name}: found" for name in TAMPERINGS} <= met.keys()
     assert met["None: not visible"] > SEEDS // 5 and "None: found" not in met

@@ -30,6 +30,7 @@ OTHER_SECTIONS: Final = (
     "billing",
     "capacity",
     "slo_tiers",
+    "reservations",
     "spot_optimization",
     "scheduled_scaling",
     "store",

@@ -4,11 +4,12 @@ copy: another collector's state directory, a backup of one, or an export of fram
 
 Rule: whose copy it is says nothing. A record is taken in if it holds from record 0 on as it would
 if the node had served it, and if a checkpoint further on, by the key that was enrolled, is of a
-tree with it in it; what lies below none is left for the node itself to serve. So a forged copy is
-refused, and never makes a node look like a liar. A sticky verdict stays one.
+tree with it in it: one among the records, or the note that another collector has of the node. What
+lies below none is left for the node itself to serve. So a forged copy is refused, and never makes a
+node look like a liar. A sticky verdict stays one.
 
 Does not cosign (`puller` does, once the node has signed where the log stands) and reads nothing of
-the copy but its raw segments.
+the copy but its raw segments and that note.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +25,9 @@ import msgspec
 
 from leased.chain.record import FLAG_LAST, FRAME_BYTES_MAX, FRAME_BYTES_MIN, HEADER
 from leased.collector.archive.archive import Archive, Page
-from leased.collector.archive.manifest import LogEntry
+from leased.collector.archive.manifest import DATABASE, LogEntry, Manifest
 from leased.collector.archive.segments import SEGMENTS
-from leased.collector.ingest import State, decode_state, encode_state, take_frames
+from leased.collector.ingest import State, decode_state, encode_state, judge_note, take_frames
 from leased.collector.reconcile import Verdict
 from leased.terms.errors import ChainError, StateError
 
@@ -83,7 +85,11 @@ def import_copy(
             if _bytes_of(held) > unsigned_bytes_max:
                 break
     verified, stands = state.head.size, held[0].before if held else state
-    cut = _end_below(held[0].frames, _signed(state)) if held else 0
+    proven = max(_signed(state), _noted(source, entry, held, now_ns))
+    while held and held[0].after.head.size <= proven:
+        stands = held[0].after
+        _store(archive, entry, held.popleft())
+    cut = _end_below(held[0].frames, proven) if held else 0
     if cut:
         frames = held[0].frames[:cut]
         stands = take_frames(held[0].before, frames, now_ns)
@@ -103,6 +109,24 @@ def _bytes_of(held: Iterable[_Held]) -> int:
 def _signed(state: State) -> int:
     """So many records the node has signed, by checkpoints among them."""
     return state.verifier.signed_size if state.verifier is not None else 0
+
+
+def _noted(source: Path, entry: LogEntry, held: Iterable[_Held], now_ns: int) -> int:
+    """So many records the node has signed, by the note that the copy's own collector has: it is
+    judged where it says that the log stood then. 0 where there is none that holds."""
+    if not (source / DATABASE).exists():
+        return 0
+    try:
+        with closing(Manifest(source, read_only=True)) as manifest:
+            theirs = manifest.log(entry.log_id)
+        size = theirs.signed_size if theirs is not None else 0
+        for one in held:
+            if theirs is not None and one.before.head.size < size <= one.after.head.size:
+                there = take_frames(one.before, one.frames[: _end_below(one.frames, size)], now_ns)
+                return size if judge_note(there, theirs.note) == size == there.head.size else 0
+    except (StateError, ChainError):
+        pass  # it proves nothing, and is no part of what is brought
+    return 0
 
 
 def _store(archive: Archive, entry: LogEntry, held: _Held) -> None:

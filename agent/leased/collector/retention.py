@@ -30,6 +30,7 @@ import msgspec
 
 from leased.collector.accounts import periods
 from leased.collector.accounts.invoices import Invoices
+from leased.collector.accounts.tally import Tally
 from leased.collector.accounts.terms_file import load_terms_for
 from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.floor import Floor, KeptFile
@@ -231,6 +232,8 @@ def carry_out(
         at = (max(floor_ns, old.floor_ns), begin_ns, now_ns)
         with closing(ArchiveReader(state)) as reader:
             made = _laid(reader, store, found, old, at)
+        if begin_ns > old.begin_ns:
+            made = _carrying(made, store, terms, old)
 
         def seal(digest: str, records: Mapping[str, Any]) -> None:
             _seal(state, Removed(digest, found.floor, records), change_id, now_ns)
@@ -319,7 +322,15 @@ def _laid(
         logs=logs,
         files=files,
         frozen=frozen,
+        carried=old.carried,
     )
+
+
+def _carrying(made: Floor, store: Store, terms: Terms, old: Floor) -> Floor:
+    """A floor that goes on counting from what the hours had that are nowhere from now on."""
+    with closing(StoreSource(store.rollups)) as source:
+        tally = Tally(source, terms, old, made.begin_ns)
+    return msgspec.structs.replace(made, carried=tally.carried())
 
 
 def _files_of(stretch: Stretch) -> Iterator[str]:

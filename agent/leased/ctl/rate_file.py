@@ -67,8 +67,8 @@ def parse_card(
             kind_name, _, tier_name = key.partition(".")
             kind = _member(ResourceKind, kind_name, where)
             tier = _member(TierKind, tier_name, where) if tier_name else None
-            nano = rates.parse_rate(_strict(value, str, where), where)
-            priced[kind, tier, None] = Rate(kind, nano, tier)
+            nano, pico = rates.parse_rate(_strict(value, str, where), where)
+            priced[kind, tier, None] = Rate(kind, nano, tier, pico=pico)
     card = RateCard(tuple(priced.values()), currency, decimals, tuple(multipliers.items()))
     try:
         return rates.check(card)

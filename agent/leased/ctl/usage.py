@@ -22,7 +22,7 @@ from leased.economics.meter import Sums, UsageKey, measure
 from leased.economics.peaks import Peak, peaks
 from leased.economics.pools import UNIT, UNIT_NAME, Interval, Pool
 from leased.economics.rates import Cost, RateCard
-from leased.economics.statement import Span, Statement, fixed, state
+from leased.economics.statement import Span, Statement, rate_text, state
 from leased.terms.errors import EX_IOERR, InvalidParameter
 from leased.terms.identity import parse_tenant
 from leased.terms.moment import NS_PER_S
@@ -300,7 +300,7 @@ def _card_lines(card: RateCard) -> list[str]:
             rate.kind.name.lower(),
             rate.tier.name.lower() if rate.tier is not None else "any",
             rate.priority.name.lower() if rate.priority is not None else "any",
-            _trimmed(fixed(rate.nano, 9)),
+            _trimmed(rate_text(rate)),
             f"{card.currency} per {UNIT_NAME[rate.kind]}-second",
         )
         for rate in card.rates

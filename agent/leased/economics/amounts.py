@@ -11,8 +11,9 @@ Does not know what is priced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
+from math import lcm
 from typing import Final
 
 from leased.economics.statement import fixed
@@ -57,11 +58,19 @@ def split(total: int, weights: Sequence[Fraction | int]) -> list[int]:
     remainder; all of it. Equal parts where every weight is zero; nothing of nothing."""
     if not weights:
         return []
-    whole = sum(weights, Fraction(0))
-    shares = [Fraction(weight, whole) if whole else Fraction(1, len(weights)) for weight in weights]
-    parts = [(total * share).__floor__() for share in shares]
-    left = total - sum(parts)
-    order = sorted(range(len(parts)), key=lambda i: (parts[i] - total * shares[i], i))
-    for index in order[:left]:
+    shares = wholes(weights)
+    if not any(shares):
+        shares = [1] * len(shares)
+    whole = sum(shares)
+    parts, rests = map(list, zip(*(divmod(total * share, whole) for share in shares), strict=True))
+    order = sorted(range(len(parts)), key=lambda i: (-rests[i], i))
+    for index in order[: total - sum(parts)]:
         parts[index] += 1
     return parts
+
+
+def wholes(amounts: Collection[Fraction | int]) -> list[int]:
+    """Whole numbers in the same proportion. There may be a hundred thousand: these are added up and
+    compared many times faster than fractions are."""
+    over = lcm(*(one.denominator for one in amounts))
+    return [one.numerator * (over // one.denominator) for one in amounts]

@@ -15,18 +15,24 @@ Does not round (`amounts`) and does not choose a window.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from fractions import Fraction
-from typing import Final
+from math import lcm
+from typing import Final, TypeVar
 
 import msgspec
 
 from leased.economics.contracts import Terms
 from leased.economics.meter import UsageKey
-from leased.economics.pools import Pool
-from leased.economics.rates import RateCard
+from leased.economics.pools import UNIT, Pool
+from leased.economics.rates import PERMILLE, PICO, RateCard
 from leased.terms.lease import SYNTHETIC, Priority
+from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
+
+Name = TypeVar("Name", bound=Hashable)
+PARTS: Final = lcm(*UNIT.values()) * NS_PER_S * PICO * PERMILLE
+"""No price of a raw unit x ns has a finer part of a unit of currency."""
 
 TYPE_OF: Final = {
     ResourceKind.GPU: "compute",
@@ -78,32 +84,47 @@ class Attributed(msgspec.Struct):
 
 def attribute(cells: Iterable[tuple[UsageKey, int]], terms: Terms, basis: Basis) -> Attributed:
     """Price `cells`, those of every pool."""
-    nothing = Fraction(0)
-    found = Attributed({}, {}, {}, {"idle": nothing, "teardown": nothing, "fenced": nothing})
+    prices = _Prices(terms, basis)
+    tenants: dict[str, int] = {}
+    centers: dict[str, int] = {}
+    types: dict[str, int] = {}
+    pools = {"idle": 0, "teardown": 0, "fenced": 0}
     for key, amount in cells:
-        if basis is Basis.INFRASTRUCTURE:
-            cost = plain_cost(terms.infrastructure, key.kind, key.tier, amount)
-        else:
-            card = terms.cards[terms.card_number(key.bucket)].card
-            cost = _listed_cost(card, key, amount)
+        charged, plain = prices.of(key)
+        cost = amount * charged
         if key.pool is Pool.PROVISIONED:
-            _count(found.pools, "idle", cost)
-            _count(found.by_type, TYPE_OF[key.kind], cost)
+            _count(pools, "idle", cost)
+            _count(types, TYPE_OF[key.kind], cost)
             continue
         # What is held, cleaned or fenced is not idle: at list price without its priority.
-        idle = plain_cost(_card(terms, basis, key), key.kind, key.tier, amount)
-        _count(found.pools, "idle", -idle)
-        _count(found.by_type, TYPE_OF[key.kind], cost - idle)
+        idle = amount * plain
+        _count(pools, "idle", -idle)
+        _count(types, TYPE_OF[key.kind], cost - idle)
         if key.pool is Pool.TENANT:
-            _count(found.by_tenant, key.tenant, cost)
+            _count(tenants, key.tenant, cost)
             # A tag may name a project and no cost centre.
             center = "" if key.tag is None else key.tag.cost_center
-            _count(found.by_center, center or SHARED, cost)
+            _count(centers, center or SHARED, cost)
         else:
-            _count(found.pools, key.pool.name.lower(), cost)
-    for name in ("idle", "teardown", "fenced"):
-        _count(found.by_center, SHARED, found.pools[name])
-    return found
+            _count(pools, key.pool.name.lower(), cost)
+    for cost in pools.values():
+        _count(centers, SHARED, cost)
+    return Attributed(_told(tenants), _told(centers), _told(types), _told(pools))
+
+
+def by_name(
+    cells: Iterable[tuple[UsageKey, int]],
+    terms: Terms,
+    basis: Basis,
+    name: Callable[[UsageKey], Name],
+) -> dict[Name, Fraction]:
+    """What tenants' cells cost, by whatever `name` says of each."""
+    prices = _Prices(terms, basis)
+    found: dict[Name, int] = {}
+    for key, amount in cells:
+        if key.pool is Pool.TENANT:
+            _count(found, name(key), amount * prices.of(key)[0])
+    return _told(found)
 
 
 def spread_shared(by_center: Mapping[str, Fraction], spread: Spread) -> dict[str, Fraction]:
@@ -115,22 +136,43 @@ def spread_shared(by_center: Mapping[str, Fraction], spread: Spread) -> dict[str
         return dict(by_center)
     if spread is Spread.EVEN or not total:
         return {name: cost + Fraction(shared, len(others)) for name, cost in others.items()}
-    return {name: cost + Fraction(shared * cost, total) for name, cost in others.items()}
+    grown = 1 + Fraction(shared, total)
+    return {name: cost * grown for name, cost in others.items()}
 
 
-def _card(terms: Terms, basis: Basis, key: UsageKey) -> RateCard:
-    if basis is Basis.INFRASTRUCTURE:
-        return terms.infrastructure
-    return terms.cards[terms.card_number(key.bucket)].card
+class _Prices:
+    """What a raw unit x ns costs, in whole numbers of one part in `PARTS` of a unit of currency:
+    cells are many, and of few prices."""
+
+    def __init__(self, terms: Terms, basis: Basis) -> None:
+        self._terms, self._basis = terms, basis
+        self._known: dict[tuple[object, ...], tuple[int, int]] = {}
+
+    def of(self, key: UsageKey) -> tuple[int, int]:
+        """As it is charged, and at the plain list price."""
+        by_card = self._basis is Basis.RATE_CARD
+        number = self._terms.card_number(key.bucket) if by_card else -1
+        priority = key.priority if by_card and key.pool is Pool.TENANT else None
+        free = priority is not None and key.tag is not None and bool(key.tag.flags & SYNTHETIC)
+        what = (number, key.kind, key.tier, priority, free)
+        found = self._known.get(what)
+        if found is None:
+            card = self._terms.cards[number].card if by_card else self._terms.infrastructure
+            plain = charged = plain_cost(card, key.kind, key.tier, 1)
+            if priority is not None:
+                cost = card.cost(1, key.kind, key.tier, priority)
+                charged = Fraction(0 if free else cost.numerator, cost.denominator)
+            found = self._known[what] = (_whole(charged), _whole(plain))
+        return found
 
 
-def _listed_cost(card: RateCard, key: UsageKey, amount: int) -> Fraction:
-    if key.pool is not Pool.TENANT or key.priority is None:
-        return plain_cost(card, key.kind, key.tier, amount)
-    if key.tag is not None and key.tag.flags & SYNTHETIC:
-        return Fraction(0)
-    cost = card.cost(amount, key.kind, key.tier, key.priority)
-    return Fraction(cost.numerator, cost.denominator)
+def _whole(price: Fraction) -> int:
+    assert PARTS % price.denominator == 0
+    return price.numerator * (PARTS // price.denominator)
+
+
+def _told(costs: Mapping[Name, int]) -> dict[Name, Fraction]:
+    return {name: Fraction(cost, PARTS) for name, cost in costs.items()}
 
 
 def plain_cost(
@@ -144,5 +186,5 @@ def plain_cost(
     return Fraction(cost.numerator, cost.denominator)
 
 
-def _count(into: dict[str, Fraction], name: str, cost: Fraction) -> None:
-    into[name] = into.get(name, Fraction(0)) + cost
+def _count(into: dict[Name, int], name: Name, cost: int) -> None:
+    into[name] = into.get(name, 0) + cost

@@ -80,8 +80,9 @@ def card_of(document: dict[str, Any]) -> RateCard:
                 nano,
                 TierKind[tier.upper()] if tier else None,
                 Priority[priority.upper()] if priority else None,
+                *pico,
             )
-            for kind, tier, priority, nano in document["rates"]
+            for kind, tier, priority, nano, *pico in document["rates"]
         ),
         currency=document["currency"],
         decimals=document["decimals"],

@@ -26,7 +26,7 @@ from leased.economics.hourly import HOUR_NS, NodeSpan
 from leased.economics.meter import UsageKey
 from leased.economics.model_lines import Item, Metered, model_items
 from leased.economics.pools import Pool
-from leased.economics.rates import NANO
+from leased.economics.rates import NANO, RATE_DIGITS
 from leased.economics.statement import fixed
 from leased.terms.lease import SYNTHETIC
 
@@ -197,7 +197,7 @@ def _line(item: Item, decimals: int) -> BillLine:
         description=item.description,
         quantity=decimal(item.quantity),
         unit=item.unit,
-        unit_price=decimal(Fraction(item.price_nano, NANO)),
+        unit_price=decimal(item.price, RATE_DIGITS),
         cost_exact=exact(item.amount),
         total=fixed(rounded(item.amount, decimals), decimals),
         kind=item.kind,

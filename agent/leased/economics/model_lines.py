@@ -20,7 +20,7 @@ from leased.economics.contracts import COVERED, Contract, Model, Plan, TaskTier,
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
 from leased.economics.pools import UNIT, UNIT_NAME
-from leased.economics.rates import NANO, PERMILLE
+from leased.economics.rates import NANO, PERMILLE, PICO
 from leased.terms.lease import Priority
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
@@ -41,7 +41,7 @@ class Item(msgspec.Struct, frozen=True):
     description: str
     quantity: Fraction
     unit: str
-    price_nano: int
+    price: Fraction
     amount: Fraction
     kind: str | None = None
     tier: str | None = None
@@ -115,7 +115,7 @@ def card_items(terms: Terms, metered: Metered, kinds: Sequence[ResourceKind]) ->
             f"{' '.join(words)} ({priority.name.lower()})",
             Fraction(amount, UNIT[kind] * NS_PER_S),
             f"{UNIT_NAME[kind]}-second",
-            card.rate(kind, tier, priority).nano,
+            Fraction(card.rate(kind, tier, priority).exact, PICO),
             Fraction(cost.numerator, cost.denominator),
             kind.name.lower(),
             None if tier is None else tier.name.lower(),
@@ -134,7 +134,7 @@ def _plan_items(plan: Plan, metered: Metered, part: Fraction) -> Iterator[Item]:
     """The fee for its part of the month, and what was held beyond the plan."""
     fee = part * Fraction(plan.monthly_nano, NANO)
     title = f"Reserved Capacity ({plan.name.title()})"
-    yield Item(title, part, "month", plan.monthly_nano, fee, always=True)
+    yield Item(title, part, "month", Fraction(plan.monthly_nano, NANO), fee, always=True)
     for kind, capacity, nano, title, unit in (
         (ResourceKind.CPU, plan.cpu_milli, plan.overage_cpu_hour_nano, "CPU", "core-hour"),
         (ResourceKind.MEM, plan.mem_bytes, plan.overage_gib_hour_nano, "Memory", "GiB-hour"),
@@ -182,4 +182,5 @@ def _tier_items(tiers: Sequence[TaskTier], mode: TierMode, tasks: int) -> Iterat
 
 def _item(title: str, quantity: Fraction, unit: str, nano: int, kind: ResourceKind | None) -> Item:
     name = None if kind is None else kind.name.lower()
-    return Item(title, quantity, unit, nano, quantity * Fraction(nano, NANO), name)
+    price = Fraction(nano, NANO)
+    return Item(title, quantity, unit, price, quantity * price, name)

@@ -3,9 +3,10 @@
 rounds.
 
 Rule: a rate is an integer of nano-units of currency per rate unit (GiB, GiB, Gbit/s, device, core)
-and second. A cost is an exact fraction until the bill line, where it is rounded once, half to even,
-to the card's decimals. A card is known by its hash, the SHA-256 of its canonical bytes; a lease is
-priced by the card that was in force at its grant.
+and second, and of thousandths of these: a GiB of cheap storage costs 8.75 of them. A cost is an
+exact fraction until the bill line, where it is rounded once, half to even, to the card's decimals.
+A card is known by its hash, the SHA-256 of its canonical bytes; a lease is priced by the card that
+was in force at its grant.
 
 Does not add up usage (`meter`) and does not decide who pays (`intervals`).
 """
@@ -25,18 +26,27 @@ from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind, TierKind
 
 NANO: Final = 1_000_000_000
+PICO: Final = 1_000 * NANO
+RATE_DIGITS: Final = 12
 CURRENCY_CHARS_MAX: Final = 16
 DECIMALS_MAX: Final = 9
 PERMILLE: Final = 1_000
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """`nano` units per rate unit and second of `kind`; None of tier or priority is "any"."""
+    """`nano` units, and `pico` thousandths of one, per rate unit and second of `kind`; None of tier
+    or priority is "any"."""
 
     kind: ResourceKind
     nano: int
     tier: TierKind | None = None
     priority: Priority | None = None
+    pico: int = 0
+
+    @property
+    def exact(self) -> int:
+        """All of it, in 10^-12 units."""
+        return self.nano * 1_000 + self.pico
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -95,8 +105,8 @@ class RateCard(msgspec.Struct, frozen=True):
         self, capacity_ns: int, kind: ResourceKind, tier: TierKind | None, priority: Priority
     ) -> Cost:
         """What `capacity_ns` (raw unit x ns) costs, exactly."""
-        nano = self.rate(kind, tier, priority).nano * self.multiplier_pm(priority)
-        return Cost(capacity_ns * nano, UNIT[kind] * NS_PER_S * NANO * PERMILLE)
+        price = self.rate(kind, tier, priority).exact * self.multiplier_pm(priority)
+        return Cost(capacity_ns * price, UNIT[kind] * NS_PER_S * PICO * PERMILLE)
 
     def canonical(self) -> bytes:
         """The one encoding of this card: JSON, keys and rows sorted, integers only, no spaces."""
@@ -104,7 +114,8 @@ class RateCard(msgspec.Struct, frozen=True):
         return text.encode("ascii")
 
     def document(self) -> dict[str, object]:
-        """The card as plain values, rows sorted."""
+        """The card as plain values, rows sorted. Thousandths of a nano-unit stand last, where there
+        are any: a card without has the name that it always had."""
         return {
             "currency": self.currency,
             "decimals": self.decimals,
@@ -115,6 +126,7 @@ class RateCard(msgspec.Struct, frozen=True):
                     "" if rate.tier is None else rate.tier.name.lower(),
                     "" if rate.priority is None else rate.priority.name.lower(),
                     rate.nano,
+                    *([rate.pico] if rate.pico else []),
                 ]
                 for rate in self.rates
             ),
@@ -156,6 +168,8 @@ def check(card: RateCard) -> RateCard:
         seen.add(key)
         if rate.nano < 0:
             raise ConfigError(f"{name}: must not be negative")
+        if not 0 <= rate.pico < 1_000:
+            raise ConfigError(f"{name}: so many thousandths are a unit more")
     for kind in ResourceKind:
         if (kind, None, None) not in seen:
             raise ConfigError(
@@ -169,15 +183,24 @@ def check(card: RateCard) -> RateCard:
     return card
 
 
-def parse_rate(text: str, key: str) -> int:
-    """A decimal string such as "0.0005" as integer nano-units. Raises ConfigError; a float never
-    gets here.
+def parse_rate(text: str, key: str) -> tuple[int, int]:
+    """A decimal string such as "0.0005" as integer nano-units and thousandths of one. Raises
+    ConfigError; a float never gets here.
     """
+    return divmod(_parsed(text, key, RATE_DIGITS), 1_000)
+
+
+def parse_price(text: str, key: str) -> int:
+    """What is for an hour, a month or a piece, as integer nano-units. Raises ConfigError."""
+    return _parsed(text, key, 9)
+
+
+def _parsed(text: str, key: str, digits: int) -> int:
     whole, _, fraction = text.partition(".")
     if not (whole.isascii() and whole.isdigit() and len(whole) <= 9):
-        raise ConfigError(f'{key}: a rate is a decimal string such as "0.0005"')
-    if fraction and not (fraction.isascii() and fraction.isdigit() and len(fraction) <= 9):
-        raise ConfigError(f"{key}: at most 9 digits after the point")
+        raise ConfigError(f'{key}: a decimal string such as "0.0005"')
+    if fraction and not (fraction.isascii() and fraction.isdigit() and len(fraction) <= digits):
+        raise ConfigError(f"{key}: at most {digits} digits after the point")
     if text.endswith("."):
         raise ConfigError(f"{key}: a digit must follow the point")
-    return int(whole) * NANO + int(fraction.ljust(9, "0"))
+    return int(whole) * int(10**digits) + int(fraction.ljust(digits, "0"))

@@ -21,7 +21,7 @@ import msgspec
 
 from leased.economics.peaks import labelled
 from leased.economics.pools import UNIT, UNIT_NAME, Interval, Pool
-from leased.economics.rates import Cost, RateCard
+from leased.economics.rates import RATE_DIGITS, Cost, Rate, RateCard
 from leased.economics.timeline import Timeline
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId
@@ -226,7 +226,7 @@ def _line(key: _Key, found: _Sum, card: RateCard) -> tuple[Line, int]:
         provisional=key.provisional,
         rate_card=key.rate_hash.hex(),
         unit=f"{UNIT_NAME[key.kind]}-second",
-        rate=fixed(card.rate(key.kind, key.tier, key.priority).nano, 9),
+        rate=rate_text(card.rate(key.kind, key.tier, key.priority)),
         multiplier_pm=card.multiplier_pm(key.priority),
         leases=len(found.leases),
         capacity_ns=str(found.capacity_ns),
@@ -236,6 +236,11 @@ def _line(key: _Key, found: _Sum, card: RateCard) -> tuple[Line, int]:
         sequences=runs(found.sequences),
     )
     return line, rounded
+
+
+def rate_text(rate: Rate) -> str:
+    """A rate as a decimal: nine digits, or twelve where it takes so many."""
+    return fixed(rate.exact, RATE_DIGITS) if rate.pico else fixed(rate.nano, 9)
 
 
 def runs(sequences: Iterable[int]) -> tuple[tuple[int, int], ...]:

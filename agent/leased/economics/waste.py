@@ -127,11 +127,11 @@ def premium_kinds(
     """What is expensive: GPUs, and whatever has a rate in the top quartile of the card's."""
     found: dict[tuple[ResourceKind, TierKind | None], None] = {(ResourceKind.GPU, None): None}
     rates = [rate for rate in card.rates if rate.priority is None]
-    prices = sorted(rate.nano for rate in rates)
+    prices = sorted(rate.exact for rate in rates)
     if prices:
         # The lowest price of which `premium_pm` of all prices are at most as high.
         at = min(len(prices) - 1, -(-len(prices) * limits.premium_pm // 1000))
-        found.update({(rate.kind, rate.tier): None for rate in rates if rate.nano >= prices[at]})
+        found.update({(rate.kind, rate.tier): None for rate in rates if rate.exact >= prices[at]})
     return tuple(found)
 
 

@@ -25,7 +25,7 @@ from leased.terms.resource import UNIT
 _UNITS_LCM: Final = (1 << 30) * 5**9
 """A multiple of every kind's unit."""
 
-_MONEY_SCALE: Final = _UNITS_LCM * NS_PER_S * 1000
+_MONEY_SCALE: Final = _UNITS_LCM * NS_PER_S * 1000 * 1000
 """What a cost has to be divided by to be 10^-9 of the currency."""
 
 
@@ -46,7 +46,7 @@ class Prices:
     def __init__(self, prices: Iterable[Price] = ()) -> None:
         self._scaled = _Scaled(
             {
-                (int(price.kind), price.tier, price.priority): price.nano_pm
+                (int(price.kind), price.tier, price.priority): price.pico_pm
                 * (_UNITS_LCM // UNIT[price.kind])
                 for price in prices
             }

@@ -187,7 +187,8 @@ def _rates(value: Any) -> rates.RateCard:
                 f"{where} = {_shown(text)}: a decimal in quotes, such as "
                 '"0.0005": money is never a float'
             )
-        priced[kind, tier, None] = rates.Rate(kind, rates.parse_rate(text, where), tier)
+        nano, pico = rates.parse_rate(text, where)
+        priced[kind, tier, None] = rates.Rate(kind, nano, tier, pico=pico)
     scaled = tuple(
         (_member(Priority, name), _integer(multiplier)) for name, multiplier in multipliers.items()
     )

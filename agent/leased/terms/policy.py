@@ -265,14 +265,14 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 class Price(msgspec.Struct, frozen=True, array_like=True):
-    """What a capacity-second costs: 10^-9 of the currency, in per mille, per unit of the kind
+    """What a capacity-second costs: 10^-12 of the currency, in per mille, per unit of the kind
     (`resource.UNIT`). Taken from the rate card, for budgets in money; bills are made elsewhere.
     """
 
     kind: ResourceKind
     tier: int
     priority: int
-    nano_pm: int
+    pico_pm: int
 
 
 class Running(msgspec.Struct, frozen=True, array_like=True):

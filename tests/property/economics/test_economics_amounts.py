@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from fractions import Fraction
+from math import floor
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leased.economics.amounts import decimal, exact, rounded, split
-from leased.economics.attribution import Basis, Spread, attribute, spread_shared
+from leased.economics.amounts import decimal, exact, rounded, split, wholes
+from leased.economics.attribution import Basis, Spread, attribute, by_name, spread_shared
 from leased.economics.billing import Month, make_bill
 from leased.economics.contracts import (
     CardVersion,
@@ -35,6 +36,7 @@ HOURS = 40
 MONTH = Month("1970-01", 0, HOURS * HOUR_NS)
 NODES = (NodeSpan("4e" * 16, "1d" * 16, 0, 9, "ab" * 32, HOURS * HOUR_NS),)
 
+positive = st.fractions(min_value=0, max_value=10**30, max_denominator=10**12)
 fractions = st.fractions(min_value=-(10**30), max_value=10**30, max_denominator=10**12)
 cells = st.dictionaries(
     st.builds(
@@ -109,6 +111,37 @@ def test_parts_add_up_and_none_is_a_whole_unit_off(total: int, weights: list[int
     for part, weight in zip(parts, weights, strict=True):
         share = Fraction(total * weight, whole) if whole else Fraction(total, len(weights))
         assert abs(part - share) < 1
+
+
+@given(st.integers(0, 10**15), st.lists(positive, min_size=1, max_size=30))
+def test_what_is_left_goes_to_the_largest_remainders(total: int, weights: list[Fraction]):
+    whole = sum(weights, Fraction(0))
+    even = Fraction(1, len(weights))
+    shares = [total * (weight / whole if whole else even) for weight in weights]
+    got = zip(split(total, weights), shares, strict=True)
+    rows = [(part, share, share - floor(share)) for part, share in got]
+    assert all(floor(share) == part - (part > share) for part, share, _ in rows)
+    more = [rest for part, share, rest in rows if part > share]
+    less = [rest for part, share, rest in rows if part < share]
+    assert not more or not less or min(more) >= max(less)
+
+
+@given(st.lists(fractions, max_size=30))
+def test_whole_numbers_are_in_the_order_and_proportion_of_fractions(amounts: list[Fraction]):
+    found = wholes(amounts)
+    assert all(type(one) is int for one in found)
+    pairs = list(zip(amounts, found, strict=True))
+    assert all(a * m == b * n for (a, n), (b, m) in zip(pairs, pairs[1:], strict=False))
+    assert sorted(pairs, key=lambda pair: pair[0]) == sorted(pairs, key=lambda pair: pair[1])
+
+
+@given(cells)
+def test_costs_by_any_name_add_up_to_those_of_tenants(held: dict[UsageKey, int]):
+    for basis in Basis:
+        found = attribute(held.items(), TERMS, basis)
+        assert by_name(held.items(), TERMS, basis, lambda key: key.tenant) == found.by_tenant
+        by_kind = by_name(held.items(), TERMS, basis, lambda key: key.kind)
+        assert sum(by_kind.values(), Fraction(0)) == found.tenants_total
 
 
 @given(cells, pools)

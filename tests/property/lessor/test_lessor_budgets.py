@@ -40,7 +40,7 @@ budgets = st.lists(
 prices = st.lists(
     st.sampled_from(
         [
-            Price(kind, -1, int(Priority.STANDARD), one * UNIT[kind] * NS_PER_S * 100)
+            Price(kind, -1, int(Priority.STANDARD), one * UNIT[kind] * NS_PER_S * 100_000)
             for kind in (MEM, CPU)
             for one in (0, 1, 5)
         ]

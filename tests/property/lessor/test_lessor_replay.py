@@ -124,7 +124,7 @@ CUT = msgspec.structs.replace(
     ),
 )
 PRICES = tuple(
-    Price(kind, -1, int(priority), 10**10 * (1 + priority))
+    Price(kind, -1, int(priority), 10**13 * (1 + priority))
     for kind in ResourceKind
     for priority in Priority
 )

@@ -47,6 +47,7 @@ def test_the_shipped_file_spells_out_every_default() -> None:
         ('[store]\nengine = "spark"', "store.spark_url"),
         ('[store]\nspark_url = "sc://x:1/;token=y"', "spark_token_file keeps it apart"),
         ('[store]\nspark_timeout = "1ms"', "at least 1s"),
+        ('[reservations]\nprice = "101%"', "reservations.price"),
         ('[spot_optimization]\nprice = "101%"', "spot_optimization.price"),
         ('[spot_optimization]\ninterrupted_every = "1s"', "at least 60s"),
         ('[spot_optimization]\neligible = ["standard", "standard"]', "each priority once"),

@@ -102,7 +102,7 @@ def judge_proof(tmp_path: Path, policy: str, *cosigners: Cosigner) -> dict:
     keys = "".join(f"witness {one.key.name} {one.key.text()}\n" for one in (WEST, EAST))
     rules.write_text(f"log {NODE_KEY.text()}\n{keys}{policy}")
     options = type("Options", (), {"file": str(file), "policy": rules, "key": [], "json": True})()
-    options.record = options.receipt = None
+    options.record = options.receipt = options.log_id = None
     check(options, Console(out, io.StringIO()))
     return json.loads(out.getvalue())
 

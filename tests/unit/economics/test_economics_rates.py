@@ -7,7 +7,17 @@ from decimal import Decimal
 
 import pytest
 
-from leased.economics.rates import DEFAULT_CARD, Cost, Rate, RateCard, check, parse_rate
+from leased.economics.bill_text import card_of
+from leased.economics.rates import (
+    DEFAULT_CARD,
+    Cost,
+    Rate,
+    RateCard,
+    check,
+    parse_price,
+    parse_rate,
+)
+from leased.economics.statement import rate_text
 from leased.terms.errors import ConfigError
 from leased.terms.lease import Priority
 from leased.terms.resource import ResourceKind, TierKind
@@ -104,8 +114,26 @@ def test_a_card_that_cannot_be_meant_is_refused_by_key(card: RateCard, key: str)
 
 
 def test_rates_are_decimal_strings() -> None:
-    assert parse_rate("0.0005", "rates.block") == 500_000
-    assert parse_rate("12", "rates.gpu") == 12_000_000_000
-    for text in ("", ".5", "1.", "-1", "1e3", "0.0000000001", "1.2.3", "٣"):
+    assert parse_rate("0.0005", "rates.block") == (500_000, 0)
+    assert parse_rate("12", "rates.gpu") == (12_000_000_000, 0)
+    assert parse_rate("0.000000008751", "rates.block") == (8, 751)
+    assert parse_price("0.0005", "monthly_price") == 500_000
+    for text in ("", ".5", "1.", "-1", "1e3", "0.0000000000001", "1.2.3", "٣"):
         with pytest.raises(ConfigError, match="rates.x"):
             parse_rate(text, "rates.x")
+    with pytest.raises(ConfigError, match="at most 9 digits"):
+        parse_price("0.0000000001", "monthly_price")
+
+
+def test_a_rate_of_twelve_digits_is_charged_and_leaves_other_cards_their_names() -> None:
+    """0.023 for a GiB and month of 730 h: nine digits would be 3 % more."""
+    fine = Rate(ResourceKind.BLOCK, 8, pico=752)
+    rest = tuple(one for one in DEFAULT_CARD.rates if one.kind is not fine.kind)
+    card = check(RateCard((*rest, fine)))
+    cost = card.cost((1 << 30) * 730 * 3_600 * 10**9, fine.kind, None, Priority.STANDARD)
+    assert cost.exact() == "0.023000256"
+    assert card_of(card.document()).digest() == card.digest()
+    assert fine in card_of(card.document()).rates and rate_text(fine) == "0.000000008752"
+    assert all(len(row) == 4 for row in DEFAULT_CARD.document()["rates"])
+    with pytest.raises(ConfigError, match="rates.block"):
+        check(RateCard((*rest, Rate(ResourceKind.BLOCK, 8, pico=1_000))))

@@ -322,7 +322,7 @@ def test_a_budget_of_money_is_held_against_the_tier_that_a_lease_gets() -> None:
     policy = Policy(tenants=((ACME.tenant, TenantLimits(budgets=budgets)),))
     desk = Desk(policy=policy)
     dram, standard = int(TierKind.DRAM), int(Priority.STANDARD)
-    per_page_second = 1_000 * (UNIT[ResourceKind.MEM] // PAGE)  # in per mille of a nano
+    per_page_second = 1_000_000 * (UNIT[ResourceKind.MEM] // PAGE)  # a nano
     price = Price(ResourceKind.MEM, dram, standard, per_page_second)
     desk.lessor.admission.prices = Prices((price,))
     desk.grant(ask_mem(1), ttl=60)

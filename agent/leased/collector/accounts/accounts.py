@@ -32,12 +32,12 @@ from leased.collector.accounts.answers import (
 )
 from leased.collector.accounts.cost_shares import (
     GroupBy,
-    first,
-    group_costs,
     groups,
+    in_order,
     money,
     named_costs,
     parts,
+    ranked,
 )
 from leased.collector.accounts.focus import focus_csv, focus_rows
 from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
@@ -201,14 +201,11 @@ class Accounts:
         priced = self.terms.infrastructure if which is Basis.INFRASTRUCTURE else self.terms
         decimals = priced.decimals
         total = rounded(found.tenants_total, decimals)
-        tenants = [
-            TenantCost(name, money(part, decimals), share)
-            for name, part, share in parts(first(found.by_tenant, top), total)
-        ]
+        tenants = ranked(TenantCost, found.by_tenant, top, total, decimals)
         grouped: list[GroupCost] | UnsetType = UNSET
         if group_by is not None:
             by = groups(cells, self.terms, which, _choice(GroupBy, group_by, "group_by"))
-            grouped = group_costs(by, top, total, decimals)
+            grouped = ranked(GroupCost, by, top, total, decimals)
         pools = named_costs(found.pools, decimals)
         if which is Basis.INFRASTRUCTURE:
             total += sum(rounded(cost, decimals) for cost in found.pools.values())
@@ -344,13 +341,12 @@ class Accounts:
         decimals = self.terms.infrastructure.decimals
         centers = spread_shared(found.by_center, how)
         total = rounded(found.total, decimals)
-        ranked = sorted(centers.items(), key=lambda item: (-item[1], item[0]))
         return Chargeback(
             period.name,
             money(total, decimals),
             [
                 CenterCost(name, money(part, decimals), share)
-                for name, part, share in parts(ranked, total)
+                for name, part, share in parts(in_order(centers), total)
             ],
             self.terms.infrastructure.currency,
             how.value,

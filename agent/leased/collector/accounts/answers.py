@@ -81,11 +81,13 @@ class UsageReport(msgspec.Struct, frozen=True):
 
 
 class TenantCost(msgspec.Struct, frozen=True):
-    """One share of what all tenants cost."""
+    """One share of what all tenants cost. `others`: how many tenants it is for, where it is
+    not of one: somebody may be called OTHER."""
 
     tenant: str
     cost: Decimal
     share: Decimal
+    others: int = 0
 
 
 class NamedCost(msgspec.Struct, frozen=True):
@@ -97,11 +99,13 @@ class NamedCost(msgspec.Struct, frozen=True):
 
 
 class GroupCost(msgspec.Struct, frozen=True):
-    """The cost of a group of what tenants had; null: of what has no such tag, or tier."""
+    """The cost of a group of what tenants had; null: of what has no such tag, or tier. `others`:
+    how many groups it is for, where it is not of one."""
 
     group: str | None
     cost: Decimal
     share: Decimal
+    others: int = 0
 
 
 class Costs(msgspec.Struct, frozen=True):
@@ -263,7 +267,8 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Forecast(msgspec.Struct, frozen=True):
-    """Demand to come. `reason` says why there are no predictions."""
+    """Demand to come, by the peak of each day: of a kind with several tiers, by the sum of what
+    each had at its most in the hour. `reason` says why there are no predictions."""
 
     forecast_horizon: str
     methodology: str

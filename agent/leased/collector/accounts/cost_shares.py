@@ -2,7 +2,8 @@
 """Shares of a cost: by whatever name, the largest first, and all of it.
 
 Rule: parts and shares are rounded by the largest remainder, so that they add up; who is not among
-the first so many is in OTHER, last. What a group has none of (no tag, no tier) is a group without a
+the first so many is in OTHER, last, which says how many these are: somebody may be called OTHER.
+What a group has none of (no tag, no tier) is a group without a
 name.
 
 Does not price (`attribution`).
@@ -11,21 +12,23 @@ Does not price (`attribution`).
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, TypeVar
 
-from leased.collector.accounts.answers import GroupCost, NamedCost
-from leased.economics.amounts import rounded, split
-from leased.economics.attribution import Basis, attribute
+import msgspec
+
+from leased.collector.accounts.answers import GroupCost, NamedCost, TenantCost
+from leased.economics.amounts import rounded, split, wholes
+from leased.economics.attribution import Basis, by_name
 from leased.economics.contracts import Terms
 from leased.economics.meter import UsageKey
-from leased.economics.pools import Pool
 from leased.economics.statement import fixed
 
 OTHER: Final = "OTHER"
 Name = TypeVar("Name", str, str | None)
+Row = TypeVar("Row", TenantCost, GroupCost)
 
 
 class GroupBy(enum.StrEnum):
@@ -44,11 +47,7 @@ def groups(
     cells: Iterable[tuple[UsageKey, int]], terms: Terms, basis: Basis, by: GroupBy
 ) -> dict[str | None, Fraction]:
     """What tenants' cells cost, by one of the words that a usage row has."""
-    found: dict[str | None, list[tuple[UsageKey, int]]] = {}
-    for key, amount in cells:
-        if key.pool is Pool.TENANT:
-            found.setdefault(_name(key, by), []).append((key, amount))
-    return {name: attribute(some, terms, basis).tenants_total for name, some in found.items()}
+    return by_name(cells, terms, basis, lambda key: _name(key, by))
 
 
 def _name(key: UsageKey, by: GroupBy) -> str | None:
@@ -58,10 +57,16 @@ def _name(key: UsageKey, by: GroupBy) -> str | None:
     return None if key.tag is None else str(getattr(key.tag, by.value)) or None
 
 
+def in_order(costs: Mapping[Any, Fraction]) -> list[tuple[Any, Fraction]]:
+    """The largest first; what costs the same by its name."""
+    sizes = dict(zip(costs, wholes(costs.values()), strict=True))
+    return sorted(costs.items(), key=lambda item: (-sizes[item[0]], item[0] or ""))
+
+
 def first(costs: Mapping[Any, Fraction], top: int) -> list[tuple[Any, Fraction]]:
     """The first `top`, largest first, and the rest as OTHER."""
-    ranked = sorted(costs.items(), key=lambda item: (-item[1], item[0] or ""))
-    named, rest = ranked[:top], ranked[top:]
+    found = in_order(costs)
+    named, rest = found[:top], found[top:]
     if rest:
         named.append((OTHER, sum((cost for _, cost in rest), Fraction(0))))
     return named
@@ -69,31 +74,38 @@ def first(costs: Mapping[Any, Fraction], top: int) -> list[tuple[Any, Fraction]]
 
 def parts(named: list[tuple[Name, Fraction]], total: int) -> list[tuple[Name, int, Decimal]]:
     """Each with its part of `total` and its share in hundredths, both adding up."""
-    weights = [max(Fraction(0), cost) for _, cost in named]
+    weights = [max(0, cost) for cost in wholes([cost for _, cost in named])]
     hundredths = split(100, weights) if any(weights) else [0] * len(named)
     shares = [Decimal(share).scaleb(-2) for share in hundredths]
     names = [name for name, _ in named]
     return list(zip(names, split(total, weights), shares, strict=True))
 
 
-def group_costs(
-    costs: Mapping[str | None, Fraction], top: int, total: int, decimals: int
-) -> list[GroupCost]:
-    """Groups as they are told."""
-    return [
-        GroupCost(name, money(part, decimals), share)
+def ranked(
+    kind: Callable[[Any, Decimal, Decimal], Row],
+    costs: Mapping[Any, Fraction],
+    top: int,
+    total: int,
+    decimals: int,
+) -> list[Row]:
+    """The first `top` as they are told, and the rest as one row."""
+    rows = [
+        kind(name, money(part, decimals), share)
         for name, part, share in parts(first(costs, top), total)
     ]
+    if len(costs) > top:
+        rows[-1] = msgspec.structs.replace(rows[-1], others=len(costs) - top)
+    return rows
 
 
 def named_costs(costs: Mapping[str, Fraction], decimals: int) -> list[NamedCost]:
     """Costs by name, largest first; shares of what is positive."""
-    ranked = sorted(costs.items(), key=lambda item: (-item[1], item[0]))
-    weights = [max(Fraction(0), cost) for _, cost in ranked]
-    hundredths = split(100, weights) if any(weights) else [0] * len(ranked)
+    found = in_order(costs)
+    weights = [max(Fraction(0), cost) for _, cost in found]
+    hundredths = split(100, weights) if any(weights) else [0] * len(found)
     return [
         NamedCost(name, money(rounded(cost, decimals), decimals), Decimal(share).scaleb(-2))
-        for (name, cost), share in zip(ranked, hundredths, strict=True)
+        for (name, cost), share in zip(found, hundredths, strict=True)
     ]
 
 

@@ -35,7 +35,7 @@ from leased.economics.contracts import (
     UsageRates,
     check_terms,
 )
-from leased.economics.rates import parse_rate
+from leased.economics.rates import parse_price
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.identity import parse_id, parse_tenant
 
@@ -196,9 +196,9 @@ def _plan(name: str, plan: _Plan, file: str) -> Plan:
         name,
         plan.cpu_cores * 1000,
         plan.memory_gb * GIB,
-        parse_rate(plan.monthly_price, f"{where}.monthly_price"),
-        parse_rate(plan.overage_per_cpu_hour, f"{where}.overage_per_cpu_hour"),
-        parse_rate(plan.overage_per_gb_hour, f"{where}.overage_per_gb_hour"),
+        parse_price(plan.monthly_price, f"{where}.monthly_price"),
+        parse_price(plan.overage_per_cpu_hour, f"{where}.overage_per_cpu_hour"),
+        parse_price(plan.overage_per_gb_hour, f"{where}.overage_per_gb_hour"),
     )
 
 
@@ -211,10 +211,10 @@ def _contract(one: _Contract, where: str) -> Contract:
 
     def price(name: str) -> int | None:
         text = getattr(one, name)
-        return None if text is None else parse_rate(text, f"{where}.{name}")
+        return None if text is None else parse_price(text, f"{where}.{name}")
 
     tiers = tuple(
-        TaskTier(tier.tasks_from, parse_rate(tier.rate_per_task, f"{where}.tiers"))
+        TaskTier(tier.tasks_from, parse_price(tier.rate_per_task, f"{where}.tiers"))
         for tier in one.tiers
     )
     return Contract(
@@ -231,14 +231,14 @@ def _contract(one: _Contract, where: str) -> Contract:
         ),
         tiers=tiers,
         tier_mode=one.tier_mode,
-        monthly_minimum_nano=parse_rate(one.monthly_minimum, f"{where}.monthly_minimum"),
+        monthly_minimum_nano=parse_price(one.monthly_minimum, f"{where}.monthly_minimum"),
         rest_by_card=one.rest == "rate_card",
     )
 
 
 def _credit(one: _Credit, where: str) -> Credit:
     periods.month(one.month)
-    nano = parse_rate(one.amount, f"{where}.amount")
+    nano = parse_price(one.amount, f"{where}.amount")
     return Credit(_tenant(one.tenant, where), one.month, nano, one.reason)
 
 

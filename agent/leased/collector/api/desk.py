@@ -53,6 +53,7 @@ from leased.collector.api.pace import Pace
 from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.server import Server
 from leased.collector.api.settings import Settings
+from leased.collector.archive.floor import Kept
 from leased.collector.governance.issuer import Issuer
 from leased.collector.governance.keeping import KEY_NAME, Keeping
 from leased.collector.metering import engines
@@ -164,6 +165,7 @@ class Desk:
             hooks=self.hooks,
             waste=self._waste,
             queue_depth=self._waiting,
+            floor=Kept(self._state).floor,
         )
         table = [
             *quota_routes.routes(self._quotas),
@@ -192,8 +194,8 @@ class Desk:
     def _reports(self) -> reports.Reports:
         ground, fleet = (lambda: self._ground), (lambda: self.books.fleet)
         plans = self.issuer.strategies.of
-        marks = self._settings.capacity
-        return reports.Reports(self.books.ask, ground, fleet, self._state, plans, marks)
+        marks, offer = self._settings.capacity, self._settings.reservations
+        return reports.Reports(self.books.ask, ground, fleet, self._state, plans, marks, offer)
 
     def _levels(self) -> slo_routes.Levels:
         tiers = self._settings.slo_tiers

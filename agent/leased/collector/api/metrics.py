@@ -3,8 +3,8 @@
 
 Rule: the gauges of cost are a partition: each unit of currency is in one series, so a plain `sum()`
 is right. What alerts add up over time is a counter beside them, because `increase()` of a gauge
-means nothing; counters come from the same cells as the bills, and so survive a restart. Where there
-is nothing to divide by, a quotient is absent, not 0.
+means nothing; counters come from the same cells as the bills (`tally`), and so survive a restart.
+Where there is nothing to divide by, a quotient is absent, not 0.
 
 Does not write the format (`exposition`) and does not price (`economics`).
 """
@@ -16,9 +16,11 @@ from fractions import Fraction
 from typing import Any, Final
 
 from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.tally import Tally
 from leased.collector.api.exposition import MEDIA_TYPE, Samples, family
 from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.api.views import Views
+from leased.collector.archive.floor import Floor
 from leased.collector.fleet import Fleet
 from leased.collector.governance.issuer import Issuer
 from leased.collector.planning.rightsizing import TARGET_PM
@@ -58,10 +60,12 @@ class Metrics:
         hooks: Mailing,
         waste: Callable[[], list[Judged]],
         queue_depth: Callable[[int], int | None],
+        floor: Callable[[], Floor],
     ) -> None:
         self._fleet, self._ask, self._terms = fleet, ask, terms
         self._views, self._issuer, self._tenants = views, issuer, tenants
         self._hooks, self._waste, self._queue_depth = hooks, waste, queue_depth
+        self._floor = floor
         self._looked_ns, self._spare = 0, Cost()
         self._requests: dict[tuple[str, ...], int] = {}
 
@@ -75,7 +79,7 @@ class Metrics:
         call.caller.require_all()
         lines = [
             *_present(self._fleet(), self._terms().card_at(call.now_ns)),
-            *(self._ask(lambda accounts: accounts.once("metrics", _past)) or ()),
+            *(self._ask(lambda accounts: accounts.once("metrics", self._past)) or ()),
             *self._quotas(call.now_ns),
             *_chains(self._fleet(), call.now_ns),
             *self._unused(call.now_ns),
@@ -85,6 +89,9 @@ class Metrics:
         ]
         text = "".join(f"{line}\n" for line in lines)
         return Answer(raw=text.encode(), media_type=MEDIA_TYPE)
+
+    def _past(self, accounts: Accounts) -> list[str]:
+        return _past(accounts, self._floor())
 
     def _unused(self, now_ns: int) -> Iterable[str]:
         if now_ns - self._looked_ns >= WINDOW_S * NS_PER_S:
@@ -230,13 +237,19 @@ def _hourly(fleet: Fleet, card: RateCard) -> tuple[Cost, Cost]:
     for (whose, held, free, priority, cell), amount in amounts.items():
         left[cell] = left.get(cell, 0) - amount
         price = Fraction(0) if free else _price(card if held else bare, amount, *cell, priority)
-        _add(hourly, (cell[0].name.lower(), whose, TYPE_OF[cell[0]]), price)
+        label = _apart(whose) if held else whose
+        _add(hourly, (cell[0].name.lower(), label, TYPE_OF[cell[0]]), price)
         if held:
             _add(tenants, (whose,), price)
     for cell, amount in left.items():
         price = _price(bare, amount, *cell, Priority.STANDARD)
         _add(hourly, (cell[0].name.lower(), IDLE, TYPE_OF[cell[0]]), price)
     return hourly, tenants
+
+
+def _apart(tenant: str) -> str:
+    """A tenant among what is nobody's: one that is called `__idle__` is a series of its own."""
+    return f"tenant:{tenant}" if tenant.startswith("__") else tenant
 
 
 def _add(costs: Cost, key: tuple[str, ...], cost: Fraction) -> None:
@@ -269,49 +282,28 @@ def _price(
     return Fraction(cost.numerator, cost.denominator) * (-1 if capacity < 0 else 1)
 
 
-def _past(accounts: Accounts) -> list[str]:
+def _past(accounts: Accounts, floor: Floor) -> list[str]:
     """What was had since the first record, from the cells of the bills."""
-    source, terms = accounts.source, accounts.terms
-    first_ns = source.first_ns() // HOUR_NS * HOUR_NS
     end_ns = (accounts.now_ns() // HOUR_NS + 1) * HOUR_NS
-    costs: Cost = {}
-    seconds: dict[tuple[str, ...], Fraction] = {}
-    starts = [max(first_ns, version.since_ns) for version in terms.cards]
-    starts[0] = first_ns
-    for begin_ns, stop_ns in zip(starts, [*starts[1:], end_ns], strict=True):
-        cells = source.sums((begin_ns, min(stop_ns, end_ns))) if begin_ns < stop_ns else {}
-        for key, amount in cells.items():
-            if key.pool is not Pool.TENANT:
-                continue
-            found = attribute([(key, amount)], terms, Basis.RATE_CARD)
-            where = (key.tenant, TYPE_OF[key.kind])
-            costs[where] = costs.get(where, Fraction(0)) + found.tenants_total
-            tier = "" if key.tier is None else key.tier.name.lower()
-            priority = "" if key.priority is None else key.priority.name.lower()
-            row = (key.tenant, key.kind.name.lower(), tier, priority)
-            part = Fraction(amount, NS_PER_S * UNIT[key.kind])
-            seconds[row] = seconds.get(row, Fraction(0)) + part
-    done: dict[tuple[str, ...], int] = {}
-    for (tenant, _), count in source.tasks((first_ns, end_ns)).items():
-        done[tenant, "released"] = done.get((tenant, "released"), 0) + count
+    tally = Tally(accounts.source, accounts.terms, floor, end_ns)
     return [
         *family(
             *("grey_cost_dollars_total", "counter"),
             "Cost of what tenants had since the first record.",
             ("tenant", "type"),
-            costs,
+            tally.costs,
         ),
         *family(
             *("grey_lease_capacity_seconds_total", "counter"),
             "Capacity times time had since the first record, in units of the kind.",
             ("tenant", "kind", "tier", "priority"),
-            seconds,
+            tally.seconds,
         ),
         *family(
             *("grey_scheduler_tasks_completed_total", "counter"),
             "Leases that were given back: each is a task done.",
             ("tenant", "outcome"),
-            done,
+            {(tenant, "released"): int(count) for (tenant,), count in tally.tasks.items()},
         ),
         *_quotients(accounts, end_ns),
     ]

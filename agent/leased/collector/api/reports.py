@@ -48,6 +48,7 @@ from leased.collector.holdings import Holdings
 from leased.collector.planning import capacity, forecast, idle_leases
 from leased.collector.planning.allocation_history import AllocationHistory, allocations
 from leased.collector.planning.latency_cost import LatencyCost, latency_cost
+from leased.collector.planning.reserving import Offer, reservations
 from leased.collector.planning.rightsizing import RightSizing, rightsizing
 from leased.collector.planning.thresholds import Thresholds
 from leased.collector.telemetry.store import Store, recorded
@@ -76,11 +77,13 @@ class Reports:
         state: Path,
         plans: Callable[[ResourceKind], Plans] = lambda kind: ((0, Allocation(kind)),),
         thresholds: Thresholds | None = None,
+        offer: Offer | None = None,
     ) -> None:
         """`ask` puts a question to the accounts, and returns None if there are none yet; `state` is
-        where telemetry is, `plans` how a kind was divided when."""
+        where telemetry is, `plans` how a kind was divided when, `offer` what reserving costs."""
         self._plans, self._thresholds = plans, thresholds or Thresholds()
         self._ask, self._ground, self._fleet, self._state = ask, ground, fleet, state
+        self._offer = offer or Offer()
         self._folds = Folds()
 
     def asked(self, ask: Callable[[Accounts], Any], key: Hashable = None) -> Any:
@@ -287,11 +290,8 @@ class Reports:
         """What is worth reserving."""
         call.caller.require_all()
         period = call.query.period
-        return Answer(
-            self.asked(
-                lambda accounts: capacity.reservations(accounts, period), ("reservations", period)
-            )
-        )
+        ask = partial(reservations, period=period, offer=self._offer)
+        return Answer(self.asked(ask, ("reservations", period)))
 
 
 def told(ask: Callable[[], Any]) -> Any:

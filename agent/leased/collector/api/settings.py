@@ -21,7 +21,7 @@ from leased.collector.accounts.terms_file import terms_path
 from leased.collector.api.callers import LOOPBACK, Token
 from leased.collector.api.routes import Scope
 from leased.collector.metering.engines import SECTION, StoreConfig, check_store
-from leased.collector.planning import scheduled_scaling, spot
+from leased.collector.planning import reserving, scheduled_scaling, spot
 from leased.collector.planning.slo import TIERS, Tier, check_tiers
 from leased.collector.planning.thresholds import Thresholds, check_marks
 from leased.collector.telemetry.store import KEEP_NS, ROWS_MAX
@@ -106,6 +106,7 @@ class Settings(msgspec.Struct, frozen=True):
     webhooks: Webhooks = Webhooks()
     capacity: Thresholds = Thresholds()
     slo_tiers: tuple[Tier, ...] = TIERS
+    reservations: reserving.Offer = reserving.Offer()
     spot_optimization: spot.SpotConfig = spot.SpotConfig()
     scheduled_scaling: scheduled_scaling.ScalingConfig = scheduled_scaling.ScalingConfig()
     store: StoreConfig = StoreConfig()
@@ -153,6 +154,7 @@ def parse(text: str) -> Settings:
             raise ConfigError(f"telemetry.{name.replace('_ns', '')}: must be above zero")
     check_marks(settings.capacity)
     check_tiers(settings.slo_tiers)
+    reserving.check_offer(settings.reservations)
     spot.check_spot(settings.spot_optimization)
     scheduled_scaling.check_scaling(settings.scheduled_scaling)
     hooks = settings.webhooks
@@ -385,16 +387,10 @@ _SECTIONS: Final[Mapping[str, tuple[str, reading.Read]]] = {
     "slo_tiers": ("slo_tiers", lambda value: _tiers(value)),
     "capacity": ("capacity", reading.section(Thresholds, _CAPACITY_KEYS, "capacity.")),
     "webhooks": ("webhooks", reading.section(Webhooks, _WEBHOOK_KEYS, "webhooks.")),
+    "reservations": reserving.SECTION,
     "spot_optimization": spot.SECTION,
     "scheduled_scaling": scheduled_scaling.SECTION,
     "store": SECTION,
 }
-ELSEWHERE: Final[tuple[str, ...]] = (
-    "pull",
-    "own_log",
-    "nodes",
-    "billing",
-    "collector",
-    "retention",
-)
+ELSEWHERE: Final = ("pull", "own_log", "nodes", "billing", "collector", "retention")
 """Sections of the same file that other parts of the collector read."""

@@ -51,7 +51,8 @@ class KeptLog(msgspec.Struct, frozen=True):
 class Floor(msgspec.Struct, frozen=True):
     """The floor. Months that end at `floor_ns` or before are final: their hours are in `frozen`
     (files, and what `metering.frozen` says of them), those before `begin_ns` nowhere any more.
-    `logs` by their ids; `made_ns` is when the rule was carried out."""
+    What these had counted is `carried` (`accounts.tally`). `logs` by their ids; `made_ns` is when
+    the rule was carried out."""
 
     version: int = VERSION
     floor_ns: int = 0
@@ -60,6 +61,7 @@ class Floor(msgspec.Struct, frozen=True):
     logs: dict[str, KeptLog] = {}
     files: dict[str, KeptFile] = {}
     frozen: dict[str, Any] = {}
+    carried: dict[str, Any] = {}
 
     def records(self, log_id: str) -> int:
         """Up to which record a log's segments are gone, or may be."""

@@ -9,7 +9,7 @@ Does not scale anything: it recommends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
@@ -25,8 +25,6 @@ from leased.collector.accounts.answers import (
     Headroom,
     Idle,
     IdleResource,
-    ReservationAdvice,
-    Reservations,
     Utilization,
     Workers,
 )
@@ -51,15 +49,6 @@ class Soft(msgspec.Struct, frozen=True):
 
     overage_percent: int = 20
     overage_minutes: int = 15
-
-
-class Offer(msgspec.Struct, frozen=True):
-    """What reserving costs: `price_pm` of the list price, of which `upfront_pm` is paid at once."""
-
-    price_pm: int = 650
-    upfront_pm: int = 500
-    term: str = "1yr"
-    term_months: int = 12
 
 
 def capacity(
@@ -183,7 +172,7 @@ def node_prices(accounts: Accounts, held: Iterable[Held]) -> dict[str, Fraction]
             what = (one.node_id, one.kind, one.tier)
             amounts[what] = amounts.get(what, 0) + one.capacity
     card = accounts.terms.infrastructure
-    hours = {what[1:]: _list_price(card, *what[1:]) for what in amounts}
+    hours = {what[1:]: list_price(card, *what[1:]) for what in amounts}
     prices: dict[str, Fraction] = {}
     for (node, kind, tier), capacity in amounts.items():
         cost = hours[kind, tier] * Fraction(capacity, UNIT[kind])
@@ -201,97 +190,19 @@ def infrastructure_cost(
     accounts: Accounts, kind: ResourceKind, tier: TierKind | None, amount: int
 ) -> Fraction:
     """What having so much capacity x ns cost, whoever held it."""
-    hour = _list_price(accounts.terms.infrastructure, kind, tier)
+    hour = list_price(accounts.terms.infrastructure, kind, tier)
     return hour * Fraction(amount, UNIT[kind] * HOUR_NS)
 
 
 def list_cost(accounts: Accounts, key: UsageKey, amount: int) -> Fraction:
     """What having so much capacity x ns costs by the list of its hour, whatever its priority."""
     card = accounts.terms.cards[accounts.terms.card_number(key.bucket)].card
-    hour = _list_price(card, key.kind, key.tier)
+    hour = list_price(card, key.kind, key.tier)
     return hour * Fraction(amount, UNIT[key.kind] * HOUR_NS)
 
 
-def _list_price(card: RateCard, kind: ResourceKind, tier: TierKind | None) -> Fraction:
+def list_price(card: RateCard, kind: ResourceKind, tier: TierKind | None) -> Fraction:
     """Of one unit for an hour, whatever the priority."""
     cost = card.cost(UNIT[kind] * HOUR_NS, kind, tier, Priority.STANDARD)
     plain = Fraction(cost.numerator, cost.denominator)
     return plain * 1000 / Fraction(card.multiplier_pm(Priority.STANDARD) or 1000)
-
-
-def reservations(
-    accounts: Accounts, period: str = "90d", offer: Offer | None = None
-) -> Reservations:
-    """How many units of each kind and tier to reserve, by the hours of `period`."""
-    offer = offer or Offer()
-    window = accounts.last(period)
-    window = Window(
-        max(window.from_ns, accounts.source.first_ns() // HOUR_NS * HOUR_NS), window.to_ns
-    )
-    used = _units_by_hour(accounts.source.cells(window.pair))
-    advice = []
-    for (kind, tier), by_hour in sorted(
-        used.items(), key=lambda item: (item[0][0], str(item[0][1]))
-    ):
-        series = [by_hour.get(hour, 0) for hour in window.hours]
-        quantity = worth_reserving(series, offer.price_pm)
-        if quantity:
-            price = _list_price(accounts.terms.card_at(accounts.now_ns()), kind, tier)
-            advice.append(_advise(kind, tier, quantity, series, price, offer))
-    return Reservations(period, advice, accounts.terms.currency, accounts.reach(window))
-
-
-def worth_reserving(series: list[int], price_pm: int) -> int:
-    """The most units k such that at least k were in use in a share of the hours that is not below
-    `price_pm` per mille: each of them then costs less reserved than by the hour."""
-    ranked = sorted(series, reverse=True)
-    if not ranked:
-        return 0
-    needed = max(1, -(-len(ranked) * price_pm // 1000))
-    return ranked[needed - 1] if needed <= len(ranked) else 0
-
-
-def _advise(
-    kind: ResourceKind,
-    tier: TierKind | None,
-    quantity: int,
-    series: list[int],
-    price: Fraction,
-    offer: Offer,
-) -> ReservationAdvice:
-    hours = Fraction(len(series))
-    listed = price * sum(min(used, quantity) for used in series) / hours
-    reserved = price * quantity * Fraction(offer.price_pm, 1000)
-    saved = listed - reserved
-    name = kind.name.lower() + ("" if tier is None else f"/{tier.name.lower()}")
-    month = Fraction(ALL_OF_A_YEAR_H, 12)
-    upfront = reserved * month * offer.term_months * Fraction(offer.upfront_pm, 1000)
-    recurring = reserved * month * Fraction(1000 - offer.upfront_pm, 1000)
-    gained = listed * month - recurring
-    return ReservationAdvice(
-        name,
-        quantity,
-        offer.term,
-        _decimal(saved * 100 / listed, 1) if listed else Decimal(0),
-        _decimal(saved * ALL_OF_A_YEAR_H, 2),
-        _decimal(upfront / gained, 1) if gained > 0 else None,
-    )
-
-
-def _decimal(amount: Fraction, decimals: int) -> Decimal:
-    return Decimal(fixed(rounded(amount, decimals), decimals))
-
-
-def _units_by_hour(
-    cells: Mapping[UsageKey, int],
-) -> dict[tuple[ResourceKind, TierKind | None], dict[int, int]]:
-    """Whole units that tenants held on average, by kind and tier and hour."""
-    sums: dict[tuple[ResourceKind, TierKind | None], dict[int, int]] = {}
-    for key, amount in cells.items():
-        if key.pool is Pool.TENANT:
-            hours = sums.setdefault((key.kind, key.tier), {})
-            hours[key.bucket] = hours.get(key.bucket, 0) + amount
-    return {
-        name: {hour: amount // (UNIT[name[0]] * HOUR_NS) for hour, amount in hours.items()}
-        for name, hours in sums.items()
-    }

@@ -3,7 +3,9 @@
 
 Rule: demand is the peak of each day, and what it will be is what the fit says that was closest
 before (`trend`). How sure that is is measured, not assumed: by what such fits from earlier days
-said, and what came. With less than four weeks of history it predicts nothing and says so.
+said, and what came. With less than four weeks of history it predicts nothing and says so. Of a kind
+with several tiers (memory), the peak of an hour is the sum of what each tier had at its most in it:
+not less than was ever held, and more only where tiers change places within one hour.
 
 Does not scale anything: it recommends.
 """

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from leased.collector.telemetry.decoding import Key, Point
+from leased.collector.telemetry.decoding import FUTURE_NS_MAX, Key, Point
 from leased.terms.moment import NS_PER_S
 from leased.terms.series import SERIES
 
@@ -112,15 +112,16 @@ class Folding:
             followed.open = one if followed.open is None else followed.open + one
 
     def take(self, now_ns: int) -> list[tuple[Key, Rollup]]:
-        """The rows since the last time, open windows with what they hold so far; series that have
-        been silent for longer than a gap are not followed any more."""
+        """The rows since the last time, open windows with what they hold so far. Series that have
+        been silent for longer than a gap are not followed any more, nor those that are further
+        ahead than any point may be: our own clock was, and they would be deaf until it is again."""
         rows, self._rows = self._rows, []
         for key in list(self._followed):
             followed = self._followed[key]
             if followed.open is not None:
                 rows.append((key, followed.open))
                 followed.open = None
-            if now_ns - followed.at_ns > GAP_NS:
+            if not -FUTURE_NS_MAX <= now_ns - followed.at_ns <= GAP_NS:
                 del self._followed[key]
         return rows
 

@@ -78,7 +78,11 @@ def bring(options: argparse.Namespace, console: Console) -> int:
         which = f"records {done.first_seq} to {done.next_seq - 1}"
         console.say(f"{options.name}: {which} hold, signed by the node, and are here now")
     if done.unsigned:
-        console.note(f"{done.unsigned} more are below no checkpoint: the node is to serve those")
+        console.note(
+            f"{done.unsigned} more are in the copy, below no checkpoint of the node in it, and were"
+            " not taken in: they come with the next pull, or, where the node has them no more, with"
+            " a copy that was made later, or with a collector's whole state directory"
+        )
     if Verdict(entry.verdict).sticky:
         console.note(f"{options.name} is {entry.verdict} until `leased-collector resolve`")
     return 0

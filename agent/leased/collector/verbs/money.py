@@ -32,6 +32,7 @@ from leased.collector.archive.archive import ArchiveReader
 from leased.collector.planning import capacity as looks
 from leased.collector.planning import forecast as futures
 from leased.collector.planning import idle_leases
+from leased.collector.planning.reserving import reservations
 from leased.collector.planning.scheduled_scaling import scheduled_scaling
 from leased.collector.planning.spot import spot
 from leased.collector.telemetry.rollup import WINDOW_S
@@ -73,6 +74,10 @@ def _capacity(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
         depth = None if samples is None else queue_depth(samples, samples.last_s() + WINDOW_S)
     marks = settings.load(chosen.config).capacity
     return looks.capacity(accounts, marks=marks, queue_depth=depth)
+
+
+def _reservations(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
+    return reservations(accounts, chosen.last, settings.load(chosen.config).reservations)
 
 
 def _spot(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
@@ -150,7 +155,7 @@ def register(verbs: Verbs) -> None:
         "reservations",
         "what is worth reserving",
         "reservations --last 90d",
-        lambda accounts, options: looks.reservations(accounts, options.last),
+        _reservations,
     )
     add_last(one, "90d")
     one = _add(verbs, "spot", "what a share of spot capacity would cost", "spot", _spot)

@@ -64,7 +64,7 @@ def prices_of(card: RateCard) -> tuple[Price, ...]:
             kind,
             -1 if tier is None else int(tier),
             int(priority),
-            card.rate(kind, tier, priority).nano * card.multiplier_pm(priority),
+            card.rate(kind, tier, priority).exact * card.multiplier_pm(priority),
         )
         for kind in ResourceKind
         for tier in (None, *TierKind)

@@ -277,7 +277,7 @@ async function drawTenants(main) {
   if (name) return drawTenant(main, name);
   const used = await Promise.all(quotas.slice(0, 60).map((row) => get(`/v1/governance/usage/${encodeURIComponent(row.tenant)}`).catch(() => null)));
   const costs = await get("/v1/governance/costs?period=30d&top=1000", 30000).catch(() => null);
-  const rows = quotas.map((row, n) => ({ ...row, usage: used[n], cost: costs?.by_tenant.find((one) => one.tenant === row.tenant)?.cost ?? 0 }));
+  const rows = quotas.map((row, n) => ({ ...row, usage: used[n], cost: costs?.by_tenant.find((one) => one.tenant === row.tenant && !one.others)?.cost ?? 0 }));
   const kinds = ["gpus", "cpu_cores", "memory_gb", "max_leases"];
   const columns = [
     ["Tenant", (r) => r.tenant],
@@ -358,7 +358,7 @@ async function drawWaste(main) {
   const all = parts.reduce((sum, [, cost]) => sum + cost, 0) || 1;
   const split = h("div", { class: "body" }, h("div", { class: "split", role: "img", "aria-label": parts.map(([name, cost]) => `${name} ${percent(cost / all)}`).join(", ") }, parts.map(([, cost], n) => h("i", { width: `${(cost / all) * 100}%`, color: color(n) }))), h("div", { class: "legend" }, parts.map(([name, cost], n) => h("span", {}, h("i", { color: color(n) }), `${name} ${money.format(cost)} (${percent(cost / all)})`))));
   const most = Math.max(...costs.by_tenant.map((row) => row.cost), 1);
-  const tenants = [["Tenant", (r) => r.tenant], ["", (r) => r.cost, (r) => bar(Math.min(0.79, (r.cost / most) * 0.79))], ["Share", (r) => r.share, (r) => percent(r.share), "num"], [`Cost (${costs.currency})`, (r) => r.cost, (r) => money.format(r.cost), "num"]];
+  const tenants = [["Tenant", (r) => (r.others ? `${r.others} others` : r.tenant)], ["", (r) => r.cost, (r) => bar(Math.min(0.79, (r.cost / most) * 0.79))], ["Share", (r) => r.share, (r) => percent(r.share), "num"], [`Cost (${costs.currency})`, (r) => r.cost, (r) => money.format(r.cost), "num"]];
   const named = (id) => state.nodes.find((node) => node.node === id)?.name ?? id;
   const idles = [["What", (r) => r.type === "lease" ? `${r.kind} of ${r.tenant} on ${named(r.node)}` : named(r.resource)], ["Idle since", (r) => r.idle_since], ["Hours", (r) => r.idle_hours, null, "num"], [`Wasted (${idle.currency})`, (r) => r.wasted_cost, (r) => money.format(r.wasted_cost), "num"], ["What to do", (r) => r.recommendation]];
   const share = (value) => (value === null ? "–" : percent(value));
