@@ -71,6 +71,7 @@ def task_cells(rows: Rows) -> dict[tuple[str, int], int]:
     return {(row[0], row[1]): int(row[2]) for row in _ints(rows)}
 
 
+@lru_cache(maxsize=None)
 def tier_of(number: int) -> TierKind | None:
     """Undo `projection.tier_number`."""
     return None if number < 0 else TierKind(number)
