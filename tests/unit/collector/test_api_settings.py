@@ -97,3 +97,12 @@ def test_pace_lets_through_what_it_says_and_forgets_who_is_gone() -> None:
     for number in range(30_000):
         pace.take(f"caller {number}", 10 * S + number * S)
     assert len(pace._full_at) <= 10_001
+
+
+def test_pace_holds_nobody_back_for_a_clock_that_was_set_back() -> None:
+    pace = Pace(per_s=10, burst=5)
+    assert [pace.take("a", 3_600 * S) for _ in range(6)] == [0] * 5 + [S // 10]
+    assert [pace.take("a", 0) for _ in range(6)] == [0] * 5 + [S // 10]
+    for number in range(10_001):
+        pace.take(f"caller {number}", 7_200 * S)
+    assert pace.take("somebody else", 60 * S) == 0
