@@ -25,11 +25,14 @@ from typing import Any, Final
 import trio
 
 from leased.chain.policy_note import NoteKey
+from leased.collector import config
 from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api import settings
 from leased.collector.api.callers import hash_of
 from leased.collector.api.routes import Scope
 from leased.collector.governance.keeping import DIRECTORY, KEY_NAME, load_signer
+from leased.collector.own_door import read_listening
+from leased.collector.retention_rule import load_rule
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_NOINPUT, LeasedError, StateError
@@ -107,6 +110,11 @@ def serve(options: argparse.Namespace, console: Console, *, beside: Beside = _no
         prices = settings.terms_of(read(), directory)
         if prices is not None:
             load_terms(prices)
+        path = options.config or settings.CONFIG
+        if path.exists():
+            pull = config.load(path)
+            read_listening(pull.own_log, (pull.certificate, pull.key, pull.ca))
+            load_rule(path)
         console.say("the configuration can be meant")
         return 0
     desk = Desk(read, options.state, directory, say=console.note)
