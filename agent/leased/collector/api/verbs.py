@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import secrets
 import signal
@@ -178,21 +179,20 @@ def token(options: argparse.Namespace, console: Console) -> int:
     """Make a token."""
     secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
     scopes = ", ".join(f'"{scope}"' for scope in options.scope or [Scope.READ])
-    console.note("the token, shown this once:")
-    console.say(secret)
-    console.note("for the tokens file, which the API reads again at SIGHUP:")
     lines = [
         "[[tokens]]",
-        f'name = "{options.name}"',
+        f"name = {json.dumps(options.name, ensure_ascii=False)}",
         f'sha256 = "{hash_of(secret)}"',
         f"scopes = [{scopes}]",
     ]
     if options.tenant:
-        quoted = ", ".join(f'"{tenant}"' for tenant in options.tenant)
-        lines.append(f"tenants = [{quoted}]")
+        lines.append(f"tenants = {json.dumps(options.tenant, ensure_ascii=False)}")
+    settings.parse_tokens("\n".join(lines))
+    console.note("the token, shown this once:")
+    console.say(secret)
+    console.note("for the tokens file, which the API reads again at SIGHUP:")
     for line in lines:
         console.err.write(line + "\n")
-    settings.parse_tokens("\n".join(lines))
     return 0
 
 
