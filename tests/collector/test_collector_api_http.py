@@ -147,6 +147,30 @@ def test_tokens_are_read_again(tmp_path: Path) -> None:
         assert server.ask("GET", QUOTAS, headers=bearer("operator-secret")).status == 401
 
 
+def test_a_stream_ends_with_the_token_that_it_began_with(tmp_path: Path) -> None:
+    (tmp_path / "tokens.toml").write_text(TOKENS)
+    with CollectorServer(access='tokens_file = "tokens.toml"', directory=tmp_path) as server:
+        opened = contextlib.ExitStack()
+        streams = {}
+        for secret in ("acme-secret", "operator-secret"):
+            one = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            opened.callback(one.close)
+            one.request("GET", "/v1/stream", headers=bearer(secret))
+            streams[secret] = opened.enter_context(one.getresponse())
+            assert streams[secret].readline() == b"event: look\n"
+            while streams[secret].readline() != b"\n":
+                pass
+        fewer = TOKENS.replace(hash_of("acme-secret"), hash_of("another"))
+        (tmp_path / "tokens.toml").write_text(fewer)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("were read again")
+        # The next look, a quarter of a minute later at most, is not told any more.
+        assert streams["acme-secret"].read() == b""
+        assert streams["operator-secret"].readline() == b"event: look\n"
+        opened.close()
+
+
 @pytest.mark.parametrize(
     ("method", "path", "headers", "raw", "status"),
     [
@@ -190,6 +214,15 @@ def test_whatever_is_wrong_is_a_problem(
 def test_head_and_options(server: CollectorServer) -> None:
     head = server.ask("HEAD", QUOTAS)
     assert head.status == 200 and head.body == b"" and int(head.headers["content-length"]) > 0
+    # What a stream begins with, on a connection that is then free for the next request.
+    kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    for method, path in (("HEAD", "/v1/stream"), ("GET", QUOTAS)):
+        kept.request(method, path)
+        with kept.getresponse() as answer:
+            assert answer.status == 200 and (answer.read() == b"") is (method == "HEAD")
+            if method == "HEAD":
+                assert answer.headers["content-type"] == "text/event-stream"
+    kept.close()
     options = server.ask("OPTIONS", f"{QUOTAS}/scheduled")
     assert options.status == 204 and options.headers["allow"] == "GET, HEAD, OPTIONS, POST"
 
@@ -200,6 +233,19 @@ def test_the_interface_describes_itself(server: CollectorServer) -> None:
     assert document["openapi"].startswith("3.1")
     form = document["components"]["schemas"]["QuotaPatch"]
     assert form["additionalProperties"] is False and "reason" in form["required"]
+
+
+def test_what_is_wrong_is_told_in_words(server: CollectorServer) -> None:
+    asked = 0
+    for path, methods in server.ask("GET", "/v1/openapi.json").json["paths"].items():
+        for one in methods.get("get", {}).get("parameters", []):
+            if "pattern" in json.dumps(one["schema"]) and one["in"] == "query" and "{" not in path:
+                wrong = server.ask(
+                    "GET", f"{path}?{one['name']}=%21", headers=bearer("operator-secret")
+                )
+                assert wrong.status == 400 and "regex" not in wrong.json["detail"], wrong
+                asked += 1
+    assert asked > 20
 
 
 def test_who_asks_too_often_is_told_when(tmp_path: Path) -> None:

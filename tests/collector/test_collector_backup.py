@@ -223,6 +223,7 @@ def test_what_is_not_what_was_backed_up_is_not_restored(tmp_path: Path, harm: st
     sample(tmp_path / "state", time.time_ns())
     kept = tmp_path / "kept"
     listing = back_up(tmp_path / "state", kept, now_ns=1)
+    back_up(tmp_path / "state", tmp_path / "whole", now_ns=1)
     path = next(path for path in listing.files if path.startswith("segments/"))
     if harm == "flip":
         raw = bytearray((kept / path).read_bytes())
@@ -235,8 +236,9 @@ def test_what_is_not_what_was_backed_up_is_not_restored(tmp_path: Path, harm: st
         (kept / "backup.json").write_text(listed)
     with pytest.raises(StateError, match="not what|missing|leads out"):
         restore(kept, tmp_path / "again")
-    # Nothing there looks like a collector's state.
-    assert not (tmp_path / "again" / "collector.sqlite").exists()
+    # Nothing there looks like a collector's state, or is in the way of another backup.
+    assert not (tmp_path / "again").exists() or not any((tmp_path / "again").iterdir())
+    assert restore(tmp_path / "whole", tmp_path / "again").files == len(listing.files)
 
 
 def test_what_was_altered_before_the_backup_is_not_found_at_the_restore(tmp_path: Path) -> None:
@@ -278,5 +280,9 @@ def test_a_restore_goes_into_nothing(tmp_path: Path) -> None:
     (tmp_path / "shared" / POINTER).write_text("host=db.example.org\n")
     with pytest.raises(StateError, match="database"):
         back_up(tmp_path / "shared", tmp_path / "other", now_ns=1)
+    # Each would be in the next one, and so twice as large as the one before.
+    with pytest.raises(StateError, match="within what it is to be a backup of"):
+        back_up(tmp_path / "state", tmp_path / "state" / "backups" / "monday", now_ns=1)
+    assert not (tmp_path / "state" / "backups").exists()
     with pytest.raises(StateError, match="no collector's state"):
         back_up(tmp_path / "none", tmp_path / "other", now_ns=1)

@@ -140,6 +140,7 @@ def test_a_period_longer_than_anything_is_kept(server: CollectorServer, report: 
         ("2024-02-30", "2024-03-01", 422, "a date such as"),
         ("0000-01-01", "9999-12-31", 422, "a date such as"),
         ("1900-01-01", "2024-01-01", 422, "before 1970"),
+        ("9999-12-01", "9999-12-31", 422, "after 2199"),
         ("2024-01-01T00:30:00Z", "2024-01-02", 422, "give a full hour"),
         ("x", "y", 400, "a date such as"),
     ],

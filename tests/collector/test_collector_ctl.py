@@ -205,6 +205,10 @@ def test_a_quota_is_changed_for_a_reason_and_only_by_who_saw_it(server: Collecto
         (("quota", "show", "../../v1/nodes"), 66, "not-found"),
         (("get", "nodes"), 65, "path"),
         (("get", "/v1/nothing"), 66, "not-found"),
+        (("get", "/v1/stream"), 65, "a stream"),
+        (("get", "/v1/nöthing here"), 66, "not-found"),
+        (("get", "/v1/nodes?wo=hier und da"), 65, "malformed"),
+        (("quota", "set", "acme", "gpus=\u0665", "--reason", "x"), 65, "malformed"),
     ],
 )
 def test_refusals_are_typed(

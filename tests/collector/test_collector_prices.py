@@ -9,9 +9,11 @@ import json
 import time
 from pathlib import Path
 
+import pytest
+
 from leased.collector.main import main
 from leased.ctl.console import Console
-from tests.doubles.collector_server import CollectorServer
+from tests.doubles.collector_server import REPOSITORY, CollectorServer
 from tests.doubles.fleet_archive import begin_of, sample
 
 
@@ -51,3 +53,23 @@ def test_prices_that_cannot_be_meant_are_refused_before_anything_is_served(tmp_p
         for more in ([], ["--check"]):
             status, said = run(*serve, *more)
             assert status == 78 and "prices.toml: " in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[retention]\nraw_months = 0", "retention.raw_months"),
+        ("[retention]\nraw_months = 3\nusage_months = 1", "retention.usage_months"),
+        ('[pull]\nwait = "5h"', "pull.wait"),
+        ('[pull]\nwiat = "5s"', "wiat"),
+        ('[[nodes]]\nname = "alpha"', "nodes"),
+        ("[own_log]\nport = -1", "own_log.port"),
+    ],
+)
+def test_what_is_checked_is_the_whole_file(tmp_path: Path, text: str, says: str) -> None:
+    config = tmp_path / "leased-collector.toml"
+    config.write_text(text)
+    status, said = run("serve", "--config", str(config), "--check")
+    assert status == 78 and says in said
+    shipped = REPOSITORY / "configs" / "leased-collector.toml"
+    assert run("serve", "--config", str(shipped), "--check")[0] == 0

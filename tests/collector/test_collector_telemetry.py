@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as service
 
 from leased.collector.telemetry import views
+<<<<<<< HEAD
 from leased.collector.telemetry.decoding import (
     BODY_BYTES_MAX,
     FUTURE_NS_MAX,
@@ -24,6 +25,10 @@ from leased.collector.telemetry.decoding import (
     decode,
     unpack,
 )
+=======
+from leased.collector.telemetry.decoding import BODY_BYTES_MAX, Key, Point, decode, unpack
+from leased.collector.telemetry.receiver import Receiver
+>>>>>>> walk6
 from leased.collector.telemetry.rollup import GAP_NS, WINDOW_S, Folding, Rollup
 from leased.collector.telemetry.store import NAME, Store
 from leased.economics.rates import DEFAULT_CARD
@@ -115,12 +120,39 @@ def test_what_cannot_be_meant_is_left_out_and_named(change: Any, why: str) -> No
         (b"not gzip", "gzip"),
         (gzip.compress(b"x" * 100, mtime=0)[:-9], "gzip"),
         (gzip.compress(b"\0" * (BODY_BYTES_MAX + 1), mtime=0), "gzip"),
+        (gzip.compress(b"one", mtime=0) + gzip.compress(b"another", mtime=0), "gzip"),
         (b"", "br"),
     ],
 )
 def test_a_body_that_is_none_or_is_a_bomb_is_refused(body: bytes, encoding: str) -> None:
     with pytest.raises(CallerError):
         unpack(body, encoding)
+
+
+async def test_what_media_and_codings_are_called_has_no_case(store: Store) -> None:
+    receiver = Receiver(store, wall_ns=lambda: NOW_NS, identify=lambda scope: NODE)
+    told: list[dict[str, Any]] = []
+
+    async def ask(body: bytes) -> tuple[int, bytes]:
+        headers = {b"Content-Type": b"Application/X-Protobuf", b"Content-Encoding": b"GZIP"}
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/metrics"}
+        scope["headers"] = list(headers.items())
+        told.clear()
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": gzip.compress(body, mtime=0)}
+
+        async def send(message: dict[str, Any]) -> None:
+            told.append(message)
+
+        await receiver(scope, receive, send)
+        return told[0]["status"], told[1]["body"]
+
+    assert (await ask(sent(sample("hw.temperature", 1000))))[0] == 200
+    # Who it says it is, is cut where it is too long, and not within a letter.
+    status, body = await ask(sent(sample("hw.temperature", 1000), node="x" + "\U0001f600" * 40))
+    assert status == 403 and body[2:].decode().startswith("a request of node x")
+    assert len(body[2:]) == body[1] <= 120
 
 
 @given(st.binary(max_size=400))
@@ -247,6 +279,20 @@ def test_a_window_is_one_row_however_often_it_is_added_to(store: Store) -> None:
     assert of == key() and (rollup.count, rollup.total, rollup.most) == (3, 600, 300)
     assert not list(store.read(("leased.lease.utilization",), BEGIN_S + WINDOW_S, BEGIN_S * 2))
     assert not list(store.read(("hw.power",), 0, BEGIN_S * 2))
+
+
+@pytest.mark.parametrize("name", sorted(SERIES))
+def test_no_node_says_more_than_the_store_holds(store: Store, name: str) -> None:
+    """It ended the collector of the whole fleet: what is kept has 64 bits."""
+    most, least = SERIES[name].most, SERIES[name].least
+    folding = Folding()
+    key = Key(NODE, "cpu", "", "", name, ())
+    values = [least, most] if SERIES[name].counter else [most] * 2
+    folding.fold(Point(key, NOW_NS + at, values[at % 2]) for at in range(400))
+    rows = folding.take(NOW_NS)
+    for _ in range(60):
+        store.append(rows)
+    assert 0 < rows[-1][1].most <= 2**56 and rows[-1][1].total <= 2**56
 
 
 def test_the_oldest_rows_go_by_age_and_by_number(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -354,7 +355,8 @@ def get(options: argparse.Namespace, console: Console, link: Link) -> int:
     """Any path, as it is sent."""
     if not options.path.startswith("/"):
         raise InvalidParameter("path", f"{options.path}: begins with /")
-    raw = link.raw("GET", options.path, {})
+    # As it is typed, letters that no URL has included; what is written as %XX stays.
+    raw = link.raw("GET", quote(options.path, safe="%/?&=:+,;@!$'()*~"), {})
     try:
         console.say(msgspec.json.format(raw, indent=2).decode("utf-8"))
     except msgspec.DecodeError:

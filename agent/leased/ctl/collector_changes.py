@@ -247,6 +247,8 @@ def _value(text: str) -> object:
     """Whole numbers are numbers; a limit with a unit ("100/s", "2h") is text."""
     if text == "none":
         return None
+    if not text.isascii():
+        return text
     if text.isdecimal() and len(text) <= 18:
         return int(text)
     whole, dot, part = text.partition(".")

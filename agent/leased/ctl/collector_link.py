@@ -191,6 +191,9 @@ class Link:
                 self._look_who_it_is()
             self._connection.request(method, f"{path}?{asked}" if asked else path, body, sent)
             answer = self._connection.getresponse()
+            if answer.headers.get_content_type() == "text/event-stream":
+                self._connection.close()
+                raise InvalidParameter("path", f"{path}: a stream, which has no end: curl -N")
             raw = answer.read(ANSWER_BYTES_MAX + 1)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from leased.collector import retention_rule
 from leased.collector.api import settings
 from leased.collector.api.pace import Pace
+from leased.collector.main import main
 from leased.collector.metering import engines
 from leased.collector.planning import scheduled_scaling, spot
+from leased.ctl.console import Console
 from leased.terms.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "leased-collector.toml"
@@ -77,6 +80,31 @@ def test_tokens_that_cannot_be_meant_are_refused(text: str) -> None:
         settings.parse_tokens(text)
 
 
+def test_a_token_is_listed_once_and_can_be_named() -> None:
+    def row(name: str, digit: str) -> str:
+        digest = digit * 64
+        return f'[[tokens]]\nname = "{name}"\nsha256 = "{digest}"\nscopes = ["read"]\n'
+
+    assert len(settings.parse_tokens(row("Bürö 1", "a") + row("b", "b"))) == 2
+    for second in (row("a", "b"), row("b", "a")):
+        with pytest.raises(ConfigError, match="listed twice"):
+            settings.parse_tokens(row("a", "a") + second)
+    for name in ("", "x" * 101, "a\\nb", "\\u202e", "\\u0085"):
+        with pytest.raises(ConfigError, match="that can be seen"):
+            settings.parse_tokens(row(name, "a"))
+
+
+def test_a_token_that_could_not_be_listed_is_not_shown() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    assert main(["token", 'a"b', "--tenant", "acme"], Console(out, err)) == 0
+    [row] = settings.parse_tokens(err.getvalue().partition("SIGHUP:\n")[2])
+    assert (row.name, row.tenants) == ('a"b', frozenset({"acme"}))
+    for words in (["a\nb"], ["a", "--tenant", "<script>"]):
+        out = io.StringIO()
+        assert main(["token", *words], Console(out, io.StringIO())) == 78
+        assert out.getvalue() == ""
+
+
 def test_tokens_that_others_may_write_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     path.write_text("")
@@ -98,3 +126,12 @@ def test_pace_lets_through_what_it_says_and_forgets_who_is_gone() -> None:
     for number in range(30_000):
         pace.take(f"caller {number}", 10 * S + number * S)
     assert len(pace._full_at) <= 10_001
+
+
+def test_pace_holds_nobody_back_for_a_clock_that_was_set_back() -> None:
+    pace = Pace(per_s=10, burst=5)
+    assert [pace.take("a", 3_600 * S) for _ in range(6)] == [0] * 5 + [S // 10]
+    assert [pace.take("a", 0) for _ in range(6)] == [0] * 5 + [S // 10]
+    for number in range(10_001):
+        pace.take(f"caller {number}", 7_200 * S)
+    assert pace.take("somebody else", 60 * S) == 0

@@ -29,6 +29,7 @@ _PERIOD: Final = re.compile(r"([1-9][0-9]{0,4})([hdw])\Z", re.ASCII)
 _MONTH: Final = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])\Z", re.ASCII)
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", re.ASCII)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_END_NS: Final = (date(2200, 1, 1) - date(1970, 1, 1)).days * DAY_NS
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -164,6 +165,8 @@ def _instant(text: str, parameter: str) -> tuple[int, bool]:
         raise InvalidParameter(parameter, why) from None
     if at_ns < 0:
         raise InvalidParameter(parameter, "there are no records from before 1970")
+    if at_ns > _END_NS:
+        raise InvalidParameter(parameter, "there are no records from after 2199")
     if at_ns % HOUR_NS or parsed.microsecond:
         raise InvalidParameter(parameter, "usage is kept by the hour: give a full hour (UTC)")
     return at_ns, is_date

@@ -15,7 +15,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from leased.collector.api.forms import PERIOD
+from leased.collector.api.forms import NODES, PERIOD
 from leased.collector.api.problems import Problem
 from leased.collector.api.reports import Reports
 from leased.collector.api.routes import Answer, Call, Route, Scope
@@ -27,9 +27,7 @@ from leased.terms.resource import ResourceKind
 Whole = Annotated[int, Meta(ge=0, le=1_000_000)]
 NodeIds = Annotated[
     str,
-    Meta(
-        pattern="^[0-9a-f]{32}(,[0-9a-f]{32}){0,63}$", description="ids of nodes, commas in between"
-    ),
+    Meta(pattern=NODES, description="ids of nodes, commas in between"),
 ]
 Text = Annotated[str, Meta(min_length=1, max_length=256)]
 _KINDS: Final = ("gpu", "cpu", "mem", "block")

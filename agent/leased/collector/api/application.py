@@ -113,7 +113,7 @@ class Application:
         except Exception:
             await self.send_problem(scope, send, Problem(500, "See the collector's log."), route)
             raise
-        await self._send(route, scope, receive, send, answer, headers)
+        await self._send(route, scope, receive, send, answer, call)
 
     async def _read(
         self, route: Route, scope: Scope, headers: Mapping[str, str], receive: Any
@@ -132,12 +132,10 @@ class Application:
         return Call(caller, path, query, body, now_ns, headers), raw
 
     def _admit(self, route: Route, scope: Scope, headers: Mapping[str, str], now_ns: int) -> Caller:
-        peer = scope["client"][0] if scope.get("client") else ""
-        certificate = scope.get("state", {}).get("certificate")
         try:
-            caller = self._gate.caller(scope["method"], headers, peer, certificate, now_ns)
+            caller = self._caller(scope, headers, now_ns)
         except Problem:
-            self._keep_pace(f"unknown:{peer}", now_ns)
+            self._keep_pace(f"unknown:{_peer(scope)}", now_ns)
             if route.scope is None:
                 return Caller("anybody", frozenset(), frozenset(), authenticated=False)
             raise
@@ -149,6 +147,17 @@ class Application:
                 what += " send a bearer token."
             raise Problem(403, what)
         return caller
+
+    def _caller(self, scope: Scope, headers: Mapping[str, str], now_ns: int) -> Caller:
+        certificate = scope.get("state", {}).get("certificate")
+        return self._gate.caller(scope["method"], headers, _peer(scope), certificate, now_ns)
+
+    def _is_still(self, call: Call, scope: Scope) -> bool:
+        """Whether who began this would be let in now, and as the same."""
+        try:
+            return self._caller(scope, call.headers, self._wall_ns()) == call.caller
+        except Problem:
+            return False
 
     def _keep_pace(self, name: str, now_ns: int) -> None:
         wait_ns = self._pace.take(name, now_ns)
@@ -213,13 +222,13 @@ class Application:
         receive: Any,
         send: Any,
         answer: Answer,
-        asked: Mapping[str, str],
+        call: Call,
     ) -> None:
         headers = {**FIXED, "Cache-Control": "no-store", **answer.headers}
         status = _status(route, answer)
         if answer.tag is not None:
             headers |= {"ETag": answer.tag, "Cache-Control": "private, no-cache"}
-            known = asked.get("if-none-match")
+            known = call.headers.get("if-none-match")
             if not route.writes and known and matches(known, answer.tag):
                 self._counted(route.name, 304)
                 await requests.send_whole(send, 304, headers, b"")
@@ -227,7 +236,12 @@ class Application:
         self._counted(route.name, status)
         if answer.stream is not None:
             headers["Content-Type"] = answer.media_type
-            await requests.send_stream(send, receive, status, headers, answer.stream, self._waiting)
+            if scope["method"] == "HEAD":
+                await requests.send_head(send, status, headers)
+                return
+            still, waiting = partial(self._is_still, call, scope), self._waiting
+            chunks = requests.while_true(still, answer.stream)
+            await requests.send_stream(send, receive, status, headers, chunks, waiting)
             return
         body = _body(answer)
         if body or status == 200:
@@ -243,6 +257,10 @@ class Application:
         await requests.send_whole(
             send, problem.status, headers | problem.headers, problem.encoded()
         )
+
+
+def _peer(scope: Scope) -> str:
+    return scope["client"][0] if scope.get("client") else ""
 
 
 def _status(route: Route, answer: Answer) -> int:

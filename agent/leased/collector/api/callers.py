@@ -32,6 +32,7 @@ LOOPBACK: Final = {
 _LOCAL_PEERS: Final = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 _LOCAL_HOST: Final = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="leased-collector"'}
+NAME_CHARS_MAX: Final = 100
 SAFE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 
 
@@ -44,6 +45,11 @@ class Token(msgspec.Struct, frozen=True):
     tenants: frozenset[str] | None = None
     node: str | None = None
     expires_wall_ns: int | None = None
+
+    def __post_init__(self) -> None:
+        # It is sealed with every change that is made by it, and shown.
+        if not (self.name.isprintable() and 0 < len(self.name) <= NAME_CHARS_MAX):
+            raise ValueError(f"name: 1 to {NAME_CHARS_MAX} characters that can be seen")
 
 
 def hash_of(token: str) -> str:

@@ -35,6 +35,10 @@ PERIOD: Final = "^[1-9][0-9]{0,4}[hdw]$"
 MONTH: Final = "^[0-9]{4}-(0[1-9]|1[0-2])$"
 DAY: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt][0-9:.]+([Zz]|[+-][0-9]{2}:[0-9]{2}))?$"
 HORIZON: Final = "^[1-9][0-9]{0,2}[dw]$"
+NODES: Final = "^[0-9a-f]{32}(,[0-9a-f]{32}){0,63}$"
+TARGETS: Final = "^[1-9][0-9]{0,9}(,[1-9][0-9]{0,9}){0,9}$"
+PERCENTS: Final = "^(100|[1-9]?[0-9])(,(100|[1-9]?[0-9])){0,19}$"
+MESSAGE: Final = "^msg_[0-9a-f]{32}$"
 MEANT: Final = {
     _DURATION: 'a whole number with its unit (ms, s, min, h, d), such as "90s" or "10h"',
     _RATE: 'a whole number per s, min or h, such as "100/s"',
@@ -48,6 +52,10 @@ MEANT: Final = {
     MONTH: 'a year and a month, such as "2026-01"',
     DAY: 'a date such as "2026-01-31", or an instant such as "2026-01-31T12:00:00Z"',
     HORIZON: 'a whole number of days or weeks, such as "90d"',
+    NODES: "1 to 64 ids of nodes, 32 hex digits each, commas in between",
+    TARGETS: '1 to 10 whole numbers of milliseconds, commas in between, such as "50,100"',
+    PERCENTS: '1 to 20 whole numbers from 0 to 100, commas in between, such as "50,70"',
+    MESSAGE: '"msg_" and 32 hex digits, as the deliveries show it',
 }
 """What a pattern asks for, in words. Whoever sends something else is told these."""
 _NUMBER: Final = {"type": ["number", "null"], "minimum": 0, "maximum": AMOUNT_MAX}

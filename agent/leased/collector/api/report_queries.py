@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from leased.collector.accounts.cost_shares import GroupBy
-from leased.collector.api.forms import DAY, HORIZON, PERIOD, Tenant
+from leased.collector.api.forms import DAY, HORIZON, MONTH, PERIOD, TARGETS, Tenant
 from leased.economics.attribution import Basis, Spread
 
 Period = Annotated[
@@ -25,7 +25,7 @@ Period = Annotated[
         description='such as "24h", "30d" or "4w", back from the last full hour of the records',
     ),
 ]
-Month = Annotated[str, Meta(pattern="^[0-9]{4}-(0[1-9]|1[0-2])$", description='such as "2026-01"')]
+Month = Annotated[str, Meta(pattern=MONTH, description='such as "2026-01"')]
 Day = Annotated[
     str,
     Meta(
@@ -108,7 +108,7 @@ class LatencyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     targets: (
         Annotated[
             str,
-            Meta(pattern=r"^[1-9][0-9]{0,9}(,[1-9][0-9]{0,9}){0,9}$", description="ms, by commas"),
+            Meta(pattern=TARGETS, description="ms, by commas"),
         ]
         | None
     ) = None

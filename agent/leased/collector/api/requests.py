@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, get_args
 from urllib.parse import parse_qsl
@@ -244,6 +244,23 @@ async def send_whole(send: Any, status: int, headers: Mapping[str, str], body: b
 
 def _patience(body: bytes) -> trio.CancelScope:
     return trio.move_on_after(TAKE_S_MAX + len(body) / TAKE_BYTES_PER_S)
+
+
+async def send_head(send: Any, status: int, headers: Mapping[str, str]) -> None:
+    """What goes before a stream, which has no length and here no content either."""
+    pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def while_true(
+    holds: Callable[[], bool], chunks: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    """`chunks`, up to the first at which it does not hold any more."""
+    async for chunk in chunks:
+        if not holds():
+            return
+        yield chunk
 
 
 async def send_stream(

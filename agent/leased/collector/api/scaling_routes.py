@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from leased.collector.api.forms import PERIOD
+from leased.collector.api.forms import PERCENTS, PERIOD
 from leased.collector.api.reports import Reports
 from leased.collector.api.routes import Answer, Call, Route, Scope
 from leased.collector.planning.scheduled_scaling import (
@@ -28,7 +28,7 @@ from leased.collector.planning.spot import SpotConfig, SpotPlan, spot
 Percents = Annotated[
     str,
     Meta(
-        pattern=r"^(100|[1-9]?[0-9])(,(100|[1-9]?[0-9])){0,19}$",
+        pattern=PERCENTS,
         description="shares on spot to tell the cost of, in percent, by commas",
     ),
 ]

@@ -200,10 +200,9 @@ def parse_tokens(text: str) -> tuple[Token, ...]:
     """The rows of a file of tokens. Raises ConfigError."""
     found = reading.fields(_decode(text), {"tokens": ("tokens", _token_rows)}, "")
     tokens: tuple[Token, ...] = found.get("tokens", ())
-    names = [token.name for token in tokens]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"tokens.{name}: listed twice")
+    for number, one in enumerate(tokens):
+        if any(one.name == other.name or one.sha256 == other.sha256 for other in tokens[:number]):
+            raise ConfigError(f"tokens.{one.name}: listed twice, by its name or by its hash")
     return tokens
 
 

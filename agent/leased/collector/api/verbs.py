@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import secrets
 import signal
@@ -25,11 +26,14 @@ from typing import Any, Final
 import trio
 
 from leased.chain.policy_note import NoteKey
+from leased.collector import config
 from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api import settings
 from leased.collector.api.callers import hash_of
 from leased.collector.api.routes import Scope
 from leased.collector.governance.keeping import DIRECTORY, KEY_NAME, load_signer
+from leased.collector.own_door import read_listening
+from leased.collector.retention_rule import load_rule
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_NOINPUT, LeasedError, StateError
@@ -107,6 +111,11 @@ def serve(options: argparse.Namespace, console: Console, *, beside: Beside = _no
         prices = settings.terms_of(read(), directory)
         if prices is not None:
             load_terms(prices)
+        path = options.config or settings.CONFIG
+        if path.exists():
+            pull = config.load(path)
+            read_listening(pull.own_log, (pull.certificate, pull.key, pull.ca))
+            load_rule(path)
         console.say("the configuration can be meant")
         return 0
     desk = Desk(read, options.state, directory, say=console.note)
@@ -170,21 +179,20 @@ def token(options: argparse.Namespace, console: Console) -> int:
     """Make a token."""
     secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
     scopes = ", ".join(f'"{scope}"' for scope in options.scope or [Scope.READ])
-    console.note("the token, shown this once:")
-    console.say(secret)
-    console.note("for the tokens file, which the API reads again at SIGHUP:")
     lines = [
         "[[tokens]]",
-        f'name = "{options.name}"',
+        f"name = {json.dumps(options.name, ensure_ascii=False)}",
         f'sha256 = "{hash_of(secret)}"',
         f"scopes = [{scopes}]",
     ]
     if options.tenant:
-        quoted = ", ".join(f'"{tenant}"' for tenant in options.tenant)
-        lines.append(f"tenants = [{quoted}]")
+        lines.append(f"tenants = {json.dumps(options.tenant, ensure_ascii=False)}")
+    settings.parse_tokens("\n".join(lines))
+    console.note("the token, shown this once:")
+    console.say(secret)
+    console.note("for the tokens file, which the API reads again at SIGHUP:")
     for line in lines:
         console.err.write(line + "\n")
-    settings.parse_tokens("\n".join(lines))
     return 0
 
 

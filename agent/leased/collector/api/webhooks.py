@@ -31,7 +31,7 @@ Pattern = Annotated[
 Patterns = Annotated[list[Pattern], Meta(min_length=1, max_length=32)]
 Told = Annotated[str, Meta(max_length=500)]
 Given = Annotated[str, Meta(max_length=128, description='"whsec_" and 24 to 64 bytes in base64')]
-Message = Annotated[str, Meta(pattern="^msg_[0-9a-f]{32}$")]
+Message = Annotated[str, Meta(pattern=forms.MESSAGE)]
 
 
 class WebhookForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

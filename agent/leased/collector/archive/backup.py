@@ -94,6 +94,8 @@ def back_up(
     Raises StateError."""
     if not is_there(state):
         raise StateError(f"{state}: no collector's state directory")
+    if state.resolve() in directory.resolve().parents:
+        raise StateError(f"{directory}: within what it is to be a backup of; take it elsewhere")
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(directory.iterdir()):
@@ -129,16 +131,11 @@ def restore(directory: Path, state: Path, progress: Progress = lambda text: None
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(state.iterdir()):
             raise StateError(f"{state}: there is something in it; a restore begins with nothing")
-        aside = f"{LOG}.of-{listing.made_ns // 10**9}"
-        # The manifest last: what has none is no state that a collector would start with.
-        for path in sorted(listing.files, key=lambda path: (path == DATABASE, path)):
-            progress(path)
-            own = path.split("/")
-            at = 2 if own[0] == COLLECTORS else 0
-            if own[at : at + 1] == [LOG] and len(own) > at + 1:
-                own[at] = aside
-            _take(directory, path, listing.files[path], state / "/".join(own))
-        _sync(state)
+        try:
+            _take_all(directory, listing, state, progress)
+        except BaseException:
+            _clear(state)
+            raise
         return check(state, listing)
     except (OSError, sqlite3.Error) as error:
         raise StateError(f"{state}: {error}; empty it, and restore again") from error
@@ -259,6 +256,28 @@ def _link(source: Path, target: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _take_all(directory: Path, listing: Listing, state: Path, progress: Progress) -> None:
+    aside = f"{LOG}.of-{listing.made_ns // 10**9}"
+    # The manifest last: what has none is no state that a collector would start with.
+    for path in sorted(listing.files, key=lambda path: (path == DATABASE, path)):
+        progress(path)
+        own = path.split("/")
+        at = 2 if own[0] == COLLECTORS else 0
+        if own[at : at + 1] == [LOG] and len(own) > at + 1:
+            own[at] = aside
+        _take(directory, path, listing.files[path], state / "/".join(own))
+    _sync(state)
+
+
+def _clear(state: Path) -> None:
+    """Half a state is in the way of the next restore, and there was nothing before."""
+    for path in state.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _take(directory: Path, path: str, kept: Copied, target: Path) -> None:

@@ -83,7 +83,7 @@ def unpack(body: bytes, encoding: str) -> bytes:
         message = inflating.decompress(body, BODY_BYTES_MAX)
     except zlib.error as error:
         raise CallerError(f"not gzip: {error}") from error
-    if inflating.unconsumed_tail or not inflating.eof:
+    if inflating.unconsumed_tail or inflating.unused_data or not inflating.eof:
         raise CallerError(f"not a whole gzip body of {BODY_BYTES_MAX} bytes at most")
     return message
 

@@ -117,7 +117,7 @@ class Receiver:
             raise Refused(404, f"only {PATH} is here")
         if scope["method"] != "POST":
             raise Refused(405, "POST")
-        if headers.get("content-type", "").partition(";")[0].strip() != MEDIA_TYPE:
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
             raise Refused(415, f"Content-Type: {MEDIA_TYPE}")
         node = self._identify(scope)
         if node is None:
@@ -128,7 +128,7 @@ class Receiver:
         told = await trio.to_thread.run_sync(
             self._count,
             body,
-            headers.get("content-encoding", ""),
+            headers.get("content-encoding", "").lower(),
             node,
             limiter=self._one_at_a_time,
         )
@@ -199,5 +199,5 @@ async def _send(
 
 def _status(why: str) -> bytes:
     """A google.rpc.Status with a message (field 2), which is what the protocol answers with."""
-    text = why.encode()[:120]
+    text = why.encode()[:120].decode(errors="ignore").encode()  # no half letter: it is a string
     return b"\x12" + bytes([len(text)]) + text

@@ -28,6 +28,10 @@ GAP_NS: Final = 150 * NS_PER_S
 ACTIVE_PPM_MIN: Final = 50_000
 """As on the node: below 5 % of what was leased, a process is only kept alive."""
 
+SUM_MAX: Final = 2**56
+"""A node may send what it likes: sums stay here, far below what the store's columns hold (64 bits),
+and far above what any host is: half a petabyte in each of 100 points."""
+
 SERIES_MAX: Final = 200_000
 """Series that are followed at once: 1 000 nodes with 200 each. More are refused, not forgotten."""
 
@@ -51,7 +55,7 @@ class Rollup(msgspec.Struct, frozen=True):
         return Rollup(
             min(self.begin_s, other.begin_s),
             self.count + other.count,
-            self.total + other.total,
+            min(self.total + other.total, SUM_MAX),
             most,
             self.active + other.active,
             self.covered_ns + other.covered_ns,
@@ -131,9 +135,10 @@ def _one(point: Point, begin_s: int, before: int | None, span_ns: int) -> Rollup
     assert point.value is not None
     if not SERIES[point.key.name].counter:
         active = int(point.value >= ACTIVE_PPM_MIN)
-        return Rollup(begin_s, 1, point.value, point.value, active, span_ns)
+        value = min(point.value, SUM_MAX)
+        return Rollup(begin_s, 1, value, value, active, span_ns)
     if before is None or point.value < before:
         return None  # the first, or the counter began anew
     grown = point.value - before
-    rate = grown * NS_PER_S // span_ns
-    return Rollup(begin_s, 1, grown, rate, int(grown > 0), span_ns)
+    rate = min(grown * NS_PER_S // span_ns, SUM_MAX)
+    return Rollup(begin_s, 1, min(grown, SUM_MAX), rate, int(grown > 0), span_ns)
