@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as service
 
 from leased.collector.telemetry import views
-<<<<<<< HEAD
 from leased.collector.telemetry.decoding import (
     BODY_BYTES_MAX,
     FUTURE_NS_MAX,
@@ -25,10 +24,7 @@ from leased.collector.telemetry.decoding import (
     decode,
     unpack,
 )
-=======
-from leased.collector.telemetry.decoding import BODY_BYTES_MAX, Key, Point, decode, unpack
 from leased.collector.telemetry.receiver import Receiver
->>>>>>> walk6
 from leased.collector.telemetry.rollup import GAP_NS, WINDOW_S, Folding, Rollup
 from leased.collector.telemetry.store import NAME, Store
 from leased.economics.rates import DEFAULT_CARD

@@ -9,7 +9,7 @@ Does not run SQL (`engine`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from leased.collector.metering.engine import Rows
 from leased.collector.metering.projection import LogShape, tag_of
@@ -71,7 +71,7 @@ def task_cells(rows: Rows) -> dict[tuple[str, int], int]:
     return {(row[0], row[1]): int(row[2]) for row in _ints(rows)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def tier_of(number: int) -> TierKind | None:
     """Undo `projection.tier_number`."""
     return None if number < 0 else TierKind(number)
