@@ -289,6 +289,22 @@ def test_no_node_says_more_than_the_store_holds(store: Store, name: str) -> None
     for _ in range(60):
         store.append(rows)
     assert 0 < rows[-1][1].most <= 2**56 and rows[-1][1].total <= 2**56
+    whole = Rollup(BEGIN_S, 1, 2**56, 2**56, 1, 1)
+    for window in range(200):
+        same = Rollup(BEGIN_S + window * WINDOW_S, 1, 2**56, 2**56, 1, 1)
+        store.append([(key, whole), (key, same)])
+    [(_, found)] = store.read((name,), BEGIN_S, BEGIN_S + 200 * WINDOW_S)
+    assert found.most == 2**56 and isinstance(found.total, int)
+    assert found.total == 2**63 - 1, "of a long time, all that the answer holds"
+
+
+def test_what_is_used_of_much_memory_is_told(store: Store) -> None:
+    """Bytes times parts per million, of a fleet for a day: 64 bits were not enough, and the history
+    of memory was refused as if the store was busy."""
+    for lease in range(40):
+        fill(store, lease_points(f"{lease:032x}", [250_000] * 9, 1 << 40, "mem"))
+    [(used, held)] = store.shares_by("mem", BEGIN_S, BEGIN_S + 3600, 3600).values()
+    assert held > 2**64 and used * 4 == held
 
 
 def test_the_oldest_rows_go_by_age_and_by_number(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from leased.collector.telemetry.decoding import Key
-from leased.collector.telemetry.rollup import WINDOW_S, Rollup
+from leased.collector.telemetry.rollup import SUM_MAX, WINDOW_S, Rollup
 from leased.terms.errors import StateError
 from leased.terms.moment import NS_PER_S
 from leased.terms.series import KIND
@@ -80,13 +80,17 @@ COMMIT;
 }
 """By the format before. All of one or nothing: a column that is there of a format that has none
 would be refused for good."""
-_ADD: Final = """
+_ADD: Final = f"""
 INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (series, begin_s) DO UPDATE SET
-    count = count + excluded.count, total = total + excluded.total,
+    count = count + excluded.count, total = min(total + excluded.total, {SUM_MAX}),
     most = max(most, excluded.most), active = active + excluded.active,
     covered_ns = covered_ns + excluded.covered_ns
 """
+
+
+_TOTAL: Final = "CAST(total(total) AS INTEGER)"
+"""A sum that ends at 64 bits, where `sum` refuses the whole question; exact below 2^53."""
 
 
 class LeaseRow(NamedTuple):
@@ -247,7 +251,7 @@ class Store:
         # Numbers first, in the order of their key: what they are of is long, and is looked up once.
         found = self._base.execute(
             "SELECT s.node, s.resource, s.lease, s.tenant, s.name, s.attributes, t.*"
-            " FROM (SELECT min(begin_s), sum(count), sum(total), max(most), sum(active),"
+            f" FROM (SELECT min(begin_s), sum(count), {_TOTAL}, max(most), sum(active),"
             " sum(covered_ns), series FROM rollups WHERE series IN (SELECT id FROM series s"
             f" WHERE s.name IN ({marks}) AND s.newest_s >= ?)"
             " AND begin_s >= ? AND begin_s < ? GROUP BY series) t JOIN series s ON s.id = t.series"
@@ -263,7 +267,7 @@ class Store:
         each a row for what it held of a kind and one for what it used. A look at all leases of the
         fleet: nothing is read that it does not need."""
         held = "max(most), sum(covered_ns), sum(count), 0, 0"
-        used = "max(most), sum(covered_ns), sum(count), sum(total), sum(active)"
+        used = f"max(most), sum(covered_ns), sum(count), {_TOTAL}, sum(active)"
         first_s = begin_s // WINDOW_S * WINDOW_S
         for name, sums in ((CAPACITY, held), (UTILIZATION, used)):
             rows = self._base.execute(
@@ -324,9 +328,9 @@ class Store:
         self, kind: str, begin_s: int, end_s: int, step_s: int
     ) -> dict[int, tuple[int, int]]:
         """By step from `begin_s`: what leases used of a kind and what they held of it while that
-        was seen, both in raw unit x windows x ppm."""
+        was seen, both in raw unit x windows x ppm: of bytes that is more than 64 bits hold."""
         rows = self._base.execute(
-            "SELECT (r.begin_s - ?) / ?, sum(r.total / r.count * h.most), sum(1000000 * h.most)"
+            "SELECT (r.begin_s - ?) / ?, total(r.total / r.count * h.most), total(1000000 * h.most)"
             " FROM series s JOIN rollups r ON r.series = s.id"
             " JOIN series o ON o.name = 'leased.lease.capacity' AND o.lease = s.lease"
             " AND o.node = s.node AND o.attributes = s.attributes"
@@ -335,7 +339,7 @@ class Store:
             " AND r.begin_s >= ? AND r.begin_s < ? AND r.count > 0 GROUP BY 1",
             (begin_s, step_s, f'%"{KIND}","{kind}"%', begin_s, end_s),
         )
-        return {step: (used, held) for step, used, held in rows}
+        return {step: (int(used), int(held)) for step, used, held in rows}
 
     def last_s(self) -> int:
         """The beginning of the newest window that there is; 0 without any."""
