@@ -50,6 +50,18 @@ async def test_files_follow_the_leases(tmp_path: Path) -> None:
     assert said == []
 
 
+async def test_what_an_agent_before_wrote_of_a_gpu_that_is_gone_is_emptied(tmp_path: Path) -> None:
+    for name, told in (("0", "old\n"), ("1", "mine\n"), ("7", "old\n"), ("07", "x"), ("a", "y")):
+        (tmp_path / name).write_text(told)
+    as_it_was = (tmp_path / "1").stat().st_ino
+    await JobFiles(str(tmp_path), print).fill({0: ("new",), 1: ("mine",)})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "0": "new\n", "1": "mine\n", "7": "",
+        "07": "x", "a": "y",
+    }
+    assert (tmp_path / "1").stat().st_ino == as_it_was, "what is right is not written"
+
+
 async def test_a_directory_that_is_not_there_is_said_once(tmp_path: Path) -> None:
     said: list[str] = []
     files = JobFiles(str(tmp_path / "none"), said.append)

@@ -5,8 +5,9 @@ There one file is named after each GPU's index and holds a job a line; dcgm-expo
 GPU's metrics as `hpc_job`. Here a job is the lease's id.
 
 Rule: the directory says what the agent knows now: a file is replaced whole, and a GPU that nobody
-has, has an empty file (a file that was there and went away would be read as an error). Files of
-other names are nobody's business here.
+has, has an empty file (a file that was there and went away would be read as an error): also one
+that an agent before wrote, of a GPU that is there no more. Files of other names are nobody's
+business here.
 
 Does not make the directory: whoever configures it decides who may read it.
 """
@@ -14,6 +15,7 @@ Does not make the directory: whoever configures it decides who may read it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -22,6 +24,7 @@ import trio
 from leased.terms.lease import Lease, LeaseState
 from leased.terms.resource import ResourceKind
 
+_INDEX: Final = re.compile(r"0|[1-9][0-9]{0,3}")
 HELD: Final = (LeaseState.GRANTED, LeaseState.ACTIVE, LeaseState.DRAINING)
 
 
@@ -46,10 +49,18 @@ class JobFiles:
         self._directory = directory
         self._say = say
         self._written: dict[int, tuple[str, ...]] = {}
+        self._is_known = False
         self._trouble = ""
 
     async def fill(self, jobs: Mapping[int, tuple[str, ...]]) -> None:
         """Make the directory say this."""
+        if not self._is_known:
+            try:
+                self._written = await trio.to_thread.run_sync(self._read)
+            except OSError as error:
+                self._complain(f"{self._directory}: {error.strerror}")
+                return
+            self._is_known = True
         changed = {index: told for index, told in jobs.items() if self._written.get(index) != told}
         gone = {index: () for index in self._written if index not in jobs and self._written[index]}
         for index, told in {**changed, **gone}.items():
@@ -60,6 +71,16 @@ class JobFiles:
                 return
             self._written[index] = told
         self._trouble = ""
+
+    def _read(self) -> dict[int, tuple[str, ...]]:
+        """What the directory says of each GPU."""
+        names = [name for name in os.listdir(self._directory) if _INDEX.fullmatch(name)]
+        found = {}
+        for name in names:
+            path = os.path.join(self._directory, name)
+            with open(path, encoding="utf-8", errors="replace") as file:
+                found[int(name)] = tuple(file.read().splitlines())
+        return found
 
     def _replace(self, index: int, jobs: Iterable[str]) -> None:
         """It is a copy: nothing is lost with the host, so nothing is synced."""
