@@ -226,7 +226,7 @@ def test_clones_and_restores_are_told_from_what_was_pulled() -> None:
     # Same size, and not compared by the node: two signed trees of one size.
     with pytest.raises(ChainError) as found:
         take(ahead, twin.trailer(ahead.head.size, head=ahead.head.hash))
-    assert r.judge_refusal(ahead, found.value, twin.note()).verdict == "FORK"
+    assert r.judge_refusal(ahead, found.value).verdict == "FORK"
     on.cut(state.head.size)
     finding = r.judge_problem(ahead, on.page(ahead.head.size, ahead.head.hash))
     assert finding.verdict == "ROLLBACK" and finding.note == on.note()

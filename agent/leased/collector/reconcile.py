@@ -93,14 +93,15 @@ class Problem(msgspec.Struct, frozen=True):
     verdict: str = ""
 
 
-def judge_refusal(state: State, error: ChainError, note: str = "") -> Finding | None:
-    """What a page that does not hold means. None: it was damaged on the way, ask again."""
+def judge_refusal(state: State, error: ChainError) -> Finding | None:
+    """What a page that does not hold means. None: it was damaged on the way, ask again. The page is
+    kept, and the note in it is the evidence (`case`)."""
     if error.verdict == BAD_PAGE:
         return None
     verdict = _OF_CHAIN.get(error.verdict, Verdict.BAD_RECORD)
     if verdict is Verdict.BAD_ROOT and error.sequence == state.head.size and not state.lagging:
-        return Finding(Verdict.FORK, f"two signed trees of {state.head.size} records", note)
-    return Finding(verdict, str(error), note)
+        return Finding(Verdict.FORK, f"two signed trees of {state.head.size} records")
+    return Finding(verdict, str(error))
 
 
 def judge_problem(state: State, problem: Problem) -> Finding | None:

@@ -10,6 +10,7 @@ Does not read the log (`audit`).
 from __future__ import annotations
 
 import enum
+import os
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +24,7 @@ from leased.terms.event import KIND, Event, LeaseEvent
 from leased.terms.lease import Level, RevocationReason
 from leased.terms.moment import Moment
 from leased.terms.reply import RefusalReason
-from leased.terms.teardown import TeardownStep
+from leased.terms.teardown import TeardownStep, tell_failed
 
 NAMES: Final = {kind.__name__: kind for kind in KIND}
 _NUMBERED: Final = {
@@ -103,7 +104,9 @@ def detail(event: Event | Unknown) -> str:
             )
         case events.Fenced():
             held = ", ".join(a.resource_id for a in event.fenced)
-            return f"{TeardownStep(event.step).name.lower()} errno {event.errno}: {held}"
+            step = TeardownStep(event.step).name.lower()
+            failed = tell_failed(step, event.errno, os.strerror(event.errno))
+            return f"{held} not proven clean: {failed}"
         case events.Refused():
             kind = "" if event.resource_kind is None else f" {event.resource_kind.name.lower()}"
             return f"{RefusalReason(event.reason).name.lower()}: asked {event.requested}{kind}"

@@ -20,6 +20,7 @@ from leased.ctl.console import NS_PER_S, Console, relative
 from leased.ctl.refusals import refusal_status, refusal_text
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import InvalidParameter
+from leased.terms.teardown import tell_failed
 from leased.wire import objects, parameters, replies
 
 TAKEN_FOR_GRANTED: Final = {
@@ -173,8 +174,9 @@ def _why_more(told: replies.WhyReply, console: Console) -> str:
     """
     text = ""
     if told.step is not None:
-        said = f" ({os.strerror(told.errno)})" if told.errno else ""
-        text += f"; the step that failed is {told.step}{said}"
+        number = told.errno or 0
+        failed = tell_failed(told.step, number, os.strerror(number))
+        text += f"; the step that failed is {failed}"
     if told.preemptor_tenant is not None and told.preemptor_lease_id is not None:
         text += (
             f"; it made way for {render.short(told.preemptor_lease_id)} of {told.preemptor_tenant}"

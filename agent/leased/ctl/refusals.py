@@ -9,6 +9,7 @@ Does not decide whether to try again.
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from leased.client import Refused
@@ -184,7 +185,7 @@ def _numbers(refusal: objects.Refusal) -> str:
     elif refusal.limit:
         parts.append(f"the limit is {quantity(what, refusal.limit)}")
     elif refusal.usage and refusal.reason == "device_failed":
-        parts.append(f"errno {refusal.usage}")
+        parts.append(f"{os.strerror(refusal.usage)} (errno {refusal.usage})")
     return ": ".join(filter(None, (named, ", ".join(parts))))
 
 

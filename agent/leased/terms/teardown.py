@@ -10,6 +10,7 @@ Does not carry anything out (`hardware`) and does not decide what follows (`less
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -43,6 +44,36 @@ class TeardownStep(enum.IntEnum):
     KEY = 16
     HEALTH = 17
     GUARD = 18
+
+
+_DOES: Final = {
+    "prepare": "making it ready for its holder",
+    "arm": "handing the lease to the reaper",
+    "deny": "letting nobody open it any more",
+    "freeze": "holding the holder's processes still",
+    "object_revoke": "taking back what was made for the lease",
+    "kill": "ending the holder's processes",
+    "escapee_scan": "looking for processes that still have it open",
+    "remove_cgroup": "removing the lease's cgroup",
+    "scrub": "overwriting it",
+    "read_back": "reading back what was overwritten",
+    "truncate": "giving its pages back",
+    "counters": "counting what the kernel or the driver has left of it",
+    "worker": "hearing from the worker that looked",
+    "release": "waiting until the driver has let go",
+    "witness": "looking a second time, elsewhere, whether anybody has it",
+    "canary": "reading blocks again that were looked at before",
+    "key": "forgetting its key",
+    "health": "asking whether it is fit for the next tenant",
+    "guard": "closing it while nobody leases it",
+}
+
+
+def tell_failed(step: str, errno: int, words: str) -> str:
+    """A step that failed, for people: its name, what it does, and what was said to it, as a number
+    and in words. One that only a newer release knows has its name alone."""
+    does = f" ({_DOES[step]})" if step in _DOES else ""
+    return f"{step}{does}: {f'{words} (errno {errno})' if errno else 'no reason was given'}"
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True, gc=False):

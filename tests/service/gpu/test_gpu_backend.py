@@ -433,6 +433,29 @@ async def test_who_was_there_before_a_gpu_came_is_another_tenant(directory: Path
     assert [call.writes for call in bench.of("scrub")] == [True, False], "the same tenant"
 
 
+async def test_what_an_earlier_run_left_is_overwritten_whatever_is_configured_now(
+    directory: Path,
+) -> None:
+    """`scrub_later` was emptied and the agent restarted: another tenant got the GPU as it was."""
+    before = Bench(directory, A, B, scrub_later=(Priority.SCAVENGER,))
+    sealed = (await before.backend.survey()).resources
+    assert all(("scrub", "later") in one.attributes for one in sealed)
+    bench = Bench(directory, A, B)
+    bench.backend.remember(sealed)
+    kept = gpu_lease(B, priority=Priority.SCAVENGER)
+    await bench.start(kept)
+    assert (await bench.backend.survey()).resources == sealed, "a third run is to know as well"
+    await bench.prepare(gpu_lease(A))
+    assert [call.writes for call in bench.of("scrub")] == [True]
+    assert bench.crew.verbs()[-2:] == ["scrub", "ready"], "before anybody is let in"
+    await bench.end(kept)
+    after = (await bench.backend.survey()).resources
+    assert not any(("scrub", "later") in one.attributes for one in after)
+    bench.crew.asked.clear()
+    await bench.prepare(gpu_lease(B, tenant="other"))
+    assert bench.of("scrub") == [], "it was overwritten at the end of the lease before"
+
+
 async def test_a_debt_that_cannot_be_paid_is_no_grant(directory: Path) -> None:
     bench = Bench(directory, A, scrub_later=(Priority.SCAVENGER,))
     await bench.start()

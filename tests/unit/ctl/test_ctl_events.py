@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from leased.chain.canonical import Unknown
 from leased.ctl.events import event_document, event_line
-from leased.terms.event import Event
+from leased.service.telling.narration import narrate
+from leased.terms.event import Event, Fenced
+from leased.terms.teardown import TeardownStep, tell_failed
 from tests.doubles.logs import events_of_every_kind, moment_at
 
 
@@ -29,3 +32,18 @@ def test_a_kind_of_a_newer_release_is_shown_as_it_is() -> None:
     found = event_document(1, Unknown(99, 2, b"\x01\x02"), moment_at(0))
     assert (found["kind"], found["number"], found["body"]) == ("kind 99", 99, "0102")
     assert "2 bytes, schema 2" in event_line(1, Unknown(99, 2, b"\x01\x02"), moment_at(0))
+
+
+def test_what_failed_of_a_teardown_is_told_in_words() -> None:
+    """An admin read "guard errno 13"."""
+    [fenced] = [one for one in events_of_every_kind() if isinstance(one, Fenced)]
+    changed = msgspec.structs.replace(fenced, step=TeardownStep.GUARD, errno=13)
+    said = "not proven clean: guard (closing it while nobody leases it): Permission denied"
+    assert f"{said} (errno 13)" in event_line(7, changed, moment_at(0))
+    assert f"{said} (errno 13)" in str(narrate(changed, 7, bytes(32))["MESSAGE"])
+
+
+def test_every_step_says_what_it_does() -> None:
+    for step in TeardownStep:
+        assert tell_failed(step.name.lower(), 5, "said").startswith(f"{step.name.lower()} (")
+    assert tell_failed("of a newer release", 0, "") == "of a newer release: no reason was given"

@@ -37,7 +37,7 @@ from leased.hardware.gpu.idle import Idle
 from leased.hardware.gpu.leave import Leave
 from leased.hardware.gpu.mps import make_pipe, remove_empty
 from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
-from leased.hardware.gpu.survey import PREFIX, Seen, describe, gpu_of
+from leased.hardware.gpu.survey import LATER, PREFIX, Seen, describe, gpu_of, mark_later
 from leased.hardware.gpu.verdict import is_clean
 from leased.hardware.gpu.xids import describe as describe_xid
 from leased.hardware.remembered import Remembered
@@ -100,7 +100,9 @@ class GpuBackend:
 
     def remember(self, sealed: Iterable[Resource]) -> None:
         """What an earlier run has seen, before this one looks."""
+        sealed = tuple(sealed)
         self._remembered.take(sealed)
+        self._reclaimer.inherited = {one.resource_id for one in sealed if LATER in one.attributes}
 
     async def survey(self) -> Surveyed:
         """Every GPU as it is now."""
@@ -126,6 +128,7 @@ class GpuBackend:
                 self._remembered.forget()
             return await self._nothing(error)
         described = describe(seen, self._config, self._reclaimer.dirty)
+        described = mark_later(described, self._reclaimer.owing())
         silent = {
             fault.uuid: fault.fault
             for fault in seen.strangers

@@ -64,6 +64,9 @@ class Reclaimer:
         self._owed: dict[str, TenantId | None] = {}
         self.dirty: dict[str, int] = {}
         """Bytes that a scrub found and the driver should have cleared, by GPU."""
+        self.inherited: set[str] = set()
+        """Devices that an earlier run of the agent has not overwritten at the end of every lease,
+        and this one has not overwritten yet: it is owed whatever `scrub_later` says now."""
 
     def note_baseline(self, resource_id: str, usage: Usage) -> None:
         """So much is in use while nobody has the device."""
@@ -131,8 +134,8 @@ class Reclaimer:
         owner = self._owed.get(resource_id, _NOBODY_KNOWS)
         if owner is None or owner == lease.subject.tenant:
             return
-        if target.place is not None or not self._desk.config.scrub_later:
-            return  # made for its lease, or always overwritten at the end
+        if not self._may_owe(resource_id, target):
+            return
         usage = Usage(0, 0, 0)
         facts = self._fleet.facts(target.uuid)
         if target.instance is not None:
@@ -149,6 +152,17 @@ class Reclaimer:
             self._fleet.suspect(target.uuid, "what an earlier tenant left could not be overwritten")
             raise DeviceError("gpu_scrub", failed, f"{target.visible} is not clean")
         self._owed[resource_id] = None
+        self.inherited.discard(resource_id)
+
+    def owing(self) -> list[str]:
+        """Where something may have been left for the next grant to overwrite."""
+        known = ((one, self._fleet.target(one)) for one in self._fleet.resource_ids)
+        return [one for one, target in known if self._may_owe(one, target)]
+
+    def _may_owe(self, resource_id: str, target: Target) -> bool:
+        if target.place is not None:
+            return False  # made for its lease
+        return bool(self._desk.config.scrub_later) or resource_id in self.inherited
 
     def without_holders(self, resource_id: str, target: Target, seen: Usage) -> Usage:
         """The usage of a device that nobody has, from one that was `seen` when somebody may have
@@ -279,6 +293,8 @@ class Reclaimer:
         self._owed.pop(resource_id, None)
         if verdict.is_clean(done.steps):
             self._owed[resource_id] = lease.subject.tenant if later else None
+            if not later:
+                self.inherited.discard(resource_id)
 
     def _note_hang(self, target: Target, error: DeviceError) -> None:
         if error.errno == errno.ETIMEDOUT:

@@ -11,7 +11,7 @@ Does not ask the driver.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -31,6 +31,10 @@ from leased.hardware.gpu.facts import (
 from leased.hardware.gpu.health import WELL, Finding
 from leased.hardware.gpu.measured import evidence_of
 from leased.terms.resource import MIG_PREFIX, Absence, Resource, ResourceKind
+
+LATER: Final = ("scrub", "later")
+"""The attribute of what an earlier lease may have left there to be overwritten: sealed with the
+inventory, so that the next run of the agent knows, whatever it is configured to do."""
 
 GPU_MILLI: Final = 1000
 PREFIX: Final = "gpu:"
@@ -134,6 +138,17 @@ def _attributes(gpu: Gpu, linked: Sequence[str]) -> tuple[tuple[str, str], ...]:
         ("persistence", {True: "on", False: "off", None: ""}[gpu.persistent]),
     )
     return tuple((name, value) for name, value in pairs if value)
+
+
+def mark_later(found: Surveyed, owing: Collection[str]) -> Surveyed:
+    """Say of these resources that what is left there is overwritten at the next grant."""
+    resources = tuple(
+        msgspec.structs.replace(one, attributes=(*one.attributes, LATER))
+        if one.resource_id in owing
+        else one
+        for one in found.resources
+    )
+    return msgspec.structs.replace(found, resources=resources)
 
 
 def memory_bytes_of(resource: Resource) -> int:

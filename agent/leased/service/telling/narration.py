@@ -11,6 +11,7 @@ Does not send anything (`journald`) and holds no state.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from leased.terms.moment import NS_PER_MS
 from leased.terms.quantity import print_duration
 from leased.terms.reply import RefusalReason
 from leased.terms.resource import Allotment
-from leased.terms.teardown import TeardownStep
+from leased.terms.teardown import TeardownStep, tell_failed
 
 CRITICAL, ERROR, WARNING, NOTICE, INFO, DEBUG = 2, 3, 4, 5, 6, 7
 """Priorities of syslog(3)."""
@@ -225,8 +226,8 @@ _SENTENCES: Final[Mapping[type[event.Event], Callable[[Any], str]]] = {
         f"reclaimed: cut after {_lag(e.cut_lag_ns)}, proven clean after {_lag(e.proof_lag_ns)}"
     ),
     event.Fenced: lambda e: (
-        f"fenced: {_allotments(e.fenced)} not proven clean "
-        f"({_name(TeardownStep, e.step)}, errno {e.errno})"
+        f"fenced: {_allotments(e.fenced)} not proven clean: "
+        + tell_failed(_name(TeardownStep, e.step), e.errno, os.strerror(e.errno))
     ),
     event.Unfenced: lambda e: (
         f"put back by {'the agent' if e.operator_uid < 0 else f'uid {e.operator_uid}'}"
@@ -245,7 +246,7 @@ _SENTENCES: Final[Mapping[type[event.Event], Callable[[Any], str]]] = {
     event.Admitted: lambda e: f"was granted at level {_name(Level, e.level)}",
     event.StrayEnded: lambda e: (
         f"cgroup {e.cgroup} belonged to no lease: {e.processes} processes killed"
-        + (f"; it is still there (errno {e.errno})" if e.errno else "")
+        + (f"; it is still there: {os.strerror(e.errno)} (errno {e.errno})" if e.errno else "")
     ),
     event.Adopted: lambda e: (
         f"uid {e.operator_uid} brought process {e.pid} under it ({e.processes} in all)"
