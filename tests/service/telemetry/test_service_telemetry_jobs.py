@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -55,7 +54,6 @@ async def test_what_an_agent_before_wrote_of_a_gpu_that_is_gone_is_emptied(tmp_p
     for name, told in (("0", "old\n"), ("1", "mine\n"), ("7", "old\n"), ("07", "x"), ("a", "y")):
         (tmp_path / name).write_text(told)
     as_it_was = (tmp_path / "1").stat().st_ino
-    os.mkfifo(tmp_path / "9")
     await JobFiles(str(tmp_path), print).fill({0: ("new",), 1: ("mine",)})
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "0": "new\n", "1": "mine\n", "7": "",
