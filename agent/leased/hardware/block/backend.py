@@ -44,6 +44,7 @@ from leased.hardware.block.names import (
 )
 from leased.hardware.block.namespaces import Namespace
 from leased.hardware.block.survey import candidates, survey
+from leased.hardware.block.wanted import Wanted
 from leased.hardware.calls import Surveyed
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
@@ -73,6 +74,7 @@ class BlockBackend:
         self._hardware = config
         self._config = config.block
         self._remembered = Remembered()
+        self._wanted = Wanted(config.block)
         self._known: dict[tuple[str, int, str], Examined] = {}
         self._outcomes: dict[tuple[LeaseId, str], calls.Cleaned] = {}
         self._marked: dict[str, LeaseId] = {}
@@ -111,9 +113,9 @@ class BlockBackend:
         return self._remembered.complete(found, lambda it: why.get(identity_in(it.resource_id), ""))
 
     async def _look(self) -> tuple[calls.Seen, tuple[str, ...]]:
-        wanted = calls.by_drive(self._config.attach, self._config.make)
-        arranged, silent = await self._desk.apart("arrange", wanted, calls.Arranged)
-        troubles = (*silent, *(one for each in arranged for one in each.troubles))
+        asked = self._wanted.by_drive()
+        arranged, silent = await self._desk.apart("arrange", asked, calls.Arranged)
+        troubles = (*silent, *self._wanted.learn(arranged))
         # Its worker is a new one each time.
         return await self._desk.look(SURVEYOR, "look", calls.Look(), calls.Seen), troubles
 
