@@ -117,6 +117,13 @@ class Clean(msgspec.Struct, frozen=True, array_like=True):
     erase_ns: int
 
 
+class Clear(msgspec.Struct, frozen=True, array_like=True):
+    """Erase what is on a namespace before its first lease, if it may be made ready."""
+
+    ready: Ready
+    clean: Clean
+
+
 class Cleaned(msgspec.Struct, frozen=True, array_like=True):
     """What was done. Not `clean`: one of the steps says why."""
 
