@@ -298,10 +298,11 @@ def _let_go(held: Held, reply: Granted | Refusal) -> None:
 
 
 def touched_bytes(lease: Lease) -> int:
-    """How much memory preparing the lease touches: a budget and a device are granted untouched."""
+    """How much memory, or of a namespace that may have to be erased first, preparing the lease
+    touches: a budget and another device are granted untouched."""
     touched = 0
     for allotment in lease.subject.allotments:
         shape = shape_of(allotment.resource_id)
-        if shape is Shape.MEMFD or shape is Shape.RDMA:
+        if shape in (Shape.MEMFD, Shape.RDMA, Shape.RAW):
             touched += allotment.capacity
     return touched

@@ -60,7 +60,9 @@ def beside() -> Namespace:
 def ours(beside: Namespace) -> Iterator[Namespace]:
     """Attached for the test, and detached after it."""
     done = arrange(Arrange(((beside.nqn, NSID), ("nqn.of.nobody", 1)), ()))
-    assert (done.done, done.troubles) == (((beside.nqn, NSID),), ())
+    assert done.done == ((beside.nqn, NSID),)
+    [trouble] = done.troubles
+    assert trouble.startswith("nqn.of.nobody/1 ") and "no drive of that NQN" in trouble
     found = eventually(lambda: find_namespace(OURS))
     assert isinstance(found, Namespace)
     yield found

@@ -11,15 +11,17 @@ import pytest
 import trio
 import trio.testing
 
-from leased.service.grantor import QUICK_BYTES_MAX
+from leased.service.grantor import QUICK_BYTES_MAX, touched_bytes
 from leased.terms.command import Release, Renew
 from leased.terms.errors import DeviceError
 from leased.terms.event import AccessCut, Reclaimed, Revoked
 from leased.terms.lease import Ending, LeaseState, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Changed, Granted, Refusal, RefusalReason
+from leased.terms.resource import Allotment, ResourceKind
 from tests.doubles.desk import ACME, BETA
 from tests.doubles.devices import Fault, small_inventory
+from tests.doubles.leases import lease
 from tests.doubles.serving import Host
 
 PAGES = 1024
@@ -188,6 +190,14 @@ async def test_a_grant_released_by_nobody_while_prepared_lives_for_its_time(
         assert lease.state is LeaseState.ACTIVE
         await agent.until(lease.lease_id, LeaseState.RECLAIMED)
     assert host.sealed().count("Activated") == 1
+
+
+def test_what_may_have_to_be_erased_first_delays_nobody() -> None:
+    raw, crypt = (
+        lease(Allotment(f"block:{how}aa01", ResourceKind.BLOCK, None, 1 << 30))
+        for how in ("raw:", "")
+    )
+    assert touched_bytes(raw) > QUICK_BYTES_MAX >= touched_bytes(crypt)
 
 
 async def test_a_large_grant_delays_nobody(autojump_clock: trio.testing.MockClock) -> None:

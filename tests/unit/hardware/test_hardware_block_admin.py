@@ -17,6 +17,10 @@ from typing import Any
 
 import pytest
 
+from leased.hardware.block.calls import Arranged
+from leased.hardware.block.config import BlockConfig
+from leased.hardware.block.wanted import LOOKS_MAX, Wanted
+
 MOCK = Path(__file__).resolve().parents[2] / "mocks/nvme/drive.c"
 AGENT = Path(__file__).resolve().parents[3] / "agent"
 HEAD, NAMESPACE = struct.Struct("<8sIIQIIIIIIII"), struct.Struct("<QQII")
@@ -332,11 +336,53 @@ from leased.hardware.block.calls import Arrange
 arranging._ways = lambda nqn: [(fd, (0, 1))] if nqn != "nqn.of.nobody" else []
 verbs.rescan_controller = lambda fd: None
 call = Arrange((("nqn.a", 2), ("nqn.a", 9), ("nqn.of.nobody", 1)),
-               (("nqn.a", 9, 512_000), ("nqn.of.nobody", 1, 512), ("nqn.b", 1, 51_200)))
+               (("nqn.a", 9, 512_000), ("nqn.of.nobody", 1, 512), ("nqn.b", 1, 51_200),
+                ("nqn.c", 1, 512_000)))
 done = arranging.arrange(call)
 print(json.dumps([done.done, done.troubles]))
 """)
-    done, [full, absent] = told
+    done, [full, absent, idle, wrong, unknown] = told
     assert done == [["nqn.b", 3], ["nqn.a", 2]]
     assert full.startswith("nqn.a: 9 namespaces of 512000 bytes: ")
     assert absent.startswith("nqn.of.nobody: ") and "no drive of that NQN answers" in absent
+    assert idle.startswith("nqn.c/2 counts as made and is attached to nobody: name it in `attach`")
+    assert wrong.startswith("nqn.a/9 could not be attached: ") and "no such namespace" in wrong
+    assert unknown.startswith("nqn.of.nobody/1 could not be attached: ")
+    assert "no drive of that NQN answers" in unknown
+
+
+def test_what_is_to_wait_is_not_made_and_what_was_in_vain_is_told_apart(drive: Drive) -> None:
+    [[[one, why]], troubles], [tried, later], creates = drive.made(refuses=ATTACH).run("""
+from leased.hardware.block import arranging
+from leased.hardware.block.calls import Arrange
+arranging._ways = lambda nqn: [(fd, (0, 1))]
+create, creates = verbs.create_namespace, []
+verbs.create_namespace = lambda *args, **more: creates.append(1) or create(*args, **more)
+want = (("nqn.a", 1, 51_200),)
+done = [arranging.arrange(Arrange((), want, later)) for later in ((), want)]
+print(json.dumps([*([one.tried, one.troubles] for one in done), len(creates)]))
+""")
+    assert one == ["nqn.a", 1, 51_200] and "namespace not ready" in why
+    assert (troubles, tried, later, creates) == ([], [], [], 1)
+
+
+def test_what_was_made_in_vain_is_made_again_ever_more_rarely() -> None:
+    """An attach that always fails made and deleted a namespace at every look."""
+    one = ("nqn.a", 1, 512)
+    wanted = Wanted(BlockConfig(make=(one,), attach=(("nqn.b", 1),)))
+    tries, told = [], set()
+    for look in range(4 * LOOKS_MAX):
+        asked = wanted.by_drive()
+        assert asked["nqn.a"].make == (one,) and asked["nqn.b"].attach == (("nqn.b", 1),)
+        if asked["nqn.a"].later:
+            told |= set(wanted.learn([Arranged((), ())]))
+        else:
+            tries.append(look)
+            told |= set(wanted.learn([Arranged((), (), ((one, "no"),))]))
+    assert tries[:5] == [0, 2, 5, 10, 19] and len(tries) < 16
+    assert tries[-1] - tries[-2] == LOOKS_MAX + 1
+    assert told == {"no; tried again ever more rarely"}, "the same at every look"
+    while wanted.by_drive()["nqn.a"].later:
+        pass
+    assert wanted.learn([]) == ["no; tried again ever more rarely"], "it gave no answer"
+    assert wanted.learn([Arranged((), (), ((one, ""),))]) == []

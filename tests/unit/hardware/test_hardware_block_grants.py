@@ -21,6 +21,7 @@ from leased.hardware.block.config import BlockConfig, Offer
 from leased.hardware.block.drives import Drive, Layout
 from leased.hardware.block.names import mapping_uuid
 from leased.hardware.block.namespaces import Namespace
+from leased.hardware.block.survey import ERASED
 from leased.hardware.config import HardwareConfig
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease, RevocationReason
@@ -47,6 +48,7 @@ class Crew:
         self.mapped: tuple[str, ...] = ()
         self.seen = calls.Seen((), ())
         self.exclusive = False
+        self.drive = Drive(())
         self.hangs = "", ""
         self.stuck: set[str] = set()
         self.ready: list[str] = []
@@ -83,7 +85,7 @@ class Crew:
             calls.Nothing: calls.Nothing(),
             calls.Mapped: calls.Mapped(self.mapped),
             calls.Seen: self.seen,
-            calls.Examined: examined,
+            calls.Examined: msgspec.structs.replace(examined, drive=self.drive),
             calls.Arranged: calls.Arranged((), ()),
         }
         return answers[returns]
@@ -188,6 +190,64 @@ async def test_who_erases_a_namespace_does_nothing_else_and_ends_with_it() -> No
         await backend.scrub(held, [raw])
         assert crew.dismissed.pop() == crew.workers[-1] == f"block erase {FIRST}"
         assert (await backend.prove(held, [raw])).unproven == unproven
+
+
+RAW = Allotment(f"block:raw:{FIRST}", ResourceKind.BLOCK, None, 1 << 20)
+
+
+def raw_backend(crew: Crew) -> BlockBackend:
+    """Of a drive that can write zeroes, whose namespace may be had as it is."""
+    crew.seen = calls.Seen((seen(identity=FIRST),), ())
+    crew.drive = Drive()
+    block = BlockConfig(namespaces=(FIRST,), raw=True)
+    return BlockBackend(crew, HardwareConfig(block=block))  # type: ignore[arg-type]
+
+
+async def verbs_of_a_lease(backend: BlockBackend, crew: Crew) -> list[str]:
+    """What workers are asked from the grant to the proof."""
+    crew.asked.clear()
+    lease = msgspec.structs.replace(make_lease(RAW), activated=True)
+    await backend.prepare(lease, [RAW], "", ())
+    crew.exclusive = False
+    await backend.scrub(lease, [RAW])
+    assert not (await backend.prove(lease, [RAW])).unproven
+    return [verb for verb, _ in crew.asked]
+
+
+async def test_what_this_log_does_not_know_to_be_erased_is_erased_before_anybody_has_it() -> None:
+    """The log was replaced while a tenant had the namespace as it is (or the host was installed
+    anew): the next tenant read what was there."""
+    crew = Crew()
+    backend = raw_backend(crew)
+    assert await verbs_of_a_lease(backend, crew) == ["clear", "prove", "ready", "clean", "prove"]
+    proven = [one for asked, one in crew.asked if asked == "prove"]
+    assert not any(one.untouched for one in proven)
+    assert await verbs_of_a_lease(backend, crew) == ["ready", "clean", "prove"], "it is known"
+    sealed = (await backend.survey()).resources
+    assert [one.resource_id for one in sealed if ERASED in one.attributes] == [RAW.resource_id]
+    again = raw_backend(crew)
+    again.remember(sealed)
+    assert await verbs_of_a_lease(again, crew) == ["ready", "clean", "prove"], "by the next run"
+    again.remember([])
+    assert "clear" in await verbs_of_a_lease(again, crew), "another log"
+
+
+@pytest.mark.parametrize(
+    ("failing", "erased"), [(calls.NOT_BEGUN, 0), ("worker_answer", 0), ("nvme_format", 1)]
+)
+async def test_what_could_not_be_erased_is_granted_to_nobody(failing: str, erased: int) -> None:
+    crew = Crew()
+    backend = raw_backend(crew)
+    crew.failing["clear"] = DeviceError(failing, errno.EBUSY)
+    lease = make_lease(RAW)
+    with pytest.raises(DeviceError):
+        await backend.prepare(lease, [RAW], "", ())
+    assert crew.sent("ready") == []
+    ended = msgspec.structs.replace(lease, reason=RevocationReason.GRANT_FAILED, activated=False)
+    await backend.scrub(ended, [RAW])
+    assert not (await backend.prove(ended, [RAW])).unproven
+    assert len(crew.sent("clean")) == erased, "what was not begun may be somebody's"
+    assert ("clear" in await verbs_of_a_lease(backend, crew)) is not bool(erased)
 
 
 @pytest.mark.parametrize("verb", ["clean", "prove"])

@@ -3,9 +3,9 @@
 attached to this host.
 
 Rule: nothing that is there is changed. Namespaces of the wanted size that the drive already has
-count, whoever made them, so that whoever asks twice gets no more. What was made here and could not
-be attached is deleted again; nothing else is ever deleted. What fails is told and keeps nothing
-else from being done.
+count, whoever made them, so that whoever asks twice gets no more; one that counts and is attached
+to nobody is told. What was made here and could not be attached is deleted again; nothing else is
+ever deleted. What fails is told and keeps nothing else from being done.
 
 Does not offer anything: a namespace that was made is leased by the same rules as any other.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from leased.hardware.block import drives, verbs
 from leased.hardware.block.calls import Arrange, Arranged
@@ -27,40 +28,57 @@ MAKING_NS = 10_000_000_000
 """After this no further one is begun: whoever is killed between making a namespace and attaching it
 leaves one that counts and that nobody reaches."""
 
+_IDLE = (
+    "counts as made and is attached to nobody: name it in `attach` of [hardware.block], or delete"
+    " it with nvme-cli"
+)
+
+
+class TakenBack(DeviceError):
+    """What was made could not be attached."""
+
 
 def arrange(call: Arrange) -> Arranged:
     """Make and attach what is wanted and is not there."""
     done: list[tuple[str, int]] = []
     troubles: list[str] = []
+    tried: list[tuple[tuple[str, int, int], str]] = []
     end_ns = time.monotonic_ns() + MAKING_NS
     for nqn, count, size_bytes in call.make:
+        one, what = (nqn, count, size_bytes), f"{nqn}: {count} namespaces of {size_bytes} bytes"
+        if one in call.later:
+            continue
+        vain = ""
         try:
-            done += [(nqn, nsid) for nsid in _make(nqn, count, size_bytes, end_ns)]
+            done += [(nqn, nsid) for nsid in _make(*one, end_ns)]
+        except TakenBack as error:
+            vain = f"{what}: {error}"
         except DeviceError as error:
-            troubles.append(f"{nqn}: {count} namespaces of {size_bytes} bytes: {error}")
+            troubles.append(f"{what}: {error}")
+        tried.append((one, vain))
+    troubles += _idle(call)
     there = {(one.nqn, one.nsid) for one in list_namespaces()}
     for nqn, nsid in call.attach:
         if (nqn, nsid) in there:
             continue
         try:
-            if _attach(nqn, nsid):
-                done.append((nqn, nsid))
+            _attach(nqn, nsid)
+            done.append((nqn, nsid))
         except DeviceError as error:
             troubles.append(f"{nqn}/{nsid} could not be attached: {error}")
-    return Arranged(tuple(done), tuple(troubles))
+    return Arranged(tuple(done), tuple(troubles), tuple(tried))
 
 
-def _attach(nqn: str, nsid: int) -> bool:
-    """False: no drive of that name has it."""
+def _attach(nqn: str, nsid: int) -> None:
     for fd, who in _ways(nqn):
         if nsid not in drives.read_list(ask_identify(fd, 0, drives.ALLOCATED_LIST)):
-            return False
+            raise DeviceError("nvme_find", errno.ENOENT, "the drive has no such namespace")
         if not examine_drive(fd).attaches:
             raise DeviceError("nvme_attach", errno.ENOTSUP, "the drive cannot")
         _give(fd, nsid, who)
         verbs.rescan_controller(fd)
-        return True
-    return False
+        return
+    raise _absent()
 
 
 def _make(nqn: str, count: int, size_bytes: int, end_ns: int) -> list[int]:
@@ -76,8 +94,32 @@ def _make(nqn: str, count: int, size_bytes: int, end_ns: int) -> list[int]:
             if made:
                 verbs.rescan_controller(fd)
     if not answers:
-        raise DeviceError("nvme_find", errno.ENODEV, "no drive of that NQN answers here")
+        raise _absent()
     return made
+
+
+def _absent() -> DeviceError:
+    return DeviceError("nvme_find", errno.ENODEV, "no drive of that NQN answers here")
+
+
+def _idle(call: Arrange) -> list[str]:
+    """What counts as made, is attached to nobody and is not to be: it may be another host's, and it
+    may be what a worker of ours left that was killed."""
+    told: dict[str, None] = {}
+    for nqn, _, size_bytes in call.make:
+        with suppress(DeviceError):  # what the drive has against it was told
+            for fd, _ in _ways(nqn):
+                for nsid in _unattached(fd, size_bytes):
+                    if (nqn, nsid) not in call.attach:
+                        told[f"{nqn}/{nsid} {_IDLE}"] = None
+    return list(told)
+
+
+def _unattached(fd: int, size_bytes: int) -> Iterator[int]:
+    for nsid in drives.read_list(ask_identify(fd, 0, drives.ALLOCATED_LIST)):
+        page = ask_identify(fd, nsid, drives.ATTACHED_CONTROLLERS)
+        if not drives.read_controllers(page) and _size(fd, nsid) == size_bytes:
+            yield nsid
 
 
 def fill(
@@ -120,18 +162,22 @@ def fill(
 def _sizes(fd: int) -> Iterator[int]:
     """Of all namespaces of the drive, attached or not."""
     for nsid in drives.read_list(ask_identify(fd, 0, drives.ALLOCATED_LIST)):
-        layout = drives.read_layout(ask_identify(fd, nsid, drives.ALLOCATED_NAMESPACE))
-        yield layout.size_blocks * layout.lba_bytes
+        yield _size(fd, nsid)
 
 
-def _taken_back(fd: int, nsid: int, error: DeviceError) -> DeviceError:
+def _size(fd: int, nsid: int) -> int:
+    layout = drives.read_layout(ask_identify(fd, nsid, drives.ALLOCATED_NAMESPACE))
+    return layout.size_blocks * layout.lba_bytes
+
+
+def _taken_back(fd: int, nsid: int, error: DeviceError) -> TakenBack:
     """What to say of a namespace that was made and could not be attached."""
     try:
         verbs.delete_namespace(fd, nsid=nsid, timeout_ms=ADMIN_MS)
     except DeviceError as kept:
         why = f"{error}; {nsid} was made, is attached to nobody and could not be deleted: {kept}"
-        return DeviceError(error.verb, error.errno, why)
-    return error
+        return TakenBack(error.verb, error.errno, why)
+    return TakenBack(error.verb, error.errno, error.detail)
 
 
 def _give(fd: int, nsid: int, who: tuple[int, ...]) -> None:

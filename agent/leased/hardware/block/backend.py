@@ -27,11 +27,11 @@ import trio
 
 from leased.hardware.backend import Readied, Verdict, Wiped
 from leased.hardware.block import calls
+from leased.hardware.block.asking import ask_clean, ask_prove, ask_ready
 from leased.hardware.block.bounds import erase_extra_ns
 from leased.hardware.block.calls import Examined
 from leased.hardware.block.config import Offer
 from leased.hardware.block.desk import CLEANING, EXAMINING, PROOF, SURVEYOR, Desk
-from leased.hardware.block.drives import Erase
 from leased.hardware.block.names import (
     identity_in,
     is_raw,
@@ -43,7 +43,8 @@ from leased.hardware.block.names import (
     number_of,
 )
 from leased.hardware.block.namespaces import Namespace
-from leased.hardware.block.survey import candidates, survey
+from leased.hardware.block.survey import ERASED, candidates, survey
+from leased.hardware.block.wanted import Wanted
 from leased.hardware.calls import Surveyed
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import Crew
@@ -73,11 +74,14 @@ class BlockBackend:
         self._hardware = config
         self._config = config.block
         self._remembered = Remembered()
+        self._wanted = Wanted(config.block)
         self._known: dict[tuple[str, int, str], Examined] = {}
         self._outcomes: dict[tuple[LeaseId, str], calls.Cleaned] = {}
         self._marked: dict[str, LeaseId] = {}
         self._own: set[LeaseId] = set()
         self._swept = True
+        self._erased: set[str] = set()
+        """What may be had as it is: that it was erased is proven, and sealed with the inventory."""
 
     def serves(self, allotment: Allotment) -> bool:
         """Every namespace."""
@@ -87,7 +91,11 @@ class BlockBackend:
 
     def remember(self, sealed: Iterable[Resource]) -> None:
         """What an earlier run has seen, before this one looks."""
+        sealed = tuple(sealed)
         self._remembered.take(sealed)
+        self._erased = {
+            identity_in(one.resource_id) for one in sealed if ERASED in one.attributes
+        }
 
     async def survey(self) -> Surveyed:
         """Which namespaces may be leased, and why the others may not."""
@@ -106,14 +114,14 @@ class BlockBackend:
         finally:
             self._crew.dismiss(SURVEYOR)
         await self._sweep()
-        found = survey(offered, examined, self._config, (*notes, *troubles))
+        found = survey(offered, examined, self._config, (*notes, *troubles), self._erased)
         why = {one: said for one, said in examined.items() if isinstance(said, str)}
         return self._remembered.complete(found, lambda it: why.get(identity_in(it.resource_id), ""))
 
     async def _look(self) -> tuple[calls.Seen, tuple[str, ...]]:
-        wanted = calls.by_drive(self._config.attach, self._config.make)
-        arranged, silent = await self._desk.apart("arrange", wanted, calls.Arranged)
-        troubles = (*silent, *(one for each in arranged for one in each.troubles))
+        asked = self._wanted.by_drive()
+        arranged, silent = await self._desk.apart("arrange", asked, calls.Arranged)
+        troubles = (*silent, *self._wanted.learn(arranged))
         # Its worker is a new one each time.
         return await self._desk.look(SURVEYOR, "look", calls.Look(), calls.Seen), troubles
 
@@ -182,20 +190,10 @@ class BlockBackend:
         return Readied(tuple(rules), evidence, tuple(objects))
 
     async def _ready(self, lease: Lease, allotment: Allotment) -> calls.Readied:
-        number, identity = number_of(lease, allotment), identity_in(allotment.resource_id)
-        asked = calls.Ready(
-            uuid=mapping_uuid(lease.lease_id, number),
-            name=mapping_name(lease.lease_id, number),
-            identity=identity,
-            size_bytes=allotment.capacity,
-            raw=is_raw(allotment),
-            cipher=self._config.cipher,
-            key_bits=self._config.key_bits,
-            uid=lease.subject.uid,
-            seed=_seed(lease, identity),
-            canaries=self._config.canaries,
-            blank=self._config.offer is Offer.UNUSED,
-        )
+        asked = ask_ready(self._config, lease, allotment)
+        identity = asked.identity
+        if asked.raw and identity not in self._erased:
+            await self._clear(lease, allotment, asked)
         async with self._desk.turn(identity):
             try:
                 worker = self._desk.worker(identity)
@@ -266,33 +264,46 @@ class BlockBackend:
         return not made and self._marked.get(identity_in(allotment.resource_id)) != lease.lease_id
 
     async def _clean(self, lease: Lease, allotment: Allotment) -> calls.Cleaned:
-        number, identity = number_of(lease, allotment), identity_in(allotment.resource_id)
-        raw = is_raw(allotment)
-        ways = self._config.raw_erase if raw else self._config.crypt_erase
-        asked = calls.Clean(
-            uuid=mapping_uuid(lease.lease_id, number),
-            name=mapping_name(lease.lease_id, number),
-            identity=identity,
-            size_bytes=allotment.capacity,
-            raw=raw,
-            ways=ways,
-            detach_stuck=self._config.detach_stuck,
-            seed=_seed(lease, identity),
-            canaries=self._config.canaries,
-            settle_ns=self._config.settle_budget_ns,
-            erase_ns=self._config.erase_budget_ns,
-        )
+        asked = ask_clean(self._config, lease, allotment)
         # Not behind a survey that asks the drive about its other namespaces.
-        worker = f"block erase {identity}" if ways else self._desk.worker(identity, CLEANING)
-        extra_ns = self._config.settle_budget_ns
-        extra_ns += erase_extra_ns(self._hardware, allotment.capacity, raw=raw)
+        alone = f"block erase {asked.identity}" if asked.ways else ""
+        worker = alone or self._desk.worker(asked.identity, CLEANING)
+        extra_ns = self._erase_extra_ns(asked)
         try:
             return await self._crew.task_again(
                 worker, "block", "clean", asked, calls.Cleaned, extra_ns=extra_ns
             )
         finally:
-            if ways:
-                self._crew.dismiss(worker)
+            if alone:
+                self._crew.dismiss(alone)
+
+    def _erase_extra_ns(self, asked: calls.Clean) -> int:
+        longest_ns = erase_extra_ns(self._hardware, asked.size_bytes, raw=asked.raw)
+        return asked.settle_ns + longest_ns
+
+    async def _clear(self, lease: Lease, allotment: Allotment, ready: calls.Ready) -> None:
+        """Erase what nobody has proven erased, as far as this log tells, before somebody has the
+        namespace as it is. Raises DeviceError; the teardown erases again what was begun."""
+        identity, asked = ready.identity, ask_clean(self._config, lease, allotment)
+        before, self._marked[identity] = self._marked.get(identity), lease.lease_id
+        worker, extra_ns = f"block erase {identity}", self._erase_extra_ns(asked)
+        try:
+            cleared = calls.Clear(ready, asked)
+            done = await self._desk.ask(worker, "clear", cleared, calls.Cleaned, extra_ns)
+        except DeviceError as error:
+            if error.verb in (calls.NOT_BEGUN, "worker_answer"):
+                del self._marked[identity]  # it may be somebody's: tried again with the next lease
+                self._marked |= {} if before is None else {identity: before}
+            raise
+        finally:
+            self._crew.dismiss(worker)
+        self._outcomes[lease.lease_id, allotment.resource_id] = done
+        proven = await self._prove(lease, allotment)
+        failed = next((step.errno for step in (*done.steps, *proven.steps) if step.errno), 0)
+        if failed or not proven.clean:
+            why = f"{identity}: what was there before could not be erased"
+            raise DeviceError("block_erase", failed, why)
+        self._erased.add(identity)
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
         """Ask the kernel and the drive, in other processes than the scrub's."""
@@ -307,8 +318,13 @@ class BlockBackend:
                 failed = StepReport(TeardownStep.WORKER, error.errno, began_ns, _now_ns())
                 proven = calls.Proven(False, (failed,))
             steps.extend(proven.steps)
+            identity = identity_in(allotment.resource_id)
+            if not proven.clean:
+                self._erased.discard(identity)
+            elif is_raw(allotment) and not self._is_untouched(lease, allotment):
+                self._erased.add(identity)
             if proven.clean:
-                self._marked.pop(identity_in(allotment.resource_id), None)
+                self._marked.pop(identity, None)
             else:
                 unproven[allotment] = allotment.capacity
 
@@ -323,16 +339,8 @@ class BlockBackend:
         if outcome is not None and not outcome.clean:  # however often it is asked
             return calls.Proven(False, tuple(step for step in outcome.steps if step.errno))
         self._outcomes.pop(key, None)
-        asked = calls.Prove(
-            uuid=mapping_uuid(lease.lease_id, number_of(lease, allotment)),
-            identity=identity,
-            size_bytes=allotment.capacity,
-            zeroed=outcome is None or outcome.way in ("", Erase.ZERO),
-            untouched=self._is_untouched(lease, allotment),
-            seed=_seed(lease, identity),
-            canaries=self._config.canaries,
-            settle_ns=self._config.settle_budget_ns,
-        )
+        untouched = self._is_untouched(lease, allotment)
+        asked = ask_prove(self._config, lease, allotment, outcome, untouched=untouched)
         worker = self._desk.worker(identity, PROOF)
         return await self._crew.task_again(
             worker, "block", "prove", asked, calls.Proven, extra_ns=asked.settle_ns
@@ -385,11 +393,6 @@ class BlockBackend:
 
 def _now_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-def _seed(lease: Lease, identity: str) -> bytes:
-    """What the canaries follow from."""
-    return lease.lease_id + identity.encode()
 
 
 def _absent(why: str) -> Surveyed:

@@ -57,30 +57,21 @@ class Examined(msgspec.Struct, frozen=True, array_like=True):
 
 class Arrange(msgspec.Struct, frozen=True, array_like=True):
     """Namespaces that are to be there: `attach` these, as (NQN, nsid), where they are detached;
-    `make` what is missing to so many of one size, as (NQN, count, bytes)."""
+    `make` what is missing to so many of one size, as (NQN, count, bytes), but not now if it is
+    among `later`."""
 
     attach: tuple[tuple[str, int], ...]
     make: tuple[tuple[str, int, int], ...]
-
-
-def by_drive(
-    attach: tuple[tuple[str, int], ...], make: tuple[tuple[str, int, int], ...]
-) -> dict[str, Arrange]:
-    """What is to be arranged on each drive, by its NQN."""
-    return {
-        nqn: Arrange(
-            tuple(one for one in attach if one[0] == nqn),
-            tuple(one for one in make if one[0] == nqn),
-        )
-        for nqn in sorted({one[0] for one in (*attach, *make)})
-    }
+    later: tuple[tuple[str, int, int], ...] = ()
 
 
 class Arranged(msgspec.Struct, frozen=True, array_like=True):
-    """Those that were made or attached now, and why others were not."""
+    """Those that were made or attached now, and why others were not; what of `make` was tried, and
+    "" or why what was made had to be taken back: that is not among the troubles."""
 
     done: tuple[tuple[str, int], ...]
     troubles: tuple[str, ...]
+    tried: tuple[tuple[tuple[str, int, int], str], ...] = ()
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True):
@@ -124,6 +115,13 @@ class Clean(msgspec.Struct, frozen=True, array_like=True):
     canaries: int
     settle_ns: int
     erase_ns: int
+
+
+class Clear(msgspec.Struct, frozen=True, array_like=True):
+    """Erase what is on a namespace before its first lease, if it may be made ready."""
+
+    ready: Ready
+    clean: Clean
 
 
 class Cleaned(msgspec.Struct, frozen=True, array_like=True):

@@ -71,6 +71,7 @@ VERBS = {
     "arrange": (calls.Arrange, _alone(arranging.arrange)),
     "ready": (calls.Ready, _alone(mapping.ready)),
     "undo": (calls.Undo, _alone(mapping.undo)),
+    "clear": (calls.Clear, _alone(erasing.clear)),
     "clean": (calls.Clean, _alone(erasing.clean)),
     "prove": (calls.Prove, _alone(proof.prove)),
     "list": (calls.Nothing, _alone(mapping.list_ours)),

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from leased.hardware.block import canaries, drives, verbs
-from leased.hardware.block.calls import Clean, Cleaned
+from leased.hardware.block.calls import Clean, Cleaned, Clear
 from leased.hardware.block.contents import LOOK_BYTES, write_each
 from leased.hardware.block.drives import Drive, Erase, Sanitizing
 from leased.hardware.block.examining import (
@@ -29,7 +29,7 @@ from leased.hardware.block.examining import (
     examine_layout,
     other_namespaces,
 )
-from leased.hardware.block.mapping import control, end, now_ns
+from leased.hardware.block.mapping import admit, control, end, now_ns
 from leased.hardware.block.namespaces import Namespace
 from leased.hardware.block.opening import ADMIN_MS, controller_of, exclusively, resolve
 from leased.terms.errors import DeviceError
@@ -69,6 +69,13 @@ def clean(call: Clean) -> Cleaned:
             return Cleaned(False, 0, "", tuple(steps))
     steps.append(StepReport(TeardownStep.KEY, 0, began_ns, now_ns(), int(wiped)))
     return forget(call, steps)
+
+
+def clear(call: Clear) -> Cleaned:
+    """Erase what is there before a lease. Raises DeviceError with the verb NOT_BEGUN where somebody
+    has it, and then nothing was written."""
+    admit(call.ready)
+    return forget(call.clean, [])
 
 
 def _find_and_erase(call: Clean) -> tuple[str, int]:

@@ -42,7 +42,6 @@ def control() -> Iterator[int]:
 
 
 def _admit(call: Ready) -> Namespace:
-    """The namespace, if nobody uses it. Somebody may have made a file system since the survey."""
     namespace = resolve(call.identity, call.size_bytes)
     uses = find_uses(namespace.numbers)
     if uses:
@@ -54,14 +53,20 @@ def _admit(call: Ready) -> Namespace:
     return namespace
 
 
-def ready(call: Ready, admit: Callable[[Ready], Namespace] = _admit) -> Readied:
-    """Make it. Raises DeviceError or OSError; then nothing of it is left. The verb NOT_BEGUN: and
-    nothing was written."""
+def admit(call: Ready, look: Callable[[Ready], Namespace] = _admit) -> Namespace:
+    """The namespace, if nobody uses it. Somebody may have made a file system since the survey.
+    Raises DeviceError with the verb NOT_BEGUN."""
     try:
-        namespace = admit(call)
+        return look(call)
     except (DeviceError, OSError) as error:
         detail = error.detail if isinstance(error, DeviceError) else f"{call.identity}: {error}"
         raise DeviceError(NOT_BEGUN, error.errno or errno.EIO, detail) from error
+
+
+def ready(call: Ready, look: Callable[[Ready], Namespace] = _admit) -> Readied:
+    """Make it. Raises DeviceError or OSError; then nothing of it is left. The verb NOT_BEGUN: and
+    nothing was written."""
+    namespace = admit(call, look)
     with control() as dm:
         number = verbs.create_mapping(dm, name=call.name, uuid=call.uuid)
         try:

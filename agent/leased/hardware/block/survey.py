@@ -11,7 +11,7 @@ Pure: what was seen in, an inventory out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from leased.hardware.block.calls import Examined, Seen
 from leased.hardware.block.config import BlockConfig, Offer
@@ -24,6 +24,10 @@ from leased.terms.resource import Absence, Evidence, Health, Resource, ResourceK
 
 VIRTUAL_MODELS = ("QEMU NVMe Ctrl",)
 """Drives that are none: what is measured on them is emulated."""
+
+ERASED = ("proven", "erased")
+"""The attribute of what was proven erased after its last lease, sealed with the inventory: what a
+log does not know so is erased before anybody has it as it is."""
 
 LBA_BYTES = (512, 4096)
 _NAME_IT = "not offered: name it in hardware.block.namespaces"
@@ -88,8 +92,10 @@ def survey(
     examined: Mapping[str, Examined | str],
     config: BlockConfig,
     notes: Iterable[str],
+    erased: Collection[str] = (),
 ) -> Surveyed:
-    """The inventory's part. `examined` holds what each offered drive said, or why it did not."""
+    """The inventory's part. `examined` holds what each offered drive said, or why it did not;
+    `erased` are the identities of what is proven erased."""
     resources: list[Resource] = []
     told = list(notes)
     for identity, one in offered.items():
@@ -106,7 +112,8 @@ def survey(
                 wants = ", ".join(ways) or "nothing"
                 told.append(describe(one, f"not {called}: its drive cannot do {wants} to it alone"))
             else:
-                resources.append(_resource(one, facts, raw=raw, way=way))
+                known = raw and identity in erased
+                resources.append(_resource(one, facts, raw=raw, way=way, erased=known))
     absences = ()
     if not resources:
         why = f"{len(told)} NVMe namespaces, none offered" if told else "no NVMe namespace"
@@ -134,7 +141,9 @@ def classes(config: BlockConfig) -> tuple[tuple[bool, tuple[Erase, ...]], ...]:
     return (crypt, (True, config.raw_erase)) if config.raw else (crypt,)
 
 
-def _resource(one: Namespace, facts: Examined, *, raw: bool, way: Erase | None) -> Resource:
+def _resource(
+    one: Namespace, facts: Examined, *, raw: bool, way: Erase | None, erased: bool
+) -> Resource:
     virtual = one.model in VIRTUAL_MODELS
     can = [found for found, wide in facts.drive.erases if not (wide and facts.others)]
     live = any(controller.state == LIVE for controller in one.controllers)
@@ -159,6 +168,7 @@ def _resource(one: Namespace, facts: Examined, *, raw: bool, way: Erase | None) 
             ("erase", "+".join(filter(None, ["" if raw else "key", way]))),
             ("can", ",".join(can)),
             *((("sick", facts.sick),) if facts.sick else ()),
+            *((ERASED,) if erased else ()),
         ),
     )
 
