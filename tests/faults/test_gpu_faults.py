@@ -368,14 +368,14 @@ async def test_a_gpu_that_has_not_joined_its_fabric_is_not_granted(
     """Behind a switch nothing of CUDA starts before that: the tenant had a GPU for nothing, and its
     end fenced it."""
     await start(devices)
+    lease = gpu_lease(machine, 0)
+    cut(await grant(devices, lease))  # before it lost it
     machine.set(0, fabric_state=state)
     found = {one.resource_id: one for one in (await devices.inventory()).resources}
     one = found[f"gpu:{machine.uuid(0)}"]
     assert one.health is Health.SICK
     assert words in one.limits[0] and "nvidia-fabricmanager" in one.limits[0]
     assert found[f"gpu:{machine.uuid(1)}"].health is Health.OK
-    lease = gpu_lease(machine, 0)
-    cut(await grant(devices, lease))  # as whoever was granted it before
     assert failures((await reclaim(devices, lease))[1]) == {(Step.SCRUB, errno.EAGAIN)}
     machine.set(0, fabric_state=3)
     assert await health_of(devices, machine, 0) is Health.OK

@@ -32,7 +32,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, LeaseState
 from leased.terms.reply import Granted, Refusal, RefusalReason
-from leased.terms.resource import Shape, shape_of
+from leased.terms.resource import ResourceKind, Shape, shape_of
 from leased.terms.teardown import TeardownStep
 
 BATCH_MAX = 64
@@ -158,10 +158,13 @@ class Grantor:
         while True:
             quick: list[Held] = []
             for one in await self._grants.take(TRIP_MAX):
-                if touched_bytes(one.effect.lease) <= QUICK_BYTES_MAX:
-                    quick.append(one)
-                else:
+                lease = one.effect.lease
+                if touched_bytes(lease) > QUICK_BYTES_MAX:
                     nursery.start_soon(self._grant_slowly, one, slots)
+                elif may_erase(lease):  # as many at once as there are devices
+                    nursery.start_soon(self._grant, [one])
+                else:
+                    quick.append(one)
             if quick:
                 await self._grant(quick)
 
@@ -298,11 +301,18 @@ def _let_go(held: Held, reply: Granted | Refusal) -> None:
 
 
 def touched_bytes(lease: Lease) -> int:
-    """How much memory, or of a namespace that may have to be erased first, preparing the lease
-    touches: a budget and another device are granted untouched."""
+    """How much memory preparing the lease touches: a budget and a device are granted untouched."""
     touched = 0
     for allotment in lease.subject.allotments:
         shape = shape_of(allotment.resource_id)
-        if shape in (Shape.MEMFD, Shape.RDMA, Shape.RAW):
+        if shape is Shape.MEMFD or shape is Shape.RDMA:
             touched += allotment.capacity
     return touched
+
+
+def may_erase(lease: Lease) -> bool:
+    """Whether preparing the lease may begin by erasing what nobody knows to be erased."""
+    return any(
+        one.kind is ResourceKind.GPU or shape_of(one.resource_id) in (Shape.RAW, Shape.DAX)
+        for one in lease.subject.allotments
+    )

@@ -24,6 +24,7 @@ from leased.hardware.gpu.calls import (
 )
 from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.facts import Condition, Gpu, Usage
+from leased.hardware.gpu.survey import Seen, describe
 from leased.terms.errors import DeviceError
 from leased.terms.identity import TenantId
 from leased.terms.lease import Lease, Priority, RevocationReason
@@ -64,9 +65,10 @@ def gpu_lease(*gpus: Gpu, tenant: str = "acme", **changes: Any) -> Lease:
 
 
 class Bench:
-    """A backend, its crew, and the GPUs that are there."""
+    """A backend, its crew, and the GPUs that are there: the log knows that they were overwritten,
+    unless they are `new` to it or their leases may have left it for later."""
 
-    def __init__(self, directory: Path, *gpus: Gpu, **settings: Any) -> None:
+    def __init__(self, directory: Path, *gpus: Gpu, new: bool = False, **settings: Any) -> None:
         self.gpus = list(gpus)
         self.pipes = directory / "mps"
         escapees = settings.pop("escapees", EscapeePolicy.KILL)
@@ -84,6 +86,8 @@ class Bench:
             witness=witnessed(),
         )
         self.backend = GpuBackend(self.crew, self.hardware)  # type: ignore[arg-type]
+        if not new and not config.scrub_later:
+            self.backend.remember(describe(Seen(gpus), config, {}).resources)
 
     async def start(self, *kept: Lease) -> None:
         await self.backend.survey()
@@ -440,7 +444,7 @@ async def test_what_an_earlier_run_left_is_overwritten_whatever_is_configured_no
     before = Bench(directory, A, B, scrub_later=(Priority.SCAVENGER,))
     sealed = (await before.backend.survey()).resources
     assert all(("scrub", "later") in one.attributes for one in sealed)
-    bench = Bench(directory, A, B)
+    bench = Bench(directory, A, B, new=True)
     bench.backend.remember(sealed)
     kept = gpu_lease(B, priority=Priority.SCAVENGER)
     await bench.start(kept)
@@ -456,13 +460,50 @@ async def test_what_an_earlier_run_left_is_overwritten_whatever_is_configured_no
     assert bench.of("scrub") == [], "it was overwritten at the end of the lease before"
 
 
+async def test_what_this_log_does_not_know_to_be_overwritten_is_before_anybody_has_it(
+    directory: Path,
+) -> None:
+    """A log that was replaced while a tenant had the GPU: the next tenant got it as it was."""
+    bench = Bench(directory, A, new=True)
+    await bench.start()
+    [seen] = (await bench.backend.survey()).resources
+    assert ("scrub", "later") in seen.attributes
+    first = gpu_lease(A)
+    await bench.prepare(first)
+    assert [call.writes for call in bench.of("scrub")] == [True]
+    assert bench.crew.verbs()[-2:] == ["scrub", "ready"], "before anybody is let in"
+    await bench.end(first)
+    bench.crew.asked.clear()
+    await bench.prepare(gpu_lease(A, tenant="other"))
+    assert bench.of("scrub") == [], "it was overwritten at the end of the lease before"
+    [seen] = (await bench.backend.survey()).resources
+    assert ("scrub", "later") not in seen.attributes
+
+
+async def test_a_gpu_that_was_away_while_something_was_owed_on_it_is_overwritten(
+    directory: Path,
+) -> None:
+    """Between two looks another run of the agent saw no such GPU: what was owed was forgotten."""
+    before = Bench(directory, A, scrub_later=(Priority.SCAVENGER,))
+    marked = (await before.backend.survey()).resources
+    away = Bench(directory, new=True)
+    away.backend.remember(marked)
+    sealed = (await away.backend.survey()).resources
+    assert sealed == ()
+    back = Bench(directory, A, new=True)
+    back.backend.remember(sealed)
+    await back.start()
+    await back.prepare(gpu_lease(A, tenant="other"))
+    assert [call.writes for call in back.of("scrub")] == [True]
+
+
 async def test_a_debt_that_cannot_be_paid_is_no_grant(directory: Path) -> None:
     bench = Bench(directory, A, scrub_later=(Priority.SCAVENGER,))
     await bench.start()
     bench.crew.answers["scrub"] = DeviceError("cuCtxCreate_v2", errno.EBUSY, "taken")
     with pytest.raises(DeviceError):
         await bench.prepare(gpu_lease(A))
-    assert bench.of("ready") == []
+    assert not any(call.sets_mode for call in bench.of("ready")), "nobody is let in"
 
 
 # ---- what is nobody's ----------------------------------------------------------------------------

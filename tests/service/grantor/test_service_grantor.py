@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from leased.service.grantor import QUICK_BYTES_MAX, touched_bytes
+from leased.service.grantor import QUICK_BYTES_MAX, may_erase
 from leased.terms.command import Release, Renew
 from leased.terms.errors import DeviceError
 from leased.terms.event import AccessCut, Reclaimed, Revoked
@@ -192,12 +192,20 @@ async def test_a_grant_released_by_nobody_while_prepared_lives_for_its_time(
     assert host.sealed().count("Activated") == 1
 
 
-def test_what_may_have_to_be_erased_first_delays_nobody() -> None:
-    raw, crypt = (
-        lease(Allotment(f"block:{how}aa01", ResourceKind.BLOCK, None, 1 << 30))
-        for how in ("raw:", "")
-    )
-    assert touched_bytes(raw) > QUICK_BYTES_MAX >= touched_bytes(crypt)
+@pytest.mark.parametrize(
+    ("kind", "resource_id", "erases"),
+    [
+        (ResourceKind.BLOCK, "block:raw:aa01", True),
+        (ResourceKind.BLOCK, "block:aa01", False),
+        (ResourceKind.GPU, "gpu:GPU-1", True),
+        (ResourceKind.MEM, "mem:dax-aa01", True),
+        (ResourceKind.CPU, "cpu:0", False),
+    ],
+)
+def test_what_may_have_to_be_erased_first_delays_nobody(
+    kind: ResourceKind, resource_id: str, erases: bool
+) -> None:
+    assert may_erase(lease(Allotment(resource_id, kind, None, 1000))) is erases
 
 
 async def test_a_large_grant_delays_nobody(autojump_clock: trio.testing.MockClock) -> None:

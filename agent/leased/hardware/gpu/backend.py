@@ -20,6 +20,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
 import trio
 
 from leased.hardware.backend import Readied, Verdict, Wiped
@@ -102,7 +103,7 @@ class GpuBackend:
         """What an earlier run has seen, before this one looks."""
         sealed = tuple(sealed)
         self._remembered.take(sealed)
-        self._reclaimer.inherited = {one.resource_id for one in sealed if LATER in one.attributes}
+        self._reclaimer.trust(one.resource_id for one in sealed if LATER not in one.attributes)
 
     async def survey(self) -> Surveyed:
         """Every GPU as it is now."""
@@ -183,8 +184,6 @@ class GpuBackend:
         what an earlier tenant left there it has seen."""
         target = self._fleet.target(resource_id)
         async with self._desk.turn(resource_id):
-            if not adopted:
-                await self._reclaimer.pay_debt(lease, resource_id, target)
             self._desk.occupy(resource_id, target, lease)
             if target.place is not None:
                 target = await self._reclaimer.places.make(resource_id, target)
@@ -198,13 +197,19 @@ class GpuBackend:
                 self._config.settle_apart_ns,
                 self._desk.leaf_of(resource_id) if adopted else "",
             )
-            extra_ns = 2 * self._config.scan_budget_ns + self._config.settle_apart_ns
-            readied = await self._desk.ask(
-                worker_of(target), "ready", call, calls.Readied, extra_ns=extra_ns
-            )
+            if not adopted and self._reclaimer.owes(lease, resource_id, target):
+                # Whoever is there is told by name, and not by what could not be taken.
+                alone = await self._ask_ready(msgspec.structs.replace(call, sets_mode=False))
+                await self._reclaimer.pay_debt(resource_id, target, alone.usage)
+            readied = await self._ask_ready(call)
             if not adopted:
                 self._reclaimer.note_baseline(resource_id, readied.usage)
             return readied
+
+    async def _ask_ready(self, call: calls.Ready) -> calls.Readied:
+        extra_ns = 2 * call.scan_budget_ns + call.apart_ns
+        worker = worker_of(call.target)
+        return await self._desk.ask(worker, "ready", call, calls.Readied, extra_ns=extra_ns)
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
         """CUDA's names for what was leased, container runtimes' too, and the lease's own MPS

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Iterable
 
 import msgspec
 
@@ -62,11 +63,14 @@ class Reclaimer:
         self.places = Places(desk, fleet)
         self._baselines: dict[str, int] = {}
         self._owed: dict[str, TenantId | None] = {}
+        """What is to be overwritten before the next lease: nothing (None), or what this tenant
+        left. Of what is not here nobody knows."""
         self.dirty: dict[str, int] = {}
         """Bytes that a scrub found and the driver should have cleared, by GPU."""
-        self.inherited: set[str] = set()
-        """Devices that an earlier run of the agent has not overwritten at the end of every lease,
-        and this one has not overwritten yet: it is owed whatever `scrub_later` says now."""
+
+    def trust(self, resource_ids: Iterable[str]) -> None:
+        """The log knows that these were overwritten after their last lease."""
+        self._owed.update(dict.fromkeys(resource_ids))
 
     def note_baseline(self, resource_id: str, usage: Usage) -> None:
         """So much is in use while nobody has the device."""
@@ -84,7 +88,7 @@ class Reclaimer:
         used_max_bytes = self._used_max(resource_id, target)
         at = TeardownStep.RELEASE
         steps: tuple[StepReport, ...] = ()
-        scrubbed = None
+        scrubbed, later = None, False
         quiet_ns = 0
         try:
             released = await self._release(lease, resource_id, target, used_max_bytes)
@@ -100,12 +104,12 @@ class Reclaimer:
                 usage = released.sight.usage
                 scrubbed = await self.scrub(target, usage, writes=not later, lingers=True)
                 steps += scrubbed.steps
-                self._note_debt(resource_id, lease, later, scrubbed)
                 if target.place is not None:
                     steps += (await self.places.unmake(resource_id, target),)
         except DeviceError as error:
             steps += (StepReport(at, error.errno, began_ns, _now_ns()),)
             self._note_hang(target, error)
+        self._note_debt(resource_id, lease, scrubbed, later=later)
         if scrubbed is None:
             await self.close(target)
         overwritten = scrubbed.taken_bytes if scrubbed is not None else 0
@@ -128,20 +132,14 @@ class Reclaimer:
             self.dirty[target.uuid] = done.found_bytes
         return done
 
-    async def pay_debt(self, lease: Lease, resource_id: str, target: Target) -> None:
-        """Overwrite what an earlier lease left, if it was another tenant's. Nobody remembers what
-        was left before this run, wherever the device was then. Raises DeviceError."""
+    def owes(self, lease: Lease, resource_id: str, target: Target) -> bool:
+        """Whether an earlier lease, of this log or of another, may have left there what this one
+        must not see."""
         owner = self._owed.get(resource_id, _NOBODY_KNOWS)
-        if owner is None or owner == lease.subject.tenant:
-            return
-        if not self._may_owe(resource_id, target):
-            return
-        usage = Usage(0, 0, 0)
-        facts = self._fleet.facts(target.uuid)
-        if target.instance is not None:
-            usage = Usage(target.instance.memory_bytes, 0, 0)
-        elif facts is not None:
-            usage = self.without_holders(resource_id, target, facts.memory)
+        return target.place is None and owner not in (None, lease.subject.tenant)
+
+    async def pay_debt(self, resource_id: str, target: Target, usage: Usage) -> None:
+        """Overwrite it; `usage` is that of the device while nobody has it. Raises DeviceError."""
         try:
             done = await self.scrub(target, usage, writes=True)
         except DeviceError as error:
@@ -152,17 +150,18 @@ class Reclaimer:
             self._fleet.suspect(target.uuid, "what an earlier tenant left could not be overwritten")
             raise DeviceError("gpu_scrub", failed, f"{target.visible} is not clean")
         self._owed[resource_id] = None
-        self.inherited.discard(resource_id)
 
     def owing(self) -> list[str]:
-        """Where something may have been left for the next grant to overwrite."""
+        """Where something may have been left for the next grant to overwrite; with `scrub_later`
+        that is everywhere, for a lease may end so before the next look."""
         known = ((one, self._fleet.target(one)) for one in self._fleet.resource_ids)
-        return [one for one, target in known if self._may_owe(one, target)]
-
-    def _may_owe(self, resource_id: str, target: Target) -> bool:
-        if target.place is not None:
-            return False  # made for its lease
-        return bool(self._desk.config.scrub_later) or resource_id in self.inherited
+        always = bool(self._desk.config.scrub_later)
+        return [
+            one
+            for one, target in known
+            if target.place is None
+            and (always or self._owed.get(one, _NOBODY_KNOWS) is not None)
+        ]
 
     def without_holders(self, resource_id: str, target: Target, seen: Usage) -> Usage:
         """The usage of a device that nobody has, from one that was `seen` when somebody may have
@@ -288,13 +287,11 @@ class Reclaimer:
         return config.overhead_bytes if lumped else config.used_slack_bytes
 
     def _note_debt(
-        self, resource_id: str, lease: Lease, later: bool, done: calls.Scrubbed
+        self, resource_id: str, lease: Lease, done: calls.Scrubbed | None, *, later: bool
     ) -> None:
         self._owed.pop(resource_id, None)
-        if verdict.is_clean(done.steps):
+        if done is not None and verdict.is_clean(done.steps):
             self._owed[resource_id] = lease.subject.tenant if later else None
-            if not later:
-                self.inherited.discard(resource_id)
 
     def _note_hang(self, target: Target, error: DeviceError) -> None:
         if error.errno == errno.ETIMEDOUT:

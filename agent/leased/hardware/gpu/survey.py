@@ -33,8 +33,9 @@ from leased.hardware.gpu.measured import evidence_of
 from leased.terms.resource import MIG_PREFIX, Absence, Resource, ResourceKind
 
 LATER: Final = ("scrub", "later")
-"""The attribute of what an earlier lease may have left there to be overwritten: sealed with the
-inventory, so that the next run of the agent knows, whatever it is configured to do."""
+"""The attribute of what is overwritten before its next lease: an earlier one may have left
+something there, of this log or of another. Sealed with the inventory: of what is without it the
+next run of the agent knows that nothing is."""
 
 GPU_MILLI: Final = 1000
 PREFIX: Final = "gpu:"
