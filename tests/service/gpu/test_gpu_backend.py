@@ -12,98 +12,30 @@ import msgspec
 import pytest
 
 from leased.hardware.backend import Backend, Verdict, Watchful
-from leased.hardware.config import EscapeePolicy, HardwareConfig
-from leased.hardware.gpu.backend import GpuBackend
+from leased.hardware.config import EscapeePolicy
 from leased.hardware.gpu.calls import (
     Bus,
-    Examined,
-    Guarded,
-    Listing,
     Present,
     Readied,
 )
-from leased.hardware.gpu.config import GpuConfig
-from leased.hardware.gpu.facts import Condition, Gpu, Usage
-from leased.hardware.gpu.survey import Seen, describe
+from leased.hardware.gpu.facts import Condition, Usage
 from leased.terms.errors import DeviceError
-from leased.terms.identity import TenantId
-from leased.terms.lease import Lease, Priority, RevocationReason
-from leased.terms.resource import Allotment, Evidence, Health, ResourceKind
+from leased.terms.lease import Priority, RevocationReason
+from leased.terms.resource import Evidence, Health
 from leased.terms.teardown import TeardownStep
 from tests.doubles.gpu import (
     GIB,
     IDLE,
-    GpuCrew,
     gpu,
     hung,
     instance,
     killed,
-    listed,
     opener,
     released,
-    scrubbed,
     sight,
     witnessed,
 )
-from tests.doubles.leases import lease
-
-A, B = gpu(0), gpu(1)
-RULES = ((2, 6, 195, 3), (2, 6, 195, 255))
-
-
-def allotment(one: Gpu | str, capacity: int = 1000) -> Allotment:
-    uuid = one if isinstance(one, str) else one.uuid
-    return Allotment(f"gpu:{uuid}", ResourceKind.GPU, None, capacity)
-
-
-def gpu_lease(*gpus: Gpu, tenant: str = "acme", **changes: Any) -> Lease:
-    one = lease(*(allotment(each) for each in gpus), pid=0)
-    subject = msgspec.structs.replace(one.subject, tenant=TenantId(tenant))
-    if "priority" in changes:
-        subject = msgspec.structs.replace(subject, priority=changes.pop("priority"))
-    return msgspec.structs.replace(one, subject=subject, **changes)
-
-
-class Bench:
-    """A backend, its crew, and the GPUs that are there: the log knows that they were overwritten,
-    unless they are `new` to it or their leases may have left it for later."""
-
-    def __init__(self, directory: Path, *gpus: Gpu, new: bool = False, **settings: Any) -> None:
-        self.gpus = list(gpus)
-        self.pipes = directory / "mps"
-        escapees = settings.pop("escapees", EscapeePolicy.KILL)
-        config = GpuConfig(mps_dir=str(self.pipes), **settings)
-        self.hardware = HardwareConfig(cgroup_root="leased", escapees=escapees, gpu=config)
-        self.crew = GpuCrew(
-            list=lambda name, _: Listing("570.86.15", True, tuple(map(listed, self.gpus))),
-            examine=lambda name, call: Examined(
-                tuple(one for one in self.gpus if listed(one) in call.gpus), ()
-            ),
-            ready=Readied(RULES, IDLE),
-            guard=lambda name, call: Guarded(0, call.mode),
-            release=released(),
-            scrub=scrubbed(),
-            witness=witnessed(),
-        )
-        self.backend = GpuBackend(self.crew, self.hardware)  # type: ignore[arg-type]
-        if not new and not config.scrub_later:
-            self.backend.remember(describe(Seen(gpus), config, {}).resources)
-
-    async def start(self, *kept: Lease) -> None:
-        await self.backend.survey()
-        await self.backend.adopt(kept)
-        self.crew.asked.clear()
-
-    async def prepare(self, one: Lease) -> Any:
-        return await self.backend.prepare(one, one.subject.allotments, "/leaf", ())
-
-    async def end(self, one: Lease) -> Verdict:
-        wiped = await self.backend.scrub(one, one.subject.allotments)
-        assert wiped.clean
-        return await self.backend.prove(one, one.subject.allotments)
-
-    def of(self, verb: str) -> list[Any]:
-        return [argument for _, name, argument in self.crew.asked if name == verb]
+from tests.doubles.gpu_bench import RULES, A, B, Bench, allotment, gpu_lease
 
 
 @pytest.fixture
@@ -390,120 +322,6 @@ async def test_a_thousand_grants_that_fail_somewhere_leave_nothing(directory: Pa
     await bench.prepare(last)
     assert (await bench.end(last)).unproven == {}
     assert bench.backend.remembered == 0
-
-
-# ---- when the overwriting waits ------------------------------------------------------------------
-
-
-async def test_within_a_tenant_the_overwriting_waits_for_another(directory: Path) -> None:
-    bench = Bench(directory, A, scrub_later=(Priority.SCAVENGER,))
-    await bench.start()
-    scavenger = gpu_lease(A, priority=Priority.SCAVENGER)
-    await bench.prepare(scavenger)
-    bench.crew.asked.clear()
-    await bench.end(scavenger)
-    assert [call.writes for call in bench.of("scrub")] == [False]
-    again = gpu_lease(A, priority=Priority.SCAVENGER)
-    await bench.prepare(again)
-    await bench.end(again)
-    assert [call.writes for call in bench.of("scrub")] == [False, False]
-    await bench.prepare(gpu_lease(A, tenant="other"))
-    assert [call.writes for call in bench.of("scrub")] == [False, False, True]
-    assert bench.crew.verbs()[-2:] == ["scrub", "ready"], "before anybody is let in"
-
-
-async def test_who_was_there_before_a_restart_is_another_tenant(directory: Path) -> None:
-    bench = Bench(directory, A, B, scrub_later=(Priority.SCAVENGER,))
-    kept = gpu_lease(B, priority=Priority.SCAVENGER)
-    await bench.start(kept)
-    await bench.prepare(gpu_lease(A))
-    assert [call.writes for call in bench.of("scrub")] == [True]
-    await bench.end(kept)
-    assert bench.of("scrub")[-1].writes, "nobody knows how much was in use before it"
-
-
-async def test_who_was_there_before_a_gpu_came_is_another_tenant(directory: Path) -> None:
-    """A GPU that the driver did not tell of when the agent took over: what an earlier run owed on
-    it nobody remembers."""
-    bench = Bench(directory, A, scrub_later=(Priority.SCAVENGER,))
-    await bench.start()
-    bench.gpus.append(B)
-    await bench.backend.survey()
-    late = gpu_lease(B, priority=Priority.SCAVENGER)
-    await bench.prepare(late)
-    assert [call.writes for call in bench.of("scrub")] == [True]
-    await bench.end(late)
-    await bench.prepare(gpu_lease(B))
-    assert [call.writes for call in bench.of("scrub")] == [True, False], "the same tenant"
-
-
-async def test_what_an_earlier_run_left_is_overwritten_whatever_is_configured_now(
-    directory: Path,
-) -> None:
-    """`scrub_later` was emptied and the agent restarted: another tenant got the GPU as it was."""
-    before = Bench(directory, A, B, scrub_later=(Priority.SCAVENGER,))
-    sealed = (await before.backend.survey()).resources
-    assert all(("scrub", "later") in one.attributes for one in sealed)
-    bench = Bench(directory, A, B, new=True)
-    bench.backend.remember(sealed)
-    kept = gpu_lease(B, priority=Priority.SCAVENGER)
-    await bench.start(kept)
-    assert (await bench.backend.survey()).resources == sealed, "a third run is to know as well"
-    await bench.prepare(gpu_lease(A))
-    assert [call.writes for call in bench.of("scrub")] == [True]
-    assert bench.crew.verbs()[-2:] == ["scrub", "ready"], "before anybody is let in"
-    await bench.end(kept)
-    after = (await bench.backend.survey()).resources
-    assert not any(("scrub", "later") in one.attributes for one in after)
-    bench.crew.asked.clear()
-    await bench.prepare(gpu_lease(B, tenant="other"))
-    assert bench.of("scrub") == [], "it was overwritten at the end of the lease before"
-
-
-async def test_what_this_log_does_not_know_to_be_overwritten_is_before_anybody_has_it(
-    directory: Path,
-) -> None:
-    """A log that was replaced while a tenant had the GPU: the next tenant got it as it was."""
-    bench = Bench(directory, A, new=True)
-    await bench.start()
-    [seen] = (await bench.backend.survey()).resources
-    assert ("scrub", "later") in seen.attributes
-    first = gpu_lease(A)
-    await bench.prepare(first)
-    assert [call.writes for call in bench.of("scrub")] == [True]
-    assert bench.crew.verbs()[-2:] == ["scrub", "ready"], "before anybody is let in"
-    await bench.end(first)
-    bench.crew.asked.clear()
-    await bench.prepare(gpu_lease(A, tenant="other"))
-    assert bench.of("scrub") == [], "it was overwritten at the end of the lease before"
-    [seen] = (await bench.backend.survey()).resources
-    assert ("scrub", "later") not in seen.attributes
-
-
-async def test_a_gpu_that_was_away_while_something_was_owed_on_it_is_overwritten(
-    directory: Path,
-) -> None:
-    """Between two looks another run of the agent saw no such GPU: what was owed was forgotten."""
-    before = Bench(directory, A, scrub_later=(Priority.SCAVENGER,))
-    marked = (await before.backend.survey()).resources
-    away = Bench(directory, new=True)
-    away.backend.remember(marked)
-    sealed = (await away.backend.survey()).resources
-    assert sealed == ()
-    back = Bench(directory, A, new=True)
-    back.backend.remember(sealed)
-    await back.start()
-    await back.prepare(gpu_lease(A, tenant="other"))
-    assert [call.writes for call in back.of("scrub")] == [True]
-
-
-async def test_a_debt_that_cannot_be_paid_is_no_grant(directory: Path) -> None:
-    bench = Bench(directory, A, scrub_later=(Priority.SCAVENGER,))
-    await bench.start()
-    bench.crew.answers["scrub"] = DeviceError("cuCtxCreate_v2", errno.EBUSY, "taken")
-    with pytest.raises(DeviceError):
-        await bench.prepare(gpu_lease(A))
-    assert not any(call.sets_mode for call in bench.of("ready")), "nobody is let in"
 
 
 # ---- what is nobody's ----------------------------------------------------------------------------
