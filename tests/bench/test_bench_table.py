@@ -205,10 +205,11 @@ def test_a_full_policy_may_cost_the_spine_so_much(full: int, held: bool) -> None
 def test_metering_misses_its_bars_where_it_is_slow_large_or_no_better():
     duck = {"whole_s": 11.0, "metered_s": 10.0, "peak_mib": 2_000, "bills": 200, "cpu_s": 20.0}
     duck |= {"projected_s": 1.0, "raw_bytes": 1e9}
-    figures = {"events": 10_000_000, "leases": 3, "duckdb": duck, "postgresql": {"metered_s": 49.0}}
+    slow = {"metered_s": 49.0}
+    figures = {"events": 10_000_000, "leases": 3, "duckdb": [duck], "postgresql": [slow]}
     assert [line.held for line in table.metering_lines(figures)] == [False, False, False]
     fast = {**duck, "whole_s": 9.0, "peak_mib": 900, "metered_s": 8.0}
-    figures = {**figures, "duckdb": fast}
+    figures = {**figures, "duckdb": [duck, fast, fast]}
     assert [line.held for line in table.metering_lines(figures)] == [True, True, True]
     small = {**figures, "events": 1_000}
     assert [line.held for line in table.metering_lines(small)] == [None, None, None]
