@@ -13,6 +13,7 @@ Does not install anything.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,15 @@ def reaper_sources() -> list[Path]:
     return own + [NATIVE / "verbs" / f"{name}.c" for name in REAPER_VERBS]
 
 
+def declarations(header: str) -> str:
+    """What cffi reads of a header: its declarations; what a constant or a length is, the compiler
+    tells it."""
+    text = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
+    text = re.sub(r"\[[A-Z][A-Z_]*\]", "[...]", text)
+    text = re.sub(r"^#define (\w+) .*$", r"#define \1 ...", text, flags=re.MULTILINE)
+    return re.sub(r"^#(?!define \w+ ).*$", "", text, flags=re.MULTILINE)
+
+
 def build_extension(into: Path) -> Path:
     """Build leased._native into directory `into` and return its path."""
     from cffi import FFI
@@ -77,7 +87,7 @@ def build_extension(into: Path) -> Path:
             run(compiler(), *STRICT, *HARDEN, "-fPIC", "-pthread", "-c", source, "-o", target)
             objects.append(str(target))
         ffi = FFI()
-        ffi.cdef((NATIVE / "verbs.cdef.h").read_text(encoding="utf-8"))
+        ffi.cdef(declarations((NATIVE / "verbs.h").read_text(encoding="utf-8")))
         ffi.set_source(
             "leased._native",
             '#include "verbs.h"',

@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return
     built = [path.stat().st_mtime for path in (TOP / "agent/leased").glob("_native*.so")]
-    sources = [TOP / "native/verbs.cdef.h", *(TOP / "native/verbs").glob("*.[ch]")]
+    sources = [TOP / "native/verbs.h", *(TOP / "native/verbs").glob("*.[ch]")]
     stale = built and max(path.stat().st_mtime for path in sources) > min(built)
     if stale and shutil.which("cc"):
         subprocess.run([sys.executable, str(TOP / "native/build_native.py")], check=True)
