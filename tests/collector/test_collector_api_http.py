@@ -42,6 +42,14 @@ scopes = ["node"]
 node = "{"1" * 32}"
 """
 
+OTHER_NODE = f"""
+[[tokens]]
+name = "node-2"
+sha256 = "{hash_of("other-secret")}"
+scopes = ["node"]
+node = "{"2" * 32}"
+"""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectorServer]:
@@ -147,6 +155,31 @@ def test_tokens_are_read_again(tmp_path: Path) -> None:
         assert server.ask("GET", QUOTAS, headers=bearer("operator-secret")).status == 401
 
 
+def test_a_poll_ends_with_the_token_that_it_began_with(tmp_path: Path) -> None:
+    (tmp_path / "tokens.toml").write_text(TOKENS + OTHER_NODE)
+    with CollectorServer(access='tokens_file = "tokens.toml"', directory=tmp_path) as server:
+        opened = contextlib.ExitStack()
+        polls = {}
+        for node, secret in (("1", "node-secret"), ("2", "other-secret")):
+            path = f"/v1/nodes/{node * 32}/policy?wait=300"
+            tag = server.ask("GET", path, headers=bearer(secret)).headers["etag"]
+            polls[node] = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            opened.callback(polls[node].close)
+            polls[node].request("GET", path, headers={**bearer(secret), "If-None-Match": tag})
+        while len(server.ask("GET", "/v1/governance/policy").json["nodes"]) < 2:
+            pass
+        (tmp_path / "tokens.toml").write_text(TOKENS)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGHUP)
+        # At once, long before it would be over, and before anything is changed.
+        ended = polls["2"].getresponse()
+        assert ended.status == 401 and b"Ask again" in ended.read()
+        body = {"gpus": 77, "reason": "x"}
+        assert server.ask("PATCH", f"{QUOTAS}/acme", body, bearer("operator-secret")).status == 200
+        assert polls["1"].getresponse().status == 200
+        opened.close()
+
+
 def test_a_stream_ends_with_the_token_that_it_began_with(tmp_path: Path) -> None:
     (tmp_path / "tokens.toml").write_text(TOKENS)
     with CollectorServer(access='tokens_file = "tokens.toml"', directory=tmp_path) as server:
@@ -165,7 +198,6 @@ def test_a_stream_ends_with_the_token_that_it_began_with(tmp_path: Path) -> None
         assert server.process is not None
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("were read again")
-        # The next look, a quarter of a minute later at most, is not told any more.
         assert streams["acme-secret"].read() == b""
         assert streams["operator-secret"].readline() == b"event: look\n"
         opened.close()

@@ -253,25 +253,17 @@ async def send_head(send: Any, status: int, headers: Mapping[str, str]) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def while_true(
-    holds: Callable[[], bool], chunks: AsyncIterator[bytes]
-) -> AsyncIterator[bytes]:
-    """`chunks`, up to the first at which it does not hold any more."""
-    async for chunk in chunks:
-        if not holds():
-            return
-        yield chunk
-
-
 async def send_stream(
     send: Any,
     receive: Any,
     status: int,
     headers: Mapping[str, str],
     chunks: AsyncIterator[bytes],
-    waiting: dict[trio.CancelScope, None],
+    holds: Callable[[], bool],
+    waiting: dict[trio.CancelScope, Callable[[], bool]],
 ) -> None:
-    """An answer that goes on until it ends, the client goes or the collector stops."""
+    """An answer that goes on until it ends, the client goes, the collector stops, or it does not
+    hold any more."""
     pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     async with trio.open_nursery() as nursery:
@@ -282,9 +274,11 @@ async def send_stream(
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(leave)
-        waiting[nursery.cancel_scope] = None
+        waiting[nursery.cancel_scope] = holds
         try:
             async for chunk in chunks:
+                if not holds():
+                    break
                 with _patience(chunk) as taking:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 if taking.cancelled_caught:
