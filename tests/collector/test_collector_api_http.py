@@ -321,6 +321,47 @@ def test_a_stop_ends_waits_and_finishes_what_is_being_answered(tmp_path: Path) -
         waiting.close()
 
 
+def said_to(server: CollectorServer, target: str, *, host: str = "localhost") -> tuple[int, bytes]:
+    """The answer to a request line by hand."""
+    with socket.create_connection(("127.0.0.1", server.port), 30) as one:
+        ends = f"Host: {host}\r\nConnection: close\r\n\r\n"
+        one.sendall(f"GET {target} HTTP/1.1\r\n{ends}".encode())
+        with one.makefile("rb") as file:
+            said = file.read()
+    return int(said.split(b" ", 2)[1]), said.partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        (f"http://localhost{QUOTAS}?limit=1", "localhost", 200),
+        (f"HTTP://LOCALHOST:8080{QUOTAS}", "localhost", 200),
+        ("http://localhost", "localhost", 200),
+        ("http://localhost?x=1", "localhost", 400),
+        (f"http://localhost{QUOTAS}?limt=1", "localhost", 400),
+        ("http://localhost/v1/nothing", "localhost", 404),
+        ("http://localhost/v1%2Fgovernance/quotas", "localhost", 200),
+        # The host is the URL's: a page whose name was rebound to this host asks by its own.
+        (f"http://localhost{QUOTAS}", "evil.example", 200),
+        (f"http://evil.example{QUOTAS}", "localhost", 401),
+        (f"http://localhost.evil.example{QUOTAS}", "localhost", 401),
+        # What is no URL of this server.
+        (f"https://localhost{QUOTAS}", "localhost", 404),
+        (f"http://me@localhost{QUOTAS}", "localhost", 404),
+        (f"http://evil.example@localhost{QUOTAS}", "localhost", 404),
+        (f"http://{QUOTAS}", "localhost", 404),
+        (f"ftp://localhost{QUOTAS}", "localhost", 404),
+        (f"//localhost{QUOTAS}", "localhost", 404),
+    ],
+)
+def test_a_target_may_be_a_whole_url(
+    server: CollectorServer, target: str, host: str, status: int
+) -> None:
+    got, body = said_to(server, target, host=host)
+    assert got == status, body
+    assert status < 400 or json.loads(body)["status"] == status
+
+
 def test_connections_have_a_bound(tmp_path: Path) -> None:
     with CollectorServer(http="connections_max = 4", directory=tmp_path) as server:
         held = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(4)]
