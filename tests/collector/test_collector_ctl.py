@@ -226,6 +226,13 @@ def test_nobody_there_and_nowhere_to_go() -> None:
         ask(url, "status", status=65)
 
 
+@pytest.mark.parametrize("rest", ["localhost:8080", "192.0.2.1", "localhost:port", "[::1", ""])
+def test_a_password_in_the_url_is_refused_and_not_repeated(rest: str) -> None:
+    for user in ("me:hidden@", "hidden@", ":hidden@"):
+        said = ask(f"http://{user}{rest}", "status", status=65).stderr
+        assert "--token-file" in said and "hidden" not in said
+
+
 def forked(state: Path) -> str:
     """One node whose log was found to be forked; the log's id."""
     archive = Archive(state)
