@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from decimal import Decimal
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ import pytest
 from pyarrow import parquet
 
 from leased.collector.api.callers import hash_of
+from leased.collector.archive.archive import Archive
 from leased.collector.governance.fairness import evenness, filled, jain
+from leased.collector.main import main
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import Rollup
 from leased.collector.telemetry.store import Store
+from leased.ctl.console import Console
 from leased.terms.quantity import print_instant
 from tests.doubles.collector_server import CollectorServer
 from tests.doubles.fleet_archive import HOUR_NS, NODE_A, NODE_B, begin_of, sample
@@ -374,6 +378,28 @@ def stream_look(server: CollectorServer, secret: str) -> Any:
         with one.getresponse() as told:
             assert told.readline() == b"event: look\n"
             return json.loads(told.readline().partition(b": ")[2])
+
+
+def test_who_was_heard_while_our_clock_was_ahead_is_not_shown_as_fresh(tmp_path: Path) -> None:
+    sample(tmp_path / "state", time.time_ns())
+    archive = Archive(tmp_path / "state")
+    [entry] = [one for one in archive.logs() if one.name == "host-a"]
+    ahead_ns = time.time_ns() + HOUR_NS
+    archive.manifest.set(entry.log_id, entry.head, contact_ns=ahead_ns)
+    archive.close()
+    with CollectorServer(directory=tmp_path) as server:
+        await_books(server)
+        nodes = server.ask("GET", "/v1/nodes").json["nodes"]
+        seen = {one["name"]: one["logs"][0] for one in nodes}
+        assert (seen["host-a"]["seen_at"], seen["host-a"]["age_seconds"]) == (None, None)
+        assert seen["host-b"]["age_seconds"] >= 0 and seen["host-b"]["seen_at"]
+        found = server.ask("GET", "/metrics").body.decode()
+        ages = [one for one in found.splitlines() if one.startswith("grey_chain_head_age_seconds{")]
+        assert len(ages) == 1 and "host-b" in ages[0]
+    out = StringIO()
+    assert main(["--state", str(tmp_path / "state"), "status"], Console(out, StringIO())) == 0
+    [line] = [one for one in out.getvalue().splitlines() if one.startswith("host-a")]
+    assert line.endswith("unknown")
 
 
 # ---- fairness ------------------------------------------------------------------------------------

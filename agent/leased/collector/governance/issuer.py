@@ -228,7 +228,7 @@ class Issuer:
     def _forget(self, now_ns: int) -> list[tuple[str, int]]:
         """Who is not there any more, and what no node can have any more; returns the latter."""
         self._present = {
-            node: seen_ns
+            node: min(seen_ns, now_ns)  # our own clock may have been ahead
             for node, seen_ns in self._present.items()
             if seen_ns + PRESENT_NS > now_ns
         }
