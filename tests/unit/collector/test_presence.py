@@ -48,6 +48,7 @@ def test_who_was_there_while_our_clock_was_ahead_is_not_there_until_then(tmp_pat
 
     for node in NODES:
         issuer.come(node)
+        issuer.note_acceptance(node, 1)
     assert there() == dict.fromkeys(NODES, True)
     now_ns[0] = BEGIN_NS
     issuer.come(NODES[0])
@@ -55,4 +56,5 @@ def test_who_was_there_while_our_clock_was_ahead_is_not_there_until_then(tmp_pat
     now_ns[0] += PRESENT_NS + 1
     issuer.come(NODES[0])
     assert there() == {NODES[0]: True, NODES[1]: False}
+    assert issuer.accepted[NODES[1]].seen_ns == BEGIN_NS
     register.close()

@@ -232,6 +232,9 @@ class Issuer:
             for node, seen_ns in self._present.items()
             if seen_ns + PRESENT_NS > now_ns
         }
+        for node, one in self.accepted.items():
+            if one.seen_ns > now_ns:
+                self.accepted[node] = msgspec.structs.replace(one, seen_ns=now_ns)
         self._waiting = {node: row for node, row in self._waiting.items() if node in self._present}
         in_force = {
             view.node: (view.policy_generation, bytes.fromhex(view.policy_hash))
