@@ -4,21 +4,29 @@
 from __future__ import annotations
 
 import calendar
+import contextlib
 import csv
+import http.client
 import io
+import json
 import time
 from collections.abc import Iterator
 from decimal import Decimal
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import parquet
 
 from leased.collector.api.callers import hash_of
+from leased.collector.archive.archive import Archive
 from leased.collector.governance.fairness import evenness, filled, jain
+from leased.collector.main import main
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import Rollup
 from leased.collector.telemetry.store import Store
+from leased.ctl.console import Console
 from leased.terms.quantity import print_instant
 from tests.doubles.collector_server import CollectorServer
 from tests.doubles.fleet_archive import HOUR_NS, NODE_A, NODE_B, begin_of, sample
@@ -329,6 +337,69 @@ def test_a_tenants_token_sees_its_own_bill_only(tmp_path: Path) -> None:
             assert ask(f"{GOVERNANCE}/{path}") == 403
         leases = server.ask("GET", "/v1/leases", headers=token).json["leases"]
         assert {one["tenant"] for one in leases} == {"tenant-acme"}
+
+
+def test_a_tenants_token_is_told_how_many_nodes_are_behind_and_not_which(tmp_path: Path) -> None:
+    sample(tmp_path / "state", time.time_ns() - 3600 * 10**9)
+    (tmp_path / "tokens.toml").write_text(
+        "".join(
+            f'[[tokens]]\nname = "{name}"\nsha256 = "{hash_of(name)}"\n'
+            f'scopes = ["read", "cost"]\n{limit}'
+            for name, limit in (("all", ""), ("acme", 'tenants = ["tenant-acme"]\n'))
+        )
+    )
+    with CollectorServer(access='tokens_file = "tokens.toml"', directory=tmp_path) as server:
+        await_books(server)
+        usage = f"/v1/billing/usage?tenant=tenant-acme&{WHOLE}"
+        for path in (
+            *(f"{GOVERNANCE}/usage/tenant-acme", "/v1/leases"),
+            *(usage, f"{usage}&granularity=lease", f"{usage.replace(WHOLE, 'period=24h')}"),
+            f"/v1/billing/summary?tenant=tenant-acme&month={LAST_MONTH}",
+        ):
+            told = {}
+            for name in ("all", "acme"):
+                answer = server.ask("GET", path, headers={"Authorization": f"Bearer {name}"})
+                assert answer.status == 200, path
+                told[name] = answer.json["reach"]
+            assert len(told["all"]["nodes_behind"]) == told["all"]["behind"], path
+            assert told["acme"]["nodes_behind"] == [], path
+            assert told["acme"]["behind"] == told["all"]["behind"], path
+            assert told["acme"]["provisional"] == told["all"]["provisional"], path
+        now = server.ask("GET", "/v1/leases", headers={"Authorization": "Bearer all"}).json
+        assert now["reach"]["behind"] >= 1 and now["reach"]["nodes_behind"]
+        look = stream_look(server, "acme")
+        assert look["reach"]["behind"] >= 1 and look["reach"]["nodes_behind"] == []
+        assert stream_look(server, "all")["reach"]["nodes_behind"]
+
+
+def stream_look(server: CollectorServer, secret: str) -> Any:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as one:
+        one.request("GET", "/v1/stream", headers={"Authorization": f"Bearer {secret}"})
+        with one.getresponse() as told:
+            assert told.readline() == b"event: look\n"
+            return json.loads(told.readline().partition(b": ")[2])
+
+
+def test_who_was_heard_while_our_clock_was_ahead_is_not_shown_as_fresh(tmp_path: Path) -> None:
+    sample(tmp_path / "state", time.time_ns())
+    archive = Archive(tmp_path / "state")
+    [entry] = [one for one in archive.logs() if one.name == "host-a"]
+    ahead_ns = time.time_ns() + HOUR_NS
+    archive.manifest.set(entry.log_id, entry.head, contact_ns=ahead_ns)
+    archive.close()
+    with CollectorServer(directory=tmp_path) as server:
+        await_books(server)
+        nodes = server.ask("GET", "/v1/nodes").json["nodes"]
+        seen = {one["name"]: one["logs"][0] for one in nodes}
+        assert (seen["host-a"]["seen_at"], seen["host-a"]["age_seconds"]) == (None, None)
+        assert seen["host-b"]["age_seconds"] >= 0 and seen["host-b"]["seen_at"]
+        found = server.ask("GET", "/metrics").body.decode()
+        ages = [one for one in found.splitlines() if one.startswith("grey_chain_head_age_seconds{")]
+        assert len(ages) == 1 and "host-b" in ages[0]
+    out = StringIO()
+    assert main(["--state", str(tmp_path / "state"), "status"], Console(out, StringIO())) == 0
+    [line] = [one for one in out.getvalue().splitlines() if one.startswith("host-a")]
+    assert line.endswith("unknown")
 
 
 # ---- fairness ------------------------------------------------------------------------------------

@@ -42,6 +42,14 @@ scopes = ["node"]
 node = "{"1" * 32}"
 """
 
+OTHER_NODE = f"""
+[[tokens]]
+name = "node-2"
+sha256 = "{hash_of("other-secret")}"
+scopes = ["node"]
+node = "{"2" * 32}"
+"""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectorServer]:
@@ -147,6 +155,31 @@ def test_tokens_are_read_again(tmp_path: Path) -> None:
         assert server.ask("GET", QUOTAS, headers=bearer("operator-secret")).status == 401
 
 
+def test_a_poll_ends_with_the_token_that_it_began_with(tmp_path: Path) -> None:
+    (tmp_path / "tokens.toml").write_text(TOKENS + OTHER_NODE)
+    with CollectorServer(access='tokens_file = "tokens.toml"', directory=tmp_path) as server:
+        opened = contextlib.ExitStack()
+        polls = {}
+        for node, secret in (("1", "node-secret"), ("2", "other-secret")):
+            path = f"/v1/nodes/{node * 32}/policy?wait=300"
+            tag = server.ask("GET", path, headers=bearer(secret)).headers["etag"]
+            polls[node] = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            opened.callback(polls[node].close)
+            polls[node].request("GET", path, headers={**bearer(secret), "If-None-Match": tag})
+        while len(server.ask("GET", "/v1/governance/policy").json["nodes"]) < 2:
+            pass
+        (tmp_path / "tokens.toml").write_text(TOKENS)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGHUP)
+        # At once, long before it would be over, and before anything is changed.
+        ended = polls["2"].getresponse()
+        assert ended.status == 401 and b"Ask again" in ended.read()
+        body = {"gpus": 77, "reason": "x"}
+        assert server.ask("PATCH", f"{QUOTAS}/acme", body, bearer("operator-secret")).status == 200
+        assert polls["1"].getresponse().status == 200
+        opened.close()
+
+
 def test_a_stream_ends_with_the_token_that_it_began_with(tmp_path: Path) -> None:
     (tmp_path / "tokens.toml").write_text(TOKENS)
     with CollectorServer(access='tokens_file = "tokens.toml"', directory=tmp_path) as server:
@@ -165,7 +198,6 @@ def test_a_stream_ends_with_the_token_that_it_began_with(tmp_path: Path) -> None
         assert server.process is not None
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("were read again")
-        # The next look, a quarter of a minute later at most, is not told any more.
         assert streams["acme-secret"].read() == b""
         assert streams["operator-secret"].readline() == b"event: look\n"
         opened.close()
@@ -287,6 +319,47 @@ def test_a_stop_ends_waits_and_finishes_what_is_being_answered(tmp_path: Path) -
         assert answer.status == 503 and json.loads(answer.read())["status"] == 503
         idle.close()
         waiting.close()
+
+
+def said_to(server: CollectorServer, target: str, *, host: str = "localhost") -> tuple[int, bytes]:
+    """The answer to a request line by hand."""
+    with socket.create_connection(("127.0.0.1", server.port), 30) as one:
+        ends = f"Host: {host}\r\nConnection: close\r\n\r\n"
+        one.sendall(f"GET {target} HTTP/1.1\r\n{ends}".encode())
+        with one.makefile("rb") as file:
+            said = file.read()
+    return int(said.split(b" ", 2)[1]), said.partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        (f"http://localhost{QUOTAS}?limit=1", "localhost", 200),
+        (f"HTTP://LOCALHOST:8080{QUOTAS}", "localhost", 200),
+        ("http://localhost", "localhost", 200),
+        ("http://localhost?x=1", "localhost", 400),
+        (f"http://localhost{QUOTAS}?limt=1", "localhost", 400),
+        ("http://localhost/v1/nothing", "localhost", 404),
+        ("http://localhost/v1%2Fgovernance/quotas", "localhost", 200),
+        # The host is the URL's: a page whose name was rebound to this host asks by its own.
+        (f"http://localhost{QUOTAS}", "evil.example", 200),
+        (f"http://evil.example{QUOTAS}", "localhost", 401),
+        (f"http://localhost.evil.example{QUOTAS}", "localhost", 401),
+        # What is no URL of this server.
+        (f"https://localhost{QUOTAS}", "localhost", 404),
+        (f"http://me@localhost{QUOTAS}", "localhost", 404),
+        (f"http://evil.example@localhost{QUOTAS}", "localhost", 404),
+        (f"http://{QUOTAS}", "localhost", 404),
+        (f"ftp://localhost{QUOTAS}", "localhost", 404),
+        (f"//localhost{QUOTAS}", "localhost", 404),
+    ],
+)
+def test_a_target_may_be_a_whole_url(
+    server: CollectorServer, target: str, host: str, status: int
+) -> None:
+    got, body = said_to(server, target, host=host)
+    assert got == status, body
+    assert status < 400 or json.loads(body)["status"] == status
 
 
 def test_connections_have_a_bound(tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ def test_a_certificate_says_who_asks(server: CollectorServer, pki: FleetPki) -> 
     assert status == 200 and isinstance(offer, dict) and pki.fleet in offer["note"]
     assert ask(port, node, f"/v1/nodes/{OTHER}/policy")[0] == 404
     assert ask(port, node, "/v1/governance/quotas")[0] == 403
+    # The whole URL, of the scheme that is spoken here (RFC 9112, 3.2.2).
+    assert ask(port, node, f"https://localhost:{port}/v1/nodes/{NODE}/policy")[0] == 200
+    assert ask(port, node, f"http://localhost:{port}/v1/nodes/{NODE}/policy")[0] == 404
     scraper = pki.client(pki.issue(Role.SCRAPER, "prometheus"))
     status, metrics = ask(port, scraper, "/metrics")
     assert status == 200 and "leased_policy_generation" in str(metrics)

@@ -226,6 +226,13 @@ def test_nobody_there_and_nowhere_to_go() -> None:
         ask(url, "status", status=65)
 
 
+@pytest.mark.parametrize("rest", ["localhost:8080", "192.0.2.1", "localhost:port", "[::1", ""])
+def test_a_password_in_the_url_is_refused_and_not_repeated(rest: str) -> None:
+    for user in ("me:hidden@", "hidden@", ":hidden@"):
+        said = ask(f"http://{user}{rest}", "status", status=65).stderr
+        assert "--token-file" in said and "hidden" not in said
+
+
 def forked(state: Path) -> str:
     """One node whose log was found to be forked; the log's id."""
     archive = Archive(state)
@@ -247,12 +254,17 @@ def test_a_verdict_that_wants_somebody_is_an_exit_status(tmp_path: Path) -> None
         assert "FORK" in ask(running.url, "heads", status=65).stdout
 
 
-def test_the_newest_evidence_comes_first(tmp_path: Path) -> None:
+def test_the_newest_evidence_comes_first_and_is_of_this_log(tmp_path: Path) -> None:
     state = tmp_path / "state"
     log_id, evidence = forked(state), state / EVIDENCE
     evidence.mkdir()
-    for size, found_ns in ((95, 3), (1000, 2), (7, 10)):
-        (evidence / f"{log_id[:8]}-FORK-{size}-{found_ns}.json").write_text("{}")
+    for digits, size, found_ns in ((16, 95, 3), (8, 1000, 2), (16, 7, 10)):
+        (evidence / f"{log_id[:digits]}-FORK-{size}-{found_ns}.json").write_text("{}")
+    # What is another log's that begins alike, of another verdict, or nobody's.
+    other = log_id[:8] + "".join("0" if one != "0" else "1" for one in log_id[8:16])
+    own = log_id[:16]
+    for name in (f"{other}-FORK-7-99", f"{own}-GAP-7-99", f"{own}-FORK-7-99 (copy)"):
+        (evidence / f"{name}.json").write_text("{}")
     out = io.StringIO()
     console = Console(out, io.StringIO(), terminal=False)
     assert collector(["--state", str(state), "verdict", "--json"], console) == 65

@@ -22,6 +22,7 @@ from leased.collector.main import main
 from leased.collector.metering.store import Store as Usage
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.planning.allocation_history import allocations
+from leased.collector.planning.rightsizing import rightsizing
 from leased.collector.telemetry import views
 from leased.collector.telemetry.demo import EVERY_NS, LATELY_NS, follow, living
 from leased.collector.telemetry.receiver import Receiver
@@ -76,6 +77,24 @@ def test_there_is_something_of_everything_in_the_last_hour(made: Path) -> None:
         assert any(views.waits(samples, *views.windows(NOW_NS, HOUR_NS)).values())
         fleet = read(made)
         assert {one.lease for one in found} <= {lease.lease_id for _, lease in fleet.leases()}
+
+
+def test_workloads_have_names_and_some_ask_for_more_than_they_use(made: Path) -> None:
+    fleet = read(made)
+    subjects = fleet.subjects().values()
+    tagged = {one.workload: one.tag for one in subjects if one.tag is not None}
+    assert len(tagged) >= 8 and {one.workload for one in subjects if one.tag is None} == {None}
+    assert {one.request_class for one in tagged.values()} == {
+        *("training", "inference", "batch", "interactive")
+    }
+    assert all(one.cost_center and one.project and one.budget_group for one in tagged.values())
+    end_s = NOW_NS // 10**9
+    when = {"begin_s": end_s - 7 * 86_400, "end_s": end_s, "period": "7d", "percentile": 95}
+    usage = StoreSource(Usage(made).rollups)
+    with closing(usage) as source, closing(Store(made, reading=True)) as samples:
+        told = rightsizing(Accounts(source, Terms()), fleet, samples, **when)
+    named = {one.component.partition("/")[2] for one in told.recommendations}
+    assert {"pilot-serve", "reports-panel"} <= named <= tagged.keys() - {"atlas-train"}
 
 
 def test_the_capacity_report_tells_how_many_wait(made: Path) -> None:

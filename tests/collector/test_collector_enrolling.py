@@ -211,6 +211,21 @@ def test_whoever_has_not_the_logs_key_does_not_enrol_it(server: CollectorServer,
     assert followed(server) == []
 
 
+def test_no_address_of_a_node_has_a_password_in_it(server: CollectorServer, log: Path) -> None:
+    at = "https://me:hidden@alpha:7443"
+    file = log.parent / "enrolment.json"
+    file.write_text(json.dumps(enrolment_document(log, 1, with_seal_key=False)))
+    place = ("--state", str(server.state))
+    for words in (("invite", "alpha", at), ("enrol", "alpha", at, str(file))):
+        done = run("leased.collector.main", *place, *words)
+        assert done.returncode == 78, done.stderr
+        assert "no password in an address" in done.stderr and "hidden" not in done.stderr
+    words = ("audit", "enrol", at, "--invite-file", str(file), "--log", str(log))
+    done = run("leased.ctl.main", *words)
+    assert done.returncode == 65 and "hidden" not in done.stderr
+    assert followed(server) == []
+
+
 def test_an_invite_that_others_may_read_is_refused(log: Path, tmp_path: Path) -> None:
     file = tmp_path / "invite"
     file.write_text("leased-invite")

@@ -16,6 +16,7 @@ from leased.chain.record import FLAG_LAST
 from leased.chain.tree import EMPTY
 from leased.collector.archive.archive import Archive
 from leased.collector.archive.manifest import Manifest
+from leased.collector.archive.manifests import POINTER
 from leased.collector.importing import Imported, import_copy
 from leased.collector.main import main
 from leased.ctl.console import Console
@@ -267,3 +268,9 @@ def test_the_verb_says_where_it_stands(
     copy_of(server.node, source)
     assert say("alpha", str(source)) == 0 and "hold, signed by the node" in out.getvalue()
     assert "2 more are in the copy, below no checkpoint" in err.getvalue()
+    # Of collectors that share a directory: what it names is not connected to.
+    (source / POINTER).write_text("host=192.0.2.1 dbname=theirs\n")
+    sign(server.node)
+    copy_of(server.node, source)
+    assert say("alpha", str(source)) == 0
+    assert "what `leased-collector backup` makes there" in err.getvalue()

@@ -250,6 +250,18 @@ def test_silence_is_stale_after_two_epochs_and_grace() -> None:
     assert r.judge_silence(state, second, 152 * second).verdict == "STALE"
 
 
+def test_what_was_sealed_while_our_clock_was_ahead_was_sealed_by_now() -> None:
+    second = 10**9
+    on = PulledNode(epoch_ns=EPOCH_NS)
+    on.start()
+    first = i.State(on.pinned())
+    ahead = i.noted(first, take(first, on.page(0)).state, 9_000 * second)
+    heard = i.noted(ahead, take(ahead, on.trailer(on.size)).state, 100 * second)
+    assert heard.sealed_ns == 100 * second
+    again = i.noted(heard, take(heard, on.trailer(on.size)).state, 252 * second)
+    assert r.judge_silence(again, 252 * second, 252 * second).verdict == "STALE"
+
+
 def test_a_log_that_is_heard_of_and_seals_nothing_is_stale() -> None:
     """Whoever has the node keeps it answering, and stops the log."""
     second = 10**9

@@ -413,6 +413,24 @@ async def test_a_node_that_answers_and_seals_no_epoch_is_stale_until_it_does(
     )
 
 
+async def test_who_was_heard_while_our_clock_was_ahead_is_silent_from_now_on(
+    west: Collector, pki: FleetPki
+) -> None:
+    server = NodeServer(node())
+    async with serving(pki, server):
+        west.enrol(server)
+        await west.pull()
+    manifest = Manifest(west.state)
+    [entry] = manifest.logs()
+    manifest.set(entry.log_id, entry.head, contact_ns=time.time_ns() + 3600 * SECOND)
+    assert (await west.pull())["alpha"].verdict == "OK", "and not reached"
+    heard_ns = manifest.logs()[0].contact_ns
+    assert abs(time.time_ns() - heard_ns) < 60 * SECOND
+    manifest.set(entry.log_id, entry.head, contact_ns=heard_ns - 3600 * SECOND)
+    assert (await west.pull())["alpha"].verdict == "STALE"
+    manifest.close()
+
+
 async def test_a_certificate_that_is_over_is_told(west: Collector, pki: FleetPki) -> None:
     server = NodeServer(node())
     over = pki.expired(Role.COLLECTOR, "west")

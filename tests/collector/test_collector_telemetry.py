@@ -15,6 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as service
 
+from leased.collector.api.routes import Call, Caller
+from leased.collector.api.telemetry_routes import Observed
+from leased.collector.fleet import Fleet
 from leased.collector.telemetry import views
 from leased.collector.telemetry.decoding import (
     BODY_BYTES_MAX,
@@ -275,6 +278,31 @@ def test_a_window_is_one_row_however_often_it_is_added_to(store: Store) -> None:
     assert of == key() and (rollup.count, rollup.total, rollup.most) == (3, 600, 300)
     assert not list(store.read(("leased.lease.utilization",), BEGIN_S + WINDOW_S, BEGIN_S * 2))
     assert not list(store.read(("hw.power",), 0, BEGIN_S * 2))
+
+
+def test_who_was_heard_while_our_clock_was_ahead_is_behind_until_it_is_heard_again(
+    store: Store, tmp_path: Path
+) -> None:
+    """It was an hour ahead, as was the node's; both are set back."""
+    ahead_ns = NOW_NS + 3600 * NS_PER_S
+    observed = Observed(tmp_path, lambda: DEFAULT_CARD, Fleet)
+    of_itself = Key(NODE, "", "", "", "hw.temperature", ())
+
+    def told(at_ns: int) -> None:
+        folding = Folding()
+        folding.fold([Point(of_itself, at_ns, 1)])
+        store.append(folding.take(at_ns), now_ns=at_ns)
+
+    def behind(now_ns: int) -> list[str]:
+        call = Call(Caller("ops", frozenset()), None, None, None, now_ns)
+        return list(observed.heat(call).value.reach.nodes_behind)
+
+    told(ahead_ns)
+    assert behind(ahead_ns) == []
+    assert behind(NOW_NS) == [NODE]
+    told(NOW_NS)
+    assert behind(NOW_NS) == []
+    assert behind(NOW_NS + 3000 * NS_PER_S) == [NODE]
 
 
 @pytest.mark.parametrize("name", sorted(SERIES))

@@ -174,6 +174,8 @@ def test_what_another_key_has_signed_is_not_taken(
 def test_a_configuration_that_trusts_nobody_is_refused(collector: CollectorServer) -> None:
     for lines, word in (
         ('url = "http://192.0.2.1:8080"\npolicy_key = "x"', "collector.url"),
+        ('url = "https://[::1"\npolicy_key = "x"', "collector.url"),
+        ('url = "https://:pw@c.example"\npolicy_key = "x"', "nothing else"),
         ('url = "https://c.example"', "collector.policy_key"),
         ('url = "https://c.example"\npolicy_key = "a+b+c"', "verifier key"),
     ):

@@ -12,6 +12,7 @@ Does not judge (`reconcile`) and does not weigh (`chain.evidence`).
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from leased.terms.errors import CallerError, ChainError
 from leased.terms.reading import UNREADABLE
 
 EVIDENCE: Final = "evidence"
+_NAME: Final = re.compile(r"([0-9a-f]{8}|[0-9a-f]{16})-[A-Z_]+-[0-9]+-([0-9]{1,20})\.json")
 _RESOLUTION: Final = "leased resolution v1"
 
 
@@ -110,7 +112,8 @@ class Case:
         data = msgspec.json.format(msgspec.json.encode(bundle), indent=1)
         directory = self._archive.directory
         make_durably(directory, EVIDENCE)
-        name = f"{entry.log_id[:8]}-{finding.verdict}-{state.head.size}-{bundle.found_ns}.json"
+        # No two logs that are followed begin with the same sixteen digits (`enrolment`).
+        name = f"{entry.log_id[:16]}-{finding.verdict}-{state.head.size}-{bundle.found_ns}.json"
         disk = DirectoryDisk(directory / EVIDENCE)
         try:
             write_whole(disk, name, data)
@@ -186,6 +189,17 @@ class Case:
             tuple(one.hex() for one in path),
             entry.note,
         )
+
+
+def bundles_of(state: Path, entry: LogEntry) -> list[Path]:
+    """The bundles of what a log is now, newest first. Those of before have eight digits of it in
+    their names, which another log may have, too."""
+    found: list[tuple[int, Path]] = []
+    for path in (state / EVIDENCE).glob(f"{entry.log_id[:8]}*-{entry.verdict}-*.json"):
+        match = _NAME.fullmatch(path.name)
+        if match is not None and entry.log_id.startswith(match[1]):
+            found.append((int(match[2]), path))
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def _note_in(page: bytes, log_id: bytes) -> str:

@@ -48,6 +48,16 @@ TENANTS: Final = (
     ("startup-c", "CC-SALES", "pilot", Priority.STANDARD),
     ("batch", "", "", Priority.SCAVENGER),
 )
+WORK: Final = {
+    "atlas": (("atlas-train", "training", "platform"), ("atlas-eval", "batch", "platform")),
+    "search": (("search-serve", "inference", "product"), ("search-index", "batch", "product")),
+    "vision": (("vision-train", "training", "lab"), ("vision-notebook", "interactive", "lab")),
+    "language": (("language-sweep", "training", "lab"), ("language-eval", "batch", "lab")),
+    "reports": (("reports-night", "batch", "office"), ("reports-panel", "interactive", "office")),
+    "pilot": (("pilot-serve", "inference", "sales"),),
+}
+"""What runs in a project: the workload, its class of requests, and who has the budget."""
+
 GPUS, CORES, DRAM, DISKS = 8, 64, 1024 * GIB, 4
 DISK: Final = 3_840 * 10**9
 
@@ -89,14 +99,18 @@ class Machine:
         if not allotments:
             return []
         tenant, center, project, priority = self._random.choice(TENANTS)
-        tag = AccountingTag(center, project, "batch", "q1") if center else None
         lease_id = LeaseId(self._entropy())
+        workload, tag = None, None
+        if project:
+            work = WORK[project]
+            workload, sort, budget = work[lease_id[0] % len(work)]
+            tag = AccountingTag(center, project, sort, budget)
         subject = Subject(
             TenantId(tenant),
             1000,
             1000,
             lease_id.hex(),
-            project or None,
+            workload,
             tag,
             priority,
             Trust.CONFINED,

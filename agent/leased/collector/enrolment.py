@@ -21,7 +21,7 @@ from leased.chain.head import GENESIS
 from leased.chain.note import ED25519, parse_key
 from leased.collector.archive.manifest import LogEntry, ManifestTables
 from leased.collector.ingest import Pinned, State, decode_state, encode_state
-from leased.collector.transport import parse_url
+from leased.collector.transport import check_url
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.identity import parse_id
 from leased.terms.reading import UNREADABLE
@@ -91,7 +91,7 @@ def enrol(
     replace: bool = False,
 ) -> str:
     """Follow a log from `now_ns` on; what has changed ("" if nothing). Raises ConfigError."""
-    parse_url(url, pinned.node_id.hex())
+    check_url(url, pinned.node_id.hex())
     log_id = pinned.log_id.hex()
     followed = {known: (at, log) for known, at, log in manifest.nodes()}
     entry = manifest.log(log_id)

@@ -192,13 +192,15 @@ def take_frames(state: State, frames: bytes, now_ns: int) -> State:
 
 
 def noted(before: State, after: State, now_ns: int) -> State:
-    """A state as it is taken in now: a log that is heard of and seals nothing has stopped."""
+    """A state as it is taken in now: a log that is heard of and seals nothing has stopped. Nothing
+    was sealed later than now: our own clock may have been ahead."""
     seals = [
         one.verifier.epochs.sealed if one.verifier and one.verifier.epochs else 0
         for one in (before, after)
     ]
     news = seals[1] > seals[0] or not before.sealed_ns
-    return msgspec.structs.replace(after, sealed_ns=now_ns) if news else after
+    sealed_ns = now_ns if news else min(after.sealed_ns, now_ns)
+    return msgspec.structs.replace(after, sealed_ns=sealed_ns)
 
 
 def judge_note(state: State, note: str) -> int:

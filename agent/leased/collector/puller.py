@@ -103,9 +103,8 @@ class Puller:
         self._is_peer = endpoint.role is Role.COLLECTOR
         if self._is_peer:
             fleet.collectors.add(self.state.pinned.log_id)
-        self._failures = 0
+        self._failures = self._cosigned_ns = 0
         self._slow_s = 0
-        self._cosigned_ns = 0
         self._adrift = self._skewed = False
 
     async def run(self) -> None:
@@ -355,9 +354,13 @@ class Puller:
         self.entry = msgspec.structs.replace(entry, verdict=finding.verdict, why=finding.why)
 
     async def _note_silence(self) -> None:
+        now_ns = self._fleet.wall_ns()
+        if self.entry.contact_ns > now_ns:  # our own clock was ahead: silence counts from here on
+            await self._fleet.storer.set(self.log_id, self.entry.head, {"contact_ns": now_ns})
+            self.entry = msgspec.structs.replace(self.entry, contact_ns=now_ns)
         if self.verdict.sticky or self.verdict is Verdict.STALE:
             return
-        finding = judge_silence(self.state, self.entry.contact_ns, self._fleet.wall_ns())
+        finding = judge_silence(self.state, self.entry.contact_ns, now_ns)
         if finding is not None:
             await self._tell_stale(finding, anew=True)
             self.verdict = finding.verdict

@@ -76,6 +76,14 @@ def parse_url(url: str, node_id: str) -> Endpoint:
     return Endpoint(parts.hostname, port, node_id)
 
 
+def check_url(url: str, node_id: str) -> Endpoint:
+    """The same of what an operator brings: with a user or a password it is refused, and not
+    repeated; it would be kept, shown and never used. Raises ConfigError."""
+    if "@" in url:
+        raise ConfigError("no user and no password in an address: a node has a certificate")
+    return parse_url(url, node_id)
+
+
 def client_context(ca: str, certificate: str, key: str) -> ssl.SSLContext:
     """What the collector shows, and how it judges nodes. Raises ConfigError."""
     try:

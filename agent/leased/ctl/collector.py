@@ -241,7 +241,7 @@ def heads(options: argparse.Namespace, console: Console, link: Link) -> int:
         (
             *(one["name"], render.short(one["log_id"]), one["verdict"]),
             *(str(one["records"]), str(one["signed"]), str(one["cosigned"]), one["head"]),
-            "never" if one["age_seconds"] is None else length(one["age_seconds"] * NS_PER_S),
+            "-" if one["age_seconds"] is None else length(one["age_seconds"] * NS_PER_S),
         )
         for one in found
     ]

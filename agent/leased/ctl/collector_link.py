@@ -112,6 +112,11 @@ class Link:
 
     def __init__(self, options: argparse.Namespace) -> None:
         """Raises InvalidParameter."""
+        if "@" in options.url:
+            # Not repeated: a password may be in it. It would be ignored, and nobody told.
+            raise InvalidParameter(
+                "url", "no user and no password in it: who asks is said by --token-file"
+            )
         try:
             parts = urlsplit(options.url)
             port = parts.port

@@ -134,6 +134,8 @@ def _sign(log: Path, signed: bytes) -> str:
 
 
 def _where(url: str) -> tuple[str, int]:
+    if "@" in url:  # not repeated: a password may be in it
+        raise InvalidParameter("url", "no user and no password in it: the invite says who asks")
     try:
         parts = urlsplit(url)
         port = parts.port or PORT

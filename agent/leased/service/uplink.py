@@ -41,15 +41,15 @@ def check(collector: Collector) -> None:
     """Raises ConfigError naming the key."""
     if not collector.url:
         return
-    parts = urlsplit(collector.url)
     try:
+        parts = urlsplit(collector.url)
         port_is_one = parts.port is None or parts.port > 0
     except ValueError:
-        port_is_one = False
+        raise ConfigError("collector.url: https://HOST:PORT, and it is none") from None
     plain = parts.scheme == "http" and parts.hostname in LOOPBACK
     if not (parts.scheme == "https" or plain) or not parts.hostname or not port_is_one:
         raise ConfigError("collector.url: https://HOST:PORT (http:// for this host only)")
-    if parts.path.strip("/") or parts.query or parts.username:
+    if parts.path.strip("/") or parts.query or "@" in collector.url:
         raise ConfigError("collector.url: scheme, host and port, and nothing else")
     if not collector.policy_key:
         raise ConfigError(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import msgspec
@@ -60,6 +62,44 @@ async def test_what_an_agent_before_wrote_of_a_gpu_that_is_gone_is_emptied(tmp_p
         "07": "x", "a": "y",
     }
     assert (tmp_path / "1").stat().st_ino == as_it_was, "what is right is not written"
+
+
+async def test_only_regular_files_are_read_and_nothing_else_is_waited_at(tmp_path: Path) -> None:
+    """A pipe has no end until somebody writes to it: neither agent nor test may read one."""
+    for name in ("0", "8", ".1.new"):
+        os.mkfifo(tmp_path / name)
+    secret = tmp_path / "secret"
+    secret.write_text("mine\n")
+    for name in ("1", "7", ".0.new"):
+        (tmp_path / name).symlink_to(secret)
+    (tmp_path / "9").mkdir()
+    with socket.socket(socket.AF_UNIX) as listens:
+        listens.bind(str(tmp_path / "10"))
+    said: list[str] = []
+    await JobFiles(str(tmp_path), said.append).fill({0: ("new",), 1: ("mine",)})
+    for name, told in (("0", "new\n"), ("1", "mine\n")):
+        assert (tmp_path / name).is_file() and not (tmp_path / name).is_symlink()
+        assert (tmp_path / name).read_text() == told
+    assert (tmp_path / "8").is_fifo() and (tmp_path / "10").is_socket()
+    assert (tmp_path / "7").is_symlink() and (tmp_path / "9").is_dir()
+    assert secret.read_text() == "mine\n", "nothing is written through a link"
+    assert not (tmp_path / ".0.new").exists() and not (tmp_path / ".1.new").exists()
+    assert said == []
+
+
+async def test_what_is_in_the_way_of_one_gpus_file_keeps_no_other_from_its_own(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    (tmp_path / "0").mkdir()
+    files = JobFiles(str(tmp_path), said.append)
+    for _ in range(2):
+        await files.fill({0: ("a",), 1: ("b",)})
+    assert (tmp_path / "1").read_text() == "b\n"
+    assert len(said) == 1 and "Is a directory" in said[0]
+    (tmp_path / "0").rmdir()
+    await files.fill({0: ("a",), 1: ("b",)})
+    assert (tmp_path / "0").read_text() == "a\n" and len(said) == 1
 
 
 async def test_a_directory_that_is_not_there_is_said_once(tmp_path: Path) -> None:

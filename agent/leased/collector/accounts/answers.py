@@ -20,12 +20,14 @@ from leased.economics.hourly import NodeSpan
 
 class Reach(msgspec.Struct, frozen=True):
     """`watermark` is the oldest last record of any node: what ends before it is settled.
-    `nodes_behind` have not reached the end of the period; `provisional`: some have not."""
+    `nodes_behind` have not reached the end of the period, which is `behind` of them; `provisional`:
+    some have not. Which they are is told to who may see the whole fleet, and to nobody else."""
 
     as_of: str
     watermark: str
     nodes_behind: list[str]
     provisional: bool
+    behind: int
 
 
 class Interval(msgspec.Struct, frozen=True):

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+
 from leased.collector.accounts import periods
 from leased.collector.accounts.answers import Reach
 from leased.collector.fleet import Fleet
@@ -27,7 +29,13 @@ def reach_of(watermarks: Mapping[str, int], until_ns: int, as_of_ns: int) -> Rea
     the time of its last record, Unix ns; 0: there is none yet."""
     behind = sorted(node for node, at_ns in watermarks.items() if at_ns < until_ns)
     oldest_ns = min((at_ns for at_ns in watermarks.values() if at_ns), default=0)
-    return Reach(periods.instant(as_of_ns), periods.instant(oldest_ns), behind, bool(behind))
+    told = (periods.instant(as_of_ns), periods.instant(oldest_ns))
+    return Reach(*told, behind, bool(behind), len(behind))
+
+
+def nameless(reach: Reach) -> Reach:
+    """The same for who may see some tenants only: how many nodes are behind, and not which."""
+    return msgspec.structs.replace(reach, nodes_behind=[])
 
 
 def reach_now(watermarks: Mapping[str, int], as_of_ns: int) -> Reach:

@@ -24,8 +24,10 @@ import trio
 from starlette.routing import Route as Row
 from starlette.routing import Router
 
+from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.reaching import nameless
 from leased.collector.api import requests
-from leased.collector.api.callers import Gate
+from leased.collector.api.callers import CHALLENGE, Gate
 from leased.collector.api.pace import NS_PER_S, Pace
 from leased.collector.api.problems import MEDIA_TYPE, Problem
 from leased.collector.api.routes import JSON, Answer, Call, Caller, Route, matches
@@ -67,7 +69,7 @@ class Application:
         self._gate, self._pace, self._keeper = gate, pace, keeper
         self._wall_ns, self._body_bytes_max = wall_ns, body_bytes_max
         self._written, self._counted = written, counted
-        self._waiting: dict[trio.CancelScope, None] = {}
+        self._waiting: dict[trio.CancelScope, Callable[[], bool]] = {}
         self._writer = trio.CapacityLimiter(1)
         self._readers = trio.CapacityLimiter(4)
         by_path: dict[str, dict[str, Route]] = {}
@@ -90,6 +92,12 @@ class Application:
         for waits in list(self._waiting):
             waits.cancel()
 
+    def look_again(self) -> None:
+        """Others may come from now on: end what waits for who may not any more."""
+        for waits, is_still in list(self._waiting.items()):
+            if not is_still():
+                waits.cancel()
+
     async def _not_found(self, scope: Any, receive: Any, send: Any) -> None:
         detail = "No such path. /v1/openapi.json lists what there is."
         await self.send_problem(scope, send, Problem(404, detail))
@@ -99,7 +107,7 @@ class Application:
         headers = requests.headers_of(scope)
         try:
             call, raw = await self._read(route, scope, headers, receive)
-            answer = await self._act(route, call, raw)
+            answer = await self._act(route, call, raw, partial(self._is_still, call, scope))
         except Problem as problem:
             await self.send_problem(scope, send, problem, route)
             return
@@ -167,7 +175,9 @@ class Application:
 
     # -- carrying out ------------------------------------------------------------------------------
 
-    async def _act(self, route: Route, call: Call, raw: bytes) -> Answer:
+    async def _act(
+        self, route: Route, call: Call, raw: bytes, still: Callable[[], bool]
+    ) -> Answer:
         if route.writes:
             answer = await trio.to_thread.run_sync(
                 self._write, route, call, raw, limiter=self._writer
@@ -175,22 +185,31 @@ class Application:
             self._written()
             return answer
         if inspect.iscoroutinefunction(route.act):
-            return await self._await(partial(route.act, call))
+            return await self._await(partial(route.act, call), still)
         if route.slow:
             found: Answer = await trio.to_thread.run_sync(
                 partial(_answer, route, call), limiter=self._readers, abandon_on_cancel=True
             )
-            return found if found.then is None else await self._await(found.then)
-        return route.act(call)  # type: ignore[return-value]
+            if found.then is None:
+                return found
+            return _for(call.caller, await self._await(found.then, still))
+        return _for(call.caller, route.act(call))  # type: ignore[arg-type]
 
-    async def _await(self, answer: Callable[[], Awaitable[Answer]]) -> Answer:
-        """What may take long, and ends with the collector. Raises Problem."""
+    async def _await(
+        self, answer: Callable[[], Awaitable[Answer]], still: Callable[[], bool]
+    ) -> Answer:
+        """What may take long, and ends with the collector, or with who asks. Raises Problem."""
         with trio.CancelScope() as waits:
-            self._waiting[waits] = None
+            self._waiting[waits] = still
             try:
-                return await answer()
+                found = await answer()
             finally:
                 del self._waiting[waits]
+        if not still():
+            detail = "You are not let in any more, or not as before. Ask again."
+            raise Problem(401, detail, headers=CHALLENGE)
+        if not waits.cancelled_caught:
+            return found
         raise Problem(503, "The collector stops.", headers={"Retry-After": "1"})
 
     def _write(self, route: Route, call: Call, raw: bytes) -> Answer:
@@ -240,8 +259,8 @@ class Application:
                 await requests.send_head(send, status, headers)
                 return
             still, waiting = partial(self._is_still, call, scope), self._waiting
-            chunks = requests.while_true(still, answer.stream)
-            await requests.send_stream(send, receive, status, headers, chunks, waiting)
+            told = (status, headers, answer.stream)
+            await requests.send_stream(send, receive, *told, still, waiting)
             return
         body = _body(answer)
         if body or status == 200:
@@ -273,9 +292,18 @@ def _body(answer: Answer) -> bytes:
     return _ENCODER.encode(answer.value) if answer.value is not None else b""
 
 
+def _for(caller: Caller, answer: Answer) -> Answer:
+    """An answer as its caller may see it: which nodes are behind is told to who sees them all."""
+    reach = getattr(answer.value, "reach", None)
+    if caller.tenants is None or not isinstance(reach, Reach):
+        return answer
+    value = msgspec.structs.replace(answer.value, reach=nameless(reach))
+    return msgspec.structs.replace(answer, value=value)
+
+
 def _answer(route: Route, call: Call) -> Answer:
     """An answer as it is sent. A long one is written where it was found: nobody else waits."""
-    found: Answer = route.act(call)  # type: ignore[assignment]
+    found = _for(call.caller, route.act(call))  # type: ignore[arg-type]
     if found.then is not None or found.stream is not None:
         return found
     return msgspec.structs.replace(found, value=None, raw=_body(found))

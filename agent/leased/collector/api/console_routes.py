@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from leased.collector.accounts.answers import Reach
+from leased.collector.accounts.reaching import nameless
 from leased.collector.api.books import Books
 from leased.collector.api.routes import Answer, Call, Caller, Route
 from leased.collector.api.seen import LeaseSeen, NodeSeen
@@ -67,8 +68,10 @@ class Stream:
         seen = self._views.nodes_at(now_ns)
         leases = self._views.leases_of(caller, None, now_ns)
         leases.sort(key=lambda one: (one.remaining_ms, one.lease_id))
-        nodes = seen.nodes if caller.tenants is None else []
-        return Look(nodes, leases[:LEASES_MAX], len(leases), seen.as_of, seen.reach)
+        nodes, reach = seen.nodes, seen.reach
+        if caller.tenants is not None:
+            nodes, reach = [], nameless(reach)
+        return Look(nodes, leases[:LEASES_MAX], len(leases), seen.as_of, reach)
 
 
 def _serve(page: Page, call: Call) -> Answer:

@@ -294,6 +294,7 @@ class Desk:
             self._ground = before
             raise
         self._gate.take(tokens)
+        self.application.look_again()
         self.issuer.look_again()
 
     async def run(self, stop: trio.Event) -> None:

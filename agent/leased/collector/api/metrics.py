@@ -345,8 +345,9 @@ def _chains(fleet: Fleet, now_ns: int) -> Iterable[str]:
     for entry in entries:
         node = (entry.name,)
         verified[node] = verified.get(node, 0) + entry.head.size
-        if entry.contact_ns and entry.node not in fleet.retired:
-            age = Fraction(max(0, now_ns - entry.contact_ns), NS_PER_S)
+        age_ns = entry.age_ns(now_ns)
+        if age_ns is not None and entry.node not in fleet.retired:
+            age = Fraction(age_ns, NS_PER_S)
             ages[node] = min(age, ages.get(node, age))
         if entry.verdict not in _GOOD:
             key = (entry.name, entry.verdict)

@@ -15,7 +15,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, get_args
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 import trio
@@ -28,6 +28,7 @@ from leased.terms.reading import read_json
 
 _KEY: Final = re.compile(r"[!-~]{1,128}")
 _MEDIA: Final = re.compile(r"application/(json|[a-z0-9.+-]+\+json|x-www-form-urlencoded)")
+_ABSOLUTE: Final = re.compile(rb"(?i)(https?)://([^/?#@]+)(/[^?#]*)?")
 _PATH: Final = re.compile(r"^(.*?)(?: - at `\$(.*?)`)?$", re.DOTALL)
 _PATTERN: Final = re.compile("matching regex '(.*)'$")
 _MEANT: Final = {repr(pattern)[1:-1]: what for pattern, what in MEANT.items()}
@@ -62,6 +63,22 @@ def headers_of(scope: Mapping[str, Any]) -> dict[str, str]:
         else:
             found.setdefault(key, text)
     return found
+
+
+def origin_form(scope: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A request whose target is a whole URL (RFC 9112, 3.2.2) as if it had named the path alone:
+    the host of the URL is the one that is asked for, whatever `Host` says. A URL of another scheme
+    than the connection's, or with a user in it, is of nothing here."""
+    match = _ABSOLUTE.fullmatch(scope.get("raw_path", b""))
+    if match is None or not scope["http_version"].startswith("1."):
+        return scope
+    scheme, authority, path = match.groups()
+    if scheme.lower().decode() != scope["scheme"]:
+        return scope
+    path = path or b"/"
+    headers = [pair for pair in scope["headers"] if pair[0].lower() != b"host"]
+    headers.append((b"host", authority))
+    return {**scope, "raw_path": path, "path": unquote(path.decode("ascii")), "headers": headers}
 
 
 def check_tags(headers: Mapping[str, str]) -> None:
@@ -253,25 +270,17 @@ async def send_head(send: Any, status: int, headers: Mapping[str, str]) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def while_true(
-    holds: Callable[[], bool], chunks: AsyncIterator[bytes]
-) -> AsyncIterator[bytes]:
-    """`chunks`, up to the first at which it does not hold any more."""
-    async for chunk in chunks:
-        if not holds():
-            return
-        yield chunk
-
-
 async def send_stream(
     send: Any,
     receive: Any,
     status: int,
     headers: Mapping[str, str],
     chunks: AsyncIterator[bytes],
-    waiting: dict[trio.CancelScope, None],
+    holds: Callable[[], bool],
+    waiting: dict[trio.CancelScope, Callable[[], bool]],
 ) -> None:
-    """An answer that goes on until it ends, the client goes or the collector stops."""
+    """An answer that goes on until it ends, the client goes, the collector stops, or it does not
+    hold any more."""
     pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
     async with trio.open_nursery() as nursery:
@@ -282,9 +291,11 @@ async def send_stream(
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(leave)
-        waiting[nursery.cancel_scope] = None
+        waiting[nursery.cancel_scope] = holds
         try:
             async for chunk in chunks:
+                if not holds():
+                    break
                 with _patience(chunk) as taking:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 if taking.cancelled_caught:

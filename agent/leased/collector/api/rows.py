@@ -45,6 +45,7 @@ def node_row(entries: Iterable[LogEntry], view: NodeView, now_ns: int) -> NodeSe
     if known != state or not isinstance(seen, NodeSeen):
         seen = _node_row(view)
         view.shown = (state, seen)
+    aged = [(entry, entry.age_ns(now_ns)) for entry in entries]
     logs = [
         LogSeen(
             log_id=entry.log_id,
@@ -54,10 +55,10 @@ def node_row(entries: Iterable[LogEntry], view: NodeView, now_ns: int) -> NodeSe
             cosigned=entry.cosigned_size,
             verdict=entry.verdict,
             why=entry.why,
-            seen_at=_at(entry.contact_ns // NS_PER_S) if entry.contact_ns else None,
-            age_seconds=(now_ns - entry.contact_ns) // 10**9 if entry.contact_ns else None,
+            seen_at=None if age_ns is None else _at(entry.contact_ns // NS_PER_S),
+            age_seconds=None if age_ns is None else age_ns // NS_PER_S,
         )
-        for entry in entries
+        for entry, age_ns in aged
     ]
     return msgspec.structs.replace(seen, logs=logs)
 

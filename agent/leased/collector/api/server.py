@@ -28,7 +28,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
-from leased.collector.api.requests import TAKE_S_MAX
+from leased.collector.api.requests import TAKE_S_MAX, origin_form
 from leased.collector.api.routes import Caller
 from leased.collector.api.settings import Http
 from leased.terms.errors import ConfigError
@@ -128,7 +128,11 @@ class Server:
         self._config.include_server_header = False
         self._config.accesslog = None
         self._config.errorlog = logging.getLogger("leased.collector.http")
-        self._wrapped: AppWrapper = wrap_app(application, http.body_bytes_max, "asgi")
+
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            await application(origin_form(scope), receive, send)
+
+        self._wrapped: AppWrapper = wrap_app(answer, http.body_bytes_max, "asgi")
 
     @property
     def connections(self) -> int:

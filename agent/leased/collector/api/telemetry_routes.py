@@ -26,6 +26,7 @@ from leased.collector.api.routes import Answer, Call, Route
 from leased.collector.fleet import Fleet
 from leased.collector.holdings import Holdings
 from leased.collector.telemetry import views
+from leased.collector.telemetry.decoding import FUTURE_NS_MAX
 from leased.collector.telemetry.store import Store
 from leased.economics.rates import RateCard
 from leased.economics.waste import Judged, Waste
@@ -149,8 +150,9 @@ class Observed:
 
     def _reach(self, store: Store, now_ns: int) -> Reach:
         """How far telemetry goes: a node is behind of which nothing was heard for as long as heat
-        is told of."""
-        heard = store.heard()
+        is told of. When it was is not known of one that was heard while our own clock was ahead."""
+        latest_s = (now_ns + FUTURE_NS_MAX) // NS_PER_S
+        heard = {node: at_s if at_s <= latest_s else 0 for node, at_s in store.heard().items()}
         known = [view.node for view in self._fleet().nodes()]
         last = {node: heard.get(node, 0) * NS_PER_S for node in (*known, *heard)}
         return reach_of(last, now_ns - views.HEAT_S * NS_PER_S, now_ns)

@@ -29,6 +29,7 @@ from leased.chain.head import Head
 from leased.collector.archive.segments import Segment
 from leased.durable.files import make_private
 from leased.terms.errors import StateError
+from leased.terms.moment import NS_PER_S
 
 DATABASE: Final = "collector.sqlite"
 VERSION: Final = 1
@@ -82,6 +83,10 @@ _LOG_FIELDS: Final = (
 _SEGMENT_FIELDS: Final = "node, log_id, first_seq, last_seq, head, path, sha256, bytes"
 
 
+AHEAD_NS: Final = 10 * NS_PER_S
+"""What is heard while an answer is made is not ahead of it."""
+
+
 class LogEntry(msgspec.Struct, frozen=True):
     """One log as the collector knows it. `head` is the cursor; `note` the node's newest signed
     note that held, of `signed_size` records; `cosigned_size` what this collector has cosigned;
@@ -100,6 +105,11 @@ class LogEntry(msgspec.Struct, frozen=True):
     since_ns: int = 0
     contact_ns: int = 0
     state: bytes = b""
+
+    def age_ns(self, now_ns: int) -> int | None:
+        """How long ago it was heard of; None: never, or not known, for our own clock was ahead."""
+        ago_ns = now_ns - self.contact_ns
+        return max(0, ago_ns) if self.contact_ns and ago_ns > -AHEAD_NS else None
 
     def __repr__(self) -> str:
         return f"LogEntry({self.log_id!r}, {self.name!r}, {self.head.text()}, {self.verdict})"

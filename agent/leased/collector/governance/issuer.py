@@ -228,10 +228,13 @@ class Issuer:
     def _forget(self, now_ns: int) -> list[tuple[str, int]]:
         """Who is not there any more, and what no node can have any more; returns the latter."""
         self._present = {
-            node: seen_ns
+            node: min(seen_ns, now_ns)  # our own clock may have been ahead
             for node, seen_ns in self._present.items()
             if seen_ns + PRESENT_NS > now_ns
         }
+        for node, one in self.accepted.items():
+            if one.seen_ns > now_ns:
+                self.accepted[node] = msgspec.structs.replace(one, seen_ns=now_ns)
         self._waiting = {node: row for node, row in self._waiting.items() if node in self._present}
         in_force = {
             view.node: (view.policy_generation, bytes.fromhex(view.policy_hash))

@@ -2,10 +2,11 @@
 """The telemetry of a demonstration fleet: what its hosts would have sent, by the way that hosts
 send it: OTLP requests to the real receiver, which knows nothing of this.
 
-Rule: what a lease does follows from its id, and so from the fleet's seed, and from the instant:
-some are busy, some hold more than they use, some idle, and of some nothing can be seen. Of the last
-week of the chains there is one look an hour, of the hour before now one every two minutes, and as
-long as it is served (`follow`) it goes on. Only hosts of a demonstration speak here.
+Rule: what a lease does follows from its id and its workload, and so from the fleet's seed, and from
+the instant: some are busy, some hold more than they use, some idle, and of some nothing can be
+seen. Of the last week of the chains there is one look an hour, of the hour before now one every two
+minutes, and as long as it is served (`follow`) it goes on. Only hosts of a demonstration speak
+here.
 
 Does not make chains (`collector.demo`).
 """
@@ -43,6 +44,7 @@ LATELY_NS: Final = 75 * 60 * NS_PER_S
 EVERY_NS: Final = 120 * NS_PER_S
 """What lies between two looks counts as seen: they are nearer than a gap."""
 
+_MODEST: Final = ("-serve", "-notebook", "-panel")
 _FOREVER: Final = 1 << 63
 _GPU: Final = ((HW_TYPE, "gpu"),)
 _Sample = tuple[str, str, str, str, tuple[tuple[str, str], ...], int]
@@ -159,7 +161,7 @@ def _seen(node: str, leases: list[Held], at_ns: int) -> Iterator[_Sample]:
         for kind, capacity in amounts.items():
             of = ("", one.lease, tenant, ((KIND, kind.name.lower()),))
             yield ("leased.lease.capacity", *of, capacity)
-            used = used_ppm(one.lease, kind, at_ns)
+            used = used_ppm(one.lease, one.subject.workload or "", kind, at_ns)
             if used is None:
                 continue
             yield ("leased.lease.utilization", *of, used)
@@ -180,8 +182,9 @@ def _seen(node: str, leases: list[Held], at_ns: int) -> Iterator[_Sample]:
         yield ("leased.gpu.throttled", gpu, "", "", ((REASON, "hardware_thermal"),), slowed)
 
 
-def used_ppm(lease: str, kind: ResourceKind, at_ns: int) -> int | None:
-    """How much of what it holds a lease uses at an instant; None: nobody can see."""
+def used_ppm(lease: str, workload: str, kind: ResourceKind, at_ns: int) -> int | None:
+    """How much of what it holds a lease uses at an instant; None: nobody can see. Whoever waits for
+    people asks for more than is ever used."""
     manner, chance = _mix(lease) % 10, _mix(lease, kind.name, at_ns // EVERY_NS) % 1000
     if manner < 2:
         return None
@@ -189,6 +192,8 @@ def used_ppm(lease: str, kind: ResourceKind, at_ns: int) -> int | None:
         return chance * 20
     if manner < 6:
         return 90_000 + chance * 120
+    if workload.endswith(_MODEST):
+        return 120_000 + chance * 180
     return 540_000 + chance * 420
 
 

@@ -99,7 +99,7 @@ class Receiver:
         these are lost, as telemetry may be."""
         now_ns = self._wall_ns()
         try:
-            self._store.append(self._folding.take(now_ns))
+            self._store.append(self._folding.take(now_ns), now_ns=now_ns)
             if prune:
                 self._store.prune(now_ns)
             self._trouble = ""

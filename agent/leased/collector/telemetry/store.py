@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from leased.collector.telemetry.decoding import Key
+from leased.collector.telemetry.decoding import FUTURE_NS_MAX, Key
 from leased.collector.telemetry.rollup import SUM_MAX, WINDOW_S, Rollup
 from leased.terms.errors import StateError
 from leased.terms.moment import NS_PER_S
@@ -172,7 +172,7 @@ class Store:
         """Let go of it. Idempotent."""
         self._base.close()
 
-    def append(self, rows: Iterable[tuple[Key, Rollup]]) -> None:
+    def append(self, rows: Iterable[tuple[Key, Rollup]], *, now_ns: int = 2**62) -> None:
         """Add these to what there is, all of them or none. Raises StateError."""
         try:
             with self._base:
@@ -180,7 +180,7 @@ class Store:
                 added = [(self._id(key), *msgspec.structs.astuple(one)) for key, one in told]
                 self._base.executemany(_ADD, added)
                 self._note_newest(added)
-                self._note_hosts(told)
+                self._note_hosts(told, (now_ns + FUTURE_NS_MAX) // NS_PER_S)
         except sqlite3.Error as error:
             self._ids.clear()  # what was made within the transaction is gone
             self._newest_s.clear()
@@ -199,15 +199,16 @@ class Store:
         )
         self._newest_s |= later
 
-    def _note_hosts(self, told: Iterable[tuple[Key, Rollup]]) -> None:
+    def _note_hosts(self, told: Iterable[tuple[Key, Rollup]], latest_s: int) -> None:
+        """What is noted beyond `latest_s` is from when our own clock was ahead, and gives way."""
         newest: dict[str, int] = {}
         for key, one in told:
             if key.name in _OF_ITSELF and not key.lease:
                 newest[key.node] = max(newest.get(key.node, 0), one.begin_s)
         self._base.executemany(
-            "INSERT INTO hosts VALUES (?, ?)"
-            " ON CONFLICT (node) DO UPDATE SET newest_s = max(newest_s, excluded.newest_s)",
-            newest.items(),
+            "INSERT INTO hosts VALUES (?1, ?2) ON CONFLICT (node) DO UPDATE SET"
+            " newest_s = max(iif(newest_s > ?3, 0, newest_s), ?2)",
+            [(node, at_s, latest_s) for node, at_s in newest.items()],
         )
 
     def prune(self, now_ns: int) -> int:

@@ -81,11 +81,22 @@ def bring(options: argparse.Namespace, console: Console) -> int:
         console.note(
             f"{done.unsigned} more are in the copy, below no checkpoint of the node in it, and were"
             " not taken in: they come with the next pull, or, where the node has them no more, with"
-            " a copy that was made later, or with a collector's whole state directory"
+            f" {_what_has_more(options.source)}"
         )
     if Verdict(entry.verdict).sticky:
         console.note(f"{options.name} is {entry.verdict} until `leased-collector resolve`")
     return 0
+
+
+def _what_has_more(source: Path) -> str:
+    """Which copy has the node's last note, too."""
+    if is_shared(source):
+        # Where that is, the copy says: nobody here connects to what it names.
+        return (
+            "what `leased-collector backup` makes there: the node's last note is in the PostgreSQL "
+            "of who shares that directory, which is not asked"
+        )
+    return "a copy that was made later, or with a collector's whole state directory"
 
 
 def _one_of(config: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Final
 from leased.chain.certificate import NODE_ID
 from leased.collector.api import settings
 from leased.collector.invites import Invite, Invites, draw
-from leased.collector.transport import parse_url
+from leased.collector.transport import check_url
 from leased.collector.witness import os_entropy
 from leased.ctl import minting, render
 from leased.ctl.console import Console, relative
@@ -71,7 +71,7 @@ def invite(options: argparse.Namespace, console: Console) -> int:
     """Make an invite."""
     if options.node and not NODE_ID.fullmatch(options.node):
         raise InvalidParameter("node", f"{options.node}: a node id has 32 lower-case hex digits")
-    endpoint = parse_url(options.url, options.node)
+    endpoint = check_url(options.url, options.node)
     valid_ns = parse_duration(options.valid)
     if not 0 < valid_ns <= VALID_MAX_NS:
         raise InvalidParameter("valid", "from 1s to 7d: an invite is for today")

@@ -23,7 +23,7 @@ from leased.chain.signing import parse_pem
 from leased.collector import config as configuration
 from leased.collector.archive.manifest import LogEntry, ManifestTables
 from leased.collector.archive.manifests import open_manifest, own_directory, share
-from leased.collector.case import EVIDENCE, resolution_text
+from leased.collector.case import bundles_of, resolution_text
 from leased.collector.enrolment import FILE_BYTES_MAX, read_enrolment
 from leased.collector.enrolment import enrol as enrol_log
 from leased.collector.pulling import Reached
@@ -290,7 +290,7 @@ def verdict(options: argparse.Namespace, console: Console) -> int:
         for entry in logs
         if options.name in (None, entry.name) and Verdict(entry.verdict).sticky
     ]
-    bundles = {entry.log_id: _bundles(options.state, entry) for entry in chosen}
+    bundles = {one.log_id: [str(path) for path in bundles_of(options.state, one)] for one in chosen}
     if options.json:
         console.document(
             {
@@ -312,13 +312,6 @@ def verdict(options: argparse.Namespace, console: Console) -> int:
         for path in bundles[entry.log_id]:
             console.say(f"  leasectl evidence verify {path}")
     return EX_DATAERR if chosen else 0
-
-
-def _bundles(state: Path, entry: LogEntry) -> list[str]:
-    """The bundles of a log, newest first."""
-    found = (state / EVIDENCE).glob(f"{entry.log_id[:8]}-{entry.verdict}-*.json")
-    newest = sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]), reverse=True)
-    return [str(path) for path in newest]
 
 
 def resolve(options: argparse.Namespace, console: Console) -> int:

@@ -69,7 +69,8 @@ def document(entry: LogEntry) -> dict[str, object]:
 
 
 def _row(entry: LogEntry, console: Console) -> tuple[str, ...]:
-    seen = relative(entry.contact_ns - console.wall_ns()) if entry.contact_ns else "never"
+    age_ns = entry.age_ns(console.wall_ns())
+    seen = relative(-age_ns) if age_ns is not None else "unknown" if entry.contact_ns else "never"
     size, cosigned = str(entry.head.size), str(entry.cosigned_size)
     return (entry.name, render.short(entry.log_id), entry.verdict, size, cosigned, seen)
 

@@ -7,7 +7,7 @@ GPU's metrics as `hpc_job`. Here a job is the lease's id.
 Rule: the directory says what the agent knows now: a file is replaced whole, and a GPU that nobody
 has, has an empty file (a file that was there and went away would be read as an error): also one
 that an agent before wrote, of a GPU that is there no more. Files of other names are nobody's
-business here.
+business here, and of a GPU's name only a regular file is read: a pipe would be waited at for ever.
 
 Does not make the directory: whoever configures it decides who may read it.
 """
@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -25,6 +27,10 @@ from leased.terms.lease import Lease, LeaseState
 from leased.terms.resource import ResourceKind
 
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,3}")
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+_BYTES_MAX: Final = 1 << 20
+"""Far more than the jobs of one GPU."""
+
 HELD: Final = (LeaseState.GRANTED, LeaseState.ACTIVE, LeaseState.DRAINING)
 
 
@@ -63,34 +69,40 @@ class JobFiles:
             self._is_known = True
         changed = {index: told for index, told in jobs.items() if self._written.get(index) != told}
         gone = {index: () for index in self._written if index not in jobs and self._written[index]}
+        trouble = ""
         for index, told in {**changed, **gone}.items():
             try:
                 await trio.to_thread.run_sync(self._replace, index, told)
             except OSError as error:
-                self._complain(f"{self._directory}: {error.strerror}")
-                return
+                # Whatever is in the way of one GPU's file: the others' are written.
+                trouble = trouble or f"{self._directory}: {error.strerror}"
+                continue
             self._written[index] = told
-        self._trouble = ""
+        self._complain(trouble)
 
     def _read(self) -> dict[int, tuple[str, ...]]:
-        """What the directory says of each GPU."""
+        """What the directory says of each GPU. What is no file says nothing."""
         names = [name for name in os.listdir(self._directory) if _INDEX.fullmatch(name)]
         found = {}
         for name in names:
-            path = os.path.join(self._directory, name)
-            with open(path, encoding="utf-8", errors="replace") as file:
-                found[int(name)] = tuple(file.read().splitlines())
+            with suppress(OSError):
+                opened = os.open(os.path.join(self._directory, name), _FLAGS)
+                with open(opened, encoding="utf-8", errors="replace") as file:
+                    if stat.S_ISREG(os.fstat(opened).st_mode):
+                        found[int(name)] = tuple(file.read(_BYTES_MAX).splitlines())
         return found
 
     def _replace(self, index: int, jobs: Iterable[str]) -> None:
         """It is a copy: nothing is lost with the host, so nothing is synced."""
         path = os.path.join(self._directory, str(index))
         temporary = os.path.join(self._directory, f".{index}.new")
-        with open(temporary, "w", encoding="ascii") as file:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)  # left by an agent that was killed, or somebody else's
+        with open(temporary, "x", encoding="ascii") as file:
             file.write("".join(f"{job}\n" for job in jobs))
         os.replace(temporary, path)
 
     def _complain(self, trouble: str) -> None:
-        if trouble != self._trouble:
+        if trouble and trouble != self._trouble:
             self._say(f"telemetry: job mapping cannot be written: {trouble}")
         self._trouble = trouble
