@@ -89,7 +89,8 @@ def test_a_command_line_that_cannot_be_meant_ends_with_64(
         with pytest.raises(SystemExit) as ended:
             build_parser().parse_args(words)
         assert ended.value.code == 64
-    capsys.readouterr()
+    told = capsys.readouterr()
+    assert not told.out and told.err.startswith("usage: ")
 
 
 def test_the_exit_statuses_of_errors_are_documented() -> None:
