@@ -41,14 +41,14 @@ def check(collector: Collector) -> None:
     """Raises ConfigError naming the key."""
     if not collector.url:
         return
-    parts = urlsplit(collector.url)
     try:
-        port_is_one = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_one = False
-    plain = parts.scheme == "http" and parts.hostname in LOOPBACK
-    if not (parts.scheme == "https" or plain) or not parts.hostname or not port_is_one:
-        raise ConfigError("collector.url: https://HOST:PORT (http:// for this host only)")
+        parts = urlsplit(collector.url)
+        plain = parts.scheme == "http" and parts.hostname in LOOPBACK
+        if not (parts.scheme == "https" or plain) or not parts.hostname or parts.port == 0:
+            raise ValueError
+    except ValueError as error:  # also brackets without an address, and ports that there are not
+        wanted = "https://HOST:PORT (http:// for this host only)"
+        raise ConfigError(f"collector.url: {wanted}") from error
     if parts.path.strip("/") or parts.query or parts.username:
         raise ConfigError("collector.url: scheme, host and port, and nothing else")
     if not collector.policy_key:

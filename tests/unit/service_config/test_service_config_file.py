@@ -83,6 +83,7 @@ def test_every_field_can_be_configured() -> None:
         ("[sockets]\nconnections_max = 99999999999999999999", "connections_max", "at most"),
         ('[paths]\nstate_dir = "/a\\u0000b"', "paths.state_dir", "without NUL"),
         ('policy_file = "a\\u0000b"', "policy_file", "without NUL"),
+        ('[collector]\nurl = "https://["', "collector.url", "https://HOST:PORT"),
         ("a = " + "9" * 5000, "digits", "limit"),
         ("a = " + "[" * 100_000, "", "recursion"),
         ("[nonsense]\n", "nonsense", "unknown key"),
