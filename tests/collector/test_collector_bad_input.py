@@ -76,14 +76,16 @@ def test_a_tenant_that_nobody_has_heard_of(server: CollectorServer, path: str) -
 
 
 @pytest.mark.parametrize("path", OF_A_TENANT)
-@pytest.mark.parametrize("tenant", ["ténant", "租户", "\u202etnanet", "🦊", "a b", "\0", "x" * 65])
+@pytest.mark.parametrize(
+    "tenant", ["ténant", "租户", "\u202etnanet", "🦊", "a b", "acme\n", "\0", "x" * 65]
+)
 def test_a_tenant_that_no_node_could_name(server: CollectorServer, path: str, tenant: str) -> None:
     status = 400 if "?" in path else 404
     at = path.format(quote(tenant))
     refused(server, "GET", at, status=status, says="1 to 64 of A-Z a-z", parameter="tenant")
 
 
-@pytest.mark.parametrize("tenant", ["ténant", "租户", "a/b", "", "x" * 65])
+@pytest.mark.parametrize("tenant", ["ténant", "租户", "a/b", "acme\n", "", "x" * 65])
 def test_nobody_gives_such_a_tenant_a_quota(server: CollectorServer, tenant: str) -> None:
     body = {**WINDOW, "tenant": tenant}
     says = "1 to 64 of A-Z a-z"

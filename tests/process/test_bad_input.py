@@ -225,6 +225,7 @@ REFUSED_PARAMETERS = {
     "an unknown priority": (ask(mem(4096), priority="urgent"), "priority"),
     "an unknown bind": (ask(mem(4096), bind="thread"), "bind"),
     "a label with a newline": (ask(mem(4096), workload="a\nb"), "workload"),
+    "a label that ends with one": (ask(mem(4096), workload="a\n"), "workload"),
 }
 
 

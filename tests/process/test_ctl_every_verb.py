@@ -175,7 +175,7 @@ def test_what_was(shared_agent: HostAgent) -> None:
     for verb in (["verify"], ["usage"], ["usage", "--resources"], ["audit", "head"]):
         document(shared_agent, *verb, *log)
     assert document(shared_agent, "rates")["cards"]
-    online = document(shared_agent, "--admin", "verify", "--online")
+    online = document(shared_agent, "verify", "--online")
     assert online["verdict"] == "ok"
     [tenant] = {row["tenant"] for row in document(shared_agent, "usage", *log)["usage"]}
     bill = document(shared_agent, "statement", tenant, *log)["statement"]

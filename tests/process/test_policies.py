@@ -56,6 +56,8 @@ def test_a_policy_is_checked_applied_kept_over_a_kill_and_put_back(agent: HostAg
     applied = agent.leasectl("policy", "apply", file).stdout
     shown = in_force(agent)
     assert shown["policy_hash"] in applied and shown["configured"] is False
+    status = json.loads(agent.leasectl("admin", "status", "--json").stdout)["status"]
+    assert status["policy_generation"] == shown["generation"] > before["generation"]
     assert shown["document"]["tenants"]["uid-0"]["mem"] == "64MiB"
     refused = agent.leasectl("alloc", *SMALL, check=75)
     assert "tenants.uid-0.leases_max" in refused.stderr

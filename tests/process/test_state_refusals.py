@@ -254,3 +254,13 @@ def test_a_wall_clock_that_steps_by_a_day_changes_no_deadline(grown: HostAgent) 
     with contextlib.suppress(AssertionError):
         tell(grown)
     not_proven("clock steps of one day under a live lease", "done in the VM, where it is safe")
+
+
+@pytest.mark.parametrize("which", ["state", "audit", "runtime"])
+def test_a_directory_that_anybody_may_write_to(grown: HostAgent, which: str) -> None:
+    directory = getattr(grown, which)
+    mode = directory.stat().st_mode & 0o777
+    directory.chmod(mode | 0o002)
+    assert_refused(grown, EX_CONFIG, str(directory), "anybody may write there", "chmod o-w")
+    directory.chmod(mode)
+    grown.start()

@@ -37,7 +37,7 @@ NEEDS: Final = {
 """The use that a certificate of the role must allow."""
 
 FLEET: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
-NAME: Final = re.compile(r"[a-z0-9._-]{1,63}")
+NAME: Final = re.compile(r"(?!\.\.?\Z)[a-z0-9._-]{1,63}")
 NODE_ID: Final = re.compile(r"[0-9a-f]{32}")
 _SCHEME = "spiffe://"
 

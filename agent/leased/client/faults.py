@@ -80,7 +80,7 @@ class AgentUnavailable(LeasedError):
     def at(cls, path: str, error: OSError) -> AgentUnavailable:
         """What the socket at `path` said, and what to do about it."""
         hint = _HINTS.get(error.errno or 0, "`leasectl doctor` looks what is wrong")
-        return cls(f"no agent at {path}: {error.strerror}; {hint}")
+        return cls(f"no agent at {path}: {error.strerror or error}; {hint}")
 
 
 class CallTimeout(AgentUnavailable):

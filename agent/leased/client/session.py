@@ -23,7 +23,7 @@ import trio
 
 from leased.client.connection import Connection, Disconnected, Replies
 from leased.client.faults import AgentUnavailable, CallTimeout
-from leased.terms.errors import ProtocolError
+from leased.terms.errors import InvalidParameter, ProtocolError
 from leased.wire import objects, parameters, replies
 from leased.wire.objects import Strict, Tolerant
 from leased.wire.parameters import METHODS, Parameters
@@ -377,11 +377,14 @@ def _plain_values(raw: msgspec.Raw) -> dict[str, Any]:
 
 
 def encode_call(method: str, arguments: Strict | dict[str, Any], *, more: bool = False) -> bytes:
-    """The message of a call, NUL and all."""
+    """The message of a call, NUL and all. Raises InvalidParameter for what is no text."""
     header: dict[str, Any] = {"method": method, "parameters": arguments}
     if more:
         header["more"] = True
-    return _ENCODER.encode(header) + b"\0"
+    try:
+        return _ENCODER.encode(header) + b"\0"
+    except UnicodeEncodeError as error:
+        raise InvalidParameter("parameters", f"{ascii(error.object):.80} is no UTF-8") from error
 
 
 def decode_reply(raw: msgspec.Raw, reply: type[R], fds: Sequence[int]) -> R:

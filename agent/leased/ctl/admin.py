@@ -13,6 +13,7 @@ from pathlib import Path
 
 from leased.client import Session
 from leased.ctl import render
+from leased.ctl.adopt import must_be_there
 from leased.ctl.agent import find_lease, online
 from leased.ctl.asks import (
     MILLI,
@@ -156,12 +157,7 @@ async def revoke(options: argparse.Namespace, console: Console, session: Session
 async def adopt(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Bring a process under a lease."""
     lease_id = await find_lease(session, options.lease)
-    try:
-        os.kill(options.pid, 0)
-    except ProcessLookupError as error:
-        raise InvalidParameter("pid", f"there is no process {options.pid}") from error
-    except PermissionError:
-        pass  # it is there, and the agent judges who may move it
+    must_be_there(options.pid)
     asked = parameters.Adopt(lease_id=lease_id, command_id=session.command_id())
     adopted, fds = await session.ask_with_fds(asked, replies.LeaseReply, pidfd_of=options.pid)
     for fd in fds:

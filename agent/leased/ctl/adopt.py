@@ -28,6 +28,7 @@ from leased.terms.errors import EX_LEASE_LOST, InvalidParameter
 from leased.wire import objects, parameters, replies
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PID_MAX = 2**31 - 1
 WHOLE = {"mem": "budget", "block": "raw"}
 """In which shape running work gets what, where it does not say: it takes no descriptors."""
 
@@ -55,7 +56,7 @@ def register(verbs: Verbs) -> None:
 
 async def adopt(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Bring work under a lease, and keep that."""
-    _must_be_there(options.pid)
+    must_be_there(options.pid)
     asked = await _asked(options, console, session)
     adopted, fds = await session.ask_with_fds(asked, replies.LeaseReply, pidfd_of=options.pid)
     for fd in fds:
@@ -94,12 +95,15 @@ async def _asked(
         raise InvalidParameter("request", str(error)) from error
 
 
-def _must_be_there(pid: int) -> None:
+def must_be_there(pid: int) -> None:
+    """Raises InvalidParameter if there is no such process."""
     try:
+        if not 0 < pid <= PID_MAX:  # of 0 and below the kernel thinks of groups
+            raise ProcessLookupError
         os.kill(pid, 0)
     except ProcessLookupError as error:
         raise InvalidParameter("pid", f"there is no process {pid}") from error
-    except (PermissionError, OverflowError):
+    except PermissionError:
         pass  # the agent judges who may move it
 
 

@@ -90,7 +90,7 @@ def verify(options: argparse.Namespace, console: Console) -> int:
     if options.bill is not None:
         return verify_bill(options, console)
     if options.online:
-        return online(_verify_online)(options, console)
+        return online(_verify_online, admin=True)(options, console)
     console.progress(f"verifying {options.log}")
     try:
         told = options.enrolment

@@ -144,7 +144,8 @@ def not_executed(command: Sequence[str], error: OSError) -> tuple[str, int]:
         status = EX_NOT_FOUND
     elif error.errno in (errno.EACCES, errno.ENOEXEC, errno.ENOTDIR):
         status = EX_NOT_EXECUTABLE
-    return f"{command[0]}: {error.strerror}", status
+    named = os.fsencode(command[0]).decode("utf-8", "backslashreplace")
+    return f"{named}: {error.strerror}", status
 
 
 def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:

@@ -10,6 +10,7 @@ Does not talk to the agent.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -32,8 +33,8 @@ class Console:
 
     def __init__(
         self,
-        out: TextIO = sys.stdout,
-        err: TextIO = sys.stderr,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
         *,
         wall_ns: Callable[[], int] = time.time_ns,
         boot_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
@@ -41,14 +42,15 @@ class Console:
         terminal: bool | None = None,
         program: str = "leasectl",
     ) -> None:
-        self.out = out
-        self.err = err
+        _claim_streams()
+        self.out = sys.stdout if out is None else out
+        self.err = sys.stderr if err is None else err
         self.program = program
         self.wall_ns = wall_ns
         self.boot_ns = boot_ns
         self._zone = zone
         self._shown = False
-        self._terminal = err.isatty() if terminal is None else terminal
+        self._terminal = self.err.isatty() if terminal is None else terminal
 
     def say(self, text: str = "") -> None:
         """A line of the answer."""
@@ -107,6 +109,18 @@ class Console:
     def _local(self, wall_ns: int) -> datetime:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=wall_ns // 1_000)
         return moment.astimezone(self._zone)
+
+
+def _claim_streams() -> None:
+    """What was closed before we began is no file or socket of ours: standard output cannot be
+    written, and on standard error nobody is told."""
+    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def plain(text: str) -> str:

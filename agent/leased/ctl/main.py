@@ -122,11 +122,19 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=TIMEOUT_S,
         metavar="SECONDS",
         help=f"how long one call may take (default: {TIMEOUT_S:g})",
     )
+
+
+def seconds(text: str) -> float:
+    """A time to wait. Raises ValueError."""
+    found = float(text)
+    if not found >= 0:
+        raise ValueError
+    return found
 
 
 def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:

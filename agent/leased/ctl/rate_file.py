@@ -41,7 +41,7 @@ def load_card(file: Path) -> RateCard:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also what is no UTF-8, or has no end
         raise ConfigError(f"{file}: {error}") from error
     return parse_card(document.get("rates", {}), str(file))
 

@@ -64,13 +64,9 @@ def add_keep(parser: argparse.ArgumentParser) -> None:
 
 
 def keep(path: Path | None, granted: replies.AcquireReply) -> None:
-    """Write the receipt where the caller wants it, if anywhere. Raises InvalidParameter."""
-    if path is None:
-        return
-    try:
+    """Write the receipt where the caller wants it, if anywhere. Raises OSError."""
+    if path is not None:
         path.write_bytes(msgspec.json.encode(receipt_of(granted)) + b"\n")
-    except OSError as error:
-        raise InvalidParameter("receipt", f"{path}: {error.strerror}") from error
 
 
 def read_receipt(file: str) -> Receipt:

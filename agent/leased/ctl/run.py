@@ -130,7 +130,7 @@ def _command(options: argparse.Namespace) -> list[str]:
     command: list[str] = options.command
     if command and command[0] == "--":
         command = command[1:]
-    if not command:
+    if not command or not command[0]:
         raise InvalidParameter("command", "say what to run, after --")
     return command
 

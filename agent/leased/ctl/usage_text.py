@@ -9,6 +9,7 @@ is a list or a value has --json.
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 Verbs = Any
@@ -20,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Print what is wrong and how it is meant."""
-        self.print_usage()
+        self.print_usage(sys.stderr)
         self.exit(64, f"{self.prog}: {message}\n")
 
 

@@ -156,5 +156,8 @@ def _pid_of(pidfd: int) -> int:
     with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
         for line in info:
             if line.startswith("Pid:"):
-                return int(line.split()[1])
+                pid = int(line.split()[1])
+                if pid <= 0:
+                    raise CallerError("the process of descriptor 0 has ended")
+                return pid
     raise CallerError("descriptor 0 is not a pidfd")

@@ -99,6 +99,8 @@ def _decode(text: str) -> dict[str, Any]:
         return {key: _spelled(value) for key, value in tomllib.loads(text).items()}
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(_misread(text, str(error))) from error
+    except (ValueError, RecursionError) as error:  # numbers and nesting without an end
+        raise ConfigError(str(error)) from error
 
 
 def _spelled(value: Any) -> Any:

@@ -10,6 +10,7 @@ Does not replay the log (`recovery`).
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -68,6 +69,16 @@ def _binding(config: Config, footing: Footing) -> Binding | None:
     return Binding(TpmCounter(settings, pace), accept=settings.accept)
 
 
+def refuse_what_anybody_may_write(config: Config) -> None:
+    """Whoever may write into one of these directories can put another log, key or socket in the
+    place of ours, but where only owners remove (mode 1777). Raises StateError."""
+    paths = config.paths
+    for path in (paths.state_dir, paths.audit_dir, paths.runtime_dir):
+        mode = path.stat().st_mode if path.exists() else 0
+        if mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            raise StateError(f"{path}: anybody may write there; run `chmod o-w {path}`")
+
+
 async def open_node_log(
     config: Config,
     footing: Footing,
@@ -80,6 +91,7 @@ async def open_node_log(
     StateError or ChainError if the agent is not to stay."""
 
     def attempt() -> OpenedLog:
+        refuse_what_anybody_may_write(config)
         return open_log(
             config.paths.audit_dir,
             moment=footing.clock.now(),

@@ -43,12 +43,12 @@ def check(collector: Collector) -> None:
         return
     try:
         parts = urlsplit(collector.url)
-        port_is_one = parts.port is None or parts.port > 0
-    except ValueError:
-        raise ConfigError("collector.url: https://HOST:PORT, and it is none") from None
-    plain = parts.scheme == "http" and parts.hostname in LOOPBACK
-    if not (parts.scheme == "https" or plain) or not parts.hostname or not port_is_one:
-        raise ConfigError("collector.url: https://HOST:PORT (http:// for this host only)")
+        plain = parts.scheme == "http" and parts.hostname in LOOPBACK
+        if not (parts.scheme == "https" or plain) or not parts.hostname or parts.port == 0:
+            raise ValueError
+    except ValueError:  # also brackets without an address, and ports that there are not
+        wanted = "https://HOST:PORT (http:// for this host only)"
+        raise ConfigError(f"collector.url: {wanted}") from None
     if parts.path.strip("/") or parts.query or "@" in collector.url:
         raise ConfigError("collector.url: scheme, host and port, and nothing else")
     if not collector.policy_key:

@@ -231,7 +231,7 @@ def _check_set(policy: Policy, key: str, limits: LimitSet) -> None:
 
 def _check_capacity(policy: Policy, where: str, limit: CapacityLimit) -> None:
     if not 0 <= limit.capacity <= CAPACITY_MAX:
-        raise _refuse(where, limit.capacity, "must not be negative")
+        raise _refuse(where, limit.capacity, f"0 to {CAPACITY_MAX}")
     for host in limit.hosts:
         if not _HOST.fullmatch(host):
             raise _refuse(f"{where}.hosts", host, "a node id, 32 hex digits, as `leasectl` shows")

@@ -31,6 +31,9 @@ UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What a decoder raises at bytes that are no JSON, or are nested without an end."""
 
 SHOWN_CHARS_MAX = 60
+INTEGER_MAX: Final = 2**63 - 1
+"""What records, replies and other programs hold."""
+
 _LINE = re.compile(r"\(at line (\d+), column \d+\)")
 _NAMED = re.compile(r"key '([^']+)'")
 _TWICE = ("Cannot overwrite", "Cannot declare", "Duplicate inline table key")
@@ -40,6 +43,8 @@ def integer(value: Any) -> int:
     """A whole number, not negative."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError("a whole number, not negative")
+    if value > INTEGER_MAX:
+        raise ValueError(f"at most {INTEGER_MAX}")
     return value
 
 
@@ -51,9 +56,11 @@ def flag(value: Any) -> bool:
 
 
 def text(value: Any) -> str:
-    """A string."""
+    """A string. None of what is read may hold a NUL, which ends a path."""
     if not isinstance(value, str):
         raise ValueError("a string")
+    if "\0" in value:
+        raise ValueError("a string without NUL")
     return value
 
 

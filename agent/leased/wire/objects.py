@@ -20,7 +20,7 @@ INTEGER_MAX = 2**63 - 1
 Count = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
 Positive = Annotated[int, Meta(ge=1, le=INTEGER_MAX)]
 HexId = Annotated[str, Meta(max_length=64)]
-Label = Annotated[str, Meta(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Label = Annotated[str, Meta(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 Kind = Literal["mem", "block", "net", "gpu", "cpu"]
 Tier = Literal["dram", "hbm", "cxl", "pmem", "remote"]
 Shape = Literal["memfd", "budget", "dax", "rdma", "crypt", "raw"]

@@ -29,7 +29,7 @@ from leased.wire.objects import (
     Strict,
 )
 
-Gid = Annotated[str, Meta(pattern=r"^([0-9a-f]{4}:?){7}[0-9a-f]{4}$")]
+Gid = Annotated[str, Meta(pattern=r"^([0-9a-f]{4}:?){7}[0-9a-f]{4}\Z")]
 QueuePairNumber = Annotated[int, Meta(ge=0, le=0xFFFFFF)]
 """Of 24 bits, as packet numbers are."""
 

@@ -131,6 +131,19 @@ async def test_what_cannot_be_meant_or_had_moves_nobody(
         assert descriptors() == before
 
 
+async def test_who_has_ended_meanwhile_is_said_to_have(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with gpu_house(tmp_path) as house:
+        boss = house.visit(operator=True)
+        child = os.posix_spawn("/bin/true", ["true"], {})
+        pidfd = os.pidfd_open(child)
+        os.waitpid(child, 0)
+        name, told = await boss.refused("Admin.Adopt", fds=[pidfd], resources=ONE)
+        os.close(pidfd)
+        assert (name, told["why"]) == ("CallerError", "the process of descriptor 0 has ended")
+
+
 async def test_a_tree_that_must_be_left_alone_is_named_and_nothing_is_granted(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

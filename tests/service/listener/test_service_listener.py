@@ -176,6 +176,25 @@ async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
         assert extra <= 0, f"{extra} descriptors of a peer are kept for calls that never come"
 
 
+async def test_descriptors_behind_a_fault_are_not_kept_while_an_earlier_call_takes_its_time(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        me = house.visit()
+        lease = (await me.call("Lease.Acquire", **ACQUIRE))["lease"]["lease_id"]
+        before = descriptors()
+        await me.send(message("Lease.Wait", lease_id=lease) + b"no JSON\0")
+        with open("/dev/null", "rb") as null:
+            for _ in range(20):
+                await me.send(b"x", [null.fileno()] * 16)
+                await trio.sleep(0.1)
+        assert descriptors() <= before
+        await house.visit().call("Lease.Release", lease_id=lease)
+        assert (await me.answer())["parameters"]["lease"]["lease_id"] == lease
+        assert (await me.answer())["error"].endswith("ProtocolError")
+        assert await me.ended()
+
+
 async def test_a_descriptor_goes_with_its_own_call(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -366,3 +366,22 @@ async def test_samples_come_at_their_interval_and_no_faster_than_sensible(
             await greedy.answer()
             count += 1
             assert count < 20, "one tenant keeps the agent busy with samples"
+
+
+async def test_a_stream_behind_a_call_that_takes_its_time_piles_nothing_up(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It is asked in one go with a Wait, whose answer has to leave first."""
+    async with open_house(tmp_path) as house:
+        await house.agent.telemetry.sample()
+        me = house.visit()
+        lease = await acquired(me, ttl_ns=600 * 10**9)
+        await me.ask("Lease.Wait", lease_id=lease)
+        await me.ask("Telemetry.Watch", more=True, interval_ns=NS_PER_S)
+        await trio.sleep(60)
+        await house.visit().call("Lease.Release", lease_id=lease)
+        assert (await me.answer())["parameters"]["lease"]["lease_id"] == lease
+        began = trio.current_time()
+        for _ in range(5):
+            assert (await me.answer())["continues"]
+        assert trio.current_time() - began == pytest.approx(4, abs=1.1)

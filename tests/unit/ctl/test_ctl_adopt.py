@@ -71,6 +71,9 @@ def test_into_a_lease_that_is_there(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (("--pid", "2147483647", "--gpu", "1"), "no process"),
+        (("--pid", "2147483648", "--gpu", "1"), "no process"),
+        (("--pid", "0", "--gpu", "1"), "no process"),
+        (("--pid", "-1", "--gpu", "1"), "no process"),
         (("--pid", ME, "--gpu", "1", "--wait", "5s"), "does not wait"),
         (("--pid", ME), "say what is wanted"),
     ],

@@ -34,3 +34,25 @@ def test_an_output_that_is_full() -> None:
         )
     assert done.returncode == EX_IOERR
     assert done.stderr.splitlines() == ["leasectl: No space left on device"]
+
+
+def run_without(number: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """leasectl with one of the standard streams closed."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$0" -m leased.ctl.main "$@" {number}>&-', sys.executable, *words],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_an_output_that_is_closed() -> None:
+    done = run_without(1, "completion", "bash")
+    assert done.returncode == EX_IOERR
+    assert done.stderr.splitlines() == ["leasectl: Bad file descriptor"]
+
+
+def test_an_error_output_that_is_closed() -> None:
+    """What asks is answered; what fails ends with its status, which nobody is told more of."""
+    done = run_without(2, "completion", "bash")
+    assert done.returncode == 0 and "complete" in done.stdout
+    assert run_without(2, "--socket", "/no/where", "ls").returncode == 69

@@ -194,6 +194,7 @@ def test_openssl_takes_each_for_what_it_is_for_and_nothing_else(tmp_path: Path) 
         "spiffe://gpu.example.org/collector/",
         "spiffe://gpu.example.org/collector/a/b",
         "spiffe://gpu.example.org/collector/WEST",
+        "spiffe://gpu.example.org/collector/..",
         "spiffe://GPU/collector/west",
         "spiffe://gpu.example.org/admin/west",
         "spiffe://gpu.example.org/node/west",

@@ -198,9 +198,21 @@ def test_nothing_to_run_is_said_before_anything_is_asked(tmp_path: Path) -> None
     with CannedAgent(tmp_path, {}) as agent:
         status, _, err = finish(start(agent, "run", "--mem", "1MiB"))
         assert status == 65 and "say what to run" in err
+        status, _, err = finish(start(agent, "run", "--mem", "1MiB", "--", ""))
+        assert status == 65 and "say what to run" in err
         status, _, err = finish(start(agent, "run", "--", "true"))
         assert status == 65 and "say what is wanted" in err
         assert agent.calls == []
+
+
+def test_what_is_no_text_is_named(tmp_path: Path, memfd: int) -> None:
+    """A terminal of another encoding, say. As an argument of the command it is the command's."""
+    with CannedAgent(tmp_path, granted(), [memfd]) as agent:
+        alien = os.fsdecode(b"caf\xe9")
+        status, _, err = finish(start(agent, "run", "--mem", "1MiB", "--tag", alien, "--", "true"))
+        assert status == 65 and "caf" in err and "UTF-8" in err and "Traceback" not in err
+        status, _, err = finish(start(agent, "run", "--mem", "1MiB", "--", f"/no/{alien}"))
+        assert status == 127 and "/no/caf\\xe9: No such file" in err
 
 
 def test_alloc_without_a_time_is_a_shell(tmp_path: Path, memfd: int) -> None:
@@ -259,5 +271,5 @@ def test_a_receipt_that_cannot_be_kept_gives_the_lease_back(tmp_path: Path, memf
     with CannedAgent(tmp_path, granted(**RECEIPT), [memfd]) as agent:
         words = ("run", "--receipt", str(tmp_path / "no" / "where"), "--mem", "1MiB", "--", "true")
         status, _, err = finish(start(agent, *words))
-        assert status == 65 and "no/where" in err
+        assert status == 74 and "no/where: No such file" in err
         assert agent.asked("io.leased.Lease.Release")["lease_id"] == LEASE_ID

@@ -82,11 +82,15 @@ def test_help_fits_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_command_line_that_cannot_be_meant_ends_with_64(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for words in (["nothing"], ["renew"], ["run", "--cpu"], []):
+    for words in (
+        *(["nothing"], ["renew"], ["run", "--cpu"], []),
+        *(["--timeout", text, "ls"] for text in ("nan", "-1", "soon")),
+    ):
         with pytest.raises(SystemExit) as ended:
             build_parser().parse_args(words)
         assert ended.value.code == 64
-    capsys.readouterr()
+    told = capsys.readouterr()
+    assert not told.out and told.err.startswith("usage: ")
 
 
 def test_the_exit_statuses_of_errors_are_documented() -> None:

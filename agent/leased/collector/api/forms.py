@@ -23,22 +23,23 @@ from leased.terms.policy import Mode, WhenOver
 
 AMOUNT_MAX: Final = 1_000_000_000
 COUNT_MAX: Final = 2**53 - 1
-_DURATION: Final = r"^[0-9]{1,9}(ms|s|m|min|h|d)$"
-_RATE: Final = r"^[0-9]{1,9}/(s|min|h)$"
-_SHARE: Final = r"^[0-9]{1,5}(\.[0-9])?%$"
+# `$` stands before a last newline too, here and not in JavaScript: `(?!\n)` says that none follows.
+_DURATION: Final = r"^[0-9]{1,9}(ms|s|m|min|h|d)$(?!\n)"
+_RATE: Final = r"^[0-9]{1,9}/(s|min|h)$(?!\n)"
+_SHARE: Final = r"^[0-9]{1,5}(\.[0-9])?%$(?!\n)"
 _INSTANT: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}"
-_TENANT: Final = r"^[A-Za-z0-9_.-]{1,64}$"
-_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
-_ID: Final = "^[0-9a-f]{32}$"
-_CURSOR: Final = "^[A-Za-z0-9_-]+={0,2}$"
-PERIOD: Final = "^[1-9][0-9]{0,4}[hdw]$"
-MONTH: Final = "^[0-9]{4}-(0[1-9]|1[0-2])$"
-DAY: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt][0-9:.]+([Zz]|[+-][0-9]{2}:[0-9]{2}))?$"
-HORIZON: Final = "^[1-9][0-9]{0,2}[dw]$"
-NODES: Final = "^[0-9a-f]{32}(,[0-9a-f]{32}){0,63}$"
-TARGETS: Final = "^[1-9][0-9]{0,9}(,[1-9][0-9]{0,9}){0,9}$"
-PERCENTS: Final = "^(100|[1-9]?[0-9])(,(100|[1-9]?[0-9])){0,19}$"
-MESSAGE: Final = "^msg_[0-9a-f]{32}$"
+_TENANT: Final = r"^[A-Za-z0-9_.-]{1,64}$(?!\n)"
+_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$(?!\n)"
+_ID: Final = r"^[0-9a-f]{32}$(?!\n)"
+_CURSOR: Final = r"^[A-Za-z0-9_-]+={0,2}$(?!\n)"
+PERIOD: Final = r"^[1-9][0-9]{0,4}[hdw]$(?!\n)"
+MONTH: Final = r"^[0-9]{4}-(0[1-9]|1[0-2])$(?!\n)"
+DAY: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt][0-9:.]+([Zz]|[+-][0-9]{2}:[0-9]{2}))?$(?!\n)"
+HORIZON: Final = r"^[1-9][0-9]{0,2}[dw]$(?!\n)"
+NODES: Final = r"^[0-9a-f]{32}(,[0-9a-f]{32}){0,63}$(?!\n)"
+TARGETS: Final = r"^[1-9][0-9]{0,9}(,[1-9][0-9]{0,9}){0,9}$(?!\n)"
+PERCENTS: Final = r"^(100|[1-9]?[0-9])(,(100|[1-9]?[0-9])){0,19}$(?!\n)"
+MESSAGE: Final = r"^msg_[0-9a-f]{32}$(?!\n)"
 MEANT: Final = {
     _DURATION: 'a whole number with its unit (ms, s, min, h, d), such as "90s" or "10h"',
     _RATE: 'a whole number per s, min or h, such as "100/s"',

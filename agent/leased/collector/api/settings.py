@@ -209,7 +209,7 @@ def parse_tokens(text: str) -> tuple[Token, ...]:
 def _decode(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting without an end
         raise ConfigError(str(error)) from error
 
 

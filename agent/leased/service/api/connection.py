@@ -64,6 +64,7 @@ class Connection:
 
     __slots__ = (
         "_keeper",
+        "_moved",
         "_owned_fds",
         "_received_fds",
         "_scopes",
@@ -97,6 +98,7 @@ class Connection:
         self._received_fds: deque[int] = deque()
         self._owned_fds: set[int] = set()
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
+        self._moved: trio.Event | None = None
 
     def prove(self, sent: int | None) -> None:
         """Make sure that the peer's process is proven by a pidfd; `sent` is the one it sent. Raises
@@ -133,8 +135,20 @@ class Connection:
             return
         self._owned_fds.update(fds)
         self.conversation.answer(call, wire, fds, continues=continues)
+        if self._moved is not None and not continues:
+            self._moved.set()
+            self._moved = None
         if not self._keeper.outbox.note(self):
             self.flush()
+
+    async def settle(self, call: Call) -> None:
+        """Return when the peer has taken what `call` was answered so far: not before earlier calls
+        have their answers, behind which it waits."""
+        while call.held:
+            if self._moved is None:
+                self._moved = trio.Event()
+            await self._moved.wait()
+        await self.drained.wait()
 
     def hang_up(self) -> None:
         """End the connection from our side."""
@@ -222,7 +236,11 @@ class Connection:
             self._drop_received(call.fd_skip)
             taken.append((call, [self._received_fds.popleft() for _ in range(call.fd_count)]))
         self._drop_received(self.conversation.take_refused_fds())
-        if self.conversation.fault is not None or not calls:
+        if self.conversation.fault is not None:
+            # No call follows that they could be for, and earlier ones may take long.
+            self._drop_received(len(self._received_fds))
+            self.flush()
+        elif not calls:
             self.flush()
         return taken
 

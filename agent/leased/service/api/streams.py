@@ -261,7 +261,7 @@ class Streams:
     ) -> None:
         """Send one answer of a stream, and wait until the peer has taken what it was sent."""
         connection.answer(call, wire, continues=continues)
-        await connection.drained.wait()
+        await connection.settle(call)
         await trio.lowlevel.checkpoint()
 
 

@@ -78,7 +78,7 @@ class Vitals:
             head=self._opened.journal.anchored.head.hex(),
             filesystem=self._opened.filesystem,
             durability=self._opened.durability,
-            policy_generation=self._lessor.policy.generation,
+            policy_generation=self._lessor.table.policy_generation,
             policy_hash=table.policy_hash.hex(),
             reaper_connected=self._reaper_connected(),
             draining="" in table.pools.cordoned,
