@@ -161,7 +161,7 @@ class Grantor:
                 lease = one.effect.lease
                 if touched_bytes(lease) > QUICK_BYTES_MAX:
                     nursery.start_soon(self._grant_slowly, one, slots)
-                elif may_erase(lease):  # as many at once as there are devices
+                elif has_device(lease):  # as many at once as there are devices
                     nursery.start_soon(self._grant, [one])
                 else:
                     quick.append(one)
@@ -310,9 +310,10 @@ def touched_bytes(lease: Lease) -> int:
     return touched
 
 
-def may_erase(lease: Lease) -> bool:
-    """Whether preparing the lease may begin by erasing what nobody knows to be erased."""
+def has_device(lease: Lease) -> bool:
+    """Whether a driver is asked for the lease, or erases first what nobody knows to be erased."""
     return any(
-        one.kind is ResourceKind.GPU or shape_of(one.resource_id) in (Shape.RAW, Shape.DAX)
+        one.kind in (ResourceKind.GPU, ResourceKind.BLOCK)
+        or shape_of(one.resource_id) is Shape.DAX
         for one in lease.subject.allotments
     )

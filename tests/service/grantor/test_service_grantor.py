@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from leased.service.grantor import QUICK_BYTES_MAX, may_erase
+from leased.service.grantor import QUICK_BYTES_MAX, has_device
 from leased.terms.command import Release, Renew
 from leased.terms.errors import DeviceError
 from leased.terms.event import AccessCut, Reclaimed, Revoked
@@ -193,19 +193,20 @@ async def test_a_grant_released_by_nobody_while_prepared_lives_for_its_time(
 
 
 @pytest.mark.parametrize(
-    ("kind", "resource_id", "erases"),
+    ("kind", "resource_id", "waits"),
     [
         (ResourceKind.BLOCK, "block:raw:aa01", True),
-        (ResourceKind.BLOCK, "block:aa01", False),
+        (ResourceKind.BLOCK, "block:aa01", True),
         (ResourceKind.GPU, "gpu:GPU-1", True),
         (ResourceKind.MEM, "mem:dax-aa01", True),
+        (ResourceKind.MEM, "mem:budget:node0", False),
         (ResourceKind.CPU, "cpu:0", False),
     ],
 )
-def test_what_may_have_to_be_erased_first_delays_nobody(
-    kind: ResourceKind, resource_id: str, erases: bool
+def test_who_waits_for_a_driver_delays_nobody(
+    kind: ResourceKind, resource_id: str, waits: bool
 ) -> None:
-    assert may_erase(lease(Allotment(resource_id, kind, None, 1000))) is erases
+    assert has_device(lease(Allotment(resource_id, kind, None, 1000))) is waits
 
 
 async def test_a_large_grant_delays_nobody(autojump_clock: trio.testing.MockClock) -> None:
