@@ -179,6 +179,7 @@ def test_a_period_beside_days_is_not_passed_over(
         (f"{G}/allocations/history?kind=fpga", "one of cpu, gpu, mem, block, net", "kind"),
         (f"{USAGE}&format=xml", "one of json, csv, focus-1.2, focus-1.4", "format"),
         (f"{USAGE}&granularity=week", "one of hour, day, lease, total", "granularity"),
+        (f"{USAGE}&format=json%0A", "one of json, csv, focus-1.2, focus-1.4", "format"),
     ],
 )
 def test_what_is_missing_and_what_there_is_to_choose_from(

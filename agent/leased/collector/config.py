@@ -10,7 +10,6 @@ Does not open files but the configuration itself.
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +19,18 @@ from leased.chain.note import NoteKey, parse_key
 from leased.chain.page import PAGE_BYTES_MAX
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.moment import NS_PER_MS, NS_PER_S
-from leased.terms.reading import Keys, duration, fields, integer, rows, section, size, table, text
+from leased.terms.reading import (
+    Keys,
+    duration,
+    fields,
+    integer,
+    read_toml,
+    rows,
+    section,
+    size,
+    table,
+    text,
+)
 
 CONFIG: Final = Path("/etc/leased/leased-collector.toml")
 OTHER_SECTIONS: Final = (
@@ -78,10 +88,10 @@ class PullConfig(msgspec.Struct, frozen=True):
 def load(path: Path) -> PullConfig:
     """The configuration in `path`. Raises ConfigError."""
     try:
-        found = tomllib.loads(path.read_text("utf-8"))
+        found = read_toml(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
     ours = {key: value for key, value in found.items() if key not in OTHER_SECTIONS}
     try:

@@ -6,7 +6,6 @@ Does not carry it out (`retention`).
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +13,7 @@ import msgspec
 
 from leased.collector.config import CONFIG
 from leased.terms.errors import ConfigError
-from leased.terms.reading import fields, section
+from leased.terms.reading import fields, read_toml, section
 
 MONTHS_MAX: Final = 1200
 FOREVER: Final = "forever"
@@ -32,12 +31,12 @@ def load_rule(path: Path | None) -> Rule:
     """Section [retention]. Raises ConfigError."""
     path = path or CONFIG
     try:
-        found = tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
+        found = read_toml(path.read_text("utf-8")) if path.exists() else {}
         read = fields({"retention": found.get("retention", {})}, {"retention": _SECTION}, "")
         rule: Rule = read["retention"]
         if rule.usage_months is not None and rule.usage_months < (rule.raw_months or MONTHS_MAX):
             raise ConfigError("retention.usage_months: not fewer than raw_months")
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return rule
 

@@ -12,7 +12,6 @@ Does not look at ages or at what live leases still need: who is named here stand
 from __future__ import annotations
 
 import argparse
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +26,7 @@ from leased.ctl.usage_text import Verbs, verb
 from leased.durable.reader import LogFacts, read_log
 from leased.durable.retention import SEGMENTS_KEPT
 from leased.terms.errors import ChainError, ConfigError, StateError
+from leased.terms.reading import read_toml
 
 CONFIG: Final = Path("/") / CONFIG_FILE
 
@@ -127,12 +127,12 @@ def _configured(path: Path) -> tuple[Path, dict[str, NoteKey], int]:
     """The log, the collectors' keys, and how many of them it takes. Raises ConfigError,
     StateError."""
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        table: dict[str, Any] = read_toml(path.read_text("utf-8"))
         state = str(table.get("paths", {}).get("state_dir", f"/{STATE_DIRECTORY}"))
         listener = table.get("listener", {})
         keys = {str(one["name"]): parse_key(one["key"]) for one in listener.get("collectors", ())}
         return Path(state) / "audit", keys, int(listener.get("quorum", 0))
     except OSError as error:
         raise StateError(f"{path}: {error.strerror}; give the agent's with --config") from error
-    except (ChainError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ConfigError, ChainError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}; `leasectl doctor` says what is wrong") from error

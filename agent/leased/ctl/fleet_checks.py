@@ -11,7 +11,6 @@ Does not connect anywhere, and does not know this node's id (the agent refuses a
 from __future__ import annotations
 
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -22,7 +21,8 @@ from leased.ctl.console import NS_PER_S, length
 from leased.ctl.findings import Finding, Grade, read_text
 from leased.ctl.pki import SOON_NS, expiry
 from leased.ctl.service_checks import CONFIG_FILE
-from leased.terms.errors import CallerError
+from leased.terms.errors import CallerError, ConfigError
+from leased.terms.reading import read_toml
 
 _FILES: Final = ("certificate", "key", "ca")
 
@@ -30,8 +30,8 @@ _FILES: Final = ("certificate", "key", "ca")
 def certificates(root: Path, *, wall_ns: Callable[[], int] = time.time_ns) -> Iterator[Finding]:
     """Those of `[listener]`."""
     try:
-        table = tomllib.loads(read_text(root / CONFIG_FILE) or "").get("listener", {})
-    except tomllib.TOMLDecodeError:
+        table = read_toml(read_text(root / CONFIG_FILE) or "").get("listener", {})
+    except ConfigError:
         return  # `timing` says so
     paths = {name: str(table.get(name, "")) for name in _FILES}
     if not any(paths.values()):

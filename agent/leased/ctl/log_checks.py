@@ -9,7 +9,6 @@ Does not verify the log (`leasectl verify` does).
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -23,7 +22,7 @@ from leased.durable.files import DirectoryDisk
 from leased.durable.genesis import LOG_ID
 from leased.durable.tpm import DEFINE, KEYS, CounterConfig, TpmCounter, check
 from leased.terms.errors import ChainError, ConfigError, LeasedError
-from leased.terms.reading import fields
+from leased.terms.reading import fields, read_toml
 
 TOPIC: Final = "counter"
 _EXAMPLE: Final = "0x01800a11"
@@ -32,11 +31,12 @@ _EXAMPLE: Final = "0x01800a11"
 def counter(root: Path) -> Iterator[Finding]:
     """The counter of `[log.counter]`."""
     try:
-        table = tomllib.loads(read_text(root / CONFIG_FILE) or "")
+        table = read_toml(read_text(root / CONFIG_FILE) or "")
+    except ConfigError:
+        return  # `timing` says so
+    try:
         wanted = table.get("log", {}).get("counter", {})
         settings = check(CounterConfig(**fields(wanted, KEYS, "log.counter.")))
-    except tomllib.TOMLDecodeError:
-        return  # `timing` says so
     except ConfigError as error:
         yield Finding(Grade.FAIL, TOPIC, f"/{CONFIG_FILE}: {error}")
         return

@@ -9,42 +9,23 @@ Does not judge what only the agent knows (its hardware, its time zones, its leas
 
 from __future__ import annotations
 
-import datetime
-import tomllib
 from pathlib import Path
-from typing import Any
 
 from leased.terms.errors import ConfigError
 from leased.terms.policy import Policy
 from leased.terms.policy_text import read_policy
-from leased.terms.reading import misread, read_json
+from leased.terms.reading import read_json, read_toml
 
 
 def load_policy(file: Path) -> Policy:
     """The policy in `file`. Raises ConfigError."""
     try:
         text = file.read_text(encoding="utf-8")
-        document = read_json(text, "") if file.suffix == ".json" else tomllib.loads(text)
+        document = read_json(text, "") if file.suffix == ".json" else read_toml(text)
+        if not isinstance(document, dict):
+            raise ConfigError("a policy is a table of keys")
+        return read_policy(document, "")
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: {misread(text, str(error))}") from error
-    except ConfigError as error:
+    except (ConfigError, ValueError, RecursionError) as error:  # also no JSON, and no UTF-8
         raise ConfigError(f"{file}: {error}") from error
-    except (ValueError, RecursionError) as error:  # both decoders' errors, and text that is none
-        raise ConfigError(f"{file}: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{file}: a policy is a table of keys")
-    try:
-        return read_policy({key: _spelled(value) for key, value in document.items()}, "")
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
-
-
-def _spelled(value: Any) -> Any:
-    """TOML's own dates and times as the text they were."""
-    if isinstance(value, dict):
-        return {key: _spelled(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_spelled(one) for one in value]
-    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value

@@ -9,7 +9,6 @@ Does not price (`economics.rates`).
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from leased.economics import rates
 from leased.economics.rates import DEFAULT_CARD, Rate, RateCard
 from leased.terms.errors import ConfigError
 from leased.terms.lease import Priority
+from leased.terms.reading import read_toml
 from leased.terms.resource import ResourceKind, TierKind
 
 CONFIG_FILE: Final = Path("/etc/leased/leased.toml")
@@ -38,10 +38,10 @@ def load_cards(files: Iterable[Path]) -> dict[bytes, RateCard]:
 def load_card(file: Path) -> RateCard:
     """The card in `file`. Raises ConfigError naming file and key."""
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        document = read_toml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # also what is no UTF-8, or has no end
+    except (UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{file}: {error}") from error
     return parse_card(document.get("rates", {}), str(file))
 

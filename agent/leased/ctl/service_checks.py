@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import socket
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,8 @@ from leased.ctl.asks import parse_duration
 from leased.ctl.console import length
 from leased.ctl.findings import Finding, Grade, read_text
 from leased.durable.filesystem import NETWORK
-from leased.terms.errors import InvalidParameter, LeasedError
+from leased.terms.errors import ConfigError, InvalidParameter, LeasedError
+from leased.terms.reading import read_toml
 
 STATE_DIRECTORY: Final = "var/lib/leased"
 RUNTIME_DIRECTORY: Final = "run/leased"
@@ -204,8 +204,8 @@ def timing(root: Path) -> Iterator[Finding]:
     text = read_text(root / CONFIG_FILE)
     if text is not None:
         try:
-            table = tomllib.loads(text).get("timing", {})
-        except tomllib.TOMLDecodeError as error:
+            table = read_toml(text).get("timing", {})
+        except ConfigError as error:
             yield Finding(Grade.FAIL, "configuration", f"/{CONFIG_FILE}: {error}")
             return
     budgets = {name: table.get(name, value) for name, value in BUDGET_DEFAULTS.items()}

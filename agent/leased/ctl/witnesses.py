@@ -12,7 +12,6 @@ Does not read a log (`durable.reader`) and does not parse a policy (`chain.quoru
 from __future__ import annotations
 
 import argparse
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +31,8 @@ from leased.chain.verdict import BELOW_QUORUM, GAP, NEW_LOG, UNPROVEN
 from leased.ctl.findings import read_text
 from leased.ctl.service_checks import CONFIG_FILE, STATE_DIRECTORY
 from leased.durable.reader import LogFacts
-from leased.terms.errors import EX_NOINPUT, ChainError, InvalidParameter
+from leased.terms.errors import EX_NOINPUT, ChainError, ConfigError, InvalidParameter
+from leased.terms.reading import read_toml
 
 ROOT: Final = Path("/")
 
@@ -91,7 +91,7 @@ def configured_policy(log: Path, root: Path = ROOT) -> WitnessPolicy | None:
     """Whom the agent of this host takes (`[listener]`), if `log` is the log that it writes. None:
     it is another log, or no collector is configured, or that cannot be read."""
     try:
-        table = tomllib.loads(read_text(root / CONFIG_FILE) or "")
+        table = read_toml(read_text(root / CONFIG_FILE) or "")
         state = str(table.get("paths", {}).get("state_dir", f"/{STATE_DIRECTORY}")).lstrip("/")
         if (root / state / "audit").resolve() != log.resolve():
             return None
@@ -100,7 +100,7 @@ def configured_policy(log: Path, root: Path = ROOT) -> WitnessPolicy | None:
         if not keys or any(key.kind != COSIGNATURE_V1 for key in keys.values()):
             return None
         return flat(keys, int(listener.get("quorum", 0)))
-    except (tomllib.TOMLDecodeError, ChainError, AttributeError, KeyError, TypeError, ValueError):
+    except (ConfigError, ChainError, AttributeError, KeyError, TypeError, ValueError):
         return None  # `leasectl doctor` says what is wrong with it
 
 

@@ -12,8 +12,6 @@ Does not judge what the values mean together (`config.check`, `policy.check`, `r
 
 from __future__ import annotations
 
-import datetime
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,14 +31,13 @@ from leased.terms.identity import TenantId, parse_tenant
 from leased.terms.lease import Priority
 from leased.terms.policy import Policy
 from leased.terms.policy_text import read_policy
-from leased.terms.reading import Keys
+from leased.terms.reading import Keys, read_toml
 from leased.terms.reading import choice as _choice
 from leased.terms.reading import duration as _duration
 from leased.terms.reading import fields as _fields
 from leased.terms.reading import flag as _flag
 from leased.terms.reading import integer as _integer
 from leased.terms.reading import member as _member
-from leased.terms.reading import misread as _misread
 from leased.terms.reading import rows as _rows
 from leased.terms.reading import section as _section
 from leased.terms.reading import shown as _shown
@@ -80,7 +77,7 @@ def _read(path: Path) -> str:
 def parse(text: str, file: str) -> config.Config:
     """The configuration in `text`; `file` is what errors call it. Raises ConfigError."""
     try:
-        fields = _fields(_decode(text), _SECTIONS, "")
+        fields = _fields(read_toml(text), _SECTIONS, "")
         return config.check(config.Config(**fields))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
@@ -89,27 +86,9 @@ def parse(text: str, file: str) -> config.Config:
 def parse_policy(text: str, file: str) -> Policy:
     """The policy document in `text`; `file` is what errors call it. Raises ConfigError."""
     try:
-        return read_policy(_decode(text), "")
+        return read_policy(read_toml(text), "")
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
-
-
-def _decode(text: str) -> dict[str, Any]:
-    try:
-        return {key: _spelled(value) for key, value in tomllib.loads(text).items()}
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(_misread(text, str(error))) from error
-    except (ValueError, RecursionError) as error:  # numbers and nesting without an end
-        raise ConfigError(str(error)) from error
-
-
-def _spelled(value: Any) -> Any:
-    """TOML's own dates and times as the text they were."""
-    if isinstance(value, dict):
-        return {key: _spelled(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_spelled(one) for one in value]
-    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
 
 
 # ---- reading single values -----------------------------------------------------------------------

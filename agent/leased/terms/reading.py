@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -149,7 +150,27 @@ def unknown(where: str, key: str, known: tuple[str, ...]) -> ConfigError:
     return ConfigError(f"{where}: unknown key{hint}")
 
 
-def misread(text: str, complaint: str) -> str:
+def read_toml(text: str) -> dict[str, Any]:
+    """What a TOML text says, its dates and times as they are written. Raises ConfigError if it is
+    none, with the line and the key."""
+    try:
+        return {key: _spelled(value) for key, value in tomllib.loads(text).items()}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(_misread(text, str(error))) from error
+    except (ValueError, RecursionError) as error:  # numbers and nesting without an end
+        raise ConfigError(str(error)) from error
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _spelled(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_spelled(one) for one in value]
+    # A date or a time: nothing else that TOML has can be written as one.
+    return value.isoformat() if hasattr(value, "isoformat") else value
+
+
+def _misread(text: str, complaint: str) -> str:
     """What a TOML decoder complained of, with the line and the key that stand where it says."""
     found = _LINE.search(complaint)
     rows = text.splitlines()

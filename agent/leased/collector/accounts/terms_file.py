@@ -12,7 +12,6 @@ Does not price (`economics.billing`).
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +37,7 @@ from leased.economics.contracts import (
 from leased.economics.rates import parse_price
 from leased.terms.errors import ConfigError, InvalidParameter
 from leased.terms.identity import parse_id, parse_tenant
+from leased.terms.reading import read_toml
 
 TERMS_FILE: Final = "billing.toml"
 GIB: Final = 1 << 30
@@ -114,7 +114,7 @@ def load_terms_for(config: Path | None) -> Terms:
     ConfigError."""
     config = config or CONFIG
     try:
-        governance = tomllib.loads(config.read_text("utf-8")).get("governance", {})
+        governance = read_toml(config.read_text("utf-8")).get("governance", {})
         named = governance.get("terms_file", "") if isinstance(governance, dict) else None
         if not isinstance(named, str):
             raise ConfigError("governance.terms_file: must be a name in quotes")
@@ -122,7 +122,7 @@ def load_terms_for(config: Path | None) -> Terms:
         if config != CONFIG:
             raise ConfigError(f"{config}: there is no such file") from None
         named = ""
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{config}: {error}") from error
     path = terms_path(config.parent, named)
     return Terms() if path is None else load_terms(path)
@@ -132,10 +132,10 @@ def load_terms(path: Path) -> Terms:
     """The terms in `path`. Raises ConfigError, also where there is no such file: who names one does
     not want the list prices."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = read_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return parse_terms(document, str(path))
 

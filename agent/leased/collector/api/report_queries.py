@@ -66,12 +66,12 @@ class UsageQuery(TimeQuery, frozen=True, kw_only=True):
     granularity: Annotated[
         str,
         Meta(
-            pattern="^(hour|day|lease|total)$",
+            pattern=r"^(hour|day|lease|total)$(?!\n)",
             description="lease: each lease by itself, with the records that it follows from,"
             " folded anew from the sealed chains. That takes as long as they are.",
         ),
     ] = "hour"
-    format: Annotated[str, Meta(pattern=r"^(json|csv|focus-1\.2|focus-1\.4)$")] | None = None
+    format: Annotated[str, Meta(pattern=r"^(json|csv|focus-1\.2|focus-1\.4)$(?!\n)")] | None = None
 
 
 class ChargebackQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,14 +85,14 @@ class ForecastQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far, and of what."""
 
     horizon: Annotated[str, Meta(pattern=HORIZON)] = "90d"
-    kind: Annotated[str, Meta(pattern="^(cpu|gpu|mem|block|net)$")] = "cpu"
+    kind: Annotated[str, Meta(pattern=r"^(cpu|gpu|mem|block|net)$(?!\n)")] = "cpu"
 
 
 class HistoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far back, and of what."""
 
     period: Period = "24h"
-    kind: Annotated[str, Meta(pattern="^(cpu|gpu|mem|block|net)$")] = "cpu"
+    kind: Annotated[str, Meta(pattern=r"^(cpu|gpu|mem|block|net)$(?!\n)")] = "cpu"
 
 
 class PeriodQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -35,7 +35,7 @@ _MEANT: Final = {repr(pattern)[1:-1]: what for pattern, what in MEANT.items()}
 """As an error quotes a pattern."""
 _UNKNOWN: Final = re.compile("unknown field `(.*)`$")
 _MISSING: Final = re.compile("missing required field `(.*)`$")
-_WORDS: Final = re.compile(r"\^\(([a-z0-9.\\|-]+)\)\$")
+_WORDS: Final = re.compile(r"\^\(([a-z0-9.\\|-]+)\)\$(?:\(\?!\\+n\))?")
 TAGS: Final = r'^(\*|(W/)?"[!#-~]{1,100}"( *, *(W/)?"[!#-~]{1,100}"){0,15})$'
 """Entity tags, as If-Match and If-None-Match have them."""
 

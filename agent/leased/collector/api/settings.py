@@ -10,7 +10,6 @@ Does not open what it names.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -128,7 +127,7 @@ def load(path: Path | None) -> Settings:
 
 def parse(text: str) -> Settings:
     """Raises ConfigError naming the key."""
-    mine = {key: value for key, value in _decode(text).items() if key not in ELSEWHERE}
+    mine = {key: value for key, value in reading.read_toml(text).items() if key not in ELSEWHERE}
     settings = Settings(**reading.fields(mine, _SECTIONS, "", also=ELSEWHERE))
     check_store(settings.store)
     http = settings.http
@@ -173,7 +172,7 @@ def load_ground(settings: Settings, directory: Path) -> Policy:
         return Policy()
     path = directory / settings.governance.policy_file
     try:
-        return read_policy(_decode(path.read_text(encoding="utf-8")), "")
+        return read_policy(reading.read_toml(path.read_text(encoding="utf-8")), "")
     except (OSError, UnicodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -198,19 +197,12 @@ def load_tokens(settings: Settings, directory: Path) -> tuple[Token, ...]:
 
 def parse_tokens(text: str) -> tuple[Token, ...]:
     """The rows of a file of tokens. Raises ConfigError."""
-    found = reading.fields(_decode(text), {"tokens": ("tokens", _token_rows)}, "")
+    found = reading.fields(reading.read_toml(text), {"tokens": ("tokens", _token_rows)}, "")
     tokens: tuple[Token, ...] = found.get("tokens", ())
     for number, one in enumerate(tokens):
         if any(one.name == other.name or one.sha256 == other.sha256 for other in tokens[:number]):
             raise ConfigError(f"tokens.{one.name}: listed twice, by its name or by its hash")
     return tokens
-
-
-def _decode(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also numbers and nesting without an end
-        raise ConfigError(str(error)) from error
 
 
 # ---- reading single values -----------------------------------------------------------------------

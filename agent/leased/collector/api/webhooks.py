@@ -69,7 +69,7 @@ class ReplayForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 class DeliveriesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which page, of deliveries in one state or in any."""
 
-    state: Annotated[str, Meta(pattern="^(pending|delivered|dead)$")] | None = None
+    state: Annotated[str, Meta(pattern=r"^(pending|delivered|dead)$(?!\n)")] | None = None
     limit: forms.Limit = 100
     cursor: forms.Cursor | None = None
 

@@ -11,7 +11,6 @@ Does not import an engine that is not chosen.
 
 from __future__ import annotations
 
-import tomllib
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,7 +21,7 @@ from leased.collector.config import CONFIG
 from leased.collector.metering.engine import MakeEngine
 from leased.terms.errors import ConfigError
 from leased.terms.moment import NS_PER_S
-from leased.terms.reading import Keys, choice, duration, fields, section, text
+from leased.terms.reading import Keys, choice, duration, fields, read_toml, section, text
 
 ENGINES: Final = ("duckdb", "spark")
 
@@ -53,14 +52,14 @@ def load_store(path: Path | None) -> tuple[StoreConfig, Path]:
     of /etc if there is one. Raises ConfigError."""
     path = path or CONFIG
     try:
-        found = tomllib.loads(path.read_text("utf-8"))
+        found = read_toml(path.read_text("utf-8"))
         read = fields({"store": found.get("store", {})}, {"store": SECTION}, "")
         return check_store(read["store"]), path.parent
     except FileNotFoundError:
         if path != CONFIG:
             raise ConfigError(f"{path}: there is no such file") from None
         return StoreConfig(), path.parent
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
