@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
     """Run one command; returns its exit status."""
     console = console or Console(program="leased-collector")
     words = spelled(sys.argv[1:] if argv is None else argv)
-    return carry_out(build_parser().parse_args(words), console)
+    return carry_out(build_parser(), words, console)
 
 
 def spelled(words: Sequence[str]) -> list[str]:

@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
     """Run one command; returns its exit status."""
     console = console or Console()
     words = sys.argv[1:] if argv is None else argv
-    return carry_out(build_parser(words).parse_args(words), console)
+    return carry_out(build_parser(words), words, console)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carries out the verb that was parsed, and turns what comes of it into an exit status.
+"""Carries out what a command line says, and turns what comes of it into an exit status.
 
 Rule: an error of ours is told as it is, and so is a file that cannot be written; an interrupt, or a
 reader that has had enough, is none.
 
-Does not parse (`main` of each program) and declares no verb.
+Declares no verb (`main` of each program).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 from leased.ctl.console import Console
@@ -21,9 +22,15 @@ from leased.terms.errors import EX_IOERR, LeasedError
 INTERRUPTED: Final = 130
 
 
-def carry_out(options: argparse.Namespace, console: Console) -> int:
-    """Run the verb of `options`; returns the program's exit status."""
+def carry_out(parser: argparse.ArgumentParser, words: Sequence[str], console: Console) -> int:
+    """Run the verb that `words` name; returns the program's exit status. Raises SystemExit where
+    the parser ends it: help, and what cannot be meant."""
     try:
+        try:
+            options = parser.parse_args(words)
+        except SystemExit:
+            console.out.flush()
+            raise
         status: int = options.act(options, console)
         console.out.flush()
     except LeasedError as error:

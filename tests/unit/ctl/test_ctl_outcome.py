@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from leased.ctl.console import Console
 from leased.ctl.outcome import carry_out
 from leased.terms.errors import EX_IOERR
@@ -18,16 +20,18 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     def act(options: argparse.Namespace, console: Console) -> int:
         return (tmp_path / "none" / "bill.json").write_bytes(b"")
 
-    console = Console(io.StringIO(), io.StringIO())
-    assert carry_out(argparse.Namespace(act=act), console) == EX_IOERR
+    parser, console = argparse.ArgumentParser(), Console(io.StringIO(), io.StringIO())
+    parser.set_defaults(act=act)
+    assert carry_out(parser, [], console) == EX_IOERR
     [line] = console.err.getvalue().splitlines()
     assert line.endswith("/none/bill.json: No such file or directory")
 
 
-def test_an_output_that_is_full() -> None:
+@pytest.mark.parametrize("words", [("completion", "bash"), ("ls", "--help"), ("--help",)])
+def test_an_output_that_is_full(words: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "leased.ctl.main", "completion", "bash"],
+            [sys.executable, "-m", "leased.ctl.main", *words],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
