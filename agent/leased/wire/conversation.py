@@ -72,8 +72,8 @@ _BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Conversation:
-    """One connection. `fault` is set when the peer broke the protocol; `finished` when it is time
-    to close.
+    """One connection. `fault` is set when the peer broke the protocol, `ended` when it sends no
+    more; `finished` when it is time to close.
     """
 
     __slots__ = (
@@ -84,6 +84,7 @@ class Conversation:
         "_refused_fds",
         "_service",
         "_tail_fds",
+        "ended",
         "fault",
     )
 
@@ -102,11 +103,13 @@ class Conversation:
         self._tail_fds = 0
         self._refused_fds = 0
         self.fault: ProtocolError | None = None
+        self.ended = False
 
     @property
     def finished(self) -> bool:
-        """Whether everything has been said after a fault: send what `take` gives, then close."""
-        return self.fault is not None and not self._pending
+        """Whether everything has been said, and nothing comes: send what `take` gives, then
+        close."""
+        return (self.ended or self.fault is not None) and not self._pending
 
     @property
     def unanswered(self) -> int:

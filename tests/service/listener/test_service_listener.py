@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -244,6 +245,34 @@ peer = socket.socket(socket.AF_UNIX)
 peer.connect(sys.argv[1])
 peer.sendall(sys.stdin.buffer.read())
 """
+
+
+async def test_who_sends_no_more_has_its_answers_first(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """`printf ... | socat - UNIX:...` shuts down its sending half: a grant that was under way went
+    to nobody, and lived out its term."""
+    async with open_house(tmp_path) as house:
+        house.agent.journal.gate.shut()
+        me, half, waits = house.visit(), house.visit(), house.visit()
+        await me.send(message("Lease.Acquire", **ACQUIRE) + message("Lease.List"))
+        await half.send(message("Lease.List") + b'{"method"')
+        await waits.ask("Lease.Watch", more=True)
+        for visitor in (me, half, waits):
+            visitor.sock.shutdown(socket.SHUT_WR)
+        await trio.sleep(1)
+        house.agent.journal.gate.open()
+        assert (await me.answer())["parameters"]["lease"]["lease_id"] and len(me.fds) == 1
+        assert len((await me.answer())["parameters"]["leases"]) == 1
+        assert await me.ended()
+        await half.answer()
+        assert await half.ended()
+        await waits.answer()
+        listener = house.agent.listener
+        assert listener is not None and listener.connections == 1, "who watches is told more"
+        waits.close()
+        await trio.sleep(1)
+        assert listener.connections == 0
 
 
 async def test_who_is_gone_before_being_let_in_gets_no_lease(

@@ -207,9 +207,9 @@ class Connection:
                 self.stalled_ns = self._keeper.clock.now().boot_ns
                 self._keeper.watch(self, writable=True)
 
-    def read(self) -> list[tuple[Call, list[int]]]:
-        """Read once; the calls that are complete, each with its descriptors. An end closes the
-        connection."""
+    def read(self, *, gone: bool) -> list[tuple[Call, list[int]]]:
+        """Read once; the calls that are complete, each with its descriptors. At the end a peer that
+        is `gone` is closed; one that only sends no more has its answers first."""
         try:
             length, ancillary, flags, _ = self.sock.recvmsg_into(
                 _INTO, _ANCILLARY_BYTES, _READ_FLAGS
@@ -227,8 +227,13 @@ class Connection:
                     received.frombytes(content[: len(content) - len(content) % received.itemsize])
             count = len(received)
             self._received_fds.extend(received)
-        if not length or flags & _TRUNCATED:
+        if flags & _TRUNCATED or (not length and gone):
             self._keeper.close(self)
+            return []
+        if not length:
+            self.conversation.ended = True
+            self._keeper.watch(self, writable=bool(self._unsent))
+            self.flush()
             return []
         calls = self.conversation.receive(bytes(_READ[:length]), count)
         taken: list[tuple[Call, list[int]]] = []

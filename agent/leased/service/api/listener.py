@@ -42,6 +42,9 @@ LINGER_NS_MAX = 2_000_000
 
 SWEEP_NS = 1 * NS_PER_S
 
+GONE = select.EPOLLHUP | select.EPOLLERR
+"""Of a peer that closed its end, or died; one that shut down its sending half is still there."""
+
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 """Why nobody can be let in, whoever waits."""
 
@@ -144,7 +147,7 @@ class Listener:
         if mask & select.EPOLLOUT:
             connection.flush_unsent()
         if mask & ~select.EPOLLOUT and not connection.closed:
-            for call, fds in connection.read():
+            for call, fds in connection.read(gone=bool(mask & GONE)):
                 if connection.closed:  # the answer to an earlier call found nobody there
                     close_all(fds)
                 else:
@@ -197,8 +200,10 @@ class Listener:
             raise PermissionDenied(f"uid {caller.uid} has {held} connections open, its limit")
 
     def watch(self, connection: Connection, *, writable: bool) -> None:
-        """Ask for (or no longer for) the moment at which the socket takes bytes again."""
-        mask = select.EPOLLIN | (select.EPOLLOUT if writable else 0)
+        """Ask for (or no longer for) the moment at which the socket takes bytes again; and for what
+        comes, of a peer that still sends. That it is gone is told in any case."""
+        mask = 0 if connection.conversation.ended else select.EPOLLIN
+        mask |= select.EPOLLOUT if writable else 0
         self._epoll.modify(connection.sock.fileno(), mask)
 
     def close(self, connection: Connection) -> None:
