@@ -20,13 +20,14 @@ from leased.lessor.ledger import rows_of
 from leased.lessor.lifecycle import CELLS, LIVE, Answer, Cell, Trigger
 from leased.lessor.table import LeaseTable, Tenancy, end_ns
 from leased.terms import event as events
-from leased.terms.effect import Effect, Forget, MoveDeadline, Notify, Teardown
+from leased.terms.command import Command
+from leased.terms.effect import Effect, Forget, MoveDeadline, Notify, Prepare, Teardown
 from leased.terms.errors import InvariantError
 from leased.terms.event import Event, LeaseEvent
 from leased.terms.identity import CommandId, EventId, LeaseId, TenantId
 from leased.terms.lease import Lease, LeaseState, RevocationReason
 from leased.terms.moment import Moment
-from leased.terms.reply import Reply
+from leased.terms.reply import Granted, Reply
 from leased.terms.resource import Allotment
 from leased.terms.teardown import Utilization
 
@@ -44,6 +45,21 @@ class Proposal(msgspec.Struct, frozen=True, gc=False):
     events: tuple[Event, ...] = ()
     answers: Answers = ()
     effects: tuple[Effect, ...] = ()
+
+    def grants_at_once(self, command: Command) -> bool:
+        """Whether one lease was granted to whoever asked, and nothing else came of it."""
+        effects, answers = self.effects, self.answers
+        return (
+            len(effects) == len(answers) == 1
+            and type(effects[0]) is Prepare
+            and type(answers[0][1]) is Granted
+            and answers[0][0] == command.command_id
+        )
+
+    def tells_nobody_else(self, command: Command) -> bool:
+        """Whether the only answer is to the command itself."""
+        answers = self.answers
+        return not answers or (len(answers) == 1 and answers[0][0] == command.command_id)
 
 
 class Facts(msgspec.Struct, gc=False):

@@ -6,7 +6,8 @@ or the sealer, so there is no lock. `propose` applies its events to the table at
 the only way back is the end of the process, which is what an error in sealing or committing is (it
 leaves `run` as an exception, and recovery decides). Questions travel the same channel and are
 answered after the commit of their batch, so nobody sees an uncommitted table. Everything that waits
-when a batch begins goes into it, up to `batch_commands_max`; there is no artificial delay.
+when a batch begins goes into it, up to `batch_commands_max`, and one plan; there is no artificial
+delay.
 
 Does not read sockets, call drivers or sleep: answers and effects are handed to callbacks that must
 not block.
@@ -22,12 +23,11 @@ import msgspec
 import trio
 
 from leased.chain.sealer import SealedBatch, Sealer
-from leased.lessor.draft import Proposal
 from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Journal
 from leased.service.api.outbox import Outbox
 from leased.service.evidence import NO_COMMAND
-from leased.terms.command import CancelWait, Command, Extend, Renew
+from leased.terms.command import CancelWait, Command, Extend, Plan, Renew
 from leased.terms.effect import Effect, MoveDeadline, Prepare
 from leased.terms.event import Allocated, Event
 from leased.terms.identity import CommandId, LeaseId
@@ -40,6 +40,10 @@ _MOVES = (Renew, Extend)
 """Commands that are answered when the reaper has the new deadline."""
 Deliver = Callable[[Reply], None]
 """Takes a reply on its way out. Must not block and must not raise."""
+
+PLANS_MAX = 64
+"""Plans that may wait. One may go through all leases there are, so one is made with each batch: who
+asks for many of them holds up nobody but who plans."""
 
 FEW = 4
 """Commands that are committed on the spot: with more, a turn of the event loop is shared by enough
@@ -129,6 +133,7 @@ class Sequencer:
         self._in_turn = False
         self._sealed: Batch | None = None
         self._channel: deque[tuple[Command, Deliver | None]] = deque()
+        self._plans: deque[tuple[Plan, Deliver]] = deque()
         self._pending: dict[CommandId, list[Deliver]] = {}
         self._arrived = trio.Event()
         self._stopping = False
@@ -139,9 +144,15 @@ class Sequencer:
     def submit(self, command: Command, deliver: Deliver) -> None:
         """Queue a client's command. A full channel, or an agent that stops, refuses at once."""
         if self._stopping or len(self._channel) >= self._commands_max:
-            deliver(self._refuse())
+            deliver(self._refuse("commands", len(self._channel), self._commands_max))
             return
-        self._channel.append((command, deliver))
+        if type(command) is Plan:
+            if len(self._plans) >= PLANS_MAX:
+                deliver(self._refuse("plans", PLANS_MAX, PLANS_MAX))
+                return
+            self._plans.append((command, deliver))
+        else:
+            self._channel.append((command, deliver))
         if not self._in_turn:
             self._arrived.set()
 
@@ -160,6 +171,8 @@ class Sequencer:
         """Commit what was read if it is little and nothing else is under way; whether that was
         done. Raises what a commit raises: then the process must end."""
         self._in_turn = False
+        if self._plans:
+            self._arrived.set()
         if not self._channel:
             return False
         if self._commit_at_once is None or self._committing or len(self._channel) > FEW:
@@ -214,16 +227,17 @@ class Sequencer:
     def refuse_new(self) -> None:
         """Stop taking clients' commands; what is queued is still carried out."""
         self._stopping = True
+        self._channel += self._plans
+        self._plans.clear()
 
-    def _refuse(self) -> Refusal:
+    def _refuse(self, what: str, waiting: int, most: int) -> Refusal:
         if self._stopping:
             return Refusal(RefusalReason.STOPPING, what="agent")
-        depth = len(self._channel)
         return Refusal(
             RefusalReason.BUSY,
-            what="commands",
-            limit=self._commands_max,
-            usage=depth,
+            what=what,
+            limit=most,
+            usage=waiting,
             requested=1,
             retry_at_ns=self._clock.now().boot_ns,
         )
@@ -234,16 +248,20 @@ class Sequencer:
         """Commit batches until cancelled. Any exception that leaves here must end the process."""
         task_status.started()
         while True:
-            if not self._channel and self._sealed is None:
+            while not self._waits():
                 self._arrived = trio.Event()
                 await self._arrived.wait()
-                if not self._channel and self._sealed is None:
-                    continue
             # Once propose has run the batch must reach its end: a cancellation in between would
             # leave a table that the journal does not know.
             with trio.CancelScope(shield=True):
                 await self._commit_batch()
-            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._plans:
+                await trio.lowlevel.checkpoint()  # the others' turn comes between two of them
+            else:
+                await trio.lowlevel.checkpoint_if_cancelled()
+
+    def _waits(self) -> bool:
+        return bool(self._channel or self._plans) or self._sealed is not None
 
     async def commit_now(self, command: Command) -> list[Reply]:
         """Carry one command through all seven steps before `run` has begun (boot) or after it has
@@ -256,7 +274,7 @@ class Sequencer:
     async def _commit_batch(self) -> None:
         batch, self._sealed = self._sealed, None
         if batch is None:
-            batch = self._draw()
+            batch = self._draw(plans=1)
         self._committing = True
         sealed = batch.sealed
         if sealed is not None:
@@ -264,13 +282,15 @@ class Sequencer:
         self._committing = False
         self._finish(batch)
 
-    def _draw(self) -> Batch:
-        """Propose what waits, and seal what came of it."""
+    def _draw(self, *, plans: int = 0) -> Batch:
+        """Propose what waits, and so many plans, and seal what came of it."""
         batch = Batch(self._clock.now())
         self.lessor.admitting = self._journal.reserve_ok(self.lessor.table.live)
         for _ in range(min(len(self._channel), self._batch_commands_max)):
             command, deliver = self._channel.popleft()
             self._propose(command, deliver, batch)
+        for _ in range(min(len(self._plans), plans)):
+            self._propose(*self._plans.popleft(), batch)
         if batch.items or self._sealer.epoch_due(batch.moment):
             batch.sealed = self._sealer.seal(batch.items, moment=batch.moment)
         return batch
@@ -303,9 +323,9 @@ class Sequencer:
         proposal = self.lessor.propose(command, batch.moment)
         moment = batch.moment
         batch.items += [(event, moment) for event in proposal.events]
-        if deliver is None and not proposal.effects and _tells_nobody(proposal, command):
+        if deliver is None and not proposal.effects and proposal.tells_nobody_else(command):
             return
-        if _grants_at_once(proposal, command):
+        if proposal.grants_at_once(command):
             [effect], [(_, reply)] = proposal.effects, proposal.answers
             held.append(Held(effect, reply, () if deliver is None else (deliver,)))
             return
@@ -378,20 +398,3 @@ class Sequencer:
                 one = Held(one.effect, reply, one.delivers)
             receipted.append(one)
         return receipted
-
-
-def _grants_at_once(proposal: Proposal, command: Command) -> bool:
-    """Whether one lease was granted to whoever asked, and nothing else came of it."""
-    effects, answers = proposal.effects, proposal.answers
-    return (
-        len(effects) == len(answers) == 1
-        and type(effects[0]) is Prepare
-        and type(answers[0][1]) is Granted
-        and answers[0][0] == command.command_id
-    )
-
-
-def _tells_nobody(proposal: Proposal, command: Command) -> bool:
-    """Whether the only answer is to the command itself."""
-    answers = proposal.answers
-    return not answers or (len(answers) == 1 and answers[0][0] == command.command_id)

@@ -9,17 +9,28 @@ import trio
 import trio.testing
 
 from leased.service.evidence import NO_COMMAND
+from leased.service.sequencer import PLANS_MAX
 from leased.terms.command import (
     Heartbeat,
     ListLeases,
     ListResources,
+    Plan,
     Release,
     Renew,
     Revoke,
 )
 from leased.terms.lease import LeaseState
 from leased.terms.moment import NS_PER_S
-from leased.terms.reply import Changed, Done, Granted, Inventoried, Listed, Refusal, RefusalReason
+from leased.terms.reply import (
+    Changed,
+    Done,
+    Granted,
+    Inventoried,
+    Listed,
+    Planned,
+    Refusal,
+    RefusalReason,
+)
 from tests.doubles.desk import ACME, OPERATOR
 from tests.doubles.serving import Host
 
@@ -225,3 +236,25 @@ async def test_a_preempting_order_of_an_operator_is_carried_out(
         await agent.until(lease.lease_id, LeaseState.RECLAIMED)
         await trio.sleep(1)
         assert lease.lease_id not in host.reaper.slots
+
+
+async def test_who_plans_much_holds_up_nobody_but_who_plans(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A plan may go through all leases: six hundred of them made grants take seconds."""
+    async with Host().standing() as host, host.agent() as agent:
+        plans = [
+            agent.submit(Plan(host.command_id(), host.acquire(1))) for _ in range(PLANS_MAX + 1)
+        ]
+        [refused] = plans.pop().replies
+        assert isinstance(refused, Refusal) and refused.reason is RefusalReason.BUSY
+        assert (refused.what, refused.limit) == ("plans", PLANS_MAX)
+        grant = agent.submit(host.acquire(1))
+        assert isinstance(await grant.reply(), Granted)
+        assert sum(bool(box.replies) for box in plans) < PLANS_MAX // 2, "behind the grant"
+        for box in plans:
+            assert isinstance(await box.reply(), Planned)
+        agent.journal.gate.shut()
+        last = agent.submit(Plan(host.command_id(), host.acquire(1)))
+        await trio.sleep(1)
+        assert last.replies, "it changes nothing, and waits for no disk"
