@@ -177,10 +177,10 @@ async def open_house(
     directory: Path, *, limits: Sockets | None = None, host: Host | None = None, **settings: int
 ) -> AsyncIterator[House]:
     """A host, an agent, and its doors in `directory` (which everybody may enter)."""
-    walk = directory
-    while not walk.stat().st_mode & 0o001 and walk != walk.parent:
-        walk.chmod(walk.stat().st_mode | 0o011)
-        walk = walk.parent
+    # All the way up: another worker may be at it, and has begun at the bottom, too.
+    for walk in (directory, *directory.parents):
+        if not walk.stat().st_mode & 0o001:
+            walk.chmod(walk.stat().st_mode | 0o011)
     doors = []
     for name, operator in (("user", False), ("admin", True)):
         plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
