@@ -11,6 +11,7 @@ Does not measure.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,17 +66,26 @@ def publish(kept: dict[str, Any], found: Figures, day: str) -> dict[str, Any]:
 
 
 def markdown(kept: Mapping[str, Any]) -> str:
-    """The README's table: a heading row per part with how it was measured, a row per line."""
+    """What the README says: how many bars are met and which are not; then the table, a heading row
+    per part with how it was measured, a row per line."""
     marks = {True: "", False: " **missed**", None: ""}
     rows = ["| what | figure | bar | raw |", "|---|---|---|---|"]
+    barred: list[table.Line] = []
     for part, one in kept.items():
         name, make = LINES[part]
         rows.append(f"| **{name}** |  |  | {_how(part, one)} |")
-        rows += [
-            f"| {line.what} | {line.value} | {line.bar}{marks[line.held]} | {line.raw} |"
-            for line in make(one["figures"])
-        ]
-    return "\n".join(rows).replace(" x ", " × ").replace(" x|", " ×|") + "\n"
+        for line in make(one["figures"]):
+            rows.append(
+                f"| {line.what} | {line.value} | {line.bar}{marks[line.held]} | {line.raw} |"
+            )
+            if line.held is not None:
+                barred.append(line)
+    missed = [line for line in barred if not line.held]
+    told = [f"**{len(barred) - len(missed)} of {len(barred)} bars are met.**"]
+    if missed:
+        told += ["Missed:", "", *(f"- {one.what}: {one.value} (bar {one.bar})" for one in missed)]
+    folded = ["", "<details><summary>all of them</summary>", "", *rows, "", "</details>"]
+    return re.sub(r"(?<=\d) x\b", " ×", "\n".join(told + folded)) + "\n"
 
 
 def _how(part: str, one: Mapping[str, Any]) -> str:
