@@ -50,6 +50,9 @@ ALWAYS = ("openat", "pwrite64", "fdatasync", "fsync", "renameat", "flock")
 NEVER = ("ftruncate", "ioctl")
 """Of the plan's list; a log is not made with them on ext4 and xfs, which is looked at, too."""
 
+FOUND = (("newfstatat", FAILS, 2),)
+"""What the long form found: the look at who may write to the state directory was a traceback."""
+
 FIRST, LATER = "first", "later"
 NAMES = ("log.id", "anchor", "seal.key", "node.key", "checkpoint")
 FILES = (
@@ -145,10 +148,13 @@ def drawn(scene: str, counts: Counter[str]) -> list[tuple[str, str, int]]:
     """Which calls are to fail, how, and at which occurrence."""
     random = Random(f"{SEED} {scene}")
     return [
-        (call, fault, random.randint(1, counts[call]))
-        for call, faults in CALLS.items()
-        for fault in faults
-        for _ in range(min(EACH, counts[call]))
+        *FOUND,
+        *(
+            (call, fault, random.randint(1, counts[call]))
+            for call, faults in CALLS.items()
+            for fault in faults
+            for _ in range(min(EACH, counts[call]))
+        ),
     ]
 
 

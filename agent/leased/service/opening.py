@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from leased import __version__
 from leased.durable.binding import Binding
+from leased.durable.files import explain
 from leased.durable.log import OpenedLog, open_log
 from leased.durable.tpm import TpmCounter
 from leased.hardware import verbs
@@ -71,10 +72,16 @@ def _binding(config: Config, footing: Footing) -> Binding | None:
 
 def refuse_what_anybody_may_write(config: Config) -> None:
     """Whoever may write into one of these directories can put another log, key or socket in the
-    place of ours, but where only owners remove (mode 1777). Raises StateError."""
+    place of ours, but where only owners remove (mode 1777). Raises StateError, too for one that
+    cannot be looked at."""
     paths = config.paths
     for path in (paths.state_dir, paths.audit_dir, paths.runtime_dir):
-        mode = path.stat().st_mode if path.exists() else 0
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StateError(explain(error, path)) from error
         if mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
             raise StateError(f"{path}: anybody may write there; run `chmod o-w {path}`")
 
