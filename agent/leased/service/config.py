@@ -98,7 +98,7 @@ class Sockets(msgspec.Struct, frozen=True):
 
 
 class Sequencing(msgspec.Struct, frozen=True):
-    """The sequencer's channel: how many commands may wait, how many go into one commit."""
+    """The sequencer's channel: how many commands of clients may wait, how many share a commit."""
 
     commands_max: int = 8192
     batch_commands_max: int = 512

@@ -132,7 +132,8 @@ class Sequencer:
         self._committing = False
         self._in_turn = False
         self._sealed: Batch | None = None
-        self._channel: deque[tuple[Command, Deliver | None]] = deque()
+        self._channel: deque[tuple[Command, Deliver | None, int]] = deque()
+        self._asked = 0  # of them, by clients: the third of each is 1
         self._plans: deque[tuple[Plan, Deliver]] = deque()
         self._pending: dict[CommandId, list[Deliver]] = {}
         self._arrived = trio.Event()
@@ -142,9 +143,9 @@ class Sequencer:
     # -- the channel -------------------------------------------------------------------------------
 
     def submit(self, command: Command, deliver: Deliver) -> None:
-        """Queue a client's command. A full channel, or an agent that stops, refuses at once."""
-        if self._stopping or len(self._channel) >= self._commands_max:
-            deliver(self._refuse("commands", len(self._channel), self._commands_max))
+        """Queue a client's command. Too many of clients', or an agent that stops, refuses it."""
+        if self._stopping or self._asked >= self._commands_max:
+            deliver(self._refuse("commands", self._asked, self._commands_max))
             return
         if type(command) is Plan:
             if len(self._plans) >= PLANS_MAX:
@@ -152,14 +153,15 @@ class Sequencer:
                 return
             self._plans.append((command, deliver))
         else:
-            self._channel.append((command, deliver))
+            self._channel.append((command, deliver, 1))
+            self._asked += 1
         if not self._in_turn:
             self._arrived.set()
 
     def submit_own(self, command: Command, deliver: Deliver | None = None) -> None:
         """Queue a command of the agent itself: never refused, for there is at most one per lease
         and step."""
-        self._channel.append((command, deliver))
+        self._channel.append((command, deliver, 0))
         self._arrived.set()
 
     def begin_turn(self) -> None:
@@ -227,7 +229,7 @@ class Sequencer:
     def refuse_new(self) -> None:
         """Stop taking clients' commands; what is queued is still carried out."""
         self._stopping = True
-        self._channel += self._plans
+        self._channel += [(*plan, 0) for plan in self._plans]
         self._plans.clear()
 
     def _refuse(self, what: str, waiting: int, most: int) -> Refusal:
@@ -248,7 +250,7 @@ class Sequencer:
         """Commit batches until cancelled. Any exception that leaves here must end the process."""
         task_status.started()
         while True:
-            while not self._waits():
+            while not (self._channel or self._plans or self._sealed):
                 self._arrived = trio.Event()
                 await self._arrived.wait()
             # Once propose has run the batch must reach its end: a cancellation in between would
@@ -260,14 +262,11 @@ class Sequencer:
             else:
                 await trio.lowlevel.checkpoint_if_cancelled()
 
-    def _waits(self) -> bool:
-        return bool(self._channel or self._plans) or self._sealed is not None
-
     async def commit_now(self, command: Command) -> list[Reply]:
         """Carry one command through all seven steps before `run` has begun (boot) or after it has
         ended (stop)."""
         replies: list[Reply] = []
-        self._channel.append((command, replies.append))
+        self._channel.append((command, replies.append, 0))
         await self._commit_batch()
         return replies
 
@@ -287,7 +286,8 @@ class Sequencer:
         batch = Batch(self._clock.now())
         self.lessor.admitting = self._journal.reserve_ok(self.lessor.table.live)
         for _ in range(min(len(self._channel), self._batch_commands_max)):
-            command, deliver = self._channel.popleft()
+            command, deliver, asked = self._channel.popleft()
+            self._asked -= asked
             self._propose(command, deliver, batch)
         for _ in range(min(len(self._plans), plans)):
             self._propose(*self._plans.popleft(), batch)

@@ -116,6 +116,23 @@ async def test_a_full_channel_refuses_busy_and_the_agent_itself_is_heard(
         assert beat == [Done()]
 
 
+async def test_what_the_agent_itself_has_to_do_makes_nobody_busy(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Thousands of leases that end at once: a client waits for its turn, and has it."""
+    async with Host().standing() as host, host.agent(commands_max=4) as agent:
+        lease = await agent.lease()
+        for _ in range(10):
+            agent.sequencer.submit_own(Heartbeat(NO_COMMAND))
+        boxes = [agent.submit(Renew(host.command_id(), ACME, lease.lease_id)) for _ in range(4)]
+        busy = agent.submit(Renew(host.command_id(), ACME, lease.lease_id))
+        assert [reply.reason for reply in busy.replies] == [RefusalReason.BUSY]
+        for box in boxes:
+            assert isinstance(await box.reply(), Changed)
+        for _ in range(3):
+            assert isinstance(await agent.ask(ListLeases(host.command_id(), ACME)), Listed)
+
+
 async def test_stop_refuses_new_answers_what_waits_and_seals_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
