@@ -249,9 +249,9 @@ class Devices:
         self.fittings.recall(leases, sealed)
 
     async def adopt(self, leases: Iterable[Lease]) -> None:
-        """Leases of an earlier run of the agent that hold something now. Before the first
-        grant."""
+        """Leases of an earlier run, which handed memory out as this one does. Before any grant."""
         await self.fittings.adopt(leases := tuple(leases))
+        self._apart |= {lease.lease_id for lease in leases}
         for lease in leases:
             for piece in memory_pieces(lease):
                 if piece.pool is not None:

@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio.testing
 
+from leased.hardware import exclusion
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import DEFERRED_NICE, Crew
 from leased.hardware.devices import Devices
@@ -230,6 +231,28 @@ async def test_whoever_keeps_by_right_is_not_killed(devices: Devices) -> None:
     [searched] = [s for s in scrub.steps if s.step is TeardownStep.ESCAPEE_SCAN]
     assert (searched.errno, searched.measured) == (0, 0)
     os.close(made.fds[0])
+
+
+async def test_memory_of_an_earlier_run_is_searched_for_only_if_somebody_has_it(
+    devices: Devices,
+) -> None:
+    """A search goes through the whole host: thousands of leases that an agent took over would wait
+    for one after the other."""
+    kept, had = lease(), lease()
+    made = [one for one in await devices.prepare_many([kept, had]) if isinstance(one, Prepared)]
+    await devices.adopt([kept, had])
+    own, others = os.dup(made[0].fds[0]), exclusion.reopen(made[1].fds[0])
+    with tenant("mapped", [own]) as keeper, tenant("mapped", [others]) as holder:
+        [quiet] = await devices.scrub_many([(kept, made[0].fds)])
+        assert not keeper.other_gone, "the kernel said that nobody else has it"
+        [searched] = await devices.scrub_many([(had, made[1].fds)])
+        assert holder.other_gone
+    for report, killed in ((quiet, 0), (searched, 1)):
+        assert isinstance(report, ScrubReport) and report.clean
+        [search] = [s for s in report.steps if s.step is TeardownStep.ESCAPEE_SCAN]
+        assert (search.errno, search.measured) == (0, killed)
+    for one in made:
+        os.close(one.fds[0])
 
 
 async def test_a_reaper_that_nobody_announced_is_known_by_its_binary(

@@ -33,6 +33,9 @@ from leased.terms.sample import Attributes, Reading, Readings, Sample
 from leased.terms.series import SERIES, TABLE_NAME
 from leased.terms.teardown import Utilization
 
+Key = tuple[str, str, LeaseId | None, Attributes]
+"""`Sample.key`"""
+
 DEFAULTS: Final = Streaming()
 CLOSELY_EVERY: Final = 6
 """A drive's own log changes slowly, and asking wakes a drive that sleeps: once a minute."""
@@ -71,7 +74,8 @@ class Telemetry:
         self._leases_max = settings.leases_max
         self._gpus = settings.gpus
         self._queue_depth = queue_depth
-        self._newest: dict[tuple[str, str, LeaseId | None, Attributes], Sample] = {}
+        self._newest: dict[Key, Sample] = {}
+        self._keys: dict[LeaseId, list[Key]] = {}
         self._seen: dict[LeaseId, Seen] = {}
         self._counts: dict[tuple[str, str], int] = {}
         self._turn = 0
@@ -173,8 +177,13 @@ class Telemetry:
             yield self._keep(_sample(reading, told.read_ns, chosen.get(reading.subject)))
 
     def _keep(self, sample: Sample) -> Sample:
-        if len(self._newest) < SAMPLES_MAX or sample.key in self._newest:
-            self._newest[sample.key] = sample
+        key = sample.key
+        if key not in self._newest:
+            if len(self._newest) >= SAMPLES_MAX:
+                return sample
+            if sample.lease_id is not None:
+                self._keys.setdefault(sample.lease_id, []).append(key)
+        self._newest[key] = sample
         return sample
 
     # -- leases ------------------------------------------------------------------------------------
@@ -203,7 +212,7 @@ class Telemetry:
             self._forget(lease_id)
 
     def _forget(self, lease_id: LeaseId) -> Seen | None:
-        for key in [key for key in self._newest if key[2] == lease_id]:
+        for key in self._keys.pop(lease_id, ()):
             del self._newest[key]
         return self._seen.pop(lease_id, None)
 
