@@ -301,7 +301,8 @@ class Agent:
             b"n" * 16, "test", self.host.devices.offered, self.host.policy, b"p" * 32, b"r" * 32
         )
         await recovery.start(self.sequencer, self.opened, ground, known)
-        for lease_id in recovery.rebind(roster, self.lessor, self.holders):
+        now_ns = self.host.clock.now().boot_ns
+        for lease_id, _ in recovery.rebind(roster, self.lessor, self.holders, now_ns):
             self.sequencer.submit_own(
                 Revoke(NO_COMMAND, OPERATOR, lease_id, RevocationReason.REAPER_LOST)
             )

@@ -104,6 +104,7 @@ def test_active_ends_on_time_without_any_agent(agent: HostAgent) -> None:
     agent.start()
     assert end_of(agent, load.lease_id) == "reclaimed"
     assert judge(agent).lives[load.lease_id].first(Expired) is not None
+    assert "the reaper cannot hold it" not in agent.log(), "it ended in its time"
 
 
 def test_draining(agent: HostAgent) -> None:

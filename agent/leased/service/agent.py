@@ -11,7 +11,6 @@ Does not parse arguments and does not wait for signals (`daemon`).
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -253,8 +252,9 @@ class Agent:
         strays = await recovery.end_strays(self.devices.end_strays, leaves, self.say)
         await recovery.start(self.sequencer, self.opened, ground, known)
         await recovery.note_strays(self.sequencer, strays)
-        for lease_id in recovery.rebind(roster, self.sequencer.lessor, self.holders):
-            self._lose_lease(lease_id, errno.EBADF)
+        now_ns = self.clock.now().boot_ns
+        for lost in recovery.rebind(roster, self.sequencer.lessor, self.holders, now_ns):
+            self._lose_lease(*lost)
 
     async def start(self, nursery: trio.Nursery, doors: Sequence[tuple]) -> None:
         """Start every task; the doors last."""

@@ -13,6 +13,7 @@ operator's to act on.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -24,6 +25,7 @@ from leased.hardware.adoption.strays import Stray
 from leased.hardware.cgroup import is_populated
 from leased.hardware.leaves import inside
 from leased.lessor.lessor import Lessor
+from leased.lessor.table import end_ns
 from leased.ports import Clock, Entropy, Journal
 from leased.service.config import Config
 from leased.service.custody import Custodian
@@ -148,15 +150,20 @@ async def note_strays(sequencer: Sequencer, strays: Sequence[Stray]) -> None:
         await sequencer.commit_now(NoteStray(NO_COMMAND, one.name, one.processes, one.errno))
 
 
-def rebind(roster: Sequence[RosterEntry], lessor: Lessor, holders: Holders) -> list[LeaseId]:
-    """Watch again the holders and leaves of the leases that go on. Returned are those that cannot:
-    the reaper has cut them, or lost their memory's descriptors, which nobody has any more."""
-    lost: list[LeaseId] = []
+def rebind(
+    roster: Sequence[RosterEntry], lessor: Lessor, holders: Holders, now_ns: int
+) -> list[tuple[LeaseId, int]]:
+    """Watch again the holders and leaves of the leases that go on. Returned are those that cannot,
+    and why: the reaper lost their memory's descriptors, which nobody has any more (EBADF), or cut
+    them before their time (ETIME: it had not heard of a renewal). Of one whose time is over
+    nothing is said: the next tick ends it."""
+    lost: list[tuple[LeaseId, int]] = []
     for entry in roster:
         lease = lessor.table.leases.get(entry.lease_id)
         watched = lease is not None and lease.ended is None
         if watched and (entry.cut is not None or entry.memfds_missing):
-            lost.append(entry.lease_id)
+            if now_ns < end_ns(lease):
+                lost.append((entry.lease_id, errno.EBADF if entry.cut is None else errno.ETIME))
             watched = False
         if lease is None or not watched or lease.pid <= 0:
             if entry.pidfd is not None:
