@@ -27,7 +27,7 @@
 #define SYS_pidfd_getfd 438
 #endif
 
-enum { STATUS_BYTES = 1024, THREADS_MAX = 256 };
+enum { STATUS_BYTES = 4096, THREADS_MAX = 256 };
 
 /* A descriptor of process `pid`, close-on-exec. */
 int leased_pidfd_open(int pid)
@@ -157,18 +157,29 @@ static int read_stat(const char *path, char *state)
 	return atoi(at + 1);
 }
 
+/* Whether a thread that is no zombie has given up its memory and its descriptors, and waits as the
+ * init of a pid namespace for the dead in there, who may be somebody's outside. */
+static int waits_for_its_room(int tid)
+{
+	char text[STATUS_BYTES];
+	int rc = read_status(tid, text, sizeof text);
+	if (rc < 0)
+		return rc;
+	const char *pids = strstr(text, "\nNSpid:\t");
+	const char *end = pids == NULL ? NULL : strchr(pids + 1, '\n');
+	return end != NULL && strncmp(end - 2, "\t1", 2) == 0 &&
+	       strstr(text, "\nState:\tS") != NULL && number_in(text, "\nFDSize:\t") == 0 &&
+	       strstr(text, "\nThreads:\t") != NULL && strstr(text, "\nVmSize:") == NULL;
+}
+
 static int thread_over(int pid, int tid)
 {
-	char path[64], text[64], state;
+	char path[64], state;
 	(void)snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
 	int rc = read_stat(path, &state);
 	if (rc < 0 || state == 'Z' || state == 'X')
 		return rc < 0 ? rc : 1;
-	/* The init of a pid namespace, without memory and descriptors any more, waits for the dead
-	 * in it, who may be somebody's outside. */
-	(void)snprintf(path, sizeof path, "/proc/%d/task/%d/wchan", pid, tid);
-	rc = read_text(path, text, sizeof text);
-	return rc < 0 ? rc : strcmp(text, "zap_pid_ns_processes") == 0;
+	return waits_for_its_room(tid);
 }
 
 /*

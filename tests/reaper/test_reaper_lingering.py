@@ -6,23 +6,46 @@ killed for what he does not do.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from leased.service.reaper.process import find_reaper
 from tests.doubles.lingering import parent_of, tracer_of
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable
 from tests.doubles.single_link import linked
 
 pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
+UNIT = Path(__file__).resolve().parents[2] / "systemd" / "leased-reaper.service"
 LATER_MS = 60_000
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[ReaperHost]:
+    """A reaper with no more rights than its unit gives it: it may not look into other processes."""
+    [given] = re.findall(r"^CapabilityBoundingSet=(.+)$", UNIT.read_text("utf-8"), re.MULTILINE)
+    kept = ",".join("+" + name.removeprefix("CAP_").lower() for name in given.split())
+    limited = tmp_path / "limited"
+    limited.write_text(
+        f'#!/bin/sh\nexec setpriv --bounding-set=-all,{kept} {find_reaper()} "$@"\n', "ascii"
+    )
+    limited.chmod(0o755)
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv")
+    with ReaperHost("--kill-ms=2000", binary=limited) as host:
+        yield host
 
 
 @pytest.mark.parametrize("where", ["holder", "leaf"])
 @pytest.mark.parametrize("how", ["thread", "init"])
-async def test_a_dead_one_that_nobody_waits_for_keeps_no_lease(how: str, where: str) -> None:
-    with ReaperHost("--kill-ms=2000") as host, parent_of(how) as (parent, child):
+async def test_a_dead_one_that_nobody_waits_for_keeps_no_lease(
+    how: str, where: str, host: ReaperHost
+) -> None:
+    with parent_of(how) as (parent, child):
         async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             leaf, pidfd = "", None
@@ -37,8 +60,8 @@ async def test_a_dead_one_that_nobody_waits_for_keeps_no_lease(how: str, where: 
             assert parent.poll() is None, "nobody is killed for being a parent"
 
 
-async def test_a_tracer_of_any_thread_keeps_no_holder_at_its_exit() -> None:
-    with ReaperHost("--kill-ms=2000") as host, parent_of("two") as (_, child):
+async def test_a_tracer_of_any_thread_keeps_no_holder_at_its_exit(host: ReaperHost) -> None:
+    with parent_of("two") as (_, child):
         async with linked(host.socket_path) as link:
             lease = lease_of(ttl_ms=LATER_MS)
             await link.arm(lease, "", (), host.closing(os.pidfd_open(child)))
