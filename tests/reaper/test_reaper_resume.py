@@ -10,6 +10,7 @@ import random
 import secrets
 import signal
 import struct
+from pathlib import Path
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.ports import Arming
 from leased.service.reaper import protocol
+from leased.service.reaper.process import find_reaper
 from leased.terms.errors import EX_CONFIG, EX_TEMPFAIL
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
@@ -60,6 +62,22 @@ async def test_a_deadline_survives_the_reaper() -> None:
         assert await trio.to_thread.run_sync(inside.wait, 5) == -signal.SIGKILL
         assert await trio.to_thread.run_sync(holder.wait, 5) == -signal.SIGKILL
         assert boot_ns() >= lease.deadline_ns
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-"])
+async def test_a_log_that_is_closed_is_not_the_state_file(tmp_path: Path, closed: str) -> None:
+    """Whoever is started without standard error has the next file that it opens there."""
+    mute = tmp_path / "mute"
+    mute.write_text(f'#!/bin/sh\nexec {find_reaper()} "$@" {closed}\n', "ascii")
+    mute.chmod(0o755)
+    with ReaperHost(binary=mute) as host:
+        lease_id = await _armed(host, None, LATER_MS)
+        host.kill()
+        host.start()
+        async with linked(host.socket_path) as link:
+            assert [entry.lease_id for entry in await link.roster()] == [lease_id]
+            assert (await link.ping()).slots_corrupt == 0
+            assert (await link.revoke(lease_id)).clean
 
 
 async def test_a_deadline_that_passed_without_a_reaper_is_cut_at_once() -> None:
