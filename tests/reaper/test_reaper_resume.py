@@ -10,6 +10,8 @@ import random
 import secrets
 import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -196,6 +198,20 @@ async def test_one_runtime_directory_has_one_reaper() -> None:
         host.start(expect=EX_TEMPFAIL)
         host.process = first
         assert first.poll() is None
+
+
+def test_a_child_of_the_last_reaper_that_has_its_lock_for_a_moment_is_waited_for() -> None:
+    """Forked, and not yet at work when its reaper was killed."""
+    hold = (
+        "import fcntl, select, sys\nfile = open(sys.argv[1])\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print(flush=True)\nselect.select([], [], [], 0.15)"
+    )
+    with ReaperHost() as host:
+        host.kill()
+        words = (sys.executable, "-S", "-c", hold, str(host.state_path))
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None and child.stdout.readline() == b"\n"
+            host.start()
 
 
 async def test_flipped_bits_cut_or_change_nothing_but_never_lengthen_a_lease() -> None:
