@@ -229,10 +229,14 @@ def _carry(call: Task, fds: list[int]) -> Result:
 
 
 def load(backend: str) -> Verbs:
-    """A backend's verbs; its modules are read the first time. Raises DeviceError."""
+    """A backend's verbs; its modules are read the first time. Raises DeviceError, whatever is wrong
+    with them: a vendor's may say so in any way."""
     if backend not in BACKENDS:
         raise DeviceError("worker", errno.ENOSYS, backend)
-    verbs_of: Verbs = importlib.import_module(BACKENDS[backend]).VERBS
+    try:
+        verbs_of: Verbs = importlib.import_module(BACKENDS[backend]).VERBS
+    except Exception as error:
+        raise DeviceError("worker", errno.ELIBBAD, f"{backend}: {error!r}") from error
     return verbs_of
 
 

@@ -207,6 +207,26 @@ async def test_a_worker_that_starts_slowly_does_not_empty_the_host(
     assert "mem:node0:4096" in [resource.resource_id for resource in inventory.resources]
 
 
+async def test_a_vendors_library_that_is_broken_ends_nobody_elses_worker(tmp_path: Path) -> None:
+    """Read with anything but an ImportError, by the process that all workers are forked from."""
+    (tmp_path / "pynvml.py").write_text("raise RuntimeError('half of an upgrade')\n", "ascii")
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tmp_path), before)))
+    crew = Crew(HardwareConfig())
+    try:
+        await crew.stand_ready("first", "usage")
+        [first] = workers()
+        with pytest.raises(DeviceError) as failed:
+            await crew.task("second", "gpu", "list", Leaves(()), Readings, extra_ns=PATIENT_NS)
+        assert "half of an upgrade" in failed.value.detail
+        assert first in workers()
+    finally:
+        crew.close()
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
 async def test_an_answer_that_is_too_long_is_said_to_be_and_ends_no_worker(tmp_path: Path) -> None:
     for name in ("memory.current", "memory.max", "pids.current"):
         (tmp_path / name).write_text("1\n", "ascii")
