@@ -214,11 +214,13 @@ async def test_a_vendors_library_that_is_broken_ends_nobody_elses_worker(tmp_pat
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tmp_path), before)))
     crew = Crew(HardwareConfig())
     try:
-        await crew.stand_ready("first", "usage")
+        ask = partial(crew.task, argument=Leaves(()), returns=Readings, extra_ns=PATIENT_NS)
+        await ask("first", "readings", "leaves")
         [first] = workers()
         with pytest.raises(DeviceError) as failed:
-            await crew.task("second", "gpu", "list", Leaves(()), Readings, extra_ns=PATIENT_NS)
+            await ask("second", "gpu", "list")
         assert "half of an upgrade" in failed.value.detail
+        await ask("first", "readings", "leaves")
         assert first in workers()
     finally:
         crew.close()
