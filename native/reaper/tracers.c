@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { THREADS_TEXT_BYTES = 2048, THREADS_MAX = 256, CHAIN_MAX = 4, LOOK_MAX = 512 };
+enum { THREADS_TEXT_BYTES = 2048, THREADS_MAX = 256, CHAIN_MAX = 4, LOOK_MAX = 192 };
 
 static void end_tracers_of(const struct slot *slot, int pid, int chain, int *left);
 
@@ -74,6 +74,7 @@ void tracers_end(const struct slot *slot)
 	int left = LOOK_MAX;
 	if (!slot->holder_gone && slot->identity.holder_pid > 0)
 		end_tracers_of(slot, slot->identity.holder_pid, 0, &left);
+	left = LOOK_MAX; /* whoever fills the one look does not hide behind it from the other */
 	if (!slot->cgroup_gone && slot->identity.cgroup[0] != '\0') {
 		end_tracers_in(slot, "", &left);
 		end_tracers_in(slot, "/inside", &left);

@@ -5,6 +5,7 @@ killed for what he does not do.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from leased.ports import Arming
 from leased.service.reaper.process import find_reaper
 from tests.doubles.lingering import parent_of, tracer_of
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable
@@ -74,3 +76,17 @@ async def test_a_tracer_of_any_thread_keeps_no_holder_at_its_exit(host: ReaperHo
             finally:
                 tracer.kill()
                 tracer.wait(5)
+
+
+async def test_a_pidfd_of_one_thread_is_no_holder(host: ReaperHost) -> None:
+    """After its leader's exit the kernel would deliver the others no signal by it."""
+    with parent_of("two") as (_, child):
+        try:
+            of_leader = host.closing(os.pidfd_open(child, os.O_EXCL))  # PIDFD_THREAD
+        except OSError:
+            pytest.skip("older than Linux 6.9")
+        whole = host.closing(os.pidfd_open(child))
+        async with linked(host.socket_path) as link:
+            armings = [Arming(lease_of(ttl_ms=LATER_MS), "", (), fd) for fd in (whole, of_leader)]
+            outcomes = await link.arm_many(armings)
+            assert [one and one.errno for one in outcomes] == [None, errno.EPERM]
