@@ -28,8 +28,8 @@ from leased.terms.lease import Trust
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
 PIDFD_THREAD = os.O_EXCL
-"""Set on a pidfd that stands for one thread (Linux 6.9): it tells of that thread's end, after which a
-signal by it reaches none of the others."""
+"""Set on a pidfd that stands for one thread (Linux 6.9): it tells of that thread's end, and from
+then on a signal by it reaches nobody."""
 
 _GROUPS_BYTES_MAX = 1024
 _UCRED = struct.Struct("iII")
