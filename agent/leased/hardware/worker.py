@@ -78,6 +78,10 @@ BACKENDS = {
 """What a worker may load; each is loaded when first asked for, so that a worker for
 memory does not carry the vendors' libraries around."""
 
+BROKEN = (ImportError, SyntaxError, OSError, RuntimeError, LookupError, AttributeError)
+BROKEN += (TypeError, ValueError)
+"""How a vendor's module for Python says that it cannot be read."""
+
 Verbs = Mapping[str, tuple[Any, Callable[[Any, list[int]], Any]]]
 """Of a backend: what each verb takes, and who carries it out."""
 
@@ -229,13 +233,13 @@ def _carry(call: Task, fds: list[int]) -> Result:
 
 
 def load(backend: str) -> Verbs:
-    """A backend's verbs; its modules are read the first time. Raises DeviceError, whatever is wrong
-    with them: a vendor's may say so in any way."""
+    """A backend's verbs; its modules are read the first time. Raises DeviceError, also for what is
+    wrong with a vendor's."""
     if backend not in BACKENDS:
         raise DeviceError("worker", errno.ENOSYS, backend)
     try:
         verbs_of: Verbs = importlib.import_module(BACKENDS[backend]).VERBS
-    except Exception as error:
+    except BROKEN as error:
         raise DeviceError("worker", errno.ELIBBAD, f"{backend}: {error!r}") from error
     return verbs_of
 

@@ -21,6 +21,7 @@ import trio
 
 from leased.hardware.leaves import owners
 from leased.ports import Submit
+from leased.service.api.peers import has_exited
 from leased.service.evidence import NO_COMMAND
 from leased.terms.command import HolderGone
 from leased.terms.identity import LeaseId
@@ -46,6 +47,8 @@ class Holders:
     def enrol(self, pid: int, pidfd: int) -> None:
         """A connection vouches for `pid`; the pidfd is duplicated."""
         self._references[pid] = self._references.get(pid, 0) + 1
+        if pid in self._pidfds and has_exited(self._pidfds[pid]):
+            self._lose_process(pid)  # not heard of yet, and its number is another's
         if pid not in self._pidfds:
             self._pidfds[pid] = os.dup(pidfd)
             self._leases[pid] = set()

@@ -112,8 +112,10 @@ class Connection:
 
     @property
     def proven_pid(self) -> int:
-        """The caller's pid if a pidfd proves it, else 0."""
-        return self.caller.pid if self.pidfd is not None else 0
+        """The caller's pid if a pidfd proves it, else 0. When that process has ended, whoever
+        inherited the connection is somebody else, and so is who has the number now."""
+        gone = self.pidfd is None or peers.has_exited(self.pidfd)
+        return 0 if gone else self.caller.pid
 
     @contextlib.contextmanager
     def attended(self) -> Iterator[None]:

@@ -83,8 +83,15 @@ def check_sent_pidfd(pidfd: int, caller: Caller) -> None:
     if fcntl.fcntl(pidfd, fcntl.F_GETFL) & PIDFD_THREAD:
         raise PermissionDenied("the pidfd sent is of one thread, and not of the process")
     # A readable pidfd is a dead process, whose number may already be someone else's.
-    if select.select([pidfd], [], [], 0)[0]:
+    if has_exited(pidfd):
         raise PermissionDenied("the calling process has exited")
+
+
+def has_exited(pidfd: int) -> bool:
+    """Whether the process of a pidfd has."""
+    poll = select.poll()  # select() takes no descriptor above 1023
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _supplementary_groups(sock: socket.socket) -> tuple[int, ...]:
