@@ -139,6 +139,7 @@ def build_checks(into: Path) -> Path:
         *STRICT,
         *SANITIZE,
         "-pthread",
+        "-Wl,--wrap=ioctl",  # check_dm.c
         "-I",
         NATIVE,
         *sources,

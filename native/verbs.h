@@ -71,6 +71,8 @@ int leased_pidfd_kill_begin(int pidfd);
 int leased_pidfd_kill(int pidfd, uint32_t timeout_ms);
 int leased_pidfd_take(int pidfd, int number);
 int leased_tracer_of(int tid);
+int leased_threads(int pid, int *tids, int most);
+int leased_process_over(int pid);
 int leased_die_with_parent(void);
 
 /* ---- device nodes (verbs/nodes.c) ---- */

@@ -4,7 +4,9 @@
  * memory, so that a process outside the lease that kept a descriptor or a mapping loses access too.
  *
  * Rule: the child holds nothing but the memfds and stderr (above all no socket and no lock of
- * ours), and what it did is believed only if it exited by itself with 0.
+ * ours), and what it did is believed only if it exited by itself with 0. One that was killed is
+ * followed by another that only truncates, until the memory is gone: whoever kept it may shrink it
+ * under the hand that overwrites it (SIGBUS), but cannot keep it from being truncated.
  *
  * Does not run while the connection that claimed the lease is heard of: the agent scrubs then.
  */
@@ -79,9 +81,10 @@ static _Noreturn void child(const struct slot *slot, struct backstop_result *res
 	const struct sched_param ordinary = { .sched_priority = 0 };
 	(void)sched_setscheduler(0, SCHED_OTHER, &ordinary);
 	(void)prctl(PR_SET_NAME, "leased-backstop");
+	(void)prctl(PR_SET_DUMPABLE, 0); /* what it maps must be in no core */
 	result->at_ns[0] = boot_now();
 	int count = keep_only(slot);
-	for (int i = 0; i < count; i++)
+	for (int i = 0; i < count && !slot->overwriting_failed; i++)
 		overwrite_one(FIRST_FD + i, result);
 	result->at_ns[1] = boot_now();
 	for (int i = 0; i < count; i++)
@@ -110,12 +113,18 @@ void backstop_run(struct reaper *r, uint32_t at)
 	uint32_t number = 0;
 	int pidfd = -1;
 	if (slot->child != NONE) {
-		slot->backstop_ns = NEVER; /* it is being done */
-		cut_schedule(r, at);
+		const uint32_t child = slot->child;
+		backstop_ended(r, child);
+		if (r->backstops[child].pidfd >= 0)
+			later(r, at); /* it is being done */
 		return;
 	}
-	while (number < BACKSTOPS_MAX && r->backstops[number].pidfd >= 0)
-		number++;
+	for (; number < BACKSTOPS_MAX; number++) {
+		if (r->backstops[number].pidfd >= 0 && r->backstops[number].slot == NONE)
+			backstop_ended(r, number);
+		if (r->backstops[number].pidfd < 0)
+			break;
+	}
 	if (number == BACKSTOPS_MAX) {
 		later(r, at);
 		return;
@@ -132,10 +141,12 @@ void backstop_run(struct reaper *r, uint32_t at)
 	}
 	r->backstops[number] = (struct backstop){ .pidfd = pidfd, .slot = at };
 	slot->child = number;
-	slot->backstop_ns = NEVER;
-	cut_schedule(r, at);
 	say(LOG_WARNING, "event=backstop lease=%s pid=%d", hex_of(slot->identity.id), (int)pid);
-	(void)watch_add(r, pidfd, EPOLLIN, WATCH_BACKSTOP, number);
+	if (watch_add(r, pidfd, EPOLLIN, WATCH_BACKSTOP, number) == 0)
+		slot->backstop_ns = NEVER;
+	else
+		slot->backstop_ns = boot_now() + RETRY_NS;
+	cut_schedule(r, at);
 }
 
 bool holds_memory(const struct slot *slot)
@@ -157,13 +168,18 @@ bool misses_memory(const struct slot *slot)
 	return false;
 }
 
-static void record(struct reaper *r, uint32_t at, const struct backstop_result *result, int failed)
+static void record(struct reaper *r, uint32_t at, const struct backstop_result *result)
 {
-	struct leased_reaper_report *report = &r->slots[at].report;
+	struct slot *slot = &r->slots[at];
+	struct leased_reaper_report *report = &slot->report;
 	if (report->steps + 3 > LEASED_REAPER_STEPS_MAX)
 		return;
-	const int scrub_error = failed ? failed : result->scrub_error;
-	const int truncate_error = failed ? failed : result->truncate_error;
+	/* What was lost with an earlier reaper was not overwritten, and nobody may think so. */
+	const int missing = misses_memory(slot) ? ENOENT : 0;
+	const int scrub_error = slot->overwriting_failed ? ECHILD
+				: missing                ? missing
+							 : result->scrub_error;
+	const int truncate_error = missing ? missing : result->truncate_error;
 	report->step[report->steps++] =
 		(struct leased_reaper_step_report){ .step = LEASED_REAPER_STEP_SCRUB,
 			.error = scrub_error,
@@ -187,7 +203,7 @@ static void record(struct reaper *r, uint32_t at, const struct backstop_result *
 			.ended_ns = result->at_ns[2],
 			.measured = result->blocks_left };
 	report->flags |= LEASED_REAPER_BACKSTOP;
-	r->slots[at].backstopped = true;
+	slot->backstopped = true;
 	state_write_report(r, at);
 }
 
@@ -206,21 +222,26 @@ void backstop_ended(struct reaper *r, uint32_t number)
 	if (one->slot == NONE)
 		return;
 	uint32_t at = one->slot;
-	r->slots[at].child = NONE;
-	/* What was lost with an earlier reaper was not overwritten, and nobody may think so. */
-	record(r, at, &r->results[number],
-		!believed                          ? ECHILD
-		: misses_memory(&r->slots[at]) ? ENOENT
-					       : 0);
+	struct slot *slot = &r->slots[at];
+	slot->child = NONE;
+	slot->backstop_ns = NEVER;
+	if (believed)
+		record(r, at, &r->results[number]);
 	say(believed ? LOG_NOTICE : LOG_ERR,
 		"event=backstop_ended lease=%s ok=%d overwritten=%llu residue=%llu "
 		"blocks_left=%llu",
-		hex_of(r->slots[at].identity.id), believed,
+		hex_of(slot->identity.id), believed,
 		(unsigned long long)r->results[number].overwritten,
 		(unsigned long long)r->results[number].residue,
 		(unsigned long long)r->results[number].blocks_left);
-	if ((r->slots[at].moving.flags & MOVING_FORGET) != 0 && !r->slots[at].given_up)
+	if (!believed) {
+		slot->overwriting_failed = true;
+		later(r, at);
+	} else if ((slot->moving.flags & MOVING_FORGET) != 0 && !slot->given_up) {
 		lease_forget(r, at);
+	} else {
+		cut_schedule(r, at);
+	}
 }
 
 /* The slot is about to be given back; a child that still works for it finishes for nobody. */

@@ -319,6 +319,13 @@ static bool has_exited(const struct slot *slot)
 	return poll(&wait, 1, 0) == 1;
 }
 
+/* Whether the holder is dead in all of its threads, though somebody outside has it stay. */
+static bool is_over(const struct slot *slot)
+{
+	return slot->pidfd >= 0 && boot_now() >= slot->began_ns + TRACER_NS &&
+	       leased_process_over(slot->identity.holder_pid) == 1;
+}
+
 /* See who is gone. Of him nothing more is heard: a pidfd stays readable, and so does cgroup.events
  * until it is read. We would turn without a pause, before everybody on this processor, until the
  * cut has ended, and what the cutters wait for is the kernel's own threads. */
@@ -329,7 +336,7 @@ static void look(struct reaper *r, struct slot *slot)
 		if (slot->cgroup_fd >= 0)
 			(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, slot->cgroup_fd, NULL);
 	}
-	if (!slot->holder_gone && has_exited(slot)) {
+	if (!slot->holder_gone && (has_exited(slot) || is_over(slot))) {
 		slot->holder_gone = true;
 		if (slot->pidfd >= 0)
 			(void)epoll_ctl(r->epoll_fd, EPOLL_CTL_DEL, slot->pidfd, NULL);

@@ -86,7 +86,8 @@ static bool is_of(const struct holder *holder, int pidfd)
 /*
  * Which process a pidfd is, in our pid namespace. -EBADF: not a pidfd. An exited process is
  * described as pid 0 with success: it has nothing left to lose. -EPERM for init and for ourselves,
- * which no lease may take along.
+ * which no lease may take along, and for a pidfd of one thread (PIDFD_THREAD, which is O_EXCL):
+ * when that has exited, a signal by it reaches none of the others.
  *
  * `last` is who was described last among the pidfds of one packet: they were all made before any of
  * them was looked at, so two that tell the same pid, each of a process that had not exited when it
@@ -95,7 +96,10 @@ static bool is_of(const struct holder *holder, int pidfd)
 int holder_describe(int pidfd, struct holder *last, struct holder *described)
 {
 	char path[48], text[512];
-	if (is_of(last, pidfd)) {
+	const int flags = fcntl(pidfd, F_GETFL);
+	if (flags < 0)
+		return -EBADF;
+	if (is_of(last, pidfd) && (flags & O_EXCL) == 0) {
 		*described = exited(pidfd) ? (struct holder){ 0 } : *last;
 		return 0;
 	}
@@ -106,6 +110,8 @@ int holder_describe(int pidfd, struct holder *last, struct holder *described)
 	const char *found = strstr(text, "\nPid:");
 	if (found == NULL)
 		return -EBADF;
+	if ((flags & O_EXCL) != 0)
+		return -EPERM;
 	long value = strtol(found + 5, NULL, 10);
 	*described = (struct holder){ 0 };
 	if (value < 0)

@@ -142,6 +142,17 @@ static int parse_options(int argc, char **argv, struct options *options)
 	return optind < argc ? usage("unexpected argument", argv[optind]) : -1;
 }
 
+/* Whoever was started without one of the first three would have the state file there, and log
+ * into it. */
+static int fill_standard(void)
+{
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+			return -EBADF;
+	}
+	return 0;
+}
+
 static int open_signals(struct reaper *r)
 {
 	sigset_t set;
@@ -354,7 +365,9 @@ int main(int argc, char **argv)
 	int status = parse_options(argc, argv, &reaper.options);
 	if (status >= 0)
 		return status;
-	int rc = reaper.options.detach ? detach(&ready) : 0;
+	int rc = fill_standard();
+	if (rc == 0 && reaper.options.detach)
+		rc = detach(&ready);
 	if (rc == 0)
 		rc = start(&reaper);
 	if (rc != 0)

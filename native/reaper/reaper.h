@@ -141,6 +141,7 @@ struct slot {
 	bool killed; /* cgroup and holder are both gone, and the report says when */
 	bool given_up; /* the kill deadline has passed with somebody or something left */
 	bool backstopped;
+	bool overwriting_failed; /* the child that did it was killed: the next only truncates */
 	bool events_open;
 	bool hastened;
 };

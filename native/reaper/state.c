@@ -21,9 +21,13 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { STATE_MAGIC = 0x5352504c /* "LPRS" */, STATE_VERSION = 2 };
+
+static const uint64_t LOCK_WAIT_NS = 500 * NS_PER_MS;
+static const long LOCK_AGAIN_NS = 2 * NS_PER_MS;
 
 /* Eight bytes a step: who a lease is fills 600, and is written twice while its holder waits. */
 enum { STEP_BYTES = 8 };
@@ -104,6 +108,21 @@ static void begin_anew(struct reaper *r)
 	*r->state = header;
 }
 
+/* A child that our predecessor had just forked may hold its lock for a moment after it. */
+static int lock(int fd)
+{
+	const struct timespec pause = { .tv_nsec = LOCK_AGAIN_NS };
+	const uint64_t until = boot_now() + LOCK_WAIT_NS;
+	while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+		if (errno != EWOULDBLOCK && errno != EINTR)
+			return -errno;
+		if (boot_now() > until)
+			return -EBUSY;
+		nanosleep(&pause, NULL);
+	}
+	return 0;
+}
+
 /*
  * Open (or make) the state file, alone. -EBUSY: another reaper has it. -EPROTO: same boot, but a
  * format we do not read.
@@ -117,8 +136,9 @@ int state_open(struct reaper *r)
 	r->state_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (r->state_fd < 0)
 		return -errno;
-	if (flock(r->state_fd, LOCK_EX | LOCK_NB) != 0)
-		return errno == EWOULDBLOCK ? -EBUSY : -errno;
+	int locked = lock(r->state_fd);
+	if (locked != 0)
+		return locked;
 	struct state_header header;
 	ssize_t got = pread(r->state_fd, &header, sizeof header, 0);
 	bool whole = got == (ssize_t)sizeof header && header.magic == STATE_MAGIC &&

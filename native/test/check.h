@@ -6,6 +6,7 @@
 /* Print one line, and count what failed. */
 void check(const char *what, int good);
 void check_chain(void);
+void check_dm(void);
 void check_projection(void);
 
 #endif

@@ -307,6 +307,7 @@ int main(int argc, char **argv)
 	check_process();
 	check_nodes();
 	check_chain();
+	check_dm();
 	check_projection();
 	check_committer(argv[1]);
 	if (argc > 2)

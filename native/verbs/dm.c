@@ -327,7 +327,10 @@ int leased_dm_cut(int control, const char *uuid, int *key, uint64_t *ended_ns)
 			    next.sectors >= now.sectors;
 	if (!loaded)
 		rc = leased_dm_load(control, uuid, now.sectors ? now.sectors : 1, "error", "", 0);
-	if (rc == 0 && !now.suspended)
+	/* Without it a resume would let through what is held back. */
+	if (rc < 0)
+		return rc;
+	if (!now.suspended)
 		rc = leased_dm_suspend(control, uuid);
 	/* dm-crypt takes this only while it is suspended; what has no key does not know the word.
 	 */

@@ -11,6 +11,7 @@
 #define _GNU_SOURCE
 #include "../verbs.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -25,6 +26,8 @@
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
 #endif
+
+enum { STATUS_BYTES = 4096, THREADS_MAX = 256 };
 
 /* A descriptor of process `pid`, close-on-exec. */
 int leased_pidfd_open(int pid)
@@ -66,29 +69,144 @@ int leased_pidfd_take(int pidfd, int number)
 	return fd < 0 ? -errno : fd;
 }
 
-/* A number of a thread's status in /proc, or -errno. */
-static int status_number(int tid, const char *name)
+static int read_text(const char *path, char *text, size_t bytes)
 {
-	char text[1024]; /* what is asked for stands near the beginning */
-	(void)snprintf(text, sizeof text, "/proc/%d/status", tid);
-	int fd = open(text, O_RDONLY | O_CLOEXEC);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
-	ssize_t length = read(fd, text, sizeof text - 1);
+	ssize_t length = read(fd, text, bytes - 1);
 	int failed = errno;
 	close(fd);
 	if (length < 0)
 		return -failed;
 	text[length] = '\0';
+	return 0;
+}
+
+/* The beginning of a thread's status in /proc, where all that is asked for stands. */
+static int read_status(int tid, char *text, size_t bytes)
+{
+	(void)snprintf(text, bytes, "/proc/%d/status", tid);
+	return read_text(text, text, bytes);
+}
+
+static int number_in(const char *text, const char *name)
+{
 	const char *found = strstr(text, name);
 	return found == NULL ? -EPROTO : atoi(found + strlen(name));
 }
 
-/* The process that traces thread `tid`; 0 if none does, or -errno (ESRCH, ENOENT: it is gone). */
+/*
+ * The process that holds thread `tid` stopped as its tracer; 0 if none does, or -errno (ESRCH,
+ * ENOENT: it is gone). One that traces and holds nothing has perhaps never heard of it: a thread
+ * may say by itself that its parent traces it (PTRACE_TRACEME).
+ */
 int leased_tracer_of(int tid)
 {
-	int tracer = status_number(tid, "\nTracerPid:\t");
-	return tracer > 0 ? status_number(tracer, "\nTgid:\t") : tracer;
+	char text[STATUS_BYTES];
+	int rc = read_status(tid, text, sizeof text);
+	if (rc < 0 || strstr(text, "\nState:\tt") == NULL)
+		return rc;
+	int tracer = number_in(text, "\nTracerPid:\t");
+	if (tracer <= 0)
+		return tracer;
+	rc = read_status(tracer, text, sizeof text);
+	return rc < 0 ? rc : number_in(text, "\nTgid:\t");
+}
+
+/* The threads of a process, the dead that nobody has waited for with them: how many, `most` at
+ * most, or -errno. */
+int leased_threads(int pid, int *tids, int most)
+{
+	char text[64];
+	_Alignas(struct dirent64) char room[2048];
+	int count = 0;
+	(void)snprintf(text, sizeof text, "/proc/%d/task", pid);
+	int fd = open(text, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	ssize_t length;
+	while (count < most && (length = getdents64(fd, room, sizeof room)) > 0) {
+		for (ssize_t at = 0; at < length && count < most;) {
+			const struct dirent64 *entry = (const void *)(room + at);
+			if (entry->d_name[0] != '.')
+				tids[count++] = atoi(entry->d_name);
+			at += entry->d_reclen;
+		}
+	}
+	close(fd);
+	return count;
+}
+
+/* Fields 3 and 20 of a stat in /proc: state and threads. The name (field 2) may hold anything. */
+static int read_stat(const char *path, char *state)
+{
+	char text[STATUS_BYTES];
+	int rc = read_text(path, text, sizeof text);
+	if (rc < 0)
+		return rc;
+	const char *at = strrchr(text, ')');
+	if (at == NULL || at[1] == '\0')
+		return -EPROTO;
+	*state = at[2];
+	for (int field = 3; field <= 20; field++) {
+		at = strchr(at + 1, ' ');
+		if (at == NULL)
+			return -EPROTO;
+	}
+	return atoi(at + 1);
+}
+
+/* Whether a thread that is no zombie has given up its memory and its descriptors, and waits as the
+ * init of a pid namespace for the dead in there, who may be somebody's outside. */
+static int waits_for_its_room(int tid)
+{
+	char text[STATUS_BYTES];
+	int rc = read_status(tid, text, sizeof text);
+	if (rc < 0)
+		return rc;
+	const char *pids = strstr(text, "\nNSpid:\t");
+	const char *end = pids == NULL ? NULL : strchr(pids + 1, '\n');
+	return end != NULL && strncmp(end - 2, "\t1", 2) == 0 &&
+	       strstr(text, "\nState:\tS") != NULL && number_in(text, "\nFDSize:\t") == 0 &&
+	       strstr(text, "\nThreads:\t") != NULL && strstr(text, "\nVmSize:") == NULL;
+}
+
+static int thread_over(int pid, int tid)
+{
+	char path[64], state;
+	(void)snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
+	int rc = read_stat(path, &state);
+	if (rc < 0 || state == 'Z' || state == 'X')
+		return rc < 0 ? rc : 1;
+	return waits_for_its_room(tid);
+}
+
+/*
+ * Whether a process that was killed has nothing any more, though it has not ended for whoever waits
+ * for that: a dead thread stays until its tracer takes note, and any thread may have made its
+ * parent that. 1, 0, or -errno. `pid` is pinned by the caller's pidfd. Of a process with
+ * THREADS_MAX threads or more, or one that was not killed, it is not told.
+ */
+int leased_process_over(int pid)
+{
+	char path[64], state;
+	int tids[THREADS_MAX];
+	(void)snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	const int threads = read_stat(path, &state);
+	if (threads < 0)
+		return threads;
+	/* There are never more of them after the kill. A listing may end early when one is waited
+	 * for meanwhile; then they are fewer than there were. */
+	const int count = leased_threads(pid, tids, THREADS_MAX);
+	if (count < threads || count == THREADS_MAX)
+		return count < 0 ? count : 0;
+	for (int i = 0; i < count; i++) {
+		int rc = thread_over(pid, tids[i]);
+		if (rc <= 0)
+			return rc;
+	}
+	return 1;
 }
 
 /* SIGKILL me when the thread that forked me ends: for our own workers only. */

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,19 @@ PATIENCE_S = 900
 class Visitor:
     """One connection to an agent."""
 
-    def __init__(self, path: Path, *, uid: int | None = None, buffer_bytes: int | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        uid: int | None = None,
+        buffer_bytes: int | None = None,
+        connect: Callable[[socket.socket, str], None] = socket.socket.connect,
+    ):
         plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         if buffer_bytes is not None:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
         with as_uid(uid):
-            plain.connect(str(path))
+            connect(plain, str(path))
         plain.setblocking(False)
         self.sock = trio.socket.from_stdlib_socket(plain)
         self.fds: list[int] = []

@@ -19,6 +19,7 @@ from leased.ports import Arming
 from leased.service.reaper import protocol
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.teardown import CutReport, TeardownStep
+from tests.doubles.lingering import tracer_of
 from tests.doubles.reaper_host import ReaperHost, lease_of, usable, v1_frozen
 from tests.doubles.single_link import SingleLink, linked
 
@@ -30,30 +31,6 @@ FORK_BOMB = (
     "for _ in range(7):\n    os.fork() or [0 for _ in range(9**5)]\n"
     "signal.pause()"
 )
-
-TRACER = """
-import ctypes, os, sys, signal
-libc, seize, interrupt, trace_exit = ctypes.CDLL(None), 0x4206, 0x4207, 0x40
-for pid in map(int, sys.argv[1:]):
-    assert libc.ptrace(seize, pid, None, ctypes.c_void_p(trace_exit)) == 0
-    libc.ptrace(interrupt, pid, None, None)
-    os.waitpid(pid, os.WUNTRACED)
-print(flush=True)
-while True:
-    signal.pause()
-"""
-"""Holds whom it traces at its exit, and never lets it go."""
-
-
-def tracer_of(*pids: int) -> subprocess.Popen[bytes]:
-    """A process outside that traces these."""
-    words = [sys.executable, "-c", TRACER, *map(str, pids)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"\n"
-    process.stdout.close()
-    return process
-
 
 async def _cut_at_deadline(link: SingleLink, lease_id: bytes, deadline_ns: int) -> CutReport:
     await BootClock().sleep_until(deadline_ns)

@@ -26,7 +26,7 @@ from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
 from leased.terms.teardown import CutReport
-from tests.doubles.reaper_host import ReaperHost, lease_of, usable
+from tests.doubles.reaper_host import ReaperHost, lease_of, open_fds, usable
 from tests.doubles.scarcity import descriptors_left
 from tests.doubles.single_link import SingleLink, linked
 
@@ -275,6 +275,28 @@ async def test_the_roster_hands_over_many_leases_in_pages() -> None:
             assert all(isinstance(report, CutReport) and report.clean for report in cut)
             await link.disarm_many([lease.lease_id for lease in leases])
             assert await link.roster() == []
+
+
+@needs_root
+@pytest.mark.parametrize("left", [0, 1, 2, 3, 5])
+async def test_a_roster_for_which_there_is_no_room_is_an_error_and_not_a_part(left: int) -> None:
+    with ReaperHost() as host:
+        async with linked(host.socket_path) as link:
+            own = [host.closing(verbs.create_memory("own", size_bytes=4096)) for _ in range(4)]
+            holder = host.pidfd(host.sleeper())
+            await link.arm_many(
+                [Arming(lease_of(ttl_ms=LATER_MS), "", (own[at], own[at + 1]), holder)
+                for at in (0, 2)]
+            )
+            before = open_fds(os.getpid())
+            with descriptors_left(left), pytest.raises(DeviceError) as failed:
+                await link.roster()
+            assert failed.value.errno == errno.EMFILE
+            assert open_fds(os.getpid()) == before
+            for entry in await link.roster():
+                assert len(entry.fds) == 2 and entry.pidfd is not None
+                for fd in (entry.pidfd, *entry.fds):
+                    os.close(fd)
 
 
 @needs_root

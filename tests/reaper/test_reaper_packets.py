@@ -11,7 +11,6 @@ import random
 import re
 import socket
 import struct
-import sys
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,17 +25,6 @@ pytestmark = pytest.mark.skipif(not usable(), reason="needs root and a cgroup2")
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 SEED = 20261121
 ROUNDS = 3000
-
-
-@pytest.fixture(scope="module")
-def checked_reaper() -> Path:
-    """The reaper, built with every sanitizer."""
-    sys.path.insert(0, str(NATIVE))
-    try:
-        import build_native
-    finally:
-        sys.path.remove(str(NATIVE))
-    return build_native.build_reaper(build_native.BUILD, sanitize=True)
 
 
 @pytest.fixture

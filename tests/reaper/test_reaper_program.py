@@ -7,7 +7,9 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
+from array import array
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import msgspec
 import pytest
 import trio
 
+from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.ports import Arming
 from leased.service.reaper import protocol
@@ -198,3 +201,33 @@ def test_a_report_that_the_kernel_has_no_memory_for_is_sent_later_without_turnin
         sent = [line for line in trace.read_text("utf-8").splitlines() if "sendmsg(" in line]
         at_s = [float(line.split()[0]) for line in sent]
         assert len(at_s) == 4 and min(b - a for a, b in pairwise(at_s)) > 0.05, sent
+
+
+@needs_root
+def test_memory_is_taken_though_the_kernel_lets_nobody_be_watched(tmp_path: Path) -> None:
+    """How much one user may watch is bounded for all of that user's processes together."""
+    if shutil.which("strace") is None:
+        not_proven("what the reaper does without watches", "there is no strace")
+    with ReaperHost("--backstop-ms=0") as host:
+        sock = host.connect()
+        fd = host.closing(verbs.create_memory("taken", size_bytes=8192))
+        trace, pid = tmp_path / "trace", str(host.process.pid)
+        fault = ("-e", "trace=epoll_ctl", "-e", "inject=epoll_ctl:error=ENOSPC")
+        with subprocess.Popen(
+            ("strace", "-p", pid, *fault, "-o", str(trace)), stderr=subprocess.PIPE
+        ) as tracer:
+            assert tracer.stderr is not None
+            if b"attached" not in tracer.stderr.readline():
+                not_proven("what the reaper does without watches", "strace cannot trace here")
+            lease = lease_of(ttl_ms=500)
+            entry = protocol.ARM_ENTRY.pack(lease.lease_id, 1, lease.deadline_ns, 0, 1, 0, b"", b"")
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]
+            sock.sendmsg([protocol.encode(protocol.ARM, 1, 1, entry)], rights)
+            sock.recv(65536)
+            sock.close()
+            until_ns = boot_ns() + 10 * NS_PER_S
+            while "event=backstop_ended" not in host.log() and boot_ns() < until_ns:
+                pass
+            tracer.terminate()
+        assert "event=backstop_ended" in host.log()
+        assert verbs.memory_blocks(fd) == 0

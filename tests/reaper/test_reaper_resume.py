@@ -10,6 +10,9 @@ import random
 import secrets
 import signal
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import trio
@@ -18,6 +21,7 @@ from leased.hardware import verbs
 from leased.hardware.clock import BootClock
 from leased.ports import Arming
 from leased.service.reaper import protocol
+from leased.service.reaper.process import find_reaper
 from leased.terms.errors import EX_CONFIG, EX_TEMPFAIL
 from leased.terms.identity import LeaseId
 from leased.terms.moment import NS_PER_MS
@@ -60,6 +64,22 @@ async def test_a_deadline_survives_the_reaper() -> None:
         assert await trio.to_thread.run_sync(inside.wait, 5) == -signal.SIGKILL
         assert await trio.to_thread.run_sync(holder.wait, 5) == -signal.SIGKILL
         assert boot_ns() >= lease.deadline_ns
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-"])
+async def test_a_log_that_is_closed_is_not_the_state_file(tmp_path: Path, closed: str) -> None:
+    """Whoever is started without standard error has the next file that it opens there."""
+    mute = tmp_path / "mute"
+    mute.write_text(f'#!/bin/sh\nexec {find_reaper()} "$@" {closed}\n', "ascii")
+    mute.chmod(0o755)
+    with ReaperHost(binary=mute) as host:
+        lease_id = await _armed(host, None, LATER_MS)
+        host.kill()
+        host.start()
+        async with linked(host.socket_path) as link:
+            assert [entry.lease_id for entry in await link.roster()] == [lease_id]
+            assert (await link.ping()).slots_corrupt == 0
+            assert (await link.revoke(lease_id)).clean
 
 
 async def test_a_deadline_that_passed_without_a_reaper_is_cut_at_once() -> None:
@@ -178,6 +198,20 @@ async def test_one_runtime_directory_has_one_reaper() -> None:
         host.start(expect=EX_TEMPFAIL)
         host.process = first
         assert first.poll() is None
+
+
+def test_a_child_of_the_last_reaper_that_has_its_lock_for_a_moment_is_waited_for() -> None:
+    """Forked, and not yet at work when its reaper was killed."""
+    hold = (
+        "import fcntl, select, sys\nfile = open(sys.argv[1])\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print(flush=True)\nselect.select([], [], [], 0.15)"
+    )
+    with ReaperHost() as host:
+        host.kill()
+        words = (sys.executable, "-S", "-c", hold, str(host.state_path))
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None and child.stdout.readline() == b"\n"
+            host.start()
 
 
 async def test_flipped_bits_cut_or_change_nothing_but_never_lengthen_a_lease() -> None:

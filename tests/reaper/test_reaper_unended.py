@@ -120,6 +120,25 @@ async def test_memory_is_taken_once_however_the_cut_ends_meanwhile() -> None:
             ]
 
 
+async def test_memory_is_taken_though_the_child_that_overwrites_it_is_killed() -> None:
+    """By a page that is gone under its hand (SIGBUS: whoever kept the memory shrinks it
+    meanwhile), or by whatever else."""
+    with ReaperHost("--backstop-ms=0") as host:
+        lease = lease_of(ttl_ms=SOON_MS)
+        fd = host.closing(verbs.create_memory("large", size_bytes=LARGE_BYTES))
+        async with _linked(host) as link:
+            await link.arm(lease, "", (fd,), None)
+        child = int((await _said(host, r"event=backstop lease=\S+ pid=(\d+)"))[1])
+        os.kill(child, signal.SIGBUS)
+        await _said(host, "event=backstop_ended .* ok=1")
+        assert verbs.memory_blocks(fd) == 0
+        async with _linked(host) as link:
+            steps = {step.step: step for step in (await link.revoke(lease.lease_id)).steps}
+        assert steps[TeardownStep.SCRUB].errno == steps[TeardownStep.READ_BACK].errno
+        assert steps[TeardownStep.SCRUB].errno == errno.ECHILD
+        assert steps[TeardownStep.TRUNCATE].errno == 0
+
+
 async def test_what_memory_came_back_is_taken_and_what_did_not_is_told() -> None:
     with ReaperHost("--rearm-ms=60000", "--backstop-ms=300", supervise=True) as host:
         lease = lease_of(ttl_ms=SOON_MS)

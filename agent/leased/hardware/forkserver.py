@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from leased.hardware import verbs, worker
+from leased.terms.errors import DeviceError
 
 COMM = "leased-forks"
 MESSAGE_BYTES_MAX = 256
@@ -79,7 +80,7 @@ def _born(
 
 def _fork(backend: str, ours: socket.socket, theirs: socket.socket) -> tuple[int, int]:
     """The worker's pid and pidfd. Does not return in the worker. Raises OSError."""
-    with contextlib.suppress(ImportError):  # the worker says it to whoever asks something of it
+    with contextlib.suppress(DeviceError):  # the worker says it to whoever asks something of it
         if backend in worker.BACKENDS:
             worker.load(backend)
     # What is here by now is shared with every worker, as long as no collector goes through it.

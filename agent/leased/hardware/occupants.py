@@ -105,8 +105,7 @@ def kill_those(
     occupants: Iterable[Occupant], still: Callable[[int], bool], *, budget_ns: int
 ) -> tuple[int, int]:
     """Kill each process of which `still` is true when it is pinned; (killed, would not die)."""
-    dying: list[int] = []
-    doomed: list[int] = []
+    dying: dict[int, int] = {}
     with contextlib.ExitStack() as stack:
         for occupant in sorted(frozenset(occupants), key=lambda one: one.pid):
             try:
@@ -121,18 +120,17 @@ def kill_those(
                 continue
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            dying.append(pidfd)
-            doomed.append(occupant.pid)
-        left = _wait_gone(dying, min(budget_ns, TRACER_NS))
+            dying[pidfd] = occupant.pid
+        left = _left(dying, min(budget_ns, TRACER_NS))
         if left and budget_ns > TRACER_NS:
-            for pid in doomed:
+            for pid in left.values():
                 _end_tracers(pid)
-            left = _wait_gone(dying, budget_ns - TRACER_NS)
-    return len(dying), left
+            left = _left(left, budget_ns - TRACER_NS)
+    return len(dying), len(left)
 
 
 def _end_tracers(pid: int) -> None:
-    """Kill whoever traces a thread of a process that was killed."""
+    """Kill whoever holds a thread of a process that was killed."""
     for tid in map(int, listed(f"/proc/{pid}/task")):
         tracer = verbs.tracer_of(tid)
         if tracer <= 1 or tracer == os.getpid():
@@ -146,11 +144,12 @@ def _end_tracers(pid: int) -> None:
                 os.close(pidfd)
 
 
-def _wait_gone(pidfds: list[int], budget_ns: int) -> int:
+def _left(dying: Mapping[int, int], budget_ns: int) -> dict[int, int]:
+    """Wait for those who were killed; the pidfds and pids of those who are not dead after that."""
     poll = select.poll()
-    for pidfd in pidfds:
+    for pidfd in dying:
         poll.register(pidfd, select.POLLIN)
-    left = len(pidfds)
+    left = dict(dying)
     end_ns = time.monotonic_ns() + budget_ns
     while left:
         rest_ms = (end_ns - time.monotonic_ns()) // 1_000_000
@@ -159,8 +158,8 @@ def _wait_gone(pidfds: list[int], budget_ns: int) -> int:
             break
         for pidfd, _ in ready:
             poll.unregister(pidfd)
-            left -= 1
-    return left
+            del left[pidfd]
+    return {pidfd: pid for pidfd, pid in left.items() if not verbs.is_over(pid)}
 
 
 def _examine(pid: int, inodes: frozenset[Inode], names: Mapping[bytes, Inode]) -> frozenset[Inode]:

@@ -36,6 +36,10 @@ booting. Whoever grants or tears down talks to workers that have long been there
 STUCK_NS = 5_000_000_000
 """A killed process that is still there after this hangs in the kernel."""
 
+SO_SNDBUFFORCE = 32
+"""Python has no name for it. Without, a socket holds no more than net.core.wmem_max allows, which
+is 208 KiB on most hosts."""
+
 _SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
 """A worker runs the very code that its agent runs, wherever that was found."""
 
@@ -197,7 +201,10 @@ def _pair(bytes_max: int = 0) -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     for end in (ours, theirs) if bytes_max else ():
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, bytes_max)
+        try:
+            end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, bytes_max)
+        except PermissionError:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, bytes_max)
     return ours, theirs
 
 

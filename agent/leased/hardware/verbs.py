@@ -210,8 +210,14 @@ def take_descriptor(pidfd: int, number: int) -> int:
 
 
 def tracer_of(tid: int) -> int:
-    """The process that traces a thread; 0 if none does, or the thread is gone."""
+    """The process that holds a thread as its tracer; 0 if none does, or the thread is gone."""
     return max(int(lib.leased_tracer_of(tid)), 0)
+
+
+def is_over(pid: int) -> bool:
+    """Whether a process that was killed, and is pinned by a pidfd, is dead in all its threads,
+    though somebody has it stay."""
+    return int(lib.leased_process_over(pid)) == 1
 
 
 def die_with_parent() -> None:

@@ -78,6 +78,10 @@ BACKENDS = {
 """What a worker may load; each is loaded when first asked for, so that a worker for
 memory does not carry the vendors' libraries around."""
 
+BROKEN = (ImportError, SyntaxError, OSError, RuntimeError, LookupError, AttributeError)
+BROKEN += (TypeError, ValueError)
+"""How a vendor's module for Python says that it cannot be read."""
+
 Verbs = Mapping[str, tuple[Any, Callable[[Any, list[int]], Any]]]
 """Of a backend: what each verb takes, and who carries it out."""
 
@@ -88,9 +92,13 @@ _CONTROL_BYTES = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
 
 
 def send(sock: socket.socket, message: Batch | Answers, fds: Sequence[int]) -> None:
-    """Send one message; the descriptors stay the sender's. Raises OSError (BlockingIOError)."""
+    """Send one message; the descriptors stay the sender's. Raises OSError (BlockingIOError, and
+    EMSGSIZE for what whoever receives it has no room for)."""
+    raw = _ENCODER.encode(message)
+    if len(raw) > MESSAGE_BYTES_MAX:
+        raise OSError(errno.EMSGSIZE, f"{len(raw)} bytes are more than {MESSAGE_BYTES_MAX}")
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([_ENCODER.encode(message)], control)
+    sock.sendmsg([raw], control)
 
 
 def receive_answers(sock: socket.socket, buffer: bytearray) -> tuple[Answers, list[int]]:
@@ -225,10 +233,14 @@ def _carry(call: Task, fds: list[int]) -> Result:
 
 
 def load(backend: str) -> Verbs:
-    """A backend's verbs; its modules are read the first time. Raises DeviceError."""
+    """A backend's verbs; its modules are read the first time. Raises DeviceError, also for what is
+    wrong with a vendor's."""
     if backend not in BACKENDS:
         raise DeviceError("worker", errno.ENOSYS, backend)
-    verbs_of: Verbs = importlib.import_module(BACKENDS[backend]).VERBS
+    try:
+        verbs_of: Verbs = importlib.import_module(BACKENDS[backend]).VERBS
+    except BROKEN as error:
+        raise DeviceError("worker", errno.ELIBBAD, f"{backend}: {error!r}") from error
     return verbs_of
 
 
@@ -256,12 +268,24 @@ def serve(sock: socket.socket) -> None:
         made: list[int] = []
         try:
             answers, made = worker.carry_out(batch, fds)
-            send(sock, Answers(batch.number, tuple(answers)), made)
+            _tell(sock, batch.number, answers, made)
         except (BrokenPipeError, ConnectionResetError):
             return  # the agent has gone; what was made goes with us
         finally:
             for fd in (*fds, *made):
                 os.close(fd)
+
+
+def _tell(
+    sock: socket.socket, number: int, answers: Sequence[Answer], made: Sequence[int]
+) -> None:
+    """Answer a batch. What is too long for one message is an answer, too."""
+    try:
+        send(sock, Answers(number, tuple(answers)), made)
+    except OSError as error:
+        if error.errno != errno.EMSGSIZE:
+            raise
+        send(sock, Answers(number, (_failed(error),) * len(answers)), ())
 
 
 def ignore_signals() -> None:

@@ -11,6 +11,7 @@ Does not move anybody itself (`hardware.adopting`) and does not renew: whoever a
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Sequence
 
@@ -19,7 +20,7 @@ import trio
 from leased.hardware.adopting import Adoptions
 from leased.ports import Entropy
 from leased.service.api.connection import Connection
-from leased.service.api.peers import TenantOf, trust_of
+from leased.service.api.peers import PIDFD_THREAD, TenantOf, trust_of
 from leased.service.evidence import NO_COMMAND
 from leased.service.sequencer import Sequencer
 from leased.service.walls import Walls
@@ -156,6 +157,8 @@ def _pid_of(pidfd: int) -> int:
     with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
         for line in info:
             if line.startswith("Pid:"):
+                if fcntl.fcntl(pidfd, fcntl.F_GETFL) & PIDFD_THREAD:
+                    raise CallerError("descriptor 0 is a pidfd of one thread")
                 pid = int(line.split()[1])
                 if pid <= 0:
                     raise CallerError("the process of descriptor 0 has ended")

@@ -21,6 +21,7 @@ import trio
 
 from leased.hardware.leaves import owners
 from leased.ports import Submit
+from leased.service.api.peers import has_exited
 from leased.service.evidence import NO_COMMAND
 from leased.terms.command import HolderGone
 from leased.terms.identity import LeaseId
@@ -43,13 +44,20 @@ class Holders:
 
     # -- processes ---------------------------------------------------------------------------------
 
-    def enrol(self, pid: int, pidfd: int) -> None:
-        """A connection vouches for `pid`; the pidfd is duplicated."""
-        self._references[pid] = self._references.get(pid, 0) + 1
+    def enrol(self, pid: int, pidfd: int) -> bool:
+        """A connection vouches for `pid`; the pidfd is duplicated. False: the number is still that
+        of a process that has ended and whose connection somebody has, perhaps with a request that
+        waits; until that is gone, nobody is known by it."""
+        if pid in self._pidfds and has_exited(self._pidfds[pid]):
+            self._lose_process(pid)
         if pid not in self._pidfds:
+            if self._references.get(pid, 0) > 0:
+                return False
             self._pidfds[pid] = os.dup(pidfd)
             self._leases[pid] = set()
             self._epoll.register(self._pidfds[pid], select.EPOLLIN)
+        self._references[pid] = self._references.get(pid, 0) + 1
+        return True
 
     def dismiss(self, pid: int) -> None:
         """The connection is gone; the process stays watched while a lease is bound to it."""
@@ -77,10 +85,11 @@ class Holders:
         if pidfd is None:
             self._submit(HolderGone(NO_COMMAND, lease_id))
             return
-        self.enrol(pid, pidfd)
+        enrolled = self.enrol(pid, pidfd)
         os.close(pidfd)
         self.bind(lease_id, pid)
-        self.dismiss(pid)
+        if enrolled:
+            self.dismiss(pid)
 
     def _retire(self, pid: int) -> None:
         if self._references.get(pid, 0) <= 0 and not self._leases.get(pid):

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 import pytest
 
 from leased.hardware import verbs
-from leased.hardware.occupants import tables
+from leased.hardware.occupants import Occupant, kill_those, start_time, tables
 from leased.hardware.openers import Sought, evict, scan
 from leased.terms.errors import DeviceError
+from tests.doubles.lingering import parent_of
 from tests.doubles.tenant import tenant
 
 ZERO = Sought(((1, 5),), ("zero",))
@@ -52,6 +53,15 @@ def test_it_is_found_and_ended_however_it_is_kept(zero: int, trick: str, via: st
         mine = [one for one in seen if one.pid == holder.pid]
         assert evict(mine, ZERO, budget_ns=5_000_000_000) == (1, 0)
         assert holder.other_gone
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a pid namespace")
+@pytest.mark.parametrize("how", ["thread", "init"])
+def test_a_dead_one_that_nobody_waits_for_is_gone_and_its_parent_lives(how: str) -> None:
+    with parent_of(how) as (parent, child):
+        there = [Occupant(child, start_time(child) or 0)]
+        assert kill_those(there, lambda pid: pid == child, budget_ns=2_000_000_000) == (1, 0)
+        assert parent.poll() is None
 
 
 def test_only_what_is_sought_is_found_and_nothing_where_nobody_is(zero: int) -> None:

@@ -8,8 +8,10 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,15 @@ from leased.hardware import exclusion
 from leased.hardware.config import HardwareConfig
 from leased.hardware.crew import DEFERRED_NICE, Crew
 from leased.hardware.devices import Devices
+from leased.hardware.readings.carrying import Leaves
+from leased.hardware.starting import _pair
 from leased.ports import Prepared
 from leased.terms.bounds import published
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 from leased.terms.moment import NS_PER_S
 from leased.terms.resource import ResourceKind
+from leased.terms.sample import Readings
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
 from tests.doubles.host import real_devices
 from tests.doubles.leases import lease, memory
@@ -201,6 +206,57 @@ async def test_a_worker_that_starts_slowly_does_not_empty_the_host(
     with real_devices(call_budget_ns=NS_PER_S) as devices:
         inventory = await devices.inventory()
     assert "mem:node0:4096" in [resource.resource_id for resource in inventory.resources]
+
+
+async def test_a_vendors_library_that_is_broken_ends_nobody_elses_worker(tmp_path: Path) -> None:
+    """Read with anything but an ImportError, by the process that all workers are forked from."""
+    (tmp_path / "pynvml.py").write_text("raise RuntimeError('half of an upgrade')\n", "ascii")
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(tmp_path), before)))
+    crew = Crew(HardwareConfig())
+    try:
+        ask = partial(crew.task, argument=Leaves(()), returns=Readings, extra_ns=PATIENT_NS)
+        await ask("first", "readings", "leaves")
+        [first] = workers()
+        with pytest.raises(DeviceError) as failed:
+            await ask("second", "gpu", "list")
+        assert "half of an upgrade" in failed.value.detail
+        await ask("first", "readings", "leaves")
+        assert first in workers()
+    finally:
+        crew.close()
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+async def test_an_answer_that_is_too_long_is_said_to_be_and_ends_no_worker(tmp_path: Path) -> None:
+    for name in ("memory.current", "memory.max", "pids.current"):
+        (tmp_path / name).write_text("1\n", "ascii")
+    (tmp_path / "memory.events").write_text("high 1\nmax 1\noom 1\noom_kill 1\n", "ascii")
+    crew = Crew(HardwareConfig())
+    seen: set[int] = set()
+    try:
+        for count, fails in ((1_000, False), (5_000, True), (1_000, False)):
+            call = Leaves(tuple((f"{at:032x}", str(tmp_path)) for at in range(count)))
+            ask = partial(crew.task, "long", "readings", "leaves", call, Readings)
+            if fails:
+                with pytest.raises(DeviceError) as failed:
+                    await ask(extra_ns=PATIENT_NS)
+                assert failed.value.errno == errno.EMSGSIZE
+            else:
+                assert len((await ask(extra_ns=PATIENT_NS)).readings) == 7 * count
+            seen.update(workers())
+        assert len(seen) == 1
+    finally:
+        crew.close()
+
+
+def test_a_workers_socket_has_room_for_the_longest_message_whatever_the_host_allows() -> None:
+    allowed = int(Path("/proc/sys/net/core/wmem_max").read_text("ascii"))
+    for end in _pair(4 * allowed):
+        with end:
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= 4 * allowed
 
 
 async def test_workers_end_when_closed() -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,41 @@ async def test_a_lease_comes_with_its_memory_and_its_receipt(
         assert reply["sequence"] > 0 and len(reply["record_hash"]) == 64
         kept = house.agent.custodian.of(lease_id(reply)).fds
         assert os.fstat(kept[0]).st_ino == os.fstat(me.fds[0]).st_ino
+
+
+_CONNECT = """
+import socket, sys
+socket.socket(fileno=int(sys.argv[1])).connect(sys.argv[2])
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_whoever_inherits_a_connection_is_not_who_connected(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The number of who did may be somebody else's by now: a lease for it would end by that one's
+    death, and its deadline would be his."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def connect(sock: socket.socket, path: str) -> None:
+        words = [sys.executable, "-S", "-c", _CONNECT, str(sock.fileno()), path]
+        process = subprocess.Popen(
+            words, pass_fds=[sock.fileno()], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        processes.append(process)
+
+    async with open_house(tmp_path) as house:
+        heir = Visitor(house.directory / "user", connect=connect)
+        [process] = processes
+        reply = await acquired(heir, bind="process")
+        assert house.agent.at(lease_id(reply)).pid == process.pid
+        process.communicate()
+        name, _ = await heir.refused("Lease.Acquire", resources=memory(), bind="process")
+        assert name == "PermissionDenied"
+        await acquired(heir)
+        heir.close()
 
 
 # ---- the same request again ----------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -127,6 +128,31 @@ async def test_a_process_gone_before_the_grant_was_complete_ends_the_lease() -> 
                     await trio.lowlevel.checkpoint()
             holders.bind(A, one.pid)
             assert await inbox.next(1) == [A], "a lease was bound to a process that has gone"
+
+
+async def test_a_number_that_is_anothers_by_now_is_nobodys_while_the_first_is_there() -> None:
+    """The first has ended, and a request of his may wait: what it is granted must not be bound to
+    the second, who has his number."""
+    inbox = Inbox()
+    holders = Holders(inbox, inbox.lose)
+    with child() as first, child() as second:
+        number, pidfd = first.pid, os.pidfd_open(second.pid)
+        enrol(holders, first)
+        holders.bind(A, number)
+        first.communicate()
+        assert not holders.enrol(number, pidfd)
+        assert [one.lease_id for one in inbox.gone] == [A]
+        assert holders.pidfd_for(number) is None
+        holders.bind(B, number)
+        assert [one.lease_id for one in inbox.gone] == [A, B]
+        holders.dismiss(number)
+        assert holders.enrol(number, pidfd)
+        os.close(pidfd)
+        held = holders.pidfd_for(number)
+        assert held is not None
+        [pid] = re.findall(r"^Pid:\t(\d+)$", Path(f"/proc/self/fdinfo/{held}").read_text(), re.M)
+        os.close(held)
+        assert int(pid) == second.pid
 
 
 async def test_a_stranger_is_gone_and_nobody_is_nobody() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from leased.service.api.peers import check_sent_pidfd, identify, peer_pidfd
+from leased.service.api.peers import PIDFD_THREAD, check_sent_pidfd, identify, peer_pidfd
 from leased.terms.command import Caller
 from leased.terms.errors import PermissionDenied
 from leased.terms.identity import TenantId
@@ -169,6 +169,19 @@ def test_a_pidfd_counts_only_as_what_it_is() -> None:
     os.close(own)
     with pytest.raises(PermissionDenied, match="cannot be examined"):
         check_sent_pidfd(own, caller_of(os.getpid()))
+
+
+def test_a_pidfd_of_one_thread_is_none_of_its_process() -> None:
+    """When its leader has exited the others are not killed by it, nor heard of."""
+    try:
+        pidfd = os.pidfd_open(os.getpid(), PIDFD_THREAD)
+    except OSError:
+        pytest.skip("older than Linux 6.9")
+    try:
+        with pytest.raises(PermissionDenied, match="of one thread"):
+            check_sent_pidfd(pidfd, caller_of(os.getpid()))
+    finally:
+        os.close(pidfd)
 
 
 def test_a_pidfd_of_the_dead_proves_nothing() -> None:

@@ -64,6 +64,7 @@ class Connection:
 
     __slots__ = (
         "_keeper",
+        "_known",
         "_moved",
         "_owned_fds",
         "_received_fds",
@@ -90,6 +91,7 @@ class Connection:
         self.pidfd: int | None = peers.peer_pidfd(sock)
         self._scopes: set[trio.CancelScope] = set()
         self.enrolled = False
+        self._known = True
         self.waiting: dict[Call, tuple[CommandId, Deliver]] = {}
         self.closed = False
         self.drained = trio.Event()
@@ -107,13 +109,15 @@ class Connection:
             peers.check_sent_pidfd(sent, self.caller)
             self.pidfd = os.dup(sent)
         if self.pidfd is not None and not self.enrolled:
-            self._keeper.holders.enrol(self.caller.pid, self.pidfd)
-            self.enrolled = True
+            self.enrolled = self._keeper.holders.enrol(self.caller.pid, self.pidfd)
+            self._known = self.enrolled
 
     @property
     def proven_pid(self) -> int:
-        """The caller's pid if a pidfd proves it, else 0."""
-        return self.caller.pid if self.pidfd is not None else 0
+        """The caller's pid if a pidfd proves it, else 0. When that process has ended, whoever
+        inherited the connection is somebody else, and so is who has the number now."""
+        gone = self.pidfd is None or not self._known or peers.has_exited(self.pidfd)
+        return 0 if gone else self.caller.pid
 
     @contextlib.contextmanager
     def attended(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ do.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -26,6 +27,10 @@ from leased.terms.lease import Trust
 
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
+PIDFD_THREAD = os.O_EXCL
+"""Set on a pidfd that stands for one thread (Linux 6.9): it tells of that thread's end, and from
+then on a signal by it reaches nobody."""
+
 _GROUPS_BYTES_MAX = 1024
 _UCRED = struct.Struct("iII")
 _CAP_SYS_ADMIN = 1 << 21
@@ -75,9 +80,18 @@ def check_sent_pidfd(pidfd: int, caller: Caller) -> None:
         raise PermissionDenied(f"the pidfd sent cannot be examined: {error.strerror}") from error
     if fields.get("Pid") != str(caller.pid):
         raise PermissionDenied("the descriptor sent is not a pidfd of the calling process")
+    if fcntl.fcntl(pidfd, fcntl.F_GETFL) & PIDFD_THREAD:
+        raise PermissionDenied("the pidfd sent is of one thread, and not of the process")
     # A readable pidfd is a dead process, whose number may already be someone else's.
-    if select.select([pidfd], [], [], 0)[0]:
+    if has_exited(pidfd):
         raise PermissionDenied("the calling process has exited")
+
+
+def has_exited(pidfd: int) -> bool:
+    """Whether the process of a pidfd has."""
+    poll = select.poll()  # select() takes no descriptor above 1023
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _supplementary_groups(sock: socket.socket) -> tuple[int, ...]:

@@ -289,8 +289,12 @@ class Exchange:
             first.ticket.answer(0, [fds])
         elif packet.kind == protocol.LIST | protocol.REPLY:
             page = Page(protocol.decode_listed(packet), fds, packet.status)
-            if not first.ticket.open:
+            lost = sum(one.has_pidfd + one.memfds for one in page.listed) != len(fds)
+            if lost or not first.ticket.open:
                 close_all(fds)
+            if lost:
+                # We had no room for them; without them a lease would look smaller than it is.
+                first.ticket.close(DeviceError("reaper", errno.EMFILE, "descriptors were lost"))
             first.ticket.answer(0, [page])
         else:
             self._take_statuses(packet, chunks)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that keep others, who were killed, from ending: tracers, and parents that wait for
+nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+TRACER = """
+import ctypes, os, sys, signal
+libc, seize, interrupt, trace_exit = ctypes.CDLL(None), 0x4206, 0x4207, 0x40
+for pid in map(int, sys.argv[1:]):
+    assert libc.ptrace(seize, pid, None, ctypes.c_void_p(trace_exit)) == 0
+    libc.ptrace(interrupt, pid, None, None)
+    os.waitpid(pid, os.WUNTRACED)
+print(flush=True)
+while True:
+    signal.pause()
+"""
+"""Holds whom it traces at its exit, and never lets it go."""
+
+
+def tracer_of(*pids: int) -> subprocess.Popen[bytes]:
+    """A process outside that traces these."""
+    words = [sys.executable, "-c", TRACER, *map(str, pids)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"\n"
+    process.stdout.close()
+    return process
+
+
+PARENT = """
+import ctypes, os, signal, sys, threading
+libc = ctypes.CDLL(None)
+def pause():
+    while True:
+        signal.pause()
+def child(how):
+    if how in ("thread", "two"):
+        made = threading.Event()
+        def other():
+            assert how == "two" or libc.ptrace(0, 0, None, None) == 0
+            made.set()
+            threading.Event().wait()
+        threading.Thread(target=other, daemon=True).start()
+        made.wait()
+    elif how == "init":
+        assert libc.ptrace(0, 0, None, None) == 0
+    os.write(ready[1], b"x")
+    pause()
+how, ready = sys.argv[1], os.pipe()
+if how == "init":
+    assert libc.unshare(0x20000000) == 0  # CLONE_NEWPID: the next child is an init
+pid = os.fork()
+if pid == 0:
+    child(how)
+os.read(ready[0], 1)
+if how == "init" and os.fork() == 0:
+    os._exit(0)  # dead in the room of that init, and waited for by nobody
+print(pid, flush=True)
+pause()
+"""
+"""Never waits for its child. `two`: it has two threads. `thread`: and the second says that its
+parent traces it. `init`: so says the child, which is the init of a pid namespace; there is a dead
+process in it that is its parent's, and before that is waited for it does not end."""
+
+
+@contextlib.contextmanager
+def parent_of(how: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The parent and its child's pid."""
+    words = [sys.executable, "-S", "-c", PARENT, how]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as parent:
+        try:
+            assert parent.stdout is not None
+            yield parent, int(parent.stdout.readline())
+        finally:
+            parent.kill()
