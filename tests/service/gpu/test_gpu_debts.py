@@ -10,6 +10,7 @@ import pytest
 
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Priority
+from tests.doubles.gpu import gpu
 from tests.doubles.gpu_bench import A, B, Bench, gpu_lease
 
 
@@ -113,6 +114,26 @@ async def test_a_gpu_that_was_away_while_something_was_owed_on_it_is_overwritten
     await back.start()
     await back.prepare(gpu_lease(A, tenant="other"))
     assert [call.writes for call in back.of("scrub")] == [True]
+
+
+async def test_what_was_split_meanwhile_is_overwritten_when_it_is_whole_again(
+    tmp_path: Path,
+) -> None:
+    """MIG was turned on and off again beside a running agent: the GPU was as clean for it as its
+    own last lease had left it, whatever the parts' leases had."""
+    bench = Bench(tmp_path, A)
+    await bench.start()
+    first = gpu_lease(A)
+    await bench.prepare(first)
+    await bench.end(first)
+    bench.gpus = [gpu(0, mig_enabled=True, mig_pending=True, slices=7)]
+    await bench.backend.survey()
+    bench.gpus = [A]
+    [seen] = (await bench.backend.survey()).resources
+    assert ("scrub", "later") in seen.attributes
+    bench.crew.asked.clear()
+    await bench.prepare(gpu_lease(A, tenant="other"))
+    assert [call.writes for call in bench.of("scrub")] == [True]
 
 
 async def test_a_debt_that_cannot_be_paid_is_no_grant(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from leased.hardware.gpu.idle import Idle
 from leased.hardware.gpu.leave import Leave
 from leased.hardware.gpu.mps import make_pipe, remove_empty
 from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
-from leased.hardware.gpu.survey import LATER, PREFIX, Seen, describe, gpu_of, mark_later
+from leased.hardware.gpu.survey import LATER, PREFIX, Seen, describe, gpu_of
 from leased.hardware.gpu.verdict import is_clean
 from leased.hardware.gpu.xids import describe as describe_xid
 from leased.hardware.remembered import Remembered
@@ -128,8 +128,7 @@ class GpuBackend:
             if not _is_silence(error):
                 self._remembered.forget()
             return await self._nothing(error)
-        described = describe(seen, self._config, self._reclaimer.dirty)
-        described = mark_later(described, self._reclaimer.owing())
+        described = self._reclaimer.take_stock(describe(seen, self._config, self._reclaimer.dirty))
         silent = {
             fault.uuid: fault.fault
             for fault in seen.strangers
@@ -181,7 +180,7 @@ class GpuBackend:
 
     async def _open(self, lease: Lease, resource_id: str, adopted: bool) -> calls.Readied:
         """`adopted`: work that was running before is in the leaf, and may have the device already;
-        what an earlier tenant left there it has seen."""
+        what an earlier tenant left there it has seen, but for a place, which is made now."""
         target = self._fleet.target(resource_id)
         async with self._desk.turn(resource_id):
             self._desk.occupy(resource_id, target, lease)
@@ -197,7 +196,8 @@ class GpuBackend:
                 self._config.settle_apart_ns,
                 self._desk.leaf_of(resource_id) if adopted else "",
             )
-            if not adopted and self._reclaimer.owes(lease, resource_id, target):
+            new_to_it = not adopted or target.place is not None
+            if new_to_it and self._reclaimer.owes(lease, resource_id):
                 # Whoever is there is told by name, and not by what could not be taken.
                 alone = await self._ask_ready(msgspec.structs.replace(call, sets_mode=False))
                 await self._reclaimer.pay_debt(resource_id, target, alone.usage)
