@@ -7,10 +7,11 @@ import errno
 from pathlib import Path
 
 import pytest
+import trio
 
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Priority
-from tests.doubles.gpu import gpu
+from tests.doubles.gpu import gpu, released
 from tests.doubles.gpu_bench import A, B, Bench, gpu_lease
 
 
@@ -134,6 +135,51 @@ async def test_what_was_split_meanwhile_is_overwritten_when_it_is_whole_again(
     bench.crew.asked.clear()
     await bench.prepare(gpu_lease(A, tenant="other"))
     assert [call.writes for call in bench.of("scrub")] == [True]
+
+
+async def test_an_end_that_was_broken_off_leaves_a_gpu_that_nobody_knows_to_be_clean(
+    tmp_path: Path,
+) -> None:
+    """It overran its published bound, and an operator lifted the fence: the GPU was as clean as
+    before that lease."""
+    bench = Bench(tmp_path, A)
+    await bench.start()
+    first = gpu_lease(A)
+    await bench.prepare(first)
+    with trio.CancelScope() as bound:
+        bench.crew.answers["release"] = lambda name, call: bound.cancel() or released()
+        await bench.end(first)
+    assert bound.cancelled_caught
+    bench.crew.asked.clear()
+    await bench.prepare(gpu_lease(A, tenant="other"))
+    assert [call.writes for call in bench.of("scrub")] == [True]
+
+
+async def test_what_a_lease_had_when_the_agent_ended_is_not_as_it_was_seen_before(
+    tmp_path: Path,
+) -> None:
+    """Sealed before the lease, and never again: the agent was killed with the lease fenced."""
+    before = Bench(tmp_path, A)
+    sealed = (await before.backend.survey()).resources
+    bench = Bench(tmp_path, A, new=True)
+    bench.backend.remember(sealed)
+    bench.backend.recall([gpu_lease(A)])
+    await bench.start()
+    await bench.prepare(gpu_lease(A, tenant="other"))
+    assert [call.writes for call in bench.of("scrub")] == [True]
+
+
+async def test_an_end_does_not_reach_the_lease_that_has_the_gpu_by_then(tmp_path: Path) -> None:
+    """An operator lifted the fence while it was tried once more."""
+    bench = Bench(tmp_path, A)
+    await bench.start()
+    first, second = gpu_lease(A), gpu_lease(A)
+    await bench.prepare(second)
+    bench.crew.asked.clear()
+    assert (await bench.end(first)).unproven
+    assert bench.of("release") == [] and bench.of("scrub") == []
+    assert bench.backend.is_held(second.subject.allotments[0])
+    assert not (await bench.end(second)).unproven
 
 
 async def test_a_debt_that_cannot_be_paid_is_no_grant(tmp_path: Path) -> None:

@@ -166,6 +166,52 @@ async def test_a_step_that_fails_fences_the_lease_and_nothing_else(
             assert isinstance(unfenced, Changed) and agent.free == 5 * PAGE
 
 
+async def test_a_teardown_that_is_asked_for_twice_does_not_reach_who_comes_after(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An operator lifts a fence twice, before anybody has seen the end of access. Of two teardowns
+    side by side the second took the devices from the lease that was granted after the first."""
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(5)
+        spoil(host, lease, "the reaper does not answer")
+        await release(agent, lease)
+        await agent.until(lease.lease_id, LeaseState.FENCED)
+        host.reaper.revoke_errors.clear()
+        gate = host.devices.gates["scrub"]
+        gate.shut()
+        for _ in range(3):
+            await agent.ask(Unfence(host.command_id(), OPERATOR, lease.lease_id))
+        await gate.reached.wait()
+        await trio.sleep(5)
+        gate.open()
+        await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+        await trio.sleep(5)
+    scrubs = [leases for verb, leases in host.devices.calls if verb == "scrub"]
+    assert scrubs == [(lease.lease_id,)]
+
+
+async def test_what_is_asked_again_while_it_fails_is_tried_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(5)
+        spoil(host, lease, "the reaper does not answer")
+        await release(agent, lease)
+        await agent.until(lease.lease_id, LeaseState.FENCED)
+        host.reaper.revoke_errors.clear()
+        gate = host.devices.gates["scrub"]
+        gate.shut()
+        host.devices.unclean.add(lease.lease_id)
+        await agent.ask(Unfence(host.command_id(), OPERATOR, lease.lease_id))
+        await gate.reached.wait()
+        await agent.ask(Unfence(host.command_id(), OPERATOR, lease.lease_id))
+        gate.open()
+        await agent.until(lease.lease_id, LeaseState.FENCED)
+        await trio.sleep(5)
+    scrubs = [leases for verb, leases in host.devices.calls if verb == "scrub"]
+    assert scrubs == [(lease.lease_id,)] * 2
+
+
 async def test_a_proof_that_misses_a_part_fences_that_part(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

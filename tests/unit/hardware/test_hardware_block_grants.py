@@ -232,6 +232,28 @@ async def test_what_this_log_does_not_know_to_be_erased_is_erased_before_anybody
     assert "clear" in await verbs_of_a_lease(again, crew), "another log"
 
 
+async def test_an_end_that_was_broken_off_has_erased_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It overran its published bound, or the agent was killed; an operator lifted the fence. The
+    namespace was said to be erased, as before that lease, and the next tenant read it."""
+    crew = Crew()
+    backend = raw_backend(crew)
+    await verbs_of_a_lease(backend, crew)
+    sealed = (await backend.survey()).resources
+    fenced = msgspec.structs.replace(make_lease(RAW), activated=True)
+    await backend.prepare(fenced, [RAW], "", ())
+    crew.exclusive, crew.hangs = False, ("clean", "nobody")
+    with trio.move_on_after(0.1):
+        await backend.scrub(fenced, [RAW])
+    crew.hangs = "", ""
+    assert "clear" in await verbs_of_a_lease(backend, crew)
+    again = raw_backend(crew)
+    again.remember(sealed)
+    again.recall([fenced])
+    assert "clear" in await verbs_of_a_lease(again, crew)
+
+
 @pytest.mark.parametrize(
     ("failing", "erased"), [(calls.NOT_BEGUN, 0), ("worker_answer", 0), ("nvme_format", 1)]
 )

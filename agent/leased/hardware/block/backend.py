@@ -203,6 +203,7 @@ class BlockBackend:
                     self._marked[identity] = lease.lease_id
                 raise
             self._marked[identity] = lease.lease_id
+        self._erased.discard(identity)  # whatever becomes of its end, and should it be broken off
         return made
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
@@ -365,12 +366,11 @@ class BlockBackend:
 
     def recall(self, leases: Iterable[Lease]) -> None:
         """What is on the namespaces of these, fenced ones too, was left there by them."""
-        self._marked |= {
-            identity_in(allotment.resource_id): lease.lease_id
-            for lease in leases
-            for allotment in lease.subject.allotments
-            if self.serves(allotment)
-        }
+        for lease in leases:
+            for allotment in filter(self.serves, lease.subject.allotments):
+                identity = identity_in(allotment.resource_id)
+                self._marked[identity] = lease.lease_id
+                self._erased.discard(identity)
 
     async def _sweep(self) -> None:
         """End the mappings that are no lease's; with each survey until that has been done. Whose

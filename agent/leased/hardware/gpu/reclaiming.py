@@ -75,9 +75,10 @@ class Reclaimer:
         is taken: an end that found no instance there overwrote nothing."""
         self._owed.update(dict.fromkeys(one for one in resource_ids if not is_place(one)))
 
-    def distrust(self, resource_id: str) -> None:
+    def distrust(self, *resource_ids: str) -> None:
         """Somebody may have left something there."""
-        self._owed.pop(resource_id, None)
+        for one in resource_ids:
+            self._owed.pop(one, None)
 
     def note_baseline(self, resource_id: str, usage: Usage) -> None:
         """So much is in use while nobody has the device."""
@@ -88,10 +89,10 @@ class Reclaimer:
     async def reclaim(self, lease: Lease, resource_id: str, target: Target) -> Outcome:
         """Release and scrub, within the device's turn."""
         began_ns = _now_ns()
+        self.distrust(resource_id)  # whatever becomes of this, and should it be broken off
         if target.place is not None and target.instance is None:
             # No MIG device is there; a GPU instance that was made half-way may be.
             gone = await self.places.unmake(resource_id, target, halves=True)
-            self.distrust(resource_id)  # nothing was overwritten
             return Outcome((gone,), began_ns, 0)
         used_max_bytes = self._used_max(resource_id, target)
         at = TeardownStep.RELEASE
@@ -117,7 +118,6 @@ class Reclaimer:
         except DeviceError as error:
             steps += (StepReport(at, error.errno, began_ns, _now_ns()),)
             self._note_hang(target, error)
-        self.distrust(resource_id)
         if scrubbed is not None and verdict.is_clean(steps):
             self._owed[resource_id] = lease.subject.tenant if later else None
         if scrubbed is None:
