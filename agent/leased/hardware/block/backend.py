@@ -128,7 +128,7 @@ class BlockBackend:
     async def _examine(
         self, offered: dict[str, Namespace], leased: set[tuple[int, int]]
     ) -> dict[str, Examined | str]:
-        """What each drive says, asked where it is not known yet; drives at the same time."""
+        """What each drive says, asked while nobody leases it; drives at the same time."""
         found: dict[str, Examined | str] = {}
 
         async def one(namespace: Namespace) -> None:
@@ -146,7 +146,7 @@ class BlockBackend:
         # What a lease left there and could not be erased (the drive was away) is nobody's.
         marked = namespace.identity in self._marked
         contents = self._config.offer is Offer.UNUSED and not ours and not marked
-        if known is not None and not contents:
+        if known is not None and (ours or marked):  # its health is for whoever comes next
             return known
         asked = calls.Examine(namespace.identity, contents)
         worker = self._desk.worker(namespace.identity, EXAMINING)
