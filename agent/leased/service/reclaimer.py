@@ -244,7 +244,8 @@ class Reclaimer:
 
     async def _clean(self, cut: Sequence[tuple[Lease, CutReport]]) -> None:
         """Scrub and prove. A lease found past a step at boot goes through it again: repeating is
-        harmless."""
+        harmless. One whose fence an operator has lifted meanwhile has nothing any more."""
+        cut = [(lease, how) for lease, how in cut if lease.lease_id in self._begun]
         if not cut:
             return
         fds_of = self._custodian.of
