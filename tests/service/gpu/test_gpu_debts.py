@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from leased.hardware.gpu.calls import Released
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Priority
 from tests.doubles.gpu import gpu, released
@@ -146,8 +147,14 @@ async def test_an_end_that_was_broken_off_leaves_a_gpu_that_nobody_knows_to_be_c
     await bench.start()
     first = gpu_lease(A)
     await bench.prepare(first)
-    with trio.CancelScope() as bound:
-        bench.crew.answers["release"] = lambda name, call: bound.cancel() or released()
+    bound = trio.CancelScope()
+
+    def too_late(name: str, call: object) -> Released:
+        bound.cancel()
+        return released()
+
+    bench.crew.answers["release"] = too_late
+    with bound:
         await bench.end(first)
     assert bound.cancelled_caught
     bench.crew.asked.clear()
