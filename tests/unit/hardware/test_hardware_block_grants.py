@@ -255,6 +255,12 @@ async def test_an_end_that_was_broken_off_has_erased_nothing(
     again.remember(sealed)
     again.recall([fenced])
     assert "clear" in await verbs_of_a_lease(again, crew)
+    encrypted = msgspec.structs.replace(make_lease(ONE), activated=True)
+    await again.prepare(encrypted, [ONE], "", ())
+    again.recall([encrypted])
+    await again.scrub(encrypted, [ONE])
+    assert not (await again.prove(encrypted, [ONE])).unproven
+    assert "clear" not in await verbs_of_a_lease(again, crew), "what it left is noise"
 
 
 @pytest.mark.parametrize(

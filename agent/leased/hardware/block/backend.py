@@ -203,7 +203,8 @@ class BlockBackend:
                     self._marked[identity] = lease.lease_id
                 raise
             self._marked[identity] = lease.lease_id
-        self._erased.discard(identity)  # whatever becomes of its end, and should it be broken off
+        if asked.raw:
+            self._erased.discard(identity)  # whatever becomes of its end: it may be broken off
         return made
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
@@ -322,12 +323,11 @@ class BlockBackend:
             identity = identity_in(allotment.resource_id)
             if not proven.clean:
                 self._erased.discard(identity)
-            elif is_raw(allotment) and not self._is_untouched(lease, allotment):
-                self._erased.add(identity)
-            if proven.clean:
-                self._marked.pop(identity, None)
-            else:
                 unproven[allotment] = allotment.capacity
+                return
+            if is_raw(allotment) and not self._is_untouched(lease, allotment):
+                self._erased.add(identity)
+            self._marked.pop(identity, None)
 
         await self._desk.each(allotments, one)
         if not unproven:
@@ -370,7 +370,8 @@ class BlockBackend:
             for allotment in filter(self.serves, lease.subject.allotments):
                 identity = identity_in(allotment.resource_id)
                 self._marked[identity] = lease.lease_id
-                self._erased.discard(identity)
+                if is_raw(allotment):  # without its key the other is noise
+                    self._erased.discard(identity)
 
     async def _sweep(self) -> None:
         """End the mappings that are no lease's; with each survey until that has been done. Whose
