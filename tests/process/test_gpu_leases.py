@@ -153,6 +153,9 @@ def test_a_lost_gpu_ends_its_lease(agent: HostAgent, machine: Machine) -> None:
     ended = agent.wait_for(lease_id)
     assert ended["runtime"]["state"] == "fenced"
     machine.find(0)
+    agent.leasectl("resume", "gpu")  # it looks soon
+    words = ("--gpu", f"uuid={machine.uuid(0)}", "--wait", "30s")
+    agent.leasectl("run", *words, "--", "true")  # the fence opened with the proof
 
 
 def test_an_instance_is_made_for_whoever_asks_for_its_profile() -> None:

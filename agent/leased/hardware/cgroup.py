@@ -209,13 +209,21 @@ def _program(rules: tuple[DeviceRule, ...]) -> int:
 def join(path: str, pid: int, pidfd: int) -> None:
     """Move `pid` into the leaf; `pidfd` proves that the number is still its own."""
     check_pid(pid, pidfd)
-    before = Path(f"/proc/{pid}/cgroup").read_text("utf-8")
+    before = home_of(pid)
     write(os.path.join(leaves.inside(path), "cgroup.procs"), str(pid))
     if not _exited(pidfd):
         # Alive now, so the number was its own all along: it is not given away before the exit.
         return
     _put_back(path, pid, before)
     raise DeviceError("cgroup_join", errno.ESRCH, f"process {pid} exited while it was moved")
+
+
+def home_of(pid: int) -> str:
+    """What /proc says of a process's cgroups. Raises DeviceError(ESRCH) of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text("utf-8")
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise DeviceError("cgroup_join", errno.ESRCH, f"process {pid} has exited") from error
 
 
 def mount_of(path: str) -> str:

@@ -30,32 +30,32 @@ def survey_cpu(
 ) -> tuple[tuple[Resource, ...], tuple[Absence, ...]]:
     """The cores that can be leased, or why none can."""
     why = why_missing(facts, NEEDED, "cpu leases")
-    offered = () if why else offered_cores(config.cpu_cores, root)
-    if not why and not offered:
+    offered, offline = ((), ()) if why else offered_cores(config.cpu_cores, root)
+    if offline:
+        why = f"[hardware] cpu_cores = {config.cpu_cores!r}: no such core online: {[*offline]}"
+    elif not why and not offered:
         why = "no core is offered: set [hardware] cpu_cores to a list such as 2-7"
-    if why:
-        return (), (Absence(ResourceKind.CPU, why),)
-    return tuple(_resource(core, root) for core in offered), ()
+    absences = (Absence(ResourceKind.CPU, why),) if why else ()
+    return tuple(_resource(core, root) for core in offered), absences
 
 
-def offered_cores(spec: str, root: Path) -> tuple[int, ...]:
-    """The online cores that `spec` names ("none", "auto" or a list). Raises ConfigError."""
+def offered_cores(spec: str, root: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The cores that `spec` names ("none", "auto" or a list): those that are online, and those that
+    are not: a core may go offline under its lease. Raises ConfigError."""
     directory = root / "sys/devices/system/cpu"
     online = read_list(directory / "online")
     if spec == "none" or not online:
-        return ()
+        return (), ()
     if spec == "auto":
         # The first core and its siblings stay with the host: interrupts, the agent, the reaper.
         kept = read_list(directory / f"cpu{online[0]}/topology/thread_siblings_list")
-        return tuple(core for core in online if core != online[0] and core not in kept)
+        return tuple(core for core in online if core != online[0] and core not in kept), ()
     try:
         named = parse_list(spec)
     except ValueError as error:
         raise ConfigError(f"[hardware] cpu_cores = {spec!r}: {error}") from error
-    absent = [core for core in named if core not in online]
-    if absent:
-        raise ConfigError(f"[hardware] cpu_cores = {spec!r}: no such core online: {absent}")
-    return named
+    offline = tuple(core for core in named if core not in online)
+    return tuple(core for core in named if core in online), offline
 
 
 def _resource(core: int, root: Path) -> Resource:

@@ -37,6 +37,8 @@ TABLES_MAX = 4
 
 GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
+_CAP_SYS_PTRACE = 1 << 19
+
 Inode = tuple[int, int]
 
 
@@ -63,25 +65,55 @@ def start_time(pid: int) -> int | None:
         return None
 
 
+def processes(verb: str, exempt: Mapping[int, int], deadline_ns: int) -> Iterator[int]:
+    """Every process of the host but the `exempt`, to be looked at now.
+
+    Raises DeviceError(EPERM) where the kernel does not let us see what one has, or (without
+    CAP_SYS_PTRACE, where /proc hides others) who there is: to find nobody there proves nothing.
+    ETIMEDOUT when the host was not seen to its end by `deadline_ns`.
+    """
+    status = read_or_empty("/proc/self/status")
+    capable = int(status.partition(b"CapEff:")[2].split()[0], 16)
+    if not capable & _CAP_SYS_PTRACE:
+        raise DeviceError(verb, errno.EPERM, "without CAP_SYS_PTRACE who has it is not seen")
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal():
+            continue
+        if time.clock_gettime_ns(time.CLOCK_BOOTTIME) > deadline_ns:
+            raise DeviceError(verb, errno.ETIMEDOUT, "too many descriptors to look at")
+        pid = int(entry)
+        if pid in exempt and exempt[pid] == start_time(pid):
+            continue
+        demand_sight(verb, pid)
+        yield pid
+
+
+def demand_sight(verb: str, pid: int) -> None:
+    """Raises DeviceError(EPERM) where a process is there and may not be looked at. Of one that is
+    gone the kernel says EACCES as well; the first is the host itself, and some sandboxes hide it.
+    """
+    try:
+        os.readlink(f"/proc/{pid}/exe")
+    except PermissionError as error:
+        if pid != 1 and os.path.exists(f"/proc/{pid}"):
+            detail = f"what process {pid} has may not be looked at"
+            raise DeviceError(verb, errno.EPERM, detail) from error
+    except OSError:
+        pass  # gone, or a thread of the kernel's
+
+
 def scan(
     sought: Iterable[Sought], *, exempt: Mapping[int, int], deadline_ns: int
 ) -> dict[Inode, list[Occupant]]:
     """Who has which of the memfds. `exempt` maps our own pids to their start times.
 
-    Raises DeviceError(ETIMEDOUT) when /proc could not be read to its end by `deadline_ns`
-    (CLOCK_BOOTTIME): an answer for half the host is none.
+    Raises DeviceError when /proc could not be read to its end by `deadline_ns` (CLOCK_BOOTTIME),
+    or not all of it: an answer for half the host is none.
     """
     names = {one.name.encode("ascii"): one.inode for one in sought}
     inodes = frozenset(names.values())
     seen: dict[Inode, list[Occupant]] = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdecimal():
-            continue
-        if time.clock_gettime_ns(time.CLOCK_BOOTTIME) > deadline_ns:
-            raise DeviceError("occupant_scan", errno.ETIMEDOUT, "too many descriptors to look at")
-        pid = int(entry)
-        if pid in exempt and exempt[pid] == start_time(pid):
-            continue
+    for pid in processes("occupant_scan", exempt, deadline_ns):
         found = _examine(pid, inodes, names)
         started = start_time(pid) if found else None
         if started is not None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
@@ -26,6 +25,7 @@ from leased.hardware.occupants import (
     Occupant,
     kill_those,
     listed,
+    processes,
     read_or_empty,
     start_time,
     tables,
@@ -72,20 +72,12 @@ class Sought(msgspec.Struct, frozen=True, array_like=True):
 def scan(sought: Sought, *, exempt: Mapping[int, int], deadline_ns: int) -> tuple[Opener, ...]:
     """Who has which of the nodes. `exempt` maps our own pids to their start times.
 
-    Raises DeviceError(ETIMEDOUT) when /proc could not be read to its end by `deadline_ns`
-    (CLOCK_BOOTTIME): an answer for half the host is none.
+    Raises DeviceError when /proc could not be read to its end by `deadline_ns` (CLOCK_BOOTTIME),
+    or not all of it: an answer for half the host is none.
     """
     look = _Look(sought)
     seen: list[Opener] = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdecimal():
-            continue
-        if time.clock_gettime_ns(time.CLOCK_BOOTTIME) > deadline_ns:
-            detail = "too many descriptors to look at"
-            raise DeviceError("opener_scan", errno.ETIMEDOUT, detail)
-        pid = int(entry)
-        if pid in exempt and exempt[pid] == start_time(pid):
-            continue
+    for pid in processes("opener_scan", exempt, deadline_ns):
         found = look.at(pid)
         started = start_time(pid) if found else None
         if started is not None:

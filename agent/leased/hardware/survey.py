@@ -13,7 +13,7 @@ from pathlib import Path
 from leased.hardware.calls import Survey, Surveyed
 from leased.hardware.cpu import survey_cpu
 from leased.hardware.memory import survey_memory
-from leased.terms.errors import DeviceError
+from leased.terms.errors import ConfigError, DeviceError
 from leased.terms.resource import Absence, Resource, ResourceKind
 
 _NET = Absence(ResourceKind.NET, "network bandwidth is not leased")
@@ -37,6 +37,8 @@ def survey(call: Survey, root: Path = Path("/")) -> Surveyed:
         cores, absences = survey_cpu(call.config, call.cgroup, root)
         resources.extend(cores)
         missing.extend(absences)
+    except ConfigError as error:
+        missing.append(Absence(ResourceKind.CPU, str(error)))
     except DeviceError as error:
         failed.append(ResourceKind.CPU)
         missing.append(Absence(ResourceKind.CPU, str(error)))

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from leased.lessor.draft import Draft, Facts
 from leased.lessor.lifecycle import LIVE, Trigger
-from leased.lessor.pool import Pools
+from leased.lessor.pool import Pool, Pools
 from leased.lessor.table import end_ns
 from leased.terms import command as commands
 from leased.terms import event as events
@@ -195,11 +195,13 @@ def observe_health(draft: Draft, command: commands.ObserveHealth) -> None:
         )
         return
     if pool.resource.health != command.health:
+        before = draft.table.pools.inventory
         event = events.HealthChanged(
             draft.event_id(), command.resource_id, command.health.value, command.cause
         )
         draft.emit(event)
         end_lost(draft)
+        prove_returned(draft, before)
     draft.answer(command.command_id, _DONE)
 
 
@@ -237,20 +239,30 @@ def end_lost(draft: Draft) -> None:
 
 
 def prove_returned(draft: Draft, before: Inventory) -> None:
-    """Try the teardown of fenced leases again whose hardware was away and is back: the proof opens
-    the fence, and whatever fails leaves it as it is.
+    """Try the teardown of fenced leases again whose hardware was away, or sick, and is back: the
+    proof opens the fence, and whatever fails leaves it as it is.
 
     Only of leases that are fenced whole: the rest of another one is somebody else's by now.
     """
-    was_there = {one.resource_id for one in before.resources}
+    was = {one.resource_id: one.health for one in before.resources}
     pools = draft.table.pools.by_id
     for lease in tuple(draft.table.leases.values()):
         if lease.state is not LeaseState.FENCED or lease.fenced != lease.subject.allotments:
             continue
-        wanted = [allotment.resource_id for allotment in lease.fenced]
-        back = all(one in pools and pools[one].present for one in wanted)
-        if back and not was_there.issuperset(wanted):
+        wanted = [pools.get(allotment.resource_id) for allotment in lease.fenced]
+        there = [pool for pool in wanted if pool is not None and _is_there(pool)]
+        news = any(_is_back(was.get(pool.resource_id), pool.resource.health) for pool in there)
+        if news and len(there) == len(wanted):
             draft.effects.append(Teardown(lease))
+
+
+def _is_there(pool: Pool) -> bool:
+    return pool.present and pool.resource.health != Health.GONE
+
+
+def _is_back(before: Health | None, now: Health) -> bool:
+    """Whether something that is there was not (None: no inventory had it), or was not fit."""
+    return before is None or before == Health.GONE or (before == Health.SICK and now == Health.OK)
 
 
 def forbidden(draft: Draft, command: Command) -> None:

@@ -93,6 +93,8 @@ class Reclaimer:
         self._closed: Gathering[LeaseId] = Gathering()
         self._stragglers: Gathering[tuple[Lease, CutReport]] = Gathering()
         self._late: Gathering[tuple[Lease, int]] = Gathering()
+        self._begun: dict[LeaseId, Lease | None] = {}
+        """What is torn down, and how it was when that was asked for again meanwhile."""
         self._under_way = 0
         self._ended = trio.lowlevel.ParkingLot()
 
@@ -106,9 +108,26 @@ class Reclaimer:
         if isinstance(effect, Teardown):
             self._grantor.overtake(effect.lease.lease_id)
             self._holders.forget(effect.lease.lease_id)
-            self._teardowns.put(effect.lease)
+            self._begin(effect.lease)
         elif isinstance(effect, Forget):
+            self._begun.pop(effect.lease_id, None)
             self._closed.put(effect.lease_id)
+
+    def _begin(self, lease: Lease) -> None:
+        """Once at a time: a second one beside it would go on when the first has proven the lease
+        clean, and end whoever has its devices by then."""
+        if lease.lease_id in self._begun:
+            self._begun[lease.lease_id] = lease
+        else:
+            self._begun[lease.lease_id] = None
+            self._teardowns.put(lease)
+
+    def _break_off(self, lease: Lease) -> None:
+        """A step failed, and was the last. One that proves the lease clean is over when the lease
+        is forgotten."""
+        again = self._begun.pop(lease.lease_id, None)
+        if again is not None:
+            self._begin(again)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -214,6 +233,8 @@ class Reclaimer:
                 self._take_back(lease, TeardownStep.KILL, evidence)
             if outcome.clean:
                 cut.append((lease, outcome))
+            else:
+                self._break_off(lease)
         return cut
 
     def _withdraws(self, lease: Lease) -> bool:
@@ -223,7 +244,8 @@ class Reclaimer:
 
     async def _clean(self, cut: Sequence[tuple[Lease, CutReport]]) -> None:
         """Scrub and prove. A lease found past a step at boot goes through it again: repeating is
-        harmless."""
+        harmless. One whose fence an operator has lifted meanwhile has nothing any more."""
+        cut = [(lease, how) for lease, how in cut if lease.lease_id in self._begun]
         if not cut:
             return
         fds_of = self._custodian.of
@@ -243,6 +265,8 @@ class Reclaimer:
                 self._take_back(lease, TeardownStep.SCRUB, evidence)
             if scrub.clean:
                 scrubbed.append(lease)
+            else:
+                self._break_off(lease)
         if scrubbed:
             await self._prove(scrubbed)
 
@@ -259,6 +283,8 @@ class Reclaimer:
                 used = self._sampler.utilization(lease)
                 evidence = self._publish("proof", proof)
                 self._submit(ProofEnded(NO_COMMAND, proof, evidence, used))
+                if proof.unproven:
+                    self._break_off(lease)
                 if proof.unproven and asked < LATE_ASKED_MAX and _comes_late(lease):
                     self._late.put((lease, asked))
 
@@ -275,6 +301,7 @@ class Reclaimer:
 
     def _fail(self, lease: Lease, step: TeardownStep, error: DeviceError) -> None:
         self._submit(TeardownFailed(NO_COMMAND, lease.lease_id, step, error.errno, bytes(32)))
+        self._break_off(lease)
 
     # -- the end -----------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from leased.hardware.adoption.tree import descendants
+from leased.hardware.cgroup import mount_of
 from leased.hardware.devices import Devices
 from leased.ports import Prepared
 from leased.terms.errors import DeviceError
@@ -125,6 +127,30 @@ async def test_a_grant_that_fails_after_it_puts_everybody_back(devices: Devices)
         assert process.poll() is None, "nobody is killed by a grant that failed"
         await give_back(devices, one, made)
         os.close(pidfd)
+
+
+async def test_a_home_that_went_when_it_was_empty_is_made_anew(devices: Devices) -> None:
+    """As a scope of systemd's does: whoever could not go back was killed with the failed grant."""
+    root = (await devices.facts()).path
+    home = Path(mount_of(root), f"home-{os.getpid()}")
+    one = lease(memory(), pid=0, reason=RevocationReason.GRANT_FAILED)
+    home.mkdir()
+    try:
+        with running(_TREE) as process:
+            for pid in (one.pid for one in descendants(process.pid)):
+                (home / "cgroup.procs").write_text(str(pid))
+            pidfd = os.pidfd_open(process.pid)
+            devices.adoptions.want((one.subject.uid, one.command_id), process.pid, pidfd)
+            made = await grant(devices, one)
+            assert isinstance(made, Prepared) and len(inside(made.cgroup)) == TREE
+            home.rmdir()
+            await devices.scrub_many([(one, made.fds)])
+            assert inside(made.cgroup) == [] and len(inside(str(home))) == TREE
+            await give_back(devices, one, made)
+            os.close(pidfd)
+        await wait_until_empty(str(home))
+    finally:
+        home.rmdir()
 
 
 async def test_one_that_must_be_left_alone_refuses_the_whole_tree(devices: Devices) -> None:

@@ -6,6 +6,8 @@ is looked at once, however many threads it has.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -89,3 +91,42 @@ def test_half_an_answer_is_none() -> None:
     late_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - 1
     with pytest.raises(DeviceError, match="too many descriptors"):
         scan(ZERO, exempt={}, deadline_ns=late_ns)
+
+
+# ---- who may not look ----------------------------------------------------------------------------
+
+BLIND = """
+import errno, sys
+from leased.hardware import occupants, openers
+from leased.terms.errors import DeviceError
+def asked(question):
+    try:
+        return question()
+    except DeviceError as error:
+        return errno.errorcode[error.errno]
+far = 1 << 62
+node = openers.Sought(((1, 5),), ("zero",))
+memory = [occupants.Sought((0, 1), "leased-nothing")]
+print(
+    asked(lambda: openers.scan(node, exempt={}, deadline_ns=far)),
+    asked(lambda: occupants.scan(memory, exempt={}, deadline_ns=far)),
+    asked(lambda: occupants.demand_sight("look", int(sys.argv[1]))),
+    asked(lambda: occupants.demand_sight("look", 1 << 22)),
+)
+"""
+
+
+def test_who_may_not_look_has_not_seen_nobody(zero: int) -> None:
+    """Without the right to trace, others' descriptors are refused or (`hidepid`) others are not
+    even listed: an empty answer proved GPUs, memory and ranges clean that somebody still had."""
+    blind = ["setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-sys_ptrace"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with tenant("hold", [os.dup(zero)]) as holder:
+        told = subprocess.run(
+            [*blind, sys.executable, "-c", BLIND, str(holder.pid)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    assert told.stdout.split() == ["EPERM", "EPERM", "EPERM", "None"]

@@ -16,7 +16,7 @@ from leased.hardware.devices import Devices
 from leased.hardware.gpu.backend import GpuBackend
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease, Priority
-from leased.terms.resource import Allotment, ResourceKind
+from leased.terms.resource import Allotment, Resource, ResourceKind
 from leased.terms.teardown import TeardownStep
 from tests.doubles.gpu_host import (
     Holder,
@@ -263,15 +263,125 @@ async def test_a_device_that_was_not_seen_is_not_taken_for_half_of_one(
     assert (await reclaim(makers, one))[1].unproven == ()
 
 
-async def test_nothing_is_owed_on_a_place(machine: Machine) -> None:
-    """Its instance is made for its lease. With `scrub_later` the GPU was to be overwritten before
-    the first grant, which nobody can who has no instance: there was no grant, ever."""
+async def test_a_place_whose_lease_ends_for_later_is_granted(machine: Machine) -> None:
+    """With `scrub_later` the GPU was to be overwritten before the first grant of a place, which
+    nobody can who has no instance: there was no grant, ever."""
     later = {"gpu_scrub_later": (Priority.STANDARD,)}
     with gpu_devices(machine, gpu_mig_layout=LAYOUT, **later) as makers:
         await start(makers)
         one = mig_lease(place(machine, "1g.10gb@0"), 142)
         cut(await grant(makers, one))
         assert (await reclaim(makers, one))[1].unproven == ()
+        marked = [r.resource_id for r in (await makers.inventory()).resources if is_later(r)]
+        assert marked and one.subject.allotments[0].resource_id not in marked
+
+
+# ---- what no log knows to be clean ---------------------------------------------------------------
+
+LEFT = 4 << 20
+
+
+def is_later(resource: Resource) -> bool:
+    """Whether it says that it is overwritten at its next grant."""
+    return ("scrub", "later") in resource.attributes
+
+
+async def test_what_is_left_where_a_place_is_made_is_overwritten_before_anybody_has_it(
+    machine: Machine, makers: Devices
+) -> None:
+    """A log that was replaced while a tenant had the memory, under whatever layout: the next tenant
+    of the place read it."""
+    assert machine.residue(0, 0, LEFT) == LEFT
+    await start(makers)
+    places = [r for r in (await makers.inventory()).resources if r.kind is ResourceKind.GPU]
+    assert all(map(is_later, places))
+    one = mig_lease(place(machine, "1g.10gb@0"), 142)
+    made = await grant(makers, one)
+    assert machine.dirty(0) == 0
+    with Holder("hold", 4 * GIB, made=made) as holder:
+        holder.ready()
+        cut(made)
+    assert (await reclaim(makers, one))[1].unproven == ()
+    clean = [r for r in (await makers.inventory()).resources if not is_later(r)]
+    named = [r.resource_id for r in clean if r.kind is ResourceKind.GPU]
+    assert named == [one.subject.allotments[0].resource_id]
+    # What this run has overwritten it does not overwrite again.
+    machine.residue(0, 0, LEFT)
+    await grant(makers, mig_lease(place(machine, "1g.10gb@0"), 142))
+    assert machine.dirty(0) == LEFT
+
+
+async def test_the_next_run_overwrites_a_place_whatever_the_log_says(machine: Machine) -> None:
+    """An agent that was killed when it had destroyed the instance, and before it said so, leaves an
+    end to the next that finds nothing there and overwrites nothing."""
+    one = mig_lease(place(machine, "1g.10gb@0"), 142)
+    with gpu_devices(machine, gpu_mig_layout=LAYOUT) as first:
+        await start(first)
+        cut(await grant(first, one))
+        assert (await reclaim(first, one))[1].unproven == ()
+        sealed = await first.inventory()
+    machine.residue(0, 0, LEFT)
+    with gpu_devices(machine, gpu_mig_layout=LAYOUT) as second:
+        second.recall((one,), sealed)
+        await second.inventory()
+        await second.adopt((one,))
+        assert (await reclaim(second, one))[1].unproven == () and machine.dirty(0) == LEFT
+        sealed = await second.inventory()
+    with gpu_devices(machine, gpu_mig_layout=LAYOUT) as third:
+        third.recall((), sealed)
+        await start(third)
+        await grant(third, mig_lease(place(machine, "1g.10gb@0"), 142))
+        assert machine.dirty(0) == 0
+
+
+async def test_a_place_is_overwritten_after_an_end_that_failed(
+    machine: Machine, makers: Devices
+) -> None:
+    """Its instance stayed in use, and was taken away when that was over: whoever used it may have
+    written there after the scrub."""
+    await start(makers)
+    one = mig_lease(place(machine, "1g.10gb@0"), 142)
+    cut(await grant(makers, one))
+    machine.mig_in_use(0, 1000)
+    _, proof = await reclaim(makers, one)
+    assert proof.unproven == one.subject.allotments
+    machine.residue(0, 0, LEFT)
+    machine.mig_in_use(0, 0)
+    await makers.inventory()
+    assert make_instances(0) == []
+    assert (await reclaim(makers, one))[1].unproven == (), "the same end again, by an operator"
+    await grant(makers, mig_lease(place(machine, "1g.10gb@0"), 142))
+    assert machine.dirty(0) == 0
+
+
+async def test_work_that_is_adopted_finds_nothing_in_its_place(
+    machine: Machine, makers: Devices
+) -> None:
+    """What an earlier tenant left on a whole GPU it may have seen already; a place it never had."""
+    await start(makers)
+    machine.residue(0, 0, LEFT)
+    one = mig_lease(place(machine, "1g.10gb@0"), 142)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as work:
+        pidfd = os.pidfd_open(work.pid)
+        makers.adoptions.want((one.subject.uid, one.command_id), work.pid, pidfd)
+        made = await grant(makers, one)
+        makers.adoptions.settle((one.subject.uid, one.command_id), one.lease_id)
+        os.close(pidfd)
+        assert machine.dirty(0) == 0
+        cut(made)
+    assert (await reclaim(makers, one))[1].unproven == ()
+
+
+async def test_a_place_that_cannot_be_overwritten_is_no_grant(
+    machine: Machine, makers: Devices
+) -> None:
+    await start(makers)
+    machine.fault("cuMemsetD32_v2", "return:999")
+    [failed] = await makers.prepare_many([mig_lease(place(machine, "1g.10gb@0"), 142)])
+    assert isinstance(failed, DeviceError)
+    assert make_instances(0) == []
+    machine.clear()
+    await grant(makers, mig_lease(place(machine, "1g.10gb@0"), 142))
 
 
 async def test_a_grant_that_fails_leaves_no_instance(machine: Machine, makers: Devices) -> None:

@@ -7,9 +7,12 @@ import errno
 from pathlib import Path
 
 import pytest
+import trio
 
+from leased.hardware.gpu.calls import Released
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Priority
+from tests.doubles.gpu import gpu, released
 from tests.doubles.gpu_bench import A, B, Bench, gpu_lease
 
 
@@ -113,6 +116,77 @@ async def test_a_gpu_that_was_away_while_something_was_owed_on_it_is_overwritten
     await back.start()
     await back.prepare(gpu_lease(A, tenant="other"))
     assert [call.writes for call in back.of("scrub")] == [True]
+
+
+async def test_what_was_split_meanwhile_is_overwritten_when_it_is_whole_again(
+    tmp_path: Path,
+) -> None:
+    """MIG was turned on and off again beside a running agent: the GPU was as clean for it as its
+    own last lease had left it, whatever the parts' leases had."""
+    bench = Bench(tmp_path, A)
+    await bench.start()
+    first = gpu_lease(A)
+    await bench.prepare(first)
+    await bench.end(first)
+    bench.gpus = [gpu(0, mig_enabled=True, mig_pending=True, slices=7)]
+    await bench.backend.survey()
+    bench.gpus = [A]
+    [seen] = (await bench.backend.survey()).resources
+    assert ("scrub", "later") in seen.attributes
+    bench.crew.asked.clear()
+    await bench.prepare(gpu_lease(A, tenant="other"))
+    assert [call.writes for call in bench.of("scrub")] == [True]
+
+
+async def test_an_end_that_was_broken_off_leaves_a_gpu_that_nobody_knows_to_be_clean(
+    tmp_path: Path,
+) -> None:
+    """It overran its published bound, and an operator lifted the fence: the GPU was as clean as
+    before that lease."""
+    bench = Bench(tmp_path, A)
+    await bench.start()
+    first = gpu_lease(A)
+    await bench.prepare(first)
+    bound = trio.CancelScope()
+
+    def too_late(name: str, call: object) -> Released:
+        bound.cancel()
+        return released()
+
+    bench.crew.answers["release"] = too_late
+    with bound:
+        await bench.end(first)
+    assert bound.cancelled_caught
+    bench.crew.asked.clear()
+    await bench.prepare(gpu_lease(A, tenant="other"))
+    assert [call.writes for call in bench.of("scrub")] == [True]
+
+
+async def test_what_a_lease_had_when_the_agent_ended_is_not_as_it_was_seen_before(
+    tmp_path: Path,
+) -> None:
+    """Sealed before the lease, and never again: the agent was killed with the lease fenced."""
+    before = Bench(tmp_path, A)
+    sealed = (await before.backend.survey()).resources
+    bench = Bench(tmp_path, A, new=True)
+    bench.backend.remember(sealed)
+    bench.backend.recall([gpu_lease(A)])
+    await bench.start()
+    await bench.prepare(gpu_lease(A, tenant="other"))
+    assert [call.writes for call in bench.of("scrub")] == [True]
+
+
+async def test_an_end_does_not_reach_the_lease_that_has_the_gpu_by_then(tmp_path: Path) -> None:
+    """An operator lifted the fence while it was tried once more."""
+    bench = Bench(tmp_path, A)
+    await bench.start()
+    first, second = gpu_lease(A), gpu_lease(A)
+    await bench.prepare(second)
+    bench.crew.asked.clear()
+    assert (await bench.end(first)).unproven
+    assert bench.of("release") == [] and bench.of("scrub") == []
+    assert bench.backend.is_held(second.subject.allotments[0])
+    assert not (await bench.end(second)).unproven
 
 
 async def test_a_debt_that_cannot_be_paid_is_no_grant(tmp_path: Path) -> None:

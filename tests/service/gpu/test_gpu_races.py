@@ -116,19 +116,19 @@ async def test_a_round_of_telemetry_ends_when_the_driver_is_let_go() -> None:
 
 
 async def test_who_was_seen_while_his_lease_ended_is_nobody_without_a_lease() -> None:
-    used = gpu(0, processes=1)
+    used, held = gpu(0, processes=1), lease()
     resource_id = f"gpu:{used.uuid}"
     crew = GpuCrew(list=Listing("570.86.15", True, (listed(used),)))
     backend = GpuBackend(crew, HardwareConfig())  # type: ignore[arg-type]
 
     def examine(name: str, argument: Any) -> Examined:
-        backend._desk.vacate(resource_id)
+        backend._desk.vacate(resource_id, held)
         return Examined((used,), ())
 
     crew.answers["examine"] = examine
     await backend.survey()
     await backend.adopt(())
-    backend._desk.occupy(resource_id, None, lease())
+    backend._desk.occupy(resource_id, None, held)
     [seen] = (await backend.survey()).resources
     assert seen.health is Health.OK
     [seen] = (await backend.survey()).resources

@@ -13,13 +13,13 @@ import trio
 import trio.testing
 
 from leased.service.reclaimer import LATE_ASKED_MAX
-from leased.terms.command import Release, Revoke, Unfence
+from leased.terms.command import ObserveHealth, Release, Revoke, Unfence
 from leased.terms.errors import DeviceError
 from leased.terms.event import AccessCut, Fenced, Reclaimed, Scrubbed
 from leased.terms.lease import Lease, LeaseState
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Changed, Granted, Refusal, RefusalReason
-from leased.terms.resource import Ask, Inventory, ResourceKind, Shape, TierKind
+from leased.terms.resource import Ask, Health, Inventory, ResourceKind, Shape, TierKind
 from leased.terms.teardown import CutReport, TeardownStep
 from tests.doubles.desk import ACME, OPERATOR
 from tests.doubles.devices import Fault, replace_capacity, small_inventory
@@ -164,6 +164,77 @@ async def test_a_step_that_fails_fences_the_lease_and_nothing_else(
             assert unfenced.reason is RefusalReason.STILL_HELD
         else:
             assert isinstance(unfenced, Changed) and agent.free == 5 * PAGE
+
+
+async def test_a_teardown_that_is_asked_for_twice_does_not_reach_who_comes_after(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An operator lifts a fence twice, before anybody has seen the end of access. Of two teardowns
+    side by side the second took the devices from the lease that was granted after the first."""
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(5)
+        spoil(host, lease, "the reaper does not answer")
+        await release(agent, lease)
+        await agent.until(lease.lease_id, LeaseState.FENCED)
+        host.reaper.revoke_errors.clear()
+        gate = host.devices.gates["scrub"]
+        gate.shut()
+        for _ in range(3):
+            await agent.ask(Unfence(host.command_id(), OPERATOR, lease.lease_id))
+        await gate.reached.wait()
+        await trio.sleep(5)
+        gate.open()
+        await agent.until(lease.lease_id, LeaseState.RECLAIMED)
+        await trio.sleep(5)
+    scrubs = [leases for verb, leases in host.devices.calls if verb == "scrub"]
+    assert scrubs == [(lease.lease_id,)]
+
+
+async def test_what_an_operator_has_given_back_is_not_taken_from_who_has_it_now(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its hardware was back, and its teardown tried again; the operator did not wait for that."""
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(5)
+        spoil(host, lease, "the scrub fails, applied")
+        await release(agent, lease)
+        await agent.until(lease.lease_id, LeaseState.FENCED)
+        gate = host.reaper.gates["revoke"]
+        gate.shut()
+        for health in (Health.GONE, Health.OK):
+            name = lease.subject.allotments[0].resource_id
+            await agent.ask(ObserveHealth(host.command_id(), name, health, cause=0))
+        await gate.reached.wait()
+        host.devices.unfence(lease)
+        given_back = await agent.ask(Unfence(host.command_id(), OPERATOR, lease.lease_id))
+        assert isinstance(given_back, Changed)
+        assert isinstance(await agent.ask(host.acquire(1)), Granted)
+        before = len(host.devices.calls)
+        gate.open()
+        await trio.sleep(5)
+    assert [verb for verb, leases in host.devices.calls[before:] if lease.lease_id in leases] == []
+
+
+async def test_what_is_asked_again_while_it_fails_is_tried_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with Host().standing() as host, host.agent() as agent:
+        lease = await agent.lease(5)
+        spoil(host, lease, "the reaper does not answer")
+        await release(agent, lease)
+        await agent.until(lease.lease_id, LeaseState.FENCED)
+        host.reaper.revoke_errors.clear()
+        gate = host.devices.gates["scrub"]
+        gate.shut()
+        host.devices.unclean.add(lease.lease_id)
+        await agent.ask(Unfence(host.command_id(), OPERATOR, lease.lease_id))
+        await gate.reached.wait()
+        await agent.ask(Unfence(host.command_id(), OPERATOR, lease.lease_id))
+        gate.open()
+        await agent.until(lease.lease_id, LeaseState.FENCED)
+        await trio.sleep(5)
+    scrubs = [leases for verb, leases in host.devices.calls if verb == "scrub"]
+    assert scrubs == [(lease.lease_id,)] * 2
 
 
 async def test_a_proof_that_misses_a_part_fences_that_part(

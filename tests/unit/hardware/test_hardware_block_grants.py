@@ -25,7 +25,7 @@ from leased.hardware.block.survey import ERASED
 from leased.hardware.config import HardwareConfig
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease, RevocationReason
-from leased.terms.resource import Allotment, ResourceKind
+from leased.terms.resource import Allotment, Health, ResourceKind
 from tests.doubles.leases import lease as make_lease
 from tests.doubles.nvme_trees import seen
 
@@ -49,6 +49,7 @@ class Crew:
         self.seen = calls.Seen((), ())
         self.exclusive = False
         self.drive = Drive(())
+        self.sick = ""
         self.hangs = "", ""
         self.stuck: set[str] = set()
         self.ready: list[str] = []
@@ -85,7 +86,9 @@ class Crew:
             calls.Nothing: calls.Nothing(),
             calls.Mapped: calls.Mapped(self.mapped),
             calls.Seen: self.seen,
-            calls.Examined: msgspec.structs.replace(examined, drive=self.drive),
+            calls.Examined: msgspec.structs.replace(
+                examined, drive=self.drive, sick=self.sick
+            ),
             calls.Arranged: calls.Arranged((), ()),
         }
         return answers[returns]
@@ -232,6 +235,34 @@ async def test_what_this_log_does_not_know_to_be_erased_is_erased_before_anybody
     assert "clear" in await verbs_of_a_lease(again, crew), "another log"
 
 
+async def test_an_end_that_was_broken_off_has_erased_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It overran its published bound, or the agent was killed; an operator lifted the fence. The
+    namespace was said to be erased, as before that lease, and the next tenant read it."""
+    crew = Crew()
+    backend = raw_backend(crew)
+    await verbs_of_a_lease(backend, crew)
+    sealed = (await backend.survey()).resources
+    fenced = msgspec.structs.replace(make_lease(RAW), activated=True)
+    await backend.prepare(fenced, [RAW], "", ())
+    crew.exclusive, crew.hangs = False, ("clean", "nobody")
+    with trio.move_on_after(0.1):
+        await backend.scrub(fenced, [RAW])
+    crew.hangs = "", ""
+    assert "clear" in await verbs_of_a_lease(backend, crew)
+    again = raw_backend(crew)
+    again.remember(sealed)
+    again.recall([fenced])
+    assert "clear" in await verbs_of_a_lease(again, crew)
+    encrypted = msgspec.structs.replace(make_lease(ONE), activated=True)
+    await again.prepare(encrypted, [ONE], "", ())
+    again.recall([encrypted])
+    await again.scrub(encrypted, [ONE])
+    assert not (await again.prove(encrypted, [ONE])).unproven
+    assert "clear" not in await verbs_of_a_lease(again, crew), "what it left is noise"
+
+
 @pytest.mark.parametrize(
     ("failing", "erased"), [(calls.NOT_BEGUN, 0), ("worker_answer", 0), ("nvme_format", 1)]
 )
@@ -364,6 +395,19 @@ async def test_what_a_fenced_lease_left_keeps_its_namespace_in_the_inventory() -
         backend.recall(recalled)
         found = await backend.survey()
         assert {one.resource_id for one in found.resources} == offered, found.notes
+
+
+async def test_a_drive_that_fails_is_sick_for_as_long_as_it_says_so() -> None:
+    """It was asked when it was seen first, and never again: a medium that turned read-only was
+    granted, and one that was well again was not."""
+    crew = Crew()
+    crew.seen = calls.Seen((seen(identity=FIRST),), ())
+    block = BlockConfig(namespaces=(FIRST,))
+    backend = BlockBackend(crew, HardwareConfig(block=block))  # type: ignore[arg-type]
+    for crew.sick in ("", "media is read-only", ""):
+        [one] = (await backend.survey()).resources
+        assert one.health is (Health.SICK if crew.sick else Health.OK)
+        assert (("sick", crew.sick) in one.attributes) is bool(crew.sick)
 
 
 async def test_what_is_leased_while_a_survey_looks_at_it_stays_in_the_inventory() -> None:

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leased.hardware.calls import CgroupFacts
-from leased.hardware.cgroup import find_mounts, found
+from leased.hardware.calls import CgroupFacts, Survey
+from leased.hardware.cgroup import find_mounts, found, home_of
 from leased.hardware.config import HardwareConfig
 from leased.hardware.cpu import offered_cores, survey_cpu
+from leased.hardware.survey import survey
 from leased.hardware.sysfs import format_list, parse_list
-from leased.terms.errors import ConfigError
+from leased.terms.errors import ConfigError, DeviceError
 from leased.terms.resource import ResourceKind
 
 HYBRID = """\
@@ -93,12 +95,36 @@ def cpus(root: Path) -> None:
 
 def test_the_first_core_and_its_sibling_stay_with_the_host(tmp_path: Path) -> None:
     cpus(tmp_path)
-    assert offered_cores("auto", tmp_path) == (1, 2, 3, 5, 6, 7)
-    assert offered_cores("2-3", tmp_path) == (2, 3)
-    assert offered_cores("none", tmp_path) == ()
-    for wrong in ("9", "a-b"):
-        with pytest.raises(ConfigError, match="cpu_cores"):
-            offered_cores(wrong, tmp_path)
+    assert offered_cores("auto", tmp_path) == ((1, 2, 3, 5, 6, 7), ())
+    assert offered_cores("2-3", tmp_path) == ((2, 3), ())
+    assert offered_cores("none", tmp_path) == ((), ())
+    with pytest.raises(ConfigError, match="cpu_cores"):
+        offered_cores("a-b", tmp_path)
+
+
+@pytest.mark.parametrize(("spec", "left"), [("2-3", ["cpu:2"]), ("3", []), ("a-b", [])])
+def test_a_core_that_is_not_online_costs_itself_alone(
+    tmp_path: Path, spec: str, left: list[str]
+) -> None:
+    """One that is named went offline, and from then on nothing of the host was seen any more: what
+    there had been was granted, the core and memory that had gone among it."""
+    cpus(tmp_path)
+    (tmp_path / "sys/devices/system/cpu/online").write_text("0-2,4-7\n")
+    facts = CgroupFacts("/sys/fs/cgroup/leased", ("cpu", "cpuset", "memory"), ())
+    config = HardwareConfig(cpu_cores=spec)
+    seen = survey(Survey(config, facts), tmp_path)
+    cores = [r.resource_id for r in seen.resources if r.kind is ResourceKind.CPU]
+    assert cores == left and ResourceKind.CPU not in seen.failed
+    [why] = [one.why for one in seen.absences if one.kind is ResourceKind.CPU]
+    assert "cpu_cores" in why and ("3" in why or spec == "a-b")
+
+
+def test_who_is_gone_is_in_no_cgroup() -> None:
+    """It exited while a tree was adopted: that failed half-way, and who had been moved was killed
+    with the lease that was not granted."""
+    with pytest.raises(DeviceError) as caught:
+        home_of(1 << 22)
+    assert caught.value.errno == errno.ESRCH
 
 
 def test_cores_are_leased_only_where_both_controllers_are_ours(tmp_path: Path) -> None:

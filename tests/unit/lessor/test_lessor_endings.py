@@ -442,6 +442,27 @@ def test_hardware_that_was_away_and_is_back_is_proven_again() -> None:
     assert desk.free() == 10 * PAGE
 
 
+@pytest.mark.parametrize("ill", [Health.GONE, Health.SICK])
+def test_hardware_that_was_lost_or_sick_and_is_well_is_proven_again(ill: Health) -> None:
+    """A GPU that fell off the bus stays in the inventory, as gone: its lease stayed fenced when the
+    GPU was back."""
+    desk = Desk(mem(0, 10))
+    lease = desk.lease(ask_mem(4))
+    name = lease.subject.allotments[0].resource_id
+    desk.say(commands.ObserveHealth(desk.command_id(), name, ill, cause=0))
+    desk.release(lease)
+    desk.cut(lease)
+    desk.scrub(lease, clean=False)
+    assert desk.at(lease).state is LeaseState.FENCED
+    well = commands.ObserveHealth(desk.command_id(), name, Health.OK, cause=0)
+    proposal = desk.propose(well)
+    assert proposal.effects == (Teardown(desk.at(lease)),)
+    again = commands.Observe(desk.command_id(), desk.table.pools.inventory)
+    assert desk.propose(again).effects == ()
+    desk.prove(lease)
+    assert desk.free() == 10 * PAGE
+
+
 def test_what_is_fenced_in_part_is_not_torn_down_again_when_it_returns() -> None:
     """The rest of the lease is somebody else's by then."""
     desk = Desk(mem(0, 10), *cores(1))

@@ -77,14 +77,14 @@ def move(asked: Move, fds: Sequence[int]) -> Moved:
                 if _enter(asked.leaf, process):
                     moved[process.pid, process.started] = process
         raise DeviceError("adopt", errno.EAGAIN, "it forks faster than it can be moved")
-    except DeviceError:
+    except (DeviceError, OSError):
         undo(Undo(asked.leaf, tuple(moved.values())), ())
         raise
 
 
 def undo(asked: Undo, fds: Sequence[int]) -> Moved:
-    """Put them back, as far as their cgroups are still there; those forked meanwhile go where their
-    parents go."""
+    """Put them back; those forked meanwhile go where their parents go. A cgroup that went when it
+    was empty (systemd's scopes do) is made anew: who stayed here would be killed."""
     del fds
     mount = cgroup.mount_of(asked.leaf)
     homes = {process.pid: process.home for process in asked.processes}
@@ -96,8 +96,10 @@ def undo(asked: Undo, fds: Sequence[int]) -> Moved:
             above = look(ancestor)
             ancestor = above.parent if above is not None else 0
         if process is not None and ancestor in homes:
-            with contextlib.suppress(DeviceError):
-                cgroup.write(f"{mount}{homes[ancestor]}/cgroup.procs", str(pid))
+            with contextlib.suppress(DeviceError, OSError):
+                home = f"{mount}{homes[ancestor]}"
+                os.makedirs(home, exist_ok=True)
+                cgroup.write(f"{home}/cgroup.procs", str(pid))
                 back.append(process)
     return Moved(tuple(back))
 

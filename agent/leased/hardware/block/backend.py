@@ -128,7 +128,7 @@ class BlockBackend:
     async def _examine(
         self, offered: dict[str, Namespace], leased: set[tuple[int, int]]
     ) -> dict[str, Examined | str]:
-        """What each drive says, asked where it is not known yet; drives at the same time."""
+        """What each drive says, asked while nobody leases it; drives at the same time."""
         found: dict[str, Examined | str] = {}
 
         async def one(namespace: Namespace) -> None:
@@ -146,7 +146,7 @@ class BlockBackend:
         # What a lease left there and could not be erased (the drive was away) is nobody's.
         marked = namespace.identity in self._marked
         contents = self._config.offer is Offer.UNUSED and not ours and not marked
-        if known is not None and not contents:
+        if known is not None and (ours or marked):  # its health is for whoever comes next
             return known
         asked = calls.Examine(namespace.identity, contents)
         worker = self._desk.worker(namespace.identity, EXAMINING)
@@ -203,6 +203,8 @@ class BlockBackend:
                     self._marked[identity] = lease.lease_id
                 raise
             self._marked[identity] = lease.lease_id
+        if asked.raw:
+            self._erased.discard(identity)  # whatever becomes of its end: it may be broken off
         return made
 
     async def access(self, lease: Lease, allotments: Sequence[Allotment]) -> tuple[Access, ...]:
@@ -321,12 +323,11 @@ class BlockBackend:
             identity = identity_in(allotment.resource_id)
             if not proven.clean:
                 self._erased.discard(identity)
-            elif is_raw(allotment) and not self._is_untouched(lease, allotment):
-                self._erased.add(identity)
-            if proven.clean:
-                self._marked.pop(identity, None)
-            else:
                 unproven[allotment] = allotment.capacity
+                return
+            if is_raw(allotment) and not self._is_untouched(lease, allotment):
+                self._erased.add(identity)
+            self._marked.pop(identity, None)
 
         await self._desk.each(allotments, one)
         if not unproven:
@@ -365,12 +366,12 @@ class BlockBackend:
 
     def recall(self, leases: Iterable[Lease]) -> None:
         """What is on the namespaces of these, fenced ones too, was left there by them."""
-        self._marked |= {
-            identity_in(allotment.resource_id): lease.lease_id
-            for lease in leases
-            for allotment in lease.subject.allotments
-            if self.serves(allotment)
-        }
+        for lease in leases:
+            for allotment in filter(self.serves, lease.subject.allotments):
+                identity = identity_in(allotment.resource_id)
+                self._marked[identity] = lease.lease_id
+                if is_raw(allotment):  # without its key the other is noise
+                    self._erased.discard(identity)
 
     async def _sweep(self) -> None:
         """End the mappings that are no lease's; with each survey until that has been done. Whose

@@ -19,6 +19,7 @@ import errno
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import msgspec
 import trio
@@ -38,7 +39,7 @@ from leased.hardware.gpu.idle import Idle
 from leased.hardware.gpu.leave import Leave
 from leased.hardware.gpu.mps import make_pipe, remove_empty
 from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
-from leased.hardware.gpu.survey import LATER, PREFIX, Seen, describe, gpu_of, mark_later
+from leased.hardware.gpu.survey import LATER, PREFIX, Seen, describe, gpu_of
 from leased.hardware.gpu.verdict import is_clean
 from leased.hardware.gpu.xids import describe as describe_xid
 from leased.hardware.remembered import Remembered
@@ -105,6 +106,10 @@ class GpuBackend:
         self._remembered.take(sealed)
         self._reclaimer.trust(one.resource_id for one in sealed if LATER not in one.attributes)
 
+    def recall(self, leases: Iterable[Lease]) -> None:
+        """What these have, fenced ones too, is not as it was seen before them."""
+        self._reclaimer.distrust(*(a.resource_id for one in leases for a in one.subject.allotments))
+
     async def survey(self) -> Surveyed:
         """Every GPU as it is now."""
         if not self._config.offer:
@@ -128,8 +133,7 @@ class GpuBackend:
             if not _is_silence(error):
                 self._remembered.forget()
             return await self._nothing(error)
-        described = describe(seen, self._config, self._reclaimer.dirty)
-        described = mark_later(described, self._reclaimer.owing())
+        described = self._reclaimer.take_stock(describe(seen, self._config, self._reclaimer.dirty))
         silent = {
             fault.uuid: fault.fault
             for fault in seen.strangers
@@ -181,7 +185,7 @@ class GpuBackend:
 
     async def _open(self, lease: Lease, resource_id: str, adopted: bool) -> calls.Readied:
         """`adopted`: work that was running before is in the leaf, and may have the device already;
-        what an earlier tenant left there it has seen."""
+        what an earlier tenant left there it has seen, but for a place, which is made now."""
         target = self._fleet.target(resource_id)
         async with self._desk.turn(resource_id):
             self._desk.occupy(resource_id, target, lease)
@@ -197,7 +201,8 @@ class GpuBackend:
                 self._config.settle_apart_ns,
                 self._desk.leaf_of(resource_id) if adopted else "",
             )
-            if not adopted and self._reclaimer.owes(lease, resource_id, target):
+            has_seen = adopted and target.place is None
+            if not has_seen and self._reclaimer.owes(lease, resource_id):
                 # Whoever is there is told by name, and not by what could not be taken.
                 alone = await self._ask_ready(msgspec.structs.replace(call, sets_mode=False))
                 await self._reclaimer.pay_debt(resource_id, target, alone.usage)
@@ -243,7 +248,7 @@ class GpuBackend:
                     if target.place is not None:
                         await self._reclaimer.places.unmake(resource_id, target)
                     await self._reclaimer.close(target)
-                    self._desk.vacate(resource_id)
+                    self._desk.vacate(resource_id, lease)
         await self._remove_pipe(lease)
 
     # -- teardown ----------------------------------------------------------------------------------
@@ -262,9 +267,8 @@ class GpuBackend:
             for allotment in allotments:
                 nursery.start_soon(one, allotment.resource_id)
         await self._remove_pipe(lease)
-        scrubbed_bytes = sum(outcome.scrubbed_bytes for outcome in outcomes)
         steps = tuple(step for outcome in outcomes for step in outcome.steps)
-        return Wiped(scrubbed_bytes, clean=True, steps=steps)
+        return Wiped(sum(one.scrubbed_bytes for one in outcomes), clean=True, steps=steps)
 
     async def _reclaim(self, lease: Lease, resource_id: str) -> Outcome:
         began_ns = _now_ns()
@@ -272,12 +276,12 @@ class GpuBackend:
             return Outcome((StepReport(TeardownStep.PREPARE, 0, began_ns, began_ns),), began_ns, 0)
         try:
             target = self._fleet.target(resource_id)
+            async with self._desk.turn(resource_id):
+                self._desk.keep(resource_id, target, lease)
+                return await self._reclaimer.reclaim(lease, resource_id, target)
         except DeviceError as error:
             failed = StepReport(TeardownStep.RELEASE, error.errno, began_ns, _now_ns())
             return Outcome((failed,), began_ns, 0)
-        async with self._desk.turn(resource_id):
-            self._desk.occupy(resource_id, target, lease)
-            return await self._reclaimer.reclaim(lease, resource_id, target)
 
     async def prove(self, lease: Lease, allotments: Sequence[Allotment]) -> Verdict:
         """Each device by itself: what its scrub came to, and what a witness sees."""
@@ -315,7 +319,7 @@ class GpuBackend:
             now_ns = _now_ns()
             return (StepReport(TeardownStep.WITNESS, error.errno, now_ns, now_ns),)
         finally:
-            self._desk.vacate(resource_id)
+            self._desk.vacate(resource_id, lease)
 
     # -- beside grants -----------------------------------------------------------------------------
 
@@ -373,10 +377,9 @@ class GpuBackend:
     # -- parts -------------------------------------------------------------------------------------
 
     def _target_or_none(self, allotment: Allotment) -> Target | None:
-        try:
+        with suppress(DeviceError):
             return self._fleet.target(allotment.resource_id)
-        except DeviceError:
-            return None
+        return None
 
     def _pipe_path(self, lease: Lease) -> str:
         return f"{self._config.mps_dir}/{lease.lease_id.hex()}"
@@ -384,10 +387,8 @@ class GpuBackend:
     async def _remove_pipe(self, lease: Lease) -> None:
         path = self._pipe_path(lease)
         if not remove_empty(path):
-            try:
+            with suppress(DeviceError):  # it is nobody else's to enter, and its owner is gone
                 await self._desk.ask(f"gpu pipe {path}", "remove", calls.Pipe(path), calls.Nothing)
-            except DeviceError:
-                pass  # a directory that nobody else may enter, and whose owner is gone
 
 
 def _is_silence(error: DeviceError) -> bool:

@@ -53,9 +53,17 @@ class Desk:
         leaf = f"/{self.hardware.cgroup_root.strip('/')}/{lease.subject.cgroup}"
         self._leaves[resource_id] = ("" if target is None else target.uuid, leaf)
 
-    def vacate(self, resource_id: str) -> None:
-        """The device is nobody's."""
-        self._leaves.pop(resource_id, None)
+    def keep(self, resource_id: str, target: Target, lease: Lease) -> None:
+        """As `occupy`, for the lease's end. Raises DeviceError(EBUSY): it is another lease's by now
+        (an operator lifted the fence), who is not to be ended for this one."""
+        if self.leaf_of(resource_id) and not self.holds(resource_id, lease):
+            raise DeviceError("gpu_release", errno.EBUSY, f"{resource_id} is another lease's now")
+        self.occupy(resource_id, target, lease)
+
+    def vacate(self, resource_id: str, lease: Lease) -> None:
+        """The device is nobody's, if it was the lease's."""
+        if self.holds(resource_id, lease):
+            del self._leaves[resource_id]
 
     def holds(self, resource_id: str, lease: Lease) -> bool:
         """Whether the device is this lease's."""

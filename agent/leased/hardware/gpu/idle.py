@@ -45,6 +45,7 @@ class Idle:
             async with self._desk.turn(resource_id):
                 target = self._fleet.target(resource_id)
                 if not self._desk.leaf_of(resource_id) and target.instance is not None:
+                    self._reclaimer.distrust(resource_id)
                     await self._reclaimer.places.unmake(resource_id, target)
 
         async with trio.open_nursery() as nursery:

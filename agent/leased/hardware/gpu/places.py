@@ -2,7 +2,8 @@
 """Places: MIG devices that are made for a lease and destroyed after it, where the layout is ours.
 
 Destroying the GPU instance is the cleanest boundary there is: its memory, and with it whatever page
-tables it had, go back to the GPU, and the next tenant's instance is another one.
+tables it had, go back to the GPU, and the next tenant's instance is another one: over memory that
+is overwritten where it is not known to be clean (`reclaiming`).
 
 Rule: what could not be destroyed fences its place and nothing else of the GPU; whoever gets the
 place next destroys what is left there first. That it is gone is said by a worker that did not

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from leased.hardware.calls import Surveyed
 from leased.hardware.gpu import calls, verdict
 from leased.hardware.gpu.bounds import overwrite_extra_ns, release_extra_ns, witness_extra_ns
 from leased.hardware.gpu.desk import Desk, scrubber_of, worker_of
@@ -28,6 +29,7 @@ from leased.hardware.gpu.ear import Ear
 from leased.hardware.gpu.facts import ComputeMode, Question, Target, Usage
 from leased.hardware.gpu.fleet import Fleet
 from leased.hardware.gpu.places import Places, health_step
+from leased.hardware.gpu.survey import is_place, mark_later
 from leased.terms.errors import DeviceError
 from leased.terms.identity import TenantId
 from leased.terms.lease import Lease, RevocationReason
@@ -69,8 +71,14 @@ class Reclaimer:
         """Bytes that a scrub found and the driver should have cleared, by GPU."""
 
     def trust(self, resource_ids: Iterable[str]) -> None:
-        """The log knows that these were overwritten after their last lease."""
-        self._owed.update(dict.fromkeys(resource_ids))
+        """The log knows that these were overwritten after their last lease. Of places nobody's word
+        is taken: an end that found no instance there overwrote nothing."""
+        self._owed.update(dict.fromkeys(one for one in resource_ids if not is_place(one)))
+
+    def distrust(self, *resource_ids: str) -> None:
+        """Somebody may have left something there."""
+        for one in resource_ids:
+            self._owed.pop(one, None)
 
     def note_baseline(self, resource_id: str, usage: Usage) -> None:
         """So much is in use while nobody has the device."""
@@ -81,6 +89,7 @@ class Reclaimer:
     async def reclaim(self, lease: Lease, resource_id: str, target: Target) -> Outcome:
         """Release and scrub, within the device's turn."""
         began_ns = _now_ns()
+        self.distrust(resource_id)  # whatever becomes of this, and should it be broken off
         if target.place is not None and target.instance is None:
             # No MIG device is there; a GPU instance that was made half-way may be.
             gone = await self.places.unmake(resource_id, target, halves=True)
@@ -109,7 +118,8 @@ class Reclaimer:
         except DeviceError as error:
             steps += (StepReport(at, error.errno, began_ns, _now_ns()),)
             self._note_hang(target, error)
-        self._note_debt(resource_id, lease, scrubbed, later=later)
+        if scrubbed is not None and verdict.is_clean(steps):
+            self._owed[resource_id] = lease.subject.tenant if later else None
         if scrubbed is None:
             await self.close(target)
         overwritten = scrubbed.taken_bytes if scrubbed is not None else 0
@@ -132,11 +142,10 @@ class Reclaimer:
             self.dirty[target.uuid] = done.found_bytes
         return done
 
-    def owes(self, lease: Lease, resource_id: str, target: Target) -> bool:
+    def owes(self, lease: Lease, resource_id: str) -> bool:
         """Whether an earlier lease, of this log or of another, may have left there what this one
         must not see."""
-        owner = self._owed.get(resource_id, _NOBODY_KNOWS)
-        return target.place is None and owner not in (None, lease.subject.tenant)
+        return self._owed.get(resource_id, _NOBODY_KNOWS) not in (None, lease.subject.tenant)
 
     async def pay_debt(self, resource_id: str, target: Target, usage: Usage) -> None:
         """Overwrite it; `usage` is that of the device while nobody has it. Raises DeviceError."""
@@ -147,21 +156,26 @@ class Reclaimer:
             raise
         failed = next((step.errno for step in done.steps if step.errno), 0)
         if failed:
-            self._fleet.suspect(target.uuid, "what an earlier tenant left could not be overwritten")
+            if target.place is None:
+                why = "what an earlier tenant left could not be overwritten"
+                self._fleet.suspect(target.uuid, why)
             raise DeviceError("gpu_scrub", failed, f"{target.visible} is not clean")
         self._owed[resource_id] = None
 
-    def owing(self) -> list[str]:
-        """Where something may have been left for the next grant to overwrite; with `scrub_later`
-        that is everywhere, for a lease may end so before the next look."""
-        known = ((one, self._fleet.target(one)) for one in self._fleet.resource_ids)
+    def take_stock(self, found: Surveyed) -> Surveyed:
+        """Say of what was found where something may have been left for the next grant to overwrite;
+        with `scrub_later` that is everywhere but on places, for a lease may end so before the next
+        look. What is known of anything else is forgotten: what is not there (MIG was turned on or
+        off, another layout, a GPU that is away) may come back with what others had left."""
+        there = {one.resource_id for one in found.resources}
+        self._owed = {one: owner for one, owner in self._owed.items() if one in there}
         always = bool(self._desk.config.scrub_later)
-        return [
+        owing = {
             one
-            for one, target in known
-            if target.place is None
-            and (always or self._owed.get(one, _NOBODY_KNOWS) is not None)
-        ]
+            for one in there
+            if (always and not is_place(one)) or self._owed.get(one, _NOBODY_KNOWS) is not None
+        }
+        return mark_later(found, owing)
 
     def without_holders(self, resource_id: str, target: Target, seen: Usage) -> Usage:
         """The usage of a device that nobody has, from one that was `seen` when somebody may have
@@ -285,13 +299,6 @@ class Reclaimer:
         facts = self._fleet.facts(target.uuid)
         lumped = facts is not None and Question.RESERVED in facts.unanswered
         return config.overhead_bytes if lumped else config.used_slack_bytes
-
-    def _note_debt(
-        self, resource_id: str, lease: Lease, done: calls.Scrubbed | None, *, later: bool
-    ) -> None:
-        self._owed.pop(resource_id, None)
-        if done is not None and verdict.is_clean(done.steps):
-            self._owed[resource_id] = lease.subject.tenant if later else None
 
     def _note_hang(self, target: Target, error: DeviceError) -> None:
         if error.errno == errno.ETIMEDOUT:

@@ -219,6 +219,11 @@ def place_id(gpu: Gpu, place: Place) -> str:
     return f"{MIG_PREFIX}{gpu.uuid}/{place.name}"
 
 
+def is_place(named: str) -> bool:
+    """Whether a resource is called so because it is a place."""
+    return named.startswith(MIG_PREFIX) and "@" in named
+
+
 def of_instance(plain: Resource, gpu: Gpu, one: Instance) -> Resource:
     """A MIG device as a resource: what its GPU is, with its own share."""
     share = weight(one.slices, gpu.slices)
