@@ -189,11 +189,12 @@ class Dispatcher:
         )
 
     def _command(self, connection: Connection, call: Call) -> Command:
+        renews = type(call.parameters) is parameters.Renew  # has no need of who is alive
         command = to_command(
             call,
             connection.caller,
             self._entropy,
-            pid=connection.proven_pid,
+            pid=0 if renews else connection.proven_pid,
             ttl_ns_default=self._ttl_ns_default(),
         )
         assert command is not None, f"{call.method.name} is served by nobody"
