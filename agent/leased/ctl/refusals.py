@@ -76,6 +76,10 @@ ADVICE: Final[dict[str, tuple[int, str]]] = {
     "not_notified": (EX_DATAERR, "it was not told to leave: `leasectl renew` moves its deadline"),
     "notice_limit": (EX_TEMPFAIL, "nobody gets more: save what fits, or ask for less"),
     "notice_final": (EX_LEASE_LOST, "this notice is not put off: save what you can"),
+    "command_id_used": (
+        EX_DATAERR,
+        "another request was made under this command id: every new request takes a new one",
+    ),
     "stopping": (EX_UNAVAILABLE, "the agent is going down: try again when it is back"),
 }
 _AT_AN_INSTANT: Final = ("deadline_passed", "draining", "not_renewable", "not_notified")
