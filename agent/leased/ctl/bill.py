@@ -22,6 +22,7 @@ import msgspec
 
 from leased.ctl.bill_chains import Chains, Missing, read_signers
 from leased.ctl.console import Console, timestamp
+from leased.durable.reading import read_file
 from leased.economics.amounts import units
 from leased.economics.bill_text import parse_bill, terms_of
 from leased.economics.billing import Bill, Month, make_bill
@@ -47,7 +48,7 @@ def add_bill(parser: argparse.ArgumentParser) -> None:
 def verify_bill(options: argparse.Namespace, console: Console) -> int:
     """Check a bill; 65 if it is not what the chains say."""
     try:
-        raw = options.bill.read_bytes()
+        raw = read_file(options.bill, pipe=True)
     except OSError as error:
         raise InvalidParameter("bill", f"{options.bill}: {error.strerror}") from error
     try:
