@@ -393,6 +393,19 @@ def test_what_is_not_http_ends_the_connection(site: Site) -> None:
             assert b"connection: close" in answer.lower()
 
 
+def test_a_head_request_ends_nobody(site: Site) -> None:
+    """Of whoever has a certificate of the fleet, a scraper's or none of a role among them."""
+    scraper = site.pki.issue(Role.SCRAPER, "prometheus")
+    for certificate in (None, scraper, site.pki.issue(Role.NODE, "other")):
+        with site.client(certificate) as client:
+            for path in ("/metrics", f"{site.path}/records", "/"):
+                answer = client.head(path)
+                assert answer.status_code in (403, 404, 405) and answer.content == b""
+    site.agent.call("Lease.List")
+    with site.client() as client:
+        assert client.get("/audit/v1/logs").status_code == 200
+
+
 def test_requests_may_be_sent_ahead_and_the_sender_may_stop_sending(site: Site) -> None:
     one = b"GET /audit/v1/logs HTTP/1.1\r\nHost: x\r\n\r\n"
     with site.connect() as tls:

@@ -15,6 +15,7 @@ from typing import Final
 from leased.client import Refused
 from leased.ctl.asks import DURATIONS, amount
 from leased.ctl.console import Console, length
+from leased.ctl.render import one_line
 from leased.terms.errors import (
     EX_DATAERR,
     EX_LEASE_LOST,
@@ -198,6 +199,6 @@ def tell(error: LeasedError, console: Console) -> int:
     if isinstance(error, Refused):
         console.note(refusal_text(error.refusal, console))
         return refusal_status(error.refusal)
-    text = str(error)
+    text = one_line(str(error))
     console.note(text if text else type(error).__name__)
     return error.exit_status or EX_SOFTWARE
