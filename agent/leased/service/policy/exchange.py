@@ -71,6 +71,8 @@ class PolicyExchange:
             raise ExchangeFailed(str(error.__cause__ or error) or "connection lost") from error
         except h11.RemoteProtocolError as error:
             raise ExchangeFailed(f"not HTTP: {error}") from error
+        except (UnicodeDecodeError, h11.LocalProtocolError) as error:
+            raise ExchangeFailed(f"{self._collector.token_file}: not a token") from error
         if status == UNCHANGED:
             return None
         return _read_offer(status, body)
