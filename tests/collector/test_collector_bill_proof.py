@@ -216,3 +216,35 @@ def test_segments_of_another_log_of_the_node_are_told_apart(copied: Path) -> Non
     for words in ((), by_all(copied)):
         status, out, err = verify(copied, *words)
         assert status == 0 and "byte for byte" in out, err
+
+
+def _paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where the values of a document stand."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:1])
+    found = []
+    for key, one in inner:
+        found.append((*at, key))
+        found += _paths(one, (*at, key)) if isinstance(one, dict | list) else []
+    return found
+
+
+def test_a_bill_that_anybody_may_have_written_is_judged_in_words(
+    fleet: Path, tmp_path: Path
+) -> None:
+    """Whatever stands in it: 65, no traceback, and no line that the bill itself has written."""
+    good, case = (fleet / "bill.json").read_bytes(), tmp_path / "bill.json"
+    paths = _paths(json.loads(good))
+    odd = (None, -1, 2**64, 1.5, "x\nok acme 2025-12", "9" * 5000, [], {"a": 1}, True)
+    for number, path in enumerate(paths):
+        document = json.loads(good)
+        inner = document
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = odd[number % len(odd)]
+        case.write_text(json.dumps(document))
+        console = Console(io.StringIO(), io.StringIO(), terminal=False)
+        words = ["verify", "--bill", str(case), "--archive", str(fleet / "state")]
+        assert leasectl(words, console) == 65, path
+        assert isinstance(console.out, io.StringIO)
+        assert "\nok acme" not in console.out.getvalue()
+    assert len(paths) > 50

@@ -376,6 +376,7 @@ def test_another_role_is_told_so(site: Site) -> None:
             answer = client.get(path)
             assert answer.status_code == 403
             assert answer.json()["type"] == "urn:leased:audit:role"
+            assert client.head(path).content == b""  # which once ended the agent
 
 
 def test_what_is_not_http_ends_the_connection(site: Site) -> None:

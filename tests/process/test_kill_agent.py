@@ -23,7 +23,7 @@ from tests.doubles.host_agent import (
     obstructed,
 )
 from tests.doubles.story import judge
-from tests.doubles.wire_peer import Peer
+from tests.doubles.wire_peer import Peer, Remote
 from tests.doubles.workloads import Workload
 
 pytestmark = pytest.mark.root
@@ -195,6 +195,24 @@ def test_a_reply_that_was_lost_is_given_again(agent: HostAgent) -> None:
     agent.start()
     again = agent.call("Lease.Acquire", **asked)
     assert again["attached"] and again["lease"]["lease_id"] == first
+    assert len(judge(agent).of(Allocated)) == 1
+
+
+def test_a_command_id_stands_for_one_request_over_a_kill(agent: HostAgent) -> None:
+    """What it was first used for is known from the log alone."""
+    asked = {"resources": [mem(4096)], "command_id": "ab" * 16, "bind": "cgroup", "workload": "a"}
+    others = {"resources": [mem(8192)], "workload": "b", "priority": "guaranteed"}
+    agent.call("Lease.Acquire", **asked)
+    for killed in (False, True):
+        if killed:
+            agent.kill()
+            agent.start()
+        for name, value in others.items():
+            with pytest.raises(Remote) as told:
+                agent.call("Lease.Acquire", **{**asked, name: value})
+            assert told.value.parameters["reason"] == "command_id_used"
+            assert told.value.parameters["what"] == name
+        assert agent.call("Lease.Acquire", **asked)["attached"]
     assert len(judge(agent).of(Allocated)) == 1
 
 

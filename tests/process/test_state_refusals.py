@@ -264,3 +264,38 @@ def test_a_directory_that_anybody_may_write_to(grown: HostAgent, which: str) -> 
     assert_refused(grown, EX_CONFIG, str(directory), "anybody may write there", "chmod o-w")
     directory.chmod(mode)
     grown.start()
+
+
+@pytest.mark.parametrize("name", ["log.id", "anchor", "node.key", "seal.key", "segment"])
+def test_a_pipe_where_a_file_of_the_log_should_be(grown: HostAgent, name: str) -> None:
+    """Whoever opens one waits for a writer: the start hung."""
+    place = first_segment(grown) if name == "segment" else grown.audit / name
+    kept = place.rename(grown.directory / "kept")
+    os.mkfifo(place, 0o600)
+    status, said = grown.refused()
+    assert status in (EX_DATAERR, EX_CONFIG), said
+    assert str(place) in said or place.name in said
+    assert "a pipe" in said and "Traceback" not in said
+    if not name.endswith(".key"):  # an auditor's copy has no keys
+        verdict = grown.leasectl("verify", "--log", str(grown.audit), check=status)
+        assert "a pipe" in verdict.stdout + verdict.stderr
+    place.unlink()
+    kept.rename(place)
+    grown.start()
+    judge(grown)
+
+
+def test_a_configuration_that_is_no_file() -> None:
+    with HostAgent() as agent:
+        written = agent.config.read_text("utf-8")
+        agent.config.unlink()
+        os.mkfifo(agent.config)
+        status, said = agent.refused()
+        assert (status, "a pipe" in said, "Traceback" in said) == (EX_CONFIG, True, False), said
+        agent.config.unlink()
+        agent.config.symlink_to("/dev/zero")
+        status, said = agent.refused()
+        assert (status, "a device" in said) == (EX_CONFIG, True), said
+        agent.config.unlink()
+        agent.config.write_text(written, "utf-8")
+        agent.start()

@@ -14,6 +14,7 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from leased.terms import command as commands
@@ -26,7 +27,7 @@ from leased.terms.lease import (
     Priority,
 )
 from leased.terms.moment import NS_PER_MS, NS_PER_S
-from leased.terms.reply import Changed, Granted, Listed, Reply
+from leased.terms.reply import Changed, Granted, Listed, Refusal, RefusalReason, Reply
 from leased.terms.resource import Ask, Health, ResourceKind
 from tests.sim.auditor import Ack
 from tests.sim.hardware import CORE_MILLI, CORES, NODES, PAGE_BYTES
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 TTLS_NS = (0, 100 * NS_PER_MS, 300 * NS_PER_MS, NS_PER_S, 4 * NS_PER_S, 20 * NS_PER_S, 10**12)
+ANOTHER = "another"
 WAITS_NS = (0, 0, 200 * NS_PER_MS, 3 * NS_PER_S, 10 * NS_PER_S)
 OPERATOR_UID = 0
 SHARED_IDS = (bytes(16), b"everybody's id 1", b"everybody's id 2", b"everybody's id 3")
@@ -49,6 +51,7 @@ class Tenant:
         self.name = TenantId(f"tenant-{uid % 3}")
         self.caller = commands.Caller(uid, uid, 1000 + uid, self.name)
         self.held: dict[LeaseId, Lease] = {}
+        self._asked: dict[LeaseId, commands.Acquire] = {}
         self.unanswered: list[commands.Acquire] = []
 
     async def run(self) -> None:
@@ -78,13 +81,15 @@ class Tenant:
         await self._send_acquire(request)
 
     async def _retry(self) -> None:
-        """The same command once more: after a lost answer, or for no reason at all."""
+        """The same command once more: after a lost answer, or for no reason at all; or another one
+        under its id, which must not find the lease."""
         if self.unanswered:
             await self._send_acquire(self.unanswered.pop(0))
         elif self.held and self._random.random() < 0.3:
             lease = self._pick()
-            asks = (Ask(ResourceKind.MEM, PAGE_BYTES),)
-            again = commands.Acquire(lease.command_id, self.caller, asks, NS_PER_S)
+            again = self._asked[lease.lease_id]
+            if lease.lease_id[0] & 1:
+                again = msgspec.structs.replace(again, workload=ANOTHER)
             await self._send_acquire(again)
 
     async def _send_acquire(self, request: commands.Acquire) -> None:
@@ -95,9 +100,15 @@ class Tenant:
         reply, broken = await self._world.call(request, patience_s=patience_s)
         if reply is None and broken:
             self.unanswered.append(request)
+        used = isinstance(reply, Refusal) and reply.reason is RefusalReason.COMMAND_ID_USED
+        if used and request.workload != ANOTHER and request.command_id not in SHARED_IDS:
+            self._world.breach("a retry was taken for another request")
         if isinstance(reply, Granted):
             lease = reply.lease
+            if lease.subject.workload != request.workload:
+                self._world.breach("a request was given the lease of another")
             self.held[lease.lease_id] = lease
+            self._asked[lease.lease_id] = request
             what = "attach" if reply.attached else "grant"
             self._acknowledge(what, lease, reply.sequence, reply.record_hash)
             self._world.judge_grant(request, reply)

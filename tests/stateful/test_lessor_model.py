@@ -26,7 +26,7 @@ from leased.terms import event as events
 from leased.terms.command import Caller
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Policy, TenantLimits
-from leased.terms.reply import Changed, Granted, Inventoried, Listed, Refusal
+from leased.terms.reply import Changed, Granted, Inventoried, Listed, Refusal, RefusalReason
 from leased.terms.resource import Allotment, ResourceKind, Shape, TierKind
 from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, mem
 from tests.doubles.notebook import ACME_LEASES_MAX, LIVE, NODE_LEASES_MAX, NODES, Model
@@ -181,9 +181,10 @@ class LessorMachine(RuleBasedStateMachine):
             self.model.waiting.append(request)
 
     @precondition(lambda self: self.requests)
-    @rule(index=pick)
-    def repeat_a_request(self, index: int) -> None:
-        acquire = self.requests[index % len(self.requests)]
+    @rule(index=pick, other=st.sampled_from([{}, {}, {"workload": "x"}, {"asks": ()}]))
+    def repeat_a_request(self, index: int, other: dict[str, Any]) -> None:
+        first = self.requests[index % len(self.requests)]
+        acquire = msgspec.structs.replace(first, **other)
         known = self.desk.table.requests.get((acquire.caller.uid, acquire.command_id))
         waits = any(request["id"] == acquire.command_id for request in self.model.waiting)
         if known is None and not waits:
@@ -191,7 +192,11 @@ class LessorMachine(RuleBasedStateMachine):
         sealed = len(self.desk.history)
         reply = self.desk.lessor.propose(acquire, self.desk.moment).answers
         assert len(self.desk.history) == sealed
-        if waits:
+        if other:
+            [(_, refusal)] = reply
+            assert isinstance(refusal, Refusal)
+            assert refusal.reason is RefusalReason.COMMAND_ID_USED
+        elif waits:
             assert reply == ()
         else:
             [(_, granted)] = reply

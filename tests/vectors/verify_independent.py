@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import sys
 import zlib
 from pathlib import Path
@@ -29,6 +28,7 @@ from tests.vectors.c2sp_independent import (
     read_policy,
     signature_holds,
 )
+from tests.vectors.seals_independent import Seals
 
 __all__ = ["Broken", "note_holds", "read_policy", "signature_holds", "tree_root", "verify"]
 
@@ -291,61 +291,6 @@ for _stage in ("granted", "active", "draining"):
 SHOWN = {kind: to for stage in GROWS.values() for kind, to in stage.items()}
 
 
-class Seals:
-    """FORMAT.md section 6a."""
-
-    def __init__(
-        self, log_id: bytes, epoch_ns: int, key: bytes | None, latest: int | None, genesis: bool
-    ) -> None:
-        self.log_id, self.epoch_ns, self.key, self.key_epoch = log_id, epoch_ns, key, 0
-        self.latest = latest
-        self.next, self.first = (0, 0) if genesis else (None, None)
-        self.boot, self.from_ns, self.until_ns = None, 0, None
-        self.same_boot, self.last_end = genesis, None
-        self.count = 0
-
-    def start(self, boot: bytes, boot_ns: int) -> None:
-        if boot != self.boot:
-            self.same_boot = self.boot is None and self.same_boot
-            self.boot, self.from_ns, self.until_ns = boot, 0, boot_ns + self.epoch_ns
-
-    def record(self, boot_ns: int, where: str) -> None:
-        inside = self.from_ns <= boot_ns and (self.until_ns is None or boot_ns < self.until_ns)
-        need(inside, f"{where}: outside the epoch that is open")
-
-    def seal(self, value: list, size: int, where: str) -> None:
-        _, epoch, skipped, boot, begin, end, wall0, wall1, first, sealed, root, tag = value
-        need(self.next is None or epoch == self.next, f"{where}: epoch {epoch}")
-        need(self.boot is None or boot == self.boot, f"{where}: boot of the seal")
-        need(sealed == size, f"{where}: size of the seal")
-        need(min(epoch, skipped) >= 0, f"{where}: epochs below 0")
-        need((epoch + skipped + 1) * self.epoch_ns <= 2**60, f"{where}: more epochs than a log has")
-        need(self.latest is None or epoch + skipped < self.latest, f"{where}: ends after today")
-        need(all(-(2**63) <= n < 2**63 for n in (begin, end, wall0, wall1)), f"{where}: 64 bits")
-        need(self.first is None or first == self.first, f"{where}: first record of the epoch")
-        if self.same_boot:
-            need(end - begin == (skipped + 1) * self.epoch_ns, f"{where}: length of the epoch")
-            need(self.last_end is None or begin == self.last_end, f"{where}: begin of the epoch")
-        if self.key is not None:
-            while self.key_epoch < epoch:
-                self.key = hmac.digest(self.key, b"evolve", "sha256")
-                self.key_epoch += 1
-            fields = b"".join(
-                part.to_bytes(8, "big", signed=signed)
-                for part, signed in ((epoch, False), (skipped, False))
-            )
-            fields += boot + b"".join(n.to_bytes(8, "big", signed=True) for n in (begin, end))
-            fields += b"".join(n.to_bytes(8, "big", signed=True) for n in (wall0, wall1))
-            fields += b"".join(n.to_bytes(8, "big") for n in (first, sealed)) + root
-            message = b"leased epoch seal v1\n" + self.log_id + fields
-            made = hmac.digest(hmac.digest(self.key, b"tag", "sha256"), message, "sha256")
-            need(made == tag, f"{where}: not made with the key of epoch {epoch}")
-        self.next, self.first, self.last_end = epoch + skipped + 1, size, end
-        self.boot, self.same_boot = boot, True
-        self.from_ns, self.until_ns = end, end + self.epoch_ns
-        self.count += 1
-
-
 class Chain:
     """What has been walked so far."""
 
@@ -535,6 +480,7 @@ def verify(
         need(this != last or end <= len(data), f"{path.name}: ends before its anchored end")
         while at < end if this == last else any(data[at : at + 4]):
             at = chain.take_frame(data[:end] if this == last else data, at, path.name)
+        need(this == last or not any(data[at:]), f"{path.name}: not zero beyond its frames")
         done = index
         if this == last:
             break
@@ -547,26 +493,58 @@ def verify(
     if policy is not None:
         chain.vouched(policy)
     if not live:
-        beyond(chain, data, end, paths[done + 1 :], number(slot, 8, 8) + (1 if both else 2))
+        beyond(chain, data, end, paths[done + 1 :], number(slot, 8, 8), both=both)
     return found
 
 
-def beyond(chain: Chain, data: bytes, at: int, later: list[Path], most: int) -> None:
+def beyond(
+    chain: Chain, data: bytes, at: int, later: list[Path], generation: int, *, both: bool
+) -> None:
     """FORMAT.md section 8, row 8: at most one batch beyond the anchor, two if a slot is lost."""
     chain.key, chain.seals, chain.stages = None, None, None
-    segments = 0
+    most, ended = generation + (1 if both else 2), chain.kind == 68 and at > 4096
     while True:
-        try:
-            while True:
-                at = chain.take_frame(data, at, "beyond")
-                if chain.ended:
-                    need_not_rolled(chain.batch <= most, f"batch {chain.batch} beyond the anchor")
-                    segments += chain.kind == 68
-        except RolledBack:
-            raise
-        except Broken:
+        while not ended:
+            end = whole_batch(chain, data, at)
+            if end is None:
+                break
+            need_not_rolled(chain.batch <= most, f"batch {chain.batch} beyond the anchor")
+            at, generation, ended = end, chain.batch, chain.kind == 68
+        if not ended or not later:
             break
-    need_not_rolled(len(later) <= segments, "a segment that no kept batch leads to")
+        data, name = later[0].read_bytes(), later[0].name
+        chain.begin(closed(data[:4096], name), name, first=False)
+        generation += 1  # a switch takes one
+        need_not_rolled(generation <= most, f"{name} beyond the anchor")
+        later, at, ended = later[1:], 4096, False
+    need_not_rolled(not later, "a segment that no kept batch leads to")
+    for place in range((at + 7) // 8 * 8, len(data) - 111, 8):
+        size, n, this = (number(data, place + far, width) for far, width in FRAME_FIELDS)
+        if size != (112 + n + 7) // 8 * 8 or data[place + 27] > 3 or this <= most:
+            continue
+        frame = data[place : place + size]
+        hashed = b"\0LEASEREC1\0" + chain.log_id + frame[8 : 80 + n]
+        holds = size <= 65536 and hashlib.sha256(hashed).digest() == frame[-32:]
+        need_not_rolled(not holds or any(frame[80 + n : -32]), f"batch {this} beyond the anchor")
+
+
+FRAME_FIELDS = ((0, 4), (28, 4), (16, 8))
+
+
+def whole_batch(chain: Chain, data: bytes, at: int) -> int | None:
+    """Take in a batch that is whole and follows; its end. None, and nothing taken in: there is
+    none."""
+    tree, before = chain.tree, (chain.head, chain.batch, chain.ended, chain.kind)
+    chain.tree = Tree(tree.size, tuple(tree.peaks))
+    try:
+        while True:
+            at = chain.take_frame(data, at, "beyond")
+            if chain.ended:
+                return at
+    except Broken:
+        chain.tree = tree
+        chain.head, chain.batch, chain.ended, chain.kind = before
+        return None
 
 
 class RolledBack(Broken):

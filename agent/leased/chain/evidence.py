@@ -127,6 +127,8 @@ def weigh(
     Raises ChainError where something in it does not hold: then it is no evidence."""
     if bundle.format != FORMAT:
         raise ChainError(BAD_PROOF, f"not a bundle of the format {FORMAT}")
+    if not 0 <= bundle.found_ns < 1 << 64:
+        raise ChainError(BAD_PROOF, "it was found at no time that there is")
     proven: list[str] = []
     told = [f"{bundle.verdict}: {bundle.why}"]
     keys = node_keys(bundle.log_id, node, bundle.rotations or ())
@@ -160,16 +162,24 @@ def node_keys(log_id: str, node: NoteKey, rotations: Sequence[Rotation]) -> list
     """The key that is known, and those that the node had before and after it. Raises ChainError
     (BAD_SIGNATURE) for a rotation that both keys have not signed, ValueError for hex that is
     none."""
-    known, left = [node.public_key], list(rotations)
-    while found := next((r for r in left if _ends(r) & set(known)), None):
-        left.remove(found)
-        old, new = bytes.fromhex(found.old), bytes.fromhex(found.new)
-        message = rotation_message(bytes.fromhex(log_id), old, new)
-        for key, signature in ((old, found.signature_old), (new, found.signature_new)):
-            if not verifies(key, message, bytes.fromhex(signature)):
-                raise ChainError(BAD_SIGNATURE, "the key rotation is not signed by both keys")
-            if key not in known:
-                known.append(key)
+    of: dict[bytes, list[Rotation]] = {}
+    for one in rotations:
+        for end in _ends(one):
+            of.setdefault(end, []).append(one)
+    known: dict[bytes, None] = {node.public_key: None}
+    left = [node.public_key]
+    while left:
+        for found in of.pop(left.pop(), ()):
+            old, new = bytes.fromhex(found.old), bytes.fromhex(found.new)
+            if old in known and new in known:
+                continue
+            message = rotation_message(bytes.fromhex(log_id), old, new)
+            for key, signature in ((old, found.signature_old), (new, found.signature_new)):
+                if not verifies(key, message, bytes.fromhex(signature)):
+                    raise ChainError(BAD_SIGNATURE, "the key rotation is not signed by both keys")
+                if key not in known:
+                    known[key] = None
+                    left.append(key)
     return [NoteKey(node.name, key, node.kind) for key in known]
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from leased.chain.note import NoteKey, parse_key
 from leased.chain.page import PAGE_BYTES_MAX
+from leased.durable.reading import read_text
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.moment import NS_PER_MS, NS_PER_S
 from leased.terms.reading import (
@@ -88,7 +89,7 @@ class PullConfig(msgspec.Struct, frozen=True):
 def load(path: Path) -> PullConfig:
     """The configuration in `path`. Raises ConfigError."""
     try:
-        found = read_toml(path.read_text("utf-8"))
+        found = read_toml(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (UnicodeDecodeError, ConfigError) as error:

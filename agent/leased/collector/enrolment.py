@@ -22,6 +22,7 @@ from leased.chain.note import ED25519, parse_key
 from leased.collector.archive.manifest import LogEntry, ManifestTables
 from leased.collector.ingest import Pinned, State, decode_state, encode_state
 from leased.collector.transport import check_url
+from leased.durable import reading
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.identity import parse_id
 from leased.terms.reading import UNREADABLE
@@ -76,7 +77,7 @@ def read_enrolment(raw: bytes, source: str) -> Pinned:
 def read_file(path: Path) -> Pinned:
     """What an enrolment file pins. Raises ConfigError."""
     try:
-        return read_enrolment(path.read_bytes(), str(path))
+        return read_enrolment(reading.read_file(path), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
 

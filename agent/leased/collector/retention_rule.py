@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from leased.collector.config import CONFIG
+from leased.durable.reading import read_text
 from leased.terms.errors import ConfigError
 from leased.terms.reading import fields, read_toml, section
 
@@ -31,7 +32,7 @@ def load_rule(path: Path | None) -> Rule:
     """Section [retention]. Raises ConfigError."""
     path = path or CONFIG
     try:
-        found = read_toml(path.read_text("utf-8")) if path.exists() else {}
+        found = read_toml(read_text(path)) if path.exists() else {}
         read = fields({"retention": found.get("retention", {})}, {"retention": _SECTION}, "")
         rule: Rule = read["retention"]
         if rule.usage_months is not None and rule.usage_months < (rule.raw_months or MONTHS_MAX):

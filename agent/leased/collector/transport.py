@@ -23,6 +23,7 @@ import msgspec
 import trio
 
 from leased.chain.certificate import NAME, Certificate, Role, read_certificate
+from leased.durable.reading import read_file
 from leased.terms.errors import EX_UNAVAILABLE, CallerError, ConfigError, LeasedError
 
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
@@ -103,7 +104,7 @@ def client_context(ca: str, certificate: str, key: str) -> ssl.SSLContext:
 
 def read_pem(path: Path) -> Certificate:
     """What the first certificate of a file says. Raises OSError, ValueError, CallerError."""
-    raw = path.read_bytes()
+    raw = read_file(path)
     pem = raw[raw.index(_BEGIN) : raw.index(_END) + len(_END)].decode("ascii")
     return read_certificate(ssl.PEM_cert_to_DER_cert(pem))
 

@@ -24,6 +24,7 @@ from leased.ctl.console import Console
 from leased.ctl.service_checks import CONFIG_FILE, STATE_DIRECTORY
 from leased.ctl.usage_text import Verbs, verb
 from leased.durable.reader import LogFacts, read_log
+from leased.durable.reading import read_text
 from leased.durable.retention import SEGMENTS_KEPT
 from leased.terms.errors import ChainError, ConfigError, StateError
 from leased.terms.reading import read_toml
@@ -127,7 +128,7 @@ def _configured(path: Path) -> tuple[Path, dict[str, NoteKey], int]:
     """The log, the collectors' keys, and how many of them it takes. Raises ConfigError,
     StateError."""
     try:
-        table: dict[str, Any] = read_toml(path.read_text("utf-8"))
+        table: dict[str, Any] = read_toml(read_text(path))
         state = str(table.get("paths", {}).get("state_dir", f"/{STATE_DIRECTORY}"))
         listener = table.get("listener", {})
         keys = {str(one["name"]): parse_key(one["key"]) for one in listener.get("collectors", ())}

@@ -25,6 +25,7 @@ from leased.ctl.asks import (
 from leased.ctl.console import Console
 from leased.ctl.devices import find_resource
 from leased.ctl.usage_text import Verbs, verb
+from leased.durable.reading import read_text
 from leased.terms.errors import EX_NOINPUT, EX_UNAVAILABLE, InvalidParameter
 from leased.wire import parameters, portrayal, replies
 
@@ -249,7 +250,7 @@ async def _show_use(
 async def set_policy(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Put a policy in force."""
     try:
-        document = options.file.read_text(encoding="utf-8")
+        document = read_text(options.file, pipe=True)
     except OSError as error:
         console.note(f"{options.file}: {error.strerror}")
         return EX_NOINPUT

@@ -41,6 +41,7 @@ GRACE_NS = 30 * NS_PER_S
 STALE = "STALE"
 _DIGITS = frozenset("0123456789abcdef")
 _HASH = re.compile("[0-9a-f]{64}")
+_SIZE = re.compile("[0-9]{0,20}")
 
 
 def register(verbs: Verbs) -> None:
@@ -131,8 +132,9 @@ def _find_head(opened: ReadLog, text: str) -> int:
     """
     shown = opened.facts.shown
     size, _, hexed = text.lower().rpartition(":")
-    if not _HASH.fullmatch(hexed) or not (size == "" or size.isdecimal()):
+    if not _HASH.fullmatch(hexed) or not _SIZE.fullmatch(size):
         raise InvalidParameter("head", f"{text[:80]}: 64 hex digits, as `audit head` prints them")
+    size = size.lstrip("0") or size[:1]  # 007 is 7
     if shown.begins and shown.pruned is not None:
         gone = (str(shown.begins), shown.pruned.head.hex())
         if (size or gone[0], hexed) == gone:

@@ -22,13 +22,19 @@ import msgspec
 
 from leased.ctl.bill_chains import Chains, Missing, read_signers
 from leased.ctl.console import Console, timestamp
+from leased.ctl.render import one_line
+from leased.durable.reading import read_file
 from leased.economics.amounts import units
 from leased.economics.bill_text import parse_bill, terms_of
 from leased.economics.billing import Bill, Month, make_bill
+from leased.economics.contracts import Terms
 from leased.economics.hourly import Hourly
 from leased.terms.errors import EX_DATAERR, InvalidParameter
 
 STATE: Final = Path("/var/lib/leased-collector")
+DECIMALS_MAX: Final = 30
+MONTH_NS_MAX: Final = 32 * 86_400 * 10**9
+"""A bill is of one month, wherever it is."""
 
 
 def add_bill(parser: argparse.ArgumentParser) -> None:
@@ -47,14 +53,15 @@ def add_bill(parser: argparse.ArgumentParser) -> None:
 def verify_bill(options: argparse.Namespace, console: Console) -> int:
     """Check a bill; 65 if it is not what the chains say."""
     try:
-        raw = options.bill.read_bytes()
+        raw = read_file(options.bill, pipe=True)
     except OSError as error:
         raise InvalidParameter("bill", f"{options.bill}: {error.strerror}") from error
     try:
         bill = parse_bill(raw)
-    except ValueError as error:
+        terms = terms_of(bill.terms)
+        window = _sound(bill, terms)
+    except (ValueError, msgspec.ValidationError) as error:
         raise InvalidParameter("bill", f"{options.bill}: not a bill: {error}") from error
-    window = (int(bill.from_ns), int(bill.to_ns))
     signers = read_signers(options.enrolment, console.wall_ns()) if options.enrolment else None
     chains = Chains(options.archive or [STATE], signers)
     hourly = Hourly(window)
@@ -78,7 +85,7 @@ def verify_bill(options: argparse.Namespace, console: Console) -> int:
         Month(bill.period, *window),
         hourly.usage,
         hourly.tasks,
-        terms_of(bill.terms),
+        terms,
         bill.audit,
         fleet_watermark_ns=int(bill.as_of_ns),
         corrections=[(text, units(amount, bill.decimals)) for text, amount in bill.corrections],
@@ -87,6 +94,25 @@ def verify_bill(options: argparse.Namespace, console: Console) -> int:
     wrong = [] if same else list(differences(bill, again)) or ["the bytes are not the canonical"]
     _tell(options, console, bill, records, wrong)
     return EX_DATAERR if wrong else 0
+
+
+def _sound(bill: Bill, terms: Terms) -> tuple[int, int]:
+    """The window of a bill, each value of which is of its type: whoever wrote it is not known.
+    Raises ValueError, ValidationError."""
+    for value, kind in ((bill, Bill), (terms, Terms)):
+        msgspec.convert(msgspec.to_builtins(value), kind)
+    decimals = [bill.decimals, terms.infrastructure.decimals]
+    decimals += [version.card.decimals for version in terms.cards]
+    if not all(0 <= one <= DECIMALS_MAX for one in decimals):
+        raise ValueError(f"decimals: from 0 to {DECIMALS_MAX}")
+    for _, amount in bill.corrections:
+        units(amount, bill.decimals)
+    begin_ns, end_ns = int(bill.from_ns), int(bill.to_ns)
+    if not 0 <= begin_ns < end_ns < 1 << 63 or end_ns - begin_ns > MONTH_NS_MAX:
+        raise ValueError("from_ns and to_ns are of no month")
+    if not 0 <= int(bill.as_of_ns) < 1 << 64:
+        raise ValueError("as_of_ns is no time")
+    return begin_ns, end_ns
 
 
 def differences(told: Bill, again: Bill) -> Iterator[str]:
@@ -132,11 +158,11 @@ def _tell(
             }
         )
         return
-    what = f"{bill.tenant} {bill.period}: {bill.total} {bill.currency}"
+    what = one_line(f"{bill.tenant} {bill.period}: {bill.total} {bill.currency}")
     if wrong:
         console.say(f"BILL_WRONG {what}")
         for difference in wrong:
-            console.say(f"  {difference}")
+            console.say(one_line(f"  {difference}"))
         return
     console.say(f"ok {what}, {'final' if bill.final else 'draft'}, sha256 {bill.digest().hex()}")
     console.say(f"computed again from {records} records of {len(bill.audit)} chains, byte for byte")
@@ -167,8 +193,9 @@ def _tell_missing(
             }
         )
         return
-    console.say(f"NOT_PROVEN {bill.tenant} {bill.period}: {bill.total} {bill.currency}")
+    what = one_line(f"{bill.tenant} {bill.period}: {bill.total} {bill.currency}")
+    console.say(f"NOT_PROVEN {what}")
     for one in missing:
-        console.say(f"  {one.text()}, log {one.log_id}")
+        console.say(one_line(f"  {one.text()}, log {one.log_id}"))
     if not bill.final and all(one.why == "unsigned" for one in missing):
         console.note("a draft reaches beyond its nodes' last checkpoints: pull, and ask once more")

@@ -21,8 +21,10 @@ import msgspec
 
 from leased.chain.canonical import Unknown, decode
 from leased.chain.epochs import KEY_BYTES, EpochKey
+from leased.chain.segment import SEGMENT_BYTES_MAX
 from leased.chain.verifier import Verifier
 from leased.ctl.enrolled import FILE_BYTES_MAX, FORMAT, open_by
+from leased.durable.reading import read_file
 from leased.economics.hourly import NodeFold, NodeSpan
 from leased.terms.errors import ChainError, InvalidParameter
 from leased.terms.event import EpochSealed, Event, NodeStarted
@@ -89,8 +91,9 @@ def read_signers(paths: Iterable[Path], now_ns: int) -> dict[str, Signer]:
 
 def _read_signer(path: Path, now_ns: int) -> Signer:
     try:
-        with path.open("rb") as file:
-            told = msgspec.json.decode(file.read(FILE_BYTES_MAX), type=_File)
+        told = msgspec.json.decode(
+            read_file(path, most=FILE_BYTES_MAX, pipe=True), type=_File
+        )
         key = bytes.fromhex(told.first_public_key)
         seal = None if told.seal_key is None else bytes.fromhex(told.seal_key)
     except OSError as error:
@@ -210,7 +213,7 @@ class Chains:
         if len(found) > 1 and verifier.verified().whole:
             path = self._following(span, verifier, found)
         verifier.file = path.name
-        return verifier.feed(path.read_bytes())
+        return verifier.feed(read_file(path, most=SEGMENT_BYTES_MAX))
 
     def _following(
         self, span: NodeSpan, verifier: Verifier, found: Sequence[tuple[int, Path]]
@@ -224,7 +227,7 @@ class Chains:
             if verifier.verified().head.size:
                 one.resume(msgspec.structs.replace(verifier.carried(), public_key=None))
             try:
-                one.feed(path.read_bytes())
+                one.feed(read_file(path, most=SEGMENT_BYTES_MAX))
             except ChainError as error:
                 why = error
                 continue

@@ -24,6 +24,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from leased.chain.certificate import Role, read_certificate
+from leased.durable.reading import read_file
 from leased.terms.errors import (
     EX_DATAERR,
     EX_NOINPUT,
@@ -244,7 +245,7 @@ def _read_token(file: Path) -> str:
     try:
         if file.stat().st_mode & 0o077:
             raise InvalidParameter("token-file", f"{file}: others may read it (chmod 600)")
-        text = file.read_bytes()[:TOKEN_BYTES_MAX].decode("ascii").strip()
+        text = read_file(file, most=TOKEN_BYTES_MAX, pipe=True).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not a token"
         raise InvalidParameter("token-file", f"{file}: {why}") from error

@@ -16,6 +16,7 @@ import msgspec
 
 from leased.chain.epochs import KEY_BYTES, EpochKey, latest_epoch
 from leased.durable.reader import Enrolled
+from leased.durable.reading import read_file
 from leased.terms.errors import InvalidParameter
 from leased.terms.reading import UNREADABLE
 
@@ -38,8 +39,9 @@ class _File(msgspec.Struct, frozen=True):
 def read_enrolled(path: Path, now_ns: int) -> Enrolled:
     """What the file pins. Raises InvalidParameter."""
     try:
-        with path.open("rb") as file:
-            told = msgspec.json.decode(file.read(FILE_BYTES_MAX), type=_File)
+        told = msgspec.json.decode(
+            read_file(path, most=FILE_BYTES_MAX, pipe=True), type=_File
+        )
         log_id, public_key = bytes.fromhex(told.log_id), bytes.fromhex(told.first_public_key)
         seal = None if told.seal_key is None else bytes.fromhex(told.seal_key)
     except OSError as error:

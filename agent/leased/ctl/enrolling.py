@@ -31,6 +31,7 @@ from leased.ctl.proofs import enrolment_document
 from leased.ctl.usage_text import Verbs, verb
 from leased.durable.files import DirectoryDisk
 from leased.durable.keyfile import KEY_FILE
+from leased.durable.reading import read_file
 from leased.terms.errors import CallerError, InvalidParameter, PermissionDenied, StateError
 from leased.terms.reading import UNREADABLE
 
@@ -113,7 +114,7 @@ def _read_invite(file: str) -> Invitation:
         else:
             if os.stat(file).st_mode & 0o077:
                 raise InvalidParameter("invite-file", f"{file}: others may read it (chmod 600)")
-            raw = Path(file).read_bytes()[:TOKEN_BYTES_MAX]
+            raw = read_file(file, most=TOKEN_BYTES_MAX, pipe=True)
     except OSError as error:
         raise InvalidParameter("invite-file", f"{file}: {error.strerror}") from error
     found = parse_invitation(raw.decode("ascii", "replace"))

@@ -61,7 +61,7 @@ def event_line(sequence: int, event: Event | Unknown, moment: Moment) -> str:
         tenant = event.tenant
     time = timestamp(moment.wall_ns)[:23] + "Z"
     parts = (f"{sequence:>8}", time, f"{event_name(event):<16}", f"{lease:<8}", f"{tenant:<12}")
-    return "  ".join((*parts, detail(event))).rstrip()
+    return render.one_line("  ".join((*parts, detail(event))).rstrip())
 
 
 def detail(event: Event | Unknown) -> str:

@@ -22,6 +22,7 @@ from leased.chain.verdict import BAD_PROOF, NEW_LOG
 from leased.ctl.console import Console, timestamp
 from leased.ctl.usage_text import Verbs, verb
 from leased.ctl.witnesses import add_policy, read_policy
+from leased.durable.reading import read_file
 from leased.terms.errors import ChainError, StateError
 from leased.terms.reading import UNREADABLE
 
@@ -60,7 +61,7 @@ def register(verbs: Verbs) -> None:
 def verify(options: argparse.Namespace, console: Console) -> int:
     """Judge a bundle."""
     try:
-        raw = options.bundle.read_bytes()[: BUNDLE_BYTES_MAX + 1]
+        raw = read_file(options.bundle, most=BUNDLE_BYTES_MAX, pipe=True)
     except OSError as error:
         raise StateError(f"{options.bundle}: {error.strerror}") from error
     try:

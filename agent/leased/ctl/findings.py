@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from leased.durable.reading import read_file
+
 
 class Grade(enum.StrEnum):
     """How much a finding matters."""
@@ -43,6 +45,6 @@ class Finding(msgspec.Struct, frozen=True):
 def read_text(path: Path) -> str | None:
     """A small file of the kernel's, or None where there is none that we may read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
+        return read_file(path).decode("utf-8", "replace").strip()
     except OSError:
         return None

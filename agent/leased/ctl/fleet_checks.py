@@ -21,6 +21,7 @@ from leased.ctl.console import NS_PER_S, length
 from leased.ctl.findings import Finding, Grade, read_text
 from leased.ctl.pki import SOON_NS, expiry
 from leased.ctl.service_checks import CONFIG_FILE
+from leased.durable.reading import read_file
 from leased.terms.errors import CallerError, ConfigError
 from leased.terms.reading import read_toml
 
@@ -48,7 +49,7 @@ def certificates(root: Path, *, wall_ns: Callable[[], int] = time.time_ns) -> It
     for name in ("certificate", "ca"):
         yield _judge(root, paths[name], wall_ns(), of_ca=name == "ca")
     try:
-        pems = [(root / paths[name].lstrip("/")).read_bytes() for name in _FILES]
+        pems = [read_file(root / paths[name].lstrip("/")) for name in _FILES]
     except FileNotFoundError as error:
         if error.filename != str(key):
             return  # said above
@@ -67,7 +68,7 @@ def _judge(root: Path, path: str, now_ns: int, *, of_ca: bool) -> Finding:
     place = root / path.lstrip("/")
     advice = f"renew it: `leasectl pki renew {path}`, then `leasectl admin reload`"
     try:
-        pem = place.read_bytes()
+        pem = read_file(place)
         if of_ca:
             who, until_ns = minting.ca_of(pem)
             advice = (

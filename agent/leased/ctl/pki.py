@@ -24,6 +24,7 @@ from leased.ctl.console import NS_PER_S, Console, length
 from leased.ctl.minting import END_DAYS, Authority, Minted
 from leased.ctl.usage_text import Verbs, verb
 from leased.durable.files import DirectoryDisk, write_aside
+from leased.durable.reading import read_file
 from leased.terms.errors import CallerError, InvalidParameter
 from leased.wire import parameters, replies
 
@@ -261,7 +262,7 @@ def put_files(folder: Path, stem: str, minted: Minted, *, again: bool = False) -
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path, pipe=True)
     except OSError as error:
         hint = "; make the CA first: `leasectl pki init FLEET`" if path.stem == CA else ""
         raise CallerError(f"{path}: {error.strerror}{hint}") from error

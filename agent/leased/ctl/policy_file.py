@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from leased.durable.reading import read_text
 from leased.terms.errors import ConfigError
 from leased.terms.policy import Policy
 from leased.terms.policy_text import read_policy
@@ -20,7 +21,7 @@ from leased.terms.reading import read_json, read_toml
 def load_policy(file: Path) -> Policy:
     """The policy in `file`. Raises ConfigError."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file, pipe=True)
         document = read_json(text, "") if file.suffix == ".json" else read_toml(text)
         if not isinstance(document, dict):
             raise ConfigError("a policy is a table of keys")

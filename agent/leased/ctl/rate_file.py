@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from leased.durable.reading import read_text
 from leased.economics import rates
 from leased.economics.rates import DEFAULT_CARD, Rate, RateCard
 from leased.terms.errors import ConfigError
@@ -38,7 +39,7 @@ def load_cards(files: Iterable[Path]) -> dict[bytes, RateCard]:
 def load_card(file: Path) -> RateCard:
     """The card in `file`. Raises ConfigError naming file and key."""
     try:
-        document = read_toml(file.read_text(encoding="utf-8"))
+        document = read_toml(read_text(file, pipe=True))
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
     except (UnicodeDecodeError, ConfigError) as error:

@@ -19,6 +19,7 @@ import msgspec
 
 from leased.chain.verdict import BAD_PROOF
 from leased.ctl import render
+from leased.durable import reading
 from leased.terms.errors import ChainError, InvalidParameter
 from leased.terms.reading import UNREADABLE
 from leased.wire import replies
@@ -96,7 +97,6 @@ def read_file(file: str) -> bytes:
     try:
         if file == "-":
             return sys.stdin.buffer.read(FILE_BYTES_MAX + 1)
-        with open(file, "rb") as opened:
-            return opened.read(FILE_BYTES_MAX + 1)
+        return reading.read_file(file, most=FILE_BYTES_MAX, pipe=True)
     except OSError as error:
         raise InvalidParameter("file", f"{file}: {error.strerror}") from error

@@ -15,6 +15,7 @@ from typing import Final
 from leased.client import Refused
 from leased.ctl.asks import DURATIONS, amount
 from leased.ctl.console import Console, length
+from leased.ctl.render import one_line
 from leased.terms.errors import (
     EX_DATAERR,
     EX_LEASE_LOST,
@@ -76,6 +77,10 @@ ADVICE: Final[dict[str, tuple[int, str]]] = {
     "not_notified": (EX_DATAERR, "it was not told to leave: `leasectl renew` moves its deadline"),
     "notice_limit": (EX_TEMPFAIL, "nobody gets more: save what fits, or ask for less"),
     "notice_final": (EX_LEASE_LOST, "this notice is not put off: save what you can"),
+    "command_id_used": (
+        EX_DATAERR,
+        "another request was made under this command id: every new request takes a new one",
+    ),
     "stopping": (EX_UNAVAILABLE, "the agent is going down: try again when it is back"),
 }
 _AT_AN_INSTANT: Final = ("deadline_passed", "draining", "not_renewable", "not_notified")
@@ -194,6 +199,6 @@ def tell(error: LeasedError, console: Console) -> int:
     if isinstance(error, Refused):
         console.note(refusal_text(error.refusal, console))
         return refusal_status(error.refusal)
-    text = str(error)
+    text = one_line(str(error))
     console.note(text if text else type(error).__name__)
     return error.exit_status or EX_SOFTWARE

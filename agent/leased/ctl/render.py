@@ -21,8 +21,15 @@ from leased.wire import objects
 ID_CHARS = 8
 
 
+def one_line(text: str) -> str:
+    """A value that stands in a line: a name that a log or a file gives must not begin another
+    line, which would be read as ours."""
+    return text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a left-aligned table."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [len(heading) for heading in headings]
     for row in rows:
         widths = [max(width, len(cell)) for width, cell in zip(widths, row, strict=True)]
@@ -35,7 +42,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def fields(pairs: Sequence[tuple[str, str]]) -> list[str]:
     """Lines of "name  value", aligned."""
     width = max((len(name) for name, _ in pairs), default=0)
-    return [f"{name.ljust(width)}  {value}".rstrip() for name, value in pairs]
+    return [f"{name.ljust(width)}  {one_line(value)}".rstrip() for name, value in pairs]
 
 
 def plain(value: Any) -> Any:

@@ -31,6 +31,7 @@ from leased.chain.verdict import BELOW_QUORUM, GAP, NEW_LOG, UNPROVEN
 from leased.ctl.findings import read_text
 from leased.ctl.service_checks import CONFIG_FILE, STATE_DIRECTORY
 from leased.durable.reader import LogFacts
+from leased.durable.reading import read_file
 from leased.terms.errors import EX_NOINPUT, ChainError, ConfigError, InvalidParameter
 from leased.terms.reading import read_toml
 
@@ -79,8 +80,7 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
 def read_policy(path: Path) -> WitnessPolicy:
     """The policy in a file. Raises InvalidParameter."""
     try:
-        with path.open("rb") as file:
-            return parse_policy(file.read(POLICY_BYTES_MAX + 1))
+        return parse_policy(read_file(path, most=POLICY_BYTES_MAX, pipe=True))
     except OSError as error:
         raise InvalidParameter("policy", f"{path}: {error.strerror}") from error
     except ChainError as error:

@@ -17,10 +17,14 @@ import os
 from pathlib import Path
 from typing import Final, Protocol
 
+from leased.chain.segment import SEGMENT_BYTES_MAX
 from leased.durable.filesystem import Filesystem, examine
+from leased.durable.reading import demand_file
 
 DIRECT_ALIGNMENT: Final = 4096
 FILE_MODE: Final = 0o600
+FILE_BYTES_MAX: Final = SEGMENT_BYTES_MAX
+"""What one read may take; nothing in a log is longer than a segment."""
 
 
 class Disk(Protocol):
@@ -84,9 +88,12 @@ class DirectoryDisk:
     def read(self, name: str, *, direct: bool = False) -> bytes:
         """The whole file. `direct` asks the disk and not the page cache, which after a failed
         fsync tells fairy tales."""
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        fd = self._open_file(name, os.O_RDONLY)
         try:
             length = os.fstat(fd).st_size
+            if length > FILE_BYTES_MAX:
+                why = f"{length} bytes, more than any file here can have"
+                raise OSError(errno.EFBIG, why, name)
             if direct:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 found = self._read_direct(name, length)
@@ -98,7 +105,7 @@ class DirectoryDisk:
 
     def read_part(self, name: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on, fewer at the end of the file."""
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        fd = self._open_file(name, os.O_RDONLY)
         try:
             return _read_all(fd, length, offset)
         finally:
@@ -106,7 +113,7 @@ class DirectoryDisk:
 
     def open(self, name: str) -> int:
         """Open an existing file for writing."""
-        return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._fd)
+        return self._open_file(name, os.O_RDWR)
 
     def create(self, name: str) -> int:
         """Make a new file and open it for writing."""
@@ -179,6 +186,16 @@ class DirectoryDisk:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _open_file(self, name: str, how: int) -> int:
+        """A descriptor of a file, and of nothing that would be waited for. Raises OSError."""
+        fd = os.open(name, how | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=self._fd)
+        try:
+            demand_file(fd, name)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
 
     def _read_direct(self, name: str, length: int) -> bytes | None:
         """Read by O_DIRECT; None where the file system cannot."""

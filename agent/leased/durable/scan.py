@@ -101,8 +101,8 @@ def segment_names(names: Sequence[str]) -> list[str]:
 
 def frames_end(data: bytes) -> int:
     """Return where the frames of a closed segment end: all after it is zero, and frames are
-    8-aligned."""
-    return (written_end(data, HEADER_BYTES) + 7) & -8
+    8-aligned; no further than the data itself."""
+    return min((written_end(data, HEADER_BYTES) + 7) & -8, len(data))
 
 
 def scan_segment(data: bytes, name: str, log_id: bytes, *, end: int | None = None) -> SegmentScan:

@@ -67,7 +67,7 @@ def terms_of(document: dict[str, Any]) -> Terms:
             time_zones=tuple((tenant, zone) for tenant, zone in document["time_zones"]),
             allow_negative=document["allow_negative"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"the terms cannot be read: {error}") from error
 
 

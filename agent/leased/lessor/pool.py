@@ -271,7 +271,14 @@ class Pools:
         pools = self._matching.get(where)
         if pools is None:
             pools = tuple(
-                sorted((pool for pool in self.by_id.values() if _fits(pool, ask)), key=_plainest)
+                sorted(
+                    (
+                        pool
+                        for pool in self.by_id.values()
+                        if pool.present and fits(pool.resource, ask)
+                    ),
+                    key=_plainest,
+                )
             )
             if pools:  # only what exists is remembered: what callers make up must not fill memory
                 self._matching[where] = pools
@@ -301,15 +308,14 @@ def _is_well(resource: Resource, ask: Ask) -> bool:
     return health == Health.OK or (ask.adopts and health == Health.BUSY)
 
 
-def _fits(pool: Pool, ask: Ask) -> bool:
-    resource = pool.resource
+def fits(resource: Resource, ask: Ask) -> bool:
+    """Whether a resource is of what the ask says of where."""
     return (
-        pool.present
-        and resource.kind == ask.kind
+        resource.kind == ask.kind
         and (ask.resource_id is None or ask.resource_id == resource.resource_id)
         and (ask.tier is None or ask.tier == resource.tier)
         and (ask.node is None or ask.node == resource.node)
-        and (ask.granule is None or ask.granule == pool.granule)
+        and (ask.granule is None or ask.granule == max(1, resource.granule))
         and _is_shaped(resource, ask)
         and all(_says(resource, name, value) for name, value in ask.attributes)
     )

@@ -2,9 +2,9 @@
 """Requests: from an Acquire to its one answer, at once or after a wait.
 
 Rule: the same (uid, command id) never gets a second lease: it is attached to the first, or goes on
-waiting. A refusal is the last word and is sealed (`Refused`), unless the journal has no room for
-it, or the tenant asks faster than it may: then it is not even looked at. Whoever waits is served in
-the order of the queue whenever something may have become free.
+waiting; asking for something else with it is refused. A refusal is the last word and is sealed
+(`Refused`), unless the journal has no room for it, or the tenant asks faster than it may: then it
+is not even looked at. Whoever waits is served in the order of the queue.
 
 Does not judge (`lessor.admission`) and does not order the queue (`lessor.queue`).
 """
@@ -19,6 +19,7 @@ from leased.lessor.granting import grant
 from leased.lessor.meaning import QUEUE, Verdict, kind_named
 from leased.lessor.questions import Questions
 from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, key_of, rank_of
+from leased.lessor.repeated import other_than_granted, other_than_waiting
 from leased.lessor.table import LeaseTable
 from leased.lessor.throttle import Throttle
 from leased.lessor.yielding import make_room, make_room_for
@@ -89,7 +90,8 @@ class Requests:
         waiting = self._queue.find(acquire.command_id)
         if waiting is not None:
             if key_of(waiting.acquire) == key:
-                return Proposal()
+                other = other_than_waiting(acquire, waiting.acquire, self._admission.policy)
+                return Proposal() if other is None else answered(acquire, other)
             # Answers find their way by command id, so two callers may not wait under one.
             return answered(acquire, Refusal(RefusalReason.BUSY, "command_id", requested=1))
         if self.stopping:
@@ -343,6 +345,9 @@ class Requests:
     def _attach(self, acquire: Acquire, lease_id: LeaseId) -> Proposal:
         lease = self._table.find(lease_id)
         assert lease is not None
+        other = other_than_granted(acquire, lease, self._table, self._admission.policy)
+        if other is not None:
+            return answered(acquire, other)
         if lease.reason is RevocationReason.GRANT_FAILED:
             return answered(acquire, Refusal(RefusalReason.DEVICE_FAILED, "prepare", requested=1))
         return answered(acquire, Granted(lease, lease.granted_sequence, attached=True))

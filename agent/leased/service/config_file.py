@@ -19,6 +19,7 @@ import msgspec
 
 from leased.chain.epochs import EPOCH_NS_MIN
 from leased.durable import tpm
+from leased.durable.reading import read_text
 from leased.economics import rates
 from leased.hardware.config import HardwareConfig
 from leased.hardware.keys import KEYS as HARDWARE_KEYS
@@ -67,7 +68,7 @@ def load(path: Path) -> config.Config:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

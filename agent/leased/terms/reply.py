@@ -58,6 +58,7 @@ class RefusalReason(enum.IntEnum):
     NOT_NOTIFIED = 33
     NOTICE_LIMIT = 34
     NOTICE_FINAL = 35
+    COMMAND_ID_USED = 36
 
 
 class Refusal(msgspec.Struct, frozen=True, tag="refusal", gc=False):

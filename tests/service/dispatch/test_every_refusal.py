@@ -236,6 +236,11 @@ async def notice_final(house: House, me: Visitor) -> tuple[str, dict[str, Any]]:
     return "Lease.Extend", {"lease_id": lease, "needed_ns": 60 * NS_PER_S}
 
 
+async def command_id_used(house: House, me: Visitor) -> tuple[str, dict[str, Any]]:
+    await has(me, command_id=ID)
+    return ask(2, command_id=ID)
+
+
 def mine(**limits: Any) -> dict[str, Any]:
     """A policy that limits one tenant."""
     return {"tenants": {"acme": limits}}
@@ -327,6 +332,7 @@ ROWS: Final[dict[str, Row]] = {
     "not_notified": Row(not_notified),
     "notice_limit": Row(notice_limit, rule="preemption.checkpoint_max_standard"),
     "notice_final": Row(notice_final),
+    "command_id_used": Row(command_id_used),
 }
 
 

@@ -226,6 +226,19 @@ async def test_a_receiver_that_hangs_has_a_deadline(authority: FleetPki) -> None
     assert "no answer in time" in line.said[0]
 
 
+async def test_a_receiver_that_says_when_in_no_number_of_this_world(authority: FleetPki) -> None:
+    """What it says is a receiver's own: it ends nobody else."""
+    odd = ("1 Jan 99999999999 00:00:00 GMT", "9" * 5000, "soon")
+    with serve(authority, *(f"503:{one}" for one in odd)) as one:
+        line = Line(authority, one.url, Quick(), retry_ns_max=NS_PER_S)
+        async with running(line):
+            line.put(power(1))
+            for _ in odd:
+                await see(one)
+            await see(one)
+            await line.emptied()
+
+
 async def test_a_receiver_of_another_authority_gets_nothing(
     authority: FleetPki, tmp_path: Path
 ) -> None:

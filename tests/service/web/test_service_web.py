@@ -187,3 +187,17 @@ _TOKENS = st.sampled_from(
 @given(st.lists(_TOKENS | st.binary(max_size=8), max_size=24))
 def test_nothing_a_peer_sends_raises(parts: list[bytes]) -> None:
     trio.run(_talk, b"".join(parts), Echo())
+
+
+async def test_a_head_request_has_no_body_and_the_next_one_its_answer() -> None:
+    """A body would be more than the protocol has room for: that ended the whole agent."""
+    echo = Echo()
+    back = await _talk(HEAD.replace(b"GET", b"HEAD", 1) + HEAD, echo)
+    first, second, body = back.split(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200") and b"Content-Length: 3" in first
+    assert second.startswith(b"HTTP/1.1 200") and body == b"yes"
+    refused = await _talk(b"HEAD /%ff HTTP/1.1\r\nHost: n\r\n\r\n", echo)
+    assert refused.startswith(b"HTTP/1.1 400") and refused.endswith(b"\r\n\r\n")
+    broken = b"HEAD / HTTP/1.1\r\nHost: n\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n"
+    assert (await _talk(broken, echo)).startswith(b"HTTP/1.1 400")
+    assert [one.method for one in echo.asked] == ["HEAD", "GET"]

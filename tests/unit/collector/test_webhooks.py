@@ -145,7 +145,8 @@ def test_a_receiver_that_says_when_is_believed_for_a_day() -> None:
     assert schedule.next_due_ns(1, NOW_NS, NOW_NS, 0, 10**18) == NOW_NS + schedule.AFTER_MAX_NS
     assert retry_after_ns("120", NOW_NS) == 120 * S
     assert retry_after_ns("Tue, 14 Nov 2023 22:14:20 GMT", NOW_NS) == 60 * S
-    for odd in ("", "soon", "-5", "1e9", "Tue, 99 Nov 2023", "٣"):
+    far = "1 Jan 99999999999 00:00:00 GMT"
+    for odd in ("", "soon", "-5", "1e9", "Tue, 99 Nov 2023", "٣", far):
         assert retry_after_ns(odd, NOW_NS) == 0
 
 

@@ -111,7 +111,8 @@ def test_a_slip_of_the_pen_is_no_alarm(log: Path) -> None:
     size, _, hexed = said.strip().partition(":")
     status, _, err = leasectl("verify", "--log", log, "--head", f"{int(size) - 1}:{hexed}")
     assert status == 65 and "FORK_OR_ROLLBACK" in err, "of another size it was never the head"
-    for slip in (hexed[:-1], "zz", f"x:{hexed}"):
+    assert leasectl("verify", "--log", log, "--head", f"00{size}:{hexed}")[0] == 0
+    for slip in (hexed[:-1], "zz", f"x:{hexed}", f"{'9' * 5000}:{hexed}", f"٣:{hexed}"):
         status, _, err = leasectl("verify", "--log", log, "--head", slip)
         assert status == 65 and "64 hex digits" in err and "ROLLBACK" not in err
     status, _, err = leasectl("audit", "log", "--log", log, "--lease", "7FA3")

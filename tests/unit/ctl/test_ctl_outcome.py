@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from leased.ctl.console import Console
 from leased.ctl.outcome import carry_out
-from leased.terms.errors import EX_IOERR
+from leased.terms.errors import EX_CONFIG, EX_DATAERR, EX_IOERR, EX_NOINPUT
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
@@ -60,3 +61,35 @@ def test_an_error_output_that_is_closed() -> None:
     done = run_without(2, "completion", "bash")
     assert done.returncode == 0 and "complete" in done.stdout
     assert run_without(2, "--socket", "/no/where", "ls").returncode == 69
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("policy", "check"),
+        ("admin", "set-policy"),
+        ("evidence", "verify"),
+        ("verify", "--log", "/", "--policy"),
+        ("verify", "--log", "/", "--enrolment"),
+        ("audit", "check-proof"),
+        ("audit", "acknowledged", "--config"),
+        ("rates", "--rates"),
+        ("pki", "show"),
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_a_file_without_an_end_and_one_that_never_begins(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    for place in ("/dev/zero", str(pipe)):
+        done = subprocess.run(
+            [sys.executable, "-m", "leased.ctl.main", *words, place],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode in (EX_DATAERR, EX_NOINPUT, EX_CONFIG), done
+        [line] = done.stderr.splitlines()
+        assert "not a regular file" in line and place in line

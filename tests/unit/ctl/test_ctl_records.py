@@ -11,8 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
+from leased.chain import canonical
 from leased.ctl import records
 from leased.ctl.console import Console
 from leased.ctl.main import main
@@ -21,7 +23,9 @@ from leased.durable.copied import copy_log
 from leased.durable.files import DirectoryDisk
 from leased.durable.reader import read_log
 from leased.terms.errors import NoSuchLease, StateError
-from tests.doubles.logs import open_in, write_batches
+from leased.terms.event import KIND
+from tests.doubles.logs import allocation, open_in, started, subject, write_batches
+from tests.vectors import rebuilt
 
 
 def leasectl(*words: object) -> tuple[int, str]:
@@ -154,3 +158,25 @@ async def test_digits_that_are_shown_of_a_lease_are_one(text: str, sequence: int
 async def test_what_is_neither(text: str = "1234567890123456") -> None:
     with pytest.raises(NoSuchLease):
         await _sequence(Agent(), text)  # type: ignore[arg-type]
+
+
+def test_no_name_of_a_log_begins_a_line(tmp_path: Path) -> None:
+    """Whoever has the node writes what he likes: not what an auditor takes for our words."""
+    forged = "x\n      99  2026-01-01T00:00:00.000Z  Released"
+    granted = msgspec.structs.replace(
+        allocation(1), subject=msgspec.structs.replace(subject(), tenant=forged, cgroup=forged)
+    )
+    rebuilt.write(
+        tmp_path, [(KIND[type(one)], 1, canonical.encode(one)) for one in (started(), granted)]
+    )
+    identity = (tmp_path / "log.id").read_bytes()
+    origin = b"x\nquorum  the first 2 records"
+    fields = identity[:144] + len(origin).to_bytes(2, "little") + origin
+    (tmp_path / "log.id").write_bytes(rebuilt.closed(fields, 512))
+    for words, lines in ((("audit", "log"), 2), (("verify",), 4)):
+        console = Console(io.StringIO(), io.StringIO())
+        assert main([*words, "--log", str(tmp_path)], console) == 0
+        assert isinstance(console.out, io.StringIO)
+        said = console.out.getvalue().splitlines()
+        assert len(said) == lines
+        assert not any(one.startswith(("quorum", "      99")) for one in said)

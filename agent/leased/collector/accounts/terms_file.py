@@ -22,6 +22,7 @@ from leased.collector.accounts import periods
 from leased.collector.config import CONFIG
 from leased.ctl.console import parse_instant
 from leased.ctl.rate_file import parse_card
+from leased.durable.reading import read_text
 from leased.economics.contracts import (
     CardVersion,
     Contract,
@@ -114,7 +115,7 @@ def load_terms_for(config: Path | None) -> Terms:
     ConfigError."""
     config = config or CONFIG
     try:
-        governance = read_toml(config.read_text("utf-8")).get("governance", {})
+        governance = read_toml(read_text(config)).get("governance", {})
         named = governance.get("terms_file", "") if isinstance(governance, dict) else None
         if not isinstance(named, str):
             raise ConfigError("governance.terms_file: must be a name in quotes")
@@ -132,7 +133,7 @@ def load_terms(path: Path) -> Terms:
     """The terms in `path`. Raises ConfigError, also where there is no such file: who names one does
     not want the list prices."""
     try:
-        document = read_toml(path.read_text(encoding="utf-8"))
+        document = read_toml(read_text(path, pipe=True))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (UnicodeDecodeError, ConfigError) as error:

@@ -29,6 +29,7 @@ from leased.collector.archive.manifests import open_manifest
 from leased.collector.enrolment import enrol, read_enrolment
 from leased.collector.invites import Denied, Invite, Invites, Why
 from leased.ctl import minting
+from leased.durable.reading import read_file
 from leased.terms.errors import CallerError, ChainError, ConfigError, StateError
 
 PEM_TYPE: Final = "application/x-pem-file"
@@ -133,7 +134,7 @@ class Enrolling:
         """Raises StateError."""
         path = self._directory / file
         try:
-            return path.read_bytes()
+            return read_file(path)
         except OSError as error:
             raise StateError(f"{path}: {error.strerror}") from error
 

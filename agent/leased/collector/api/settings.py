@@ -25,6 +25,7 @@ from leased.collector.planning.slo import TIERS, Tier, check_tiers
 from leased.collector.planning.thresholds import Thresholds, check_marks
 from leased.collector.telemetry.store import KEEP_NS, ROWS_MAX
 from leased.collector.webhooks.guard import Network, parse_network
+from leased.durable.reading import read_text
 from leased.terms import reading
 from leased.terms.errors import ConfigError
 from leased.terms.identity import parse_tenant
@@ -118,7 +119,7 @@ def load(path: Path | None) -> Settings:
             return Settings()
         path = CONFIG
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(read_text(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (OSError, UnicodeError) as error:
@@ -172,7 +173,7 @@ def load_ground(settings: Settings, directory: Path) -> Policy:
         return Policy()
     path = directory / settings.governance.policy_file
     try:
-        return read_policy(reading.read_toml(path.read_text(encoding="utf-8")), "")
+        return read_policy(reading.read_toml(read_text(path)), "")
     except (OSError, UnicodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -190,7 +191,7 @@ def load_tokens(settings: Settings, directory: Path) -> tuple[Token, ...]:
     try:
         if path.stat().st_mode & 0o022:
             raise ConfigError(f"others may write it; run `chmod go-w {path}`")
-        return parse_tokens(path.read_text(encoding="utf-8"))
+        return parse_tokens(read_text(path))
     except (OSError, UnicodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
 

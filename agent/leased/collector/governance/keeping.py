@@ -16,6 +16,7 @@ from typing import Final
 from leased.chain.signing import Signer, parse_pem
 from leased.collector.governance.register import Register
 from leased.durable.files import DirectoryDisk, make_durably, write_whole
+from leased.durable.reading import read_file
 from leased.terms.errors import StateError
 
 DIRECTORY: Final = "governance"
@@ -64,7 +65,7 @@ def load_signer(directory: Path) -> Signer | None:
     path = directory / KEY_FILE
     try:
         mode = path.stat().st_mode & 0o777
-        pem = path.read_bytes()
+        pem = read_file(path)
     except FileNotFoundError:
         return None
     except OSError as error:

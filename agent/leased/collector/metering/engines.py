@@ -19,6 +19,7 @@ import msgspec
 
 from leased.collector.config import CONFIG
 from leased.collector.metering.engine import MakeEngine
+from leased.durable.reading import read_text
 from leased.terms.errors import ConfigError
 from leased.terms.moment import NS_PER_S
 from leased.terms.reading import Keys, choice, duration, fields, read_toml, section, text
@@ -52,7 +53,7 @@ def load_store(path: Path | None) -> tuple[StoreConfig, Path]:
     of /etc if there is one. Raises ConfigError."""
     path = path or CONFIG
     try:
-        found = read_toml(path.read_text("utf-8"))
+        found = read_toml(read_text(path))
         read = fields({"store": found.get("store", {})}, {"store": SECTION}, "")
         return check_store(read["store"]), path.parent
     except FileNotFoundError:

@@ -23,6 +23,7 @@ from leased.collector.witness import os_entropy
 from leased.ctl import minting, render
 from leased.ctl.console import Console, relative
 from leased.ctl.usage_text import Verbs, verb
+from leased.durable.reading import read_file
 from leased.terms.errors import EX_NOINPUT, ConfigError, InvalidParameter
 from leased.terms.quantity import parse_duration
 
@@ -80,7 +81,7 @@ def invite(options: argparse.Namespace, console: Console) -> int:
     if not http.client_ca:
         raise ConfigError(f"{config}: http.client_ca is not set: whom should the node believe?")
     try:
-        ca = (config.parent / http.client_ca).read_bytes()
+        ca = read_file(config.parent / http.client_ca)
     except OSError as error:
         raise ConfigError(f"{config.parent / http.client_ca}: {error.strerror}") from error
     now_ns = time.time_ns()

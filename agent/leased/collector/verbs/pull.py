@@ -34,6 +34,7 @@ from leased.collector.witness import load_cosigner, os_entropy
 from leased.ctl import render
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
+from leased.durable.reading import read_file
 from leased.terms.errors import (
     EX_DATAERR,
     EX_NOINPUT,
@@ -237,7 +238,7 @@ def enrol(options: argparse.Namespace, console: Console) -> int:
         raw, source = sys.stdin.buffer.read(FILE_BYTES_MAX + 1), "standard input"
     else:
         try:
-            raw, source = Path(options.file).read_bytes(), options.file
+            raw, source = read_file(options.file, pipe=True), options.file
         except OSError as error:
             raise ConfigError(f"{options.file}: {error.strerror}") from error
     pinned = read_enrolment(raw, source)
@@ -317,7 +318,7 @@ def verdict(options: argparse.Namespace, console: Console) -> int:
 def resolve(options: argparse.Namespace, console: Console) -> int:
     """Leave an operator's signed word; a running pull, or the next, judges it."""
     try:
-        signer = parse_pem(options.key.read_bytes())
+        signer = parse_pem(read_file(options.key, pipe=True))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{options.key}: {error}") from error
     manifest = open_manifest(options.state)

@@ -145,7 +145,7 @@ def retry_after_ns(text: str, now_ns: int) -> int:
         return int(text[:9]) * NS_PER_S
     try:
         until = email.utils.parsedate_to_datetime(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0
     if until.tzinfo is None:
         return 0

@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from leased.chain.signing import Signer, parse_pem
+from leased.durable.reading import read_file
 from leased.terms.errors import ConfigError
 
 PREFIX: Final = "whsec_"
@@ -84,7 +85,7 @@ def load_keys(names: Sequence[str], directory: Path) -> tuple[Signer, ...]:
         try:
             if path.stat().st_mode & 0o077:
                 raise ConfigError(f"{at}: {path}: others may read it; run `chmod 600 {path}`")
-            found.append(parse_pem(path.read_bytes()))
+            found.append(parse_pem(read_file(path)))
         except OSError as error:
             raise ConfigError(f"{at}: {path}: {error.strerror}") from error
         except ValueError as error:

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from leased.chain.certificate import Certificate, Role, read_certificate
+from leased.durable.reading import read_file
 from leased.service.fleet.config import Listening
 from leased.terms.errors import CallerError, ConfigError
 from leased.terms.moment import NS_PER_S
@@ -75,6 +76,8 @@ def _context(listening: Listening) -> ssl.SSLContext:
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     context.num_tickets = 0
     context.set_alpn_protocols([ALPN])
+    for path in (listening.key, listening.ca):
+        read_file(path)  # OpenSSL would wait for a pipe, and read a device for ever
     context.load_cert_chain(listening.certificate, listening.key)
     context.load_verify_locations(listening.ca)
     return context
@@ -96,7 +99,7 @@ def _check_key(path: Path) -> None:
 def _own(path: Path) -> Certificate:
     """The first certificate of the file. Raises ConfigError."""
     try:
-        text = path.read_text("ascii")
+        text = read_file(path).decode("ascii")
         begin = text.index(_BEGIN)
         end = text.index(_END, begin) + len(_END)
         return read_certificate(ssl.PEM_cert_to_DER_cert(text[begin:end]))

@@ -77,6 +77,7 @@ class _Conversation:
         self._stream = stream
         self._limits = limits
         self._peer = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
+        self._bodiless = False
         self._second = 0
         self._in_second = 0
 
@@ -113,6 +114,7 @@ class _Conversation:
 
     async def _request(self) -> Request | None:
         """The next request; None: the peer has gone, or said nothing for too long."""
+        self._bodiless = False
         if self._peer.trailing_data == (b"", False):
             with trio.move_on_after(self._limits.idle_ns / NS_PER_S) as idle:
                 await self._receive()
@@ -123,6 +125,7 @@ class _Conversation:
             if isinstance(head, h11.ConnectionClosed):
                 return None
             assert isinstance(head, h11.Request)
+            self._bodiless = head.method == b"HEAD"
             headers = {
                 name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers
             }
@@ -168,13 +171,13 @@ class _Conversation:
             headers.append(("Content-Type", answer.content_type))
         if closes:
             headers.append(("Connection", "close"))
+        body = b"" if self._bodiless else answer.body
         await self._write(
-            self._peer.send(h11.Response(status_code=answer.status, headers=headers)) or b"",
-            answer.body,
+            self._peer.send(h11.Response(status_code=answer.status, headers=headers)) or b"", body
         )
-        if answer.body:
+        if body:
             # Told of by its length; it has gone out as it is.
-            self._peer.send_with_data_passthrough(h11.Data(data=answer.body))
+            self._peer.send_with_data_passthrough(h11.Data(data=body))
         self._peer.send(h11.EndOfMessage())
         if closes or self._peer.our_state is h11.MUST_CLOSE:
             return False

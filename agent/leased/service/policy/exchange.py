@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import h11
 import trio
 
+from leased.durable.reading import read_file
 from leased.service.policy.waiting import HEADER
 from leased.service.uplink import Collector
 from leased.terms.moment import NS_PER_S
@@ -71,6 +71,8 @@ class PolicyExchange:
             raise ExchangeFailed(str(error.__cause__ or error) or "connection lost") from error
         except h11.RemoteProtocolError as error:
             raise ExchangeFailed(f"not HTTP: {error}") from error
+        except (UnicodeDecodeError, h11.LocalProtocolError) as error:
+            raise ExchangeFailed(f"{self._collector.token_file}: not a token") from error
         if status == UNCHANGED:
             return None
         return _read_offer(status, body)
@@ -98,7 +100,7 @@ class PolicyExchange:
         if waiting:
             headers.append((HEADER, waiting))
         if self._collector.token_file:
-            token = Path(self._collector.token_file).read_text(encoding="ascii").strip()
+            token = read_file(self._collector.token_file).decode("ascii").strip()
             headers.append(("Authorization", f"Bearer {token}"))
         return h11.Request(method="GET", target=self._target, headers=headers)
 

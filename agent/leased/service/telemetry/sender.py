@@ -144,11 +144,11 @@ class Sender:
 
     def _asked_ns(self, retry_after: str) -> int:
         """How long a receiver asks us to wait: seconds, or a date."""
-        if retry_after.isdecimal():
-            return min(int(retry_after) * NS_PER_S, RETRY_AFTER_NS_MAX)
+        if retry_after.isascii() and retry_after.isdecimal():
+            return min(int(retry_after[:9]) * NS_PER_S, RETRY_AFTER_NS_MAX)
         try:
             until_s = int(parsedate_to_datetime(retry_after).timestamp())
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0
         left_ns = until_s * NS_PER_S - self._clock.now().wall_ns
         return max(0, min(left_ns, RETRY_AFTER_NS_MAX))
