@@ -30,6 +30,7 @@ WRITE_BYTES: Final = 262_144
 """A reader has `write_ns` for each of these: 26 KB/s at the least with the default of 10 s."""
 
 PARAMETERS_MAX: Final = 16
+ENDS: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -61,12 +62,13 @@ async def converse(
     stream: trio.abc.Stream, attend: Attend, refuse: Refuse, limits: Listening
 ) -> None:
     """Answer requests until the peer closes, breaks the protocol or keeps us waiting. Raises
-    nothing of the stream's own: a connection that breaks has ended."""
+    nothing of the stream's own: a connection that breaks has ended, and so has one in which h11
+    does not let us answer."""
     conversation = _Conversation(stream, limits)
     try:
         while await conversation.serve_one(attend, refuse):
             pass
-    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+    except (*ENDS, h11.LocalProtocolError):
         pass
 
 
