@@ -170,6 +170,23 @@ async def test_a_hole_punched_by_one_makes_no_room_for_the_page_pinned_by_anothe
         assert unproven_pages(one) + unproven_pages(two) == 1
 
 
+async def test_what_was_given_back_without_a_scrub_hides_no_page_of_another(
+    devices: Devices,
+) -> None:
+    """It was fenced because nobody could ask for its scrub, and an operator lifted the fence: its
+    memfds are closed."""
+    given_up, pinner = huge(2), huge(2)
+    first = await grant(devices, given_up)
+    for fd in (*first.fds, *handed(devices, given_up, first.fds)):
+        os.close(fd)
+    devices.forget([given_up.lease_id])
+    second = await grant(devices, pinner)
+    with tenant("second:pipe_page", handed(devices, pinner, second.fds)) as holder:
+        holder.cut()
+        _, proof = await reclaim(devices, pinner, second)
+        assert unproven_pages(proof) == 1
+
+
 async def test_pages_of_an_earlier_run_are_adopted(devices: Devices) -> None:
     before = free_hugepages()
     one = huge(2)

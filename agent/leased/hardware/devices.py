@@ -184,6 +184,13 @@ class Devices:
         self._apart -= {lease.lease_id for lease, _ in leases}
         return reports
 
+    def forget(self, lease_ids: Sequence[LeaseId]) -> None:
+        """Leases are over, proven or (their fence was lifted) not."""
+        for lease_id in lease_ids:
+            self._openings.shut(lease_id)
+        self._apart.difference_update(lease_ids)
+        self._ledgers.forget(frozenset(lease_ids))
+
     # -- beside the port ---------------------------------------------------------------------------
 
     def handout(self, lease: Lease, fds: Sequence[int]) -> list[tuple[str, int]]:
@@ -358,10 +365,7 @@ class Devices:
         touched_bytes = 2 * sum(call.size_bytes for call in calls)
         keys = [(case.lease.lease_id, piece.index) for case, piece in part]
         try:
-            if pool is None:
-                answers = await self._crew.ask_again(name, calls, fds, touched_bytes)
-            else:
-                answers = await self._ledgers.scrub(name, pool, keys, calls, fds, touched_bytes)
+            answers = await self._ledgers.scrub(name, pool, keys, calls, fds, touched_bytes)
         except DeviceError as error:
             for case, _ in part:
                 case.error = error

@@ -13,7 +13,7 @@ that order: it is exact at each count. Does not decide what fencing is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 import trio
@@ -64,6 +64,11 @@ class PoolLedger:
     def write_off(self, piece: Piece) -> None:
         """Nothing is known of the lease's pages: all of them are missing until seen again."""
         self.written_off += self._held.pop(piece, 0)
+
+    def forget(self, lease_ids: Collection[LeaseId]) -> None:
+        """As `write_off`, of everything that these leases hold."""
+        for piece in [piece for piece in self._held if piece[0] in lease_ids]:
+            self.write_off(piece)
 
     def doubt(self) -> None:
         """A worker was killed between truncations, and nobody knows yet how far it had come: pages
@@ -124,14 +129,16 @@ class PoolLedgers:
     async def scrub(
         self,
         name: str,
-        pool: Pool,
+        pool: Pool | None,
         pieces: Sequence[Piece],
         calls: Sequence[Scrub],
         fds: Sequence[int],
         touched_bytes: int,
     ) -> tuple[Answer, ...]:
-        """Have pieces scrubbed by the worker `name`, and keep the ledger from its answers. Raises
-        DeviceError."""
+        """Have pieces scrubbed by the worker `name`, and keep their pool's ledger from its answers.
+        Raises DeviceError."""
+        if pool is None:
+            return await self._crew.ask_again(name, calls, fds, touched_bytes)
         doubted: list[PoolLedger] = []
         try:
             ledger = await self.of(pool)
@@ -157,6 +164,12 @@ class PoolLedgers:
             else:
                 ledger.give_back(piece, answer)
         return answers
+
+    def forget(self, lease_ids: Collection[LeaseId]) -> None:
+        """These leases are over. What one was never asked to give back (its fence was lifted
+        before) is missing until seen again: held by nobody, it would hide as many of others."""
+        for ledger in self._ledgers.values():
+            ledger.forget(lease_ids)
 
     async def count(self, pool: Pool) -> Counted:
         """The pool's counters now, in the order of the calls to its worker."""
