@@ -36,6 +36,10 @@ enum {
 	REMOTE = ABI_ACCESS_REMOTE_READ | ABI_ACCESS_REMOTE_WRITE | ABI_ACCESS_REMOTE_ATOMIC,
 };
 
+/* One number for each request: what was waited for in vain may still come, and all queue pairs have
+ * their completions in one queue. */
+static uint64_t requests;
+
 static int access_flags(const struct owned *own, uint32_t access)
 {
 	int flags = 0;
@@ -122,7 +126,7 @@ static int bind_window(struct owned *own, struct peer *peer, uint32_t at)
 	peer->window[at] = window;
 	const uint32_t rkey = (window->rkey & ~(uint32_t)VARIANT) | ((window->rkey + 1) & VARIANT);
 	struct abi_send_wr wr = {
-		.wr_id = at,
+		.wr_id = ++requests,
 		.opcode = ABI_WR_BIND_MW,
 		.send_flags = ABI_SEND_SIGNALED,
 		.bind_mw = { .mw = window,
@@ -136,7 +140,7 @@ static int bind_window(struct owned *own, struct peer *peer, uint32_t at)
 	int status = 0;
 	int rc = endpoint_post(peer->qp, &wr);
 	if (rc == 0)
-		rc = endpoint_wait(&own->end, at, WINDOW_LIMIT_NS, &status);
+		rc = endpoint_wait(&own->end, wr.wr_id, WINDOW_LIMIT_NS, &status);
 	if (rc == 0 && status != ABI_WC_SUCCESS)
 		rc = failed("bind a memory window", EIO);
 	if (rc == 0)
@@ -151,14 +155,14 @@ uint32_t peer_invalidate(struct owned *own, struct peer *peer, int *error)
 	for (uint32_t i = 0; i < own->regions; i++) {
 		if (peer->window[i] == NULL || peer->rkey[i] == 0)
 			continue;
-		struct abi_send_wr wr = { .wr_id = i,
+		struct abi_send_wr wr = { .wr_id = ++requests,
 			.opcode = ABI_WR_LOCAL_INV,
 			.send_flags = ABI_SEND_SIGNALED,
 			.invalidate_rkey = peer->rkey[i] };
 		int status = -1;
 		int rc = endpoint_post(peer->qp, &wr);
 		if (rc == 0)
-			rc = endpoint_wait(&own->end, i, WINDOW_LIMIT_NS, &status);
+			rc = endpoint_wait(&own->end, wr.wr_id, WINDOW_LIMIT_NS, &status);
 		/* Flushed: the connection had broken before. The window goes with its queue pair,
 		 * and is given up below either way. */
 		done += rc == 0 && status == ABI_WC_SUCCESS;

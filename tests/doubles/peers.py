@@ -10,7 +10,7 @@ withdrawal takes.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -36,6 +36,7 @@ class FakePeers:
         self.takes_s = 0.0
         self.connected: dict[LeaseId, dict[int, Peer]] = {}
         self.withdrawn: list[LeaseId] = []
+        self.forgotten: list[LeaseId] = []
         self._numbers = 100
 
     async def connect(self, lease: Lease, guid: str, peer: Peer) -> Connection:
@@ -78,6 +79,10 @@ class FakePeers:
         fault = self.fault(verb)
         if fault is not None:
             raise fault
+
+    def forget(self, lease_ids: Sequence[LeaseId]) -> None:
+        """Only noted."""
+        self.forgotten.extend(lease_ids)
 
     def withdraws(self, lease: Lease) -> bool:
         """Whether it is reached by peers."""

@@ -4,11 +4,14 @@ the page. Real processes, real kernel, a pool of a few pages (teardown.md sectio
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
+import trio
 
 from leased.hardware.devices import Devices
 from leased.ports import Prepared
@@ -21,6 +24,9 @@ from tests.doubles.tenant import tenant
 from tests.hostile.verdicts import PLACE, Verdict, record
 
 POOL_PAGES = 8
+MAP_HUGETLB = 0x40000
+SLOW_PAGES = 128
+"""So much takes long enough to overwrite that something else can happen meanwhile."""
 
 
 @pytest.fixture
@@ -164,6 +170,23 @@ async def test_a_hole_punched_by_one_makes_no_room_for_the_page_pinned_by_anothe
         assert unproven_pages(one) + unproven_pages(two) == 1
 
 
+async def test_what_was_given_back_without_a_scrub_hides_no_page_of_another(
+    devices: Devices,
+) -> None:
+    """It was fenced because nobody could ask for its scrub, and an operator lifted the fence: its
+    memfds are closed."""
+    given_up, pinner = huge(2), huge(2)
+    first = await grant(devices, given_up)
+    for fd in (*first.fds, *handed(devices, given_up, first.fds)):
+        os.close(fd)
+    devices.forget([given_up.lease_id])
+    second = await grant(devices, pinner)
+    with tenant("second:pipe_page", handed(devices, pinner, second.fds)) as holder:
+        holder.cut()
+        _, proof = await reclaim(devices, pinner, second)
+        assert unproven_pages(proof) == 1
+
+
 async def test_pages_of_an_earlier_run_are_adopted(devices: Devices) -> None:
     before = free_hugepages()
     one = huge(2)
@@ -174,3 +197,44 @@ async def test_pages_of_an_earlier_run_are_adopted(devices: Devices) -> None:
         scrub, proof = await reclaim(restarted, one, made)
     assert scrub.clean and proof.unproven == ()
     assert free_hugepages() == before
+
+
+@contextlib.contextmanager
+def foreign_pages(pages: int) -> Iterator[None]:
+    """Hugepages of the pool that are somebody else's, before the agent has looked."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB
+    with mmap.mmap(-1, pages * HUGEPAGE_BYTES, flags=flags) as view:
+        for at in range(pages):
+            view[at * HUGEPAGE_BYTES] = 1
+        yield
+
+
+async def test_a_worker_that_is_killed_between_two_scrubs_fences_nothing() -> None:
+    """What it had given up before it was killed came back, and is not taken for pages that
+    somebody else gave back: those would be missing at the proof."""
+    with (
+        hugepages(SLOW_PAGES + POOL_PAGES),
+        foreign_pages(4),
+        real_devices() as devices,
+    ):
+        before = free_hugepages()
+        quick, slow = huge(2), huge(SLOW_PAGES)
+        one, two = await grant(devices, quick), await grant(devices, slow)
+        reports: list[ScrubReport | DeviceError] = []
+
+        async def scrub() -> None:
+            reports.extend(await devices.scrub_many([(quick, one.fds), (slow, two.fds)]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scrub)
+            while os.fstat(one.fds[0]).st_blocks:
+                await trio.lowlevel.checkpoint()
+            for pid, _ in devices._crew._links[f"pool 0:{HUGEPAGE_BYTES}"].pids:
+                os.kill(pid, signal.SIGKILL)
+            assert os.fstat(two.fds[0]).st_blocks  # it was in the middle
+        assert all(isinstance(report, ScrubReport) and report.clean for report in reports)
+        proofs = await devices.prove_many([(quick, one.fds), (slow, two.fds)])
+        assert [proof.unproven for proof in proofs if isinstance(proof, ProofReport)] == [(), ()]
+        for fd in (*one.fds, *two.fds):
+            os.close(fd)
+        assert free_hugepages() == before

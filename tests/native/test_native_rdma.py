@@ -352,6 +352,20 @@ def test_a_peer_that_cannot_be_connected_takes_no_place(
         assert all(step.errno == 0 for step in closed(door).values())
 
 
+def test_what_one_peer_waited_for_in_vain_is_not_taken_for_the_next_ones(
+    stage: Stage, memfds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stage.start(monkeypatch, MOCK_VERBS_FAULT="bind_mw=late") as door:
+        opened(door, memfds)
+        with pytest.raises(DeviceError) as caught:
+            connected(door)
+        assert caught.value.errno == errno.ETIMEDOUT
+        # The completion comes now, when that peer has none of what it was for.
+        connected(door)
+        assert len(state(door).peers) == 1
+        assert all(step.errno == 0 for step in closed(door).values())
+
+
 @pytest.mark.parametrize(
     ("fault", "step", "failed"),
     [

@@ -232,7 +232,6 @@ class Crew:
     ) -> tuple[tuple[Answer, ...], list[int]]:
         """One batch to one worker; answers in order, and the descriptors they own. `extra_ns`:
         how much longer than a call's usual budget it may take."""
-        link = self._link(name)
         config = self._config
         exempt: tuple[tuple[int, int], ...] = ()
         if calls and isinstance(calls[0], Scrub):
@@ -243,7 +242,7 @@ class Crew:
         if exempt:
             budget_ns += PASSES_MAX * (config.kill_budget_ns + PASS_BUDGET_NS)
         batch = Batch(0, tuple(calls), exempt, kills, config.kill_budget_ns, config.reaper_path)
-        return await link.ask(batch, fds, budget_ns=budget_ns)
+        return await self._link(name).ask(batch, fds, budget_ns=budget_ns)
 
     async def stand_ready(self, name: str, backend: str) -> None:
         """Have the worker `name` there, with what the backend needs read, so that its start is not
@@ -258,18 +257,23 @@ class Crew:
         return link
 
     async def ask_again(
-        self, name: str, calls: Sequence[Call], fds: Sequence[int] = (), touched_bytes: int = 0
+        self,
+        name: str,
+        calls: Sequence[Call],
+        fds: Sequence[int] = (),
+        touched_bytes: int = 0,
+        killed: Callable[[], None] = lambda: None,
     ) -> tuple[Answer, ...]:
         """As `ask`, for calls that may be repeated and own no descriptors; `fds` none or one each.
         A worker that is killed in the middle says nothing of the hardware (the kernel kills workers
         first when memory is short), so its calls are asked once more, each by itself: one of them
-        may have been what killed it."""
+        may have been what killed it. `killed` hears of it before anything else is asked of it."""
         try:
-            answers, _ = await self.ask(name, calls, fds, touched_bytes)
-            return answers
+            return (await self.ask(name, calls, fds, touched_bytes))[0]
         except DeviceError as error:
             if not _was_killed(error):
                 raise
+        killed()
         alone: list[Answer] = []
         for at, call in enumerate(calls):
             try:

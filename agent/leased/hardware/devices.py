@@ -184,6 +184,13 @@ class Devices:
         self._apart -= {lease.lease_id for lease, _ in leases}
         return reports
 
+    def forget(self, lease_ids: Sequence[LeaseId]) -> None:
+        """Leases are over, proven or (their fence was lifted) not."""
+        for lease_id in lease_ids:
+            self._openings.shut(lease_id)
+        self._apart.difference_update(lease_ids)
+        self._ledgers.forget(frozenset(lease_ids))
+
     # -- beside the port ---------------------------------------------------------------------------
 
     def handout(self, lease: Lease, fds: Sequence[int]) -> list[tuple[str, int]]:
@@ -356,25 +363,18 @@ class Devices:
         ]
         fds = [case.fds[piece.index] for case, piece in part]
         touched_bytes = 2 * sum(call.size_bytes for call in calls)
+        keys = [(case.lease.lease_id, piece.index) for case, piece in part]
         try:
-            ledger = await self._ledgers.of(pool) if pool is not None else None
-            answers = await self._crew.ask_again(name, calls, fds, touched_bytes)
+            answers = await self._ledgers.scrub(name, pool, keys, calls, fds, touched_bytes)
         except DeviceError as error:
-            for case, piece in part:
+            for case, _ in part:
                 case.error = error
-                if pool is not None:
-                    self._ledgers.write_off(pool, (case.lease.lease_id, piece.index))
             return
         for (case, piece), answer in zip(part, answers, strict=True):
-            key = (case.lease.lease_id, piece.index)
             if isinstance(answer, Cleaned):
                 case.done[piece.index] = answer
-                if ledger is not None:
-                    ledger.give_back(key, answer)
             else:
                 case.error = failure(answer)
-                if ledger is not None:
-                    ledger.write_off(key)
 
     def _holds_nothing(self, lease: Lease) -> bool:
         """Memory ends with its boot, however far the lease's teardown had come; and there is none

@@ -10,6 +10,7 @@ Does not know what a verb does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -47,10 +48,14 @@ def share(verb: Verb, size_bytes: int, align_bytes: int) -> Scrubbed:
         except DeviceError as error:
             failed.append(error)
 
-    others = [threading.Thread(target=one, args=part) for part in parts[1:]]
-    for thread in others:
-        thread.start()
-    one(*parts[0])
+    others: list[threading.Thread] = []
+    with contextlib.suppress(RuntimeError):  # no more threads are to be had
+        for part in parts[1:]:
+            thread = threading.Thread(target=one, args=part)
+            thread.start()
+            others.append(thread)
+    for part in (parts[0], *parts[1 + len(others) :]):
+        one(*part)
     for thread in others:
         thread.join()
     if failed:

@@ -13,13 +13,15 @@ that order: it is exact at each count. Does not decide what fencing is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import msgspec
 import trio
 
-from leased.hardware.calls import Cleaned, Count, Counted, Pool
+from leased.hardware.calls import Answer, Cleaned, Count, Counted, Pool, Scrub
 from leased.hardware.crew import Crew
 from leased.hardware.pieces import pool_worker
+from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 
 Piece = tuple[LeaseId, int]
@@ -32,6 +34,7 @@ class PoolLedger:
     def __init__(self, counted: Counted) -> None:
         self._held: dict[Piece, int] = {}
         self._short: dict[Piece, int] = {}
+        self._doubts = 0
         self.written_off = 0
         self.foreign = counted.total_pages - counted.free_pages
 
@@ -62,12 +65,26 @@ class PoolLedger:
         """Nothing is known of the lease's pages: all of them are missing until seen again."""
         self.written_off += self._held.pop(piece, 0)
 
+    def forget(self, lease_ids: Collection[LeaseId]) -> None:
+        """As `write_off`, of everything that these leases hold."""
+        for piece in [piece for piece in self._held if piece[0] in lease_ids]:
+            self.write_off(piece)
+
+    def doubt(self) -> None:
+        """A worker was killed between truncations, and nobody knows yet how far it had come: pages
+        that came back may be of leases that are still held to have them."""
+        self._doubts += 1
+
+    def settle(self) -> None:
+        """It is known now."""
+        self._doubts -= 1
+
     def missing(self, counted: Counted) -> int:
         """Pages in use that nobody answers for. What was written off or foreign and has come back
         since is believed at once, so that it cannot hide the next page that is missing."""
         in_use = counted.total_pages - counted.free_pages
         drift = in_use - sum(self._held.values()) - self.written_off - self.foreign
-        if drift < 0:
+        if drift < 0 and not self._doubts:
             foreign_back = min(-drift, self.foreign)
             self.foreign -= foreign_back
             self.written_off -= min(-drift - foreign_back, self.written_off)
@@ -109,10 +126,50 @@ class PoolLedgers:
         """The ledger of a pool that something was taken from."""
         return self._ledgers[pool]
 
-    def write_off(self, pool: Pool, piece: Piece) -> None:
-        """As `PoolLedger.write_off`, also where there is no ledger yet."""
-        if pool in self._ledgers:
-            self._ledgers[pool].write_off(piece)
+    async def scrub(
+        self,
+        name: str,
+        pool: Pool | None,
+        pieces: Sequence[Piece],
+        calls: Sequence[Scrub],
+        fds: Sequence[int],
+        touched_bytes: int,
+    ) -> tuple[Answer, ...]:
+        """Have pieces scrubbed by the worker `name`, and keep their pool's ledger from its answers.
+        Raises DeviceError."""
+        if pool is None:
+            return await self._crew.ask_again(name, calls, fds, touched_bytes)
+        doubted: list[PoolLedger] = []
+        try:
+            ledger = await self.of(pool)
+
+            def killed() -> None:
+                doubted.append(ledger)
+                ledger.doubt()
+
+            answers = await self._crew.ask_again(name, calls, fds, touched_bytes, killed)
+        except DeviceError:
+            for piece in pieces if pool in self._ledgers else ():
+                self._ledgers[pool].write_off(piece)
+            raise
+        finally:
+            for one in doubted:
+                one.settle()
+        for piece, answer in zip(pieces, answers, strict=True):
+            if not isinstance(answer, Cleaned):
+                ledger.write_off(piece)
+            elif doubted:
+                # It may have been truncated before; then nothing came back by this truncation.
+                ledger.give_back(piece, msgspec.structs.replace(answer, before=None, short_pages=0))
+            else:
+                ledger.give_back(piece, answer)
+        return answers
+
+    def forget(self, lease_ids: Collection[LeaseId]) -> None:
+        """These leases are over. What one was never asked to give back (its fence was lifted
+        before) is missing until seen again: held by nobody, it would hide as many of others."""
+        for ledger in self._ledgers.values():
+            ledger.forget(lease_ids)
 
     async def count(self, pool: Pool) -> Counted:
         """The pool's counters now, in the order of the calls to its worker."""

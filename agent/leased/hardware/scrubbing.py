@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from leased.hardware import exclusion, occupants, parallel, verbs
-from leased.hardware.calls import Batch, Cleaned, Counted, Scrub
+from leased.hardware.calls import Batch, Cleaned, Counted, Pool, Scrub
 from leased.hardware.memory import read_pool
 from leased.hardware.occupants import Inode, Occupant, Sought
 from leased.terms.errors import DeviceError
@@ -168,6 +168,8 @@ def _clean(one: _One, batch: Batch) -> Cleaned:
             failed = 0
         except DeviceError as error:
             failed = error.errno
+        except OSError as error:  # there is no process, or no descriptor, to be had
+            failed = error.errno or errno.EIO
         _report(one, TeardownStep.SCRUB, failed, began_ns, overwritten)
         residue_errno = failed or (errno.EIO if residue else 0)
         _report(one, TeardownStep.READ_BACK, residue_errno, began_ns, residue)
@@ -228,17 +230,26 @@ def _truncate(one: _One) -> tuple[Counted | None, int]:
     """Give the pages up; the pool's counters before, and how many did not come back at once."""
     began_ns = now_ns()
     pool = one.call.pool
-    before = read_pool(pool) if pool is not None else None
+    before = _count(pool)
     try:
         blocks_left = verbs.truncate_memory(one.fd)
         failed = errno.EBUSY if blocks_left else 0
     except DeviceError as error:
         blocks_left, failed = 0, error.errno
     _report(one, TeardownStep.TRUNCATE, failed, began_ns, blocks_left)
-    if pool is None or before is None:
-        return None, 0
-    came_back = read_pool(pool).free_pages - before.free_pages
+    after = _count(pool)
+    if pool is None or before is None or after is None:
+        return before, 0
+    came_back = after.free_pages - before.free_pages
     return before, max(one.call.size_bytes // pool.page_bytes - came_back, 0)
+
+
+def _count(pool: Pool | None) -> Counted | None:
+    """The pool's counters; None where they cannot be read, which the proof will find as well."""
+    try:
+        return None if pool is None else read_pool(pool)
+    except DeviceError:
+        return None
 
 
 def _report(one: _One, step: TeardownStep, failed: int, began_ns: int, measured: int) -> None:

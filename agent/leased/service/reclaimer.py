@@ -53,7 +53,8 @@ TellReport = Callable[[LeaseId, str, bytes, bytes], None]
 
 
 class Withdrawal(Protocol):
-    """What can end a lease's access in order, if it is asked before the cut."""
+    """What can end a lease's access in order, if it is asked before the cut, and what keeps
+    something for leases until they are over."""
 
     def withdraws(self, lease: Lease) -> bool:
         """Whether there is anything to end."""
@@ -61,6 +62,10 @@ class Withdrawal(Protocol):
 
     async def withdraw(self, lease: Lease) -> tuple[StepReport, ...]:
         """End it, in a moment or not at all; what was done."""
+        ...
+
+    def forget(self, lease_ids: Sequence[LeaseId]) -> None:
+        """These are over, proven or (their fence was lifted) not: nothing is kept for them."""
         ...
 
 
@@ -311,6 +316,8 @@ class Reclaimer:
             # Out of custody first: what is in custody may still be armed again (a late Join).
             for lease_id in closed:
                 self._custodian.drop(lease_id)
+            if self._withdrawal is not None:
+                self._withdrawal.forget(closed)
             await self._reaper.disarm_many(closed)
 
 

@@ -92,14 +92,17 @@ static int end(struct counted *count, const char *what)
 	return 0;
 }
 
-/* 0: no fault. A number: the errno. -1: "status". */
+enum { STATUS = -1, LATE = -2 };
+
+/* 0: no fault. A number: the errno. "status": STATUS. "late": LATE. */
 static int fault(const char *call)
 {
 	const char *told = getenv("MOCK_VERBS_FAULT");
 	size_t length = strlen(call);
 	if (told == NULL || strncmp(told, call, length) != 0 || told[length] != '=')
 		return 0;
-	return strcmp(told + length + 1, "status") == 0 ? -1 : atoi(told + length + 1);
+	const char *how = told + length + 1;
+	return strcmp(how, "status") == 0 ? STATUS : strcmp(how, "late") == 0 ? LATE : atoi(how);
 }
 
 static void *refuse(int error)
@@ -386,9 +389,19 @@ static int complete(struct qp *qp, uint64_t wr_id, int status)
 	return 0;
 }
 
+/* The first bind ends, flushed, when something else is asked for: its queue pair may be gone. */
+static struct {
+	struct cq *cq;
+	struct abi_wc wc;
+	bool was;
+} late;
+
 static int post_send(struct abi_qp *qp, struct abi_send_wr *wr, struct abi_send_wr **bad)
 {
 	struct qp *it = (struct qp *)qp;
+	if (late.cq != NULL)
+		late.cq->wc[late.cq->waiting++] = late.wc;
+	late.cq = NULL;
 	must(it->count.live == LIVE && wr->next == NULL, "a request on nothing");
 	if (it->state == ABI_QPS_ERR)
 		return complete(it, wr->wr_id, FLUSHED);
@@ -402,13 +415,19 @@ static int post_send(struct abi_qp *qp, struct abi_send_wr *wr, struct abi_send_
 			"a key of another window");
 		if (fault("bind_mw") > 0)
 			return fault("bind_mw");
-		if (fault("bind_mw") < 0)
+		if (fault("bind_mw") == LATE && !late.was) {
+			late.was = true;
+			late.cq = (struct cq *)qp->send_cq;
+			late.wc = (struct abi_wc){ .wr_id = wr->wr_id, .status = FLUSHED };
+			return 0;
+		}
+		if (fault("bind_mw") == STATUS)
 			return complete(it, wr->wr_id, BIND_ERROR);
 		mw->bound = (struct mr *)wr->bind_mw.bind_info.mr;
 		mw->bound->count.users++;
 		mw->as.rkey = wr->bind_mw.rkey;
 	}
-	if (wr->opcode == ABI_WR_LOCAL_INV && fault("local_inv") < 0)
+	if (wr->opcode == ABI_WR_LOCAL_INV && fault("local_inv") == STATUS)
 		return complete(it, wr->wr_id, FLUSHED);
 	if (wr->opcode == ABI_WR_LOCAL_INV && fault("local_inv") == ETIMEDOUT)
 		return 0;

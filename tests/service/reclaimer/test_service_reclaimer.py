@@ -52,6 +52,7 @@ async def test_the_whole_story_of_a_lease(autojump_clock: trio.testing.MockClock
         await trio.sleep(1)
         assert agent.free == PAGES * PAGE
         assert not len(agent.custodian) and not host.reaper.slots and not host.devices.held
+        assert host.peers.forgotten == [lease.lease_id]
     assert host.sealed(lease.lease_id) == STORY
     steps = [
         event for _, event, _ in host.chain() if isinstance(event, AccessCut | Scrubbed | Reclaimed)
@@ -164,6 +165,8 @@ async def test_a_step_that_fails_fences_the_lease_and_nothing_else(
             assert unfenced.reason is RefusalReason.STILL_HELD
         else:
             assert isinstance(unfenced, Changed) and agent.free == 5 * PAGE
+            await trio.sleep(1)
+            assert bad.lease_id in host.peers.forgotten
 
 
 async def test_a_teardown_that_is_asked_for_twice_does_not_reach_who_comes_after(

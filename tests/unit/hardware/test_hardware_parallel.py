@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -57,3 +58,20 @@ def test_one_part_that_fails_fails_all_after_all_have_ended() -> None:
         share(verb, size, 2 << 20)
     assert caught.value.errno == errno.EIO
     assert sum(1 for _ in ended) >= 1
+
+
+def test_where_no_thread_is_to_be_had_it_is_done_by_one() -> None:
+    """The unit's limit of tasks, or no memory for a stack."""
+    done: list[tuple[int, int]] = []
+
+    def verb(at: int, length: int) -> Scrubbed:
+        done.append((at, length))
+        return Scrubbed(length, 0)
+
+    size = 4 * PART_BYTES_MIN
+    before = threading.stack_size(1 << 46)
+    try:
+        assert share(verb, size, 2 << 20) == Scrubbed(size, 0)
+    finally:
+        threading.stack_size(before)
+    assert sum(length for _, length in done) == size

@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from leased.hardware.rdma import carrying, owner
+from leased.hardware.rdma import carrying, owner, prober
 from leased.hardware.rdma.devices import RdmaDevice
 
 BUDGET_NS = 1_000_000_000
@@ -77,12 +80,36 @@ def test_one_that_does_not_even_die_is_left(tmp_path: Path) -> None:
         assert troubles[1] == "" and "timed out" in troubles[0]
         assert took_s < 5 * BUDGET_NS / 1e9
     finally:
-        tracer = os.pidfd_open(int(pid.read_text()))
-        signal.pidfd_send_signal(tracer, signal.SIGKILL)
-        assert select.select([tracer], [], [], 10)[0], "it holds what was killed"
-        os.close(tracer)
+        let_die(pid)
     [left] = owner._left
     assert left.wait(10) == -signal.SIGKILL
+
+
+def test_a_prober_that_does_not_even_die_is_left(tmp_path: Path) -> None:
+    """What it read was known, and was lost with the worker that waited for its end."""
+    program, pid = tmp_path / "probe", tmp_path / "pid"
+    program.write_text(STAYS.format(python=sys.executable, pid=str(pid), says=SAYS))
+    process = subprocess.Popen([sys.executable, program, "probe", "sick0"])
+    ours, theirs = socket.socketpair()
+    try:
+        while not (pid.exists() and pid.read_text()):
+            assert process.poll() is None
+        ended = threading.Thread(target=prober._Prober(process, owner.Door(ours), 0, 0).end)
+        ended.start()
+        ended.join(5 * BUDGET_NS / 1e9)
+        assert not ended.is_alive()
+    finally:
+        theirs.close()
+        let_die(pid)
+    assert process.wait(10) == -signal.SIGKILL
+
+
+def let_die(pid: Path) -> None:
+    """End whoever holds what was killed."""
+    tracer = os.pidfd_open(int(pid.read_text()))
+    signal.pidfd_send_signal(tracer, signal.SIGKILL)
+    assert select.select([tracer], [], [], 10)[0], "it holds what was killed"
+    os.close(tracer)
 
 
 @pytest.mark.parametrize("said", ["", "region_bytes_max=many\n"])

@@ -22,7 +22,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from leased.hardware import leaves, verbs
 from leased.hardware.rdma import protocol
@@ -46,7 +46,7 @@ _SLACK_BYTES: Final = 64 << 20
 _NS_PER_S: Final = 1_000_000_000
 _DYING_S: Final = 0.1
 
-_left: list[subprocess.Popen[str]] = []
+_left: list[subprocess.Popen[Any]] = []
 """Those that were killed and had not ended when they were looked at last."""
 
 
@@ -174,7 +174,7 @@ def _run(program: str, arguments: Sequence[str], fds: Sequence[int], budget_ns: 
     try:
         said, complaint = process.communicate(timeout=budget_ns / _NS_PER_S)
     except subprocess.TimeoutExpired as error:
-        _leave(process)
+        leave(process)
         raise DeviceError("rdma_start", errno.ETIMEDOUT, " ".join(arguments)) from error
     if process.returncode == 0:
         return said
@@ -184,13 +184,13 @@ def _run(program: str, arguments: Sequence[str], fds: Sequence[int], budget_ns: 
     raise DeviceError("rdma_start", errno.EIO, f"exit status {process.returncode}: {complaint!r}")
 
 
-def _leave(process: subprocess.Popen[str]) -> None:
+def leave(process: subprocess.Popen[Any]) -> None:
     """Kill it, and wait no longer than whoever dies takes: one that hangs in the kernel does not
     even die, and whoever waits for it hangs as well."""
     process.kill()
     for pipe in (process.stdout, process.stderr):
-        assert pipe is not None
-        pipe.close()
+        if pipe is not None:
+            pipe.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_DYING_S)
     _left[:] = [one for one in (*_left, process) if one.poll() is None]

@@ -49,8 +49,7 @@ class _Prober(NamedTuple):
         return protocol.decode_done(answer)
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        owner.leave(self.process)
         self.door.close()
 
 
