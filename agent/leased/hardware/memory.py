@@ -34,7 +34,7 @@ BUDGET_NEEDS = ("memory", "cpuset")
 BUDGET_LIMIT = (
     "pages of a budget go back to the kernel, which clears each before another process gets it (at"
     " once where it was booted with init_on_free=1); a budget does not count what its processes"
-    " brought along or use of hugepages"
+    " brought along, use of hugepages or left in a pipe of somebody else's"
 )
 
 
