@@ -20,10 +20,10 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 import trio
 
-from leased.client.faults import AgentUnavailable, LeaseLost, Refused
+from leased.client.faults import LeaseLost, Refused
 from leased.client.notice import NoticeBoard, surrender_margin_ns
 from leased.client.session import Session
-from leased.terms.errors import LeasedError, NoSuchLease, ProtocolError
+from leased.terms.errors import LeasedError, NoSuchLease
 from leased.terms.moment import NS_PER_S
 from leased.wire import objects, parameters, replies
 from leased.wire.portrayal import environment_of
@@ -188,8 +188,8 @@ class Holding:
         except NoSuchLease:
             self.lose("the agent does not know it")
             return False
-        except (AgentUnavailable, ProtocolError):
-            # The agent restarts or hangs; the reaper does not.
+        except LeasedError:
+            # The agent restarts, hangs or has failed; the reaper does not.
             return False
         return True
 

@@ -7,7 +7,7 @@
 
 Rule: a thread of its own runs the very same Trio code, so that renewals, notices and surrender are
 the same. `check` raises LeaseLost once the lease is lost: call it between steps of work, because
-nothing can cancel a thread.
+nothing can cancel a thread. A process that was forked meanwhile has no part in it.
 
 Does not work from inside a Trio program: use `leased.client` there.
 """
@@ -15,10 +15,11 @@ Does not work from inside a Trio program: use `leased.client` there.
 from __future__ import annotations
 
 import mmap
+import os
 import queue
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import trio
@@ -102,24 +103,42 @@ class PlainHolding:
 @contextmanager
 def acquire(path: str | Session = SOCKET, **wants: Any) -> Iterator[PlainHolding]:
     """Hold a lease for a block; the arguments and errors are those of `leased.client.acquire`."""
+    began: queue.SimpleQueue[trio.lowlevel.TrioToken | None] = queue.SimpleQueue()
     ready: queue.SimpleQueue[PlainHolding | None] = queue.SimpleQueue()
+    wanted = trio.CancelScope()
+    owner = os.getpid()
 
     async def hold() -> None:
-        async with acquisition.acquire(path, **wants) as held:
-            plain = PlainHolding(held, trio.lowlevel.current_trio_token())
-            ready.put(plain)
-            await plain.leave.wait()
+        token = trio.lowlevel.current_trio_token()
+        began.put(token)
+        with wanted:
+            async with acquisition.acquire(path, **wants) as held:
+                plain = PlainHolding(held, token)
+                ready.put(plain)
+                await plain.leave.wait()
+
+    def over(_: Future[None]) -> None:
+        began.put(None)
+        ready.put(None)
 
     with ThreadPoolExecutor(1, thread_name_prefix="leased-holder") as thread:
         ended = thread.submit(trio.run, hold)
-        ended.add_done_callback(lambda _: ready.put(None))
-        plain = ready.get()
-        if plain is not None:
-            try:
+        ended.add_done_callback(over)
+        plain = None
+        try:
+            plain = ready.get()
+            if plain is not None:
                 yield plain
-            finally:
+        finally:
+            if os.getpid() != owner:
+                pass  # The thread is the parent's, and so is the lease.
+            elif plain is not None:
                 plain.end()
-    ended.result()
+            elif (token := began.get()) is not None:  # Interrupted while it waited.
+                with suppress(trio.RunFinishedError):
+                    token.run_sync_soon(wanted.cancel)
+    if os.getpid() == owner:
+        ended.result()
 
 
 def run(path: str, work: Callable[[Session], Awaitable[T]], **settings: Any) -> T:

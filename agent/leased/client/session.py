@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
@@ -77,9 +77,7 @@ class Session:
         self.clock_ns = clock_ns
 
     def another(self) -> Session:
-        """A session of its own connection with the same settings: for a watch, a wait, a held
-        lease.
-        """
+        """The same settings, another connection: for a watch, a wait, a held lease."""
         another = Session(
             self._path,
             timeout_s=self.timeout_s,
@@ -187,14 +185,16 @@ class Session:
 
     async def leases(self, *, closed: bool = False) -> replies.ListReply:
         """Our leases and the requests that wait."""
-        leases: list[objects.Lease] = []
-        waiting: list[objects.Waiting] = []
-        with self._limit(None):
+
+        async def once() -> replies.ListReply:
+            listed = replies.ListReply([], [])
             async with self.follow(parameters.List(closed or None), replies.ListReply) as pages:
                 async for page in pages:
-                    leases += page.leases
-                    waiting += page.waiting
-        return replies.ListReply(leases, waiting)
+                    listed.leases.extend(page.leases)
+                    listed.waiting.extend(page.waiting)
+            return listed
+
+        return await self._persist(once, None)
 
     async def renew(
         self, lease_id: str, *, ttl_ns: int | None = None, timeout_s: float | None = None
@@ -249,9 +249,7 @@ class Session:
     async def wait(
         self, lease_id: str, *, until: str | None = None, timeout_s: float | None = None
     ) -> objects.Lease:
-        """Return when the lease has come as far as `until` (active, ended, closed); Refused after
-        `timeout_s`.
-        """
+        """Return when the lease is as far as `until` (active, ended, closed), or Refused."""
         timeout_ns = None if timeout_s is None else int(timeout_s * 1e9)
         asked = parameters.Wait(lease_id, until, timeout_ns)  # type: ignore[arg-type]
         patience_s = float("inf") if timeout_s is None else timeout_s + self.timeout_s
@@ -275,16 +273,15 @@ class Session:
         return _Limit(self.timeout_s if timeout_s is None else timeout_s)
 
     async def _open(self) -> Connection:
-        sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
-        connected = False
         try:
-            await sock.connect(self._path)
-            connected = True
-        except OSError as error:
-            raise AgentUnavailable.at(self._path, error) from error
-        finally:
-            if not connected:
+            sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+            try:
+                await sock.connect(self._path)
+            except BaseException:
                 sock.close()
+                raise
+        except OSError as error:  # no descriptor is free, or nobody listens
+            raise AgentUnavailable.at(self._path, error) from error
         self._met = True
         return Connection(sock)
 
@@ -296,16 +293,22 @@ class Session:
         pidfd_of: int | None = None,
         prove: bool = False,
     ) -> tuple[msgspec.Raw, list[int]]:
-        """One call, again over a new connection while it breaks. Raises CallTimeout after
-        `timeout_s`.
-        """
+        """One call over the connection, which is opened anew if it has to be."""
+
+        async def once() -> tuple[msgspec.Raw, list[int]]:
+            if self._connection is None or self._connection.closed:
+                self._connection = await self._open()
+            return await self._send(self._connection, message, pidfd_of, prove)
+
+        return await self._persist(once, timeout_s)
+
+    async def _persist(self, once: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
+        """`once`, again while the connection breaks. Raises CallTimeout after `timeout_s`."""
         backoff_s = _BACKOFF_S_FIRST
         with self._limit(timeout_s):
             while True:
                 try:
-                    if self._connection is None or self._connection.closed:
-                        self._connection = await self._open()
-                    return await self._send(self._connection, message, pidfd_of, prove)
+                    return await once()
                 except AgentUnavailable as error:
                     if not isinstance(error, Disconnected) and not self._met:
                         raise

@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, NoReturn
 
 import msgspec
@@ -60,14 +61,18 @@ class Child:
         self._channel = channel
 
     def begin(self, orders: Orders, fds: Sequence[int]) -> None:
-        """Tell the child to join and go."""
+        """Tell the child to join and go. One that was ended while it waited tells by its status."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self._channel.sendmsg([msgspec.json.encode(orders)], rights)
+        with suppress(BrokenPipeError):
+            self._channel.sendmsg([msgspec.json.encode(orders)], rights)
 
     async def outcome(self) -> Failure | None:
         """None once the command runs; why not, if it does not. Takes as long as joining takes."""
         await trio.lowlevel.wait_readable(self._channel)
-        said = self._channel.recv(_PACKET_BYTES)
+        try:
+            said = self._channel.recv(_PACKET_BYTES)
+        except ConnectionResetError:  # it ended with its orders unread
+            said = b""
         self._channel.close()
         return msgspec.json.decode(said, type=Failure) if said else None
 
@@ -86,6 +91,8 @@ class Child:
 def fork_child(command: Sequence[str]) -> Child:
     """Fork a child that will become `command`. Call it before trio runs and before any thread."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Who started us may ignore it, and then the kernel keeps no status for us to read.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
         status = EX_SOFTWARE
@@ -100,6 +107,8 @@ def fork_child(command: Sequence[str]) -> Child:
 
 def _become(channel: socket.socket, command: Sequence[str]) -> int:
     """The child's life up to exec; returns a status only if there is nothing to become."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it as it ends a command
     said, fds = _receive(channel)
     if not said:
         return 0

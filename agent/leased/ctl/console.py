@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console: where output goes, what time it is, and how people are told.
 
-Rule: answers go to `out`, everything else to `err`; progress only to a terminal. No terminal obeys
-what others call their jobs. Times are given both ways, "in 42 s" and as a time of day. With --json,
-`out` carries one JSON document with `"version": 1` (streams: one a line) and nothing else.
+Rule: answers go to `out`, everything else to `err`; progress only to a terminal. What cannot be
+written to `err` is told to nobody and stops nothing. No terminal obeys what others call their jobs.
+Times are given both ways, "in 42 s" and as a time of day. With --json, `out` carries one JSON
+document with `"version": 1` (streams: one a line) and nothing else.
 
 Does not talk to the agent.
 """
@@ -15,6 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Final, TextIO
 
@@ -58,20 +60,23 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line beside the answer."""
-        self.err.write(f"{self.program}: {plain(text)}\n")
+        self._tell(f"{self.program}: {plain(text)}\n")
 
     def progress(self, text: str) -> None:
         """A line that the next one replaces; only where a person watches."""
         if self._terminal:
             self._shown = True
-            self.err.write(f"\r\x1b[K{plain(text)}")
-            self.err.flush()
+            self._tell(f"\r\x1b[K{plain(text)}")
 
     def end_progress(self) -> None:
         """Take the progress line away."""
         if self._shown:
             self._shown = False
-            self.err.write("\r\x1b[K")
+            self._tell("\r\x1b[K")
+
+    def _tell(self, text: str) -> None:
+        with suppress(OSError):
+            self.err.write(text)
             self.err.flush()
 
     def document(self, content: Mapping[str, Any]) -> None:
@@ -87,8 +92,9 @@ class Console:
     def aside(self, content: Mapping[str, Any]) -> None:
         """One document beside the answer, on one line, at once: for where `out` is another's."""
         text = _JSON.encode({"version": JSON_VERSION, **content}).decode()
-        self.err.write(plain(text) + "\n")
-        self.err.flush()
+        with suppress(BrokenPipeError):  # a reader that went away is no error
+            self.err.write(plain(text) + "\n")
+            self.err.flush()
 
     def time_of_boot(self, boot_ns: int) -> str:
         """A boottime instant of this boot, both ways: "in 42 s (12:00:42)"."""

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signals that are sent to `leasectl run` and meant for the command it runs.
 
-Rule: what the terminal sends reaches the whole foreground group, the command too, and is not sent
-again. Does not decide what becomes of either of them.
+Rule: what the terminal sends reaches the whole foreground group, and is not sent again to a command
+that is in it. Does not decide what becomes of either of them.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from typing import Final
@@ -23,7 +24,7 @@ FORWARDED: Final = (
     signal.SIGWINCH,
 )
 SI_KERNEL: Final = 0x80
-"""si_code of what the terminal sends: the whole foreground group gets it, the command too."""
+"""si_code of what the terminal sends: the whole foreground group gets it."""
 
 
 class Forwarding:
@@ -51,8 +52,13 @@ class Forwarding:
         while True:
             told = signal.sigwaitinfo(FORWARDED)
             child = self._child
-            if child is not None and told.si_code != SI_KERNEL:
-                try:
+            try:
+                if child is not None and (told.si_code != SI_KERNEL or _apart(child)):
                     signal.pidfd_send_signal(child.pidfd, told.si_signo)
-                except OSError:
-                    continue  # it is gone, and so is the need to tell it
+            except OSError:
+                continue  # it is gone, and so is the need to tell it
+
+
+def _apart(child: Child) -> bool:
+    """Whether the command has left our process group, as `timeout` does."""
+    return os.getpgid(child.pid) != os.getpgrp()

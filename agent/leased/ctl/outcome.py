@@ -2,7 +2,7 @@
 """Carries out what a command line says, and turns what comes of it into an exit status.
 
 Rule: an error of ours is told as it is, and so is a file that cannot be written; an interrupt, or a
-reader that has had enough, is none.
+reader that has had enough, is none. The status says how it ended also where nobody can be told.
 
 Declares no verb (`main` of each program).
 """
@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TextIO
 
 from leased.ctl.console import Console
 from leased.ctl.refusals import tell
@@ -25,6 +25,13 @@ INTERRUPTED: Final = 130
 def carry_out(parser: argparse.ArgumentParser, words: Sequence[str], console: Console) -> int:
     """Run the verb that `words` name; returns the program's exit status. Raises SystemExit where
     the parser ends it: help, and what cannot be meant."""
+    try:
+        return _carry_out(parser, words, console)
+    finally:
+        _flush_or_close(console.err, sys.stderr)
+
+
+def _carry_out(parser: argparse.ArgumentParser, words: Sequence[str], console: Console) -> int:
     try:
         try:
             options = parser.parse_args(words)
@@ -46,20 +53,24 @@ def carry_out(parser: argparse.ArgumentParser, words: Sequence[str], console: Co
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read us has read enough. The interpreter must not flush into the pipe again.
-        _write_no_more()
+        _write_no_more(sys.stdout)
         return 0
     except OSError as error:
         console.end_progress()
         named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         console.note(f"{named}{error.strerror or error}")
-        try:
-            console.out.flush()
-        except OSError:
-            _write_no_more()
+        _flush_or_close(console.out, sys.stdout)
         return EX_IOERR
     return status
 
 
-def _write_no_more() -> None:
+def _flush_or_close(stream: TextIO, standard: TextIO) -> None:
+    try:
+        stream.flush()
+    except OSError:
+        _write_no_more(standard)
+
+
+def _write_no_more(standard: TextIO) -> None:
     """The interpreter flushes what is still in the buffer, which cannot be written either."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), standard.fileno())

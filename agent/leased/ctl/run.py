@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from leased.client import AgentUnavailable, Refused, Session
+from leased.client import Refused, Session
 from leased.client.holding import Holding
 from leased.ctl import child as children
 from leased.ctl import receipts, render
@@ -343,7 +343,7 @@ async def _was_lost(session: Session, held: Holding, console: Console) -> bool:
     except NoSuchLease:
         console.note(f"lease {name} is lost")
         return True
-    except (AgentUnavailable, Refused):
+    except LeasedError:
         if overdue:
             console.note(f"lease {name} is lost: its deadline has passed")
         return overdue or held.lost.is_set()
@@ -354,10 +354,10 @@ async def _was_lost(session: Session, held: Holding, console: Console) -> bool:
 
 
 async def _give_back(session: Session, held: Holding, console: Console) -> None:
-    with trio.CancelScope(shield=True), trio.move_on_after(session.timeout_s):
+    with trio.CancelScope(shield=True):
         try:
             await session.release(held.lease_id)
         except (NoSuchLease, Refused):
             pass  # it is over already, which is what was wanted
-        except AgentUnavailable as error:
+        except LeasedError as error:
             console.note(f"{error}; lease {render.short(held.lease_id)} ends at its deadline")

@@ -5,6 +5,11 @@ sleeping).
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,3 +83,68 @@ def test_calls_without_a_lease(path: str, agent: SmallAgent) -> None:
 def test_no_agent(path: str) -> None:
     with pytest.raises(AgentUnavailable), plain.acquire(path, mem=4096):
         raise AssertionError("nobody is there")
+
+
+PATIENCE_S = 30
+INTERRUPTED = """
+import sys
+from leased.client import plain
+try:
+    with plain.acquire(sys.argv[1], mem=4096, wait=600):
+        print("granted")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+FORKS = """
+import os, sys
+from leased.client import plain
+with plain.acquire(sys.argv[1], mem=4096, ttl=60) as held:
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0
+        held.renew()
+        held.check()
+print("parent" if pid else "child", flush=True)
+"""
+
+
+def program(text: str, path: str) -> subprocess.Popen[str]:
+    """Python of its own, which may hang."""
+    return subprocess.Popen(
+        [sys.executable, "-c", text, path],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    try:
+        return process.communicate(timeout=PATIENCE_S)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def test_an_interrupt_ends_the_wait_for_a_lease(path: str, agent: SmallAgent) -> None:
+    """It waited on, held what it was granted in the end, and never came back."""
+    agent.hang.append(parameters.Acquire)
+    process = program(INTERRUPTED, path)
+    pidfd = os.pidfd_open(process.pid)
+    while not agent.calls(parameters.Acquire):
+        assert not select.select([pidfd], [], [], 0.01)[0], "it ended"
+    os.close(pidfd)
+    process.send_signal(signal.SIGINT)
+    assert said(process) == "interrupted\n"
+    assert not agent.leases
+
+
+def test_a_process_forked_in_the_block_leaves_it_and_the_lease(
+    path: str, agent: SmallAgent
+) -> None:
+    assert said(program(FORKS, path)) == "child\nparent\n"
+    (lease,) = agent.leases.values()
+    assert (lease.ended, lease.generation) == (Ending.RELEASED, 2)
+    assert len(agent.calls(parameters.Release)) == 1

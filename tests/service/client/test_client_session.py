@@ -6,6 +6,7 @@ descriptors.
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -189,6 +190,32 @@ async def test_a_lost_reply_is_asked_for_again_with_the_same_command_id(
     assert first.call.parameters == second.call.parameters
     assert reply.attached
     assert len(agent.leases) == 1
+
+
+async def test_a_list_that_breaks_off_is_asked_for_again(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
+    """A drain that is seen through looks for hours, over restarts of the agent."""
+    await granted(session)
+    agent.drop_reply.append(parameters.List)
+    assert len((await session.leases()).leases) == 1
+    assert len(agent.calls(parameters.List)) == 2
+
+
+async def test_no_free_descriptor_is_an_agent_that_cannot_be_reached(
+    path: str, settings: dict[str, object]
+) -> None:
+    """Else a lease that is good is given back when a renewal or a watch has to connect anew."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    next_free = os.dup(0)
+    os.close(next_free)
+    async with connect(path, **settings) as session:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, hard))
+        try:
+            with pytest.raises(AgentUnavailable, match="Too many open files"):
+                await session.devices()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_each_logical_request_has_an_id_of_its_own(
