@@ -93,22 +93,26 @@ def fork_child(command: Sequence[str]) -> Child:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Who started us may ignore it, and then the kernel keeps no status for us to read.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # An interrupt ends the child as it ends a command: it must not be raised there as it is here.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     pid = os.fork()
     if pid == 0:
         status = EX_SOFTWARE
         try:
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             ours.close()
             status = _become(theirs, command)
         finally:
             os._exit(status)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     theirs.close()
     return Child(pid, ours)
 
 
 def _become(channel: socket.socket, command: Sequence[str]) -> int:
     """The child's life up to exec; returns a status only if there is nothing to become."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it as it ends a command
     said, fds = _receive(channel)
     if not said:
         return 0

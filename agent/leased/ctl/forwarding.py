@@ -2,7 +2,9 @@
 """Signals that are sent to `leasectl run` and meant for the command it runs.
 
 Rule: what the terminal sends reaches the whole foreground group, and is not sent again to a command
-that is in it. Does not decide what becomes of either of them.
+that is in it. That it hangs up, it tells the leader of its session alone.
+
+Does not decide what becomes of either of them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ FORWARDED: Final = (
     signal.SIGWINCH,
 )
 SI_KERNEL: Final = 0x80
-"""si_code of what the terminal sends: the whole foreground group gets it."""
+"""si_code of what the terminal sends."""
 
 
 class Forwarding:
@@ -53,12 +55,14 @@ class Forwarding:
             told = signal.sigwaitinfo(FORWARDED)
             child = self._child
             try:
-                if child is not None and (told.si_code != SI_KERNEL or _apart(child)):
+                if child is not None and not _has_it(child, told):
                     signal.pidfd_send_signal(child.pidfd, told.si_signo)
             except OSError:
                 continue  # it is gone, and so is the need to tell it
 
 
-def _apart(child: Child) -> bool:
-    """Whether the command has left our process group, as `timeout` does."""
-    return os.getpgid(child.pid) != os.getpgrp()
+def _has_it(child: Child, told: signal.struct_siginfo) -> bool:
+    """Whether the command got it as we did. `timeout`, for one, leaves our process group."""
+    if told.si_code != SI_KERNEL or os.getpgid(child.pid) != os.getpgrp():
+        return False
+    return told.si_signo != signal.SIGHUP or os.getsid(0) != os.getpid()

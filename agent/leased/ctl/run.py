@@ -360,4 +360,5 @@ async def _give_back(session: Session, held: Holding, console: Console) -> None:
         except (NoSuchLease, Refused):
             pass  # it is over already, which is what was wanted
         except LeasedError as error:
-            console.note(f"{error}; lease {render.short(held.lease_id)} ends at its deadline")
+            if console.boot_ns() < held.deadline_ns:
+                console.note(f"{error}; lease {render.short(held.lease_id)} ends at its deadline")

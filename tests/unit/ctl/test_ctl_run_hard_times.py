@@ -175,6 +175,27 @@ def test_ctrl_c_reaches_the_command_once_wherever_it_is(tmp_path: Path, leaves: 
     assert os.waitstatus_to_exitcode(status) == 9
 
 
+def test_a_terminal_that_goes_takes_the_command_along(tmp_path: Path) -> None:
+    """The kernel tells the leader of the session, which we are under `ssh -t` or `xterm -e`."""
+    program = (
+        "import os, signal;"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP]); print('ready', flush=True);"
+        "signal.sigwait([signal.SIGHUP]); os._exit(9)"
+    )
+    with CannedAgent(tmp_path, script()) as agent:
+        pid, fd = on_a_terminal(agent, "run", *MEM, "--", sys.executable, "-c", program)
+        pidfd = os.pidfd_open(pid)
+        read_until(fd, b"ready\r\n")  # all of it: half a write to what has gone fails
+        os.close(fd)
+        gone = select.select([pidfd], [], [], PATIENCE_S)[0]
+        if not gone:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+    assert gone, "it goes on"
+    assert os.waitstatus_to_exitcode(status) == 9
+
+
 def test_an_agent_that_does_not_take_the_lease_back_is_told_of(tmp_path: Path) -> None:
     over = threading.Event()
 
