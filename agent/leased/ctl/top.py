@@ -89,6 +89,7 @@ async def top(options: argparse.Namespace, console: Console, session: Session) -
     live = not options.once and not options.json and console.out.isatty()
     lasting = live or (options.json and not options.once)
     watched = parameters.TelemetryWatch(interval_ns=every_ns)
+    await session.devices()  # an agent that hangs is told of in time: a stream may be silent
     async with session.follow(watched, replies.TelemetryWatchReply) as looks:
         async for look in looks:
             # Beside the stream: leases and devices change while samples come.

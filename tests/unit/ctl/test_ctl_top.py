@@ -5,14 +5,24 @@ is "-"."""
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
-from tests.doubles.canned_agent import LEASE_ID, OTHER_ID, CannedAgent, Script, lease, resource
+from tests.doubles.canned_agent import (
+    LEASE_ID,
+    OTHER_ID,
+    Answer,
+    CannedAgent,
+    Script,
+    lease,
+    resource,
+)
 from tests.unit.ctl.test_ctl_verbs import leasectl
 
 GPU = "gpu:GPU-1"
 OTHER = "gpu:GPU-2"
+PATIENCE_S = 30
 GRACES = {"release_ns": 10**10, "preempt_ns": 3 * 10**10, "max_ns": 3 * 10**11}
 
 
@@ -104,6 +114,20 @@ def test_top_as_json_is_a_document_a_look(tmp_path: Path) -> None:
     [gpu, other] = told["devices"]
     assert len(gpu["samples"]) == 7 and other["samples"] == []
     assert {one["resource_id"] for one in told["host"]} == {"mem:node0"}
+
+
+def test_top_of_an_agent_that_hangs_ends_in_time(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def hang(_: Answer) -> Answer:
+        over.wait(PATIENCE_S)
+        return {}
+
+    hanging = dict.fromkeys(("io.leased.Telemetry.Watch", "io.leased.Device.List"), hang)
+    with CannedAgent(tmp_path, {**script(), **hanging}) as agent:
+        status, _, err = leasectl(agent, "--timeout 0.1 top --once")
+        over.set()
+    assert status == 69 and "0.1" in err
 
 
 def test_top_wants_a_time_with_its_unit(tmp_path: Path) -> None:
