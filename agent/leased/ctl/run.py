@@ -15,6 +15,7 @@ import argparse
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -166,10 +167,17 @@ async def _alloc_for(options: argparse.Namespace, console: Console, session: Ses
     for fd in fds:
         os.close(fd)
     lease = granted.lease
-    if options.json:
-        console.document(receipts.grant_document(granted))
-    else:
-        console.say(f"export LEASE_ID={lease.lease_id}")
+    try:
+        if options.json:
+            console.document(receipts.grant_document(granted))
+        else:
+            console.say(f"export LEASE_ID={lease.lease_id}")
+        console.out.flush()
+    except OSError:  # nobody was told of it: nobody can use it, or give it back
+        with suppress(LeasedError):
+            await session.release(lease.lease_id)
+        raise
+    if not options.json:
         console.note(f"{render.held(lease.runtime.allotments)}; ends {render.when(lease, console)}")
         console.note(f"enter it with: leasectl shell {render.short(lease.lease_id)}")
     # Last: the lease is there, whatever becomes of the file.

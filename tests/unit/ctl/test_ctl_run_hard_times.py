@@ -97,6 +97,16 @@ def test_a_reader_of_the_receipt_that_has_gone_does_not_keep_the_command_from_ru
     assert done.returncode == 5
 
 
+@pytest.mark.parametrize("json", [(), ("--json",)])
+def test_a_lease_that_nobody_can_be_told_of_is_given_back(
+    tmp_path: Path, json: tuple[str, ...]
+) -> None:
+    with CannedAgent(tmp_path, script()) as agent, Path("/dev/full").open("w") as full:
+        done = finished(agent, "alloc", *MEM, "--for", "1h", *json, stdout=full)
+        assert agent.asked("io.leased.Lease.Release")["lease_id"] == LEASE_ID
+    assert done.returncode == 74
+
+
 def test_who_starts_us_may_ignore_the_end_of_children(tmp_path: Path) -> None:
     def ignoring() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
