@@ -17,8 +17,9 @@ from __future__ import annotations
 import mmap
 import os
 import queue
+import threading
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -103,7 +104,8 @@ class PlainHolding:
 @contextmanager
 def acquire(path: str | Session = SOCKET, **wants: Any) -> Iterator[PlainHolding]:
     """Hold a lease for a block; the arguments and errors are those of `leased.client.acquire`."""
-    began: queue.SimpleQueue[trio.lowlevel.TrioToken | None] = queue.SimpleQueue()
+    began: queue.SimpleQueue[trio.lowlevel.TrioToken] = queue.SimpleQueue()
+    given_up = threading.Event()
     ready: queue.SimpleQueue[PlainHolding | None] = queue.SimpleQueue()
     wanted = trio.CancelScope()
     owner = os.getpid()
@@ -111,21 +113,19 @@ def acquire(path: str | Session = SOCKET, **wants: Any) -> Iterator[PlainHolding
     async def hold() -> None:
         token = trio.lowlevel.current_trio_token()
         began.put(token)
+        if given_up.is_set():
+            return
         with wanted:
             async with acquisition.acquire(path, **wants) as held:
                 plain = PlainHolding(held, token)
                 ready.put(plain)
                 await plain.leave.wait()
 
-    def over(_: Future[None]) -> None:
-        began.put(None)
-        ready.put(None)
-
     with ThreadPoolExecutor(1, thread_name_prefix="leased-holder") as thread:
-        ended = thread.submit(trio.run, hold)
-        ended.add_done_callback(over)
         plain = None
         try:
+            ended = thread.submit(trio.run, hold)
+            ended.add_done_callback(lambda _: ready.put(None))
             plain = ready.get()
             if plain is not None:
                 yield plain
@@ -134,9 +134,10 @@ def acquire(path: str | Session = SOCKET, **wants: Any) -> Iterator[PlainHolding
                 pass  # The thread is the parent's, and so is the lease.
             elif plain is not None:
                 plain.end()
-            elif (token := began.get()) is not None:  # Interrupted while it waited.
-                with suppress(trio.RunFinishedError):
-                    token.run_sync_soon(wanted.cancel)
+            else:  # Interrupted, at the latest while it waited.
+                given_up.set()
+                with suppress(queue.Empty, trio.RunFinishedError):
+                    began.get_nowait().run_sync_soon(wanted.cancel)
     if os.getpid() == owner:
         ended.result()
 

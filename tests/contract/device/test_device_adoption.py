@@ -27,14 +27,18 @@ from tests.doubles.leases import lease, memory
 from tests.doubles.workers import workers_of
 
 _TREE = """
-import os, sys
+import os
+there, told = os.pipe()
 def branch(depth):
     for _ in range(2 if depth else 0):
         if os.fork() == 0:
             branch(depth - 1)
+            os.write(told, b".")
             os.read(0, 1)
             os._exit(0)
 branch(2)
+for _ in range(6):
+    os.read(there, 1)
 print("in", flush=True)
 os.read(0, 1)
 """
@@ -137,8 +141,8 @@ async def test_a_home_that_went_when_it_was_empty_is_made_anew(devices: Devices)
     home.mkdir()
     try:
         with running(_TREE) as process:
-            for pid in (one.pid for one in descendants(process.pid)):
-                (home / "cgroup.procs").write_text(str(pid))
+            for member in descendants(process.pid):
+                (home / "cgroup.procs").write_text(str(member.pid))
             pidfd = os.pidfd_open(process.pid)
             devices.adoptions.want((one.subject.uid, one.command_id), process.pid, pidfd)
             made = await grant(devices, one)
