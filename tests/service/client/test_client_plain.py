@@ -87,8 +87,9 @@ def test_no_agent(path: str) -> None:
 
 PATIENCE_S = 30
 INTERRUPTED = """
-import sys
+import signal, sys
 from leased.client import plain
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 try:
     with plain.acquire(sys.argv[1], mem=4096, wait=600):
         print("granted")

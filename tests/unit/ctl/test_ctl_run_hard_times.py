@@ -55,6 +55,11 @@ def finished(agent: CannedAgent, *more: str, **how: object) -> subprocess.Comple
     )
 
 
+def heed_interrupts() -> None:
+    """Whoever is started in the background of a shell ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_notice_of_which_nobody_can_be_told_reaches_the_command(tmp_path: Path) -> None:
     notice = {
         "lease_id": LEASE_ID,
@@ -139,6 +144,7 @@ def test_a_command_that_is_ended_before_it_begins_did_not_succeed(
             stderr=subprocess.PIPE,
             text=True,
             env=environment(),
+            preexec_fn=heed_interrupts,
         )
         started.put(process.pid)
         _, err = process.communicate(timeout=PATIENCE_S)
