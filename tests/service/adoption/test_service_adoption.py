@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from leased.hardware.adopting import Owner
+from leased.service.api.peers import PIDFD_THREAD
 from leased.terms.errors import DeviceError
 from leased.terms.event import Adopted
 from leased.terms.identity import LeaseId
@@ -23,6 +24,7 @@ from leased.terms.lease import LeaseState, RevocationReason
 from leased.terms.resource import Inventory, Resource, ResourceKind
 from tests.doubles.calling import House, Visitor, open_house
 from tests.doubles.devices import Fault
+from tests.doubles.host import not_proven
 from tests.doubles.serving import Host, descriptors
 
 ONE = [{"kind": "gpu", "capacity": 1000}]
@@ -142,6 +144,22 @@ async def test_who_has_ended_meanwhile_is_said_to_have(
         name, told = await boss.refused("Admin.Adopt", fds=[pidfd], resources=ONE)
         os.close(pidfd)
         assert (name, told["why"]) == ("CallerError", "the process of descriptor 0 has ended")
+
+
+async def test_a_pidfd_of_one_thread_adopts_nothing(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """When that thread has exited, a signal by it reaches none of the others."""
+    try:
+        pidfd = os.pidfd_open(ME, PIDFD_THREAD)
+    except OSError:
+        not_proven("a pidfd of one thread adopts nothing", "older than Linux 6.9")
+    async with gpu_house(tmp_path) as house:
+        boss = house.visit(operator=True)
+        name, told = await boss.refused("Admin.Adopt", fds=[pidfd], resources=ONE)
+        os.close(pidfd)
+        assert (name, told["why"]) == ("CallerError", "descriptor 0 is a pidfd of one thread")
+        assert not house.host.devices.adoptions.moved and not house.agent.lessor.table.leases
 
 
 async def test_a_tree_that_must_be_left_alone_is_named_and_nothing_is_granted(
