@@ -9,6 +9,7 @@ Does not decide whether to try again.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final
 
@@ -86,6 +87,13 @@ ADVICE: Final[dict[str, tuple[int, str]]] = {
 _AT_AN_INSTANT: Final = ("deadline_passed", "draining", "not_renewable", "not_notified")
 """Reasons whose numbers are instants of the boot clock, which say nothing to people."""
 
+_UNANSWERED: Final = {
+    errno.EPIPE: "who was to do it was killed, as the kernel does when memory is short: try again",
+    errno.EAGAIN: "nobody could be started to do it: the host or the unit has too many processes",
+    errno.ETIMEDOUT: "the driver does not answer in time: see `leasectl health`",
+}
+"""What it means that no worker did what it was asked, by errno."""
+
 _BOUNDS: Final = ("duration", "burst_ended", "backfill_ended")
 """Reasons of a renewal whose limit and usage are such instants, too; of a request they are not."""
 
@@ -125,7 +133,10 @@ def _advice(refusal: objects.Refusal) -> tuple[int, str]:
         return EX_TEMPFAIL, "stand behind them with --wait"
     if refusal.reason == "tenant_capacity" and refusal.limit and alone:
         return EX_TEMPFAIL, "ask for less, or have the policy allow you more"
-    return ADVICE.get(refusal.reason, (EX_TEMPFAIL, ""))
+    status, step = ADVICE.get(refusal.reason, (EX_TEMPFAIL, ""))
+    if refusal.what == "worker_answer":
+        return status, _UNANSWERED.get(refusal.usage, step)
+    return status, step
 
 
 def refusal_text(refusal: objects.Refusal, console: Console, *, waits: bool = False) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from datetime import UTC
 
@@ -106,3 +107,16 @@ def test_a_full_queue_is_not_to_be_waited_in_and_levels_have_names() -> None:
     assert "--wait" not in refusal_text(full, CONSOLE)
     high = Refusal("level", "level", 5, 0, 10, rule="tenant_default.level_max")
     assert "level: asked critical, the limit is normal (ten" in refusal_text(high, CONSOLE)
+
+
+def test_why_no_worker_did_it() -> None:
+    def said(number: int) -> str:
+        return refusal_text(Refusal("device_failed", "worker_answer", 0, number, 0), CONSOLE)
+
+    assert said(errno.EPIPE) == (
+        "device_failed: worker_answer: Broken pipe (errno 32); who was to do it was killed,"
+        " as the kernel does when memory is short: try again"
+    )
+    assert "too many processes" in said(errno.EAGAIN)
+    assert "does not answer in time" in said(errno.ETIMEDOUT)
+    assert said(errno.EBADF).endswith("see `leasectl doctor`")
