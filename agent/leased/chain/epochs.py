@@ -242,11 +242,19 @@ class Continuity:
 
     def carried(self) -> CarriedEpochs:
         """Where this stands."""
-        key = self._key
-        enrolled = (0, None) if key is None else (key.epoch, key.key)
-        order = (self._next, self._first_seq, self._boot_id, self._counted, self._last)
-        counts = (self.sealed, self.proven, self.begin_ns, self.limit_ns)
-        return CarriedEpochs(*order, *enrolled, *counts)
+        return CarriedEpochs(
+            next=self._next,
+            first_seq=self._first_seq,
+            boot_id=self._boot_id,
+            counted=self._counted,
+            last=self._last,
+            epoch=0 if self._key is None else self._key.epoch,
+            key=None if self._key is None else self._key.key,
+            sealed=self.sealed,
+            proven=self.proven,
+            begin_ns=self.begin_ns,
+            limit_ns=self.limit_ns,
+        )
 
     def resume(self, carried: CarriedEpochs) -> None:
         """Go on from where another stood."""

@@ -22,6 +22,7 @@ from typing import Final
 
 import msgspec
 
+from leased.chain.bodies import check_bodies
 from leased.chain.grammar import Grammar
 from leased.chain.head import Head
 from leased.chain.note import (
@@ -37,7 +38,7 @@ from leased.chain.proof import HASH_BYTES, Proof, check_proof
 from leased.chain.signing import rotation_message, verifies
 from leased.chain.tree import Frontier
 from leased.chain.verdict import BAD_NOTE, BAD_PROOF, BAD_ROOT, BAD_SIGNATURE
-from leased.chain.verifier import Verifier, check_bodies
+from leased.chain.verifier import Verifier
 from leased.terms.errors import ChainError
 
 FORMAT: Final = "leased-evidence/1"
@@ -148,11 +149,11 @@ def weigh(
     if bundle.cosigned is not None:
         _weigh_cosigned(bundle, bundle.cosigned, first, collectors, (proven, told, names))
     if bundle.signature and collectors:
-        note = open_note(bundle.signature, list(collectors))
-        if note.text != statement(encoded):
+        vouched = open_note(bundle.signature, list(collectors))
+        if vouched.text != statement(encoded):
             raise ChainError(BAD_PROOF, "the collector signed another bundle")
-        told.append(f"signed by {note.signatures[0].name}")
-        names.append(note.signatures[0].name)
+        told.append(f"signed by {vouched.signatures[0].name}")
+        names.append(vouched.signatures[0].name)
     elif bundle.signature:
         told.append("signed by a collector whose key was not given")
     return Weighed(tuple(proven), tuple(told), tuple(names))

@@ -90,10 +90,13 @@ def parse_grant(text: str) -> Grant:
     if not all(one.isascii() and one.isdecimal() and len(one) <= DIGITS_MAX for one in numbers):
         raise ChainError(BAD_NOTE, "generation, times and the count of changes are decimal")
     try:
-        hashes = bytes.fromhex(head), bytes.fromhex(lines[6])
+        head_hash, policy_hash = bytes.fromhex(head), bytes.fromhex(lines[6])
     except ValueError:
         raise ChainError(BAD_NOTE, "hashes are in hex") from None
-    grant = Grant(lines[1], *map(int, numbers), *hashes)
+    generation, issued_ns, expires_ns, changes = map(int, numbers)
+    grant = Grant(
+        lines[1], generation, issued_ns, expires_ns, changes, head_hash, policy_hash
+    )
     if grant.text() != text or len(grant.head) != 32 or len(grant.policy_hash) != 32:
         raise ChainError(BAD_NOTE, "not the one way to write it")
     return grant

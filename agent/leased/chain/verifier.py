@@ -104,8 +104,10 @@ class Verifier:
         self._damaged_count = 0
         self._unknown = 0
         self._clock_breaks = 0
-        order = {"from_genesis": head == GENESIS, "latest": latest_epoch}
-        self._epochs = Continuity(log_id, epoch_ns, seal_key, **order) if epoch_ns else None
+        self._epochs: Continuity | None = None
+        if epoch_ns:
+            whole, now = head == GENESIS, latest_epoch
+            self._epochs = Continuity(log_id, epoch_ns, seal_key, from_genesis=whole, latest=now)
         self.file = file
 
     def feed(self, data: bytes, *, start: int = 0, stop: int | None = None, base: int = 0) -> Walk:
@@ -210,7 +212,7 @@ class Verifier:
             HEADER.unpack_from(data, offset)
         )
         body_end = offset + HEADER_BYTES + body_bytes
-        end = offset + length
+        end: int = offset + length
         hash_at = end - HASH_BYTES
         if (
             sequence != expected
@@ -280,11 +282,10 @@ class Verifier:
         elif kind == _SEALED:
             event = self._decoded(data, offset, sequence, at)
             # The root is compared when the tree has grown to here (`_check_seal`).
-            why = epochs.judge(event, sequence) if isinstance(event, EpochSealed) else None
-            if why:
-                raise ChainError(
-                    BAD_SEAL, f"the seal: {why}", sequence=sequence, offset=at, file=self.file
-                )
+            wrong = epochs.judge(event, sequence) if isinstance(event, EpochSealed) else None
+            if wrong:
+                why = f"the seal: {wrong}"
+                raise ChainError(BAD_SEAL, why, sequence=sequence, offset=at, file=self.file)
 
     def _decoded(self, data: bytes, offset: int, sequence: int, at: int) -> Event | Unknown:
         """The event of the frame at `offset`."""

@@ -189,9 +189,21 @@ class Machine:
             self._schedule(wall_ns + self._random.randrange(HOUR_NS, 20 * HOUR_NS), live, "unfence")
             return [*events, fenced]
         self._give_back(allotments)
-        usage = (None, None, None, 0, 0)
-        lags = (20_000_000, 900_000_000)
-        return [*events, Reclaimed(*self._head(live, boot_ns), held, *lags, *usage, HASH)]
+        return [
+            *events,
+            Reclaimed(
+                *self._head(live, boot_ns),
+                held,
+                cut_lag_ns=20_000_000,
+                proof_lag_ns=900_000_000,
+                utilization_mean_pm=None,
+                utilization_max_pm=None,
+                active_share_pm=None,
+                sample_count=0,
+                coverage_pm=0,
+                evidence=HASH,
+            ),
+        ]
 
     def _next(self, live: Live, wall_ns: int) -> None:
         """The next renewal, or the end."""

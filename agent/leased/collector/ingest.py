@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from leased.chain.bodies import check_bodies
 from leased.chain.canonical import decode
 from leased.chain.epochs import EpochKey, latest_epoch
 from leased.chain.evidence import Rotation
@@ -27,7 +28,7 @@ from leased.chain.page import Trailer, split_page
 from leased.chain.record import FLAG_LAST
 from leased.chain.tree import EMPTY
 from leased.chain.verdict import BAD_NOTE, BAD_PAGE, BAD_ROOT, BAD_SIGNATURE, CORRUPT_RECORD
-from leased.chain.verifier import Verifier, check_bodies
+from leased.chain.verifier import Verifier
 from leased.terms.errors import ChainError
 from leased.terms.event import (
     KIND,

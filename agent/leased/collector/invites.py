@@ -144,7 +144,10 @@ class Invites:
             "SELECT id, name, url, node_id, hosts, expires_ns, used_ns FROM invites "
             "ORDER BY expires_ns DESC, id"
         ).fetchall()
-        return [Invite(*row[:4], tuple(row[4].split()), *row[5:]) for row in rows]
+        return [
+            Invite(number, name, url, node_id, tuple(hosts.split()), expires_ns, used_ns)
+            for number, name, url, node_id, hosts, expires_ns, used_ns in rows
+        ]
 
     def withdraw(self, number: str) -> bool:
         """Make an invite useless. False: there is no unused one of this id."""

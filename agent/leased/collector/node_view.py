@@ -180,8 +180,8 @@ class NodeView:
             of = event.resource_kind
             if event.reason in _LIMITS:
                 self.wants[event.tenant, event.reason, of] = want
-            no_room = event.reason in _NO_ROOM and of is not None
-            if no_room and event.requested <= self._totals.get(of, 0):
+            whole = 0 if of is None else self._totals.get(of, 0)
+            if event.reason in _NO_ROOM and of is not None and event.requested <= whole:
                 self.unmet[event.tenant, of] = want
             self._tell(sequence, kind, moment, event.tenant, "")
         self.applied = sequence + 1

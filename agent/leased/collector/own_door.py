@@ -25,7 +25,7 @@ from leased.service.fleet.countersigning import Countersigning
 from leased.service.fleet.listener import NodeListener, open_sockets
 from leased.service.fleet.pulling import PulledLog
 from leased.service.fleet.routes import AuditRoutes, refuse
-from leased.service.fleet.tls import load
+from leased.service.fleet.tls import Credentials, load
 from leased.terms.command import Command, NoteCountersigned
 from leased.terms.errors import ConfigError
 from leased.terms.event import Event
@@ -83,7 +83,7 @@ class OwnDoor:
             clock=clock,
         )
         self._watched = Watched(listening.certificate, listening.key, listening.ca)
-        self._load = lambda: load(
+        self._load: Callable[[], Credentials] = lambda: load(
             listening, node_id=witness.node_id, wall_ns=clock.now().wall_ns, collector=name
         )
         routes = AuditRoutes(

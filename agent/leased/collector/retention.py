@@ -160,12 +160,14 @@ def _asked_for(state: Path, floor_ns: int, now_ns: int) -> str:
     if not (directory / REGISTER).exists():
         return ""
     with closing(Register(directory)) as register:
-        overrides = [one for one in register.overrides() if one.expires_ns > now_ns]
-        said = [*register.quotas(), *register.schedules(), *overrides]
-    for one in said:
-        days = one.limits.get(RETENTION_DAYS, 0)
+        said = [(one.tenant, one.limits) for one in register.quotas()]
+        said += [(one.tenant, one.limits) for one in register.schedules()]
+        overrides = (one for one in register.overrides() if one.expires_ns > now_ns)
+        said += [(one.tenant, one.limits) for one in overrides]
+    for tenant, limits in said:
+        days = limits.get(RETENTION_DAYS, 0)
         if floor_ns > now_ns - days * DAY_NS:
-            return f"{one.tenant}'s quota {RETENTION_DAYS} keeps the last {days} days"
+            return f"{tenant}'s quota {RETENTION_DAYS} keeps the last {days} days"
     return ""
 
 
@@ -360,8 +362,10 @@ def upkeep(
     rule = load_rule(config)
     if rule.raw_months is None:
         return ""
-    at = {"config": config, "now_ns": now_ns, "change_id": change_id}
-    found = carry_out(archive, rule, load_terms_for(config), do=do, **at)
+    terms = load_terms_for(config)
+    found = carry_out(
+        archive, rule, terms, config=config, now_ns=now_ns, change_id=change_id, do=do
+    )
     if not found.cuts:
         return ""
     octets = sum(one.bytes for one in found.cuts)

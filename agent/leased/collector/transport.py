@@ -214,7 +214,7 @@ class Connection:
                 data = await self._stream.receive_some(READ_BYTES)
                 if not data:
                     raise Unreachable(f"{self._host}: the connection ended before the answer")
-                self._http.receive_data(data)
+                self._http.receive_data(bytes(data))
             elif isinstance(event, h11.Response):
                 head = event
                 if before_body is not None:

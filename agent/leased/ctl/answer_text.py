@@ -31,7 +31,8 @@ def show_answer(told: dict[str, Any], options: argparse.Namespace, console: Cons
 
 def _csv(told: Mapping[str, Any]) -> str:
     """The longest list of rows in an answer, as CSV with a heading."""
-    rows = max((v for v in told.values() if _is_table(v)), key=len, default=[])
+    tables = (rows for rows in told.values() if _is_table(rows))
+    rows: list[dict[str, Any]] = max(tables, key=len, default=[])
     out = io.StringIO()
     if rows:
         writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")

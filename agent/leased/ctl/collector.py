@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date as Date
 from datetime import timedelta
 from hashlib import sha256
@@ -390,6 +390,6 @@ def _held(resources: Mapping[str, Any]) -> str:
     return ", ".join(f"{kind} {amount}" for kind, amount in found.items()) or "-"
 
 
-def _table(console: Console, names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(console: Console, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     for line in render.table(names, rows):
         console.say(line)

@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from leased.chain.bodies import check_bodies
 from leased.chain.canonical import Unknown, decode
 from leased.chain.epochs import EpochKey
 from leased.chain.findings import Verified, Walk
@@ -34,7 +35,7 @@ from leased.chain.verdict import (
     CORRUPT_SEGMENT,
     NEW_LOG,
 )
-from leased.chain.verifier import Verifier, check_bodies
+from leased.chain.verifier import Verifier
 from leased.durable.anchor import ANCHOR, read_slots
 from leased.durable.countersigned import Countersignatures, Shown
 from leased.durable.files import DirectoryDisk, Disk

@@ -23,7 +23,8 @@ QUANTITY_DECIMALS: Final = 9
 
 def rounded(amount: Fraction, decimals: int) -> int:
     """`amount` in 10**-decimals units, half to even."""
-    return round(amount * 10**decimals)
+    scale: int = 10**decimals
+    return round(amount * scale)
 
 
 def exact(amount: Fraction) -> str:

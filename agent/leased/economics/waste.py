@@ -115,8 +115,8 @@ def judge(leases: Sequence[Held], card: RateCard, limits: Limits = LIMITS) -> li
             limits=limits,
         )
         mean_pm = held.utilization.mean_pm
-        known = waste is not Waste.UNKNOWN and mean_pm is not None
-        unused = max(0, 1000 - mean_pm) if known else None
+        known = waste is not Waste.UNKNOWN
+        unused = max(0, 1000 - mean_pm) if known and mean_pm is not None else None
         judged.append(Judged(held, waste, unused))
     return judged
 

@@ -98,7 +98,8 @@ class Fittings:
         """Prepare every part and let the leaf open it. Raises DeviceError."""
         parts = self.parts(lease)
         done: list[tuple[Backend, list[Allotment]]] = []
-        rules, objects, evidence = list(PSEUDO_DEVICES), [], b""
+        rules, evidence = list(PSEUDO_DEVICES), b""
+        objects: list[Revocable] = []
         try:
             for backend, allotments in parts:
                 readied = await backend.prepare(lease, allotments, leaf, fds)
@@ -117,8 +118,7 @@ class Fittings:
 
     async def filter(self, leaf: str, rules: Sequence[DeviceRule] = PSEUDO_DEVICES) -> None:
         """Give a new leaf its device filter. Raises DeviceError."""
-        allowed = (*rules, *self._more_nodes())
-        await self._crew.one("grant", Filter(leaf, tuple(tuple(rule) for rule in allowed)))
+        await self._crew.one("grant", Filter(leaf, (*rules, *self._more_nodes())))
 
     async def access(self, lease: Lease) -> tuple[Access, ...]:
         """How the holder reaches what it got. Raises DeviceError."""

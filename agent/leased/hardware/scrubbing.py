@@ -188,7 +188,7 @@ def _clean(one: _One, batch: Batch) -> Cleaned:
 
 
 def _overwrite(one: _One) -> tuple[int, int]:
-    return tuple(_overwrite_here(one)) if one.alone else _overwrite_in_child(one)
+    return _overwrite_here(one) if one.alone else _overwrite_in_child(one)
 
 
 def _overwrite_here(one: _One) -> verbs.Scrubbed:

@@ -78,8 +78,8 @@ BACKENDS = {
 """What a worker may load; each is loaded when first asked for, so that a worker for
 memory does not carry the vendors' libraries around."""
 
-BROKEN = (ImportError, SyntaxError, OSError, RuntimeError, LookupError, AttributeError)
-BROKEN += (TypeError, ValueError)
+BROKEN: tuple[type[Exception], ...] = (ImportError, SyntaxError, OSError, RuntimeError)
+BROKEN += (LookupError, AttributeError, TypeError, ValueError)
 """How a vendor's module for Python says that it cannot be read."""
 
 Verbs = Mapping[str, tuple[Any, Callable[[Any, list[int]], Any]]]

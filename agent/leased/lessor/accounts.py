@@ -212,8 +212,9 @@ class Accounts:
         """Who is in which group from here on; `live` says when each lease that is used ends."""
         self._group_of = group_of
         self._groups = {}
-        self._holders = dict(self._tenants)
+        self._holders = {}
         for tenant, account in self._tenants.items():
+            self._holders[tenant] = account
             name = group_of.get(tenant)
             if name is None:
                 continue

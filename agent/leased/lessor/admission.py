@@ -82,16 +82,16 @@ class Admission:
         self._table = table
         self.prices = Prices()
         self.calendar = Calendar()
-        self.shares: Shares | None = None
         self.policies = 0
         self.set_policy(policy)
 
     def set_policy(self, policy: Policy) -> None:
         """Judge by `policy` from here on."""
+        before = self.shares if self.policies else None
         self.policy = policy
         self.policies += 1
         self.book = TenantBook(policy)
-        self.shares = Shares(policy, self.book, self._table.accounts, self.shares)
+        self.shares: Shares = Shares(policy, self.book, self._table.accounts, before)
         self.meaning = Meaning(self._table, policy)
 
     def since(self, verdict: Verdict) -> Mark | None:
@@ -170,9 +170,10 @@ class Admission:
         if not isinstance(placed, tuple):
             return self.meaning.no_room(asks, placed, barred)
         if not limits.unlimited and (limits.narrow or limits.metered or may_grow(asks)):
-            placed = self._placed_within(acquire, limits, placed, barred, offer, now_ns)
-            if isinstance(placed, Verdict):
-                return placed
+            within = self._placed_within(acquire, limits, placed, barred, offer, now_ns)
+            if isinstance(within, Verdict):
+                return within
+            placed = within
         offer.allotments = placed
         return offer
 

@@ -108,7 +108,8 @@ class Ledger:
 
     def meter(self, tenant: str) -> Meter | None:
         """The meter of a tenant that has a budget."""
-        return self._meters.get(tenant)  # type: ignore[call-overload]
+        found: Meter | None = self._meters.get(tenant)  # type: ignore[call-overload]
+        return found
 
     def tenants(self) -> Iterator[TenantId]:
         """Who has one."""

@@ -128,16 +128,14 @@ class Way(Pool):
         """This way is no longer there; the capacity is."""
         self.present = False
 
-    free = property(lambda self: self.counted.free)  # type: ignore[assignment]
-    leased = property(lambda self: self.counted.leased)  # type: ignore[assignment]
-    teardown = property(lambda self: self.counted.teardown)  # type: ignore[assignment]
-    fenced = property(lambda self: self.counted.fenced)  # type: ignore[assignment]
-    fenced_by_operator = property(  # type: ignore[assignment]
-        lambda self: self.counted.fenced_by_operator
-    )
-    capacity = property(lambda self: self.counted.capacity)  # type: ignore[assignment]
-    endings = property(lambda self: self.counted.endings)  # type: ignore[assignment]
-    holders = property(lambda self: self.counted.holders)  # type: ignore[assignment]
+    free = property(lambda self: self.counted.free)
+    leased = property(lambda self: self.counted.leased)
+    teardown = property(lambda self: self.counted.teardown)
+    fenced = property(lambda self: self.counted.fenced)
+    fenced_by_operator = property(lambda self: self.counted.fenced_by_operator)
+    capacity = property(lambda self: self.counted.capacity)
+    endings = property(lambda self: self.counted.endings)
+    holders = property(lambda self: self.counted.holders)
 
 
 Where = tuple[

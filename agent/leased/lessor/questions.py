@@ -18,11 +18,12 @@ import msgspec
 from leased.lessor.admission import Admission
 from leased.lessor.allowances import Books, parts_of
 from leased.lessor.backfill import Lender, teardown_most_ns
+from leased.lessor.bars import Rank
 from leased.lessor.extension import latest_ns
 from leased.lessor.fitting import misfit
 from leased.lessor.meaning import Verdict
 from leased.lessor.outlook import earliest_ns
-from leased.lessor.queue import Rank, Waiting, WaitQueue, key_of, rank_of
+from leased.lessor.queue import Waiting, WaitQueue, key_of, rank_of
 from leased.lessor.quota import TenantBook
 from leased.lessor.table import LeaseTable
 from leased.lessor.victims import Surroundings, find_victims

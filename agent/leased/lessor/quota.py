@@ -347,7 +347,8 @@ class TenantBook:
             name = f"tenants.{tenant}"
             self._tenants[tenant] = _compile(tenant, name, laid_over(plain, own), policy, group)
         self._known = dict(self._tenants)
-        paced = (self._default, *self.groups.values(), *self._tenants.values())
+        limited: tuple[LimitSet | Limits, ...] = (self._default, *self.groups.values())
+        paced = (*limited, *self._tenants.values())
         self.paces_calls = any(limits.api_rate is not None for limits in paced)
 
     def limits(self, tenant: TenantId) -> Limits:

@@ -119,7 +119,9 @@ def _burst_rule(table: LeaseTable, limits: Limits) -> str:
     """
     for one in limits.chain():
         account = account_of(table.accounts, one)
-        for row in one.rows if account is not None else ():
+        if account is None:
+            continue
+        for row in one.rows:
             used = account.used(row.kind, row.tier, row.node)
             if row.mode is Mode.BURST and used > row.limit:
                 return f"{one.name}.{row.name}"

@@ -171,7 +171,9 @@ class Surroundings:
     def _lent(self, acquire: Acquire, pools: Mapping[str, None]) -> Iterator[Victim]:
         """What was lent while `acquire` waited ahead of whoever has it."""
         table, waiting = self._table, self._queue.find(acquire.command_id)
-        for lease_id in table.yielders.lent if waiting is not None else ():
+        if waiting is None:
+            return
+        for lease_id in table.yielders.lent:
             lease = table.leases[lease_id]
             ahead = waiting.since_ns <= lease.granted_ns and waiting.level >= table.level(lease)
             if ahead and any(capacity_id(a.resource_id) in pools for a in lease.subject.allotments):

@@ -24,7 +24,7 @@ from leased.hardware import hotplug
 from leased.hardware.devices import Devices
 from leased.lessor.lessor import Lessor
 from leased.service import recovery
-from leased.service.api.doors import open_doors
+from leased.service.api.doors import Door, open_doors
 from leased.service.api.listener import Listener
 from leased.service.api.reception import make_dispatcher
 from leased.service.config import Config
@@ -256,7 +256,7 @@ class Agent:
         for lost in recovery.rebind(roster, self.sequencer.lessor, self.holders, now_ns):
             self._lose_lease(*lost)
 
-    async def start(self, nursery: trio.Nursery, doors: Sequence[tuple]) -> None:
+    async def start(self, nursery: trio.Nursery, doors: Sequence[Door]) -> None:
         """Start every task; the doors last."""
         self.watcher = Watcher(
             devices=self.devices,

@@ -27,6 +27,7 @@ from leased.service import config, uplink
 from leased.service.fleet.config import KEYS as LISTENER_KEYS
 from leased.service.fleet.config import Listening
 from leased.service.telemetry.streaming import KEYS as _TELEMETRY_KEYS
+from leased.service.telemetry.streaming import Streaming
 from leased.terms.errors import ConfigError
 from leased.terms.identity import TenantId, parse_tenant
 from leased.terms.lease import Priority
@@ -252,7 +253,7 @@ _SECTIONS: Final[Keys] = {
     "collector": ("collector", _section(uplink.Collector, _COLLECTOR_KEYS, "collector.")),
     "listener": ("listener", _section(Listening, LISTENER_KEYS, "listener.")),
     "journald": ("journald", _section(config.JournaldCopy, _JOURNALD_KEYS, "journald.")),
-    "telemetry": ("telemetry", _section(config.Streaming, _TELEMETRY_KEYS, "telemetry.")),
+    "telemetry": ("telemetry", _section(Streaming, _TELEMETRY_KEYS, "telemetry.")),
     "tenants": ("tenants", lambda value: _rows(value, _tenant)),
     "unmapped": ("unmapped", _unmapped),
     "policy_file": ("policy_file", _text),

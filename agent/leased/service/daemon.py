@@ -18,6 +18,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -160,7 +161,7 @@ async def _serve(config: Config, config_path: Path | None, *, fail_closed: bool)
     return 0
 
 
-async def _obey(agent: Agent, lifeline: Lifeline, signals: trio.abc.ReceiveChannel[int]) -> None:
+async def _obey(agent: Agent, lifeline: Lifeline, signals: AsyncIterator[int]) -> None:
     async for number in signals:
         if number != signal.SIGHUP:
             return

@@ -27,11 +27,11 @@ from leased.service.gathering import Gathering
 from leased.service.holders import Holders
 from leased.service.sequencer import Held
 from leased.terms.command import Activate, CutEnded, GrantFailed
-from leased.terms.effect import MoveDeadline
+from leased.terms.effect import MoveDeadline, Prepare
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease, LeaseState
-from leased.terms.reply import Granted, Refusal, RefusalReason
+from leased.terms.reply import Granted, Refusal, RefusalReason, Reply
 from leased.terms.resource import ResourceKind, Shape, shape_of
 from leased.terms.teardown import TeardownStep
 
@@ -158,7 +158,7 @@ class Grantor:
         while True:
             quick: list[Held] = []
             for one in await self._grants.take(TRIP_MAX):
-                lease = one.effect.lease
+                lease = _lease_of(one)
                 if touched_bytes(lease) > QUICK_BYTES_MAX:
                     nursery.start_soon(self._grant_slowly, one, slots)
                 elif has_device(lease):  # as many at once as there are devices
@@ -173,7 +173,7 @@ class Grantor:
             await self._grant([held])
 
     async def _grant(self, batch: list[Held]) -> None:
-        leases = [one.effect.lease for one in batch]
+        leases = [_lease_of(one) for one in batch]
         prepared = await self._devices.prepare_many(leases)
         ready: list[Ready] = []
         for lease, outcome in zip(leases, prepared, strict=True):
@@ -295,7 +295,13 @@ def _moves(batch: Sequence[Held]) -> list[tuple[LeaseId, int, int]]:
     return moves
 
 
-def _let_go(held: Held, reply: Granted | Refusal) -> None:
+def _lease_of(held: Held) -> Lease:
+    """What a grant is to be prepared for."""
+    assert isinstance(held.effect, Prepare)
+    return held.effect.lease
+
+
+def _let_go(held: Held, reply: Reply) -> None:
     for deliver in held.delivers:
         deliver(reply)
 

@@ -37,7 +37,7 @@ from leased.service.sequencer import Sequencer
 from leased.terms.command import NoteStray, Start
 from leased.terms.errors import DeviceError
 from leased.terms.event import Recovered
-from leased.terms.identity import LeaseId
+from leased.terms.identity import EventId, LeaseId
 from leased.terms.lease import BOUND_TO_CGROUP
 from leased.terms.policy import Calendar, Policy, Price
 from leased.terms.resource import Inventory
@@ -96,7 +96,7 @@ async def seal_repair(
     if facts is None:
         return
     moment = clock.now()
-    event = Recovered(entropy(), facts.kept_records, facts.torn_bytes, facts.torn_hash)
+    event = Recovered(EventId(entropy()), facts.kept_records, facts.torn_bytes, facts.torn_hash)
     sealed = sealer.seal([(event, moment)], sign=True)
     await journal.commit(sealed.frames, sealed.count, sealed.head, moment)
 
@@ -160,19 +160,19 @@ def rebind(
     lost: list[tuple[LeaseId, int]] = []
     for entry in roster:
         lease = lessor.table.leases.get(entry.lease_id)
-        watched = lease is not None and lease.ended is None
-        if watched and (entry.cut is not None or entry.memfds_missing):
+        pid = lease.pid if lease is not None and lease.ended is None else None
+        is_lost = entry.cut is not None or entry.memfds_missing
+        if lease is not None and pid is not None and is_lost:
             if now_ns < end_ns(lease):
                 lost.append((entry.lease_id, errno.EBADF if entry.cut is None else errno.ETIME))
-            watched = False
-        if lease is None or not watched or lease.pid <= 0:
-            if entry.pidfd is not None:
-                os.close(entry.pidfd)
-        else:
-            holders.rebind(entry.lease_id, lease.pid, entry.pidfd)
+            pid = None
+        if pid is not None and pid > 0:
+            holders.rebind(entry.lease_id, pid, entry.pidfd)
+        elif entry.pidfd is not None:
+            os.close(entry.pidfd)
         # Whether anybody ever joined is not known any more: an empty leaf keeps its deadline.
-        if watched and lease.pid == BOUND_TO_CGROUP and is_populated(inside(entry.cgroup)):
+        if pid == BOUND_TO_CGROUP and is_populated(inside(entry.cgroup)):
             holders.watch_leaf(entry.lease_id, inside(entry.cgroup))
-        if watched and entry.cgroup:
+        if pid is not None and entry.cgroup:
             holders.watch_owners(entry.lease_id, entry.cgroup)
     return lost

@@ -327,6 +327,7 @@ class Sequencer:
             return
         if proposal.grants_at_once(command):
             [effect], [(_, reply)] = proposal.effects, proposal.answers
+            assert isinstance(effect, Prepare)
             held.append(Held(effect, reply, () if deliver is None else (deliver,)))
             return
         prepares: dict[LeaseId, Prepare] = {}
@@ -353,7 +354,7 @@ class Sequencer:
             else:
                 waiting = self._pending.pop(command_id, [])
             self._route(reply, waiting, prepares, batch)
-        if unanswered:
+        if unanswered and deliver is not None:
             self._pending.setdefault(command.command_id, []).append(deliver)
         # A grant whose caller has gone is prepared all the same: the lease exists and its story
         # must be whole.
@@ -390,8 +391,7 @@ class Sequencer:
         receipted = []
         for one in held:
             reply = one.reply
-            index = place.get(reply.lease.lease_id) if type(reply) is Granted else None
-            if index is not None:
+            if type(reply) is Granted and (index := place.get(reply.lease.lease_id)) is not None:
                 lease, sequence = reply.lease, sequences[index]
                 self.lessor.number(lease.lease_id, sequence)
                 reply = Granted(lease, sequence, hashes[index], reply.attached, log_id)

@@ -12,6 +12,7 @@ Does not write TOML: a document is a dictionary, and JSON says the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -137,7 +138,7 @@ def _written(name: str, value: Any) -> Any:
         return print_duration(value)
     if name.endswith("_pm"):
         return print_share(value)
-    return value.value if hasattr(value, "value") and isinstance(value, str) else value
+    return value.value if isinstance(value, StrEnum) else value
 
 
 def _fields(struct: msgspec.Struct, keys: Keys) -> Document:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import ROUND_DOWN, Decimal
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 from leased.collector.accounts.reaching import reach_of_fleet
 from leased.collector.api.seen import AllocationsSeen, TenantShare
@@ -30,6 +30,7 @@ WANTED_NS: Final = 60 * 10**9
 _PARTS: Final = 10_000
 _CPU: Final = ResourceKind.CPU
 _Amounts = dict[ResourceKind, int]
+_Shown = dict[str, Any]
 
 
 def seen_of(fleet: Fleet, ground: Policy, now_ns: int) -> AllocationsSeen:
@@ -48,11 +49,11 @@ def seen_of(fleet: Fleet, ground: Policy, now_ns: int) -> AllocationsSeen:
         key = BY_KIND[kind].key
         demand = {tenant: row[kind] for tenant, row in wanted.items() if kind in row}
         allocated = {tenant: held.get(tenant, {}).get(kind, 0) for tenant in demand}
-        found = entitled(plans.get(kind, Allocation(kind)), total, allocated, demand)
-        for tenant, amount in found.items():
+        due = entitled(plans.get(kind, Allocation(kind)), total, allocated, demand)
+        for tenant, amount in due.items():
             goals[tenant][key] = amount
         if demand:
-            fairness[key] = evenness(allocated, demand, found)
+            fairness[key] = evenness(allocated, demand, due)
     strategies = {BY_KIND[kind].key: plan.strategy for kind, plan in plans.items()}
     # Where kinds are divided by different weights, those of processors are told.
     ranked = sorted(plans.values(), key=lambda plan: plan.kind is _CPU)
@@ -92,7 +93,7 @@ def _named(amounts: Mapping[ResourceKind, int]) -> dict[str, Decimal]:
     return quantities({BY_KIND[kind].key: amount for kind, amount in amounts.items()})
 
 
-def _dominant(held: Mapping[ResourceKind, int], totals: Mapping[ResourceKind, int]) -> dict:
+def _dominant(held: Mapping[ResourceKind, int], totals: Mapping[ResourceKind, int]) -> _Shown:
     """The largest share that a tenant has of anything, cut to two digits, and of what."""
     shares = {kind: Fraction(held[kind], total) for kind, total in totals.items() if kind in held}
     if not shares:

@@ -110,7 +110,8 @@ class Metrics:
         yield from family(
             *("grey_scheduler_queue_depth", "gauge"),
             "Requests that wait on nodes, as these say; absent where none sends telemetry.",
-            *((), {} if depth is None else {(): depth}),
+            (),
+            {} if depth is None else {(): depth},
         )
 
     def _told(self) -> Iterable[str]:
@@ -118,12 +119,14 @@ class Metrics:
         yield from family(
             *("grey_webhook_deliveries_total", "counter"),
             "Attempts to deliver a webhook since the server started, by what came of them.",
-            *(("outcome",), {(one,): outcomes[one] for one in OUTCOMES}),
+            ("outcome",),
+            {(one,): outcomes[one] for one in OUTCOMES},
         )
         yield from family(
             *("grey_webhook_queue_deliveries", "gauge"),
             "Deliveries that wait for their receiver, and those that were given up.",
-            *(("state",), {(one,): self._hooks.count(one) for one in ("pending", "dead")}),
+            ("state",),
+            {(one,): self._hooks.count(one) for one in ("pending", "dead")},
         )
 
     def _quotas(self, now_ns: int) -> Iterable[str]:
@@ -268,7 +271,8 @@ def _spare(judged: Iterable[Judged], fleet: Fleet, card: RateCard) -> Cost:
         for one in lease.subject.allotments:
             used_pm = seen.get((lease.lease_id, one.kind))
             if used_pm is not None and lease.is_held:
-                share = max(0, 1 - Fraction(used_pm, TARGET_PM.get(one.kind, WHOLE_PM)))
+                share = 1 - Fraction(used_pm, TARGET_PM.get(one.kind, WHOLE_PM))
+                share = max(Fraction(0), share)
                 whole = (one.capacity, one.kind, one.tier, lease.subject.priority)
                 of = (TYPE_OF[one.kind],)
                 found[of] = found.get(of, Fraction(0)) + share * _price(card, *whole)

@@ -32,7 +32,7 @@ _IDEMPOTENCY: Final = {
 
 def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
     """The whole document."""
-    types = [ProblemBody]
+    types: list[Any] = [ProblemBody]
     for route in routes:
         types += [one for one in (route.takes_path, route.takes_query) if one is not None]
         types += [one for one in (route.takes_body, route.answer) if _is_struct(one)]
@@ -45,7 +45,7 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
     for route in routes:
         operation = _operation(route, refs, components)
         paths.setdefault(route.path, {})[route.method.lower()] = operation
-    return _plain(
+    whole: dict[str, Any] = _plain(
         {
             "openapi": VERSION,
             "info": {
@@ -66,6 +66,7 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
             },
         }
     )
+    return whole
 
 
 def _operation(route: Route, refs: dict[Any, Any], components: dict[str, Any]) -> dict[str, Any]:

@@ -178,14 +178,14 @@ class Server:
                 connection.end_by(ends)
 
     def _listeners(self) -> list[Any]:
-        plain = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in self._plain]
+        def on(sock: socket.socket) -> trio.SocketListener:
+            return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+        plain = [on(sock) for sock in self._plain]
+        if self._tls is None:
+            return plain
         secure = [
-            trio.SSLListener(
-                trio.SocketListener(trio.socket.from_stdlib_socket(one)),
-                self._tls,
-                https_compatible=True,
-            )
-            for one in self._secure
+            trio.SSLListener(on(sock), self._tls, https_compatible=True) for sock in self._secure
         ]
         return [*plain, *secure]
 

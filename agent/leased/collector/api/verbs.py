@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import trio
 
-from leased.chain.policy_note import NoteKey
+from leased.chain.note import NoteKey
 from leased.collector import config
 from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api import settings

@@ -10,6 +10,7 @@ Does not send (`webhooks.courier`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Final
 
 import msgspec
@@ -295,58 +296,60 @@ def _may_see(caller: Caller, webhook: Webhook) -> bool:
 def routes(webhooks: Webhooks) -> list[Route]:
     """The rows of the table."""
     one = f"{TOP}/{{id}}"
-    reads = {"about": "webhooks"}
-    writes = {**reads, "scope": Scope.WEBHOOK, "writes": True}
-    whose = {"takes_path": forms.IdPath, "problems": (404,)}
+    reads = partial(Route, about="webhooks")
+    writes = partial(Route, about="webhooks", scope=Scope.WEBHOOK, writes=True)
+    reads_one = partial(reads, takes_path=forms.IdPath, problems=(404,))
+    writes_one = partial(writes, takes_path=forms.IdPath, problems=(404,))
     return [
-        Route(
-            *("GET", TOP, webhooks.list, "Who is told what", WebhooksSeen),
+        reads(
+            "GET",
+            TOP,
+            webhooks.list,
+            "Who is told what",
+            WebhooksSeen,
             takes_query=forms.PageQuery,
-            **reads,
         ),
-        Route(
-            *("POST", TOP, webhooks.add, "Tell somebody", WebhookSeen),
+        writes(
+            "POST",
+            TOP,
+            webhooks.add,
+            "Tell somebody",
+            WebhookSeen,
             takes_body=WebhookForm,
             status=201,
             problems=(404, 409),
-            **writes,
         ),
-        Route("GET", one, webhooks.show, "One webhook", WebhookSeen, **whose, **reads),
-        Route(
-            *("PATCH", one, webhooks.change, "Change a webhook", WebhookSeen),
-            takes_body=WebhookPatch,
-            **whose,
-            **writes,
+        reads_one("GET", one, webhooks.show, "One webhook", WebhookSeen),
+        writes_one(
+            "PATCH", one, webhooks.change, "Change a webhook", WebhookSeen, takes_body=WebhookPatch
         ),
-        Route(
-            *("DELETE", one, webhooks.remove, "Tell it nothing more", None),
-            status=204,
-            **whose,
-            **writes,
-        ),
-        Route(
-            *("POST", f"{one}/rotate", webhooks.rotate, "Another secret", WebhookSeen),
+        writes_one("DELETE", one, webhooks.remove, "Tell it nothing more", None, status=204),
+        writes_one(
+            "POST",
+            f"{one}/rotate",
+            webhooks.rotate,
+            "Another secret",
+            WebhookSeen,
             takes_body=SecretForm,
-            **whose,
-            **writes,
         ),
-        Route(
-            *("POST", f"{one}/test", webhooks.test, "Let it hear something", TestSeen),
-            status=202,
-            **whose,
-            **writes,
+        writes_one(
+            "POST", f"{one}/test", webhooks.test, "Let it hear something", TestSeen, status=202
         ),
-        Route(
-            *("POST", f"{one}/replay", webhooks.replay, "Send again", ReplaySeen),
+        writes_one(
+            "POST",
+            f"{one}/replay",
+            webhooks.replay,
+            "Send again",
+            ReplaySeen,
             takes_body=ReplayForm,
             status=202,
-            **whose,
-            **writes,
         ),
-        Route(
-            *("GET", f"{one}/deliveries", webhooks.deliveries, "What became of it", DeliveriesSeen),
+        reads_one(
+            "GET",
+            f"{one}/deliveries",
+            webhooks.deliveries,
+            "What became of it",
+            DeliveriesSeen,
             takes_query=DeliveriesQuery,
-            **whose,
-            **reads,
         ),
     ]

@@ -233,7 +233,7 @@ class Archive(ArchiveReader):
     def persist(self, pages: Sequence[Page]) -> list[CursorMoved | None]:
         """Store verified pages of different logs, durably, in one transaction. In the place of
         each: None, or that its cursor had moved and nothing of it was stored."""
-        written = []
+        written: list[Segment | None] = []
         for page in pages:
             entry = self.log(page.log_id)
             if entry is None or entry.head != page.before:

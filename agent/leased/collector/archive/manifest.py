@@ -134,6 +134,10 @@ class ManifestTables(ABC):
     """The column that grows with each row."""
 
     @abstractmethod
+    def close(self) -> None:
+        """Close the database. Idempotent."""
+
+    @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
         """All of what is done inside, or nothing. Raises StateError."""
 
@@ -191,7 +195,8 @@ class ManifestTables(ABC):
 
     def leave(self, name: str) -> bool:
         """Follow a node no longer; what was pulled stays. False: it was not followed."""
-        return self._ask("DELETE FROM nodes WHERE name = ?", (name,)).rowcount == 1
+        left: int = self._ask("DELETE FROM nodes WHERE name = ?", (name,)).rowcount
+        return left == 1
 
     def add_resolution(self, log_id: str, note: str) -> None:
         """Leave an operator's signed word for whoever has the archive open."""
@@ -247,7 +252,8 @@ class ManifestTables(ABC):
         return [Segment(*row) for row in rows]
 
     def _rows(self, text: str, *values: object) -> list[tuple[Any, ...]]:
-        return self._ask(text, values).fetchall()
+        rows: list[tuple[Any, ...]] = self._ask(text, values).fetchall()
+        return rows
 
 
 class Manifest(ManifestTables):

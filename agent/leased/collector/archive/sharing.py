@@ -45,7 +45,7 @@ class Sharing:
         if self._to_clear:
             self._archive.recover_parts(self._to_clear)
             self._to_clear.clear()
-        held = manifest.held(self._holder)
+        held: frozenset[int] = manifest.held(self._holder)
         self.parts = held & share
         return held - share
 

@@ -63,7 +63,8 @@ class Storer:
     async def call(self, work: Callable[[], T]) -> T:
         """Do something else with the archive, in the same thread."""
         with trio.CancelScope(shield=True):
-            return await trio.to_thread.run_sync(work, limiter=self._thread)
+            done = await trio.to_thread.run_sync(work, limiter=self._thread)
+        return done
 
     async def set(self, log_id: str, at: Head, fields: dict[str, Any]) -> None:
         """Set fields of a log whose cursor is `at`. Raises CursorMoved."""

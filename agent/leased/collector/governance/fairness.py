@@ -68,12 +68,15 @@ def water(
     def at(level: Fraction) -> dict[str, Fraction]:
         return {name: max(least[name], min(most[name], weight[name] * level)) for name in names}
 
+    def had(level: Fraction) -> Fraction:
+        return sum(at(level).values(), Fraction(0))
+
     # Between two levels at which somebody comes to a bound, what is had grows in a straight line.
     turns = sorted({bound[name] / weight[name] for name in names for bound in (least, most)})
-    above = bisect.bisect_left(turns, total, key=lambda level: sum(at(level).values()))
+    above = bisect.bisect_left(turns, Fraction(total), key=had)
     high = turns[above]
     low = turns[above - 1] if above else Fraction(0)
-    before, after = sum(at(low).values()), sum(at(high).values())
+    before, after = had(low), had(high)
     if after == before:
         return at(high)
     return at(low + (high - low) * (total - before) / (after - before))

@@ -21,6 +21,7 @@ import msgspec
 import trio
 
 from leased.chain import policy_note
+from leased.chain.note import NoteKey
 from leased.chain.policy_note import Grant
 from leased.chain.signing import Signer
 from leased.collector.fleet import Fleet
@@ -95,7 +96,7 @@ class Issuer:
     ) -> None:
         self._register = register
         self._signer = signer
-        self.key = policy_note.NoteKey(key_name, signer.public_key)
+        self.key = NoteKey(key_name, signer.public_key)
         self.fleet = fleet
         self.ground = ground
         self._valid_ns = valid_ns
@@ -243,10 +244,10 @@ class Issuer:
         gone = self.shares.settle(in_force, now_ns)
         if self._plan is not self.divider.plan:
             # Limits are other ones: what was made of the old ones, and fetched by nobody, is void.
-            for node, one in list(self._own.items()):
+            for node, own in list(self._own.items()):
                 if node not in self._fetched:
-                    self.shares.void(node, one.issued.generation)
-                    gone.append((node, one.issued.generation))
+                    self.shares.void(node, own.issued.generation)
+                    gone.append((node, own.issued.generation))
                     del self._own[node]
         return gone
 

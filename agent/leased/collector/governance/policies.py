@@ -138,8 +138,9 @@ def policy_of_node(
 def most_for_good(saying: Saying, part: Part) -> dict[str, int]:
     """The most that a part is for good, of whatever counts: base, overrides or schedules."""
     found: dict[str, int] = {}
-    for limits in (saying.quota, *saying.overrides, *saying.schedules):
-        for key, raw in part.of(limits.limits).items():
+    every: tuple[Quota | Override | Schedule, ...] = (saying.quota, *saying.overrides)
+    for limits in (one.limits for one in (*every, *saying.schedules)):
+        for key, raw in part.of(limits).items():
             if key in DIVISIBLE:
                 found[key] = max(raw, found.get(key, 0))
     return found

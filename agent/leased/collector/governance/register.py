@@ -342,7 +342,7 @@ class Register:
         return self._documents(kind, text, *(() if tenant is None else (tenant,)))
 
     def _documents(self, kind: Callable[..., T], text: str, *values: object) -> list[T]:
-        decoder = msgspec.json.Decoder(kind)  # type: ignore[arg-type]
+        decoder = msgspec.json.Decoder(kind)
         return [decoder.decode(row[0]) for row in self._rows(text, *values)]
 
     def _rows(self, text: str, *values: object) -> list[tuple[Any, ...]]:

@@ -136,11 +136,12 @@ class LogBlocks:
             parties = None if one.parties is None else b"".join(one.parties)
             within = zip((*SCHEMAS, "parties"), (*one.batches, parties), one.digests, strict=True)
             for table, there, digest in within:
-                has_file = there is None or (table in SCHEMAS and not there)
-                try:
-                    data = self._path(index, f"{table}.parquet").read_bytes() if has_file else there
-                except FileNotFoundError:
-                    return sidecars[:index]
+                data = there
+                if data is None or (table in SCHEMAS and not data):
+                    try:
+                        data = self._path(index, f"{table}.parquet").read_bytes()
+                    except FileNotFoundError:
+                        return sidecars[:index]
                 if sha256(data).digest() != digest:
                     return sidecars[:index]
         return sidecars
@@ -158,8 +159,9 @@ class LogBlocks:
                     put(disk, f"{index:08d}.{name}.parquet", data)
                 batches.append(batch)
                 digests.append(sha256(data).digest())
-            parties, data = block.parties, b"".join(block.parties)
-            if len(parties) > PARTIES_MAX:
+            parties: list[bytes] | None = block.parties
+            data = b"".join(block.parties)
+            if len(block.parties) > PARTIES_MAX:
                 parties, data = None, parquet_bytes(party_table(block.parties))
                 put(disk, f"{index:08d}.parties.parquet", data)
             digests.append(sha256(data).digest())
@@ -306,12 +308,12 @@ def _of_columns(rows: Columns, schema: Any) -> Any:
     for field in schema:
         column = rows.columns.get(field.name)
         if column is None:
-            arrays.append(pa.repeat(pa.scalar(rows.log, field.type), rows.count))
+            arrays.append(pa.repeat(pa.scalar(rows.log, field.type), rows.length))
         else:
             has = None
             if column.has is not None:
-                has = _numbers(pa.int8(), rows.count, column.has).cast(pa.bool_()).buffers()[1]
-            arrays.append(_numbers(field.type, rows.count, column.raw, has))
+                has = _numbers(pa.int8(), rows.length, column.has).cast(pa.bool_()).buffers()[1]
+            arrays.append(_numbers(field.type, rows.length, column.raw, has))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

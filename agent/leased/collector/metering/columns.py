@@ -73,7 +73,7 @@ class Column(NamedTuple):
 class Columns(NamedTuple):
     """So many rows of one log, by the names of a table of `engine.PROJECTION`."""
 
-    count: int
+    length: int
     log: int
     columns: dict[str, Column]
 

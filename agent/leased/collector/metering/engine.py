@@ -81,7 +81,7 @@ EXACT: Final = (
 )  # fmt: skip
 """Each must be that, to the last digit."""
 
-Rows = Sequence[Sequence[object]]
+Rows = Sequence[Sequence[Any]]
 _NAME: Final = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 

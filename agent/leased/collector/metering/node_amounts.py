@@ -111,7 +111,7 @@ def ask(
         ),
         names=", ".join(f"t.{name}" for name in _POOLS),
     )
-    rows = engine.query(f"WITH {', '.join((*parts, swept.strip()))}", None, more)
+    rows = engine.query(f"WITH {', '.join((*parts, swept.strip()))}", more=more)
     return [
         NodeAmount(
             names[int(str(log))],

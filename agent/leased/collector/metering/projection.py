@@ -118,7 +118,8 @@ class Party(NamedTuple):
 
 def party_key(encoded: bytes) -> tuple[int, int]:
     """What stands for a party in rows, the same in every block and log: party_hi and party_lo."""
-    return _KEY.unpack_from(sha256(encoded).digest())  # type: ignore[return-value]
+    high, low = _KEY.unpack_from(sha256(encoded).digest())
+    return high, low
 
 
 def party_row(encoded: bytes) -> tuple[int | str, ...]:
@@ -237,8 +238,7 @@ class Projector:
 
     def _keep(self, sequence: int, event: object, moment: Moment) -> None:
         """Keep a rare record; a start in another boot begins it."""
-        known = isinstance(event, RARE)
-        kind, body = (KIND[type(event)], encode(event)) if known else (0, b"")
+        kind, body = (KIND[type(event)], encode(event)) if isinstance(event, RARE) else (0, b"")
         fields = (moment.boot_id, moment.boot_ns, moment.wall_ns, self._watermark_ns)
         self._rare.append(Rare(sequence, kind, body, *fields))
         boot_id = event.boot_id if isinstance(event, NodeStarted) else moment.boot_id

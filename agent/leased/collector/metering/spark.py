@@ -24,6 +24,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -93,7 +94,7 @@ class SparkEngine:
         try:
             self._session = self._within(CONNECT_S, self._connect)
             for key, value in SETTINGS.items():
-                self._ask(lambda key=key, value=value: self._session.conf.set(key, value))
+                self._ask(partial(self._session.conf.set, key, value))
             for function in _FUNCTIONS:
                 self._run(function)
         except BaseException:

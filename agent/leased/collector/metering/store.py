@@ -161,9 +161,9 @@ class Store:
             for name, small in tables.small_tables(shapes).items():
                 engine.load(name, SMALL_TABLES[name], small)
             meter(engine)
-            with _gathered(engine, self.directory) as found:
+            with _gathered(engine, self.directory) as whole:
                 listing, revised = self._roll_up(
-                    found, before, spans, shapes, nodes, retired, floor
+                    whole, before, spans, shapes, nodes, retired, floor
                 )
         finally:
             engine.close()
@@ -340,9 +340,9 @@ def _held(engine: DuckEngine, shapes: dict[int, LogShape], nodes: dict[int, str]
     for log, pool, tenant, kind, tier, capacity in engine.query(
         f"SELECT {names} FROM held ORDER BY ALL"
     ):
-        what = (Pool(pool), tenant, ResourceKind(kind), tables.tier_of(tier), capacity)
         if log in nodes:
-            yield Held(nodes[log], *what)
+            where = tables.tier_of(tier)
+            yield Held(nodes[log], Pool(pool), tenant, ResourceKind(kind), where, capacity)
     for log in sorted(nodes):
         for pool, kind, tier, capacity in shapes[log].there:
             if pool in (Pool.PROVISIONED, Pool.FENCED):

@@ -14,7 +14,7 @@ from typing import Final
 from leased.collector.accounts.periods import DAY_NS
 from leased.collector.metering import tables
 from leased.collector.metering.duck import DuckEngine
-from leased.collector.metering.engine import RESULTS
+from leased.collector.metering.engine import RESULTS, Rows
 from leased.collector.metering.lease_counts import count_leases
 from leased.collector.metering.node_amounts import node_amounts
 from leased.collector.metering.projection import log_number, tag_text
@@ -147,7 +147,7 @@ class StoreSource:
         tenant: str | None,
         *,
         only_held: bool = False,
-    ) -> object:
+    ) -> Rows:
         where, values = _where(window, tenant)
         pool = " AND pool = 0" if only_held else ""
         names = ", ".join(RESULTS[kind])

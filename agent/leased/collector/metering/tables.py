@@ -38,7 +38,7 @@ def small_tables(shapes: Mapping[int, LogShape]) -> dict[str, list[tuple[int, ..
         others.extend((log, *row) for row in one.others)
     first = min((one.first_ns for one in shapes.values()), default=0) // HOUR_NS
     last_hour = max((one.watermark_ns for one in shapes.values()), default=0) // HOUR_NS
-    hours = [(hour,) for hour in range(first, last_hour + 1)]
+    hours: list[tuple[int, ...]] = [(hour,) for hour in range(first, last_hour + 1)]
     return {"boots": boots, "eras": eras, "others": others, "hours": hours}
 
 

@@ -104,9 +104,9 @@ def placement(accounts: Accounts, request: Request, samples: Store | None = None
         for node, has in total.items()
         if node not in draining
     ]
-    kinds = _lives_by(accounts, request, samples)
-    ranked = rank(sites, request.asked, request.strategy, kinds)
-    return Placement(request.strategy.value, kinds, ranked, accounts.reach_now())
+    lives_by = _lives_by(accounts, request, samples)
+    ranked = rank(sites, request.asked, request.strategy, lives_by)
+    return Placement(request.strategy.value, lives_by, ranked, accounts.reach_now())
 
 
 def _near(node: str, request: Request, own: Mapping[str, Mapping[str, int]]) -> int:

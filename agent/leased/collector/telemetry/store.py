@@ -259,9 +259,10 @@ class Store:
             " ORDER BY s.node, s.lease, s.resource, s.name, s.attributes",
             values,
         )
-        for *place, attributes, begin, count, total, most, active, covered, _ in found:
-            key = Key(*place, _pairs(attributes))
-            yield key, Rollup(begin, count, total, most, active, covered)
+        for row in found:
+            node, resource, lease, tenant, name, attributes, *window, _ = row
+            key = Key(node, resource, lease, tenant, name, _pairs(attributes))
+            yield key, Rollup(*window)
 
     def leases(self, begin_s: int, end_s: int, *, node: str = "") -> Iterator[LeaseRow]:
         """What leases held and used in the windows that begin in [begin_s, end_s), added up: of
@@ -321,8 +322,8 @@ class Store:
             (WINDOW_S, begin_s // WINDOW_S * WINDOW_S, end_s, WINDOW_S, least_s),
         )
         return [
-            IdleStretch(*whose, _kind(attributes), held or 0, first, last + WINDOW_S)
-            for *whose, attributes, last, first, held in rows
+            IdleStretch(node, lease, tenant, _kind(attributes), held or 0, first, last + WINDOW_S)
+            for node, lease, tenant, attributes, last, first, held in rows
         ]
 
     def shares_by(

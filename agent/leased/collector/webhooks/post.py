@@ -72,7 +72,7 @@ class Line:
                 data = await self._stream.receive_some(READ_BYTES)
                 if not data and head is None:
                     raise Undelivered("the connection ended before the answer")
-                self._http.receive_data(data)
+                self._http.receive_data(bytes(data))
             elif isinstance(event, h11.Response):
                 head = event
             elif isinstance(event, h11.Data):

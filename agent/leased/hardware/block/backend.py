@@ -109,8 +109,8 @@ class BlockBackend:
             examined = await self._examine(offered, leased)
         except DeviceError as error:
             # A survey that failed is not an empty host.
-            why = f"no namespace: {error}"
-            return self._remembered.stand_in(why) or _absent(why)
+            failed = f"no namespace: {error}"
+            return self._remembered.stand_in(failed) or _absent(failed)
         finally:
             self._crew.dismiss(SURVEYOR)
         await self._sweep()

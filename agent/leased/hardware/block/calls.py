@@ -15,8 +15,9 @@ from leased.hardware.answers import Nothing as Nothing
 from leased.hardware.answers import User as User
 from leased.hardware.answers import Users as Users
 from leased.hardware.block.drives import Drive, Erase, Layout
-from leased.hardware.block.namespaces import Namespace, Number
+from leased.hardware.block.namespaces import Namespace
 from leased.hardware.block.users import Use
+from leased.hardware.block.verbs import Number
 from leased.terms.teardown import StepReport
 
 NOT_BEGUN = "block_ready"

@@ -114,7 +114,7 @@ def survey(
             else:
                 known = raw and identity in erased
                 resources.append(_resource(one, facts, raw=raw, way=way, erased=known))
-    absences = ()
+    absences: tuple[Absence, ...] = ()
     if not resources:
         why = f"{len(told)} NVMe namespaces, none offered" if told else "no NVMe namespace"
         absences = (Absence(ResourceKind.BLOCK, why),)

@@ -20,7 +20,7 @@ import msgspec
 
 from leased.hardware.block import verbs
 from leased.hardware.block.names import lease_in
-from leased.hardware.block.namespaces import Number
+from leased.hardware.block.verbs import Number
 from leased.hardware.sysfs import list_names, read_text
 from leased.terms.errors import DeviceError
 

@@ -41,7 +41,7 @@ class Wanted:
                 tuple(one for one in self._make if one[0] == nqn),
                 tuple(one for one in later if one[0] == nqn),
             )
-            for nqn in sorted({one[0] for one in (*self._attach, *self._make)})
+            for nqn in sorted({one[0] for one in self._attach} | {one[0] for one in self._make})
         }
 
     def learn(self, answers: Iterable[Arranged]) -> list[str]:

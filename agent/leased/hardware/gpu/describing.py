@@ -46,7 +46,7 @@ def _describe(one: Listed, driver: str, root: Path) -> Gpu:
     unanswered: list[str] = []
 
     def ask(question: Callable[[], T], name: str = "") -> T | None:
-        return nvml.unless_unsupported(question, lambda: name and unanswered.append(name))
+        return nvml.unless_unsupported(question, lambda: unanswered.extend((name,) * bool(name)))
 
     usage = ask(lambda: nvml.memory_of(handle), Question.RESERVED)
     mode = ask(lambda: nvml.mig_mode_of(handle)) or (False, False)

@@ -110,7 +110,7 @@ def _whole(handle: nvml.Handle, call: Gauge) -> Iterator[Reading]:
         lambda: None,
     )
     for bit, reason in _REASONS if reasons is not None else ():
-        held = int(bool(int(reasons) & bit))
+        held = int(bool(int(reasons or 0) & bit))
         yield Reading("leased.gpu.throttled", subject, held, ((series.REASON, reason),))
     if not call.sliced:
         yield from _utilization(handle, subject)

@@ -43,7 +43,7 @@ def ready(call: Ready, fds: list[int]) -> Readied:
     if call.sets_mode:
         set_mode(parent_of(call.target), ComputeMode.DEFAULT)
     rules = find_nodes(call.target, Path(call.root)).rules()
-    return Readied(tuple(tuple(rule) for rule in rules), sight.usage)
+    return Readied(tuple(rules), sight.usage)
 
 
 def _is_short(sight: Sight, call: Ready) -> bool:

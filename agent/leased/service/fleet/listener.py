@@ -17,7 +17,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from email.utils import formatdate
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -33,6 +33,8 @@ from leased.terms.moment import NS_PER_S
 BACKLOG: Final = 64
 PULL_SOCKET: Final = "pull"
 """FileDescriptorName= of leased-pull.socket."""
+
+Stream = trio.SSLStream[trio.SocketStream]
 
 Attend = Callable[[Identity | None, Request], Awaitable[Answer]]
 """Answers a request of somebody of the fleet; None: of the CA, but of no role."""
@@ -61,7 +63,7 @@ def open_sockets(listening: Listening, handed: Mapping[str, Sequence[int]]) -> l
         ) from error
 
 
-def _bind(family: int, where: tuple) -> socket.socket:
+def _bind(family: int, where: tuple[Any, ...]) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -135,7 +137,7 @@ class NodeListener:
         oldest.cancel()
         return True
 
-    async def _shake_hands(self, stream: trio.SSLStream[trio.SocketStream]) -> bool:
+    async def _shake_hands(self, stream: Stream) -> bool:
         """Whether the peer has proven who it is, in time."""
         with trio.move_on_after(self.limits.handshake_ns / NS_PER_S) as scope:
             self._unproven[scope] = None
@@ -148,7 +150,7 @@ class NodeListener:
                 self._unproven.pop(scope, None)
         return False
 
-    async def _serve(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+    async def _serve(self, stream: Stream) -> None:
         credentials, limits = self.credentials, self.limits
         if not await self._shake_hands(stream):
             self.handshakes_failed += 1
@@ -168,7 +170,7 @@ class NodeListener:
         return msgspec.structs.replace(answer, headers=(("Date", date), *answer.headers))
 
 
-def _identify(stream: trio.SSLStream, credentials: Credentials) -> Identity | None:
+def _identify(stream: Stream, credentials: Credentials) -> Identity | None:
     """Who the peer is, if it is of this fleet and of a role."""
     der = stream.getpeercert(binary_form=True)
     try:

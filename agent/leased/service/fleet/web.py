@@ -139,6 +139,7 @@ class _Conversation:
             while not isinstance(event := await self._event(), h11.EndOfMessage):
                 if isinstance(event, h11.ConnectionClosed):
                     return None
+                assert isinstance(event, h11.Data)
                 body += event.data
                 if len(body) > BODY_BYTES_MAX:
                     raise _TooMuch(413, f"a body has {BODY_BYTES_MAX} bytes at most")
@@ -149,7 +150,7 @@ class _Conversation:
             raise _TooMuch(408, "the request did not come in time")
         return None
 
-    async def _event(self) -> h11.Event | type[h11.PAUSED]:
+    async def _event(self) -> object:
         """What the peer says next."""
         while True:
             event = self._peer.next_event()
@@ -158,13 +159,14 @@ class _Conversation:
             await self._receive()
 
     async def _receive(self) -> None:
-        self._peer.receive_data(await self._stream.receive_some(READ_BYTES))
+        self._peer.receive_data(bytes(await self._stream.receive_some(READ_BYTES)))
 
     # -- out ---------------------------------------------------------------------------------------
 
     async def _send(self, answer: Answer, *, closes: bool) -> bool:
         """Send an answer; whether the connection goes on."""
-        if self._peer.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+        state: object = self._peer.our_state
+        if state not in (h11.IDLE, h11.SEND_RESPONSE):
             return False
         headers = [*answer.headers]
         if answer.status != 304:

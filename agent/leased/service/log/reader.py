@@ -70,12 +70,13 @@ class ChainReader:
             return None
 
     def _find_grant(self, command_id: CommandId, since: int) -> bool:
+        sought = bytes(command_id)
         for chunk in self._journal.frames(since):
-            at = 0 if command_id in chunk else len(chunk)
+            at = 0 if sought in chunk else len(chunk)
             while at < len(chunk):
                 length, _, _, _, kind, schema, _, body_bytes, *_ = HEADER.unpack_from(chunk, at)
                 body = chunk[at + HEADER_BYTES : at + HEADER_BYTES + body_bytes]
-                if command_id in body:
+                if sought in body:
                     event = decode(kind, schema, body)
                     if isinstance(event, Allocated) and event.command_id == command_id:
                         return True

@@ -48,7 +48,8 @@ class Rotation:
         end."""
         with trio.CancelScope(shield=True):
             async with self._lock:
-                return await self._rotate()
+                keys = await self._rotate()
+        return keys
 
     async def _rotate(self) -> tuple[NoteKey, NoteKey]:
         opened, old = self._opened, self._opened.signer

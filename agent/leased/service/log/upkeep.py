@@ -79,7 +79,7 @@ def make_upkeep(agent: Agent) -> Upkeep:
         agent.config.log,
         clock=agent.clock,
         submit=agent.sequencer.submit_own,
-        sign=lambda: agent.vitals.head().checkpoint,
+        sign=lambda: agent.vitals.head().checkpoint or "",
         say=agent.say,
         room=Room(lambda: agent.fleet.log_state(), clock=agent.clock, say=agent.journald.say),
         pruning=Pruning(

@@ -10,7 +10,6 @@ Does not check it (`chain.policy_note`) and does not try again (`uplink`).
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -111,28 +110,27 @@ class PolicyExchange:
         request = await trio.to_thread.run_sync(self._request, generation, waiting)
         for event in (request, h11.EndOfMessage()):
             await stream.send_all(connection.send(event) or b"")
-        status, chunks, size = 0, [], 0
+        status, body = 0, bytearray()
         while True:
-            event = await _next(connection, stream.receive_some)
-            if isinstance(event, h11.Response):
-                status = event.status_code
-            elif isinstance(event, h11.Data):
-                chunks.append(bytes(event.data))
-                size += len(chunks[-1])
-                if size > ANSWER_BYTES_MAX:
+            told = await _next(connection, stream)
+            if isinstance(told, h11.Response):
+                status = told.status_code
+            elif isinstance(told, h11.Data):
+                body += told.data
+                if len(body) > ANSWER_BYTES_MAX:
                     raise ExchangeFailed(f"more than {ANSWER_BYTES_MAX} bytes")
-            elif isinstance(event, h11.EndOfMessage):
-                return status, b"".join(chunks)
-            elif not isinstance(event, h11.InformationalResponse):
+            elif isinstance(told, h11.EndOfMessage):
+                return status, bytes(body)
+            elif not isinstance(told, h11.InformationalResponse):
                 raise ExchangeFailed("the connection ended before the answer did")
 
 
-async def _next(connection: h11.Connection, receive: Callable[..., object]) -> object:
+async def _next(connection: h11.Connection, stream: trio.abc.Stream) -> object:
     while True:
         event = connection.next_event()
         if event is not h11.NEED_DATA:
             return event
-        connection.receive_data(bytes(await receive(65_536)))  # type: ignore[misc]
+        connection.receive_data(bytes(await stream.receive_some(65_536)))
 
 
 def _read_offer(status: int, body: bytes) -> Offer:

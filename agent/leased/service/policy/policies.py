@@ -112,7 +112,8 @@ class Policies:
         async with self._turns:
             # Whoever asked may hang up meanwhile: what has begun is brought to its end.
             with trio.CancelScope(shield=True):
-                return await self._change(command, document)
+                reply = await self._change(command, document)
+        return reply
 
     async def _change(self, command: SetPolicy, document: bytes) -> Reply:
         try:

@@ -87,7 +87,7 @@ class ReaperLink:
     async def arm_many(self, leases: Sequence[Arming]) -> list[DeviceError | None]:
         """All or nothing for each lease."""
         ticket = self._ticket(len(leases), self._answer_s)
-        asked = [Hold(lease.generation, lease.deadline_ns, *rest) for lease, *rest in leases]
+        asked = [Hold(a.lease.generation, a.lease.deadline_ns, *a[1:]) for a in leases]
         entries: list[bytes] = []
         fds: list[int] = []
         for at, held in enumerate(asked):

@@ -295,8 +295,8 @@ class Telemetry:
         """What the agent costs, and what telemetry lost."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         for mode, seconds in (("user", used.ru_utime), ("system", used.ru_stime)):
-            value, attributes = int(seconds * NS_PER_S), ((series.CPU_MODE, mode),)
-            yield self._keep(Sample("process.cpu.time", "agent", value, now_ns, attributes))
+            value, spent = int(seconds * NS_PER_S), ((series.CPU_MODE, mode),)
+            yield self._keep(Sample("process.cpu.time", "agent", value, now_ns, spent))
         yield self._keep(Sample("process.memory.usage", "agent", _resident(), now_ns))
         if self._queue_depth is not None:
             yield self._keep(Sample("leased.queue.depth", "agent", self._queue_depth(), now_ns))

@@ -211,7 +211,7 @@ class _Connection:
         while True:
             event = self._peer.next_event()
             if event is h11.NEED_DATA:
-                self._peer.receive_data(await self.stream.receive_some(READ_BYTES))
+                self._peer.receive_data(bytes(await self.stream.receive_some(READ_BYTES)))
             elif isinstance(event, h11.Response):
                 status = event.status_code
                 retry_after = dict(event.headers).get(b"retry-after", b"").decode("latin-1")

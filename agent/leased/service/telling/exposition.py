@@ -66,7 +66,8 @@ def of_agent(agent: Agent) -> Iterator[Family]:
 
 def _of_leases(agent: Agent) -> Iterator[Family]:
     lessor = agent.sequencer.lessor
-    counts = {state: 0 for state in LeaseState if state is not LeaseState.RECLAIMED}
+    counts = dict.fromkeys(LeaseState, 0)
+    del counts[LeaseState.RECLAIMED]
     for lease in lessor.table.leases.values():
         counts[lease.state] += 1
     by_state = tuple(Sample(n, {"state": state.name.lower()}) for state, n in counts.items())
