@@ -18,6 +18,7 @@ from leased.collector.telemetry import store as store_module
 from leased.collector.telemetry.decoding import Key
 from leased.collector.telemetry.rollup import WINDOW_S, Rollup
 from leased.collector.telemetry.store import NAME, Store
+from leased.terms.errors import StateError
 from leased.terms.moment import NS_PER_S
 
 NAMES = ("leased.lease.capacity", "leased.lease.utilization", "hw.temperature")
@@ -86,6 +87,8 @@ def test_a_store_of_a_format_before_says_the_same(tmp_path: Path, version: int) 
     with closing(Store(tmp_path)) as store:
         store.append([(key, old), (key, new), (OF_ITSELF, old)])
     made_older(tmp_path, version)
+    with pytest.raises(StateError, match="brings it there when a collector starts"):
+        Store(tmp_path, reading=True)
     with closing(Store(tmp_path)) as store:
         assert read(store, NAMES[:2], new.begin_s, new.begin_s + 1) == {key: new}
         assert store.heard() == {"a": old.begin_s}

@@ -151,7 +151,9 @@ class Store:
             self._base = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
             version = self._base.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, FORMAT) and (reading or version not in _FROM):
-                raise StateError(f"{path} is of format {version}; this version reads {FORMAT}")
+                hint = ", and brings it there when a collector starts"
+                which = f"{path} is of format {version}; this version reads {FORMAT}"
+                raise StateError(which + (hint if version in _FROM else ""))
             if not reading:
                 self._make(version)
         except sqlite3.Error as error:
