@@ -251,7 +251,7 @@ static void conclude(struct slot *slot, bool clean, uint64_t now)
 		revoke->ended_ns = now;
 		revoke->error = revoke->error ? revoke->error : ETIMEDOUT;
 	}
-	if (clean && slot->keys_wiped > 0 &&
+	if (clean && revoke != NULL && slot->keys_wiped > 0 &&
 		cut_step(&slot->report, LEASED_REAPER_STEP_KEY) == NULL) {
 		struct leased_reaper_step_report *key =
 			add_step(&slot->report, LEASED_REAPER_STEP_KEY, slot->began_ns);

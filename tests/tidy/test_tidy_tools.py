@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pyproject.toml promises of the code, by the tools that judge it: ruff's rules everywhere,
-mypy's strict types in the agent.
+mypy's strict types in the agent; and gcc's analyzer, which follows every path of the C.
 
-Both are pinned there: a new release finds other things, and is taken on purpose.
+The first two are pinned there: a new release finds other things, and is taken on purpose.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
+NATIVE = ROOT / "native"
+SOURCES = sorted(one for part in ("verbs", "reaper", "rdma") for one in (NATIVE / part).glob("*.c"))
 
 
 def _judged(*command: str) -> str:
@@ -29,3 +33,15 @@ def test_ruff_finds_nothing() -> None:
 
 def test_every_type_of_the_agent_holds(tmp_path: Path) -> None:
     assert _judged("mypy", "--cache-dir", str(tmp_path), "-p", "leased") == ""
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda one: f"{one.parent.name}/{one.name}")
+def test_no_path_through_the_c_is_undefined(source: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["gcc", "-std=gnu11", "-O2", "-fanalyzer", "-Werror", "-c", source, "-o", tmp_path / "o"],
+        cwd=NATIVE,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
