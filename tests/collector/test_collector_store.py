@@ -4,6 +4,7 @@ recomputed from the chains alone, and what is interrupted leaves nothing half.""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import json
@@ -11,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from leased.collector.metering.reference import read_archive
 from leased.collector.metering.rollup import stretches
 from leased.collector.metering.store import Store
 from leased.collector.metering.store_source import StoreSource
-from leased.collector.verbs.store import compare
+from leased.collector.verbs.store import compare, opened
 from leased.ctl.console import Console
 from leased.ctl.main import main as leasectl
 from leased.economics.contracts import Terms
@@ -289,6 +291,25 @@ def test_only_one_process_writes(fleet: Path, tmp_path: Path):
     with store.locked(), pytest.raises(StateError, match="another process"):
         Store(state).refresh(archive)
     archive.close()
+
+
+def test_who_asks_while_the_first_is_made_has_its_answer_from_it(fleet: Path, tmp_path: Path):
+    """A bill that was asked for beside a collector that has just started was refused."""
+    state = copy_of(fleet, tmp_path)
+    shutil.rmtree(state / "derived")
+    words = argparse.Namespace(state=state, terms=None, config=None)
+    with ExitStack() as made:
+        made.enter_context(Store(state).locked())
+
+        class Watched(Console):
+            def progress(self, text: str) -> None:
+                if text.startswith("waiting"):
+                    made.close()
+
+        console = Watched(io.StringIO(), io.StringIO())
+        with opened(words, console) as (source, _):
+            assert source.nodes()
+        assert console.err.getvalue() == ""
 
 
 def test_a_refresh_that_breaks_off_leaves_the_old_state(fleet: Path, tmp_path: Path):

@@ -41,7 +41,7 @@ from leased.collector.metering.sources import Held, Quiet, gathered
 from leased.durable.files import DirectoryDisk
 from leased.economics.hourly import HOUR_NS, NodeSpan
 from leased.economics.pools import Pool
-from leased.terms.errors import StateError
+from leased.terms.errors import EX_TEMPFAIL, StateError
 from leased.terms.resource import ResourceKind
 
 DERIVED: Final = "derived"
@@ -50,6 +50,12 @@ DAY_HOURS: Final = 24
 DAY_NS: Final = DAY_HOURS * HOUR_NS
 _SOURCE: Final = {"peaks": "all_peaks"}
 _DAY_OF: Final = dict.fromkeys(ORDER, "idiv(hour, 24)") | {"contributors": "day"}
+
+
+class StoreBusy(StateError):
+    """Another process brings it up to date just now."""
+
+    exit_status = EX_TEMPFAIL
 
 
 class Refreshed(msgspec.Struct, frozen=True):
@@ -79,7 +85,7 @@ class Store:
         retired: frozenset[str] = frozenset(),
         progress: Callable[[str], None] = lambda text: None,
     ) -> Refreshed:
-        """Bring everything up to date. Raises StateError (also where another process is at it)."""
+        """Bring everything up to date. Raises StateError, StoreBusy."""
         with self.locked():
             return self._refresh(archive, retired, progress)
 
@@ -243,7 +249,7 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes meanwhile. Raises StateError where another process does."""
+        """Nobody else writes meanwhile. Raises StoreBusy where another process does; StateError."""
         try:
             self.directory.mkdir(mode=0o700, exist_ok=True)
             disk = DirectoryDisk(self.directory)
@@ -251,7 +257,7 @@ class Store:
             raise StateError(f"{self.directory}: {error}") from error
         try:
             if not disk.lock():
-                raise StateError(f"{self.directory}: another process is bringing it up to date")
+                raise StoreBusy(f"{self.directory}: another process is bringing it up to date")
             self._clear()
             try:
                 yield

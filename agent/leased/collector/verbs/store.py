@@ -9,6 +9,7 @@ Does not pull.
 from __future__ import annotations
 
 import argparse
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from leased.collector.fleet import Fleet
 from leased.collector.metering.engines import load_store, maker
 from leased.collector.metering.reference import read_archive
 from leased.collector.metering.sources import Source
-from leased.collector.metering.store import Refreshed, Store
+from leased.collector.metering.store import Refreshed, Store, StoreBusy
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.telemetry import demo as telemetry
 from leased.ctl.console import Console
@@ -35,6 +36,8 @@ from leased.ctl.usage_text import Verbs, verb
 from leased.economics.contracts import Terms
 from leased.terms.errors import EX_DATAERR, InvalidParameter, StateError
 
+FIRST_S_MAX: Final = 120.0
+LOOK_S: Final = 0.2
 NODES_MAX: Final = 1_000
 DAYS_MAX: Final = 400
 
@@ -115,8 +118,7 @@ def opened(options: argparse.Namespace, console: Console) -> Iterator[tuple[Stor
     try:
         store = _store(options)
         try:
-            retired = frozenset(terms.retired_nodes)
-            store.refresh(archive, retired=retired, progress=console.progress)
+            _bring_along(store, archive, terms, console)
         except StateError as error:
             if not store.rollups.listing().nodes:
                 raise
@@ -129,6 +131,22 @@ def opened(options: argparse.Namespace, console: Console) -> Iterator[tuple[Stor
         yield source, terms
     finally:
         source.close()
+
+
+def _bring_along(store: Store, archive: ArchiveReader, terms: Terms, console: Console) -> None:
+    """Bring the store up to date. While another process makes the first of it there is nothing to
+    answer from, and it is waited for. Raises StateError, StoreBusy."""
+    ends_s = time.monotonic() + FIRST_S_MAX
+    while True:
+        try:
+            retired = frozenset(terms.retired_nodes)
+            store.refresh(archive, retired=retired, progress=console.progress)
+            return
+        except StoreBusy:
+            if store.rollups.listing().nodes or time.monotonic() > ends_s:
+                raise
+        console.progress("waiting for another process that makes the first of it")
+        time.sleep(LOOK_S)
 
 
 def _store(options: argparse.Namespace) -> Store:
