@@ -97,11 +97,12 @@ def test_heads_of_logs_that_nobody_enrolled_are_not_kept(heads: Heads | SharedHe
     assert not heads.waits("00" * 16) and not heads.of("00" * 16)
 
 
-def test_a_head_of_more_records_than_there_can_be_is_none(heads: Heads | SharedHeads) -> None:
+def test_a_head_that_no_database_can_hold_is_none(heads: Heads | SharedHeads) -> None:
     """Another collector's log says what that collector likes; it does not end this one."""
     north = PulledNode()
-    for size, time_s in ((1 << 63, 7), (-1, 7), (5, 1 << 63), (6, 7)):
-        signed = (LOG, "o/n", size, bytes(32), time_s, bytes(64))
+    wild = ((1 << 63, 7, "o/n"), (-1, 7, "o/n"), (5, 1 << 63, "o/n"), (5, 7, "o\0n"))
+    for size, time_s, origin in (*wild, (6, 7, "o/n")):
+        signed = (LOG, origin, size, bytes(32), time_s, bytes(64))
         north.seal([HeadCosigned(EventId(bytes(16)), *signed)])
     heads.add(heads_in(b"".join(north.frames), "north", north.log_id))
     assert [one.size for one in heads.of(ENTRY.log_id)] == [6]
