@@ -137,6 +137,23 @@ def test_a_transaction_counts_whole_or_not_at_all(open_again: Open) -> None:
     assert again.segments() == [later]
 
 
+def test_a_database_without_room_is_told(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path)
+    try:
+        manifest.add_log(ENTRY)
+        (pages,) = manifest.connection.execute("PRAGMA page_count").fetchone()
+        manifest.connection.execute(f"PRAGMA max_page_count = {pages}")
+        for write in (
+            lambda: manifest.set(ENTRY.log_id, GENESIS, note="x" * 100_000),
+            lambda: manifest.add_resolution(ENTRY.log_id, "x" * 100_000),
+        ):
+            with pytest.raises(StateError, match="full"):
+                write()
+        assert manifest.log(ENTRY.log_id) == ENTRY
+    finally:
+        manifest.close()
+
+
 # ---- several collectors --------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -95,6 +96,17 @@ class Collector:
                 **{"once": True, "tell": self.tell, **options},
             )
         return {one.name: one for one in reached}
+
+    def words(self, config: Path) -> list[str]:
+        """The program that pulls once, with a configuration made there."""
+        ours = self.config
+        config.write_text(
+            f'[pull]\nname = "west"\nca = "{ours.ca}"\ncertificate = "{ours.certificate}"\n'
+            f'key = "{ours.key}"\ntimeout = "60s"\n'
+        )
+        state = ["--state", str(self.state)]
+        pull = [*state, "pull", "--once", "--config", str(config)]
+        return [sys.executable, "-m", "leased.collector.main", *pull]
 
     def frames(self, on: PulledNode) -> bytes:
         reader = ArchiveReader(self.state)
