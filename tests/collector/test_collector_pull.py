@@ -158,6 +158,26 @@ async def test_what_was_sealed_is_pulled_stored_cosigned_and_acknowledged(
     assert server.acked == [size], "an acknowledgement alone is not acknowledged"
 
 
+async def test_who_asks_for_a_day_is_asked_again_as_soon_as_who_is_away(
+    west: Collector, pki: FleetPki
+) -> None:
+    """Silence is judged at each turn: who bids one wait would be well for a day."""
+    west.config = msgspec.structs.replace(west.config, backoff_max_ns=200 * MS)
+    server = NodeServer(node())
+    server.retry_after = "86400"
+    server.sabotage = lambda target, reply: (503, "text/plain", b"")
+    async with serving(pki, server), trio.open_nursery() as nursery:
+        west.enrol(server)
+        nursery.start_soon(lambda: west.pull(once=False))
+        with trio.fail_after(20):
+            while not server.requests:
+                await trio.sleep(0)
+            server.sabotage = lambda target, reply: reply
+            while not server.acked:
+                await trio.sleep(0)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_follower_hears_of_records_as_they_come(west: Collector, pki: FleetPki) -> None:
     server = NodeServer(node())
     async with serving(pki, server), trio.open_nursery() as nursery:
