@@ -9,7 +9,6 @@ import json
 import os
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from leased.collector import asking
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.transport import Answer
 from leased.terms import event as e
-from leased.terms.errors import LeasedError
+from leased.terms.errors import EX_IOERR, LeasedError
 from leased.terms.event import Event
 from leased.terms.identity import BootId
 from leased.terms.moment import Moment
@@ -37,6 +36,7 @@ from tests.doubles.nodes import EPOCH_NS, PulledNode
 
 MIB = 1 << 20
 GIB = 1 << 30
+ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin"}
 NODES = int(os.environ.get("LEASED_FLEET_NODES", "1000"))
 
 
@@ -246,6 +246,32 @@ async def test_a_full_disk_loses_nothing_and_is_gone_on_from(
     assert first > 0
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("left", [0, 65_536])
+async def test_a_full_disk_is_no_end_for_systemd(
+    tmp_path: Path, pki: FleetPki, small_disk: Path, left: int
+) -> None:
+    """The unit does not start what ended with one of these again: nobody would follow the fleet
+    when there is room."""
+    unit = (REPOSITORY / "systemd/leased-collector-pull.service").read_text()
+    [final] = [one for one in unit.splitlines() if one.startswith("RestartPreventExitStatus=")]
+    west, config = Collector(small_disk, pki), tmp_path / "west.toml"
+    server = NodeServer(node(200))
+    with (small_disk / "filler").open("wb", buffering=0) as file:
+        async with serving(pki, server):
+            west.enrol(server)
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            file.truncate(file.tell() - left)
+            process = await trio.run_process(
+                west.words(config), check=False, capture_stderr=True, env=ENVIRONMENT
+            )
+    assert process.returncode == EX_IOERR, process.stderr
+    assert str(EX_IOERR) not in final.partition("=")[2].split()
+    assert len(process.stderr.splitlines()) == 1
+
+
 def _innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -266,20 +292,14 @@ async def test_a_thousand_nodes_at_once(tmp_path: Path, pki: FleetPki) -> None:
         on = PulledNode(number)
         on.start()
         servers.append(NodeServer(on))
-    config = tmp_path / "west.toml"
-    config.write_text(
-        f'[pull]\nname = "west"\nca = "{pki.ca}"\ncertificate = "{west.config.certificate}"\n'
-        f'key = "{west.config.key}"\ntimeout = "60s"\n'
-    )
-    words = [sys.executable, "-m", "leased.collector.main", "--state", str(west.state)]
-    words += ["pull", "--once", "--json", "--config", str(config)]
+    words = [*west.words(tmp_path / "west.toml"), "--json"]
 
     def run() -> tuple[str, int, int]:
         with subprocess.Popen(
             words,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={"PYTHONPATH": str(REPOSITORY / "agent"), "PATH": "/usr/bin:/bin"},
+            env=ENVIRONMENT,
             text=True,
         ) as process:
             assert process.stdout is not None

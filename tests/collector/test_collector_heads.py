@@ -4,17 +4,22 @@ share a fleet, whoever has the log is told what another has heard."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from leased.chain.head import GENESIS
+from leased.chain.note import NoteKey, write_note
+from leased.chain.signing import Signer
 from leased.collector.archive.archive import Archive
 from leased.collector.archive.manifest import LogEntry, Manifest
 from leased.collector.archive.manifest_postgres import PartLost
 from leased.collector.archive.manifests import share
 from leased.collector.archive.parts import PARTS
+from leased.collector.case import Case, resolution_text
 from leased.collector.gossip import PeerHead, heads_in
 from leased.collector.heads import Heads, SharedHeads, open_heads
 from leased.terms.event import HeadCosigned
@@ -26,6 +31,7 @@ from tests.doubles.postgres_server import PostgresServer
 ENTRY = LogEntry("1d" * 16, "4e" * 16, "alpha", "o/n", GENESIS, state=b"state")
 LOG = bytes.fromhex(ENTRY.log_id)
 EVERY = range(PARTS)
+OPERATOR = Signer(b"\x0f" * 32)
 
 
 def head(sequence: int, size: int, peer: str = "north") -> PeerHead:
@@ -97,11 +103,12 @@ def test_heads_of_logs_that_nobody_enrolled_are_not_kept(heads: Heads | SharedHe
     assert not heads.waits("00" * 16) and not heads.of("00" * 16)
 
 
-def test_a_head_of_more_records_than_there_can_be_is_none(heads: Heads | SharedHeads) -> None:
+def test_a_head_that_no_database_can_hold_is_none(heads: Heads | SharedHeads) -> None:
     """Another collector's log says what that collector likes; it does not end this one."""
     north = PulledNode()
-    for size, time_s in ((1 << 63, 7), (-1, 7), (5, 1 << 63), (6, 7)):
-        signed = (LOG, "o/n", size, bytes(32), time_s, bytes(64))
+    wild = ((1 << 63, 7, "o/n"), (-1, 7, "o/n"), (5, 1 << 63, "o/n"), (5, 7, "o\0n"))
+    for size, time_s, origin in (*wild, (6, 7, "o/n")):
+        signed = (LOG, origin, size, bytes(32), time_s, bytes(64))
         north.seal([HeadCosigned(EventId(bytes(16)), *signed)])
     heads.add(heads_in(b"".join(north.frames), "north", north.log_id))
     assert [one.size for one in heads.of(ENTRY.log_id)] == [6]
@@ -125,3 +132,22 @@ def test_what_one_hears_the_other_compares(pair: tuple[Archive, Archive]) -> Non
     assert not two.waits(ENTRY.log_id)
     one.close()
     two.close()
+
+
+def test_who_has_not_the_log_throws_no_resolution_away(pair: tuple[Archive, Archive]) -> None:
+    """West had stopped (a VM that slept) while east had its nodes, and looks for a resolution of
+    what it knew the log to be."""
+    west, east = pair
+    was = msgspec.structs.replace(ENTRY, verdict="GAP")
+    known = msgspec.structs.replace(ENTRY, verdict="FORK")
+    west.manifest.set(ENTRY.log_id, GENESIS, verdict="FORK")
+    text, key = resolution_text(known, "looked at"), NoteKey("mia", OPERATOR.public_key)
+    note = write_note(text, [(key, OPERATOR.sign(text.encode()))])
+    west.manifest.add_resolution(ENTRY.log_id, note)
+    waits = west.manifest.resolutions(ENTRY.log_id)
+    # East's configuration names another operator.
+    for archive, entry, operators in ((west, was, [key]), (east, was, [key]), (east, known, [])):
+        case = Case(archive, None, lambda: 1, 1.0)
+        with contextlib.suppress(PartLost):
+            case.apply_resolutions(None, entry, operators)
+        assert west.manifest.resolutions(ENTRY.log_id) == waits

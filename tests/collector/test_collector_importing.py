@@ -5,7 +5,9 @@ from a copy, which it believes nothing; a bill then rests on all of them."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tracemalloc
 from io import StringIO
 from pathlib import Path
 
@@ -239,6 +241,39 @@ def test_what_is_no_copy_says_so(west: Collector, server: NodeServer, tmp_path: 
     (tmp_path / "segments").mkdir()
     with pytest.raises(StateError, match="no record 0 of log"):
         bring(west.state, tmp_path)
+
+
+@pytest.mark.parametrize("begins", ["zeros", "a batch that does not end"])
+def test_a_copy_in_which_no_batch_ends_is_not_gathered_without_end(
+    west: Collector, server: NodeServer, tmp_path: Path, begins: str
+) -> None:
+    on, export = server.node, tmp_path / "frames"
+    first = bytearray(on.frames[0])
+    first[27] &= ~FLAG_LAST
+    with export.open("wb") as file:
+        if begins == "zeros":
+            file.truncate(256 << 20)
+        else:
+            for _ in range((128 << 20) // len(first * 1024)):
+                file.write(first * 1024)
+    tracemalloc.start()
+    try:
+        with pytest.raises(StateError, match="no frames"):
+            bring(west.state, export)
+        assert tracemalloc.get_traced_memory()[1] < 112 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pipe_in_a_copy_is_not_waited_for(
+    west: Collector, server: NodeServer, tmp_path: Path
+) -> None:
+    on = server.node
+    source = copy_of(on, tmp_path / "copy")
+    size = on.size + 1
+    place = source / "segments" / f"node={on.node_id.hex()}"
+    os.mkfifo(place / f"{0:020d}-{size:020d}-{'0' * 8}.seg")
+    assert bring(west.state, source).first_seq == 0
 
 
 def test_the_verb_says_where_it_stands(

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from leased.chain.head import GENESIS, Head
-from leased.collector.archive.archive import Archive
+from leased.collector.archive.archive import Archive, Page
 from leased.collector.archive.manifest import (
     CursorMoved,
     LogEntry,
@@ -135,6 +135,23 @@ def test_a_transaction_counts_whole_or_not_at_all(open_again: Open) -> None:
     assert again.segments() == [SEGMENT, later] and again.segments(ENTRY.log_id, 3) == [later]
     again.forget_segments([SEGMENT])
     assert again.segments() == [later]
+
+
+def test_a_database_without_room_is_told(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path)
+    try:
+        manifest.add_log(ENTRY)
+        (pages,) = manifest.connection.execute("PRAGMA page_count").fetchone()
+        manifest.connection.execute(f"PRAGMA max_page_count = {pages}")
+        for write in (
+            lambda: manifest.set(ENTRY.log_id, GENESIS, note="x" * 100_000),
+            lambda: manifest.add_resolution(ENTRY.log_id, "x" * 100_000),
+        ):
+            with pytest.raises(StateError, match="full"):
+                write()
+        assert manifest.log(ENTRY.log_id) == ENTRY
+    finally:
+        manifest.close()
 
 
 # ---- several collectors --------------------------------------------------------------------------
@@ -287,3 +304,55 @@ def test_what_the_one_before_left_half_done_is_cleared_at_the_takeover(
     assert (tmp_path / beyond.path).exists()
     sharing.leave()
     archive.close()
+
+
+class Standing(DirectoryDisk):
+    """Stands still when a file's bytes are there, and its name is not, until others were at it."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def sync(self, handle: int) -> None:
+        super().sync(handle)
+        meanwhile, Standing.meanwhile = Standing.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+
+
+@pytest.mark.parametrize("late", ["west", "east"])
+def test_who_was_thought_dead_ends_neither_itself_nor_who_took_over(
+    server: PostgresServer, tmp_path: Path, late: str
+) -> None:
+    """Both write the same page: west has stood still in the middle of it, or begins it anew in the
+    middle of east's."""
+    empty(server)
+    Manifest(tmp_path).close()
+    share(tmp_path, server.database)
+    disks = {"west": DirectoryDisk, "east": DirectoryDisk, late: Standing}
+    west, east = (Archive(tmp_path, name=one, open_disk=disks[one]) for one in ("west", "east"))
+    west.add_log(ENTRY)
+    west.manifest.take("west", EVERY, -1.0)
+    page = Page(ENTRY.log_id, GENESIS, ONE, b"frames", b"state", 3, "a note", 7)
+
+    def take_over() -> None:
+        east.manifest.take("east", EVERY, 60.0)
+        east.recover_parts(frozenset(EVERY))
+
+    def take_over_and_store() -> None:
+        take_over()
+        assert east.persist([page]) == [None]
+
+    if late == "west":
+        Standing.meanwhile = take_over_and_store
+        [refused] = west.persist([page])
+    else:
+        take_over()
+        told: list[CursorMoved | None] = []
+        Standing.meanwhile = lambda: told.extend(west.persist([page]))
+        assert east.persist([page]) == [None]
+        [refused] = told
+    assert isinstance(refused, PartLost)
+    assert b"".join(east.frames(ENTRY.log_id)) == b"frames"
+    named = {one.path for one in east.manifest.segments()}
+    assert {path for path, *_ in east.files.found()} == named
+    west.close()
+    east.close()

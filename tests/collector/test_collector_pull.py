@@ -4,8 +4,11 @@ when it is stored, and every way to lie ends in its verdict with evidence."""
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import sqlite3
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from leased.chain.certificate import Role
 from leased.chain.evidence import Bundle, collector_key, weigh
 from leased.chain.note import NoteKey, parse_key, write_note
 from leased.chain.signing import Signer
-from leased.collector.archive.archive import ArchiveReader
+from leased.collector.archive.archive import Archive, ArchiveReader
 from leased.collector.archive.manifest import Manifest
 from leased.collector.case import encode_bundle, resolution_text
 from leased.collector.config import PullConfig
@@ -96,6 +99,17 @@ class Collector:
             )
         return {one.name: one for one in reached}
 
+    def words(self, config: Path) -> list[str]:
+        """The program that pulls once, with a configuration made there."""
+        ours = self.config
+        config.write_text(
+            f'[pull]\nname = "west"\nca = "{ours.ca}"\ncertificate = "{ours.certificate}"\n'
+            f'key = "{ours.key}"\ntimeout = "60s"\n'
+        )
+        state = ["--state", str(self.state)]
+        pull = [*state, "pull", "--once", "--config", str(config)]
+        return [sys.executable, "-m", "leased.collector.main", *pull]
+
     def frames(self, on: PulledNode) -> bytes:
         reader = ArchiveReader(self.state)
         try:
@@ -144,6 +158,49 @@ async def test_what_was_sealed_is_pulled_stored_cosigned_and_acknowledged(
         west.enrol(server)
         assert (await west.pull())["alpha"].size == size + 1
     assert server.acked == [size], "an acknowledgement alone is not acknowledged"
+
+
+async def test_who_asks_for_a_day_is_asked_again_as_soon_as_who_is_away(
+    west: Collector, pki: FleetPki
+) -> None:
+    """Silence is judged at each turn: who bids one wait would be well for a day."""
+    west.config = msgspec.structs.replace(west.config, backoff_max_ns=200 * MS)
+    server = NodeServer(node())
+    server.retry_after = "86400"
+    server.sabotage = lambda target, reply: (503, "text/plain", b"")
+    async with serving(pki, server), trio.open_nursery() as nursery:
+        west.enrol(server)
+        nursery.start_soon(lambda: west.pull(once=False))
+        with trio.fail_after(20):
+            while not server.requests:
+                await trio.sleep(0)
+            server.sabotage = lambda target, reply: reply
+            while not server.acked:
+                await trio.sleep(0)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "no room"), sqlite3.OperationalError("disk I/O error")],
+    ids=["disk", "database"],
+)
+async def test_a_rule_that_cannot_be_carried_out_ends_nobodys_pulling(
+    west: Collector, pki: FleetPki, error: Exception
+) -> None:
+    """It is carried out at each start, too: the collector would end at each."""
+
+    def upkeep(archive: Archive, do: object) -> str:
+        raise error
+
+    server = NodeServer(node())
+    async with serving(pki, server), trio.open_nursery() as nursery:
+        west.enrol(server)
+        nursery.start_soon(lambda: west.pull(once=False, upkeep=upkeep))
+        with trio.fail_after(20):
+            while not (server.acked and any("nothing was removed" in one for one in west.told)):
+                await trio.sleep(0)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_follower_hears_of_records_as_they_come(west: Collector, pki: FleetPki) -> None:

@@ -46,8 +46,10 @@ class Fleet:
         self.pki = FleetPki(directory / "pki")
         self.certificate = self.pki.issue(Role.COLLECTOR, "receiver")
 
-    def collector(self, networks: str = LOCAL, **how: Any) -> CollectorServer:
-        more = f'[webhooks]\nca = "{self.pki.ca}"\ntimeout = "5s"\n{networks}'
+    def collector(
+        self, networks: str = LOCAL, timeout: str = "5s", **how: Any
+    ) -> CollectorServer:
+        more = f'[webhooks]\nca = "{self.pki.ca}"\ntimeout = "{timeout}"\n{networks}'
         return CollectorServer(directory=self.directory, more=more, **how)
 
 
@@ -119,6 +121,29 @@ def test_order_holds_over_many(fleet: Fleet) -> None:
         for cores in range(1, 31):
             change(server, cores)
         assert [cores_of(judged(heard.next(), secret)) for _ in range(30)] == [*range(1, 31)]
+
+
+def test_who_is_slow_keeps_nobody_elses_turn(fleet: Fleet) -> None:
+    """It answers each, and in time; sixty-four of them would be twenty minutes for the others."""
+    slowly, alone = ["slow"] * 64, LOCAL + "concurrency = 1\n"
+    certificate = fleet.certificate
+    with (
+        fleet.collector(alone, "1s") as server,
+        receiver(certificate, *slowly) as slow,
+        receiver(certificate) as quick,
+    ):
+        add(server, slow.url, "quota.*")
+        for cores in range(1, 25):
+            change(server, cores)
+        slow.next()
+        hook, _ = add(server, quick.url, "quota.*")
+        assert server.ask("POST", f"{HOOKS}/{hook}/test").status == 202
+        quick.next()
+        heard = 1
+        while not slow.hears_nothing():
+            slow.next()
+            heard += 1
+        assert heard < 12
 
 
 def test_a_kill_between_commit_and_delivery_loses_nothing(fleet: Fleet) -> None:

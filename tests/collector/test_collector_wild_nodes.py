@@ -13,11 +13,13 @@ import pytest
 
 from leased.chain.canonical import decode, encode, schema_of
 from leased.chain.head import GENESIS
+from leased.chain.note import Checkpoint, NoteKey, write_note
 from leased.chain.sealer import Sealer
 from leased.chain.tree import EMPTY
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.archive.archive import Archive, LogEntry, Page
 from leased.collector.archive.manifest import Manifest
+from leased.collector.archive.manifests import share
 from leased.collector.demo import Wish, make_fleet
 from leased.collector.enrolment import enrol
 from leased.collector.ingest import Pinned
@@ -28,7 +30,13 @@ from leased.terms import event as e
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.moment import Moment
 from leased.terms.resource import AMOUNT_MAX
+from tests.collector.test_collector_ingest import node
+from tests.collector.test_collector_pull import Collector
+from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.logs import CountedEntropy, events_of_every_kind, lease_life, moment_at, started
+from tests.doubles.node_server import NodeServer, serving
+from tests.doubles.nodes import PulledNode
+from tests.doubles.postgres_server import PostgresServer
 
 UNTIL_NS = 1_767_225_600 * 10**9
 EXTREMES = (0, AMOUNT_MAX, AMOUNT_MAX + 1, 2**63 - 1, 2**63, 2**64 - 1, -1, -(2**63))
@@ -134,3 +142,28 @@ def test_a_log_whose_id_begins_as_anothers_is_not_followed(tmp_path: Path) -> No
         assert [name for name, _, _ in manifest.nodes()] == ["one"]
     finally:
         manifest.close()
+
+
+class Extended(PulledNode):
+    """Signs a checkpoint with one line more, in which there is what no database's text can hold."""
+
+    def note(self, *given: Any, **options: Any) -> str:
+        text = Checkpoint(self.origin, self.size, self.tree(self.size).root()).text() + "more\0\n"
+        key = NoteKey(self.origin, self.signer.public_key)
+        return write_note(text, [(key, self.signer.sign(text.encode()))])
+
+
+async def test_what_a_node_signs_ends_no_collector_that_shares_the_fleet(tmp_path: Path) -> None:
+    pki = FleetPki(tmp_path / "pki")
+    west = Collector(tmp_path, pki)
+    bad, good = NodeServer(Extended(2)), NodeServer(node())
+    bad.node.start()
+    size = good.node.size
+    with PostgresServer() as server:
+        async with serving(pki, bad, good):
+            west.enrol(bad, "bad")
+            west.enrol(good, "good")
+            share(west.state, server.database, "west")
+            reached = await west.pull()
+    assert (reached["good"].verdict, reached["good"].size) == ("OK", size)
+    assert reached["bad"].verdict == "BAD_SIG"

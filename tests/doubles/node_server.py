@@ -46,6 +46,7 @@ class NodeServer:
         self.open_now = 0
         self.open_most = 0
         self.seal_acks = True
+        self.retry_after = ""
         self.port = 0
 
     @property
@@ -84,6 +85,8 @@ class NodeServer:
                     return
                 status, kind, content = reply
                 headers = [("content-type", kind), ("content-length", str(len(content)))]
+                if self.retry_after:
+                    headers.append(("retry-after", self.retry_after))
                 out = http.send(h11.Response(status_code=status, headers=headers))
                 out += http.send(h11.Data(data=content)) + http.send(h11.EndOfMessage())
                 await stream.send_all(out)

@@ -6,7 +6,7 @@
 
 Rule: it prints one JSON line for all it hears: its port, then each request as it came. The n-th
 request is answered with the n-th status, the rest with 200. `hang` never answers, `drop` closes the
-connection; `302:URL` redirects there.
+connection, `slow` answers 200 after a third of a second; `302:URL` redirects there.
 """
 
 from __future__ import annotations
@@ -109,6 +109,9 @@ def main() -> None:
             say({"path": self.path, "headers": headers, "body": body, "answered": status})
             if status == "hang":
                 threading.Event().wait()
+            if status == "slow":
+                threading.Event().wait(1 / 3)
+                status = "200"
             if status == "drop":
                 self.close_connection = True
                 return

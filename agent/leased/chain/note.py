@@ -11,6 +11,7 @@ Does not hold keys and does not decide when to sign (`sealer`).
 from __future__ import annotations
 
 import binascii
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from hashlib import sha256
@@ -27,6 +28,8 @@ COSIGNATURE_V1: Final = 0x04
 NOTE_BYTES_MAX: Final = 65_536
 SIZE_DIGITS_MAX: Final = 19
 _DASH = "\u2014 "
+_CONTROL: Final = re.compile("[\0-\t\v-\x1f]")
+"""The specification forbids them; a database's text cannot hold all of them."""
 
 
 class NoteKey(msgspec.Struct, frozen=True):
@@ -110,7 +113,8 @@ def write_note(text: str, signatures: Sequence[tuple[NoteKey, bytes]]) -> str:
 def parse_note(raw: str) -> Note:
     """Take a signed note apart. Raises ChainError (BAD_NOTE)."""
     text, separator, tail = raw.rpartition("\n\n")
-    if len(raw) > NOTE_BYTES_MAX or not separator or not tail.endswith("\n") or "\r" in raw:
+    is_text = len(raw) <= NOTE_BYTES_MAX and not _CONTROL.search(raw)
+    if not is_text or not separator or not tail.endswith("\n"):
         raise ChainError(BAD_NOTE, "a note is text, an empty line and signature lines")
     lines = []
     for line in tail[:-1].split("\n"):

@@ -27,6 +27,7 @@ from leased.chain.proof import FORMAT as PROOF_FORMAT
 from leased.chain.proof import Proof, check_proof, inclusion_path, subtree_of
 from leased.collector.archive.archive import Archive
 from leased.collector.archive.manifest import LogEntry
+from leased.collector.archive.parts import part_of
 from leased.collector.archive.storing import Storer
 from leased.collector.asking import ask_checkpoint, ask_proof
 from leased.collector.ingest import State
@@ -127,9 +128,13 @@ class Case:
     def apply_resolutions(
         self, witness: Witness, entry: LogEntry, operators: Sequence[NoteKey]
     ) -> list[str]:
-        """Apply what operators have left for a log; what to tell. In the storer's thread."""
-        told = []
+        """Apply what operators have left for a log; what to tell. In the storer's thread. Raises
+        PartLost where it is another's now."""
+        told: list[str] = []
         manifest = self._archive.manifest
+        now = manifest.log(entry.log_id)
+        if now is None or (now.verdict, now.head) != (entry.verdict, entry.head):
+            return told  # what is resolved is to be read again
         for number, note in manifest.resolutions(entry.log_id):
             try:
                 signed = open_note(note, list(operators))
@@ -137,7 +142,9 @@ class Case:
                 if signed.text.rpartition("\n")[0].rpartition("\n")[0] != resolution_head(entry):
                     raise CallerError(f"{by} resolved something else than {entry.verdict} here")
             except (ChainError, CallerError) as error:
-                manifest.applied(number)
+                with manifest.transaction():
+                    manifest.hold(part_of(entry.node))
+                    manifest.applied(number)
                 told.append(f"a resolution was refused: {error}")
                 continue
             witness.tell_resolution(bytes.fromhex(entry.log_id), entry.verdict, note)

@@ -25,7 +25,7 @@ from leased.collector.transport import check_url
 from leased.durable import reading
 from leased.terms.errors import ChainError, ConfigError
 from leased.terms.identity import parse_id
-from leased.terms.reading import UNREADABLE
+from leased.terms.reading import INTEGER_MAX, UNREADABLE
 
 FORMAT: Final = "leased-enrolment/1"
 FILE_BYTES_MAX: Final = 64 * 1024
@@ -70,6 +70,8 @@ def read_enrolment(raw: bytes, source: str) -> Pinned:
     epoch = told.seal_epoch or 0
     if epoch < 0 or 0 < told.epoch_ns < EPOCH_NS_MIN or told.epoch_ns < 0:
         raise ConfigError(f"{source}: an epoch is counted from 0, and has at least a second")
+    if max(epoch, told.epoch_ns) > INTEGER_MAX or not told.origin.isprintable():
+        raise ConfigError(f"{source}: epochs or an origin that nothing can hold")
     fields = (log_id, node_id, told.origin, first, told.epoch_ns, epoch, seal)
     return Pinned(*fields, max(0, told.printed_ns))
 

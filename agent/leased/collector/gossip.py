@@ -50,11 +50,15 @@ def heads_in(frames: bytes, peer: str, log_id: bytes) -> list[PeerHead]:
         if kind == _COSIGNED:
             record = parse_frame(frames[offset : offset + length], 0, prefix)
             event = decode(record.kind, record.schema, record.body, sequence=sequence)
-            if isinstance(event, HeadCosigned) and event.size in _KEPT and event.time_s in _KEPT:
+            if isinstance(event, HeadCosigned) and _can_be_kept(event):
                 fields = (event.log_id, event.origin, event.size, event.root, event.time_s)
                 found.append(PeerHead(peer, sequence, *fields, event.signature))
         offset += length
     return found
+
+
+def _can_be_kept(event: HeadCosigned) -> bool:
+    return event.size in _KEPT and event.time_s in _KEPT and "\0" not in event.origin
 
 
 def hushed(taken: Taken, before: State, collectors: frozenset[bytes]) -> Taken:

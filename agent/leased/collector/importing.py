@@ -27,11 +27,15 @@ from leased.chain.record import FLAG_LAST, FRAME_BYTES_MAX, FRAME_BYTES_MIN, HEA
 from leased.collector.archive.archive import Archive, Page
 from leased.collector.archive.manifest import DATABASE, LogEntry, Manifest
 from leased.collector.archive.segments import SEGMENTS
+from leased.collector.asking import BODY_BYTES_MAX
 from leased.collector.ingest import State, decode_state, encode_state, judge_note, take_frames
 from leased.collector.reconcile import Verdict
 from leased.terms.errors import ChainError, StateError
 
 PIECE_BYTES: Final = 16 * 1024 * 1024
+BATCH_BYTES_MAX: Final = BODY_BYTES_MAX
+"""A node could not have served more in one."""
+
 UNSIGNED_BYTES_MAX: Final = 16 * PIECE_BYTES
 """What is kept in memory until a checkpoint over it comes. A node signs once a second, and seals a
 tenth of this in one; whoever made the copy may have left them out."""
@@ -184,7 +188,7 @@ def _files(source: Path, node: str, size: int) -> list[Path]:
     directory, found = source / SEGMENTS / f"node={node}", []
     for path in directory.iterdir() if directory.is_dir() else ():
         match = _NAME.match(path.name)
-        if match is not None and int(match[1]) <= size <= int(match[2]):
+        if match is not None and int(match[1]) <= size <= int(match[2]) and path.is_file():
             found.append((-int(match[2]), path))
     return [path for _, path in sorted(found)]
 
@@ -200,6 +204,8 @@ def _pieces(path: Path, first_seq: int) -> Iterator[bytes]:
                 if begin < end:
                     yield left[begin:end]
                 left = left[end:]
+                if len(left) > BATCH_BYTES_MAX:
+                    break
     except OSError as error:
         raise StateError(f"{path}: {error.strerror}") from error
     if left:

@@ -210,7 +210,7 @@ def judge_note(state: State, note: str) -> int:
     checked = open_note(note, [NoteKey(state.pinned.origin, state.public_key)])
     checkpoint = parse_checkpoint(checked.text)
     if checkpoint.origin != state.pinned.origin:
-        raise ChainError(BAD_NOTE, f"the note is of {checkpoint.origin}, not of this log")
+        raise ChainError(BAD_NOTE, f"the note is of {checkpoint.origin[:80]!r}, not of this log")
     if checkpoint.size == state.head.size and checkpoint.root != state.root:
         raise ChainError(BAD_ROOT, f"two roots of the same {checkpoint.size} records")
     return checkpoint.size
@@ -255,7 +255,7 @@ def _check_note(origin: str, key: bytes, note: str, size: int, root: bytes, *, f
     parsed = parse_note(note)
     checkpoint = parse_checkpoint(parsed.text)
     if checkpoint.origin != origin or checkpoint.size != size:
-        why = f"the note is of {checkpoint.size} records of {checkpoint.origin}"
+        why = f"the note is of {checkpoint.size} records of {checkpoint.origin[:80]!r}"
         raise ChainError(BAD_NOTE, f"{why}, the page ends at {size} of {origin}")
     if checkpoint.root != root:
         raise ChainError(BAD_ROOT, f"the node signed another tree of {size} records", sequence=size)

@@ -103,8 +103,7 @@ class Puller:
         self._is_peer = endpoint.role is Role.COLLECTOR
         if self._is_peer:
             fleet.collectors.add(self.state.pinned.log_id)
-        self._failures = self._cosigned_ns = 0
-        self._slow_s = 0
+        self._failures = self._cosigned_ns = self._slow_s = 0
         self._adrift = self._skewed = False
 
     async def run(self) -> None:
@@ -391,10 +390,11 @@ class Puller:
         self.verdict = Verdict(entry.verdict)
 
     def _delay_s(self) -> float:
-        """How long to wait before the next turn."""
+        """How long to wait before the next turn, where silence is judged: never as a node likes."""
         config = self._fleet.config
         if self.verdict.sticky or not self._failures:
             return config.interval_ns / NS_PER_S
         backoff_ns = min(config.backoff_max_ns, config.interval_ns << min(self._failures, 20))
         share = 0.5 + self._fleet.jitter() / 2
-        return max(self._slow_s, backoff_ns / NS_PER_S * share)
+        slow_ns = min(self._slow_s * NS_PER_S, config.backoff_max_ns)
+        return max(slow_ns, backoff_ns * share) / NS_PER_S

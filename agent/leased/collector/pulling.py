@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -195,7 +196,7 @@ async def _keep_up(
             told = await trio.to_thread.run_sync(lambda: upkeep(archive, do))
             if told:
                 tell("archive", told)
-        except LeasedError as error:
+        except (LeasedError, OSError, sqlite3.Error) as error:
             tell("archive", f"nothing was removed: {error}")
         with trio.move_on_after(UPKEEP_S):
             while sharing.parts <= parts:

@@ -3,6 +3,8 @@
 
 Rule: an error of ours is told as it is, and so is a file that cannot be written; an interrupt, or a
 reader that has had enough, is none. The status says how it ended also where nobody can be told.
+What failed because a disk had no room, or failed, has the status of that: the same may go at
+another try, and whoever starts services tries again.
 
 Declares no verb (`main` of each program).
 """
@@ -10,6 +12,7 @@ Declares no verb (`main` of each program).
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +23,9 @@ from leased.ctl.refusals import tell
 from leased.terms.errors import EX_IOERR, LeasedError
 
 INTERRUPTED: Final = 130
+_FAILING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_SQLITE_FAILING: Final = (10, 13)
+"""SQLITE_IOERR and SQLITE_FULL, without the database."""
 
 
 def carry_out(parser: argparse.ArgumentParser, words: Sequence[str], console: Console) -> int:
@@ -41,7 +47,8 @@ def _carry_out(parser: argparse.ArgumentParser, words: Sequence[str], console: C
         status: int = options.act(options, console)
         console.out.flush()
     except LeasedError as error:
-        return tell(error, console)
+        status = tell(error, console)
+        return EX_IOERR if _is_of_the_disk(error) else status
     except KeyboardInterrupt:
         console.end_progress()
         return INTERRUPTED
@@ -62,6 +69,18 @@ def _carry_out(parser: argparse.ArgumentParser, words: Sequence[str], console: C
         _flush_or_close(console.out, sys.stdout)
         return EX_IOERR
     return status
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Whether it comes of a disk that is full or fails."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FAILING:
+            return True
+        if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_FAILING:
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _flush_or_close(stream: TextIO, standard: TextIO) -> None:

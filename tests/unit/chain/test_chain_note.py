@@ -58,6 +58,9 @@ def test_a_known_key_with_a_bad_signature_refuses_the_note() -> None:
     [
         "",
         "text only\n",
+        _note().replace("\n42\n", "\n42\0\n"),
+        _note().replace("\n42\n", "\n42\n\x1b[2J"),
+        _note() + "\u2014 other\0 AAAAAAAA\n",
         "text\n\n",
         "text\n\nno dash\n",
         "text\n\n\u2014 name\n",

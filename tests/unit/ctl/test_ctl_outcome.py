@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from leased.ctl.console import Console
 from leased.ctl.outcome import carry_out
-from leased.terms.errors import EX_CONFIG, EX_DATAERR, EX_IOERR, EX_NOINPUT
+from leased.terms.errors import EX_CONFIG, EX_DATAERR, EX_IOERR, EX_NOINPUT, StateError
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
@@ -26,6 +29,42 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     assert carry_out(parser, [], console) == EX_IOERR
     [line] = console.err.getvalue().splitlines()
     assert line.endswith("/none/bill.json: No such file or directory")
+
+
+def full_database() -> sqlite3.Error:
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(sqlite3.OperationalError) as raised:
+            database.execute("CREATE TABLE one (a)")
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("cause", "status"),
+    [
+        (OSError(errno.ENOSPC, "full"), EX_IOERR),
+        (OSError(errno.EIO, "fails"), EX_IOERR),
+        (full_database(), EX_IOERR),
+        (OSError(errno.EACCES, "closed"), EX_CONFIG),
+        (sqlite3.DatabaseError("file is not a database"), EX_CONFIG),
+        (None, EX_CONFIG),
+    ],
+    ids=str,
+)
+def test_a_state_on_a_disk_that_is_full_may_go_at_another_try(
+    cause: Exception | None, status: int
+) -> None:
+    """systemd does not start again what ends with 78."""
+
+    def act(options: argparse.Namespace, console: Console) -> int:
+        try:
+            raise StateError("one.sqlite: nothing was stored") from cause
+        except StateError as error:
+            raise StateError("state: nothing was stored") from error
+
+    parser, console = argparse.ArgumentParser(), Console(io.StringIO(), io.StringIO())
+    parser.set_defaults(act=act)
+    assert carry_out(parser, [], console) == status
 
 
 @pytest.mark.parametrize("words", [("completion", "bash"), ("ls", "--help"), ("--help",)])

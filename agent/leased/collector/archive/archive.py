@@ -218,7 +218,7 @@ class Archive(ArchiveReader):
             make_durably(directory, SEGMENTS)
             self.directory = directory
             self.manifest = open_manifest(directory, open_disk=open_disk)
-            self.files = SegmentFiles(directory, open_disk)
+            self.files = SegmentFiles(directory, open_disk, writer=name if self.shared else "")
             self.kept = Kept(directory)
             if not self.shared:
                 self._recover()
@@ -233,28 +233,20 @@ class Archive(ArchiveReader):
     def persist(self, pages: Sequence[Page]) -> list[CursorMoved | None]:
         """Store verified pages of different logs, durably, in one transaction. In the place of
         each: None, or that its cursor had moved and nothing of it was stored."""
-        written: list[Segment | None] = []
+        written: list[Segment | CursorMoved | None] = []
         for page in pages:
             entry = self.log(page.log_id)
-            if entry is None or entry.head != page.before:
-                written.append(None)
-                continue
-            head = page.after.hash.hex()
-            span = (page.before.size, page.after.size - 1)
-            written.append(
-                self.files.write(entry.node, entry.log_id, *span, head, page.frames)
-                if page.frames
-                else None
-            )
+            is_next = entry is not None and entry.head == page.before
+            written.append(self._write(entry, page) if entry and is_next and page.frames else None)
         outcome: list[CursorMoved | None] = []
         with self.manifest.transaction():
-            for page, segment in zip(pages, written, strict=True):
-                outcome.append(self._name(page, segment))
-        for segment, moved in zip(written, outcome, strict=True):
+            for page, made in zip(pages, written, strict=True):
+                outcome.append(made if isinstance(made, CursorMoved) else self._name(page, made))
+        for made, moved in zip(written, outcome, strict=True):
             # In a shared archive the file may be, byte for byte, what another has named by now: it
             # is looked at again when the part is taken over.
-            if segment is not None and moved is not None and not self.shared:
-                self.files.remove(segment.path)
+            if isinstance(made, Segment) and moved is not None and not self.shared:
+                self.files.remove(made.path)
         return outcome
 
     def judge(self, log_id: str, at: Head, verdict: str, why: str, now_ns: int) -> None:
@@ -306,6 +298,20 @@ class Archive(ArchiveReader):
         """Close everything and let go of the lock. Idempotent."""
         super().close()
         self._root.close()
+
+    def _write(self, entry: LogEntry, page: Page) -> Segment | CursorMoved:
+        """Put a page's file in place; or that it is another's now to do so."""
+        span, head = (page.before.size, page.after.size - 1), page.after.hash.hex()
+        try:
+            return self.files.write(entry.node, entry.log_id, *span, head, page.frames)
+        except FileNotFoundError:
+            # Cleared, half written, by who took the part over while this one stood still?
+            try:
+                with self.manifest.transaction():
+                    self.manifest.hold(part_of(entry.node))
+            except CursorMoved as moved:
+                return moved
+            raise
 
     def _name(self, page: Page, segment: Segment | None) -> CursorMoved | None:
         fields = {

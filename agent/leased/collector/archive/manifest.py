@@ -315,7 +315,12 @@ class Manifest(ManifestTables):
         self.connection.close()
 
     def _ask(self, text: str, values: Sequence[object] = ()) -> Any:
-        return self.connection.execute(text, values)
+        try:
+            return self.connection.execute(text, values)
+        except self.duplicate:
+            raise
+        except sqlite3.Error as error:
+            raise StateError(f"{DATABASE}: {error}; nothing of it was stored") from error
 
 
 def _entry(row: tuple[Any, ...]) -> LogEntry:

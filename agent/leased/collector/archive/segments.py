@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw segments as files: frames exactly as a node sealed them, one after the other, nothing else.
 
-Rule: a file is written once, whole (`durable.files.write_whole`: write, sync, rename, sync of the
-names), and read whole with its SHA-256 compared; what does not match is named and nothing of it is
-used. `segments/node=<node id>/<first>-<last>-<head8>.seg`: the directory is what DuckDB and Spark
-call a hive partition.
+Rule: a file is written once, whole (write, sync, rename, sync of the names), and read whole with
+its SHA-256 compared; what does not match is named and nothing of it is used. Where several
+collectors write, what is half written has a name of its writer's: one that was thought dead may go
+on beside who took its nodes over. `segments/node=<node id>/<first>-<last>-<head8>.seg`: the
+directory is what DuckDB and Spark call a hive partition.
 
 Does not know which files count (`manifest`) and does not verify records (`ingest` has).
 """
@@ -13,13 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from leased.durable.files import DirectoryDisk, Disk, write_whole
+from leased.durable.files import DirectoryDisk, Disk, write_aside
 from leased.terms.errors import StateError
 
 SEGMENTS: Final = "segments"
@@ -51,7 +52,12 @@ class SegmentDamaged(StateError):
 class SegmentFiles:
     """The files below one state directory."""
 
-    def __init__(self, directory: Path, open_disk: OpenDisk = DirectoryDisk) -> None:
+    def __init__(
+        self, directory: Path, open_disk: OpenDisk = DirectoryDisk, *, writer: str = ""
+    ) -> None:
+        """`writer` is whose files these are, where others write, too."""
+        mark = blake2b(writer.encode(), digest_size=8).hexdigest()
+        self._aside = f".{mark}" if writer else ""
         self._directory = directory
         self._open_disk = open_disk
         self._disks: dict[str, Disk] = {}
@@ -61,7 +67,10 @@ class SegmentFiles:
     ) -> Segment:
         """Put a segment in place, durably."""
         name = f"{first_seq:020d}-{last_seq:020d}-{head[:8]}.seg"
-        write_whole(self._disk(node), name, frames)
+        disk = self._disk(node)
+        write_aside(disk, name + self._aside, frames)
+        disk.rename(f"{name}{self._aside}.new", name)
+        disk.sync_names()
         path = f"{SEGMENTS}/node={node}/{name}"
         digest = sha256(frames).hexdigest()
         return Segment(node, log_id, first_seq, last_seq, head, path, digest, len(frames))
@@ -113,7 +122,7 @@ class SegmentFiles:
                 if match is not None:
                     path = f"{SEGMENTS}/{partition}/{name}"
                     listed.append((path, node, int(match[1]), int(match[2])))
-                elif name.endswith(".seg.new"):
+                elif ".seg." in name and name.endswith(".new"):
                     disk.unlink(name)
         return listed
 

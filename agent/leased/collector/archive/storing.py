@@ -80,6 +80,7 @@ class Storer:
         except (OSError, StateError) as error:
             kind = ManifestGone if isinstance(error, ManifestGone) else StateError
             failed = kind(f"{self._archive.directory}: {error}; nothing was stored")
+            failed.__cause__ = error
             return [failed for _ in pages]
 
     async def _tidy(self, log_ids: list[str]) -> None:

@@ -161,7 +161,8 @@ def pull(options: argparse.Namespace, console: Console) -> int:
     try:
         trio.run(until_told)
     except BaseExceptionGroup as group:
-        raise _single(group) from None
+        error = _single(group)
+        raise error from error.__cause__
     if reached is None:
         return EX_TEMPFAIL if options.once else 0
     if options.json:

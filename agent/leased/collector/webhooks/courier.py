@@ -34,7 +34,8 @@ LOOK_S: Final = 1.0
 """How late what another process has put in is seen."""
 
 IN_A_ROW: Final = 64
-"""Deliveries of one receiver before others have their turn."""
+"""Deliveries of one receiver before others have their turn, or as many as there are in the time of
+one attempt: who answers each as late as may be has a place among others for no longer."""
 
 GONE: Final = 410
 T = TypeVar("T")
@@ -94,7 +95,10 @@ class Courier:
         line: Line | None = None
         try:
             async with self._limiter:
+                ends = trio.current_time() + self._timeout_s
                 for _ in range(IN_A_ROW):
+                    if trio.current_time() > ends:
+                        return
                     parcel = await self._ask(
                         partial(Outbox.next, webhook_id=webhook_id, now_ns=self._wall_ns())
                     )
