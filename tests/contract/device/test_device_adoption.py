@@ -157,6 +157,32 @@ async def test_a_home_that_went_when_it_was_empty_is_made_anew(devices: Devices)
         home.rmdir()
 
 
+async def test_a_home_of_any_name_is_gone_back_to(devices: Devices) -> None:
+    """Whoever a cgroup is delegated to names those below it. The worker ended with the tree half
+    moved; or it went to one of another name."""
+    one = lease(memory(), pid=0, reason=RevocationReason.GRANT_FAILED)
+    root = (await devices.facts()).path
+    home = os.fsencode(mount_of(root)) + b"/leased-test-\xff\r0::\x85"
+    os.mkdir(home)
+    try:
+        with running(_TREE) as process:
+            for each in descendants(process.pid):
+                with open(home + b"/cgroup.procs", "w") as procs:
+                    procs.write(str(each.pid))
+            pidfd = os.pidfd_open(process.pid)
+            devices.adoptions.want((one.subject.uid, one.command_id), process.pid, pidfd)
+            made = await grant(devices, one)
+            assert isinstance(made, Prepared) and len(inside(made.cgroup)) == TREE, made
+            await devices.scrub_many([(one, made.fds)])
+            assert inside(made.cgroup) == []
+            assert len(inside(os.fsdecode(home))) == TREE
+            await give_back(devices, one, made)
+            os.close(pidfd)
+        await wait_until_empty(os.fsdecode(home))
+    finally:
+        os.rmdir(home)
+
+
 async def test_one_that_must_be_left_alone_refuses_the_whole_tree(devices: Devices) -> None:
     """A grandchild is in a lease already."""
     first, second = lease(memory(), pid=0), lease(memory(), pid=0)

@@ -156,11 +156,11 @@ def test_whose_number_is_anothers_by_now_is_not_mapped(
     )
     mark(beside)
     stale = msgspec.structs.replace(ours, number=beside.number)
-    with pytest.raises(DeviceError) as caught:
-        mapping.ready(asked, lambda _: stale)
-    assert (caught.value.verb, caught.value.errno) == (calls.NOT_BEGUN, errno.ENODEV)
-    assert uuid not in mapping.list_ours(calls.Nothing()).uuids and marked(beside)
     try:
+        with pytest.raises(DeviceError) as caught:
+            mapping.ready(asked, lambda _: stale)
+        assert (caught.value.verb, caught.value.errno) == (calls.NOT_BEGUN, errno.ENODEV)
+        assert uuid not in mapping.list_ours(calls.Nothing()).uuids and marked(beside)
         assert mapping.ready(asked).number, "looked at again it is ours"
     finally:
         mapping.undo(calls.Undo(uuid, name))

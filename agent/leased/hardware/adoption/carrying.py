@@ -59,7 +59,7 @@ def move(asked: Move, fds: Sequence[int]) -> Moved:
     cgroup.check_pid(asked.pid, fds[0])
     mount = cgroup.mount_of(asked.root)
     home = leaves.inside(asked.leaf)
-    leases, leaf = (path.removeprefix(mount) for path in (asked.root, home))
+    leases, leaf = (path.removeprefix(mount).encode() for path in (asked.root, home))
     moved: dict[tuple[int, int], Process] = {}
     try:
         for _ in range(PASSES_MAX):
@@ -97,7 +97,7 @@ def undo(asked: Undo, fds: Sequence[int]) -> Moved:
             ancestor = above.parent if above is not None else 0
         if process is not None and ancestor in homes:
             with contextlib.suppress(DeviceError, OSError):
-                home = f"{mount}{homes[ancestor]}"
+                home = mount + os.fsdecode(homes[ancestor])
                 os.makedirs(home, exist_ok=True)
                 cgroup.write(f"{home}/cgroup.procs", str(pid))
                 back.append(process)

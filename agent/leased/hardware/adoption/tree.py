@@ -23,7 +23,8 @@ _KERNEL_THREAD = 0x00200000
 
 
 class Process(msgspec.Struct, frozen=True, array_like=True):
-    """One process as one look saw it. `home` is its path in the cgroup v2 tree."""
+    """One process as one look saw it. `home` is its path in the cgroup v2 tree, of whatever bytes
+    whoever made it liked."""
 
     pid: int
     started: int
@@ -31,7 +32,7 @@ class Process(msgspec.Struct, frozen=True, array_like=True):
     name: str
     kernel: bool
     ended: bool
-    home: str
+    home: bytes
 
 
 def look(pid: int) -> Process | None:
@@ -39,8 +40,8 @@ def look(pid: int) -> Process | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             head, _, tail = file.read().rpartition(b")")
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            homes = [line[3:].rstrip("\n") for line in file if line.startswith("0::")]
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
+            homes = [line[3:].rstrip(b"\n") for line in file if line.startswith(b"0::")]
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = tail.split()
@@ -52,7 +53,7 @@ def look(pid: int) -> Process | None:
         name,
         bool(int(fields[6]) & _KERNEL_THREAD),
         fields[0] in (b"Z", b"X"),
-        homes[0] if homes else "/",
+        homes[0] if homes else b"/",
     )
 
 
@@ -69,7 +70,7 @@ def descendants(root: int) -> list[Process]:
     return found
 
 
-def refuse(process: Process, *, exempt: Mapping[int, int], leases: str, leaf: str) -> None:
+def refuse(process: Process, *, exempt: Mapping[int, int], leases: bytes, leaf: bytes) -> None:
     """Raise DeviceError for one that must be left alone. `leases` is the cgroup that every lease's
     leaf is in and `leaf` the one that it may be in, as paths of the v2 tree."""
     why = ""
@@ -79,8 +80,9 @@ def refuse(process: Process, *, exempt: Mapping[int, int], leases: str, leaf: st
         why = "it is a thread of the kernel"
     elif exempt.get(process.pid) == process.started:
         why = "it is the agent's own"
-    elif process.home != leaf and f"{process.home}/".startswith(f"{leases}/"):
-        why = f"it is in lease {process.home.rpartition('/')[2][:8]} already"
+    elif process.home != leaf and (process.home + b"/").startswith(leases + b"/"):
+        name = process.home.rpartition(b"/")[2].decode("utf-8", "replace")
+        why = f"it is in lease {name[:8]} already"
     if why:
         detail = f"process {process.pid} ({process.name}) cannot be adopted: {why}"
         raise DeviceError("adopt", errno.EPERM, detail)
