@@ -153,6 +153,31 @@ def test_an_agent_that_was_killed_finds_its_gpu_in_use_and_ends_it() -> None:
         assert machine.dirty(0) == 0 and machine.show(0)["compute_mode"] == "2"
 
 
+def test_a_driver_is_replaced_under_the_agent_whether_it_is_restarted_meanwhile_or_not() -> None:
+    """Who listened to the driver ended the agent with it."""
+    with (
+        mock_machine(["H100"]) as machine,
+        HostAgent(hardware=HARDWARE.format(root=machine.root)) as agent,
+    ):
+        agent.start()
+        process = holder(agent, ("--gpu", "1"), "hold")
+        words = ("drain", "gpu", "--for", "driver-upgrade", "--grace", "1s")
+        assert "nobody has the gpu driver" in agent.leasectl(*words).stdout
+        assert process.wait(PATIENCE_S)
+        machine.driver_unload()
+        for restarted in (False, True):
+            if restarted:
+                agent.kill()
+                agent.start()
+            assert len(gpus_of(agent)) == 1, "as it was seen last"
+            refused = agent.leasectl("run", "--gpu", "1", "--", "true", check=None)
+            assert "cordoned" in refused.stderr, refused
+        machine.driver_load()
+        agent.leasectl("resume", "gpu")
+        agent.leasectl("run", "--gpu", "1", "--wait", "20s", "--", "true")
+        assert "Traceback" not in agent.log()
+
+
 @pytest.mark.parametrize("call", ["nvmlDeviceGetUUID", "nvmlInitWithFlags"])
 def test_a_call_that_fails_at_a_start_ends_no_lease(call: str) -> None:
     """It was revoked, its work killed and its GPU fenced, for one "Unknown Error"."""

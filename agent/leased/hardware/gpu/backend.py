@@ -121,7 +121,8 @@ class GpuBackend:
     async def _survey(self) -> Surveyed:
         if self._leave.taken:
             why = "the driver is let go until `leasectl resume gpu`"
-            return self._remembered.last or Surveyed((), (Absence(ResourceKind.GPU, why),), ())
+            absence = Absence(ResourceKind.GPU, why)
+            return self._remembered.stand_in(why) or Surveyed((), (absence,), ())
         try:
             seen = await self._look()
         except DeviceError as error:
