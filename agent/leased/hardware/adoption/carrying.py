@@ -88,8 +88,11 @@ def undo(asked: Undo, fds: Sequence[int]) -> Moved:
     del fds
     mount = cgroup.mount_of(asked.leaf)
     homes = {process.pid: process.home for process in asked.processes}
+    leaf = leaves.inside(asked.leaf).removeprefix(mount).encode()
+    # Whose first thread has ended is in no list of a cgroup's processes.
+    unlisted = [one.pid for one in asked.processes if _is_in(one, leaf)]
     back: list[Process] = []
-    for pid in _inside(asked.leaf):
+    for pid in dict.fromkeys([*_inside(asked.leaf), *unlisted]):
         process = look(pid)
         ancestor = pid
         while ancestor not in homes and ancestor > 1:
@@ -122,6 +125,11 @@ def _enter(leaf: str, process: Process) -> bool:
     finally:
         os.close(pidfd)
     return True
+
+
+def _is_in(process: Process, leaf: bytes) -> bool:
+    now = look(process.pid)
+    return now is not None and (now.started, now.home) == (process.started, leaf)
 
 
 def _inside(leaf: str) -> list[int]:

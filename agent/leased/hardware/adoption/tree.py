@@ -21,6 +21,8 @@ from leased.terms.errors import DeviceError
 _KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of the flags in /proc/P/stat."""
 
+_DEAD = (b"Z", b"X")
+
 
 class Process(msgspec.Struct, frozen=True, array_like=True):
     """One process as one look saw it. `home` is its path in the cgroup v2 tree, of whatever bytes
@@ -38,13 +40,15 @@ class Process(msgspec.Struct, frozen=True, array_like=True):
 def look(pid: int) -> Process | None:
     """The process of that number now; None if there is none."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            head, _, tail = file.read().rpartition(b")")
-        with open(f"/proc/{pid}/cgroup", "rb") as file:
+        head, fields = _stat(f"/proc/{pid}")
+        where, ended = f"/proc/{pid}", fields[0] in _DEAD
+        if ended and int(fields[17]) > 1:  # the first thread has ended, and others go on
+            where = next((one for one in _threads(pid) if _stat(one)[1][0] not in _DEAD), where)
+            ended = where == f"/proc/{pid}"
+        with open(f"{where}/cgroup", "rb") as file:
             homes = [line[3:].rstrip(b"\n") for line in file if line.startswith(b"0::")]
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = tail.split()
     name = head.partition(b"(")[2].decode("utf-8", "replace")
     return Process(
         pid,
@@ -52,9 +56,20 @@ def look(pid: int) -> Process | None:
         int(fields[1]),
         name,
         bool(int(fields[6]) & _KERNEL_THREAD),
-        fields[0] in (b"Z", b"X"),
+        ended,
         homes[0] if homes else b"/",
     )
+
+
+def _stat(place: str) -> tuple[bytes, list[bytes]]:
+    """What stands before and behind the end of the name, which may have anything in it."""
+    with open(f"{place}/stat", "rb") as file:
+        head, _, tail = file.read().rpartition(b")")
+    return head, tail.split()
+
+
+def _threads(pid: int) -> list[str]:
+    return [f"/proc/{pid}/task/{thread}" for thread in os.listdir(f"/proc/{pid}/task")]
 
 
 def descendants(root: int) -> list[Process]:
