@@ -20,9 +20,10 @@ from leased.hardware.block import canaries, verbs
 from leased.hardware.block.calls import NOT_BEGUN, Mapped, Nothing, Readied, Ready, Undo
 from leased.hardware.block.contents import describe_contents, read_each, write_each
 from leased.hardware.block.names import PREFIX, lease_in
-from leased.hardware.block.namespaces import Namespace, Number, is_still
+from leased.hardware.block.namespaces import Namespace, is_still
 from leased.hardware.block.opening import opened, resolve
 from leased.hardware.block.users import find_uses
+from leased.hardware.block.verbs import Number
 from leased.terms.errors import DeviceError
 
 _NODE_MODE = 0o600
