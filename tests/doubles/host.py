@@ -19,7 +19,7 @@ from typing import Protocol
 import pytest
 
 from leased.hardware import leaves
-from leased.hardware.cgroup import find_mounts
+from leased.hardware.cgroup import find_mounts, read_names
 from leased.hardware.config import HardwareConfig
 from leased.hardware.devices import Devices
 from leased.terms.lease import Lease
@@ -45,7 +45,7 @@ def not_proven(what: str, why: str) -> None:
 @contextlib.contextmanager
 def real_devices(**settings: object) -> Iterator[Devices]:
     """Devices with a cgroup root of their own, which is removed afterwards."""
-    unified, _ = find_mounts(Path("/proc/self/mountinfo").read_text("utf-8"))
+    unified, _ = find_mounts(read_names("/proc/self/mountinfo"))
     if os.geteuid() != 0 or unified is None or not os.access(unified, os.W_OK):
         not_proven("anything of the real device", "needs root and a writable cgroup2")
     root = str(settings.get("cgroup_root", f"leased-test-{os.getpid()}"))
@@ -107,7 +107,7 @@ def handed(devices: Hands, lease: Lease, fds: Sequence[int]) -> list[int]:
 
 def v2_controllers() -> tuple[str, ...]:
     """The controllers that cgroup v2 has on this host."""
-    unified, _ = find_mounts(Path("/proc/self/mountinfo").read_text("utf-8"))
+    unified, _ = find_mounts(read_names("/proc/self/mountinfo"))
     given = Path(unified or "/", "cgroup.controllers")
     return tuple(given.read_text("ascii").split()) if given.exists() else ()
 

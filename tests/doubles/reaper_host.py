@@ -26,6 +26,7 @@ from types import TracebackType
 
 import msgspec
 
+from leased.hardware.cgroup import find_mounts, read_names
 from leased.service.reaper.process import find_reaper
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
@@ -43,11 +44,8 @@ def boot_ns() -> int:
 
 def cgroup_root() -> Path | None:
     """Where cgroup2 is mounted, or None."""
-    for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines():
-        fields = line.split(" - ")
-        if fields[1].split()[0] == "cgroup2":
-            return Path(fields[0].split()[4])
-    return None
+    unified, _ = find_mounts(read_names("/proc/self/mountinfo"))
+    return None if unified is None else Path(unified)
 
 
 def usable() -> bool:

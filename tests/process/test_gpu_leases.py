@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -75,11 +76,17 @@ def lease_on(agent: HostAgent, machine: Machine, gpu: int) -> str:
     return str(found)
 
 
-def test_devices_say_what_they_are(agent: HostAgent, machine: Machine) -> None:
+def gpus_of(agent: HostAgent) -> list[dict[str, Any]]:
+    """As `leasectl devices` has them."""
     told = json.loads(agent.leasectl("devices", "--kind", "gpu", "--json").stdout)
-    ids = {one["resource_id"] for one in told["resources"]}
+    found: list[dict[str, Any]] = told["resources"]
+    return found
+
+
+def test_devices_say_what_they_are(agent: HostAgent, machine: Machine) -> None:
+    ids = {one["resource_id"] for one in gpus_of(agent)}
     assert ids == {f"gpu:{machine.uuid(0)}", f"gpu:{machine.uuid(1)}"}
-    assert {one["evidence"] for one in told["resources"]} == {"emulated"}
+    assert {one["evidence"] for one in gpus_of(agent)} == {"emulated"}
 
 
 def test_run_sees_one_gpu_and_gives_it_back_clean(agent: HostAgent, machine: Machine) -> None:
@@ -144,6 +151,57 @@ def test_an_agent_that_was_killed_finds_its_gpu_in_use_and_ends_it() -> None:
         ended = agent.wait_for(lease_id)
         assert ended["runtime"]["state"] == "reclaimed"
         assert machine.dirty(0) == 0 and machine.show(0)["compute_mode"] == "2"
+
+
+def test_a_driver_is_replaced_under_the_agent_whether_it_is_restarted_meanwhile_or_not() -> None:
+    """Who listened to the driver ended the agent with it."""
+    with (
+        mock_machine(["H100"]) as machine,
+        HostAgent(hardware=HARDWARE.format(root=machine.root)) as agent,
+    ):
+        agent.start()
+        process = holder(agent, ("--gpu", "1"), "hold")
+        words = ("drain", "gpu", "--for", "driver-upgrade", "--grace", "1s")
+        assert "nobody has the gpu driver" in agent.leasectl(*words).stdout
+        assert process.wait(PATIENCE_S)
+        machine.driver_unload()
+        for restarted in (False, True):
+            if restarted:
+                agent.kill()
+                agent.start()
+            assert len(gpus_of(agent)) == 1, "as it was seen last"
+            refused = agent.leasectl("run", "--gpu", "1", "--", "true", check=None)
+            assert "cordoned" in refused.stderr, refused
+        machine.driver_load()
+        agent.leasectl("resume", "gpu")
+        agent.leasectl("run", "--gpu", "1", "--wait", "20s", "--", "true")
+        assert "Traceback" not in agent.log()
+
+
+@pytest.mark.parametrize("call", ["nvmlDeviceGetUUID", "nvmlInitWithFlags"])
+def test_a_call_that_fails_at_a_start_ends_no_lease(call: str) -> None:
+    """It was revoked, its work killed and its GPU fenced, for one "Unknown Error"."""
+    with (
+        mock_machine(["H100"]) as machine,
+        HostAgent(hardware=HARDWARE.format(root=machine.root)) as agent,
+    ):
+        agent.start()
+        process = holder(agent, ("--gpu", "1"), "hold")
+        lease_id = lease_on(agent, machine, 0)
+        agent.kill()
+        machine.fault(call, "return:999")
+        agent.start()
+        [one] = gpus_of(agent)
+        assert one["health"] == "sick" and "Unknown Error" in one["limits"][0]
+        assert lease_on(agent, machine, 0) == lease_id and process.poll() is None
+        machine.clear()
+        until = time.monotonic() + PATIENCE_S
+        while gpus_of(agent)[0]["health"] != "ok":
+            assert time.monotonic() < until
+            agent.leasectl("resume", "gpu")  # it looks soon
+        assert process.stdin is not None
+        process.stdin.close()
+        assert agent.wait_for(lease_id)["runtime"]["state"] == "reclaimed"
 
 
 def test_a_lost_gpu_ends_its_lease(agent: HostAgent, machine: Machine) -> None:

@@ -64,7 +64,7 @@ def _filesystem(root: Path, path: Path) -> str:
     """The type of the file system that holds `path`: that of the longest mount point above it."""
     below = "/" + str(path.relative_to(root))
     best, kind = "", "unknown"
-    for line in (read_text(root / "proc/self/mountinfo") or "").splitlines():
+    for line in filter(None, (read_text(root / "proc/self/mountinfo") or "").split("\n")):
         mounted, _, described = line.partition(" - ")
         point = mounted.split(" ")[4]
         fits = point == "/" or below == point or below.startswith(point + "/")

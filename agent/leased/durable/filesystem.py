@@ -14,6 +14,7 @@ from __future__ import annotations
 import array
 import errno
 import fcntl
+import os
 from pathlib import Path
 from typing import Final
 
@@ -45,7 +46,7 @@ class Filesystem(msgspec.Struct, frozen=True):
 
 def examine(directory: Path, directory_fd: int) -> Filesystem:
     """Return what `directory` lies on."""
-    name = mounted_type(_MOUNTS.read_text(), directory.resolve())
+    name = mounted_type(os.fsdecode(_MOUNTS.read_bytes()), directory.resolve())
     if name in _ALLOWED:
         return Filesystem(name, "")
     if name == "btrfs":
@@ -69,7 +70,7 @@ def mounted_type(mountinfo: str, path: Path) -> str:
     """Return the type of the file system that `path` is on: the longest, and of equals the last,
     mount point."""
     best, found = -1, "unknown"
-    for line in mountinfo.splitlines():
+    for line in filter(None, mountinfo.split("\n")):
         fields, _, rest = line.partition(" - ")
         point = Path(_unescape(fields.split()[4]))
         depth = len(point.parts)

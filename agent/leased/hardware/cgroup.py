@@ -23,6 +23,7 @@ from leased.hardware.verbs import DeviceRule, attach_filter, load_filter
 from leased.terms.errors import DeviceError
 
 WANTED = ("cpu", "cpuset", "memory", "pids", "hugetlb", "rdma")
+_MOUNTS = "/proc/self/mountinfo"
 _CPU_PERIOD_US = 100_000
 PROGRAMS_MAX = 16
 """Device filters that a worker keeps loaded: one for leases without devices, and one for each
@@ -46,11 +47,17 @@ def write(path: str, text: str) -> None:
         raise DeviceError("cgroup_write", error.errno or errno.EIO, f"{path}: {text}") from error
 
 
+def read_names(path: str) -> str:
+    """A file of the kernel with names that anybody may have made: of any bytes but a newline."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        return file.read()
+
+
 def find_mounts(mountinfo: str) -> tuple[str | None, tuple[str, ...]]:
     """(where cgroup2 is mounted, the controllers that v1 hierarchies have), from mountinfo."""
     unified: str | None = None
     v1: dict[str, None] = {}
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         before, dash, after = line.partition(" - ")
         fields = before.split(" ")
         kind = after.split(" ")
@@ -65,7 +72,7 @@ def find_mounts(mountinfo: str) -> tuple[str | None, tuple[str, ...]]:
 
 def found(root: str, mountinfo: str | None = None) -> CgroupFacts:
     """Make `root` below the cgroup2 mount and give its leaves every controller that v2 has."""
-    unified, v1 = find_mounts(mountinfo or Path("/proc/self/mountinfo").read_text("utf-8"))
+    unified, v1 = find_mounts(mountinfo or read_names(_MOUNTS))
     if unified is None:
         return CgroupFacts("", (), v1, ("no cgroup2 is mounted: leases cannot have a leaf",))
     troubles: list[str] = []
@@ -221,14 +228,14 @@ def join(path: str, pid: int, pidfd: int) -> None:
 def home_of(pid: int) -> str:
     """What /proc says of a process's cgroups. Raises DeviceError(ESRCH) of one that is gone."""
     try:
-        return Path(f"/proc/{pid}/cgroup").read_text("utf-8")
+        return read_names(f"/proc/{pid}/cgroup")
     except (FileNotFoundError, ProcessLookupError) as error:
         raise DeviceError("cgroup_join", errno.ESRCH, f"process {pid} has exited") from error
 
 
 def mount_of(path: str) -> str:
     """The mount of cgroup v2 that a directory is in. Raises DeviceError."""
-    unified, _ = find_mounts(Path("/proc/self/mountinfo").read_text("utf-8"))
+    unified, _ = find_mounts(read_names(_MOUNTS))
     if unified is None or not f"{path}/".startswith(f"{unified}/"):
         raise DeviceError("cgroup_find", errno.ENOENT, path)
     return unified
@@ -252,8 +259,8 @@ def _exited(pidfd: int) -> bool:
 def _put_back(leaf: str, pid: int, before: str) -> None:
     """Whoever got the number meanwhile does not belong here: back to where the v2 line says."""
     procs = Path(leaves.inside(leaf), "cgroup.procs").read_text("ascii").split()
-    home = [line[3:] for line in before.splitlines() if line.startswith("0::")]
-    unified, _ = find_mounts(Path("/proc/self/mountinfo").read_text("utf-8"))
+    home = [line[3:] for line in before.split("\n") if line.startswith("0::")]
+    unified, _ = find_mounts(read_names(_MOUNTS))
     if str(pid) in procs and home and unified is not None:
         write(os.path.join(unified, home[0].lstrip("/"), "cgroup.procs"), str(pid))
 

@@ -110,7 +110,7 @@ class Link:
         try:
             with trio.CancelScope(deadline=trio.current_time() + budget_ns / _NS_PER_S):
                 return await talk()
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, trio.ClosedResourceError) as error:  # the last: dismissed
             self.abandon()
             number = getattr(error, "errno", None) or errno.EPIPE
             raise DeviceError("worker_answer", number, f"worker {self.name} ended") from error

@@ -232,7 +232,7 @@ class Devices:
 
     async def let_go(self, kind: ResourceKind) -> tuple[Holder, ...]:
         """Have nothing of the kind's drivers open until `take_up`; who else has. Raises
-        DeviceError, with ENOTSUP for a kind of which that cannot be said: it is not "nobody"."""
+        DeviceError, with ENOTSUP where that can never be said: it is not "nobody"."""
         backends = [one for one in self._backends if one.kind is kind]
         detachable = [one for one in backends if isinstance(one, Detachable)]
         if not detachable or len(detachable) < len(backends):

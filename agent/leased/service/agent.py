@@ -226,7 +226,7 @@ class Agent:
         self.reaper_pid = (await self.reaper.ping()).pid
         self.devices.exempt(self.reaper_pid)
         await self.devices.warm()
-        await self.detachment.restore()
+        await self.detachment.restore(self.say)
         table = self.sequencer.lessor.table
         self.devices.recall(table.leases.values(), table.pools.inventory)
         self.inventory, self.seen = await first_look(self.devices, table.pools.inventory, self.say)

@@ -27,7 +27,8 @@ class Drivers(Protocol):
     """What is needed of the device room."""
 
     async def let_go(self, kind: ResourceKind) -> tuple[Holder, ...]:
-        """Have nothing of the kind's drivers open; who else has. Raises DeviceError."""
+        """Have nothing of the kind's drivers open; who else has. Raises DeviceError where that
+        cannot be seen; they are let go all the same, unless it says ENOTSUP."""
         ...
 
     async def take_up(self, kind: ResourceKind) -> None:
@@ -44,15 +45,20 @@ class Detachment:
         self._table = table
         self._look = look
 
-    async def restore(self) -> None:
-        """At a start, before any driver is opened. Raises DeviceError."""
-        for kind in KIND_SCOPES.values():
+    async def restore(self, say: Callable[[str], None]) -> None:
+        """At a start, before any driver is opened. That nobody can say who else has one is no
+        reason not to start: it is left alone all the same."""
+        for name, kind in KIND_SCOPES.items():
             if self._is_drained(kind) and not self._held(kind):
                 try:
                     await self._drivers.let_go(kind)
                 except DeviceError as error:
                     if error.errno != errno.ENOTSUP:  # what can never be let go was not
-                        raise
+                        scope = name.rstrip(":")
+                        say(
+                            f"the driver of {scope} is let go until `leasectl resume {scope}`;"
+                            f" who else has it open could not be seen ({error})"
+                        )
 
     async def let_go(self, kind: ResourceKind) -> tuple[Holder, ...] | Refusal:
         """Who still has the driver, or why it is not let go. Raises DeviceError."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
 import select
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from leased.hardware.devices import Devices
 from leased.ports import Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease, RevocationReason
-from tests.doubles.host import real_devices
+from tests.doubles.host import not_proven, real_devices
 from tests.doubles.leases import lease, memory
 from tests.doubles.workers import workers_of
 
@@ -155,6 +156,63 @@ async def test_a_home_that_went_when_it_was_empty_is_made_anew(devices: Devices)
         await wait_until_empty(str(home))
     finally:
         home.rmdir()
+
+
+_HEADLESS = """
+import ctypes, os, threading
+threading.Thread(target=os.read, args=(0, 1)).start()
+os.write(1, b"in\\n")
+ctypes.CDLL(None).syscall(60, 0)
+"""
+"""A process whose first thread ends alone (exit(2), by its number on x86-64)."""
+
+
+async def test_who_goes_on_without_his_first_thread_is_moved_and_put_back(devices: Devices) -> None:
+    """It was taken for dead: "process N and all below it" were under the lease, and nobody was."""
+    if platform.machine() != "x86_64":
+        not_proven("a process without its first thread", "the number of exit(2) is x86-64's")
+    one = lease(memory(), pid=0, reason=RevocationReason.GRANT_FAILED)
+    with running(_HEADLESS) as process:
+        with trio.fail_after(HANG_S):
+            while " Z " not in Path(f"/proc/{process.pid}/stat").read_text():
+                await trio.lowlevel.checkpoint()
+        [thread] = [n for n in os.listdir(f"/proc/{process.pid}/task") if int(n) != process.pid]
+        before = home_of(int(thread))
+        pidfd = os.pidfd_open(process.pid)
+        devices.adoptions.want((one.subject.uid, one.command_id), process.pid, pidfd)
+        made = await grant(devices, one)
+        assert isinstance(made, Prepared) and devices.adoptions.moved_for(one.lease_id) == 1
+        assert made.cgroup.endswith(home_of(int(thread)))
+        await devices.scrub_many([(one, made.fds)])
+        assert home_of(int(thread)) == before and process.poll() is None
+        await give_back(devices, one, made)
+        os.close(pidfd)
+
+
+async def test_a_home_of_any_name_is_gone_back_to(devices: Devices) -> None:
+    """Whoever a cgroup is delegated to names those below it. The worker ended with the tree half
+    moved; or it went to one of another name."""
+    one = lease(memory(), pid=0, reason=RevocationReason.GRANT_FAILED)
+    root = (await devices.facts()).path
+    home = os.fsencode(mount_of(root)) + b"/leased-test-\xff\r0::\x85"
+    os.mkdir(home)
+    try:
+        with running(_TREE) as process:
+            for each in descendants(process.pid):
+                with open(home + b"/cgroup.procs", "w") as procs:
+                    procs.write(str(each.pid))
+            pidfd = os.pidfd_open(process.pid)
+            devices.adoptions.want((one.subject.uid, one.command_id), process.pid, pidfd)
+            made = await grant(devices, one)
+            assert isinstance(made, Prepared) and len(inside(made.cgroup)) == TREE, made
+            await devices.scrub_many([(one, made.fds)])
+            assert inside(made.cgroup) == []
+            assert len(inside(os.fsdecode(home))) == TREE
+            await give_back(devices, one, made)
+            os.close(pidfd)
+        await wait_until_empty(os.fsdecode(home))
+    finally:
+        os.rmdir(home)
 
 
 async def test_one_that_must_be_left_alone_refuses_the_whole_tree(devices: Devices) -> None:

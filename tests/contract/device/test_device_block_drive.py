@@ -13,9 +13,10 @@ import select
 import time
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 
-from leased.hardware.block import drives, erasing, verbs
+from leased.hardware.block import calls, drives, erasing, mapping, verbs
 from leased.hardware.block.arranging import arrange
 from leased.hardware.block.calls import Arrange, Clean
 from leased.hardware.block.contents import read_each, write_each
@@ -141,6 +142,29 @@ def test_a_namespace_whose_mapping_cannot_be_cut_is_taken_from_the_host(ours: Na
         eventually(lambda: find_namespace(OURS) is None)
         with pytest.raises((OSError, DeviceError)):
             list(read_each(fd, [1 << 20], len(MARKER)))
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_whose_number_is_anothers_by_now_is_not_mapped(
+    raw: bool, ours: Namespace, beside: Namespace
+) -> None:
+    """Detached after it was looked at, and its number given to the next that came: the lease had
+    that one's data, and no canary told."""
+    uuid, name = "LEASED-" + "0" * 32 + "-0", "lease-" + "0" * 32 + "-0"
+    asked = calls.Ready(
+        uuid, name, OURS, ours.size_bytes, raw, "aes-xts-plain64", 512, 0, b"seed", 8, False
+    )
+    mark(beside)
+    stale = msgspec.structs.replace(ours, number=beside.number)
+    try:
+        with pytest.raises(DeviceError) as caught:
+            mapping.ready(asked, lambda _: stale)
+        assert (caught.value.verb, caught.value.errno) == (calls.NOT_BEGUN, errno.ENODEV)
+        assert uuid not in mapping.list_ours(calls.Nothing()).uuids and marked(beside)
+        assert mapping.ready(asked).number, "looked at again it is ours"
+    finally:
+        mapping.undo(calls.Undo(uuid, name))
+    assert erasing.clean(clean(beside, Erase.ZERO)).clean
 
 
 def test_what_the_drive_cannot_do_is_its_own_word(beside: Namespace) -> None:

@@ -225,6 +225,26 @@ async def test_an_agent_that_ends_with_unread_answers_is_no_fault(
     starter.close()
 
 
+async def test_who_is_dismissed_while_it_works_has_not_answered() -> None:
+    """The driver is let go of, and somebody listens to it: that ended the whole agent."""
+    crew = Crew(HardwareConfig(call_budget_ns=ENDS_S * NS_PER_S))
+    try:
+        await crew.ask("ear", ())
+        [ear] = workers_of(os.getpid())
+        os.kill(ear, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(DeviceError, match="ended"):
+                    await crew.ask("ear", ())
+
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            crew.dismiss("ear")
+    finally:
+        crew.close()
+
+
 async def test_who_is_dismissed_while_it_is_started_does_not_come() -> None:
     """A driver is let go of: nobody is to open it a moment later."""
     crew = Crew(HardwareConfig(call_budget_ns=ENDS_S * NS_PER_S))

@@ -101,6 +101,19 @@ async def test_a_count_that_hangs_is_made_up_for_by_the_last_one() -> None:
     assert (await fleet.look()).gpus == (A, B)
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ELIBBAD])
+async def test_an_error_that_says_nothing_is_no_empty_host(number: int) -> None:
+    """"Unknown Error", or a library that was upgraded under the driver: work goes on meanwhile."""
+    driver = Driver(A, B)
+    fleet, _ = fleet_of(driver)
+    await fleet.look()
+    driver.list_answer = DeviceError("nvml_init", number, "Unknown Error")
+    driver.hangs.add(B.uuid)
+    seen = await fleet.look()
+    assert seen.gpus == (A, B) and not seen.strangers
+    assert seen.findings[B.uuid].health is Health.SICK
+
+
 @pytest.mark.parametrize("number", [errno.ENXIO, errno.ELIBACC])
 async def test_a_driver_that_is_gone_is_an_empty_host(number: int) -> None:
     driver = Driver(A)

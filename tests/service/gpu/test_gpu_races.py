@@ -24,6 +24,7 @@ from leased.hardware.gpu.fleet import Fleet
 from leased.hardware.gpu.idle import Idle
 from leased.hardware.gpu.leave import Leave
 from leased.hardware.gpu.reclaiming import Reclaimer
+from leased.hardware.gpu.survey import Seen, describe
 from leased.hardware.observing import Observer
 from leased.terms.errors import DeviceError
 from leased.terms.resource import Health, Resource, ResourceKind
@@ -161,6 +162,28 @@ async def test_a_gpu_that_does_not_answer_a_new_agent_is_sick_as_it_was_to_the_o
     crew.answers["list"] = Listing("570.86.15", True, (listed(well),))
     [seen] = (await backend.survey()).resources
     assert seen.resource_id == sealed[0].resource_id, "what the driver does not count is not there"
+
+
+@pytest.mark.parametrize("at", ["address", "nowhere", "init"])
+async def test_a_gpu_that_fails_without_a_name_is_not_gone_to_a_new_agent(at: str) -> None:
+    """The lease of an earlier run ended, and its work was killed, for one call that failed."""
+    well, failing = gpu(0), gpu(1)
+    fault = Listed(failing.pci if at == "address" else "", "", errno.EIO, "Unknown Error")
+    crew = GpuCrew(
+        list=Listing("570.86.15", True, (listed(well), fault)), examine=Examined((well,), ())
+    )
+    if at == "init":
+        crew.answers["list"] = DeviceError("nvml_init", errno.EIO, "Unknown Error")
+    backend = GpuBackend(crew, HardwareConfig())  # type: ignore[arg-type]
+    sealed = describe(Seen((well, failing)), GpuConfig(), {}).resources
+    backend.remember(sealed)
+    found = {one.resource_id: one for one in (await backend.survey()).resources}
+    assert list(found) == [one.resource_id for one in sealed]
+    assert found[f"gpu:{failing.uuid}"].health is Health.SICK
+    assert "Unknown Error" in found[f"gpu:{failing.uuid}"].limits[0]
+    crew.answers["list"] = Listing("570.86.15", True, (listed(well),))
+    [left] = (await backend.survey()).resources
+    assert left.health is Health.OK, "and what the driver does not count is not there"
 
 
 async def test_what_the_driver_says_is_not_there_is_not_remembered() -> None:

@@ -127,6 +127,20 @@ def test_who_could_undo_the_walls_is_not_trusted_to_be_confined(door: socket.soc
         assert identify(theirs, tenant_of=everybody, operator=False).trust is Trust.CONFINED
 
 
+def test_nobody_calls_itself_confined(door: socket.socket) -> None:
+    """A name may have a carriage return in it, and what comes after it was read as a line."""
+    if os.geteuid() != 0:
+        not_proven("that root is told apart", "this is not root")
+    name = Path("/proc/self/comm")
+    before = name.read_bytes()
+    name.write_bytes(b"\rCapEff:\t0")
+    try:
+        with pair(door) as theirs:
+            assert identify(theirs, tenant_of=everybody, operator=False).trust is Trust.ROOT
+    finally:
+        name.write_bytes(before)
+
+
 def test_a_peer_that_has_gone_is_still_who_it_was(door: socket.socket) -> None:
     """The credentials are those of the connect, and trust is never guessed upwards."""
     with visitor(door, 4242) as (theirs, process):

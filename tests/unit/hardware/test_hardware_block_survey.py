@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from leased.hardware.block.survey import candidates, survey
 from leased.hardware.block.users import Use, find_uses
 from leased.terms.resource import Evidence, Health, Resource
 from tests.doubles import nvme_trees
+from tests.doubles.host import not_proven
 from tests.doubles.nvme_trees import partition, qemu, seen, write
 
 LISTED = BlockConfig(namespaces=("aa01",))
@@ -217,6 +219,37 @@ def test_everything_on_top_is_found_by_number(tmp_path: Path) -> None:
         Use((259, 3), "in the array md0"),
     )
     assert find_uses([(8, 0)], tmp_path) == ()
+
+
+def test_what_a_mount_calls_its_source_is_believed_of_no_kind_that_anybody_mounts(
+    tmp_path: Path,
+) -> None:
+    """In a user namespace of one's own: each namespace of the host was in use, and a lease of it
+    was fenced. A name of odd bytes ended the worker, and one with a line break hid the mount."""
+    real = next((one for one in Path("/dev").iterdir() if one.is_block_device()), None)
+    if real is None:
+        not_proven("what a mount's source is worth", "there is no block device")
+    node = tmp_path / "dev/loop"
+    node.parent.mkdir()
+    node.symlink_to(real)
+    status = real.stat()
+    number = (os.major(status.st_rdev), os.minor(status.st_rdev))
+    lines = [
+        "20 1 0:40 / /mnt rw - tmpfs /dev/loop rw",
+        "21 1 0:41 / /mnt/\udcff rw - fuse.any /dev/loop rw",
+    ]
+    path = tmp_path / "proc/7/mountinfo"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(lines), "utf-8", "surrogateescape")
+    assert find_uses([number], tmp_path) == ()
+    lines += [
+        "22 1 0:42 / /srv rw - btrfs /dev/loop rw",
+        f"23 1 {number[0]}:{number[1]} / /m\r\udcff rw - xfs x rw",
+    ]
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    uses = find_uses([number], tmp_path)
+    assert [one.what for one in uses] == ["mounted at /srv (btrfs)", "mounted at /m\r\ufffd (xfs)"]
+    assert msgspec.msgpack.encode(uses)
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,13 @@ class Crew:
         self.recreating = trio.Event()
         self.go_on = trio.Event()
         self.while_looking: Callable[[], Awaitable[object]] | None = None
+        self.asked: list[str] = []
 
     async def task(
         self, worker: str, backend: str, verb: str, argument: Any, returns: type, **_: Any
     ) -> Any:
         assert backend == "dax" and worker
+        self.asked.append(verb)
         if verb == "look":
             if self.while_looking is not None:
                 await self.while_looking()
@@ -122,3 +124,22 @@ async def test_ranges_are_taken_back_at_the_same_time_and_fenced_one_by_one(
         await backend.scrub(held, (SHARE, both))
         verdict = await backend.prove(held, (SHARE, both))
     assert verdict.unproven == ({SHARE: GIB} if verb else {})
+
+
+async def test_an_end_does_not_reach_the_lease_that_has_the_range_by_then(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An operator lifted the fence while it was tried once more: whoever had the range by then was
+    killed, and what he had written overwritten."""
+    crew = Crew()
+    crew.go_on.set()
+    backend = DaxBackend(crew, HardwareConfig(dax=DaxConfig(offer=True)))  # type: ignore[arg-type]
+    first, second = lease(SHARE), lease(SHARE)
+    await backend.prepare(second, (SHARE,), "/leaf", ())
+    crew.asked.clear()
+    await backend.scrub(first, (SHARE,))
+    await backend.abandon(first, (SHARE,))
+    assert (await backend.prove(first, (SHARE,))).unproven == {SHARE: GIB}
+    assert crew.asked == []
+    await backend.scrub(second, (SHARE,))
+    assert not (await backend.prove(second, (SHARE,))).unproven

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from leased.hardware.rdma.calls import Object
+from leased.hardware.rdma.carrying import objects_on
 from leased.hardware.rdma.ledger import Ledger, belonging, orphans
+from leased.hardware.rdma.nldev import Link, Row
 from leased.terms.identity import LeaseId
 
 A, B, C = (LeaseId(bytes([number]) * 16) for number in (1, 2, 3))
@@ -95,3 +99,30 @@ def test_what_is_left_is_left_however_often_it_is_asked() -> None:
         assert not ledger.left(A, KERNEL), "until it is gone"
         ledger.forget(A, frozenset())
         assert not ledger.left(A, everything)
+
+
+class Kernel:
+    """Lists the same objects, whichever device it is asked of."""
+
+    def objects(self, index: int) -> list[Row]:
+        return [Row(*msgspec.structs.astuple(one)) for one in [*KERNEL, *objects_of(MINE, 5)]]
+
+
+def test_what_a_device_that_was_reset_gives_again_is_not_what_it_gave_before() -> None:
+    """A lease that lost its contexts with the reset answered for those of the lease after it, and
+    was fenced."""
+
+    def listed(device: int) -> tuple[Object, ...]:
+        link = Link(device, "mlx5_0", "1", "", "ib", 1)
+        return objects_on(Kernel(), link)  # type: ignore[arg-type]
+
+    def contexts(objects: tuple[Object, ...]) -> list[int]:
+        return [one.number for one in objects if one.kind == "context"]
+
+    ledger = Ledger()
+    before, after = listed(3), listed(4)
+    ledger.claim(A, contexts(before))
+    ledger.claim(B, contexts(after))
+    assert len(ledger.left(A, before)) == len(ledger.left(B, after)) == 6
+    assert not ledger.left(A, after) and not ledger.left(B, before)
+    assert not orphans(after)

@@ -59,7 +59,7 @@ def move(asked: Move, fds: Sequence[int]) -> Moved:
     cgroup.check_pid(asked.pid, fds[0])
     mount = cgroup.mount_of(asked.root)
     home = leaves.inside(asked.leaf)
-    leases, leaf = (path.removeprefix(mount) for path in (asked.root, home))
+    leases, leaf = (path.removeprefix(mount).encode() for path in (asked.root, home))
     moved: dict[tuple[int, int], Process] = {}
     try:
         for _ in range(PASSES_MAX):
@@ -88,8 +88,11 @@ def undo(asked: Undo, fds: Sequence[int]) -> Moved:
     del fds
     mount = cgroup.mount_of(asked.leaf)
     homes = {process.pid: process.home for process in asked.processes}
+    leaf = leaves.inside(asked.leaf).removeprefix(mount).encode()
+    # Whose first thread has ended is in no list of a cgroup's processes.
+    unlisted = [one.pid for one in asked.processes if _is_in(one, leaf)]
     back: list[Process] = []
-    for pid in _inside(asked.leaf):
+    for pid in dict.fromkeys([*_inside(asked.leaf), *unlisted]):
         process = look(pid)
         ancestor = pid
         while ancestor not in homes and ancestor > 1:
@@ -97,7 +100,7 @@ def undo(asked: Undo, fds: Sequence[int]) -> Moved:
             ancestor = above.parent if above is not None else 0
         if process is not None and ancestor in homes:
             with contextlib.suppress(DeviceError, OSError):
-                home = f"{mount}{homes[ancestor]}"
+                home = mount + os.fsdecode(homes[ancestor])
                 os.makedirs(home, exist_ok=True)
                 cgroup.write(f"{home}/cgroup.procs", str(pid))
                 back.append(process)
@@ -122,6 +125,11 @@ def _enter(leaf: str, process: Process) -> bool:
     finally:
         os.close(pidfd)
     return True
+
+
+def _is_in(process: Process, leaf: bytes) -> bool:
+    now = look(process.pid)
+    return now is not None and (now.started, now.home) == (process.started, leaf)
 
 
 def _inside(leaf: str) -> list[int]:

@@ -21,9 +21,12 @@ from leased.terms.errors import DeviceError
 _KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of the flags in /proc/P/stat."""
 
+_DEAD = (b"Z", b"X")
+
 
 class Process(msgspec.Struct, frozen=True, array_like=True):
-    """One process as one look saw it. `home` is its path in the cgroup v2 tree."""
+    """One process as one look saw it. `home` is its path in the cgroup v2 tree, of whatever bytes
+    whoever made it liked."""
 
     pid: int
     started: int
@@ -31,19 +34,21 @@ class Process(msgspec.Struct, frozen=True, array_like=True):
     name: str
     kernel: bool
     ended: bool
-    home: str
+    home: bytes
 
 
 def look(pid: int) -> Process | None:
     """The process of that number now; None if there is none."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            head, _, tail = file.read().rpartition(b")")
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            homes = [line[3:].rstrip("\n") for line in file if line.startswith("0::")]
+        head, fields = _stat(f"/proc/{pid}")
+        where, ended = f"/proc/{pid}", fields[0] in _DEAD
+        if ended and int(fields[17]) > 1:  # the first thread has ended, and others go on
+            where = next((one for one in _threads(pid) if _stat(one)[1][0] not in _DEAD), where)
+            ended = where == f"/proc/{pid}"
+        with open(f"{where}/cgroup", "rb") as file:
+            homes = [line[3:].rstrip(b"\n") for line in file if line.startswith(b"0::")]
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = tail.split()
     name = head.partition(b"(")[2].decode("utf-8", "replace")
     return Process(
         pid,
@@ -51,9 +56,20 @@ def look(pid: int) -> Process | None:
         int(fields[1]),
         name,
         bool(int(fields[6]) & _KERNEL_THREAD),
-        fields[0] in (b"Z", b"X"),
-        homes[0] if homes else "/",
+        ended,
+        homes[0] if homes else b"/",
     )
+
+
+def _stat(place: str) -> tuple[bytes, list[bytes]]:
+    """What stands before and behind the end of the name, which may have anything in it."""
+    with open(f"{place}/stat", "rb") as file:
+        head, _, tail = file.read().rpartition(b")")
+    return head, tail.split()
+
+
+def _threads(pid: int) -> list[str]:
+    return [f"/proc/{pid}/task/{thread}" for thread in os.listdir(f"/proc/{pid}/task")]
 
 
 def descendants(root: int) -> list[Process]:
@@ -69,7 +85,7 @@ def descendants(root: int) -> list[Process]:
     return found
 
 
-def refuse(process: Process, *, exempt: Mapping[int, int], leases: str, leaf: str) -> None:
+def refuse(process: Process, *, exempt: Mapping[int, int], leases: bytes, leaf: bytes) -> None:
     """Raise DeviceError for one that must be left alone. `leases` is the cgroup that every lease's
     leaf is in and `leaf` the one that it may be in, as paths of the v2 tree."""
     why = ""
@@ -79,8 +95,9 @@ def refuse(process: Process, *, exempt: Mapping[int, int], leases: str, leaf: st
         why = "it is a thread of the kernel"
     elif exempt.get(process.pid) == process.started:
         why = "it is the agent's own"
-    elif process.home != leaf and f"{process.home}/".startswith(f"{leases}/"):
-        why = f"it is in lease {process.home.rpartition('/')[2][:8]} already"
+    elif process.home != leaf and (process.home + b"/").startswith(leases + b"/"):
+        name = process.home.rpartition(b"/")[2].decode("utf-8", "replace")
+        why = f"it is in lease {name[:8]} already"
     if why:
         detail = f"process {process.pid} ({process.name}) cannot be adopted: {why}"
         raise DeviceError("adopt", errno.EPERM, detail)

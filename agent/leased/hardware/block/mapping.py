@@ -20,7 +20,7 @@ from leased.hardware.block import canaries, verbs
 from leased.hardware.block.calls import NOT_BEGUN, Mapped, Nothing, Readied, Ready, Undo
 from leased.hardware.block.contents import describe_contents, read_each, write_each
 from leased.hardware.block.names import PREFIX, lease_in
-from leased.hardware.block.namespaces import Namespace
+from leased.hardware.block.namespaces import Namespace, is_still
 from leased.hardware.block.opening import opened, resolve
 from leased.hardware.block.users import find_uses
 from leased.hardware.block.verbs import Number
@@ -88,6 +88,9 @@ def _load(dm: int, call: Ready, namespace: Namespace) -> None:
         verbs.load_table(dm, call.uuid, sectors=sectors, target="linear", parameters=parameters)
     else:
         _load_crypt(dm, call, namespace, sectors)
+    # The table has the device of that number open: it is nobody else's from here on.
+    if not is_still(namespace, namespace.number):
+        raise DeviceError(NOT_BEGUN, errno.ENODEV, f"{namespace.identity} went away")
     verbs.resume_mapping(dm, call.uuid)
     verbs.load_table(dm, call.uuid, sectors=sectors, target="error", parameters="")
 

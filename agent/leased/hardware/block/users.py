@@ -24,6 +24,9 @@ from leased.hardware.block.verbs import Number
 from leased.hardware.sysfs import list_names, read_text
 from leased.terms.errors import DeviceError
 
+_OF_SEVERAL = ("btrfs", "bcachefs")
+"""File systems that may be on several devices."""
+
 
 class Use(msgspec.Struct, frozen=True, array_like=True):
     """One thing on top of a device, in words. `uuid` is the mapping's if it is one of ours."""
@@ -65,14 +68,15 @@ def _mounts(sought: frozenset[Number], root: Path) -> Iterable[Use]:
 
 
 def _mounted(mountinfo: str, sought: frozenset[Number], root: Path) -> Iterable[Use]:
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
         if len(fields) < 5 or len(kind) < 2:
             continue
         number = _parse(fields[2])
-        # A file system of several devices has a number of its own, and names one of them.
-        if number not in sought:
+        # A file system of several devices has a number of its own, and names one of them. What is
+        # on no device names what whoever mounted it liked, and that may be anybody.
+        if number not in sought and kind[0] in _OF_SEVERAL:
             number = _number_of(root, _plain(kind[1]))
         if number in sought:
             yield Use(number, f"mounted at {_plain(fields[4])} ({kind[0]})")
@@ -148,7 +152,7 @@ def _pids(root: Path) -> list[str]:
 def _text_of(path: Path) -> str | None:
     """None: whoever it was has gone."""
     try:
-        return path.read_text("utf-8", "surrogateescape")
+        return path.read_bytes().decode("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
         return None
     except OSError as error:

@@ -74,7 +74,7 @@ class DaxBackend:
         self._remembered = Remembered()
         self._ranges: dict[str, Range] = {}
         self._broken: dict[str, Range] = {}
-        self._held: set[str] = set()
+        self._held: dict[str, LeaseId] = {}
         self._clean: set[str] = set()
         self._outcomes: dict[tuple[LeaseId, str], tuple[StepReport, ...]] = {}
         self._turns: dict[str, trio.Lock] = {}
@@ -166,7 +166,7 @@ class DaxBackend:
             passes = 0 if clean else PASSES_OVER_RANGE
             readied = await self._use(identity, "ready", call, calls.Readied, passes, allotment)
             self._clean.add(identity)
-            self._held.add(identity)
+            self._held[identity] = lease.lease_id
             self._note_name(identity, readied.name)
             return readied
 
@@ -190,7 +190,9 @@ class DaxBackend:
         """Root's alone again. One that cannot be closed is overwritten before the next lease."""
         for allotment in allotments:
             identity = _identity(allotment)
-            self._held.discard(identity)
+            if self._is_anothers(identity, lease):
+                continue
+            self._held.pop(identity, None)
             async with self._turn(identity):
                 try:
                     call = calls.Close(self._root, identity)
@@ -206,7 +208,7 @@ class DaxBackend:
         done: list[calls.Released] = []
 
         async def one(allotment: Allotment) -> None:
-            released = await self._release(allotment)
+            released = await self._release(lease, allotment)
             self._outcomes[lease.lease_id, allotment.resource_id] = released.steps
             done.append(released)
 
@@ -216,17 +218,20 @@ class DaxBackend:
         steps = tuple(step for released in done for step in released.steps)
         return Wiped(sum(one.overwritten_bytes for one in done), clean=True, steps=steps)
 
-    async def _release(self, allotment: Allotment) -> calls.Released:
+    async def _release(self, lease: Lease, allotment: Allotment) -> calls.Released:
         identity = _identity(allotment)
         kills = self._hardware.escapees is EscapeePolicy.KILL
-        self._held.discard(identity)
         async with self._turn(identity):
+            began_ns = _now_ns()
+            if self._is_anothers(identity, lease):  # an operator lifted the fence
+                failed = StepReport(TeardownStep.RELEASE, errno.EBUSY, began_ns, began_ns)
+                return calls.Released("", 0, (failed,))
+            self._held.pop(identity, None)
             self._clean.discard(identity)
             known = self._ranges.get(identity) or self._broken.get(identity)
             call = calls.Release(
                 self._root, identity, known, self._search(), kills, self._hardware.kill_budget_ns
             )
-            began_ns = _now_ns()
             try:
                 released = await self._use(
                     identity, "release", call, calls.Released, PASSES_OVER_RANGE, allotment
@@ -300,10 +305,10 @@ class DaxBackend:
         its teardown does that."""
         if not self._config.offer:
             return
-        had = [(one.state, a) for one in leases for a in one.subject.allotments if self.serves(a)]
+        had = [(one, a) for one in leases for a in one.subject.allotments if self.serves(a)]
         known = {one.resource_id for one in (await self.survey()).resources}
         known -= {allotment.resource_id for _, allotment in had}
-        self._held |= {_identity(allotment) for state, allotment in had if state in _HELD}
+        self._held |= {_identity(a): one.lease_id for one, a in had if one.state in _HELD}
         mended = [one for one in self._broken.values() if one.resource_id in known]
         if any(not one.is_persistent for one in (*self._ranges.values(), *mended)):
             with suppress(DeviceError):  # whoever recreates a range switches it on again
@@ -320,8 +325,7 @@ class DaxBackend:
             call = calls.Mend(self._root, one)
             extra_ns = self._config.rebind_budget_ns
             with suppress(DeviceError):  # it stays sick, and says what mends it
-                worker = f"dax use {one.identity}"
-                await self._ask(worker, "mend", call, calls.Nothing, extra_ns)
+                await self._ask(f"dax use {one.identity}", "mend", call, calls.Nothing, extra_ns)
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -354,6 +358,9 @@ class DaxBackend:
 
     def _touching_ns(self, passes: int, allotment: Allotment) -> int:
         return passes * allotment.capacity * NS_PER_S // self._hardware.touch_bytes_per_s
+
+    def _is_anothers(self, identity: str, lease: Lease) -> bool:
+        return self._held.get(identity, lease.lease_id) != lease.lease_id
 
     def _search(self) -> calls.Search:
         return calls.Search(self._crew.ours(), self._config.scan_budget_ns)

@@ -34,12 +34,12 @@ from leased.hardware.gpu.desk import Desk, worker_of
 from leased.hardware.gpu.ear import Ear
 from leased.hardware.gpu.facts import Target
 from leased.hardware.gpu.fleet import Fleet
-from leased.hardware.gpu.health import judge_fault
+from leased.hardware.gpu.health import is_silence
 from leased.hardware.gpu.idle import Idle
 from leased.hardware.gpu.leave import Leave
 from leased.hardware.gpu.mps import make_pipe, remove_empty
 from leased.hardware.gpu.reclaiming import Outcome, Reclaimer
-from leased.hardware.gpu.survey import LATER, PREFIX, Seen, describe, gpu_of
+from leased.hardware.gpu.survey import LATER, PREFIX, Seen, describe, why_silent
 from leased.hardware.gpu.verdict import is_clean
 from leased.hardware.gpu.xids import describe as describe_xid
 from leased.hardware.remembered import Remembered
@@ -48,7 +48,7 @@ from leased.ports import Access, Holder
 from leased.terms.errors import DeviceError
 from leased.terms.identity import LeaseId
 from leased.terms.lease import Lease
-from leased.terms.resource import Absence, Allotment, Health, Resource, ResourceKind
+from leased.terms.resource import Absence, Allotment, Resource, ResourceKind
 from leased.terms.teardown import StepReport, TeardownStep
 
 
@@ -121,25 +121,21 @@ class GpuBackend:
     async def _survey(self) -> Surveyed:
         if self._leave.taken:
             why = "the driver is let go until `leasectl resume gpu`"
-            return self._remembered.last or Surveyed((), (Absence(ResourceKind.GPU, why),), ())
+            absence = Absence(ResourceKind.GPU, why)
+            return self._remembered.stand_in(why) or Surveyed((), (absence,), ())
         try:
             seen = await self._look()
         except DeviceError as error:
             last = self._remembered.stand_in(f"gpu: {error}")
-            if last is not None and _is_silence(error):
+            if last is not None and is_silence(error):
                 # A survey that failed is not an empty host, and no reason to hear of nothing.
                 return last
             self._ear.hear(())
-            if not _is_silence(error):
+            if not is_silence(error):
                 self._remembered.forget()
             return await self._nothing(error)
         described = self._reclaimer.take_stock(describe(seen, self._config, self._reclaimer.dirty))
-        silent = {
-            fault.uuid: fault.fault
-            for fault in seen.strangers
-            if judge_fault(fault.errno, fault.fault).health is not Health.GONE
-        }
-        return self._remembered.complete(described, lambda one: silent.get(gpu_of(one), ""))
+        return self._remembered.complete(described, why_silent(seen))
 
     async def _look(self) -> Seen:
         had = self._idle.occupied()
@@ -158,7 +154,7 @@ class GpuBackend:
             on_bus = await self._fleet.bus()
         except DeviceError:
             on_bus = ()
-        none = "not known yet, the driver did not answer" if _is_silence(error) else "no GPU"
+        none = "not known yet" if is_silence(error) else "no GPU"
         why = f"{len(on_bus)} GPU seen on the bus; {error}" if on_bus else f"{none}: {error}"
         notes = tuple(f"gpu at {address}: on the bus, driver not usable" for address in on_bus)
         return Surveyed((), (Absence(ResourceKind.GPU, why),), notes)
@@ -389,11 +385,6 @@ class GpuBackend:
         if not remove_empty(path):
             with suppress(DeviceError):  # it is nobody else's to enter, and its owner is gone
                 await self._desk.ask(f"gpu pipe {path}", "remove", calls.Pipe(path), calls.Nothing)
-
-
-def _is_silence(error: DeviceError) -> bool:
-    """Whether nothing was said, and not that there is nothing."""
-    return error.verb == "worker_answer" or error.errno == errno.ETIMEDOUT
 
 
 def _now_ns() -> int:

@@ -23,7 +23,7 @@ from leased.hardware.crew import Crew
 from leased.hardware.gpu.calls import Bus, Examine, Examined, Gauge, Listed, Listing, Where
 from leased.hardware.gpu.config import GpuConfig
 from leased.hardware.gpu.facts import Gpu, Instance, Target
-from leased.hardware.gpu.health import WELL, Finding, judge_fault, judge_gpu
+from leased.hardware.gpu.health import WELL, Finding, is_silence, judge_fault, judge_gpu
 from leased.hardware.gpu.survey import Seen, targets
 from leased.hardware.gpu.survey import resource_id as whole_id
 from leased.terms.errors import DeviceError
@@ -170,12 +170,13 @@ class Fleet:
             self._listing = await self._crew.task(WORKER, "gpu", "list", where, Listing)
         except DeviceError as error:
             self._crew.dismiss(WORKER)
-            if self._listing is None or error.errno not in _NOBODY_ANSWERS:
-                if error.verb != "worker_answer":  # the driver's own word, and no fork that failed
+            asked = error.verb != "worker_answer" or error.errno in _NOBODY_ANSWERS
+            if self._listing is None or not asked or not is_silence(error):
+                if not is_silence(error):
                     self._listing = None
                     self.seen = Seen()
                 raise
-            # It hangs on one of them: each is asked by itself, at the address it had.
+            # It hangs or fails on one of them: each is asked by itself, at the address it had.
             self._hung.update(dict.fromkeys(one.pci for one in self._listing.gpus))
         return self._listing
 

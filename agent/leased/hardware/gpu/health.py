@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from leased.hardware.gpu.facts import FABRIC_WAITS, Condition, Gpu
+from leased.terms.errors import DeviceError
 from leased.terms.resource import Health
 
 RECOVERY_ACTIONS: Final = (
@@ -28,6 +29,10 @@ RECOVERY_ACTIONS: Final = (
     "a reset of the bus",
     "a reboot of the system",
 )
+
+
+_GONE: Final = (errno.ENODEV, errno.ENOENT, errno.ENXIO)
+_NOTHING_THERE: Final = (*_GONE, errno.ELIBACC)
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -65,9 +70,14 @@ def judge_condition(condition: Condition) -> Finding:
     return WELL
 
 
+def is_silence(error: DeviceError) -> bool:
+    """Whether nothing was said, or nothing that tells anything, and not that there is nothing."""
+    return error.verb == "worker_answer" or error.errno not in _NOTHING_THERE
+
+
 def judge_fault(number: int, detail: str) -> Finding:
     """What it means that a GPU cannot be asked."""
-    if number in (errno.ENODEV, errno.ENOENT, errno.ENXIO):
+    if number in _GONE:
         return Finding(Health.GONE, detail)
     if number == errno.ETIMEDOUT:
         return Finding(Health.SICK, f"the driver does not answer: {detail}")

@@ -11,7 +11,7 @@ Does not ask the driver.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -28,9 +28,9 @@ from leased.hardware.gpu.facts import (
     Target,
     target_of,
 )
-from leased.hardware.gpu.health import WELL, Finding
+from leased.hardware.gpu.health import WELL, Finding, judge_fault
 from leased.hardware.gpu.measured import evidence_of
-from leased.terms.resource import MIG_PREFIX, Absence, Resource, ResourceKind
+from leased.terms.resource import MIG_PREFIX, Absence, Health, Resource, ResourceKind
 
 LATER: Final = ("scrub", "later")
 """The attribute of what is overwritten before its next lease: an earlier one may have left
@@ -161,6 +161,27 @@ def memory_bytes_of(resource: Resource) -> int:
 def gpu_of(resource: Resource) -> str:
     """The UUID of the GPU that a resource of ours is, or is a part of."""
     return dict(resource.attributes).get("gpu", resource.resource_id.removeprefix(PREFIX))
+
+
+def why_silent(seen: Seen) -> Callable[[Resource], str]:
+    """Why a resource that an earlier run has seen is not gone, though nobody has seen it now; ""
+    where that is not so. A GPU that cannot be asked for its name is known by its address; one that
+    cannot even be asked for that may be any that is missing."""
+    there = {gpu.uuid for gpu in seen.gpus}
+    silent = [
+        one
+        for one in seen.strangers
+        if judge_fault(one.errno, one.fault).health is not Health.GONE
+    ]
+
+    def why(resource: Resource) -> str:
+        uuid, pci = gpu_of(resource), dict(resource.attributes).get("pci", "")
+        for one in silent:
+            if one.uuid == uuid or (uuid not in there and not one.uuid and one.pci in ("", pci)):
+                return one.fault
+        return ""
+
+    return why
 
 
 # ---- MIG ---------------------------------------------------------------------------------------

@@ -86,12 +86,28 @@ def witness(asked: calls.Witness, fds: Sequence[int]) -> calls.Listed:
     with Nldev() as nldev:
         link = find_link(nldev, asked.guid)
         if link is not None:
-            rows = nldev.objects(link.number)
-            return calls.Listed(True, tuple(calls.Object(*row) for row in rows))
+            return calls.Listed(True, objects_on(nldev, link))
     if is_leaving(asked.guid):
         detail = "the device is being removed, and somebody still holds it open"
         raise DeviceError("rdma_witness", errno.EBUSY, detail)
     return calls.Listed(False, ())
+
+
+def objects_on(nldev: Nldev, link: Link) -> tuple[calls.Object, ...]:
+    """The objects on a device. One that was reset gives the same numbers again, and has another
+    itself: with that they are not the same."""
+
+    def apart(number: int) -> int:
+        return number if number < 0 else link.number << 32 | number
+
+    return tuple(
+        calls.Object(
+            *row._replace(
+                number=apart(row.number), context=apart(row.context), domain=apart(row.domain)
+            )
+        )
+        for row in nldev.objects(link.number)
+    )
 
 
 # ---- owners ------------------------------------------------------------------------------------
@@ -147,9 +163,9 @@ def check_regions(told: protocol.State, sizes: Sequence[int]) -> protocol.State:
 
 def _owner(nldev: Nldev, link: Link, told: protocol.State) -> calls.Owner:
     contexts = tuple(
-        row.number
-        for row in nldev.objects(link.number)
-        if row.kind == "context" and row.pid == told.pid
+        one.number
+        for one in objects_on(nldev, link)
+        if one.kind == "context" and one.pid == told.pid
     )
     if not contexts:
         detail = "the kernel does not list the owner's objects: they could not be witnessed"

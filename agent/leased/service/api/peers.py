@@ -108,9 +108,10 @@ def trust_of(pid: int, uid: int) -> Trust:
     """ROOT if the peer could undo its own walls: uid 0 with CAP_SYS_ADMIN, or any uid that holds
     it."""
     try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+        # Bytes: a name with a carriage return in it begins no line of its own.
+        with open(f"/proc/{pid}/status", "rb") as status:
             for line in status:
-                if line.startswith("CapEff:"):
+                if line.startswith(b"CapEff:"):
                     return (
                         Trust.ROOT if int(line.split()[1], 16) & _CAP_SYS_ADMIN else Trust.CONFINED
                     )
