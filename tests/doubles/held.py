@@ -73,10 +73,13 @@ class HeldJournal:
         self.commits: list[int] = []
         self.at_once = 0
         self.read_error: OSError | None = None
+        self.commit_error: OSError | None = None
         self.short = False
 
     async def commit(self, frames: bytes, count: int, head: bytes, moment: Moment) -> None:
         await self.gate.passed()
+        if self.commit_error is not None:
+            raise self.commit_error
         await self._journal.commit(frames, count, head, moment)
         self.commits.append(count)
 

@@ -316,16 +316,21 @@ class Agent:
         for task in (self.grantor.run, self.reclaimer.run, self.holders.run, self.ticker.run):
             nursery.start_soon(task)
 
-    def _policy_calls(self, directory: Path) -> PolicyCalls:
-        policies = Policies(
+    def policies(self, directory: Path) -> Policies:
+        """Its documents, kept in `directory`."""
+        return Policies(
             shelf=Shelf(directory / "policies"),
             clock=self.host.clock,
             config=lambda: Config(policy=self.host.policy),
             ask=self.sequencer.ask_own,
             in_force=lambda: self.lessor.table.policy_hash,
+            unbroken=self.sequencer.unbroken.scope,
             changed=lambda: None,
             say=lambda message: None,
         )
+
+    def _policy_calls(self, directory: Path) -> PolicyCalls:
+        policies = self.policies(directory)
         return PolicyCalls(policies, self.lessor, clock=self.host.clock, entropy=self.host.entropy)
 
     async def serve_on(

@@ -271,7 +271,7 @@ def add_rank(parser: argparse.ArgumentParser) -> None:
     rank.add_argument(
         "--requeue",
         metavar="LEASE",
-        help="a lease that was taken from you: wait at the head of your level",
+        help="a lease that was taken from you: wait at the head of your level, for no more than it",
     )
 
 

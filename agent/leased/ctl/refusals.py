@@ -73,7 +73,8 @@ ADVICE: Final[dict[str, tuple[int, str]]] = {
     "stale_policy": (EX_DATAERR, "a document of a later generation is in force"),
     "not_preempted": (
         EX_DATAERR,
-        "that lease was not taken from you, or was of a lower priority, or you asked for it again",
+        "that lease was not taken from you, or was of a lower priority or smaller, or you asked for"
+        " it again",
     ),
     "not_notified": (EX_DATAERR, "it was not told to leave: `leasectl renew` moves its deadline"),
     "notice_limit": (EX_TEMPFAIL, "nobody gets more: save what fits, or ask for less"),

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repeated: whether a request that comes under a used command id says what the first one said.
+"""Repeated: whether a request that comes under a used command id says what the first one said, and
+whether one that asks again for a lease that was taken asks for no more than that had.
 
 Rule: a lease is held against what its records say of it, so the answer is the same after a restart
 of the agent; what they do not say is held against nothing, and so is what a policy that has changed
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from leased.lessor.pool import fits
 from leased.lessor.queue import level_of
+from leased.lessor.quota import wanted_by
 from leased.lessor.table import LeaseTable
 from leased.lessor.wholes import wholes_of
 from leased.terms.command import Acquire
@@ -59,6 +61,16 @@ def other_than_waiting(acquire: Acquire, first: Acquire, policy: Policy) -> Refu
         ("requeue_of", first.requeue_of != acquire.requeue_of),
     )
     return _used(pairs)
+
+
+def asks_for_more(acquire: Acquire, lease: Lease) -> bool:
+    """Whether a request is for more of any kind than a lease had."""
+    had: dict[int, int] = {}
+    for one in lease.subject.allotments:
+        had[one.kind] = had.get(one.kind, 0) + one.capacity
+    for (kind, _, _), capacity in wanted_by(acquire):
+        had[kind] = had.get(kind, 0) - capacity
+    return min(had.values()) < 0
 
 
 def _used(pairs: tuple[tuple[str, bool], ...]) -> Refusal | None:

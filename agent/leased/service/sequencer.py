@@ -27,6 +27,7 @@ from leased.lessor.lessor import Lessor
 from leased.ports import Clock, Journal
 from leased.service.api.outbox import Outbox
 from leased.service.evidence import NO_COMMAND
+from leased.service.unbroken import Unbroken
 from leased.terms.command import CancelWait, Command, Extend, Plan, Renew
 from leased.terms.effect import Effect, MoveDeadline, Prepare
 from leased.terms.event import Allocated, Event
@@ -100,7 +101,7 @@ class Sequencer:
 
     Whoever reads requests brackets a turn by `begin_turn` and `end_turn`: a few requests that find
     the sequencer idle are committed within `end_turn`, by `commit_at_once`. `outbox` gathers the
-    answers of a batch; connections are to send by it."""
+    answers of a batch; connections are to send by it. `unbroken` ends with `run`."""
 
     def __init__(
         self,
@@ -129,6 +130,7 @@ class Sequencer:
         self._commit_at_once = commit_at_once
         self._end_epoch = end_epoch
         self.outbox = Outbox()
+        self.unbroken = Unbroken()
         self._committing = False
         self._in_turn = False
         self._sealed: Batch | None = None
@@ -143,7 +145,7 @@ class Sequencer:
     # -- the channel -------------------------------------------------------------------------------
 
     def submit(self, command: Command, deliver: Deliver) -> None:
-        """Queue a client's command. Too many of clients', or an agent that stops, refuses it."""
+        """Queue a client's command. Too many of them, or an agent that stops, refuses it."""
         if self._stopping or self._asked >= self._commands_max:
             deliver(self._refuse("commands", self._asked, self._commands_max))
             return
@@ -159,8 +161,7 @@ class Sequencer:
             self._arrived.set()
 
     def submit_own(self, command: Command, deliver: Deliver | None = None) -> None:
-        """Queue a command of the agent itself: never refused, for there is at most one per lease
-        and step."""
+        """Queue a command of the agent itself: never refused, there is one per lease and step."""
         self._channel.append((command, deliver, 0))
         self._arrived.set()
 
@@ -235,36 +236,32 @@ class Sequencer:
     def _refuse(self, what: str, waiting: int, most: int) -> Refusal:
         if self._stopping:
             return Refusal(RefusalReason.STOPPING, what="agent")
-        return Refusal(
-            RefusalReason.BUSY,
-            what=what,
-            limit=most,
-            usage=waiting,
-            requested=1,
-            retry_at_ns=self._clock.now().boot_ns,
-        )
+        now_ns = self._clock.now().boot_ns
+        return Refusal(RefusalReason.BUSY, what, most, waiting, 1, now_ns)
 
     # -- the seven steps ---------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Commit batches until cancelled. Any exception that leaves here must end the process."""
         task_status.started()
-        while True:
-            while not (self._channel or self._plans or self._sealed):
-                self._arrived = trio.Event()
-                await self._arrived.wait()
-            # Once propose has run the batch must reach its end: a cancellation in between would
-            # leave a table that the journal does not know.
-            with trio.CancelScope(shield=True):
-                await self._commit_batch()
-            if self._plans:
-                await trio.lowlevel.checkpoint()  # the others' turn comes between two of them
-            else:
-                await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            while True:
+                while not (self._channel or self._plans or self._sealed):
+                    self._arrived = trio.Event()
+                    await self._arrived.wait()
+                # Once propose has run the batch must reach its end: a cancellation in between would
+                # leave a table that the journal does not know.
+                with trio.CancelScope(shield=True):
+                    await self._commit_batch()
+                if self._plans:
+                    await trio.lowlevel.checkpoint()  # the others' turn comes between two of them
+                else:
+                    await trio.lowlevel.checkpoint_if_cancelled()
+        finally:
+            self.unbroken.end()
 
     async def commit_now(self, command: Command) -> list[Reply]:
-        """Carry one command through all seven steps before `run` has begun (boot) or after it has
-        ended (stop)."""
+        """Carry one command through all seven steps before `run` has begun (boot)."""
         replies: list[Reply] = []
         self._channel.append((command, replies.append, 0))
         await self._commit_batch()

@@ -46,7 +46,8 @@ class Acquire(Command, frozen=True):
 
     `bind_pid` binds the lease to the caller's own process (or BOUND_TO_CGROUP, as
     `run` does, or BOUND_TO_NOTHING). `level` says more than its priority does. `requeue_of` is a
-    lease of the tenant's that was preempted: the request waits at the head of its level.
+    lease of the tenant's that was preempted: a request for no more than that waits at the head of
+    its level.
     """
 
     caller: Caller

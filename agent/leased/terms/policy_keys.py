@@ -9,6 +9,7 @@ Does not put a policy together (`policy_text`).
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from leased.terms import reading
@@ -20,6 +21,7 @@ from leased.terms.reading import Keys, duration, flag, integer, share, text
 from leased.terms.resource import ResourceKind, TierKind
 
 NANO_DIGITS: Final = 9
+_NODE: Final = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def is_scope(key: str) -> bool:
@@ -30,7 +32,7 @@ def scope_of(key: str, where: str) -> tuple[ResourceKind, TierKind | None, int |
     """What "mem.cxl@2" counts. Raises ConfigError."""
     what, _, node = key.partition("@")
     kind, _, tier = what.partition(".")
-    if kind not in _KINDS or (tier and tier not in _TIERS) or (node and not node.isdecimal()):
+    if kind not in _KINDS or (tier and tier not in _TIERS) or (node and not _NODE.fullmatch(node)):
         raise ConfigError(f'{where}: counts nothing; write it like gpu, "mem.hbm" or "mem.cxl@2"')
     if tier and _KINDS[kind] is not ResourceKind.MEM:
         raise ConfigError(f"{where}: only mem has tiers")

@@ -20,7 +20,13 @@ from typing import Any, Final
 import msgspec
 
 from leased.terms.errors import ConfigError, InvalidParameter
-from leased.terms.quantity import parse_duration, parse_rate, parse_share, parse_size
+from leased.terms.quantity import (
+    parse_duration,
+    parse_rate,
+    parse_share,
+    parse_size,
+    print_duration,
+)
 
 Read = Callable[[Any], Any]
 """Reads one value. Raises ValueError saying what is allowed."""
@@ -34,6 +40,9 @@ UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 SHOWN_CHARS_MAX = 60
 INTEGER_MAX: Final = 2**63 - 1
 """What records, replies and other programs hold."""
+
+DURATION_NS_MAX: Final = 36_500 * 86_400 * 10**9
+"""A century: any instant so far ahead is still one that a record holds."""
 
 _LINE = re.compile(r"\(at line (\d+), column \d+\)")
 _NAMED = re.compile(r"key '([^']+)'")
@@ -69,7 +78,10 @@ def duration(value: Any) -> int:
     """A time with its unit, in ns."""
     if not isinstance(value, str):
         raise ValueError('a duration with its unit, such as "60s" or "100ms"')
-    return parse_duration(value)
+    duration_ns = parse_duration(value)
+    if duration_ns > DURATION_NS_MAX:
+        raise ValueError(f"at most {print_duration(DURATION_NS_MAX)}")
+    return duration_ns
 
 
 def size(value: Any) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import msgspec
@@ -48,6 +49,7 @@ class Site:
             config=lambda: self.config,
             ask=self._ask,
             in_force=lambda: self.desk.table.policy_hash,
+            unbroken=contextlib.nullcontext,
             changed=self._changed,
             say=self.said.append,
         )

@@ -7,12 +7,24 @@ import pytest
 
 from leased.terms import command as commands
 from leased.terms import event as events
+from leased.terms.lease import Level, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import Allocation, CapacityLimit, Policy, Strategy, TenantLimits
 from leased.terms.reply import Granted, Refusal, RefusalReason
-from leased.terms.resource import Ask, ResourceKind, TierKind
+from leased.terms.resource import Ask, Resource, ResourceKind, TierKind
 from leased.terms.teardown import ProofReport
-from tests.doubles.desk import ACME, BETA, OPERATOR, PAGE, Desk, ask_mem, cores, mem, tenant
+from tests.doubles.desk import (
+    ACME,
+    ANY_LEVEL,
+    BETA,
+    OPERATOR,
+    PAGE,
+    Desk,
+    ask_mem,
+    cores,
+    mem,
+    tenant,
+)
 
 CPU = Ask(ResourceKind.CPU, 1000)
 CARL, DORA = tenant("carl", 1004), tenant("dora", 1005)
@@ -300,3 +312,34 @@ def test_what_one_used_of_another_kind_counts_against_nobody() -> None:
     desk.release(memory, BETA)
     desk.reclaim(memory)
     assert granted(desk, none)
+
+
+@pytest.mark.parametrize(
+    ("asks", "fits"),
+    [
+        ((ask_mem(2), CPU), True),
+        ((ask_mem(1), ask_mem(1)), True),
+        ((ask_mem(3),), False),
+        ((ask_mem(2), ask_mem(1)), False),
+        ((ask_mem(2), Ask(ResourceKind.CPU, 2000)), False),
+        ((ask_mem(1), Ask(ResourceKind.GPU, 1000)), False),
+    ],
+)
+def test_who_lost_a_little_does_not_ask_for_much_at_the_head(
+    asks: tuple[Ask, ...], fits: bool
+) -> None:
+    gpu = Resource("gpu:0", ResourceKind.GPU, None, 1000, 1000, 0)
+    desk = Desk(mem(0, 10), *cores(2), gpu, policy=ANY_LEVEL)
+    lost = desk.lease(ask_mem(2), CPU, level=Level.LOW, ttl=600)
+    desk.lease(ask_mem(8), caller=DORA, level=Level.NORMAL, ttl=600)
+    rival = desk.acquire(ask_mem(1), caller=CARL, level=Level.LOW, wait=3_600)
+    desk.propose(rival)
+    desk.ask(ask_mem(1), caller=BETA, level=Level.HIGH, wait=3_600)
+    assert desk.at(lost).reason is RevocationReason.PRIORITY_PREEMPTION
+    again = desk.acquire(*asks, level=Level.LOW, wait=3_600, requeue_of=lost.lease_id)
+    desk.propose(again)
+    waiting = [one.acquire.command_id for one in desk.lessor.queue]
+    if fits:
+        assert waiting.index(again.command_id) < waiting.index(rival.command_id)
+    else:
+        assert refusal_of(desk, again).reason is RefusalReason.NOT_PREEMPTED

@@ -95,6 +95,7 @@ def _make_questions(agent: Agent, streams: Streams, occupancy: Occupancy) -> Que
         sealer=agent.sealer,
         submit=agent.sequencer.submit_own,
         entropy=agent.entropy,
+        unbroken=agent.sequencer.unbroken.scope,
     )
     return Questions(
         chain=agent.chain,

@@ -11,6 +11,7 @@ Does not decide when: an operator does.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 
 import trio
 
@@ -35,18 +36,21 @@ class Rotation:
         sealer: Sealer,
         submit: Submit,
         entropy: Entropy,
+        unbroken: Callable[[], AbstractContextManager[None]],
         aside: Callable[..., Awaitable[None]] = trio.to_thread.run_sync,
     ) -> None:
-        """`aside` calls what blocks where nobody waits for it."""
+        """`aside` calls what blocks where nobody waits for it, `unbroken` is a scope in which
+        nobody is cancelled as long as what is submitted is answered."""
         self._opened, self._sealer = opened, sealer
         self._submit, self._entropy, self._aside = submit, entropy, aside
+        self._unbroken = unbroken
         self._lock = trio.Lock()
 
     async def rotate(self) -> tuple[NoteKey, NoteKey]:
         """Replace the key; the one before and the one in force. Raises StateError where the disk
         does not take it: then nothing has changed. Not to be cancelled: it is brought to its
         end."""
-        with trio.CancelScope(shield=True):
+        with self._unbroken():
             async with self._lock:
                 keys = await self._rotate()
         return keys

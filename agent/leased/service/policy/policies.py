@@ -12,6 +12,7 @@ Does not judge what a policy means for requests (`lessor`) and does not watch th
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -39,7 +40,8 @@ NO_RATE_HASH: Final = bytes(32)
 
 class Policies:
     """The documents of one agent. `config` is the configuration in force, `ask` puts a command
-    through the sequencer, and `changed` is called when another document is in force.
+    through the sequencer, `unbroken` is a scope in which nobody is cancelled as long as that
+    answers, and `changed` is called when another document is in force.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Policies:
         config: Callable[[], Config],
         ask: Callable[[Command], Awaitable[Reply]],
         in_force: Callable[[], bytes],
+        unbroken: Callable[[], AbstractContextManager[None]],
         changed: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
@@ -58,6 +61,7 @@ class Policies:
         self._config = config
         self._ask = ask
         self._in_force = in_force
+        self._unbroken = unbroken
         self._changed = changed
         self._say = say
         self._turns = trio.Lock()
@@ -111,7 +115,7 @@ class Policies:
         document = policies.canonical(asked.policy)
         async with self._turns:
             # Whoever asked may hang up meanwhile: what has begun is brought to its end.
-            with trio.CancelScope(shield=True):
+            with self._unbroken():
                 reply = await self._change(command, document)
         return reply
 
@@ -130,7 +134,7 @@ class Policies:
     async def put_back(self, caller: Caller) -> Reply:
         """Put the configured policy in force."""
         async with self._turns:
-            with trio.CancelScope(shield=True):
+            with self._unbroken():
                 reply = await self._ask(self.floor(caller))
                 await self._tidy()
                 self._changed()
@@ -200,6 +204,7 @@ def make_policies(agent: Agent) -> tuple[Policies, CalendarWatch]:
         config=lambda: agent.config,
         ask=agent.sequencer.ask_own,
         in_force=lambda: lessor.table.policy_hash,
+        unbroken=agent.sequencer.unbroken.scope,
         changed=lambda: agent.calendar.look(),
         say=agent.journald.say,
     )
