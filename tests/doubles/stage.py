@@ -165,6 +165,12 @@ class Stage:
         self.desk.scrub(lease)
         self.desk.prove(lease, *lease.subject.allotments)
 
+    def _unfence(self, rest: dict[str, Any]) -> None:
+        """An operator puts what a lease left fenced back."""
+        lease = self.lease(rest.pop("name"))
+        order = commands.Unfence(self.desk.command_id(), OPERATOR, lease.lease_id)
+        self.answer = self.desk.say(order)
+
     def _restart(self, rest: dict[str, Any]) -> None:
         """The agent is killed and comes back; the reaper held everything."""
         live = [one for one, lease in self.desk.table.leases.items() if lease.ended is None]

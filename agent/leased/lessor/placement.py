@@ -63,6 +63,12 @@ def place(
     return tuple(_allot(pool, capacity) for shares in placed for pool, capacity in shares)
 
 
+def could_hold(asks: Sequence[Ask], pools: Pools) -> bool:
+    """Whether there is room for all of `asks` once every lease has ended."""
+    used = {one: -(pool.leased + pool.teardown) for one, pool in pools.by_id.items()}
+    return isinstance(place(asks, pools, taken=used), tuple)
+
+
 def _urgency(ask: Ask, pools: Pools) -> tuple[bool, int, int]:
     return (ask.kind != ResourceKind.GPU, len(pools.usable(ask)), -ask.capacity)
 

@@ -166,7 +166,7 @@ def where_of(ask: Ask) -> Where:
 
 class Pools:
     """Every pool by resource id, in the order of the inventory, and which of them an ask may use.
-    `changes` counts what was observed or ordered of them.
+    `changes` counts what was observed, ordered or fenced of them.
     """
 
     __slots__ = ("_deadlines", "_matching", "_usable", "by_id", "changes", "cordoned", "inventory")
@@ -254,6 +254,12 @@ class Pools:
             pool = self.by_id[counted_by] = Pool(ghost, len(self.by_id), self._deadlines)
             pool.present = False
         return pool
+
+    def fence(self, pool: Pool, capacity: int) -> None:
+        """So much of what is free is out of use; a negative number is put back."""
+        self.changes += 1
+        pool.fenced += capacity
+        pool.free -= capacity
 
     def settle(self, pool: Pool) -> None:
         """Drop the pool of a lost resource when the last share of it has come back."""

@@ -22,6 +22,7 @@ from leased.lessor.accounts import ANY, Cell, covers
 from leased.lessor.bars import Ahead, Bars, Places, Rank, places_of
 from leased.lessor.deadlines import Deadlines
 from leased.lessor.meaning import Verdict
+from leased.lessor.placement import could_hold
 from leased.lessor.pool import Pools
 from leased.lessor.quota import wanted_by
 from leased.terms.command import Acquire
@@ -57,7 +58,8 @@ class Waiting(msgspec.Struct):
     the leases that make way for it, and `spared_until_ns` is until when it preempts nobody. `claim`
     is what it will get of what is leaving, `share` how far its tenant was above its share when that
     was last looked at, `rank` its place among the others by that, `judged` the mark of the verdict
-    (`Admission.since`), `within` that its own limits allow it as long as its holders get no more.
+    (`Admission.since`), `within` that its own limits allow it as long as its holders get no more,
+    `outlook` at which count of the pools' changes it was hopeless, or was not.
     """
 
     acquire: Acquire
@@ -75,6 +77,7 @@ class Waiting(msgspec.Struct):
     judged: tuple[int, int, int] | None = None
     within: bool = False
     rank: Rank = LAST_OF_ALL
+    outlook: tuple[int, bool] = (-1, False)
 
     def stand(self, share: int) -> None:
         """Take the place that follows from `share`."""
@@ -82,6 +85,15 @@ class Waiting(msgspec.Struct):
         self.rank = rank_of(
             self.acquire, requeued=self.requeued, share=share, arrival=self.arrival
         )
+
+    def is_hopeless(self, pools: Pools) -> bool:
+        """Whether there is no room for it even when every lease has ended: what it wants is fenced,
+        sick, cordoned or gone. Until that changes it keeps nothing from anybody."""
+        if self.reason is not RefusalReason.NO_CAPACITY:
+            return False
+        if self.outlook[0] != pools.changes:
+            self.outlook = (pools.changes, not could_hold(self.acquire.asks, pools))
+        return self.outlook[1]
 
     @property
     def reason(self) -> RefusalReason:
@@ -92,6 +104,12 @@ class Waiting(msgspec.Struct):
     def level(self) -> Level:
         """Its level."""
         return level_of(self.acquire)
+
+
+def bar(bars: Bars, waiting: Waiting, pools: Pools) -> None:
+    """Bar what a request waits for to those behind it, if it may ever have it."""
+    if not waiting.is_hopeless(pools):
+        bars.add(waiting.acquire, waiting.places, waiting.verdict, pools, waiting.rank)
 
 
 def rank_of(acquire: Acquire, *, requeued: bool, share: int, arrival: int = LAST) -> Rank:
@@ -233,7 +251,7 @@ class WaitQueue:
         self._ends.set(key, waiting.until_ns)
         self._tenants.setdefault(acquire.caller.tenant, {})[key] = waiting
         self._want(acquire, 1)
-        self.bars.add(acquire, waiting.places, waiting.verdict, pools, waiting.rank)
+        bar(self.bars, waiting, pools)
 
     def remove(self, waiting: Waiting) -> None:
         """Take a request out, wherever it stands."""

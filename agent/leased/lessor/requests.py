@@ -18,7 +18,7 @@ from leased.lessor.draft import Draft, Proposal
 from leased.lessor.granting import grant
 from leased.lessor.meaning import QUEUE, Verdict, kind_named
 from leased.lessor.questions import Questions
-from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, key_of, rank_of
+from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, bar, key_of, rank_of
 from leased.lessor.repeated import asks_for_more, other_than_granted, other_than_waiting
 from leased.lessor.table import LeaseTable
 from leased.lessor.throttle import Throttle
@@ -187,7 +187,7 @@ class Requests:
                     lends -= 1
                     if self._lend(draft, waiting, whole):
                         continue
-            whole.add(acquire, waiting.places, waiting.verdict, table.pools, waiting.rank)
+            bar(whole, waiting, table.pools)
         if not passed_over:
             queue.unsure.clear()
         queue.bars = whole
@@ -262,7 +262,7 @@ class Requests:
             self._judges -= 1
             return self._judges < 0
         if timed or no_room:
-            return False
+            return no_room and waiting.outlook == (self._table.pools.changes, True)
         if verdict.behind:
             limits = self._admission.book.limits(waiting.acquire.caller.tenant)
             behind = whole.ahead_of(waiting.rank).hold_back(waiting.acquire, limits)

@@ -294,9 +294,7 @@ class LeaseTable:
     def _fenced(self, event: events.Fenced, moment: Moment) -> None:
         lease = self._one_of(event, TEARDOWN)
         for allotment in event.fenced:
-            pool = self.pools.of(allotment)
-            pool.fenced += allotment.capacity
-            pool.free -= allotment.capacity
+            self.pools.fence(self.pools.of(allotment), allotment.capacity)
         self._give_back(lease, moment)
         self.leases[event.lease_id] = _replace(lease, state=LeaseState.FENCED, fenced=event.fenced)
         self.faults[event.lease_id] = (TeardownStep(event.step), event.errno)
@@ -306,8 +304,7 @@ class LeaseTable:
         lease = self._one_of(event, (LeaseState.FENCED,))
         for allotment in lease.fenced:
             pool = self.pools.of(allotment)
-            pool.fenced -= allotment.capacity
-            pool.free += allotment.capacity
+            self.pools.fence(pool, -allotment.capacity)
             self.pools.settle(pool)
         self.fenced_count -= 1
         self.releases += 1
@@ -394,7 +391,6 @@ class LeaseTable:
         self.releases += 1
         pool = self.pools.of(event.allotment)
         change = event.allotment.capacity if event.fenced else -event.allotment.capacity
-        pool.fenced += change
+        self.pools.fence(pool, change)
         pool.fenced_by_operator += change
-        pool.free -= change
         self.pools.settle(pool)

@@ -57,7 +57,8 @@ def make_room(draft: Draft, queue: WaitQueue, admission: Admission) -> bool:
     without: list[Waiting] = []
     short: dict[Places, None] = {}
     for waiting in queue:
-        if waiting.reason is not RefusalReason.NO_CAPACITY:
+        no_room = waiting.reason is RefusalReason.NO_CAPACITY
+        if not no_room or waiting.is_hopeless(table.pools):
             continue
         if waiting.places in short:
             without.append(waiting)
@@ -104,7 +105,8 @@ def make_room_for(
     is divided fairly by is looked at with the others, within LOOK_AGAIN_NS. Nobody is told to leave
     as long as the queue is `stale`.
     """
-    if waiting.reason is not RefusalReason.NO_CAPACITY:
+    no_room = waiting.reason is RefusalReason.NO_CAPACITY
+    if not no_room or waiting.is_hopeless(draft.table.pools):
         return Attempt()
     leaving = leaving_of(draft.table)
     for other in queue.claims.values():
