@@ -145,6 +145,7 @@ async def test_descriptors_that_cannot_be_sent_yet_arrive_later_or_are_closed(
         assert answer["parameters"]["fds"] and len(slow.fds) == 1
         before = descriptors()
         await trio.sleep(10)
+        house.dispose()
         assert descriptors() == before - 3, "socket, pidfd, memory of the deaf"
 
 
@@ -173,6 +174,7 @@ async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
                 if kind != "in pieces":
                     await me.answer()
         await trio.sleep(1)
+        house.dispose()
         extra = descriptors() - before - own
         assert extra <= 0, f"{extra} descriptors of a peer are kept for calls that never come"
 
@@ -189,6 +191,7 @@ async def test_descriptors_behind_a_fault_are_not_kept_while_an_earlier_call_tak
             for _ in range(20):
                 await me.send(b"x", [null.fileno()] * 16)
                 await trio.sleep(0.1)
+        house.dispose()
         assert descriptors() <= before
         await house.visit().call("Lease.Release", lease_id=lease)
         assert (await me.answer())["parameters"]["lease"]["lease_id"] == lease
@@ -233,6 +236,7 @@ async def test_connections_leave_nothing_behind(
                 await me.answer()
             me.close()
         await trio.sleep(10)
+        house.dispose()
         assert descriptors() == before
         assert house.agent.listener is not None and house.agent.listener.connections == 1
 
