@@ -296,6 +296,25 @@ async def test_who_is_gone_before_being_let_in_gets_no_lease(
         await house.visit().call("Lease.List")
 
 
+async def test_who_gave_up_before_the_agent_had_its_turn_gets_no_lease(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The agent hung (SIGSTOP, a host that was suspended): whoever asked has gone."""
+    async with open_house(tmp_path) as house:
+        known, new = house.visit(), house.visit()
+        lease = (await known.call("Lease.Acquire", **ACQUIRE))["lease"]["lease_id"]
+        give_back = message("Lease.Release", lease_id=lease)
+        asked = message("Lease.Acquire", **ACQUIRE)
+        for visitor, said in ((known, give_back + asked), (new, asked)):
+            with socket.socket(fileno=os.dup(visitor.sock.fileno())) as plain:
+                plain.sendall(said)  # at once: the agent has no turn between the two
+            visitor.close()
+        await trio.sleep(1)
+        events = house.host.sealed()
+        assert events.count("Allocated") == 1, "nobody would have been told of the others"
+        assert events.count("Released") == 1, "what gives something back is carried out"
+
+
 @pytest.mark.parametrize("left", [0, 1, 2, 3])
 async def test_an_agent_out_of_descriptors_refuses_and_lives(
     left: int, tmp_path: Path, autojump_clock: trio.testing.MockClock

@@ -81,6 +81,7 @@ class Connection:
         "conversation",
         "drained",
         "enrolled",
+        "gone",
         "pidfd",
         "sock",
         "stalled_ns",
@@ -99,7 +100,7 @@ class Connection:
         self.enrolled = False
         self._known = True
         self.waiting: dict[Call, tuple[CommandId, Deliver]] = {}
-        self.closed = False
+        self.closed = self.gone = False
         self.drained = trio.Event()
         self.drained.set()
         self.stalled_ns: int | None = None
@@ -220,6 +221,7 @@ class Connection:
     def read(self, *, gone: bool) -> list[tuple[Call, list[int]]]:
         """Read once; the calls that are complete, each with its descriptors. At the end a peer that
         is `gone` is closed; one that only sends no more has its answers first."""
+        self.gone = gone
         try:
             length, ancillary, flags, _ = self.sock.recvmsg_into(
                 _INTO, _ANCILLARY_BYTES, _READ_FLAGS

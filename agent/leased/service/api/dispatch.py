@@ -204,6 +204,10 @@ class Dispatcher:
         connection.answer(call, encode_reply(call, reply, moment))
 
     def _begin_acquire(self, connection: Connection, call: Call) -> None:
+        if connection.gone:
+            # It gave up before we had our turn: a lease would be nobody's until its deadline.
+            connection.hang_up()
+            return
         command = self._command(connection, call)
         # No closure that names itself: every request would leave a cycle behind to be collected.
         deliver = partial(self._answer_acquire, connection, call)
