@@ -102,7 +102,7 @@ async def _nothing() -> None:
 
 
 async def _give_back(held: Holding) -> None:
-    if held.released or held.lost.is_set():
+    if held.given_back or held.lost.is_set():
         return
     with trio.CancelScope(shield=True), trio.move_on_after(RELEASE_TIMEOUT_S):
         try:

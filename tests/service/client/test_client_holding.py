@@ -315,6 +315,20 @@ async def test_a_release_that_hangs_does_not(
     assert trio.current_time() == 5
 
 
+@pytest.mark.parametrize("method", [parameters.Release, parameters.Done])
+async def test_what_was_broken_off_giving_back_is_given_back_at_the_end(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent, method: type
+) -> None:
+    agent.hang.append(method)
+    async with acquire(session, mem=4096, ttl=600) as held:
+        with trio.move_on_after(1) as scope:
+            await (held.release() if method is parameters.Release else held.done())
+        assert scope.cancelled_caught
+        agent.hang.clear()
+    assert the_lease(agent).ended is Ending.RELEASED
+    assert trio.current_time() < 10
+
+
 async def test_a_lease_released_early_stays_quiet(
     autojump_clock: MockClock, session: Session, agent: SmallAgent
 ) -> None:
