@@ -191,7 +191,7 @@ async def test_descriptors_behind_a_fault_are_not_kept_while_an_earlier_call_tak
             for _ in range(20):
                 await me.send(b"x", [null.fileno()] * 16)
                 await trio.sleep(0.1)
-        house.dispose()
+                house.dispose()
         assert descriptors() <= before
         await house.visit().call("Lease.Release", lease_id=lease)
         assert (await me.answer())["parameters"]["lease"]["lease_id"] == lease

@@ -42,15 +42,15 @@ class Disposal:
         with self._lock:
             if uid in self._waiting:
                 self._waiting[uid].extend(fresh)
-                return
-            self._waiting[uid] = fresh
-            self._unattended.append(uid)
-            if self._threads >= THREADS_MAX:
+            else:
+                self._waiting[uid] = fresh
+                self._unattended.append(uid)
+            if not self._unattended or self._threads >= THREADS_MAX:
                 return
             self._threads += 1
         try:
             threading.Thread(target=self._work, name="disposal", daemon=True).start()
-        except RuntimeError:  # the kernel gives us no thread: the next one does this, too
+        except RuntimeError:  # the kernel gives us no thread: it is asked again with the next
             with self._lock:
                 self._threads -= 1
 
