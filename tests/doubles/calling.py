@@ -154,6 +154,12 @@ class House:
         self._visitors.append(visitor)
         return visitor
 
+    def dispose(self) -> None:
+        """Until what was sent here is closed: other threads do that."""
+        assert self.agent.listener is not None
+        while self.agent.listener.disposal.owed(os.geteuid()):
+            os.sched_yield()
+
     def leave(self) -> None:
         """Everybody goes."""
         for visitor in self._visitors:

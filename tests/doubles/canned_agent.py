@@ -24,6 +24,15 @@ OTHER_ID = "7fb4" + "0" * 28
 RESOURCE = "mem:node0:4096"
 
 
+INFO: Answer = {
+    "vendor": "leased",
+    "product": "a canned agent",
+    "version": "1",
+    "url": "",
+    "interfaces": ["org.varlink.service"],
+}
+
+
 def lease(lease_id: str = LEASE_ID, **runtime: Any) -> Answer:
     """A lease as the wire has it; `runtime` overrides."""
     return {
@@ -95,7 +104,7 @@ class CannedAgent:
 
     def __init__(self, directory: Path, script: Script, fds: Sequence[int] = ()) -> None:
         self.path = str(directory / "agent.sock")
-        self.script = script
+        self.script = {"org.varlink.service.GetInfo": INFO, **script}
         self.calls: list[tuple[str, Answer]] = []
         self._fds = list(fds)
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

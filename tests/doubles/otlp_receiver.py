@@ -7,7 +7,7 @@ and the protocol's own messages, in a process of its own.
 Rule: it prints one JSON line for all it sees: its port, then each request with who sent it and
 every point. The n-th request is answered with the n-th status, the rest with 200; a body that is
 not what its headers say is answered with 400, as the protocol wants. `hang` never answers, `drop`
-closes the connection, `partial` takes all points but three.
+closes the connection, `partial` takes all points but one, `lie` none of 2^62, and says so in lines.
 """
 
 from __future__ import annotations
@@ -126,8 +126,12 @@ def main() -> None:
                 return
             told = metrics_service_pb2.ExportMetricsServiceResponse()
             if status == "partial":
-                told.partial_success.rejected_data_points = 3
-                told.partial_success.error_message = "three of them are odd"
+                told.partial_success.rejected_data_points = 1
+                told.partial_success.error_message = "one of them is odd"
+                status = "200"
+            if status == "lie":
+                told.partial_success.rejected_data_points = 1 << 62
+                told.partial_success.error_message = "no\x1b[2J\nleased: serving" + "!" * 9000
                 status = "200"
             code, _, after = status.partition(":")
             self._answer(int(code), after, told.SerializeToString())

@@ -4,7 +4,7 @@ behind it.
 
 Rule: it argues back like the real one (a capacity it has not is refused, a stranger's id is
 missing, a late renewal loses) and shows what it was sent (`seen`). Faults are asked for: `hang`,
-`drop_reply`, `refuse`.
+`drop_reply`, `keep_reply`, `refuse`.
 
 Does not cut, seal or meter anything, and knows one node with one tier of memory and one GPU.
 """
@@ -85,6 +85,7 @@ class SmallAgent(LeaseTable):
         self.refuse: dict[type, answers.Refusal] = {}
         self.hang: list[type] = []
         self.drop_reply: list[type] = []
+        self.keep_reply: list[type] = []
         self.notify_fds = False
         self.connections = 0
         self._watchers: list[trio.MemorySendChannel[bytes]] = []
@@ -202,6 +203,10 @@ class SmallAgent(LeaseTable):
         reply = self.decide(command)
         if isinstance(reply, answers.Granted):
             fds, listed = self._prepare(reply.lease)
+        if type(asked) in self.keep_reply:
+            for fd in fds:
+                os.close(fd)
+            await trio.sleep_forever()
         if type(asked) in self.drop_reply:
             self.drop_reply.remove(type(asked))
             for fd in fds:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Acquisition: ask for a lease, hold it for a block, give it back at its end.
 
-Rule: whatever ends the block, the descriptors are closed and the lease is given back; a loss that
-nobody was told of is a LeaseLost at the end of the block.
+Rule: whatever ends the block, the descriptors are closed and the lease is given back; so is what
+was granted to a request that we gave up. A loss that nobody was told of is a LeaseLost at the end
+of the block.
 
 Does not keep the lease alive meanwhile (`holding`).
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import trio
 
+from leased.client.faults import CallTimeout
 from leased.client.holding import Holding
 from leased.client.session import SOCKET, Session
 from leased.client.wants import want
@@ -24,6 +26,10 @@ from leased.terms.moment import NS_PER_S
 from leased.wire import objects, parameters, replies
 
 RELEASE_TIMEOUT_S = 5.0
+TAKE_BACK_TIMEOUT_S = 1.0
+"""Whoever gives up waits for no more than this: mostly it is the agent that does not answer."""
+
+GIVEN_UP = (trio.Cancelled, KeyboardInterrupt, CallTimeout)
 
 
 @asynccontextmanager
@@ -62,9 +68,7 @@ async def acquire(
         bind=bind,  # type: ignore[arg-type]
     )
     try:
-        granted, fds = await session.ask_with_fds(
-            asked, replies.AcquireReply, timeout_s=session.timeout_s + wait, prove=True
-        )
+        granted, fds = await request(session, asked, session.timeout_s + wait)
         held = Holding(session, granted, fds)
         try:
             async with _held(held, watch):
@@ -75,6 +79,32 @@ async def acquire(
         session.close()
     if held.unspoken_loss:
         held.check()
+
+
+async def request(
+    session: Session, asked: parameters.Acquire, patience_s: float
+) -> tuple[replies.AcquireReply, list[int]]:
+    """Ask for a lease; the descriptors are the caller's. What was granted when we gave up, and
+    nobody was told of, is given back."""
+    try:
+        return await session.ask_with_fds(
+            asked, replies.AcquireReply, timeout_s=patience_s, prove=True
+        )
+    except GIVEN_UP:
+        with trio.CancelScope(shield=True), trio.move_on_after(TAKE_BACK_TIMEOUT_S):
+            await _take_back(session, asked.command_id)
+        raise
+
+
+async def _take_back(session: Session, command_id: str | None) -> None:
+    """The connection has ended with our wait, and with it a request that nobody has looked at yet:
+    what is there now is all that there will be."""
+    try:
+        for lease in (await session.leases()).leases:
+            if lease.context.command_id == command_id and lease.runtime.ended is None:
+                await session.release(lease.lease_id)
+    except LeasedError:
+        pass  # Its deadline ends it, or the end of what it is bound to.
 
 
 @asynccontextmanager
@@ -102,7 +132,7 @@ async def _nothing() -> None:
 
 
 async def _give_back(held: Holding) -> None:
-    if held.released or held.lost.is_set():
+    if held.given_back or held.lost.is_set():
         return
     with trio.CancelScope(shield=True), trio.move_on_after(RELEASE_TIMEOUT_S):
         try:

@@ -35,7 +35,7 @@ _NOTICE = msgspec.json.Decoder(objects.Notice)
 
 class Holding:
     """A lease we hold. `lease` is how the agent last described it; `lost` is set when it is ours no
-    more.
+    more, `released` when we want it no more, `given_back` when the agent has said so.
     """
 
     def __init__(self, session: Session, granted: replies.AcquireReply, fds: Sequence[int]) -> None:
@@ -53,7 +53,7 @@ class Holding:
         self._moved = trio.Event()
         self.lost = trio.Event()
         self.lost_why = ""
-        self.released = False
+        self.released = self.given_back = False
         self._deadline_ns = granted.lease.runtime.deadline_boottime_ns
 
     @property
@@ -157,12 +157,14 @@ class Holding:
         self.released = True
         self.close()
         self.lease = await self._session.done(self.lease_id)
+        self.given_back = True
 
     async def release(self) -> None:
         """Give it back now instead of at the end of the block."""
         self.released = True
         self.close()
         self.lease = await self._session.release(self.lease_id)
+        self.given_back = True
 
     # ---- in the background ---------------------------------------------------------------------
 

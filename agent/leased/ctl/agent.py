@@ -52,6 +52,13 @@ def online(verb: Verb, *, admin: bool = False) -> Callable[[argparse.Namespace, 
     return act
 
 
+async def await_answer(session: Session) -> None:
+    """Return once the agent answers: one that hangs is told of in time before something is asked
+    that may take as long as it likes. Raises AgentUnavailable.
+    """
+    await session.info()
+
+
 async def find_lease(session: Session, text: str) -> str:
     """The lease whose id begins with `text`. Raises NoSuchLease, InvalidParameter if it fits
     several.

@@ -18,7 +18,7 @@ from typing import Any
 
 from leased.client import Session
 from leased.ctl import acknowledged, enrolling, proofs, records, render
-from leased.ctl.agent import online
+from leased.ctl.agent import await_answer, online
 from leased.ctl.bill import add_bill, verify_bill
 from leased.ctl.console import Console, timestamp
 from leased.ctl.enrolled import read_enrolled
@@ -235,6 +235,7 @@ def _vouched(facts: LogFacts, standing: Standing | None) -> list[tuple[str, str]
 
 
 async def _verify_online(options: argparse.Namespace, console: Console, session: Session) -> int:
+    await await_answer(session)
     told = await session.ask(parameters.AuditVerify(), replies.VerifyReply, timeout_s=float("inf"))
     if options.json:
         console.document(render.plain(told))

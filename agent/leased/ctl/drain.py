@@ -18,7 +18,7 @@ import trio
 
 from leased.client import Refused, Session
 from leased.ctl import render
-from leased.ctl.agent import online
+from leased.ctl.agent import await_answer, online
 from leased.ctl.asks import parse_duration
 from leased.ctl.console import NS_PER_S, Console, relative
 from leased.ctl.devices import find_resource
@@ -196,6 +196,7 @@ async def resume(options: argparse.Namespace, console: Console, session: Session
     """Grant again."""
     scope = await _scope(session, options.what)
     asked = parameters.Resume(command_id=session.command_id(), resource_id=scope or None)
+    await await_answer(session)
     await session.ask(asked, replies.EmptyReply, timeout_s=60)
     if options.json:
         console.document({"resource_id": scope})

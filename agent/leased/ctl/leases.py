@@ -14,7 +14,7 @@ import msgspec
 
 from leased.client import Refused, Session
 from leased.ctl import render
-from leased.ctl.agent import find_lease, find_lease_or_request, name_requeued, online
+from leased.ctl.agent import await_answer, find_lease, find_lease_or_request, name_requeued, online
 from leased.ctl.asks import add_rank, add_request, parse_duration, request
 from leased.ctl.console import NS_PER_S, Console, relative
 from leased.ctl.refusals import refusal_status, refusal_text
@@ -138,6 +138,7 @@ async def wait(options: argparse.Namespace, console: Console, session: Session) 
     if options.timeout_after is not None:
         seconds = parse_duration(options.timeout_after) / NS_PER_S
     until = options.until or "ended"
+    await await_answer(session)
     console.progress(f"waiting for {render.short(lease_id)} to be {until}")
     try:
         lease = await session.wait(lease_id, until=until, timeout_s=seconds)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from leased.client import RemoteError, Session
-from leased.ctl.agent import online
+from leased.ctl.agent import await_answer, online
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_PROTOCOL, InvalidParameter
@@ -47,6 +47,7 @@ async def call(options: argparse.Namespace, console: Console, session: Session) 
     arguments = _arguments(options.parameters)
     try:
         if options.more:
+            await await_answer(session)
             async with session.follow_any(options.method, arguments) as answers:
                 async for answer in answers:
                     console.say(msgspec.json.encode(answer).decode())

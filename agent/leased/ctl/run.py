@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from leased.client import Refused, Session
+from leased.client import Refused, Session, acquisition
 from leased.client.holding import Holding
 from leased.ctl import child as children
 from leased.ctl import receipts, render
@@ -201,9 +201,7 @@ async def _acquire(
         if acquire.wait_ns:
             nursery.start_soon(_tell_of_queue, session, acquire, console)
         try:
-            granted = await session.ask_with_fds(
-                acquire, replies.AcquireReply, timeout_s=patience_s, prove=True
-            )
+            granted = await acquisition.request(session, acquire, patience_s)
         except LeasedError as error:
             refused = error  # raised outside, where no nursery wraps it
         nursery.cancel_scope.cancel()

@@ -11,7 +11,7 @@ import argparse
 
 from leased.client import Session
 from leased.ctl import render
-from leased.ctl.agent import find_lease, online
+from leased.ctl.agent import await_answer, find_lease, online
 from leased.ctl.asks import amount
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
@@ -29,6 +29,7 @@ def register(verbs: Verbs) -> None:
 
 async def watch(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Follow leases or resources."""
+    await await_answer(session)
     if options.devices:
         return await _watch_devices(options, console, session)
     lease_id = None if options.lease is None else await find_lease(session, options.lease)

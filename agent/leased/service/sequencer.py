@@ -138,6 +138,7 @@ class Sequencer:
         self._asked = 0  # of them, by clients: the third of each is 1
         self._plans: deque[tuple[Plan, Deliver]] = deque()
         self._pending: dict[CommandId, list[Deliver]] = {}
+        self._gone: set[Deliver | None] = set()
         self._arrived = trio.Event()
         self._stopping = False
         self.batches = 0
@@ -209,15 +210,14 @@ class Sequencer:
         return replies[0]
 
     def forget_waiter(self, command_id: CommandId, deliver: Deliver) -> None:
-        """The conversation behind `deliver` is gone: give up its place in the queue if nobody else
-        waits for it.
-
-        That is asked by the channel too: the request may still be on it, and a retry behind it.
-        """
+        """Nobody is behind `deliver` any more: its place in the queue is given up, unless a retry
+        waits there, too. If its request is still on the channel, nothing comes of it."""
+        self._gone.add(deliver)
         self.submit_own(CancelWait(NO_COMMAND, command_id), deliver)
 
     def _leave(self, command_id: CommandId, deliver: Deliver | None) -> bool:
         """Take a waiter off; whether it was the last one of its request."""
+        self._gone.discard(deliver)
         waiting = self._pending.get(command_id)
         if waiting is None or deliver not in waiting:
             return False
@@ -313,8 +313,8 @@ class Sequencer:
 
     def _propose(self, command: Command, deliver: Deliver | None, batch: Batch) -> None:
         held = batch.held
-        if type(command) is CancelWait:
-            if not self._leave(command.waiting_id, deliver):
+        if self._gone and deliver in self._gone:
+            if type(command) is not CancelWait or not self._leave(command.waiting_id, deliver):
                 return
             deliver = None
         proposal = self.lessor.propose(command, batch.moment)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from leased.client import LeaseLost, Refused, Session, acquire
+from leased.client import CallTimeout, LeaseLost, Refused, Session, acquire
 from leased.client.notice import surrender_margin_ns
 from leased.terms.errors import EX_LEASE_LOST
 from leased.terms.lease import Ending, LeaseState, RevocationReason
@@ -313,6 +314,43 @@ async def test_a_release_that_hangs_does_not(
     async with acquire(session, mem=4096, ttl=60):
         pass
     assert trio.current_time() == 5
+
+
+@pytest.mark.parametrize("patience_s", [3, 30], ids=["cancelled", "not answered in time"])
+async def test_what_was_granted_to_who_gave_up_is_given_back(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent, patience_s: float
+) -> None:
+    """Much memory takes longer to prepare than the caller's patience."""
+    agent.keep_reply.append(parameters.Acquire)
+    with trio.move_on_after(patience_s), suppress(CallTimeout):
+        async with acquire(session, mem=4096, ttl=3600):
+            raise AssertionError("nobody was told of a lease")
+    assert the_lease(agent).ended is Ending.RELEASED
+    assert trio.current_time() in (3, 10)
+
+
+async def test_who_gives_up_does_not_wait_for_an_agent_that_hangs(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent
+) -> None:
+    agent.hang += [parameters.Acquire, parameters.List]
+    with trio.move_on_after(3) as scope:
+        async with acquire(session, mem=4096, ttl=3600):
+            raise AssertionError("there is no lease")
+    assert scope.cancelled_caught and trio.current_time() == 4
+
+
+@pytest.mark.parametrize("method", [parameters.Release, parameters.Done])
+async def test_what_was_broken_off_giving_back_is_given_back_at_the_end(
+    autojump_clock: MockClock, session: Session, agent: SmallAgent, method: type
+) -> None:
+    agent.hang.append(method)
+    async with acquire(session, mem=4096, ttl=600) as held:
+        with trio.move_on_after(1) as scope:
+            await (held.release() if method is parameters.Release else held.done())
+        assert scope.cancelled_caught
+        agent.hang.clear()
+    assert the_lease(agent).ended is Ending.RELEASED
+    assert trio.current_time() < 10
 
 
 async def test_a_lease_released_early_stays_quiet(

@@ -145,6 +145,7 @@ async def test_descriptors_that_cannot_be_sent_yet_arrive_later_or_are_closed(
         assert answer["parameters"]["fds"] and len(slow.fds) == 1
         before = descriptors()
         await trio.sleep(10)
+        house.dispose()
         assert descriptors() == before - 3, "socket, pidfd, memory of the deaf"
 
 
@@ -173,6 +174,7 @@ async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
                 if kind != "in pieces":
                     await me.answer()
         await trio.sleep(1)
+        house.dispose()
         extra = descriptors() - before - own
         assert extra <= 0, f"{extra} descriptors of a peer are kept for calls that never come"
 
@@ -189,6 +191,7 @@ async def test_descriptors_behind_a_fault_are_not_kept_while_an_earlier_call_tak
             for _ in range(20):
                 await me.send(b"x", [null.fileno()] * 16)
                 await trio.sleep(0.1)
+                house.dispose()
         assert descriptors() <= before
         await house.visit().call("Lease.Release", lease_id=lease)
         assert (await me.answer())["parameters"]["lease"]["lease_id"] == lease
@@ -233,6 +236,7 @@ async def test_connections_leave_nothing_behind(
                 await me.answer()
             me.close()
         await trio.sleep(10)
+        house.dispose()
         assert descriptors() == before
         assert house.agent.listener is not None and house.agent.listener.connections == 1
 
@@ -290,6 +294,25 @@ async def test_who_is_gone_before_being_let_in_gets_no_lease(
         assert not live, "bound to a process that does not exist"
         assert house.agent.listener is not None and house.agent.listener.connections == 0
         await house.visit().call("Lease.List")
+
+
+async def test_who_gave_up_before_the_agent_had_its_turn_gets_no_lease(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The agent hung (SIGSTOP, a host that was suspended): whoever asked has gone."""
+    async with open_house(tmp_path) as house:
+        known, new = house.visit(), house.visit()
+        lease = (await known.call("Lease.Acquire", **ACQUIRE))["lease"]["lease_id"]
+        give_back = message("Lease.Release", lease_id=lease)
+        asked = message("Lease.Acquire", **ACQUIRE)
+        for visitor, said in ((known, give_back + asked), (new, asked)):
+            with socket.socket(fileno=os.dup(visitor.sock.fileno())) as plain:
+                plain.sendall(said)  # at once: the agent has no turn between the two
+            visitor.close()
+        await trio.sleep(1)
+        events = house.host.sealed()
+        assert events.count("Allocated") == 1, "nobody would have been told of the others"
+        assert events.count("Released") == 1, "what gives something back is carried out"
 
 
 @pytest.mark.parametrize("left", [0, 1, 2, 3])

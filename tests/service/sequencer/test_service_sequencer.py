@@ -192,6 +192,27 @@ async def test_a_caller_gone_before_its_request_was_read_leaves_no_place(
         assert len(agent.lessor.queue) == 0, "nobody is there any more to take the lease"
 
 
+async def test_a_caller_gone_before_its_request_was_looked_at_is_granted_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A disk that hangs: who had enough of it had its lease when it went on, and nobody knew."""
+    async with Host().standing() as host, host.agent() as agent:
+        held = await agent.lease(1)
+        agent.journal.gate.shut()
+        agent.submit(Renew(host.command_id(), ACME, held.lease_id))
+        await agent.journal.gate.reached.wait()
+        request = host.acquire(1)
+        gone = agent.submit(request)
+        agent.sequencer.forget_waiter(request.command_id, gone)
+        retry = agent.submit(request)
+        twice = host.acquire(1)
+        agent.sequencer.forget_waiter(twice.command_id, agent.submit(twice))
+        agent.journal.gate.open()
+        with trio.fail_after(60):
+            assert isinstance(await retry.reply(), Granted), "it is asked for again"
+        assert not gone.replies and host.sealed().count("Allocated") == 2
+
+
 async def test_a_retry_from_a_new_connection_keeps_the_place(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -15,7 +15,7 @@ import trio.testing
 from leased.service.config import Sockets
 from leased.service.sequencer import Told
 from leased.terms.command import Caller, Drain, ListLeases, Renew
-from leased.terms.event import HealthChanged
+from leased.terms.event import Activated, Event, HealthChanged
 from leased.terms.identity import EventId, TenantId
 from leased.terms.lease import LeaseState
 from leased.terms.moment import NS_PER_S
@@ -70,6 +70,46 @@ async def test_a_watcher_sees_every_step_of_its_lease_and_then_the_end(
                 break
         assert seen == ["revoking", "scrubbing", "verifying", "reclaimed"]
         await watcher.call("Lease.List")
+
+
+class Attending(trio.abc.Instrument):
+    """How often whoever served a stream before had its turn."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._fresh: set[trio.lowlevel.Task] = set()
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        """A call that is not of those."""
+        self._fresh.add(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """One task's turn."""
+        self.count += task.name.endswith("_attend") and task not in self._fresh
+
+
+async def test_who_has_nothing_to_see_of_a_change_is_not_woken_for_it(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """One tenant's watchers made everybody's grants slower: each was woken for each of them."""
+    async with open_house(tmp_path) as house:
+        me, other = house.visit(uid=2000), house.visit(uid=1000)
+        mine, theirs = await acquired(me), await acquired(other)
+        await watch(house, uid=1000)
+        await watch(house, uid=1000, lease_id=theirs)
+        waits = house.visit(uid=1000)
+        await waits.ask("Lease.Wait", lease_id=theirs)
+        await trio.sleep(1)
+        turns = Attending()
+        trio.lowlevel.add_instrument(turns)
+        await acquired(me)
+        await me.call("Lease.Release", lease_id=mine)
+        await trio.sleep(1)
+        assert turns.count == 0
+        await other.call("Lease.Release", lease_id=theirs)
+        assert (await waits.answer())["parameters"]["lease"]["lease_id"] == theirs
+        assert turns.count > 0
+        trio.lowlevel.remove_instrument(turns)
 
 
 async def test_watching_a_lease_that_is_over_ends_at_once(
@@ -217,12 +257,18 @@ async def _next(watcher: Visitor) -> dict:
 
 
 def flood(house: House, count: int) -> None:
-    """So many batches, all at once."""
+    """So many batches, all at once, of a device and of each lease."""
     agent = house.agent
     for number in range(count):
-        event = HealthChanged(EventId(number.to_bytes(16, "big")), "mem:node0:4096", 1, 0)
-        moment = house.host.clock.now()
-        agent.feed.tell(Told(moment, (event,), [10_000 + number], (bytes(32),)))
+        event_id = EventId(number.to_bytes(16, "big"))
+        events: list[Event] = [HealthChanged(event_id, "mem:node0:4096", 1, 0)]
+        for lease in agent.lessor.table.leases.values():
+            events.append(Activated(event_id, lease.lease_id, lease.subject, 1, 0, bytes(32)))
+        last = 10_000 + number
+        told = Told(
+            house.host.clock.now(), tuple(events), [last] * len(events), (bytes(32),) * len(events)
+        )
+        agent.feed.tell(told)
 
 
 @pytest.mark.parametrize("method", ["Lease.Watch", "Device.Watch"])
@@ -230,6 +276,8 @@ async def test_a_watcher_that_is_too_slow_is_told_of_the_gap_and_is_done(
     method: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_house(tmp_path) as house:
+        await acquired(house.visit())
+        await trio.sleep(1)
         watcher, _ = await watch(house, method)
         flood(house, 1100)
         answer = await watcher.answer()

@@ -207,12 +207,25 @@ async def test_what_a_receiver_will_not_have_is_not_sent_twice(authority: FleetP
                 seen = await see(one)
                 assert seen["points"][0]["attributes"]["hw.id"] == f"gpu:GPU-{number}"
             await line.emptied()
-    assert line.counts == {"refused": 2 + 2 + 3 + 2}
+    assert line.counts == {"refused": 2 + 2 + 1 + 2}
     assert [text.rpartition(": ")[2] for text in line.said] == [
         "it answered 400",
-        "three of them are odd",
+        "one of them is odd",
         "it answered 301",
     ]
+
+
+async def test_a_receiver_that_lies_is_believed_no_more_than_can_be(authority: FleetPki) -> None:
+    """Two such answers were more than a counter holds, and the end of the agent."""
+    with serve(authority, "lie", "lie") as one:
+        line = Line(authority, one.url, Quick())
+        async with running(line):
+            for number in range(2):
+                line.put(power(number), power(number + 10))
+                await see(one)
+            await line.emptied()
+    assert line.counts == {"refused": 4}
+    assert len(line.said) == 1 and line.said[0].isprintable() and len(line.said[0]) < 400
 
 
 async def test_a_receiver_that_hangs_has_a_deadline(authority: FleetPki) -> None:

@@ -2,8 +2,9 @@
 """A connection: one accepted socket with its conversation, and everything that ends with it.
 
 Rule: it belongs to the peer that the kernel named when it was accepted; its descriptors are closed
-with it, whoever they were meant for. What cannot be sent at once waits, at most one message per
-call that may be unanswered, and the connection notes since when.
+with it, whoever they were meant for, and those that it sent by `disposal`. What cannot be sent at
+once waits, at most one message per call that may be unanswered, and the connection notes since
+when.
 
 Does not wait for anything and does not know what a call means: `Keeper` reads and writes it when
 the socket is ready.
@@ -23,6 +24,7 @@ import trio
 
 from leased.ports import Clock
 from leased.service.api import peers
+from leased.service.api.disposal import OWED_MAX, Disposal
 from leased.service.api.outbox import Outbox
 from leased.service.holders import Holders
 from leased.service.sequencer import Deliver
@@ -32,7 +34,10 @@ from leased.wire.conversation import Call, Conversation
 
 READ_BYTES = 64 * 1024
 FDS_MAX = 16
-_ANCILLARY_BYTES = socket.CMSG_SPACE(FDS_MAX * 4)
+_FDS_SENT_MAX = 253
+"""Of one message, by the kernel. There is room for all of them: what does not fit is closed by who
+reads."""
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_FDS_SENT_MAX * 4)
 # As numbers: each `|` of two of the module's flags makes an object of an enumeration.
 SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _READ_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
@@ -48,6 +53,7 @@ class Keeper(Protocol):
     holders: Holders
     clock: Clock
     outbox: Outbox
+    disposal: Disposal
 
     def watch(self, connection: Connection, *, writable: bool) -> None:
         """Ask for (or no longer for) the moment at which the socket takes bytes again."""
@@ -75,6 +81,7 @@ class Connection:
         "conversation",
         "drained",
         "enrolled",
+        "gone",
         "pidfd",
         "sock",
         "stalled_ns",
@@ -93,7 +100,7 @@ class Connection:
         self.enrolled = False
         self._known = True
         self.waiting: dict[Call, tuple[CommandId, Deliver]] = {}
-        self.closed = False
+        self.closed = self.gone = False
         self.drained = trio.Event()
         self.drained.set()
         self.stalled_ns: int | None = None
@@ -214,6 +221,7 @@ class Connection:
     def read(self, *, gone: bool) -> list[tuple[Call, list[int]]]:
         """Read once; the calls that are complete, each with its descriptors. At the end a peer that
         is `gone` is closed; one that only sends no more has its answers first."""
+        self.gone = gone
         try:
             length, ancillary, flags, _ = self.sock.recvmsg_into(
                 _INTO, _ANCILLARY_BYTES, _READ_FLAGS
@@ -231,6 +239,8 @@ class Connection:
                     received.frombytes(content[: len(content) - len(content) % received.itemsize])
             count = len(received)
             self._received_fds.extend(received)
+            if count > FDS_MAX or self._keeper.disposal.owed(self.caller.uid) >= OWED_MAX:
+                flags |= _TRUNCATED
         if flags & _TRUNCATED or (not length and gone):
             self._keeper.close(self)
             return []
@@ -253,9 +263,13 @@ class Connection:
             self.flush()
         return taken
 
+    def dispose(self, fds: Iterable[int]) -> None:
+        """Close what the peer sent."""
+        self._keeper.disposal.take(self.caller.uid, fds)
+
     def _drop_received(self, count: int) -> None:
-        for _ in range(count):
-            os.close(self._received_fds.popleft())
+        if count:
+            self.dispose([self._received_fds.popleft() for _ in range(count)])
 
     def release(self) -> None:
         """Close everything this connection owns. Called once, by the listener."""
@@ -263,10 +277,9 @@ class Connection:
         for scope in tuple(self._scopes):
             scope.cancel()
         self.drained.set()
-        self.sock.close()
-        close_all(self._received_fds)
+        self._keeper.disposal.part(self.caller.uid, self.sock)
+        self._drop_received(len(self._received_fds))
         close_all(self._owned_fds)
-        self._received_fds.clear()
         self._owned_fds.clear()
         if self.pidfd is not None:
             if self.enrolled:
@@ -275,6 +288,6 @@ class Connection:
 
 
 def close_all(fds: Iterable[int]) -> None:
-    """Close descriptors."""
+    """Close descriptors of our own."""
     for fd in fds:
         os.close(fd)

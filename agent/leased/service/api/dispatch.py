@@ -12,7 +12,6 @@ Does not touch sockets (`listener`) and does not encode terms (`wire.calls`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
@@ -143,8 +142,7 @@ class Dispatcher:
         except OSError as error:  # out of descriptors: this call fails, and nobody else's
             connection.answer(call, encode_error(DeviceError("pidfd", error.errno or 0)))
         finally:
-            for fd in fds:
-                os.close(fd)
+            connection.dispose(fds)
 
     def _is_paced(self, connection: Connection, call: Call) -> bool:
         """Whether the caller calls too often; it has been told."""
@@ -206,6 +204,10 @@ class Dispatcher:
         connection.answer(call, encode_reply(call, reply, moment))
 
     def _begin_acquire(self, connection: Connection, call: Call) -> None:
+        if connection.gone:
+            # It gave up before we had our turn: a lease would be nobody's until its deadline.
+            connection.hang_up()
+            return
         command = self._command(connection, call)
         # No closure that names itself: every request would leave a cycle behind to be collected.
         deliver = partial(self._answer_acquire, connection, call)
@@ -330,8 +332,7 @@ class Dispatcher:
         except OSError as error:
             connection.answer(call, encode_error(DeviceError("adopt", error.errno or 0)))
         finally:
-            for fd in fds:
-                os.close(fd)
+            connection.dispose(fds)
 
     async def _let_in(self, connection: Connection, call: Call, lease: Lease) -> None:
         """Move the caller in, and give it what the lease comes with."""

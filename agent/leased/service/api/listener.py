@@ -23,7 +23,8 @@ import trio
 
 from leased.ports import Clock
 from leased.service.api import peers
-from leased.service.api.connection import SEND_FLAGS, Connection, close_all
+from leased.service.api.connection import SEND_FLAGS, Connection
+from leased.service.api.disposal import OWED_MAX, Disposal
 from leased.service.api.outbox import Outbox
 from leased.service.config import Sockets
 from leased.service.holders import Holders
@@ -82,6 +83,7 @@ class Listener:
         whether all of it has been answered."""
         self.holders = holders
         self.outbox = outbox or Outbox()
+        self.disposal = Disposal()
         self._begin_turn, self._end_turn = begin_turn, end_turn
         self.clock = clock
         self._dispatch = dispatch
@@ -149,7 +151,7 @@ class Listener:
         if mask & ~select.EPOLLOUT and not connection.closed:
             for call, fds in connection.read(gone=bool(mask & GONE)):
                 if connection.closed:  # the answer to an earlier call found nobody there
-                    close_all(fds)
+                    connection.dispose(fds)
                 else:
                     self._dispatch.begin(connection, call, fds)
 
@@ -164,6 +166,9 @@ class Listener:
                 self._shut.append(door)
             return  # else the peer has already gone
         sock.setblocking(False)
+        # A byte out of band is read like any other: else the kernel drops it, and closes here
+        # what it came with.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         try:
             caller = peers.identify(sock, tenant_of=self.tenant_of, operator=operator)
             self._admit(caller)
@@ -171,11 +176,11 @@ class Listener:
         except LeasedError as refused:
             with contextlib.suppress(OSError):
                 sock.send(encode_error(refused), SEND_FLAGS)
-            sock.close()
+            self.disposal.part(peers.uid_of(sock), sock)
             return
         except OSError:
             # Who it is cannot be asked: the peer has gone, or we are out of descriptors.
-            sock.close()
+            self.disposal.part(peers.uid_of(sock), sock)
             return
         self._connections[sock.fileno()] = connection
         whose = (caller.uid, caller.operator)
@@ -198,6 +203,8 @@ class Listener:
         held = self._per_uid.get((caller.uid, caller.operator), 0)
         if held >= self._limits.connections_per_uid_max:
             raise PermissionDenied(f"uid {caller.uid} has {held} connections open, its limit")
+        if self.disposal.owed(caller.uid) >= OWED_MAX:
+            raise PermissionDenied(f"descriptors that uid {caller.uid} sent take long to close")
 
     def watch(self, connection: Connection, *, writable: bool) -> None:
         """Ask for (or no longer for) the moment at which the socket takes bytes again; and for what

@@ -60,6 +60,12 @@ def identify(sock: socket.socket, *, tenant_of: TenantOf, operator: bool) -> Cal
     )
 
 
+def uid_of(sock: socket.socket) -> int:
+    """Whose process connected."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(credentials)[1])
+
+
 def peer_pidfd(sock: socket.socket) -> int | None:
     """A new pidfd of the peer from SO_PEERPIDFD, or None where the kernel is older than 6.5."""
     try:

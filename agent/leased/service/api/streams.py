@@ -22,7 +22,7 @@ from leased.service.log.reader import ChainReader
 from leased.service.sequencer import Sequencer
 from leased.service.telemetry.sampling import Telemetry
 from leased.service.telling.feed import Change, Feed
-from leased.terms.command import Command, ListResources
+from leased.terms.command import Caller, Command, ListResources
 from leased.terms.errors import PermissionDenied
 from leased.terms.event import (
     CordonChanged,
@@ -98,7 +98,11 @@ class Streams:
         question = to_command(call, connection.caller, self._entropy)
         assert question is not None
         only = LeaseId(parse_id(asked.lease_id, "lease_id")) if asked.lease_id is not None else None
-        with self._feed.subscribe() as subscription:
+
+        def wants(change: Change) -> bool:
+            return bool(_shown(change, only, connection.caller))
+
+        with self._feed.subscribe(wants=wants) as subscription:
             first, sequence = await self._ask_when(question)
             moment = self._clock.now()
             wire = encode_reply(call, first, moment, sequence=sequence)
@@ -120,19 +124,12 @@ class Streams:
         self, connection: Connection, call: Call, change: Change, only: LeaseId | None
     ) -> bool:
         """Send what of a change the watcher may see; True if it was the last of the stream."""
-        caller = connection.caller
         moment = self._clock.now()
         if change.gap:
             wire = replies.encode(replies.WatchReply(change.sequence, [], gap=True))
             await self._say(connection, call, wire)
             return True
-        seen = [
-            lease
-            for lease in change.leases
-            if (only is None or lease.lease_id == only) and visible(lease, caller)
-        ]
-        if not seen:
-            return False
+        seen = _shown(change, only, connection.caller)
         closed = only is not None and seen[-1].state is LeaseState.RECLAIMED
         by_id = {lease.lease_id: lease for lease in seen}
         notices = [
@@ -174,7 +171,11 @@ class Streams:
 
     async def _follow(self, question: Command, lease_id: LeaseId, until: str) -> Reply:
         """The lease when it has come so far, or as it is when a gap was met."""
-        with self._feed.subscribe() as subscription:
+
+        def wants(change: Change) -> bool:
+            return any(lease.lease_id == lease_id for lease in change.leases)
+
+        with self._feed.subscribe(wants=wants) as subscription:
             reply = await self.ask(question)
             while _is_ahead(reply, until):
                 change = await subscription.receive()
@@ -190,7 +191,7 @@ class Streams:
     async def watch_resources(self, connection: Connection, call: Call) -> None:
         """io.leased.Device.Watch"""
         question = ListResources(CommandId(self._entropy()), connection.caller)
-        with self._feed.subscribe() as subscription:
+        with self._feed.subscribe(wants=_concerns_resources) as subscription:
             while True:
                 reply, sequence = await self._ask_when(question)
                 wire = encode_reply(call, reply, self._clock.now(), sequence=sequence)
@@ -199,10 +200,6 @@ class Streams:
                 if not is_stream:
                     return
                 change = await subscription.receive()
-                while not change.gap and not any(
-                    isinstance(e, _RESOURCE_EVENTS) for e in change.events
-                ):
-                    change = await subscription.receive()
                 if change.gap:
                     gap = replies.DeviceWatchReply(change.sequence, [], gap=True)
                     await self._say(connection, call, replies.encode(gap))
@@ -263,6 +260,19 @@ class Streams:
         connection.answer(call, wire, continues=continues)
         await connection.settle(call)
         await trio.lowlevel.checkpoint()
+
+
+def _shown(change: Change, only: LeaseId | None, caller: Caller) -> list[Lease]:
+    """The leases of a change that a watcher may see; of one lease, it."""
+    return [
+        lease
+        for lease in change.leases
+        if (only is None or lease.lease_id == only) and visible(lease, caller)
+    ]
+
+
+def _concerns_resources(change: Change) -> bool:
+    return any(isinstance(event, _RESOURCE_EVENTS) for event in change.events)
 
 
 def _is_ahead(reply: Reply, until: str) -> bool:

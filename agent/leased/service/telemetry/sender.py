@@ -8,7 +8,7 @@ said once. Redirects are not followed. Certificates are read anew for each conne
 be replaced at any time.
 
 Does not encode (`otlp`) and trusts nothing in an answer beyond its status, Retry-After and how many
-points were not taken.
+of the points sent were not taken.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ BACKOFF_NS: Final = 1 * NS_PER_S
 RETRY_AFTER_NS_MAX: Final = 3600 * NS_PER_S
 ANSWER_BYTES_MAX: Final = 65_536
 READ_BYTES: Final = 16_384
+WHY_CHARS_MAX: Final = 200
+"""Of what a receiver says for itself. It goes into our log, as one line."""
+
 _NO_NETWORK: Final = (errno.EAFNOSUPPORT, errno.EPERM, errno.EACCES)
 _BROKEN: Final = (
     trio.BrokenResourceError,
@@ -110,6 +113,7 @@ class Sender:
         if answer.status == 200:
             self._succeed()
             points, why = rejected_points(answer.body)
+            points = min(points, batch.points)
         else:
             points, why = batch.points, f"it answered {answer.status}"
         if points:
@@ -138,6 +142,7 @@ class Sender:
 
     def _refuse(self, points: int, why: str) -> None:
         self._count("refused", points)
+        why = "".join(char if char.isprintable() else " " for char in why[:WHY_CHARS_MAX])
         if why != self._refused:
             self._say(f"telemetry: {self._settings.endpoint} would not have {points} points: {why}")
         self._refused = why

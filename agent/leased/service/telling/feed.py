@@ -2,7 +2,8 @@
 """The feed: what each committed batch changed, handed to whoever watches.
 
 Rule: values are captured in the very step in which the batch was committed, so a watcher never sees
-an uncommitted lease. Each subscription has a bounded buffer; a reader that falls behind gets one
+an uncommitted lease. Whoever has nothing to see of a change is not woken for it: hundreds may watch
+what one does. Each subscription has a bounded buffer; a reader that falls behind gets one
 `gap` and is let go, because a stream with a silent hole is worse than none.
 
 Does not know the wire, and nothing waits for it.
@@ -38,10 +39,20 @@ class Change(msgspec.Struct, frozen=True):
     gap: bool = False
 
 
+Wants = Callable[[Change], bool]
+"""Whether a watcher has anything to see of a change. Must not block and must not raise."""
+
+
+def everything(_: Change) -> bool:
+    """Of whoever follows all there is."""
+    return True
+
+
 class Subscription:
     """One watcher's end: iterate it with `receive`."""
 
-    def __init__(self, backlog: int) -> None:
+    def __init__(self, backlog: int, wants: Wants) -> None:
+        self.wants = wants
         self._send, self._receive = trio.open_memory_channel[Change](math.inf)
         self._backlog = backlog
         self.lagged = False
@@ -73,9 +84,11 @@ class Feed:
         self.sequence = -1
 
     @contextmanager
-    def subscribe(self, backlog: int = BACKLOG_MAX) -> Iterator[Subscription]:
-        """Everything committed from here on."""
-        subscription = Subscription(backlog)
+    def subscribe(
+        self, backlog: int = BACKLOG_MAX, *, wants: Wants = everything
+    ) -> Iterator[Subscription]:
+        """What is committed from here on, as far as it is wanted."""
+        subscription = Subscription(backlog, wants)
         self._subscriptions.append(subscription)
         try:
             yield subscription
@@ -94,7 +107,8 @@ class Feed:
         drains = tuple(event for event in told.events if isinstance(event, DrainNotified))
         change = Change(self.sequence, told.events, leases, drains)
         for subscription in self._subscriptions:
-            subscription.offer(change)
+            if subscription.wants(change):
+                subscription.offer(change)
 
     def close(self) -> None:
         """End every stream: the agent stops."""

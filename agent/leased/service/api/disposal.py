@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Disposal: what peers sent is closed where nobody waits for it.
+
+Rule: a descriptor that somebody else made is never closed by the task that serves everybody. Its
+close may be the last one, and then the kernel does there and then whatever is left to be done: a
+TCP socket that lingers waits for its peer for as long as its owner liked, a file of FUSE for its
+server, much memory is given back page by page. So is what a peer sent and nobody has read: it goes
+with the socket. Each uid has a thread while it owes something, so that it holds up nobody else.
+
+Does not decide what is closed (`connection`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterable
+
+OWED_MAX = 256
+"""Descriptors of one uid that may wait to be closed: it is not let in while there are as many."""
+
+THREADS_MAX = 64
+"""Of so many uids at once; the next one's wait. A thread costs 20 kB and ends when it is done."""
+
+
+class Disposal:
+    """Takes descriptors, and closes them in its own time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[int, deque[int]] = {}
+        self._unattended: deque[int] = deque()
+        self._threads = 0
+
+    def take(self, uid: int, fds: Iterable[int]) -> None:
+        """Close what `uid` sent. Never waits."""
+        fresh = deque(fds)
+        if not fresh:
+            return
+        with self._lock:
+            if uid in self._waiting:
+                self._waiting[uid].extend(fresh)
+            else:
+                self._waiting[uid] = fresh
+                self._unattended.append(uid)
+            if not self._unattended or self._threads >= THREADS_MAX:
+                return
+            self._threads += 1
+        try:
+            threading.Thread(target=self._work, name="disposal", daemon=True).start()
+        except RuntimeError:  # the kernel gives us no thread: it is asked again with the next
+            with self._lock:
+                self._threads -= 1
+
+    def part(self, uid: int, sock: socket.socket) -> None:
+        """End a connection. Its peer learns of it now, though what it sent may take its time."""
+        try:
+            sock.shutdown(socket.SHUT_RDWR)  # nothing can be added to what waits there
+            unread = bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            unread = True
+        if unread:
+            self.take(uid, (sock.detach(),))
+        else:
+            sock.close()
+
+    def owed(self, uid: int) -> int:
+        """How many are still to be closed."""
+        waiting = self._waiting.get(uid)
+        return 0 if waiting is None else len(waiting)
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._unattended:
+                    self._threads -= 1
+                    return
+                uid = self._unattended.popleft()
+            self._close_all_of(uid)
+
+    def _close_all_of(self, uid: int) -> None:
+        waiting = self._waiting[uid]
+        while True:
+            os.close(waiting[0])
+            with self._lock:
+                waiting.popleft()
+                if not waiting:
+                    del self._waiting[uid]
+                    return

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Descriptors that hold up whoever closes them last, sent to an agent that everybody waits for.
+
+What they are here is a TCP socket that lingers: its last close waits until its peer has read. It
+takes no right of any kind to make one, and no turn of the agent may close it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from leased.service.api.disposal import OWED_MAX, Disposal
+from leased.service.config import Sockets
+from tests.doubles.calling import House, Visitor, memory, message, open_house
+from tests.doubles.serving import descriptors
+
+LINGER_S = 20
+"""How long an agent would be held up."""
+
+BRIEF_S = LINGER_S / 2
+
+
+class Linger:
+    """Sockets whose last close waits. Whoever has been sent `sock` is alone with it once it is
+    closed here; at the end of the block none waits any longer."""
+
+    def __init__(self) -> None:
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self._door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._peers: list[socket.socket] = []
+
+    def sock(self) -> socket.socket:
+        """One, with more in it than its peer takes."""
+        sock = socket.create_connection(self._door.getsockname())
+        self._peers.append(self._door.accept()[0])
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_S))
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock.send(bytes(1 << 16))
+        return sock
+
+    def end(self) -> None:
+        """The peers hang up."""
+        self._door.close()
+        for peer in self._peers:
+            peer.close()
+
+
+@pytest.fixture
+def linger() -> Iterator[Linger]:
+    """What they are made by."""
+    made = Linger()
+    yield made
+    made.end()
+
+
+def send(me: Visitor, data: bytes, sock: socket.socket, more: int = 0, flags: int = 0) -> None:
+    """The socket, behind `more` of the same, which is ours no longer."""
+    fds = array.array("i", [*[me.sock.fileno()] * more, sock.fileno()])
+    plain = socket.socket(fileno=os.dup(me.sock.fileno()))
+    with plain, sock:
+        plain.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)], flags)
+
+
+KINDS = {
+    "for no call": b"{",
+    "for a method that takes none": message("Lease.List"),
+    "for a method that takes a pidfd": message(
+        "Lease.Acquire", resources=memory(), bind="process"
+    ),
+    "that is no protocol": b"\xff\0",
+}
+
+
+async def _answers(house: House, began_s: float) -> None:
+    await house.visit().call("Lease.List")
+    assert time.monotonic() - began_s < BRIEF_S, "everybody waited for one that lingers"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "too many", "out of band", "behind a byte out of band"])
+async def test_a_descriptor_that_lingers_holds_up_nobody(
+    kind: str, linger: Linger, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path) as house:
+        me, began_s = house.visit(), time.monotonic()
+        await me.call("Lease.List")
+        if kind == "too many":
+            send(me, message("Lease.List"), linger.sock(), more=40)
+        elif kind == "out of band":
+            send(me, b"x", linger.sock(), flags=socket.MSG_OOB)
+        elif kind == "behind a byte out of band":
+            send(me, b"x", linger.sock(), flags=socket.MSG_OOB)
+            send(me, b"y", linger.sock(), flags=socket.MSG_OOB)
+        else:
+            send(me, KINDS[kind], linger.sock())
+        await trio.sleep(1)
+        await _answers(house, began_s)
+        me.close()
+        await trio.sleep(1)
+        await _answers(house, began_s)
+        linger.end()
+
+
+@pytest.mark.parametrize("flags", [0, socket.MSG_OOB])
+async def test_what_nobody_reads_of_who_is_not_let_in_holds_up_nobody(
+    flags: int, linger: Linger, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_house(tmp_path, limits=Sockets(connections_per_uid_max=2)) as house:
+        inside, began_s = house.visit(), time.monotonic()
+        await inside.call("Lease.List")
+        await house.visit().call("Lease.List")
+        surplus = house.visit()
+        send(surplus, b"{", linger.sock(), flags=flags)
+        await trio.sleep(1)
+        await inside.call("Lease.List")
+        assert time.monotonic() - began_s < BRIEF_S, "everybody waited for one that lingers"
+        assert (await surplus.answer())["error"].endswith("PermissionDenied")
+        assert await surplus.ended(), "that it is over is told at once"
+        linger.end()
+
+
+async def test_who_owes_many_sends_no_more(
+    linger: Linger, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Nobody changes his uid meanwhile: glibc tells every thread by a signal, which ends a wait."""
+    async with open_house(tmp_path) as house:
+        other, began_s = house.visit(uid=2000), time.monotonic()
+        await other.call("Lease.List")
+        for _ in range(OWED_MAX // 16 + 1):
+            send(house.visit(), message("Lease.List"), linger.sock(), more=15)
+            await trio.sleep(1)
+        kept = descriptors()
+        for _ in range(5):
+            refused = house.visit()
+            assert "take long to close" in (await refused.answer())["parameters"]["why"]
+            refused.close()
+        assert descriptors() <= kept
+        await other.call("Lease.List")
+        assert time.monotonic() - began_s < BRIEF_S, "everybody waited for one that lingers"
+        linger.end()
+
+
+def test_one_uid_holds_up_no_other(linger: Linger) -> None:
+    disposal = Disposal()
+    stuck, (quick, other) = linger.sock(), os.pipe()
+    disposal.take(1000, [stuck.detach()])
+    disposal.take(2000, [quick])
+    with open(other, "wb", buffering=0) as end, pytest.raises(BrokenPipeError):
+        while True:
+            end.write(b"x")
+            os.sched_yield()
+    assert disposal.owed(1000) == 1
+    linger.end()
