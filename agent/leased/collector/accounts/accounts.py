@@ -370,7 +370,7 @@ class Accounts:
             money(total, decimals),
             [
                 CenterCost(name, money(part, decimals), share)
-                for name, part, share in parts(in_order(centers), total)
+                for name, part, share in parts(in_order(centers), total, decimals)
             ],
             self.terms.infrastructure.currency,
             how.value,
