@@ -292,6 +292,19 @@ def test_negative_idle_is_told():
     assert costs.idle_cost == Decimal("-7.20") and costs.total_cost == 0
 
 
+def test_negative_idle_takes_from_no_cost_centre():
+    """Everybody is charged what they had, and the centre that is shared is below zero."""
+    source = WrittenSource()
+    for center, capacity in (("a", 1_000), ("b", 500)):
+        source.hold("t", CPU, capacity, range(1), tag=AccountingTag(center))
+    source.hold("", CPU, 501, range(1), pool=Pool.PROVISIONED)
+    told = Accounts(source, dollars()).chargeback("2024-01")
+    costs = {one.cost_center: str(one.cost) for one in told.allocations}
+    assert costs == {"a": "7.20", "b": "3.60", "CC-SHARED": "-7.19"}
+    assert str(told.total_infrastructure_cost) == "3.61"
+    assert sum(one.share for one in told.allocations) == 1
+
+
 def test_what_is_asked_wrongly_is_a_typed_error():
     source = WrittenSource()
     source.hold("t", CPU, 1_000, range(1))

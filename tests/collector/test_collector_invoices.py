@@ -13,14 +13,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from leased.collector.accounts.accounts import Accounts
+from leased.collector.accounts.accounts import Accounts, NoData, UnknownTenant
 from leased.collector.accounts.invoices import Invoices, NotSettled
-from leased.economics.contracts import CardVersion, Terms
+from leased.economics.contracts import CardVersion, Contract, Model, Plan, Terms
 from leased.economics.hourly import HOUR_NS
-from leased.economics.rates import DEFAULT_CARD, Rate, RateCard
+from leased.economics.rates import DEFAULT_CARD, NANO, Rate, RateCard
 from leased.terms.errors import StateError
 from leased.terms.resource import ResourceKind
-from tests.doubles.accounts import JANUARY_HOURS, NODE, WrittenSource
+from tests.doubles.accounts import GIB, JANUARY_HOURS, JANUARY_NS, NODE, WrittenSource
 from tests.doubles.collector_server import REPOSITORY
 from tests.doubles.host import not_proven
 
@@ -60,6 +60,17 @@ def test_late_records_are_a_correction_in_the_next_bill_and_only_there(tmp_path:
     assert march.corrections == () and march.total == "72.000000"
 
 
+def test_a_month_that_is_billed_late_does_not_charge_a_correction_again(tmp_path: Path):
+    source, invoices = fleet(tmp_path)
+    Accounts(source, Terms(), invoices).issue("2024-01")
+    source.hold("t", CPU, 1_000, range(20, 25))
+    accounts = Accounts(source, Terms(), invoices)
+    (march,) = accounts.issue("2024-03")
+    assert march.corrections == (("Correction of 2024-01", "36.000000"),)
+    (february,) = accounts.issue("2024-02")
+    assert february.corrections == () and february.total == "72.000000"
+
+
 def test_a_correction_may_give_back(tmp_path: Path):
     source, invoices = fleet(tmp_path)
     Accounts(source, Terms(), invoices).issue("2024-01")
@@ -80,6 +91,57 @@ def test_a_bill_is_issued_once_and_only_when_its_month_is_settled(tmp_path: Path
     with pytest.raises(NotSettled):
         accounts.issue("2024-02")
     assert [bill.period for bill in invoices.of_tenant("t")] == ["2024-01"]
+
+
+def test_the_bills_of_a_month_are_issued_all_or_none(tmp_path: Path):
+    """In New York January ends five hours later."""
+    end_ns = NODE.watermark_ns - 9 * 24 * HOUR_NS + HOUR_NS
+    source = WrittenSource(node=msgspec.structs.replace(NODE, watermark_ns=end_ns))
+    for tenant in ("a", "b", "c"):
+        source.hold(tenant, CPU, 1_000, range(10))
+    invoices = Invoices(tmp_path)
+    accounts = Accounts(source, Terms(time_zones=(("b", "America/New_York"),)), invoices)
+    with pytest.raises(NotSettled, match="the bill of b"):
+        accounts.issue("2024-01")
+    assert not invoices.directory.exists()
+    with pytest.raises(UnknownTenant):
+        accounts.issue("2024-01", ["a", "nobody"])
+    assert not invoices.directory.exists()
+    assert [bill.tenant for bill in accounts.issue("2024-01", ["a", "c"])] == ["a", "c"]
+
+
+def test_who_had_nothing_of_a_month_yet_does_not_keep_others_from_their_bills(tmp_path: Path):
+    """The first record is of the last day of January, when it was February in Tokyo."""
+    source = WrittenSource(since_ns=NODE.watermark_ns - 9 * 24 * HOUR_NS - 4 * HOUR_NS, node=LATER)
+    for tenant in ("a", "tokyo"):
+        source.hold(tenant, CPU, 1_000, range(10))
+    zones = Terms(time_zones=(("tokyo", "Asia/Tokyo"),))
+    accounts = Accounts(source, zones, Invoices(tmp_path))
+    assert [bill.tenant for bill in accounts.issue("2024-01")] == ["a"]
+    assert [bill.tenant for bill in accounts.issue("2024-02")] == ["a", "tokyo"]
+    with pytest.raises(NoData):
+        accounts.issue("2023-12")
+
+
+def test_a_plan_and_a_minimum_are_billed_to_who_never_had_a_lease(tmp_path: Path):
+    source, invoices = fleet(tmp_path)
+    since_ns, until_ns = JANUARY_NS, JANUARY_NS + 31 * 24 * HOUR_NS
+    terms = Terms(
+        plans=(Plan("small", 1_000, GIB, 500 * NANO),),
+        contracts=(
+            Contract("idle", since_ns, Model.RESERVED, until_ns, plan="small"),
+            Contract("least", since_ns, Model.USAGE_BASED, monthly_minimum_nano=7 * NANO),
+            Contract("nothing", since_ns, Model.USAGE_BASED),
+        ),
+    )
+    accounts = Accounts(source, terms, invoices)
+    told = {bill.tenant: bill.total for bill in accounts.issue("2024-01")}
+    assert told == {"idle": "500.000000", "least": "7.000000", "t": "72.000000"}
+    assert accounts.summary("idle", "2024-01").total == 500
+    assert [bill.tenant for bill in accounts.issue("2024-02")] == ["least", "t"]
+    for tenant in ("idle", "nothing"):  # never an empty bill
+        with pytest.raises(UnknownTenant):
+            accounts.bill(tenant, "2024-02")
 
 
 def test_an_issued_bill_that_was_altered_is_refused(tmp_path: Path):

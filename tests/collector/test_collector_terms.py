@@ -101,6 +101,13 @@ def test_every_example_of_the_shipped_file_can_be_meant(tmp_path: Path):
          "contracts[0].network_gb: no record counts bytes"),
         ('[[credits]]\ntenant = "t"\nmonth = "never"\namount = "1"\nreason = ""', "month"),
         ('[time_zones]\nt = "Mars/Olympus"', "time_zones.t"),
+        ('[time_zones]\nt = "Asia/Kolkata"', "time_zones.t: months of Asia/Kolkata"),
+        ('[time_zones]\nt = "Australia/Lord_Howe"', "time_zones.t: months of"),
+        (f"[rates.multipliers_pm]\nstandard = 0x{'f' * 5_000}", "rates.multipliers: at most"),
+        (f'[plans.s]\ncpu_cores = 0x{"f" * 5_000}\nmemory_gb = 1\nmonthly_price = "1"', "plans.s"),
+        ('[[contracts]]\ntenant = "t"\nmodel = "tiered"\ntiers = [{ tasks_from = 0, rate_per_task '
+         f'= "1" }}, {{ tasks_from = 0x{"f" * 5_000}, rate_per_task = "1" }}]',
+         "contracts[0].tiers"),
         ("[rates", "billing.toml"),
     ],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 
 from leased.ctl import render
 from leased.ctl.console import Console
+from leased.terms import spreadsheet
 
 
 def show_answer(told: dict[str, Any], options: argparse.Namespace, console: Console) -> None:
@@ -37,7 +38,7 @@ def _csv(told: Mapping[str, Any]) -> str:
     if rows:
         writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: spreadsheet.cell(row[name]) for name in row} for row in rows)
     return out.getvalue()
 
 

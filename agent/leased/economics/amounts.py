@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from fractions import Fraction
-from math import lcm
+from math import floor, lcm
 from typing import Final
 
 from leased.economics.statement import fixed
@@ -65,6 +65,16 @@ def split(total: int, weights: Sequence[Fraction | int]) -> list[int]:
     whole = sum(shares)
     parts, rests = map(list, zip(*(divmod(total * share, whole) for share in shares), strict=True))
     order = sorted(range(len(parts)), key=lambda i: (-rests[i], i))
+    for index in order[: total - sum(parts)]:
+        parts[index] += 1
+    return parts
+
+
+def nearest(total: int, amounts: Sequence[Fraction]) -> list[int]:
+    """`amounts`, of which `total` is the rounded sum, as integers that add up to it, some of them
+    below zero: each cut, and what is left to the largest remainders."""
+    parts = [floor(amount) for amount in amounts]
+    order = sorted(range(len(parts)), key=lambda i: (parts[i] - amounts[i], i))
     for index in order[: total - sum(parts)]:
         parts[index] += 1
     return parts

@@ -23,6 +23,8 @@ from leased.terms.errors import ConfigError
 from leased.terms.resource import ResourceKind
 
 NAME_CHARS_MAX: Final = 64
+NUMBER_MAX: Final = (1 << 63) - 1
+"""What is agreed is read by others too, who have no larger integers."""
 
 
 class Model(enum.StrEnum):
@@ -157,6 +159,11 @@ class Terms(msgspec.Struct, frozen=True):
             found.append((Contract(tenant, at_ns, Model.RATE_CARD), at_ns, window[1]))
         return found
 
+    def owes(self, tenant: str, window: tuple[int, int]) -> bool:
+        """Whether `tenant` owes a fee or a minimum for some of `window`, used or not."""
+        contracts = self.contracts_of(tenant, window)
+        return any(one.plan or one.monthly_minimum_nano for one, _, _ in contracts)
+
     def of_tenant(self, tenant: str, month: str) -> Terms:
         """Only what a bill of `tenant` for `month` depends on."""
         contracts = tuple(c for c in self.contracts if c.tenant == tenant)
@@ -194,6 +201,8 @@ def check_terms(terms: Terms) -> Terms:
         numbers = msgspec.structs.astuple(plan)[1:]
         if min(numbers) < 0:
             raise ConfigError(f"plans.{plan.name}: nothing may be negative")
+        if max(numbers) > NUMBER_MAX:
+            raise ConfigError(f"plans.{plan.name}: more than there is anywhere")
     for index, contract in enumerate(terms.contracts):
         _check_contract(contract, f"contracts[{index}]", plans)
     _check_order(terms.contracts)
@@ -223,6 +232,8 @@ def _check_contract(contract: Contract, key: str, plans: list[str]) -> None:
     lows = [tier.low for tier in contract.tiers]
     if lows and (lows[0] != 0 or lows != sorted(frozenset(lows))):
         raise ConfigError(f"{key}.tiers: tiers begin at 0 and each where the one before ends")
+    if lows and lows[-1] > NUMBER_MAX:
+        raise ConfigError(f"{key}.tiers: more tasks than there are anywhere")
     prices = [tier.task_nano for tier in contract.tiers]
     prices += [price for price in msgspec.structs.astuple(contract.rates) if price is not None]
     if min([contract.monthly_minimum_nano, *prices]) < 0:

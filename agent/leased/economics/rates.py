@@ -31,6 +31,7 @@ RATE_DIGITS: Final = 12
 CURRENCY_CHARS_MAX: Final = 16
 DECIMALS_MAX: Final = 9
 PERMILLE: Final = 1_000
+MULTIPLIER_PM_MAX: Final = 1_000_000 * PERMILLE
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -180,6 +181,8 @@ def check(card: RateCard) -> RateCard:
         raise ConfigError("rates.multipliers: a priority is listed twice")
     if any(multiplier_pm < 0 for _, multiplier_pm in card.multipliers_pm):
         raise ConfigError("rates.multipliers: must not be negative")
+    if any(multiplier_pm > MULTIPLIER_PM_MAX for _, multiplier_pm in card.multipliers_pm):
+        raise ConfigError(f"rates.multipliers: at most {MULTIPLIER_PM_MAX} per mille")
     return card
 
 

@@ -24,11 +24,11 @@ from leased.collector.accounts.answers import (
     Costs,
     GroupCost,
     Interval,
-    LineItem,
     Reach,
     Summary,
     TenantCost,
     UsageReport,
+    line_item,
 )
 from leased.collector.accounts.cost_shares import (
     GroupBy,
@@ -50,7 +50,7 @@ from leased.collector.metering.sources import Held, Source
 from leased.economics.amounts import rounded, units
 from leased.economics.attribution import Basis, Spread, attribute, spread_shared
 from leased.economics.bill_text import terms_of
-from leased.economics.billing import Bill, BillLine, Month, make_bill
+from leased.economics.billing import Bill, Month, make_bill
 from leased.economics.contracts import Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.meter import UsageKey
@@ -225,8 +225,11 @@ class Accounts:
 
     def bill(self, tenant: str, month: str) -> Bill:
         """The bill of a month: the one that was issued, or as it is by now."""
-        tenant = self.known(tenant)
+        if not self.terms.owes(tenant, (0, 1 << 63)):
+            tenant = self.known(tenant)
         period = self.month(month, tenant)
+        if not self.terms.owes(tenant, (period.from_ns, period.to_ns)):
+            tenant = self.known(tenant)
         issued = self._invoices.issued(tenant, month) if self._invoices else None
         return issued or self.draft(tenant, period)
 
@@ -235,20 +238,41 @@ class Accounts:
         return self._compute(tenant, period, self.terms, self.corrections(tenant, period.name))
 
     def issue(self, month: str, tenants: Sequence[str] | None = None) -> list[Bill]:
-        """Issue the bills of a month, of every tenant or of these. Raises NotSettled."""
+        """Issue the bills of a month, of every tenant or of these: all, or none. Raises
+        NotSettled."""
         assert self._invoices is not None, "there is a place for bills"
         made = []
-        for tenant in self.source.tenants() if tenants is None else tenants:
-            bill = self.bill(tenant, month)
+        for tenant in self.billed(month) if tenants is None else tenants:
+            made.append(self._invoices.settled(self.bill(tenant, month)))
+        for bill in made:
             self._invoices.issue(bill)
-            made.append(bill)
         return made
+
+    def billed(self, month: str) -> list[str]:
+        """Whom a month is billed to: who ever had a lease, and who agreed to a fee or a minimum,
+        used or not. Raises NoData if it is of none of them."""
+        had = frozenset(self.source.tenants())
+        found: list[str] = []
+        why: NoData | None = None
+        for tenant in sorted(had.union(contract.tenant for contract in self.terms.contracts)):
+            try:
+                period = self.month(month, tenant)
+            except NoData as error:  # where it was over before the first record
+                why = error
+                continue
+            if tenant in had or self.terms.owes(tenant, (period.from_ns, period.to_ns)):
+                found.append(tenant)
+        if why is not None and not found:
+            raise why
+        return found
 
     def corrections(self, tenant: str, month: str) -> list[tuple[str, int]]:
         """What bills issued before `month` would be now, at their own prices, and were not
         corrected by yet."""
         bills = self._invoices.of_tenant(tenant) if self._invoices else []
         earlier = [bill for bill in bills if bill.period < month]
+        # A month that is billed late does not charge again what a later one has corrected.
+        others = [bill for bill in bills if bill.period != month]
         found = []
         for bill in earlier:
             period = Month(bill.period, int(bill.from_ns), int(bill.to_ns))
@@ -258,7 +282,7 @@ class Accounts:
             off = units(again.total, bill.decimals) - units(bill.total, bill.decimals)
             off -= sum(
                 units(amount, one.decimals)
-                for one in earlier
+                for one in others
                 for text, amount in one.corrections
                 if text == name
             )
@@ -304,7 +328,7 @@ class Accounts:
         return Summary(
             bill.tenant,
             bill.period,
-            [_line_item(line) for line in bill.line_items],
+            [line_item(line) for line in bill.line_items],
             Decimal(bill.subtotal),
             Decimal(bill.credits_total),
             Decimal(bill.total),
@@ -346,7 +370,7 @@ class Accounts:
             money(total, decimals),
             [
                 CenterCost(name, money(part, decimals), share)
-                for name, part, share in parts(in_order(centers), total)
+                for name, part, share in parts(in_order(centers), total, decimals)
             ],
             self.terms.infrastructure.currency,
             how.value,
@@ -362,21 +386,6 @@ class Accounts:
         cuts = [window.from_ns, *(at for at in borders if window.from_ns < at < window.to_ns)]
         for start_ns, end_ns in zip(cuts, [*cuts[1:], window.to_ns], strict=True):
             yield from self.source.sums((start_ns, end_ns), tags=tags).items()
-
-
-def _line_item(line: BillLine) -> LineItem:
-    return LineItem(
-        line.description,
-        Decimal(line.quantity),
-        Decimal(line.unit_price),
-        Decimal(line.multiplier_pm) / 1000,
-        Decimal(line.total),
-        line.unit,
-        line.cost_exact,
-        line.kind,
-        line.tier,
-        line.priority,
-    )
 
 
 def _interval(window: Window) -> Interval:

@@ -15,6 +15,7 @@ from decimal import Decimal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from leased.economics.billing import BillLine
 from leased.economics.hourly import NodeSpan
 
 
@@ -142,6 +143,22 @@ class LineItem(msgspec.Struct, frozen=True):
     kind: str | None
     tier: str | None
     priority: str | None
+
+
+def line_item(line: BillLine) -> LineItem:
+    """A line of a bill as the API tells it."""
+    return LineItem(
+        line.description,
+        Decimal(line.quantity),
+        Decimal(line.unit_price),
+        Decimal(line.multiplier_pm) / 1000,
+        Decimal(line.total),
+        line.unit,
+        line.cost_exact,
+        line.kind,
+        line.tier,
+        line.priority,
+    )
 
 
 class Summary(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from leased.collector.accounts.answers import GroupCost, NamedCost, TenantCost
-from leased.economics.amounts import rounded, split, wholes
+from leased.economics.amounts import nearest, rounded, split, wholes
 from leased.economics.attribution import Basis, by_name
 from leased.economics.contracts import Terms
 from leased.economics.meter import UsageKey
@@ -72,13 +72,20 @@ def first(costs: Mapping[Any, Fraction], top: int) -> list[tuple[Any, Fraction]]
     return named
 
 
-def parts(named: list[tuple[Name, Fraction]], total: int) -> list[tuple[Name, int, Decimal]]:
-    """Each with its part of `total` and its share in hundredths, both adding up."""
+def parts(
+    named: list[tuple[Name, Fraction]], total: int, decimals: int
+) -> list[tuple[Name, int, Decimal]]:
+    """Each with its part of `total` (10**-decimals units) and its share in hundredths, both adding
+    up. What is below zero stays so, and has no share."""
     weights = [max(0, cost) for cost in wholes([cost for _, cost in named])]
     hundredths = split(100, weights) if any(weights) else [0] * len(named)
     shares = [Decimal(share).scaleb(-2) for share in hundredths]
     names = [name for name, _ in named]
-    return list(zip(names, split(total, weights), shares, strict=True))
+    if all(cost >= 0 for _, cost in named):
+        told = split(total, weights)
+    else:
+        told = nearest(total, [cost * 10**decimals for _, cost in named])
+    return list(zip(names, told, shares, strict=True))
 
 
 def ranked(
@@ -91,7 +98,7 @@ def ranked(
     """The first `top` as they are told, and the rest as one row."""
     rows = [
         kind(name, money(part, decimals), share)
-        for name, part, share in parts(first(costs, top), total)
+        for name, part, share in parts(first(costs, top), total, decimals)
     ]
     if len(costs) > top:
         rows[-1] = msgspec.structs.replace(rows[-1], others=len(costs) - top)

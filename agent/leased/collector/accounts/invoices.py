@@ -57,13 +57,18 @@ class Invoices:
         directory = self._path(tenant, "").parent
         return tuple(sorted(os.listdir(directory))) if directory.is_dir() else ()
 
-    def issue(self, bill: Bill) -> None:
-        """Keep a bill, durably. The same again changes nothing. Raises NotSettled, StateError."""
+    def settled(self, bill: Bill) -> Bill:
+        """`bill`, if it can be issued. Raises NotSettled."""
         if not bill.final:
             raise NotSettled(
                 f"{bill.period}: some node's records end before the month does; the bill of "
                 f"{bill.tenant} is a draft"
             )
+        return bill
+
+    def issue(self, bill: Bill) -> None:
+        """Keep a bill, durably. The same again changes nothing. Raises NotSettled, StateError."""
+        self.settled(bill)
         path = self._path(bill.tenant, bill.period)
         make_durably(self.directory.parent, self.directory.name)
         make_durably(self.directory, path.parent.name)

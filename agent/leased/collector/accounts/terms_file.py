@@ -252,7 +252,9 @@ def _tenant(text: str, where: str) -> str:
 
 def _zone(name: str, where: str) -> str:
     try:
-        periods.time_zone(name)
+        # As its rules are from now on: such a month could never be billed.
+        for number in range(1, 13):
+            periods.month(f"2199-{number:02}", name)
     except InvalidParameter as error:
         raise ConfigError(f"{where}: {error.why}") from error
     return name

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of usage as CSV (RFC 4180), for spreadsheets.
 
-Rule: what a spreadsheet would take for a formula is text.
+Rule: what a spreadsheet would take for a formula is text (`terms.spreadsheet`).
 
 Does not choose rows (`reports`).
 """
@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from leased.collector.accounts import answers
+from leased.terms import spreadsheet
 
 OF_LEASES: Final = ("node", "log_id", "lease_id", "first_record", "last_record", "provisional")
 _COLUMNS: Final = answers.UsageRow.__struct_fields__
@@ -32,14 +33,5 @@ def csv_of(report: answers.UsageReport) -> bytes:
     left_out = ("leases",) if by_lease else OF_LEASES
     writer = csv.DictWriter(out, [one for one in _COLUMNS if one not in left_out])
     writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in told)
+    writer.writerows({key: spreadsheet.cell(value) for key, value in row.items()} for row in told)
     return out.getvalue().encode()
-
-
-def _cell(value: Any) -> Any:
-    """What a spreadsheet would take for a formula is text; true and false as JSON has them."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    return value
