@@ -32,7 +32,7 @@ PATIENCE_S = 30
 class Receiver:
     """One running receiver, as a test sees it."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         self.port = int(self.next()["port"])
 
@@ -58,8 +58,7 @@ def receiver(certificate: Path, ca: Path, *statuses: str) -> Iterator[Receiver]:
         [sys.executable, "-m", "tests.doubles.otlp_receiver", *map(str, words)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
-        text=True,
-        bufsize=0,
+        bufsize=0,  # or a line that is read along with one before it is never ready again
     )
     try:
         yield Receiver(process)
