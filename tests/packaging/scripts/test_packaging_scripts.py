@@ -78,6 +78,46 @@ def test_a_step_does_not_read_the_callers_input(tmp_path: Path) -> None:
     assert "reached" in done.stdout
 
 
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """An installation whose interpreter notes the mask that it was started with, and fails."""
+    python = tmp_path / "a place" / "bin" / "python"
+    (python.parent.parent / "share" / "leased").mkdir(parents=True)
+    (python.parent.parent / "share" / "leased" / "installed").touch()
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\numask >"$0.mask"\n[ "$3" = --version ]\n')
+    python.chmod(0o755)
+    return python.parent.parent
+
+
+def install(prefix: Path) -> subprocess.CompletedProcess[str]:
+    """packaging/install as a careful administrator runs it; it fails before it leaves `prefix`."""
+    wheel = prefix.parent / "none.whl"
+    words = [TOP / "packaging/install", "--no-apt", "--no-start", "--wheel", wheel]
+    return subprocess.run(
+        ["sh", "-c", 'umask 077; exec "$@"', "sh", *words, "--prefix", prefix],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(prefix.parent)},
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="installs")
+def test_what_is_installed_is_everybodys_to_run(prefix: Path) -> None:
+    """A mask of 077 is an administrator's; the collector's user could not read its program."""
+    plain = prefix.rename(prefix.parent / "place")
+    assert install(plain).returncode == 1
+    assert (plain / "bin" / "python.mask").read_text().strip() == "0022"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="installs")
+def test_a_prefix_that_no_unit_can_name_is_refused(prefix: Path) -> None:
+    done = install(prefix)
+    assert done.returncode == 64
+    assert "--prefix may have letters" in done.stderr
+    assert not (prefix / "bin" / "python.mask").exists()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_a_page_renders_without_a_warning(page: Path) -> None:
     if shutil.which("man") is None:
