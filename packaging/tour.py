@@ -27,6 +27,8 @@ from typing import Any, NoReturn
 
 import fleet
 
+from leased.durable.files import DirectoryDisk
+
 TOP = Path(__file__).resolve().parent.parent
 BIN = TOP / ".venv" / "bin"
 MIB = 1 << 20
@@ -43,6 +45,8 @@ runtime_dir = "{runtime}"
 [hardware]
 cgroup_root = "{cgroup}"
 cpu_cores = "{cores}"
+[log]
+durability = "{durability}"
 """
 
 
@@ -57,6 +61,15 @@ def heading(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
+def untested(directory: Path) -> str:
+    """Why the log may lose records there in a power cut (a container's overlay); "": it may not."""
+    disk = DirectoryDisk(directory)
+    try:
+        return disk.filesystem().why
+    finally:
+        disk.close()
+
+
 class Stage:
     """Where the tour happens: directories of its own, an agent and, detached from it, a reaper."""
 
@@ -66,6 +79,7 @@ class Stage:
         self.runtime.chmod(0o755)
         self.cgroup = self.state.name
         (self.state / "state").mkdir(mode=0o700)
+        self.untested = untested(self.state)
         self.config = self.state / "leased.toml"
         self.config.write_text(
             CONFIG.format(
@@ -73,6 +87,7 @@ class Stage:
                 runtime=self.runtime,
                 cgroup=self.cgroup,
                 cores="0" if os.cpu_count() == 1 else "auto",
+                durability="best-effort" if self.untested else "strict",
             )
         )
         self.log = self.state / "agent.log"
@@ -282,6 +297,8 @@ def tour(stage: Stage) -> None:
     """The whole of it."""
     heading(f"Starting an agent and a reaper in {stage.runtime} and {stage.state}")
     print("    ($ is what a tenant types, # an operator, on the admin socket)")
+    if stage.untested:
+        print(f"    {stage.untested}: a power cut may cost this log its last records")
     stage.start()
     memory, cores = offers(stage)
     user = tenant_user(stage)
