@@ -131,6 +131,11 @@ class Stage:
                     if words[0].endswith(b"leased-reaper") and str(self.runtime).encode() in words:
                         yield int(entry.name)
 
+    def cgroups(self) -> list[Path]:
+        """Where its leases' cgroups are: one, wherever this host has cgroup v2."""
+        roots = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+        return [root / self.cgroup for root in roots if (root / self.cgroup).is_dir()]
+
     def clear(self) -> None:
         """Stop everything and leave nothing behind."""
         for process in self.beside:
@@ -141,13 +146,11 @@ class Stage:
             self.agent.wait(timeout=30)
         for pid in list(self.reapers()):
             os.kill(pid, signal.SIGTERM)
-        for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
-            place = root / self.cgroup
-            if place.is_dir():
-                for below in sorted(place.rglob("*"), reverse=True):
-                    if below.is_dir():
-                        below.rmdir()
-                place.rmdir()
+        for place in self.cgroups():
+            for below in sorted(place.rglob("*"), reverse=True):
+                if below.is_dir():
+                    below.rmdir()
+            place.rmdir()
         shutil.rmtree(self.runtime, ignore_errors=True)
         shutil.rmtree(self.state, ignore_errors=True)
 
@@ -349,7 +352,8 @@ def tell_how_to_use(stage: Stage) -> None:
         f"  export LEASE_SOCKET={stage.runtime}/io.leased PATH={BIN}:$PATH\n"
         "  leasectl devices; leasectl run --mem 64MiB -- sleep 10; leasectl watch\n"
         f"Stop it:  kill {' '.join(map(str, pids))}\n"
-        f"Remove:   rm -rf {stage.state} {stage.runtime}"
+        f"Remove:   rm -rf {stage.state} {stage.runtime}; "
+        f"find {shlex.join(map(str, stage.cgroups()))} -depth -type d -delete"
     )
 
 
