@@ -26,9 +26,8 @@ from leased.collector.archive.manifests import open_manifest, own_directory, sha
 from leased.collector.case import bundles_of, resolution_text
 from leased.collector.enrolment import FILE_BYTES_MAX, read_enrolment
 from leased.collector.enrolment import enrol as enrol_log
-from leased.collector.pulling import Reached
+from leased.collector.pulling import Reached, whose
 from leased.collector.pulling import pull as pull_nodes
-from leased.collector.pulling import whose
 from leased.collector.reconcile import Verdict
 from leased.collector.retention import upkeep
 from leased.collector.witness import load_cosigner, os_entropy
