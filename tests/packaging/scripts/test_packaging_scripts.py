@@ -66,6 +66,14 @@ def test_a_step_that_fails_shows_why_and_ends_the_script(tmp_path: Path) -> None
     assert "not reached" not in done.stdout
 
 
+def test_a_step_that_fails_without_a_word_says_where_its_words_would_be(tmp_path: Path) -> None:
+    """A full /tmp takes no log, either."""
+    done = shell("mute() { return 120; }; step first mute", tmp_path)
+    assert done.returncode == 120
+    assert f"it wrote nothing: is there room in {tmp_path}?" in done.stderr
+    assert "wrote nothing" not in shell("bad() { echo x; return 7; }; step a bad", tmp_path).stderr
+
+
 def test_a_step_stops_at_the_first_command_that_fails(tmp_path: Path) -> None:
     done = shell("half() { false; touch went-on; }; step first half", tmp_path)
     assert done.returncode == 1
