@@ -349,7 +349,7 @@ def tell_how_to_use(stage: Stage) -> None:
     pids = [stage.agent.pid if stage.agent else 0, *others, *stage.reapers()]
     print(
         f"\nIt goes on running (agent pid {pids[0]}). Use it with:\n"
-        f"  export LEASE_SOCKET={stage.runtime}/io.leased PATH={BIN}:$PATH\n"
+        f"  export LEASE_SOCKET={stage.runtime}/io.leased PATH={shlex.quote(str(BIN))}:$PATH\n"
         "  leasectl devices; leasectl run --mem 64MiB -- sleep 10; leasectl watch\n"
         f"Stop it:  kill {' '.join(map(str, pids))}\n"
         f"Remove:   rm -rf {stage.state} {stage.runtime}; "
