@@ -32,6 +32,8 @@ step() {
   if ((rc)); then
     printf 'FAILED after %ss (status %s)\n' $((SECONDS - began)) "$rc"
     tail -c "+$((from + 1))" "$leased_log" | tail -n 40 | sed 's/^/    /' >&2
+    [ "$(wc -c <"$leased_log")" -gt "$from" ] ||
+      printf '    it wrote nothing: is there room in %s?\n' "${leased_log%/*}" >&2
     printf '%s: the whole log is %s\n' "${0##*/}" "$leased_log" >&2
     exit "$rc"
   fi

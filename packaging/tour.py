@@ -27,6 +27,8 @@ from typing import Any, NoReturn
 
 import fleet
 
+from leased.durable.files import DirectoryDisk
+
 TOP = Path(__file__).resolve().parent.parent
 BIN = TOP / ".venv" / "bin"
 MIB = 1 << 20
@@ -43,6 +45,8 @@ runtime_dir = "{runtime}"
 [hardware]
 cgroup_root = "{cgroup}"
 cpu_cores = "{cores}"
+[log]
+durability = "{durability}"
 """
 
 
@@ -57,6 +61,15 @@ def heading(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
+def untested(directory: Path) -> str:
+    """Why the log may lose records there in a power cut (a container's overlay); "": it may not."""
+    disk = DirectoryDisk(directory)
+    try:
+        return disk.filesystem().why
+    finally:
+        disk.close()
+
+
 class Stage:
     """Where the tour happens: directories of its own, an agent and, detached from it, a reaper."""
 
@@ -66,6 +79,7 @@ class Stage:
         self.runtime.chmod(0o755)
         self.cgroup = self.state.name
         (self.state / "state").mkdir(mode=0o700)
+        self.untested = untested(self.state)
         self.config = self.state / "leased.toml"
         self.config.write_text(
             CONFIG.format(
@@ -73,6 +87,7 @@ class Stage:
                 runtime=self.runtime,
                 cgroup=self.cgroup,
                 cores="0" if os.cpu_count() == 1 else "auto",
+                durability="best-effort" if self.untested else "strict",
             )
         )
         self.log = self.state / "agent.log"
@@ -116,6 +131,11 @@ class Stage:
                     if words[0].endswith(b"leased-reaper") and str(self.runtime).encode() in words:
                         yield int(entry.name)
 
+    def cgroups(self) -> list[Path]:
+        """Where its leases' cgroups are: one, wherever this host has cgroup v2."""
+        roots = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+        return [root / self.cgroup for root in roots if (root / self.cgroup).is_dir()]
+
     def clear(self) -> None:
         """Stop everything and leave nothing behind."""
         for process in self.beside:
@@ -126,13 +146,11 @@ class Stage:
             self.agent.wait(timeout=30)
         for pid in list(self.reapers()):
             os.kill(pid, signal.SIGTERM)
-        for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
-            place = root / self.cgroup
-            if place.is_dir():
-                for below in sorted(place.rglob("*"), reverse=True):
-                    if below.is_dir():
-                        below.rmdir()
-                place.rmdir()
+        for place in self.cgroups():
+            for below in sorted(place.rglob("*"), reverse=True):
+                if below.is_dir():
+                    below.rmdir()
+            place.rmdir()
         shutil.rmtree(self.runtime, ignore_errors=True)
         shutil.rmtree(self.state, ignore_errors=True)
 
@@ -282,6 +300,8 @@ def tour(stage: Stage) -> None:
     """The whole of it."""
     heading(f"Starting an agent and a reaper in {stage.runtime} and {stage.state}")
     print("    ($ is what a tenant types, # an operator, on the admin socket)")
+    if stage.untested:
+        print(f"    {stage.untested}: a power cut may cost this log its last records")
     stage.start()
     memory, cores = offers(stage)
     user = tenant_user(stage)
@@ -329,10 +349,11 @@ def tell_how_to_use(stage: Stage) -> None:
     pids = [stage.agent.pid if stage.agent else 0, *others, *stage.reapers()]
     print(
         f"\nIt goes on running (agent pid {pids[0]}). Use it with:\n"
-        f"  export LEASE_SOCKET={stage.runtime}/io.leased PATH={BIN}:$PATH\n"
+        f"  export LEASE_SOCKET={stage.runtime}/io.leased PATH={shlex.quote(str(BIN))}:$PATH\n"
         "  leasectl devices; leasectl run --mem 64MiB -- sleep 10; leasectl watch\n"
         f"Stop it:  kill {' '.join(map(str, pids))}\n"
-        f"Remove:   rm -rf {stage.state} {stage.runtime}"
+        f"Remove:   rm -rf {stage.state} {stage.runtime}; "
+        f"find {shlex.join(map(str, stage.cgroups()))} -depth -type d -delete"
     )
 
 

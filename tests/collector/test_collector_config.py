@@ -4,19 +4,25 @@ named."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from leased.chain.certificate import Role
 from leased.chain.epochs import EPOCHS_AHEAD_MAX, EpochKey
 from leased.chain.note import NoteKey
 from leased.collector import config as c
 from leased.collector.archive.manifest import Manifest
 from leased.collector.enrolment import enrol, read_enrolment
 from leased.collector.ingest import Pinned, decode_state
+from leased.collector.main import main
+from leased.collector.witness import load_cosigner, os_entropy
+from leased.ctl.console import Console
 from leased.terms.errors import ConfigError
+from tests.doubles.fleet_pki import FleetPki
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "leased-collector.toml"
 
@@ -112,3 +118,15 @@ def test_a_later_document_of_an_enrolled_log_is_taken_and_another_is_not(tmp_pat
         with pytest.raises(ConfigError, match="was enrolled with other keys"):
             again("d", wrong)
     manifest.close()
+
+
+def test_the_cosigning_key_is_called_as_the_puller_calls_it(tmp_path: Path) -> None:
+    """Without pull.name, by the certificate: a name made up later would be another key."""
+    certificate = FleetPki(tmp_path / "pki").issue(Role.COLLECTOR, "west")
+    config = tmp_path / "collector.toml"
+    config.write_text(f'[pull]\ncertificate = "{certificate}"\n')
+    console = Console(io.StringIO(), io.StringIO())
+    words = ["--state", str(tmp_path / "state"), "cosigner", "--config", str(config)]
+    assert main(words, console) == 0, console.err.getvalue()
+    known = load_cosigner(tmp_path / "state", "west", os_entropy).key.text()
+    assert console.out.getvalue().strip() == known and known.startswith("west+")

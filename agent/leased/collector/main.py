@@ -17,6 +17,7 @@ from typing import Final
 
 import leased
 from leased.collector.api import verbs as http
+from leased.collector.archive.owner import hand_over
 from leased.collector.telemetry import verbs as telemetry
 from leased.collector.verbs import advice, backup, importing, invites, money, retention, store
 from leased.collector.verbs import pull as pull_verbs
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
     """Run one command; returns its exit status."""
     console = console or Console(program="leased-collector")
     words = spelled(sys.argv[1:] if argv is None else argv)
-    return carry_out(build_parser(), words, console)
+    return carry_out(build_parser(), words, console, lambda options: hand_over(options.state))
 
 
 def spelled(words: Sequence[str]) -> list[str]:

@@ -274,7 +274,10 @@ def whose(path: Path) -> tuple[str, str]:
     try:
         identity = read_pem(path).identity
     except OSError as error:
-        raise ConfigError(f"pull.certificate: {path}: {error.strerror}") from error
+        raise ConfigError(
+            f"pull.certificate: {path}: {error.strerror}; put there what `leasectl pki collector` "
+            "made, for the user that pulls to read"
+        ) from error
     except (CallerError, ValueError) as error:
         raise ConfigError(f"pull.certificate: {path}: {error}") from error
     if identity.role is not Role.COLLECTOR:

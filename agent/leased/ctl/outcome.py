@@ -15,7 +15,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TextIO
 
 from leased.ctl.console import Console
@@ -28,23 +28,36 @@ _SQLITE_FAILING: Final = (10, 13)
 """SQLITE_IOERR and SQLITE_FULL, without the database."""
 
 
-def carry_out(parser: argparse.ArgumentParser, words: Sequence[str], console: Console) -> int:
-    """Run the verb that `words` name; returns the program's exit status. Raises SystemExit where
-    the parser ends it: help, and what cannot be meant."""
+def carry_out(
+    parser: argparse.ArgumentParser,
+    words: Sequence[str],
+    console: Console,
+    settle: Callable[[argparse.Namespace], None] = lambda options: None,
+) -> int:
+    """Run the verb that `words` name, and then, however it ended, `settle`; returns the program's
+    exit status. Raises SystemExit where the parser ends it: help, and what cannot be meant."""
     try:
-        return _carry_out(parser, words, console)
+        return _carry_out(parser, words, console, settle)
     finally:
         _flush_or_close(console.err, sys.stderr)
 
 
-def _carry_out(parser: argparse.ArgumentParser, words: Sequence[str], console: Console) -> int:
+def _carry_out(
+    parser: argparse.ArgumentParser,
+    words: Sequence[str],
+    console: Console,
+    settle: Callable[[argparse.Namespace], None],
+) -> int:
     try:
         try:
             options = parser.parse_args(words)
         except SystemExit:
             console.out.flush()
             raise
-        status: int = options.act(options, console)
+        try:
+            status: int = options.act(options, console)
+        finally:
+            settle(options)
         console.out.flush()
     except LeasedError as error:
         status = tell(error, console)

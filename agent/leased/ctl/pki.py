@@ -155,7 +155,7 @@ def show(options: argparse.Namespace, console: Console) -> int:
 
 def renew(options: argparse.Namespace, console: Console) -> int:
     """Make the same certificate again, with a new end and, but for the CA's, a new key."""
-    pem = _read(options.file)
+    pem = _pem(options.file)
     is_ca = minting.is_ca(pem)
     options.days = options.days or (CA_DAYS if is_ca else END_DAYS)
     if is_ca:
@@ -197,13 +197,23 @@ def _tell(
 
 def expiry(path: Path) -> tuple[str, int]:
     """Who a certificate is of and when it ends, in ns of the wall clock. Raises CallerError."""
-    found = read_certificate(minting.der_of(_read(path)))
+    found = read_certificate(minting.der_of(_pem(path)))
     return found.identity.uri(), found.not_after_s * NS_PER_S
+
+
+def _pem(path: Path) -> bytes:
+    """A file with a certificate in it. Raises CallerError."""
+    pem = _read(path)
+    try:
+        minting.der_of(pem)
+    except CallerError as error:
+        raise CallerError(f"{path}: {error}") from error
+    return pem
 
 
 def _describe(path: Path, console: Console) -> dict[str, str]:
     """What people want to know of a certificate. Raises CallerError."""
-    pem = _read(path)
+    pem = _pem(path)
     try:
         found: Certificate | None = read_certificate(minting.der_of(pem))
     except CallerError:

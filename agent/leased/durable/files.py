@@ -2,8 +2,8 @@
 """One directory and the few things that are done to files in it.
 
 Rule: everything durable goes through these verbs, so that the same writer runs on a real directory
-and on the recording disk of the crash search. Nothing is retried: an fsync that failed has told all
-it will ever tell. No file is mapped: what cannot be read is an error, and not a signal.
+and on the recording disk of the crash search. No write is retried: an fsync that failed has told
+all it will ever tell. No file is mapped: what cannot be read is an error, and not a signal.
 
 Does not know what the bytes mean.
 """
@@ -14,6 +14,8 @@ import errno
 import fcntl
 import mmap
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -25,6 +27,7 @@ DIRECT_ALIGNMENT: Final = 4096
 FILE_MODE: Final = 0o600
 FILE_BYTES_MAX: Final = SEGMENT_BYTES_MAX
 """What one read may take; nothing in a log is longer than a segment."""
+_LOCK_PAUSES_S: Final = (0.001, 0.004, 0.016)
 
 
 class Disk(Protocol):
@@ -160,13 +163,18 @@ class DirectoryDisk:
         except FileExistsError:
             pass
 
-    def lock(self) -> bool:
-        """Take the one writer's lock, held until `close`. False if another process has it."""
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    def lock(self, pause: Callable[[float], object] = time.sleep) -> bool:
+        """Take the one writer's lock, held until `close`. False if another process has it: tried
+        again for a moment, as who only looks (`is_locked`) has it for an instant."""
+        for pause_s in (*_LOCK_PAUSES_S, None):
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if pause_s is not None:
+                    pause(pause_s)
+            else:
+                return True
+        return False
 
     def is_locked(self) -> bool:
         """Whether a writer has the log open."""

@@ -154,8 +154,9 @@ def read_log(
         if isinstance(error, FileNotFoundError) and directory.is_dir():
             why = f"{error.filename} was removed meanwhile: ask again"
             raise StateError(f"{directory}: {why}") from error
+        within = "" if str(error.filename) in ("None", str(directory)) else f"{error.filename}: "
         raise StateError(
-            f"{directory}: {error}; give the directory of a log that you may read"
+            f"{directory}: {within}{error.strerror}; give the directory of a log that you may read"
         ) from error
 
 

@@ -66,6 +66,14 @@ def test_a_step_that_fails_shows_why_and_ends_the_script(tmp_path: Path) -> None
     assert "not reached" not in done.stdout
 
 
+def test_a_step_that_fails_without_a_word_says_where_its_words_would_be(tmp_path: Path) -> None:
+    """A full /tmp takes no log, either."""
+    done = shell("mute() { return 120; }; step first mute", tmp_path)
+    assert done.returncode == 120
+    assert f"it wrote nothing: is there room in {tmp_path}?" in done.stderr
+    assert "wrote nothing" not in shell("bad() { echo x; return 7; }; step a bad", tmp_path).stderr
+
+
 def test_a_step_stops_at_the_first_command_that_fails(tmp_path: Path) -> None:
     done = shell("half() { false; touch went-on; }; step first half", tmp_path)
     assert done.returncode == 1
@@ -76,6 +84,46 @@ def test_a_step_does_not_read_the_callers_input(tmp_path: Path) -> None:
     done = shell("step first cat; echo reached", tmp_path)
     assert done.returncode == 0
     assert "reached" in done.stdout
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """An installation whose interpreter notes the mask that it was started with, and fails."""
+    python = tmp_path / "a place" / "bin" / "python"
+    (python.parent.parent / "share" / "leased").mkdir(parents=True)
+    (python.parent.parent / "share" / "leased" / "installed").touch()
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\numask >"$0.mask"\n[ "$3" = --version ]\n')
+    python.chmod(0o755)
+    return python.parent.parent
+
+
+def install(prefix: Path) -> subprocess.CompletedProcess[str]:
+    """packaging/install as a careful administrator runs it; it fails before it leaves `prefix`."""
+    wheel = prefix.parent / "none.whl"
+    words = [TOP / "packaging/install", "--no-apt", "--no-start", "--wheel", wheel]
+    return subprocess.run(
+        ["sh", "-c", 'umask 077; exec "$@"', "sh", *words, "--prefix", prefix],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(prefix.parent)},
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="installs")
+def test_what_is_installed_is_everybodys_to_run(prefix: Path) -> None:
+    """A mask of 077 is an administrator's; the collector's user could not read its program."""
+    plain = prefix.rename(prefix.parent / "place")
+    assert install(plain).returncode == 1
+    assert (plain / "bin" / "python.mask").read_text().strip() == "0022"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="installs")
+def test_a_prefix_that_no_unit_can_name_is_refused(prefix: Path) -> None:
+    done = install(prefix)
+    assert done.returncode == 64
+    assert "--prefix may have letters" in done.stderr
+    assert not (prefix / "bin" / "python.mask").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from leased.ctl.console import Console
+from leased.ctl.main import main
 from leased.ctl.outcome import carry_out
 from leased.terms.errors import EX_CONFIG, EX_DATAERR, EX_IOERR, EX_NOINPUT, StateError
 
@@ -132,3 +133,13 @@ def test_a_file_without_an_end_and_one_that_never_begins(
         assert done.returncode in (EX_DATAERR, EX_NOINPUT, EX_CONFIG), done
         [line] = done.stderr.splitlines()
         assert "not a regular file" in line and place in line
+
+
+def test_a_log_that_cannot_be_looked_at_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name, why in (("none", "No such file or directory"), ("file", "Not a directory")):
+        err = io.StringIO()
+        words = ["verify", "--log", str(tmp_path / name)]
+        assert main(words, Console(io.StringIO(), err)) == EX_CONFIG
+        [line] = err.getvalue().splitlines()
+        assert f"leasectl: {tmp_path / name}: {why}; give the directory" in line

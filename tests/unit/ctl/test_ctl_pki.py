@@ -344,3 +344,11 @@ def test_keys_are_in_no_repr() -> None:
         open_authority(
             made.certificate, found("gpu.example.org", now=datetime.now(UTC), days=1).key
         )
+
+
+def test_which_file_is_no_certificate_is_said(folder: Path) -> None:
+    key = str(folder / "ca.key")
+    for words in (("show", str(folder / "ca.pem"), key), ("renew", key)):
+        err = io.StringIO()
+        assert main(["pki", *words], Console(io.StringIO(), err)) == 65
+        assert err.getvalue().startswith(f"leasectl: {key}: not a certificate in PEM")

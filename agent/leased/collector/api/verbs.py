@@ -31,6 +31,7 @@ from leased.collector.accounts.terms_file import load_terms
 from leased.collector.api import settings
 from leased.collector.api.callers import hash_of
 from leased.collector.api.routes import Scope
+from leased.collector.extras import how_to_have
 from leased.collector.governance.keeping import DIRECTORY, KEY_NAME, load_signer
 from leased.collector.own_door import read_listening
 from leased.collector.retention_rule import load_rule
@@ -100,9 +101,7 @@ def serve(options: argparse.Namespace, console: Console, *, beside: Beside = _no
     try:
         from leased.collector.api.desk import Desk
     except ModuleNotFoundError as error:
-        raise StateError(f"{error.name} is not installed: pip install 'leased[collector]'") from (
-            error
-        )
+        raise StateError(how_to_have(error, "collector")) from error
     directory = options.config.parent if options.config is not None else settings.CONFIG.parent
     read = partial(settings.load, options.config)
     if options.check:

@@ -16,6 +16,7 @@ Does not touch segment files (`segments`).
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -276,7 +277,7 @@ class Manifest(ManifestTables):
                 self.connection.close()
                 raise
         except (OSError, sqlite3.Error) as error:
-            raise StateError(f"{path}: {error}; give the collector's state directory") from error
+            raise StateError(f"{path}: {error}; {_advice(path)}") from error
 
     def _prepare(self, path: Path, *, read_only: bool) -> None:
         ask = self.connection.execute
@@ -321,6 +322,17 @@ class Manifest(ManifestTables):
             raise
         except sqlite3.Error as error:
             raise StateError(f"{DATABASE}: {error}; nothing of it was stored") from error
+
+
+def _advice(path: Path) -> str:
+    """What to do about a database that cannot be opened."""
+    if not path.exists():
+        return (
+            "no node was ever enrolled here: `leased-collector enrol` does, or give another --state"
+        )
+    if not os.access(path, os.R_OK):
+        return "it is not yours to read: ask as root, or as its owner"
+    return "give the collector's state directory"
 
 
 def _entry(row: tuple[Any, ...]) -> LogEntry:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from leased.collector.archive.manifest import DATABASE, Manifest, ManifestTables
 from leased.collector.archive.segments import OpenDisk
+from leased.collector.extras import how_to_have
 from leased.durable.files import DirectoryDisk, write_whole
 from leased.durable.filesystem import may_span_hosts
 from leased.terms.errors import InvalidParameter, StateError
@@ -76,7 +77,7 @@ def open_shared(database: str, *, read_only: bool = False) -> ManifestTables:
     try:
         from leased.collector.archive.manifest_postgres import PostgresManifest
     except ModuleNotFoundError as error:
-        raise StateError(f"{error.name} is not installed: pip install 'leased[shared]'") from error
+        raise StateError(how_to_have(error, "shared")) from error
     return PostgresManifest(database, read_only=read_only)
 
 

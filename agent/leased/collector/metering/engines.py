@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from leased.collector.config import CONFIG
+from leased.collector.extras import how_to_have
 from leased.collector.metering.engine import MakeEngine
 from leased.durable.reading import read_text
 from leased.terms.errors import ConfigError
@@ -71,8 +72,7 @@ def maker(config: StoreConfig, directory: Path) -> MakeEngine | None:
     try:
         from leased.collector.metering.spark import Cluster, SparkEngine
     except ModuleNotFoundError as error:
-        why = f"{error.name} is not installed: pip install 'leased[spark]'"
-        raise ConfigError(f'store.engine = "spark": {why}') from error
+        raise ConfigError(f'store.engine = "spark": {how_to_have(error, "spark")}') from error
     cluster = Cluster(
         config.spark_url,
         _token(config.spark_token_file, directory),

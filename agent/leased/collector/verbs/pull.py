@@ -26,7 +26,7 @@ from leased.collector.archive.manifests import open_manifest, own_directory, sha
 from leased.collector.case import bundles_of, resolution_text
 from leased.collector.enrolment import FILE_BYTES_MAX, read_enrolment
 from leased.collector.enrolment import enrol as enrol_log
-from leased.collector.pulling import Reached
+from leased.collector.pulling import Reached, whose
 from leased.collector.pulling import pull as pull_nodes
 from leased.collector.reconcile import Verdict
 from leased.collector.retention import upkeep
@@ -348,11 +348,10 @@ def _followed(manifest: ManifestTables, name: str) -> LogEntry:
 def cosigner(options: argparse.Namespace, console: Console) -> int:
     """Print the cosigning key, made if there is none."""
     config = configuration.load(options.config)
-    if not config.name:
-        raise ConfigError(f'{options.config}: give pull.name, such as "west.example/collector"')
-    directory = own_directory(options.state, config.name)
+    name = config.name or whose(Path(config.certificate))[1]
+    directory = own_directory(options.state, name)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key = load_cosigner(directory, config.name, os_entropy).key
+    key = load_cosigner(directory, name, os_entropy).key
     if options.json:
         console.document({"name": key.name, "key": key.text()})
     else:
