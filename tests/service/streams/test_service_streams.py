@@ -271,14 +271,37 @@ def flood(house: House, count: int) -> None:
         agent.feed.tell(told)
 
 
-@pytest.mark.parametrize("method", ["Lease.Watch", "Device.Watch"])
+async def test_who_watches_resources_is_told_of_all_changes_at_once_and_of_the_last(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Hundreds of watchers were told of each change by a list of all, before the next grant."""
+    async with open_house(tmp_path) as house:
+        watcher, _ = await watch(house, "Device.Watch")
+        for _ in range(3):
+            began_s = trio.current_time()
+            flood(house, 1100)
+            answer = await watcher.answer()
+            assert answer["continues"] and not answer["parameters"]["gap"]
+            assert answer["parameters"]["sequence"] == house.agent.feed.sequence
+            assert trio.current_time() - began_s < 0.2
+            with trio.move_on_after(60) as quiet:
+                await watcher.answer()
+            assert quiet.cancelled_caught, "told twice of what was shown"
+            flood(house, 1)
+            await watcher.answer()
+            began_s = trio.current_time()
+            flood(house, 1)
+            await watcher.answer()
+            assert 0.05 < trio.current_time() - began_s < 0.2, "not sooner than it is worth"
+
+
 async def test_a_watcher_that_is_too_slow_is_told_of_the_gap_and_is_done(
-    method: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_house(tmp_path) as house:
         await acquired(house.visit())
         await trio.sleep(1)
-        watcher, _ = await watch(house, method)
+        watcher, _ = await watch(house, "Lease.Watch")
         flood(house, 1100)
         answer = await watcher.answer()
         with trio.fail_after(60):

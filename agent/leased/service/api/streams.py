@@ -44,6 +44,9 @@ from leased.wire.portrayal import portray_lease, portray_notice
 
 FIRST_INTERVAL_NS = 1 * NS_PER_S
 INTERVAL_NS_MIN = 100 * NS_PER_MS
+RESOURCES_PAUSE_NS = 100 * NS_PER_MS
+"""Between two lists of all resources to one watcher: where hundreds watch, each grant would wait
+for as many."""
 """Nothing is sampled more often than every ten seconds; a client may be impatient, not greedy."""
 _RESOURCE_EVENTS = LeaseEvent | InventoryChanged | HealthChanged | CordonChanged | ResourceFenced
 
@@ -191,19 +194,18 @@ class Streams:
     async def watch_resources(self, connection: Connection, call: Call) -> None:
         """io.leased.Device.Watch"""
         question = ListResources(CommandId(self._entropy()), connection.caller)
-        with self._feed.subscribe(wants=_concerns_resources) as subscription:
+        with self._feed.signal(_concerns_resources) as changed:
             while True:
+                changed.clear()  # the answer shows it
                 reply, sequence = await self._ask_when(question)
-                wire = encode_reply(call, reply, self._clock.now(), sequence=sequence)
+                moment = self._clock.now()
+                wire = encode_reply(call, reply, moment, sequence=sequence)
                 is_stream = isinstance(reply, Inventoried)
                 await self._say(connection, call, wire, continues=is_stream)
                 if not is_stream:
                     return
-                change = await subscription.receive()
-                if change.gap:
-                    gap = replies.DeviceWatchReply(change.sequence, [], gap=True)
-                    await self._say(connection, call, replies.encode(gap))
-                    return
+                await changed.receive()
+                await self._clock.sleep_until(moment.boot_ns + RESOURCES_PAUSE_NS)
 
     async def watch_chain(self, connection: Connection, call: Call) -> None:
         """io.leased.Audit.Watch"""

@@ -4,7 +4,8 @@
 Rule: values are captured in the very step in which the batch was committed, so a watcher never sees
 an uncommitted lease. Whoever has nothing to see of a change is not woken for it: hundreds may watch
 what one does. Each subscription has a bounded buffer; a reader that falls behind gets one
-`gap` and is let go, because a stream with a silent hole is worse than none.
+`gap` and is let go, because a stream with a silent hole is worse than none. Who only asks how
+things are whenever they change (`Signal`) misses nothing by it.
 
 Does not know the wire, and nothing waits for it.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -48,6 +50,9 @@ def everything(_: Change) -> bool:
     return True
 
 
+S = TypeVar("S", bound="Subscription")
+
+
 class Subscription:
     """One watcher's end: iterate it with `receive`."""
 
@@ -75,6 +80,23 @@ class Subscription:
         self._send.close()
 
 
+class Signal(Subscription):
+    """Of one who is told that there was a change, however many there were."""
+
+    def __init__(self, wants: Wants) -> None:
+        super().__init__(1, wants)
+
+    def offer(self, change: Change) -> None:
+        """Leave it, unless one is there that has not been seen."""
+        if not self._send.statistics().current_buffer_used:
+            self._send.send_nowait(change)
+
+    def clear(self) -> None:
+        """What came until now is seen."""
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            self._receive.receive_nowait()
+
+
 class Feed:
     """Every subscription of the agent."""
 
@@ -88,7 +110,17 @@ class Feed:
         self, backlog: int = BACKLOG_MAX, *, wants: Wants = everything
     ) -> Iterator[Subscription]:
         """What is committed from here on, as far as it is wanted."""
-        subscription = Subscription(backlog, wants)
+        with self._taken_in(Subscription(backlog, wants)) as subscription:
+            yield subscription
+
+    @contextmanager
+    def signal(self, wants: Wants) -> Iterator[Signal]:
+        """That something is committed, from here on, of what is wanted."""
+        with self._taken_in(Signal(wants)) as signal:
+            yield signal
+
+    @contextmanager
+    def _taken_in(self, subscription: S) -> Iterator[S]:
         self._subscriptions.append(subscription)
         try:
             yield subscription
