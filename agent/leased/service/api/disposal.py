@@ -7,7 +7,7 @@ TCP socket that lingers waits for its peer for as long as its owner liked, a fil
 server, much memory is given back page by page. So is what a peer sent and nobody has read: it goes
 with the socket. Each uid has a thread while it owes something, so that it holds up nobody else.
 
-Does not decide what is closed (`connection`).
+Does not decide what is closed (`connection`). Why threads, and a lock: decision 0097.
 """
 
 from __future__ import annotations
