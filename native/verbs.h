@@ -389,6 +389,20 @@ int leased_projector_settle(struct leased_projector *projector);
 size_t leased_projector_parties(const struct leased_projector *projector, const uint8_t **bytes,
 	const uint32_t **ends);
 
+/* ---- sending (verbs/sending.c) ---- */
+
+#define LEASED_SEND_FDS_MAX 253u /* of one message, by the kernel (SCM_MAX_FD) */
+
+struct leased_letter {
+	int32_t socket;
+	uint32_t fds; /* how many descriptors go with it */
+	uint64_t bytes;
+	int64_t sent; /* bytes that the socket took, or -errno */
+};
+
+int leased_send_many(
+	struct leased_letter *letters, size_t count, const uint8_t *bytes, const int *fds);
+
 /* ---- self test (verbs/selftest.c) ---- */
 
 int leased_selftest(void);

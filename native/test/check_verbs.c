@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -297,6 +298,30 @@ static void check_committer(const char *directory)
 	close(event_fd);
 }
 
+static void check_sending(void)
+{
+	int pair[2], mine = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	check("sockets", socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0 && mine >= 0);
+	struct leased_letter letters[] = {
+		{ .socket = -1, .bytes = 1 },
+		{ .socket = pair[0], .bytes = 2, .fds = 1 },
+		{ .socket = pair[0], .bytes = 3 },
+	};
+	const uint8_t bytes[] = "abbccc";
+	check("three letters", leased_send_many(letters, 3, bytes, &mine) == 0);
+	check("a socket that is none", letters[0].sent == -EBADF);
+	check("the others' go", letters[1].sent == 2 && letters[2].sent == 3);
+	check("with the descriptor", fcntl(mine, F_GETFD) < 0 && errno == EBADF);
+	char got[8];
+	const int many[254] = { 0 };
+	check("they arrive", recv(pair[1], got, sizeof got, 0) == 2 && memcmp(got, "bb", 2) == 0);
+	letters[0] = (struct leased_letter){ .socket = pair[0], .bytes = 1, .fds = 254 };
+	check("more than a message takes", leased_send_many(letters, 1, bytes, many) == 0);
+	check("are not sent", letters[0].sent == -EMSGSIZE);
+	close(pair[0]);
+	close(pair[1]);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 2)
@@ -306,6 +331,7 @@ int main(int argc, char **argv)
 	check_large_memory();
 	check_process();
 	check_nodes();
+	check_sending();
 	check_chain();
 	check_dm();
 	check_projection();

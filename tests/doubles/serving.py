@@ -233,7 +233,6 @@ class Agent:
         self.journal = HeldJournal(self.opened.journal)
         self.lessor = Lessor(host.entropy, host.policy)
         self.sealer = self.opened.sealer()
-        self.told: list[Told] = []
         self.sequencer = Sequencer(
             lessor=self.lessor,
             sealer=self.sealer,
@@ -248,7 +247,7 @@ class Agent:
         )
         submit = self.sequencer.submit_own
         self.custodian = Custodian()
-        self.lost_owners: list[LeaseId] = []
+        self.told, self.lost_owners = list[Told](), list[LeaseId]()
         self.reports: list[tuple[LeaseId, str, bytes]] = []
         self.holders = Holders(submit, self.lost_owners.append)
         self.feed = Feed(self.lessor.table.find)
@@ -267,6 +266,7 @@ class Agent:
             holders=self.holders,
             submit=submit,
             board=host.reaper,
+            outbox=self.sequencer.outbox,
         )
         self.reclaimer = Reclaimer(
             devices=host.devices,
@@ -398,6 +398,7 @@ class Agent:
             clock=clock,
             limits=limits or Sockets(),
             tenant_of=tenant_of,
+            outbox=self.sequencer.outbox,
         )
         nursery.start_soon(self.listener.run)
 

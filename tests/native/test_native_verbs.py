@@ -57,7 +57,7 @@ def test_every_check_passes_under_sanitizers(build: ModuleType, tmp_path: Path) 
     assert "FAILED" not in done.stdout and done.stderr == ""
 
 
-def test_only_five_modules_open_the_native_door() -> None:
+def test_only_six_modules_open_the_native_door() -> None:
     package = NATIVE.parent / "agent" / "leased"
     importers = [
         path.relative_to(package).as_posix()
@@ -71,6 +71,7 @@ def test_only_five_modules_open_the_native_door() -> None:
         "collector/metering/columns.py",
         "durable/committer.py",
         *hardware,
+        "service/api/sending.py",
     ]
 
 

@@ -13,9 +13,10 @@ epoll of our own, and trio waits for that epoll. Does not kill anyone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -41,6 +42,8 @@ class Holders:
         self._leaves: dict[int, LeaseId] = {}
         self._leaf_of: dict[LeaseId, int] = {}
         self._rooms: dict[int, LeaseId] = {}
+        self._in_turn = False
+        self._alive: set[int] = set()
 
     # -- processes ---------------------------------------------------------------------------------
 
@@ -57,6 +60,27 @@ class Holders:
             self._leases[pid] = set()
             self._epoll.register(self._pidfds[pid], select.EPOLLIN)
         self._references[pid] = self._references.get(pid, 0) + 1
+        return True
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Requests are read: within this nothing waits, and a process is looked at once for all
+        that it asks."""
+        self._in_turn = True
+        try:
+            yield
+        finally:
+            self._in_turn = False
+            self._alive.clear()
+
+    def lives(self, pid: int) -> bool:
+        """Whether an enrolled process has not ended."""
+        if pid in self._alive:
+            return True
+        if pid not in self._pidfds or has_exited(self._pidfds[pid]):
+            return False
+        if self._in_turn:
+            self._alive.add(pid)
         return True
 
     def dismiss(self, pid: int) -> None:

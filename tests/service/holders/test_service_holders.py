@@ -90,6 +90,22 @@ def enrol(holders: Holders, process: subprocess.Popen[bytes]) -> None:
     os.close(pidfd)
 
 
+def test_a_process_is_looked_at_once_in_a_turn_and_anew_in_the_next() -> None:
+    inbox = Inbox()
+    holders = Holders(inbox, inbox.lose)
+    with child() as process:
+        enrol(holders, process)
+        with holders.turn():
+            assert holders.lives(process.pid)
+            process.kill()
+            process.wait()
+            assert holders.lives(process.pid), "what is asked in one turn has one answer"
+        assert not holders.lives(process.pid)
+        with holders.turn():
+            assert not holders.lives(process.pid)
+    assert not holders.lives(os.getpid()), "nobody has vouched for it"
+
+
 async def test_every_lease_of_a_process_ends_with_it() -> None:
     async with watching() as (holders, inbox):
         with child() as one, child() as other:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 from collections import deque
@@ -26,6 +27,7 @@ from leased.ports import Clock
 from leased.service.api import peers
 from leased.service.api.disposal import OWED_MAX, Disposal
 from leased.service.api.outbox import Outbox
+from leased.service.api.sending import Letter, send_many
 from leased.service.holders import Holders
 from leased.service.sequencer import Deliver
 from leased.terms.command import Caller
@@ -123,8 +125,13 @@ class Connection:
     def proven_pid(self) -> int:
         """The caller's pid if a pidfd proves it, else 0. When that process has ended, whoever
         inherited the connection is somebody else, and so is who has the number now."""
-        gone = self.pidfd is None or not self._known or peers.has_exited(self.pidfd)
-        return 0 if gone else self.caller.pid
+        if self.pidfd is None or not self._known:
+            return 0
+        if self.enrolled:
+            lives = self._keeper.holders.lives(self.caller.pid)
+        else:
+            lives = not peers.has_exited(self.pidfd)
+        return self.caller.pid if lives else 0
 
     @contextlib.contextmanager
     def attended(self) -> Iterator[None]:
@@ -167,56 +174,78 @@ class Connection:
 
     def flush(self) -> None:
         """Send what the conversation has ready, as far as the socket takes it."""
-        for wire, fds in self.conversation.take():
-            if self._unsent:
-                self._unsent.append((wire, fds))
-            else:
-                self._send(wire, fds)
-            if self.closed:
-                return
-        if self.conversation.finished and not self._unsent:
-            self._keeper.close(self)
+        letter = self.draw()
+        if letter is not None:
+            self._send_from(letter)
+
+    def draw(self) -> Letter | None:
+        """What is to be sent next: all of it, then `sent` is told. None: nothing is, or the socket
+        takes nothing now."""
+        self._unsent += self.conversation.take()
+        return None if self.stalled_ns is not None else self._next()
+
+    def sent(self, count: int) -> None:
+        """What was drawn has been handed to the socket: `count` bytes were taken, or -errno. Its
+        descriptors have been closed if any byte was. What comes behind it is sent."""
+        if self._part_with(count):
+            letter = self._next()
+            if letter is not None:
+                self._send_from(letter)
 
     def flush_unsent(self) -> None:
         """The socket takes bytes again."""
-        while self._unsent and not self.closed:
-            wire, fds = self._unsent.popleft()
-            before = len(self._unsent)
-            self._send(wire, fds, first=True)
-            if len(self._unsent) > before:
-                return
-        if not self.closed:
+        if self._unsent:
+            self._send_from(Letter(self.sock.fileno(), *self._unsent[0]))
+        if not self.closed and not self._unsent:
             self.drained.set()
             self.stalled_ns = None
             self._keeper.watch(self, writable=False)
             self.flush()
 
-    def _send(self, wire: bytes, fds: Sequence[int], *, first: bool = False) -> None:
-        try:
-            if fds:
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-                sent = self.sock.sendmsg([wire], rights, SEND_FLAGS)
-            else:
-                sent = self.sock.send(wire, SEND_FLAGS)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
+    def _next(self) -> Letter | None:
+        if self._unsent:
+            return Letter(self.sock.fileno(), *self._unsent[0])
+        if self.conversation.finished:
             self._keeper.close(self)
-            return
-        if fds and sent:
-            close_all(fds)
+        return None
+
+    def _send_from(self, letter: Letter) -> None:
+        """Send this letter and those behind it."""
+        following: Letter | None = letter
+        while following is not None:
+            taken = self._part_with(self._send(following))
+            following = self._next() if taken else None
+
+    def _send(self, letter: Letter) -> int:
+        """As `send_many` does it, for one."""
+        if letter.fds:
+            [count] = send_many([letter])
+            return count
+        try:
+            return self.sock.send(letter.wire, SEND_FLAGS)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+
+    def _part_with(self, count: int) -> bool:
+        """Strike out of the first letter what was taken of it; whether that was all."""
+        if self.closed:
+            return False
+        if count < 0 and count != -errno.EAGAIN:
+            self._keeper.close(self)
+            return False
+        wire, fds = self._unsent[0]
+        if fds and count > 0:
             self._owned_fds.difference_update(fds)
-        if sent < len(wire):
-            # Descriptors went with the first byte, if any byte went.
-            rest = (wire[sent:], fds if sent == 0 else ())
-            if first:
-                self._unsent.appendleft(rest)
-            else:
-                self._unsent.append(rest)
-            if self.stalled_ns is None:
-                self.drained = trio.Event()
-                self.stalled_ns = self._keeper.clock.now().boot_ns
-                self._keeper.watch(self, writable=True)
+        if count == len(wire):
+            self._unsent.popleft()
+            return True
+        if count > 0:
+            self._unsent[0] = (wire[count:], ())
+        if self.stalled_ns is None:
+            self.drained = trio.Event()
+            self.stalled_ns = self._keeper.clock.now().boot_ns
+            self._keeper.watch(self, writable=True)
+        return False
 
     def read(self, *, gone: bool) -> list[tuple[Call, list[int]]]:
         """Read once; the calls that are complete, each with its descriptors. At the end a peer that

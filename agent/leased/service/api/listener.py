@@ -125,8 +125,9 @@ class Listener:
         ready = self._epoll.poll(0)
         while ready:
             self._begin_turn()
-            for fd, mask in ready:
-                self._serve(fd, mask)
+            with self.holders.turn():
+                for fd, mask in ready:
+                    self._serve(fd, mask)
             ready = self._linger(until_ns) if self._end_turn() else []
 
     def _linger(self, until_ns: int) -> list[tuple[int, int]]:
