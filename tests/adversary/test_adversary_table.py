@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table in README.md is that of the last run of every manipulation on every system."""
+"""The table in tests/EVIDENCE.md is that of the last run of every manipulation on every system."""
 
 from __future__ import annotations
 
 import json
 
 from tests.adversary.attacks import ATTACKS, MISSED, NONE
-from tests.adversary.verdicts import README, RESULTS, SYSTEMS, put, table
+from tests.adversary.verdicts import EVIDENCE, RESULTS, SYSTEMS, put, table
 
 
 def test_the_table_is_that_of_the_results_and_every_manipulation_was_run() -> None:
@@ -19,8 +19,8 @@ def test_the_table_is_that_of_the_results_and_every_manipulation_was_run() -> No
         if system == "ours" or getattr(attack, system) != NONE
     }
     assert found == wanted, "run with LEASED_ADVERSARY=FILE, then verdicts.py FILE"
-    readme = README.read_text("utf-8")
-    assert readme == put(readme, table(found)), "run verdicts.py"
+    evidence = EVIDENCE.read_text("utf-8")
+    assert evidence == put(evidence, table(found)), "run verdicts.py"
 
 
 def test_ours_misses_the_open_epoch_and_nothing_else() -> None:

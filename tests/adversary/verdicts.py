@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each system said to each manipulation, as JSON lines, and the table of them in README.md.
+"""What each system said to each manipulation, as JSON lines, and the table of them in
+tests/EVIDENCE.md.
 
     python tests/adversary/verdicts.py FILE...   merge FILEs into results.jsonl, write the table
 
@@ -22,7 +23,7 @@ from tests.adversary.attacks import ATTACKS, MISSED, NONE, Attack
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.jsonl"
-README = HERE.parents[1] / "README.md"
+EVIDENCE = HERE.parent / "EVIDENCE.md"
 BEGIN, END = "<!-- adversary:begin -->", "<!-- adversary:end -->"
 SYSTEMS = ("ours", "fss", "slog")
 SHOWN_BY = {"log": "the log alone", "key": "what was enrolled", "head": "the collector's memory"}
@@ -75,7 +76,7 @@ def main() -> None:
     order = [(attack.name, system) for attack in ATTACKS for system in SYSTEMS]
     kept = [(*key, found[key]) for key in order if key in found]
     RESULTS.write_text("".join(json.dumps(one) + "\n" for one in kept), "utf-8")
-    README.write_text(put(README.read_text("utf-8"), table(found)), "utf-8")
+    EVIDENCE.write_text(put(EVIDENCE.read_text("utf-8"), table(found)), "utf-8")
 
 
 if __name__ == "__main__":

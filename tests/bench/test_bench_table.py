@@ -8,6 +8,7 @@ Does not measure: the figures are made up.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -249,10 +250,20 @@ def test_what_the_reaper_writes_at_a_cut_waits_for_no_disk(tmp_path: Path) -> No
     assert not agent.runtime.exists()
 
 
-def test_the_readme_shows_the_published_figures() -> None:
+def test_the_readme_and_the_evidence_show_the_published_figures() -> None:
     kept = json.loads(published.KEPT.read_text())
-    readme = published.README.read_text()
-    assert published.written(readme, kept) == readme, "run python -m tests.bench.published"
+    readme, evidence = published.README.read_text(), published.EVIDENCE.read_text()
+    told = "run python -m tests.bench.published"
+    assert published.written(readme, published.leading(kept)) == readme, told
+    assert published.written(evidence, published.markdown(kept)) == evidence, told
+
+
+def test_the_readme_shows_every_missed_bar_and_each_line_that_leads() -> None:
+    kept = json.loads(published.KEPT.read_text())
+    shown = published.leading(kept)
+    assert shown.count("**missed**") == published.markdown(kept).count("**missed**")
+    named = [re.sub(r"(?<=\d) x\b", " ×", one) for one in published.LEADING]
+    assert [one for one in named if f"| {one}" not in shown] == []
 
 
 def test_what_was_measured_over_a_mock_keeps_no_bar_of_a_gpu() -> None:

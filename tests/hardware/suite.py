@@ -6,7 +6,7 @@
 
 Runs with whatever rights it has and says what it could not find out. It sets no mode and no limit,
 does not reset, and touches only a GPU that nobody uses. The results are one JSON file a GPU model,
-from which `tests/hardware/table.py` makes the table of the README.
+from which `tests/hardware/table.py` makes the table in tests/EVIDENCE.md.
 
 Exit status: 0 nothing failed, 1 a claim failed, 66 there is no GPU, 70 a setting was not as before.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's table of what was measured on GPUs, from the results of the hardware suite.
+"""The table of what was measured on GPUs, from the results of the hardware suite.
 
     python -m tests.hardware.table [--write]
 
@@ -21,7 +21,7 @@ from typing import Any
 from tests.hardware.case import FAILED, HELD, NOT_RUN, Case
 from tests.hardware.suite import FORMAT, RESULTS, cases
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+EVIDENCE = Path(__file__).resolve().parents[1] / "EVIDENCE.md"
 BEGIN, END = "<!-- hardware evidence: begin -->", "<!-- hardware evidence: end -->"
 _UNITS = (
     ("_bytes", 1 << 30, "GiB"),
@@ -88,13 +88,13 @@ def current() -> str:
 
 
 def main() -> int:
-    """Print it, or put it into the README."""
+    """Print it, or put it into tests/EVIDENCE.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="into README.md")
+    parser.add_argument("--write", action="store_true", help="into tests/EVIDENCE.md")
     options = parser.parse_args()
     table = current()
     if options.write:
-        README.write_text(inserted(README.read_text("utf-8"), table), "utf-8")
+        EVIDENCE.write_text(inserted(EVIDENCE.read_text("utf-8"), table), "utf-8")
     else:
         print(table)
     return 0

@@ -180,8 +180,8 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert "no GPU can be asked here" in done.stderr
 
 
-def test_the_readme_shows_what_was_measured_and_nothing_else() -> None:
-    text = table.README.read_text("utf-8")
+def test_the_evidence_shows_what_was_measured_and_nothing_else() -> None:
+    text = table.EVIDENCE.read_text("utf-8")
     told = "python -m tests.hardware.table --write"
     assert table.inserted(text, table.current()) == text, f"run {told}"
 

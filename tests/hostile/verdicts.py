@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What became of each holder that would not let go: the cases, their verdicts as JSON lines, and
-the table of them in README.md.
+the table of them in tests/EVIDENCE.md.
 
     python tests/hostile/verdicts.py FILE...   merge FILEs into results.jsonl, write the table anew
 
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.jsonl"
-README = HERE.parents[1] / "README.md"
+EVIDENCE = HERE.parent / "EVIDENCE.md"
 BEGIN, END = "<!-- hostile:begin -->", "<!-- hostile:end -->"
 
 KINDS = ("mem", "hugepages", "dax", "rdma", "block", "cpu", "gpu", "any")
@@ -176,7 +176,7 @@ def main() -> None:
     kept = [one for one in old if (one.case, one.kind, one.where) not in fresh]
     found = merged([*kept, *new])
     RESULTS.write_text("".join(json.dumps(one._asdict()) + "\n" for one in found), "utf-8")
-    README.write_text(put(README.read_text("utf-8"), table(found)), "utf-8")
+    EVIDENCE.write_text(put(EVIDENCE.read_text("utf-8"), table(found)), "utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from leased.lessor.lifecycle import render
 
 ROOT = Path(__file__).parents[2]
@@ -21,15 +23,45 @@ def test_the_state_diagram_is_that_of_the_table() -> None:
     assert shown.strip() == f"```mermaid\n{render()}\n```"
 
 
-def test_every_path_that_the_readme_names_is_there() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
+def anchors(text: str) -> set[str]:
+    """What a `#` can lead to in a document: its headings, as GitHub names them."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.+?) *$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+def astray(document: Path) -> list[str]:
+    """The links of a document that lead nowhere in the tree."""
+    found = []
+    for link in re.findall(r"\]\((?!https?:)([^()\s]+)\)", document.read_text("utf-8")):
+        name, _, anchor = link.partition("#")
+        there = document.parent / name if name else document
+        if not there.exists() or (anchor and anchor not in anchors(there.read_text("utf-8"))):
+            found.append(f"{document.relative_to(ROOT)}: {link}")
+    return found
+
+
+def test_every_link_of_every_document_leads_somewhere() -> None:
+    roots = ("agent", "configs", "native", "packaging", "systemd", "tests")
+    found = [ROOT / "README.md", *(it for root in roots for it in (ROOT / root).rglob("*.md"))]
+    assert len(found) > 50
+    assert [link for document in found for link in astray(document)] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "packaging/FLEET.md", "tests/EVIDENCE.md"])
+def test_every_path_that_a_document_names_is_there(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
     named = set(re.findall(r"`((?:tests|packaging|agent|configs|native|systemd)/[\w./-]+)`", text))
-    named |= set(re.findall(r"\]\(((?!http)[\w./-]+)\)", text))
     named |= {
         line.split()[0] for line in text.splitlines() if re.match(r"(packaging|tests)/\w+", line)
     }
-    assert len(named) > 10
-    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+    assert len(named) > 3
+    assert sorted(one for one in named if not (ROOT / one).exists()) == []
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    """What is longer belongs into `packaging/FLEET.md` or `tests/EVIDENCE.md`."""
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
 
 
 def test_every_test_that_the_track_record_names_is_there() -> None:

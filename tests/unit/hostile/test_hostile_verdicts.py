@@ -13,9 +13,9 @@ from tests.hostile.verdicts import CASES, KINDS, RESULTS, Verdict
 CLEAN = Verdict("swap", "block", "vm", "clean", cut_ms=1.25, proven_ms=400.0, evidence="test_swap")
 
 
-def test_what_is_in_the_readme_is_what_was_run() -> None:
+def test_what_is_in_the_evidence_is_what_was_run() -> None:
     found = verdicts.read(RESULTS.read_text("utf-8").splitlines())
-    text = verdicts.README.read_text("utf-8")
+    text = verdicts.EVIDENCE.read_text("utf-8")
     assert verdicts.put(text, verdicts.table(found)) == text, "python tests/hostile/verdicts.py"
     assert [one for one in found if not one.evidence] == [], "a verdict names its test"
 
