@@ -159,6 +159,11 @@ class Conversation:
         count, self._refused_fds = self._refused_fds, 0
         return count
 
+    def break_off(self, why: str) -> None:
+        """The peer broke the protocol by what it sent beside the bytes."""
+        if self.fault is None:
+            self._fail(why)
+
     def answer(
         self, call: Call, wire: bytes, fds: Sequence[int] = (), *, continues: bool = False
     ) -> None:

@@ -152,11 +152,12 @@ async def test_descriptors_that_cannot_be_sent_yet_arrive_later_or_are_closed(
 # ---- descriptors ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("kind", ["malformed", "unknown method", "in pieces", "too many"])
 async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
-    kind: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    kind: str, named: bool, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_house(tmp_path, names_peers=named) as house:
         await house.visit().call("Lease.List")
         before = descriptors()
         me = house.visit()
@@ -182,7 +183,7 @@ async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
 async def test_descriptors_behind_a_fault_are_not_kept_while_an_earlier_call_takes_its_time(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_house(tmp_path, names_peers=False) as house:
         me = house.visit()
         lease = (await me.call("Lease.Acquire", **ACQUIRE))["lease"]["lease_id"]
         before = descriptors()

@@ -84,6 +84,7 @@ class Listener:
         self.holders = holders
         self.outbox = outbox or Outbox()
         self.disposal = Disposal()
+        self.names_peers = peers.are_named()
         self._begin_turn, self._end_turn = begin_turn, end_turn
         self.clock = clock
         self._dispatch = dispatch
