@@ -61,6 +61,10 @@ class Keeper(Protocol):
         """Ask for (or no longer for) the moment at which the socket takes bytes again."""
         ...
 
+    def allot(self, uid: int, held: int, wanted: int) -> bool:
+        """Count what a user has sent of a request, in place of what was held. False: too much."""
+        ...
+
     def close(self, connection: Connection) -> None:
         """End it. Idempotent."""
         ...
@@ -78,6 +82,7 @@ class Connection:
         "_received_fds",
         "_scopes",
         "_takes_fds",
+        "_unfinished",
         "_unsent",
         "caller",
         "closed",
@@ -109,6 +114,7 @@ class Connection:
         self.drained.set()
         self.stalled_ns: int | None = None
         self._received_fds: deque[int] = deque()
+        self._unfinished = 0
         self._owned_fds: set[int] = set()
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         self._moved: trio.Event | None = None
@@ -245,6 +251,8 @@ class Connection:
             self.flush()
             return []
         calls = self.conversation.receive(bytes(_READ[:length]), count)
+        if self.conversation.unfinished != self._unfinished:
+            self._allot(self.conversation.unfinished)
         taken: list[tuple[Call, list[int]]] = []
         for call in calls:
             self._drop_received(call.fd_skip)
@@ -283,6 +291,15 @@ class Connection:
             length = self.sock.recv_into(_READ, length, _READ_FLAGS)
         return length, 0, flags
 
+    def _allot(self, wanted: int) -> None:
+        if self.caller.operator or self._keeper.allot(self.caller.uid, self._unfinished, wanted):
+            self._unfinished = wanted
+            return
+        self.conversation.break_off(
+            f"uid {self.caller.uid} has too much sent of requests that are not whole"
+        )
+        self._allot(0)
+
     def dispose(self, fds: Iterable[int]) -> None:
         """Close what the peer sent."""
         self._keeper.disposal.take(self.caller.uid, fds)
@@ -299,6 +316,8 @@ class Connection:
         self.drained.set()
         self._keeper.disposal.part(self.caller.uid, self.sock)
         self._drop_received(len(self._received_fds))
+        if self._unfinished:
+            self._allot(0)
         close_all(self._owned_fds)
         self._owned_fds.clear()
         if self.pidfd is not None:
