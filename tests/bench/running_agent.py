@@ -38,6 +38,7 @@ state_dir = "{state}"
 runtime_dir = "{runtime}"
 
 [sockets]
+connections_max = 2048
 connections_per_uid_max = 1024
 
 [policy]

@@ -187,9 +187,15 @@ class WaitForThreads(trio.abc.Instrument):
 
 @contextlib.asynccontextmanager
 async def open_house(
-    directory: Path, *, limits: Sockets | None = None, host: Host | None = None, **settings: int
+    directory: Path,
+    *,
+    limits: Sockets | None = None,
+    host: Host | None = None,
+    names_peers: bool = True,
+    **settings: int,
 ) -> AsyncIterator[House]:
-    """A host, an agent, and its doors in `directory` (which everybody may enter)."""
+    """A host, an agent, and its doors in `directory` (which everybody may enter). Unless the kernel
+    `names_peers` it is as one before 6.5, to which users send what proves them."""
     # All the way up: another worker may be at it, and has begun at the bottom, too.
     for walk in (directory, *directory.parents):
         if not walk.stat().st_mode & 0o001:
@@ -211,6 +217,8 @@ async def open_house(
             trio.open_nursery() as nursery,
         ):
             await agent.serve_on(nursery, doors, directory, limits)
+            assert agent.listener is not None
+            agent.listener.names_peers = agent.listener.names_peers and names_peers
             house = House(standing, agent, directory)
             try:
                 with trio.fail_after(PATIENCE_S):

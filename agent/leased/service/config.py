@@ -89,6 +89,7 @@ class Sockets(msgspec.Struct, frozen=True):
     """Limits of the local API: what one caller, or all of them together, may hold of the agent."""
 
     message_bytes_max: int = 1 << 20
+    unfinished_bytes_max: int = 64 << 20
     connections_max: int = 1024
     connections_per_uid_max: int = 256
     calls_queued_max: int = 16
@@ -285,6 +286,8 @@ def check(config: Config) -> Config:
         raise ConfigError("sequencing.batch_commands_max: above sequencing.commands_max")
     if config.sockets.connections_per_uid_max > config.sockets.connections_max:
         raise ConfigError("sockets.connections_per_uid_max: above sockets.connections_max")
+    if config.sockets.unfinished_bytes_max < 2 * config.sockets.message_bytes_max:
+        raise ConfigError("sockets.unfinished_max: below twice sockets.message_max")
     check_collector(config.collector)
     check_listening(config.listener)
     tpm.check(config.log.counter)

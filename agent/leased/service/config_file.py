@@ -196,6 +196,7 @@ _PATH_KEYS: Final[Keys] = {
 }
 _SOCKET_KEYS: Final[Keys] = {
     "message_max": ("message_bytes_max", _size),
+    "unfinished_max": ("unfinished_bytes_max", _size),
     "connections_max": ("connections_max", _integer),
     "connections_per_uid_max": ("connections_per_uid_max", _integer),
     "calls_queued_max": ("calls_queued_max", _integer),

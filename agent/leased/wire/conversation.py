@@ -116,6 +116,11 @@ class Conversation:
         """Calls that wait for their answer."""
         return len(self._pending)
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes of a call that has come in part."""
+        return self._framing.kept
+
     def receive(self, data: bytes, fd_count: int = 0) -> list[Call]:
         """Return the calls that `data` completes. `fd_count` descriptors came with it. After a
         fault: none.
@@ -158,6 +163,12 @@ class Conversation:
         """How many descriptors came with refused calls behind the last call that was returned."""
         count, self._refused_fds = self._refused_fds, 0
         return count
+
+    def break_off(self, why: str) -> None:
+        """The peer broke the protocol by what cannot be seen here. Nothing of it is kept."""
+        self._framing.give_up()
+        if self.fault is None:
+            self._fail(why)
 
     def answer(
         self, call: Call, wire: bytes, fds: Sequence[int] = (), *, continues: bool = False

@@ -31,6 +31,11 @@ class Framing:
         """Whether a message has begun and not ended."""
         return len(self._rest) > 0
 
+    @property
+    def kept(self) -> int:
+        """Bytes of a message that has not ended."""
+        return len(self._rest)
+
     def receive(self, data: bytes) -> list[bytes]:
         """Return the messages that `data` completes, without their NULs. None after an overrun."""
         if self.overrun:
@@ -45,12 +50,13 @@ class Framing:
         bytes_max = self._bytes_max
         for index, message in enumerate(messages):
             if len(message) > bytes_max:
-                self._give_up()
+                self.give_up()
                 return messages[:index]
         if len(self._rest) > bytes_max:
-            self._give_up()
+            self.give_up()
         return messages
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """No message follows, and nothing is kept of what has begun."""
         self.overrun = True
         self._rest = bytearray()

@@ -2,7 +2,8 @@
 """Descriptors that hold up whoever closes them last, sent to an agent that everybody waits for.
 
 What they are here is a TCP socket that lingers: its last close waits until its peer has read. It
-takes no right of any kind to make one, and no turn of the agent may close it.
+takes no right of any kind to make one, and no turn of the agent may close it. And a file of FUSE,
+whose every close waits for its server, in a way that also the end of a process waits for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from leased.service.api.disposal import OWED_MAX, Disposal
 from leased.service.config import Sockets
 from tests.doubles.calling import House, Visitor, memory, message, open_house
 from tests.doubles.serving import descriptors
+from tests.doubles.stuck_files import stuck_files
 
 LINGER_S = 20
 """How long an agent would be held up."""
@@ -89,11 +92,12 @@ async def _answers(house: House, began_s: float) -> None:
     assert time.monotonic() - began_s < BRIEF_S, "everybody waited for one that lingers"
 
 
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("kind", [*KINDS, "too many", "out of band", "behind a byte out of band"])
 async def test_a_descriptor_that_lingers_holds_up_nobody(
-    kind: str, linger: Linger, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    kind: str, named: bool, linger: Linger, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_house(tmp_path, names_peers=named) as house:
         me, began_s = house.visit(), time.monotonic()
         await me.call("Lease.List")
         if kind == "too many":
@@ -131,11 +135,54 @@ async def test_what_nobody_reads_of_who_is_not_let_in_holds_up_nobody(
         linger.end()
 
 
+def _close(file: int) -> None:
+    with contextlib.suppress(OSError):  # until its server has ended
+        os.close(file)
+
+
+async def test_a_file_that_nobody_can_close_is_not_taken(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A thread that closes one can be ended by nobody, and would keep the whole agent from it."""
+    (tmp_path / "files").mkdir()
+    with stuck_files(tmp_path / "files") as files:
+        async with open_house(tmp_path) as house:
+            me = house.visit()
+            await me.call("Lease.List")
+            before = descriptors()
+            file = os.open(files / "one", os.O_RDWR)
+            await me.send(message("Lease.Acquire", resources=memory()), [file])
+            threading.Thread(target=_close, args=[file], daemon=True).start()
+            refused = await me.answer()
+            assert refused["error"].endswith("ProtocolError"), refused
+            assert "descriptors are not taken" in refused["parameters"]["why"]
+            assert await me.ended()
+            house.dispose()
+            me.close()
+            assert descriptors() <= before
+            assert not (await house.visit().call("Lease.List"))["leases"]
+
+
+async def test_who_sends_its_own_end_keeps_no_place(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """While nobody reads it that end is open, whoever has closed it."""
+    async with open_house(tmp_path) as house:
+        me, other = house.visit(), house.visit()
+        assert house.agent.listener is not None
+        await me.ask("Lease.Watch", more=True)
+        await other.call("Lease.List")
+        await me.send(b"x", [me.sock.fileno()])
+        me.close()
+        await other.call("Lease.List")
+        assert house.agent.listener.connections == 1
+
+
 async def test_who_owes_many_sends_no_more(
     linger: Linger, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Nobody changes his uid meanwhile: glibc tells every thread by a signal, which ends a wait."""
-    async with open_house(tmp_path) as house:
+    async with open_house(tmp_path, names_peers=False) as house:
         other, began_s = house.visit(uid=2000), time.monotonic()
         await other.call("Lease.List")
         for _ in range(OWED_MAX // 16 + 1):

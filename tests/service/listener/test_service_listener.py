@@ -56,11 +56,61 @@ async def test_all_together_have_so_many_connections(
 ) -> None:
     limits = Sockets(connections_per_uid_max=100, connections_max=4)
     async with open_house(tmp_path, limits=limits) as house:
-        for uid in (1000, 1000, 2000, 2000):
+        for uid in (1000, 1000, 2000, 0):
             await house.visit(uid=uid).call("Lease.List")
-        surplus = house.visit(uid=0)
+        surplus = house.visit(uid=1001)
         assert (await surplus.answer())["error"].endswith("PermissionDenied")
         assert house.agent.listener is not None and house.agent.listener.connections == 4
+
+
+async def test_one_uid_has_no_more_connections_than_it_leaves(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Nor have two of them together: whoever comes next finds room."""
+    limits = Sockets(connections_per_uid_max=32, connections_max=32)
+    async with open_house(tmp_path, limits=limits) as house:
+        for uid, share in ((1000, 16), (2000, 8), (1001, 4)):
+            for _ in range(share):
+                await house.visit(uid=uid).call("Lease.List")
+            surplus = house.visit(uid=uid)
+            refused = await surplus.answer()
+            assert refused["error"].endswith("PermissionDenied")
+            assert f"{share} are left for all" in refused["parameters"]["why"]
+            assert await surplus.ended()
+        for _ in range(8):
+            await house.visit(operator=True).call("Lease.List")
+
+
+async def test_one_uid_has_no_more_sent_of_requests_than_it_leaves(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    limits = Sockets(message_bytes_max=4096, unfinished_bytes_max=32768)
+    async with open_house(tmp_path, limits=limits) as house:
+        for uid, share in ((1000, 4), (2000, 2), (1001, 1)):
+            held = [house.visit(uid=uid) for _ in range(share)]
+            for visitor in held:
+                await visitor.send(b"{" + b" " * 4095)
+            surplus = house.visit(uid=uid)
+            await surplus.call("Lease.List")
+            await surplus.send(message("Lease.List") + b"{" + b" " * 4095)
+            await surplus.answer()
+            refused = await surplus.answer()
+            assert refused["error"].endswith("ProtocolError")
+            assert f"uid {uid} has too much sent" in refused["parameters"]["why"]
+            assert await surplus.ended()
+        # What is whole counts no longer, nor does what has gone.
+        await held[0].send(b"\0")
+        assert (await held[0].answer())["error"].endswith("ProtocolError")
+        for _ in range(20):
+            await house.visit(uid=1001).send(b"{" + b" " * 4095 + b"\0")
+        again = house.visit(uid=1001)
+        await again.send(message("Lease.List")[:-1] + b" " * 3000)
+        await again.send(b"\0")
+        assert "leases" in (await again.answer())["parameters"]
+        house.leave()
+        await trio.sleep(1)
+        assert house.agent.listener is not None
+        assert house.agent.listener.unfinished_bytes == 0
 
 
 async def test_a_message_has_so_many_bytes(
@@ -152,11 +202,12 @@ async def test_descriptors_that_cannot_be_sent_yet_arrive_later_or_are_closed(
 # ---- descriptors ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("kind", ["malformed", "unknown method", "in pieces", "too many"])
 async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
-    kind: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    kind: str, named: bool, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_house(tmp_path, names_peers=named) as house:
         await house.visit().call("Lease.List")
         before = descriptors()
         me = house.visit()
@@ -182,7 +233,7 @@ async def test_descriptors_with_calls_that_go_nowhere_do_not_pile_up(
 async def test_descriptors_behind_a_fault_are_not_kept_while_an_earlier_call_takes_its_time(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_house(tmp_path, names_peers=False) as house:
         me = house.visit()
         lease = (await me.call("Lease.Acquire", **ACQUIRE))["lease"]["lease_id"]
         before = descriptors()

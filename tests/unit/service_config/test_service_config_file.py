@@ -128,6 +128,7 @@ def test_every_field_can_be_configured() -> None:
         ('[paths]\nstate_dir = "state"', "paths.state_dir", "absolute"),
         ('[sockets]\nuser_mode = "666"', "sockets.user_mode = '666'", "octal"),
         ("[sockets]\nconnections_max = 10", "sockets.connections_per_uid_max", "above"),
+        ('[sockets]\nunfinished_max = "1MiB"', "sockets.unfinished_max", "below twice"),
         ("[sequencing]\ncommands_max = 10", "sequencing.batch_commands_max", "above"),
         ("key = ", "", "Invalid value"),
     ],

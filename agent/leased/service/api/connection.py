@@ -2,9 +2,9 @@
 """A connection: one accepted socket with its conversation, and everything that ends with it.
 
 Rule: it belongs to the peer that the kernel named when it was accepted; its descriptors are closed
-with it, whoever they were meant for, and those that it sent by `disposal`. What cannot be sent at
-once waits, at most one message per call that may be unanswered, and the connection notes since
-when.
+with it, whoever they were meant for, and those that it sent by `disposal`. Of users none are taken
+where the kernel names them (decision 0098). What cannot be sent at once waits, at most one message
+per call that may be unanswered, and the connection notes since when.
 
 Does not wait for anything and does not know what a call means: `Keeper` reads and writes it when
 the socket is ready.
@@ -43,6 +43,7 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(_FDS_SENT_MAX * 4)
 # As numbers: each `|` of two of the module's flags makes an object of an enumeration.
 SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _READ_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_LOOK_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
 _TRUNCATED = int(socket.MSG_CTRUNC)
 _READ = memoryview(bytearray(READ_BYTES))
 _INTO = (_READ,)
@@ -56,9 +57,14 @@ class Keeper(Protocol):
     clock: Clock
     outbox: Outbox
     disposal: Disposal
+    names_peers: bool
 
     def watch(self, connection: Connection, *, writable: bool) -> None:
         """Ask for (or no longer for) the moment at which the socket takes bytes again."""
+        ...
+
+    def allot(self, uid: int, held: int, wanted: int) -> bool:
+        """Count what a user has sent of a request, in place of what was held. False: too much."""
         ...
 
     def close(self, connection: Connection) -> None:
@@ -77,6 +83,8 @@ class Connection:
         "_owned_fds",
         "_received_fds",
         "_scopes",
+        "_takes_fds",
+        "_unfinished",
         "_unsent",
         "caller",
         "closed",
@@ -98,6 +106,7 @@ class Connection:
         self.caller = caller
         self.conversation = conversation
         self.pidfd: int | None = peers.peer_pidfd(sock)
+        self._takes_fds = caller.operator or not keeper.names_peers
         self._scopes: set[trio.CancelScope] = set()
         self.enrolled = False
         self._known = True
@@ -107,6 +116,7 @@ class Connection:
         self.drained.set()
         self.stalled_ns: int | None = None
         self._received_fds: deque[int] = deque()
+        self._unfinished = 0
         self._owned_fds: set[int] = set()
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         self._moved: trio.Event | None = None
@@ -252,24 +262,15 @@ class Connection:
         is `gone` is closed; one that only sends no more has its answers first."""
         self.gone = gone
         try:
-            length, ancillary, flags, _ = self.sock.recvmsg_into(
-                _INTO, _ANCILLARY_BYTES, _READ_FLAGS
-            )
+            if self._takes_fds:
+                length, count, flags = self._receive()
+            else:
+                length, count, flags = self._receive_bytes()
         except BlockingIOError:
             return []
         except OSError:
             self._keeper.close(self)
             return []
-        count = 0
-        if ancillary:
-            received = array.array("i")
-            for level, kind, content in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    received.frombytes(content[: len(content) - len(content) % received.itemsize])
-            count = len(received)
-            self._received_fds.extend(received)
-            if count > FDS_MAX or self._keeper.disposal.owed(self.caller.uid) >= OWED_MAX:
-                flags |= _TRUNCATED
         if flags & _TRUNCATED or (not length and gone):
             self._keeper.close(self)
             return []
@@ -279,6 +280,8 @@ class Connection:
             self.flush()
             return []
         calls = self.conversation.receive(bytes(_READ[:length]), count)
+        if self.conversation.unfinished != self._unfinished:
+            self._allot(self.conversation.unfinished)
         taken: list[tuple[Call, list[int]]] = []
         for call in calls:
             self._drop_received(call.fd_skip)
@@ -291,6 +294,40 @@ class Connection:
         elif not calls:
             self.flush()
         return taken
+
+    def _receive(self) -> tuple[int, int, int]:
+        """Bytes and descriptors: how many, and the flags."""
+        length, ancillary, flags, _ = self.sock.recvmsg_into(_INTO, _ANCILLARY_BYTES, _READ_FLAGS)
+        if not ancillary:
+            return length, 0, flags
+        received = array.array("i")
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received.frombytes(content[: len(content) - len(content) % received.itemsize])
+        self._received_fds.extend(received)
+        if len(received) > FDS_MAX or self._keeper.disposal.owed(self.caller.uid) >= OWED_MAX:
+            flags |= _TRUNCATED
+        return length, len(received), flags
+
+    def _receive_bytes(self) -> tuple[int, int, int]:
+        """Bytes. Where descriptors are seen the connection ends with them unread: what never became
+        ours nobody has to close."""
+        length, _, flags, _ = self.sock.recvmsg_into(_INTO, 0, _LOOK_FLAGS)
+        if flags & _TRUNCATED:
+            self.conversation.break_off("descriptors are not taken: the kernel says who asks")
+            self.flush()
+        elif length:  # no more than was seen: what has come since may bring some
+            length = self.sock.recv_into(_READ, length, _READ_FLAGS)
+        return length, 0, flags
+
+    def _allot(self, wanted: int) -> None:
+        if self.caller.operator or self._keeper.allot(self.caller.uid, self._unfinished, wanted):
+            self._unfinished = wanted
+            return
+        self.conversation.break_off(
+            f"uid {self.caller.uid} has too much sent of requests that are not whole"
+        )
+        self._allot(0)
 
     def dispose(self, fds: Iterable[int]) -> None:
         """Close what the peer sent."""
@@ -308,6 +345,8 @@ class Connection:
         self.drained.set()
         self._keeper.disposal.part(self.caller.uid, self.sock)
         self._drop_received(len(self._received_fds))
+        if self._unfinished:
+            self._allot(0)
         close_all(self._owned_fds)
         self._owned_fds.clear()
         if self.pidfd is not None:

@@ -84,6 +84,7 @@ class Listener:
         self.holders = holders
         self.outbox = outbox or Outbox()
         self.disposal = Disposal()
+        self.names_peers = peers.are_named()
         self._begin_turn, self._end_turn = begin_turn, end_turn
         self.clock = clock
         self._dispatch = dispatch
@@ -97,6 +98,8 @@ class Listener:
         self._connections: dict[int, Connection] = {}
         # By door as well: what root runs as a tenant must not shut root out as the operator.
         self._per_uid: dict[tuple[int, bool], int] = {}
+        self._unfinished_of: dict[int, int] = {}
+        self.unfinished_bytes = 0
         for fd, (sock, _, _) in self._doors.items():
             sock.setblocking(False)
             self._epoll.register(fd, select.EPOLLIN)
@@ -196,12 +199,19 @@ class Listener:
         )
 
     def _admit(self, caller: Caller) -> None:
-        # Operators are few and come when things are bad: tenants cannot shut them out.
-        if not caller.operator and len(self._connections) >= self._limits.connections_max:
-            raise PermissionDenied(
-                f"{len(self._connections)} connections are open, the limit of this host"
-            )
         held = self._per_uid.get((caller.uid, caller.operator), 0)
+        # Operators are few and come when things are bad: tenants cannot shut them out.
+        if not caller.operator:
+            free = self._limits.connections_max - len(self._connections)
+            if free <= 0:
+                raise PermissionDenied(
+                    f"{len(self._connections)} connections are open, the limit of this host"
+                )
+            if held >= free:
+                raise PermissionDenied(
+                    f"uid {caller.uid} has {held} connections open, and {free} are left for all:"
+                    " it gets no more of them than it leaves"
+                )
         if held >= self._limits.connections_per_uid_max:
             raise PermissionDenied(f"uid {caller.uid} has {held} connections open, its limit")
         if self.disposal.owed(caller.uid) >= OWED_MAX:
@@ -213,6 +223,20 @@ class Listener:
         mask = 0 if connection.conversation.ended else select.EPOLLIN
         mask |= select.EPOLLOUT if writable else 0
         self._epoll.modify(connection.sock.fileno(), mask)
+
+    def allot(self, uid: int, held: int, wanted: int) -> bool:
+        """Count a request that has come in part: so many bytes in place of so many. False: its uid
+        would have more of what all may have than it leaves to others."""
+        own = self._unfinished_of.get(uid, 0) + wanted - held
+        total = self.unfinished_bytes + wanted - held
+        if wanted > held and own > self._limits.unfinished_bytes_max - total:
+            return False
+        self.unfinished_bytes = total
+        if own:
+            self._unfinished_of[uid] = own
+        else:
+            del self._unfinished_of[uid]
+        return True
 
     def close(self, connection: Connection) -> None:
         """End a connection. Idempotent."""

@@ -77,6 +77,16 @@ def peer_pidfd(sock: socket.socket) -> int | None:
     return int.from_bytes(raw, "little", signed=True)
 
 
+def are_named() -> bool:
+    """Whether this kernel gives a pidfd of a peer: asked of ourselves, for a peer may have gone."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        pidfd = peer_pidfd(ours)
+    if pidfd is not None:
+        os.close(pidfd)
+    return pidfd is not None
+
+
 def check_sent_pidfd(pidfd: int, caller: Caller) -> None:
     """Accept a pidfd that the client sent only as what it claims to be. Raises PermissionDenied."""
     try:
