@@ -198,7 +198,7 @@ def _verify(
     for index, name in enumerate(segments):
         data = disk.read(name)
         header = parse_header(data, name)
-        if index == 0 and header.head.size <= slot.min_seq and header.segment_no:
+        if index == 0 and 0 < header.head.size <= slot.min_seq and header.segment_no:
             # Pruned before here: the header is what the log vouches for; a collector compares it
             # with what it holds.
             head, frontier, number = header.head, header.frontier, header.segment_no
