@@ -471,8 +471,9 @@ def drop(
     `signer` and a Pruned record, or (None) without a word. `late`: what is cosigned is less than
     what goes; `forged`: by nobody. Where the log begins then."""
     log = _open(victim.directory)
-    sealer, at = log.sealer(), moment(6 * TICKS + 2)
+    sealer, at = log.sealer(), moment(0)
     for batch in range(20):
+        at = moment((6 + batch) * TICKS + 2)  # each seals the epoch of the one before
         victim._commit(log, sealer, [refusal(5000 + 50 * batch + n) for n in range(50)], at)
     log.close()
     log = _open(victim.directory, entropy=CountedEntropy(b"dropping"))

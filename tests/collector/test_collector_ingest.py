@@ -197,6 +197,26 @@ def test_more_epochs_than_can_have_passed_since_the_enrolment_are_bad_seal() -> 
     assert later.after == unknown.after == Head(on.size, later.after.hash)
 
 
+def test_a_clock_that_was_ahead_at_the_enrolment_makes_no_sound_log_bad() -> None:
+    """What it said then is later than now: it is counted from when that is found out."""
+    year_ns, now_ns = 365 * 24 * 3600 * 10**9, 10**18
+    on = PulledNode(epoch_ns=EPOCH_NS)
+    on.start()
+    state = i.State(msgspec.structs.replace(on.pinned(), printed_ns=now_ns + year_ns))
+    for day in range(0, 420, 20):
+        passed_ns = 24 * 3600 * 10**9 * day
+        on.seal([lease_life(day)[0]], Moment(BOOT, 10**9 + passed_ns, now_ns + passed_ns))
+        page = on.page(state.head.size, state.head.hash)
+        state = i.take_page(i.decode_state(i.encode_state(state)), page, now_ns + passed_ns).state
+    assert state.verifier is not None and state.verifier.epochs.sealed == 20
+    ahead = Moment(BOOT, 10**9 + passed_ns + year_ns, now_ns + passed_ns + year_ns)
+    on.seal([], ahead)
+    page = on.page(state.head.size, state.head.hash)
+    with pytest.raises(ChainError, match="by the reader's clock"):
+        i.take_page(state, page, now_ns + passed_ns)
+    assert i.take_page(state, page, ahead.wall_ns).state.verifier.epochs.sealed == 21
+
+
 def test_every_flipped_bit_of_a_page_is_found() -> None:
     on = node(1)
     page = on.page(0)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from leased.chain.epochs import EPOCH_NS
 from leased.durable.log import open_log
 from leased.hardware.identity import read_machine_id
 from leased.terms.identity import BootId
-from leased.terms.moment import Moment
+from leased.terms.moment import NS_PER_S, Moment
 from tests.doubles.fleet_pki import FleetPki
 from tests.doubles.host_agent import HostAgent
 from tests.process.test_collector_pulls import Collector, let_in, port_of
@@ -23,7 +24,9 @@ from tests.vectors import verify_independent
 from tests.vectors.c2sp_independent import Broken
 
 
-def make_log(agent: HostAgent, segment_bytes: int = 16 * 1024) -> None:
+def make_log(
+    agent: HostAgent, segment_bytes: int = 16 * 1024, epoch_ns: int = EPOCH_NS
+) -> None:
     """A log whose segments hold seconds of this test and not a day."""
     moment = Moment(
         BootId(bytes(16)), time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.time_ns()
@@ -35,6 +38,7 @@ def make_log(agent: HostAgent, segment_bytes: int = 16 * 1024) -> None:
         machine_id=read_machine_id(),
         origin="test/node",
         segment_bytes=segment_bytes,
+        epoch_ns=epoch_ns,
     ).close()
 
 
@@ -47,7 +51,7 @@ class Site:
         let_in(agent, self.pki, self.west, self.east)
         text = agent.config.read_text("utf-8").replace("port = 0\n", "port = 0\nquorum = 2\n", 1)
         agent.config.write_text(text, "utf-8")
-        make_log(agent)
+        make_log(agent, epoch_ns=NS_PER_S)  # what an open epoch rests on is not pruned
         agent.start()
         words = ("audit", "enrolment", "--log", str(agent.audit), "--with-seal-key")
         self.enrolment = agent.leasectl(*words).stdout

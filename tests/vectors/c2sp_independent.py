@@ -104,39 +104,72 @@ def note_holds(note: str, name: str, key: bytes, kind: int = 1) -> tuple[str, in
 
 # ---- C2SP tlog-policy ----
 
-Policy = tuple[dict[str, tuple[str, bytes]], dict[str, tuple[int, list[str]]], str]
+Witnesses = dict[str, tuple[str, bytes]]
+Policy = tuple[Witnesses, dict[str, tuple[int, list[str]]], str, list[tuple[bytes, bytes]]]
+"""Witnesses (key name, key) and groups (k, members) by their names, the quorum, and the logs that
+are meant (origin, key)."""
+
+
+def read_key(text: str, kind: int) -> tuple[str, bytes]:
+    """Name and key of a `name+keyid+base64` of this type."""
+    need(text.count("+") >= 2, "policy: a key")
+    name, said, encoded = text.split("+", 2)
+    try:
+        raw = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        raise Broken("policy: a key in base64") from None
+    need(len(raw) == 33 and raw[0] == kind, f"policy: a key of type {kind:02x}")
+    need(base64.b64encode(raw).decode() == encoded, "policy: the one base64 form")
+    need(bool(name) and not any(one.isspace() for one in name), "policy: the name of a key")
+    need(said == key_id(name, kind, raw[1:]).hex(), "policy: a key id")
+    return name, raw[1:]
+
+
+def least_of(k: str, members: int) -> int:
+    """How many of a group, 0 for what says none."""
+    named = {"all": members, "any": 1}
+    if k in named:
+        return named[k]
+    return int(k) if k.isascii() and k.isdigit() and k[0] != "0" and len(k) <= 4 else 0
 
 
 def read_policy(raw: bytes) -> Policy:
-    """(witness -> (key name, key), group -> (k, members), quorum). Raises Broken."""
-    witnesses: dict[str, tuple[str, bytes]] = {}
+    """The file of a C2SP tlog-policy. Raises Broken."""
+    witnesses: Witnesses = {}
     groups: dict[str, tuple[int, list[str]]] = {}
-    quorums, listed = [], set()
+    logs, quorums, listed, deep = [], [], set(), {}
+    need(not any(one < 32 and one not in b"\t\n" or one == 127 for one in raw), "policy: control")
     for line in raw.decode("latin-1").split("\n"):
-        what, *words = line.replace("\t", " ").split() or ["#"]
+        what, *words = [one for one in line.replace("\t", " ").split(" ") if one] or ["#"]
         if what == "witness":
-            name, _, encoded = words[1].split("+", 2)
-            key = base64.b64decode(encoded, validate=True)
-            need(len(key) == 33 and key[0] == 4, "policy: a witness has a key of type 04")
-            need(words[0] not in witnesses and words[0] not in groups, "policy: a name twice")
-            witnesses[words[0]] = name, key[1:]
+            need(len(words) in (2, 3), "policy: a witness")
+            need(words[0] not in deep and words[0] != "none", "policy: a name twice")
+            found = read_key(words[1], 4)
+            need(found[1] not in [key for _, key in witnesses.values()], "policy: a key twice")
+            witnesses[words[0]], deep[words[0]] = found, 0
         elif what == "group":
+            need(len(words) >= 3, "policy: a group")
             named, k, *members = words
-            least = {"all": len(members), "any": 1}.get(k) or int(k)
-            known = all(one in witnesses or one in groups for one in members)
-            need(known and not listed & set(members), "policy: members of a group")
-            need(1 <= least <= len(members) == len(set(members)), "policy: how many of a group")
-            need(named not in witnesses and named not in groups, "policy: a name twice")
+            need(all(one in deep and one not in listed for one in members), "policy: members")
+            need(len(members) == len(set(members)), "policy: a member twice")
+            need(1 <= least_of(k, len(members)) <= len(members), "policy: how many of a group")
+            need(named not in deep and named != "none", "policy: a name twice")
+            deep[named] = 1 + max(deep[one] for one in members)
+            need(deep[named] <= 64, "policy: groups in groups")
             listed |= set(members)
-            groups[named] = least, members
+            groups[named] = least_of(k, len(members)), members
+        elif what == "log":
+            need(len(words) in (1, 2), "policy: a log")
+            name, key = read_key(words[0], 1)
+            need(key not in [one for _, one in logs], "policy: a key twice")
+            logs.append((name.encode(), key))
         elif what == "quorum":
+            need(len(words) == 1 and (words[0] in deep or words[0] == "none"), "policy: a quorum")
             quorums += words
         else:
-            need(what.startswith("#") or what == "log", "policy: a line of another kind")
+            need(what.startswith("#"), "policy: a line of another kind")
     need(len(quorums) == 1, "policy: one quorum")
-    known = quorums[0] in (*witnesses, *groups, "none")
-    need(known, "policy: the quorum is a witness, a group or none")
-    return witnesses, groups, quorums[0]
+    return witnesses, groups, quorums[0], logs
 
 
 def quorum_size(policy: Policy, sizes: dict[str, int], name: str) -> int:

@@ -234,6 +234,7 @@ def read_identity(directory: Path) -> bytes:
     need(len(identity) == 512 and identity[:10] == b"LEASELOG\1\0", "not a log.id")
     size, origin = number(identity, 12, 4), number(identity, 144, 2)
     need(size in [1 << n for n in range(14, 31)], "the size of segments")
+    need((number(identity, 10, 2) & 1 == 1) == (number(identity, 64, 8) > 0), "sealed or not")
     need(number(identity, 10, 2) < 4 and 1 <= origin <= 255, "flags and origin of log.id")
     need(not any(identity[146 + origin : 480]), "log.id: zero")
     try:
@@ -305,7 +306,8 @@ class Chain:
     ) -> None:
         length = number(identity, 144, 2)
         self.log_id, self.origin = identity[16:32], identity[146 : 146 + length]
-        self.key = identity[32:64] if signatures else None
+        self.first_key = identity[32:64]
+        self.key = self.first_key if signatures else None
         self.epoch_ns, self.seal_key = number(identity, 64, 8), seal_key
         self.latest = latest
         self.tree, self.head, self.batch = Tree(), bytes(32), 0
@@ -431,8 +433,11 @@ class Chain:
             need(most >= gone, f"{gone} records are gone that nobody had acknowledged")
 
     def vouched(self, policy: Policy) -> int:
-        """How many records the quorum vouches for. Raises Broken if not for all that are gone."""
-        witnesses, _, quorum = policy
+        """How many records the quorum vouches for. Raises Broken if not for all that are gone, or
+        if other logs are meant."""
+        witnesses, _, quorum, logs = policy
+        ours = [(self.origin, key) for key in (self.first_key, self.key)]
+        need(not logs or any(one in logs for one in ours), "the policy is of other logs")
         sizes = {}
         for name, (called, key) in witnesses.items():
             value = self.acks.get(int.from_bytes(key_id(called, 4, key), "big"))
@@ -505,7 +510,7 @@ def beyond(
     most, ended = generation + (1 if both else 2), chain.kind == 68 and at > 4096
     while True:
         while not ended:
-            end = whole_batch(chain, data, at)
+            end = whole_batch(chain, data, at, generation)
             if end is None:
                 break
             need_not_rolled(chain.batch <= most, f"batch {chain.batch} beyond the anchor")
@@ -531,11 +536,11 @@ def beyond(
 FRAME_FIELDS = ((0, 4), (28, 4), (16, 8))
 
 
-def whole_batch(chain: Chain, data: bytes, at: int) -> int | None:
-    """Take in a batch that is whole and follows; its end. None, and nothing taken in: there is
-    none."""
+def whole_batch(chain: Chain, data: bytes, at: int, generation: int) -> int | None:
+    """Take in a batch that is whole, follows and is of a later generation; its end. None, and
+    nothing taken in: there is none."""
     tree, before = chain.tree, (chain.head, chain.batch, chain.ended, chain.kind)
-    chain.tree = Tree(tree.size, tuple(tree.peaks))
+    chain.tree, chain.batch = Tree(tree.size, tuple(tree.peaks)), generation
     try:
         while True:
             at = chain.take_frame(data, at, "beyond")

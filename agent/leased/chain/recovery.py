@@ -211,9 +211,8 @@ class _TailReader:
     def refuse_later_batches(self, image: Image, torn: Torn) -> None:
         """A torn tail is the rest of one batch; a record of a batch after it was anchored once,
         and its anchor is gone."""
-        for offset in range(
-            (torn.offset + 7) & -8, min(torn.end, len(image.data) - FRAME_BYTES_MIN), 8
-        ):
+        stop = min(torn.end, len(image.data) - FRAME_BYTES_MIN + 1)
+        for offset in range((torn.offset + 7) & -8, stop, 8):
             length, _, _, batch, _, _, flags, body_bytes, *_ = HEADER.unpack_from(
                 image.data, offset
             )

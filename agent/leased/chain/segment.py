@@ -163,6 +163,8 @@ def parse_log_id(raw: bytes, file: str) -> LogIdentity:
         raise refuse(f"segment size {size} cannot be meant")
     if not 0 < origin_bytes <= ORIGIN_BYTES_MAX or raw[end:-32].strip(b"\0") or flags & ~3:
         raise refuse("a reserved byte is not zero")
+    if bool(flags & FLAG_SEALED_PROFILE) != bool(epoch):
+        raise refuse(f"epochs of {epoch} ns do not go with flags {flags}")
     try:
         origin = raw[_ID.size : end].decode()
     except UnicodeDecodeError:

@@ -23,6 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
 SEED_BYTES: Final = 32
 PUBLIC_KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
+_SIGN: Final = 1 << 255
+_PRIME: Final = _SIGN - 19
 
 
 class Signer:
@@ -55,11 +57,20 @@ def parse_pem(pem: bytes) -> Signer:
 
 def verifies(public_key: bytes, message: bytes, signature: bytes) -> bool:
     """Whether `signature` over `message` is by the holder of `public_key`."""
+    if not _is_canonical(public_key):
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def _is_canonical(public_key: bytes) -> bool:
+    """Whether RFC 8032 calls it a key at all: OpenSSL takes other encodings of a point, too."""
+    number = int.from_bytes(public_key, "little")
+    sign, y = number >> 255, number & _SIGN - 1
+    return y < _PRIME and not (sign and y in (1, _PRIME - 1))
 
 
 def rotation_message(log_id: bytes, old_key: bytes, new_key: bytes) -> bytes:

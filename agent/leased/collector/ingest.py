@@ -71,7 +71,8 @@ class State(msgspec.Struct, frozen=True):
     was last cosigned; `root` is that of the tree at the head; `lagging` that the note of the last
     page was by a key that the records have not introduced yet. `rotations` are those among the
     records: evidence is of every key that the node has had. `sealed_ns` is when, by the clock of
-    whoever pulls, the last page came that had a seal in it (`noted`)."""
+    whoever pulls, the last page came that had a seal in it (`noted`); `reckoned` an epoch and since
+    when it has been open at the latest, where that clock was ahead at the enrolment."""
 
     pinned: Pinned
     verifier: Carried | None = None
@@ -82,6 +83,7 @@ class State(msgspec.Struct, frozen=True):
     lagging: bool = False
     rotations: tuple[Rotation, ...] = ()
     sealed_ns: int = 0
+    reckoned: tuple[int, int] | None = None
 
     @property
     def head(self) -> Head:
@@ -128,7 +130,8 @@ def verifier_at(state: State, now_ns: int) -> Verifier:
     key = None if pinned.seal_key is None else EpochKey(pinned.seal_epoch, pinned.seal_key)
     latest = None
     if key is not None and pinned.epoch_ns and pinned.printed_ns:
-        latest = latest_epoch(key.epoch, pinned.printed_ns, now_ns, pinned.epoch_ns)
+        epoch, since_ns = _reckoned(state, now_ns) or (key.epoch, pinned.printed_ns)
+        latest = latest_epoch(epoch, since_ns, now_ns, pinned.epoch_ns)
     verifier = Verifier(
         pinned.log_id,
         origin=pinned.origin,
@@ -141,6 +144,15 @@ def verifier_at(state: State, now_ns: int) -> Verifier:
     if state.verifier is not None:
         verifier.resume(state.verifier)
     return verifier
+
+
+def _reckoned(state: State, now_ns: int) -> tuple[int, int] | None:
+    """As `State` has it, by now: counted from a time to come, no epoch could ever end."""
+    since_ns = state.reckoned[1] if state.reckoned is not None else state.pinned.printed_ns
+    carried = state.verifier.epochs if state.verifier is not None else None
+    if since_ns <= now_ns or carried is None or carried.next is None:
+        return state.reckoned
+    return carried.next, now_ns
 
 
 def take_page(state: State, page: bytes, now_ns: int) -> Taken:
@@ -189,6 +201,7 @@ def take_frames(state: State, frames: bytes, now_ns: int) -> State:
         lagging=True,
         rotations=rotations,
         sealed_ns=state.sealed_ns,
+        reckoned=_reckoned(state, now_ns),
     )
 
 

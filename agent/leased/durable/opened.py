@@ -159,14 +159,17 @@ class OpenedLog:
         self._noted_to = sequences[-1] + 1
 
     def needed_from(self, *, periods: bool = True) -> int:
-        """The oldest record that a replay of what was noted cannot do without. If there is none,
-        all of it may go once what each start says anew has been said; without `periods`, that and
-        what budgets rest on."""
+        """The oldest record that a replay of what was noted cannot do without, or that says which
+        epoch is open. If there is none, all of it may go once what each start says anew has been
+        said; without `periods`, that and what budgets rest on."""
         if self._noted_to < self.head.size:
             for _ in self.history():
                 continue
             self._noted_to = max(self._noted_to, self.head.size)
-        return self._needs.oldest(self._noted_to, periods=periods)
+        needed = self._needs.oldest(self._noted_to, periods=periods)
+        # From the seal before it (or record 0) on it is known when the open epoch ends.
+        opened = self.ratchet.open if self.ratchet is not None else None
+        return needed if opened is None else min(needed, opened.first_seq)
 
     def removal(
         self,

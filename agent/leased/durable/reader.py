@@ -64,8 +64,9 @@ UNKNOWN: Final = Enrolled()
 
 
 class LogFacts(msgspec.Struct, frozen=True):
-    """What a verification found. `live`: an agent has the log open. `unanchored_records` and
-    `torn_bytes` lie beyond the anchor after a crash, and the next opening will keep or cut them."""
+    """What a verification found. `segments` are those up to the anchor; `live`: an agent has the
+    log open. `unanchored_records` and `torn_bytes` lie beyond the anchor after a crash, and the
+    next opening will keep or cut them."""
 
     identity: LogIdentity
     slot: AnchorSlot
@@ -198,7 +199,7 @@ def _verify(
     for index, name in enumerate(segments):
         data = disk.read(name)
         header = parse_header(data, name)
-        if index == 0 and header.head.size <= slot.min_seq and header.segment_no:
+        if index == 0 and 0 < header.head.size <= slot.min_seq and header.segment_no:
             # Pruned before here: the header is what the log vouches for; a collector compares it
             # with what it holds.
             head, frontier, number = header.head, header.frontier, header.segment_no
@@ -228,7 +229,7 @@ def _verify(
         identity,
         slot,
         verified,
-        tuple(segments),
+        tuple(segments[: index + 1]),
         live,
         tail.kept_records if tail else 0,
         tail.torn.end - tail.torn.offset if tail and tail.torn else 0,

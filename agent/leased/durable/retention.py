@@ -3,10 +3,10 @@
 
 Rule: a segment may go only if every collector that has to had cosigned all of it, if no replay
 needs a record of it, if it is old enough or the disk is short, and if two stay. What was not
-acknowledged is never removed, not even on a full disk (grants stop instead). In order: a Pruned
-record says so and the slot that anchors it carries the new `min_seq`; then the files are unlinked,
-oldest first, and the names made durable. What a crash leaves below `min_seq` is no part of the log,
-and goes at the next start.
+acknowledged is never removed, not even on a full disk (grants stop instead), nor is that from which
+it is known when the open epoch ends (`opened`). In order: a Pruned record says so and the slot that
+anchors it carries the new `min_seq`; then the files are unlinked, oldest first, and the names made
+durable. What a crash leaves below `min_seq` is no part of the log, and goes at the next start.
 
 Does not know who has to acknowledge (the service does) and does not seal.
 """

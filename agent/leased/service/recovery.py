@@ -99,6 +99,8 @@ async def seal_repair(
     event = Recovered(EventId(entropy()), facts.kept_records, facts.torn_bytes, facts.torn_hash)
     sealed = sealer.seal([(event, moment)], sign=True)
     await journal.commit(sealed.frames, sealed.count, sealed.head, moment)
+    if sealed.ends_epoch:
+        opened.forget_epoch()
 
 
 def take_custody(roster: Sequence[RosterEntry], custodian: Custodian) -> frozenset[LeaseId]:

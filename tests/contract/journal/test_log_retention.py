@@ -9,6 +9,7 @@ import itertools
 import msgspec
 import pytest
 
+from leased.chain.verifier import Verifier
 from leased.durable.anchor import encode_slot, slot_offset
 from leased.durable.log import OpenedLog
 from leased.durable.reader import read_log
@@ -17,6 +18,7 @@ from leased.durable.scan import segment_names
 from leased.service.log.reader import ChainReader
 from leased.terms import event as e
 from leased.terms.errors import ChainError, StateError
+from leased.terms.moment import NS_PER_S, Moment
 from tests.doubles.disk import MemoryDisk
 from tests.doubles.logs import (
     CountedEntropy,
@@ -25,6 +27,7 @@ from tests.doubles.logs import (
     lease_life,
     moment_at,
     open_on,
+    renewal,
     started,
 )
 
@@ -37,10 +40,13 @@ def life(number: int, *, open_ended: bool = False) -> list[e.Event]:
     return [allocation(number)] if open_ended else lease_life(number)
 
 
-def filled(lives: int = 120, extra: tuple[int, list[e.Event]] = (-1, [])) -> MemoryDisk:
-    """A log of several small segments; `extra` events come before that life."""
+def filled(
+    lives: int = 120, extra: tuple[int, list[e.Event]] = (-1, []), epoch_ns: int = NS_PER_S // 5
+) -> MemoryDisk:
+    """A log of several small segments, two lives in an epoch; `extra` events come before that
+    life."""
     disk = MemoryDisk()
-    log = open_on(disk)
+    log = open_on(disk, epoch_ns=epoch_ns)
     sealer = log.sealer()
     for number in range(lives):
         events = [started()] if number == 0 else []
@@ -144,7 +150,7 @@ def test_what_a_replay_needs_stays(needed: str) -> None:
 
 
 def test_whatever_a_crash_leaves_of_the_files_the_log_is_the_same() -> None:
-    disk = filled(lives=30)
+    disk = filled(lives=26)
     removal = prune(disk, unlink=False)
     assert 2 <= len(removal.names) <= 5, "all subsets are tried"
     whole = disk.contents()
@@ -162,6 +168,46 @@ def test_whatever_a_crash_leaves_of_the_files_the_log_is_the_same() -> None:
             names = segment_names(left.names())
             assert not set(names) & set(removal.names), "what was left over goes at the start"
     assert len(heads) == 1
+
+
+@pytest.mark.parametrize("epoch_s", [60, 7, 1])
+def test_what_the_open_epoch_began_with_stays_until_it_is_sealed(epoch_s: int) -> None:
+    """Without it the next start knew neither which epoch is open nor when it ends: it refused the
+    log, or sealed the epoch from then on, and every collector called that BAD_SEAL."""
+    lives, epoch_ns = 120, epoch_s * NS_PER_S
+    disk = filled(lives, epoch_ns=epoch_ns)
+    verifier = Verifier(open_on(disk).log_id, epoch_ns=epoch_ns)
+    disk.closed = False
+    log, removal = ask(disk, pressed=True)
+    verifier.feed(b"".join(log.journal.frames(0)))
+    seals = verifier.verified().seals
+    assert seals == (lives - 1) // (epoch_s * 10)
+    begins = removal
+    if removal is not None:
+        log.stage(removal)
+        fields = (removal.min_seq, removal.head, len(removal.names), log.head.size)
+        pruned = [acknowledged(log, log.head.size), e.Pruned(ID, *fields)]
+        go_on(log, verifier, [(pruned, moment_at(lives))])
+        log.remove(removal)
+    log.close()
+    disk.closed = False
+    log = open_on(disk, entropy=CountedEntropy(b"later"))
+    later = [([renewal(count)], moment_at(count)) for count in range(lives + 2, lives + 700, 9)]
+    go_on(log, verifier, [([started()], moment_at(lives + 1)), *later])
+    assert verifier.verified().seals > seals
+    log.close()
+    assert (begins is None) == (seals == 0), "nothing but the open epoch holds anything back"
+
+
+def go_on(log: OpenedLog, verifier: Verifier, batches: list[tuple[list[e.Event], Moment]]) -> None:
+    """Commit batches, and have a collector take them."""
+    sealer = log.sealer()
+    for events, at in batches:
+        batch = sealer.seal([(event, at) for event in events])
+        log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
+        if batch.ends_epoch:
+            log.forget_epoch()
+        verifier.feed(batch.frames)
 
 
 def test_a_crash_before_the_record_is_anchored_removes_nothing() -> None:

@@ -11,6 +11,8 @@ import pytest
 import trio
 import trio.testing
 
+from leased.durable.sealkey import load_seal_key
+from leased.service.recovery import seal_repair
 from leased.terms.command import Drain, Release, Renew
 from leased.terms.event import Fenced, NodeStarted, Recovered, Revoked, TeardownBegun
 from leased.terms.identity import LeaseId
@@ -18,7 +20,10 @@ from leased.terms.lease import Ending, LeaseState, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.reply import Changed, Granted
 from leased.terms.teardown import TeardownStep
+from tests.doubles.clock import FakeClock
 from tests.doubles.desk import ACME, OPERATOR
+from tests.doubles.disk import MemoryDisk
+from tests.doubles.logs import CountedEntropy, open_on, write_batches
 from tests.doubles.reaper import Slot
 from tests.doubles.serving import Host, descriptors
 
@@ -221,6 +226,25 @@ async def test_a_repaired_tail_is_put_on_record(autojump_clock: trio.testing.Moc
     assert recovered.kept_records > 0
     names = host.sealed()
     assert names.index("Recovered") > names.index("NodeStarted")
+
+
+async def test_an_epoch_that_ends_with_the_record_of_a_repair_leaves_no_key(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    disk, clock = MemoryDisk(), FakeClock()
+    log = open_on(disk)
+    write_batches(log, [3])
+    end = log.journal.anchored.end_offset
+    log.close()
+    disk.closed = False
+    disk.write(disk.open("seg-0000000000000000.log"), b"torn", end)
+    log = open_on(disk, entropy=CountedEntropy(b"again"))
+    assert log.recovered is not None
+    await trio.sleep(2 * log.identity.epoch_ns / NS_PER_S)
+    await seal_repair(log, log.sealer(), log.journal, clock, CountedEntropy(b"id"))
+    assert log.ratchet is not None and log.ratchet.key.epoch > 0
+    assert load_seal_key(disk, log.log_id) == log.ratchet.key
+    log.close()
 
 
 async def test_no_descriptor_of_the_roster_is_left_over(

@@ -19,12 +19,21 @@ from leased.ctl import records
 from leased.ctl.console import Console
 from leased.ctl.main import main
 from leased.ctl.proofs import _sequence
+from leased.durable.anchor import SLOT_BYTES, slot_offset
 from leased.durable.copied import copy_log
 from leased.durable.files import DirectoryDisk
 from leased.durable.reader import read_log
 from leased.terms.errors import NoSuchLease, StateError
 from leased.terms.event import KIND
-from tests.doubles.logs import allocation, open_in, started, subject, write_batches
+from tests.doubles.logs import (
+    allocation,
+    moment_at,
+    open_in,
+    renewal,
+    started,
+    subject,
+    write_batches,
+)
 from tests.vectors import rebuilt
 
 
@@ -124,6 +133,34 @@ def test_a_copy_that_cannot_be_finished_is_taken_away(
         assert copy.exists() == there and not (there and list(copy.iterdir()))
     assert leasectl("audit", "export", "--log", log, "--format", "log", copy)[0] == 0
     read_log(copy).close()
+
+
+def test_a_copy_of_a_log_that_is_just_switching_segments_holds(tmp_path: Path) -> None:
+    """The next segment has its name before the anchor says so, and grows while it is copied."""
+    log, number = open_in(tmp_path / "log"), 0
+    sealer, anchor = log.sealer(), tmp_path / "log" / "anchor"
+
+    def go_on() -> None:
+        nonlocal number
+        at, event = moment_at(number), renewal(number) if number else started()
+        batch = sealer.seal([(event, at)])
+        log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
+        number += 1
+
+    while not log.journal.anchored.segment_no:
+        go_on()
+    raw, newest = anchor.read_bytes(), slot_offset(log.journal.anchored)
+    anchor.write_bytes(raw[:newest] + bytes(SLOT_BYTES) + raw[newest + SLOT_BYTES :])
+    read = read_log(tmp_path / "log")
+    anchor.write_bytes(raw)
+    assert read.facts.live and read.facts.slot.segment_no == 0
+    for _ in range(4):
+        go_on()
+    copy_log(DirectoryDisk(tmp_path / "log"), read.facts, tmp_path / "copy")
+    copied = read_log(tmp_path / "copy")
+    assert copied.head == read.head and copied.facts.segments == read.facts.segments
+    for one in (copied, read, log):
+        one.close()
 
 
 def test_a_segment_that_goes_while_it_is_verified_is_told(log: Path) -> None:
