@@ -345,20 +345,31 @@ def test_usage_goes_after_its_own_time(state: Path) -> None:
     with closing(StoreSource(Store(state).rollups)) as source:
         accounts = Accounts(source, Terms(), Invoices(state))
         assert source.first_ns() == parse_instant("2025-11-01T00:00:00Z")
-        for month in MONTHS[:2]:
-            with pytest.raises(NoData):
-                accounts.bill("acme", month)
+        with pytest.raises(NoData):  # which was not issued: nobody was enrolled then
+            accounts.bill("acme", "2025-08")
         kept = {
             key: amount
             for key, amount in before["cells"].items()
             if key.bucket >= source.first_ns() // (3600 * 10**9)
         }
         assert source.cells((0, 1 << 62)) == kept
-        # What was issued stays, whatever else has gone.
-        bill = Invoices(state).issued("acme", MONTHS[0])
-        assert bill is not None and Decimal(bill.total) > 0
+        # What was issued stays, and is told, whatever else has gone.
+        for tenant, month in ((one, month) for one in source.tenants() for month in MONTHS[:3]):
+            issued = Invoices(state).issued(tenant, month)
+            assert issued is not None and accounts.bill(tenant, month) == issued
+            assert accounts.summary(tenant, month).total == Decimal(issued.total)
     with closing(ArchiveReader(state)) as archive:
         assert Store(state).rebuild(archive)[1] == []
+
+
+def test_hours_that_went_are_given_back_to_nobody(state: Path) -> None:
+    before = told(state)["bills"]
+    remove(state, Rule(raw_months=1, usage_months=2))
+    with closing(StoreSource(Store(state).rollups)) as source:
+        accounts = Accounts(source, Terms(), Invoices(state))
+        for tenant in source.tenants():
+            assert accounts.corrections(tenant, MONTHS[3]) == []
+            assert accounts.bill(tenant, MONTHS[3]).canonical() == before[tenant, MONTHS[3]]
 
 
 def test_no_counter_falls_when_hours_go(state: Path, tmp_path: Path) -> None:

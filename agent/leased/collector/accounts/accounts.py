@@ -15,30 +15,17 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from msgspec import UNSET, UnsetType
-
 from leased.collector.accounts import periods
 from leased.collector.accounts.answers import (
-    CenterCost,
     Chargeback,
     Costs,
-    GroupCost,
-    Interval,
     Reach,
     Summary,
-    TenantCost,
     UsageReport,
     line_item,
 )
-from leased.collector.accounts.cost_shares import (
-    GroupBy,
-    groups,
-    in_order,
-    money,
-    named_costs,
-    parts,
-    ranked,
-)
+from leased.collector.accounts.cost_answers import chargeback_of, costs_of, interval_of
+from leased.collector.accounts.cost_shares import GroupBy, money
 from leased.collector.accounts.focus import focus_csv, focus_rows
 from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
 from leased.collector.accounts.invoices import Invoices
@@ -48,7 +35,7 @@ from leased.collector.accounts.reaching import reach_now, reach_of
 from leased.collector.accounts.usage_rows import usage_rows
 from leased.collector.metering.sources import Held, Source
 from leased.economics.amounts import rounded, units
-from leased.economics.attribution import Basis, Spread, attribute, spread_shared
+from leased.economics.attribution import Basis, Spread
 from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill, Month, make_bill
 from leased.economics.contracts import Terms
@@ -174,7 +161,7 @@ class Accounts:
         tasks = sum(self.source.tasks(window.pair, tenant).values())
         return UsageReport(
             tenant,
-            _interval(window),
+            interval_of(window),
             granularity,
             self.terms.currency,
             rows,
@@ -194,44 +181,24 @@ class Accounts:
         """What everybody cost; who is not among the first `top` is in OTHER, last."""
         if not 1 <= top <= 1000:
             raise InvalidParameter("top", "1 to 1000")
-        which = _choice(Basis, basis, "basis")
         by_tag = group_by in tuple(AccountingTag.__struct_fields__)
-        cells = list(self.priced_sums(window, tags=by_tag))
-        found = attribute(cells, self.terms, which)
-        priced = self.terms.infrastructure if which is Basis.INFRASTRUCTURE else self.terms
-        decimals = priced.decimals
-        total = rounded(found.tenants_total, decimals)
-        tenants = ranked(TenantCost, found.by_tenant, top, total, decimals)
-        grouped: list[GroupCost] | UnsetType = UNSET
-        if group_by is not None:
-            by = groups(cells, self.terms, which, _choice(GroupBy, group_by, "group_by"))
-            grouped = ranked(GroupCost, by, top, total, decimals)
-        pools = named_costs(found.pools, decimals)
-        if which is Basis.INFRASTRUCTURE:
-            total += sum(rounded(cost, decimals) for cost in found.pools.values())
-        return Costs(
-            f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
-            money(total, decimals),
-            priced.currency,
-            tenants,
-            named_costs(found.by_type, decimals),
-            pools,
-            money(rounded(found.pools["idle"], decimals), decimals),
-            which.value,
-            _interval(window),
-            self.reach(window),
-            grouped,
-        )
+        which = _choice(Basis, basis, "basis")
+        by = None if group_by is None else _choice(GroupBy, group_by, "group_by")
+        cells = self.priced_sums(window, tags=by_tag)
+        return costs_of(cells, self.terms, window, self.reach(window), top, which, by)
 
     def bill(self, tenant: str, month: str) -> Bill:
         """The bill of a month: the one that was issued, or as it is by now."""
+        name = periods.month(month).name
+        issued = self._invoices.issued(parse_tenant(tenant), name) if self._invoices else None
+        if issued is not None:
+            return issued
         if not self.terms.owes(tenant, (0, 1 << 63)):
             tenant = self.known(tenant)
         period = self.month(month, tenant)
         if not self.terms.owes(tenant, (period.from_ns, period.to_ns)):
             tenant = self.known(tenant)
-        issued = self._invoices.issued(tenant, month) if self._invoices else None
-        return issued or self.draft(tenant, period)
+        return self.draft(tenant, period)
 
     def draft(self, tenant: str, period: Month) -> Bill:
         """The bill as it is by the records at hand, with what they say of issued ones."""
@@ -268,9 +235,11 @@ class Accounts:
 
     def corrections(self, tenant: str, month: str) -> list[tuple[str, int]]:
         """What bills issued before `month` would be now, at their own prices, and were not
-        corrected by yet."""
-        bills = self._invoices.of_tenant(tenant) if self._invoices else []
-        earlier = [bill for bill in bills if bill.period < month]
+        corrected by yet; of those whose hours are all there."""
+        if self._invoices is None:
+            return []
+        bills, begin_ns = self._invoices.of_tenant(tenant), self._invoices.begin_ns()
+        earlier = [one for one in bills if one.period < month and int(one.from_ns) >= begin_ns]
         # A month that is billed late does not charge again what a later one has corrected.
         others = [bill for bill in bills if bill.period != month]
         found = []
@@ -335,7 +304,7 @@ class Accounts:
             bill.currency,
             "final" if bill.final else "draft",
             bill.invoice_id,
-            _interval(window),
+            interval_of(window),
             list(bill.audit),
             bill.digest().hex(),
             self.reach(window),
@@ -359,24 +328,8 @@ class Accounts:
         how = _choice(Spread, spread, "spread")
         period = self.month(month)
         window = Window(period.from_ns, period.to_ns)
-        found = attribute(
-            self.priced_sums(window, tags=True), self.terms, Basis.INFRASTRUCTURE
-        )
-        decimals = self.terms.infrastructure.decimals
-        centers = spread_shared(found.by_center, how)
-        total = rounded(found.total, decimals)
-        return Chargeback(
-            period.name,
-            money(total, decimals),
-            [
-                CenterCost(name, money(part, decimals), share)
-                for name, part, share in parts(in_order(centers), total, decimals)
-            ],
-            self.terms.infrastructure.currency,
-            how.value,
-            _interval(window),
-            self.reach(window),
-        )
+        cells, reach = self.priced_sums(window, tags=True), self.reach(window)
+        return chargeback_of(cells, self.terms, period.name, window, reach, how)
 
     def priced_sums(
         self, window: Window, *, tags: bool = False
@@ -386,10 +339,6 @@ class Accounts:
         cuts = [window.from_ns, *(at for at in borders if window.from_ns < at < window.to_ns)]
         for start_ns, end_ns in zip(cuts, [*cuts[1:], window.to_ns], strict=True):
             yield from self.source.sums((start_ns, end_ns), tags=tags).items()
-
-
-def _interval(window: Window) -> Interval:
-    return Interval(periods.instant(window.from_ns), periods.instant(window.to_ns))
 
 
 def _choice(kind: type[_Choice], value: str, parameter: str) -> _Choice:

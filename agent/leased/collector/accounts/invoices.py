@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from leased.collector.archive.floor import Kept
 from leased.durable.files import DirectoryDisk, make_durably, write_whole
 from leased.economics.bill_text import parse_bill
 from leased.economics.billing import Bill
@@ -38,6 +39,12 @@ class Invoices:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / INVOICES
+        self._kept = Kept(directory)
+
+    def begin_ns(self) -> int:
+        """Before when no hours are left: a bill that they were in is what they came to, for
+        good."""
+        return self._kept.floor().begin_ns
 
     def issued(self, tenant: str, month: str) -> Bill | None:
         """The bill of a month, if it was issued. Raises StateError."""
