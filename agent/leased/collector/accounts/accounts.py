@@ -77,7 +77,7 @@ class Accounts:
         self.source = source
         self.terms = terms
         self._retired = frozenset(terms.retired_nodes)
-        self._invoices = invoices
+        self.invoices = invoices
         self._once = Once()
 
     def once(self, key: Hashable, answer: Callable[[Accounts], _Answer]) -> _Answer:
@@ -86,7 +86,7 @@ class Accounts:
 
     def issued_mark(self, tenant: str) -> Hashable:
         """Is another as soon as a bill of `tenant` is issued."""
-        return self._invoices.mark(tenant) if self._invoices else None
+        return self.invoices.mark(tenant) if self.invoices else None
 
     # ---- when ---------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class Accounts:
     def bill(self, tenant: str, month: str) -> Bill:
         """The bill of a month: the one that was issued, or as it is by now."""
         name = periods.month(month).name
-        issued = self._invoices.issued(parse_tenant(tenant), name) if self._invoices else None
+        issued = self.invoices.issued(parse_tenant(tenant), name) if self.invoices else None
         if issued is not None:
             return issued
         if not self.terms.owes(tenant, (0, 1 << 63)):
@@ -207,12 +207,12 @@ class Accounts:
     def issue(self, month: str, tenants: Sequence[str] | None = None) -> list[Bill]:
         """Issue the bills of a month, of every tenant or of these: all, or none. Raises
         NotSettled."""
-        assert self._invoices is not None, "there is a place for bills"
+        assert self.invoices is not None, "there is a place for bills"
         made = []
         for tenant in self.billed(month) if tenants is None else tenants:
-            made.append(self._invoices.settled(self.bill(tenant, month)))
+            made.append(self.invoices.settled(self.bill(tenant, month)))
         for bill in made:
-            self._invoices.issue(bill)
+            self.invoices.issue(bill)
         return made
 
     def billed(self, month: str) -> list[str]:
@@ -233,12 +233,25 @@ class Accounts:
             raise why
         return found
 
+    def due(self, month: str) -> list[str]:
+        """Of whom a bill of a month is not issued yet that says something. Raises NoData."""
+        found = []
+        for tenant in self.billed(month):
+            period = self.month(month, tenant)
+            window = (period.from_ns, period.to_ns)
+            had = self.source.sums(window, tenant) or self.source.tasks(window, tenant)
+            credits = any((c.tenant, c.month) == (tenant, month) for c in self.terms.credits)
+            if had or credits or self.terms.owes(tenant, window):
+                found.append(tenant)
+        issued = self.invoices.issued if self.invoices else None
+        return [one for one in found if issued is None or issued(one, month) is None]
+
     def corrections(self, tenant: str, month: str) -> list[tuple[str, int]]:
         """What bills issued before `month` would be now, at their own prices, and were not
         corrected by yet; of those whose hours are all there."""
-        if self._invoices is None:
+        if self.invoices is None:
             return []
-        bills, begin_ns = self._invoices.of_tenant(tenant), self._invoices.begin_ns()
+        bills, begin_ns = self.invoices.of_tenant(tenant), self.invoices.begin_ns()
         earlier = [one for one in bills if one.period < month and int(one.from_ns) >= begin_ns]
         # A month that is billed late does not charge again what a later one has corrected.
         others = [bill for bill in bills if bill.period != month]

@@ -51,6 +51,11 @@ class Invoices:
         path = self._path(tenant, month)
         return self._read(path) if path.exists() else None
 
+    def tenants(self) -> list[str]:
+        """Whoever was billed, sorted."""
+        found = self.directory.glob("tenant=*")
+        return sorted(path.name.removeprefix("tenant=") for path in found)
+
     def of_tenant(self, tenant: str) -> list[Bill]:
         """Every issued bill of a tenant, oldest first. Raises StateError."""
         directory = self._path(tenant, "").parent
