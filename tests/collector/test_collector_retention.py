@@ -349,9 +349,12 @@ def listing(backup: Path) -> list[str]:
 def test_usage_goes_after_its_own_time(state: Path) -> None:
     rule = Rule(raw_months=1, usage_months=2)
     before = told(state)
+    with closing(StoreSource(Store(state).rollups)) as source:
+        exported = Accounts(source, Terms(), Invoices(state)).focus("acme", MONTHS[0])
     remove(state, rule)
     with closing(StoreSource(Store(state).rollups)) as source:
         accounts = Accounts(source, Terms(), Invoices(state))
+        assert accounts.focus("acme", MONTHS[0]) == exported
         assert source.first_ns() == parse_instant("2025-11-01T00:00:00Z")
         with pytest.raises(NoData):  # which was not issued: nobody was enrolled then
             accounts.bill("acme", "2025-08")

@@ -15,7 +15,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from leased.collector.accounts import periods
+from leased.collector.accounts import kept_hours, periods
 from leased.collector.accounts.answers import (
     Chargeback,
     Costs,
@@ -129,11 +129,14 @@ class Accounts:
 
     def month(self, text: str, tenant: str | None = None) -> Month:
         """A month in the tenant's time zone. Raises InvalidParameter, NoData."""
-        zone = dict(self.terms.time_zones).get(tenant or "", "UTC")
-        month = periods.month(text, zone)
+        month = self.zoned(text, tenant)
         if month.from_ns > self.now_ns() or month.to_ns <= self.source.first_ns():
             raise NoData(f"month: no node has a record of {text}")
         return month
+
+    def zoned(self, text: str, tenant: str | None = None) -> Month:
+        """The same, whatever there is of it. Raises InvalidParameter."""
+        return periods.month(text, dict(self.terms.time_zones).get(tenant or "", "UTC"))
 
     def known(self, tenant: str) -> str:
         """`tenant`, if any record mentions it. Raises InvalidParameter, UnknownTenant."""
@@ -212,7 +215,7 @@ class Accounts:
         for tenant in self.billed(month) if tenants is None else tenants:
             made.append(self.invoices.settled(self.bill(tenant, month)))
         for bill in made:
-            self.invoices.issue(bill)
+            self.invoices.issue(bill, kept_hours.written(*self._hours(bill)))
         return made
 
     def billed(self, month: str) -> list[str]:
@@ -327,10 +330,17 @@ class Accounts:
         """The bill of a month as rows of FOCUS "1.2" or "1.4"."""
         if version not in VERSIONS:
             raise InvalidParameter("version", f"one of {', '.join(VERSIONS)}")
-        bill = self.bill(tenant, month)
-        cells = self.source.cells((int(bill.from_ns), int(bill.to_ns)), tenant)
-        rows = focus_rows(bill, cells, terms_of(bill.terms))
+        rows = focus_rows(*self._hours(self.bill(tenant, month)))
         return list(rows if version == "1.2" else focus_1_4_rows(rows))
+
+    def _hours(self, bill: Bill) -> tuple[Bill, dict[UsageKey, int], Terms]:
+        """A bill, what it was made of, and by which terms."""
+        window = (int(bill.from_ns), int(bill.to_ns))
+        issued = self.invoices is not None and self.invoices.issued(bill.tenant, bill.period)
+        cells = self.invoices.hours(bill) if self.invoices is not None and issued else None
+        if cells is None:
+            cells = self.source.cells(window, bill.tenant)
+        return bill, cells, terms_of(bill.terms)
 
     def focus(self, tenant: str, month: str, version: str = "1.2") -> str:
         """The same, as CSV."""
