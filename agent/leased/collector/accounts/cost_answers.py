@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Costs and chargeback: cells of a window, priced and told.
 
-Rule: parts add up to what is told of all of them, to the last digit.
+Rule: parts add up to what is told of all of them, to the last digit, by the largest remainder. What
+the infrastructure cost is rounded once, all of it: costs, chargeback and `node_costs` say the same
+of the same time.
 
 Does not choose a window or its cells (`accounts`), and does not price (`attribution`).
 """
@@ -9,6 +11,7 @@ Does not choose a window or its cells (`accounts`), and does not price (`attribu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from msgspec import UNSET, UnsetType
 
@@ -19,6 +22,7 @@ from leased.collector.accounts.answers import (
     Costs,
     GroupCost,
     Interval,
+    NamedCost,
     Reach,
     TenantCost,
 )
@@ -32,11 +36,12 @@ from leased.collector.accounts.cost_shares import (
     ranked,
 )
 from leased.collector.accounts.periods import Window
-from leased.economics.amounts import rounded
-from leased.economics.attribution import Basis, Spread, attribute, spread_shared
+from leased.economics.amounts import nearest, rounded
+from leased.economics.attribution import Attributed, Basis, Spread, attribute, spread_shared
 from leased.economics.contracts import Terms
 from leased.economics.meter import UsageKey
 
+POOLS: Final = ("teardown", "fenced", "idle")
 _Cells = Iterable[tuple[UsageKey, int]]
 
 
@@ -54,27 +59,42 @@ def costs_of(
     found = attribute(kept, terms, basis)
     priced = terms.infrastructure if basis is Basis.INFRASTRUCTURE else terms
     decimals = priced.decimals
-    total = rounded(found.tenants_total, decimals)
-    tenants = ranked(TenantCost, found.by_tenant, top, total, decimals)
+    total, tenants_total, pools = _amounts(found, basis, decimals)
+    tenants = ranked(TenantCost, found.by_tenant, top, tenants_total, decimals)
     grouped: list[GroupCost] | UnsetType = UNSET
     if by is not None:
-        grouped = ranked(GroupCost, groups(kept, terms, basis, by), top, total, decimals)
-    pools = named_costs(found.pools, decimals)
-    if basis is Basis.INFRASTRUCTURE:
-        total += sum(rounded(cost, decimals) for cost in found.pools.values())
+        grouped = ranked(GroupCost, groups(kept, terms, basis, by), top, tenants_total, decimals)
     return Costs(
         f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
         money(total, decimals),
         priced.currency,
         tenants,
-        named_costs(found.by_type, decimals),
-        pools,
-        money(rounded(found.pools["idle"], decimals), decimals),
+        [
+            NamedCost(name, money(part, decimals), share)
+            for name, part, share in parts(
+                in_order(found.by_type), rounded(found.total, decimals), decimals
+            )
+        ],
+        named_costs(found.pools, pools, decimals),
+        money(pools["idle"], decimals),
         basis.value,
         interval_of(window),
         reach,
         grouped,
     )
+
+
+def _amounts(
+    found: Attributed, basis: Basis, decimals: int
+) -> tuple[int, int, dict[str, int]]:
+    """All of it, what tenants had of it, and the pools, in 10**-decimals units."""
+    if basis is Basis.INFRASTRUCTURE:
+        total = rounded(found.total, decimals)
+        rows = [found.tenants_total, *(found.pools[name] for name in POOLS)]
+        tenants, *pools = nearest(total, [cost * 10**decimals for cost in rows])
+        return total, tenants, dict(zip(POOLS, pools, strict=True))
+    total = rounded(found.tenants_total, decimals)
+    return total, total, {name: rounded(found.pools[name], decimals) for name in POOLS}
 
 
 def chargeback_of(
