@@ -14,12 +14,14 @@ import msgspec
 import pytest
 
 from leased.collector.accounts.accounts import Accounts, NoData, UnknownTenant
+from leased.collector.accounts.focus_1_4 import VERSIONS
 from leased.collector.accounts.invoices import Invoices, NotSettled
 from leased.economics.contracts import CardVersion, Contract, Model, Plan, Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.rates import DEFAULT_CARD, NANO, Rate, RateCard
 from leased.terms.errors import StateError
-from leased.terms.resource import ResourceKind
+from leased.terms.lease import AccountingTag
+from leased.terms.resource import ResourceKind, TierKind
 from tests.doubles.accounts import GIB, JANUARY_HOURS, JANUARY_NS, NODE, WrittenSource
 from tests.doubles.collector_server import REPOSITORY
 from tests.doubles.host import not_proven
@@ -86,7 +88,7 @@ def test_a_bill_is_issued_once_and_only_when_its_month_is_settled(tmp_path: Path
     assert accounts.issue("2024-01") == accounts.issue("2024-01")
     forged = msgspec.structs.replace(invoices.of_tenant("t")[0], total="0.000000")
     with pytest.raises(StateError, match="issued otherwise"):
-        invoices.issue(forged)
+        invoices.issue(forged, b"")
     source.spans = (NODE,)
     with pytest.raises(NotSettled):
         accounts.issue("2024-02")
@@ -160,6 +162,38 @@ def test_issuing_changes_no_byte_of_the_bill(tmp_path: Path):
     draft = Accounts(source, Terms(), invoices).bill("t", "2024-01")
     (issued,) = Accounts(source, Terms(), invoices).issue("2024-01")
     assert issued.canonical() == draft.canonical() == invoices.issued("t", "2024-01").canonical()
+
+
+def test_what_was_issued_is_exported_as_it_was(tmp_path: Path):
+    """By day and tag, whatever is recorded, corrected or removed later."""
+    source, invoices = fleet(tmp_path)
+    tags = AccountingTag("CC-1", "atlas"), AccountingTag("CC-2")
+    source.hold("t", ResourceKind.MEM, GIB, range(20, 50), tag=tags[0], tier=TierKind.DRAM)
+    source.hold("t", ResourceKind.MEM, GIB, range(30, 90), tag=tags[1], tier=TierKind.DRAM)
+    dear = RateCard(tuple(Rate(r.kind, 9 * r.nano) for r in DEFAULT_CARD.rates))
+    since_ns = JANUARY_NS + 36 * HOUR_NS  # at noon: of that day there are two prices
+    terms = Terms((CardVersion(0, DEFAULT_CARD), CardVersion(since_ns, dear)))
+    accounts = Accounts(source, terms, invoices)
+    draft = {version: accounts.focus("t", "2024-01", version) for version in VERSIONS}
+    accounts.issue("2024-01")
+    mine = [key for key in source.written if key.tag == tags[0] and key.bucket < MARCH[0]]
+    for key in mine:  # a clock that was stepped: as much, of the day after
+        moved = msgspec.structs.replace(key, bucket=key.bucket + 24)
+        source.written[moved] = source.written.pop(key)
+    for version in VERSIONS:
+        assert Accounts(source, terms, invoices).focus("t", "2024-01", version) == draft[version]
+    source.hold("t", CPU, 1_000, range(200, 300))
+    source.written = {key: n for key, n in source.written.items() if key.bucket % 3}
+    for version in VERSIONS:
+        assert Accounts(source, terms, invoices).focus("t", "2024-01", version) == draft[version]
+    path = tmp_path / "invoices" / "tenant=t" / "2024-01.hours"
+    whole = path.read_bytes()
+    for bad in (whole[:-9], whole.replace(b'"version":1', b'"version":2'), b"{}"):
+        path.write_bytes(bad)
+        with pytest.raises(StateError, match="restore it"):
+            Accounts(source, terms, invoices).focus("t", "2024-01")
+    path.unlink()  # as an earlier release left it
+    assert Accounts(source, terms, invoices).focus("t", "2024-01") != draft["1.2"]
 
 
 def test_the_directories_of_a_bill_are_as_durable_as_the_bill(tmp_path: Path):

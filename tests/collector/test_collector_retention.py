@@ -36,8 +36,13 @@ from leased.collector.retention import carry_out, plan
 from leased.collector.retention_rule import Rule
 from leased.collector.verbs.store import compare
 from leased.ctl.console import Console
-from leased.economics.contracts import Terms
+from leased.economics.amounts import units
+from leased.economics.bill_text import parse_bill
+from leased.economics.billing import Bill
+from leased.economics.contracts import Contract, Model, Plan, Terms
 from leased.economics.hourly import HOUR_NS
+from leased.economics.rates import NANO
+from leased.economics.statement import fixed
 from leased.terms.errors import StateError
 from leased.terms.quantity import parse_instant
 from tests.collector.test_collector_api_fleet import await_books
@@ -53,6 +58,7 @@ WISH = Wish(nodes=2, days=100, seed=11, until_ns=UNTIL_NS, leases_per_day=8)
 MONTHS = ("2025-09", "2025-10", "2025-11", "2025-12")
 RULE = Rule(raw_months=1)
 CHANGE = "c0" * 16
+LISTED = Terms()
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +78,12 @@ def state(fleet: Path, tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def remove(state: Path, rule: Rule = RULE, now_ns: int = NOW_NS) -> retention.Plan:
+def remove(
+    state: Path, rule: Rule = RULE, now_ns: int = NOW_NS, terms: Terms = LISTED
+) -> retention.Plan:
     archive = Archive(state)
     try:
-        return carry_out(archive, rule, Terms(), config=None, now_ns=now_ns, change_id=CHANGE)
+        return carry_out(archive, rule, terms, config=None, now_ns=now_ns, change_id=CHANGE)
     finally:
         archive.close()
 
@@ -341,24 +349,90 @@ def listing(backup: Path) -> list[str]:
 def test_usage_goes_after_its_own_time(state: Path) -> None:
     rule = Rule(raw_months=1, usage_months=2)
     before = told(state)
+    with closing(StoreSource(Store(state).rollups)) as source:
+        exported = Accounts(source, Terms(), Invoices(state)).focus("acme", MONTHS[0])
     remove(state, rule)
     with closing(StoreSource(Store(state).rollups)) as source:
         accounts = Accounts(source, Terms(), Invoices(state))
+        assert accounts.focus("acme", MONTHS[0]) == exported
         assert source.first_ns() == parse_instant("2025-11-01T00:00:00Z")
-        for month in MONTHS[:2]:
-            with pytest.raises(NoData):
-                accounts.bill("acme", month)
+        with pytest.raises(NoData):  # which was not issued: nobody was enrolled then
+            accounts.bill("acme", "2025-08")
         kept = {
             key: amount
             for key, amount in before["cells"].items()
             if key.bucket >= source.first_ns() // (3600 * 10**9)
         }
         assert source.cells((0, 1 << 62)) == kept
-        # What was issued stays, whatever else has gone.
-        bill = Invoices(state).issued("acme", MONTHS[0])
-        assert bill is not None and Decimal(bill.total) > 0
+        # What was issued stays, and is told, whatever else has gone.
+        for tenant, month in ((one, month) for one in source.tenants() for month in MONTHS[:3]):
+            issued = Invoices(state).issued(tenant, month)
+            assert issued is not None and accounts.bill(tenant, month) == issued
+            assert accounts.summary(tenant, month).total == Decimal(issued.total)
     with closing(ArchiveReader(state)) as archive:
         assert Store(state).rebuild(archive)[1] == []
+
+
+def test_hours_that_went_are_given_back_to_nobody(state: Path) -> None:
+    before = told(state)["bills"]
+    remove(state, Rule(raw_months=1, usage_months=2))
+    with closing(StoreSource(Store(state).rollups)) as source:
+        accounts = Accounts(source, Terms(), Invoices(state))
+        for tenant in source.tenants():
+            assert accounts.corrections(tenant, MONTHS[3]) == []
+            assert accounts.bill(tenant, MONTHS[3]).canonical() == before[tenant, MONTHS[3]]
+
+
+def test_a_month_that_begins_in_the_one_before_keeps_all_its_hours(state: Path) -> None:
+    """In Tokyo December begins on the last of November, UTC."""
+    terms, rule = Terms(time_zones=(("acme", "Asia/Tokyo"),)), Rule(raw_months=1, usage_months=1)
+
+    def december() -> Bill:
+        with closing(StoreSource(Store(state).rollups)) as source:
+            accounts = Accounts(source, terms, Invoices(state))
+            return accounts.draft("acme", accounts.month(MONTHS[3], "acme"))
+
+    before = december()
+    assert remove(state, rule, terms=terms).cuts
+    assert december() == before
+    with closing(ArchiveReader(state)) as archive:
+        assert Store(state).rebuild(archive)[1] == []
+    assert december() == before
+
+
+def test_a_correction_is_billed_before_the_hours_that_it_follows_from_go(state: Path) -> None:
+    rule = Rule(raw_months=1, usage_months=2)
+    path = state / "invoices" / "tenant=acme" / "2025-09.json"
+    bill = parse_bill(path.read_bytes())
+    dear = msgspec.structs.replace(bill, total=fixed(units(bill.total, 6) + 5, 6))
+    path.write_bytes(dear.canonical())
+    found = remove(state, rule)
+    assert not found.cuts and found.waits.startswith("the Correction of 2025-09 of acme is on no")
+    with closing(StoreSource(Store(state).rollups)) as source:
+        accounts = Accounts(source, Terms(), Invoices(state))
+        said = {bill.tenant: bill.corrections for bill in accounts.issue(MONTHS[3])}
+    assert said["acme"] == (("Correction of 2025-09", "-0.000005"),)
+    assert remove(state, rule).cuts
+
+
+def test_nothing_goes_before_the_bill_of_who_owes_a_fee_and_has_no_lease(state: Path) -> None:
+    begin_ns, end_ns = (parse_instant(f"2025-{month}-01T00:00:00Z") for month in (10, 12))
+    least = {"monthly_minimum_nano": NANO}
+    terms = Terms(
+        plans=(Plan("small", 1_000, 1 << 30, NANO),),
+        contracts=(
+            Contract("idle", begin_ns, Model.RESERVED, plan="small"),
+            Contract("least", 0, Model.USAGE_BASED, until_ns=end_ns, **least),
+        ),
+    )
+    owed = [("least", "2025-09"), ("idle", "2025-10"), ("least", "2025-10")]
+    owed += [("idle", "2025-11"), ("least", "2025-11")]
+    for tenant, month in owed:
+        found = plan(state, RULE, terms, NOW_NS)
+        assert not found.cuts and found.waits.startswith(f"the bill of {tenant} for {month} is op")
+        with closing(StoreSource(Store(state).rollups)) as source:
+            Accounts(source, terms, Invoices(state)).issue(month, [tenant])
+    assert plan(state, RULE, terms, NOW_NS).cuts
 
 
 def test_no_counter_falls_when_hours_go(state: Path, tmp_path: Path) -> None:

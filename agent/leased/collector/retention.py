@@ -22,14 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from leased.collector.accounts import periods
-from leased.collector.accounts.invoices import Invoices
 from leased.collector.accounts.tally import Tally
 from leased.collector.accounts.terms_file import load_terms_for
 from leased.collector.archive.archive import Archive, ArchiveReader
@@ -39,7 +37,6 @@ from leased.collector.archive.parts import RETENTION_PART
 from leased.collector.archive.prefix import stand_in
 from leased.collector.archive.segments import Segment
 from leased.collector.governance.keeping import DIRECTORY as GOVERNANCE
-from leased.collector.governance.register import DATABASE as REGISTER
 from leased.collector.governance.register import Register
 from leased.collector.metering.engines import load_store, maker
 from leased.collector.metering.frozen import Frozen
@@ -48,6 +45,7 @@ from leased.collector.metering.sources import Quiet
 from leased.collector.metering.store import DAY_NS, Store
 from leased.collector.metering.store_source import StoreSource
 from leased.collector.retention_rule import FOREVER, Rule, load_rule
+from leased.collector.retention_waits import asked_for, back, usage_begin, waits
 from leased.durable.files import make_durably
 from leased.economics.contracts import Terms
 
@@ -55,7 +53,6 @@ T = TypeVar("T")
 Do = Callable[[Callable[[], Any]], Any]
 """Has a short piece of work done by whoever has the archive, and waits for it."""
 
-RETENTION_DAYS: Final = "log_retention_days"
 SOUND: Final = ("OK", "BEHIND", "STALE")
 
 
@@ -102,9 +99,10 @@ def plan(state: Path, rule: Rule, terms: Terms, now_ns: int) -> Plan:
         return Plan(FOREVER, [], {}, "raw_months keeps everything")
     label = periods.day(floor_ns)
     with closing(ArchiveReader(state)) as archive:
-        waits = _waits(state, terms, floor_ns) or _asked_for(state, floor_ns, now_ns)
-        if waits:
-            return Plan(label, [], {}, waits)
+        begin_ns = usage_begin(rule, terms, now_ns)
+        why_not = waits(state, terms, floor_ns, begin_ns) or asked_for(state, floor_ns, now_ns)
+        if why_not:
+            return Plan(label, [], {}, why_not)
         cuts, held = [], {}
         for entry in archive.logs():
             why = _held(entry)
@@ -118,64 +116,6 @@ def plan(state: Path, rule: Rule, terms: Terms, now_ns: int) -> Plan:
                 cut = Cut(entry.log_id, entry.node, entry.name, upto, len(gone), size)
                 cuts.append(cut)
     return Plan(label, cuts, held)
-
-
-def back(now_ns: int, months: int | None) -> int | None:
-    """The beginning of the month that is so many before the running one; None: no such."""
-    if months is None:
-        return None
-    now = datetime.fromtimestamp(now_ns // 10**9, UTC)
-    number = now.year * 12 + now.month - 1 - months
-    year, month = divmod(number, 12)
-    return None if year < 1970 else periods.month(f"{year:04d}-{month + 1:02d}").from_ns
-
-
-def _waits(state: Path, terms: Terms, floor_ns: int) -> str:
-    """Why no month before the floor may go yet: "" if they may. Raises StateError."""
-    store = Store(state)
-    listing = store.rollups.listing()
-    if not listing.nodes:
-        return "usage was never brought up to date: `leased-collector refresh`"
-    unwaited = frozenset((*terms.retired_nodes, *listing.retired))
-    behind = [one for one in listing.nodes if unwaited.isdisjoint((one.node_id, one.log_id))]
-    late = [one.node_id for one in behind if one.watermark_ns < floor_ns]
-    if late:
-        return f"node {min(late)} has no record since {periods.day(floor_ns)}"
-    invoices, zones = Invoices(state), dict(terms.time_zones)
-    with closing(StoreSource(store.rollups)) as source:
-        for month in _names(source.first_ns(), floor_ns):
-            for tenant in source.tenants():
-                period = periods.month(month, zones.get(tenant, "UTC"))
-                window = (period.from_ns, period.to_ns)
-                if invoices.issued(tenant, month) is None and (
-                    source.sums(window, tenant) or source.tasks(window, tenant)
-                ):
-                    return f"the bill of {tenant} for {month} is open: `leased-collector issue`"
-    return ""
-
-
-def _asked_for(state: Path, floor_ns: int, now_ns: int) -> str:
-    """Whose quota keeps records of before the floor, now or within a schedule; "": nobody's."""
-    directory = state / GOVERNANCE
-    if not (directory / REGISTER).exists():
-        return ""
-    with closing(Register(directory)) as register:
-        said = [(one.tenant, one.limits) for one in register.quotas()]
-        said += [(one.tenant, one.limits) for one in register.schedules()]
-        overrides = (one for one in register.overrides() if one.expires_ns > now_ns)
-        said += [(one.tenant, one.limits) for one in overrides]
-    for tenant, limits in said:
-        days = limits.get(RETENTION_DAYS, 0)
-        if floor_ns > now_ns - days * DAY_NS:
-            return f"{tenant}'s quota {RETENTION_DAYS} keeps the last {days} days"
-    return ""
-
-
-def _names(first_ns: int, end_ns: int) -> Iterator[str]:
-    at = datetime.fromtimestamp(first_ns // 10**9, UTC)
-    while (month := periods.month(f"{at.year:04d}-{at.month:02d}")).to_ns <= end_ns:
-        yield month.name
-        at = datetime.fromtimestamp(month.to_ns // 10**9, UTC)
 
 
 def _held(entry: LogEntry) -> str:
@@ -226,7 +166,7 @@ def carry_out(
     with store.locked():
         found = plan(state, rule, terms, now_ns)
         old = archive.kept.floor()
-        begin_ns = max(old.begin_ns, back(now_ns, rule.usage_months) or 0)
+        begin_ns = max(old.begin_ns, usage_begin(rule, terms, now_ns))
         if found.waits or floor_ns is None:
             return found
         if floor_ns <= old.floor_ns and not found.cuts and begin_ns == old.begin_ns:

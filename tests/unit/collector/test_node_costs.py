@@ -4,19 +4,28 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from fractions import Fraction
+from random import Random
+
+import pytest
+from msgspec import UnsetType
 
 from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.node_costs import node_costs
+from leased.collector.accounts.periods import Window
 from leased.collector.metering.reference import Chain, ReferenceSource
 from leased.collector.metering.sources import NodeAmount
-from leased.economics.contracts import Terms
+from leased.economics.attribution import Spread
+from leased.economics.contracts import CardVersion, Terms
 from leased.economics.hourly import HOUR_NS
 from leased.economics.pools import Pool
+from leased.economics.rates import DEFAULT_CARD, RateCard
+from leased.terms.lease import AccountingTag
 from leased.terms.resource import Allotment, ResourceKind
-from tests.doubles.accounts import JANUARY_NS, WrittenSource
+from tests.doubles.accounts import GIB, JANUARY_HOURS, JANUARY_NS, WrittenSource
 from tests.doubles.economics_history import History, subject
 
-CPU = ResourceKind.CPU
+CPU, MEM, BLOCK = ResourceKind.CPU, ResourceKind.MEM, ResourceKind.BLOCK
 CORE_HOUR = 1000 * HOUR_NS
 
 
@@ -60,3 +69,43 @@ def test_a_device_that_vanishes_under_a_lease_makes_no_idle_time_smaller() -> No
     (one,) = source.node_amounts((JANUARY_NS, JANUARY_NS + 24 * HOUR_NS))
     assert (one.provisioned, one.tenant) == (3 * CORE_HOUR, 2 * CORE_HOUR)
     assert (one.idle, one.missing) == (2 * CORE_HOUR, -CORE_HOUR)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_the_infrastructure_cost_is_one_number_and_its_parts_add_up(seed: int) -> None:
+    """Of January, in whole cents, of amounts that are none: added up here by hand."""
+    dice, source, exact = Random(seed), WrittenSource(), Fraction(0)
+    prices = {CPU: Fraction(2, 1000), MEM: Fraction(1, 1000), BLOCK: Fraction(5, 10_000)}
+    units = {CPU: 1000, MEM: GIB, BLOCK: GIB}
+    for node in ("a", "b", "c"):
+        for kind, price in prices.items():
+            parts = [dice.randrange(units[kind] // 7) for _ in range(4)]
+            exact += price * 3600 * Fraction(sum(parts), units[kind])
+            tag = AccountingTag(f"CC-{node}") if dice.random() < 0.5 else None
+            source.hold(f"t{dice.randrange(3)}", kind, parts[0], range(1), tag=tag)
+            for pool, part in ((Pool.TEARDOWN, parts[1]), (Pool.FENCED, parts[2])):
+                source.hold("", kind, part, range(1), pool=pool)
+            source.hold("", kind, sum(parts), range(1), pool=Pool.PROVISIONED)
+            amounts = [part * HOUR_NS for part in (sum(parts), *parts)]
+            source.by_node.append(NodeAmount(node, kind, None, *amounts, 0))
+    card = RateCard(DEFAULT_CARD.rates, "USD", 2)
+    accounts = Accounts(source, Terms((CardVersion(0, card),), card))
+    window = Window(JANUARY_NS, JANUARY_NS + JANUARY_HOURS * HOUR_NS)
+    total = Decimal(round(exact * 100)) / 100
+    costs = accounts.costs(window, basis="infrastructure", group_by="kind")
+    assert costs.total_cost == total
+    tenants = sum(one.cost for one in costs.by_tenant)
+    assert tenants + sum(one.cost for one in costs.pools) == total
+    assert sum(one.cost for one in costs.by_type) == total
+    assert not isinstance(costs.groups, UnsetType)
+    assert sum(one.cost for one in costs.groups) == tenants
+    for spread in Spread:
+        charged = accounts.chargeback("2024-01", spread=spread)
+        assert charged.total_infrastructure_cost == total
+        assert sum(one.cost for one in charged.allocations) == total
+    told = node_costs(accounts, window)
+    assert told.complete and told.provisioned_cost == total and told.idle_cost == costs.idle_cost
+    assert sum(one.provisioned_cost for one in told.nodes) == total
+    for one in told.nodes:
+        parts_of = (one.tenant_cost, one.teardown_cost, one.fenced_cost, one.idle_cost)
+        assert sum(parts_of) + one.unattributed_negative == one.provisioned_cost

@@ -15,30 +15,17 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from msgspec import UNSET, UnsetType
-
-from leased.collector.accounts import periods
+from leased.collector.accounts import kept_hours, periods
 from leased.collector.accounts.answers import (
-    CenterCost,
     Chargeback,
     Costs,
-    GroupCost,
-    Interval,
     Reach,
     Summary,
-    TenantCost,
     UsageReport,
     line_item,
 )
-from leased.collector.accounts.cost_shares import (
-    GroupBy,
-    groups,
-    in_order,
-    money,
-    named_costs,
-    parts,
-    ranked,
-)
+from leased.collector.accounts.cost_answers import chargeback_of, costs_of, interval_of
+from leased.collector.accounts.cost_shares import GroupBy, money
 from leased.collector.accounts.focus import focus_csv, focus_rows
 from leased.collector.accounts.focus_1_4 import VERSIONS, focus_1_4_rows
 from leased.collector.accounts.invoices import Invoices
@@ -48,7 +35,7 @@ from leased.collector.accounts.reaching import reach_now, reach_of
 from leased.collector.accounts.usage_rows import usage_rows
 from leased.collector.metering.sources import Held, Source
 from leased.economics.amounts import rounded, units
-from leased.economics.attribution import Basis, Spread, attribute, spread_shared
+from leased.economics.attribution import Basis, Spread
 from leased.economics.bill_text import terms_of
 from leased.economics.billing import Bill, Month, make_bill
 from leased.economics.contracts import Terms
@@ -90,7 +77,7 @@ class Accounts:
         self.source = source
         self.terms = terms
         self._retired = frozenset(terms.retired_nodes)
-        self._invoices = invoices
+        self.invoices = invoices
         self._once = Once()
 
     def once(self, key: Hashable, answer: Callable[[Accounts], _Answer]) -> _Answer:
@@ -99,7 +86,7 @@ class Accounts:
 
     def issued_mark(self, tenant: str) -> Hashable:
         """Is another as soon as a bill of `tenant` is issued."""
-        return self._invoices.mark(tenant) if self._invoices else None
+        return self.invoices.mark(tenant) if self.invoices else None
 
     # ---- when ---------------------------------------------------------------------------------
 
@@ -142,11 +129,14 @@ class Accounts:
 
     def month(self, text: str, tenant: str | None = None) -> Month:
         """A month in the tenant's time zone. Raises InvalidParameter, NoData."""
-        zone = dict(self.terms.time_zones).get(tenant or "", "UTC")
-        month = periods.month(text, zone)
+        month = self.zoned(text, tenant)
         if month.from_ns > self.now_ns() or month.to_ns <= self.source.first_ns():
             raise NoData(f"month: no node has a record of {text}")
         return month
+
+    def zoned(self, text: str, tenant: str | None = None) -> Month:
+        """The same, whatever there is of it. Raises InvalidParameter."""
+        return periods.month(text, dict(self.terms.time_zones).get(tenant or "", "UTC"))
 
     def known(self, tenant: str) -> str:
         """`tenant`, if any record mentions it. Raises InvalidParameter, UnknownTenant."""
@@ -174,7 +164,7 @@ class Accounts:
         tasks = sum(self.source.tasks(window.pair, tenant).values())
         return UsageReport(
             tenant,
-            _interval(window),
+            interval_of(window),
             granularity,
             self.terms.currency,
             rows,
@@ -194,44 +184,24 @@ class Accounts:
         """What everybody cost; who is not among the first `top` is in OTHER, last."""
         if not 1 <= top <= 1000:
             raise InvalidParameter("top", "1 to 1000")
-        which = _choice(Basis, basis, "basis")
         by_tag = group_by in tuple(AccountingTag.__struct_fields__)
-        cells = list(self.priced_sums(window, tags=by_tag))
-        found = attribute(cells, self.terms, which)
-        priced = self.terms.infrastructure if which is Basis.INFRASTRUCTURE else self.terms
-        decimals = priced.decimals
-        total = rounded(found.tenants_total, decimals)
-        tenants = ranked(TenantCost, found.by_tenant, top, total, decimals)
-        grouped: list[GroupCost] | UnsetType = UNSET
-        if group_by is not None:
-            by = groups(cells, self.terms, which, _choice(GroupBy, group_by, "group_by"))
-            grouped = ranked(GroupCost, by, top, total, decimals)
-        pools = named_costs(found.pools, decimals)
-        if which is Basis.INFRASTRUCTURE:
-            total += sum(rounded(cost, decimals) for cost in found.pools.values())
-        return Costs(
-            f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
-            money(total, decimals),
-            priced.currency,
-            tenants,
-            named_costs(found.by_type, decimals),
-            pools,
-            money(rounded(found.pools["idle"], decimals), decimals),
-            which.value,
-            _interval(window),
-            self.reach(window),
-            grouped,
-        )
+        which = _choice(Basis, basis, "basis")
+        by = None if group_by is None else _choice(GroupBy, group_by, "group_by")
+        cells = self.priced_sums(window, tags=by_tag)
+        return costs_of(cells, self.terms, window, self.reach(window), top, which, by)
 
     def bill(self, tenant: str, month: str) -> Bill:
         """The bill of a month: the one that was issued, or as it is by now."""
+        name = periods.month(month).name
+        issued = self.invoices.issued(parse_tenant(tenant), name) if self.invoices else None
+        if issued is not None:
+            return issued
         if not self.terms.owes(tenant, (0, 1 << 63)):
             tenant = self.known(tenant)
         period = self.month(month, tenant)
         if not self.terms.owes(tenant, (period.from_ns, period.to_ns)):
             tenant = self.known(tenant)
-        issued = self._invoices.issued(tenant, month) if self._invoices else None
-        return issued or self.draft(tenant, period)
+        return self.draft(tenant, period)
 
     def draft(self, tenant: str, period: Month) -> Bill:
         """The bill as it is by the records at hand, with what they say of issued ones."""
@@ -240,12 +210,12 @@ class Accounts:
     def issue(self, month: str, tenants: Sequence[str] | None = None) -> list[Bill]:
         """Issue the bills of a month, of every tenant or of these: all, or none. Raises
         NotSettled."""
-        assert self._invoices is not None, "there is a place for bills"
+        assert self.invoices is not None, "there is a place for bills"
         made = []
         for tenant in self.billed(month) if tenants is None else tenants:
-            made.append(self._invoices.settled(self.bill(tenant, month)))
+            made.append(self.invoices.settled(self.bill(tenant, month)))
         for bill in made:
-            self._invoices.issue(bill)
+            self.invoices.issue(bill, kept_hours.written(*self._hours(bill)))
         return made
 
     def billed(self, month: str) -> list[str]:
@@ -266,11 +236,26 @@ class Accounts:
             raise why
         return found
 
+    def due(self, month: str) -> list[str]:
+        """Of whom a bill of a month is not issued yet that says something. Raises NoData."""
+        found = []
+        for tenant in self.billed(month):
+            period = self.month(month, tenant)
+            window = (period.from_ns, period.to_ns)
+            had = self.source.sums(window, tenant) or self.source.tasks(window, tenant)
+            credits = any((c.tenant, c.month) == (tenant, month) for c in self.terms.credits)
+            if had or credits or self.terms.owes(tenant, window):
+                found.append(tenant)
+        issued = self.invoices.issued if self.invoices else None
+        return [one for one in found if issued is None or issued(one, month) is None]
+
     def corrections(self, tenant: str, month: str) -> list[tuple[str, int]]:
         """What bills issued before `month` would be now, at their own prices, and were not
-        corrected by yet."""
-        bills = self._invoices.of_tenant(tenant) if self._invoices else []
-        earlier = [bill for bill in bills if bill.period < month]
+        corrected by yet; of those whose hours are all there."""
+        if self.invoices is None:
+            return []
+        bills, begin_ns = self.invoices.of_tenant(tenant), self.invoices.begin_ns()
+        earlier = [one for one in bills if one.period < month and int(one.from_ns) >= begin_ns]
         # A month that is billed late does not charge again what a later one has corrected.
         others = [bill for bill in bills if bill.period != month]
         found = []
@@ -335,7 +320,7 @@ class Accounts:
             bill.currency,
             "final" if bill.final else "draft",
             bill.invoice_id,
-            _interval(window),
+            interval_of(window),
             list(bill.audit),
             bill.digest().hex(),
             self.reach(window),
@@ -345,10 +330,17 @@ class Accounts:
         """The bill of a month as rows of FOCUS "1.2" or "1.4"."""
         if version not in VERSIONS:
             raise InvalidParameter("version", f"one of {', '.join(VERSIONS)}")
-        bill = self.bill(tenant, month)
-        cells = self.source.cells((int(bill.from_ns), int(bill.to_ns)), tenant)
-        rows = focus_rows(bill, cells, terms_of(bill.terms))
+        rows = focus_rows(*self._hours(self.bill(tenant, month)))
         return list(rows if version == "1.2" else focus_1_4_rows(rows))
+
+    def _hours(self, bill: Bill) -> tuple[Bill, dict[UsageKey, int], Terms]:
+        """A bill, what it was made of, and by which terms."""
+        window = (int(bill.from_ns), int(bill.to_ns))
+        issued = self.invoices is not None and self.invoices.issued(bill.tenant, bill.period)
+        cells = self.invoices.hours(bill) if self.invoices is not None and issued else None
+        if cells is None:
+            cells = self.source.cells(window, bill.tenant)
+        return bill, cells, terms_of(bill.terms)
 
     def focus(self, tenant: str, month: str, version: str = "1.2") -> str:
         """The same, as CSV."""
@@ -359,24 +351,8 @@ class Accounts:
         how = _choice(Spread, spread, "spread")
         period = self.month(month)
         window = Window(period.from_ns, period.to_ns)
-        found = attribute(
-            self.priced_sums(window, tags=True), self.terms, Basis.INFRASTRUCTURE
-        )
-        decimals = self.terms.infrastructure.decimals
-        centers = spread_shared(found.by_center, how)
-        total = rounded(found.total, decimals)
-        return Chargeback(
-            period.name,
-            money(total, decimals),
-            [
-                CenterCost(name, money(part, decimals), share)
-                for name, part, share in parts(in_order(centers), total, decimals)
-            ],
-            self.terms.infrastructure.currency,
-            how.value,
-            _interval(window),
-            self.reach(window),
-        )
+        cells, reach = self.priced_sums(window, tags=True), self.reach(window)
+        return chargeback_of(cells, self.terms, period.name, window, reach, how)
 
     def priced_sums(
         self, window: Window, *, tags: bool = False
@@ -386,10 +362,6 @@ class Accounts:
         cuts = [window.from_ns, *(at for at in borders if window.from_ns < at < window.to_ns)]
         for start_ns, end_ns in zip(cuts, [*cuts[1:], window.to_ns], strict=True):
             yield from self.source.sums((start_ns, end_ns), tags=tags).items()
-
-
-def _interval(window: Window) -> Interval:
-    return Interval(periods.instant(window.from_ns), periods.instant(window.to_ns))
 
 
 def _choice(kind: type[_Choice], value: str, parameter: str) -> _Choice:

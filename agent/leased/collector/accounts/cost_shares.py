@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from leased.collector.accounts.answers import GroupCost, NamedCost, TenantCost
-from leased.economics.amounts import nearest, rounded, split, wholes
+from leased.economics.amounts import nearest, split, wholes
 from leased.economics.attribution import Basis, by_name
 from leased.economics.contracts import Terms
 from leased.economics.meter import UsageKey
@@ -105,14 +105,16 @@ def ranked(
     return rows
 
 
-def named_costs(costs: Mapping[str, Fraction], decimals: int) -> list[NamedCost]:
-    """Costs by name, largest first; shares of what is positive."""
+def named_costs(
+    costs: Mapping[str, Fraction], amounts: Mapping[str, int], decimals: int
+) -> list[NamedCost]:
+    """Costs by name, largest first, as they were rounded; shares of what is positive."""
     found = in_order(costs)
     weights = [max(Fraction(0), cost) for _, cost in found]
     hundredths = split(100, weights) if any(weights) else [0] * len(found)
     return [
-        NamedCost(name, money(rounded(cost, decimals), decimals), Decimal(share).scaleb(-2))
-        for (name, cost), share in zip(found, hundredths, strict=True)
+        NamedCost(name, money(amounts[name], decimals), Decimal(share).scaleb(-2))
+        for (name, _), share in zip(found, hundredths, strict=True)
     ]
 
 

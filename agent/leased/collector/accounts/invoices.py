@@ -3,8 +3,9 @@
 
 Rule: a bill is issued once, when every node's records have passed the end of its month, and is
 never changed after that: what comes later is a correction in the next one, computed at the prices
-of the bill that it corrects. Unlike the store they cannot be made again from the raw segments,
-because prices are an input: back them up.
+of the bill that it corrects. The hours that it was made of are kept with it (`kept_hours`). Unlike
+the store they cannot be made again from the raw segments, because prices are an input: back them
+up.
 
 Does not send bills to anybody.
 """
@@ -16,12 +17,16 @@ import re
 from pathlib import Path
 from typing import Final
 
+from leased.collector.accounts import kept_hours
+from leased.collector.archive.floor import Kept
 from leased.durable.files import DirectoryDisk, make_durably, write_whole
 from leased.economics.bill_text import parse_bill
 from leased.economics.billing import Bill
+from leased.economics.meter import UsageKey
 from leased.terms.errors import EX_TEMPFAIL, CallerError, StateError
 
 INVOICES: Final = "invoices"
+HOURS: Final = ".hours"
 _MONTH: Final = re.compile(r"[0-9]{4}-[0-9]{2}\.json\Z")
 
 
@@ -34,15 +39,38 @@ class NotSettled(CallerError):
 
 
 class Invoices:
-    """The issued bills below one state directory: `invoices/tenant=<tenant>/<month>.json`."""
+    """The issued bills below one state directory: `invoices/tenant=<tenant>/<month>.json`, their
+    hours beside them in `<month>.hours`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / INVOICES
+        self._kept = Kept(directory)
+
+    def begin_ns(self) -> int:
+        """Before when no hours are left: a bill that they were in is what they came to, for
+        good."""
+        return self._kept.floor().begin_ns
 
     def issued(self, tenant: str, month: str) -> Bill | None:
         """The bill of a month, if it was issued. Raises StateError."""
         path = self._path(tenant, month)
         return self._read(path) if path.exists() else None
+
+    def tenants(self) -> list[str]:
+        """Whoever was billed, sorted."""
+        found = self.directory.glob("tenant=*")
+        return sorted(path.name.removeprefix("tenant=") for path in found)
+
+    def hours(self, bill: Bill) -> dict[UsageKey, int] | None:
+        """What an issued bill was made of; None: it was issued by a release that kept none. Raises
+        StateError."""
+        path = self._path(bill.tenant, bill.period).with_suffix(HOURS)
+        try:
+            return kept_hours.read(path.read_bytes(), bill)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise StateError(f"{path}: {error}; restore it from a backup") from error
 
     def of_tenant(self, tenant: str) -> list[Bill]:
         """Every issued bill of a tenant, oldest first. Raises StateError."""
@@ -66,8 +94,9 @@ class Invoices:
             )
         return bill
 
-    def issue(self, bill: Bill) -> None:
-        """Keep a bill, durably. The same again changes nothing. Raises NotSettled, StateError."""
+    def issue(self, bill: Bill, hours: bytes) -> None:
+        """Keep a bill and the hours that it was made of, durably. The same again changes nothing.
+        Raises NotSettled, StateError."""
         self.settled(bill)
         path = self._path(bill.tenant, bill.period)
         make_durably(self.directory.parent, self.directory.name)
@@ -80,6 +109,8 @@ class Invoices:
                 if path.read_bytes() != bill.canonical():
                     raise StateError(f"{path}: was issued otherwise; correct it in the next bill")
                 return
+            # Of a crash in between these are left, and are written again: no bill names them.
+            write_whole(disk, path.with_suffix(HOURS).name, hours)
             write_whole(disk, path.name, bill.canonical())
         finally:
             disk.close()

@@ -4,8 +4,9 @@
 Rule: a node costs what having its capacity costs (`[infrastructure]` of the terms), held or not;
 what tenants had, teardown, fences and idle are parts of that, and together with what was held
 beyond what there was they are all of it. Idle is never clamped silently: what is below zero is
-`unattributed_negative`. Each figure is rounded once. Where the rows are not what the hours say
-(records were removed since, or more are projected just now) they are not `complete`.
+`unattributed_negative`. All nodes are rounded together, once, as `cost_answers` rounds them; each
+node's part of that, and each part of a node, by the largest remainder. Where the rows are not what
+the hours say (records were removed since, or more are projected just now) they are not `complete`.
 
 Does not sweep (`metering.node_amounts`), and nothing is billed from it.
 """
@@ -23,7 +24,7 @@ from leased.collector.accounts.accounts import Accounts
 from leased.collector.accounts.answers import Interval, Reach
 from leased.collector.accounts.periods import Window
 from leased.collector.metering.sources import NodeAmount
-from leased.economics.amounts import rounded
+from leased.economics.amounts import nearest, rounded
 from leased.economics.attribution import plain_cost
 from leased.economics.pools import Pool
 from leased.economics.statement import fixed
@@ -71,17 +72,24 @@ def node_costs(accounts: Accounts, window: Window) -> NodeCosts:
     ranked = sorted(sums.items(), key=lambda item: (-item[1][4], item[0]))
     whole = [sum((parts[at] for parts in sums.values()), Fraction(0)) for at in range(6)]
 
-    def money(cost: Fraction) -> Decimal:
-        return Decimal(fixed(rounded(cost, card.decimals), card.decimals))
+    def figures(total: int, costs: list[Fraction]) -> list[Decimal]:
+        told = nearest(total, [cost * 10**card.decimals for cost in costs[1:]])
+        return [Decimal(fixed(amount, card.decimals)) for amount in (total, *told)]
 
+    total = rounded(whole[0], card.decimals)
+    totals = nearest(total, [costs[0] * 10**card.decimals for _, costs in ranked])
+    fleet = figures(total, whole)
     begin, end = periods.instant(window.from_ns), periods.instant(window.to_ns)
     return NodeCosts(
         f"{periods.day(window.from_ns)}/{periods.day(window.to_ns)}",
         Interval(begin, end),
-        [NodeCost(node, *map(money, parts)) for node, parts in ranked],
-        money(whole[0]),
-        money(whole[4]),
-        money(whole[5]),
+        [
+            NodeCost(node, *figures(mine, costs))
+            for mine, (node, costs) in zip(totals, ranked, strict=True)
+        ],
+        fleet[0],
+        fleet[4],
+        fleet[5],
         _is_complete(accounts, window, amounts),
         card.currency,
         accounts.reach(window),

@@ -184,7 +184,7 @@ class Reports:
             rows = [
                 row for month in months for row in accounts.focus_rows(query.tenant, month, version)
             ]
-            end_ns = max(accounts.month(month, query.tenant).to_ns for month in months)
+            end_ns = max(accounts.zoned(month, query.tenant).to_ns for month in months)
             return rows, accounts.reach(Window(0, end_ns))
 
         (rows, reach), columns = self.asked(ask), VERSIONS[version]

@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from leased import __version__
-from leased.collector.accounts.invoices import INVOICES, Invoices
+from leased.collector.accounts.invoices import Invoices
 from leased.collector.archive.archive import ArchiveReader
 from leased.collector.archive.floor import Kept
 from leased.collector.archive.manifest import DATABASE, Manifest
@@ -154,8 +154,10 @@ def check(state: Path, listing: Listing) -> Checked:
     if (state / GOVERNANCE / REGISTER).exists():
         with closing(Register(state / GOVERNANCE)) as register:
             changes = register.check()
-    for path in sorted((state / INVOICES).glob("tenant=*")):
-        bills += len(Invoices(state).of_tenant(path.name.removeprefix("tenant=")))
+    invoices = Invoices(state)
+    for bill in (one for tenant in invoices.tenants() for one in invoices.of_tenant(tenant)):
+        invoices.hours(bill)
+        bills += 1
     total = sum(one.bytes for one in listing.files.values())
     return Checked(len(listing.files), total, segments, changes, bills)
 
