@@ -213,7 +213,7 @@ def noted(before: State, after: State, now_ns: int) -> State:
         for one in (before, after)
     ]
     news = seals[1] > seals[0] or not before.sealed_ns
-    sealed_ns = now_ns if news else min(after.sealed_ns, now_ns)
+    sealed_ns = now_ns if news else min(before.sealed_ns, now_ns)
     clock_ns = max(before.clock_ns, now_ns)
     return msgspec.structs.replace(after, sealed_ns=sealed_ns, clock_ns=clock_ns)
 
