@@ -18,7 +18,7 @@ import msgspec
 
 from leased.chain.bodies import check_bodies
 from leased.chain.canonical import decode
-from leased.chain.epochs import EpochKey, latest_epoch
+from leased.chain.epochs import EPOCHS_AHEAD_MAX, EpochKey, latest_epoch
 from leased.chain.evidence import Rotation
 from leased.chain.findings import Carried, Walk
 from leased.chain.grammar import Grammar
@@ -71,8 +71,9 @@ class State(msgspec.Struct, frozen=True):
     was last cosigned; `root` is that of the tree at the head; `lagging` that the note of the last
     page was by a key that the records have not introduced yet. `rotations` are those among the
     records: evidence is of every key that the node has had. `sealed_ns` is when, by the clock of
-    whoever pulls, the last page came that had a seal in it (`noted`); `reckoned` an epoch and since
-    when it has been open at the latest, where that clock was ahead at the enrolment."""
+    whoever pulls, the last page came that had a seal in it (`noted`); `clock_ns` the latest that
+    this clock ever said when a page came; `reckoned` an epoch and since when it has been open at
+    the latest, where that clock was ahead at the enrolment."""
 
     pinned: Pinned
     verifier: Carried | None = None
@@ -83,6 +84,7 @@ class State(msgspec.Struct, frozen=True):
     lagging: bool = False
     rotations: tuple[Rotation, ...] = ()
     sealed_ns: int = 0
+    clock_ns: int = 0
     reckoned: tuple[int, int] | None = None
 
     @property
@@ -132,6 +134,10 @@ def verifier_at(state: State, now_ns: int) -> Verifier:
     if key is not None and pinned.epoch_ns and pinned.printed_ns:
         epoch, since_ns = _reckoned(state, now_ns) or (key.epoch, pinned.printed_ns)
         latest = latest_epoch(epoch, since_ns, now_ns, pinned.epoch_ns)
+        reached = _reached(state)
+        if now_ns < max(state.clock_ns, since_ns) or reached > latest:
+            # Our own clock was set back: it says nothing. What one page may add is a bound, too.
+            latest = max(latest, reached + EPOCHS_AHEAD_MAX)
     verifier = Verifier(
         pinned.log_id,
         origin=pinned.origin,
@@ -153,6 +159,12 @@ def _reckoned(state: State, now_ns: int) -> tuple[int, int] | None:
     if since_ns <= now_ns or carried is None or carried.next is None:
         return state.reckoned
     return carried.next, now_ns
+
+
+def _reached(state: State) -> int:
+    """The epoch that is open where the log stands, as far as its seals say."""
+    epochs = state.verifier.epochs if state.verifier is not None else None
+    return (epochs.next or 0) if epochs is not None else 0
 
 
 def take_page(state: State, page: bytes, now_ns: int) -> Taken:
@@ -201,6 +213,7 @@ def take_frames(state: State, frames: bytes, now_ns: int) -> State:
         lagging=True,
         rotations=rotations,
         sealed_ns=state.sealed_ns,
+        clock_ns=state.clock_ns,
         reckoned=_reckoned(state, now_ns),
     )
 
@@ -213,8 +226,9 @@ def noted(before: State, after: State, now_ns: int) -> State:
         for one in (before, after)
     ]
     news = seals[1] > seals[0] or not before.sealed_ns
-    sealed_ns = now_ns if news else min(after.sealed_ns, now_ns)
-    return msgspec.structs.replace(after, sealed_ns=sealed_ns)
+    sealed_ns = now_ns if news else min(before.sealed_ns, now_ns)
+    clock_ns = max(before.clock_ns, now_ns)
+    return msgspec.structs.replace(after, sealed_ns=sealed_ns, clock_ns=clock_ns)
 
 
 def judge_note(state: State, note: str) -> int:

@@ -12,7 +12,7 @@ Does not judge (`ingest`, `reconcile`) and writes nothing by itself (`storing`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any, Final
 
 import msgspec
@@ -21,13 +21,10 @@ import trio
 from leased.chain.certificate import Role
 from leased.collector.archive.archive import CursorMoved, LogEntry, Page
 from leased.collector.archive.manifest import ManifestGone
-from leased.collector.archive.storing import Storer
 from leased.collector.asking import SlowDown, acknowledge, ask_page
-from leased.collector.case import Case
-from leased.collector.config import PullConfig
 from leased.collector.gossip import PeerHead, heads_in, hushed, judge_heads
-from leased.collector.heads import Heads, SharedHeads
 from leased.collector.ingest import State, Taken, decode_state, encode_state, noted, take_page
+from leased.collector.own_clock import SET_NS
 from leased.collector.reconcile import (
     Finding,
     Problem,
@@ -36,8 +33,8 @@ from leased.collector.reconcile import (
     judge_refusal,
     judge_silence,
 )
-from leased.collector.transport import Connection, Credentials, Endpoint, Unreachable, connect
-from leased.collector.witness import Witness
+from leased.collector.running import Fleet
+from leased.collector.transport import Connection, Endpoint, Unreachable, connect
 from leased.terms.errors import ChainError, StateError
 from leased.terms.moment import NS_PER_S
 
@@ -46,46 +43,6 @@ INLINE_BYTES_MAX: Final = 16 * 1024
 
 TURN_PAGES_MAX: Final = 64
 """A node that takes turns gives its place up after so many pages: 256 MiB."""
-
-SKEW_NS_MAX: Final = 60 * NS_PER_S
-"""Of a wall clock that NTP keeps, with a page that was long on its way."""
-
-
-class Fleet:
-    """What all pullers of a run share."""
-
-    def __init__(
-        self,
-        config: PullConfig,
-        storer: Storer,
-        witness: Witness,
-        case: Case,
-        credentials: Credentials,
-        *,
-        fleet: str,
-        nodes: int,
-        heads: Heads | SharedHeads,
-        wall_ns: Callable[[], int],
-        jitter: Callable[[], float],
-        tell: Callable[[str, str], None],
-    ) -> None:
-        """`jitter` gives 0 to 1; `tell` takes a node's name and a sentence."""
-        self.config = config
-        self.storer = storer
-        self.witness = witness
-        self.case = case
-        self.credentials = credentials
-        self.fleet = fleet
-        self.heads = heads
-        self.collectors = {witness.log.log_id}
-        """The own logs of collectors: this one's, and those that are followed."""
-        self.standing = nodes <= config.connections_max
-        self.places = trio.CapacityLimiter(config.connections_max)
-        self.rooms = trio.CapacityLimiter(config.pages_max)
-        self.workers = trio.CapacityLimiter(config.workers)
-        self.wall_ns = wall_ns
-        self.jitter = jitter
-        self.tell = tell
 
 
 class Puller:
@@ -103,8 +60,10 @@ class Puller:
         self._is_peer = endpoint.role is Role.COLLECTOR
         if self._is_peer:
             fleet.collectors.add(self.state.pinned.log_id)
-        self._failures = self._cosigned_ns = self._slow_s = 0
-        self._adrift = self._skewed = False
+        self._failures = self._slow_s = 0
+        self._set_ns = fleet.clock.set_ns()
+        self._cosigned_s = -math.inf
+        self._adrift = False
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
@@ -222,6 +181,7 @@ class Puller:
             return None
 
     async def _store(self, taken: Taken) -> None:
+        self._move_with_clock()
         fleet, old = self._fleet, self.entry
         now_ns = fleet.wall_ns()
         state, was = noted(self.state, taken.state, now_ns), self.verdict
@@ -260,18 +220,19 @@ class Puller:
             fleet.tell(self.name, f"reached again, at {page.after.size} records")
         self.verdict, self.unreachable, self._failures, self._slow_s = verdict, "", 0, 0
         if taken.fresh:
-            self._note_clock(taken.trailer.wall_ns - now_ns)
+            fleet.skews.note(self.name, taken.trailer.wall_ns - now_ns)
 
-    def _note_clock(self, ahead_ns: int) -> None:
-        """Tell when a node's wall clock begins to differ from ours, and when it does no more."""
-        skewed = abs(ahead_ns) > SKEW_NS_MAX
-        if skewed and not self._skewed:
-            way = "ahead" if ahead_ns > 0 else "behind"
-            off = f"its clock is {abs(ahead_ns) // NS_PER_S} s {way} of this host's"
-            self._fleet.tell(self.name, f"{off}: what it seals is dated so")
-        elif self._skewed and not skewed:
-            self._fleet.tell(self.name, "its clock agrees with this host's again")
-        self._skewed = skewed
+    def _move_with_clock(self) -> bool:
+        """Where our own clock was set, what is remembered by it was as long ago as before; whether
+        it was."""
+        by_ns = self._fleet.clock.set_ns() - self._set_ns
+        if abs(by_ns) < SET_NS:
+            return False
+        self._set_ns += by_ns
+        at = [one and max(1, one + by_ns) for one in (self.entry.contact_ns, self.state.sealed_ns)]
+        self.entry = msgspec.structs.replace(self.entry, contact_ns=at[0])
+        self.state = msgspec.structs.replace(self.state, sealed_ns=at[1])
+        return True
 
     async def _heads(self) -> list[PeerHead]:
         """What other collectors have cosigned of this log and is not compared yet."""
@@ -301,8 +262,8 @@ class Puller:
     async def _cosign(self, connection: Connection, *, at_once: bool) -> None:
         """Cosign the head that was stored last, if there is something new to it and it is time."""
         fleet, entry = self._fleet, self.entry
-        now_ns = fleet.wall_ns()
-        due = at_once or now_ns - self._cosigned_ns >= fleet.config.cosign_ns
+        now_s = trio.current_time()
+        due = at_once or now_s - self._cosigned_s >= fleet.config.cosign_ns / NS_PER_S
         if not due or not self.state.loud or entry.signed_size != entry.head.size:
             return
         log_id, note = self.state.pinned.log_id, entry.note
@@ -314,7 +275,7 @@ class Puller:
             return fleet.witness.cosign(log_id, note)
 
         cosigned = await fleet.storer.call(sign)
-        self._cosigned_ns = now_ns
+        self._cosigned_s = now_s
         try:
             answer = await acknowledge(
                 connection, self.log_id, cosigned, timeout_s=fleet.config.timeout_ns / NS_PER_S
@@ -353,10 +314,12 @@ class Puller:
         self.entry = msgspec.structs.replace(entry, verdict=finding.verdict, why=finding.why)
 
     async def _note_silence(self) -> None:
-        now_ns = self._fleet.wall_ns()
-        if self.entry.contact_ns > now_ns:  # our own clock was ahead: silence counts from here on
-            await self._fleet.storer.set(self.log_id, self.entry.head, {"contact_ns": now_ns})
-            self.entry = msgspec.structs.replace(self.entry, contact_ns=now_ns)
+        moved, now_ns = self._move_with_clock(), self._fleet.wall_ns()
+        if self.entry.contact_ns > now_ns or moved:
+            # Our own clock was ahead, before this run: silence counts from here on.
+            at_ns = min(self.entry.contact_ns, now_ns)
+            await self._fleet.storer.set(self.log_id, self.entry.head, {"contact_ns": at_ns})
+            self.entry = msgspec.structs.replace(self.entry, contact_ns=at_ns)
         if self.verdict.sticky or self.verdict is Verdict.STALE:
             return
         finding = judge_silence(self.state, self.entry.contact_ns, now_ns)

@@ -30,11 +30,13 @@ from leased.collector.case import Case
 from leased.collector.config import PullConfig
 from leased.collector.enrolment import enrol, read_file
 from leased.collector.heads import open_heads
+from leased.collector.own_clock import OwnClock
 from leased.collector.own_door import HostClock, OwnDoor, read_listening
-from leased.collector.puller import Fleet, Puller
+from leased.collector.puller import Puller
 from leased.collector.reconcile import Verdict
+from leased.collector.running import Fleet
 from leased.collector.transport import Credentials, parse_url, read_pem
-from leased.collector.witness import Witness, open_witness, os_entropy
+from leased.collector.witness import Now, Witness, open_witness, os_entropy
 from leased.terms.errors import CallerError, ConfigError, LeasedError
 from leased.terms.identity import BootId
 from leased.terms.moment import NS_PER_S, Moment
@@ -77,17 +79,19 @@ async def pull(
     only: Sequence[str],
     tell: Tell,
     upkeep: Upkeep | None = None,
+    now: Now | None = None,
 ) -> list[Reached]:
     """Pull every node; `once` to the end of each log, else until cancelled. `only` names nodes;
-    `upkeep` is asked every hour, in a thread of its own, and told what it did.
-    Raises ConfigError, StateError, ChainError."""
+    `upkeep` is asked every hour, in a thread of its own, and told what it did; `now` are both
+    clocks (default: of this host). Raises ConfigError, StateError, ChainError."""
+    now = now or clock()
     fleet_name, collector = whose(Path(config.certificate))
     files = (config.ca, config.certificate, config.key)
     credentials = Credentials(*files, lambda text: tell("pull", text))
     name = config.name or collector
     archive = Archive(directory, name=name)
     try:
-        witness = open_witness(archive.own, name, now=clock(), entropy=os_entropy)
+        witness = open_witness(archive.own, name, now=now, entropy=os_entropy)
         try:
             for node in config.nodes:
                 pinned = read_file(Path(node.enrolment))
@@ -97,7 +101,7 @@ async def pull(
             sharing = Sharing(archive, name, os_entropy())
             return await _run(
                 *(archive, sharing, config, witness, credentials),
-                *(fleet_name, collector),
+                *(fleet_name, collector, now),
                 once=once,
                 only=only,
                 tell=tell,
@@ -117,6 +121,7 @@ async def _run(
     credentials: Credentials,
     fleet_name: str,
     collector: str,
+    now: Now,
     *,
     once: bool,
     only: Sequence[str],
@@ -124,8 +129,8 @@ async def _run(
     upkeep: Upkeep | None,
 ) -> list[Reached]:
     storer = Storer(archive, lambda text: tell("archive", text))
-    heads = open_heads(archive)
-    case = Case(archive, storer, time.time_ns, config.timeout_ns / NS_PER_S)
+    heads, own_clock = open_heads(archive), OwnClock(now)
+    case = Case(archive, storer, own_clock.wall_ns, config.timeout_ns / NS_PER_S)
     fleet = Fleet(
         config,
         storer,
@@ -135,7 +140,7 @@ async def _run(
         fleet=fleet_name,
         nodes=len(archive.manifest.nodes()),
         heads=heads,
-        wall_ns=time.time_ns,
+        clock=own_clock,
         jitter=random.SystemRandom().random,
         tell=tell,
     )
@@ -147,26 +152,21 @@ async def _run(
             outer.start_soon(_keep_up, storer, archive, sharing, upkeep, tell)
         door = None
         if listening.on and not once:
-            door = OwnDoor(witness, storer, listening, HostClock(clock()), collector)
+            door = OwnDoor(witness, storer, listening, HostClock(now), collector)
             tell("own log", f"other collectors may connect to port {door.ports[0]}")
             outer.start_soon(door.run)
         try:
             async with trio.open_nursery() as inner:
                 while True:
+                    if told := own_clock.look_again():
+                        tell("clock", told)
                     if door is not None and (told := door.look_again()):
                         tell("own log", told)
                     try:
-                        surplus = await storer.call(sharing.beat)
-                        nodes = await storer.call(archive.manifest.nodes)
-                        await _end(followed, nodes, sharing.parts)
-                        await storer.call(lambda: sharing.give_back(surplus))  # noqa: B023
-                        await storer.call(heads.refresh)
-                        for node in nodes:
-                            if node not in followed and (not only or node[0] in only):
-                                puller = await _puller(fleet, *node)
-                                if part_of(puller.entry.node) in sharing.parts:
-                                    one = followed[node] = _Followed(puller)
-                                    inner.start_soon(one.run, _one_turn if once else _follow)
+                        await _deal(
+                            *(fleet, archive, sharing, followed, only),
+                            lambda one: inner.start_soon(one.run, _one_turn if once else _follow),
+                        )
                     except ManifestGone as error:
                         tell("archive", str(error))
                     if once:
@@ -179,6 +179,30 @@ async def _run(
         outer.cancel_scope.cancel()
     heads.close()
     return [_reached(one.puller) for one in followed.values()]
+
+
+async def _deal(
+    fleet: Fleet,
+    archive: Archive,
+    sharing: Sharing,
+    followed: dict[tuple[str, str, str], _Followed],
+    only: Sequence[str],
+    begin: Callable[[_Followed], None],
+) -> None:
+    """End who is not this collector's any more, and begin who is from now on. Raises ManifestGone,
+    SegmentDamaged, StateError."""
+    storer = fleet.storer
+    surplus = await storer.call(sharing.beat)
+    nodes = await storer.call(archive.manifest.nodes)
+    await _end(followed, nodes, sharing.parts)
+    await storer.call(lambda: sharing.give_back(surplus))
+    await storer.call(fleet.heads.refresh)
+    for node in nodes:
+        if node not in followed and (not only or node[0] in only):
+            puller = await _puller(fleet, *node)
+            if part_of(puller.entry.node) in sharing.parts:
+                followed[node] = _Followed(puller)
+                begin(followed[node])
 
 
 async def _keep_up(

@@ -35,8 +35,17 @@ CREATE INDEX deliveries_by_number ON deliveries (number);
 CREATE TABLE cursors (name TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
 """
 _FULL: Final = ("dead", "too much was waiting for this receiver")
+_DUE: Final = "CASE WHEN {0}attempts > 0 AND {0}at_ns > ? THEN 0 ELSE {0}due_ns END"
+"""What was tried later than now was tried before our own clock was set back: it waits no more."""
+
 _FIRST: Final = (
-    "SELECT due_ns FROM deliveries WHERE state = 'pending' AND webhook = ? ORDER BY number LIMIT 1"
+    f"SELECT {_DUE.format('')} FROM deliveries WHERE state = 'pending' AND webhook = ?"
+    " ORDER BY number LIMIT 1"
+)
+_NEXT: Final = (
+    f"SELECT d.number, m.id, m.made_ns, d.attempts, d.at_ns, m.body, {_DUE.format('d.')}"
+    " FROM deliveries d JOIN messages m USING (number)"
+    " WHERE d.state = 'pending' AND d.webhook = ? ORDER BY d.number LIMIT 1"
 )
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 
@@ -117,6 +126,14 @@ class Outbox:
         """Keep a receiver, in place of what it was."""
         self._do("INSERT OR REPLACE INTO webhooks VALUES (?, ?)", webhook.id, _encoded(webhook))
 
+    def settle_webhooks(self, now_ns: int) -> list[Webhook]:
+        """Every receiver that something is sent to. Who came while our own clock was ahead came
+        now, or it would hear of nothing until that time."""
+        for one in self.webhooks():
+            if one.created_ns > now_ns:
+                self.put_webhook(msgspec.structs.replace(one, created_ns=now_ns))
+        return [one for one in self.webhooks() if not one.disabled]
+
     def remove_webhook(self, id: str) -> None:
         """Take a receiver away, with all that was to be sent to it."""
         self._do("DELETE FROM webhooks WHERE id = ?", id)
@@ -172,7 +189,7 @@ class Outbox:
         others is."""
         due, later = [], []
         for one in self.webhooks():
-            rows = [] if one.disabled or one.id in busy else self._rows(_FIRST, one.id)
+            rows = [] if one.disabled or one.id in busy else self._rows(_FIRST, now_ns, one.id)
             for (due_ns,) in rows:
                 if due_ns <= now_ns:
                     due.append(one.id)
@@ -185,12 +202,7 @@ class Outbox:
         webhook = self.webhook(webhook_id)
         if webhook is None or webhook.disabled:
             return None
-        rows = self._rows(
-            "SELECT d.number, m.id, m.made_ns, d.attempts, d.at_ns, m.body, d.due_ns"
-            " FROM deliveries d JOIN messages m USING (number)"
-            " WHERE d.state = 'pending' AND d.webhook = ? ORDER BY d.number LIMIT 1",
-            webhook_id,
-        )
+        rows = self._rows(_NEXT, now_ns, webhook_id)
         if not rows or rows[0][-1] > now_ns:
             return None
         return Parcel(webhook, *rows[0][:-1])

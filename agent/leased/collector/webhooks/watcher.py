@@ -191,7 +191,7 @@ class Watcher:
     def note(self, outbox: Outbox, seen: Seen) -> None:
         """Take in what was seen, and forget what is over since long."""
         now_ns = self._wall_ns()
-        webhooks = [one for one in outbox.webhooks() if not one.disabled]
+        webhooks = outbox.settle_webhooks(now_ns)
         for fact in (
             *self._crossed(outbox, seen.shares, now_ns),
             *self._wasted(outbox, seen.idle, now_ns),

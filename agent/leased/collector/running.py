@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all pullers of a run share: where what they pull goes, and the places that there are.
+
+Rule: how many connections there are, how many pages are in memory, and how many are being checked
+at once is bounded here, for the whole fleet.
+
+Does not pull (`puller`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from leased.collector.archive.storing import Storer
+from leased.collector.case import Case
+from leased.collector.config import PullConfig
+from leased.collector.heads import Heads, SharedHeads
+from leased.collector.own_clock import OwnClock, Skews
+from leased.collector.transport import Credentials
+from leased.collector.witness import Witness
+
+
+class Fleet:
+    """What all pullers of a run share."""
+
+    def __init__(
+        self,
+        config: PullConfig,
+        storer: Storer,
+        witness: Witness,
+        case: Case,
+        credentials: Credentials,
+        *,
+        fleet: str,
+        nodes: int,
+        heads: Heads | SharedHeads,
+        clock: OwnClock,
+        jitter: Callable[[], float],
+        tell: Callable[[str, str], None],
+    ) -> None:
+        """`jitter` gives 0 to 1; `tell` takes a node's name and a sentence."""
+        self.config = config
+        self.storer = storer
+        self.witness = witness
+        self.case = case
+        self.credentials = credentials
+        self.fleet = fleet
+        self.heads = heads
+        self.collectors = {witness.log.log_id}
+        """The own logs of collectors: this one's, and those that are followed."""
+        self.standing = nodes <= config.connections_max
+        self.places = trio.CapacityLimiter(config.connections_max)
+        self.rooms = trio.CapacityLimiter(config.pages_max)
+        self.workers = trio.CapacityLimiter(config.workers)
+        self.clock, self.wall_ns = clock, clock.wall_ns
+        self.jitter = jitter
+        self.tell = tell
+        self.skews = Skews(tell)
