@@ -27,6 +27,7 @@ Check = Callable[[Path], Iterator[Finding]]
 CHECKS: Final[tuple[Check, ...]] = (
     host_checks.kernel,
     host_checks.cgroups,
+    host_checks.births,
     host_checks.numa,
     host_checks.hugepages,
     host_checks.page_hygiene,

@@ -25,6 +25,7 @@ CONTROLLERS: Final = {
     "pids": "a fork bomb in a lease is bounded by the host's limits only",
     "io": "throughput of leased block devices cannot be bounded",
 }
+FIRST_PID_NAMESPACE: Final = "pid:[4026531836]"
 REQUIRED_CONTROLLERS: Final = ("cpu", "cpuset")
 _SWITCH: Final = re.compile(r"\b(init_on_(?:alloc|free))=(\w+)")
 
@@ -96,6 +97,22 @@ def _legacy_controllers(root: Path) -> frozenset[str]:
         if not line.startswith("#") and len(columns) == 4 and columns[1] != "0":
             held.append(columns[0])
     return frozenset(held)
+
+
+def births(root: Path) -> Iterator[Finding]:
+    """Whether the kernel tells of new processes, by which an adopted tree is complete."""
+    named = (read_text(root / "proc/net/connector") or "").split()
+    namespace = root / "proc/self/ns/pid"
+    first = namespace.is_symlink() and namespace.readlink().name == FIRST_PID_NAMESPACE
+    if "cn_proc" in named and first:
+        yield Finding(Grade.OK, "process births", "told by the kernel")
+        return
+    yield Finding(
+        Grade.NOTE,
+        "process births",
+        "not told in this namespace" if named else "not told by this kernel",
+        "what daemonizes at the moment of `leasectl adopt` may be left out of its lease",
+    )
 
 
 def numa(root: Path) -> Iterator[Finding]:

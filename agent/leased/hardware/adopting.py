@@ -89,12 +89,15 @@ class Adoptions:
     async def put_back(self, lease_id: LeaseId) -> None:
         """The lease did not come about: everybody goes back where they were. Raises DeviceError."""
         leaf, processes = self._moved.pop(lease_id, ("", ()))
-        await self.undo(leaf, processes)
+        await self._undo(Undo(leaf, processes, alone=True))
 
     async def undo(self, leaf: str, processes: tuple[Process, ...]) -> None:
         """Whoever of these is still in the leaf goes back where it was. Raises DeviceError."""
-        if processes:
-            await self._crew.task(_WORKER, "adoption", "undo", Undo(leaf, processes), Moved)
+        await self._undo(Undo(leaf, processes))
+
+    async def _undo(self, asked: Undo) -> None:
+        if asked.processes:
+            await self._crew.task(_WORKER, "adoption", "undo", asked, Moved)
 
     async def _ask(self, asked: Move, pidfd: int) -> Moved:
         return await self._crew.task(_WORKER, "adoption", "move", asked, Moved, fds=(pidfd,))

@@ -69,6 +69,21 @@ def test_without_cgroup_v2_nothing_can_be_cut(tmp_path: Path) -> None:
     assert finding.grade is Grade.FAIL
 
 
+@pytest.mark.parametrize(
+    ("connector", "namespace", "grade"),
+    [("cn_proc 1:1", 4026531836, Grade.OK), ("cn_proc 1:1", 4026532101, Grade.NOTE)]
+    + [("", 4026531836, Grade.NOTE)],
+)
+def test_births_that_nobody_tells_of_cost_the_proof_of_an_adoption(
+    tmp_path: Path, connector: str, namespace: int, grade: Grade
+) -> None:
+    root = host(tmp_path, proc__net__connector=f"Name            ID\n{connector}\n")
+    (root / "proc/self/ns").mkdir(parents=True)
+    (root / "proc/self/ns/pid").symlink_to(f"pid:[{namespace}]")
+    [finding] = host_checks.births(root)
+    assert finding.grade is grade and ("adopt" in finding.advice) == (grade is Grade.NOTE)
+
+
 def test_memory_nodes_tiers_and_pools(tmp_path: Path) -> None:
     root = host(
         tmp_path,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -72,17 +72,25 @@ def _threads(pid: int) -> list[str]:
     return [f"/proc/{pid}/task/{thread}" for thread in os.listdir(f"/proc/{pid}/task")]
 
 
-def descendants(root: int) -> list[Process]:
-    """The process and everybody below it, parents first. Empty if it is gone."""
+def descendants(root: int, kin: Collection[int] = ()) -> list[Process]:
+    """The process and everybody below it, or below one of `kin`, parents first. Empty if all of
+    them are gone."""
     everyone = [look(int(entry)) for entry in os.listdir("/proc") if entry.isdecimal()]
     by_parent: dict[int, list[Process]] = {}
     for process in everyone:
         if process is not None:
             by_parent.setdefault(process.parent, []).append(process)
-    found = [process for process in everyone if process is not None and process.pid == root]
-    for process in found:  # grows while it is walked
-        found.extend(by_parent.get(process.pid, ()))
-    return found
+    found = {
+        process.pid: process
+        for process in everyone
+        if process is not None and (process.pid == root or process.pid in kin)
+    }
+    todo = list(found)
+    for pid in todo:  # grows while it is walked
+        below = [process for process in by_parent.get(pid, ()) if process.pid not in found]
+        found.update((process.pid, process) for process in below)
+        todo.extend(process.pid for process in below)
+    return list(found.values())
 
 
 def refuse(process: Process, *, exempt: Mapping[int, int], leases: bytes, leaf: bytes) -> None:
