@@ -117,14 +117,19 @@ def schema_of(event: Event) -> int:
 def encode(event: Event) -> bytes:
     """Return the body of `event`. Raises InvariantError for a value that has no encoding or does
     not read back."""
-    kind = KIND[type(event)]
+    return written(event)[1]
+
+
+def written(event: Event) -> tuple[int, bytes, int]:
+    """Kind, body and schema, as they are sealed. Raises InvariantError, as `encode` does."""
+    kind, schema = KIND[type(event)], schema_of(event)
     stored = _narrow(event) if type(event) in _FIRST else event
     try:
         body = _ENCODER.encode(stored)
         # A wrong type inside a field (a float of ns, a bool for a count, an id of 15 bytes) must be
         # found before it is sealed for ever.
-        _DECODERS[kind, schema_of(event)].decode(body)
-        return body
+        _DECODERS[kind, schema].decode(body)
+        return kind, body, schema
     except (OverflowError, TypeError, ValueError) as error:
         raise InvariantError(f"{type(event).__name__} has no canonical form: {error}") from error
 

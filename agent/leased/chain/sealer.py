@@ -20,7 +20,7 @@ from zlib import crc32
 import msgspec
 
 from leased.chain import native, segment
-from leased.chain.canonical import SCHEMA, encode, schema_of
+from leased.chain.canonical import SCHEMA, encode, written
 from leased.chain.epochs import Ratchet
 from leased.chain.head import Head
 from leased.chain.note import Checkpoint
@@ -146,7 +146,11 @@ class Sealer:
         hashes: list[bytes] = []
         sequences: list[int] = []
         items = [*opening, *items] if opening else items
-        bodies = [(KIND[type(event)], encode(event), at, schema_of(event)) for event, at in items]
+        bodies = [
+            (kind, body, at, schema)
+            for event, at in items
+            for kind, body, schema in (written(event),)
+        ]
         sizes = [len(body) for _, body, _, _ in bodies]
         cuts = [(0, len(bodies))]
         if sum(sizes) + len(sizes) * (FRAME_BYTES_MIN + 7) > self._geometry.batch_bytes:

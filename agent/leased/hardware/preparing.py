@@ -25,7 +25,6 @@ from leased.hardware.fittings import Fitted, Fittings
 from leased.hardware.handing import Openings
 from leased.hardware.pieces import (
     Piece,
-    is_handed_out,
     leaf_call,
     memory_pieces,
     needs_leaf,
@@ -131,10 +130,10 @@ class Preparer:
                 case.error = error
             return
         own = iter(fds)
-        for (case, piece), answer in zip(part, answers, strict=True):
+        for (case, piece), call, answer in zip(part, calls, answers, strict=True):
             if isinstance(answer, Created):
                 case.made[piece.index] = (answer, next(own))
-                if is_handed_out(piece.allotment):
+                if call.handed:
                     case.opened.append(next(own))
                 if ledger is not None:
                     ledger.hold((case.lease.lease_id, piece.index), piece.pages)

@@ -127,7 +127,8 @@ class Meaning:
         wanted = wholes_of(ask)
         if wanted is not None:
             return self._meant_wholes(ask, wanted, pools)
-        unit = CORE_MILLI if ask.exclusive and ask.kind == ResourceKind.CPU else 1
+        of_cores = ask.kind == ResourceKind.CPU  # all that spans, of what is not whole
+        unit = CORE_MILLI if ask.exclusive and of_cores else 1
         largest = total = 0
         granule = 0
         for pool in pools:
@@ -140,7 +141,7 @@ class Meaning:
         if need <= 0 or need > CAPACITY_MAX or need % unit or (granule and not total):
             limit = max(unit, granule or pools[0].granule)
             return no(RefusalReason.CAPACITY_GRANULE, name_of(ask), limit=limit, requested=need)
-        room = total if spans(ask) else largest
+        room = total if of_cores else largest
         if need > room:
             return no(RefusalReason.NO_CAPACITY, name_of(ask), limit=room, requested=need)
         return self._open(ask, pools)

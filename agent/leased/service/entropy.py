@@ -11,18 +11,18 @@ from __future__ import annotations
 import os
 
 ENTROPY_BYTES = 4096
+ID_BYTES = 16
 
 
 class EntropyPool:
     """Random ids in bulk: one system call serves 256 of them."""
 
     def __init__(self) -> None:
-        self._bytes = b""
-        self._at = 0
+        self._ids: list[bytes] = []
 
     def __call__(self) -> bytes:
         """16 uniformly random bytes."""
-        if self._at >= len(self._bytes):
-            self._bytes, self._at = os.urandom(ENTROPY_BYTES), 0
-        self._at += 16
-        return self._bytes[self._at - 16 : self._at]
+        if not self._ids:
+            drawn = os.urandom(ENTROPY_BYTES)
+            self._ids = [drawn[at : at + ID_BYTES] for at in range(0, ENTROPY_BYTES, ID_BYTES)]
+        return self._ids.pop()

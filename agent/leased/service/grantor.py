@@ -14,6 +14,7 @@ If preparing or arming fails, the caller gets a typed refusal and the sealed gra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Protocol
 
 import msgspec
@@ -50,6 +51,16 @@ QUICK_BYTES_MAX = 16 << 20
 
 SLOW_AT_ONCE_MAX = 4
 """Page touching is bound by memory bandwidth; more at once only makes each of them later."""
+
+_GPU, _BLOCK = ResourceKind.GPU, ResourceKind.BLOCK
+
+
+class Pace(Enum):
+    """How a grant is prepared: with others, beside others, or as one of a few."""
+
+    QUICK = 0
+    DEVICE = 1
+    SLOW = 2
 
 
 Moves = Sequence[tuple[LeaseId, int, int]]
@@ -158,13 +169,13 @@ class Grantor:
         while True:
             quick: list[Held] = []
             for one in await self._grants.take(TRIP_MAX):
-                lease = _lease_of(one)
-                if touched_bytes(lease) > QUICK_BYTES_MAX:
-                    nursery.start_soon(self._grant_slowly, one, slots)
-                elif has_device(lease):  # as many at once as there are devices
-                    nursery.start_soon(self._grant, [one])
-                else:
+                pace = pace_of(_lease_of(one))
+                if pace is Pace.QUICK:
                     quick.append(one)
+                elif pace is Pace.SLOW:
+                    nursery.start_soon(self._grant_slowly, one, slots)
+                else:  # as many at once as there are devices
+                    nursery.start_soon(self._grant, [one])
             if quick:
                 await self._grant(quick)
 
@@ -306,20 +317,14 @@ def _let_go(held: Held, reply: Reply) -> None:
         deliver(reply)
 
 
-def touched_bytes(lease: Lease) -> int:
-    """How much memory preparing the lease touches: a budget and a device are granted untouched."""
-    touched = 0
-    for allotment in lease.subject.allotments:
-        shape = shape_of(allotment.resource_id)
+def pace_of(lease: Lease) -> Pace:
+    """How preparing the lease goes: a budget and a device are granted untouched; a device's driver
+    is asked, or it is erased first if nobody knows that it is."""
+    touched, pace = 0, Pace.QUICK
+    for one in lease.subject.allotments:
+        shape = shape_of(one.resource_id)
         if shape is Shape.MEMFD or shape is Shape.RDMA:
-            touched += allotment.capacity
-    return touched
-
-
-def has_device(lease: Lease) -> bool:
-    """Whether a driver is asked for the lease, or erases first what nobody knows to be erased."""
-    return any(
-        one.kind in (ResourceKind.GPU, ResourceKind.BLOCK)
-        or shape_of(one.resource_id) is Shape.DAX
-        for one in lease.subject.allotments
-    )
+            touched += one.capacity
+        elif shape is Shape.DAX or one.kind is _GPU or one.kind is _BLOCK:
+            pace = Pace.DEVICE
+    return Pace.SLOW if touched > QUICK_BYTES_MAX else pace

@@ -140,10 +140,10 @@ def _acquire(
     return commands.Acquire(
         command_id=_command_id(command_id, entropy),
         caller=caller,
-        asks=tuple(map(_ask, asked.resources)),
-        ttl_ns=_or(asked.ttl_ns, ttl_ns_default),
+        asks=tuple([_ask(one) for one in asked.resources]),
+        ttl_ns=ttl_ns_default if asked.ttl_ns is None else asked.ttl_ns,
         priority=_priority(asked),
-        wait_ns=_or(asked.wait_ns, 0),
+        wait_ns=0 if asked.wait_ns is None else asked.wait_ns,
         grace_ns=asked.grace_ns,
         workload=asked.workload,
         tag=None if asked.accounting_tag is None else _tag(asked.accounting_tag, caller),
@@ -192,10 +192,10 @@ def _ask(ask: objects.Ask) -> Ask:
         node=ask.node,
         resource_id=ask.resource_id,
         granule=ask.page_size,
-        exclusive=_or(ask.exclusive, False),
+        exclusive=ask.exclusive is True,
         shape=None if ask.shape is None else Shape(ask.shape),
-        count=_or(ask.count, 0),
-        attributes=tuple(sorted(_or(ask.attributes, {}).items())),
+        count=0 if ask.count is None else ask.count,
+        attributes=tuple(sorted(ask.attributes.items())) if ask.attributes else (),
     )
 
 

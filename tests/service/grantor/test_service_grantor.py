@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from leased.service.grantor import QUICK_BYTES_MAX, has_device
+from leased.service.grantor import QUICK_BYTES_MAX, Pace, pace_of
 from leased.terms.command import Release, Renew
 from leased.terms.errors import DeviceError
 from leased.terms.event import AccessCut, Reclaimed, Revoked
@@ -193,20 +193,23 @@ async def test_a_grant_released_by_nobody_while_prepared_lives_for_its_time(
 
 
 @pytest.mark.parametrize(
-    ("kind", "resource_id", "waits"),
+    ("kind", "resource_id", "capacity", "pace"),
     [
-        (ResourceKind.BLOCK, "block:raw:aa01", True),
-        (ResourceKind.BLOCK, "block:aa01", True),
-        (ResourceKind.GPU, "gpu:GPU-1", True),
-        (ResourceKind.MEM, "mem:dax-aa01", True),
-        (ResourceKind.MEM, "mem:budget:node0", False),
-        (ResourceKind.CPU, "cpu:0", False),
+        (ResourceKind.BLOCK, "block:raw:aa01", 1000, Pace.DEVICE),
+        (ResourceKind.BLOCK, "block:aa01", 1 << 40, Pace.DEVICE),
+        (ResourceKind.GPU, "gpu:GPU-1", 1000, Pace.DEVICE),
+        (ResourceKind.MEM, "mem:dax-aa01", 1 << 40, Pace.DEVICE),
+        (ResourceKind.MEM, "mem:budget:node0", 1 << 40, Pace.QUICK),
+        (ResourceKind.CPU, "cpu:0", 1000, Pace.QUICK),
+        (ResourceKind.MEM, "mem:node0:4096", QUICK_BYTES_MAX, Pace.QUICK),
+        (ResourceKind.MEM, "mem:node0:4096", QUICK_BYTES_MAX + 4096, Pace.SLOW),
+        (ResourceKind.MEM, "mem:rdma:node0:4096", QUICK_BYTES_MAX + 4096, Pace.SLOW),
     ],
 )
-def test_who_waits_for_a_driver_delays_nobody(
-    kind: ResourceKind, resource_id: str, waits: bool
+def test_who_waits_for_a_driver_or_for_much_memory_delays_nobody(
+    kind: ResourceKind, resource_id: str, capacity: int, pace: Pace
 ) -> None:
-    assert has_device(lease(Allotment(resource_id, kind, None, 1000))) is waits
+    assert pace_of(lease(Allotment(resource_id, kind, None, capacity))) is pace
 
 
 async def test_a_large_grant_delays_nobody(autojump_clock: trio.testing.MockClock) -> None:

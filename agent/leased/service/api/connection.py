@@ -284,7 +284,8 @@ class Connection:
             self._allot(self.conversation.unfinished)
         taken: list[tuple[Call, list[int]]] = []
         for call in calls:
-            self._drop_received(call.fd_skip)
+            if call.fd_skip:
+                self._drop_received(call.fd_skip)
             taken.append((call, [self._received_fds.popleft() for _ in range(call.fd_count)]))
         self._drop_received(self.conversation.take_refused_fds())
         if self.conversation.fault is not None:

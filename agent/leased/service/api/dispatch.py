@@ -142,7 +142,8 @@ class Dispatcher:
         except OSError as error:  # out of descriptors: this call fails, and nobody else's
             connection.answer(call, encode_error(DeviceError("pidfd", error.errno or 0)))
         finally:
-            connection.dispose(fds)
+            if fds:
+                connection.dispose(fds)
 
     def _is_paced(self, connection: Connection, call: Call) -> bool:
         """Whether the caller calls too often; it has been told."""
