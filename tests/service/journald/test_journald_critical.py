@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from leased.service.config import JournaldCopy
-from leased.service.telling.journald import BACKLOG_MAX, Journald
+from leased.service.telling.journald import BACKLOG_MAX, CRITICAL_MAX, Journald
 from leased.service.telling.narration import CRITICAL, NOTICE
 from tests.service.journald.test_journald_copy import Ticks, copier, entries, journal
 
@@ -59,9 +59,16 @@ def test_a_full_backlog_makes_room_for_one(journal: socket.socket) -> None:
         out.flush(4)
         told += lines(journal)
     assert told[-1] == b"it drains" and len(told) == BACKLOG_MAX
-    for _ in range(2 * BACKLOG_MAX):
-        out.say("it drains", priority=CRITICAL)
-    assert out.dropped == 1 + BACKLOG_MAX, "and is bounded all the same"
+    out.dropped = 0
+    for count in range(BACKLOG_MAX + 2 * CRITICAL_MAX):
+        out.say("it drains", priority=CRITICAL if count >= BACKLOG_MAX else NOTICE)
+    out.say("it drains", priority=CRITICAL)
+    assert out.dropped == 2 * CRITICAL_MAX + 1, "bounded all the same"
+    told = []
+    for _ in range(BACKLOG_MAX // 4):
+        out.flush(4)
+        told += [entry["PRIORITY"] for entry in entries(journal)]
+    assert told.count(b"2") == CRITICAL_MAX
     out.close()
 
 

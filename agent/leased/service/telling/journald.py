@@ -53,6 +53,9 @@ IDENTIFIER: Final = "leased"
 BACKLOG_MAX: Final = 8_192
 """Entries that may wait to be written: a burst at its largest, and the agent's own lines."""
 
+CRITICAL_MAX: Final = 64
+"""Of them, so many at CRIT push others out."""
+
 AT_ONCE_MAX: Final = 32
 """Entries written between two checkpoints: about half a millisecond."""
 
@@ -192,12 +195,12 @@ class Journald:
         self._arrived.set()
 
     def _make_room(self) -> bool:
-        """Let go of the oldest entry that is not CRIT; whether there was one."""
-        oldest = (at for at, entry in enumerate(self._waiting) if not _is_critical(entry))
-        at = next(oldest, None)
-        if at is not None:
-            del self._waiting[at]
-        return at is not None
+        """Let go of the oldest entry that is not CRIT; whether there are few enough that are."""
+        plain = [at for at, entry in enumerate(self._waiting) if not _is_critical(entry)]
+        if len(self._waiting) - len(plain) >= CRITICAL_MAX:
+            return False
+        del self._waiting[plain[0]]
+        return True
 
     def _say_drops(self) -> None:
         if self.dropped and self._write(narrate_drops(self.dropped)):
