@@ -39,9 +39,9 @@ class MemoryJournal:
     async def commit(self, frames: bytes, count: int, head: bytes, moment: Moment) -> None:
         if self.failed or self.closed:
             raise StateError("the journal has failed or is closed; nothing more is written")
-        self.failed = True
         with trio.CancelScope(shield=True):
             await trio.lowlevel.checkpoint()
+        self.failed = True
         found = list(_frames(frames))
         follows = int.from_bytes(found[0][8:16], "little") == self.head.size
         if len(found) != count or found[-1][-32:] != head or not follows:

@@ -71,6 +71,7 @@ class FileJournal:
         self._disk = disk
         self._writer = writer
         self._committer = committer
+        self._under_way = False
 
     @property
     def anchored(self) -> AnchorSlot:
@@ -90,22 +91,26 @@ class FileJournal:
     async def commit(self, frames: bytes, count: int, head: bytes, moment: Moment) -> None:
         """As `ports.Journal.commit`."""
         writer = self._writer
-        with trio.CancelScope(shield=True):
-            for part in writer.parts(frames, count, head, moment):
-                writer.begin()
-                await self._committer.write(
-                    writer.segment,
-                    part.data,
-                    part.offset,
-                    writer.anchor.handle,
-                    encode_slot(part.slot),
-                    slot_offset(part.slot),
-                )
-                writer.settle(part)
-                if part.ends_segment:
-                    # Once in some 45,000 records: a rename and two syncs that must not hold up the
-                    # loop.
-                    await self._aside(writer.switch, moment)
+        self._under_way = True
+        try:
+            with trio.CancelScope(shield=True):
+                for part in writer.parts(frames, count, head, moment):
+                    writer.begin()
+                    await self._committer.write(
+                        writer.segment,
+                        part.data,
+                        part.offset,
+                        writer.anchor.handle,
+                        encode_slot(part.slot),
+                        slot_offset(part.slot),
+                    )
+                    writer.settle(part)
+                    if part.ends_segment:
+                        # Once in some 45,000 records: a rename and two syncs that must not hold up
+                        # the loop.
+                        await self._aside(writer.switch, moment)
+        finally:
+            self._under_way = False
 
     def commit_at_once(self, frames: bytes, count: int, head: bytes, moment: Moment) -> bool:
         """As `commit`, without a turn of the event loop, for a small batch on a fast disk. False:
@@ -144,7 +149,9 @@ class FileJournal:
         block."""
         needed = (live_leases + 1) * TERMINAL_BYTES + RESERVE_BYTES
         self._writer.spares.want(self._writer.spares_for(needed))
-        return not self._writer.failed and self._writer.free_bytes() >= needed
+        # Until it is settled a batch counts as failed, which is not to be taken for a log that has.
+        sound = self._under_way or not self._writer.failed
+        return sound and self._writer.free_bytes() >= needed
 
     def close(self) -> None:
         """Release the lock and the files. Idempotent."""

@@ -24,7 +24,7 @@ from leased.durable.files import Disk, write_whole
 from leased.durable.opened import RecoveredTail
 from leased.durable.retention import live_segments
 from leased.durable.scan import Scan, scan_log
-from leased.durable.spares import Spares
+from leased.durable.spares import FILL_BYTES, Spares
 from leased.durable.writer import Writer
 from leased.ports import AnchorSlot
 from leased.terms.errors import ChainError
@@ -128,6 +128,8 @@ def repair(
     slots, end a switch."""
     slot, tail, torn_hash = found.slot, found.tail, bytes(32)
     images = {slot.segment_no + index: image for index, image in enumerate(found.images)}
+    written = tail.torn.end if tail.torn is not None else tail.end_offset
+    fill_holes(disk, images[tail.segment_no].name, written, identity.segment_bytes)
     kept_to = {step.segment_no: step.end_offset for step in tail.steps}
     for segment_no, end in kept_to.items():
         begin = slot.end_offset if segment_no == slot.segment_no else HEADER_BYTES
@@ -169,6 +171,24 @@ def repair(
         return writer, None
     torn_bytes = tail.torn.end - tail.torn.offset if tail.torn else 0
     return writer, RecoveredTail(tail.kept_records, torn_bytes, torn_hash, tail.granted)
+
+
+def fill_holes(disk: Disk, name: str, end: int, segment_bytes: int) -> None:
+    """Give a segment that a restore made sparse its blocks again, from where nothing is
+    written: the records that end leases must fit on a full disk. Raises OSError."""
+    if disk.allocated(name) >= segment_bytes:
+        return
+    handle = disk.open(name)
+    try:
+        disk.reserve(handle, segment_bytes)
+        for offset in range(end, segment_bytes, FILL_BYTES):
+            disk.write(handle, bytes(min(FILL_BYTES, segment_bytes - offset)), offset)
+        disk.sync(handle)
+    except OSError as error:
+        why = f"{error.strerror}: {name} has no blocks for all of it, as after a sparse restore"
+        raise OSError(error.errno, why) from error
+    finally:
+        disk.close_handle(handle)
 
 
 def _quarantine(disk: Disk, torn: bytes, sequence: int, moment: Moment) -> None:

@@ -62,6 +62,7 @@ class Needs:
     def __init__(self) -> None:
         self._leases: dict[LeaseId, int] = {}
         self._lasting: dict[object, int] = {}
+        self._fenced: dict[str, int] = {}
         self._replaced: list[tuple[int, type[Event]]] = []
 
     def note(self, sequence: int, event: Event) -> None:
@@ -83,12 +84,24 @@ class Needs:
         elif isinstance(event, (e.OverageBegan, e.OverageEnded)):
             key = ("overage", event.holder, event.rule)
             _hold(lasting, key, sequence, held=kind is e.OverageBegan)
+        elif isinstance(event, e.ResourceFenced):
+            self._fence(event, sequence)
         elif isinstance(event, e.PeriodBegan):
             lasting[("period", event.period)] = sequence
         else:
-            # Fences by resource add up, keys follow each other, and what a later release says may
-            # be needed: all of these are.
+            # Keys follow each other, and what a later release says may be needed: all of these are.
             lasting.setdefault(kind, sequence)
+
+    def _fence(self, event: e.ResourceFenced, sequence: int) -> None:
+        """Fences of a resource add up, from the first of them on, until they are lifted."""
+        name = event.allotment.resource_id
+        change = event.allotment.capacity if event.fenced else -event.allotment.capacity
+        self._fenced[name] = max(0, self._fenced.pop(name, 0) + change)
+        if self._fenced[name]:
+            self._lasting.setdefault(("fence", name), sequence)
+        else:
+            del self._fenced[name]
+            self._lasting.pop(("fence", name), None)
 
     def oldest(self, end: int, *, periods: bool = True) -> int:
         """The oldest record that is needed; `end` if none before that is. At `end` all is said anew

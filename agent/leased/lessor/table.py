@@ -390,7 +390,10 @@ class LeaseTable:
     def _resource_fenced(self, event: events.ResourceFenced, moment: Moment) -> None:
         self.releases += 1
         pool = self.pools.of(event.allotment)
-        change = event.allotment.capacity if event.fenced else -event.allotment.capacity
+        change = event.allotment.capacity
+        if not event.fenced:
+            # Of a replay: what is lifted here may have been fenced in records that were pruned.
+            change = -min(change, pool.fenced_by_operator)
         self.pools.fence(pool, change)
         pool.fenced_by_operator += change
         self.pools.settle(pool)

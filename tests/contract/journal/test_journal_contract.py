@@ -130,6 +130,24 @@ async def test_the_reserve_shrinks_with_the_leases(subject: Subject) -> None:
     assert not subject.journal.reserve_ok(10**9)
 
 
+async def test_there_is_room_while_a_batch_is_on_its_way(subject: Subject) -> None:
+    """Whoever looks meanwhile (`service.log.room`, collectors, metrics) sees no log that drains."""
+    spares = getattr(subject.journal, "spares", None)
+    subject.journal.reserve_ok(0)
+    if spares is not None:
+        spares.try_fill()
+    for _ in range(40):
+        told = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(subject.commit, subject.batch())
+            for _ in range(3):
+                told.append(subject.journal.reserve_ok(0))
+                await trio.lowlevel.checkpoint()
+        assert all(told), told
+        if spares is not None:
+            spares.try_fill()
+
+
 async def test_frames_that_do_not_follow_are_our_mistake(subject: Subject) -> None:
     subject.batch()
     with pytest.raises(InvariantError):

@@ -19,9 +19,11 @@ from leased.service.evidence import NO_COMMAND
 from leased.service.fleet.config import Collector, Listening
 from leased.service.log.pruning import Identity, Pruning
 from leased.terms import event as e
-from leased.terms.command import NoteCountersigned, NotePruned
+from leased.terms.command import Fence, NoteCountersigned, NotePruned, Unfence
+from leased.terms.event import ResourceFenced
 from leased.terms.moment import NS_PER_S
-from leased.terms.reply import Granted
+from leased.terms.reply import Done, Granted
+from tests.doubles.desk import OPERATOR, Desk
 from tests.doubles.serving import Agent, Host
 
 HOUR, DAY = 3600, 24 * 3600
@@ -153,6 +155,42 @@ async def test_a_lease_that_goes_on_keeps_its_records(
         async with days.host.agent() as agent:
             assert agent.at(held.lease.lease_id).lease_id == held.lease.lease_id
     days.judged()
+
+
+async def test_what_was_put_back_of_a_fence_holds_nothing_and_adds_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The fence goes, and the record that it was lifted stays for a while: of no fence."""
+    days = Days()
+    days.acking["east"] = 0.0
+    async with days.host.standing():
+        async with days.host.agent() as agent:
+            await days.live(agent, HOUR)
+            [pool] = agent.lessor.table.pools.by_id.values()
+            name, ids = pool.resource_id, Desk().command_id
+            for pages in (4, 2):
+                fence = Fence(ids(), OPERATOR, name, pages * pool.granule)
+                assert await agent.ask(fence) == Done()
+                await days.live(agent, 2 * HOUR)
+            fenced = [at for at, event, _ in read_events(days) if isinstance(event, ResourceFenced)]
+            assert int(days.segments[0][4:20], 16) <= fenced[0], "it is needed"
+            assert await agent.ask(Unfence(ids(), OPERATOR, None, name)) == Done()
+            await days.live(agent, 0.8 * HOUR)
+            first = int(days.segments[0][4:20], 16)
+            assert fenced[1] < first, "it is needed no more"
+        [*_, lifted] = [one for _, one, _ in read_events(days) if isinstance(one, ResourceFenced)]
+        assert not lifted.fenced, "this one is there yet"
+        async with days.host.agent() as agent:
+            [pool] = agent.lessor.table.pools.by_id.values()
+            assert (pool.fenced, pool.fenced_by_operator) == (0, 0)
+            assert pool.free + pool.leased == pool.capacity
+            await days.live(agent, 2 * HOUR)
+    days.judged()
+
+
+def read_events(days: Days) -> list[tuple[int, object, object]]:
+    disk = days.host.disk
+    return list(read_log(disk.directory, disk=disk).events())
 
 
 async def test_who_does_not_acknowledge_holds_everything(

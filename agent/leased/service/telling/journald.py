@@ -3,8 +3,9 @@
 is too large for one.
 
 Rule: nothing waits for the journal. What comes in is bounded by a rate and a backlog, what cannot
-be written at once is dropped, and what was dropped is counted and said. Where there is no journal,
-the sentences go to standard error under the same terms.
+be written at once is dropped, and what was dropped is counted and said; but for what is CRIT, which
+is kept until the journal takes it, and all behind it for so long. Where there is no journal, the
+sentences go to standard error under the same terms, and at the end what is CRIT and was not taken.
 
 Does not say what an event means (`narration`), and is never the record: that is the chain.
 """
@@ -25,7 +26,14 @@ import trio
 
 from leased.service.config import JournaldCopy
 from leased.service.sequencer import Told
-from leased.service.telling.narration import NOTICE, Fields, narrate, narrate_drops, narrate_report
+from leased.service.telling.narration import (
+    CRITICAL,
+    NOTICE,
+    Fields,
+    narrate,
+    narrate_drops,
+    narrate_report,
+)
 from leased.terms.event import (
     CheckpointSigned,
     Event,
@@ -45,15 +53,23 @@ IDENTIFIER: Final = "leased"
 BACKLOG_MAX: Final = 8_192
 """Entries that may wait to be written: a burst at its largest, and the agent's own lines."""
 
+CRITICAL_MAX: Final = 64
+"""Of them, so many at CRIT push others out."""
+
 AT_ONCE_MAX: Final = 32
 """Entries written between two checkpoints: about half a millisecond."""
 
 STDERR_BYTES_MAX: Final = 4096
 """PIPE_BUF: a pipe that is writable takes this much without blocking."""
 
+AGAIN_S: Final = 0.1
+END_S: Final = 1.0
+"""How soon a journal that takes nothing is asked again, and how long it is at the end."""
+
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 """Sealed against everything, or journald would have to copy it before it could trust it."""
 
+_CRITICAL: Final = str(CRITICAL)
 _SILENT: Final = (CheckpointSigned, SegmentEnd)
 """Housekeeping of the chain: in it, and nowhere else."""
 
@@ -125,24 +141,35 @@ class Journald:
                 if not self._waiting and not self.dropped:
                     self._arrived = trio.Event()
                     await self._arrived.wait()
-                self.flush(AT_ONCE_MAX)
+                if not self.flush(AT_ONCE_MAX):
+                    await trio.sleep(AGAIN_S)
                 if self.dropped and not self._waiting:
                     # One line for a whole storm: leave it a second to end.
                     await trio.sleep(1)
                     self._say_drops()
                 await trio.lowlevel.checkpoint()
         finally:
-            self.flush(BACKLOG_MAX)
+            with trio.move_on_after(END_S, shield=True):
+                while not self.flush(BACKLOG_MAX):
+                    await trio.sleep(AGAIN_S)
             self._say_drops()
 
-    def flush(self, most: int) -> None:
-        """Write up to `most` entries now, without waiting for anyone."""
+    def flush(self, most: int) -> bool:
+        """Write up to `most` entries now, without waiting for anyone. False: one that must not be
+        dropped was not taken, and is the next."""
         for _ in range(min(most, len(self._waiting))):
-            if not self._write(self._waiting.popleft()):
+            entry = self._waiting.popleft()
+            if not self._write(entry):
+                if _is_critical(entry):
+                    self._waiting.appendleft(entry)
+                    return False
                 self.dropped += 1
+        return True
 
     def close(self) -> None:
-        """Write nothing more. Idempotent."""
+        """Write what is left, and then nothing more. Idempotent."""
+        while not self.flush(BACKLOG_MAX):
+            self._write_stderr(self._waiting.popleft())
         self._socket.close()
 
     # -- bounds ------------------------------------------------------------------------------------
@@ -160,11 +187,20 @@ class Journald:
             self._filled_ns = now_ns
 
     def _queue(self, entry: Fields) -> None:
-        if len(self._waiting) >= BACKLOG_MAX:
+        full = len(self._waiting) >= BACKLOG_MAX
+        if full:
             self.dropped += 1
-        else:
+        if not full or (_is_critical(entry) and self._make_room()):
             self._waiting.append(entry)
         self._arrived.set()
+
+    def _make_room(self) -> bool:
+        """Let go of the oldest entry that is not CRIT; whether there are few enough that are."""
+        plain = [at for at, entry in enumerate(self._waiting) if not _is_critical(entry)]
+        if len(self._waiting) - len(plain) >= CRITICAL_MAX:
+            return False
+        del self._waiting[plain[0]]
+        return True
 
     def _say_drops(self) -> None:
         if self.dropped and self._write(narrate_drops(self.dropped)):
@@ -229,6 +265,10 @@ def encode(entry: Fields) -> bytes:
         else:
             parts += (key.encode("ascii"), b"=", raw, b"\n")
     return b"".join(parts)
+
+
+def _is_critical(entry: Fields) -> bool:
+    return entry.get("PRIORITY") == _CRITICAL
 
 
 def _is_said_anew(events: Sequence[Event], index: int) -> bool:
