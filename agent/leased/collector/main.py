@@ -25,7 +25,7 @@ from leased.collector.verbs import status as records
 from leased.collector.webhooks import verbs as webhooks
 from leased.ctl import completion
 from leased.ctl.console import Console
-from leased.ctl.outcome import carry_out
+from leased.ctl.outcome import ENDED_BY_OTHERS, carry_out
 from leased.ctl.usage_text import Parser
 
 STATE_DIRECTORY: Final = Path("/var/lib/leased-collector")
@@ -39,6 +39,7 @@ EXIT_STATUSES: Final = (
     (74, "a file, or the output, could not be written"),
     (75, "somebody else was faster, or something has to happen first: try again"),
     (78, "a configuration or a state directory was refused"),
+    *ENDED_BY_OTHERS,
 )
 _FAMILIES: Final = (
     *(pull_verbs, importing, invites, records, store, money, advice, telemetry, http),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console: where output goes, what time it is, and how people are told.
 
-Rule: answers go to `out`, everything else to `err`; progress only to a terminal. What cannot be
-written to `err` is told to nobody and stops nothing. No terminal obeys what others call their jobs.
+Rule: answers go to `out`, everything else to `err`; progress only to a terminal that can take a
+line back. What cannot be written to `err` is told to nobody and stops nothing. No terminal obeys
+what others call their jobs, and what an encoding has no sign for is written as JSON would.
 Times are given both ways, "in 42 s" and as a time of day. With --json, `out` carries one JSON
 document with `"version": 1` (streams: one a line) and nothing else.
 
@@ -11,6 +12,8 @@ Does not talk to the agent.
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import re
 import sys
@@ -27,7 +30,12 @@ NS_PER_S: Final = 1_000_000_000
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 _JSON = msgspec.json.Encoder(decimal_format="number")
-_OBEYED: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_OBEYED: Final = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]|\r(?!\n)"
+)
+_ESCAPED: Final = "leased.escaped"
+_COLUMNS: Final = 80
+"""Of a terminal that does not say how wide it is."""
 
 
 class Console:
@@ -52,7 +60,15 @@ class Console:
         self.boot_ns = boot_ns
         self._zone = zone
         self._shown = False
-        self._terminal = self.err.isatty() if terminal is None else terminal
+        self._terminal = _redraws(self.err) if terminal is None else terminal
+        for stream in (self.out, self.err):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors=_ESCAPED)
+
+    @property
+    def live(self) -> bool:
+        """Whether an answer can be drawn anew over itself."""
+        return _redraws(self.out)
 
     def say(self, text: str = "") -> None:
         """A line of the answer."""
@@ -63,10 +79,11 @@ class Console:
         self._tell(f"{self.program}: {plain(text)}\n")
 
     def progress(self, text: str) -> None:
-        """A line that the next one replaces; only where a person watches."""
+        """A line that the next one replaces; only where a person watches. No longer than the
+        terminal's: of one that is broken the last part alone could be replaced."""
         if self._terminal:
             self._shown = True
-            self._tell(f"\r\x1b[K{plain(text)}")
+            self._tell(f"\r\x1b[K{plain(text)[: _columns(self.err) - 1]}")
 
     def end_progress(self) -> None:
         """Take the progress line away."""
@@ -127,6 +144,28 @@ def _claim_streams() -> None:
             os.open(os.devnull, flags)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _redraws(stream: TextIO) -> bool:
+    """Whether it is a terminal that moves its cursor where it is told."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _COLUMNS
+    except OSError:  # no terminal after all
+        return _COLUMNS
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What the encoding has no sign for, and bytes of a name that were no text."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)), error.end
+
+
+codecs.register_error(_ESCAPED, _escaped)
 
 
 def plain(text: str) -> str:

@@ -2,7 +2,7 @@
 """leasectl: the tree of verbs, and how an error becomes an exit status.
 
 Rule: exit statuses are sysexits and are listed in the help. An interrupted command says nothing
-more; a reader that went away is no error.
+more, nor does one whose reader went away.
 
 Does not carry out verbs: each family has its module.
 """
@@ -18,7 +18,7 @@ from typing import Any, Final
 from leased import __version__
 from leased.client.session import TIMEOUT_S
 from leased.ctl.console import Console
-from leased.ctl.outcome import carry_out
+from leased.ctl.outcome import ENDED_BY_OTHERS, carry_out
 from leased.ctl.usage_text import Parser
 
 FAMILIES: Final = {
@@ -66,6 +66,7 @@ EXIT_STATUSES: Final = (
     (126, "run, exec: the command cannot be executed"),
     (127, "run, exec: the command was not found"),
     (128, "plus n: run, exec: the command ended by signal n"),
+    *ENDED_BY_OTHERS,
 )
 
 

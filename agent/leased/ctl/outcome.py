@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carries out what a command line says, and turns what comes of it into an exit status.
 
-Rule: an error of ours is told as it is, and so is a file that cannot be written; an interrupt, or a
-reader that has had enough, is none. The status says how it ended also where nobody can be told.
+Rule: an error of ours is told as it is, and so is a file that cannot be written; of an interrupt,
+or a reader that has had enough, nothing is said but by the status: that the answer was not given.
+The status says how it ended also where nobody can be told.
 What failed because a disk had no room, or failed, has the status of that: the same may go at
 another try, and whoever starts services tries again.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final, TextIO
@@ -22,7 +24,14 @@ from leased.ctl.console import Console
 from leased.ctl.refusals import tell
 from leased.terms.errors import EX_IOERR, LeasedError
 
-INTERRUPTED: Final = 130
+INTERRUPTED: Final = 128 + signal.SIGINT
+UNREAD: Final = 128 + signal.SIGPIPE
+ENDED_BY_OTHERS: Final = (
+    (INTERRUPTED, "interrupted"),
+    (UNREAD, "whoever read the output had enough of it"),
+)
+"""For the help of every program: statuses that are no verb's own."""
+
 _FAILING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _SQLITE_FAILING: Final = (10, 13)
 """SQLITE_IOERR and SQLITE_FULL, without the database."""
@@ -74,7 +83,7 @@ def _carry_out(
     except BrokenPipeError:
         # Whoever read us has read enough. The interpreter must not flush into the pipe again.
         _write_no_more(sys.stdout)
-        return 0
+        return UNREAD
     except OSError as error:
         console.end_progress()
         named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "

@@ -9,6 +9,7 @@ Does not fetch anything.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -16,15 +17,16 @@ import msgspec
 
 from leased.ctl.asks import amount
 from leased.ctl.console import Console, length, relative
+from leased.ctl.console import plain as told
 from leased.wire import objects
 
 ID_CHARS = 8
 
 
 def one_line(text: str) -> str:
-    """A value that stands in a line: a name that a log or a file gives must not begin another
-    line, which would be read as ours."""
-    return text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    """A value that stands in a line, as it is shown: a name that a log or a file gives must not
+    begin another line, which would be read as ours."""
+    return told(text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t"))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -32,11 +34,21 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [len(heading) for heading in headings]
     for row in rows:
-        widths = [max(width, len(cell)) for width, cell in zip(widths, row, strict=True)]
+        widths = [max(width, columns(cell)) for width, cell in zip(widths, row, strict=True)]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        "  ".join(
+            cell + " " * (width - columns(cell)) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
         for row in (headings, *rows)
     ]
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal it takes: two for a sign of East Asia, none for an accent."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.category(char) in ("Mn", "Me", "Cf") for char in text)
 
 
 def fields(pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -86,7 +86,7 @@ class Seen:
 async def top(options: argparse.Namespace, console: Console, session: Session) -> int:
     """Show leases and devices."""
     every_ns = parse_duration(options.every)
-    live = not options.once and not options.json and console.out.isatty()
+    live = not options.once and not options.json and console.live
     lasting = live or (options.json and not options.once)
     watched = parameters.TelemetryWatch(interval_ns=every_ns)
     await session.devices()  # an agent that hangs is told of in time: a stream may be silent

@@ -12,6 +12,8 @@ import argparse
 import sys
 from typing import Any
 
+from leased.ctl.console import plain
+
 Verbs = Any
 """argparse's sub-parsers, whose class has no public name."""
 
@@ -22,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """Print what is wrong and how it is meant."""
         self.print_usage(sys.stderr)
-        self.exit(64, f"{self.prog}: {message}\n")
+        self.exit(64, f"{self.prog}: {plain(message)}\n")
 
 
 def verb(

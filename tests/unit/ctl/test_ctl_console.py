@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import suppress
 from datetime import UTC
 
 import pytest
 
+from leased.ctl import render
 from leased.ctl.console import Console, length, parse_instant, plain, relative, timestamp
 
 SECOND = 10**9
@@ -79,7 +87,8 @@ def test_progress_is_for_terminals() -> None:
 
 
 @pytest.mark.parametrize(
-    "hostile", ["\x1b[2J", "\x9b31m", "\x07", "\u202eemos", "a\u2028b", "\x7f"]
+    "hostile",
+    ["\x1b[2J", "ends never\rends now", "\x9b31m", "\x07", "\u202eemos", "a\u2028b", "\x7f"],
 )
 def test_a_terminal_does_not_obey_what_a_tenant_calls_its_job(hostile: str) -> None:
     one = console(terminal=True)
@@ -90,9 +99,64 @@ def test_a_terminal_does_not_obey_what_a_tenant_calls_its_job(hostile: str) -> N
     one.note(hostile)
     one.aside({"workload": hostile})
     shown = one.out.getvalue() + one.err.getvalue()
-    assert not set(shown) & set("\x1b\x9b\x07\x7f\u202e\u2028"), shown
+    assert not set(shown) & set("\r\x1b\x9b\x07\x7f\u202e\u2028"), shown
 
 
 def test_what_people_write_is_shown_as_it_is() -> None:
     for text in ("ein Test — über\t2 Zeilen\r\n", "租户 🦊", "\u200d\xad"):
         assert plain(text) == text
+
+
+def test_what_an_encoding_has_no_sign_for_is_written_as_json_would() -> None:
+    """A locale of ASCII, and a file's name that is no text."""
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        written = io.BytesIO()
+        one = Console(io.TextIOWrapper(written, encoding), io.StringIO())
+        name = "租é 🦊 \udcff"
+        one.document({"workload": name[:-1]})
+        one.out.flush()
+        assert json.loads(written.getvalue().decode(encoding))["workload"] == name[:-1]
+        one.say(name)
+        one.out.flush()
+        assert written.getvalue().decode(encoding).endswith(" \\udcff\n")
+
+
+def on_a_terminal(term: str, columns: int, script: str) -> str:
+    """What a terminal gets of a console's script."""
+    leader, follower = os.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    command = f"from leased.ctl.console import Console; one = Console(); {script}"
+    try:
+        subprocess.run(
+            [sys.executable, "-c", command],
+            stdout=follower,
+            stderr=follower,
+            env={**os.environ, "TERM": term},
+            check=True,
+        )
+    finally:
+        os.close(follower)
+    shown = b""
+    with os.fdopen(leader, "rb", buffering=0) as read, suppress(OSError):  # EIO is the end of it
+        while chunk := read.read(4096):
+            shown += chunk
+    return shown.decode()
+
+
+@pytest.mark.parametrize(("term", "columns"), [("xterm", 40), ("xterm", 0), ("dumb", 40), ("", 40)])
+def test_only_a_terminal_that_can_is_drawn_on_and_no_wider_than_it_is(
+    term: str, columns: int
+) -> None:
+    shown = on_a_terminal(term, columns, "one.progress('waiting ' * 30); print(one.live)")
+    able = term == "xterm"
+    assert shown.endswith(f"{able}\r\n")
+    line = shown.removesuffix(f"{able}\r\n")
+    assert line.startswith("\r\x1b[Kwaiting") if able else line == ""
+    assert len(line.removeprefix("\r\x1b[K")) == (((columns or 80) - 1) if able else 0)
+
+
+def test_columns_are_as_wide_as_what_a_terminal_shows_in_them() -> None:
+    names = ("租户", "e\u0301te\u0301", "\x1b", "plain")
+    rows = render.table(("NAME", "ID"), [(name, "x") for name in names])
+    assert [render.columns(row.rpartition("x")[0]) for row in rows[1:]] == [8] * 4
+    assert rows[1:] == ["租户    x", "e\u0301te\u0301     x", "\\u001b  x", "plain   x"]

@@ -81,6 +81,28 @@ def test_an_output_that_is_full(words: tuple[str, ...]) -> None:
     assert done.stderr.splitlines() == ["leasectl: No space left on device"]
 
 
+@pytest.mark.parametrize("words", [("completion", "bash"), ("ls", "--help")])
+def test_a_reader_that_has_had_enough(words: tuple[str, ...]) -> None:
+    """As of a program that SIGPIPE ended, so that `verify | head` is not taken for "it holds"."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as unread:
+        done = subprocess.run(
+            [sys.executable, "-m", "leased.ctl.main", *words],
+            stdout=unread,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_command_line_with_what_a_terminal_obeys() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "leased.ctl.main", "ls", "\x1b[2J"], capture_output=True, text=True
+    )
+    assert done.returncode == 64 and "\\u001b[2J" in done.stderr and "\x1b" not in done.stderr
+
+
 def run_without(number: int, *words: str) -> subprocess.CompletedProcess[str]:
     """leasectl with one of the standard streams closed."""
     return subprocess.run(
