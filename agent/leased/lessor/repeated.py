@@ -30,13 +30,12 @@ def other_than_granted(
     """Why the request is not the one that the lease was granted to, by what is on record of it."""
     subject, grace_ns = lease.subject, acquire.grace_ns
     renewed = lease.generation > 0
-    open_still = lease.lease_id in table.leases  # what it was granted at is forgotten with it
     pairs = (
         ("tenant", subject.tenant != acquire.caller.tenant),
         ("resources", not _granted(acquire.asks, lease, table)),
         ("ttl_ns", not renewed and _lasts_otherwise(acquire, lease.ttl_ns, policy)),
         ("priority", subject.priority != acquire.priority),
-        ("level", open_still and table.level(lease) != level_of(acquire)),
+        ("level", table.level(lease) != level_of(acquire)),
         # A policy may have granted less of it than was asked for, never more.
         ("grace_ns", grace_ns is not None and lease.grace_ns > max(0, grace_ns)),
         ("workload", subject.workload != acquire.workload),

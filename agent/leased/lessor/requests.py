@@ -18,7 +18,7 @@ from leased.lessor.draft import Draft, Proposal
 from leased.lessor.granting import grant
 from leased.lessor.meaning import QUEUE, Verdict, kind_named
 from leased.lessor.questions import Questions
-from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, bar, key_of, rank_of
+from leased.lessor.queue import LOOK_AGAIN_NS, Waiting, WaitQueue, bar, key_of, level_of, rank_of
 from leased.lessor.repeated import asks_for_more, other_than_granted, other_than_waiting
 from leased.lessor.table import LeaseTable
 from leased.lessor.throttle import Throttle
@@ -131,7 +131,7 @@ class Requests:
 
     def _requeued(self, acquire: Acquire) -> bool | Refusal:
         """Whether the request goes to the head of its level: its tenant lost that lease to another,
-        and asks for no more than it had, for the first time.
+        and asks for no more than it had, at no higher level, for the first time.
         """
         lease_id = acquire.requeue_of
         assert lease_id is not None
@@ -140,7 +140,7 @@ class Requests:
             lease is not None
             and lease.subject.tenant == acquire.caller.tenant
             and lease.reason in _PUT_OUT
-            and lease.subject.priority >= acquire.priority
+            and self._table.level(lease) >= level_of(acquire)
             and not asks_for_more(acquire, lease)
         )
         if preempted and lease_id not in self._returned and not any(

@@ -131,7 +131,8 @@ class LeaseTable:
         return len(self.leases) - self.fenced_count
 
     def level(self, lease: Lease) -> Level:
-        """The level of a lease: that of its priority, unless it was granted at another."""
+        """The level of a lease, also of one that closed recently: that of its priority, unless it
+        was granted at another."""
         terms = self.terms.get(lease.lease_id)
         return LEVEL_OF[lease.subject.priority] if terms is None else Level(terms.level)
 
@@ -312,7 +313,6 @@ class LeaseTable:
 
     def _give_back(self, lease: Lease, moment: Moment) -> None:
         self.accounts.settle(lease, moment.boot_ns)
-        self.terms.pop(lease.lease_id, None)
         self.releases += 1
         for allotment in lease.subject.allotments:
             pool = self.pools.of(allotment)
@@ -334,6 +334,7 @@ class LeaseTable:
         while len(self.closed) > self.closed_max:
             lease_id, lease = self.closed.popitem(last=False)
             self.preempted.pop(lease_id, None)
+            self.terms.pop(lease_id, None)
             key = (lease.subject.uid, lease.command_id)
             if self.requests.get(key) == lease_id:
                 del self.requests[key]

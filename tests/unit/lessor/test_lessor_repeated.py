@@ -179,3 +179,16 @@ def test_a_level_is_told_from_another_as_long_as_it_is_known() -> None:
     host.reclaim(lease)
     reply = host.say(acquire)
     assert isinstance(reply, Granted) and reply.attached
+    assert host.say(again(acquire, level=None)) == used("level")
+
+
+def test_a_retry_finds_a_lease_of_its_level_that_was_fenced() -> None:
+    host = desk()
+    acquire = first_of(host, level=Level.CRITICAL, priority=Priority.GUARANTEED)
+    lease = host.activate(granted(host, acquire).lease)
+    host.release(lease)
+    host.cut(lease)
+    host.scrub(lease, clean=False)
+    assert host.at(lease).state is LeaseState.FENCED
+    reply = host.say(acquire)
+    assert isinstance(reply, Granted) and reply.attached

@@ -343,3 +343,29 @@ def test_who_lost_a_little_does_not_ask_for_much_at_the_head(
         assert waiting.index(again.command_id) < waiting.index(rival.command_id)
     else:
         assert refusal_of(desk, again).reason is RefusalReason.NOT_PREEMPTED
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_who_lost_a_lease_does_not_ask_at_the_head_of_a_higher_level(
+    restarted: bool, closed: bool
+) -> None:
+    """Two levels are of one priority."""
+    desk = Desk(mem(0, 10), policy=ANY_LEVEL)
+    lost = desk.activate(desk.lease(ask_mem(10), level=Level.BACKGROUND, ttl=600))
+    desk.ask(ask_mem(8), caller=BETA, level=Level.HIGH, wait=3_600)
+    desk.sleep(60)
+    desk.propose(commands.Tick(desk.command_id()))
+    assert desk.at(lost).reason is RevocationReason.PRIORITY_PREEMPTION
+    if closed:
+        desk.reclaim(lost)
+    if restarted:
+        desk.restart()
+    rival = desk.acquire(ask_mem(10), caller=CARL, level=Level.LOW, wait=3_600)
+    higher = desk.acquire(ask_mem(10), level=Level.LOW, wait=3_600, requeue_of=lost.lease_id)
+    same = desk.acquire(ask_mem(10), level=Level.BACKGROUND, wait=3_600, requeue_of=lost.lease_id)
+    for acquire in (rival, higher, same):
+        desk.propose(acquire)
+    assert refusal_of(desk, higher).reason is RefusalReason.NOT_PREEMPTED
+    waiting = [one.acquire for one in desk.lessor.queue]
+    assert [one for one in waiting if one.caller is not BETA] == [rival, same]
