@@ -120,6 +120,23 @@ def put_slot_away(directory: Path, generation: int) -> None:
     (directory / "anchor").write_bytes(bytes(raw))
 
 
+def test_the_segment_that_the_anchor_names_is_there_though_nothing_is_in_it(tmp_path: Path) -> None:
+    """As after a restore that has left it out: what opens a log refuses it."""
+    directory = grown(tmp_path, 26)
+    first, second, *later = sorted(directory.glob("seg-*"))
+    header = second.read_bytes()[:4096]
+    for path in later:
+        path.unlink()
+    second.write_bytes(header.ljust(1 << 14, b"\0"))
+    place = (int.from_bytes(header[40:48], "little"), 1, 4096)
+    anchor(directory, 40, place, header[48:80], header[16:32])
+    assert agree(directory, signatures=False)
+    second.unlink()
+    assert not agree(directory, signatures=False)
+    with pytest.raises(ChainError, match="segment 1, which the anchor names, is missing"):
+        open_in(directory)
+
+
 @pytest.mark.parametrize("y", [0, 1, P - 1, P, P + 1, 3, P + 3])
 @pytest.mark.parametrize("sign", [0, 1])
 def test_an_odd_key_verifies_for_both_or_neither(y: int, sign: int) -> None:

@@ -476,7 +476,7 @@ def verify(
     pruned = [path for path in paths[1:] if int(path.name[4:20], 16) <= min_seq]
     paths = paths[len(pruned) :]
     need(end >= 4096, "the frames end within the header")
-    data, done = b"", 0
+    data, done, this = b"", 0, -1
     for index, path in enumerate(paths):
         data = path.read_bytes()
         chain.begin(closed(data[:4096], path.name), path.name, first=index == 0)
@@ -491,6 +491,7 @@ def verify(
             break
         need(chain.kind == 68 and chain.ended, f"{path.name}: no closing record")
     anchored = chain.tree.size == size and chain.head == slot[56:88]
+    need(this == last, f"segment {last}, which the anchor names, is missing")
     need(anchored and chain.ended, "the chain does not end where the anchor says")
     found = chain.tree.size, chain.head.hex()
     if countersigned or policy is not None:

@@ -83,8 +83,12 @@ class OwnDoor:
             clock=clock,
         )
         self._watched = Watched(listening.certificate, listening.key, listening.ca)
-        self._load: Callable[[], Credentials] = lambda: load(
-            listening, node_id=witness.node_id, wall_ns=clock.now().wall_ns, collector=name
+        self._load: Callable[[bool], Credentials] = lambda replacing: load(
+            listening,
+            node_id=witness.node_id,
+            wall_ns=clock.now().wall_ns,
+            collector=name,
+            replacing=replacing,
         )
         routes = AuditRoutes(
             self._log,
@@ -96,7 +100,7 @@ class OwnDoor:
         )
         self._listener = NodeListener(
             sockets=open_sockets(listening, {}),
-            credentials=self._load(),
+            credentials=self._load(False),
             limits=listening,
             attend=routes.attend,
             refuse=refuse,
@@ -113,7 +117,7 @@ class OwnDoor:
         if not self._watched.changed():
             return ""
         try:
-            self._listener.credentials = self._load()
+            self._listener.credentials = self._load(True)
         except ConfigError as error:
             return f"{error}; those of before stay in force"
         return "certificate, key and CA were read anew"

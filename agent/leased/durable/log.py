@@ -19,6 +19,7 @@ import trio
 
 from leased.chain.epochs import (
     EPOCH_NS,
+    EpochKey,
     Open,
     Ratchet,
     carry_over,
@@ -149,6 +150,8 @@ class _Opening:
         found = self._examine(identity)
         standing = binding.judge(found.slot.tpm_counter, anchor) if binding else None
         signer = _find_signer(disk, own, _key_in_force(disk, identity, found.scan))
+        if not found.tail.kept_records:
+            self._held_key(identity, found.scan)  # what is kept may hold the seal that it follows
         for name in disk.names():
             if name.endswith(".new"):
                 disk.unlink(name)
@@ -211,6 +214,19 @@ class _Opening:
     def _ratchet(self, identity: LogIdentity, scan: Scan) -> Ratchet | None:
         """The open epoch and its key, evolved if a crash came between a seal and that. Raises
         ChainError (SEAL_KEY)."""
+        held = self._held_key(identity, scan)
+        if held is None:
+            return None
+        key, opened = held
+        epoch = opened.epoch if opened is not None else 0
+        if key.epoch < epoch:
+            key = key.evolved(epoch - key.epoch)
+            replace_seal_key(self._disk, identity.log_id, key)
+        return Ratchet(identity.log_id, opened, key, identity.epoch_ns)
+
+    def _held_key(self, identity: LogIdentity, scan: Scan) -> tuple[EpochKey, Open | None] | None:
+        """The key on disk and the epoch that is open; None: not sealed. Changes nothing. Raises
+        ChainError (SEAL_KEY)."""
         if not identity.flags & FLAG_SEALED_PROFILE:
             return None
         key = load_seal_key(self._disk, identity.log_id)
@@ -223,10 +239,7 @@ class _Opening:
             )
             path = str(self._disk.directory / SEAL_KEY_FILE)
             raise ChainError(SEAL_KEY, why + "; ask the collector", file=path)
-        if key.epoch < epoch:
-            key = key.evolved(epoch - key.epoch)
-            replace_seal_key(self._disk, identity.log_id, key)
-        return Ratchet(identity.log_id, opened, key, identity.epoch_ns)
+        return key, opened
 
     def _opened_epoch(self, identity: LogIdentity, scan: Scan) -> Open | None:
         """The epoch that was open when the log was left; None: it is empty."""

@@ -183,7 +183,8 @@ def _verify(
     identity = _identity(disk, names, enrolled)
     live = disk.is_locked()
     slot, both = _slot(disk, identity, live=live)
-    segments = live_segments(names, slot.min_seq)
+    # Once more: a segment has its name before the anchor names it, which has been read since.
+    segments = live_segments(sorted({*names, *disk.names()}), slot.min_seq)
     verify_from = partial(
         Verifier,
         identity.log_id,
@@ -195,7 +196,7 @@ def _verify(
         bodies=bodies,
     )
     verifier, grammar = verify_from(), Grammar()
-    head, frontier, index, number = GENESIS, EMPTY, -1, 0
+    head, frontier, index, number, last = GENESIS, EMPTY, -1, 0, False
     for index, name in enumerate(segments):
         data = disk.read(name)
         header = parse_header(data, name)
@@ -219,11 +220,7 @@ def _verify(
             break
         _check_closed(verified, name)
     verified = verifier.verified()
-    if index < 0 or verified.head != Head(slot.next_seq, slot.head) or not verified.whole:
-        anchored = Head(slot.next_seq, slot.head).text()
-        why = f"the chain ends with {verified.head.text()} where the anchor has {anchored}"
-        file = segments[index] if segments else ANCHOR
-        raise ChainError(CORRUPT_HEAD, why, file=file, sequence=verified.head.size)
+    _check_end(verified, slot, segments[index] if segments else ANCHOR, reached=last)
     tail = None if live else _tail(disk, slot, segments[index:], data, verified, both=both)
     return LogFacts(
         identity,
@@ -285,6 +282,18 @@ def _check_closed(verified: Verified, name: str) -> None:
     if verified.last_kind != SEGMENT_END or not verified.whole:
         why = "the segment does not end with its closing record"
         raise ChainError(CORRUPT_SEGMENT, why, file=name, sequence=verified.head.size)
+
+
+def _check_end(verified: Verified, slot: AnchorSlot, file: str, *, reached: bool) -> None:
+    """The chain ends where the anchor says, in the segment that it names (`reached`), though that
+    may have no record yet. Raises ChainError."""
+    if verified.head != Head(slot.next_seq, slot.head) or not verified.whole:
+        anchored = Head(slot.next_seq, slot.head).text()
+        why = f"the chain ends with {verified.head.text()} where the anchor has {anchored}"
+        raise ChainError(CORRUPT_HEAD, why, file=file, sequence=verified.head.size)
+    if not reached:
+        why = f"segment {slot.segment_no}, which the anchor names, is missing"
+        raise ChainError(CORRUPT_SEGMENT, why, file=file, sequence=slot.next_seq)
 
 
 def _slot(disk: Disk, identity: LogIdentity, *, live: bool) -> tuple[AnchorSlot, bool]:

@@ -20,11 +20,13 @@ from typing import Any, Final
 
 import msgspec
 
+from leased.durable.reading import read_text
 from leased.terms.errors import ConfigError, StateError
 from leased.terms.moment import NS_PER_S, Moment
 from leased.terms.reading import Keys, duration, text
 
 COUNTER_BYTES: Final = 8
+STAMP_BYTES_MAX: Final = 128
 LEFT_S: Final = 1.0
 DEFINE: Final = "tpm2 nvdefine {} -C o -s 8 -a 'nt=counter|authread|authwrite|no_da'"
 """Nothing but counting is possible with such an index. Whoever may open the TPM may count, which
@@ -123,13 +125,17 @@ class TpmCounter:
         assert self._pace is not None, "whoever advances has a pace"
         stamp, now = self._pace
         moment = now()
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(f"{moment.boot_id.hex()} {moment.boot_ns}\n")
+        try:
+            _put(stamp, f"{moment.boot_id.hex()} {moment.boot_ns}\n")
+        except OSError as error:
+            why = f"{stamp}, which says when that was last, cannot be written: {error.strerror}"
+            raise StateError(f"{self} is not advanced: {why}") from error
         done = self._ask("nvincrement")
         if done.returncode:
             raise self._refusal("cannot be advanced", done)
         found = self.read()
-        assert found is not None, "a counter that was advanced has a value"
+        if found is None:
+            raise self._refusal("has no value after it was advanced", done)
         return found
 
     def rested(self) -> bool:
@@ -138,11 +144,12 @@ class TpmCounter:
         stamp, now = self._pace
         moment = now()
         try:
-            boot_id, boot_ns = stamp.read_text().split()
+            boot_id, boot_ns = read_text(stamp, most=STAMP_BYTES_MAX).split()
             since_ns = moment.boot_ns - int(boot_ns)
         except (OSError, ValueError):
             return True
-        return boot_id != moment.boot_id.hex() or since_ns >= self._settings.apart_ns
+        # One of a time to come was not written by us.
+        return boot_id != moment.boot_id.hex() or not 0 <= since_ns < self._settings.apart_ns
 
     @property
     def _advice(self) -> str:
@@ -175,6 +182,16 @@ class TpmCounter:
         errors = [line for line in _said(done).splitlines() if line.startswith("ERROR: ")]
         why = errors[0].removeprefix("ERROR: ") if errors else f"status {done.returncode}"
         return StateError(f"{self} {what}: {why}; {self._advice}")
+
+
+def _put(stamp: Path, text: str) -> None:
+    """In the place of whatever lies there, which may be a pipe. Raises OSError."""
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    new = stamp.with_name(stamp.name + ".new")
+    new.unlink(missing_ok=True)
+    with open(new, "x", encoding="ascii") as file:
+        file.write(text)
+    new.replace(stamp)
 
 
 def _leave(child: subprocess.Popen[bytes]) -> None:

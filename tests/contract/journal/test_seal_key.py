@@ -91,6 +91,24 @@ def test_an_earlier_state_of_the_log_with_its_present_key_is_found() -> None:
     assert refused.value.verdict == "SEAL_KEY"
 
 
+def test_a_refusal_for_its_key_changes_nothing_of_a_torn_log() -> None:
+    """What is torn beyond the anchor may be what is asked for next: it is not cut off first."""
+    disk = MemoryDisk()
+    log = open_on(disk)
+    write(log, [0])
+    end, earlier = log.journal.anchored.end_offset, disk.contents()
+    later = MemoryDisk(earlier)
+    write(open_on(later), [EPOCH, 2 * EPOCH])
+    segment = earlier["seg-0000000000000000.log"]
+    torn = segment[:end] + b"torn" + segment[end + 4 :]
+    for key in (later.contents()[SEAL_KEY_FILE], b""):
+        found = {**earlier, "seg-0000000000000000.log": torn, SEAL_KEY_FILE: key, "log.new": b"x"}
+        left = MemoryDisk(found)
+        with pytest.raises(ChainError) as refused:
+            open_on(left)
+        assert refused.value.verdict == "SEAL_KEY" and left.contents() == found
+
+
 def test_a_log_may_be_made_without_seals_and_stays_so() -> None:
     disk = MemoryDisk()
     log = open_on(disk, epoch_ns=0)

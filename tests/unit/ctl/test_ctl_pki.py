@@ -14,6 +14,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -276,6 +277,36 @@ def test_the_agent_takes_its_own_certificate_and_says_what_is_wrong_with_others(
     refused(other, "do not go together")
     right.with_suffix(".key").chmod(0o640)
     refused(right, "chmod 600")
+
+
+def test_a_certificate_that_every_collector_would_refuse_is_refused_first(tmp_path: Path) -> None:
+    fleet, another = FleetPki(tmp_path / "pki"), FleetPki(tmp_path / "another")
+    node, now_ns = bytes.fromhex(NODE), int(fleet.now.timestamp()) * 10**9
+    foreign = another.issue(Role.NODE, NODE)
+    with pytest.raises(ConfigError, match="no collector would take it.*local issuer"):
+        tls.load(_listening(fleet, foreign), node_id=node, wall_ns=now_ns)
+    with pytest.raises(ConfigError, match="no collector would take it"):
+        tls.load(_listening(another, fleet.issue(Role.NODE, NODE)), node_id=node, wall_ns=now_ns)
+    both = tmp_path / "both.pem"
+    both.write_bytes(fleet.ca.read_bytes() + another.ca.read_bytes())
+    for one in (foreign, fleet.issue(Role.NODE, NODE)):
+        listening = msgspec.structs.replace(_listening(fleet, one), ca=str(both))
+        assert tls.load(listening, node_id=node, wall_ns=now_ns), "while a CA follows another"
+    west = fleet.issue(Role.COLLECTOR, "west")
+    assert tls.load(_listening(fleet, west), node_id=b"", wall_ns=now_ns, collector="west")
+
+
+def test_one_that_is_not_valid_yet_takes_no_place_of_one_that_is(tmp_path: Path) -> None:
+    """At a start the node's clock may be behind; who has a certificate in force keeps it."""
+    fleet, node = FleetPki(tmp_path / "pki"), bytes.fromhex(NODE)
+    listening = _listening(fleet, fleet.issue(Role.NODE, NODE))
+    early_ns = (int(fleet.now.timestamp()) - 7 * 24 * 3600) * 10**9
+    assert tls.load(listening, node_id=node, wall_ns=early_ns)
+    with pytest.raises(ConfigError, match="not valid before .* the one in force stays"):
+        tls.load(listening, node_id=node, wall_ns=early_ns, replacing=True)
+    assert tls.load(
+        listening, node_id=node, wall_ns=early_ns + 8 * 24 * 3600 * 10**9, replacing=True
+    )
 
 
 def test_the_doctor_says_when_certificates_end(tmp_path: Path) -> None:

@@ -163,6 +163,27 @@ def test_a_copy_of_a_log_that_is_just_switching_segments_holds(tmp_path: Path) -
         one.close()
 
 
+def test_a_log_that_switches_segments_while_it_is_verified_holds(tmp_path: Path) -> None:
+    log = open_in(tmp_path / "log")
+    sealer, numbers = log.sealer(), iter(range(1, 1000))
+
+    class Going(DirectoryDisk):
+        """The writer goes on, into the next segment, just before the anchor is read."""
+
+        def read(self, name: str, *, direct: bool = False) -> bytes:
+            while name == "anchor" and log.journal.anchored.next_seq < 60:
+                number = next(numbers)
+                batch = sealer.seal([(renewal(number), moment_at(number))])
+                at = moment_at(number)
+                log.journal.commit_blocking(batch.frames, batch.count, batch.head, at)
+            return super().read(name, direct=direct)
+
+    read = read_log(tmp_path / "log", disk=Going(tmp_path / "log"))
+    assert read.facts.slot.segment_no > 0 and read.head == log.journal.head
+    read.close()
+    log.close()
+
+
 def test_a_segment_that_goes_while_it_is_verified_is_told(log: Path) -> None:
     disk = Going(log, FileNotFoundError(2, "No such file or directory", "seg-1"))
     with pytest.raises(StateError, match="seg-1 was removed meanwhile: ask again"):

@@ -130,7 +130,8 @@ class Fleet:
     def check(self, listening: Listening) -> None:
         """Whether a new configuration could be used. Raises ConfigError."""
         if listening.on:
-            load(listening, node_id=self._node_id, wall_ns=self._clock.now().wall_ns)
+            now_ns, there = self._clock.now().wall_ns, self.listener is not None
+            load(listening, node_id=self._node_id, wall_ns=now_ns, replacing=there)
 
     def reload(self, listening: Listening) -> None:
         """Use a new configuration, that was checked. A door is neither moved nor closed."""

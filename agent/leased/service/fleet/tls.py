@@ -2,8 +2,9 @@
 """The node's side of TLS: its certificate, whose clients it takes, and reading both again.
 
 Rule: TLS 1.3 with certificates on both sides, or no connection. What is configured is judged before
-it is used: a key that others may read, a certificate of another role, of another node or past its
-end is refused and named, and what was in force before stays in force. Connections that are there go
+it is used: a key that others may read, a certificate of another role, of another node, of a CA that
+no collector trusts or past its end is refused and named, and what was in force before stays in
+force. Connections that are there go
 on as they began. There are no session tickets: every connection shows its certificate.
 
 Does not listen (`listener`) and makes no certificates (`leasectl pki`).
@@ -11,9 +12,11 @@ Does not listen (`listener`) and makes no certificates (`leasectl pki`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +29,8 @@ from leased.terms.errors import CallerError, ConfigError
 from leased.terms.moment import NS_PER_S
 
 ALPN: Final = "http/1.1"
+_NO_CHECK_TIME: Final = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME."""
 HANDSHAKE_ERRORS: Final = (ssl.SSLError, ssl.CertificateError)
 
 
@@ -41,9 +46,17 @@ class Credentials(msgspec.Struct, frozen=True):
         return self.certificate.identity.fleet
 
 
-def load(listening: Listening, *, node_id: bytes, wall_ns: int, collector: str = "") -> Credentials:
-    """Read what is configured: a node's, or that of the `collector` of this name. Raises
-    ConfigError saying which file, what is wrong with it and what to do."""
+def load(
+    listening: Listening,
+    *,
+    node_id: bytes,
+    wall_ns: int,
+    collector: str = "",
+    replacing: bool = False,
+) -> Credentials:
+    """Read what is configured: a node's, or that of the `collector` of this name. `replacing`:
+    another is in force, so it must be valid by now; a clock may be behind when there is none.
+    Raises ConfigError saying which file, what is wrong with it and what to do."""
     _check_key(Path(listening.key))
     certificate = _own(Path(listening.certificate))
     identity = certificate.identity
@@ -58,8 +71,21 @@ def load(listening: Listening, *, node_id: bytes, wall_ns: int, collector: str =
             f"listener.certificate: {listening.certificate} is past its end; renew it with"
             " `leasectl pki renew`"
         )
+    if replacing and certificate.not_before_s * NS_PER_S > wall_ns:
+        since = datetime.fromtimestamp(certificate.not_before_s, UTC).isoformat()
+        raise ConfigError(
+            f"listener.certificate: {listening.certificate} is not valid before {since}, by this"
+            " host's clock; the one in force stays: look at the clock, or reload when it is valid"
+        )
     try:
         context = _context(listening)
+        _shake_hands(listening)
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigError(
+            f"listener.certificate: {listening.certificate} is not by a CA of {listening.ca}, and"
+            f" no collector would take it ({error.verify_message}); give the one that made it, or"
+            " make another with `leasectl pki node`"
+        ) from error
     except OSError as error:  # an SSLError is one
         why = getattr(error, "reason", None) or error.strerror or error
         raise ConfigError(
@@ -81,6 +107,22 @@ def _context(listening: Listening) -> ssl.SSLContext:
     context.load_cert_chain(listening.certificate, listening.key)
     context.load_verify_locations(listening.ca)
     return context
+
+
+def _shake_hands(listening: Listening) -> None:
+    """As a collector would, whose CA is ours (PULL.md section 1); when is not asked. Raises
+    SSLError."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(listening.certificate, listening.key)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VerifyFlags(_NO_CHECK_TIME)
+    client.load_verify_locations(listening.ca)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True)
+    for side in (sides[0], sides[1], sides[0]):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
 
 
 def _check_key(path: Path) -> None:
