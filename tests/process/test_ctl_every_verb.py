@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.doubles.host_agent import PATIENCE_S, HostAgent
+from tests.doubles.host_agent import PATIENCE_S, REPOSITORY, HostAgent
 
 pytestmark = pytest.mark.root
 
@@ -258,3 +258,21 @@ def test_no_agent_and_no_lease(shared_agent: HostAgent) -> None:
     shared_agent.leasectl("show", "feedbeef", check=66)
     shared_agent.leasectl("--socket", "/nowhere/io.leased", "ls", check=69)
     shared_agent.leasectl("verify", "--log", "/nowhere", check=78)
+
+
+# ---- the library -------------------------------------------------------------------------------
+
+
+def test_the_readmes_script_runs_as_it_stands(shared_agent: HostAgent) -> None:
+    """It finds the agent where LEASE_SOCKET says, as leasectl does."""
+    _, _, rest = (REPOSITORY / "README.md").read_text("utf-8").partition("```python\n")
+    done = subprocess.run(
+        [sys.executable, "-c", rest.partition("```")[0]],
+        env={"PATH": "/usr/bin:/bin", **shared_agent.sockets()},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    listed = document(shared_agent, "ls", "--closed")["leases"]
+    assert any(one["runtime"]["ended"] == "released" for one in listed)

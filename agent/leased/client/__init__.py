@@ -7,8 +7,8 @@
             await train(held.mem(), held.notice)
 
 Rule: a lease held through this library is given up by us before the agent takes it: the scope
-closes early, the loss is a typed exception, and nothing waits for ever. Does not decide anything
-the agent decides.
+closes early, the loss is a typed exception as every other is (LeasedError), and nothing waits for
+ever. Does not decide anything the agent decides.
 """
 
 from leased.client import plain
@@ -18,6 +18,8 @@ from leased.client.holding import Holding
 from leased.client.peers import PeerEnd, connect_peer, disconnect_peer
 from leased.client.session import ADMIN_SOCKET, SOCKET, Session, connect
 from leased.client.wants import want
+from leased.terms.errors import InvalidParameter, LeasedError, NoSuchLease, PermissionDenied
+from leased.wire import objects
 
 __all__ = [
     "ADMIN_SOCKET",
@@ -25,8 +27,12 @@ __all__ = [
     "AgentUnavailable",
     "CallTimeout",
     "Holding",
+    "InvalidParameter",
     "LeaseLost",
+    "LeasedError",
+    "NoSuchLease",
     "PeerEnd",
+    "PermissionDenied",
     "Refused",
     "RemoteError",
     "Session",
@@ -34,6 +40,7 @@ __all__ = [
     "connect",
     "connect_peer",
     "disconnect_peer",
+    "objects",
     "plain",
     "want",
 ]

@@ -10,7 +10,6 @@ Does not keep the lease alive meanwhile (`holding`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,9 +18,9 @@ import trio
 
 from leased.client.faults import CallTimeout
 from leased.client.holding import Holding
-from leased.client.session import SOCKET, Session
+from leased.client.session import Place, Session
 from leased.client.wants import want
-from leased.terms.errors import LeasedError
+from leased.terms.errors import InvalidParameter, LeasedError
 from leased.terms.moment import NS_PER_S
 from leased.wire import objects, parameters, replies
 
@@ -34,7 +33,7 @@ GIVEN_UP = (trio.Cancelled, KeyboardInterrupt, CallTimeout)
 
 @asynccontextmanager
 async def acquire(
-    path: str | os.PathLike[str] | Session = SOCKET,
+    path: Place | Session = None,
     *,
     resources: Sequence[objects.Ask] | None = None,
     ttl: float | None = None,
@@ -59,10 +58,10 @@ async def acquire(
     asked = parameters.Acquire(
         resources=list(resources) if resources is not None else want(**wants),
         command_id=command_id or session.command_id(),
-        ttl_ns=_ns(ttl),
+        ttl_ns=_ns(ttl, "ttl"),
         priority=priority,  # type: ignore[arg-type]
-        wait_ns=_ns(wait) or None,
-        grace_ns=_ns(grace),
+        wait_ns=_ns(wait, "wait") or None,
+        grace_ns=_ns(grace, "grace"),
         workload=workload,
         accounting_tag=tag,
         bind=bind,  # type: ignore[arg-type]
@@ -141,5 +140,10 @@ async def _give_back(held: Holding) -> None:
             pass  # It is over already, or the hold descriptor and the deadline end it.
 
 
-def _ns(seconds: float | None) -> int | None:
-    return None if seconds is None else round(seconds * NS_PER_S)
+def _ns(seconds: float | None, parameter: str) -> int | None:
+    if seconds is None:
+        return None
+    try:
+        return round(seconds * NS_PER_S)
+    except (TypeError, ValueError, OverflowError) as error:  # "60s", nan, inf
+        raise InvalidParameter(parameter, f"{seconds!r} is no number of seconds") from error

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from leased.client.amounts import told
 from leased.terms.errors import (
     EX_LEASE_LOST,
     EX_PROTOCOL,
@@ -104,9 +105,13 @@ def refusal_text(refusal: Refusal) -> str:
     """One line for people: token, numbers, next step."""
     text = refusal.reason
     if refusal.what:
-        text += (
-            f": {refusal.requested} {refusal.what} asked, {refusal.usage} of {refusal.limit} in use"
+        asked, used, limit = (
+            told(refusal.what, number)
+            for number in (refusal.requested, refusal.usage, refusal.limit)
         )
+        text += f": {refusal.what}: asked {asked}"
+        if refusal.limit:
+            text += f", {used} of {limit} in use" if refusal.usage else f", the limit is {limit}"
     if refusal.seconds_until_retry is None:
         return f"{text}; waiting does not help"
     return f"{text}; could succeed in {refusal.seconds_until_retry} s, try waiting"

@@ -32,6 +32,8 @@ _WATCH_BACKOFF_S = 1.0
 _OVER = frozenset({"revoking", "scrubbing", "verifying", "reclaimed", "fenced"})
 _NOTICE = msgspec.json.Decoder(objects.Notice)
 
+GIVEN_BACK = "it was given back"
+
 
 class Holding:
     """A lease we hold. `lease` is how the agent last described it; `lost` is set when it is ours no
@@ -82,10 +84,12 @@ class Holding:
 
     def fd(self, purpose: str, resource_id: str | None = None) -> int:
         """The descriptor for `purpose` (memory, block, notify, hold); it stays ours. Raises
-        KeyError.
+        KeyError, and LeaseLost once the block has ended or the lease was given back.
         """
         for item in self.granted.fds:
             if item.purpose == purpose and resource_id in (None, item.resource_id):
+                if not self._fds:
+                    raise LeaseLost(self.lease_id, self.lost_why or GIVEN_BACK)
                 return self._fds[item.index]
         raise KeyError(f"no {purpose} descriptor came with lease {self.lease_id}")
 

@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 import trio
 
 from leased.client import acquisition, holding
-from leased.client.session import SOCKET, Session, connect
+from leased.client.faults import LeaseLost
+from leased.client.session import Place, Session, connect
 from leased.wire import objects
 
 T = TypeVar("T")
@@ -83,11 +84,11 @@ class PlainHolding:
 
     def renew(self, ttl_ns: int | None = None) -> None:
         """Renew now."""
-        trio.from_thread.run(self._held.renew, ttl_ns, trio_token=self._token)
+        self._ask(self._held.renew, ttl_ns)
 
     def extend(self, needed_ns: int) -> None:
         """Once told to leave: let the notice end so long from now. Raises Refused, LeaseLost."""
-        trio.from_thread.run(self._held.extend, needed_ns, trio_token=self._token)
+        self._ask(self._held.extend, needed_ns)
 
     def end(self) -> None:
         """Let the thread give the lease back and end."""
@@ -98,11 +99,19 @@ class PlainHolding:
 
     def release(self) -> None:
         """Give it back now."""
-        trio.from_thread.run(self._held.release, trio_token=self._token)
+        self._ask(self._held.release)
+
+    def _ask(self, method: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Raises LeaseLost if the block has ended, and with it the thread that would ask."""
+        try:
+            trio.from_thread.run(method, *arguments, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled) as error:
+            why = self._held.lost_why or holding.GIVEN_BACK
+            raise LeaseLost(self.lease_id, why) from error
 
 
 @contextmanager
-def acquire(path: str | Session = SOCKET, **wants: Any) -> Iterator[PlainHolding]:
+def acquire(path: Place | Session = None, **wants: Any) -> Iterator[PlainHolding]:
     """Hold a lease for a block; the arguments and errors are those of `leased.client.acquire`."""
     began: queue.SimpleQueue[trio.lowlevel.TrioToken] = queue.SimpleQueue()
     given_up = threading.Event()
@@ -142,8 +151,8 @@ def acquire(path: str | Session = SOCKET, **wants: Any) -> Iterator[PlainHolding
         ended.result()
 
 
-def run(path: str, work: Callable[[Session], Awaitable[T]], **settings: Any) -> T:
-    """Run `work` with a session: `run(SOCKET, lambda session: session.devices())`."""
+def run(path: Place, work: Callable[[Session], Awaitable[T]], **settings: Any) -> T:
+    """Run `work` with a session: `run(None, lambda session: session.devices())`."""
 
     async def go() -> T:
         async with connect(path, **settings) as session:
@@ -153,7 +162,7 @@ def run(path: str, work: Callable[[Session], Awaitable[T]], **settings: Any) -> 
 
 
 def call(
-    path: str, method: str, arguments: dict[str, Any] | None = None, **settings: Any
+    path: Place, method: str, arguments: dict[str, Any] | None = None, **settings: Any
 ) -> dict[str, Any]:
     """Call one method by name."""
     return run(path, lambda session: session.call(method, arguments), **settings)

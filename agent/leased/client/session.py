@@ -28,6 +28,7 @@ from leased.wire import objects, parameters, replies
 from leased.wire.objects import Strict, Tolerant
 from leased.wire.parameters import METHODS, Parameters
 
+SOCKET_VARIABLE = "LEASE_SOCKET"
 SOCKET = "/run/leased/io.leased"
 ADMIN_SOCKET = "/run/leased/io.leased.admin"
 TIMEOUT_S = 10.0
@@ -37,6 +38,7 @@ _NAME_OF = {method.parameters: method.name for method in METHODS.values()}
 _ENCODER = msgspec.json.Encoder()
 R = TypeVar("R", bound=Tolerant)
 T = TypeVar("T")
+Place = str | os.PathLike[str] | None
 
 
 def new_id() -> bytes:
@@ -45,9 +47,7 @@ def new_id() -> bytes:
 
 
 def boot_clock_ns() -> int:
-    """CLOCK_BOOTTIME, the agent's clock: on one host the two agree (time namespaces with an offset
-    do not).
-    """
+    """CLOCK_BOOTTIME, the agent's clock: but for time namespaces with an offset, the two agree."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
@@ -56,7 +56,7 @@ class Session:
 
     def __init__(
         self,
-        path: str | os.PathLike[str] = SOCKET,
+        path: Place = None,
         *,
         timeout_s: float = TIMEOUT_S,
         entropy: Callable[[], bytes] = new_id,
@@ -64,10 +64,10 @@ class Session:
         clock_ns: Callable[[], int] = boot_clock_ns,
         send_pidfd: bool | None = None,
     ) -> None:
-        """`chance` gives numbers in [0, 1) to spread retries and renewals; `send_pidfd` None asks
-        the kernel.
+        """`path` None: what LEASE_SOCKET names, as of leasectl, else `SOCKET`. `chance` gives
+        numbers in [0, 1) to spread retries and renewals; `send_pidfd` None asks the kernel.
         """
-        self._path = os.fspath(path)
+        self._path = os.fspath(path or os.environ.get(SOCKET_VARIABLE, SOCKET))
         self._connection: Connection | None = None
         self._met = False
         self._send_pidfd = send_pidfd
@@ -363,8 +363,8 @@ class _Limit:
 
 
 @asynccontextmanager
-async def connect(path: str | os.PathLike[str] = SOCKET, **settings: Any) -> AsyncIterator[Session]:
-    """A session for a block; `settings` are those of Session."""
+async def connect(path: Place = None, **settings: Any) -> AsyncIterator[Session]:
+    """A session for a block; `path` and `settings` are those of Session."""
     session = Session(path, **settings)
     try:
         yield session

@@ -13,19 +13,19 @@ import re
 
 import msgspec
 
+from leased.client.amounts import MILLI
 from leased.terms.errors import InvalidParameter
 from leased.wire.objects import Ask
 
-MILLI = 1000
 _BYTES = re.compile(r"^(\d+)(?:\.(\d{1,9}))?\s*([kKMGTP]?)(i?)B?$")
 _EXPONENT = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
-def parse_bytes(text: str | int, parameter: str) -> int:
+def parse_bytes(text: str | float, parameter: str) -> int:
     """Bytes of `4GiB`, `4G` (both 1024-based, as memory is), `1.5T`, or a bare number."""
     if isinstance(text, int):
         return text
-    match = _BYTES.match(text.strip())
+    match = _BYTES.match(str(text).strip())
     if match is None:
         raise InvalidParameter(parameter, f"{text!r} is not a size like 512M, 4GiB or 1.5T")
     whole, fraction, unit, _ = match.groups()
@@ -37,11 +37,11 @@ def parse_bytes(text: str | int, parameter: str) -> int:
     return size
 
 
-def parse_milli(text: str | int, parameter: str) -> int:
-    """Thousandths of `2`, `1.5` or `500m`. An int counts whole units."""
+def parse_milli(text: str | float, parameter: str) -> int:
+    """Thousandths of `2`, `1.5` or `500m`. A number counts whole units."""
     if isinstance(text, int):
         return text * MILLI
-    match = re.match(r"^(?:(\d+)m|(\d+)(?:\.(\d{1,3}))?)$", text.strip())
+    match = re.match(r"^(?:(\d+)m|(\d+)(?:\.(\d{1,3}))?)$", str(text).strip())
     if match is None:
         raise InvalidParameter(parameter, f"{text!r} is not a number like 2, 1.5 or 500m")
     milli, whole, fraction = match.groups()
@@ -53,7 +53,7 @@ def parse_milli(text: str | int, parameter: str) -> int:
 def want(
     *,
     gpu: str | int = 0,
-    cpu: str | int = 0,
+    cpu: str | float = 0,
     mem: str | int = 0,
     block: str | int = 0,
     tier: str | None = None,

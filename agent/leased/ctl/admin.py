@@ -12,16 +12,11 @@ import os
 from pathlib import Path
 
 from leased.client import Session
+from leased.client.amounts import MILLI, RATES, SIZES
 from leased.ctl import render
 from leased.ctl.adopt import must_be_there
 from leased.ctl.agent import find_lease, online
-from leased.ctl.asks import (
-    MILLI,
-    RATES,
-    SIZES,
-    parse_duration,
-    parse_size,
-)
+from leased.ctl.asks import parse_duration, parse_size
 from leased.ctl.console import Console
 from leased.ctl.devices import find_resource
 from leased.ctl.usage_text import Verbs, verb

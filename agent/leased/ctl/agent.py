@@ -18,10 +18,10 @@ from typing import Final
 import trio
 
 from leased.client import ADMIN_SOCKET, SOCKET, Session
+from leased.client.session import SOCKET_VARIABLE
 from leased.ctl.console import Console
 from leased.terms.errors import InvalidParameter, NoSuchLease
 
-SOCKET_VARIABLE: Final = "LEASE_SOCKET"
 ADMIN_SOCKET_VARIABLE: Final = "LEASE_ADMIN_SOCKET"
 ID_CHARS: Final = 32
 Verb = Callable[[argparse.Namespace, Console, Session], Awaitable[int]]

@@ -14,6 +14,8 @@ import argparse
 import re
 from typing import Any, Final
 
+from leased.client.amounts import MILLI, RATES, SIZES, size
+from leased.client.amounts import amount as amount
 from leased.terms import resource
 from leased.terms.errors import InvalidParameter
 from leased.wire import portrayal
@@ -28,11 +30,8 @@ DURATIONS: Final = {
     "h": 3_600_000_000_000,
     "d": 86_400_000_000_000,
 }
-SIZES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 DECIMAL_SIZES: Final = ("KB", "MB", "GB", "TB", "K", "M", "G", "T", "k", "kB")
-RATES: Final = {"bit": 1, "Kbit": 1_000, "Mbit": 1_000_000, "Gbit": 1_000_000_000}
 PAGE_BYTES_DEFAULT: Final = 4096
-MILLI: Final = 1_000
 MEMORY_SHAPES: Final = tuple(shape.value for shape in resource.MEMORY_SHAPES)
 BLOCK_SHAPES: Final = tuple(shape.value for shape in resource.BLOCK_SHAPES)
 _QUANTITY: Final = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))? ?([A-Za-z]+)", re.ASCII)
@@ -169,26 +168,6 @@ def rounding_note(text: str, ask: dict[str, Any]) -> str | None:
         f"note: {text.split(',')[0]} is no whole number of {size(page_bytes)} pages;"
         f" asking for {size(ask['capacity'])}"
     )
-
-
-def size(count: int) -> str:
-    """Bytes for people, never rounded to something else: "1536MiB", "4097B"."""
-    for unit, scale in reversed(SIZES.items()):
-        if count >= scale and count % scale == 0:
-            return f"{count // scale}{unit}"
-    return f"{count}B"
-
-
-def amount(kind: str, capacity: int) -> str:
-    """A capacity of `kind` for people."""
-    if kind in ("mem", "block"):
-        return size(capacity)
-    if kind in ("cpu", "gpu"):
-        return str(capacity // MILLI) if capacity % MILLI == 0 else f"{capacity}m"
-    for unit, scale in reversed(RATES.items()):
-        if capacity >= scale and capacity % scale == 0:
-            return f"{capacity // scale}{unit}"
-    return f"{capacity}bit"
 
 
 def _split(

@@ -16,8 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from leased.chain.canonical import Unknown
+from leased.client.amounts import amount
 from leased.ctl import render
-from leased.ctl.asks import amount
 from leased.ctl.console import length, timestamp
 from leased.terms import event as events
 from leased.terms.event import KIND, Event, LeaseEvent

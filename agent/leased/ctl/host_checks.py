@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from leased.ctl.asks import size
+from leased.client.amounts import size
 from leased.ctl.findings import Finding, Grade, read_text
 
 KERNEL_MIN: Final = (5, 14)

@@ -14,7 +14,8 @@ import os
 from typing import Final
 
 from leased.client import Refused
-from leased.ctl.asks import DURATIONS, amount
+from leased.client.amounts import amount
+from leased.ctl.asks import DURATIONS
 from leased.ctl.console import Console, length
 from leased.ctl.render import one_line
 from leased.terms.errors import (

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from leased.ctl.asks import amount
+from leased.client.amounts import amount
 from leased.ctl.console import Console, length, relative
 from leased.ctl.console import plain as told
 from leased.wire import objects

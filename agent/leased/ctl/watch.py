@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 
 from leased.client import Session
+from leased.client.amounts import amount
 from leased.ctl import render
 from leased.ctl.agent import await_answer, find_lease, online
-from leased.ctl.asks import amount
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
 from leased.terms.errors import EX_TEMPFAIL

@@ -19,6 +19,18 @@ from leased.terms.moment import NS_PER_MS
 TOP = Path(__file__).resolve().parents[3]
 
 
+SCRIPT = """
+from leased import client
+
+try:
+    with client.plain.acquire(mem="64MiB", ttl=60) as held:
+        reveal_type(held.mem())
+        reveal_type(held.lease.runtime.allotments[0].capacity)
+except client.LeasedError as error:
+    print(error)
+"""
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this tree, built once. Without isolation where the build's needs are here, so
@@ -86,6 +98,22 @@ def test_every_module_and_every_interface_is_in_it(wheel: Path) -> None:
     source = TOP / "agent" / "leased"
     for path in (*source.rglob("*.py"), *source.rglob("*.varlink")):
         assert f"leased/{path.relative_to(source)}" in found
+
+
+def test_types_are_known_to_who_installs_it(wheel: Path, tmp_path: Path) -> None:
+    """Of a stranger's script, by mypy at its strictest; a package without the mark is all Any."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site-packages")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": "", "PYTHONPATH": str(tmp_path / "site-packages")},
+        capture_output=True,
+        text=True,
+    )
+    told = [line for line in done.stdout.splitlines() if "Revealed" in line or "error" in line]
+    assert [line.rpartition("is ")[2] for line in told] == ['"mmap.mmap"', '"int"'], done.stdout
 
 
 def test_nothing_else_is_in_it(wheel: Path) -> None:

@@ -65,6 +65,18 @@ def test_refusals_and_mistakes_come_out_where_they_were_made(path: str, agent: S
         raise AssertionError("there is no lease to work under")
     with pytest.raises(InvalidParameter), plain.acquire(path):
         raise AssertionError("nothing was asked for")
+    for seconds in ("60s", float("nan"), float("inf")):
+        wrong = pytest.raises(InvalidParameter, match="ttl")
+        with wrong, plain.acquire(path, mem=4096, ttl=seconds):
+            raise AssertionError("that is no time")
+
+
+def test_what_is_asked_of_a_lease_after_its_block_says_so(path: str, agent: SmallAgent) -> None:
+    with plain.acquire(path, mem=4096, ttl=60) as held:
+        pass
+    for asked in (held.renew, held.release, held.mem, lambda: held.extend(1)):
+        with pytest.raises(LeaseLost, match="it was given back"):
+            asked()
 
 
 def test_a_lost_lease_is_told(path: str, agent: SmallAgent) -> None:
