@@ -324,6 +324,7 @@ class Agent:
             config=lambda: Config(policy=self.host.policy),
             ask=self.sequencer.ask_own,
             in_force=lambda: self.lessor.table.policy_hash,
+            document=lambda: self.lessor.policy,
             unbroken=self.sequencer.unbroken.scope,
             changed=lambda: None,
             say=lambda message: None,

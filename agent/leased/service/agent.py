@@ -54,12 +54,11 @@ from leased.service.ticker import LATE_NS, Ticker
 from leased.service.watcher import Watcher, first_look
 from leased.terms.command import Caller, Heartbeat, Revoke, Stop
 from leased.terms.effect import Effect
-from leased.terms.errors import ConfigError, StateError
+from leased.terms.errors import StateError
 from leased.terms.identity import LeaseId, TenantId
 from leased.terms.lease import Lease, RevocationReason
 from leased.terms.moment import NS_PER_S
 from leased.terms.policy import digest
-from leased.terms.reply import Unfit
 
 ENTROPY_BYTES = 4096
 REAPER_WAIT_S = 30
@@ -366,12 +365,12 @@ class Agent:
 
     async def reload(self) -> None:
         """Read the configuration again; policy, rates, tenants and certificates take force, the
-        rest at the next start."""
-        fresh = await trio.to_thread.run_sync(self._reread)
-        self.fleet.check(fresh.listener)
-        reply = await self.policies.reconfigured(fresh, self.config, self._operator())
-        if isinstance(reply, Unfit):
-            raise ConfigError(reply.why)
+        rest at the next start. All of it, or nothing."""
+        await self.policies.reconfigure(
+            lambda: self.fleet.check(self._reread()), self._adopt, self._operator()
+        )
+
+    def _adopt(self, fresh: Config) -> None:
         self.config = fresh
         self.fleet.reload(fresh.listener)
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from leased.service.config import Config
 from leased.service.unbroken import Unbroken
 from leased.terms.command import SetPolicy
 from leased.terms.policy import Policy, digest
@@ -19,9 +20,11 @@ from tests.doubles.serving import Host
 POLICY = Policy(leases_max=7)
 
 
+@pytest.mark.parametrize("reloads", [False, True])
 async def test_a_disk_that_refuses_a_policy_ends_the_agent(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    reloads: bool, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
+    adopted: list[Config] = []
     with pytest.raises(ExceptionGroup) as raised:
         async with Host().standing() as host, host.agent() as agent:
             agent.journal.gate.shut()
@@ -29,10 +32,15 @@ async def test_a_disk_that_refuses_a_policy_ends_the_agent(
             policies = agent.policies(tmp_path)
             order = SetPolicy(host.command_id(), OPERATOR, POLICY, digest(POLICY), bytes(32))
             async with trio.open_nursery() as connections:
+                if reloads:
+                    fresh = Config(policy=POLICY)
+                    connections.start_soon(
+                        policies.reconfigure, lambda: fresh, adopted.append, OPERATOR
+                    )
                 connections.start_soon(policies.set, order)
                 await agent.journal.gate.reached.wait()
                 agent.journal.gate.open()
-    assert raised.value.subgroup(OSError) is not None
+    assert raised.value.subgroup(OSError) is not None and not adopted
 
 
 async def test_nobody_is_cancelled_before_the_end_and_everybody_after() -> None:

@@ -3,30 +3,42 @@
 
 from __future__ import annotations
 
-import contextlib
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
 from leased.durable.shelf import Shelf
+from leased.economics.rates import DEFAULT_CARD, Rate, RateCard
 from leased.lessor.lessor import Lessor
 from leased.service.config import Config
 from leased.service.policy.policies import NO_RATE_HASH, Policies
+from leased.service.unbroken import Unbroken
 from leased.terms import command as commands
 from leased.terms.command import Command, SetPolicy, TryPolicy
 from leased.terms.errors import ConfigError, InvalidParameter, StateError
-from leased.terms.identity import CommandId
+from leased.terms.identity import CommandId, TenantId
 from leased.terms.lease import Level
 from leased.terms.moment import NS_PER_S
-from leased.terms.policy import Policy, TenantLimits, digest
+from leased.terms.policy import Allocation, Policy, Strategy, TenantLimits, digest
 from leased.terms.policy_text import read_policy
 from leased.terms.reply import InForce, Refusal, Reply, Unfit
+from leased.terms.resource import ResourceKind
 from tests.doubles.clock import FakeClock
 from tests.doubles.desk import ACME, OPERATOR, Desk
 
+DEARER = RateCard(tuple(Rate(rate.kind, 2 * rate.nano) for rate in DEFAULT_CARD.rates))
 CONFIGURED = Policy(leases_max=100)
 HANDED_IN = Policy(leases_max=7, tenants=(("acme", TenantLimits(level_max=Level.HIGH)),))
+
+
+async def turns(count: int) -> None:
+    """Let others have theirs."""
+    for _ in range(count):
+        await trio.lowlevel.checkpoint()
 
 
 class Site:
@@ -49,7 +61,8 @@ class Site:
             config=lambda: self.config,
             ask=self._ask,
             in_force=lambda: self.desk.table.policy_hash,
-            unbroken=contextlib.nullcontext,
+            document=lambda: self.desk.lessor.policy,
+            unbroken=Unbroken().scope,
             changed=self._changed,
             say=self.said.append,
         )
@@ -76,9 +89,19 @@ class Site:
     async def _ask(self, command: Command) -> Reply:
         if command.command_id == bytes(16):
             command = msgspec.structs.replace(command, command_id=self.desk.command_id())
+        await turns(10)  # of others, as with the sequencer's channel
         reply = self.desk.say(command)
         assert reply is not None
+        await turns(10)
         return reply
+
+    async def reload(self, read: Callable[[], Config]) -> None:
+        """As the agent does."""
+
+        def adopt(fresh: Config) -> None:
+            self.config = fresh
+
+        await self.policies.reconfigure(read, adopt, OPERATOR)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -192,19 +215,96 @@ async def test_a_disk_that_is_full_refuses_the_document(site: Site, tmp_path: Pa
 
 
 async def test_a_reload_changes_the_floor_and_not_what_was_handed_in(site: Site) -> None:
-    before, fresh = site.config, Config(policy=Policy(leases_max=55))
-    await site.policies.reconfigured(fresh, before, OPERATOR)
-    site.config = fresh
+    fresh = Config(policy=Policy(leases_max=55))
+    await site.reload(lambda: fresh)
     assert site.in_force == fresh.policy
     await site.hand_in(HANDED_IN)
     again = Config(policy=Policy(leases_max=56))
-    await site.policies.reconfigured(again, fresh, OPERATOR)
-    site.config = again
+    await site.reload(lambda: again)
     assert site.in_force == HANDED_IN
     site.desk.say(msgspec.structs.replace(site.policies.floor(OPERATOR), command_id=b"f" * 16))
     assert site.in_force == again.policy
     site.boot()
     assert site.in_force == again.policy
+
+
+async def test_of_two_reloads_at_once_the_later_counts(site: Site) -> None:
+    """Also if the first is slow to read what is no longer there."""
+    older, newer = (Config(policy=Policy(leases_max=most)) for most in (55, 56))
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read_slowly() -> Config:
+        reading.set()
+        go_on.wait()
+        return older
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(site.reload, read_slowly)
+        await trio.to_thread.run_sync(reading.wait)
+        nursery.start_soon(site.reload, lambda: newer)
+        await turns(100)
+        go_on.set()
+    assert site.config is newer and site.in_force == newer.policy
+
+
+async def test_what_is_handed_in_during_a_reload_is_in_force_behind_it(site: Site) -> None:
+    """With its rates, and over a restart."""
+    fresh = Config(policy=Policy(leases_max=55), rates=DEARER)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(site.reload, lambda: fresh)
+        await turns(2)
+        nursery.start_soon(site.hand_in, HANDED_IN)
+    assert site.in_force == HANDED_IN
+    assert site.desk.table.rate_hash == DEARER.digest()
+    site.boot()
+    assert site.in_force == HANDED_IN
+
+
+@pytest.mark.parametrize("passed", [0, 2, 5, 10, 15, 20])
+async def test_a_reload_during_what_is_handed_in_leaves_it_in_force(
+    passed: int, site: Site
+) -> None:
+    await site.hand_in(Policy(leases_max=3))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(site.reload, lambda: Config(policy=Policy(leases_max=55)))
+        await turns(passed)
+        nursery.start_soon(site.hand_in, HANDED_IN)
+    assert site.in_force == HANDED_IN
+    site.boot()
+    assert site.in_force == HANDED_IN
+
+
+async def test_who_hangs_up_during_a_reload_leaves_none_half_done(site: Site) -> None:
+    fresh = Config(policy=Policy(leases_max=55), rates=DEARER)
+    outcomes = set()
+    for passed in (0, *range(2, 40, 3)):
+        read = threading.Event()
+
+        def reading(read: threading.Event = read) -> Config:
+            read.set()
+            return fresh
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(site.reload, reading)
+            if passed:
+                await trio.to_thread.run_sync(read.wait)
+                await turns(passed)
+            nursery.cancel_scope.cancel()
+        done = site.config is fresh
+        outcomes.add(done)
+        assert site.in_force == (fresh.policy if done else CONFIGURED)
+        await site.reload(lambda: Config(policy=CONFIGURED))
+    assert outcomes == {True, False}
+
+
+async def test_a_configuration_that_does_not_fit_changes_nothing(site: Site) -> None:
+    before = site.config
+    much = ((TenantId("acme"), 1 << 60),)
+    reserve = Allocation(ResourceKind.MEM, strategy=Strategy.RESERVATION, reservations=much)
+    with pytest.raises(ConfigError, match="acme|reserv"):
+        await site.reload(lambda: Config(policy=Policy(allocations=(reserve,)), rates=DEARER))
+    assert site.config is before and site.in_force == CONFIGURED
+    assert site.desk.table.rate_hash == before.rates.digest()
 
 
 async def test_nobody_but_an_operator_puts_a_policy_in_force(site: Site) -> None:

@@ -35,6 +35,7 @@ from leased.terms.errors import CallerError, ConfigError, StateError
 
 if TYPE_CHECKING:
     from leased.service.agent import Agent
+    from leased.service.config import Config
 
 
 class Fleet:
@@ -102,6 +103,9 @@ class Fleet:
         self.countersigning.restore()
         if not self._listening.on:
             return
+        self._try_to_let_in()
+
+    def _try_to_let_in(self) -> None:
         try:
             self._let_in()
         except (ConfigError, StateError) as error:
@@ -127,20 +131,22 @@ class Fleet:
         self._say(f"collectors of the fleet {credentials.fleet} may connect to port {ports}")
         self._usable.set()
 
-    def check(self, listening: Listening) -> None:
-        """Whether a new configuration could be used. Raises ConfigError."""
-        if listening.on:
+    def check(self, config: Config) -> Config:
+        """A new configuration, if its door could be used. Blocks. Raises ConfigError."""
+        if config.listener.on:
             now_ns, there = self._clock.now().wall_ns, self.listener is not None
-            load(listening, node_id=self._node_id, wall_ns=now_ns, replacing=there)
+            load(config.listener, node_id=self._node_id, wall_ns=now_ns, replacing=there)
+        return config
 
     def reload(self, listening: Listening) -> None:
-        """Use a new configuration, that was checked. A door is neither moved nor closed."""
+        """Use a new configuration, that was checked; say aloud what cannot be used all the same. A
+        door is neither moved nor closed."""
         if not listening.on and self.listener is not None:
             self._say("the listener stays as it was until the next start")
             return
         self._listening = listening
         if listening.on:
-            self._let_in()
+            self._try_to_let_in()
 
     async def run(self) -> None:
         """Serve until cancelled, once there is a door."""

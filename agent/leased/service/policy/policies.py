@@ -29,7 +29,7 @@ from leased.terms.command import Caller, Command, SetPolicy, TryPolicy
 from leased.terms.errors import ConfigError, InvalidParameter, StateError
 from leased.terms.policy import Policy, digest
 from leased.terms.quantity import print_instant
-from leased.terms.reply import InForce, Reply
+from leased.terms.reply import InForce, Reply, Unfit
 
 if TYPE_CHECKING:
     from leased.service.agent import Agent
@@ -40,8 +40,9 @@ NO_RATE_HASH: Final = bytes(32)
 
 class Policies:
     """The documents of one agent. `config` is the configuration in force, `ask` puts a command
-    through the sequencer, `unbroken` is a scope in which nobody is cancelled as long as that
-    answers, and `changed` is called when another document is in force.
+    through the sequencer, `in_force` and `document` are what is, by its hash and itself, `unbroken`
+    is a scope in which nobody is cancelled as long as that answers, and `changed` is called when
+    another document is in force. What changes it comes one after the other.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Policies:
         config: Callable[[], Config],
         ask: Callable[[Command], Awaitable[Reply]],
         in_force: Callable[[], bytes],
+        document: Callable[[], Policy],
         unbroken: Callable[[], AbstractContextManager[None]],
         changed: Callable[[], None],
         say: Callable[[str], None],
@@ -61,6 +63,7 @@ class Policies:
         self._config = config
         self._ask = ask
         self._in_force = in_force
+        self._document = document
         self._unbroken = unbroken
         self._changed = changed
         self._say = say
@@ -104,19 +107,18 @@ class Policies:
     async def set(self, asked: SetPolicy) -> Reply:
         """Put a document in force, durably. Raises ConfigError, InvalidParameter or
         StateError; then nothing has changed."""
-        config = self._config()
-        if asked.rate_hash not in (NO_RATE_HASH, config.rates.digest()):
-            card = config.rates.digest().hex()
-            raise InvalidParameter("rate_hash", f"the rate card of this host is {card}")
-        self._check_times(asked.policy)
-        command = msgspec.structs.replace(
-            self._command(asked.policy, config, asked.caller), command_id=asked.command_id
-        )
-        document = policies.canonical(asked.policy)
         async with self._turns:
+            config = self._config()
+            if asked.rate_hash not in (NO_RATE_HASH, config.rates.digest()):
+                card = config.rates.digest().hex()
+                raise InvalidParameter("rate_hash", f"the rate card of this host is {card}")
+            self._check_times(asked.policy)
+            command = msgspec.structs.replace(
+                self._command(asked.policy, config, asked.caller), command_id=asked.command_id
+            )
             # Whoever asked may hang up meanwhile: what has begun is brought to its end.
             with self._unbroken():
-                reply = await self._change(command, document)
+                reply = await self._change(command, policies.canonical(asked.policy))
         return reply
 
     async def _change(self, command: SetPolicy, document: bytes) -> Reply:
@@ -158,18 +160,24 @@ class Policies:
         """Whether that is the policy of the configuration."""
         return policy_hash == digest(floor_of(self._config()))
 
-    async def reconfigured(self, fresh: Config, before: Config, caller: Caller) -> Reply:
-        """Another configuration is to be in force: its policy, unless a document that was handed in
-        is, and its rates. `before` is the one until now.
+    async def reconfigure(
+        self, read: Callable[[], Config], adopt: Callable[[Config], None], caller: Caller
+    ) -> None:
+        """Put the configuration that `read` finds (it may block) in force: its policy, unless a
+        document that was handed in is, and its rates; the rest is `adopt`'s. Raises what `read`
+        does, and ConfigError; then nothing has changed.
         """
-        policy = floor_of(fresh)
-        if self._in_force() not in (digest(floor_of(before)), digest(policy)):
-            document = await trio.to_thread.run_sync(self._shelf.get, self._in_force().hex())
-            if document is not None:
-                policy = policies.decode(document)
-        reply = await self._ask(self._command(policy, fresh, caller))
-        self._changed()
-        return reply
+        async with self._turns:
+            fresh = await trio.to_thread.run_sync(read)
+            policy = floor_of(fresh)
+            if not self.is_configured(self._in_force()):
+                policy = msgspec.structs.replace(self._document(), generation=0)
+            with self._unbroken():
+                reply = await self._ask(self._command(policy, fresh, caller))
+                if isinstance(reply, Unfit):
+                    raise ConfigError(reply.why)
+                adopt(fresh)
+                self._changed()
 
     def _command(self, policy: Policy, config: Config, caller: Caller) -> SetPolicy:
         return SetPolicy(
@@ -204,6 +212,7 @@ def make_policies(agent: Agent) -> tuple[Policies, CalendarWatch]:
         config=lambda: agent.config,
         ask=agent.sequencer.ask_own,
         in_force=lambda: lessor.table.policy_hash,
+        document=lambda: lessor.policy,
         unbroken=agent.sequencer.unbroken.scope,
         changed=lambda: agent.calendar.look(),
         say=agent.journald.say,
