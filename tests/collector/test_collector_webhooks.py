@@ -46,9 +46,7 @@ class Fleet:
         self.pki = FleetPki(directory / "pki")
         self.certificate = self.pki.issue(Role.COLLECTOR, "receiver")
 
-    def collector(
-        self, networks: str = LOCAL, timeout: str = "5s", **how: Any
-    ) -> CollectorServer:
+    def collector(self, networks: str = LOCAL, timeout: str = "5s", **how: Any) -> CollectorServer:
         more = f'[webhooks]\nca = "{self.pki.ca}"\ntimeout = "{timeout}"\n{networks}'
         return CollectorServer(directory=self.directory, more=more, **how)
 
@@ -144,6 +142,23 @@ def test_who_is_slow_keeps_nobody_elses_turn(fleet: Fleet) -> None:
             slow.next()
             heard += 1
         assert heard < 12
+
+
+def test_hanging_receivers_of_one_tenant_keep_no_other_waiting(fleet: Fleet) -> None:
+    certificate = fleet.certificate
+    with (
+        fleet.collector(LOCAL + "concurrency = 4\n", "20s") as server,
+        receiver(certificate, *["hang"] * 8) as hanging,
+        receiver(certificate) as quick,
+    ):
+        hooks = [add(server, hanging.url, "quota.*", tenants=["acme"])[0] for _ in range(8)]
+        change(server, 1)
+        hanging.next()
+        hook, _ = add(server, quick.url, "quota.*", tenants=["beta"])
+        assert server.ask("POST", f"{HOOKS}/{hook}/test").status == 202
+        quick.next()
+        tried = [server.ask("GET", f"{HOOKS}/{one}/deliveries").json for one in hooks]
+        assert not any(one["deliveries"][0]["attempts"] for one in tried)
 
 
 def test_a_kill_between_commit_and_delivery_loses_nothing(fleet: Fleet) -> None:

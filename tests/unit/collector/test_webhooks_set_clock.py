@@ -27,7 +27,7 @@ def test_what_failed_before_the_clock_was_set_back_is_tried_again_at_once(outbox
     assert outbox.due(NOW_NS + 299 * S, ()) == ([], NOW_NS + 300 * S)
     assert outbox.next(one.id, NOW_NS + 299 * S) is None
     back_ns = NOW_NS - YEAR_NS
-    assert outbox.due(back_ns, ()) == ([one.id], None)
+    assert outbox.due(back_ns, ()) == ([one], None)
     parcel = outbox.next(one.id, back_ns)
     assert parcel is not None and parcel.attempts == 1
     outbox.settle(parcel, "pending", back_ns, **failed | {"due_ns": back_ns + 300 * S})

@@ -3,8 +3,9 @@
 
 Rule: one delivery of a receiver at a time, in the order of the facts: what failed is tried again
 before what comes after it, until it is given up. So many receivers at once, and so long for each
-attempt; who is slow holds up nobody else. What is settled is settled on the disk before the next of
-that receiver is sent; a stop in between sends it twice, never not at all.
+attempt; who is slow holds up nobody else, and no tenant has all of the places (`places`). What is
+settled is settled on the disk before the next of that receiver is sent; a stop in between sends it
+twice, never not at all.
 
 Does not decide what is told (`watcher`).
 """
@@ -24,7 +25,8 @@ from leased.collector.webhooks import signing
 from leased.collector.webhooks.facts import MEDIA_TYPE
 from leased.collector.webhooks.guard import Network, Target, parse_target
 from leased.collector.webhooks.keeping import Kept
-from leased.collector.webhooks.outbox import Outbox, Parcel
+from leased.collector.webhooks.outbox import Outbox, Parcel, Webhook
+from leased.collector.webhooks.places import Places
 from leased.collector.webhooks.post import Heard, Line, Undelivered, connect
 from leased.collector.webhooks.schedule import next_due_ns
 from leased.terms.errors import StateError
@@ -62,7 +64,7 @@ class Courier:
         self._keys = keys
         self._timeout_s = timeout_ns / NS_PER_S
         self._wall_ns, self._entropy, self._agent, self._say = wall_ns, entropy, agent, say
-        self._limiter = trio.CapacityLimiter(concurrency)
+        self._places = Places(concurrency)
         self._busy: set[str] = set()
         self._wake = trio.Event()
         self._said = ""
@@ -82,36 +84,36 @@ class Courier:
                 found = await self._ask(partial(Outbox.due, now_ns=now_ns, busy=busy))
                 if found is not None:
                     due, later_ns = found
-                    for webhook_id in due:
-                        self._busy.add(webhook_id)
-                        nursery.start_soon(self._serve, webhook_id)
+                    for webhook in self._places.choose(due):
+                        self._busy.add(webhook.id)
+                        nursery.start_soon(self._serve, webhook)
                     if later_ns is not None:
                         wait_s = min(wait_s, (later_ns - now_ns) / NS_PER_S)
                 with trio.move_on_after(max(0.01, wait_s)):
                     await self._wake.wait()
 
-    async def _serve(self, webhook_id: str) -> None:
+    async def _serve(self, webhook: Webhook) -> None:
         """What is due to one receiver."""
         line: Line | None = None
         try:
-            async with self._limiter:
-                ends = trio.current_time() + self._timeout_s
-                for _ in range(IN_A_ROW):
-                    if trio.current_time() > ends:
-                        return
-                    parcel = await self._ask(
-                        partial(Outbox.next, webhook_id=webhook_id, now_ns=self._wall_ns())
-                    )
-                    if parcel is None:
-                        return
-                    line, went = await self._deliver(parcel, line)
-                    if not went:
-                        return
+            ends = trio.current_time() + self._timeout_s
+            for _ in range(IN_A_ROW):
+                if trio.current_time() > ends:
+                    return
+                parcel = await self._ask(
+                    partial(Outbox.next, webhook_id=webhook.id, now_ns=self._wall_ns())
+                )
+                if parcel is None:
+                    return
+                line, went = await self._deliver(parcel, line)
+                if not went:
+                    return
         finally:
             if line is not None:
                 with trio.CancelScope(shield=True):
                     await line.aclose()
-            self._busy.discard(webhook_id)
+            self._busy.discard(webhook.id)
+            self._places.leave(webhook)
             self._wake.set()
 
     async def _deliver(self, parcel: Parcel, line: Line | None) -> tuple[Line | None, bool]:

@@ -12,7 +12,8 @@ Works on the register's database, in its transactions. Does not send (`courier`)
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +22,9 @@ from leased.collector.webhooks.facts import Fact, Kind, body_of, wants
 from leased.collector.webhooks.signing import Secret
 
 PENDING_MAX: Final = 50_000
+"""For one tenant, in equal parts for its receivers: so much waits, and so much that was given up is
+kept."""
+
 SWEEP_ROWS: Final = 5_000
 NS_PER_S: Final = 1_000_000_000
 SCHEMA: Final = """
@@ -102,6 +106,29 @@ class Parcel(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class Room:
+    """How much may wait for each receiver, of those that there are."""
+
+    def __init__(
+        self, webhooks: Sequence[Webhook], most: int, waiting: Callable[[str], int]
+    ) -> None:
+        self._most, self._waiting = most, waiting
+        self._of = Counter(who for one in webhooks for who in one.tenants or ())
+        self._left: dict[str, int] = {}
+
+    def part(self, webhook: Webhook) -> int:
+        """A receiver's part of what its tenant has."""
+        among = max((self._of[who] for who in webhook.tenants or ()), default=1)
+        return max(1, self._most // max(1, among))
+
+    def take(self, webhook: Webhook) -> bool:
+        """Room for one more; False: there is none."""
+        if webhook.id not in self._left:
+            self._left[webhook.id] = self.part(webhook) - self._waiting(webhook.id)
+        self._left[webhook.id] -= 1
+        return self._left[webhook.id] >= 0
+
+
 class Outbox:
     """The tables, by way of an open connection. `source` is who tells, as CloudEvents have it."""
 
@@ -141,8 +168,11 @@ class Outbox:
 
     # -- facts, within a transaction ---------------------------------------------------------------
 
-    def put(self, fact: Fact, webhooks: Sequence[Webhook] | None = None) -> bool:
-        """Let everybody who wants to hear a fact hear it, once; whether there is anybody."""
+    def put(
+        self, fact: Fact, webhooks: Sequence[Webhook] | None = None, room: Room | None = None
+    ) -> bool:
+        """Let everybody who wants to hear a fact hear it, once; whether there is anybody. `room` is
+        what there is in this transaction, where many are put."""
         found = self.webhooks() if webhooks is None else webhooks
         hearers = [one for one in found if one.hears(fact)]
         if not hearers:
@@ -154,14 +184,18 @@ class Outbox:
         ).fetchone()
         if row is None:
             return True
+        room = room or self.room()
         for one in hearers:
-            full = self.count("pending", one.id) >= self._pending_max
-            state, why = _FULL if full else ("pending", "")
+            state, why = ("pending", "") if room.take(one) else _FULL
             self._do(
                 "INSERT INTO deliveries VALUES (?, ?, ?, 0, 0, ?, NULL, ?)",
                 *(one.id, row[0], state, fact.wall_ns, why),
             )
         return True
+
+    def room(self) -> Room:
+        """What there is for what waits, for as long as this transaction lasts."""
+        return Room(self.webhooks(), self._pending_max, lambda id: self.count("pending", id))
 
     def cursor(self, name: str) -> str | None:
         """How far was looked, by what is looked at."""
@@ -184,7 +218,7 @@ class Outbox:
 
     # -- deliveries --------------------------------------------------------------------------------
 
-    def due(self, now_ns: int, busy: Collection[str]) -> tuple[list[str], int | None]:
+    def due(self, now_ns: int, busy: Collection[str]) -> tuple[list[Webhook], int | None]:
         """Receivers whose next delivery is due and that are not `busy`, and when the next of the
         others is."""
         due, later = [], []
@@ -192,7 +226,7 @@ class Outbox:
             rows = [] if one.disabled or one.id in busy else self._rows(_FIRST, now_ns, one.id)
             for (due_ns,) in rows:
                 if due_ns <= now_ns:
-                    due.append(one.id)
+                    due.append(one)
                 else:
                     later.append(due_ns)
         return due, min(later, default=None)
@@ -251,6 +285,20 @@ class Outbox:
         return int(
             self._rows(f"SELECT COUNT(*) FROM deliveries WHERE state = ? {which}", *values)[0][0]
         )
+
+    def trim(self) -> dict[str, int]:
+        """Forget the oldest of what was given up where that is too much, some of it; how many of
+        each receiver."""
+        gone, room = {}, self.room()
+        for one in self.webhooks():
+            over = self.count("dead", one.id) - room.part(one)
+            if over > 0:
+                gone[one.id] = self._do(
+                    "DELETE FROM deliveries WHERE webhook = ?1 AND number IN (SELECT number FROM"
+                    " deliveries WHERE state = 'dead' AND webhook = ?1 ORDER BY number LIMIT ?2)",
+                    *(one.id, min(over, SWEEP_ROWS)),
+                )
+        return gone
 
     def sweep(self, delivered_before_ns: int, dead_before_ns: int) -> int:
         """Forget what is over since long, some of it; how many deliveries went."""

@@ -23,7 +23,10 @@ from leased.collector.webhooks.signing import Secret, make_secret, parse_secret,
 from leased.terms.errors import EX_NOINPUT, CallerError, InvalidParameter
 from leased.terms.identity import parse_tenant
 
-WEBHOOKS_MAX: Final = 256
+TENANT_MAX: Final = 16
+TENANTS_MAX: Final = 1024
+FLEET_MAX: Final = 64
+"""Receivers of one tenant, of all tenants, and of the fleet: nobody takes the others'."""
 
 
 class NoWebhook(CallerError):
@@ -83,11 +86,10 @@ class Receivers:
         now_ns: int,
     ) -> Webhook:
         """A new one. Raises InvalidParameter, TooMany."""
-        if len(self.outbox.webhooks()) >= WEBHOOKS_MAX:
-            raise TooMany(f"there are {WEBHOOKS_MAX} webhooks already")
         names = None if tenants is None else tuple(sorted({str(parse_tenant(t)) for t in tenants}))
         if names == ():
             raise InvalidParameter("tenants", "at least one, or none said for the whole fleet")
+        self._check_share(names)
         webhook = Webhook(
             self._entropy().hex(),
             self._checked_url(url),
@@ -158,6 +160,20 @@ class Receivers:
         return count
 
     # -- inside ------------------------------------------------------------------------------------
+
+    def _check_share(self, tenants: Sequence[str] | None) -> None:
+        """Raises TooMany."""
+        there = [one.tenants for one in self.outbox.webhooks()]
+        if tenants is None:
+            if there.count(None) >= FLEET_MAX:
+                raise TooMany(f"the fleet has {FLEET_MAX} webhooks, which is what it may have")
+            return
+        for tenant in tenants:
+            if sum(tenant in (names or ()) for names in there) >= TENANT_MAX:
+                what = f"{tenant} has {TENANT_MAX} webhooks"
+                raise TooMany(f"{what}, which is what a tenant may have: remove one first")
+        if len(there) - there.count(None) >= TENANTS_MAX:
+            raise TooMany(f"tenants have {TENANTS_MAX} webhooks, which is what they may have")
 
     def _checked_url(self, url: str) -> str:
         try:

@@ -93,6 +93,7 @@ class Watcher:
         self._keep_ns, self._keep_dead_ns = keep_ns, keep_dead_ns
         self._wall_ns, self._put, self._say = wall_ns, put, say
         self._archive: ArchiveReader | None = None
+        self._forgetting: frozenset[str] = frozenset()
         self._said = ""
 
     async def run(self) -> None:
@@ -126,7 +127,7 @@ class Watcher:
             self._archive = ArchiveReader(self._state)
         webhooks = [one for one in outbox.webhooks() if not one.disabled]
         cursors = outbox.cursors("log/") | outbox.cursors("verdict/")
-        left = RECORDS_MAX
+        left, room = RECORDS_MAX, outbox.room()
         for entry in self._archive.logs():
             self._follow_verdict(outbox, webhooks, entry, cursors)
             at = int(cursors.get(f"log/{entry.log_id}", "0"))
@@ -137,7 +138,7 @@ class Watcher:
                 to = min(to, at + left)
                 left -= to - at
                 for fact in self._facts_of(entry, at, to):
-                    outbox.put(fact, webhooks)
+                    outbox.put(fact, webhooks, room)
             outbox.set_cursor(f"log/{entry.log_id}", str(to))
         return not left
 
@@ -191,15 +192,22 @@ class Watcher:
     def note(self, outbox: Outbox, seen: Seen) -> None:
         """Take in what was seen, and forget what is over since long."""
         now_ns = self._wall_ns()
-        webhooks = outbox.settle_webhooks(now_ns)
+        webhooks, room = outbox.settle_webhooks(now_ns), outbox.room()
         for fact in (
             *self._crossed(outbox, seen.shares, now_ns),
             *self._wasted(outbox, seen.idle, now_ns),
             *self._judged(outbox, seen.waste, now_ns),
             *self._billed(outbox, seen.bills),
         ):
-            outbox.put(fact, webhooks)
+            outbox.put(fact, webhooks, room)
+        self._say_forgotten(outbox.trim())
         outbox.sweep(now_ns - self._keep_ns, now_ns - self._keep_dead_ns)
+
+    def _say_forgotten(self, gone: Mapping[str, int]) -> None:
+        """Once for each receiver that more was given up for than is kept."""
+        for id in gone.keys() - self._forgetting:
+            self._say(f"webhook {id}: too much was given up; the oldest of it is forgotten")
+        self._forgetting = frozenset(gone)
 
     def _crossed(
         self, outbox: Outbox, shares: Mapping[str, Mapping[str, Fraction]], now_ns: int
