@@ -137,7 +137,9 @@ class Preparer:
                 if is_handed_out(piece.allotment):
                     case.opened.append(next(own))
                 if ledger is not None:
-                    ledger.hold((case.lease.lease_id, piece.index), piece.pages)
+                    ledger.hold(
+                        (case.lease.lease_id, piece.index), piece.pages, case.made[piece.index][1]
+                    )
             else:
                 case.error = failure(answer)
 
