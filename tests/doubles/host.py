@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import select
 import subprocess
@@ -25,6 +26,7 @@ from leased.hardware.devices import Devices
 from leased.terms.lease import Lease
 
 HUGEPAGE_BYTES = 2 << 20
+_MAP_HUGETLB = 0x40000
 _POOL = Path("/sys/devices/system/node/node0/hugepages/hugepages-2048kB")
 
 
@@ -98,6 +100,16 @@ def _wait_until_free() -> None:
 def free_hugepages() -> int:
     """Free 2 MiB pages on node 0."""
     return int((_POOL / "free_hugepages").read_text())
+
+
+@contextlib.contextmanager
+def foreign_hugepages(pages: int) -> Iterator[None]:
+    """2 MiB pages of the host that are somebody else's."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB
+    with mmap.mmap(-1, pages * HUGEPAGE_BYTES, flags=flags) as view:
+        for at in range(pages):
+            view[at * HUGEPAGE_BYTES] = 1
+        yield
 
 
 def handed(devices: Hands, lease: Lease, fds: Sequence[int]) -> list[int]:

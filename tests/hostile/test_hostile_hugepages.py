@@ -4,7 +4,6 @@ the page. Real processes, real kernel, a pool of a few pages (teardown.md sectio
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import signal
@@ -18,13 +17,19 @@ from leased.ports import Prepared
 from leased.terms.errors import DeviceError
 from leased.terms.lease import Lease
 from leased.terms.teardown import ProofReport, ScrubReport, TeardownStep
-from tests.doubles.host import HUGEPAGE_BYTES, free_hugepages, handed, hugepages, real_devices
+from tests.doubles.host import (
+    HUGEPAGE_BYTES,
+    foreign_hugepages,
+    free_hugepages,
+    handed,
+    hugepages,
+    real_devices,
+)
 from tests.doubles.leases import lease, memory
 from tests.doubles.tenant import tenant
 from tests.hostile.verdicts import PLACE, Verdict, record
 
 POOL_PAGES = 8
-MAP_HUGETLB = 0x40000
 SLOW_PAGES = 128
 """So much takes long enough to overwrite that something else can happen meanwhile."""
 
@@ -199,22 +204,12 @@ async def test_pages_of_an_earlier_run_are_adopted(devices: Devices) -> None:
     assert free_hugepages() == before
 
 
-@contextlib.contextmanager
-def foreign_pages(pages: int) -> Iterator[None]:
-    """Hugepages of the pool that are somebody else's, before the agent has looked."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB
-    with mmap.mmap(-1, pages * HUGEPAGE_BYTES, flags=flags) as view:
-        for at in range(pages):
-            view[at * HUGEPAGE_BYTES] = 1
-        yield
-
-
 async def test_a_worker_that_is_killed_between_two_scrubs_fences_nothing() -> None:
     """What it had given up before it was killed came back, and is not taken for pages that
     somebody else gave back: those would be missing at the proof."""
     with (
         hugepages(SLOW_PAGES + POOL_PAGES),
-        foreign_pages(4),
+        foreign_hugepages(4),
         real_devices() as devices,
     ):
         before = free_hugepages()

@@ -271,10 +271,8 @@ class Devices:
         root, budget_ns = (await self.facts()).path, self._config.kill_budget_ns
         if not root:
             return ()
-        asked = Sweep(root, tuple(known), budget_ns)
-        swept = await self._crew.task(
-            "adoption", "adoption", "sweep", asked, Swept, extra_ns=budget_ns
-        )
+        asked, worker = Sweep(root, tuple(known), budget_ns), "adoption"
+        swept = await self._crew.task(worker, worker, "sweep", asked, Swept, extra_ns=budget_ns)
         return swept.strays
 
     async def make_leaf(self, lease: Lease) -> str:
@@ -320,6 +318,7 @@ class Devices:
     def close(self) -> None:
         """End every worker. Idempotent."""
         self._crew.close()
+        self._ledgers.close()
         self._openings.shut_all()
 
     # -- parts of the port's methods ---------------------------------------------------------------

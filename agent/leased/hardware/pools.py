@@ -5,7 +5,9 @@ Rule: in use = held by leases + written off (fenced) + foreign (in use when we b
 pages have come back when nothing beyond that sum is missing; what stays missing is written off,
 first to the leases whose truncation returned too little, then to whoever is being proven, because
 a page that is missing cannot be promised to anybody. The sum is conserved, so no trick inside one
-lease (punching a hole, pinning a page elsewhere) makes room that is not there.
+lease (punching a hole, pinning a page elsewhere) makes room that is not there. A hole is its
+holder's: what is in use less than the sum may be a page that a lease has given up for a moment, so
+no more of it is believed to be others' that came back than leases with holes could have given up.
 
 All calls of one pool go through one worker in order, and this ledger is kept from its answers in
 that order: it is exact at each count. Does not decide what fencing is.
@@ -13,6 +15,7 @@ that order: it is exact at each count. Does not decide what fencing is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 
 import msgspec
@@ -33,42 +36,75 @@ class PoolLedger:
 
     def __init__(self, counted: Counted) -> None:
         self._held: dict[Piece, int] = {}
+        self._files: dict[Piece, tuple[int, int]] = {}
+        """A descriptor of ours of what a lease has, and its blocks while it had every page."""
+
+        self._punched: set[Piece] = set()
         self._short: dict[Piece, int] = {}
         self._doubts = 0
         self.written_off = 0
         self.foreign = counted.total_pages - counted.free_pages
 
-    def hold(self, piece: Piece, pages: int) -> None:
-        """Pages were given to a lease."""
+    def hold(self, piece: Piece, pages: int, fd: int) -> None:
+        """Pages were given to a lease, all of what `fd` is of."""
         self._held[piece] = pages
+        self._files[piece] = os.dup(fd), os.fstat(fd).st_blocks
 
     def adopt(self, piece: Piece, pages: int) -> None:
         """A lease of an earlier run of the agent holds pages that `foreign` counted."""
         if piece not in self._held:
             self._held[piece] = pages
+            self._punched.add(piece)  # for all we know
             self.foreign = max(self.foreign - pages, 0)
+
+    def end(self, pieces: Sequence[Piece]) -> None:
+        """These are being truncated from here on."""
+        self.look_for_holes()
+        for piece in pieces:
+            self._close(piece)
 
     def give_back(self, piece: Piece, cleaned: Cleaned) -> None:
         """The lease's memfd was truncated."""
         if cleaned.before is not None:
             # What came back during the lease must not hide what this lease keeps.
             self.missing(cleaned.before)
-        pages = self._held.pop(piece, 0)
+        pages = self._let_go(piece)
         if cleaned.short_pages:
             self._short[piece] = min(cleaned.short_pages, pages)
 
     def release(self, piece: Piece) -> None:
         """What was just given was closed again, unused."""
-        self._held.pop(piece, None)
+        self._let_go(piece)
 
     def write_off(self, piece: Piece) -> None:
         """Nothing is known of the lease's pages: all of them are missing until seen again."""
-        self.written_off += self._held.pop(piece, 0)
+        self.written_off += self._let_go(piece)
 
     def forget(self, lease_ids: Collection[LeaseId]) -> None:
         """As `write_off`, of everything that these leases hold."""
         for piece in [piece for piece in self._held if piece[0] in lease_ids]:
             self.write_off(piece)
+
+    def close(self) -> None:
+        """At the end."""
+        self.end(tuple(self._files))
+
+    def _let_go(self, piece: Piece) -> int:
+        self._close(piece)
+        self._punched.discard(piece)
+        return self._held.pop(piece, 0)
+
+    def _close(self, piece: Piece) -> None:
+        fd, _ = self._files.pop(piece, (-1, 0))
+        if fd >= 0:
+            os.close(fd)
+
+    def look_for_holes(self) -> None:
+        """See which leases have given up pages of theirs. Whoever did once may do so at any
+        moment: it is not asked again."""
+        for piece, (fd, blocks) in self._files.items():
+            if piece not in self._punched and os.fstat(fd).st_blocks < blocks:
+                self._punched.add(piece)
 
     def doubt(self) -> None:
         """A worker was killed between truncations, and nobody knows yet how far it had come: pages
@@ -84,10 +120,11 @@ class PoolLedger:
         since is believed at once, so that it cannot hide the next page that is missing."""
         in_use = counted.total_pages - counted.free_pages
         drift = in_use - sum(self._held.values()) - self.written_off - self.foreign
-        if drift < 0 and not self._doubts:
-            foreign_back = min(-drift, self.foreign)
+        back = max(-drift - sum(self._held[piece] for piece in self._punched), 0)
+        if back and not self._doubts:
+            foreign_back = min(back, self.foreign)
             self.foreign -= foreign_back
-            self.written_off -= min(-drift - foreign_back, self.written_off)
+            self.written_off -= min(back - foreign_back, self.written_off)
         return max(drift, 0)
 
     def blame(self, pieces: Sequence[tuple[Piece, int]], counted: Counted) -> dict[Piece, int]:
@@ -147,7 +184,9 @@ class PoolLedgers:
                 doubted.append(ledger)
                 ledger.doubt()
 
+            ledger.end(pieces)
             answers = await self._crew.ask_again(name, calls, fds, touched_bytes, killed)
+            ledger.look_for_holes()
         except DeviceError:
             for piece in pieces if pool in self._ledgers else ():
                 self._ledgers[pool].write_off(piece)
@@ -173,6 +212,17 @@ class PoolLedgers:
 
     async def count(self, pool: Pool) -> Counted:
         """The pool's counters now, in the order of the calls to its worker."""
+        self._look_for_holes(pool)
         counted = await self._crew.one(pool_worker(pool), Count(pool))
         assert isinstance(counted, Counted)
+        self._look_for_holes(pool)
         return counted
+
+    def close(self) -> None:
+        """Keep nothing open."""
+        for ledger in self._ledgers.values():
+            ledger.close()
+
+    def _look_for_holes(self, pool: Pool) -> None:
+        if pool in self._ledgers:
+            self._ledgers[pool].look_for_holes()

@@ -136,7 +136,9 @@ class Preparer:
                 if call.handed:
                     case.opened.append(next(own))
                 if ledger is not None:
-                    ledger.hold((case.lease.lease_id, piece.index), piece.pages)
+                    ledger.hold(
+                        (case.lease.lease_id, piece.index), piece.pages, case.made[piece.index][1]
+                    )
             else:
                 case.error = failure(answer)
 

@@ -19,7 +19,7 @@ from leased.hardware.gpu import nvml
 from leased.hardware.gpu.calls import Guard, Guarded, Readied, Ready, Sight
 from leased.hardware.gpu.facts import ComputeMode
 from leased.hardware.gpu.nodes import find_nodes
-from leased.hardware.gpu.sights import handle_of, look, parent_of
+from leased.hardware.gpu.sights import as_now, handle_of, look, parent_of
 from leased.hardware.occupants import read_or_empty
 from leased.hardware.openers import Opener
 from leased.terms.errors import DeviceError
@@ -42,7 +42,7 @@ def ready(call: Ready, fds: list[int]) -> Readied:
         raise DeviceError("gpu_ready", errno.EBUSY, detail)
     if call.sets_mode:
         set_mode(parent_of(call.target), ComputeMode.DEFAULT)
-    rules = find_nodes(call.target, Path(call.root)).rules()
+    rules = find_nodes(as_now(call.target), Path(call.root)).rules()
     return Readied(tuple(rules), sight.usage)
 
 

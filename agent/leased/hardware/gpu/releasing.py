@@ -20,7 +20,7 @@ from pathlib import Path
 from leased.hardware import openers
 from leased.hardware.gpu.calls import Release, Released, Sight
 from leased.hardware.gpu.nodes import find_nodes
-from leased.hardware.gpu.sights import handle_of, look, now_ns
+from leased.hardware.gpu.sights import as_now, handle_of, look, now_ns
 from leased.hardware.openers import Opener
 
 _AGAIN_S = 0.02
@@ -53,6 +53,7 @@ def _end_strangers(seen: tuple[Opener, ...], call: Release) -> int:
     strangers = [one for one in seen if one.uid != 0]
     if not call.kill or not strangers:
         return 0
-    sought = find_nodes(call.target, Path(call.root)).sought(call.target)
+    target = as_now(call.target)
+    sought = find_nodes(target, Path(call.root)).sought(target)
     killed, _ = openers.evict(strangers, sought, budget_ns=call.kill_budget_ns)
     return killed

@@ -14,6 +14,8 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
+
 from leased.hardware import openers
 from leased.hardware.gpu import nvml
 from leased.hardware.gpu.calls import Guests, Present, Sight, Who
@@ -39,6 +41,17 @@ def handle_of(target: Target) -> nvml.Handle:
     return nvml.mig_handle(parent, target.instance.uuid)
 
 
+def as_now(target: Target) -> Target:
+    """The target by the numbers that it has now: a driver that was loaded anew may have given those
+    of the last look to another GPU."""
+    parent = parent_of(target)
+    instance = target.instance
+    if instance is not None:
+        there = nvml.instance_of(nvml.mig_handle(parent, instance.uuid))
+        instance = msgspec.structs.replace(there, start=instance.start)
+    return msgspec.structs.replace(target, minor=nvml.minor_of(parent), instance=instance)
+
+
 def look(
     handle: nvml.Handle, target: Target, root: str, guests: Guests, scan_budget_ns: int
 ) -> Sight:
@@ -46,8 +59,8 @@ def look(
     processes = nvml.processes_of(handle)
     everybody = sorted({pid for pids in processes for pid in pids})
     ghosts = tuple(pid for pid in everybody if not os.path.exists(f"/proc/{pid}"))
-    nodes = find_nodes(target, Path(root))
-    seen = scan(nodes, target, guests, scan_budget_ns)
+    target = as_now(target)
+    seen = scan(find_nodes(target, Path(root)), target, guests, scan_budget_ns)
     return Sight(processes, ghosts, seen, usage_of(handle), now_ns())
 
 
@@ -81,12 +94,13 @@ def is_worker(one: Opener, parent: int) -> bool:
 def who(call: Who, fds: list[int]) -> Present:
     """Everybody who has a node of the target, guests but us included, and everybody with a
     context."""
-    sought = find_nodes(call.target, Path(call.root)).sought(call.target)
+    target = as_now(call.target)
+    sought = find_nodes(target, Path(call.root)).sought(target)
     deadline_ns = now_ns() + call.scan_budget_ns
     everybody = openers.scan(sought, exempt=dict(call.exempt), deadline_ns=deadline_ns)
     parent = os.getppid()
     found = tuple(one for one in everybody if not is_worker(one, parent))
-    listed = nvml.processes_of(handle_of(call.target))
+    listed = nvml.processes_of(handle_of(target))
     return Present(found, tuple(sorted({pid for pids in listed for pid in pids})))
 
 
