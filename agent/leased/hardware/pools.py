@@ -48,7 +48,10 @@ class PoolLedger:
     def hold(self, piece: Piece, pages: int, fd: int) -> None:
         """Pages were given to a lease, all of what `fd` is of."""
         self._held[piece] = pages
-        self._files[piece] = os.dup(fd), os.fstat(fd).st_blocks
+        try:
+            self._files[piece] = os.dup(fd), os.fstat(fd).st_blocks
+        except OSError:  # out of descriptors: nobody can look
+            self._punched.add(piece)
 
     def adopt(self, piece: Piece, pages: int) -> None:
         """A lease of an earlier run of the agent holds pages that `foreign` counted."""
