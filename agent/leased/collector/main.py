@@ -33,9 +33,10 @@ DEMO_FLEET: Final = "--demo-fleet"
 EXIT_STATUSES: Final = (
     (0, "done, and everything holds"),
     (64, "the command line cannot be meant"),
-    (65, "the evidence does not hold"),
-    (66, "no such log"),
+    (65, "the request cannot be meant, or the evidence does not hold"),
+    (66, "no such log, node, tenant, invite, receiver or key"),
     (69, "a node could not be reached"),
+    (70, "a fault of ours"),
     (74, "a file, or the output, could not be written"),
     (75, "somebody else was faster, or something has to happen first: try again"),
     (78, "a configuration or a state directory was refused"),

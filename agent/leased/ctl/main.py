@@ -51,11 +51,16 @@ EXIT_STATUSES: Final = (
     (65, "the request cannot be meant, or the evidence does not hold"),
     (
         66,
-        "no such lease, tenant or webhook, or not yours; verify: all that is here holds, and"
+        "no such lease, tenant, webhook or file, or not yours; verify: all that is here holds, and"
         " nobody was named who proves what was pruned (--policy, --head), or an agent that has it"
         " open seals no epochs",
     ),
-    (69, "no agent or no collector, or it grants nothing now"),
+    (
+        69,
+        "no agent or no collector, or it grants nothing now; doctor, health, admin status:"
+        " something is missing or not well",
+    ),
+    (70, "a fault of ours; policy apply: another policy followed at once"),
     (71, "the hardware or the kernel failed"),
     (74, "a file, or the output, could not be written"),
     (75, "no capacity, a limit is reached, or the wait is over: try again"),
