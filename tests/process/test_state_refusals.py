@@ -21,7 +21,7 @@ from tests.doubles.story import judge, tell
 
 pytestmark = pytest.mark.root
 
-EX_DATAERR, EX_CONFIG = 65, 78
+EX_USAGE, EX_DATAERR, EX_CONFIG = 64, 65, 78
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -299,3 +299,13 @@ def test_a_configuration_that_is_no_file() -> None:
         agent.config.unlink()
         agent.config.write_text(written, "utf-8")
         agent.start()
+
+
+def test_a_command_line_that_cannot_be_meant_ends_with_64() -> None:
+    words = [sys.executable, "-m", "leased.service.daemon", "--nonsense"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == EX_USAGE
+    assert "--nonsense" in done.stderr and done.stdout == ""
+    unit = Path(__file__).resolve().parents[2] / "systemd" / "leased.service"
+    [line] = [line for line in unit.read_text().splitlines() if line.startswith("RestartPrevent")]
+    assert str(EX_USAGE) in line.partition("=")[2].split()

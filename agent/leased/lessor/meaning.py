@@ -10,6 +10,7 @@ Does not look at anybody's limits (`admission`) and does not place (`placement`)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 import msgspec
@@ -165,7 +166,7 @@ class Meaning:
             return no(RefusalReason.CORDONED, "node", requested=ask.capacity, waitable=True)
         return None
 
-    def _closed_off(self, ask: Ask, pools: tuple[Pool, ...]) -> Verdict:
+    def _closed_off(self, ask: Ask, pools: Sequence[Pool]) -> Verdict:
         if all(map(self._table.pools.is_cordoned, pools)):
             return no(RefusalReason.CORDONED, name_of(ask), requested=ask.capacity, waitable=True)
         return no(RefusalReason.UNHEALTHY, name_of(ask), requested=ask.capacity, waitable=True)
@@ -187,12 +188,17 @@ class Meaning:
 
     def no_room(self, asks: tuple[Ask, ...], failed: int, barred: AbstractSet[str]) -> Verdict:
         """NO_CAPACITY in numbers: of the resource with the most room, or of all together where an
-        ask may span.
+        ask may span; or why all those that it fits into are closed off.
         """
         ask = asks[failed]
         wanted = wholes_of(ask)
         least = 0 if wanted is None else wanted.least
         pools = [pool for pool in self._table.pools.usable(ask) if pool.capacity >= least]
+        if wanted is None and not spans(ask):
+            pools = [pool for pool in pools if _fits(ask, pool)]
+            if not pools:
+                fitting = [pool for pool in self._table.pools.matching(ask) if _fits(ask, pool)]
+                return self._closed_off(ask, fitting)
         rooms = [
             (0 if pool.counted.resource_id in barred else max(0, pool.free), pool.capacity)
             for pool in pools
@@ -209,3 +215,8 @@ class Meaning:
             requested=ask.capacity,
             waitable=True,
         )
+
+
+def _fits(ask: Ask, pool: Pool) -> bool:
+    """Whether a pool could hold what is asked of one pool, were it empty."""
+    return ask.capacity <= pool.capacity and not ask.capacity % pool.granule

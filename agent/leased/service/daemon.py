@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import trio
 
@@ -30,7 +31,7 @@ from leased.service.config import DEFAULT_CONFIG_PATH, Config
 from leased.service.config_file import load
 from leased.service.lifeline import Lifeline, take_listen_fds
 from leased.service.opening import find_footing, open_node_log
-from leased.terms.errors import EX_SOFTWARE, ChainError, LeasedError, StateError
+from leased.terms.errors import EX_SOFTWARE, EX_USAGE, ChainError, LeasedError, StateError
 from leased.terms.moment import NS_PER_S
 
 OPEN_FILES = 1 << 18
@@ -47,8 +48,8 @@ EPILOG = """examples:
   leased --config ./leased.toml --check  can it be meant? shows its time budgets
 
 A SIGTERM stops the agent and leaves its leases to the reaper; a SIGHUP reads the configuration
-again. Exit status: 0 stopped, 78 a configuration or state that cannot be used, 65 the log does not
-hold, 70 our own mistake.
+again. Exit status: 0 stopped, 64 a command line that cannot be meant, 78 a configuration or state
+that cannot be used, 65 the log does not hold, 70 our own mistake.
 """
 
 
@@ -72,8 +73,14 @@ def main(argv: list[str] | None = None) -> int:
         return _explain(group)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EX_USAGE, f"{self.prog}: {message}\n")
+
+
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="leased",
         description="Grants leases with a TTL on this host's hardware, and takes them back.",
         epilog=EPILOG,

@@ -232,6 +232,16 @@ def test_a_cordoned_resource_grants_nothing_until_it_is_resumed() -> None:
     desk.grant(ask_mem(1, node=0))
 
 
+def test_what_fits_only_into_closed_resources_is_told_of_those() -> None:
+    desk = Desk(mem(0, 10), mem(0, 1, page=HUGE))
+    desk.say(commands.Drain(desk.command_id(), OPERATOR, MEM_ID))
+    assert desk.refused(ask_mem(1)).reason is RefusalReason.CORDONED
+    desk.lease(ask_mem(HUGE // PAGE))
+    refusal = desk.refused(ask_mem(HUGE // PAGE))
+    assert numbers(refusal) == (RefusalReason.NO_CAPACITY, "mem", HUGE, HUGE, HUGE)
+
+
+
 def test_a_cordoned_node_grants_nothing() -> None:
     desk = Desk()
     desk.say(commands.Drain(desk.command_id(), OPERATOR, ""))
