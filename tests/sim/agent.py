@@ -29,13 +29,14 @@ from leased.lessor.lessor import Lessor
 from leased.service import recovery
 from leased.service.custody import Custodian
 from leased.service.grantor import Grantor
+from leased.service.policy.calendar import CalendarWatch
 from leased.service.reclaimer import Reclaimer
 from leased.service.sequencer import Held, Sequencer, Told
 from leased.service.ticker import LATE_NS, Ticker
-from leased.terms.command import Command, HolderGone
+from leased.terms.command import Caller, Command, HolderGone, SetPolicy
 from leased.terms.effect import Effect, Notify
 from leased.terms.event import EpochSealed
-from leased.terms.identity import BootId, CommandId, LeaseId
+from leased.terms.identity import BootId, CommandId, LeaseId, TenantId
 from leased.terms.lease import Lease
 from leased.terms.moment import Moment
 from leased.terms.policy import Policy
@@ -49,6 +50,7 @@ from tests.sim.hardware import SimDevices, inventory
 from tests.sim.reaper import SimReaper
 
 NO_COMMAND = CommandId(bytes(16))
+OPERATOR = Caller(0, 0, 1, TenantId("operator"), operator=True)
 ORIGIN = "sim.example/leased"
 SEGMENT_BYTES = 2 << 20
 """Large enough that no run fills one: switching would take a thread."""
@@ -150,6 +152,13 @@ class Agent:
         self._ticker = Ticker(
             lessor=self.lessor, clock=site.clock, submit=submit, late_ns=LATE_NS
         )
+        self._calendar = CalendarWatch(
+            clock=site.clock,
+            submit=submit,
+            policy=lambda: self.lessor.policy,
+            floor=lambda: SetPolicy(NO_COMMAND, OPERATOR, site.policy, b"p" * 32, b"r" * 32),
+            prices=tuple,
+        )
 
     async def boot(self) -> None:
         """As `service.agent.build`: replay, agree with the reaper, seal that the node serves."""
@@ -171,6 +180,7 @@ class Agent:
                 nursery.start_soon(self._grantor.run)
                 nursery.start_soon(self._reclaimer.run)
                 nursery.start_soon(self._ticker.run)
+                nursery.start_soon(self._calendar.run)
         if self._death is not None:
             raise ExceptionGroup("died of a request", [self._death])
 

@@ -110,6 +110,7 @@ class Auditor:
         self._watermark_ns = 0
         self._meter = Meter()
         self._limits: dict[str, int] = {}
+        self._periods: dict[str, int] = {}
 
     def breach(self, text: str, sequence: int = -1) -> None:
         self.breaches.append(f"{text}" + (f" (sequence {sequence})" if sequence >= 0 else ""))
@@ -133,6 +134,11 @@ class Auditor:
             self._watermark_ns = max(self._watermark_ns, moment.boot_ns)
         if isinstance(event, events.InventoryChanged):
             self._supply(event)
+        elif isinstance(event, events.PeriodBegan):
+            # However the wall's clock is set: no story here is as long as a day.
+            if event.began_wall_ns <= self._periods.get(event.period, 0):
+                self.breach(f"a {event.period} of budgets began again", record.sequence)
+            self._periods[event.period] = event.began_wall_ns
         elif isinstance(event, events.ResourceFenced):
             self._fence_by_operator(event, record.sequence)
         elif isinstance(event, events.Allocated):

@@ -71,6 +71,11 @@ def _without(chain: list[Sealed], kind: type, which: int = 0) -> list[Sealed]:
     return chain[: found[which]] + chain[found[which] + 1 :]
 
 
+def test_a_period_of_budgets_that_begins_again_is_a_breach(chain: list[Sealed]) -> None:
+    began = next(one for one in chain if isinstance(one.event, events.PeriodBegan))
+    assert any("began again" in breach for breach in _audit([*chain, began]))
+
+
 def test_the_chain_itself_passes(chain: list[Sealed]) -> None:
     assert _audit(chain) == []
 

@@ -20,16 +20,18 @@ import msgspec
 import trio
 
 from leased.terms.command import Acquire, Command
+from leased.terms.identity import TenantId
 from leased.terms.moment import NS_PER_MS, NS_PER_S
-from leased.terms.policy import Policy, TenantLimits
+from leased.terms.policy import Borrowing, Budget, CapacityLimit, Period, Policy, TenantLimits
 from leased.terms.reply import Granted, Inventoried, Reply
+from leased.terms.resource import ResourceKind
 from tests.doubles.second_opinion import judge_files
 from tests.sim.agent import Agent, Site, read_chain
 from tests.sim.auditor import Ack, Auditor
 from tests.sim.clock import SimClock
 from tests.sim.disk import MemoryDisk
 from tests.sim.faults import AgentDied, Faults
-from tests.sim.hardware import SimDevices
+from tests.sim.hardware import PAGE_BYTES, SimDevices
 from tests.sim.reaper import SimReaper
 from tests.sim.tenants import Operator, Tenant
 
@@ -38,6 +40,17 @@ TENANTS = 6
 LEASES_MAX_OF_TENANT = 8
 ANSWER_S_MAX = 60
 DRAIN_S_MAX = 90
+
+
+def _limits(*, memory_pages: int | None = None) -> TenantLimits:
+    quota = CapacityLimit(ResourceKind.MEM, (memory_pages or 0) * PAGE_BYTES)
+    return TenantLimits(
+        leases_max=LEASES_MAX_OF_TENANT,
+        waiting_max=3,
+        capacities=() if memory_pages is None else (quota,),
+        budgets=tuple(Budget(period, ResourceKind.CPU, None, 10**24) for period in Period),
+    )
+
 
 POLICY = Policy(
     ttl_ns_min=100 * NS_PER_MS,
@@ -52,8 +65,15 @@ POLICY = Policy(
     waiting_max=6,
     wait_ns_max=20 * NS_PER_S,
     closed_leases_kept=64,
-    tenant_default=TenantLimits(leases_max=LEASES_MAX_OF_TENANT, waiting_max=3),
+    tenant_default=_limits(),
+    tenants=(
+        (TenantId("tenant-0"), _limits(memory_pages=48)),
+        (TenantId("tenant-1"), _limits(memory_pages=24)),
+    ),
+    borrowing=Borrowing(enabled=True, grace_ns=2 * NS_PER_S),
 )
+"""One tenant has no quota, the others may borrow what is idle of each other's; all have budgets,
+which are never used up: what counts is when they begin anew."""
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -31,6 +31,7 @@ USER, ADMIN = "/run/leased/io.leased", "/run/leased/io.leased.admin"
 CGROUP = Path("/sys/fs/cgroup/leased.slice/leased-cgroup.service")
 NODES = Path("/sys/devices/system/node")
 S = 1_000_000_000
+SO_PEERPIDFD = 77
 HANGS_S = 180.0
 """Whoever has not answered by then hangs."""
 
@@ -64,16 +65,26 @@ class Connection:
         self._read = b""
 
     def tell(self, method: str, /, *, prove: bool = False, **parameters: Any) -> None:
-        """A call whose reply nobody waits for. `prove` sends our pidfd along (kernels before
-        6.5)."""
+        """A call whose reply nobody waits for. `prove` sends our pidfd along, where the kernel is
+        older than 6.5: elsewhere none is taken."""
         frame = json.dumps({"method": f"io.leased.{method}", "parameters": parameters}).encode()
         rights = []
+        prove = prove and not self._is_named()
         if prove:
             pidfd = os.pidfd_open(os.getpid())
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))]
         self.socket.sendmsg([frame + b"\0"], rights)
         if prove:
             os.close(pidfd)
+
+    def _is_named(self) -> bool:
+        """Whether the kernel says to our peer who we are."""
+        try:
+            raw = self.socket.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
+        except OSError:
+            return False
+        os.close(int.from_bytes(raw, "little", signed=True))
+        return True
 
     def call(self, method: str, /, *, prove: bool = False, **parameters: Any) -> dict[str, Any]:
         """One call, its reply's parameters. Raises Failed."""
