@@ -356,3 +356,24 @@ def test_who_was_thought_dead_ends_neither_itself_nor_who_took_over(
     assert {path for path, *_ in east.files.found()} == named
     west.close()
     east.close()
+
+
+def test_a_server_whose_clock_was_set_back_gives_the_parts_of_the_dead_to_the_living(
+    server: PostgresServer,
+) -> None:
+    """Else nobody follows them until the time of before has come again."""
+    empty(server)
+    dead, living = (PostgresManifest(server.database) for _ in range(2))
+    dead.live("dead", 15.0)
+    assert len(dead.take("dead", EVERY, 15.0)) == PARTS
+    # What was said while the clock was an hour ahead.
+    for table in ("collectors", "parts"):
+        dead.connection.execute(f"UPDATE {table} SET until = until + INTERVAL '1 hour'")
+    assert living.live("living", 15.0) == ["dead", "living"], "it has the time to say that it lives"
+    assert living.take("living", EVERY, 15.0) == []
+    left = "SELECT extract(epoch FROM max(until) - clock_timestamp()) FROM "
+    for table in ("collectors", "parts"):
+        ((left_s,),) = living.connection.execute(left + table).fetchall()
+        assert 0 < left_s <= 15
+    for one in (dead, living):
+        one.close()

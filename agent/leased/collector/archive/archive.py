@@ -282,17 +282,16 @@ class Archive(ArchiveReader):
             for segment in self.manifest.segments(entry.log_id):
                 self.files.check_size(segment)
                 named.add(segment.path)
-        for path, node, first_seq, _ in self.files.found(frozenset(sizes)):
-            if path in named:
-                continue
+        left = []
+        for path, node, first_seq, _ in self.files.found(frozenset(sizes), besides=named):
             if first_seq > sizes[node]:
                 raise StateError(
                     f"{self.directory / path}: begins beyond the {sizes[node]} records that the "
                     "manifest knows of: an older database was put back? Move the file away to go "
                     "on without it"
                 )
-            self.files.remove(path)
-            self.files.sync(node)
+            left.append((path, node))
+        self.files.remove_all(left)
 
     def close(self) -> None:
         """Close everything and let go of the lock. Idempotent."""
@@ -341,9 +340,8 @@ class Archive(ArchiveReader):
         floors = [(one.node, one.records) for one in self.kept.floor().logs.values()]
         ends = {(one.node, one.first_seq): one for one in segments}
         lasts = frozenset((one.node, one.last_seq) for one in segments)
-        for path, node, first_seq, last_seq in self.files.found():
-            if path in named:
-                continue
+        left = []
+        for path, node, first_seq, last_seq in self.files.found(besides=named):
             unnamed_page = (node, first_seq) in cursors
             put_together = (node, first_seq) in ends and (node, last_seq) in lasts
             part_of = any(
@@ -357,8 +355,8 @@ class Archive(ArchiveReader):
                     "crash explains it: an older collector.sqlite was put back? Move the file away "
                     "to go on without it"
                 )
-            self.files.remove(path)
-            self.files.sync(node)
+            left.append((path, node))
+        self.files.remove_all(left)
 
 
 def _before(data: bytes, sequence: int) -> int:

@@ -220,6 +220,13 @@ class PostgresManifest(ManifestTables):
     def live(self, holder: str, ttl_s: float) -> list[str]:
         """Say that `holder` lives, and lengthen what it has; who lives."""
         with self.transaction():
+            for table in ("collectors", "parts"):
+                # Said before the server's clock was set back: the dead would live until that time.
+                self._ask(
+                    f"UPDATE {table} SET until = clock_timestamp() + ? * INTERVAL '1 second' "
+                    "WHERE until > clock_timestamp() + ? * INTERVAL '2 seconds'",
+                    (ttl_s, ttl_s),
+                )
             self._ask(
                 "INSERT INTO collectors (holder, until) VALUES (?, clock_timestamp() + ? * "
                 "INTERVAL '1 second') ON CONFLICT (holder) DO UPDATE SET until = excluded.until",

@@ -13,7 +13,7 @@ Does not know which files count (`manifest`) and does not verify records (`inges
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Final
@@ -107,9 +107,17 @@ class SegmentFiles:
         """Make removals durable."""
         self._disk(node).sync_names()
 
-    def found(self, nodes: frozenset[str] | None = None) -> list[tuple[str, str, int, int]]:
-        """(path, node, first_seq, last_seq) of every segment file that is there, of all nodes or of
-        these. Half-written ones are removed: nothing ever named them."""
+    def remove_all(self, left: Iterable[tuple[str, str]]) -> None:
+        """Remove files, each of a node; durable on return."""
+        for path, node in left:
+            self.remove(path)
+            self.sync(node)
+
+    def found(
+        self, nodes: frozenset[str] | None = None, *, besides: Collection[str] = ()
+    ) -> list[tuple[str, str, int, int]]:
+        """(path, node, first_seq, last_seq) of every segment file that is there `besides` those, of
+        all nodes or of these. Half-written ones are removed: nothing ever named them."""
         listed = []
         root = self._directory / SEGMENTS
         for partition in sorted(path.name for path in root.iterdir() if _NODE.match(path.name)):
@@ -121,7 +129,8 @@ class SegmentFiles:
                 match = _NAME.match(name)
                 if match is not None:
                     path = f"{SEGMENTS}/{partition}/{name}"
-                    listed.append((path, node, int(match[1]), int(match[2])))
+                    if path not in besides:
+                        listed.append((path, node, int(match[1]), int(match[2])))
                 elif ".seg." in name and name.endswith(".new"):
                     disk.unlink(name)
         return listed
