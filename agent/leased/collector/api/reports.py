@@ -61,7 +61,6 @@ from leased.terms.resource import ResourceKind
 
 CSV: Final = "text/csv"
 PARQUET: Final = "application/vnd.apache.parquet"
-MINUTE_NS: Final = 60 * 10**9
 LAST: Final = "30d"
 """Of costs, where no time is said."""
 
@@ -211,8 +210,7 @@ class Reports:
     def capacity(self, call: Call) -> Answer:
         """What there is, and who has it."""
         call.caller.require_all()
-        ground = self._ground()
-        soft = capacity.Soft(ground.overage_pm // 10, ground.overage_ns // MINUTE_NS)
+        soft = capacity.soft_of(self._ground())
         changed_ns = max((one.turned_wall_ns for one in self._fleet().nodes()), default=0)
         with self.samples() as samples:
             end_s = call.now_ns // NS_PER_S

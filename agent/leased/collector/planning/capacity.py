@@ -38,9 +38,12 @@ from leased.economics.pools import UNIT, Pool
 from leased.economics.rates import RateCard
 from leased.economics.statement import fixed
 from leased.terms.lease import Priority
+from leased.terms.moment import NS_PER_S
+from leased.terms.policy import Policy
 from leased.terms.resource import ResourceKind, TierKind
 
 WEEK: Final = "7d"
+MINUTE_NS: Final = 60 * NS_PER_S
 ALL_OF_A_YEAR_H: Final = 8_760
 
 
@@ -49,6 +52,11 @@ class Soft(msgspec.Struct, frozen=True):
 
     overage_percent: int = 20
     overage_minutes: int = 15
+
+
+def soft_of(ground: Policy) -> Soft:
+    """As a policy has it."""
+    return Soft(ground.overage_pm // 10, ground.overage_ns // MINUTE_NS)
 
 
 def capacity(

@@ -14,13 +14,15 @@ from typing import Any
 
 import msgspec
 
+from leased.collector.archive.manifests import is_there
+from leased.collector.holdings import Holdings
 from leased.collector.telemetry import views
 from leased.collector.telemetry.store import Store
+from leased.collector.verbs.store import add_terms, fleet_of, terms_by
 from leased.ctl import render
 from leased.ctl.asks import amount, parse_duration
 from leased.ctl.console import Console, length
 from leased.ctl.usage_text import Verbs, verb
-from leased.economics.rates import DEFAULT_CARD
 from leased.economics.waste import Held, Judged, Waste
 
 
@@ -32,13 +34,14 @@ def register(verbs: Verbs) -> None:
     one = verb(
         verbs,
         "waste",
-        "leases that hold more than they use, by class, as far as telemetry alone tells",
+        "leases that hold more than they use, by class",
         "leased-collector waste --last 24h --class idle",
     )
     _narrow(one)
     one.add_argument(
         "--class", dest="waste", choices=tuple(map(str, Waste)), help="only this class"
     )
+    add_terms(one)
     one.set_defaults(act=waste)
     one = verb(verbs, "heat", "how hot each node runs, and why", "leased-collector heat --json")
     one.set_defaults(act=heat)
@@ -66,7 +69,11 @@ def use(options: argparse.Namespace, console: Console) -> int:
 
 def waste(options: argparse.Namespace, console: Console) -> int:
     """Classes of waste."""
-    judged = views.waste(_leases(options, console), DEFAULT_CARD)
+    found, known = _leases(options, console), None
+    terms = terms_by(options)
+    if found and is_there(options.state):
+        known = Holdings(fleet_of(options, terms))
+    judged = views.waste(found, terms.card_at(console.wall_ns()), holdings=known)
     if options.waste is not None:
         judged = [one for one in judged if one.waste == options.waste]
     if options.json:
@@ -83,7 +90,8 @@ def waste(options: argparse.Namespace, console: Console) -> int:
         for one in judged
     ]
     _table(console, ("LEASE", "TENANT", "NODE", "HELD", "CLASS", "UNUSED", "SEEN"), rows)
-    console.note("by telemetry alone nothing is fragmented: ask `leasectl collector waste`")
+    if known is None:
+        console.note("by telemetry alone nothing is fragmented: there are no records here")
     return 0
 
 

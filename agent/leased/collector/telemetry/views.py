@@ -30,9 +30,6 @@ from leased.terms.teardown import Utilization
 HEAT_S: Final = 900
 """Heat is of the last quarter of an hour: placement acts on what is, not on what was."""
 
-QUEUE_S: Final = 2 * WINDOW_S
-"""A queue is of the open window and the one before: what is older is no queue of now."""
-
 _HOT_REASONS: Final = ("hardware_slowdown", "software_thermal", "hardware_thermal", "power_brake")
 _KINDS: Final = {kind.name.lower(): kind for kind in ResourceKind}
 _WAITED_FOR: Final = {
@@ -69,11 +66,12 @@ def utilization_of(rollup: Rollup | None, held_ns: int) -> Utilization:
 
 
 def queue_depth(store: Store, end_s: int) -> int | None:
-    """How many requests wait on all nodes together, on the mean of the two windows before `end_s`
-    (Unix s); None: no node says."""
+    """How many requests wait on all nodes together, on the mean of the two last windows that begin
+    before `end_s` (Unix s); None: no node says."""
+    first_s = (end_s - 1) // WINDOW_S * WINDOW_S - WINDOW_S
     found = [
         -(-rollup.total // rollup.count)
-        for _, rollup in store.read(["leased.queue.depth"], end_s - QUEUE_S, end_s)
+        for _, rollup in store.read(["leased.queue.depth"], first_s, end_s)
         if rollup.count
     ]
     return sum(found) if found else None
@@ -134,10 +132,11 @@ def _only(tiers: Mapping[TierKind | None, int]) -> TierKind | None:
 
 
 def heat(store: Store, now_s: int) -> dict[str, Heat]:
-    """How hot each node is that has been heard of lately."""
+    """How hot each node is that has been heard of lately: in windows that are of the last quarter
+    of an hour, in part or whole."""
     names = ("hw.temperature", "leased.gpu.throttled", "leased.pressure.time")
     signals: dict[str, dict[str, int]] = {}
-    for key, rollup in store.read(names, now_s - HEAT_S - WINDOW_S, now_s + 1):
+    for key, rollup in store.read(names, now_s - HEAT_S, now_s + 1):
         told = signals.setdefault(key.node, {})
         name, value = _signal(key, rollup)
         if name:

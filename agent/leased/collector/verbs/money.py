@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Callable
 from contextlib import closing
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ from leased.collector.accounts.node_costs import node_costs
 from leased.collector.accounts.periods import Window
 from leased.collector.api import settings
 from leased.collector.archive.archive import ArchiveReader
+from leased.collector.holdings import Holdings
 from leased.collector.planning import capacity as looks
 from leased.collector.planning import forecast as futures
 from leased.collector.planning import idle_leases
@@ -38,7 +40,7 @@ from leased.collector.planning.spot import spot
 from leased.collector.telemetry.rollup import WINDOW_S
 from leased.collector.telemetry.store import recorded
 from leased.collector.telemetry.views import queue_depth
-from leased.collector.verbs.store import add_last, add_terms, opened
+from leased.collector.verbs.store import add_last, add_terms, fleet_of, opened
 from leased.ctl.answer_text import show_answer
 from leased.ctl.console import Console
 from leased.ctl.usage_text import Verbs, verb
@@ -65,15 +67,26 @@ class Issued(msgspec.Struct, frozen=True):
 
 def _idle(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
     with recorded(chosen.state) as samples:
-        return idle_leases.idle(accounts, samples)
+        known = None if samples is None else Holdings(fleet_of(chosen, accounts.terms))
+        return idle_leases.idle(accounts, samples, known)
 
 
 def _capacity(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:
     with recorded(chosen.state) as samples:
         # Records are of when they were pulled last, and so is the queue.
         depth = None if samples is None else queue_depth(samples, samples.last_s() + WINDOW_S)
-    marks = settings.load(chosen.config).capacity
-    return looks.capacity(accounts, marks=marks, queue_depth=depth)
+    found = settings.load(chosen.config)
+    ground = settings.load_ground(found, (chosen.config or settings.CONFIG).parent)
+    ask = partial(
+        looks.capacity,
+        *(accounts, looks.soft_of(ground), found.capacity),
+        queue_depth=depth,
+    )
+    told = ask()
+    if told.recommendations:  # unless a worker came or went just now
+        nodes = fleet_of(chosen, accounts.terms).nodes()
+        told = ask(changed_ns=max((one.turned_wall_ns for one in nodes), default=0))
+    return told
 
 
 def _reservations(accounts: Accounts, chosen: argparse.Namespace) -> msgspec.Struct:

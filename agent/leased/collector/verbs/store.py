@@ -12,7 +12,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +38,7 @@ from leased.terms.errors import EX_DATAERR, InvalidParameter, StateError
 
 FIRST_S_MAX: Final = 120.0
 LOOK_S: Final = 0.2
+READ_AT_ONCE: Final = 100_000
 NODES_MAX: Final = 1_000
 DAYS_MAX: Final = 400
 
@@ -131,6 +132,16 @@ def opened(options: argparse.Namespace, console: Console) -> Iterator[tuple[Stor
         yield source, terms
     finally:
         source.close()
+
+
+def fleet_of(options: argparse.Namespace, terms: Terms) -> Fleet:
+    """The fleet as all its records say: it takes as long as they are."""
+    fleet = Fleet()
+    with closing(ArchiveReader(options.state)) as archive:
+        while fleet.follow(archive, READ_AT_ONCE):
+            pass
+    fleet.retired = frozenset(terms.retired_nodes)
+    return fleet
 
 
 def _bring_along(store: Store, archive: ArchiveReader, terms: Terms, console: Console) -> None:
